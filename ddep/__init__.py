@@ -1,0 +1,1 @@
+"""Decoder Denoising Pretraining (Brempong et al., TMLR 2022)."""

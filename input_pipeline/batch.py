@@ -1,0 +1,64 @@
+"""The batch contract: names, types and axis order of what networks are fed.
+
+A batch is a dict of arrays with leading axis B:
+
+  image  uint8  [B, H, W, 3]  RGB
+  label  int16  [B, H, W]     class ids; a negative label is ignored
+  tags   bool   [B, C]        image-level labels: the classes that occur
+  mask   bool   [B]           False on rows that only pad the batch
+  size   int32  [B, 2]        height and width before padding to a canvas
+  id     bytes  [B]           name of the image; stays on the host
+
+Multi-view batches hold one key per resolution instead of `image`:
+`views_NAME` uint8 [B, V, h, w, 3] with `box_NAME` float32 [B, V, 4] (top, left,
+height, width in original pixels) and `flip_NAME` bool [B, V]. Two streams are
+`{'labeled': batch, 'unlabeled': batch}` with equal B.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+IGNORE = -1  # Any negative label is ignored; this is the one we write.
+
+# A batch, or several streams of them: {'labeled': …, 'unlabeled': …}.
+Batch = Mapping[str, Any]
+
+# Keys that never travel to a device.
+HOST_ONLY = ('id',)
+
+
+def to_symmetric(
+  images: UInt8[Array, '*B H W 3'],
+) -> Float[Array, '*B H W 3']:
+  """Maps 0…255 to [-1, 1], the image space of everything on the device."""
+  return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(
+  images: Float[np.ndarray, '*B H W 3'],
+) -> UInt8[np.ndarray, '*B H W 3']:
+  """Maps [-1, 1] back to 0…255, clipped and rounded; for pictures."""
+  scaled = (np.asarray(images, np.float32) + 1.0) * 127.5
+  return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def join(arrays: Sequence[Array]) -> Array:
+  """Interleaves V arrays [B, …] into one [B·V, …], B-major.
+
+  Never concatenate along the batch axis: it is sharded, and the rows would
+  have to move between devices. Interleaving keeps each row where it is.
+  """
+  stacked = jnp.stack(arrays, axis=1)
+  return stacked.reshape((-1, *stacked.shape[2:]))
+
+
+def split(array: Array, num_arrays: int) -> tuple[Array, ...]:
+  """Undoes `join`: [B·V, …] into V arrays [B, …]."""
+  if array.shape[0] % num_arrays:
+    raise ValueError(f'{array.shape[0]} rows are not {num_arrays} joined arrays')
+  stacked = array.reshape((-1, num_arrays, *array.shape[1:]))
+  return tuple(stacked[:, i] for i in range(num_arrays))

@@ -1,0 +1,1 @@
+"""Place of PASS (Gao et al.); the method is not built yet."""

@@ -1,0 +1,1 @@
+"""What the methods share; it names none of them."""

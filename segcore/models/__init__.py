@@ -1,0 +1,1 @@
+"""Networks: encoders, decoders and heads that a `Segmenter` puts together."""

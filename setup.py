@@ -1,0 +1,50 @@
+"""Packaging: an explicit list of packages, and ranges the tests ran inside."""
+
+import setuptools
+
+PACKAGES = [
+  'configs',
+  'ddep',
+  'input_pipeline',
+  'input_pipeline.builders',
+  'pass_luss',
+  'segcore',
+  'segcore.models',
+  'u2pl',
+]
+
+REQUIRED = [
+  'absl-py>=2.5',
+  'array_record>=0.8.6',
+  'clu>=0.0.12',
+  'flax>=0.12.8',
+  'grain>=0.2.18',
+  'jax>=0.10.2',
+  'jaxtyping>=0.3.11',
+  'ml-collections>=1.1',
+  'numpy>=2.2',
+  'opencv-python-headless>=4.12',
+  'optax>=0.2.8',
+  'orbax-checkpoint>=0.12.8,<0.13',
+  'pillow>=11',
+  'safetensors>=0.8',
+  'tensorboard>=2.21',
+  'tensorflow-datasets>=4.9.10',
+  'tqdm>=4.66',
+]
+
+setuptools.setup(
+  name='label-efficient-segmentation',
+  version='0.1.0',
+  description=(
+    'Label-efficient semantic segmentation in JAX: DDeP, U2PL and PASS'
+  ),
+  python_requires='>=3.11',
+  packages=PACKAGES,
+  install_requires=REQUIRED,
+  extras_require={
+    'test': ['beartype>=0.23', 'pytest>=9', 'ruff>=0.17'],
+    'tpu': ['jax[tpu]>=0.10.2'],
+    'cuda': ['jax[cuda13]>=0.10.2'],
+  },
+)

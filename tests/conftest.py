@@ -1,0 +1,20 @@
+"""Eight simulated devices, a compilation cache, and flags that Grain reads."""
+
+import os
+import pathlib
+import tempfile
+
+# Before jax is imported anywhere.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(tempfile.gettempdir()) / 'segmentation_jax_cache'),
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+from absl import flags  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()
