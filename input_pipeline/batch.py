@@ -59,6 +59,8 @@ def join(arrays: Sequence[Array]) -> Array:
 def split(array: Array, num_arrays: int) -> tuple[Array, ...]:
   """Undoes `join`: [B·V, …] into V arrays [B, …]."""
   if array.shape[0] % num_arrays:
-    raise ValueError(f'{array.shape[0]} rows are not {num_arrays} joined arrays')
+    raise ValueError(
+      f'{array.shape[0]} rows are not {num_arrays} joined arrays'
+    )
   stacked = array.reshape((-1, num_arrays, *array.shape[1:]))
   return tuple(stacked[:, i] for i in range(num_arrays))

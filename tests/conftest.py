@@ -15,6 +15,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
-from absl import flags  # noqa: E402
+from absl import flags
 
 flags.FLAGS.mark_as_parsed()

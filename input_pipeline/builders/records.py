@@ -21,8 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import batch
-from input_pipeline import errors
+from input_pipeline import batch, errors
 
 Record = Mapping[str, Any]
 
@@ -74,9 +73,7 @@ def decode_label(png: bytes) -> Int16[np.ndarray, 'H W']:
   Raises:
     UserError: the bytes are no image.
   """
-  shifted = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-  if shifted is None:
-    raise errors.UserError('a label cannot be decoded: the record is damaged')
+  shifted = _decode(png, cv2.IMREAD_UNCHANGED, 'a label')
   return shifted.astype(np.int16) + np.int16(batch.IGNORE)
 
 
@@ -87,10 +84,19 @@ def decode_image(encoded: bytes) -> np.ndarray:
     UserError: the bytes are no image.
   """
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-  if image is None:
-    raise errors.UserError('an image cannot be decoded: the record is damaged')
-  return image
+  return _decode(encoded, flags, 'an image')
+
+
+def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
+  pixels = (
+    cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+  )
+  if pixels is None:
+    raise errors.UserError(
+      f'{what} of {len(encoded)} bytes cannot be decoded: the record is damaged, '
+      'prepare the data set again'
+    )
+  return pixels
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -100,6 +106,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Records are written to array_record files in the order of `splits`, so that
   index i of a split is the same image wherever it is prepared.
   """
+
+  # TFDS would look beside the code for checksums of downloads, with a package
+  # (importlib_resources) that it does not ask for.
+  code_path = None
 
   def __init__(self, **kwargs):
     super().__init__(file_format='array_record', **kwargs)
@@ -111,6 +121,17 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def splits(self) -> Mapping[str, Iterable[Record]]:
     """The records of each split."""
     raise NotImplementedError
+
+  def audit(self) -> Any:
+    """Checks the files that records are made from (`input_pipeline.audit`).
+
+    Returns:
+      An `audit.Audit`, or None where records are not made from files.
+
+    Raises:
+      UserError: a file is bad.
+    """
+    return None
 
   def _info(self) -> tfds.core.DatasetInfo:
     contents = self.contents()

@@ -1,0 +1,158 @@
+"""Blocks that several experiments share, as functions; and their options.
+
+Options are what stands after the colon: `ddep_shapes.py:init=dep,labels=50,tiny`.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import ml_collections
+
+
+def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
+  """Reads 'name=value,…' against declared options with their defaults.
+
+  A value has the type of the default; a bare name sets a bool to True. A list
+  of strings as a default means one of them, the first by default.
+
+  Raises:
+    ValueError: an unknown option, or a value of another type.
+  """
+  allowed = dict(defaults)
+  values = {
+    name: default[0] if isinstance(default, list) else default
+    for name, default in defaults.items()
+  }
+  for item in filter(None, (argument or '').split(',')):
+    name, _, text = item.partition('=')
+    if name not in allowed:
+      raise ValueError(
+        f'config option {name!r} is unknown, expected some of '
+        f'{", ".join(sorted(allowed))}'
+      )
+    values[name] = _convert(name, text or 'true', allowed[name])
+  return SimpleNamespace(**values)
+
+
+def _convert(name: str, text: str, default: Any) -> Any:
+  if isinstance(default, list):
+    if text not in default:
+      raise ValueError(
+        f'config option {name}={text}: expected one of {", ".join(default)}'
+      )
+    return text
+  if isinstance(default, bool):
+    if text not in ('true', 'false'):
+      raise ValueError(f'config option {name}={text}: expected true or false')
+    return text == 'true'
+  try:
+    return type(default)(text)
+  except ValueError:
+    kind = type(default).__name__
+    raise ValueError(f'config option {name}={text}: expected {kind}') from None
+
+
+def block(**fields: Any) -> ml_collections.ConfigDict:
+  """A block of a config; nested dicts become blocks too."""
+  return ml_collections.ConfigDict(fields)
+
+
+def data(name: str, **fields: Any) -> ml_collections.ConfigDict:
+  """A data set; `source` '' looks for its files in $SEG_DATA_DIR."""
+  return block(**{'name': name, 'source': '', **fields})
+
+
+def operation(**fields: Any) -> ml_collections.ConfigDict:
+  """How a run is carried out; nothing here changes what it computes."""
+  return block(
+    **{
+      'log_every': 50,  # steps
+      'save_every': 500,  # steps
+      'fsdp': 1,  # devices that share one copy of the large parameters
+      'reading': {'threads': 2, 'buffered': 4, 'workers': 0},
+      **fields,
+    }
+  )
+
+
+def adam(learning_rate: float, **fields: Any) -> ml_collections.ConfigDict:
+  """Adam with a cosine schedule to 0."""
+  return block(
+    **{
+      'name': 'adam',
+      'learning_rate': learning_rate,
+      'schedule': 'cosine',
+      'warmup_steps': 0,
+      'weight_decay': 0.0,
+      'clip_norm': 1.0,
+      **fields,
+    }
+  )
+
+
+def recipe(
+  batch_size: int,
+  num_steps: int,
+  optimizer: ml_collections.ConfigDict,
+  evaluate_every: int = 0,
+) -> ml_collections.ConfigDict:
+  """Batch, length and optimiser of a training."""
+  return block(
+    batch_size=batch_size,
+    num_steps=num_steps,
+    optimizer=optimizer,
+    accumulate=1,
+    evaluate_every=evaluate_every,  # steps; 0: after the last one only
+  )
+
+
+# What each kind of pretraining runs, and what the stages start from.
+_INITS = {
+  'ddep': {
+    'stages': ('classify', 'denoise', 'finetune', 'evaluate'),
+    'denoise': ('classify', ('encoder',), ('decoder', 'heads')),
+    'finetune': ('denoise', ('encoder', 'decoder')),
+  },
+  'dep': {
+    'stages': ('denoise', 'finetune', 'evaluate'),
+    'denoise': ('', (), ('encoder', 'decoder', 'heads')),
+    'finetune': ('denoise', ('encoder', 'decoder')),
+  },
+  'supervised': {
+    'stages': ('classify', 'finetune', 'evaluate'),
+    'denoise': ('', (), ('decoder', 'heads')),
+    'finetune': ('classify', ('encoder',)),
+  },
+  'none': {
+    'stages': ('finetune', 'evaluate'),
+    'denoise': ('', (), ('decoder', 'heads')),
+    'finetune': ('', ()),
+  },
+}
+
+
+def set_init(config: ml_collections.ConfigDict, init: str) -> None:
+  """Wires the stages of DDeP for a kind of pretraining.
+
+  ddep: encoder from classification, decoder from denoising. dep: both from
+  denoising. supervised: encoder from classification, decoder random. none: all
+  random.
+  """
+  wiring = _INITS[init]
+  config.stages = wiring['stages']
+  path, take, trained = wiring['denoise']
+  config.denoise.start = block(path=path, take=take)
+  config.denoise.trained = trained
+  path, take = wiring['finetune']
+  config.finetune.start = block(path=path, take=take)
+
+
+def set_encoder(config: ml_collections.ConfigDict, path: str) -> None:
+  """Takes the encoder from a finished run's stage or a weight file instead.
+
+  The stage `classify` falls away.
+  """
+  config.stages = tuple(s for s in config.stages if s != 'classify')
+  for name in ('denoise', 'finetune'):
+    if config[name].start.path == 'classify':
+      config[name].start.path = path

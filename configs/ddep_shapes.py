@@ -1,0 +1,90 @@
+"""DDeP on `shapes`: an encoder learns to classify, a decoder to denoise.
+
+Both are then fine-tuned on few labelled scenes. Everything is generated here,
+nothing has to be downloaded.
+
+Run:   python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
+Cost:  about 2 minutes a stage on 2 CPU cores.
+"""
+
+from configs import common
+
+
+def get_config(argument=None):
+  options = common.parse(
+    argument,
+    init=['ddep', 'dep', 'supervised', 'none'],
+    labels=100,  # labelled scenes of 2,000; 0: all of them, or `fraction`
+    fraction=1.0,  # share of the labelled scenes; with labels=0
+    seed=0,
+    width=1,  # factor of the decoder's channels
+    encoder='',  # a finished run's stage, or a weight file
+    tiny=False,  # the same code, in a minute a stage
+  )
+  config = common.block(seed=options.seed, data_dir='')
+
+  config.network = common.block(
+    encoder={
+      'name': 'hybrid_vit',
+      'blocks': (1, 1, 1),
+      'width': 16,
+      'num_groups': 8,
+      'hidden_size': 64,
+      'num_layers': 2,
+      'num_heads': 4,
+      'mlp_dim': 128,
+      'grid': (4, 4),
+      'dropout_rate': 0.0,
+    },
+    decoder={
+      'name': 'unet',
+      'widths': (64, 48, 32, 24, 16),
+      'width_multiplier': options.width,
+      'num_groups': 8,
+    },
+    dtype='float32',
+    remat=False,
+  )
+
+  config.classify = common.block(
+    data=common.data('shapes/single'),
+    split='train',
+    val_split='val',
+    kind='softmax',
+    crop={'name': 'inception', 'size': (64, 64), 'area': (0.6, 1.0)},
+    recipe=common.recipe(64, 2000, common.adam(2e-3, warmup_steps=100), 500),
+  )
+  config.denoise = common.block(
+    data=common.data('shapes/scenes'),
+    split='unlabeled',
+    noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': None, 'target': 'eps'},
+    crop={'name': 'inception', 'size': (64, 64), 'area': (0.3, 1.0)},
+    recipe=common.recipe(32, 1200, common.adam(2e-3, warmup_steps=50)),
+  )
+  config.finetune = common.block(
+    data=common.data('shapes/scenes'),
+    split='train',
+    val_split='val',
+    subset={
+      'labels': options.labels if options.fraction == 1.0 else 0,
+      'fraction': options.fraction,
+      'seed': options.seed,
+    },
+    crop={'name': 'random', 'size': (64, 64)},
+    recipe=common.recipe(16, 2000, common.adam(1e-3, warmup_steps=50), 500),
+  )
+  config.evaluate = common.block(
+    splits=('test', 'train'), batch_size=40, which='last'
+  )
+  config.operation = common.operation()
+  common.set_init(config, options.init)
+  if options.encoder:
+    common.set_encoder(config, options.encoder)
+  if options.tiny:
+    config.classify.recipe.update(num_steps=60, evaluate_every=30)
+    config.denoise.recipe.num_steps = 60
+    config.finetune.recipe.update(num_steps=60, evaluate_every=30)
+    for name in ('classify', 'denoise', 'finetune'):
+      config[name].recipe.optimizer.warmup_steps = 5
+    config.operation.update(log_every=10, save_every=20)
+  return config

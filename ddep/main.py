@@ -1,0 +1,432 @@
+"""Decoder denoising pretraining, from the command line.
+
+python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from ddep import classify, denoise, finetune, noise
+from input_pipeline import datasets, errors, loader, splits, transforms
+from segcore import (
+  app,
+  evaluate,
+  inference,
+  journal,
+  method,
+  metrics,
+  network,
+  options,
+  pretrained,
+  sharding,
+  stage,
+  train_loop,
+)
+from segcore.models import segmenter
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where parameters come from before step 0.
+
+  Attributes:
+    path: a stage of this experiment, the folder of another one's, or a weight
+      file; '' starts from random values.
+    take: the parts that are taken: 'encoder', 'decoder'.
+  """
+
+  path: str = ''
+  take: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if bool(self.path) != bool(self.take):
+      raise ValueError(
+        f'path={self.path!r} and take={self.take}: expected both or neither'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyOptions:
+  """Pretraining of the encoder on image-level labels.
+
+  Attributes:
+    data: needs tags.
+    split: trained on.
+    val_split: evaluated on.
+    kind: 'softmax' where an image has one class, 'sigmoid' where several.
+    crop: name and fields of a crop (see `transforms.CROPS`).
+    recipe: batch, length, optimiser.
+  """
+
+  data: datasets.Options
+  split: str
+  val_split: str
+  kind: Literal['softmax', 'sigmoid']
+  crop: Mapping[str, Any]
+  recipe: method.Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiseOptions:
+  """Denoising pretraining.
+
+  Attributes:
+    data: images; their labels are not read.
+    split: trained on.
+    start: of the frozen encoder (DDeP), or nothing (DeP).
+    trained: parts that learn: ('decoder', 'heads') is DDeP, with 'encoder' DeP.
+    noise: kind and strength.
+    crop: as above.
+    recipe: as above.
+  """
+
+  data: datasets.Options
+  split: str
+  start: Start
+  trained: tuple[str, ...]
+  noise: noise.Options
+  crop: Mapping[str, Any]
+  recipe: method.Recipe
+
+  def __post_init__(self):
+    allowed = ('encoder', 'decoder', 'heads')
+    if not self.trained or not set(self.trained) <= set(allowed):
+      raise ValueError(
+        f'trained: found {self.trained}, expected some of {allowed}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneOptions:
+  """Fine-tuning on few pixel labels.
+
+  Attributes:
+    data: needs masks.
+    split: its labelled subset is trained on.
+    val_split: evaluated on, on the way.
+    subset: which images are labelled.
+    start: of encoder and decoder.
+    crop: as above.
+    recipe: as above.
+  """
+
+  data: datasets.Options
+  split: str
+  val_split: str
+  subset: splits.Subset
+  start: Start
+  crop: Mapping[str, Any]
+  recipe: method.Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+  """The evaluation that is reported.
+
+  Attributes:
+    splits: of the fine-tuning's data set; the split that was trained on means
+      its labelled images.
+    batch_size: global number of images.
+    which: the state after the last step, or the best one on `val_split`.
+  """
+
+  splits: tuple[str, ...]
+  batch_size: int
+  which: Literal['last', 'best'] = 'last'
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A whole config.
+
+  Attributes:
+    seed: of parameters, noise and order of the images.
+    stages: which of the stages below, in order.
+    data_dir: where records are kept; '' is TFDS's own place.
+    network: of all stages.
+    operation: how it is carried out.
+  """
+
+  seed: int
+  stages: tuple[str, ...]
+  data_dir: str
+  network: network.Options
+  classify: ClassifyOptions
+  denoise: DenoiseOptions
+  finetune: FinetuneOptions
+  evaluate: EvaluateOptions
+  operation: train_loop.Operation
+
+  def __post_init__(self):
+    known = ('classify', 'denoise', 'finetune', 'evaluate')
+    if not self.stages or not set(self.stages) <= set(known):
+      raise ValueError(f'stages: found {self.stages}, expected some of {known}')
+
+
+def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
+  """The stages of an experiment; opens no data.
+
+  Raises:
+    UserError: a field is unknown, of a wrong type, or does not fit the others.
+  """
+  experiment = options.build(Experiment, config, 'config')
+  runner = Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
+  return [runner.describe(name) for name in experiment.stages]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """Builds each stage from the experiment and runs it on the mesh."""
+
+  experiment: Experiment
+  mesh: Mesh
+
+  def describe(self, name: str) -> stage.Stage:
+    """Checks what can be checked without data, and describes the stage."""
+    block = getattr(self.experiment, name)
+    if name == 'evaluate':
+      self._check_evaluate()
+      return stage.Stage(name, block, self.run_evaluate, ('finetune',))
+    block.recipe.check(self.mesh, f'config.{name}.recipe')
+    crop = _crop(block.crop, f'config.{name}.crop')
+    heads = _heads(name, num_classes=2)  # Any number shows whether it fits.
+    network.check(self._network(heads), crop.size, f'config.{name}.crop.size')
+    settings = {
+      'seed': self.experiment.seed,
+      'network': self.experiment.network,
+      name: block,
+    }
+    start = getattr(block, 'start', Start())
+    needs = (start.path,) if start.path in self.experiment.stages else ()
+    return stage.Stage(name, settings, getattr(self, f'run_{name}'), needs)
+
+  def run_classify(self, place: stage.Place) -> Sequence[pathlib.Path]:
+    """Trains the encoder on tags."""
+    block = self.experiment.classify
+    split = self._open(block.data, block.split, 'tags', 'classify')
+    val = self._open(block.data, block.val_split, 'tags', 'classify')
+    trained = classify.Classify(
+      self._network(_heads('classify', len(split.classes))),
+      block.recipe.update(('encoder', 'heads')),
+      block.kind,
+    )
+    evaluator = self._evaluator(
+      val,
+      inference.image_scores(trained),
+      metrics.Accuracy.empty(),
+      'tags',
+      block.recipe.batch_size,
+    )
+    return self._train(
+      place, block, trained, split, ('tags',), evaluator, 'accuracy'
+    )
+
+  def run_denoise(self, place: stage.Place) -> Sequence[pathlib.Path]:
+    """Trains the decoder, or everything, to find noise."""
+    block = self.experiment.denoise
+    split = self._open(block.data, block.split)
+    trained = denoise.Denoise(
+      self._network(_heads('denoise', 0)),
+      block.noise,
+      block.recipe.update(block.trained),
+    )
+    return self._train(place, block, trained, split, ())
+
+  def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:
+    """Trains everything on labelled images."""
+    block = self.experiment.finetune
+    labelled = self._labelled()
+    stage.write_json(place.directory / 'labelled_ids.json', labelled.ids())
+    val = self._open(block.data, block.val_split, 'label', 'finetune')
+    trained = self._segmentation(len(labelled.classes))
+    evaluator = self._segmentation_evaluator(
+      trained, val, block.recipe.batch_size
+    )
+    return self._train(
+      place, block, trained, labelled, ('label',), evaluator, 'miou'
+    )
+
+  def run_evaluate(self, place: stage.Place) -> Sequence[pathlib.Path]:
+    """Reports the fine-tuned network by the protocol of the config."""
+    block = self.experiment.evaluate
+    folder = 'best' if block.which == 'best' else 'checkpoints'
+    found = pretrained.read(place.needed['finetune'] / folder)
+    labelled = self._labelled()
+    trained = self._segmentation(len(labelled.classes))
+    state = method.TrainState(
+      step=np.zeros((), np.int32),
+      params=found['params'],
+      batch_stats=found['batch_stats'],
+      opt_state=(),
+      rng=jax.random.PRNGKey(0),
+    )
+    state = jax.device_put(state, sharding.replicated(self.mesh))
+    data = self.experiment.finetune
+    results = {}
+    for name in block.splits:
+      split = (
+        labelled
+        if name == data.split
+        else self._open(data.data, name, 'label', 'evaluate')
+      )
+      evaluator = self._segmentation_evaluator(
+        trained, split, block.batch_size, show=True
+      )
+      results[name] = evaluate.to_json(evaluator(state), split)
+      journal.say(
+        f'{split.name}: mIoU {results[name]["metrics"]["miou"]:.4f} over '
+        f'{len(split)} images'
+      )
+    path = place.directory / 'results.json'
+    stage.write_json(
+      path,
+      {
+        'protocol': 'whole image, single scale',
+        'which': block.which,
+        'digest': place.digest,
+        'splits': results,
+      },
+    )
+    return [path]
+
+  def _train(
+    self,
+    place: stage.Place,
+    block: Any,
+    trained: method.Method,
+    split: datasets.Split,
+    keep: tuple[str, ...],
+    evaluator: evaluate.Evaluator | None = None,
+    best: str | None = None,
+  ) -> Sequence[pathlib.Path]:
+    """Trains to the end of the block's recipe; returns what it leaves."""
+    crop = _crop(block.crop, f'config.{place.directory.name}.crop')
+    batches = loader.Loader(
+      {'': loader.Stream(split.records, _augment(split, keep, crop))},
+      block.recipe.batch_size,
+      self.experiment.seed,
+      self.experiment.operation.reading,
+    )
+    training = train_loop.Training(
+      method=trained,
+      loader=batches,
+      num_steps=block.recipe.num_steps,
+      seed=self.experiment.seed,
+      evaluate=evaluator and (lambda s: evaluate.scalars(evaluator(s))),
+      evaluate_every=block.recipe.evaluate_every,
+      best=best and train_loop.Best(best),
+      loaded=self._loaded(place, block, trained.segmenter, crop.size),
+      hparams=options.to_dict(block),
+    )
+    train_loop.train(training, place, self.experiment.operation, self.mesh)
+    folders = [place.directory / name for name in ('checkpoints', 'best')]
+    return [*folders, place.directory / 'metrics.jsonl']
+
+  def _loaded(
+    self,
+    place: stage.Place,
+    block: Any,
+    net: segmenter.Segmenter,
+    size: tuple[int, int],
+  ) -> dict[str, Any] | None:
+    start = getattr(block, 'start', Start())
+    if not start.path:
+      return None
+    path = place.needed.get(start.path, pathlib.Path(start.path))
+    return pretrained.load(path, start.take, net, (1, *size, 3))
+
+  def _segmentation(self, num_classes: int) -> finetune.Finetune:
+    heads = _heads('finetune', num_classes)
+    update = self.experiment.finetune.recipe.update(
+      ('encoder', 'decoder', 'heads')
+    )
+    return finetune.Finetune(self._network(heads), update)
+
+  def _segmentation_evaluator(
+    self,
+    trained: finetune.Finetune,
+    split: datasets.Split,
+    batch_size: int,
+    show: bool = False,
+  ) -> evaluate.Evaluator:
+    metric = metrics.ConfusionMatrix.empty(len(split.classes))
+    predictor = inference.label_maps(trained)
+    return self._evaluator(split, predictor, metric, 'label', batch_size, show)
+
+  def _evaluator(
+    self, split, predict, metric, target, batch_size, show=False
+  ) -> evaluate.Evaluator:
+    return evaluate.Evaluator(
+      split=split,
+      predict=predict,
+      metric=metric,
+      target=target,
+      batch_size=batch_size,
+      multiple=self._network(_heads('classify', 1)).encoder.multiple,
+      mesh=self.mesh,
+      reading=self.experiment.operation.reading,
+      show=show,
+    )
+
+  def _network(self, heads) -> segmenter.Segmenter:
+    return network.build(self.experiment.network, heads, 'config.network')
+
+  def _open(
+    self, data: datasets.Options, split: str, kind: str = '', purpose: str = ''
+  ) -> datasets.Split:
+    opened = datasets.open_split(data, split, self.experiment.data_dir)
+    if kind:
+      opened.require(kind, purpose)
+    return opened
+
+  def _labelled(self) -> datasets.Split:
+    block = self.experiment.finetune
+    split = self._open(block.data, block.split, 'label', 'finetune')
+    return split.select(block.subset.choose(len(split)))
+
+  def _check_evaluate(self) -> None:
+    if 'finetune' not in self.experiment.stages:
+      raise errors.UserError(
+        'config.stages: evaluate needs finetune, which is not among '
+        f'{self.experiment.stages}'
+      )
+    sharding.check_batch(
+      self.experiment.evaluate.batch_size,
+      self.mesh,
+      'config.evaluate.batch_size',
+    )
+
+
+def _heads(name: str, num_classes: int) -> dict[str, Any]:
+  """The heads of a stage."""
+  match name:
+    case 'classify':
+      return {'tags': segmenter.PoolHead(num_classes)}
+    case 'denoise':
+      return {'noise': segmenter.ConvHead(3)}
+    case _:
+      # Small first scores: the loss starts at log(num_classes).
+      return {'logits': segmenter.ConvHead(num_classes, init_scale=0.1)}
+
+
+def _crop(block: Mapping[str, Any], path: str) -> Any:
+  return options.choose(transforms.CROPS, block, path)
+
+
+def _augment(
+  split: datasets.Split, keep: tuple[str, ...], crop: transforms.Transform
+) -> transforms.Transform:
+  """From a record of the split to an example of training."""
+  decode = transforms.Decode(len(split.classes), keep)
+  return transforms.Sequence((decode, crop, transforms.RandomFlip()))
+
+
+if __name__ == '__main__':
+  app.run(build_stages)

@@ -1,0 +1,264 @@
+"""Data sets by name: where their records are, and their splits.
+
+  options = datasets.Options('shapes/scenes')
+  split = datasets.open_split(options, 'train', data_dir='')
+  split.records[0]          # encoded bytes: see builders/records.py
+
+A data set that is not prepared yet is prepared when it is opened.
+"""
+
+import dataclasses
+import functools
+import importlib
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+from absl import logging
+from jax.experimental import multihost_utils
+
+from input_pipeline import errors
+from input_pipeline.builders import records
+
+# Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
+# `source` says where they are.
+SOURCE_VARIABLE = 'SEG_DATA_DIR'
+
+# Module below input_pipeline.builders and class of each data set; imported only
+# when it is asked for.
+_BUILDERS = {
+  'shapes': ('shapes', 'Shapes'),
+  'camvid': ('camvid', 'Camvid'),
+  'image_folder': ('folders', 'ImageFolder'),
+  'image_mask_folder': ('folders', 'ImageMaskFolder'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """A data set, and where its own files are.
+
+  Attributes:
+    name: 'shapes/CONFIG', 'camvid', 'image_folder' or 'image_mask_folder'.
+    source: folder of the files it is made from; '' looks in $SEG_DATA_DIR.
+    images: folders only: where the images are in the source.
+    masks: image_mask_folder only: where the masks are.
+    classes: image_mask_folder only: file with the class list.
+    ignore: image_mask_folder only: value or colour without a class.
+    val_fraction: folders only: part of the images that becomes `val`.
+    split_seed: folders only: chooses which.
+    on_bad_example: folders only: 'error' refuses all for one bad file, 'skip'
+      leaves it out.
+  """
+
+  name: str
+  source: str = ''
+  images: str = ''
+  masks: str = ''
+  classes: str = ''
+  ignore: int | tuple[int, int, int] | None = None
+  val_fraction: float = 0.0
+  split_seed: int = 0
+  on_bad_example: str = 'error'
+
+  def __post_init__(self):
+    base = self.name.split('/')[0]
+    if base not in _BUILDERS:
+      raise errors.UserError(
+        f'there is no data set {self.name!r}: expected one of '
+        f'{", ".join(_BUILDERS)}'
+      )
+
+
+class _Selected:
+  """The records of the given indices, as a random access source."""
+
+  def __init__(self, source: Sequence[records.Record], indices: np.ndarray):
+    self._source = source
+    self._indices = indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, i) -> records.Record:
+    return self._source[int(self._indices[i])]
+
+  def __repr__(self) -> str:
+    return f'_Selected({len(self)} records)'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """A split of a prepared data set.
+
+  Attributes:
+    name: for people: 'shapes/scenes train'.
+    classes: name of each class id.
+    palette: RGB colour of each class id.
+    has: kinds of label its records have: 'label', 'tags'.
+    records: by index; encoded, see builders/records.py.
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  palette: tuple[tuple[int, int, int], ...]
+  has: tuple[str, ...]
+  records: Sequence[records.Record]
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def select(self, indices: np.ndarray) -> 'Split':
+    """The images of the given indices, as a split of its own."""
+    name = f'{self.name} ({len(indices)} of {len(self)} images)'
+    if len(indices) == len(self):
+      return self
+    return dataclasses.replace(
+      self, name=name, records=_Selected(self.records, indices)
+    )
+
+  def ids(self) -> list[str]:
+    """The official name of each image."""
+    return [self.records[i]['id'].decode() for i in range(len(self))]
+
+  def require(self, kind: str, purpose: str) -> None:
+    """Raises UserError unless its records have this kind of label."""
+    if kind not in self.has:
+      raise errors.UserError(
+        f'{self.name} has no {kind}, which {purpose} needs: choose another '
+        'data set'
+      )
+
+  def sizes(self) -> list[tuple[int, int]]:
+    """(height, width) of each image, from the files' headers."""
+    return self._sizes
+
+  @functools.cached_property
+  def _sizes(self) -> list[tuple[int, int]]:
+    sizes = []
+    for i in range(len(self)):
+      record = self.records[i]
+      with PIL.Image.open(io.BytesIO(record['image'])) as image:
+        sizes.append((image.height, image.width))
+    return sizes
+
+
+def default_data_dir() -> str:
+  """Where records are kept: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+  return str(
+    pathlib.Path(
+      os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    ).expanduser()
+  )
+
+
+def builder(options: Options, data_dir: str = '') -> records.Builder:
+  """The TFDS builder of a data set, prepared or not.
+
+  Raises:
+    UserError: there is no such configuration, or its files are not found.
+  """
+  base, _, config = options.name.partition('/')
+  module_name, class_name = _BUILDERS[base]
+  module = importlib.import_module(f'input_pipeline.builders.{module_name}')
+  cls = getattr(module, class_name)
+  kwargs = {'data_dir': data_dir or default_data_dir()}
+  if base == 'shapes':
+    if config not in cls.builder_configs:
+      raise errors.UserError(
+        f'there is no data set {options.name!r}: expected shapes/ with one of '
+        f'{", ".join(cls.builder_configs)}'
+      )
+    return cls(config=config, **kwargs)
+  source = options.source or _source_of(base)
+  if base == 'camvid':
+    return cls(source=source, **kwargs)
+  return cls(_folder_options(module, options, source), **kwargs)
+
+
+def prepare(options: Options, data_dir: str = '') -> records.Builder:
+  """The builder of a data set, with its records on disk.
+
+  Process 0 prepares while the others wait. The audit of the files is printed.
+
+  Raises:
+    UserError: a file is missing or bad.
+  """
+  # TFDS tells of each of its steps; what matters is said here.
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    made = builder(options, data_dir)
+    if jax.process_index() == 0 and not made.is_prepared():
+      found = made.audit()
+      if found is not None:
+        print(found.report(), flush=True)
+      made.download_and_prepare()
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'{options.name} prepared')
+      made = builder(options, data_dir)
+    return made
+  except OSError as error:
+    raise errors.UserError(
+      f'{options.name} cannot be prepared: {error.strerror or error} '
+      f'({error.filename or data_dir or default_data_dir()})'
+    ) from error
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def open_split(options: Options, split: str, data_dir: str = '') -> Split:
+  """Opens a split, preparing the data set if need be.
+
+  Raises:
+    UserError: the data set cannot be prepared, or has no such split.
+  """
+  made = prepare(options, data_dir)
+  if split not in made.info.splits:
+    raise errors.UserError(
+      f'{options.name} has no split {split!r}: expected one of '
+      f'{", ".join(made.info.splits)}'
+    )
+  features = made.info.features
+  encoded = {
+    name: tfds.decode.SkipDecoding()
+    for name in ('image', 'label')
+    if name in features
+  }
+  metadata: Any = made.info.metadata
+  return Split(
+    name=f'{options.name} {split}',
+    classes=tuple(metadata['classes']),
+    palette=tuple(tuple(colour) for colour in metadata['palette']),
+    has=tuple(kind for kind in ('label', 'tags') if kind in features),
+    records=made.as_data_source(split, decoders=encoded),
+  )
+
+
+def _source_of(name: str) -> str:
+  root = os.environ.get(SOURCE_VARIABLE)
+  return str(pathlib.Path(root) / name) if root else ''
+
+
+def _folder_options(module: Any, options: Options, source: str) -> Any:
+  common = {
+    'source': source,
+    'images': options.images,
+    'val_fraction': options.val_fraction,
+    'split_seed': options.split_seed,
+    'on_bad_example': options.on_bad_example,
+  }
+  if options.name == 'image_folder':
+    return module.ImageFolderOptions(**common)
+  return module.ImageMaskFolderOptions(
+    **common,
+    masks=options.masks,
+    classes=options.classes,
+    ignore=options.ignore,
+  )

@@ -1,0 +1,269 @@
+"""Geometry on the host: from a record to an example, one small class each.
+
+A transform maps (example, random generator) to an example. Whatever draws
+does so in a `sample_*` function of its own; what is drawn is applied by a pure
+function of images, so that both can be tested alone.
+
+  transform = Sequence((Decode(num_classes=9), RandomFlip(), Crop((64, 64))))
+  example = transform(record, np.random.default_rng(0))
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Shaped
+
+from input_pipeline import batch
+from input_pipeline.builders import records
+
+Example = Mapping[str, Any]
+Transform = Callable[[Example, np.random.Generator], Example]
+
+# Value of image pixels that a crop finds outside the image: mid-grey, which is
+# 0 in the image space of the device.
+PADDING_VALUE = 127
+
+
+class Box(NamedTuple):
+  """A rectangle in pixels."""
+
+  top: int
+  left: int
+  height: int
+  width: int
+
+
+def check_size(name: str, size: tuple[int, int]) -> None:
+  """Raises ValueError unless `size` is a positive (height, width)."""
+  if len(size) != 2 or min(size) < 1:
+    raise ValueError(f'{name}: found {size}, expected (height, width) >= 1')
+
+
+def resize_nearest(
+  label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
+) -> Shaped[np.ndarray, 'h w']:
+  """Picks pixel floor(i · in / out), in exact integers."""
+  rows = np.arange(size[0]) * label.shape[0] // size[0]
+  columns = np.arange(size[1]) * label.shape[1] // size[1]
+  return label[rows[:, None], columns]
+
+
+def resize_bilinear(
+  image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
+) -> Shaped[np.ndarray, 'h w 3']:
+  """Half-pixel bilinear, not antialiased."""
+  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def crop(example: Example, box: Box) -> Example:
+  """Cuts the box out of image and label; what lies outside is padding."""
+  height, width = example['image'].shape[:2]
+  top, left = max(box.top, 0), max(box.left, 0)
+  bottom = min(box.top + box.height, height)
+  right = min(box.left + box.width, width)
+  # (before, after) on each axis; all zero for a box inside the image.
+  padding = (
+    (top - box.top, box.top + box.height - bottom),
+    (left - box.left, box.left + box.width - right),
+  )
+
+  def cut(array: np.ndarray, value: int) -> np.ndarray:
+    inside = array[top:bottom, left:right]
+    if not any(map(any, padding)):
+      return inside
+    rest = ((0, 0),) * (array.ndim - 2)
+    return np.pad(inside, (*padding, *rest), constant_values=value)
+
+  out = {**example, 'image': cut(example['image'], PADDING_VALUE)}
+  if 'label' in example:
+    out['label'] = cut(example['label'], batch.IGNORE)
+  return out
+
+
+def resize(example: Example, size: tuple[int, int]) -> Example:
+  """Resizes image (bilinear) and label (nearest, floor rule)."""
+  if example['image'].shape[:2] == size:
+    return example
+  out = {**example, 'image': resize_bilinear(example['image'], size)}
+  if 'label' in example:
+    out['label'] = resize_nearest(example['label'], size)
+  return out
+
+
+def flip(example: Example) -> Example:
+  """Mirrors image and label left to right."""
+  return {
+    name: value[:, ::-1] if name in ('image', 'label') else value
+    for name, value in example.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+  """Turns a record into an example: image, label, tags, size and id.
+
+  Attributes:
+    num_classes: length of the tag vector.
+    keep: which of 'label' and 'tags' to decode where the record has them.
+  """
+
+  num_classes: int
+  keep: tuple[str, ...] = ('label',)
+
+  def __call__(self, record: Example, rng: np.random.Generator) -> Example:
+    """Decodes; draws nothing."""
+    del rng
+    image = records.decode_image(record['image'])
+    example = {
+      'image': image,
+      'size': np.asarray(image.shape[:2], np.int32),
+      'id': np.bytes_(record['id']),
+    }
+    if 'label' in self.keep and 'label' in record:
+      example['label'] = records.decode_label(record['label'])
+    if 'tags' in self.keep and 'tags' in record:
+      tags = np.zeros(self.num_classes, bool)
+      tags[np.asarray(record['tags'], np.int64)] = True
+      example['tags'] = tags
+    return example
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFlip:
+  """Mirrors left to right with the given probability."""
+
+  probability: float = 0.5
+
+  def __post_init__(self):
+    if not 0 <= self.probability <= 1:
+      raise ValueError(
+        f'probability: found {self.probability}, expected 0 to 1'
+      )
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Draws and flips."""
+    return flip(example) if rng.random() < self.probability else example
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+  """Resizes to a fixed (height, width), whatever the aspect."""
+
+  size: tuple[int, int]
+
+  def __post_init__(self):
+    check_size('size', self.size)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Resizes; draws nothing."""
+    del rng
+    return resize(example, self.size)
+
+
+def sample_crop(
+  rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
+) -> Box:
+  """A box of `size`, uniform over the places where it covers most of `image`.
+
+  Along an axis where the image is too small, the image is placed uniformly
+  inside the box.
+  """
+  top, left = (
+    int(rng.integers(min(n - m, 0), max(n - m, 0) + 1))
+    for n, m in zip(image, size, strict=True)
+  )
+  return Box(top, left, *size)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+  """Cuts (height, width) out without scaling; pads what is too small."""
+
+  size: tuple[int, int]
+
+  def __post_init__(self):
+    check_size('size', self.size)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Draws a place and cuts."""
+    shape = example['image'].shape[:2]
+    return crop(example, sample_crop(rng, shape, self.size))
+
+
+def sample_inception_box(
+  rng: np.random.Generator,
+  image: tuple[int, int],
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+  attempts: int = 10,
+) -> Box:
+  """A box of random area share and log-uniform aspect (width / height).
+
+  Where none of the attempts fits: the largest central box whose aspect is in
+  the range.
+  """
+  height, width = image
+  for _ in range(attempts):
+    target = height * width * rng.uniform(*area)
+    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+    h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
+    if 0 < h <= height and 0 < w <= width:
+      top = int(rng.integers(0, height - h + 1))
+      left = int(rng.integers(0, width - w + 1))
+      return Box(top, left, h, w)
+  ratio = min(max(width / height, aspect[0]), aspect[1])
+  h = min(height, max(round(width / ratio), 1))
+  w = min(width, max(round(height * ratio), 1))
+  return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionCrop:
+  """Random area and aspect, resized to `size` (spec DDeP §5.3).
+
+  Attributes:
+    size: (height, width) of the output in pixels.
+    area: range of the share of the image that is kept.
+    aspect: range of width / height of the box.
+  """
+
+  size: tuple[int, int]
+  area: tuple[float, float] = (0.3, 1.0)
+  aspect: tuple[float, float] = (3 / 4, 4 / 3)
+
+  def __post_init__(self):
+    check_size('size', self.size)
+    if not 0 < self.area[0] <= self.area[1] <= 1:
+      raise ValueError(
+        f'area: found {self.area}, expected 0 < low <= high <= 1'
+      )
+    if not 0 < self.aspect[0] <= self.aspect[1]:
+      raise ValueError(f'aspect: found {self.aspect}, expected 0 < low <= high')
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Draws a box, cuts and resizes."""
+    box = sample_inception_box(
+      rng, example['image'].shape[:2], self.area, self.aspect
+    )
+    return resize(crop(example, box), self.size)
+
+
+# What a config may name as its crop.
+CROPS = {'inception': InceptionCrop, 'random': RandomCrop, 'resize': Resize}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+  """Applies transforms one after the other."""
+
+  transforms: tuple[Transform, ...]
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Applies them in order, all drawing from the same generator."""
+    for transform in self.transforms:
+      example = transform(example, rng)
+    return example

@@ -1,0 +1,76 @@
+"""Several random crops of one image, with the geometry that produced them.
+
+views = MultiCrop((Views('large', 2, (64, 64), area=(0.14, 1.0)),
+                   Views('small', 6, (32, 32), area=(0.05, 0.14))))
+example = views(example, rng)   # views_large, box_large, flip_large, …
+"""
+
+import dataclasses
+
+import numpy as np
+
+from input_pipeline import transforms
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """A group of crops of one resolution.
+
+  Attributes:
+    name: the group's name in the batch: `views_NAME`, `box_NAME`, `flip_NAME`.
+    count: number of crops V.
+    size: (height, width) of each, in pixels.
+    area: range of the share of the image that a crop keeps.
+    aspect: range of width / height.
+    flip: probability of a mirror image.
+  """
+
+  name: str
+  count: int
+  size: tuple[int, int]
+  area: tuple[float, float]
+  aspect: tuple[float, float] = (3 / 4, 4 / 3)
+  flip: float = 0.5
+
+  def __post_init__(self):
+    if self.count < 1:
+      raise ValueError(f'views {self.name}: found count {self.count}')
+    # The crop's own constructor refuses what else is impossible.
+    transforms.InceptionCrop(self.size, self.area, self.aspect)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiCrop:
+  """Replaces `image` by groups of views.
+
+  Boxes are (top, left, height, width) in pixels of the original image; a
+  flipped view shows its box mirrored.
+  """
+
+  groups: tuple[Views, ...]
+
+  def __call__(
+    self, example: transforms.Example, rng: np.random.Generator
+  ) -> transforms.Example:
+    """Draws and cuts all views of all groups."""
+    out = {
+      name: value
+      for name, value in example.items()
+      if name not in ('image', 'label')
+    }
+    image = {'image': example['image']}
+    for group in self.groups:
+      views, boxes, flips = [], [], []
+      for _ in range(group.count):
+        box = transforms.sample_inception_box(
+          rng, image['image'].shape[:2], group.area, group.aspect
+        )
+        flipped = bool(rng.random() < group.flip)
+        view = transforms.resize(transforms.crop(image, box), group.size)
+        views.append((transforms.flip(view) if flipped else view)['image'])
+        boxes.append(box)
+        flips.append(flipped)
+      out[f'views_{group.name}'] = np.stack(views)
+      out[f'box_{group.name}'] = np.asarray(boxes, np.float32)
+      out[f'flip_{group.name}'] = np.asarray(flips)
+    return out

@@ -1,0 +1,158 @@
+"""The command line of training: flags, start of the devices, exit status.
+
+  def stages(config, mesh): ...
+  if __name__ == '__main__':
+    app.run(stages)
+
+Exit status: 0 when the last stage is done, 75 when the machine asked to stop and
+everything needed to go on is saved (run the same command again), 2 for what the
+user can mend.
+"""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from input_pipeline import errors
+from segcore import journal, stage
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
+
+# Builds the stages of an experiment from its config.
+BuildStages = Callable[[ml_collections.ConfigDict], Sequence[stage.Stage]]
+
+
+def run(build: BuildStages) -> None:
+  """Runs the command line of this process and exits."""
+  sys.exit(main(build, sys.argv))
+
+
+def main(build: BuildStages, argv: Sequence[str]) -> int:
+  """Runs a command line; returns the exit status."""
+  logging.set_verbosity(logging.WARNING)
+  logging.use_absl_handler()
+  try:
+    parsed = _parse(argv)
+    if parsed is None:
+      return 0
+    _start_devices()
+    config, workdir, only = parsed
+    with _disk_full(workdir):
+      stage.execute(build(config), workdir, only)
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR
+  except stage.Preempted as stopped:
+    journal.say(f'stopped: {stopped}; run the same command again to go on')
+    return EXIT_PREEMPTED
+  except KeyboardInterrupt:
+    journal.say('interrupted; run the same command again to go on')
+    return 130
+  journal.say(f'done: {workdir}')
+  return 0
+
+
+def _parse(
+  argv: Sequence[str],
+) -> tuple[ml_collections.ConfigDict, pathlib.Path, tuple[str, ...]] | None:
+  """Config, workdir and stages to run; None if only help was asked for."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Experiment: a file, and options after a colon.',
+    lock_config=True,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of checkpoints and results; runs/<config> by default.',
+    flag_values=values,
+  )
+  flags.DEFINE_list(
+    'stage', [], 'Stages to run; all of them by default.', flag_values=values
+  )
+  flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
+  try:
+    rest = values(list(argv))[1:]
+  except Exception as error:  # Whatever a config file raises is its author's.
+    raise errors.UserError(_one_line(error)) from error
+  # Grain's worker processes ask for absl's own flags.
+  flags.FLAGS.mark_as_parsed()
+  if values.help:
+    print(values.main_module_help() or values.get_help())
+    return None
+  if rest:
+    raise errors.UserError(f'{rest[0]!r} is no flag: expected --name=value')
+  if values.config is None:
+    raise errors.UserError(
+      '--config is missing: expected a file such as configs/ddep_shapes.py'
+    )
+  workdir = values.workdir or default_workdir(
+    config_flags.get_config_filename(values['config'])
+  )
+  return values.config, pathlib.Path(workdir).absolute(), tuple(values.stage)
+
+
+def default_workdir(config: str) -> str:
+  """runs/<name of the config file>-<its options>.
+
+  >>> default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
+  'runs/ddep_shapes-init=dep,labels=50'
+  """
+  path, _, arguments = config.partition(':')
+  name = pathlib.Path(path).stem + (f'-{arguments}' if arguments else '')
+  return str(pathlib.Path('runs') / re.sub(r'[^\w.,=-]', '_', name))
+
+
+def _start_devices() -> None:
+  """Joins the other hosts, if there are any.
+
+  A single process makes a group of its own, so that a request to stop
+  (SIGTERM) is noticed by one mechanism on a laptop and on a pod.
+  """
+  if jax.distributed.is_initialized():
+    return
+  if 'JAX_COORDINATOR_ADDRESS' in os.environ or _is_pod():
+    jax.distributed.initialize()
+    return
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=1, process_id=0)
+
+
+def _is_pod() -> bool:
+  hosts = os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  return ',' in hosts or int(os.environ.get('SLURM_NTASKS', '1')) > 1
+
+
+def _one_line(error: Exception) -> str:
+  text = ' '.join(str(error).split())
+  known = (flags.Error, ValueError, errors.UserError)
+  return text if isinstance(error, known) else f'{type(error).__name__}: {text}'
+
+
+@contextlib.contextmanager
+def _disk_full(workdir: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise errors.UserError(
+      f'the disk of {workdir} is full: nothing is lost; free some space and run '
+      'the same command again'
+    ) from error

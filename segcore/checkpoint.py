@@ -1,0 +1,191 @@
+"""Checkpoints of a stage: the latest and the best, apart from each other.
+
+Saving is asynchronous and atomic: a step's folder gets its name only when it is
+complete. The folder `checkpoints` holds the latest two steps, `best` the one with
+the best value so far.
+"""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from input_pipeline import errors
+
+_STATE, _META = 'state', 'meta'
+
+
+class Checkpoints:
+  """Saves and restores the training state of one stage.
+
+  with Checkpoints(directory) as checkpoints:
+    found = checkpoints.restore(abstract_state)
+    checkpoints.save(100, state)
+  """
+
+  def __init__(self, directory: pathlib.Path, keep: int = 2):
+    self.directory = directory
+    self._latest = _manager(directory / 'checkpoints', keep)
+    self._best = _manager(directory / 'best', 1)
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._latest.close()
+    self._best.close()
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts to save; returns before the state is on disk.
+
+    Raises:
+      UserError: the disk is full; the checkpoints before are kept.
+    """
+    with _disk(self.directory):
+      self._latest.save(step, args=_save_args(state, {}))
+
+  def save_best(self, step: int, state: Any, value: float) -> None:
+    """Keeps this state as the best one; returns when it is on disk."""
+    with _disk(self.directory):
+      # A run that was set back comes by the same steps again.
+      for later in self._best.all_steps():
+        if later >= step:
+          self._best.delete(later)
+      self._best.save(step, args=_save_args(state, {'value': value}))
+      self._best.wait_until_finished()
+
+  def best_value(self, before: int) -> float | None:
+    """Value of the best state of the steps before the given one.
+
+    A run that was set back may find a best state of its own future: it is left
+    out, and will be found again.
+    """
+    step = self._best.latest_step()
+    if step is None or step >= before:
+      return None
+    meta = ocp.args.Composite(**{_META: ocp.args.JsonRestore()})
+    return self._best.restore(step, args=meta)[_META]['value']
+
+  def wait(self) -> None:
+    """Returns when everything saved is on disk."""
+    with _disk(self.directory):
+      self._latest.wait_until_finished()
+      self._best.wait_until_finished()
+
+  def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
+    """The latest state that can be read, placed as `abstract_state` says.
+
+    A damaged checkpoint is set aside and the one before is taken.
+
+    Returns:
+      Step and state, or None if nothing was saved yet.
+
+    Raises:
+      UserError: there are checkpoints, and all of them are damaged.
+    """
+    args = ocp.args.Composite(
+      **{_STATE: ocp.args.StandardRestore(abstract_state)}
+    )
+    steps = sorted(self._latest.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        return step, self._latest.restore(step, args=args)[_STATE]
+      except Exception as error:  # Orbax has no class for damaged files.
+        reason = str(error).splitlines()[0]
+        logging.warning(
+          'checkpoint %d in %s is damaged (%s): going back to the one before',
+          *(step, self.directory, reason),
+        )
+        self._set_aside(step)
+    if steps:
+      raise errors.UserError(
+        f'all checkpoints in {self.directory} are damaged: restore them from a '
+        'copy, or remove the folder to train this stage again'
+      )
+    return None
+
+  def _set_aside(self, step: int) -> None:
+    if jax.process_index() == 0:
+      folder = self.directory / 'checkpoints' / str(step)
+      aside = self.directory / f'damaged-{step}'
+      shutil.rmtree(aside, ignore_errors=True)
+      folder.rename(aside)
+    self._latest.reload()
+
+
+def read(
+  directory: pathlib.Path, names: Sequence[str] = ('params', 'batch_stats')
+) -> dict[str, Any]:
+  """Fields of the newest state in a folder of checkpoints, as numpy arrays.
+
+  Args:
+    directory: a `checkpoints` or `best` folder.
+    names: fields of the state.
+
+  Raises:
+    UserError: there is no checkpoint, or it cannot be read.
+  """
+  steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
+  if not steps:
+    raise errors.UserError(f'no checkpoint in {directory}: train it first')
+  folder = directory / str(max(steps)) / _STATE
+  try:
+    with _manager(directory, keep=None) as manager:
+      tree = manager.item_metadata(max(steps))[_STATE].tree
+      item = {name: tree[name] for name in names if name in tree}
+      args = ocp.args.PyTreeRestore(
+        item=item,
+        partial_restore=True,
+        restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
+        ),
+      )
+      return manager.restore(
+        max(steps), args=ocp.args.Composite(**{_STATE: args})
+      )[_STATE]
+  except Exception as error:
+    raise errors.UserError(
+      f'{folder} cannot be read ({str(error).splitlines()[0]}): restore it from '
+      'a copy or train again'
+    ) from error
+
+
+def _manager(
+  directory: pathlib.Path, keep: int | None
+) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    directory.absolute(),
+    options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+  )
+
+
+def _save_args(state: Any, meta: Mapping[str, Any]) -> ocp.args.Composite:
+  return ocp.args.Composite(
+    **{
+      _STATE: ocp.args.StandardSave(state),
+      _META: ocp.args.JsonSave(dict(meta)),
+    }
+  )
+
+
+@contextlib.contextmanager
+def _disk(directory: pathlib.Path) -> Iterator[None]:
+  """Says in one line that the disk is full, however Orbax puts it."""
+  try:
+    yield
+  except Exception as error:
+    full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or os.strerror(errno.ENOSPC) in str(error):
+      raise errors.UserError(
+        f'the disk of {directory} is full: the checkpoints before are kept; '
+        'free some space and run the same command again'
+      ) from error
+    raise

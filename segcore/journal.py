@@ -1,0 +1,106 @@
+"""What a person reads while training runs, and what stays to be read after."""
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+
+class Journal:
+  """`metrics.jsonl`: one line a logged step, without gaps or repetitions.
+
+  A restart at step s drops the lines of later steps, which will come again.
+  Only host 0 writes.
+  """
+
+  def __init__(self, path: pathlib.Path, step: int):
+    self._path = path if jax.process_index() == 0 else None
+    if self._path and path.exists():
+      lines = path.read_text().splitlines(keepends=True)
+      kept = [line for line in lines if _is_kept(line, step)]
+      partial = path.with_suffix('.partial')
+      partial.write_text(''.join(kept))
+      partial.rename(path)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds a line."""
+    if self._path:
+      with open(self._path, 'a') as file:
+        file.write(json.dumps({'step': step, **values}) + '\n')
+
+
+def _is_kept(line: str, step: int) -> bool:
+  if not line.endswith('\n'):  # Cut off by a kill.
+    return False
+  return json.loads(line)['step'] <= step
+
+
+def read_journal(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a `metrics.jsonl`."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Progress:
+  """A line now and then: step, values, speed and the time that is left."""
+
+  def __init__(self, name: str, step: int, num_steps: int, batch_size: int):
+    self.name = name
+    self._num_steps = num_steps
+    self._batch_size = batch_size
+    self._last = (time.monotonic(), step)
+
+  def line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+    """Prints a line; returns steps/s and images/s since the last one."""
+    now = time.monotonic()
+    then, last_step = self._last
+    rate = (step - last_step) / max(now - then, 1e-9)
+    self._last = (now, step)
+    speed = {
+      'steps_per_second': rate,
+      'images_per_second': rate * self._batch_size,
+    }
+    shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+    say(
+      f'{self.name} {step}/{self._num_steps}  {shown}  '
+      f'{rate:.3g} steps/s  {rate * self._batch_size:.4g} images/s  '
+      f'ETA {duration((self._num_steps - step) / max(rate, 1e-9))}'
+    )
+    return speed
+
+  def restart(self, step: int) -> None:
+    """Forgets what took time up to here: the first step, which compiles."""
+    self._last = (time.monotonic(), step)
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Work between steps that is not to count as training time."""
+    start = time.monotonic()
+    yield
+    then, step = self._last
+    self._last = (then + time.monotonic() - start, step)
+
+
+def say(text: str) -> None:
+  """Prints from host 0."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """Seconds as people say them.
+
+  >>> duration(75), duration(3700), duration(200000)
+  ('1m15s', '1h01m', '2d07h')
+  """
+  seconds = round(seconds)
+  for small, big, a, b in ((60, 3600, 'm', 's'), (3600, 86400, 'h', 'm')):
+    if seconds < big:
+      unit = small if seconds >= small else None
+      if unit is None:
+        return f'{seconds}s'
+      return f'{seconds // small}{a}{seconds % small // (small // 60):02}{b}'
+  return f'{seconds // 86400}d{seconds % 86400 // 3600:02}h'

@@ -1,0 +1,309 @@
+"""What a method gives the training loop, and the state that both share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt32
+
+from input_pipeline import batch as batch_lib
+from input_pipeline import errors
+from segcore import optimizers, sharding, types
+from segcore.models import segmenter as segmenter_lib
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes; a method extends it by subclassing.
+
+  Attributes:
+    step: number of finished steps.
+    params: parameters by part: encoder, decoder, heads.
+    batch_stats: running statistics of normalisation; may be empty.
+    opt_state: the optimiser's slots, for trained parameters only.
+    rng: base key; a step uses `fold_in(rng, step)` and never changes it.
+  """
+
+  step: Int[Array, '']
+  params: types.Params
+  batch_stats: types.Params
+  opt_state: optax.OptState
+  rng: UInt32[Array, '2']
+
+
+class Method(Protocol):
+  """One kind of training. All three functions are pure and get jitted."""
+
+  def init(
+    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
+  ) -> TrainState:
+    """The state before step 0.
+
+    Args:
+      rng: the run's key.
+      batch_spec: shapes and types of a global batch.
+      loaded: subtrees of parameters and statistics read before, or None.
+    """
+
+  def train_step(
+    self, state: TrainState, batch: batch_lib.Batch
+  ) -> tuple[TrainState, types.Metrics]:
+    """One update, and scalars to log; those are checked to be finite."""
+
+  def predict(
+    self, state: TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B ...']:
+    """Class scores at the network's own grid; images in [-1, 1]."""
+
+
+class Outcome(NamedTuple):
+  """What a loss finds on a microbatch.
+
+  Attributes:
+    total: sum of the loss over everything that is counted.
+    count: how much was counted: rows, pixels or values.
+    scalars: more to log; means over the microbatch.
+    batch_stats: statistics after this forward pass.
+  """
+
+  total: types.Scalar
+  count: types.Scalar
+  scalars: types.Metrics
+  batch_stats: types.Params
+
+
+class Keys(NamedTuple):
+  """Randomness of one look at a microbatch.
+
+  Attributes:
+    rows: a key for each row, from its index in the global batch; draws from it
+      are the same however the batch is divided.
+    network: one key for all rows, for dropout.
+  """
+
+  rows: Array
+  network: Array
+
+
+# (all parameters, batch statistics, microbatch, keys) -> Outcome.
+Loss = Callable[[types.Params, types.Params, batch_lib.Batch, Keys], Outcome]
+
+
+def row_keys(rng: Array, num_rows: int) -> Array:
+  """A key for each row of a global batch, whatever device holds it."""
+  return jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(num_rows))
+
+
+def forward(
+  segmenter: segmenter_lib.Segmenter,
+  params: types.Params,
+  batch_stats: types.Params,
+  images: Float[Array, 'B H W 3'],
+  *,
+  heads: tuple[str, ...],
+  train: tuple[str, ...],
+  rng: Array,
+) -> tuple[dict[str, Array], types.Params]:
+  """A forward pass of training: outputs by head, and the new statistics.
+
+  Args:
+    segmenter: the network.
+    params: all of its parameters.
+    batch_stats: all of its statistics.
+    images: in [-1, 1].
+    heads: which outputs.
+    train: parts in training mode (dropout, batch statistics); the others run as
+      in evaluation.
+    rng: key of the dropout.
+  """
+  found, changed = segmenter.apply(
+    {'params': params, 'batch_stats': batch_stats},
+    images,
+    heads=heads,
+    train=train,
+    rngs={'dropout': rng},
+    mutable=['batch_stats'],
+  )
+  return found, {**batch_stats, **changed.get('batch_stats', {})}
+
+
+def variables(state: TrainState) -> dict[str, types.Params]:
+  """What `Segmenter.apply` takes."""
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Batch, length and optimiser of a training.
+
+  Attributes:
+    batch_size: global number of images of a step.
+    num_steps: length of the training and of its schedule.
+    optimizer: rule, schedule and parameter groups.
+    accumulate: equal parts in which a batch is looked at.
+    evaluate_every: steps between evaluations; 0: only after the last one.
+  """
+
+  batch_size: int
+  num_steps: int
+  optimizer: optimizers.Options
+  accumulate: int = 1
+  evaluate_every: int = 0
+
+  def __post_init__(self):
+    for name in ('batch_size', 'num_steps', 'accumulate'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
+    if self.evaluate_every < 0:
+      raise ValueError(
+        f'evaluate_every: found {self.evaluate_every}, expected >= 0'
+      )
+    if self.optimizer.warmup_steps > self.num_steps:
+      raise ValueError(
+        f'optimizer.warmup_steps: found {self.optimizer.warmup_steps}, '
+        f'expected at most num_steps = {self.num_steps}'
+      )
+
+  def check(self, mesh: Mesh, path: str) -> None:
+    """Raises UserError unless batches and their parts fit the devices."""
+    sharding.check_batch(self.batch_size, mesh, f'{path}.batch_size')
+    if self.batch_size % (self.accumulate * mesh.size):
+      raise errors.UserError(
+        f'{path}.accumulate: found {self.accumulate}, expected a divisor of '
+        f'{self.batch_size // mesh.size} images per device'
+      )
+
+  def update(self, trained: tuple[str, ...]) -> 'Update':
+    """The update of these parts of the parameters."""
+    return Update(trained, self.optimizer, self.num_steps, self.accumulate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+  """How a loss that is a sum over a count changes parameters.
+
+  Attributes:
+    trained: top-level parts of the parameters that the gradient is taken of
+      and that have optimiser slots; all others are constants.
+    optimizer: rule, schedule and parameter groups.
+    num_steps: length of the schedule.
+    accumulate: equal parts in which a batch is looked at; must divide the rows
+      on every device.
+  """
+
+  trained: tuple[str, ...]
+  optimizer: optimizers.Options
+  num_steps: int
+  accumulate: int = 1
+
+  def init(
+    self,
+    segmenter: nn.Module,
+    rng: Array,
+    image_shape: tuple[int, ...],
+    loaded: types.Params | None,
+  ) -> TrainState:
+    """Fresh variables with loaded subtrees in their place, at step 0.
+
+    Args:
+      segmenter: a `Segmenter`.
+      rng: the run's key.
+      image_shape: shape [B, H, W, 3] of the images of training.
+      loaded: {'params': {part: tree}, 'batch_stats': {part: tree}}, whose
+        parts replace the fresh ones whole (see `pretrained`).
+    """
+    init_rng, run_rng = jax.random.split(rng)
+    images = jnp.zeros((1, *image_shape[1:]), jnp.float32)
+    variables = segmenter.init(init_rng, images)
+    found = loaded or {}
+    params = {**variables['params'], **found.get('params', {})}
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats={
+        **variables.get('batch_stats', {}),
+        **found.get('batch_stats', {}),
+      },
+      opt_state=self._transformation(params).init(self._trained(params)),
+      rng=run_rng,
+    )
+
+  def __call__(
+    self, loss: Loss, state: TrainState, batch: batch_lib.Batch
+  ) -> tuple[TrainState, types.Metrics]:
+    """One update.
+
+    Sums and counts are added up over the parts and divided once, so the update
+    is that of the whole batch wherever rows do not meet inside the network
+    (batch statistics, dropout).
+
+    Args:
+      loss: sums over what it counts.
+      state: its step selects the random draws.
+      batch: a global batch.
+
+    Returns:
+      The state after the update; 'loss', the loss's scalars and 'grad_norm'.
+    """
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    rng = jax.random.fold_in(state.rng, state.step)
+    row_rng, network_rng = jax.random.split(rng)
+    trained = self._trained(state.params)
+
+    def look_at(microbatch, rows_rng, part):
+      keys = Keys(rows_rng, jax.random.fold_in(network_rng, part))
+
+      def total(trained):
+        params = {**state.params, **trained}
+        outcome = loss(params, state.batch_stats, microbatch, keys)
+        return outcome.total, outcome
+
+      return jax.grad(total, has_aux=True)(trained)
+
+    # Parts are strided, so that each has rows on every device.
+    parts = jax.tree.map(
+      lambda x: jnp.moveaxis(
+        x.reshape(rows // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0
+      ),
+      (dict(batch), row_keys(row_rng, rows)),
+    )
+    parts = (*parts, jnp.arange(self.accumulate))
+    found = look_at(*jax.tree.map(lambda x: x[0], parts))
+    if self.accumulate > 1:
+      found, _ = jax.lax.scan(
+        lambda sums, part: (jax.tree.map(jnp.add, sums, look_at(*part)), None),
+        found,
+        jax.tree.map(lambda x: x[1:], parts),
+      )
+    gradient, outcome = found
+    count = jnp.maximum(outcome.count, 1)
+    gradient = jax.tree.map(lambda g: g / count, gradient)
+    metrics = {
+      'loss': outcome.total / count,
+      **{n: v / self.accumulate for n, v in outcome.scalars.items()},
+      'grad_norm': optax.global_norm(gradient),
+    }
+    updates, opt_state = self._transformation(state.params).update(
+      gradient, state.opt_state, trained
+    )
+    state = state.replace(
+      step=state.step + 1,
+      params={**state.params, **optax.apply_updates(trained, updates)},
+      batch_stats=outcome.batch_stats,
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  def _trained(self, params: types.Params) -> types.Params:
+    return {name: params[name] for name in self.trained}
+
+  def _transformation(self, params) -> optax.GradientTransformation:
+    return optimizers.build(
+      self.optimizer, self.num_steps, self._trained(params)
+    )

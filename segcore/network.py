@@ -1,0 +1,65 @@
+"""From a config's block to a `Segmenter`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from input_pipeline import errors
+from segcore import options
+from segcore.models import segmenter
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """A network, but for its heads.
+
+  Attributes:
+    encoder: name (see `segmenter.ENCODERS`) and fields of the module.
+    decoder: name (see `segmenter.DECODERS`) and fields of the module.
+    dtype: of activations; parameters are float32 always.
+    remat: recompute blocks in the backward pass, to save memory.
+  """
+
+  encoder: Mapping[str, Any]
+  decoder: Mapping[str, Any]
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  remat: bool = False
+
+
+def build(
+  network: Options, heads: Mapping[str, nn.Module], path: str
+) -> segmenter.Segmenter:
+  """The network with these heads; without a decoder if none of them reads it.
+
+  Raises:
+    UserError: a name or field is unknown.
+  """
+  fixed = {'dtype': jnp.dtype(network.dtype), 'remat': network.remat}
+  encoder = options.choose(
+    segmenter.ENCODERS, network.encoder, f'{path}.encoder', **fixed
+  )
+  decoder = None
+  if any(head.reads == 'decoder' for head in heads.values()):
+    decoder = options.choose(
+      segmenter.DECODERS, network.decoder, f'{path}.decoder', **fixed
+    )
+  return segmenter.Segmenter(encoder, decoder, heads)
+
+
+def check(
+  network: segmenter.Segmenter, size: tuple[int, int], path: str
+) -> None:
+  """Raises UserError unless images of this (height, width) fit the network.
+
+  Nothing is computed: only shapes are followed.
+  """
+  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  try:
+    jax.eval_shape(network.init, jax.random.PRNGKey(0), images)
+  except (TypeError, ValueError) as error:
+    reason = ' '.join(str(error).split())
+    raise errors.UserError(f'{path} = {size}: {reason}') from error

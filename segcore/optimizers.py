@@ -1,0 +1,337 @@
+"""Optimisers and learning-rate schedules, built from a config's block.
+
+  options = Options(name='sgd', learning_rate=0.01, schedule='poly')
+  tx = build(options, num_steps=20_000, params=params)
+  state = tx.init(params)
+
+The order within one update is: clip, l2 decay, momentum or Adam, decoupled
+decay, learning rate, and then each group's own factor.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from segcore.types import Params
+
+# Pattern of paths, factor of the learning rate, factor of the weight decay.
+Group = tuple[str, float, float]
+
+# What is left of the learning rate when a fraction `left` of the decay is.
+_SHAPES = {
+  # sin² (π/2 · left) is (1 + cos(π · done)) / 2, and exact at both ends.
+  'cosine': lambda left, _: jnp.square(jnp.sin(left * (math.pi / 2))),
+  'poly': lambda left, power: jnp.power(left, power),
+  'linear': lambda left, _: left,
+  'constant': lambda left, _: jnp.ones_like(left),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """Optimiser, schedule, decay and parameter groups; loud about impossibles.
+
+  name: adam (with decoupled decay: AdamW) or sgd (with l2 decay: torch's SGD).
+  learning_rate: its peak, at the end of the warm-up.
+  schedule: cosine, poly, linear or constant; runs over what the warm-up leaves.
+  poly_power: exponent of poly.
+  final_learning_rate: where the schedule ends.
+  warmup_steps: steps of the linear rise from 0.
+  b1, b2, eps: Adam's; eps outside of the square root.
+  momentum, nesterov: of sgd, without dampening.
+  weight_decay: coefficient for every parameter, biases and norms included;
+    groups say otherwise.
+  weight_decay_mode: decoupled (learning rate x decay x parameter is taken off)
+    or l2 (decay x parameter joins the gradient, before the moments).
+  clip_norm: bound on the global norm of the gradients; 0 turns it off.
+  groups: (pattern, learning-rate factor, weight-decay factor) each. The
+    pattern is searched for in the parameter's path, 'encoder/block1/kernel'
+    (anchor it with ^ and $); the first one found wins, and the rest has factors
+    1 and 1. A learning-rate factor of 0 freezes: no update, no optimiser state,
+    no part in the global norm.
+  """
+
+  name: str = 'adam'
+  learning_rate: float
+  schedule: str = 'cosine'
+  poly_power: float = 0.9
+  final_learning_rate: float = 0.0
+  warmup_steps: int = 0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  momentum: float = 0.9
+  nesterov: bool = False
+  weight_decay: float = 0.0
+  weight_decay_mode: str = 'decoupled'
+  clip_norm: float = 0.0
+  groups: tuple[Group, ...] = ()
+
+  def __post_init__(self):
+    _check_word('name', self.name, ('adam', 'sgd'))
+    _check_word('schedule', self.schedule, tuple(_SHAPES))
+    _check_word(
+      'weight_decay_mode', self.weight_decay_mode, ('decoupled', 'l2')
+    )
+    _check_number('learning_rate', self.learning_rate, above=0.0)
+    _check_number('poly_power', self.poly_power, above=0.0)
+    _check_number(
+      'final_learning_rate',
+      self.final_learning_rate,
+      most=self.learning_rate,
+    )
+    _check_number('b1', self.b1, below=1.0)
+    _check_number('b2', self.b2, below=1.0)
+    _check_number('eps', self.eps, above=0.0)
+    _check_number('momentum', self.momentum, below=1.0)
+    _check_number('weight_decay', self.weight_decay)
+    _check_number('clip_norm', self.clip_norm)
+    if type(self.warmup_steps) is not int or self.warmup_steps < 0:
+      _refuse('warmup_steps', self.warmup_steps, 'a whole number from 0')
+    if self.schedule == 'constant' and self.final_learning_rate:
+      _refuse(
+        'final_learning_rate', self.final_learning_rate, '0 where constant'
+      )
+    if self.nesterov and (self.name != 'sgd' or not self.momentum):
+      _refuse('nesterov', self.nesterov, 'only sgd with a momentum above 0')
+    for index, group in enumerate(self.groups):
+      _check_group(f'groups[{index}]', group)
+
+  def factors(self, path: str) -> tuple[float, float]:
+    """Factors of the learning rate and weight decay at one parameter."""
+    index = group_of(path, self.groups)
+    return (1.0, 1.0) if index is None else self.groups[index][1:]
+
+
+def group_of(path: str, groups: tuple[Group, ...]) -> int | None:
+  """Index of the first group whose pattern is found in the path, or None.
+
+  >>> group_of('encoder/bias', (('^decoder/', 10.0, 1.0), ('bias$', 2.0, 0.0)))
+  1
+  """
+  for index, (pattern, *_) in enumerate(groups):
+    if re.search(pattern, path):
+      return index
+  return None
+
+
+def schedule(options: Options, num_steps: int) -> optax.Schedule:
+  """Learning rate by step, in float32; update k, counted from 0, uses step k.
+
+  With a warm-up of w steps: 0 at step 0, the full rate at w, a straight line
+  between; without one, the full rate at step 0. From there to `num_steps`,
+  where it equals the final rate, it decays with the fraction left
+  (num_steps - step) / (num_steps - w): the last update, num_steps - 1, is one
+  step short of the end, as in torch. Beyond the end it stays there.
+
+  >>> rate = schedule(Options(learning_rate=0.5, schedule='linear'), 10)
+  >>> [float(rate(step)) for step in (0, 5, 10)]
+  [0.5, 0.25, 0.0]
+  """
+  if num_steps < 1:
+    _refuse('num_steps', num_steps, '1 or more')
+  warmup = options.warmup_steps
+  if warmup >= num_steps:
+    _refuse('warmup_steps', warmup, f'fewer than the {num_steps} steps in all')
+  peak, final = options.learning_rate, options.final_learning_rate
+  shape = _SHAPES[options.schedule]
+
+  def learning_rate(step) -> Float[Array, '*shape']:
+    step = jnp.clip(jnp.asarray(step, jnp.int32), 0, num_steps)
+    left = (num_steps - jnp.maximum(step, warmup)) / (num_steps - warmup)
+    share = shape(left, options.poly_power)
+    # As a mix, since final + (peak - final) need not round to the peak.
+    decayed = peak * share + final * (1.0 - share)
+    if not warmup:
+      return decayed
+    return jnp.where(step < warmup, peak * (step / warmup), decayed)
+
+  return learning_rate
+
+
+def build(
+  options: Options, num_steps: int, params: Params
+) -> optax.GradientTransformation:
+  """Builds the optimiser of `num_steps` updates.
+
+  Of `params`, arrays or their shapes, only the paths are read. Raises
+  ValueError for a group that takes no parameter.
+  """
+  paths = list(_paths(params))
+  _check_groups(options.groups, paths)
+  factors = {path: options.factors(path) for path in paths}
+  learning_rates = {lr for lr, _ in factors.values()}
+
+  steps = []
+  if options.clip_norm:
+    steps.append(optax.clip_by_global_norm(options.clip_norm))
+  if options.weight_decay and options.weight_decay_mode == 'l2':
+    steps.append(_add_decayed_weights(options))
+  if options.name == 'adam':
+    steps.append(optax.scale_by_adam(options.b1, options.b2, options.eps))
+  elif options.momentum:
+    steps.append(optax.trace(options.momentum, options.nesterov))
+  if options.weight_decay and options.weight_decay_mode == 'decoupled':
+    steps.append(_add_decayed_weights(options))
+  steps.append(optax.scale_by_learning_rate(schedule(options, num_steps)))
+  if learning_rates - {0.0, 1.0}:
+    steps.append(_scale_by_group(options))
+  trained = optax.chain(*steps)
+  if 0.0 not in learning_rates:
+    return trained
+  return optax.partition(
+    {'trained': trained, 'frozen': optax.set_to_zero()},
+    lambda tree: _map_paths(
+      lambda path, _: 'trained' if options.factors(path)[0] else 'frozen', tree
+    ),
+  )
+
+
+def describe(options: Options, num_steps: int) -> str:
+  """One line on the optimiser, for the report at start.
+
+  >>> describe(Options(learning_rate=6e-5, clip_norm=1.0), 1000)
+  'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05, cosine to 0 at step 1,000, clip at norm 1'
+  """  # noqa: E501
+  if options.name == 'adam':
+    inner = f'b1 {options.b1:g}, b2 {options.b2:g}, eps {options.eps:g}'
+  else:
+    nesterov = ', nesterov' if options.nesterov else ''
+    inner = f'momentum {options.momentum:g}{nesterov}'
+  parts = [
+    f'{options.name} ({inner})',
+    f'learning rate {options.learning_rate:g}',
+  ]
+  if options.warmup_steps:
+    parts.append(f'warm-up of {options.warmup_steps:,} steps')
+  end = f'to {options.final_learning_rate:g} at step {num_steps:,}'
+  power = f' {options.poly_power:g}' if options.schedule == 'poly' else ''
+  if options.schedule == 'constant':
+    parts.append(f'constant for {num_steps:,} steps')
+  else:
+    parts.append(f'{options.schedule}{power} {end}')
+  if options.weight_decay:
+    parts.append(
+      f'{options.weight_decay_mode} weight decay {options.weight_decay:g}'
+    )
+  if options.clip_norm:
+    parts.append(f'clip at norm {options.clip_norm:g}')
+  for pattern, learning_rate, weight_decay in options.groups:
+    parts.append(
+      f'{pattern!r} frozen'
+      if not learning_rate
+      else f'{pattern!r} x{learning_rate:g}, decay x{weight_decay:g}'
+    )
+  return ', '.join(parts)
+
+
+def _add_decayed_weights(options: Options) -> optax.GradientTransformation:
+  """optax.add_decayed_weights, with the factor of each group."""
+
+  def decay(updates, params):
+    if params is None:
+      raise ValueError('weight decay needs params: call update(…, params)')
+
+    def decay_leaf(path, update, param):
+      coefficient = options.weight_decay * options.factors(path)[1]
+      return update + coefficient * param if coefficient else update
+
+    return _map_paths(decay_leaf, updates, params)
+
+  return optax.stateless(decay)
+
+
+def _scale_by_group(options: Options) -> optax.GradientTransformation:
+  return optax.stateless(
+    lambda updates, _: _map_paths(
+      lambda path, update: options.factors(path)[0] * update, updates
+    )
+  )
+
+
+def _map_paths(function: Callable, tree: Any, *rest: Any) -> Any:
+  """jax.tree.map whose function sees each leaf's path first."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *leaves: function(_joined(path), *leaves), tree, *rest
+  )
+
+
+def _paths(tree: Any) -> Iterator[str]:
+  for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+    yield _joined(path)
+
+
+def _joined(path: tuple) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _check_groups(groups: tuple[Group, ...], paths: list[str]) -> None:
+  """Refuses a group that would be without effect."""
+  taken = {group_of(path, groups) for path in paths}
+  for index, (pattern, *_) in enumerate(groups):
+    if index in taken:
+      continue
+    found = [path for path in paths if re.search(pattern, path)]
+    if found:
+      first = groups[group_of(found[0], groups)][0]
+      raise ValueError(
+        f'groups[{index}] {pattern!r} takes no parameter, since earlier groups '
+        f'take what it matches ({found[0]} goes to {first!r}); put it first'
+      )
+    some = ', '.join(sorted(paths)[:: max(1, len(paths) // 5)][:5])
+    raise ValueError(
+      f'groups[{index}] {pattern!r} matches none of the {len(paths)} '
+      f'parameters; some of them: {some}'
+    )
+
+
+def _check_group(field: str, group: Any) -> None:
+  if not isinstance(group, tuple) or len(group) != 3:
+    _refuse(field, group, '(pattern, learning-rate and weight-decay factor)')
+  pattern, learning_rate, weight_decay = group
+  try:
+    re.compile(pattern)
+  except (re.error, TypeError) as error:
+    _refuse(f'{field} pattern', pattern, f'a regular expression ({error})')
+  _check_number(f'{field} learning-rate factor', learning_rate)
+  _check_number(f'{field} weight-decay factor', weight_decay)
+
+
+def _check_word(field: str, found: Any, allowed: tuple[str, ...]) -> None:
+  if found not in allowed:
+    _refuse(field, found, ', '.join(allowed))
+
+
+def _check_number(
+  field: str,
+  found: Any,
+  above: float | None = None,
+  below: float | None = None,
+  most: float | None = None,
+) -> None:
+  """Refuses all but finite numbers from 0 on, or within the bounds given."""
+  allowed = 'numbers from 0' if above is None else f'numbers above {above:g}'
+  if below is not None:
+    allowed += f' to below {below:g}'
+  if most is not None:
+    allowed += f' to {most:g}'
+  if (
+    isinstance(found, bool)
+    or not isinstance(found, int | float)
+    or not math.isfinite(found)
+    or (found < 0 if above is None else found <= above)
+    or (below is not None and found >= below)
+    or (most is not None and found > most)
+  ):
+    _refuse(field, found, allowed)
+
+
+def _refuse(field: str, found: Any, allowed: str) -> None:
+  raise ValueError(f'{field} is {found!r}; allowed: {allowed}')

@@ -1,0 +1,189 @@
+"""Stages of an experiment: run once, resumed when interrupted, never mixed up.
+
+A stage lives in `workdir/NAME`. `settings.json` there says what it was started
+with, `DONE.json` that it is finished and what it made. Running the same command
+again does what is left; with other settings it is refused.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from input_pipeline import errors
+from segcore import journal, options
+
+_MOST_DIFFERENCES = 5
+
+
+class Preempted(Exception):
+  """The machine asked to stop; everything needed to go on is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a stage runs, and where the stages it needs have left their work.
+
+  Attributes:
+    directory: the stage's own folder.
+    needed: folder of each stage it needs.
+    digest: of everything that decides the result, stages before included.
+  """
+
+  directory: pathlib.Path
+  needed: Mapping[str, pathlib.Path]
+  digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One step of an experiment.
+
+  Attributes:
+    name: also the name of its folder.
+    settings: everything that decides its result; not how fast, nor where.
+    run: does it, and returns the files and folders it made.
+    needs: names of the stages whose results it starts from.
+  """
+
+  name: str
+  settings: Any
+  run: Callable[[Place], Sequence[pathlib.Path]]
+  needs: tuple[str, ...] = ()
+
+
+def execute(
+  stages: Sequence[Stage],
+  workdir: pathlib.Path,
+  only: Sequence[str] = (),
+) -> None:
+  """Runs the stages that are not finished, in order.
+
+  Args:
+    stages: in an order in which each comes after those it needs.
+    workdir: folder of the experiment.
+    only: names to run; all of them by default.
+
+  Raises:
+    UserError: an unknown name, a needed stage that is not finished, or a folder
+      that belongs to other settings.
+  """
+  names = [stage.name for stage in stages]
+  for name in only:
+    if name not in names:
+      raise errors.UserError(
+        f'--stage: found {name}, expected one of {", ".join(names)}'
+      )
+  digests: dict[str, str] = {}
+  plan = []
+  for stage in stages:
+    before = {name: digests[name] for name in stage.needs}
+    settings = options.to_dict({'settings': stage.settings, 'needs': before})
+    digests[stage.name] = options.digest(settings)
+    directory = workdir / stage.name
+    _refuse_others(directory, settings)
+    if not only or stage.name in only:
+      plan.append((stage, settings))
+  for stage, settings in plan:
+    directory = workdir / stage.name
+    if (directory / 'DONE.json').exists():
+      journal.say(f'{stage.name} is finished already: {directory}')
+      continue
+    for name in stage.needs:
+      _verify(workdir / name, stage.name)
+    write_json(directory / 'settings.json', settings)
+    place = Place(
+      directory,
+      {name: workdir / name for name in stage.needs},
+      digests[stage.name],
+    )
+    outputs = stage.run(place)
+    _finish(place, stage.name, outputs)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Writes JSON from host 0, whole or not at all.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  if jax.process_index() != 0:
+    return
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.partial')
+    with open(partial, 'w') as file:
+      json.dump(content, file, indent=1, sort_keys=True)
+      file.flush()
+      os.fsync(file.fileno())
+    partial.rename(path)
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot write {path} ({error.strerror}): free some space, or choose '
+      'another --workdir'
+    ) from error
+
+
+def _refuse_others(directory: pathlib.Path, settings: Any) -> None:
+  path = directory / 'settings.json'
+  if not path.exists():
+    return
+  found = json.loads(path.read_text())
+  lines = options.differences(found, settings)
+  if lines:
+    more = len(lines) - _MOST_DIFFERENCES
+    raise errors.UserError(
+      f'{directory} was made with other settings ('
+      + '; '.join(lines[:_MOST_DIFFERENCES])
+      + (f'; and {more} more' if more > 0 else '')
+      + '): choose another --workdir'
+    )
+
+
+def _finish(place: Place, name: str, outputs: Sequence[pathlib.Path]) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'{name} finished')
+  files = [
+    file
+    for output in outputs
+    for file in (sorted(output.rglob('*')) if output.is_dir() else [output])
+    if file.is_file()
+  ]
+  if jax.process_index() == 0:
+    hashes = {
+      str(file.relative_to(place.directory)): _hash(file) for file in files
+    }
+    write_json(
+      place.directory / 'DONE.json',
+      {'stage': name, 'digest': place.digest, 'outputs': hashes},
+    )
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'{name} marked')
+
+
+def _verify(directory: pathlib.Path, needed_by: str) -> None:
+  """Raises UserError unless the stage is finished and its files are whole."""
+  done = directory / 'DONE.json'
+  if not done.exists():
+    raise errors.UserError(
+      f'{needed_by} needs {directory.name}, which is not finished in '
+      f'{directory.parent}: run --stage={directory.name} first'
+    )
+  for name, expected in json.loads(done.read_text())['outputs'].items():
+    file = directory / name
+    if not file.is_file() or _hash(file) != expected:
+      raise errors.UserError(
+        f'{file} is missing or changed since {directory.name} was finished: '
+        f'restore it, or remove {directory} to run the stage again'
+      )
+
+
+def _hash(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,315 @@
+"""The one training loop: restore, step, log, evaluate, save.
+
+It does not know which method it runs. Whatever happens at step k is decided by
+the state and by k, so a run that was killed and started again ends bit for bit
+as if nothing had happened.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from input_pipeline import errors
+from input_pipeline import loader as loader_lib
+from segcore import checkpoint, sharding, stage, summary, types
+from segcore import journal as journal_lib
+from segcore import method as method_lib
+
+# An evaluator: the state to named scalars.
+Evaluate = Callable[[method_lib.TrainState], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """How a run is carried out; changes nothing of what it computes.
+
+  Attributes:
+    log_every: steps between lines, journal entries and TensorBoard points.
+    save_every: steps between checkpoints.
+    fsdp: devices over which large leaves of the state are split.
+    reading: threads and worker processes of the input pipeline.
+  """
+
+  log_every: int = 50
+  save_every: int = 500
+  fsdp: int = 1
+  reading: loader_lib.Reading = loader_lib.Reading()
+
+  def __post_init__(self):
+    for name in ('log_every', 'save_every', 'fsdp'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+  """Which of the evaluator's scalars says what the best state is."""
+
+  metric: str
+  higher_is_better: bool = True
+
+  def improves(self, value: float, best: float | None) -> bool:
+    """Whether the value beats the best one so far."""
+    if best is None:
+      return not math.isnan(value)
+    return value > best if self.higher_is_better else value < best
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """A method, its data, and how long.
+
+  Attributes:
+    method: what is trained.
+    loader: its batches.
+    num_steps: length of the training.
+    seed: of the state's key.
+    evaluate: scalars of a state, or None.
+    evaluate_every: steps between evaluations; the last step always is one.
+    best: what the best state is, or None to keep only the latest.
+    loaded: subtrees to start from (see `Method.init`).
+    hparams: settings that TensorBoard shows beside the curves.
+  """
+
+  method: method_lib.Method
+  loader: loader_lib.Loader
+  num_steps: int
+  seed: int
+  evaluate: Evaluate | None = None
+  evaluate_every: int = 0
+  best: Best | None = None
+  loaded: types.Params | None = None
+  hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def train(
+  training: Training, place: stage.Place, operation: Operation, mesh: Mesh
+) -> method_lib.TrainState:
+  """Trains to the last step, from the newest checkpoint if there is one.
+
+  Raises:
+    UserError: a loss term is no longer finite, or the disk is full.
+    Preempted: the machine asked to stop; the state is saved.
+  """
+  with checkpoint.Checkpoints(place.directory) as checkpoints:
+    start, state = _restore_or_init(training, mesh, checkpoints)
+    _report(training, state, place, start)
+    with (
+      _Log(training, place, start) as log,
+      training.loader.start(start) as batches,
+    ):
+      run = _Run(training, place, operation, checkpoints, log)
+      return run.steps(
+        state,
+        _jitted_step(training.method, mesh, state),
+        loader_lib.prefetched(batches, sharding.put_batch(mesh)),
+        start,
+      )
+
+
+class _Log:
+  """Everything that is written along the way, from host 0."""
+
+  def __init__(self, training: Training, place: stage.Place, start: int):
+    events = place.directory / 'tensorboard'
+    self.journal = journal_lib.Journal(
+      place.directory / 'metrics.jsonl', step=start
+    )
+    self.progress = journal_lib.Progress(
+      place.directory.name,
+      start,
+      training.num_steps,
+      training.loader.batch_size,
+    )
+    self.writer = (
+      summary.SummaryWriter(
+        str(events), resume_step=start if events.exists() else None
+      )
+      if jax.process_index() == 0
+      else summary.NullWriter()
+    )
+    self.writer.write_hparams(training.hparams)
+
+  def __enter__(self) -> '_Log':
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.writer.close()
+
+  def train(self, step: int, values: Mapping[str, float]) -> None:
+    speed = self.progress.line(step, values)
+    named = {f'train/{name}': value for name, value in values.items()}
+    self.journal.write(step, named)
+    self.writer.write_scalars(
+      step, {**named, **{f'speed/{name}': v for name, v in speed.items()}}
+    )
+
+  def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+    shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+    journal_lib.say(f'{self.progress.name} {step}  evaluated  {shown}')
+    named = {f'val/{name}': value for name, value in values.items()}
+    self.journal.write(step, named)
+    self.writer.write_scalars(step, named)
+
+
+@dataclasses.dataclass
+class _Run:
+  """The steps of one training, and what is due after each."""
+
+  training: Training
+  place: stage.Place
+  operation: Operation
+  checkpoints: checkpoint.Checkpoints
+  log: _Log
+
+  def steps(self, state, step_fn, batches, start: int):
+    """Runs from `start` to the end; returns the last state."""
+    watch = None
+    for step in range(start + 1, self.training.num_steps + 1):
+      state, watch, metrics = step_fn(state, watch, next(batches))
+      if step == start + 1:
+        jax.block_until_ready(metrics)
+        self.log.progress.restart(step)
+      last = step == self.training.num_steps
+      stopping = _preempted(step)
+      log_due = last or step % self.operation.log_every == 0
+      save_due = last or stopping or step % self.operation.save_every == 0
+      evaluate_due = self._evaluate_due(step)
+      if log_due or save_due or evaluate_due:
+        self._check_finite(watch)
+      if log_due:
+        self.log.train(step, _floats(metrics))
+      if evaluate_due:
+        self._evaluate(step, state)
+      if save_due:
+        # What is logged up to here must outlive a kill: it will not come again.
+        self.log.writer.flush()
+        self.checkpoints.save(step, state)
+      if stopping and not last:
+        self.checkpoints.wait()
+        raise stage.Preempted(f'{self.place.directory} saved at step {step}')
+    self.checkpoints.wait()
+    return state
+
+  def _evaluate_due(self, step: int) -> bool:
+    every = self.training.evaluate_every
+    if self.training.evaluate is None:
+      return False
+    return step == self.training.num_steps or (every and step % every == 0)
+
+  def _evaluate(self, step: int, state: method_lib.TrainState) -> None:
+    with self.log.progress.paused():
+      values = self.training.evaluate(state)
+    self.log.evaluation(step, values)
+    best = self.training.best
+    if best and best.improves(
+      values[best.metric], self.checkpoints.best_value(before=step)
+    ):
+      self.checkpoints.save_best(step, state, values[best.metric])
+
+  def _check_finite(self, watch: Mapping[str, jax.Array]) -> None:
+    first = {
+      name: int(step)
+      for name, step in jax.device_get(watch).items()
+      if step < _NEVER
+    }
+    if not first:
+      return
+    step = min(first.values())
+    names = [name for name in first if first[name] == step]
+    # 'loss' and 'grad_norm' follow from a term: name the term if there is one.
+    terms = [n for n in names if n not in ('loss', 'grad_norm')] or names
+    self.checkpoints.wait()
+    raise errors.UserError(
+      f'{", ".join(terms)} was not finite at step {step} of '
+      f'{self.place.directory.name}: the checkpoint before it is kept in '
+      f'{self.place.directory}; lower the learning rate or clip the gradient'
+    )
+
+
+# Value of the watch of a scalar that has always been finite.
+_NEVER = np.iinfo(np.int32).max
+
+
+def _jitted_step(method: method_lib.Method, mesh: Mesh, state):
+  """The method's step, which also notes when a scalar was not finite."""
+
+  def watched(state, watch, batch):
+    new_state, metrics = method.train_step(state, batch)
+    now = {
+      name: jnp.where(jnp.isfinite(value), _NEVER, new_state.step)
+      for name, value in metrics.items()
+    }
+    watch = jax.tree.map(jnp.minimum, watch, now) if watch else now
+    return new_state, watch, metrics
+
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  whole = sharding.replicated(mesh)
+  return jax.jit(
+    watched,
+    in_shardings=(shardings, whole, sharding.batch_sharding(mesh)),
+    out_shardings=(shardings, whole, whole),
+    donate_argnums=0,
+  )
+
+
+def _restore_or_init(
+  training: Training, mesh: Mesh, checkpoints: checkpoint.Checkpoints
+) -> tuple[int, method_lib.TrainState]:
+  spec = training.loader.element_spec()
+
+  def init(rng, loaded):
+    return training.method.init(rng, spec, loaded)
+
+  rng = jax.random.PRNGKey(training.seed)
+  shapes = jax.eval_shape(init, rng, training.loaded)
+  shardings = sharding.state_shardings(mesh, shapes)
+  placed = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
+  )
+  found = checkpoints.restore(placed)
+  if found is not None:
+    return found
+  # Inside one jit: no leaf may share memory with an input or another leaf,
+  # since the step donates them all.
+  return 0, jax.jit(init, out_shardings=shardings)(rng, training.loaded)
+
+
+def _report(training: Training, state, place: stage.Place, start: int) -> None:
+  """Says at the start what is trained, and keeps the table of parameters."""
+  parts = {
+    name: sum(x.size for x in jax.tree.leaves(tree))
+    for name, tree in state.params.items()
+  }
+  journal_lib.say(
+    f'{place.directory.name}: '
+    + ('' if start == 0 else f'going on from step {start}; ')
+    + f'{training.num_steps} steps of {training.loader.batch_size} images on '
+    f'{jax.device_count()} {jax.devices()[0].device_kind} device(s); '
+    'parameters: '
+    + ', '.join(f'{name} {size:,}' for name, size in parts.items())
+  )
+  if jax.process_index() == 0:
+    table = parameter_overview.get_parameter_overview(state.params)
+    (place.directory / 'parameters.txt').write_text(table + '\n')
+
+
+def _preempted(step: int) -> bool:
+  """Whether all hosts have agreed to save at this step and stop."""
+  if not jax.distributed.is_initialized():
+    return False
+  return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _floats(metrics: types.Metrics) -> dict[str, float]:
+  return {name: float(v) for name, v in jax.device_get(metrics).items()}
