@@ -1,6 +1,6 @@
 """Blocks that several experiments share, as functions; and their options.
 
-Options are what stands after the colon: `ddep_shapes.py:init=dep,labels=50,tiny`.
+Options are what stands after the colon: `ddep_shapes.py:init=dep,tiny`.
 """
 
 from types import SimpleNamespace
@@ -106,6 +106,21 @@ def recipe(
   )
 
 
+def subset(options: SimpleNamespace, labels: int = 0) -> Any:
+  """The labelled images of a run: `labels` or `fraction` of the options.
+
+  Args:
+    options: with labels, fraction and seed.
+    labels: where neither was given; 0 means all.
+  """
+  given = options.labels or options.fraction
+  return block(
+    labels=options.labels if given else labels,
+    fraction=options.fraction or 1.0,
+    seed=options.seed,
+  )
+
+
 # What each kind of pretraining runs, and what the stages start from.
 _INITS = {
   'ddep': {
@@ -156,3 +171,13 @@ def set_encoder(config: ml_collections.ConfigDict, path: str) -> None:
   for name in ('denoise', 'finetune'):
     if config[name].start.path == 'classify':
       config[name].start.path = path
+
+
+def make_tiny(config: ml_collections.ConfigDict) -> None:
+  """Cuts every stage to 60 steps; all else stays as it is."""
+  for name in ('classify', 'denoise', 'finetune'):
+    recipe = config[name].recipe
+    recipe.num_steps = 60
+    recipe.evaluate_every = 30 if recipe.evaluate_every else 0
+    recipe.optimizer.warmup_steps = 5
+  config.operation.update(log_every=10, save_every=20)

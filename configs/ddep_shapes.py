@@ -14,8 +14,8 @@ def get_config(argument=None):
   options = common.parse(
     argument,
     init=['ddep', 'dep', 'supervised', 'none'],
-    labels=100,  # labelled scenes of 2,000; 0: all of them, or `fraction`
-    fraction=1.0,  # share of the labelled scenes; with labels=0
+    labels=0,  # number of labelled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labelled; 0: 100 images
     seed=0,
     width=1,  # factor of the decoder's channels
     encoder='',  # a finished run's stage, or a weight file
@@ -57,7 +57,7 @@ def get_config(argument=None):
   config.denoise = common.block(
     data=common.data('shapes/scenes'),
     split='unlabeled',
-    noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': None, 'target': 'eps'},
+    noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
     crop={'name': 'inception', 'size': (64, 64), 'area': (0.3, 1.0)},
     recipe=common.recipe(32, 1200, common.adam(2e-3, warmup_steps=50)),
   )
@@ -65,11 +65,7 @@ def get_config(argument=None):
     data=common.data('shapes/scenes'),
     split='train',
     val_split='val',
-    subset={
-      'labels': options.labels if options.fraction == 1.0 else 0,
-      'fraction': options.fraction,
-      'seed': options.seed,
-    },
+    subset=common.subset(options, labels=100),
     crop={'name': 'random', 'size': (64, 64)},
     recipe=common.recipe(16, 2000, common.adam(1e-3, warmup_steps=50), 500),
   )
@@ -81,10 +77,5 @@ def get_config(argument=None):
   if options.encoder:
     common.set_encoder(config, options.encoder)
   if options.tiny:
-    config.classify.recipe.update(num_steps=60, evaluate_every=30)
-    config.denoise.recipe.num_steps = 60
-    config.finetune.recipe.update(num_steps=60, evaluate_every=30)
-    for name in ('classify', 'denoise', 'finetune'):
-      config[name].recipe.optimizer.warmup_steps = 5
-    config.operation.update(log_every=10, save_every=20)
+    common.make_tiny(config)
   return config

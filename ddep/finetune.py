@@ -29,7 +29,7 @@ class Finetune:
   def train_step(
     self, state: method.TrainState, batch: batch_lib.Batch
   ) -> tuple[method.TrainState, types.Metrics]:
-    """One step; 'loss' is the mean over the batch's labelled pixels, in nats."""
+    """One step; 'loss' is the mean over labelled pixels, in nats."""
     return self.update(self.loss, state, batch)
 
   def loss(self, params, batch_stats, batch, keys) -> method.Outcome:

@@ -8,9 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import ml_collections
-import numpy as np
 from jax.sharding import Mesh
 
 from ddep import classify, denoise, finetune, noise
@@ -260,14 +258,7 @@ class Runner:
     found = pretrained.read(place.needed['finetune'] / folder)
     labelled = self._labelled()
     trained = self._segmentation(len(labelled.classes))
-    state = method.TrainState(
-      step=np.zeros((), np.int32),
-      params=found['params'],
-      batch_stats=found['batch_stats'],
-      opt_state=(),
-      rng=jax.random.PRNGKey(0),
-    )
-    state = jax.device_put(state, sharding.replicated(self.mesh))
+    state = method.frozen(found, self.mesh)
     data = self.experiment.finetune
     results = {}
     for name in block.splits:

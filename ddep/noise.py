@@ -23,42 +23,41 @@ class Options:
   Attributes:
     kind: 'scaled' attenuates the image so that the variance stays (Eq. 5);
       'simple' adds to it (Eq. 1).
-    gamma: γ of Eq. 5, the share of the image's power that is kept, in (0, 1).
+    gamma: γ of Eq. 5, the share of the image's power that is kept, in (0, 1);
+      0 where sigma is given.
     sigma: σ of Eq. 1, in units of images in [0, 1] for 'simple'; gives
-      γ = 1 / (1 + σ²) for 'scaled'. Give either gamma or sigma.
+      γ = 1 / (1 + σ²) for 'scaled'; 0 where gamma is given.
     target: what is predicted: 'eps' the noise e, 'x' the clean image, or
       'eps_scaled' the noise at its magnitude.
   """
 
   kind: Literal['scaled', 'simple'] = 'scaled'
-  gamma: float | None = None
-  sigma: float | None = None
+  gamma: float = 0.0
+  sigma: float = 0.0
   target: Literal['eps', 'x', 'eps_scaled'] = 'eps'
 
   def __post_init__(self):
-    if (self.gamma is None) == (self.sigma is None):
+    if not 0 <= self.gamma < 1:
+      raise ValueError(f'gamma: found {self.gamma}, expected 0 < gamma < 1')
+    if self.sigma < 0:
+      raise ValueError(f'sigma: found {self.sigma}, expected above 0')
+    if bool(self.gamma) == bool(self.sigma):
       raise ValueError(
         f'gamma={self.gamma} and sigma={self.sigma}: expected exactly one of '
-        'them, set the other to None'
+        'them, set the other to 0'
       )
-    if self.gamma is not None and not 0 < self.gamma < 1:
-      raise ValueError(f'gamma: found {self.gamma}, expected 0 < gamma < 1')
-    if self.sigma is not None and self.sigma <= 0:
-      raise ValueError(f'sigma: found {self.sigma}, expected above 0')
 
   @property
   def power_kept(self) -> float:
     """γ = 1 / (1 + σ²)."""
-    return self.gamma if self.gamma is not None else 1 / (1 + self.sigma**2)
+    return self.gamma or 1 / (1 + self.sigma**2)
 
   @property
   def magnitude(self) -> float:
     """Factor of e: sqrt(1 - γ) for 'scaled', σ for 'simple'."""
     if self.kind == 'scaled':
       return math.sqrt(1 - self.power_kept)
-    if self.sigma is not None:
-      return self.sigma
-    return math.sqrt(1 / self.gamma - 1)
+    return self.sigma or math.sqrt(1 / self.gamma - 1)
 
 
 def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:

@@ -35,7 +35,8 @@ def to_symmetric(
   images: UInt8[Array, '*B H W 3'],
 ) -> Float[Array, '*B H W 3']:
   """Maps 0…255 to [-1, 1], the image space of everything on the device."""
-  return images.astype(jnp.float32) / 127.5 - 1.0
+  # Not x / 127.5 - 1, which compiled ends above 1.
+  return (images.astype(jnp.float32) - 127.5) / 127.5
 
 
 def to_uint8(
@@ -59,8 +60,6 @@ def join(arrays: Sequence[Array]) -> Array:
 def split(array: Array, num_arrays: int) -> tuple[Array, ...]:
   """Undoes `join`: [B·V, …] into V arrays [B, …]."""
   if array.shape[0] % num_arrays:
-    raise ValueError(
-      f'{array.shape[0]} rows are not {num_arrays} joined arrays'
-    )
+    raise ValueError(f'{len(array)} rows are not {num_arrays} joined arrays')
   stacked = array.reshape((-1, num_arrays, *array.shape[1:]))
   return tuple(stacked[:, i] for i in range(num_arrays))

@@ -50,7 +50,8 @@ class Options:
     images: folders only: where the images are in the source.
     masks: image_mask_folder only: where the masks are.
     classes: image_mask_folder only: file with the class list.
-    ignore: image_mask_folder only: value or colour without a class.
+    ignore: image_mask_folder only: value or colour of pixels without a class,
+      '255' or '255,255,255' or '#ffffff'; '' if there are none.
     val_fraction: folders only: part of the images that becomes `val`.
     split_seed: folders only: chooses which.
     on_bad_example: folders only: 'error' refuses all for one bad file, 'skip'
@@ -62,14 +63,14 @@ class Options:
   images: str = ''
   masks: str = ''
   classes: str = ''
-  ignore: int | tuple[int, int, int] | None = None
+  ignore: str = ''
   val_fraction: float = 0.0
   split_seed: int = 0
   on_bad_example: str = 'error'
 
   def __post_init__(self):
-    base = self.name.split('/')[0]
-    if base not in _BUILDERS:
+    base, slash, _ = self.name.partition('/')
+    if base not in _BUILDERS or (slash and base != 'shapes'):
       raise errors.UserError(
         f'there is no data set {self.name!r}: expected one of '
         f'{", ".join(_BUILDERS)}'
@@ -116,9 +117,9 @@ class Split:
 
   def select(self, indices: np.ndarray) -> 'Split':
     """The images of the given indices, as a split of its own."""
-    name = f'{self.name} ({len(indices)} of {len(self)} images)'
-    if len(indices) == len(self):
+    if np.array_equal(indices, np.arange(len(self))):
       return self
+    name = f'{self.name} ({len(indices)} of {len(self)} images)'
     return dataclasses.replace(
       self, name=name, records=_Selected(self.records, indices)
     )
@@ -260,5 +261,5 @@ def _folder_options(module: Any, options: Options, source: str) -> Any:
     **common,
     masks=options.masks,
     classes=options.classes,
-    ignore=options.ignore,
+    ignore=module.parse_ignore(options.ignore),
   )

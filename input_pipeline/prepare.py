@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from absl import logging
 
 from input_pipeline import audit, datasets, errors
-from input_pipeline.builders import folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   # TFDS tells of each of its steps.
   logging.set_verbosity(logging.ERROR)
   try:
-    ignore = folders.parse_ignore(arguments.pop('ignore'))
-    options = datasets.Options(**arguments, ignore=ignore)
+    options = datasets.Options(**arguments)
     if check:
       _check(options, data_dir)
     else:

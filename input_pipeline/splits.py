@@ -42,7 +42,9 @@ class Subset:
     Raises:
       UserError: more labels are asked for than there are images.
     """
-    count = self.labels or max(1, math.floor(num_images * self.fraction + 0.5))
+    # 50 · 0.29 is 14.499999999999998 in floating point, and means 14.5.
+    share = round(num_images * self.fraction, 6)
+    count = self.labels or max(1, math.floor(share + 0.5))
     if count > num_images:
       raise errors.UserError(
         f'{count} labelled images were asked for, the split has {num_images}: '

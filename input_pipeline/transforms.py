@@ -22,8 +22,9 @@ from input_pipeline.builders import records
 
 Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
+Padding = tuple[int, int]  # Before and after.
 
-# Value of image pixels that a crop finds outside the image: mid-grey, which is
+# Value of image pixels that a crop finds outside the image: mid-grey, next to
 # 0 in the image space of the device.
 PADDING_VALUE = 127
 
@@ -59,20 +60,24 @@ def resize_bilinear(
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
+def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
+  """What [start, start + length) has of [0, size), and lacks on each side."""
+  first = min(max(start, 0), size)
+  last = min(max(start + length, 0), size)
+  before = min(max(-start, 0), length)
+  return slice(first, last), (before, length - before - (last - first))
+
+
 def crop(example: Example, box: Box) -> Example:
   """Cuts the box out of image and label; what lies outside is padding."""
   height, width = example['image'].shape[:2]
-  top, left = max(box.top, 0), max(box.left, 0)
-  bottom = min(box.top + box.height, height)
-  right = min(box.left + box.width, width)
-  # (before, after) on each axis; all zero for a box inside the image.
-  padding = (
-    (top - box.top, box.top + box.height - bottom),
-    (left - box.left, box.left + box.width - right),
-  )
+  rows, above_below = _overlap(box.top, box.height, height)
+  columns, left_right = _overlap(box.left, box.width, width)
+  # All zero for a box inside the image.
+  padding = (above_below, left_right)
 
   def cut(array: np.ndarray, value: int) -> np.ndarray:
-    inside = array[top:bottom, left:right]
+    inside = array[rows, columns]
     if not any(map(any, padding)):
       return inside
     rest = ((0, 0),) * (array.ndim - 2)
@@ -113,6 +118,12 @@ class Decode:
 
   num_classes: int
   keep: tuple[str, ...] = ('label',)
+
+  def __post_init__(self):
+    if not set(self.keep) <= {'label', 'tags'}:
+      raise ValueError(
+        f"keep: found {self.keep}, expected some of ('label', 'tags')"
+      )
 
   def __call__(self, record: Example, rng: np.random.Generator) -> Example:
     """Decodes; draws nothing."""

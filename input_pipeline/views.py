@@ -34,7 +34,11 @@ class Views:
 
   def __post_init__(self):
     if self.count < 1:
-      raise ValueError(f'views {self.name}: found count {self.count}')
+      raise ValueError(
+        f'views {self.name}: found count {self.count}, expected >= 1'
+      )
+    if not 0 <= self.flip <= 1:
+      raise ValueError(f'flip: found {self.flip}, expected 0 to 1')
     # The crop's own constructor refuses what else is impossible.
     transforms.InceptionCrop(self.size, self.area, self.aspect)
 
@@ -48,6 +52,13 @@ class MultiCrop:
   """
 
   groups: tuple[Views, ...]
+
+  def __post_init__(self):
+    names = tuple(group.name for group in self.groups)
+    if not names or len(set(names)) < len(names):
+      raise ValueError(
+        f'groups: found the names {names}, expected one or more, all different'
+      )
 
   def __call__(
     self, example: transforms.Example, rng: np.random.Generator

@@ -4,9 +4,9 @@
   if __name__ == '__main__':
     app.run(stages)
 
-Exit status: 0 when the last stage is done, 75 when the machine asked to stop and
-everything needed to go on is saved (run the same command again), 2 for what the
-user can mend.
+Exit status: 0 when the last stage is done, 75 when the machine asked to stop
+and everything needed to go on is saved (run the same command again), 2 for what
+the user can mend.
 """
 
 import contextlib
@@ -74,6 +74,7 @@ def _parse(
     'Experiment: a file, and options after a colon.',
     lock_config=True,
     flag_values=values,
+    sys_argv=list(argv),
   )
   flags.DEFINE_string(
     'workdir',
@@ -96,14 +97,21 @@ def _parse(
     return None
   if rest:
     raise errors.UserError(f'{rest[0]!r} is no flag: expected --name=value')
-  if values.config is None:
+  config = values.config
+  if config is None:
     raise errors.UserError(
       '--config is missing: expected a file such as configs/ddep_shapes.py'
     )
+  if not isinstance(config, ml_collections.ConfigDict):
+    # What stands in for a file that could not be loaded; any use of it says why.
+    try:
+      config.seed  # noqa: B018
+    except OSError as error:
+      raise errors.UserError(_one_line(error)) from error
   workdir = values.workdir or default_workdir(
     config_flags.get_config_filename(values['config'])
   )
-  return values.config, pathlib.Path(workdir).absolute(), tuple(values.stage)
+  return config, pathlib.Path(workdir).absolute(), tuple(values.stage)
 
 
 def default_workdir(config: str) -> str:
@@ -140,8 +148,9 @@ def _is_pod() -> bool:
 
 
 def _one_line(error: Exception) -> str:
-  text = ' '.join(str(error).split())
-  known = (flags.Error, ValueError, errors.UserError)
+  # The text of an AttributeError may be quoted, with its line breaks escaped.
+  text = ' '.join(str(error).strip('\'"').replace('\\n', ' ').split())
+  known = (flags.Error, ValueError, OSError, errors.UserError)
   return text if isinstance(error, known) else f'{type(error).__name__}: {text}'
 
 
@@ -153,6 +162,6 @@ def _disk_full(workdir: pathlib.Path) -> Iterator[None]:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
     raise errors.UserError(
-      f'the disk of {workdir} is full: nothing is lost; free some space and run '
-      'the same command again'
+      f'the disk of {workdir} is full: nothing is lost; free some space and '
+      'run the same command again'
     ) from error

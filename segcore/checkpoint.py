@@ -1,8 +1,8 @@
 """Checkpoints of a stage: the latest and the best, apart from each other.
 
 Saving is asynchronous and atomic: a step's folder gets its name only when it is
-complete. The folder `checkpoints` holds the latest two steps, `best` the one with
-the best value so far.
+complete. The folder `checkpoints` holds the latest two steps, `best` the one
+with the best value so far.
 """
 
 import contextlib
@@ -138,29 +138,27 @@ def read(
     raise errors.UserError(f'no checkpoint in {directory}: train it first')
   folder = directory / str(max(steps)) / _STATE
   try:
-    with _manager(directory, keep=None) as manager:
-      tree = manager.item_metadata(max(steps))[_STATE].tree
-      item = {name: tree[name] for name in names if name in tree}
-      args = ocp.args.PyTreeRestore(
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(folder).tree
+    item = {name: tree[name] for name in names if name in tree}
+    return handler.restore(
+      folder,
+      args=ocp.args.PyTreeRestore(
         item=item,
         partial_restore=True,
         restore_args=jax.tree.map(
           lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
         ),
-      )
-      return manager.restore(
-        max(steps), args=ocp.args.Composite(**{_STATE: args})
-      )[_STATE]
+      ),
+    )
   except Exception as error:
     raise errors.UserError(
-      f'{folder} cannot be read ({str(error).splitlines()[0]}): restore it from '
-      'a copy or train again'
+      f'{folder} cannot be read ({str(error).splitlines()[0]}): restore it '
+      'from a copy or train again'
     ) from error
 
 
-def _manager(
-  directory: pathlib.Path, keep: int | None
-) -> ocp.CheckpointManager:
+def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(
     directory.absolute(),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),

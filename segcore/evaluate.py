@@ -3,15 +3,15 @@
   evaluator = Evaluator(split, inference.label_maps(method), metric, ...)
   values = evaluator(state)              # {'miou': 0.61, …, 'iou': array}
 
-Images are padded at the bottom and at the right, by reflection, to a multiple of
-the network's stride. Images of equal padded size share batches and a compiled
+Images are padded at the bottom and at the right, by reflection, to a multiple
+of the network's stride. Images of equal padded size share batches and a compiled
 program; what was padded is cut off before anything is counted.
 """
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -71,6 +71,95 @@ def pad(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+  """What a predictor finds in each image of a split, each image once.
+
+  Attributes:
+    split: the images.
+    predict: pure; gets jitted.
+    batch_size: global number of rows.
+    multiple: padded heights and widths are multiples of it.
+    mesh: the devices.
+    keep: kinds of label that the examples have: 'label', 'tags'.
+    reading: threads.
+    show: whether to print progress lines.
+  """
+
+  split: datasets.Split
+  predict: inference.Predictor
+  batch_size: int
+  multiple: int
+  mesh: Mesh
+  keep: tuple[str, ...] = ()
+  reading: loader_lib.Reading = loader_lib.Reading()
+  show: bool = False
+
+  def __post_init__(self):
+    sharding.check_batch(self.batch_size, self.mesh, 'batch_size of evaluation')
+
+  def __call__(
+    self, state: method_lib.TrainState
+  ) -> Iterator[tuple[np.ndarray, transforms.Example]]:
+    """Pairs of prediction and example, for the images of this host.
+
+    All hosts must go through to the end. The order is that of the plan. Maps
+    over the padded image are cut to the image.
+    """
+    put = sharding.put_batch(self.mesh)
+    progress = journal.Progress(
+      f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
+    )
+    iterator = self.reading.iterate(self._batches)
+    try:
+      for done, batch in enumerate(iterator, start=1):
+        found = sharding.local_rows(self._jitted(state, put(batch['image'])))
+        canvas = batch['image'].shape[1:3]
+        for prediction, example in zip(found, batch['examples'], strict=True):
+          if example is None:
+            continue
+          if prediction.shape[:2] == canvas:
+            height, width = example['size']
+            prediction = prediction[:height, :width]
+          yield prediction, example
+        if self.show and (done == len(self._plan) or done % 20 == 0):
+          progress.line(done, {})
+    finally:
+      iterator.close()
+
+  @functools.cached_property
+  def _jitted(self) -> Callable:
+    rows = sharding.batch_sharding(self.mesh)
+    return jax.jit(self.predict, out_shardings=rows)
+
+  @functools.cached_property
+  def _plan(self) -> list[PlannedBatch]:
+    return plan(self.split.sizes(), self.batch_size, self.multiple)
+
+  @functools.cached_property
+  def _batches(self) -> grain.MapDataset:
+    part = loader_lib.Part()
+    rows = part.rows(self.batch_size)
+    mine = slice(part.index * rows, (part.index + 1) * rows)
+    decode = transforms.Decode(len(self.split.classes), self.keep)
+    records = self.split.records
+
+    def load(planned: PlannedBatch) -> dict[str, Any]:
+      examples = [
+        decode(records[i], None) if i >= 0 else None
+        for i in planned.indices[mine]
+      ]
+      images = [
+        np.zeros((*planned.canvas, 3), np.uint8)
+        if example is None
+        else pad(example['image'], planned.canvas)
+        for example in examples
+      ]
+      return {'image': np.stack(images), 'examples': examples}
+
+    return grain.MapDataset.source(self._plan).map(load)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
   """Applies a predictor to a split and counts.
 
@@ -101,61 +190,23 @@ class Evaluator:
 
   def __call__(self, state: method_lib.TrainState) -> metrics_lib.Values:
     """Evaluates the state; the same values on every host."""
-    put = sharding.put_batch(self.mesh)
-    progress = journal.Progress(
-      f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
-    )
     metric = self.metric
-    iterator = self.reading.iterate(self._batches)
-    try:
-      for done, batch in enumerate(iterator, start=1):
-        found = sharding.local_rows(self._jitted(state, put(batch['image'])))
-        for prediction, example in zip(found, batch['examples'], strict=True):
-          if example is not None:
-            metric = self._update(metric, prediction, example)
-        if self.show and (done == len(self._plan) or done % 20 == 0):
-          progress.line(done, {})
-    finally:
-      iterator.close()
+    for prediction, example in self._predictions(state):
+      metric = metric.update(prediction, example[self.target], example['id'])
     return metrics_lib.merge_across_hosts(metric).compute()
 
-  def _update(self, metric, prediction, example):
-    target = example[self.target]
-    if prediction.ndim == 2:  # A label map: cut the padding off.
-      prediction = prediction[: target.shape[0], : target.shape[1]]
-    return metric.update(prediction, target, example['id'])
-
   @functools.cached_property
-  def _jitted(self) -> Callable:
-    rows = sharding.batch_sharding(self.mesh)
-    return jax.jit(self.predict, out_shardings=rows)
-
-  @functools.cached_property
-  def _plan(self) -> list[PlannedBatch]:
-    return plan(self.split.sizes(), self.batch_size, self.multiple)
-
-  @functools.cached_property
-  def _batches(self) -> grain.MapDataset:
-    part = loader_lib.Part()
-    rows = part.rows(self.batch_size)
-    mine = slice(part.index * rows, (part.index + 1) * rows)
-    decode = transforms.Decode(len(self.split.classes), keep=(self.target,))
-    records = self.split.records
-
-    def load(planned: PlannedBatch) -> dict[str, Any]:
-      examples = [
-        decode(records[i], None) if i >= 0 else None
-        for i in planned.indices[mine]
-      ]
-      images = [
-        np.zeros((*planned.canvas, 3), np.uint8)
-        if example is None
-        else pad(example['image'], planned.canvas)
-        for example in examples
-      ]
-      return {'image': np.stack(images), 'examples': examples}
-
-    return grain.MapDataset.source(self._plan).map(load)
+  def _predictions(self) -> Predictions:
+    return Predictions(
+      split=self.split,
+      predict=self.predict,
+      batch_size=self.batch_size,
+      multiple=self.multiple,
+      mesh=self.mesh,
+      keep=(self.target,),
+      reading=self.reading,
+      show=self.show,
+    )
 
 
 def to_json(

@@ -90,17 +90,16 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
   """Seconds as people say them.
 
-  >>> duration(75), duration(3700), duration(200000)
-  ('1m15s', '1h01m', '2d07h')
+  >>> duration(9), duration(75), duration(3700), duration(200000)
+  ('9s', '1m15s', '1h01m', '2d07h')
   """
   seconds = round(seconds)
-  for small, big, a, b in ((60, 3600, 'm', 's'), (3600, 86400, 'h', 'm')):
-    if seconds < big:
-      unit = small if seconds >= small else None
-      if unit is None:
-        return f'{seconds}s'
-      return f'{seconds // small}{a}{seconds % small // (small // 60):02}{b}'
-  return f'{seconds // 86400}d{seconds % 86400 // 3600:02}h'
+  minutes, hours = seconds // 60, seconds // 3600
+  if hours >= 24:
+    return f'{hours // 24}d{hours % 24:02}h'
+  if hours:
+    return f'{hours}h{minutes % 60:02}m'
+  return f'{minutes}m{seconds % 60:02}s' if minutes else f'{seconds}s'

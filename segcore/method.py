@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import errors
@@ -22,21 +23,26 @@ from segcore.models import segmenter as segmenter_lib
 class TrainState:
   """All that training changes; a method extends it by subclassing.
 
+  A state is also a tree of shapes or of shardings, so its fields are of any
+  type.
+
   Attributes:
-    step: number of finished steps.
+    step: int32 [], number of finished steps.
     params: parameters by part: encoder, decoder, heads.
     batch_stats: running statistics of normalisation; may be empty.
     opt_state: the optimiser's slots, for trained parameters only.
-    rng: base key; a step uses `fold_in(rng, step)` and never changes it.
+    rng: uint32 [2], base key; a step uses `fold_in(rng, step)` and never
+      changes it.
   """
 
-  step: Int[Array, '']
-  params: types.Params
-  batch_stats: types.Params
-  opt_state: optax.OptState
-  rng: UInt32[Array, '2']
+  step: Any
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  rng: Any
 
 
+@runtime_checkable
 class Method(Protocol):
   """One kind of training. All three functions are pure and get jitted."""
 
@@ -138,6 +144,23 @@ def variables(state: TrainState) -> dict[str, types.Params]:
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
+def frozen(found: types.Params, mesh: Mesh) -> TrainState:
+  """A state that only predicts, on every device of the mesh.
+
+  Args:
+    found: 'params' and 'batch_stats', as `pretrained.read` returns them.
+    mesh: the devices.
+  """
+  state = TrainState(
+    step=np.zeros((), np.int32),
+    params=found['params'],
+    batch_stats=found.get('batch_stats', {}),
+    opt_state=(),
+    rng=np.zeros(2, np.uint32),
+  )
+  return jax.device_put(state, sharding.replicated(mesh))
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """Batch, length and optimiser of a training.
@@ -170,9 +193,21 @@ class Recipe:
         f'expected at most num_steps = {self.num_steps}'
       )
 
-  def check(self, mesh: Mesh, path: str) -> None:
-    """Raises UserError unless batches and their parts fit the devices."""
+  def check(self, mesh: Mesh, path: str, accumulates: bool = True) -> None:
+    """Raises UserError unless batches and their parts fit the devices.
+
+    Args:
+      mesh: the devices.
+      path: where the recipe stands, for messages.
+      accumulates: whether the method can look at a batch in parts: its loss is
+        a sum over a count, and rows do not meet.
+    """
     sharding.check_batch(self.batch_size, mesh, f'{path}.batch_size')
+    if self.accumulate > 1 and not accumulates:
+      raise errors.UserError(
+        f'{path}.accumulate: found {self.accumulate}, expected 1, since this '
+        'method needs the whole batch at once'
+      )
     if self.batch_size % (self.accumulate * mesh.size):
       raise errors.UserError(
         f'{path}.accumulate: found {self.accumulate}, expected a divisor of '
@@ -254,7 +289,6 @@ class Update:
     rows = jax.tree.leaves(batch)[0].shape[0]
     rng = jax.random.fold_in(state.rng, state.step)
     row_rng, network_rng = jax.random.split(rng)
-    trained = self._trained(state.params)
 
     def look_at(microbatch, rows_rng, part):
       keys = Keys(rows_rng, jax.random.fold_in(network_rng, part))
@@ -264,7 +298,7 @@ class Update:
         outcome = loss(params, state.batch_stats, microbatch, keys)
         return outcome.total, outcome
 
-      return jax.grad(total, has_aux=True)(trained)
+      return jax.grad(total, has_aux=True)(self._trained(state.params))
 
     # Parts are strided, so that each has rows on every device.
     parts = jax.tree.map(
@@ -289,16 +323,33 @@ class Update:
       **{n: v / self.accumulate for n, v in outcome.scalars.items()},
       'grad_norm': optax.global_norm(gradient),
     }
+    return self.apply(state, gradient, outcome.batch_stats), metrics
+
+  def apply(
+    self,
+    state: TrainState,
+    gradient: types.Params,
+    batch_stats: types.Params,
+  ) -> TrainState:
+    """The state one step later.
+
+    For methods that find their gradient themselves.
+
+    Args:
+      state: before the step; of a subclass, whose own fields stay.
+      gradient: of the loss by the trained parts.
+      batch_stats: after the forward pass.
+    """
+    trained = self._trained(state.params)
     updates, opt_state = self._transformation(state.params).update(
       gradient, state.opt_state, trained
     )
-    state = state.replace(
+    return state.replace(
       step=state.step + 1,
       params={**state.params, **optax.apply_updates(trained, updates)},
-      batch_stats=outcome.batch_stats,
+      batch_stats=batch_stats,
       opt_state=opt_state,
     )
-    return state, metrics
 
   def _trained(self, params: types.Params) -> types.Params:
     return {name: params[name] for name in self.trained}

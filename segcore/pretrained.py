@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import safetensors.flax
+import safetensors
 from flax import traverse_util
 
 from input_pipeline import errors
@@ -38,10 +38,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       f'{path} does not exist: expected the folder of a stage, or a .npz or '
       '.safetensors file'
     )
-  if path.suffix == '.npz':
-    flat = _read_npz(path)
-  elif path.suffix == '.safetensors':
-    flat = safetensors.flax.load_file(path)
+  if path.suffix in _READERS:
+    flat = _read_file(path)
   else:
     raise errors.UserError(
       f'{path}: unknown kind of weight file, expected .npz or .safetensors'
@@ -116,12 +114,26 @@ def take(
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path, allow_pickle=False) as file:
+    return dict(file)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  # As jax arrays: numpy has no bfloat16, and `load` fails on it.
+  with safetensors.safe_open(path, 'flax') as file:
+    return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
+
+
+_READERS = {'.npz': _read_npz, '.safetensors': _read_safetensors}
+
+
+def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
+    return _READERS[path.suffix](path)
   except Exception as error:
     raise errors.UserError(
-      f'{path} is not a readable .npz file ({error}): fetch it again'
+      f'{path} is not a readable {path.suffix} file '
+      f'({str(error).splitlines()[0]}): fetch it again'
     ) from error
 
 

@@ -149,6 +149,9 @@ def _refuse_others(directory: pathlib.Path, settings: Any) -> None:
 def _finish(place: Place, name: str, outputs: Sequence[pathlib.Path]) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{name} finished')
+  missing = [str(output) for output in outputs if not output.exists()]
+  if missing:
+    raise FileNotFoundError(f'{name} did not make {", ".join(missing)}')
   files = [
     file
     for output in outputs

@@ -109,7 +109,8 @@ class Camvid(records.Builder):
     if not self._source:
       raise errors.UserError(
         'source is empty: give the folder of camvid, with '
-        '{train,val}/{images,labels} in it'
+        '{train,val}/{images,labels} in it, or set SEG_DATA_DIR to the folder '
+        'that holds it'
       )
     folder = pathlib.Path(self._source).expanduser() / split
     for part in (folder / 'images', folder / 'labels'):

@@ -93,8 +93,8 @@ def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
   )
   if pixels is None:
     raise errors.UserError(
-      f'{what} of {len(encoded)} bytes cannot be decoded: the record is damaged, '
-      'prepare the data set again'
+      f'{what} of {len(encoded)} bytes cannot be decoded: the record is '
+      'damaged, prepare the data set again'
     )
   return pixels
 

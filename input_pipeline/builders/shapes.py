@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int, Int16, UInt8
 
 from input_pipeline.builders import records
 
-OUTLINES = ('disc', 'square', 'triangle', 'cross')
+OUTLINES = ('disc', 'square', 'ring', 'cross')
 PATTERNS = ('striped', 'checked')
 CLASSES = (
   'background',
@@ -49,7 +49,7 @@ RADII = (13 / 64, 26 / 64)
 # Length of a pattern's period in radii. They stay apart at every radius.
 PERIODS = {'striped': 1.0, 'checked': 0.42}
 # At least this part of an outline's area can be seen.
-MIN_VISIBLE = 0.5
+MIN_VISIBLE = 0.6
 # An object reaches over the border by less than this many radii.
 MAX_OUTSIDE = 0.25
 # Luminances of the two tones of an object and of the background's mean are at
@@ -61,6 +61,7 @@ CLUTTER_CONTRAST = 0.15
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 THIRDS = 2 * np.pi / 3 * np.arange(3)  # Hues of red, green and blue.
 CROSS_ARM = 0.3  # Half the width of a cross's arm, in radii.
+HOLE = 0.45  # Radius of a ring's hole, in radii.
 MAX_TRIES = 20  # Places tried for an object before it is left out.
 
 
@@ -233,9 +234,8 @@ def outline_distance(
     return np.hypot(u, v) - 1
   if outline == 'square':
     return np.maximum(np.abs(u), np.abs(v)) - np.sqrt(0.5)
-  if outline == 'triangle':
-    slope = np.sqrt(0.75) * np.abs(u) - 0.5 * v
-    return np.maximum(slope, v) - 0.5
+  if outline == 'ring':
+    return np.abs(np.hypot(u, v) - (1 + HOLE) / 2) - (1 - HOLE) / 2
   if outline == 'cross':
     u, v = np.abs(u), np.abs(v)
     across, along = np.minimum(u, v), np.maximum(u, v)
@@ -250,7 +250,7 @@ def outline_area(outline: str) -> float:
   return {
     'disc': np.pi,
     'square': 2.0,
-    'triangle': 0.75 * np.sqrt(3),
+    'ring': np.pi * (1 - HOLE**2),
     'cross': 4 * arm * np.sqrt(1 - CROSS_ARM**2) - arm**2,
   }[outline]
 

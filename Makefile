@@ -1,0 +1,28 @@
+# Each target makes .venv itself when it is missing or older than the pins.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Compiled programs are kept between runs: most of a short run is compiling.
+export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/label_efficient_segmentation/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+
+.PHONY: demo test lint bench
+demo: $(VENV)/installed
+	$(BIN)/python -m ddep.main --config=configs/ddep_shapes.py:init=ddep
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/kill_resume.py
+
+$(VENV)/installed: requirements.lock setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@

@@ -1,0 +1,78 @@
+"""Denoising pretraining on CamVid: 367 photographs of streets, 11 classes.
+
+By default the whole U-Net learns to denoise the photographs (DeP) and is then
+fine-tuned on the labelled ones. `encoder=` takes an encoder that was trained
+elsewhere; with `init=ddep` only the decoder denoises then.
+
+Val is one clip that lies inside a training sequence: its score is optimistic.
+
+Data:  $SEG_DATA_DIR/camvid/{train,val}/{images,labels}
+Run:   python -m ddep.main --config=configs/ddep_camvid.py
+Cost:  about 3 minutes a stage on 2 CPU cores.
+"""
+
+from configs import common
+
+
+def get_config(argument=None):
+  options = common.parse(
+    argument,
+    init=['dep', 'ddep', 'supervised', 'none'],
+    labels=0,  # number of labelled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labelled; 0: all
+    seed=0,
+    width=1,  # factor of the decoder's channels
+    source='',  # folder of the photographs; '' looks in $SEG_DATA_DIR
+    encoder='',  # a finished run's stage, or a weight file
+    tiny=False,  # the same code, in a minute a stage
+  )
+  config = common.block(seed=options.seed, data_dir='')
+
+  config.network = common.block(
+    encoder={
+      'name': 'resnet',
+      'blocks': (1, 1, 1),
+      'width': 16,
+      'num_groups': 8,
+    },
+    decoder={
+      'name': 'unet',
+      'widths': (64, 48, 32, 24, 16),
+      'width_multiplier': options.width,
+      'num_groups': 8,
+    },
+    dtype='float32',
+    remat=False,
+  )
+
+  config.classify = common.block(
+    data=common.data('camvid', source=options.source),
+    split='train',
+    val_split='val',
+    kind='sigmoid',  # an image has several classes
+    crop={'name': 'inception', 'size': (96, 128), 'area': (0.1, 1.0)},
+    recipe=common.recipe(16, 800, common.adam(1e-3, warmup_steps=50), 400),
+  )
+  config.denoise = common.block(
+    data=common.data('camvid', source=options.source),
+    split='train',
+    noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
+    crop={'name': 'inception', 'size': (96, 128), 'area': (0.05, 0.3)},
+    recipe=common.recipe(8, 600, common.adam(2e-3, warmup_steps=50)),
+  )
+  config.finetune = common.block(
+    data=common.data('camvid', source=options.source),
+    split='train',
+    val_split='val',
+    subset=common.subset(options),
+    crop={'name': 'inception', 'size': (96, 128), 'area': (0.05, 0.3)},
+    recipe=common.recipe(8, 800, common.adam(2e-3, warmup_steps=50), 400),
+  )
+  config.evaluate = common.block(splits=('val',), batch_size=8, which='last')
+  config.operation = common.operation()
+  common.set_init(config, options.init)
+  if options.encoder:
+    common.set_encoder(config, options.encoder)
+  if options.tiny:
+    common.make_tiny(config)
+  return config

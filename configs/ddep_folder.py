@@ -1,0 +1,81 @@
+"""Denoising pretraining on your own images, then fine-tuning on their masks.
+
+Data:  a folder with images, masks of the same names, and a class list: see
+       "Your own data" in README.md.
+Run:   python -m ddep.main \
+         --config=configs/ddep_folder.py:source=roads,ignore=255
+Cost:  about 3 minutes a stage on 2 CPU cores.
+"""
+
+from configs import common
+
+
+def get_config(argument=None):
+  options = common.parse(
+    argument,
+    source='',  # folder of everything
+    images='images',  # in the source
+    masks='masks',  # in the source; same names as the images, PNG
+    classes='classes.txt',  # in the source; a class a line: name [R;G;B]
+    ignore='',  # value or colour of pixels without a class: 255 or #ffffff
+    val_fraction=0.2,  # share of the images that is only evaluated on
+    on_bad_example=['error', 'skip'],
+    init=['dep', 'none'],
+    labels=0,  # number of labelled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labelled; 0: all
+    seed=0,
+    tiny=False,  # the same code, in a minute a stage
+  )
+  data = common.data(
+    'image_mask_folder',
+    source=options.source,
+    images=options.images,
+    masks=options.masks,
+    classes=options.classes,
+    ignore=options.ignore,
+    val_fraction=options.val_fraction,
+    on_bad_example=options.on_bad_example,
+  )
+  config = common.block(seed=options.seed, data_dir='')
+
+  config.network = common.block(
+    encoder={
+      'name': 'resnet',
+      'blocks': (1, 1, 1),
+      'width': 16,
+      'num_groups': 8,
+    },
+    decoder={'name': 'unet', 'widths': (64, 48, 32, 24, 16), 'num_groups': 8},
+    dtype='float32',
+    remat=False,
+  )
+
+  config.classify = common.block(
+    data=data,
+    split='train',
+    val_split='val',
+    kind='sigmoid',
+    crop={'name': 'inception', 'size': (96, 96), 'area': (0.1, 1.0)},
+    recipe=common.recipe(16, 800, common.adam(1e-3, warmup_steps=50), 400),
+  )
+  config.denoise = common.block(
+    data=data,
+    split='train',
+    noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
+    crop={'name': 'inception', 'size': (96, 96), 'area': (0.05, 0.5)},
+    recipe=common.recipe(8, 600, common.adam(2e-3, warmup_steps=50)),
+  )
+  config.finetune = common.block(
+    data=data,
+    split='train',
+    val_split='val',
+    subset=common.subset(options),
+    crop={'name': 'inception', 'size': (96, 96), 'area': (0.05, 0.5)},
+    recipe=common.recipe(8, 800, common.adam(2e-3, warmup_steps=50), 400),
+  )
+  config.evaluate = common.block(splits=('val',), batch_size=8, which='last')
+  config.operation = common.operation()
+  common.set_init(config, options.init)
+  if options.tiny:
+    common.make_tiny(config)
+  return config

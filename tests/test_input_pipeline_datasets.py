@@ -1,0 +1,190 @@
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from input_pipeline import datasets, errors
+from input_pipeline.builders import camvid, records
+
+
+def write_pair(source, name, mask):
+  split, stem = name.split('/')
+  for part in ('images', 'labels'):
+    (source / split / part).mkdir(parents=True, exist_ok=True)
+  mask = np.array(mask, np.uint8)
+  photograph = np.full((*mask.shape, 3), (200, 90, 10), np.uint8)
+  PIL.Image.fromarray(photograph).save(source / split / f'images/{stem}.png')
+  PIL.Image.fromarray(mask).save(source / split / f'labels/{stem}.png')
+
+
+@pytest.fixture
+def root(tmp_path):
+  """A folder of data sets with a small CamVid in it."""
+  source = tmp_path / 'all' / 'camvid'
+  write_pair(source, 'train/0002', [[11, 0, 3], [3, 3, 3]])
+  write_pair(source, 'train/0001', [[1], [2], [11], [10]])
+  write_pair(source, 'train/0003', [[5, 5, 5, 5]])
+  write_pair(source, 'val/0001', [[8]])
+  return tmp_path / 'all'
+
+
+@pytest.fixture(autouse=True)
+def no_source(monkeypatch):
+  monkeypatch.delenv('SEG_DATA_DIR', raising=False)
+
+
+def open_camvid(tmp_path, split='train', **options):
+  return datasets.open_split(
+    datasets.Options('camvid', **options), split, str(tmp_path / 'prepared')
+  )
+
+
+def message_of(call):
+  with pytest.raises(errors.UserError) as caught:
+    call()
+  message = str(caught.value)
+  assert '\n' not in message
+  return message
+
+
+@pytest.mark.parametrize('by_variable', [False, True])
+def test_a_data_set_opens(root, tmp_path, monkeypatch, by_variable):
+  if by_variable:
+    monkeypatch.setenv('SEG_DATA_DIR', str(root))
+    split = open_camvid(tmp_path)
+  else:
+    split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert split.name == 'camvid train'
+  assert split.ids() == ['train/0001', 'train/0002', 'train/0003']
+  assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
+  assert len(split) == 3
+  assert split.classes == camvid.CLASSES
+  assert split.palette[3] == (128, 64, 128)
+  assert split.has == ('label', 'tags')
+  record = split.records[1]
+  label = records.decode_label(record['label'])
+  assert label.tolist() == [[-1, 0, 3], [3, 3, 3]]
+  image = records.decode_image(record['image'])
+  assert image.tolist() == [[[200, 90, 10]] * 3] * 2
+  assert [int(tag) for tag in record['tags']] == [0, 3]
+
+
+def test_source_goes_before_the_variable(root, tmp_path, monkeypatch):
+  monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'elsewhere'))
+  split = open_camvid(tmp_path, 'val', source=str(root / 'camvid'))
+  assert split.ids() == ['val/0001']
+
+
+def test_what_is_prepared_needs_no_source(root, tmp_path, capsys):
+  open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert capsys.readouterr().out  # The audit.
+  assert open_camvid(tmp_path, 'val').ids() == ['val/0001']
+  assert capsys.readouterr().out == ''
+
+
+def test_sizes_and_ids_of_a_selection(root, tmp_path):
+  split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert split.sizes() == [(4, 1), (2, 3), (1, 4)]  # Not its selection's.
+  chosen = split.select(np.array([2, 0]))
+  assert chosen.name == 'camvid train (2 of 3 images)'
+  assert chosen.ids() == ['train/0003', 'train/0001']
+  assert chosen.sizes() == [(1, 4), (4, 1)]
+
+
+def test_require():
+  split = datasets.Split('photographs train', (), (), ('tags',), [])
+  split.require('tags', 'classification')
+  message = message_of(lambda: split.require('label', 'fine-tuning'))
+  assert message == (
+    'photographs train has no label, which fine-tuning needs: choose another '
+    'data set'
+  )
+
+
+@pytest.mark.parametrize(
+  'name', ['ade20k', '', 'camvid/11', 'image_folder/', 'Shapes/scenes']
+)
+def test_unknown_data_set(name):
+  assert message_of(lambda: datasets.Options(name)) == (
+    f'there is no data set {name!r}: expected one of shapes, camvid, '
+    'image_folder, image_mask_folder'
+  )
+
+
+@pytest.mark.parametrize('name', ['shapes', 'shapes/', 'shapes/scene'])
+def test_unknown_configuration_of_shapes(name, tmp_path):
+  options = datasets.Options(name)
+  assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
+    f'there is no data set {name!r}: expected shapes/ with one of scenes, '
+    'single, source, target, scenes_128, single_128, source_128, target_128'
+  )
+
+
+def test_unknown_split(root, tmp_path):
+  message = message_of(
+    lambda: open_camvid(tmp_path, 'test', source=str(root / 'camvid'))
+  )
+  assert message == "camvid has no split 'test': expected one of train, val"
+
+
+def test_no_source(tmp_path):
+  assert message_of(lambda: open_camvid(tmp_path)) == (
+    'source is empty: give the folder of camvid, with '
+    '{train,val}/{images,labels} in it'
+  )
+
+
+def test_source_that_is_not_there(tmp_path, monkeypatch):
+  monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
+  folder = tmp_path / 'camvid/train/images'
+  assert message_of(lambda: open_camvid(tmp_path)) == (
+    f'source: there is no folder {folder}; camvid is expected as '
+    '{train,val}/{images,labels}'
+  )
+
+
+def test_folders_without_a_source(tmp_path):
+  for name in ('image_folder', 'image_mask_folder'):
+    options = datasets.Options(name, masks='m', classes='c')
+    assert message_of(lambda o=options: datasets.builder(o, str(tmp_path))) == (
+      'source is empty: give the folder of the images'
+    )
+
+
+def test_a_folder_of_images_opens_with_its_options(tmp_path):
+  folder = tmp_path / 'mine' / 'photos'
+  folder.mkdir(parents=True)
+  for name in ('b', 'a'):
+    image = np.full((3, 5, 3), ord(name), np.uint8)
+    PIL.Image.fromarray(image).save(folder / f'{name}.png')
+  options = datasets.Options(
+    'image_folder', source=str(tmp_path / 'mine'), images='photos'
+  )
+  split = datasets.open_split(options, 'train', str(tmp_path / 'prepared'))
+  assert split.ids() == ['a', 'b']
+  assert split.sizes() == [(3, 5)] * 2
+  assert split.classes == split.has == ()
+  assert set(split.records[0]) == {'image', 'id'}
+  image = records.decode_image(split.records[1]['image'])
+  np.testing.assert_array_equal(image, np.full((3, 5, 3), 98))
+
+
+def test_data_that_cannot_be_written(root, tmp_path):
+  occupied = tmp_path / 'prepared'
+  occupied.write_text('a file')
+  message = message_of(
+    lambda: open_camvid(tmp_path, source=str(root / 'camvid'))
+  )
+  assert message.startswith('camvid cannot be prepared: ')
+  assert str(occupied) in message
+
+
+def test_default_folder_of_records(monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', '/data/records')
+  assert datasets.default_data_dir() == '/data/records'
+  monkeypatch.setenv('TFDS_DATA_DIR', '~/records')
+  assert datasets.default_data_dir() == str(pathlib.Path.home() / 'records')
+  monkeypatch.delenv('TFDS_DATA_DIR')
+  found = datasets.default_data_dir()
+  assert found == str(pathlib.Path.home() / 'tensorflow_datasets')

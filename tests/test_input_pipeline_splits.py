@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+
+from input_pipeline import errors, splits
+
+
+@pytest.mark.parametrize(
+  ('num_images', 'fraction', 'expected'),
+  [
+    (2975, 1 / 4, 744),  # 743.75
+    (2975, 1 / 8, 372),  # 371.875
+    (4998, 0.01, 50),  # 49.98
+    (4998, 0.2, 1000),  # 999.6
+    (20210, 0.1, 2021),
+    (4998, 1.0, 4998),
+    (5, 0.5, 3),  # Halves go up,
+    (50, 0.29, 15),  # also 14.5, which is a bit less in floating point.
+    (3, 1 / 6, 1),
+    (7, 0.01, 1),  # Never none.
+  ],
+)
+def test_number_of_images_of_a_fraction(num_images, fraction, expected):
+  chosen = splits.Subset(fraction=fraction).choose(num_images)
+  assert len(chosen) == len(set(chosen.tolist())) == expected
+  assert chosen.min() >= 0 and chosen.max() < num_images
+
+
+def test_number_of_images_as_asked():
+  for labels in (1, 100, 2974, 2975):
+    assert len(splits.Subset(labels=labels).choose(2975)) == labels
+
+
+def test_all_images_stay_in_order():
+  everything = splits.Subset().choose(9)
+  assert everything.tolist() == list(range(9))
+
+
+def test_indices_ascend():
+  chosen = splits.Subset(labels=60, seed=4).choose(2975)
+  assert np.all(np.diff(chosen) > 0)
+
+
+@pytest.mark.parametrize('seed', [0, 1, 17])
+def test_subsets_of_a_seed_are_nested(seed):
+  sizes = (1, 30, 60, 100, 149, 372, 744, 2975)
+  subsets = [
+    set(splits.Subset(labels=size, seed=seed).choose(2975).tolist())
+    for size in sizes
+  ]
+  for smaller, larger in zip(subsets, subsets[1:], strict=False):
+    assert smaller < larger
+
+
+def test_labels_and_fraction_choose_the_same_images():
+  by_number = splits.Subset(labels=372, seed=3).choose(2975)
+  by_share = splits.Subset(fraction=1 / 8, seed=3).choose(2975)
+  np.testing.assert_array_equal(by_number, by_share)
+
+
+def test_subsets_are_repeatable_and_differ_across_seeds():
+  subsets = [
+    tuple(splits.Subset(labels=100, seed=seed).choose(2975))
+    for seed in (0, 1, 2, 0)
+  ]
+  assert subsets[3] == subsets[0]
+  assert len(set(subsets)) == 3
+  # Two random subsets of 100 share 100 · 100 / 2975 = 3.4 images.
+  assert len(set(subsets[0]) & set(subsets[1])) < 12
+
+
+def test_every_image_is_as_likely_as_any_other():
+  counts = np.zeros(20)
+  for seed in range(800):
+    counts[splits.Subset(labels=5, seed=seed).choose(20)] += 1
+  # 200 each; a standard deviation is 12.2.
+  np.testing.assert_allclose(counts, 200, atol=55)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'labels': -1}, 'labels: found -1, expected 0 or more'),
+    ({'fraction': 0.0}, r'fraction: found 0\.0, expected \(0, 1\]'),
+    ({'fraction': 1.5}, r'fraction: found 1\.5, expected \(0, 1\]'),
+    ({'fraction': float('nan')}, 'fraction: found nan'),
+    (
+      {'labels': 100, 'fraction': 0.5},
+      r'labels=100 and fraction=0\.5 contradict each other: give one',
+    ),
+  ],
+)
+def test_impossible_subsets_are_refused(arguments, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    splits.Subset(**arguments)
+
+
+def test_more_labels_than_images():
+  with pytest.raises(errors.UserError) as caught:
+    splits.Subset(labels=81).choose(80)
+  assert str(caught.value) == (
+    '81 labelled images were asked for, the split has 80: ask for fewer'
+  )

@@ -1,0 +1,152 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from input_pipeline import transforms, views
+
+HEIGHT, WIDTH = 150, 200
+LARGE = views.Views('large', 2, (64, 48), area=(0.14, 1.0))
+SMALL = views.Views('small', 6, (32, 40), area=(0.05, 0.14))
+
+
+@pytest.fixture
+def ramp():
+  """Red is x, green is y."""
+  image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+  image[..., 0] = np.arange(WIDTH)
+  image[..., 1] = np.arange(HEIGHT)[:, None]
+  return {
+    'image': image,
+    'label': np.zeros((HEIGHT, WIDTH), np.int16),
+    'size': np.array([HEIGHT, WIDTH], np.int32),
+    'id': np.bytes_(b'ramp'),
+  }
+
+
+def seen(start, length, count):
+  """Where `count` half-pixel samples of [start, start + length) lie."""
+  at = [(i + 0.5) * length / count - 0.5 for i in range(count)]
+  return start + np.clip(at, 0, length - 1)
+
+
+def test_views_show_what_box_and_flip_say(ramp):
+  crop = views.MultiCrop((LARGE, SMALL))
+  shown = {True: 0, False: 0}
+  for seed in range(10):
+    found = crop(ramp, np.random.default_rng(seed))
+    for group in (LARGE, SMALL):
+      height, width = group.size
+      pixels = found[f'views_{group.name}']
+      assert pixels.shape == (group.count, height, width, 3)
+      assert pixels.dtype == np.uint8
+      boxes, flips = found[f'box_{group.name}'], found[f'flip_{group.name}']
+      assert boxes.shape == (group.count, 4) and boxes.dtype == np.float32
+      assert flips.shape == (group.count,) and flips.dtype == bool
+      for view, (t, left, h, w), flip in zip(pixels, boxes, flips, strict=True):
+        assert t >= 0 and t + h <= HEIGHT and left >= 0 and left + w <= WIDTH
+        x, y = seen(left, w, width), seen(t, h, height)
+        x = x[::-1] if flip else x
+        expected = np.zeros(view.shape)
+        expected[..., 0] = x
+        expected[..., 1] = y[:, None]
+        np.testing.assert_allclose(view, expected, atol=1)
+        shown[bool(flip)] += 1
+  # Of 80 views half are mirrored; four standard deviations are 18.
+  assert abs(shown[True] - shown[False]) <= 36
+
+
+def test_views_are_as_large_as_asked(ramp):
+  crop = views.MultiCrop((LARGE, SMALL))
+  for seed in range(50):
+    found = crop(ramp, np.random.default_rng(seed))
+    for group in (LARGE, SMALL):
+      for _, _, h, w in found[f'box_{group.name}'].astype(float):
+        # Sides are rounded to pixels.
+        assert (h + 0.5) * (w + 0.5) >= group.area[0] * HEIGHT * WIDTH
+        assert (h - 0.5) * (w - 0.5) <= group.area[1] * HEIGHT * WIDTH
+        assert 3 / 4 <= (w + 0.5) / (h - 0.5)
+        assert (w - 0.5) / (h + 0.5) <= 4 / 3
+
+
+def test_views_replace_image_and_label(ramp):
+  found = views.MultiCrop((LARGE,))(ramp, np.random.default_rng(0))
+  assert set(found) == {'views_large', 'box_large', 'flip_large', 'size', 'id'}
+  assert found['size'].tolist() == [HEIGHT, WIDTH]
+  assert found['id'] == b'ramp'
+
+
+def test_views_of_an_image_differ_from_each_other(ramp):
+  crop = views.MultiCrop((LARGE, SMALL))
+  found = crop(ramp, np.random.default_rng(0))
+  boxes = np.concatenate([found['box_large'], found['box_small']])
+  assert len(np.unique(boxes, axis=0)) == 8
+
+
+def test_whole_image_as_a_view(ramp):
+  whole = views.Views(
+    'whole', 2, (HEIGHT, WIDTH), (1.0, 1.0), (4 / 3, 4 / 3), flip=0.0
+  )
+  found = views.MultiCrop((whole,))(ramp, np.random.default_rng(0))
+  np.testing.assert_array_equal(found['views_whole'], [ramp['image']] * 2)
+  assert found['box_whole'].tolist() == [[0, 0, HEIGHT, WIDTH]] * 2
+  assert found['flip_whole'].tolist() == [False, False]
+
+
+def test_flip_always_mirrors(ramp):
+  whole = views.Views(
+    'whole', 1, (HEIGHT, WIDTH), (1.0, 1.0), (4 / 3, 4 / 3), flip=1.0
+  )
+  found = views.MultiCrop((whole,))(ramp, np.random.default_rng(0))
+  assert found['flip_whole'].tolist() == [True]
+  # 199 is the rightmost column.
+  assert found['views_whole'][0, 0, :3, 0].tolist() == [199, 198, 197]
+
+
+def test_a_generator_decides_all_also_after_pickling(ramp):
+  crop = views.MultiCrop((LARGE, SMALL))
+  sent = pickle.loads(pickle.dumps(crop))
+  first = crop(ramp, np.random.default_rng(5))
+  second = sent(ramp, np.random.default_rng(5))
+  other = crop(ramp, np.random.default_rng(6))
+  for name, value in first.items():
+    np.testing.assert_array_equal(second[name], value)
+  assert not np.array_equal(first['box_large'], other['box_large'])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'count': 0}, 'views large: found count 0, expected >= 1'),
+    ({'size': (0, 8)}, r'size: found \(0, 8\)'),
+    ({'area': (0.0, 1.0)}, r'area: found \(0\.0, 1\.0\)'),
+    ({'area': (0.5, 0.2)}, r'area: found \(0\.5, 0\.2\)'),
+    ({'aspect': (-1.0, 1.0)}, r'aspect: found \(-1\.0, 1\.0\)'),
+    ({'flip': 2.0}, r'flip: found 2\.0, expected 0 to 1'),
+  ],
+)
+def test_impossible_views_are_refused(changes, message):
+  arguments = {'name': 'large', 'count': 2, 'size': (8, 8), 'area': (0.5, 1.0)}
+  with pytest.raises(ValueError, match=f'^{message}'):
+    views.Views(**(arguments | changes))
+
+
+def test_groups_of_one_name_are_refused():
+  with pytest.raises(
+    ValueError, match=r"groups: found the names \('large', 'large'\)"
+  ):
+    views.MultiCrop((LARGE, LARGE))
+
+
+def test_views_fit_into_a_sequence(ramp):
+  # The box is in pixels of the image that the views are cut from.
+  crop = transforms.Sequence(
+    (transforms.RandomFlip(1.0), views.MultiCrop((LARGE,)))
+  )
+  found = crop(ramp, np.random.default_rng(1))
+  for view, (_, left, _, w), flip in zip(
+    found['views_large'], found['box_large'], found['flip_large'], strict=True
+  ):
+    x = WIDTH - 1 - seen(left, w, 48)
+    expected = x[::-1] if flip else x
+    np.testing.assert_allclose(view[0, :, 0], expected, atol=1)

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from input_pipeline import errors
+from segcore import stage
+
+
+def writes(log, name, text='x'):
+  def run(place):
+    log.append(name)
+    path = place.directory / 'out.txt'
+    path.write_text(text + ''.join(sorted(map(str, place.needed))))
+    return [path]
+
+  return run
+
+
+def chain(log, rate=1):
+  return [
+    stage.Stage('a', {'rate': rate}, writes(log, 'a')),
+    stage.Stage('b', {}, writes(log, 'b'), needs=('a',)),
+  ]
+
+
+def test_finished_stages_are_skipped(tmp_path):
+  log = []
+  stage.execute(chain(log), tmp_path)
+  stage.execute(chain(log), tmp_path)
+  assert log == ['a', 'b']
+  done = json.loads((tmp_path / 'a' / 'DONE.json').read_text())
+  # sha256 of the one letter 'x'.
+  assert done['outputs'] == {
+    'out.txt': '2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881'
+  }
+
+
+def test_an_interrupted_stage_runs_again_and_the_next_follows(tmp_path):
+  log = []
+
+  def breaks(place):
+    raise KeyboardInterrupt
+
+  stages = chain(log)
+  broken = [stages[0], stage.Stage('b', {}, breaks, needs=('a',))]
+  with pytest.raises(KeyboardInterrupt):
+    stage.execute(broken, tmp_path)
+  assert not (tmp_path / 'b' / 'DONE.json').exists()
+  stage.execute(stages, tmp_path)
+  assert log == ['a', 'b']
+
+
+def test_other_settings_are_refused_also_further_down(tmp_path):
+  stage.execute(chain([]), tmp_path)
+  with pytest.raises(errors.UserError) as caught:
+    stage.execute(chain([], rate=2), tmp_path)
+  assert f'{tmp_path}/a was made with other settings' in str(caught.value)
+  assert 'settings.rate: 1 -> 2' in str(caught.value)
+  assert 'choose another --workdir' in str(caught.value)
+  # Only the second stage is left of the old run: its parent's digest differs.
+  (tmp_path / 'a' / 'settings.json').unlink()
+  with pytest.raises(errors.UserError, match=r'/b was made with .*needs\.a'):
+    stage.execute(chain([], rate=2), tmp_path)
+
+
+def test_nothing_runs_before_all_is_checked(tmp_path):
+  log = []
+  stage.execute([chain(log)[0]], tmp_path)
+  (tmp_path / 'b').mkdir()
+  (tmp_path / 'b' / 'settings.json').write_text('{}')
+  (tmp_path / 'a' / 'DONE.json').unlink()
+  with pytest.raises(errors.UserError, match='/b was made with other'):
+    stage.execute(chain(log), tmp_path)
+  assert log == ['a']
+
+
+def test_only_narrows_and_says_what_is_missing(tmp_path):
+  log = []
+  with pytest.raises(errors.UserError, match='--stage: found c, expected one'):
+    stage.execute(chain(log), tmp_path, only=('c',))
+  with pytest.raises(
+    errors.UserError, match='b needs a, which is not finished'
+  ):
+    stage.execute(chain(log), tmp_path, only=('b',))
+  stage.execute(chain(log), tmp_path, only=('a',))
+  stage.execute(chain(log), tmp_path, only=('b',))
+  assert log == ['a', 'b']
+
+
+def test_a_changed_output_is_not_built_upon(tmp_path):
+  log = []
+  stage.execute(chain(log), tmp_path, only=('a',))
+  (tmp_path / 'a' / 'out.txt').write_text('y')
+  with pytest.raises(errors.UserError, match=r'out\.txt is missing or changed'):
+    stage.execute(chain(log), tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UserError, match='cannot write .* --workdir'):
+    stage.execute(chain([]), tmp_path / 'file')
