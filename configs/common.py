@@ -69,6 +69,7 @@ def operation(**fields: Any) -> ml_collections.ConfigDict:
       'log_every': 50,  # steps
       'save_every': 500,  # steps
       'fsdp': 1,  # devices that share one copy of the large parameters
+      'record_ids': False,  # write the ids of each step's images
       'reading': {'threads': 2, 'buffered': 4, 'workers': 0},
       **fields,
     }

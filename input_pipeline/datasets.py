@@ -77,7 +77,7 @@ class Options:
       )
 
 
-class _Selected:
+class _Selected(Sequence[records.Record]):
   """The records of the given indices, as a random access source."""
 
   def __init__(self, source: Sequence[records.Record], indices: np.ndarray):

@@ -9,6 +9,7 @@ a seek, and neither the number of hosts nor of worker processes changes a pixel.
   for batch in loader.start(step=100): ...
 """
 
+import collections
 import contextlib
 import dataclasses
 import zlib
@@ -136,7 +137,10 @@ class Loader:
     # Local batch j·count + p is the p-th contiguous part of global batch j.
     parts = [
       stream.examples(self.seed + zlib.crc32(name.encode()) % 2**31).batch(
-        rows, batch_fn=stack
+        # The length is 2**63 - 1: to round it up overflows.
+        rows,
+        drop_remainder=True,
+        batch_fn=stack,
       )[self.part.index :: self.part.count]
       for name, stream in self.streams.items()
     ]
@@ -159,9 +163,9 @@ class Loader:
   @contextlib.contextmanager
   def start(self, step: int) -> Iterator[Iterator[batch_lib.Batch]]:
     """Iterates from the batch of `step`; closes what reads on exit."""
-    iterator = self.reading.iterate(self.batches())
+    # A slice, as iterators of several worker processes cannot be set to a step.
+    iterator = self.reading.iterate(self.batches()[step:])
     try:
-      grain.experimental.set_next_index(iterator, step)
       yield iterator
     finally:
       iterator.close()
@@ -182,7 +186,9 @@ def prefetched(
   ahead: int = 2,
 ) -> Iterator[Any]:
   """Keeps `ahead` batches on their way to the devices while one is used."""
-  waiting = [put(on_device(next(batches))) for _ in range(ahead)]
-  while True:
-    waiting.append(put(on_device(next(batches))))
-    yield waiting.pop(0)
+  waiting = collections.deque()
+  for batch in batches:
+    waiting.append(put(on_device(batch)))
+    if len(waiting) > ahead:
+      yield waiting.popleft()
+  yield from waiting

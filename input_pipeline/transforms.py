@@ -125,8 +125,10 @@ class Decode:
         f"keep: found {self.keep}, expected some of ('label', 'tags')"
       )
 
-  def __call__(self, record: Example, rng: np.random.Generator) -> Example:
-    """Decodes; draws nothing."""
+  def __call__(
+    self, record: Example, rng: np.random.Generator | None = None
+  ) -> Example:
+    """Decodes; draws nothing, so that evaluation need not give an rng."""
     del rng
     image = records.decode_image(record['image'])
     example = {

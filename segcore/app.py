@@ -103,7 +103,7 @@ def _parse(
       '--config is missing: expected a file such as configs/ddep_shapes.py'
     )
   if not isinstance(config, ml_collections.ConfigDict):
-    # What stands in for a file that could not be loaded; any use of it says why.
+    # It stands in for a file that could not be loaded: any use says why.
     try:
       config.seed  # noqa: B018
     except OSError as error:
@@ -128,18 +128,37 @@ def default_workdir(config: str) -> str:
 def _start_devices() -> None:
   """Joins the other hosts, if there are any.
 
-  A single process makes a group of its own, so that a request to stop
-  (SIGTERM) is noticed by one mechanism on a laptop and on a pod.
+  They are found by jax on a pod and under SLURM, or named by the variables
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single
+  process makes a group of its own, so that a request to stop (SIGTERM) is
+  noticed by one mechanism on a laptop and on a pod.
   """
   if jax.distributed.is_initialized():
     return
-  if 'JAX_COORDINATOR_ADDRESS' in os.environ or _is_pod():
+  if 'JAX_COORDINATOR_ADDRESS' in os.environ:
+    jax.distributed.initialize(
+      num_processes=_number_of('JAX_NUM_PROCESSES'),
+      process_id=_number_of('JAX_PROCESS_ID'),
+    )
+  elif _is_pod():
     jax.distributed.initialize()
-    return
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=1, process_id=0)
+  else:
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      port = free.getsockname()[1]
+    jax.distributed.initialize(
+      f'127.0.0.1:{port}', num_processes=1, process_id=0
+    )
+
+
+def _number_of(variable: str) -> int:
+  text = os.environ.get(variable, '')
+  if not text.isdigit():
+    raise errors.UserError(
+      f'{variable}: found {text!r}, expected a number, since '
+      'JAX_COORDINATOR_ADDRESS is set'
+    )
+  return int(text)
 
 
 def _is_pod() -> bool:

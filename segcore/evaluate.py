@@ -4,8 +4,8 @@
   values = evaluator(state)              # {'miou': 0.61, …, 'iou': array}
 
 Images are padded at the bottom and at the right, by reflection, to a multiple
-of the network's stride. Images of equal padded size share batches and a compiled
-program; what was padded is cut off before anything is counted.
+of the network's stride. Images of equal padded size share batches and a
+compiled program; what was padded is cut off before anything is counted.
 """
 
 import collections
@@ -145,8 +145,7 @@ class Predictions:
 
     def load(planned: PlannedBatch) -> dict[str, Any]:
       examples = [
-        decode(records[i], None) if i >= 0 else None
-        for i in planned.indices[mine]
+        decode(records[i]) if i >= 0 else None for i in planned.indices[mine]
       ]
       images = [
         np.zeros((*planned.canvas, 3), np.uint8)

@@ -26,7 +26,7 @@ class Journal:
       partial.write_text(''.join(kept))
       partial.rename(path)
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Adds a line."""
     if self._path:
       with open(self._path, 'a') as file:

@@ -121,7 +121,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   # As jax arrays: numpy has no bfloat16, and `load` fails on it.
   with safetensors.safe_open(path, 'flax') as file:
-    return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
+    return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
 
 
 _READERS = {'.npz': _read_npz, '.safetensors': _read_safetensors}

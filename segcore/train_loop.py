@@ -6,8 +6,9 @@ as if nothing had happened.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from input_pipeline import batch as batch_lib
 from input_pipeline import errors
 from input_pipeline import loader as loader_lib
 from segcore import checkpoint, sharding, stage, summary, types
@@ -35,12 +37,15 @@ class Operation:
     log_every: steps between lines, journal entries and TensorBoard points.
     save_every: steps between checkpoints.
     fsdp: devices over which large leaves of the state are split.
+    record_ids: write the ids of each step's images (host 0's rows) to
+      `ids.jsonl`.
     reading: threads and worker processes of the input pipeline.
   """
 
   log_every: int = 50
   save_every: int = 500
   fsdp: int = 1
+  record_ids: bool = False
   reading: loader_lib.Reading = loader_lib.Reading()
 
   def __post_init__(self):
@@ -107,6 +112,9 @@ def train(
       _Log(training, place, start) as log,
       training.loader.start(start) as batches,
     ):
+      batches = itertools.islice(batches, training.num_steps - start)
+      if operation.record_ids:
+        batches = _recorded(batches, place, start)
       run = _Run(training, place, operation, checkpoints, log)
       return run.steps(
         state,
@@ -114,6 +122,23 @@ def train(
         loader_lib.prefetched(batches, sharding.put_batch(mesh)),
         start,
       )
+
+
+def _recorded(
+  batches: Iterator[batch_lib.Batch], place: stage.Place, start: int
+) -> Iterator[batch_lib.Batch]:
+  """Writes down the ids of each batch on its way, before it is used."""
+  seen = journal_lib.Journal(place.directory / 'ids.jsonl', step=start)
+  for step, batch in enumerate(batches, start + 1):
+    streams = batch if 'id' not in batch else {'': batch}
+    seen.write(
+      step,
+      {
+        f'{name}/ids'.lstrip('/'): [i.decode() for i in stream['id'].tolist()]
+        for name, stream in streams.items()
+      },
+    )
+    yield batch
 
 
 class _Log:

@@ -32,7 +32,7 @@ from segcore.models import features, norm, segmenter
 NUM_CLASSES = 4
 STRIDE = 4
 BATCH_SIZE = 8
-NUM_STEPS = 6
+NUM_STEPS = 8
 
 
 class TinyEncoder(nn.Module):
@@ -190,11 +190,10 @@ class TwoStream:
     )['logits']
     pseudo = jnp.argmax(logits, axis=-1)
     rng = jax.random.fold_in(state.rng, state.step)
-    noise = jax.vmap(lambda key, x: jax.random.normal(key, x.shape))(
-      method.row_keys(rng, len(images)), images
-    )
+    keys = method.row_keys(rng, len(images))
+    fading = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
     images = batch_lib.join(
-      [batch_lib.to_symmetric(labelled['image']), images + 0.1 * noise]
+      [batch_lib.to_symmetric(labelled['image']), images * fading]
     )
     labels = batch_lib.join([_cells(labelled['label']), pseudo])
     found, stats = self.look(
@@ -580,7 +579,7 @@ def train(
 ):
   """Trains a fake through the real loop; returns its last state.
 
-  It logs at every step and saves at steps 3 and 6.
+  It logs at every step and saves at steps 3, 6 and 8.
   """
   make, its_own = FAKES[name]
   training = train_loop.Training(

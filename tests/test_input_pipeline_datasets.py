@@ -131,7 +131,8 @@ def test_unknown_split(root, tmp_path):
 def test_no_source(tmp_path):
   assert message_of(lambda: open_camvid(tmp_path)) == (
     'source is empty: give the folder of camvid, with '
-    '{train,val}/{images,labels} in it'
+    '{train,val}/{images,labels} in it, or set SEG_DATA_DIR to the folder '
+    'that holds it'
   )
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,7 @@ def test_subsets_of_a_seed_are_nested(seed):
     set(splits.Subset(labels=size, seed=seed).choose(2975).tolist())
     for size in sizes
   ]
-  for smaller, larger in zip(subsets, subsets[1:], strict=False):
+  for smaller, larger in itertools.pairwise(subsets):
     assert smaller < larger
 
 

@@ -224,6 +224,19 @@ def test_inception_box_is_within_its_ranges():
     assert (w - 0.5) / (h + 0.5) <= 4 / 3
 
 
+def test_inception_box_reaches_every_place_alike():
+  # A third of the area is a box of 2x2.
+  counts = {(top, left): 0 for top in range(2) for left in range(3)}
+  for rng in draws(600):
+    top, left, h, w = transforms.sample_inception_box(
+      rng, (3, 4), (1 / 3, 1 / 3), (1.0, 1.0)
+    )
+    assert (h, w) == (2, 2)
+    counts[top, left] += 1
+  # 100 each; a standard deviation is 9.1.
+  np.testing.assert_allclose(list(counts.values()), 100, atol=42)
+
+
 def test_inception_box_is_uniform_in_area_and_log_aspect():
   # The largest side is sqrt(0.5 * 4 / 3) = 0.82 of the image: all draws fit.
   boxes = np.array(

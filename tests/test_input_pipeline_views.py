@@ -65,7 +65,7 @@ def test_views_are_as_large_as_asked(ramp):
         # Sides are rounded to pixels.
         assert (h + 0.5) * (w + 0.5) >= group.area[0] * HEIGHT * WIDTH
         assert (h - 0.5) * (w - 0.5) <= group.area[1] * HEIGHT * WIDTH
-        assert 3 / 4 <= (w + 0.5) / (h - 0.5)
+        assert (w + 0.5) / (h - 0.5) >= 3 / 4
         assert (w - 0.5) / (h + 0.5) <= 4 / 3
 
 

@@ -115,7 +115,7 @@ def test_two_stream_on_8_devices_equals_1(whole, by_hand):
     state, _ = run.step(state, batch)
   assert int(state.step) == fakes.NUM_STEPS
   # Parameters, both statistics, teacher, optimiser, bank, pointers, counts:
-  # single precision, and six steps in which rounding may grow.
+  # single precision, and eight steps in which rounding may grow.
   assert_close(whole['two_stream'][1], state)
   # The run has reached what it is to show.
   assert state.bank.count.tolist() == [12] * fakes.NUM_CLASSES
@@ -223,7 +223,7 @@ def test_queue_is_a_list_with_the_newest_first(by_hand):
       filled = np.asarray(state.queue[view])
       np.testing.assert_allclose(filled[: len(rows)], rows, atol=1e-5)
       assert not filled[len(rows) :].any()
-  # 6 batches of 8 went through 20 places.
+  # 8 batches of 8 went through 20 places.
   assert len(expected[0]) == run.method.length == 20
 
 
@@ -273,20 +273,20 @@ def test_views_show_their_boxes():
 # A run that was stopped ends as if nothing had happened.
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_a_lost_batch_is_no_loss(name, whole, tmp_path):
-  # Two batches are on their way ahead: step 5 is the first that misses one.
-  with pytest.raises(ConnectionError, match='batch 6 is lost'):
-    fakes.train(name, tmp_path, mesh_of(), fails_at=6)
+def test_a_lost_batch_is_no_loss(whole, tmp_path):
+  with pytest.raises(ConnectionError, match='batch 7 is lost'):
+    fakes.train('two_stream', tmp_path, mesh_of(), fails_at=7)
+  # Two batches are on their way ahead: step 6 is the first that misses one.
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
-  assert_same(fakes.train(name, tmp_path, mesh_of()), whole[name][1])
-  assert_same_journal(tmp_path, whole[name][0])
+  folder, expected = whole['two_stream']
+  assert_same(fakes.train('two_stream', tmp_path, mesh_of()), expected)
+  assert_same_journal(tmp_path, folder)
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 4])
 def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
   folder, expected = whole['two_stream']
-  shutil.copytree(folder / 'checkpoints' / '3', tmp_path / 'checkpoints' / '3')
+  shutil.copytree(folder / 'checkpoints' / '6', tmp_path / 'checkpoints' / '6')
   mesh = mesh_of(num_devices)
   found = fakes.train('two_stream', tmp_path, mesh)
   assert_close(found, expected)
@@ -298,17 +298,11 @@ def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
 def killed(tmp_path_factory):
   """Folders of runs that were killed after step 5, by name."""
   folders = {name: tmp_path_factory.mktemp(f'killed_{name}') for name in NAMES}
+  # With two batches ahead, step 5 is the last that does without batch 7.
+  program = [sys.executable, '-m', 'tests.fake_methods', '--hangs_at=7']
   processes = [
     subprocess.Popen(
-      # Step 5 is the last that batch 7 is not yet read for.
-      [
-        sys.executable,
-        '-m',
-        'tests.fake_methods',
-        name,
-        folder,
-        '--hangs_at=7',
-      ],
+      [*program, name, folder],
       cwd=pathlib.Path(__file__).parents[1],
       stdout=subprocess.DEVNULL,
     )
@@ -346,11 +340,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name, killed, whole):
 
 
 def assert_same_journal(folder, expected):
-  found = [
-    journal.read_journal(f / 'metrics.jsonl') for f in (folder, expected)
-  ]
-  assert found[0] == found[1]
-  assert [line['step'] for line in found[0]] == [1, 2, 3, 4, 5, 6]
+  lines = journal.read_journal(folder / 'metrics.jsonl')
+  assert lines == journal.read_journal(expected / 'metrics.jsonl')
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 # Stages that train, and one between them that does not.
@@ -484,7 +476,7 @@ def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
   assert found['ids'].tolist() == [f'image{i:02}' for i in range(10)]
   state = jax.device_get(whole['multi_view'][1])
   decode = transforms.Decode(1, keep=())
-  images = np.stack([decode(r, None)['image'] for r in first.split.records])
+  images = np.stack([decode(r)['image'] for r in first.split.records])
   rows = jax.jit(inference.image_scores(fakes.multi_view()))(state, images)
   centres, nearest = k_means(np.asarray(rows), 4)
   np.testing.assert_allclose(found['centres'], centres, atol=1e-5)
@@ -555,10 +547,10 @@ class Seen:
     return Seen(self.ids + other.ids)
 
   def compute(self):
-    return {'ids': self.ids}
+    return {'ids': np.array(self.ids)}
 
 
-def evaluator(split, predict, metric, num_devices=8):
+def evaluator(split, predict, metric, mesh):
   return evaluate.Evaluator(
     split=split,
     predict=predict,
@@ -566,43 +558,45 @@ def evaluator(split, predict, metric, num_devices=8):
     target='label',
     batch_size=8,
     multiple=fakes.STRIDE,
-    mesh=mesh_of(num_devices),
+    mesh=mesh,
   )
 
 
-def test_evaluation_is_a_slow_loop_over_images(whole):
-  split = fakes.patches(SIZES, seed=7)
-  state = whole['two_stream'][1]
+def test_evaluation_is_a_slow_loop_over_images(by_hand):
+  split = fakes.patches(SIZES)
+  state, mesh = by_hand['two_stream'].first, mesh_of()
   predict = inference.label_maps(fakes.two_stream())
-  values = evaluator(
-    split, predict, metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
-  )(state)
+  matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
+  placed = jax.device_put(state, sharding.replicated(mesh))
+  values = evaluator(split, predict, matrix, mesh)(placed)
 
-  here = jax.device_get(state)
   jitted = jax.jit(predict)
   decode = transforms.Decode(fakes.NUM_CLASSES)
   shared, either = np.zeros((2, fakes.NUM_CLASSES))
   for record in split.records:
-    example = decode(record, None)
+    example = decode(record)
     image, label = example['image'], example['label']
     height, width = label.shape
     padding = ((0, -height % fakes.STRIDE), (0, -width % fakes.STRIDE), (0, 0))
     padded = np.pad(image, padding, mode='symmetric')
-    found = np.asarray(jitted(here, padded[None]))[0, :height, :width]
+    found = np.asarray(jitted(state, padded[None]))[0, :height, :width]
     for c in range(fakes.NUM_CLASSES):
       truth, guess = label == c, (found == c) & (label >= 0)
       shared[c] += np.sum(truth & guess)
       either[c] += np.sum(truth | guess)
   np.testing.assert_allclose(values['iou'], shared / either, atol=1e-4)
   assert values['miou'] == pytest.approx(np.mean(shared / either), abs=1e-4)
-  assert 0.3 < values['miou'] < 1
+  assert np.sum(shared > 0) >= 3  # Most classes are found, and by chance.
 
 
 def test_every_image_is_evaluated_once():
   split = fakes.patches(SIZES)
   for num_devices in (1, 8):
-    seen = evaluator(split, lambda _, x: x[..., 0], Seen(), num_devices)(())
-    assert sorted(seen['ids']) == [f'image{i:02}'.encode() for i in range(11)]
+    mesh = mesh_of(num_devices)
+    state = method.frozen({'params': {}}, mesh)
+    seen = evaluator(split, lambda _, x: x[..., 0], Seen(), mesh)(state)
+    expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
+    assert sorted(seen['ids'].tolist()) == expected
 
 
 def test_919_classes_survive(tmp_path):
@@ -621,14 +615,16 @@ def test_919_classes_survive(tmp_path):
     return images[..., 0] * 256 + images[..., 1]
 
   matrix = metrics.ConfusionMatrix.empty(919)
-  values = evaluator(split, predict, matrix)(())
+  mesh = mesh_of()
+  state = method.frozen({'params': {}}, mesh)
+  values = evaluator(split, predict, matrix, mesh)(state)
   np.testing.assert_array_equal(values['iou'], np.ones(919))
 
   decode = transforms.Decode(919)
   crop = transforms.RandomCrop((30, 30))
   stream = loader.Stream(split.records, transforms.Sequence((decode, crop)))
   with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
-    put = sharding.put_batch(mesh_of())
+    put = sharding.put_batch(mesh)
     batch = put(loader.on_device(next(batches)))
   assert batch['label'].dtype == jnp.int16
   assert int(batch['label'].max()) == 918

@@ -225,7 +225,7 @@ def outline_distance(
 ) -> Float[np.ndarray, 'H W']:
   """Distance to an outline of circumscribed radius 1; negative inside.
 
-  Exact beside straight edges, which is all that smoothing needs.
+  Exact but around corners, which is all that smoothing needs.
 
   Raises:
     ValueError: there is no such outline.
@@ -244,6 +244,7 @@ def outline_distance(
   raise ValueError(f'outline {outline!r} is none of {OUTLINES}')
 
 
+@functools.cache
 def outline_area(outline: str) -> float:
   """Area of an outline of circumscribed radius 1."""
   arm = 2 * CROSS_ARM
