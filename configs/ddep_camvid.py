@@ -37,7 +37,7 @@ def get_config(argument=None):
     },
     decoder={
       'name': 'unet',
-      'widths': (64, 48, 32, 24, 16),
+      'widths': (64, 48, 32, 16, 16),
       'width_multiplier': options.width,
       'num_groups': 8,
     },
@@ -51,6 +51,7 @@ def get_config(argument=None):
     val_split='val',
     kind='sigmoid',  # an image has several classes
     crop={'name': 'inception', 'size': (96, 128), 'area': (0.1, 1.0)},
+    flips=('horizontal',),
     recipe=common.recipe(16, 800, common.adam(1e-3, warmup_steps=50), 400),
   )
   config.denoise = common.block(
@@ -58,6 +59,7 @@ def get_config(argument=None):
     split='train',
     noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
     crop={'name': 'inception', 'size': (96, 128), 'area': (0.05, 0.3)},
+    flips=('horizontal',),
     recipe=common.recipe(8, 600, common.adam(2e-3, warmup_steps=50)),
   )
   config.finetune = common.block(
@@ -66,6 +68,7 @@ def get_config(argument=None):
     val_split='val',
     subset=common.subset(options),
     crop={'name': 'inception', 'size': (96, 128), 'area': (0.05, 0.3)},
+    flips=('horizontal',),
     recipe=common.recipe(8, 800, common.adam(2e-3, warmup_steps=50), 400),
   )
   config.evaluate = common.block(splits=('val',), batch_size=8, which='last')

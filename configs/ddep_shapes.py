@@ -9,6 +9,27 @@ Cost:  about 2 minutes a stage on 2 CPU cores.
 
 from configs import common
 
+_ENCODERS = {
+  'unet': {
+    'name': 'resnet',
+    'blocks': (1, 1, 1),
+    'width': 16,
+    'num_groups': 8,
+  },
+  'transunet': {
+    'name': 'hybrid_vit',
+    'blocks': (1, 1, 1),
+    'width': 16,
+    'num_groups': 8,
+    'hidden_size': 64,
+    'num_layers': 2,
+    'num_heads': 4,
+    'mlp_dim': 128,
+    'grid': (4, 4),
+    'dropout_rate': 0.0,
+  },
+}
+
 
 def get_config(argument=None):
   options = common.parse(
@@ -17,6 +38,7 @@ def get_config(argument=None):
     labels=0,  # number of labelled images; 0: `fraction` decides
     fraction=0.0,  # share of the images that is labelled; 0: 100 images
     seed=0,
+    network=['unet', 'transunet'],  # ResNet or hybrid ViT as the encoder
     width=1,  # factor of the decoder's channels
     encoder='',  # a finished run's stage, or a weight file
     tiny=False,  # the same code, in a minute a stage
@@ -24,21 +46,10 @@ def get_config(argument=None):
   config = common.block(seed=options.seed, data_dir='')
 
   config.network = common.block(
-    encoder={
-      'name': 'hybrid_vit',
-      'blocks': (1, 1, 1),
-      'width': 16,
-      'num_groups': 8,
-      'hidden_size': 64,
-      'num_layers': 2,
-      'num_heads': 4,
-      'mlp_dim': 128,
-      'grid': (4, 4),
-      'dropout_rate': 0.0,
-    },
+    encoder=_ENCODERS[options.network],
     decoder={
       'name': 'unet',
-      'widths': (64, 48, 32, 24, 16),
+      'widths': (64, 48, 32, 16, 16),
       'width_multiplier': options.width,
       'num_groups': 8,
     },
@@ -52,14 +63,16 @@ def get_config(argument=None):
     val_split='val',
     kind='softmax',
     crop={'name': 'inception', 'size': (64, 64), 'area': (0.6, 1.0)},
-    recipe=common.recipe(64, 2000, common.adam(2e-3, warmup_steps=100), 500),
+    flips=('horizontal', 'vertical'),
+    recipe=common.recipe(32, 3400, common.adam(2e-3, warmup_steps=100), 1000),
   )
   config.denoise = common.block(
     data=common.data('shapes/scenes'),
     split='unlabeled',
     noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
     crop={'name': 'inception', 'size': (64, 64), 'area': (0.3, 1.0)},
-    recipe=common.recipe(32, 1200, common.adam(2e-3, warmup_steps=50)),
+    flips=('horizontal', 'vertical'),
+    recipe=common.recipe(16, 1400, common.adam(2e-3, warmup_steps=50)),
   )
   config.finetune = common.block(
     data=common.data('shapes/scenes'),
@@ -67,7 +80,8 @@ def get_config(argument=None):
     val_split='val',
     subset=common.subset(options, labels=100),
     crop={'name': 'random', 'size': (64, 64)},
-    recipe=common.recipe(16, 2000, common.adam(1e-3, warmup_steps=50), 500),
+    flips=('horizontal', 'vertical'),
+    recipe=common.recipe(8, 2400, common.adam(1e-3, warmup_steps=50), 1000),
   )
   config.evaluate = common.block(
     splits=('test', 'train'), batch_size=40, which='last'

@@ -60,6 +60,7 @@ class ClassifyOptions:
     val_split: evaluated on.
     kind: 'softmax' where an image has one class, 'sigmoid' where several.
     crop: name and fields of a crop (see `transforms.CROPS`).
+    flips: directions in which images are mirrored at random.
     recipe: batch, length, optimiser.
   """
 
@@ -68,6 +69,7 @@ class ClassifyOptions:
   val_split: str
   kind: Literal['softmax', 'sigmoid']
   crop: Mapping[str, Any]
+  flips: tuple[str, ...]
   recipe: method.Recipe
 
 
@@ -82,6 +84,7 @@ class DenoiseOptions:
     trained: parts that learn: ('decoder', 'heads') is DDeP, with 'encoder' DeP.
     noise: kind and strength.
     crop: as above.
+    flips: as above.
     recipe: as above.
   """
 
@@ -91,6 +94,7 @@ class DenoiseOptions:
   trained: tuple[str, ...]
   noise: noise.Options
   crop: Mapping[str, Any]
+  flips: tuple[str, ...]
   recipe: method.Recipe
 
   def __post_init__(self):
@@ -112,6 +116,7 @@ class FinetuneOptions:
     subset: which images are labelled.
     start: of encoder and decoder.
     crop: as above.
+    flips: as above.
     recipe: as above.
   """
 
@@ -121,6 +126,7 @@ class FinetuneOptions:
   subset: splits.Subset
   start: Start
   crop: Mapping[str, Any]
+  flips: tuple[str, ...]
   recipe: method.Recipe
 
 
@@ -194,6 +200,7 @@ class Runner:
       return stage.Stage(name, block, self.run_evaluate, ('finetune',))
     block.recipe.check(self.mesh, f'config.{name}.recipe')
     crop = _crop(block.crop, f'config.{name}.crop')
+    _flips(block.flips, f'config.{name}.flips')
     heads = _heads(name, num_classes=2)  # Any number shows whether it fits.
     network.check(self._network(heads), crop.size, f'config.{name}.crop.size')
     settings = {
@@ -299,8 +306,9 @@ class Runner:
   ) -> Sequence[pathlib.Path]:
     """Trains to the end of the block's recipe; returns what it leaves."""
     crop = _crop(block.crop, f'config.{place.directory.name}.crop')
+    flips = _flips(block.flips, f'config.{place.directory.name}.flips')
     batches = loader.Loader(
-      {'': loader.Stream(split.records, _augment(split, keep, crop))},
+      {'': loader.Stream(split.records, _augment(split, keep, crop, flips))},
       block.recipe.batch_size,
       self.experiment.seed,
       self.experiment.operation.reading,
@@ -411,12 +419,18 @@ def _crop(block: Mapping[str, Any], path: str) -> Any:
   return options.choose(transforms.CROPS, block, path)
 
 
+def _flips(kinds: tuple[str, ...], path: str) -> transforms.RandomFlip:
+  return options.build(transforms.RandomFlip, {'kinds': kinds}, path)
+
+
 def _augment(
-  split: datasets.Split, keep: tuple[str, ...], crop: transforms.Transform
+  split: datasets.Split,
+  keep: tuple[str, ...],
+  *augmentations: transforms.Transform,
 ) -> transforms.Transform:
   """From a record of the split to an example of training."""
   decode = transforms.Decode(len(split.classes), keep)
-  return transforms.Sequence((decode, crop, transforms.RandomFlip()))
+  return transforms.Sequence((decode, *augmentations))
 
 
 if __name__ == '__main__':

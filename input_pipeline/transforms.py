@@ -99,10 +99,14 @@ def resize(example: Example, size: tuple[int, int]) -> Example:
   return out
 
 
-def flip(example: Example) -> Example:
-  """Mirrors image and label left to right."""
+# Axis of an image that each kind of flip turns round.
+FLIPS = {'horizontal': 1, 'vertical': 0}
+
+
+def flip(example: Example, kind: str = 'horizontal') -> Example:
+  """Mirrors image and label left to right, or upside down."""
   return {
-    name: value[:, ::-1] if name in ('image', 'label') else value
+    name: np.flip(value, FLIPS[kind]) if name in ('image', 'label') else value
     for name, value in example.items()
   }
 
@@ -147,11 +151,21 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-  """Mirrors left to right with the given probability."""
+  """Mirrors along each of the given directions, each time with a probability.
+
+  Attributes:
+    probability: of each.
+    kinds: 'horizontal' mirrors left to right, 'vertical' upside down.
+  """
 
   probability: float = 0.5
+  kinds: tuple[str, ...] = ('horizontal',)
 
   def __post_init__(self):
+    if not set(self.kinds) <= set(FLIPS):
+      raise ValueError(
+        f'kinds: found {self.kinds}, expected some of {tuple(FLIPS)}'
+      )
     if not 0 <= self.probability <= 1:
       raise ValueError(
         f'probability: found {self.probability}, expected 0 to 1'
@@ -159,7 +173,10 @@ class RandomFlip:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Draws and flips."""
-    return flip(example) if rng.random() < self.probability else example
+    for kind in self.kinds:
+      if rng.random() < self.probability:
+        example = flip(example, kind)
+    return example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,8 @@ class Checkpoints:
       Step and state, or None if nothing was saved yet.
 
     Raises:
-      UserError: there are checkpoints, and all of them are damaged.
+      UserError: there are checkpoints, and all of them are damaged, or they
+        hold a state of another make.
     """
     args = ocp.args.Composite(
       **{_STATE: ocp.args.StandardRestore(abstract_state)}
@@ -97,7 +98,10 @@ class Checkpoints:
     steps = sorted(self._latest.all_steps(), reverse=True)
     for step in steps:
       try:
+        self._check_layout(step, abstract_state)
         return step, self._latest.restore(step, args=args)[_STATE]
+      except errors.UserError:
+        raise
       except Exception as error:  # Orbax has no class for damaged files.
         reason = str(error).splitlines()[0]
         logging.warning(
@@ -111,6 +115,27 @@ class Checkpoints:
         'copy, or remove the folder to train this stage again'
       )
     return None
+
+  def _check_layout(self, step: int, abstract_state: Any) -> None:
+    """Raises UserError if the names or shapes are not those expected."""
+    folder = self.directory / 'checkpoints' / str(step) / _STATE
+    saved = _layout(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+    expected = _layout(
+      ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True)
+    )
+    different = sorted(
+      name
+      for name in {*saved, *expected}
+      if saved.get(name) != expected.get(name)
+    )
+    if different:
+      name = different[0]
+      raise errors.UserError(
+        f'{folder} holds another kind of state ({name} found '
+        f'{saved.get(name, "nothing")}, expected '
+        f'{expected.get(name, "nothing")}; {len(different)} differ): go on '
+        'with the version that wrote it, or choose another --workdir'
+      )
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
@@ -163,6 +188,16 @@ def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
     directory.absolute(),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
   )
+
+
+def _layout(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Shape of each leaf by its path."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path): tuple(leaf.shape)
+    for path, leaf in leaves
+    if hasattr(leaf, 'shape')
+  }
 
 
 def _save_args(state: Any, meta: Mapping[str, Any]) -> ocp.args.Composite:

@@ -54,22 +54,23 @@ class Progress:
     self._last = (time.monotonic(), step)
 
   def line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-    """Prints a line; returns steps/s and images/s since the last one."""
+    """Prints a line; returns steps/s and images/s since the last one.
+
+    Right after `restart` there is no speed yet: the line and the dict lack it.
+    """
     now = time.monotonic()
     then, last_step = self._last
-    rate = (step - last_step) / max(now - then, 1e-9)
     self._last = (now, step)
-    speed = {
-      'steps_per_second': rate,
-      'images_per_second': rate * self._batch_size,
-    }
     shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
-    say(
-      f'{self.name} {step}/{self._num_steps}  {shown}  '
-      f'{rate:.3g} steps/s  {rate * self._batch_size:.4g} images/s  '
-      f'ETA {duration((self._num_steps - step) / max(rate, 1e-9))}'
-    )
-    return speed
+    told = f'{self.name} {step}/{self._num_steps}  {shown}'
+    if step == last_step:
+      say(told.rstrip())
+      return {}
+    rate = (step - last_step) / max(now - then, 1e-9)
+    images = rate * self._batch_size
+    left = duration((self._num_steps - step) / max(rate, 1e-9))
+    say(f'{told}  {rate:.3g} steps/s  {images:.4g} images/s  ETA {left}')
+    return {'steps_per_second': rate, 'images_per_second': images}
 
   def restart(self, step: int) -> None:
     """Forgets what took time up to here: the first step, which compiles."""

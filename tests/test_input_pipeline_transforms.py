@@ -161,6 +161,18 @@ def test_flip(example):
   assert found['id'] == b'a'
 
 
+def test_vertical_flips_turn_rows_round(example):
+  image, label = pixels(transforms.flip(example, 'vertical'))
+  before_image, before_label = pixels(example)
+  assert image == before_image[::-1]
+  assert label == before_label[::-1]
+  always = transforms.RandomFlip(1.0, ('horizontal', 'vertical'))
+  image, _ = pixels(always(example, np.random.default_rng(0)))
+  assert image == [row[::-1] for row in before_image[::-1]]
+  with pytest.raises(ValueError, match='kinds: found .* expected some of'):
+    transforms.RandomFlip(0.5, ('sideways',))
+
+
 def test_random_flip_is_as_frequent_as_asked(example):
   for probability in (0.0, 0.3, 1.0):
     flip = transforms.RandomFlip(probability)

@@ -156,3 +156,19 @@ def test_a_state_saved_on_8_devices_resumes_on_1_2_and_4(tmp_path, monkeypatch):
       assert found['kernel'].sharding.is_equivalent_to(
         NamedSharding(found['kernel'].sharding.mesh, expected), ndim=2
       )
+
+
+def test_a_state_of_another_make_is_refused_and_kept(saved):
+  other = abstract()
+  other['params']['encoder']['kernel'] = jax.ShapeDtypeStruct(
+    (4, 9), jnp.float32
+  )
+  with (
+    checkpoint.Checkpoints(saved) as checkpoints,
+    pytest.raises(errors.UserError, match='another kind of state') as caught,
+  ):
+    checkpoints.restore(other)
+  assert "['params']['encoder']['kernel'] found (4, 8), expected (4, 9); 1" in (
+    str(caught.value)
+  )
+  assert {p.name for p in (saved / 'checkpoints').iterdir()} == {'2', '3'}

@@ -49,3 +49,10 @@ def test_progress_counts_speed_without_pauses(capsys, monkeypatch):
   assert 'denoise 10/100  loss 0.5  2 steps/s  16 images/s  ETA 45s' in (
     capsys.readouterr().out
   )
+
+
+def test_there_is_no_speed_right_after_a_restart(capsys):
+  progress = journal.Progress('denoise', 0, 100, 8)
+  progress.restart(1)
+  assert progress.line(1, {'loss': 0.5}) == {}
+  assert capsys.readouterr().out == 'denoise 1/100  loss 0.5\n'
