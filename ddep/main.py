@@ -21,6 +21,7 @@ from segcore import (
   method,
   metrics,
   network,
+  optimizers,
   options,
   pretrained,
   sharding,
@@ -322,6 +323,7 @@ class Runner:
       evaluate_every=block.recipe.evaluate_every,
       best=best and train_loop.Best(best),
       loaded=self._loaded(place, block, trained.segmenter, crop.size),
+      note=optimizers.describe(block.recipe.optimizer, block.recipe.num_steps),
       hparams=options.to_dict(block),
     )
     train_loop.train(training, place, self.experiment.operation, self.mesh)

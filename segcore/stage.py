@@ -26,6 +26,25 @@ class Preempted(Exception):
   """The machine asked to stop; everything needed to go on is saved."""
 
 
+class Preemption:
+  """Whether the machine has asked to stop, agreed on by all hosts.
+
+  Hosts call `reached` equally often. After the request (SIGTERM on any of them)
+  it returns True at one and the same call on all.
+  """
+
+  def __init__(self):
+    # Not a training step: calls are counted on from stage to stage.
+    self._calls = 0
+
+  def reached(self) -> bool:
+    """True at the call at which everyone is to save and stop."""
+    if not jax.distributed.is_initialized():
+      return False
+    self._calls += 1
+    return multihost_utils.reached_preemption_sync_point(self._calls)
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
   """Where a stage runs, and where the stages it needs have left their work.
@@ -34,11 +53,13 @@ class Place:
     directory: the stage's own folder.
     needed: folder of each stage it needs.
     digest: of everything that decides the result, stages before included.
+    preemption: to be asked after every step.
   """
 
   directory: pathlib.Path
   needed: Mapping[str, pathlib.Path]
   digest: str
+  preemption: Preemption = dataclasses.field(default_factory=Preemption)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +111,7 @@ def execute(
     _refuse_others(directory, settings)
     if not only or stage.name in only:
       plan.append((stage, settings))
+  preemption = Preemption()
   for stage, settings in plan:
     directory = workdir / stage.name
     if (directory / 'DONE.json').exists():
@@ -102,7 +124,10 @@ def execute(
       directory,
       {name: workdir / name for name in stage.needs},
       digests[stage.name],
+      preemption,
     )
+    if preemption.reached():
+      raise Preempted(f'{workdir} is ready to start {stage.name}')
     outputs = stage.run(place)
     _finish(place, stage.name, outputs)
 

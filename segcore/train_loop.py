@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
@@ -81,6 +80,7 @@ class Training:
     evaluate_every: steps between evaluations; the last step always is one.
     best: what the best state is, or None to keep only the latest.
     loaded: subtrees to start from (see `Method.init`).
+    note: what else to say at the start: the optimiser in one line.
     hparams: settings that TensorBoard shows beside the curves.
   """
 
@@ -92,6 +92,7 @@ class Training:
   evaluate_every: int = 0
   best: Best | None = None
   loaded: types.Params | None = None
+  note: str = ''
   hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -204,7 +205,7 @@ class _Run:
         jax.block_until_ready(metrics)
         self.log.progress.restart(step)
       last = step == self.training.num_steps
-      stopping = _preempted(step)
+      stopping = self.place.preemption.reached()
       log_due = last or step % self.operation.log_every == 0
       save_due = last or stopping or step % self.operation.save_every == 0
       evaluate_due = self._evaluate_due(step)
@@ -218,7 +219,7 @@ class _Run:
         # What is logged up to here must outlive a kill: it will not come again.
         self.log.writer.flush()
         self.checkpoints.save(step, state)
-      if stopping and not last:
+      if stopping:
         self.checkpoints.wait()
         raise stage.Preempted(f'{self.place.directory} saved at step {step}')
     self.checkpoints.wait()
@@ -348,17 +349,11 @@ def _report(
     f'{mesh.size} {mesh.devices.flat[0].device_kind} device(s); '
     'parameters: '
     + ', '.join(f'{name} {size:,}' for name, size in parts.items())
+    + (f'; {training.note}' if training.note else '')
   )
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(state.params)
     (place.directory / 'parameters.txt').write_text(table + '\n')
-
-
-def _preempted(step: int) -> bool:
-  """Whether all hosts have agreed to save at this step and stop."""
-  if not jax.distributed.is_initialized():
-    return False
-  return multihost_utils.reached_preemption_sync_point(step)
 
 
 def _floats(metrics: types.Metrics) -> dict[str, float]:

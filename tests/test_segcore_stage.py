@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -29,10 +30,7 @@ def test_finished_stages_are_skipped(tmp_path):
   stage.execute(chain(log), tmp_path)
   assert log == ['a', 'b']
   done = json.loads((tmp_path / 'a' / 'DONE.json').read_text())
-  # sha256 of the one letter 'x'.
-  assert done['outputs'] == {
-    'out.txt': '2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881'
-  }
+  assert done['outputs'] == {'out.txt': hashlib.sha256(b'x').hexdigest()}
 
 
 def test_an_interrupted_stage_runs_again_and_the_next_follows(tmp_path):
@@ -99,3 +97,29 @@ def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.UserError, match='cannot write .* --workdir'):
     stage.execute(chain([]), tmp_path / 'file')
+
+
+def test_a_request_to_stop_is_seen_between_stages_and_counted_on(
+  tmp_path, monkeypatch
+):
+  calls = []
+
+  def sync_point(call):
+    calls.append(call)
+    return call == 4
+
+  monkeypatch.setattr(stage.jax.distributed, 'is_initialized', lambda: True)
+  monkeypatch.setattr(
+    stage.multihost_utils, 'reached_preemption_sync_point', sync_point
+  )
+  log = []
+
+  def steps(place):
+    log.append([place.preemption.reached() for _ in range(2)])
+    return []
+
+  stages = [stage.Stage('a', {}, steps), stage.Stage('b', {}, steps)]
+  with pytest.raises(stage.Preempted, match='ready to start b'):
+    stage.execute(stages, tmp_path)
+  assert calls == [1, 2, 3, 4]
+  assert log == [[False, False]]
