@@ -6,49 +6,33 @@ from typing import Literal
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from segcore import losses, method, types
-from segcore.models import segmenter as segmenter_lib
+from segcore import losses, method
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify:
+class Classify(method.OneLoss):
   """Learns which classes occur in an image.
 
+  The segmenter is an encoder with a head `tags`.
+
   Attributes:
-    segmenter: an encoder with a head `tags`.
-    update: what is trained, and how.
     kind: 'softmax' where each image has one class, 'sigmoid' where it may have
       several.
   """
 
-  segmenter: segmenter_lib.Segmenter
-  update: method.Update
   kind: Literal['softmax', 'sigmoid']
 
-  def init(self, rng, batch_spec, loaded) -> method.TrainState:
-    """See `Method.init`."""
-    shape = batch_spec['image'].shape
-    return self.update.init(self.segmenter, rng, shape, loaded)
-
-  def train_step(
-    self, state: method.TrainState, batch: batch_lib.Batch
-  ) -> tuple[method.TrainState, types.Metrics]:
-    """One step; 'loss' is the mean over images, in nats."""
-    return self.update(self.loss, state, batch)
-
   def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
-    """Sum of the cross entropy of the tags over images."""
-    found, batch_stats = method.forward(
-      self.segmenter,
+    """Sum over images of the cross entropy of their tags, in nats."""
+    scores, batch_stats = self.forward(
       params,
       batch_stats,
       batch_lib.to_symmetric(batch['image']),
-      heads=('tags',),
-      train=self.update.trained,
-      rng=keys.network,
+      'tags',
+      keys,
     )
     total, count = losses.masked_sum_and_count(
-      losses.tag_cross_entropy(found['tags'], batch['tags'], self.kind),
+      losses.tag_cross_entropy(scores, batch['tags'], self.kind),
       batch['mask'],
     )
     return method.Outcome(total, count, {}, batch_stats)
@@ -57,6 +41,4 @@ class Classify:
     self, state: method.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B C']:
     """Scores of the classes."""
-    return self.segmenter.apply(
-      method.variables(state), images, heads=('tags',)
-    )['tags']
+    return self.apply(state, images, 'tags')

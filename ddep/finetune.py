@@ -5,48 +5,29 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from segcore import losses, method, types
-from segcore.models import segmenter as segmenter_lib
+from segcore import losses, method
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune:
-  """Cross entropy of each labelled pixel; every parameter learns.
+class Finetune(method.OneLoss):
+  """Cross entropy of each labelled pixel, in nats; every parameter learns.
 
-  Attributes:
-    segmenter: has a head `logits` at full resolution.
-    update: what is trained, and how.
+  The segmenter has a head `logits` at full resolution.
   """
 
-  segmenter: segmenter_lib.Segmenter
-  update: method.Update
-
-  def init(self, rng, batch_spec, loaded) -> method.TrainState:
-    """See `Method.init`."""
-    shape = batch_spec['image'].shape
-    return self.update.init(self.segmenter, rng, shape, loaded)
-
-  def train_step(
-    self, state: method.TrainState, batch: batch_lib.Batch
-  ) -> tuple[method.TrainState, types.Metrics]:
-    """One step; 'loss' is the mean over labelled pixels, in nats."""
-    return self.update(self.loss, state, batch)
-
   def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
-    """Sum of the cross entropy over pixels with a label."""
-    found, batch_stats = method.forward(
-      self.segmenter,
+    """Sum over the pixels with a label."""
+    logits, batch_stats = self.forward(
       params,
       batch_stats,
       batch_lib.to_symmetric(batch['image']),
-      heads=('logits',),
-      train=self.update.trained,
-      rng=keys.network,
+      'logits',
+      keys,
     )
     labels = batch['label']
     counted = (labels >= 0) & batch['mask'][:, None, None]
     total, count = losses.masked_sum_and_count(
-      losses.cross_entropy(found['logits'], labels), counted
+      losses.cross_entropy(logits, labels), counted
     )
     return method.Outcome(total, count, {}, batch_stats)
 
@@ -54,6 +35,4 @@ class Finetune:
     self, state: method.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
     """Class scores."""
-    return self.segmenter.apply(
-      method.variables(state), images, heads=('logits',)
-    )['logits']
+    return self.apply(state, images, 'logits')

@@ -240,8 +240,8 @@ class Runner:
     split = self._open(block.data, block.split)
     trained = denoise.Denoise(
       self._network(_heads('denoise', 0)),
-      block.noise,
       block.recipe.update(block.trained),
+      block.noise,
     )
     return self._train(place, block, trained, split, ())
 

@@ -358,3 +358,67 @@ class Update:
     return optimizers.build(
       self.optimizer, self.num_steps, self._trained(params)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class OneLoss:
+  """A method that is one loss over one stream; a subclass writes the loss.
+
+  Attributes:
+    segmenter: the network.
+    update: what is trained, and how.
+  """
+
+  segmenter: segmenter_lib.Segmenter
+  update: Update
+
+  def init(
+    self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
+  ) -> TrainState:
+    """See `Method.init`."""
+    shape = batch_spec['image'].shape
+    return self.update.init(self.segmenter, rng, shape, loaded)
+
+  def train_step(
+    self, state: TrainState, batch: batch_lib.Batch
+  ) -> tuple[TrainState, types.Metrics]:
+    """One update; 'loss' is the mean over what the loss counts."""
+    return self.update(self.loss, state, batch)
+
+  def loss(
+    self,
+    params: types.Params,
+    batch_stats: types.Params,
+    batch: batch_lib.Batch,
+    keys: Keys,
+  ) -> Outcome:
+    """The loss of a microbatch; see `Loss`."""
+    raise NotImplementedError
+
+  def forward(
+    self,
+    params: types.Params,
+    batch_stats: types.Params,
+    images: Float[Array, 'B H W 3'],
+    head: str,
+    keys: Keys,
+  ) -> tuple[Array, types.Params]:
+    """One head's output in training, and the new statistics.
+
+    Parts that are not trained run as in evaluation.
+    """
+    found, batch_stats = forward(
+      self.segmenter,
+      params,
+      batch_stats,
+      images,
+      heads=(head,),
+      train=self.update.trained,
+      rng=keys.network,
+    )
+    return found[head], batch_stats
+
+  def apply(self, state: TrainState, images: Array, head: str) -> Array:
+    """One head's output in evaluation."""
+    outputs = self.segmenter.apply(variables(state), images, heads=(head,))
+    return outputs[head]

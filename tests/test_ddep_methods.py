@@ -22,8 +22,8 @@ def ddep(trained=('decoder', 'heads'), network=None, accumulate=1):
   sgd = optimizers.Options(name='sgd', learning_rate=0.01, schedule='constant')
   return denoise.Denoise(
     network or tiny_networks.small_unet({'noise': segmenter.ConvHead(3)}),
-    noise.Options(gamma=0.95),
     method.Update(trained, sgd, 10, accumulate),
+    noise.Options(gamma=0.95),
   )
 
 

@@ -506,9 +506,6 @@ class Shapes(records.Builder):
 
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [*_configs(64), *_configs(128, '_128')]  # noqa: RUF012
-  # Nothing is downloaded, so there are no checksums. TFDS would look for them
-  # with importlib_resources, which it does not install.
-  url_infos = None
 
   def contents(self) -> records.Contents:
     """Nine classes, with masks and tags."""
