@@ -81,7 +81,7 @@ def get_config(argument=None):
     subset=common.subset(options, labels=100),
     crop={'name': 'random', 'size': (64, 64)},
     flips=('horizontal', 'vertical'),
-    recipe=common.recipe(8, 2400, common.adam(1e-3, warmup_steps=50), 1000),
+    recipe=common.recipe(8, 3000, common.adam(1.5e-3, warmup_steps=50), 1000),
   )
   config.evaluate = common.block(
     splits=('test', 'train'), batch_size=40, which='last'
