@@ -25,6 +25,7 @@ from segcore import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGES = ('classify', 'denoise', 'finetune')
+NUM_STEPS = 60  # of each stage, in the tiny form
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
@@ -42,42 +43,53 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
     )
 
 
-def moments(rng: random.Random, count: int, seconds: float):
-  """(name, condition) of each kill; a condition sees (workdir, start)."""
+def moments(rng: random.Random, count: int) -> list[tuple[int, str]]:
+  """When to kill: (steps of all stages so far, where), in order.
 
-  def in_save(workdir: pathlib.Path, begun: float) -> bool:
-    return any(workdir.glob('*/checkpoints/*.orbax-checkpoint-tmp*'))
-
-  def in_evaluation(workdir: pathlib.Path, begun: float) -> bool:
-    # Step 30 is logged before it is evaluated.
-    return any(
-      '"step": 30, "train' in path.read_text()
-      and '"step": 30, "val' not in path.read_text()
-      for path in workdir.glob('*/metrics.jsonl')
-      if path.parent.name in ('classify', 'finetune')
-    )
-
-  def after(delay: float):
-    return lambda workdir, begun: time.monotonic() - begun > delay
-
-  chosen = [('inside a save', in_save), ('inside an evaluation', in_evaluation)]
-  for _ in range(count - len(chosen)):
-    delay = rng.uniform(4.0, max(5.0, seconds / 2))
-    chosen.append((f'after {delay:.1f} s', after(delay)))
-  rng.shuffle(chosen)
-  return chosen
+  Steps are drawn, but for one save and one evaluation.
+  """
+  stage = rng.randrange(len(STAGES))
+  chosen = [
+    (stage * NUM_STEPS + rng.choice((20, 40)), 'in a save'),
+    (rng.choice((0, 2)) * NUM_STEPS + 30, 'in an evaluation'),
+  ]
+  while len(chosen) < count:
+    chosen.append((rng.randrange(1, len(STAGES) * NUM_STEPS), 'in a step'))
+  return sorted(chosen)
 
 
-def interrupted(workdir: pathlib.Path, kills) -> list[str]:
+def is_due(workdir: pathlib.Path, position: int, where: str) -> bool:
+  """Whether the run is at that moment or beyond it."""
+  stage = workdir / STAGES[position // NUM_STEPS]
+  step = position % NUM_STEPS
+  if where == 'in a save':
+    return any(stage.glob(f'checkpoints/{step}.orbax-checkpoint-tmp*'))
+  if where == 'in an evaluation':
+    path = stage / 'metrics.jsonl'
+    text = path.read_text() if path.exists() else ''
+    # A step is logged before it is evaluated.
+    return f'"step": {step}, "train' in text and f'{step}, "val' not in text
+  path = stage / 'ids.jsonl'
+  return path.exists() and f'"step": {step},' in path.read_text()
+
+
+def interrupted(
+  workdir: pathlib.Path, kills: list[tuple[int, str]], rng: random.Random
+) -> list[str]:
   """Runs to the end through all kills; returns what happened."""
   story = []
-  for name, due in kills:
-    process, begun = start(workdir), time.monotonic()
-    while process.poll() is None and not due(workdir, begun):
+  for position, where in kills:
+    process = start(workdir)
+    while process.poll() is None and not is_due(workdir, position, where):
       time.sleep(0.002)
+    if where == 'in a step':
+      time.sleep(rng.uniform(0, 0.3))
     process.kill()
-    ended = process.wait()
-    story.append(name if ended == -9 else f'{name}: it had ended')
+    if process.wait() != -9:
+      raise SystemExit(f'it had ended before {where} {position}')
+    story.append(
+      f'{where}, {STAGES[position // NUM_STEPS]} {position % NUM_STEPS}'
+    )
     print(f'killed {story[-1]}', flush=True)
   if start(workdir).wait() != 0:
     raise SystemExit((workdir / 'log.txt').read_text())
@@ -119,13 +131,12 @@ def main() -> int:
   )
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   out = pathlib.Path(arguments.out or tempfile.mkdtemp(prefix='kill_resume_'))
-  begun = time.monotonic()
   if start(out / 'whole').wait() != 0:
     raise SystemExit((out / 'whole' / 'log.txt').read_text())
-  seconds = time.monotonic() - begun
-  print(f'uninterrupted: {seconds:.0f} s', flush=True)
+  print('the uninterrupted run is done', flush=True)
   rng = random.Random(arguments.seed)
-  story = interrupted(out / 'killed', moments(rng, arguments.kills, seconds))
+  kills = moments(rng, arguments.kills)
+  story = interrupted(out / 'killed', kills, rng)
   equal = compare(out / 'whole', out / 'killed')
   for name, same in equal.items():
     print(f'{"equal" if same else "DIFFERENT":>9}  {name}')

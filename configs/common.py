@@ -30,7 +30,9 @@ def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
         f'config option {name!r} is unknown, expected some of '
         f'{", ".join(sorted(allowed))}'
       )
-    values[name] = _convert(name, text or 'true', allowed[name])
+    if isinstance(allowed[name], bool):
+      text = text or 'true'
+    values[name] = _convert(name, text, allowed[name])
   return SimpleNamespace(**values)
 
 
@@ -167,7 +169,15 @@ def set_encoder(config: ml_collections.ConfigDict, path: str) -> None:
   """Takes the encoder from a finished run's stage or a weight file instead.
 
   The stage `classify` falls away.
+
+  Raises:
+    ValueError: nothing in this experiment starts from a classifier.
   """
+  if 'classify' not in config.stages:
+    raise ValueError(
+      f'config option encoder={path}: nothing starts from an encoder here, '
+      'expected init=ddep or init=supervised'
+    )
   config.stages = tuple(s for s in config.stages if s != 'classify')
   for name in ('denoise', 'finetune'):
     if config[name].start.path == 'classify':

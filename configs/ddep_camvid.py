@@ -1,8 +1,8 @@
 """Denoising pretraining on CamVid: 367 photographs of streets, 11 classes.
 
 By default the whole U-Net learns to denoise the photographs (DeP) and is then
-fine-tuned on the labelled ones. `encoder=` takes an encoder that was trained
-elsewhere; with `init=ddep` only the decoder denoises then.
+fine-tuned on the labelled ones. With `init=ddep` the encoder was trained on
+image-level labels, here or elsewhere (`encoder=`), and the decoder denoises.
 
 Val is one clip that lies inside a training sequence: its score is optimistic.
 

@@ -15,6 +15,7 @@ from ddep import classify, denoise, finetune, noise
 from input_pipeline import datasets, errors, loader, splits, transforms
 from segcore import (
   app,
+  checkpoint,
   evaluate,
   inference,
   journal,
@@ -29,6 +30,10 @@ from segcore import (
   train_loop,
 )
 from segcore.models import segmenter
+
+_STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
+# Images whose tags are counted before a classification starts.
+_LOOKED_AT = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +175,12 @@ class Experiment:
   operation: train_loop.Operation
 
   def __post_init__(self):
-    known = ('classify', 'denoise', 'finetune', 'evaluate')
-    if not self.stages or not set(self.stages) <= set(known):
-      raise ValueError(f'stages: found {self.stages}, expected some of {known}')
+    if not self.stages or not set(self.stages) <= set(_STAGES):
+      raise ValueError(
+        f'stages: found {self.stages}, expected some of {_STAGES}'
+      )
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f'seed: found {self.seed}, expected 0 to 2**31 - 1')
 
 
 def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
@@ -210,11 +218,17 @@ class Runner:
       name: block,
     }
     start = getattr(block, 'start', Start())
-    needs = (start.path,) if start.path in self.experiment.stages else ()
+    needs = (start.path,) if start.path in _STAGES else ()
+    if start.path and not needs and not _folder(start.path).exists():
+      raise errors.UserError(
+        f'config.{name}.start.path: {start.path} does not exist: expected a '
+        'stage, the folder of one, or a weight file'
+      )
     return stage.Stage(name, settings, getattr(self, f'run_{name}'), needs)
 
   def run_classify(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains the encoder on tags."""
+    self._check_data()
     block = self.experiment.classify
     split = self._open(block.data, block.split, 'tags', 'classify')
     val = self._open(block.data, block.val_split, 'tags', 'classify')
@@ -236,6 +250,7 @@ class Runner:
 
   def run_denoise(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains the decoder, or everything, to find noise."""
+    self._check_data()
     block = self.experiment.denoise
     split = self._open(block.data, block.split)
     trained = denoise.Denoise(
@@ -247,9 +262,14 @@ class Runner:
 
   def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains everything on labelled images."""
+    self._check_data()
     block = self.experiment.finetune
     labelled = self._labelled()
-    stage.write_json(place.directory / 'labelled_ids.json', labelled.ids())
+    stage.keep_same(
+      place.directory / 'labelled_ids.json',
+      labelled.ids(),
+      'the choice of labelled images',
+    )
     val = self._open(block.data, block.val_split, 'label', 'finetune')
     trained = self._segmentation(len(labelled.classes))
     evaluator = self._segmentation_evaluator(
@@ -263,7 +283,10 @@ class Runner:
     """Reports the fine-tuned network by the protocol of the config."""
     block = self.experiment.evaluate
     folder = 'best' if block.which == 'best' else 'checkpoints'
-    found = pretrained.read(place.needed['finetune'] / folder)
+    self._check_data()
+    found = checkpoint.read(
+      place.needed['finetune'] / folder, ('step', 'params', 'batch_stats')
+    )
     labelled = self._labelled()
     trained = self._segmentation(len(labelled.classes))
     state = method.frozen(found, self.mesh)
@@ -289,6 +312,7 @@ class Runner:
       {
         'protocol': 'whole image, single scale',
         'which': block.which,
+        'step': int(found['step']),
         'digest': place.digest,
         'splits': results,
       },
@@ -306,6 +330,11 @@ class Runner:
     best: str | None = None,
   ) -> Sequence[pathlib.Path]:
     """Trains to the end of the block's recipe; returns what it leaves."""
+    stage.keep_same(
+      place.directory / 'data.json',
+      {'version': split.version, 'num_images': len(split)},
+      'the data set',
+    )
     crop = _crop(block.crop, f'config.{place.directory.name}.crop')
     flips = _flips(block.flips, f'config.{place.directory.name}.flips')
     batches = loader.Loader(
@@ -340,7 +369,7 @@ class Runner:
     start = getattr(block, 'start', Start())
     if not start.path:
       return None
-    path = place.needed.get(start.path, pathlib.Path(start.path))
+    path = place.needed.get(start.path, _folder(start.path))
     return pretrained.load(path, start.take, net, (1, *size, 3))
 
   def _segmentation(self, num_classes: int) -> finetune.Finetune:
@@ -387,6 +416,29 @@ class Runner:
       opened.require(kind, purpose)
     return opened
 
+  def _check_data(self) -> None:
+    """Opens all that any stage will read, so that nothing fails hours later.
+
+    Raises:
+      UserError: a split is missing or has not the labels that are needed.
+    """
+    stages, block = self.experiment.stages, self.experiment
+    if 'classify' in stages:
+      tagged = self._open(
+        block.classify.data, block.classify.split, 'tags', 'classify'
+      )
+      _check_tags(tagged, block.classify.kind)
+      self._open(
+        block.classify.data, block.classify.val_split, 'tags', 'classify'
+      )
+    if 'denoise' in stages:
+      self._open(block.denoise.data, block.denoise.split)
+    if 'finetune' in stages:
+      self._labelled()
+      data = block.finetune.data
+      for name in (block.finetune.val_split, *block.evaluate.splits):
+        self._open(data, name, 'label', 'finetune')
+
   def _labelled(self) -> datasets.Split:
     block = self.experiment.finetune
     split = self._open(block.data, block.split, 'label', 'finetune')
@@ -405,6 +457,10 @@ class Runner:
     )
 
 
+def _folder(path: str) -> pathlib.Path:
+  return pathlib.Path(path).expanduser()
+
+
 def _heads(name: str, num_classes: int) -> dict[str, Any]:
   """The heads of a stage."""
   match name:
@@ -415,6 +471,20 @@ def _heads(name: str, num_classes: int) -> dict[str, Any]:
     case _:
       # Small first scores: the loss starts at log(num_classes).
       return {'logits': segmenter.ConvHead(num_classes, init_scale=0.1)}
+
+
+def _check_tags(split: datasets.Split, kind: str) -> None:
+  """Raises UserError if softmax is asked for where images have several tags."""
+  if kind != 'softmax':
+    return
+  for i in range(min(len(split), _LOOKED_AT)):
+    record = split.records[i]
+    if len(record['tags']) != 1:
+      raise errors.UserError(
+        f"config.classify.kind: found 'softmax', but image "
+        f'{record["id"].decode()} of {split.name} has {len(record["tags"])} '
+        "tags: expected 'sigmoid'"
+      )
 
 
 def _crop(block: Mapping[str, Any], path: str) -> Any:

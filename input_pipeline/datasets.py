@@ -100,6 +100,8 @@ class Split:
 
   Attributes:
     name: for people: 'shapes/scenes train'.
+    version: of the records it comes from; another one for every state of a
+      folder.
     classes: name of each class id.
     palette: RGB colour of each class id.
     has: kinds of label its records have: 'label', 'tags'.
@@ -107,6 +109,7 @@ class Split:
   """
 
   name: str
+  version: str
   classes: tuple[str, ...]
   palette: tuple[tuple[int, int, int], ...]
   has: tuple[str, ...]
@@ -196,22 +199,47 @@ def prepare(options: Options, data_dir: str = '') -> records.Builder:
   logging.set_verbosity(logging.ERROR)
   try:
     made = builder(options, data_dir)
-    if jax.process_index() == 0 and not made.is_prepared():
+    problem = _prepare_on_host_0(made, options) if _is_host_0() else None
+    if jax.process_count() > 1:
+      good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
+      if not good and problem is None:
+        problem = errors.UserError(f'host 0 could not prepare {options.name}')
+      made = builder(options, data_dir)
+    if problem is not None:
+      raise problem
+    return made
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def _is_host_0() -> bool:
+  return jax.process_index() == 0
+
+
+def _prepare_on_host_0(
+  made: records.Builder, options: Options
+) -> errors.UserError | None:
+  """Prepares what is not prepared; returns what went wrong."""
+  report = pathlib.Path(made.data_dir) / 'audit.txt'
+  try:
+    if not made.is_prepared():
       found = made.audit()
       if found is not None:
         print(found.report(), flush=True)
       made.download_and_prepare()
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f'{options.name} prepared')
-      made = builder(options, data_dir)
-    return made
+      if found is not None:
+        report.write_text(found.report() + '\n')
+    elif options.on_bad_example == 'skip' and report.exists():
+      # What is left out is said at the start of every run.
+      print(report.read_text(), end='', flush=True)
+  except errors.UserError as error:
+    return error
   except OSError as error:
-    raise errors.UserError(
+    return errors.UserError(
       f'{options.name} cannot be prepared: {error.strerror or error} '
-      f'({error.filename or data_dir or default_data_dir()})'
-    ) from error
-  finally:
-    logging.set_verbosity(verbosity)
+      f'({error.filename or made.data_dir})'
+    )
+  return None
 
 
 def open_split(options: Options, split: str, data_dir: str = '') -> Split:
@@ -235,6 +263,7 @@ def open_split(options: Options, split: str, data_dir: str = '') -> Split:
   metadata: Any = made.info.metadata
   return Split(
     name=f'{options.name} {split}',
+    version=made.info.full_name,
     classes=tuple(metadata['classes']),
     palette=tuple(tuple(colour) for colour in metadata['palette']),
     has=tuple(kind for kind in ('label', 'tags') if kind in features),

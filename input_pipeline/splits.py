@@ -26,6 +26,8 @@ class Subset:
   seed: int = 0
 
   def __post_init__(self):
+    if self.seed < 0:
+      raise ValueError(f'seed: found {self.seed}, expected 0 or more')
     if self.labels < 0:
       raise ValueError(f'labels: found {self.labels}, expected 0 or more')
     if not 0 < self.fraction <= 1:

@@ -1,6 +1,6 @@
 """The command line of training: flags, start of the devices, exit status.
 
-  def stages(config, mesh): ...
+  def stages(config): ...
   if __name__ == '__main__':
     app.run(stages)
 
@@ -111,7 +111,11 @@ def _parse(
   workdir = values.workdir or default_workdir(
     config_flags.get_config_filename(values['config'])
   )
-  return config, pathlib.Path(workdir).absolute(), tuple(values.stage)
+  return (
+    config,
+    pathlib.Path(workdir).expanduser().absolute(),
+    tuple(values.stage),
+  )
 
 
 def default_workdir(config: str) -> str:
@@ -139,6 +143,7 @@ def _start_devices() -> None:
     jax.distributed.initialize(
       num_processes=_number_of('JAX_NUM_PROCESSES'),
       process_id=_number_of('JAX_PROCESS_ID'),
+      cluster_detection_method='deactivate',
     )
   elif _is_pod():
     jax.distributed.initialize()
@@ -147,7 +152,10 @@ def _start_devices() -> None:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
     jax.distributed.initialize(
-      f'127.0.0.1:{port}', num_processes=1, process_id=0
+      f'127.0.0.1:{port}',
+      num_processes=1,
+      process_id=0,
+      cluster_detection_method='deactivate',
     )
 
 
@@ -162,8 +170,14 @@ def _number_of(variable: str) -> int:
 
 
 def _is_pod() -> bool:
-  hosts = os.environ.get('TPU_WORKER_HOSTNAMES', '')
-  return ',' in hosts or int(os.environ.get('SLURM_NTASKS', '1')) > 1
+  """Whether jax can find other hosts by itself: on a TPU, under `srun`."""
+  variables = ('TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES')
+  on_tpu = any(map(os.environ.get, variables)) or any(
+    pathlib.Path('/dev').glob('accel*')
+  )
+  step = ('SLURM_PROCID', 'SLURM_STEP_NODELIST')
+  several = os.environ.get('SLURM_NTASKS', '1') != '1'
+  return on_tpu or (several and all(map(os.environ.get, step)))
 
 
 def _one_line(error: Exception) -> str:

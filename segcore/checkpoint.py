@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from input_pipeline import errors
 
@@ -40,8 +41,9 @@ class Checkpoints:
     return self
 
   def __exit__(self, *exception) -> None:
-    self._latest.close()
-    self._best.close()
+    with _disk(self.directory):
+      self._latest.close()
+      self._best.close()
 
   def save(self, step: int, state: Any) -> None:
     """Starts to save; returns before the state is on disk.
@@ -57,7 +59,7 @@ class Checkpoints:
     with _disk(self.directory):
       # A run that was set back comes by the same steps again.
       for later in self._best.all_steps():
-        if later >= step:
+        if later >= step or self.best_value(before=step) is None:
           self._best.delete(later)
       self._best.save(step, args=_save_args(state, {'value': value}))
       self._best.wait_until_finished()
@@ -72,7 +74,14 @@ class Checkpoints:
     if step is None or step >= before:
       return None
     meta = ocp.args.Composite(**{_META: ocp.args.JsonRestore()})
-    return self._best.restore(step, args=meta)[_META]['value']
+    try:
+      return self._best.restore(step, args=meta)[_META]['value']
+    except Exception as error:  # Orbax has no class for damaged files.
+      logging.warning(
+        'the best state in %s is damaged (%s): the next evaluation replaces it',
+        *(self.directory, str(error).splitlines()[0]),
+      )
+      return None
 
   def wait(self) -> None:
     """Returns when everything saved is on disk."""
@@ -95,21 +104,25 @@ class Checkpoints:
     args = ocp.args.Composite(
       **{_STATE: ocp.args.StandardRestore(abstract_state)}
     )
-    steps = sorted(self._latest.all_steps(), reverse=True)
-    for step in steps:
+    damaged = []
+    for step in sorted(self._latest.all_steps(), reverse=True):
+      reason, state = '', None
       try:
         self._check_layout(step, abstract_state)
-        return step, self._latest.restore(step, args=args)[_STATE]
+        state = self._latest.restore(step, args=args)[_STATE]
       except errors.UserError:
         raise
       except Exception as error:  # Orbax has no class for damaged files.
         reason = str(error).splitlines()[0]
-        logging.warning(
-          'checkpoint %d in %s is damaged (%s): going back to the one before',
-          *(step, self.directory, reason),
-        )
-        self._set_aside(step)
-    if steps:
+      if _all_hosts(not reason):
+        self._set_aside(damaged)
+        return step, state
+      logging.warning(
+        'checkpoint %d in %s is damaged (%s): going back to the one before',
+        *(step, self.directory, reason or 'on another host'),
+      )
+      damaged.append(step)
+    if damaged:
       raise errors.UserError(
         f'all checkpoints in {self.directory} are damaged: restore them from a '
         'copy, or remove the folder to train this stage again'
@@ -137,12 +150,17 @@ class Checkpoints:
         'with the version that wrote it, or choose another --workdir'
       )
 
-  def _set_aside(self, step: int) -> None:
+  def _set_aside(self, steps: Sequence[int]) -> None:
+    """Renames damaged checkpoints, so that their steps can be saved again."""
+    if not steps:
+      return
     if jax.process_index() == 0:
-      folder = self.directory / 'checkpoints' / str(step)
-      aside = self.directory / f'damaged-{step}'
-      shutil.rmtree(aside, ignore_errors=True)
-      folder.rename(aside)
+      for step in steps:
+        aside = self.directory / f'damaged-{step}'
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.directory / 'checkpoints' / str(step)).rename(aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('damaged checkpoints set aside')
     self._latest.reload()
 
 
@@ -183,8 +201,19 @@ def read(
     ) from error
 
 
-def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-  return ocp.CheckpointManager(
+class _Manager(ocp.CheckpointManager):
+  """Leaves preemption to the loop.
+
+  Orbax would ask jax whether to stop, with a count of its own: the answer comes
+  once, and the loop would not hear it.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    return False
+
+
+def _manager(directory: pathlib.Path, keep: int) -> _Manager:
+  return _Manager(
     directory.absolute(),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
   )
@@ -207,6 +236,13 @@ def _save_args(state: Any, meta: Mapping[str, Any]) -> ocp.args.Composite:
       _META: ocp.args.JsonSave(dict(meta)),
     }
   )
+
+
+def _all_hosts(good: bool) -> bool:
+  """Whether it is good on every host."""
+  if jax.process_count() == 1:
+    return good
+  return bool(multihost_utils.process_allgather(np.int32(good)).all())
 
 
 @contextlib.contextmanager

@@ -187,10 +187,10 @@ class Recipe:
       raise ValueError(
         f'evaluate_every: found {self.evaluate_every}, expected >= 0'
       )
-    if self.optimizer.warmup_steps > self.num_steps:
+    if self.optimizer.warmup_steps >= self.num_steps:
       raise ValueError(
         f'optimizer.warmup_steps: found {self.optimizer.warmup_steps}, '
-        f'expected at most num_steps = {self.num_steps}'
+        f'expected below num_steps = {self.num_steps}'
       )
 
   def check(self, mesh: Mesh, path: str, accumulates: bool = True) -> None:
@@ -318,12 +318,16 @@ class Update:
     gradient, outcome = found
     count = jnp.maximum(outcome.count, 1)
     gradient = jax.tree.map(lambda g: g / count, gradient)
+    # Each part has moved the same old statistics: their mean is taken.
+    batch_stats = jax.tree.map(
+      lambda s: s / self.accumulate, outcome.batch_stats
+    )
     metrics = {
       'loss': outcome.total / count,
       **{n: v / self.accumulate for n, v in outcome.scalars.items()},
       'grad_norm': optax.global_norm(gradient),
     }
-    return self.apply(state, gradient, outcome.batch_stats), metrics
+    return self.apply(state, gradient, batch_stats), metrics
 
   def apply(
     self,

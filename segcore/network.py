@@ -60,6 +60,8 @@ def check(
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
   try:
     jax.eval_shape(network.init, jax.random.PRNGKey(0), images)
-  except (TypeError, ValueError) as error:
+  except (ArithmeticError, TypeError, ValueError) as error:
     reason = ' '.join(str(error).split())
-    raise errors.UserError(f'{path} = {size}: {reason}') from error
+    raise errors.UserError(
+      f'{path} = {size}: the network does not take it: {reason}'
+    ) from error

@@ -18,6 +18,7 @@ from input_pipeline import errors
 from segcore import checkpoint, journal
 
 _MOST_LINES = 8
+_KINDS = ('params/', 'batch_stats/')
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -43,6 +44,11 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   else:
     raise errors.UserError(
       f'{path}: unknown kind of weight file, expected .npz or .safetensors'
+    )
+  if not flat or not all(name.startswith(_KINDS) for name in flat):
+    raise errors.UserError(
+      f'{path} has names like {", ".join(sorted(flat)[:3])}: expected all to '
+      'begin with params/ or batch_stats/, as params/encoder/conv_root/kernel'
     )
   return traverse_util.unflatten_dict(
     {tuple(name.split('/')): np.asarray(value) for name, value in flat.items()}

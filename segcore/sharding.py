@@ -35,7 +35,10 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
   Raises:
     UserError: the devices cannot be divided so.
   """
-  devices = devices or jax.devices()
+  # By host: the loader gives host p the p-th part of the rows.
+  devices = devices or sorted(
+    jax.devices(), key=lambda device: (device.process_index, device.id)
+  )
   if fsdp < 1 or len(devices) % fsdp:
     raise errors.UserError(
       f'fsdp: found {fsdp}, expected a divisor of {len(devices)} devices'

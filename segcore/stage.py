@@ -104,6 +104,12 @@ def execute(
   digests: dict[str, str] = {}
   plan = []
   for stage in stages:
+    for name in stage.needs:
+      if name not in digests:
+        raise errors.UserError(
+          f'{stage.name} needs {name}, which must come before it: the stages '
+          f'are {", ".join(names)}'
+        )
     before = {name: digests[name] for name in stage.needs}
     settings = options.to_dict({'settings': stage.settings, 'needs': before})
     digests[stage.name] = options.digest(settings)
@@ -155,11 +161,25 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     ) from error
 
 
+def keep_same(path: pathlib.Path, content: Any, what: str) -> None:
+  """Writes JSON the first time; later on, refuses anything else.
+
+  Raises:
+    UserError: the content is not what the stage was started with.
+  """
+  if path.exists() and _read_json(path) != content:
+    raise errors.UserError(
+      f'{what} changed since {path.parent} was started (see {path.name}): put '
+      'it back, or choose another --workdir'
+    )
+  write_json(path, content)
+
+
 def _refuse_others(directory: pathlib.Path, settings: Any) -> None:
   path = directory / 'settings.json'
   if not path.exists():
     return
-  found = json.loads(path.read_text())
+  found = _read_json(path)
   lines = options.differences(found, settings)
   if lines:
     more = len(lines) - _MOST_DIFFERENCES
@@ -203,13 +223,23 @@ def _verify(directory: pathlib.Path, needed_by: str) -> None:
       f'{needed_by} needs {directory.name}, which is not finished in '
       f'{directory.parent}: run --stage={directory.name} first'
     )
-  for name, expected in json.loads(done.read_text())['outputs'].items():
+  for name, expected in _read_json(done)['outputs'].items():
     file = directory / name
     if not file.is_file() or _hash(file) != expected:
       raise errors.UserError(
         f'{file} is missing or changed since {directory.name} was finished: '
         f'restore it, or remove {directory} to run the stage again'
       )
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is damaged ({error}): restore it from a copy, or remove '
+      f'{path.parent} to run the stage again'
+    ) from error
 
 
 def _hash(path: pathlib.Path) -> str:

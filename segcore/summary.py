@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
-from tensorboard.compat import tf
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import summary_v2 as hparams_summary
@@ -174,9 +173,9 @@ def _wait_for_later_name(logdir: str) -> None:
   TensorBoard reads a folder's files in the order of their names. If the
   restart's file came before the killed run's, it would drop nothing.
   """
-  if not tf.io.gfile.exists(logdir):
+  if not os.path.exists(logdir):
     return
-  names = tf.io.gfile.listdir(logdir)
+  names = os.listdir(logdir)
   matches = [match for name in names if (match := _STARTED.search(name))]
   if not matches:
     return

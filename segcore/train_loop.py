@@ -308,7 +308,10 @@ def _restore_or_init(
     return training.method.init(rng, spec, loaded)
 
   rng = jax.random.PRNGKey(training.seed)
-  shapes = jax.eval_shape(init, rng, training.loaded)
+  try:
+    shapes = jax.eval_shape(init, rng, training.loaded)
+  except ValueError as error:  # A parameter group that matches nothing.
+    raise errors.UserError(' '.join(str(error).split())) from error
   shardings = sharding.state_shardings(mesh, shapes)
   placed = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

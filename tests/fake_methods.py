@@ -496,6 +496,7 @@ def record(i, image, label=None, num_classes=NUM_CLASSES) -> records.Record:
 def split_of(found, num_classes=NUM_CLASSES) -> datasets.Split:
   return datasets.Split(
     name='fake train',
+    version='fake/1.0.0',
     classes=tuple(f'class{i}' for i in range(num_classes)),
     palette=((0, 0, 0),) * num_classes,
     has=('label',) if 'label' in found[0] else (),

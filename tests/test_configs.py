@@ -70,14 +70,14 @@ def test_what_learns_in_denoising_is_ddep_or_dep():
   assert dep.start.path == ''
 
 
-def test_an_encoder_from_elsewhere_replaces_the_classification():
-  config = load('ddep_camvid', 'init=ddep,encoder=runs/x/classify')
+def test_an_encoder_from_elsewhere_replaces_the_classification(tmp_path):
+  config = load('ddep_camvid', f'init=ddep,encoder={tmp_path}')
   assert graph(config) == [
     ('denoise', ()),
     ('finetune', ('denoise',)),
     ('evaluate', ('finetune',)),
   ]
-  assert config.denoise.start.path == 'runs/x/classify'
+  assert config.denoise.start.path == str(tmp_path)
   assert config.denoise.start.take == ('encoder',)
 
 
@@ -103,6 +103,12 @@ def test_the_text_of_a_config_names_its_command_and_its_cost(name):
     rf'Run: +python -m ddep\.main[\s\\]+--config=configs/{name}', text
   )
   assert 'Cost:' in text
+
+
+def test_an_encoder_that_nothing_starts_from_is_refused():
+  for argument in ('encoder=runs/x', 'init=none,encoder=runs/x'):
+    with pytest.raises(ValueError, match='encoder=runs/x: nothing starts from'):
+      load('ddep_camvid', argument)
 
 
 def test_labels_or_fraction():

@@ -93,7 +93,7 @@ def test_sizes_and_ids_of_a_selection(root, tmp_path):
 
 
 def test_require():
-  split = datasets.Split('photographs train', (), (), ('tags',), [])
+  split = datasets.Split('photographs train', 'v', (), (), ('tags',), [])
   split.require('tags', 'classification')
   message = message_of(lambda: split.require('label', 'fine-tuning'))
   assert message == (

@@ -391,7 +391,12 @@ def split(tmp_path):
   }
   source = made.as_data_source('train', decoders=decoders)
   return datasets.Split(
-    'seven train', tuple('abc'), ((0, 0, 0),) * 3, ('label', 'tags'), source
+    name='seven train',
+    version='seven/1.0.0',
+    classes=tuple('abc'),
+    palette=((0, 0, 0),) * 3,
+    has=('label', 'tags'),
+    records=source,
   )
 
 

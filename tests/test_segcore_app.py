@@ -54,13 +54,16 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
       '8 devices',
     ),
     (
-      [SHAPES, '--config.finetune.recipe.accumulate=3'],
-      'config.finetune.recipe.accumulate: found 3, expected a divisor of 2',
+      [SHAPES, '--config.denoise.recipe.accumulate=3'],
+      'config.denoise.recipe.accumulate: found 3, expected a divisor of 2',
     ),
     (
-      [SHAPES, '--config.denoise.crop.size=(60, 64)'],
-      'config.denoise.crop.size = (60, 64): images of 60x64: both sides must '
-      'be multiples of 16',
+      [
+        f'{SHAPES}:network=transunet',
+        '--config.denoise.crop.size=(60, 64)',
+      ],
+      'config.denoise.crop.size = (60, 64): the network does not take it: '
+      'images of 60x64: both sides must be multiples of 16',
     ),
     (
       [SHAPES, '--config.network.decoder.widths=(8, 8)'],
@@ -89,6 +92,20 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
     (
       [f'--config={CONFIGS}/ddep_folder.py:source=nowhere'],
       'nowhere',
+    ),
+    (
+      [f'{SHAPES}:encoder=nowhere/classify'],
+      'config.denoise.start.path: nowhere/classify does not exist',
+    ),
+    ([f'{SHAPES}:seed=-1'], 'seed: found -1, expected 0'),
+    (
+      [SHAPES, '--config.finetune.recipe.num_steps=50'],
+      'optimizer.warmup_steps: found 50, expected below num_steps = 50',
+    ),
+    ([f'{SHAPES}:width=0'], 'the network does not take it'),
+    (
+      [SHAPES, "--config.stages=('finetune', 'denoise', 'classify')"],
+      'finetune needs denoise, which must come before it',
     ),
     ([SHAPES, '--stage=finetun'], '--stage: found finetun, expected one of'),
     (

@@ -77,16 +77,48 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(saved, caplog):
     assert checkpoints.restore(abstract())[0] == 3
 
 
-def test_all_damaged_is_an_error_that_loses_nothing(saved):
+def test_all_damaged_is_an_error_each_time_and_loses_nothing(saved):
   for step in (2, 3):
     damage(saved / 'checkpoints' / str(step))
-  with (
-    checkpoint.Checkpoints(saved) as checkpoints,
-    pytest.raises(errors.UserError, match=r'all checkpoints .* damaged'),
-  ):
-    checkpoints.restore(abstract())
-  assert (saved / 'damaged-2').is_dir()
-  assert (saved / 'damaged-3').is_dir()
+  for _ in range(2):
+    with (
+      checkpoint.Checkpoints(saved) as checkpoints,
+      pytest.raises(errors.UserError, match=r'all checkpoints .* damaged'),
+    ):
+      checkpoints.restore(abstract())
+    assert {p.name for p in (saved / 'checkpoints').iterdir()} == {'2', '3'}
+
+
+def test_a_damaged_best_state_is_replaced(tmp_path, caplog):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save_best(10, state(10.0), 0.9)
+  for file in (tmp_path / 'best' / '10' / 'meta').rglob('*'):
+    if file.is_file():
+      file.write_bytes(b'')
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.best_value(before=20) is None
+    checkpoints.save_best(20, state(20.0), 0.5)
+    assert checkpoints.best_value(before=30) == 0.5
+  assert 'the best state in' in caplog.text
+
+
+def test_checkpoints_leave_the_request_to_stop_to_the_loop(
+  tmp_path, monkeypatch
+):
+  """Asked with Orbax's own count, jax would never tell the loop."""
+
+  def asked(step):
+    raise AssertionError(f'Orbax asked at {step}')
+
+  monkeypatch.setattr(
+    checkpoint.multihost_utils, 'reached_preemption_sync_point', asked
+  )
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state(1.0))
+    checkpoints.save_best(1, state(1.0), 0.5)
+    checkpoints.wait()
+    assert checkpoints.restore(abstract())[0] == 1
 
 
 def test_an_unfinished_save_is_not_seen(saved):

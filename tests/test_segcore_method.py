@@ -137,3 +137,21 @@ def test_recipes_are_held_against_the_devices():
   )
   with pytest.raises(errors.UserError, match='accumulate: found 3, expected a'):
     dataclasses.replace(recipe, accumulate=3).check(mesh, 'config.x')
+
+
+def test_statistics_of_parts_are_averaged():
+  def with_statistics(params, batch_stats, batch, keys):
+    outcome = loss(params, batch_stats, batch, keys)
+    mean = 0.9 * batch_stats['mean'] + 0.1 * batch['x'].mean(0)
+    return outcome._replace(batch_stats={'mean': mean})
+
+  found = []
+  for accumulate in (1, 4):
+    rule = update(accumulate=accumulate)
+    state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+    state = state.replace(batch_stats={'mean': jnp.ones(3)})
+    after, _ = rule(with_statistics, state, batch())
+    found.append(after.batch_stats['mean'])
+  expected = 0.9 + 0.1 * np.asarray(batch()['x']).mean(0)
+  for mean in found:
+    np.testing.assert_allclose(mean, expected, atol=1e-6)

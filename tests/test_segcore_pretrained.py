@@ -87,12 +87,15 @@ def test_a_missing_part_is_named():
   [
     ('missing.npz', None, 'does not exist: expected the folder of a stage'),
     ('w.pth', b'x', 'unknown kind of weight file'),
+    ('other.npz', {'conv_root/kernel': np.ones(3)}, 'expected all to begin wi'),
     ('w.npz', b'x', 'not a readable .npz file'),
     ('w.safetensors', b'x', 'not a readable .safetensors file'),
   ],
 )
 def test_unreadable_files(tmp_path, name, content, message):
-  if content is not None:
+  if isinstance(content, dict):
+    np.savez(tmp_path / name, **content)
+  elif content is not None:
     (tmp_path / name).write_bytes(content)
   with pytest.raises(errors.UserError, match=message):
     pretrained.read(tmp_path / name)

@@ -72,6 +72,18 @@ def test_nothing_runs_before_all_is_checked(tmp_path):
   assert log == ['a']
 
 
+def test_a_stage_comes_after_what_it_needs(tmp_path):
+  with pytest.raises(errors.UserError, match='b needs a, which must come befo'):
+    stage.execute(chain([])[::-1], tmp_path)
+
+
+def test_a_damaged_mark_is_one_line(tmp_path):
+  stage.execute(chain([]), tmp_path)
+  (tmp_path / 'a' / 'settings.json').write_text('{"sett')
+  with pytest.raises(errors.UserError, match=r'settings\.json is damaged'):
+    stage.execute(chain([]), tmp_path)
+
+
 def test_only_narrows_and_says_what_is_missing(tmp_path):
   log = []
   with pytest.raises(errors.UserError, match='--stage: found c, expected one'):
