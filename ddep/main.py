@@ -27,6 +27,7 @@ from segcore import (
   pretrained,
   sharding,
   stage,
+  summary,
   train_loop,
 )
 from segcore.models import segmenter
@@ -291,6 +292,7 @@ class Runner:
     trained = self._segmentation(len(labelled.classes))
     state = method.frozen(found, self.mesh)
     data = self.experiment.finetune
+    writer = summary.open_writer(place.directory / 'tensorboard')
     results = {}
     for name in block.splits:
       split = (
@@ -301,11 +303,16 @@ class Runner:
       evaluator = self._segmentation_evaluator(
         trained, split, block.batch_size, show=True
       )
-      results[name] = evaluate.to_json(evaluator(state), split)
-      journal.say(
-        f'{split.name}: mIoU {results[name]["metrics"]["miou"]:.4f} over '
-        f'{len(split)} images'
+      values = evaluator(state)
+      results[name] = evaluate.to_json(values, split)
+      scalars = evaluate.scalars(values)
+      writer.write_scalars(
+        int(found['step']), {f'{name}/{k}': v for k, v in scalars.items()}
       )
+      journal.say(
+        f'{split.name}: mIoU {values["miou"]:.4f} over {len(split)} images'
+      )
+    writer.close()
     path = place.directory / 'results.json'
     stage.write_json(
       path,
@@ -393,17 +400,17 @@ class Runner:
   def _evaluator(
     self, split, predict, metric, target, batch_size, show=False
   ) -> evaluate.Evaluator:
-    return evaluate.Evaluator(
+    predictions = evaluate.Predictions(
       split=split,
       predict=predict,
-      metric=metric,
-      target=target,
       batch_size=batch_size,
       multiple=self._network(_heads('classify', 1)).encoder.multiple,
       mesh=self.mesh,
+      keep=(target,),
       reading=self.experiment.operation.reading,
       show=show,
     )
+    return evaluate.Evaluator(predictions, metric, target)
 
   def _network(self, heads) -> segmenter.Segmenter:
     return network.build(self.experiment.network, heads, 'config.network')

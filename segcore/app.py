@@ -42,6 +42,10 @@ def main(build: BuildStages, argv: Sequence[str]) -> int:
   """Runs a command line; returns the exit status."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
+  # What Orbax's threads log with a traceback, they also raise.
+  logging.get_absl_logger().addFilter(
+    lambda record: 'orbax' not in record.pathname
+  )
   try:
     parsed = _parse(argv)
     if parsed is None:

@@ -1,6 +1,6 @@
 """Evaluation of a split: every image exactly once, on any number of hosts.
 
-  evaluator = Evaluator(split, inference.label_maps(method), metric, ...)
+  evaluator = Evaluator(Predictions(split, predict, …), metric, 'label')
   values = evaluator(state)              # {'miou': 0.61, …, 'iou': array}
 
 Images are padded at the bottom and at the right, by reflection, to a multiple
@@ -160,52 +160,24 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-  """Applies a predictor to a split and counts.
+  """Counts how well predictions agree with labels.
 
   Attributes:
-    split: the images.
-    predict: pure; gets jitted.
+    predictions: of all images of a split; they keep the target.
     metric: empty; updated with (prediction, target, id) of each image.
     target: key of what the metric compares with: 'label' or 'tags'.
-    batch_size: global number of rows.
-    multiple: padded heights and widths are multiples of it.
-    mesh: the devices.
-    reading: threads.
-    show: whether to print progress lines.
   """
 
-  split: datasets.Split
-  predict: inference.Predictor
+  predictions: Predictions
   metric: metrics_lib.Metric
   target: str
-  batch_size: int
-  multiple: int
-  mesh: Mesh
-  reading: loader_lib.Reading = loader_lib.Reading()
-  show: bool = False
-
-  def __post_init__(self):
-    sharding.check_batch(self.batch_size, self.mesh, 'batch_size of evaluation')
 
   def __call__(self, state: method_lib.TrainState) -> metrics_lib.Values:
     """Evaluates the state; the same values on every host."""
     metric = self.metric
-    for prediction, example in self._predictions(state):
+    for prediction, example in self.predictions(state):
       metric = metric.update(prediction, example[self.target], example['id'])
     return metrics_lib.merge_across_hosts(metric).compute()
-
-  @functools.cached_property
-  def _predictions(self) -> Predictions:
-    return Predictions(
-      split=self.split,
-      predict=self.predict,
-      batch_size=self.batch_size,
-      multiple=self.multiple,
-      mesh=self.mesh,
-      keep=(self.target,),
-      reading=self.reading,
-      show=self.show,
-    )
 
 
 def to_json(

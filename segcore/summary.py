@@ -9,6 +9,7 @@ hold a `NullWriter`.
 """
 
 import os
+import pathlib
 import re
 import time
 import uuid
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
@@ -165,6 +167,22 @@ class NullWriter:
 
   def __exit__(self, *_) -> None:
     pass
+
+
+def open_writer(
+  logdir: pathlib.Path, step: int = 0
+) -> SummaryWriter | NullWriter:
+  """The writer of this host: host 0 writes, the others do not.
+
+  Args:
+    logdir: folder of the run.
+    step: what a restarted run goes on from.
+  """
+  if jax.process_index() != 0:
+    return NullWriter()
+  return SummaryWriter(
+    str(logdir), resume_step=step if logdir.exists() else None
+  )
 
 
 def _wait_for_later_name(logdir: str) -> None:

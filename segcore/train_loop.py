@@ -146,7 +146,6 @@ class _Log:
   """Everything that is written along the way, from host 0."""
 
   def __init__(self, training: Training, place: stage.Place, start: int):
-    events = place.directory / 'tensorboard'
     self.journal = journal_lib.Journal(
       place.directory / 'metrics.jsonl', step=start
     )
@@ -156,13 +155,7 @@ class _Log:
       training.num_steps,
       training.loader.batch_size,
     )
-    self.writer = (
-      summary.SummaryWriter(
-        str(events), resume_step=start if events.exists() else None
-      )
-      if jax.process_index() == 0
-      else summary.NullWriter()
-    )
+    self.writer = summary.open_writer(place.directory / 'tensorboard', start)
     self.writer.write_hparams(training.hparams)
 
   def __enter__(self) -> '_Log':

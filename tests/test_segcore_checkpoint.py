@@ -1,5 +1,6 @@
 import errno
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -204,3 +205,34 @@ def test_a_state_of_another_make_is_refused_and_kept(saved):
     str(caught.value)
   )
   assert {p.name for p in (saved / 'checkpoints').iterdir()} == {'2', '3'}
+
+
+def test_a_disk_that_really_is_full(tmp_path):
+  mounted = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', tmp_path],
+    capture_output=True,
+    check=False,
+  )
+  if mounted.returncode:
+    pytest.skip('needs the right to mount a small file system')
+  rng = np.random.default_rng(0)
+  big = {'a': jnp.asarray(rng.standard_normal(20000), jnp.float32)}
+  try:
+    with (
+      pytest.raises(errors.UserError, match='is full: the checkpoints before'),
+      checkpoint.Checkpoints(tmp_path / 'run') as checkpoints,
+    ):
+      for step in range(1, 9):
+        checkpoints.save(step, big)
+        checkpoints.wait()
+    with checkpoint.Checkpoints(tmp_path / 'run') as checkpoints:
+      step, found = checkpoints.restore(
+        jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+          big,
+        )
+      )
+    assert step >= 1
+    np.testing.assert_array_equal(found['a'], big['a'])
+  finally:
+    subprocess.run(['umount', tmp_path], check=True)

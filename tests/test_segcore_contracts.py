@@ -551,15 +551,15 @@ class Seen:
 
 
 def evaluator(split, predict, metric, mesh):
-  return evaluate.Evaluator(
+  predictions = evaluate.Predictions(
     split=split,
     predict=predict,
-    metric=metric,
-    target='label',
     batch_size=8,
     multiple=fakes.STRIDE,
     mesh=mesh,
+    keep=('label',),
   )
+  return evaluate.Evaluator(predictions, metric, 'label')
 
 
 def test_evaluation_is_a_slow_loop_over_images(by_hand):

@@ -209,6 +209,11 @@ class HybridViT(nn.Module):
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> features.Features:
     """Encodes images; ValueError if a side does not fit the grid."""
+    if self.hidden_size % self.num_heads:
+      raise ValueError(
+        f'hidden_size {self.hidden_size} is no multiple of num_heads '
+        f'{self.num_heads}'
+      )
     batch, height, width, _ = images.shape
     if height % self.multiple or width % self.multiple:
       raise ValueError(
