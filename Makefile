@@ -8,10 +8,11 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: demo test lint bench
 demo: $(VENV)/installed
-	$(BIN)/python -m ddep.main --config=configs/ddep_shapes.py:init=ddep
+	$(BIN)/python -m ddep.main --config=configs/ddep_shapes.py:init=ddep \
+	  --workdir=runs/demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
