@@ -4,7 +4,7 @@ Both are then fine-tuned on few labelled scenes. Everything is generated here,
 nothing has to be downloaded.
 
 Run:   python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
-Cost:  about 2 minutes a stage on 2 CPU cores.
+Cost:  2 to 3 minutes a stage on 2 CPU cores.
 """
 
 from configs import common

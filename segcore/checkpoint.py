@@ -179,7 +179,7 @@ def read(
   steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
   if not steps:
     raise errors.UserError(f'no checkpoint in {directory}: train it first')
-  folder = directory / str(max(steps)) / _STATE
+  folder = directory.absolute() / str(max(steps)) / _STATE
   try:
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree

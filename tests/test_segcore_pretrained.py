@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,11 +43,13 @@ def test_npz_and_safetensors_round_trip(tmp_path):
     )
 
 
-def test_a_stage_folder_is_read(tmp_path):
+def test_a_stage_folder_is_read(tmp_path, monkeypatch):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(7, {**jax.tree.map(jnp.asarray, tree(3.0)), 'slots': ()})
     checkpoints.wait()
-  for path in (tmp_path, tmp_path / 'checkpoints'):
+  monkeypatch.chdir(tmp_path.parent)
+  relative = pathlib.Path(tmp_path.name)
+  for path in (tmp_path, tmp_path / 'checkpoints', relative):
     found = pretrained.read(path)
     np.testing.assert_array_equal(
       found['params']['encoder']['conv']['kernel'], np.full((3, 4), 3.0)

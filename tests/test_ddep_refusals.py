@@ -1,0 +1,80 @@
+"""What the data itself contradicts is refused before the first step."""
+
+import json
+import shutil
+
+import pytest
+
+from ddep import main as ddep_main
+from segcore import app
+from tests import runs
+
+CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+  monkeypatch.setattr(app, '_start_devices', lambda: None)
+  return runs.make_folder(tmp_path / 'discs', count=8)
+
+
+def error_of(capsys, source, options, *arguments):
+  status = app.main(
+    ddep_main.build_stages,
+    [
+      'main',
+      f'{CONFIG}:source={source},ignore=255,val_fraction=0.4,{options}',
+      f'--config.data_dir={source.parent}/records',
+      f'--workdir={source.parent}/run',
+      *arguments,
+    ],
+  )
+  err = capsys.readouterr().err
+  assert status == 2, err
+  lines = [line for line in err.splitlines() if line.startswith('error: ')]
+  assert len(lines) == 1, err
+  return lines[0]
+
+
+def test_more_labels_than_images(capsys, source):
+  found = error_of(capsys, source, 'init=dep,labels=100')
+  assert '100 labelled images were asked for, the split has' in found
+  assert not (source.parent / 'run' / 'denoise' / 'checkpoints').exists()
+
+
+def test_a_split_that_is_not_there(capsys, source):
+  found = error_of(
+    capsys, source, 'init=dep', "--config.evaluate.splits=('test',)"
+  )
+  assert "has no split 'test': expected one of" in found
+
+
+def test_softmax_where_images_have_several_classes(capsys, source):
+  found = error_of(
+    capsys,
+    source,
+    'init=none',
+    "--config.stages=('classify',)",
+    '--config.classify.kind=softmax',
+  )
+  assert "config.classify.kind: found 'softmax', but image" in found
+  assert "has 2 tags: expected 'sigmoid'" in found
+
+
+def test_bad_files_are_named(capsys, source):
+  masks = source / 'masks'
+  (masks / '03.png').unlink()
+  assert '03' in error_of(capsys, source, 'init=none')
+  shutil.copy(masks / '02.png', masks / '03.png')
+  (source / 'classes.txt').write_text('ground\n')
+  assert 'is no class: allowed are 0, 255 (ignored)' in error_of(
+    capsys, source, 'init=none'
+  )
+
+
+def test_a_folder_that_changed_under_a_run(capsys, source):
+  started = source.parent / 'run' / 'finetune'
+  started.mkdir(parents=True)
+  (started / 'labelled_ids.json').write_text(json.dumps(['gone']))
+  found = error_of(capsys, source, 'init=none')
+  assert 'the choice of labelled images changed since' in found
