@@ -35,17 +35,17 @@ BuildStages = Callable[[ml_collections.ConfigDict], Sequence[stage.Stage]]
 
 def run(build: BuildStages) -> None:
   """Runs the command line of this process and exits."""
-  sys.exit(main(build, sys.argv))
-
-
-def main(build: BuildStages, argv: Sequence[str]) -> int:
-  """Runs a command line; returns the exit status."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   # What Orbax's threads log with a traceback, they also raise.
   logging.get_absl_logger().addFilter(
     lambda record: 'orbax' not in record.pathname
   )
+  sys.exit(main(build, sys.argv))
+
+
+def main(build: BuildStages, argv: Sequence[str]) -> int:
+  """Runs a command line; returns the exit status."""
   try:
     parsed = _parse(argv)
     if parsed is None:
