@@ -64,6 +64,32 @@ def data(name: str, **fields: Any) -> ml_collections.ConfigDict:
   return block(**{'name': name, 'source': '', **fields})
 
 
+# A ResNet of three short blocks, stride 16; for a CPU.
+SMALL_RESNET = {
+  'name': 'resnet',
+  'blocks': (1, 1, 1),
+  'width': 16,
+  'num_groups': 8,
+}
+
+
+def small_network(
+  encoder: dict[str, Any], width: int = 1
+) -> ml_collections.ConfigDict:
+  """A network for a CPU: an encoder of stride 16 and a narrow U-Net decoder."""
+  return block(
+    encoder=encoder,
+    decoder={
+      'name': 'unet',
+      'widths': (64, 48, 32, 16, 16),
+      'width_multiplier': width,
+      'num_groups': 8,
+    },
+    dtype='float32',
+    remat=False,
+  )
+
+
 def operation(**fields: Any) -> ml_collections.ConfigDict:
   """How a run is carried out; nothing here changes what it computes."""
   return block(

@@ -28,22 +28,7 @@ def get_config(argument=None):
   )
   config = common.block(seed=options.seed, data_dir='')
 
-  config.network = common.block(
-    encoder={
-      'name': 'resnet',
-      'blocks': (1, 1, 1),
-      'width': 16,
-      'num_groups': 8,
-    },
-    decoder={
-      'name': 'unet',
-      'widths': (64, 48, 32, 16, 16),
-      'width_multiplier': options.width,
-      'num_groups': 8,
-    },
-    dtype='float32',
-    remat=False,
-  )
+  config.network = common.small_network(common.SMALL_RESNET, options.width)
 
   config.classify = common.block(
     data=common.data('camvid', source=options.source),

@@ -10,12 +10,7 @@ Cost:  2 to 3 minutes a stage on 2 CPU cores.
 from configs import common
 
 _ENCODERS = {
-  'unet': {
-    'name': 'resnet',
-    'blocks': (1, 1, 1),
-    'width': 16,
-    'num_groups': 8,
-  },
+  'unet': common.SMALL_RESNET,
   'transunet': {
     'name': 'hybrid_vit',
     'blocks': (1, 1, 1),
@@ -45,16 +40,8 @@ def get_config(argument=None):
   )
   config = common.block(seed=options.seed, data_dir='')
 
-  config.network = common.block(
-    encoder=_ENCODERS[options.network],
-    decoder={
-      'name': 'unet',
-      'widths': (64, 48, 32, 16, 16),
-      'width_multiplier': options.width,
-      'num_groups': 8,
-    },
-    dtype='float32',
-    remat=False,
+  config.network = common.small_network(
+    _ENCODERS[options.network], options.width
   )
 
   config.classify = common.block(
