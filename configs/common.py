@@ -132,6 +132,7 @@ def recipe(
     optimizer=optimizer,
     accumulate=1,
     evaluate_every=evaluate_every,  # steps; 0: after the last one only
+    seed=0,  # of fresh parameters, random draws, order of the images
   )
 
 
@@ -189,6 +190,18 @@ def set_init(config: ml_collections.ConfigDict, init: str) -> None:
   config.denoise.trained = trained
   path, take = wiring['finetune']
   config.finetune.start = block(path=path, take=take)
+
+
+def set_seeds(
+  config: ml_collections.ConfigDict, options: SimpleNamespace
+) -> None:
+  """`seed` is that of fine-tuning, `pretrain_seed` of what comes before.
+
+  Runs that differ in `seed` only can so share their pretraining.
+  """
+  config.finetune.recipe.seed = options.seed
+  for name in ('classify', 'denoise'):
+    config[name].recipe.seed = options.pretrain_seed
 
 
 def set_encoder(config: ml_collections.ConfigDict, path: str) -> None:

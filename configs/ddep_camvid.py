@@ -20,13 +20,15 @@ def get_config(argument=None):
     init=['dep', 'ddep', 'supervised', 'none'],
     labels=0,  # number of labelled images; 0: `fraction` decides
     fraction=0.0,  # share of the images that is labelled; 0: all
-    seed=0,
+    seed=0,  # of the choice of labelled images and of fine-tuning
+    pretrain_seed=0,  # of the stages before
+    lr=0.0,  # of fine-tuning; 0: what stands below
     width=1,  # factor of the decoder's channels
     source='',  # folder of the photographs; '' looks in $SEG_DATA_DIR
     encoder='',  # a finished run's stage, or a weight file
     tiny=False,  # the same code, in a minute a stage
   )
-  config = common.block(seed=options.seed, data_dir='')
+  config = common.block(program='ddep.main', data_dir='')
 
   config.network = common.small_network(common.SMALL_RESNET, options.width)
 
@@ -51,14 +53,18 @@ def get_config(argument=None):
     data=common.data('camvid', source=options.source),
     split='train',
     val_split='val',
+    follow=(),  # splits that are evaluated along the way too
     subset=common.subset(options),
     crop={'name': 'inception', 'size': (96, 128), 'area': (0.05, 0.3)},
     flips=('horizontal',),
-    recipe=common.recipe(8, 800, common.adam(2e-3, warmup_steps=50), 400),
+    recipe=common.recipe(
+      8, 800, common.adam(options.lr or 2e-3, warmup_steps=50), 400
+    ),
   )
   config.evaluate = common.block(splits=('val',), batch_size=8, which='last')
   config.operation = common.operation()
   common.set_init(config, options.init)
+  common.set_seeds(config, options)
   if options.encoder:
     common.set_encoder(config, options.encoder)
   if options.tiny:

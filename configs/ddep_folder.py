@@ -23,7 +23,9 @@ def get_config(argument=None):
     init=['dep', 'none'],
     labels=0,  # number of labelled images; 0: `fraction` decides
     fraction=0.0,  # share of the images that is labelled; 0: all
-    seed=0,
+    seed=0,  # of the choice of labelled images and of fine-tuning
+    pretrain_seed=0,  # of the stages before
+    lr=0.0,  # of fine-tuning; 0: what stands below
     tiny=False,  # the same code, in a minute a stage
   )
   data = common.data(
@@ -36,7 +38,7 @@ def get_config(argument=None):
     val_fraction=options.val_fraction,
     on_bad_example=options.on_bad_example,
   )
-  config = common.block(seed=options.seed, data_dir='')
+  config = common.block(program='ddep.main', data_dir='')
 
   config.network = common.small_network(common.SMALL_RESNET)
 
@@ -61,14 +63,18 @@ def get_config(argument=None):
     data=data,
     split='train',
     val_split='val',
+    follow=(),  # splits that are evaluated along the way too
     subset=common.subset(options),
     crop={'name': 'inception', 'size': (96, 96), 'area': (0.05, 0.5)},
     flips=('horizontal',),
-    recipe=common.recipe(8, 800, common.adam(2e-3, warmup_steps=50), 400),
+    recipe=common.recipe(
+      8, 800, common.adam(options.lr or 2e-3, warmup_steps=50), 400
+    ),
   )
   config.evaluate = common.block(splits=('val',), batch_size=8, which='last')
   config.operation = common.operation()
   common.set_init(config, options.init)
+  common.set_seeds(config, options)
   if options.tiny:
     common.make_tiny(config)
   return config

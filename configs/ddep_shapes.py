@@ -32,13 +32,15 @@ def get_config(argument=None):
     init=['ddep', 'dep', 'supervised', 'none'],
     labels=0,  # number of labelled images; 0: `fraction` decides
     fraction=0.0,  # share of the images that is labelled; 0: 100 images
-    seed=0,
+    seed=0,  # of the choice of labelled images and of fine-tuning
+    pretrain_seed=0,  # of the stages before
+    lr=0.0,  # of fine-tuning; 0: what stands below
     network=['unet', 'transunet'],  # ResNet or hybrid ViT as the encoder
     width=1,  # factor of the decoder's channels
     encoder='',  # a finished run's stage, or a weight file
     tiny=False,  # the same code, in a minute a stage
   )
-  config = common.block(seed=options.seed, data_dir='')
+  config = common.block(program='ddep.main', data_dir='')
 
   config.network = common.small_network(
     _ENCODERS[options.network], options.width
@@ -65,16 +67,20 @@ def get_config(argument=None):
     data=common.data('shapes/scenes'),
     split='train',
     val_split='val',
+    follow=(),  # splits that are evaluated along the way too
     subset=common.subset(options, labels=100),
     crop={'name': 'random', 'size': (64, 64)},
     flips=('horizontal', 'vertical'),
-    recipe=common.recipe(8, 3000, common.adam(1.5e-3, warmup_steps=50), 1000),
+    recipe=common.recipe(
+      8, 3000, common.adam(options.lr or 1.5e-3, warmup_steps=50), 1000
+    ),
   )
   config.evaluate = common.block(
-    splits=('test', 'train'), batch_size=40, which='last'
+    splits=('test', 'val', 'train'), batch_size=40, which='last'
   )
   config.operation = common.operation()
   common.set_init(config, options.init)
+  common.set_seeds(config, options)
   if options.encoder:
     common.set_encoder(config, options.encoder)
   if options.tiny:

@@ -120,6 +120,8 @@ class FinetuneOptions:
     data: needs masks.
     split: its labelled subset is trained on.
     val_split: evaluated on, on the way.
+    follow: splits that are evaluated on the way too, for a curve; the split
+      that is trained on means its labelled images.
     subset: which images are labelled.
     start: of encoder and decoder.
     crop: as above.
@@ -130,6 +132,7 @@ class FinetuneOptions:
   data: datasets.Options
   split: str
   val_split: str
+  follow: tuple[str, ...]
   subset: splits.Subset
   start: Start
   crop: Mapping[str, Any]
@@ -158,14 +161,14 @@ class Experiment:
   """A whole config.
 
   Attributes:
-    seed: of parameters, noise and order of the images.
+    program: the module whose command line runs it.
     stages: which of the stages below, in order.
     data_dir: where records are kept; '' is TFDS's own place.
     network: of all stages.
     operation: how it is carried out.
   """
 
-  seed: int
+  program: Literal['ddep.main']
   stages: tuple[str, ...]
   data_dir: str
   network: network.Options
@@ -180,8 +183,6 @@ class Experiment:
       raise ValueError(
         f'stages: found {self.stages}, expected some of {_STAGES}'
       )
-    if not 0 <= self.seed < 2**31:
-      raise ValueError(f'seed: found {self.seed}, expected 0 to 2**31 - 1')
 
 
 def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
@@ -214,7 +215,6 @@ class Runner:
     heads = _heads(name, num_classes=2)  # Any number shows whether it fits.
     network.check(self._network(heads), crop.size, f'config.{name}.crop.size')
     settings = {
-      'seed': self.experiment.seed,
       'network': self.experiment.network,
       name: block,
     }
@@ -246,7 +246,9 @@ class Runner:
       block.recipe.batch_size,
     )
     return self._train(
-      place, block, trained, split, ('tags',), evaluator, 'accuracy'
+      *(place, block, trained, split, ('tags',)),
+      {block.val_split: evaluator},
+      f'{block.val_split}/accuracy',
     )
 
   def run_denoise(self, place: stage.Place) -> Sequence[pathlib.Path]:
@@ -271,13 +273,17 @@ class Runner:
       labelled.ids(),
       'the choice of labelled images',
     )
-    val = self._open(block.data, block.val_split, 'label', 'finetune')
     trained = self._segmentation(len(labelled.classes))
-    evaluator = self._segmentation_evaluator(
-      trained, val, block.recipe.batch_size
-    )
+    evaluators = {
+      name: self._segmentation_evaluator(
+        trained, self._labelled_or(name), block.recipe.batch_size
+      )
+      for name in (block.val_split, *block.follow)
+    }
     return self._train(
-      place, block, trained, labelled, ('label',), evaluator, 'miou'
+      *(place, block, trained, labelled, ('label',)),
+      evaluators,
+      f'{block.val_split}/miou',
     )
 
   def run_evaluate(self, place: stage.Place) -> Sequence[pathlib.Path]:
@@ -288,18 +294,12 @@ class Runner:
     found = checkpoint.read(
       place.needed['finetune'] / folder, ('step', 'params', 'batch_stats')
     )
-    labelled = self._labelled()
-    trained = self._segmentation(len(labelled.classes))
+    trained = self._segmentation(len(self._labelled().classes))
     state = method.frozen(found, self.mesh)
-    data = self.experiment.finetune
     writer = summary.open_writer(place.directory / 'tensorboard')
     results = {}
     for name in block.splits:
-      split = (
-        labelled
-        if name == data.split
-        else self._open(data.data, name, 'label', 'evaluate')
-      )
+      split = self._labelled_or(name)
       evaluator = self._segmentation_evaluator(
         trained, split, block.batch_size, show=True
       )
@@ -333,7 +333,7 @@ class Runner:
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
-    evaluator: evaluate.Evaluator | None = None,
+    evaluators: Mapping[str, evaluate.Evaluator] | None = None,
     best: str | None = None,
   ) -> Sequence[pathlib.Path]:
     """Trains to the end of the block's recipe; returns what it leaves."""
@@ -347,15 +347,15 @@ class Runner:
     batches = loader.Loader(
       {'': loader.Stream(split.records, _augment(split, keep, crop, flips))},
       block.recipe.batch_size,
-      self.experiment.seed,
+      block.recipe.seed,
       self.experiment.operation.reading,
     )
     training = train_loop.Training(
       method=trained,
       loader=batches,
       num_steps=block.recipe.num_steps,
-      seed=self.experiment.seed,
-      evaluate=evaluator and (lambda s: evaluate.scalars(evaluator(s))),
+      seed=block.recipe.seed,
+      evaluate=evaluators and evaluate.together(evaluators),
       evaluate_every=block.recipe.evaluate_every,
       best=best and train_loop.Best(best),
       loaded=self._loaded(place, block, trained.segmenter, crop.size),
@@ -441,10 +441,17 @@ class Runner:
     if 'denoise' in stages:
       self._open(block.denoise.data, block.denoise.split)
     if 'finetune' in stages:
-      self._labelled()
-      data = block.finetune.data
-      for name in (block.finetune.val_split, *block.evaluate.splits):
-        self._open(data, name, 'label', 'finetune')
+      tuning = block.finetune
+      used = (tuning.split, tuning.val_split, *tuning.follow)
+      for name in (*used, *block.evaluate.splits):
+        self._labelled_or(name)
+
+  def _labelled_or(self, name: str) -> datasets.Split:
+    """A split with masks; of the one that is trained on, the labelled part."""
+    block = self.experiment.finetune
+    if name == block.split:
+      return self._labelled()
+    return self._open(block.data, name, 'label', 'finetune')
 
   def _labelled(self) -> datasets.Split:
     block = self.experiment.finetune

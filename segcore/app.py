@@ -11,12 +11,14 @@ the user can mend.
 
 import contextlib
 import errno
+import importlib.util
 import os
 import pathlib
 import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -47,13 +49,12 @@ def run(build: BuildStages) -> None:
 def main(build: BuildStages, argv: Sequence[str]) -> int:
   """Runs a command line; returns the exit status."""
   try:
-    parsed = _parse(argv)
-    if parsed is None:
+    command = parse(argv)
+    if command is None:
       return 0
     _start_devices()
-    config, workdir, only = parsed
-    with _disk_full(workdir):
-      stage.execute(build(config), workdir, only)
+    with _disk_full(command.workdir):
+      stage.execute(build(command.config), command.workdir, command.stages)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
@@ -63,14 +64,30 @@ def main(build: BuildStages, argv: Sequence[str]) -> int:
   except KeyboardInterrupt:
     journal.say('interrupted; run the same command again to go on')
     return 130
-  journal.say(f'done: {workdir}')
+  journal.say(f'done: {command.workdir}')
   return 0
 
 
-def _parse(
-  argv: Sequence[str],
-) -> tuple[ml_collections.ConfigDict, pathlib.Path, tuple[str, ...]] | None:
-  """Config, workdir and stages to run; None if only help was asked for."""
+class Command(NamedTuple):
+  """A command line of training.
+
+  Attributes:
+    config: the experiment, locked.
+    workdir: its folder, absolute.
+    stages: to run; all of them if empty.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  stages: tuple[str, ...]
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+  """Reads a command line; None if only help was asked for.
+
+  Raises:
+    UserError: a flag is unknown, or the config does not load.
+  """
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config',
@@ -109,17 +126,31 @@ def _parse(
   if not isinstance(config, ml_collections.ConfigDict):
     # It stands in for a file that could not be loaded: any use says why.
     try:
-      config.seed  # noqa: B018
+      config.program  # noqa: B018
     except OSError as error:
       raise errors.UserError(_one_line(error)) from error
   workdir = values.workdir or default_workdir(
     config_flags.get_config_filename(values['config'])
   )
-  return (
+  return Command(
     config,
     pathlib.Path(workdir).expanduser().absolute(),
     tuple(values.stage),
   )
+
+
+def program_of(config: ml_collections.ConfigDict) -> str:
+  """The module whose command line runs an experiment: 'ddep.main'.
+
+  Raises:
+    UserError: the config does not say.
+  """
+  program = config.get('program', '')
+  if not program or importlib.util.find_spec(program) is None:
+    raise errors.UserError(
+      f'config.program: found {program!r}, expected a module such as ddep.main'
+    )
+  return program
 
 
 def default_workdir(config: str) -> str:

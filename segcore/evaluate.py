@@ -11,7 +11,7 @@ compiled program; what was padded is cut off before anything is counted.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -178,6 +178,21 @@ class Evaluator:
     for prediction, example in self.predictions(state):
       metric = metric.update(prediction, example[self.target], example['id'])
     return metrics_lib.merge_across_hosts(metric).compute()
+
+
+def together(
+  evaluators: Mapping[str, Evaluator],
+) -> Callable[[method_lib.TrainState], dict[str, float]]:
+  """One function for several splits: the state to '<split>/<metric>'."""
+
+  def evaluate(state: method_lib.TrainState) -> dict[str, float]:
+    return {
+      f'{split}/{name}': value
+      for split, evaluator in evaluators.items()
+      for name, value in scalars(evaluator(state)).items()
+    }
+
+  return evaluate
 
 
 def to_json(

@@ -171,6 +171,7 @@ class Recipe:
     optimizer: rule, schedule and parameter groups.
     accumulate: equal parts in which a batch is looked at.
     evaluate_every: steps between evaluations; 0: only after the last one.
+    seed: of fresh parameters, random draws and the order of the images.
   """
 
   batch_size: int
@@ -178,11 +179,14 @@ class Recipe:
   optimizer: optimizers.Options
   accumulate: int = 1
   evaluate_every: int = 0
+  seed: int = 0
 
   def __post_init__(self):
     for name in ('batch_size', 'num_steps', 'accumulate'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f'seed: found {self.seed}, expected 0 to 2**31 - 1')
     if self.evaluate_every < 0:
       raise ValueError(
         f'evaluate_every: found {self.evaluate_every}, expected >= 0'

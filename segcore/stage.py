@@ -101,24 +101,14 @@ def execute(
       raise errors.UserError(
         f'--stage: found {name}, expected one of {", ".join(names)}'
       )
-  digests: dict[str, str] = {}
-  plan = []
-  for stage in stages:
-    for name in stage.needs:
-      if name not in digests:
-        raise errors.UserError(
-          f'{stage.name} needs {name}, which must come before it: the stages '
-          f'are {", ".join(names)}'
-        )
-    before = {name: digests[name] for name in stage.needs}
-    settings = options.to_dict({'settings': stage.settings, 'needs': before})
-    digests[stage.name] = options.digest(settings)
-    directory = workdir / stage.name
-    _refuse_others(directory, settings)
-    if not only or stage.name in only:
-      plan.append((stage, settings))
+  planned = all_settings(stages)
+  for name, settings in planned.items():
+    _refuse_others(workdir / name, settings)
   preemption = Preemption()
-  for stage, settings in plan:
+  for stage in stages:
+    if only and stage.name not in only:
+      continue
+    settings = planned[stage.name]
     directory = workdir / stage.name
     if (directory / 'DONE.json').exists():
       journal.say(f'{stage.name} is finished already: {directory}')
@@ -129,13 +119,36 @@ def execute(
     place = Place(
       directory,
       {name: workdir / name for name in stage.needs},
-      digests[stage.name],
+      options.digest(settings),
       preemption,
     )
     if preemption.reached():
       raise Preempted(f'{workdir} is ready to start {stage.name}')
     outputs = stage.run(place)
     _finish(place, stage.name, outputs)
+
+
+def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+  """All that decides the result of each stage, by its name.
+
+  Stages of equal settings make the same, in whatever experiment they stand.
+
+  Raises:
+    UserError: a stage comes before one it needs.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  for stage in stages:
+    for name in stage.needs:
+      if name not in found:
+        raise errors.UserError(
+          f'{stage.name} needs {name}, which must come before it: the stages '
+          f'are {", ".join(s.name for s in stages)}'
+        )
+    before = {name: options.digest(found[name]) for name in stage.needs}
+    found[stage.name] = options.to_dict(
+      {'settings': stage.settings, 'needs': before}
+    )
+  return found
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -167,7 +180,7 @@ def keep_same(path: pathlib.Path, content: Any, what: str) -> None:
   Raises:
     UserError: the content is not what the stage was started with.
   """
-  if path.exists() and _read_json(path) != content:
+  if path.exists() and read_json(path) != content:
     raise errors.UserError(
       f'{what} changed since {path.parent} was started (see {path.name}): put '
       'it back, or choose another --workdir'
@@ -179,7 +192,7 @@ def _refuse_others(directory: pathlib.Path, settings: Any) -> None:
   path = directory / 'settings.json'
   if not path.exists():
     return
-  found = _read_json(path)
+  found = read_json(path)
   lines = options.differences(found, settings)
   if lines:
     more = len(lines) - _MOST_DIFFERENCES
@@ -223,7 +236,7 @@ def _verify(directory: pathlib.Path, needed_by: str) -> None:
       f'{needed_by} needs {directory.name}, which is not finished in '
       f'{directory.parent}: run --stage={directory.name} first'
     )
-  for name, expected in _read_json(done)['outputs'].items():
+  for name, expected in read_json(done)['outputs'].items():
     file = directory / name
     if not file.is_file() or _hash(file) != expected:
       raise errors.UserError(
@@ -232,7 +245,12 @@ def _verify(directory: pathlib.Path, needed_by: str) -> None:
       )
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Any:
+  """What `write_json` has written.
+
+  Raises:
+    UserError: it was changed into something else.
+  """
   try:
     return json.loads(path.read_text())
   except ValueError as error:

@@ -24,7 +24,7 @@ from segcore import checkpoint, sharding, stage, summary, types
 from segcore import journal as journal_lib
 from segcore import method as method_lib
 
-# An evaluator: the state to named scalars.
+# An evaluator: the state to scalars, named '<split>/<metric>'.
 Evaluate = Callable[[method_lib.TrainState], Mapping[str, float]]
 
 
@@ -175,9 +175,8 @@ class _Log:
   def evaluation(self, step: int, values: Mapping[str, float]) -> None:
     shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
     journal_lib.say(f'{self.progress.name} {step}  evaluated  {shown}')
-    named = {f'val/{name}': value for name, value in values.items()}
-    self.journal.write(step, named)
-    self.writer.write_scalars(step, named)
+    self.journal.write(step, values)
+    self.writer.write_scalars(step, values)
 
 
 @dataclasses.dataclass

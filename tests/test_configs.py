@@ -93,7 +93,9 @@ def test_configs_build(name, argument):
   if argument == 'tiny':
     assert config.finetune.recipe.num_steps == 60
   if argument == 'seed=3':
-    assert (config.seed, config.finetune.subset.seed) == (3, 3)
+    tuning = config.finetune
+    assert (tuning.recipe.seed, tuning.subset.seed) == (3, 3)
+    assert config.denoise.recipe.seed == config.classify.recipe.seed == 0
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -38,8 +38,8 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
     ([f'{SHAPES}:init=dddep'], 'init=dddep: expected one of ddep, dep'),
     ([f'{SHAPES}:lables=3'], "config option 'lables' is unknown"),
     ([f'{SHAPES}:labels=many'], 'labels=many: expected int'),
-    ([SHAPES, '--config.sed=3'], 'Did you mean "seed"'),
-    ([SHAPES, '--config.seed=x'], 'seed'),
+    ([SHAPES, '--config.progam=3'], 'Did you mean "program"'),
+    ([SHAPES, '--config.finetune.recipe.seed=x'], 'seed'),
     (
       [f'{SHAPES}:labels=50,fraction=0.1'],
       'labels=50 and fraction=0.1 contradict each other: give one of them',
@@ -134,7 +134,9 @@ def test_camvid_without_photographs_says_where_they_are_looked_for(
 
 
 def one_stage(run):
-  return lambda config: [stage.Stage('only', {'seed': config.seed}, run)]
+  return lambda config: [
+    stage.Stage('only', {'seed': config.finetune.recipe.seed}, run)
+  ]
 
 
 def test_exit_status_of_each_ending(capsys, tmp_path):

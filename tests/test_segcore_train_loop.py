@@ -79,10 +79,10 @@ def test_everything_happens_when_it_is_due(tmp_path):
 
   def evaluate(state):
     seen.append(int(state.step))
-    return {'score': -abs(int(state.step) - 5.0)}
+    return {'val/score': -abs(int(state.step) - 5.0)}
 
   what = training(
-    evaluate=evaluate, evaluate_every=5, best=train_loop.Best('score')
+    evaluate=evaluate, evaluate_every=5, best=train_loop.Best('val/score')
   )
   state = run(tmp_path, what)
   assert seen == [5, 10, 11]

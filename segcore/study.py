@@ -1,0 +1,645 @@
+"""Studies: one experiment over options and seeds, as a table and a plot.
+
+  python -m segcore.study --config=configs/ddep_shapes.py \
+    --vary=init=none,supervised,dep,ddep --vary=labels=50,100,200 \
+    --seeds=5 --sweep=lr=1e-4,3e-4,1e-3 --workdir=runs/study
+
+A cell is one run of the experiment's own command line; it leaves
+`cells/<options>.json`, and is not run again. What several cells would compute
+alike (pretraining) is run once, in `shared/`. With `--sweep` a value is chosen
+with the first seed on the split of `--select`, then kept for the other seeds.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from input_pipeline import errors
+from segcore import app, journal, options, report, stage
+
+_POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+  """An option and the values it takes.
+
+  Attributes:
+    name: of a config option ('labels'), or of a field with its path
+      ('finetune.recipe.num_steps').
+    values: as they are written on a command line.
+  """
+
+  name: str
+  values: tuple[str, ...]
+
+  @classmethod
+  def parse(cls, text: str) -> 'Axis':
+    """Reads 'name=value,value'.
+
+    >>> Axis.parse('labels=50,100')
+    Axis(name='labels', values=('50', '100'))
+    """
+    name, equals, values = text.partition('=')
+    found = tuple(values.split(','))
+    if not (name and equals and all(found)) or len(set(found)) < len(found):
+      raise errors.UserError(
+        f'found {text!r}, expected NAME=VALUE,VALUE,… of different values'
+      )
+    return cls(name, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What is varied, and how it is judged.
+
+  Attributes:
+    config: file and options that all cells share.
+    fields: further flags of all cells: '--config.a.b=c'.
+    vary: axes of the table; the last one is across.
+    seeds: each cell of the table is run with each.
+    sweep: decided with the first seed, for each cell of the table.
+    sweep_at: value of the last axis at which a row is swept; '' sweeps at all.
+    select: '<split>/<metric>' that decides the sweep.
+    report: '<split>/<metric>' of the table.
+    baseline: the row that others are compared with: 'init=supervised'.
+  """
+
+  config: str
+  fields: tuple[str, ...]
+  vary: tuple[Axis, ...]
+  seeds: tuple[int, ...]
+  sweep: Axis | None = None
+  sweep_at: str = ''
+  select: str = 'val/miou'
+  report: str = 'test/miou'
+  baseline: str = ''
+
+  def __post_init__(self):
+    names = [axis.name for axis in self.vary] + ['seed']
+    names += [self.sweep.name] if self.sweep else []
+    if len(set(names)) < len(names):
+      raise errors.UserError(
+        f'--vary, --sweep: found {", ".join(names)}, expected each name once '
+        '(seed is varied by --seeds)'
+      )
+    if self.sweep_at and not (
+      self.sweep and self.sweep_at in self.vary[-1].values
+    ):
+      raise errors.UserError(
+        f'--sweep_at: found {self.sweep_at}, expected a --sweep, and one of '
+        f'{", ".join(self.vary[-1].values)}'
+      )
+    for flag, name in (('select', self.select), ('report', self.report)):
+      if '/' not in name:
+        raise errors.UserError(
+          f'--{flag}: found {name!r}, expected SPLIT/METRIC such as val/miou'
+        )
+    rows = {self.row(point) for point in self.points()}
+    if self.baseline and self.baseline not in rows:
+      raise errors.UserError(
+        f'--baseline: found {self.baseline}, expected one of '
+        f'{", ".join(sorted(rows))}'
+      )
+
+  def points(self) -> list[dict[str, str]]:
+    """The cells of the table, by their options."""
+    axes = [[(a.name, value) for value in a.values] for a in self.vary]
+    return [dict(point) for point in itertools.product(*axes)]
+
+  def row(self, point: Mapping[str, str]) -> str:
+    """Name of the row of a cell of the table."""
+    axes = self.vary[:-1] or self.vary
+    return ','.join(f'{axis.name}={point[axis.name]}' for axis in axes)
+
+  def swept_cells(self) -> list['Cell']:
+    """What the sweep runs."""
+    if not self.sweep:
+      return []
+    points = [
+      point
+      for point in self.points()
+      if not self.sweep_at or self._column(point) == self.sweep_at
+    ]
+    return [
+      self._cell(point, self.seeds[0], value)
+      for point in points
+      for value in self.sweep.values
+    ]
+
+  def final_cells(self, chosen: Mapping[tuple[str, str], str]) -> list['Cell']:
+    """What the table shows.
+
+    Args:
+      chosen: the swept value for each row and column; what is missing is left
+        out.
+    """
+    cells = []
+    for seed, point in itertools.product(self.seeds, self.points()):
+      key = self.row(point), self.sweep_at or self._column(point)
+      if self.sweep and key not in chosen:
+        continue
+      cells.append(self._cell(point, seed, chosen.get(key, '')))
+    return cells
+
+  def _column(self, point: Mapping[str, str]) -> str:
+    return point[self.vary[-1].name]
+
+  def _cell(self, point: Mapping[str, str], seed: int, swept: str) -> 'Cell':
+    given = {**point, 'seed': str(seed)}
+    if self.sweep:
+      given[self.sweep.name] = swept
+    return Cell(
+      self.row(point), self._column(point), seed, swept, tuple(given.items())
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run.
+
+  Attributes:
+    row: of the table.
+    column: of the table.
+    seed: of the run.
+    swept: value of the swept option, or ''.
+    given: its options, with the values as text.
+  """
+
+  row: str
+  column: str
+  seed: int
+  swept: str
+  given: tuple[tuple[str, str], ...]
+
+  @property
+  def name(self) -> str:
+    """Name of its files.
+
+    >>> Cell('init=dep', '50', 0, '', (('init', 'dep'), ('seed', '0'))).name
+    'init=dep,seed=0'
+    """
+    text = ','.join(f'{name}={value}' for name, value in self.given)
+    return re.sub(r'[^\w.,=-]', '_', text)
+
+  def arguments(self, study: Study) -> list[str]:
+    """Flags of the experiment's command line."""
+    file, _, shared = study.config.partition(':')
+    in_file = [f'{n}={v}' for n, v in self.given if '.' not in n]
+    fields = [f'--config.{n}={v}' for n, v in self.given if '.' in n]
+    given = ','.join(filter(None, [shared, *in_file]))
+    return [f'--config={file}:{given}', *study.fields, *fields]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How a cell is run, found from its config alone.
+
+  Attributes:
+    cell: which.
+    program: module whose command line runs it.
+    digests: of its stages, in order.
+  """
+
+  cell: Cell
+  program: str
+  digests: Mapping[str, str]
+
+
+def plan(study: Study, cell: Cell) -> Plan:
+  """Builds the cell's stages; opens no data.
+
+  Raises:
+    UserError: the config does not take these options.
+  """
+  arguments = cell.arguments(study)
+  config = app.parse(['study', *arguments]).config
+  program = app.program_of(config)
+  stages = importlib.import_module(program).build_stages(config)
+  settings = stage.all_settings(stages)
+  return Plan(
+    cell,
+    program,
+    {name: options.digest(found) for name, found in settings.items()},
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+  """A process to run.
+
+  Attributes:
+    name: for people, unique.
+    command: of the process.
+    log: file of what it prints.
+    needs: names of jobs that must end well before.
+    prepare: called right before the start.
+    finish: called after it ended well.
+  """
+
+  name: str
+  command: tuple[str, ...]
+  log: pathlib.Path
+  needs: tuple[str, ...] = ()
+  prepare: Callable[[], None] = lambda: None
+  finish: Callable[[float], None] = lambda seconds: None
+
+
+@dataclasses.dataclass
+class Workers:
+  """Runs jobs, several at once.
+
+  Attributes:
+    environments: what each place adds to the environment of its process; as
+      many jobs run at once.
+    stopping: exit status that stops the work, once a signal has set it.
+    failed: names of jobs that did not end well, and the last line they said.
+  """
+
+  environments: Sequence[Mapping[str, str]]
+  stopping: int = 0
+  failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def run(self, jobs: Sequence[Job]) -> None:
+    """Runs the jobs in their order, as what they need is done.
+
+    Stops when `stopping` is set: running processes are asked to save.
+
+    Raises:
+      Preempted: it was stopped.
+    """
+    waiting, done = list(jobs), set()
+    running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
+    told = False
+    while waiting or running:
+      if self.stopping and not told:
+        told = True
+        for _, process, _ in running.values():
+          process.send_signal(signal.SIGTERM)
+        journal.say(f'stopping: {len(running)} run(s) save first')
+      if self.stopping and not running:
+        raise stage.Preempted(f'{len(waiting)} run(s) are left')
+      for place in range(len(self.environments)):
+        if place in running or self.stopping:
+          continue
+        if job := self._next(waiting, done):
+          waiting.remove(job)
+          job.prepare()
+          process = self._start(job, place)
+          running[place] = (job, process, time.monotonic())
+      if not running and not self.stopping:
+        return  # What is left needs something that failed.
+      time.sleep(_POLL_SECONDS)
+      for place, (job, process, start) in list(running.items()):
+        if process.poll() is None:
+          continue
+        del running[place]
+        if process.returncode == 0:
+          done.add(job.name)
+          job.finish(time.monotonic() - start)
+        elif not self.stopping:
+          self._fail(job, process.returncode)
+
+  def _next(self, waiting: list[Job], done: set[str]) -> Job | None:
+    for job in list(waiting):
+      broken = [name for name in job.needs if name in self.failed]
+      if broken:
+        waiting.remove(job)
+        self.failed[job.name] = f'needs {broken[0]}, which failed'
+      elif set(job.needs) <= done:
+        return job
+    return None
+
+  def _start(self, job: Job, place: int) -> subprocess.Popen:
+    with open(job.log, 'a') as log:
+      process = subprocess.Popen(
+        job.command,
+        env={**os.environ, **self.environments[place]},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C is for the study, which asks its runs to save.
+        start_new_session=True,
+      )
+    count = len(self.environments)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= count > 1:
+      os.sched_setaffinity(process.pid, cores[place::count])
+    return process
+
+  def _fail(self, job: Job, status: int) -> None:
+    lines = job.log.read_text().strip().splitlines() or ['']
+    self.failed[job.name] = lines[-1]
+    journal.say(f'{job.name} failed ({status}): {lines[-1]}; see {job.log}')
+
+
+@dataclasses.dataclass
+class Runner:
+  """Runs the cells of a study that are not finished yet."""
+
+  study: Study
+  workdir: pathlib.Path
+  workers: Workers
+  _seconds: list[float] = dataclasses.field(default_factory=list)
+  _left: int = 0
+
+  def run(self, cells: Sequence[Cell], what: str) -> list[report.Finished]:
+    """The results of the cells, in their order; failed ones are missing.
+
+    Raises:
+      UserError: a config is wrong, or a result was made with another one.
+      Preempted: asked to stop.
+    """
+    plans = [plan(self.study, cell) for cell in cells]
+    todo = [p for p in plans if not self._is_finished(p)]
+    journal.say(
+      f'{what}: {len(plans)} runs, of which {len(plans) - len(todo)} are '
+      'finished'
+    )
+    self._left = len(todo)
+    if todo:
+      self.workers.run(self._jobs(plans, todo))
+    return [self._read(p.cell) for p in plans if self._path(p.cell).exists()]
+
+  def _jobs(self, plans: Sequence[Plan], todo: Sequence[Plan]) -> list[Job]:
+    """Shared stages first, each once; then the cells."""
+    counts: dict[str, int] = {}
+    for p in plans:
+      for name, digest in p.digests.items():
+        shared = f'{name}-{digest[:8]}'
+        counts[shared] = counts.get(shared, 0) + 1
+    jobs: dict[str, Job] = {}
+    cells = []
+    for p in todo:
+      folder = self.workdir / 'cells' / p.cell.name
+      shared = [
+        (name, f'{name}-{digest[:8]}')
+        for name, digest in p.digests.items()
+        if counts[f'{name}-{digest[:8]}'] > 1
+        or self._shared(f'{name}-{digest[:8]}').exists()
+      ]
+      for i, (name, key) in enumerate(shared):
+        if key not in jobs:
+          jobs[key] = Job(
+            key,
+            (*self._command(p), f'--stage={name}'),
+            self.workdir / 'shared' / f'{key}.log',
+            tuple(before for _, before in shared[:i]),
+            functools.partial(self._link, folder, shared),
+          )
+      cells.append(
+        Job(
+          p.cell.name,
+          self._command(p),
+          self.workdir / 'cells' / f'{p.cell.name}.log',
+          tuple(key for _, key in shared),
+          functools.partial(self._link, folder, shared),
+          functools.partial(self._finish, p),
+        )
+      )
+    return [*jobs.values(), *cells]
+
+  def _command(self, p: Plan) -> tuple[str, ...]:
+    return (
+      *(sys.executable, '-m', p.program),
+      *p.cell.arguments(self.study),
+      f'--workdir={self.workdir / "cells" / p.cell.name}',
+    )
+
+  def _link(
+    self, folder: pathlib.Path, shared: Sequence[tuple[str, str]]
+  ) -> None:
+    """Makes shared stages appear in a cell's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, key in shared:
+      self._shared(key).mkdir(parents=True, exist_ok=True)
+      link = folder / name
+      if not link.exists():
+        link.symlink_to(os.path.relpath(self._shared(key), folder))
+
+  def _shared(self, key: str) -> pathlib.Path:
+    return self.workdir / 'shared' / key
+
+  def _path(self, cell: Cell) -> pathlib.Path:
+    return self.workdir / 'cells' / f'{cell.name}.json'
+
+  def _is_finished(self, p: Plan) -> bool:
+    path = self._path(p.cell)
+    if not path.exists():
+      return False
+    if stage.read_json(path)['digests'] != dict(p.digests):
+      raise errors.UserError(
+        f'{path} was made with other settings than the config has now: choose '
+        'another --workdir'
+      )
+    return True
+
+  def _finish(self, p: Plan, seconds: float) -> None:
+    """Keeps what the cell found, and says how far the study is."""
+    folder = self.workdir / 'cells' / p.cell.name
+    last = list(p.digests)[-1]
+    results = stage.read_json(folder / last / 'results.json')['splits']
+    content = {
+      'row': p.cell.row,
+      'column': p.cell.column,
+      'seed': p.cell.seed,
+      'swept': p.cell.swept,
+      'given': dict(p.cell.given),
+      'program': p.program,
+      'digests': dict(p.digests),
+      'seconds': round(seconds, 1),
+      'results': {split: r['metrics'] for split, r in results.items()},
+      'curve': self._curve(folder, list(p.digests)),
+    }
+    stage.write_json(self._path(p.cell), content)
+    self._seconds.append(seconds)
+    self._left -= 1
+    found = self._read(p.cell)
+    mean = sum(self._seconds) / len(self._seconds)
+    eta = mean * self._left / len(self.workers.environments)
+    shown = {self.study.select, self.study.report}
+    journal.say(
+      f'{p.cell.name}  '
+      + '  '.join(f'{n} {100 * found.value(n):.1f} %' for n in sorted(shown))
+      + f'  {journal.duration(seconds)}  {self._left} left'
+      + (f'  ETA {journal.duration(eta)}' if self._left else '')
+    )
+
+  def _curve(
+    self, folder: pathlib.Path, stages: Sequence[str]
+  ) -> list[dict[str, Any]]:
+    """The reported metric of each split along the way."""
+    metric = self.study.report.partition('/')[2]
+    lines = []
+    for name in stages:
+      path = folder / name / 'metrics.jsonl'
+      for line in journal.read_journal(path) if path.exists() else []:
+        found = {k: v for k, v in line.items() if k.endswith(f'/{metric}')}
+        if found:
+          lines.append({'step': line['step'], **found})
+    return lines
+
+  def _read(self, cell: Cell) -> report.Finished:
+    found = stage.read_json(self._path(cell))
+    return report.Finished(
+      **{
+        field.name: found[field.name]
+        for field in dataclasses.fields(report.Finished)
+      }
+    )
+
+
+def run(
+  study: Study, workdir: pathlib.Path, workers: Workers
+) -> list[report.Finished]:
+  """Runs what is missing, decides the sweep, writes the report.
+
+  Raises:
+    UserError: a config is wrong, or the sweep decided nothing.
+    Preempted: asked to stop.
+  """
+  runner = Runner(study, workdir, workers)
+  for name in ('cells', 'shared'):
+    (workdir / name).mkdir(parents=True, exist_ok=True)
+  chosen: dict[tuple[str, str], str] = {}
+  if study.sweep:
+    swept = runner.run(study.swept_cells(), f'sweep of {study.sweep.name}')
+    chosen = report.choose_swept(swept, study.select)
+    decided = {f'{row},{column}': v for (row, column), v in chosen.items()}
+    stage.write_json(
+      workdir / 'sweep.json',
+      {
+        'chosen': decided,
+        'tried': [
+          {
+            'row': cell.row,
+            'column': cell.column,
+            study.sweep.name: cell.swept,
+            study.select: 100 * cell.value(study.select),
+          }
+          for cell in swept
+        ],
+      },
+    )
+    for where, value in decided.items():
+      journal.say(f'{where}: {study.sweep.name}={value}')
+  found = runner.run(study.final_cells(chosen), 'study')
+  if found:
+    axis = study.vary[-1].name
+    made = report.write(workdir, found, study.report, axis, study.baseline)
+    print((workdir / 'table.md').read_text())
+    journal.say('written: ' + ', '.join(map(str, made)))
+  return found
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs a command line; returns the exit status."""
+  # This process only reads configs; the devices are for its runs.
+  jax.config.update('jax_platforms', 'cpu')
+  workers = Workers([])
+  for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+    signal.signal(number, functools.partial(_ask_to_stop, workers, status))
+  try:
+    arguments, fields = _parser().parse_known_args(argv)
+    workers.environments = _environments(arguments)
+    workdir = pathlib.Path(arguments.workdir).expanduser().absolute()
+    run(_study(arguments, fields), workdir, workers)
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    return app.EXIT_USER_ERROR
+  except stage.Preempted as stopped:
+    journal.say(f'stopped: {stopped}; run the same command again to go on')
+    return workers.stopping
+  for name, reason in workers.failed.items():
+    print(f'error: {name}: {reason}', file=sys.stderr, flush=True)
+  return app.EXIT_USER_ERROR if workers.failed else 0
+
+
+def _ask_to_stop(workers: Workers, status: int, *_) -> None:
+  workers.stopping = status
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    'segcore.study', description=__doc__.partition('\n')[0]
+  )
+  add = parser.add_argument
+  add('--config', required=True, help='experiment, with options of all cells')
+  add('--workdir', required=True, help='folder of all runs and the report')
+  add(
+    '--vary',
+    action='append',
+    required=True,
+    metavar='NAME=VALUE,…',
+    help='an option of the config, or a field with its path; repeatable: the '
+    'last one is the axis of the plot',
+  )
+  add('--seeds', type=int, default=1, help='runs of each cell')
+  add('--first_seed', type=int, default=0)
+  add('--sweep', metavar='NAME=VALUE,…', help='decided with the first seed')
+  add(
+    '--sweep_at',
+    default='',
+    metavar='VALUE',
+    help='value of the last --vary at which a row is swept; all by default',
+  )
+  add('--select', default='val/miou', help='what decides the sweep')
+  add('--report', default='test/miou', help='what the table shows')
+  add('--baseline', default='', help='row that the others are compared with')
+  add('--jobs', type=int, default=1, help='runs at once')
+  add(
+    '--each',
+    default='',
+    metavar='VARIABLE=VALUE,…',
+    help='one run at once for each value of an environment variable: '
+    'CUDA_VISIBLE_DEVICES=0,1',
+  )
+  return parser
+
+
+def _study(arguments: argparse.Namespace, fields: Sequence[str]) -> Study:
+  for flag in fields:
+    if not flag.startswith('--config.'):
+      raise errors.UserError(
+        f'{flag!r} is no flag: expected --config.FIELD=VALUE, or see --help'
+      )
+  if arguments.seeds < 1:
+    raise errors.UserError(f'--seeds: found {arguments.seeds}, expected >= 1')
+  first = arguments.first_seed
+  return Study(
+    config=arguments.config,
+    fields=tuple(fields),
+    vary=tuple(map(Axis.parse, arguments.vary)),
+    seeds=tuple(range(first, first + arguments.seeds)),
+    sweep=Axis.parse(arguments.sweep) if arguments.sweep else None,
+    sweep_at=arguments.sweep_at,
+    select=arguments.select,
+    report=arguments.report,
+    baseline=arguments.baseline,
+  )
+
+
+def _environments(arguments: argparse.Namespace) -> list[dict[str, str]]:
+  """What each of the runs at once adds to its environment."""
+  if arguments.jobs < 1:
+    raise errors.UserError(f'--jobs: found {arguments.jobs}, expected >= 1')
+  if not arguments.each:
+    return [{} for _ in range(arguments.jobs)]
+  axis = Axis.parse(arguments.each)
+  return [{axis.name: value} for value in axis.values]
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
