@@ -104,6 +104,23 @@ def operation(**fields: Any) -> ml_collections.ConfigDict:
   )
 
 
+def protocol(**fields: Any) -> ml_collections.ConfigDict:
+  """How the network looks at an image when it is reported: whole, once."""
+  return block(
+    **{
+      'tiles': 'whole',  # or 'halves', 'windows'
+      'window': (0, 0),  # height, width
+      'stride': (0, 0),  # of windows
+      'scales': (1.0,),
+      'flip': False,  # average with the mirrored image
+      'average': 'probs',  # or 'logits'
+      'antialias': False,  # blur images before shrinking them
+      'canvas': 0,  # sides are multiples of it; 0: the network's stride
+      **fields,
+    }
+  )
+
+
 def adam(learning_rate: float, **fields: Any) -> ml_collections.ConfigDict:
   """Adam with a cosine schedule to 0."""
   return block(

@@ -44,10 +44,11 @@ def get_config(argument=None):
   config.denoise = common.block(
     data=common.data('camvid', source=options.source),
     split='train',
+    val_split='val',
     noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
     crop={'name': 'inception', 'size': (96, 128), 'area': (0.05, 0.3)},
     flips=('horizontal',),
-    recipe=common.recipe(8, 600, common.adam(2e-3, warmup_steps=50)),
+    recipe=common.recipe(8, 600, common.adam(2e-3, warmup_steps=50), 200),
   )
   config.finetune = common.block(
     data=common.data('camvid', source=options.source),
@@ -61,7 +62,9 @@ def get_config(argument=None):
       8, 800, common.adam(options.lr or 2e-3, warmup_steps=50), 400
     ),
   )
-  config.evaluate = common.block(splits=('val',), batch_size=8, which='last')
+  config.evaluate = common.block(
+    splits=('val',), batch_size=8, protocol=common.protocol(), which='last'
+  )
   config.operation = common.operation()
   common.set_init(config, options.init)
   common.set_seeds(config, options)

@@ -58,10 +58,11 @@ def get_config(argument=None):
   config.denoise = common.block(
     data=common.data('shapes/scenes'),
     split='unlabeled',
-    noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
+    val_split='val',
+    noise={'kind': 'scaled', 'gamma': 0.7, 'sigma': 0.0, 'target': 'eps'},
     crop={'name': 'inception', 'size': (64, 64), 'area': (0.3, 1.0)},
     flips=('horizontal', 'vertical'),
-    recipe=common.recipe(16, 1400, common.adam(2e-3, warmup_steps=50)),
+    recipe=common.recipe(16, 2000, common.adam(2e-3, warmup_steps=50), 500),
   )
   config.finetune = common.block(
     data=common.data('shapes/scenes'),
@@ -72,11 +73,14 @@ def get_config(argument=None):
     crop={'name': 'random', 'size': (64, 64)},
     flips=('horizontal', 'vertical'),
     recipe=common.recipe(
-      8, 3000, common.adam(options.lr or 1.5e-3, warmup_steps=50), 1000
+      8, 1200, common.adam(options.lr or 1.5e-3, warmup_steps=50), 200
     ),
   )
   config.evaluate = common.block(
-    splits=('test', 'val', 'train'), batch_size=40, which='last'
+    splits=('test', 'val', 'train'),
+    batch_size=40,
+    protocol=common.protocol(),
+    which='last',
   )
   config.operation = common.operation()
   common.set_init(config, options.init)

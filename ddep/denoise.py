@@ -1,13 +1,16 @@
 """Denoising pretraining: DDeP of a decoder, DeP of the whole network."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ddep import noise
 from input_pipeline import batch as batch_lib
-from segcore import losses, method
+from segcore import losses, method, pictures, summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +44,44 @@ class Denoise(method.OneLoss):
   ) -> Float[Array, 'B H W 3']:
     """The noise in images that are noisy already."""
     return self.apply(state, images, 'noise')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watch:
+  """What denoising makes of the same few noisy images, as training goes on.
+
+  Attributes:
+    trained: the method.
+    images: uint8 [N, H, W, 3].
+    num_pictures: of them that are shown: clean, noisy, denoised.
+  """
+
+  trained: Denoise
+  images: np.ndarray
+  num_pictures: int
+
+  def __call__(self, state: method.TrainState) -> summary.Findings:
+    """The loss on the images, and a panel; the same on every host."""
+    loss, noisy, restored = jax.device_get(self._look(state, self.images))
+    rows = [
+      [image, batch_lib.to_uint8(before), batch_lib.to_uint8(after)]
+      for image, before, after in zip(
+        self.images[: self.num_pictures], noisy, restored, strict=False
+      )
+    ]
+    panel = pictures.grid(rows, ('clean', 'noisy', 'denoised'))
+    return summary.Findings({'val/loss': float(loss)}, {'val/panels': panel})
+
+  @functools.cached_property
+  def _look(self):
+    def look(state, images):
+      clean, options = batch_lib.to_symmetric(images), self.trained.noise
+      keys = method.row_keys(jax.random.PRNGKey(0), len(images))
+      eps = noise.sample(keys, images.shape)
+      noisy = noise.corrupt(clean, eps, options)
+      found = self.trained.predict(state, noisy)
+      error = losses.squared_error(found, noise.target(clean, eps, options))
+      restored = noise.clean(noisy, found, options)
+      return jnp.mean(error), noisy, restored
+
+    return jax.jit(look)

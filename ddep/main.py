@@ -8,7 +8,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from ddep import classify, denoise, finetune, noise
@@ -24,7 +26,10 @@ from segcore import (
   network,
   optimizers,
   options,
+  pictures,
+  predict,
   pretrained,
+  protocols,
   sharding,
   stage,
   summary,
@@ -35,6 +40,12 @@ from segcore.models import segmenter
 _STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
 # Images whose tags are counted before a classification starts.
 _LOOKED_AT = 100
+# In the folder of `finetune`: names and colours of the class ids.
+_CLASSES = 'classes.json'
+# Rows of a panel.
+_NUM_PICTURES = 8
+# Images of val on which denoising is followed.
+_NUM_WATCHED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +98,7 @@ class DenoiseOptions:
   Attributes:
     data: images; their labels are not read.
     split: trained on.
+    val_split: some of its images are denoised along the way.
     start: of the frozen encoder (DDeP), or nothing (DeP).
     trained: parts that learn: ('decoder', 'heads') is DDeP, with 'encoder' DeP.
     noise: kind and strength.
@@ -97,6 +109,7 @@ class DenoiseOptions:
 
   data: datasets.Options
   split: str
+  val_split: str
   start: Start
   trained: tuple[str, ...]
   noise: noise.Options
@@ -148,11 +161,13 @@ class EvaluateOptions:
     splits: of the fine-tuning's data set; the split that was trained on means
       its labelled images.
     batch_size: global number of images.
+    protocol: how the network looks at an image.
     which: the state after the last step, or the best one on `val_split`.
   """
 
   splits: tuple[str, ...]
   batch_size: int
+  protocol: protocols.Options
   which: Literal['last', 'best'] = 'last'
 
 
@@ -196,6 +211,19 @@ def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
   return [runner.describe(name) for name in experiment.stages]
 
 
+def load_model(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> predict.Model:
+  """The fine-tuned network of a finished run, to predict with.
+
+  Raises:
+    UserError: the run is not finished.
+  """
+  experiment = options.build(Experiment, config, 'config')
+  mesh = sharding.make_mesh(experiment.operation.fsdp)
+  return Runner(experiment, mesh).model(workdir)
+
+
 @dataclasses.dataclass(frozen=True)
 class Runner:
   """Builds each stage from the experiment and runs it on the mesh."""
@@ -210,8 +238,7 @@ class Runner:
       self._check_evaluate()
       return stage.Stage(name, block, self.run_evaluate, ('finetune',))
     block.recipe.check(self.mesh, f'config.{name}.recipe')
-    crop = _crop(block.crop, f'config.{name}.crop')
-    _flips(block.flips, f'config.{name}.flips')
+    crop, _ = self._augmentations(name)
     heads = _heads(name, num_classes=2)  # Any number shows whether it fits.
     network.check(self._network(heads), crop.size, f'config.{name}.crop.size')
     settings = {
@@ -240,14 +267,14 @@ class Runner:
     )
     evaluator = self._evaluator(
       val,
-      inference.image_scores(trained),
+      inference.ImageScores(trained, self._multiple),
       metrics.Accuracy.empty(),
       'tags',
       block.recipe.batch_size,
     )
     return self._train(
       *(place, block, trained, split, ('tags',)),
-      {block.val_split: evaluator},
+      evaluate.together({block.val_split: evaluator}),
       f'{block.val_split}/accuracy',
     )
 
@@ -261,7 +288,15 @@ class Runner:
       block.recipe.update(block.trained),
       block.noise,
     )
-    return self._train(place, block, trained, split, ())
+    # Like training images, but always the same ones.
+    val = self._open(block.data, block.val_split)
+    look = _augment(val, (), *self._augmentations('denoise'))
+    watched = [
+      look(val.records[i], np.random.default_rng(i))['image']
+      for i in range(min(_NUM_WATCHED, len(val)))
+    ]
+    watch = denoise.Watch(trained, np.stack(watched), _NUM_PICTURES)
+    return self._train(place, block, trained, split, (), watch)
 
   def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains everything on labelled images."""
@@ -276,55 +311,105 @@ class Runner:
     trained = self._segmentation(len(labelled.classes))
     evaluators = {
       name: self._segmentation_evaluator(
-        trained, self._labelled_or(name), block.recipe.batch_size
+        trained,
+        self._labelled_or(name),
+        block.recipe.batch_size,
+        # What is followed is a whole image, whatever is reported in the end.
+        protocols.Options(),
       )
       for name in (block.val_split, *block.follow)
     }
-    return self._train(
+    outputs = self._train(
       *(place, block, trained, labelled, ('label',)),
-      evaluators,
+      evaluate.together(evaluators),
       f'{block.val_split}/miou',
     )
+    names = place.directory / _CLASSES
+    stage.write_json(
+      names, {'classes': labelled.classes, 'palette': labelled.palette}
+    )
+    return [*outputs, names]
 
   def run_evaluate(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Reports the fine-tuned network by the protocol of the config."""
     block = self.experiment.evaluate
-    folder = 'best' if block.which == 'best' else 'checkpoints'
     self._check_data()
-    found = checkpoint.read(
-      place.needed['finetune'] / folder, ('step', 'params', 'batch_stats')
-    )
     trained = self._segmentation(len(self._labelled().classes))
-    state = method.frozen(found, self.mesh)
+    step, state = self._finetuned(place.needed['finetune'])
+    pictured = place.directory / 'pictures'
+    pictured.mkdir(parents=True, exist_ok=True)
     writer = summary.open_writer(place.directory / 'tensorboard')
     results = {}
     for name in block.splits:
       split = self._labelled_or(name)
       evaluator = self._segmentation_evaluator(
-        trained, split, block.batch_size, show=True
+        trained, split, block.batch_size, block.protocol, show=True
       )
-      values = evaluator(state)
-      results[name] = evaluate.to_json(values, split)
-      scalars = evaluate.scalars(values)
-      writer.write_scalars(
-        int(found['step']), {f'{name}/{k}': v for k, v in scalars.items()}
-      )
+      evaluated = evaluator(state)
+      results[name] = evaluate.to_json(evaluated.values, split)
+      scalars = evaluate.scalars(evaluated.values)
+      writer.write_scalars(step, {f'{name}/{k}': v for k, v in scalars.items()})
+      if evaluated.panel is not None and jax.process_index() == 0:
+        writer.write_images(step, {f'{name}/panels': evaluated.panel[None]})
+        pictures.write(pictured / f'{name}.png', evaluated.panel)
       journal.say(
-        f'{split.name}: mIoU {values["miou"]:.4f} over {len(split)} images'
+        f'{split.name}: mIoU {evaluated.values["miou"]:.4f} over {len(split)} '
+        'images'
       )
     writer.close()
     path = place.directory / 'results.json'
     stage.write_json(
       path,
       {
-        'protocol': 'whole image, single scale',
+        'protocol': block.protocol.describe(),
         'which': block.which,
-        'step': int(found['step']),
+        'step': step,
         'digest': place.digest,
         'splits': results,
       },
     )
-    return [path]
+    return [path, pictured]
+
+  def model(self, workdir: pathlib.Path) -> predict.Model:
+    """What the stage `finetune` of a folder has trained.
+
+    Raises:
+      UserError: it is not finished.
+    """
+    folder = workdir / 'finetune'
+    stage.verify(folder, 'predict')
+    found = stage.read_json(folder / _CLASSES)
+    block = self.experiment.evaluate
+    trained = self._segmentation(len(found['classes']))
+    _, state = self._finetuned(folder)
+    return predict.Model(
+      state=state,
+      predictor=self._label_maps(
+        trained, len(found['classes']), block.protocol
+      ),
+      classes=tuple(found['classes']),
+      palette=tuple((r, g, b) for r, g, b in found['palette']),
+      batch_size=block.batch_size,
+      mesh=self.mesh,
+      reading=self.experiment.operation.reading,
+    )
+
+  def _finetuned(self, folder: pathlib.Path) -> tuple[int, method.TrainState]:
+    """The step and the state that are reported."""
+    which = self.experiment.evaluate.which
+    found = checkpoint.read(
+      folder / ('best' if which == 'best' else 'checkpoints'),
+      ('step', 'params', 'batch_stats'),
+    )
+    return int(found['step']), method.frozen(found, self.mesh)
+
+  def _label_maps(
+    self,
+    trained: finetune.Finetune,
+    num_classes: int,
+    protocol: protocols.Options,
+  ) -> inference.LabelMaps:
+    return inference.LabelMaps(trained, num_classes, protocol, self._multiple)
 
   def _train(
     self,
@@ -333,7 +418,7 @@ class Runner:
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
-    evaluators: Mapping[str, evaluate.Evaluator] | None = None,
+    evaluation: train_loop.Evaluate,
     best: str | None = None,
   ) -> Sequence[pathlib.Path]:
     """Trains to the end of the block's recipe; returns what it leaves."""
@@ -342,8 +427,7 @@ class Runner:
       {'version': split.version, 'num_images': len(split)},
       'the data set',
     )
-    crop = _crop(block.crop, f'config.{place.directory.name}.crop')
-    flips = _flips(block.flips, f'config.{place.directory.name}.flips')
+    crop, flips = self._augmentations(place.directory.name)
     batches = loader.Loader(
       {'': loader.Stream(split.records, _augment(split, keep, crop, flips))},
       block.recipe.batch_size,
@@ -355,7 +439,7 @@ class Runner:
       loader=batches,
       num_steps=block.recipe.num_steps,
       seed=block.recipe.seed,
-      evaluate=evaluators and evaluate.together(evaluators),
+      evaluate=evaluation,
       evaluate_every=block.recipe.evaluate_every,
       best=best and train_loop.Best(best),
       loaded=self._loaded(place, block, trained.segmenter, crop.size),
@@ -365,6 +449,12 @@ class Runner:
     train_loop.train(training, place, self.experiment.operation, self.mesh)
     folders = [place.directory / name for name in ('checkpoints', 'best')]
     return [*folders, place.directory / 'metrics.jsonl']
+
+  def _augmentations(self, name: str) -> tuple[Any, transforms.RandomFlip]:
+    """The crop and the flips of a stage."""
+    block = getattr(self.experiment, name)
+    crop = _crop(block.crop, f'config.{name}.crop')
+    return crop, _flips(block.flips, f'config.{name}.flips')
 
   def _loaded(
     self,
@@ -391,26 +481,31 @@ class Runner:
     trained: finetune.Finetune,
     split: datasets.Split,
     batch_size: int,
+    protocol: protocols.Options,
     show: bool = False,
   ) -> evaluate.Evaluator:
     metric = metrics.ConfusionMatrix.empty(len(split.classes))
-    predictor = inference.label_maps(trained)
+    predictor = self._label_maps(trained, len(split.classes), protocol)
     return self._evaluator(split, predictor, metric, 'label', batch_size, show)
 
+  @property
+  def _multiple(self) -> int:
+    return self._network(_heads('classify', 1)).encoder.multiple
+
   def _evaluator(
-    self, split, predict, metric, target, batch_size, show=False
+    self, split, predictor, metric, target, batch_size, show=False
   ) -> evaluate.Evaluator:
     predictions = evaluate.Predictions(
       split=split,
-      predict=predict,
+      predictor=predictor,
       batch_size=batch_size,
-      multiple=self._network(_heads('classify', 1)).encoder.multiple,
       mesh=self.mesh,
       keep=(target,),
       reading=self.experiment.operation.reading,
       show=show,
     )
-    return evaluate.Evaluator(predictions, metric, target)
+    pictured = _NUM_PICTURES if target == 'label' else 0
+    return evaluate.Evaluator(predictions, (metric,), target, pictured)
 
   def _network(self, heads) -> segmenter.Segmenter:
     return network.build(self.experiment.network, heads, 'config.network')
@@ -439,7 +534,8 @@ class Runner:
         block.classify.data, block.classify.val_split, 'tags', 'classify'
       )
     if 'denoise' in stages:
-      self._open(block.denoise.data, block.denoise.split)
+      for name in (block.denoise.split, block.denoise.val_split):
+        self._open(block.denoise.data, name)
     if 'finetune' in stages:
       tuning = block.finetune
       used = (tuning.split, tuning.val_split, *tuning.follow)
@@ -520,4 +616,4 @@ def _augment(
 
 
 if __name__ == '__main__':
-  app.run(build_stages)
+  app.run(build_stages, load_model)

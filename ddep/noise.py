@@ -100,3 +100,17 @@ def target(
       return images
     case 'eps_scaled':
       return options.magnitude * eps
+
+
+def clean(
+  noisy: Float[Array, 'B H W 3'],
+  found: Float[Array, 'B H W 3'],
+  options: Options,
+) -> Float[Array, 'B H W 3']:
+  """The image that a prediction amounts to: `corrupt` solved for it."""
+  if options.target == 'x':
+    return found
+  eps = found if options.target == 'eps' else found / options.magnitude
+  if options.kind == 'scaled':
+    return (noisy - options.magnitude * eps) / math.sqrt(options.power_kept)
+  return noisy - 2 * options.magnitude * eps

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 
-from input_pipeline import errors
+from input_pipeline import audit, errors
 from input_pipeline.builders import records
 
 # Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
@@ -269,6 +269,54 @@ def open_split(options: Options, split: str, data_dir: str = '') -> Split:
     has=tuple(kind for kind in ('label', 'tags') if kind in features),
     records=made.as_data_source(split, decoders=encoded),
   )
+
+
+class _Files(Sequence[records.Record]):
+  """Records that are read from the image files themselves."""
+
+  def __init__(self, examples: Sequence[audit.Example]):
+    self._examples = examples
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, i) -> records.Record:
+    example = self._examples[int(i)]
+    return {'image': example.image.read_bytes(), 'id': example.id.encode()}
+
+  def __repr__(self) -> str:
+    return f'_Files({len(self)} images)'
+
+
+def open_folder(
+  images: pathlib.Path,
+  classes: tuple[str, ...],
+  palette: tuple[tuple[int, int, int], ...],
+) -> tuple[Split, tuple[audit.Problem, ...]]:
+  """The images of a folder as they are, without records; and what is unusable.
+
+  Every image is decoded once, to see whether it can be.
+
+  Raises:
+    UserError: there is no such folder, or no usable image in it.
+  """
+  listing = audit.list_examples(images)
+  found = audit.run(
+    {'images': listing.examples},
+    problems=listing.problems,
+    warnings=listing.warnings,
+    on_bad_example='skip',
+  )
+  examples = found.examples['images']
+  split = Split(
+    name=str(images),
+    version='',
+    classes=classes,
+    palette=palette,
+    has=(),
+    records=_Files(examples),
+  )
+  return split, found.skipped
 
 
 def _source_of(name: str) -> str:

@@ -26,16 +26,18 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from input_pipeline import errors
-from segcore import journal, stage
+from segcore import journal, predict, stage
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
 
 # Builds the stages of an experiment from its config.
 BuildStages = Callable[[ml_collections.ConfigDict], Sequence[stage.Stage]]
+# Reads what a finished run in a folder has trained.
+LoadModel = Callable[[ml_collections.ConfigDict, pathlib.Path], predict.Model]
 
 
-def run(build: BuildStages) -> None:
+def run(build: BuildStages, load: LoadModel) -> None:
   """Runs the command line of this process and exits."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
@@ -43,10 +45,12 @@ def run(build: BuildStages) -> None:
   logging.get_absl_logger().addFilter(
     lambda record: 'orbax' not in record.pathname
   )
-  sys.exit(main(build, sys.argv))
+  sys.exit(main(build, sys.argv, load))
 
 
-def main(build: BuildStages, argv: Sequence[str]) -> int:
+def main(
+  build: BuildStages, argv: Sequence[str], load: LoadModel | None = None
+) -> int:
   """Runs a command line; returns the exit status."""
   try:
     command = parse(argv)
@@ -54,7 +58,12 @@ def main(build: BuildStages, argv: Sequence[str]) -> int:
       return 0
     _start_devices()
     with _disk_full(command.workdir):
-      stage.execute(build(command.config), command.workdir, command.stages)
+      stages = build(command.config)
+      if command.request is None:
+        stage.execute(stages, command.workdir, command.stages)
+      else:
+        stage.check(stages, command.workdir)
+        predict.run(load(command.config, command.workdir), command.request)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
@@ -75,11 +84,13 @@ class Command(NamedTuple):
     config: the experiment, locked.
     workdir: its folder, absolute.
     stages: to run; all of them if empty.
+    request: what to predict, instead of running stages.
   """
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
   stages: tuple[str, ...]
+  request: predict.Request | None = None
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -104,7 +115,22 @@ def parse(argv: Sequence[str]) -> Command | None:
     flag_values=values,
   )
   flags.DEFINE_list(
-    'stage', [], 'Stages to run; all of them by default.', flag_values=values
+    'stage',
+    [],
+    'Stages to run; all of them by default. Or: predict.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'images', None, 'Folder of images to predict.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'out', None, 'Folder of the predictions.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'overlays', True, 'Write predictions laid over images.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'probs', False, 'Write the probability of each class.', flag_values=values
   )
   flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
   try:
@@ -136,6 +162,30 @@ def parse(argv: Sequence[str]) -> Command | None:
     config,
     pathlib.Path(workdir).expanduser().absolute(),
     tuple(values.stage),
+    _request(values),
+  )
+
+
+def _request(values: flags.FlagValues) -> predict.Request | None:
+  """What to predict, if that was asked for."""
+  if 'predict' not in values.stage:
+    if values.images or values.out:
+      raise errors.UserError('--images and --out are for --stage=predict')
+    return None
+  if values.stage != ['predict']:
+    raise errors.UserError(
+      f'--stage: found {",".join(values.stage)}, expected predict alone'
+    )
+  for name in ('images', 'out'):
+    if not values[name].value:
+      raise errors.UserError(
+        f'--{name} is missing: expected a folder, for --stage=predict'
+      )
+  return predict.Request(
+    pathlib.Path(values.images).expanduser(),
+    pathlib.Path(values.out).expanduser(),
+    values.overlays,
+    values.probs,
   )
 
 

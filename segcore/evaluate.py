@@ -1,11 +1,11 @@
 """Evaluation of a split: every image exactly once, on any number of hosts.
 
-  evaluator = Evaluator(Predictions(split, predict, …), metric, 'label')
-  values = evaluator(state)              # {'miou': 0.61, …, 'iou': array}
+  predictions = Predictions(split, predictor, …)
+  evaluator = Evaluator(predictions, (ConfusionMatrix.empty(9),), 'label')
+  values = evaluator(state).values       # {'miou': 0.61, …, 'iou': array}
 
-Images are padded at the bottom and at the right, by reflection, to a multiple
-of the network's stride. Images of equal padded size share batches and a
-compiled program; what was padded is cut off before anything is counted.
+Images of one group (see `inference.Group`) share batches and compiled programs.
+What is outside of an image on its canvas is cut off before anything is counted.
 """
 
 import collections
@@ -14,7 +14,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import grain
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 
 from input_pipeline import datasets, transforms
 from input_pipeline import loader as loader_lib
-from segcore import inference, journal, sharding
+from segcore import inference, journal, pictures, sharding, summary
 from segcore import method as method_lib
 from segcore import metrics as metrics_lib
 
@@ -31,43 +30,38 @@ class PlannedBatch(NamedTuple):
   """One batch of an evaluation.
 
   Attributes:
-    canvas: (height, width) to which its images are padded.
+    group: of its images.
     indices: records of the split; -1 where a row only fills the batch.
   """
 
-  canvas: tuple[int, int]
+  group: inference.Group
   indices: tuple[int, ...]
 
 
 def plan(
-  sizes: Sequence[tuple[int, int]], batch_size: int, multiple: int
+  sizes: Sequence[tuple[int, int]],
+  batch_size: int,
+  group: Callable[[tuple[int, int]], inference.Group],
 ) -> list[PlannedBatch]:
-  """Groups images by padded size into full batches.
+  """Divides images by group into full batches.
 
   Args:
     sizes: (height, width) of each image.
     batch_size: rows of a batch.
-    multiple: what the padded height and width are multiples of.
+    group: of a size.
   """
+  of_size = {size: group(size) for size in set(sizes)}
   groups = collections.defaultdict(list)
   for index, size in enumerate(sizes):
-    groups[tuple(-(-n // multiple) * multiple for n in size)].append(index)
+    groups[of_size[size]].append(index)
   batches = []
-  for canvas, indices in sorted(groups.items()):
+  for found, indices in sorted(groups.items()):
     filled = [*indices, *[-1] * (-len(indices) % batch_size)]
     batches += [
-      PlannedBatch(canvas, tuple(filled[i : i + batch_size]))
+      PlannedBatch(found, tuple(filled[i : i + batch_size]))
       for i in range(0, len(filled), batch_size)
     ]
   return batches
-
-
-def pad(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-  """Pads at the bottom and right by reflection to `canvas`."""
-  bottom, right = (n - m for n, m in zip(canvas, image.shape[:2], strict=True))
-  if not bottom and not right:
-    return image
-  return cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,9 +70,8 @@ class Predictions:
 
   Attributes:
     split: the images.
-    predict: pure; gets jitted.
+    predictor: how the network is applied.
     batch_size: global number of rows.
-    multiple: padded heights and widths are multiples of it.
     mesh: the devices.
     keep: kinds of label that the examples have: 'label', 'tags'.
     reading: threads.
@@ -86,9 +79,8 @@ class Predictions:
   """
 
   split: datasets.Split
-  predict: inference.Predictor
+  predictor: inference.Predictor
   batch_size: int
-  multiple: int
   mesh: Mesh
   keep: tuple[str, ...] = ()
   reading: loader_lib.Reading = loader_lib.Reading()
@@ -103,7 +95,7 @@ class Predictions:
     """Pairs of prediction and example, for the images of this host.
 
     All hosts must go through to the end. The order is that of the plan. Maps
-    over the padded image are cut to the image.
+    over the canvas are cut to the image.
     """
     put = sharding.put_batch(self.mesh)
     progress = journal.Progress(
@@ -112,9 +104,10 @@ class Predictions:
     iterator = self.reading.iterate(self._batches)
     try:
       for done, batch in enumerate(iterator, start=1):
-        found = sharding.local_rows(self._jitted(state, put(batch['image'])))
-        canvas = batch['image'].shape[1:3]
-        for prediction, example in zip(found, batch['examples'], strict=True):
+        found = self.predictor(state, put(batch['inputs']))
+        rows = sharding.local_rows(self._by_rows(found))
+        canvas = batch['group'].canvas
+        for prediction, example in zip(rows, batch['examples'], strict=True):
           if example is None:
             continue
           if prediction.shape[:2] == canvas:
@@ -126,34 +119,43 @@ class Predictions:
     finally:
       iterator.close()
 
+  def local_count(self) -> int:
+    """Number of images that this host predicts."""
+    return sum(
+      i >= 0 for planned in self._plan for i in planned.indices[self._mine]
+    )
+
   @functools.cached_property
-  def _jitted(self) -> Callable:
+  def _by_rows(self) -> Callable:
     rows = sharding.batch_sharding(self.mesh)
-    return jax.jit(self.predict, out_shardings=rows)
+    return jax.jit(lambda found: found, out_shardings=rows)
 
   @functools.cached_property
   def _plan(self) -> list[PlannedBatch]:
-    return plan(self.split.sizes(), self.batch_size, self.multiple)
+    return plan(self.split.sizes(), self.batch_size, self.predictor.group)
+
+  @functools.cached_property
+  def _mine(self) -> slice:
+    part = loader_lib.Part()
+    rows = part.rows(self.batch_size)
+    return slice(part.index * rows, (part.index + 1) * rows)
 
   @functools.cached_property
   def _batches(self) -> grain.MapDataset:
-    part = loader_lib.Part()
-    rows = part.rows(self.batch_size)
-    mine = slice(part.index * rows, (part.index + 1) * rows)
     decode = transforms.Decode(len(self.split.classes), self.keep)
     records = self.split.records
 
     def load(planned: PlannedBatch) -> dict[str, Any]:
       examples = [
-        decode(records[i]) if i >= 0 else None for i in planned.indices[mine]
+        decode(records[i]) if i >= 0 else None
+        for i in planned.indices[self._mine]
       ]
-      images = [
-        np.zeros((*planned.canvas, 3), np.uint8)
-        if example is None
-        else pad(example['image'], planned.canvas)
-        for example in examples
-      ]
-      return {'image': np.stack(images), 'examples': examples}
+      images = [example and example['image'] for example in examples]
+      return {
+        'inputs': self.predictor.prepare(images, planned.group),
+        'group': planned.group,
+        'examples': examples,
+      }
 
     return grain.MapDataset.source(self._plan).map(load)
 
@@ -164,33 +166,79 @@ class Evaluator:
 
   Attributes:
     predictions: of all images of a split; they keep the target.
-    metric: empty; updated with (prediction, target, id) of each image.
-    target: key of what the metric compares with: 'label' or 'tags'.
+    metrics: empty; each is updated with (prediction, target, id) of each image.
+    target: key of what the metrics compare with: 'label' or 'tags'.
+    num_pictures: images of which a panel is drawn, where predictions are maps.
   """
 
   predictions: Predictions
-  metric: metrics_lib.Metric
+  metrics: tuple[metrics_lib.Metric, ...]
   target: str
+  num_pictures: int = 0
 
-  def __call__(self, state: method_lib.TrainState) -> metrics_lib.Values:
-    """Evaluates the state; the same values on every host."""
-    metric = self.metric
-    for prediction, example in self.predictions(state):
-      metric = metric.update(prediction, example[self.target], example['id'])
-    return metrics_lib.merge_across_hosts(metric).compute()
+  def __call__(self, state: method_lib.TrainState) -> 'Evaluated':
+    """Evaluates the state; the same values on every host.
+
+    The panel shows images of this host.
+
+    Raises:
+      ValueError: two metrics give a value of the same name.
+    """
+    counted = list(self.metrics)
+    drawn = []
+    chosen = pictures.spread(self.predictions.local_count(), self.num_pictures)
+    for i, (prediction, example) in enumerate(self.predictions(state)):
+      for k, metric in enumerate(counted):
+        target = example[self.target]
+        counted[k] = metric.update(prediction, target, example['id'])
+      if i in chosen:
+        drawn.append(
+          pictures.Example(example['image'], example['label'], prediction)
+        )
+    values: dict[str, float | np.ndarray] = {}
+    for metric in counted:
+      for name, value in (
+        metrics_lib.merge_across_hosts(metric).compute().items()
+      ):
+        if name in values:
+          raise ValueError(f'two metrics give a value named {name!r}')
+        values[name] = value
+    split = self.predictions.split
+    panel = pictures.panels(drawn, split.classes, split.palette)
+    return Evaluated(values, panel if drawn else None)
+
+
+class Evaluated(NamedTuple):
+  """What an evaluation found.
+
+  Attributes:
+    values: of all metrics, by name.
+    panel: input, label, prediction and error of some images, or None.
+  """
+
+  values: metrics_lib.Values
+  panel: np.ndarray | None
 
 
 def together(
   evaluators: Mapping[str, Evaluator],
-) -> Callable[[method_lib.TrainState], dict[str, float]]:
-  """One function for several splits: the state to '<split>/<metric>'."""
+) -> Callable[[method_lib.TrainState], summary.Findings]:
+  """One function for several splits: scalars named '<split>/<metric>'."""
 
-  def evaluate(state: method_lib.TrainState) -> dict[str, float]:
-    return {
-      f'{split}/{name}': value
-      for split, evaluator in evaluators.items()
-      for name, value in scalars(evaluator(state)).items()
-    }
+  def evaluate(state: method_lib.TrainState) -> summary.Findings:
+    found = {split: each(state) for split, each in evaluators.items()}
+    return summary.Findings(
+      {
+        f'{split}/{name}': value
+        for split, evaluated in found.items()
+        for name, value in scalars(evaluated.values).items()
+      },
+      {
+        f'{split}/panels': evaluated.panel
+        for split, evaluated in found.items()
+        if evaluated.panel is not None
+      },
+    )
 
   return evaluate
 

@@ -1,41 +1,343 @@
-"""How a network is applied to images: functions on scores.
+"""How a network is applied to images: what a metric, or a person, gets to see.
 
-A predictor maps (state, images uint8 [B, H, W, 3]) to what a metric reads.
+  predictor = LabelMaps(method, num_classes, protocols.Options(flip=True), 16)
+  inputs = predictor.prepare(images, predictor.group(images[0].shape[:2]))
+  label_maps = predictor(state, inputs)        # int16 [B, H, W] on a canvas
+
+Images of a batch share a canvas; where each of them ends, and what the network
+is shown of it, is data of the batch (matrices, see `protocols`). So images of
+many sizes run through few compiled programs, and none sees another's padding.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import cv2
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int16, UInt8
+import numpy as np
+from jaxtyping import Array, Float, Int16, UInt8
 
 from input_pipeline import batch as batch_lib
 from segcore import method as method_lib
+from segcore import protocols
 from segcore.models import resize
 
-Predictor = Callable[[method_lib.TrainState, Array], Array]
+# Scores that are enlarged at once: 2**22 float32 are 16 MB. With 2**24 XLA took
+# 3.4 GB for 919 classes on a CPU, with this 0.5 GB, and no longer.
+_BLOCK_SIZE = 2**22
 
 
-def label_maps(method: method_lib.Method) -> Predictor:
-  """The best class of each pixel, whole images at once.
+class Group(NamedTuple):
+  """What images must have in common to share a batch.
 
-  Scores are enlarged to the size of the images (half-pixel bilinear) before the
-  best class is taken.
+  Attributes:
+    canvas: height and width that hold each of them.
+    inputs: size of the network's input for each view.
   """
 
-  def predict(
-    state: method_lib.TrainState, images: UInt8[Array, 'B H W 3']
-  ) -> Int16[Array, 'B H W']:
-    scores = method.predict(state, batch_lib.to_symmetric(images))
-    scores = resize.bilinear(scores, images.shape[1:3])
-    return jnp.argmax(scores, axis=-1).astype(jnp.int16)
-
-  return predict
+  canvas: tuple[int, int]
+  inputs: tuple[tuple[int, int], ...]
 
 
-def image_scores(method: method_lib.Method) -> Predictor:
-  """Class scores of whole images, for methods that classify."""
+@runtime_checkable
+class Predictor(Protocol):
+  """What `evaluate.Predictions` needs of a way to look at images."""
 
-  def predict(state, images):
-    return method.predict(state, batch_lib.to_symmetric(images))
+  def group(self, size: tuple[int, int]) -> Group:
+    """The group of an image of this height and width."""
+    ...
 
-  return predict
+  def prepare(
+    self, images: Sequence[np.ndarray | None], group: Group
+  ) -> dict[str, Any]:
+    """Arrays with a row for each image; None stands for an empty row."""
+    ...
+
+  def __call__(
+    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+  ) -> Array:
+    """A prediction for each row; maps are as large as the canvas."""
+    ...
+
+
+def on_canvas(
+  images: Sequence[np.ndarray | None], canvas: tuple[int, int]
+) -> UInt8[np.ndarray, 'B H W 3']:
+  """Stacks images, continued at the bottom and right by reflection."""
+  rows = np.zeros((len(images), *canvas, 3), np.uint8)
+  for row, image in zip(rows, images, strict=True):
+    if image is not None:
+      bottom, right = (
+        n - m for n, m in zip(canvas, image.shape[:2], strict=True)
+      )
+      row[:] = cv2.copyMakeBorder(
+        image, 0, bottom, 0, right, cv2.BORDER_REFLECT
+      )
+  return rows
+
+
+def _multiple_of(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+  height, width = (-(-n // multiple) * multiple for n in size)
+  return height, width
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageScores:
+  """One row of scores or features for each whole image.
+
+  Attributes:
+    method: its `predict` gives a row for each image.
+    multiple: of the sides of the network's input.
+  """
+
+  method: method_lib.Method
+  multiple: int
+
+  def group(self, size: tuple[int, int]) -> Group:
+    """See `Predictor`."""
+    canvas = _multiple_of(size, self.multiple)
+    return Group(canvas, (canvas,))
+
+  def prepare(
+    self, images: Sequence[np.ndarray | None], group: Group
+  ) -> dict[str, Any]:
+    """See `Predictor`."""
+    return {'images': on_canvas(images, group.canvas)}
+
+  def __call__(
+    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+  ) -> Float[Array, 'B ...']:
+    """See `Predictor`."""
+    return self._scores(state, inputs['images'])
+
+  @functools.cached_property
+  def _scores(self):
+    return jax.jit(
+      lambda state, images: self.method.predict(
+        state, batch_lib.to_symmetric(images)
+      )
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelMaps:
+  """The best class of each pixel, at the image's own size, by a protocol.
+
+  Scores of each view are enlarged (half-pixel bilinear), averaged and compared
+  in blocks of rows, so that all classes at all pixels need not fit in memory.
+
+  Attributes:
+    method: its `predict` gives scores at the network's own grid.
+    num_classes: of the scores.
+    protocol: how the network looks at an image.
+    multiple: of the sides of the network's input.
+    output: 'labels', or 'probs' for the averaged probabilities.
+  """
+
+  method: method_lib.Method
+  num_classes: int
+  protocol: protocols.Options
+  multiple: int
+  output: Literal['labels', 'probs'] = 'labels'
+
+  def group(self, size: tuple[int, int]) -> Group:
+    """See `Predictor`."""
+    canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
+    if self.protocol.is_plain:
+      # The input is the canvas, and nothing has to be moved.
+      canvas = _multiple_of(canvas, self.multiple)
+      return Group(canvas, (canvas,))
+    views = self._views(size)
+    return Group(canvas, tuple(view.input_size for view in views))
+
+  def prepare(
+    self, images: Sequence[np.ndarray | None], group: Group
+  ) -> dict[str, Any]:
+    """See `Predictor`; adds the matrices of each view, by row of the batch."""
+    inputs: dict[str, Any] = {'images': on_canvas(images, group.canvas)}
+    if self.protocol.is_plain:
+      return inputs
+    height, width = group.canvas
+    inputs['views'] = []
+    for i, (h, w) in enumerate(group.inputs):
+      shapes = {
+        'read_rows': (h, height),
+        'read_columns': (w, width),
+        'write_rows': (height, h),
+        'write_columns': (width, w),
+      }
+      matrices = {
+        name: np.zeros((len(images), *shape), np.float32)
+        for name, shape in shapes.items()
+      }
+      for row, image in enumerate(images):
+        if image is not None:
+          view = self._views(image.shape[:2])[i]
+          for name, matrix in matrices.items():
+            found = getattr(view, name).toarray()
+            matrix[row, : found.shape[0], : found.shape[1]] = found
+      inputs['views'].append(matrices)
+    return inputs
+
+  def __call__(
+    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+  ) -> Int16[Array, 'B H W'] | Float[Array, 'B H W C']:
+    """See `Predictor`."""
+    images = inputs['images']
+    canvas = images.shape[1:3]
+    if self.protocol.is_plain:
+      found = [(self._scores(state, images), None)]
+      return self._decide(found, None, canvas)
+    found, total = [], None
+    size, limit = 0, canvas[0] * canvas[1] * self.num_classes
+    for view in inputs['views']:
+      scores = self._scores(state, _look(images, view))
+      found.append((scores, view))
+      size += math.prod(scores.shape[1:])
+      if size > limit:
+        # The views' scores need more memory than their sum does.
+        total = self._add(found, total, canvas)
+        found, size = [], 0
+    return self._decide(found, total, canvas)
+
+  @functools.cached_property
+  def _scores(self):
+    def scores(state, images):
+      if images.dtype == jnp.uint8:
+        images = batch_lib.to_symmetric(images)
+      return self.method.predict(state, images).astype(jnp.float32)
+
+    return jax.jit(scores)
+
+  @functools.cached_property
+  def _add(self):
+    def add(found, total, canvas):
+      return self._in_blocks(found, total, canvas, lambda votes: votes)
+
+    return jax.jit(add, static_argnums=2)
+
+  @functools.cached_property
+  def _decide(self):
+    def best(votes):
+      return jnp.argmax(votes, axis=-1).astype(jnp.int16)
+
+    def probs(votes):
+      return jax.nn.softmax(votes) if self._averages_logits else votes
+
+    def decide(found, total, canvas):
+      what = best if self.output == 'labels' else probs
+      return self._in_blocks(found, total, canvas, what)
+
+    return jax.jit(decide, static_argnums=2)
+
+  def _in_blocks(self, found, total, canvas: tuple[int, int], what) -> Array:
+    """Applies `what` to the votes of blocks of rows, [B, n, W, C] each."""
+    height, width = canvas
+    batch = (found[0][0] if found else total).shape[0]
+    cells = max(1, batch // jax.device_count()) * width * self.num_classes
+    rows = min(height, max(1, _BLOCK_SIZE // cells))
+    num_blocks = -(-height // rows)
+
+    def blocks(array, axis):
+      """Splits an axis of the image's rows; the first axis counts blocks."""
+      missing = num_blocks * rows - height
+      pads = [(0, 0)] * array.ndim
+      pads[axis] = (0, missing)
+      split = jnp.pad(array, pads).reshape(
+        *array.shape[:axis], num_blocks, rows, *array.shape[axis + 1 :]
+      )
+      return jnp.moveaxis(split, axis, 0)
+
+    parts = []
+    for scores, view in found:
+      if view is None and scores.shape[1:3] == canvas:
+        parts.append((blocks(scores, 1), lambda rows: rows))
+      else:
+        matrices, columns = _matrices(scores, view, canvas)
+        vote = functools.partial(self._vote, scores, columns)
+        parts.append((blocks(matrices, 1), vote))
+
+    def block(sliced):
+      votes, pieces = sliced
+      for (_, vote), piece in zip(parts, pieces, strict=True):
+        votes = vote(piece) if votes is None else votes + vote(piece)
+      return what(votes)
+
+    before = None if total is None else blocks(total, 1)
+    result = jax.lax.map(block, (before, [piece for piece, _ in parts]))
+    result = jnp.moveaxis(result, 0, 1)
+    joined = result.reshape(batch, num_blocks * rows, *result.shape[3:])
+    return joined[:, :height]
+
+  @property
+  def _averages_logits(self) -> bool:
+    return self.protocol.average == 'logits' or self.protocol.is_plain
+
+  def _vote(self, scores, columns, rows):
+    """Weighted votes of a view for a block of rows."""
+    if self._averages_logits:
+      return _enlarge(scores, rows, columns)
+    row_weights = jnp.sum(rows, axis=2)
+    column_weights = jnp.sum(columns, axis=2)
+    probs = jax.nn.softmax(
+      _enlarge(scores, _unit(rows, row_weights), _unit(columns, column_weights))
+    )
+    weights = row_weights[:, :, None] * column_weights[:, None, :]
+    return weights[..., None] * probs
+
+  def _views(self, size: tuple[int, int]) -> list[protocols.View]:
+    return _cached_views(self.protocol, self.multiple, tuple(size))
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_views(
+  protocol: protocols.Options, multiple: int, size: tuple[int, int]
+) -> list[protocols.View]:
+  return protocol.build(multiple)(size)
+
+
+@jax.jit
+def _look(images, view):
+  """What the network is shown, in [-1, 1]."""
+  exact = jax.lax.Precision.HIGHEST
+  symmetric = batch_lib.to_symmetric(images)
+  rows = jnp.einsum(
+    'bih,bhwc->biwc', view['read_rows'], symmetric, precision=exact
+  )
+  return jnp.einsum(
+    'bjw,biwc->bijc', view['read_columns'], rows, precision=exact
+  )
+
+
+def _matrices(
+  scores: Array, view: Mapping[str, Array] | None, canvas: tuple[int, int]
+) -> list[Array]:
+  """Rows and columns of the canvas from those of the scores, by image."""
+  found = []
+  for axis, name in enumerate(('write_rows', 'write_columns')):
+    grid = scores.shape[1 + axis]
+    if view is None:
+      enlarging = resize.bilinear_matrix(grid, canvas[axis])
+      matrix = jnp.broadcast_to(enlarging, (len(scores), *enlarging.shape))
+    else:
+      # On from the input's axis to the coarser one of its scores.
+      enlarging = resize.bilinear_matrix(grid, view[name].shape[2])
+      exact = jax.lax.Precision.HIGHEST
+      matrix = jnp.matmul(view[name], enlarging, precision=exact)
+    found.append(matrix)
+  return found
+
+
+def _unit(matrix: Array, weights: Array) -> Array:
+  """Rows that sum to 1 where the view counts, and to 0 elsewhere."""
+  return matrix / jnp.where(weights > 0, weights, 1.0)[..., None]
+
+
+def _enlarge(scores: Array, rows: Array, columns: Array) -> Array:
+  exact = jax.lax.Precision.HIGHEST
+  found = jnp.einsum('bnh,bhwc->bnwc', rows, scores, precision=exact)
+  return jnp.einsum('bjw,bnwc->bnjc', columns, found, precision=exact)

@@ -101,9 +101,7 @@ def execute(
       raise errors.UserError(
         f'--stage: found {name}, expected one of {", ".join(names)}'
       )
-  planned = all_settings(stages)
-  for name, settings in planned.items():
-    _refuse_others(workdir / name, settings)
+  planned = check(stages, workdir)
   preemption = Preemption()
   for stage in stages:
     if only and stage.name not in only:
@@ -114,7 +112,7 @@ def execute(
       journal.say(f'{stage.name} is finished already: {directory}')
       continue
     for name in stage.needs:
-      _verify(workdir / name, stage.name)
+      verify(workdir / name, stage.name)
     write_json(directory / 'settings.json', settings)
     place = Place(
       directory,
@@ -126,6 +124,20 @@ def execute(
       raise Preempted(f'{workdir} is ready to start {stage.name}')
     outputs = stage.run(place)
     _finish(place, stage.name, outputs)
+
+
+def check(
+  stages: Sequence[Stage], workdir: pathlib.Path
+) -> dict[str, dict[str, Any]]:
+  """All settings, if what is in the folder was made with them.
+
+  Raises:
+    UserError: the folder belongs to other settings.
+  """
+  planned = all_settings(stages)
+  for name, settings in planned.items():
+    _refuse_others(workdir / name, settings)
+  return planned
 
 
 def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
@@ -228,7 +240,7 @@ def _finish(place: Place, name: str, outputs: Sequence[pathlib.Path]) -> None:
     multihost_utils.sync_global_devices(f'{name} marked')
 
 
-def _verify(directory: pathlib.Path, needed_by: str) -> None:
+def verify(directory: pathlib.Path, needed_by: str) -> None:
   """Raises UserError unless the stage is finished and its files are whole."""
   done = directory / 'DONE.json'
   if not done.exists():

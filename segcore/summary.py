@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -32,6 +32,18 @@ from tensorboard.util import tensor_util
 # The part of a file's name that TensorBoard orders a folder's files by.
 _STARTED = re.compile(r'tfevents\.(\d+)')
 _MAX_WAIT_SECONDS = 10.0
+
+
+class Findings(NamedTuple):
+  """What is found out about a state, to be written at its step.
+
+  Attributes:
+    scalars: by tag: 'val/miou'.
+    images: pictures, uint8 [H, W, 3], by tag.
+  """
+
+  scalars: Mapping[str, float]
+  images: Mapping[str, np.ndarray] = {}
 
 
 class SummaryWriter:

@@ -24,8 +24,8 @@ from segcore import checkpoint, sharding, stage, summary, types
 from segcore import journal as journal_lib
 from segcore import method as method_lib
 
-# An evaluator: the state to scalars, named '<split>/<metric>'.
-Evaluate = Callable[[method_lib.TrainState], Mapping[str, float]]
+# An evaluator: the state to scalars and pictures, tagged '<split>/<what>'.
+Evaluate = Callable[[method_lib.TrainState], summary.Findings]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Training:
     loader: its batches.
     num_steps: length of the training.
     seed: of the state's key.
-    evaluate: scalars of a state, or None.
+    evaluate: scalars and pictures of a state, or None.
     evaluate_every: steps between evaluations; the last step always is one.
     best: what the best state is, or None to keep only the latest.
     loaded: subtrees to start from (see `Method.init`).
@@ -157,6 +157,11 @@ class _Log:
     )
     self.writer = summary.open_writer(place.directory / 'tensorboard', start)
     self.writer.write_hparams(training.hparams)
+    if start == 0 and jax.process_index() == 0:
+      # Indented, so that TensorBoard's Markdown keeps its columns.
+      table = (place.directory / _PARAMETERS).read_text().splitlines()
+      text = '\n'.join(f'    {line}' for line in table)
+      self.writer.write_texts(0, {'parameters': text})
 
   def __enter__(self) -> '_Log':
     return self
@@ -172,11 +177,14 @@ class _Log:
       step, {**named, **{f'speed/{name}': v for name, v in speed.items()}}
     )
 
-  def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-    shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+  def evaluation(self, step: int, found: summary.Findings) -> None:
+    shown = '  '.join(f'{n} {value:.4g}' for n, value in found.scalars.items())
     journal_lib.say(f'{self.progress.name} {step}  evaluated  {shown}')
-    self.journal.write(step, values)
-    self.writer.write_scalars(step, values)
+    self.journal.write(step, found.scalars)
+    self.writer.write_scalars(step, found.scalars)
+    self.writer.write_images(
+      step, {tag: picture[None] for tag, picture in found.images.items()}
+    )
 
 
 @dataclasses.dataclass
@@ -225,13 +233,13 @@ class _Run:
 
   def _evaluate(self, step: int, state: method_lib.TrainState) -> None:
     with self.log.progress.paused():
-      values = self.training.evaluate(state)
-    self.log.evaluation(step, values)
+      found = self.training.evaluate(state)
+    self.log.evaluation(step, found)
     best = self.training.best
     if best and best.improves(
-      values[best.metric], self.checkpoints.best_value(before=step)
+      found.scalars[best.metric], self.checkpoints.best_value(before=step)
     ):
-      self.checkpoints.save_best(step, state, values[best.metric])
+      self.checkpoints.save_best(step, state, found.scalars[best.metric])
 
   def _check_finite(self, watch: Mapping[str, jax.Array]) -> None:
     first = {
@@ -252,6 +260,9 @@ class _Run:
       f'{self.place.directory}; lower the learning rate or clip the gradient'
     )
 
+
+# The table of parameters, in a stage's folder.
+_PARAMETERS = 'parameters.txt'
 
 # Value of the watch of a scalar that has always been finite.
 _NEVER = np.iinfo(np.int32).max
@@ -348,7 +359,7 @@ def _report(
   )
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(state.params)
-    (place.directory / 'parameters.txt').write_text(table + '\n')
+    (place.directory / _PARAMETERS).write_text(table + '\n')
 
 
 def _floats(metrics: types.Metrics) -> dict[str, float]:

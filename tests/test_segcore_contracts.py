@@ -27,6 +27,7 @@ from segcore import (
   method,
   metrics,
   pretrained,
+  protocols,
   sharding,
   stage,
 )
@@ -396,9 +397,8 @@ class Experiment:
     found = pretrained.read(place.needed['represent'])
     predictions = evaluate.Predictions(
       split=self.split,
-      predict=inference.image_scores(fakes.multi_view()),
+      predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
       batch_size=8,
-      multiple=fakes.STRIDE,
       mesh=self.mesh,
     )
     pairs = predictions(method.frozen(found, self.mesh))
@@ -477,7 +477,8 @@ def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
   state = jax.device_get(whole['multi_view'][1])
   decode = transforms.Decode(1, keep=())
   images = np.stack([decode(r)['image'] for r in first.split.records])
-  rows = jax.jit(inference.image_scores(fakes.multi_view()))(state, images)
+  predictor = inference.ImageScores(fakes.multi_view(), fakes.STRIDE)
+  rows = predictor(state, {'images': images})
   centres, nearest = k_means(np.asarray(rows), 4)
   np.testing.assert_allclose(found['centres'], centres, atol=1e-5)
   np.testing.assert_array_equal(found['nearest'], nearest)
@@ -550,27 +551,44 @@ class Seen:
     return {'ids': np.array(self.ids)}
 
 
-def evaluator(split, predict, metric, mesh):
+def label_maps(fake, num_classes=fakes.NUM_CLASSES):
+  options = protocols.Options()
+  return inference.LabelMaps(fake, num_classes, options, fakes.STRIDE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """Predicts what a function of uint8 images gives."""
+
+  function: object
+
+  group = inference.ImageScores.group
+  prepare = inference.ImageScores.prepare
+  multiple = fakes.STRIDE
+
+  def __call__(self, state, inputs):
+    return self.function(inputs['images'])
+
+
+def evaluator(split, predictor, metric, mesh):
   predictions = evaluate.Predictions(
     split=split,
-    predict=predict,
+    predictor=predictor,
     batch_size=8,
-    multiple=fakes.STRIDE,
     mesh=mesh,
     keep=('label',),
   )
-  return evaluate.Evaluator(predictions, metric, 'label')
+  return evaluate.Evaluator(predictions, (metric,), 'label')
 
 
 def test_evaluation_is_a_slow_loop_over_images(by_hand):
   split = fakes.patches(SIZES)
   state, mesh = by_hand['two_stream'].first, mesh_of()
-  predict = inference.label_maps(fakes.two_stream())
+  predictor = label_maps(fakes.two_stream())
   matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
   placed = jax.device_put(state, sharding.replicated(mesh))
-  values = evaluator(split, predict, matrix, mesh)(placed)
+  values = evaluator(split, predictor, matrix, mesh)(placed).values
 
-  jitted = jax.jit(predict)
   decode = transforms.Decode(fakes.NUM_CLASSES)
   shared, either = np.zeros((2, fakes.NUM_CLASSES))
   for record in split.records:
@@ -579,7 +597,8 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
     height, width = label.shape
     padding = ((0, -height % fakes.STRIDE), (0, -width % fakes.STRIDE), (0, 0))
     padded = np.pad(image, padding, mode='symmetric')
-    found = np.asarray(jitted(state, padded[None]))[0, :height, :width]
+    maps = predictor(state, {'images': padded[None]})
+    found = np.asarray(maps)[0, :height, :width]
     for c in range(fakes.NUM_CLASSES):
       truth, guess = label == c, (found == c) & (label >= 0)
       shared[c] += np.sum(truth & guess)
@@ -594,7 +613,8 @@ def test_every_image_is_evaluated_once():
   for num_devices in (1, 8):
     mesh = mesh_of(num_devices)
     state = method.frozen({'params': {}}, mesh)
-    seen = evaluator(split, lambda _, x: x[..., 0], Seen(), mesh)(state)
+    predictor = Drawn(lambda images: images[..., 0])
+    seen = evaluator(split, predictor, Seen(), mesh)(state).values
     expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
     assert sorted(seen['ids'].tolist()) == expected
 
@@ -609,15 +629,14 @@ def test_919_classes_survive(tmp_path):
     found.append(fakes.record(i, image, label, 919))
   split = fakes.split_of(found, 919)
 
-  def predict(state, images):
-    del state
+  def predict(images):
     images = images.astype(jnp.int16)
     return images[..., 0] * 256 + images[..., 1]
 
   matrix = metrics.ConfusionMatrix.empty(919)
   mesh = mesh_of()
   state = method.frozen({'params': {}}, mesh)
-  values = evaluator(split, predict, matrix, mesh)(state)
+  values = evaluator(split, Drawn(predict), matrix, mesh)(state).values
   np.testing.assert_array_equal(values['iou'], np.ones(919))
 
   decode = transforms.Decode(919)
@@ -628,7 +647,7 @@ def test_919_classes_survive(tmp_path):
     batch = put(loader.on_device(next(batches)))
   assert batch['label'].dtype == jnp.int16
   assert int(batch['label'].max()) == 918
-  known = predict(None, batch['image'])
+  known = predict(batch['image'])
   np.testing.assert_array_equal(known, jnp.maximum(batch['label'], 0))
 
 

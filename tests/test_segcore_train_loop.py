@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import errors, loader
-from segcore import checkpoint, method, sharding, stage, train_loop
+from segcore import checkpoint, method, sharding, stage, summary, train_loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def test_everything_happens_when_it_is_due(tmp_path):
 
   def evaluate(state):
     seen.append(int(state.step))
-    return {'val/score': -abs(int(state.step) - 5.0)}
+    return summary.Findings({'val/score': -abs(int(state.step) - 5.0)})
 
   what = training(
     evaluate=evaluate, evaluate_every=5, best=train_loop.Best('val/score')

@@ -89,18 +89,31 @@ def bilinear(
   result = x.astype(jnp.float32)
   exact = jax.lax.Precision.HIGHEST
   if size[0] != x.shape[1]:
-    rows = _bilinear_matrix(x.shape[1], size[0], align_corners)
+    rows = bilinear_matrix(x.shape[1], size[0], align_corners)
     result = jnp.einsum('ih,bhwd->biwd', rows, result, precision=exact)
   if size[1] != x.shape[2]:
-    columns = _bilinear_matrix(x.shape[2], size[1], align_corners)
+    columns = bilinear_matrix(x.shape[2], size[1], align_corners)
     result = jnp.einsum('jw,biwd->bijd', columns, result, precision=exact)
   return result.astype(x.dtype)
 
 
-def _bilinear_matrix(
-  old: int, new: int, align_corners: bool
+def bilinear_matrix(
+  old: int, new: int, align_corners: bool = False, antialias: bool = False
 ) -> Float[np.ndarray, 'new old']:
-  """Row i holds the weights with which cell i of the new axis reads the old."""
+  """Row i holds the weights with which cell i of the new axis reads the old.
+
+  Args:
+    old: cells of the axis that is read.
+    new: cells of the result.
+    align_corners: as in `bilinear`.
+    antialias: where the axis shrinks, widen the triangle of each cell to the
+      cells it stands for, as `jax.image.resize` and Pillow do.
+  """
+  if antialias and new < old:
+    centre = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
+    distance = np.abs(np.arange(old) - centre) * (new / old)
+    triangle = np.maximum(0.0, 1.0 - distance)
+    return (triangle / triangle.sum(axis=1, keepdims=True)).astype(np.float32)
   i = np.arange(new)
   if align_corners:
     source = i * ((old - 1) / max(new - 1, 1))
