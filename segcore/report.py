@@ -128,7 +128,10 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 def markdown(
   cells: Sequence[Finished], name: str, axis: str, baseline: str = ''
 ) -> str:
-  """The table: mean ± std (n) in percent; below it, paired differences.
+  """Tables of mean ± standard deviation (number of seeds), in percent.
+
+  The reported metric; the same on the images that were trained on; paired
+  differences.
 
   Args:
     cells: all that are finished.
@@ -137,33 +140,37 @@ def markdown(
     baseline: a row that the others are compared with.
   """
   rows, columns = _rows(cells), _columns(cells)
-  head = [
-    f'| {name}, % | ' + ' | '.join(f'{axis}={c}' for c in columns) + ' |',
-    '|---|' + '---|' * len(columns),
-  ]
-  lines = list(head)
-  for row in rows:
-    shown = [_shown(by_seed(cells, row, c, name)) for c in columns]
-    lines.append(f'| {row} | ' + ' | '.join(shown) + ' |')
-  if baseline:
+
+  def table(name: str, rows: Sequence[str], show) -> list[str]:
+    head = f'| {name}, % | ' + ' | '.join(f'{axis}={c}' for c in columns) + ' |'
+    lines = [head, '|---|' + '---|' * len(columns)]
+    for row in rows:
+      lines.append(f'| {row} | {" | ".join(show(row, c) for c in columns)} |')
+    return lines
+
+  def difference(row: str, column: str) -> str:
+    ours, theirs = (by_seed(cells, r, column, name) for r in (row, baseline))
+    return _shown_difference(paired_difference(ours, theirs))
+
+  lines = ['Mean ± standard deviation (number of seeds):']
+  train = f'train/{name.partition("/")[2]}'
+  for metric in dict.fromkeys((name, train)):
+    if any(not np.isnan(cell.value(metric)) for cell in cells):
+      lines += [
+        '',
+        *table(
+          metric, rows, lambda r, c, m=metric: _shown(by_seed(cells, r, c, m))
+        ),
+      ]
+  others = [row for row in rows if row != baseline]
+  if baseline and others:
     lines += [
       '',
       f'Difference to {baseline}, paired by seed, with its '
-      f'{CONFIDENCE:.0%} interval (Student t):',
+      f'{CONFIDENCE:.0%} interval (Student t; number of pairs):',
       '',
-      *head,
+      *table(name, others, difference),
     ]
-    for row in rows:
-      if row != baseline:
-        shown = [
-          _shown_difference(
-            paired_difference(
-              by_seed(cells, row, c, name), by_seed(cells, baseline, c, name)
-            )
-          )
-          for c in columns
-        ]
-        lines.append(f'| {row} | ' + ' | '.join(shown) + ' |')
   return '\n'.join(lines) + '\n'
 
 

@@ -11,6 +11,7 @@ with the first seed on the split of `--select`, then kept for the other seeds.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -22,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ from input_pipeline import errors
 from segcore import app, journal, options, report, stage
 
 _POLL_SECONDS = 0.2
+# Between lines that say how far the running processes are.
+_STATUS_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +286,7 @@ class Workers:
     """
     waiting, done = list(jobs), set()
     running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
-    told = False
+    told, last_status = False, time.monotonic()
     while waiting or running:
       if self.stopping and not told:
         told = True
@@ -303,6 +306,10 @@ class Workers:
       if not running and not self.stopping:
         return  # What is left needs something that failed.
       time.sleep(_POLL_SECONDS)
+      if time.monotonic() - last_status > _STATUS_SECONDS:
+        last_status = time.monotonic()
+        for job, _, _ in running.values():
+          journal.say(f'  {job.name}: {_last_line(job.log)}')
       for place, (job, process, start) in list(running.items()):
         if process.poll() is None:
           continue
@@ -340,9 +347,12 @@ class Workers:
     return process
 
   def _fail(self, job: Job, status: int) -> None:
-    lines = job.log.read_text().strip().splitlines() or ['']
-    self.failed[job.name] = lines[-1]
-    journal.say(f'{job.name} failed ({status}): {lines[-1]}; see {job.log}')
+    self.failed[job.name] = f'{_last_line(job.log)}; see {job.log}'
+    journal.say(f'{job.name} failed ({status}): {self.failed[job.name]}')
+
+
+def _last_line(log: pathlib.Path) -> str:
+  return (log.read_text().strip().splitlines() or ['starting'])[-1]
 
 
 @dataclasses.dataclass
@@ -534,13 +544,25 @@ def run(
       },
     )
     for where, value in decided.items():
-      journal.say(f'{where}: {study.sweep.name}={value}')
+      at_end = value in (study.sweep.values[0], study.sweep.values[-1])
+      journal.say(
+        f'{where}: {study.sweep.name}={value}'
+        + (
+          ', an end of the values tried: a wider sweep may do better'
+          if at_end
+          else ''
+        )
+      )
   found = runner.run(study.final_cells(chosen), 'study')
   if found:
     axis = study.vary[-1].name
     made = report.write(workdir, found, study.report, axis, study.baseline)
     print((workdir / 'table.md').read_text())
     journal.say('written: ' + ', '.join(map(str, made)))
+    journal.say(
+      f'panels: {workdir}/cells/*/evaluate/pictures; curves: tensorboard '
+      f'--logdir={workdir}/cells'
+    )
   return found
 
 
@@ -549,13 +571,12 @@ def main(argv: Sequence[str]) -> int:
   # This process only reads configs; the devices are for its runs.
   jax.config.update('jax_platforms', 'cpu')
   workers = Workers([])
-  for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
-    signal.signal(number, functools.partial(_ask_to_stop, workers, status))
   try:
     arguments, fields = _parser().parse_known_args(argv)
     workers.environments = _environments(arguments)
     workdir = pathlib.Path(arguments.workdir).expanduser().absolute()
-    run(_study(arguments, fields), workdir, workers)
+    with _heard(workers):
+      run(_study(arguments, fields), workdir, workers)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return app.EXIT_USER_ERROR
@@ -567,8 +588,20 @@ def main(argv: Sequence[str]) -> int:
   return app.EXIT_USER_ERROR if workers.failed else 0
 
 
-def _ask_to_stop(workers: Workers, status: int, *_) -> None:
-  workers.stopping = status
+@contextlib.contextmanager
+def _heard(workers: Workers) -> Iterator[None]:
+  """Signals that ask to stop are told to the workers."""
+
+  def ask(number: int, _) -> None:
+    workers.stopping = 130 if number == signal.SIGINT else app.EXIT_PREEMPTED
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = {number: signal.signal(number, ask) for number in numbers}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

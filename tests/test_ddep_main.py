@@ -4,6 +4,7 @@ import signal
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests import runs
@@ -57,6 +58,56 @@ def test_a_run_leaves_what_it_promises(whole):
   assert 'ETA' in text
 
 
+def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
+  photos, out = whole.parent / 'photos', whole.parent / 'found'
+  photos.mkdir()
+  for path in sorted((source / 'images').iterdir()):
+    # A dot in a name is no suffix.
+    (photos / 'day.1').mkdir(exist_ok=True)
+    (photos / 'day.1' / path.name).write_bytes(path.read_bytes())
+  (photos / 'torn.jpg').write_bytes(path.read_bytes()[:300])
+  process = runs.start(
+    source,
+    whole,
+    *('--stage=predict', f'--images={photos}', f'--out={out}', '--probs'),
+  )
+  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert f'skipped: {photos}/torn.jpg' in runs.text_of(whole)
+  assert '16 images predicted, 1 skipped' in runs.text_of(whole)
+  trained = {
+    i
+    for line in runs.journal_of(whole / 'finetune', 'ids')
+    for i in line['ids']
+  }
+  counts = np.zeros((2, 2))
+  for path in sorted((photos / 'day.1').iterdir()):
+    with PIL.Image.open(out / 'labels' / 'day.1' / f'{path.stem}.png') as image:
+      label = np.asarray(image)
+      colours = np.asarray(image.convert('RGB'))
+    with PIL.Image.open(path) as image:
+      assert (image.height, image.width) == label.shape
+    assert {tuple(c) for c in colours[label == 1]} <= {(128, 0, 0)}
+    with np.load(out / 'probs' / 'day.1' / f'{path.stem}.npz') as file:
+      probs = file['probs'].astype(np.float32)
+    np.testing.assert_allclose(probs.sum(axis=-1), 1, atol=2e-3)
+    sure = np.abs(probs[..., 0] - probs[..., 1]) > 1e-2
+    np.testing.assert_array_equal(probs.argmax(-1)[sure], label[sure])
+    assert (out / 'overlays' / 'day.1' / f'{path.stem}.png').exists()
+    if path.stem not in {i.split('/')[-1] for i in trained}:
+      with PIL.Image.open(source / 'masks' / f'{path.stem}.png') as image:
+        mask = np.asarray(image)
+      for truth in (0, 1):
+        for guess in (0, 1):
+          counts[truth, guess] += np.sum((mask == truth) & (label == guess))
+  iou = [
+    counts[c, c] / (counts[c].sum() + counts[:, c].sum() - counts[c, c])
+    for c in (0, 1)
+  ]
+  found = runs.results_of(whole)['val']['per_class']['iou']
+  np.testing.assert_allclose(iou, [found['ground'], found['disc']], atol=1e-9)
+  assert (out / 'classes.txt').read_text() == 'ground #000000\ndisc #800000\n'
+
+
 def test_finished_work_is_not_done_twice(source, whole):
   before = runs.text_of(whole)
   process = runs.start(source, whole)
@@ -96,11 +147,16 @@ def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
 
 def test_2_hosts_of_2_devices_equal_1_of_4(source, tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
-  alone = runs.start(source, one, devices=4)
+  protocol = (
+    '--config.evaluate.protocol.scales=(0.75, 1.0)',
+    '--config.evaluate.protocol.flip=True',
+  )
+  alone = runs.start(source, one, *protocol, devices=4)
   assert runs.finish(alone, one) == 0, runs.text_of(one)
   port = runs.free_port()
   hosts = [
-    runs.start(source, two, devices=2, process=(i, 2, port)) for i in range(2)
+    runs.start(source, two, *protocol, devices=2, process=(i, 2, port))
+    for i in range(2)
   ]
   for host in hosts:
     assert runs.finish(host, two) == 0, runs.text_of(two)

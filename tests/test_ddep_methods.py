@@ -197,3 +197,34 @@ def test_a_data_parallel_step_only_reduces_gradients():
 def test_options_are_frozen():
   with pytest.raises(dataclasses.FrozenInstanceError):
     noise.Options(gamma=0.9).gamma = 0.5
+
+
+def test_denoising_is_watched_on_the_same_noisy_images():
+  trained = ddep()
+  images = np.asarray(tiny_networks.images(6, 32)['image'])
+  state = tiny_networks.initial_state(trained, tiny_networks.images(6, 32))
+  # A head of zeros finds no noise: the loss is the noise's mean square.
+  silent = jax.tree.map(jnp.zeros_like, state.params['heads'])
+  state = state.replace(params={**state.params, 'heads': silent})
+  watch = denoise.Watch(trained, images, num_pictures=4)
+  found = watch(state)
+  keys = method.row_keys(jax.random.PRNGKey(0), 6)
+  eps = np.asarray(noise.sample(keys, images.shape))
+  np.testing.assert_allclose(
+    found.scalars['val/loss'], np.mean(eps**2), rtol=1e-5
+  )
+  panel = found.images['val/panels']
+  # Four rows of tiles of 160 pixels: clean, noisy, denoised.
+  assert panel.shape == (18 + 4 * 164, 3 * 164 - 4, 3)
+  clean = panel[18 : 18 + 160, :160]
+  np.testing.assert_array_equal(clean[::5, ::5], images[0])
+  # What is shown of the noisy one is what was given: 0.95 of the power kept.
+  symmetric = images[0] / 127.5 - 1
+  noisy = np.sqrt(0.95) * symmetric + np.sqrt(0.05) * eps[0]
+  expected = np.clip(np.rint((noisy + 1) * 127.5), 0, 255)
+  shown = panel[18 : 18 + 160 : 5, 164 : 164 + 160 : 5]
+  assert np.abs(shown - expected).max() <= 1
+  restored = np.clip(np.rint((noisy / np.sqrt(0.95) + 1) * 127.5), 0, 255)
+  shown = panel[18 : 18 + 160 : 5, 328 : 328 + 160 : 5]
+  assert np.abs(shown - restored).max() <= 1
+  assert watch(state).scalars == found.scalars

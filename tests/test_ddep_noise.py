@@ -109,3 +109,14 @@ def test_noise_is_standard_normal():
 def test_impossible_noise_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     noise.Options(**fields)
+
+
+@pytest.mark.parametrize('target', ['eps', 'x', 'eps_scaled'])
+@pytest.mark.parametrize('kind', ['scaled', 'simple'])
+def test_a_perfect_prediction_gives_the_clean_image_back(kind, target):
+  rng = np.random.default_rng(0)
+  images, eps = jnp.asarray(rng.normal(size=(2, 1, 4, 5, 3)), jnp.float32)
+  options = noise.Options(kind=kind, gamma=0.7, target=target)
+  noisy = noise.corrupt(images, eps, options)
+  found = noise.clean(noisy, noise.target(images, eps, options), options)
+  np.testing.assert_allclose(found, images, atol=1e-5)

@@ -20,7 +20,7 @@ def _no_group(monkeypatch):
 
 def error_of(capsys, *arguments, build=ddep_main.build_stages):
   """Runs a command line that must fail; returns its one line of error."""
-  status = app.main(build, ['main', *arguments])
+  status = app.main(build, ['main', *arguments], ddep_main.load_model)
   err = capsys.readouterr().err
   assert status == app.EXIT_USER_ERROR, err
   assert err.startswith('error: ')
@@ -106,6 +106,17 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
     (
       [SHAPES, "--config.stages=('finetune', 'denoise', 'classify')"],
       'finetune needs denoise, which must come before it',
+    ),
+    ([SHAPES, '--images=x'], '--images and --out are for --stage=predict'),
+    ([SHAPES, '--stage=predict,finetune'], 'expected predict alone'),
+    ([SHAPES, '--stage=predict', '--out=x'], '--images is missing'),
+    (
+      [SHAPES, '--stage=predict', '--images=x', '--out=x/found'],
+      '--out: found x/found, which is inside of --images=x',
+    ),
+    (
+      [SHAPES, '--stage=predict', '--images=x', '--out=y'],
+      'predict needs finetune, which is not finished',
     ),
     ([SHAPES, '--stage=finetun'], '--stage: found finetun, expected one of'),
     (

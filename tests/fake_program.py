@@ -1,0 +1,86 @@
+"""An experiment without training, for studies: its result is a formula.
+
+Each run of a stage leaves a line in `config.log`.
+"""
+
+import json
+import sys
+import time
+
+import ml_collections
+
+from configs import common
+from input_pipeline import errors
+from segcore import app, stage
+
+INITS = {'none': 0.1, 'ddep': 0.2}
+
+
+def get_config(argument=None):
+  options = common.parse(
+    argument,
+    init=list(INITS),
+    labels=50,
+    seed=0,
+    lr=1.0,
+    breaks='',  # the init whose evaluation fails
+    wait=0.0,  # seconds that an evaluation takes
+    log='',
+  )
+  return ml_collections.ConfigDict(
+    {'program': 'tests.fake_program', **vars(options)}
+  )
+
+
+def score(init, labels, seed, lr):
+  """The best rate is 2 for none, 3 for ddep; labels and seeds add up."""
+  best = {'none': 2.0, 'ddep': 3.0}[init]
+  return INITS[init] + labels / 1000 + seed / 100 - abs(lr - best) / 50
+
+
+def build_stages(config):
+  def logged(name, place):
+    with open(config.log, 'a') as file:
+      file.write(f'{name} {config.init}\n')
+    place.directory.mkdir(parents=True, exist_ok=True)
+
+  def pretrain(place):
+    logged('pretrain', place)
+    (place.directory / 'weights.txt').write_text(config.init)
+    return [place.directory / 'weights.txt']
+
+  def evaluate(place):
+    logged('evaluate', place)
+    time.sleep(config.wait)
+    if config.breaks == config.init:
+      raise errors.UserError(f'{config.init} cannot be evaluated')
+    weights = (place.needed['pretrain'] / 'weights.txt').read_text()
+    value = score(weights, config.labels, config.seed, config.lr)
+    lines = [
+      {'step': step, 'train/loss': 0.5, 'test/miou': value * step / 2}
+      for step in (1, 2)
+    ]
+    (place.directory / 'metrics.jsonl').write_text(
+      ''.join(json.dumps(line) + '\n' for line in lines)
+    )
+    splits = {
+      split: {'metrics': {'miou': value + more}}
+      for split, more in (('val', 0.0), ('test', 0.01), ('train', 0.3))
+    }
+    path = place.directory / 'results.json'
+    stage.write_json(path, {'splits': splits})
+    return [path]
+
+  return [
+    stage.Stage('pretrain', {'init': config.init}, pretrain),
+    stage.Stage(
+      'evaluate',
+      {n: config[n] for n in ('labels', 'seed', 'lr')},
+      evaluate,
+      ('pretrain',),
+    ),
+  ]
+
+
+if __name__ == '__main__':
+  sys.exit(app.main(build_stages, sys.argv))

@@ -1,0 +1,92 @@
+import numpy as np
+import PIL.Image
+
+from segcore import pictures
+
+PALETTE = ((0, 0, 0), (200, 0, 0), (0, 100, 50))
+LABEL = np.array([[0, 1], [2, -1]])
+GREY = pictures.IGNORED
+
+
+def test_colours_of_classes():
+  assert pictures.coloured(LABEL, PALETTE).tolist() == [
+    [[0, 0, 0], [200, 0, 0]],
+    [[0, 100, 50], list(GREY)],
+  ]
+
+
+def test_overlays_mix_and_leave_pixels_without_a_label():
+  image = np.full((2, 2, 3), 100, np.uint8)
+  assert pictures.overlay(image, LABEL, PALETTE, 0.25).tolist() == [
+    [[75, 75, 75], [125, 75, 75]],
+    [[75, 100, 88], [100, 100, 100]],
+  ]
+
+
+def test_errors_are_red_where_there_is_a_label():
+  prediction = np.array([[0, 2], [2, 0]])
+  assert pictures.errors(LABEL, prediction).tolist() == [
+    [[255, 255, 255], list(pictures.WRONG)],
+    [[255, 255, 255], list(GREY)],
+  ]
+
+
+def test_panels_show_every_map_and_name_what_is_in_it():
+  image = np.full((30, 60, 3), 120, np.uint8)
+  label = np.zeros((30, 60), int)
+  label[:, 30:] = 1
+  prediction = np.zeros((30, 60), int)
+  examples = [pictures.Example(image, label, prediction)] * 2
+  found = pictures.panels(examples, ('a', 'b', 'c'), PALETTE, tile=60)
+  assert found.dtype == np.uint8
+  # Four tiles of 60 pixels beside one another, two rows of 30.
+  assert found.shape[1] == 4 * 60 + 3 * 4
+  first_row = found[18 : 18 + 30]
+  assert (first_row[:, :60] == 120).all()
+  assert (first_row[:, 64 + 30 : 64 + 60] == PALETTE[1]).all()
+  assert (first_row[:, 128 : 128 + 60] == PALETTE[0]).all()
+  assert (first_row[:, 192 + 30 : 192 + 60] == pictures.WRONG).all()
+  # The legend has the colours that were seen, not the third one.
+  below = found[18 + 2 * 34 :].reshape(-1, 3).tolist()
+  assert list(PALETTE[1]) in below
+  assert list(PALETTE[2]) not in below
+
+
+def test_pictures_of_other_shapes_share_a_grid():
+  wide, tall = np.zeros((10, 40, 3), np.uint8), np.zeros((40, 10, 3), np.uint8)
+  found = pictures.grid([[wide, wide], [tall, tall]], ('x', 'y'), tile=80)
+  assert found.shape == (18 + 20 + 80 + 2 * 4, 2 * 80 + 4, 3)
+
+
+def test_shrunk_pictures_are_averaged_and_enlarged_ones_stay():
+  fine = np.indices((80, 80)).sum(axis=0) % 2 * np.uint8(255)
+  fine = np.repeat(fine[..., None].astype(np.uint8), 3, axis=2)
+  shrunk = pictures.grid([[fine]], ('x',), tile=40)[18:58, :40]
+  assert np.abs(shrunk.astype(int) - 127).max() <= 1
+  coarse = fine[:2, :2]
+  grown = pictures.grid([[coarse]], ('x',), tile=40)[18:58, :40]
+  assert set(np.unique(grown)) == {0, 255}
+
+
+def test_a_legend_of_many_classes_stays_legible():
+  names = [f'class {i}' for i in range(100)]
+  found = pictures.legend(names, [(i, 0, 0) for i in range(100)], 600)
+  assert found.shape[1] == 600
+  assert found.shape[0] > 100
+
+
+def test_no_panel_of_nothing():
+  assert pictures.panels([], (), ()).size <= 3
+
+
+def test_positions_are_spread():
+  assert pictures.spread(3, 8) == {0, 1, 2}
+  assert pictures.spread(100, 3) == {0, 49, 99}
+  assert pictures.spread(0, 4) == frozenset()
+
+
+def test_a_picture_is_written_as_it_is(tmp_path):
+  picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+  pictures.write(tmp_path / 'x.png', picture)
+  with PIL.Image.open(tmp_path / 'x.png') as image:
+    np.testing.assert_array_equal(np.asarray(image), picture)
