@@ -8,8 +8,11 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: demo test lint bench
 demo: $(VENV)/installed
-	$(BIN)/python -m ddep.main --config=configs/ddep_shapes.py:init=ddep \
-	  --workdir=runs/demo
+	$(BIN)/python -m segcore.study --config=configs/ddep_shapes.py \
+	  --vary=init=supervised,ddep --vary=labels=100 --workdir=runs/demo \
+	  --config.finetune.follow="('test', 'train')" \
+	  --config.classify.recipe.num_steps=2000 \
+	  --config.denoise.recipe.num_steps=1200
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -20,6 +23,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kill_resume.py
+	$(BIN)/python benchmarks/input.py
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)

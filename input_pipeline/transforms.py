@@ -99,14 +99,16 @@ def resize(example: Example, size: tuple[int, int]) -> Example:
   return out
 
 
-# Axis of an image that each kind of flip turns round.
+# OpenCV's code of each kind of flip.
 FLIPS = {'horizontal': 1, 'vertical': 0}
 
 
 def flip(example: Example, kind: str = 'horizontal') -> Example:
   """Mirrors image and label left to right, or upside down."""
+  # Copied by OpenCV: a view with negative strides makes batching ten times
+  # slower.
   return {
-    name: np.flip(value, FLIPS[kind]) if name in ('image', 'label') else value
+    name: cv2.flip(value, FLIPS[kind]) if name in ('image', 'label') else value
     for name, value in example.items()
   }
 

@@ -1,0 +1,276 @@
+"""How much of the decoder's own speed the input pipeline keeps.
+
+  python benchmarks/input.py [--threads=2] [--rounds=5] [--out=FILE.json]
+
+Images of 500 x 375 pixels with masks, prepared as a user's folder is. Compared
+in turns, on the same number of threads: cv2 decoding the same bytes from
+memory, and the loader of training (read, decode, crop, flip, batch); and, where
+torch is installed, a `torch.utils.data.DataLoader` that does the same with that
+many processes. Then what each part takes on one thread, and whether memory
+stays flat over 5,000 batches.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import cv2
+import numpy as np
+import PIL.Image
+import psutil
+
+from input_pipeline import datasets, loader, transforms
+from segcore import journal
+
+SIZE = (375, 500)
+CROP = (321, 321)
+NUM_IMAGES = 400
+BATCH_SIZE = 16
+CLASSES = 21
+
+
+def make_folder(folder: pathlib.Path) -> None:
+  """Photographs if there are some, else drawn images; with masks."""
+  for name in ('images', 'masks'):
+    (folder / name).mkdir(parents=True)
+  photographs = sorted(
+    pathlib.Path(os.environ.get('SEG_DATA_DIR', '')).glob(
+      'camvid/train/images/*.jpg'
+    )
+  )
+  rng = np.random.default_rng(0)
+  for i in range(NUM_IMAGES):
+    if photographs:
+      image = cv2.imread(str(photographs[i % len(photographs)]))
+    else:
+      coarse = rng.integers(0, 256, (47, 63, 3), np.uint8)
+      image = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+      image = cv2.add(image, rng.integers(0, 12, image.shape, np.uint8))
+    image = cv2.resize(image, SIZE[::-1], interpolation=cv2.INTER_AREA)
+    # Regions as annotators draw them: a few, with smooth borders.
+    fields = rng.random((CLASSES, 4, 5)).astype(np.float32)
+    grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
+    mask = np.argmax(grown, axis=0).astype(np.uint8)
+    cv2.imwrite(
+      str(folder / 'images' / f'{i:03}.jpg'),
+      image,
+      (cv2.IMWRITE_JPEG_QUALITY, 92),
+    )
+    PIL.Image.fromarray(mask).save(folder / 'masks' / f'{i:03}.png')
+  names = ''.join(f'class{i}\n' for i in range(CLASSES))
+  (folder / 'classes.txt').write_text(names)
+
+
+def open_split(folder: pathlib.Path) -> datasets.Split:
+  """The folder as records, as training reads it."""
+  options = datasets.Options(
+    'image_mask_folder',
+    source=str(folder),
+    images='images',
+    masks='masks',
+    classes='classes.txt',
+  )
+  return datasets.open_split(options, 'train', str(folder / 'records'))
+
+
+def augmentation() -> transforms.Sequence:
+  """What a training example goes through."""
+  return transforms.Sequence(
+    (
+      transforms.Decode(CLASSES),
+      transforms.RandomCrop(CROP),
+      transforms.RandomFlip(),
+    )
+  )
+
+
+def batches_of(split: datasets.Split, threads: int) -> Iterator:
+  """Endless batches, as the loop reads them."""
+  stream = loader.Stream(split.records, augmentation())
+  reading = loader.Reading(threads=threads, buffered=4 * threads, workers=0)
+  made = loader.Loader({'': stream}, BATCH_SIZE, 0, reading)
+  return made.start(0)
+
+
+def loader_speed(split: datasets.Split, threads: int, seconds: float) -> float:
+  """Images a second of the loader."""
+  with batches_of(split, threads) as batches:
+    for _ in range(5):
+      next(batches)
+    return rate(lambda: len(next(batches)['image']), seconds)
+
+
+def bare_speed(records: Sequence, threads: int, seconds: float) -> float:
+  """Images a second of cv2 decoding image and mask from memory."""
+
+  def decode(record) -> int:
+    for name, flag in (
+      ('image', cv2.IMREAD_COLOR_RGB),
+      ('label', cv2.IMREAD_UNCHANGED),
+    ):
+      cv2.imdecode(np.frombuffer(record[name], np.uint8), flag)
+    return 1
+
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    return rate(lambda: sum(pool.map(decode, records)), seconds)
+
+
+def torch_speed(
+  records: Sequence, threads: int, seconds: float
+) -> float | None:
+  """Images a second of a torch DataLoader; None without torch."""
+  try:
+    from torch.utils import data
+  except ImportError:
+    return None
+
+  transform = augmentation()
+
+  class Examples(data.Dataset):
+    """The same records and the same transforms."""
+
+    def __len__(self) -> int:
+      return len(records)
+
+    def __getitem__(self, i: int):
+      example = transform(records[i], np.random.default_rng(i))
+      return (
+        np.ascontiguousarray(example['image']),
+        np.ascontiguousarray(example['label']),
+      )
+
+  loading = data.DataLoader(
+    Examples(), BATCH_SIZE, shuffle=True, num_workers=threads, drop_last=True
+  )
+
+  def epoch() -> int:
+    return sum(len(images) for images, _ in loading)
+
+  epoch()
+  return rate(epoch, seconds)
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+  """What `work` returns, a second, repeated for some seconds."""
+  start, count = time.perf_counter(), 0
+  while time.perf_counter() - start < seconds:
+    count += work()
+  return count / (time.perf_counter() - start)
+
+
+def parts(split: datasets.Split) -> dict[str, float]:
+  """Milliseconds an image on one thread, part by part."""
+  rng = np.random.default_rng(0)
+  records = [split.records[i] for i in range(100)]
+  decode = transforms.Decode(CLASSES)
+  crop, flip = transforms.RandomCrop(CROP), transforms.RandomFlip()
+  decoded = [decode(record) for record in records]
+  cropped = [crop(example, rng) for example in decoded]
+  flipped = [flip(example, rng) for example in cropped]
+
+  def timed(work: Callable[[], object]) -> float:
+    best = float('inf')
+    for _ in range(3):
+      start = time.perf_counter()
+      work()
+      best = min(best, time.perf_counter() - start)
+    return 1000 * best / len(records)
+
+  image = [np.frombuffer(r['image'], np.uint8) for r in records]
+  label = [np.frombuffer(r['label'], np.uint8) for r in records]
+  return {
+    'cv2 image': timed(
+      lambda: [cv2.imdecode(x, cv2.IMREAD_COLOR_RGB) for x in image]
+    ),
+    'cv2 mask': timed(
+      lambda: [cv2.imdecode(x, cv2.IMREAD_UNCHANGED) for x in label]
+    ),
+    'read record': timed(lambda: [split.records[i] for i in range(100)]),
+    'decode': timed(lambda: [decode(record) for record in records]),
+    'crop': timed(lambda: [crop(example, rng) for example in decoded]),
+    'flip': timed(lambda: [flip(example, rng) for example in cropped]),
+    'batch': timed(
+      lambda: [
+        loader.stack(flipped[i : i + BATCH_SIZE])
+        for i in range(0, len(flipped), BATCH_SIZE)
+      ]
+    ),
+  }
+
+
+def memory(
+  split: datasets.Split, threads: int, count: int
+) -> list[tuple[int, float]]:
+  """Resident megabytes along `count` batches."""
+  process, found = psutil.Process(), []
+  progress = journal.Progress('memory', 0, count, BATCH_SIZE)
+  with batches_of(split, threads) as batches:
+    for i in range(1, count + 1):
+      next(batches)
+      if i % (count // 10) == 0:
+        found.append((i, process.memory_info().rss / 2**20))
+        progress.line(i, {'megabytes': found[-1][1]})
+  return found
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the comparison and prints it."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--seconds', type=float, default=4.0)
+  parser.add_argument('--batches', type=int, default=5000)
+  parser.add_argument('--out', default='')
+  arguments = parser.parse_args(argv)
+  cv2.setNumThreads(0)
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary) / 'photographs'
+    make_folder(folder)
+    split = open_split(folder)
+    records = [split.records[i] for i in range(len(split))]
+    rows = []
+    for number in range(arguments.rounds):
+      row = {
+        'bare': bare_speed(records, arguments.threads, arguments.seconds),
+        'loader': loader_speed(split, arguments.threads, arguments.seconds),
+        'torch': torch_speed(records, arguments.threads, arguments.seconds),
+      }
+      rows.append(row)
+      shown = '  '.join(f'{n} {v:.0f}' for n, v in row.items() if v)
+      print(f'round {number + 1}/{arguments.rounds}, images/s: {shown}')
+    share = [row['loader'] / row['bare'] for row in rows]
+    result = {
+      'threads': arguments.threads,
+      'rounds': rows,
+      'share_of_bare_decoding': statistics.median(share),
+      'milliseconds_an_image': parts(split),
+    }
+    if rows[0]['torch']:
+      result['ratio_to_torch'] = statistics.median(
+        row['loader'] / row['torch'] for row in rows
+      )
+    for name, value in result['milliseconds_an_image'].items():
+      print(f'{name:12} {value:.2f} ms')
+    result['megabytes'] = memory(split, arguments.threads, arguments.batches)
+  print(
+    f'loader: {result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
+    f'({min(share):.0%} to {max(share):.0%})'
+    + (
+      f', {result["ratio_to_torch"]:.2f} times a torch DataLoader'
+      if 'ratio_to_torch' in result
+      else ', torch is not installed'
+    )
+  )
+  if arguments.out:
+    pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
