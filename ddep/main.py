@@ -43,7 +43,7 @@ _LOOKED_AT = 100
 # In the folder of `finetune`: names and colours of the class ids.
 _CLASSES = 'classes.json'
 # Rows of a panel.
-_NUM_PICTURES = 8
+_NUM_PICTURES = 6
 # Images of val on which denoising is followed.
 _NUM_WATCHED = 64
 

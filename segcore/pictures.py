@@ -24,8 +24,8 @@ IGNORED = (224, 224, 224)
 WRONG = (214, 39, 40)
 _PAPER, _INK = 255, (32, 32, 32)
 _GAP = 4
-_FONT_SIZE = 13
-_LINE = 18
+# Sides of the squares that pictures are fitted into.
+_TILES = (96, 256)
 # Classes that a legend names; a picture has no room for more.
 _MOST_CLASSES = 40
 
@@ -63,50 +63,63 @@ def errors(
 def grid(
   rows: Sequence[Sequence[UInt8[np.ndarray, '_ _ 3']]],
   titles: Sequence[str],
-  tile: int = 160,
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Pictures in rows under the titles of the columns.
+
+  Each is fitted into a square of 96 to 256 pixels: about as large as the
+  largest of them, since TensorBoard shrinks what is wide.
 
   Args:
     rows: of pictures; those of a row are equally large.
     titles: of the columns.
-    tile: side in pixels of the square that each picture is fitted into.
   """
+  tile = tile_of([picture for row in rows for picture in row])
+  line = _line_height(tile)
   lines = [[_fitted(picture, tile) for picture in row] for row in rows]
   width = max(p.shape[1] for row in lines for p in row)
   heights = [row[0].shape[0] for row in lines]
   paper = _paper(
-    _LINE + sum(heights) + _GAP * len(rows),
+    line + sum(heights) + _GAP * len(rows),
     (width + _GAP) * len(titles) - _GAP,
   )
-  top = _LINE
+  top = line
   for row, height in zip(lines, heights, strict=True):
     for column, picture in enumerate(row):
       left = column * (width + _GAP)
       paper[top : top + height, left : left + picture.shape[1]] = picture
     top += height + _GAP
   places = [(column * (width + _GAP), 1) for column in range(len(titles))]
-  return _written(paper, places, titles)
+  return _written(paper, places, titles, tile)
+
+
+def tile_of(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
+  """Side of the square into which `grid` fits these pictures."""
+  longest = max(max(picture.shape[:2]) for picture in images)
+  return min(max(longest, _TILES[0]), _TILES[1])
 
 
 def legend(
-  classes: Sequence[str], palette: Sequence[Colour], width: int
+  classes: Sequence[str], palette: Sequence[Colour], width: int, tile: int
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Names of classes beside their colours, in as many columns as fit."""
+  """Names of classes beside their colours, in as many columns as fit.
+
+  The letters are as large as those above tiles of the given side.
+  """
   entries = [*zip(classes, palette, strict=True), ('no label', IGNORED)]
-  box = _LINE - 6
-  longest = max(_font().getlength(name) for name, _ in entries)
+  line = _line_height(tile)
+  box = line - 6
+  longest = max(_font(tile).getlength(name) for name, _ in entries)
   column_width = int(longest) + box + 16
   num_columns = max(1, min(width // column_width, len(entries)))
   num_lines = math.ceil(len(entries) / num_columns)
-  paper = _paper(num_lines * _LINE, max(width, column_width))
+  paper = _paper(num_lines * line, max(width, column_width))
   places = []
   for i, (_, colour) in enumerate(entries):
     left = i // num_lines * column_width
-    top = i % num_lines * _LINE
+    top = i % num_lines * line
     paper[top + 2 : top + 2 + box, left : left + box] = colour
     places.append((left + box + 5, top))
-  return _written(paper, places, [name for name, _ in entries])
+  return _written(paper, places, [name for name, _ in entries], tile)
 
 
 def below(
@@ -133,7 +146,6 @@ def panels(
   examples: Sequence[Example],
   classes: Sequence[str],
   palette: Sequence[Colour],
-  tile: int = 160,
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Rows of input, label, prediction and error; the legend below them.
 
@@ -150,12 +162,15 @@ def panels(
     ]
     for example in examples
   ]
-  picture = grid(rows, ('input', 'label', 'prediction', 'error'), tile)
+  picture = grid(rows, ('input', 'label', 'prediction', 'error'))
   maps = [m for e in examples for m in (e.label, e.prediction)]
   seen = [i for i in np.unique(np.concatenate([m.ravel() for m in maps]))]
   seen = [int(i) for i in seen if i >= 0][:_MOST_CLASSES]
   names = legend(
-    [classes[i] for i in seen], [palette[i] for i in seen], picture.shape[1]
+    [classes[i] for i in seen],
+    [palette[i] for i in seen],
+    picture.shape[1],
+    tile_of([example.image for example in examples]),
   )
   return below(picture, names)
 
@@ -189,17 +204,24 @@ def _paper(height: int, width: int) -> np.ndarray:
   return np.full((height, width, 3), _PAPER, np.uint8)
 
 
+def _line_height(tile: int) -> int:
+  return 18 * tile // 120
+
+
 @functools.cache
-def _font() -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
-  return PIL.ImageFont.load_default(_FONT_SIZE)
+def _font(tile: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
+  return PIL.ImageFont.load_default(13 * tile // 120)
 
 
 def _written(
-  paper: np.ndarray, places: Sequence[tuple[int, int]], texts: Sequence[str]
+  paper: np.ndarray,
+  places: Sequence[tuple[int, int]],
+  texts: Sequence[str],
+  tile: int,
 ) -> np.ndarray:
-  """The paper with texts at (left, top)."""
+  """The paper with texts at (left, top), in letters that suit the tiles."""
   image = PIL.Image.fromarray(paper)
   draw = PIL.ImageDraw.Draw(image)
   for place, text in zip(places, texts, strict=True):
-    draw.text(place, text, _INK, _font())
+    draw.text(place, text, _INK, _font(tile))
   return np.array(image)

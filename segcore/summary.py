@@ -277,6 +277,8 @@ def _flat_hparams(hparams: Mapping[str, Any], prefix: str = ''):
     name = f'{prefix}{key}'
     if isinstance(value, Mapping):
       yield from _flat_hparams(value, f'{name}.')
+    elif value == '':
+      continue  # Not set; TensorBoard would show an empty filter.
     elif isinstance(value, bool | int | float | str | np.generic):
       yield name, value
     else:

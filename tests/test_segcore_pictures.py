@@ -37,40 +37,41 @@ def test_panels_show_every_map_and_name_what_is_in_it():
   label[:, 30:] = 1
   prediction = np.zeros((30, 60), int)
   examples = [pictures.Example(image, label, prediction)] * 2
-  found = pictures.panels(examples, ('a', 'b', 'c'), PALETTE, tile=60)
+  found = pictures.panels(examples, ('a', 'b', 'c'), PALETTE)
   assert found.dtype == np.uint8
-  # Four tiles of 60 pixels beside one another, two rows of 30.
-  assert found.shape[1] == 4 * 60 + 3 * 4
-  first_row = found[18 : 18 + 30]
-  assert (first_row[:, :60] == 120).all()
-  assert (first_row[:, 64 + 30 : 64 + 60] == PALETTE[1]).all()
-  assert (first_row[:, 128 : 128 + 60] == PALETTE[0]).all()
-  assert (first_row[:, 192 + 30 : 192 + 60] == pictures.WRONG).all()
+  # Four tiles of 96 pixels beside one another, two rows of 48, below a line.
+  assert found.shape[1] == 4 * 96 + 3 * 4
+  first_row = found[14 : 14 + 48]
+  assert (first_row[:, :96] == 120).all()
+  assert (first_row[:, 100 + 48 : 100 + 96] == PALETTE[1]).all()
+  assert (first_row[:, 200 : 200 + 96] == PALETTE[0]).all()
+  assert (first_row[:, 300 + 48 : 300 + 96] == pictures.WRONG).all()
   # The legend has the colours that were seen, not the third one.
-  below = found[18 + 2 * 34 :].reshape(-1, 3).tolist()
+  below = found[14 + 2 * 52 :].reshape(-1, 3).tolist()
   assert list(PALETTE[1]) in below
   assert list(PALETTE[2]) not in below
 
 
 def test_pictures_of_other_shapes_share_a_grid():
-  wide, tall = np.zeros((10, 40, 3), np.uint8), np.zeros((40, 10, 3), np.uint8)
-  found = pictures.grid([[wide, wide], [tall, tall]], ('x', 'y'), tile=80)
-  assert found.shape == (18 + 20 + 80 + 2 * 4, 2 * 80 + 4, 3)
+  wide, tall = np.zeros((10, 40, 3), np.uint8), np.zeros((120, 30, 3), np.uint8)
+  found = pictures.grid([[wide, wide], [tall, tall]], ('x', 'y'))
+  assert found.shape == (18 + 30 + 120 + 2 * 4, 2 * 120 + 4, 3)
 
 
 def test_shrunk_pictures_are_averaged_and_enlarged_ones_stay():
-  fine = np.indices((80, 80)).sum(axis=0) % 2 * np.uint8(255)
+  fine = np.indices((512, 512)).sum(axis=0) % 2 * np.uint8(255)
   fine = np.repeat(fine[..., None].astype(np.uint8), 3, axis=2)
-  shrunk = pictures.grid([[fine]], ('x',), tile=40)[18:58, :40]
-  assert np.abs(shrunk.astype(int) - 127).max() <= 1
-  coarse = fine[:2, :2]
-  grown = pictures.grid([[coarse]], ('x',), tile=40)[18:58, :40]
+  shrunk = pictures.grid([[fine]], ('x',))
+  assert shrunk.shape[1] == 256
+  assert np.abs(shrunk[38 : 38 + 256].astype(int) - 127).max() <= 1
+  grown = pictures.grid([[fine[:2, :2]]], ('x',))[14 : 14 + 96]
+  assert grown.shape[1] == 96
   assert set(np.unique(grown)) == {0, 255}
 
 
 def test_a_legend_of_many_classes_stays_legible():
   names = [f'class {i}' for i in range(100)]
-  found = pictures.legend(names, [(i, 0, 0) for i in range(100)], 600)
+  found = pictures.legend(names, [(i, 0, 0) for i in range(100)], 600, 120)
   assert found.shape[1] == 600
   assert found.shape[0] > 100
 
