@@ -73,7 +73,11 @@ def get_config(argument=None):
     ),
   )
   config.evaluate = common.block(
-    splits=('val',), batch_size=8, protocol=common.protocol(), which='last'
+    splits=('val',),
+    batch_size=8,
+    # Images of many sizes run on a few canvases, continued by reflection.
+    protocol=common.protocol(canvas=64),
+    which='last',
   )
   config.operation = common.operation()
   common.set_init(config, options.init)

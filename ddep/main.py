@@ -315,7 +315,7 @@ class Runner:
         self._labelled_or(name),
         block.recipe.batch_size,
         # What is followed is a whole image, whatever is reported in the end.
-        protocols.Options(),
+        protocols.Options(canvas=self.experiment.evaluate.protocol.canvas),
       )
       for name in (block.val_split, *block.follow)
     }

@@ -239,7 +239,7 @@ def plot(
     axes.minorticks_off()
   axes.set_xticks(places, columns)
   axes.set_xlabel(axis)
-  axes.set_ylabel(f'{name}, %')
+  axes.set_ylabel(f'{_spelt(name)}, %')
   counts = {
     len(by_seed(cells, row, column, name))
     for row in _rows(cells)
@@ -275,7 +275,7 @@ def plot_curves(
     axes.set_title(f'{axis}={column}', fontsize=10)
     axes.set_xlabel('step')
     axes.grid(alpha=0.3)
-  panels[0].set_ylabel(f'{name.partition("/")[2]}, %')
+  panels[0].set_ylabel(f'{_spelt(name.partition("/")[2])}, %')
   figure.legend(
     *panels[0].get_legend_handles_labels(),
     loc='outside lower center',
@@ -335,6 +335,11 @@ def _shown_difference(difference: Difference) -> str:
     f'{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}] '
     f'({difference.count})'
   )
+
+
+def _spelt(name: str) -> str:
+  """A metric as papers spell it."""
+  return name.replace('miou', 'mIoU').replace('/', ' ')
 
 
 def _colour(i: int) -> str:
