@@ -147,7 +147,11 @@ def torch_speed(
       )
 
   loading = data.DataLoader(
-    Examples(), BATCH_SIZE, shuffle=True, num_workers=threads, drop_last=True
+    *(Examples(), BATCH_SIZE),
+    shuffle=True,
+    num_workers=threads,
+    drop_last=True,
+    persistent_workers=True,
   )
 
   def epoch() -> int:
@@ -214,7 +218,7 @@ def memory(
   with batches_of(split, threads) as batches:
     for i in range(1, count + 1):
       next(batches)
-      if i % (count // 10) == 0:
+      if i % max(count // 10, 1) == 0:
         found.append((i, process.memory_info().rss / 2**20))
         progress.line(i, {'megabytes': found[-1][1]})
   return found

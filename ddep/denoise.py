@@ -6,11 +6,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ddep import noise
 from input_pipeline import batch as batch_lib
-from segcore import losses, method, pictures, summary
+from segcore import losses, method, pictures, sharding, summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,13 @@ class Watch:
     trained: the method.
     images: uint8 [N, H, W, 3].
     num_pictures: of them that are shown: clean, noisy, denoised.
+    mesh: the devices; each of them looks at all images, a few at a time.
   """
 
   trained: Denoise
   images: np.ndarray
   num_pictures: int
+  mesh: Mesh
 
   def __call__(self, state: method.TrainState) -> summary.Findings:
     """The loss on the images, and a panel; the same on every host."""
@@ -74,14 +77,22 @@ class Watch:
 
   @functools.cached_property
   def _look(self):
-    def look(state, images):
-      clean, options = batch_lib.to_symmetric(images), self.trained.noise
-      keys = method.row_keys(jax.random.PRNGKey(0), len(images))
-      eps = noise.sample(keys, images.shape)
+    options = self.trained.noise
+
+    def look_at_one(state, image, key):
+      clean = batch_lib.to_symmetric(image[None])
+      eps = noise.sample(key[None], clean.shape)
       noisy = noise.corrupt(clean, eps, options)
       found = self.trained.predict(state, noisy)
       error = losses.squared_error(found, noise.target(clean, eps, options))
       restored = noise.clean(noisy, found, options)
-      return jnp.mean(error), noisy, restored
+      return jnp.mean(error), noisy[0], restored[0]
 
-    return jax.jit(look)
+    def look(state, images):
+      keys = method.row_keys(jax.random.PRNGKey(0), len(images))
+      errors, noisy, restored = jax.lax.map(
+        lambda pair: look_at_one(state, *pair), (images, keys)
+      )
+      return jnp.mean(errors), noisy, restored
+
+    return jax.jit(look, out_shardings=sharding.replicated(self.mesh))

@@ -45,7 +45,7 @@ _CLASSES = 'classes.json'
 # Rows of a panel.
 _NUM_PICTURES = 6
 # Images of val on which denoising is followed.
-_NUM_WATCHED = 64
+_NUM_WATCHED = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +236,10 @@ class Runner:
     block = getattr(self.experiment, name)
     if name == 'evaluate':
       self._check_evaluate()
-      return stage.Stage(name, block, self.run_evaluate, ('finetune',))
+      settings = options.to_dict(block)
+      # How many images at once changes nothing of what is found.
+      del settings['batch_size']
+      return stage.Stage(name, settings, self.run_evaluate, ('finetune',))
     block.recipe.check(self.mesh, f'config.{name}.recipe')
     crop, _ = self._augmentations(name)
     heads = _heads(name, num_classes=2)  # Any number shows whether it fits.
@@ -295,7 +298,7 @@ class Runner:
       look(val.records[i], np.random.default_rng(i))['image']
       for i in range(min(_NUM_WATCHED, len(val)))
     ]
-    watch = denoise.Watch(trained, np.stack(watched), _NUM_PICTURES)
+    watch = denoise.Watch(trained, np.stack(watched), _NUM_PICTURES, self.mesh)
     return self._train(place, block, trained, split, (), watch)
 
   def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:

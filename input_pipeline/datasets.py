@@ -207,7 +207,8 @@ def prepare(options: Options, data_dir: str = '') -> records.Builder:
       made = builder(options, data_dir)
     if problem is not None:
       raise problem
-    return made
+    # What another process has prepared is seen by a new builder only.
+    return made if made.info.splits else builder(options, data_dir)
   finally:
     logging.set_verbosity(verbosity)
 
@@ -235,6 +236,8 @@ def _prepare_on_host_0(
   except errors.UserError as error:
     return error
   except OSError as error:
+    if builder(options, str(made.data_dir_root)).is_prepared():
+      return None  # By another process, in the meantime.
     return errors.UserError(
       f'{options.name} cannot be prepared: {error.strerror or error} '
       f'({error.filename or made.data_dir})'

@@ -196,7 +196,11 @@ def program_of(config: ml_collections.ConfigDict) -> str:
     UserError: the config does not say.
   """
   program = config.get('program', '')
-  if not program or importlib.util.find_spec(program) is None:
+  try:
+    known = bool(program) and importlib.util.find_spec(program) is not None
+  except ModuleNotFoundError:  # Of its package.
+    known = False
+  if not known:
     raise errors.UserError(
       f'config.program: found {program!r}, expected a module such as ddep.main'
     )

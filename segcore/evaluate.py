@@ -74,7 +74,7 @@ class Predictions:
     batch_size: global number of rows.
     mesh: the devices.
     keep: kinds of label that the examples have: 'label', 'tags'.
-    reading: threads.
+    reading: its threads; no worker processes are used.
     show: whether to print progress lines.
   """
 
@@ -101,7 +101,9 @@ class Predictions:
     progress = journal.Progress(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )
-    iterator = self.reading.iterate(self._batches)
+    # In threads: what a predictor holds does not travel to other processes.
+    reading = dataclasses.replace(self.reading, workers=0)
+    iterator = reading.iterate(self._batches)
     try:
       for done, batch in enumerate(iterator, start=1):
         found = self.predictor(state, put(batch['inputs']))

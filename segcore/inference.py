@@ -5,8 +5,9 @@
   label_maps = predictor(state, inputs)        # int16 [B, H, W] on a canvas
 
 Images of a batch share a canvas; where each of them ends, and what the network
-is shown of it, is data of the batch (matrices, see `protocols`). So images of
-many sizes run through few compiled programs, and none sees another's padding.
+is shown of it, is data of the batch (linear maps, see `protocols`). So images
+of many sizes run through few compiled programs, and none sees another's
+padding.
 """
 
 import dataclasses
@@ -157,30 +158,33 @@ class LabelMaps:
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
-    """See `Predictor`; adds the matrices of each view, by row of the batch."""
+    """See `Predictor`; adds the maps of each view, by row of the batch."""
     inputs: dict[str, Any] = {'images': on_canvas(images, group.canvas)}
     if self.protocol.is_plain:
       return inputs
     height, width = group.canvas
+    views = [
+      None if image is None else self._views(image.shape[:2])
+      for image in images
+    ]
     inputs['views'] = []
     for i, (h, w) in enumerate(group.inputs):
-      shapes = {
-        'read_rows': (h, height),
-        'read_columns': (w, width),
-        'write_rows': (height, h),
-        'write_columns': (width, w),
+      lengths = {
+        'read_rows': h,
+        'read_columns': w,
+        'write_rows': height,
+        'write_columns': width,
       }
-      matrices = {
-        name: np.zeros((len(images), *shape), np.float32)
-        for name, shape in shapes.items()
-      }
-      for row, image in enumerate(images):
-        if image is not None:
-          view = self._views(image.shape[:2])[i]
-          for name, matrix in matrices.items():
-            found = getattr(view, name).toarray()
-            matrix[row, : found.shape[0], : found.shape[1]] = found
-      inputs['views'].append(matrices)
+      inputs['views'].append(
+        {
+          name: _packed(
+            [v and getattr(v[i], name) for v in views],
+            length,
+            self.protocol.reach[name.startswith('write')],
+          )
+          for name, length in lengths.items()
+        }
+      )
     return inputs
 
   def __call__(
@@ -300,34 +304,72 @@ def _cached_views(
   return protocol.build(multiple)(size)
 
 
+class Packed(NamedTuple):
+  """Linear maps of an axis, by image: what is not 0 in each row.
+
+  Attributes:
+    index: int32 [B, n, K], columns.
+    weight: float32 [B, n, K]; 0 where a row has fewer than K.
+  """
+
+  index: Any
+  weight: Any
+
+
+def _packed(
+  maps: Sequence[protocols.Map | None], length: int, most: int
+) -> Packed:
+  """Packs maps to `length` rows of `most` entries; dense ones are huge."""
+  index = np.zeros((len(maps), length, most), np.int32)
+  weight = np.zeros(index.shape, np.float32)
+  for i, found in enumerate(maps):
+    if found is not None:
+      counts = np.diff(found.indptr)
+      rows = np.repeat(np.arange(len(counts)), counts)
+      places = np.arange(found.nnz) - np.repeat(found.indptr[:-1], counts)
+      index[i, rows, places] = found.indices
+      weight[i, rows, places] = found.data
+  return Packed(index, weight)
+
+
+def _dense(packed: Packed, width: int) -> Array:
+  """The matrices [B, n, width], on the device."""
+  rows = jnp.zeros((*packed.index.shape[:2], width), jnp.float32)
+  add = jax.vmap(jax.vmap(lambda row, i, w: row.at[i].add(w)))
+  return add(rows, packed.index, packed.weight)
+
+
 @jax.jit
 def _look(images, view):
   """What the network is shown, in [-1, 1]."""
   exact = jax.lax.Precision.HIGHEST
   symmetric = batch_lib.to_symmetric(images)
-  rows = jnp.einsum(
-    'bih,bhwc->biwc', view['read_rows'], symmetric, precision=exact
-  )
-  return jnp.einsum(
-    'bjw,biwc->bijc', view['read_columns'], rows, precision=exact
-  )
+  height, width = images.shape[1:3]
+  rows = _dense(view['read_rows'], height)
+  columns = _dense(view['read_columns'], width)
+  found = jnp.einsum('bih,bhwc->biwc', rows, symmetric, precision=exact)
+  return jnp.einsum('bjw,biwc->bijc', columns, found, precision=exact)
 
 
 def _matrices(
-  scores: Array, view: Mapping[str, Array] | None, canvas: tuple[int, int]
+  scores: Array, view: Mapping[str, Packed] | None, canvas: tuple[int, int]
 ) -> list[Array]:
   """Rows and columns of the canvas from those of the scores, by image."""
   found = []
-  for axis, name in enumerate(('write_rows', 'write_columns')):
+  for axis, name in enumerate(('rows', 'columns')):
     grid = scores.shape[1 + axis]
     if view is None:
       enlarging = resize.bilinear_matrix(grid, canvas[axis])
       matrix = jnp.broadcast_to(enlarging, (len(scores), *enlarging.shape))
     else:
       # On from the input's axis to the coarser one of its scores.
-      enlarging = resize.bilinear_matrix(grid, view[name].shape[2])
-      exact = jax.lax.Precision.HIGHEST
-      matrix = jnp.matmul(view[name], enlarging, precision=exact)
+      seen = view[f'read_{name}'].index.shape[1]
+      enlarging = resize.bilinear_matrix(grid, seen)
+      matrix = jnp.matmul(
+        _dense(view[f'write_{name}'], seen),
+        enlarging,
+        precision=jax.lax.Precision.HIGHEST,
+      )
     found.append(matrix)
   return found
 

@@ -8,9 +8,10 @@ with --probs `probs/NAME.npz`, by the protocol of the evaluation and at the size
 of the images; `classes.txt` says what the ids mean.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -21,9 +22,11 @@ from jaxtyping import Float, Int
 
 from input_pipeline import datasets, errors
 from input_pipeline import loader as loader_lib
-from segcore import evaluate, inference, journal, pictures
+from segcore import evaluate, inference, journal, pictures, stage
 from segcore import method as method_lib
 
+# Says that a folder holds predictions, which may be written over.
+_MARK = 'classes.json'
 # A palette PNG has room for so many colours.
 _MOST_COLOURS = 256
 
@@ -50,6 +53,12 @@ class Request:
       raise errors.UserError(
         f'--out: found {self.out}, which is inside of --images={self.images}: '
         'choose a folder outside of it'
+      )
+    if out.exists() and not (out / _MARK).exists() and any(out.iterdir()):
+      # Masks and class lists of a data set have the names of our results.
+      raise errors.UserError(
+        f'--out: found {self.out}, which holds files that are no predictions: '
+        'choose a new folder'
       )
 
 
@@ -95,26 +104,33 @@ def run(model: Model, request: Request) -> None:
     mesh=model.mesh,
     reading=model.reading,
   )
-  try:
+  with _writing(request.out):
     _write_classes(request.out, model)
-    bar = tqdm.tqdm(
-      predictions(model.state),
-      total=predictions.local_count(),
-      unit='image',
-      disable=jax.process_index() != 0,
-    )
-    for prediction, example in bar:
+  bar = tqdm.tqdm(
+    predictions(model.state),
+    total=predictions.local_count(),
+    unit='image',
+    disable=jax.process_index() != 0,
+  )
+  for prediction, example in bar:
+    with _writing(request.out):
       _write(request, model, example, prediction)
-  except OSError as error:
-    raise errors.UserError(
-      f'cannot write to {request.out} ({error.strerror}): free some space, or '
-      'choose another --out'
-    ) from error
   journal.say(
     f'{len(split)} images predicted'
     + (f', {len(skipped)} skipped' if skipped else '')
     + f': {request.out}'
   )
+
+
+@contextlib.contextmanager
+def _writing(out: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot write to {out} ({error.strerror or error}): free some space, or '
+      'choose another --out'
+    ) from error
 
 
 def encode_label(
@@ -161,3 +177,6 @@ def _write_classes(out: pathlib.Path, model: Model) -> None:
     for name, colour in zip(model.classes, model.palette, strict=True)
   ]
   (out / 'classes.txt').write_text('\n'.join(lines) + '\n')
+  stage.write_json(
+    out / _MARK, {'classes': model.classes, 'palette': model.palette}
+  )

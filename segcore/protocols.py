@@ -10,6 +10,7 @@ views of several windows share of a pixel sums to 1. `inference` applies them.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -186,7 +187,8 @@ class Options:
     antialias: blur images before shrinking them.
     canvas: images are put on canvases whose sides are multiples of this, and
       one program is compiled for each canvas and size of input; 0: the
-      network's stride.
+      network's stride. A single view of the whole image shows the network the
+      canvas: the image, continued by reflection.
   """
 
   tiles: Literal['whole', 'halves', 'windows'] = 'whole'
@@ -212,6 +214,17 @@ class Options:
   def is_plain(self) -> bool:
     """Whether it is a single view of the whole image."""
     return self.tiles == 'whole' and self.scales == (1.0,) and not self.flip
+
+  @property
+  def reach(self) -> tuple[int, int]:
+    """Of how many cells a cell of an input, and of the image, is a mean.
+
+    At most; the same for images of every size.
+    """
+    if self.scales == (1.0,):
+      return 1, 1
+    blurred = math.ceil(2 / min(*self.scales, 1.0)) + 2
+    return (blurred if self.antialias else 2), 2
 
   def build(self, multiple: int) -> Protocol:
     """The protocol for a network whose inputs are multiples of a stride."""
@@ -242,9 +255,15 @@ class Options:
       if self.scales == (1.0,)
       else 'scales ' + ', '.join(map(str, self.scales))
     )
-    parts = [tiles, scales, *(['with its mirror image'] if self.flip else [])]
-    many = not (self.is_plain or parts == ['left and right half', scales])
-    return ', '.join(parts) + (f'; averaged {self.average}' if many else '')
+    parts = [tiles, scales]
+    if self.antialias and min(self.scales) < 1:
+      parts.append('antialiased')
+    if self.flip:
+      parts.append('with its mirror image')
+    if self.is_plain and self.canvas:
+      parts.append(f'continued to multiples of {self.canvas}')
+    shared = self.flip or self.scales != (1.0,) or self.tiles == 'windows'
+    return ', '.join(parts) + (f'; averaged {self.average}' if shared else '')
 
 
 # A linear map of one axis of the image to one of the input, and back.

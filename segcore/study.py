@@ -13,6 +13,7 @@ with the first seed on the split of `--select`, then kept for the other seeds.
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import importlib
 import itertools
@@ -125,8 +126,10 @@ class Study:
 
   def row(self, point: Mapping[str, str]) -> str:
     """Name of the row of a cell of the table."""
-    axes = self.vary[:-1] or self.vary
-    return ','.join(f'{axis.name}={point[axis.name]}' for axis in axes)
+    found = [f'{axis.name}={point[axis.name]}' for axis in self.vary[:-1]]
+    if not found:  # The only row.
+      return pathlib.Path(self.config.partition(':')[0]).stem
+    return ','.join(found)
 
   def swept_cells(self) -> list['Cell']:
     """What the sweep runs."""
@@ -230,6 +233,8 @@ def plan(study: Study, cell: Cell) -> Plan:
   """
   arguments = cell.arguments(study)
   config = app.parse(['study', *arguments]).config
+  # Only for this process, which has one device; it decides no result.
+  config.operation.fsdp = 1
   program = app.program_of(config)
   stages = importlib.import_module(program).build_stages(config)
   settings = stage.all_settings(stages)
@@ -268,11 +273,14 @@ class Workers:
   Attributes:
     environments: what each place adds to the environment of its process; as
       many jobs run at once.
+    lock: file descriptor that every process inherits, or -1: as long as one of
+      them lives, the file stays locked.
     stopping: exit status that stops the work, once a signal has set it.
     failed: names of jobs that did not end well, and the last line they said.
   """
 
   environments: Sequence[Mapping[str, str]]
+  lock: int = -1
   stopping: int = 0
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -284,8 +292,22 @@ class Workers:
     Raises:
       Preempted: it was stopped.
     """
-    waiting, done = list(jobs), set()
     running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
+    try:
+      self._run(list(jobs), running)
+    finally:  # Whatever went wrong, nothing goes on unseen.
+      for _, process, _ in running.values():
+        process.terminate()
+      for _, process, _ in running.values():
+        process.wait()
+
+  def _run(
+    self,
+    waiting: list[Job],
+    running: dict[int, tuple[Job, subprocess.Popen, float]],
+  ) -> None:
+    done: set[str] = set()
+    interrupted = 0
     told, last_status = False, time.monotonic()
     while waiting or running:
       if self.stopping and not told:
@@ -294,7 +316,8 @@ class Workers:
           process.send_signal(signal.SIGTERM)
         journal.say(f'stopping: {len(running)} run(s) save first')
       if self.stopping and not running:
-        raise stage.Preempted(f'{len(waiting)} run(s) are left')
+        left = len(waiting) + interrupted
+        raise stage.Preempted(f'{left} run(s) are left')
       for place in range(len(self.environments)):
         if place in running or self.stopping:
           continue
@@ -317,7 +340,9 @@ class Workers:
         if process.returncode == 0:
           done.add(job.name)
           job.finish(time.monotonic() - start)
-        elif not self.stopping:
+        elif self.stopping:
+          interrupted += 1
+        else:
           self._fail(job, process.returncode)
 
   def _next(self, waiting: list[Job], done: set[str]) -> Job | None:
@@ -339,11 +364,13 @@ class Workers:
         stderr=subprocess.STDOUT,
         # Ctrl-C is for the study, which asks its runs to save.
         start_new_session=True,
+        pass_fds=() if self.lock < 0 else (self.lock,),
       )
     count = len(self.environments)
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= count > 1:
-      os.sched_setaffinity(process.pid, cores[place::count])
+    if count > 1 and hasattr(os, 'sched_setaffinity'):  # Linux.
+      cores = sorted(os.sched_getaffinity(0))
+      if len(cores) >= count:
+        os.sched_setaffinity(process.pid, cores[place::count])
     return process
 
   def _fail(self, job: Job, status: int) -> None:
@@ -390,29 +417,40 @@ class Runner:
       for name, digest in p.digests.items():
         shared = f'{name}-{digest[:8]}'
         counts[shared] = counts.get(shared, 0) + 1
+    of_cell = {
+      p.cell.name: [
+        (name, key)
+        for name, digest in p.digests.items()
+        if counts[key := f'{name}-{digest[:8]}'] > 1
+        or self._shared(key).exists()
+      ]
+      for p in plans
+    }
+    for cell, shared in of_cell.items():
+      for name, key in shared:
+        self._adopt(self.workdir / 'cells' / cell / name, key)
     jobs: dict[str, Job] = {}
     cells = []
     for p in todo:
-      folder = self.workdir / 'cells' / p.cell.name
-      shared = [
-        (name, f'{name}-{digest[:8]}')
-        for name, digest in p.digests.items()
-        if counts[f'{name}-{digest[:8]}'] > 1
-        or self._shared(f'{name}-{digest[:8]}').exists()
-      ]
+      folder, shared = (
+        self.workdir / 'cells' / p.cell.name,
+        of_cell[p.cell.name],
+      )
       for i, (name, key) in enumerate(shared):
         if key not in jobs:
+          # In a folder of its own, where only links to shared stages are.
+          alone = self.workdir / 'shared' / 'runs' / key
           jobs[key] = Job(
             key,
-            (*self._command(p), f'--stage={name}'),
+            (*self._command(p, alone), f'--stage={name}'),
             self.workdir / 'shared' / f'{key}.log',
             tuple(before for _, before in shared[:i]),
-            functools.partial(self._link, folder, shared),
+            functools.partial(self._link, alone, shared[: i + 1]),
           )
       cells.append(
         Job(
           p.cell.name,
-          self._command(p),
+          self._command(p, folder),
           self.workdir / 'cells' / f'{p.cell.name}.log',
           tuple(key for _, key in shared),
           functools.partial(self._link, folder, shared),
@@ -421,12 +459,18 @@ class Runner:
       )
     return [*jobs.values(), *cells]
 
-  def _command(self, p: Plan) -> tuple[str, ...]:
+  def _command(self, p: Plan, folder: pathlib.Path) -> tuple[str, ...]:
     return (
       *(sys.executable, '-m', p.program),
       *p.cell.arguments(self.study),
-      f'--workdir={self.workdir / "cells" / p.cell.name}',
+      f'--workdir={folder}',
     )
+
+  def _adopt(self, own: pathlib.Path, key: str) -> None:
+    """A stage that a cell began alone becomes the shared one."""
+    if own.is_dir() and not own.is_symlink() and not self._shared(key).exists():
+      own.rename(self._shared(key))
+      own.symlink_to(os.path.relpath(self._shared(key), own.parent))
 
   def _link(
     self, folder: pathlib.Path, shared: Sequence[tuple[str, str]]
@@ -436,7 +480,7 @@ class Runner:
     for name, key in shared:
       self._shared(key).mkdir(parents=True, exist_ok=True)
       link = folder / name
-      if not link.exists():
+      if not os.path.lexists(link):
         link.symlink_to(os.path.relpath(self._shared(key), folder))
 
   def _shared(self, key: str) -> pathlib.Path:
@@ -460,7 +504,12 @@ class Runner:
     """Keeps what the cell found, and says how far the study is."""
     folder = self.workdir / 'cells' / p.cell.name
     last = list(p.digests)[-1]
-    results = stage.read_json(folder / last / 'results.json')['splits']
+    path = folder / last / 'results.json'
+    if not path.exists():
+      raise errors.UserError(
+        f'the last stage, {last}, leaves no {path}: expected an evaluation'
+      )
+    results = stage.read_json(path)['splits']
     content = {
       'row': p.cell.row,
       'column': p.cell.column,
@@ -477,6 +526,7 @@ class Runner:
     self._seconds.append(seconds)
     self._left -= 1
     found = self._read(p.cell)
+    self._require(found)
     mean = sum(self._seconds) / len(self._seconds)
     eta = mean * self._left / len(self.workers.environments)
     shown = {self.study.select, self.study.report}
@@ -486,6 +536,22 @@ class Runner:
       + f'  {journal.duration(seconds)}  {self._left} left'
       + (f'  ETA {journal.duration(eta)}' if self._left else '')
     )
+
+  def _require(self, found: report.Finished) -> None:
+    """Raises UserError unless the study's metrics are among the results."""
+    named = [
+      f'{split}/{metric}'
+      for split, metrics in found.results.items()
+      for metric in metrics
+    ]
+    asked = {'report': self.study.report}
+    if self.study.sweep:
+      asked['select'] = self.study.select
+    for flag, name in asked.items():
+      if name not in named:
+        raise errors.UserError(
+          f'--{flag}: found {name}, expected one of {", ".join(named)}'
+        )
 
   def _curve(
     self, folder: pathlib.Path, stages: Sequence[str]
@@ -527,6 +593,9 @@ def run(
   if study.sweep:
     swept = runner.run(study.swept_cells(), f'sweep of {study.sweep.name}')
     chosen = report.choose_swept(swept, study.select)
+    missing = {(c.row, c.column) for c in study.swept_cells()} - set(chosen)
+    for row, column in sorted(missing):
+      journal.say(f'{row},{column}: no run of the sweep has a {study.select}')
     decided = {f'{row},{column}': v for (row, column), v in chosen.items()}
     stage.write_json(
       workdir / 'sweep.json',
@@ -575,8 +644,9 @@ def main(argv: Sequence[str]) -> int:
     arguments, fields = _parser().parse_known_args(argv)
     workers.environments = _environments(arguments)
     workdir = pathlib.Path(arguments.workdir).expanduser().absolute()
-    with _heard(workers):
-      run(_study(arguments, fields), workdir, workers)
+    study = _study(arguments, fields)
+    with _heard(workers), _locked(workdir) as workers.lock:
+      run(study, workdir, workers)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return app.EXIT_USER_ERROR
@@ -595,13 +665,40 @@ def _heard(workers: Workers) -> Iterator[None]:
   def ask(number: int, _) -> None:
     workers.stopping = 130 if number == signal.SIGINT else app.EXIT_PREEMPTED
 
-  numbers = (signal.SIGTERM, signal.SIGINT)
+  # SIGHUP: the terminal was closed.
+  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
   before = {number: signal.signal(number, ask) for number in numbers}
   try:
     yield
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[int]:
+  """A file descriptor that locks the folder for this study and its runs.
+
+  Raises:
+    UserError: another study, or a run it left behind, works there.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(workdir / 'lock', os.O_RDWR | os.O_CREAT)
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot write to {workdir} ({error.strerror}): choose another --workdir'
+    ) from error
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield lock
+  except BlockingIOError:
+    raise errors.UserError(
+      f'another study works in {workdir}, or a run that one left behind: wait '
+      'for it, or stop it'
+    ) from None
+  finally:
+    os.close(lock)
 
 
 def _parser() -> argparse.ArgumentParser:

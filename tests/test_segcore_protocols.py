@@ -40,6 +40,17 @@ def test_the_views_of_a_pixel_share_it(name, size):
     np.testing.assert_allclose(view.read_columns.sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize('name', PROTOCOLS)
+def test_no_cell_is_a_mean_of_more_than_its_reach(name):
+  protocol = PROTOCOLS[name]
+  for size in [*SIZES, (37, 101), (255, 19)]:
+    for view in protocol.build(16)(size):
+      for axis in ('rows', 'columns'):
+        read, write = (getattr(view, f'{w}_{axis}') for w in ('read', 'write'))
+        assert np.diff(read.indptr).max() <= protocol.reach[0]
+        assert np.diff(write.indptr).max() <= protocol.reach[1]
+
+
 def windows_of(size, window, stride):
   """Where each window starts, from what it reads."""
   protocol = protocols.sliding_window(protocols.whole(1), window, stride)
@@ -168,3 +179,10 @@ def test_impossible_protocols_are_refused(fields, message):
 )
 def test_protocols_in_words(name, text):
   assert PROTOCOLS[name].describe() == text
+
+
+def test_what_changes_the_numbers_is_said():
+  shrunk = protocols.Options(scales=(0.5,), antialias=True)
+  assert 'antialiased' in shrunk.describe()
+  assert 'multiples of 64' in protocols.Options(canvas=64).describe()
+  assert 'multiples' not in protocols.Options(canvas=64, flip=True).describe()

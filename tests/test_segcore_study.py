@@ -20,9 +20,10 @@ CONFIG = ROOT / 'tests' / 'fake_program.py'
 AXES = ('--vary=init=none,ddep', '--vary=labels=50,100')
 
 
-def command(workdir, *arguments, options='wait=0'):
+def command(workdir, *arguments, options=''):
+  given = f'log={workdir}.log,{options}'.rstrip(',')
   return [
-    f'--config={CONFIG}:log={workdir}.log,{options}',
+    f'--config={CONFIG}:{given}',
     f'--workdir={workdir}',
     *arguments,
   ]
@@ -144,19 +145,50 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
   assert list(table_of(workdir)) == [('init=none', '50'), ('init=none', '100')]
 
 
-def test_fields_of_the_config_can_be_varied(tmp_path):
+def test_fields_of_the_config_can_be_varied_and_set(tmp_path):
   workdir = tmp_path / 'work'
-  vary = ('--vary=init=none', '--vary=labels=50')
+  vary = ('--vary=init=none', '--vary=nested.bonus=0.0,0.25')
   assert study.main(command(workdir, *vary, '--config.lr=2.0')) == 0
-  (line,) = table_of(workdir).values()
-  expected = 100 * (fake_program.score('none', 50, 0, 2.0) + 0.01)
-  assert float(line['test/miou mean']) == pytest.approx(expected)
+  with open(workdir / 'table.csv') as file:
+    found = [float(row['test/miou mean']) for row in csv.DictReader(file)]
+  plain = 100 * (fake_program.score('none', 50, 0, 2.0) + 0.01)
+  assert found == pytest.approx([plain, plain + 25])
+  # One only: its encoder was trained alone and became the shared one.
+  assert runs_of(workdir)['pretrain none'] == 1
 
 
-def test_sigterm_stops_the_runs_and_the_next_call_goes_on(tmp_path):
+def test_more_seeds_use_what_the_first_one_had_trained_alone(tmp_path):
   workdir = tmp_path / 'work'
+  vary = ('--vary=labels=50',)
+  assert study.main(command(workdir, *vary)) == 0
+  assert study.main(command(workdir, *vary, '--seeds=3')) == 0
+  assert runs_of(workdir) == {'pretrain none': 1, 'evaluate none': 3}
+  assert [row['n'] for row in table_of(workdir).values()] == ['3']
+  assert list(table_of(workdir)) == [('fake_program', '50')]
+
+
+def test_a_single_axis_is_swept_at_one_value_for_all(tmp_path):
+  workdir = tmp_path / 'work'
+  arguments = ('--vary=labels=50,200', '--sweep=lr=1,2', '--sweep_at=200')
+  assert study.main(command(workdir, *arguments)) == 0
+  table = table_of(workdir)
+  assert list(table) == [('fake_program', '50'), ('fake_program', '200')]
+  assert [row['swept'] for row in table.values()] == ['2', '2']
+
+
+def test_a_metric_that_is_not_there_stops_the_study(tmp_path, capsys):
+  workdir = tmp_path / 'work'
+  assert study.main(command(workdir, *AXES, '--report=test/mIoU')) == 2
+  err = capsys.readouterr().err
+  assert 'found test/mIoU, expected one of test/miou, train/miou, val/' in err
+  assert err.count('\n') == 1
+  assert runs_of(workdir)['evaluate ddep'] == 0
+
+
+def test_sigterm_stops_the_runs_and_the_next_call_goes_on(tmp_path, capsys):
+  workdir, go = tmp_path / 'work', tmp_path / 'go'
   vary = ('--vary=init=none', '--vary=labels=50,100,200')
-  arguments = command(workdir, *vary, options='wait=1')
+  arguments = command(workdir, *vary, options=f'wait={go}')
   process = subprocess.Popen(
     [sys.executable, '-m', 'segcore.study', *arguments],
     cwd=ROOT,
@@ -164,26 +196,32 @@ def test_sigterm_stops_the_runs_and_the_next_call_goes_on(tmp_path):
     stdout=subprocess.PIPE,
     text=True,
   )
-  first = workdir / 'cells' / 'init=none,labels=50,seed=0.json'
-  deadline = time.monotonic() + 60
-  while not first.exists() and time.monotonic() < deadline:
+  deadline = time.monotonic() + 120
+  # The second evaluation has begun; it waits until it is asked to stop.
+  log = pathlib.Path(f'{workdir}.log')
+  while not log.exists() or runs_of(workdir)['evaluate none'] < 2:
+    assert time.monotonic() < deadline
     time.sleep(0.02)
+  # Nobody else may work in the folder meanwhile.
+  assert study.main(arguments) == 2
+  assert 'another study works in' in capsys.readouterr().err
   process.send_signal(signal.SIGTERM)
-  out, _ = process.communicate(timeout=60)
+  out, _ = process.communicate(timeout=120)
   assert process.returncode == 75, out
-  assert 'run the same command again to go on' in out
+  assert 'stopped: 2 run(s) are left; run the same command again' in out
   assert not (workdir / 'table.csv').exists()
+  go.touch()
   assert study.main(arguments) == 0
   assert len(table_of(workdir)) == 3
-  assert runs_of(workdir)['pretrain none'] == 1
+  assert runs_of(workdir) == {'pretrain none': 1, 'evaluate none': 4}
 
 
-def test_each_run_at_once_has_its_own_value_of_a_variable():
-  arguments = study._parser().parse_args(
-    ['--config=x', '--workdir=y', '--vary=a=1', '--each=CARD=0,3']
-  )
-  found = study._environments(arguments)
-  assert found == [{'CARD': '0'}, {'CARD': '3'}]
+def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
+  workdir = tmp_path / 'work'
+  vary = ('--vary=init=none,ddep', '--vary=labels=50')
+  assert study.main(command(workdir, *vary, '--each=CARD=0,3')) == 0
+  cards = {line.split()[2] for line in runs_of(workdir)}
+  assert cards == {'0', '3'}
 
 
 @pytest.mark.parametrize(
@@ -195,6 +233,7 @@ def test_each_run_at_once_has_its_own_value_of_a_variable():
     (('--vary=seed=1,2',), 'seed is varied by --seeds'),
     ((*AXES, '--sweep=lr=1,2', '--sweep_at=7'), 'one of 50, 100'),
     ((*AXES, '--baseline=init=x'), 'expected one of init=ddep, init=none'),
+    (('--vary=labels=50', '--baseline=labels=50'), 'expected one of fake'),
     ((*AXES, '--report=miou'), 'expected SPLIT/METRIC'),
     ((*AXES, '--seeds=0'), '--seeds: found 0, expected >= 1'),
     ((*AXES, '--jobs=0'), '--jobs: found 0, expected >= 1'),
