@@ -6,6 +6,7 @@ import pytest
 
 from configs import common
 from ddep import main as ddep_main
+from segcore import stage
 
 CONFIGS = pathlib.Path(common.__file__).parent
 NAMES = sorted(
@@ -61,6 +62,15 @@ def test_every_config_is_tested():
 def test_inits_wire_the_stages(argument, expected):
   assert graph(load('ddep_shapes', argument)) == expected
   assert graph(load('ddep_camvid', argument)) == expected
+
+
+def test_how_many_images_are_evaluated_at_once_is_no_setting():
+  config = load('ddep_shapes', 'init=none')
+  before = stage.all_settings(ddep_main.build_stages(config))
+  config.evaluate.batch_size = 8
+  assert stage.all_settings(ddep_main.build_stages(config)) == before
+  config.evaluate.protocol.flip = True
+  assert stage.all_settings(ddep_main.build_stages(config)) != before
 
 
 def test_what_learns_in_denoising_is_ddep_or_dep():

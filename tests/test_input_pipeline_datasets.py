@@ -189,3 +189,39 @@ def test_default_folder_of_records(monkeypatch):
   monkeypatch.delenv('TFDS_DATA_DIR')
   found = datasets.default_data_dir()
   assert found == str(pathlib.Path.home() / 'tensorflow_datasets')
+
+
+def test_what_another_process_prepares_meanwhile_is_used(
+  root, tmp_path, monkeypatch
+):
+  whole = camvid.Camvid.download_and_prepare
+  calls = []
+
+  def late(self, *arguments, **fields):
+    """The other one is faster: its records are there when ours are ready."""
+    calls.append(self)
+    if len(calls) > 1:
+      return whole(self, *arguments, **fields)
+    open_camvid(tmp_path, source=str(root / 'camvid'))
+    raise FileExistsError(17, 'Cannot rename', self.data_dir)
+
+  monkeypatch.setattr(camvid.Camvid, 'download_and_prepare', late)
+  split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert len(calls) == 2
+  assert split.ids() == ['train/0001', 'train/0002', 'train/0003']
+
+
+def test_a_folder_opens_without_records(root, tmp_path):
+  folder = root / 'camvid' / 'train' / 'images'
+  (folder / 'broken.jpg').write_bytes(b'no image')
+  split, skipped = datasets.open_folder(folder, ('a',), ((1, 2, 3),))
+  assert split.ids() == ['0001', '0002', '0003']
+  assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
+  assert split.has == ()
+  assert [problem.path.name for problem in skipped] == ['broken.jpg']
+  image = records.decode_image(split.records[0]['image'])
+  assert image.tolist() == [[[200, 90, 10]]] * 4
+  message = message_of(
+    lambda: datasets.open_folder(tmp_path / 'nowhere', ('a',), ((0, 0, 0),))
+  )
+  assert 'nowhere' in message

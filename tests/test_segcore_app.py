@@ -107,6 +107,10 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
       [SHAPES, "--config.stages=('finetune', 'denoise', 'classify')"],
       'finetune needs denoise, which must come before it',
     ),
+    (
+      [SHAPES, '--config.program=u2pl.main'],
+      "config.program: found 'u2pl.main'",
+    ),
     ([SHAPES, '--images=x'], '--images and --out are for --stage=predict'),
     ([SHAPES, '--stage=predict,finetune'], 'expected predict alone'),
     ([SHAPES, '--stage=predict', '--out=x'], '--images is missing'),
@@ -117,6 +121,10 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
     (
       [SHAPES, '--stage=predict', '--images=x', '--out=y'],
       'predict needs finetune, which is not finished',
+    ),
+    (
+      [SHAPES, '--stage=predict', '--images=x', f'--out={CONFIGS}'],
+      'which holds files that are no predictions',
     ),
     ([SHAPES, '--stage=finetun'], '--stage: found finetun, expected one of'),
     (

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
+from input_pipeline import loader
 from segcore import evaluate, inference, method, metrics, protocols, sharding
 from tests import fake_methods as fakes
 from tests import test_segcore_protocols
@@ -253,6 +254,31 @@ def test_ragged_sizes_in_one_evaluation(fields):
   iou = shared[: fakes.NUM_CLASSES] / either[: fakes.NUM_CLASSES]
   assert values['miou'] == pytest.approx(np.nanmean(iou), abs=1e-12)
   assert panel.dtype == np.uint8
+
+
+def test_worker_processes_are_for_training_only():
+  split = fakes.patches([(30, 30)] * 3)
+  mesh = sharding.make_mesh()
+  found = inference.LabelMaps(
+    Fake(lambda images: images), 3, protocols.Options(flip=True), 16
+  )
+  state = jax.device_put(STATE, sharding.replicated(mesh))
+  reading = loader.Reading(workers=1)
+  predictions = evaluate.Predictions(split, found, 8, mesh, reading=reading)
+  assert len(list(predictions(state))) == 3
+
+
+def test_two_metrics_may_not_share_a_name():
+  split = fakes.patches([(30, 30)])
+  mesh = sharding.make_mesh()
+  found = inference.LabelMaps(
+    Fake(lambda images: images), 3, protocols.Options(), 16
+  )
+  predictions = evaluate.Predictions(split, found, 8, mesh, keep=('label',))
+  matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
+  evaluator = evaluate.Evaluator(predictions, (matrix, matrix), 'label')
+  with pytest.raises(ValueError, match="two metrics give a value named 'miou'"):
+    evaluator(jax.device_put(STATE, sharding.replicated(mesh)))
 
 
 def test_919_classes_at_1000_by_1333_stay_under_2_gb():
