@@ -379,7 +379,9 @@ class Workers:
 
 
 def _last_line(log: pathlib.Path) -> str:
-  return (log.read_text().strip().splitlines() or ['starting'])[-1]
+  """What a process said last; progress bars write over their own line."""
+  text = re.sub(r'\x1b\[\w', '\n', log.read_text())
+  return (text.strip().splitlines() or ['starting'])[-1].strip()
 
 
 @dataclasses.dataclass
