@@ -218,7 +218,7 @@ def test_a_folder_opens_without_records(root, tmp_path):
   assert split.ids() == ['0001', '0002', '0003']
   assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
   assert split.has == ()
-  assert [problem.path.name for problem in skipped] == ['broken.jpg']
+  assert [problem.file.name for problem in skipped] == ['broken.jpg']
   image = records.decode_image(split.records[0]['image'])
   assert image.tolist() == [[[200, 90, 10]]] * 4
   message = message_of(
