@@ -53,12 +53,14 @@ class Watch:
 
   Attributes:
     trained: the method.
+    split: which the images are of; the tags begin with it.
     images: uint8 [N, H, W, 3].
     num_pictures: of them that are shown: clean, noisy, denoised.
-    mesh: the devices; each of them looks at all images, a few at a time.
+    mesh: the devices; each of them looks at all images, one at a time.
   """
 
   trained: Denoise
+  split: str
   images: np.ndarray
   num_pictures: int
   mesh: Mesh
@@ -73,7 +75,9 @@ class Watch:
       )
     ]
     panel = pictures.grid(rows, ('clean', 'noisy', 'denoised'))
-    return summary.Findings({'val/loss': float(loss)}, {'val/panels': panel})
+    return summary.Findings(
+      {f'{self.split}/loss': float(loss)}, {f'{self.split}/panels': panel}
+    )
 
   @functools.cached_property
   def _look(self):

@@ -298,7 +298,10 @@ class Runner:
       look(val.records[i], np.random.default_rng(i))['image']
       for i in range(min(_NUM_WATCHED, len(val)))
     ]
-    watch = denoise.Watch(trained, np.stack(watched), _NUM_PICTURES, self.mesh)
+    watch = denoise.Watch(
+      *(trained, block.val_split, np.stack(watched)),
+      *(_NUM_PICTURES, self.mesh),
+    )
     return self._train(place, block, trained, split, (), watch)
 
   def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:

@@ -99,6 +99,42 @@ def parse(argv: Sequence[str]) -> Command | None:
   Raises:
     UserError: a flag is unknown, or the config does not load.
   """
+  values = _flags(argv)
+  try:
+    rest = values(list(argv))[1:]
+  except Exception as error:  # Whatever a config file raises is its author's.
+    raise errors.UserError(_one_line(error)) from error
+  # Grain's worker processes ask for absl's own flags.
+  flags.FLAGS.mark_as_parsed()
+  if values.help:
+    print(values.main_module_help() or values.get_help())
+    return None
+  if rest:
+    raise errors.UserError(f'{rest[0]!r} is no flag: expected --name=value')
+  config = values.config
+  if config is None:
+    raise errors.UserError(
+      '--config is missing: expected a file such as configs/ddep_shapes.py'
+    )
+  if not isinstance(config, ml_collections.ConfigDict):
+    # It stands in for a file that could not be loaded: any use says why.
+    try:
+      config.program  # noqa: B018
+    except OSError as error:
+      raise errors.UserError(_one_line(error)) from error
+  workdir = values.workdir or default_workdir(
+    config_flags.get_config_filename(values['config'])
+  )
+  return Command(
+    config,
+    pathlib.Path(workdir).expanduser().absolute(),
+    tuple(values.stage),
+    _request(values),
+  )
+
+
+def _flags(argv: Sequence[str]) -> flags.FlagValues:
+  """The flags of a command line, not read yet."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config',
@@ -133,37 +169,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     'probs', False, 'Write the probability of each class.', flag_values=values
   )
   flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
-  try:
-    rest = values(list(argv))[1:]
-  except Exception as error:  # Whatever a config file raises is its author's.
-    raise errors.UserError(_one_line(error)) from error
-  # Grain's worker processes ask for absl's own flags.
-  flags.FLAGS.mark_as_parsed()
-  if values.help:
-    print(values.main_module_help() or values.get_help())
-    return None
-  if rest:
-    raise errors.UserError(f'{rest[0]!r} is no flag: expected --name=value')
-  config = values.config
-  if config is None:
-    raise errors.UserError(
-      '--config is missing: expected a file such as configs/ddep_shapes.py'
-    )
-  if not isinstance(config, ml_collections.ConfigDict):
-    # It stands in for a file that could not be loaded: any use says why.
-    try:
-      config.program  # noqa: B018
-    except OSError as error:
-      raise errors.UserError(_one_line(error)) from error
-  workdir = values.workdir or default_workdir(
-    config_flags.get_config_filename(values['config'])
-  )
-  return Command(
-    config,
-    pathlib.Path(workdir).expanduser().absolute(),
-    tuple(values.stage),
-    _request(values),
-  )
+  return values
 
 
 def _request(values: flags.FlagValues) -> predict.Request | None:
@@ -195,7 +201,7 @@ def program_of(config: ml_collections.ConfigDict) -> str:
   Raises:
     UserError: the config does not say.
   """
-  program = config.get('program', '')
+  program = config.program if 'program' in config else ''
   try:
     known = bool(program) and importlib.util.find_spec(program) is not None
   except ModuleNotFoundError:  # Of its package.

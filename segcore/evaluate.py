@@ -206,8 +206,10 @@ class Evaluator:
           raise ValueError(f'two metrics give a value named {name!r}')
         values[name] = value
     split = self.predictions.split
-    panel = pictures.panels(drawn, split.classes, split.palette)
-    return Evaluated(values, panel if drawn else None)
+    panel = None
+    if drawn:
+      panel = pictures.panels(drawn, split.classes, split.palette)
+    return Evaluated(values, panel)
 
 
 class Evaluated(NamedTuple):

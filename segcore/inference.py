@@ -159,15 +159,15 @@ class LabelMaps:
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
     """See `Predictor`; adds the maps of each view, by row of the batch."""
-    inputs: dict[str, Any] = {'images': on_canvas(images, group.canvas)}
+    inputs = {'images': on_canvas(images, group.canvas)}
     if self.protocol.is_plain:
-      return inputs
+      return {**inputs, 'views': [None]}
     height, width = group.canvas
     views = [
       None if image is None else self._views(image.shape[:2])
       for image in images
     ]
-    inputs['views'] = []
+    packed = []
     for i, (h, w) in enumerate(group.inputs):
       lengths = {
         'read_rows': h,
@@ -175,7 +175,7 @@ class LabelMaps:
         'write_rows': height,
         'write_columns': width,
       }
-      inputs['views'].append(
+      packed.append(
         {
           name: _packed(
             [v and getattr(v[i], name) for v in views],
@@ -185,7 +185,7 @@ class LabelMaps:
           for name, length in lengths.items()
         }
       )
-    return inputs
+    return {**inputs, 'views': packed}
 
   def __call__(
     self, state: method_lib.TrainState, inputs: Mapping[str, Any]
@@ -193,9 +193,6 @@ class LabelMaps:
     """See `Predictor`."""
     images = inputs['images']
     canvas = images.shape[1:3]
-    if self.protocol.is_plain:
-      found = [(self._scores(state, images), None)]
-      return self._decide(found, None, canvas)
     found, total = [], None
     size, limit = 0, canvas[0] * canvas[1] * self.num_classes
     for view in inputs['views']:
@@ -210,12 +207,11 @@ class LabelMaps:
 
   @functools.cached_property
   def _scores(self):
-    def scores(state, images):
-      if images.dtype == jnp.uint8:
-        images = batch_lib.to_symmetric(images)
-      return self.method.predict(state, images).astype(jnp.float32)
-
-    return jax.jit(scores)
+    return jax.jit(
+      lambda state, images: self.method.predict(state, images).astype(
+        jnp.float32
+      )
+    )
 
   @functools.cached_property
   def _add(self):
@@ -341,9 +337,11 @@ def _dense(packed: Packed, width: int) -> Array:
 
 @jax.jit
 def _look(images, view):
-  """What the network is shown, in [-1, 1]."""
+  """What the network is shown, in [-1, 1]; the canvas itself without a view."""
   exact = jax.lax.Precision.HIGHEST
   symmetric = batch_lib.to_symmetric(images)
+  if view is None:
+    return symmetric
   height, width = images.shape[1:3]
   rows = _dense(view['read_rows'], height)
   columns = _dense(view['read_columns'], width)

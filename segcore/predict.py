@@ -105,7 +105,7 @@ def run(model: Model, request: Request) -> None:
     reading=model.reading,
   )
   with _writing(request.out):
-    _write_classes(request.out, model)
+    _write_classes(request.out, model.classes, model.palette)
   bar = tqdm.tqdm(
     predictions(model.state),
     total=predictions.local_count(),
@@ -169,14 +169,16 @@ def _write_probs(path: pathlib.Path, probs: Float[np.ndarray, 'H W C']) -> None:
   np.savez_compressed(path, probs=probs.astype(np.float16))
 
 
-def _write_classes(out: pathlib.Path, model: Model) -> None:
+def _write_classes(
+  out: pathlib.Path,
+  classes: Sequence[str],
+  palette: Sequence[tuple[int, int, int]],
+) -> None:
   """The class list, in the form in which a folder of masks takes it."""
   out.mkdir(parents=True, exist_ok=True)
   lines = [
     '{} #{:02x}{:02x}{:02x}'.format(name, *colour)
-    for name, colour in zip(model.classes, model.palette, strict=True)
+    for name, colour in zip(classes, palette, strict=True)
   ]
   (out / 'classes.txt').write_text('\n'.join(lines) + '\n')
-  stage.write_json(
-    out / _MARK, {'classes': model.classes, 'palette': model.palette}
-  )
+  stage.write_json(out / _MARK, {'classes': classes, 'palette': palette})

@@ -11,6 +11,7 @@ with the first seed on the split of `--select`, then kept for the other seeds.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -224,6 +225,11 @@ class Plan:
   program: str
   digests: Mapping[str, str]
 
+  @property
+  def keys(self) -> dict[str, str]:
+    """Name of each stage's folder, should it be shared."""
+    return {name: f'{name}-{d[:8]}' for name, d in self.digests.items()}
+
 
 def plan(study: Study, cell: Cell) -> Plan:
   """Builds the cell's stages; opens no data.
@@ -414,17 +420,12 @@ class Runner:
 
   def _jobs(self, plans: Sequence[Plan], todo: Sequence[Plan]) -> list[Job]:
     """Shared stages first, each once; then the cells."""
-    counts: dict[str, int] = {}
-    for p in plans:
-      for name, digest in p.digests.items():
-        shared = f'{name}-{digest[:8]}'
-        counts[shared] = counts.get(shared, 0) + 1
+    counts = collections.Counter(k for p in plans for k in p.keys.values())
     of_cell = {
       p.cell.name: [
         (name, key)
-        for name, digest in p.digests.items()
-        if counts[key := f'{name}-{digest[:8]}'] > 1
-        or self._shared(key).exists()
+        for name, key in p.keys.items()
+        if counts[key] > 1 or self._shared(key).exists()
       ]
       for p in plans
     }
@@ -434,10 +435,8 @@ class Runner:
     jobs: dict[str, Job] = {}
     cells = []
     for p in todo:
-      folder, shared = (
-        self.workdir / 'cells' / p.cell.name,
-        of_cell[p.cell.name],
-      )
+      folder = self.workdir / 'cells' / p.cell.name
+      shared = of_cell[p.cell.name]
       for i, (name, key) in enumerate(shared):
         if key not in jobs:
           # In a folder of its own, where only links to shared stages are.
@@ -585,7 +584,7 @@ def run(
   """Runs what is missing, decides the sweep, writes the report.
 
   Raises:
-    UserError: a config is wrong, or the sweep decided nothing.
+    UserError: a config is wrong, or the results lack what is asked for.
     Preempted: asked to stop.
   """
   runner = Runner(study, workdir, workers)

@@ -26,6 +26,7 @@ def get_config(argument=None):
     lr=1.0,
     breaks='',  # the init whose evaluation fails
     wait='',  # file for which evaluations of 100 labels wait
+    silent=False,  # leave no results
     log='',
   )
   return ml_collections.ConfigDict(
@@ -78,6 +79,8 @@ def build_stages(config):
       split: {'metrics': {'miou': value + more}}
       for split, more in (('val', 0.0), ('test', 0.01), ('train', 0.3))
     }
+    if config.silent:
+      return [place.directory / 'metrics.jsonl']
     path = place.directory / 'results.json'
     stage.write_json(path, {'splits': splits})
     return [path]

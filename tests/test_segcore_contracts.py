@@ -597,7 +597,7 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
     height, width = label.shape
     padding = ((0, -height % fakes.STRIDE), (0, -width % fakes.STRIDE), (0, 0))
     padded = np.pad(image, padding, mode='symmetric')
-    maps = predictor(state, {'images': padded[None]})
+    maps = predictor(state, {'images': padded[None], 'views': [None]})
     found = np.asarray(maps)[0, :height, :width]
     for c in range(fakes.NUM_CLASSES):
       truth, guess = label == c, (found == c) & (label >= 0)

@@ -251,6 +251,7 @@ def test_ragged_sizes_in_one_evaluation(fields):
       either[c] += np.sum(truth | guess)
   assert sorted(seen) == sorted(i.encode() for i in split.ids())
   values, panel = evaluator(state)
+  assert dataclasses.replace(evaluator, num_pictures=0)(state).panel is None
   iou = shared[: fakes.NUM_CLASSES] / either[: fakes.NUM_CLASSES]
   assert values['miou'] == pytest.approx(np.nanmean(iou), abs=1e-12)
   assert panel.dtype == np.uint8

@@ -76,10 +76,6 @@ def test_a_legend_of_many_classes_stays_legible():
   assert found.shape[0] > 100
 
 
-def test_no_panel_of_nothing():
-  assert pictures.panels([], (), ()).size <= 3
-
-
 def test_positions_are_spread():
   assert pictures.spread(3, 8) == {0, 1, 2}
   assert pictures.spread(100, 3) == {0, 49, 99}

@@ -185,6 +185,23 @@ def test_a_metric_that_is_not_there_stops_the_study(tmp_path, capsys):
   assert runs_of(workdir)['evaluate ddep'] == 0
 
 
+def test_an_experiment_without_results_stops_the_study(tmp_path, capsys):
+  workdir = tmp_path / 'work'
+  arguments = command(workdir, '--vary=labels=50', options='silent')
+  assert study.main(arguments) == 2
+  err = capsys.readouterr().err
+  assert 'the last stage, evaluate, leaves no ' in err
+  assert err.count('\n') == 1
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  workdir = tmp_path / 'file' / 'work'
+  assert study.main(command(workdir, '--vary=labels=50')) == 2
+  err = capsys.readouterr().err
+  assert err.startswith(f'error: cannot write to {workdir} (Not a directory)')
+
+
 def test_sigterm_stops_the_runs_and_the_next_call_goes_on(tmp_path, capsys):
   workdir, go = tmp_path / 'work', tmp_path / 'go'
   vary = ('--vary=init=none', '--vary=labels=50,100,200')
@@ -240,6 +257,7 @@ def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
     ((*AXES, '--sed=3'), "'--sed=3' is no flag"),
     (('--vary=labels=many,few',), 'labels=many: expected int'),
     (('--vary=color=red',), "'color' is unknown"),
+    ((*AXES, '--config.program=nope.main'), "found 'nope.main', expected a"),
   ],
 )
 def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys):

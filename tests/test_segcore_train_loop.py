@@ -139,6 +139,13 @@ def test_tensorboard_has_each_point_once_after_a_restart(tmp_path, monkeypatch):
   events.Reload()
   steps = [point.step for point in events.Scalars('train/loss')]
   assert steps == list(range(1, 12))
+  # The table of parameters, once, as text.
+  (text,) = events.Tensors('parameters')
+  (shown,) = text.tensor_proto.string_val
+  lines = [line.split('|') for line in shown.decode().splitlines()]
+  names = [line[1].strip() for line in lines if len(line) > 1]
+  assert names == ['Name', 'sum']
+  assert text.step == 0
 
 
 def test_ids_are_recorded_for_the_steps_that_ran(tmp_path):
