@@ -320,8 +320,7 @@ class Runner:
         trained,
         self._labelled_or(name),
         block.recipe.batch_size,
-        # What is followed is a whole image, whatever is reported in the end.
-        protocols.Options(canvas=self.experiment.evaluate.protocol.canvas),
+        self.experiment.evaluate.protocol.single(),
       )
       for name in (block.val_split, *block.follow)
     }

@@ -210,6 +210,17 @@ class Options:
       raise ValueError(f'canvas: found {self.canvas}, expected >= 0')
     self.build(1)
 
+  def single(self) -> 'Options':
+    """One view of the whole image: what is followed while training.
+
+    Of several scales it is the one nearest to 1.
+    """
+    return Options(
+      scales=(min(self.scales, key=lambda scale: abs(math.log(scale))),),
+      antialias=self.antialias,
+      canvas=self.canvas,
+    )
+
   @property
   def is_plain(self) -> bool:
     """Whether it is a single view of the whole image."""

@@ -186,3 +186,20 @@ def test_what_changes_the_numbers_is_said():
   assert 'antialiased' in shrunk.describe()
   assert 'multiples of 64' in protocols.Options(canvas=64).describe()
   assert 'multiples' not in protocols.Options(canvas=64, flip=True).describe()
+
+
+def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
+  followed = protocols.Options(
+    tiles='windows',
+    window=(8, 8),
+    stride=(4, 4),
+    scales=(0.5, 0.75, 1.25, 1.5),
+    flip=True,
+    average='probs',
+    antialias=True,
+    canvas=64,
+  ).single()
+  assert followed == protocols.Options(
+    scales=(1.25,), antialias=True, canvas=64
+  )
+  assert followed.is_plain == protocols.Options(scales=(1.25,)).is_plain
