@@ -27,6 +27,7 @@ REQUIRED = [
   'opencv-python-headless>=4.12',
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8,<0.13',
+  'pycocotools>=2.0.8',
   'pillow>=11',
   'safetensors>=0.8',
   'scipy>=1.15',

@@ -1,7 +1,8 @@
-"""The audit of a user's files before anything is prepared from them.
+"""The audit of files before and while records are made of them.
 
   listing = audit.list_examples(images, masks)
-  found = audit.run({'train': listing.examples}, classes, read_mask)
+  read = functools.partial(audit.read_example, read_mask=read_mask)
+  found = audit.run({'train': listing.examples}, classes, read)
   print(found.report())
 
 Every image and every mask is decoded once, in threads; what is found is either
@@ -12,16 +13,18 @@ import collections
 import concurrent.futures
 import dataclasses
 import io
+import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import PIL.Image
 import tqdm
 
-from input_pipeline import errors
+from input_pipeline import archives, errors
 from input_pipeline.builders import records
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -31,25 +34,25 @@ SKIP_REMEDY = "mend or remove them, or set on_bad_example='skip'"
 
 _ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 turn the image by 90 degrees.
 
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """An image and, where there are any, its mask; not opened yet."""
+  """An image and what belongs to it; not opened yet.
+
+  Attributes:
+    id: its official name.
+    image: a file, or a member of an archive.
+    mask: likewise; None without.
+    tags: class ids of the whole image; None are those in the mask.
+  """
 
   id: str
-  image: pathlib.Path
-  mask: pathlib.Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """A file which cannot be used, and why."""
-
-  file: pathlib.Path
-  reason: str
-
-  def __str__(self):
-    return _line(f'{self.file}: {self.reason}')
+  image: archives.File
+  mask: archives.File | None = None
+  tags: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Listing:
   """
 
   examples: tuple[Example, ...]
-  problems: tuple[Problem, ...] = ()
+  problems: tuple[errors.BadFile, ...] = ()
   warnings: tuple[str, ...] = ()
 
 
@@ -83,23 +86,64 @@ class Counts:
   images: tuple[int, ...] = ()
   ignored: int = 0
 
+  @classmethod
+  def of_json(cls, found: Mapping[str, Any]) -> 'Counts':
+    """Undoes `dataclasses.asdict`, after a way through JSON."""
+    lists = {name: tuple(found[name]) for name in ('pixels', 'images')}
+    return cls(**{**found, **lists})
+
+
+class Tally:
+  """Adds up the counts of a split."""
+
+  def __init__(self, num_classes: int):
+    self._num_images = 0
+    self._pixels = np.zeros(num_classes + 1, np.int64)  # The last: ignored.
+    self._images = np.zeros(num_classes, np.int64)
+
+  def add(self, sample: records.Sample) -> None:
+    """Counts a sample."""
+    self._num_images += 1
+    num_classes = len(self._images)
+    present = np.zeros(num_classes, bool)
+    if sample.label is not None:
+      ids = np.where(sample.label < 0, num_classes, sample.label)
+      pixels = np.bincount(ids.ravel(), minlength=num_classes + 1)
+      self._pixels += pixels
+      present |= pixels[:num_classes] > 0
+    present[list(sample.tags)] = True
+    self._images += present
+
+  def merge(self, counts: Counts) -> None:
+    """Adds what was counted elsewhere."""
+    self._num_images += counts.num_images
+    self._pixels += np.array((*counts.pixels, counts.ignored), np.int64)
+    self._images += np.array(counts.images, np.int64)
+
+  def counts(self) -> Counts:
+    """What was counted so far."""
+    return Counts(
+      num_images=self._num_images,
+      pixels=tuple(self._pixels[:-1].tolist()),
+      images=tuple(self._images.tolist()),
+      ignored=int(self._pixels[-1]),
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
   """What the audit settled.
 
   Attributes:
-    examples: the usable examples of each split.
-    counts: what occurs in them.
+    counts: what occurs in the usable examples of each split.
     classes: names of the class ids; empty without masks.
     skipped: what was left out; empty unless that was asked for.
     warnings: what is odd and does no harm, a line each.
   """
 
-  examples: Mapping[str, tuple[Example, ...]]
   counts: Mapping[str, Counts]
   classes: tuple[str, ...] = ()
-  skipped: tuple[Problem, ...] = ()
+  skipped: tuple[errors.BadFile, ...] = ()
   warnings: tuple[str, ...] = ()
 
   def report(self) -> str:
@@ -117,6 +161,11 @@ class Audit:
       lines += [f'  {problem}' for problem in self.skipped]
     return '\n'.join(lines)
 
+  def write(self, path: pathlib.Path) -> None:
+    """Writes the counts as JSON."""
+    found = {name: dataclasses.asdict(c) for name, c in self.counts.items()}
+    path.write_text(json.dumps(found))
+
   def _table(self) -> Iterator[str]:
     """Pixels, their share and images of each class, split by split."""
     names = [*self.classes, '(ignored)']
@@ -133,6 +182,12 @@ class Audit:
         share = pixels[i] / max(sum(pixels), 1)
         row += f'  {pixels[i]:>15,} {share:>7.2%} {images:>9}'
       yield row.rstrip()
+
+
+def read_counts(path: pathlib.Path) -> Mapping[str, Counts]:
+  """What `Audit.write` has written."""
+  found = json.loads(path.read_text())
+  return {split: Counts.of_json(counts) for split, counts in found.items()}
 
 
 def list_examples(
@@ -154,7 +209,9 @@ def list_examples(
   found = _find(images, IMAGE_SUFFIXES)
   if not found:
     raise errors.UserError(
-      _line(f'{images}: found no image, expected *.jpg, *.jpeg or *.png')
+      errors.one_line(
+        f'{images}: found no image, expected *.jpg, *.jpeg or *.png'
+      )
     )
   masks_found = {} if masks is None else _find(masks, MASK_SUFFIXES)
   examples, problems = [], []
@@ -163,18 +220,20 @@ def list_examples(
       # Which of them the mask, or the id, belongs to is not ours to guess.
       problems += _same_id(stem, files)
     elif not _is_utf8(stem):
-      problems.append(Problem(files[0], 'its name is not UTF-8: rename it'))
+      problems.append(
+        errors.BadFile(files[0], 'its name is not UTF-8: rename it')
+      )
     elif masks is None:
       examples.append(Example(prefix + stem, files[0]))
     elif stem not in masks_found:
       reason = f'has no mask {masks / stem}.png'
-      problems.append(Problem(files[0], reason))
+      problems.append(errors.BadFile(files[0], reason))
     elif len(masks_found[stem]) > 1:
       problems += _same_id(stem, masks_found[stem])
     else:
       examples.append(Example(prefix + stem, files[0], masks_found[stem][0]))
   warnings = tuple(
-    _line(f'{files[0]}: a mask without an image')
+    errors.one_line(f'{files[0]}: a mask without an image')
     for stem, files in sorted(masks_found.items())
     if stem not in found
   )
@@ -182,22 +241,21 @@ def list_examples(
 
 
 def run(
-  examples: Mapping[str, Sequence[Example]],
-  classes: Sequence[str] = (),
-  read_mask: Callable[[pathlib.Path], np.ndarray] | None = None,
+  sources: Mapping[str, Sequence[Item]],
+  classes: Sequence[str],
+  read: Callable[[Item], records.Sample],
   *,
-  problems: Sequence[Problem] = (),
+  problems: Sequence[errors.BadFile] = (),
   warnings: Sequence[str] = (),
   on_bad_example: str = 'error',
   remedy: str = SKIP_REMEDY,
 ) -> Audit:
-  """Decodes all examples and counts the pixels of each class.
+  """Reads all sources and counts the pixels of each class.
 
   Args:
-    examples: of each split.
+    sources: of each split.
     classes: name of each class id.
-    read_mask: from a file to class ids [H, W], negative where ignored; raises
-      a UserError that says what is wrong with it, without the file's name.
+    read: what is in a source; raises BadFile.
     problems: files found to be bad already.
     warnings: to be reported, too.
     on_bad_example: 'error' refuses all for one bad file, 'skip' leaves it out.
@@ -207,50 +265,190 @@ def run(
     UserError: a file is bad and `on_bad_example` is 'error', or no example of
       a split is left.
   """
+  counts, bad = count(sources, read, len(classes))
+  return settle(
+    counts,
+    [*problems, *bad],
+    classes,
+    warnings=warnings,
+    on_bad_example=on_bad_example,
+    remedy=remedy,
+  )
+
+
+def count(
+  sources: Mapping[str, Sequence[Item]],
+  read: Callable[[Item], records.Sample],
+  num_classes: int,
+  see: Callable[[str, records.Sample], None] = lambda split, sample: None,
+) -> tuple[Mapping[str, Counts], Sequence[errors.BadFile]]:
+  """What occurs in the sources, and which of them are bad.
+
+  Args:
+    sources: as for `run`.
+    read: as for `run`.
+    num_classes: of the labels.
+    see: is shown the usable samples of each split, in order.
+  """
+  counts, bad = {}, []
+  for split, listed in sources.items():
+    tally = Tally(num_classes)
+    results = in_threads(catching(read), listed)
+    for found in progress(results, f'checking {split}', len(listed)):
+      if isinstance(found, errors.BadFile):
+        bad.append(found)
+      else:
+        tally.add(found)
+        see(split, found)
+    counts[split] = tally.counts()
+  return counts, bad
+
+
+def settle(
+  counts: Mapping[str, Counts],
+  bad: Sequence[errors.BadFile],
+  classes: Sequence[str],
+  *,
+  warnings: Sequence[str] = (),
+  on_bad_example: str = 'error',
+  remedy: str = SKIP_REMEDY,
+) -> Audit:
+  """Judges what was found; arguments and errors are those of `run`."""
   if on_bad_example not in ON_BAD_EXAMPLE:
     raise errors.UserError(
       f'on_bad_example is {on_bad_example!r}: expected one of {ON_BAD_EXAMPLE}'
     )
-  bad = list(problems)
-  good, counts = {}, {}
-  for split, listed in examples.items():
-    kept = []
-    pixels = np.zeros(len(classes) + 1, np.int64)  # The last: ignored.
-    images = np.zeros_like(pixels)
-    checks = _check_all(split, listed, len(classes), read_mask)
-    for example, found in zip(listed, checks, strict=True):
-      if isinstance(found, Problem):
-        bad.append(found)
-      else:
-        kept.append(example)
-        pixels += found
-        images += found > 0
-    good[split] = tuple(kept)
-    counts[split] = Counts(
-      num_images=len(kept),
-      pixels=tuple(pixels[:-1].tolist()),
-      images=tuple(images[:-1].tolist()),
-      ignored=int(pixels[-1]),
-    )
-  bad.sort(key=lambda problem: str(problem.file))
+  bad = sorted(bad, key=lambda problem: str(problem.file))
   if bad and on_bad_example == 'error':
     raise errors.UserError(_summary(bad, remedy))
-  for split, kept in good.items():
-    if not kept:
+  for split, found in counts.items():
+    if not found.num_images:
       why = f'; {_summary(bad, "mend them")}' if bad else ''
       raise errors.UserError(f'no image of split {split!r} is usable{why}')
+  labelled = any(sum(found.pixels) for found in counts.values())
   absent = [
-    f'class {name!r} occurs in no mask'
+    f'class {name!r} occurs in no {"mask" if labelled else "image"}'
     for i, name in enumerate(classes)
-    if not any(split.pixels[i] for split in counts.values())
+    if not any(found.images[i] for found in counts.values())
   ]
   return Audit(
-    examples=good,
     counts=counts,
     classes=tuple(classes),
     skipped=tuple(bad),
     warnings=(*warnings, *absent),
   )
+
+
+def progress(
+  results: Iterable[Result], what: str, total: int
+) -> Iterable[Result]:
+  """The same, with a bar on a terminal."""
+  # `None` is silent where there is no terminal.
+  return tqdm.tqdm(results, desc=what, total=total, unit='image', disable=None)
+
+
+def catching(
+  read: Callable[[Item], Result],
+) -> Callable[[Item], Result | errors.BadFile]:
+  """The same function; what it raises of a bad file, it returns."""
+
+  def caught(item: Item) -> Result | errors.BadFile:
+    try:
+      return read(item)
+    except errors.BadFile as error:
+      return error
+
+  return caught
+
+
+def in_threads(
+  function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+  """The results in order, worked out in threads a little ahead."""
+  threads = os.cpu_count() or 1
+  waiting = collections.deque()
+  # PIL and OpenCV let other threads run while they decode.
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    try:
+      for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > 4 * threads:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    finally:
+      for future in waiting:
+        future.cancel()
+
+
+def read_example(
+  example: Example,
+  read_mask: Callable[[Any], np.ndarray] | None = None,
+) -> records.Sample:
+  """The content of an example.
+
+  Args:
+    example: where it is.
+    read_mask: from a file to class ids [H, W], negative where ignored; raises
+      a UserError that says what is wrong with it, without the file's name.
+
+  Raises:
+    BadFile: image or mask cannot be used, or their sizes differ.
+  """
+  image, pixels = _open(example.image, _read_image)
+  label = None
+  if read_mask is not None and example.mask is not None:
+    label = _open(example.mask, read_mask)
+    if label.shape != pixels.shape[:2]:
+      raise errors.BadFile(
+        example.mask, _size_mismatch(label.shape, pixels.shape[:2], image)
+      )
+  tags = example.tags
+  if tags is None:
+    tags = () if label is None else np.unique(label[label >= 0]).tolist()
+  return records.Sample(example.id, image, pixels, label, tags)
+
+
+def _open(file: archives.File, read: Callable[[Any], Result]) -> Result:
+  """Reads a file; whatever is wrong with it is said with its name."""
+  try:
+    return read(file)
+  except errors.UserError as error:
+    raise errors.BadFile(file, str(error)) from error
+  except OSError as error:
+    reason = f'cannot be read: {error.strerror or error}'
+    raise errors.BadFile(file, reason) from error
+
+
+def _read_image(file: archives.File) -> tuple[bytes, np.ndarray]:
+  """Bytes and pixels of an image that can be decoded to its end."""
+  data = file.read_bytes()
+  load(data, ('JPEG', 'PNG'))
+  try:
+    return data, records.decode_image(data)  # As training does.
+  except (errors.UserError, cv2.error):
+    raise errors.UserError('cannot be decoded by OpenCV') from None
+
+
+def _size_mismatch(
+  found: tuple[int, ...], expected: tuple[int, ...], image: bytes
+) -> str:
+  reason = (
+    f'the mask is {found[1]}x{found[0]} pixels, its image '
+    f'{expected[1]}x{expected[0]}'
+  )
+  if found == expected[::-1] and _is_turned(image):
+    reason += ' before the turn in its EXIF tag, which is not followed'
+  return reason
+
+
+def _is_turned(image: bytes) -> bool:
+  """Whether the image has an EXIF tag that swaps height and width."""
+  try:
+    with PIL.Image.open(io.BytesIO(image)) as opened:
+      return opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+  except Exception:  # Nobody promised that EXIF data is whole.
+    return False
 
 
 def load(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
@@ -272,7 +470,9 @@ def load(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
       f'is no {kind} file, or its head is damaged'
     ) from None
   except Exception as error:  # Damaged files make PIL raise anything.
-    raise errors.UserError(_line(f'cannot be decoded: {error}')) from error
+    raise errors.UserError(
+      errors.one_line(f'cannot be decoded: {error}')
+    ) from error
   # In a download that was padded with zeros PIL finds nothing missing. The end
   # marker cannot stand in compressed data, but does in thumbnails before them.
   if image.format != 'PNG' and data.rfind(b'\xff\xd9') < data.rfind(
@@ -280,12 +480,6 @@ def load(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
   ):
     raise errors.UserError('cannot be decoded: the JPEG has no end, cut off?')
   return image
-
-
-def _line(text: str) -> str:
-  """The text on one line, in characters that every terminal can print."""
-  printable = text.encode('utf-8', 'backslashreplace').decode('utf-8')
-  return ' '.join(printable.split())
 
 
 def _is_utf8(text: str) -> bool:
@@ -298,7 +492,9 @@ def _find(
 ) -> dict[str, list[pathlib.Path]]:
   """Files with one of these suffixes, below their name without it."""
   if not folder.is_dir():
-    raise errors.UserError(_line(f'{folder}: there is no such folder'))
+    raise errors.UserError(
+      errors.one_line(f'{folder}: there is no such folder')
+    )
   found = collections.defaultdict(list)
   for where, folders, names in os.walk(folder, followlinks=True):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
@@ -310,82 +506,15 @@ def _find(
   return dict(found)
 
 
-def _same_id(stem: str, files: Sequence[pathlib.Path]) -> list[Problem]:
+def _same_id(stem: str, files: Sequence[pathlib.Path]) -> list[errors.BadFile]:
   """A problem for each of several files of one id."""
   names = ' and '.join(file.name for file in files)
-  return [Problem(file, f'{names} have the same id {stem!r}') for file in files]
+  return [
+    errors.BadFile(file, f'{names} have the same id {stem!r}') for file in files
+  ]
 
 
-def _summary(bad: Sequence[Problem], remedy: str) -> str:
+def _summary(bad: Sequence[errors.BadFile], remedy: str) -> str:
   """The first problem, how many there are, and what to do."""
   count = f' (the first of {len(bad):,} bad files)' if len(bad) > 1 else ''
   return f'{bad[0]}{count}; {remedy}'
-
-
-def _check_all(
-  split: str,
-  examples: Sequence[Example],
-  num_classes: int,
-  read_mask: Callable[[pathlib.Path], np.ndarray] | None,
-) -> Iterator[np.ndarray | Problem]:
-  """Checks examples in threads, with a progress bar on a terminal."""
-
-  def check(example: Example) -> np.ndarray | Problem:
-    return _check(example, num_classes, read_mask)
-
-  # PIL and OpenCV let other threads run while they decode.
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    yield from tqdm.tqdm(
-      pool.map(check, examples),
-      desc=f'checking {split}',
-      total=len(examples),
-      unit='image',
-      disable=None,  # Silent where there is no terminal.
-    )
-
-
-def _check(
-  example: Example,
-  num_classes: int,
-  read_mask: Callable[[pathlib.Path], np.ndarray] | None,
-) -> np.ndarray | Problem:
-  """Pixels of each class, then the ignored ones, [C+1]; or what is wrong."""
-  file = example.image
-  try:
-    size = _check_image(file)
-    if read_mask is None or example.mask is None:
-      return np.zeros(num_classes + 1, np.int64)
-    file = example.mask
-    label = read_mask(file)
-  except errors.UserError as error:
-    return Problem(file, str(error))
-  except OSError as error:
-    return Problem(file, f'cannot be read: {error.strerror or error}')
-  if label.shape != size:
-    found, expected = (f'{w}x{h}' for h, w in (label.shape, size))
-    reason = f'the mask is {found} pixels, its image {expected}'
-    if label.shape == size[::-1] and _is_turned(example.image):
-      reason += ' before the turn in its EXIF tag, which is not followed'
-    return Problem(file, reason)
-  ids = np.where(label < 0, num_classes, label)
-  return np.bincount(ids.ravel(), minlength=num_classes + 1)
-
-
-def _check_image(path: pathlib.Path) -> tuple[int, int]:
-  """Height and width of an image that can be decoded to its end."""
-  data = path.read_bytes()
-  load(data, ('JPEG', 'PNG'))
-  try:
-    height, width, _ = records.decode_image(data).shape  # As training does.
-  except (errors.UserError, cv2.error):
-    raise errors.UserError('cannot be decoded by OpenCV') from None
-  return height, width
-
-
-def _is_turned(path: pathlib.Path) -> bool:
-  """Whether the image has an EXIF tag that swaps height and width."""
-  try:
-    with PIL.Image.open(path) as image:
-      return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-  except Exception:  # Nobody promised that EXIF data is whole.
-    return False

@@ -7,24 +7,22 @@
 A data set that is not prepared yet is prepared when it is opened.
 """
 
+import contextlib
 import dataclasses
-import functools
 import importlib
-import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import PIL.Image
 import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 
-from input_pipeline import audit, errors
-from input_pipeline.builders import records
+from input_pipeline import audit, errors, fingerprints, writing
+from input_pipeline.builders import base, records
 
 # Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
 # `source` says where they are.
@@ -35,6 +33,14 @@ SOURCE_VARIABLE = 'SEG_DATA_DIR'
 _BUILDERS = {
   'shapes': ('shapes', 'Shapes'),
   'camvid': ('camvid', 'Camvid'),
+  'voc2012': ('voc2012', 'Voc2012'),
+  'pascal_context': ('pascal_context', 'PascalContext'),
+  'ade20k': ('ade20k', 'Ade20k'),
+  'cityscapes': ('cityscapes', 'Cityscapes'),
+  'gta5': ('gta5', 'Gta5'),
+  'synthia': ('synthia', 'Synthia'),
+  'imagenet': ('imagenet', 'Imagenet'),
+  'imagenet_s': ('imagenet_s', 'ImagenetS'),
   'image_folder': ('folders', 'ImageFolder'),
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
@@ -45,7 +51,7 @@ class Options:
   """A data set, and where its own files are.
 
   Attributes:
-    name: 'shapes/CONFIG', 'camvid', 'image_folder' or 'image_mask_folder'.
+    name: as in the README's table: 'camvid', 'imagenet_s/50', 'image_folder'.
     source: folder of the files it is made from; '' looks in $SEG_DATA_DIR.
     images: folders only: where the images are in the source.
     masks: image_mask_folder only: where the masks are.
@@ -69,8 +75,8 @@ class Options:
   on_bad_example: str = 'error'
 
   def __post_init__(self):
-    base, slash, _ = self.name.partition('/')
-    if base not in _BUILDERS or (slash and base != 'shapes'):
+    name, slash, config = self.name.partition('/')
+    if name not in _BUILDERS or (slash and not config):
       raise errors.UserError(
         f'there is no data set {self.name!r}: expected one of '
         f'{", ".join(_BUILDERS)}'
@@ -106,6 +112,7 @@ class Split:
     palette: RGB colour of each class id.
     has: kinds of label its records have: 'label', 'tags'.
     records: by index; encoded, see builders/records.py.
+    index: what is known of the images without reading them.
   """
 
   name: str
@@ -114,6 +121,7 @@ class Split:
   palette: tuple[tuple[int, int, int], ...]
   has: tuple[str, ...]
   records: Sequence[records.Record]
+  index: fingerprints.Index
 
   def __len__(self) -> int:
     return len(self.records)
@@ -124,12 +132,15 @@ class Split:
       return self
     name = f'{self.name} ({len(indices)} of {len(self)} images)'
     return dataclasses.replace(
-      self, name=name, records=_Selected(self.records, indices)
+      self,
+      name=name,
+      records=_Selected(self.records, indices),
+      index=self.index.select(indices),
     )
 
   def ids(self) -> list[str]:
     """The official name of each image."""
-    return [self.records[i]['id'].decode() for i in range(len(self))]
+    return self.index.names()
 
   def require(self, kind: str, purpose: str) -> None:
     """Raises UserError unless its records have this kind of label."""
@@ -140,17 +151,8 @@ class Split:
       )
 
   def sizes(self) -> list[tuple[int, int]]:
-    """(height, width) of each image, from the files' headers."""
-    return self._sizes
-
-  @functools.cached_property
-  def _sizes(self) -> list[tuple[int, int]]:
-    sizes = []
-    for i in range(len(self)):
-      record = self.records[i]
-      with PIL.Image.open(io.BytesIO(record['image'])) as image:
-        sizes.append((image.height, image.width))
-    return sizes
+    """(height, width) of each image."""
+    return [(height, width) for height, width in self.index.sizes.tolist()]
 
 
 def default_data_dir() -> str:
@@ -162,31 +164,35 @@ def default_data_dir() -> str:
   )
 
 
-def builder(options: Options, data_dir: str = '') -> records.Builder:
+def builder(options: Options, data_dir: str = '') -> base.Builder:
   """The TFDS builder of a data set, prepared or not.
 
   Raises:
     UserError: there is no such configuration, or its files are not found.
   """
-  base, _, config = options.name.partition('/')
-  module_name, class_name = _BUILDERS[base]
+  name, _, config = options.name.partition('/')
+  module_name, class_name = _BUILDERS[name]
   module = importlib.import_module(f'input_pipeline.builders.{module_name}')
   cls = getattr(module, class_name)
   kwargs = {'data_dir': data_dir or default_data_dir()}
-  if base == 'shapes':
-    if config not in cls.builder_configs:
-      raise errors.UserError(
-        f'there is no data set {options.name!r}: expected shapes/ with one of '
-        f'{", ".join(cls.builder_configs)}'
-      )
-    return cls(config=config, **kwargs)
-  source = options.source or _source_of(base)
-  if base == 'camvid':
-    return cls(source=source, **kwargs)
-  return cls(_folder_options(module, options, source), **kwargs)
+  config = config or cls.DEFAULT_BUILDER_CONFIG_NAME or ''
+  if config not in (cls.builder_configs or ('',)):
+    expected = f'{name}/ with one of {", ".join(cls.builder_configs)}'
+    raise errors.UserError(
+      f'there is no data set {options.name!r}: expected '
+      f'{expected if cls.builder_configs else name}'
+    )
+  if config:
+    kwargs['config'] = config
+  if name == 'shapes':
+    return cls(**kwargs)
+  source = options.source or _source_of(name)
+  if name in ('image_folder', 'image_mask_folder'):
+    return cls(_folder_options(module, options, source), **kwargs)
+  return cls(source=source, **kwargs)
 
 
-def prepare(options: Options, data_dir: str = '') -> records.Builder:
+def prepare(options: Options, data_dir: str = '') -> base.Builder:
   """The builder of a data set, with its records on disk.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
@@ -218,31 +224,36 @@ def _is_host_0() -> bool:
 
 
 def _prepare_on_host_0(
-  made: records.Builder, options: Options
+  made: base.Builder, options: Options
 ) -> errors.UserError | None:
   """Prepares what is not prepared; returns what went wrong."""
-  report = pathlib.Path(made.data_dir) / 'audit.txt'
+  report = pathlib.Path(made.data_dir) / base.REPORT
   try:
-    if not made.is_prepared():
-      found = made.audit()
-      if found is not None:
-        print(found.report(), flush=True)
-      made.download_and_prepare()
-      if found is not None:
-        report.write_text(found.report() + '\n')
-    elif options.on_bad_example == 'skip' and report.exists():
-      # What is left out is said at the start of every run.
+    known = made.is_prepared()
+    if not known:
+      with telling_of_disks(made):
+        made.download_and_prepare()
+    # What is left out is said at the start of every run.
+    if report.exists() and (not known or made.on_bad_example == 'skip'):
       print(report.read_text(), end='', flush=True)
   except errors.UserError as error:
-    return error
-  except OSError as error:
     if builder(options, str(made.data_dir_root)).is_prepared():
       return None  # By another process, in the meantime.
-    return errors.UserError(
-      f'{options.name} cannot be prepared: {error.strerror or error} '
-      f'({error.filename or made.data_dir})'
-    )
+    return error
   return None
+
+
+@contextlib.contextmanager
+def telling_of_disks(made: base.Builder) -> Iterator[None]:
+  """Turns errors of the file system into one line for the user."""
+  try:
+    yield
+  except OSError as error:
+    raise errors.UserError(
+      f'{made.name} cannot be prepared: {error.strerror or error} '
+      f'({error.filename or made.data_dir}): mend that and run it again, '
+      'finished shards are kept'
+    ) from error
 
 
 def open_split(options: Options, split: str, data_dir: str = '') -> Split:
@@ -264,13 +275,21 @@ def open_split(options: Options, split: str, data_dir: str = '') -> Split:
     if name in features
   }
   metadata: Any = made.info.metadata
+  labelled = metadata.get('labelled', {}).get(split, True)
   return Split(
     name=f'{options.name} {split}',
     version=made.info.full_name,
     classes=tuple(metadata['classes']),
     palette=tuple(tuple(colour) for colour in metadata['palette']),
-    has=tuple(kind for kind in ('label', 'tags') if kind in features),
+    has=tuple(
+      kind
+      for kind in ('label', 'tags')
+      if kind in features and (kind != 'label' or labelled)
+    ),
     records=made.as_data_source(split, decoders=encoded),
+    index=fingerprints.Index.read(
+      writing.index_path(pathlib.Path(made.data_dir), split)
+    ),
   )
 
 
@@ -295,7 +314,7 @@ def open_folder(
   images: pathlib.Path,
   classes: tuple[str, ...],
   palette: tuple[tuple[int, int, int], ...],
-) -> tuple[Split, tuple[audit.Problem, ...]]:
+) -> tuple[Split, tuple[errors.BadFile, ...]]:
   """The images of a folder as they are, without records; and what is unusable.
 
   Every image is decoded once, to see whether it can be.
@@ -304,22 +323,37 @@ def open_folder(
     UserError: there is no such folder, or no usable image in it.
   """
   listing = audit.list_examples(images)
-  found = audit.run(
-    {'images': listing.examples},
-    problems=listing.problems,
-    warnings=listing.warnings,
-    on_bad_example='skip',
-  )
-  examples = found.examples['images']
+  found = [
+    (example, known)
+    for example, known in zip(
+      listing.examples,
+      audit.progress(
+        audit.in_threads(audit.catching(_look), listing.examples),
+        f'checking {images}',
+        len(listing.examples),
+      ),
+      strict=True,
+    )
+  ]
+  good = [pair for pair in found if not isinstance(pair[1], errors.BadFile)]
+  bad = [known for _, known in found if isinstance(known, errors.BadFile)]
+  bad = sorted([*listing.problems, *bad], key=str)
+  if not good:
+    raise errors.UserError(f'{images}: no image is usable: {bad[0]}; mend that')
   split = Split(
     name=str(images),
     version='',
     classes=classes,
     palette=palette,
     has=(),
-    records=_Files(examples),
+    records=_Files([example for example, _ in good]),
+    index=fingerprints.Index.join([known for _, known in good]),
   )
-  return split, found.skipped
+  return split, tuple(bad)
+
+
+def _look(example: audit.Example) -> fingerprints.Index:
+  return fingerprints.Index.of_one(audit.read_example(example))
 
 
 def _source_of(name: str) -> str:

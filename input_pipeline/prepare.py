@@ -1,22 +1,36 @@
-"""Prepares a data set, after an audit of its files.
+"""Prepares a data set from the files its site hands out, and checks them.
 
   python -m input_pipeline.prepare shapes/scenes
-  python -m input_pipeline.prepare camvid --source=~/camvid
-  python -m input_pipeline.prepare image_folder --source=~/photos
+  python -m input_pipeline.prepare voc2012 --source=~/downloads
+  python -m input_pipeline.prepare imagenet --source=/data --shard=0/4
   python -m input_pipeline.prepare image_mask_folder --source=~/roads \
-      --images=images --masks=masks --classes=classes.txt --ignore=255
+      --images=images --masks=masks --classes=classes.txt --ignore=255 --check
 
-Prints what the audit found and where the records are. Exits with status 2 and
-one line that begins with 'error: ' if something is to be mended first.
+Ends with a page about the data, as text and as a picture. With --check nothing
+is prepared. It can be interrupted (exit status 75) and run again. Exits with
+status 2 and one line that begins with 'error: ' if something is to be mended.
 """
 
 import argparse
+import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 
-from input_pipeline import audit, datasets, errors
+from input_pipeline import (
+  audit,
+  datasets,
+  errors,
+  fingerprints,
+  report,
+  transforms,
+  writing,
+)
+from input_pipeline.builders import base, records
+
+PICTURE = 'report.png'
+INTERRUPTED = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,26 +38,115 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = vars(_parser().parse_args(argv))
   check = arguments.pop('check')
   data_dir = arguments.pop('data_dir')
+  shard = arguments.pop('shard')
   # TFDS tells of each of its steps.
   logging.set_verbosity(logging.ERROR)
   try:
     options = datasets.Options(**arguments)
+    part = writing.Part.parse(shard)
     if check:
       _check(options, data_dir)
-    else:
-      builder = datasets.prepare(options, data_dir)
-      print(f'records are in {builder.data_dir}')
+    elif part.count == 1 or _write(options, data_dir, part):
+      _prepare(options, data_dir)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print(
+      'interrupted: finished shards are kept, the same command goes on',
+      file=sys.stderr,
+    )
+    return INTERRUPTED
   return 0
+
+
+def _write(
+  options: datasets.Options, data_dir: str, part: writing.Part
+) -> bool:
+  """Makes the shards of this part; whether all of them are there now."""
+  made = datasets.builder(options, data_dir)
+  if made.is_prepared():
+    return True
+  shards = made.shards()
+  with datasets.telling_of_disks(made):
+    shards.write(part)
+  if missing := shards.missing():
+    print(
+      f'{len(shards) - missing} of {len(shards)} shards are made; the process '
+      'that makes the last one finishes the data set'
+    )
+  return not missing
+
+
+def _prepare(options: datasets.Options, data_dir: str) -> None:
+  """Prepares, and draws the page."""
+  made = datasets.prepare(options, data_dir)
+  folder = pathlib.Path(made.data_dir)
+  indices = {
+    split: fingerprints.Index.read(writing.index_path(folder, split))
+    for split in made.info.splits
+  }
+  _tell_shared(indices)
+  counts = audit.read_counts(folder / base.COUNTS)
+  split = _shown_split(made, indices)
+  opened = datasets.open_split(options, split, data_dir)
+  decode = transforms.Decode(len(opened.classes), keep=('label', 'tags'))
+  samples = []
+  for i in report.spread(len(opened)):
+    example = decode(opened.records[i])
+    samples.append(
+      records.Sample(
+        example['id'].decode(),
+        b'',
+        example['image'],
+        example.get('label'),
+        example['tags'].nonzero()[0].tolist() if 'tags' in example else (),
+      )
+    )
+  contents = records.Contents(opened.classes, opened.palette)
+  _draw(folder / PICTURE, options.name, counts, contents, samples)
+  print(f'records are in {folder}')
 
 
 def _check(options: datasets.Options, data_dir: str) -> None:
   """Audits the files and leaves it at that."""
-  logging.set_verbosity(logging.ERROR)  # TFDS tells of each of its steps.
-  found = datasets.builder(options, data_dir).audit()
-  print('nothing to check: no files' if found is None else found.report())
+  made = datasets.builder(options, data_dir)
+  found, indices = made.check()
+  print(found.report())
+  _tell_shared(indices)
+  sources = made.sources()[_shown_split(made, indices)]
+  read = audit.catching(made.sample)
+  samples = [read(sources[i]) for i in report.spread(len(sources))]
+  samples = [s for s in samples if isinstance(s, records.Sample)]
+  folder = pathlib.Path(made.data_dir_root) / 'reports'
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f'{options.name.replace("/", "-")}.png'
+  _draw(path, options.name, found.counts, made.contents(), samples)
+
+
+def _tell_shared(indices: Mapping[str, fingerprints.Index]) -> None:
+  for line in fingerprints.shared(indices):
+    print(f'warning: {line}')
+
+
+def _shown_split(
+  made: base.Builder, indices: Mapping[str, fingerprints.Index]
+) -> str:
+  """The first split with labels; else the first."""
+  labelled = [split for split in indices if split not in made.unlabelled()]
+  return (labelled or list(indices))[0]
+
+
+def _draw(
+  path: pathlib.Path,
+  name: str,
+  counts: Mapping[str, audit.Counts],
+  contents: records.Contents,
+  samples: Sequence[records.Sample],
+) -> None:
+  if not path.exists() or path.name != PICTURE:
+    report.draw(path, name, counts, contents, samples)
+  print(f'the page is in {path}')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,12 +155,17 @@ def _parser() -> argparse.ArgumentParser:
     description='Prepares a data set, after an audit of its files.',
     allow_abbrev=False,
   )
+  parser.add_argument('name', help="a data set of the README's table")
   parser.add_argument(
-    'name',
-    help='shapes/CONFIG, camvid, image_folder or image_mask_folder',
+    '--source', default='', help='folder of its files or archives, or one'
   )
-  parser.add_argument('--source', default='', help='folder of its files')
   parser.add_argument('--data_dir', default='', help='where records are kept')
+  parser.add_argument(
+    '--shard',
+    default='0/1',
+    help='i/n: make the i-th of n parts, from 0; one process each, on any '
+    'machines that share data_dir',
+  )
   parser.add_argument(
     '--images',
     default='',
@@ -87,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     '--on_bad_example',
     default='error',
     choices=audit.ON_BAD_EXAMPLE,
-    help='refuse all for one bad file, or leave it out',
+    help='folders: refuse all for one bad file, or leave it out',
   )
   parser.add_argument(
     '--check', action='store_true', help='audit only, prepare nothing'

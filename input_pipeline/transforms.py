@@ -142,7 +142,8 @@ class Decode:
       'size': np.asarray(image.shape[:2], np.int32),
       'id': np.bytes_(record['id']),
     }
-    if 'label' in self.keep and 'label' in record:
+    # A split without masks in a data set with them has empty ones.
+    if 'label' in self.keep and record.get('label'):
       example['label'] = records.decode_label(record['label'])
     if 'tags' in self.keep and 'tags' in record:
       tags = np.zeros(self.num_classes, bool)

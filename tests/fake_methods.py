@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, loader, transforms, views
+from input_pipeline import datasets, fingerprints, loader, transforms, views
 from input_pipeline.builders import records
 from segcore import losses, method, optimizers, sharding, stage, train_loop
 from segcore.models import features, norm, segmenter
@@ -501,6 +501,16 @@ def split_of(found, num_classes=NUM_CLASSES) -> datasets.Split:
     palette=((0, 0, 0),) * num_classes,
     has=('label',) if 'label' in found[0] else (),
     records=found,
+    index=fingerprints.Index.of(
+      [
+        records.Sample(
+          one['id'].decode(),
+          one['image'],
+          records.decode_image(one['image']),
+        )
+        for one in found
+      ]
+    ),
   )
 
 

@@ -73,7 +73,7 @@ def test_prepared_records_need_no_source(source, tmp_path):
 
 def message_of(builder):
   with pytest.raises(errors.UserError) as caught:
-    builder.audit()
+    builder.check()
   message = str(caught.value)
   assert '\n' not in message
   return message
@@ -84,16 +84,16 @@ def test_value_that_is_no_class(source, tmp_path):
   builder = camvid.Camvid(str(source), data_dir=tmp_path)
   assert message_of(builder) == (
     f'{source}/val/labels/0007.png: value 12 (2 pixels) is no class: allowed '
-    'are 0…10, 11 (ignored); get the data set again: its records are whole or '
-    'not made'
+    'are 0…10, 11 (ignored); get that file again: the records are whole or not '
+    'made'
   )
 
 
 def test_folder_that_is_not_camvid(source, tmp_path):
   builder = camvid.Camvid(str(source / 'train'), data_dir=tmp_path)
   assert message_of(builder) == (
-    f'source: there is no folder {source}/train/train/images; camvid is '
-    'expected as {train,val}/{images,labels}'
+    f'source: found no train/images in {source}/train; camvid is expected as '
+    '{train,val}/{images,labels}'
   )
 
 
@@ -112,7 +112,7 @@ def photographs():
 @needs_photographs
 def test_classes_of_the_photographs_are_as_often_as_published(tmp_path):
   builder = camvid.Camvid(str(photographs()), data_dir=tmp_path)
-  found = builder.audit()
+  found, _ = builder.check()
   train = found.counts['train']
   assert (train.num_images, found.counts['val'].num_images) == (367, 101)
   shares = 100 * np.array([*train.pixels, train.ignored]) / (367 * 480 * 360)

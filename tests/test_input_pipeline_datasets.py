@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline import datasets, errors
+from input_pipeline import datasets, errors, fingerprints
 from input_pipeline.builders import camvid, records
 
 
@@ -93,7 +93,15 @@ def test_sizes_and_ids_of_a_selection(root, tmp_path):
 
 
 def test_require():
-  split = datasets.Split('photographs train', 'v', (), (), ('tags',), [])
+  split = datasets.Split(
+    name='photographs train',
+    version='v',
+    classes=(),
+    palette=(),
+    has=('tags',),
+    records=[],
+    index=fingerprints.Index.of([]),
+  )
   split.require('tags', 'classification')
   message = message_of(lambda: split.require('label', 'fine-tuning'))
   assert message == (
@@ -103,16 +111,32 @@ def test_require():
 
 
 @pytest.mark.parametrize(
-  'name', ['ade20k', '', 'camvid/11', 'image_folder/', 'Shapes/scenes']
+  'name', ['ade', '', 'camvid/', 'image_folder/', 'Shapes/scenes']
 )
 def test_unknown_data_set(name):
   assert message_of(lambda: datasets.Options(name)) == (
     f'there is no data set {name!r}: expected one of shapes, camvid, '
-    'image_folder, image_mask_folder'
+    'voc2012, pascal_context, ade20k, cityscapes, gta5, synthia, imagenet, '
+    'imagenet_s, image_folder, image_mask_folder'
   )
 
 
-@pytest.mark.parametrize('name', ['shapes', 'shapes/', 'shapes/scene'])
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('camvid/11', 'camvid'),
+    ('cityscapes/rough', 'cityscapes/ with one of fine, coarse'),
+    ('imagenet_s', 'imagenet_s/ with one of 50, 300, 919'),
+  ],
+)
+def test_unknown_configuration(name, expected, tmp_path):
+  options = datasets.Options(name)
+  assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
+    f'there is no data set {name!r}: expected {expected}'
+  )
+
+
+@pytest.mark.parametrize('name', ['shapes', 'shapes/scene'])
 def test_unknown_configuration_of_shapes(name, tmp_path):
   options = datasets.Options(name)
   assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
@@ -138,10 +162,9 @@ def test_no_source(tmp_path):
 
 def test_source_that_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
-  folder = tmp_path / 'camvid/train/images'
+  folder = tmp_path / 'camvid'
   assert message_of(lambda: open_camvid(tmp_path)) == (
-    f'source: there is no folder {folder}; camvid is expected as '
-    '{train,val}/{images,labels}'
+    f'source: there is no file or folder {folder}'
   )
 
 

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline import errors, prepare
+from input_pipeline import errors, masks, prepare
 from input_pipeline.builders import folders, records
 
 DECODERS = {'image': tfds.decode.SkipDecoding()}
@@ -169,7 +169,7 @@ def test_grey_masks_of_few_bits_keep_their_values(tmp_path, depth):
   rows = [[0, 1, 1, 0, 1], [1, 1, 0, 2**depth - 1, 0]]
   path = tmp_path / 'mask.png'
   path.write_bytes(small_grey_png(rows, depth))
-  assert folders.read_mask(path).tolist() == rows
+  assert masks.read_pixels(path).tolist() == rows
 
 
 def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
@@ -177,12 +177,12 @@ def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
   image = PIL.Image.fromarray(np.array(rows, np.uint8), 'L')
   image.putpalette([7, 7, 7] * 4)
   image.save(tmp_path / 'mask.png', bits=2)
-  assert folders.read_mask(tmp_path / 'mask.png').tolist() == rows
+  assert masks.read_pixels(tmp_path / 'mask.png').tolist() == rows
 
 
 def test_mask_with_transparency_is_refused(tmp_path):
   PIL.Image.new('RGBA', (3, 5)).save(tmp_path / 'mask.png')
-  assert message_of(folders.read_mask, tmp_path / 'mask.png') == (
+  assert message_of(masks.read_pixels, tmp_path / 'mask.png') == (
     "has pixels of PIL mode 'RGBA': expected a palette, grey of 8 or 16 bits, "
     'or RGB without transparency'
   )
@@ -229,7 +229,7 @@ def test_an_ignored_line_is_ignored_by_value_and_by_colour(tmp_path, ignore):
 def test_unknown_value_names_file_value_count_and_what_is_allowed(tmp_path):
   options = make(tmp_path / 'roads', ['a', 'b'])
   builder = mask_folder(tmp_path, **options)
-  assert message_of(builder.audit) == (
+  assert message_of(builder.check) == (
     f'{tmp_path}/roads/masks/a.png: value 255 (3 pixels) is no class: allowed '
     'are 0…2 (the first of 2 bad files); mend or remove them, or set '
     "on_bad_example='skip'"
@@ -241,14 +241,14 @@ def test_unknown_values_beside_an_ignored_line(tmp_path):
   builder = mask_folder(tmp_path, **options, ignore=1)
   assert (
     'value 255 (3 pixels) is no class: allowed are 0, 2, 1 (ignored); '
-  ) in message_of(builder.audit)
+  ) in message_of(builder.check)
 
 
 def test_unknown_colours_are_named(tmp_path):
   class_list = CLASS_LIST.replace('0,0,142', '0,0,143')
   options = make(tmp_path / 'roads', ['a'], rgb_mask, class_list)
   builder = mask_folder(tmp_path, **options)
-  assert message_of(builder.audit).startswith(
+  assert message_of(builder.check).startswith(
     f'{tmp_path}/roads/masks/a.png: colour 0,0,142 (3 pixels; the most '
     'frequent of 2 such colours) is no class: allowed are '
     "70,130,180 'sky', 128,64,128 'main road', "
@@ -262,7 +262,7 @@ def test_rgb_mask_without_a_colour_table_is_refused(tmp_path):
   assert (
     'masks/a.png: is an RGB mask, but the class list has no colours: write its '
     'lines as `name R,G,B`, or save the mask with a palette; '
-  ) in message_of(builder.audit)
+  ) in message_of(builder.check)
 
 
 def test_refused_files_leave_nothing_prepared(tmp_path):
@@ -279,7 +279,7 @@ def test_skipped_files_are_not_prepared(tmp_path):
   (tmp_path / 'roads/masks/c.png').unlink()
   builder = mask_folder(tmp_path, **options, ignore=255, on_bad_example='skip')
   assert ids(prepared(builder)) == ['a']
-  assert [problem.file.name for problem in builder.audit().skipped] == [
+  assert [problem.file.name for problem in builder.check()[0].skipped] == [
     'b.jpg',
     'c.jpg',
   ]
@@ -311,8 +311,8 @@ def test_splits_in_folders(tmp_path):
     )
   )
   assert set(builder.info.splits) == {'train', 'test'}
-  assert ids(builder, 'train') == ['x']
-  assert ids(builder, 'test') == ['y/x']
+  assert ids(builder, 'train') == ['train/x']
+  assert ids(builder, 'test') == ['test/y/x']
 
 
 def test_splits_of_masks_in_folders(tmp_path):
@@ -323,7 +323,7 @@ def test_splits_of_masks_in_folders(tmp_path):
     grey_mask(tmp_path / f'roads/masks/{split}/x.png')
   options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
   builder = prepared(mask_folder(tmp_path, **options, ignore=255))
-  assert labels(builder, 'val') == {'x': [list(row) for row in IDS]}
+  assert labels(builder, 'val') == {'val/x': [list(row) for row in IDS]}
 
 
 def test_val_fraction_follows_the_stated_rule(tmp_path):
@@ -340,7 +340,7 @@ def test_val_fraction_follows_the_stated_rule(tmp_path):
   builder = image_folder(
     tmp_path, source=str(tmp_path / 'photos'), val_fraction=0.25, split_seed=3
   )
-  examples = builder.audit().examples
+  examples = builder.sources()
   assert {example.id for example in examples['val']} == expected
   assert {example.id for example in examples['train']} == {
     name for name in names if name not in expected
@@ -542,7 +542,7 @@ def test_class_list_of_names_only(tmp_path):
 
 def test_palette_is_that_of_pascal_voc():
   # background, aeroplane, bicycle, bird, boat, …, tv monitor (20).
-  colours = folders.palette(21)
+  colours = masks.palette(21)
   assert colours[:5] == (
     (0, 0, 0),
     (128, 0, 0),
@@ -551,7 +551,7 @@ def test_palette_is_that_of_pascal_voc():
     (0, 0, 128),
   )
   assert colours[20] == (0, 64, 128)
-  assert len(set(folders.palette(256))) == 256
+  assert len(set(masks.palette(256))) == 256
 
 
 @pytest.mark.parametrize(
@@ -591,13 +591,14 @@ def test_command_line_checks_then_prepares(tmp_path, capsys):
   make(tmp_path / 'roads', ['a', 'b'])
   command = command_line(tmp_path, '--ignore=255')
   assert prepare.main([*command, '--check']) == 0
-  report = capsys.readouterr().out
+  report, _, page = capsys.readouterr().out.partition('the page is in ')
   assert report.startswith('train: 2 images\n')
+  assert PIL.Image.open(page.strip()).width > 1000
   assert not list((tmp_path / 'prepared').rglob('*.array_record*'))
 
   assert prepare.main(command) == 0
   out = capsys.readouterr().out
-  assert out.startswith(report)
+  assert out.startswith(f'{report}the page is in ')
   [records_file] = (tmp_path / 'prepared').rglob('*.array_record*')
   assert out.endswith(f'records are in {records_file.parent}\n')
 

@@ -1,5 +1,6 @@
 import io
 import itertools
+import pathlib
 
 import jax
 import numpy as np
@@ -7,8 +8,16 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline import datasets, errors, loader, transforms, views
-from input_pipeline.builders import records
+from input_pipeline import (
+  datasets,
+  errors,
+  fingerprints,
+  loader,
+  transforms,
+  views,
+  writing,
+)
+from input_pipeline.builders import base, records
 
 SIZE = 6
 
@@ -369,7 +378,7 @@ def test_prefetched_loses_nothing_at_an_end(count):
   assert list(found) == list(range(count))
 
 
-class Seven(records.Builder):
+class Seven(base.Builder):
   """The seven records, as a data set."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -377,8 +386,18 @@ class Seven(records.Builder):
   def contents(self):
     return records.Contents(tuple('abc'), ((0, 0, 0),) * 3, tags=True)
 
-  def splits(self):
-    return {'train': SEVEN}
+  def sources(self):
+    return {'train': range(7)}
+
+  def sample(self, source):
+    record = SEVEN[source]
+    return records.Sample(
+      id=record['id'].decode(),
+      image=record['image'],
+      pixels=records.decode_image(record['image']),
+      label=records.decode_label(record['label']),
+      tags=record['tags'],
+    )
 
 
 @pytest.fixture
@@ -397,6 +416,9 @@ def split(tmp_path):
     palette=((0, 0, 0),) * 3,
     has=('label', 'tags'),
     records=source,
+    index=fingerprints.Index.read(
+      writing.index_path(pathlib.Path(made.data_dir), 'train')
+    ),
   )
 
 

@@ -22,18 +22,16 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import audit, batch, errors
-from input_pipeline.audit import Audit, Example, Listing
-from input_pipeline.builders import records
-
-Colour = tuple[int, int, int]
+from input_pipeline import archives, audit, errors, masks
+from input_pipeline.audit import Listing
+from input_pipeline.builders import files, records
 
 SPLIT = '{split}'
 MAX_CLASSES = 2**15 - 2  # Class id + 1 is read back as int16.
@@ -96,7 +94,7 @@ class ImageMaskFolderOptions(ImageFolderOptions):
 
   masks: str
   classes: str
-  ignore: int | Colour | None = None
+  ignore: int | masks.Colour | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -112,8 +110,8 @@ class ImageMaskFolderOptions(ImageFolderOptions):
         f'masks is {self.masks!r} where images is {self.images!r}: expected '
         '{split} in both or in neither'
       )
-    images, masks = pathlib.PurePath(self.images), pathlib.PurePath(self.masks)
-    if masks.is_relative_to(images):
+    images = pathlib.PurePath(self.images)
+    if pathlib.PurePath(self.masks).is_relative_to(images):
       raise errors.UserError(
         f'masks is {self.masks!r}, inside images={self.images!r}: expected '
         'folders beside each other, or masks are taken for images'
@@ -135,66 +133,30 @@ class MaskCode:
 
   names: tuple[str, ...]
   values: tuple[int, ...]
-  colours: tuple[Colour, ...] = ()
+  colours: tuple[masks.Colour, ...] = ()
   ignored_values: tuple[int, ...] = ()
-  ignored_colours: tuple[Colour, ...] = ()
+  ignored_colours: tuple[masks.Colour, ...] = ()
 
-  def read(self, path: pathlib.Path) -> Int16[np.ndarray, 'H W']:
+  def read(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Class ids of a mask file, -1 where ignored.
 
     Raises:
       UserError: what is wrong with it; without the file's name.
     """
-    pixels = read_mask(path)
-    coloured = pixels.ndim == 3
-    if coloured and not self.colours:
+    pixels = masks.read_pixels(file)
+    if pixels.ndim == 2:
+      return masks.table_of(self.values, self.ignored_values).apply(pixels)
+    if not self.colours:
       raise errors.UserError(
         'is an RGB mask, but the class list has no colours: write its lines as '
         '`name R,G,B`, or save the mask with a palette'
       )
-    known, ignored = self.values, self.ignored_values
-    codes = pixels.astype(np.int32)
-    if coloured:
-      known = [_code(colour) for colour in self.colours]
-      ignored = [_code(colour) for colour in self.ignored_colours]
-      codes = codes @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    keys = np.array([*known, *ignored], np.int32)
-    ids = np.full(len(keys), batch.IGNORE, np.int16)
-    ids[: len(known)] = np.arange(len(known))
-    order = np.argsort(keys)
-    at = np.searchsorted(keys, codes, sorter=order)
-    at = order[np.minimum(at, len(keys) - 1)]
-    unknown = keys[at] != codes
-    if unknown.any():
-      raise errors.UserError(self._unknown(codes[unknown], coloured))
-    return ids[at]
-
-  def _unknown(self, codes: np.ndarray, coloured: bool) -> str:
-    """Says which pixels have no meaning, and which would."""
-    found, counts = np.unique(codes, return_counts=True)
-    first = int(counts.argmax())
-    count = f'{counts[first]:,} pixels'
-    if len(found) > 1:
-      kind = 'colours' if coloured else 'values'
-      count += f'; the most frequent of {len(found):,} such {kind}'
-    code = int(found[first])
-    if coloured:
-      what = f'colour {_text(_colour(code))}'
-      allowed = [
-        f'{_text(colour)} {name!r}'
-        for colour, name in zip(self.colours, self.names, strict=True)
-      ]
-      if len(allowed) > 8:
-        allowed[8:] = [f'… ({len(allowed)} classes)']
-      allowed += [
-        f'{_text(colour)} (ignored)' for colour in self.ignored_colours
-      ]
-    else:
-      what = f'value {code}'
-      allowed = _ranges(self.values)
-      allowed += [f'{value} (ignored)' for value in self.ignored_values]
-    allowed = ', '.join(allowed)
-    return f'{what} ({count}) is no class: allowed are {allowed}'
+    table = masks.table_of(
+      map(masks.code_of, self.colours),
+      map(masks.code_of, self.ignored_colours),
+      self.names,
+    )
+    return table.apply(pixels.astype(np.int32) @ [1 << 16, 1 << 8, 1])
 
 
 @dataclasses.dataclass(eq=False)
@@ -205,7 +167,7 @@ class Config(tfds.core.BuilderConfig):
   code: MaskCode | None = dataclasses.field(default=None, repr=False)
 
 
-def parse_colour(text: str) -> Colour:
+def parse_colour(text: str) -> masks.Colour:
   """The colour of 'R,G,B' or '#rrggbb'.
 
   Raises:
@@ -214,7 +176,7 @@ def parse_colour(text: str) -> Colour:
   text = text.strip()
   if re.fullmatch(_COLOUR, text):
     if text.startswith('#'):
-      return _colour(int(text[1:], 16))
+      return masks.colour_of(int(text[1:], 16))
     red, green, blue = (int(part) for part in text.split(','))
     if max(red, green, blue) <= 255:
       return red, green, blue
@@ -223,7 +185,7 @@ def parse_colour(text: str) -> Colour:
   )
 
 
-def parse_ignore(text: str) -> int | Colour | None:
+def parse_ignore(text: str) -> int | masks.Colour | None:
   """What `ignore` is on a command line: '', '255', '255,255,255', '#ffffff'.
 
   Raises:
@@ -243,36 +205,8 @@ def parse_ignore(text: str) -> int | Colour | None:
     ) from None
 
 
-def read_mask(path: pathlib.Path) -> np.ndarray:
-  """The pixels of a mask as they are stored in the PNG.
-
-  Palette masks give their indices, not their colours (which OpenCV would
-  give); grey ones of any depth their values.
-
-  Returns:
-    Values [H, W], or colours uint8 [H, W, 3].
-
-  Raises:
-    UserError: what is wrong with it; without the file's name.
-  """
-  data = path.read_bytes()
-  image = audit.load(data, ('PNG',))
-  depth = data[24]  # Of the PNG's header, in bits.
-  if image.mode == 'L' and depth in (2, 4):
-    # PIL stretches these to 0…255.
-    return np.asarray(image) // (255 // (2**depth - 1))
-  if image.mode in ('1', 'L', 'P', 'I', 'I;16', 'RGB'):
-    return np.asarray(image)
-  if image.mode == 'RGBA' and image.getextrema()[3] == (255, 255):
-    return np.asarray(image)[..., :3]
-  raise errors.UserError(
-    f'has pixels of PIL mode {image.mode!r}: expected a palette, grey of 8 or '
-    '16 bits, or RGB without transparency'
-  )
-
-
 def read_classes(
-  path: pathlib.Path, ignore: int | Colour | None = None
+  path: pathlib.Path, ignore: int | masks.Colour | None = None
 ) -> MaskCode:
   """Reads a class list: `name`, `name R,G,B` or `name #rrggbb` a line.
 
@@ -306,29 +240,13 @@ def read_classes(
       raise errors.UserError(f'{where} names {names[-1]!r} a second time')
     if colours[-1] and colours[-1] in colours[:-1]:
       raise errors.UserError(
-        f'{where} gives {_text(colours[-1])} to a second class'
+        f'{where} gives {masks.colour_text(colours[-1])} to a second class'
       )
     if (colours[-1] is None) != (colours[0] is None):
       raise errors.UserError(
         f'{where}: expected a colour for every class or for none'
       )
   return _mask_code(path, names, [c for c in colours if c], ignore)
-
-
-def palette(num_classes: int) -> tuple[Colour, ...]:
-  """Colours for classes that come without: those of Pascal VOC.
-
-  Bits 0, 3, 6, … of a class id are the highest bits of red, bits 1, 4, … those
-  of green and 2, 5, … those of blue.
-  """
-
-  def channel(class_id: int, first: int) -> int:
-    bits = ((class_id >> (3 * i + first)) & 1 for i in range(8))
-    return sum(bit << (7 - i) for i, bit in enumerate(bits))
-
-  return tuple(
-    (channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_classes)
-  )
 
 
 def split_of(example_id: str, val_fraction: float, seed: int) -> str:
@@ -338,24 +256,15 @@ def split_of(example_id: str, val_fraction: float, seed: int) -> str:
   return 'val' if at < val_fraction else 'train'
 
 
-def labelled_record(example: Example, code: MaskCode) -> records.Record:
-  """The record of an image with a mask; its tags are the mask's classes."""
-  label = code.read(example.mask)
-  return {
-    'image': example.image.read_bytes(),
-    'label': records.encode_label(label, len(code.names)),
-    'tags': np.unique(label[label >= 0]).tolist(),
-    'id': example.id,
-  }
-
-
-class ImageFolder(records.Builder):
+class ImageFolder(files.FileBuilder):
   """Images of a folder and its subfolders, without labels.
 
-  The id of an image is its path within the folder, without suffix.
+  The id of an image is its path within the folder, without suffix, after the
+  name of its split where splits are folders.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('1.1.0')
+  remedy = audit.SKIP_REMEDY
 
   def __init__(
     self,
@@ -375,52 +284,24 @@ class ImageFolder(records.Builder):
       UserError: a folder is missing or empty.
     """
     self._options = options
-    self._listed: tuple[Mapping[str, Listing], Config] | None = None
-    self._audit: Audit | None = None
-    super().__init__(config=config or self._list()[1], **kwargs)
+    self.on_bad_example = options.on_bad_example
+    super().__init__(config=config or self._config(), **kwargs)
     self._original_state['options'] = options  # What pickling sends.
 
   def contents(self) -> records.Contents:
     """No classes, and neither masks nor tags."""
     return records.Contents((), (), labels=False, tags=False)
 
-  def audit(self) -> Audit:
-    """Decodes all files, once.
+  def scan(self) -> Mapping[str, Listing]:
+    """The files of each split."""
+    return _list_splits(self._options)
 
-    Raises:
-      UserError: one of them is bad, and `on_bad_example` is 'error'.
-    """
-    if self._audit is None:
-      listings, config = self._list()
-      code = config.code
-      self._audit = audit.run(
-        {split: listing.examples for split, listing in listings.items()},
-        code.names if code else (),
-        code.read if code else None,
-        problems=[p for found in listings.values() for p in found.problems],
-        warnings=[w for found in listings.values() for w in found.warnings],
-        on_bad_example=self._options.on_bad_example,
-      )
-    return self._audit
-
-  def splits(self) -> Mapping[str, Iterator[records.Record]]:
-    """The records of what the audit found usable, sorted by id."""
-    return {
-      split: (self._record(example) for example in examples)
-      for split, examples in self.audit().examples.items()
-    }
-
-  def _record(self, example: Example) -> records.Record:
-    return {'image': example.image.read_bytes(), 'id': example.id}
-
-  def _list(self) -> tuple[Mapping[str, Listing], Config]:
-    """The files of each split and the config they make; listed once."""
-    if self._listed is None:
-      listings = _list_splits(self._options)
-      code = self._read_code()
-      name = _config_name(self._options, code, listings)
-      self._listed = listings, Config(name=name, code=code)
-    return self._listed
+  def _config(self) -> Config:
+    """Says what the folder is like."""
+    listings = self.listings()
+    code = self._read_code()
+    name = _config_name(self._options, code, listings)
+    return Config(name=name, code=code)
 
   def _read_code(self) -> MaskCode | None:
     return None
@@ -435,11 +316,12 @@ class ImageMaskFolder(ImageFolder):
   def contents(self) -> records.Contents:
     """The classes of the list, in its colours or in those of Pascal VOC."""
     code = self.builder_config.code
-    colours = code.colours or palette(len(code.names))
+    colours = code.colours or masks.palette(len(code.names))
     return records.Contents(code.names, colours, labels=True, tags=True)
 
-  def _record(self, example: Example) -> records.Record:
-    return labelled_record(example, self.builder_config.code)
+  def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
+    """Class ids by the class list."""
+    return self.builder_config.code.read(file)
 
   def _read_code(self) -> MaskCode:
     options = self._options
@@ -474,14 +356,14 @@ def _check_ignore(ignore: Any) -> None:
 def _mask_code(
   path: pathlib.Path,
   names: Sequence[str],
-  colours: Sequence[Colour],
-  ignore: int | Colour | None,
+  colours: Sequence[masks.Colour],
+  ignore: int | masks.Colour | None,
 ) -> MaskCode:
   """The meaning of masks, once the ignored line is taken out of the list."""
   if isinstance(ignore, tuple) and not colours:
     raise errors.UserError(
-      f'ignore is the colour {_text(ignore)}, but {path} has no colours: '
-      'expected a value'
+      f'ignore is the colour {masks.colour_text(ignore)}, but {path} has no '
+      'colours: expected a value'
     )
   values = range(len(names))
   kept = [i for i in values if ignore not in (i, *colours[i : i + 1])]
@@ -511,16 +393,17 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
   source = pathlib.Path(options.source).expanduser()
   if not source.is_dir():
     raise errors.UserError(f'source: there is no folder {source}')
-  masks = getattr(options, 'masks', None)
+  mask = getattr(options, 'masks', None)
   if SPLIT not in options.images:
     listing = audit.list_examples(
-      source / options.images, None if masks is None else source / masks
+      source / options.images, None if mask is None else source / mask
     )
     return _cut(listing, options)
   return {
     split: audit.list_examples(
       source / options.images.replace(SPLIT, split),
-      None if masks is None else source / masks.replace(SPLIT, split),
+      None if mask is None else source / mask.replace(SPLIT, split),
+      prefix=f'{split}/',
     )
     for split in _split_folders(source, options.images)
   }
@@ -577,7 +460,12 @@ def _config_name(
 ) -> str:
   """Name of the folder, and a digest of all that decides its records."""
   files = [
-    (split, example.id, *_stamp(example.image), *_stamp(example.mask))
+    (
+      split,
+      example.id,
+      *archives.stamp(example.image),
+      *archives.stamp(example.mask),
+    )
     for split, listing in listings.items()
     for example in listing.examples
   ]
@@ -592,37 +480,3 @@ def _config_name(
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
   name = pathlib.Path(options.source).expanduser().resolve().name
   return f'{re.sub(r"[^a-zA-Z0-9_]", "_", name) or "root"}-{digest}'
-
-
-def _stamp(path: pathlib.Path | None) -> tuple[str, int, int] | tuple[()]:
-  """Suffix, bytes and time of change of a file."""
-  if path is None:
-    return ()
-  stat = path.stat()
-  return path.suffix, stat.st_size, stat.st_mtime_ns
-
-
-def _code(colour: Colour) -> int:
-  red, green, blue = colour
-  return (red << 16) | (green << 8) | blue
-
-
-def _colour(code: int) -> Colour:
-  return code >> 16, (code >> 8) & 255, code & 255
-
-
-def _text(colour: Colour) -> str:
-  return ','.join(str(part) for part in colour)
-
-
-def _ranges(values: Sequence[int]) -> list[str]:
-  """Runs of increasing values: [0, 2, 3, 4] is ['0', '2…4']."""
-  runs: list[list[int]] = []
-  for value in values:
-    if runs and value == runs[-1][-1] + 1:
-      runs[-1].append(value)
-    else:
-      runs.append([value])
-  return [
-    f'{run[0]}…{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs
-  ]

@@ -1,10 +1,11 @@
-"""What a record holds, and the TFDS builder that all data sets share.
+"""What a record holds, and what it is made of.
 
 A record is a dict of
 
   image  the encoded image (JPEG or PNG bytes, as the data set published them)
   label  a PNG of class id + 1, 0 where ignored: 8 bits up to 254 classes,
-         16 bits above (only in data sets that have masks)
+         16 bits above (only in data sets that have masks; empty in splits
+         without)
   tags   class ids of the whole image (only in data sets that have them)
   id     the official name
 
@@ -13,12 +14,11 @@ decoded by the same line, whatever it calls ignored.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline import batch, errors
@@ -47,6 +47,25 @@ class Contents:
       raise ValueError(
         f'{len(self.classes)} classes but {len(self.palette)} colours'
       )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+  """An image with its labels, before it is a record.
+
+  Attributes:
+    id: the official name.
+    image: the encoded image, JPEG or PNG.
+    pixels: the decoded image, RGB.
+    label: class ids, negative where ignored; None without a mask.
+    tags: class ids of the whole image.
+  """
+
+  id: str
+  image: bytes
+  pixels: np.ndarray
+  label: Int16[np.ndarray, 'H W'] | None = None
+  tags: Sequence[int] = ()
 
 
 def label_dtype(num_classes: int) -> type[np.unsignedinteger]:
@@ -98,73 +117,3 @@ def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
       'damaged, prepare the data set again'
     )
   return pixels
-
-
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A TFDS builder of segmentation records, without TensorFlow.
-
-  A data set subclasses it, sets `VERSION`, and gives `contents` and `splits`.
-  Records are written to array_record files in the order of `splits`, so that
-  index i of a split is the same image wherever it is prepared.
-  """
-
-  # TFDS would look beside the code for checksums of downloads, with a package
-  # (importlib_resources) that it does not ask for.
-  code_path = None
-
-  def __init__(self, **kwargs):
-    super().__init__(file_format='array_record', **kwargs)
-
-  def contents(self) -> Contents:
-    """Classes, colours and which kinds of label there are."""
-    raise NotImplementedError
-
-  def splits(self) -> Mapping[str, Iterable[Record]]:
-    """The records of each split."""
-    raise NotImplementedError
-
-  def audit(self) -> Any:
-    """Checks the files that records are made from (`input_pipeline.audit`).
-
-    Returns:
-      An `audit.Audit`, or None where records are not made from files.
-
-    Raises:
-      UserError: a file is bad.
-    """
-    return None
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    contents = self.contents()
-    features: dict[str, Any] = {
-      'image': tfds.features.Image(shape=(None, None, 3)),
-      'id': tfds.features.Text(),
-    }
-    if contents.labels:
-      features['label'] = tfds.features.Image(
-        shape=(None, None, 1),
-        dtype=label_dtype(len(contents.classes)),
-        encoding_format='png',
-      )
-    if contents.tags:
-      features['tags'] = tfds.features.Sequence(np.int32)
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=(type(self).__doc__ or self.name).strip(),
-      features=tfds.features.FeaturesDict(features),
-      disable_shuffling=True,
-      metadata=tfds.core.MetadataDict(
-        classes=list(contents.classes),
-        palette=[list(colour) for colour in contents.palette],
-      ),
-    )
-
-  def _split_generators(self, dl_manager) -> Mapping[str, Iterator]:
-    del dl_manager  # Nothing is downloaded.
-    return {
-      name: self._generate_examples(records)
-      for name, records in self.splits().items()
-    }
-
-  def _generate_examples(self, records: Iterable[Record]) -> Iterator:
-    yield from enumerate(records)

@@ -16,14 +16,14 @@ between processors too little to be seen in 8 bits.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, Int, Int16, UInt8
 
-from input_pipeline.builders import records
+from input_pipeline.builders import base, records
 
 OUTLINES = ('disc', 'square', 'ring', 'cross')
 PATTERNS = ('striped', 'checked')
@@ -470,17 +470,12 @@ def scene_of(config: Config, split: str, index: int) -> tuple[str, Scene]:
   return name, sample_scene(rng, class_ids, config.rendering, config.size)
 
 
-def record(config: Config, split: str, index: int) -> records.Record:
-  """The record of an image."""
+def draw(config: Config, split: str, index: int) -> records.Sample:
+  """An image of the data set."""
   name, scene = scene_of(config, split, index)
   image, label, tags = render(scene)
   _, png = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-  return {
-    'image': png.tobytes(),
-    'label': records.encode_label(label, len(CLASSES)),
-    'tags': tags,
-    'id': name,
-  }
+  return records.Sample(name, png.tobytes(), image, label, tags)
 
 
 def _configs(size: int, suffix: str = '') -> list[Config]:
@@ -496,7 +491,7 @@ def _configs(size: int, suffix: str = '') -> list[Config]:
   ]
 
 
-class Shapes(records.Builder):
+class Shapes(base.Builder):
   """Striped and checked shapes on clutter, drawn by a program.
 
   `scenes` has 1 to 4 objects an image, `single` one; `source` and `target` are
@@ -504,17 +499,20 @@ class Shapes(records.Builder):
   `scenes_128` and so on.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('1.1.0')
   BUILDER_CONFIGS = [*_configs(64), *_configs(128, '_128')]  # noqa: RUF012
 
   def contents(self) -> records.Contents:
     """Nine classes, with masks and tags."""
     return records.Contents(CLASSES, PALETTE, labels=True, tags=True)
 
-  def splits(self) -> Mapping[str, Iterator[records.Record]]:
-    """The records of each split, drawn as they are asked for."""
-    config = self.builder_config
+  def sources(self) -> Mapping[str, Sequence[tuple[str, int]]]:
+    """Split and number of each image."""
     return {
-      split: map(functools.partial(record, config, split), range(count))
-      for split, count in config.num_images.items()
+      split: [(split, i) for i in range(count)]
+      for split, count in self.builder_config.num_images.items()
     }
+
+  def sample(self, source: tuple[str, int]) -> records.Sample:
+    """Draws an image."""
+    return draw(self.builder_config, *source)

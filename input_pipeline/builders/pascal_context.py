@@ -1,0 +1,201 @@
+"""Pascal Context: VOC 2010 with every pixel labelled, 59 classes.
+
+R. Mottaghi et al.: The role of context for object detection and semantic
+segmentation in the wild, 2014. Labels are either the official `.mat` files,
+with 459 classes, or `trainval_merged.json` of the Detail API, with the 59 only.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int16
+from pycocotools import mask as coco
+
+from input_pipeline import archives, audit, batch, errors, masks
+from input_pipeline.builders import files, records, voc2012
+
+# Ids of the 459 classes that are the 59, in the order of the class ids.
+OFFICIAL_IDS = (
+  *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85),
+  *(98, 104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258),
+  *(259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368),
+  *(397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
+)
+CLASSES = (
+  *('aeroplane', 'bag', 'bed', 'bedclothes', 'bench', 'bicycle', 'bird'),
+  *('boat', 'book', 'bottle', 'building', 'bus', 'cabinet', 'car', 'cat'),
+  *('ceiling', 'chair', 'cloth', 'computer', 'cow', 'cup', 'curtain', 'dog'),
+  *('door', 'fence', 'floor', 'flower', 'food', 'grass', 'ground', 'horse'),
+  *('keyboard', 'light', 'motorbike', 'mountain', 'mouse', 'person', 'plate'),
+  *('platform', 'pottedplant', 'road', 'rock', 'sheep', 'shelves', 'sidewalk'),
+  *('sign', 'sky', 'snow', 'sofa', 'table', 'track', 'train', 'tree', 'truck'),
+  *('tvmonitor', 'wall', 'water', 'window', 'wood'),
+)
+NUM_OFFICIAL = 459
+
+
+@dataclasses.dataclass(eq=False)
+class Config(tfds.core.BuilderConfig):
+  """Whether pixels of none of the 59 classes are ignored or a class."""
+
+  background: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+  """The masks of one image in the Detail API's list, as a file."""
+
+  path: str
+  name: str
+  segments: tuple[tuple[int, str, int, int], ...]  # id, RLE, height, width
+
+  @property
+  def size(self) -> int:
+    """Bytes of the encoded masks."""
+    return sum(len(counts) for _, counts, _, _ in self.segments)
+
+  def stamp(self) -> tuple[Any, ...]:
+    """What changes when an annotation does."""
+    return (self.path, self.name, self.size)
+
+  def read_bytes(self) -> bytes:
+    """The encoded masks."""
+    return json.dumps(self.segments).encode()
+
+  def __str__(self):
+    return f'{self.path}:{self.name}'
+
+  def values(self) -> np.ndarray:
+    """Ids of the 459 classes [H, W]; 0 where nothing is labelled.
+
+    Raises:
+      UserError: its masks cannot be decoded.
+    """
+    if not self.segments:
+      raise errors.UserError('has no segment: get the list again')
+    _, _, height, width = self.segments[0]
+    found = np.zeros((height, width), np.int32)
+    for class_id, counts, h, w in self.segments:
+      try:
+        mask = coco.decode({'size': [h, w], 'counts': counts.encode()})
+        found[mask > 0] = class_id
+      except Exception as error:  # Of C code, for whatever is in the string.
+        raise errors.UserError(
+          errors.one_line(f'has a mask that cannot be decoded: {error}')
+        ) from error
+    return found
+
+
+class PascalContext(files.Official):
+  """Pascal Context with 59 classes; with 60, where the background is one.
+
+  Ids are those of VOC ('2008_000002'). Tags are the classes in the mask.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  BUILDER_CONFIGS: ClassVar = [
+    Config('59'),
+    Config('60', background=True),
+  ]
+  DEFAULT_BUILDER_CONFIG_NAME = '59'
+  patterns = ('VOCtrainval*2010*.tar', 'trainval*.tar.gz', 'trainval*.tgz')
+  layout = (
+    'VOCtrainval_03-May-2010.tar and the labels: trainval.tar.gz (of .mat '
+    'files) or trainval_merged.json'
+  )
+  counts: ClassVar = {'train': 4998, 'val': 5105}
+
+  def contents(self) -> records.Contents:
+    """The 59 classes, after the background where that is one."""
+    classes = ('background',) * self.builder_config.background + CLASSES
+    return records.Contents(classes, masks.palette(len(classes)), tags=True)
+
+  def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
+    """The images of VOC 2010's main lists."""
+    images = files.pick(found, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg')
+    main = r'VOC2010/ImageSets/Main/(?P<id>train|val)\.txt'
+    lists = files.pick(found, main)
+    labels: Mapping[str, archives.File]
+    labels = files.pick(found, r'(?P<id>\d{4}_\d{6})\.mat')
+    merged = files.pick(found, r'(?P<id>trainval_merged)\.json')
+    if merged and not labels:
+      labels = read_annotations(merged['trainval_merged'])
+    for what, there in (
+      ('VOC2010/JPEGImages/*.jpg', images),
+      ('VOC2010/ImageSets/Main/{train,val}.txt', len(lists) == 2),
+      ('trainval/*.mat or trainval_merged.json', labels),
+    ):
+      if not there:
+        raise self.missing(what)
+    return {
+      split: files.examples_of(
+        files.read_list(lists[split]), images, labels, str(lists[split])
+      )
+      for split in self.counts
+    }
+
+  def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
+    """One of 459 ids a pixel, or one of the 59 of them."""
+    background = self.builder_config.background
+    if isinstance(file, Annotation):
+      return table(background, official=False).apply(file.values())
+    values = voc2012.read_mat(file, 'LabelMap')
+    return table(background, official=True).apply(values)
+
+
+@functools.cache
+def table(background: bool, official: bool) -> masks.Table:
+  """Class ids of the 459 ids.
+
+  Args:
+    background: whether what is none of the 59 is a class, or ignored.
+    official: whether ids other than those of the 59 may occur.
+  """
+  rest = 0 if background else batch.IGNORE
+  ids = dict.fromkeys(range(NUM_OFFICIAL + 1) if official else (0,), rest)
+  first = int(background)
+  return masks.Table(
+    {**ids, **{raw: first + i for i, raw in enumerate(OFFICIAL_IDS)}}
+  )
+
+
+def read_annotations(file: archives.File) -> Mapping[str, Annotation]:
+  """The masks of the Detail API's list, by VOC id.
+
+  Raises:
+    BadFile: it is not that list.
+  """
+  try:
+    found = json.loads(file.read_bytes())
+    segments = collections.defaultdict(list)
+    for segment in found['annos_segmentation']:
+      mask = segment['segmentation']
+      height, width = mask['size']
+      segments[segment['image_id']].append(
+        (int(segment['category_id']), str(mask['counts']), height, width)
+      )
+    return {
+      pathlib.PurePath(image['file_name']).stem: Annotation(
+        str(file), image['file_name'], _segments(segments, image['image_id'])
+      )
+      for image in found['images']
+    }
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.BadFile(
+      file,
+      f'is not the list of the Detail API ({type(error).__name__}: {error}): '
+      'get it again',
+    ) from error
+
+
+def _segments(
+  found: Mapping[int, Sequence[tuple[int, str, int, int]]], image: int
+) -> tuple[tuple[int, str, int, int], ...]:
+  return tuple(found.get(image, ()))
