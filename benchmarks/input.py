@@ -2,12 +2,13 @@
 
   python benchmarks/input.py [--threads=2] [--rounds=5] [--out=FILE.json]
 
-Images of 500 x 375 pixels with masks, prepared as a user's folder is. Compared
-in turns, on the same number of threads: cv2 decoding the same bytes from
-memory, and the loader of training (read, decode, crop, flip, batch); and, where
-torch is installed, a `torch.utils.data.DataLoader` that does the same with that
-many processes. Then what each part takes on one thread, and whether memory
-stays flat over 5,000 batches.
+Images of 500 x 375 pixels with masks, prepared as a user's folder is. For what
+each method does to an image, compared in turns on the same number of threads:
+cv2 decoding the same bytes from memory, and the loader of training (read,
+decode, transform, batch); and, where torch is installed, a
+`torch.utils.data.DataLoader` that does the same with that many processes. Then
+what each part takes on one thread, and whether memory stays flat over 5,000
+batches.
 """
 
 import argparse
@@ -26,9 +27,10 @@ import numpy as np
 import PIL.Image
 import psutil
 
-from input_pipeline import datasets, loader, transforms
+from input_pipeline import datasets, loader, transforms, views
 from segcore import journal
 
+# Photographs of this size are cut or enlarged to what each method takes.
 SIZE = (375, 500)
 CROP = (321, 321)
 NUM_IMAGES = 400
@@ -80,42 +82,61 @@ def open_split(folder: pathlib.Path) -> datasets.Split:
   return datasets.open_split(options, 'train', str(folder / 'records'))
 
 
-def augmentation() -> transforms.Sequence:
-  """What a training example goes through."""
-  return transforms.Sequence(
-    (
-      transforms.Decode(CLASSES),
-      transforms.RandomCrop(CROP),
-      transforms.RandomFlip(),
-    )
-  )
+def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
+  """What a training example goes through, of each method at full size."""
+  decode = transforms.Decode(CLASSES)
+  flip = transforms.RandomFlip()
+  large = views.Views('large', 2, (224, 224), area=(0.14, 1.0))
+  small = views.Views('small', 6, (96, 96), area=(0.05, 0.14))
+  return {
+    'plain crop': (decode, transforms.RandomCrop(CROP), flip),
+    'ddep': (decode, transforms.InceptionCrop((512, 512)), flip),
+    'u2pl': (
+      decode,
+      flip,
+      transforms.RandomCrop(
+        (513, 513), scales=(0.5, 2.0), balanced=True, centred=True
+      ),
+    ),
+    'pass': (
+      transforms.Decode(CLASSES, keep=()),
+      views.MultiCrop((large, small)),
+    ),
+  }
 
 
-def batches_of(split: datasets.Split, threads: int) -> Iterator:
+def batches_of(
+  split: datasets.Split, transform: transforms.Transform, threads: int
+) -> Iterator:
   """Endless batches, as the loop reads them."""
-  stream = loader.Stream(split.records, augmentation())
+  stream = loader.Stream(split.records, transform)
   reading = loader.Reading(threads=threads, buffered=4 * threads, workers=0)
   made = loader.Loader({'': stream}, BATCH_SIZE, 0, reading)
   return made.start(0)
 
 
-def loader_speed(split: datasets.Split, threads: int, seconds: float) -> float:
+def loader_speed(
+  split: datasets.Split,
+  transform: transforms.Transform,
+  threads: int,
+  seconds: float,
+) -> float:
   """Images a second of the loader."""
-  with batches_of(split, threads) as batches:
+  with batches_of(split, transform, threads) as batches:
     for _ in range(5):
       next(batches)
-    return rate(lambda: len(next(batches)['image']), seconds)
+    return rate(lambda: len(next(batches)['mask']), seconds)
 
 
-def bare_speed(records: Sequence, threads: int, seconds: float) -> float:
-  """Images a second of cv2 decoding image and mask from memory."""
+def bare_speed(
+  records: Sequence, names: Sequence[str], threads: int, seconds: float
+) -> float:
+  """Images a second of cv2 decoding what is read, from memory."""
+  flags = {'image': cv2.IMREAD_COLOR_RGB, 'label': cv2.IMREAD_UNCHANGED}
 
   def decode(record) -> int:
-    for name, flag in (
-      ('image', cv2.IMREAD_COLOR_RGB),
-      ('label', cv2.IMREAD_UNCHANGED),
-    ):
-      cv2.imdecode(np.frombuffer(record[name], np.uint8), flag)
+    for name in names:
+      cv2.imdecode(np.frombuffer(record[name], np.uint8), flags[name])
     return 1
 
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -123,15 +144,16 @@ def bare_speed(records: Sequence, threads: int, seconds: float) -> float:
 
 
 def torch_speed(
-  records: Sequence, threads: int, seconds: float
+  records: Sequence,
+  transform: transforms.Transform,
+  threads: int,
+  seconds: float,
 ) -> float | None:
   """Images a second of a torch DataLoader; None without torch."""
   try:
     from torch.utils import data
   except ImportError:
     return None
-
-  transform = augmentation()
 
   class Examples(data.Dataset):
     """The same records and the same transforms."""
@@ -141,10 +163,11 @@ def torch_speed(
 
     def __getitem__(self, i: int):
       example = transform(records[i], np.random.default_rng(i))
-      return (
-        np.ascontiguousarray(example['image']),
-        np.ascontiguousarray(example['label']),
-      )
+      return {
+        name: np.ascontiguousarray(value)
+        for name, value in example.items()
+        if name != 'id'
+      }
 
   loading = data.DataLoader(
     *(Examples(), BATCH_SIZE),
@@ -155,7 +178,7 @@ def torch_speed(
   )
 
   def epoch() -> int:
-    return sum(len(images) for images, _ in loading)
+    return sum(len(batch['size']) for batch in loading)
 
   epoch()
   return rate(epoch, seconds)
@@ -170,43 +193,52 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def parts(split: datasets.Split) -> dict[str, float]:
-  """Milliseconds an image on one thread, part by part."""
+  """Milliseconds an image on one thread: decoding, and each transform."""
   rng = np.random.default_rng(0)
   records = [split.records[i] for i in range(100)]
-  decode = transforms.Decode(CLASSES)
-  crop, flip = transforms.RandomCrop(CROP), transforms.RandomFlip()
-  decoded = [decode(record) for record in records]
-  cropped = [crop(example, rng) for example in decoded]
-  flipped = [flip(example, rng) for example in cropped]
-
-  def timed(work: Callable[[], object]) -> float:
-    best = float('inf')
-    for _ in range(3):
-      start = time.perf_counter()
-      work()
-      best = min(best, time.perf_counter() - start)
-    return 1000 * best / len(records)
-
-  image = [np.frombuffer(r['image'], np.uint8) for r in records]
-  label = [np.frombuffer(r['label'], np.uint8) for r in records]
-  return {
+  found = {
+    'read record': timed(lambda: [split.records[i] for i in range(100)]),
     'cv2 image': timed(
-      lambda: [cv2.imdecode(x, cv2.IMREAD_COLOR_RGB) for x in image]
+      lambda: [
+        cv2.imdecode(np.frombuffer(r['image'], np.uint8), cv2.IMREAD_COLOR_RGB)
+        for r in records
+      ]
     ),
     'cv2 mask': timed(
-      lambda: [cv2.imdecode(x, cv2.IMREAD_UNCHANGED) for x in label]
-    ),
-    'read record': timed(lambda: [split.records[i] for i in range(100)]),
-    'decode': timed(lambda: [decode(record) for record in records]),
-    'crop': timed(lambda: [crop(example, rng) for example in decoded]),
-    'flip': timed(lambda: [flip(example, rng) for example in cropped]),
-    'batch': timed(
       lambda: [
-        loader.stack(flipped[i : i + BATCH_SIZE])
-        for i in range(0, len(flipped), BATCH_SIZE)
+        cv2.imdecode(np.frombuffer(r['label'], np.uint8), cv2.IMREAD_UNCHANGED)
+        for r in records
       ]
     ),
   }
+  for name, (decode, *rest) in training_transforms().items():
+    examples = [decode(record, rng) for record in records]
+    for transform in rest:
+      label = f'{name}: {type(transform).__name__}'
+      # Bound now: the loop goes on.
+      found[label] = timed(
+        lambda transform=transform, examples=examples: [
+          transform(example, rng) for example in examples
+        ]
+      )
+      examples = [transform(example, rng) for example in examples]
+    found[f'{name}: batch'] = timed(
+      lambda examples=examples: [
+        loader.stack(examples[i : i + BATCH_SIZE])
+        for i in range(0, len(examples), BATCH_SIZE)
+      ]
+    )
+  return found
+
+
+def timed(work: Callable[[], object], count: int = 100) -> float:
+  """Milliseconds an image of the fastest of three times."""
+  best = float('inf')
+  for _ in range(3):
+    start = time.perf_counter()
+    work()
+    best = min(best, time.perf_counter() - start)
+  return 1000 * best / count
 
 
 def memory(
@@ -215,7 +247,8 @@ def memory(
   """Resident megabytes along `count` batches."""
   process, found = psutil.Process(), []
   progress = journal.Progress('memory', 0, count, BATCH_SIZE)
-  with batches_of(split, threads) as batches:
+  transform = transforms.Sequence(training_transforms()['plain crop'])
+  with batches_of(split, transform, threads) as batches:
     for i in range(1, count + 1):
       next(batches)
       if i % max(count // 10, 1) == 0:
@@ -239,41 +272,65 @@ def main(argv: Sequence[str]) -> None:
     make_folder(folder)
     split = open_split(folder)
     records = [split.records[i] for i in range(len(split))]
-    rows = []
-    for number in range(arguments.rounds):
-      row = {
-        'bare': bare_speed(records, arguments.threads, arguments.seconds),
-        'loader': loader_speed(split, arguments.threads, arguments.seconds),
-        'torch': torch_speed(records, arguments.threads, arguments.seconds),
-      }
-      rows.append(row)
-      shown = '  '.join(f'{n} {v:.0f}' for n, v in row.items() if v)
-      print(f'round {number + 1}/{arguments.rounds}, images/s: {shown}')
-    share = [row['loader'] / row['bare'] for row in rows]
-    result = {
-      'threads': arguments.threads,
-      'rounds': rows,
-      'share_of_bare_decoding': statistics.median(share),
-      'milliseconds_an_image': parts(split),
+    result: dict = {'threads': arguments.threads, 'methods': {}}
+    chain = {
+      name: transforms.Sequence(steps)
+      for name, steps in training_transforms().items()
     }
-    if rows[0]['torch']:
-      result['ratio_to_torch'] = statistics.median(
-        row['loader'] / row['torch'] for row in rows
-      )
+    given = (arguments.threads, arguments.seconds)
+    for name, transform in chain.items():
+      read = ('image',) if name == 'pass' else ('image', 'label')
+      rows = []
+      for number in range(arguments.rounds):
+        row = {
+          'bare': bare_speed(records, read, *given),
+          'loader': loader_speed(split, transform, *given),
+          'torch': torch_speed(records, transform, *given),
+        }
+        rows.append(row)
+        shown = '  '.join(f'{n} {v:.0f}' for n, v in row.items() if v)
+        print(
+          f'{name}: round {number + 1}/{arguments.rounds}, images/s: {shown}'
+        )
+      result['methods'][name] = summary(rows)
+    result['milliseconds_an_image'] = parts(split)
     for name, value in result['milliseconds_an_image'].items():
-      print(f'{name:12} {value:.2f} ms')
+      print(f'{name:28} {value:.2f} ms')
     result['megabytes'] = memory(split, arguments.threads, arguments.batches)
-  print(
-    f'loader: {result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
-    f'({min(share):.0%} to {max(share):.0%})'
-    + (
-      f', {result["ratio_to_torch"]:.2f} times a torch DataLoader'
-      if 'ratio_to_torch' in result
-      else ', torch is not installed'
-    )
-  )
+  for name, found in result['methods'].items():
+    print(f'{name}: {sentence(found)}')
   if arguments.out:
     pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
+
+
+def summary(rows: Sequence[dict[str, float | None]]) -> dict:
+  """Medians of the rounds, and how far they went apart."""
+  share = [row['loader'] / row['bare'] for row in rows]
+  found = {
+    'rounds': list(rows),
+    'images_a_second': statistics.median(row['loader'] for row in rows),
+    'share_of_bare_decoding': statistics.median(share),
+    'least_and_most': (min(share), max(share)),
+  }
+  if rows[0]['torch']:
+    ratios = [row['loader'] / row['torch'] for row in rows]
+    found['ratio_to_torch'] = statistics.median(ratios)
+  return found
+
+
+def sentence(found: dict) -> str:
+  """A summary in words."""
+  low, high = found['least_and_most']
+  torch = (
+    f'{found["ratio_to_torch"]:.2f} times a torch DataLoader'
+    if 'ratio_to_torch' in found
+    else 'torch is not installed'
+  )
+  return (
+    f'{found["images_a_second"]:.0f} images/s, '
+    f'{found["share_of_bare_decoding"]:.0%} of bare cv2 decoding ({low:.0%} to '
+    f'{high:.0%}), {torch}'
+  )
 
 
 if __name__ == '__main__':

@@ -154,17 +154,20 @@ def recipe(
 
 
 def subset(options: SimpleNamespace, labels: int = 0) -> Any:
-  """The labelled images of a run: `labels` or `fraction` of the options.
+  """The labelled images of a run: `labels`, `fraction` or `list`.
 
   Args:
-    options: with labels, fraction and seed.
+    options: with these, seed and run.
     labels: where neither was given; 0 means all.
   """
-  given = options.labels or options.fraction
+  given = options.labels or options.fraction or options.list
   return block(
     labels=options.labels if given else labels,
     fraction=options.fraction or 1.0,
     seed=options.seed,
+    run=options.run,
+    nested=True,  # fewer images are among more of the same seed and run
+    list=options.list,
   )
 
 

@@ -14,7 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddep import classify, denoise, finetune, noise
-from input_pipeline import datasets, errors, loader, splits, transforms
+from input_pipeline import (
+  datasets,
+  errors,
+  fingerprints,
+  loader,
+  splits,
+  transforms,
+)
 from segcore import (
   app,
   checkpoint,
@@ -545,7 +552,12 @@ class Runner:
       tuning = block.finetune
       used = (tuning.split, tuning.val_split, *tuning.follow)
       for name in (*used, *block.evaluate.splits):
-        self._labelled_or(name)
+        opened = self._labelled_or(name)
+        if name != tuning.split:
+          labelled = self._labelled()
+          fingerprints.check_disjoint(
+            labelled.index, opened.index, (labelled.name, opened.name)
+          )
 
   def _labelled_or(self, name: str) -> datasets.Split:
     """A split with masks; of the one that is trained on, the labelled part."""
@@ -557,7 +569,7 @@ class Runner:
   def _labelled(self) -> datasets.Split:
     block = self.experiment.finetune
     split = self._open(block.data, block.split, 'label', 'finetune')
-    return split.select(block.subset.choose(len(split)))
+    return split.select(block.subset.choose(split.ids()))
 
   def _check_evaluate(self) -> None:
     if 'finetune' not in self.experiment.stages:

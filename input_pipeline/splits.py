@@ -1,56 +1,140 @@
-"""Which images of a split are labelled: a seeded subset, by number or share."""
+"""Which images of a split are labelled: a seeded subset, or a list in a file.
 
+Subset(fraction=0.1, seed=0, run=3).choose(split.ids())
+Subset(list='splits/92/labeled.txt').choose(split.ids())
+"""
+
+import collections
 import dataclasses
 import math
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from input_pipeline import errors
 
+# What lists write behind the name of an image.
+_SUFFIXES = ('.jpg', '.jpeg', '.png', '_leftImg8bit')
+
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-  """A seeded subset of the training images.
-
-  For one seed the subsets are nested: the 50 images are among the 100.
+  """A subset of the training images.
 
   Attributes:
-    labels: number of images; 0 means that `fraction` decides.
+    labels: number of images; 0 means that `fraction` or `list` decides.
     fraction: share of the images in (0, 1], rounded half up, at least 1.
     seed: which subset; the same for every method, so that runs are paired.
+    run: of several with one seed, each another subset.
+    nested: whether the 50 images of a seed and run are among its 100; else
+      every number of images is drawn anew.
+    list: file that names the images, one a line, as U2PL's `labeled.txt`
+      does: a name or a path, with or without its suffix.
   """
 
   labels: int = 0
   fraction: float = 1.0
   seed: int = 0
+  run: int = 0
+  nested: bool = True
+  list: str = ''
 
   def __post_init__(self):
-    if self.seed < 0:
-      raise ValueError(f'seed: found {self.seed}, expected 0 or more')
-    if self.labels < 0:
-      raise ValueError(f'labels: found {self.labels}, expected 0 or more')
+    for name in ('seed', 'run', 'labels'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'{name}: found {getattr(self, name)}, expected 0 or more'
+        )
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: found {self.fraction}, expected (0, 1]')
-    if self.labels and self.fraction != 1.0:
+    given = {
+      'labels': self.labels,
+      'fraction': self.fraction if self.fraction != 1.0 else 0,
+      'list': self.list,
+    }
+    given = [f'{name}={value}' for name, value in given.items() if value]
+    if len(given) > 1:
       raise ValueError(
-        f'labels={self.labels} and fraction={self.fraction} contradict each '
-        'other: give one of them'
+        f'{" and ".join(given)} contradict each other: give one of them'
       )
 
-  def choose(self, num_images: int) -> Int[np.ndarray, 'chosen']:
+  def choose(self, ids: Sequence[str]) -> Int[np.ndarray, 'chosen']:
     """Returns the sorted indices of the chosen images.
 
+    Args:
+      ids: names of all images.
+
     Raises:
-      UserError: more labels are asked for than there are images.
+      UserError: more labels are asked for than there are images, or the list
+        cannot be followed.
     """
+    if self.list:
+      return find(ids, self.list)
     # 50 · 0.29 is 14.499999999999998 in floating point, and means 14.5.
-    share = round(num_images * self.fraction, 6)
+    share = round(len(ids) * self.fraction, 6)
     count = self.labels or max(1, math.floor(share + 0.5))
-    if count > num_images:
+    if count > len(ids):
       raise errors.UserError(
-        f'{count} labelled images were asked for, the split has {num_images}: '
+        f'{count} labelled images were asked for, the split has {len(ids)}: '
         'ask for fewer'
       )
-    order = np.random.default_rng(self.seed).permutation(num_images)
-    return np.sort(order[:count])
+    key = () if self.nested and not self.run else (self.run,)
+    key += () if self.nested else (count,)
+    rng = np.random.default_rng(
+      np.random.SeedSequence(self.seed, spawn_key=key)
+    )
+    return np.sort(rng.permutation(len(ids))[:count])
+
+
+def find(ids: Sequence[str], path: str) -> Int[np.ndarray, 'listed']:
+  """The sorted indices of the images that a list names.
+
+  An entry names an image by its id, or by the last part of it.
+
+  Raises:
+    UserError: the list cannot be read, is empty, names an image twice or one
+      that is not there.
+  """
+  try:
+    text = pathlib.Path(path).expanduser().read_text('utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.UserError(
+      errors.one_line(f'list: cannot read {path}: {error}')
+    ) from error
+  entries = [line.strip() for line in text.splitlines() if line.strip()]
+  if not entries:
+    raise errors.UserError(f'list: {path} is empty: expected an image a line')
+  places = collections.defaultdict(list)
+  for i, name in enumerate(ids):
+    for known in {name, _last(name)}:
+      places[known].append(i)
+  found: dict[int, str] = {}
+  for entry in entries:
+    at = places.get(entry) or places.get(_last(entry), [])
+    if len(at) != 1:
+      what = f'{len(at)} images' if at else 'no image'
+      raise errors.UserError(
+        errors.one_line(
+          f'list: {path} has the line {entry!r}, which names {what} of the '
+          f'split (its names are like {ids[0]!r})'
+        )
+      )
+    if at[0] in found:
+      raise errors.UserError(
+        errors.one_line(
+          f'list: {path} has {entry!r} and {found[at[0]]!r}, which are the '
+          'same image'
+        )
+      )
+    found[at[0]] = entry
+  return np.array(sorted(found))
+
+
+def _last(name: str) -> str:
+  """The last part of a path, without what lists write behind it."""
+  name = name.rpartition('/')[2]
+  for suffix in _SUFFIXES:  # In the order in which they are taken off.
+    name = name.removesuffix(suffix)
+  return name

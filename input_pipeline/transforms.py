@@ -24,9 +24,30 @@ Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
 Padding = tuple[int, int]  # Before and after.
 
-# Value of image pixels that a crop finds outside the image: mid-grey, next to
-# 0 in the image space of the device.
-PADDING_VALUE = 127
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+  """What a crop finds outside the image.
+
+  Attributes:
+    image: value of each colour channel. The default is mid-grey, next to 0 in
+      the image space of the device.
+    label: class id; negative is ignored.
+  """
+
+  image: tuple[int, int, int] = (127, 127, 127)
+  label: int = batch.IGNORE
+
+  def __post_init__(self):
+    if len(self.image) != 3 or not all(0 <= v <= 255 for v in self.image):
+      raise ValueError(
+        f'image: found {self.image}, expected three values of 0 to 255'
+      )
+
+
+# What the papers of U2PL pad with: the mean colour, which is 0 after their
+# normalisation, and class 0, which is scored as if it were there.
+PAPER_FILL = Fill((124, 116, 104), 0)
 
 
 class Box(NamedTuple):
@@ -68,24 +89,29 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
   return slice(first, last), (before, length - before - (last - first))
 
 
-def crop(example: Example, box: Box) -> Example:
-  """Cuts the box out of image and label; what lies outside is padding."""
+def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
+  """Cuts the box out of image and label; what lies outside is filled."""
   height, width = example['image'].shape[:2]
   rows, above_below = _overlap(box.top, box.height, height)
   columns, left_right = _overlap(box.left, box.width, width)
   # All zero for a box inside the image.
   padding = (above_below, left_right)
 
-  def cut(array: np.ndarray, value: int) -> np.ndarray:
+  def cut(array: np.ndarray, value: Any) -> np.ndarray:
     inside = array[rows, columns]
     if not any(map(any, padding)):
       return inside
-    rest = ((0, 0),) * (array.ndim - 2)
-    return np.pad(inside, (*padding, *rest), constant_values=value)
+    out = np.empty((box.height, box.width, *array.shape[2:]), array.dtype)
+    out[:] = value
+    out[
+      above_below[0] : above_below[0] + inside.shape[0],
+      left_right[0] : left_right[0] + inside.shape[1],
+    ] = inside
+    return out
 
-  out = {**example, 'image': cut(example['image'], PADDING_VALUE)}
+  out = {**example, 'image': cut(example['image'], fill.image)}
   if 'label' in example:
-    out['label'] = cut(example['label'], batch.IGNORE)
+    out['label'] = cut(example['label'], fill.label)
   return out
 
 
@@ -212,9 +238,108 @@ def sample_crop(
   return Box(top, left, *size)
 
 
+def sample_centred_crop(
+  rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
+) -> Box:
+  """A box of `size`; along an axis where the image is too small, around it.
+
+  Of an odd number of missing pixels the smaller half is before the image.
+  """
+  top, left = (
+    -((m - n) // 2) if n < m else int(rng.integers(0, n - m + 1))
+    for n, m in zip(image, size, strict=True)
+  )
+  return Box(top, left, *size)
+
+
+def sample_scale(
+  rng: np.random.Generator, scales: tuple[float, float], balanced: bool
+) -> float:
+  """A factor, uniform in the range or in each of its parts below and above 1.
+
+  Args:
+    rng: draws.
+    scales: least and largest factor.
+    balanced: enlarge and shrink equally often (spec U2PL §5).
+  """
+  low, high = scales
+  if balanced:
+    low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
+  return float(rng.uniform(low, high))
+
+
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-  """Cuts (height, width) out without scaling; pads what is too small."""
+  """Cuts (height, width) out, after a random scaling where that is asked for.
+
+  What is too small is filled up.
+
+  Attributes:
+    size: (height, width) of the output in pixels.
+    scales: least and largest factor by which the image is resized before.
+    balanced: whether it is enlarged as often as it is shrunk.
+    centred: whether an image that is too small lies in the middle, or anywhere.
+    fill: 'ignored': grey that no loss looks at; 'paper': the mean colour with
+      class 0.
+  """
+
+  size: tuple[int, int]
+  scales: tuple[float, float] = (1.0, 1.0)
+  balanced: bool = False
+  centred: bool = False
+  fill: str = 'ignored'
+
+  def __post_init__(self):
+    check_size('size', self.size)
+    low, high = self.scales
+    if not 0 < low <= high:
+      raise ValueError(f'scales: found {self.scales}, expected 0 < low <= high')
+    if self.balanced and not low <= 1 <= high:
+      raise ValueError(
+        f'scales: found {self.scales} with balanced=True, expected low <= 1 <= '
+        'high'
+      )
+    if self.fill not in FILLS:
+      raise ValueError(
+        f'fill: found {self.fill!r}, expected one of {tuple(FILLS)}'
+      )
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Draws a scale and a place, resizes and cuts."""
+    shape = example['image'].shape[:2]
+    if self.scales != (1.0, 1.0):
+      scale = sample_scale(rng, self.scales, self.balanced)
+      shape = tuple(max(int(scale * side), 1) for side in shape)
+      example = resize(example, shape)
+    sample = sample_centred_crop if self.centred else sample_crop
+    return crop(example, sample(rng, shape, self.size), FILLS[self.fill])
+
+
+FILLS = {'ignored': Fill(), 'paper': PAPER_FILL}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortSide:
+  """Resizes so that the shorter side has a length; the aspect is kept."""
+
+  length: int
+
+  def __post_init__(self):
+    if self.length < 1:
+      raise ValueError(f'length: found {self.length}, expected >= 1')
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Resizes; draws nothing."""
+    del rng
+    height, width = example['image'].shape[:2]
+    short = min(height, width)
+    size = (max(side * self.length // short, 1) for side in (height, width))
+    return resize(example, tuple(size))
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreCrop:
+  """Cuts the middle out; what is too small is filled up around it."""
 
   size: tuple[int, int]
 
@@ -222,9 +347,14 @@ class RandomCrop:
     check_size('size', self.size)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Draws a place and cuts."""
+    """Cuts; draws nothing."""
+    del rng
     shape = example['image'].shape[:2]
-    return crop(example, sample_crop(rng, shape, self.size))
+    top, left = (
+      (n - m) // 2 if n >= m else -((m - n) // 2)
+      for n, m in zip(shape, self.size, strict=True)
+    )
+    return crop(example, Box(top, left, *self.size))
 
 
 def sample_inception_box(
@@ -286,7 +416,12 @@ class InceptionCrop:
 
 
 # What a config may name as its crop.
-CROPS = {'inception': InceptionCrop, 'random': RandomCrop, 'resize': Resize}
+CROPS = {
+  'inception': InceptionCrop,
+  'random': RandomCrop,
+  'resize': Resize,
+  'centre': CentreCrop,
+}
 
 
 @dataclasses.dataclass(frozen=True)

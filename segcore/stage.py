@@ -122,7 +122,11 @@ def execute(
     )
     if preemption.reached():
       raise Preempted(f'{workdir} is ready to start {stage.name}')
-    outputs = stage.run(place)
+    try:
+      outputs = stage.run(place)
+    except errors.UserError:
+      _forget_unbegun(directory)
+      raise
     _finish(place, stage.name, outputs)
 
 
@@ -214,6 +218,13 @@ def _refuse_others(directory: pathlib.Path, settings: Any) -> None:
       + (f'; and {more} more' if more > 0 else '')
       + '): choose another --workdir'
     )
+
+
+def _forget_unbegun(directory: pathlib.Path) -> None:
+  """Lets other settings in where nothing was made with the refused ones."""
+  settings = directory / 'settings.json'
+  if jax.process_index() == 0 and [*directory.iterdir()] == [settings]:
+    settings.unlink()
 
 
 def _finish(place: Place, name: str, outputs: Sequence[pathlib.Path]) -> None:

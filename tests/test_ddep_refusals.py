@@ -78,3 +78,34 @@ def test_a_folder_that_changed_under_a_run(capsys, source):
   (started / 'labelled_ids.json').write_text(json.dumps(['gone']))
   found = error_of(capsys, source, 'init=none')
   assert 'the choice of labelled images changed since' in found
+
+
+def test_an_image_that_is_labelled_and_held_out(capsys, source):
+  for split, names in (('train', '0123'), ('val', '4567')):
+    for kind, suffix in (('images', 'jpg'), ('masks', 'png')):
+      folder = source / kind / split
+      folder.mkdir()
+      for name in names:
+        (source / kind / f'0{name}.{suffix}').rename(
+          folder / f'0{name}.{suffix}'
+        )
+  # The same bytes under another name.
+  for kind, suffix in (('images', 'jpg'), ('masks', 'png')):
+    shutil.copy(
+      source / kind / 'val' / f'06.{suffix}',
+      source / kind / 'train' / f'99.{suffix}',
+    )
+  folders = (
+    '--config.finetune.data.images=images/{split}',
+    '--config.finetune.data.masks=masks/{split}',
+    '--config.finetune.data.val_fraction=0.0',
+  )
+  found = error_of(capsys, source, 'init=none', *folders)
+  assert 'share images by their content: train/99 is val/06' in found
+  (source / 'images' / 'train' / '99.jpg').unlink()
+  (source / 'masks' / 'train' / '99.png').unlink()
+  listed = source / 'labeled.txt'
+  listed.write_text('02\n77\n')
+  # Nothing was made with the settings that were refused.
+  found = error_of(capsys, source, f'init=none,list={listed}', *folders)
+  assert "has the line '77', which names no image of the split" in found

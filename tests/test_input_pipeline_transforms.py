@@ -224,6 +224,106 @@ def test_random_crop_of_a_small_image_holds_all_of_it(example):
   assert places == {(t, x) for t in (0, 1, 2) for x in (0, 1)}
 
 
+def test_crops_can_fill_as_the_papers_do(example):
+  crop = transforms.RandomCrop((3, 6), centred=True, fill='paper')
+  found = crop(example, np.random.default_rng(0))
+  # A row is missing and three columns: 0 before and 1 after, 1 and 2.
+  assert found['label'].tolist() == [
+    [0, 1, 2, 3, 0, 0],
+    [0, 4, 5, 6, 0, 0],
+    [0, 0, 0, 0, 0, 0],
+  ]
+  assert found['image'][0, 0].tolist() == [124, 116, 104]
+  assert found['image'][2].tolist() == [[124, 116, 104]] * 6
+  assert found['image'][1, 1:4, 0].tolist() == [40, 50, 60]
+
+
+def test_centred_crops_of_large_images_are_anywhere(example):
+  crop = transforms.RandomCrop((1, 2), centred=True)
+  found = {tuple(crop(example, rng)['label'][0]) for rng in draws(60)}
+  assert found == {(1, 2), (2, 3), (4, 5), (5, 6)}
+
+
+def test_random_scales_are_uniform_or_balanced():
+  uniform, balanced = (
+    np.array(
+      [transforms.sample_scale(rng, (0.5, 2.0), kind) for rng in draws(3000)]
+    )
+    for kind in (False, True)
+  )
+  for found in (uniform, balanced):
+    assert 0.5 <= found.min() < 0.51 and 1.99 < found.max() <= 2.0
+  # A third of [0.5, 2] is below 1; a standard deviation is 0.009.
+  assert abs(np.mean(uniform < 1) - 1 / 3) < 0.03
+  assert abs(np.mean(balanced < 1) - 1 / 2) < 0.03
+  assert abs(np.mean(balanced[balanced < 1]) - 0.75) < 0.02
+  assert abs(np.mean(balanced[balanced > 1]) - 1.5) < 0.03
+
+
+def test_a_scaled_crop_resizes_then_cuts(example):
+  crop = transforms.RandomCrop((4, 6), scales=(2.0, 2.0))
+  found = crop(example, np.random.default_rng(0))
+  assert found['label'].tolist() == [
+    [1, 1, 2, 2, 3, 3],
+    [1, 1, 2, 2, 3, 3],
+    [4, 4, 5, 5, 6, 6],
+    [4, 4, 5, 5, 6, 6],
+  ]
+  # int(s · side): half of three columns is one.
+  small = transforms.RandomCrop((1, 1), scales=(0.5, 0.5))
+  assert small(example, np.random.default_rng(0))['label'].tolist() == [[1]]
+
+
+def test_short_side_keeps_the_aspect(example):
+  resized = transforms.ShortSide(4)(example, np.random.default_rng(0))
+  assert resized['image'].shape == (4, 6, 3)
+  assert resized['label'][0].tolist() == [1, 1, 2, 2, 3, 3]
+  turned = {
+    name: np.swapaxes(example[name], 0, 1) for name in ('image', 'label')
+  }
+  resized = transforms.ShortSide(1)(turned, np.random.default_rng(0))
+  assert resized['label'].tolist() == [[1]]  # 3 · 1 // 2 rows.
+
+
+def test_centre_crop_cuts_or_fills(example):
+  rng = np.random.default_rng(0)
+  cut = transforms.CentreCrop((1, 1))(example, rng)
+  assert pixels(cut) == ([[20]], [[2]])
+  filled = transforms.CentreCrop((3, 4))(example, rng)
+  assert filled['label'].tolist() == [
+    [1, 2, 3, -1],
+    [4, 5, 6, -1],
+    [-1, -1, -1, -1],
+  ]
+  wide = transforms.CentreCrop((1, 5))(example, rng)
+  assert wide['label'].tolist() == [[-1, 1, 2, 3, -1]]
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (
+      lambda: transforms.RandomCrop((4, 4), scales=(2.0, 1.0)),
+      r'scales: found \(2.0, 1.0\)',
+    ),
+    (
+      lambda: transforms.RandomCrop((4, 4), scales=(1.5, 2.0), balanced=True),
+      r'scales: found \(1.5, 2.0\) with balanced=True',
+    ),
+    (
+      lambda: transforms.RandomCrop((4, 4), fill='black'),
+      "fill: found 'black', expected one of",
+    ),
+    (lambda: transforms.ShortSide(0), 'length: found 0'),
+    (lambda: transforms.CentreCrop((0, 4)), r'size: found \(0, 4\)'),
+    (lambda: transforms.Fill((0, 0, 256)), r'image: found \(0, 0, 256\)'),
+  ],
+)
+def test_impossible_crops_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
 def test_inception_box_is_within_its_ranges():
   for rng in draws(2000):
     top, left, h, w = transforms.sample_inception_box(
@@ -485,4 +585,4 @@ def test_a_generator_decides_all_also_after_pickling(blocks, name):
 
   found = [run(transform, seed) for seed in range(8)]
   assert [run(sent, seed) for seed in range(8)] == found
-  assert len(set(found)) > (1 if name == 'resize' else 4)
+  assert len(set(found)) > (1 if name in ('resize', 'centre') else 4)

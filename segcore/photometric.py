@@ -1,0 +1,202 @@
+"""Random changes of colour and sharpness, on the device, a key per example.
+
+  keys = example_keys(rng, len(images))
+  images = augment(images, keys, Options(jitter=0.8, grey=0.2, blur=0.5))
+
+What is random is drawn by `sample`; `apply` is a function of what was drawn.
+The key of an example is that of its place in the global batch, so the same
+images come out on any number of devices.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+# A Gaussian is cut off at this many standard deviations.
+_TRUNCATED = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How often and how much. Ranges are those of torchvision and SimCLR.
+
+  Attributes:
+    jitter: probability of a change of colour.
+    brightness: its factor is in [1 - b, 1 + b], at least 0.
+    contrast: likewise, about the mean grey value.
+    saturation: likewise, about each pixel's grey value.
+    hue: largest turn of the hue, of a whole circle; at most 0.5.
+    grey: probability of no colour at all.
+    blur: probability of a Gaussian blur.
+    sigma: range of its standard deviation, in pixels.
+    solarize: probability of inverting bright values.
+    threshold: of what is bright, in [0, 1].
+  """
+
+  jitter: float = 0.0
+  brightness: float = 0.0
+  contrast: float = 0.0
+  saturation: float = 0.0
+  hue: float = 0.0
+  grey: float = 0.0
+  blur: float = 0.0
+  sigma: tuple[float, float] = (0.1, 2.0)
+  solarize: float = 0.0
+  threshold: float = 0.5
+
+  def __post_init__(self):
+    for name in ('jitter', 'grey', 'blur', 'solarize', 'threshold'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(
+          f'{name}: found {getattr(self, name)}, expected 0 to 1'
+        )
+    for name in ('brightness', 'contrast', 'saturation'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'{name}: found {getattr(self, name)}, expected 0 or more'
+        )
+    if not 0 <= self.hue <= 0.5:
+      raise ValueError(f'hue: found {self.hue}, expected 0 to 0.5')
+    if not 0 < self.sigma[0] <= self.sigma[1]:
+      raise ValueError(f'sigma: found {self.sigma}, expected 0 < low <= high')
+
+
+class Draws(NamedTuple):
+  """What is random about an example."""
+
+  jitter: Bool[Array, '']
+  order: Int[Array, '4']  # Of brightness, contrast, saturation, hue.
+  factors: Float[Array, '4']  # In that order; the last is a turn.
+  grey: Bool[Array, '']
+  blur: Bool[Array, '']
+  sigma: Float[Array, '']
+  solarize: Bool[Array, '']
+
+
+def example_keys(rng: Key[Array, ''], count: int) -> Key[Array, 'B']:
+  """A key for each example of a global batch."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(count))
+
+
+def sample(rng: Key[Array, ''], options: Options) -> Draws:
+  """Draws for one example."""
+  keys = jax.random.split(rng, 7)
+  strength = jnp.array(
+    [options.brightness, options.contrast, options.saturation, options.hue]
+  )
+  middle = jnp.array([1.0, 1.0, 1.0, 0.0])
+  low = jnp.maximum(middle - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
+  unit = jax.random.uniform(keys[0], (4,))
+  return Draws(
+    jitter=jax.random.bernoulli(keys[1], options.jitter),
+    order=jax.random.permutation(keys[2], 4),
+    factors=low + unit * (middle + strength - low),
+    grey=jax.random.bernoulli(keys[3], options.grey),
+    blur=jax.random.bernoulli(keys[4], options.blur),
+    sigma=jax.random.uniform(
+      keys[5], minval=options.sigma[0], maxval=options.sigma[1]
+    ),
+    solarize=jax.random.bernoulli(keys[6], options.solarize),
+  )
+
+
+def apply(
+  image: Float[Array, 'H W 3'], draws: Draws, options: Options
+) -> Float[Array, 'H W 3']:
+  """Changes an image in [-1, 1]: jitter, grey, blur, solarise, in order."""
+  unit = 0.5 * (image + 1.0)
+  if options.jitter:
+    unit = jnp.where(draws.jitter, jittered(unit, draws), unit)
+  if options.grey:
+    unit = jnp.where(draws.grey, _grey(unit), unit)
+  if options.blur:
+    blurred = gaussian_blur(unit, draws.sigma, options.sigma[1])
+    unit = jnp.where(draws.blur, blurred, unit)
+  if options.solarize:
+    solarized = dm_pix.solarize(unit, options.threshold)
+    unit = jnp.where(draws.solarize, solarized, unit)
+  return 2.0 * unit - 1.0
+
+
+def augment(
+  images: Float[Array, 'B H W 3'], keys: Key[Array, 'B'], options: Options
+) -> Float[Array, 'B H W 3']:
+  """Draws and changes each image of a batch in [-1, 1]."""
+
+  def one(image, key):
+    return apply(image, sample(key, options), options)
+
+  return jax.vmap(one)(images, keys)
+
+
+def jittered(
+  image: Float[Array, 'H W 3'], draws: Draws
+) -> Float[Array, 'H W 3']:
+  """Brightness, contrast, saturation and hue of an image in [0, 1]."""
+  operations = (_brighter, _more_contrast, _more_saturated, _turned)
+  for i in range(4):
+    kind = draws.order[i]
+    image = jax.lax.switch(kind, operations, image, draws.factors[kind])
+  return image
+
+
+def gaussian_blur(
+  image: Float[Array, 'H W 3'], sigma: Float[Array, ''], largest: float
+) -> Float[Array, 'H W 3']:
+  """Blurs an image; beyond its border the last pixel goes on.
+
+  Two matrix products: for a few taps a depthwise convolution would do less, but
+  slowly, on a TPU's matrix unit and on a CPU alike.
+
+  Args:
+    image: of any range.
+    sigma: standard deviation in pixels.
+    largest: that sigma may have, which decides how far is looked.
+  """
+  rows, columns = (
+    _blur_matrix(side, sigma, largest) for side in image.shape[:2]
+  )
+  return jnp.einsum('ij,jkc,lk->ilc', rows, image, columns)
+
+
+def _blur_matrix(
+  side: int, sigma: Float[Array, ''], largest: float
+) -> Float[Array, 'side side']:
+  """Weights of each pixel (columns) in each blurred one (rows)."""
+  radius = int(_TRUNCATED * largest + 0.5)
+  steps = jnp.arange(-radius, radius + 1)
+  weights = jnp.exp(-0.5 * jnp.square(steps / sigma))
+  weights = jnp.where(jnp.abs(steps) <= _TRUNCATED * sigma + 0.5, weights, 0.0)
+  weights /= jnp.sum(weights)
+  at = jnp.arange(side)[:, None]
+  looked = jnp.clip(at + steps, 0, side - 1)
+  return jnp.zeros((side, side)).at[at, looked].add(weights[None])
+
+
+def _grey(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
+  """Grey values of ITU-R 601 in all channels."""
+  return dm_pix.rgb_to_grayscale(image, keep_dims=True)
+
+
+def _mixed(image: Array, other: Array, factor: Array) -> Array:
+  return jnp.clip(factor * image + (1.0 - factor) * other, 0.0, 1.0)
+
+
+def _brighter(image: Array, factor: Array) -> Array:
+  return _mixed(image, jnp.zeros_like(image), factor)
+
+
+def _more_contrast(image: Array, factor: Array) -> Array:
+  return _mixed(image, jnp.full_like(image, jnp.mean(_grey(image))), factor)
+
+
+def _more_saturated(image: Array, factor: Array) -> Array:
+  return _mixed(image, _grey(image), factor)
+
+
+def _turned(image: Array, turn: Array) -> Array:
+  return jnp.clip(dm_pix.adjust_hue(image, turn), 0.0, 1.0)
