@@ -38,7 +38,7 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Example:
   """An image and what belongs to it; not opened yet.
 

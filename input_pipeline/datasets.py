@@ -275,7 +275,7 @@ def open_split(options: Options, split: str, data_dir: str = '') -> Split:
     if name in features
   }
   metadata: Any = made.info.metadata
-  labelled = metadata.get('labelled', {}).get(split, True)
+  lacks = metadata.get('lacks', {}).get(split, ())
   return Split(
     name=f'{options.name} {split}',
     version=made.info.full_name,
@@ -284,7 +284,7 @@ def open_split(options: Options, split: str, data_dir: str = '') -> Split:
     has=tuple(
       kind
       for kind in ('label', 'tags')
-      if kind in features and (kind != 'label' or labelled)
+      if kind in features and kind not in lacks
     ),
     records=made.as_data_source(split, decoders=encoded),
     index=fingerprints.Index.read(

@@ -133,7 +133,8 @@ def _shown_split(
   made: base.Builder, indices: Mapping[str, fingerprints.Index]
 ) -> str:
   """The first split with labels; else the first."""
-  labelled = [split for split in indices if split not in made.unlabelled()]
+  lacks = made.lacks()
+  labelled = [split for split in indices if 'label' not in lacks.get(split, ())]
   return (labelled or list(indices))[0]
 
 

@@ -60,9 +60,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
     raise NotImplementedError
 
-  def unlabelled(self) -> Sequence[str]:
-    """Splits whose images have no masks, in a data set that has masks."""
-    return ()
+  def lacks(self) -> Mapping[str, Sequence[str]]:
+    """Kinds of label, 'label' or 'tags', that only some splits do not have."""
+    return {}
 
   def stamp(self, source: Any) -> Any:
     """What changes when the record of a source would; as JSON has it."""
@@ -163,7 +163,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         palette=[list(colour) for colour in contents.palette],
         labels=contents.labels,
         tags=contents.tags,
-        labelled=dict.fromkeys(self.unlabelled(), False),
+        lacks={split: list(kinds) for split, kinds in self.lacks().items()},
       ),
     )
 

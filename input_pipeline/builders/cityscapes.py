@@ -77,9 +77,10 @@ class Cityscapes(files.Official):
     """19 classes; the test images are not labelled."""
     return records.Contents(CLASSES, PALETTE, tags=True)
 
-  def unlabelled(self) -> Sequence[str]:
-    """The masks of test are empty."""
-    return tuple({'test'} & {*self.builder_config.splits})
+  def lacks(self) -> Mapping[str, Sequence[str]]:
+    """The masks of test are empty; tags would be made of them."""
+    tests = {'test'} & {*self.builder_config.splits}
+    return dict.fromkeys(tests, ('label', 'tags'))
 
   def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
     """Images and masks of all cities, split by split."""
@@ -97,7 +98,7 @@ class Cityscapes(files.Official):
     if not images:
       raise self.missing(f'leftImg8bit/{split}/*/*_leftImg8bit.png')
     labels = None
-    if split not in self.unlabelled():
+    if split not in self.lacks():
       labels = files.pick(
         found, rf'{kind}/{split}/[^/]+/(?P<id>\w+)_{kind}_labelIds\.png'
       )

@@ -4,6 +4,7 @@ A data set of an official benchmark is an `Official`: it says which archives it
 comes in, where in them its images and masks are, and how many there should be.
 """
 
+import io
 import json
 import pathlib
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy.io
 from jaxtyping import Int16
 
 from input_pipeline import archives, audit, errors
@@ -163,9 +165,7 @@ class Official(FileBuilder):
     )
 
 
-def matching(
-  files: Files, pattern: str
-) -> dict[str, tuple[archives.File, re.Match[str]]]:
+def pick(files: Files, pattern: str) -> dict[str, archives.File]:
   """Files whose path ends like a pattern, by the pattern's group `id`.
 
   Args:
@@ -175,8 +175,15 @@ def matching(
   Raises:
     BadFile: two files have the same id.
   """
+  return {name: file for name, (file, _) in pick_with(files, pattern).items()}
+
+
+def pick_with(
+  files: Files, pattern: str, group: str = 'id'
+) -> dict[str, tuple[archives.File, str | None]]:
+  """The same, with what another group of the pattern matched."""
   whole = re.compile(rf'(?:.*/)?{pattern}')
-  found: dict[str, tuple[archives.File, re.Match[str]]] = {}
+  found: dict[str, tuple[archives.File, str | None]] = {}
   for path, file in files.items():
     match = whole.fullmatch(path)
     if match is None:
@@ -187,13 +194,8 @@ def matching(
         f'has the same id {match["id"]!r} as {found[match["id"]][0]}: keep one '
         'of them',
       )
-    found[match['id']] = (file, match)
+    found[match['id']] = (file, match[group])
   return found
-
-
-def pick(files: Files, pattern: str) -> dict[str, archives.File]:
-  """The files of `matching`."""
-  return {name: file for name, (file, _) in matching(files, pattern).items()}
 
 
 def read_list(file: archives.File) -> list[str]:
@@ -247,3 +249,22 @@ def examples_of(
       mask = None if masks is None else masks[key]
       examples.append(audit.Example(name(key), images[key], mask))
   return audit.Listing(tuple(examples), tuple(problems))
+
+
+def read_mat(file: archives.File, name: str) -> np.ndarray:
+  """A variable of a MATLAB file.
+
+  Raises:
+    UserError: it is no such file, or has no such variable.
+  """
+  try:
+    found = scipy.io.loadmat(io.BytesIO(file.read_bytes()))
+  except OSError:
+    raise
+  except Exception as error:  # Damaged files make scipy raise anything.
+    raise errors.UserError(
+      errors.one_line(f'cannot be read as a MATLAB file: {error}')
+    ) from error
+  if name not in found:
+    raise errors.UserError(f'has no variable {name}: take the official file')
+  return found[name]

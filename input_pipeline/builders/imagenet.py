@@ -5,14 +5,13 @@ Either the official tar files, which are not unpacked, or folders of classes.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
 from input_pipeline import archives, audit, errors, masks
-from input_pipeline.builders import files, records, voc2012
+from input_pipeline.builders import files, records
 
 TRAIN = r'(?:train/)?(?P<wnid>n\d{8})/(?P<id>n\d{8}_\d+)\.(?:JPEG|jpe?g)'
 VAL = r'(?:(?P<wnid>n\d{8})/)?(?P<id>ILSVRC2012_val_\d{8})\.(?:JPEG|jpe?g)'
@@ -21,6 +20,9 @@ ARCHIVES = (
   *('ILSVRC2012_devkit*.tar.gz', 'n[0-9]*.tar', 'fall11_whole*.tar'),
   *('winter21_whole*.tar', 'winter21_whole*.tar.gz'),
 )
+
+# Images by name, with their classes; None where only the kit knows.
+Classified = Mapping[str, tuple[archives.File, str | None]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,31 +73,24 @@ class Imagenet(files.Official):
 
   def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
     """Images by the folders they are in."""
-    train = files.matching(found, TRAIN)
+    train = files.pick_with(found, TRAIN, 'wnid')
     if not train:
       raise self.missing('n01440764/n01440764_10026.JPEG')
-    of_train = {key: match['wnid'] for key, (_, match) in train.items()}
-    self._wnids = sorted(set(of_train.values()))
-    splits = {'train': (train, of_train)}
+    self._wnids = sorted({wnid for _, wnid in train.values()})
+    listings = {'train': self._listing(train)}
     if 'val' in self.counts:
-      val = files.matching(found, VAL)
+      val = files.pick_with(found, VAL, 'wnid')
       if not val:
         raise self.missing('ILSVRC2012_val_00000001.JPEG')
-      splits['val'] = (val, self._classes_of_val(found, val))
-    return {
-      split: self._listing(images, of) for split, (images, of) in splits.items()
-    }
+      listings['val'] = self._listing(self._with_classes(found, val))
+    return listings
 
-  def _listing(
-    self,
-    images: Mapping[str, tuple[archives.File, re.Match[str]]],
-    wnids: Mapping[str, str],
-  ) -> audit.Listing:
+  def _listing(self, images: Classified) -> audit.Listing:
     """The images, sorted by class and name."""
     numbers = {wnid: i for i, wnid in enumerate(self._wnids)}
     examples, problems = [], []
-    for key in sorted(images, key=lambda key: (wnids[key], key)):
-      wnid, (file, _) = wnids[key], images[key]
+    for key in sorted(images, key=lambda key: (images[key][1], key)):
+      file, wnid = images[key]
       if wnid in numbers:
         tags = (numbers[wnid],)
         examples.append(audit.Example(f'{wnid}/{key}', file, tags=tags))
@@ -104,14 +99,10 @@ class Imagenet(files.Official):
         problems.append(errors.BadFile(file, reason))
     return audit.Listing(tuple(examples), tuple(problems))
 
-  def _classes_of_val(
-    self,
-    found: files.Files,
-    val: Mapping[str, tuple[archives.File, re.Match[str]]],
-  ) -> Mapping[str, str]:
-    """Class of each image: its folder, or what the development kit says."""
-    if all(match['wnid'] for _, match in val.values()):
-      return {key: match['wnid'] for key, (_, match) in val.items()}
+  def _with_classes(self, found: files.Files, val: Classified) -> Classified:
+    """Val by its folders, or by what the development kit says."""
+    if all(wnid for _, wnid in val.values()):
+      return val
     truth = files.pick(
       found, r'data/(?P<id>ILSVRC2012_validation_ground_truth)\.txt'
     )
@@ -122,17 +113,24 @@ class Imagenet(files.Official):
       )
     (meta_file,), (truth_file,) = meta.values(), truth.values()
     try:
-      synsets = voc2012.read_mat(meta_file, 'synsets')
+      synsets = files.read_mat(meta_file, 'synsets').ravel()
+      wnid_of = {
+        int(synset['ILSVRC2012_ID'].item()): str(synset['WNID'].item())
+        for synset in synsets
+      }
+      numbers = truth_file.read_bytes().decode().split()
+      return {
+        key: (file, wnid_of[int(numbers[int(key.rsplit('_', 1)[1]) - 1])])
+        for key, (file, _) in val.items()
+      }
     except errors.UserError as error:
       raise errors.BadFile(meta_file, str(error)) from error
-    wnid_of = {
-      int(synset['ILSVRC2012_ID'].item()): str(synset['WNID'].item())
-      for synset in synsets.ravel()
-    }
-    numbers = truth_file.read_bytes().decode().split()
-    return {
-      key: wnid_of[int(numbers[int(key.rsplit('_', 1)[1]) - 1])] for key in val
-    }
+    except (OSError, LookupError, ValueError) as error:
+      raise errors.BadFile(
+        truth_file,
+        f'does not say the class of every image of val ({error!r}): get '
+        'ILSVRC2012_devkit_t12.tar.gz again',
+      ) from error
 
   def _contents_of(self, wnids: Sequence[str]) -> records.Contents:
     return records.Contents(

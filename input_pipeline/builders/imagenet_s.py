@@ -85,9 +85,9 @@ class ImagenetS(files.Official):
     classes = ('other', *self._wnids)
     return records.Contents(classes, masks.palette(len(classes)), tags=True)
 
-  def unlabelled(self) -> Sequence[str]:
+  def lacks(self) -> Mapping[str, Sequence[str]]:
     """Masks of train do not exist, those of test are not public."""
-    return ('train', 'test')
+    return dict.fromkeys(('train', 'test'), ('label',))
 
   def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
     """Images and masks by the official lists."""
@@ -100,7 +100,7 @@ class ImagenetS(files.Official):
         f'source: ImageNetS_categories_im{size}.txt has '
         f'{len(self._wnids)} classes, expected {size}: get the list again'
       )
-    train = files.matching(found, imagenet.TRAIN)
+    train = files.pick_with(found, imagenet.TRAIN, 'wnid')
     val = files.pick(found, imagenet.VAL)
     for what, there in (
       ('train/n01440764/*.JPEG', train),
@@ -152,14 +152,12 @@ class ImagenetS(files.Official):
   def _numbers(self) -> Mapping[str, int]:
     return {wnid: i for i, wnid in enumerate(self._wnids, 1)}
 
-  def _train(
-    self, train: Mapping[str, tuple[archives.File, re.Match[str]]]
-  ) -> audit.Listing:
+  def _train(self, train: imagenet.Classified) -> audit.Listing:
     """The images of all listed classes and of those merged into them."""
     numbers = self._numbers()
     examples = []
-    for key, (file, match) in train.items():
-      wnid = self._target(match['wnid'])
+    for key, (file, folder) in train.items():
+      wnid = self._target(folder)
       if wnid in numbers:
         tags = (numbers[wnid],)
         examples.append(audit.Example(f'{wnid}/{key}', file, tags=tags))

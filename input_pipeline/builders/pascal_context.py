@@ -19,7 +19,7 @@ from jaxtyping import Int16
 from pycocotools import mask as coco
 
 from input_pipeline import archives, audit, batch, errors, masks
-from input_pipeline.builders import files, records, voc2012
+from input_pipeline.builders import files, records
 
 # Ids of the 459 classes that are the 59, in the order of the class ids.
 OFFICIAL_IDS = (
@@ -146,7 +146,7 @@ class PascalContext(files.Official):
     background = self.builder_config.background
     if isinstance(file, Annotation):
       return table(background, official=False).apply(file.values())
-    values = voc2012.read_mat(file, 'LabelMap')
+    values = files.read_mat(file, 'LabelMap')
     return table(background, official=True).apply(values)
 
 

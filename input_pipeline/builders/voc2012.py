@@ -7,16 +7,14 @@ B. Hariharan et al.: Semantic contours from inverse detectors, 2011 (SBD).
 has annotated but those of VOC's val; VOC's own masks where there are some.
 """
 
-import io
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-import scipy.io
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import archives, audit, errors, masks
+from input_pipeline import archives, audit, masks
 from input_pipeline.builders import files, records
 
 CLASSES = (
@@ -73,26 +71,7 @@ class Voc2012(files.Official):
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """VOC's palette PNG, or SBD's `.mat` of class indices."""
     if file.name.endswith('.mat'):
-      values = read_mat(file, 'GTcls')['Segmentation'][0, 0]
+      values = files.read_mat(file, 'GTcls')['Segmentation'][0, 0]
     else:
       values = masks.read_values(file)
     return TABLE.apply(values)
-
-
-def read_mat(file: archives.File, name: str) -> np.ndarray:
-  """A variable of a MATLAB file.
-
-  Raises:
-    UserError: it is no such file, or has no such variable.
-  """
-  try:
-    found = scipy.io.loadmat(io.BytesIO(file.read_bytes()))
-  except OSError:
-    raise
-  except Exception as error:  # Damaged files make scipy raise anything.
-    raise errors.UserError(
-      errors.one_line(f'cannot be read as a MATLAB file: {error}')
-    ) from error
-  if name not in found:
-    raise errors.UserError(f'has no variable {name}: take the official file')
-  return found[name]
