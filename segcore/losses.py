@@ -4,7 +4,7 @@
   loss = losses.masked_mean(loss, labels >= 0)
 
 No loss reduces itself: mask, weights and mean are applied once, by the caller.
-All of it is float32, whatever the precision of the network.
+All of it is float32 at least, whatever the precision of the network.
 """
 
 from typing import Literal
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from segcore import selection
 from segcore.types import Scalar
 
 
@@ -29,9 +30,52 @@ def cross_entropy(
   Array([[[1.3862944, 0.       ]]], dtype=float32)
   """
   loss = optax.softmax_cross_entropy_with_integer_labels(
-    logits.astype(jnp.float32), jnp.maximum(labels, 0)
+    at_least_float32(logits), jnp.maximum(labels, 0)
   )
   return jnp.where(labels < 0, 0.0, loss)
+
+
+def probability(
+  logits: Float[Array, '*shape C'], labels: Int[Array, '*shape']
+) -> Float[Array, '*shape']:
+  """What softmax gives to each pixel's label; class 0 where it is ignored."""
+  probs = jax.nn.softmax(at_least_float32(logits))
+  indices = jnp.maximum(labels, 0).astype(jnp.int32)[..., None]
+  return jnp.take_along_axis(probs, indices, axis=-1)[..., 0]
+
+
+def hardest(
+  logits: Float[Array, '*shape C'],
+  labels: Int[Array, '*shape'],
+  threshold: float,
+  least: int,
+) -> Bool[Array, '*shape']:
+  """Pixels that online hard example mining (OHEM) keeps.
+
+  Those whose class is no more probable than the threshold, or than that of the
+  `least`-th hardest pixel if that is more. All pixels with a label, if they are
+  fewer than `least`, or if that is 0. Source: spec U2PL §3.1.
+
+  Args:
+    logits: of the pixels of all images.
+    labels: negative where ignored; such pixels count as certain.
+    threshold: probability.
+    least: pixels.
+  """
+  valid = labels >= 0
+  if not least:
+    return valid
+  at_label = probability(jax.lax.stop_gradient(logits), labels)
+  certain = jnp.where(valid, at_label, 1.0)
+  rank = jnp.asarray(min(valid.size, least) - 1, jnp.int32)
+  limit = selection.order_statistic(certain, jnp.ones_like(valid), rank)
+  few = jnp.sum(valid, dtype=jnp.int32) < least
+  return valid & (few | (certain <= jnp.maximum(limit, threshold)))
+
+
+def at_least_float32(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """x in float32, or as it is if that is more."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def tag_cross_entropy(
@@ -50,7 +94,7 @@ def tag_cross_entropy(
   >>> tag_cross_entropy(jnp.zeros((1, 2)), tags, 'softmax')
   Array([0.6931472], dtype=float32)
   """
-  logits = logits.astype(jnp.float32)
+  logits = at_least_float32(logits)
   if kind == 'softmax':
     # A class of logit -inf costs nothing unless it is the tag: no 0 * inf.
     loss = -jnp.sum(jnp.where(tags, jax.nn.log_softmax(logits), 0.0), axis=-1)
@@ -68,13 +112,13 @@ def squared_error(
   >>> squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
   Array([4., 0.], dtype=float32)
   """
-  return jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
+  return jnp.square(at_least_float32(prediction) - at_least_float32(target))
 
 
 def masked_sum_and_count(
   values: Float[Array, '*shape'], mask: Bool[Array, '*shape']
 ) -> tuple[Scalar, Scalar]:
-  """Sum of the values under the mask, and how many they are, in float32.
+  """Sum of the values under the mask, and how many they are.
 
   What lies outside the mask touches neither sum nor gradient, even NaN. Both
   numbers add up over parts of a batch, which is what accumulation needs.
@@ -82,9 +126,9 @@ def masked_sum_and_count(
   >>> masked_sum_and_count(jnp.array([1.0, 2.0]), jnp.array([False, True]))
   (Array(2., dtype=float32), Array(1., dtype=float32))
   """
-  total = jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
+  total = jnp.sum(jnp.where(mask, at_least_float32(values), 0.0))
   # Counted in int32: float32 stops counting by ones at 16.7 million pixels.
-  return total, jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
+  return total, jnp.sum(mask, dtype=jnp.int32).astype(total.dtype)
 
 
 def masked_mean(

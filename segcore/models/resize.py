@@ -7,6 +7,7 @@ half pixels; the networks and protocols rebuilt here do neither.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 
@@ -80,25 +81,33 @@ def bilinear(
 
   Never antialiased, as torch's `interpolate`. With `align_corners` cell i of n
   reads coordinate i·(h-1)/(n-1), without it (i+½)·h/n - ½, clamped to the map.
-  Computed in float32 in full precision, whatever the platform's default.
+  Computed in float32 at least, whatever the platform's default.
 
   >>> x = jnp.arange(4.0).reshape(1, 1, 4, 1)
   >>> bilinear(x, (1, 3), align_corners=True).ravel()
   Array([0. , 1.5, 3. ], dtype=float32)
   """
-  result = x.astype(jnp.float32)
+  result = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   exact = jax.lax.Precision.HIGHEST
   if size[0] != x.shape[1]:
-    rows = bilinear_matrix(x.shape[1], size[0], align_corners)
+    rows = bilinear_matrix(
+      x.shape[1], size[0], align_corners, dtype=result.dtype
+    )
     result = jnp.einsum('ih,bhwd->biwd', rows, result, precision=exact)
   if size[1] != x.shape[2]:
-    columns = bilinear_matrix(x.shape[2], size[1], align_corners)
+    columns = bilinear_matrix(
+      x.shape[2], size[1], align_corners, dtype=result.dtype
+    )
     result = jnp.einsum('jw,biwd->bijd', columns, result, precision=exact)
   return result.astype(x.dtype)
 
 
 def bilinear_matrix(
-  old: int, new: int, align_corners: bool = False, antialias: bool = False
+  old: int,
+  new: int,
+  align_corners: bool = False,
+  antialias: bool = False,
+  dtype: DTypeLike = np.float32,
 ) -> Float[np.ndarray, 'new old']:
   """Row i holds the weights with which cell i of the new axis reads the old.
 
@@ -108,12 +117,13 @@ def bilinear_matrix(
     align_corners: as in `bilinear`.
     antialias: where the axis shrinks, widen the triangle of each cell to the
       cells it stands for, as `jax.image.resize` and Pillow do.
+    dtype: of the result.
   """
   if antialias and new < old:
     centre = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
     distance = np.abs(np.arange(old) - centre) * (new / old)
     triangle = np.maximum(0.0, 1.0 - distance)
-    return (triangle / triangle.sum(axis=1, keepdims=True)).astype(np.float32)
+    return (triangle / triangle.sum(axis=1, keepdims=True)).astype(dtype)
   i = np.arange(new)
   if align_corners:
     source = i * ((old - 1) / max(new - 1, 1))
@@ -121,7 +131,7 @@ def bilinear_matrix(
     source = np.clip((i + 0.5) * (old / new) - 0.5, 0, old - 1)
   low = np.minimum(source.astype(int), max(old - 2, 0))
   high = np.minimum(low + 1, old - 1)
-  matrix = np.zeros((new, old), np.float32)
+  matrix = np.zeros((new, old), dtype)
   np.add.at(matrix, (i, low), 1.0 - (source - low))
   np.add.at(matrix, (i, high), source - low)
   return matrix
