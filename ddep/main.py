@@ -8,71 +8,33 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from ddep import classify, denoise, finetune, noise
-from input_pipeline import (
-  datasets,
-  errors,
-  fingerprints,
-  loader,
-  splits,
-  transforms,
-)
+from input_pipeline import datasets, errors, transforms
 from segcore import (
   app,
-  checkpoint,
   evaluate,
   inference,
-  journal,
   method,
   metrics,
   network,
-  optimizers,
   options,
-  pictures,
   predict,
-  pretrained,
-  protocols,
   sharding,
   stage,
-  summary,
   train_loop,
 )
+from segcore import experiment as experiment_lib
 from segcore.models import segmenter
 
 _STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
 # Images whose tags are counted before a classification starts.
 _LOOKED_AT = 100
-# In the folder of `finetune`: names and colours of the class ids.
-_CLASSES = 'classes.json'
-# Rows of a panel.
-_NUM_PICTURES = 6
 # Images of val on which denoising is followed.
 _NUM_WATCHED = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-  """Where parameters come from before step 0.
-
-  Attributes:
-    path: a stage of this experiment, the folder of another one's, or a weight
-      file; '' starts from random values.
-    take: the parts that are taken: 'encoder', 'decoder'.
-  """
-
-  path: str = ''
-  take: tuple[str, ...] = ()
-
-  def __post_init__(self):
-    if bool(self.path) != bool(self.take):
-      raise ValueError(
-        f'path={self.path!r} and take={self.take}: expected both or neither'
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +79,7 @@ class DenoiseOptions:
   data: datasets.Options
   split: str
   val_split: str
-  start: Start
+  start: experiment_lib.Start
   trained: tuple[str, ...]
   noise: noise.Options
   crop: Mapping[str, Any]
@@ -132,50 +94,21 @@ class DenoiseOptions:
       )
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuneOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(experiment_lib.Labelled):
   """Fine-tuning on few pixel labels.
 
   Attributes:
-    data: needs masks.
-    split: its labelled subset is trained on.
-    val_split: evaluated on, on the way.
-    follow: splits that are evaluated on the way too, for a curve; the split
-      that is trained on means its labelled images.
-    subset: which images are labelled.
     start: of encoder and decoder.
     crop: as above.
     flips: as above.
     recipe: as above.
   """
 
-  data: datasets.Options
-  split: str
-  val_split: str
-  follow: tuple[str, ...]
-  subset: splits.Subset
-  start: Start
+  start: experiment_lib.Start
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   recipe: method.Recipe
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-  """The evaluation that is reported.
-
-  Attributes:
-    splits: of the fine-tuning's data set; the split that was trained on means
-      its labelled images.
-    batch_size: global number of images.
-    protocol: how the network looks at an image.
-    which: the state after the last step, or the best one on `val_split`.
-  """
-
-  splits: tuple[str, ...]
-  batch_size: int
-  protocol: protocols.Options
-  which: Literal['last', 'best'] = 'last'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +130,7 @@ class Experiment:
   classify: ClassifyOptions
   denoise: DenoiseOptions
   finetune: FinetuneOptions
-  evaluate: EvaluateOptions
+  evaluate: experiment_lib.EvaluateOptions
   operation: train_loop.Operation
 
   def __post_init__(self):
@@ -228,7 +161,7 @@ def load_model(
   """
   experiment = options.build(Experiment, config, 'config')
   mesh = sharding.make_mesh(experiment.operation.fsdp)
-  return Runner(experiment, mesh).model(workdir)
+  return Runner(experiment, mesh).reporting.model(workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,52 +171,57 @@ class Runner:
   experiment: Experiment
   mesh: Mesh
 
+  @property
+  def bench(self) -> experiment_lib.Bench:
+    """What all stages are built on."""
+    whole = self.experiment
+    return experiment_lib.Bench(
+      whole.network, whole.data_dir, whole.operation, self.mesh
+    )
+
+  @property
+  def reporting(self) -> experiment_lib.Reporting:
+    """How the fine-tuned network is evaluated."""
+    return experiment_lib.Reporting(
+      bench=self.bench,
+      trained_by='finetune',
+      labelled=self.experiment.finetune,
+      evaluate=self.experiment.evaluate,
+      scores=lambda num_classes: self._method('finetune', num_classes),
+    )
+
   def describe(self, name: str) -> stage.Stage:
     """Checks what can be checked without data, and describes the stage."""
-    block = getattr(self.experiment, name)
     if name == 'evaluate':
-      self._check_evaluate()
-      settings = options.to_dict(block)
-      # How many images at once changes nothing of what is found.
-      del settings['batch_size']
-      return stage.Stage(name, settings, self.run_evaluate, ('finetune',))
-    block.recipe.check(self.mesh, f'config.{name}.recipe')
+      return self.reporting.describe(self.experiment.stages)
+    block = getattr(self.experiment, name)
+    path = f'config.{name}'
+    block.recipe.check(self.mesh, f'{path}.recipe')
     crop, _ = self._augmentations(name)
-    heads = _heads(name, num_classes=2)  # Any number shows whether it fits.
-    network.check(self._network(heads), crop.size, f'config.{name}.crop.size')
-    settings = {
-      'network': self.experiment.network,
-      name: block,
-    }
-    start = getattr(block, 'start', Start())
-    needs = (start.path,) if start.path in _STAGES else ()
-    if start.path and not needs and not _folder(start.path).exists():
-      raise errors.UserError(
-        f'config.{name}.start.path: {start.path} does not exist: expected a '
-        'stage, the folder of one, or a weight file'
-      )
+    net = self.bench.build(_heads(name, num_classes=2))  # Any number fits.
+    network.check(net, crop.size, f'{path}.crop.size')
+    settings = {'network': self.experiment.network, name: block}
+    needs = _start(block).needs(_STAGES, f'{path}.start')
     return stage.Stage(name, settings, getattr(self, f'run_{name}'), needs)
 
   def run_classify(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains the encoder on tags."""
     self._check_data()
     block = self.experiment.classify
-    split = self._open(block.data, block.split, 'tags', 'classify')
-    val = self._open(block.data, block.val_split, 'tags', 'classify')
-    trained = classify.Classify(
-      self._network(_heads('classify', len(split.classes))),
-      block.recipe.update(('encoder', 'heads')),
-      block.kind,
+    split, val = (
+      self.bench.open(block.data, name, 'tags', 'classify')
+      for name in (block.split, block.val_split)
     )
-    evaluator = self._evaluator(
+    trained = self._method('classify', len(split.classes))
+    evaluator = self.bench.evaluator(
       val,
-      inference.ImageScores(trained, self._multiple),
+      inference.ImageScores(trained, self.bench.multiple),
       metrics.Accuracy.empty(),
       'tags',
       block.recipe.batch_size,
     )
     return self._train(
-      *(place, block, trained, split, ('tags',)),
+      *(place, trained, split, ('tags',)),
       evaluate.together({block.val_split: evaluator}),
       f'{block.val_split}/accuracy',
     )
@@ -292,243 +230,81 @@ class Runner:
     """Trains the decoder, or everything, to find noise."""
     self._check_data()
     block = self.experiment.denoise
-    split = self._open(block.data, block.split)
-    trained = denoise.Denoise(
-      self._network(_heads('denoise', 0)),
-      block.recipe.update(block.trained),
-      block.noise,
-    )
+    trained = self._method('denoise')
     # Like training images, but always the same ones.
-    val = self._open(block.data, block.val_split)
-    look = _augment(val, (), *self._augmentations('denoise'))
+    val = self.bench.open(block.data, block.val_split)
+    look = experiment_lib.StreamOf(val, *self._augmentations('denoise')).look
     watched = [
       look(val.records[i], np.random.default_rng(i))['image']
       for i in range(min(_NUM_WATCHED, len(val)))
     ]
     watch = denoise.Watch(
       *(trained, block.val_split, np.stack(watched)),
-      *(_NUM_PICTURES, self.mesh),
+      *(experiment_lib.NUM_PICTURES, self.mesh),
     )
-    return self._train(place, block, trained, split, (), watch)
+    split = self.bench.open(block.data, block.split)
+    return self._train(place, trained, split, (), watch)
 
   def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains everything on labelled images."""
     self._check_data()
     block = self.experiment.finetune
-    labelled = self._labelled()
-    stage.keep_same(
-      place.directory / 'labelled_ids.json',
-      labelled.ids(),
-      'the choice of labelled images',
+    labelled = self.bench.labelled(block, 'finetune')
+    experiment_lib.keep_labelled_ids(place, labelled)
+    trained = self._method('finetune', len(labelled.classes))
+    evaluators = self.bench.followed(
+      trained,
+      block,
+      block.recipe.batch_size,
+      self.experiment.evaluate.protocol,
+      'finetune',
     )
-    trained = self._segmentation(len(labelled.classes))
-    evaluators = {
-      name: self._segmentation_evaluator(
-        trained,
-        self._labelled_or(name),
-        block.recipe.batch_size,
-        self.experiment.evaluate.protocol.single(),
-      )
-      for name in (block.val_split, *block.follow)
-    }
     outputs = self._train(
-      *(place, block, trained, labelled, ('label',)),
+      *(place, trained, labelled, ('label',)),
       evaluate.together(evaluators),
       f'{block.val_split}/miou',
     )
-    names = place.directory / _CLASSES
-    stage.write_json(
-      names, {'classes': labelled.classes, 'palette': labelled.palette}
-    )
-    return [*outputs, names]
-
-  def run_evaluate(self, place: stage.Place) -> Sequence[pathlib.Path]:
-    """Reports the fine-tuned network by the protocol of the config."""
-    block = self.experiment.evaluate
-    self._check_data()
-    trained = self._segmentation(len(self._labelled().classes))
-    step, state = self._finetuned(place.needed['finetune'])
-    pictured = place.directory / 'pictures'
-    pictured.mkdir(parents=True, exist_ok=True)
-    writer = summary.open_writer(place.directory / 'tensorboard')
-    results = {}
-    for name in block.splits:
-      split = self._labelled_or(name)
-      evaluator = self._segmentation_evaluator(
-        trained, split, block.batch_size, block.protocol, show=True
-      )
-      evaluated = evaluator(state)
-      results[name] = evaluate.to_json(evaluated.values, split)
-      scalars = evaluate.scalars(evaluated.values)
-      writer.write_scalars(step, {f'{name}/{k}': v for k, v in scalars.items()})
-      if evaluated.panel is not None and jax.process_index() == 0:
-        writer.write_images(step, {f'{name}/panels': evaluated.panel[None]})
-        pictures.write(pictured / f'{name}.png', evaluated.panel)
-      journal.say(
-        f'{split.name}: mIoU {evaluated.values["miou"]:.4f} over {len(split)} '
-        'images'
-      )
-    writer.close()
-    path = place.directory / 'results.json'
-    stage.write_json(
-      path,
-      {
-        'protocol': block.protocol.describe(),
-        'which': block.which,
-        'step': step,
-        'digest': place.digest,
-        'splits': results,
-      },
-    )
-    return [path, pictured]
-
-  def model(self, workdir: pathlib.Path) -> predict.Model:
-    """What the stage `finetune` of a folder has trained.
-
-    Raises:
-      UserError: it is not finished.
-    """
-    folder = workdir / 'finetune'
-    stage.verify(folder, 'predict')
-    found = stage.read_json(folder / _CLASSES)
-    block = self.experiment.evaluate
-    trained = self._segmentation(len(found['classes']))
-    _, state = self._finetuned(folder)
-    return predict.Model(
-      state=state,
-      predictor=self._label_maps(
-        trained, len(found['classes']), block.protocol
-      ),
-      classes=tuple(found['classes']),
-      palette=tuple((r, g, b) for r, g, b in found['palette']),
-      batch_size=block.batch_size,
-      mesh=self.mesh,
-      reading=self.experiment.operation.reading,
-    )
-
-  def _finetuned(self, folder: pathlib.Path) -> tuple[int, method.TrainState]:
-    """The step and the state that are reported."""
-    which = self.experiment.evaluate.which
-    found = checkpoint.read(
-      folder / ('best' if which == 'best' else 'checkpoints'),
-      ('step', 'params', 'batch_stats'),
-    )
-    return int(found['step']), method.frozen(found, self.mesh)
-
-  def _label_maps(
-    self,
-    trained: finetune.Finetune,
-    num_classes: int,
-    protocol: protocols.Options,
-  ) -> inference.LabelMaps:
-    return inference.LabelMaps(trained, num_classes, protocol, self._multiple)
+    return [*outputs, *experiment_lib.write_classes(place, labelled)]
 
   def _train(
     self,
     place: stage.Place,
-    block: Any,
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
     evaluation: train_loop.Evaluate,
     best: str | None = None,
   ) -> Sequence[pathlib.Path]:
-    """Trains to the end of the block's recipe; returns what it leaves."""
-    stage.keep_same(
-      place.directory / 'data.json',
-      {'version': split.version, 'num_images': len(split)},
-      'the data set',
+    """Trains to the end of the stage's recipe; returns what it leaves."""
+    name = place.directory.name
+    block = getattr(self.experiment, name)
+    stream = experiment_lib.StreamOf(split, *self._augmentations(name), keep)
+    return self.bench.train(
+      *(place, trained, {'': stream}, block.recipe, block),
+      evaluation,
+      best,
+      _start(block),
     )
-    crop, flips = self._augmentations(place.directory.name)
-    batches = loader.Loader(
-      {'': loader.Stream(split.records, _augment(split, keep, crop, flips))},
-      block.recipe.batch_size,
-      block.recipe.seed,
-      self.experiment.operation.reading,
-    )
-    training = train_loop.Training(
-      method=trained,
-      loader=batches,
-      num_steps=block.recipe.num_steps,
-      seed=block.recipe.seed,
-      evaluate=evaluation,
-      evaluate_every=block.recipe.evaluate_every,
-      best=best and train_loop.Best(best),
-      loaded=self._loaded(place, block, trained.segmenter, crop.size),
-      note=optimizers.describe(block.recipe.optimizer, block.recipe.num_steps),
-      hparams=options.to_dict(block),
-    )
-    train_loop.train(training, place, self.experiment.operation, self.mesh)
-    folders = [place.directory / name for name in ('checkpoints', 'best')]
-    return [*folders, place.directory / 'metrics.jsonl']
 
   def _augmentations(self, name: str) -> tuple[Any, transforms.RandomFlip]:
     """The crop and the flips of a stage."""
     block = getattr(self.experiment, name)
-    crop = _crop(block.crop, f'config.{name}.crop')
-    return crop, _flips(block.flips, f'config.{name}.flips')
-
-  def _loaded(
-    self,
-    place: stage.Place,
-    block: Any,
-    net: segmenter.Segmenter,
-    size: tuple[int, int],
-  ) -> dict[str, Any] | None:
-    start = getattr(block, 'start', Start())
-    if not start.path:
-      return None
-    path = place.needed.get(start.path, _folder(start.path))
-    return pretrained.load(path, start.take, net, (1, *size, 3))
-
-  def _segmentation(self, num_classes: int) -> finetune.Finetune:
-    heads = _heads('finetune', num_classes)
-    update = self.experiment.finetune.recipe.update(
-      ('encoder', 'decoder', 'heads')
+    return experiment_lib.augmentations(
+      block.crop, block.flips, f'config.{name}'
     )
-    return finetune.Finetune(self._network(heads), update)
 
-  def _segmentation_evaluator(
-    self,
-    trained: finetune.Finetune,
-    split: datasets.Split,
-    batch_size: int,
-    protocol: protocols.Options,
-    show: bool = False,
-  ) -> evaluate.Evaluator:
-    metric = metrics.ConfusionMatrix.empty(len(split.classes))
-    predictor = self._label_maps(trained, len(split.classes), protocol)
-    return self._evaluator(split, predictor, metric, 'label', batch_size, show)
-
-  @property
-  def _multiple(self) -> int:
-    return self._network(_heads('classify', 1)).encoder.multiple
-
-  def _evaluator(
-    self, split, predictor, metric, target, batch_size, show=False
-  ) -> evaluate.Evaluator:
-    predictions = evaluate.Predictions(
-      split=split,
-      predictor=predictor,
-      batch_size=batch_size,
-      mesh=self.mesh,
-      keep=(target,),
-      reading=self.experiment.operation.reading,
-      show=show,
-    )
-    pictured = _NUM_PICTURES if target == 'label' else 0
-    return evaluate.Evaluator(predictions, (metric,), target, pictured)
-
-  def _network(self, heads) -> segmenter.Segmenter:
-    return network.build(self.experiment.network, heads, 'config.network')
-
-  def _open(
-    self, data: datasets.Options, split: str, kind: str = '', purpose: str = ''
-  ) -> datasets.Split:
-    opened = datasets.open_split(data, split, self.experiment.data_dir)
-    if kind:
-      opened.require(kind, purpose)
-    return opened
+  def _method(self, name: str, num_classes: int = 0) -> method.OneLoss:
+    """What a stage trains, and how."""
+    block = getattr(self.experiment, name)
+    net = self.bench.build(_heads(name, num_classes))
+    update = block.recipe.update
+    match name:
+      case 'classify':
+        return classify.Classify(net, update(('encoder', 'heads')), block.kind)
+      case 'denoise':
+        return denoise.Denoise(net, update(block.trained), block.noise)
+      case _:
+        return finetune.Finetune(net, update(('encoder', 'decoder', 'heads')))
 
   def _check_data(self) -> None:
     """Opens all that any stage will read, so that nothing fails hours later.
@@ -538,54 +314,20 @@ class Runner:
     """
     stages, block = self.experiment.stages, self.experiment
     if 'classify' in stages:
-      tagged = self._open(
-        block.classify.data, block.classify.split, 'tags', 'classify'
-      )
-      _check_tags(tagged, block.classify.kind)
-      self._open(
-        block.classify.data, block.classify.val_split, 'tags', 'classify'
-      )
+      for name in (block.classify.split, block.classify.val_split):
+        tagged = self.bench.open(block.classify.data, name, 'tags', 'classify')
+        _check_tags(tagged, block.classify.kind)
     if 'denoise' in stages:
       for name in (block.denoise.split, block.denoise.val_split):
-        self._open(block.denoise.data, name)
+        self.bench.open(block.denoise.data, name)
     if 'finetune' in stages:
-      tuning = block.finetune
-      used = (tuning.split, tuning.val_split, *tuning.follow)
-      for name in (*used, *block.evaluate.splits):
-        opened = self._labelled_or(name)
-        if name != tuning.split:
-          labelled = self._labelled()
-          fingerprints.check_disjoint(
-            labelled.index, opened.index, (labelled.name, opened.name)
-          )
-
-  def _labelled_or(self, name: str) -> datasets.Split:
-    """A split with masks; of the one that is trained on, the labelled part."""
-    block = self.experiment.finetune
-    if name == block.split:
-      return self._labelled()
-    return self._open(block.data, name, 'label', 'finetune')
-
-  def _labelled(self) -> datasets.Split:
-    block = self.experiment.finetune
-    split = self._open(block.data, block.split, 'label', 'finetune')
-    return split.select(block.subset.choose(split.ids()))
-
-  def _check_evaluate(self) -> None:
-    if 'finetune' not in self.experiment.stages:
-      raise errors.UserError(
-        'config.stages: evaluate needs finetune, which is not among '
-        f'{self.experiment.stages}'
+      self.bench.check_labelled(
+        block.finetune, block.evaluate.splits, 'finetune'
       )
-    sharding.check_batch(
-      self.experiment.evaluate.batch_size,
-      self.mesh,
-      'config.evaluate.batch_size',
-    )
 
 
-def _folder(path: str) -> pathlib.Path:
-  return pathlib.Path(path).expanduser()
+def _start(block: Any) -> experiment_lib.Start:
+  return getattr(block, 'start', experiment_lib.Start())
 
 
 def _heads(name: str, num_classes: int) -> dict[str, Any]:
@@ -612,24 +354,6 @@ def _check_tags(split: datasets.Split, kind: str) -> None:
         f'{record["id"].decode()} of {split.name} has {len(record["tags"])} '
         "tags: expected 'sigmoid'"
       )
-
-
-def _crop(block: Mapping[str, Any], path: str) -> Any:
-  return options.choose(transforms.CROPS, block, path)
-
-
-def _flips(kinds: tuple[str, ...], path: str) -> transforms.RandomFlip:
-  return options.build(transforms.RandomFlip, {'kinds': kinds}, path)
-
-
-def _augment(
-  split: datasets.Split,
-  keep: tuple[str, ...],
-  *augmentations: transforms.Transform,
-) -> transforms.Transform:
-  """From a record of the split to an example of training."""
-  decode = transforms.Decode(len(split.classes), keep)
-  return transforms.Sequence((decode, *augmentations))
 
 
 if __name__ == '__main__':

@@ -15,6 +15,9 @@ from jaxtyping import Int
 
 from input_pipeline import errors
 
+# The images that a subset sets aside, where a config names a split.
+HELD_OUT = 'held_out'
+
 # What lists write behind the name of an image.
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '_leftImg8bit')
 
@@ -32,6 +35,8 @@ class Subset:
       every number of images is drawn anew.
     list: file that names the images, one a line, as U2PL's `labeled.txt`
       does: a name or a path, with or without its suffix.
+    held_out: images that are set aside, none of them labelled: to decide on
+      learning rates without looking at a benchmark's val.
   """
 
   labels: int = 0
@@ -40,9 +45,10 @@ class Subset:
   run: int = 0
   nested: bool = True
   list: str = ''
+  held_out: int = 0
 
   def __post_init__(self):
-    for name in ('seed', 'run', 'labels'):
+    for name in ('seed', 'run', 'labels', 'held_out'):
       if getattr(self, name) < 0:
         raise ValueError(
           f'{name}: found {getattr(self, name)}, expected 0 or more'
@@ -72,20 +78,53 @@ class Subset:
     """
     if self.list:
       return find(ids, self.list)
-    # 50 · 0.29 is 14.499999999999998 in floating point, and means 14.5.
-    share = round(len(ids) * self.fraction, 6)
-    count = self.labels or max(1, math.floor(share + 0.5))
-    if count > len(ids):
+    return np.sort(self._order(ids)[: self._count(len(ids))])
+
+  def set_aside(self, ids: Sequence[str]) -> Int[np.ndarray, 'held']:
+    """Returns the sorted indices of the images that are held out.
+
+    Raises:
+      UserError: none are, or there are too few.
+    """
+    if not self.held_out:
       raise errors.UserError(
-        f'{count} labelled images were asked for, the split has {len(ids)}: '
-        'ask for fewer'
+        f'the split {HELD_OUT!r} is empty: expected subset.held_out above 0'
       )
+    order = self._order(ids)
+    if self.list:
+      order = order[~np.isin(order, find(ids, self.list))]
+    if self.held_out > len(order):
+      raise errors.UserError(
+        f'held_out: found {self.held_out}, but only {len(order)} images are '
+        'not labelled: hold out fewer'
+      )
+    return np.sort(order[-self.held_out :])
+
+  def _order(self, ids: Sequence[str]) -> Int[np.ndarray, 'all']:
+    """All images; the first ones are labelled, the last ones held out."""
     key = () if self.nested and not self.run else (self.run,)
-    key += () if self.nested else (count,)
+    if not self.nested and not self.list:
+      key += (self._count(len(ids)),)
     rng = np.random.default_rng(
       np.random.SeedSequence(self.seed, spawn_key=key)
     )
-    return np.sort(rng.permutation(len(ids))[:count])
+    return rng.permutation(len(ids))
+
+  def _count(self, num_images: int) -> int:
+    """How many images are labelled."""
+    left = num_images - self.held_out
+    # 50 · 0.29 is 14.499999999999998 in floating point, and means 14.5.
+    share = round(num_images * self.fraction, 6)
+    count = self.labels or max(1, math.floor(share + 0.5))
+    if self.fraction == 1.0 and not self.labels:
+      count = max(left, 0)  # All that are not held out.
+    if not 0 < count <= left:
+      held = f', {self.held_out} of them held out' if self.held_out else ''
+      raise errors.UserError(
+        f'{count} labelled images were asked for, the split has {num_images}'
+        f'{held}: ask for fewer'
+      )
+    return count
 
 
 def find(ids: Sequence[str], path: str) -> Int[np.ndarray, 'listed']:

@@ -189,3 +189,30 @@ def test_lists_that_cannot_be_followed(tmp_path, lines, message):
 def test_a_list_and_a_number_contradict_each_other():
   with pytest.raises(ValueError, match='labels=3 and list=x contradict'):
     splits.Subset(labels=3, list='x')
+
+
+def test_held_out_images_are_never_labelled():
+  ids = [f'{i}' for i in range(40)]
+  for labels in (5, 30):
+    subset = splits.Subset(labels=labels, held_out=10, seed=3)
+    chosen, held = subset.choose(ids), subset.set_aside(ids)
+    assert (len(chosen), len(held)) == (labels, 10)
+    assert not {*chosen} & {*held}
+    # To hold images out changes nothing of what is labelled.
+    alone = splits.Subset(labels=labels, seed=3).choose(ids)
+    np.testing.assert_array_equal(chosen, alone)
+  assert len(splits.Subset(held_out=10).choose(ids)) == 30
+  with pytest.raises(errors.UserError, match='40, 10 of them held out'):
+    splits.Subset(labels=31, held_out=10).choose(ids)
+  with pytest.raises(errors.UserError, match='expected subset.held_out above'):
+    splits.Subset(labels=3).set_aside(ids)
+
+
+def test_held_out_images_are_not_listed(tmp_path):
+  ids = [f'{i}' for i in range(9)]
+  names = tmp_path / 'labeled.txt'
+  names.write_text('1\n4\n7\n')
+  subset = splits.Subset(list=str(names), held_out=6)
+  assert subset.set_aside(ids).tolist() == [0, 2, 3, 5, 6, 8]
+  with pytest.raises(errors.UserError, match='only 6 images are not labelled'):
+    splits.Subset(list=str(names), held_out=7).set_aside(ids)

@@ -1,0 +1,526 @@
+"""What the stages of any experiment share: data, network, training, report.
+
+A method's `main` builds a `Bench` from its config and describes its stages with
+it; `Reporting` is the stage that evaluates a trained segmentation network.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from input_pipeline import (
+  datasets,
+  errors,
+  fingerprints,
+  loader,
+  splits,
+  transforms,
+)
+from segcore import (
+  checkpoint,
+  evaluate,
+  inference,
+  journal,
+  method,
+  metrics,
+  network,
+  optimizers,
+  options,
+  pictures,
+  predict,
+  pretrained,
+  protocols,
+  sharding,
+  stage,
+  summary,
+  train_loop,
+)
+from segcore.models import segmenter
+
+# In the folder of a trained segmentation network: names and colours of the
+# class ids.
+_CLASSES = 'classes.json'
+# Rows of a panel.
+NUM_PICTURES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where parameters come from before step 0.
+
+  Attributes:
+    path: a stage of this experiment, the folder of another one's, or a weight
+      file; '' starts from random values.
+    take: the parts that are taken: 'encoder', 'decoder'.
+  """
+
+  path: str = ''
+  take: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if bool(self.path) != bool(self.take):
+      raise ValueError(
+        f'path={self.path!r} and take={self.take}: expected both or neither'
+      )
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where another experiment's stage, or a file, is."""
+    return pathlib.Path(self.path).expanduser()
+
+  def needs(self, stages: Sequence[str], path: str) -> tuple[str, ...]:
+    """The stage of this experiment that it starts from, if it does.
+
+    Args:
+      stages: all there may be in such an experiment.
+      path: of the block, for the message.
+
+    Raises:
+      UserError: there is neither such a stage nor such a file.
+    """
+    if self.path in stages:
+      return (self.path,)
+    if self.path and not self.folder.exists():
+      raise errors.UserError(
+        f'{path}.path: {self.path} does not exist: expected a stage, the '
+        'folder of one, or a weight file'
+      )
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+  """Images with masks, of which some are labelled.
+
+  Attributes:
+    data: needs masks.
+    split: its labelled subset is trained on.
+    val_split: evaluated on, on the way; 'held_out' is the part of `split` that
+      the subset sets aside.
+    follow: splits that are evaluated on the way too, for a curve; the split
+      that is trained on means its labelled images.
+    subset: which images are labelled.
+  """
+
+  data: datasets.Options
+  split: str
+  val_split: str
+  follow: tuple[str, ...]
+  subset: splits.Subset
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+  """The evaluation that is reported.
+
+  Attributes:
+    splits: of the data set that was trained on; the split that was trained on
+      means its labelled images.
+    batch_size: global number of images.
+    protocol: how the network looks at an image.
+    which: the state after the last step, or the best one on `val_split`.
+  """
+
+  splits: tuple[str, ...]
+  batch_size: int
+  protocol: protocols.Options
+  which: Literal['last', 'best'] = 'last'
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """What the stages of an experiment are built on.
+
+  Attributes:
+    network: of all stages.
+    data_dir: where records are kept; '' is TFDS's own place.
+    operation: how it is carried out.
+    mesh: the devices.
+  """
+
+  network: network.Options
+  data_dir: str
+  operation: train_loop.Operation
+  mesh: Mesh
+
+  def build(self, heads: Mapping[str, Any]) -> segmenter.Segmenter:
+    """The network with these heads."""
+    return network.build(self.network, heads, 'config.network')
+
+  @property
+  def multiple(self) -> int:
+    """What the sides of the network's inputs are multiples of."""
+    encoder_only = {'tags': segmenter.PoolHead(1)}
+    return self.build(encoder_only).encoder.multiple
+
+  def open(
+    self, data: datasets.Options, split: str, kind: str = '', purpose: str = ''
+  ) -> datasets.Split:
+    """Opens a split; with a kind of label if one is named.
+
+    Raises:
+      UserError: it is not there, or has no such labels.
+    """
+    opened = datasets.open_split(data, split, self.data_dir)
+    if kind:
+      opened.require(kind, purpose)
+    return opened
+
+  def labelled(self, block: Labelled, purpose: str) -> datasets.Split:
+    """The labelled images."""
+    split = self.open(block.data, block.split, 'label', purpose)
+    return split.select(block.subset.choose(split.ids()))
+
+  def labelled_or(
+    self, block: Labelled, name: str, purpose: str
+  ) -> datasets.Split:
+    """A split with masks; of the one that is trained on, the labelled part."""
+    if name == block.split:
+      return self.labelled(block, purpose)
+    if name == splits.HELD_OUT:
+      split = self.open(block.data, block.split, 'label', purpose)
+      return split.select(block.subset.set_aside(split.ids()))
+    return self.open(block.data, name, 'label', purpose)
+
+  def check_labelled(
+    self, block: Labelled, reported: Sequence[str], purpose: str
+  ) -> None:
+    """Opens all that training and report will read; nothing may leak.
+
+    Raises:
+      UserError: a split is missing or has no masks, or shares an image with the
+        labelled ones.
+    """
+    for name in (block.split, block.val_split, *block.follow, *reported):
+      opened = self.labelled_or(block, name, purpose)
+      if name != block.split:
+        labelled = self.labelled(block, purpose)
+        fingerprints.check_disjoint(
+          labelled.index, opened.index, (labelled.name, opened.name)
+        )
+
+  def loaded(
+    self,
+    place: stage.Place,
+    start: Start,
+    net: segmenter.Segmenter,
+    size: tuple[int, int],
+  ) -> dict[str, Any] | None:
+    """The parameters to start from; None for random ones.
+
+    Raises:
+      UserError: they cannot be read, or do not fit.
+    """
+    if not start.path:
+      return None
+    path = place.needed.get(start.path, start.folder)
+    return pretrained.load(path, start.take, net, (1, *size, 3))
+
+  def train(
+    self,
+    place: stage.Place,
+    trained: method.Method,
+    streams: Mapping[str, 'StreamOf'],
+    recipe: method.Recipe,
+    block: Any,
+    evaluation: train_loop.Evaluate | None,
+    best: str | None = None,
+    start: Start | None = None,
+  ) -> Sequence[pathlib.Path]:
+    """Trains to the end of a recipe; returns what it leaves.
+
+    Args:
+      place: of the stage.
+      trained: the method.
+      streams: what the batches are made of; a single one has the name ''.
+      recipe: batch, length, optimiser.
+      block: all settings, for TensorBoard.
+      evaluation: on the way.
+      best: name of the scalar that says which state is the best.
+      start: where parameters come from.
+    """
+    for name, stream in streams.items():
+      stage.keep_same(
+        place.directory / f'data{name and "_" + name}.json',
+        {'version': stream.split.version, 'num_images': len(stream.split)},
+        'the data set',
+      )
+    batches = loader.Loader(
+      {name: stream.open() for name, stream in streams.items()},
+      recipe.batch_size,
+      recipe.seed,
+      self.operation.reading,
+    )
+    size = next(iter(streams.values())).crop.size
+    training = train_loop.Training(
+      method=trained,
+      loader=batches,
+      num_steps=recipe.num_steps,
+      seed=recipe.seed,
+      evaluate=evaluation,
+      evaluate_every=recipe.evaluate_every,
+      best=best and train_loop.Best(best),
+      loaded=self.loaded(place, start or Start(), trained.segmenter, size),
+      note=optimizers.describe(recipe.optimizer, recipe.num_steps),
+      hparams=options.to_dict(block),
+    )
+    train_loop.train(training, place, self.operation, self.mesh)
+    folders = [place.directory / name for name in ('checkpoints', 'best')]
+    return [*folders, place.directory / 'metrics.jsonl']
+
+  def evaluator(
+    self,
+    split: datasets.Split,
+    predictor: inference.Predictor,
+    metric: metrics.Metric,
+    target: str,
+    batch_size: int,
+    show: bool = False,
+  ) -> evaluate.Evaluator:
+    """Compares what a predictor finds in a split with its labels."""
+    predictions = evaluate.Predictions(
+      split=split,
+      predictor=predictor,
+      batch_size=batch_size,
+      mesh=self.mesh,
+      keep=(target,),
+      reading=self.operation.reading,
+      show=show,
+    )
+    pictured = NUM_PICTURES if target == 'label' else 0
+    return evaluate.Evaluator(predictions, (metric,), target, pictured)
+
+  def label_maps(
+    self,
+    trained: method.Method,
+    num_classes: int,
+    protocol: protocols.Options,
+  ) -> inference.LabelMaps:
+    """How label maps are found."""
+    return inference.LabelMaps(trained, num_classes, protocol, self.multiple)
+
+  def segmentation_evaluator(
+    self,
+    trained: method.Method,
+    split: datasets.Split,
+    batch_size: int,
+    protocol: protocols.Options,
+    show: bool = False,
+  ) -> evaluate.Evaluator:
+    """The confusion of classes over a split."""
+    num_classes = len(split.classes)
+    return self.evaluator(
+      split,
+      self.label_maps(trained, num_classes, protocol),
+      metrics.ConfusionMatrix.empty(num_classes),
+      'label',
+      batch_size,
+      show,
+    )
+
+  def followed(
+    self,
+    trained: method.Method,
+    block: Labelled,
+    batch_size: int,
+    protocol: protocols.Options,
+    purpose: str,
+  ) -> dict[str, evaluate.Evaluator]:
+    """Evaluators of the splits that are looked at on the way."""
+    return {
+      name: self.segmentation_evaluator(
+        trained,
+        self.labelled_or(block, name, purpose),
+        batch_size,
+        protocol.single(),
+      )
+      for name in (block.val_split, *block.follow)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamOf:
+  """Images of a split, as training sees them.
+
+  Attributes:
+    split: the images.
+    crop: one of `transforms.CROPS`.
+    flips: random mirrors.
+    keep: kinds of label that examples have.
+  """
+
+  split: datasets.Split
+  crop: Any
+  flips: transforms.RandomFlip
+  keep: tuple[str, ...] = ()
+
+  @property
+  def look(self) -> transforms.Transform:
+    """From a record to an example."""
+    decode = transforms.Decode(len(self.split.classes), self.keep)
+    return transforms.Sequence((decode, self.crop, self.flips))
+
+  def open(self) -> loader.Stream:
+    """For the loader."""
+    return loader.Stream(self.split.records, self.look)
+
+
+def augmentations(
+  crop: Mapping[str, Any], flips: tuple[str, ...], path: str
+) -> tuple[Any, transforms.RandomFlip]:
+  """The crop and the mirrors of a block.
+
+  Args:
+    crop: name and fields (see `transforms.CROPS`).
+    flips: directions.
+    path: of the block, for messages.
+
+  Raises:
+    UserError: a field is wrong.
+  """
+  return (
+    options.choose(transforms.CROPS, crop, f'{path}.crop'),
+    options.build(transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'),
+  )
+
+
+def write_classes(
+  place: stage.Place, split: datasets.Split
+) -> Sequence[pathlib.Path]:
+  """Leaves the names and colours of the classes for the stages after."""
+  path = place.directory / _CLASSES
+  stage.write_json(path, {'classes': split.classes, 'palette': split.palette})
+  return [path]
+
+
+def keep_labelled_ids(place: stage.Place, labelled: datasets.Split) -> None:
+  """Writes which images are labelled; refuses others later on.
+
+  Raises:
+    UserError: they are not those the stage was started with.
+  """
+  stage.keep_same(
+    place.directory / 'labelled_ids.json',
+    labelled.ids(),
+    'the choice of labelled images',
+  )
+
+
+# From a checkpoint's fields to {'step': …, 'params': …, 'batch_stats': …}.
+Reported = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporting:
+  """Evaluates and predicts with what a stage has trained.
+
+  Attributes:
+    bench: what it is built on.
+    trained_by: name of the stage.
+    labelled: its data.
+    evaluate: what is reported.
+    scores: from a number of classes to what predicts them.
+    fields: of a checkpoint, that are read.
+    reported: which of them are the network's.
+  """
+
+  bench: Bench
+  trained_by: str
+  labelled: Labelled
+  evaluate: EvaluateOptions
+  scores: Callable[[int], method.Method]
+  fields: tuple[str, ...] = ('step', 'params', 'batch_stats')
+  reported: Reported = dict
+
+  def describe(self, stages: Sequence[str]) -> stage.Stage:
+    """The stage `evaluate`.
+
+    Raises:
+      UserError: the network is not trained here.
+    """
+    if self.trained_by not in stages:
+      raise errors.UserError(
+        f'config.stages: evaluate needs {self.trained_by}, which is not among '
+        f'{tuple(stages)}'
+      )
+    sharding.check_batch(
+      self.evaluate.batch_size, self.bench.mesh, 'config.evaluate.batch_size'
+    )
+    settings = options.to_dict(self.evaluate)
+    # How many images at once changes nothing of what is found.
+    del settings['batch_size']
+    return stage.Stage('evaluate', settings, self.run, (self.trained_by,))
+
+  def run(self, place: stage.Place) -> Sequence[pathlib.Path]:
+    """Reports the network by the protocol of the config."""
+    bench, block = self.bench, self.evaluate
+    bench.check_labelled(self.labelled, block.splits, self.trained_by)
+    classes = bench.labelled(self.labelled, self.trained_by).classes
+    trained = self.scores(len(classes))
+    step, state = self._state(place.needed[self.trained_by])
+    pictured = place.directory / 'pictures'
+    pictured.mkdir(parents=True, exist_ok=True)
+    writer = summary.open_writer(place.directory / 'tensorboard')
+    results = {}
+    for name in block.splits:
+      split = bench.labelled_or(self.labelled, name, self.trained_by)
+      evaluator = bench.segmentation_evaluator(
+        trained, split, block.batch_size, block.protocol, show=True
+      )
+      evaluated = evaluator(state)
+      results[name] = evaluate.to_json(evaluated.values, split)
+      scalars = evaluate.scalars(evaluated.values)
+      writer.write_scalars(step, {f'{name}/{k}': v for k, v in scalars.items()})
+      if evaluated.panel is not None and jax.process_index() == 0:
+        writer.write_images(step, {f'{name}/panels': evaluated.panel[None]})
+        pictures.write(pictured / f'{name}.png', evaluated.panel)
+      journal.say(
+        f'{split.name}: mIoU {evaluated.values["miou"]:.4f} over {len(split)} '
+        'images'
+      )
+    writer.close()
+    path = place.directory / 'results.json'
+    stage.write_json(
+      path,
+      {
+        'protocol': block.protocol.describe(),
+        'which': block.which,
+        'step': step,
+        'digest': place.digest,
+        'splits': results,
+      },
+    )
+    return [path, pictured]
+
+  def model(self, workdir: pathlib.Path) -> predict.Model:
+    """What was trained in a folder, to predict with.
+
+    Raises:
+      UserError: it is not finished.
+    """
+    folder = workdir / self.trained_by
+    stage.verify(folder, 'predict')
+    found = stage.read_json(folder / _CLASSES)
+    num_classes = len(found['classes'])
+    _, state = self._state(folder)
+    return predict.Model(
+      state=state,
+      predictor=self.bench.label_maps(
+        self.scores(num_classes), num_classes, self.evaluate.protocol
+      ),
+      classes=tuple(found['classes']),
+      palette=tuple((r, g, b) for r, g, b in found['palette']),
+      batch_size=self.evaluate.batch_size,
+      mesh=self.bench.mesh,
+      reading=self.bench.operation.reading,
+    )
+
+  def _state(self, folder: pathlib.Path) -> tuple[int, method.TrainState]:
+    """The step and the state that are reported."""
+    kept = 'best' if self.evaluate.which == 'best' else 'checkpoints'
+    found = self.reported(checkpoint.read(folder / kept, self.fields))
+    return int(found['step']), method.frozen(found, self.bench.mesh)
