@@ -15,10 +15,12 @@ import safetensors
 from flax import traverse_util
 
 from input_pipeline import errors
-from segcore import checkpoint, journal
+from segcore import checkpoint, journal, torch_weights
 
 _MOST_LINES = 8
 _KINDS = ('params/', 'batch_stats/')
+# From foreign names to ours; None if the names are not of their kind.
+_TRANSLATORS = (torch_weights.translate,)
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -26,7 +28,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
   Args:
     path: a stage's folder; a `checkpoints` or `best` folder; or an `.npz` or
-      `.safetensors` file with names like 'params/encoder/conv_root/kernel'.
+      `.safetensors` file with names like 'params/encoder/conv_root/kernel', or
+      with those of a kind of public weights (see `torch_weights`).
 
   Raises:
     UserError: nothing readable is there.
@@ -45,10 +48,14 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     raise errors.UserError(
       f'{path}: unknown kind of weight file, expected .npz or .safetensors'
     )
+  for translate in _TRANSLATORS:
+    if (found := translate(flat)) is not None:
+      return found
   if not flat or not all(name.startswith(_KINDS) for name in flat):
     raise errors.UserError(
       f'{path} has names like {", ".join(sorted(flat)[:3])}: expected all to '
-      'begin with params/ or batch_stats/, as params/encoder/conv_root/kernel'
+      'begin with params/ or batch_stats/, as params/encoder/conv_root/kernel, '
+      "or torch's names of a ResNet, as layer1.0.conv1.weight"
     )
   return traverse_util.unflatten_dict(
     {tuple(name.split('/')): np.asarray(value) for name, value in flat.items()}

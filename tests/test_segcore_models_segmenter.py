@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.models import features, resnet, segmenter, unet, vit
+from segcore.models import (
+  deeplabv3plus,
+  dilated_resnet,
+  features,
+  resnet,
+  segmenter,
+  unet,
+  vit,
+)
 
 _IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3))
 _IMAGES = jnp.asarray(_IMAGES, jnp.float32)
@@ -138,6 +146,7 @@ def test_a_network_without_a_decoder():
     {
       'aux': segmenter.ConvHead(5, reads='encoder', stride=None),
       'root': segmenter.ConvHead(5, reads='encoder', stride=2),
+      'named': segmenter.ConvHead(5, reads='encoder', stage='root'),
     },
   )
   params = _shapes(module)['params']
@@ -147,6 +156,7 @@ def test_a_network_without_a_decoder():
   )
   assert found['aux'].shape == (2, 8, 12, 5)
   assert found['root'].shape == (2, 16, 24, 5)
+  assert found['named'].shape == (2, 16, 24, 5)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +169,10 @@ def test_a_network_without_a_decoder():
     (
       segmenter.ConvHead(5, stride=16),
       "head 'x' of the decoder: no map at stride 16; .* strides 1, 2, 4, 8",
+    ),
+    (
+      segmenter.PoolHead(5, stage='block3'),
+      "head 'x' of the encoder: no map named 'block3'; .* root, block1, block2",
     ),
     (
       segmenter.ConvHead(5, reads='teacher'),
@@ -261,6 +275,7 @@ def test_each_part_is_in_training_mode_by_name():
   class Head(nn.Module):
     reads = 'decoder'
     stride = 1
+    stage = ''
 
     def __call__(self, x, train):
       seen['heads'] = train
@@ -291,6 +306,33 @@ def test_batch_statistics_are_flaxs_own():
   )
 
 
+def test_statistics_of_heads_that_are_not_asked_for_stay():
+  module = segmenter.Segmenter(
+    resnet.ResNet((1,), width=4, num_groups=2),
+    None,
+    {
+      name: segmenter.ConvBlocksHead(3, width=4, reads='encoder')
+      for name in ('logits', 'rep')
+    },
+  )
+  before = _shapes(module)
+  _, updated = jax.eval_shape(
+    lambda v: module.apply(
+      v,
+      _IMAGES,
+      heads=('logits',),
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
+    ),
+    before,
+  )
+  assert jax.tree.structure(updated['batch_stats']) == jax.tree.structure(
+    before['batch_stats']
+  )
+  assert set(updated['batch_stats']['heads']) == {'logits', 'rep'}
+
+
 def test_a_segmenter_is_hashable_and_equal_to_its_like():
   assert hash(_small()) == hash(_small())
   assert _small() == _small()
@@ -299,4 +341,6 @@ def test_a_segmenter_is_hashable_and_equal_to_its_like():
 def test_every_part_has_its_name_in_the_tables():
   assert segmenter.ENCODERS['resnet'] is resnet.ResNet
   assert segmenter.ENCODERS['hybrid_vit'] is vit.HybridViT
+  assert segmenter.ENCODERS['dilated_resnet'] is dilated_resnet.DilatedResNet
   assert segmenter.DECODERS['unet'] is unet.UNetDecoder
+  assert segmenter.DECODERS['deeplabv3plus'] is deeplabv3plus.DeepLabV3Plus

@@ -64,6 +64,39 @@ class GroupNorm(nn.Module):
     return jnp.broadcast_to(means, groups.shape).reshape(values.shape)
 
 
+def batch_norm(
+  *,
+  train: bool,
+  dtype: DTypeLike,
+  name: str,
+  decay: float = 0.9,
+  zero_scale: bool = False,
+) -> nn.BatchNorm:
+  """Statistics of the global batch in training, running ones otherwise.
+
+  As torch's, but that the running variance is that of the batch itself, not
+  the n/(n-1)-fold estimate. The running ones are in 'batch_stats'. Source:
+  Ioffe & Szegedy 2015.
+
+  Args:
+    train: whether statistics of the batch are used and collected.
+    dtype: of the result.
+    name: of the parameters.
+    decay: share of the running statistics that an update keeps; 1 - decay is
+      what torch calls the momentum.
+    zero_scale: start from a scale of 0, for the last norm of a residual branch.
+  """
+  init = nn.initializers.zeros if zero_scale else nn.initializers.ones
+  return nn.BatchNorm(
+    use_running_average=not train,
+    momentum=decay,
+    epsilon=1e-5,
+    scale_init=init,
+    dtype=dtype,
+    name=name,
+  )
+
+
 def make_norm(
   kind: str,
   *,
@@ -87,13 +120,7 @@ def make_norm(
   if kind == 'group':
     return GroupNorm(num_groups, epsilon, dtype=dtype, name=name)
   if kind == 'batch':
-    return nn.BatchNorm(
-      use_running_average=not train,
-      momentum=0.99,
-      epsilon=1e-5,
-      dtype=dtype,
-      name=name,
-    )
+    return batch_norm(train=train, dtype=dtype, name=name, decay=0.99)
   raise ValueError(f'norm={kind!r} is none of {", ".join(KINDS)}')
 
 

@@ -15,11 +15,25 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segcore.models import (
+  conv_block,
+  deeplabv3plus,
+  dilated_resnet,
+  resnet,
+  unet,
+  vit,
+)
 from segcore.models import features as features_lib
-from segcore.models import resnet, unet, vit
 
-ENCODERS = {'resnet': resnet.ResNet, 'hybrid_vit': vit.HybridViT}
-DECODERS = {'unet': unet.UNetDecoder}
+ENCODERS = {
+  'resnet': resnet.ResNet,
+  'dilated_resnet': dilated_resnet.DilatedResNet,
+  'hybrid_vit': vit.HybridViT,
+}
+DECODERS = {
+  'unet': unet.UNetDecoder,
+  'deeplabv3plus': deeplabv3plus.DeepLabV3Plus,
+}
 PARTS = ('encoder', 'decoder', 'heads')
 
 
@@ -31,6 +45,7 @@ class ConvHead(nn.Module):
     kernel: height and width of the kernel.
     reads: whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
+    stage: name of the map it reads; if given, the stride does not count.
     init_scale: of the kernel's first values, against a unit variance of the
       result; 0 for a head that starts at zero.
     dtype: of the convolution.
@@ -40,6 +55,7 @@ class ConvHead(nn.Module):
   kernel: int = 3
   reads: str = 'decoder'
   stride: int | None = 1
+  stage: str = ''
   init_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -65,12 +81,14 @@ class PoolHead(nn.Module):
     out_features: channels of the result, which is float32.
     reads: whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
+    stage: name of the map it reads; if given, the stride does not count.
     init_scale: as in `ConvHead`.
   """
 
   out_features: int
   reads: str = 'encoder'
   stride: int | None = None
+  stage: str = ''
   init_scale: float = 1.0
 
   @nn.compact
@@ -84,6 +102,51 @@ class PoolHead(nn.Module):
       kernel_init=_scaled_init(self.init_scale),
       name='dense',
     )(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
+
+
+class ConvBlocksHead(nn.Module):
+  """3x3 convolutions with batch norm, ReLU and channel dropout, then a 1x1.
+
+  U2PL's classifier and representation (two blocks) and auxiliary classifier
+  (one block, on 'x3'); the representation is not normalised. All convolutions
+  have biases.
+
+  Attributes:
+    out_features: channels of the result, which is float32.
+    width: channels of each block.
+    num_blocks: how many there are.
+    reads: whose map it reads, 'encoder' or 'decoder'.
+    stride: of the map it reads; None for the deepest.
+    stage: name of the map it reads; if given, the stride does not count.
+    dropout_rate: share of each block's maps cleared in training.
+    dtype: of the convolutions.
+  """
+
+  out_features: int
+  width: int = 256
+  num_blocks: int = 2
+  reads: str = 'decoder'
+  stride: int | None = 4
+  stage: str = ''
+  dropout_rate: float = 0.1
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool = False
+  ) -> Float[Array, 'B h w C']:
+    """Scores or represents each cell."""
+    for i in range(self.num_blocks):
+      x = conv_block.ConvBlock(
+        self.width,
+        use_bias=True,
+        dropout_rate=self.dropout_rate,
+        dtype=self.dtype,
+        name=f'block{i + 1}',
+      )(x, train)
+    return conv_block.conv(
+      x.shape[-1], self.out_features, 1, dtype=self.dtype, name='conv'
+    )(x).astype(jnp.float32)
 
 
 def _scaled_init(scale: float) -> nn.initializers.Initializer:
@@ -133,8 +196,8 @@ class Segmenter(nn.Module):
 
   Any parts fit together that keep to this: the encoder maps (images, train) to
   `Features`, the decoder (features, condition, train) to `Features`; a head
-  says in `reads` and `stride` which map it wants and maps (map, train) to an
-  array. Batch statistics and dropout streams are flax's own.
+  says in `reads`, `stride` and `stage` which map it wants and maps (map, train)
+  to an array. Batch statistics and dropout streams are flax's own.
 
   Attributes:
     encoder: from images in [-1, 1].
@@ -217,9 +280,12 @@ class Segmenter(nn.Module):
     self, name: str, found: Mapping[str, features_lib.Features]
   ) -> Float[Array, 'B h w D']:
     head = self.heads.modules[name]
-    if head.stride is None:
-      return found[head.reads].deepest.array
+    maps = found[head.reads]
     try:
-      return found[head.reads].at_stride(head.stride).array
+      if head.stage:
+        return maps.named(head.stage).array
+      if head.stride is None:
+        return maps.deepest.array
+      return maps.at_stride(head.stride).array
     except ValueError as error:
       raise ValueError(f'head {name!r} of the {head.reads}: {error}') from None
