@@ -9,6 +9,7 @@ decompressed to a plain one once.
 """
 
 import bz2
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -20,14 +21,15 @@ import pathlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import tqdm
 
-from input_pipeline import errors
+from input_pipeline import disks, errors
 
 GET_AGAIN = 'download it again'
+NOT_OFFICIAL = 'this is not the official archive, get that'
 
 # No official member is larger, and none shrinks more: what claims to be is a
 # bomb, which would fill memory or disk.
@@ -57,8 +59,10 @@ class Member:
   archive: pathlib.Path
   path: str
   size: int  # Bytes, decompressed.
-  offset: int = -1  # Where it starts in a tar file; -1 in a zip file.
   check: int = 0  # CRC of a member of a zip file.
+  # Of a tar file: itself or its decompressed copy, and where the member starts.
+  tar: pathlib.Path | None = None
+  offset: int = 0
 
   @property
   def name(self) -> str:
@@ -83,12 +87,12 @@ class Member:
     Raises:
       OSError: it cannot be read; with the reason as `strerror`.
     """
-    if self.offset < 0:
+    if self.tar is None:
       try:
         return _zip(self.archive).read(self.path)
       except (*_DAMAGED, KeyError) as error:
         raise OSError(0, f'damaged in its archive ({error})') from error
-    content = os.pread(_descriptor(self.archive), self.size, self.offset)
+    content = os.pread(_descriptor(self.tar), self.size, self.offset)
     if len(content) < self.size:
       raise OSError(0, 'its archive is cut off')
     return content
@@ -118,13 +122,18 @@ def stamp(file: File | None) -> tuple[Any, ...]:
     return ()
   if not isinstance(file, pathlib.Path):
     return file.stamp()
-  status = file.stat()
+  status = _status(file)
+  if status is None:
+    return (file.suffix,)
   return file.suffix, status.st_size, status.st_mtime_ns
 
 
 def size(file: File) -> int:
-  """Bytes of a file."""
-  return file.stat().st_size if isinstance(file, pathlib.Path) else file.size
+  """Bytes of a file; 0 of a link to nothing."""
+  if not isinstance(file, pathlib.Path):
+    return file.size
+  status = _status(file)
+  return status.st_size if status else 0
 
 
 def find(
@@ -148,10 +157,13 @@ def find(
   """
   source = source.expanduser()
   if source.is_file():
-    return dict(sorted(_members(source, cache)))
+    return dict(sorted(_members(source, cache).items()))
   if not source.is_dir():
     raise errors.UserError(
-      errors.one_line(f'source: there is no file or folder {source}')
+      errors.one_line(
+        f'source: there is no file or folder {source}: give the folder of the '
+        'files or archives, or an archive'
+      )
     )
   found: dict[str, File] = {}
   opened = []
@@ -163,9 +175,17 @@ def find(
     else:
       found[path.relative_to(source).as_posix()] = path
   for path in opened:
-    for name, member in _members(path, cache):
+    for name, member in _members(path, cache).items():
       found.setdefault(name, member)
   return dict(sorted(found.items()))
+
+
+def _status(path: pathlib.Path) -> os.stat_result | None:
+  """None for a link to nothing, say: whoever reads it will tell of that."""
+  try:
+    return path.stat()
+  except OSError:
+    return None
 
 
 def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -177,48 +197,62 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield pathlib.Path(where, name)
 
 
-def _members(
-  archive: pathlib.Path, cache: pathlib.Path
-) -> list[tuple[str, Member]]:
-  """The files in an archive, below their path in it."""
-  if not archive.name.lower().endswith(SUFFIXES):
+def _members(archive: pathlib.Path, cache: pathlib.Path) -> dict[str, Member]:
+  """The files in an archive, by their path in it."""
+  name = archive.name.lower()
+  if not name.endswith(SUFFIXES):
     raise errors.UserError(
       f'source: found {archive}, expected a folder or an archive '
       f'({", ".join(SUFFIXES)})'
     )
+  with _refusing_damage(archive):
+    if name.endswith('.zip'):
+      return _checked(archive, _zip_members(archive))
+    return _checked(archive, _tar_members(archive, _plain(archive, cache)))
+
+
+@contextlib.contextmanager
+def _refusing_damage(archive: pathlib.Path) -> Iterator[None]:
+  """Turns what readers of archives raise into one line for the user."""
   try:
-    if archive.name.lower().endswith('.zip'):
-      members = list(_zip_members(archive))
-    else:
-      members = list(_tar_members(_plain(archive, cache)))
+    yield
   except _DAMAGED as error:
     raise errors.UserError(
       errors.one_line(
         f'{archive}: cannot be read as an archive ({error}): {GET_AGAIN}'
       )
     ) from error
+
+
+def _checked(
+  archive: pathlib.Path, members: Iterable[Member]
+) -> dict[str, Member]:
+  """The members by their path.
+
+  Raises:
+    UserError: there is what no official archive holds.
+  """
+  found: dict[str, Member] = {}
   for member in members:
-    _check(archive, member)
-  return [(member.path, member) for member in members]
-
-
-def _check(archive: pathlib.Path, member: Member) -> None:
-  """Refuses what no official archive holds."""
-  path = pathlib.PurePosixPath(member.path.replace('\\', '/'))
-  if path.is_absolute() or '..' in path.parts or ':' in path.parts[0]:
-    raise errors.UserError(
-      errors.one_line(
-        f'{archive}: holds {member.path!r}, which points out of it: this is '
-        'not the official archive, get that'
+    path = pathlib.PurePosixPath(member.path.replace('\\', '/'))
+    problem = ''
+    if not path.parts:
+      problem = f'holds {member.path!r}, which is no name'
+    elif path.is_absolute() or '..' in path.parts or ':' in path.parts[0]:
+      problem = f'holds {member.path!r}, which points out of it'
+    elif member.path in found:
+      problem = f'holds {member.path!r} twice'
+    elif member.size > MAX_MEMBER:
+      problem = (
+        f'{member.path} would be {member.size:,} bytes, expected '
+        f'{MAX_MEMBER:,} at most'
       )
-    )
-  if member.size > MAX_MEMBER:
-    raise errors.UserError(
-      errors.one_line(
-        f'{archive}: {member.path} would be {member.size:,} bytes, expected '
-        f'{MAX_MEMBER:,} at most: this is not the official archive, get that'
+    if problem:
+      raise errors.UserError(
+        errors.one_line(f'{archive}: {problem}: {NOT_OFFICIAL}')
       )
-    )
+    found[member.path] = member
+  return found
 
 
 def _zip_members(archive: pathlib.Path) -> Iterator[Member]:
@@ -232,29 +266,28 @@ def _zip_members(archive: pathlib.Path) -> Iterator[Member]:
       raise errors.UserError(
         errors.one_line(
           f'{archive}: {entry.filename} grows from {entry.compress_size:,} to '
-          f'{entry.file_size:,} bytes: this is not the official archive, get '
-          'that'
+          f'{entry.file_size:,} bytes: {NOT_OFFICIAL}'
         )
       )
     yield Member(archive, entry.filename, entry.file_size, check=entry.CRC)
 
 
-def _tar_members(archive: pathlib.Path) -> Iterator[Member]:
+def _tar_members(
+  archive: pathlib.Path, plain: pathlib.Path
+) -> Iterator[Member]:
   """Files in a tar file, and those in tar files in it."""
-  with archive.open('rb') as file:
-    entries = _entries(file, 0, archive.stat().st_size)
-    inner = False
+  with plain.open('rb') as file:
+    entries = _entries(file, 0, plain.stat().st_size)
     for name, offset, length in tqdm.tqdm(
       entries, desc=f'indexing {archive.name}', unit=' file', disable=None
     ):
-      inner = name.lower().endswith('.tar')
-      if not inner:
-        yield Member(archive, name, length, offset)
+      if not name.lower().endswith('.tar'):
+        yield Member(archive, name, length, tar=plain, offset=offset)
         continue
       # n01440764.tar holds what would else lie in the folder n01440764.
       folder = name[: -len('.tar')]
       for path, at, count in _entries(file, offset, length):
-        yield Member(archive, f'{folder}/{path}', count, at)
+        yield Member(archive, f'{folder}/{path}', count, tar=plain, offset=at)
 
 
 def _entries(
@@ -266,11 +299,12 @@ def _entries(
     for entry in tar:
       tar.members = []  # Else it remembers a million of them.
       if entry.isfile():
-        yield (
-          entry.name.removeprefix('./'),
-          start + entry.offset_data,
-          (entry.size),
-        )
+        name = entry.name.removeprefix('./')
+        yield name, start + entry.offset_data, entry.size
+    # It takes whatever is no header for the end, which is a block of zeros.
+    section.seek(tar.offset)
+    if section.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+      raise tarfile.ReadError('it has no end, cut off?')
 
 
 class _Section(io.RawIOBase):
@@ -321,38 +355,38 @@ def _plain(archive: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
   copy = cache / f'{archive.name}-{status.st_size}-{status.st_mtime_ns}.tar'
   if copy.exists():
     return copy
-  cache.mkdir(parents=True, exist_ok=True)
-  partial = copy.with_name(f'{copy.name}.{os.getpid()}')
   limit = max(MAX_RATIO * status.st_size, _HARMLESS)
-  try:
-    with opener(archive, 'rb') as packed, partial.open('wb') as out:
-      _decompress(archive, packed, out, limit)
-    partial.rename(copy)
-  finally:
-    partial.unlink(missing_ok=True)
+  with (
+    disks.telling(archive.name, copy),
+    disks.whole(copy) as partial,
+    partial.open('wb') as out,
+  ):
+    for block in _decompressed(archive, opener, limit):
+      out.write(block)
   return copy
 
 
-def _decompress(
-  archive: pathlib.Path,
-  packed: io.BufferedIOBase,
-  out: io.BufferedIOBase,
-  limit: int,
-) -> None:
-  with tqdm.tqdm(
+def _decompressed(
+  archive: pathlib.Path, opener: Callable[..., Any], limit: int
+) -> Iterator[bytes]:
+  """The content of an archive that grows to `limit` bytes at most."""
+  bar = tqdm.tqdm(
     desc=f'decompressing {archive.name}',
     unit='B',
     unit_scale=True,
     disable=None,
-  ) as bar:
+  )
+  size = 0
+  # Here, where no error can be of the disk that the content is written to.
+  with _refusing_damage(archive), bar, opener(archive, 'rb') as packed:
     while block := packed.read(2**20):
       bar.update(len(block))
-      if bar.n > limit or out.tell() > limit:
+      size += len(block)
+      if size > limit:
         raise errors.UserError(
-          f'{archive}: grows to more than {limit:,} bytes: this is not the '
-          'official archive, get that'
+          f'{archive}: grows to more than {limit:,} bytes: {NOT_OFFICIAL}'
         )
-      out.write(block)
+      yield block
 
 
 @functools.lru_cache(64)

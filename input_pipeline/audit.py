@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,10 +30,16 @@ from input_pipeline.builders import records
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 MASK_SUFFIXES = ('.png',)
+NOT_UTF8 = 'its name is not UTF-8: rename it'
 ON_BAD_EXAMPLE = ('error', 'skip')
 SKIP_REMEDY = "mend or remove them, or set on_bad_example='skip'"
 
 _ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 turn the image by 90 degrees.
+
+# Of a JPEG: a marker with a length, which counts itself; and the marker with
+# which compressed data start.
+_SEGMENT = re.compile(rb'\xff([\xc0-\xcf\xda-\xfe])(..)', re.DOTALL)
+_SCAN = b'\xda'
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -219,10 +226,8 @@ def list_examples(
     if len(files) > 1:
       # Which of them the mask, or the id, belongs to is not ours to guess.
       problems += _same_id(stem, files)
-    elif not _is_utf8(stem):
-      problems.append(
-        errors.BadFile(files[0], 'its name is not UTF-8: rename it')
-      )
+    elif not is_utf8(stem):
+      problems.append(errors.BadFile(files[0], NOT_UTF8))
     elif masks is None:
       examples.append(Example(prefix + stem, files[0]))
     elif stem not in masks_found:
@@ -464,6 +469,8 @@ def load(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
   try:
     image = PIL.Image.open(io.BytesIO(data), formats=formats)
     image.load()
+    if image.format == 'PNG':  # Its checksums are not looked at by decoding.
+      PIL.Image.open(io.BytesIO(data)).verify()
   except PIL.UnidentifiedImageError:
     kind = ' or '.join(formats)
     raise errors.UserError(
@@ -473,16 +480,25 @@ def load(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
     raise errors.UserError(
       errors.one_line(f'cannot be decoded: {error}')
     ) from error
-  # In a download that was padded with zeros PIL finds nothing missing. The end
-  # marker cannot stand in compressed data, but does in thumbnails before them.
-  if image.format != 'PNG' and data.rfind(b'\xff\xd9') < data.rfind(
-    b'\xff\xda'
-  ):
+  # In a download that was padded with zeros PIL finds nothing missing.
+  if image.format != 'PNG' and not _has_end(data):
     raise errors.UserError('cannot be decoded: the JPEG has no end, cut off?')
   return image
 
 
-def _is_utf8(text: str) -> bool:
+def _has_end(jpeg: bytes) -> bool:
+  """Whether the marker of the end stands behind the first compressed data.
+
+  It cannot stand in them, but in thumbnails before them, and what phones write
+  behind the end may hold any bytes.
+  """
+  at = 0
+  while (found := _SEGMENT.search(jpeg, at)) and found[1] != _SCAN:
+    at = found.end() - 2 + int.from_bytes(found[2], 'big')
+  return found is not None and jpeg.find(b'\xff\xd9', found.end()) >= 0
+
+
+def is_utf8(text: str) -> bool:
   """Whether no undecodable byte of a file's name hides in it."""
   return not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
@@ -493,7 +509,10 @@ def _find(
   """Files with one of these suffixes, below their name without it."""
   if not folder.is_dir():
     raise errors.UserError(
-      errors.one_line(f'{folder}: there is no such folder')
+      errors.one_line(
+        f'{folder}: there is no such folder, expected one of '
+        f'{", ".join(f"*{suffix}" for suffix in suffixes)}'
+      )
     )
   found = collections.defaultdict(list)
   for where, folders, names in os.walk(folder, followlinks=True):

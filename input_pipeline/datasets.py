@@ -7,12 +7,11 @@
 A data set that is not prepared yet is prepared when it is opened.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 
-from input_pipeline import audit, errors, fingerprints, writing
+from input_pipeline import audit, disks, errors, fingerprints, writing
 from input_pipeline.builders import base, records
 
 # Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
@@ -231,7 +230,7 @@ def _prepare_on_host_0(
   try:
     known = made.is_prepared()
     if not known:
-      with telling_of_disks(made):
+      with disks.telling(made.name, made.data_dir):
         made.download_and_prepare()
     # What is left out is said at the start of every run.
     if report.exists() and (not known or made.on_bad_example == 'skip'):
@@ -241,19 +240,6 @@ def _prepare_on_host_0(
       return None  # By another process, in the meantime.
     return error
   return None
-
-
-@contextlib.contextmanager
-def telling_of_disks(made: base.Builder) -> Iterator[None]:
-  """Turns errors of the file system into one line for the user."""
-  try:
-    yield
-  except OSError as error:
-    raise errors.UserError(
-      f'{made.name} cannot be prepared: {error.strerror or error} '
-      f'({error.filename or made.data_dir}): mend that and run it again, '
-      'finished shards are kept'
-    ) from error
 
 
 def open_split(options: Options, split: str, data_dir: str = '') -> Split:

@@ -35,7 +35,12 @@ class Table:
     Raises:
       UserError: a code is not allowed; without the file's name.
     """
-    codes = np.asarray(codes).astype(np.int32)
+    if codes.ndim != 2 or codes.dtype.kind not in 'biuf':
+      raise errors.UserError(
+        f'has {codes.dtype} values of shape {codes.shape}, expected numbers in '
+        'rows and columns'
+      )
+    codes = codes.astype(np.int32)
     keys = np.array(sorted(self.ids), np.int64)
     ids = np.array([self.ids[int(key)] for key in keys], np.int16)
     ids = np.where(ids < 0, batch.IGNORE, ids).astype(np.int16)

@@ -21,6 +21,7 @@ from absl import logging
 from input_pipeline import (
   audit,
   datasets,
+  disks,
   errors,
   fingerprints,
   report,
@@ -68,7 +69,7 @@ def _write(
   if made.is_prepared():
     return True
   shards = made.shards()
-  with datasets.telling_of_disks(made):
+  with disks.telling(made.name, made.data_dir):
     shards.write(part)
   if missing := shards.missing():
     print(
@@ -118,9 +119,8 @@ def _check(options: datasets.Options, data_dir: str) -> None:
   read = audit.catching(made.sample)
   samples = [read(sources[i]) for i in report.spread(len(sources))]
   samples = [s for s in samples if isinstance(s, records.Sample)]
-  folder = pathlib.Path(made.data_dir_root) / 'reports'
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / f'{options.name.replace("/", "-")}.png'
+  name = f'{options.name.replace("/", "-")}.png'
+  path = pathlib.Path(made.data_dir_root) / 'reports' / name
   _draw(path, options.name, found.counts, made.contents(), samples)
 
 
@@ -146,7 +146,8 @@ def _draw(
   samples: Sequence[records.Sample],
 ) -> None:
   if not path.exists() or path.name != PICTURE:
-    report.draw(path, name, counts, contents, samples)
+    with disks.telling(name, path), disks.whole(path) as partial:
+      report.draw(partial, name, counts, contents, samples)
   print(f'the page is in {path}')
 
 

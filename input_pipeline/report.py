@@ -56,8 +56,8 @@ def draw(
     axis.imshow(painted(sample, contents.palette))
     names = [contents.classes[i] for i in sample.tags]
     shown = ', '.join(names[:4]) + (' …' if len(names) > 4 else '')
-    axis.set_title(f'{sample.id}\n{shown}', fontsize=7)
-  figure.savefig(path, dpi=110)
+    axis.set_title(f'{sample.id}\n{shown}', fontsize=7, parse_math=False)
+  figure.savefig(path, dpi=110, format='png')
 
 
 def _frequencies(
@@ -77,12 +77,15 @@ def _frequencies(
   for i, (split, values) in enumerate(of.items()):
     share = np.array(values)[order] / max(sum(values), 1)
     axis.bar(at + i * width, share, width, label=split)
-  axis.set_yscale('log')
+  if any(map(sum, of.values())):
+    axis.set_yscale('log')
   axis.set_ylabel(f'share of {unit}')
   axis.legend(fontsize=8)
   if named:
     names = [contents.classes[i] for i in order]
-    axis.set_xticks(at + 0.4 - width / 2, names, rotation=60, ha='right')
+    axis.set_xticks(
+      at + 0.4 - width / 2, names, rotation=60, ha='right', parse_math=False
+    )
     axis.tick_params(axis='x', labelsize=7)
   else:
     axis.set_xlabel(f'{len(order)} classes, from frequent to rare')

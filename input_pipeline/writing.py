@@ -24,7 +24,7 @@ import tqdm
 from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 
-from input_pipeline import audit, errors, fingerprints
+from input_pipeline import audit, disks, errors, fingerprints
 
 if TYPE_CHECKING:
   from input_pipeline.builders import base
@@ -227,9 +227,8 @@ class Shards:
       'counts': dataclasses.asdict(tally.counts()),
       'bad': bad,
     }
-    partial = self._path(shard, f'.json.{os.getpid()}')
-    partial.write_text(json.dumps(about))
-    partial.rename(self._path(shard, '.json'))
+    with disks.whole(self._path(shard, '.json')) as partial:
+      partial.write_text(json.dumps(about))
 
   def _path(self, shard: Shard, suffix: str) -> pathlib.Path:
     return self.folder / f'{shard.name}{suffix}'

@@ -347,7 +347,9 @@ def test_folders_that_are_empty_or_missing(tmp_path):
   write(tmp_path / 'images/a.jpg', b'')
   with pytest.raises(errors.UserError) as caught:
     audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
-  assert str(caught.value) == f'{tmp_path}/masks: there is no such folder'
+  assert str(caught.value) == (
+    f'{tmp_path}/masks: there is no such folder, expected one of *.png'
+  )
 
 
 def test_messages_stay_on_one_line_whatever_a_file_is_called(tmp_path):

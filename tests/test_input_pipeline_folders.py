@@ -386,6 +386,8 @@ def test_a_changed_folder_is_another_config(tmp_path):
 
 def test_a_changed_folder_is_prepared_anew_and_a_moved_one_is_not(tmp_path):
   options = make(tmp_path / 'here/roads')
+  write_image(tmp_path / 'here/roads/images/without_mask.jpg')
+  options['on_bad_example'] = 'skip'
   first = prepared(mask_folder(tmp_path, **options, ignore=255))
   shutil.move(tmp_path / 'here', tmp_path / 'there')
   options['source'] = str(tmp_path / 'there/roads')
@@ -470,11 +472,18 @@ def test_options_that_make_no_sense_are_refused(changes, message):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'source': '{0}/no'}, 'source: there is no folder {0}/no'),
-    ({'masks': 'no'}, '{0}/roads/no: there is no such folder'),
+    (
+      {'source': '{0}/no'},
+      'source: there is no folder {0}/no: give the folder of the images',
+    ),
+    (
+      {'masks': 'no'},
+      '{0}/roads/no: there is no such folder, expected one of *.png',
+    ),
     (
       {'images': 'no/{{split}}', 'masks': 'masks/{{split}}'},
-      'images: there is no folder {0}/roads/no/{{split}}',
+      'images: there is no folder {0}/roads/no/{{split}}: expected one for '
+      'each split',
     ),
     (
       {'images': 'images/{{split}}', 'masks': 'masks/{{split}}'},
@@ -483,7 +492,8 @@ def test_options_that_make_no_sense_are_refused(changes, message):
     ),
     (
       {'classes': 'no.txt'},
-      'classes: cannot read {0}/roads/no.txt: No such file or directory',
+      'classes: cannot read {0}/roads/no.txt: No such file or directory: give '
+      'a text file with a class a line',
     ),
   ],
 )
@@ -519,7 +529,7 @@ def test_class_list_that_is_no_text(tmp_path):
   path = tmp_path / 'classes.txt'
   path.write_bytes(b'\xff\xfe')
   assert message_of(folders.read_classes, path) == (
-    f'classes: {path} is not UTF-8 text'
+    f'classes: {path} is not UTF-8 text: save it as UTF-8'
   )
 
 

@@ -93,14 +93,14 @@ class Cityscapes(files.Official):
   def _find(self, found: files.Files, split: str) -> audit.Listing:
     kind = self.builder_config.annotation
     images = files.pick(
-      found, rf'leftImg8bit/{split}/[^/]+/(?P<id>\w+)_leftImg8bit\.png'
+      found, rf'leftImg8bit/{split}/[^/]+/(?P<id>[^/]+)_leftImg8bit\.png'
     )
     if not images:
       raise self.missing(f'leftImg8bit/{split}/*/*_leftImg8bit.png')
     labels = None
     if split not in self.lacks():
       labels = files.pick(
-        found, rf'{kind}/{split}/[^/]+/(?P<id>\w+)_{kind}_labelIds\.png'
+        found, rf'{kind}/{split}/[^/]+/(?P<id>[^/]+)_{kind}_labelIds\.png'
       )
       if not labels:
         raise self.missing(f'{kind}/{split}/*/*_{kind}_labelIds.png')

@@ -172,8 +172,11 @@ def pick(files: Files, pattern: str) -> dict[str, archives.File]:
     files: by path.
     pattern: a regular expression of whole parts of a path.
 
+  Returns:
+    Files sorted by id, wherever they are.
+
   Raises:
-    BadFile: two files have the same id.
+    BadFile: two files have the same id, or an id is not UTF-8.
   """
   return {name: file for name, (file, _) in pick_with(files, pattern).items()}
 
@@ -182,7 +185,8 @@ def pick_with(
   files: Files, pattern: str, group: str = 'id'
 ) -> dict[str, tuple[archives.File, str | None]]:
   """The same, with what another group of the pattern matched."""
-  whole = re.compile(rf'(?:.*/)?{pattern}')
+  # What is before the pattern is as short as can be: parts may be optional.
+  whole = re.compile(rf'(?:.*?/)??{pattern}')
   found: dict[str, tuple[archives.File, str | None]] = {}
   for path, file in files.items():
     match = whole.fullmatch(path)
@@ -194,8 +198,10 @@ def pick_with(
         f'has the same id {match["id"]!r} as {found[match["id"]][0]}: keep one '
         'of them',
       )
+    if not audit.is_utf8(match['id']):
+      raise errors.BadFile(file, audit.NOT_UTF8)
     found[match['id']] = (file, match[group])
-  return found
+  return dict(sorted(found.items()))
 
 
 def read_list(file: archives.File) -> list[str]:
@@ -208,7 +214,7 @@ def read_list(file: archives.File) -> list[str]:
     text = file.read_bytes().decode()
   except OSError as error:
     raise errors.BadFile(
-      file, f'cannot be read: {error.strerror or error}'
+      file, f'cannot be read: {error.strerror or error}: get it again'
     ) from error
   except UnicodeDecodeError:
     raise errors.BadFile(file, 'is not UTF-8 text: get it again') from None
@@ -251,11 +257,11 @@ def examples_of(
   return audit.Listing(tuple(examples), tuple(problems))
 
 
-def read_mat(file: archives.File, name: str) -> np.ndarray:
-  """A variable of a MATLAB file.
+def read_mat(file: archives.File, name: str, field: str = '') -> np.ndarray:
+  """A variable of a MATLAB file, or a field of a variable that is one struct.
 
   Raises:
-    UserError: it is no such file, or has no such variable.
+    UserError: it is no such file, or has no such variable or field.
   """
   try:
     found = scipy.io.loadmat(io.BytesIO(file.read_bytes()))
@@ -267,4 +273,10 @@ def read_mat(file: archives.File, name: str) -> np.ndarray:
     ) from error
   if name not in found:
     raise errors.UserError(f'has no variable {name}: take the official file')
-  return found[name]
+  if not field:
+    return found[name]
+  if field not in (found[name].dtype.names or ()) or found[name].size != 1:
+    raise errors.UserError(
+      f'has no field {field} in {name}: take the official file'
+    )
+  return found[name][field].item()

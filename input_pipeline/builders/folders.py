@@ -20,6 +20,7 @@ anew, and a folder that is moved is not.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -220,9 +221,14 @@ def read_classes(
     lines = path.read_text('utf-8-sig').rstrip().splitlines()
   except OSError as error:
     reason = error.strerror or error
-    raise errors.UserError(f'classes: cannot read {path}: {reason}') from error
+    raise errors.UserError(
+      f'classes: cannot read {path}: {reason}: give a text file with a class a '
+      'line'
+    ) from error
   except UnicodeDecodeError as error:
-    raise errors.UserError(f'classes: {path} is not UTF-8 text') from error
+    raise errors.UserError(
+      f'classes: {path} is not UTF-8 text: save it as UTF-8'
+    ) from error
   names, colours = [], []
   for number, line in enumerate(lines, 1):
     where = f'classes: {path}, line {number}'
@@ -237,10 +243,13 @@ def read_classes(
     except errors.UserError as error:
       raise errors.UserError(f'{where}: {error}') from error
     if names[-1] in names[:-1]:
-      raise errors.UserError(f'{where} names {names[-1]!r} a second time')
+      raise errors.UserError(
+        f'{where} names {names[-1]!r} a second time: rename one of the two'
+      )
     if colours[-1] and colours[-1] in colours[:-1]:
       raise errors.UserError(
-        f'{where} gives {masks.colour_text(colours[-1])} to a second class'
+        f'{where} gives {masks.colour_text(colours[-1])} to a second class: '
+        'expected another colour for each'
       )
     if (colours[-1] is None) != (colours[0] is None):
       raise errors.UserError(
@@ -392,7 +401,9 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
   """The files of each split."""
   source = pathlib.Path(options.source).expanduser()
   if not source.is_dir():
-    raise errors.UserError(f'source: there is no folder {source}')
+    raise errors.UserError(
+      f'source: there is no folder {source}: give the folder of the images'
+    )
   mask = getattr(options, 'masks', None)
   if SPLIT not in options.images:
     listing = audit.list_examples(
@@ -421,7 +432,10 @@ def _split_folders(source: pathlib.Path, images: str) -> list[str]:
     if path.joinpath(*below).is_dir() and not path.name.startswith('.')
   )
   if not names:
-    raise errors.UserError(f'images: there is no folder {source / images}')
+    raise errors.UserError(
+      f'images: there is no folder {source / images}: expected one for each '
+      'split'
+    )
   for name in names:
     if not re.fullmatch(r'\w+', name) or name == 'all':
       raise errors.UserError(
@@ -459,6 +473,7 @@ def _config_name(
   listings: Mapping[str, Listing],
 ) -> str:
   """Name of the folder, and a digest of all that decides its records."""
+  source = pathlib.Path(options.source).expanduser()
   files = [
     (
       split,
@@ -469,6 +484,12 @@ def _config_name(
     for split, listing in listings.items()
     for example in listing.examples
   ]
+  # What becomes bad is told, so it is another state, too.
+  files += [
+    (split, os.path.relpath(problem.file, source))
+    for split, listing in listings.items()
+    for problem in listing.problems
+  ]
   decides = {
     'code': dataclasses.asdict(code) if code else None,
     'files': files,
@@ -478,5 +499,5 @@ def _config_name(
   }
   text = json.dumps(decides, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  name = pathlib.Path(options.source).expanduser().resolve().name
+  name = source.resolve().name
   return f'{re.sub(r"[^a-zA-Z0-9_]", "_", name) or "root"}-{digest}'

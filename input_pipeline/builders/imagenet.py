@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from input_pipeline import archives, audit, errors, masks
 from input_pipeline.builders import files, records
 
-TRAIN = r'(?:train/)?(?P<wnid>n\d{8})/(?P<id>n\d{8}_\d+)\.(?:JPEG|jpe?g)'
+# The name tells the class, also in a tar file of one class, without a folder.
+TRAIN = r'(?P<id>(?P<wnid>n\d{8})_\d+)\.(?:JPEG|jpe?g)'
 VAL = r'(?:(?P<wnid>n\d{8})/)?(?P<id>ILSVRC2012_val_\d{8})\.(?:JPEG|jpe?g)'
 ARCHIVES = (
   *('ILSVRC2012_img_train*.tar', 'ILSVRC2012_img_val*.tar'),
@@ -56,7 +57,10 @@ class Imagenet(files.Official):
   def layout(self) -> str:
     """The archives of this release."""
     if self.builder_config.name == '21k':
-      return 'a tar file of tar files of classes, or folders n01440764/*.JPEG'
+      return (
+        'a tar file of tar files of classes, those files (n01440764.tar), or '
+        'folders n01440764/*.JPEG'
+      )
     return (
       'ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and '
       'ILSVRC2012_devkit_t12.tar.gz, or folders {train,val}/n01440764/*.JPEG'

@@ -8,6 +8,7 @@ with 459 classes, or `trainval_merged.json` of the Detail API, with the 59 only.
 import collections
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,8 @@ class Annotation:
 
   def stamp(self) -> tuple[Any, ...]:
     """What changes when an annotation does."""
-    return (self.path, self.name, self.size)
+    content = hashlib.sha256(self.read_bytes()).hexdigest()
+    return (self.path, self.name, content)
 
   def read_bytes(self) -> bytes:
     """The encoded masks."""

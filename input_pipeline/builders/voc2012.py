@@ -71,7 +71,7 @@ class Voc2012(files.Official):
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """VOC's palette PNG, or SBD's `.mat` of class indices."""
     if file.name.endswith('.mat'):
-      values = files.read_mat(file, 'GTcls')['Segmentation'][0, 0]
+      values = files.read_mat(file, 'GTcls', 'Segmentation')
     else:
       values = masks.read_values(file)
     return TABLE.apply(values)
