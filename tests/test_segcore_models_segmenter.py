@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.models import features, resnet, segmenter, unet, vit
+from segcore import network
+from segcore.models import bit, features, resnet, segmenter, unet, vit
 
 _IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3))
 _IMAGES = jnp.asarray(_IMAGES, jnp.float32)
@@ -45,26 +46,56 @@ def small():
   )
 
 
-@pytest.mark.parametrize(
-  ('encoder', 'multiplier', 'encoder_size', 'size'),
-  [
-    (vit.HybridViT(), 1, 97_890_112, 28_947_907),
-    (vit.HybridViT(), 2, 97_890_112, 95_570_819),
-    (vit.HybridViT(), 3, 97_890_112, 199_868_739),
-    (resnet.ResNet((3, 4, 6, 3)), 1, 23_508_032, 50_181_571),
-  ],
+_RESNET_50 = {'name': 'resnet', 'blocks': (3, 4, 6, 3)}
+_HYBRID, _BIT = {'name': 'hybrid_vit'}, {'name': 'bit'}
+
+# Encoder, decoder, parameters of the encoder, of decoder and noise head.
+_SIZES = (
+  (_HYBRID, {'name': 'unet'}, 97_890_112, 28_947_907),
+  (_HYBRID, {'name': 'unet', 'width_multiplier': 2}, 97_890_112, 95_570_819),
+  (_HYBRID, {'name': 'unet', 'width_multiplier': 3}, 97_890_112, 199_868_739),
+  (_HYBRID, {'name': 'unet', 'layout': 'A1'}, 97_890_112, 19_508_675),
+  (
+    _HYBRID,
+    {'name': 'unet', 'layout': 'A1', 'width_multiplier': 2},
+    97_890_112,
+    57_817_987,
+  ),
+  (
+    _HYBRID,
+    {'name': 'unet', 'layout': 'A1', 'width_multiplier': 3},
+    97_890_112,
+    114_927_939,
+  ),
+  # 9·1280·1024 + 9·1024² and two norms at 1/8, and so on down the list.
+  (_HYBRID, {'name': 'unet', 'layout': 'B'}, 97_890_112, 31_970_755),
+  (_BIT, {'name': 'unet'}, 23_500_352, 50_181_571),
+  ({**_BIT, 'skip_norm': True}, {'name': 'unet'}, 23_500_352, 50_181_571),
+  (_RESNET_50, {'name': 'unet'}, 23_508_032, 50_181_571),
 )
+
+
+@pytest.mark.parametrize(('encoder', 'decoder', 'encoder_size', 'size'), _SIZES)
 def test_the_networks_of_the_paper_have_their_sizes(
-  encoder, multiplier, encoder_size, size
+  encoder, decoder, encoder_size, size
 ):
-  module = segmenter.Segmenter(
-    encoder,
-    unet.UNetDecoder(width_multiplier=multiplier),
-    {'noise': segmenter.ConvHead(3)},
+  module = network.build(
+    network.Options(encoder, decoder), {'noise': segmenter.ConvHead(3)}, 'here'
   )
   params = _shapes(module, jnp.zeros((1, 64, 64, 3)))['params']
   assert _count(params['encoder']) == encoder_size
   assert _count(params['decoder']) + _count(params['heads']) == size
+
+
+def test_no_network_is_missing_among_the_sizes():
+  counted = {
+    (encoder['name'], decoder['name']) for encoder, decoder, *_ in _SIZES
+  }
+  assert counted == {
+    (encoder, decoder)
+    for encoder in segmenter.ENCODERS
+    for decoder in segmenter.DECODERS
+  }
 
 
 def test_parameters_stand_under_the_names_of_the_parts(small):
@@ -190,8 +221,10 @@ def test_a_condition_that_nobody_reads_is_refused():
     _shapes(_small(), condition=condition)
   with pytest.raises(ValueError, match='no decoder runs to read it'):
     _shapes(_small(), condition=condition, heads=('classes',))
-  found = _shapes(_small(conditional=True), condition=condition)
+  conditional = _small(conditional=True)
+  found = _shapes(conditional, condition=condition)
   assert 'embedding' in found['params']['decoder']
+  assert conditional.conditional and not _small().conditional
 
 
 def test_heads_start_as_small_as_asked():
@@ -298,5 +331,6 @@ def test_a_segmenter_is_hashable_and_equal_to_its_like():
 
 def test_every_part_has_its_name_in_the_tables():
   assert segmenter.ENCODERS['resnet'] is resnet.ResNet
+  assert segmenter.ENCODERS['bit'] is bit.BiT
   assert segmenter.ENCODERS['hybrid_vit'] is vit.HybridViT
   assert segmenter.DECODERS['unet'] is unet.UNetDecoder

@@ -15,10 +15,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from segcore.models import bit, resnet, unet, vit
 from segcore.models import features as features_lib
-from segcore.models import resnet, unet, vit
 
-ENCODERS = {'resnet': resnet.ResNet, 'hybrid_vit': vit.HybridViT}
+ENCODERS = {
+  'resnet': resnet.ResNet,
+  'bit': bit.BiT,
+  'hybrid_vit': vit.HybridViT,
+}
 DECODERS = {'unet': unet.UNetDecoder}
 PARTS = ('encoder', 'decoder', 'heads')
 
@@ -150,6 +154,11 @@ class Segmenter(nn.Module):
     if not isinstance(self.heads, Heads):
       self.heads = Heads(self.heads, parent=None)
     super().__post_init__()
+
+  @property
+  def conditional(self) -> bool:
+    """Whether the decoder reads a noise level of each image."""
+    return getattr(self.decoder, 'conditional', False)
 
   def __call__(
     self,
