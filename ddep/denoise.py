@@ -21,7 +21,8 @@ class Denoise(method.OneLoss):
   The segmenter has a head `noise` of 3 channels at full resolution. With
   `update.trained = ('decoder', 'heads')` the encoder is a constant that sees
   the noisy image (DDeP); with 'encoder' among them the whole network learns
-  (DeP).
+  (DeP). A conditional decoder is told how noisy each image is; without noise,
+  as in fine-tuning, it takes that for granted.
 
   Attributes:
     noise: kind and strength of the noise.
@@ -32,19 +33,39 @@ class Denoise(method.OneLoss):
   def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
     """Sum over values of the squared error of what was found."""
     images = batch_lib.to_symmetric(batch['image'])
+    gamma = noise.sample_gamma(keys.rows, self.noise)
     eps = noise.sample(keys.rows, images.shape)
-    noisy = noise.corrupt(images, eps, self.noise)
-    found, batch_stats = self.forward(params, batch_stats, noisy, 'noise', keys)
-    error = losses.squared_error(found, noise.target(images, eps, self.noise))
+    noisy = noise.corrupt(images, eps, gamma, self.noise)
+    found, batch_stats = self.forward(
+      *(params, batch_stats, noisy, 'noise', keys), self._condition(gamma)
+    )
+    error = losses.squared_error(
+      found, noise.target(images, eps, gamma, self.noise)
+    )
     mask = jnp.broadcast_to(batch['mask'][:, None, None, None], error.shape)
     total, count = losses.masked_sum_and_count(error, mask)
     return method.Outcome(total, count, {}, batch_stats)
 
   def predict(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self,
+    state: method.TrainState,
+    images: Float[Array, 'B H W 3'],
+    gamma: Float[Array, 'B'] | None = None,
   ) -> Float[Array, 'B H W 3']:
-    """The noise in images that are noisy already."""
-    return self.apply(state, images, 'noise')
+    """The noise in images that are noisy already.
+
+    Args:
+      state: after training.
+      images: in [-1, 1], but for their noise.
+      gamma: how noisy each is, for a conditional decoder.
+    """
+    return self.apply(state, images, 'noise', self._condition(gamma))
+
+  def _condition(
+    self, gamma: Float[Array, 'B'] | None
+  ) -> Float[Array, 'B'] | None:
+    """What the decoder is told of the noise level."""
+    return gamma if self.segmenter.conditional else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,11 +106,13 @@ class Watch:
 
     def look_at_one(state, image, key):
       clean = batch_lib.to_symmetric(image[None])
+      gamma = noise.sample_gamma(key[None], options)
       eps = noise.sample(key[None], clean.shape)
-      noisy = noise.corrupt(clean, eps, options)
-      found = self.trained.predict(state, noisy)
-      error = losses.squared_error(found, noise.target(clean, eps, options))
-      restored = noise.clean(noisy, found, options)
+      noisy = noise.corrupt(clean, eps, gamma, options)
+      found = self.trained.predict(state, noisy, gamma)
+      aim = noise.target(clean, eps, gamma, options)
+      error = losses.squared_error(found, aim)
+      restored = noise.clean(noisy, found, gamma, options)
       return jnp.mean(error), noisy[0], restored[0]
 
     def look(state, images):

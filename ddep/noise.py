@@ -1,39 +1,56 @@
 """Noise that is added to images, and what a decoder is asked to find of it.
 
-Images y are in [-1, 1], noise e is standard normal per pixel and channel.
+Images y are in [-1, 1], noise e is standard normal per pixel and channel, γ is
+the share of an image's power that is kept: 1 where there is no noise.
 
+  gamma = sample_gamma(keys, options)
   eps = sample(keys, images.shape)
-  noisy = corrupt(images, eps, options)
-  aim = target(images, eps, options)
+  noisy = corrupt(images, eps, gamma, options)
+  aim = target(images, eps, gamma, options)
 """
 
 import dataclasses
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+# Less of an image than this is no image.
+_SMALLEST_GAMMA = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
   """Kind and strength of the noise (spec DDeP §4).
 
+  The strength is exactly one of gamma, sigma and gamma_range.
+
   Attributes:
     kind: 'scaled' attenuates the image so that the variance stays (Eq. 5);
       'simple' adds to it (Eq. 1).
-    gamma: γ of Eq. 5, the share of the image's power that is kept, in (0, 1);
-      0 where sigma is given.
-    sigma: σ of Eq. 1, in units of images in [0, 1] for 'simple'; gives
-      γ = 1 / (1 + σ²) for 'scaled'; 0 where gamma is given.
+    gamma: γ of Eq. 5, in (0, 1); 0 where the strength is given otherwise.
+    sigma: σ of Eq. 1, in units of images in [0, 1] for 'simple'; stands for
+      γ = 1 / (1 + σ²); 0 where the strength is given otherwise.
+    gamma_range: least and largest γ, where each image has one of its own; an
+      upper end above 1 leaves some images without noise. (0, 0) where the
+      strength is given otherwise.
+    draw: how γ is drawn from the range (§4.3): 'uniform', and no more than 1;
+      or by a time step: 'linear' takes one of `num_steps` equidistant values,
+      'multiplicative' the product of the first t of these, t < num_steps.
+    num_steps: of 'linear' and 'multiplicative'; 0 otherwise.
     target: what is predicted: 'eps' the noise e, 'x' the clean image, or
-      'eps_scaled' the noise at its magnitude.
+      'eps_scaled' the noise at its magnitude. There is none to be found in an
+      image without noise.
   """
 
   kind: Literal['scaled', 'simple'] = 'scaled'
   gamma: float = 0.0
   sigma: float = 0.0
+  gamma_range: tuple[float, float] = (0.0, 0.0)
+  draw: Literal['uniform', 'linear', 'multiplicative'] = 'uniform'
+  num_steps: int = 0
   target: Literal['eps', 'x', 'eps_scaled'] = 'eps'
 
   def __post_init__(self):
@@ -41,23 +58,74 @@ class Options:
       raise ValueError(f'gamma: found {self.gamma}, expected 0 < gamma < 1')
     if self.sigma < 0:
       raise ValueError(f'sigma: found {self.sigma}, expected above 0')
-    if bool(self.gamma) == bool(self.sigma):
+    ranges = self.gamma_range != (0, 0)
+    if sum(map(bool, (self.gamma, self.sigma, ranges))) != 1:
       raise ValueError(
-        f'gamma={self.gamma} and sigma={self.sigma}: expected exactly one of '
-        'them, set the other to 0'
+        f'gamma={self.gamma}, sigma={self.sigma} and gamma_range='
+        f'{self.gamma_range}: expected exactly one of them, set the others to 0'
+      )
+    least, largest = self.gamma_range
+    if ranges and not 0 < least < min(largest, 1):
+      raise ValueError(
+        f'gamma_range: found {self.gamma_range}, expected 0 < least < largest, '
+        'and least below 1'
+      )
+    self._check_steps(ranges)
+
+  def _check_steps(self, ranges: bool) -> None:
+    if self.draw != 'uniform' and not ranges:
+      raise ValueError(
+        f'draw={self.draw!r}: expected a gamma_range to draw from'
+      )
+    if (self.num_steps >= 2) != (self.draw != 'uniform'):
+      wanted = '0' if self.draw == 'uniform' else 'at least 2'
+      raise ValueError(
+        f'num_steps: found {self.num_steps}, expected {wanted} for '
+        f'draw={self.draw!r}'
+      )
+    if self.draw == 'uniform':
+      return
+    if self.gamma_range[1] > 1:
+      raise ValueError(
+        f'gamma_range: found {self.gamma_range}, expected at most 1 for '
+        f'draw={self.draw!r}'
+      )
+    if self.levels[-1] < _SMALLEST_GAMMA:
+      raise ValueError(
+        f'gamma_range={self.gamma_range} and num_steps={self.num_steps}: the '
+        f'last step keeps {self.levels[-1]:.2g} of an image, expected at least '
+        f'{_SMALLEST_GAMMA}'
       )
 
   @property
-  def power_kept(self) -> float:
-    """γ = 1 / (1 + σ²)."""
-    return self.gamma or 1 / (1 + self.sigma**2)
+  def levels(self) -> Float[np.ndarray, 'T']:
+    """γ of each time step, for 'linear' and 'multiplicative'."""
+    least, largest = self.gamma_range
+    linear = np.linspace(largest, least, self.num_steps)
+    if self.draw == 'linear':
+      return linear
+    return np.cumprod([1.0, *linear[:-1]])
 
-  @property
-  def magnitude(self) -> float:
-    """Factor of e: sqrt(1 - γ) for 'scaled', σ for 'simple'."""
-    if self.kind == 'scaled':
-      return math.sqrt(1 - self.power_kept)
-    return self.sigma or math.sqrt(1 / self.gamma - 1)
+
+def sample_gamma(keys: Array, options: Options) -> Float[Array, 'B']:
+  """γ of each image, each from its own key; float32.
+
+  Args:
+    keys: [B] of keys, which may serve for `sample` as well.
+    options: whose strength it is.
+  """
+  if options.gamma_range == (0, 0):
+    gamma = options.gamma or 1 / (1 + options.sigma**2)
+    return jnp.full(len(keys), gamma, jnp.float32)
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+  if options.draw == 'uniform':
+    least, largest = options.gamma_range
+    drawn = jax.vmap(jax.random.uniform)(keys)
+    return jnp.minimum(least + (largest - least) * drawn, 1.0)
+  steps = jax.vmap(
+    lambda key: jax.random.randint(key, (), 0, options.num_steps)
+  )
+  return jnp.asarray(options.levels, jnp.float32)[steps(keys)]
 
 
 def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:
@@ -72,9 +140,18 @@ def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:
   )
 
 
+def magnitude(
+  gamma: Float[Array, '*B'], options: Options
+) -> Float[Array, '*B']:
+  """Factor of e: sqrt(1 - γ) for 'scaled', σ = sqrt(1/γ - 1) for 'simple'."""
+  power = 1 - gamma
+  return jnp.sqrt(power if options.kind == 'scaled' else power / gamma)
+
+
 def corrupt(
   images: Float[Array, 'B H W 3'],
   eps: Float[Array, 'B H W 3'],
+  gamma: Float[Array, 'B'],
   options: Options,
 ) -> Float[Array, 'B H W 3']:
   """Adds the noise; not clipped.
@@ -82,35 +159,49 @@ def corrupt(
   scaled (Eq. 5): sqrt(γ) y + sqrt(1 - γ) e.
   simple (Eq. 1): x + σ e on images x in [0, 1], that is y + 2 σ e.
   """
+  gamma = _per_image(gamma)
+  added = magnitude(gamma, options) * eps
   if options.kind == 'scaled':
-    return math.sqrt(options.power_kept) * images + options.magnitude * eps
-  return images + 2 * options.magnitude * eps
+    return jnp.sqrt(gamma) * images + added
+  return images + 2 * added
 
 
 def target(
   images: Float[Array, 'B H W 3'],
   eps: Float[Array, 'B H W 3'],
+  gamma: Float[Array, 'B'],
   options: Options,
 ) -> Float[Array, 'B H W 3']:
   """What the prediction is compared with (spec DDeP §4.2)."""
+  gamma = _per_image(gamma)
   match options.target:
     case 'eps':
-      return eps
+      return jnp.where(gamma < 1, eps, 0.0)
     case 'x':
       return images
     case 'eps_scaled':
-      return options.magnitude * eps
+      return magnitude(gamma, options) * eps
 
 
 def clean(
   noisy: Float[Array, 'B H W 3'],
   found: Float[Array, 'B H W 3'],
+  gamma: Float[Array, 'B'],
   options: Options,
 ) -> Float[Array, 'B H W 3']:
   """The image that a prediction amounts to: `corrupt` solved for it."""
   if options.target == 'x':
     return found
-  eps = found if options.target == 'eps' else found / options.magnitude
+  gamma = _per_image(gamma)
+  added = (
+    found
+    if options.target == 'eps_scaled'
+    else (magnitude(gamma, options) * found)
+  )
   if options.kind == 'scaled':
-    return (noisy - options.magnitude * eps) / math.sqrt(options.power_kept)
-  return noisy - 2 * options.magnitude * eps
+    return (noisy - added) / jnp.sqrt(gamma)
+  return noisy - 2 * added
+
+
+def _per_image(gamma: Float[Array, 'B']) -> Float[Array, 'B 1 1 1']:
+  return gamma[:, None, None, None]

@@ -115,6 +115,7 @@ def forward(
   heads: tuple[str, ...],
   train: tuple[str, ...],
   rng: Array,
+  condition: Float[Array, 'B'] | None = None,
 ) -> tuple[dict[str, Array], types.Params]:
   """A forward pass of training: outputs by head, and the new statistics.
 
@@ -127,12 +128,14 @@ def forward(
     train: parts in training mode (dropout, batch statistics); the others run as
       in evaluation.
     rng: key of the dropout.
+    condition: the noise level of each image, for a conditional decoder.
   """
   found, changed = segmenter.apply(
     {'params': params, 'batch_stats': batch_stats},
     images,
     heads=heads,
     train=train,
+    condition=condition,
     rngs={'dropout': rng},
     mutable=['batch_stats'],
   )
@@ -410,10 +413,12 @@ class OneLoss:
     images: Float[Array, 'B H W 3'],
     head: str,
     keys: Keys,
+    condition: Float[Array, 'B'] | None = None,
   ) -> tuple[Array, types.Params]:
     """One head's output in training, and the new statistics.
 
-    Parts that are not trained run as in evaluation.
+    Parts that are not trained run as in evaluation. A condition is for a
+    conditional decoder.
     """
     found, batch_stats = forward(
       self.segmenter,
@@ -423,10 +428,19 @@ class OneLoss:
       heads=(head,),
       train=self.update.trained,
       rng=keys.network,
+      condition=condition,
     )
     return found[head], batch_stats
 
-  def apply(self, state: TrainState, images: Array, head: str) -> Array:
-    """One head's output in evaluation."""
-    outputs = self.segmenter.apply(variables(state), images, heads=(head,))
+  def apply(
+    self,
+    state: TrainState,
+    images: Array,
+    head: str,
+    condition: Float[Array, 'B'] | None = None,
+  ) -> Array:
+    """One head's output in evaluation; a condition is for such a decoder."""
+    outputs = self.segmenter.apply(
+      variables(state), images, heads=(head,), condition=condition
+    )
     return outputs[head]

@@ -106,6 +106,42 @@ def test_denoising_loss_is_the_mean_square_of_equation_6():
   )
 
 
+def test_a_conditional_decoder_is_told_the_noise_of_each_image():
+  head = {'noise': segmenter.ConvHead(3)}
+  plain = tiny_networks.small_unet(head)
+  conditional = segmenter.Segmenter(
+    plain.encoder, plain.decoder.clone(conditional=True), head
+  )
+  trained = dataclasses.replace(
+    ddep(network=conditional), noise=noise.Options(gamma_range=(0.2, 0.9))
+  )
+  batch = tiny_networks.images(4, 32)
+  keys = method.Keys(method.row_keys(KEY, 4), KEY)
+  gamma = noise.sample_gamma(keys.rows, trained.noise)
+  eps = np.asarray(noise.sample(keys.rows, batch['image'].shape))
+  kept, added = (np.sqrt(x)[:, None, None, None] for x in (gamma, 1 - gamma))
+  images = np.asarray(batch['image'], np.float32) / 127.5 - 1
+  noisy = jnp.asarray(kept * images + added * eps, jnp.float32)
+  state = tiny_networks.initial_state(trained, batch)
+  # The modulation starts as the identity; here it is not.
+  state = state.replace(
+    params=jax.tree_util.tree_map_with_path(
+      lambda path, x: x + 0.1 * ('modulation' in str(path)), state.params
+    )
+  )
+
+  @jax.jit
+  def look(state):
+    outcome = trained.loss(state.params, state.batch_stats, batch, keys)
+    found = [trained.predict(state, noisy, g) for g in (gamma, jnp.ones(4))]
+    return outcome.total / outcome.count, *found, trained.predict(state, noisy)
+
+  loss, told, as_clean, untold = map(np.asarray, look(state))
+  assert float(loss) == pytest.approx(np.mean((told - eps) ** 2), rel=1e-4)
+  assert not np.allclose(told, as_clean, atol=1e-3)
+  np.testing.assert_array_equal(untold, as_clean)
+
+
 def test_finetuning_ignores_negative_labels_and_padding_rows():
   trained = finetune.Finetune(
     tiny_networks.small_unet({'logits': segmenter.ConvHead(3)}),
@@ -173,7 +209,8 @@ def test_accumulating_4_times_8_equals_32():
 def test_a_data_parallel_step_only_reduces_gradients():
   mesh = sharding.make_mesh()
   batch = tiny_networks.images(16, 32)
-  trained = ddep(accumulate=2)
+  steps = noise.Options(gamma_range=(0.5, 0.9), draw='linear', num_steps=50)
+  trained = dataclasses.replace(ddep(accumulate=2), noise=steps)
   shapes = tiny_networks.initial_state(trained, batch)
   compiled = (
     jax.jit(

@@ -9,6 +9,16 @@ import pytest
 from ddep import noise
 
 
+def gammas(options, count=2):
+  return noise.sample_gamma(
+    jax.random.split(jax.random.PRNGKey(0), count), options
+  )
+
+
+def corrupt(images, eps, options):
+  return noise.corrupt(images, eps, gammas(options, len(images)), options)
+
+
 def images_and_eps():
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (2, 3, 4, 3)).astype(np.float32)
@@ -19,7 +29,7 @@ def images_and_eps():
 def test_scaled_noise_is_equation_5_by_hand():
   image = jnp.full((1, 1, 1, 3), 0.5)
   eps = jnp.array([[[[1.0, -2.0, 0.0]]]])
-  found = noise.corrupt(image, eps, noise.Options(gamma=0.64))
+  found = corrupt(image, eps, noise.Options(gamma=0.64))
   # sqrt(0.64) = 0.8 and sqrt(1 - 0.64) = 0.6.
   np.testing.assert_allclose(found[0, 0, 0], [1.0, -0.8, 0.4], atol=1e-6)
 
@@ -30,13 +40,13 @@ def test_scaled_noise_equals_the_unit_range_form():
   images, eps = images_and_eps()
   x, g = (images + 1) / 2, 0.95
   unit = math.sqrt(g) * x + (math.sqrt(1 - g) * eps - math.sqrt(g) + 1) / 2
-  found = noise.corrupt(images, eps, noise.Options(gamma=g))
+  found = corrupt(images, eps, noise.Options(gamma=g))
   np.testing.assert_allclose(found, 2 * unit - 1, atol=1e-6)
 
 
 def test_simple_noise_adds_sigma_in_the_unit_range():
   images, eps = images_and_eps()
-  found = noise.corrupt(images, eps, noise.Options(kind='simple', sigma=0.8))
+  found = corrupt(images, eps, noise.Options(kind='simple', sigma=0.8))
   np.testing.assert_allclose(
     (found + 1) / 2, (images + 1) / 2 + 0.8 * eps, atol=1e-6
   )
@@ -46,23 +56,26 @@ def test_simple_noise_adds_sigma_in_the_unit_range():
 def test_sigma_and_gamma_name_the_same_noise(sigma):
   images, eps = images_and_eps()
   gamma = 1 / (1 + sigma**2)
-  by_sigma = noise.corrupt(images, eps, noise.Options(sigma=sigma))
-  by_gamma = noise.corrupt(images, eps, noise.Options(gamma=gamma))
+  by_sigma = corrupt(images, eps, noise.Options(sigma=sigma))
+  by_gamma = corrupt(images, eps, noise.Options(gamma=gamma))
   np.testing.assert_allclose(by_sigma, by_gamma, atol=1e-6)
   simple = noise.Options(kind='simple', gamma=gamma)
-  assert simple.magnitude == pytest.approx(sigma)
+  found = noise.magnitude(gammas(simple), simple)
+  np.testing.assert_allclose(found, [sigma, sigma], rtol=1e-5)
 
 
 def test_gamma_of_the_paper_has_the_magnitude_of_its_text():
   # Spec §4.1: 'gamma = 0.95' and 'noise magnitude 0.22'.
-  assert noise.Options(gamma=0.95).magnitude == pytest.approx(0.2236, abs=1e-4)
+  options = noise.Options(gamma=0.95)
+  found = noise.magnitude(gammas(options), options)
+  np.testing.assert_allclose(found, [0.2236, 0.2236], atol=1e-4)
 
 
 def test_scaled_noise_keeps_unit_variance():
   keys = jax.random.split(jax.random.PRNGKey(0), 2)
   images = noise.sample(keys, (2, 64, 64, 3))  # Unit variance itself.
   eps = noise.sample(jax.random.split(jax.random.PRNGKey(1), 2), images.shape)
-  noisy = noise.corrupt(images, eps, noise.Options(gamma=0.6))
+  noisy = corrupt(images, eps, noise.Options(gamma=0.6))
   assert float(jnp.var(noisy)) == pytest.approx(1.0, abs=0.03)
 
 
@@ -74,9 +87,8 @@ def test_targets():
     ('x', images),
     ('eps_scaled', 0.6 * eps),
   ):
-    found = noise.target(
-      images, eps, dataclasses.replace(options, target=target)
-    )
+    options = dataclasses.replace(options, target=target)
+    found = noise.target(images, eps, gammas(options), options)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -100,10 +112,35 @@ def test_noise_is_standard_normal():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({}, 'gamma=0.0 and sigma=0.0: expected exactly one'),
+    (
+      {},
+      r'gamma=0.0, sigma=0.0 and gamma_range=\(0.0, 0.0\): expected exactly',
+    ),
     ({'gamma': 0.9, 'sigma': 0.2}, 'expected exactly one'),
+    ({'gamma': 0.9, 'gamma_range': (0.8, 0.9)}, 'expected exactly one'),
+    ({'sigma': 0.2, 'gamma_range': (0.8, 0.9)}, 'expected exactly one'),
     ({'gamma': 1.0}, 'gamma: found 1.0, expected 0 < gamma < 1'),
     ({'sigma': -0.2}, 'sigma: found -0.2, expected above 0'),
+    ({'gamma_range': (0.9, 0.8)}, 'expected 0 < least < largest'),
+    ({'gamma_range': (0.0, 0.8)}, 'expected 0 < least < largest'),
+    ({'gamma_range': (1.0, 1.1)}, 'and least below 1'),
+    (
+      {'gamma': 0.9, 'draw': 'linear', 'num_steps': 9},
+      'expected a gamma_range',
+    ),
+    ({'gamma': 0.9, 'num_steps': 9}, 'num_steps: found 9, expected 0'),
+    (
+      {'gamma_range': (0.8, 0.9), 'draw': 'linear'},
+      "num_steps: found 0, expected at least 2 for draw='linear'",
+    ),
+    (
+      {'gamma_range': (0.8, 1.1), 'draw': 'linear', 'num_steps': 9},
+      "expected at most 1 for draw='linear'",
+    ),
+    (
+      {'gamma_range': (0.1, 0.9), 'draw': 'multiplicative', 'num_steps': 99},
+      'the last step keeps .* of an image, expected at least 0.0001',
+    ),
   ],
 )
 def test_impossible_noise_is_refused(fields, message):
@@ -117,6 +154,90 @@ def test_a_perfect_prediction_gives_the_clean_image_back(kind, target):
   rng = np.random.default_rng(0)
   images, eps = jnp.asarray(rng.normal(size=(2, 1, 4, 5, 3)), jnp.float32)
   options = noise.Options(kind=kind, gamma=0.7, target=target)
-  noisy = noise.corrupt(images, eps, options)
-  found = noise.clean(noisy, noise.target(images, eps, options), options)
+  # A noise of its own for each image, and one image without.
+  images, eps = jnp.tile(images, (3, 1, 1, 1)), jnp.tile(eps, (3, 1, 1, 1))
+  gamma = jnp.array([0.3, 0.7, 1.0])
+  noisy = noise.corrupt(images, eps, gamma, options)
+  np.testing.assert_array_equal(noisy[2], images[2])
+  aim = noise.target(images, eps, gamma, options)
+  found = noise.clean(noisy, aim, gamma, options)
   np.testing.assert_allclose(found, images, atol=1e-5)
+
+
+def test_a_strength_is_the_same_for_each_image():
+  np.testing.assert_allclose(gammas(noise.Options(gamma=0.9)), [0.9, 0.9])
+  # 1 / (1 + 0.5²) = 0.8.
+  np.testing.assert_allclose(gammas(noise.Options(sigma=0.5)), [0.8, 0.8])
+
+
+def test_a_range_is_drawn_from_uniformly_and_stops_at_1():
+  within = noise.Options(gamma_range=(0.9, 0.95))
+  found = np.asarray(gammas(within, 2000))
+  assert found.dtype == np.float32
+  assert 0.9 <= found.min() < 0.901 and 0.949 < found.max() <= 0.95
+  shares, _ = np.histogram(found, bins=5, range=(0.9, 0.95))
+  np.testing.assert_allclose(shares / 2000, 0.2, atol=0.03)
+  # A quarter of the range lies above 1.
+  beyond = np.asarray(gammas(noise.Options(gamma_range=(0.7, 1.1)), 2000))
+  assert beyond.max() == 1.0
+  assert np.mean(beyond == 1.0) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+  ('draw', 'levels'),
+  [
+    ('linear', [0.9, 0.8, 0.7, 0.6]),
+    # Step t keeps what the t steps before it have left.
+    ('multiplicative', [1.0, 0.9, 0.72, 0.504]),
+  ],
+)
+def test_time_steps_are_drawn_evenly(draw, levels):
+  options = noise.Options(gamma_range=(0.6, 0.9), draw=draw, num_steps=4)
+  np.testing.assert_allclose(options.levels, levels)
+  found = np.asarray(gammas(options, 2000))
+  shares = [np.mean(np.isclose(found, level)) for level in levels]
+  np.testing.assert_allclose(shares, 0.25, atol=0.03)
+
+
+def test_a_row_draws_the_same_strength_in_any_batch():
+  keys = jax.random.split(jax.random.PRNGKey(3), 8)
+  for options in (
+    noise.Options(gamma_range=(0.5, 0.9)),
+    noise.Options(gamma_range=(0.5, 0.9), draw='linear', num_steps=50),
+  ):
+    whole = noise.sample_gamma(keys, options)
+    part = noise.sample_gamma(keys[2:5], options)
+    np.testing.assert_array_equal(whole[2:5], part)
+    assert len(np.unique(whole)) > 4
+
+
+def test_a_strength_tells_nothing_of_the_noise():
+  # Both are drawn from the key of the row, by keys of their own.
+  keys = jax.random.split(jax.random.PRNGKey(0), 2000)
+  gamma = noise.sample_gamma(keys, noise.Options(gamma_range=(0.1, 0.9)))
+  eps = noise.sample(keys, (2000, 1, 1, 3))[:, 0, 0]
+  for channel in range(3):
+    assert abs(np.corrcoef(gamma, eps[:, channel])[0, 1]) < 0.08
+
+
+def test_noise_of_one_strength_can_be_read_off_one_image_at_a_time():
+  images, eps = images_and_eps()
+  options = noise.Options(gamma_range=(0.1, 0.9))
+  gamma = jnp.array([0.36, 0.64])
+  found = noise.corrupt(images, eps, gamma, options)
+  for i, (kept, added) in enumerate(((0.6, 0.8), (0.8, 0.6))):
+    np.testing.assert_allclose(
+      found[i], kept * images[i] + added * eps[i], atol=1e-6
+    )
+
+
+def test_an_image_without_noise_has_none_to_be_found():
+  images, eps = images_and_eps()
+  gamma = jnp.array([1.0, 0.64])
+  options = noise.Options(gamma_range=(0.5, 1.1))
+  for target, factor in (('eps', 1.0), ('eps_scaled', 0.6)):
+    found = noise.target(
+      images, eps, gamma, dataclasses.replace(options, target=target)
+    )
+    np.testing.assert_array_equal(found[0], np.zeros_like(found[0]))
+    np.testing.assert_allclose(found[1], factor * eps[1], atol=1e-6)

@@ -46,7 +46,7 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
     ),
     (
       [SHAPES, '--config.denoise.noise.sigma=0.2'],
-      'config.denoise.noise: gamma=0.7 and sigma=0.2: expected exactly one',
+      'config.denoise.noise: gamma=0.7, sigma=0.2 and gamma_range=(0.0, 0.0): ',
     ),
     (
       [SHAPES, '--config.denoise.recipe.batch_size=30'],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.models import features, resnet, unet, vit
+from segcore.models import bit, features, resnet, unet, vit
 
 
 def _params(module, *args, seed=0):
@@ -481,6 +481,11 @@ def test_a_condition_given_to_an_unconditional_decoder_is_refused():
       'needs a map at stride 2 to join; the encoder has maps at strides 1, 8',
     ),
     (
+      ((2, 3), (4, 3), (8, 4)),
+      {'widths': (8, 8, 8), 'layout': 'B'},
+      "layout='B' is about a block that keeps the resolution; from stride 8",
+    ),
+    (
       ((8, 4),),
       {'widths': (8, 8, 8), 'skips': False, 'norm': 'layer'},
       "norm='layer' is none of group, batch",
@@ -514,6 +519,24 @@ def test_skips_are_those_asked_for():
       params[f'block{i}']['conv1']['kernel'].shape[2] for i in (1, 2, 3)
     )
     assert found == channels
+
+
+def test_layouts_differ_in_the_block_that_keeps_the_resolution():
+  maps = _maps((2, 3), (4, 5), (8, 4))
+  for layout, strides, convs in (
+    ('A', [8, 4, 2, 1], 2),
+    ('A1', [8, 4, 2, 1], 1),
+    ('B', [4, 2, 1, 1], 2),
+  ):
+    module = unet.UNetDecoder((8, 6, 4, 2), layout=layout, num_groups=2)
+    found, variables = jax.eval_shape(
+      module.init_with_output, jax.random.key(0), maps
+    )
+    assert [stage.stride for stage in found.stages] == strides
+    assert found.at_stride(1).name == 'up3'
+    blocks = [sorted(variables['params'][f'block{i}']) for i in range(4)]
+    counts = [sum(name.startswith('conv') for name in b) for b in blocks]
+    assert counts == [convs, 2, 2, 2]
 
 
 def test_a_width_multiplier_multiplies_every_width():
@@ -591,6 +614,11 @@ def _assert_same_with_remat(module, *args):
 
 def test_recomputing_changes_neither_values_nor_gradients_of_a_resnet():
   module = resnet.ResNet((1,), width=4, num_groups=2)
+  _assert_same_with_remat(module, _images(16, 16, batch=1))
+
+
+def test_recomputing_changes_neither_values_nor_gradients_of_a_bit():
+  module = bit.BiT((1,), width=4, num_groups=2)
   _assert_same_with_remat(module, _images(16, 16, batch=1))
 
 

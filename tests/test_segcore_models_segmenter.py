@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segcore import network
 from segcore.models import (
+  bit,
   deeplabv3plus,
   dilated_resnet,
   features,
@@ -53,26 +55,78 @@ def small():
   )
 
 
-@pytest.mark.parametrize(
-  ('encoder', 'multiplier', 'encoder_size', 'size'),
-  [
-    (vit.HybridViT(), 1, 97_890_112, 28_947_907),
-    (vit.HybridViT(), 2, 97_890_112, 95_570_819),
-    (vit.HybridViT(), 3, 97_890_112, 199_868_739),
-    (resnet.ResNet((3, 4, 6, 3)), 1, 23_508_032, 50_181_571),
-  ],
+_RESNET_50 = {'name': 'resnet', 'blocks': (3, 4, 6, 3)}
+_HYBRID, _BIT = {'name': 'hybrid_vit'}, {'name': 'bit'}
+_RESNET_101, _DEEPLAB = {'name': 'dilated_resnet'}, {'name': 'deeplabv3plus'}
+_TORCHS_50 = {
+  'name': 'dilated_resnet',
+  'blocks': (3, 4, 6, 3),
+  'stem': 'plain',
+  'output_stride': 32,
+}
+# Two blocks 512 → 256 → 256 with bias and norm, and 21 scores.
+_SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
+
+# Encoder, decoder, parameters of the encoder, of decoder and head: for noise at
+# full resolution, or for 21 classes at the quarter that DeepLab ends at.
+_SIZES = (
+  (_HYBRID, {'name': 'unet'}, 97_890_112, 28_947_907),
+  (_HYBRID, {'name': 'unet', 'width_multiplier': 2}, 97_890_112, 95_570_819),
+  (_HYBRID, {'name': 'unet', 'width_multiplier': 3}, 97_890_112, 199_868_739),
+  (_HYBRID, {'name': 'unet', 'layout': 'A1'}, 97_890_112, 19_508_675),
+  (
+    _HYBRID,
+    {'name': 'unet', 'layout': 'A1', 'width_multiplier': 2},
+    97_890_112,
+    57_817_987,
+  ),
+  (
+    _HYBRID,
+    {'name': 'unet', 'layout': 'A1', 'width_multiplier': 3},
+    97_890_112,
+    114_927_939,
+  ),
+  # 9·1280·1024 + 9·1024² and two norms at 1/8, and so on down the list.
+  (_HYBRID, {'name': 'unet', 'layout': 'B'}, 97_890_112, 31_970_755),
+  (_BIT, {'name': 'unet'}, 23_500_352, 50_181_571),
+  ({**_BIT, 'skip_norm': True}, {'name': 'unet'}, 23_500_352, 50_181_571),
+  (_RESNET_50, {'name': 'unet'}, 23_508_032, 50_181_571),
+  (_TORCHS_50, {'name': 'unet'}, 23_508_032, 50_181_571),
+  # Five branches of 29·D·256 kernels read the deepest map, of D channels.
+  (_RESNET_101, _DEEPLAB, 42_623_936, 18_222_848 + _SCORES),
+  (_RESNET_50, _DEEPLAB, 23_508_032, 18_222_848 + _SCORES),
+  (_BIT, _DEEPLAB, 23_500_352, 18_222_848 + _SCORES),
+  (_HYBRID, _DEEPLAB, 97_890_112, 18_222_848 - 29 * 1280 * 256 + _SCORES),
 )
+
+
+@pytest.mark.parametrize(('encoder', 'decoder', 'encoder_size', 'size'), _SIZES)
 def test_the_networks_of_the_paper_have_their_sizes(
-  encoder, multiplier, encoder_size, size
+  encoder, decoder, encoder_size, size
 ):
-  module = segmenter.Segmenter(
-    encoder,
-    unet.UNetDecoder(width_multiplier=multiplier),
-    {'noise': segmenter.ConvHead(3)},
+  module = network.build(
+    network.Options(encoder, decoder),
+    {
+      'head': segmenter.ConvBlocksHead(21)
+      if decoder is _DEEPLAB
+      else segmenter.ConvHead(3)
+    },
+    'here',
   )
   params = _shapes(module, jnp.zeros((1, 64, 64, 3)))['params']
   assert _count(params['encoder']) == encoder_size
   assert _count(params['decoder']) + _count(params['heads']) == size
+
+
+def test_no_network_is_missing_among_the_sizes():
+  counted = {
+    (encoder['name'], decoder['name']) for encoder, decoder, *_ in _SIZES
+  }
+  assert counted == {
+    (encoder, decoder)
+    for encoder in segmenter.ENCODERS
+    for decoder in segmenter.DECODERS
+  }
 
 
 def test_parameters_stand_under_the_names_of_the_parts(small):
@@ -204,8 +258,10 @@ def test_a_condition_that_nobody_reads_is_refused():
     _shapes(_small(), condition=condition)
   with pytest.raises(ValueError, match='no decoder runs to read it'):
     _shapes(_small(), condition=condition, heads=('classes',))
-  found = _shapes(_small(conditional=True), condition=condition)
+  conditional = _small(conditional=True)
+  found = _shapes(conditional, condition=condition)
   assert 'embedding' in found['params']['decoder']
+  assert conditional.conditional and not _small().conditional
 
 
 def test_heads_start_as_small_as_asked():
@@ -340,6 +396,7 @@ def test_a_segmenter_is_hashable_and_equal_to_its_like():
 
 def test_every_part_has_its_name_in_the_tables():
   assert segmenter.ENCODERS['resnet'] is resnet.ResNet
+  assert segmenter.ENCODERS['bit'] is bit.BiT
   assert segmenter.ENCODERS['hybrid_vit'] is vit.HybridViT
   assert segmenter.ENCODERS['dilated_resnet'] is dilated_resnet.DilatedResNet
   assert segmenter.DECODERS['unet'] is unet.UNetDecoder

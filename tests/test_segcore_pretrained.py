@@ -91,7 +91,7 @@ def test_a_missing_part_is_named():
   [
     ('missing.npz', None, 'does not exist: expected the folder of a stage'),
     ('w.pth', b'x', 'unknown kind of weight file'),
-    ('other.npz', {'conv_root/kernel': np.ones(3)}, 'expected all to begin wi'),
+    ('other.npz', {'stem/kernel': np.ones(3)}, 'expected all to begin with'),
     ('w.npz', b'x', 'not a readable .npz file'),
     ('w.safetensors', b'x', 'not a readable .safetensors file'),
   ],

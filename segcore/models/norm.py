@@ -23,12 +23,14 @@ class GroupNorm(nn.Module):
     num_groups: how many groups; they must divide the channels.
     epsilon: added to the variance.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
+    learned: scale and shift each channel by parameters; else there are none.
     dtype: of the result.
   """
 
   num_groups: int = 32
   epsilon: float = 1e-6
   zero_scale: bool = False
+  learned: bool = True
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -42,9 +44,11 @@ class GroupNorm(nn.Module):
         f'{"/".join(self.path)}: {size} channels do not form '
         f'{self.num_groups} groups'
       )
-    init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-    scale = self.param('scale', init, (size,), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (size,), jnp.float32)
+    scale, bias = jnp.ones(size), jnp.zeros(size)
+    if self.learned:
+      init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+      scale = self.param('scale', init, (size,), jnp.float32)
+      bias = self.param('bias', nn.initializers.zeros, (size,), jnp.float32)
 
     x = x.astype(jnp.float32)
     space = tuple(range(1, x.ndim - 1))

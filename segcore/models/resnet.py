@@ -4,9 +4,12 @@
 
 The first is the stem of the hybrid vision transformer `R50+ViT-B_16`, whose
 parameter names these are; `blocks=(3, 4, 6, 3)` is the ResNet-50 of its family.
+The pre-activation ResNet (`bit`) is built of the same convolution and blocks.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -22,14 +25,16 @@ class StdConv(nn.Module):
   """A convolution without bias whose kernels have mean 0 and deviation 1.
 
   The raw kernel is the parameter, standardised over height, width and input
-  channels at every call, in float32. Source: Qiao et al. 2019; the epsilon is
-  added to the deviation, as in the official ViT code.
+  channels at every call, in float32. Source: Qiao et al. 2019.
 
   Attributes:
     size: of the output channels.
     kernel: height and width of the kernel.
-    stride: of the output, with TensorFlow's 'SAME' padding.
-    epsilon: added to the standard deviation.
+    stride: of the output.
+    epsilon: keeps the divisor from 0.
+    epsilon_on: what it is added to: the 'deviation', as in the official ViT
+      code, or the 'variance', as in BiT's.
+    padding: TensorFlow's 'same', which pads low sides less, or 'symmetric'.
     dtype: of the convolution.
   """
 
@@ -37,6 +42,8 @@ class StdConv(nn.Module):
   kernel: int = 1
   stride: int = 1
   epsilon: float = 1e-5
+  epsilon_on: Literal['deviation', 'variance'] = 'deviation'
+  padding: Literal['same', 'symmetric'] = 'same'
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -49,16 +56,21 @@ class StdConv(nn.Module):
       jnp.float32,
     )
     kernel = kernel - jnp.mean(kernel, (0, 1, 2))
-    deviation = jnp.sqrt(jnp.mean(jnp.square(kernel), (0, 1, 2)))
-    kernel = (kernel / (deviation + self.epsilon)).astype(self.dtype)
+    variance = jnp.mean(jnp.square(kernel), (0, 1, 2))
+    if self.epsilon_on == 'variance':
+      divisor = jnp.sqrt(variance + self.epsilon)
+    else:
+      divisor = jnp.sqrt(variance) + self.epsilon
+    kernel = (kernel / divisor).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.kernel == 1:  # A matrix product: XLA:CPU is twice as fast with it.
       return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+    side = (self.kernel // 2, self.kernel // 2)
     return jax.lax.conv_general_dilated(
       x,
       kernel,
       window_strides=(self.stride, self.stride),
-      padding='SAME',
+      padding='SAME' if self.padding == 'same' else (side, side),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 
@@ -85,7 +97,11 @@ class Unit(nn.Module):
 
     def norm(x: Array, name: str, zero_scale: bool = False) -> Array:
       return norms.GroupNorm(
-        self.num_groups, self.norm_epsilon, zero_scale, self.dtype, name=name
+        self.num_groups,
+        self.norm_epsilon,
+        zero_scale,
+        dtype=self.dtype,
+        name=name,
       )(x)
 
     shortcut = x
@@ -100,33 +116,24 @@ class Unit(nn.Module):
 
 
 class Block(nn.Module):
-  """Units of one width; the first takes the stride."""
+  """Units of one width; the first takes the stride.
+
+  Attributes:
+    num_units: how many.
+    unit: makes one, from its stride and name.
+    stride: of the first.
+  """
 
   num_units: int
-  width: int
+  unit: Callable[..., nn.Module]
   stride: int
-  num_groups: int
-  norm_epsilon: float
-  conv_epsilon: float
-  zero_init: bool
-  dtype: DTypeLike
-  remat: bool
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B h w I']) -> Float[Array, 'B i j O']:
-    """Applies the units in turn; O is 4 times the width."""
-    unit = nn.remat(Unit) if self.remat else Unit
+    """Applies the units in turn."""
     for i in range(self.num_units):
-      x = unit(
-        self.width,
-        self.stride if i == 0 else 1,
-        self.num_groups,
-        self.norm_epsilon,
-        self.conv_epsilon,
-        self.zero_init,
-        self.dtype,
-        name=f'unit{i + 1}',
-      )(x)
+      stride = self.stride if i == 0 else 1
+      x = self.unit(stride=stride, name=f'unit{i + 1}')(x)
     return x
 
 
@@ -169,7 +176,12 @@ class ResNet(nn.Module):
     """Encodes images of any size; sides are halved rounding up."""
     del train  # Neither dropout nor running statistics.
     x = StdConv(
-      self.width, 7, 2, self.conv_epsilon, self.dtype, name='conv_root'
+      self.width,
+      kernel=7,
+      stride=2,
+      epsilon=self.conv_epsilon,
+      dtype=self.dtype,
+      name='conv_root',
     )(images)
     x = norms.GroupNorm(
       self.num_groups, self.norm_epsilon, dtype=self.dtype, name='gn_root'
@@ -178,17 +190,16 @@ class ResNet(nn.Module):
     stages = [features.Stage('root', 2, x)]
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     for b, num_units in enumerate(self.blocks):
-      x = Block(
-        num_units,
+      unit = functools.partial(
+        nn.remat(Unit) if self.remat else Unit,
         self.width * 2**b,
-        stride=1 if b == 0 else 2,
         num_groups=self.num_groups,
         norm_epsilon=self.norm_epsilon,
         conv_epsilon=self.conv_epsilon,
         zero_init=self.zero_init,
         dtype=self.dtype,
-        remat=self.remat,
-        name=f'block{b + 1}',
-      )(x)
+      )
+      stride = 1 if b == 0 else 2
+      x = Block(num_units, unit, stride, name=f'block{b + 1}')(x)
       stages.append(features.Stage(f'block{b + 1}', 4 * 2**b, x))
     return features.Features(tuple(stages))

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import (
+  bit,
   conv_block,
   deeplabv3plus,
   dilated_resnet,
@@ -27,6 +28,7 @@ from segcore.models import features as features_lib
 
 ENCODERS = {
   'resnet': resnet.ResNet,
+  'bit': bit.BiT,
   'dilated_resnet': dilated_resnet.DilatedResNet,
   'hybrid_vit': vit.HybridViT,
 }
@@ -213,6 +215,11 @@ class Segmenter(nn.Module):
     if not isinstance(self.heads, Heads):
       self.heads = Heads(self.heads, parent=None)
     super().__post_init__()
+
+  @property
+  def conditional(self) -> bool:
+    """Whether the decoder reads a noise level of each image."""
+    return getattr(self.decoder, 'conditional', False)
 
   def __call__(
     self,

@@ -4,6 +4,7 @@ UNetDecoder(width_multiplier=2).apply(variables, encoder_features).at_stride(1)
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ from segcore.models import resize
 
 
 class DecoderBlock(nn.Module):
-  """[Doubles,] joins the skip, then twice 3x3 convolution, norm and ReLU."""
+  """[Doubles,] joins the skip, then 3x3 convolution, norm and ReLU, n times."""
 
   size: int
   doubles: bool
+  num_convs: int
   norm: str
   num_groups: int
   norm_epsilon: float
@@ -39,7 +41,7 @@ class DecoderBlock(nn.Module):
       x = resize.upsample2x(x)
     if skip is not None:
       x = jnp.concatenate([x, skip.astype(self.dtype)], axis=-1)
-    for i in (1, 2):
+    for i in range(1, self.num_convs + 1):
       x = nn.Conv(
         self.size,
         (3, 3),
@@ -65,17 +67,21 @@ class DecoderBlock(nn.Module):
 class UNetDecoder(nn.Module):
   """Doubles the encoder's deepest map until it has the image's resolution.
 
-  From stride 16 there are four doublings: with five widths block 0 keeps the
-  resolution, with four each block doubles. Any other number is refused.
+  From stride 32 five widths are five doublings. From stride 16 there are only
+  four: the layout says which of five blocks keeps the resolution, and with four
+  widths each block doubles. Any other number of widths is refused.
   Blocks that arrive at a stride above 1 join the encoder's deepest map of that
   stride. Returns each block's map: 'up0', 'up1', … Kernels start as
   He's normal (fan-in, truncated).
   Source: the decoder of TransUNet (Chen et al. 2021), widened by DDeP
-  (Brempong et al. 2022, Sec. 5.1).
+  (Brempong et al. 2022, Sec. 5.1), which leaves the layout open.
 
   Attributes:
     widths: channels of the blocks.
     width_multiplier: multiplies all of them.
+    layout: where there is a block more than there are doublings: 'A' the first
+      one keeps the resolution, 'A1' so it does with a single convolution, 'B'
+      the last one keeps it. Without such a block only 'A' is possible.
     skips: True for a skip at every stride above 1, False for none, or the
       strides that have one. A skip that the encoder lacks is an error.
     norm: 'group', or 'batch' with running statistics.
@@ -88,6 +94,7 @@ class UNetDecoder(nn.Module):
 
   widths: Sequence[int] = (1024, 512, 256, 128, 64)
   width_multiplier: int = 1
+  layout: Literal['A', 'A1', 'B'] = 'A'
   skips: bool | tuple[int, ...] = True
   norm: str = 'group'
   num_groups: int = 32
@@ -124,6 +131,7 @@ class UNetDecoder(nn.Module):
       x = block(
         width * self.width_multiplier,
         doubles[i],
+        1 if self.layout == 'A1' and i == 0 else 2,
         self.norm,
         self.num_groups,
         self.norm_epsilon,
@@ -142,7 +150,13 @@ class UNetDecoder(nn.Module):
         f"{len(self.widths)} decoder widths do not fit the encoder's deepest "
         f'map at stride {stride}: a stride of 2^n takes n or n + 1 widths'
       )
-    return (False,) * spare + (True,) * doublings
+    if self.layout != 'A' and not spare:
+      raise ValueError(
+        f'layout={self.layout!r} is about a block that keeps the resolution; '
+        f'from stride {stride} all of {len(self.widths)} blocks double it'
+      )
+    keep, double = (False,) * spare, (True,) * doublings
+    return double + keep if self.layout == 'B' else keep + double
 
   def _skip(
     self, features: features_lib.Features, stride: int, x: Array
