@@ -1,6 +1,6 @@
 """DDeP's networks and noise in plain numpy, to hold the real ones against.
 
-Transcribed from the specification (`shared/specs/ddep.md`, cited as §) and
+Transcribed from the specification (cited as §) and
 from nothing else. float64 throughout, NHWC, kernels HWIO. Weights come in a
 flat dict with the keys and the shapes of the public npz checkpoints, so that
 one fake checkpoint feeds this file and the implementation under test. Nothing
