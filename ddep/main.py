@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from ddep import classify, denoise, finetune, noise
 from input_pipeline import (
+  batch,
   datasets,
   errors,
   fingerprints,
@@ -25,6 +26,7 @@ from input_pipeline import (
 from segcore import (
   app,
   checkpoint,
+  dry_run,
   evaluate,
   inference,
   journal,
@@ -45,6 +47,8 @@ from segcore import (
 from segcore.models import segmenter
 
 _STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
+# Classes of a data set that says how many only when it is read.
+_ASSUMED_CLASSES = 21
 # Images whose tags are counted before a classification starts.
 _LOOKED_AT = 100
 # In the folder of `finetune`: names and colours of the class ids.
@@ -246,7 +250,9 @@ class Runner:
       settings = options.to_dict(block)
       # How many images at once changes nothing of what is found.
       del settings['batch_size']
-      return stage.Stage(name, settings, self.run_evaluate, ('finetune',))
+      return stage.Stage(
+        name, settings, self.run_evaluate, ('finetune',), self._plan_evaluate
+      )
     block.recipe.check(self.mesh, f'config.{name}.recipe')
     crop, _ = self._augmentations(name)
     heads = _heads(name, num_classes=2)  # Any number shows whether it fits.
@@ -262,7 +268,54 @@ class Runner:
         f'config.{name}.start.path: {start.path} does not exist: expected a '
         'stage, the folder of one, or a weight file'
       )
-    return stage.Stage(name, settings, getattr(self, f'run_{name}'), needs)
+    return stage.Stage(
+      name,
+      settings,
+      getattr(self, f'run_{name}'),
+      needs,
+      lambda compiles: dry_run.report(self._plan(name), compiles),
+    )
+
+  def _plan(self, name: str) -> dry_run.Plan:
+    """A stage of training, as far as it is known without its data."""
+    block = getattr(self.experiment, name)
+    crop, _ = self._augmentations(name)
+    classes = datasets.known_classes(block.data)
+    notes = [
+      optimizers.describe(block.recipe.optimizer, block.recipe.num_steps)
+    ]
+    if name != 'denoise' and classes is None:
+      classes = _ASSUMED_CLASSES
+      notes.append(
+        f'only the files of {block.data.name} tell its classes: '
+        f'{classes} are assumed'
+      )
+    return dry_run.Plan(
+      build=lambda remat: self._with_remat(remat)._method(name, classes or 0),
+      remat=self.experiment.network.remat,
+      batch_spec=batch.spec(
+        block.recipe.batch_size,
+        crop.size,
+        label=name == 'finetune',
+        num_tags=classes if name == 'classify' else None,
+      ),
+      batch_size=block.recipe.batch_size,
+      accumulate=block.recipe.accumulate,
+      num_steps=block.recipe.num_steps,
+      image_size=crop.size,
+      mesh=self.mesh,
+      notes=tuple(notes),
+    )
+
+  def _plan_evaluate(self, compiles: bool) -> Sequence[str]:
+    """The protocol in words."""
+    del compiles  # How large the images are is known from the data only.
+    block = self.experiment.evaluate
+    return [
+      f'{", ".join(block.splits)}: {block.protocol.describe()}',
+      f'by the {block.which} state of finetune, {block.batch_size} images at '
+      'once',
+    ]
 
   def run_classify(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains the encoder on tags."""
@@ -270,11 +323,7 @@ class Runner:
     block = self.experiment.classify
     split = self._open(block.data, block.split, 'tags', 'classify')
     val = self._open(block.data, block.val_split, 'tags', 'classify')
-    trained = classify.Classify(
-      self._network(_heads('classify', len(split.classes))),
-      block.recipe.update(('encoder', 'heads')),
-      block.kind,
-    )
+    trained = self._method('classify', len(split.classes))
     evaluator = self._evaluator(
       val,
       inference.ImageScores(trained, self._multiple),
@@ -293,11 +342,7 @@ class Runner:
     self._check_data()
     block = self.experiment.denoise
     split = self._open(block.data, block.split)
-    trained = denoise.Denoise(
-      self._network(_heads('denoise', 0)),
-      block.recipe.update(block.trained),
-      block.noise,
-    )
+    trained = self._method('denoise')
     # Like training images, but always the same ones.
     val = self._open(block.data, block.val_split)
     look = _augment(val, (), *self._augmentations('denoise'))
@@ -321,7 +366,7 @@ class Runner:
       labelled.ids(),
       'the choice of labelled images',
     )
-    trained = self._segmentation(len(labelled.classes))
+    trained = self._method('finetune', len(labelled.classes))
     evaluators = {
       name: self._segmentation_evaluator(
         trained,
@@ -346,7 +391,7 @@ class Runner:
     """Reports the fine-tuned network by the protocol of the config."""
     block = self.experiment.evaluate
     self._check_data()
-    trained = self._segmentation(len(self._labelled().classes))
+    trained = self._method('finetune', len(self._labelled().classes))
     step, state = self._finetuned(place.needed['finetune'])
     pictured = place.directory / 'pictures'
     pictured.mkdir(parents=True, exist_ok=True)
@@ -392,7 +437,7 @@ class Runner:
     stage.verify(folder, 'predict')
     found = stage.read_json(folder / _CLASSES)
     block = self.experiment.evaluate
-    trained = self._segmentation(len(found['classes']))
+    trained = self._method('finetune', len(found['classes']))
     _, state = self._finetuned(folder)
     return predict.Model(
       state=state,
@@ -481,12 +526,24 @@ class Runner:
     path = place.needed.get(start.path, _folder(start.path))
     return pretrained.load(path, start.take, net, (1, *size, 3))
 
-  def _segmentation(self, num_classes: int) -> finetune.Finetune:
-    heads = _heads('finetune', num_classes)
-    update = self.experiment.finetune.recipe.update(
-      ('encoder', 'decoder', 'heads')
-    )
-    return finetune.Finetune(self._network(heads), update)
+  def _method(self, name: str, num_classes: int = 0) -> method.OneLoss:
+    """What a stage trains, and how."""
+    block = getattr(self.experiment, name)
+    net = self._network(_heads(name, num_classes))
+    update = block.recipe.update
+    match name:
+      case 'classify':
+        return classify.Classify(net, update(('encoder', 'heads')), block.kind)
+      case 'denoise':
+        return denoise.Denoise(net, update(block.trained), block.noise)
+      case _:
+        return finetune.Finetune(net, update(('encoder', 'decoder', 'heads')))
+
+  def _with_remat(self, remat: bool) -> 'Runner':
+    """The same, but for what is stored for the backward pass."""
+    net = dataclasses.replace(self.experiment.network, remat=remat)
+    experiment = dataclasses.replace(self.experiment, network=net)
+    return dataclasses.replace(self, experiment=experiment)
 
   def _segmentation_evaluator(
     self,
