@@ -4,6 +4,7 @@ python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,9 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddep import classify, denoise, finetune, noise
+from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, errors, transforms
 from segcore import (
   app,
+  dry_run,
   evaluate,
   inference,
   method,
@@ -187,7 +190,9 @@ class Runner:
       trained_by='finetune',
       labelled=self.experiment.finetune,
       evaluate=self.experiment.evaluate,
-      scores=lambda num_classes: self._method('finetune', num_classes),
+      scores=lambda num_classes: self._method(
+        'finetune', self.bench, num_classes
+      ),
     )
 
   def describe(self, name: str) -> stage.Stage:
@@ -202,7 +207,30 @@ class Runner:
     network.check(net, crop.size, f'{path}.crop.size')
     settings = {'network': self.experiment.network, name: block}
     needs = _start(block).needs(_STAGES, f'{path}.start')
-    return stage.Stage(name, settings, getattr(self, f'run_{name}'), needs)
+    return stage.Stage(
+      name,
+      settings,
+      getattr(self, f'run_{name}'),
+      needs,
+      lambda compiles: dry_run.report(self._plan(name), compiles),
+    )
+
+  def _plan(self, name: str) -> dry_run.Plan:
+    """A stage of training, as far as it is known without its data."""
+    block = getattr(self.experiment, name)
+    crop, _ = self._augmentations(name)
+    return self.bench.plan(
+      functools.partial(self._method, name),
+      block.recipe,
+      crop.size,
+      lambda num_classes: batch_lib.spec(
+        block.recipe.batch_size,
+        crop.size,
+        label=name == 'finetune',
+        num_tags=num_classes if name == 'classify' else None,
+      ),
+      block.data,
+    )
 
   def run_classify(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains the encoder on tags."""
@@ -212,7 +240,7 @@ class Runner:
       self.bench.open(block.data, name, 'tags', 'classify')
       for name in (block.split, block.val_split)
     )
-    trained = self._method('classify', len(split.classes))
+    trained = self._method('classify', self.bench, len(split.classes))
     evaluator = self.bench.evaluator(
       val,
       inference.ImageScores(trained, self.bench.multiple),
@@ -230,7 +258,7 @@ class Runner:
     """Trains the decoder, or everything, to find noise."""
     self._check_data()
     block = self.experiment.denoise
-    trained = self._method('denoise')
+    trained = self._method('denoise', self.bench, 0)
     # Like training images, but always the same ones.
     val = self.bench.open(block.data, block.val_split)
     look = experiment_lib.StreamOf(val, *self._augmentations('denoise')).look
@@ -251,7 +279,7 @@ class Runner:
     block = self.experiment.finetune
     labelled = self.bench.labelled(block, 'finetune')
     experiment_lib.keep_labelled_ids(place, labelled)
-    trained = self._method('finetune', len(labelled.classes))
+    trained = self._method('finetune', self.bench, len(labelled.classes))
     evaluators = self.bench.followed(
       trained,
       block,
@@ -293,10 +321,12 @@ class Runner:
       block.crop, block.flips, f'config.{name}'
     )
 
-  def _method(self, name: str, num_classes: int = 0) -> method.OneLoss:
+  def _method(
+    self, name: str, bench: experiment_lib.Bench, num_classes: int
+  ) -> method.OneLoss:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
-    net = self.bench.build(_heads(name, num_classes))
+    net = bench.build(_heads(name, num_classes))
     update = block.recipe.update
     match name:
       case 'classify':

@@ -18,6 +18,7 @@ height, width in original pixels) and `flip_NAME` bool [B, V]. Two streams are
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -29,6 +30,33 @@ Batch = Mapping[str, Any]
 
 # Keys that never travel to a device.
 HOST_ONLY = ('id',)
+
+
+def spec(
+  batch_size: int,
+  size: tuple[int, int],
+  label: bool = False,
+  num_tags: int | None = None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of a batch of training, before there is any data.
+
+  Args:
+    batch_size: global number of rows B.
+    size: height and width.
+    label: with class ids of pixels.
+    num_tags: with this many image-level labels, or without.
+  """
+
+  def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+  return {
+    'image': rows(jnp.uint8, *size, 3),
+    'size': rows(jnp.int32, 2),
+    'mask': rows(jnp.bool_),
+    **({'label': rows(jnp.int16, *size)} if label else {}),
+    **({} if num_tags is None else {'tags': rows(jnp.bool_, num_tags)}),
+  }
 
 
 def to_symmetric(

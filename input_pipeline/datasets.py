@@ -169,18 +169,9 @@ def builder(options: Options, data_dir: str = '') -> base.Builder:
   Raises:
     UserError: there is no such configuration, or its files are not found.
   """
-  name, _, config = options.name.partition('/')
-  module_name, class_name = _BUILDERS[name]
-  module = importlib.import_module(f'input_pipeline.builders.{module_name}')
-  cls = getattr(module, class_name)
+  name = options.name.partition('/')[0]
+  module, cls, config = _class_of(options)
   kwargs = {'data_dir': data_dir or default_data_dir()}
-  config = config or cls.DEFAULT_BUILDER_CONFIG_NAME or ''
-  if config not in (cls.builder_configs or ('',)):
-    expected = f'{name}/ with one of {", ".join(cls.builder_configs)}'
-    raise errors.UserError(
-      f'there is no data set {options.name!r}: expected '
-      f'{expected if cls.builder_configs else name}'
-    )
   if config:
     kwargs['config'] = config
   if name == 'shapes':
@@ -189,6 +180,49 @@ def builder(options: Options, data_dir: str = '') -> base.Builder:
   if name in ('image_folder', 'image_mask_folder'):
     return cls(_folder_options(module, options, source), **kwargs)
   return cls(source=source, **kwargs)
+
+
+def _class_of(options: Options) -> tuple[Any, type[base.Builder], str]:
+  """Module and class of a builder, and the configuration, '' if it has none.
+
+  Raises:
+    UserError: there is no such configuration.
+  """
+  name, _, config = options.name.partition('/')
+  module_name, class_name = _BUILDERS[name]
+  module = importlib.import_module(f'input_pipeline.builders.{module_name}')
+  cls = getattr(module, class_name)
+  config = config or cls.DEFAULT_BUILDER_CONFIG_NAME or ''
+  if config not in (cls.builder_configs or ('',)):
+    expected = f'{name}/ with one of {", ".join(cls.builder_configs)}'
+    raise errors.UserError(
+      f'there is no data set {options.name!r}: expected '
+      f'{expected if cls.builder_configs else name}'
+    )
+  return module, cls, config
+
+
+def known_classes(options: Options) -> int | None:
+  """How many classes a data set has; None if only its files tell.
+
+  Opens none of them, and needs none to be there.
+
+  >>> known_classes(Options('cityscapes'))
+  19
+
+  Raises:
+    UserError: there is no such configuration.
+  """
+  name = options.name.partition('/')[0]
+  _, cls, config = _class_of(options)
+  if name in ('imagenet', 'image_folder', 'image_mask_folder'):
+    return None
+  if name == 'imagenet_s':
+    return cls.builder_configs[config].num_classes + 1  # And 'other'.
+  made = cls(
+    data_dir=default_data_dir(), **({'config': config} if config else {})
+  )
+  return len(made.contents().classes)
 
 
 def prepare(options: Options, data_dir: str = '') -> base.Builder:

@@ -59,6 +59,9 @@ def main(
     _start_devices()
     with _disk_full(command.workdir):
       stages = build(command.config)
+      if command.dry_run:
+        stage.rehearse(stages, command.stages, command.compiles)
+        return 0
       if command.request is None:
         stage.execute(stages, command.workdir, command.stages)
       else:
@@ -85,12 +88,16 @@ class Command(NamedTuple):
     workdir: its folder, absolute.
     stages: to run; all of them if empty.
     request: what to predict, instead of running stages.
+    dry_run: only say what the stages would compute and cost.
+    compiles: say what the compiler finds, too.
   """
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
   stages: tuple[str, ...]
   request: predict.Request | None = None
+  dry_run: bool = False
+  compiles: bool = False
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -130,6 +137,8 @@ def parse(argv: Sequence[str]) -> Command | None:
     pathlib.Path(workdir).expanduser().absolute(),
     tuple(values.stage),
     _request(values),
+    values.dry_run or values.dry_run_xla,
+    values.dry_run_xla,
   )
 
 
@@ -154,6 +163,18 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     'stage',
     [],
     'Stages to run; all of them by default. Or: predict.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'dry_run',
+    False,
+    'Say what the stages would compute and cost; read and write nothing.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'dry_run_xla',
+    False,
+    'The same, and compile, for what XLA says of operations and memory.',
     flag_values=values,
   )
   flags.DEFINE_string(
@@ -182,6 +203,8 @@ def _request(values: flags.FlagValues) -> predict.Request | None:
     raise errors.UserError(
       f'--stage: found {",".join(values.stage)}, expected predict alone'
     )
+  if values.dry_run or values.dry_run_xla:
+    raise errors.UserError('--dry_run is of training, not of --stage=predict')
   for name in ('images', 'out'):
     if not values[name].value:
       raise errors.UserError(

@@ -22,6 +22,7 @@ from input_pipeline import (
 )
 from segcore import (
   checkpoint,
+  dry_run,
   evaluate,
   inference,
   journal,
@@ -38,12 +39,15 @@ from segcore import (
   stage,
   summary,
   train_loop,
+  types,
 )
 from segcore.models import segmenter
 
 # In the folder of a trained segmentation network: names and colours of the
 # class ids.
 _CLASSES = 'classes.json'
+# Classes of a data set that says how many only when it is read.
+_ASSUMED_CLASSES = 21
 # Rows of a panel.
 NUM_PICTURES = 6
 
@@ -150,6 +154,47 @@ class Bench:
   def build(self, heads: Mapping[str, Any]) -> segmenter.Segmenter:
     """The network with these heads."""
     return network.build(self.network, heads, 'config.network')
+
+  def plan(
+    self,
+    trained: Callable[['Bench', int], method.Method],
+    recipe: method.Recipe,
+    size: tuple[int, int],
+    batch_spec: Callable[[int], types.BatchSpec],
+    data: datasets.Options,
+  ) -> dry_run.Plan:
+    """A training, as far as it is known without its data.
+
+    Args:
+      trained: the method, by what it is built on and the number of classes.
+      recipe: batch, length, optimiser.
+      size: height and width of the images.
+      batch_spec: of a batch, by the number of classes.
+      data: that knows its classes, or not.
+    """
+    notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
+    classes = datasets.known_classes(data)
+    if classes is None:
+      classes = _ASSUMED_CLASSES
+      notes.append(
+        f'only the files of {data.name} tell its classes: {classes} are assumed'
+      )
+
+    def build(remat: bool) -> method.Method:
+      net = dataclasses.replace(self.network, remat=remat)
+      return trained(dataclasses.replace(self, network=net), classes)
+
+    return dry_run.Plan(
+      build=build,
+      remat=self.network.remat,
+      batch_spec=batch_spec(classes),
+      batch_size=recipe.batch_size,
+      accumulate=recipe.accumulate,
+      num_steps=recipe.num_steps,
+      image_size=size,
+      mesh=self.mesh,
+      notes=tuple(notes),
+    )
 
   @property
   def multiple(self) -> int:
@@ -453,7 +498,9 @@ class Reporting:
     settings = options.to_dict(self.evaluate)
     # How many images at once changes nothing of what is found.
     del settings['batch_size']
-    return stage.Stage('evaluate', settings, self.run, (self.trained_by,))
+    return stage.Stage(
+      'evaluate', settings, self.run, (self.trained_by,), self._plan
+    )
 
   def run(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Reports the network by the protocol of the config."""
@@ -518,6 +565,16 @@ class Reporting:
       mesh=self.bench.mesh,
       reading=self.bench.operation.reading,
     )
+
+  def _plan(self, compiles: bool) -> Sequence[str]:
+    """The protocol in words."""
+    del compiles  # How large the images are is known from the data only.
+    block = self.evaluate
+    return [
+      f'{", ".join(block.splits)}: {block.protocol.describe()}',
+      f'by the {block.which} state of {self.trained_by}, {block.batch_size} '
+      'images at once',
+    ]
 
   def _state(self, folder: pathlib.Path) -> tuple[int, method.TrainState]:
     """The step and the state that are reported."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,12 +71,15 @@ class Stage:
     settings: everything that decides its result; not how fast, nor where.
     run: does it, and returns the files and folders it made.
     needs: names of the stages whose results it starts from.
+    plan: says in lines, as they become known, what it would compute and what
+      that costs; reads no data. If True is given, it asks the compiler too.
   """
 
   name: str
   settings: Any
   run: Callable[[Place], Sequence[pathlib.Path]]
   needs: tuple[str, ...] = ()
+  plan: Callable[[bool], Iterable[str]] | None = None
 
 
 def execute(
@@ -95,17 +98,10 @@ def execute(
     UserError: an unknown name, a needed stage that is not finished, or a folder
       that belongs to other settings.
   """
-  names = [stage.name for stage in stages]
-  for name in only:
-    if name not in names:
-      raise errors.UserError(
-        f'--stage: found {name}, expected one of {", ".join(names)}'
-      )
+  chosen = _choose(stages, only)
   planned = check(stages, workdir)
   preemption = Preemption()
-  for stage in stages:
-    if only and stage.name not in only:
-      continue
+  for stage in chosen:
     settings = planned[stage.name]
     directory = workdir / stage.name
     if (directory / 'DONE.json').exists():
@@ -128,6 +124,38 @@ def execute(
       _forget_unbegun(directory)
       raise
     _finish(place, stage.name, outputs)
+
+
+def rehearse(
+  stages: Sequence[Stage], only: Sequence[str] = (), compiles: bool = False
+) -> None:
+  """Says what each stage would compute and cost; runs none, reads no data.
+
+  Args:
+    stages: as for `execute`.
+    only: as for `execute`.
+    compiles: ask the compiler too, which takes its time.
+
+  Raises:
+    UserError: an unknown name, or a stage before one it needs.
+  """
+  all_settings(stages)
+  for stage in _choose(stages, only):
+    journal.say(f'\n{stage.name}')
+    lines = stage.plan(compiles) if stage.plan else ('says no more beforehand',)
+    for line in lines:
+      journal.say(f'  {line}'.rstrip())
+
+
+def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
+  """The stages named, in their order; all of them if none is."""
+  names = [stage.name for stage in stages]
+  for name in only:
+    if name not in names:
+      raise errors.UserError(
+        f'--stage: found {name}, expected one of {", ".join(names)}'
+      )
+  return [stage for stage in stages if not only or stage.name in only]
 
 
 def check(

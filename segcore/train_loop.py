@@ -119,7 +119,7 @@ def train(
       run = _Run(training, place, operation, checkpoints, log)
       return run.steps(
         state,
-        *_jitted_step(training.method, mesh, state, spec),
+        *jitted_step(training.method, mesh, state, spec),
         loader_lib.prefetched(batches, sharding.put_batch(mesh)),
         start,
       )
@@ -268,10 +268,47 @@ _PARAMETERS = 'parameters.txt'
 _NEVER = np.iinfo(np.int32).max
 
 
-def _jitted_step(
+def state_spec(
+  method: method_lib.Method,
+  mesh: Mesh,
+  spec: types.BatchSpec,
+  loaded: types.Params | None = None,
+) -> method_lib.TrainState:
+  """Shape, type and place of all that a training changes; computes nothing.
+
+  Args:
+    method: what is trained.
+    mesh: the devices.
+    spec: of a global batch.
+    loaded: subtrees to start from, or their shapes.
+
+  Raises:
+    UserError: a parameter group matches nothing.
+  """
+  rng = jax.eval_shape(jax.random.PRNGKey, 0)
+  try:
+    shapes = jax.eval_shape(
+      lambda rng, loaded: method.init(rng, spec, loaded), rng, loaded
+    )
+  except ValueError as error:
+    raise errors.UserError(' '.join(str(error).split())) from error
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    sharding.state_shardings(mesh, shapes),
+  )
+
+
+def jitted_step(
   method: method_lib.Method, mesh: Mesh, state, spec: types.BatchSpec
 ):
   """The method's step, which also notes when a scalar was not finite.
+
+  Args:
+    method: what is trained.
+    mesh: the devices.
+    state: arrays, or what `state_spec` returns.
+    spec: of a global batch.
 
   Returns:
     The step, and the watch to start with: one program serves all steps.
@@ -307,29 +344,22 @@ def _restore_or_init(
   mesh: Mesh,
   checkpoints: checkpoint.Checkpoints,
 ) -> tuple[int, method_lib.TrainState]:
-  def init(rng, loaded):
-    return training.method.init(rng, spec, loaded)
-
-  rng = jax.random.PRNGKey(training.seed)
-  try:
-    shapes = jax.eval_shape(init, rng, training.loaded)
-  except ValueError as error:  # A parameter group that matches nothing.
-    raise errors.UserError(' '.join(str(error).split())) from error
-  shardings = sharding.state_shardings(mesh, shapes)
-  placed = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
-  )
+  placed = state_spec(training.method, mesh, spec, training.loaded)
   found = checkpoints.restore(placed)
   if found is not None:
     return found
+
+  def init(rng, loaded):
+    return training.method.init(rng, spec, loaded)
+
   # Inside one jit: no leaf may share memory with an input or another leaf,
   # since the step donates them all.
   jitted = jax.jit(
-    init, out_shardings=shardings, compiler_options=_init_compiler_options()
+    init,
+    out_shardings=jax.tree.map(lambda x: x.sharding, placed),
+    compiler_options=_init_compiler_options(),
   )
-  return 0, jitted(rng, training.loaded)
+  return 0, jitted(jax.random.PRNGKey(training.seed), training.loaded)
 
 
 def _init_compiler_options() -> dict[str, int] | None:

@@ -7,13 +7,50 @@ from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
 from segcore.models import norm as norms
 from segcore.models import resize
+
+
+class JoiningConv(nn.Module):
+  """A 3x3 convolution, without bias, of maps that lie side by side.
+
+  Each map meets its own part of the kernel, so the joined map is never made,
+  and no gradient is computed by a map that needs none: a frozen encoder's skip.
+  """
+
+  size: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, maps: Sequence[Float[Array, 'B h w _']]
+  ) -> Float[Array, 'B h w O']:
+    """The sum of the parts."""
+    ends = np.cumsum([x.shape[-1] for x in maps])
+    kernel = self.param(
+      'kernel',
+      nn.initializers.he_normal(),
+      (3, 3, int(ends[-1]), self.size),
+      jnp.float32,
+    )
+    parts = jnp.split(kernel.astype(self.dtype), ends[:-1], axis=2)
+    return sum(
+      jax.lax.conv_general_dilated(
+        x.astype(self.dtype),
+        part,
+        (1, 1),
+        'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      )
+      for x, part in zip(maps, parts, strict=True)
+    )
 
 
 class DecoderBlock(nn.Module):
@@ -39,17 +76,9 @@ class DecoderBlock(nn.Module):
     x = x.astype(self.dtype)
     if self.doubles:
       x = resize.upsample2x(x)
-    if skip is not None:
-      x = jnp.concatenate([x, skip.astype(self.dtype)], axis=-1)
     for i in range(1, self.num_convs + 1):
-      x = nn.Conv(
-        self.size,
-        (3, 3),
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
-        dtype=self.dtype,
-        name=f'conv{i}',
-      )(x)
+      maps = [x] if skip is None or i > 1 else [x, skip]
+      x = JoiningConv(self.size, self.dtype, name=f'conv{i}')(maps)
       x = norms.make_norm(
         self.norm,
         train=train,
