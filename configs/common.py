@@ -73,6 +73,21 @@ SMALL_RESNET = {
 }
 
 
+# A hybrid ViT of the same kind as the public one; for a CPU.
+SMALL_VIT = {
+  'name': 'hybrid_vit',
+  'blocks': (1, 1, 1),
+  'width': 16,
+  'num_groups': 8,
+  'hidden_size': 64,
+  'num_layers': 2,
+  'num_heads': 4,
+  'mlp_dim': 128,
+  'grid': (4, 4),
+  'dropout_rate': 0.0,
+}
+
+
 def small_network(
   encoder: dict[str, Any], width: int = 1
 ) -> ml_collections.ConfigDict:
@@ -251,3 +266,22 @@ def make_tiny(config: ml_collections.ConfigDict) -> None:
     recipe.evaluate_every = 30 if recipe.evaluate_every else 0
     recipe.optimizer.warmup_steps = 5
   config.operation.update(log_every=10, save_every=20)
+
+
+def sgd(learning_rate: float, **fields: Any) -> ml_collections.ConfigDict:
+  """SGD with momentum and a polynomial schedule to 0, as torch has it."""
+  return block(
+    **{
+      'name': 'sgd',
+      'learning_rate': learning_rate,
+      'schedule': 'poly',
+      'poly_power': 0.9,
+      'momentum': 0.9,
+      'weight_decay': 1e-4,
+      'weight_decay_mode': 'l2',
+      'warmup_steps': 0,
+      'clip_norm': 0.0,
+      'groups': (),
+      **fields,
+    }
+  )

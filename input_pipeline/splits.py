@@ -127,6 +127,19 @@ class Subset:
     return count
 
 
+def repeated(
+  num_images: int, length: int, seed: int
+) -> Int[np.ndarray, 'length']:
+  """Indices of images, each about equally often.
+
+  The images are repeated until there are enough, and `length` of the entries
+  are drawn without replacement (spec U2PL §5.2).
+  """
+  times = -(-length // num_images)
+  entries = np.random.default_rng(seed).permutation(times * num_images)
+  return np.sort(entries[:length] % num_images)
+
+
 def find(ids: Sequence[str], path: str) -> Int[np.ndarray, 'listed']:
   """The sorted indices of the images that a list names.
 

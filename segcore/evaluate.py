@@ -224,6 +224,21 @@ class Evaluated(NamedTuple):
   panel: np.ndarray | None
 
 
+def joined(
+  *looks: Callable[[method_lib.TrainState], summary.Findings],
+) -> Callable[[method_lib.TrainState], summary.Findings]:
+  """One function for several, whose tags differ."""
+
+  def look(state: method_lib.TrainState) -> summary.Findings:
+    found = [each(state) for each in looks]
+    return summary.Findings(
+      {tag: value for each in found for tag, value in each.scalars.items()},
+      {tag: image for each in found for tag, image in each.images.items()},
+    )
+
+  return look
+
+
 def together(
   evaluators: Mapping[str, Evaluator],
 ) -> Callable[[method_lib.TrainState], summary.Findings]:

@@ -341,7 +341,7 @@ class Bench:
 
   def label_maps(
     self,
-    trained: method.Method,
+    trained: method.Scores,
     num_classes: int,
     protocol: protocols.Options,
   ) -> inference.LabelMaps:
@@ -350,7 +350,7 @@ class Bench:
 
   def segmentation_evaluator(
     self,
-    trained: method.Method,
+    trained: method.Scores,
     split: datasets.Split,
     batch_size: int,
     protocol: protocols.Options,
@@ -369,7 +369,7 @@ class Bench:
 
   def followed(
     self,
-    trained: method.Method,
+    trained: method.Scores,
     block: Labelled,
     batch_size: int,
     protocol: protocols.Options,
@@ -477,7 +477,7 @@ class Reporting:
   trained_by: str
   labelled: Labelled
   evaluate: EvaluateOptions
-  scores: Callable[[int], method.Method]
+  scores: Callable[[int], method.Scores]
   fields: tuple[str, ...] = ('step', 'params', 'batch_stats')
   reported: Reported = dict
 

@@ -95,7 +95,7 @@ class ImageScores:
     multiple: of the sides of the network's input.
   """
 
-  method: method_lib.Method
+  method: method_lib.Scores
   multiple: int
 
   def group(self, size: tuple[int, int]) -> Group:
@@ -139,7 +139,7 @@ class LabelMaps:
     output: 'labels', or 'probs' for the averaged probabilities.
   """
 
-  method: method_lib.Method
+  method: method_lib.Scores
   num_classes: int
   protocol: protocols.Options
   multiple: int

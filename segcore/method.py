@@ -68,6 +68,36 @@ class Method(Protocol):
     """Class scores at the network's own grid; images in [-1, 1]."""
 
 
+@runtime_checkable
+class Scores(Protocol):
+  """The part of a method that looks at images: what evaluation needs."""
+
+  def predict(
+    self, state: TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B ...']:
+    """See `Method.predict`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """The scores of one head of a trained network.
+
+  Attributes:
+    segmenter: the network.
+    name: of the head.
+  """
+
+  segmenter: segmenter_lib.Segmenter
+  name: str = 'logits'
+
+  def predict(
+    self, state: TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B ...']:
+    """In evaluation mode."""
+    found = self.segmenter.apply(variables(state), images, heads=(self.name,))
+    return found[self.name]
+
+
 class Outcome(NamedTuple):
   """What a loss finds on a microbatch.
 

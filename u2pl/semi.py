@@ -146,7 +146,6 @@ class Guess(NamedTuple):
     unreliable: pixels that may only be negatives.
     anchorable: pixels whose label is believed in the contrastive loss.
     joined: the teacher's outputs on labelled and mixed images, joined.
-    statistics: the teacher's, after that look.
   """
 
   images: Float[Array, 'B H W 3']
@@ -157,10 +156,10 @@ class Guess(NamedTuple):
   unreliable: Bool[Array, 'B H W']
   anchorable: Bool[Array, 'B H W']
   joined: dict[str, Array]
-  statistics: types.Params
 
 
-class Comparison(NamedTuple):
+@flax.struct.dataclass
+class Comparison:
   """What the contrastive loss of a step compares the student with.
 
   Attributes:
@@ -178,6 +177,25 @@ class Comparison(NamedTuple):
   rows: Float[Array, 'C K D']
   usable: Bool[Array, 'C']
   present: Bool[Array, 'C']
+
+
+@flax.struct.dataclass
+class Lesson:
+  """What the student learns from beside labels.
+
+  Attributes:
+    images: [B, H, W, 3], mixed.
+    labels: int [B, H, W], the teacher's.
+    reliable: [B, H, W], which of them count.
+    compared: for the contrastive loss, if there is one.
+    scalars: to log.
+  """
+
+  images: Float[Array, 'B H W 3']
+  labels: Int[Array, 'B H W']
+  reliable: Bool[Array, 'B H W']
+  compared: Comparison | None
+  scalars: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,13 +250,28 @@ class Semi:
   def train_step(
     self, state: State, batch: batch_lib.Batch
   ) -> tuple[State, types.Metrics]:
-    """One update: of labelled images in the warm-up, then of both streams."""
+    """One update of the student, and what follows from it for the teacher.
+
+    The student looks at labelled and at unlabelled images together. In the
+    warm-up the labelled ones stand in for the others, without a label: the
+    statistics of such a batch are theirs, and its loss is the supervised one.
+    """
+    labelled = batch.get('labeled', batch)
+    images = batch_lib.to_symmetric(labelled['image'])
+    rng = jax.random.fold_in(state.rng, state.step)
+    lesson_rng, network_rng = jax.random.split(rng)
     if self.options.consistency is None:
-      return self.learn_from_labels(state, batch)
-    warm = state.step < self.warmup_steps
-    return jax.lax.cond(
-      warm, self.learn_from_labels, self.learn_from_both, state, batch
+      return self._learn(state, labelled, images, None, network_rng)
+    # Gradients stay outside of it: XLA computes those of convolutions inside
+    # of branches 70 times slower on a CPU.
+    state, lesson = jax.lax.cond(
+      state.step < self.warmup_steps,
+      self._wait,
+      self._teach,
+      *(state, batch, lesson_rng),
     )
+    images = batch_lib.join([images, lesson.images])
+    return self._learn(state, labelled, images, lesson, network_rng)
 
   def predict(
     self, state: State, images: Float[Array, 'B H W 3']
@@ -272,115 +305,117 @@ class Semi:
     """Steps of labelled images alone."""
     return self.options.warmup_epochs * self.steps_per_epoch
 
-  def learn_from_labels(
-    self, state: State, batch: batch_lib.Batch
+  def _learn(
+    self,
+    state: State,
+    labelled: batch_lib.Batch,
+    images: Float[Array, 'R H W 3'],
+    lesson: Lesson | None,
+    rng: Array,
   ) -> tuple[State, types.Metrics]:
-    """A supervised update; of the teacher only the statistics move."""
-    labelled = batch.get('labeled', batch)
-    images = batch_lib.to_symmetric(labelled['image'])
-    network_rng, teacher_rng = jax.random.split(self._rng(state))
+    """An update from labels and, if there is one, from the teacher's lesson."""
 
     def loss(params):
-      found, stats = self._look(
-        params, state.batch_stats, images, self._loss_heads(), network_rng
-      )
-      return self._supervised(found, labelled['label']), stats
-
-    (total, stats), gradient = jax.value_and_grad(loss, has_aux=True)(
-      state.params
-    )
-    new = self.update.apply(state, gradient, stats)
-    if self.options.consistency is None:
-      return new, {'loss': total}
-    if self.options.teacher.statistics == 'own':
-      _, stats = self._look(
-        state.teacher_params,
-        state.teacher_batch_stats,
+      found, stats = method.forward(
+        self.segmenter,
+        params,
+        state.batch_stats,
         images,
-        self._guess_heads(),
-        teacher_rng,
+        heads=self._student_heads(),
+        train=segmenter_lib.PARTS,
+        rng=rng,
       )
-    new = new.replace(teacher_batch_stats=stats)
-    zero = jnp.zeros((), total.dtype)
-    names = self._metric_names('label' in batch['unlabeled'])
-    return new, {
-      **dict.fromkeys(names, zero),
-      'loss': total,
-      'loss_supervised': total,
-    }
-
-  def learn_from_both(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
-    """An update of student, teacher, prototypes and bank."""
-    labelled, unlabelled = batch['labeled'], batch['unlabeled']
-    guess_rng, draw_rng, network_rng = jax.random.split(self._rng(state), 3)
-    followed = teacher_lib.decay_at(
-      state.step - self.warmup_steps,
-      self.options.teacher,
-      self.steps_per_epoch,
-    )
-    # While the teacher is a copy it is one from the first step on.
-    state = state.replace(
-      teacher_params=jax.tree.map(
-        lambda t, s: jnp.where(followed > 0, t, s),
-        state.teacher_params,
-        state.params,
-      )
-    )
-    guess = self.guess(state, batch, guess_rng)
-    labels = batch_lib.join([labelled['label'].astype(jnp.int32), guess.labels])
-    state, compared = self._compare(state, guess, labels, draw_rng)
-    images = batch_lib.join(
-      [batch_lib.to_symmetric(labelled['image']), guess.images]
-    )
-
-    def loss(params):
-      found, stats = self._look(
-        params, state.batch_stats, images, self._loss_heads(), network_rng
-      )
-      streams = {
-        name: batch_lib.split(output, 2) for name, output in found.items()
-      }
+      if lesson is None:
+        total = self._supervised(found, labelled['label'])
+        return total, ({}, stats)
+      own, others = _streams(found)
       terms = {
-        'loss_supervised': self._supervised(
-          {name: output[0] for name, output in streams.items()},
-          labelled['label'],
-        ),
-        'loss_unsupervised': self._unsupervised(streams['logits'][1], guess),
+        'loss_supervised': self._supervised(own, labelled['label']),
+        'loss_unsupervised': self._unsupervised(others['logits'], lesson),
       }
       total = sum(terms.values())
-      if compared is not None:
-        terms['loss_contrast'] = self._contrast(found['rep'], compared)
+      if lesson.compared is not None:
+        terms['loss_contrast'] = self._contrast(found['rep'], lesson.compared)
         total += self.options.contrast.weight * terms['loss_contrast']
       return total, (terms, stats)
 
     (total, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
       state.params
     )
-    teacher_stats = {
-      'own': lambda: guess.statistics,
+    new = self.update.apply(state, gradient, stats)
+    if lesson is None:
+      return new, {'loss': total}
+    decay = self._decay(state)
+    follow = {
+      'own': lambda: state.teacher_batch_stats,
       'ema': lambda: teacher_lib.average(
-        state.teacher_batch_stats, stats, followed
+        state.teacher_batch_stats, stats, decay
       ),
       'copy': lambda: stats,
-    }[self.options.teacher.statistics]()
-    new = self.update.apply(state, gradient, stats)
+    }
     new = new.replace(
       teacher_params=teacher_lib.average(
-        state.teacher_params, new.params, followed
+        state.teacher_params, new.params, decay
       ),
-      teacher_batch_stats=teacher_stats,
+      teacher_batch_stats=follow[self.options.teacher.statistics](),
     )
-    metrics = {'loss': total, **terms, **self._describe(new, guess)}
-    if 'label' in unlabelled:
-      metrics['pseudo_label_accuracy'] = _agreement(
-        guess.clean_labels, unlabelled['label']
-      )
-    return new, metrics
+    return new, {'loss': total, **terms, **lesson.scalars}
 
-  def guess(self, state: State, batch: batch_lib.Batch, rng: Array) -> Guess:
-    """The teacher's two looks: at clean images, then at mixed ones (§3.2)."""
+  def _wait(
+    self, state: State, batch: batch_lib.Batch, rng: Array
+  ) -> tuple[State, Lesson]:
+    """The warm-up: the teacher collects statistics of labelled images."""
+    images = batch_lib.to_symmetric(batch['labeled']['image'])
+    _, state = self._teachers_look(state, images, rng)
+    shape = images.shape[:3]
+    # All that `_teach` would find, of the same kind, and nothing in it.
+    _, expected = jax.eval_shape(self._teach, state, batch, rng)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), expected)
+    return state, nothing.replace(
+      images=images, labels=jnp.full(shape, batch_lib.IGNORE, jnp.int32)
+    )
+
+  def _teach(
+    self, state: State, batch: batch_lib.Batch, rng: Array
+  ) -> tuple[State, Lesson]:
+    """What the teacher makes of the unlabelled images, and remembers."""
+    guess_rng, draw_rng = jax.random.split(rng)
+    # While the teacher is a copy it is one from the first step on.
+    copied = self._decay(state) == 0
+    state = state.replace(
+      teacher_params=jax.tree.map(
+        lambda t, s: jnp.where(copied, s, t),
+        state.teacher_params,
+        state.params,
+      )
+    )
+    state, guess = self.guess(state, batch, guess_rng)
+    labels = batch_lib.join(
+      [batch['labeled']['label'].astype(jnp.int32), guess.labels]
+    )
+    state, compared = self._compare(state, guess, labels, draw_rng)
+    scalars = {
+      'reliable_share': jnp.mean(guess.reliable.astype(jnp.float32)),
+      'entropy': jnp.mean(guess.entropy),
+    }
+    if 'label' in batch['unlabeled']:
+      truth = batch['unlabeled']['label']
+      right = (guess.clean_labels == truth).astype(jnp.float32)
+      scalars['pseudo_label_accuracy'] = losses.masked_mean(right, truth >= 0)
+    if compared is not None:
+      fill = memory_bank.fill(state.bank)
+      scalars |= {f'bank_fill/{i}': fill[i] for i in range(self.num_classes)}
+    return state, Lesson(
+      guess.images, guess.labels, guess.reliable, compared, scalars
+    )
+
+  def guess(
+    self, state: State, batch: batch_lib.Batch, rng: Array
+  ) -> tuple[State, Guess]:
+    """The teacher's two looks: at clean images, then at mixed ones (§3.2).
+
+    The second moves its statistics, if they are its own.
+    """
     consistency = self.options.consistency
     mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
     images = batch_lib.to_symmetric(batch['unlabeled']['image'])
@@ -396,16 +431,10 @@ class Semi:
     mixed, labels = mixing_lib.mix(
       images, clean_labels, draws, consistency.mixing
     )
-    joined, statistics = self._look(
-      state.teacher_params,
-      state.teacher_batch_stats,
-      batch_lib.join(
-        [batch_lib.to_symmetric(batch['labeled']['image']), mixed]
-      ),
-      self._guess_heads(),
-      teacher_rng,
+    labelled = batch_lib.to_symmetric(batch['labeled']['image'])
+    joined, state = self._teachers_look(
+      state, batch_lib.join([labelled, mixed]), teacher_rng
     )
-    joined = jax.lax.stop_gradient(joined)
     _, logits = batch_lib.split(joined['logits'], 2)
     entropy = pseudo_labels.entropy(enlarge(logits, size))
     valid = labels >= 0
@@ -417,7 +446,7 @@ class Semi:
     if contrasted and contrasted.anchor_entropy == 'released':
       lowest = selection.percentile(entropy, valid, percent)
       anchorable = valid & (entropy <= lowest)
-    return Guess(
+    return state, Guess(
       images=mixed,
       labels=labels,
       clean_labels=clean_labels,
@@ -426,7 +455,6 @@ class Semi:
       unreliable=valid & (entropy >= gamma),
       anchorable=anchorable,
       joined=joined,
-      statistics=statistics,
     )
 
   def pseudo_labels(
@@ -550,17 +578,17 @@ class Semi:
     return total
 
   def _unsupervised(
-    self, logits: Float[Array, 'B h w C'], guess: Guess
+    self, logits: Float[Array, 'B h w C'], lesson: Lesson
   ) -> types.Scalar:
     options = self.options.consistency
     loss = pseudo_labels.symmetric_cross_entropy(
-      enlarge(logits, guess.labels.shape[1:]),
-      guess.labels,
+      enlarge(logits, lesson.labels.shape[1:]),
+      lesson.labels,
       options.forward,
       options.reverse,
     )
-    weight = pseudo_labels.weight(guess.reliable) if options.filtered else 1.0
-    return weight * losses.masked_mean(loss, guess.reliable)
+    weight = pseudo_labels.weight(lesson.reliable) if options.filtered else 1.0
+    return weight * losses.masked_mean(loss, lesson.reliable)
 
   def _contrast(
     self, features: Float[Array, 'B h w D'], compared: Comparison
@@ -577,55 +605,40 @@ class Semi:
       found, compared.usable, compared.present
     )
 
-  def _describe(self, state: State, guess: Guess) -> types.Metrics:
-    """Scalars that say how the pseudo-labels do."""
-    found = {
-      'reliable_share': jnp.mean(guess.reliable.astype(jnp.float32)),
-      'entropy': jnp.mean(guess.entropy),
-    }
-    if self.options.contrast:
-      fill = memory_bank.fill(state.bank)
-      found |= {f'bank_fill/{i}': fill[i] for i in range(self.num_classes)}
-    return found
-
-  def _metric_names(self, has_truth: bool) -> list[str]:
-    """All scalars but those of labelled images."""
-    names = ['loss_unsupervised', 'reliable_share', 'entropy']
-    if self.options.contrast:
-      names.append('loss_contrast')
-      names += [f'bank_fill/{i}' for i in range(self.num_classes)]
-    return names + (['pseudo_label_accuracy'] if has_truth else [])
-
-  def _loss_heads(self) -> tuple[str, ...]:
-    """Heads of the student's look."""
+  def _student_heads(self) -> tuple[str, ...]:
     auxiliary = ('aux',) if self.options.supervised.auxiliary else ()
     contrasted = ('rep',) if self.options.contrast else ()
     return ('logits', *contrasted, *auxiliary)
 
-  def _guess_heads(self) -> tuple[str, ...]:
-    """Heads of the teacher's look at mixed images."""
+  def _teachers_look(
+    self, state: State, images: Float[Array, 'R H W 3'], rng: Array
+  ) -> tuple[dict[str, Array], State]:
+    """Its outputs in training mode, and the statistics that follow."""
     represented = ('rep',) if self.options.needs_representations else ()
-    return ('logits', *represented)
-
-  def _look(self, params, batch_stats, images, heads, rng):
-    """Outputs in training mode, and the statistics after it."""
-    return method.forward(
+    found, stats = method.forward(
       self.segmenter,
-      params,
-      batch_stats,
+      state.teacher_params,
+      state.teacher_batch_stats,
       images,
-      heads=heads,
+      heads=('logits', *represented),
       train=segmenter_lib.PARTS,
       rng=rng,
+    )
+    if self.options.teacher.statistics == 'own':
+      state = state.replace(teacher_batch_stats=stats)
+    return jax.lax.stop_gradient(found), state
+
+  def _decay(self, state: State) -> types.Scalar:
+    return teacher_lib.decay_at(
+      state.step - self.warmup_steps,
+      self.options.teacher,
+      self.steps_per_epoch,
     )
 
   def _progress(self, state: State) -> types.Scalar:
     """Finished epochs of all."""
     epoch = (state.step // self.steps_per_epoch).astype(jnp.float32)
     return epoch * self.steps_per_epoch / self.update.num_steps
-
-  def _rng(self, state: State) -> Array:
-    return jax.random.fold_in(state.rng, state.step)
 
 
 def enlarge(
@@ -637,12 +650,10 @@ def enlarge(
   return resize.bilinear(scores, size, align_corners=True)
 
 
-def _agreement(
-  labels: Int[Array, 'B H W'], truth: Int[Array, 'B H W']
-) -> types.Scalar:
-  """Share of the pixels with a true label whose label is right."""
-  right = (labels == truth).astype(jnp.float32)
-  return losses.masked_mean(right, truth >= 0)
+def _streams(found: dict[str, Array]) -> list[dict[str, Array]]:
+  """Outputs for the labelled and for the other images."""
+  pairs = {name: batch_lib.split(output, 2) for name, output in found.items()}
+  return [{name: pair[i] for name, pair in pairs.items()} for i in (0, 1)]
 
 
 def _by_pixel(mask: Bool[Array, 'B h w C']) -> Bool[Array, 'B P C']:

@@ -40,16 +40,18 @@ def decay_at(
 ) -> Scalar:
   """What an update keeps of the old teacher.
 
-  0 while the teacher is a copy, then min(1 - 1/(k + 1), decay).
+  All in the warm-up, 0 while the teacher is a copy, then
+  min(1 - 1/(k + 1), decay).
 
   Args:
-    step: k, steps since the end of the warm-up.
+    step: k, steps since the end of the warm-up; negative before.
     options: of the teacher.
     steps_per_epoch: of the unlabelled images.
   """
-  rising = 1 - 1 / (step.astype(jnp.float32) + 1)
+  rising = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
   copied = step < options.copy_epochs * steps_per_epoch
-  return jnp.where(copied, 0.0, jnp.minimum(rising, options.decay))
+  following = jnp.where(copied, 0.0, jnp.minimum(rising, options.decay))
+  return jnp.where(step < 0, 1.0, following)
 
 
 def average(teacher: Params, student: Params, decay: ArrayLike) -> Params:

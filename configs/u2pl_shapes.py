@@ -1,0 +1,73 @@
+"""U2PL, U2PL+ and its baselines on `shapes`: few labelled scenes, many without.
+
+The network is that of `ddep_shapes.py`, so a run of DDeP can be its start.
+
+Run:   python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl,labels=50
+Cost:  3 to 5 minutes on 2 CPU cores.
+"""
+
+from configs import common, u2pl
+
+
+def get_config(argument=None):
+  options = common.parse(
+    argument,
+    system=u2pl.SYSTEMS,  # from U2PL+ down to labels alone
+    **u2pl.SWITCHES,  # auto, on, off: parts of Table IV
+    labels=0,  # number of labelled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labelled; 0: 1/16
+    list='',  # file that names the labelled images
+    seed=0,  # of the choice of labelled images and of training
+    run=0,  # another choice of labelled images with the same seed
+    lr=0.0,  # 0: what stands below
+    contrast_weight=0.1,  # of the contrastive loss
+    anchor_entropy=['paper', 'released'],  # which pixels are anchors
+    encoder='',  # a finished run's stage, or a weight file
+    start='',  # the same, for the encoder and the decoder
+    width=1,  # factor of the decoder's channels
+    tiny=False,  # the same code, in a minute
+  )
+  config = common.block(program='u2pl.main', data_dir='')
+  config.stages = ('train', 'evaluate')
+  config.network = common.small_network(common.SMALL_RESNET, options.width)
+  config.train = common.block(
+    data=common.data('shapes/scenes'),
+    split='train',
+    val_split='val',
+    follow=(),  # splits that are evaluated along the way too
+    subset=common.subset(options, labels=125),
+    unlabelled='',  # the rest of the split
+    learn=u2pl.learn(
+      options,
+      num_classes=9,
+      group=4,
+      bank={
+        'num_anchors': 64,
+        'num_negatives': 50,
+        'capacity': 2000,
+        'first_capacity': 4000,
+        'most_pushed': 256,
+        'dtype': 'float32',
+      },
+    ),
+    heads={'kind': 'conv', 'width': 32, 'representation': 32},
+    start=u2pl.start(options),
+    crop={'name': 'random', 'size': (64, 64)},
+    flips=('horizontal', 'vertical'),
+    steps_per_epoch=100,
+    recipe=common.recipe(
+      8, 1200, common.adam(options.lr or 1.5e-3, warmup_steps=50), 300
+    ),
+  )
+  config.train.recipe.seed = options.seed
+  u2pl.set_contrast(config, options)
+  config.evaluate = common.block(
+    splits=('test', 'val', 'train'),
+    batch_size=40,
+    protocol=common.protocol(),
+    which='last',
+  )
+  config.operation = common.operation()
+  if options.tiny:
+    u2pl.make_tiny(config)
+  return config

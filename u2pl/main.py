@@ -1,0 +1,369 @@
+"""U2PL and U2PL+, from the command line.
+
+python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl_plus,labels=50
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from input_pipeline import batch as batch_lib
+from input_pipeline import datasets, errors, loader, splits
+from segcore import (
+  app,
+  dry_run,
+  evaluate,
+  journal,
+  method,
+  network,
+  options,
+  predict,
+  sharding,
+  stage,
+  train_loop,
+  types,
+)
+from segcore import (
+  experiment as experiment_lib,
+)
+from segcore.models import segmenter
+from u2pl import semi, watch
+
+_STAGES = ('train', 'evaluate')
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+  """The heads of student and teacher.
+
+  Attributes:
+    kind: of the scores: 'blocks' of convolution, norm and ReLU at a quarter of
+      the resolution, or a single 'conv' at full resolution.
+    width: channels of the blocks, of scores and representations.
+    representation: D, channels of a representation; its map has stride 4.
+    auxiliary_stage: name of the encoder's map that the auxiliary head reads.
+  """
+
+  kind: Literal['blocks', 'conv'] = 'blocks'
+  width: int = 256
+  representation: int = 256
+  auxiliary_stage: str = 'x3'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(experiment_lib.Labelled):
+  """Training on labelled and unlabelled images.
+
+  Attributes:
+    unlabelled: split of the unlabelled images, '' for `split` itself; of
+      either those that are labelled are left out.
+    learn: what is learned from.
+    heads: of the network.
+    start: of encoder and decoder, for student and teacher.
+    crop: name and fields of a crop (see `transforms.CROPS`), for both.
+    flips: directions in which images are mirrored at random.
+    steps_per_epoch: of the unlabelled images; in epochs go the warm-up, the
+      teacher's copying and the share of unreliable pixels.
+    recipe: images of each of the two streams, length, optimiser.
+  """
+
+  unlabelled: str
+  learn: semi.Options
+  heads: HeadOptions
+  start: experiment_lib.Start
+  crop: Mapping[str, Any]
+  flips: tuple[str, ...]
+  steps_per_epoch: int
+  recipe: method.Recipe
+
+  def __post_init__(self):
+    if self.steps_per_epoch < 1:
+      raise ValueError(
+        f'steps_per_epoch: found {self.steps_per_epoch}, expected >= 1'
+      )
+    if self.recipe.accumulate != 1:
+      raise ValueError(
+        f'recipe.accumulate: found {self.recipe.accumulate}, expected 1: '
+        'percentiles, prototypes and the bank need the whole batch'
+      )
+    consistency = self.learn.consistency
+    if consistency and self.recipe.batch_size % consistency.mixing.group:
+      raise ValueError(
+        f'learn.consistency.mixing.group: found {consistency.mixing.group}, '
+        f'expected a divisor of the batch of {self.recipe.batch_size}'
+      )
+    warmup = self.learn.warmup_epochs * self.steps_per_epoch
+    if consistency and warmup >= self.recipe.num_steps:
+      raise ValueError(
+        f'learn.warmup_epochs: found {self.learn.warmup_epochs} of '
+        f'{self.steps_per_epoch} steps, expected fewer than the '
+        f'{self.recipe.num_steps} steps in all'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A whole config.
+
+  Attributes:
+    program: the module whose command line runs it.
+    stages: which of the stages below, in order.
+    data_dir: where records are kept; '' is TFDS's own place.
+    network: of student and teacher.
+    operation: how it is carried out.
+  """
+
+  program: Literal['u2pl.main']
+  stages: tuple[str, ...]
+  data_dir: str
+  network: network.Options
+  train: TrainOptions
+  evaluate: experiment_lib.EvaluateOptions
+  operation: train_loop.Operation
+
+  def __post_init__(self):
+    if not self.stages or not set(self.stages) <= set(_STAGES):
+      raise ValueError(
+        f'stages: found {self.stages}, expected some of {_STAGES}'
+      )
+
+
+def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
+  """The stages of an experiment; opens no data.
+
+  Raises:
+    UserError: a field is unknown, of a wrong type, or does not fit the others.
+  """
+  runner = _runner(config)
+  return [runner.describe(name) for name in runner.experiment.stages]
+
+
+def load_model(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> predict.Model:
+  """The trained network of a finished run, to predict with.
+
+  Raises:
+    UserError: the run is not finished.
+  """
+  return _runner(config).reporting.model(workdir)
+
+
+def _runner(config: ml_collections.ConfigDict) -> 'Runner':
+  experiment = options.build(Experiment, config, 'config')
+  return Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """Builds each stage from the experiment and runs it on the mesh."""
+
+  experiment: Experiment
+  mesh: Mesh
+
+  @property
+  def bench(self) -> experiment_lib.Bench:
+    """What all stages are built on."""
+    whole = self.experiment
+    return experiment_lib.Bench(
+      whole.network, whole.data_dir, whole.operation, self.mesh
+    )
+
+  @property
+  def reporting(self) -> experiment_lib.Reporting:
+    """How the teacher is evaluated; the student, where there is none."""
+    teacher = self.experiment.train.learn.consistency is not None
+    prefix = 'teacher_' if teacher else ''
+
+    def reported(found: Mapping[str, Any]) -> Mapping[str, Any]:
+      return {
+        'step': found['step'],
+        'params': found[f'{prefix}params'],
+        'batch_stats': found.get(f'{prefix}batch_stats', {}),
+      }
+
+    return experiment_lib.Reporting(
+      bench=self.bench,
+      trained_by='train',
+      labelled=self.experiment.train,
+      evaluate=self.experiment.evaluate,
+      scores=lambda num_classes: method.Head(
+        self.bench.build(self._heads(num_classes))
+      ),
+      fields=('step', f'{prefix}params', f'{prefix}batch_stats'),
+      reported=reported,
+    )
+
+  def describe(self, name: str) -> stage.Stage:
+    """Checks what can be checked without data, and describes the stage."""
+    if name == 'evaluate':
+      return self.reporting.describe(self.experiment.stages)
+    block = self.experiment.train
+    block.recipe.check(self.mesh, 'config.train.recipe')
+    crop, _ = self._augmentations()
+    net = self.bench.build(self._heads(num_classes=2))  # Any number fits.
+    network.check(net, crop.size, 'config.train.crop.size')
+    classes = datasets.known_classes(block.data)
+    if classes is not None:
+      self._check_classes(classes)
+    settings = {'network': self.experiment.network, 'train': block}
+    needs = block.start.needs(_STAGES, 'config.train.start')
+    return stage.Stage('train', settings, self.run_train, needs, self._plan)
+
+  def run_train(self, place: stage.Place) -> Sequence[pathlib.Path]:
+    """Trains student and teacher."""
+    block, bench = self.experiment.train, self.bench
+    bench.check_labelled(block, self.experiment.evaluate.splits, 'train')
+    labelled = bench.labelled(block, 'train')
+    self._check_classes(len(labelled.classes))
+    experiment_lib.keep_labelled_ids(place, labelled)
+    trained = self._method(bench, len(labelled.classes))
+    streams = self._streams(labelled)
+    looks = evaluate.together(
+      bench.followed(
+        trained,
+        block,
+        block.recipe.batch_size,
+        self.experiment.evaluate.protocol,
+        'train',
+      )
+    )
+    if block.learn.consistency:
+      watched = watch.Watch(
+        trained,
+        self._watched(streams),
+        labelled.palette,
+        experiment_lib.NUM_PICTURES,
+        self.mesh,
+      )
+      looks = evaluate.joined(looks, watched)
+    outputs = bench.train(
+      *(place, trained, streams, block.recipe, block, looks),
+      best=f'{block.val_split}/miou',
+      start=block.start,
+    )
+    return [*outputs, *experiment_lib.write_classes(place, labelled)]
+
+  def _plan(self, compiles: bool) -> Sequence[str]:
+    """What the training would compute and cost."""
+    block = self.experiment.train
+    crop, _ = self._augmentations()
+
+    def batch_spec(num_classes: int) -> types.BatchSpec:
+      del num_classes
+      spec = batch_lib.spec(block.recipe.batch_size, crop.size, label=True)
+      if block.learn.consistency is None:
+        return spec
+      return {'labeled': spec, 'unlabeled': spec}
+
+    plan = self.bench.plan(
+      self._method, block.recipe, crop.size, batch_spec, block.data
+    )
+    return dry_run.report(plan, compiles)
+
+  def _method(self, bench: experiment_lib.Bench, num_classes: int) -> semi.Semi:
+    block = self.experiment.train
+    return semi.Semi(
+      segmenter=bench.build(self._heads(num_classes)),
+      update=block.recipe.update(segmenter.PARTS),
+      options=block.learn,
+      num_classes=num_classes,
+      steps_per_epoch=block.steps_per_epoch,
+    )
+
+  def _heads(self, num_classes: int) -> dict[str, Any]:
+    block = self.experiment.train
+    width = block.heads.width
+    if block.heads.kind == 'blocks':
+      heads = {'logits': segmenter.ConvBlocksHead(num_classes, width)}
+    else:
+      heads = {'logits': segmenter.ConvHead(num_classes, init_scale=0.1)}
+    if block.learn.needs_representations:
+      heads['rep'] = segmenter.ConvBlocksHead(block.heads.representation, width)
+    if block.learn.supervised.auxiliary:
+      heads['aux'] = segmenter.ConvBlocksHead(
+        num_classes,
+        width,
+        num_blocks=1,
+        reads='encoder',
+        stage=block.heads.auxiliary_stage,
+      )
+    return heads
+
+  def _streams(
+    self, labelled: datasets.Split
+  ) -> dict[str, experiment_lib.StreamOf]:
+    """Labelled and unlabelled images, equally many of both."""
+    block = self.experiment.train
+    augmentations = self._augmentations()
+
+    def stream(split: datasets.Split, *keep: str) -> experiment_lib.StreamOf:
+      return experiment_lib.StreamOf(split, *augmentations, keep)
+
+    if block.learn.consistency is None:
+      return {'': stream(labelled, 'label')}
+    unlabelled = self._unlabelled(labelled)
+    journal.say(
+      f'train: {len(labelled)} labelled and {len(unlabelled)} unlabelled '
+      f'images; the latter are {len(unlabelled) / block.recipe.batch_size:.1f} '
+      f'batches, an epoch is {block.steps_per_epoch} steps'
+    )
+    entries = splits.repeated(len(labelled), len(unlabelled), block.recipe.seed)
+    # Only to say how good the teacher's labels are.
+    truth = ('label',) if 'label' in unlabelled.has else ()
+    return {
+      'labeled': stream(labelled.select(entries), 'label'),
+      'unlabeled': stream(unlabelled, *truth),
+    }
+
+  def _unlabelled(self, labelled: datasets.Split) -> datasets.Split:
+    block = self.experiment.train
+    split = self.bench.open(block.data, block.unlabelled or block.split)
+    names = set(labelled.ids())
+    rest = [i for i, name in enumerate(split.ids()) if name not in names]
+    if not rest:
+      raise errors.UserError(
+        f'config.train.subset: all {len(split)} images are labelled: label '
+        'fewer, or name another split in config.train.unlabelled'
+      )
+    return split.select(np.array(rest))
+
+  def _watched(
+    self, streams: Mapping[str, experiment_lib.StreamOf]
+  ) -> dict[str, Any]:
+    """A batch that is always the same."""
+    group = self.experiment.train.learn.consistency.mixing.group
+    count = -(-experiment_lib.NUM_PICTURES // group) * group
+
+    def rows(stream: experiment_lib.StreamOf) -> dict[str, np.ndarray]:
+      records = stream.split.records
+      examples = [
+        stream.look(records[i % len(records)], np.random.default_rng(i))
+        for i in range(count)
+      ]
+      return loader.on_device(loader.stack(examples))
+
+    return {name: rows(stream) for name, stream in streams.items()}
+
+  def _augmentations(self):
+    block = self.experiment.train
+    return experiment_lib.augmentations(block.crop, block.flips, 'config.train')
+
+  def _check_classes(self, num_classes: int) -> None:
+    contrasted = self.experiment.train.learn.contrast
+    if contrasted:
+      try:
+        contrasted.check_classes(num_classes)
+      except ValueError as error:
+        raise errors.UserError(
+          f'config.train.learn.contrast: {error}'
+        ) from error
+
+
+if __name__ == '__main__':
+  app.run(build_stages, load_model)

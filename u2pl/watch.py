@@ -1,0 +1,88 @@
+"""Pictures of what the teacher makes of the same few images, as they learn."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from input_pipeline import batch as batch_lib
+from segcore import pictures, sharding, summary
+from u2pl import semi
+
+_TITLES = (
+  *('unlabelled', 'pseudo-label', 'entropy', 'student'),
+  *('mixed image', 'its label'),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watch:
+  """Panels of unlabelled images; the same on every host.
+
+  Attributes:
+    trained: the method.
+    batch: the streams 'labeled' and 'unlabeled', as training has them.
+    palette: colours of the classes.
+    num_pictures: rows of a panel.
+    mesh: the devices; each looks at everything.
+  """
+
+  trained: semi.Semi
+  batch: Mapping[str, Any]
+  palette: tuple[pictures.Colour, ...]
+  num_pictures: int
+  mesh: Mesh
+
+  def __call__(self, state: semi.State) -> summary.Findings:
+    """Unreliable pixels are grey; bright entropy is high, up to log C."""
+    found = jax.device_get(self._look(state, self.batch))
+    rows = []
+    for i in range(min(self.num_pictures, len(found['student']))):
+      believed = np.where(found['reliable'][i], found['labels'][i], -1)
+      rows.append(
+        [
+          self.batch['unlabeled']['image'][i],
+          pictures.coloured(found['clean_labels'][i], self.palette),
+          _grey(found['entropy'][i] / np.log(self.trained.num_classes)),
+          pictures.coloured(found['student'][i], self.palette),
+          batch_lib.to_uint8(found['images'][i]),
+          pictures.coloured(believed, self.palette),
+        ]
+      )
+    return summary.Findings(
+      {}, {'teacher/panels': pictures.grid(rows, _TITLES)}
+    )
+
+  @functools.cached_property
+  def _look(self):
+    def look(state, batch):
+      _, guess = self.trained.guess(state, batch, jax.random.PRNGKey(0))
+      images = batch_lib.to_symmetric(batch['unlabeled']['image'])
+      student = self.trained.apply(
+        {'params': state.params, 'batch_stats': state.batch_stats},
+        images,
+        ('logits',),
+      )['logits']
+      student = jnp.argmax(semi.enlarge(student, images.shape[1:3]), axis=-1)
+      return {
+        'student': student.astype(jnp.int32),
+        **{
+          name: getattr(guess, name)
+          for name in (
+            *('images', 'labels', 'clean_labels', 'entropy', 'reliable'),
+          )
+        },
+      }
+
+    return jax.jit(look, out_shardings=sharding.replicated(self.mesh))
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+  """Values from 0 to 1 as grey, RGB."""
+  grey = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+  return np.repeat(grey[..., None], 3, axis=-1)
