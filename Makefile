@@ -24,6 +24,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kill_resume.py
 	$(BIN)/python benchmarks/input.py
+	$(BIN)/python benchmarks/prepare.py
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -24,9 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import tqdm
-
-from input_pipeline import disks, errors
+from input_pipeline import disks, errors, progress
 
 GET_AGAIN = 'download it again'
 NOT_OFFICIAL = 'this is not the official archive, get that'
@@ -278,8 +276,8 @@ def _tar_members(
   """Files in a tar file, and those in tar files in it."""
   with plain.open('rb') as file:
     entries = _entries(file, 0, plain.stat().st_size)
-    for name, offset, length in tqdm.tqdm(
-      entries, desc=f'indexing {archive.name}', unit=' file', disable=None
+    for name, offset, length in progress.bar(
+      entries, desc=f'indexing {archive.name}', unit=' file'
     ):
       if not name.lower().endswith('.tar'):
         yield Member(archive, name, length, tar=plain, offset=offset)
@@ -370,11 +368,8 @@ def _decompressed(
   archive: pathlib.Path, opener: Callable[..., Any], limit: int
 ) -> Iterator[bytes]:
   """The content of an archive that grows to `limit` bytes at most."""
-  bar = tqdm.tqdm(
-    desc=f'decompressing {archive.name}',
-    unit='B',
-    unit_scale=True,
-    disable=None,
+  bar = progress.bar(
+    desc=f'decompressing {archive.name}', unit='B', unit_scale=True
   )
   size = 0
   # Here, where no error can be of the disk that the content is written to.

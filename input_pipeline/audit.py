@@ -23,9 +23,8 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 import PIL.Image
-import tqdm
 
-from input_pipeline import archives, errors
+from input_pipeline import archives, errors, progress
 from input_pipeline.builders import records
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -174,21 +173,32 @@ class Audit:
     path.write_text(json.dumps(found))
 
   def _table(self) -> Iterator[str]:
-    """Pixels, their share and images of each class, split by split."""
-    names = [*self.classes, '(ignored)']
+    """Images of each class, split by split; with masks its pixels, too."""
+    masked = any(map(_has_masks, self.counts.values()))
+    names = [*self.classes, *(['(ignored)'] if masked else [])]
     width = max(len(name) for name in [*names, 'class'])
     head = f'{"class":{width}}'
-    for split in self.counts:
-      head += f'  {split + " pixels":>15} {"share":>7} {"images":>9}'
+    for split, counts in self.counts.items():
+      if _has_masks(counts):
+        head += f'  {split + " pixels":>15} {"share":>7} {"images":>9}'
+      else:
+        head += f'  {split + " images":>17}'
     yield head
     for i, name in enumerate(names):
       row = f'{name:{width}}'
       for counts in self.counts.values():
         pixels = (*counts.pixels, counts.ignored)
         images = f'{counts.images[i]:,}' if i < len(self.classes) else ''
-        share = pixels[i] / max(sum(pixels), 1)
-        row += f'  {pixels[i]:>15,} {share:>7.2%} {images:>9}'
+        if _has_masks(counts):
+          share = pixels[i] / sum(pixels)
+          row += f'  {pixels[i]:>15,} {share:>7.2%} {images:>9}'
+        else:
+          row += f'  {images:>17}'
       yield row.rstrip()
+
+
+def _has_masks(counts: Counts) -> bool:
+  return sum(counts.pixels) + counts.ignored > 0
 
 
 def read_counts(path: pathlib.Path) -> Mapping[str, Counts]:
@@ -299,7 +309,9 @@ def count(
   for split, listed in sources.items():
     tally = Tally(num_classes)
     results = in_threads(catching(read), listed)
-    for found in progress(results, f'checking {split}', len(listed)):
+    for found in progress.bar(
+      results, desc=f'checking {split}', total=len(listed)
+    ):
       if isinstance(found, errors.BadFile):
         bad.append(found)
       else:
@@ -342,14 +354,6 @@ def settle(
     skipped=tuple(bad),
     warnings=(*warnings, *absent),
   )
-
-
-def progress(
-  results: Iterable[Result], what: str, total: int
-) -> Iterable[Result]:
-  """The same, with a bar on a terminal."""
-  # `None` is silent where there is no terminal.
-  return tqdm.tqdm(results, desc=what, total=total, unit='image', disable=None)
 
 
 def catching(
@@ -410,7 +414,9 @@ def read_example(
       )
   tags = example.tags
   if tags is None:
-    tags = () if label is None else np.unique(label[label >= 0]).tolist()
+    # Sorting the pixels would take as long as decoding the image.
+    present = () if label is None else np.bincount(label[label >= 0])
+    tags = np.flatnonzero(present).tolist()
   return records.Sample(example.id, image, pixels, label, tags)
 
 

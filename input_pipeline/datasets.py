@@ -20,7 +20,14 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 
-from input_pipeline import audit, disks, errors, fingerprints, writing
+from input_pipeline import (
+  audit,
+  disks,
+  errors,
+  fingerprints,
+  progress,
+  writing,
+)
 from input_pipeline.builders import base, records
 
 # Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
@@ -43,6 +50,15 @@ _BUILDERS = {
   'image_folder': ('folders', 'ImageFolder'),
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
+
+
+# Fields of `Options` that only some data sets read.
+_MASK_FIELDS = ('masks', 'classes', 'ignore')
+_FOLDER_FIELDS = (
+  *('images', *_MASK_FIELDS),
+  *('val_fraction', 'split_seed', 'on_bad_example'),
+)
+_FILE_FIELDS = ('source', *_FOLDER_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +96,15 @@ class Options:
         f'there is no data set {self.name!r}: expected one of '
         f'{", ".join(_BUILDERS)}'
       )
+    unread = {'shapes': _FILE_FIELDS, 'image_folder': _MASK_FIELDS}.get(
+      name, () if name == 'image_mask_folder' else _FOLDER_FIELDS
+    )
+    for field in dataclasses.fields(self):
+      if field.name in unread and getattr(self, field.name) != field.default:
+        raise errors.UserError(
+          f'{field.name} is {getattr(self, field.name)!r}, which {name} does '
+          'not read: leave it out'
+        )
 
 
 class _Selected(Sequence[records.Record]):
@@ -225,10 +250,17 @@ def known_classes(options: Options) -> int | None:
   return len(made.contents().classes)
 
 
-def prepare(options: Options, data_dir: str = '') -> base.Builder:
+def prepare(
+  options: Options, data_dir: str = '', tell_known: bool = False
+) -> base.Builder:
   """The builder of a data set, with its records on disk.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
+
+  Args:
+    options: which data set.
+    data_dir: where records are kept.
+    tell_known: whether to say so if it is prepared already.
 
   Raises:
     UserError: a file is missing or bad.
@@ -238,7 +270,9 @@ def prepare(options: Options, data_dir: str = '') -> base.Builder:
   logging.set_verbosity(logging.ERROR)
   try:
     made = builder(options, data_dir)
-    problem = _prepare_on_host_0(made, options) if _is_host_0() else None
+    problem = None
+    if _is_host_0():
+      problem = _prepare_on_host_0(made, options, tell_known)
     if jax.process_count() > 1:
       good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
       if not good and problem is None:
@@ -257,7 +291,7 @@ def _is_host_0() -> bool:
 
 
 def _prepare_on_host_0(
-  made: base.Builder, options: Options
+  made: base.Builder, options: Options, tell_known: bool
 ) -> errors.UserError | None:
   """Prepares what is not prepared; returns what went wrong."""
   report = pathlib.Path(made.data_dir) / base.REPORT
@@ -266,6 +300,11 @@ def _prepare_on_host_0(
     if not known:
       with disks.telling(made.name, made.data_dir):
         made.download_and_prepare()
+    elif tell_known:
+      print(
+        f'{options.name} was prepared before, its files are not read again; '
+        f'their audit is in {report}'
+      )
     # What is left out is said at the start of every run.
     if report.exists() and (not known or made.on_bad_example == 'skip'):
       print(report.read_text(), end='', flush=True)
@@ -347,10 +386,10 @@ def open_folder(
     (example, known)
     for example, known in zip(
       listing.examples,
-      audit.progress(
+      progress.bar(
         audit.in_threads(audit.catching(_look), listing.examples),
-        f'checking {images}',
-        len(listing.examples),
+        desc=f'checking {images}',
+        total=len(listing.examples),
       ),
       strict=True,
     )

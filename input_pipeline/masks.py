@@ -1,6 +1,7 @@
 """What the pixels of masks mean: files of values or colours to class ids."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -170,6 +171,7 @@ def read_values(file: archives.File) -> np.ndarray:
   return values
 
 
+@functools.cache  # Asked for with every record.
 def palette(num_classes: int) -> tuple[Colour, ...]:
   """Colours for classes that come without: those of Pascal VOC.
 

@@ -7,14 +7,17 @@
       --images=images --masks=masks --classes=classes.txt --ignore=255 --check
 
 Ends with a page about the data, as text and as a picture. With --check nothing
-is prepared. It can be interrupted (exit status 75) and run again. Exits with
-status 2 and one line that begins with 'error: ' if something is to be mended.
+is prepared. It can be interrupted by SIGINT or SIGTERM (exit status 75) and run
+again. Exits with status 2 and one line that begins with 'error: ' if something
+is to be mended.
 """
 
 import argparse
+import contextlib
 import pathlib
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
 
@@ -45,20 +48,40 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     options = datasets.Options(**arguments)
     part = writing.Part.parse(shard)
-    if check:
-      _check(options, data_dir)
-    elif part.count == 1 or _write(options, data_dir, part):
-      _prepare(options, data_dir)
+    if check and part.count > 1:
+      raise errors.UserError(
+        f'--shard={shard} contradicts --check, which looks at all files: leave '
+        'out one of them'
+      )
+    with _interrupted_by_sigterm():
+      if check:
+        _check(options, data_dir)
+      elif part.count == 1 or _write(options, data_dir, part):
+        _prepare(options, data_dir)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print(
-      'interrupted: finished shards are kept, the same command goes on',
-      file=sys.stderr,
-    )
+    rest = 'finished shards are kept, the same command goes on'
+    if check:
+      rest = 'nothing was written'
+    print(f'interrupted: {rest}', file=sys.stderr)
     return INTERRUPTED
   return 0
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+  """Treats what schedulers send as Ctrl-C."""
+
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _write(
@@ -81,7 +104,7 @@ def _write(
 
 def _prepare(options: datasets.Options, data_dir: str) -> None:
   """Prepares, and draws the page."""
-  made = datasets.prepare(options, data_dir)
+  made = datasets.prepare(options, data_dir, tell_known=True)
   folder = pathlib.Path(made.data_dir)
   indices = {
     split: fingerprints.Index.read(writing.index_path(folder, split))
@@ -122,6 +145,7 @@ def _check(options: datasets.Options, data_dir: str) -> None:
   name = f'{options.name.replace("/", "-")}.png'
   path = pathlib.Path(made.data_dir_root) / 'reports' / name
   _draw(path, options.name, found.counts, made.contents(), samples)
+  print('this was a check: no record was written')
 
 
 def _tell_shared(indices: Mapping[str, fingerprints.Index]) -> None:

@@ -45,7 +45,8 @@ def draw(
   figure = matplotlib.figure.Figure(
     figsize=(12, 3 + 2.6 * rows), layout='constrained'
   )
-  figure.suptitle(title)
+  found = [f'{split} {c.num_images:,}' for split, c in counts.items()]
+  figure.suptitle(f'{title}: {", ".join(found)} images', parse_math=False)
   above, below = figure.subfigures(2, 1, height_ratios=(3, 2.6 * rows))
   if contents.classes:
     _frequencies(above.subplots(), counts, contents)

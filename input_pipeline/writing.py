@@ -24,7 +24,7 @@ import tqdm
 from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 
-from input_pipeline import audit, disks, errors, fingerprints
+from input_pipeline import audit, disks, errors, fingerprints, progress
 
 if TYPE_CHECKING:
   from input_pipeline.builders import base
@@ -104,13 +104,11 @@ class Shards:
       return
     self.folder.mkdir(parents=True, exist_ok=True)
     self._check_space(todo)
-    bar = tqdm.tqdm(
+    bar = progress.bar(
       desc=f'preparing {self._builder.name}',
       total=sum(len(shard.sources) for shard in mine),
       initial=sum(len(s.sources) for s in mine)
       - sum(len(s.sources) for s in todo),
-      unit='image',
-      disable=None,
     )
     with bar:
       for shard in todo:

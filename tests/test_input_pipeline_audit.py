@@ -161,6 +161,30 @@ def test_report_is_a_table(tmp_path):
   assert found.report() == '\n'.join(table)
 
 
+def test_a_split_without_masks_has_no_pixels_in_the_table():
+  masked = audit.Counts(num_images=2, pixels=(3, 0), images=(2, 0), ignored=1)
+  tagged = audit.Counts(num_images=5, pixels=(0, 0), images=(4, 1))
+  ignored = audit.Counts(num_images=1, pixels=(0, 0), images=(0, 0), ignored=6)
+  found = {'a': masked, 'b': tagged, 'c': ignored}
+  assert audit.Audit(found, ('sky', 'road')).report().splitlines()[4:] == [
+    'class             a pixels   share    images           b images'
+    '         c pixels   share    images',
+    'sky                      3  75.00%         2                  4'
+    '                0   0.00%         0',
+    'road                     0   0.00%         0                  1'
+    '                0   0.00%         0',
+    '(ignored)                1  25.00%                             '
+    '                6 100.00%',
+  ]
+  assert audit.Audit({'b': tagged}, ('sky', 'road')).report().splitlines() == [
+    'b: 5 images',
+    '',
+    'class           b images',
+    'sky                    4',
+    'road                   1',
+  ]
+
+
 def test_images_alone_are_only_decoded(tmp_path):
   write(tmp_path / 'a.png', image_bytes(5, 4, 'PNG'))
   write(tmp_path / 'b.jpg', image_bytes(5, 4))

@@ -99,9 +99,9 @@ def test_folder_that_is_not_camvid(source, tmp_path):
 
 def test_source_that_is_not_given(tmp_path):
   assert message_of(camvid.Camvid(data_dir=tmp_path)) == (
-    'source is empty: give the folder of camvid, with '
-    '{train,val}/{images,labels} in it, or set SEG_DATA_DIR to the folder that '
-    'holds it'
+    'source is empty: give the folder of camvid '
+    '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
+    'holds a folder camvid'
   )
 
 

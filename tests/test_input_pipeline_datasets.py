@@ -154,9 +154,9 @@ def test_unknown_split(root, tmp_path):
 
 def test_no_source(tmp_path):
   assert message_of(lambda: open_camvid(tmp_path)) == (
-    'source is empty: give the folder of camvid, with '
-    '{train,val}/{images,labels} in it, or set SEG_DATA_DIR to the folder '
-    'that holds it'
+    'source is empty: give the folder of camvid '
+    '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
+    'holds a folder camvid'
   )
 
 
@@ -171,10 +171,27 @@ def test_source_that_is_not_there(tmp_path, monkeypatch):
 
 def test_folders_without_a_source(tmp_path):
   for name in ('image_folder', 'image_mask_folder'):
-    options = datasets.Options(name, masks='m', classes='c')
+    fields = {'masks': 'm', 'classes': 'c'} if 'mask' in name else {}
+    options = datasets.Options(name, **fields)
     assert message_of(lambda o=options: datasets.builder(o, str(tmp_path))) == (
       'source is empty: give the folder of the images'
     )
+
+
+@pytest.mark.parametrize(
+  ('name', 'field', 'value'),
+  [
+    ('voc2012', 'classes', 'a.txt'),
+    ('cityscapes/fine', 'on_bad_example', 'skip'),
+    ('image_folder', 'ignore', '255'),
+    ('shapes/scenes', 'source', 'here'),
+  ],
+)
+def test_field_that_a_data_set_does_not_read(name, field, value):
+  assert message_of(lambda: datasets.Options(name, **{field: value})) == (
+    f'{field} is {value!r}, which {name.partition("/")[0]} does not read: '
+    'leave it out'
+  )
 
 
 def test_a_folder_of_images_opens_with_its_options(tmp_path):

@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import shutil
+import signal
 
 import numpy as np
 import PIL.Image
@@ -613,7 +614,8 @@ def test_counts_other_than_the_official_ones(prepared, case):
   ]
   assert warnings == [
     f'warning: {name} {split}: found {len(made.expected[split])} images, the '
-    f'official number is {count}'
+    f'official number is {count}: scores on it cannot be compared with '
+    'published ones'
     for split, count in counts.items()
   ]
 
@@ -1010,9 +1012,18 @@ def test_a_part_is_made_again_without_reading(
   }
 
 
+def ctrl_c():
+  raise KeyboardInterrupt
+
+
+def sigterm():
+  signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize('stop', [ctrl_c, sigterm])
 @pytest.mark.parametrize('flags', [(), ('--shard=0/1',)])
 def test_interrupted_and_run_again(
-  flags, tmp_path, small_shards, read, monkeypatch, capsys
+  flags, stop, tmp_path, small_shards, read, monkeypatch, capsys
 ):
   source = ten_scenes(tmp_path / 'source')
   assert run('ade20k', source, tmp_path / 'whole') == 0
@@ -1021,7 +1032,7 @@ def test_interrupted_and_run_again(
 
   def interrupted(self, source):
     if source.id == 'ADE_train_00000005':
-      raise KeyboardInterrupt
+      stop()
     return counted(self, source)
 
   again = tmp_path / 'again'
@@ -1046,6 +1057,40 @@ def test_interrupted_and_run_again(
   assert files_below(again / 'ade20k') == files_below(
     tmp_path / 'whole' / 'ade20k'
   )
+
+
+@pytest.mark.parametrize('stop', [ctrl_c, sigterm])
+def test_an_interrupted_check(stop, tmp_path, monkeypatch, capsys):
+  source = ten_scenes(tmp_path / 'source')
+  monkeypatch.setattr(files.FileBuilder, 'sample', lambda *_: stop())
+  before = signal.getsignal(signal.SIGTERM)
+  assert run('ade20k', source, tmp_path / 'records', '--check') == 75
+  assert capsys.readouterr().err == 'interrupted: nothing was written\n'
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_part_of_a_check(tmp_path, capsys):
+  assert run('ade20k', tmp_path, tmp_path, '--check', '--shard=0/2') == 2
+  assert capsys.readouterr().err == (
+    'error: --shard=0/2 contradicts --check, which looks at all files: leave '
+    'out one of them\n'
+  )
+
+
+def test_what_is_prepared_is_not_read_again(tmp_path, read, capsys):
+  source, records_dir = ten_scenes(tmp_path / 'source'), tmp_path / 'records'
+  assert run('ade20k', source, records_dir) == 0
+  folder = records_dir / 'ade20k' / '1.0.0'
+  audited = (folder / 'audit.txt').read_text()
+  first = capsys.readouterr().out
+  assert first.startswith(audited)
+  read.clear()
+  assert run('ade20k', tmp_path / 'elsewhere', records_dir) == 0
+  assert capsys.readouterr().out == (
+    'ade20k was prepared before, its files are not read again; their audit is '
+    f'in {folder}/audit.txt\n{first.removeprefix(audited)}'
+  )
+  assert not read
 
 
 def test_shards_of_files_that_have_changed_are_made_again(

@@ -135,8 +135,8 @@ class Official(FileBuilder):
     """Looks into folders and archives."""
     if not self._source:
       raise errors.UserError(
-        f'source is empty: give the folder of {self.name}, with {self.layout} '
-        'in it, or set SEG_DATA_DIR to the folder that holds it'
+        f'source is empty: give the folder of {self.name} ({self.layout}), or '
+        f'set SEG_DATA_DIR to the folder that holds a folder {self.name}'
       )
     cache = pathlib.Path(self.data_dir_root) / '.unpacked'
     files = archives.find(pathlib.Path(self._source), self.patterns, cache)
@@ -149,7 +149,8 @@ class Official(FileBuilder):
       *super().warnings(),
       *(
         f'{self.name} {split}: found {found.get(split, 0):,} images, the '
-        f'official number is {count:,}'
+        f'official number is {count:,}: scores on it cannot be compared with '
+        'published ones'
         for split, count in self.counts.items()
         if found.get(split, 0) != count
       ),

@@ -1,0 +1,186 @@
+"""How fast records are made, beside only decoding what they are made of.
+
+  python benchmarks/prepare.py [--images=1000] [--rounds=3] [--out=FILE.json]
+
+Drawn JPEG files of 500 x 375 pixels with palette masks, as Pascal VOC has them.
+Compared in turns on as many threads as there are cores: preparing them (list,
+read, decode, check, fingerprint, encode, write), and cv2 decoding image and
+mask of the same files and nothing else. Then what each part takes on one
+thread.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import PIL.Image
+from absl import logging
+
+from input_pipeline import audit, datasets, fingerprints, masks
+from input_pipeline.builders import base, records
+
+SIZE = (375, 500)
+CLASSES = 21
+TIMED = 100  # Images that the parts are timed on.
+
+
+def make_folder(folder: pathlib.Path, count: int) -> None:
+  """Drawn images without noise, and masks of their regions."""
+  for name in ('images', 'masks'):
+    (folder / name).mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  palette = rng.integers(0, 256, (256, 3), np.uint8)
+  for i in range(count):
+    # Regions as annotators draw them: a few, with smooth borders.
+    fields = rng.random((CLASSES, 4, 5)).astype(np.float32)
+    grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
+    values = np.argmax(grown, axis=0).astype(np.uint8)
+    coarse = rng.integers(0, 128, (24, 32, 3), np.uint8)
+    shade = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(
+      str(folder / 'images' / f'{i:05}.jpg'),
+      palette[values] // 2 + shade // 2,
+      (cv2.IMWRITE_JPEG_QUALITY, 92),
+    )
+    mask = PIL.Image.fromarray(values)
+    mask.putpalette(palette.tobytes())
+    mask.save(folder / 'masks' / f'{i:05}.png')
+  names = ''.join(f'class{i}\n' for i in range(CLASSES))
+  (folder / 'classes.txt').write_text(names)
+
+
+def builder(folder: pathlib.Path) -> base.Builder:
+  """Of the folder's records."""
+  options = datasets.Options(
+    'image_mask_folder',
+    source=str(folder),
+    images='images',
+    masks='masks',
+    classes='classes.txt',
+  )
+  return datasets.builder(options, str(folder / 'records'))
+
+
+def prepare(folder: pathlib.Path) -> None:
+  """Makes all records, as the command line does, but for the page."""
+  builder(folder).download_and_prepare()
+
+
+def decode(folder: pathlib.Path) -> None:
+  """Decodes all images and masks."""
+
+  def both(path: pathlib.Path) -> None:
+    cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+    mask = folder / 'masks' / f'{path.stem}.png'
+    cv2.imdecode(np.fromfile(mask, np.uint8), cv2.IMREAD_UNCHANGED)
+
+  for _ in audit.in_threads(both, sorted((folder / 'images').iterdir())):
+    pass
+
+
+def rate(
+  work: Callable[[pathlib.Path], None], folder: pathlib.Path, count: int
+) -> float:
+  """Images a second."""
+  start = time.perf_counter()
+  work(folder)
+  return count / (time.perf_counter() - start)
+
+
+def parts(folder: pathlib.Path) -> dict[str, float]:
+  """Milliseconds an image on one thread: decoding, and what is done to it."""
+  made = builder(folder)
+  sources = made.sources()['train'][:TIMED]
+  images = [source.image.read_bytes() for source in sources]
+  labels = [source.mask.read_bytes() for source in sources]
+  samples = [made.sample(source) for source in sources]
+  work: dict[str, Callable[[int], object]] = {
+    'cv2 image': lambda i: records.decode_image(images[i]),
+    'cv2 mask': lambda i: cv2.imdecode(
+      np.frombuffer(labels[i], np.uint8), cv2.IMREAD_UNCHANGED
+    ),
+    'check the JPEG to its end': lambda i: audit.load(images[i], ('JPEG',)),
+    'read and check the mask': lambda i: masks.read_values(sources[i].mask),
+    'all of reading': lambda i: made.sample(sources[i]),
+    'fingerprint': lambda i: fingerprints.Index.of_one(samples[i]),
+    'encode the record': lambda i: made.encode(samples[i]),
+    'count': lambda i: audit.Tally(CLASSES).add(samples[i]),
+  }
+  return {name: timed(part, len(sources)) for name, part in work.items()}
+
+
+def timed(part: Callable[[int], object], count: int) -> float:
+  """Milliseconds an image of the fastest of three times."""
+  best = float('inf')
+  for _ in range(3):
+    start = time.perf_counter()
+    for i in range(count):
+      part(i)
+    best = min(best, time.perf_counter() - start)
+  return 1000 * best / count
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the comparison and prints it."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--images', type=int, default=1000)
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--out', default='')
+  arguments = parser.parse_args(argv)
+  cv2.setNumThreads(0)
+  logging.set_verbosity(logging.ERROR)  # TFDS tells of each of its steps.
+  rows = []
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary) / 'drawn'
+    make_folder(folder, arguments.images)
+    for number in range(arguments.rounds):
+      row = {
+        'prepare': rate(prepare, folder, arguments.images),
+        'bare': rate(decode, folder, arguments.images),
+      }
+      shutil.rmtree(folder / 'records')
+      rows.append(row)
+      shown = '  '.join(f'{name} {value:.0f}' for name, value in row.items())
+      print(f'round {number + 1}/{arguments.rounds}, images/s: {shown}')
+    found = summary(rows)
+    found['milliseconds_an_image'] = parts(folder)
+  for name, value in found['milliseconds_an_image'].items():
+    print(f'{name:28} {value:.2f} ms')
+  print(sentence(found))
+  if arguments.out:
+    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+
+
+def summary(rows: Sequence[dict[str, float]]) -> dict:
+  """Medians of the rounds, and how far they went apart."""
+  share = [row['prepare'] / row['bare'] for row in rows]
+  return {
+    'threads': os.cpu_count(),
+    'rounds': list(rows),
+    'images_a_second': statistics.median(row['prepare'] for row in rows),
+    'share_of_bare_decoding': statistics.median(share),
+    'least_and_most': (min(share), max(share)),
+  }
+
+
+def sentence(found: dict) -> str:
+  """A summary in words."""
+  low, high = found['least_and_most']
+  return (
+    f'{found["images_a_second"]:.0f} images/s on {found["threads"]} cores, '
+    f'{found["share_of_bare_decoding"]:.0%} of bare cv2 decoding ({low:.0%} to '
+    f'{high:.0%})'
+  )
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
