@@ -54,6 +54,18 @@ def _convert(name: str, text: str, default: Any) -> Any:
     raise ValueError(f'config option {name}={text}: expected {kind}') from None
 
 
+# The noise of denoising, as options; `noise` reads them.
+NOISE = {
+  'noise': ['scaled', 'simple'],
+  'gamma': 0.0,  # share of the image's power that is kept; 0: the config's own
+  'sigma': 0.0,  # instead of gamma: standard deviation, of images in [0, 1]
+  'gamma_range': '',  # instead of gamma: each image has its own, 0.9-0.95
+  'draw': ['uniform', 'linear', 'multiplicative'],  # from the range
+  'noise_steps': 0,  # of the latter two
+  'target': ['eps', 'x', 'eps_scaled'],  # what is predicted
+}
+
+
 def block(**fields: Any) -> ml_collections.ConfigDict:
   """A block of a config; nested dicts become blocks too."""
   return ml_collections.ConfigDict(fields)
@@ -88,6 +100,40 @@ def small_network(
     dtype='float32',
     remat=False,
   )
+
+
+def noise(options: SimpleNamespace, gamma: float) -> ml_collections.ConfigDict:
+  """The noise of denoising.
+
+  Args:
+    options: with those of `NOISE`.
+    gamma: where no strength was given.
+
+  Raises:
+    ValueError: the range is not LEAST-LARGEST.
+  """
+  given = options.gamma or options.sigma or options.gamma_range
+  return block(
+    kind=options.noise,
+    gamma=options.gamma if given else gamma,
+    sigma=options.sigma,
+    gamma_range=_range(options.gamma_range),
+    draw=options.draw,
+    num_steps=options.noise_steps,
+    target=options.target,
+  )
+
+
+def _range(text: str) -> tuple[float, float]:
+  if not text:
+    return 0.0, 0.0
+  least, _, largest = text.partition('-')
+  try:
+    return float(least), float(largest)
+  except ValueError:
+    raise ValueError(
+      f'config option gamma_range={text}: expected LEAST-LARGEST, as 0.9-0.95'
+    ) from None
 
 
 def operation(**fields: Any) -> ml_collections.ConfigDict:

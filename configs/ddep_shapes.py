@@ -40,6 +40,7 @@ def get_config(argument=None):
     network=['unet', 'transunet'],  # ResNet or hybrid ViT as the encoder
     width=1,  # factor of the decoder's channels
     encoder='',  # a finished run's stage, or a weight file
+    **common.NOISE,  # noise, gamma, target, …
     tiny=False,  # the same code, in a minute a stage
   )
   config = common.block(program='ddep.main', data_dir='')
@@ -61,7 +62,7 @@ def get_config(argument=None):
     data=common.data('shapes/scenes'),
     split='unlabeled',
     val_split='val',
-    noise={'kind': 'scaled', 'gamma': 0.7, 'sigma': 0.0, 'target': 'eps'},
+    noise=common.noise(options, gamma=0.7),
     crop={'name': 'inception', 'size': (64, 64), 'area': (0.3, 1.0)},
     flips=('horizontal', 'vertical'),
     recipe=common.recipe(16, 2000, common.adam(2e-3, warmup_steps=50), 500),
