@@ -108,7 +108,7 @@ def execute(
       continue
     settings = planned[stage.name]
     directory = workdir / stage.name
-    if (directory / 'DONE.json').exists():
+    if is_finished(directory):
       journal.say(f'{stage.name} is finished already: {directory}')
       continue
     for name in stage.needs:
@@ -128,6 +128,11 @@ def execute(
       _forget_unbegun(directory)
       raise
     _finish(place, stage.name, outputs)
+
+
+def is_finished(directory: pathlib.Path) -> bool:
+  """Whether the stage of this folder has nothing left to do."""
+  return (directory / 'DONE.json').exists()
 
 
 def check(

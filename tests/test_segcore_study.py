@@ -176,6 +176,20 @@ def test_a_single_axis_is_swept_at_one_value_for_all(tmp_path):
   assert [row['swept'] for row in table.values()] == ['2', '2']
 
 
+def test_two_options_are_swept_together(tmp_path):
+  workdir = tmp_path / 'work'
+  sweeps = ('--sweep=lr=1,2,3', '--sweep=nested.bonus=0.0,0.2')
+  assert study.main(command(workdir, '--vary=labels=50', *sweeps)) == 0
+  assert runs_of(workdir) == {'pretrain none': 1, 'evaluate none': 6}
+  sweep = json.loads((workdir / 'sweep.json').read_text())
+  assert sweep['chosen'] == {'fake_program,50': '2,0.2'}
+  pairs = [(t['lr'], t['nested.bonus']) for t in sweep['tried']]
+  assert pairs == [(r, b) for r in '123' for b in ('0.0', '0.2')]
+  line = table_of(workdir)['fake_program', '50']
+  best = fake_program.score('none', 50, 0, 2.0) + 0.2 + 0.01
+  assert float(line['test/miou mean']) == pytest.approx(100 * best)
+
+
 def test_a_metric_that_is_not_there_stops_the_study(tmp_path, capsys):
   workdir = tmp_path / 'work'
   assert study.main(command(workdir, *AXES, '--report=test/mIoU')) == 2
@@ -247,6 +261,7 @@ def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
     (('--vary=labels',), 'expected NAME=VALUE,VALUE'),
     (('--vary=labels=50,50',), 'of different values'),
     ((*AXES, '--vary=init=none'), 'expected each name once'),
+    ((*AXES, '--sweep=lr=1', '--sweep=lr=2'), 'expected each name once'),
     (('--vary=seed=1,2',), 'seed is varied by --seeds'),
     ((*AXES, '--sweep=lr=1,2', '--sweep_at=7'), 'one of 50, 100'),
     ((*AXES, '--baseline=init=x'), 'expected one of init=ddep, init=none'),
