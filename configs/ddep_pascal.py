@@ -52,7 +52,7 @@ def get_config(argument=None):
   config.operation = common.operation(
     log_every=100,
     save_every=1000,
-    reading={'threads': 16, 'buffered': 8, 'workers': 0},
+    reading={'threads': 16, 'buffered': 16, 'workers': 0},
   )
   common.set_init(config, options.init)
   common.set_seeds(config, options)
