@@ -113,7 +113,8 @@ class _Joined(Sequence[records.Record]):
   def __getitem__(self, i) -> records.Record:
     at = range(len(self))[int(i)]  # Counts from the end, too.
     k = int(np.searchsorted(self._ends, at, side='right'))
-    return self._sources[k][at - int(self._ends[k])]
+    source = self._sources[k]
+    return source[at - int(self._ends[k]) + len(source)]
 
   def __repr__(self) -> str:
     return f'_Joined({len(self)} records)'

@@ -169,25 +169,21 @@ def test_more_seeds_use_what_the_first_one_had_trained_alone(tmp_path):
 
 def test_a_single_axis_is_swept_at_one_value_for_all(tmp_path):
   workdir = tmp_path / 'work'
-  arguments = ('--vary=labels=50,200', '--sweep=lr=1,2', '--sweep_at=200')
+  sweeps = ('--sweep=lr=1,2', '--sweep=nested.bonus=0.25,0.0')
+  arguments = ('--vary=labels=50,200', *sweeps, '--sweep_at=200')
   assert study.main(command(workdir, *arguments)) == 0
   table = table_of(workdir)
   assert list(table) == [('fake_program', '50'), ('fake_program', '200')]
-  assert [row['swept'] for row in table.values()] == ['2', '2']
-
-
-def test_two_options_are_swept_together(tmp_path):
-  workdir = tmp_path / 'work'
-  sweeps = ('--sweep=lr=1,2,3', '--sweep=nested.bonus=0.0,0.2')
-  assert study.main(command(workdir, '--vary=labels=50', *sweeps)) == 0
-  assert runs_of(workdir) == {'pretrain none': 1, 'evaluate none': 6}
-  sweep = json.loads((workdir / 'sweep.json').read_text())
-  assert sweep['chosen'] == {'fake_program,50': '2,0.2'}
-  pairs = [(t['lr'], t['nested.bonus']) for t in sweep['tried']]
-  assert pairs == [(r, b) for r in '123' for b in ('0.0', '0.2')]
-  line = table_of(workdir)['fake_program', '50']
-  best = fake_program.score('none', 50, 0, 2.0) + 0.2 + 0.01
-  assert float(line['test/miou mean']) == pytest.approx(100 * best)
+  assert [row['swept'] for row in table.values()] == ['2,0.25', '2,0.25']
+  best = fake_program.score('none', 50, 0, 2.0) + 0.25 + 0.01
+  found = float(table['fake_program', '50']['test/miou mean'])
+  assert found == pytest.approx(100 * best)
+  # All combinations were tried.
+  tried = json.loads((workdir / 'sweep.json').read_text())['tried']
+  assert [(t['lr'], t['nested.bonus']) for t in tried] == [
+    *[('1', '0.25'), ('1', '0.0')],
+    *[('2', '0.25'), ('2', '0.0')],
+  ]
 
 
 def test_a_metric_that_is_not_there_stops_the_study(tmp_path, capsys):
