@@ -3,6 +3,7 @@
 Options are what stands after the colon: `ddep_shapes.py:init=dep,tiny`.
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,59 @@ def _convert(name: str, text: str, default: Any) -> Any:
     raise ValueError(f'config option {name}={text}: expected {kind}') from None
 
 
+# The noise of denoising, as options; `noise` reads them.
+NOISE = {
+  'noise': ['scaled', 'simple'],
+  'gamma': 0.0,  # share of the image's power that is kept; 0: the config's own
+  'sigma': 0.0,  # instead of gamma: standard deviation, of images in [0, 1]
+  'gamma_range': '',  # instead of gamma: each image has its own, 0.9-0.95
+  'draw': ['uniform', 'linear', 'multiplicative'],  # from the range
+  'noise_steps': 0,  # of the latter two
+  'target': ['eps', 'x', 'eps_scaled'],  # what is predicted
+}
+
+
+# An experiment of the DDeP paper, as options. Where the paper is silent the
+# values are those of public code of its family.
+DDEP = {
+  'init': ['ddep', 'dep', 'supervised', 'none'],
+  'network': ['transunet', 'unet'],  # hybrid ViT or BiT-M R50x1 as the encoder
+  'encoder': '',  # a finished run's stage, or a weight file; '': WEIGHTS below
+  'width': 1,  # factor of the decoder's channels
+  'layout': ['A', 'A1', 'B'],  # of the decoder of a transunet
+  'conditional': False,  # tell the decoder the noise level
+  'pretrain': ['imagenet21k', 'voc', 'ade20k', 'cityscapes'],  # are denoised
+  'pretrain_epochs': 0.0,  # of these; 0: as many steps as 100 of ImageNet-21k
+  'pretrain_steps': 0,  # instead of epochs
+  'pretrain_lr': 0.0,  # 0: 6e-5, and 1e-4 for width 2
+  'pretrain_seed': 0,
+  **NOISE,
+  'labels': 0,  # number of labelled images; 0: `fraction` decides
+  'fraction': 0.0,  # share of the images that is labelled; 0: all
+  'list': '',  # file that names the labelled images; needs `steps`
+  'seed': 0,  # of the choice of labelled images and of fine-tuning
+  'run': 0,  # another choice of labelled images with the same seed
+  'held_out': 0,  # training images set aside, to decide on lr without val
+  'lr': 1e-4,  # of fine-tuning
+  'weight_decay': 1e-4,
+  'wd_mode': ['decoupled', 'l2'],
+  'epochs': 100.0,  # of fine-tuning
+  'min_steps': 4000,  # however few the images
+  'steps': 0,  # instead of epochs
+  'tiny': False,  # the same code, small, on generated images
+}
+# Where the encoder of each network comes from.
+WEIGHTS = {
+  'transunet': 'weights/R50+ViT-B_16.npz',
+  'unet': 'weights/BiT-M-R50x1.npz',
+}
+# For where data or weights are missing.
+TINY = (
+  'to run it now, on images that it draws itself, add the option tiny: '
+  'CONFIG.py:tiny, or CONFIG.py:OPTIONS,tiny'
+)
+
+
 def block(**fields: Any) -> ml_collections.ConfigDict:
   """A block of a config; nested dicts become blocks too."""
   return ml_collections.ConfigDict(fields)
@@ -73,7 +127,7 @@ SMALL_RESNET = {
 }
 
 
-# A hybrid ViT of the same kind as the public one; for a CPU.
+# A hybrid ViT and a BiT of the same kind as the public ones; for a CPU.
 SMALL_VIT = {
   'name': 'hybrid_vit',
   'blocks': (1, 1, 1),
@@ -83,9 +137,16 @@ SMALL_VIT = {
   'num_layers': 2,
   'num_heads': 4,
   'mlp_dim': 128,
-  'grid': (4, 4),
+  'grid': (0, 0),
   'dropout_rate': 0.0,
 }
+_SMALL_BIT = {
+  'name': 'bit',
+  'blocks': (1, 1, 1, 1),
+  'width': 16,
+  'num_groups': 8,
+}
+_SMALL_DECODER = {'widths': (64, 48, 32, 16, 16), 'num_groups': 8}
 
 
 def small_network(
@@ -94,15 +155,73 @@ def small_network(
   """A network for a CPU: an encoder of stride 16 and a narrow U-Net decoder."""
   return block(
     encoder=encoder,
-    decoder={
-      'name': 'unet',
-      'widths': (64, 48, 32, 16, 16),
-      'width_multiplier': width,
-      'num_groups': 8,
-    },
+    decoder={'name': 'unet', 'width_multiplier': width, **_SMALL_DECODER},
     dtype='float32',
     remat=False,
   )
+
+
+def ddep_network(options: SimpleNamespace) -> ml_collections.ConfigDict:
+  """The networks of the paper: TransUNet, or a U-Net on BiT-M R50x1."""
+  hybrid_vit = {
+    'name': 'hybrid_vit',
+    'blocks': (3, 4, 9),
+    'hidden_size': 768,
+    'num_layers': 12,
+    'num_heads': 12,
+    'mlp_dim': 3072,
+    'dropout_rate': 0.1,
+    'use_cls_token': True,
+    'grid': (0, 0),  # that of the images of each stage
+  }
+  bit = {'name': 'bit', 'blocks': (3, 4, 6, 3)}
+  return block(
+    encoder={'transunet': hybrid_vit, 'unet': bit}[options.network],
+    decoder={
+      'name': 'unet',
+      'widths': (1024, 512, 256, 128, 64),
+      'width_multiplier': options.width,
+      'layout': options.layout,
+      'num_groups': 32,
+      'conditional': options.conditional,
+    },
+    dtype='bfloat16',  # of activations
+    remat=False,
+  )
+
+
+def noise(options: SimpleNamespace, gamma: float) -> ml_collections.ConfigDict:
+  """The noise of denoising.
+
+  Args:
+    options: with those of `NOISE`.
+    gamma: where no strength was given.
+
+  Raises:
+    ValueError: the range is not LEAST-LARGEST.
+  """
+  given = options.gamma or options.sigma or options.gamma_range
+  return block(
+    kind=options.noise,
+    gamma=options.gamma if given else gamma,
+    sigma=options.sigma,
+    gamma_range=_range(options.gamma_range),
+    draw=options.draw,
+    num_steps=options.noise_steps,
+    target=options.target,
+  )
+
+
+def _range(text: str) -> tuple[float, float]:
+  if not text:
+    return 0.0, 0.0
+  least, _, largest = text.partition('-')
+  try:
+    return float(least), float(largest)
+  except ValueError:
+    raise ValueError(
+      f'config option gamma_range={text}: expected LEAST-LARGEST, as 0.9-0.95'
+    ) from None
 
 
 def operation(**fields: Any) -> ml_collections.ConfigDict:
@@ -134,6 +253,29 @@ def protocol(**fields: Any) -> ml_collections.ConfigDict:
       **fields,
     }
   )
+
+
+def single_scale() -> ml_collections.ConfigDict:
+  """Windows of 512 with stride 341 over the image as it is."""
+  return protocol(
+    tiles='windows', window=(512, 512), stride=(341, 341), canvas=128
+  )
+
+
+def multi_scale() -> ml_collections.ConfigDict:
+  """The same at six scales, each averaged with its mirror image."""
+  return protocol(
+    **{
+      **single_scale(),
+      'scales': (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+      'flip': True,
+    }
+  )
+
+
+def flipped_halves() -> ml_collections.ConfigDict:
+  """Left and right half, each averaged with its mirror image."""
+  return protocol(tiles='halves', flip=True)
 
 
 def adam(learning_rate: float, **fields: Any) -> ml_collections.ConfigDict:
@@ -168,6 +310,99 @@ def recipe(
   )
 
 
+def steps(epochs: float, images: int, batch_size: int) -> int:
+  """The steps of some epochs, the last one begun.
+
+  >>> steps(100, 12_743_321, 512)
+  2488930
+  """
+  return math.ceil(epochs * images / batch_size)
+
+
+# Images that are denoised; `number` is how many there are.
+_PRETRAINING = {
+  'imagenet21k': {
+    'data': {'name': 'imagenet/21k'},
+    'split': 'train',
+    'val_split': 'train',  # There is no other.
+    'number': 12_743_321,
+  },
+  'voc': {
+    'data': {'name': 'voc2012'},
+    'split': 'train_aug',
+    'val_split': 'val',
+    'number': 10_582,
+  },
+  'ade20k': {
+    'data': {'name': 'ade20k'},
+    'split': 'train',
+    'val_split': 'val',
+    'number': 20_210,
+  },
+  'cityscapes': {
+    'data': {'name': 'cityscapes/fine'},
+    'split': 'train',
+    'also': ({'data': {'name': 'cityscapes/coarse'}, 'split': 'train_extra'},),
+    'val_split': 'val',
+    'number': 2_975 + 19_998,
+  },
+}
+
+
+def pretraining(options: SimpleNamespace) -> ml_collections.ConfigDict:
+  """Denoising as in the paper: 512 images of 224 pixels, Adam, cosine."""
+  images = dict(_PRETRAINING[options.pretrain])
+  number, batch_size = images.pop('number'), 512
+  num_steps = options.pretrain_steps or (
+    steps(options.pretrain_epochs, number, batch_size)
+    if options.pretrain_epochs
+    # Small sets are matched in steps.
+    else steps(100, _PRETRAINING['imagenet21k']['number'], batch_size)
+  )
+  lr = options.pretrain_lr or (1e-4 if options.width == 2 else 6e-5)
+  return block(
+    **{**images, 'data': data(**images['data'])},
+    noise=noise(options, gamma=0.95),
+    crop={'name': 'inception', 'size': (224, 224), 'area': (0.3, 1.0)},
+    flips=('horizontal',),
+    recipe=recipe(
+      *(batch_size, num_steps),
+      adam(lr, warmup_steps=num_steps // 100),
+      evaluate_every=10_000,
+    ),
+  )
+
+
+def tuning(
+  options: SimpleNamespace, images: int, batch_size: int
+) -> ml_collections.ConfigDict:
+  """The recipe of fine-tuning on the labelled ones of so many images.
+
+  Warms up for a hundredth of the steps: one epoch of 100.
+
+  Raises:
+    ValueError: a list of unknown length is labelled, and `steps` is not given.
+  """
+  if options.list and not options.steps:
+    raise ValueError(
+      f'config option list={options.list}: expected steps=… as well, since '
+      'epochs of a list have no length here'
+    )
+  labelled = options.labels or max(
+    1, math.floor(images * (options.fraction or 1.0) + 0.5)
+  )
+  num_steps = options.steps or max(
+    options.min_steps, steps(options.epochs, labelled, batch_size)
+  )
+  optimizer = adam(
+    options.lr,
+    warmup_steps=num_steps // 100,
+    weight_decay=options.weight_decay,
+    weight_decay_mode=options.wd_mode,
+  )
+  return recipe(batch_size, num_steps, optimizer, evaluate_every=2_000)
+
+
 def subset(options: SimpleNamespace, labels: int = 0) -> Any:
   """The labelled images of a run: `labels`, `fraction` or `list`.
 
@@ -183,6 +418,7 @@ def subset(options: SimpleNamespace, labels: int = 0) -> Any:
     run=options.run,
     nested=True,  # fewer images are among more of the same seed and run
     list=options.list,
+    held_out=0,  # images set aside, to decide on a learning rate
   )
 
 
@@ -236,7 +472,8 @@ def set_seeds(
   """
   config.finetune.recipe.seed = options.seed
   for name in ('classify', 'denoise'):
-    config[name].recipe.seed = options.pretrain_seed
+    if name in config:
+      config[name].recipe.seed = options.pretrain_seed
 
 
 def set_encoder(config: ml_collections.ConfigDict, path: str) -> None:
@@ -258,9 +495,58 @@ def set_encoder(config: ml_collections.ConfigDict, path: str) -> None:
       config[name].start.path = path
 
 
+def set_held_out(
+  config: ml_collections.ConfigDict, options: SimpleNamespace
+) -> None:
+  """Sets training images aside, and follows and reports those as well."""
+  if options.held_out:
+    config.finetune.subset.held_out = options.held_out
+    config.finetune.val_split = 'held_out'
+    config.evaluate.splits = ('held_out', *config.evaluate.splits)
+
+
+def shapes_classifier() -> ml_collections.ConfigDict:
+  """Classification of single shapes, to train a small encoder."""
+  return block(
+    data=data('shapes/single'),
+    split='train',
+    val_split='val',
+    kind='softmax',
+    crop={'name': 'inception', 'size': (64, 64), 'area': (0.6, 1.0)},
+    flips=('horizontal', 'vertical'),
+    recipe=recipe(32, 3400, adam(2e-3, warmup_steps=100), 1000),
+  )
+
+
+def put_on_shapes(config: ml_collections.ConfigDict) -> None:
+  """Makes an experiment of the paper small, and generates its images.
+
+  What the options chose stays: stages, noise, layout, protocol; but 100 images
+  are labelled. A classifier is trained in place of the public weights.
+  """
+  small = {'hybrid_vit': SMALL_VIT, 'bit': _SMALL_BIT}
+  config.network.encoder = block(**small[config.network.encoder.name])
+  config.network.decoder.update(_SMALL_DECODER)
+  config.network.dtype = 'float32'
+  config.classify = shapes_classifier()
+  config.denoise.update(split='unlabeled', also=(), val_split='val')
+  config.finetune.subset.update(labels=100, fraction=1.0, list='')
+  config.finetune.subset.held_out = min(config.finetune.subset.held_out, 100)
+  for name, batch_size in (('denoise', 16), ('finetune', 8)):
+    config[name].data = data('shapes/scenes')
+    config[name].crop.size = (64, 64)
+    config[name].recipe.batch_size = batch_size
+  config.evaluate.batch_size = 40
+  if config.evaluate.protocol.tiles == 'windows':
+    config.evaluate.protocol.update(window=(64, 64), stride=(43, 43), canvas=64)
+  config.without_files = ''
+
+
 def make_tiny(config: ml_collections.ConfigDict) -> None:
   """Cuts every stage to 60 steps; all else stays as it is."""
   for name in ('classify', 'denoise', 'finetune'):
+    if name not in config:
+      continue
     recipe = config[name].recipe
     recipe.num_steps = 60
     recipe.evaluate_every = 30 if recipe.evaluate_every else 0

@@ -28,6 +28,7 @@ def get_config(argument=None):
     width=1,  # factor of the decoder's channels
     source='',  # folder of the photographs; '' looks in $SEG_DATA_DIR
     encoder='',  # a finished run's stage, or a weight file
+    **common.NOISE,  # noise, gamma, target, …
     tiny=False,  # the same code, in a minute a stage
   )
   config = common.block(program='ddep.main', data_dir='')
@@ -47,7 +48,7 @@ def get_config(argument=None):
     data=common.data('camvid', source=options.source),
     split='train',
     val_split='val',
-    noise={'kind': 'scaled', 'gamma': 0.95, 'sigma': 0.0, 'target': 'eps'},
+    noise=common.noise(options, gamma=0.95),
     crop={'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)},
     flips=('horizontal',),
     recipe=common.recipe(8, 600, common.adam(2e-3, warmup_steps=50), 200),

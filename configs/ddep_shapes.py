@@ -9,21 +9,7 @@ Cost:  2 to 3 minutes a stage on 2 CPU cores.
 
 from configs import common
 
-_ENCODERS = {
-  'unet': common.SMALL_RESNET,
-  'transunet': {
-    'name': 'hybrid_vit',
-    'blocks': (1, 1, 1),
-    'width': 16,
-    'num_groups': 8,
-    'hidden_size': 64,
-    'num_layers': 2,
-    'num_heads': 4,
-    'mlp_dim': 128,
-    'grid': (4, 4),
-    'dropout_rate': 0.0,
-  },
-}
+_ENCODERS = {'unet': common.SMALL_RESNET, 'transunet': common.SMALL_VIT}
 
 
 def get_config(argument=None):
@@ -40,6 +26,7 @@ def get_config(argument=None):
     network=['unet', 'transunet'],  # ResNet or hybrid ViT as the encoder
     width=1,  # factor of the decoder's channels
     encoder='',  # a finished run's stage, or a weight file
+    **common.NOISE,  # noise, gamma, target, …
     tiny=False,  # the same code, in a minute a stage
   )
   config = common.block(program='ddep.main', data_dir='')
@@ -48,20 +35,12 @@ def get_config(argument=None):
     _ENCODERS[options.network], options.width
   )
 
-  config.classify = common.block(
-    data=common.data('shapes/single'),
-    split='train',
-    val_split='val',
-    kind='softmax',
-    crop={'name': 'inception', 'size': (64, 64), 'area': (0.6, 1.0)},
-    flips=('horizontal', 'vertical'),
-    recipe=common.recipe(32, 3400, common.adam(2e-3, warmup_steps=100), 1000),
-  )
+  config.classify = common.shapes_classifier()
   config.denoise = common.block(
     data=common.data('shapes/scenes'),
     split='unlabeled',
     val_split='val',
-    noise={'kind': 'scaled', 'gamma': 0.7, 'sigma': 0.0, 'target': 'eps'},
+    noise=common.noise(options, gamma=0.7),
     crop={'name': 'inception', 'size': (64, 64), 'area': (0.3, 1.0)},
     flips=('horizontal', 'vertical'),
     recipe=common.recipe(16, 2000, common.adam(2e-3, warmup_steps=50), 500),

@@ -141,7 +141,7 @@ def deeplab(network: str) -> ml_collections.ConfigDict:
   """DeepLabv3+ on a ResNet of output stride 8; or TransUNet."""
   if network == 'transunet':
     return common.block(
-      encoder={'name': 'hybrid_vit', 'grid': (32, 32)},
+      encoder={'name': 'hybrid_vit', 'grid': (0, 0)},
       decoder={'name': 'unet'},
       dtype='bfloat16',
       remat=False,

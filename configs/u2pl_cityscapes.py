@@ -36,7 +36,9 @@ def get_config(argument=None):
     start='',  # a finished run, for the encoder and the decoder
     tiny=False,  # the same code on drawn images, in a minute
   )
-  config = common.block(program='u2pl.main', data_dir='')
+  config = common.block(
+    program='u2pl.main', data_dir='', without_files=common.TINY
+  )
   config.stages = ('train', 'evaluate')
   config.network = u2pl.deeplab(options.network)
   if options.start or options.tiny:

@@ -27,7 +27,7 @@ def get_config(argument=None):
     width=1,  # factor of the decoder's channels
     tiny=False,  # the same code, in a minute
   )
-  config = common.block(program='u2pl.main', data_dir='')
+  config = common.block(program='u2pl.main', data_dir='', without_files='')
   config.stages = ('train', 'evaluate')
   config.network = common.small_network(common.SMALL_RESNET, options.width)
   config.train = common.block(

@@ -6,7 +6,7 @@ python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
@@ -70,6 +70,7 @@ class DenoiseOptions:
   Attributes:
     data: images; their labels are not read.
     split: trained on.
+    also: further images that are trained on.
     val_split: some of its images are denoised along the way.
     start: of the frozen encoder (DDeP), or nothing (DeP).
     trained: parts that learn: ('decoder', 'heads') is DDeP, with 'encoder' DeP.
@@ -88,6 +89,7 @@ class DenoiseOptions:
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   recipe: method.Recipe
+  also: tuple[experiment_lib.Images, ...] = ()
 
   def __post_init__(self):
     allowed = ('encoder', 'decoder', 'heads')
@@ -124,22 +126,29 @@ class Experiment:
     data_dir: where records are kept; '' is TFDS's own place.
     network: of all stages.
     operation: how it is carried out.
+    classify: None where the encoder comes from elsewhere.
+    without_files: what can be done where data or weights are missing.
   """
 
   program: Literal['ddep.main']
   stages: tuple[str, ...]
   data_dir: str
   network: network.Options
-  classify: ClassifyOptions
   denoise: DenoiseOptions
   finetune: FinetuneOptions
   evaluate: experiment_lib.EvaluateOptions
   operation: train_loop.Operation
+  classify: ClassifyOptions | None = None
+  without_files: str = ''
 
   def __post_init__(self):
     if not self.stages or not set(self.stages) <= set(_STAGES):
       raise ValueError(
         f'stages: found {self.stages}, expected some of {_STAGES}'
+      )
+    if 'classify' in self.stages and self.classify is None:
+      raise ValueError(
+        f'stages: found {self.stages}, but there is no block `classify`'
       )
 
 
@@ -203,10 +212,11 @@ class Runner:
     path = f'config.{name}'
     block.recipe.check(self.mesh, f'{path}.recipe')
     crop, _ = self._augmentations(name)
-    net = self.bench.build(_heads(name, num_classes=2))  # Any number fits.
+    heads = _heads(name, num_classes=2)  # Any number fits.
+    net = self.bench.build(heads, crop.size)
     network.check(net, crop.size, f'{path}.crop.size')
-    settings = {'network': self.experiment.network, name: block}
-    needs = _start(block).needs(_STAGES, f'{path}.start')
+    settings = {'network': self.bench.fitted(crop.size), name: block}
+    needs = _start(block).needs(_STAGES)
     return stage.Stage(
       name,
       settings,
@@ -234,7 +244,7 @@ class Runner:
 
   def run_classify(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains the encoder on tags."""
-    self._check_data()
+    self._check_data(place)
     block = self.experiment.classify
     split, val = (
       self.bench.open(block.data, name, 'tags', 'classify')
@@ -256,7 +266,7 @@ class Runner:
 
   def run_denoise(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains the decoder, or everything, to find noise."""
-    self._check_data()
+    self._check_data(place)
     block = self.experiment.denoise
     trained = self._method('denoise', self.bench, 0)
     # Like training images, but always the same ones.
@@ -270,12 +280,14 @@ class Runner:
       *(trained, block.val_split, np.stack(watched)),
       *(experiment_lib.NUM_PICTURES, self.mesh),
     )
-    split = self.bench.open(block.data, block.split)
+    split = datasets.join(
+      [self.bench.open(images.data, images.split) for images in _images(block)]
+    )
     return self._train(place, trained, split, (), watch)
 
   def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains everything on labelled images."""
-    self._check_data()
+    self._check_data(place)
     block = self.experiment.finetune
     labelled = self.bench.labelled(block, 'finetune')
     experiment_lib.keep_labelled_ids(place, labelled)
@@ -326,7 +338,8 @@ class Runner:
   ) -> method.OneLoss:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
-    net = bench.build(_heads(name, num_classes))
+    crop, _ = self._augmentations(name)
+    net = bench.build(_heads(name, num_classes), crop.size)
     update = block.recipe.update
     match name:
       case 'classify':
@@ -336,24 +349,57 @@ class Runner:
       case _:
         return finetune.Finetune(net, update(('encoder', 'decoder', 'heads')))
 
-  def _check_data(self) -> None:
-    """Opens all that any stage will read, so that nothing fails hours later.
+  def _check_data(self, place: stage.Place) -> None:
+    """Opens all that is left to read, so that nothing fails hours later.
 
     Raises:
-      UserError: a split is missing or has not the labels that are needed.
+      UserError: a data set, a split or a weight file is missing, or a split has
+        not the labels that are needed.
     """
-    stages, block = self.experiment.stages, self.experiment
+    block = self.experiment
+    stages = [
+      name
+      for name in block.stages
+      if not stage.is_finished(place.directory.parent / name)
+    ]
+    self.bench.require(
+      [require for name in stages for require in self._requirements(name)]
+    )
     if 'classify' in stages:
       for name in (block.classify.split, block.classify.val_split):
         tagged = self.bench.open(block.classify.data, name, 'tags', 'classify')
         _check_tags(tagged, block.classify.kind)
     if 'denoise' in stages:
-      for name in (block.denoise.split, block.denoise.val_split):
-        self.bench.open(block.denoise.data, name)
+      self.bench.open(block.denoise.data, block.denoise.val_split)
+      for images in _images(block.denoise):
+        self.bench.open(images.data, images.split)
     if 'finetune' in stages:
       self.bench.check_labelled(
         block.finetune, block.evaluate.splits, 'finetune'
       )
+
+  def _requirements(self, name: str) -> list[Callable[[], None]]:
+    """What raises Missing unless data and weights of a stage are there."""
+    if name == 'evaluate':
+      return []  # What it reads is fine-tuning's.
+    block = getattr(self.experiment, name)
+    return [
+      functools.partial(_start(block).require, _STAGES, f'config.{name}.start'),
+      *(
+        functools.partial(
+          datasets.require, images.data, self.experiment.data_dir
+        )
+        for images in _images(block)
+      ),
+    ]
+
+
+def _images(block: Any) -> list[experiment_lib.Images]:
+  """All images that a stage is trained on."""
+  return [
+    experiment_lib.Images(block.data, block.split),
+    *getattr(block, 'also', ()),
+  ]
 
 
 def _start(block: Any) -> experiment_lib.Start:

@@ -7,11 +7,12 @@
 A data set that is not prepared yet is prepared when it is opened.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -122,6 +123,26 @@ class _Selected(Sequence[records.Record]):
 
   def __repr__(self) -> str:
     return f'_Selected({len(self)} records)'
+
+
+class _Joined(Sequence[records.Record]):
+  """Sources one after the other, as a random access source."""
+
+  def __init__(self, sources: Sequence[Sequence[records.Record]]):
+    self._sources = sources
+    self._ends = np.cumsum([len(source) for source in sources])
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, i) -> records.Record:
+    at = range(len(self))[int(i)]  # Counts from the end, too.
+    k = int(np.searchsorted(self._ends, at, side='right'))
+    source = self._sources[k]
+    return source[at - int(self._ends[k]) + len(source)]
+
+  def __repr__(self) -> str:
+    return f'_Joined({len(self)} records)'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -265,10 +286,7 @@ def prepare(
   Raises:
     UserError: a file is missing or bad.
   """
-  # TFDS tells of each of its steps; what matters is said here.
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
+  with _quietly():
     made = builder(options, data_dir)
     problem = None
     if _is_host_0():
@@ -282,6 +300,15 @@ def prepare(
       raise problem
     # What another process has prepared is seen by a new builder only.
     return made if made.info.splits else builder(options, data_dir)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+  """Without what TFDS tells of each of its steps; what matters is said here."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
   finally:
     logging.set_verbosity(verbosity)
 
@@ -313,6 +340,32 @@ def _prepare_on_host_0(
       return None  # By another process, in the meantime.
     return error
   return None
+
+
+def require(options: Options, data_dir: str = '') -> None:
+  """Raises Missing unless a data set is prepared, or its files are there.
+
+  Nothing is prepared.
+  """
+  with _quietly():
+    made = builder(options, data_dir)
+    if not made.is_prepared():
+      made.require()
+
+
+def join(splits: Sequence[Split]) -> Split:
+  """The images of several splits, one after the other, without their labels."""
+  first, *others = splits
+  if not others:
+    return first
+  return dataclasses.replace(
+    first,
+    name=' and '.join(split.name for split in splits),
+    version=' and '.join(split.version for split in splits),
+    has=(),
+    records=_Joined([split.records for split in splits]),
+    index=fingerprints.Index.join([split.index for split in splits]),
+  )
 
 
 def open_split(options: Options, split: str, data_dir: str = '') -> Split:

@@ -11,6 +11,10 @@ class UserError(Exception):
   """
 
 
+class Missing(UserError):
+  """Data or weights that are expected are not there."""
+
+
 class BadFile(UserError):
   """A file which cannot be used, and why.
 

@@ -52,6 +52,7 @@ def main(
   build: BuildStages, argv: Sequence[str], load: LoadModel | None = None
 ) -> int:
   """Runs a command line; returns the exit status."""
+  command = None
   try:
     command = parse(argv)
     if command is None:
@@ -68,7 +69,7 @@ def main(
         stage.check(stages, command.workdir)
         predict.run(load(command.config, command.workdir), command.request)
   except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr, flush=True)
+    print(f'error: {_told(error, command)}', file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
   except stage.Preempted as stopped:
     journal.say(f'stopped: {stopped}; run the same command again to go on')
@@ -234,6 +235,15 @@ def program_of(config: ml_collections.ConfigDict) -> str:
       f'config.program: found {program!r}, expected a module such as ddep.main'
     )
   return program
+
+
+def _told(error: errors.UserError, command: Command | None) -> str:
+  """The line; where files are missing, with what the config says to that."""
+  advice = ''
+  missing = isinstance(error, errors.Missing)
+  if missing and command and 'without_files' in command.config:
+    advice = command.config.without_files
+  return f'{error}; {advice}' if advice else str(error)
 
 
 def default_workdir(config: str) -> str:

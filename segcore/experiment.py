@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from input_pipeline import (
@@ -76,24 +78,35 @@ class Start:
     """Where another experiment's stage, or a file, is."""
     return pathlib.Path(self.path).expanduser()
 
-  def needs(self, stages: Sequence[str], path: str) -> tuple[str, ...]:
+  def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
     """The stage of this experiment that it starts from, if it does.
 
     Args:
       stages: all there may be in such an experiment.
-      path: of the block, for the message.
-
-    Raises:
-      UserError: there is neither such a stage nor such a file.
     """
-    if self.path in stages:
-      return (self.path,)
-    if self.path and not self.folder.exists():
-      raise errors.UserError(
-        f'{path}.path: {self.path} does not exist: expected a stage, the '
-        'folder of one, or a weight file'
-      )
-    return ()
+    return (self.path,) if self.path in stages else ()
+
+  def require(self, stages: Sequence[str], path: str) -> None:
+    """Raises Missing unless there is what it starts from.
+
+    Args:
+      stages: as above.
+      path: of the block, for the message.
+    """
+    if self.needs(stages) or not self.path or self.folder.exists():
+      return
+    raise errors.Missing(
+      f'{path}.path: {self.path} does not exist: expected a stage, the folder '
+      'of one, or a weight file'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """Images of a data set; their labels are not read."""
+
+  data: datasets.Options
+  split: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +164,15 @@ class Bench:
   operation: train_loop.Operation
   mesh: Mesh
 
-  def build(self, heads: Mapping[str, Any]) -> segmenter.Segmenter:
-    """The network with these heads."""
-    return network.build(self.network, heads, 'config.network')
+  def fitted(self, size: tuple[int, int]) -> network.Options:
+    """The network for training on images of this (height, width)."""
+    return network.fitted(self.network, size, 'config.network')
+
+  def build(
+    self, heads: Mapping[str, Any], size: tuple[int, int]
+  ) -> segmenter.Segmenter:
+    """The same, with these heads."""
+    return network.build(self.fitted(size), heads, 'config.network')
 
   def plan(
     self,
@@ -200,7 +219,29 @@ class Bench:
   def multiple(self) -> int:
     """What the sides of the network's inputs are multiples of."""
     encoder_only = {'tags': segmenter.PoolHead(1)}
-    return self.build(encoder_only).encoder.multiple
+    built = network.build(self.network, encoder_only, 'config.network')
+    return built.encoder.multiple
+
+  def require(self, requirements: Sequence[Callable[[], None]]) -> None:
+    """Asks for all that is to be there, and names all that is missing at once.
+
+    Args:
+      requirements: each raises Missing where something is.
+
+    Raises:
+      Missing: something is, where host 0 looks.
+    """
+    found = {}
+    for requirement in requirements if jax.process_index() == 0 else ():
+      try:
+        requirement()
+      except errors.Missing as error:
+        found[str(error)] = None  # Each once, in order.
+    missing = bool(found)
+    if jax.process_count() > 1:
+      missing = multihost_utils.broadcast_one_to_all(np.int32(missing))
+    if missing:
+      raise errors.Missing('; '.join(found) or 'host 0 misses files')
 
   def open(
     self, data: datasets.Options, split: str, kind: str = '', purpose: str = ''

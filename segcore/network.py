@@ -18,7 +18,8 @@ class Options:
   """A network, but for its heads.
 
   Attributes:
-    encoder: name (see `segmenter.ENCODERS`) and fields of the module.
+    encoder: name (see `segmenter.ENCODERS`) and fields of the module; a grid of
+      (0, 0) is that of the images of training (see `fitted`).
     decoder: name (see `segmenter.DECODERS`) and fields of the module.
     dtype: of activations; parameters are float32 always.
     remat: recompute blocks in the backward pass, to save memory.
@@ -28,6 +29,21 @@ class Options:
   decoder: Mapping[str, Any]
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: bool = False
+
+
+def fitted(network: Options, size: tuple[int, int], path: str) -> Options:
+  """The network for training on images of this (height, width).
+
+  Raises:
+    UserError: a name or field of the encoder is unknown.
+  """
+  if 'grid' not in network.encoder or list(network.encoder['grid']) != [0, 0]:
+    return network
+  module = options.choose(
+    segmenter.ENCODERS, network.encoder, f'{path}.encoder'
+  )
+  grid = tuple(n // module.multiple for n in size)
+  return dataclasses.replace(network, encoder={**network.encoder, 'grid': grid})
 
 
 def build(

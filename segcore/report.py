@@ -33,7 +33,7 @@ class Finished:
     results: metrics by split: {'test': {'miou': 0.35}}.
     curve: the reported and the training metric along the way: lines with
       'step' and '<split>/<metric>'.
-    swept: value of the swept option, or ''.
+    swept: values of the swept options, joined by commas.
   """
 
   row: str

@@ -104,7 +104,7 @@ def execute(
   for stage in chosen:
     settings = planned[stage.name]
     directory = workdir / stage.name
-    if (directory / 'DONE.json').exists():
+    if is_finished(directory):
       journal.say(f'{stage.name} is finished already: {directory}')
       continue
     for name in stage.needs:
@@ -156,6 +156,11 @@ def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
         f'--stage: found {name}, expected one of {", ".join(names)}'
       )
   return [stage for stage in stages if not only or stage.name in only]
+
+
+def is_finished(directory: pathlib.Path) -> bool:
+  """Whether the stage of this folder has nothing left to do."""
+  return (directory / 'DONE.json').exists()
 
 
 def check(

@@ -7,7 +7,8 @@
 A cell is one run of the experiment's own command line; it leaves
 `cells/<options>.json`, and is not run again. What several cells would compute
 alike (pretraining) is run once, in `shared/`. With `--sweep` a value is chosen
-with the first seed on the split of `--select`, then kept for the other seeds.
+with the first seed on the split of `--select`, then kept for the other seeds;
+of several `--sweep`s all combinations are tried.
 """
 
 import argparse
@@ -76,7 +77,7 @@ class Study:
     fields: further flags of all cells: '--config.a.b=c'.
     vary: axes of the table; the last one is across.
     seeds: each cell of the table is run with each.
-    sweep: decided with the first seed, for each cell of the table.
+    sweep: decided together with the first seed, for each cell of the table.
     sweep_at: value of the last axis at which a row is swept; '' sweeps at all.
     select: '<split>/<metric>' that decides the sweep.
     report: '<split>/<metric>' of the table.
@@ -87,15 +88,14 @@ class Study:
   fields: tuple[str, ...]
   vary: tuple[Axis, ...]
   seeds: tuple[int, ...]
-  sweep: Axis | None = None
+  sweep: tuple[Axis, ...] = ()
   sweep_at: str = ''
   select: str = 'val/miou'
   report: str = 'test/miou'
   baseline: str = ''
 
   def __post_init__(self):
-    names = [axis.name for axis in self.vary] + ['seed']
-    names += [self.sweep.name] if self.sweep else []
+    names = [axis.name for axis in (*self.vary, *self.sweep)] + ['seed']
     if len(set(names)) < len(names):
       raise errors.UserError(
         f'--vary, --sweep: found {", ".join(names)}, expected each name once '
@@ -141,18 +141,18 @@ class Study:
       for point in self.points()
       if not self.sweep_at or self._column(point) == self.sweep_at
     ]
+    combinations = itertools.product(*(axis.values for axis in self.sweep))
     return [
-      self._cell(point, self.seeds[0], value)
-      for point in points
-      for value in self.sweep.values
+      self._cell(point, self.seeds[0], ','.join(values))
+      for point, values in itertools.product(points, combinations)
     ]
 
   def final_cells(self, chosen: Mapping[tuple[str, str], str]) -> list['Cell']:
     """What the table shows.
 
     Args:
-      chosen: the swept value for each row and column; what is missing is left
-        out.
+      chosen: the swept values for each row and column, joined by commas; what
+        is missing is left out.
     """
     cells = []
     for seed, point in itertools.product(self.seeds, self.points()):
@@ -162,13 +162,19 @@ class Study:
       cells.append(self._cell(point, seed, chosen.get(key, '')))
     return cells
 
+  def swept(self, values: str) -> dict[str, str]:
+    """The swept options by name, from their values joined by commas."""
+    if not self.sweep:
+      return {}
+    names = [axis.name for axis in self.sweep]
+    return dict(zip(names, values.split(','), strict=True))
+
   def _column(self, point: Mapping[str, str]) -> str:
     return point[self.vary[-1].name]
 
   def _cell(self, point: Mapping[str, str], seed: int, swept: str) -> 'Cell':
     given = {**point, 'seed': str(seed)}
-    if self.sweep:
-      given[self.sweep.name] = swept
+    given.update(self.swept(swept))
     return Cell(
       self.row(point), self._column(point), seed, swept, tuple(given.items())
     )
@@ -182,7 +188,7 @@ class Cell:
     row: of the table.
     column: of the table.
     seed: of the run.
-    swept: value of the swept option, or ''.
+    swept: values of the swept options, joined by commas.
     given: its options, with the values as text.
   """
 
@@ -592,7 +598,8 @@ def run(
     (workdir / name).mkdir(parents=True, exist_ok=True)
   chosen: dict[tuple[str, str], str] = {}
   if study.sweep:
-    swept = runner.run(study.swept_cells(), f'sweep of {study.sweep.name}')
+    names = ' and '.join(axis.name for axis in study.sweep)
+    swept = runner.run(study.swept_cells(), f'sweep of {names}')
     chosen = report.choose_swept(swept, study.select)
     missing = {(c.row, c.column) for c in study.swept_cells()} - set(chosen)
     for row, column in sorted(missing):
@@ -606,23 +613,24 @@ def run(
           {
             'row': cell.row,
             'column': cell.column,
-            study.sweep.name: cell.swept,
+            **study.swept(cell.swept),
             study.select: 100 * cell.value(study.select),
           }
           for cell in swept
         ],
       },
     )
-    for where, value in decided.items():
-      at_end = value in (study.sweep.values[0], study.sweep.values[-1])
-      journal.say(
-        f'{where}: {study.sweep.name}={value}'
-        + (
-          ', an end of the values tried: a wider sweep may do better'
-          if at_end
-          else ''
+    for where, values in decided.items():
+      for axis, value in zip(study.sweep, values.split(','), strict=True):
+        at_end = value in (axis.values[0], axis.values[-1])
+        journal.say(
+          f'{where}: {axis.name}={value}'
+          + (
+            ', an end of the values tried: a wider sweep may do better'
+            if at_end
+            else ''
+          )
         )
-      )
   found = runner.run(study.final_cells(chosen), 'study')
   if found:
     axis = study.vary[-1].name
@@ -719,7 +727,13 @@ def _parser() -> argparse.ArgumentParser:
   )
   add('--seeds', type=int, default=1, help='runs of each cell')
   add('--first_seed', type=int, default=0)
-  add('--sweep', metavar='NAME=VALUE,…', help='decided with the first seed')
+  add(
+    '--sweep',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE,…',
+    help='decided with the first seed; repeatable: all combinations',
+  )
   add(
     '--sweep_at',
     default='',
@@ -754,7 +768,7 @@ def _study(arguments: argparse.Namespace, fields: Sequence[str]) -> Study:
     fields=tuple(fields),
     vary=tuple(map(Axis.parse, arguments.vary)),
     seeds=tuple(range(first, first + arguments.seeds)),
-    sweep=Axis.parse(arguments.sweep) if arguments.sweep else None,
+    sweep=tuple(map(Axis.parse, arguments.sweep)),
     sweep_at=arguments.sweep_at,
     select=arguments.select,
     report=arguments.report,

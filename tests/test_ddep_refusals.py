@@ -1,12 +1,14 @@
 """What the data itself contradicts is refused before the first step."""
 
+import importlib
 import json
 import shutil
 
 import pytest
 
 from ddep import main as ddep_main
-from segcore import app
+from input_pipeline import errors
+from segcore import app, options, sharding, stage
 from tests import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
@@ -40,6 +42,50 @@ def test_more_labels_than_images(capsys, source):
   found = error_of(capsys, source, 'init=dep,labels=100')
   assert '100 labelled images were asked for, the split has' in found
   assert not (source.parent / 'run' / 'denoise' / 'checkpoints').exists()
+
+
+def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
+  monkeypatch.setattr(app, '_start_devices', lambda: None)
+  monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'data'))
+  config = f'{runs.ROOT}/configs/ddep_pascal.py:encoder={tmp_path}/w.npz'
+  status = app.main(
+    ddep_main.build_stages,
+    [
+      'main',
+      f'--config={config}',
+      f'--config.data_dir={tmp_path}/records',
+      f'--workdir={tmp_path}/run',
+      # The same stages, smaller.
+      '--config.network.encoder.num_layers=1',
+      '--config.network.encoder.blocks=(1,1,1)',
+    ],
+  )
+  err = capsys.readouterr().err
+  assert status == 2
+  assert err.count('\n') == 1
+  for part in (
+    f'error: config.denoise.start.path: {tmp_path}/w.npz does not exist',
+    f'there is no file or folder {tmp_path}/data/imagenet: give the folder of',
+    f'there is no file or folder {tmp_path}/data/pascal_context: give the',
+    'VOCtrainval_03-May-2010.tar',
+    'to run it now, on images that it draws itself, add the option tiny',
+  ):
+    assert part in err
+  assert err.count('imagenet:') == 1
+  assert not list((tmp_path / 'run').rglob('*.json'))
+
+
+def test_what_finished_stages_have_read_is_not_asked_for(tmp_path):
+  config = importlib.import_module('configs.ddep_pascal').get_config('tiny')
+  config.denoise.start.path = f'{tmp_path}/w.npz'
+  config.stages = ('denoise', 'finetune', 'evaluate')
+  experiment = options.build(ddep_main.Experiment, config, 'config')
+  runner = ddep_main.Runner(experiment, sharding.make_mesh(1))
+  place = stage.Place(tmp_path / 'finetune', {}, '')
+  with pytest.raises(errors.Missing, match='w.npz does not exist'):
+    runner._check_data(place)
+  stage.write_json(tmp_path / 'denoise' / 'DONE.json', {})
+  runner._check_data(place)
 
 
 def test_a_split_that_is_not_there(capsys, source):

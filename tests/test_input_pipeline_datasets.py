@@ -92,6 +92,40 @@ def test_sizes_and_ids_of_a_selection(root, tmp_path):
   assert chosen.sizes() == [(1, 4), (4, 1)]
 
 
+def test_splits_are_joined_one_after_the_other(root, tmp_path):
+  train, val = (
+    open_camvid(tmp_path, split, source=str(root / 'camvid'))
+    for split in ('train', 'val')
+  )
+  joined = datasets.join([train, val])
+  names = ['train/0001', 'train/0002', 'train/0003', 'val/0001']
+  assert joined.ids() == names
+  found = [joined.records[i]['id'].decode() for i in range(len(joined))]
+  assert found == names
+  assert joined.records[-1]['id'] == b'val/0001'
+  with pytest.raises(IndexError):
+    joined.records[4]
+  assert joined.sizes() == [(4, 1), (2, 3), (1, 4), (1, 1)]
+  assert joined.name == 'camvid train and camvid val'
+  # Classes of another data set would mean something else.
+  assert joined.has == ()
+  picked = joined.select(np.array([0, 3]))
+  assert picked.records[1]['id'] == b'val/0001'
+  assert datasets.join([train]) is train
+
+
+def test_what_is_missing_is_known_before_anything_is_prepared(root, tmp_path):
+  there = datasets.Options('camvid', source=str(root / 'camvid'))
+  gone = datasets.Options('camvid', source=str(root / 'nowhere'))
+  data_dir = str(tmp_path / 'prepared')
+  datasets.require(there, data_dir)
+  with pytest.raises(errors.Missing, match='there is no file or folder'):
+    datasets.require(gone, data_dir)
+  assert not list(tmp_path.rglob('dataset_info.json'))
+  datasets.prepare(there, data_dir)
+  datasets.require(gone, data_dir)
+
+
 def test_require():
   split = datasets.Split(
     name='photographs train',
@@ -164,8 +198,9 @@ def test_source_that_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
   folder = tmp_path / 'camvid'
   assert message_of(lambda: open_camvid(tmp_path)) == (
-    f'source: there is no file or folder {folder}: give the folder of the '
-    'files or archives, or an archive'
+    f'source: there is no file or folder {folder}: give the folder of camvid, '
+    'with {train,val}/{images,labels} in it, or set SEG_DATA_DIR to the folder '
+    'that holds it'
   )
 
 

@@ -169,11 +169,21 @@ def test_more_seeds_use_what_the_first_one_had_trained_alone(tmp_path):
 
 def test_a_single_axis_is_swept_at_one_value_for_all(tmp_path):
   workdir = tmp_path / 'work'
-  arguments = ('--vary=labels=50,200', '--sweep=lr=1,2', '--sweep_at=200')
+  sweeps = ('--sweep=lr=1,2', '--sweep=nested.bonus=0.25,0.0')
+  arguments = ('--vary=labels=50,200', *sweeps, '--sweep_at=200')
   assert study.main(command(workdir, *arguments)) == 0
   table = table_of(workdir)
   assert list(table) == [('fake_program', '50'), ('fake_program', '200')]
-  assert [row['swept'] for row in table.values()] == ['2', '2']
+  assert [row['swept'] for row in table.values()] == ['2,0.25', '2,0.25']
+  best = fake_program.score('none', 50, 0, 2.0) + 0.25 + 0.01
+  found = float(table['fake_program', '50']['test/miou mean'])
+  assert found == pytest.approx(100 * best)
+  # All combinations were tried.
+  tried = json.loads((workdir / 'sweep.json').read_text())['tried']
+  assert [(t['lr'], t['nested.bonus']) for t in tried] == [
+    *[('1', '0.25'), ('1', '0.0')],
+    *[('2', '0.25'), ('2', '0.0')],
+  ]
 
 
 def test_a_metric_that_is_not_there_stops_the_study(tmp_path, capsys):
@@ -247,6 +257,7 @@ def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
     (('--vary=labels',), 'expected NAME=VALUE,VALUE'),
     (('--vary=labels=50,50',), 'of different values'),
     ((*AXES, '--vary=init=none'), 'expected each name once'),
+    ((*AXES, '--sweep=lr=1', '--sweep=lr=2'), 'expected each name once'),
     (('--vary=seed=1,2',), 'seed is varied by --seeds'),
     ((*AXES, '--sweep=lr=1,2', '--sweep_at=7'), 'one of 50, 100'),
     ((*AXES, '--baseline=init=x'), 'expected one of init=ddep, init=none'),

@@ -4,6 +4,7 @@ python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl_plus,labels=50
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -114,6 +115,7 @@ class Experiment:
     program: the module whose command line runs it.
     stages: which of the stages below, in order.
     data_dir: where records are kept; '' is TFDS's own place.
+    without_files: what to do where data or weights are missing; may be ''.
     network: of student and teacher.
     operation: how it is carried out.
   """
@@ -121,6 +123,7 @@ class Experiment:
   program: Literal['u2pl.main']
   stages: tuple[str, ...]
   data_dir: str
+  without_files: str
   network: network.Options
   train: TrainOptions
   evaluate: experiment_lib.EvaluateOptions
@@ -193,7 +196,7 @@ class Runner:
       labelled=self.experiment.train,
       evaluate=self.experiment.evaluate,
       scores=lambda num_classes: method.Head(
-        self.bench.build(self._heads(num_classes))
+        self._segmenter(self.bench, num_classes)
       ),
       fields=('step', f'{prefix}params', f'{prefix}batch_stats'),
       reported=reported,
@@ -206,18 +209,26 @@ class Runner:
     block = self.experiment.train
     block.recipe.check(self.mesh, 'config.train.recipe')
     crop, _ = self._augmentations()
-    net = self.bench.build(self._heads(num_classes=2))  # Any number fits.
+    net = self._segmenter(self.bench, num_classes=2)  # Any number fits.
     network.check(net, crop.size, 'config.train.crop.size')
     classes = datasets.known_classes(block.data)
     if classes is not None:
       self._check_classes(classes)
-    settings = {'network': self.experiment.network, 'train': block}
-    needs = block.start.needs(_STAGES, 'config.train.start')
+    settings = {'network': self.bench.fitted(crop.size), 'train': block}
+    needs = block.start.needs(_STAGES)
     return stage.Stage('train', settings, self.run_train, needs, self._plan)
 
   def run_train(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains student and teacher."""
     block, bench = self.experiment.train, self.bench
+    bench.require(
+      [
+        functools.partial(block.start.require, _STAGES, 'config.train.start'),
+        functools.partial(
+          datasets.require, block.data, self.experiment.data_dir
+        ),
+      ]
+    )
     bench.check_labelled(block, self.experiment.evaluate.splits, 'train')
     labelled = bench.labelled(block, 'train')
     self._check_classes(len(labelled.classes))
@@ -269,12 +280,19 @@ class Runner:
   def _method(self, bench: experiment_lib.Bench, num_classes: int) -> semi.Semi:
     block = self.experiment.train
     return semi.Semi(
-      segmenter=bench.build(self._heads(num_classes)),
+      segmenter=self._segmenter(bench, num_classes),
       update=block.recipe.update(segmenter.PARTS),
       options=block.learn,
       num_classes=num_classes,
       steps_per_epoch=block.steps_per_epoch,
     )
+
+  def _segmenter(
+    self, bench: experiment_lib.Bench, num_classes: int
+  ) -> segmenter.Segmenter:
+    """Student and teacher, fitted to the images of training."""
+    crop, _ = self._augmentations()
+    return bench.build(self._heads(num_classes), crop.size)
 
   def _heads(self, num_classes: int) -> dict[str, Any]:
     block = self.experiment.train

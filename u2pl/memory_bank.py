@@ -1,11 +1,12 @@
 """First-in, first-out memory of representations, one ring for each class."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 @flax.struct.dataclass
@@ -19,9 +20,9 @@ class Bank:
     capacity: of each class.
   """
 
-  rows: Float[Array, 'C K D']
-  pointer: Int[Array, 'C']
-  count: Int[Array, 'C']
+  rows: Any
+  pointer: Any
+  count: Any
   capacity: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
@@ -72,11 +73,6 @@ def push(
   )
 
 
-def fill(bank: Bank) -> Float[np.ndarray, 'C']:
+def fill(bank: Bank) -> Float[Array, 'C']:
   """Share of each class's capacity that is in use."""
   return bank.count / jnp.asarray(bank.capacity, jnp.float32)
-
-
-def has_rows(bank: Bank) -> Bool[Array, 'C']:
-  """Whether a class has anything to draw."""
-  return bank.count > 0

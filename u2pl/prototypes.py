@@ -3,7 +3,7 @@
 Eq. 18 (momentum) and Eqs. 19-20 (prototypical denoising) of U2PL+.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -20,8 +20,8 @@ class Prototypes:
     updates: int32 [C], how often the class was met; 0: there is no vector.
   """
 
-  vectors: Float[Array, 'C D']
-  updates: Int[Array, 'C']
+  vectors: Any
+  updates: Any
 
 
 def empty(num_classes: int, size: int) -> Prototypes:

@@ -171,12 +171,12 @@ class Comparison:
     present: [C], classes with a label that is believed.
   """
 
-  anchors: Int[Array, 'C M']
-  draws: Int[Array, 'C M N']
-  positives: Float[Array, 'C D']
-  rows: Float[Array, 'C K D']
-  usable: Bool[Array, 'C']
-  present: Bool[Array, 'C']
+  anchors: Any
+  draws: Any
+  positives: Any
+  rows: Any
+  usable: Any
+  present: Any
 
 
 @flax.struct.dataclass
@@ -191,11 +191,11 @@ class Lesson:
     scalars: to log.
   """
 
-  images: Float[Array, 'B H W 3']
-  labels: Int[Array, 'B H W']
-  reliable: Bool[Array, 'B H W']
-  compared: Comparison | None
-  scalars: dict[str, Array]
+  images: Any
+  labels: Any
+  reliable: Any
+  compared: Any
+  scalars: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -541,7 +541,7 @@ class Semi:
   def _push(
     self,
     bank: memory_bank.Bank,
-    flat: Float[Array, 'P D'],
+    flat: Float[Array, 'BP D'],
     negatives: Bool[Array, 'B P C'],
     rng: Array,
   ) -> memory_bank.Bank:

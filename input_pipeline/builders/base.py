@@ -52,6 +52,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """What each record is made of, split by split and in order."""
     raise NotImplementedError
 
+  def require(self) -> None:
+    """Raises Missing if what records are made of is not there at all."""
+
   def sample(self, source: Any) -> records.Sample:
     """What is in one source.
 

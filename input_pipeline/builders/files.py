@@ -131,13 +131,24 @@ class Official(FileBuilder):
     """
     raise NotImplementedError
 
+  def require(self) -> None:
+    """Raises Missing unless there is a folder or an archive."""
+    remedy = (
+      f'give the folder of {self.name} ({self.layout}), or set SEG_DATA_DIR to '
+      f'the folder that holds a folder {self.name}'
+    )
+    if not self._source:
+      raise errors.Missing(f'source is empty: {remedy}')
+    if not pathlib.Path(self._source).expanduser().exists():
+      raise errors.Missing(
+        errors.one_line(
+          f'source: there is no file or folder {self._source}: {remedy}'
+        )
+      )
+
   def scan(self) -> Mapping[str, audit.Listing]:
     """Looks into folders and archives."""
-    if not self._source:
-      raise errors.UserError(
-        f'source is empty: give the folder of {self.name} ({self.layout}), or '
-        f'set SEG_DATA_DIR to the folder that holds a folder {self.name}'
-      )
+    self.require()
     cache = pathlib.Path(self.data_dir_root) / '.unpacked'
     files = archives.find(pathlib.Path(self._source), self.patterns, cache)
     return self.find(files)

@@ -1,0 +1,381 @@
+"""The whole step of U2PL+: against its parts, on 8 devices, in its warm-up."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from input_pipeline import batch as batch_lib
+from segcore import method, optimizers, sharding
+from segcore.models import deeplabv3plus, dilated_resnet, segmenter
+from u2pl import contrast, mixing, pseudo_labels, semi, teacher
+
+CLASSES, SIZE, BATCH = 5, 33, 8
+
+
+def heads(representation=8, auxiliary=False, dtype=jnp.float32):
+  blocks = {'width': 8, 'dropout_rate': 0.0, 'dtype': dtype}
+  found = {
+    'logits': segmenter.ConvBlocksHead(CLASSES, **blocks),
+    'rep': segmenter.ConvBlocksHead(representation, **blocks),
+  }
+  if auxiliary:
+    found['aux'] = segmenter.ConvBlocksHead(
+      CLASSES, num_blocks=1, reads='encoder', stage='x3', **blocks
+    )
+  return found
+
+
+def network_of(dtype=jnp.float32, **kwargs):
+  return segmenter.Segmenter(
+    dilated_resnet.DilatedResNet(
+      blocks=(1, 1, 1, 1), width=4, multi_grid=(1,), dtype=dtype
+    ),
+    deeplabv3plus.DeepLabV3Plus(
+      width=8, dilations=(1, 2, 3), dropout_rate=0.0, dtype=dtype
+    ),
+    heads(dtype=dtype, **kwargs),
+  )
+
+
+PLUS = semi.Options(
+  consistency=semi.Consistency(
+    reverse=0.1, denoise='raw', mixing=mixing.Options(group=2)
+  ),
+  contrast=contrast.Options(
+    num_anchors=6,
+    num_negatives=4,
+    low_rank=2,
+    high_rank=5,
+    anchor_threshold=0.1,
+    capacity=40,
+    first_capacity=60,
+    most_pushed=16,
+  ),
+  prototype_momentum=0.9,
+  warmup_epochs=1,
+)
+
+
+def method_of(options=PLUS, num_steps=40, **kwargs):
+  return semi.Semi(
+    segmenter=network_of(**kwargs),
+    update=method.Update(
+      segmenter.PARTS,
+      optimizers.Options(
+        name='sgd', learning_rate=0.05, schedule='poly', weight_decay=1e-4
+      ),
+      num_steps,
+    ),
+    options=options,
+    num_classes=CLASSES,
+    steps_per_epoch=4,
+  )
+
+
+def batch_of(seed=0):
+  rng = np.random.default_rng(seed)
+
+  def stream():
+    # Of large parts, as real labels are; some pixels are ignored.
+    coarse = rng.integers(-1, CLASSES, (BATCH, 4, 4))
+    label = coarse.repeat(9, 1).repeat(9, 2)[:, :SIZE, :SIZE]
+    shades = rng.integers(40, 200, CLASSES + 1)[label]
+    image = shades[..., None] + rng.integers(-30, 30, (BATCH, SIZE, SIZE, 3))
+    return {
+      'image': image.astype(np.uint8),
+      'label': label.astype(np.int16),
+      'mask': np.ones(BATCH, bool),
+    }
+
+  return {'labeled': stream(), 'unlabeled': stream()}
+
+
+def spec():
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of()
+  )
+
+
+def start(trained, step=0, seed=0):
+  init = jax.jit(lambda rng: trained.init(rng, spec(), None))
+  state = init(jax.random.PRNGKey(seed))
+  return state.replace(step=jnp.int32(step))
+
+
+def steps(trained, state, count, first=0, jitted=None):
+  step = jitted or jax.jit(trained.train_step)
+  scalars = {}
+  for i in range(first, first + count):
+    state, scalars = step(state, batch_of(i))
+  return state, scalars
+
+
+def difference(a, b):
+  return max(
+    float(jnp.max(jnp.abs(x - y))) if x.size else 0.0
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+@pytest.fixture(scope='module')
+def trained():
+  return method_of()
+
+
+@pytest.fixture(scope='module')
+def jitted(trained):
+  return jax.jit(trained.train_step)
+
+
+@pytest.fixture(scope='module')
+def warm(trained, jitted):
+  """The state after the warm-up."""
+  return steps(trained, start(trained), 4, jitted=jitted)
+
+
+def test_warm_up_is_supervised_training(trained, warm):
+  alone = method_of(dataclasses.replace(PLUS, consistency=None, contrast=None))
+  alone = dataclasses.replace(alone, segmenter=trained.segmenter)
+  state = start(alone)
+  step = jax.jit(alone.train_step)
+  for i in range(4):
+    state, scalars = step(state, batch_of(i)['labeled'])
+  found, logged = warm
+  heads = found.params['heads']
+  for part in ('encoder', 'decoder'):
+    assert difference(found.params[part], state.params[part]) < 1e-4
+  assert difference(heads['logits'], state.params['heads']['logits']) < 1e-4
+  np.testing.assert_allclose(logged['loss'], scalars['loss'], rtol=1e-4)
+  assert logged['loss_supervised'] == logged['loss']
+  assert logged['loss_unsupervised'] == logged['loss_contrast'] == 0
+
+
+def test_warm_up_leaves_the_bank_and_the_prototypes_empty(trained, warm):
+  state, _ = warm
+  assert not state.bank.count.any() and not state.bank.rows.any()
+  assert not state.prototypes.updates.any()
+
+
+def test_warm_up_moves_the_teachers_statistics_only(trained, warm):
+  before, (after, _) = start(trained), warm
+  assert difference(before.teacher_params, after.teacher_params) == 0
+  moved = difference(before.teacher_batch_stats, after.teacher_batch_stats)
+  assert moved > 0
+  assert difference(before.params, after.params) > 0
+
+
+def test_warm_up_does_not_look_at_unlabelled_images(trained, jitted):
+  batch = batch_of()
+  other = {**batch, 'unlabeled': batch_of(7)['unlabeled']}
+  a, b = (jitted(start(trained), x) for x in (batch, other))
+  assert difference(a, b) == 0
+
+
+def test_the_student_is_evaluated_until_the_warm_up_is_over(trained, warm):
+  state, _ = warm
+  reported = trained.reported(state)
+  assert difference(reported['params'], state.params) == 0
+  later = state.replace(step=jnp.int32(5))
+  reported = trained.reported(later)
+  assert difference(reported['params'], state.teacher_params) == 0
+
+
+def test_the_teacher_is_a_copy_for_an_epoch_and_then_follows(
+  trained, warm, jitted
+):
+  state, _ = warm
+  state, _ = steps(trained, state, 4, first=4, jitted=jitted)
+  assert difference(state.teacher_params, state.params) == 0
+  before = state
+  state, _ = steps(trained, state, 1, first=8, jitted=jitted)
+  # k = 4 steps after the warm-up: 1 - 1/5.
+  expected = jax.tree.map(
+    lambda t, s: 0.8 * t + 0.2 * s, before.teacher_params, state.params
+  )
+  assert difference(state.teacher_params, expected) < 1e-6
+  assert difference(state.teacher_params, state.params) > 0
+
+
+def test_the_teachers_statistics_by_each_rule(warm):
+  for rule in ('own', 'ema', 'copy'):
+    options = dataclasses.replace(
+      PLUS, teacher=teacher.Options(statistics=rule)
+    )
+    trained = method_of(options)
+    state, _ = warm
+    after, _ = jax.jit(trained.train_step)(
+      state.replace(step=jnp.int32(9)), batch_of(3)
+    )
+    same = difference(after.teacher_batch_stats, after.batch_stats)
+    if rule == 'copy':
+      assert same == 0
+    else:
+      assert same > 0
+    if rule == 'ema':
+      k = 5
+      expected = jax.tree.map(
+        lambda t, s, k=k: (1 - 1 / (k + 1)) * t + s / (k + 1),
+        state.teacher_batch_stats,
+        after.batch_stats,
+      )
+      assert difference(after.teacher_batch_stats, expected) < 1e-5
+
+
+def test_terms_are_those_of_the_parts(trained, warm, jitted):
+  """The logged terms from the same guesses, put together by hand."""
+  state, _ = warm
+  batch = batch_of(4)
+  _, scalars = jitted(state, batch)
+  rng = jax.random.fold_in(state.rng, state.step)
+  lesson_rng, network_rng = jax.random.split(rng)
+  guess_rng, _ = jax.random.split(lesson_rng)
+  copied = state.replace(teacher_params=state.params)
+  _, guess = jax.jit(trained.guess)(copied, batch, guess_rng)
+  images = batch_lib.join(
+    [
+      batch_lib.to_symmetric(jnp.asarray(batch['labeled']['image'])),
+      guess.images,
+    ]
+  )
+  found, _ = jax.jit(
+    lambda: method.forward(
+      trained.segmenter,
+      state.params,
+      state.batch_stats,
+      images,
+      heads=('logits', 'rep'),
+      train=segmenter.PARTS,
+      rng=network_rng,
+    )
+  )()
+  logits = semi.enlarge(found['logits'], (SIZE, SIZE))
+  own, others = batch_lib.split(logits, 2)
+  label = batch['labeled']['label']
+  log_probs = np.asarray(jax.nn.log_softmax(own))
+  taken = np.take_along_axis(log_probs, np.maximum(label, 0)[..., None], -1)
+  supervised = -taken[..., 0][label >= 0].mean()
+  np.testing.assert_allclose(scalars['loss_supervised'], supervised, rtol=1e-5)
+  losses_u = pseudo_labels.symmetric_cross_entropy(others, guess.labels)
+  kept = np.asarray(guess.reliable)
+  unsupervised = kept.size / kept.sum() * np.asarray(losses_u)[kept].mean()
+  np.testing.assert_allclose(
+    scalars['loss_unsupervised'], unsupervised, rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    scalars['loss'],
+    supervised + unsupervised + 0.1 * scalars['loss_contrast'],
+    rtol=1e-4,
+  )
+  assert scalars['loss_contrast'] > 0
+  # A fifth of the pixels is unreliable at first; t = 1 of T = 10 epochs.
+  assert abs(kept.mean() - 0.82) < 0.005
+
+
+@pytest.mark.parametrize(
+  ('options', 'names'),
+  [
+    (semi.Options(consistency=None, contrast=None), {'loss'}),
+    (
+      dataclasses.replace(
+        PLUS,
+        contrast=None,
+        consistency=semi.Consistency(
+          filtered=False, mixing=mixing.Options('none', group=1)
+        ),
+      ),
+      {'loss', 'loss_supervised', 'loss_unsupervised'},
+    ),
+    (
+      dataclasses.replace(
+        PLUS,
+        contrast=None,
+        consistency=dataclasses.replace(PLUS.consistency, denoise='l2'),
+      ),
+      {'loss', 'loss_supervised', 'loss_unsupervised'},
+    ),
+    (
+      dataclasses.replace(
+        PLUS, contrast=dataclasses.replace(PLUS.contrast, bank=False)
+      ),
+      {'loss', 'loss_supervised', 'loss_unsupervised', 'loss_contrast'},
+    ),
+  ],
+  ids=['sup_only', 'mean_teacher', 'denoised', 'no_bank'],
+)
+def test_baselines_are_options_of_the_method(options, names):
+  trained = method_of(options)
+  batch = batch_of() if options.consistency else batch_of()['labeled']
+  state = jax.eval_shape(
+    lambda rng: trained.init(
+      rng,
+      jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
+      None,
+    ),
+    jax.random.PRNGKey(0),
+  )
+  after, scalars = jax.eval_shape(trained.train_step, state, batch)
+  assert {name for name in scalars if name.startswith('loss')} == names
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_eight_devices_are_one_in_float64(warm):
+  """Bank, prototypes, percentile and draws included."""
+  with jax.enable_x64():
+    trained = method_of(dtype=jnp.float64)
+    whole = jax.tree.map(
+      lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, warm[0]
+    )
+    found = []
+    for count in (1, 8):
+      mesh = sharding.make_mesh(devices=jax.devices()[:count])
+      state = jax.device_put(whole, sharding.replicated(mesh))
+      put = sharding.put_batch(mesh)
+      step = jax.jit(trained.train_step)
+      for i in (4, 5):
+        state, scalars = step(state, put(batch_of(i)))
+      found.append(jax.device_get((state, scalars)))
+    (one, logged_one), (eight, logged_eight) = found
+    assert one.bank.count.sum() > 20
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11),
+      (one, logged_one),
+      (eight, logged_eight),
+    )
+
+
+# What devices of a step exchange, and why.
+COLLECTIVES = {
+  'all-reduce',
+}
+
+
+def test_collectives_of_the_step(trained, warm):
+  mesh = sharding.make_mesh()
+  state = jax.device_put(warm[0], sharding.replicated(mesh))
+  rows = sharding.batch_sharding(mesh)
+  shapes = jax.tree.map(lambda x: x.update(sharding=rows), spec())
+  compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
+  found = sharding.count_collectives(compiled)
+  assert {name for name, count in found.items() if count} == COLLECTIVES, found
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'low_rank': 20}, 'expected low_rank < high_rank'),
+    ({'capacity': 40}, 'expected at least num_negatives = 50'),
+    ({'capacity': 400}, 'expected at most the bank of 400 rows'),
+    ({'temperature': 0.0}, 'temperature'),
+  ],
+)
+def test_what_would_silently_be_0_is_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    contrast.Options(**fields)
+
+
+def test_ranks_beyond_the_classes_are_refused():
+  with pytest.raises(ValueError, match='less than the 3 classes'):
+    contrast.Options().check_classes(3)
