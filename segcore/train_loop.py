@@ -170,7 +170,8 @@ class _Log:
     self.writer.close()
 
   def train(self, step: int, values: Mapping[str, float]) -> None:
-    speed = self.progress.line(step, values)
+    shown = {name: v for name, v in values.items() if '/' not in name}
+    speed = self.progress.line(step, shown)
     named = {f'train/{name}': value for name, value in values.items()}
     self.journal.write(step, named)
     self.writer.write_scalars(
