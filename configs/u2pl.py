@@ -120,6 +120,7 @@ def set_contrast(
 def make_tiny(config: ml_collections.ConfigDict) -> None:
   """Cuts the training to six epochs of 10 steps; all else stays as it is."""
   config.train.steps_per_epoch = 10
+  config.train.learn.warmup_epochs = min(config.train.learn.warmup_epochs, 1)
   recipe = config.train.recipe
   recipe.num_steps, recipe.evaluate_every = 60, 30
   recipe.optimizer.warmup_steps = min(recipe.optimizer.warmup_steps, 5)
@@ -133,6 +134,17 @@ BANK = {
   'capacity': 30000,
   'first_capacity': 50000,
   'most_pushed': 4096,
+  'dtype': 'float32',
+}
+
+
+# The same, for small images.
+SMALL_BANK = {
+  'num_anchors': 64,
+  'num_negatives': 50,
+  'capacity': 2000,
+  'first_capacity': 4000,
+  'most_pushed': 256,
   'dtype': 'float32',
 }
 

@@ -44,14 +44,8 @@ def get_config(argument=None):
       options,
       num_classes=11,
       group=4,
-      bank={
-        'num_anchors': 64,
-        'num_negatives': 50,
-        'capacity': 2000,
-        'first_capacity': 4000,
-        'most_pushed': 256,
-        'dtype': 'float32',
-      },
+      bank=u2pl.SMALL_BANK,
+      warmup_epochs=10,
     ),
     heads={'kind': 'conv', 'width': 32, 'representation': 32},
     start=u2pl.start(options),
@@ -59,7 +53,7 @@ def get_config(argument=None):
     flips=('horizontal',),
     steps_per_epoch=43,
     recipe=common.recipe(
-      8, 860, common.adam(options.lr or 7e-3, warmup_steps=50), 430
+      8, 1075, common.adam(options.lr or 7e-3, warmup_steps=50), 215
     ),
   )
   config.train.recipe.seed = options.seed

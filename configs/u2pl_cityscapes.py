@@ -7,6 +7,7 @@ here (see docs/u2pl.md).
 Data:  python -m input_pipeline.prepare cityscapes/fine --source=…
 Start: ImageNet weights of a ResNet-101 with a deep stem (.safetensors or .npz)
 Run:   python -m u2pl.main --config=configs/u2pl_cityscapes.py:labels=372
+Cost:  13.4 TFLOPs an image, 32,400 steps of 16; see --dry_run.
 """
 
 from configs import common, u2pl

@@ -41,14 +41,9 @@ def get_config(argument=None):
       options,
       num_classes=9,
       group=4,
-      bank={
-        'num_anchors': 64,
-        'num_negatives': 50,
-        'capacity': 2000,
-        'first_capacity': 4000,
-        'most_pushed': 256,
-        'dtype': 'float32',
-      },
+      bank=u2pl.SMALL_BANK,
+      # A teacher of less than 20 % mIoU teaches the frequent classes only.
+      warmup_epochs=6,
     ),
     heads={'kind': 'conv', 'width': 32, 'representation': 32},
     start=u2pl.start(options),
@@ -56,7 +51,7 @@ def get_config(argument=None):
     flips=('horizontal', 'vertical'),
     steps_per_epoch=100,
     recipe=common.recipe(
-      8, 1200, common.adam(options.lr or 1.5e-3, warmup_steps=50), 300
+      8, 1400, common.adam(options.lr or 1.5e-3, warmup_steps=50), 200
     ),
   )
   config.train.recipe.seed = options.seed

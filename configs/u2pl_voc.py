@@ -7,6 +7,7 @@ partitions are files: `list=splits/92/labeled.txt`.
 Data:  python -m input_pipeline.prepare voc2012 --source=…
 Start: ImageNet weights of a ResNet-101 with a deep stem (.safetensors or .npz)
 Run:   python -m u2pl.main --config=configs/u2pl_voc.py:labels=366
+Cost:  5.9 TFLOPs an image, 51,080 steps of 16; see --dry_run.
 """
 
 from configs import common, u2pl

@@ -1,9 +1,10 @@
 """The device mesh, and where each array of a step lives on it."""
 
 import collections
+import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -102,6 +103,38 @@ def put_batch(mesh: Mesh) -> Callable[[Any], Any]:
   return put
 
 
+class Collective(NamedTuple):
+  """What devices exchange at one point of a program.
+
+  Attributes:
+    kind: 'all-reduce', 'all-gather', …
+    size: bytes of the result, on each device.
+    source: where in the program it comes from, as jax names it.
+  """
+
+  kind: str
+  size: int
+  source: str
+
+
+def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
+  """All exchanges of a compiled program, in its order."""
+  found = []
+  for line in compiled.as_text().splitlines():
+    match = re.search(rf'= (.*) ({"|".join(_COLLECTIVES)})(?:-start)?\(', line)
+    if match:
+      shapes, kind = match.groups()
+      size = sum(
+        math.prod(int(n) for n in sides.split(',') if n) * _size_of(dtype)
+        for dtype, sides in re.findall(r'(\w+)\[([\d,]*)\]', shapes)
+      )
+      name = re.search(r'op_name="([^"]*)"', line)
+      parts = name[1].split('/') if name else []
+      source = '/'.join(p for p in parts if not p.startswith('jit('))
+      found.append(Collective(kind, size, source))
+  return found
+
+
 def count_collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
   """How often each kind of collective occurs in a compiled program.
 
@@ -109,10 +142,14 @@ def count_collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
   >>> count_collectives(step)['all-gather']
   0
   """
-  found = collections.Counter(
-    re.findall(rf' ({"|".join(_COLLECTIVES)})(?:-start)?\(', compiled.as_text())
-  )
+  found = collections.Counter(c.kind for c in collectives(compiled))
   return {name: found[name] for name in _COLLECTIVES}
+
+
+def _size_of(dtype: str) -> int:
+  """Bytes of one value of a type of XLA: 'f32', 's32', 'pred'."""
+  bits = re.search(r'\d+', dtype)
+  return int(bits[0]) // 8 if bits else 1
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

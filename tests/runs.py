@@ -60,12 +60,26 @@ def make_folder(folder: pathlib.Path, count: int = 16) -> pathlib.Path:
   return folder
 
 
+# The same of U2PL: a warm-up of one epoch, a copied teacher, then its own.
+SHORT_U2PL = (
+  '--config.train.recipe.num_steps=14',
+  '--config.train.recipe.evaluate_every=6',
+  '--config.train.recipe.batch_size=4',
+  '--config.train.steps_per_epoch=3',
+  '--config.train.crop.size=(32, 32)',
+  '--config.train.heads.width=8',
+  '--config.train.heads.representation=8',
+  *(x for x in SHORT if '.finetune.' not in x),
+)
+
+
 def start(
   source: pathlib.Path,
   workdir: pathlib.Path,
   *arguments: str,
   devices: int = 1,
   process: tuple[int, int, int] | None = None,
+  method: str = 'ddep',
 ) -> subprocess.Popen:
   """Starts a run; `process` is (index, count, port) of a group."""
   environment = {
@@ -81,13 +95,17 @@ def start(
       'JAX_NUM_PROCESSES': str(count),
       'JAX_PROCESS_ID': str(index),
     }
-  options = f'source={source},ignore=255,val_fraction=0.4,init=none,tiny'
+  own, short = {
+    'ddep': ('init=none', SHORT),
+    'u2pl': ('labels=4', SHORT_U2PL),
+  }[method]
+  options = f'source={source},ignore=255,val_fraction=0.4,{own},tiny'
   command = [
-    *(sys.executable, '-m', 'ddep.main'),
-    f'--config={ROOT}/configs/ddep_folder.py:{options}',
+    *(sys.executable, '-m', f'{method}.main'),
+    f'--config={ROOT}/configs/{method}_folder.py:{options}',
     f'--config.data_dir={source.parent}/records',
     f'--workdir={workdir}',
-    *SHORT,
+    *short,
     *arguments,
   ]
   log = workdir.with_suffix('.log')
@@ -151,7 +169,10 @@ def free_port() -> int:
 
 def state_of(stage: pathlib.Path) -> dict:
   """Everything in the last checkpoint of a stage."""
-  names = ('step', 'params', 'batch_stats', 'opt_state', 'rng')
+  names = (
+    *('step', 'params', 'batch_stats', 'opt_state', 'rng'),
+    *('teacher_params', 'teacher_batch_stats', 'bank', 'prototypes'),
+  )
   return checkpoint.read(stage / 'checkpoints', names)
 
 

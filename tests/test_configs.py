@@ -15,7 +15,10 @@ NAMES = sorted(
 # Those of the paper, which test_ddep_tables builds row by row.
 PAPER = ['ddep_ade20k', 'ddep_cityscapes', 'ddep_pascal']
 # See test_u2pl_configs.
-U2PL = ['u2pl_camvid', 'u2pl_cityscapes', 'u2pl_shapes', 'u2pl_voc']
+U2PL = [
+  *('u2pl_camvid', 'u2pl_cityscapes', 'u2pl_folder', 'u2pl_shapes'),
+  'u2pl_voc',
+]
 
 
 def load(name, argument=''):
@@ -117,7 +120,7 @@ def test_configs_build(name, argument):
 def test_the_text_of_a_config_names_its_command_and_its_cost(name):
   text = importlib.import_module(f'configs.{name}').__doc__
   assert re.search(
-    rf'Run: +python -m ddep\.main[\s\\]+--config=configs/{name}', text
+    rf'Run: +python -m (ddep|u2pl)\.main[\s\\]+--config=configs/{name}', text
   )
   assert 'Cost:' in text
 

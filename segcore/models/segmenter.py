@@ -43,7 +43,7 @@ class ConvHead(nn.Module):
   """One convolution with bias: a score or a value for each cell.
 
   Attributes:
-    out_features: channels of the result, which is float32.
+    out_features: channels of the result, which is float32 at least.
     kernel: height and width of the kernel.
     reads: whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
@@ -67,20 +67,21 @@ class ConvHead(nn.Module):
   ) -> Float[Array, 'B h w C']:
     """Scores each cell."""
     del train
-    return nn.Conv(
+    conv = nn.Conv(
       self.out_features,
       (self.kernel, self.kernel),
       kernel_init=_scaled_init(self.init_scale),
       dtype=self.dtype,
       name='conv',
-    )(x).astype(jnp.float32)
+    )
+    return _at_least_float32(conv(x))
 
 
 class PoolHead(nn.Module):
   """The mean over a map and a dense layer: scores for the whole image.
 
   Attributes:
-    out_features: channels of the result, which is float32.
+    out_features: channels of the result, which is float32 at least.
     reads: whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
     stage: name of the map it reads; if given, the stride does not count.
@@ -114,7 +115,7 @@ class ConvBlocksHead(nn.Module):
   have biases.
 
   Attributes:
-    out_features: channels of the result, which is float32.
+    out_features: channels of the result, which is float32 at least.
     width: channels of each block.
     num_blocks: how many there are.
     reads: whose map it reads, 'encoder' or 'decoder'.
@@ -146,9 +147,14 @@ class ConvBlocksHead(nn.Module):
         dtype=self.dtype,
         name=f'block{i + 1}',
       )(x, train)
-    return conv_block.conv(
+    conv = conv_block.conv(
       x.shape[-1], self.out_features, 1, dtype=self.dtype, name='conv'
-    )(x).astype(jnp.float32)
+    )
+    return _at_least_float32(conv(x))
+
+
+def _at_least_float32(x: Array) -> Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _scaled_init(scale: float) -> nn.initializers.Initializer:
