@@ -316,6 +316,7 @@ class Bench:
     evaluation: train_loop.Evaluate | None,
     best: str | None = None,
     start: Start | None = None,
+    terms_from: int = 0,
   ) -> Sequence[pathlib.Path]:
     """Trains to the end of a recipe; returns what it leaves.
 
@@ -328,6 +329,7 @@ class Bench:
       evaluation: on the way.
       best: name of the scalar that says which state is the best.
       start: where parameters come from.
+      terms_from: last step at which a term of the loss may be 0 by intention.
     """
     for name, stream in streams.items():
       stage.keep_same(
@@ -353,6 +355,7 @@ class Bench:
       loaded=self.loaded(place, start or Start(), trained.segmenter, size),
       note=optimizers.describe(recipe.optimizer, recipe.num_steps),
       hparams=options.to_dict(block),
+      terms_from=terms_from,
     )
     train_loop.train(training, place, self.operation, self.mesh)
     folders = [place.directory / name for name in ('checkpoints', 'best')]

@@ -82,6 +82,7 @@ class Training:
     loaded: subtrees to start from (see `Method.init`).
     note: what else to say at the start: the optimiser in one line.
     hparams: settings that TensorBoard shows beside the curves.
+    terms_from: last step at which a term of the loss may be 0 by intention.
   """
 
   method: method_lib.Method
@@ -94,6 +95,7 @@ class Training:
   loaded: types.Params | None = None
   note: str = ''
   hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  terms_from: int = 0
 
 
 def train(
@@ -155,6 +157,7 @@ class _Log:
       training.num_steps,
       training.loader.batch_size,
     )
+    self.silent = SilentTerms(training.terms_from)
     self.writer = summary.open_writer(place.directory / 'tensorboard', start)
     self.writer.write_hparams(training.hparams)
     if start == 0 and jax.process_index() == 0:
@@ -172,6 +175,8 @@ class _Log:
   def train(self, step: int, values: Mapping[str, float]) -> None:
     shown = {name: v for name, v in values.items() if '/' not in name}
     speed = self.progress.line(step, shown)
+    for line in self.silent.see(step, values):
+      journal_lib.say(line)
     named = {f'train/{name}': value for name, value in values.items()}
     self.journal.write(step, named)
     self.writer.write_scalars(
@@ -186,6 +191,34 @@ class _Log:
     self.writer.write_images(
       step, {tag: picture[None] for tag, picture in found.images.items()}
     )
+
+
+class SilentTerms:
+  """Notices terms of a loss that are 0 again and again, and tells of each once.
+
+  A term is a scalar named 'loss_…'. Something that is learned from is never
+  exactly 0 for long, unless nothing reaches it: a mask that is always empty, a
+  bank that stays so.
+  """
+
+  def __init__(self, first_step: int):
+    self._first_step = first_step
+    self._times: dict[str, int] = {}
+
+  def see(self, step: int, values: Mapping[str, float]) -> list[str]:
+    """What is to be said after these values were logged."""
+    said = []
+    for name, value in values.items():
+      if not name.startswith('loss_') or step <= self._first_step:
+        continue
+      self._times[name] = self._times.get(name, 0) + 1 if value == 0 else 0
+      if self._times[name] == _MANY_ZEROS:
+        self._times[name] = -(10**9)  # Never again.
+        said.append(
+          f'warning: {name} was exactly 0 whenever it was logged, for the last '
+          f'{_MANY_ZEROS} times: nothing is learned from it'
+        )
+    return said
 
 
 @dataclasses.dataclass
@@ -262,6 +295,8 @@ class _Run:
     )
 
 
+# Logged values of a term that are 0, one after the other, before it is told.
+_MANY_ZEROS = 10
 # The table of parameters, in a stage's folder.
 _PARAMETERS = 'parameters.txt'
 

@@ -175,3 +175,20 @@ def test_best(best, value, before, improves):
 def test_impossible_operations_are_refused(name):
   with pytest.raises(ValueError, match=f'{name}: found 0, expected >= 1'):
     train_loop.Operation(**{name: 0})
+
+
+def test_a_term_that_stays_0_is_told_once():
+  silent = train_loop.SilentTerms(first_step=100)
+  told = []
+  for step in range(10, 501, 10):
+    values = {
+      'loss': 0.0,
+      'loss_contrast': 0.0,
+      'loss_unsupervised': 0.0 if step % 50 else 0.1,
+      'entropy': 0.0,
+    }
+    told += [(step, line) for line in silent.see(step, values)]
+  [(step, line)] = told
+  # The tenth time after step 100.
+  assert step == 200
+  assert 'loss_contrast was exactly 0' in line

@@ -257,6 +257,7 @@ class Runner:
       *(place, trained, streams, block.recipe, block, looks),
       best=f'{block.val_split}/miou',
       start=block.start,
+      terms_from=trained.warmup_steps,
     )
     return [*outputs, *experiment_lib.write_classes(place, labelled)]
 
