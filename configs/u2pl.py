@@ -179,10 +179,14 @@ def heads(network: str) -> dict[str, Any]:
 
 
 def listed_or_chosen(options: SimpleNamespace) -> ml_collections.ConfigDict:
-  """The images of `list`, or as many as `labels` says."""
+  """The images of `list`, or as many as `labels` says.
+
+  '{labels}' in the list's path stands for their number.
+  """
   chosen = common.subset(options)
   if options.list:
     chosen.labels = 0
+    chosen.list = options.list.replace('{labels}', str(options.labels))
   return chosen
 
 

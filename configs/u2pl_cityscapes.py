@@ -1,8 +1,8 @@
 """U2PL, U2PL+ and its baselines on Cityscapes, as in the paper (with CutMix).
 
 Hard pixels and an auxiliary head in the supervised loss; windows of 769 pixels
-in the evaluation. The rows of the paper's Table II stand on AEL, which is not
-here (see docs/u2pl.md).
+in the evaluation. U2PL's rows of the paper's Table II stand on AEL, which is
+not here; docs/u2pl_tables.md has a command for every row.
 
 Data:  python -m input_pipeline.prepare cityscapes/fine --source=…
 Start: ImageNet weights of a ResNet-101 with a deep stem (.safetensors or .npz)
@@ -13,6 +13,8 @@ Cost:  13.4 TFLOPs an image, 32,400 steps of 16; see --dry_run.
 from configs import common, u2pl
 
 _NUM_IMAGES = 2975
+# Taken unless there is another start.
+_WEIGHTS = 'weights/resnet101_deep.safetensors'
 
 
 def get_config(argument=None):
@@ -22,7 +24,7 @@ def get_config(argument=None):
     **u2pl.SWITCHES,  # auto, on, off: parts of Table IV
     labels=186,  # 186 372 744 1488
     fraction=0.0,  # not here: `labels` decides, for the length of an epoch
-    list='',  # file that names the labelled images, as many as `labels`
+    list='',  # file that names them; {labels} in it is their number
     seed=0,  # of the choice of labelled images and of training
     run=0,  # another choice of labelled images with the same seed
     epochs=200,  # of the unlabelled images; for sup_only of the labelled ones
@@ -33,7 +35,7 @@ def get_config(argument=None):
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     pad_label=['ignored', 'paper'],  # paper: what is filled up is road
     network=['resnet101', 'resnet50', 'transunet'],
-    encoder='weights/resnet101_deep.safetensors',  # '': random
+    encoder=_WEIGHTS,  # '': random
     start='',  # a finished run, for the encoder and the decoder
     tiny=False,  # the same code on drawn images, in a minute
   )
@@ -42,7 +44,7 @@ def get_config(argument=None):
   )
   config.stages = ('train', 'evaluate')
   config.network = u2pl.deeplab(options.network)
-  if options.start or options.tiny:
+  if options.tiny or (options.start and options.encoder == _WEIGHTS):
     options.encoder = ''
   steps = (_NUM_IMAGES - options.labels) // options.batch
   if options.system == 'sup_only' and not options.equal_steps:

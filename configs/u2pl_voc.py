@@ -2,7 +2,8 @@
 
 Labelled are the 1,464 images of VOC ('classic') or the 10,582 with those of SBD
 ('blender'), or a part of them; all others are without labels. The authors' own
-partitions are files: `list=splits/92/labeled.txt`.
+partitions are files: `list=splits/92/labeled.txt`. docs/u2pl_tables.md has a
+command for every row.
 
 Data:  python -m input_pipeline.prepare voc2012 --source=…
 Start: ImageNet weights of a ResNet-101 with a deep stem (.safetensors or .npz)
@@ -14,6 +15,8 @@ from configs import common, u2pl
 
 # Images in all; of these the unlabelled ones are what is not labelled.
 _NUM_IMAGES = 10582
+# Taken unless there is another start.
+_WEIGHTS = 'weights/resnet101_deep.safetensors'
 
 
 def get_config(argument=None):
@@ -24,7 +27,7 @@ def get_config(argument=None):
     partition=['classic', 'blender'],  # what may be labelled
     labels=92,  # 92 183 366 732 1464, or 662 1323 2646 5291
     fraction=0.0,  # not here: `labels` decides, for the length of an epoch
-    list='',  # file that names the labelled images, as many as `labels`
+    list='',  # file that names them; {labels} in it is their number
     seed=0,  # of the choice of labelled images and of training
     run=0,  # another choice of labelled images with the same seed
     epochs=80,  # of the unlabelled images; for sup_only of the labelled ones
@@ -35,7 +38,7 @@ def get_config(argument=None):
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     pad_label=['ignored', 'paper'],  # paper: what is filled up is background
     network=['resnet101', 'resnet50', 'transunet'],
-    encoder='weights/resnet101_deep.safetensors',  # '': random
+    encoder=_WEIGHTS,  # '': random
     start='',  # a finished run, for the encoder and the decoder
     tiny=False,  # the same code on drawn images, in a minute
   )
@@ -44,7 +47,7 @@ def get_config(argument=None):
   )
   config.stages = ('train', 'evaluate')
   config.network = u2pl.deeplab(options.network)
-  if options.start or options.tiny:
+  if options.tiny or (options.start and options.encoder == _WEIGHTS):
     options.encoder = ''
   steps = (_NUM_IMAGES - options.labels) // options.batch
   if options.system == 'sup_only' and not options.equal_steps:
