@@ -27,7 +27,6 @@ SWITCHES = dict.fromkeys(_PARTS, _SWITCH)
 
 def learn(
   options: SimpleNamespace,
-  num_classes: int,
   group: int,
   bank: dict[str, Any],
   supervised: dict[str, Any] | None = None,
@@ -37,11 +36,13 @@ def learn(
 
   Args:
     options: `system`, one of `SYSTEMS`, and a switch for each part.
-    num_classes: of the data set.
     group: images that are mixed among each other.
     bank: sizes of the bank and of its draws.
     supervised: fields of the supervised loss that differ.
     warmup_epochs: of labelled images alone.
+
+  Raises:
+    ValueError: a part is switched on that the system has no place for.
   """
   system = options.system
   full, plus = system in ('u2pl', 'u2pl_plus'), system == 'u2pl_plus'
@@ -53,6 +54,18 @@ def learn(
     ]
     for part in _PARTS
   }
+  # Without contrast only what mends labels and their loss has a place.
+  possible = {
+    'u2pl': [*_PARTS],
+    'u2pl_plus': [*_PARTS],
+    'sup_only': [],
+  }.get(system, ['pd', 'mp', 'sce'])
+  for part in _PARTS:
+    if getattr(options, part) == 'on' and part not in possible:
+      raise ValueError(
+        f'config option {part}=on: system={system} has no {_PARTS[part]}; '
+        f'expected it with one of u2pl, u2pl_plus'
+      )
   consistency = contrast = None
   if system != 'sup_only':
     consistency = {
@@ -70,9 +83,9 @@ def learn(
     contrast = {
       'weight': 0.1,
       'temperature': 0.5,
-      # Without windows every class but a pixel's first is one it is not of.
-      'low_rank': 3 if has['prt'] else 1,
-      'high_rank': 20 if has['prt'] else num_classes,
+      'low_rank': 3,
+      'high_rank': 20,
+      'by_rank': has['prt'],
       'anchor_threshold': 0.3,
       'anchor_entropy': 'paper',
       'negatives': 'unreliable' if has['un'] else 'reliable',

@@ -42,7 +42,6 @@ def get_config(argument=None):
     unlabelled='',  # the rest of the split
     learn=u2pl.learn(
       options,
-      num_classes=11,
       group=4,
       bank=u2pl.SMALL_BANK,
       warmup_epochs=10,

@@ -60,7 +60,6 @@ def get_config(argument=None):
     unlabelled='',  # the rest of the split
     learn=u2pl.learn(
       options,
-      num_classes=19,
       group=min(2, options.batch),  # images of one GPU of the authors
       bank=u2pl.BANK,
       supervised={

@@ -59,7 +59,6 @@ def get_config(argument=None):
     unlabelled='',  # the rest of the split
     learn=u2pl.learn(
       options,
-      num_classes=20,  # or fewer: where the window of ranks ends
       group=4,
       bank={**u2pl.SMALL_BANK, 'low_rank': options.low_rank},
     ),

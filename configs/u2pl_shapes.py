@@ -39,7 +39,6 @@ def get_config(argument=None):
     unlabelled='',  # the rest of the split
     learn=u2pl.learn(
       options,
-      num_classes=9,
       group=4,
       bank=u2pl.SMALL_BANK,
       # A teacher of less than 20 % mIoU teaches the frequent classes only.

@@ -61,7 +61,6 @@ def get_config(argument=None):
     unlabelled='train_aug',
     learn=u2pl.learn(
       options,
-      num_classes=21,
       group=min(4, options.batch),  # images of one GPU of the authors
       bank=u2pl.BANK,
     ),

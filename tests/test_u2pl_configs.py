@@ -86,7 +86,9 @@ def facts(config):
     'denoise': consistency and consistency.denoise,
     'contrast': contrast is not None,
     'bank': contrast and contrast.bank,
-    'ranks': contrast and (contrast.low_rank, contrast.high_rank),
+    'ranks': contrast
+    and contrast.by_rank
+    and (contrast.low_rank, contrast.high_rank),
     'negatives': contrast and contrast.negatives,
     'anchors': contrast and contrast.anchor_entropy,
     'weight': contrast and contrast.weight,
@@ -217,12 +219,12 @@ def test_systems(table, row, expected):
         **U2PL,
         'bank': False,
         'dynamic': False,
-        'ranks': (1, 21),
+        'ranks': False,
         'negatives': 'reliable',
       },
     ),
     ('contrast, bank, PRT, Un', {**U2PL, 'dynamic': False}),
-    ('contrast, bank, DPA, Un', {**U2PL, 'ranks': (1, 21)}),
+    ('contrast, bank, DPA, Un', {**U2PL, 'ranks': False}),
     ('contrast, bank, DPA, PRT', {**U2PL, 'negatives': 'reliable'}),
     ('U2PL', U2PL),
     ('PD', {**CUTMIX, 'denoise': 'raw'}),
@@ -476,3 +478,11 @@ def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
   [line] = capsys.readouterr().err.splitlines()
   assert line.startswith('error: ')
   assert message in line
+
+
+@pytest.mark.parametrize(
+  'argument', ['system=cutmix,bank=on', 'system=sup_only,sce=on']
+)
+def test_parts_that_a_system_has_no_place_for_are_refused(argument):
+  with pytest.raises(ValueError, match=r'expected it with one of u2pl'):
+    load('u2pl_shapes', argument)

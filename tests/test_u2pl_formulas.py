@@ -196,6 +196,21 @@ def test_candidates(anchor_entropy, low, high):
   assert not (found.positives & found.negatives)[of].any()
 
 
+def test_without_ranks_cells_are_negatives_of_all_other_classes():
+  found, _, of = masks_of(contrast.Options(by_rank=False))
+  probs = reference.softmax(drawn(4, 4, 5, CLASSES))
+  labels = labels_of(4, 4, 5)
+  _, unreliable = reference.reliability_masks(
+    reference.entropy(probs)[~of], labels[~of], 0.37
+  )
+  classes = np.arange(CLASSES)
+  expected = (labels[of][..., None] != classes) & (labels[of] >= 0)[..., None]
+  np.testing.assert_array_equal(found.negatives[of], expected)
+  first = probs[~of].argmax(-1)
+  expected = (first[..., None] != classes) & unreliable[..., None]
+  np.testing.assert_array_equal(found.negatives[~of], expected)
+
+
 def test_ranks_of_equal_probabilities():
   probs = np.array([[0.25, 0.25, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]])
   found = contrast.ranks(jnp.asarray(probs))

@@ -37,6 +37,9 @@ class Options:
       rank on.
     high_rank: r_h; an unlabelled cell is a negative of classes before this
       rank.
+    by_rank: whether ranks decide (the probability rank threshold of Table IV);
+      else cells are negatives of every class but their label or, unlabelled,
+      but their most probable one.
     anchor_entropy: which unlabelled cells are reliable: those with less
       entropy than the unreliable ones ('paper'), or the lowest α_t percent
       ('released').
@@ -56,6 +59,7 @@ class Options:
   anchor_threshold: float = 0.3
   low_rank: int = 3
   high_rank: int = 20
+  by_rank: bool = True
   anchor_entropy: Literal['paper', 'released'] = 'paper'
   negatives: Literal['unreliable', 'reliable', 'all', 'none'] = 'unreliable'
   bank: bool = True
@@ -100,7 +104,7 @@ class Options:
 
   def check_classes(self, num_classes: int) -> None:
     """Raises ValueError where no unlabelled pixel could be a negative."""
-    if self.low_rank >= num_classes:
+    if self.by_rank and self.low_rank >= num_classes:
       raise ValueError(
         f'low_rank: found {self.low_rank}, expected less than the '
         f'{num_classes} classes, or the contrastive loss would be 0'
@@ -158,9 +162,12 @@ def candidates(
   positives = named & (valid & (true | reliable))[..., None]
   anchors = positives & (probs > options.anchor_threshold)
   # Confused with the class, without being of it.
-  near = ~named & (rank < options.low_rank) & (true & valid)[..., None]
+  near = ~named & (true & valid)[..., None]
   # Surely not of the class, whatever it is.
-  window = (rank >= options.low_rank) & (rank < options.high_rank)
+  window = rank > 0
+  if options.by_rank:
+    near &= rank < options.low_rank
+    window = (rank >= options.low_rank) & (rank < options.high_rank)
   sources = {
     'unreliable': unreliable,
     'reliable': reliable,
