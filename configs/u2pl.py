@@ -124,8 +124,18 @@ def start(options: SimpleNamespace) -> ml_collections.ConfigDict:
 def set_contrast(
   config: ml_collections.ConfigDict, options: SimpleNamespace
 ) -> None:
-  """Sets `contrast_weight` and `anchor_entropy`, where there is contrast."""
-  if config.train.learn.contrast:
+  """Sets `contrast_weight` and `anchor_entropy`.
+
+  Raises:
+    ValueError: they are given to a system without contrast.
+  """
+  if not config.train.learn.contrast:
+    if (options.contrast_weight, options.anchor_entropy) != (0.1, 'paper'):
+      raise ValueError(
+        'config options contrast_weight and anchor_entropy: '
+        f'system={options.system} has no contrast, expected u2pl or u2pl_plus'
+      )
+  else:
     config.train.learn.contrast.weight = options.contrast_weight
     config.train.learn.contrast.anchor_entropy = options.anchor_entropy
 
@@ -195,7 +205,14 @@ def listed_or_chosen(options: SimpleNamespace) -> ml_collections.ConfigDict:
   """The images of `list`, or as many as `labels` says.
 
   '{labels}' in the list's path stands for their number.
+
+  Raises:
+    ValueError: a fraction is given, from which no epoch's length follows.
   """
+  if options.fraction:
+    raise ValueError(
+      f'config option fraction={options.fraction}: expected labels=NUMBER here'
+    )
   chosen = common.subset(options)
   if options.list:
     chosen.labels = 0

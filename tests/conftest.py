@@ -18,6 +18,13 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
-from absl import flags
+import pytest
+from absl import flags, logging
 
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def _absl_says_warnings():
+  """What a test before has told absl to say, it shall not tell the next one."""
+  logging.set_verbosity(logging.WARNING)

@@ -307,6 +307,7 @@ class Embedding(nn.Module):
   num_prototypes: int = 5
   reads: str = 'encoder'
   stride: int | None = None
+  stage: str = ''
 
   @nn.compact
   def __call__(self, x, train=False):

@@ -161,7 +161,8 @@ def test_2_hosts_of_2_devices_equal_1_of_4(source, tmp_path):
   for host in hosts:
     assert runs.finish(host, two) == 0, runs.text_of(two)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    # Adam makes steps of the same size of gradients that differ by rounding.
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
     runs.state_of(one / 'finetune'),
     runs.state_of(two / 'finetune'),
   )

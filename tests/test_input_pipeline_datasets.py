@@ -198,9 +198,9 @@ def test_source_that_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
   folder = tmp_path / 'camvid'
   assert message_of(lambda: open_camvid(tmp_path)) == (
-    f'source: there is no file or folder {folder}: give the folder of camvid, '
-    'with {train,val}/{images,labels} in it, or set SEG_DATA_DIR to the folder '
-    'that holds it'
+    f'source: there is no file or folder {folder}: give the folder of camvid '
+    '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
+    'holds a folder camvid'
   )
 
 

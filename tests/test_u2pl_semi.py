@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
-from segcore import method, optimizers, sharding
+from segcore import method, optimizers, selection, sharding
 from segcore.models import deeplabv3plus, dilated_resnet, segmenter
-from u2pl import contrast, mixing, pseudo_labels, semi, teacher
+from tests import reference_u2pl as reference
+from u2pl import contrast, mixing, semi, teacher
 
 CLASSES, SIZE, BATCH = 5, 33, 8
 
@@ -224,54 +225,203 @@ def test_the_teachers_statistics_by_each_rule(warm):
       assert difference(after.teacher_batch_stats, expected) < 1e-5
 
 
-def test_terms_are_those_of_the_parts(trained, warm, jitted):
-  """The logged terms from the same guesses, put together by hand."""
-  state, _ = warm
-  batch = batch_of(4)
-  _, scalars = jitted(state, batch)
-  rng = jax.random.fold_in(state.rng, state.step)
-  lesson_rng, network_rng = jax.random.split(rng)
-  guess_rng, _ = jax.random.split(lesson_rng)
-  copied = state.replace(teacher_params=state.params)
-  _, guess = jax.jit(trained.guess)(copied, batch, guess_rng)
-  images = batch_lib.join(
-    [
-      batch_lib.to_symmetric(jnp.asarray(batch['labeled']['image'])),
-      guess.images,
-    ]
-  )
-  found, _ = jax.jit(
-    lambda: method.forward(
-      trained.segmenter,
-      state.params,
-      state.batch_stats,
-      images,
-      heads=('logits', 'rep'),
-      train=segmenter.PARTS,
-      rng=network_rng,
+@pytest.fixture(scope='module')
+def late(trained, warm, jitted):
+  """A state in which labels are denoised, with an empty bank."""
+  state, _ = steps(trained, warm[0], 4, first=4, jitted=jitted)
+  empty = jnp.zeros_like(state.bank.count)
+  return state.replace(
+    bank=state.bank.replace(
+      rows=0 * state.bank.rows, pointer=empty, count=empty
     )
-  )()
-  logits = semi.enlarge(found['logits'], (SIZE, SIZE))
-  own, others = batch_lib.split(logits, 2)
-  label = batch['labeled']['label']
-  log_probs = np.asarray(jax.nn.log_softmax(own))
-  taken = np.take_along_axis(log_probs, np.maximum(label, 0)[..., None], -1)
-  supervised = -taken[..., 0][label >= 0].mean()
-  np.testing.assert_allclose(scalars['loss_supervised'], supervised, rtol=1e-5)
-  losses_u = pseudo_labels.symmetric_cross_entropy(others, guess.labels)
-  kept = np.asarray(guess.reliable)
-  unsupervised = kept.size / kept.sum() * np.asarray(losses_u)[kept].mean()
-  np.testing.assert_allclose(
-    scalars['loss_unsupervised'], unsupervised, rtol=1e-4
   )
+
+
+def network_outputs(trained, params, stats, images, train, rng=None):
+  images = jnp.asarray(images)
+  look = jax.jit(
+    lambda: (
+      method.forward(
+        trained.segmenter,
+        params,
+        stats,
+        images,
+        heads=('logits', 'rep'),
+        train=segmenter.PARTS,
+        rng=rng,
+      )[0]
+      if train
+      else trained.segmenter.apply(
+        {'params': params, 'batch_stats': stats},
+        images,
+        heads=('logits', 'rep'),
+      )
+    )
+  )
+  return {k: np.asarray(v, np.float64) for k, v in look().items()}
+
+
+def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
+  """From the networks' outputs and the draws on, all in slow numpy."""
+  batch = batch_of(11)
+  after, scalars = jitted(late, batch)
+  shape = (SIZE, SIZE)
+  # The draws, from the same keys.
+  lesson_rng, network_rng = jax.random.split(
+    jax.random.fold_in(late.rng, late.step)
+  )
+  guess_rng, draw_rng = jax.random.split(lesson_rng)
+  mixing_rng, row_rng, teacher_rng = jax.random.split(guess_rng, 3)
+  draws = mixing.sample(
+    mixing_rng,
+    method.row_keys(row_rng, BATCH),
+    PLUS.consistency.mixing,
+    (BATCH, *shape),
+    CLASSES,
+  )
+  images_l, images_u = (
+    np.asarray(batch_lib.to_symmetric(jnp.asarray(batch[name]['image'])))
+    for name in ('labeled', 'unlabeled')
+  )
+  labels_l = batch['labeled']['label'].astype(int)
+
+  # Clean images: denoised labels, by the prototypes of before.
+  teacher_of = late.teacher_params, late.teacher_batch_stats
+  clean = network_outputs(trained, *teacher_of, images_u, train=False)
+  known = reference.Prototypes(
+    np.asarray(late.prototypes.vectors, np.float64),
+    np.asarray(late.prototypes.updates),
+  )
+  assert (known.updates > 0).all()
+  probs = reference.softmax(reference.bilinear(clean['logits'], shape))
+  labels_u, _ = reference.denoised_labels(probs, clean['rep'], known)
+
+  # Mixing, in pairs.
+  mixed, mixed_labels = images_u.copy(), labels_u.copy()
+  for g in np.flatnonzero(draws.mixed):
+    rows = slice(2 * g, 2 * g + 2)
+    mixed[rows], mixed_labels[rows] = reference.cutmix(
+      images_u[rows], labels_u[rows], np.asarray(draws.boxes[rows])
+    )
+  assert 0 < np.sum(draws.mixed) < BATCH // 2
+
+  # Mixed images: what is reliable. 8 of 40 steps are done.
+  joined = np.stack([images_l, mixed], 1).reshape(-1, *shape, 3)
+  told = network_outputs(
+    trained, *teacher_of, joined, train=True, rng=teacher_rng
+  )
+  entropies = reference.entropy(
+    reference.softmax(reference.bilinear(told['logits'][1::2], shape))
+  )
+  alpha = reference.unreliable_share(2, 10)
+  reliable, unreliable = reference.reliability_masks(
+    entropies, mixed_labels, alpha
+  )
+  np.testing.assert_allclose(
+    scalars['reliable_share'], reliable.mean(), atol=2e-4
+  )
+
+  # The student.
+  seen = network_outputs(
+    trained, late.params, late.batch_stats, joined, True, network_rng
+  )
+  logits = reference.bilinear(seen['logits'], shape)
+  supervised = reference.cross_entropy(logits[0::2], labels_l)
+  unsupervised = reference.unsupervised_loss(
+    logits[1::2], mixed_labels, entropies, alpha, (1.0, 0.1)
+  )
+  np.testing.assert_allclose(scalars['loss_supervised'], supervised, rtol=1e-4)
+  np.testing.assert_allclose(
+    scalars['loss_unsupervised'], unsupervised, rtol=1e-3
+  )
+
+  # Contrast: masks, prototypes, bank, draws.
+  cells = told['rep'].shape[1:3]
+  told_probs = reference.softmax(told['logits'])
+  masks = reference.contrast_masks(
+    told_probs[0::2],
+    reference.nearest(labels_l, cells),
+    told_probs[1::2],
+    reference.nearest(mixed_labels, cells),
+    reference.nearest(reliable, cells),
+    reference.nearest(unreliable, cells),
+    threshold=0.1,
+    r_l=2,
+    r_h=5,
+  )
+  masks = reference.ContrastMasks(
+    *(
+      np.stack([mask[:BATCH], mask[BATCH:]], 1).reshape(-1, *cells, CLASSES)
+      for mask in masks
+    )
+  )
+  means, counts = reference.class_means(told['rep'], masks.positives)
+  updated = reference.update_prototypes(known, means, counts, 0.9)
+  np.testing.assert_allclose(
+    after.prototypes.vectors, updated.values, rtol=1e-3, atol=1e-5
+  )
+  pixel_rng, anchor_rng, bank_rng = jax.random.split(draw_rng, 3)
+  priorities = np.asarray(
+    selection.pixel_priorities(
+      method.row_keys(pixel_rng, 2 * BATCH), cells[0] * cells[1]
+    )
+  ).ravel()
+  bank = reference.Bank([60, 40, 40, 40, 40])
+  pushed = {}
+  for c in range(CLASSES):
+    at = np.flatnonzero(masks.negatives[..., c])
+    chosen = np.sort(np.argsort(-priorities[at], kind='stable')[:16])
+    pushed[c] = chosen
+  reference.push_negatives(bank, told['rep'], masks.negatives, pushed)
+  for c in range(CLASSES):
+    count = int(after.bank.count[c])
+    assert count == bank.size(c) == 16
+    np.testing.assert_allclose(
+      after.bank.rows[c, :count], bank.rows(c), rtol=1e-4, atol=1e-5
+    )
+  uniforms = jax.random.uniform(anchor_rng, (CLASSES, 6))
+  anchor_draws = [
+    reference.uniform_to_index(
+      np.asarray(uniforms[c]), max(int(masks.anchors[..., c].sum()), 1)
+    )
+    for c in range(CLASSES)
+  ]
+  uniforms = jax.random.uniform(bank_rng, (CLASSES, 6, 4))
+  bank_draws = [
+    reference.uniform_to_index(np.asarray(uniforms[c]), 16)
+    for c in range(CLASSES)
+  ]
+  contrasted = reference.contrastive_loss(
+    seen['rep'], masks, updated.values, bank, anchor_draws, bank_draws
+  )
+  assert contrasted > 0
+  np.testing.assert_allclose(scalars['loss_contrast'], contrasted, rtol=1e-3)
   np.testing.assert_allclose(
     scalars['loss'],
-    supervised + unsupervised + 0.1 * scalars['loss_contrast'],
-    rtol=1e-4,
+    reference.total_loss(supervised, unsupervised, contrasted),
+    rtol=1e-3,
   )
-  assert scalars['loss_contrast'] > 0
-  # A fifth of the pixels is unreliable at first; t = 1 of T = 10 epochs.
-  assert abs(kept.mean() - 0.82) < 0.005
+
+
+@pytest.mark.parametrize(('weight', 'learns'), [(0.1, True), (0.0, False)])
+def test_representations_learn_from_contrast_alone(late, weight, learns):
+  options = dataclasses.replace(
+    PLUS, contrast=dataclasses.replace(PLUS.contrast, weight=weight)
+  )
+  trained = method_of(options)
+  update = dataclasses.replace(
+    trained.update,
+    optimizer=dataclasses.replace(trained.update.optimizer, weight_decay=0.0),
+  )
+  trained = dataclasses.replace(trained, update=update)
+  state = jax.jit(
+    lambda s: s.replace(
+      opt_state=trained.init(jax.random.PRNGKey(0), spec(), None).opt_state
+    )
+  )(late)
+  after, _ = jax.jit(trained.train_step)(state, batch_of(11))
+  moved = difference(after.params['heads']['rep'], late.params['heads']['rep'])
+  assert (moved > 1e-7) == learns
 
 
 @pytest.mark.parametrize(

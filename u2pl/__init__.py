@@ -1,1 +1,1 @@
-"""Place of U2PL and U2PL+ (Wang et al.); the method is not built yet."""
+"""U2PL and U2PL+: unlabelled images, and what unreliable pixels tell."""

@@ -179,17 +179,20 @@ class Runner:
 
   @property
   def reporting(self) -> experiment_lib.Reporting:
-    """How the teacher is evaluated; the student, where there is none."""
-    teacher = self.experiment.train.learn.consistency is not None
-    prefix = 'teacher_' if teacher else ''
+    """How the teacher is evaluated; the student, where there is none yet."""
+    block = self.experiment.train
+    warmup = block.learn.warmup_epochs * block.steps_per_epoch
 
     def reported(found: Mapping[str, Any]) -> Mapping[str, Any]:
+      taught = block.learn.consistency and found['step'] > warmup
+      prefix = 'teacher_' if taught else ''
       return {
         'step': found['step'],
         'params': found[f'{prefix}params'],
         'batch_stats': found.get(f'{prefix}batch_stats', {}),
       }
 
+    parts = ('params', 'batch_stats')
     return experiment_lib.Reporting(
       bench=self.bench,
       trained_by='train',
@@ -198,7 +201,7 @@ class Runner:
       scores=lambda num_classes: method.Head(
         self._segmenter(self.bench, num_classes)
       ),
-      fields=('step', f'{prefix}params', f'{prefix}batch_stats'),
+      fields=('step', *parts, *(f'teacher_{part}' for part in parts)),
       reported=reported,
     )
 
@@ -324,15 +327,18 @@ class Runner:
     def stream(split: datasets.Split, *keep: str) -> experiment_lib.StreamOf:
       return experiment_lib.StreamOf(split, *augmentations, keep)
 
+    batch = block.recipe.batch_size
     if block.learn.consistency is None:
+      self._say_epoch(f'{len(labelled)} labelled images', len(labelled) / batch)
       return {'': stream(labelled, 'label')}
     unlabelled = self._unlabelled(labelled)
-    journal.say(
-      f'train: {len(labelled)} labelled and {len(unlabelled)} unlabelled '
-      f'images; the latter are {len(unlabelled) / block.recipe.batch_size:.1f} '
-      f'batches, an epoch is {block.steps_per_epoch} steps'
+    self._say_epoch(
+      f'{len(labelled)} labelled and {len(unlabelled)} unlabelled images',
+      len(unlabelled) / batch,
     )
-    entries = splits.repeated(len(labelled), len(unlabelled), block.recipe.seed)
+    entries = splits.repeated(
+      len(labelled), max(len(labelled), len(unlabelled)), block.recipe.seed
+    )
     # Only to say how good the teacher's labels are.
     truth = ('label',) if 'label' in unlabelled.has else ()
     return {
@@ -340,10 +346,19 @@ class Runner:
       'unlabeled': stream(unlabelled, *truth),
     }
 
+  def _say_epoch(self, images: str, batches: float) -> None:
+    journal.say(
+      f'train: {images}, {batches:.1f} batches; an epoch is '
+      f'{self.experiment.train.steps_per_epoch} steps'
+    )
+
   def _unlabelled(self, labelled: datasets.Split) -> datasets.Split:
     block = self.experiment.train
     split = self.bench.open(block.data, block.unlabelled or block.split)
     names = set(labelled.ids())
+    if block.subset.held_out:
+      held = self.bench.labelled_or(block, splits.HELD_OUT, 'train')
+      names.update(held.ids())
     rest = [i for i, name in enumerate(split.ids()) if name not in names]
     if not rest:
       raise errors.UserError(
@@ -362,7 +377,10 @@ class Runner:
     def rows(stream: experiment_lib.StreamOf) -> dict[str, np.ndarray]:
       records = stream.split.records
       examples = [
-        stream.look(records[i % len(records)], np.random.default_rng(i))
+        # From all over, as one image may stand many times in a row.
+        stream.look(
+          records[i * len(records) // count], np.random.default_rng(i)
+        )
         for i in range(count)
       ]
       return loader.on_device(loader.stack(examples))

@@ -166,7 +166,6 @@ class Comparison:
     anchors: int [C, M], cells of the joined batch, b·h·w + cell.
     draws: int [C, M, N], rows of the bank.
     positives: [C, D].
-    rows: [C, K, D], of the bank.
     usable: [C], classes with an anchor and a row.
     present: [C], classes with a label that is believed.
   """
@@ -174,7 +173,6 @@ class Comparison:
   anchors: Any
   draws: Any
   positives: Any
-  rows: Any
   usable: Any
   present: Any
 
@@ -335,7 +333,9 @@ class Semi:
       }
       total = sum(terms.values())
       if lesson.compared is not None:
-        terms['loss_contrast'] = self._contrast(found['rep'], lesson.compared)
+        terms['loss_contrast'] = self._contrast(
+          found['rep'], lesson.compared, state.bank
+        )
         total += self.options.contrast.weight * terms['loss_contrast']
       return total, (terms, stats)
 
@@ -382,13 +382,19 @@ class Semi:
     guess_rng, draw_rng = jax.random.split(rng)
     # While the teacher is a copy it is one from the first step on.
     copied = self._decay(state) == 0
-    state = state.replace(
-      teacher_params=jax.tree.map(
-        lambda t, s: jnp.where(copied, s, t),
-        state.teacher_params,
-        state.params,
+
+    def copy(teacher: types.Params, student: types.Params) -> types.Params:
+      return jax.tree.map(
+        lambda t, s: jnp.where(copied, s, t), teacher, student
       )
+
+    state = state.replace(
+      teacher_params=copy(state.teacher_params, state.params)
     )
+    if self.options.teacher.statistics != 'own':
+      state = state.replace(
+        teacher_batch_stats=copy(state.teacher_batch_stats, state.batch_stats)
+      )
     state, guess = self.guess(state, batch, guess_rng)
     labels = batch_lib.join(
       [batch['labeled']['label'].astype(jnp.int32), guess.labels]
@@ -472,7 +478,8 @@ class Semi:
     scores = enlarge(found['logits'], size)
     if kind != 'off':
       weights = prototypes.weights(found['rep'], state.prototypes, kind)
-      mended = jax.nn.softmax(scores) * enlarge(weights, size)
+      # Their product, as a sum of logarithms: it may be 0 for every class.
+      mended = jax.nn.log_softmax(scores) + jnp.log(enlarge(weights, size))
       scores = jnp.where(self._mends(state), mended, scores)
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
@@ -533,7 +540,6 @@ class Semi:
       anchors=selection.nth_true(anchors, picked),
       draws=drawn,
       positives=remembered.vectors,
-      rows=bank.rows,
       usable=(num_anchors > 0) & (bank.count > 0),
       present=counts > 0,
     )
@@ -591,13 +597,16 @@ class Semi:
     return weight * losses.masked_mean(loss, lesson.reliable)
 
   def _contrast(
-    self, features: Float[Array, 'B h w D'], compared: Comparison
+    self,
+    features: Float[Array, 'B h w D'],
+    compared: Comparison,
+    bank: memory_bank.Bank,
   ) -> types.Scalar:
     flat = features.reshape(-1, features.shape[-1])
     found = contrast_lib.losses_of_classes(
       flat[compared.anchors],
       compared.positives,
-      compared.rows,
+      bank.rows,
       compared.draws,
       self.options.contrast.temperature,
     )
