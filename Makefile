@@ -25,6 +25,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kill_resume.py
 	$(BIN)/python benchmarks/input.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/u2pl_loss.py
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -132,8 +132,11 @@ class Candidates(NamedTuple):
 
 def ranks(probs: Float[Array, '*shape C']) -> Int[Array, '*shape C']:
   """O of Eq. 25: how many classes are more probable; of equals the first."""
-  order = jnp.argsort(-probs, axis=-1, stable=True)
-  return jnp.argsort(order, axis=-1)
+  # Each class beside each other one: on a CPU sorting takes 30 times longer.
+  own, other = probs[..., :, None], probs[..., None, :]
+  classes = jnp.arange(probs.shape[-1])
+  first = (own == other) & (classes < classes[:, None])
+  return jnp.sum((other > own) | first, axis=-1, dtype=jnp.int32)
 
 
 def candidates(

@@ -333,7 +333,7 @@ class Semi:
       }
       total = sum(terms.values())
       if lesson.compared is not None:
-        terms['loss_contrast'] = self._contrast(
+        terms['loss_contrast'] = self.contrast(
           found['rep'], lesson.compared, state.bank
         )
         total += self.options.contrast.weight * terms['loss_contrast']
@@ -399,7 +399,7 @@ class Semi:
     labels = batch_lib.join(
       [batch['labeled']['label'].astype(jnp.int32), guess.labels]
     )
-    state, compared = self._compare(state, guess, labels, draw_rng)
+    state, compared = self.compare(state, guess, labels, draw_rng)
     scalars = {
       'reliable_share': jnp.mean(guess.reliable.astype(jnp.float32)),
       'entropy': jnp.mean(guess.entropy),
@@ -488,7 +488,7 @@ class Semi:
     late = state.step >= self.warmup_steps + self.steps_per_epoch
     return late | jnp.all(state.prototypes.updates > 0)
 
-  def _compare(
+  def compare(
     self,
     state: State,
     guess: Guess,
@@ -525,7 +525,7 @@ class Semi:
     if not options.bank:
       empty = jnp.zeros_like(bank.count)
       bank = bank.replace(count=empty, pointer=empty)
-    bank = self._push(bank, flat, _by_pixel(masks.negatives), pixel_rng)
+    bank = self.push(bank, flat, _by_pixel(masks.negatives), pixel_rng)
     anchors = _by_pixel(masks.anchors)
     num_anchors = jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)
     shape = (self.num_classes, options.num_anchors)
@@ -544,7 +544,7 @@ class Semi:
       present=counts > 0,
     )
 
-  def _push(
+  def push(
     self,
     bank: memory_bank.Bank,
     flat: Float[Array, 'BP D'],
@@ -596,12 +596,13 @@ class Semi:
     weight = pseudo_labels.weight(lesson.reliable) if options.filtered else 1.0
     return weight * losses.masked_mean(loss, lesson.reliable)
 
-  def _contrast(
+  def contrast(
     self,
     features: Float[Array, 'B h w D'],
     compared: Comparison,
     bank: memory_bank.Bank,
   ) -> types.Scalar:
+    """The contrastive loss of the student's representation."""
     flat = features.reshape(-1, features.shape[-1])
     found = contrast_lib.losses_of_classes(
       flat[compared.anchors],
