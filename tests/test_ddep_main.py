@@ -150,6 +150,9 @@ def test_2_hosts_of_2_devices_equal_1_of_4(source, tmp_path):
   protocol = (
     '--config.evaluate.protocol.scales=(0.75, 1.0)',
     '--config.evaluate.protocol.flip=True',
+    # Adam makes steps of one size, also of gradients that differ by rounding.
+    '--config.finetune.recipe.optimizer.name=sgd',
+    '--config.finetune.recipe.optimizer.learning_rate=0.05',
   )
   alone = runs.start(source, one, *protocol, devices=4)
   assert runs.finish(alone, one) == 0, runs.text_of(one)
@@ -161,8 +164,7 @@ def test_2_hosts_of_2_devices_equal_1_of_4(source, tmp_path):
   for host in hosts:
     assert runs.finish(host, two) == 0, runs.text_of(two)
   jax.tree.map(
-    # Adam makes steps of the same size of gradients that differ by rounding.
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
     runs.state_of(one / 'finetune'),
     runs.state_of(two / 'finetune'),
   )
