@@ -101,15 +101,17 @@ def nth_true(
     b·P + p; 0 for a rank that there is not.
   """
   num_images, num_pixels, _ = mask.shape
-  # int32 from here on: no image has more pixels than that.
-  inside = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
-  of_image = inside[:, -1]
+  # The largest arrays here, so of the smallest type that can count an image.
+  kind = jnp.uint16 if num_pixels < 2**16 else jnp.int32
+  inside = jnp.cumsum(mask, axis=1, dtype=kind)
+  of_image = jnp.sum(mask, axis=1, dtype=jnp.int32)
   before = jnp.cumsum(of_image, axis=0) - of_image
   local = ranks - before[:, :, None]
   here = (local >= 0) & (local < of_image[:, :, None])
 
   def search(running: Array, wanted: Array) -> Array:
-    return jnp.searchsorted(running, wanted + 1)
+    wanted = jnp.clip(wanted + 1, 0, num_pixels).astype(kind)
+    return jnp.searchsorted(running, wanted)
 
   of_classes = jax.vmap(search, in_axes=(1, 0))
   pixel = jax.vmap(of_classes)(inside, local).astype(jnp.int32)

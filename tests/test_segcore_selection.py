@@ -80,6 +80,14 @@ def test_nth_true_counts_images_then_pixels():
     assert not found[c, len(expected) :].any()
 
 
+@pytest.mark.parametrize('size', [2**16 - 1, 2**16, 2**16 + 1])
+def test_nth_true_counts_to_the_end_of_large_images(size):
+  mask = jnp.ones((2, size, 1), bool)
+  ranks = jnp.array([[0, size - 1, size, 2 * size - 1, 2 * size]])
+  found = selection.nth_true(mask, ranks)
+  assert found.tolist() == [[0, size - 1, size, 2 * size - 1, 0]]
+
+
 def test_uniform_ranks_are_equally_likely_and_in_range():
   uniforms = (jnp.arange(9.0) + 0.5) / 9
   found = selection.uniform_ranks(uniforms, jnp.full(9, 3))
