@@ -486,3 +486,26 @@ def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
 def test_parts_that_a_system_has_no_place_for_are_refused(argument):
   with pytest.raises(ValueError, match=r'expected it with one of u2pl'):
     load('u2pl_shapes', argument)
+
+
+def test_options_of_contrast_are_refused_where_there_is_none():
+  with pytest.raises(ValueError, match='system=cutmix has no contrast'):
+    load('u2pl_shapes', 'system=cutmix,contrast_weight=1.0')
+
+
+def test_a_fraction_is_refused_where_labels_decide_the_epoch():
+  with pytest.raises(ValueError, match='fraction=0.5: expected labels=NUMBER'):
+    load('u2pl_voc', 'fraction=0.5')
+
+
+def test_a_state_of_the_warm_up_is_reported_as_the_students():
+  runner = u2pl_main._runner(load('u2pl_shapes', 'tiny'))
+  names = ('params', 'batch_stats', 'teacher_params', 'teacher_batch_stats')
+  found = {name: name for name in names}
+  # The warm-up is one epoch of 10 steps.
+  for step, expected in ((10, 'params'), (11, 'teacher_params')):
+    reported = runner.reporting.reported({'step': step, **found})
+    assert (reported['step'], reported['params']) == (step, expected)
+  alone = u2pl_main._runner(load('u2pl_shapes', 'tiny,system=sup_only'))
+  reported = alone.reporting.reported({'step': 60, **found})
+  assert reported['params'] == 'params'

@@ -98,13 +98,17 @@ class TrainOptions(experiment_lib.Labelled):
         f'learn.consistency.mixing.group: found {consistency.mixing.group}, '
         f'expected a divisor of the batch of {self.recipe.batch_size}'
       )
-    warmup = self.learn.warmup_epochs * self.steps_per_epoch
-    if consistency and warmup >= self.recipe.num_steps:
+    if consistency and self.warmup_steps >= self.recipe.num_steps:
       raise ValueError(
         f'learn.warmup_epochs: found {self.learn.warmup_epochs} of '
         f'{self.steps_per_epoch} steps, expected fewer than the '
         f'{self.recipe.num_steps} steps in all'
       )
+
+  @property
+  def warmup_steps(self) -> int:
+    """Steps of labelled images alone."""
+    return self.learn.warmup_epochs * self.steps_per_epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +185,9 @@ class Runner:
   def reporting(self) -> experiment_lib.Reporting:
     """How the teacher is evaluated; the student, where there is none yet."""
     block = self.experiment.train
-    warmup = block.learn.warmup_epochs * block.steps_per_epoch
 
     def reported(found: Mapping[str, Any]) -> Mapping[str, Any]:
-      taught = block.learn.consistency and found['step'] > warmup
+      taught = block.learn.consistency and found['step'] > block.warmup_steps
       prefix = 'teacher_' if taught else ''
       return {
         'step': found['step'],
@@ -260,7 +263,7 @@ class Runner:
       *(place, trained, streams, block.recipe, block, looks),
       best=f'{block.val_split}/miou',
       start=block.start,
-      terms_from=trained.warmup_steps,
+      terms_from=block.warmup_steps,
     )
     return [*outputs, *experiment_lib.write_classes(place, labelled)]
 
