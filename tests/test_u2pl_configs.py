@@ -8,6 +8,8 @@ import pathlib
 import re
 import shlex
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from segcore import app, network, optimizers, study
@@ -509,3 +511,20 @@ def test_a_state_of_the_warm_up_is_reported_as_the_students():
   alone = u2pl_main._runner(load('u2pl_shapes', 'tiny,system=sup_only'))
   reported = alone.reporting.reported({'step': 60, **found})
   assert reported['params'] == 'params'
+
+
+def test_heads_compute_in_the_networks_type_and_end_in_float32():
+  for dtype in ('float32', 'bfloat16'):
+    config = load('u2pl_cityscapes', 'tiny')
+    config.network.dtype = dtype
+    runner = u2pl_main._runner(config)
+    net = runner._segmenter(runner.bench, 9)
+    assert set(net.heads.modules) == {'logits', 'rep', 'aux'}
+    assert {head.dtype.name for head in net.heads.modules.values()} == {dtype}
+    images = jnp.zeros((1, 65, 65, 3))
+    found, _ = jax.eval_shape(
+      lambda net=net, images=images: net.init_with_output(
+        jax.random.PRNGKey(0), images
+      )
+    )
+    assert {x.dtype.name for x in found.values()} == {'float32'}

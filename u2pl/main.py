@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -303,17 +304,20 @@ class Runner:
 
   def _heads(self, num_classes: int) -> dict[str, Any]:
     block = self.experiment.train
-    width = block.heads.width
+    blocks = functools.partial(
+      segmenter.ConvBlocksHead,
+      width=block.heads.width,
+      dtype=jnp.dtype(self.experiment.network.dtype),
+    )
     if block.heads.kind == 'blocks':
-      heads = {'logits': segmenter.ConvBlocksHead(num_classes, width)}
+      heads = {'logits': blocks(num_classes)}
     else:
       heads = {'logits': segmenter.ConvHead(num_classes, init_scale=0.1)}
     if block.learn.needs_representations:
-      heads['rep'] = segmenter.ConvBlocksHead(block.heads.representation, width)
+      heads['rep'] = blocks(block.heads.representation)
     if block.learn.supervised.auxiliary:
-      heads['aux'] = segmenter.ConvBlocksHead(
+      heads['aux'] = blocks(
         num_classes,
-        width,
         num_blocks=1,
         reads='encoder',
         stage=block.heads.auxiliary_stage,

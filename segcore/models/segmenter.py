@@ -147,10 +147,11 @@ class ConvBlocksHead(nn.Module):
         dtype=self.dtype,
         name=f'block{i + 1}',
       )(x, train)
-    conv = conv_block.conv(
-      x.shape[-1], self.out_features, 1, dtype=self.dtype, name='conv'
-    )
-    return _at_least_float32(conv(x))
+    # The result itself is never rounded to less than float32.
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    return conv_block.conv(
+      x.shape[-1], self.out_features, 1, dtype=dtype, name='conv'
+    )(x)
 
 
 def _at_least_float32(x: Array) -> Array:
