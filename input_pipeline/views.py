@@ -7,6 +7,10 @@ example = views(example, rng)   # views_large, box_large, flip_large, …
 
 import dataclasses
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline import transforms
@@ -85,3 +89,22 @@ class MultiCrop:
       out[f'box_{group.name}'] = np.asarray(boxes, np.float32)
       out[f'flip_{group.name}'] = np.asarray(flips)
     return out
+
+  def spec(self, batch_size: int) -> dict[str, Any]:
+    """Shapes and types of a batch of training, before there is any data.
+
+    Args:
+      batch_size: global number of rows.
+    """
+
+    def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+    found = {'size': rows(jnp.int32, 2), 'mask': rows(jnp.bool_)}
+    for group in self.groups:
+      found[f'views_{group.name}'] = rows(
+        jnp.uint8, group.count, *group.size, 3
+      )
+      found[f'box_{group.name}'] = rows(jnp.float32, group.count, 4)
+      found[f'flip_{group.name}'] = rows(jnp.bool_, group.count)
+    return found

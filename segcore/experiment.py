@@ -21,6 +21,7 @@ from input_pipeline import (
   loader,
   splits,
   transforms,
+  views,
 )
 from segcore import (
   checkpoint,
@@ -310,7 +311,7 @@ class Bench:
     self,
     place: stage.Place,
     trained: method.Method,
-    streams: Mapping[str, 'StreamOf'],
+    streams: Mapping[str, 'StreamOf | ViewsOf'],
     recipe: method.Recipe,
     block: Any,
     evaluation: train_loop.Evaluate | None,
@@ -343,7 +344,7 @@ class Bench:
       recipe.seed,
       self.operation.reading,
     )
-    size = next(iter(streams.values())).crop.size
+    size = next(iter(streams.values())).size
     training = train_loop.Training(
       method=trained,
       loader=batches,
@@ -448,10 +449,43 @@ class StreamOf:
   keep: tuple[str, ...] = ()
 
   @property
+  def size(self) -> tuple[int, int]:
+    """Height and width of an image."""
+    return self.crop.size
+
+  @property
   def look(self) -> transforms.Transform:
     """From a record to an example."""
     decode = transforms.Decode(len(self.split.classes), self.keep)
     return transforms.Sequence((decode, self.crop, self.flips))
+
+  def open(self) -> loader.Stream:
+    """For the loader."""
+    return loader.Stream(self.split.records, self.look)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewsOf:
+  """Several views of each image of a split, as training sees them.
+
+  Attributes:
+    split: the images.
+    crop: what the views are cut by.
+  """
+
+  split: datasets.Split
+  crop: views.MultiCrop
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Height and width of a view of the first group."""
+    return self.crop.groups[0].size
+
+  @property
+  def look(self) -> transforms.Transform:
+    """From a record to an example."""
+    decode = transforms.Decode(len(self.split.classes), ())
+    return transforms.Sequence((decode, self.crop))
 
   def open(self) -> loader.Stream:
     """For the loader."""

@@ -20,13 +20,14 @@ class Options:
   Attributes:
     encoder: name (see `segmenter.ENCODERS`) and fields of the module; a grid of
       (0, 0) is that of the images of training (see `fitted`).
-    decoder: name (see `segmenter.DECODERS`) and fields of the module.
+    decoder: name (see `segmenter.DECODERS`) and fields of the module; None
+      where all heads read the encoder.
     dtype: of activations; parameters are float32 always.
     remat: recompute blocks in the backward pass, to save memory.
   """
 
   encoder: Mapping[str, Any]
-  decoder: Mapping[str, Any]
+  decoder: Mapping[str, Any] | None = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: bool = False
 
@@ -60,6 +61,10 @@ def build(
   )
   decoder = None
   if any(head.reads == 'decoder' for head in heads.values()):
+    if network.decoder is None:
+      raise errors.UserError(
+        f'{path}.decoder: found None, expected one: a head reads it'
+      )
     decoder = options.choose(
       segmenter.DECODERS, network.decoder, f'{path}.decoder', **fixed
     )

@@ -75,6 +75,7 @@ def batch_norm(
   name: str,
   decay: float = 0.9,
   zero_scale: bool = False,
+  learned: bool = True,
 ) -> nn.BatchNorm:
   """Statistics of the global batch in training, running ones otherwise.
 
@@ -89,6 +90,7 @@ def batch_norm(
     decay: share of the running statistics that an update keeps; 1 - decay is
       what torch calls the momentum.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
+    learned: scale and shift each channel by parameters; else there are none.
   """
   init = nn.initializers.zeros if zero_scale else nn.initializers.ones
   return nn.BatchNorm(
@@ -96,6 +98,8 @@ def batch_norm(
     momentum=decay,
     epsilon=1e-5,
     scale_init=init,
+    use_scale=learned,
+    use_bias=learned,
     dtype=dtype,
     name=name,
   )

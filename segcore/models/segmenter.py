@@ -199,6 +199,10 @@ class Heads(nn.Module):
     """Applies the heads named by the keys to the maps given for them."""
     return {name: self.modules[name](x, train) for name, x in maps.items()}
 
+  def use(self, name: str, part: str, *arguments: Any) -> Any:
+    """Calls a method of one head, for training that needs its parts."""
+    return getattr(self.modules[name], part)(*arguments)
+
 
 class Segmenter(nn.Module):
   """Encoder, decoder and heads; parameters stand under just these names.

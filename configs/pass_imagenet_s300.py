@@ -1,0 +1,14 @@
+"""PASS on ImageNet-S 300: a ResNet-50 learns to segment without a label.
+
+Paper: 18.0 / 18.1 % mIoU on val / test (PASSs), 16.6 / 16.0 (PASSp).
+
+Data:  $SEG_DATA_DIR/imagenet_s (see the README's table).
+Run:   python -m pass_luss.main --config=configs/pass_imagenet_s300.py
+       python -m pass_luss.main --config=configs/pass_imagenet_s300.py:tiny
+"""
+
+from configs import common, pass_luss
+
+
+def get_config(argument=None):
+  return pass_luss.imagenet(common.parse(argument, **pass_luss.PASS), 300)

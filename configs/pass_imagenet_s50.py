@@ -1,0 +1,14 @@
+"""PASS on ImageNet-S 50: a ResNet-18 learns to segment without a label.
+
+Paper: 29.2 / 29.3 % mIoU on val / test (PASSs), 32.4 / 32.0 (PASSp).
+
+Data:  $SEG_DATA_DIR/imagenet_s (see the README's table).
+Run:   python -m pass_luss.main --config=configs/pass_imagenet_s50.py
+       python -m pass_luss.main --config=configs/pass_imagenet_s50.py:tiny
+"""
+
+from configs import common, pass_luss
+
+
+def get_config(argument=None):
+  return pass_luss.imagenet(common.parse(argument, **pass_luss.PASS), 50)

@@ -1,0 +1,15 @@
+"""PASS on ImageNet-S 919: a ResNet-50 learns to segment without a label.
+
+Representations are learned from all of ImageNet, what follows from ImageNet-S.
+Paper: 11.5 / 11.0 % mIoU on val / test (PASSs), 7.3 / 6.6 (PASSp).
+
+Data:  $SEG_DATA_DIR/imagenet_s, $SEG_DATA_DIR/imagenet (see the README's table).
+Run:   python -m pass_luss.main --config=configs/pass_imagenet_s919.py
+       python -m pass_luss.main --config=configs/pass_imagenet_s919.py:tiny
+"""
+
+from configs import common, pass_luss
+
+
+def get_config(argument=None):
+  return pass_luss.imagenet(common.parse(argument, **pass_luss.PASS), 919)
