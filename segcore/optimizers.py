@@ -4,8 +4,9 @@
   tx = build(options, num_steps=20_000, params=params)
   state = tx.init(params)
 
-The order within one update is: clip, l2 decay, momentum or Adam, decoupled
-decay, learning rate, and then each group's own factor.
+The order within one update is: clip, l2 decay, layer-wise adaptation, momentum
+or Adam, decoupled decay, learning rate, and then each group's own factor. LARC
+adapts and decays in one.
 """
 
 import dataclasses
@@ -23,6 +24,9 @@ from segcore.types import Params
 
 # Pattern of paths, factor of the learning rate, factor of the weight decay.
 Group = tuple[str, float, float]
+
+# Keeps the divisor of the layer-wise adaptations from 0.
+_ADAPTATION_EPS = 1e-8
 
 # What is left of the learning rate when a fraction `left` of the decay is.
 _SHAPES = {
@@ -43,9 +47,14 @@ class Options:
   schedule: cosine, poly, linear or constant; runs over what the warm-up leaves.
   poly_power: exponent of poly.
   final_learning_rate: where the schedule ends.
-  warmup_steps: steps of the linear rise from 0.
+  warmup_steps: steps of the linear rise to the peak.
+  warmup_start: share of the peak at which that rise begins.
   b1, b2, eps: Adam's; eps outside of the square root.
   momentum, nesterov: of sgd, without dampening.
+  adaptation: of sgd, layer by layer, before the momentum: none; larc, of every
+    parameter; or lars, of those with two axes or more. Weight decay is then
+    part of it, so its mode is l2, and lars decays only what it adapts.
+  trust: norm of an adapted gradient over that of its parameter, but for decay.
   weight_decay: coefficient for every parameter, biases and norms included;
     groups say otherwise.
   weight_decay_mode: decoupled (learning rate x decay x parameter is taken off)
@@ -64,11 +73,14 @@ class Options:
   poly_power: float = 0.9
   final_learning_rate: float = 0.0
   warmup_steps: int = 0
+  warmup_start: float = 0.0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   momentum: float = 0.9
   nesterov: bool = False
+  adaptation: str = 'none'
+  trust: float = 0.001
   weight_decay: float = 0.0
   weight_decay_mode: str = 'decoupled'
   clip_norm: float = 0.0
@@ -76,6 +88,7 @@ class Options:
 
   def __post_init__(self):
     _check_word('name', self.name, ('adam', 'sgd'))
+    _check_word('adaptation', self.adaptation, ('none', 'larc', 'lars'))
     _check_word('schedule', self.schedule, tuple(_SHAPES))
     _check_word(
       'weight_decay_mode', self.weight_decay_mode, ('decoupled', 'l2')
@@ -91,16 +104,29 @@ class Options:
     _check_number('b2', self.b2, below=1.0)
     _check_number('eps', self.eps, above=0.0)
     _check_number('momentum', self.momentum, below=1.0)
+    _check_number('trust', self.trust, above=0.0)
+    _check_number('warmup_start', self.warmup_start, below=1.0)
     _check_number('weight_decay', self.weight_decay)
     _check_number('clip_norm', self.clip_norm)
     if type(self.warmup_steps) is not int or self.warmup_steps < 0:
       _refuse('warmup_steps', self.warmup_steps, 'a whole number from 0')
+    if self.warmup_start and not self.warmup_steps:
+      _refuse('warmup_start', self.warmup_start, '0 without warmup_steps')
     if self.schedule == 'constant' and self.final_learning_rate:
       _refuse(
         'final_learning_rate', self.final_learning_rate, '0 where constant'
       )
     if self.nesterov and (self.name != 'sgd' or not self.momentum):
       _refuse('nesterov', self.nesterov, 'only sgd with a momentum above 0')
+    if self.adaptation != 'none':
+      if self.name != 'sgd':
+        _refuse('adaptation', self.adaptation, f'none where {self.name}')
+      if self.weight_decay and self.weight_decay_mode != 'l2':
+        _refuse(
+          'weight_decay_mode',
+          self.weight_decay_mode,
+          f'l2 where {self.adaptation}, which decays the gradient',
+        )
     for index, group in enumerate(self.groups):
       _check_group(f'groups[{index}]', group)
 
@@ -125,11 +151,12 @@ def group_of(path: str, groups: tuple[Group, ...]) -> int | None:
 def schedule(options: Options, num_steps: int) -> optax.Schedule:
   """Learning rate by step, in float32; update k, counted from 0, uses step k.
 
-  With a warm-up of w steps: 0 at step 0, the full rate at w, a straight line
-  between; without one, the full rate at step 0. From there to `num_steps`,
-  where it equals the final rate, it decays with the fraction left
-  (num_steps - step) / (num_steps - w): the last update, num_steps - 1, is one
-  step short of the end, as in torch. Beyond the end it stays there.
+  With a warm-up of w steps: `warmup_start` of the full rate at step 0, the full
+  rate at w, a straight line between; without one, the full rate at step 0. From
+  there to `num_steps`, where it equals the final rate, it decays with the
+  fraction left (num_steps - step) / (num_steps - w): the last update,
+  num_steps - 1, is one step short of the end, as in torch. Beyond the end it
+  stays there.
 
   >>> rate = schedule(Options(learning_rate=0.5, schedule='linear'), 10)
   >>> [float(rate(step)) for step in (0, 5, 10)]
@@ -151,7 +178,9 @@ def schedule(options: Options, num_steps: int) -> optax.Schedule:
     decayed = peak * share + final * (1.0 - share)
     if not warmup:
       return decayed
-    return jnp.where(step < warmup, peak * (step / warmup), decayed)
+    start = options.warmup_start
+    risen = peak * (start + (1.0 - start) * (step / warmup))
+    return jnp.where(step < warmup, risen, decayed)
 
   return learning_rate
 
@@ -172,8 +201,12 @@ def build(
   steps = []
   if options.clip_norm:
     steps.append(optax.clip_by_global_norm(options.clip_norm))
-  if options.weight_decay and options.weight_decay_mode == 'l2':
+  if options.adaptation == 'larc':
+    steps.append(_scale_by_larc(options))
+  elif options.weight_decay and options.weight_decay_mode == 'l2':
     steps.append(_add_decayed_weights(options))
+  if options.adaptation == 'lars':
+    steps.append(_scale_by_lars(options))
   if options.name == 'adam':
     steps.append(optax.scale_by_adam(options.b1, options.b2, options.eps))
   elif options.momentum:
@@ -205,12 +238,15 @@ def describe(options: Options, num_steps: int) -> str:
   else:
     nesterov = ', nesterov' if options.nesterov else ''
     inner = f'momentum {options.momentum:g}{nesterov}'
-  parts = [
-    f'{options.name} ({inner})',
-    f'learning rate {options.learning_rate:g}',
-  ]
+  parts = [f'{options.name} ({inner})']
+  if options.adaptation != 'none':
+    some = ', two axes or more' if options.adaptation == 'lars' else ''
+    parts.append(f'{options.adaptation} (trust {options.trust:g}{some})')
+  parts.append(f'learning rate {options.learning_rate:g}')
   if options.warmup_steps:
-    parts.append(f'warm-up of {options.warmup_steps:,} steps')
+    rise = f'warm-up of {options.warmup_steps:,} steps'
+    start = options.warmup_start * options.learning_rate
+    parts.append(f'{rise} from {start:g}' if start else rise)
   end = f'to {options.final_learning_rate:g} at step {num_steps:,}'
   power = f' {options.poly_power:g}' if options.schedule == 'poly' else ''
   if options.schedule == 'constant':
@@ -218,9 +254,9 @@ def describe(options: Options, num_steps: int) -> str:
   else:
     parts.append(f'{options.schedule}{power} {end}')
   if options.weight_decay:
-    parts.append(
-      f'{options.weight_decay_mode} weight decay {options.weight_decay:g}'
-    )
+    inside = options.adaptation != 'none'
+    mode = options.adaptation if inside else options.weight_decay_mode
+    parts.append(f'{mode} weight decay {options.weight_decay:g}')
   if options.clip_norm:
     parts.append(f'clip at norm {options.clip_norm:g}')
   for pattern, learning_rate, weight_decay in options.groups:
@@ -240,12 +276,57 @@ def _add_decayed_weights(options: Options) -> optax.GradientTransformation:
       raise ValueError('weight decay needs params: call update(…, params)')
 
     def decay_leaf(path, update, param):
+      if options.adaptation == 'lars' and not _has_axes(param):
+        return update
       coefficient = options.weight_decay * options.factors(path)[1]
       return update + coefficient * param if coefficient else update
 
     return _map_paths(decay_leaf, updates, params)
 
   return optax.stateless(decay)
+
+
+def _scale_by_larc(options: Options) -> optax.GradientTransformation:
+  """Decays the gradients and gives them norms in proportion to the parameters'.
+
+  g becomes trust·|w|·(g + λw) / (|g| + λ|w| + ε), where λ is the weight decay;
+  if w or g is zero it stays as it is, and nothing is decayed. Source: Apex's
+  LARC without clipping, after You et al. 2017 (LARS), Eq. 6.
+  """
+
+  def adapt(updates, params):
+    if params is None:
+      raise ValueError('larc needs params: call update(…, params)')
+
+    def adapt_leaf(path, update, param):
+      decay = options.weight_decay * options.factors(path)[1]
+      size, speed = optax.tree.norm(param), optax.tree.norm(update)
+      ratio = options.trust * size / (speed + decay * size + _ADAPTATION_EPS)
+      adapted = ratio * (update + decay * param)
+      return jnp.where((size > 0) & (speed > 0), adapted, update)
+
+    return _map_paths(adapt_leaf, updates, params)
+
+  return optax.stateless(adapt)
+
+
+def _scale_by_lars(options: Options) -> optax.GradientTransformation:
+  """g, decayed before, becomes trust·|w|·g / (|g| + ε), unless one is zero.
+
+  Parameters of one axis or none are left alone. Source: You et al. 2017, with
+  the decay in the norm, as in PixPro's release (Xie et al. 2021).
+  """
+  return optax.masked(
+    optax.scale_by_trust_ratio(
+      trust_coefficient=options.trust, eps=_ADAPTATION_EPS
+    ),
+    lambda params: jax.tree.map(_has_axes, params),
+  )
+
+
+def _has_axes(param: Array) -> bool:
+  """Whether it has two axes or more: no bias, and no scale of a norm."""
+  return param.ndim > 1
 
 
 def _scale_by_group(options: Options) -> optax.GradientTransformation:

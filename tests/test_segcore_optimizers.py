@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from segcore import optimizers
+from segcore import optimizers, sharding
 
 NUM_STEPS = 10
 
@@ -107,6 +107,27 @@ def test_schedules_equal_their_formulas(name, decay, warmup):
     found = rate(jnp.int32(step))
     assert found.dtype == jnp.float32 and found.shape == ()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_the_warm_up_may_begin_at_a_share_of_the_peak():
+  options = optimizers.Options(
+    learning_rate=0.5,
+    schedule='linear',
+    warmup_steps=100,
+    warmup_start=0.01,
+  )
+  rate = optimizers.schedule(options, 200)
+  # A line from 0.005 to 0.5, and one from there to 0.
+  for step, expected in {
+    0: 0.005,
+    1: 0.00995,
+    50: 0.2525,
+    99: 0.49505,
+    100: 0.5,
+    150: 0.25,
+    200: 0.0,
+  }.items():
+    np.testing.assert_allclose(rate(step), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['cosine', 'poly', 'linear'])
@@ -251,6 +272,192 @@ def test_clip_by_the_norm_over_all_leaves(params):
   assert_close(run(options, params, [small]), expected)
 
 
+# Layer-wise adaptation.
+
+
+def adapted(kind, w, g, decay, trust):
+  """The gradient that the momentum sees, in float64."""
+  size = np.sqrt(np.sum(w**2))
+  if kind == 'larc':
+    speed = np.sqrt(np.sum(g**2))
+    if size == 0 or speed == 0:
+      return g
+    return (g + decay * w) * trust * size / (speed + decay * size + 1e-8)
+  if w.ndim <= 1:
+    return g
+  g = g + decay * w
+  speed = np.sqrt(np.sum(g**2))
+  return g if size == 0 or speed == 0 else g * trust * size / (speed + 1e-8)
+
+
+@pytest.fixture
+def layers():
+  """Parameters of every rank, some of which are zero."""
+  rng = np.random.default_rng(1)
+  return {
+    'conv': {
+      'kernel': jnp.array(rng.normal(size=(3, 3, 2, 4)), jnp.float32),
+      'bias': jnp.zeros(4),
+    },
+    'norm': {'scale': jnp.ones(4), 'bias': jnp.zeros(4)},
+    'zero': {'kernel': jnp.zeros((2, 3))},
+    'still': {'kernel': jnp.array([[1.5, -2.0]]), 'bias': jnp.array([3.0])},
+    'temperature': jnp.array(2.0),
+  }
+
+
+@pytest.mark.parametrize('kind', ['larc', 'lars'])
+@pytest.mark.parametrize('decay', [0.0, 0.05])
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_adaptation_equals_slow_updates(layers, kind, decay, nesterov):
+  gradients = gradients_of(layers)
+  # One has no gradient at first, others have none from the second step on.
+  gradients[0]['temperature'] = jnp.array(0.0)
+  for gradient in gradients[1:]:
+    gradient['still'] = jax.tree.map(jnp.zeros_like, layers['still'])
+  options = optimizers.Options(
+    name='sgd',
+    learning_rate=5.0,
+    schedule='linear',
+    nesterov=nesterov,
+    weight_decay=decay,
+    weight_decay_mode='l2',
+    adaptation=kind,
+    trust=0.02,
+  )
+
+  def leaf(p, g, memory, rate, step):
+    g = adapted(kind, p, g, decay, 0.02)
+    memory['m'] = 0.9 * memory['m'] + g
+    return p - rate * (g + 0.9 * memory['m'] if nesterov else memory['m'])
+
+  expected = slow(leaf, layers, gradients, linear_rates(5.0))
+  assert_close(run(options, layers, gradients), expected)
+
+
+def test_an_adapted_step_is_the_trusts_share_of_the_parameter(layers):
+  # Without decay and momentum |Δw| = lr·trust·|w|, whatever the gradient.
+  gradient = gradients_of(layers, 1)[0]
+  for kind in ('larc', 'lars'):
+    options = optimizers.Options(
+      name='sgd',
+      learning_rate=0.5,
+      schedule='constant',
+      momentum=0.0,
+      adaptation=kind,
+    )
+    for factor in (1.0, 1e-3, 1e3):
+      scaled = jax.tree.map(lambda g, f=factor: f * g, gradient)
+      after = run(options, layers, [scaled])
+      moved = jax.tree.map(
+        lambda a, b: float(jnp.linalg.norm(a - b)), after, layers
+      )
+      size = float(jnp.linalg.norm(layers['conv']['kernel']))
+      np.testing.assert_allclose(
+        moved['conv']['kernel'], 0.5 * 1e-3 * size, rtol=1e-3
+      )
+      # What is zero takes the raw step; lars takes it for all of one axis.
+      for path in (('conv', 'bias'), ('zero', 'kernel'), ('norm', 'bias')):
+        raw = float(jnp.linalg.norm(scaled[path[0]][path[1]]))
+        np.testing.assert_allclose(
+          moved[path[0]][path[1]], 0.5 * raw, rtol=1e-5
+        )
+      raw = float(jnp.linalg.norm(scaled['norm']['scale']))
+      expected = 0.5 * raw if kind == 'lars' else 0.5 * 1e-3 * 2.0
+      np.testing.assert_allclose(moved['norm']['scale'], expected, rtol=1e-3)
+
+
+def test_larc_and_lars_take_other_norms_by_hand():
+  params = {'kernel': jnp.array([[3.0, 4.0]])}
+  gradient = {'kernel': jnp.array([[6.0, -8.0]])}
+  options = optimizers.Options(
+    name='sgd',
+    learning_rate=1.0,
+    schedule='constant',
+    weight_decay=0.5,
+    weight_decay_mode='l2',
+    adaptation='larc',
+    trust=0.1,
+  )
+  # The decayed gradient is (7.5, -6); larc divides by 10 + 0.5·5, lars by its
+  # norm √92.25.
+  direction = np.array([[7.5, -6.0]])
+  found = run(options, params, [gradient])['kernel']
+  expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / 12.5 * direction
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  options = dataclasses.replace(options, adaptation='lars')
+  found = run(options, params, [gradient])['kernel']
+  expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / np.sqrt(92.25) * direction
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['larc', 'lars'])
+def test_groups_scale_decay_and_rate_of_what_is_adapted(layers, kind):
+  options = optimizers.Options(
+    name='sgd',
+    learning_rate=2.0,
+    schedule='linear',
+    weight_decay=0.1,
+    weight_decay_mode='l2',
+    adaptation=kind,
+    trust=0.02,
+    groups=(
+      ('^norm/', 0.0, 1.0),
+      ('^conv/', 3.0, 0.5),
+      ('^still/', 1.0, 0.0),
+    ),
+  )
+  factors = {'norm': (0, 1), 'conv': (3, 0.5), 'still': (1, 0)}
+  gradients = gradients_of(layers)
+  found = run(options, layers, gradients)
+  for name, tree in layers.items():
+    rate_factor, decay_factor = factors.get(name, (1, 1))
+
+    def leaf(p, g, memory, rate, step, x=rate_factor, decay=decay_factor):
+      g = adapted(kind, p, g, 0.1 * decay, 0.02)
+      memory['m'] = 0.9 * memory['m'] + g
+      return p - x * rate * memory['m']
+
+    trees = [gradient[name] for gradient in gradients]
+    assert_close(found[name], slow(leaf, tree, trees, linear_rates(2.0)))
+
+
+@pytest.mark.parametrize('kind', ['larc', 'lars'])
+def test_norms_are_those_of_all_shards_together(monkeypatch, kind):
+  monkeypatch.setattr(sharding, 'MIN_SHARDED_SIZE', 16)
+  rng = np.random.default_rng(0)
+  params = {
+    'kernel': jnp.array(rng.normal(size=(3, 3, 2, 8)), jnp.float32),
+    'bias': jnp.array(rng.normal(size=8), jnp.float32),
+  }
+  options = optimizers.Options(
+    name='sgd',
+    learning_rate=1.0,
+    schedule='constant',
+    weight_decay=0.1,
+    weight_decay_mode='l2',
+    adaptation=kind,
+    trust=0.1,
+  )
+  tx = optimizers.build(options, NUM_STEPS, params)
+  places = sharding.state_shardings(sharding.make_mesh(4), params)
+  assert 'fsdp' in places['kernel'].spec
+
+  def update(params, gradient):
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    return optax.apply_updates(params, updates)
+
+  gradient = gradients_of(params, 1)[0]
+  sharded = [jax.device_put(tree, places) for tree in (params, gradient)]
+  compiled = jax.jit(update, out_shardings=places).lower(*sharded).compile()
+  assert_close(compiled(*sharded), update(params, gradient))
+  # Only norms travel, of 4 bytes each.
+  exchanged = sharding.collectives(compiled)
+  assert exchanged
+  for collective in exchanged:
+    assert collective.kind == 'all-reduce' and collective.size <= 8
+
+
 # Groups.
 
 GROUPS = (('bias$', 2.0, 0.0), ('^decoder/', 10.0, 0.5), ('encoder', 1.0, 3.0))
@@ -339,12 +546,20 @@ def test_a_group_without_effect_is_refused(params):
 
 
 @pytest.mark.parametrize('frozen', [False, True])
-@pytest.mark.parametrize('name', ['adam', 'sgd'])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'name': 'adam'},
+    {'name': 'sgd'},
+    {'name': 'sgd', 'adaptation': 'larc', 'weight_decay_mode': 'l2'},
+    {'name': 'sgd', 'adaptation': 'lars', 'weight_decay_mode': 'l2'},
+  ],
+)
 def test_state_is_arrays_that_shapes_and_shardings_describe(
-  params, name, frozen
+  params, fields, frozen
 ):
   options = optimizers.Options(
-    name=name,
+    **fields,
     learning_rate=0.1,
     weight_decay=0.1,
     clip_norm=1.0,
@@ -429,6 +644,25 @@ def test_state_is_arrays_that_shapes_and_shardings_describe(
       'warmup_steps is 1.5; allowed: a whole number from 0',
     ),
     (
+      {'warmup_start': 1.0, 'warmup_steps': 5},
+      'warmup_start is 1.0; allowed: numbers from 0 to below 1',
+    ),
+    (
+      {'warmup_start': 0.01},
+      'warmup_start is 0.01; allowed: 0 without warmup_steps',
+    ),
+    (
+      {'name': 'sgd', 'adaptation': 'lamb'},
+      "adaptation is 'lamb'; allowed: none, larc, lars",
+    ),
+    ({'adaptation': 'larc'}, "adaptation is 'larc'; allowed: none where adam"),
+    (
+      {'name': 'sgd', 'adaptation': 'lars', 'weight_decay': 1e-5},
+      "weight_decay_mode is 'decoupled'; allowed: l2 where lars, which decays "
+      'the gradient',
+    ),
+    ({'trust': 0.0}, 'trust is 0.0; allowed: numbers above 0'),
+    (
       {'groups': (('a', 1.0),)},
       "groups[0] is ('a', 1.0); allowed: (pattern, learning-rate and "
       'weight-decay factor)',
@@ -471,6 +705,26 @@ def test_describe():
     'sgd (momentum 0.9), learning rate 0.01, warm-up of 1,500 steps, poly 0.9 '
     "to 0 at step 40,000, l2 weight decay 0.0001, 'norm' frozen, "
     "'^decoder/' x10, decay x1"
+  )
+  larc = optimizers.Options(
+    name='sgd',
+    learning_rate=0.6,
+    final_learning_rate=6e-4,
+    weight_decay=1e-6,
+    weight_decay_mode='l2',
+    adaptation='larc',
+  )
+  assert optimizers.describe(larc, 300_600) == (
+    'sgd (momentum 0.9), larc (trust 0.001), learning rate 0.6, cosine to '
+    '0.0006 at step 300,600, larc weight decay 1e-06'
+  )
+  lars = dataclasses.replace(
+    larc, adaptation='lars', warmup_steps=5, warmup_start=0.01
+  )
+  assert optimizers.describe(lars, 10) == (
+    'sgd (momentum 0.9), lars (trust 0.001, two axes or more), learning rate '
+    '0.6, warm-up of 5 steps from 0.006, cosine to 0.0006 at step 10, lars '
+    'weight decay 1e-06'
   )
   assert optimizers.describe(
     optimizers.Options(learning_rate=1e-3, schedule='constant'), 5000

@@ -12,10 +12,8 @@ from segcore.models import dilated_resnet, segmenter
 from tests import torch_arithmetic
 
 
-def _segmenter(deep=True, **fields):
-  encoder = dilated_resnet.DilatedResNet(
-    (1, 1, 2, 3), 4, 'deep' if deep else 'plain', **fields
-  )
+def _segmenter(stem, unit):
+  encoder = dilated_resnet.DilatedResNet((1, 1, 2, 3), 4, stem, unit=unit)
   head = segmenter.ConvHead(3, reads='encoder', stride=None)
   return segmenter.Segmenter(encoder, None, {'logits': head})
 
@@ -27,17 +25,17 @@ def _write(path, state):
     safetensors.numpy.save_file(state, path)
 
 
-def _load(path, deep=True):
-  module = _segmenter(deep)
+def _load(path, stem='deep', unit='bottleneck'):
+  module = _segmenter(stem, unit)
   return pretrained.load(path, ('encoder',), module, (1, 64, 64, 3))
 
 
-@pytest.mark.parametrize('deep', [True, False])
+@pytest.mark.parametrize('stem', ['deep', 'plain'])
 @pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
-def test_files_are_read_whole(tmp_path, capsys, deep, suffix):
-  state = torch_arithmetic.resnet_state(deep=deep, classes=10)
+def test_files_are_read_whole(tmp_path, capsys, stem, suffix):
+  state = torch_arithmetic.resnet_state(stem=stem, classes=10)
   _write(tmp_path / f'w{suffix}', state)
-  found = _load(tmp_path / f'w{suffix}', deep)
+  found = _load(tmp_path / f'w{suffix}', stem)
   assert "torch's weights: left fc\n" in capsys.readouterr().out
   # Every array but the counters and the classifier, each in its place.
   leaves = jax.tree.leaves(found)
@@ -62,10 +60,39 @@ def test_files_are_read_whole(tmp_path, capsys, deep, suffix):
     ),
   ):
     np.testing.assert_array_equal(value, state[name])
-  stem = 'conv1.6.weight' if deep else 'conv1.weight'
+  root = 'conv1.6.weight' if stem == 'deep' else 'conv1.weight'
   np.testing.assert_array_equal(
-    params['conv_root']['kernel'], state[stem].transpose(2, 3, 1, 0)
+    params['conv_root']['kernel'], state[root].transpose(2, 3, 1, 0)
   )
+
+
+@pytest.mark.parametrize('stem', ['plain', 'small'])
+def test_basic_units_are_read_whole(tmp_path, stem):
+  state = torch_arithmetic.resnet_state(stem=stem, unit='basic')
+  _write(tmp_path / 'w.npz', state)
+  found = _load(tmp_path / 'w.npz', stem, 'basic')
+  skipped = sum(name.endswith('tracked') for name in state)
+  assert len(jax.tree.leaves(found)) == len(state) - skipped
+  params = found['params']['encoder']
+  assert set(params['block1']['unit1']) == {'conv1', 'bn1', 'conv2', 'bn2'}
+  for value, name in (
+    (params['conv_root']['kernel'], 'conv1.weight'),
+    (params['block1']['unit1']['conv1']['kernel'], 'layer1.0.conv1.weight'),
+    (params['block4']['unit3']['conv2']['kernel'], 'layer4.2.conv2.weight'),
+    (
+      params['block2']['unit1']['conv_proj']['kernel'],
+      'layer2.0.downsample.0.weight',
+    ),
+  ):
+    np.testing.assert_array_equal(value, state[name].transpose(2, 3, 1, 0))
+  statistics = found['batch_stats']['encoder']['block2']['unit1']
+  np.testing.assert_array_equal(
+    statistics['bn_proj']['mean'], state['layer2.0.downsample.1.running_mean']
+  )
+  with pytest.raises(
+    errors.UserError, match='block1/unit1/bn3/bias found nothing'
+  ):
+    _load(tmp_path / 'w.npz', stem)
 
 
 @pytest.mark.parametrize(

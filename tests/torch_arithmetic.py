@@ -85,9 +85,11 @@ class Layers:
     return np.maximum(self.norm(self.conv(x, conv, **steps), norm), 0)
 
 
-def resnet_state(blocks=(1, 1, 2, 3), width=4, deep=True, classes=0, seed=0):
-  """A bottleneck ResNet's state dict, with values that hide nothing."""
-  rng = np.random.default_rng(seed)
+def resnet_state(
+  blocks=(1, 1, 2, 3), width=4, stem='deep', unit='bottleneck', classes=0
+):
+  """A ResNet's state dict, with values that hide nothing."""
+  rng = np.random.default_rng(0)
   state = {}
 
   def conv(name, size, channels, kernel):
@@ -103,29 +105,32 @@ def resnet_state(blocks=(1, 1, 2, 3), width=4, deep=True, classes=0, seed=0):
     state[f'{name}.running_var'] = rng.uniform(0.5, 1.5, size=size)
     state[f'{name}.num_batches_tracked'] = np.array(7)
 
-  channels = 2 * width if deep else width
-  if deep:
+  channels = 2 * width if stem == 'deep' else width
+  if stem == 'deep':
     conv('conv1.0', width, 3, 3)
     norm('conv1.1', width)
     conv('conv1.3', width, width, 3)
     norm('conv1.4', width)
     conv('conv1.6', channels, width, 3)
   else:
-    conv('conv1', channels, 3, 7)
+    conv('conv1', channels, 3, {'plain': 7, 'small': 3}[stem])
   norm('bn1', channels)
   for b, num_units in enumerate(blocks):
     size = width * 2**b
+    # Channels and kernel of each convolution.
+    layers = [(size, 1), (size, 3), (4 * size, 1)]
+    if unit == 'basic':
+      layers = [(size, 3), (size, 3)]
     for u in range(num_units):
-      name = f'layer{b + 1}.{u}'
-      conv(f'{name}.conv1', size, channels, 1)
-      conv(f'{name}.conv2', size, size, 3)
-      conv(f'{name}.conv3', 4 * size, size, 1)
-      for i, n in enumerate((size, size, 4 * size), 1):
-        norm(f'{name}.bn{i}', n)
-      if u == 0:
-        conv(f'{name}.downsample.0', 4 * size, channels, 1)
-        norm(f'{name}.downsample.1', 4 * size)
-      channels = 4 * size
+      name, before = f'layer{b + 1}.{u}', channels
+      for i, (outputs, kernel) in enumerate(layers, 1):
+        conv(f'{name}.conv{i}', outputs, channels, kernel)
+        norm(f'{name}.bn{i}', outputs)
+        channels = outputs
+      # Where the first unit of a block strides or changes the channels.
+      if u == 0 and (b > 0 or before != channels):
+        conv(f'{name}.downsample.0', channels, before, 1)
+        norm(f'{name}.downsample.1', channels)
   if classes:
     state['fc.weight'] = rng.normal(size=(classes, channels))
     state['fc.bias'] = rng.normal(size=classes)
