@@ -156,8 +156,8 @@ def clustering_loss(
 ) -> Scalar:
   """The swapped loss of points in place of images, without a queue.
 
-  The released code has no such loss. Prototypes are constants here, and points
-  of images without an overlap take no part.
+  The released code has no such loss. Prototypes are constants here; images
+  without an overlap have no part in the assignments, and count as 0.
   """
   _, _, *grid, size = projected.shape
   points = jnp.moveaxis(swav.unit(projected), 1, 3).reshape(-1, 2, size)
@@ -175,9 +175,8 @@ def clustering_loss(
     ],
     axis=1,
   )
-  # Rows that take no part are 0, so their cross entropy is 0, too.
-  share = len(points) / jnp.maximum(jnp.sum(used), 1)
-  return share * swav.swapped_loss(scores, found, options.temperature)
+  # Targets of points that take no part are 0, so their cross entropy is, too.
+  return swav.swapped_loss(scores, found, options.temperature)
 
 
 def _cosine(

@@ -68,7 +68,8 @@ def positives(
   """Which cells of the two views show about the same point.
 
   The centres of cells are less than `distance` diagonals of the larger cells
-  apart; lengths are parts of the image's sides less a pixel.
+  apart. A view reaches from the centre of its first pixel to that of its last,
+  in parts of the image's sides from centre to centre, as in the official code.
 
   Args:
     boxes: (top, left, height, width) of both views.
@@ -78,6 +79,8 @@ def positives(
     distance: in diagonals.
   """
   sides = (sizes - 1).astype(boxes.dtype)
+  lengths = boxes[..., 2:] - 1
+  boxes = jnp.concatenate([boxes[..., :2], lengths], axis=-1)
   boxes = boxes / jnp.concatenate([sides, sides], axis=-1)[:, None]
   cells = boxes[..., 2:] / jnp.array(grid, boxes.dtype)
   places = []

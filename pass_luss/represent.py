@@ -351,8 +351,14 @@ class Represent:
     rows = len(overlap)
     found = {'overlap': overlap, 'points': _by_view(sampled, rows)}
     if options.kind == 'regression':
-      predicted = net.heads.use('pixels', 'predicted', sampled, True)
-      found['predicted'] = _by_view(predicted, rows)
+      # Each view has its own statistics here (§2.6: p_a = q(z_a)).
+      found['predicted'] = jnp.stack(
+        [
+          net.heads.use('pixels', 'predicted', found['points'][:, view], True)
+          for view in (0, 1)
+        ],
+        axis=1,
+      )
     return found
 
   def _losses(

@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+# Places of the operations in `Draws.factors`; brightness is the first.
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+
 # A Gaussian is cut off at this many standard deviations.
 _TRUNCATED = 4.0
 
@@ -136,11 +139,26 @@ def augment(
 def jittered(
   image: Float[Array, 'H W 3'], draws: Draws
 ) -> Float[Array, 'H W 3']:
-  """Brightness, contrast, saturation and hue of an image in [0, 1]."""
-  operations = (_brighter, _more_contrast, _more_saturated, _turned)
-  for i in range(4):
-    kind = draws.order[i]
-    image = jax.lax.switch(kind, operations, image, draws.factors[kind])
+  """Brightness, contrast, saturation and hue of an image in [0, 1].
+
+  Over a batch the order is data, so an operation is computed at every place
+  where it may stand. Turning the hue costs far more than the others: it stands
+  at one place, and they before or after it.
+  """
+  turn_at = jnp.argmax(draws.order == _HUE)
+  others = draws.order[jnp.argsort(draws.order == _HUE, stable=True)][:3]
+
+  def mix(image: Array, i: int, now: Array) -> Array:
+    kind = others[i]
+    mixed = _mixed(image, _other(image, kind), draws.factors[kind])
+    # Else XLA computes all before it again wherever a pixel of it is read.
+    return jax.lax.optimization_barrier(jnp.where(now, mixed, image))
+
+  for i in range(3):
+    image = mix(image, i, i < turn_at)
+  image = jax.lax.optimization_barrier(_turned(image, draws.factors[_HUE]))
+  for i in range(3):
+    image = mix(image, i, i >= turn_at)
   return image
 
 
@@ -186,16 +204,13 @@ def _mixed(image: Array, other: Array, factor: Array) -> Array:
   return jnp.clip(factor * image + (1.0 - factor) * other, 0.0, 1.0)
 
 
-def _brighter(image: Array, factor: Array) -> Array:
-  return _mixed(image, jnp.zeros_like(image), factor)
-
-
-def _more_contrast(image: Array, factor: Array) -> Array:
-  return _mixed(image, jnp.full_like(image, jnp.mean(_grey(image))), factor)
-
-
-def _more_saturated(image: Array, factor: Array) -> Array:
-  return _mixed(image, _grey(image), factor)
+def _other(
+  image: Float[Array, 'H W 3'], kind: Int[Array, '']
+) -> Float[Array, 'H W 3']:
+  """What an image is mixed with: black, its mean grey, or its grey values."""
+  grey = _grey(image)
+  mean = jnp.where(kind == _CONTRAST, jnp.mean(grey), 0.0)
+  return jnp.where(kind == _SATURATION, grey, mean)
 
 
 def _turned(image: Array, turn: Array) -> Array:
