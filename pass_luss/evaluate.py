@@ -114,12 +114,11 @@ class Folders:
   def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     label = label_files.read(self.gt / name, self.num_classes)
     prediction = label_files.read(self.pred / name, self.num_generated)
-    if (prediction < 0).any():
+    if ignored := np.count_nonzero(prediction < 0):
       raise errors.BadFile(
         self.pred / name,
-        f'has {np.count_nonzero(prediction < 0):,} pixels of id '
-        f'{label_files.IGNORED}, which is for ground truth: expected '
-        f'predictions 0…{self.num_generated}',
+        f'has id {label_files.IGNORED} (pixels: {ignored:,}), which is for '
+        f'ground truth: expected predictions 0…{self.num_generated}',
       )
     if prediction.shape != label.shape:
       raise errors.BadFile(

@@ -60,7 +60,7 @@ def decode(
   red, green, blue = cv2.split(pixels)
   if blue.any():
     raise errors.UserError(
-      f'has {np.count_nonzero(blue):,} pixels with B up to {blue.max()}: '
+      f'has B up to {blue.max()} (pixels: {np.count_nonzero(blue):,}): '
       'expected ids as R + 256 G with B = 0, and no colours for the eye'
     )
   # Two bytes, the lower one first, are an id: wider than either of them.
@@ -68,9 +68,9 @@ def decode(
   unknown = (ids > num_classes) & (ids != IGNORED)
   if unknown.any():
     raise errors.UserError(
-      f'has id {ids[unknown].max()} ({np.count_nonzero(unknown):,} pixels are '
-      f'out of range): expected 0…{num_classes}, or {IGNORED} where ignored; '
-      'is it of another number of classes?'
+      f'has id {ids[unknown].max()} (pixels out of range: '
+      f'{np.count_nonzero(unknown):,}): expected 0…{num_classes}, or '
+      f'{IGNORED} where ignored; is it of another number of classes?'
     )
   label = ids.astype(np.int16)
   label[ids == IGNORED] = batch.IGNORE
