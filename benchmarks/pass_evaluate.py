@@ -1,0 +1,253 @@
+"""Scoring ImageNet-S beside a plain loop over classes, and what files cost.
+
+  python benchmarks/pass_evaluate.py [--images=100] [--classes=919] [--rounds=5]
+      [--files=1000] [--out=FILE.json]
+
+Drawn label maps of 500 x 375 pixels, with few and with many predicted ids. The
+plain loop takes the ids of an image one after another: mask, erosion by cv2,
+bincount. Both count in turns on one thread, and have to find the same. Then a
+folder of PNG files is scored as the command line does, and the memory of the
+process is followed; last comes the Hungarian matching.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import psutil
+
+from pass_luss import evaluate, label_files, matching, metrics
+
+SIZE = (375, 500)
+FEW, MANY = 5, 50
+MEGABYTE = 2**20
+MEGAPIXEL = 1e6
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def draw(rng: np.random.Generator, regions: int, ids: np.ndarray) -> np.ndarray:
+  """A map of smooth regions, each of one of the ids."""
+  fields = rng.random((regions, 6, 8)).astype(np.float32)
+  grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
+  return rng.choice(ids, regions)[np.argmax(grown, axis=0)]
+
+
+def make_pairs(count: int, num_classes: int, regions: int) -> list[Pair]:
+  """Predictions, and labels of two classes with 'other' and ignored pixels."""
+  rng = np.random.default_rng(0)
+  pairs = []
+  for _ in range(count):
+    classes = rng.choice(num_classes, 2) + 1
+    label = draw(rng, 6, np.array([-1, 0, 0, *classes]))
+    # Half right, so that agreement is counted too.
+    prediction = draw(rng, regions, np.arange(num_classes + 1))
+    right = draw(rng, 4, np.array([0, 1])) > 0
+    prediction = np.where(right, np.maximum(label, 0), prediction)
+    pairs.append((prediction.astype(np.int32), label.astype(np.int16)))
+  return pairs
+
+
+def fast(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
+  """By the metric."""
+  total = metrics.ImageNetS.empty(num_classes)
+  for prediction, label in pairs:
+    total = total.update(prediction, label, 'image')
+  return {n: v for n, v in total.compute().items() if not np.ndim(v)}
+
+
+def plain(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
+  """By loops over the ids of each image and the classes of all of them."""
+  side = num_classes + 1
+  counts = {
+    (kind, size): np.zeros((3, side), np.int64)
+    for kind in ('miou', 'boundary_miou')
+    for size in ('', *metrics.SIZES)
+  }
+  occurs = {size: np.zeros(side, bool) for size in metrics.SIZES}
+  right, f_beta = 0, 0.0
+
+  def add(kind: str, size: str, p: np.ndarray, t: np.ndarray) -> None:
+    found = counts[kind, size]
+    found[0] += np.bincount(t[(t == p) & (t >= 0)], minlength=side)
+    found[1] += np.bincount(p[p >= 0], minlength=side)
+    found[2] += np.bincount(t[t >= 0], minlength=side)
+
+  for prediction, label in pairs:
+    valid = label >= 0
+    edges = plain_boundaries(prediction)[valid], plain_boundaries(label)[valid]
+    p, t = prediction[valid], label[valid]
+    add('miou', '', p, t)
+    add('boundary_miou', '', *edges)
+    areas = np.bincount(p, minlength=side)
+    best = 1 + int(areas[1:].argmax())
+    right += bool(areas[best] and (t == best).any())
+    both = np.count_nonzero((p > 0) & (t > 0))
+    if both:
+      precision = both / np.count_nonzero(p)
+      recall = both / np.count_nonzero(t)
+      f_beta += 1.3 * precision * recall / (0.3 * precision + recall)
+    members: dict[str, list[int]] = {size: [] for size in metrics.SIZES}
+    for c in np.unique(t[t > 0]):
+      share = math.ceil(100 * np.count_nonzero(t == c) / t.size)
+      sizes = dict(zip((5, 25, 50, 100), metrics.SIZES, strict=True))
+      members[sizes[min(most for most in sizes if share <= most)]].append(c)
+    for size, classes in members.items():
+      if classes:
+        kept = np.isin(t, [0, *classes])
+        add('miou', size, p[kept], t[kept])
+        add('boundary_miou', size, *(edge[kept] for edge in edges))
+        occurs[size] |= np.bincount(t[kept], minlength=side) > 0
+  iou = {}
+  for key, (both, predicted, labelled) in counts.items():
+    iou[key] = both / (predicted + labelled - both + 1e-10)
+  return {
+    'miou': iou['miou', ''].mean(),
+    'miou_without_other': iou['miou', ''][1:].mean(),
+    'boundary_miou': iou['boundary_miou', ''].mean(),
+    'image_accuracy': right / len(pairs),
+    'f_beta': f_beta / len(pairs),
+    **{
+      f'{kind}_{size}': (
+        iou[kind, size][found].mean() if found.any() else float('nan')
+      )
+      for size, found in occurs.items()
+      for kind in ('miou', 'boundary_miou')
+    },
+  }
+
+
+def plain_boundaries(ids: np.ndarray) -> np.ndarray:
+  """Ids on boundaries, negative inside: a mask and an erosion for each id."""
+  times = max(1, round(0.03 * math.hypot(*ids.shape)))
+  found = np.full(ids.shape, -1, np.int64)
+  for c in np.unique(ids):
+    mask = (ids == c).astype(np.uint8)
+    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=times)
+    found[(mask > 0) & (eroded[1:-1, 1:-1] == 0)] = c
+  return found
+
+
+def seconds(work: Callable[[], object]) -> float:
+  """That the work takes, once."""
+  start = time.perf_counter()
+  work()
+  return time.perf_counter() - start
+
+
+def compare(pairs: Sequence[Pair], num_classes: int, rounds: int) -> dict:
+  """Megapixels a second of both, in turns."""
+  ours, theirs = fast(pairs, num_classes), plain(pairs, num_classes)
+  for name, value in theirs.items():
+    np.testing.assert_allclose(ours[name], value, rtol=1e-9, err_msg=name)
+  megapixels = len(pairs) * math.prod(SIZE) / MEGAPIXEL
+  rows = []
+  for _ in range(rounds):
+    row = {'plain': seconds(lambda: plain(pairs, num_classes))}
+    row['ours'] = seconds(lambda: fast(pairs, num_classes))
+    rows.append({name: megapixels / value for name, value in row.items()})
+  ratios = [row['ours'] / row['plain'] for row in rows]
+  return {
+    'ids_a_prediction': statistics.mean(len(np.unique(p)) for p, _ in pairs),
+    'rounds': rows,
+    'megapixels_a_second': statistics.median(row['ours'] for row in rows),
+    'of_plain': statistics.median(row['plain'] for row in rows),
+    'times_faster': statistics.median(ratios),
+    'least_and_most': (min(ratios), max(ratios)),
+  }
+
+
+def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
+  """A folder of PNG files, on all threads; memory at every tenth of it."""
+  process = psutil.Process()
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary)
+    for i in range(count):
+      prediction, label = pairs[i % len(pairs)]
+      label_files.write(folder / 'gt' / 'n0' / f'{i:06}.png', label)
+      label_files.write(folder / 'pred' / 'n0' / f'{i:06}.png', prediction)
+    folders = evaluate.Folders.find(
+      folder / 'gt', folder / 'pred', num_classes, num_classes
+    )
+    memory = []
+    total = metrics.ImageNetS.empty(num_classes)
+    start = time.perf_counter()
+    counted = folders.each(
+      lambda p, t, name: metrics.count(p, t, name, num_classes), 'scoring'
+    )
+    for i, one in enumerate(counted):
+      total = total.merge(one)
+      if i % max(1, count // 10) == 0:
+        memory.append(process.memory_info().rss / MEGABYTE)
+    took = time.perf_counter() - start
+  return {
+    'files': count,
+    'megapixels_a_second': count * math.prod(SIZE) / MEGAPIXEL / took,
+    'memory_in_mebibytes': memory,
+  }
+
+
+def match(num_classes: int) -> float:
+  """Seconds of the Hungarian method on counts as of val with a weak network."""
+  rng = np.random.default_rng(0)
+  counts = rng.poisson(0.1, (num_classes, num_classes))
+  shuffled = rng.permutation(num_classes)
+  counts[np.arange(num_classes), shuffled] += rng.poisson(2, num_classes)
+  found = matching.Cooccurrence(counts.astype(np.int64))
+  return min(seconds(found.match) for _ in range(3))
+
+
+def sentence(name: str, found: dict) -> str:
+  """A comparison in words."""
+  low, high = found['least_and_most']
+  return (
+    f'{name} ({found["ids_a_prediction"]:.0f} ids a prediction): '
+    f'{found["megapixels_a_second"]:.1f} megapixels/s, plain loop '
+    f'{found["of_plain"]:.1f}: {found["times_faster"]:.1f} times faster '
+    f'({low:.1f} to {high:.1f})'
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the comparison and prints it."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--images', type=int, default=100)
+  parser.add_argument('--classes', type=int, default=919)
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--files', type=int, default=1000)
+  parser.add_argument('--out', default='')
+  arguments = parser.parse_args(argv)
+  cv2.setNumThreads(0)
+  found: dict[str, dict | float] = {}
+  for name, regions in (('few', FEW), ('many', MANY)):
+    pairs = make_pairs(arguments.images, arguments.classes, regions)
+    found[name] = compare(pairs, arguments.classes, arguments.rounds)
+    print(sentence(name, found[name]), flush=True)
+  found['files'] = score_files(pairs, arguments.classes, arguments.files)
+  memory = found['files']['memory_in_mebibytes']
+  print(
+    f'{arguments.files:,} pairs of files on {os.cpu_count()} cores: '
+    f'{found["files"]["megapixels_a_second"]:.1f} megapixels/s; memory '
+    f'{min(memory[1:]):.0f} to {max(memory[1:]):.0f} MiB'
+  )
+  found['seconds_of_matching'] = match(arguments.classes)
+  print(
+    f'Hungarian matching of {arguments.classes} classes: '
+    f'{1000 * found["seconds_of_matching"]:.0f} ms'
+  )
+  if arguments.out:
+    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
