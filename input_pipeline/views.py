@@ -6,7 +6,6 @@ example = views(example, rng)   # views_large, box_large, flip_large, …
 """
 
 import dataclasses
-
 from typing import Any
 
 import jax

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss import swav
+from segcore import losses
 from segcore.models import norm, resize
 
 # Factor by which maps are enlarged before attention.
@@ -53,8 +54,8 @@ def _conv(
 
 
 def pooled(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
-  """The mean over a map, in float32."""
-  return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+  """The mean over a map, in float32 at least."""
+  return jnp.mean(losses.at_least_float32(x), axis=(1, 2))
 
 
 class Projection(nn.Module):
@@ -80,9 +81,8 @@ class Projection(nn.Module):
     x = _dense(x.shape[-1], self.hidden, self.dtype, 'dense1')(x)
     x = norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x)
     x = _dense(self.hidden, self.size, self.dtype, 'dense2')(nn.relu(x))
-    x = norm.batch_norm(
-      train=train, dtype=jnp.float32, name='bn2', learned=False
-    )(x)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    x = norm.batch_norm(train=train, dtype=dtype, name='bn2', learned=False)(x)
     return swav.unit(x)
 
 
@@ -163,7 +163,7 @@ class Clusters(nn.Module):
 def scores(
   embeddings: Float[Array, '*shape E'], prototypes: Float[Array, 'E K']
 ) -> Float[Array, '*shape K']:
-  """Products of embeddings and prototypes, in float32 throughout."""
+  """Products of embeddings and prototypes, never rounded."""
   return jnp.einsum(
     '...e,ek->...k',
     embeddings,
@@ -358,14 +358,15 @@ class Attention(nn.Module):
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
     channels = 1 if self.shared else size
     x = _conv(size, channels, self.dtype, 'conv2', use_bias=True)(x)
-    x = norm.batch_norm(train=train, dtype=jnp.float32, name='bn2')(x)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    x = norm.batch_norm(train=train, dtype=dtype, name='bn2')(x)
     threshold = self.param('threshold', nn.initializers.zeros, (channels,))
     return nn.sigmoid(x + threshold)
 
 
 def enlarged(x: Float[Array, 'B h w D']) -> Float[Array, 'B H W D']:
-  """A map four times as high and wide, in float32, bilinearly."""
+  """A map four times as high and wide, in float32 at least, bilinearly."""
   height, width = x.shape[1:3]
   return resize.bilinear(
-    x.astype(jnp.float32), (ENLARGED * height, ENLARGED * width)
+    losses.at_least_float32(x), (ENLARGED * height, ENLARGED * width)
   )

@@ -17,7 +17,7 @@ from input_pipeline import batch as batch_lib
 from pass_luss import alignment as alignment_lib
 from pass_luss import deep_to_shallow, heads, swav
 from pass_luss import pixpro as pixpro_lib
-from segcore import method, photometric, types
+from segcore import losses, method, photometric, types
 from segcore.models import segmenter as segmenter_lib
 
 # Red of ImageNet's images: mean and deviation, as parts of 255.
@@ -244,27 +244,26 @@ class Represent:
     self, batch: batch_lib.Batch, rng: Array
   ) -> dict[str, Float[Array, 'B V h w 3']]:
     """Views in [-1, 1], by group, in their new colours."""
-    keys = photometric.example_keys(rng, len(batch['views_large']))
+    keys = method.row_keys(rng, len(batch['views_large']))
+    first, second = self.colours.large
     found = {}
-    for group in ('large', 'small'):
+    for group, options, offset in (
+      ('large', (first,) if first == second else (first, second), 0),
+      ('small', (self.colours.small,), 2),
+    ):
       if f'views_{group}' not in batch:
         continue
       images = batch_lib.to_symmetric(batch[f'views_{group}'])
-      count = images.shape[1]
-      options = self.colours.large
-      if group == 'small':
-        options = (self.colours.small,) * count
-      each = [
-        photometric.augment(
-          images[:, i],
-          jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(
-            keys if group == 'large' else _others(keys)
-          ),
-          options[i],
-        )
-        for i in range(count)
-      ]
-      found[group] = self._red(jnp.stack(each, axis=1))
+      # All views of the same options at once; else a program for each.
+      parts = jnp.split(images, len(options), axis=1)
+      changed, at = [], offset
+      for part, its_own in zip(parts, options, strict=True):
+        count = part.shape[1]
+        of_views = _flat(_fold_in_views(keys, at, count))
+        augmented = photometric.augment(_flat(part), of_views, its_own)
+        changed.append(_by_view(augmented, len(images)))
+        at += count
+      found[group] = self._red(jnp.concatenate(changed, axis=1))
     return found
 
   def _red(self, images: Float[Array, '*shape 3']) -> Float[Array, '*shape 3']:
@@ -346,7 +345,9 @@ class Represent:
     if has_head:
       maps = net.heads.use('pixels', 'projected', deep, True)
     sampled = alignment_lib.sample(
-      maps.astype(jnp.float32), _flat(points_of_rows), _flat(points_of_columns)
+      losses.at_least_float32(maps),
+      _flat(points_of_rows),
+      _flat(points_of_columns),
     )
     rows = len(overlap)
     found = {'overlap': overlap, 'points': _by_view(sampled, rows)}
@@ -535,16 +536,18 @@ def _with_unit_prototypes(params: types.Params) -> types.Params:
   return _prototypes_by(lambda p: swav.unit(p, axis=0), params)
 
 
-def _others(keys: Array) -> Array:
-  """Keys that no large view has."""
-  return jax.vmap(lambda key: jax.random.fold_in(key, 2**16))(keys)
+def _fold_in_views(keys: Array, first: int, count: int) -> Array:
+  """Keys [B, V, …] of some views of each image, numbered from `first` on."""
+  views = first + jnp.arange(count)
+  fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+  return jax.vmap(fold_in, (0, None))(keys, views)
 
 
-def _flat(views: Float[Array, 'B V *shape']) -> Float[Array, 'N *shape']:
-  """Rows and views as one axis; rows stay where they are."""
+def _flat(views: Array) -> Array:
+  """[B, V, …] as [B·V, …]: rows stay where they are."""
   return views.reshape(-1, *views.shape[2:])
 
 
-def _by_view(flat: Float[Array, 'N *shape'], rows: int) -> Array:
+def _by_view(flat: Array, rows: int) -> Array:
   """Undoes `_flat`."""
   return flat.reshape(rows, -1, *flat.shape[1:])

@@ -6,11 +6,12 @@ over this batch and a queue of the batches before (spec §2.5).
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from segcore import losses
 from segcore.types import Scalar
@@ -58,13 +59,15 @@ class Options:
 class Queue:
   """The embeddings of the newest steps, for each of the two large views.
 
+  A state's part, so its fields are of any type.
+
   Attributes:
-    rows: [2, L, D], newest first; of unit length.
-    count: int [], how many of the L there are.
+    rows: float32 [2, L, D], newest first; of unit length.
+    count: int32 [], how many of the L there are.
   """
 
-  rows: Float[Array, '2 L D']
-  count: Int[Array, '']
+  rows: Any
+  count: Any
 
 
 def empty_queue(length: int, size: int) -> Queue:
@@ -75,10 +78,14 @@ def empty_queue(length: int, size: int) -> Queue:
 def push(queue: Queue, embeddings: Float[Array, 'B 2 D']) -> Queue:
   """Puts a batch to the front; the oldest rows leave."""
   length = queue.rows.shape[1]
-  new = jax.lax.stop_gradient(jnp.moveaxis(embeddings, 1, 0))
-  rows = jnp.concatenate([new.astype(queue.rows.dtype), queue.rows], axis=1)
-  count = jnp.minimum(queue.count + len(embeddings), length)
-  return Queue(rows[:, :length], count)
+  new = jax.lax.stop_gradient(jnp.moveaxis(embeddings, 1, 0))[:, :length]
+  # Not by concatenation: the new rows are split over the devices, the old not.
+  rows = jax.lax.dynamic_update_slice(
+    jnp.roll(queue.rows, len(embeddings), axis=1),
+    new.astype(queue.rows.dtype),
+    (0, 0, 0),
+  )
+  return Queue(rows, jnp.minimum(queue.count + len(embeddings), length))
 
 
 def unit(
@@ -86,7 +93,7 @@ def unit(
 ) -> Float[Array, '*shape D']:
   """Vectors of unit length, in float32 at least; 0 stays 0."""
   vectors = losses.at_least_float32(vectors)
-  # Square root of a maximum, so that the gradient at 0 is 0 and not NaN.
+  # The root of a maximum, whose gradient at 0 is finite.
   square = jnp.sum(jnp.square(vectors), axis=axis, keepdims=True)
   return vectors * jax.lax.rsqrt(jnp.maximum(square, _SHORTEST**2))
 

@@ -1,6 +1,6 @@
 """Random changes of colour and sharpness, on the device, a key per example.
 
-  keys = example_keys(rng, len(images))
+  keys = method.row_keys(rng, len(images))
   images = augment(images, keys, Options(jitter=0.8, grey=0.2, blur=0.5))
 
 What is random is drawn by `sample`; `apply` is a function of what was drawn.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import dm_pix
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 # Places of the operations in `Draws.factors`; brightness is the first.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
@@ -80,12 +80,7 @@ class Draws(NamedTuple):
   solarize: Bool[Array, '']
 
 
-def example_keys(rng: Key[Array, ''], count: int) -> Key[Array, 'B']:
-  """A key for each example of a global batch."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(count))
-
-
-def sample(rng: Key[Array, ''], options: Options) -> Draws:
+def sample(rng: Array, options: Options) -> Draws:
   """Draws for one example."""
   keys = jax.random.split(rng, 7)
   strength = jnp.array(
@@ -126,9 +121,9 @@ def apply(
 
 
 def augment(
-  images: Float[Array, 'B H W 3'], keys: Key[Array, 'B'], options: Options
+  images: Float[Array, 'B H W 3'], keys: Array, options: Options
 ) -> Float[Array, 'B H W 3']:
-  """Draws and changes each image of a batch in [-1, 1]."""
+  """Draws and changes each image of a batch in [-1, 1], with a key for each."""
 
   def one(image, key):
     return apply(image, sample(key, options), options)

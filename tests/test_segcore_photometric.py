@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from segcore import photometric
+from segcore import method, photometric
 
 GREY = np.array([0.299, 0.587, 0.114])
 ALL = photometric.Options(
@@ -117,7 +117,7 @@ def test_blur_is_that_of_scipy(sigma):
 
 
 def test_ranges_and_probabilities_of_what_is_drawn():
-  keys = photometric.example_keys(jax.random.key(0), 4000)
+  keys = method.row_keys(jax.random.key(0), 4000)
   found = jax.vmap(lambda key: photometric.sample(key, ALL))(keys)
   for name, probability in (
     *(('jitter', 0.8), ('grey', 0.2), ('blur', 0.5)),
@@ -137,7 +137,7 @@ def test_ranges_and_probabilities_of_what_is_drawn():
 
 def test_factors_are_never_negative():
   options = photometric.Options(jitter=1.0, brightness=1.5)
-  keys = photometric.example_keys(jax.random.key(0), 1000)
+  keys = method.row_keys(jax.random.key(0), 1000)
   found = jax.vmap(lambda key: photometric.sample(key, options))(keys)
   assert found.factors[:, 0].min() >= 0.0
   assert found.factors[:, 0].max() > 2.4
@@ -145,7 +145,7 @@ def test_factors_are_never_negative():
 
 def test_an_example_depends_on_its_own_key_only():
   batch = jnp.asarray(images())
-  keys = photometric.example_keys(jax.random.key(3), 4)
+  keys = method.row_keys(jax.random.key(3), 4)
   whole = jax.jit(photometric.augment, static_argnums=2)(batch, keys, ALL)
   for i in range(4):
     alone = photometric.augment(batch[i : i + 1], keys[i : i + 1], ALL)
@@ -157,7 +157,7 @@ def test_an_example_depends_on_its_own_key_only():
 
 
 def test_images_stay_in_range():
-  keys = photometric.example_keys(jax.random.key(1), 64)
+  keys = method.row_keys(jax.random.key(1), 64)
   found = photometric.augment(jnp.asarray(images(64)), keys, ALL)
   assert found.min() >= -1.0 - 1e-5
   assert found.max() <= 1.0 + 1e-5
@@ -171,7 +171,7 @@ def test_one_program_for_8_devices():
   batch = jnp.asarray(images(8))
 
   def step(batch, rng):
-    keys = photometric.example_keys(rng, len(batch))
+    keys = method.row_keys(rng, len(batch))
     return photometric.augment(batch, keys, ALL)
 
   alone = jax.jit(step)(batch, jax.random.key(0))
