@@ -47,7 +47,13 @@ setuptools.setup(
   packages=PACKAGES,
   install_requires=REQUIRED,
   extras_require={
-    'test': ['beartype>=0.23', 'pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17'],
+    'test': [
+      'beartype>=0.23',
+      'faiss-cpu>=1.12',  # The reference of k-means, and of its benchmark.
+      'pytest>=9',
+      'pytest-xdist>=3.8',
+      'ruff>=0.17',
+    ],
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda13]>=0.10.2'],
   },
