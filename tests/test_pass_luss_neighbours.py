@@ -111,6 +111,14 @@ def test_of_entries_that_are_as_near_the_first_vote(bank_rows):
     np.testing.assert_array_equal(found, [expected])
 
 
+def test_no_entry_votes_twice_where_blocks_overlap():
+  ones = np.full((3, 4), 0.5, np.float32)
+  bank = neighbours.Bank(ones, np.array([1, 4, 1], np.int32))
+  # The second block of two would be the second and third entry.
+  found = neighbours.vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
+  np.testing.assert_array_equal(found, [1])
+
+
 def test_one_near_neighbour_outweighs_nine_far_ones():
   # exp(1 / 0.07) against 9·exp(0.8 / 0.07), which is 0.52 of it; at 0.9 it is
   # 2.2 times as much.

@@ -1,0 +1,183 @@
+"""k-means beside Faiss, on a CPU.
+
+  python benchmarks/pass_kmeans.py [--rows=64431] [--dim=512] [--clusters=50]
+      [--iterations=20] [--restarts 1 4] [--threads=2] [--rounds=5]
+      [--out=FILE.json]
+
+The images of ImageNet-S50 as ResNet-18 pools them, drawn from a mixture of
+Gaussians and L2-normalised. Both run as many iterations from as many restarts,
+all rows in each, on the same number of threads, in turns; Faiss as
+`faiss.Kmeans` runs by default, but for the rows that it would leave out. Its
+first centroids are its own draws, so objectives differ by chance: both are
+computed again from the centroids in float64.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+# Before OpenMP is loaded: its threads spin while they wait, and where another
+# process has the core that makes Faiss four times slower.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+import faiss
+import jax
+import numpy as np
+
+from pass_luss import kmeans
+from segcore import sharding
+
+
+class Shape(NamedTuple):
+  """Sizes of a clustering."""
+
+  rows: int
+  dim: int
+  clusters: int
+  iterations: int
+  restarts: int
+
+
+def make_features(shape: Shape) -> np.ndarray:
+  """Twice as many Gaussians as clusters, which overlap; rows of length 1."""
+  rng = np.random.default_rng(0)
+  centres = rng.standard_normal((2 * shape.clusters, shape.dim), np.float32)
+  rows = rng.standard_normal((shape.rows, shape.dim), np.float32)
+  rows *= 2
+  rows += centres[rng.integers(len(centres), size=shape.rows)]
+  return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def in_jax(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
+  """From a seed to the centroids of the best restart."""
+  rows = kmeans.place(sharding.make_mesh(), features)
+
+  def run(seed: int) -> np.ndarray:
+    initial = kmeans.sample_initial(
+      *(jax.random.PRNGKey(seed), shape.restarts, shape.rows, shape.clusters)
+    )
+    found = kmeans.fit(rows, initial, shape.iterations)
+    jax.block_until_ready(found)
+    return np.asarray(found.centroids)
+
+  return run
+
+
+def in_faiss(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
+  """From a seed to the centroids of the best restart."""
+
+  def run(seed: int) -> np.ndarray:
+    clustering = faiss.Kmeans(
+      *(shape.dim, shape.clusters),
+      niter=shape.iterations,
+      nredo=shape.restarts,
+      seed=seed + 1,
+      max_points_per_centroid=shape.rows,
+    )
+    clustering.train(features)
+    return clustering.centroids
+
+  return run
+
+
+def exact_objective(features: np.ndarray, centroids: np.ndarray) -> float:
+  """Sum of squared distances to the nearest centroid, in float64."""
+  centroids = centroids.astype(np.float64)
+  total = 0.0
+  for block in np.array_split(features, max(len(features) // 4096, 1)):
+    block = block.astype(np.float64)
+    half = np.sum(np.square(centroids), axis=1) / 2
+    nearest = np.argmin(half - block @ centroids.T, axis=1)
+    total += float(np.sum(np.square(block - centroids[nearest])))
+  return total
+
+
+def compare(
+  shape: Shape, features: np.ndarray, rounds: int
+) -> list[dict[str, float]]:
+  """Seconds, those of all threads together, and objective of both, in turns."""
+  sides = {'jax': in_jax(shape, features), 'faiss': in_faiss(shape, features)}
+  rows = []
+  # The first round, in which one side compiles, is not counted.
+  for number in range(rounds + 1):
+    row = {}
+    for name, run in sides.items():
+      start, processor = time.perf_counter(), time.process_time()
+      centroids = run(number)
+      row[name] = time.perf_counter() - start
+      row[f'processor_{name}'] = time.process_time() - processor
+      row[f'objective_{name}'] = exact_objective(features, centroids)
+    if number:
+      rows.append(row)
+      shown = '  '.join(f'{name} {value:.2f}' for name, value in row.items())
+      print(f'round {number}/{rounds}: {shown}', flush=True)
+  return rows
+
+
+def summary(rows: Sequence[dict[str, float]]) -> dict:
+  """Medians of the rounds, and how far they went apart."""
+  ratios = [row['jax'] / row['faiss'] for row in rows]
+  return {
+    'rounds': list(rows),
+    'seconds': statistics.median(row['jax'] for row in rows),
+    'seconds_of_faiss': statistics.median(row['faiss'] for row in rows),
+    'times_faiss': statistics.median(ratios),
+    'least_and_most': (min(ratios), max(ratios)),
+    'times_processor_of_faiss': statistics.median(
+      row['processor_jax'] / row['processor_faiss'] for row in rows
+    ),
+    'objective_over_that_of_faiss': statistics.median(
+      row['objective_jax'] / row['objective_faiss'] for row in rows
+    ),
+  }
+
+
+def sentence(shape: Shape, found: dict) -> str:
+  """A summary in words."""
+  low, high = found['least_and_most']
+  return (
+    f'{shape.rows} x {shape.dim}, k = {shape.clusters}, {shape.iterations} '
+    f'iterations, {shape.restarts} restarts: {found["seconds"]:.2f} s; faiss '
+    f'{found["seconds_of_faiss"]:.2f} s: {found["times_faiss"]:.2f} of its '
+    f'time ({low:.2f} to {high:.2f}; '
+    f'{found["times_processor_of_faiss"]:.2f} of its processor time), '
+    f'objective {found["objective_over_that_of_faiss"]:.4f} of its own'
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the comparison and prints it."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--rows', type=int, default=64431)
+  parser.add_argument('--dim', type=int, default=512)
+  parser.add_argument('--clusters', type=int, default=50)
+  parser.add_argument('--iterations', type=int, default=20)
+  parser.add_argument('--restarts', type=int, nargs='+', default=[1, 4])
+  parser.add_argument('--threads', type=int, default=os.cpu_count())
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--out', default='')
+  arguments = parser.parse_args(argv)
+  # Before jax starts its threads: as many as there are cores for it.
+  cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
+  os.sched_setaffinity(0, cores)
+  faiss.omp_set_num_threads(len(cores))
+  found = {'threads': len(cores)}
+  sizes = (arguments.rows, arguments.dim, arguments.clusters)
+  for restarts in arguments.restarts:
+    shape = Shape(*sizes, arguments.iterations, restarts)
+    features = make_features(shape)
+    result = summary(compare(shape, features, arguments.rounds))
+    print(sentence(shape, result), flush=True)
+    found[f'{restarts} restarts'] = {'shape': shape._asdict(), **result}
+  if arguments.out:
+    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
