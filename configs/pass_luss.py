@@ -112,8 +112,14 @@ def learn(
 def views(
   name: str, count: int, size: int, area: tuple[float, float]
 ) -> dict[str, Any]:
-  """A group of views."""
-  return {'name': name, 'count': count, 'size': (size, size), 'area': area}
+  """A group of views, resized as by Pillow."""
+  return {
+    'name': name,
+    'count': count,
+    'size': (size, size),
+    'area': area,
+    'antialias': True,
+  }
 
 
 def jitter(strength: float = 1.0, **fields: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def learn(
   bank: dict[str, Any],
   supervised: dict[str, Any] | None = None,
   warmup_epochs: int = 1,
+  weight: float = 1.0,
 ) -> ml_collections.ConfigDict:
   """What U2PL, U2PL+ or a baseline learns from.
 
@@ -40,6 +41,7 @@ def learn(
     bank: sizes of the bank and of its draws.
     supervised: fields of the supervised loss that differ.
     warmup_epochs: of labelled images alone.
+    weight: of the unlabelled images' loss.
 
   Raises:
     ValueError: a part is switched on that the system has no place for.
@@ -70,6 +72,7 @@ def learn(
   if system != 'sup_only':
     consistency = {
       'filtered': full,
+      'weight': weight,
       'forward': 1.0,
       'reverse': 0.1 if has['sce'] else 0.0,
       'denoise': 'raw' if has['pd'] else 'off',

@@ -22,6 +22,7 @@ def get_config(argument=None):
     seed=0,  # of the choice of labelled images and of training
     run=0,  # another choice of labelled images with the same seed
     lr=0.0,  # 0: what stands below
+    unlabelled_weight=1.0,  # of the unlabelled images' loss
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     source='',  # folder of the photographs; '' looks in $SEG_DATA_DIR
@@ -45,6 +46,7 @@ def get_config(argument=None):
       group=4,
       bank=u2pl.SMALL_BANK,
       warmup_epochs=10,
+      weight=options.unlabelled_weight,
     ),
     heads={'kind': 'conv', 'width': 32, 'representation': 32},
     start=u2pl.start(options),

@@ -20,6 +20,9 @@ def get_config(argument=None):
     seed=0,  # of the choice of labelled images and of training
     run=0,  # another choice of labelled images with the same seed
     lr=0.0,  # 0: what stands below
+    # Of the unlabelled images' loss: at the paper's 1 the labels of a teacher of
+    # 30 % mIoU do harm.
+    unlabelled_weight=0.3,
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     encoder='',  # a finished run's stage, or a weight file
@@ -43,6 +46,7 @@ def get_config(argument=None):
       bank=u2pl.SMALL_BANK,
       # A teacher of less than 20 % mIoU teaches the frequent classes only.
       warmup_epochs=6,
+      weight=options.unlabelled_weight,
     ),
     heads={'kind': 'conv', 'width': 32, 'representation': 32},
     start=u2pl.start(options),

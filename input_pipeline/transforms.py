@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Shaped
+import PIL.Image
+from jaxtyping import Shaped, UInt8
 
 from input_pipeline import batch
 from input_pipeline.builders import records
@@ -81,6 +82,16 @@ def resize_bilinear(
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
+def resize_antialiased(
+  image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Pillow's bilinear: an axis that shrinks is blurred on the way."""
+  resized = PIL.Image.fromarray(image).resize(
+    size[::-1], PIL.Image.Resampling.BILINEAR
+  )
+  return np.asarray(resized)
+
+
 def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
   """What [start, start + length) has of [0, size), and lacks on each side."""
   first = min(max(start, 0), size)
@@ -115,11 +126,14 @@ def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
   return out
 
 
-def resize(example: Example, size: tuple[int, int]) -> Example:
+def resize(
+  example: Example, size: tuple[int, int], antialias: bool = False
+) -> Example:
   """Resizes image (bilinear) and label (nearest, floor rule)."""
   if example['image'].shape[:2] == size:
     return example
-  out = {**example, 'image': resize_bilinear(example['image'], size)}
+  resized = resize_antialiased if antialias else resize_bilinear
+  out = {**example, 'image': resized(example['image'], size)}
   if 'label' in example:
     out['label'] = resize_nearest(example['label'], size)
   return out
@@ -392,11 +406,13 @@ class InceptionCrop:
     size: (height, width) of the output in pixels.
     area: range of the share of the image that is kept.
     aspect: range of width / height of the box.
+    antialias: whether a box that shrinks is blurred, as by Pillow.
   """
 
   size: tuple[int, int]
   area: tuple[float, float] = (0.3, 1.0)
   aspect: tuple[float, float] = (3 / 4, 4 / 3)
+  antialias: bool = False
 
   def __post_init__(self):
     check_size('size', self.size)
@@ -412,7 +428,7 @@ class InceptionCrop:
     box = sample_inception_box(
       rng, example['image'].shape[:2], self.area, self.aspect
     )
-    return resize(crop(example, box), self.size)
+    return resize(crop(example, box), self.size, self.antialias)
 
 
 # What a config may name as its crop.

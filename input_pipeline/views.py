@@ -26,6 +26,7 @@ class Views:
     area: range of the share of the image that a crop keeps.
     aspect: range of width / height.
     flip: probability of a mirror image.
+    antialias: whether a crop that shrinks is blurred, as by Pillow.
   """
 
   name: str
@@ -34,6 +35,7 @@ class Views:
   area: tuple[float, float]
   aspect: tuple[float, float] = (3 / 4, 4 / 3)
   flip: float = 0.5
+  antialias: bool = False
 
   def __post_init__(self):
     if self.count < 1:
@@ -80,7 +82,9 @@ class MultiCrop:
           rng, image['image'].shape[:2], group.area, group.aspect
         )
         flipped = bool(rng.random() < group.flip)
-        view = transforms.resize(transforms.crop(image, box), group.size)
+        view = transforms.resize(
+          transforms.crop(image, box), group.size, group.antialias
+        )
         views.append((transforms.flip(view) if flipped else view)['image'])
         boxes.append(box)
         flips.append(flipped)

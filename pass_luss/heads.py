@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pass_luss import swav
-from segcore import losses
+from segcore import losses, types
 from segcore.models import norm, resize
 
 # Factor by which maps are enlarged before attention.
@@ -157,19 +157,21 @@ class Clusters(nn.Module):
 
   def score(self, embeddings: Float[Array, 'B E']) -> Float[Array, 'B K']:
     """Products with the prototypes."""
-    return scores(embeddings, self.prototypes)
+    return swav.scores(embeddings, self.prototypes)
 
 
-def scores(
-  embeddings: Float[Array, '*shape E'], prototypes: Float[Array, 'E K']
-) -> Float[Array, '*shape K']:
-  """Products of embeddings and prototypes, never rounded."""
-  return jnp.einsum(
-    '...e,ek->...k',
-    embeddings,
-    prototypes,
-    precision=jax.lax.Precision.HIGHEST,
-  )
+def prototypes_by(
+  function: Callable[[Array], Array], params: types.Params
+) -> types.Params:
+  """Parameters, or their gradient, with the prototypes changed."""
+  clusters = params['heads']['clusters']
+  changed = {**clusters, 'prototypes': function(clusters['prototypes'])}
+  return {**params, 'heads': {**params['heads'], 'clusters': changed}}
+
+
+def with_unit_prototypes(params: types.Params) -> types.Params:
+  """Before every look: prototypes of unit length."""
+  return prototypes_by(lambda p: swav.unit(p, axis=0), params)
 
 
 class Shallow(nn.Module):

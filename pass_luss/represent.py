@@ -203,7 +203,7 @@ class Represent:
     views = self.views(batch, rng)
     if self.options.clusters:
       # In place, as the official code: the update starts from unit length.
-      state = state.replace(params=_with_unit_prototypes(state.params))
+      state = state.replace(params=heads.with_unit_prototypes(state.params))
     state, keys = self._keys(state, views)
 
     def loss(params):
@@ -218,15 +218,14 @@ class Represent:
     )(state.params)
     if self.options.clusters:
       learned = state.step >= self.options.clusters.frozen_steps
-      gradient = _prototypes_by(lambda g: jnp.where(learned, g, 0.0), gradient)
+      gradient = heads.prototypes_by(
+        lambda g: jnp.where(learned, g, 0.0), gradient
+      )
     new = self.update.apply(state, gradient, stats)
     if state.queue != ():
-      begun = state.step >= self.options.clusters.queue_from_step
       new = new.replace(
-        queue=jax.tree.map(
-          lambda old, pushed: jnp.where(begun, pushed, old),
-          state.queue,
-          swav.push(state.queue, embeddings[:, :2]),
+        queue=swav.pushed(
+          state.queue, embeddings, state.step, self.options.clusters
         )
       )
     return new, {'loss': total, **terms, **scalars}
@@ -376,16 +375,18 @@ class Represent:
     if options.clusters:
       embeddings = found['embeddings']
       prototypes = params['heads']['clusters']['prototypes']
-      scores = heads.scores(embeddings, prototypes)
-      targets = self._targets(state, scores, prototypes)
+      scores = swav.scores(embeddings, prototypes)
+      targets = swav.targets_of_views(
+        scores, state.queue, prototypes, options.clusters
+      )
       temperature = options.clusters.temperature
       terms['loss_swav'] = swav.swapped_loss(scores, targets, temperature)
       fixed = jax.lax.stop_gradient(prototypes)
       for stage in options.shallow.stages:
-        shallow = heads.scores(found[f'shallow{stage}'], fixed)
+        shallow = swav.scores(found[f'shallow{stage}'], fixed)
         taught = targets
         if options.shallow.targets == 'own':
-          taught = self._targets(None, shallow, fixed)
+          taught = swav.targets_of_views(shallow, (), fixed, options.clusters)
         terms[f'loss_shallow{stage}'] = deep_to_shallow.loss(
           shallow, taught, temperature, options.shallow.view
         )
@@ -420,27 +421,6 @@ class Represent:
           found['overlap'],
           self.options.clusters,
         )
-
-  def _targets(
-    self,
-    state: State | None,
-    scores: Float[Array, 'B V K'],
-    prototypes: Float[Array, 'E K'],
-  ) -> Float[Array, 'B 2 K']:
-    """Of both large views; with the queue of a state, once that is full."""
-    options = self.options.clusters
-    remembered = jnp.zeros((2, 0, scores.shape[-1]))
-    active = jnp.array(False)
-    if state is not None and state.queue != ():
-      active = state.queue.count == options.queue
-      remembered = heads.scores(state.queue.rows, prototypes)
-    return jnp.stack(
-      [
-        swav.targets(scores[:, view], remembered[view], active, options)
-        for view in (0, 1)
-      ],
-      axis=1,
-    )
 
   def _keys(
     self, state: State, views: dict[str, Array]
@@ -523,17 +503,6 @@ def _slow(tree: types.Params) -> types.Params:
     'encoder': tree.get('encoder', {}),
     'heads': {'pixpro': {'projector': heads_of_tree.get('projector', {})}},
   }
-
-
-def _prototypes_by(function: Any, params: types.Params) -> types.Params:
-  """Parameters, or their gradient, with the prototypes changed."""
-  clusters = params['heads']['clusters']
-  changed = {**clusters, 'prototypes': function(clusters['prototypes'])}
-  return {**params, 'heads': {**params['heads'], 'clusters': changed}}
-
-
-def _with_unit_prototypes(params: types.Params) -> types.Params:
-  return _prototypes_by(lambda p: swav.unit(p, axis=0), params)
 
 
 def _fold_in_views(keys: Array, first: int, count: int) -> Array:

@@ -75,6 +75,18 @@ def empty_queue(length: int, size: int) -> Queue:
   return Queue(jnp.zeros((2, length, size)), jnp.zeros((), jnp.int32))
 
 
+def pushed(
+  queue: Queue, embeddings: Float[Array, 'B V D'], step: Array, options: Options
+) -> Queue:
+  """The queue after a step: from its first step on, with the large views."""
+  begun = step >= options.queue_from_step
+  return jax.tree.map(
+    lambda old, new: jnp.where(begun, new, old),
+    queue,
+    push(queue, embeddings[:, :2]),
+  )
+
+
 def push(queue: Queue, embeddings: Float[Array, 'B 2 D']) -> Queue:
   """Puts a batch to the front; the oldest rows leave."""
   length = queue.rows.shape[1]
@@ -169,6 +181,40 @@ def _balanced(
 
 def _inverse(sums: Float[Array, 'N']) -> Float[Array, 'N']:
   return jnp.where(sums > 0, 1.0 / jnp.where(sums > 0, sums, 1.0), 0.0)
+
+
+def scores(
+  embeddings: Float[Array, '*shape D'], prototypes: Float[Array, 'D K']
+) -> Float[Array, '*shape K']:
+  """Products of embeddings and prototypes, never rounded."""
+  return jnp.einsum('...d,dk->...k', embeddings, prototypes, precision=_EXACT)
+
+
+def targets_of_views(
+  scores_of_views: Float[Array, 'B V K'],
+  queue: Queue | tuple[()],
+  prototypes: Float[Array, 'D K'],
+  options: Options,
+) -> Float[Array, 'B 2 K']:
+  """Targets of both large views, with the queue's help once it is full.
+
+  Args:
+    scores_of_views: of this batch; the large views are the first two.
+    queue: () for none.
+    prototypes: of now.
+    options: of Sinkhorn's algorithm and the queue.
+  """
+  active, remembered = jnp.array(False), jnp.zeros((2, 0, prototypes.shape[1]))
+  if isinstance(queue, Queue):
+    active = queue.count == options.queue
+    remembered = scores(queue.rows, prototypes)
+  return jnp.stack(
+    [
+      targets(scores_of_views[:, view], remembered[view], active, options)
+      for view in (0, 1)
+    ],
+    axis=1,
+  )
 
 
 def targets(

@@ -101,7 +101,7 @@ def test_targets_with_a_queue(active):
 
 def scores_of(embeddings, prototypes):
   """[B, V, K] of [B, V, D]."""
-  return heads.scores(jnp.asarray(embeddings), jnp.asarray(prototypes))
+  return swav.scores(jnp.asarray(embeddings), jnp.asarray(prototypes))
 
 
 @pytest.mark.parametrize('num_views', [2, 5])
@@ -138,7 +138,7 @@ def test_swav_loss(num_views, queued):
 
   # By the embeddings, and by the prototypes, while targets stay.
   def loss(x, p):
-    return swav.swapped_loss(heads.scores(x, p), found, 0.1)
+    return swav.swapped_loss(swav.scores(x, p), found, 0.1)
 
   weights = reference.crop_weights(num_views)
 

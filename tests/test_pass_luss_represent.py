@@ -196,7 +196,7 @@ def test_a_step_is_what_the_transcription_says(begun):
   (states, logged), batches = begun
   trained = method_of()
   state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
-  params = represent._with_unit_prototypes(state.params)
+  params = heads.with_unit_prototypes(state.params)
   views = trained.views(batch, jax.random.fold_in(state.rng, state.step))
   found, _ = jax.jit(trained.look)(params, state.batch_stats, views, batch)
   found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)

@@ -58,6 +58,7 @@ class Consistency:
     denoise: whether labels are mended by the prototypes: 'off', or by 'raw' or
       'l2'-normalised distances (Eqs. 19-20).
     mixing: strong augmentation.
+    weight: of all of it, against the labelled images' 1.
   """
 
   filtered: bool = True
@@ -65,8 +66,11 @@ class Consistency:
   reverse: float = 0.0
   denoise: Literal['off', 'raw', 'l2'] = 'off'
   mixing: mixing_lib.Options = mixing_lib.Options()
+  weight: float = 1.0
 
   def __post_init__(self):
+    if self.weight <= 0:
+      raise ValueError(f'weight: found {self.weight}, expected more than 0')
     if min(self.forward, self.reverse) < 0 or not self.forward + self.reverse:
       raise ValueError(
         f'forward={self.forward}, reverse={self.reverse}: expected 0 or more, '
@@ -594,7 +598,7 @@ class Semi:
       options.reverse,
     )
     weight = pseudo_labels.weight(lesson.reliable) if options.filtered else 1.0
-    return weight * losses.masked_mean(loss, lesson.reliable)
+    return options.weight * weight * losses.masked_mean(loss, lesson.reliable)
 
   def contrast(
     self,
