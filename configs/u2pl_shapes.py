@@ -20,8 +20,8 @@ def get_config(argument=None):
     seed=0,  # of the choice of labelled images and of training
     run=0,  # another choice of labelled images with the same seed
     lr=0.0,  # 0: what stands below
-    # Of the unlabelled images' loss: at the paper's 1 the labels of a teacher of
-    # 30 % mIoU do harm.
+    # Of the unlabelled images' loss: at the paper's 1 the labels of a teacher
+    # of 30 % mIoU do harm.
     unlabelled_weight=0.3,
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors

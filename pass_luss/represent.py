@@ -243,36 +243,7 @@ class Represent:
     self, batch: batch_lib.Batch, rng: Array
   ) -> dict[str, Float[Array, 'B V h w 3']]:
     """Views in [-1, 1], by group, in their new colours."""
-    keys = method.row_keys(rng, len(batch['views_large']))
-    first, second = self.colours.large
-    found = {}
-    for group, options, offset in (
-      ('large', (first,) if first == second else (first, second), 0),
-      ('small', (self.colours.small,), 2),
-    ):
-      if f'views_{group}' not in batch:
-        continue
-      images = batch_lib.to_symmetric(batch[f'views_{group}'])
-      # All views of the same options at once; else a program for each.
-      parts = jnp.split(images, len(options), axis=1)
-      changed, at = [], offset
-      for part, its_own in zip(parts, options, strict=True):
-        count = part.shape[1]
-        of_views = _flat(_fold_in_views(keys, at, count))
-        augmented = photometric.augment(_flat(part), of_views, its_own)
-        changed.append(_by_view(augmented, len(images)))
-        at += count
-      found[group] = self._red(jnp.concatenate(changed, axis=1))
-    return found
-
-  def _red(self, images: Float[Array, '*shape 3']) -> Float[Array, '*shape 3']:
-    """Makes up for the encoder's dividing red by ImageNet's deviation."""
-    factor = _RED_DEVIATION / self.colours.red_deviation
-    if factor == 1.0:
-      return images
-    mean = 2.0 * _RED_MEAN - 1.0
-    red = mean + factor * (images[..., :1] - mean)
-    return jnp.concatenate([red, images[..., 1:]], axis=-1)
+    return coloured_views(batch, rng, self.colours)
 
   def look(
     self,
@@ -494,6 +465,52 @@ class Represent:
       return others
     count = len(clustered) if self.options.combine == 'mean' else 1
     return sum(clustered) / count + others
+
+
+def coloured_views(
+  batch: batch_lib.Batch, rng: Array, colours: Colours
+) -> dict[str, Float[Array, 'B V h w 3']]:
+  """Views in [-1, 1], by group, in new colours.
+
+  Args:
+    batch: with `views_large`, and `views_small` if there are any.
+    rng: of the step.
+    colours: how they are changed.
+  """
+  keys = method.row_keys(rng, len(batch['views_large']))
+  first, second = colours.large
+  found = {}
+  for group, options, offset in (
+    ('large', (first,) if first == second else (first, second), 0),
+    ('small', (colours.small,), 2),
+  ):
+    if f'views_{group}' not in batch:
+      continue
+    images = batch_lib.to_symmetric(batch[f'views_{group}'])
+    # All views of the same options at once; else a program for each.
+    parts = jnp.split(images, len(options), axis=1)
+    changed, at = [], offset
+    for part, its_own in zip(parts, options, strict=True):
+      count = part.shape[1]
+      of_views = _flat(_fold_in_views(keys, at, count))
+      augmented = photometric.augment(_flat(part), of_views, its_own)
+      changed.append(_by_view(augmented, len(images)))
+      at += count
+    together = jnp.concatenate(changed, axis=1)
+    found[group] = with_red_deviation(together, colours.red_deviation)
+  return found
+
+
+def with_red_deviation(
+  images: Float[Array, '*shape 3'], deviation: float
+) -> Float[Array, '*shape 3']:
+  """Makes up for the encoder's dividing red by ImageNet's deviation."""
+  factor = _RED_DEVIATION / deviation
+  if factor == 1.0:
+    return images
+  mean = 2.0 * _RED_MEAN - 1.0
+  red = mean + factor * (images[..., :1] - mean)
+  return jnp.concatenate([red, images[..., 1:]], axis=-1)
 
 
 def _slow(tree: types.Params) -> types.Params:

@@ -357,9 +357,8 @@ def test_totals(combine):
 
 def test_red_is_divided_by_swavs_deviation():
   """(x - 0.485) / 0.228, though the encoder divides by 0.229."""
-  trained = method_of()
   image = jnp.full((1, 1, 1, 3), 0.3)
-  shown = trained._red(image)
+  shown = represent.with_red_deviation(image, 0.228)
   unit = 0.5 * (0.3 + 1)
   np.testing.assert_allclose(
     (0.5 * (shown[..., 0] + 1) - 0.485) / 0.229,
