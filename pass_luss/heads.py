@@ -366,6 +366,33 @@ class Attention(nn.Module):
     return nn.sigmoid(x + threshold)
 
 
+class Classifier(nn.Module):
+  """A 1x1 convolution with bias: a score for each cell of the deepest map.
+
+  Attributes:
+    num_classes: channels of the result, which is float32 at least.
+    reads: 'encoder'; its deepest map.
+    stride: None, of the deepest.
+    stage: name of another map of the encoder.
+    dtype: of the convolution.
+  """
+
+  num_classes: int
+  reads: str = 'encoder'
+  stride: int | None = None
+  stage: str = ''
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool = False
+  ) -> Float[Array, 'B h w C']:
+    """Scores each cell."""
+    del train
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    return _conv(x.shape[-1], self.num_classes, dtype, 'conv', use_bias=True)(x)
+
+
 def enlarged(x: Float[Array, 'B h w D']) -> Float[Array, 'B H W D']:
   """A map four times as high and wide, in float32 at least, bilinearly."""
   height, width = x.shape[1:3]

@@ -62,7 +62,7 @@ class Start:
   Attributes:
     path: a stage of this experiment, the folder of another one's, or a weight
       file; '' starts from random values.
-    take: the parts that are taken: 'encoder', 'decoder'.
+    take: the parts that are taken: 'encoder', 'decoder', 'heads/NAME'.
   """
 
   path: str = ''

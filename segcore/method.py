@@ -288,20 +288,20 @@ class Update:
       rng: the run's key.
       image_shape: shape [B, H, W, 3] of the images of training.
       loaded: {'params': {part: tree}, 'batch_stats': {part: tree}}, whose
-        parts replace the fresh ones whole (see `pretrained`).
+        parts replace the fresh ones whole (see `pretrained`); of the heads,
+        one may be there and another not.
     """
     init_rng, run_rng = jax.random.split(rng)
     images = jnp.zeros((1, *image_shape[1:]), jnp.float32)
     variables = segmenter.init(init_rng, images)
     found = loaded or {}
-    params = {**variables['params'], **found.get('params', {})}
+    params = _with_parts(variables['params'], found.get('params', {}))
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      batch_stats={
-        **variables.get('batch_stats', {}),
-        **found.get('batch_stats', {}),
-      },
+      batch_stats=_with_parts(
+        variables.get('batch_stats', {}), found.get('batch_stats', {})
+      ),
       opt_state=self._transformation(params).init(self._trained(params)),
       rng=run_rng,
     )
@@ -399,6 +399,14 @@ class Update:
     return optimizers.build(
       self.optimizer, self.num_steps, self._trained(params)
     )
+
+
+def _with_parts(fresh: types.Params, found: types.Params) -> types.Params:
+  """The fresh tree with what was found of each part in its place."""
+  return {
+    **fresh,
+    **{part: {**fresh.get(part, {}), **tree} for part, tree in found.items()},
+  }
 
 
 @dataclasses.dataclass(frozen=True)

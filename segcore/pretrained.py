@@ -118,7 +118,7 @@ def take(
   Args:
     found: as `read` returns it.
     expected: shapes of the network's {'params': …, 'batch_stats': …}.
-    parts: top-level names: 'encoder', 'decoder', 'heads'.
+    parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
     origin: where it was read, for messages.
     grid: height and width of the network's position table, if it has one.
 
@@ -131,25 +131,36 @@ def take(
   taken: dict[str, Any] = {'params': {}, 'batch_stats': {}}
   notes = []
   for part in parts:
-    if part not in found['params']:
+    if not _at(found['params'], part):
       raise errors.UserError(
         f'{origin} has no {part}; it has {", ".join(found["params"])}'
       )
-    if part not in expected['params']:
+    if not _at(expected['params'], part):
       raise errors.UserError(f'the network has no {part} to take from {origin}')
     for kind, tree in taken.items():
-      want = expected.get(kind, {}).get(part, {})
-      have = found.get(kind, {}).get(part, {})
+      want = _at(expected.get(kind, {}), part)
+      have = _at(found.get(kind, {}), part)
       if (kind, part) == ('params', 'encoder'):
         have, notes = _fit(have, want, found.get('grid'), grid, origin)
       _check(have, want, f'{kind}/{part}', origin)
       if want:
-        tree[part] = have
+        top, *below = part.split('/')
+        for name in below:
+          tree = tree.setdefault(top, {})
+          top = name
+        tree[top] = have
   left = [name for name in found['params'] if name not in parts]
   if left:
     notes = [f'left {", ".join(left)}', *notes]
   journal.say('; '.join([f'took {", ".join(parts)} from {origin}', *notes]))
   return taken
+
+
+def _at(tree: Mapping[str, Any], part: str) -> Any:
+  """The subtree of a part; {} if there is none."""
+  for name in part.split('/'):
+    tree = tree.get(name, {})
+  return tree
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

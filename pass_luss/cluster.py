@@ -1,0 +1,224 @@
+"""Step 2b of PASS: a feature for each image, and their k-means (spec §3.2)."""
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int
+
+from input_pipeline import datasets, disks
+from input_pipeline import loader as loader_lib
+from pass_luss import attend, heads, kmeans, looking
+from segcore import evaluate, journal, method, stage
+from segcore.models import segmenter as segmenter_lib
+
+# Images whose features are kept together, in one file.
+BLOCK = 4096
+# Keeps the length of a feature of zeros from being 0.
+_EPSILON = 1e-8
+
+# What is clustered: images by what is attended to, images as a whole (the
+# image-level baseline), or the cells of their maps (the pixel-level one).
+Kind = Literal['attended', 'image', 'pixel']
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Features and k-means.
+
+  Attributes:
+    kind: what is clustered.
+    iterations: of k-means.
+    restarts: of which the best is kept.
+    short_side: of the images.
+    crop: side of the middle that is looked at.
+    batch_size: global number of images; changes nothing of what is found.
+    seed: of the restarts.
+  """
+
+  kind: Kind = 'attended'
+  iterations: int = 20
+  restarts: int = 30
+  short_side: int = 256
+  crop: int = 224
+  batch_size: int = 256
+  seed: int = 0
+
+  def __post_init__(self):
+    for name in ('iterations', 'restarts', 'short_side', 'crop', 'batch_size'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'{name}: found {getattr(self, name)}, expected 1 or more'
+        )
+    if self.crop > self.short_side:
+      raise ValueError(
+        f'crop: found {self.crop}, expected at most the short side of '
+        f'{self.short_side}'
+      )
+
+
+def look_of(segmenter: segmenter_lib.Segmenter, kind: Kind) -> looking.Look:
+  """From images to what is clustered: [B, D], of cells [B, h, w, D]."""
+
+  def look(
+    state: method.TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B ...']:
+    variables = method.variables(state)
+    if kind == 'attended':
+      maps, weights = attend.attention(segmenter, variables, images)
+      found = heads.pooled(maps * weights)
+    else:
+      maps = segmenter.apply(
+        variables, images, decode=False, method='features'
+      )['encoder'].deepest.array
+      found = heads.pooled(maps) if kind == 'image' else maps
+    found = found.astype(jnp.float32)
+    length = jnp.linalg.norm(found, axis=-1, keepdims=True)
+    return found / (length + _EPSILON)
+
+  return look
+
+
+def features(
+  split: datasets.Split,
+  look: looking.AtGrid,
+  state: method.TrainState,
+  batch_size: int,
+  mesh: Mesh,
+  reading: loader_lib.Reading,
+  place: stage.Place,
+) -> Float32[np.ndarray, 'N ...']:
+  """What is found in each image, in the order of the split; on every host.
+
+  Blocks of images are written to the stage's folder as they are done, and a
+  block that is there is not looked at again.
+
+  Raises:
+    Preempted: the machine asked to stop; finished blocks are kept.
+  """
+  folder = place.directory / 'features'
+  starts = range(0, len(split), BLOCK)
+  progress = journal.Progress('features', 0, len(starts), BLOCK)
+  blocks = []
+  for done, start in enumerate(starts, start=1):
+    path = folder / f'{start:09}.npy'
+    if not _agreed(path.exists()):
+      indices = np.arange(start, min(start + BLOCK, len(split)))
+      part = split.select(indices)
+      found = _of_block(part, look, state, batch_size, mesh, reading, place)
+      if jax.process_index() == 0:
+        _write(path, found)
+      progress.line(done, {})
+    else:
+      found = np.load(path)
+    blocks.append(found)
+  return np.concatenate(blocks)
+
+
+def _of_block(
+  split: datasets.Split,
+  look: looking.AtGrid,
+  state: method.TrainState,
+  batch_size: int,
+  mesh: Mesh,
+  reading: loader_lib.Reading,
+  place: stage.Place,
+) -> Float32[np.ndarray, 'n ...']:
+  """The rows of a block, gathered from all hosts."""
+  predictions = evaluate.Predictions(split, look, batch_size, mesh, (), reading)
+  at = {name: i for i, name in enumerate(split.ids())}
+  rows, indices = [], []
+  for row, example in predictions(state):
+    rows.append(row)
+    indices.append(at[example['id'].item().decode()])
+  if place.preemption.reached():
+    raise stage.Preempted(f'{place.directory} keeps its finished features')
+  found = across_hosts(np.stack(rows))
+  order = across_hosts(np.array(indices, np.int32))
+  result = np.empty_like(found)
+  result[order] = found
+  return result
+
+
+def across_hosts(rows: np.ndarray) -> np.ndarray:
+  """The rows of all hosts, one host's after the other's; the same on each."""
+  if jax.process_count() == 1:
+    return rows
+  counts = multihost_utils.process_allgather(np.int32(len(rows)))
+  most = int(np.max(counts))
+  padding = [(0, most - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
+  found = multihost_utils.process_allgather(np.pad(rows, padding))
+  return np.concatenate(
+    [part[:count] for part, count in zip(found, counts, strict=True)]
+  )
+
+
+def _agreed(here: bool) -> bool:
+  """What host 0 sees."""
+  if jax.process_count() == 1:
+    return here
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(here)))
+
+
+def _write(path: pathlib.Path, array: np.ndarray) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = io.BytesIO()
+  np.save(content, array)
+  with disks.whole(path) as partial:
+    partial.write_bytes(content.getvalue())
+
+
+def centroids(
+  rows: Float32[np.ndarray, 'N D'],
+  num_clusters: int,
+  options: Options,
+  mesh: Mesh,
+) -> kmeans.Clustering:
+  """The best k-means of some restarts; says how far it is."""
+  initial = kmeans.sample_initial(
+    jax.random.PRNGKey(options.seed), options.restarts, len(rows), num_clusters
+  )
+  journal.say(
+    f'k-means: {len(rows):,} rows of {rows.shape[1]}, {num_clusters} clusters, '
+    f'{options.restarts} restarts of {options.iterations} iterations'
+  )
+  progress = journal.Progress('k-means', 0, options.restarts, len(rows))
+
+  def tell(done: int, least: float) -> None:
+    progress.line(done, {'objective': least})
+
+  return kmeans.fit(
+    kmeans.place(mesh, rows), initial, options.iterations, progress=tell
+  )
+
+
+def write(path: pathlib.Path, found: Float[np.ndarray, 'K D']) -> None:
+  """Writes centroids, from host 0."""
+  if jax.process_index() == 0:
+    _write(path, np.asarray(found, np.float32))
+
+
+def read(path: pathlib.Path) -> Float32[np.ndarray, 'K D']:
+  """Reads centroids."""
+  return np.load(path, allow_pickle=False)
+
+
+def tags_of(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
+  """The class of each image, where each has exactly one; else None."""
+  if 'tags' not in split.has:
+    return None
+  found = [np.asarray(record['tags']) for record in _records(split)]
+  if any(len(tags) != 1 for tags in found):
+    return None
+  return np.concatenate(found).astype(np.int64)
+
+
+def _records(split: datasets.Split) -> Iterator:
+  return (split.records[i] for i in range(len(split)))

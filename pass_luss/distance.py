@@ -1,0 +1,166 @@
+"""Distance matching: pixels take the classes of their nearest labelled regions.
+
+No training: the features of representation learning are compared with those of
+a few labelled images (spec §5.3).
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from input_pipeline import datasets
+from input_pipeline import loader as loader_lib
+from pass_luss import cluster, heads, looking, neighbours
+from segcore import evaluate, method
+from segcore.models import segmenter as segmenter_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The protocol.
+
+  Attributes:
+    bank: split with masks, that pixels are compared with.
+    splits: that are labelled; those with masks are scored.
+    neighbours: k that vote.
+    temperature: of their weights.
+    short_side: of the images.
+    batch_size: global number of images; changes nothing of what is found.
+    rematch: whether categories are matched with classes once more before
+      scoring, as the released script does; both scores are reported.
+    accuracy_from: split with one tag an image, whose images say by their
+      neighbours what the images of the others are; '' for none.
+    crop: side of the middle that is looked at for that.
+  """
+
+  bank: str = 'train_semi'
+  splits: tuple[str, ...] = ('val',)
+  neighbours: int = 10
+  temperature: float = 0.07
+  short_side: int = 256
+  batch_size: int = 8
+  rematch: bool = True
+  accuracy_from: str = ''
+  crop: int = 224
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matcher:
+  """Labels images by their nearest neighbours.
+
+  Attributes:
+    segmenter: whose encoder's deepest map is compared.
+    state: of the network.
+    options: of the protocol.
+    mesh: the devices.
+    reading: of the input pipeline.
+  """
+
+  segmenter: segmenter_lib.Segmenter
+  state: method.TrainState
+  options: Options
+  mesh: Mesh
+  reading: loader_lib.Reading
+
+  def bank(self, split: datasets.Split) -> neighbours.Bank:
+    """Regions of the labelled images of all hosts."""
+    look = looking.AtGrid(self._features, self.options.short_side)
+    banks = []
+    for features, example in self._each(split, look, ('label',)):
+      mask = looking.nearest(example['label'], features.shape[:2])
+      banks.append(
+        neighbours.bank_entries(
+          features[None], mask[None], len(split.classes) - 1
+        )
+      )
+    own = neighbours.join(banks)
+    return neighbours.Bank(*map(cluster.across_hosts, own))
+
+  def maps(
+    self, split: datasets.Split, bank: neighbours.Bank
+  ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+    """Labels of the cells of each image of this host, and the image."""
+    look = _Voting(
+      self._features, self.options.short_side, vote=self._vote(bank)
+    )
+    return self._each(split, look, (), show=True)
+
+  def accuracy(
+    self, known: datasets.Split, split: datasets.Split
+  ) -> float | None:
+    """Share of images whose neighbours say their tag; None without tags."""
+    of_known, of_split = (cluster.tags_of(s) for s in (known, split))
+    if of_known is None or of_split is None:
+      return None
+    found = [self._of_images(s) for s in (known, split)]
+    bank = neighbours.Bank(found[0], of_known.astype(np.int32))
+    said = neighbours.vote(
+      jnp.asarray(found[1]),
+      bank,
+      self.options.neighbours,
+      self.options.temperature,
+    )
+    return float(np.mean(np.asarray(said) == of_split))
+
+  def _vote(self, bank: neighbours.Bank):
+    return neighbours.make_vote(
+      self.mesh, bank, self.options.neighbours, self.options.temperature
+    )
+
+  def _of_images(self, split: datasets.Split) -> np.ndarray:
+    """Features of whole images, in the order of the split, of length 1."""
+    look = looking.AtGrid(
+      cluster.look_of(self.segmenter, 'image'),
+      self.options.short_side,
+      self.options.crop,
+    )
+    at = {name: i for i, name in enumerate(split.ids())}
+    rows, order = [], []
+    for row, example in self._each(split, look, ()):
+      rows.append(row)
+      order.append(at[example['id'].item().decode()])
+    found = cluster.across_hosts(np.stack(rows))
+    result = np.empty_like(found)
+    result[cluster.across_hosts(np.array(order, np.int32))] = found
+    return result
+
+  def _each(
+    self,
+    split: datasets.Split,
+    look: looking.AtGrid,
+    keep: tuple[str, ...],
+    show: bool = False,
+  ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+    predictions = evaluate.Predictions(
+      *(split, look, self.options.batch_size, self.mesh),
+      *(keep, self.reading, show),
+    )
+    return predictions(self.state)
+
+  def _features(
+    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B h w D']:
+    """The deepest map, enlarged."""
+    found = self.segmenter.apply(
+      method.variables(state), images, decode=False, method='features'
+    )
+    return heads.enlarged(found['encoder'].deepest.array).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Voting(looking.AtGrid):
+  """Labels of cells by the vote of their neighbours."""
+
+  vote: Any = None
+
+  def __call__(
+    self, state: method.TrainState, inputs: Mapping[str, Any]
+  ) -> Array:
+    features = super().__call__(state, inputs)
+    labels = self.vote(features.reshape(-1, features.shape[-1]))
+    return labels.reshape(features.shape[:-1])

@@ -1,0 +1,419 @@
+"""Step 2c of PASS: a label map for each training image (spec §3.3).
+
+A pixel has the category whose centroid is nearest, or 'other' where less
+attention is paid to it than a threshold.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, Int16, Int64, UInt8
+
+from input_pipeline import datasets, errors, masks
+from input_pipeline import loader as loader_lib
+from input_pipeline.builders import records
+from pass_luss import (
+  attend,
+  cluster,
+  heads,
+  label_files,
+  looking,
+  matching,
+  saliency,
+  swav,
+)
+from segcore import evaluate, journal, method, metrics, pictures, stage
+from segcore.models import resize
+from segcore.models import segmenter as segmenter_lib
+
+# Thresholds that are tried where one is chosen.
+THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(81))
+# From an example to what says how much each pixel counts, in [0, 1].
+Foreground = Callable[[Mapping[str, Any]], np.ndarray]
+# Images between two looks at whether the machine asked to stop.
+_BLOCK = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How images are labelled.
+
+  Attributes:
+    threshold: τ: less attention than this makes a pixel 'other'; negative: the
+      one is taken of which labels agree best with the masks of `choose_on`, as
+      the released code does.
+    choose_on: split with masks, for a negative threshold only.
+    short_side: of the images.
+    batch_size: global number of images; changes nothing of what is found.
+    saliency: what takes the place of attention: '' nothing, 'rc' region
+      contrast, else the folder of a map for each image.
+    report: splits with masks that are labelled and scored too.
+  """
+
+  threshold: float = -1.0
+  choose_on: str = 'val'
+  short_side: int = 256
+  batch_size: int = 64
+  saliency: str = ''
+  report: tuple[str, ...] = ('val',)
+
+  def __post_init__(self):
+    if self.threshold > 1:
+      raise ValueError(
+        f'threshold: found {self.threshold}, expected at most 1, or negative'
+      )
+
+
+def look_of(
+  segmenter: segmenter_lib.Segmenter,
+  centroids: Float[np.ndarray, 'K D'],
+  kind: cluster.Kind,
+) -> looking.Look:
+  """From images to [B, h, w, 2]: category 1…K, and attention, of each cell.
+
+  Args:
+    segmenter: the network, with attention where that is clustered.
+    centroids: of the categories.
+    kind: what was clustered; without attention everything counts fully.
+  """
+  fixed = swav.unit(jnp.asarray(centroids))
+
+  def look(
+    state: method.TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B h w 2']:
+    variables = method.variables(state)
+    if kind == 'attended':
+      maps, weights = attend.attention(segmenter, variables, images)
+      attention = jnp.mean(weights, axis=-1)
+    else:
+      found = segmenter.apply(
+        variables, images, decode=False, method='features'
+      )
+      maps = heads.enlarged(found['encoder'].deepest.array)
+      attention = jnp.ones(maps.shape[:3])
+    categories = 1 + jnp.argmax(swav.scores(swav.unit(maps), fixed.T), axis=-1)
+    return jnp.stack([categories.astype(jnp.float32), attention], axis=-1)
+
+  return look
+
+
+def foreground_of(name: str) -> Foreground | None:
+  """What takes the place of attention; None for nothing.
+
+  Args:
+    name: as in `Options.saliency`.
+  """
+  if not name:
+    return None
+  if name == 'rc':
+    return lambda example: saliency.region_contrast(example['image'])
+  folder = pathlib.Path(name).expanduser()
+
+  def given(example: Mapping[str, Any]) -> np.ndarray:
+    path = path_of(folder, example['id'].item().decode())
+    return saliency.read_map(path, tuple(example['size'].tolist()))
+
+  return given
+
+
+def label_map(
+  categories: Int[np.ndarray, 'h w'],
+  foreground: Float[np.ndarray, 'H W'],
+  threshold: float,
+) -> Int16[np.ndarray, 'H W']:
+  """Categories at the size of the image, 0 below the threshold.
+
+  Args:
+    categories: 1…K of each cell.
+    foreground: attention to each pixel, or its saliency.
+    threshold: τ.
+  """
+  labels = looking.nearest(categories, foreground.shape).astype(np.int16)
+  return np.where(foreground < threshold, np.int16(0), labels)
+
+
+def attention_map(
+  attention: Float[np.ndarray, 'h w'], size: tuple[int, int]
+) -> Float[np.ndarray, 'H W']:
+  """Attention at the size of the image, bilinearly."""
+  rows, columns = (
+    resize.bilinear_matrix(old, new)
+    for old, new in zip(attention.shape, size, strict=True)
+  )
+  return rows @ attention.astype(np.float32) @ columns.T
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sweep:
+  """What each threshold would give, from one look at each image.
+
+  Attributes:
+    thresholds: ascending.
+    pixels: int64 [T + 1, K + 1, C + 1]: pixels by how many of the thresholds
+      their attention reaches, category and class.
+    images: int64 [T + 1, K, C]: images by how many of the thresholds the most
+      attended pixel of a category reaches, and the classes that occur.
+  """
+
+  thresholds: tuple[float, ...]
+  pixels: Int64[np.ndarray, 'bins generated classes']
+  images: Int64[np.ndarray, 'bins K C']
+
+  @classmethod
+  def empty(
+    cls, thresholds: Sequence[float], num_generated: int, num_classes: int
+  ) -> 'Sweep':
+    """Counts of no image; both numbers are without 'other'."""
+    bins = len(thresholds) + 1
+    return cls(
+      tuple(thresholds),
+      np.zeros((bins, num_generated + 1, num_classes + 1), np.int64),
+      np.zeros((bins, num_generated, num_classes), np.int64),
+    )
+
+  def update(
+    self,
+    categories: Int[np.ndarray, 'H W'],
+    attention: Float[np.ndarray, 'H W'],
+    label: Int[np.ndarray, 'H W'],
+  ) -> None:
+    """Counts one more image, in place; negative labels are ignored."""
+    reached = np.searchsorted(self.thresholds, attention, side='right')
+    known = label >= 0
+    np.add.at(
+      self.pixels,
+      (reached[known], categories[known], label[known].astype(np.int64)),
+      1,
+    )
+    classes = np.unique(label[label > 0])
+    for category in np.unique(categories):
+      most = reached[categories == category].max()
+      self.images[most, category - 1, classes - 1] += 1
+
+  def merge_across_hosts(self) -> 'Sweep':
+    """The counts of all hosts."""
+    merged = metrics.merge_across_hosts(_Counts(self.pixels, self.images))
+    return dataclasses.replace(self, pixels=merged.pixels, images=merged.images)
+
+  def best(self) -> tuple[float, float]:
+    """The threshold of the best mIoU after matching, and that mIoU."""
+    found = [
+      (self._miou(i), -i, threshold)
+      for i, threshold in enumerate(self.thresholds)
+    ]
+    miou, _, threshold = max(found)
+    return threshold, miou
+
+  def _miou(self, i: int) -> float:
+    """Of the threshold of this index: i + 1 of them are reached, or more."""
+    kept = self.pixels[i + 1 :].sum(axis=0)
+    confusion = kept.copy()
+    confusion[0] += self.pixels[: i + 1].sum(axis=(0, 1))
+    match = matching.Cooccurrence(self.images[i + 1 :].sum(axis=0)).match()
+    matched = np.zeros((confusion.shape[1],) * 2, np.int64)
+    np.add.at(matched, np.array(match.classes), confusion)
+    right = np.diagonal(matched)
+    union = matched.sum(axis=0) + matched.sum(axis=1) - right
+    return float(np.mean(right / (union + 1e-10)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Counts:
+  """What hosts merge."""
+
+  pixels: Int64[np.ndarray, '...']
+  images: Int64[np.ndarray, '...']
+
+  def merge(self, other: '_Counts') -> '_Counts':
+    return _Counts(self.pixels + other.pixels, self.images + other.images)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labeller:
+  """Labels images by a network and centroids.
+
+  Attributes:
+    look: of `look_of`, at the grid.
+    state: of the network.
+    mesh: the devices.
+    batch_size: global number of images.
+    reading: of the input pipeline.
+  """
+
+  look: looking.AtGrid
+  state: method.TrainState
+  mesh: Mesh
+  batch_size: int
+  reading: loader_lib.Reading
+
+  def each(
+    self, split: datasets.Split, keep: tuple[str, ...] = (), show: bool = False
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]:
+    """Categories of the cells, attention to the pixels, and the example."""
+    predictions = evaluate.Predictions(
+      split,
+      self.look,
+      self.batch_size,
+      self.mesh,
+      keep,
+      self.reading,
+      show,
+    )
+    for found, example in predictions(self.state):
+      size = tuple(example['size'].tolist())
+      yield (
+        found[..., 0].astype(np.int16),
+        attention_map(found[..., 1], size),
+        example,
+      )
+
+  def maps(
+    self, split: datasets.Split, threshold: float
+  ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+    """The label map of each image of this host, and the image."""
+    for categories, attention, example in self.each(split):
+      yield label_map(categories, attention, threshold), example
+
+  def panel(
+    self, split: datasets.Split, folder: pathlib.Path
+  ) -> UInt8[np.ndarray, 'H W 3']:
+    """Image, attention and label map of each image; of this host."""
+    rows, palette = [], masks.palette(np.iinfo(np.int16).max)
+    for _, attention, example in self.each(split):
+      label = label_files.read(
+        path_of(folder, example['id'].item().decode()), label_files.MAX_CLASSES
+      )
+      most = max(float(attention.max()), 1e-6)
+      grey = np.rint(255 * attention / most).astype(np.uint8)
+      rows.append(
+        [
+          example['image'],
+          np.repeat(grey[..., None], 3, axis=-1),
+          pictures.coloured(label, palette[: int(label.max()) + 1]),
+        ]
+      )
+    return pictures.grid(rows, ('image', 'attention', 'generated label'))
+
+  def sweep(
+    self,
+    split: datasets.Split,
+    num_generated: int,
+    num_classes: int,
+    foreground: Foreground | None = None,
+  ) -> Sweep:
+    """What each threshold would give on a split with masks."""
+    found = Sweep.empty(THRESHOLDS, num_generated, num_classes)
+    for categories, attention, example in self.each(split, ('label',)):
+      label = example['label']
+      shown = attention if foreground is None else foreground(example)
+      found.update(looking.nearest(categories, label.shape), shown, label)
+    return found.merge_across_hosts()
+
+  def write(
+    self,
+    split: datasets.Split,
+    folder: pathlib.Path,
+    threshold: float,
+    place: stage.Place,
+    foreground: Foreground | None = None,
+  ) -> None:
+    """Writes the label map of each image; those that are there are kept.
+
+    Args:
+      split: the images.
+      folder: of the PNGs, by the images' names.
+      threshold: τ.
+      place: of the stage.
+      foreground: from an example to what takes the place of attention.
+
+    Raises:
+      Preempted: the machine asked to stop; what is written is kept.
+    """
+    left = missing(split, folder)
+    total = len(split)
+    for start in range(0, len(left), _BLOCK):
+      part = split.select(left[start : start + _BLOCK])
+      for categories, attention, example in self.each(part):
+        shown = attention if foreground is None else foreground(example)
+        name = example['id'].item().decode()
+        label_files.write(
+          path_of(folder, name), label_map(categories, shown, threshold)
+        )
+      done = min(start + _BLOCK, len(left))
+      journal.say(f'labels: {total - len(left) + done:,} of {total:,}')
+      if place.preemption.reached():
+        raise stage.Preempted(f'{place.directory} keeps the labels it has')
+
+
+def missing(
+  split: datasets.Split, folder: pathlib.Path
+) -> Int[np.ndarray, 'n']:
+  """The images without a label map in a folder; as host 0 sees it."""
+  here = np.array(
+    [path_of(folder, name).exists() for name in split.ids()], np.uint8
+  )
+  if jax.process_count() > 1:
+    here = multihost_utils.broadcast_one_to_all(here)
+  return np.flatnonzero(np.asarray(here) == 0)
+
+
+def path_of(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Where the label map of an image is: its name, with .png."""
+  return folder / f'{name}.png'
+
+
+class Labelled(Sequence[records.Record]):
+  """Records of images with the label maps of a folder, by their names."""
+
+  def __init__(
+    self, source: Sequence[records.Record], folder: pathlib.Path, most: int
+  ):
+    self._source = source
+    self._folder = folder
+    self._most = most
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i) -> records.Record:
+    record = self._source[int(i)]
+    path = path_of(self._folder, record['id'].decode())
+    label = label_files.read(path, self._most)
+    return {**record, 'label': records.encode_label(label, self._most + 1)}
+
+  def __repr__(self) -> str:
+    return f'Labelled({len(self)} records, {self._folder})'
+
+
+def labelled_by(
+  split: datasets.Split, folder: pathlib.Path, num_generated: int
+) -> datasets.Split:
+  """The images of a split with the label maps of a folder.
+
+  Classes are 'other' and the generated categories.
+
+  Raises:
+    UserError: some of the label maps are missing.
+  """
+  lacking = missing(split, folder)
+  if len(lacking):
+    raise errors.UserError(
+      f'{folder} lacks the labels of {len(lacking):,} of {len(split):,} images '
+      f'({split.ids()[lacking[0]]}, …): remove {folder.parent} to make them '
+      'again'
+    )
+  return dataclasses.replace(
+    split,
+    name=f'{split.name} with generated labels',
+    classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
+    palette=masks.palette(num_generated + 1),
+    has=('label',),
+    records=Labelled(split.records, folder, num_generated),
+  )

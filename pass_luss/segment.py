@@ -1,0 +1,229 @@
+"""Label maps of whole splits, as files, and how well they agree with masks.
+
+The files are those of the benchmark's submission: `<split>/<name>.png`, with
+match.json beside them (spec §5.1, §5.2, §6).
+"""
+
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from input_pipeline import audit, datasets, disks
+from input_pipeline import loader as loader_lib
+from input_pipeline.builders import records
+from pass_luss import (
+  label_files,
+  looking,
+  matching,
+  metrics,
+  pseudo_labels,
+)
+from segcore import evaluate, journal, method, pictures, stage
+from segcore import metrics as metrics_lib
+
+# From a split to the label map of each image of this host, and the image.
+Maps = Callable[
+  [datasets.Split], Iterable[tuple[np.ndarray, Mapping[str, Any]]]
+]
+# What the benchmark's servers ask for in method.txt.
+_METHOD = (
+  'Method name',
+  'Training data',
+  'Training scheme',
+  'Networks',
+  'Paper/Project link',
+  'Method description',
+)
+# Images of a panel.
+_NUM_PICTURES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+  """What method.txt says; a submission without it is refused.
+
+  Attributes:
+    name: of the method.
+    data: it was trained on.
+    scheme: of training: 'SSL'.
+    networks: that were used.
+    link: to the paper or project.
+    description: of the method.
+  """
+
+  name: str = 'PASS'
+  data: str = ''
+  scheme: str = 'SSL'
+  networks: str = ''
+  link: str = ''
+  description: str = ''
+
+
+def write_maps(
+  split: datasets.Split, maps: Maps, folder: pathlib.Path, place: stage.Place
+) -> None:
+  """Writes the label map of each image, those that are not there yet.
+
+  Raises:
+    Preempted: the machine asked to stop; what is written is kept.
+  """
+  left = pseudo_labels.missing(split, folder)
+  if not len(left):
+    return
+  for label, example in maps(split.select(left)):
+    name = example['id'].item().decode()
+    label_files.write(pseudo_labels.path_of(folder, name), label)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'{folder} written')
+  if place.preemption.reached():
+    raise stage.Preempted(f'{place.directory} keeps the label maps it has')
+
+
+def predicted(
+  look: looking.LabelMaps,
+  state: method.TrainState,
+  batch_size: int,
+  mesh: Mesh,
+  reading: loader_lib.Reading,
+) -> Maps:
+  """Label maps by the scores of a network."""
+
+  def maps(split: datasets.Split) -> Iterable:
+    predictions = evaluate.Predictions(
+      split, look, batch_size, mesh, (), reading, show=True
+    )
+    return predictions(state)
+
+  return maps
+
+
+def find_match(
+  split: datasets.Split, folder: pathlib.Path, num_generated: int
+) -> matching.Match:
+  """The matching of a split's files with its masks; the same on every host."""
+  counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
+  pairs = audit.in_threads(
+    lambda i: matching.occurring(*_pair(split, folder, i, num_generated)[:2]),
+    _mine(split),
+  )
+  return metrics_lib.merge_across_hosts(counts.update_all(pairs)).match()
+
+
+def score(
+  split: datasets.Split,
+  folder: pathlib.Path,
+  num_generated: int,
+  match: matching.Match | None,
+) -> metrics_lib.Values:
+  """What a split's files are worth, matched or as they are; on every host."""
+  num_classes = _num_classes(split)
+
+  def count(i: int) -> metrics.ImageNetS:
+    found, label, name = _pair(split, folder, i, num_generated)
+    if match is not None:
+      found = match.apply(found)
+    return metrics.count(found, label, name, num_classes)
+
+  total = metrics.ImageNetS.empty(num_classes)
+  for counted in audit.in_threads(count, _mine(split)):
+    total = total.merge(counted)
+  return metrics_lib.merge_across_hosts(total).compute()
+
+
+def panel(
+  split: datasets.Split,
+  folder: pathlib.Path,
+  num_generated: int,
+  match: matching.Match | None,
+) -> np.ndarray:
+  """Image, mask, label map and error of some images."""
+  drawn = []
+  for i in sorted(pictures.spread(len(split), _NUM_PICTURES)):
+    found, label, _ = _pair(split, folder, i, num_generated)
+    if match is not None:
+      found = match.apply(found)
+    image = records.decode_image(split.records[i]['image'])
+    drawn.append(pictures.Example(image, label, found))
+  return pictures.panels(drawn, split.classes, split.palette)
+
+
+def write_submission(
+  folder: pathlib.Path, match: pathlib.Path | None, about: About
+) -> pathlib.Path:
+  """Packs a split's files, the matching and method.txt; from host 0.
+
+  Args:
+    folder: of the split, with <wnid>/<name>.png.
+    match: match.json; None where nothing is matched.
+    about: what is said of the method.
+
+  Returns:
+    The path of the zip, beside the folder.
+  """
+  path = folder.with_name(f'{folder.name}_submission.zip')
+  if jax.process_index() != 0:
+    return path
+  values = dataclasses.astuple(about)
+  lines = [f'{name}: {v}' for name, v in zip(_METHOD, values, strict=True)]
+  with (
+    disks.whole(path) as partial,
+    # PNGs are compressed already.
+    zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive,
+  ):
+    for name in label_files.names(folder):
+      archive.write(folder / name, name)
+    if match is not None:
+      archive.write(match, 'match.json')
+    archive.writestr('method.txt', '\n'.join(lines) + '\n')
+  return path
+
+
+def report(
+  split: datasets.Split, values: metrics_lib.Values, name: str
+) -> dict[str, Any]:
+  """Says what was found of a split, and returns it for `results.json`."""
+  journal.say(
+    f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
+    f'{values["boundary_miou"]:.4f}, image accuracy '
+    f'{values["image_accuracy"]:.4f}, F {values["f_beta"]:.4f} over '
+    f'{len(split)} images'
+  )
+  return evaluate.to_json(values, split)
+
+
+def _num_classes(split: datasets.Split) -> int:
+  """Without 'other', which is class 0 of every data set here."""
+  return len(split.classes) - 1
+
+
+def _mine(split: datasets.Split) -> list[int]:
+  """The images that this host counts."""
+  return list(range(jax.process_index(), len(split), jax.process_count()))
+
+
+def _pair(
+  split: datasets.Split, folder: pathlib.Path, i: int, num_generated: int
+) -> tuple[Int[np.ndarray, 'H W'], Int[np.ndarray, 'H W'], str]:
+  """Label map and mask of an image, and its name."""
+  record = split.records[i]
+  name = record['id'].decode()
+  found = label_files.read(pseudo_labels.path_of(folder, name), num_generated)
+  return found, records.decode_label(record['label']), name
+
+
+def at_size(
+  grids: Iterator[tuple[np.ndarray, Mapping[str, Any]]],
+) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+  """Labels of cells as label maps of the images, by the floor rule."""
+  for labels, example in grids:
+    size = tuple(example['size'].tolist())
+    rounded = np.asarray(labels).astype(np.int16)
+    yield looking.nearest(rounded, size), example
