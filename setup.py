@@ -31,6 +31,7 @@ REQUIRED = [
   'pillow>=11',
   'pycocotools>=2.0.8',
   'safetensors>=0.8',
+  'scikit-image>=0.26',
   'scipy>=1.15',
   'tensorboard>=2.21',
   'tensorflow-datasets>=4.9.10',
