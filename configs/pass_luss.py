@@ -15,6 +15,13 @@ SIZES = {
   919: {'train': 1_183_322, 'seen': 1_281_167},  # All of ImageNet.
 }
 
+_BATCH = 256
+_TRAININGS = ('represent', 'attend', 'finetune', 'semi')
+# Unsupervised, from images to segments. Of other protocols: 'distance' after
+# 'represent'; 'semi' and 'segment_semi'.
+STAGES = ('represent', 'attend', 'cluster', 'label', 'finetune', 'segment')
+TARGETS = {'temperature': 0.1, 'epsilon': 0.05, 'sinkhorn_iterations': 3}
+
 # An experiment of the paper, as options.
 PASS = {
   'branch': ['swav', 'pixpro'],  # PASSs or PASSp
@@ -25,6 +32,17 @@ PASS = {
   'd2s_targets': ['deep', 'own'],
   'd2s_view': ['other', 'same'],
   'combine': ['mean', 'sum'],  # of SwAV's and D2S's losses: code or paper
+  'untrained': False,  # random features, to compare with
+  'shared_attention': False,  # one map for all channels
+  'cluster': ['attended', 'image', 'pixel'],  # what is clustered
+  'threshold': -1.0,  # of attention; negative: the best on val, as published
+  'saliency': '',  # in place of attention: 'rc', or a folder of maps
+  'inference': [
+    'auto',
+    'logits',
+    'cam',
+  ],  # auto: cam where images are clustered
+  'semi': ['pass', 'imagenet_s'],  # recipe of the semi-supervised protocol
   'lr': 0.0,  # of representation learning; 0: what stands below
   'seed': 0,
   'encoder': '',  # a finished run's stage, or a weight file, to start from
@@ -73,9 +91,7 @@ def learn(
   clusters = None
   if options.clusters:
     clusters = {
-      'temperature': 0.1,
-      'epsilon': 0.05,
-      'sinkhorn_iterations': 3,
+      **TARGETS,
       'queue': queue,
       'queue_from_step': queue_from_step,
       'frozen_steps': frozen_steps,
@@ -228,27 +244,170 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     options: with those of `PASS`.
     size: 50, 300 or 919.
   """
+  # The last batch of an epoch, not full, is left out.
+  steps_per_epoch = SIZES[size]['train'] // _BATCH
   config = common.block(
     program='pass_luss.main', data_dir='', without_files=common.TINY
   )
-  config.stages = ('represent',)
+  config.stages = STAGES
   config.network = resnet(18 if size == 50 else 50)
+  config.images = common.block(
+    data=common.data(f'imagenet_s/{size}'), split='train'
+  )
   config.represent = represent(options, size)
+  config.distance = common.block(
+    bank='train_semi',
+    splits=('val', 'test'),
+    neighbours=10,
+    temperature=0.07,
+    short_side=256,
+    batch_size=16,
+    rematch=True,  # scores with and without
+  )
+  config.attend = common.block(
+    clusters={
+      **TARGETS,
+      'queue': 3840,
+      'queue_from_step': 0,
+      'frozen_steps': 0,
+    },
+    shared=options.shared_attention,
+    large=views('large', 2, 224, (0.08, 1.0)),
+    colours=colours('swav'),
+    recipe=common.recipe(
+      _BATCH, 20 * steps_per_epoch, larc(6.0 if size == 50 else 0.6)
+    ),
+  )
+  config.cluster = common.block(
+    kind=options.cluster,
+    iterations=20,
+    restarts=30,
+    short_side=256,
+    crop=224,
+    batch_size=256,
+    seed=options.seed,
+  )
+  config.label = common.block(
+    threshold=options.threshold,
+    choose_on='val',
+    short_side=256,
+    batch_size=64,
+    saliency=options.saliency,
+    report=('val',),
+  )
+  config.finetune = common.block(
+    split='',  # the generated labels
+    crop=crop(224, 0.08),
+    flips=('horizontal',),
+    reduction=2,
+    recipe=common.recipe(_BATCH, 20 * steps_per_epoch, larc(0.6)),
+  )
+  config.segment = segment(options)
+  config.semi = semi(options, size)
+  config.segment_semi = segment(options)
+  config.segment_semi.inference = 'logits'
   config.operation = common.operation(
     log_every=50,
     save_every=1000,
     reading={'threads': 32, 'buffered': 16, 'workers': 0},
   )
+  set_seeds(config, options)
+  if options.untrained:
+    forget(config)
   if options.tiny:
     put_on_shapes(config, options)
   return config
 
 
+def crop(size: int, least: float) -> dict[str, Any]:
+  """A random part of an image, resized as by Pillow."""
+  return {
+    'name': 'inception',
+    'size': (size, size),
+    'area': (least, 1.0),
+    'antialias': True,
+  }
+
+
+def segment(options: SimpleNamespace) -> ml_collections.ConfigDict:
+  """Label maps of val and test."""
+  image_level = options.cluster == 'image'
+  inference = options.inference
+  if inference == 'auto':
+    inference = 'cam' if image_level else 'logits'
+  return common.block(
+    splits=('val', 'test'),
+    match_on='val',
+    inference=inference,
+    threshold=-1.0,  # of cam; negative: the best on val
+    short_side=256,
+    batch_size=16,
+    about={'name': 'PASS', 'data': '', 'networks': ''},
+  )
+
+
+def semi(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
+  """Fine-tuning on the masks of ten images of each class.
+
+  The paper says the recipe but not how long; 100 epochs are those of the
+  ImageNet-S repository's newer recipe.
+  """
+  steps_per_epoch = 10 * size // _BATCH
+  newer = options.semi == 'imagenet_s'
+  optimizer = (
+    layer_decay(5e-4, 5 * steps_per_epoch, 0.4) if newer else larc(0.6)
+  )
+  return common.block(
+    split='train_semi',
+    crop=crop(224, 0.14 if newer else 0.08),
+    flips=('horizontal',),
+    reduction=2,
+    colours=jitter() if newer else {},
+    recipe=common.recipe(_BATCH, 100 * steps_per_epoch, optimizer),
+  )
+
+
+def layer_decay(
+  learning_rate: float, warmup_steps: int, decay: float
+) -> ml_collections.ConfigDict:
+  """AdamW whose rate is less in each block further from the head.
+
+  Norms and biases do not decay.
+  """
+  depths = {'heads/': 0, 'encoder/block4': 1, 'encoder/block3': 2}
+  depths |= {'encoder/block2': 3, 'encoder/block1': 4, 'encoder/': 5}
+  groups = []
+  for name, depth in depths.items():
+    factor = decay**depth
+    groups.append((f'^{name}.*(scale|bias)$', factor, 0.0))
+    groups.append((f'^{name}', factor, 1.0))
+  return common.adam(
+    learning_rate,
+    final_learning_rate=1e-6,
+    warmup_steps=warmup_steps,
+    weight_decay=5e-4,
+    clip_norm=0.0,
+    groups=tuple(groups),
+  )
+
+
+def set_seeds(
+  config: ml_collections.ConfigDict, options: SimpleNamespace
+) -> None:
+  """The seed of all trainings."""
+  for name in _TRAININGS:
+    config[name].recipe.seed = options.seed
+
+
+def forget(config: ml_collections.ConfigDict) -> None:
+  """Random features: one step at a rate of nothing."""
+  recipe = config.represent.recipe
+  recipe.num_steps, recipe.optimizer = 1, larc(1e-30)
+
+
 def represent(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   """Representation learning on ImageNet-S of this many classes."""
-  batch = 256
-  # The last batch of an epoch, not full, is left out.
-  steps_per_epoch = SIZES[size]['seen'] // batch
+  steps_per_epoch = SIZES[size]['seen'] // _BATCH
   epochs = 200 if size == 50 else 100
   swav = options.branch == 'swav'
   small = size == 50 and swav
@@ -273,10 +432,9 @@ def represent(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     large=views('large', 2, 224, (0.14 if small else 0.08, 1.0)),
     small=views('small', 6, 96, (0.05, 0.14)) if small else None,
     colours=colours(options.branch),
-    recipe=common.recipe(batch, epochs * steps_per_epoch, optimizer, 5_000),
+    recipe=common.recipe(_BATCH, epochs * steps_per_epoch, optimizer, 5_000),
   )
   block.start = start(options)
-  block.recipe.seed = options.seed
   return block
 
 
@@ -291,6 +449,7 @@ def put_on_shapes(
 ) -> None:
   """Makes an experiment small, and generates its images."""
   config.network = small_network()
+  config.images.data = common.data('shapes/single')
   block = config.represent
   block.data = common.data('shapes/single')
   block.learn = learn(
@@ -306,16 +465,25 @@ def put_on_shapes(
   block.large.size = (48, 48)
   if block.small:
     block.small.update(count=2, size=(32, 32))
-  block.recipe.batch_size = 16
+  config.attend.clusters.queue = 64
+  config.attend.large.size = (48, 48)
+  config.cluster.update(restarts=3, crop=64)
+  for name in ('cluster', 'label', 'segment', 'segment_semi', 'distance'):
+    config[name].update(short_side=64, batch_size=40)
+  for name in ('finetune', 'semi'):
+    config[name].crop.size = (64, 64)
+  for name in _TRAININGS:
+    config[name].recipe.batch_size = 16
   make_tiny(config)
   config.without_files = ''
 
 
 def make_tiny(config: ml_collections.ConfigDict) -> None:
-  """Cuts the training to 60 steps; all else stays as it is."""
-  for name in ('represent',):
+  """Cuts every training to 60 steps; all else stays as it is."""
+  for name in _TRAININGS:
     recipe = config[name].recipe
-    recipe.num_steps, recipe.evaluate_every = 60, 30
+    recipe.num_steps = min(recipe.num_steps, 60)
+    recipe.evaluate_every = 30 if recipe.evaluate_every else 0
     recipe.optimizer.warmup_steps = min(recipe.optimizer.warmup_steps, 5)
   clusters = config.represent.learn.clusters
   if clusters:

@@ -1,9 +1,9 @@
-"""PASS on `shapes`: an encoder learns from single shapes without a label.
+"""PASS on `shapes`: single shapes are found, grouped and segmented, unlabelled.
 
 Everything is generated here, nothing has to be downloaded.
 
 Run:   python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
-Cost:  3 minutes a stage on 2 CPU cores.
+Cost:  3 minutes a training on 2 CPU cores, less for the other stages.
 """
 
 from configs import common, pass_luss
@@ -12,8 +12,9 @@ from configs import common, pass_luss
 def get_config(argument=None):
   options = common.parse(argument, **pass_luss.PASS)
   config = common.block(program='pass_luss.main', data_dir='', without_files='')
-  config.stages = ('represent',)
+  config.stages = pass_luss.STAGES
   config.network = pass_luss.small_network()
+  config.images = common.block(data=common.data('shapes/single'), split='train')
   config.represent = common.block(
     data=common.data('shapes/single'),
     split='train',
@@ -35,8 +36,69 @@ def get_config(argument=None):
     start=pass_luss.start(options),
     recipe=common.recipe(64, 600, pass_luss.larc(options.lr or 0.6), 200),
   )
-  config.represent.recipe.seed = options.seed
+  config.distance = common.block(
+    bank='train_semi',
+    splits=('val', 'test'),
+    neighbours=10,
+    temperature=0.07,
+    short_side=64,
+    batch_size=40,
+    rematch=False,
+    accuracy_from='train',
+    crop=64,
+  )
+  config.attend = common.block(
+    clusters={
+      **pass_luss.TARGETS,
+      'queue': 512,
+      'queue_from_step': 0,
+      'frozen_steps': 0,
+    },
+    shared=options.shared_attention,
+    large=pass_luss.views('large', 2, 48, (0.3, 1.0)),
+    colours=pass_luss.colours('swav'),
+    recipe=common.recipe(64, 200, pass_luss.larc(0.6)),
+  )
+  config.cluster = common.block(
+    kind=options.cluster,
+    iterations=20,
+    restarts=30,
+    short_side=64,
+    crop=64,
+    batch_size=40,
+    seed=options.seed,
+  )
+  config.label = common.block(
+    threshold=options.threshold,
+    choose_on='val',
+    short_side=64,
+    batch_size=40,
+    saliency=options.saliency,
+    report=('val', 'test'),
+  )
+  config.finetune = common.block(
+    split='',  # the generated labels
+    crop=pass_luss.crop(64, 0.3),
+    flips=('horizontal',),
+    reduction=2,
+    recipe=common.recipe(32, 600, pass_luss.larc(0.6)),
+  )
+  config.segment = pass_luss.segment(options)
+  config.semi = common.block(
+    split='train_semi',
+    crop=pass_luss.crop(64, 0.3),
+    flips=('horizontal',),
+    reduction=2,
+    recipe=common.recipe(32, 400, pass_luss.larc(0.6)),
+  )
+  config.segment_semi = pass_luss.segment(options)
+  config.segment_semi.inference = 'logits'
+  for name in ('segment', 'segment_semi'):
+    config[name].update(short_side=64, batch_size=40)
   config.operation = common.operation()
+  pass_luss.set_seeds(config, options)
+  if options.untrained:
+    pass_luss.forget(config)
   if options.tiny:
     pass_luss.make_tiny(config)
   return config

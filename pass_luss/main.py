@@ -387,21 +387,18 @@ class Runner:
       self.mesh,
       self.experiment.operation.reading,
     )
-    bank = None
+    known = self._open(block.bank, 'label', 'distance matching')
+    bank = matcher.bank(known)
+    journal.say(f'{known.name}: {len(bank.labels)} regions')
+
+    def maps(split: datasets.Split) -> Any:
+      return segment.at_size(matcher.maps(split, bank))
+
     results, outputs = {}, []
     for name in block.splits:
       split = self._open(name)
       folder = place.directory / name
-      if bank is None:
-        known = self._open(block.bank, 'label', 'distance matching')
-        bank = matcher.bank(known)
-        journal.say(f'{known.name}: {len(bank.labels)} regions')
-      segment.write_maps(
-        split,
-        lambda part: segment.at_size(matcher.maps(part, bank)),
-        folder,
-        place,
-      )
+      segment.write_maps(split, maps, folder, place)
       outputs.append(folder)
       count = len(split.classes) - 1
       if 'label' not in split.has:
@@ -482,7 +479,10 @@ class Runner:
       block.batch_size,
       self.experiment.operation.reading,
     )
-    foreground = pseudo_labels.foreground_of(block.saliency)
+    foreground = pseudo_labels.foreground_of(
+      block.saliency,
+      [*train.ids(), *(i for n in block.report for i in self._open(n).ids())],
+    )
     threshold, said = block.threshold, {}
     if kind != 'attended' and not block.saliency:
       threshold = 0.0  # Everything has a category.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Int16, Int64, UInt8
+from jaxtyping import Array, Float, Int, Int16, Int64, UInt8
 
 from input_pipeline import datasets, errors, masks
 from input_pipeline import loader as loader_lib
@@ -104,17 +104,22 @@ def look_of(
   return look
 
 
-def foreground_of(name: str) -> Foreground | None:
+def foreground_of(name: str, ids: Sequence[str]) -> Foreground | None:
   """What takes the place of attention; None for nothing.
 
   Args:
     name: as in `Options.saliency`.
+    ids: of the images that need a map.
+
+  Raises:
+    UserError: some have none.
   """
   if not name:
     return None
   if name == 'rc':
     return lambda example: saliency.region_contrast(example['image'])
   folder = pathlib.Path(name).expanduser()
+  saliency.find_maps(folder, ids)
 
   def given(example: Mapping[str, Any]) -> np.ndarray:
     path = path_of(folder, example['id'].item().decode())

@@ -149,7 +149,8 @@ def take(
           tree = tree.setdefault(top, {})
           top = name
         tree[top] = have
-  left = [name for name in found['params'] if name not in parts]
+  touched = {part.split('/')[0] for part in parts}
+  left = [name for name in found['params'] if name not in touched]
   if left:
     notes = [f'left {", ".join(left)}', *notes]
   journal.say('; '.join([f'took {", ".join(parts)} from {origin}', *notes]))
