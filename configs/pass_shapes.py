@@ -8,6 +8,9 @@ Cost:  3 minutes a training on 2 CPU cores, less for the other stages.
 
 from configs import common, pass_luss
 
+# The patterns of shapes are a few pixels wide.
+_BLUR = 0.6
+
 
 def get_config(argument=None):
   options = common.parse(argument, **pass_luss.PASS)
@@ -32,7 +35,7 @@ def get_config(argument=None):
     small=pass_luss.views('small', 2, 32, (0.1, 0.3))
     if options.branch == 'swav'
     else None,
-    colours=pass_luss.colours(options.branch),
+    colours=pass_luss.colours(options.branch, _BLUR),
     start=pass_luss.start(options),
     recipe=common.recipe(64, 600, pass_luss.larc(options.lr or 0.6), 200),
   )
@@ -56,7 +59,7 @@ def get_config(argument=None):
     },
     shared=options.shared_attention,
     large=pass_luss.views('large', 2, 48, (0.3, 1.0)),
-    colours=pass_luss.colours('swav'),
+    colours=pass_luss.colours('swav', _BLUR),
     recipe=common.recipe(64, 200, pass_luss.larc(0.6)),
   )
   config.cluster = common.block(
