@@ -467,7 +467,7 @@ def put_on_shapes(
     hidden=64,
     size=32,
   )
-  block.widths = common.block(hidden=64, embedding=32, prototypes=30)
+  block.widths = common.block(hidden=64, embedding=16, prototypes=30)
   block.large.size = (48, 48)
   if block.small:
     block.small.update(count=2, size=(32, 32))

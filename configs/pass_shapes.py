@@ -30,7 +30,8 @@ def get_config(argument=None):
       hidden=256,
       size=64,
     ),
-    widths={'hidden': 128, 'embedding': 64, 'prototypes': 60},
+    # More prototypes than channels: else embeddings can avoid all of them.
+    widths={'hidden': 128, 'embedding': 32, 'prototypes': 100},
     large=pass_luss.views('large', 2, 48, (0.3, 1.0)),
     small=pass_luss.views('small', 2, 32, (0.1, 0.3))
     if options.branch == 'swav'
