@@ -145,9 +145,9 @@ def _balanced(
   """
   # What takes part is a matter of rows: masks of [N, K] would be written too.
   shift = jnp.max(
-    jnp.concatenate(
+    jnp.stack(
       [
-        jnp.where(used, jnp.max(scores, axis=1), -jnp.inf)
+        jnp.max(jnp.where(used, jnp.max(scores, axis=1), -jnp.inf))
         for scores, used in blocks
       ]
     )
