@@ -28,6 +28,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/u2pl_loss.py
 	$(BIN)/python benchmarks/pass_evaluate.py
 	$(BIN)/python benchmarks/pass_kmeans.py
+	$(BIN)/python benchmarks/pass_sinkhorn.py
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -6,13 +6,16 @@ Images of 500 x 375 pixels with masks, prepared as a user's folder is. For what
 each method does to an image, compared in turns on the same number of threads:
 cv2 decoding the same bytes from memory, and the loader of training (read,
 decode, transform, batch); and, where torch is installed, a
-`torch.utils.data.DataLoader` that does the same with that many processes. Then
-what each part takes on one thread, and whether memory stays flat over 5,000
-batches.
+`torch.utils.data.DataLoader` that does the same with that many processes. Views
+of PASS are resized as by Pillow; beside them torch's DataLoader also does what
+torchvision would, with Pillow alone. Then what each part takes on one thread,
+and whether memory stays flat over 5,000 batches.
 """
 
 import argparse
 import concurrent.futures
+import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -36,6 +39,17 @@ CROP = (321, 321)
 NUM_IMAGES = 400
 BATCH_SIZE = 16
 CLASSES = 21
+
+# Views of ImageNet-S50, 2 x 224 + 6 x 96, and of the larger sets, 2 x 224.
+PASS = {
+  'pass s50, as Pillow': (
+    views.Views('large', 2, (224, 224), area=(0.14, 1.0), antialias=True),
+    views.Views('small', 6, (96, 96), area=(0.05, 0.14), antialias=True),
+  ),
+  'pass s300, as Pillow': (
+    views.Views('large', 2, (224, 224), area=(0.08, 1.0), antialias=True),
+  ),
+}
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -86,8 +100,6 @@ def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
   """What a training example goes through, of each method at full size."""
   decode = transforms.Decode(CLASSES)
   flip = transforms.RandomFlip()
-  large = views.Views('large', 2, (224, 224), area=(0.14, 1.0))
-  small = views.Views('small', 6, (96, 96), area=(0.05, 0.14))
   return {
     'plain crop': (decode, transforms.RandomCrop(CROP), flip),
     'ddep': (decode, transforms.InceptionCrop((512, 512)), flip),
@@ -98,11 +110,37 @@ def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
         (513, 513), scales=(0.5, 2.0), balanced=True, centred=True
       ),
     ),
-    'pass': (
-      transforms.Decode(CLASSES, keep=()),
-      views.MultiCrop((large, small)),
-    ),
+    **{
+      name: (transforms.Decode(CLASSES, keep=()), views.MultiCrop(groups))
+      for name, groups in PASS.items()
+    },
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class PillowViews:
+  """Decodes, crops, resizes and mirrors with Pillow alone."""
+
+  groups: tuple[views.Views, ...]
+
+  def __call__(self, record: dict, rng: np.random.Generator) -> dict:
+    """Views of a record, and its size."""
+    image = PIL.Image.open(io.BytesIO(record['image'])).convert('RGB')
+    found = {'size': np.asarray((image.height, image.width))}
+    for group in self.groups:
+      cut = []
+      for _ in range(group.count):
+        box = transforms.sample_inception_box(
+          rng, (image.height, image.width), group.area, group.aspect
+        )
+        view = image.crop(
+          (box.left, box.top, box.left + box.width, box.top + box.height)
+        ).resize(group.size[::-1], PIL.Image.Resampling.BILINEAR)
+        if rng.random() < group.flip:
+          view = view.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+        cut.append(np.asarray(view))
+      found[f'views_{group.name}'] = np.stack(cut)
+    return found
 
 
 def batches_of(
@@ -264,6 +302,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--seconds', type=float, default=4.0)
   parser.add_argument('--batches', type=int, default=5000)
+  parser.add_argument('--only', default='', help='methods whose name has this')
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
   cv2.setNumThreads(0)
@@ -276,10 +315,11 @@ def main(argv: Sequence[str]) -> None:
     chain = {
       name: transforms.Sequence(steps)
       for name, steps in training_transforms().items()
+      if arguments.only in name
     }
     given = (arguments.threads, arguments.seconds)
     for name, transform in chain.items():
-      read = ('image',) if name == 'pass' else ('image', 'label')
+      read = ('image',) if name in PASS else ('image', 'label')
       rows = []
       for number in range(arguments.rounds):
         row = {
@@ -287,6 +327,9 @@ def main(argv: Sequence[str]) -> None:
           'loader': loader_speed(split, transform, *given),
           'torch': torch_speed(records, transform, *given),
         }
+        if name in PASS:
+          plain = PillowViews(PASS[name])
+          row['torch and Pillow'] = torch_speed(records, plain, *given)
         rows.append(row)
         shown = '  '.join(f'{n} {v:.0f}' for n, v in row.items() if v)
         print(
@@ -312,9 +355,10 @@ def summary(rows: Sequence[dict[str, float | None]]) -> dict:
     'share_of_bare_decoding': statistics.median(share),
     'least_and_most': (min(share), max(share)),
   }
-  if rows[0]['torch']:
-    ratios = [row['loader'] / row['torch'] for row in rows]
-    found['ratio_to_torch'] = statistics.median(ratios)
+  for name in ('torch', 'torch and Pillow'):
+    if rows[0].get(name):
+      ratios = [row['loader'] / row[name] for row in rows]
+      found[f'ratio_to_{name}'] = statistics.median(ratios)
   return found
 
 
@@ -326,6 +370,8 @@ def sentence(found: dict) -> str:
     if 'ratio_to_torch' in found
     else 'torch is not installed'
   )
+  if 'ratio_to_torch and Pillow' in found:
+    torch += f', {found["ratio_to_torch and Pillow"]:.2f} times one with Pillow'
   return (
     f'{found["images_a_second"]:.0f} images/s, '
     f'{found["share_of_bare_decoding"]:.0%} of bare cv2 decoding ({low:.0%} to '

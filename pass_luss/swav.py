@@ -18,7 +18,7 @@ from segcore.types import Scalar
 
 # Vectors shorter than this are divided by it.
 _SHORTEST = 1e-12
-# Sums of values over many powers of ten are never rounded to bfloat16.
+# Scores become exponents after a division by ε: never rounded to bfloat16.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -143,35 +143,34 @@ def _balanced(
   and columns are iterated, which is the same with less memory traffic. Blocks
   are not concatenated: one of them is split over the devices, the other not.
   """
+  # What takes part is a matter of rows: masks of [N, K] would be written too.
   shift = jnp.max(
     jnp.stack(
       [
-        jnp.max(scores, initial=-jnp.inf, where=used[:, None])
+        jnp.max(jnp.where(used, jnp.max(scores, axis=1), -jnp.inf))
         for scores, used in blocks
       ]
     )
   )
   # A common factor of all values changes nothing: it only keeps them small.
+  # Only a sample that takes no part is above 0 here, and must stay finite.
   kernels = [
-    jnp.where(
-      used[:, None],
-      jnp.exp((losses.at_least_float32(scores) - shift) / epsilon),
-      0.0,
-    )
-    for scores, used in blocks
+    jnp.exp(jnp.minimum(losses.at_least_float32(scores) - shift, 0.0) / epsilon)
+    for scores, _ in blocks
   ]
   num_prototypes = kernels[0].shape[1]
-  of_samples = [jnp.ones(len(kernel), kernel.dtype) for kernel in kernels]
+  of_samples = [used.astype(kernels[0].dtype) for _, used in blocks]
   of_prototypes = jnp.ones(num_prototypes)
   for _ in range(num_iterations):
+    # Not matrix products: those add thousands of terms one by one on a CPU.
     sums = sum(
-      jnp.einsum('nk,n->k', kernel, factors, precision=_EXACT)
+      jnp.sum(kernel * factors[:, None], axis=0)
       for kernel, factors in zip(kernels, of_samples, strict=True)
     )
     of_prototypes = _inverse(sums) / num_prototypes
     of_samples = [
-      _inverse(jnp.einsum('nk,k->n', kernel, of_prototypes, precision=_EXACT))
-      for kernel in kernels
+      used * _inverse(jnp.sum(kernel * of_prototypes, axis=1))
+      for kernel, (_, used) in zip(kernels, blocks, strict=True)
     ]
   return [
     factors[:, None] * kernel * of_prototypes
@@ -204,10 +203,12 @@ def targets_of_views(
     prototypes: of now.
     options: of Sinkhorn's algorithm and the queue.
   """
-  active, remembered = jnp.array(False), jnp.zeros((2, 0, prototypes.shape[1]))
+  active = jnp.array(False)
+  remembered = 2 * [jnp.zeros((0, prototypes.shape[1]))]
   if isinstance(queue, Queue):
     active = queue.count == options.queue
-    remembered = scores(queue.rows, prototypes)
+    # Apart, so that what was written for one view can be written over.
+    remembered = [scores(queue.rows[view], prototypes) for view in (0, 1)]
   return jnp.stack(
     [
       targets(scores_of_views[:, view], remembered[view], active, options)
