@@ -153,18 +153,12 @@ def jitter(strength: float = 1.0, **fields: Any) -> dict[str, Any]:
   }
 
 
-def colours(branch: str, blur: float = 2.0) -> ml_collections.ConfigDict:
-  """SwAV's, the same for all views; or BYOL's, as PixelPro has them.
-
-  Args:
-    branch: 'swav' or 'pixpro'.
-    blur: largest standard deviation, in pixels; 2 is meant for 224.
-  """
-  sigma = (0.1, blur)
+def colours(branch: str) -> ml_collections.ConfigDict:
+  """SwAV's, the same for all views; or BYOL's, as PixelPro has them."""
   if branch == 'swav':
-    every = jitter(sigma=sigma)
+    every = jitter()
     return common.block(large=(every, every), small=every, red_deviation=0.228)
-  first = jitter(0.5, saturation=0.2, hue=0.1, blur=1.0, sigma=sigma)
+  first = jitter(0.5, saturation=0.2, hue=0.1, blur=1.0)
   second = {**first, 'blur': 0.1, 'solarize': 0.2}
   return common.block(large=(first, second), small=first, red_deviation=0.229)
 

@@ -8,8 +8,10 @@ Cost:  3 minutes a training on 2 CPU cores, less for the other stages.
 
 from configs import common, pass_luss
 
-# The patterns of shapes are a few pixels wide.
-_BLUR = 0.6
+# Colour says nothing of what a shape is, and learned features would be of
+# little else. Blur would hide the patterns, which are a few pixels wide.
+_GREY = pass_luss.jitter(0.5, saturation=0.0, hue=0.0, grey=1.0, blur=0.0)
+_COLOURS = {'large': (_GREY, _GREY), 'small': _GREY, 'red_deviation': 0.229}
 
 
 def get_config(argument=None):
@@ -33,12 +35,12 @@ def get_config(argument=None):
     # More prototypes than channels: else embeddings can avoid all of them.
     widths={'hidden': 128, 'embedding': 32, 'prototypes': 100},
     large=pass_luss.views('large', 2, 48, (0.3, 1.0)),
-    small=pass_luss.views('small', 2, 32, (0.1, 0.3))
-    if options.branch == 'swav'
-    else None,
-    colours=pass_luss.colours(options.branch, _BLUR),
+    small=None,
+    colours=_COLOURS,
     start=pass_luss.start(options),
-    recipe=common.recipe(64, 600, pass_luss.larc(options.lr or 0.6), 200),
+    recipe=common.recipe(
+      64, 500, common.adam(options.lr or 2e-3, warmup_steps=20), 250
+    ),
   )
   config.distance = common.block(
     bank='train_semi',
@@ -60,7 +62,7 @@ def get_config(argument=None):
     },
     shared=options.shared_attention,
     large=pass_luss.views('large', 2, 48, (0.3, 1.0)),
-    colours=pass_luss.colours('swav', _BLUR),
+    colours=_COLOURS,
     recipe=common.recipe(64, 200, pass_luss.larc(0.6)),
   )
   config.cluster = common.block(
