@@ -148,7 +148,8 @@ def _backend(
   """
   name = arguments.backend
   taken = {*_NEEDED[name], *_TAKEN[name]}
-  for flag in sorted({f for group in _TAKEN.values() for f in group}):
+  some = {*_NEEDED.values(), *_TAKEN.values()}
+  for flag in sorted({flag for group in some for flag in group}):
     if getattr(arguments, flag) is not None and flag not in taken:
       raise errors.UserError(f'--{flag} is not of --backend={name}')
   for flag in _NEEDED[name]:

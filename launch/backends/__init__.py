@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from launch import job as jobs
 
@@ -59,6 +59,7 @@ class Step:
   text: str
 
 
+@runtime_checkable
 class Backend(Protocol):
   """A place to run a job.
 

@@ -81,6 +81,11 @@ class Slurm:
         f'--workdir: found {self.job.workdir}, expected a folder that the '
         'nodes share with this machine'
       )
+    for option in self._options():
+      if not option.isprintable():  # A line of a script each.
+        raise errors.UserError(
+          f'found {option!r}, expected no line breaks in options of sbatch'
+        )
 
   @property
   def root(self) -> pathlib.Path:
