@@ -34,9 +34,7 @@ def resolve(run: shell.Shell, commit: str = '') -> str:
         + ': commit, or name what to ship, as in --commit=HEAD'
       )
   name = f'{commit or "HEAD"}^{{commit}}'
-  found = run(
-    ['git', 'rev-parse', '--verify', '--quiet', '--end-of-options', name]
-  )
+  found = run(['git', 'rev-parse', '--verify', '--quiet', name])
   if found.code:
     raise errors.UserError(f'--commit: found {commit!r}, which is no commit')
   return found.out.strip()
