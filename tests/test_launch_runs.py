@@ -82,7 +82,8 @@ def test_status_75_starts_it_again(cloud, place):
   code, out, err = cloud.launch(place)
   assert code == 0, err
   assert [len(cloud.runs(worker)) for worker in (0, 1)] == [3, 3]
-  for number in range(3):
+  # Of pods that live shorter than two looks are apart, nothing is seen.
+  for number in [2] if place == 'gke' else range(3):
     assert out.count(f'run {number} of worker 0') == 1, out
   assert cloud.left() == []
 

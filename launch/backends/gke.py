@@ -75,6 +75,7 @@ class Gke:
   _codes: dict[str, int | None] = dataclasses.field(default_factory=dict)
   _follower: subprocess.Popen | None = None
   _followed: str = ''
+  _broken: bool = False
 
   def __post_init__(self):
     if not self.job.workdir.startswith('gs://'):
@@ -401,11 +402,15 @@ cd tree
     """Prints what a pod prints, from now on."""
     command = self._logs_command(pod)
     if pod == self._followed:
-      if not alive or not self._follower or self._follower.poll() is None:
+      if not self._follower or self._follower.poll() is None:
+        return
+      # It ends with the pod, whose end may be seen only at the next look.
+      broken, self._broken = self._broken, alive
+      if not (alive and broken):
         return
       command.append('--since=1m')  # The connection was lost.
     self._end_following()
-    self._followed = pod
+    self._followed, self._broken = pod, False
     self._follower = subprocess.Popen(
       command, stdin=subprocess.DEVNULL, start_new_session=True
     )
