@@ -7,6 +7,8 @@ PACKAGES = [
   'ddep',
   'input_pipeline',
   'input_pipeline.builders',
+  'launch',
+  'launch.backends',
   'pass_luss',
   'segcore',
   'segcore.models',

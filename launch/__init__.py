@@ -1,0 +1,1 @@
+"""Starting a run elsewhere, watching it, and deleting what it cost money on."""

@@ -1,0 +1,122 @@
+"""Where jobs run: one module a kind of place, all with the same few verbs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from launch import job as jobs
+
+
+class Unavailable(Exception):
+  """There is no room now; later there may be."""
+
+
+class Gone(Exception):
+  """The machines were taken away while the job ran, or before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What an earlier call of the same name has made.
+
+  Attributes:
+    digest: of the job it was made for.
+    commit: of the code that was shipped.
+  """
+
+  digest: str
+  commit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """How a job is.
+
+  Attributes:
+    codes: exit status of each worker; None of those that have not ended.
+    started: whether it was started at all; None if nobody answered.
+    log: what it printed since the last report.
+    over: exit status of the whole, once a scheduler has decided it.
+  """
+
+  codes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+  started: bool | None = None
+  log: str = ''
+  over: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One thing that is done, for people to read before.
+
+  Attributes:
+    title: what it is for.
+    text: a command line, or the content of a file.
+  """
+
+  title: str
+  text: str
+
+
+@runtime_checkable
+class Backend(Protocol):
+  """A place to run a job.
+
+  Attributes:
+    job: what is run.
+    restarts_itself: whether its scheduler starts the job again after status 75
+      and preemption.
+    wait_seconds: for how long it may take until the job can start.
+  """
+
+  job: jobs.Job
+  restarts_itself: bool
+  wait_seconds: float
+
+  def steps(self, commit: str) -> Sequence[Step]:
+    """Everything that would be done, in order, exactly as it would be."""
+
+  def find(self) -> Found | None:
+    """What an earlier call has made, if anything."""
+
+  def create(self, commit: str, archive: pathlib.Path) -> None:
+    """Asks for machines, or submits; returns at once.
+
+    Raises:
+      UserError: refused, for a reason that stays.
+      Unavailable: refused for now.
+    """
+
+  def pending(self) -> str:
+    """What it still waits for; '' once the job can be started or watched.
+
+    Raises:
+      Gone: it waits in vain.
+    """
+
+  def prepare(self, archive: pathlib.Path) -> None:
+    """Brings the code there and installs what it needs."""
+
+  def start(self) -> None:
+    """Starts the job, detached."""
+
+  def poll(self) -> Report:
+    """How the job is.
+
+    Raises:
+      Gone: its machines were taken away.
+    """
+
+  def last_words(self) -> str:
+    """The last lines of the workers that failed."""
+
+  def stop(self, now: bool = False) -> bool:
+    """Asks the workers to save and stop, or ends them.
+
+    Returns whether there is something to wait for; where deleting lets the
+    workers save, there is not.
+    """
+
+  def delete(self) -> str:
+    """Deletes all that was made; returns what went wrong, '' if nothing."""

@@ -1,0 +1,469 @@
+"""A JobSet of GKE: what is advised for TPU7x and later, and serves the others.
+
+The cluster restarts it: the JobSet starts all pods again after status 75 and
+after preemption; status 2 and other failures end it.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+from typing import Any
+
+from input_pipeline import errors
+from launch import accelerators, backends, shell, source, worker
+from launch import job as jobs
+
+_JOB = 'launch/job'
+_COMMIT = 'launch/commit'
+_NAME = 'jobset.sigs.k8s.io/jobset-name'
+_INDEX = 'batch.kubernetes.io/job-completion-index'
+_CONTAINER = 'main'
+
+# Statuses of a pod that do not say the job is wrong: saved and interrupted,
+# killed, asked to stop. Those of the loss of another host are held back.
+_TRANSIENT = (jobs.PREEMPTED, 137, 143)
+_HOLD_SECONDS = 60
+
+# A worker that fails because another one was taken away is to be seen after it:
+# the first failure decides whether the JobSet is restarted.
+_HOLD = f"""\
+case "$code" in
+  0|2|{'|'.join(map(str, _TRANSIENT))}) ;;
+  *) sleep {_HOLD_SECONDS} & child=$!; wait "$child" ;;
+esac
+exit "$code"
+"""
+
+
+@dataclasses.dataclass
+class Gke:
+  """A JobSet.
+
+  Attributes:
+    job: what is run.
+    run: runs commands.
+    accelerator: what each pod's node is part of.
+    provisioning: 'on_demand', 'spot' or 'reserved'.
+    reservation: name of the reservation, for 'reserved'.
+    context: of kubectl; the current one if ''.
+    namespace: of the JobSet; that of the context if ''.
+    image: of the pods; has Python 3.11 and bash.
+    fetch_image: fetches the code; has gcloud.
+    service_account: of Kubernetes, that may read the bucket; '' is the default.
+    retries: how often the JobSet is restarted.
+    grace: seconds a pod has for saving.
+    wait_seconds: until all pods run.
+  """
+
+  job: jobs.Job
+  run: shell.Shell
+  accelerator: accelerators.Accelerator
+  provisioning: str = 'on_demand'
+  reservation: str = ''
+  context: str = ''
+  namespace: str = ''
+  image: str = 'python:3.11'
+  fetch_image: str = 'google/cloud-sdk:slim'
+  service_account: str = ''
+  retries: int = 50
+  grace: float = 120.0
+  wait_seconds: float = 86400.0
+  restarts_itself: bool = True
+  _commit: str = ''
+  _codes: dict[str, int | None] = dataclasses.field(default_factory=dict)
+  _follower: subprocess.Popen | None = None
+  _followed: str = ''
+  _broken: bool = False
+
+  def __post_init__(self):
+    if not self.job.workdir.startswith('gs://'):
+      raise errors.UserError(
+        f'--workdir: found {self.job.workdir}, expected gs://…: nothing else '
+        'outlives a pod'
+      )
+    if self.provisioning == 'reserved' and not self.reservation:
+      raise errors.UserError(
+        '--reservation is missing: expected the name of one, for '
+        '--provisioning=reserved'
+      )
+
+  # What is done, as a manifest and commands.
+
+  @property
+  def manifest_path(self) -> pathlib.Path:
+    """Where the manifest lies while it is needed."""
+    return source.CACHE.expanduser() / f'{self.job.name}.json'
+
+  def archive_there(self, commit: str) -> str:
+    """Where the pods find the code."""
+    name = f'{self.job.name}-{commit[:12]}.tar.gz'
+    return f'{self.job.workdir.rstrip("/")}/launch/{name}'
+
+  def _selector(self) -> dict[str, str]:
+    gke = 'cloud.google.com'
+    found = {
+      f'{gke}/gke-tpu-accelerator': self.accelerator.generation.gke,
+      f'{gke}/gke-tpu-topology': self.accelerator.topology,
+    }
+    if self.provisioning == 'spot':
+      found[f'{gke}/gke-spot'] = 'true'
+    if self.provisioning == 'reserved':
+      found[f'{gke}/reservation-name'] = self.reservation
+    return found
+
+  def script(self) -> str:
+    """What each pod runs."""
+    command = shlex.join(['../venv/bin/python', *self.job.arguments])
+    return f"""\
+set -e
+cd /work
+mkdir -p tree
+tar -xzf code.tar.gz -C tree
+python3 -m venv venv
+{worker.requirements('tpu')}set +e
+cd tree
+{command} &
+{worker.WAIT}{_HOLD}"""
+
+  def manifest(self, commit: str) -> dict[str, Any]:
+    """The JobSet, which makes a headless service for its pods by itself."""
+    hosts, chips = self.accelerator.hosts, self.accelerator.chips_per_host
+    volume = {'name': 'work', 'mountPath': '/work'}
+    pod: dict[str, Any] = {
+      'restartPolicy': 'Never',
+      'terminationGracePeriodSeconds': round(self.grace),
+      'nodeSelector': self._selector(),
+      'tolerations': [
+        {'key': 'google.com/tpu', 'operator': 'Exists'},
+      ],
+      'volumes': [{'name': 'work', 'emptyDir': {}}],
+      'initContainers': [
+        {
+          'name': 'fetch',
+          'image': self.fetch_image,
+          'command': [
+            *('gcloud', 'storage', 'cp'),
+            self.archive_there(commit),
+            '/work/code.tar.gz',
+          ],
+          'volumeMounts': [volume],
+        }
+      ],
+      'containers': [
+        {
+          'name': _CONTAINER,
+          'image': self.image,
+          'command': ['bash', '-c', _escaped(self.script())],
+          'env': [
+            {'name': name, 'value': _escaped(value)}
+            for name, value in self.job.environment
+          ],
+          # Those of the chips' own network, and of jax.
+          'ports': [{'containerPort': port} for port in (8471, 8482)],
+          'resources': {
+            'requests': {'google.com/tpu': chips},
+            'limits': {'google.com/tpu': chips},
+          },
+          'volumeMounts': [volume],
+        }
+      ],
+    }
+    if self.provisioning == 'spot':
+      pod['tolerations'].append(
+        {
+          'key': 'cloud.google.com/gke-spot',
+          'operator': 'Equal',
+          'value': 'true',
+          'effect': 'NoSchedule',
+        }
+      )
+    if self.service_account:
+      pod['serviceAccountName'] = self.service_account
+    return {
+      'apiVersion': 'jobset.x-k8s.io/v1alpha2',
+      'kind': 'JobSet',
+      'metadata': {
+        'name': self.job.name,
+        'annotations': {
+          _JOB: self.job.digest,
+          _COMMIT: commit,
+          # All pods of the job on the nodes of one slice.
+          'alpha.jobset.sigs.k8s.io/exclusive-topology': (
+            'cloud.google.com/gke-nodepool'
+          ),
+        },
+      },
+      'spec': {
+        'network': {'enableDNSHostnames': True},
+        'failurePolicy': {
+          'maxRestarts': self.retries,
+          'rules': [
+            {
+              'action': 'FailJobSet',
+              'onJobFailureReasons': ['PodFailurePolicy'],
+            }
+          ],
+        },
+        'replicatedJobs': [
+          {
+            'name': 'workers',
+            'replicas': 1,
+            'template': {
+              'spec': {
+                'completionMode': 'Indexed',
+                'completions': hosts,
+                'parallelism': hosts,
+                # The first pod that fails ends the job, and the JobSet starts
+                # all of it again, unless the policy says otherwise.
+                'backoffLimit': 0,
+                'podFailurePolicy': {
+                  'rules': [
+                    {
+                      'action': 'Count',
+                      'onPodConditions': [
+                        {'type': 'DisruptionTarget', 'status': 'True'}
+                      ],
+                    },
+                    {
+                      'action': 'FailJob',
+                      'onExitCodes': {
+                        'containerName': _CONTAINER,
+                        'operator': 'NotIn',
+                        'values': list(_TRANSIENT),
+                      },
+                    },
+                  ]
+                },
+                'template': {'spec': pod},
+              }
+            },
+          }
+        ],
+      },
+    }
+
+  def _kubectl(self, *words: str) -> list[str]:
+    where = {'context': self.context, 'namespace': self.namespace}
+    return [
+      'kubectl',
+      *words,
+      *(f'--{name}={value}' for name, value in where.items() if value),
+    ]
+
+  def _get_command(self) -> list[str]:
+    words = ('get', 'jobset', self.job.name, '--ignore-not-found')
+    return self._kubectl(*words, '--output=json')
+
+  def _pods_command(self) -> list[str]:
+    selector = f'--selector={_NAME}={self.job.name}'
+    return self._kubectl('get', 'pods', selector, '--output=json')
+
+  def _upload_command(self, commit: str, archive: pathlib.Path) -> list[str]:
+    there = self.archive_there(commit)
+    return ['gcloud', 'storage', 'cp', str(archive), there]
+
+  def _apply_command(self) -> list[str]:
+    return self._kubectl('apply', f'--filename={self.manifest_path}')
+
+  def _logs_command(self, pod: str) -> list[str]:
+    words = ('logs', pod, f'--container={_CONTAINER}', '--follow')
+    return self._kubectl(*words)
+
+  def _delete_command(self) -> list[str]:
+    words = ('delete', 'jobset', self.job.name, '--ignore-not-found')
+    return self._kubectl(*words, '--cascade=foreground')
+
+  def _remove_command(self, commit: str) -> list[str]:
+    return ['gcloud', 'storage', 'rm', self.archive_there(commit)]
+
+  def steps(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    archive = source.archive_path(self.job.name, commit)
+    commands = {
+      'is it there already?': self._get_command(),
+      'the code': source.archive_command(commit, archive),
+      'ship the code': self._upload_command(commit, archive),
+    }
+    later = {
+      'submit': self._apply_command(),
+      'watch: the whole': self._get_command(),
+      'watch: each worker': self._pods_command(),
+      'watch: what it prints': self._logs_command('POD'),
+      'at the end, whatever happened': self._delete_command(),
+      'and the code': self._remove_command(commit),
+    }
+    return [
+      *(backends.Step(t, shlex.join(c)) for t, c in commands.items()),
+      backends.Step(
+        f'the file {self.manifest_path}', _json(self.manifest(commit))
+      ),
+      *(backends.Step(t, shlex.join(c)) for t, c in later.items()),
+    ]
+
+  # Doing it.
+
+  def _jobset(self) -> dict[str, Any] | None:
+    result = self.run(self._get_command())
+    if result.code:
+      raise errors.UserError(f'kubectl: {result.last_line}')
+    return json.loads(result.out) if result.out.strip() else None
+
+  def find(self) -> backends.Found | None:
+    """See `Backend`."""
+    jobset = self._jobset()
+    if jobset is None:
+      return None
+    notes = jobset['metadata'].get('annotations', {})
+    self._commit = notes.get(_COMMIT, '')
+    return backends.Found(notes.get(_JOB, ''), self._commit)
+
+  def create(self, commit: str, archive: pathlib.Path) -> None:
+    """See `Backend`."""
+    self._commit = commit
+    result = self.run(self._upload_command(commit, archive))
+    if result.code:
+      raise errors.UserError(f'gcloud: {result.last_line}')
+    self.manifest_path.parent.mkdir(parents=True, exist_ok=True)
+    self.manifest_path.write_text(_json(self.manifest(commit)))
+    with self.run.undisturbed():
+      result = self.run(self._apply_command(), whole=True)
+      if result.code:
+        self.run(self._remove_command(commit))
+        self.manifest_path.unlink()
+        raise errors.UserError(f'kubectl: {result.last_line}')
+
+  def pending(self) -> str:
+    """See `Backend`."""
+    try:
+      jobset = self._jobset()
+      pods = self._pods()
+    except errors.UserError:
+      return 'no answer'
+    if jobset is None:
+      raise backends.Gone('somebody has deleted the JobSet')
+    if _terminal(jobset):
+      return ''
+    waits = self.accelerator.hosts - sum(
+      pod['status'].get('phase') not in (None, 'Pending') for pod in pods
+    )
+    return f'{waits} of {self.accelerator.hosts} pods' if waits > 0 else ''
+
+  def _pods(self) -> list[dict[str, Any]]:
+    result = self.run(self._pods_command())
+    if result.code:
+      raise errors.UserError(f'kubectl: {result.last_line}')
+    return json.loads(result.out)['items']
+
+  def prepare(self, archive: pathlib.Path) -> None:
+    """Nothing: the pods fetch the code."""
+
+  def start(self) -> None:
+    """Nothing: the JobSet starts its pods."""
+
+  def poll(self) -> backends.Report:
+    """See `Backend`."""
+    try:
+      jobset, pods = self._jobset(), self._pods()
+    except errors.UserError:  # Nobody answers: later somebody may.
+      return backends.Report()
+    if jobset is None:
+      raise backends.Gone('somebody has deleted the JobSet')
+    # Pods go with their job: what they left is kept here.
+    for pod in sorted(
+      pods, key=lambda pod: pod['metadata'].get('creationTimestamp', '')
+    ):
+      self._note(pod)
+    state = _terminal(jobset)
+    codes = dict(sorted(self._codes.items(), key=lambda i: int(i[0][7:])))
+    if not state:
+      return backends.Report(codes, True)
+    self._end_following()
+    if state == 'Completed':
+      return backends.Report(codes, True, over=jobs.DONE)
+    known = {n: c for n, c in codes.items() if c is not None}
+    return backends.Report(codes, True, over=jobs.combine(known) or jobs.FAILED)
+
+  def _note(self, pod: dict[str, Any]) -> None:
+    """Remembers how a pod ended; follows what the first one prints."""
+    meta, status = pod['metadata'], pod['status']
+    notes = {**meta.get('labels', {}), **meta.get('annotations', {})}
+    index = notes.get(_INDEX, '0')
+    code = None
+    for container in status.get('containerStatuses', []):
+      if container['name'] == _CONTAINER:
+        code = container.get('state', {}).get('terminated', {}).get('exitCode')
+    self._codes[f'worker-{index}'] = code
+    if index == '0' and status.get('phase') not in (None, 'Pending'):
+      self._follow(meta['name'], code is None)
+
+  def _follow(self, pod: str, alive: bool) -> None:
+    """Prints what a pod prints, from now on."""
+    command = self._logs_command(pod)
+    if pod == self._followed:
+      if not self._follower or self._follower.poll() is None:
+        return
+      # It ends with the pod, whose end may be seen only at the next look.
+      broken, self._broken = self._broken, alive
+      if not (alive and broken):
+        return
+      command.append('--since=1m')  # The connection was lost.
+    self._end_following()
+    self._followed, self._broken = pod, False
+    self._follower = subprocess.Popen(
+      command, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+
+  def _end_following(self) -> None:
+    """Lets what was printed arrive."""
+    if self._follower:
+      try:
+        self._follower.wait(timeout=5)
+      except subprocess.TimeoutExpired:
+        self._follower.kill()
+        self._follower.wait()
+      self._follower = None
+
+  def last_words(self) -> str:
+    """Nothing: see the log of the first pod, or those in the cloud."""
+    return ''
+
+  def stop(self, now: bool = False) -> bool:
+    """Nothing: a pod that is deleted may save first."""
+    return False
+
+  def delete(self) -> str:
+    """See `Backend`."""
+    result = self.run(self._delete_command())
+    if self._follower:
+      self._follower.kill()
+      self._follower.wait()
+      self._follower = None
+    if result.code:
+      return result.last_line
+    if self._commit:
+      self.run(self._remove_command(self._commit))
+    self.manifest_path.unlink(missing_ok=True)
+    return ''
+
+
+def _terminal(jobset: dict[str, Any]) -> str:
+  """'Completed' or 'Failed', once the JobSet is over; '' before."""
+  for condition in jobset.get('status', {}).get('conditions', []):
+    if condition['status'] == 'True' and condition['type'] in (
+      'Completed',
+      'Failed',
+    ):
+      return condition['type']
+  return ''
+
+
+def _escaped(text: str) -> str:
+  """Text that Kubernetes leaves as it is: `$(NAME)` would be its own."""
+  return text.replace('$', '$$')
+
+
+def _json(content: Any) -> str:
+  """JSON, which is YAML too, and quotes everything that has to be."""
+  return json.dumps(content, indent=2, ensure_ascii=False) + '\n'

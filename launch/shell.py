@@ -1,0 +1,144 @@
+"""Running commands so that Ctrl-C never leaves one half done unseen."""
+
+import contextlib
+import dataclasses
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from input_pipeline import errors
+
+_TICK_SECONDS = 0.05
+
+
+class Interrupted(Exception):
+  """Somebody asked to stop, by Ctrl-C or SIGTERM."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a command left.
+
+  Attributes:
+    code: its exit status.
+    out: what it printed; bytes that are no text come back when it is encoded
+      with 'surrogateescape'.
+    err: what it complained.
+  """
+
+  code: int
+  out: str
+  err: str
+
+  @property
+  def last_line(self) -> str:
+    """The last thing it complained of, or else printed."""
+    lines = (self.err.strip() or self.out.strip()).splitlines()
+    return errors.one_line(lines[-1]) if lines else f'exit status {self.code}'
+
+
+@dataclasses.dataclass
+class Shell:
+  """Runs commands, one after the other.
+
+  Attributes:
+    requests: how often somebody asked to stop.
+    signal: by which signal, last.
+    deaf: whether requests are only counted, as while deleting.
+  """
+
+  requests: int = 0
+  signal: int = 0
+  deaf: bool = False
+
+  def __call__(
+    self, command: Sequence[str], given: str | None = None, whole: bool = False
+  ) -> Result:
+    """Runs a command to its end.
+
+    Args:
+      command: with its arguments; no shell reads them.
+      given: its standard input.
+      whole: whether it must not be cut off, since it makes something.
+
+    Raises:
+      Interrupted: asked to stop, before or meanwhile.
+      UserError: the command is not installed.
+    """
+    self.check()
+    try:
+      process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Ctrl-C is for this process, which decides what it means.
+        start_new_session=True,
+      )
+    except FileNotFoundError:
+      raise errors.UserError(
+        f'{command[0]} is not installed here: install it, or choose another '
+        '--backend'
+      ) from None
+    data = None if given is None else given.encode()
+    while True:
+      try:
+        out, err = process.communicate(data, timeout=_TICK_SECONDS)
+        break
+      except subprocess.TimeoutExpired:
+        data = None
+        if self._due() and not whole:
+          process.terminate()
+          process.communicate()
+    self.check()
+    return Result(
+      process.returncode,
+      out.decode(errors='surrogateescape'),
+      err.decode(errors='surrogateescape'),
+    )
+
+  def sleep(self, seconds: float) -> None:
+    """Waits; raises Interrupted as soon as somebody asks to stop."""
+    end = time.monotonic() + seconds
+    while True:
+      self.check()
+      left = end - time.monotonic()
+      if left <= 0:
+        return
+      time.sleep(min(left, _TICK_SECONDS))
+
+  def check(self) -> None:
+    """Raises Interrupted if somebody asked to stop."""
+    if self._due():
+      raise Interrupted
+
+  def _due(self) -> bool:
+    return bool(self.requests) and not self.deaf
+
+  @contextlib.contextmanager
+  def undisturbed(self) -> Iterator[None]:
+    """What must be done to its end, whoever asks to stop."""
+    before, self.deaf = self.deaf, True
+    try:
+      yield
+    finally:
+      self.deaf = before
+
+  @contextlib.contextmanager
+  def heard(self, say: Callable[[str], None]) -> Iterator[None]:
+    """Counts the signals that ask to stop."""
+
+    def ask(number: int, _) -> None:
+      self.requests += 1
+      self.signal = number
+      if self.deaf:
+        say('still stopping what was started; please wait')
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+      yield
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)
