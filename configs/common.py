@@ -152,10 +152,18 @@ _SMALL_DECODER = {'widths': (64, 48, 32, 16, 16), 'num_groups': 8}
 def small_network(
   encoder: dict[str, Any], width: int = 1
 ) -> ml_collections.ConfigDict:
-  """A network for a CPU: an encoder of stride 16 and a narrow U-Net decoder."""
+  """A network for a CPU: an encoder and a narrow U-Net decoder.
+
+  Args:
+    encoder: of stride 16, or less if it says so.
+    width: factor of the decoder's channels.
+  """
+  decoder = dict(_SMALL_DECODER)
+  if encoder.get('output_stride') == 8:
+    decoder['widths'] = decoder['widths'][1:]
   return block(
     encoder=encoder,
-    decoder={'name': 'unet', 'width_multiplier': width, **_SMALL_DECODER},
+    decoder={'name': 'unet', 'width_multiplier': width, **decoder},
     dtype='float32',
     remat=False,
   )

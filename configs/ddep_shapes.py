@@ -7,9 +7,14 @@ Run:   python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
 Cost:  2 to 3 minutes a stage on 2 CPU cores.
 """
 
-from configs import common
+from configs import common, luss
 
-_ENCODERS = {'unet': common.SMALL_RESNET, 'transunet': common.SMALL_VIT}
+# By option `network`: ResNet, hybrid ViT, or the encoder of `pass_shapes.py`.
+_NETWORKS = {
+  'unet': common.SMALL_RESNET,
+  'transunet': common.SMALL_VIT,
+  'pass': luss.SMALL_RESNET,
+}
 
 
 def get_config(argument=None):
@@ -23,7 +28,7 @@ def get_config(argument=None):
     run=0,  # another choice of labelled images with the same seed
     pretrain_seed=0,  # of the stages before
     lr=0.0,  # of fine-tuning; 0: what stands below
-    network=['unet', 'transunet'],  # ResNet or hybrid ViT as the encoder
+    network=[*_NETWORKS],
     width=1,  # factor of the decoder's channels
     encoder='',  # a finished run's stage, or a weight file
     **common.NOISE,  # noise, gamma, target, …
@@ -32,7 +37,7 @@ def get_config(argument=None):
   config = common.block(program='ddep.main', data_dir='')
 
   config.network = common.small_network(
-    _ENCODERS[options.network], options.width
+    _NETWORKS[options.network], options.width
   )
 
   config.classify = common.shapes_classifier()

@@ -7,8 +7,8 @@ Run:   python -m pass_luss.main --config=configs/pass_imagenet_s300.py
        python -m pass_luss.main --config=configs/pass_imagenet_s300.py:tiny
 """
 
-from configs import common, pass_luss
+from configs import common, luss
 
 
 def get_config(argument=None):
-  return pass_luss.imagenet(common.parse(argument, **pass_luss.PASS), 300)
+  return luss.imagenet(common.parse(argument, **luss.PASS), 300)

@@ -6,24 +6,24 @@ Run:   python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 Cost:  3 minutes a training on 2 CPU cores, less for the other stages.
 """
 
-from configs import common, pass_luss
+from configs import common, luss
 
 # Colour says nothing of what a shape is, and learned features would be of
 # little else. Blur would hide the patterns, which are a few pixels wide.
-_GREY = pass_luss.jitter(0.5, saturation=0.0, hue=0.0, grey=1.0, blur=0.0)
+_GREY = luss.jitter(0.5, saturation=0.0, hue=0.0, grey=1.0, blur=0.0)
 _COLOURS = {'large': (_GREY, _GREY), 'small': _GREY, 'red_deviation': 0.229}
 
 
 def get_config(argument=None):
-  options = common.parse(argument, **pass_luss.PASS)
+  options = common.parse(argument, **luss.PASS)
   config = common.block(program='pass_luss.main', data_dir='', without_files='')
-  config.stages = pass_luss.STAGES
-  config.network = pass_luss.small_network()
+  config.stages = luss.STAGES
+  config.network = luss.small_network()
   config.images = common.block(data=common.data('shapes/single'), split='train')
   config.represent = common.block(
     data=common.data('shapes/single'),
     split='train',
-    learn=pass_luss.learn(
+    learn=luss.learn(
       options,
       queue=512,
       queue_from_step=300,
@@ -34,10 +34,10 @@ def get_config(argument=None):
     ),
     # More prototypes than channels: else embeddings can avoid all of them.
     widths={'hidden': 128, 'embedding': 32, 'prototypes': 100},
-    large=pass_luss.views('large', 2, 48, (0.3, 1.0)),
+    large=luss.views('large', 2, 48, (0.3, 1.0)),
     small=None,
     colours=_COLOURS,
-    start=pass_luss.start(options),
+    start=luss.start(options),
     recipe=common.recipe(
       64, 500, common.adam(options.lr or 2e-3, warmup_steps=20), 250
     ),
@@ -55,15 +55,15 @@ def get_config(argument=None):
   )
   config.attend = common.block(
     clusters={
-      **pass_luss.TARGETS,
+      **luss.TARGETS,
       'queue': 512,
       'queue_from_step': 0,
       'frozen_steps': 0,
     },
     shared=options.shared_attention,
-    large=pass_luss.views('large', 2, 48, (0.3, 1.0)),
+    large=luss.views('large', 2, 48, (0.3, 1.0)),
     colours=_COLOURS,
-    recipe=common.recipe(64, 200, pass_luss.larc(0.6)),
+    recipe=common.recipe(64, 200, luss.larc(0.6)),
   )
   config.cluster = common.block(
     kind=options.cluster,
@@ -84,27 +84,27 @@ def get_config(argument=None):
   )
   config.finetune = common.block(
     split='',  # the generated labels
-    crop=pass_luss.crop(64, 0.3),
+    crop=luss.crop(64, 0.3),
     flips=('horizontal',),
     reduction=2,
-    recipe=common.recipe(32, 600, pass_luss.larc(0.6)),
+    recipe=common.recipe(32, 600, luss.larc(0.6)),
   )
-  config.segment = pass_luss.segment(options)
+  config.segment = luss.segment(options)
   config.semi = common.block(
     split='train_semi',
-    crop=pass_luss.crop(64, 0.3),
+    crop=luss.crop(64, 0.3),
     flips=('horizontal',),
     reduction=2,
-    recipe=common.recipe(32, 400, pass_luss.larc(0.6)),
+    recipe=common.recipe(32, 400, luss.larc(0.6)),
   )
-  config.segment_semi = pass_luss.segment(options)
+  config.segment_semi = luss.segment(options)
   config.segment_semi.inference = 'logits'
   for name in ('segment', 'segment_semi'):
     config[name].update(short_side=64, batch_size=40)
   config.operation = common.operation()
-  pass_luss.set_seeds(config, options)
+  luss.set_seeds(config, options)
   if options.untrained:
-    pass_luss.forget(config)
+    luss.forget(config)
   if options.tiny:
-    pass_luss.make_tiny(config)
+    luss.make_tiny(config)
   return config

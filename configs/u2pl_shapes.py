@@ -6,7 +6,7 @@ Run:   python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl,labels=50
 Cost:  3 to 5 minutes on 2 CPU cores.
 """
 
-from configs import common, u2pl
+from configs import common, luss, u2pl
 
 
 def get_config(argument=None):
@@ -27,12 +27,14 @@ def get_config(argument=None):
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     encoder='',  # a finished run's stage, or a weight file
     start='',  # the same, for the encoder and the decoder
+    network=['unet', 'pass'],  # ResNet, or the encoder of `pass_shapes.py`
     width=1,  # factor of the decoder's channels
     tiny=False,  # the same code, in a minute
   )
   config = common.block(program='u2pl.main', data_dir='', without_files='')
   config.stages = ('train', 'evaluate')
-  config.network = common.small_network(common.SMALL_RESNET, options.width)
+  encoder = {'unet': common.SMALL_RESNET, 'pass': luss.SMALL_RESNET}
+  config.network = common.small_network(encoder[options.network], options.width)
   config.train = common.block(
     data=common.data('shapes/scenes'),
     split='train',

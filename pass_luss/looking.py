@@ -7,12 +7,12 @@ time; `LabelMaps` gives the best class of each pixel of the image itself.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int16, UInt8
+from jaxtyping import Array, Float, Int, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
@@ -110,12 +110,14 @@ class LabelMaps:
     short_side: of the images that it is shown.
     canvas: sides of label maps are multiples of it, to share programs.
     largest: see above.
+    output: 'labels', or 'probs' for the probability of each class.
   """
 
   method: method_lib.Scores
   short_side: int
   canvas: int = 64
   largest: int = 1000
+  output: Literal['labels', 'probs'] = 'labels'
 
   def group(self, size: tuple[int, int]) -> inference.Group:
     """See `inference.Predictor`."""
@@ -143,7 +145,7 @@ class LabelMaps:
 
   def __call__(
     self, state: method_lib.TrainState, inputs: Mapping[str, Any]
-  ) -> Int16[Array, 'B H W']:
+  ) -> Int16[Array, 'B H W'] | Float[Array, 'B H W C']:
     """See `inference.Predictor`."""
     scores = self._scores(state, inputs['images'])
     return self._labels(scores, inputs['rows'], inputs['columns'])
@@ -158,20 +160,29 @@ class LabelMaps:
 
   @functools.cached_property
   def _labels(self):
-    return jax.jit(best_classes)
+    best = functools.partial(jnp.argmax, axis=-1)
+    what = {
+      'labels': lambda votes: best(votes).astype(jnp.int16),
+      'probs': jax.nn.softmax,
+    }[self.output]
+    return jax.jit(functools.partial(in_blocks, what=what))
 
 
-def best_classes(
+def in_blocks(
   scores: Float[Array, 'B h w C'],
   rows: Float[Array, 'B H'],
   columns: Float[Array, 'B W'],
-) -> Int16[Array, 'B H W']:
-  """The best class at places of a map, read bilinearly; blocks of rows.
+  what: Callable[[Array], Array],
+) -> Shaped[Array, 'B H W ...']:
+  """A function of the scores at places of a map, read bilinearly.
+
+  In blocks of rows, since all classes at all pixels need not fit in memory.
 
   Args:
     scores: of the cells.
     rows: places, from 0 at the upper edge of the map to 1 at the lower one.
     columns: likewise.
+    what: from scores [B, n, W, C] to [B, n, W, …].
   """
   exact = jax.lax.Precision.HIGHEST
   batch, height, width, classes = scores.shape
@@ -188,11 +199,11 @@ def best_classes(
 
   def block(matrix: Array) -> Array:
     votes = jnp.einsum('bih,bhjc->bijc', matrix, wide, precision=exact)
-    return jnp.argmax(votes, axis=-1).astype(jnp.int16)
+    return what(votes)
 
-  found = jax.lax.map(block, jnp.moveaxis(padded, 1, 0))
-  found = jnp.moveaxis(found, 0, 1).reshape(batch, blocks * count, -1)
-  return found[:, : rows.shape[1]]
+  found = jnp.moveaxis(jax.lax.map(block, jnp.moveaxis(padded, 1, 0)), 0, 1)
+  joined = found.reshape(batch, blocks * count, *found.shape[3:])
+  return joined[:, : rows.shape[1]]
 
 
 def nearest(

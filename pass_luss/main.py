@@ -6,7 +6,7 @@ python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -757,7 +757,7 @@ class Runner:
     if getattr(block, 'small', None):
       network.check(net, block.small.size, f'{path}.small.size')
 
-  def _plan(self, name: str, compiles: bool) -> Sequence[str]:
+  def _plan(self, name: str, compiles: bool) -> Iterable[str]:
     """What a training would compute and cost."""
     block = getattr(self.experiment, name)
     size = self._size(name)

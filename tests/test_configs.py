@@ -14,6 +14,8 @@ NAMES = sorted(
 )
 # Those of the paper, which test_ddep_tables builds row by row.
 PAPER = ['ddep_ade20k', 'ddep_cityscapes', 'ddep_pascal']
+# See test_pass_luss_configs.
+PASS = ['pass_shapes']
 # See test_u2pl_configs.
 U2PL = [
   *('u2pl_camvid', 'u2pl_cityscapes', 'u2pl_folder', 'u2pl_shapes'),
@@ -33,7 +35,7 @@ def graph(config):
 
 def test_every_config_is_tested():
   here = {'ddep_camvid', 'ddep_folder', 'ddep_shapes'}
-  assert set(NAMES) == here | set(PAPER) | set(U2PL)
+  assert set(NAMES) == here | set(PAPER) | set(U2PL) | set(PASS)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_an_encoder_from_elsewhere_replaces_the_classification(tmp_path):
   assert config.denoise.start.take == ('encoder',)
 
 
-@pytest.mark.parametrize('name', sorted({*NAMES} - {*PAPER, *U2PL}))
+@pytest.mark.parametrize('name', sorted({*NAMES} - {*PAPER, *U2PL, *PASS}))
 @pytest.mark.parametrize('argument', ['', 'tiny', 'init=none', 'seed=3'])
 def test_configs_build(name, argument):
   options = [argument] if argument else []
@@ -120,7 +122,8 @@ def test_configs_build(name, argument):
 def test_the_text_of_a_config_names_its_command_and_its_cost(name):
   text = importlib.import_module(f'configs.{name}').__doc__
   assert re.search(
-    rf'Run: +python -m (ddep|u2pl)\.main[\s\\]+--config=configs/{name}', text
+    rf'Run: +python -m (\w+)\.main[\s\\]+--config=configs/{name}',
+    text,
   )
   assert 'Cost:' in text
 

@@ -423,6 +423,10 @@ def test_label_maps_of_scores(largest):
       score.astype(np.float64), (height, width), largest
     )
     assert np.mean(row[:height, :width] != expected) < 0.002
+  probs = dataclasses.replace(maps, output='probs')
+  found_probs = probs(state, probs.prepare(images, groups[0]))
+  np.testing.assert_allclose(found_probs.sum(-1), 1.0, rtol=1e-5)
+  np.testing.assert_array_equal(np.argmax(found_probs, -1), found)
 
 
 # Files, matching, score.

@@ -1,0 +1,258 @@
+"""PASS's experiments: the published settings, and what contradicts itself."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from configs import luss
+from input_pipeline import errors
+from pass_luss import main
+from segcore import method, optimizers, stage
+from tests import reference_pass as reference
+
+ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
+
+
+def load(name, argument=''):
+  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  config.lock()
+  return config
+
+
+def test_the_published_settings():
+  """Table of §2.1, by hand."""
+  rows = {}
+  for name in ALL:
+    config = load(name)
+    block = config.represent
+    clusters, recipe = block.learn.clusters, block.recipe
+    views = [(block.large.count, *block.large.size, *block.large.area)]
+    if block.small:
+      views += [(block.small.count, *block.small.size, *block.small.area)]
+    rows[name] = (
+      config.network.encoder.blocks,
+      block.data.name,
+      recipe.batch_size,
+      recipe.num_steps,
+      views,
+      tuple(block.widths[k] for k in ('hidden', 'embedding', 'prototypes')),
+      (clusters.queue, clusters.queue_from_step, clusters.frozen_steps),
+      (recipe.optimizer.learning_rate, recipe.optimizer.final_learning_rate),
+    )
+  assert rows == {
+    'pass_imagenet_s50': (
+      *((2, 2, 2, 2), 'imagenet_s/50', 256, 200 * 251),
+      [(2, 224, 224, 0.14, 1.0), (6, 96, 96, 0.05, 0.14)],
+      *((512, 128, 500), (2048, 15 * 251, 1001), (0.6, 0.0006)),
+    ),
+    'pass_imagenet_s300': (
+      *((3, 4, 6, 3), 'imagenet_s/300', 256, 100 * 1503),
+      [(2, 224, 224, 0.08, 1.0)],
+      *((2048, 128, 3000), (3840, 15 * 1503, 5005), (0.6, 0.0006)),
+    ),
+    'pass_imagenet_s919': (
+      *((3, 4, 6, 3), 'imagenet/1k', 256, 100 * 5004),
+      [(2, 224, 224, 0.08, 1.0)],
+      *((2048, 128, 3000), (3840, 15 * 5004, 5005), (0.6, 0.0006)),
+    ),
+  }
+
+
+@pytest.mark.parametrize(
+  ('name', 'rate', 'steps'),
+  [
+    ('pass_imagenet_s50', 6.0, 20 * 251),
+    ('pass_imagenet_s300', 0.6, 20 * 1503),
+    ('pass_imagenet_s919', 0.6, 20 * 4622),
+  ],
+)
+def test_attention_clusters_and_fine_tuning(name, rate, steps):
+  config = load(name)
+  attend = config.attend
+  assert attend.recipe.num_steps == config.finetune.recipe.num_steps == steps
+  assert attend.recipe.optimizer.learning_rate == rate
+  assert attend.clusters.queue == 3840
+  assert (attend.clusters.queue_from_step, attend.clusters.frozen_steps) == (
+    0,
+    0,
+  )
+  assert attend.large.area == (0.08, 1.0)
+  assert (config.cluster.restarts, config.cluster.iterations) == (30, 20)
+  assert config.finetune.recipe.optimizer.learning_rate == 0.6
+  assert not config.finetune.split and config.finetune.crop.antialias
+  assert config.images.data.name.startswith('imagenet_s/')
+
+
+def test_the_schedule_is_the_published_one():
+  optimizer = load('pass_imagenet_s50').represent.recipe.optimizer
+  options = main.options.build(optimizers.Options, optimizer, 'optimizer')
+  rate = optimizers.schedule(options, 200 * 251)
+  for step in (0, 1, 25_000, 50_199):
+    expected = reference.swav_learning_rate(step, 50_200)
+    np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
+
+
+def test_pixel_pros_schedule():
+  block = load('pass_imagenet_s300', 'branch=pixpro').represent
+  options = main.options.build(
+    optimizers.Options, block.recipe.optimizer, 'optimizer'
+  )
+  rate = optimizers.schedule(options, 150_300)
+  for step in (0, 1, 7000, 7515, 100_000):
+    expected = reference.pixpro_learning_rate(step, 150_300, 7515)
+    np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
+  assert block.learn.shallow.stages == (3, 2)
+  first, second = block.colours.large
+  assert (first['blur'], second['blur']) == (1.0, 0.1)
+  assert 'solarize' not in first and second['solarize'] == 0.2
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('branch', ['swav', 'pixpro'])
+def test_every_config_describes_its_stages(name, branch):
+  stages = main.build_stages(load(name, f'branch={branch}'))
+  assert [(s.name, s.needs) for s in stages] == [
+    ('represent', ()),
+    ('attend', ('represent',)),
+    ('cluster', ('attend',)),
+    ('label', ('attend', 'cluster')),
+    ('finetune', ('represent', 'label')),
+    ('segment', ('finetune',)),
+  ]
+
+
+def test_ablations_say_what_they_say():
+  def learned(argument):
+    return load('pass_shapes', argument).represent.learn
+
+  alone = learned('p2p=off,d2s=off')
+  assert alone.alignment is None and alone.shallow.stages == ()
+  assert learned('p2p=contrastive').alignment.kind == 'contrastive'
+  assert not learned('project=false').alignment.project
+  assert learned('d2s=32,d2s_view=same').shallow.view == 'same'
+  assert learned('d2s_targets=own').shallow.targets == 'own'
+  pixpro = learned('branch=pixpro,clusters=false')
+  assert pixpro.clusters is None and pixpro.shallow.stages == ()
+  assert pixpro.pixpro is not None
+  assert learned('combine=sum').combine == 'sum'
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('clusters=false', 'nothing else to learn from'),
+    ('branch=pixpro,clusters=false,d2s=3', 'needs clusters=true'),
+    ('branch=moco', 'expected one of swav, pixpro'),
+    ('epochs=3', 'is unknown'),
+  ],
+)
+def test_options_that_contradict_each_other(argument, message):
+  with pytest.raises(ValueError, match=message):
+    load('pass_shapes', argument)
+
+
+def refused(name, argument, **changes):
+  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(errors.UserError) as caught:
+    main.build_stages(config)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_configs_that_cannot_be_run():
+  shapes = ('pass_shapes', '')
+  assert 'segment needs finetune' in refused(
+    *shapes, stages=('represent', 'segment')
+  )
+  assert 'expected some of' in refused(*shapes, stages=('pretrain',))
+  assert 'attend' in refused(
+    'pass_shapes', 'branch=pixpro,clusters=false', data_dir='x'
+  )
+  assert 'expected 1: assignments' in refused(
+    *shapes, **{'represent.recipe.accumulate': 2}
+  )
+  assert 'config.represent.recipe.batch_size' in refused(
+    *shapes, **{'represent.recipe.batch_size': 12}
+  )
+  assert 'represent.large: size' in refused(
+    *shapes, **{'represent.large.size': (0, 48)}
+  )
+  assert 'a split with masks' in refused(*shapes, **{'semi.split': ''})
+
+
+def test_an_image_level_experiment_reads_activations():
+  config = load('pass_shapes', 'cluster=image')
+  assert config.segment.inference == 'cam'
+  names = {s.name: s.needs for s in main.build_stages(config)}
+  assert names['cluster'] == ('represent',)
+  assert names['label'] == ('represent', 'cluster')
+
+
+def test_how_many_images_are_looked_at_at_once_is_no_setting():
+  config = load('pass_shapes')
+  before = stage.all_settings(main.build_stages(config))
+  for name in ('cluster', 'label', 'segment'):
+    config[name].batch_size = 8
+  assert stage.all_settings(main.build_stages(config)) == before
+  config.cluster.restarts = 2
+  assert stage.all_settings(main.build_stages(config)) != before
+
+
+def test_layers_far_from_the_head_learn_less():
+  config = load('pass_imagenet_s300', 'semi=imagenet_s')
+  optimizer = config.semi.recipe.optimizer
+  built = main.options.build(optimizers.Options, optimizer, 'optimizer')
+  factors = {
+    path: built.factors(path)
+    for path in (
+      'heads/logits/conv/kernel',
+      'heads/logits/conv/bias',
+      'encoder/block4/unit1/conv1/kernel',
+      'encoder/block1/unit1/bn1/scale',
+      'encoder/conv_root/kernel',
+    )
+  }
+  assert factors == {
+    'heads/logits/conv/kernel': (1.0, 1.0),
+    'heads/logits/conv/bias': (1.0, 0.0),
+    'encoder/block4/unit1/conv1/kernel': (0.4, 1.0),
+    'encoder/block1/unit1/bn1/scale': (pytest.approx(0.4**4), 0.0),
+    'encoder/conv_root/kernel': (pytest.approx(0.4**5), 1.0),
+  }
+  assert config.semi.recipe.num_steps == 100 * (3000 // 256)
+
+
+def test_random_features_are_one_step_of_nothing():
+  config = load('pass_shapes', 'untrained')
+  recipe = config.represent.recipe
+  assert recipe.num_steps == 1
+  assert recipe.optimizer.learning_rate < 1e-20
+
+
+def test_a_dry_run_says_the_cost(capsys):
+  config = load('pass_imagenet_s50')
+  stage.rehearse(main.build_stages(config), ('represent',))
+  said = capsys.readouterr().out
+  assert '50,200 steps of 256 images' in said
+  assert '11,176,512' in said
+
+
+def test_what_starts_from_a_run_of_pass_takes_its_encoder():
+  """DDeP and U2PL on its small network."""
+  ddep = importlib.import_module('configs.ddep_shapes')
+  config = ddep.get_config('network=pass,init=ddep,encoder=somewhere')
+  assert config.network.encoder.to_dict() == luss.SMALL_RESNET
+  assert config.denoise.start.take == ('encoder',)
+  u2pl = importlib.import_module('configs.u2pl_shapes')
+  config = u2pl.get_config('network=pass,start=somewhere')
+  assert config.network.encoder.to_dict() == luss.SMALL_RESNET
+  assert config.train.start.take == ('encoder', 'decoder')
+
+
+def test_parts_of_heads_are_taken_by_name():
+  merged = method._with_parts(
+    {'heads': {'a': 1, 'b': 2}, 'encoder': {'x': 0}}, {'heads': {'a': 3}}
+  )
+  assert merged == {'heads': {'a': 3, 'b': 2}, 'encoder': {'x': 0}}
