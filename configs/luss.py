@@ -10,22 +10,23 @@ from configs import common
 # Of each size: images of train, of representation learning, and published
 # settings (spec §2.1, §3.1, §3.3).
 SIZES = {
-  50: {'train': 64_431, 'seen': 64_431},
-  300: {'train': 384_862, 'seen': 384_862},
-  919: {'train': 1_183_322, 'seen': 1_281_167},  # All of ImageNet.
+  50: {'train': 64_431, 'seen': 64_431, 'threshold': 0.41},
+  300: {'train': 384_862, 'seen': 384_862, 'threshold': 0.40},
+  # Representations are learned from all of ImageNet.
+  919: {'train': 1_183_322, 'seen': 1_281_167, 'threshold': 0.37},
 }
 
 _BATCH = 256
 _TRAININGS = ('represent', 'attend', 'finetune', 'semi')
-# Unsupervised, from images to segments. Of other protocols: 'distance' after
-# 'represent'; 'semi' and 'segment_semi'.
-STAGES = ('represent', 'attend', 'cluster', 'label', 'finetune', 'segment')
 TARGETS = {'temperature': 0.1, 'epsilon': 0.05, 'sinkhorn_iterations': 3}
 
 # An experiment of the paper, as options.
 PASS = {
   'branch': ['swav', 'pixpro'],  # PASSs or PASSp
-  'clusters': True,  # SwAV's loss; False leaves PixelPro alone
+  'clusters': True,  # SwAV's loss; False leaves PixelPro and P2P
+  # unsupervised: from images to segments; distance: representation learning
+  # and its nearest neighbours; semi: and fine-tuning on ten masks a class.
+  'protocol': ['unsupervised', 'distance', 'semi'],
   'p2p': ['regression', 'clustering', 'contrastive', 'off'],
   'project': True,  # pixels before P2P
   'd2s': ['auto', '3', '32', 'off'],  # stages; auto: 3, of pixpro 3 and 2
@@ -35,7 +36,8 @@ PASS = {
   'untrained': False,  # random features, to compare with
   'shared_attention': False,  # one map for all channels
   'cluster': ['attended', 'image', 'pixel'],  # what is clustered
-  'threshold': -1.0,  # of attention; negative: the best on val, as published
+  'threshold': 0.0,  # of attention; 0: what `choose` says
+  'choose': ['val', 'published'],  # the best on val; or what that was once
   'saliency': '',  # in place of attention: 'rc', or a folder of maps
   'inference': [
     'auto',
@@ -249,12 +251,12 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   config = common.block(
     program='pass_luss.main', data_dir='', without_files=common.TINY
   )
-  config.stages = STAGES
   config.network = resnet(18 if size == 50 else 50)
   config.images = common.block(
     data=common.data(f'imagenet_s/{size}'), split='train'
   )
   config.represent = represent(options, size)
+  config.stages = stages(options)
   config.distance = common.block(
     bank='train_semi',
     splits=('val', 'test'),
@@ -275,7 +277,9 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     large=views('large', 2, 224, (0.08, 1.0)),
     colours=colours('swav'),
     recipe=common.recipe(
-      _BATCH, 20 * steps_per_epoch, larc(6.0 if size == 50 else 0.6)
+      _BATCH,
+      20 * steps_per_epoch,
+      larc(6.0 if size == 50 else 0.6, final_learning_rate=6e-4),
     ),
   )
   config.cluster = common.block(
@@ -288,7 +292,7 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     seed=options.seed,
   )
   config.label = common.block(
-    threshold=options.threshold,
+    threshold=threshold(options, SIZES[size]['threshold']),
     choose_on='val',
     short_side=256,
     batch_size=64,
@@ -317,6 +321,33 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   if options.tiny:
     put_on_shapes(config, options)
   return config
+
+
+def stages(options: SimpleNamespace) -> tuple[str, ...]:
+  """What is run, in order.
+
+  Raises:
+    ValueError: attention needs clusters, and there are none.
+  """
+  if options.protocol == 'distance':
+    return ('represent', 'distance')
+  if options.protocol == 'semi':
+    return ('represent', 'semi', 'segment_semi')
+  if options.cluster != 'attended':
+    return ('represent', 'cluster', 'label', 'finetune', 'segment')
+  if not options.clusters:
+    raise ValueError(
+      'config option clusters=false: attention learns by clusters, expected '
+      'it with protocol=distance, protocol=semi or cluster=image'
+    )
+  return ('represent', 'attend', 'cluster', 'label', 'finetune', 'segment')
+
+
+def threshold(options: SimpleNamespace, published: float) -> float:
+  """Of attention; negative to choose it on val."""
+  if options.threshold:
+    return options.threshold
+  return published if options.choose == 'published' else -1.0
 
 
 def crop(size: int, least: float) -> dict[str, Any]:
@@ -361,7 +392,8 @@ def semi(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     split='train_semi',
     crop=crop(224, 0.14 if newer else 0.08),
     flips=('horizontal',),
-    reduction=2,
+    reduction=8 if newer else 2,  # 28 cells a side, or 112
+    doubles=newer,
     colours=jitter() if newer else {},
     recipe=common.recipe(_BATCH, 100 * steps_per_epoch, optimizer),
   )

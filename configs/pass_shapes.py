@@ -17,7 +17,6 @@ _COLOURS = {'large': (_GREY, _GREY), 'small': _GREY, 'red_deviation': 0.229}
 def get_config(argument=None):
   options = common.parse(argument, **luss.PASS)
   config = common.block(program='pass_luss.main', data_dir='', without_files='')
-  config.stages = luss.STAGES
   config.network = luss.small_network()
   config.images = common.block(data=common.data('shapes/single'), split='train')
   config.represent = common.block(
@@ -75,7 +74,7 @@ def get_config(argument=None):
     seed=options.seed,
   )
   config.label = common.block(
-    threshold=options.threshold,
+    threshold=luss.threshold(options, published=-1.0),
     choose_on='val',
     short_side=64,
     batch_size=40,
@@ -101,6 +100,7 @@ def get_config(argument=None):
   config.segment_semi.inference = 'logits'
   for name in ('segment', 'segment_semi'):
     config[name].update(short_side=64, batch_size=40)
+  config.stages = luss.stages(options)
   config.operation = common.operation()
   luss.set_seeds(config, options)
   if options.untrained:

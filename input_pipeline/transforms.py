@@ -183,8 +183,11 @@ class Decode:
       'id': np.bytes_(record['id']),
     }
     # A split without masks in a data set with them has empty ones.
-    if 'label' in self.keep and record.get('label'):
-      example['label'] = records.decode_label(record['label'])
+    label = record.get('label', b'') if 'label' in self.keep else b''
+    if isinstance(label, np.ndarray):  # Of a source that has read it already.
+      example['label'] = label
+    elif label:
+      example['label'] = records.decode_label(label)
     if 'tags' in self.keep and 'tags' in record:
       tags = np.zeros(self.num_classes, bool)
       tags[np.asarray(record['tags'], np.int64)] = True

@@ -140,7 +140,10 @@ def contrastive_loss(
   """
   batch, _, *grid, size = projected.shape
   points = swav.unit(projected).reshape(batch, 2, grid[0] * grid[1], size)
-  scores = jnp.einsum('bid,bjd->bij', points[:, 0], points[:, 1]) / temperature
+  products = jnp.einsum(
+    'bid,bjd->bij', points[:, 0], points[:, 1], precision=swav.EXACT
+  )
+  scores = products / temperature
   same = jnp.arange(scores.shape[-1])
   both = jnp.stack(
     [-jax.nn.log_softmax(scores, axis=axis)[:, same, same] for axis in (1, 2)]
@@ -161,7 +164,7 @@ def clustering_loss(
   """
   _, _, *grid, size = projected.shape
   points = jnp.moveaxis(swav.unit(projected), 1, 3).reshape(-1, 2, size)
-  scores = points @ jax.lax.stop_gradient(prototypes)
+  scores = swav.scores(points, jax.lax.stop_gradient(prototypes))
   used = jnp.repeat(overlap, grid[0] * grid[1])
   found = jnp.stack(
     [

@@ -83,12 +83,9 @@ class Attend:
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params['heads'])
-    gradient = {'heads': gradient}
+    new = self.update.apply(state, {'heads': gradient}, stats)
     learns = state.step >= self.options.frozen_steps
-    gradient = heads.prototypes_by(
-      lambda g: jnp.where(learns, g, 0.0), gradient
-    )
-    new = self.update.apply(state, gradient, stats)
+    new = heads.held(learns, new, state)
     if state.queue != ():
       new = new.replace(
         queue=swav.pushed(state.queue, embeddings, state.step, self.options)

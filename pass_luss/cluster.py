@@ -3,8 +3,9 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Iterator
-from typing import Literal
+import shutil
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from input_pipeline import datasets, disks
+from input_pipeline import audit, datasets, disks
 from input_pipeline import loader as loader_lib
 from pass_luss import attend, heads, kmeans, looking
 from segcore import evaluate, journal, method, stage
@@ -106,7 +107,7 @@ def features(
   folder = place.directory / 'features'
   starts = range(0, len(split), BLOCK)
   progress = journal.Progress('features', 0, len(starts), BLOCK)
-  blocks = []
+  result = None
   for done, start in enumerate(starts, start=1):
     path = folder / f'{start:09}.npy'
     if not _agreed(path.exists()):
@@ -118,8 +119,16 @@ def features(
       progress.line(done, {})
     else:
       found = np.load(path)
-    blocks.append(found)
-  return np.concatenate(blocks)
+    if result is None:
+      result = np.empty((len(split), *found.shape[1:]), np.float32)
+    result[start : start + len(found)] = found
+  return result
+
+
+def forget(place: stage.Place) -> None:
+  """Removes the features, once there are centroids; from host 0."""
+  if jax.process_index() == 0:
+    shutil.rmtree(place.directory / 'features', ignore_errors=True)
 
 
 def _of_block(
@@ -140,24 +149,45 @@ def _of_block(
     indices.append(at[example['id'].item().decode()])
   if place.preemption.reached():
     raise stage.Preempted(f'{place.directory} keeps its finished features')
-  found = across_hosts(np.stack(rows))
-  order = across_hosts(np.array(indices, np.int32))
+  return in_order(rows, indices)
+
+
+def in_order(
+  rows: Sequence[np.ndarray], indices: Sequence[int]
+) -> Float32[np.ndarray, 'N ...']:
+  """The rows of all hosts, each at its index; the same on every host."""
+  found = across_hosts(rows, np.float32)
   result = np.empty_like(found)
-  result[order] = found
+  result[across_hosts(indices, np.int32)] = found
   return result
 
 
-def across_hosts(rows: np.ndarray) -> np.ndarray:
-  """The rows of all hosts, one host's after the other's; the same on each."""
+def across_hosts(rows: Sequence[Any], dtype: type[np.number]) -> np.ndarray:
+  """The rows of all hosts, one host's after the other's; the same on each.
+
+  Args:
+    rows: of this host; only host 0, whose rows say their shape, must have some.
+    dtype: of the result.
+  """
   if jax.process_count() == 1:
-    return rows
-  counts = multihost_utils.process_allgather(np.int32(len(rows)))
-  most = int(np.max(counts))
-  padding = [(0, most - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
-  found = multihost_utils.process_allgather(np.pad(rows, padding))
+    return np.asarray(rows, dtype)
+  told = np.full(_MOST_AXES, -1, np.int32)
+  if jax.process_index() == 0:
+    shape = np.shape(rows[0])
+    told[: len(shape)] = shape
+  told = np.asarray(multihost_utils.broadcast_one_to_all(told))
+  own = np.asarray(rows, dtype).reshape(len(rows), *told[told >= 0].tolist())
+  counts = multihost_utils.process_allgather(np.int32(len(own)))
+  missing = int(np.max(counts)) - len(own)
+  padded = np.pad(own, [(0, missing), *[(0, 0)] * (own.ndim - 1)])
+  found = multihost_utils.process_allgather(padded)
   return np.concatenate(
     [part[:count] for part, count in zip(found, counts, strict=True)]
   )
+
+
+# Of a row, at most.
+_MOST_AXES = 4
 
 
 def _agreed(here: bool) -> bool:
@@ -180,8 +210,13 @@ def centroids(
   num_clusters: int,
   options: Options,
   mesh: Mesh,
+  place: stage.Place,
 ) -> kmeans.Clustering:
-  """The best k-means of some restarts; says how far it is."""
+  """The best k-means of some restarts; says how far it is.
+
+  Raises:
+    Preempted: the machine asked to stop; features are kept, restarts are not.
+  """
   initial = kmeans.sample_initial(
     jax.random.PRNGKey(options.seed), options.restarts, len(rows), num_clusters
   )
@@ -193,6 +228,8 @@ def centroids(
 
   def tell(done: int, least: float) -> None:
     progress.line(done, {'objective': least})
+    if place.preemption.reached():
+      raise stage.Preempted(f'{place.directory} keeps its features')
 
   return kmeans.fit(
     kmeans.place(mesh, rows), initial, options.iterations, progress=tell
@@ -214,11 +251,10 @@ def tags_of(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
   """The class of each image, where each has exactly one; else None."""
   if 'tags' not in split.has:
     return None
-  found = [np.asarray(record['tags']) for record in _records(split)]
+  found = audit.in_threads(
+    lambda i: np.asarray(split.records[i]['tags']), range(len(split))
+  )
+  found = list(found)
   if any(len(tags) != 1 for tags in found):
     return None
   return np.concatenate(found).astype(np.int64)
-
-
-def _records(split: datasets.Split) -> Iterator:
-  return (split.records[i] for i in range(len(split)))

@@ -70,16 +70,18 @@ class Matcher:
   def bank(self, split: datasets.Split) -> neighbours.Bank:
     """Regions of the labelled images of all hosts."""
     look = looking.AtGrid(self._features, self.options.short_side)
-    banks = []
+    entries, labels = [], []
     for features, example in self._each(split, look, ('label',)):
       mask = looking.nearest(example['label'], features.shape[:2])
-      banks.append(
-        neighbours.bank_entries(
-          features[None], mask[None], len(split.classes) - 1
-        )
+      found = neighbours.bank_entries(
+        features[None], mask[None], len(split.classes) - 1
       )
-    own = neighbours.join(banks)
-    return neighbours.Bank(*map(cluster.across_hosts, own))
+      entries.extend(found.features)
+      labels.extend(found.labels)
+    return neighbours.Bank(
+      cluster.across_hosts(entries, np.float32),
+      cluster.across_hosts(labels, np.int32),
+    )
 
   def maps(
     self, split: datasets.Split, bank: neighbours.Bank
@@ -124,10 +126,7 @@ class Matcher:
     for row, example in self._each(split, look, ()):
       rows.append(row)
       order.append(at[example['id'].item().decode()])
-    found = cluster.across_hosts(np.stack(rows))
-    result = np.empty_like(found)
-    result[cluster.across_hosts(np.array(order, np.int32))] = found
-    return result
+    return cluster.in_order(rows, order)
 
   def _each(
     self,

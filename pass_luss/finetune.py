@@ -26,11 +26,14 @@ class Finetune(method.OneLoss):
       mean score of all cells learns it.
     reduction: of pixels: factor by which label maps are made smaller, by the
       floor rule; scores are enlarged to that.
+    doubles: whether they are doubled on the way, again and again, instead of
+      being enlarged at once.
     colours: how images are changed.
   """
 
   of: Literal['pixels', 'images'] = 'pixels'
   reduction: int = 2
+  doubles: bool = False
   colours: photometric.Options = photometric.Options()
 
   def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
@@ -48,6 +51,8 @@ class Finetune(method.OneLoss):
     else:
       size = tuple(n // self.reduction for n in labels.shape[1:])
       labels = resize.nearest_floor(labels, size)
+      while self.doubles and 2 * logits.shape[1] <= size[0]:
+        logits = resize.upsample2x(logits)
       logits = resize.bilinear(logits, size)
     counted = (labels >= 0) & batch['mask'][:, None, None]
     total, count = losses.masked_sum_and_count(

@@ -6,6 +6,7 @@ calls their parts, since views of several sizes share them.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -80,8 +81,9 @@ class Projection(nn.Module):
     """Embeds each row."""
     x = _dense(x.shape[-1], self.hidden, self.dtype, 'dense1')(x)
     x = norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x)
-    x = _dense(self.hidden, self.size, self.dtype, 'dense2')(nn.relu(x))
+    # From here on in float32: a mean is taken off, and may be large.
     dtype = jnp.promote_types(self.dtype, jnp.float32)
+    x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2', learned=False)(x)
     return swav.unit(x)
 
@@ -107,9 +109,12 @@ class PixelLayers(nn.Module):
   ) -> Float[Array, 'B h w E']:
     """Maps each pixel."""
     for i, size in enumerate((self.hidden, self.hidden, self.size), start=1):
-      x = _conv(x.shape[-1], size, self.dtype, f'conv{i}')(x)
+      dtype = (
+        self.dtype if i < 3 else jnp.promote_types(self.dtype, jnp.float32)
+      )
+      x = _conv(x.shape[-1], size, dtype, f'conv{i}')(x)
       x = norm.batch_norm(
-        train=train, dtype=self.dtype, name=f'bn{i}', learned=i < 3
+        train=train, dtype=dtype, name=f'bn{i}', learned=i < 3
       )(x)
       x = nn.relu(x) if i < 3 else x
     return x
@@ -167,6 +172,30 @@ def prototypes_by(
   clusters = params['heads']['clusters']
   changed = {**clusters, 'prototypes': function(clusters['prototypes'])}
   return {**params, 'heads': {**params['heads'], 'clusters': changed}}
+
+
+def held(learns: Array, new: Any, old: Any) -> Any:
+  """The new state, with the prototypes and their momenta of the old one.
+
+  Args:
+    learns: whether prototypes learn; then nothing is held.
+    new: after an update.
+    old: before it.
+  """
+
+  def hold(path: tuple, after: Array, before: Array) -> Array:
+    if 'prototypes' not in jax.tree_util.keystr(path):
+      return after
+    return jnp.where(learns, after, before)
+
+  return new.replace(
+    **{
+      name: jax.tree_util.tree_map_with_path(
+        hold, getattr(new, name), getattr(old, name)
+      )
+      for name in ('params', 'opt_state')
+    }
+  )
 
 
 def with_unit_prototypes(params: types.Params) -> types.Params:
@@ -272,7 +301,8 @@ class Predictor(nn.Module):
     size = x.shape[-1]
     x = _conv(size, size, self.dtype, 'conv1')(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
-    return _conv(size, size, self.dtype, 'conv2', use_bias=True)(x)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    return _conv(size, size, dtype, 'conv2', use_bias=True)(x)
 
 
 class PixelPro(nn.Module):
@@ -297,8 +327,9 @@ class PixelPro(nn.Module):
   def setup(self):
     """The parts; biases everywhere."""
     self.projector = _Projector(self.hidden, self.size, self.dtype)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
     self.transform = _conv(
-      self.size, self.size, self.dtype, 'transform', use_bias=True
+      self.size, self.size, dtype, 'transform', use_bias=True
     )
 
   def __call__(
@@ -329,7 +360,8 @@ class _Projector(nn.Module):
   def __call__(self, x: Array, train: bool) -> Array:
     x = _conv(x.shape[-1], self.hidden, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
-    return _conv(self.hidden, self.size, self.dtype, 'conv2', use_bias=True)(x)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    return _conv(self.hidden, self.size, dtype, 'conv2', use_bias=True)(x)
 
 
 class Attention(nn.Module):
@@ -359,8 +391,8 @@ class Attention(nn.Module):
     x = _conv(size, size, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
     channels = 1 if self.shared else size
-    x = _conv(size, channels, self.dtype, 'conv2', use_bias=True)(x)
     dtype = jnp.promote_types(self.dtype, jnp.float32)
+    x = _conv(size, channels, dtype, 'conv2', use_bias=True)(x)
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2')(x)
     threshold = self.param('threshold', nn.initializers.zeros, (channels,))
     return nn.sigmoid(x + threshold)

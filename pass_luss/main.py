@@ -60,6 +60,8 @@ _STAGES = (
 _TRAININGS = ('represent', 'attend', 'finetune', 'semi')
 # Images whose views are watched.
 _NUM_WATCHED = 64
+# Bytes of the features of a host, at most.
+_MOST_FEATURES = 64e9
 # Classes of a data set that says how many only when it is read.
 _ASSUMED_CLASSES = 50
 
@@ -146,6 +148,7 @@ class FinetuneOptions:
     flips: directions in which images are mirrored at random.
     colours: how colours are changed.
     reduction: factor by which label maps are made smaller.
+    doubles: whether scores are doubled on the way there, again and again.
     recipe: batch, length, optimiser.
   """
 
@@ -154,6 +157,7 @@ class FinetuneOptions:
   flips: tuple[str, ...]
   reduction: int
   recipe: method.Recipe
+  doubles: bool = False
   colours: photometric.Options = photometric.Options()
 
   def __post_init__(self):
@@ -173,6 +177,9 @@ class SegmentOptions:
     short_side: of the images.
     batch_size: global number of images; changes nothing of what is found.
     about: what a submission says of the method.
+    data: that is segmented; None for the images that were learned from. The
+      categories of another, smaller data set are matched with its classes, and
+      those left over are 'other' (§5.6).
   """
 
   splits: tuple[str, ...]
@@ -182,6 +189,7 @@ class SegmentOptions:
   short_side: int = 256
   batch_size: int = 16
   about: segment.About = segment.About()
+  data: datasets.Options | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +305,12 @@ class Runner:
       whole.network, whole.data_dir, whole.operation, self.mesh
     )
 
+  @property
+  def _exact_bench(self) -> experiment_lib.Bench:
+    """The same, for looking at images: in float32 throughout."""
+    exact = dataclasses.replace(self.experiment.network, dtype='float32')
+    return dataclasses.replace(self.bench, network=exact)
+
   def describe(self, name: str) -> stage.Stage:
     """Checks what can be checked without data, and describes the stage.
 
@@ -321,6 +335,7 @@ class Runner:
       settings = options.to_dict(settings)
       # How many images at once changes nothing of what is found.
       del settings[name]['batch_size']
+      settings[name].pop('about', None)  # Nor does what is said of it.
     if name.startswith('segment'):
       run = functools.partial(self._run_segment, name)
     if name in ('finetune', 'semi'):
@@ -379,7 +394,7 @@ class Runner:
     """Labels images by the regions of labelled ones that are nearest."""
     block = self.experiment.distance
     self._check_data(place)
-    trained = self._trained('represent', self.bench)
+    trained = self._trained('represent', self._exact_bench)
     matcher = distance.Matcher(
       trained.segmenter,
       self._state(place.needed['represent']),
@@ -402,7 +417,8 @@ class Runner:
       outputs.append(folder)
       count = len(split.classes) - 1
       if 'label' not in split.has:
-        outputs.append(segment.write_submission(folder, None, segment.About()))
+        about = self.experiment.segment.about
+        outputs.append(segment.write_submission(folder, None, about))
         continue
       values = segment.score(split, folder, count, None)
       if block.accuracy_from:
@@ -436,6 +452,8 @@ class Runner:
     """Finds the centroids of as many clusters as there are classes."""
     block = self.experiment.cluster
     split = self._open('')
+    self._keep_same(place, split)
+    self._check_memory(split)
     look = looking.AtGrid(
       cluster.look_of(self._looked(), block.kind), block.short_side, block.crop
     )
@@ -446,19 +464,23 @@ class Runner:
     )
     rows = found.reshape(-1, found.shape[-1])
     clustering = cluster.centroids(
-      rows, len(split.classes) - 1, block, self.mesh
+      rows, len(split.classes) - 1, block, self.mesh, place
     )
     path = place.directory / 'centroids.npy'
     cluster.write(path, np.asarray(clustering.centroids))
+    cluster.forget(place)
     said = {'objective': clustering.objective, 'num_rows': len(rows)}
-    tags = cluster.tags_of(split)
-    if tags is not None and block.kind != 'pixel':
-      assigned = np.asarray(clustering.assignments)[: len(rows)]
-      said |= kmeans.clustering_scores(assigned, tags)
-      journal.say(
-        f'clusters against classes: NMI {said["nmi"]:.4f}, accuracy '
-        f'{said["accuracy"]:.4f}'
-      )
+    whole = sharding.replicated(self.mesh)
+    assigned = np.asarray(jax.device_put(clustering.assignments, whole))
+    # Host 0 writes and says it; the others need not read so much.
+    if jax.process_index() == 0 and block.kind != 'pixel':
+      tags = cluster.tags_of(split)
+      if tags is not None:
+        said |= kmeans.clustering_scores(assigned[: len(rows)], tags)
+        journal.say(
+          f'clusters against classes: NMI {said["nmi"]:.4f}, accuracy '
+          f'{said["accuracy"]:.4f}'
+        )
     numbers = place.directory / 'clusters.json'
     stage.write_json(numbers, said)
     return [path, numbers]
@@ -467,6 +489,7 @@ class Runner:
     """Labels every training image, and reports what such labels are worth."""
     block = self.experiment.label
     train = self._open('')
+    self._keep_same(place, train)
     count = len(train.classes) - 1
     found = cluster.read(place.needed['cluster'] / 'centroids.npy')
     kind = self.experiment.cluster.kind
@@ -501,7 +524,10 @@ class Runner:
     labeller.write(train, folder, threshold, place, foreground)
     outputs = [folder, numbers]
     results, match = {}, None
-    for name in block.report:
+    # The matching is that of `choose_on`, whatever else is reported.
+    for name in dict.fromkeys([block.choose_on, *block.report]):
+      if not block.report:
+        break
       split = self._open(name, 'label', 'a report')
       maps = place.directory / name
       labeller.write(split, maps, threshold, place, foreground)
@@ -551,8 +577,8 @@ class Runner:
     (needed,) = self._needs(name)
     folder = place.needed[needed]
     count = len(stage.read_json(folder / 'classes.json')['classes']) - 1
-    trained = self._trained(needed, self.bench, count + 1)
-    maps = self._maps(block, trained, self._state(folder), count)
+    trained = self._trained(needed, self._exact_bench, count + 1)
+    maps = self._maps(place, block, trained, self._state(folder), count)
     matched = None
     generated = name == 'segment'
     if generated:
@@ -561,7 +587,8 @@ class Runner:
     for split_name in dict.fromkeys(
       [*((block.match_on,) if generated else ()), *block.splits]
     ):
-      split = self._open(split_name)
+      split = self._open(split_name, data=block.data)
+      self._keep_same(place, self._open(block.match_on, data=block.data))
       labels = place.directory / split_name
       segment.write_maps(split, maps, labels, place)
       outputs.append(labels)
@@ -575,7 +602,9 @@ class Runner:
       self._write_panel(place, split_name, panel, 'panels')
     if generated:
       outputs.append(place.directory / 'match.json')
-      outputs += experiment_lib.write_classes(place, self._open(''))
+      outputs += experiment_lib.write_classes(
+        place, self._open(block.match_on, data=block.data)
+      )
     return [
       *outputs,
       self._report(place, name, results),
@@ -584,6 +613,7 @@ class Runner:
 
   def _maps(
     self,
+    place: stage.Place,
     block: SegmentOptions,
     trained: finetune.Finetune,
     state: method.TrainState,
@@ -598,9 +628,15 @@ class Runner:
       )
       threshold = block.threshold
       if threshold < 0:
-        chosen_on = self._open(block.match_on, 'label', 'a threshold')
-        threshold, _ = labeller.sweep(chosen_on, count, count).best()
+        chosen_on = self._open(
+          block.match_on, 'label', 'a threshold', block.data
+        )
+        classes = len(chosen_on.classes) - 1
+        threshold, _ = labeller.sweep(chosen_on, count, classes).best()
         journal.say(f'threshold {threshold:.2f}, chosen on {chosen_on.name}')
+      stage.write_json(
+        place.directory / 'threshold.json', {'threshold': threshold}
+      )
       return lambda split: labeller.maps(split, threshold)
     look = looking.LabelMaps(trained, block.short_side)
     return segment.predicted(look, state, block.batch_size, self.mesh, reading)
@@ -609,7 +645,7 @@ class Runner:
     self, place: stage.Place, block: SegmentOptions, maps: segment.Maps, n: int
   ) -> Any:
     """The matching of categories and classes, written to match.json."""
-    split = self._open(block.match_on, 'label', 'matching')
+    split = self._open(block.match_on, 'label', 'matching', block.data)
     folder = place.directory / block.match_on
     segment.write_maps(split, maps, folder, place)
     match = segment.find_match(split, folder, n)
@@ -633,10 +669,16 @@ class Runner:
       matched / 'match.json', len(known['classes']) - 1
     )
     block = self.experiment.segment
+    if block.inference != 'logits':
+      raise errors.UserError(
+        f'config.segment.inference: found {block.inference!r}, but predictions '
+        "are by scores: expected 'logits'"
+      )
     return predict.Model(
       state=self._state(folder),
       predictor=looking.LabelMaps(
-        self._trained('finetune', self.bench, count + 1), block.short_side
+        self._trained('finetune', self._exact_bench, count + 1),
+        block.short_side,
       ),
       classes=tuple(known['classes'][i] for i in match.classes),
       palette=tuple(tuple(known['palette'][i]) for i in match.classes),
@@ -655,7 +697,7 @@ class Runner:
 
   def _looked(self) -> segmenter.Segmenter:
     """The network that clusters and labels."""
-    return self._segmenter(self._eyes, self.bench)
+    return self._segmenter(self._eyes, self._exact_bench)
 
   def _state(self, folder: pathlib.Path) -> method.TrainState:
     """What a stage has trained."""
@@ -665,11 +707,48 @@ class Runner:
     return method.frozen(found, self.mesh)
 
   def _open(
-    self, split: str, kind: str = '', purpose: str = ''
+    self,
+    split: str,
+    kind: str = '',
+    purpose: str = '',
+    data: datasets.Options | None = None,
   ) -> datasets.Split:
-    """A split of the images; '' for the one that is clustered."""
+    """A split of the images, or of other data; '' for what is clustered."""
     images = self.experiment.images
-    return self.bench.open(images.data, split or images.split, kind, purpose)
+    return self.bench.open(
+      data or images.data, split or images.split, kind, purpose
+    )
+
+  def _keep_same(self, place: stage.Place, split: datasets.Split) -> None:
+    """Raises UserError if what was begun belongs to other images."""
+    stage.keep_same(
+      place.directory / 'data.json',
+      {'version': split.version, 'num_images': len(split)},
+      'the data set',
+    )
+
+  def _check_memory(self, split: datasets.Split) -> None:
+    """Raises UserError if the features of all cells would not fit a host."""
+    block = self.experiment.cluster
+    if block.kind != 'pixel':
+      return
+    images = jax.ShapeDtypeStruct((1, block.crop, block.crop, 3), jnp.float32)
+    net = self._looked()
+    shape = jax.eval_shape(
+      lambda images: (
+        net.init_with_output(
+          jax.random.PRNGKey(0), images, decode=False, method='features'
+        )[0]['encoder'].deepest.array
+      ),
+      images,
+    ).shape
+    size = 4 * len(split) * int(np.prod(shape))
+    if size > _MOST_FEATURES:
+      raise errors.UserError(
+        f"config.cluster.kind: found 'pixel', whose features of {len(split):,} "
+        f'images take {size / 1e9:.0f} GB: expected fewer images (the paper '
+        "has it for ImageNet-S 50 only), or 'attended'"
+      )
 
   def _report(
     self, place: stage.Place, name: str, results: Mapping[str, Any]
@@ -712,7 +791,8 @@ class Runner:
     panel = labeller.panel(
       train.select(np.array(some)), place.directory / 'train'
     )
-    self._write_panel(place, 'attention', panel, 'panels')
+    if panel is not None:
+      self._write_panel(place, 'attention', panel, 'panels')
 
   def _check_data(self, place: stage.Place) -> None:
     """Asks for all that is left to read, so that nothing fails hours later.
@@ -741,6 +821,28 @@ class Runner:
         functools.partial(datasets.require, whole.images.data, whole.data_dir)
       )
     self.bench.require(requirements)
+    wanted = {
+      'distance': [(whole.distance.bank, 'label')]
+      + [(name, '') for name in whole.distance.splits],
+      'label': [(name, 'label') for name in whole.label.report],
+      'segment': [(whole.segment.match_on, 'label')]
+      + [(name, '') for name in whole.segment.splits],
+      'semi': [(whole.semi.split, 'label')],
+    }
+    if whole.label.threshold < 0:
+      wanted['label'].append((whole.label.choose_on, 'label'))
+    for name in left:
+      for split, kind in wanted.get(name, ()):
+        self._open(split, kind, name)
+    if 'label' in left:
+      pseudo_labels.foreground_of(
+        whole.label.saliency,
+        [
+          i
+          for name in ('', *whole.label.report)
+          for i in self._open(name).ids()
+        ],
+      )
 
   def _size(self, name: str) -> tuple[int, int]:
     """Height and width of the images of a training."""
@@ -809,6 +911,7 @@ class Runner:
           update(('encoder', 'heads')),
           'images' if image_level else 'pixels',
           block.reduction,
+          block.doubles,
           block.colours,
         )
 
@@ -820,7 +923,7 @@ class Runner:
   ) -> segmenter.Segmenter:
     """The encoder with the heads of a stage."""
     learned = self.experiment.represent
-    dtype = jnp.dtype(self.experiment.network.dtype)
+    dtype = jnp.dtype(bench.network.dtype)
     match name:
       case 'represent':
         found = represent.heads_of(learned.learn, learned.widths, dtype)

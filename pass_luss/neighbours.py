@@ -1,9 +1,6 @@
 """Distance matching: a position takes the class its neighbours vote for.
 
-  bank = neighbours.join(
-    neighbours.bank_entries(features, masks, num_classes=919)
-    for features, masks in batches
-  )
+  bank = neighbours.bank_entries(features, masks, num_classes=919)
   vote = neighbours.make_vote(mesh, bank)
   classes = vote(queries)
 
@@ -12,7 +9,7 @@ The neighbours are regions of labelled images (spec PASS §5.3); class 0 is
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -73,12 +70,6 @@ def bank_entries(
     means.append(of_class @ rows / np.float32(mask.size))
     labels.append(here.astype(np.int32))
   return Bank(_normalised(np.concatenate(means)), np.concatenate(labels))
-
-
-def join(banks: Iterable[Bank]) -> Bank:
-  """All entries of some banks, in their order."""
-  features, labels = zip(*banks, strict=True)
-  return Bank(np.concatenate(features), np.concatenate(labels))
 
 
 def vote(

@@ -53,8 +53,13 @@ def propagated(
   batch, height, width, size = pixels.shape
   flat = swav.unit(pixels).reshape(batch, height * width, size)
   values = swav.unit(transformed).reshape(batch, height * width, size)
-  alike = jnp.maximum(jnp.einsum('bid,bjd->bij', flat, flat), 0.0) ** power
-  found = jnp.einsum('bij,bjd->bid', alike, values)
+  alike = (
+    jnp.maximum(
+      jnp.einsum('bid,bjd->bij', flat, flat, precision=swav.EXACT), 0.0
+    )
+    ** power
+  )
+  found = jnp.einsum('bij,bjd->bid', alike, values, precision=swav.EXACT)
   return swav.unit(found).reshape(pixels.shape)
 
 
@@ -123,6 +128,7 @@ def loss(
     'bid,bjd->bij',
     losses.at_least_float32(propagated),
     losses.at_least_float32(keys),
+    precision=swav.EXACT,
   )
   count = jnp.sum(positive, axis=(1, 2))
   total = jnp.sum(jnp.where(positive, scores, 0.0), axis=(1, 2))

@@ -5,6 +5,7 @@ attention is paid to it than a threshold.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int16, Int64, UInt8
 
-from input_pipeline import datasets, errors, masks
+from input_pipeline import audit, datasets, errors, masks
 from input_pipeline import loader as loader_lib
 from input_pipeline.builders import records
 from pass_luss import (
@@ -98,6 +99,9 @@ def look_of(
       )
       maps = heads.enlarged(found['encoder'].deepest.array)
       attention = jnp.ones(maps.shape[:3])
+      if kind == 'image':  # One category, that of the mean of all cells.
+        mean = jnp.mean(maps, axis=(1, 2), keepdims=True)
+        maps = jnp.broadcast_to(mean, maps.shape)
     categories = 1 + jnp.argmax(swav.scores(swav.unit(maps), fixed.T), axis=-1)
     return jnp.stack([categories.astype(jnp.float32), attention], axis=-1)
 
@@ -148,11 +152,13 @@ def attention_map(
   attention: Float[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Float[np.ndarray, 'H W']:
   """Attention at the size of the image, bilinearly."""
-  rows, columns = (
-    resize.bilinear_matrix(old, new)
-    for old, new in zip(attention.shape, size, strict=True)
-  )
+  rows, columns = map(_matrix, attention.shape, size)
   return rows @ attention.astype(np.float32) @ columns.T
+
+
+@functools.lru_cache(maxsize=512)
+def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
+  return resize.bilinear_matrix(old, new)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -288,8 +294,8 @@ class Labeller:
 
   def panel(
     self, split: datasets.Split, folder: pathlib.Path
-  ) -> UInt8[np.ndarray, 'H W 3']:
-    """Image, attention and label map of each image; of this host."""
+  ) -> UInt8[np.ndarray, 'H W 3'] | None:
+    """Image, attention and label map of each; None if this host has none."""
     rows, palette = [], masks.palette(np.iinfo(np.int16).max)
     for _, attention, example in self.each(split):
       label = label_files.read(
@@ -304,6 +310,8 @@ class Labeller:
           pictures.coloured(label, palette[: int(label.max()) + 1]),
         ]
       )
+    if not rows:
+      return None
     return pictures.grid(rows, ('image', 'attention', 'generated label'))
 
   def sweep(
@@ -341,29 +349,38 @@ class Labeller:
     Raises:
       Preempted: the machine asked to stop; what is written is kept.
     """
-    left = missing(split, folder)
-    total = len(split)
+    left, total = missing(split, folder), len(split)
+    # Images of one input size together: they share batches and programs.
+    sizes = split.sizes()
+    left = np.array(
+      sorted(left.tolist(), key=lambda i: (self.look.group(sizes[i]), i)), int
+    )
+
+    def write(found: tuple[np.ndarray, np.ndarray, Mapping[str, Any]]) -> None:
+      categories, attention, example = found
+      shown = attention if foreground is None else foreground(example)
+      path = path_of(folder, example['id'].item().decode())
+      label_files.write(path, label_map(categories, shown, threshold))
+
     for start in range(0, len(left), _BLOCK):
       part = split.select(left[start : start + _BLOCK])
-      for categories, attention, example in self.each(part):
-        shown = attention if foreground is None else foreground(example)
-        name = example['id'].item().decode()
-        label_files.write(
-          path_of(folder, name), label_map(categories, shown, threshold)
-        )
+      for _ in audit.in_threads(write, self.each(part)):
+        pass
       done = min(start + _BLOCK, len(left))
       journal.say(f'labels: {total - len(left) + done:,} of {total:,}')
       if place.preemption.reached():
         raise stage.Preempted(f'{place.directory} keeps the labels it has')
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'{folder} written')
 
 
 def missing(
   split: datasets.Split, folder: pathlib.Path
 ) -> Int[np.ndarray, 'n']:
   """The images without a label map in a folder; as host 0 sees it."""
-  here = np.array(
-    [path_of(folder, name).exists() for name in split.ids()], np.uint8
-  )
+  here = np.zeros(len(split), np.uint8)
+  if jax.process_index() == 0:
+    here[:] = [path_of(folder, name).exists() for name in split.ids()]
   if jax.process_count() > 1:
     here = multihost_utils.broadcast_one_to_all(here)
   return np.flatnonzero(np.asarray(here) == 0)
@@ -391,7 +408,7 @@ class Labelled(Sequence[records.Record]):
     record = self._source[int(i)]
     path = path_of(self._folder, record['id'].decode())
     label = label_files.read(path, self._most)
-    return {**record, 'label': records.encode_label(label, self._most + 1)}
+    return {**record, 'label': label}
 
   def __repr__(self) -> str:
     return f'Labelled({len(self)} records, {self._folder})'

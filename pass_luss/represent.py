@@ -216,12 +216,10 @@ class Represent:
     (total, (terms, scalars, embeddings, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params)
-    if self.options.clusters:
-      learned = state.step >= self.options.clusters.frozen_steps
-      gradient = heads.prototypes_by(
-        lambda g: jnp.where(learned, g, 0.0), gradient
-      )
     new = self.update.apply(state, gradient, stats)
+    if self.options.clusters:
+      learns = state.step >= self.options.clusters.frozen_steps
+      new = heads.held(learns, new, state)
     if state.queue != ():
       new = new.replace(
         queue=swav.pushed(

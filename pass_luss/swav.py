@@ -19,7 +19,7 @@ from segcore.types import Scalar
 # Vectors shorter than this are divided by it.
 _SHORTEST = 1e-12
 # Scores become exponents after a division by ε: never rounded to bfloat16.
-_EXACT = jax.lax.Precision.HIGHEST
+EXACT = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ def scores(
   embeddings: Float[Array, '*shape D'], prototypes: Float[Array, 'D K']
 ) -> Float[Array, '*shape K']:
   """Products of embeddings and prototypes, never rounded."""
-  return jnp.einsum('...d,dk->...k', embeddings, prototypes, precision=_EXACT)
+  return jnp.einsum('...d,dk->...k', embeddings, prototypes, precision=EXACT)
 
 
 def targets_of_views(
@@ -254,7 +254,8 @@ def swapped_loss(
     temperature: τ.
   """
   log_probs = jax.nn.log_softmax(losses.at_least_float32(scores) / temperature)
-  pairs = -jnp.einsum('bik,bvk->iv', targets, log_probs) / len(scores)
+  pairs = jnp.einsum('bik,bvk->iv', targets, log_probs, precision=EXACT)
+  pairs = -pairs / len(scores)
   num_views = scores.shape[1]
   own = jnp.trace(pairs)
   return (jnp.sum(pairs) - own) / (2 * (num_views - 1))

@@ -64,6 +64,12 @@ def plan(
   return batches
 
 
+@functools.lru_cache(maxsize=8)
+def _placed(rows: jax.sharding.NamedSharding) -> Callable:
+  """Moves rows to where they belong; one program for all evaluations."""
+  return jax.jit(lambda found: found, out_shardings=rows)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
   """What a predictor finds in each image of a split, each image once.
@@ -127,10 +133,9 @@ class Predictions:
       i >= 0 for planned in self._plan for i in planned.indices[self._mine]
     )
 
-  @functools.cached_property
+  @property
   def _by_rows(self) -> Callable:
-    rows = sharding.batch_sharding(self.mesh)
-    return jax.jit(lambda found: found, out_shardings=rows)
+    return _placed(sharding.batch_sharding(self.mesh))
 
   @functools.cached_property
   def _plan(self) -> list[PlannedBatch]:

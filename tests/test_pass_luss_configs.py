@@ -60,14 +60,14 @@ def test_the_published_settings():
 
 
 @pytest.mark.parametrize(
-  ('name', 'rate', 'steps'),
+  ('name', 'rate', 'steps', 'tau'),
   [
-    ('pass_imagenet_s50', 6.0, 20 * 251),
-    ('pass_imagenet_s300', 0.6, 20 * 1503),
-    ('pass_imagenet_s919', 0.6, 20 * 4622),
+    ('pass_imagenet_s50', 6.0, 20 * 251, 0.41),
+    ('pass_imagenet_s300', 0.6, 20 * 1503, 0.40),
+    ('pass_imagenet_s919', 0.6, 20 * 4622, 0.37),
   ],
 )
-def test_attention_clusters_and_fine_tuning(name, rate, steps):
+def test_attention_clusters_and_fine_tuning(name, rate, steps, tau):
   config = load(name)
   attend = config.attend
   assert attend.recipe.num_steps == config.finetune.recipe.num_steps == steps
@@ -80,6 +80,10 @@ def test_attention_clusters_and_fine_tuning(name, rate, steps):
   assert attend.large.area == (0.08, 1.0)
   assert (config.cluster.restarts, config.cluster.iterations) == (30, 20)
   assert config.finetune.recipe.optimizer.learning_rate == 0.6
+  for block in (config.attend, config.finetune):
+    assert block.recipe.optimizer.final_learning_rate == pytest.approx(6e-4)
+  assert config.label.threshold < 0
+  assert load(name, 'choose=published').label.threshold == tau
   assert not config.finetune.split and config.finetune.crop.antialias
   assert config.images.data.name.startswith('imagenet_s/')
 
@@ -132,7 +136,7 @@ def test_ablations_say_what_they_say():
   assert not learned('project=false').alignment.project
   assert learned('d2s=32,d2s_view=same').shallow.view == 'same'
   assert learned('d2s_targets=own').shallow.targets == 'own'
-  pixpro = learned('branch=pixpro,clusters=false')
+  pixpro = learned('branch=pixpro,clusters=false,protocol=distance')
   assert pixpro.clusters is None and pixpro.shallow.stages == ()
   assert pixpro.pixpro is not None
   assert learned('combine=sum').combine == 'sum'
@@ -143,6 +147,7 @@ def test_ablations_say_what_they_say():
   [
     ('clusters=false', 'nothing else to learn from'),
     ('branch=pixpro,clusters=false,d2s=3', 'needs clusters=true'),
+    ('branch=pixpro,clusters=false', 'attention learns by clusters'),
     ('branch=moco', 'expected one of swav, pixpro'),
     ('epochs=3', 'is unknown'),
   ],
@@ -167,8 +172,10 @@ def test_configs_that_cannot_be_run():
     *shapes, stages=('represent', 'segment')
   )
   assert 'expected some of' in refused(*shapes, stages=('pretrain',))
-  assert 'attend' in refused(
-    'pass_shapes', 'branch=pixpro,clusters=false', data_dir='x'
+  assert 'which learns by clusters' in refused(
+    'pass_shapes',
+    'branch=pixpro,clusters=false,protocol=distance',
+    stages=('represent', 'attend'),
   )
   assert 'expected 1: assignments' in refused(
     *shapes, **{'represent.recipe.accumulate': 2}
@@ -188,6 +195,13 @@ def test_an_image_level_experiment_reads_activations():
   names = {s.name: s.needs for s in main.build_stages(config)}
   assert names['cluster'] == ('represent',)
   assert names['label'] == ('represent', 'cluster')
+
+
+def test_protocols_are_rows_of_stages():
+  distance = main.build_stages(load('pass_shapes', 'protocol=distance'))
+  assert [s.name for s in distance] == ['represent', 'distance']
+  semi = main.build_stages(load('pass_shapes', 'protocol=semi'))
+  assert [s.needs for s in semi] == [(), ('represent',), ('semi',)]
 
 
 def test_how_many_images_are_looked_at_at_once_is_no_setting():

@@ -194,14 +194,6 @@ def test_a_region_of_zeros_stays_finite():
   np.testing.assert_array_equal(bank.features, np.zeros((1, 3)))
 
 
-def test_banks_are_joined_in_order():
-  parts = [problem(num_entries=n, seed=n)[0] for n in (3, 5)]
-  joined = neighbours.join(parts)
-  np.testing.assert_array_equal(joined.features[3:], parts[1].features)
-  np.testing.assert_array_equal(joined.labels[:3], parts[0].labels)
-  assert len(joined.labels) == 8
-
-
 def test_a_class_that_there_is_not_is_refused():
   features = np.ones((1, 1, 2, 3), np.float32)
   with pytest.raises(ValueError, match='found class 6, expected 0 to 5'):

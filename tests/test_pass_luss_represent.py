@@ -178,6 +178,34 @@ def test_prototypes_wait_and_stay_of_unit_length(begun):
   assert not momenta[0].any()
 
 
+def test_frozen_prototypes_gather_no_momentum_by_decay():
+  """LARS decays before it looks at the gradient."""
+  lars = optimizers.Options(
+    name='sgd',
+    learning_rate=1.0,
+    adaptation='lars',
+    weight_decay=1e-2,
+    weight_decay_mode='l2',
+  )
+  trained = method_of(tx=lars)
+  batch = batch_of()
+  state = trained_state(trained, batch)
+  before = reference.unit_prototypes(
+    np.asarray(state.params['heads']['clusters']['prototypes'])
+  )
+  step = jax.jit(trained.train_step)
+  for _ in range(2):
+    state, _ = step(state, batch)
+  np.testing.assert_allclose(
+    state.params['heads']['clusters']['prototypes'], before, rtol=1e-5
+  )
+  slots = jax.tree_util.tree_leaves_with_path(state.opt_state)
+  kept = [
+    leaf for path, leaf in slots if 'prototypes' in jax.tree_util.keystr(path)
+  ]
+  assert len(kept) == 1 and not np.asarray(kept[0]).any()
+
+
 def test_queue_fills_from_its_step_on_and_newest_stand_first(begun):
   (states, logged), _ = begun
   assert [int(state.queue.count) for state in states] == [0, 0, 8, 16, 16]
@@ -230,13 +258,38 @@ def test_views_go_through_heads_together():
   batch = batch_of()
   state = trained_state(trained, batch)
   views = trained.views(batch, jax.random.PRNGKey(1))
-  found, stats = jax.jit(trained.look)(
+  found, _ = jax.jit(trained.look)(
     state.params, state.batch_stats, views, batch
   )
-  running = stats['heads']['clusters']['projection']['bn2']['mean']
-  assert np.abs(running).max() > 0
-  flat = np.asarray(found['embeddings']).reshape(-1, 6)
-  assert flat.shape == (4 * BATCH, 6)
+
+  def pooled(net, images):
+    maps = net.features(images, decode=False, train=True)['encoder']
+    return heads.pooled(maps.deepest.array)
+
+  rows = []
+  for name in ('large', 'small'):
+    flat = views[name].reshape(-1, *views[name].shape[2:])
+    each, _ = trained.segmenter.apply(
+      method.variables(state), flat, method=pooled, mutable=['batch_stats']
+    )
+    rows.append(np.asarray(each, np.float64).reshape(BATCH, 2, -1))
+  together = np.concatenate(rows, axis=1).reshape(4 * BATCH, -1)
+  projection = jax.tree.map(
+    np.asarray, state.params['heads']['clusters']['projection']
+  )
+  weights = {
+    'w1': projection['dense1']['kernel'],
+    'b1': projection['dense1']['bias'],
+    'gamma': projection['bn1']['scale'],
+    'beta': projection['bn1']['bias'],
+    'w2': projection['dense2']['kernel'],
+    'b2': projection['dense2']['bias'],
+  }
+  np.testing.assert_allclose(
+    np.asarray(found['embeddings']).reshape(4 * BATCH, -1),
+    reference.image_projection(together, weights),
+    atol=2e-3,
+  )
 
 
 def trained_state(trained, batch):
