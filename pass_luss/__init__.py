@@ -1,1 +1,1 @@
-"""Place of PASS (Gao et al.); the method is not built yet."""
+"""PASS (Gao et al.): segmentation learned from images alone, and its benchmark."""
