@@ -1,1 +1,1 @@
-"""PASS (Gao et al.): segmentation learned from images alone, and its benchmark."""
+"""PASS (Gao et al.): segmentation learned from images alone."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -88,7 +89,13 @@ def config(tmp_path_factory):
   return path
 
 
-def start(config: pathlib.Path, workdir: pathlib.Path, *flags: str):
+def start(
+  config: pathlib.Path,
+  workdir: pathlib.Path,
+  *flags: str,
+  process: tuple[int, int, int] | None = None,
+):
+  """Starts a run; `process` is (index, count, port) of a group."""
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
@@ -96,6 +103,12 @@ def start(config: pathlib.Path, workdir: pathlib.Path, *flags: str):
     '--xla_backend_optimization_level=0',
     'PYTHONPATH': str(runs.ROOT),
   }
+  if process:
+    names = ('PROCESS_ID', 'NUM_PROCESSES')
+    values = map(str, process)
+    environment |= {
+      f'JAX_{n}': v for n, v in zip(names, values, strict=False)
+    } | {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{process[2]}'}
   command = [sys.executable, '-m', 'pass_luss.main', f'--config={config}']
   with open(workdir.with_suffix('.log'), 'a') as file:
     return subprocess.Popen(
@@ -204,6 +217,52 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
       )
   for name in ('distance', 'label', 'segment', 'segment_semi'):
     assert results_of(workdir, name) == results_of(whole, name)
+
+
+def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
+  """From the same networks: features, neighbours, labels and scores.
+
+  Of three images of val in batches of two, host 1 gets one only.
+  """
+  workdir, port = tmp_path / 'two', runs.free_port()
+  for name in ('represent', 'attend', 'finetune'):
+    shutil.copytree(whole / name, workdir / name)
+  stages = tuple(name for name in STAGES if 'semi' not in name)
+  hosts = [
+    start(
+      config,
+      workdir,
+      f'--config.stages={stages}',
+      process=(i, 2, port),
+    )
+    for i in range(2)
+  ]
+  for host in hosts:
+    assert runs.finish(host, workdir) == 0, runs.text_of(workdir)
+  np.testing.assert_allclose(
+    np.load(workdir / 'cluster' / 'centroids.npy'),
+    np.load(whole / 'cluster' / 'centroids.npy'),
+    atol=1e-4,
+  )
+  for name, folder in (
+    *(('label', 'train'), ('label', 'val')),
+    *(('segment', 'val'), ('distance', 'val')),
+  ):
+    made, expected = workdir / name / folder, whole / name / folder
+    names = label_files.names(expected)
+    assert label_files.names(made) == names
+    differs = [
+      np.mean(
+        label_files.read(made / x, 2) != label_files.read(expected / x, 2)
+      )
+      for x in names
+    ]
+    assert np.mean(differs) < 0.02, name
+  for name in ('distance', 'segment', 'label'):
+    found, expected = (
+      results_of(where, name)['val']['metrics'] for where in (workdir, whole)
+    )
+    assert found == pytest.approx(expected, abs=0.03)
 
 
 def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
