@@ -547,3 +547,77 @@ def test_what_would_silently_be_0_is_refused(fields, message):
 def test_ranks_beyond_the_classes_are_refused():
   with pytest.raises(ValueError, match='less than the 3 classes'):
     contrast.Options().check_classes(3)
+
+
+def test_hard_pixels_and_the_auxiliary_head_are_in_the_supervised_loss(trained):
+  """OHEM of both heads over the labelled images of the whole batch."""
+  supervised = semi.Supervised(
+    'ohem', threshold=0.3, kept_per_image=60, auxiliary=0.4
+  )
+  options = dataclasses.replace(
+    PLUS, supervised=supervised, consistency=None, contrast=None
+  )
+  alone = method_of(options, auxiliary=True)
+  rng = np.random.default_rng(0)
+  found = {
+    name: rng.normal(size=(2, 9, 9, CLASSES)).astype(np.float32)
+    for name in ('logits', 'aux')
+  }
+  labels = batch_of()['labeled']['label'][:2]
+  loss = alone._supervised(
+    jax.tree.map(jnp.asarray, found), jnp.asarray(labels, jnp.int32)
+  )
+  wide = {
+    name: np.asarray(semi.enlarge(jnp.asarray(x), (SIZE, SIZE)), np.float64)
+    for name, x in found.items()
+  }
+  expected = reference.with_auxiliary(
+    *(
+      reference.ohem(wide[name], labels, min_kept=120, threshold=0.3)
+      for name in ('logits', 'aux')
+    )
+  )
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  plain = reference.cross_entropy(wide['logits'], labels)
+  assert abs(float(loss) - plain) > 0.1
+  assert trained.options.supervised.kind == 'ce'
+
+
+def test_the_unlabelled_images_weigh_as_told(warm):
+  logits = jnp.asarray(
+    np.random.default_rng(0).normal(size=(2, 9, 9, CLASSES)), jnp.float32
+  )
+  labels = jnp.asarray(batch_of()['unlabeled']['label'][:2], jnp.int32)
+  lesson = semi.Lesson(None, labels, labels >= 0, None, {})
+  found = []
+  for weight in (1.0, 0.3):
+    consistency = dataclasses.replace(PLUS.consistency, weight=weight)
+    options = dataclasses.replace(PLUS, consistency=consistency)
+    found.append(method_of(options)._unsupervised(logits, lesson))
+  np.testing.assert_allclose(found[1], 0.3 * found[0], rtol=1e-6)
+  with pytest.raises(ValueError, match='weight'):
+    semi.Consistency(weight=0.0)
+
+
+def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(warm):
+  """The same draws; the loss differs by the rounding of negatives."""
+  trained = method_of()
+  half = dataclasses.replace(
+    trained,
+    options=dataclasses.replace(
+      PLUS, contrast=dataclasses.replace(PLUS.contrast, dtype='bfloat16')
+    ),
+  )
+  state, _ = warm
+  found = []
+  for each in (trained, half):
+    rows = state.bank.rows.astype(jnp.dtype(each.options.contrast.dtype))
+    begun = state.replace(bank=state.bank.replace(rows=rows))
+    after, scalars = jax.jit(each.train_step)(begun, batch_of(4))
+    found.append((after.bank, float(scalars['loss_contrast'])))
+  (bank, loss), (rounded, of_rounded) = found
+  assert rounded.rows.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(bank.count, rounded.count)
+  np.testing.assert_array_equal(bank.rows.astype(jnp.bfloat16), rounded.rows)
+  assert loss > 0
+  np.testing.assert_allclose(of_rounded, loss, rtol=2e-2)
