@@ -18,7 +18,7 @@ from segcore import journal, pictures, sharding, summary
 
 # Below these, everything looks the same to the network.
 _LEAST_USAGE = 0.2
-_LEAST_SPREAD = 0.02
+_LEAST_SPREAD = 0.002
 # Colour of the overlap's border.
 _BORDER = (255, 220, 0)
 
@@ -45,7 +45,10 @@ class Watch:
     found = jax.device_get(self._look(state, self.batch))
     views = found.pop('views')
     scalars = {f'watch/{name}': float(value) for name, value in found.items()}
-    self._warn(scalars)
+    told = collapse(scalars)
+    if told and not self._warned:
+      self._warned = True
+      journal.say(told)
     rows = []
     for i in range(min(self.num_pictures, len(views['large']))):
       boxes, flips = self.batch['box_large'][i], self.batch['flip_large'][i]
@@ -63,18 +66,6 @@ class Watch:
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
     panel = pictures.grid(rows, tuple(titles))
     return summary.Findings(scalars, {'views/panels': panel})
-
-  def _warn(self, scalars: Mapping[str, float]) -> None:
-    usage = scalars.get('watch/prototype_usage', 1.0)
-    spread = scalars['watch/feature_spread']
-    if self._warned or (usage >= _LEAST_USAGE and spread >= _LEAST_SPREAD):
-      return
-    self._warned = True
-    journal.say(
-      f'warning: the features have collapsed (prototype usage {usage:.3f}, '
-      f'spread of features {spread:.3f}, of 1): all images look the same to '
-      'the network; lower the learning rate, or raise epsilon'
-    )
 
   @functools.cached_property
   def _look(self):
@@ -96,6 +87,19 @@ class Watch:
       return found
 
     return jax.jit(look, out_shardings=sharding.replicated(self.mesh))
+
+
+def collapse(scalars: Mapping[str, float]) -> str:
+  """What is to be said if everything looks the same to the network; or ''."""
+  usage = scalars.get('watch/prototype_usage', 1.0)
+  spread = scalars['watch/feature_spread']
+  if usage >= _LEAST_USAGE and spread >= _LEAST_SPREAD:
+    return ''
+  return (
+    f'warning: the features have collapsed (prototype usage {usage:.3f}, '
+    f'spread of features {spread:.3f}, of 1): all images look the same to '
+    'the network; lower the learning rate, or raise epsilon'
+  )
 
 
 def overlap_corners(
@@ -124,7 +128,7 @@ def framed(
   corners: tuple[float, float, float, float] | None,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """The image with a border around a part of it."""
-  image = np.ascontiguousarray(image)
+  image = np.array(image)  # OpenCV draws into it.
   if corners is None:
     return image
   height, width = image.shape[:2]
