@@ -6,7 +6,7 @@ python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -258,14 +258,21 @@ def _check_whole(recipe: method.Recipe) -> None:
     )
 
 
-def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
+def build_stages(
+  config: ml_collections.ConfigDict, devices: list | None = None
+) -> Sequence[stage.Stage]:
   """The stages of an experiment; opens no data.
+
+  Args:
+    config: the experiment.
+    devices: it is for; all that are at hand by default.
 
   Raises:
     UserError: a field is unknown, of a wrong type, or does not fit the others.
   """
   experiment = options.build(Experiment, config, 'config')
-  runner = Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
+  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
+  runner = Runner(experiment, mesh)
   return [runner.describe(name) for name in experiment.stages]
 
 
@@ -757,7 +764,7 @@ class Runner:
     if getattr(block, 'small', None):
       network.check(net, block.small.size, f'{path}.small.size')
 
-  def _plan(self, name: str, compiles: bool) -> Sequence[str]:
+  def _plan(self, name: str, *asked: Any) -> Iterable[str]:
     """What a training would compute and cost."""
     block = getattr(self.experiment, name)
     size = self._size(name)
@@ -774,7 +781,7 @@ class Runner:
     plan = self.bench.plan(
       functools.partial(self._trained, name), block.recipe, size, spec, data
     )
-    return dry_run.report(plan, compiles)
+    return dry_run.report(plan, *asked)
 
   def _trained(
     self,

@@ -104,7 +104,7 @@ def run(model: Model, request: Request) -> None:
     mesh=model.mesh,
     reading=model.reading,
   )
-  with _writing(request.out):
+  with writing(request.out):
     _write_classes(request.out, model.classes, model.palette)
   bar = tqdm.tqdm(
     predictions(model.state),
@@ -113,7 +113,7 @@ def run(model: Model, request: Request) -> None:
     disable=jax.process_index() != 0,
   )
   for prediction, example in bar:
-    with _writing(request.out):
+    with writing(request.out):
       _write(request, model, example, prediction)
   journal.say(
     f'{len(split)} images predicted'
@@ -123,7 +123,8 @@ def run(model: Model, request: Request) -> None:
 
 
 @contextlib.contextmanager
-def _writing(out: pathlib.Path) -> Iterator[None]:
+def writing(out: pathlib.Path) -> Iterator[None]:
+  """Says in one line that a folder cannot be written."""
   try:
     yield
   except OSError as error:

@@ -119,9 +119,11 @@ def train(
       if operation.record_ids:
         batches = _recorded(batches, place, start)
       run = _Run(training, place, operation, checkpoints, log)
+      step, watch = jitted_step(training.method, mesh, state, spec)
       return run.steps(
         state,
-        *jitted_step(training.method, mesh, state, spec),
+        step,
+        jax.device_put(watch, sharding.replicated(mesh)),
         loader_lib.prefetched(batches, sharding.put_batch(mesh)),
         start,
       )
@@ -347,7 +349,8 @@ def jitted_step(
     spec: of a global batch.
 
   Returns:
-    The step, and the watch to start with: one program serves all steps.
+    The step, and the watch to start with, which is to be put on the devices:
+    then one program serves all steps.
   """
   shardings = jax.tree.map(lambda x: x.sharding, state)
   whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -371,7 +374,7 @@ def jitted_step(
     out_shardings=(shardings, whole, whole),
     donate_argnums=0,
   )
-  return step, jax.device_put(watch, whole)
+  return step, watch
 
 
 def _restore_or_init(

@@ -6,7 +6,7 @@ python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl_plus,labels=50
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -141,13 +141,19 @@ class Experiment:
       )
 
 
-def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
+def build_stages(
+  config: ml_collections.ConfigDict, devices: list | None = None
+) -> Sequence[stage.Stage]:
   """The stages of an experiment; opens no data.
+
+  Args:
+    config: the experiment.
+    devices: it is for; all that are at hand by default.
 
   Raises:
     UserError: a field is unknown, of a wrong type, or does not fit the others.
   """
-  runner = _runner(config)
+  runner = _runner(config, devices)
   return [runner.describe(name) for name in runner.experiment.stages]
 
 
@@ -162,9 +168,12 @@ def load_model(
   return _runner(config).reporting.model(workdir)
 
 
-def _runner(config: ml_collections.ConfigDict) -> 'Runner':
+def _runner(
+  config: ml_collections.ConfigDict, devices: list | None = None
+) -> 'Runner':
   experiment = options.build(Experiment, config, 'config')
-  return Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
+  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
+  return Runner(experiment, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +277,7 @@ class Runner:
     )
     return [*outputs, *experiment_lib.write_classes(place, labelled)]
 
-  def _plan(self, compiles: bool) -> Sequence[str]:
+  def _plan(self, *asked: Any) -> Iterable[str]:
     """What the training would compute and cost."""
     block = self.experiment.train
     crop, _ = self._augmentations()
@@ -283,7 +292,7 @@ class Runner:
     plan = self.bench.plan(
       self._method, block.recipe, crop.size, batch_spec, block.data
     )
-    return dry_run.report(plan, compiles)
+    return dry_run.report(plan, *asked)
 
   def _method(self, bench: experiment_lib.Bench, num_classes: int) -> semi.Semi:
     block = self.experiment.train
