@@ -159,7 +159,11 @@ class LabelMaps:
     """
     height, width = size = images.shape[1:3]
     shorter = core.min_dim(height, width)
-    shown = tuple(self.short_side * n // shorter for n in size)
+    # Of a symbol it has to be said that it is not less.
+    shown = tuple(
+      core.max_dim(self.short_side * n // shorter, self.short_side)
+      for n in size
+    )
     seen = resize.antialiased_uint8(images, shown)
     scores = self._scores(state, seen)
     # Above so many pixels fewer rows are decided, and enlarged.
@@ -226,7 +230,7 @@ def nearest(
   return transforms.resize_nearest(labels, size)
 
 
-def _weights(places: Float[Array, 'B N'], cells: int) -> Float[Array, 'B N n']:
+def _weights(places: Float[Array, 'B N'], cells: Any) -> Float[Array, 'B N n']:
   """Half-pixel bilinear weights of an axis's cells; edges are repeated."""
   index = jnp.clip(places * cells - 0.5, 0.0, cells - 1)
   distance = jnp.abs(index[..., None] - jnp.arange(cells))

@@ -75,7 +75,7 @@ def run(model: predict.Model, folder: pathlib.Path, request: Request) -> None:
   same = np.mean(found == expected[:, : size[0], : size[1]])
   journal.say(
     f'exported: {path}, {len(content) / 1e6:,.1f} MB; read back, it agrees '
-    f'with the network on {same:.2%} of an image of noise of {size[0]}x{size[1]}'
+    f'with the network on {same:.2%} of a {size[0]}x{size[1]} image of noise'
   )
 
 
@@ -110,7 +110,7 @@ def program(
   except (*_OF_SHAPES, errors.UserError) as error:
     if size is not None:
       raise
-    reason = str(error).strip().splitlines()[0]
+    reason = str(error).strip().splitlines()[0].rstrip('.')
     raise errors.UserError(
       'this network, by this protocol, cannot be exported for images of any '
       f'size ({reason}): name the size it looks at, --export_size=HxW'

@@ -66,6 +66,17 @@ class Predictor(Protocol):
     ...
 
 
+@runtime_checkable
+class Labeller(Predictor, Protocol):
+  """A predictor of label maps that can be exported, too."""
+
+  def label(
+    self, state: method_lib.TrainState, images: UInt8[Array, '1 H W 3']
+  ) -> Int16[Array, '1 H W']:
+    """The label map of one image, whose sides may be symbols."""
+    ...
+
+
 def on_canvas(
   images: Sequence[np.ndarray | None], canvas: tuple[int, int]
 ) -> UInt8[np.ndarray, 'B H W 3']:
@@ -82,7 +93,7 @@ def on_canvas(
   return rows
 
 
-def _continued(images: Array, canvas: tuple[Any, Any]) -> Array:
+def _continued(images: Array, canvas: resize.Size) -> Array:
   """As `on_canvas`, on the device."""
   for axis, length in enumerate(canvas, 1):
     n = images.shape[axis]
@@ -108,7 +119,7 @@ def best_by_rows(
   return jax.lax.map(best, rows)[None]
 
 
-def _multiple_of(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+def _multiple_of(size: resize.Size, multiple: int) -> resize.Size:
   height, width = (-(-n // multiple) * multiple for n in size)
   return height, width
 
@@ -174,10 +185,9 @@ class LabelMaps:
 
   def group(self, size: tuple[int, int]) -> Group:
     """See `Predictor`."""
-    canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
+    canvas = self._canvas(size)
     if self.protocol.is_plain:
       # The input is the canvas, and nothing has to be moved.
-      canvas = _multiple_of(canvas, self.multiple)
       return Group(canvas, (canvas,))
     views = self._views(size)
     return Group(canvas, tuple(view.input_size for view in views))
@@ -250,7 +260,7 @@ class LabelMaps:
       inputs = self.prepare([np.zeros((*size, 3), np.uint8)], group)
       inputs['images'] = _continued(images, group.canvas)
       return self(state, inputs)[:, : size[0], : size[1]]
-    canvas = self.group(size).canvas
+    canvas = self._canvas(size)
     scores = self._scores(
       state, batch_lib.to_symmetric(_continued(images, canvas))
     )
@@ -327,6 +337,12 @@ class LabelMaps:
     result = jnp.moveaxis(result, 0, 1)
     joined = result.reshape(batch, num_blocks * rows, *result.shape[3:])
     return joined[:, :height]
+
+  def _canvas(self, size: resize.Size) -> resize.Size:
+    canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
+    if self.protocol.is_plain:
+      canvas = _multiple_of(canvas, self.multiple)
+    return canvas
 
   @property
   def _averages_logits(self) -> bool:

@@ -12,6 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped, UInt8
 
+# Height and width. While a program is exported for images of any size, either
+# may be a symbol instead of an int.
+Size = tuple[Any, Any]
+
 
 @jax.custom_vjp
 def upsample2x(x: Float[Array, 'B h w D']) -> Float[Array, 'B h*2 w*2 D']:
@@ -76,7 +80,7 @@ def _join(x: Array, edge: Array, axis: int, *, ahead: bool) -> Array:
 
 def bilinear(
   x: Float[Array, 'B h w D'],
-  size: tuple[int, int],
+  size: Size,
   align_corners: bool = False,
 ) -> Float[Array, 'B H W D']:
   """Reads maps at the cells of another grid, larger or smaller, bilinearly.
@@ -110,7 +114,7 @@ def bilinear_matrix(
   align_corners: bool = False,
   antialias: bool = False,
   dtype: DTypeLike = np.float32,
-) -> Float[np.ndarray, 'new old']:
+) -> Float[np.ndarray, 'rows columns'] | Float[Array, 'rows columns']:
   """Row i holds the weights with which cell i of the new axis reads the old.
 
   Args:
@@ -144,7 +148,7 @@ def bilinear_matrix(
 
 def _matrix_of_symbols(
   old: Any, new: Any, align_corners: bool, antialias: bool, dtype: DTypeLike
-) -> Float[Array, 'new old']:
+) -> Float[Array, 'rows columns']:
   """The same where the numbers of cells are not known yet."""
   cells, n, m = jnp.arange(old), jnp.asarray(old), jnp.asarray(new)
   i = jnp.arange(new)[:, None]
@@ -165,7 +169,7 @@ def _matrix_of_symbols(
 
 
 def antialiased_uint8(
-  images: UInt8[Array, 'B H W 3'], size: tuple[Any, Any]
+  images: UInt8[Array, 'B H W 3'], size: Size
 ) -> UInt8[Array, 'B h w 3']:
   """Resizes as Pillow's bilinear does: columns first, rounded in between.
 
@@ -199,7 +203,7 @@ def nearest_floor(
 def resize_position_table(
   table: Float[Array, '1 T D'],
   old: tuple[int, int],
-  new: tuple[int, int],
+  new: Size,
 ) -> Float[Array, '1 S D']:
   """Fits the position embeddings of a grid to another grid.
 
