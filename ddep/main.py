@@ -229,10 +229,10 @@ class Runner:
       settings,
       getattr(self, f'run_{name}'),
       needs,
-      lambda *asked: dry_run.report(self._plan(name), *asked),
+      lambda *asked: dry_run.report(self.plan(name), *asked),
     )
 
-  def _plan(self, name: str) -> dry_run.Plan:
+  def plan(self, name: str) -> dry_run.Plan:
     """A stage of training, as far as it is known without its data."""
     block = getattr(self.experiment, name)
     crop, _ = self._augmentations(name)

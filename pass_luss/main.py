@@ -322,7 +322,10 @@ class Runner:
       block.recipe.check(self.mesh, f'{path}.recipe')
       self._check_network(name)
       settings['network'] = self.bench.fitted(self._size(name))
-      plan = functools.partial(self._plan, name)
+
+      def plan(*asked: Any) -> Iterable[str]:
+        return dry_run.report(self.plan(name), *asked)
+
     else:
       sharding.check_batch(block.batch_size, self.mesh, f'{path}.batch_size')
       settings = options.to_dict(settings)
@@ -764,8 +767,8 @@ class Runner:
     if getattr(block, 'small', None):
       network.check(net, block.small.size, f'{path}.small.size')
 
-  def _plan(self, name: str, *asked: Any) -> Iterable[str]:
-    """What a training would compute and cost."""
+  def plan(self, name: str) -> dry_run.Plan:
+    """A training, as far as it is known without its data."""
     block = getattr(self.experiment, name)
     size = self._size(name)
 
@@ -778,10 +781,9 @@ class Runner:
     data = self.experiment.represent.data
     if name != 'represent':
       data = self.experiment.images.data
-    plan = self.bench.plan(
+    return self.bench.plan(
       functools.partial(self._trained, name), block.recipe, size, spec, data
     )
-    return dry_run.report(plan, *asked)
 
   def _trained(
     self,

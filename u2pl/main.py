@@ -6,7 +6,7 @@ python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl_plus,labels=50
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -232,7 +232,13 @@ class Runner:
       self._check_classes(classes)
     settings = {'network': self.bench.fitted(crop.size), 'train': block}
     needs = block.start.needs(_STAGES)
-    return stage.Stage('train', settings, self.run_train, needs, self._plan)
+    return stage.Stage(
+      'train',
+      settings,
+      self.run_train,
+      needs,
+      lambda *asked: dry_run.report(self.plan(), *asked),
+    )
 
   def run_train(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains student and teacher."""
@@ -277,8 +283,9 @@ class Runner:
     )
     return [*outputs, *experiment_lib.write_classes(place, labelled)]
 
-  def _plan(self, *asked: Any) -> Iterable[str]:
-    """What the training would compute and cost."""
+  def plan(self, name: str = 'train') -> dry_run.Plan:
+    """The training, as far as it is known without its data."""
+    del name  # There is but one.
     block = self.experiment.train
     crop, _ = self._augmentations()
 
@@ -289,10 +296,9 @@ class Runner:
         return spec
       return {'labeled': spec, 'unlabeled': spec}
 
-    plan = self.bench.plan(
+    return self.bench.plan(
       self._method, block.recipe, crop.size, batch_spec, block.data
     )
-    return dry_run.report(plan, *asked)
 
   def _method(self, bench: experiment_lib.Bench, num_classes: int) -> semi.Semi:
     block = self.experiment.train
