@@ -29,6 +29,8 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/pass_evaluate.py
 	$(BIN)/python benchmarks/pass_kmeans.py
 	$(BIN)/python benchmarks/pass_sinkhorn.py
+	$(BIN)/python benchmarks/scaling.py --rows=small
+	$(BIN)/python benchmarks/soak.py
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)

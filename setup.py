@@ -20,6 +20,7 @@ REQUIRED = [
   'array_record>=0.8.6',
   'clu>=0.0.12',
   'dm_pix>=0.4.5',
+  'flatbuffers>=25.2',  # jax.export writes with it.
   'flax>=0.12.8',
   'grain>=0.2.18',
   'jax>=0.10.2',

@@ -152,14 +152,21 @@ class Experiment:
       )
 
 
-def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
+def build_stages(
+  config: ml_collections.ConfigDict, devices: list | None = None
+) -> Sequence[stage.Stage]:
   """The stages of an experiment; opens no data.
+
+  Args:
+    config: the experiment.
+    devices: it is for; all that are at hand by default.
 
   Raises:
     UserError: a field is unknown, of a wrong type, or does not fit the others.
   """
   experiment = options.build(Experiment, config, 'config')
-  runner = Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
+  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
+  runner = Runner(experiment, mesh)
   return [runner.describe(name) for name in experiment.stages]
 
 
@@ -222,10 +229,10 @@ class Runner:
       settings,
       getattr(self, f'run_{name}'),
       needs,
-      lambda compiles: dry_run.report(self._plan(name), compiles),
+      lambda *asked: dry_run.report(self.plan(name), *asked),
     )
 
-  def _plan(self, name: str) -> dry_run.Plan:
+  def plan(self, name: str) -> dry_run.Plan:
     """A stage of training, as far as it is known without its data."""
     block = getattr(self.experiment, name)
     crop, _ = self._augmentations(name)

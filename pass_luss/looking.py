@@ -12,12 +12,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 from jaxtyping import Array, Float, Int, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
 from segcore import inference
 from segcore import method as method_lib
+from segcore.models import resize
 
 # From a state and images in [-1, 1], [B, h, w, 3], to rows [B, …].
 Look = Callable[[method_lib.TrainState, Array], Array]
@@ -150,6 +152,32 @@ class LabelMaps:
     scores = self._scores(state, inputs['images'])
     return self._labels(scores, inputs['rows'], inputs['columns'])
 
+  def label(
+    self, state: method_lib.TrainState, images: UInt8[Array, '1 H W 3']
+  ) -> Int16[Array, '1 H W']:
+    """The same of one image, in one traceable function, for `export`.
+
+    The sides may be symbols.
+    """
+    height, width = size = images.shape[1:3]
+    shorter = core.min_dim(height, width)
+    # Of a symbol it has to be said that it is not less.
+    shown = tuple(
+      core.max_dim(self.short_side * n // shorter, self.short_side)
+      for n in size
+    )
+    seen = resize.antialiased_uint8(images, shown)
+    scores = self._scores(state, seen)
+    # Above so many pixels fewer rows are decided, and enlarged.
+    much = jnp.asarray(height) * jnp.asarray(width) > self.largest**2
+    decided = (self.largest, self.largest * width // height)
+    matrices = []
+    for n, m, cells in zip(size, decided, scores.shape[1:3], strict=True):
+      count = jnp.where(much, m, n)
+      place = (jnp.arange(n) * count // n + 0.5) / count
+      matrices.append(_weights(place[None], cells)[0])
+    return inference.best_by_rows(scores, *matrices)
+
   @functools.cached_property
   def _scores(self):
     return jax.jit(
@@ -213,7 +241,7 @@ def nearest(
   return transforms.resize_nearest(labels, size)
 
 
-def _weights(places: Float[Array, 'B N'], cells: int) -> Float[Array, 'B N n']:
+def _weights(places: Float[Array, 'B N'], cells: Any) -> Float[Array, 'B N n']:
   """Half-pixel bilinear weights of an axis's cells; edges are repeated."""
   index = jnp.clip(places * cells - 0.5, 0.0, cells - 1)
   distance = jnp.abs(index[..., None] - jnp.arange(cells))

@@ -266,14 +266,21 @@ def _check_whole(recipe: method.Recipe) -> None:
     )
 
 
-def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
+def build_stages(
+  config: ml_collections.ConfigDict, devices: list | None = None
+) -> Sequence[stage.Stage]:
   """The stages of an experiment; opens no data.
+
+  Args:
+    config: the experiment.
+    devices: it is for; all that are at hand by default.
 
   Raises:
     UserError: a field is unknown, of a wrong type, or does not fit the others.
   """
   experiment = options.build(Experiment, config, 'config')
-  runner = Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
+  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
+  runner = Runner(experiment, mesh)
   return [runner.describe(name) for name in experiment.stages]
 
 
@@ -329,7 +336,10 @@ class Runner:
       block.recipe.check(self.mesh, f'{path}.recipe')
       self._check_network(name)
       settings['network'] = self.bench.fitted(self._size(name))
-      plan = functools.partial(self._plan, name)
+
+      def plan(*asked: Any) -> Iterable[str]:
+        return dry_run.report(self.plan(name), *asked)
+
     else:
       sharding.check_batch(block.batch_size, self.mesh, f'{path}.batch_size')
       settings = options.to_dict(settings)
@@ -859,8 +869,8 @@ class Runner:
     if getattr(block, 'small', None):
       network.check(net, block.small.size, f'{path}.small.size')
 
-  def _plan(self, name: str, compiles: bool) -> Iterable[str]:
-    """What a training would compute and cost."""
+  def plan(self, name: str) -> dry_run.Plan:
+    """A training, as far as it is known without its data."""
     block = getattr(self.experiment, name)
     size = self._size(name)
 
@@ -873,10 +883,9 @@ class Runner:
     data = self.experiment.represent.data
     if name != 'represent':
       data = self.experiment.images.data
-    plan = self.bench.plan(
+    return self.bench.plan(
       functools.partial(self._trained, name), block.recipe, size, spec, data
     )
-    return dry_run.report(plan, compiles)
 
   def _trained(
     self,

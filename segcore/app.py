@@ -26,13 +26,15 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from input_pipeline import errors
-from segcore import journal, predict, stage
+from segcore import export, journal, predict, stage
+from segcore import topology as topology_lib
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
 
-# Builds the stages of an experiment from its config.
-BuildStages = Callable[[ml_collections.ConfigDict], Sequence[stage.Stage]]
+# Builds the stages of an experiment from its config; for these devices, if they
+# are given.
+BuildStages = Callable[..., Sequence[stage.Stage]]
 # Reads what a finished run in a folder has trained.
 LoadModel = Callable[[ml_collections.ConfigDict, pathlib.Path], predict.Model]
 
@@ -57,6 +59,9 @@ def main(
     command = parse(argv)
     if command is None:
       return 0
+    if command.topology:
+      _rehearse_elsewhere(build, command)
+      return 0
     _start_devices()
     with _disk_full(command.workdir):
       stages = build(command.config)
@@ -67,7 +72,11 @@ def main(
         stage.execute(stages, command.workdir, command.stages)
       else:
         stage.check(stages, command.workdir)
-        predict.run(load(command.config, command.workdir), command.request)
+        model = load(command.config, command.workdir)
+        if isinstance(command.request, export.Request):
+          export.run(model, command.workdir / 'export', command.request)
+        else:
+          predict.run(model, command.request)
   except errors.UserError as error:
     print(f'error: {_told(error, command)}', file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
@@ -88,17 +97,19 @@ class Command(NamedTuple):
     config: the experiment, locked.
     workdir: its folder, absolute.
     stages: to run; all of them if empty.
-    request: what to predict, instead of running stages.
+    request: what to predict or export, instead of running stages.
     dry_run: only say what the stages would compute and cost.
     compiles: say what the compiler finds, too.
+    topology: devices that the dry run is for, instead of those at hand.
   """
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
   stages: tuple[str, ...]
-  request: predict.Request | None = None
+  request: predict.Request | export.Request | None = None
   dry_run: bool = False
   compiles: bool = False
+  topology: topology_lib.Topology | None = None
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -140,6 +151,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     _request(values),
     values.dry_run or values.dry_run_xla,
     values.dry_run_xla,
+    _topology(values),
   )
 
 
@@ -163,7 +175,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_list(
     'stage',
     [],
-    'Stages to run; all of them by default. Or: predict.',
+    'Stages to run; all of them by default. Or: predict; or: export.',
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -179,10 +191,22 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     flag_values=values,
   )
   flags.DEFINE_string(
+    'topology',
+    None,
+    'Devices that --dry_run compiles for: v4:2x2x1, v5e:16x16, cpu:256.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
     'images', None, 'Folder of images to predict.', flag_values=values
   )
   flags.DEFINE_string(
     'out', None, 'Folder of the predictions.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'export_size',
+    None,
+    'Height x width that an exported network looks at; any by default.',
+    flag_values=values,
   )
   flags.DEFINE_bool(
     'overlays', True, 'Write predictions laid over images.', flag_values=values
@@ -194,8 +218,14 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   return values
 
 
-def _request(values: flags.FlagValues) -> predict.Request | None:
-  """What to predict, if that was asked for."""
+def _request(
+  values: flags.FlagValues,
+) -> predict.Request | export.Request | None:
+  """What to predict or to export, if that was asked for."""
+  if values.export_size and values.stage != ['export']:
+    raise errors.UserError('--export_size is for --stage=export')
+  if 'export' in values.stage:
+    return _export(values)
   if 'predict' not in values.stage:
     if values.images or values.out:
       raise errors.UserError('--images and --out are for --stage=predict')
@@ -217,6 +247,43 @@ def _request(values: flags.FlagValues) -> predict.Request | None:
     values.overlays,
     values.probs,
   )
+
+
+def _export(values: flags.FlagValues) -> export.Request:
+  """What to export."""
+  if values.stage != ['export']:
+    raise errors.UserError(
+      f'--stage: found {",".join(values.stage)}, expected export alone'
+    )
+  if values.dry_run or values.dry_run_xla:
+    raise errors.UserError('--dry_run is of training, not of --stage=export')
+  if values.export_size is None:
+    return export.Request()
+  match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', values.export_size)
+  if not match:
+    raise errors.UserError(
+      f'--export_size: found {values.export_size}, expected such as 512x512'
+    )
+  return export.Request((int(match[1]), int(match[2])))
+
+
+def _topology(values: flags.FlagValues) -> topology_lib.Topology | None:
+  """The devices of a dry run, if they are not those at hand."""
+  if values.topology is None:
+    return None
+  if not values.dry_run and not values.dry_run_xla:
+    raise errors.UserError('--topology is for --dry_run')
+  return topology_lib.parse(values.topology)
+
+
+def _rehearse_elsewhere(build: BuildStages, command: Command) -> None:
+  """A dry run for devices that are not here; joins no other hosts."""
+  # Only stages that are asked for have to fit the devices: what is built on is
+  # the smallest mesh that the experiment allows.
+  fsdp = command.config.operation.fsdp
+  devices = command.topology.simulate(fsdp)[:fsdp]
+  stages = build(command.config, devices)
+  stage.rehearse(stages, command.stages, topology=command.topology)
 
 
 def program_of(config: ml_collections.ConfigDict) -> str:

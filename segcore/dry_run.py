@@ -17,13 +17,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from segcore import flops, journal, method, train_loop, types
+from input_pipeline import errors
+from segcore import flops, journal, method, sharding, train_loop, types
+from segcore import topology as topology_lib
 from segcore.models import segmenter
 
 # Dense bfloat16 operations per second of a chip, as its vendor states them.
-CHIPS = {'TPU v4': 275e12, 'TPU v5e': 197e12, 'TPU v5p': 459e12, 'H100': 989e12}
+CHIPS = {
+  **{chip.name: chip.speed for chip in topology_lib.CHIPS.values()},
+  'H100': 989e12,
+}
 # Parts of them that trainings get out of a chip.
 EFFICIENCIES = (0.3, 0.4, 0.5)
+# The part that a predicted step is based on.
+EFFICIENCY = 0.4
+# Numbers of devices for which weak scaling is predicted.
+_GROWING = (1, 4, 8, 64, 256, 1024)
 
 _PARTS = segmenter.PARTS
 
@@ -82,12 +91,14 @@ class Compiled(NamedTuple):
     temporaries: bytes of all that lives within a step only.
     peak: bytes of arguments, results and temporaries; results that take the
       place of arguments count once.
+    exchanged: what devices exchange.
   """
 
   operations: float
   arguments: int
   temporaries: int
   peak: int
+  exchanged: tuple[sharding.Collective, ...] = ()
 
 
 def cost(plan: Plan) -> Cost:
@@ -125,7 +136,60 @@ def compile_step(plan: Plan, remat: bool) -> Compiled:
     arguments=arguments,
     temporaries=memory.temp_size_in_bytes,
     peak=arguments + results + memory.temp_size_in_bytes,
+    exchanged=tuple(sharding.collectives(compiled)),
   )
+
+
+def placed_on(plan: Plan, topology: topology_lib.Topology) -> Plan:
+  """The same training on other devices; the global batch stays.
+
+  Raises:
+    UserError: the batch, or a part of it, does not divide among them.
+  """
+  mesh = sharding.make_mesh(plan.mesh.shape['fsdp'], topology.devices())
+  parts = mesh.size * plan.accumulate
+  if plan.batch_size % parts:
+    among = f'{mesh.size} devices' + (
+      f' x {plan.accumulate} parts' if plan.accumulate > 1 else ''
+    )
+    raise errors.UserError(
+      f'--topology: found {topology}, but a batch of {plan.batch_size} images '
+      f'does not divide among {among}: name fewer, or another stage by --stage'
+    )
+  return dataclasses.replace(plan, mesh=mesh)
+
+
+def exchange_seconds(
+  exchanged: Sequence[sharding.Collective],
+  chip: topology_lib.Chip,
+  compiled_for: int,
+  devices: int,
+) -> float:
+  """Time of exchanges around a ring, which uses two links of each chip.
+
+  An all-reduce of B bytes among n devices sends 2·(n-1)/n·B from each, the
+  others half of that or less. Latency and what is hidden behind arithmetic are
+  left out. At a constant batch a device, what is summed stays as large as it
+  is; what is gathered grows with the devices.
+
+  Args:
+    exchanged: by the program.
+    chip: of all devices.
+    compiled_for: devices of the program.
+    devices: for which the time is wanted.
+  """
+  if devices == 1:
+    return 0.0
+  share = (devices - 1) / devices
+  growth = devices / compiled_for
+  sent = {
+    'all-reduce': 2 * share,
+    'all-gather': share * growth,
+    'all-to-all': share,
+    'reduce-scatter': devices - 1,  # Sizes are those of the result.
+    'collective-permute': 1,
+  }
+  return sum(sent[c.kind] * c.size for c in exchanged) / (2 * chip.link)
 
 
 def seconds(operations: int, speed: float, chips: int, part: float) -> float:
@@ -148,13 +212,29 @@ def bytes_per_device(state: Any) -> int:
   )
 
 
-def report(plan: Plan, compiles: bool) -> Iterator[str]:
+def report(
+  plan: Plan,
+  compiles: bool,
+  topology: topology_lib.Topology | None = None,
+) -> Iterator[str]:
   """Lines, as they become known.
 
   Args:
     plan: the training.
     compiles: whether XLA is asked too, which takes its time.
+    topology: devices to compile for, instead of those of the plan.
+
+  Raises:
+    UserError: the batch does not divide among the devices.
   """
+  return _report(
+    placed_on(plan, topology) if topology else plan, compiles, topology
+  )
+
+
+def _report(
+  plan: Plan, compiles: bool, topology: topology_lib.Topology | None
+) -> Iterator[str]:
   found = cost(plan)
   yield from plan.notes
   devices, parts = plan.mesh.size, plan.accumulate
@@ -190,6 +270,9 @@ def report(plan: Plan, compiles: bool) -> Iterator[str]:
     'device'
   )
   yield ''
+  if topology:
+    yield from _elsewhere(plan, step, topology)
+    return
   yield from _times(plan, step)
   if compiles:
     yield ''
@@ -216,6 +299,78 @@ def _times(plan: Plan, step: int) -> Iterator[str]:
   yield from _table((f'{_many(chips, "chip")}, bfloat16', *head), rows)
 
 
+def _elsewhere(
+  plan: Plan, step: int, topology: topology_lib.Topology
+) -> Iterator[str]:
+  """What the compiler and the sheets say of devices that are not here."""
+  with topology_lib.compiling():
+    said = compile_step(plan, plan.remat)
+  count, chip = topology.count, topology.chip
+  room = f' of {_bytes(int(chip.memory))}' if chip else ''
+  yield f'compiled for {topology}, {"with" if plan.remat else "without"} remat'
+  yield (
+    f'memory a device: arguments {_bytes(said.arguments)}, temporaries '
+    f'{_bytes(said.temporaries)}, peak {_bytes(said.peak)}{room}'
+  )
+  if chip and said.peak > chip.memory:
+    yield 'this does not fit: more devices, remat or accumulate'
+  yield (
+    f'FLOPs a device: {step / count:.4g} nominal, {said.operations:.4g} by XLA'
+  )
+  yield ''
+  yield from _table(
+    ('exchanged a step', 'number', 'bytes a device'),
+    [
+      (kind, f'{len(sizes):,}', _bytes(sum(sizes)))
+      for kind, sizes in by_kind(said.exchanged).items()
+    ]
+    or [('nothing', '-', '-')],
+  )
+  if plan.accumulate > 1:
+    yield 'XLA shows a loop over the parts of a batch as one round.'
+  yield ''
+  chips = [chip] if chip else topology_lib.CHIPS.values()
+  counts = sorted({*_GROWING, count})
+  rows = []
+  for each in chips:
+    compute = seconds(step // count, each.speed, 1, EFFICIENCY)
+    times = {
+      n: compute + exchange_seconds(said.exchanged, each, count, n)
+      for n in counts
+    }
+    rows.append((f'{each.name}, a step', *(_time(t) for t in times.values())))
+    rows.append(
+      ('  speed a device', *(f'{compute / t:.1%}' for t in times.values()))
+    )
+    yield (
+      f'{each.name}: a step takes {_time(compute)} of arithmetic at '
+      f'{EFFICIENCY:.0%} of {each.speed / 1e12:.0f} TFLOP/s and '
+      f'{_time(times[count] - compute)} of exchanges over two links of '
+      f'{each.link / 1e9:.0f} GB/s, so all steps '
+      f'{journal.duration(times[count] * plan.num_steps)}'
+    )
+  yield ''
+  yield (
+    f'weak scaling, {plan.batch_size / count:g} images a device '
+    '(predicted; no overlap, no latency):'
+  )
+  yield from _table(('devices', *(f'{n:,}' for n in counts)), rows)
+
+
+def by_kind(
+  exchanged: Sequence[sharding.Collective],
+) -> dict[str, list[int]]:
+  """Sizes of exchanges by their kind, in bytes."""
+  found: dict[str, list[int]] = {}
+  for each in exchanged:
+    found.setdefault(each.kind, []).append(each.size)
+  return found
+
+
+def _time(duration: float) -> str:
+  return f'{duration:.3g} s' if duration >= 1 else f'{duration * 1e3:.3g} ms'
+
+
 def _compiler(plan: Plan) -> Iterator[str]:
   """XLA's figures, without and with remat."""
   devices = plan.mesh.size
@@ -230,11 +385,11 @@ def _compiler(plan: Plan) -> Iterator[str]:
       (
         f'{"with" if remat else "without"} remat{here}',
         f'{an_image / 1e9:,.3f}',
-        *map(_bytes, said[1:]),
+        *map(_bytes, said[1:4]),
       )
     )
   yield from _table(
-    ('a device', 'GFLOPs an image', *Compiled._fields[1:]), rows
+    ('a device', 'GFLOPs an image', *Compiled._fields[1:4]), rows
   )
   if plan.accumulate > 1:
     yield 'XLA counts a loop over the parts of a batch as one round.'

@@ -644,9 +644,9 @@ class Reporting:
       reading=self.bench.operation.reading,
     )
 
-  def _plan(self, compiles: bool) -> Sequence[str]:
+  def _plan(self, *asked: Any) -> Sequence[str]:
     """The protocol in words."""
-    del compiles  # How large the images are is known from the data only.
+    del asked  # How large the images are is known from the data only.
     block = self.evaluate
     return [
       f'{", ".join(block.splits)}: {block.protocol.describe()}',

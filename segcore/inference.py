@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int16, UInt8
 
 from input_pipeline import batch as batch_lib
+from input_pipeline import errors
 from segcore import method as method_lib
 from segcore import protocols
 from segcore.models import resize
@@ -65,6 +66,17 @@ class Predictor(Protocol):
     ...
 
 
+@runtime_checkable
+class Labeller(Predictor, Protocol):
+  """A predictor of label maps that can be exported, too."""
+
+  def label(
+    self, state: method_lib.TrainState, images: UInt8[Array, '1 H W 3']
+  ) -> Int16[Array, '1 H W']:
+    """The label map of one image, whose sides may be symbols."""
+    ...
+
+
 def on_canvas(
   images: Sequence[np.ndarray | None], canvas: tuple[int, int]
 ) -> UInt8[np.ndarray, 'B H W 3']:
@@ -81,7 +93,33 @@ def on_canvas(
   return rows
 
 
-def _multiple_of(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+def _continued(images: Array, canvas: resize.Size) -> Array:
+  """As `on_canvas`, on the device."""
+  for axis, length in enumerate(canvas, 1):
+    n = images.shape[axis]
+    position = jnp.arange(length) % (2 * n)
+    source = jnp.minimum(position, 2 * n - 1 - position)
+    images = jnp.take(images, source, axis=axis)
+  return images
+
+
+def best_by_rows(
+  scores: Float[Array, '1 h w C'],
+  rows: Float[Array, 'H h'],
+  columns: Float[Array, 'W w'],
+) -> Int16[Array, '1 H W']:
+  """The best class of each pixel, a row at a time: sides may be symbols."""
+  exact = jax.lax.Precision.HIGHEST
+  wide = jnp.einsum('jw,hwc->hjc', columns, scores[0], precision=exact)
+
+  def best(weights: Array) -> Array:
+    votes = jnp.einsum('h,hjc->jc', weights, wide, precision=exact)
+    return jnp.argmax(votes, axis=-1).astype(jnp.int16)
+
+  return jax.lax.map(best, rows)[None]
+
+
+def _multiple_of(size: resize.Size, multiple: int) -> resize.Size:
   height, width = (-(-n // multiple) * multiple for n in size)
   return height, width
 
@@ -147,10 +185,9 @@ class LabelMaps:
 
   def group(self, size: tuple[int, int]) -> Group:
     """See `Predictor`."""
-    canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
+    canvas = self._canvas(size)
     if self.protocol.is_plain:
       # The input is the canvas, and nothing has to be moved.
-      canvas = _multiple_of(canvas, self.multiple)
       return Group(canvas, (canvas,))
     views = self._views(size)
     return Group(canvas, tuple(view.input_size for view in views))
@@ -204,6 +241,34 @@ class LabelMaps:
         total = self._add(found, total, canvas)
         found, size = [], 0
     return self._decide(found, total, canvas)
+
+  def label(
+    self, state: method_lib.TrainState, images: UInt8[Array, '1 H W 3']
+  ) -> Int16[Array, '1 H W']:
+    """The same of one image, in one traceable function, for `export`.
+
+    The sides may be symbols if there is a single view of the whole image.
+
+    Raises:
+      UserError: they are, and there are more views.
+    """
+    size = images.shape[1:3]
+    if not self.protocol.is_plain:
+      if not all(isinstance(n, int) for n in size):
+        raise errors.UserError(f'it is: {self.protocol.describe()}')
+      group = self.group(size)
+      inputs = self.prepare([np.zeros((*size, 3), np.uint8)], group)
+      inputs['images'] = _continued(images, group.canvas)
+      return self(state, inputs)[:, : size[0], : size[1]]
+    canvas = self._canvas(size)
+    scores = self._scores(
+      state, batch_lib.to_symmetric(_continued(images, canvas))
+    )
+    rows, columns = (
+      resize.bilinear_matrix(grid, n)[:cut]
+      for grid, n, cut in zip(scores.shape[1:3], canvas, size, strict=True)
+    )
+    return best_by_rows(scores, rows, columns)
 
   @functools.cached_property
   def _scores(self):
@@ -272,6 +337,12 @@ class LabelMaps:
     result = jnp.moveaxis(result, 0, 1)
     joined = result.reshape(batch, num_blocks * rows, *result.shape[3:])
     return joined[:, :height]
+
+  def _canvas(self, size: resize.Size) -> resize.Size:
+    canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
+    if self.protocol.is_plain:
+      canvas = _multiple_of(canvas, self.multiple)
+    return canvas
 
   @property
   def _averages_logits(self) -> bool:

@@ -77,7 +77,7 @@ class Model:
   """
 
   state: method_lib.TrainState
-  predictor: inference.LabelMaps
+  predictor: inference.Labeller
   classes: tuple[str, ...]
   palette: tuple[tuple[int, int, int], ...]
   batch_size: int
@@ -89,22 +89,27 @@ def run(model: Model, request: Request) -> None:
   """Predicts every image that can be read; lists the others.
 
   Raises:
-    UserError: there is no image, or the results cannot be written.
+    UserError: there is no image, the method has no probabilities, or the
+      results cannot be written.
   """
   split, skipped = datasets.open_folder(
     request.images, model.classes, model.palette
   )
   for problem in skipped:
     journal.say(f'skipped: {problem}')
-  output = 'probs' if request.probs else 'labels'
+  predictor = model.predictor
+  if request.probs:
+    if not isinstance(predictor, inference.LabelMaps):
+      raise errors.UserError('--probs: this method tells the best class only')
+    predictor = dataclasses.replace(predictor, output='probs')
   predictions = evaluate.Predictions(
     split=split,
-    predictor=dataclasses.replace(model.predictor, output=output),
+    predictor=predictor,
     batch_size=model.batch_size,
     mesh=model.mesh,
     reading=model.reading,
   )
-  with _writing(request.out):
+  with writing(request.out):
     _write_classes(request.out, model.classes, model.palette)
   bar = tqdm.tqdm(
     predictions(model.state),
@@ -113,7 +118,7 @@ def run(model: Model, request: Request) -> None:
     disable=jax.process_index() != 0,
   )
   for prediction, example in bar:
-    with _writing(request.out):
+    with writing(request.out):
       _write(request, model, example, prediction)
   journal.say(
     f'{len(split)} images predicted'
@@ -123,7 +128,8 @@ def run(model: Model, request: Request) -> None:
 
 
 @contextlib.contextmanager
-def _writing(out: pathlib.Path) -> Iterator[None]:
+def writing(out: pathlib.Path) -> Iterator[None]:
+  """Says in one line that a folder cannot be written."""
   try:
     yield
   except OSError as error:

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import errors
 from segcore import journal, options
+from segcore import topology as topology_lib
 
 _MOST_DIFFERENCES = 5
 
@@ -72,14 +73,17 @@ class Stage:
     run: does it, and returns the files and folders it made.
     needs: names of the stages whose results it starts from.
     plan: says in lines, as they become known, what it would compute and what
-      that costs; reads no data. If True is given, it asks the compiler too.
+      that costs; reads no data. If True is given, it asks the compiler too; if
+      a topology is given, the compiler for these devices.
   """
 
   name: str
   settings: Any
   run: Callable[[Place], Sequence[pathlib.Path]]
   needs: tuple[str, ...] = ()
-  plan: Callable[[bool], Iterable[str]] | None = None
+  plan: Callable[[bool, topology_lib.Topology | None], Iterable[str]] | None = (
+    None
+  )
 
 
 def execute(
@@ -127,7 +131,10 @@ def execute(
 
 
 def rehearse(
-  stages: Sequence[Stage], only: Sequence[str] = (), compiles: bool = False
+  stages: Sequence[Stage],
+  only: Sequence[str] = (),
+  compiles: bool = False,
+  topology: topology_lib.Topology | None = None,
 ) -> None:
   """Says what each stage would compute and cost; runs none, reads no data.
 
@@ -135,14 +142,25 @@ def rehearse(
     stages: as for `execute`.
     only: as for `execute`.
     compiles: ask the compiler too, which takes its time.
+    topology: devices to compile for, instead of those at hand.
 
   Raises:
-    UserError: an unknown name, or a stage before one it needs.
+    UserError: an unknown name, a stage before one it needs, or devices among
+      which a batch cannot be divided.
   """
   all_settings(stages)
-  for stage in _choose(stages, only):
-    journal.say(f'\n{stage.name}')
-    lines = stage.plan(compiles) if stage.plan else ('says no more beforehand',)
+  # All are described before the first is compiled: what is refused, is at once.
+  planned = [
+    (
+      stage.name,
+      stage.plan(compiles, topology)
+      if stage.plan
+      else ('says no more beforehand',),
+    )
+    for stage in _choose(stages, only)
+  ]
+  for name, lines in planned:
+    journal.say(f'\n{name}')
     for line in lines:
       journal.say(f'  {line}'.rstrip())
 

@@ -5,6 +5,7 @@ the state and by k, so a run that was killed and started again ends bit for bit
 as if nothing had happened.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -20,7 +21,15 @@ from jax.sharding import Mesh
 from input_pipeline import batch as batch_lib
 from input_pipeline import errors
 from input_pipeline import loader as loader_lib
-from segcore import checkpoint, sharding, stage, summary, types
+from segcore import (
+  checkpoint,
+  flops,
+  sharding,
+  speed,
+  stage,
+  summary,
+  types,
+)
 from segcore import journal as journal_lib
 from segcore import method as method_lib
 
@@ -107,21 +116,28 @@ def train(
     UserError: a loss term is no longer finite, or the disk is full.
     Preempted: the machine asked to stop; the state is saved.
   """
+  meter = speed.Meter()
   with checkpoint.Checkpoints(place.directory) as checkpoints:
-    spec = training.loader.element_spec()
-    start, state = _restore_or_init(training, spec, mesh, checkpoints)
+    with meter.timed('start'):
+      spec = training.loader.element_spec()
+      start, state = _restore_or_init(training, spec, mesh, checkpoints)
     _report(training, state, place, start, mesh)
     with (
-      _Log(training, place, start) as log,
+      _Log(training, place, start, mesh, meter) as log,
       training.loader.start(start) as batches,
     ):
       batches = itertools.islice(batches, training.num_steps - start)
       if operation.record_ids:
         batches = _recorded(batches, place, start)
       run = _Run(training, place, operation, checkpoints, log)
+      step, watch = jitted_step(training.method, mesh, state, spec)
+      if log.peak:
+        # The call below is traced but once.
+        log.operations = flops.count(step.trace(state, watch, spec).jaxpr).total
       return run.steps(
         state,
-        *jitted_step(training.method, mesh, state, spec),
+        step,
+        jax.device_put(watch, sharding.replicated(mesh)),
         loader_lib.prefetched(batches, sharding.put_batch(mesh)),
         start,
       )
@@ -147,7 +163,22 @@ def _recorded(
 class _Log:
   """Everything that is written along the way, from host 0."""
 
-  def __init__(self, training: Training, place: stage.Place, start: int):
+  def __init__(
+    self,
+    training: Training,
+    place: stage.Place,
+    start: int,
+    mesh: Mesh,
+    meter: speed.Meter,
+  ):
+    self.mesh = mesh
+    self.meter = meter
+    self.peak = speed.peak(mesh)
+    self.operations = 0
+    # Beside the metrics, which are the same for the same steps.
+    self.speeds = journal_lib.Journal(
+      place.directory / 'speed.jsonl', step=start
+    )
     self.journal = journal_lib.Journal(
       place.directory / 'metrics.jsonl', step=start
     )
@@ -174,14 +205,22 @@ class _Log:
 
   def train(self, step: int, values: Mapping[str, float]) -> None:
     shown = {name: v for name, v in values.items() if '/' not in name}
-    speed = self.progress.line(step, shown)
+    found = {
+      **self.progress.line(step, shown),
+      **self.meter.read(),
+      **speed.memory(self.mesh),
+    }
+    if self.peak and 'steps_per_second' in found:
+      found['mfu'] = speed.utilisation(
+        found['steps_per_second'], self.operations, self.peak
+      )
     for line in self.silent.see(step, values):
       journal_lib.say(line)
     named = {f'train/{name}': value for name, value in values.items()}
     self.journal.write(step, named)
-    self.writer.write_scalars(
-      step, {**named, **{f'speed/{name}': v for name, v in speed.items()}}
-    )
+    timed = {f'speed/{name}': value for name, value in found.items()}
+    self.speeds.write(step, timed)
+    self.writer.write_scalars(step, {**named, **timed})
 
   def evaluation(self, step: int, found: summary.Findings) -> None:
     shown = '  '.join(f'{n} {value:.4g}' for n, value in found.scalars.items())
@@ -233,11 +272,17 @@ class _Run:
 
   def steps(self, state, step_fn, watch, batches, start: int):
     """Runs from `start` to the end; returns the last state."""
+    timed = self.log.meter.timed
     for step in range(start + 1, self.training.num_steps + 1):
-      state, watch, metrics = step_fn(state, watch, next(batches))
-      if step == start + 1:
-        jax.block_until_ready(metrics)
-        self.log.progress.restart(step)
+      with timed('input'):
+        batch = next(batches)
+      first = step == start + 1
+      with timed('start') if first else contextlib.nullcontext():
+        state, watch, metrics = step_fn(state, watch, batch)
+        del batch  # Or one more would be kept on the devices.
+        if first:
+          jax.block_until_ready(metrics)
+          self.log.progress.restart(step)
       last = step == self.training.num_steps
       stopping = self.place.preemption.reached()
       log_due = last or step % self.operation.log_every == 0
@@ -252,7 +297,8 @@ class _Run:
       if save_due:
         # What is logged up to here must outlive a kill: it will not come again.
         self.log.writer.flush()
-        self.checkpoints.save(step, state)
+        with timed('checkpoint'):
+          self.checkpoints.save(step, state)
       if stopping:
         self.checkpoints.wait()
         raise stage.Preempted(f'{self.place.directory} saved at step {step}')
@@ -266,14 +312,16 @@ class _Run:
     return step == self.training.num_steps or (every and step % every == 0)
 
   def _evaluate(self, step: int, state: method_lib.TrainState) -> None:
-    with self.log.progress.paused():
+    timed = self.log.meter.timed
+    with self.log.progress.paused(), timed('evaluate'):
       found = self.training.evaluate(state)
     self.log.evaluation(step, found)
     best = self.training.best
     if best and best.improves(
       found.scalars[best.metric], self.checkpoints.best_value(before=step)
     ):
-      self.checkpoints.save_best(step, state, found.scalars[best.metric])
+      with timed('checkpoint'):
+        self.checkpoints.save_best(step, state, found.scalars[best.metric])
 
   def _check_finite(self, watch: Mapping[str, jax.Array]) -> None:
     first = {
@@ -347,7 +395,8 @@ def jitted_step(
     spec: of a global batch.
 
   Returns:
-    The step, and the watch to start with: one program serves all steps.
+    The step, and the watch to start with, which is to be put on the devices:
+    then one program serves all steps.
   """
   shardings = jax.tree.map(lambda x: x.sharding, state)
   whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -371,7 +420,7 @@ def jitted_step(
     out_shardings=(shardings, whole, whole),
     donate_argnums=0,
   )
-  return step, jax.device_put(watch, whole)
+  return step, watch
 
 
 def _restore_or_init(

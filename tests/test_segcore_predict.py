@@ -25,7 +25,7 @@ def test_label_maps_come_back(tmp_path, num_classes):
 def test_what_cannot_be_written_is_one_line(tmp_path):
   (tmp_path / 'file').touch()
   out = tmp_path / 'file' / 'found'
-  with pytest.raises(errors.UserError) as caught, predict._writing(out):
+  with pytest.raises(errors.UserError) as caught, predict.writing(out):
     predict._write_classes(out, CLASSES, PALETTE)
   assert str(caught.value) == (
     f'cannot write to {out} (Not a directory): free some space, or choose '

@@ -141,13 +141,19 @@ class Experiment:
       )
 
 
-def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
+def build_stages(
+  config: ml_collections.ConfigDict, devices: list | None = None
+) -> Sequence[stage.Stage]:
   """The stages of an experiment; opens no data.
+
+  Args:
+    config: the experiment.
+    devices: it is for; all that are at hand by default.
 
   Raises:
     UserError: a field is unknown, of a wrong type, or does not fit the others.
   """
-  runner = _runner(config)
+  runner = _runner(config, devices)
   return [runner.describe(name) for name in runner.experiment.stages]
 
 
@@ -162,9 +168,12 @@ def load_model(
   return _runner(config).reporting.model(workdir)
 
 
-def _runner(config: ml_collections.ConfigDict) -> 'Runner':
+def _runner(
+  config: ml_collections.ConfigDict, devices: list | None = None
+) -> 'Runner':
   experiment = options.build(Experiment, config, 'config')
-  return Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
+  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
+  return Runner(experiment, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +232,13 @@ class Runner:
       self._check_classes(classes)
     settings = {'network': self.bench.fitted(crop.size), 'train': block}
     needs = block.start.needs(_STAGES)
-    return stage.Stage('train', settings, self.run_train, needs, self._plan)
+    return stage.Stage(
+      'train',
+      settings,
+      self.run_train,
+      needs,
+      lambda *asked: dry_run.report(self.plan(), *asked),
+    )
 
   def run_train(self, place: stage.Place) -> Sequence[pathlib.Path]:
     """Trains student and teacher."""
@@ -268,8 +283,9 @@ class Runner:
     )
     return [*outputs, *experiment_lib.write_classes(place, labelled)]
 
-  def _plan(self, compiles: bool) -> Sequence[str]:
-    """What the training would compute and cost."""
+  def plan(self, name: str = 'train') -> dry_run.Plan:
+    """The training, as far as it is known without its data."""
+    del name  # There is but one.
     block = self.experiment.train
     crop, _ = self._augmentations()
 
@@ -280,10 +296,9 @@ class Runner:
         return spec
       return {'labeled': spec, 'unlabeled': spec}
 
-    plan = self.bench.plan(
+    return self.bench.plan(
       self._method, block.recipe, crop.size, batch_spec, block.data
     )
-    return dry_run.report(plan, compiles)
 
   def _method(self, bench: experiment_lib.Bench, num_classes: int) -> semi.Semi:
     block = self.experiment.train

@@ -4,11 +4,17 @@
 half pixels; the networks and protocols rebuilt here do neither.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Shaped, UInt8
+
+# Height and width. While a program is exported for images of any size, either
+# may be a symbol instead of an int.
+Size = tuple[Any, Any]
 
 
 @jax.custom_vjp
@@ -74,7 +80,7 @@ def _join(x: Array, edge: Array, axis: int, *, ahead: bool) -> Array:
 
 def bilinear(
   x: Float[Array, 'B h w D'],
-  size: tuple[int, int],
+  size: Size,
   align_corners: bool = False,
 ) -> Float[Array, 'B H W D']:
   """Reads maps at the cells of another grid, larger or smaller, bilinearly.
@@ -103,22 +109,25 @@ def bilinear(
 
 
 def bilinear_matrix(
-  old: int,
-  new: int,
+  old: Any,
+  new: Any,
   align_corners: bool = False,
   antialias: bool = False,
   dtype: DTypeLike = np.float32,
-) -> Float[np.ndarray, 'new old']:
+) -> Float[np.ndarray, 'rows columns'] | Float[Array, 'rows columns']:
   """Row i holds the weights with which cell i of the new axis reads the old.
 
   Args:
     old: cells of the axis that is read.
-    new: cells of the result.
+    new: cells of the result. While a program is exported for images of any
+      size, either may be a symbol; then the weights are computed inside of it.
     align_corners: as in `bilinear`.
     antialias: where the axis shrinks, widen the triangle of each cell to the
       cells it stands for, as `jax.image.resize` and Pillow do.
     dtype: of the result.
   """
+  if not isinstance(old, int) or not isinstance(new, int):
+    return _matrix_of_symbols(old, new, align_corners, antialias, dtype)
   if antialias and new < old:
     centre = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
     distance = np.abs(np.arange(old) - centre) * (new / old)
@@ -135,6 +144,46 @@ def bilinear_matrix(
   np.add.at(matrix, (i, low), 1.0 - (source - low))
   np.add.at(matrix, (i, high), source - low)
   return matrix
+
+
+def _matrix_of_symbols(
+  old: Any, new: Any, align_corners: bool, antialias: bool, dtype: DTypeLike
+) -> Float[Array, 'rows columns']:
+  """The same where the numbers of cells are not known yet."""
+  cells, n, m = jnp.arange(old), jnp.asarray(old), jnp.asarray(new)
+  i = jnp.arange(new)[:, None]
+  if antialias:
+    factor = jnp.maximum(n / m, 1.0)
+    centre = (i + 0.5) * (n / m) - 0.5
+    triangle = jnp.maximum(0.0, 1.0 - jnp.abs(cells - centre) / factor)
+    return (triangle / triangle.sum(axis=1, keepdims=True)).astype(dtype)
+  # Fractions of integers, so that where sizes are equal they are exactly 0.
+  if align_corners:
+    above, below = i * (n - 1), jnp.maximum(m - 1, 1)
+  else:
+    above, below = jnp.clip((2 * i + 1) * n - m, 0, 2 * m * (n - 1)), 2 * m
+  low = jnp.minimum(above // below, jnp.maximum(n - 2, 0))
+  high = jnp.minimum(low + 1, n - 1)
+  share = ((above - low * below) / below).astype(dtype)
+  return (cells == low) * (1 - share) + (cells == high) * share
+
+
+def antialiased_uint8(
+  images: UInt8[Array, 'B H W 3'], size: Size
+) -> UInt8[Array, 'B h w 3']:
+  """Resizes as Pillow's bilinear does: columns first, rounded in between.
+
+  Sides may be symbols, as in `bilinear_matrix`. Pillow's weights have 22 bits
+  of fraction, so now and then a value differs by 1.
+  """
+  exact = jax.lax.Precision.HIGHEST
+  x = images.astype(jnp.float32)
+  for axis, cells in ((2, size[1]), (1, size[0])):
+    matrix = bilinear_matrix(images.shape[axis], cells, antialias=True)
+    equation = 'jw,bhwc->bhjc' if axis == 2 else 'ih,bhwc->biwc'
+    # Halves are rounded up.
+    x = jnp.floor(jnp.einsum(equation, matrix, x, precision=exact) + 0.5)
+  return jnp.clip(x, 0, 255).astype(jnp.uint8)
 
 
 def nearest_floor(
@@ -154,7 +203,7 @@ def nearest_floor(
 def resize_position_table(
   table: Float[Array, '1 T D'],
   old: tuple[int, int],
-  new: tuple[int, int],
+  new: Size,
 ) -> Float[Array, '1 S D']:
   """Fits the position embeddings of a grid to another grid.
 

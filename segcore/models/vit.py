@@ -109,7 +109,7 @@ class Positions(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B T D'], grid: tuple[int, int]
+    self, x: Float[Array, 'B T D'], grid: resize.Size
   ) -> Float[Array, 'B T D']:
     """Adds to x the table for this grid, resized if it is another."""
     num_extra = x.shape[1] - grid[0] * grid[1]
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B T D'], grid: tuple[int, int], train: bool
+    self, x: Float[Array, 'B T D'], grid: resize.Size, train: bool
   ) -> Float[Array, 'B T D']:
     """Encodes the tokens of a grid, the class token first if any."""
     x = Positions(self.grid, name='posembed_input')(x, grid)
