@@ -27,6 +27,7 @@ from segcore import (
   checkpoint,
   dry_run,
   evaluate,
+  hosts,
   inference,
   journal,
   method,
@@ -333,6 +334,10 @@ class Bench:
       terms_from: last step at which a term of the loss may be 0 by intention.
     """
     for name, stream in streams.items():
+      hosts.agree(
+        f'the data{name and f" ({name})"}',
+        f'{len(stream.split)} images of version {stream.split.version}',
+      )
       stage.keep_same(
         place.directory / f'data{name and "_" + name}.json',
         {'version': stream.split.version, 'num_images': len(stream.split)},
