@@ -27,7 +27,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from input_pipeline import errors
-from segcore import hosts, journal, predict, stage, watch
+from segcore import files, hosts, journal, predict, stage, watch
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
@@ -41,7 +41,7 @@ _MOST_TOLD = 500
 # Builds the stages of an experiment from its config.
 BuildStages = Callable[[ml_collections.ConfigDict], Sequence[stage.Stage]]
 # Reads what a finished run in a folder has trained.
-LoadModel = Callable[[ml_collections.ConfigDict, pathlib.Path], predict.Model]
+LoadModel = Callable[[ml_collections.ConfigDict, files.Path], predict.Model]
 
 
 def run(build: BuildStages, load: LoadModel) -> None:
@@ -106,7 +106,7 @@ class Command(NamedTuple):
 
   Attributes:
     config: the experiment, locked.
-    workdir: its folder, absolute.
+    workdir: its folder, absolute, or an address (gs://…).
     stages: to run; all of them if empty.
     request: what to predict, instead of running stages.
     dry_run: only say what the stages would compute and cost.
@@ -115,7 +115,7 @@ class Command(NamedTuple):
   """
 
   config: ml_collections.ConfigDict
-  workdir: pathlib.Path
+  workdir: files.Path
   stages: tuple[str, ...]
   request: predict.Request | None = None
   dry_run: bool = False
@@ -157,7 +157,7 @@ def parse(argv: Sequence[str]) -> Command | None:
   )
   return Command(
     config,
-    pathlib.Path(workdir).expanduser().absolute(),
+    files.absolute(files.path(workdir, '--workdir')),
     tuple(values.stage),
     _request(values),
     values.dry_run or values.dry_run_xla,
@@ -180,7 +180,8 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_string(
     'workdir',
     None,
-    'Folder of checkpoints and results; runs/<config> by default.',
+    'Folder of checkpoints and results, or gs://BUCKET/FOLDER; '
+    'runs/<config> by default.',
     flag_values=values,
   )
   flags.DEFINE_list(
@@ -391,7 +392,7 @@ def _one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _disk_full(workdir: pathlib.Path) -> Iterator[None]:
+def _disk_full(workdir: files.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:

@@ -5,7 +5,6 @@ python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl_plus,labels=50
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from segcore import (
   app,
   dry_run,
   evaluate,
+  files,
   journal,
   method,
   network,
@@ -152,7 +152,7 @@ def build_stages(config: ml_collections.ConfigDict) -> Sequence[stage.Stage]:
 
 
 def load_model(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, workdir: files.Path
 ) -> predict.Model:
   """The trained network of a finished run, to predict with.
 
@@ -225,7 +225,7 @@ class Runner:
     needs = block.start.needs(_STAGES)
     return stage.Stage('train', settings, self.run_train, needs, self._plan)
 
-  def run_train(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_train(self, place: stage.Place) -> Sequence[files.Path]:
     """Trains student and teacher."""
     block, bench = self.experiment.train, self.bench
     bench.require(
