@@ -4,8 +4,8 @@
   files.write(workdir / 'settings.json', text)
 
 A bucket holds objects. One appears as a whole when it is closed, cannot be
-added to, and is renamed by copying it; empty folders there are not. On a file system
-a file appears as a whole only by being renamed into place.
+added to, and is renamed by copying it; there are no empty folders. On a file
+system a file appears as a whole only by being renamed into place.
 """
 
 import hashlib

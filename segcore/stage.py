@@ -210,8 +210,8 @@ def write_json(path: files.Path, content: Any) -> None:
     files.write(path, json.dumps(content, indent=1, sort_keys=True))
   except OSError as error:
     raise errors.UserError(
-      f'cannot write {path} ({error.strerror or error}): free some space, or choose '
-      'another --workdir'
+      f'cannot write {path} ({error.strerror or error}): free some space, or '
+      'choose another --workdir'
     ) from error
 
 

@@ -171,12 +171,14 @@ class _Log:
 
   def __exit__(self, *exception) -> None:
     self.writer.close()
-    self.flush()
+    self.journal.flush()
+    self.ids.flush()
 
   def flush(self) -> None:
     """Returns when everything is where it will be found."""
-    for written in (self.writer, self.journal, self.ids):
-      written.flush()
+    self.writer.flush()
+    self.journal.flush()
+    self.ids.flush()
 
   def train(self, step: int, values: Mapping[str, float]) -> None:
     shown = {name: v for name, v in values.items() if '/' not in name}
