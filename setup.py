@@ -20,6 +20,7 @@ REQUIRED = [
   'array_record>=0.8.6',
   'clu>=0.0.12',
   'dm_pix>=0.4.5',
+  'etils>=1.13',
   'flax>=0.12.8',
   'grain>=0.2.18',
   'jax>=0.10.2',
@@ -57,7 +58,8 @@ setuptools.setup(
       'pytest-xdist>=3.8',
       'ruff>=0.17',
     ],
-    'tpu': ['jax[tpu]>=0.10.2'],
+    'gcs': ['gcsfs>=2026.7'],  # For work folders in gs://.
+    'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2026.7'],
     'cuda': ['jax[cuda13]>=0.10.2'],
   },
 )

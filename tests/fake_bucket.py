@@ -11,6 +11,7 @@ as much of Google's JSON API as it needs.
 
 import contextlib
 import http.server
+import io
 import json
 import os
 import threading
@@ -18,7 +19,6 @@ import urllib.parse
 from unittest import mock
 
 import fsspec
-import fsspec.implementations.memory
 from etils.epath import backend
 from orbax.checkpoint._src.path import gcs_utils
 
@@ -36,6 +36,19 @@ class Objects(dict):
   def __setitem__(self, name, content):
     self.generations[name] = self.generations.get(name, 0) + 1
     super().__setitem__(name, content)
+
+
+class _Written(io.BytesIO):
+  """Becomes an object when it is closed."""
+
+  def __init__(self, objects, name):
+    super().__init__()
+    self._objects, self._name = objects, name
+
+  def close(self):
+    if not self.closed:
+      self._objects[self._name] = self.getvalue()
+    super().close()
 
 
 class _Bucket(fsspec.AbstractFileSystem):
@@ -95,14 +108,9 @@ class _Bucket(fsspec.AbstractFileSystem):
     path = self._strip_protocol(path)
     if 'w' not in mode and path not in self.objects:
       raise FileNotFoundError(path)
-    content = b'' if 'w' in mode else self.objects[path]
-    file = fsspec.implementations.memory.MemoryFile(None, path, content)
     if 'w' in mode:
-      file.close = lambda: self._close(path, file)
-    return file
-
-  def _close(self, path, file):
-    self.objects[path] = file.getvalue()
+      return _Written(self.objects, path)
+    return io.BytesIO(self.objects[path])
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
