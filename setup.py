@@ -21,6 +21,7 @@ REQUIRED = [
   'clu>=0.0.12',
   'dm_pix>=0.4.5',
   'flatbuffers>=25.2',  # jax.export writes with it.
+  'etils>=1.13',
   'flax>=0.12.8',
   'grain>=0.2.18',
   'jax>=0.10.2',
@@ -58,7 +59,8 @@ setuptools.setup(
       'pytest-xdist>=3.8',
       'ruff>=0.17',
     ],
-    'tpu': ['jax[tpu]>=0.10.2'],
+    'gcs': ['gcsfs>=2026.7'],  # For work folders in gs://.
+    'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2026.7'],
     'cuda': ['jax[cuda13]>=0.10.2'],
   },
 )

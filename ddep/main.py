@@ -5,7 +5,6 @@ python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from segcore import (
   app,
   dry_run,
   evaluate,
+  files,
   inference,
   method,
   metrics,
@@ -171,7 +171,7 @@ def build_stages(
 
 
 def load_model(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, workdir: files.Path
 ) -> predict.Model:
   """The fine-tuned network of a finished run, to predict with.
 
@@ -249,7 +249,7 @@ class Runner:
       block.data,
     )
 
-  def run_classify(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_classify(self, place: stage.Place) -> Sequence[files.Path]:
     """Trains the encoder on tags."""
     self._check_data(place)
     block = self.experiment.classify
@@ -271,7 +271,7 @@ class Runner:
       f'{block.val_split}/accuracy',
     )
 
-  def run_denoise(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_denoise(self, place: stage.Place) -> Sequence[files.Path]:
     """Trains the decoder, or everything, to find noise."""
     self._check_data(place)
     block = self.experiment.denoise
@@ -292,7 +292,7 @@ class Runner:
     )
     return self._train(place, trained, split, (), watch)
 
-  def run_finetune(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_finetune(self, place: stage.Place) -> Sequence[files.Path]:
     """Trains everything on labelled images."""
     self._check_data(place)
     block = self.experiment.finetune
@@ -321,7 +321,7 @@ class Runner:
     keep: tuple[str, ...],
     evaluation: train_loop.Evaluate,
     best: str | None = None,
-  ) -> Sequence[pathlib.Path]:
+  ) -> Sequence[files.Path]:
     """Trains to the end of the stage's recipe; returns what it leaves."""
     name = place.directory.name
     block = getattr(self.experiment, name)

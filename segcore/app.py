@@ -12,11 +12,12 @@ the user can mend.
 import contextlib
 import errno
 import importlib.util
-import os
+import math
 import pathlib
 import re
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,17 +27,23 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from input_pipeline import errors
-from segcore import export, journal, predict, stage
+from segcore import export, files, hosts, journal, predict, stage, watch
 from segcore import topology as topology_lib
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
+EXIT_INTERRUPTED = 130
+
+# A process alone must not miss its own heartbeats when it is suspended.
+_NEVER_SECONDS = 10**8
+# Characters of an exception that other hosts print.
+_MOST_TOLD = 500
 
 # Builds the stages of an experiment from its config; for these devices, if they
 # are given.
 BuildStages = Callable[..., Sequence[stage.Stage]]
 # Reads what a finished run in a folder has trained.
-LoadModel = Callable[[ml_collections.ConfigDict, pathlib.Path], predict.Model]
+LoadModel = Callable[[ml_collections.ConfigDict, files.Path], predict.Model]
 
 
 def run(build: BuildStages, load: LoadModel) -> None:
@@ -62,8 +69,7 @@ def main(
     if command.topology:
       _rehearse_elsewhere(build, command)
       return 0
-    _start_devices()
-    with _disk_full(command.workdir):
+    with _hosts(command), _disk_full(command.workdir):
       stages = build(command.config)
       if command.dry_run:
         stage.rehearse(stages, command.stages, command.compiles)
@@ -78,16 +84,30 @@ def main(
         else:
           predict.run(model, command.request)
   except errors.UserError as error:
-    print(f'error: {_told(error, command)}', file=sys.stderr, flush=True)
+    _complain(_told(error, command))
     return EXIT_USER_ERROR
   except stage.Preempted as stopped:
     journal.say(f'stopped: {stopped}; run the same command again to go on')
     return EXIT_PREEMPTED
   except KeyboardInterrupt:
     journal.say('interrupted; run the same command again to go on')
-    return 130
+    return EXIT_INTERRUPTED
   journal.say(f'done: {command.workdir}')
   return 0
+
+
+class Hosts(NamedTuple):
+  """How the hosts of a run find and watch each other.
+
+  Attributes:
+    coordinator_port: of process 0; None for the one that is named or found.
+    init_timeout: seconds in which all have to come.
+    peer_timeout: seconds of silence after which one counts as lost.
+  """
+
+  coordinator_port: int | None = None
+  init_timeout: float = 600.0
+  peer_timeout: float = 60.0
 
 
 class Command(NamedTuple):
@@ -95,21 +115,23 @@ class Command(NamedTuple):
 
   Attributes:
     config: the experiment, locked.
-    workdir: its folder, absolute.
+    workdir: its folder, absolute, or an address (gs://…).
     stages: to run; all of them if empty.
     request: what to predict or export, instead of running stages.
     dry_run: only say what the stages would compute and cost.
     compiles: say what the compiler finds, too.
     topology: devices that the dry run is for, instead of those at hand.
+    hosts: how they find and watch each other.
   """
 
   config: ml_collections.ConfigDict
-  workdir: pathlib.Path
+  workdir: files.Path
   stages: tuple[str, ...]
   request: predict.Request | export.Request | None = None
   dry_run: bool = False
   compiles: bool = False
   topology: topology_lib.Topology | None = None
+  hosts: Hosts = Hosts()
 
 
 def parse(argv: Sequence[str]) -> Command | None:
@@ -146,12 +168,13 @@ def parse(argv: Sequence[str]) -> Command | None:
   )
   return Command(
     config,
-    pathlib.Path(workdir).expanduser().absolute(),
+    files.absolute(files.path(workdir, '--workdir')),
     tuple(values.stage),
     _request(values),
     values.dry_run or values.dry_run_xla,
     values.dry_run_xla,
     _topology(values),
+    Hosts(values.coordinator_port, values.init_timeout, values.peer_timeout),
   )
 
 
@@ -169,7 +192,8 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_string(
     'workdir',
     None,
-    'Folder of checkpoints and results; runs/<config> by default.',
+    'Folder of checkpoints and results, or gs://BUCKET/FOLDER; '
+    'runs/<config> by default.',
     flag_values=values,
   )
   flags.DEFINE_list(
@@ -213,6 +237,29 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   )
   flags.DEFINE_bool(
     'probs', False, 'Write the probability of each class.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'coordinator_port',
+    None,
+    'Port of process 0; by default the one of JAX_COORDINATOR_ADDRESS, or '
+    'what jax takes.',
+    lower_bound=1,
+    upper_bound=65535,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'init_timeout',
+    Hosts().init_timeout,
+    'Seconds in which all hosts have to report in.',
+    lower_bound=1.0,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'peer_timeout',
+    Hosts().peer_timeout,
+    'Seconds of silence after which a host counts as lost.',
+    lower_bound=1.0,
+    flag_values=values,
   )
   flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
   return values
@@ -324,25 +371,53 @@ def default_workdir(config: str) -> str:
   return str(pathlib.Path('runs') / re.sub(r'[^\w.,=-]', '_', name))
 
 
-def _start_devices() -> None:
+@contextlib.contextmanager
+def _hosts(command: Command) -> Iterator[None]:
+  """Joins the other hosts, if there are any; none goes on without another.
+
+  If this process fails, the others are told why, and end too.
+
+  Raises:
+    UserError: a host does not come, or differs from the others.
+  """
+  links = _start_devices(command)
+  if links is None:
+    yield
+    return
+  watching = watch.Watch(links, command.hosts.peer_timeout)
+  try:
+    yield
+  except stage.Preempted:
+    watching.leave()
+    raise
+  except errors.UserError as error:
+    told = _told(error, command)
+    _complain(told)
+    watching.fail(told, EXIT_USER_ERROR, at_once=True)
+  except KeyboardInterrupt:
+    watching.fail('interrupted', EXIT_INTERRUPTED, at_once=True)
+  except BaseException as error:
+    traceback.print_exc()
+    told = errors.one_line(f'{type(error).__name__}: {error}')
+    watching.fail(told[:_MOST_TOLD], watch.EXIT_LOST, at_once=False)
+  else:
+    watching.leave()
+
+
+def _start_devices(command: Command) -> hosts.Links | None:
   """Joins the other hosts, if there are any.
 
-  They are found by jax on a pod and under SLURM, or named by the variables
-  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single
-  process makes a group of its own, so that a request to stop (SIGTERM) is
-  noticed by one mechanism on a laptop and on a pod.
+  A single process makes a group of its own, so that a request to stop
+  (SIGTERM) is noticed by one mechanism on a laptop and on a pod.
+
+  Raises:
+    UserError: a host does not come, or differs from the others.
   """
   if jax.distributed.is_initialized():
-    return
-  if 'JAX_COORDINATOR_ADDRESS' in os.environ:
-    jax.distributed.initialize(
-      num_processes=_number_of('JAX_NUM_PROCESSES'),
-      process_id=_number_of('JAX_PROCESS_ID'),
-      cluster_detection_method='deactivate',
-    )
-  elif _is_pod():
-    jax.distributed.initialize()
-  else:
+    return None
+  wanted = command.hosts
+  group = hosts.find(wanted.coordinator_port, wanted.init_timeout)
+  if group is None:
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
@@ -351,28 +426,29 @@ def _start_devices() -> None:
       num_processes=1,
       process_id=0,
       cluster_detection_method='deactivate',
+      heartbeat_timeout_seconds=_NEVER_SECONDS,
     )
-
-
-def _number_of(variable: str) -> int:
-  text = os.environ.get(variable, '')
-  if not text.isdigit():
-    raise errors.UserError(
-      f'{variable}: found {text!r}, expected a number, since '
-      'JAX_COORDINATOR_ADDRESS is set'
-    )
-  return int(text)
-
-
-def _is_pod() -> bool:
-  """Whether jax can find other hosts by itself: on a TPU, under `srun`."""
-  variables = ('TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES')
-  on_tpu = any(map(os.environ.get, variables)) or any(
-    pathlib.Path('/dev').glob('accel*')
+    return None
+  known = hosts.facts(
+    command.config,
+    workdir=str(command.workdir),
+    stages=','.join(command.stages) or 'all',
   )
-  step = ('SLURM_PROCID', 'SLURM_STEP_NODELIST')
-  several = os.environ.get('SLURM_NTASKS', '1') != '1'
-  return on_tpu or (several and all(map(os.environ.get, step)))
+  links = hosts.meet(group, known, wanted.init_timeout)
+  jax.distributed.initialize(
+    group.address,
+    num_processes=group.count,
+    process_id=group.index,
+    cluster_detection_method=None if group.found else 'deactivate',
+    initialization_timeout=math.ceil(wanted.init_timeout),
+    # Later than `watch`, which says who is lost.
+    heartbeat_timeout_seconds=math.ceil(2 * wanted.peer_timeout) + 60,
+  )
+  return links
+
+
+def _complain(text: str) -> None:
+  print(f'error: {text}', file=sys.stderr, flush=True)
 
 
 def _one_line(error: Exception) -> str:
@@ -383,7 +459,7 @@ def _one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _disk_full(workdir: pathlib.Path) -> Iterator[None]:
+def _disk_full(workdir: files.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:

@@ -8,8 +8,6 @@ with the best value so far.
 import contextlib
 import errno
 import os
-import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from input_pipeline import errors
+from segcore import files
 
 _STATE, _META = 'state', 'meta'
 
@@ -32,7 +31,7 @@ class Checkpoints:
     checkpoints.save(100, state)
   """
 
-  def __init__(self, directory: pathlib.Path, keep: int = 2):
+  def __init__(self, directory: files.Path, keep: int = 2):
     self.directory = directory
     self._latest = _manager(directory / 'checkpoints', keep)
     self._best = _manager(directory / 'best', 1)
@@ -157,7 +156,7 @@ class Checkpoints:
     if jax.process_index() == 0:
       for step in steps:
         aside = self.directory / f'damaged-{step}'
-        shutil.rmtree(aside, ignore_errors=True)
+        files.remove_folder(aside)
         (self.directory / 'checkpoints' / str(step)).rename(aside)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('damaged checkpoints set aside')
@@ -165,7 +164,7 @@ class Checkpoints:
 
 
 def read(
-  directory: pathlib.Path, names: Sequence[str] = ('params', 'batch_stats')
+  directory: files.Path, names: Sequence[str] = ('params', 'batch_stats')
 ) -> dict[str, Any]:
   """Fields of the newest state in a folder of checkpoints, as numpy arrays.
 
@@ -179,7 +178,7 @@ def read(
   steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
   if not steps:
     raise errors.UserError(f'no checkpoint in {directory}: train it first')
-  folder = directory.absolute() / str(max(steps)) / _STATE
+  folder = files.absolute(directory) / str(max(steps)) / _STATE
   try:
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree
@@ -212,9 +211,9 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
-def _manager(directory: pathlib.Path, keep: int) -> _Manager:
+def _manager(directory: files.Path, keep: int) -> _Manager:
   return _Manager(
-    directory.absolute(),
+    files.absolute(directory),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
   )
 
@@ -246,7 +245,7 @@ def _all_hosts(good: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _disk(directory: pathlib.Path) -> Iterator[None]:
+def _disk(directory: files.Path) -> Iterator[None]:
   """Says in one line that the disk is full, however Orbax puts it."""
   try:
     yield

@@ -5,7 +5,6 @@ it; `Reporting` is the stage that evaluates a trained segmentation network.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,6 +26,8 @@ from segcore import (
   checkpoint,
   dry_run,
   evaluate,
+  files,
+  hosts,
   inference,
   journal,
   method,
@@ -75,9 +76,9 @@ class Start:
       )
 
   @property
-  def folder(self) -> pathlib.Path:
+  def folder(self) -> files.Path:
     """Where another experiment's stage, or a file, is."""
-    return pathlib.Path(self.path).expanduser()
+    return files.path(self.path, 'path')
 
   def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
     """The stage of this experiment that it starts from, if it does.
@@ -318,7 +319,7 @@ class Bench:
     best: str | None = None,
     start: Start | None = None,
     terms_from: int = 0,
-  ) -> Sequence[pathlib.Path]:
+  ) -> Sequence[files.Path]:
     """Trains to the end of a recipe; returns what it leaves.
 
     Args:
@@ -333,6 +334,10 @@ class Bench:
       terms_from: last step at which a term of the loss may be 0 by intention.
     """
     for name, stream in streams.items():
+      hosts.agree(
+        f'the data{name and f" ({name})"}',
+        f'{len(stream.split)} images of version {stream.split.version}',
+      )
       stage.keep_same(
         place.directory / f'data{name and "_" + name}.json',
         {'version': stream.split.version, 'num_images': len(stream.split)},
@@ -513,7 +518,7 @@ def augmentations(
 
 def write_classes(
   place: stage.Place, split: datasets.Split
-) -> Sequence[pathlib.Path]:
+) -> Sequence[files.Path]:
   """Leaves the names and colours of the classes for the stages after."""
   path = place.directory / _CLASSES
   stage.write_json(path, {'classes': split.classes, 'palette': split.palette})
@@ -580,7 +585,7 @@ class Reporting:
       'evaluate', settings, self.run, (self.trained_by,), self._plan
     )
 
-  def run(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run(self, place: stage.Place) -> Sequence[files.Path]:
     """Reports the network by the protocol of the config."""
     bench, block = self.bench, self.evaluate
     bench.check_labelled(self.labelled, block.splits, self.trained_by)
@@ -621,7 +626,7 @@ class Reporting:
     )
     return [path, pictured]
 
-  def model(self, workdir: pathlib.Path) -> predict.Model:
+  def model(self, workdir: files.Path) -> predict.Model:
     """What was trained in a folder, to predict with.
 
     Raises:
@@ -654,7 +659,7 @@ class Reporting:
       'images at once',
     ]
 
-  def _state(self, folder: pathlib.Path) -> tuple[int, method.TrainState]:
+  def _state(self, folder: files.Path) -> tuple[int, method.TrainState]:
     """The step and the state that are reported."""
     kept = 'best' if self.evaluate.which == 'best' else 'checkpoints'
     found = self.reported(checkpoint.read(folder / kept, self.fields))

@@ -2,35 +2,52 @@
 
 import contextlib
 import json
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from segcore import files
+
 
 class Journal:
   """`metrics.jsonl`: one line a logged step, without gaps or repetitions.
 
   A restart at step s drops the lines of later steps, which will come again.
-  Only host 0 writes.
+  Only host 0 writes. In a bucket, which cannot be added to, the lines are there
+  after `flush`.
   """
 
-  def __init__(self, path: pathlib.Path, step: int):
+  def __init__(self, path: files.Path, step: int):
     self._path = path if jax.process_index() == 0 else None
+    # Of a journal in a bucket, and how many of them are there.
+    self._lines: list[str] = []
+    self._flushed = 0
     if self._path and path.exists():
       lines = path.read_text().splitlines(keepends=True)
       kept = [line for line in lines if _is_kept(line, step)]
-      partial = path.with_suffix('.partial')
-      partial.write_text(''.join(kept))
-      partial.rename(path)
+      files.write(path, ''.join(kept), sure=False)
+      if not files.is_local(path):
+        self._lines, self._flushed = kept, len(kept)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Adds a line."""
-    if self._path:
+    if not self._path:
+      return
+    line = json.dumps({'step': step, **values}) + '\n'
+    if files.is_local(self._path):
       with open(self._path, 'a') as file:
-        file.write(json.dumps({'step': step, **values}) + '\n')
+        file.write(line)
+    else:
+      self._lines.append(line)
+
+  def flush(self) -> None:
+    """Returns when all lines so far can be read by others."""
+    count = len(self._lines)  # Another thread may add some.
+    if count > self._flushed:
+      files.write(self._path, ''.join(self._lines[:count]))
+      self._flushed = count
 
 
 def _is_kept(line: str, step: int) -> bool:
@@ -39,7 +56,7 @@ def _is_kept(line: str, step: int) -> bool:
   return json.loads(line)['step'] <= step
 
 
-def read_journal(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_journal(path: files.Path) -> list[dict[str, Any]]:
   """The lines of a `metrics.jsonl`."""
   return [json.loads(line) for line in path.read_text().splitlines()]
 

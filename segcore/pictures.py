@@ -6,8 +6,8 @@ set's palette; pixels without a label are light grey.
 
 import dataclasses
 import functools
+import io
 import math
-import pathlib
 from collections.abc import Sequence
 
 import cv2
@@ -16,6 +16,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 from jaxtyping import Int, UInt8
+
+from segcore import files
 
 Colour = tuple[int, int, int]
 
@@ -173,9 +175,11 @@ def panels(
   return below(picture, names)
 
 
-def write(path: pathlib.Path, picture: UInt8[np.ndarray, 'H W 3']) -> None:
+def write(path: files.Path, picture: UInt8[np.ndarray, 'H W 3']) -> None:
   """Writes a PNG."""
-  PIL.Image.fromarray(picture).save(path)
+  encoded = io.BytesIO()
+  PIL.Image.fromarray(picture).save(encoded, format='PNG')
+  path.write_bytes(encoded.getvalue())
 
 
 def spread(count: int, most: int) -> frozenset[int]:

@@ -19,7 +19,14 @@ import safetensors
 from flax import traverse_util
 
 from input_pipeline import errors
-from segcore import checkpoint, journal, public_weights, stage, torch_weights
+from segcore import (
+  checkpoint,
+  files,
+  journal,
+  public_weights,
+  stage,
+  torch_weights,
+)
 from segcore.models import resize
 
 _MOST_LINES = 8
@@ -33,7 +40,7 @@ _TABLE = ('Transformer', 'posembed_input', 'pos_embedding')
 Grid = tuple[int, int]
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def read(path: files.Path) -> dict[str, Any]:
   """Reads {'params': tree, 'batch_stats': tree}.
 
   'grid' is there too where the height and width of a position table are known.
@@ -80,7 +87,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-  path: pathlib.Path,
+  path: files.Path,
   parts: tuple[str, ...],
   segmenter: nn.Module,
   image_shape: tuple[int, ...],
@@ -188,7 +195,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     ) from error
 
 
-def _grid_of_settings(path: pathlib.Path) -> dict[str, Grid]:
+def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
   """The grid that a stage's network was built with, if its config gave one."""
   if not path.exists():
     return {}

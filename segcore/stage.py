@@ -6,10 +6,7 @@ again does what is left; with other settings it is refused.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from input_pipeline import errors
-from segcore import journal, options
+from segcore import files, journal, options
 from segcore import topology as topology_lib
 
 _MOST_DIFFERENCES = 5
@@ -57,8 +54,8 @@ class Place:
     preemption: to be asked after every step.
   """
 
-  directory: pathlib.Path
-  needed: Mapping[str, pathlib.Path]
+  directory: files.Path
+  needed: Mapping[str, files.Path]
   digest: str
   preemption: Preemption = dataclasses.field(default_factory=Preemption)
 
@@ -79,7 +76,7 @@ class Stage:
 
   name: str
   settings: Any
-  run: Callable[[Place], Sequence[pathlib.Path]]
+  run: Callable[[Place], Sequence[files.Path]]
   needs: tuple[str, ...] = ()
   plan: Callable[[bool, topology_lib.Topology | None], Iterable[str]] | None = (
     None
@@ -88,7 +85,7 @@ class Stage:
 
 def execute(
   stages: Sequence[Stage],
-  workdir: pathlib.Path,
+  workdir: files.Path,
   only: Sequence[str] = (),
 ) -> None:
   """Runs the stages that are not finished, in order.
@@ -176,13 +173,13 @@ def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
   return [stage for stage in stages if not only or stage.name in only]
 
 
-def is_finished(directory: pathlib.Path) -> bool:
+def is_finished(directory: files.Path) -> bool:
   """Whether the stage of this folder has nothing left to do."""
   return (directory / 'DONE.json').exists()
 
 
 def check(
-  stages: Sequence[Stage], workdir: pathlib.Path
+  stages: Sequence[Stage], workdir: files.Path
 ) -> dict[str, dict[str, Any]]:
   """All settings, if what is in the folder was made with them.
 
@@ -218,7 +215,7 @@ def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
   return found
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
+def write_json(path: files.Path, content: Any) -> None:
   """Writes JSON from host 0, whole or not at all.
 
   Raises:
@@ -228,20 +225,15 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     return
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    with open(partial, 'w') as file:
-      json.dump(content, file, indent=1, sort_keys=True)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.rename(path)
+    files.write(path, json.dumps(content, indent=1, sort_keys=True))
   except OSError as error:
     raise errors.UserError(
-      f'cannot write {path} ({error.strerror}): free some space, or choose '
-      'another --workdir'
+      f'cannot write {path} ({error.strerror or error}): free some space, or '
+      'choose another --workdir'
     ) from error
 
 
-def keep_same(path: pathlib.Path, content: Any, what: str) -> None:
+def keep_same(path: files.Path, content: Any, what: str) -> None:
   """Writes JSON the first time; later on, refuses anything else.
 
   Raises:
@@ -255,7 +247,7 @@ def keep_same(path: pathlib.Path, content: Any, what: str) -> None:
   write_json(path, content)
 
 
-def _refuse_others(directory: pathlib.Path, settings: Any) -> None:
+def _refuse_others(directory: files.Path, settings: Any) -> None:
   path = directory / 'settings.json'
   if not path.exists():
     return
@@ -271,28 +263,30 @@ def _refuse_others(directory: pathlib.Path, settings: Any) -> None:
     )
 
 
-def _forget_unbegun(directory: pathlib.Path) -> None:
+def _forget_unbegun(directory: files.Path) -> None:
   """Lets other settings in where nothing was made with the refused ones."""
   settings = directory / 'settings.json'
   if jax.process_index() == 0 and [*directory.iterdir()] == [settings]:
     settings.unlink()
 
 
-def _finish(place: Place, name: str, outputs: Sequence[pathlib.Path]) -> None:
+def _finish(place: Place, name: str, outputs: Sequence[files.Path]) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{name} finished')
-  missing = [str(output) for output in outputs if not output.exists()]
+  made = [output for output in outputs if output.exists()]
+  missing = [
+    str(output)
+    for output in outputs
+    # A bucket has no empty folders.
+    if output not in made and (files.is_local(output) or output.suffix)
+  ]
   if missing:
     raise FileNotFoundError(f'{name} did not make {", ".join(missing)}')
-  files = [
-    file
-    for output in outputs
-    for file in (sorted(output.rglob('*')) if output.is_dir() else [output])
-    if file.is_file()
-  ]
   if jax.process_index() == 0:
     hashes = {
-      str(file.relative_to(place.directory)): _hash(file) for file in files
+      str(file.relative_to(place.directory)): files.fingerprint(file)
+      for output in made
+      for file in files.inside(output)
     }
     write_json(
       place.directory / 'DONE.json',
@@ -302,7 +296,7 @@ def _finish(place: Place, name: str, outputs: Sequence[pathlib.Path]) -> None:
     multihost_utils.sync_global_devices(f'{name} marked')
 
 
-def verify(directory: pathlib.Path, needed_by: str) -> None:
+def verify(directory: files.Path, needed_by: str) -> None:
   """Raises UserError unless the stage is finished and its files are whole."""
   done = directory / 'DONE.json'
   if not done.exists():
@@ -312,14 +306,14 @@ def verify(directory: pathlib.Path, needed_by: str) -> None:
     )
   for name, expected in read_json(done)['outputs'].items():
     file = directory / name
-    if not file.is_file() or _hash(file) != expected:
+    if not file.is_file() or files.fingerprint(file) != expected:
       raise errors.UserError(
         f'{file} is missing or changed since {directory.name} was finished: '
         f'restore it, or remove {directory} to run the stage again'
       )
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: files.Path) -> Any:
   """What `write_json` has written.
 
   Raises:
@@ -332,8 +326,3 @@ def read_json(path: pathlib.Path) -> Any:
       f'{path} is damaged ({error}): restore it from a copy, or remove '
       f'{path.parent} to run the stage again'
     ) from error
-
-
-def _hash(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

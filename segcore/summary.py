@@ -8,9 +8,9 @@ The methods are named as in `clu.metric_writers`. One host writes; the others
 hold a `NullWriter`.
 """
 
-import os
 import pathlib
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -28,6 +28,8 @@ from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import summary_v2 as text_summary
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.util import tensor_util
+
+from segcore import files
 
 # The part of a file's name that TensorBoard orders a folder's files by.
 _STARTED = re.compile(r'tfevents\.(\d+)')
@@ -49,13 +51,12 @@ class Findings(NamedTuple):
 class SummaryWriter:
   """Writes one run's events into a folder, from one process."""
 
-  def __init__(
-    self, logdir: str | os.PathLike[str], resume_step: int | None = None
-  ):
+  def __init__(self, logdir: str | files.Path, resume_step: int | None = None):
     """Opens a new event file.
 
     Args:
-      logdir: Folder of the run; made if missing.
+      logdir: Folder of the run; made if missing. In a bucket the file is copied
+        there, as a whole, by each `flush`.
       resume_step: Number of training steps that a restarted run goes on from,
         0 if it has to begin anew; None where nothing ran before. TensorBoard
         then drops what earlier files of the folder hold for later steps (from
@@ -64,13 +65,18 @@ class SummaryWriter:
     """
     if resume_step is not None and resume_step < 0:
       raise ValueError(f'resume_step is {resume_step}; allowed: 0 or more')
-    logdir = os.fspath(logdir)
+    logdir = pathlib.Path(logdir) if isinstance(logdir, str) else logdir
     if resume_step is not None:
       _wait_for_later_name(logdir)
+    self._logdir, self._local, self._copied = logdir, None, 0
+    if not files.is_local(logdir):
+      self._local = tempfile.TemporaryDirectory(prefix='tensorboard-')
+      logdir.mkdir(parents=True, exist_ok=True)
     # The name holds second, host, process and a count; in containers on a
     # shared file system host and process may be equal too.
     self._file = event_file_writer.EventFileWriter(
-      logdir, filename_suffix=f'.{uuid.uuid4().hex[:8]}'
+      self._local.name if self._local else str(logdir),
+      filename_suffix=f'.{uuid.uuid4().hex[:8]}',
     )
     if resume_step is not None:
       # TensorBoard drops steps >= the record's own. Twice, since it takes the
@@ -125,10 +131,25 @@ class SummaryWriter:
   def flush(self) -> None:
     """Returns when everything written so far is in the file."""
     self._file.flush()
+    self._copy()
 
   def close(self) -> None:
     """Flushes and closes; may be called twice."""
     self._file.close()
+    self._copy()
+    if self._local:
+      self._local.cleanup()
+      self._local = None
+
+  def _copy(self) -> None:
+    """Puts the file where it belongs, if it is not written there."""
+    if not self._local:
+      return
+    for path in pathlib.Path(self._local.name).iterdir():
+      data = path.read_bytes()
+      if len(data) > self._copied:
+        files.write(self._logdir / path.name, data)
+        self._copied = len(data)
 
   def __enter__(self) -> 'SummaryWriter':
     return self
@@ -182,7 +203,7 @@ class NullWriter:
 
 
 def open_writer(
-  logdir: pathlib.Path, step: int = 0
+  logdir: files.Path, step: int = 0
 ) -> SummaryWriter | NullWriter:
   """The writer of this host: host 0 writes, the others do not.
 
@@ -192,20 +213,18 @@ def open_writer(
   """
   if jax.process_index() != 0:
     return NullWriter()
-  return SummaryWriter(
-    str(logdir), resume_step=step if logdir.exists() else None
-  )
+  return SummaryWriter(logdir, resume_step=step if logdir.exists() else None)
 
 
-def _wait_for_later_name(logdir: str) -> None:
+def _wait_for_later_name(logdir: files.Path) -> None:
   """Waits, a second at most as a rule, until a new file would be the last.
 
   TensorBoard reads a folder's files in the order of their names. If the
   restart's file came before the killed run's, it would drop nothing.
   """
-  if not os.path.exists(logdir):
+  if not logdir.exists():
     return
-  names = os.listdir(logdir)
+  names = [path.name for path in logdir.iterdir()]
   matches = [match for name in names if (match := _STARTED.search(name))]
   if not matches:
     return

@@ -128,7 +128,7 @@ def train(
     ):
       batches = itertools.islice(batches, training.num_steps - start)
       if operation.record_ids:
-        batches = _recorded(batches, place, start)
+        batches = _recorded(batches, log.ids, start)
       run = _Run(training, place, operation, checkpoints, log)
       step, watch = jitted_step(training.method, mesh, state, spec)
       if log.peak:
@@ -144,10 +144,9 @@ def train(
 
 
 def _recorded(
-  batches: Iterator[batch_lib.Batch], place: stage.Place, start: int
+  batches: Iterator[batch_lib.Batch], seen: journal_lib.Journal, start: int
 ) -> Iterator[batch_lib.Batch]:
   """Writes down the ids of each batch on its way, before it is used."""
-  seen = journal_lib.Journal(place.directory / 'ids.jsonl', step=start)
   for step, batch in enumerate(batches, start + 1):
     streams = batch if 'id' not in batch else {'': batch}
     seen.write(
@@ -182,6 +181,7 @@ class _Log:
     self.journal = journal_lib.Journal(
       place.directory / 'metrics.jsonl', step=start
     )
+    self.ids = journal_lib.Journal(place.directory / 'ids.jsonl', step=start)
     self.progress = journal_lib.Progress(
       place.directory.name,
       start,
@@ -202,6 +202,16 @@ class _Log:
 
   def __exit__(self, *exception) -> None:
     self.writer.close()
+    self.journal.flush()
+    self.ids.flush()
+    self.speeds.flush()
+
+  def flush(self) -> None:
+    """Returns when everything is where it will be found."""
+    self.writer.flush()
+    self.journal.flush()
+    self.ids.flush()
+    self.speeds.flush()
 
   def train(self, step: int, values: Mapping[str, float]) -> None:
     shown = {name: v for name, v in values.items() if '/' not in name}
@@ -296,7 +306,7 @@ class _Run:
         self._evaluate(step, state)
       if save_due:
         # What is logged up to here must outlive a kill: it will not come again.
-        self.log.writer.flush()
+        self.log.flush()
         with timed('checkpoint'):
           self.checkpoints.save(step, state)
       if stopping:

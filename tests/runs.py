@@ -80,8 +80,12 @@ def start(
   devices: int = 1,
   process: tuple[int, int, int] | None = None,
   method: str = 'ddep',
+  log: pathlib.Path | None = None,
 ) -> subprocess.Popen:
-  """Starts a run; `process` is (index, count, port) of a group."""
+  """Starts a run; `process` is (index, count, port) of a group.
+
+  What it prints is added to `log`: `workdir`.log by default.
+  """
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
@@ -108,8 +112,7 @@ def start(
     *short,
     *arguments,
   ]
-  log = workdir.with_suffix('.log')
-  with open(log, 'a') as file:
+  with open(log or workdir.with_suffix('.log'), 'a') as file:
     return subprocess.Popen(
       command,
       cwd=ROOT,

@@ -1,5 +1,6 @@
 """The command line as a user runs it: killed, stopped, on several hosts."""
 
+import re
 import signal
 
 import jax
@@ -145,24 +146,71 @@ def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
   assert_same_to_the_bit(whole, workdir)
 
 
-def test_2_hosts_of_2_devices_equal_1_of_4(source, tmp_path):
-  one, two = tmp_path / 'one', tmp_path / 'two'
-  protocol = (
-    '--config.evaluate.protocol.scales=(0.75, 1.0)',
-    '--config.evaluate.protocol.flip=True',
-    # Adam makes steps of one size, also of gradients that differ by rounding.
-    '--config.finetune.recipe.optimizer.name=sgd',
-    '--config.finetune.recipe.optimizer.learning_rate=0.05',
-  )
-  alone = runs.start(source, one, *protocol, devices=4)
-  assert runs.finish(alone, one) == 0, runs.text_of(one)
-  port = runs.free_port()
-  hosts = [
-    runs.start(source, two, *protocol, devices=2, process=(i, 2, port))
-    for i in range(2)
-  ]
-  for host in hosts:
-    assert runs.finish(host, two) == 0, runs.text_of(two)
+PROTOCOL = (
+  '--config.evaluate.protocol.scales=(0.75, 1.0)',
+  '--config.evaluate.protocol.flip=True',
+  # Adam makes steps of one size, also of gradients that differ by rounding.
+  '--config.finetune.recipe.optimizer.name=sgd',
+  '--config.finetune.recipe.optimizer.learning_rate=0.05',
+)
+
+
+@pytest.fixture(scope='module')
+def one_of_4(source, tmp_path_factory):
+  """An uninterrupted run on 4 devices of one host."""
+  workdir = tmp_path_factory.mktemp('one') / 'run'
+  alone = runs.start(source, workdir, *PROTOCOL, devices=4)
+  assert runs.finish(alone, workdir) == 0, runs.text_of(workdir)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def two_of_2(source, tmp_path_factory):
+  """The same on 2 hosts of 2 devices."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  Group(source, workdir, 2, 2).finish([0, 0])
+  return workdir
+
+
+class Group:
+  """A run on several hosts that have a log each."""
+
+  def __init__(self, source, workdir, count, devices, *arguments):
+    port = runs.free_port()
+    self.workdir = workdir
+    self.logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
+    self.processes = [
+      runs.start(
+        source,
+        workdir,
+        *PROTOCOL,
+        *arguments,
+        devices=devices,
+        process=(i, count, port),
+        log=log,
+      )
+      for i, log in enumerate(self.logs)
+    ]
+
+  def finish(self, codes):
+    """Waits for all; they have to exit with these."""
+    found = [runs.finish(p, self.logs[0]) for p in self.processes]
+    assert found == codes, '\n'.join(log.read_text() for log in self.logs)
+
+  def last_lines(self):
+    return [log.read_text().splitlines()[-1] for log in self.logs]
+
+
+def losses_of(stage):
+  return {
+    line['step']: line['train/loss']
+    for line in runs.journal_of(stage)
+    if 'train/loss' in line
+  }
+
+
+def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
+  one, two = one_of_4, two_of_2
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
     runs.state_of(one / 'finetune'),
@@ -173,3 +221,51 @@ def test_2_hosts_of_2_devices_equal_1_of_4(source, tmp_path):
   wholes = [line['ids'] for line in runs.journal_of(one / 'finetune', 'ids')]
   assert halves == [ids[:2] for ids in wholes]
   assert runs.results_of(one) == runs.results_of(two)
+
+
+def test_2_hosts_of_which_one_was_killed_end_as_if_not(
+  source, two_of_2, tmp_path
+):
+  workdir = tmp_path / 'run'
+  group = Group(source, workdir, 2, 2)
+  due = runs.logged(workdir / 'finetune', 6)
+  assert runs.stop_when(group.processes[0], due)
+  group.finish([-signal.SIGKILL, 1])
+  assert re.match(r'error: process 0 \(.+\) is gone', group.last_lines()[1])
+  Group(source, workdir, 2, 2).finish([0, 0])
+  assert_same_to_the_bit(two_of_2, workdir)
+
+
+def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
+  workdir = tmp_path / 'run'
+  stage = workdir / 'finetune'
+  only = '--stage=finetune'
+  group = Group(source, workdir, 4, 1, only)
+  assert runs.stop_when(group.processes[2], runs.logged(stage, 5))
+  group.finish([1, 1, -signal.SIGKILL, 1])
+  for i in (0, 1, 3):
+    assert re.match(r'error: process 2 \(.+\) is gone', group.last_lines()[i])
+  before = losses_of(stage)
+  # One of them is asked to stop: all do, at one step.
+  group = Group(source, workdir, 4, 1, only)
+  assert runs.stop_when(
+    group.processes[3], runs.logged(stage, 7), signal.SIGTERM
+  )
+  group.finish([75] * 4)
+  saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
+  assert 7 <= saved < 14
+  after = losses_of(stage)
+  assert max(after) == saved
+  assert {step: after[step] for step in before} == before
+  Group(source, workdir, 2, 1, only).finish([0, 0])
+  expected, found = losses_of(one_of_4 / 'finetune'), losses_of(stage)
+  assert found.keys() == expected.keys()
+  for step in found:
+    assert found[step] == pytest.approx(expected[step], abs=1e-5)
+  # Host 0 reads the first rows of every batch: one of 4, then two.
+  lines = runs.journal_of(one_of_4 / 'finetune', 'ids')
+  ids = [line['ids'] for line in runs.journal_of(stage, 'ids')]
+  assert ids == [
+    whole[: 1 if step <= saved else 2]
+    for step, whole in enumerate((x['ids'] for x in lines), start=1)
+  ]

@@ -5,7 +5,6 @@ python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl_plus,labels=50
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from segcore import (
   app,
   dry_run,
   evaluate,
+  files,
   journal,
   method,
   network,
@@ -158,7 +158,7 @@ def build_stages(
 
 
 def load_model(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, workdir: files.Path
 ) -> predict.Model:
   """The trained network of a finished run, to predict with.
 
@@ -240,7 +240,7 @@ class Runner:
       lambda *asked: dry_run.report(self.plan(), *asked),
     )
 
-  def run_train(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_train(self, place: stage.Place) -> Sequence[files.Path]:
     """Trains student and teacher."""
     block, bench = self.experiment.train, self.bench
     bench.require(
