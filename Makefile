@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/label_efficient_segmentation/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: demo test lint bench
+.PHONY: demo test test-all lint bench
 demo: $(VENV)/installed
 	$(BIN)/python -m segcore.study --config=configs/ddep_shapes.py \
 	  --vary=init=supervised,ddep --vary=labels=100 --workdir=runs/demo \
@@ -16,6 +16,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-all: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

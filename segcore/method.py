@@ -402,11 +402,12 @@ class Update:
 
 
 def _with_parts(fresh: types.Params, found: types.Params) -> types.Params:
-  """The fresh tree with what was found of each part in its place."""
-  return {
-    **fresh,
-    **{part: {**fresh.get(part, {}), **tree} for part, tree in found.items()},
-  }
+  """The fresh tree with what was found of each part in its place.
+
+  Of the heads, those that were not found stay fresh.
+  """
+  heads = {**fresh.get('heads', {}), **found.get('heads', {})}
+  return {**fresh, **found, **({'heads': heads} if heads else {})}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -223,6 +223,7 @@ def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
   assert runs.results_of(one) == runs.results_of(two)
 
 
+@pytest.mark.slow
 def test_2_hosts_of_which_one_was_killed_end_as_if_not(
   source, two_of_2, tmp_path
 ):
@@ -236,6 +237,7 @@ def test_2_hosts_of_which_one_was_killed_end_as_if_not(
   assert_same_to_the_bit(two_of_2, workdir)
 
 
+@pytest.mark.slow
 def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
   workdir = tmp_path / 'run'
   stage = workdir / 'finetune'

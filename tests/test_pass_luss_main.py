@@ -219,6 +219,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     assert results_of(workdir, name) == results_of(whole, name)
 
 
+@pytest.mark.slow
 def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
   """From the same networks: features, neighbours, labels and scores.
 

@@ -41,6 +41,7 @@ def test_a_run_leaves_what_it_promises(whole):
   assert set(results['per_class']['iou']) == {'ground', 'disc'}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
   source, whole, tmp_path
 ):

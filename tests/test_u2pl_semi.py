@@ -599,9 +599,10 @@ def test_the_unlabelled_images_weigh_as_told(warm):
     semi.Consistency(weight=0.0)
 
 
-def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(warm):
+def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(
+  trained, jitted, warm
+):
   """The same draws; the loss differs by the rounding of negatives."""
-  trained = method_of()
   half = dataclasses.replace(
     trained,
     options=dataclasses.replace(
@@ -610,10 +611,10 @@ def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(warm):
   )
   state, _ = warm
   found = []
-  for each in (trained, half):
+  for each, step in ((trained, jitted), (half, jax.jit(half.train_step))):
     rows = state.bank.rows.astype(jnp.dtype(each.options.contrast.dtype))
     begun = state.replace(bank=state.bank.replace(rows=rows))
-    after, scalars = jax.jit(each.train_step)(begun, batch_of(4))
+    after, scalars = step(begun, batch_of(4))
     found.append((after.bank, float(scalars['loss_contrast'])))
   (bank, loss), (rounded, of_rounded) = found
   assert rounded.rows.dtype == jnp.bfloat16
