@@ -313,7 +313,7 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   config.operation = common.operation(
     log_every=50,
     save_every=1000,
-    reading={'threads': 32, 'buffered': 16, 'workers': 0},
+    reading={'threads': 32, 'buffered': 32, 'workers': 0},
   )
   set_seeds(config, options)
   if options.untrained:
