@@ -2,10 +2,7 @@
 
 import dataclasses
 import io
-import pathlib
-import shutil
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +11,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from input_pipeline import audit, datasets, disks
+from input_pipeline import audit, datasets
 from input_pipeline import loader as loader_lib
-from pass_luss import attend, heads, kmeans, looking
-from segcore import evaluate, journal, method, stage
+from pass_luss import attend, gathered, heads, kmeans, looking
+from segcore import evaluate, files, journal, method, stage
 from segcore.models import segmenter as segmenter_lib
 
 # Images whose features are kept together, in one file.
@@ -113,12 +110,16 @@ def features(
     if not _agreed(path.exists()):
       indices = np.arange(start, min(start + BLOCK, len(split)))
       part = split.select(indices)
-      found = _of_block(part, look, state, batch_size, mesh, reading, place)
+      found = gathered.rows_of(
+        evaluate.Predictions(part, look, batch_size, mesh, (), reading), state
+      )
+      if place.preemption.reached():
+        raise stage.Preempted(f'{place.directory} keeps its finished features')
       if jax.process_index() == 0:
         _write(path, found)
       progress.line(done, {})
     else:
-      found = np.load(path)
+      found = read(path)
     if result is None:
       result = np.empty((len(split), *found.shape[1:]), np.float32)
     result[start : start + len(found)] = found
@@ -128,66 +129,7 @@ def features(
 def forget(place: stage.Place) -> None:
   """Removes the features, once there are centroids; from host 0."""
   if jax.process_index() == 0:
-    shutil.rmtree(place.directory / 'features', ignore_errors=True)
-
-
-def _of_block(
-  split: datasets.Split,
-  look: looking.AtGrid,
-  state: method.TrainState,
-  batch_size: int,
-  mesh: Mesh,
-  reading: loader_lib.Reading,
-  place: stage.Place,
-) -> Float32[np.ndarray, 'n ...']:
-  """The rows of a block, gathered from all hosts."""
-  predictions = evaluate.Predictions(split, look, batch_size, mesh, (), reading)
-  at = {name: i for i, name in enumerate(split.ids())}
-  rows, indices = [], []
-  for row, example in predictions(state):
-    rows.append(row)
-    indices.append(at[example['id'].item().decode()])
-  if place.preemption.reached():
-    raise stage.Preempted(f'{place.directory} keeps its finished features')
-  return in_order(rows, indices)
-
-
-def in_order(
-  rows: Sequence[np.ndarray], indices: Sequence[int]
-) -> Float32[np.ndarray, 'N ...']:
-  """The rows of all hosts, each at its index; the same on every host."""
-  found = across_hosts(rows, np.float32)
-  result = np.empty_like(found)
-  result[across_hosts(indices, np.int32)] = found
-  return result
-
-
-def across_hosts(rows: Sequence[Any], dtype: type[np.number]) -> np.ndarray:
-  """The rows of all hosts, one host's after the other's; the same on each.
-
-  Args:
-    rows: of this host; only host 0, whose rows say their shape, must have some.
-    dtype: of the result.
-  """
-  if jax.process_count() == 1:
-    return np.asarray(rows, dtype)
-  told = np.full(_MOST_AXES, -1, np.int32)
-  if jax.process_index() == 0:
-    shape = np.shape(rows[0])
-    told[: len(shape)] = shape
-  told = np.asarray(multihost_utils.broadcast_one_to_all(told))
-  own = np.asarray(rows, dtype).reshape(len(rows), *told[told >= 0].tolist())
-  counts = multihost_utils.process_allgather(np.int32(len(own)))
-  missing = int(np.max(counts)) - len(own)
-  padded = np.pad(own, [(0, missing), *[(0, 0)] * (own.ndim - 1)])
-  found = multihost_utils.process_allgather(padded)
-  return np.concatenate(
-    [part[:count] for part, count in zip(found, counts, strict=True)]
-  )
-
-
-# Of a row, at most.
-_MOST_AXES = 4
+    files.remove_folder(place.directory / 'features')
 
 
 def _agreed(here: bool) -> bool:
@@ -197,12 +139,10 @@ def _agreed(here: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.int32(here)))
 
 
-def _write(path: pathlib.Path, array: np.ndarray) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: files.Path, array: np.ndarray) -> None:
   content = io.BytesIO()
   np.save(content, array)
-  with disks.whole(path) as partial:
-    partial.write_bytes(content.getvalue())
+  files.write(path, content.getvalue())
 
 
 def centroids(
@@ -236,15 +176,15 @@ def centroids(
   )
 
 
-def write(path: pathlib.Path, found: Float[np.ndarray, 'K D']) -> None:
+def write(path: files.Path, found: Float[np.ndarray, 'K D']) -> None:
   """Writes centroids, from host 0."""
   if jax.process_index() == 0:
     _write(path, np.asarray(found, np.float32))
 
 
-def read(path: pathlib.Path) -> Float32[np.ndarray, 'K D']:
-  """Reads centroids."""
-  return np.load(path, allow_pickle=False)
+def read(path: files.Path) -> Float32[np.ndarray, 'K ...']:
+  """Reads centroids, or features."""
+  return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
 
 
 def tags_of(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:

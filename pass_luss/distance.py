@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from pass_luss import cluster, heads, looking, neighbours
+from pass_luss import cluster, gathered, heads, looking, neighbours
 from segcore import evaluate, method
 from segcore.models import segmenter as segmenter_lib
 
@@ -71,7 +71,9 @@ class Matcher:
     """Regions of the labelled images of all hosts."""
     look = looking.AtGrid(self._features, self.options.short_side)
     entries, labels = [], []
-    for features, example in self._each(split, look, ('label',)):
+    for features, example in self._predictions(split, look, ('label',))(
+      self.state
+    ):
       mask = looking.nearest(example['label'], features.shape[:2])
       found = neighbours.bank_entries(
         features[None], mask[None], len(split.classes) - 1
@@ -79,8 +81,8 @@ class Matcher:
       entries.extend(found.features)
       labels.extend(found.labels)
     return neighbours.Bank(
-      cluster.across_hosts(entries, np.float32),
-      cluster.across_hosts(labels, np.int32),
+      gathered.across_hosts(entries, np.float32),
+      gathered.across_hosts(labels, np.int32),
     )
 
   def maps(
@@ -90,7 +92,7 @@ class Matcher:
     look = _Voting(
       self._features, self.options.short_side, vote=self._vote(bank)
     )
-    return self._each(split, look, (), show=True)
+    return self._predictions(split, look)(self.state)
 
   def accuracy(
     self, known: datasets.Split, split: datasets.Split
@@ -121,25 +123,18 @@ class Matcher:
       self.options.short_side,
       self.options.crop,
     )
-    at = {name: i for i, name in enumerate(split.ids())}
-    rows, order = [], []
-    for row, example in self._each(split, look, ()):
-      rows.append(row)
-      order.append(at[example['id'].item().decode()])
-    return cluster.in_order(rows, order)
+    return gathered.rows_of(self._predictions(split, look), self.state)
 
-  def _each(
+  def _predictions(
     self,
     split: datasets.Split,
     look: looking.AtGrid,
-    keep: tuple[str, ...],
-    show: bool = False,
-  ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
-    predictions = evaluate.Predictions(
+    keep: tuple[str, ...] = (),
+  ) -> evaluate.Predictions:
+    return evaluate.Predictions(
       *(split, look, self.options.batch_size, self.mesh),
-      *(keep, self.reading, show),
+      *(keep, self.reading, True),
     )
-    return predictions(self.state)
 
   def _features(
     self, state: method.TrainState, images: Float[Array, 'B H W 3']

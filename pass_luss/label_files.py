@@ -9,6 +9,7 @@ ImageNet-S benchmark (Gao et al., Large-scale unsupervised semantic
 segmentation, 2022).
 """
 
+import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Int, Int16, UInt8
 
-from input_pipeline import archives, audit, batch, disks, errors
+from input_pipeline import archives, audit, batch, errors
 from input_pipeline.builders import imagenet_s
+from segcore import files
 
 IGNORED = imagenet_s.IGNORED
 MAX_CLASSES = IGNORED - 1
@@ -77,7 +79,9 @@ def decode(
   return label
 
 
-def read(file: archives.File, num_classes: int) -> Int16[np.ndarray, 'H W']:
+def read(
+  file: archives.File | files.Path, num_classes: int
+) -> Int16[np.ndarray, 'H W']:
   """The ids 0…num_classes of a file, -1 where ignored.
 
   Args:
@@ -97,17 +101,18 @@ def read(file: archives.File, num_classes: int) -> Int16[np.ndarray, 'H W']:
     raise errors.BadFile(file, reason) from error
 
 
-def write(path: pathlib.Path, label: Int[np.ndarray, 'H W']) -> None:
+def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
   """Writes a file, whole or not at all, and the folders above it.
 
   Raises:
     UserError: the file system does not let it.
     ValueError: an id is 1000 or more.
   """
-  image = PIL.Image.fromarray(encode(label))
+  content = io.BytesIO()
+  PIL.Image.fromarray(encode(label)).save(content, format='PNG')
   try:
-    with disks.whole(path) as partial:
-      image.save(partial, format='PNG')
+    # Without waiting for the disk: there are very many.
+    files.write(path, content.getvalue(), sure=False)
   except OSError as error:
     raise errors.UserError(
       errors.one_line(
@@ -136,14 +141,14 @@ def names(folder: pathlib.Path) -> Sequence[str]:
     ) from error
 
   found = []
-  for parent, folders, files in os.walk(
+  for parent, folders, here in os.walk(
     folder, onerror=refuse, followlinks=True
   ):
     folders[:] = [name for name in folders if not name.startswith('.')]
     below = pathlib.Path(parent).relative_to(folder)
     found += [
       (below / name).as_posix()
-      for name in files
+      for name in here
       if name.endswith('.png') and not name.startswith('.')
     ]
   if not found:

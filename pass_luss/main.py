@@ -5,265 +5,49 @@ python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 
 import dataclasses
 import functools
-import pathlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, errors, loader, views
+from input_pipeline import datasets, errors
 from pass_luss import (
-  attend,
+  blocks,
   cluster,
   distance,
   finetune,
-  heads,
   kmeans,
+  label_folders,
   looking,
   matching,
+  networks,
   pseudo_labels,
-  represent,
   segment,
-  swav,
   watch,
 )
 from segcore import (
   app,
   checkpoint,
   dry_run,
+  files,
   journal,
   method,
-  network,
   options,
-  photometric,
   pictures,
   predict,
   sharding,
   stage,
-  summary,
-  train_loop,
 )
 from segcore import experiment as experiment_lib
-from segcore.models import segmenter
 
-# In an order in which each comes after what it needs.
-_STAGES = (
-  *('represent', 'distance', 'attend', 'cluster', 'label'),
-  *('finetune', 'segment', 'semi', 'segment_semi'),
-)
-# Stages of training.
-_TRAININGS = ('represent', 'attend', 'finetune', 'semi')
 # Images whose views are watched.
 _NUM_WATCHED = 64
 # Bytes of the features of a host, at most.
 _MOST_FEATURES = 64e9
-# Classes of a data set that says how many only when it is read.
-_ASSUMED_CLASSES = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class RepresentOptions:
-  """Representation learning.
-
-  Attributes:
-    data: images; their labels are not read.
-    split: trained on.
-    learn: what is learned from.
-    widths: of the heads.
-    large: the two views that everything is learned from.
-    small: more views, for the clusters only; None for none.
-    colours: of the views.
-    start: of the encoder.
-    recipe: batch, length, optimiser.
-  """
-
-  data: datasets.Options
-  split: str
-  learn: represent.Options
-  widths: represent.Widths
-  large: views.Views
-  small: views.Views | None
-  colours: represent.Colours
-  recipe: method.Recipe
-  start: experiment_lib.Start = experiment_lib.Start()
-
-  def __post_init__(self):
-    _check_large(self.large)
-    if self.small and self.small.name != 'small':
-      raise ValueError(
-        f"small.name: found {self.small.name!r}, expected 'small'"
-      )
-    if self.small and not self.learn.clusters:
-      raise ValueError('small: found views, but only clusters learn from them')
-    _check_whole(self.recipe)
-
-  @property
-  def crop(self) -> views.MultiCrop:
-    """What all views are cut by."""
-    groups = (self.large, self.small) if self.small else (self.large,)
-    return views.MultiCrop(groups)
-
-
-@dataclasses.dataclass(frozen=True)
-class AttendOptions:
-  """Pixel attention.
-
-  Attributes:
-    clusters: its targets, their loss and the queue.
-    shared: one attention for all channels.
-    large: both views.
-    colours: of the views.
-    recipe: batch, length, optimiser.
-  """
-
-  clusters: swav.Options
-  shared: bool
-  large: views.Views
-  colours: represent.Colours
-  recipe: method.Recipe
-
-  def __post_init__(self):
-    _check_large(self.large)
-    _check_whole(self.recipe)
-
-  @property
-  def crop(self) -> views.MultiCrop:
-    """What the views are cut by."""
-    return views.MultiCrop((self.large,))
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneOptions:
-  """Fine-tuning, on generated labels or on given masks.
-
-  Attributes:
-    split: whose masks are learned from; '' for the generated labels of the
-      training images.
-    crop: name and fields of a crop (see `transforms.CROPS`).
-    flips: directions in which images are mirrored at random.
-    colours: how colours are changed.
-    reduction: factor by which label maps are made smaller.
-    doubles: whether scores are doubled on the way there, again and again.
-    recipe: batch, length, optimiser.
-  """
-
-  split: str
-  crop: Mapping[str, Any]
-  flips: tuple[str, ...]
-  reduction: int
-  recipe: method.Recipe
-  doubles: bool = False
-  colours: photometric.Options = photometric.Options()
-
-  def __post_init__(self):
-    if self.reduction < 1:
-      raise ValueError(f'reduction: found {self.reduction}, expected 1 or more')
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmentOptions:
-  """Label maps of whole splits, and their score.
-
-  Attributes:
-    splits: that are labelled; those with masks are scored.
-    match_on: the split that generated categories are matched with classes on.
-    inference: 'logits', or 'cam': the activation of the image's category.
-    threshold: of 'cam'; negative: chosen on `match_on`.
-    short_side: of the images.
-    batch_size: global number of images; changes nothing of what is found.
-    about: what a submission says of the method.
-    data: that is segmented; None for the images that were learned from. The
-      categories of another, smaller data set are matched with its classes, and
-      those left over are 'other' (§5.6).
-  """
-
-  splits: tuple[str, ...]
-  match_on: str = 'val'
-  inference: Literal['logits', 'cam'] = 'logits'
-  threshold: float = -1.0
-  short_side: int = 256
-  batch_size: int = 16
-  about: segment.About = segment.About()
-  data: datasets.Options | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """A whole config.
-
-  Attributes:
-    program: the module whose command line runs it.
-    stages: which of the stages below, in order.
-    data_dir: where records are kept; '' is TFDS's own place.
-    without_files: what to do where data or weights are missing; may be ''.
-    network: the encoder of all stages.
-    images: what is clustered, labelled and segmented.
-    represent: step 1, an encoder from images alone.
-    distance: of it, by neighbours.
-    attend: step 2a, what matters in an image.
-    cluster: step 2b, centroids.
-    label: step 2c, a label map for each image.
-    finetune: step 3, on these.
-    segment: of what was fine-tuned.
-    semi: fine-tuning on masks instead.
-    segment_semi: of that.
-    operation: how it is carried out.
-  """
-
-  program: Literal['pass_luss.main']
-  stages: tuple[str, ...]
-  data_dir: str
-  without_files: str
-  network: network.Options
-  images: experiment_lib.Images
-  represent: RepresentOptions
-  distance: distance.Options
-  attend: AttendOptions
-  cluster: cluster.Options
-  label: pseudo_labels.Options
-  finetune: FinetuneOptions
-  segment: SegmentOptions
-  semi: FinetuneOptions
-  segment_semi: SegmentOptions
-  operation: train_loop.Operation
-
-  def __post_init__(self):
-    if not self.stages or not set(self.stages) <= set(_STAGES):
-      raise ValueError(
-        f'stages: found {self.stages}, expected some of {_STAGES}'
-      )
-    if 'attend' in self.stages and not self.represent.learn.clusters:
-      raise ValueError(
-        "stages: found 'attend', which learns by clusters, but "
-        'represent.learn.clusters is None'
-      )
-    if bool(self.finetune.split) or not self.semi.split:
-      raise ValueError(
-        f'finetune.split={self.finetune.split!r} and semi.split='
-        f"{self.semi.split!r}: expected '' for generated labels, and a split "
-        'with masks'
-      )
-
-
-def _check_large(large: views.Views) -> None:
-  if (large.name, large.count) != ('large', 2):
-    raise ValueError(
-      f'large: found {large.count} views named {large.name!r}, expected 2 '
-      "named 'large'"
-    )
-
-
-def _check_whole(recipe: method.Recipe) -> None:
-  if recipe.accumulate != 1:
-    raise ValueError(
-      f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '
-      'need the whole batch'
-    )
 
 
 def build_stages(
@@ -278,45 +62,40 @@ def build_stages(
   Raises:
     UserError: a field is unknown, of a wrong type, or does not fit the others.
   """
-  experiment = options.build(Experiment, config, 'config')
+  experiment = options.build(blocks.Experiment, config, 'config')
   mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
-  runner = Runner(experiment, mesh)
+  runner = Runner(networks.Networks(experiment, mesh))
   return [runner.describe(name) for name in experiment.stages]
 
 
 def load_model(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, workdir: files.Path
 ) -> predict.Model:
   """The fine-tuned network of a finished run, to predict with.
 
   Raises:
     UserError: the run is not finished.
   """
-  experiment = options.build(Experiment, config, 'config')
-  runner = Runner(experiment, sharding.make_mesh(experiment.operation.fsdp))
-  return runner.model(workdir)
+  experiment = options.build(blocks.Experiment, config, 'config')
+  mesh = sharding.make_mesh(experiment.operation.fsdp)
+  return Runner(networks.Networks(experiment, mesh)).model(workdir)
 
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
   """Builds each stage from the experiment and runs it on the mesh."""
 
-  experiment: Experiment
-  mesh: Mesh
+  networks: networks.Networks
 
   @property
-  def bench(self) -> experiment_lib.Bench:
-    """What all stages are built on."""
-    whole = self.experiment
-    return experiment_lib.Bench(
-      whole.network, whole.data_dir, whole.operation, self.mesh
-    )
+  def experiment(self) -> blocks.Experiment:
+    """The whole config."""
+    return self.networks.experiment
 
   @property
-  def _exact_bench(self) -> experiment_lib.Bench:
-    """The same, for looking at images: in float32 throughout."""
-    exact = dataclasses.replace(self.experiment.network, dtype='float32')
-    return dataclasses.replace(self.bench, network=exact)
+  def mesh(self) -> Mesh:
+    """The devices."""
+    return self.networks.mesh
 
   def describe(self, name: str) -> stage.Stage:
     """Checks what can be checked without data, and describes the stage.
@@ -332,13 +111,13 @@ class Runner:
     if name != 'represent':
       settings['images'] = whole.images
     plan = None
-    if name in _TRAININGS:
+    if name in blocks.TRAININGS:
       block.recipe.check(self.mesh, f'{path}.recipe')
-      self._check_network(name)
-      settings['network'] = self.bench.fitted(self._size(name))
+      self.networks.check(name)
+      settings['network'] = self.networks.bench.fitted(self.networks.size(name))
 
       def plan(*asked: Any) -> Iterable[str]:
-        return dry_run.report(self.plan(name), *asked)
+        return dry_run.report(self.networks.plan(name), *asked)
 
     else:
       sharding.check_batch(block.batch_size, self.mesh, f'{path}.batch_size')
@@ -361,7 +140,7 @@ class Runner:
     whole = self.experiment
     attended = whole.cluster.kind == 'attended'
     needs = {
-      'represent': whole.represent.start.needs(_STAGES),
+      'represent': whole.represent.start.needs(blocks.STAGES),
       'distance': ('represent',),
       'attend': ('represent',),
       'cluster': ('attend',) if attended else ('represent',),
@@ -381,17 +160,17 @@ class Runner:
 
   # Step 1.
 
-  def run_represent(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_represent(self, place: stage.Place) -> Sequence[files.Path]:
     """Learns an encoder from images alone."""
-    block, bench = self.experiment.represent, self.bench
+    block, bench = self.experiment.represent, self.networks.bench
     self._check_data(place)
     stream = experiment_lib.ViewsOf(
       bench.open(block.data, block.split), block.crop
     )
-    trained = self._trained('represent', bench)
+    trained = self.networks.method('represent', bench)
     watched = watch.Watch(
       trained,
-      _watched(stream, min(_NUM_WATCHED, len(stream.split))),
+      experiment_lib.fixed_batch(stream, min(_NUM_WATCHED, len(stream.split))),
       experiment_lib.NUM_PICTURES,
       self.mesh,
     )
@@ -400,11 +179,12 @@ class Runner:
       start=block.start,
     )
 
-  def run_distance(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_distance(self, place: stage.Place) -> Sequence[files.Path]:
     """Labels images by the regions of labelled ones that are nearest."""
     block = self.experiment.distance
     self._check_data(place)
-    trained = self._trained('represent', self._exact_bench)
+    self._keep_same(place, self._open(''))
+    trained = self.networks.method('represent', self.networks.exact_bench)
     matcher = distance.Matcher(
       trained.segmenter,
       self._state(place.needed['represent']),
@@ -419,56 +199,55 @@ class Runner:
     def maps(split: datasets.Split) -> Any:
       return segment.at_size(matcher.maps(split, bank))
 
-    results, outputs = {}, []
+    results, outputs = experiment_lib.Results(place), []
     for name in block.splits:
       split = self._open(name)
       folder = place.directory / name
-      segment.write_maps(split, maps, folder, place)
+      label_folders.write(split, maps, folder, place)
       outputs.append(folder)
-      count = len(split.classes) - 1
       if 'label' not in split.has:
         about = self.experiment.segment.about
-        outputs.append(segment.write_submission(folder, None, about))
+        outputs.append(segment.write_submission(split, folder, None, about))
         continue
-      values = segment.score(split, folder, count, None)
+      said = {}
       if block.accuracy_from:
-        known = self._open(block.accuracy_from)
-        accuracy = matcher.accuracy(known, split)
-        if accuracy is not None:
-          values = {**values, 'knn_accuracy': accuracy}
-      results[name] = segment.report(split, values, split.name)
+        tagged = self._open(block.accuracy_from)
+        accuracy = matcher.accuracy(tagged, split)
+        said = {} if accuracy is None else {'knn_accuracy': accuracy}
+      count = len(split.classes) - 1
+      self._score(results, name, split, folder, count, None, said)
       if block.rematch:
         match = segment.find_match(split, folder, count)
-        again = segment.score(split, folder, count, match)
-        results[f'{name}_rematched'] = segment.report(
-          split, again, f'{split.name}, matched once more'
-        )
-    return [*outputs, self._report(place, 'distance', results)]
+        again = f'{name}_rematched'
+        self._score(results, again, split, folder, count, match)
+    return [*outputs, *results.write(stage='distance')]
 
   # Step 2.
 
-  def run_attend(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_attend(self, place: stage.Place) -> Sequence[files.Path]:
     """Learns what to attend to."""
-    block, bench = self.experiment.attend, self.bench
+    block, bench = self.experiment.attend, self.networks.bench
     self._check_data(place)
     stream = experiment_lib.ViewsOf(self._open(''), block.crop)
     start = experiment_lib.Start('represent', ('encoder', 'heads/clusters'))
-    trained = self._trained('attend', bench)
+    trained = self.networks.method('attend', bench)
     return bench.train(
       *(place, trained, {'': stream}, block.recipe, block, None), start=start
     )
 
-  def run_cluster(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_cluster(self, place: stage.Place) -> Sequence[files.Path]:
     """Finds the centroids of as many clusters as there are classes."""
     block = self.experiment.cluster
     split = self._open('')
     self._keep_same(place, split)
     self._check_memory(split)
     look = looking.AtGrid(
-      cluster.look_of(self._looked(), block.kind), block.short_side, block.crop
+      cluster.look_of(self.networks.clustered_network(), block.kind),
+      block.short_side,
+      block.crop,
     )
     found = cluster.features(
-      *(split, look, self._state(place.needed[self._eyes])),
+      *(split, look, self._state(place.needed[self.networks.clustered])),
       *(block.batch_size, self.mesh, self.experiment.operation.reading),
       place,
     )
@@ -495,140 +274,147 @@ class Runner:
     stage.write_json(numbers, said)
     return [path, numbers]
 
-  def run_label(self, place: stage.Place) -> Sequence[pathlib.Path]:
+  def run_label(self, place: stage.Place) -> Sequence[files.Path]:
     """Labels every training image, and reports what such labels are worth."""
     block = self.experiment.label
     train = self._open('')
     self._keep_same(place, train)
     count = len(train.classes) - 1
-    found = cluster.read(place.needed['cluster'] / 'centroids.npy')
-    kind = self.experiment.cluster.kind
-    labeller = pseudo_labels.Labeller(
-      looking.AtGrid(
-        pseudo_labels.look_of(self._looked(), found, kind), block.short_side
-      ),
-      self._state(place.needed[self._eyes]),
-      self.mesh,
-      block.batch_size,
-      self.experiment.operation.reading,
-    )
+    labeller = self._labeller(place)
     foreground = pseudo_labels.foreground_of(
       block.saliency,
       [*train.ids(), *(i for n in block.report for i in self._open(n).ids())],
     )
+    threshold = self._threshold(place, labeller, count, foreground)
+
+    def maps(split: datasets.Split) -> Any:
+      return labeller.maps(split, threshold, foreground)
+
+    folder = place.directory / 'train'
+    label_folders.write(train, maps, folder, place)
+    outputs = [folder, place.directory / 'threshold.json']
+    results, match = experiment_lib.Results(place), None
+    # The matching is that of `choose_on`, whatever else is reported.
+    reported = [block.choose_on, *block.report] if block.report else []
+    for name in dict.fromkeys(reported):
+      split = self._open(name, 'label', 'a report')
+      labels = place.directory / name
+      label_folders.write(split, maps, labels, place)
+      if match is None:
+        match = segment.find_match(split, labels, count)
+      self._score(results, name, split, labels, count, match)
+      outputs.append(labels)
+    some = sorted(pictures.spread(len(train), experiment_lib.NUM_PICTURES))
+    panel = labeller.panel(train.select(np.array(some)), folder)
+    if panel is not None:
+      results.draw('attention', panel)
+    return [*outputs, *results.write(stage='label')]
+
+  def _labeller(self, place: stage.Place) -> pseudo_labels.Labeller:
+    """Labels by the centroids."""
+    block = self.experiment.label
+    look = pseudo_labels.look_of(
+      self.networks.clustered_network(),
+      cluster.read(place.needed['cluster'] / 'centroids.npy'),
+      self.experiment.cluster.kind,
+    )
+    return pseudo_labels.Labeller(
+      looking.AtGrid(look, block.short_side),
+      self._state(place.needed[self.networks.clustered]),
+      *(self.mesh, block.batch_size, self.experiment.operation.reading),
+    )
+
+  def _threshold(
+    self,
+    place: stage.Place,
+    labeller: pseudo_labels.Labeller,
+    count: int,
+    foreground: pseudo_labels.Foreground | None,
+  ) -> float:
+    """What attention has to reach; written to threshold.json."""
+    block = self.experiment.label
     threshold, said = block.threshold, {}
-    if kind != 'attended' and not block.saliency:
+    if self.experiment.cluster.kind != 'attended' and not block.saliency:
       threshold = 0.0  # Everything has a category.
     elif threshold < 0:
-      chosen_on = self._open(block.choose_on, 'label', 'a threshold')
-      sweep = labeller.sweep(chosen_on, count, count, foreground)
-      threshold, miou = sweep.best()
-      said = {'chosen_on': chosen_on.name, 'miou': miou}
+      split = self._open(block.choose_on, 'label', 'a threshold')
+      threshold, miou = labeller.sweep(split, count, count, foreground).best()
+      said = {'chosen_on': split.name, 'miou': miou}
       journal.say(
-        f'threshold {threshold:.2f}: mIoU {miou:.4f} on {chosen_on.name}, the '
-        'best of those tried'
+        f'threshold {threshold:.2f}: mIoU {miou:.4f} on {split.name}, the best '
+        'of those tried'
       )
-    numbers = place.directory / 'threshold.json'
-    stage.write_json(numbers, {'threshold': threshold, **said})
-    folder = place.directory / 'train'
-    labeller.write(train, folder, threshold, place, foreground)
-    outputs = [folder, numbers]
-    results, match = {}, None
-    # The matching is that of `choose_on`, whatever else is reported.
-    for name in dict.fromkeys([block.choose_on, *block.report]):
-      if not block.report:
-        break
-      split = self._open(name, 'label', 'a report')
-      maps = place.directory / name
-      labeller.write(split, maps, threshold, place, foreground)
-      if match is None:
-        match = segment.find_match(split, maps, count)
-      values = segment.score(split, maps, count, match)
-      results[name] = segment.report(split, values, f'labels of {split.name}')
-      self._write_panel(
-        place, name, segment.panel(split, maps, count, match), 'labels'
-      )
-      outputs.append(maps)
-    if results:
-      outputs += [self._report(place, 'label', results)]
-    self._write_attention(place, labeller)
-    return [*outputs, place.directory / 'pictures']
+    path = place.directory / 'threshold.json'
+    stage.write_json(path, {'threshold': threshold, **said})
+    return threshold
 
   # Step 3.
 
   def _run_finetune(
     self, name: str, place: stage.Place
-  ) -> Sequence[pathlib.Path]:
+  ) -> Sequence[files.Path]:
     """Learns to segment."""
-    block, bench = getattr(self.experiment, name), self.bench
+    block, bench = getattr(self.experiment, name), self.networks.bench
     self._check_data(place)
     if block.split:
       split = self._open(block.split, 'label', name)
     else:
       images = self._open('')
-      split = pseudo_labels.labelled_by(
+      split = label_folders.labelled_by(
         images, place.needed['label'] / 'train', len(images.classes) - 1
       )
     stream = experiment_lib.StreamOf(
-      split, *self._augmentations(name), ('label',)
+      split, *self.networks.augmentations(name), ('label',)
     )
-    trained = self._trained(name, bench, len(split.classes))
+    trained = self.networks.method(name, bench, len(split.classes))
     start = experiment_lib.Start('represent', ('encoder',))
     outputs = bench.train(
       *(place, trained, {'': stream}, block.recipe, block, None), start=start
     )
     return [*outputs, *experiment_lib.write_classes(place, split)]
 
-  def _run_segment(
-    self, name: str, place: stage.Place
-  ) -> Sequence[pathlib.Path]:
+  def _run_segment(self, name: str, place: stage.Place) -> Sequence[files.Path]:
     """Labels whole splits, matches categories with classes, and scores."""
     block = getattr(self.experiment, name)
     (needed,) = self._needs(name)
     folder = place.needed[needed]
     count = len(stage.read_json(folder / 'classes.json')['classes']) - 1
-    trained = self._trained(needed, self._exact_bench, count + 1)
+    trained = self.networks.method(needed, self.networks.exact_bench, count + 1)
     maps = self._maps(place, block, trained, self._state(folder), count)
+    known = self._open(block.match_on, data=block.data)
+    self._keep_same(place, known)
     matched = None
     generated = name == 'segment'
     if generated:
       matched = self._match(place, block, maps, count)
-    results, outputs = {}, []
+    results, outputs = experiment_lib.Results(place), []
     for split_name in dict.fromkeys(
       [*((block.match_on,) if generated else ()), *block.splits]
     ):
       split = self._open(split_name, data=block.data)
-      self._keep_same(place, self._open(block.match_on, data=block.data))
       labels = place.directory / split_name
-      segment.write_maps(split, maps, labels, place)
+      label_folders.write(split, maps, labels, place)
       outputs.append(labels)
-      if 'label' not in split.has:
+      if 'label' in split.has:
+        self._score(results, split_name, split, labels, count, matched)
+      else:
         path = place.directory / 'match.json' if generated else None
-        outputs.append(segment.write_submission(labels, path, block.about))
-        continue
-      values = segment.score(split, labels, count, matched)
-      results[split_name] = segment.report(split, values, split.name)
-      panel = segment.panel(split, labels, count, matched)
-      self._write_panel(place, split_name, panel, 'panels')
+        outputs.append(
+          segment.write_submission(split, labels, path, block.about)
+        )
     if generated:
       outputs.append(place.directory / 'match.json')
-      outputs += experiment_lib.write_classes(
-        place, self._open(block.match_on, data=block.data)
-      )
-    return [
-      *outputs,
-      self._report(place, name, results),
-      place.directory / 'pictures',
-    ]
+      outputs += experiment_lib.write_classes(place, known)
+    return [*outputs, *results.write(stage=name)]
 
   def _maps(
     self,
     place: stage.Place,
-    block: SegmentOptions,
+    block: blocks.SegmentOptions,
     trained: finetune.Finetune,
     state: method.TrainState,
     count: int,
-  ) -> segment.Maps:
+  ) -> label_folders.Maps:
     """How label maps are found."""
     reading = self.experiment.operation.reading
     if block.inference == 'cam':
@@ -652,18 +438,38 @@ class Runner:
     return segment.predicted(look, state, block.batch_size, self.mesh, reading)
 
   def _match(
-    self, place: stage.Place, block: SegmentOptions, maps: segment.Maps, n: int
+    self,
+    place: stage.Place,
+    block: blocks.SegmentOptions,
+    maps: label_folders.Maps,
+    n: int,
   ) -> Any:
     """The matching of categories and classes, written to match.json."""
     split = self._open(block.match_on, 'label', 'matching', block.data)
     folder = place.directory / block.match_on
-    segment.write_maps(split, maps, folder, place)
+    label_folders.write(split, maps, folder, place)
     match = segment.find_match(split, folder, n)
     if jax.process_index() == 0:
       match.write(place.directory / 'match.json')
     return match
 
-  def model(self, workdir: pathlib.Path) -> predict.Model:
+  def _score(
+    self,
+    results: experiment_lib.Results,
+    name: str,
+    split: datasets.Split,
+    labels: files.Path,
+    count: int,
+    match: matching.Match | None,
+    more: Mapping[str, float] | None = None,
+  ) -> None:
+    """Reports what the label maps of a split are worth, and draws some."""
+    values = {**segment.score(split, labels, count, match), **(more or {})}
+    segment.say(values, split, f'{name} ({split.name})')
+    panel = segment.panel(split, labels, count, match)
+    results.add(name, values, split, panel)
+
+  def model(self, workdir: files.Path) -> predict.Model:
     """What was fine-tuned; categories have the names they were matched with.
 
     Raises:
@@ -687,7 +493,7 @@ class Runner:
     return predict.Model(
       state=self._state(folder),
       predictor=looking.LabelMaps(
-        self._trained('finetune', self._exact_bench, count + 1),
+        self.networks.method('finetune', self.networks.exact_bench, count + 1),
         block.short_side,
       ),
       classes=tuple(known['classes'][i] for i in match.classes),
@@ -699,17 +505,7 @@ class Runner:
 
   # What stages share.
 
-  @property
-  def _eyes(self) -> str:
-    """The stage whose network clusters and labels."""
-    attended = self.experiment.cluster.kind == 'attended'
-    return 'attend' if attended else 'represent'
-
-  def _looked(self) -> segmenter.Segmenter:
-    """The network that clusters and labels."""
-    return self._segmenter(self._eyes, self._exact_bench)
-
-  def _state(self, folder: pathlib.Path) -> method.TrainState:
+  def _state(self, folder: files.Path) -> method.TrainState:
     """What a stage has trained."""
     found = checkpoint.read(
       folder / 'checkpoints', ('step', 'params', 'batch_stats')
@@ -725,7 +521,7 @@ class Runner:
   ) -> datasets.Split:
     """A split of the images, or of other data; '' for what is clustered."""
     images = self.experiment.images
-    return self.bench.open(
+    return self.networks.bench.open(
       data or images.data, split or images.split, kind, purpose
     )
 
@@ -742,67 +538,14 @@ class Runner:
     block = self.experiment.cluster
     if block.kind != 'pixel':
       return
-    images = jax.ShapeDtypeStruct((1, block.crop, block.crop, 3), jnp.float32)
-    net = self._looked()
-    shape = jax.eval_shape(
-      lambda images: (
-        net.init_with_output(
-          jax.random.PRNGKey(0), images, decode=False, method='features'
-        )[0]['encoder'].deepest.array
-      ),
-      images,
-    ).shape
-    size = 4 * len(split) * int(np.prod(shape))
+    cells = self.networks.features_of_cells()
+    size = 4 * len(split) * math.prod(cells)
     if size > _MOST_FEATURES:
       raise errors.UserError(
         f"config.cluster.kind: found 'pixel', whose features of {len(split):,} "
         f'images take {size / 1e9:.0f} GB: expected fewer images (the paper '
         "has it for ImageNet-S 50 only), or 'attended'"
       )
-
-  def _report(
-    self, place: stage.Place, name: str, results: Mapping[str, Any]
-  ) -> pathlib.Path:
-    """Writes results.json, and the same for TensorBoard."""
-    path = place.directory / 'results.json'
-    stage.write_json(
-      path, {'stage': name, 'digest': place.digest, 'splits': results}
-    )
-    writer = summary.open_writer(place.directory / 'tensorboard')
-    for split, found in results.items():
-      scalars = {
-        f'{split}/{metric}': value
-        for metric, value in found['metrics'].items()
-        if value is not None
-      }
-      writer.write_scalars(0, scalars)
-    writer.close()
-    return path
-
-  def _write_panel(
-    self, place: stage.Place, name: str, panel: np.ndarray, what: str
-  ) -> None:
-    """As a file, and for TensorBoard; from host 0."""
-    if jax.process_index() != 0:
-      return
-    folder = place.directory / 'pictures'
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures.write(folder / f'{name}.png', panel)
-    writer = summary.open_writer(place.directory / 'tensorboard')
-    writer.write_images(0, {f'{name}/{what}': panel[None]})
-    writer.close()
-
-  def _write_attention(
-    self, place: stage.Place, labeller: pseudo_labels.Labeller
-  ) -> None:
-    """Images, what is attended to, and labels of some training images."""
-    train = self._open('')
-    some = sorted(pictures.spread(len(train), experiment_lib.NUM_PICTURES))
-    panel = labeller.panel(
-      train.select(np.array(some)), place.directory / 'train'
-    )
-    if panel is not None:
-      self._write_panel(place, 'attention', panel, 'panels')
 
   def _check_data(self, place: stage.Place) -> None:
     """Asks for all that is left to read, so that nothing fails hours later.
@@ -816,155 +559,48 @@ class Runner:
       for name in whole.stages
       if not stage.is_finished(place.directory.parent / name)
     ]
-    requirements = []
+    read = [each for name in left for each in self._reads(name)]
+    requirements = [
+      functools.partial(datasets.require, data, whole.data_dir)
+      for data, _, _ in read
+    ]
     if 'represent' in left:
-      requirements = [
-        functools.partial(
-          whole.represent.start.require, _STAGES, 'config.represent.start'
-        ),
-        functools.partial(
-          datasets.require, whole.represent.data, whole.data_dir
-        ),
-      ]
-    if set(left) - {'represent'}:
+      start = whole.represent.start
       requirements.append(
-        functools.partial(datasets.require, whole.images.data, whole.data_dir)
+        functools.partial(
+          start.require, blocks.STAGES, 'config.represent.start'
+        )
       )
-    self.bench.require(requirements)
-    wanted = {
-      'distance': [(whole.distance.bank, 'label')]
-      + [(name, '') for name in whole.distance.splits],
-      'label': [(name, 'label') for name in whole.label.report],
-      'segment': [(whole.segment.match_on, 'label')]
-      + [(name, '') for name in whole.segment.splits],
-      'semi': [(whole.semi.split, 'label')],
-    }
-    if whole.label.threshold < 0:
-      wanted['label'].append((whole.label.choose_on, 'label'))
-    for name in left:
-      for split, kind in wanted.get(name, ()):
-        self._open(split, kind, name)
+    self.networks.bench.require(requirements)
+    for data, split, kind in read:
+      self.networks.bench.open(data, split, kind, 'a stage of this run')
     if 'label' in left:
-      pseudo_labels.foreground_of(
-        whole.label.saliency,
-        [
-          i
-          for name in ('', *whole.label.report)
-          for i in self._open(name).ids()
-        ],
-      )
+      splits = ('', *whole.label.report)
+      ids = [i for name in splits for i in self._open(name).ids()]
+      pseudo_labels.foreground_of(whole.label.saliency, ids)
 
-  def _size(self, name: str) -> tuple[int, int]:
-    """Height and width of the images of a training."""
-    if name in ('represent', 'attend'):
-      return getattr(self.experiment, name).large.size
-    return self._augmentations(name)[0].size
-
-  def _check_network(self, name: str) -> None:
-    """Raises UserError unless images of all sizes fit, and stages exist."""
-    block, path = getattr(self.experiment, name), f'config.{name}'
-    net = self._segmenter(name, self.bench, 2)  # Any number fits.
-    what = 'large.size' if hasattr(block, 'large') else 'crop.size'
-    network.check(net, self._size(name), f'{path}.{what}')
-    if getattr(block, 'small', None):
-      network.check(net, block.small.size, f'{path}.small.size')
-
-  def plan(self, name: str) -> dry_run.Plan:
-    """A training, as far as it is known without its data."""
-    block = getattr(self.experiment, name)
-    size = self._size(name)
-
-    def spec(num_classes: int) -> Any:
-      del num_classes
-      if hasattr(block, 'large'):
-        return block.crop.spec(block.recipe.batch_size)
-      return batch_lib.spec(block.recipe.batch_size, size, label=True)
-
-    data = self.experiment.represent.data
-    if name != 'represent':
-      data = self.experiment.images.data
-    return self.bench.plan(
-      functools.partial(self._trained, name), block.recipe, size, spec, data
-    )
-
-  def _trained(
-    self,
-    name: str,
-    bench: experiment_lib.Bench,
-    num_classes: int = _ASSUMED_CLASSES,
-  ) -> Any:
-    """What a stage trains, and how."""
-    block = getattr(self.experiment, name)
-    net = self._segmenter(name, bench, num_classes)
-    update = block.recipe.update
+  def _reads(self, name: str) -> list[tuple[datasets.Options, str, str]]:
+    """Data, split and kind of label of all that a stage reads."""
+    whole = self.experiment
+    images, block = whole.images, getattr(whole, name)
+    found = [] if name == 'represent' else [(images.data, images.split, '')]
     match name:
       case 'represent':
-        return represent.Represent(
-          net, update(('encoder', 'heads')), block.learn, block.colours
-        )
-      case 'attend':
-        frozen = dataclasses.replace(
-          block.recipe.optimizer,
-          groups=(attend.FROZEN, *block.recipe.optimizer.groups),
-        )
-        recipe = dataclasses.replace(block.recipe, optimizer=frozen)
-        return attend.Attend(
-          net, recipe.update(('heads',)), block.clusters, block.colours
-        )
-      case _:
-        image_level = name == 'finetune' and (
-          self.experiment.cluster.kind == 'image'
-        )
-        return finetune.Finetune(
-          net,
-          update(('encoder', 'heads')),
-          'images' if image_level else 'pixels',
-          block.reduction,
-          block.doubles,
-          block.colours,
-        )
-
-  def _segmenter(
-    self,
-    name: str,
-    bench: experiment_lib.Bench,
-    num_classes: int = _ASSUMED_CLASSES,
-  ) -> segmenter.Segmenter:
-    """The encoder with the heads of a stage."""
-    learned = self.experiment.represent
-    dtype = jnp.dtype(bench.network.dtype)
-    match name:
-      case 'represent':
-        found = represent.heads_of(learned.learn, learned.widths, dtype)
-      case 'attend':
-        all_heads = represent.heads_of(learned.learn, learned.widths, dtype)
-        found = {
-          'clusters': all_heads['clusters'],
-          'attention': heads.Attention(
-            self.experiment.attend.shared, dtype=dtype
-          ),
-        }
-      case _:
-        found = {'logits': heads.Classifier(num_classes, dtype=dtype)}
-    return bench.build(found, self._size(name))
-
-  def _augmentations(self, name: str):
-    block = getattr(self.experiment, name)
-    return experiment_lib.augmentations(
-      block.crop, block.flips, f'config.{name}'
-    )
-
-
-def _watched(
-  stream: experiment_lib.ViewsOf, count: int
-) -> dict[str, np.ndarray]:
-  """A batch that is always the same."""
-  records = stream.split.records
-  examples = [
-    stream.look(records[i * len(records) // count], np.random.default_rng(i))
-    for i in range(count)
-  ]
-  return loader.on_device(loader.stack(examples))
+        found.append((block.data, block.split, ''))
+      case 'distance':
+        found.append((images.data, block.bank, 'label'))
+        found += [(images.data, split, '') for split in block.splits]
+      case 'label':
+        splits = [*block.report, *([block.choose_on] * (block.threshold < 0))]
+        found += [(images.data, split, 'label') for split in splits]
+      case 'semi':
+        found.append((images.data, block.split, 'label'))
+      case 'segment' | 'segment_semi':
+        data = block.data or images.data
+        kind = 'label' if name == 'segment' else ''
+        found.append((data, block.match_on, kind))
+        found += [(data, split, '') for split in block.splits]
+    return found
 
 
 if __name__ == '__main__':

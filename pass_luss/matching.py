@@ -15,7 +15,6 @@ segmentation, 2022), fully unsupervised protocol.
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,8 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Int, Int16, Int64
 
-from input_pipeline import disks, errors
-from segcore import metrics
+from input_pipeline import errors
+from segcore import files, metrics
 
 Pair = tuple[Int64[np.ndarray, '_'], Int64[np.ndarray, '_']]
 
@@ -88,7 +87,7 @@ class Match:
       )
     return np.array(self.classes, np.int16).take(prediction)
 
-  def write(self, path: pathlib.Path) -> None:
+  def write(self, path: files.Path) -> None:
     """Writes match.json, {category: class}, whole or not at all.
 
     Raises:
@@ -96,8 +95,7 @@ class Match:
     """
     content = {str(i): of for i, of in enumerate(self.classes)}
     try:
-      with disks.whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + '\n')
+      files.write(path, json.dumps(content, indent=1) + '\n')
     except OSError as error:
       raise errors.UserError(
         errors.one_line(
@@ -107,7 +105,7 @@ class Match:
       ) from error
 
   @classmethod
-  def read(cls, path: pathlib.Path, num_classes: int) -> 'Match':
+  def read(cls, path: files.Path, num_classes: int) -> 'Match':
     """Reads what `write` or the benchmark's toolbox has written.
 
     Raises:

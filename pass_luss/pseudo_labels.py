@@ -10,27 +10,25 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int16, Int64, UInt8
 
-from input_pipeline import audit, datasets, errors, masks
+from input_pipeline import audit, datasets, masks
 from input_pipeline import loader as loader_lib
-from input_pipeline.builders import records
 from pass_luss import (
   attend,
   cluster,
   heads,
   label_files,
+  label_folders,
   looking,
   matching,
   saliency,
   swav,
 )
-from segcore import evaluate, journal, method, metrics, pictures, stage
+from segcore import evaluate, files, method, metrics, pictures
 from segcore.models import resize
 from segcore.models import segmenter as segmenter_lib
 
@@ -38,8 +36,6 @@ from segcore.models import segmenter as segmenter_lib
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(81))
 # From an example to what says how much each pixel counts, in [0, 1].
 Foreground = Callable[[Mapping[str, Any]], np.ndarray]
-# Images between two looks at whether the machine asked to stop.
-_BLOCK = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +122,7 @@ def foreground_of(name: str, ids: Sequence[str]) -> Foreground | None:
   saliency.find_maps(folder, ids)
 
   def given(example: Mapping[str, Any]) -> np.ndarray:
-    path = path_of(folder, example['id'].item().decode())
+    path = label_folders.path_of(folder, example['id'].item().decode())
     return saliency.read_map(path, tuple(example['size'].tolist()))
 
   return given
@@ -166,25 +162,20 @@ class Sweep:
   """What each threshold would give, from one look at each image.
 
   Attributes:
-    thresholds: ascending.
     pixels: int64 [T + 1, K + 1, C + 1]: pixels by how many of the thresholds
       their attention reaches, category and class.
     images: int64 [T + 1, K, C]: images by how many of the thresholds the most
       attended pixel of a category reaches, and the classes that occur.
   """
 
-  thresholds: tuple[float, ...]
   pixels: Int64[np.ndarray, 'bins generated classes']
   images: Int64[np.ndarray, 'bins K C']
 
   @classmethod
-  def empty(
-    cls, thresholds: Sequence[float], num_generated: int, num_classes: int
-  ) -> 'Sweep':
+  def empty(cls, num_generated: int, num_classes: int) -> 'Sweep':
     """Counts of no image; both numbers are without 'other'."""
-    bins = len(thresholds) + 1
+    bins = len(THRESHOLDS) + 1
     return cls(
-      tuple(thresholds),
       np.zeros((bins, num_generated + 1, num_classes + 1), np.int64),
       np.zeros((bins, num_generated, num_classes), np.int64),
     )
@@ -196,28 +187,26 @@ class Sweep:
     label: Int[np.ndarray, 'H W'],
   ) -> None:
     """Counts one more image, in place; negative labels are ignored."""
-    reached = np.searchsorted(self.thresholds, attention, side='right')
+    reached = np.searchsorted(THRESHOLDS, attention, side='right')
     known = label >= 0
-    np.add.at(
-      self.pixels,
-      (reached[known], categories[known], label[known].astype(np.int64)),
-      1,
+    cells = np.ravel_multi_index(
+      (reached[known], categories[known], label[known]), self.pixels.shape
     )
+    found, counts = np.unique(cells, return_counts=True)
+    self.pixels.reshape(-1)[found] += counts
     classes = np.unique(label[label > 0])
     for category in np.unique(categories):
       most = reached[categories == category].max()
       self.images[most, category - 1, classes - 1] += 1
 
-  def merge_across_hosts(self) -> 'Sweep':
-    """The counts of all hosts."""
-    merged = metrics.merge_across_hosts(_Counts(self.pixels, self.images))
-    return dataclasses.replace(self, pixels=merged.pixels, images=merged.images)
+  def merge(self, other: 'Sweep') -> 'Sweep':
+    """The counts of both."""
+    return Sweep(self.pixels + other.pixels, self.images + other.images)
 
   def best(self) -> tuple[float, float]:
     """The threshold of the best mIoU after matching, and that mIoU."""
     found = [
-      (self._miou(i), -i, threshold)
-      for i, threshold in enumerate(self.thresholds)
+      (self._miou(i), -i, threshold) for i, threshold in enumerate(THRESHOLDS)
     ]
     miou, _, threshold = max(found)
     return threshold, miou
@@ -233,17 +222,6 @@ class Sweep:
     right = np.diagonal(matched)
     union = matched.sum(axis=0) + matched.sum(axis=1) - right
     return float(np.mean(right / (union + 1e-10)))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Counts:
-  """What hosts merge."""
-
-  pixels: Int64[np.ndarray, '...']
-  images: Int64[np.ndarray, '...']
-
-  def merge(self, other: '_Counts') -> '_Counts':
-    return _Counts(self.pixels + other.pixels, self.images + other.images)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -265,17 +243,11 @@ class Labeller:
   reading: loader_lib.Reading
 
   def each(
-    self, split: datasets.Split, keep: tuple[str, ...] = (), show: bool = False
+    self, split: datasets.Split, keep: tuple[str, ...] = ()
   ) -> Iterator[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]:
     """Categories of the cells, attention to the pixels, and the example."""
     predictions = evaluate.Predictions(
-      split,
-      self.look,
-      self.batch_size,
-      self.mesh,
-      keep,
-      self.reading,
-      show,
+      *(split, self.look, self.batch_size, self.mesh, keep, self.reading, True)
     )
     for found, example in predictions(self.state):
       size = tuple(example['size'].tolist())
@@ -286,20 +258,38 @@ class Labeller:
       )
 
   def maps(
-    self, split: datasets.Split, threshold: float
+    self,
+    split: datasets.Split,
+    threshold: float,
+    foreground: Foreground | None = None,
   ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
-    """The label map of each image of this host, and the image."""
-    for categories, attention, example in self.each(split):
-      yield label_map(categories, attention, threshold), example
+    """The label map of each image of this host, and the image.
+
+    Args:
+      split: the images.
+      threshold: τ.
+      foreground: from an example to what takes the place of attention.
+    """
+
+    def decide(
+      found: tuple[np.ndarray, np.ndarray, Mapping[str, Any]],
+    ) -> tuple[np.ndarray, Mapping[str, Any]]:
+      categories, attention, example = found
+      shown = attention if foreground is None else foreground(example)
+      return label_map(categories, shown, threshold), example
+
+    # In threads, as a saliency map takes its time.
+    return audit.in_threads(decide, self.each(split))
 
   def panel(
-    self, split: datasets.Split, folder: pathlib.Path
+    self, split: datasets.Split, folder: files.Path
   ) -> UInt8[np.ndarray, 'H W 3'] | None:
     """Image, attention and label map of each; None if this host has none."""
     rows, palette = [], masks.palette(np.iinfo(np.int16).max)
     for _, attention, example in self.each(split):
       label = label_files.read(
-        path_of(folder, example['id'].item().decode()), label_files.MAX_CLASSES
+        label_folders.path_of(folder, example['id'].item().decode()),
+        label_files.MAX_CLASSES,
       )
       most = max(float(attention.max()), 1e-6)
       grey = np.rint(255 * attention / most).astype(np.uint8)
@@ -322,120 +312,9 @@ class Labeller:
     foreground: Foreground | None = None,
   ) -> Sweep:
     """What each threshold would give on a split with masks."""
-    found = Sweep.empty(THRESHOLDS, num_generated, num_classes)
+    found = Sweep.empty(num_generated, num_classes)
     for categories, attention, example in self.each(split, ('label',)):
       label = example['label']
       shown = attention if foreground is None else foreground(example)
       found.update(looking.nearest(categories, label.shape), shown, label)
-    return found.merge_across_hosts()
-
-  def write(
-    self,
-    split: datasets.Split,
-    folder: pathlib.Path,
-    threshold: float,
-    place: stage.Place,
-    foreground: Foreground | None = None,
-  ) -> None:
-    """Writes the label map of each image; those that are there are kept.
-
-    Args:
-      split: the images.
-      folder: of the PNGs, by the images' names.
-      threshold: τ.
-      place: of the stage.
-      foreground: from an example to what takes the place of attention.
-
-    Raises:
-      Preempted: the machine asked to stop; what is written is kept.
-    """
-    left, total = missing(split, folder), len(split)
-    # Images of one input size together: they share batches and programs.
-    sizes = split.sizes()
-    left = np.array(
-      sorted(left.tolist(), key=lambda i: (self.look.group(sizes[i]), i)), int
-    )
-
-    def write(found: tuple[np.ndarray, np.ndarray, Mapping[str, Any]]) -> None:
-      categories, attention, example = found
-      shown = attention if foreground is None else foreground(example)
-      path = path_of(folder, example['id'].item().decode())
-      label_files.write(path, label_map(categories, shown, threshold))
-
-    for start in range(0, len(left), _BLOCK):
-      part = split.select(left[start : start + _BLOCK])
-      for _ in audit.in_threads(write, self.each(part)):
-        pass
-      done = min(start + _BLOCK, len(left))
-      journal.say(f'labels: {total - len(left) + done:,} of {total:,}')
-      if place.preemption.reached():
-        raise stage.Preempted(f'{place.directory} keeps the labels it has')
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f'{folder} written')
-
-
-def missing(
-  split: datasets.Split, folder: pathlib.Path
-) -> Int[np.ndarray, 'n']:
-  """The images without a label map in a folder; as host 0 sees it."""
-  here = np.zeros(len(split), np.uint8)
-  if jax.process_index() == 0:
-    here[:] = [path_of(folder, name).exists() for name in split.ids()]
-  if jax.process_count() > 1:
-    here = multihost_utils.broadcast_one_to_all(here)
-  return np.flatnonzero(np.asarray(here) == 0)
-
-
-def path_of(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Where the label map of an image is: its name, with .png."""
-  return folder / f'{name}.png'
-
-
-class Labelled(Sequence[records.Record]):
-  """Records of images with the label maps of a folder, by their names."""
-
-  def __init__(
-    self, source: Sequence[records.Record], folder: pathlib.Path, most: int
-  ):
-    self._source = source
-    self._folder = folder
-    self._most = most
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, i) -> records.Record:
-    record = self._source[int(i)]
-    path = path_of(self._folder, record['id'].decode())
-    label = label_files.read(path, self._most)
-    return {**record, 'label': label}
-
-  def __repr__(self) -> str:
-    return f'Labelled({len(self)} records, {self._folder})'
-
-
-def labelled_by(
-  split: datasets.Split, folder: pathlib.Path, num_generated: int
-) -> datasets.Split:
-  """The images of a split with the label maps of a folder.
-
-  Classes are 'other' and the generated categories.
-
-  Raises:
-    UserError: some of the label maps are missing.
-  """
-  lacking = missing(split, folder)
-  if len(lacking):
-    raise errors.UserError(
-      f'{folder} lacks the labels of {len(lacking):,} of {len(split):,} images '
-      f'({split.ids()[lacking[0]]}, …): remove {folder.parent} to make them '
-      'again'
-    )
-  return dataclasses.replace(
-    split,
-    name=f'{split.name} with generated labels',
-    classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
-    palette=masks.palette(num_generated + 1),
-    has=('label',),
-    records=Labelled(split.records, folder, num_generated),
-  )
+    return metrics.merge_across_hosts(found)

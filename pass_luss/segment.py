@@ -5,34 +5,22 @@ match.json beside them (spec §5.1, §5.2, §6).
 """
 
 import dataclasses
-import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from input_pipeline import audit, datasets, disks
+from input_pipeline import audit, datasets
 from input_pipeline import loader as loader_lib
 from input_pipeline.builders import records
-from pass_luss import (
-  label_files,
-  looking,
-  matching,
-  metrics,
-  pseudo_labels,
-)
-from segcore import evaluate, journal, method, pictures, stage
+from pass_luss import label_files, label_folders, looking, matching, metrics
+from segcore import evaluate, experiment, files, journal, method, pictures
 from segcore import metrics as metrics_lib
 
-# From a split to the label map of each image of this host, and the image.
-Maps = Callable[
-  [datasets.Split], Iterable[tuple[np.ndarray, Mapping[str, Any]]]
-]
 # What the benchmark's servers ask for in method.txt.
 _METHOD = (
   'Method name',
@@ -42,8 +30,6 @@ _METHOD = (
   'Paper/Project link',
   'Method description',
 )
-# Images of a panel.
-_NUM_PICTURES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,33 +53,13 @@ class About:
   description: str = ''
 
 
-def write_maps(
-  split: datasets.Split, maps: Maps, folder: pathlib.Path, place: stage.Place
-) -> None:
-  """Writes the label map of each image, those that are not there yet.
-
-  Raises:
-    Preempted: the machine asked to stop; what is written is kept.
-  """
-  left = pseudo_labels.missing(split, folder)
-  if not len(left):
-    return
-  for label, example in maps(split.select(left)):
-    name = example['id'].item().decode()
-    label_files.write(pseudo_labels.path_of(folder, name), label)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'{folder} written')
-  if place.preemption.reached():
-    raise stage.Preempted(f'{place.directory} keeps the label maps it has')
-
-
 def predicted(
   look: looking.LabelMaps,
   state: method.TrainState,
   batch_size: int,
   mesh: Mesh,
   reading: loader_lib.Reading,
-) -> Maps:
+) -> label_folders.Maps:
   """Label maps by the scores of a network."""
 
   def maps(split: datasets.Split) -> Iterable:
@@ -106,7 +72,7 @@ def predicted(
 
 
 def find_match(
-  split: datasets.Split, folder: pathlib.Path, num_generated: int
+  split: datasets.Split, folder: files.Path, num_generated: int
 ) -> matching.Match:
   """The matching of a split's files with its masks; the same on every host."""
   counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
@@ -119,7 +85,7 @@ def find_match(
 
 def score(
   split: datasets.Split,
-  folder: pathlib.Path,
+  folder: files.Path,
   num_generated: int,
   match: matching.Match | None,
 ) -> metrics_lib.Values:
@@ -140,13 +106,13 @@ def score(
 
 def panel(
   split: datasets.Split,
-  folder: pathlib.Path,
+  folder: files.Path,
   num_generated: int,
   match: matching.Match | None,
 ) -> np.ndarray:
   """Image, mask, label map and error of some images."""
   drawn = []
-  for i in sorted(pictures.spread(len(split), _NUM_PICTURES)):
+  for i in sorted(pictures.spread(len(split), experiment.NUM_PICTURES)):
     found, label, _ = _pair(split, folder, i, num_generated)
     if match is not None:
       found = match.apply(found)
@@ -156,12 +122,16 @@ def panel(
 
 
 def write_submission(
-  folder: pathlib.Path, match: pathlib.Path | None, about: About
-) -> pathlib.Path:
+  split: datasets.Split,
+  folder: files.Path,
+  match: files.Path | None,
+  about: About,
+) -> files.Path:
   """Packs a split's files, the matching and method.txt; from host 0.
 
   Args:
-    folder: of the split, with <wnid>/<name>.png.
+    split: whose label maps they are.
+    folder: with <wnid>/<name>.png.
     match: match.json; None where nothing is matched.
     about: what is said of the method.
 
@@ -174,29 +144,27 @@ def write_submission(
   values = dataclasses.astuple(about)
   lines = [f'{name}: {v}' for name, v in zip(_METHOD, values, strict=True)]
   with (
-    disks.whole(path) as partial,
+    files.whole(path) as file,
     # PNGs are compressed already.
-    zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive,
+    zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive,
   ):
-    for name in label_files.names(folder):
-      archive.write(folder / name, name)
+    for name in sorted(split.ids()):
+      content = label_folders.path_of(folder, name).read_bytes()
+      archive.writestr(f'{name}.png', content)
     if match is not None:
-      archive.write(match, 'match.json')
+      archive.writestr('match.json', match.read_bytes())
     archive.writestr('method.txt', '\n'.join(lines) + '\n')
   return path
 
 
-def report(
-  split: datasets.Split, values: metrics_lib.Values, name: str
-) -> dict[str, Any]:
-  """Says what was found of a split, and returns it for `results.json`."""
+def say(values: metrics_lib.Values, split: datasets.Split, name: str) -> None:
+  """Tells what was found of a split."""
   journal.say(
     f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
     f'{values["boundary_miou"]:.4f}, image accuracy '
     f'{values["image_accuracy"]:.4f}, F {values["f_beta"]:.4f} over '
     f'{len(split)} images'
   )
-  return evaluate.to_json(values, split)
 
 
 def _num_classes(split: datasets.Split) -> int:
@@ -210,12 +178,12 @@ def _mine(split: datasets.Split) -> list[int]:
 
 
 def _pair(
-  split: datasets.Split, folder: pathlib.Path, i: int, num_generated: int
+  split: datasets.Split, folder: files.Path, i: int, num_generated: int
 ) -> tuple[Int[np.ndarray, 'H W'], Int[np.ndarray, 'H W'], str]:
   """Label map and mask of an image, and its name."""
   record = split.records[i]
   name = record['id'].decode()
-  found = label_files.read(pseudo_labels.path_of(folder, name), num_generated)
+  found = label_files.read(label_folders.path_of(folder, name), num_generated)
   return found, records.decode_label(record['label']), name
 
 

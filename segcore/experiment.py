@@ -525,6 +525,17 @@ def write_classes(
   return [path]
 
 
+def fixed_batch(stream: StreamOf | ViewsOf, count: int) -> dict[str, Any]:
+  """A batch to look at again and again, of images from all over a split."""
+  records = stream.split.records
+  examples = [
+    # From all over, as one image may stand many times in a row.
+    stream.look(records[i * len(records) // count], np.random.default_rng(i))
+    for i in range(count)
+  ]
+  return loader.on_device(loader.stack(examples))
+
+
 def keep_labelled_ids(place: stage.Place, labelled: datasets.Split) -> None:
   """Writes which images are labelled; refuses others later on.
 
@@ -536,6 +547,56 @@ def keep_labelled_ids(place: stage.Place, labelled: datasets.Split) -> None:
     labelled.ids(),
     'the choice of labelled images',
   )
+
+
+class Results:
+  """What a stage reports of splits: results.json, TensorBoard, pictures.
+
+    results = Results(place, step)
+    results.add('val', values, split, panel)
+    return results.write(protocol='one view')
+
+  Host 0 writes; the others may call all the same.
+  """
+
+  def __init__(self, place: stage.Place, step: int = 0):
+    self._place = place
+    self._step = step
+    self._pictures = place.directory / 'pictures'
+    self._pictures.mkdir(parents=True, exist_ok=True)
+    self._writer = summary.open_writer(place.directory / 'tensorboard')
+    self._splits: dict[str, Any] = {}
+
+  def add(
+    self,
+    name: str,
+    values: metrics.Values,
+    split: datasets.Split,
+    panel: np.ndarray | None = None,
+  ) -> None:
+    """Takes what was found of a split, under this name."""
+    self._splits[name] = found = evaluate.to_json(values, split)
+    known = {k: v for k, v in found['metrics'].items() if v is not None}
+    self._writer.write_scalars(
+      self._step, {f'{name}/{k}': v for k, v in known.items()}
+    )
+    if panel is not None:
+      self.draw(name, panel)
+
+  def draw(self, name: str, panel: np.ndarray) -> None:
+    """Writes a picture."""
+    self._writer.write_images(self._step, {f'{name}/panels': panel[None]})
+    if jax.process_index() == 0:
+      pictures.write(self._pictures / f'{name}.png', panel)
+
+  def write(self, **said: Any) -> list[files.Path]:
+    """Writes results.json, with what else is to be said; returns all files."""
+    self._writer.close()
+    path = self._place.directory / 'results.json'
+    stage.write_json(
+      path, {**said, 'digest': self._place.digest, 'splits': self._splits}
+    )
+    return [path, self._pictures]
 
 
 # From a checkpoint's fields to {'step': …, 'params': …, 'batch_stats': …}.
@@ -592,39 +653,21 @@ class Reporting:
     classes = bench.labelled(self.labelled, self.trained_by).classes
     trained = self.scores(len(classes))
     step, state = self._state(place.needed[self.trained_by])
-    pictured = place.directory / 'pictures'
-    pictured.mkdir(parents=True, exist_ok=True)
-    writer = summary.open_writer(place.directory / 'tensorboard')
-    results = {}
+    results = Results(place, step)
     for name in block.splits:
       split = bench.labelled_or(self.labelled, name, self.trained_by)
       evaluator = bench.segmentation_evaluator(
         trained, split, block.batch_size, block.protocol, show=True
       )
       evaluated = evaluator(state)
-      results[name] = evaluate.to_json(evaluated.values, split)
-      scalars = evaluate.scalars(evaluated.values)
-      writer.write_scalars(step, {f'{name}/{k}': v for k, v in scalars.items()})
-      if evaluated.panel is not None and jax.process_index() == 0:
-        writer.write_images(step, {f'{name}/panels': evaluated.panel[None]})
-        pictures.write(pictured / f'{name}.png', evaluated.panel)
+      results.add(name, evaluated.values, split, evaluated.panel)
       journal.say(
         f'{split.name}: mIoU {evaluated.values["miou"]:.4f} over {len(split)} '
         'images'
       )
-    writer.close()
-    path = place.directory / 'results.json'
-    stage.write_json(
-      path,
-      {
-        'protocol': block.protocol.describe(),
-        'which': block.which,
-        'step': step,
-        'digest': place.digest,
-        'splits': results,
-      },
+    return results.write(
+      protocol=block.protocol.describe(), which=block.which, step=step
     )
-    return [path, pictured]
 
   def model(self, workdir: files.Path) -> predict.Model:
     """What was trained in a folder, to predict with.

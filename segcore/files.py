@@ -8,11 +8,14 @@ added to, and is renamed by copying it; there are no empty folders. On a file
 system a file appears as a whole only by being renamed into place.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from etils import epath
 
@@ -67,21 +70,38 @@ def write(path: Path, content: str | bytes, sure: bool = True) -> None:
   """Writes a file, whole or not at all.
 
   Args:
-    path: its folder exists.
+    path: its folder is made.
     content: text, or bytes.
     sure: return only when it would outlive a loss of power.
   """
-  data = content.encode() if isinstance(content, str) else content
+  with whole(path, sure) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole(path: Path, sure: bool = True) -> Iterator[BinaryIO]:
+  """What is to be the file, to write to: it is there once it is whole.
+
+  Args:
+    path: its folder is made.
+    sure: as above.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
   if not is_local(path):
-    path.write_bytes(data)
+    content = io.BytesIO()
+    yield content
+    path.write_bytes(content.getvalue())
     return
   partial = path.with_suffix('.partial')
-  with open(partial, 'wb') as file:
-    file.write(data)
-    if sure:
-      file.flush()
-      os.fsync(file.fileno())
-  partial.rename(path)
+  try:
+    with open(partial, 'wb') as file:
+      yield file
+      if sure:
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def inside(path: Path) -> Iterator[Path]:

@@ -224,7 +224,6 @@ def write_json(path: files.Path, content: Any) -> None:
   if jax.process_index() != 0:
     return
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, json.dumps(content, indent=1, sort_keys=True))
   except OSError as error:
     raise errors.UserError(

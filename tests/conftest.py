@@ -28,3 +28,25 @@ flags.FLAGS.mark_as_parsed()
 def _absl_says_warnings():
   """What a test before has told absl to say, it shall not tell the next one."""
   logging.set_verbosity(logging.WARNING)
+
+
+@pytest.fixture
+def objects(monkeypatch):
+  """What is in buckets that are in memory, by name."""
+  from segcore import files
+  from tests import fake_bucket
+
+  monkeypatch.setattr(files, '_is_installed', lambda package: True)
+  with fake_bucket.bucket() as found:
+    yield found
+
+
+@pytest.fixture(params=['here', 'bucket'])
+def folder(request, tmp_path):
+  """A work folder on this machine, and one in a bucket."""
+  if request.param == 'here':
+    return tmp_path / 'run'
+  from segcore import files
+
+  request.getfixturevalue('objects')
+  return files.path('gs://bucket/run', '--workdir')

@@ -1,5 +1,6 @@
 import doctest
 import io
+import pathlib
 import struct
 import zlib
 
@@ -129,11 +130,10 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
   path = tmp_path / 'a.png'
   label_files.write(path, np.array([[7]]))
 
-  def fill_disk(image, file, format):
-    file.write_bytes(b'\x89PNG')
+  def full(self, target):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(PIL.Image.Image, 'save', fill_disk)
+  monkeypatch.setattr(pathlib.Path, 'rename', full)
   with pytest.raises(errors.UserError) as error:
     label_files.write(path, np.array([[8]]))
   assert str(error.value) == (

@@ -1,6 +1,7 @@
 """From attention to segments: parts of PASS's steps 2 and 3 and protocols."""
 
 import dataclasses
+import io
 import zipfile
 
 import cv2
@@ -18,6 +19,7 @@ from pass_luss import (
   finetune,
   heads,
   label_files,
+  label_folders,
   looking,
   matching,
   neighbours,
@@ -174,8 +176,8 @@ def test_generated_labels(threshold):
 
 def test_the_sweep_finds_what_labelling_at_each_threshold_would():
   rng = np.random.default_rng(0)
-  thresholds = (0.2, 0.4, 0.6, 0.8)
-  sweep = pseudo_labels.Sweep.empty(thresholds, CLASSES, CLASSES)
+  thresholds = pseudo_labels.THRESHOLDS
+  sweep = pseudo_labels.Sweep.empty(CLASSES, CLASSES)
   drawn = []
   for _ in range(6):
     label = rng.integers(-1, CLASSES + 1, (5, 6))
@@ -208,11 +210,11 @@ def test_labels_of_a_folder_stand_beside_their_images(tmp_path):
   rng = np.random.default_rng(0)
   labels = rng.integers(0, CLASSES + 1, (3, 40, 48))
   for name, label in zip(split.ids()[:2], labels, strict=False):
-    label_files.write(pseudo_labels.path_of(tmp_path, name), label)
+    label_files.write(label_folders.path_of(tmp_path, name), label)
   with pytest.raises(errors.UserError, match='lacks the labels of 1 of 3'):
-    pseudo_labels.labelled_by(split, tmp_path, CLASSES)
-  label_files.write(pseudo_labels.path_of(tmp_path, split.ids()[2]), labels[2])
-  found = pseudo_labels.labelled_by(split, tmp_path, CLASSES)
+    label_folders.labelled_by(split, tmp_path, CLASSES)
+  label_files.write(label_folders.path_of(tmp_path, split.ids()[2]), labels[2])
+  found = label_folders.labelled_by(split, tmp_path, CLASSES)
   assert len(found.classes) == CLASSES + 1
   for i, label in enumerate(labels):
     record = found.records[i]
@@ -476,12 +478,7 @@ def test_label_maps_of_scores(largest):
 # Files, matching, score.
 
 
-@pytest.fixture
-def place(tmp_path):
-  return stage.Place(tmp_path, {}, 'digest')
-
-
-def test_a_permuted_truth_scores_everything(tmp_path, place):
+def test_a_permuted_truth_scores_everything(folder):
   rng = np.random.default_rng(0)
   split = fake_methods.split_of(
     [
@@ -493,14 +490,15 @@ def test_a_permuted_truth_scores_everything(tmp_path, place):
   )
   count = len(split.classes) - 1
   permutation = np.array([0, 3, 1, 2])
-  folder = tmp_path / 'val'
+  place = stage.Place(folder, {}, 'digest')
+  folder = folder / 'val'
 
   def maps(part):
     for record in (part.records[i] for i in range(len(part))):
       label = segment.records.decode_label(record['label'])
       yield permutation[np.maximum(label, 0)], {'id': np.bytes_(record['id'])}
 
-  segment.write_maps(split, maps, folder, place)
+  label_folders.write(split, maps, folder, place)
   match = segment.find_match(split, folder, count)
   assert match.classes == (0, 2, 3, 1)
   values = segment.score(split, folder, count, match)
@@ -514,23 +512,26 @@ def test_a_permuted_truth_scores_everything(tmp_path, place):
     made.extend(part.ids())
     return maps(part)
 
-  segment.write_maps(split, watched, folder, place)
+  label_folders.write(split, watched, folder, place)
   assert made == []
-  pseudo_labels.path_of(folder, split.ids()[2]).unlink()
-  segment.write_maps(split, watched, folder, place)
+  label_folders.path_of(folder, split.ids()[2]).unlink()
+  label_folders.write(split, watched, folder, place)
   assert made == [split.ids()[2]]
 
 
-def test_a_submission_has_what_the_servers_ask_for(tmp_path):
-  folder = tmp_path / 'test'
-  label_files.write(folder / 'n01/a.png', np.array([[0, 2]]))
-  match = tmp_path / 'match.json'
+def test_a_submission_has_what_the_servers_ask_for(folder):
+  folder = folder / 'test'
+  split = fake_methods.ramps(2)
+  for name in split.ids():
+    label_files.write(folder / f'{name}.png', np.array([[0, 2]]))
+  match = folder.parent / 'match.json'
   matching.Match((0, 2, 1)).write(match)
   about = segment.About(name='ours', networks='ResNet-18')
-  path = segment.write_submission(folder, match, about)
-  with zipfile.ZipFile(path) as archive:
+  path = segment.write_submission(split, folder, match, about)
+  with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
     assert sorted(archive.namelist()) == [
-      *('match.json', 'method.txt', 'n01/a.png')
+      *(f'{name}.png' for name in split.ids()),
+      *('match.json', 'method.txt'),
     ]
     text = archive.read('method.txt').decode()
   assert text.splitlines()[0] == 'Method name: ours'
@@ -586,7 +587,7 @@ def test_images_are_told_by_their_neighbours():
   np.testing.assert_array_equal(found, [2, 0, 1])
 
 
-def test_features_resume_block_by_block(tmp_path, monkeypatch):
+def test_features_resume_block_by_block(folder, monkeypatch):
   monkeypatch.setattr(cluster, 'BLOCK', 2)
   split = fake_methods.ramps(5)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -597,7 +598,7 @@ def test_features_resume_block_by_block(tmp_path, monkeypatch):
     return jnp.mean(images, axis=(1, 2))
 
   state = method.frozen({'params': {}}, mesh)
-  place = stage.Place(tmp_path, {}, 'digest')
+  place = stage.Place(folder, {}, 'digest')
 
   def features():
     at_grid = looking.AtGrid(look, 40)
@@ -609,9 +610,11 @@ def test_features_resume_block_by_block(tmp_path, monkeypatch):
   assert whole.shape == (5, 3) and len(seen) == 3
   # Blue says which image it is: the rows are in the order of the split.
   assert np.all(np.diff(whole[:, 2]) > 0)
-  (tmp_path / 'features' / '000000002.npy').unlink()
+  (folder / 'features' / '000000002.npy').unlink()
   np.testing.assert_array_equal(features(), whole)
   assert len(seen) == 4
+  cluster.forget(place)
+  assert not (folder / 'features').exists()
 
 
 def test_options_are_refused():

@@ -11,21 +11,6 @@ from etils import epath
 
 from input_pipeline import errors
 from segcore import checkpoint, files, journal, pictures, stage, summary
-from tests import fake_bucket
-
-
-@pytest.fixture
-def objects(monkeypatch):
-  monkeypatch.setattr(files, '_is_installed', lambda package: True)
-  with fake_bucket.bucket() as found:
-    yield found
-
-
-@pytest.fixture(params=['here', 'bucket'])
-def folder(request, tmp_path, objects):
-  if request.param == 'here':
-    return tmp_path / 'run'
-  return files.path('gs://bucket/run', '--workdir')
 
 
 def test_addresses_and_paths_are_told_apart(monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, errors, loader, splits
+from input_pipeline import datasets, errors, splits
 from segcore import (
   app,
   dry_run,
@@ -396,18 +396,10 @@ class Runner:
     group = self.experiment.train.learn.consistency.mixing.group
     count = -(-experiment_lib.NUM_PICTURES // group) * group
 
-    def rows(stream: experiment_lib.StreamOf) -> dict[str, np.ndarray]:
-      records = stream.split.records
-      examples = [
-        # From all over, as one image may stand many times in a row.
-        stream.look(
-          records[i * len(records) // count], np.random.default_rng(i)
-        )
-        for i in range(count)
-      ]
-      return loader.on_device(loader.stack(examples))
-
-    return {name: rows(stream) for name, stream in streams.items()}
+    return {
+      name: experiment_lib.fixed_batch(stream, count)
+      for name, stream in streams.items()
+    }
 
   def _augmentations(self):
     block = self.experiment.train

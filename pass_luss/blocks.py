@@ -1,0 +1,225 @@
+"""The blocks of a config: a stage's fields each, and what they need."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from input_pipeline import datasets, views
+from pass_luss import (
+  cluster,
+  distance,
+  pseudo_labels,
+  represent,
+  segment,
+  swav,
+)
+from segcore import experiment as experiment_lib
+from segcore import method, network, photometric, train_loop
+
+# In an order in which each comes after what it needs.
+STAGES = (
+  *('represent', 'distance', 'attend', 'cluster', 'label'),
+  *('finetune', 'segment', 'semi', 'segment_semi'),
+)
+# Stages of training.
+TRAININGS = ('represent', 'attend', 'finetune', 'semi')
+
+
+@dataclasses.dataclass(frozen=True)
+class RepresentOptions:
+  """Representation learning.
+
+  Attributes:
+    data: images; their labels are not read.
+    split: trained on.
+    learn: what is learned from.
+    widths: of the heads.
+    large: the two views that everything is learned from.
+    small: more views, for the clusters only; None for none.
+    colours: of the views.
+    start: of the encoder.
+    recipe: batch, length, optimiser.
+  """
+
+  data: datasets.Options
+  split: str
+  learn: represent.Options
+  widths: represent.Widths
+  large: views.Views
+  small: views.Views | None
+  colours: represent.Colours
+  recipe: method.Recipe
+  start: experiment_lib.Start = experiment_lib.Start()
+
+  def __post_init__(self):
+    _check_large(self.large)
+    if self.small and self.small.name != 'small':
+      raise ValueError(
+        f"small.name: found {self.small.name!r}, expected 'small'"
+      )
+    if self.small and not self.learn.clusters:
+      raise ValueError('small: found views, but only clusters learn from them')
+    _check_whole(self.recipe)
+
+  @property
+  def crop(self) -> views.MultiCrop:
+    """What all views are cut by."""
+    groups = (self.large, self.small) if self.small else (self.large,)
+    return views.MultiCrop(groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttendOptions:
+  """Pixel attention.
+
+  Attributes:
+    clusters: its targets, their loss and the queue.
+    shared: one attention for all channels.
+    large: both views.
+    colours: of the views.
+    recipe: batch, length, optimiser.
+  """
+
+  clusters: swav.Options
+  shared: bool
+  large: views.Views
+  colours: represent.Colours
+  recipe: method.Recipe
+
+  def __post_init__(self):
+    _check_large(self.large)
+    _check_whole(self.recipe)
+
+  @property
+  def crop(self) -> views.MultiCrop:
+    """What the views are cut by."""
+    return views.MultiCrop((self.large,))
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneOptions:
+  """Fine-tuning, on generated labels or on given masks.
+
+  Attributes:
+    split: whose masks are learned from; '' for the generated labels of the
+      training images.
+    crop: name and fields of a crop (see `transforms.CROPS`).
+    flips: directions in which images are mirrored at random.
+    colours: how colours are changed.
+    reduction: factor by which label maps are made smaller.
+    doubles: whether scores are doubled on the way there, again and again.
+    recipe: batch, length, optimiser.
+  """
+
+  split: str
+  crop: Mapping[str, Any]
+  flips: tuple[str, ...]
+  reduction: int
+  recipe: method.Recipe
+  doubles: bool = False
+  colours: photometric.Options = photometric.Options()
+
+  def __post_init__(self):
+    if self.reduction < 1:
+      raise ValueError(f'reduction: found {self.reduction}, expected 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentOptions:
+  """Label maps of whole splits, and their score.
+
+  Attributes:
+    splits: that are labelled; those with masks are scored.
+    match_on: the split that generated categories are matched with classes on.
+    inference: 'logits', or 'cam': the activation of the image's category.
+    threshold: of 'cam'; negative: chosen on `match_on`.
+    short_side: of the images.
+    batch_size: global number of images; changes nothing of what is found.
+    about: what a submission says of the method.
+    data: that is segmented; None for the images that were learned from. The
+      categories of another, smaller data set are matched with its classes, and
+      those left over are 'other' (§5.6).
+  """
+
+  splits: tuple[str, ...]
+  match_on: str = 'val'
+  inference: Literal['logits', 'cam'] = 'logits'
+  threshold: float = -1.0
+  short_side: int = 256
+  batch_size: int = 16
+  about: segment.About = segment.About()
+  data: datasets.Options | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A whole config.
+
+  Attributes:
+    program: the module whose command line runs it.
+    stages: which of the stages below, in order.
+    data_dir: where records are kept; '' is TFDS's own place.
+    without_files: what to do where data or weights are missing; may be ''.
+    network: the encoder of all stages.
+    images: what is clustered, labelled and segmented.
+    represent: step 1, an encoder from images alone.
+    distance: of it, by neighbours.
+    attend: step 2a, what matters in an image.
+    cluster: step 2b, centroids.
+    label: step 2c, a label map for each image.
+    finetune: step 3, on these.
+    segment: of what was fine-tuned.
+    semi: fine-tuning on masks instead.
+    segment_semi: of that.
+    operation: how it is carried out.
+  """
+
+  program: Literal['pass_luss.main']
+  stages: tuple[str, ...]
+  data_dir: str
+  without_files: str
+  network: network.Options
+  images: experiment_lib.Images
+  represent: RepresentOptions
+  distance: distance.Options
+  attend: AttendOptions
+  cluster: cluster.Options
+  label: pseudo_labels.Options
+  finetune: FinetuneOptions
+  segment: SegmentOptions
+  semi: FinetuneOptions
+  segment_semi: SegmentOptions
+  operation: train_loop.Operation
+
+  def __post_init__(self):
+    if not self.stages or not set(self.stages) <= set(STAGES):
+      raise ValueError(
+        f'stages: found {self.stages}, expected some of {STAGES}'
+      )
+    if 'attend' in self.stages and not self.represent.learn.clusters:
+      raise ValueError(
+        "stages: found 'attend', which learns by clusters, but "
+        'represent.learn.clusters is None'
+      )
+    if bool(self.finetune.split) or not self.semi.split:
+      raise ValueError(
+        f'finetune.split={self.finetune.split!r} and semi.split='
+        f"{self.semi.split!r}: expected '' for generated labels, and a split "
+        'with masks'
+      )
+
+
+def _check_large(large: views.Views) -> None:
+  if (large.name, large.count) != ('large', 2):
+    raise ValueError(
+      f'large: found {large.count} views named {large.name!r}, expected 2 '
+      "named 'large'"
+    )
+
+
+def _check_whole(recipe: method.Recipe) -> None:
+  if recipe.accumulate != 1:
+    raise ValueError(
+      f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '
+      'need the whole batch'
+    )

@@ -1,0 +1,120 @@
+"""Folders with a label map for each image: `<folder>/<id of the image>.png`.
+
+They are made for the images of a split that have none yet, so that it can go on
+where it was stopped, and are read again as labels to learn from.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Int
+
+from input_pipeline import audit, datasets, errors, masks
+from input_pipeline.builders import records
+from pass_luss import label_files
+from segcore import files, journal, stage
+
+# From a split to the label map of each image of this host, and the image.
+Maps = Callable[
+  [datasets.Split], Iterable[tuple[np.ndarray, Mapping[str, Any]]]
+]
+# Images between two looks at whether the machine asked to stop.
+_BLOCK = 2048
+
+
+def path_of(folder: files.Path, name: str) -> files.Path:
+  """Where the label map of an image is: its name, with .png."""
+  return folder / f'{name}.png'
+
+
+def missing(split: datasets.Split, folder: files.Path) -> Int[np.ndarray, 'n']:
+  """The images without a label map in a folder; as host 0 sees it."""
+  here = np.zeros(len(split), np.uint8)
+  if jax.process_index() == 0:
+    here[:] = [path_of(folder, name).exists() for name in split.ids()]
+  if jax.process_count() > 1:
+    here = multihost_utils.broadcast_one_to_all(here)
+  return np.flatnonzero(np.asarray(here) == 0)
+
+
+def write(
+  split: datasets.Split, maps: Maps, folder: files.Path, place: stage.Place
+) -> None:
+  """Writes the label map of each image; those that are there are kept.
+
+  Raises:
+    Preempted: the machine asked to stop; what is written is kept.
+  """
+  left, total = missing(split, folder), len(split)
+  # Images of one size together: they share batches and programs.
+  sizes = split.sizes()
+  left = np.array(sorted(left.tolist(), key=lambda i: (sizes[i], i)), int)
+
+  def put(found: tuple[np.ndarray, Mapping[str, Any]]) -> None:
+    label, example = found
+    label_files.write(path_of(folder, example['id'].item().decode()), label)
+
+  for start in range(0, len(left), _BLOCK):
+    part = split.select(left[start : start + _BLOCK])
+    for _ in audit.in_threads(put, maps(part)):
+      pass
+    done = min(start + _BLOCK, len(left))
+    journal.say(f'{folder.name}: {total - len(left) + done:,} of {total:,}')
+    if place.preemption.reached():
+      raise stage.Preempted(f'{place.directory} keeps the labels it has')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'{folder} written')
+
+
+class Labelled(Sequence[records.Record]):
+  """Records of images with the label maps of a folder, by their names."""
+
+  def __init__(
+    self, source: Sequence[records.Record], folder: files.Path, most: int
+  ):
+    self._source = source
+    self._folder = folder
+    self._most = most
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i) -> records.Record:
+    record = self._source[int(i)]
+    path = path_of(self._folder, record['id'].decode())
+    label = label_files.read(path, self._most)
+    return {**record, 'label': label}
+
+  def __repr__(self) -> str:
+    return f'Labelled({len(self)} records, {self._folder})'
+
+
+def labelled_by(
+  split: datasets.Split, folder: files.Path, num_generated: int
+) -> datasets.Split:
+  """The images of a split with the label maps of a folder.
+
+  Classes are 'other' and the generated categories.
+
+  Raises:
+    UserError: some of the label maps are missing.
+  """
+  lacking = missing(split, folder)
+  if len(lacking):
+    raise errors.UserError(
+      f'{folder} lacks the labels of {len(lacking):,} of {len(split):,} images '
+      f'({split.ids()[lacking[0]]}, …): remove {folder.parent} to make them '
+      'again'
+    )
+  return dataclasses.replace(
+    split,
+    name=f'{split.name} with generated labels',
+    classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
+    palette=masks.palette(num_generated + 1),
+    has=('label',),
+    records=Labelled(split.records, folder, num_generated),
+  )
