@@ -116,17 +116,22 @@ def combine(codes: Mapping[str, int | None]) -> int:
   """The exit status of all workers together.
 
   What a user can mend comes before other failures, those before a request to
-  start again. A worker that had to be killed (None) failed.
+  start again. A worker that had to be killed (None) hung: others that noticed
+  ask to start again; if all others were done, it failed.
 
   >>> combine({'a': 0, 'b': 75}), combine({'a': 75, 'b': 1}), combine({'a': 0})
   (75, 1, 0)
+  >>> combine({'a': 75, 'b': None}), combine({'a': 0, 'b': None})
+  (75, 1)
   """
-  found = [FAILED if code is None else code for code in codes.values()]
+  found = [*codes.values()]
   if USER_ERROR in found:
     return USER_ERROR
-  failures = [code for code in found if code not in (DONE, PREEMPTED, LOST)]
+  failures = [c for c in found if c not in (DONE, PREEMPTED, LOST, None)]
   if failures:
     return failures[0]
+  if None in found and PREEMPTED not in found:
+    return FAILED
   return DONE if found and not any(found) else PREEMPTED
 
 

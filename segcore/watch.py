@@ -19,8 +19,9 @@ from typing import Any
 
 from segcore import hosts
 
-# Exit status after the loss of another host.
-EXIT_LOST = 1
+# Exit status after another host has crashed, which it may do again; and after
+# one hung or was cut off: launchers start the same command again.
+EXIT_LOST, EXIT_SILENT = 1, 75
 
 # Time for hosts that fail alike to say so themselves.
 _GRACE_SECONDS = 5.0
@@ -156,7 +157,7 @@ class Watch:
 
   def _lose(self, silent: list[int]) -> None:
     text = f'{self._list(silent)} did not answer for {self._patience:g} s'
-    self._agree_to_end(f'{text}: hung, stopped or cut off', EXIT_LOST, False)
+    self._agree_to_end(f'{text}: hung, stopped or cut off', EXIT_SILENT, False)
 
   def _agree_to_end(self, text: str, status: int, patient: bool) -> None:
     """Tells everybody, if this is process 0, and sets the time to go."""
@@ -173,7 +174,7 @@ class Watch:
     if now >= until or (text and not self._wires):
       _exit(
         f'error: {text}; run the same command again on all hosts to go on'
-        if status == EXIT_LOST
+        if status in (EXIT_LOST, EXIT_SILENT)
         else f'error: {text}',
         status,
       )
@@ -185,7 +186,7 @@ def _exit(text: str, status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
   except (OSError, ValueError):
-    pass
+    pass  # Nobody reads it any longer; what matters is to end.
   if text:
     os.write(2, f'{text}\n'.encode())
   os._exit(status)

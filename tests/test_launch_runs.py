@@ -132,6 +132,16 @@ def test_the_others_of_a_worker_that_failed_are_ended(cloud, place):
   assert cloud.left() == []
 
 
+@pytest.mark.parametrize('place', ['local', 'tpu_vm'])
+def test_the_loss_of_a_worker_that_hangs_starts_all_again(cloud, place):
+  # The first notices that the other does not answer, and says so by 75.
+  cloud.plan(codes=[[75, 'wait'], [0, 0]])
+  code, _, err = cloud.launch(place, '--grace=3')
+  assert code == 0, err
+  assert 'killed' in err and 'retry 1 of' in err, err
+  assert cloud.left() == []
+
+
 @pytest.mark.parametrize('place', CLOUDS)
 def test_the_wait_for_machines_has_an_end(cloud, place):
   cloud.plan(ready=-1)

@@ -246,7 +246,7 @@ def test_a_host_that_is_killed_or_hangs_ends_all_and_is_named():
   text = f'error: process 1 ({HERE}) is gone: it was killed, or crashed'
   assert killed.endings(but=[1]) == [(text + AGAIN, 1)] * 2
   text = f'error: process 0 ({HERE}) did not answer for 3 s: hung, stopped or '
-  assert stopped.endings(but=[0]) == [(f'{text}cut off{AGAIN}', 1)]
+  assert stopped.endings(but=[0]) == [(f'{text}cut off{AGAIN}', 75)]
   stopped.processes[0].kill()
   killed.endings()
   stopped.endings()
