@@ -23,8 +23,6 @@ from segcore.models import resize
 
 # From a state and images in [-1, 1], [B, h, w, 3], to rows [B, …].
 Look = Callable[[method_lib.TrainState, Array], Array]
-# Scores that are enlarged at once; see `segcore.inference`.
-_BLOCK_SIZE = 2**22
 
 
 def size_at(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -217,21 +215,13 @@ def in_blocks(
   wide = jnp.einsum(
     'bjw,bhwc->bhjc', _weights(columns, width), scores, precision=exact
   )
-  matrices = _weights(rows, height)
-  cells = max(1, batch // jax.device_count()) * columns.shape[1] * classes
-  count = min(rows.shape[1], max(1, _BLOCK_SIZE // cells))
-  blocks = -(-rows.shape[1] // count)
-  padded = jnp.pad(
-    matrices, ((0, 0), (0, blocks * count - rows.shape[1]), (0, 0))
-  ).reshape(batch, blocks, count, height)
 
   def block(matrix: Array) -> Array:
     votes = jnp.einsum('bih,bhjc->bijc', matrix, wide, precision=exact)
     return what(votes)
 
-  found = jnp.moveaxis(jax.lax.map(block, jnp.moveaxis(padded, 1, 0)), 0, 1)
-  joined = found.reshape(batch, blocks * count, *found.shape[3:])
-  return joined[:, : rows.shape[1]]
+  shape = (batch, rows.shape[1], columns.shape[1], classes)
+  return inference.over_rows(block, _weights(rows, height), shape)
 
 
 def nearest(

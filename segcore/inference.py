@@ -13,14 +13,14 @@ padding.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int16, UInt8
+from jaxtyping import Array, Float, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import errors
@@ -101,6 +101,33 @@ def _continued(images: Array, canvas: resize.Size) -> Array:
     source = jnp.minimum(position, 2 * n - 1 - position)
     images = jnp.take(images, source, axis=axis)
   return images
+
+
+def over_rows(
+  what: Callable[[Any], Array], by_rows: Any, shape: tuple[int, int, int, int]
+) -> Shaped[Array, 'B H ...']:
+  """Applies a function to blocks of rows, one after the other, and joins them.
+
+  Args:
+    what: from arrays of n rows, [B, n, …], to an array [B, n, …].
+    by_rows: a tree of arrays [B, H, …].
+    shape: B, H, W and C of the scores that it makes on the way, of which no
+      more than a block is in memory.
+  """
+  batch, height, width, classes = shape
+  cells = max(1, batch // jax.device_count()) * width * classes
+  rows = min(height, max(1, _BLOCK_SIZE // cells))
+  count = -(-height // rows)
+
+  def blocks(array: Array) -> Array:
+    missing = [(0, 0), (0, count * rows - height)]
+    padded = jnp.pad(array, missing + [(0, 0)] * (array.ndim - 2))
+    split = padded.reshape(batch, count, rows, *array.shape[2:])
+    return jnp.moveaxis(split, 1, 0)
+
+  found = jax.lax.map(what, jax.tree.map(blocks, by_rows))
+  joined = jnp.moveaxis(found, 0, 1)
+  return joined.reshape(batch, count * rows, *joined.shape[3:])[:, :height]
 
 
 def best_by_rows(
@@ -301,30 +328,14 @@ class LabelMaps:
 
   def _in_blocks(self, found, total, canvas: tuple[int, int], what) -> Array:
     """Applies `what` to the votes of blocks of rows, [B, n, W, C] each."""
-    height, width = canvas
     batch = (found[0][0] if found else total).shape[0]
-    cells = max(1, batch // jax.device_count()) * width * self.num_classes
-    rows = min(height, max(1, _BLOCK_SIZE // cells))
-    num_blocks = -(-height // rows)
-
-    def blocks(array, axis):
-      """Splits an axis of the image's rows; the first axis counts blocks."""
-      missing = num_blocks * rows - height
-      pads = [(0, 0)] * array.ndim
-      pads[axis] = (0, missing)
-      split = jnp.pad(array, pads).reshape(
-        *array.shape[:axis], num_blocks, rows, *array.shape[axis + 1 :]
-      )
-      return jnp.moveaxis(split, axis, 0)
-
     parts = []
     for scores, view in found:
       if view is None and scores.shape[1:3] == canvas:
-        parts.append((blocks(scores, 1), lambda rows: rows))
+        parts.append((scores, lambda rows: rows))
       else:
         matrices, columns = _matrices(scores, view, canvas)
-        vote = functools.partial(self._vote, scores, columns)
-        parts.append((blocks(matrices, 1), vote))
+        parts.append((matrices, functools.partial(self._vote, scores, columns)))
 
     def block(sliced):
       votes, pieces = sliced
@@ -332,11 +343,8 @@ class LabelMaps:
         votes = vote(piece) if votes is None else votes + vote(piece)
       return what(votes)
 
-    before = None if total is None else blocks(total, 1)
-    result = jax.lax.map(block, (before, [piece for piece, _ in parts]))
-    result = jnp.moveaxis(result, 0, 1)
-    joined = result.reshape(batch, num_blocks * rows, *result.shape[3:])
-    return joined[:, :height]
+    by_rows = (total, [piece for piece, _ in parts])
+    return over_rows(block, by_rows, (batch, *canvas, self.num_classes))
 
   def _canvas(self, size: resize.Size) -> resize.Size:
     canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
