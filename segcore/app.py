@@ -13,6 +13,7 @@ import contextlib
 import errno
 import importlib.util
 import math
+import os
 import pathlib
 import re
 import socket
@@ -33,6 +34,7 @@ from segcore import topology as topology_lib
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # As of a process that is ended by SIGPIPE.
 
 # A process alone must not miss its own heartbeats when it is suspended.
 _NEVER_SECONDS = 10**8
@@ -54,7 +56,15 @@ def run(build: BuildStages, load: LoadModel) -> None:
   logging.get_absl_logger().addFilter(
     lambda record: 'orbax' not in record.pathname
   )
-  sys.exit(main(build, sys.argv, load))
+  try:
+    code = main(build, sys.argv, load)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Whoever read what is printed has seen enough: `… --dry_run | head`. What
+    # is left to print would fail again when the process ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = EXIT_PIPE
+  sys.exit(code)
 
 
 def main(

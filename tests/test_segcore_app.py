@@ -1,12 +1,14 @@
 """The command line, in this process: messages, exit status, work folders."""
 
 import pathlib
+import subprocess
 import sys
 
 import pytest
 
 from ddep import main as ddep_main
 from segcore import app, journal, stage
+from tests import runs
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 SHAPES = f'--config={CONFIGS}/ddep_shapes.py'
@@ -223,3 +225,18 @@ def test_only_host_0_speaks(capsys, monkeypatch):
   journal.say('hello')
   assert capsys.readouterr().out == ''
   assert 'tensorflow' not in sys.modules
+
+
+def test_nobody_has_to_read_everything():
+  command = f'{sys.executable} -m ddep.main --dry_run'
+  done = subprocess.run(
+    f'{command} --config=configs/ddep_shapes.py | head -2; echo $PIPESTATUS',
+    shell=True,
+    executable='/bin/bash',
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  *first, status = done.stdout.splitlines()
+  assert any('classify' in line for line in first)
+  assert (done.stderr, status) == ('', '141')
