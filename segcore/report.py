@@ -7,6 +7,7 @@ value of the last one. A cell of the table has one result a seed.
 import csv
 import dataclasses
 import io
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -126,18 +127,23 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def markdown(
-  cells: Sequence[Finished], name: str, axis: str, baseline: str = ''
+  cells: Sequence[Finished],
+  name: str,
+  axis: str,
+  baseline: str = '',
+  also: Sequence[str] = (),
 ) -> str:
   """Tables of mean ± standard deviation (number of seeds), in percent.
 
-  The reported metric; the same on the images that were trained on; paired
-  differences.
+  The reported metric; the same on the images that were trained on; further
+  ones; paired differences.
 
   Args:
     cells: all that are finished.
     name: of the reported metric: 'test/miou'.
     axis: name of the last option.
     baseline: a row that the others are compared with.
+    also: names of further metrics.
   """
   rows, columns = _rows(cells), _columns(cells)
 
@@ -154,7 +160,7 @@ def markdown(
 
   lines = ['Mean ± standard deviation (number of seeds):']
   train = f'train/{name.partition("/")[2]}'
-  for metric in dict.fromkeys((name, train)):
+  for metric in dict.fromkeys((name, train, *also)):
     if any(not np.isnan(cell.value(metric)) for cell in cells):
       lines += [
         '',
@@ -174,21 +180,23 @@ def markdown(
   return '\n'.join(lines) + '\n'
 
 
-def table_csv(cells: Sequence[Finished], name: str, axis: str) -> str:
-  """One line a cell of the table: row, column, mean, std, n; in percent."""
+def table_csv(
+  cells: Sequence[Finished], name: str, axis: str, also: Sequence[str] = ()
+) -> str:
+  """A line for each cell of the table and metric; mean and std in percent."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(['row', axis, 'swept', f'{name} mean', 'std', 'n'])
-  for row in _rows(cells):
-    for column in _columns(cells):
-      found = by_seed(cells, row, column, name)
-      mean, std = mean_and_std(list(found.values()))
-      swept = {
-        cell.swept for cell in cells if (cell.row, cell.column) == (row, column)
-      }
-      writer.writerow(
-        [row, column, ' '.join(sorted(swept)), mean, std, len(found)]
-      )
+  writer.writerow(['row', axis, 'swept', 'metric', 'mean', 'std', 'n'])
+  places = itertools.product(_rows(cells), _columns(cells))
+  for (row, column), metric in itertools.product(places, (name, *also)):
+    found = by_seed(cells, row, column, metric)
+    mean, std = mean_and_std(list(found.values()))
+    swept = {
+      cell.swept for cell in cells if (cell.row, cell.column) == (row, column)
+    }
+    writer.writerow(
+      [row, column, ' '.join(sorted(swept)), metric, mean, std, len(found)]
+    )
   return text.getvalue()
 
 
@@ -198,11 +206,12 @@ def write(
   name: str,
   axis: str,
   baseline: str = '',
+  also: Sequence[str] = (),
 ) -> list[pathlib.Path]:
   """Writes table.md, table.csv, plot.png and, with curves, curves.png."""
   made = {
-    'table.md': markdown(cells, name, axis, baseline),
-    'table.csv': table_csv(cells, name, axis),
+    'table.md': markdown(cells, name, axis, baseline, also),
+    'table.csv': table_csv(cells, name, axis, also),
   }
   for file, text in made.items():
     (folder / file).write_text(text)

@@ -80,7 +80,9 @@ class Study:
     sweep: decided together with the first seed, for each cell of the table.
     sweep_at: value of the last axis at which a row is swept; '' sweeps at all.
     select: '<split>/<metric>' that decides the sweep.
-    report: '<split>/<metric>' of the table.
+    report: '<split>/<metric>' of the table; of a stage before the last that
+      evaluates, too: '<stage>.<split>/<metric>'.
+    also: further ones.
     baseline: the row that others are compared with: 'init=supervised'.
   """
 
@@ -93,6 +95,7 @@ class Study:
   select: str = 'val/miou'
   report: str = 'test/miou'
   baseline: str = ''
+  also: tuple[str, ...] = ()
 
   def __post_init__(self):
     names = [axis.name for axis in (*self.vary, *self.sweep)] + ['seed']
@@ -108,7 +111,7 @@ class Study:
         f'--sweep_at: found {self.sweep_at}, expected a --sweep, and one of '
         f'{", ".join(self.vary[-1].values)}'
       )
-    for flag, name in (('select', self.select), ('report', self.report)):
+    for flag, name in self.named():
       if '/' not in name:
         raise errors.UserError(
           f'--{flag}: found {name!r}, expected SPLIT/METRIC such as val/miou'
@@ -119,6 +122,11 @@ class Study:
         f'--baseline: found {self.baseline}, expected one of '
         f'{", ".join(sorted(rows))}'
       )
+
+  def named(self) -> list[tuple[str, str]]:
+    """Flag and name of each metric that is asked for."""
+    found = [('report', self.report), *(('also', name) for name in self.also)]
+    return [('select', self.select), *found] if self.sweep else found
 
   def points(self) -> list[dict[str, str]]:
     """The cells of the table, by their options."""
@@ -510,13 +518,20 @@ class Runner:
   def _finish(self, p: Plan, seconds: float) -> None:
     """Keeps what the cell found, and says how far the study is."""
     folder = self.workdir / 'cells' / p.cell.name
-    last = list(p.digests)[-1]
-    path = folder / last / 'results.json'
-    if not path.exists():
-      raise errors.UserError(
-        f'the last stage, {last}, leaves no {path}: expected an evaluation'
-      )
-    results = stage.read_json(path)['splits']
+    results = {}
+    for name in p.digests:
+      last = name == list(p.digests)[-1]
+      path = folder / name / 'results.json'
+      if path.exists():
+        splits = stage.read_json(path)['splits']
+        results |= {
+          split if last else f'{name}.{split}': found['metrics']
+          for split, found in splits.items()
+        }
+      elif last:
+        raise errors.UserError(
+          f'the last stage, {name}, leaves no {path}: expected an evaluation'
+        )
     content = {
       'row': p.cell.row,
       'column': p.cell.column,
@@ -526,7 +541,7 @@ class Runner:
       'program': p.program,
       'digests': dict(p.digests),
       'seconds': round(seconds, 1),
-      'results': {split: r['metrics'] for split, r in results.items()},
+      'results': results,
       'curve': self._curve(folder, list(p.digests)),
     }
     stage.write_json(self._path(p.cell), content)
@@ -551,10 +566,7 @@ class Runner:
       for split, metrics in found.results.items()
       for metric in metrics
     ]
-    asked = {'report': self.study.report}
-    if self.study.sweep:
-      asked['select'] = self.study.select
-    for flag, name in asked.items():
+    for flag, name in self.study.named():
       if name not in named:
         raise errors.UserError(
           f'--{flag}: found {name}, expected one of {", ".join(named)}'
@@ -634,7 +646,9 @@ def run(
   found = runner.run(study.final_cells(chosen), 'study')
   if found:
     axis = study.vary[-1].name
-    made = report.write(workdir, found, study.report, axis, study.baseline)
+    made = report.write(
+      *(workdir, found, study.report, axis, study.baseline, study.also)
+    )
     print((workdir / 'table.md').read_text())
     journal.say('written: ' + ', '.join(map(str, made)))
     journal.say(
@@ -742,6 +756,13 @@ def _parser() -> argparse.ArgumentParser:
   )
   add('--select', default='val/miou', help='what decides the sweep')
   add('--report', default='test/miou', help='what the table shows')
+  add(
+    '--also',
+    default='',
+    metavar='NAME,…',
+    help='further metrics of the table; STAGE.SPLIT/METRIC of a stage before '
+    'the last',
+  )
   add('--baseline', default='', help='row that the others are compared with')
   add('--jobs', type=int, default=1, help='runs at once')
   add(
@@ -773,6 +794,7 @@ def _study(arguments: argparse.Namespace, fields: Sequence[str]) -> Study:
     select=arguments.select,
     report=arguments.report,
     baseline=arguments.baseline,
+    also=tuple(filter(None, arguments.also.split(','))),
   )
 
 

@@ -55,7 +55,10 @@ def build_stages(config):
   def pretrain(place):
     logged('pretrain', place)
     (place.directory / 'weights.txt').write_text(config.init)
-    return [place.directory / 'weights.txt']
+    path = place.directory / 'results.json'
+    splits = {'val': {'metrics': {'accuracy': INITS[config.init]}}}
+    stage.write_json(path, {'splits': splits})
+    return [place.directory / 'weights.txt', path]
 
   def evaluate(place):
     logged('evaluate', place)

@@ -85,7 +85,7 @@ def test_the_csv_holds_the_same_numbers():
     *[('init=none', '50', '2'), ('init=none', '100', '1')],
     *[('init=ddep', '50', '2'), ('init=ddep', '100', '1')],
   ]
-  assert float(rows[0]['test/miou mean']) == pytest.approx(22.0)
+  assert float(rows[0]['mean']) == pytest.approx(22.0)
   assert float(rows[0]['std']) == pytest.approx(np.sqrt(8))
 
 

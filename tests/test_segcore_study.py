@@ -35,9 +35,13 @@ def runs_of(workdir):
   return collections.Counter(lines)
 
 
-def table_of(workdir):
+def table_of(workdir, metric='test/miou'):
   with open(workdir / 'table.csv') as file:
-    return {(row['row'], row['labels']): row for row in csv.DictReader(file)}
+    return {
+      (row['row'], row['labels']): row
+      for row in csv.DictReader(file)
+      if row['metric'] == metric
+    }
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +52,7 @@ def finished(tmp_path_factory):
     workdir,
     *AXES,
     *('--seeds=2', '--sweep=lr=1,2,3', '--sweep_at=100', '--jobs=2'),
-    '--baseline=init=none',
+    *('--baseline=init=none', '--also=pretrain.val/accuracy,val/miou'),
   )
   assert study.main(arguments) == 0
   return workdir, arguments
@@ -66,10 +70,17 @@ def test_the_table_holds_what_the_runs_found(finished):
     rate = {'none': 2.0, 'ddep': 3.0}[init]
     found = [fake_program.score(init, int(labels), s, rate) for s in (0, 1)]
     expected = 100 * (sum(found) / 2 + 0.01)
-    assert float(line['test/miou mean']) == pytest.approx(expected)
+    assert float(line['mean']) == pytest.approx(expected)
     assert line['n'] == '2'
     assert line['swept'] == {'none': '2', 'ddep': '3'}[init]
+  # Stages before the last one report, too.
+  also = table_of(workdir, 'pretrain.val/accuracy')
+  for (row, _), line in also.items():
+    accuracy = fake_program.INITS[row.removeprefix('init=')]
+    assert float(line['mean']) == pytest.approx(100 * accuracy)
+  assert len(also) == 4
   text = (workdir / 'table.md').read_text()
+  assert '| pretrain.val/accuracy, % | labels=50 | labels=100 |' in text
   # The difference of each pair is 10 points.
   assert '| init=ddep | +10.0 [+10.0, +10.0] (2) |' in text
 
@@ -150,7 +161,7 @@ def test_fields_of_the_config_can_be_varied_and_set(tmp_path):
   vary = ('--vary=init=none', '--vary=nested.bonus=0.0,0.25')
   assert study.main(command(workdir, *vary, '--config.lr=2.0')) == 0
   with open(workdir / 'table.csv') as file:
-    found = [float(row['test/miou mean']) for row in csv.DictReader(file)]
+    found = [float(row['mean']) for row in csv.DictReader(file)]
   plain = 100 * (fake_program.score('none', 50, 0, 2.0) + 0.01)
   assert found == pytest.approx([plain, plain + 25])
   # One only: its encoder was trained alone and became the shared one.
@@ -176,7 +187,7 @@ def test_a_single_axis_is_swept_at_one_value_for_all(tmp_path):
   assert list(table) == [('fake_program', '50'), ('fake_program', '200')]
   assert [row['swept'] for row in table.values()] == ['2,0.25', '2,0.25']
   best = fake_program.score('none', 50, 0, 2.0) + 0.25 + 0.01
-  found = float(table['fake_program', '50']['test/miou mean'])
+  found = float(table['fake_program', '50']['mean'])
   assert found == pytest.approx(100 * best)
   # All combinations were tried.
   tried = json.loads((workdir / 'sweep.json').read_text())['tried']
@@ -190,7 +201,7 @@ def test_a_metric_that_is_not_there_stops_the_study(tmp_path, capsys):
   workdir = tmp_path / 'work'
   assert study.main(command(workdir, *AXES, '--report=test/mIoU')) == 2
   err = capsys.readouterr().err
-  assert 'found test/mIoU, expected one of test/miou, train/miou, val/' in err
+  assert 'found test/mIoU, expected one of pretrain.val/accuracy, test/' in err
   assert err.count('\n') == 1
   assert runs_of(workdir)['evaluate ddep'] == 0
 
