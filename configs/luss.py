@@ -44,7 +44,8 @@ PASS = {
     'logits',
     'cam',
   ],  # auto: cam where images are clustered
-  'semi': ['pass', 'imagenet_s'],  # recipe of the semi-supervised protocol
+  # Recipe of the semi-supervised protocol; os16: the last stage is dilated.
+  'semi': ['pass', 'imagenet_s', 'imagenet_s_os16'],
   'lr': 0.0,  # of representation learning; 0: what stands below
   'seed': 0,
   'encoder': '',  # a finished run's stage, or a weight file, to start from
@@ -384,16 +385,19 @@ def semi(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   ImageNet-S repository's newer recipe.
   """
   steps_per_epoch = 10 * size // _BATCH
-  newer = options.semi == 'imagenet_s'
-  optimizer = (
-    layer_decay(5e-4, 5 * steps_per_epoch, 0.4) if newer else larc(0.6)
-  )
+  newer, dilated = options.semi != 'pass', options.semi == 'imagenet_s_os16'
+  optimizer = larc(0.6)
+  if newer:
+    decay = 0.45 if dilated else 0.4
+    optimizer = layer_decay(5e-4, 5 * steps_per_epoch, decay)
   return common.block(
     split='train_semi',
     crop=crop(224, 0.14 if newer else 0.08),
     flips=('horizontal',),
-    reduction=8 if newer else 2,  # 28 cells a side, or 112
+    # 112 cells a side; in the newer recipe those of the encoder twice doubled.
+    reduction=(4 if dilated else 8) if newer else 2,
     doubles=newer,
+    output_stride=16 if dilated else 0,
     colours=jitter() if newer else {},
     recipe=common.recipe(_BATCH, 100 * steps_per_epoch, optimizer),
   )

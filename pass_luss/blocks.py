@@ -106,6 +106,8 @@ class FinetuneOptions:
     crop: name and fields of a crop (see `transforms.CROPS`).
     flips: directions in which images are mirrored at random.
     colours: how colours are changed.
+    output_stride: of the encoder, whose last blocks are dilated for it; 0 for
+      that of `network`.
     reduction: factor by which label maps are made smaller.
     doubles: whether scores are doubled on the way there, again and again.
     recipe: batch, length, optimiser.
@@ -117,6 +119,7 @@ class FinetuneOptions:
   reduction: int
   recipe: method.Recipe
   doubles: bool = False
+  output_stride: int = 0
   colours: photometric.Options = photometric.Options()
 
   def __post_init__(self):

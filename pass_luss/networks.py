@@ -145,6 +145,11 @@ class Networks:
         }
       case _:
         found = {'logits': heads.Classifier(num_classes, dtype=dtype)}
+        stride = getattr(self.experiment, name).output_stride
+        if stride:
+          encoder = {**bench.network.encoder, 'output_stride': stride}
+          net = dataclasses.replace(bench.network, encoder=encoder)
+          bench = dataclasses.replace(bench, network=net)
     return bench.build(found, self.size(name))
 
   def clustered_network(self) -> segmenter.Segmenter:

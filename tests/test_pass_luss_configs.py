@@ -2,13 +2,15 @@
 
 import importlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import luss
 from input_pipeline import errors
-from pass_luss import main
-from segcore import method, optimizers, stage
+from pass_luss import blocks, main, networks
+from segcore import method, optimizers, sharding, stage
 from tests import reference_pass as reference
 
 ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
@@ -236,6 +238,33 @@ def test_layers_far_from_the_head_learn_less():
     'encoder/conv_root/kernel': (pytest.approx(0.4**5), 1.0),
   }
   assert config.semi.recipe.num_steps == 100 * (3000 // 256)
+
+
+def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
+  config = load('pass_imagenet_s300', 'semi=imagenet_s_os16,protocol=semi')
+  optimizer = main.options.build(
+    optimizers.Options, config.semi.recipe.optimizer, 'optimizer'
+  )
+  assert optimizer.factors('encoder/block4/unit1/conv1/kernel')[0] == 0.45
+  assert (config.semi.reduction, config.semi.doubles) == (4, True)
+  experiment = main.options.build(blocks.Experiment, config, 'config')
+  nets = networks.Networks(experiment, sharding.make_mesh())
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  shapes, grids = [], []
+  for name in ('represent', 'semi'):
+    net = nets.of(name, nets.bench)
+    scores, variables = jax.eval_shape(
+      lambda x, net=net: net.init_with_output(
+        jax.random.PRNGKey(0), x, decode=False, method='features'
+      ),
+      images,
+    )
+    grids.append(scores['encoder'].deepest.array.shape[1:3])
+    shapes.append(
+      jax.tree.map(lambda leaf: leaf.shape, variables['params']['encoder'])
+    )
+  assert shapes[0] == shapes[1]
+  assert grids == [(7, 7), (14, 14)]
 
 
 def test_random_features_are_one_step_of_nothing():
