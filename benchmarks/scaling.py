@@ -19,7 +19,7 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from segcore import dry_run, options, sharding, topology  # noqa: E402
+from segcore import dry_run, sharding, topology  # noqa: E402
 
 # Name, module, config, stage, images a device.
 SMALL = (
@@ -83,8 +83,7 @@ def measure(
   found = importlib.import_module(f'configs.{file}').get_config(given)
   if int(batch):
     found[name].recipe.batch_size = int(batch)
-  experiment = options.build(main_of.Experiment, found, 'config')
-  runner = main_of.Runner(experiment, sharding.make_mesh(1, host))
+  runner = main_of.PROGRAM.build_runner(found, host)
   plan = dry_run.placed_on(runner.plan(name), asked)
   cost = dry_run.cost(plan)
   with topology.compiling():

@@ -8,9 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from ddep import classify, denoise, finetune, noise
 from input_pipeline import batch as batch_lib
@@ -24,9 +22,8 @@ from segcore import (
   method,
   metrics,
   network,
-  options,
   predict,
-  sharding,
+  program,
   stage,
   train_loop,
 )
@@ -142,61 +139,18 @@ class Experiment:
   without_files: str = ''
 
   def __post_init__(self):
-    if not self.stages or not set(self.stages) <= set(_STAGES):
-      raise ValueError(
-        f'stages: found {self.stages}, expected some of {_STAGES}'
-      )
+    program.check_stages(self.stages, _STAGES)
     if 'classify' in self.stages and self.classify is None:
       raise ValueError(
         f'stages: found {self.stages}, but there is no block `classify`'
       )
 
 
-def build_stages(
-  config: ml_collections.ConfigDict, devices: list | None = None
-) -> Sequence[stage.Stage]:
-  """The stages of an experiment; opens no data.
-
-  Args:
-    config: the experiment.
-    devices: it is for; all that are at hand by default.
-
-  Raises:
-    UserError: a field is unknown, of a wrong type, or does not fit the others.
-  """
-  experiment = options.build(Experiment, config, 'config')
-  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
-  runner = Runner(experiment, mesh)
-  return [runner.describe(name) for name in experiment.stages]
-
-
-def load_model(
-  config: ml_collections.ConfigDict, workdir: files.Path
-) -> predict.Model:
-  """The fine-tuned network of a finished run, to predict with.
-
-  Raises:
-    UserError: the run is not finished.
-  """
-  experiment = options.build(Experiment, config, 'config')
-  mesh = sharding.make_mesh(experiment.operation.fsdp)
-  return Runner(experiment, mesh).reporting.model(workdir)
-
-
 @dataclasses.dataclass(frozen=True)
-class Runner:
+class Runner(experiment_lib.OnMesh):
   """Builds each stage from the experiment and runs it on the mesh."""
 
   experiment: Experiment
-  mesh: Mesh
-
-  @property
-  def bench(self) -> experiment_lib.Bench:
-    """What all stages are built on."""
-    whole = self.experiment
-    return experiment_lib.Bench(
-      whole.network, whole.data_dir, whole.operation, self.mesh
-    )
 
   @property
   def reporting(self) -> experiment_lib.Reporting:
@@ -210,6 +164,10 @@ class Runner:
         'finetune', self.bench, num_classes
       ),
     )
+
+  def model(self, workdir: files.Path) -> predict.Model:
+    """What was trained, to predict with; UserError if it is not finished."""
+    return self.reporting.model(workdir)
 
   def describe(self, name: str) -> stage.Stage:
     """Checks what can be checked without data, and describes the stage."""
@@ -438,6 +396,9 @@ def _check_tags(split: datasets.Split, kind: str) -> None:
         "tags: expected 'sigmoid'"
       )
 
+
+PROGRAM = program.Program(Experiment, Runner)
+build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
   app.run(build_stages, load_model)

@@ -14,7 +14,7 @@ from pass_luss import (
   swav,
 )
 from segcore import experiment as experiment_lib
-from segcore import method, network, photometric, train_loop
+from segcore import method, network, photometric, program, train_loop
 
 # In an order in which each comes after what it needs.
 STAGES = (
@@ -195,10 +195,7 @@ class Experiment:
   operation: train_loop.Operation
 
   def __post_init__(self):
-    if not self.stages or not set(self.stages) <= set(STAGES):
-      raise ValueError(
-        f'stages: found {self.stages}, expected some of {STAGES}'
-      )
+    program.check_stages(self.stages, STAGES)
     if 'attend' in self.stages and not self.represent.learn.clusters:
       raise ValueError(
         "stages: found 'attend', which learns by clusters, but "

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from input_pipeline import datasets, errors
 from pass_luss import (
@@ -24,11 +22,11 @@ from pass_luss import (
   label_folders,
   looking,
   matching,
-  networks,
   pseudo_labels,
   segment,
   watch,
 )
+from pass_luss import networks as networks_lib
 from segcore import (
   app,
   checkpoint,
@@ -39,10 +37,12 @@ from segcore import (
   options,
   pictures,
   predict,
+  program,
   sharding,
   stage,
 )
 from segcore import experiment as experiment_lib
+from segcore import results as results_lib
 
 # Images whose views are watched.
 _NUM_WATCHED = 64
@@ -50,52 +50,16 @@ _NUM_WATCHED = 64
 _MOST_FEATURES = 64e9
 
 
-def build_stages(
-  config: ml_collections.ConfigDict, devices: list | None = None
-) -> Sequence[stage.Stage]:
-  """The stages of an experiment; opens no data.
-
-  Args:
-    config: the experiment.
-    devices: it is for; all that are at hand by default.
-
-  Raises:
-    UserError: a field is unknown, of a wrong type, or does not fit the others.
-  """
-  experiment = options.build(blocks.Experiment, config, 'config')
-  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
-  runner = Runner(networks.Networks(experiment, mesh))
-  return [runner.describe(name) for name in experiment.stages]
-
-
-def load_model(
-  config: ml_collections.ConfigDict, workdir: files.Path
-) -> predict.Model:
-  """The fine-tuned network of a finished run, to predict with.
-
-  Raises:
-    UserError: the run is not finished.
-  """
-  experiment = options.build(blocks.Experiment, config, 'config')
-  mesh = sharding.make_mesh(experiment.operation.fsdp)
-  return Runner(networks.Networks(experiment, mesh)).model(workdir)
-
-
 @dataclasses.dataclass(frozen=True)
-class Runner:
+class Runner(experiment_lib.OnMesh):
   """Builds each stage from the experiment and runs it on the mesh."""
 
-  networks: networks.Networks
+  experiment: blocks.Experiment
 
   @property
-  def experiment(self) -> blocks.Experiment:
-    """The whole config."""
-    return self.networks.experiment
-
-  @property
-  def mesh(self) -> Mesh:
-    """The devices."""
-    return self.networks.mesh
+  def networks(self) -> networks_lib.Networks:
+    """What each stage trains or looks with."""
+    return networks_lib.Networks(self.experiment, self.mesh)
 
   def describe(self, name: str) -> stage.Stage:
     """Checks what can be checked without data, and describes the stage.
@@ -114,10 +78,10 @@ class Runner:
     if name in blocks.TRAININGS:
       block.recipe.check(self.mesh, f'{path}.recipe')
       self.networks.check(name)
-      settings['network'] = self.networks.bench.fitted(self.networks.size(name))
+      settings['network'] = self.bench.fitted(self.networks.size(name))
 
       def plan(*asked: Any) -> Iterable[str]:
-        return dry_run.report(self.networks.plan(name), *asked)
+        return dry_run.report(self.plan(name), *asked)
 
     else:
       sharding.check_batch(block.batch_size, self.mesh, f'{path}.batch_size')
@@ -130,6 +94,10 @@ class Runner:
     if name in ('finetune', 'semi'):
       run = functools.partial(self._run_finetune, name)
     return stage.Stage(name, settings, run, self._needs(name), plan)
+
+  def plan(self, name: str) -> dry_run.Plan:
+    """A training, as far as it is known without its data."""
+    return self.networks.plan(name)
 
   def _needs(self, name: str) -> tuple[str, ...]:
     """The stages that one starts from.
@@ -162,7 +130,7 @@ class Runner:
 
   def run_represent(self, place: stage.Place) -> Sequence[files.Path]:
     """Learns an encoder from images alone."""
-    block, bench = self.experiment.represent, self.networks.bench
+    block, bench = self.experiment.represent, self.bench
     self._check_data(place)
     stream = experiment_lib.ViewsOf(
       bench.open(block.data, block.split), block.crop
@@ -199,7 +167,7 @@ class Runner:
     def maps(split: datasets.Split) -> Any:
       return segment.at_size(matcher.maps(split, bank))
 
-    results, outputs = experiment_lib.Results(place), []
+    results, outputs = results_lib.Results(place), []
     for name in block.splits:
       split = self._open(name)
       folder = place.directory / name
@@ -226,7 +194,7 @@ class Runner:
 
   def run_attend(self, place: stage.Place) -> Sequence[files.Path]:
     """Learns what to attend to."""
-    block, bench = self.experiment.attend, self.networks.bench
+    block, bench = self.experiment.attend, self.bench
     self._check_data(place)
     stream = experiment_lib.ViewsOf(self._open(''), block.crop)
     start = experiment_lib.Start('represent', ('encoder', 'heads/clusters'))
@@ -293,7 +261,7 @@ class Runner:
     folder = place.directory / 'train'
     label_folders.write(train, maps, folder, place)
     outputs = [folder, place.directory / 'threshold.json']
-    results, match = experiment_lib.Results(place), None
+    results, match = results_lib.Results(place), None
     # The matching is that of `choose_on`, whatever else is reported.
     reported = [block.choose_on, *block.report] if block.report else []
     for name in dict.fromkeys(reported):
@@ -354,7 +322,7 @@ class Runner:
     self, name: str, place: stage.Place
   ) -> Sequence[files.Path]:
     """Learns to segment."""
-    block, bench = getattr(self.experiment, name), self.networks.bench
+    block, bench = getattr(self.experiment, name), self.bench
     self._check_data(place)
     if block.split:
       split = self._open(block.split, 'label', name)
@@ -387,7 +355,7 @@ class Runner:
     generated = name == 'segment'
     if generated:
       matched = self._match(place, block, maps, count)
-    results, outputs = experiment_lib.Results(place), []
+    results, outputs = results_lib.Results(place), []
     for split_name in dict.fromkeys(
       [*((block.match_on,) if generated else ()), *block.splits]
     ):
@@ -455,7 +423,7 @@ class Runner:
 
   def _score(
     self,
-    results: experiment_lib.Results,
+    results: results_lib.Results,
     name: str,
     split: datasets.Split,
     labels: files.Path,
@@ -521,7 +489,7 @@ class Runner:
   ) -> datasets.Split:
     """A split of the images, or of other data; '' for what is clustered."""
     images = self.experiment.images
-    return self.networks.bench.open(
+    return self.bench.open(
       data or images.data, split or images.split, kind, purpose
     )
 
@@ -571,9 +539,9 @@ class Runner:
           start.require, blocks.STAGES, 'config.represent.start'
         )
       )
-    self.networks.bench.require(requirements)
+    self.bench.require(requirements)
     for data, split, kind in read:
-      self.networks.bench.open(data, split, kind, 'a stage of this run')
+      self.bench.open(data, split, kind, 'a stage of this run')
     if 'label' in left:
       splits = ('', *whole.label.report)
       ids = [i for name in splits for i in self._open(name).ids()]
@@ -602,6 +570,9 @@ class Runner:
         found += [(data, split, '') for split in block.splits]
     return found
 
+
+PROGRAM = program.Program(blocks.Experiment, Runner)
+build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
   app.run(build_stages, load_model)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
@@ -20,19 +19,10 @@ _ASSUMED_CLASSES = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
+class Networks(experiment_lib.OnMesh):
   """The networks of an experiment, by the names of its stages."""
 
   experiment: blocks.Experiment
-  mesh: Mesh
-
-  @property
-  def bench(self) -> experiment_lib.Bench:
-    """What all stages are built on."""
-    whole = self.experiment
-    return experiment_lib.Bench(
-      whole.network, whole.data_dir, whole.operation, self.mesh
-    )
 
   @property
   def exact_bench(self) -> experiment_lib.Bench:

@@ -35,16 +35,15 @@ from segcore import (
   network,
   optimizers,
   options,
-  pictures,
   predict,
   pretrained,
   protocols,
   sharding,
   stage,
-  summary,
   train_loop,
   types,
 )
+from segcore import results as results_lib
 from segcore.models import segmenter
 
 # In the folder of a trained segmentation network: names and colours of the
@@ -438,6 +437,25 @@ class Bench:
 
 
 @dataclasses.dataclass(frozen=True)
+class OnMesh:
+  """An experiment and the devices it is for.
+
+  Attributes:
+    experiment: a whole config; has `network`, `data_dir`, `operation`.
+    mesh: the devices.
+  """
+
+  experiment: Any
+  mesh: Mesh
+
+  @property
+  def bench(self) -> Bench:
+    """What all stages are built on."""
+    whole = self.experiment
+    return Bench(whole.network, whole.data_dir, whole.operation, self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
 class StreamOf:
   """Images of a split, as training sees them.
 
@@ -549,56 +567,6 @@ def keep_labelled_ids(place: stage.Place, labelled: datasets.Split) -> None:
   )
 
 
-class Results:
-  """What a stage reports of splits: results.json, TensorBoard, pictures.
-
-    results = Results(place, step)
-    results.add('val', values, split, panel)
-    return results.write(protocol='one view')
-
-  Host 0 writes; the others may call all the same.
-  """
-
-  def __init__(self, place: stage.Place, step: int = 0):
-    self._place = place
-    self._step = step
-    self._pictures = place.directory / 'pictures'
-    self._pictures.mkdir(parents=True, exist_ok=True)
-    self._writer = summary.open_writer(place.directory / 'tensorboard')
-    self._splits: dict[str, Any] = {}
-
-  def add(
-    self,
-    name: str,
-    values: metrics.Values,
-    split: datasets.Split,
-    panel: np.ndarray | None = None,
-  ) -> None:
-    """Takes what was found of a split, under this name."""
-    self._splits[name] = found = evaluate.to_json(values, split)
-    known = {k: v for k, v in found['metrics'].items() if v is not None}
-    self._writer.write_scalars(
-      self._step, {f'{name}/{k}': v for k, v in known.items()}
-    )
-    if panel is not None:
-      self.draw(name, panel)
-
-  def draw(self, name: str, panel: np.ndarray) -> None:
-    """Writes a picture."""
-    self._writer.write_images(self._step, {f'{name}/panels': panel[None]})
-    if jax.process_index() == 0:
-      pictures.write(self._pictures / f'{name}.png', panel)
-
-  def write(self, **said: Any) -> list[files.Path]:
-    """Writes results.json, with what else is to be said; returns all files."""
-    self._writer.close()
-    path = self._place.directory / 'results.json'
-    stage.write_json(
-      path, {**said, 'digest': self._place.digest, 'splits': self._splits}
-    )
-    return [path, self._pictures]
-
-
 # From a checkpoint's fields to {'step': …, 'params': …, 'batch_stats': …}.
 Reported = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -653,7 +621,7 @@ class Reporting:
     classes = bench.labelled(self.labelled, self.trained_by).classes
     trained = self.scores(len(classes))
     step, state = self._state(place.needed[self.trained_by])
-    results = Results(place, step)
+    results = results_lib.Results(place, step)
     for name in block.splits:
       split = bench.labelled_or(self.labelled, name, self.trained_by)
       evaluator = bench.segmentation_evaluator(

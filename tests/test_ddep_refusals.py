@@ -8,7 +8,7 @@ import pytest
 
 from ddep import main as ddep_main
 from input_pipeline import errors
-from segcore import app, options, sharding, stage
+from segcore import app, stage
 from tests import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
@@ -79,8 +79,7 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path):
   config = importlib.import_module('configs.ddep_pascal').get_config('tiny')
   config.denoise.start.path = f'{tmp_path}/w.npz'
   config.stages = ('denoise', 'finetune', 'evaluate')
-  experiment = options.build(ddep_main.Experiment, config, 'config')
-  runner = ddep_main.Runner(experiment, sharding.make_mesh(1))
+  runner = ddep_main.PROGRAM.build_runner(config)
   place = stage.Place(tmp_path / 'finetune', {}, '')
   with pytest.raises(errors.Missing, match='w.npz does not exist'):
     runner._check_data(place)

@@ -501,14 +501,16 @@ def test_a_fraction_is_refused_where_labels_decide_the_epoch():
 
 
 def test_a_state_of_the_warm_up_is_reported_as_the_students():
-  runner = u2pl_main._runner(load('u2pl_shapes', 'tiny'))
+  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_shapes', 'tiny'))
   names = ('params', 'batch_stats', 'teacher_params', 'teacher_batch_stats')
   found = {name: name for name in names}
   # The warm-up is one epoch of 10 steps.
   for step, expected in ((10, 'params'), (11, 'teacher_params')):
     reported = runner.reporting.reported({'step': step, **found})
     assert (reported['step'], reported['params']) == (step, expected)
-  alone = u2pl_main._runner(load('u2pl_shapes', 'tiny,system=sup_only'))
+  alone = u2pl_main.PROGRAM.build_runner(
+    load('u2pl_shapes', 'tiny,system=sup_only')
+  )
   reported = alone.reporting.reported({'step': 60, **found})
   assert reported['params'] == 'params'
 
@@ -517,7 +519,7 @@ def test_heads_compute_in_the_networks_type_and_end_in_float32():
   for dtype in ('float32', 'bfloat16'):
     config = load('u2pl_cityscapes', 'tiny')
     config.network.dtype = dtype
-    runner = u2pl_main._runner(config)
+    runner = u2pl_main.PROGRAM.build_runner(config)
     net = runner._segmenter(runner.bench, 9)
     assert set(net.heads.modules) == {'logits', 'rep', 'aux'}
     assert {head.dtype.name for head in net.heads.modules.values()} == {dtype}

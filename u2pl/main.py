@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, errors, splits
@@ -23,9 +21,8 @@ from segcore import (
   journal,
   method,
   network,
-  options,
   predict,
-  sharding,
+  program,
   stage,
   train_loop,
   types,
@@ -135,61 +132,14 @@ class Experiment:
   operation: train_loop.Operation
 
   def __post_init__(self):
-    if not self.stages or not set(self.stages) <= set(_STAGES):
-      raise ValueError(
-        f'stages: found {self.stages}, expected some of {_STAGES}'
-      )
-
-
-def build_stages(
-  config: ml_collections.ConfigDict, devices: list | None = None
-) -> Sequence[stage.Stage]:
-  """The stages of an experiment; opens no data.
-
-  Args:
-    config: the experiment.
-    devices: it is for; all that are at hand by default.
-
-  Raises:
-    UserError: a field is unknown, of a wrong type, or does not fit the others.
-  """
-  runner = _runner(config, devices)
-  return [runner.describe(name) for name in runner.experiment.stages]
-
-
-def load_model(
-  config: ml_collections.ConfigDict, workdir: files.Path
-) -> predict.Model:
-  """The trained network of a finished run, to predict with.
-
-  Raises:
-    UserError: the run is not finished.
-  """
-  return _runner(config).reporting.model(workdir)
-
-
-def _runner(
-  config: ml_collections.ConfigDict, devices: list | None = None
-) -> 'Runner':
-  experiment = options.build(Experiment, config, 'config')
-  mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
-  return Runner(experiment, mesh)
+    program.check_stages(self.stages, _STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Runner:
+class Runner(experiment_lib.OnMesh):
   """Builds each stage from the experiment and runs it on the mesh."""
 
   experiment: Experiment
-  mesh: Mesh
-
-  @property
-  def bench(self) -> experiment_lib.Bench:
-    """What all stages are built on."""
-    whole = self.experiment
-    return experiment_lib.Bench(
-      whole.network, whole.data_dir, whole.operation, self.mesh
-    )
 
   @property
   def reporting(self) -> experiment_lib.Reporting:
@@ -217,6 +167,10 @@ class Runner:
       fields=('step', *parts, *(f'teacher_{part}' for part in parts)),
       reported=reported,
     )
+
+  def model(self, workdir: files.Path) -> predict.Model:
+    """What was trained, to predict with; UserError if it is not finished."""
+    return self.reporting.model(workdir)
 
   def describe(self, name: str) -> stage.Stage:
     """Checks what can be checked without data, and describes the stage."""
@@ -415,6 +369,9 @@ class Runner:
           f'config.train.learn.contrast: {error}'
         ) from error
 
+
+PROGRAM = program.Program(Experiment, Runner)
+build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
   app.run(build_stages, load_model)
