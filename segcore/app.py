@@ -248,6 +248,12 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_bool(
     'probs', False, 'Write the probability of each class.', flag_values=values
   )
+  _define_flags_of_hosts(values)
+  flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
+  return values
+
+
+def _define_flags_of_hosts(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'coordinator_port',
     None,
@@ -271,8 +277,6 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     lower_bound=1.0,
     flag_values=values,
   )
-  flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
-  return values
 
 
 def _request(

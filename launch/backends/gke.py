@@ -36,6 +36,28 @@ esac
 exit "$code"
 """
 
+_TOLERATES_SPOT = {
+  'key': 'cloud.google.com/gke-spot',
+  'operator': 'Equal',
+  'value': 'true',
+  'effect': 'NoSchedule',
+}
+# Disruptions count as restarts; exit statuses that are not transient end all.
+_POD_FAILURES = [
+  {
+    'action': 'Count',
+    'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}],
+  },
+  {
+    'action': 'FailJob',
+    'onExitCodes': {
+      'containerName': _CONTAINER,
+      'operator': 'NotIn',
+      'values': list(_TRANSIENT),
+    },
+  },
+]
+
 
 @dataclasses.dataclass
 class Gke:
@@ -129,58 +151,16 @@ cd tree
 
   def manifest(self, commit: str) -> dict[str, Any]:
     """The JobSet, which makes a headless service for its pods by itself."""
-    hosts, chips = self.accelerator.hosts, self.accelerator.chips_per_host
-    volume = {'name': 'work', 'mountPath': '/work'}
-    pod: dict[str, Any] = {
-      'restartPolicy': 'Never',
-      'terminationGracePeriodSeconds': round(self.grace),
-      'nodeSelector': self._selector(),
-      'tolerations': [
-        {'key': 'google.com/tpu', 'operator': 'Exists'},
-      ],
-      'volumes': [{'name': 'work', 'emptyDir': {}}],
-      'initContainers': [
-        {
-          'name': 'fetch',
-          'image': self.fetch_image,
-          'command': [
-            *('gcloud', 'storage', 'cp'),
-            self.archive_there(commit),
-            '/work/code.tar.gz',
-          ],
-          'volumeMounts': [volume],
-        }
-      ],
-      'containers': [
-        {
-          'name': _CONTAINER,
-          'image': self.image,
-          'command': ['bash', '-c', _escaped(self.script())],
-          'env': [
-            {'name': name, 'value': _escaped(value)}
-            for name, value in self.job.environment
-          ],
-          # Those of the chips' own network, and of jax.
-          'ports': [{'containerPort': port} for port in (8471, 8482)],
-          'resources': {
-            'requests': {'google.com/tpu': chips},
-            'limits': {'google.com/tpu': chips},
-          },
-          'volumeMounts': [volume],
-        }
-      ],
+    job = {
+      'completionMode': 'Indexed',
+      'completions': self.accelerator.hosts,
+      'parallelism': self.accelerator.hosts,
+      # The first pod that fails ends the job, and the JobSet starts all of it
+      # again, unless the policy says otherwise.
+      'backoffLimit': 0,
+      'podFailurePolicy': {'rules': _POD_FAILURES},
+      'template': {'spec': self._pod(commit)},
     }
-    if self.provisioning == 'spot':
-      pod['tolerations'].append(
-        {
-          'key': 'cloud.google.com/gke-spot',
-          'operator': 'Equal',
-          'value': 'true',
-          'effect': 'NoSchedule',
-        }
-      )
-    if self.service_account:
-      pod['serviceAccountName'] = self.service_account
     return {
       'apiVersion': 'jobset.x-k8s.io/v1alpha2',
       'kind': 'JobSet',
@@ -207,42 +187,54 @@ cd tree
           ],
         },
         'replicatedJobs': [
-          {
-            'name': 'workers',
-            'replicas': 1,
-            'template': {
-              'spec': {
-                'completionMode': 'Indexed',
-                'completions': hosts,
-                'parallelism': hosts,
-                # The first pod that fails ends the job, and the JobSet starts
-                # all of it again, unless the policy says otherwise.
-                'backoffLimit': 0,
-                'podFailurePolicy': {
-                  'rules': [
-                    {
-                      'action': 'Count',
-                      'onPodConditions': [
-                        {'type': 'DisruptionTarget', 'status': 'True'}
-                      ],
-                    },
-                    {
-                      'action': 'FailJob',
-                      'onExitCodes': {
-                        'containerName': _CONTAINER,
-                        'operator': 'NotIn',
-                        'values': list(_TRANSIENT),
-                      },
-                    },
-                  ]
-                },
-                'template': {'spec': pod},
-              }
-            },
-          }
+          {'name': 'workers', 'replicas': 1, 'template': {'spec': job}}
         ],
       },
     }
+
+  def _pod(self, commit: str) -> dict[str, Any]:
+    """What runs on each host: the code is fetched, then it is started."""
+    chips = {'google.com/tpu': self.accelerator.chips_per_host}
+    volume = {'name': 'work', 'mountPath': '/work'}
+    fetch = {
+      'name': 'fetch',
+      'image': self.fetch_image,
+      'command': [
+        *('gcloud', 'storage', 'cp'),
+        self.archive_there(commit),
+        '/work/code.tar.gz',
+      ],
+      'volumeMounts': [volume],
+    }
+    container = {
+      'name': _CONTAINER,
+      'image': self.image,
+      'command': ['bash', '-c', _escaped(self.script())],
+      'env': [
+        {'name': name, 'value': _escaped(value)}
+        for name, value in self.job.environment
+      ],
+      # Those of the chips' own network, and of jax.
+      'ports': [{'containerPort': port} for port in (8471, 8482)],
+      'resources': {'requests': chips, 'limits': chips},
+      'volumeMounts': [volume],
+    }
+    spot = self.provisioning == 'spot'
+    pod: dict[str, Any] = {
+      'restartPolicy': 'Never',
+      'terminationGracePeriodSeconds': round(self.grace),
+      'nodeSelector': self._selector(),
+      'tolerations': [
+        {'key': 'google.com/tpu', 'operator': 'Exists'},
+        *([_TOLERATES_SPOT] if spot else []),
+      ],
+      'volumes': [{'name': 'work', 'emptyDir': {}}],
+      'initContainers': [fetch],
+      'containers': [container],
+    }
+    if self.service_account:
+      pod['serviceAccountName'] = self.service_account
+    return pod
 
   def _kubectl(self, *words: str) -> list[str]:
     where = {'context': self.context, 'namespace': self.namespace}
