@@ -224,17 +224,20 @@ def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
 
 
 @pytest.mark.slow
-def test_2_hosts_of_which_one_was_killed_end_as_if_not(
-  source, two_of_2, tmp_path
+@pytest.mark.parametrize(('count', 'devices'), [(2, 2), (4, 1)])
+def test_hosts_of_which_one_was_killed_end_as_if_not(
+  source, tmp_path, count, devices
 ):
-  workdir = tmp_path / 'run'
-  group = Group(source, workdir, 2, 2)
+  whole, workdir = tmp_path / 'whole', tmp_path / 'run'
+  Group(source, whole, count, devices).finish([0] * count)
+  group = Group(source, workdir, count, devices)
   due = runs.logged(workdir / 'finetune', 6)
   assert runs.stop_when(group.processes[0], due)
-  group.finish([-signal.SIGKILL, 1])
-  assert re.match(r'error: process 0 \(.+\) is gone', group.last_lines()[1])
-  Group(source, workdir, 2, 2).finish([0, 0])
-  assert_same_to_the_bit(two_of_2, workdir)
+  group.finish([-signal.SIGKILL, *[1] * (count - 1)])
+  for line in group.last_lines()[1:]:
+    assert re.match(r'error: process 0 \(.+\) is gone', line)
+  Group(source, workdir, count, devices).finish([0] * count)
+  assert_same_to_the_bit(whole, workdir)
 
 
 @pytest.mark.slow
