@@ -5,8 +5,9 @@
     -m ddep.main --config=configs/ddep_pascal.py
 
 The same command again finds the job and attaches to it; --dry_run shows what
-would be done. Exits with the status of the job: 0 done, 75 saved and
-interrupted, 2 something to be mended, said in one line.
+would be done. Exits with the status of the job: 0 done, 75 to be run again
+(saved and interrupted, or a worker hung), 2 something to be mended, said in one
+line.
 """
 
 import argparse

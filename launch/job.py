@@ -12,7 +12,7 @@ from input_pipeline import errors
 DONE = 0
 FAILED = 1
 USER_ERROR = 2
-PREEMPTED = 75  # Saved and interrupted: the same command goes on.
+PREEMPTED = 75  # Interrupted, or another worker hung: the same command goes on.
 
 # Of a worker whose process is gone without a word: its machine was restarted.
 LOST = -1
@@ -130,7 +130,7 @@ def combine(codes: Mapping[str, int | None]) -> int:
   failures = [c for c in found if c not in (DONE, PREEMPTED, LOST, None)]
   if failures:
     return failures[0]
-  if None in found and PREEMPTED not in found:
+  if None in found and not {PREEMPTED, LOST} & {*found}:
     return FAILED
   return DONE if found and not any(found) else PREEMPTED
 

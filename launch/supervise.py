@@ -77,6 +77,7 @@ class Supervisor:
   _made: bool = False
   _running: bool = False
   _again: bool = False
+  _hung: bool = False
 
   def __call__(self) -> int:
     """Runs the job to its end; returns its exit status.
@@ -112,7 +113,11 @@ class Supervisor:
         code = self._once()
         if code != jobs.PREEMPTED or self.backend.restarts_itself:
           return code
-        reason = 'saved and interrupted'
+        reason = (
+          'a worker hung and was ended'
+          if self._hung
+          else 'saved and interrupted'
+        )
       except backends.Unavailable as refusal:
         reason = f'there is no room now ({refusal})'
       except backends.Gone as loss:
@@ -217,6 +222,9 @@ class Supervisor:
 
   def _ended(self, report: backends.Report, code: int) -> int:
     say(f'exit status by worker: {jobs.told(report.codes) or code}')
+    self._hung = code == jobs.PREEMPTED and None in report.codes.values()
+    if self._hung:
+      _print(self.backend.last_words())
     if code in (jobs.DONE, jobs.PREEMPTED):
       return code
     words = self.backend.last_words()

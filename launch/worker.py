@@ -170,10 +170,10 @@ tail -c +{seen + 1} {folder.quoted}/log 2> /dev/null | head -c {_LOG_BYTES}
 
 
 def last_words(folder: Folder) -> str:
-  """Prints the last lines of a worker that failed."""
+  """Prints the last lines of a worker that was not done."""
   return f"""\
 cd {folder.quoted} 2> /dev/null || exit 0
-case "$(cat exit 2> /dev/null)" in 0|75) exit 0 ;; esac
+case "$(cat exit 2> /dev/null)" in 0) exit 0 ;; esac
 tail -n 20 log | while IFS= read -r line; do
   printf '%s| %s\\n' "{folder.name}" "$line"
 done

@@ -5,8 +5,9 @@
     app.run(stages)
 
 Exit status: 0 when the last stage is done, 75 when the machine asked to stop
-and everything needed to go on is saved (run the same command again), 2 for what
-the user can mend.
+and everything needed to go on is saved, or another host does not answer (run
+the same command again), 2 for what the user can mend, 141 when nobody reads
+what is printed any longer.
 """
 
 import contextlib
@@ -60,6 +61,12 @@ def run(build: BuildStages, load: LoadModel) -> None:
     code = main(build, sys.argv, load)
     sys.stdout.flush()
   except BrokenPipeError:
+    try:
+      sys.stdout.flush()
+    except BrokenPipeError:
+      pass
+    else:
+      raise  # It was another pipe.
     # Whoever read what is printed has seen enough: `… --dry_run | head`. What
     # is left to print would fail again when the process ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -142,6 +142,7 @@ class Watch:
           text = f'{self._called(index)} stopped: {text}'
           if overdue and status == EXIT_LOST:
             text = f'{text}; {self._list(overdue)} did not answer meanwhile'
+            status = EXIT_SILENT
         self._agree_to_end(text, status, message['patient'])
 
   def _drop(self, index: int) -> None:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -17,6 +18,7 @@ from input_pipeline import errors
 from launch import __main__ as command_line
 from launch import accelerators, supervise, worker
 from launch import job as jobs
+from launch.backends import slurm
 from segcore import app
 from tests import launching
 
@@ -326,3 +328,28 @@ def test_states_of_workers_among_other_lines():
     't1v-n-a-w-2': None,
     't1v-n-a-w-10': 0,
   }
+
+
+@pytest.mark.parametrize(
+  'codes',
+  [
+    *((0, 0), (0, 75), (75, 1), (1, 2), (2, 75), (137, 0)),
+    *((75, None), (0, None), (1, None), (2, None)),
+  ],
+)
+def test_slurms_script_combines_statuses_as_the_supervisor_does(
+  tmp_path, codes
+):
+  for i, code in enumerate(codes):
+    if code is not None:
+      (tmp_path / f'exit.{i}').write_text(f'{code}\n')
+  script = slurm._COMBINE.format(last=len(codes) - 1)
+  done = subprocess.run(
+    ['bash', '-c', f'root={tmp_path}\n{script}echo "$result"'],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert int(done.stdout) == jobs.combine(
+    {str(i): code for i, code in enumerate(codes)}
+  )

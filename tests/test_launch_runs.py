@@ -138,7 +138,7 @@ def test_the_loss_of_a_worker_that_hangs_starts_all_again(cloud, place):
   cloud.plan(codes=[[75, 'wait'], [0, 0]])
   code, _, err = cloud.launch(place, '--grace=3')
   assert code == 0, err
-  assert 'killed' in err and 'retry 1 of' in err, err
+  assert 'killed' in err and 'a worker hung and was ended: retry 1' in err
   assert cloud.left() == []
 
 

@@ -23,16 +23,18 @@ _GONE = re.compile('Invalid job id', re.IGNORECASE)
 
 # What the workers' exit statuses mean together, as `job.combine` has it.
 _COMBINE = """\
-result=0
+result=0 killed=
 for worker in $(seq 0 {last}); do
-  code=$(cat "$root/exit.$worker" 2> /dev/null || echo 1)
+  code=$(cat "$root/exit.$worker" 2> /dev/null || echo killed)
   case "$code" in
     0) ;;
+    killed) killed=yes ;;
     2) result=2 ;;
     75) if [ "$result" -eq 0 ]; then result=75; fi ;;
     *) if [ "$result" -eq 0 ] || [ "$result" -eq 75 ]; then result=$code; fi ;;
   esac
 done
+if [ "$result" -eq 0 ] && [ -n "$killed" ]; then result=1; fi
 """
 
 
