@@ -17,7 +17,8 @@ _COLOURS = {'large': (_GREY, _GREY), 'small': _GREY, 'red_deviation': 0.229}
 
 
 def get_config(argument=None):
-  options = common.parse(argument, **luss.PASS)
+  # The newer recipes are for images of 224 pixels.
+  options = common.parse(argument, **{**luss.PASS, 'semi': ['pass']})
   config = common.block(program='pass_luss.main', data_dir='', without_files='')
   config.network = luss.small_network()
   config.images = common.block(data=common.data('shapes/single'), split='train')

@@ -1,5 +1,6 @@
 """Step 2b of PASS: a feature for each image, and their k-means (spec §3.2)."""
 
+import contextlib
 import dataclasses
 import io
 from typing import Literal
@@ -7,14 +8,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from input_pipeline import audit, datasets
 from input_pipeline import loader as loader_lib
 from pass_luss import attend, gathered, heads, kmeans, looking
-from segcore import evaluate, files, journal, method, stage
+from segcore import evaluate, files, hosts, journal, method, stage
 from segcore.models import segmenter as segmenter_lib
 
 # Images whose features are kept together, in one file.
@@ -107,7 +107,8 @@ def features(
   result = None
   for done, start in enumerate(starts, start=1):
     path = folder / f'{start:09}.npy'
-    if not _agreed(path.exists()):
+    # As host 0 sees it.
+    if not hosts.of_host_0(path.exists()):
       indices = np.arange(start, min(start + BLOCK, len(split)))
       part = split.select(indices)
       found = gathered.rows_of(
@@ -129,14 +130,9 @@ def features(
 def forget(place: stage.Place) -> None:
   """Removes the features, once there are centroids; from host 0."""
   if jax.process_index() == 0:
-    files.remove_folder(place.directory / 'features')
-
-
-def _agreed(here: bool) -> bool:
-  """What host 0 sees."""
-  if jax.process_count() == 1:
-    return here
-  return bool(multihost_utils.broadcast_one_to_all(np.int32(here)))
+    # What is left behind does no harm.
+    with contextlib.suppress(OSError):
+      files.remove_folder(place.directory / 'features')
 
 
 def _write(path: files.Path, array: np.ndarray) -> None:

@@ -5,7 +5,7 @@ a few labelled images (spec §5.3).
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -86,13 +86,20 @@ class Matcher:
     )
 
   def maps(
-    self, split: datasets.Split, bank: neighbours.Bank
-  ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
-    """Labels of the cells of each image of this host, and the image."""
-    look = _Voting(
-      self._features, self.options.short_side, vote=self._vote(bank)
+    self, bank: neighbours.Bank
+  ) -> Callable[
+    [datasets.Split], Iterator[tuple[np.ndarray, Mapping[str, Any]]]
+  ]:
+    """From a split to labels of the cells of each image of this host, and it.
+
+    To be used again and again: programs are compiled, and the bank is placed,
+    once.
+    """
+    vote = neighbours.make_vote(
+      self.mesh, bank, self.options.neighbours, self.options.temperature
     )
-    return self._predictions(split, look)(self.state)
+    look = _Voting(self._features, self.options.short_side, vote=vote)
+    return lambda split: self._predictions(split, look)(self.state)
 
   def accuracy(
     self, known: datasets.Split, split: datasets.Split
@@ -111,11 +118,6 @@ class Matcher:
     )
     return float(np.mean(np.asarray(said) == of_split))
 
-  def _vote(self, bank: neighbours.Bank):
-    return neighbours.make_vote(
-      self.mesh, bank, self.options.neighbours, self.options.temperature
-    )
-
   def _of_images(self, split: datasets.Split) -> np.ndarray:
     """Features of whole images, in the order of the split, of length 1."""
     look = looking.AtGrid(
@@ -133,7 +135,7 @@ class Matcher:
   ) -> evaluate.Predictions:
     return evaluate.Predictions(
       *(split, look, self.options.batch_size, self.mesh),
-      *(keep, self.reading, True),
+      *(keep, self.reading),
     )
 
   def _features(

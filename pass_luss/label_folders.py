@@ -15,8 +15,8 @@ from jaxtyping import Int
 
 from input_pipeline import audit, datasets, errors, masks
 from input_pipeline.builders import records
-from pass_luss import label_files
-from segcore import files, journal, stage
+from pass_luss import label_files, looking
+from segcore import files, hosts, journal, stage
 
 # From a split to the label map of each image of this host, and the image.
 Maps = Callable[
@@ -35,35 +35,54 @@ def missing(split: datasets.Split, folder: files.Path) -> Int[np.ndarray, 'n']:
   """The images without a label map in a folder; as host 0 sees it."""
   here = np.zeros(len(split), np.uint8)
   if jax.process_index() == 0:
-    here[:] = [path_of(folder, name).exists() for name in split.ids()]
-  if jax.process_count() > 1:
-    here = multihost_utils.broadcast_one_to_all(here)
-  return np.flatnonzero(np.asarray(here) == 0)
+    paths = [path_of(folder, name) for name in split.ids()]
+    # A folder is asked once: a bucket answers one question after the other.
+    parents = dict.fromkeys(path.parent for path in paths)
+    known = {
+      (parent, path.name)
+      for parent in parents
+      if parent.is_dir()
+      for path in parent.iterdir()
+    }
+    here[:] = [(path.parent, path.name) in known for path in paths]
+  return np.flatnonzero(hosts.of_host_0(here) == 0)
 
 
 def write(
-  split: datasets.Split, maps: Maps, folder: files.Path, place: stage.Place
+  split: datasets.Split,
+  maps: Maps,
+  folder: files.Path,
+  place: stage.Place,
+  short_side: int,
 ) -> None:
   """Writes the label map of each image; those that are there are kept.
+
+  Args:
+    split: the images.
+    maps: how label maps are found.
+    folder: of them.
+    place: of the stage.
+    short_side: of the images as the network is shown them: those that are then
+      of one size come together, as they share batches and programs.
 
   Raises:
     Preempted: the machine asked to stop; what is written is kept.
   """
-  left, total = missing(split, folder), len(split)
-  # Images of one size together: they share batches and programs.
-  sizes = split.sizes()
-  left = np.array(sorted(left.tolist(), key=lambda i: (sizes[i], i)), int)
+  left = missing(split, folder)
+  shown = [looking.size_at(size, short_side) for size in split.sizes()]
+  left = np.array(sorted(left.tolist(), key=lambda i: (shown[i], i)), int)
 
   def put(found: tuple[np.ndarray, Mapping[str, Any]]) -> None:
     label, example = found
     label_files.write(path_of(folder, example['id'].item().decode()), label)
 
-  for start in range(0, len(left), _BLOCK):
+  starts = range(0, len(left), _BLOCK)
+  progress = journal.Progress(folder.name, 0, len(starts), _BLOCK)
+  for block, start in enumerate(starts, start=1):
     part = split.select(left[start : start + _BLOCK])
     for _ in audit.in_threads(put, maps(part)):
       pass
-    done = min(start + _BLOCK, len(left))
-    journal.say(f'{folder.name}: {total - len(left) + done:,} of {total:,}')
+    progress.line(block, {})
     if place.preemption.reached():
       raise stage.Preempted(f'{place.directory} keeps the labels it has')
   if jax.process_count() > 1:

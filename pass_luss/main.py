@@ -32,6 +32,7 @@ from segcore import (
   checkpoint,
   dry_run,
   files,
+  hosts,
   journal,
   method,
   options,
@@ -164,14 +165,16 @@ class Runner(experiment_lib.OnMesh):
     bank = matcher.bank(known)
     journal.say(f'{known.name}: {len(bank.labels)} regions')
 
+    of_cells = matcher.maps(bank)
+
     def maps(split: datasets.Split) -> Any:
-      return segment.at_size(matcher.maps(split, bank))
+      return segment.at_size(of_cells(split))
 
     results, outputs = results_lib.Results(place), []
     for name in block.splits:
       split = self._open(name)
       folder = place.directory / name
-      label_folders.write(split, maps, folder, place)
+      label_folders.write(split, maps, folder, place, block.short_side)
       outputs.append(folder)
       if 'label' not in split.has:
         about = self.experiment.segment.about
@@ -250,8 +253,7 @@ class Runner(experiment_lib.OnMesh):
     count = len(train.classes) - 1
     labeller = self._labeller(place)
     foreground = pseudo_labels.foreground_of(
-      block.saliency,
-      [*train.ids(), *(i for n in block.report for i in self._open(n).ids())],
+      block.saliency, self._labelled_ids()
     )
     threshold = self._threshold(place, labeller, count, foreground)
 
@@ -259,15 +261,13 @@ class Runner(experiment_lib.OnMesh):
       return labeller.maps(split, threshold, foreground)
 
     folder = place.directory / 'train'
-    label_folders.write(train, maps, folder, place)
+    label_folders.write(train, maps, folder, place, block.short_side)
     outputs = [folder, place.directory / 'threshold.json']
     results, match = results_lib.Results(place), None
-    # The matching is that of `choose_on`, whatever else is reported.
-    reported = [block.choose_on, *block.report] if block.report else []
-    for name in dict.fromkeys(reported):
+    for name in self._reported():
       split = self._open(name, 'label', 'a report')
       labels = place.directory / name
-      label_folders.write(split, maps, labels, place)
+      label_folders.write(split, maps, labels, place, block.short_side)
       if match is None:
         match = segment.find_match(split, labels, count)
       self._score(results, name, split, labels, count, match)
@@ -348,9 +348,9 @@ class Runner(experiment_lib.OnMesh):
     folder = place.needed[needed]
     count = len(stage.read_json(folder / 'classes.json')['classes']) - 1
     trained = self.networks.method(needed, self.networks.exact_bench, count + 1)
-    maps = self._maps(place, block, trained, self._state(folder), count)
     known = self._open(block.match_on, data=block.data)
     self._keep_same(place, known)
+    maps = self._maps(place, block, trained, self._state(folder), count)
     matched = None
     generated = name == 'segment'
     if generated:
@@ -361,7 +361,7 @@ class Runner(experiment_lib.OnMesh):
     ):
       split = self._open(split_name, data=block.data)
       labels = place.directory / split_name
-      label_folders.write(split, maps, labels, place)
+      label_folders.write(split, maps, labels, place, block.short_side)
       outputs.append(labels)
       if 'label' in split.has:
         self._score(results, split_name, split, labels, count, matched)
@@ -415,7 +415,7 @@ class Runner(experiment_lib.OnMesh):
     """The matching of categories and classes, written to match.json."""
     split = self._open(block.match_on, 'label', 'matching', block.data)
     folder = place.directory / block.match_on
-    label_folders.write(split, maps, folder, place)
+    label_folders.write(split, maps, folder, place, block.short_side)
     match = segment.find_match(split, folder, n)
     if jax.process_index() == 0:
       match.write(place.directory / 'match.json')
@@ -522,15 +522,20 @@ class Runner(experiment_lib.OnMesh):
       UserError: a data set, a split or a weight file is missing.
     """
     whole = self.experiment
+    here = [
+      stage.is_finished(place.directory.parent / name) for name in whole.stages
+    ]
     left = [
       name
-      for name in whole.stages
-      if not stage.is_finished(place.directory.parent / name)
+      for name, finished in zip(
+        whole.stages, hosts.of_host_0(here), strict=True
+      )
+      if not finished
     ]
     read = [each for name in left for each in self._reads(name)]
     requirements = [
       functools.partial(datasets.require, data, whole.data_dir)
-      for data, _, _ in read
+      for data in dict.fromkeys(data for data, *_ in read)
     ]
     if 'represent' in left:
       start = whole.represent.start
@@ -540,35 +545,49 @@ class Runner(experiment_lib.OnMesh):
         )
       )
     self.bench.require(requirements)
-    for data, split, kind in read:
-      self.bench.open(data, split, kind, 'a stage of this run')
+    # Each once, for the first stage that reads it.
+    first = {
+      (data, split, kind): name for data, split, kind, name in read[::-1]
+    }
+    for (data, split, kind), name in first.items():
+      self.bench.open(data, split, kind, name)
     if 'label' in left:
-      splits = ('', *whole.label.report)
-      ids = [i for name in splits for i in self._open(name).ids()]
-      pseudo_labels.foreground_of(whole.label.saliency, ids)
+      pseudo_labels.foreground_of(whole.label.saliency, self._labelled_ids())
 
-  def _reads(self, name: str) -> list[tuple[datasets.Options, str, str]]:
-    """Data, split and kind of label of all that a stage reads."""
+  def _reads(self, name: str) -> list[tuple[datasets.Options, str, str, str]]:
+    """Data, split and kind of label of all that a stage reads, and its name."""
     whole = self.experiment
     images, block = whole.images, getattr(whole, name)
-    found = [] if name == 'represent' else [(images.data, images.split, '')]
+    data, found = images.data, [(images.split, '')]
     match name:
       case 'represent':
-        found.append((block.data, block.split, ''))
+        data, found = block.data, [(block.split, '')]
       case 'distance':
-        found.append((images.data, block.bank, 'label'))
-        found += [(images.data, split, '') for split in block.splits]
+        found += [(block.bank, 'label')]
+        found += [(split, '') for split in block.splits]
+        found += [(block.accuracy_from, '')] if block.accuracy_from else []
       case 'label':
-        splits = [*block.report, *([block.choose_on] * (block.threshold < 0))]
-        found += [(images.data, split, 'label') for split in splits]
+        found += [(split, 'label') for split in self._reported()]
+        found += [(block.choose_on, 'label')] if block.threshold < 0 else []
       case 'semi':
-        found.append((images.data, block.split, 'label'))
+        found = [(block.split, 'label')]
       case 'segment' | 'segment_semi':
         data = block.data or images.data
-        kind = 'label' if name == 'segment' else ''
-        found.append((data, block.match_on, kind))
-        found += [(data, split, '') for split in block.splits]
-    return found
+        found = [(block.match_on, 'label' if name == 'segment' else '')]
+        found += [(split, '') for split in block.splits]
+    return [(data, split, kind, name) for split, kind in found]
+
+  def _reported(self) -> list[str]:
+    """Splits that are labelled and scored, that of the matching first."""
+    block = self.experiment.label
+    # The matching is that of `choose_on`, whatever else is reported.
+    reported = [block.choose_on, *block.report] if block.report else []
+    return [*dict.fromkeys(reported)]
+
+  def _labelled_ids(self) -> list[str]:
+    """Names of all images that get generated labels."""
+    splits = ('', *self._reported())
+    return [i for name in splits for i in self._open(name).ids()]
 
 
 PROGRAM = program.Program(blocks.Experiment, Runner)

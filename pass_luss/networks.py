@@ -26,7 +26,7 @@ class Networks(experiment_lib.OnMesh):
 
   @property
   def exact_bench(self) -> experiment_lib.Bench:
-    """The same, for looking at images: in float32 throughout."""
+    """The bench, in float32 throughout: for looking at images."""
     exact = dataclasses.replace(self.experiment.network, dtype='float32')
     return dataclasses.replace(self.bench, network=exact)
 

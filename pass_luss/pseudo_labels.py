@@ -247,7 +247,7 @@ class Labeller:
   ) -> Iterator[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]:
     """Categories of the cells, attention to the pixels, and the example."""
     predictions = evaluate.Predictions(
-      *(split, self.look, self.batch_size, self.mesh, keep, self.reading, True)
+      *(split, self.look, self.batch_size, self.mesh, keep, self.reading)
     )
     for found, example in predictions(self.state):
       size = tuple(example['size'].tolist())

@@ -64,7 +64,7 @@ def predicted(
 
   def maps(split: datasets.Split) -> Iterable:
     predictions = evaluate.Predictions(
-      split, look, batch_size, mesh, (), reading, show=True
+      split, look, batch_size, mesh, (), reading
     )
     return predictions(state)
 

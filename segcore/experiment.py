@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from input_pipeline import (
@@ -238,10 +237,7 @@ class Bench:
         requirement()
       except errors.Missing as error:
         found[str(error)] = None  # Each once, in order.
-    missing = bool(found)
-    if jax.process_count() > 1:
-      missing = multihost_utils.broadcast_one_to_all(np.int32(missing))
-    if missing:
+    if hosts.of_host_0(bool(found)):
       raise errors.Missing('; '.join(found) or 'host 0 misses files')
 
   def open(

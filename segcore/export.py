@@ -9,7 +9,6 @@ mean.
 `examples/segment_exported.py` uses them with jax, numpy and Pillow alone.
 """
 
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jax import export as jax_export
 from jaxtyping import Array, Int16, UInt8
 
 from input_pipeline import errors
-from segcore import journal, predict, stage
+from segcore import files, journal, predict, stage
 from segcore.models import resize
 
 # Where the program runs: one file serves all.
@@ -40,7 +39,7 @@ class Request(NamedTuple):
   size: tuple[int, int] | None = None
 
 
-def run(model: predict.Model, folder: pathlib.Path, request: Request) -> None:
+def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   """Writes the files, reads them back, and compares them with the network.
 
   Raises:
@@ -62,9 +61,7 @@ def run(model: predict.Model, folder: pathlib.Path, request: Request) -> None:
   )
   path = folder / PROGRAM
   with predict.writing(folder):
-    partial = path.with_suffix('.partial')
-    partial.write_bytes(content)
-    partial.rename(path)
+    files.write(path, content)
   again = jax_export.deserialize(bytearray(path.read_bytes()))
   size = request.size or _COMPARED
   image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)

@@ -86,12 +86,12 @@ def whole(path: Path, sure: bool = True) -> Iterator[BinaryIO]:
     path: its folder is made.
     sure: as above.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
   if not is_local(path):
     content = io.BytesIO()
     yield content
     path.write_bytes(content.getvalue())
     return
+  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
   try:
     with open(partial, 'wb') as file:

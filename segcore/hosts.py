@@ -410,6 +410,14 @@ def _answer(wire: Wire, deadline: float) -> dict[str, Any]:
   return {}
 
 
+def of_host_0(value: np.ndarray | bool) -> np.ndarray:
+  """What host 0 has, on every host; all must ask."""
+  if jax.process_count() == 1:
+    return np.asarray(value)
+  found = multihost_utils.broadcast_one_to_all(np.asarray(value))
+  return np.asarray(found)
+
+
 def agree(name: str, value: str) -> None:
   """Returns if the value is the same on all hosts; all of them have to ask.
 

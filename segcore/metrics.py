@@ -44,7 +44,16 @@ class Metric(Protocol):
     ...
 
 
-M = TypeVar('M', bound=Metric)
+@runtime_checkable
+class Counts(Protocol):
+  """What hosts merge: a dataclass whose fields are int64 arrays or ints."""
+
+  def merge(self, other: Any) -> Any:
+    """Returns the counts of both."""
+    ...
+
+
+C = TypeVar('C', bound=Counts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,7 +190,7 @@ class Accuracy:
     return {'accuracy': self.right / self.total if self.total else np.nan}
 
 
-def merge_across_hosts(metric: M) -> M:
+def merge_across_hosts(metric: C) -> C:
   """Merges the metrics of all processes; each gets the same, exact to the bit.
 
   Every process must call it, with counts of the same shape. On one process it

@@ -430,7 +430,10 @@ class Runner:
     self._left = len(todo)
     if todo:
       self.workers.run(self._jobs(plans, todo))
-    return [self._read(p.cell) for p in plans if self._path(p.cell).exists()]
+    found = [self._read(p.cell) for p in plans if self._path(p.cell).exists()]
+    for cell in found:
+      self._require(cell)
+    return found
 
   def _jobs(self, plans: Sequence[Plan], todo: Sequence[Plan]) -> list[Job]:
     """Shared stages first, each once; then the cells."""
@@ -551,7 +554,7 @@ class Runner:
     self._require(found)
     mean = sum(self._seconds) / len(self._seconds)
     eta = mean * self._left / len(self.workers.environments)
-    shown = {self.study.select, self.study.report}
+    shown = {name for _, name in self.study.named()}
     journal.say(
       f'{p.cell.name}  '
       + '  '.join(f'{n} {100 * found.value(n):.1f} %' for n in sorted(shown))

@@ -498,7 +498,7 @@ def test_a_permuted_truth_scores_everything(folder):
       label = segment.records.decode_label(record['label'])
       yield permutation[np.maximum(label, 0)], {'id': np.bytes_(record['id'])}
 
-  label_folders.write(split, maps, folder, place)
+  label_folders.write(split, maps, folder, place, 40)
   match = segment.find_match(split, folder, count)
   assert match.classes == (0, 2, 3, 1)
   values = segment.score(split, folder, count, match)
@@ -512,11 +512,40 @@ def test_a_permuted_truth_scores_everything(folder):
     made.extend(part.ids())
     return maps(part)
 
-  label_folders.write(split, watched, folder, place)
+  label_folders.write(split, watched, folder, place, 40)
   assert made == []
   label_folders.path_of(folder, split.ids()[2]).unlink()
-  label_folders.write(split, watched, folder, place)
+  label_folders.write(split, watched, folder, place, 40)
   assert made == [split.ids()[2]]
+
+
+def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
+  monkeypatch.setattr(label_folders, '_BLOCK', 2)
+  place = stage.Place(folder, {}, 'digest')
+  sizes = [(6, 8), (9, 9), (12, 16), (5, 5), (3, 4)]
+  split = fake_methods.split_of(
+    [
+      fake_methods.record(i, np.zeros((*size, 3)), np.zeros(size), 4)
+      for i, size in enumerate(sizes)
+    ]
+  )
+  asked, stops = [], [False, True]
+  monkeypatch.setattr(
+    type(place.preemption), 'reached', lambda self: stops and stops.pop(0)
+  )
+
+  def maps(part):
+    asked.append([*part.ids()])
+    for name, size in zip(part.ids(), part.sizes(), strict=True):
+      yield np.ones(size, int), {'id': np.bytes_(name)}
+
+  with pytest.raises(stage.Preempted, match='keeps the labels it has'):
+    label_folders.write(split, maps, folder / 'val', place, 12)
+  label_folders.write(split, maps, folder / 'val', place, 12)
+  # (12, 12) twice, then (12, 16) three times, of which one was left.
+  ids = split.ids()
+  assert asked == [[ids[1], ids[3]], [ids[0], ids[2]], [ids[4]]]
+  assert len(label_folders.missing(split, folder / 'val')) == 0
 
 
 def test_a_submission_has_what_the_servers_ask_for(folder):
@@ -569,7 +598,7 @@ def test_distance_matching_is_the_vote_of_regions():
   expected = reference.normalize(np.concatenate(entries))
   np.testing.assert_array_equal(bank.labels, np.concatenate(ids))
   np.testing.assert_allclose(bank.features, expected, atol=1e-4)
-  for labels, example in matcher.maps(split, bank):
+  for labels, example in matcher.maps(bank)(split):
     truth = reference.knn_label_map(
       features[example['id'].item()],
       expected,

@@ -45,6 +45,18 @@ def test_files_are_written_and_listed(folder):
   assert [*files.inside(folder)] == [folder / 'b']
 
 
+def test_a_file_that_is_not_finished_is_as_it_was(folder):
+  path = folder / 'deep' / 'x'
+  for before in ((), ('x',)):
+    with pytest.raises(ZeroDivisionError), files.whole(path) as file:
+      file.write(b'half')
+      raise ZeroDivisionError
+    found = path.parent.iterdir() if path.parent.exists() else ()
+    assert tuple(entry.name for entry in found) == before
+    files.write(path, 'old')
+  assert path.read_text() == 'old'
+
+
 def test_a_journal_goes_on_where_the_checkpoint_was(folder):
   folder.mkdir(parents=True)
   path = folder / 'metrics.jsonl'
