@@ -33,7 +33,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/pass_kmeans.py
 	$(BIN)/python benchmarks/pass_sinkhorn.py
 	$(BIN)/python benchmarks/scaling.py --rows=small
-	$(BIN)/python benchmarks/soak.py
+	MALLOC_ARENA_MAX=2 $(BIN)/python benchmarks/soak.py
 
 $(VENV)/installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)
