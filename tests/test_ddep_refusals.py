@@ -75,9 +75,13 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
   assert not list((tmp_path / 'run').rglob('*.json'))
 
 
-def test_what_finished_stages_have_read_is_not_asked_for(tmp_path):
-  config = importlib.import_module('configs.ddep_pascal').get_config('tiny')
+def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
+  config = importlib.import_module('configs.ddep_folder').get_config(
+    f'source={source},ignore=255,val_fraction=0.4,labels=2,tiny'
+  )
+  config.data_dir = str(tmp_path / 'records')
   config.denoise.start.path = f'{tmp_path}/w.npz'
+  config.denoise.start.take = ('encoder',)
   config.stages = ('denoise', 'finetune', 'evaluate')
   runner = ddep_main.PROGRAM.build_runner(config)
   place = stage.Place(tmp_path / 'finetune', {}, '')
