@@ -107,13 +107,13 @@ class Runner(experiment_lib.OnMesh):
       UserError: one of them is not among the experiment's.
     """
     whole = self.experiment
-    attended = whole.cluster.kind == 'attended'
+    clustered = self.networks.clustered
     needs = {
       'represent': whole.represent.start.needs(blocks.STAGES),
       'distance': ('represent',),
       'attend': ('represent',),
-      'cluster': ('attend',) if attended else ('represent',),
-      'label': (('attend',) if attended else ('represent',)) + ('cluster',),
+      'cluster': (clustered,),
+      'label': (clustered, 'cluster'),
       'finetune': ('represent', 'label'),
       'segment': ('finetune',),
       'semi': ('represent',),

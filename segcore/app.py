@@ -64,7 +64,7 @@ def run(build: BuildStages, load: LoadModel) -> None:
     try:
       sys.stdout.flush()
     except BrokenPipeError:
-      pass
+      pass  # It is this one, and not an error: see below.
     else:
       raise  # It was another pipe.
     # Whoever read what is printed has seen enough: `… --dry_run | head`. What
