@@ -23,6 +23,7 @@ from absl import logging
 
 from input_pipeline import (
   audit,
+  command_line,
   datasets,
   disks,
   errors,
@@ -230,4 +231,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  command_line.run(main)

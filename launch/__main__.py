@@ -15,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from input_pipeline import errors
+from input_pipeline import command_line, errors
 from launch import accelerators, backends, shell, source, supervise
 from launch import job as jobs
 from launch.backends import gke, local, slurm, tpu
@@ -261,4 +261,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  command_line.run(lambda: main(sys.argv[1:]))

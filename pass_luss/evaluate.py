@@ -26,7 +26,7 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from input_pipeline import audit, errors, progress
+from input_pipeline import audit, command_line, errors, progress
 from pass_luss import label_files, matching, metrics
 from segcore import metrics as metrics_lib
 
@@ -321,4 +321,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  command_line.run(main)

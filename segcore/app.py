@@ -14,28 +14,26 @@ import contextlib
 import errno
 import importlib.util
 import math
-import os
 import pathlib
 import re
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from input_pipeline import errors
+from input_pipeline import command_line, errors
 from segcore import export, files, hosts, journal, predict, stage, watch
 from segcore import topology as topology_lib
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141  # As of a process that is ended by SIGPIPE.
 
 # A process alone must not miss its own heartbeats when it is suspended.
 _NEVER_SECONDS = 10**8
@@ -49,7 +47,7 @@ BuildStages = Callable[..., Sequence[stage.Stage]]
 LoadModel = Callable[[ml_collections.ConfigDict, files.Path], predict.Model]
 
 
-def run(build: BuildStages, load: LoadModel) -> None:
+def run(build: BuildStages, load: LoadModel) -> NoReturn:
   """Runs the command line of this process and exits."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
@@ -57,21 +55,7 @@ def run(build: BuildStages, load: LoadModel) -> None:
   logging.get_absl_logger().addFilter(
     lambda record: 'orbax' not in record.pathname
   )
-  try:
-    code = main(build, sys.argv, load)
-    sys.stdout.flush()
-  except BrokenPipeError:
-    try:
-      sys.stdout.flush()
-    except BrokenPipeError:
-      pass  # It is this one, and not an error: see below.
-    else:
-      raise  # It was another pipe.
-    # Whoever read what is printed has seen enough: `… --dry_run | head`. What
-    # is left to print would fail again when the process ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    code = EXIT_PIPE
-  sys.exit(code)
+  command_line.run(lambda: main(build, sys.argv, load))
 
 
 def main(

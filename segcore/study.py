@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 
-from input_pipeline import errors
+from input_pipeline import command_line, errors
 from segcore import app, journal, options, report, stage
 
 _POLL_SECONDS = 0.2
@@ -812,4 +812,4 @@ def _environments(arguments: argparse.Namespace) -> list[dict[str, str]]:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  command_line.run(lambda: main(sys.argv[1:]))

@@ -1,5 +1,6 @@
 """The command line, in this process: messages, exit status, work folders."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -234,6 +235,7 @@ def test_nobody_has_to_read_everything():
     shell=True,
     executable='/bin/bash',
     cwd=runs.ROOT,
+    env=os.environ | {'PYTHONUNBUFFERED': '1'},
     capture_output=True,
     text=True,
   )
