@@ -10,6 +10,7 @@ import pytest
 from pass_luss import alignment, deep_to_shallow, heads, pixpro, represent, swav
 from segcore import method, optimizers, photometric, sharding
 from segcore.models import dilated_resnet, segmenter
+from tests import meshes
 from tests import reference_pass as reference
 
 BATCH, LARGE, SMALL = 8, 32, 24
@@ -301,7 +302,7 @@ def trained_state(trained, batch):
   return init(jax.random.PRNGKey(0))
 
 
-def test_eight_devices_are_one_in_float64():
+def test_eight_devices_are_one_in_float64(monkeypatch):
   """With all there is: a queue in use, LARC, SwAV and PixelPro together."""
   with jax.enable_x64():
     trained = method_of(PIXPRO, jnp.float64)
@@ -317,18 +318,13 @@ def test_eight_devices_are_one_in_float64():
         queue=swav.Queue(jnp.asarray(rows), jnp.asarray(16, jnp.int32)),
       )
     )
-    found = []
-    for count in (1, 8):
-      mesh = sharding.make_mesh(devices=jax.devices()[:count])
-      placed = jax.device_put(state, sharding.replicated(mesh))
-      put = sharding.put_batch(mesh)
-      step = jax.jit(trained.train_step)
-      for i in (0, 1):
-        placed, scalars = step(placed, put(batch_of(i)))
-      found.append(jax.device_get((placed, scalars)))
+    batches = [batch_of(0), batch_of(1)]
+    one, *others = meshes.steps(trained, state, batches, monkeypatch)
+  for other in others:
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
-      *found,
+      one,
+      other,
     )
 
 

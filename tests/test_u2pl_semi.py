@@ -10,6 +10,7 @@ import pytest
 from input_pipeline import batch as batch_lib
 from segcore import method, optimizers, selection, sharding
 from segcore.models import deeplabv3plus, dilated_resnet, segmenter
+from tests import meshes
 from tests import reference_u2pl as reference
 from u2pl import contrast, mixing, semi, teacher
 
@@ -200,16 +201,16 @@ def test_the_teacher_is_a_copy_for_an_epoch_and_then_follows(
   assert difference(state.teacher_params, state.params) > 0
 
 
-def test_the_teachers_statistics_by_each_rule(warm):
+def test_the_teachers_statistics_by_each_rule(warm, trained, jitted):
+  assert trained.options.teacher.statistics == 'own'
   for rule in ('own', 'ema', 'copy'):
     options = dataclasses.replace(
       PLUS, teacher=teacher.Options(statistics=rule)
     )
-    trained = method_of(options)
+    other = jax.jit(method_of(options).train_step)
+    step = jitted if rule == 'own' else other
     state, _ = warm
-    after, _ = jax.jit(trained.train_step)(
-      state.replace(step=jnp.int32(9)), batch_of(3)
-    )
+    after, _ = step(state.replace(step=jnp.int32(9)), batch_of(3))
     same = difference(after.teacher_batch_stats, after.batch_stats)
     if rule == 'copy':
       assert same == 0
@@ -471,28 +472,21 @@ def test_baselines_are_options_of_the_method(options, names):
   assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-def test_eight_devices_are_one_in_float64(warm):
-  """Bank, prototypes, percentile and draws included."""
+def test_eight_devices_are_one_in_float64(warm, monkeypatch):
+  """Bank, prototypes, percentile and draws included; on each, or split."""
   with jax.enable_x64():
     trained = method_of(dtype=jnp.float64)
     whole = jax.tree.map(
       lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, warm[0]
     )
-    found = []
-    for count in (1, 8):
-      mesh = sharding.make_mesh(devices=jax.devices()[:count])
-      state = jax.device_put(whole, sharding.replicated(mesh))
-      put = sharding.put_batch(mesh)
-      step = jax.jit(trained.train_step)
-      for i in (4, 5):
-        state, scalars = step(state, put(batch_of(i)))
-      found.append(jax.device_get((state, scalars)))
-    (one, logged_one), (eight, logged_eight) = found
-    assert one.bank.count.sum() > 20
+    batches = [batch_of(4), batch_of(5)]
+    one, *others = meshes.steps(trained, whole, batches, monkeypatch)
+  assert one[0].bank.count.sum() > 20
+  for other in others:
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
-      (one, logged_one),
-      (eight, logged_eight),
+      one,
+      other,
     )
 
 
