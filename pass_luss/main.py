@@ -6,7 +6,7 @@ python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -255,7 +255,14 @@ class Runner(experiment_lib.OnMesh):
     foreground = pseudo_labels.foreground_of(
       block.saliency, self._labelled_ids()
     )
-    threshold = self._threshold(place, labeller, count, foreground)
+    threshold = block.threshold
+    if self.experiment.cluster.kind != 'attended' and not block.saliency:
+      threshold = 0.0  # Everything has a category.
+    threshold = self._threshold(
+      *(place, labeller, threshold, count),
+      functools.partial(self._open, block.choose_on, 'label', 'a threshold'),
+      foreground,
+    )
 
     def maps(split: datasets.Split) -> Any:
       return labeller.maps(split, threshold, foreground)
@@ -296,17 +303,27 @@ class Runner(experiment_lib.OnMesh):
     self,
     place: stage.Place,
     labeller: pseudo_labels.Labeller,
+    threshold: float,
     count: int,
-    foreground: pseudo_labels.Foreground | None,
+    open_known: Callable[[], datasets.Split],
+    foreground: pseudo_labels.Foreground | None = None,
   ) -> float:
-    """What attention has to reach; written to threshold.json."""
-    block = self.experiment.label
-    threshold, said = block.threshold, {}
-    if self.experiment.cluster.kind != 'attended' and not block.saliency:
-      threshold = 0.0  # Everything has a category.
-    elif threshold < 0:
-      split = self._open(block.choose_on, 'label', 'a threshold')
-      threshold, miou = labeller.sweep(split, count, count, foreground).best()
+    """What attention has to reach; written to threshold.json.
+
+    Args:
+      place: of the stage.
+      labeller: whose attention it is.
+      threshold: below 0 the best of those tried is chosen.
+      count: of categories.
+      open_known: opens the labelled images to choose it on.
+      foreground: that is supplied.
+    """
+    said = {}
+    if threshold < 0:
+      split = open_known()
+      classes = len(split.classes) - 1
+      found = labeller.sweep(split, count, classes, foreground)
+      threshold, miou = found.best()
       said = {'chosen_on': split.name, 'miou': miou}
       journal.say(
         f'threshold {threshold:.2f}: mIoU {miou:.4f} on {split.name}, the best '
@@ -351,18 +368,21 @@ class Runner(experiment_lib.OnMesh):
     known = self._open(block.match_on, data=block.data)
     self._keep_same(place, known)
     maps = self._maps(place, block, trained, self._state(folder), count)
-    matched = None
     generated = name == 'segment'
-    if generated:
-      matched = self._match(place, block, maps, count)
-    results, outputs = results_lib.Results(place), []
+    results, outputs, matched = results_lib.Results(place), [], None
     for split_name in dict.fromkeys(
       [*((block.match_on,) if generated else ()), *block.splits]
     ):
-      split = self._open(split_name, data=block.data)
+      first = generated and matched is None
+      kind = 'label' if first else ''
+      split = self._open(split_name, kind, 'matching', block.data)
       labels = place.directory / split_name
       label_folders.write(split, maps, labels, place, block.short_side)
       outputs.append(labels)
+      if first:
+        matched = segment.find_match(split, labels, count)
+        if jax.process_index() == 0:
+          matched.write(place.directory / 'match.json')
       if 'label' in split.has:
         self._score(results, split_name, split, labels, count, matched)
       else:
@@ -390,36 +410,15 @@ class Runner(experiment_lib.OnMesh):
         looking.AtGrid(trained.activation, block.short_side),
         *(state, self.mesh, block.batch_size, reading),
       )
-      threshold = block.threshold
-      if threshold < 0:
-        chosen_on = self._open(
-          block.match_on, 'label', 'a threshold', block.data
-        )
-        classes = len(chosen_on.classes) - 1
-        threshold, _ = labeller.sweep(chosen_on, count, classes).best()
-        journal.say(f'threshold {threshold:.2f}, chosen on {chosen_on.name}')
-      stage.write_json(
-        place.directory / 'threshold.json', {'threshold': threshold}
+      threshold = self._threshold(
+        *(place, labeller, block.threshold, count),
+        functools.partial(
+          self._open, block.match_on, 'label', 'a threshold', block.data
+        ),
       )
       return lambda split: labeller.maps(split, threshold)
     look = looking.LabelMaps(trained, block.short_side)
     return segment.predicted(look, state, block.batch_size, self.mesh, reading)
-
-  def _match(
-    self,
-    place: stage.Place,
-    block: blocks.SegmentOptions,
-    maps: label_folders.Maps,
-    n: int,
-  ) -> Any:
-    """The matching of categories and classes, written to match.json."""
-    split = self._open(block.match_on, 'label', 'matching', block.data)
-    folder = place.directory / block.match_on
-    label_folders.write(split, maps, folder, place, block.short_side)
-    match = segment.find_match(split, folder, n)
-    if jax.process_index() == 0:
-      match.write(place.directory / 'match.json')
-    return match
 
   def _score(
     self,
