@@ -253,10 +253,12 @@ def protocol(**fields: Any) -> ml_collections.ConfigDict:
       'tiles': 'whole',  # or 'halves', 'windows'
       'window': (0, 0),  # height, width
       'stride': (0, 0),  # of windows
+      'beyond': 'reflection',  # or 'mean': around images that are smaller
       'scales': (1.0,),
       'flip': False,  # average with the mirrored image
       'average': 'probs',  # or 'logits'
       'antialias': False,  # blur images before shrinking them
+      'align_corners': False,  # when scores are enlarged
       'canvas': 0,  # sides are multiples of it; 0: the network's stride
       **fields,
     }

@@ -56,17 +56,22 @@ def learn(
     ]
     for part in _PARTS
   }
-  # Without contrast only what mends labels and their loss has a place.
+  # Without contrast only what mends labels and their loss has a place; and of
+  # prototypes nothing is seen but what they mend.
+  mending = ('pd', 'sce', *(('mp',) if has['pd'] else ()))
   possible = {
-    'u2pl': [*_PARTS],
-    'u2pl_plus': [*_PARTS],
-    'sup_only': [],
-  }.get(system, ['pd', 'mp', 'sce'])
+    'u2pl': tuple(_PARTS),
+    'u2pl_plus': tuple(_PARTS),
+    'sup_only': (),
+  }.get(system, mending)
   for part in _PARTS:
     if getattr(options, part) == 'on' and part not in possible:
+      others = [name for name in SYSTEMS if name != 'sup_only']
+      where = others if part in ('pd', 'sce') else ['u2pl', 'u2pl_plus']
+      also = ', or pd=on beside it' if part == 'mp' and possible else ''
       raise ValueError(
-        f'config option {part}=on: system={system} has no {_PARTS[part]}; '
-        f'expected it with one of u2pl, u2pl_plus'
+        f'config option {part}=on: system={system} has no place for '
+        f'{_PARTS[part]}: expected one of {", ".join(where)}{also}'
       )
   consistency = contrast = None
   if system != 'sup_only':
@@ -104,6 +109,42 @@ def learn(
     teacher={'decay': 0.99, 'copy_epochs': 1, 'statistics': 'own'},
     warmup_epochs=warmup_epochs,
   )
+
+
+def steps_per_epoch(
+  options: SimpleNamespace, most_labels: int, num_images: int
+) -> int:
+  """Steps of an epoch of the unlabelled images; for sup_only of the others.
+
+  Args:
+    options: `system`, `labels`, `batch` and `equal_steps`.
+    most_labels: images that may be labelled.
+    num_images: labelled and unlabelled ones.
+
+  Raises:
+    ValueError: there are no such epochs.
+  """
+  alone = options.system == 'sup_only'
+  least = 1 if alone else 2
+  if options.batch < least:
+    raise ValueError(
+      f'config option batch={options.batch}: expected {least} or more, as '
+      'images are mixed with others of their batch'
+    )
+  most = min(most_labels, num_images - (0 if alone else options.batch))
+  if not 0 < options.labels <= most:
+    raise ValueError(
+      f'config option labels={options.labels}: expected 1 to {most}; '
+      'an epoch is counted by it, with list=FILE, too'
+    )
+  if options.equal_steps and not alone:
+    raise ValueError(
+      f'config option equal_steps: found with system={options.system}, which '
+      'sets how many steps there are; expected it with sup_only'
+    )
+  if alone and not options.equal_steps:
+    return -(-options.labels // options.batch)
+  return (num_images - options.labels) // options.batch
 
 
 def start(options: SimpleNamespace) -> ml_collections.ConfigDict:
@@ -175,6 +216,34 @@ SMALL_BANK = {
 }
 
 
+# The networks of the papers' configs, and where their encoders come from.
+WEIGHTS = {
+  'resnet101': 'weights/resnet101_deep.safetensors',
+  'resnet50': 'weights/resnet50_deep.safetensors',
+  'transunet': common.WEIGHTS['transunet'],
+}
+
+
+def published_start(options: SimpleNamespace) -> ml_collections.ConfigDict:
+  """As `start`; without either from the weights of `network`."""
+  if options.encoder == 'auto':
+    known = '' if options.tiny or options.start else WEIGHTS[options.network]
+    options.encoder = known
+  return start(options)
+
+
+def border(options: SimpleNamespace) -> str:
+  """The fill of crops that `pad_label` asks for."""
+  return {'paper': 'paper', 'ignored': 'mean'}[options.pad_label]
+
+
+def protocol(**fields: Any) -> ml_collections.ConfigDict:
+  """How the network looks at an image, with scores enlarged as in training."""
+  return common.protocol(
+    **{'average': 'logits', 'align_corners': True, **fields}
+  )
+
+
 def deeplab(network: str) -> ml_collections.ConfigDict:
   """DeepLabv3+ on a ResNet of output stride 8; or TransUNet."""
   if network == 'transunet':
@@ -207,7 +276,8 @@ def heads(network: str) -> dict[str, Any]:
 def listed_or_chosen(options: SimpleNamespace) -> ml_collections.ConfigDict:
   """The images of `list`, or as many as `labels` says.
 
-  '{labels}' in the list's path stands for their number.
+  '{labels}' in the list's path stands for their number. An epoch is as long as
+  `labels` says, so a list of another length is refused.
 
   Raises:
     ValueError: a fraction is given, from which no epoch's length follows.
@@ -218,7 +288,6 @@ def listed_or_chosen(options: SimpleNamespace) -> ml_collections.ConfigDict:
     )
   chosen = common.subset(options)
   if options.list:
-    chosen.labels = 0
     chosen.list = options.list.replace('{labels}', str(options.labels))
   return chosen
 
@@ -264,6 +333,10 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     )
   train.recipe.batch_size = 8
   config.evaluate.update(
-    batch_size=40, splits=('val',), protocol=common.protocol(), which='last'
+    framed=False,
+    batch_size=40,
+    splits=('val',),
+    protocol=protocol(),
+    which='last',
   )
   make_tiny(config)

@@ -63,7 +63,7 @@ def get_config(argument=None):
     splits=('val',),
     batch_size=8,
     # Trained on views of about this scale.
-    protocol=common.protocol(scales=(0.3,), antialias=True),
+    protocol=u2pl.protocol(scales=(0.3,), antialias=True),
     which='last',
   )
   config.operation = common.operation()

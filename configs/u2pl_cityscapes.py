@@ -13,8 +13,6 @@ Cost:  13.4 TFLOPs an image, 32,400 steps of 16; see --dry_run.
 from configs import common, u2pl
 
 _NUM_IMAGES = 2975
-# Taken unless there is another start.
-_WEIGHTS = 'weights/resnet101_deep.safetensors'
 
 
 def get_config(argument=None):
@@ -33,9 +31,9 @@ def get_config(argument=None):
     batch=16,  # labelled images of a step, and as many unlabelled ones
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
-    pad_label=['ignored', 'paper'],  # paper: what is filled up is road
+    pad_label=['paper', 'ignored'],  # paper: what is filled up is road
     network=['resnet101', 'resnet50', 'transunet'],
-    encoder=_WEIGHTS,  # '': random
+    encoder='auto',  # the ImageNet weights of the network; '': random
     start='',  # a finished run, for the encoder and the decoder
     tiny=False,  # the same code on drawn images, in a minute
   )
@@ -44,11 +42,7 @@ def get_config(argument=None):
   )
   config.stages = ('train', 'evaluate')
   config.network = u2pl.deeplab(options.network)
-  if options.tiny or (options.start and options.encoder == _WEIGHTS):
-    options.encoder = ''
-  steps = (_NUM_IMAGES - options.labels) // options.batch
-  if options.system == 'sup_only' and not options.equal_steps:
-    steps = -(-options.labels // options.batch)
+  steps = u2pl.steps_per_epoch(options, _NUM_IMAGES, _NUM_IMAGES)
   convolutional = options.network != 'transunet'
   size = (769, 769) if convolutional else (768, 768)
   config.train = common.block(
@@ -71,14 +65,14 @@ def get_config(argument=None):
       warmup_epochs=0,
     ),
     heads=u2pl.heads(options.network),
-    start=u2pl.start(options),
+    start=u2pl.published_start(options),
     crop={
       'name': 'random',
       'size': size,
       'scales': (0.5, 2.0),
       'balanced': True,
       'centred': True,
-      'fill': options.pad_label,
+      'fill': u2pl.border(options),
     },
     flips=('horizontal',),
     steps_per_epoch=steps,
@@ -94,8 +88,9 @@ def get_config(argument=None):
   config.evaluate = common.block(
     splits=('val',),
     batch_size=8,
-    protocol=common.protocol(
-      tiles='windows', window=size, stride=(513, 513), average='logits'
+    # Two thirds of a window, rounded up.
+    protocol=u2pl.protocol(
+      tiles='windows', window=size, stride=(-(-2 * size[0] // 3),) * 2
     ),
     which='last',
   )

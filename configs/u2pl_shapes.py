@@ -64,7 +64,7 @@ def get_config(argument=None):
   config.evaluate = common.block(
     splits=('test', 'val', 'train'),
     batch_size=40,
-    protocol=common.protocol(),
+    protocol=u2pl.protocol(),
     which='last',
   )
   config.operation = common.operation()

@@ -15,8 +15,8 @@ from configs import common, u2pl
 
 # Images in all; of these the unlabelled ones are what is not labelled.
 _NUM_IMAGES = 10582
-# Taken unless there is another start.
-_WEIGHTS = 'weights/resnet101_deep.safetensors'
+# Which of them may be labelled.
+_MOST_LABELS = {'classic': 1464, 'blender': _NUM_IMAGES}
 
 
 def get_config(argument=None):
@@ -36,9 +36,9 @@ def get_config(argument=None):
     batch=16,  # labelled images of a step, and as many unlabelled ones
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
-    pad_label=['ignored', 'paper'],  # paper: what is filled up is background
+    pad_label=['paper', 'ignored'],  # paper: what is filled up is background
     network=['resnet101', 'resnet50', 'transunet'],
-    encoder=_WEIGHTS,  # '': random
+    encoder='auto',  # the ImageNet weights of the network; '': random
     start='',  # a finished run, for the encoder and the decoder
     tiny=False,  # the same code on drawn images, in a minute
   )
@@ -47,11 +47,9 @@ def get_config(argument=None):
   )
   config.stages = ('train', 'evaluate')
   config.network = u2pl.deeplab(options.network)
-  if options.tiny or (options.start and options.encoder == _WEIGHTS):
-    options.encoder = ''
-  steps = (_NUM_IMAGES - options.labels) // options.batch
-  if options.system == 'sup_only' and not options.equal_steps:
-    steps = -(-options.labels // options.batch)
+  steps = u2pl.steps_per_epoch(
+    options, _MOST_LABELS[options.partition], _NUM_IMAGES
+  )
   config.train = common.block(
     data=common.data('voc2012'),
     split='train' if options.partition == 'classic' else 'train_aug',
@@ -65,14 +63,14 @@ def get_config(argument=None):
       bank=u2pl.BANK,
     ),
     heads=u2pl.heads(options.network),
-    start=u2pl.start(options),
+    start=u2pl.published_start(options),
     crop={
       'name': 'random',
       'size': (512, 512) if options.network == 'transunet' else (513, 513),
       'scales': (0.5, 2.0),
       'balanced': True,
       'centred': True,
-      'fill': options.pad_label,
+      'fill': u2pl.border(options),
     },
     flips=('horizontal',),
     steps_per_epoch=steps,
@@ -88,14 +86,16 @@ def get_config(argument=None):
   config.evaluate = common.block(
     splits=('val',),
     batch_size=16,
-    # No image is larger: one window, continued by reflection.
-    protocol=common.protocol(
+    # No image is larger: one window, and one canvas.
+    protocol=u2pl.protocol(
       tiles='windows',
       window=config.train.crop.size,
       stride=config.train.crop.size,
-      average='logits',
+      beyond='mean',
+      canvas=config.train.crop.size[0],
     ),
     which='best',
+    framed=True,  # also with what is around images as background, as published
   )
   config.operation = common.operation()
   if options.tiny:

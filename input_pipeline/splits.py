@@ -27,7 +27,8 @@ class Subset:
   """A subset of the training images.
 
   Attributes:
-    labels: number of images; 0 means that `fraction` or `list` decides.
+    labels: number of images; 0 means that `fraction` or `list` decides. With
+      `list` it must be the list's.
     fraction: share of the images in (0, 1], rounded half up, at least 1.
     seed: which subset; the same for every method, so that runs are paired.
     run: of several with one seed, each another subset.
@@ -55,16 +56,13 @@ class Subset:
         )
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: found {self.fraction}, expected (0, 1]')
-    given = {
-      'labels': self.labels,
-      'fraction': self.fraction if self.fraction != 1.0 else 0,
-      'list': self.list,
-    }
-    given = [f'{name}={value}' for name, value in given.items() if value]
-    if len(given) > 1:
-      raise ValueError(
-        f'{" and ".join(given)} contradict each other: give one of them'
-      )
+    if self.fraction != 1.0:
+      for name in ('labels', 'list'):
+        if getattr(self, name):
+          raise ValueError(
+            f'{name}={getattr(self, name)} and fraction={self.fraction} '
+            'contradict each other: give one of them'
+          )
 
   def choose(self, ids: Sequence[str]) -> Int[np.ndarray, 'chosen']:
     """Returns the sorted indices of the chosen images.
@@ -77,7 +75,13 @@ class Subset:
         cannot be followed.
     """
     if self.list:
-      return find(ids, self.list)
+      found = find(ids, self.list)
+      if self.labels not in (0, len(found)):
+        raise errors.UserError(
+          f'list: {self.list} names {len(found)} images, but labels='
+          f'{self.labels}: expected the same number'
+        )
+      return found
     return np.sort(self._order(ids)[: self._count(len(ids))])
 
   def set_aside(self, ids: Sequence[str]) -> Int[np.ndarray, 'held']:

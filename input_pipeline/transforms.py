@@ -46,9 +46,21 @@ class Fill:
       )
 
 
-# What the papers of U2PL pad with: the mean colour, which is 0 after their
-# normalisation, and class 0, which is scored as if it were there.
-PAPER_FILL = Fill((124, 116, 104), 0)
+# Of ImageNet; 0 after the usual normalisation.
+MEAN_COLOUR = (124, 116, 104)
+
+# What a config may name. 'paper' is what U2PL's authors do: class 0 is learned
+# and scored as if it were there.
+FILLS = {
+  'ignored': Fill(),
+  'mean': Fill(MEAN_COLOUR),
+  'paper': Fill(MEAN_COLOUR, 0),
+}
+
+
+def _check_fill(fill: str) -> None:
+  if fill not in FILLS:
+    raise ValueError(f'fill: found {fill!r}, expected one of {tuple(FILLS)}')
 
 
 class Box(NamedTuple):
@@ -296,8 +308,8 @@ class RandomCrop:
     scales: least and largest factor by which the image is resized before.
     balanced: whether it is enlarged as often as it is shrunk.
     centred: whether an image that is too small lies in the middle, or anywhere.
-    fill: 'ignored': grey that no loss looks at; 'paper': the mean colour with
-      class 0.
+    fill: 'ignored': grey that no loss looks at; 'mean': the mean colour, with
+      as little effect; 'paper': the mean colour with class 0.
   """
 
   size: tuple[int, int]
@@ -316,10 +328,7 @@ class RandomCrop:
         f'scales: found {self.scales} with balanced=True, expected low <= 1 <= '
         'high'
       )
-    if self.fill not in FILLS:
-      raise ValueError(
-        f'fill: found {self.fill!r}, expected one of {tuple(FILLS)}'
-      )
+    _check_fill(self.fill)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Draws a scale and a place, resizes and cuts."""
@@ -330,9 +339,6 @@ class RandomCrop:
       example = resize(example, shape)
     sample = sample_centred_crop if self.centred else sample_crop
     return crop(example, sample(rng, shape, self.size), FILLS[self.fill])
-
-
-FILLS = {'ignored': Fill(), 'paper': PAPER_FILL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,14 +362,23 @@ class ShortSide:
 
 @dataclasses.dataclass(frozen=True)
 class CentreCrop:
-  """Cuts the middle out; what is too small is filled up around it."""
+  """Cuts the middle out; what is too small is filled up around it.
+
+  Attributes:
+    size: (height, width) of the output in pixels.
+    fill: as in `RandomCrop`.
+  """
 
   size: tuple[int, int]
+  fill: str = 'ignored'
 
   def __post_init__(self):
     check_size('size', self.size)
+    _check_fill(self.fill)
 
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+  def __call__(
+    self, example: Example, rng: np.random.Generator | None = None
+  ) -> Example:
     """Cuts; draws nothing."""
     del rng
     shape = example['image'].shape[:2]
@@ -371,7 +386,7 @@ class CentreCrop:
       (n - m) // 2 if n >= m else -((m - n) // 2)
       for n, m in zip(shape, self.size, strict=True)
     )
-    return crop(example, Box(top, left, *self.size))
+    return crop(example, Box(top, left, *self.size), FILLS[self.fill])
 
 
 def sample_inception_box(

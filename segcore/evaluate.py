@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline import datasets, transforms
+from input_pipeline import datasets, errors, transforms
 from input_pipeline import loader as loader_lib
 from segcore import inference, journal, pictures, sharding, summary
 from segcore import method as method_lib
@@ -82,6 +82,8 @@ class Predictions:
     keep: kinds of label that the examples have: 'label', 'tags'.
     reading: its threads; no worker processes are used.
     show: whether to print progress lines.
+    frame: what each image and its label are put into before; the frame counts
+      like the image then.
   """
 
   split: datasets.Split
@@ -91,6 +93,7 @@ class Predictions:
   keep: tuple[str, ...] = ()
   reading: loader_lib.Reading = loader_lib.Reading()
   show: bool = False
+  frame: transforms.CentreCrop | None = None
 
   def __post_init__(self):
     sharding.check_batch(self.batch_size, self.mesh, 'batch_size of evaluation')
@@ -139,7 +142,17 @@ class Predictions:
 
   @functools.cached_property
   def _plan(self) -> list[PlannedBatch]:
-    return plan(self.split.sizes(), self.batch_size, self.predictor.group)
+    sizes = self.split.sizes()
+    if self.frame:
+      height, width = self.frame.size
+      larger = next((s for s in sizes if s[0] > height or s[1] > width), None)
+      if larger is not None:
+        raise errors.UserError(
+          f'{self.split.name}: found an image of {larger[0]} x {larger[1]}, '
+          f'expected at most the frame of {height} x {width}'
+        )
+      sizes = [self.frame.size] * len(sizes)
+    return plan(sizes, self.batch_size, self.predictor.group)
 
   @functools.cached_property
   def _mine(self) -> slice:
@@ -152,10 +165,16 @@ class Predictions:
     decode = transforms.Decode(len(self.split.classes), self.keep)
     records = self.split.records
 
+    def read(index: int) -> transforms.Example:
+      example = decode(records[index])
+      if self.frame is None:
+        return example
+      size = np.asarray(self.frame.size, np.int32)
+      return {**self.frame(example), 'size': size}
+
     def load(planned: PlannedBatch) -> dict[str, Any]:
       examples = [
-        decode(records[i]) if i >= 0 else None
-        for i in planned.indices[self._mine]
+        read(i) if i >= 0 else None for i in planned.indices[self._mine]
       ]
       images = [example and example['image'] for example in examples]
       return {

@@ -140,12 +140,32 @@ class EvaluateOptions:
     batch_size: global number of images.
     protocol: how the network looks at an image.
     which: the state after the last step, or the best one on `val_split`.
+    framed: also report, as NAME_framed, each split with the border around
+      images that are smaller than the protocol's window as class 0.
   """
 
   splits: tuple[str, ...]
   batch_size: int
   protocol: protocols.Options
   which: Literal['last', 'best'] = 'last'
+  framed: bool = False
+
+  def __post_init__(self):
+    if self.framed and self.protocol.beyond != 'mean':
+      raise ValueError(
+        'framed=True: found with a protocol without a border, expected '
+        "protocol.beyond='mean'"
+      )
+
+  @property
+  def frames(self) -> dict[str, transforms.CentreCrop | None]:
+    """What images are put into, by what is added to the name of a result."""
+    whole = {'': None}
+    if not self.framed:
+      return whole
+    return whole | {
+      '_framed': transforms.CentreCrop(self.protocol.window, 'paper')
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,6 +390,7 @@ class Bench:
     target: str,
     batch_size: int,
     show: bool = False,
+    frame: transforms.CentreCrop | None = None,
   ) -> evaluate.Evaluator:
     """Compares what a predictor finds in a split with its labels."""
     predictions = evaluate.Predictions(
@@ -380,6 +401,7 @@ class Bench:
       keep=(target,),
       reading=self.operation.reading,
       show=show,
+      frame=frame,
     )
     pictured = NUM_PICTURES if target == 'label' else 0
     return evaluate.Evaluator(predictions, (metric,), target, pictured)
@@ -400,6 +422,7 @@ class Bench:
     batch_size: int,
     protocol: protocols.Options,
     show: bool = False,
+    frame: transforms.CentreCrop | None = None,
   ) -> evaluate.Evaluator:
     """The confusion of classes over a split."""
     num_classes = len(split.classes)
@@ -410,6 +433,7 @@ class Bench:
       'label',
       batch_size,
       show,
+      frame,
     )
 
   def followed(
@@ -620,15 +644,18 @@ class Reporting:
     results = results_lib.Results(place, step)
     for name in block.splits:
       split = bench.labelled_or(self.labelled, name, self.trained_by)
-      evaluator = bench.segmentation_evaluator(
-        trained, split, block.batch_size, block.protocol, show=True
-      )
-      evaluated = evaluator(state)
-      results.add(name, evaluated.values, split, evaluated.panel)
-      journal.say(
-        f'{split.name}: mIoU {evaluated.values["miou"]:.4f} over {len(split)} '
-        'images'
-      )
+      for added, frame in block.frames.items():
+        evaluator = bench.segmentation_evaluator(
+          *(trained, split, block.batch_size, block.protocol),
+          show=True,
+          frame=frame,
+        )
+        evaluated = evaluator(state)
+        results.add(f'{name}{added}', evaluated.values, split, evaluated.panel)
+        journal.say(
+          f'{split.name}{added}: mIoU {evaluated.values["miou"]:.4f} over '
+          f'{len(split)} images'
+        )
     return results.write(
       protocol=block.protocol.describe(), which=block.which, step=step
     )

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import errors
+from input_pipeline import errors, transforms
 from segcore import method as method_lib
 from segcore import protocols
 from segcore.models import resize
@@ -193,8 +193,8 @@ class ImageScores:
 class LabelMaps:
   """The best class of each pixel, at the image's own size, by a protocol.
 
-  Scores of each view are enlarged (half-pixel bilinear), averaged and compared
-  in blocks of rows, so that all classes at all pixels need not fit in memory.
+  Scores of each view are enlarged (bilinear), averaged and compared in blocks
+  of rows, so that all classes at all pixels need not fit in memory.
 
   Attributes:
     method: its `predict` gives scores at the network's own grid.
@@ -260,7 +260,7 @@ class LabelMaps:
     found, total = [], None
     size, limit = 0, canvas[0] * canvas[1] * self.num_classes
     for view in inputs['views']:
-      scores = self._scores(state, _look(images, view))
+      scores = self._scores(state, _look(images, view, self._beyond))
       found.append((scores, view))
       size += math.prod(scores.shape[1:])
       if size > limit:
@@ -291,8 +291,9 @@ class LabelMaps:
     scores = self._scores(
       state, batch_lib.to_symmetric(_continued(images, canvas))
     )
+    aligned = self.protocol.align_corners
     rows, columns = (
-      resize.bilinear_matrix(grid, n)[:cut]
+      jnp.asarray(resize.bilinear_matrix(grid, n, aligned)[:cut])
       for grid, n, cut in zip(scores.shape[1:3], canvas, size, strict=True)
     )
     return best_by_rows(scores, rows, columns)
@@ -334,7 +335,9 @@ class LabelMaps:
       if view is None and scores.shape[1:3] == canvas:
         parts.append((scores, lambda rows: rows))
       else:
-        matrices, columns = _matrices(scores, view, canvas)
+        matrices, columns = _matrices(
+          scores, view, canvas, self.protocol.align_corners
+        )
         parts.append((matrices, functools.partial(self._vote, scores, columns)))
 
     def block(sliced):
@@ -345,6 +348,10 @@ class LabelMaps:
 
     by_rows = (total, [piece for piece, _ in parts])
     return over_rows(block, by_rows, (batch, *canvas, self.num_classes))
+
+  @property
+  def _beyond(self) -> tuple[int, int, int] | None:
+    return transforms.MEAN_COLOUR if self.protocol.beyond == 'mean' else None
 
   def _canvas(self, size: resize.Size) -> resize.Size:
     canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
@@ -414,34 +421,44 @@ def _dense(packed: Packed, width: int) -> Array:
   return add(rows, packed.index, packed.weight)
 
 
-@jax.jit
-def _look(images, view):
-  """What the network is shown, in [-1, 1]; the canvas itself without a view."""
+@functools.partial(jax.jit, static_argnames='beyond')
+def _look(images, view, beyond):
+  """What the network is shown, in [-1, 1]; the canvas itself without a view.
+
+  Where a view reads nothing, it shows the colour `beyond`, if there is one.
+  """
   exact = jax.lax.Precision.HIGHEST
   symmetric = batch_lib.to_symmetric(images)
   if view is None:
     return symmetric
+  if beyond is not None:
+    beyond = batch_lib.to_symmetric(jnp.array([[beyond]], jnp.uint8))
+    symmetric -= beyond
   height, width = images.shape[1:3]
   rows = _dense(view['read_rows'], height)
   columns = _dense(view['read_columns'], width)
   found = jnp.einsum('bih,bhwc->biwc', rows, symmetric, precision=exact)
-  return jnp.einsum('bjw,biwc->bijc', columns, found, precision=exact)
+  found = jnp.einsum('bjw,biwc->bijc', columns, found, precision=exact)
+  return found if beyond is None else found + beyond
 
 
 def _matrices(
-  scores: Array, view: Mapping[str, Packed] | None, canvas: tuple[int, int]
+  scores: Array,
+  view: Mapping[str, Packed] | None,
+  canvas: tuple[int, int],
+  align_corners: bool,
 ) -> list[Array]:
   """Rows and columns of the canvas from those of the scores, by image."""
   found = []
   for axis, name in enumerate(('rows', 'columns')):
     grid = scores.shape[1 + axis]
     if view is None:
-      enlarging = resize.bilinear_matrix(grid, canvas[axis])
+      enlarging = resize.bilinear_matrix(grid, canvas[axis], align_corners)
       matrix = jnp.broadcast_to(enlarging, (len(scores), *enlarging.shape))
     else:
       # On from the input's axis to the coarser one of its scores.
       seen = view[f'read_{name}'].index.shape[1]
-      enlarging = resize.bilinear_matrix(grid, seen)
+      enlarging = resize.bilinear_matrix(grid, seen, align_corners)
       matrix = jnp.matmul(
         _dense(view[f'write_{name}'], seen),
         enlarging,

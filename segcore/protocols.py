@@ -129,16 +129,20 @@ def rescaled(
   return views
 
 
-def sliding_window(protocol: Protocol, window: Size, stride: Size) -> Protocol:
+def sliding_window(
+  protocol: Protocol, window: Size, stride: Size, bordered: bool = False
+) -> Protocol:
   """Windows side by side; where they overlap, each counts the same.
 
   The last window of a row or column is moved inside. An image smaller than the
-  window is continued by reflection.
+  window is continued by reflection, or lies in its middle.
 
   Args:
     protocol: of a window.
     window: height and width in pixels.
     stride: distance of windows, downwards and to the right.
+    bordered: show the image in the middle of a window that is larger, and
+      nothing around it.
   """
   for name, pair in (('window', window), ('stride', stride)):
     if len(pair) != 2 or min(pair) < 1:
@@ -151,7 +155,9 @@ def sliding_window(protocol: Protocol, window: Size, stride: Size) -> Protocol:
 
   def views(size: Size) -> list[View]:
     rows, columns = (
-      _tiles(n, [(start, w) for start in _starts(n, w, s)])
+      [_bordered(n, w)]
+      if bordered and n < w
+      else _tiles(n, [(start, w) for start in _starts(n, w, s)])
       for n, w, s in zip(size, window, stride, strict=True)
     )
     return _tiled(protocol, rows, columns)
@@ -180,11 +186,15 @@ class Options:
       right), 'windows'.
     window: height and width of windows.
     stride: of windows.
+    beyond: what a window shows beyond an image that is smaller: 'reflection',
+      or 'mean', the mean colour on all sides.
     scales: of the image.
     flip: average with the mirrored image.
     average: what of the views is averaged, before the best class is taken:
       'logits', or 'probs' (softmax of each view at the size of the image).
     antialias: blur images before shrinking them.
+    align_corners: by which rule a network's scores are enlarged to its input:
+      corners on corners, or half-pixel centres.
     canvas: images are put on canvases whose sides are multiples of this, and
       one program is compiled for each canvas and size of input; 0: the
       network's stride. A single view of the whole image shows the network the
@@ -194,10 +204,12 @@ class Options:
   tiles: Literal['whole', 'halves', 'windows'] = 'whole'
   window: tuple[int, int] = (0, 0)
   stride: tuple[int, int] = (0, 0)
+  beyond: Literal['reflection', 'mean'] = 'reflection'
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
   average: Literal['logits', 'probs'] = 'logits'
   antialias: bool = False
+  align_corners: bool = False
   canvas: int = 0
 
   def __post_init__(self):
@@ -206,6 +218,10 @@ class Options:
         f'window={self.window}, stride={self.stride}: expected both with '
         f"tiles='windows', none with tiles={self.tiles!r}"
       )
+    if self.beyond == 'mean' and self.tiles != 'windows':
+      raise ValueError(
+        f"beyond='mean': found with tiles={self.tiles!r}, expected 'windows'"
+      )
     if self.canvas < 0:
       raise ValueError(f'canvas: found {self.canvas}, expected >= 0')
     self.build(1)
@@ -213,12 +229,17 @@ class Options:
   def single(self) -> 'Options':
     """One view of the whole image: what is followed while training.
 
-    Of several scales it is the one nearest to 1.
+    Of several scales it is the one nearest to 1. Windows stay where the network
+    has learned with the border that they show.
     """
-    return Options(
-      scales=(min(self.scales, key=lambda scale: abs(math.log(scale))),),
-      antialias=self.antialias,
-      canvas=self.canvas,
+    nearest = min(self.scales, key=lambda scale: abs(math.log(scale)))
+    plain = dataclasses.replace(
+      self, scales=(nearest,), flip=False, average='logits'
+    )
+    if self.beyond == 'mean':
+      return plain
+    return dataclasses.replace(
+      plain, tiles='whole', window=(0, 0), stride=(0, 0)
     )
 
   @property
@@ -241,7 +262,9 @@ class Options:
     """The protocol for a network whose inputs are multiples of a stride."""
     protocol = whole(multiple)
     if self.tiles == 'windows':
-      protocol = sliding_window(protocol, self.window, self.stride)
+      protocol = sliding_window(
+        *(protocol, self.window, self.stride), self.beyond == 'mean'
+      )
     elif self.tiles == 'halves':
       protocol = halves(protocol)
     if self.scales != (1.0,):
@@ -257,6 +280,8 @@ class Options:
     if self.tiles == 'windows':
       window, stride = (f'{a}x{b}' for a, b in (self.window, self.stride))
       tiles = f'windows of {window} every {stride}'
+      if self.beyond == 'mean':
+        tiles += ' (smaller images amid the mean colour)'
     else:
       tiles = {'whole': 'whole image', 'halves': 'left and right half'}[
         self.tiles
@@ -273,6 +298,8 @@ class Options:
       parts.append('with its mirror image')
     if self.is_plain and self.canvas:
       parts.append(f'continued to multiples of {self.canvas}')
+    if self.align_corners:
+      parts.append('corners aligned')
     shared = self.flip or self.scales != (1.0,) or self.tiles == 'windows'
     return ', '.join(parts) + (f'; averaged {self.average}' if shared else '')
 
@@ -300,6 +327,13 @@ def _continued(length: int, padded: int) -> _Pair:
   position = np.arange(padded) % (2 * length)
   source = np.minimum(position, 2 * length - 1 - position)
   return _picking(source, length), _picking(np.arange(length), padded)
+
+
+def _bordered(length: int, padded: int) -> _Pair:
+  """An axis amid nothing, the smaller half of it before; and cut out again."""
+  before = (padded - length) // 2
+  cut = _picking(np.arange(before, before + length), padded)
+  return Map(cut.T), cut
 
 
 def _picking(source: Int[np.ndarray, 'n'], length: int) -> Map:

@@ -186,9 +186,19 @@ def test_lists_that_cannot_be_followed(tmp_path, lines, message):
   assert str(caught.value).startswith(message.format(path))
 
 
-def test_a_list_and_a_number_contradict_each_other():
-  with pytest.raises(ValueError, match='labels=3 and list=x contradict'):
-    splits.Subset(labels=3, list='x')
+def test_a_list_and_a_share_contradict_each_other():
+  with pytest.raises(ValueError, match=r'list=x and fraction=0\.5 contradict'):
+    splits.Subset(fraction=0.5, list='x')
+
+
+def test_a_list_of_another_length_than_expected_is_refused(tmp_path):
+  path = tmp_path / 'labeled.txt'
+  path.write_text('a\nb\n')
+  ids = ['a', 'b', 'c']
+  chosen = splits.Subset(labels=2, list=str(path)).choose(ids)
+  np.testing.assert_array_equal(chosen, [0, 1])
+  with pytest.raises(errors.UserError, match='names 2 images, but labels=3: '):
+    splits.Subset(labels=3, list=str(path)).choose(ids)
 
 
 def test_held_out_images_are_never_labelled():

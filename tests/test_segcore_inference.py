@@ -1,6 +1,7 @@
 """Protocols applied to networks whose answers are known."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import loader
+from input_pipeline import errors, loader, transforms
 from segcore import evaluate, inference, method, metrics, protocols, sharding
 from tests import fake_methods as fakes
 from tests import test_segcore_protocols
+from u2pl import semi
 
 PROTOCOLS = test_segcore_protocols.PROTOCOLS
 NUM_CLASSES = 4
@@ -78,7 +80,7 @@ def fields_of(name):
 
 
 @pytest.mark.parametrize('average', ['logits', 'probs'])
-@pytest.mark.parametrize('name', ['flip', 'halves', 'windows'])
+@pytest.mark.parametrize('name', ['flip', 'halves', 'windows', 'bordered'])
 def test_for_a_pointwise_network_every_tiling_is_the_whole_image(name, average):
   image = photograph(45, 70)
   whole = predict(predictor(pointwise, output='probs'), [image])[0]
@@ -255,6 +257,77 @@ def test_ragged_sizes_in_one_evaluation(fields):
   iou = shared[: fakes.NUM_CLASSES] / either[: fakes.NUM_CLASSES]
   assert values['miou'] == pytest.approx(np.nanmean(iou), abs=1e-12)
   assert panel.dtype == np.uint8
+
+
+def test_scores_are_enlarged_as_in_the_training_of_u2pl():
+  """By corners on corners, for one image and for the export of it."""
+  image = photograph(33, 49)
+  images = jnp.asarray(image[None])
+  found = predictor(lambda x: pointwise(x)[:, ::4, ::4], align_corners=True)
+  scores = found.method.predict(STATE, batch_lib.to_symmetric(images))
+  expected = jnp.argmax(semi.enlarge(scores, (33, 49)), axis=-1)
+  np.testing.assert_array_equal(predict(found, [image])[0], expected[0])
+  label = jax.jit(functools.partial(found.label, STATE))
+  np.testing.assert_array_equal(label(images), expected)
+  other = predictor(lambda x: pointwise(x)[:, ::4, ::4])
+  assert (predict(other, [image])[0] != expected[0]).any()
+
+
+BORDERED = {
+  'tiles': 'windows',
+  'window': (32, 32),
+  'stride': (32, 32),
+  'beyond': 'mean',
+}
+
+
+def test_what_is_around_a_small_image_is_the_mean_colour():
+  seen = []
+
+  def watched(images):
+    jax.debug.callback(lambda x: seen.append(np.asarray(x)), images)
+    return pointwise(images)
+
+  image = photograph(21, 32)
+  predict(predictor(watched, **BORDERED), [image])
+  framed = transforms.CentreCrop((32, 32), 'paper')({'image': image})
+  jax.effects_barrier()
+  np.testing.assert_allclose(seen[0][0], symmetric(framed['image']), atol=1e-6)
+
+
+def test_a_frame_is_scored_as_class_0():
+  split = fakes.patches([(20, 32), (32, 9), (32, 32)])
+  found = inference.LabelMaps(
+    Fake(lambda images: pointwise(images)[..., :3]),
+    *(3, protocols.Options(canvas=32, **BORDERED), 1),
+  )
+  mesh = sharding.make_mesh()
+  frame = transforms.CentreCrop((32, 32), 'paper')
+  state = jax.device_put(STATE, sharding.replicated(mesh))
+  whole, framed = (
+    evaluate.Predictions(split, found, 8, mesh, ('label',), frame=each)
+    for each in (None, frame)
+  )
+  own = {example['id']: guess for guess, example in whole(state)}
+  for guess, example in framed(state):
+    top, left = ((32 - n) // 2 for n in own[example['id']].shape)
+    height, width = own[example['id']].shape
+    inside = np.s_[top : top + height, left : left + width]
+    np.testing.assert_array_equal(guess[inside], own[example['id']])
+    assert example['label'].shape == guess.shape == (32, 32)
+    border = np.ones((32, 32), bool)
+    border[inside] = False
+    assert (example['label'][border] == 0).all()
+
+
+def test_images_larger_than_the_frame_are_refused():
+  found = predictor(pointwise, **BORDERED)
+  predictions = evaluate.Predictions(
+    *(fakes.patches([(20, 33)]), found, 8, sharding.make_mesh()),
+    frame=transforms.CentreCrop((32, 32), 'paper'),
+  )
+  with pytest.raises(errors.UserError, match='20 x 33, expected at most'):
+    predictions.local_count()
 
 
 def test_worker_processes_are_for_training_only():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ PROTOCOLS = {
   'scales': protocols.Options(scales=(0.5, 1.0, 1.75)),
   'windows': protocols.Options(
     tiles='windows', window=(32, 48), stride=(21, 32)
+  ),
+  'bordered': protocols.Options(
+    tiles='windows', window=(48, 48), stride=(48, 48), beyond='mean', flip=True
   ),
   'all': protocols.Options(
     tiles='windows',
@@ -35,9 +40,10 @@ def test_the_views_of_a_pixel_share_it(name, size):
   for view in views:
     height, width = view.input_size
     assert height % 16 == width % 16 == 0
-    # An input is a weighted mean of the image's pixels: nothing is made up.
-    np.testing.assert_allclose(view.read_rows.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(view.read_columns.sum(axis=1), 1, atol=1e-6)
+    # An input is a weighted mean of the image's pixels, or nothing of them.
+    expected = [1.0] if name != 'bordered' else [0.0, 1.0]
+    for read in (view.read_rows, view.read_columns):
+      assert set(np.round(read.sum(axis=1), 5)) <= set(expected)
 
 
 @pytest.mark.parametrize('name', PROTOCOLS)
@@ -107,6 +113,18 @@ def test_images_smaller_than_a_window_are_continued_by_reflection():
   assert (view.write_columns @ np.arange(7)).tolist() == [0, 1, 2]
 
 
+def test_images_smaller_than_a_window_lie_amid_the_mean_colour():
+  protocol = protocols.sliding_window(
+    protocols.whole(1), (1, 6), (1, 6), bordered=True
+  )
+  (view,) = protocol((1, 3))
+  # The smaller half of what is missing is before.
+  assert (view.read_columns @ [1, 2, 3]).tolist() == [0, 1, 2, 3, 0, 0]
+  assert (view.write_columns @ np.arange(6)).tolist() == [1, 2, 3]
+  # An axis that is long enough has windows as ever.
+  assert len(protocol((1, 8))) == 2
+
+
 def test_halves_of_an_odd_width():
   left, right = protocols.halves(protocols.whole(1))((1, 5))
   assert (left.read_columns @ np.arange(5)).tolist() == [0, 1]
@@ -155,6 +173,7 @@ def test_scaled_sizes_are_rounded():
     ({'scales': ()}, 'scales: found .., expected numbers above 0'),
     ({'scales': (0.5, 0.0)}, 'scales: found .0.5, 0.0., expected numbers'),
     ({'canvas': -1}, 'canvas: found -1, expected >= 0'),
+    ({'beyond': 'mean'}, "beyond='mean': found with tiles='whole'"),
   ],
 )
 def test_impossible_protocols_are_refused(fields, message):
@@ -186,6 +205,8 @@ def test_what_changes_the_numbers_is_said():
   assert 'antialiased' in shrunk.describe()
   assert 'multiples of 64' in protocols.Options(canvas=64).describe()
   assert 'multiples' not in protocols.Options(canvas=64, flip=True).describe()
+  assert 'corners' in protocols.Options(align_corners=True).describe()
+  assert 'mean colour' in PROTOCOLS['bordered'].describe()
 
 
 def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
@@ -203,3 +224,9 @@ def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
     scales=(1.25,), antialias=True, canvas=64
   )
   assert followed.is_plain == protocols.Options(scales=(1.25,)).is_plain
+
+
+def test_what_is_followed_keeps_the_border_and_the_rule_of_training():
+  protocol = dataclasses.replace(PROTOCOLS['bordered'], align_corners=True)
+  followed = protocol.single()
+  assert followed == dataclasses.replace(protocol, flip=False)

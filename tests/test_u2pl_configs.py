@@ -263,7 +263,7 @@ def test_what_is_left_open():
   assert values(
     'anchors', lambda train: train.learn.contrast.anchor_entropy
   ) == ['paper', 'released']
-  assert values('border', lambda train: train.crop.fill) == ['ignored', 'paper']
+  assert values('border', lambda train: train.crop.fill) == ['mean', 'paper']
   assert values('ξ₂', lambda train: train.learn.consistency.reverse) == [
     *(0.1, 0.5)
   ]
@@ -412,7 +412,7 @@ def test_a_list_of_each_number_of_labels(name):
   subset = load(
     name, 'labels=372,list=splits/{labels}/labeled.txt'
   ).train.subset
-  assert (subset.list, subset.labels) == ('splits/372/labeled.txt', 0)
+  assert (subset.list, subset.labels) == ('splits/372/labeled.txt', 372)
 
 
 @pytest.mark.parametrize('name', PAPER)
@@ -483,11 +483,70 @@ def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
 
 
 @pytest.mark.parametrize(
-  'argument', ['system=cutmix,bank=on', 'system=sup_only,sce=on']
+  ('argument', 'expected'),
+  [
+    ('system=cutmix,bank=on', 'earlier steps: expected one of u2pl, u2pl_plus'),
+    ('system=sup_only,sce=on', 'expected one of u2pl_plus, u2pl, cutmix, cl'),
+    ('system=mt,mp=on', 'one of u2pl, u2pl_plus, or pd=on beside it'),
+    ('system=sup_only,mp=on', 'expected one of u2pl, u2pl_plus$'),
+  ],
 )
-def test_parts_that_a_system_has_no_place_for_are_refused(argument):
-  with pytest.raises(ValueError, match=r'expected it with one of u2pl'):
+def test_parts_that_a_system_has_no_place_for_are_refused(argument, expected):
+  with pytest.raises(ValueError, match=expected):
     load('u2pl_shapes', argument)
+
+
+def test_prototypes_of_momentum_mend_labels_without_contrast():
+  learn = load('u2pl_shapes', 'system=mt,mp=on,pd=on').train.learn
+  assert (learn.prototype_momentum, learn.contrast) == (0.999, None)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('labels=0', 'labels=0: expected 1 to 1464'),
+    ('labels=1465', 'labels=1465: expected 1 to 1464'),
+    ('partition=blender,labels=10582', 'labels=10582: expected 1 to 10566'),
+    ('labels=0,list=mine.txt', 'with list=FILE, too'),
+    ('batch=1', 'batch=1: expected 2 or more'),
+    ('system=mt,equal_steps', 'equal_steps: found with system=mt'),
+  ],
+)
+def test_epochs_that_cannot_be_counted_are_refused(argument, message):
+  with pytest.raises(ValueError, match=message):
+    load('u2pl_voc', argument)
+
+
+def test_what_is_reported_of_voc():
+  """One program for images of all sizes, by the rule of training."""
+  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_voc'))
+  reported = runner.experiment.evaluate
+  assert [*reported.frames] == ['', '_framed']
+  for protocol in (reported.protocol, reported.protocol.single()):
+    assert protocol.align_corners
+    maps = runner.bench.label_maps(None, 21, protocol)
+    groups = {maps.group(size) for size in ((375, 500), (500, 333), (513, 513))}
+    assert groups == {((513, 513), ((513, 513),))}
+
+
+@pytest.mark.parametrize(
+  ('network', 'path'),
+  [
+    ('resnet50', 'weights/resnet50_deep.safetensors'),
+    ('transunet', 'weights/R50+ViT-B_16.npz'),
+  ],
+)
+def test_each_network_starts_from_weights_of_its_own(network, path):
+  assert load('u2pl_voc', f'network={network}').train.start.path == path
+
+
+def test_windows_of_each_network():
+  for name, side, stride in (
+    ('resnet101', 769, 513),
+    ('transunet', 768, 512),
+  ):
+    found = load('u2pl_cityscapes', f'network={name}').evaluate.protocol
+    assert (found.window, found.stride) == ((side, side), (stride, stride))
 
 
 def test_options_of_contrast_are_refused_where_there_is_none():

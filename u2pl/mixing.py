@@ -21,7 +21,7 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
 
 # What is cut out becomes the mean colour, 0 after the authors' normalisation.
-_CUT_COLOUR = np.asarray(transforms.PAPER_FILL.image) / 127.5 - 1.0
+_CUT_COLOUR = np.asarray(transforms.MEAN_COLOUR) / 127.5 - 1.0
 
 
 @dataclasses.dataclass(frozen=True)
