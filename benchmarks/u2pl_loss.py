@@ -364,7 +364,7 @@ def parts(
   picked, drawn = jax.jit(draw)(anchors, jax.random.PRNGKey(0), bank.count)
   means, _ = jax.jit(prototypes.class_means)(inputs.teacher, masks.positives)
   compared = semi.Comparison(
-    *(picked, drawn, means, bank.rows),
+    *(picked, drawn, means),
     usable=jnp.ones(shape.classes, bool),
     present=jnp.ones(shape.classes, bool),
   )
@@ -381,10 +381,10 @@ def parts(
       draw,
       (anchors, jax.random.PRNGKey(0), bank.count),
     ),
-    'InfoNCE': (built.contrast, (inputs.student, compared)),
+    'InfoNCE': (built.contrast, (inputs.student, compared, bank)),
     'InfoNCE with gradient': (
       jax.grad(built.contrast),
-      (inputs.student, compared),
+      (inputs.student, compared, bank),
     ),
   }
   found = {}

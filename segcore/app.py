@@ -37,6 +37,13 @@ EXIT_INTERRUPTED = 130
 
 # A process alone must not miss its own heartbeats when it is suspended.
 _NEVER_SECONDS = 10**8
+# How ml_collections tells of a ValueError that a config file raises; of others
+# the traceback stays, as they are mistakes in the file.
+_REFUSED_BY_CONFIG = re.compile(
+  r'(?P<flag>.*)Error whilst parsing config file:\s+Traceback .*'
+  r'\nValueError: (?P<text>.*)',
+  re.DOTALL,
+)
 # Characters of an exception that other hosts print.
 _MOST_TOLD = 500
 
@@ -457,6 +464,9 @@ def _complain(text: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
+  refused = _REFUSED_BY_CONFIG.fullmatch(str(error))
+  if refused:
+    return f'{refused["flag"]}{" ".join(refused["text"].split())}'
   # The text of an AttributeError may be quoted, with its line breaks escaped.
   text = ' '.join(str(error).strip('\'"').replace('\\n', ' ').split())
   known = (flags.Error, ValueError, OSError, errors.UserError)

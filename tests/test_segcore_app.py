@@ -138,6 +138,7 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
 )
 def test_what_a_user_can_mend_is_one_line(capsys, tmp_path, arguments, message):
   found = error_of(capsys, *arguments, f'--workdir={tmp_path}/run')
+  assert 'Traceback' not in found
   assert message in found, found
 
 

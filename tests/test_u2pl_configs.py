@@ -480,6 +480,7 @@ def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
   [line] = capsys.readouterr().err.splitlines()
   assert line.startswith('error: ')
   assert message in line
+  assert 'Traceback' not in line
 
 
 @pytest.mark.parametrize(
@@ -524,7 +525,8 @@ def test_what_is_reported_of_voc():
   assert [*reported.frames] == ['', '_framed']
   for protocol in (reported.protocol, reported.protocol.single()):
     assert protocol.align_corners
-    maps = runner.bench.label_maps(None, 21, protocol)
+    scores = runner.reporting.scores(21)
+    maps = runner.bench.label_maps(scores, 21, protocol)
     groups = {maps.group(size) for size in ((375, 500), (500, 333), (513, 513))}
     assert groups == {((513, 513), ((513, 513),))}
 

@@ -238,9 +238,12 @@ def info_nce(
   temperature: float,
 ) -> Scalar:
   """Mean over anchors of -log softmax of the positive, by cosine over τ."""
+  exact = jax.lax.Precision.HIGHEST
   anchors = _unit(anchors)
-  to_positive = anchors @ _unit(positive)
-  to_negatives = jnp.einsum('md,mnd->mn', anchors, _unit(negatives))
+  to_positive = jnp.matmul(anchors, _unit(positive), precision=exact)
+  to_negatives = jnp.einsum(
+    'md,mnd->mn', anchors, _unit(negatives), precision=exact
+  )
   logits = jnp.concatenate([to_positive[:, None], to_negatives], axis=1)
   logits = logits / temperature
   return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])

@@ -39,7 +39,12 @@ def class_means(
   A class without cells has a mean of 0.
   """
   counts = jnp.sum(mask, axis=(0, 1, 2), dtype=jnp.int32)
-  sums = jnp.einsum('bhwc,bhwd->cd', mask.astype(features.dtype), features)
+  sums = jnp.einsum(
+    'bhwc,bhwd->cd',
+    mask.astype(features.dtype),
+    features,
+    precision=jax.lax.Precision.HIGHEST,
+  )
   return sums / jnp.maximum(counts, 1)[:, None], counts
 
 

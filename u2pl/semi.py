@@ -415,6 +415,9 @@ class Semi:
     if compared is not None:
       fill = memory_bank.fill(state.bank)
       scalars |= {f'bank_fill/{i}': fill[i] for i in range(self.num_classes)}
+      count = jnp.sum(compared.present, dtype=jnp.float32)
+      used = jnp.sum(compared.present & compared.usable, dtype=jnp.float32)
+      scalars['contrasted_share'] = used / jnp.maximum(count, 1.0)
     return state, Lesson(
       guess.images, guess.labels, guess.reliable, compared, scalars
     )

@@ -14,9 +14,10 @@ from input_pipeline import batch as batch_lib
 from segcore import pictures, sharding, summary
 from u2pl import semi
 
+# Of images as they came, then of the same images mixed.
 _TITLES = (
-  *('unlabelled', 'pseudo-label', 'entropy', 'student'),
-  *('mixed image', 'its label'),
+  *('unlabelled', 'pseudo-label', 'student'),
+  *('mixed image', 'entropy', 'reliable labels'),
 )
 
 
@@ -48,9 +49,9 @@ class Watch:
         [
           self.batch['unlabeled']['image'][i],
           pictures.coloured(found['clean_labels'][i], self.palette),
-          _grey(found['entropy'][i] / np.log(self.trained.num_classes)),
           pictures.coloured(found['student'][i], self.palette),
           batch_lib.to_uint8(found['images'][i]),
+          _grey(found['entropy'][i] / np.log(self.trained.num_classes)),
           pictures.coloured(believed, self.palette),
         ]
       )
