@@ -244,6 +244,13 @@ def protocol(**fields: Any) -> ml_collections.ConfigDict:
   )
 
 
+def framed(size: tuple[int, int]) -> ml_collections.ConfigDict:
+  """Images in the middle of a frame of the mean colour; none is larger."""
+  return protocol(
+    tiles='windows', window=size, stride=size, beyond='mean', canvas=size[0]
+  )
+
+
 def deeplab(network: str) -> ml_collections.ConfigDict:
   """DeepLabv3+ on a ResNet of output stride 8; or TransUNet."""
   if network == 'transunet':
@@ -332,11 +339,11 @@ def shrink(config: ml_collections.ConfigDict) -> None:
       num_anchors=32, capacity=500, first_capacity=1000, most_pushed=64
     )
   train.recipe.batch_size = 8
+  bordered = config.evaluate.protocol.beyond == 'mean'
   config.evaluate.update(
-    framed=False,
     batch_size=40,
     splits=('val',),
-    protocol=protocol(),
+    protocol=framed(train.crop.size) if bordered else protocol(),
     which='last',
   )
   make_tiny(config)

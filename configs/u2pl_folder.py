@@ -31,7 +31,8 @@ def get_config(argument=None):
     lr=0.0,  # 0: what stands below
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
-    low_rank=1,  # negatives are not of a class from this rank of theirs on
+    # Negatives rank a class from here on; the papers' 3 needs more classes.
+    low_rank=1,
     encoder='',  # a finished run's stage, or a weight file
     start='',  # the same, for the encoder and the decoder
     tiny=False,  # the same code, in a minute

@@ -86,14 +86,7 @@ def get_config(argument=None):
   config.evaluate = common.block(
     splits=('val',),
     batch_size=16,
-    # No image is larger: one window, and one canvas.
-    protocol=u2pl.protocol(
-      tiles='windows',
-      window=config.train.crop.size,
-      stride=config.train.crop.size,
-      beyond='mean',
-      canvas=config.train.crop.size[0],
-    ),
+    protocol=u2pl.framed(config.train.crop.size),
     which='best',
     framed=True,  # also with what is around images as background, as published
   )
