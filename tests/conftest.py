@@ -24,6 +24,21 @@ from absl import flags, logging
 flags.FLAGS.mark_as_parsed()
 
 
+# Files that take longest are begun first (`--no-loadscope-reorder`), or one
+# worker would be left with them when the other has nothing to do.
+LONGEST = (
+  *('test_u2pl_semi', 'test_pass_luss_main', 'test_ddep_main'),
+  *('test_pass_luss_represent', 'test_u2pl_main', 'test_segcore_study'),
+  *('test_ddep_methods', 'test_segcore_export', 'test_segcore_app'),
+  *('test_segcore_hosts', 'test_segcore_train_loop', 'test_segcore_inference'),
+)
+
+
+def pytest_collection_modifyitems(items):
+  order = {name: place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def _absl_says_warnings():
   """What a test before has told absl to say, it shall not tell the next one."""
