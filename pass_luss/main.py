@@ -563,9 +563,9 @@ class Runner(experiment_lib.OnMesh):
       UserError: a data set, a split or a weight file is missing.
     """
     whole = self.experiment
-    here = [
-      stage.is_finished(place.directory.parent / name) for name in whole.stages
-    ]
+    here = np.array(
+      [stage.is_finished(place.directory.parent / x) for x in whole.stages]
+    )
     left = [
       name
       for name, finished in zip(
