@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from configs import luss
 from input_pipeline import errors
 from pass_luss import blocks, main, networks, segment
-from segcore import method, optimizers, sharding, stage
+from segcore import dry_run, method, optimizers, sharding, stage
 from tests import fake_methods
 from tests import reference_pass as reference
 
@@ -384,6 +385,22 @@ def test_a_dry_run_says_the_cost(capsys):
   said = capsys.readouterr().out
   assert '50,200 steps of 256 images' in said
   assert '11,176,512' in said
+
+
+def test_costs_are_those_of_all_stages():
+  """300 and 919 classes: one network, but for the last layer; more steps."""
+  names = ('represent', 'attend', 'finetune')
+  runner = main.PROGRAM.build_runner(load('pass_imagenet_s300'))
+  steps = {
+    name: sum(dry_run.cost(runner.plan(name)).step.values()) for name in names
+  }
+  for size in (300, 919):
+    module = importlib.import_module(f'configs.pass_imagenet_s{size}')
+    config = module.get_config()
+    total = sum(steps[n] * config[n].recipe.num_steps for n in names)
+    said = re.search(r'Cost:  ([\d.]+) EFLOPs: ([\d.]+) hours', module.__doc__)
+    assert float(said[1]) == pytest.approx(total / 1e18, rel=0.02)
+    assert float(said[2]) == pytest.approx(total / 400e12 / 3600, rel=0.03)
 
 
 def test_what_starts_from_a_run_of_pass_takes_its_encoder():
