@@ -6,8 +6,8 @@ Paper: 11.5 / 11.0 % mIoU on val / test (PASSs), 7.3 / 6.6 (PASSp).
 Data:  $SEG_DATA_DIR/imagenet_s and $SEG_DATA_DIR/imagenet (README's table).
 Run:   python -m pass_luss.main --config=configs/pass_imagenet_s919.py
        python -m pass_luss.main --config=configs/pass_imagenet_s919.py:tiny
-       python -m pass_luss.main --config=configs/pass_imagenet_s919.py:on=50 \
-           --workdir=runs/pass_imagenet_s919  # the first, on ImageNet-S 50
+       The first once more, with :on=50 --workdir=runs/pass_imagenet_s919,
+       segments ImageNet-S 50 with what it has trained.
 Cost:  12.0 EFLOPs: 8.3 hours at 400 TFLOP/s, four fifths of
        it for `represent`; tiny takes a minute a stage on 2 CPU cores.
 """

@@ -254,7 +254,7 @@ class Runner(experiment_lib.OnMesh):
 
   def run_label(self, place: stage.Place) -> Sequence[files.Path]:
     """Labels every training image, and reports what such labels are worth."""
-    block, kind = self.experiment.label, self.experiment.cluster.kind
+    block = self.experiment.label
     train = self._open('')
     self._keep_same(place, train)
     count = len(train.classes) - 1
@@ -264,16 +264,10 @@ class Runner(experiment_lib.OnMesh):
     )
     threshold = self._threshold(place, 'label', labeller, count, foreground)
 
-    def maps(split: datasets.Split) -> Any:
-      return labeller.maps(split, threshold.threshold, foreground)
-
-    def of_train(split: datasets.Split) -> Any:
-      return labeller.maps(split, threshold.threshold, foreground, categories)
-
-    categories = None
-    if kind == 'image':
-      path = place.needed['cluster'] / cluster.ASSIGNMENTS
-      categories = pseudo_labels.by_cluster(train.ids(), cluster.read(path))
+    maps = functools.partial(
+      labeller.maps, threshold=threshold.threshold, foreground=foreground
+    )
+    of_train = functools.partial(maps, known=self._given(place, train))
     folder = place.directory / 'train'
     label_folders.write(train, of_train, folder, place, block.short_side)
     outputs = [folder, place.directory / 'threshold.json']
@@ -292,7 +286,7 @@ class Runner(experiment_lib.OnMesh):
       results.draw('attention', panel)
     said = results.write(
       stage='label',
-      protocol=block.describe(kind),
+      protocol=block.describe(self.experiment.cluster.kind),
       step=step,
       **threshold.said(),
     )
@@ -312,6 +306,15 @@ class Runner(experiment_lib.OnMesh):
       *(state, self.mesh, block.batch_size),
       self.experiment.operation.reading,
     )
+
+  def _given(
+    self, place: stage.Place, train: datasets.Split
+  ) -> dict[str, int] | None:
+    """The category of each training image, where whole images have one."""
+    if self.experiment.cluster.kind != 'image':
+      return None
+    clusters = cluster.read(place.needed['cluster'] / cluster.ASSIGNMENTS)
+    return pseudo_labels.by_cluster(train.ids(), clusters)
 
   def _chooses(self, name: str) -> bool:
     """Whether a stage chooses its threshold, which takes masks."""
