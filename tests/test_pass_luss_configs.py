@@ -317,6 +317,10 @@ def test_how_many_images_are_looked_at_at_once_is_no_setting():
   for name in ('cluster', 'label', 'segment'):
     config[name].batch_size = 8
   assert stage.all_settings(main.build_stages(config)) == before
+  named = load('pass_imagenet_s50', 'protocol=distance')
+  settings = stage.all_settings(main.build_stages(named))
+  named.distance.about.name = 'ours'  # Nor is what is said of the method.
+  assert stage.all_settings(main.build_stages(named)) == settings
   config.cluster.restarts = 2
   assert stage.all_settings(main.build_stages(config)) != before
 
