@@ -41,7 +41,8 @@ def _convert(name: str, text: str, default: Any) -> Any:
   if isinstance(default, list):
     if text not in default:
       raise ValueError(
-        f'config option {name}={text}: expected one of {", ".join(default)}'
+        f'config option {name}={text}: expected one of '
+        f'{", ".join(filter(None, default))}'
       )
     return text
   if isinstance(default, bool):

@@ -17,6 +17,7 @@ SIZES = {
 }
 
 _BATCH = 256
+_NEIGHBOURS = 10
 _TRAININGS = ('represent', 'attend', 'finetune', 'semi')
 TARGETS = {'temperature': 0.1, 'epsilon': 0.05, 'sinkhorn_iterations': 3}
 
@@ -36,8 +37,9 @@ PASS = {
   'untrained': False,  # random features, to compare with
   'shared_attention': False,  # one map for all channels
   'cluster': ['attended', 'image', 'pixel'],  # what is clustered
-  'threshold': 0.0,  # of attention; 0: what `choose` says
-  'choose': ['val', 'published'],  # the best on val; or what that was once
+  'threshold': '',  # of attention, or of saliency; '': what `choose` says
+  # The best on val; or what that was once, and 0.5 of saliency.
+  'choose': ['val', 'published'],
   'saliency': '',  # in place of attention: 'rc', or a folder of maps
   'inference': [
     'auto',
@@ -51,6 +53,14 @@ PASS = {
   'encoder': '',  # a finished run's stage, or a weight file, to start from
   'tiny': False,  # the same code, small, on generated images
 }
+# The same on ImageNet-S.
+IMAGENET_S = {
+  **PASS,
+  # A smaller size that is segmented too; '': none.
+  'on': ['', '50', '300', '919'],
+}
+# Binarises saliency (spec §3.4).
+_SALIENT = 0.5
 
 
 def learn(
@@ -244,8 +254,11 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   """The paper's experiment on ImageNet-S of this many classes.
 
   Args:
-    options: with those of `PASS`.
+    options: with those of `IMAGENET_S`.
     size: 50, 300 or 919.
+
+  Raises:
+    ValueError: `on` is no smaller size, or nothing there is to segment it.
   """
   # The last batch of an epoch, not full, is left out.
   steps_per_epoch = SIZES[size]['train'] // _BATCH
@@ -261,11 +274,12 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   config.distance = common.block(
     bank='train_semi',
     splits=('val', 'test'),
-    neighbours=10,
+    neighbours=_NEIGHBOURS,
     temperature=0.07,
     short_side=256,
     batch_size=16,
     rematch=True,  # scores with and without
+    about=about(options, size, 'distance'),
   )
   config.attend = common.block(
     clusters={
@@ -308,9 +322,13 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     recipe=common.recipe(_BATCH, 20 * steps_per_epoch, larc(0.6)),
   )
   config.segment = segment(options)
+  config.segment.about = about(options, size, 'unsupervised')
   config.semi = semi(options, size)
   config.segment_semi = segment(options)
-  config.segment_semi.inference = 'logits'
+  config.segment_semi.update(
+    inference='logits', about=about(options, size, 'semi')
+  )
+  config.segment_on = segment_on(config, options, size)
   config.operation = common.operation(
     log_every=50,
     save_every=1000,
@@ -325,7 +343,7 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
 
 
 def stages(options: SimpleNamespace) -> tuple[str, ...]:
-  """What is run, in order.
+  """What is run, in order, on one data set.
 
   Raises:
     ValueError: attention needs clusters, and there are none.
@@ -345,10 +363,21 @@ def stages(options: SimpleNamespace) -> tuple[str, ...]:
 
 
 def threshold(options: SimpleNamespace, published: float) -> float:
-  """Of attention; negative to choose it on val."""
+  """Of attention, or of saliency; negative to choose it on val.
+
+  Raises:
+    ValueError: `threshold` is no number.
+  """
   if options.threshold:
-    return options.threshold
-  return published if options.choose == 'published' else -1.0
+    try:
+      return float(options.threshold)
+    except ValueError:
+      raise ValueError(
+        f'config option threshold={options.threshold}: expected a number'
+      ) from None
+  if options.choose == 'val':
+    return -1.0
+  return _SALIENT if options.saliency else published
 
 
 def crop(size: int, least: float) -> dict[str, Any]:
@@ -374,7 +403,66 @@ def segment(options: SimpleNamespace) -> ml_collections.ConfigDict:
     threshold=-1.0,  # of cam; negative: the best on val
     short_side=256,
     batch_size=16,
-    about={'name': 'PASS', 'data': '', 'networks': ''},
+  )
+
+
+def segment_on(
+  config: ml_collections.ConfigDict, options: SimpleNamespace, size: int
+) -> ml_collections.ConfigDict | None:
+  """The same of a smaller size, if one is asked for; its stage comes last.
+
+  Raises:
+    ValueError: as `imagenet`.
+  """
+  if not options.on:
+    return None
+  if int(options.on) >= size:
+    raise ValueError(
+      f'config option on={options.on}: expected a smaller size than {size}, '
+      'whose classes are among those of this one'
+    )
+  if options.protocol == 'distance':
+    raise ValueError(
+      f'config option on={options.on}: protocol=distance trains nothing that '
+      'segments, expected protocol=unsupervised or protocol=semi'
+    )
+  config.stages = (*config.stages, 'segment_on')
+  semi = options.protocol == 'semi'
+  return common.block(
+    **(config.segment_semi if semi else config.segment),
+    data=common.data(f'imagenet_s/{options.on}'),
+    trained_by='semi' if semi else 'finetune',
+  )
+
+
+def about(
+  options: SimpleNamespace, size: int, protocol: str
+) -> ml_collections.ConfigDict:
+  """What a submission says.
+
+  Args:
+    options: with those of `PASS`.
+    size: 50, 300 or 919.
+    protocol: one of `PASS`.
+  """
+  name = 'PASSs' if options.branch == 'swav' else 'PASSp'
+  data = f'ImageNet-S{size} train'
+  if size == 919:
+    data = f'ImageNet-1k train, {data}'
+  if protocol != 'unsupervised':
+    data += ', train-semi with masks'
+  how = {
+    'unsupervised': 'fine-tuned on generated labels',
+    'distance': f'nearest neighbours of its features, k = {_NEIGHBOURS}',
+    'semi': 'fine-tuned on the masks of train-semi',
+  }[protocol]
+  return common.block(
+    name=name,
+    data=data,
+    networks='ResNet-18' if size == 50 else 'ResNet-50',
+    link='https://github.com/LUSSeg/PASS',
+    description=f'{name} of Large-scale Unsupervised Semantic Segmentation '
+    f'(Gao et al.), implemented in JAX; {how}',
   )
 
 
@@ -506,6 +594,9 @@ def put_on_shapes(
   config.cluster.update(restarts=3, crop=64)
   for name in ('cluster', 'label', 'segment', 'segment_semi', 'distance'):
     config[name].update(short_side=64, batch_size=40)
+  if config.segment_on:
+    config.segment_on.update(short_side=64, batch_size=40)
+    config.segment_on.data = common.data('shapes/scenes')
   for name in ('finetune', 'semi'):
     config[name].crop.size = (64, 64)
   for name in _TRAININGS:

@@ -13,4 +13,4 @@ from configs import common, luss
 
 
 def get_config(argument=None):
-  return luss.imagenet(common.parse(argument, **luss.PASS), 50)
+  return luss.imagenet(common.parse(argument, **luss.IMAGENET_S), 50)

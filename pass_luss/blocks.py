@@ -19,7 +19,7 @@ from segcore import method, network, photometric, program, train_loop
 # In an order in which each comes after what it needs.
 STAGES = (
   *('represent', 'distance', 'attend', 'cluster', 'label'),
-  *('finetune', 'segment', 'semi', 'segment_semi'),
+  *('finetune', 'segment', 'semi', 'segment_semi', 'segment_on'),
 )
 # Stages of training.
 TRAININGS = ('represent', 'attend', 'finetune', 'semi')
@@ -133,15 +133,13 @@ class SegmentOptions:
 
   Attributes:
     splits: that are labelled; those with masks are scored.
-    match_on: the split that generated categories are matched with classes on.
+    match_on: the split that generated categories are matched with classes on;
+      of what has learned from masks, classes are matched by their names.
     inference: 'logits', or 'cam': the activation of the image's category.
     threshold: of 'cam'; negative: chosen on `match_on`.
     short_side: of the images.
     batch_size: global number of images; changes nothing of what is found.
     about: what a submission says of the method.
-    data: that is segmented; None for the images that were learned from. The
-      categories of another, smaller data set are matched with its classes, and
-      those left over are 'other' (§5.6).
   """
 
   splits: tuple[str, ...]
@@ -151,7 +149,37 @@ class SegmentOptions:
   short_side: int = 256
   batch_size: int = 16
   about: segment.About = segment.About()
-  data: datasets.Options | None = None
+
+  def __post_init__(self):
+    if not self.splits:
+      raise ValueError('splits: found (), expected at least one')
+
+  def describe(self, by_names: bool) -> str:
+    """In words, for results.json.
+
+    Args:
+      by_names: how categories become classes; else by what occurs together.
+    """
+    how = 'by their names' if by_names else f'on {self.match_on}'
+    return (
+      f'{self.inference}, short side {self.short_side}; categories matched '
+      f'with classes {how}'
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentOnOptions(SegmentOptions):
+  """The same of another, smaller data set (§5.6).
+
+  Categories or classes that none of its own are matched with become 'other'.
+
+  Attributes:
+    data: that is segmented.
+    trained_by: the stage whose network it is.
+  """
+
+  data: datasets.Options
+  trained_by: Literal['finetune', 'semi']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +202,7 @@ class Experiment:
     segment: of what was fine-tuned.
     semi: fine-tuning on masks instead.
     segment_semi: of that.
+    segment_on: of either, on another data set; None for none.
     operation: how it is carried out.
   """
 
@@ -193,9 +222,15 @@ class Experiment:
   semi: FinetuneOptions
   segment_semi: SegmentOptions
   operation: train_loop.Operation
+  segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):
     program.check_stages(self.stages, STAGES)
+    if 'segment_on' in self.stages and self.segment_on is None:
+      raise ValueError(
+        "stages: found 'segment_on', but no block segment_on that says which "
+        'data: expected one, or the config option on=…'
+      )
     if 'attend' in self.stages and not self.represent.learn.clusters:
       raise ValueError(
         "stages: found 'attend', which learns by clusters, but "

@@ -9,14 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from input_pipeline import audit, datasets
 from input_pipeline import loader as loader_lib
 from pass_luss import attend, gathered, heads, kmeans, looking
-from segcore import evaluate, files, hosts, journal, method, stage
+from segcore import evaluate, files, hosts, journal, method, sharding, stage
 from segcore.models import segmenter as segmenter_lib
 
+# What a clustering leaves in its folder: the cluster of each row, from 0; how
+# near it is; and the centroids.
+ASSIGNMENTS = 'assignments.npy'
+NUMBERS = 'clusters.json'
+CENTROIDS = 'centroids.npy'
+FILES = (ASSIGNMENTS, NUMBERS, CENTROIDS)
 # Images whose features are kept together, in one file.
 BLOCK = 4096
 # Keeps the length of a feature of zeros from being 0.
@@ -172,14 +178,27 @@ def centroids(
   )
 
 
-def write(path: files.Path, found: Float[np.ndarray, 'K D']) -> None:
-  """Writes centroids, from host 0."""
+def write(folder: files.Path, found: kmeans.Clustering, num_rows: int) -> None:
+  """Writes a clustering, from host 0.
+
+  Centroids come last: where they are, all is.
+
+  Args:
+    folder: of the stage.
+    found: the clustering.
+    num_rows: of it, without what only fills the devices up.
+  """
+  whole = sharding.replicated(found.assignments.sharding.mesh)
+  assigned = np.asarray(jax.device_put(found.assignments, whole))[:num_rows]
   if jax.process_index() == 0:
-    _write(path, np.asarray(found, np.float32))
+    _write(folder / ASSIGNMENTS, assigned)
+    said = {'objective': found.objective, 'num_rows': num_rows}
+    stage.write_json(folder / NUMBERS, said)
+    _write(folder / CENTROIDS, np.asarray(found.centroids, np.float32))
 
 
-def read(path: files.Path) -> Float32[np.ndarray, 'K ...']:
-  """Reads centroids, or features."""
+def read(path: files.Path) -> Shaped[np.ndarray, 'N ...']:
+  """Reads centroids, assignments or features."""
   return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
 
 

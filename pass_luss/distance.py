@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from input_pipeline import datasets
+from input_pipeline import datasets, errors
 from input_pipeline import loader as loader_lib
-from pass_luss import cluster, gathered, heads, looking, neighbours
+from pass_luss import cluster, gathered, heads, looking, neighbours, segment
 from segcore import evaluate, method
 from segcore.models import segmenter as segmenter_lib
 
@@ -36,6 +36,7 @@ class Options:
     accuracy_from: split with one tag an image, whose images say by their
       neighbours what the images of the others are; '' for none.
     crop: side of the middle that is looked at for that.
+    about: what a submission says of the method.
   """
 
   bank: str = 'train_semi'
@@ -47,6 +48,35 @@ class Options:
   rematch: bool = True
   accuracy_from: str = ''
   crop: int = 224
+  about: segment.About = segment.About()
+
+  def __post_init__(self):
+    if self.neighbours < 1:
+      raise ValueError(
+        f'neighbours: found {self.neighbours}, expected 1 or more'
+      )
+    if not self.temperature > 0:
+      raise ValueError(
+        f'temperature: found {self.temperature}, expected more than 0'
+      )
+
+  def describe(self) -> str:
+    """In words, for results.json."""
+    said = (
+      f'{self.neighbours} nearest regions of {self.bank}, temperature '
+      f'{self.temperature}, short side {self.short_side}; not matched'
+    )
+    if self.rematch:
+      said += ', and as SPLIT_rematched matched on the split itself'
+    return said
+
+  def check(self, count: int, what: str) -> None:
+    """Raises UserError if there are fewer than so many neighbours."""
+    if self.neighbours > count:
+      raise errors.UserError(
+        f'config.distance.neighbours: found {self.neighbours}, expected at '
+        f'most {count}, as there are {what}'
+      )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +98,11 @@ class Matcher:
   reading: loader_lib.Reading
 
   def bank(self, split: datasets.Split) -> neighbours.Bank:
-    """Regions of the labelled images of all hosts."""
+    """Regions of the labelled images of all hosts.
+
+    Raises:
+      UserError: there are fewer than are to vote.
+    """
     look = looking.AtGrid(self._features, self.options.short_side)
     entries, labels = [], []
     for features, example in self._predictions(split, look, ('label',))(
@@ -80,10 +114,12 @@ class Matcher:
       )
       entries.extend(found.features)
       labels.extend(found.labels)
-    return neighbours.Bank(
+    bank = neighbours.Bank(
       gathered.across_hosts(entries, np.float32),
       gathered.across_hosts(labels, np.int32),
     )
+    self.options.check(len(bank.labels), f'regions in {split.name}')
+    return bank
 
   def maps(
     self, bank: neighbours.Bank
@@ -104,10 +140,15 @@ class Matcher:
   def accuracy(
     self, known: datasets.Split, split: datasets.Split
   ) -> float | None:
-    """Share of images whose neighbours say their tag; None without tags."""
+    """Share of images whose neighbours say their tag; None without tags.
+
+    Raises:
+      UserError: fewer images are known than are to vote.
+    """
     of_known, of_split = (cluster.tags_of(s) for s in (known, split))
     if of_known is None or of_split is None:
       return None
+    self.options.check(len(known), f'images in {known.name}')
     found = [self._of_images(s) for s in (known, split)]
     bank = neighbours.Bank(found[0], of_known.astype(np.int32))
     said = neighbours.vote(

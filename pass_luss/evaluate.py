@@ -53,6 +53,7 @@ class Folders:
     names: paths of the files from either folder.
     num_classes: of the ground truth, without 'other'.
     num_generated: of the predictions, without 'other'.
+    advice: what to do where a prediction has an id beyond.
   """
 
   gt: pathlib.Path
@@ -60,6 +61,7 @@ class Folders:
   names: tuple[str, ...]
   num_classes: int
   num_generated: int
+  advice: str = ''
 
   @classmethod
   def find(
@@ -68,6 +70,7 @@ class Folders:
     pred: pathlib.Path,
     num_classes: int,
     num_generated: int,
+    advice: str = '',
   ) -> 'Folders':
     """Lists both.
 
@@ -76,6 +79,14 @@ class Folders:
     """
     names = label_files.names(gt)
     predicted = label_files.names(pred)
+    if not set(names) & set(predicted):
+      raise errors.UserError(
+        errors.one_line(
+          f'{gt} and {pred} have no path in common ({names[0]} and '
+          f'{predicted[0]}): paths below --gt and --pred have to agree, is one '
+          'of the folders a level deeper?'
+        )
+      )
     problems = []
     for listed, others, there, absent in (
       (names, predicted, gt, pred),
@@ -94,7 +105,7 @@ class Folders:
           f'{"; ".join(problems)}; paths below --gt and --pred have to agree'
         )
       )
-    return cls(gt, pred, tuple(names), num_classes, num_generated)
+    return cls(gt, pred, tuple(names), num_classes, num_generated, advice)
 
   def each(
     self, work: Callable[[np.ndarray, np.ndarray, str], Result], what: str
@@ -113,12 +124,20 @@ class Folders:
 
   def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     label = label_files.read(self.gt / name, self.num_classes)
-    prediction = label_files.read(self.pred / name, self.num_generated)
+    prediction = label_files.read(self.pred / name, label_files.MAX_CLASSES)
     if ignored := np.count_nonzero(prediction < 0):
       raise errors.BadFile(
         self.pred / name,
         f'has id {label_files.IGNORED} (pixels: {ignored:,}), which is for '
-        f'ground truth: expected predictions 0…{self.num_generated}',
+        f'ground truth: expected predictions 0…{self.num_generated}, write 0 '
+        "for 'other'",
+      )
+    if (beyond := prediction > self.num_generated).any():
+      raise errors.BadFile(
+        self.pred / name,
+        f'has id {prediction.max()} (pixels out of range: '
+        f'{np.count_nonzero(beyond):,}): expected 0…{self.num_generated}'
+        f'{self.advice}',
       )
     if prediction.shape != label.shape:
       raise errors.BadFile(
@@ -151,14 +170,18 @@ def score(
   """Counts all images; returns the counts and the number of pixels.
 
   Raises:
-    BadFile: as `Folders.each`.
+    BadFile: as `Folders.each`, or the matching says nothing of an id.
   """
 
   def count(
     prediction: np.ndarray, label: np.ndarray, name: str
   ) -> tuple[metrics.ImageNetS, int]:
     if match is not None:
-      prediction = match.apply(prediction)
+      try:
+        prediction = match.apply(prediction)
+      except ValueError as error:
+        reason = f'{error}{folders.advice}'
+        raise errors.BadFile(folders.pred / name, reason) from error
     return (
       metrics.count(prediction, label, name, folders.num_classes),
       label.size,
@@ -235,11 +258,18 @@ def _run(arguments: argparse.Namespace) -> None:
   for flag in ('write_match', 'num_generated'):
     if getattr(arguments, flag) is not None and not arguments.rematch:
       raise errors.UserError(f'--{flag} is for --rematch only: add that')
+  advice = '; is it of another number of classes?'
   if arguments.match:
     match = matching.Match.read(arguments.match, num_classes)
     num_generated = match.num_generated
+    advice = (
+      f'; the largest key of --match={arguments.match} is {num_generated}: add '
+      "what is missing there, with 0 for 'other'"
+    )
+  elif arguments.rematch:
+    advice = ': say by --num_generated how many ids there are'
   folders = Folders.find(
-    arguments.gt, arguments.pred, num_classes, num_generated
+    *(arguments.gt, arguments.pred, num_classes, num_generated, advice)
   )
   if arguments.rematch:
     match = find_match(folders)

@@ -27,7 +27,7 @@ class Finetune(method.OneLoss):
     reduction: of pixels: factor by which label maps are made smaller, by the
       floor rule; scores are enlarged to that.
     doubles: whether they are doubled on the way, again and again, instead of
-      being enlarged at once.
+      being enlarged at once; the first time in predictions, too.
     colours: how images are changed.
   """
 
@@ -63,8 +63,9 @@ class Finetune(method.OneLoss):
   def predict(
     self, state: method.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
-    """Scores at the grid of the encoder."""
-    return self.apply(state, images, 'logits')
+    """Scores at the grid of the encoder; once doubled, if scores are (§5.5)."""
+    scores = self.apply(state, images, 'logits')
+    return resize.upsample2x(scores) if self.doubles else scores
 
   def activation(
     self, state: method.TrainState, images: Float[Array, 'B H W 3']

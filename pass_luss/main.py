@@ -6,7 +6,7 @@ python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,6 +118,7 @@ class Runner(experiment_lib.OnMesh):
       'segment': ('finetune',),
       'semi': ('represent',),
       'segment_semi': ('semi',),
+      'segment_on': (whole.segment_on.trained_by,) if whole.segment_on else (),
     }[name]
     for needed in needs:
       if needed not in whole.stages:
@@ -154,11 +155,9 @@ class Runner(experiment_lib.OnMesh):
     self._check_data(place)
     self._keep_same(place, self._open(''))
     trained = self.networks.method('represent', self.networks.exact_bench)
+    step, state = self._state(place.needed['represent'])
     matcher = distance.Matcher(
-      trained.segmenter,
-      self._state(place.needed['represent']),
-      block,
-      self.mesh,
+      *(trained.segmenter, state, block, self.mesh),
       self.experiment.operation.reading,
     )
     known = self._open(block.bank, 'label', 'distance matching')
@@ -170,15 +169,16 @@ class Runner(experiment_lib.OnMesh):
     def maps(split: datasets.Split) -> Any:
       return segment.at_size(of_cells(split))
 
-    results, outputs = results_lib.Results(place), []
+    results, outputs = results_lib.Results(place, step), []
     for name in block.splits:
       split = self._open(name)
       folder = place.directory / name
       label_folders.write(split, maps, folder, place, block.short_side)
       outputs.append(folder)
       if 'label' not in split.has:
-        about = self.experiment.segment.about
-        outputs.append(segment.write_submission(split, folder, None, about))
+        outputs.append(
+          segment.write_submission(split, folder, None, block.about)
+        )
         continue
       said = {}
       if block.accuracy_from:
@@ -191,7 +191,8 @@ class Runner(experiment_lib.OnMesh):
         match = segment.find_match(split, folder, count)
         again = f'{name}_rematched'
         self._score(results, again, split, folder, count, match)
-    return [*outputs, *results.write(stage='distance')]
+    said = results.write(stage='distance', protocol=block.describe(), step=step)
+    return [*outputs, *said]
 
   # Step 2.
 
@@ -208,42 +209,48 @@ class Runner(experiment_lib.OnMesh):
 
   def run_cluster(self, place: stage.Place) -> Sequence[files.Path]:
     """Finds the centroids of as many clusters as there are classes."""
-    block = self.experiment.cluster
     split = self._open('')
     self._keep_same(place, split)
-    self._check_memory(split)
+    self._check_clusters(split)
+    block, folder = self.experiment.cluster, place.directory
+    # As host 0 sees it; they are written last.
+    if not hosts.of_host_0((folder / cluster.CENTROIDS).exists()):
+      self._find_clusters(place, split)
+    # Host 0 says it; the others need not read so much.
+    if jax.process_index() == 0 and block.kind != 'pixel':
+      tags = cluster.tags_of(split)
+      if tags is not None:
+        assigned = cluster.read(folder / cluster.ASSIGNMENTS)
+        scores = kmeans.clustering_scores(assigned, tags)
+        journal.say(
+          f'clusters against classes: NMI {scores["nmi"]:.4f}, accuracy '
+          f'{scores["accuracy"]:.4f}'
+        )
+        numbers = folder / cluster.NUMBERS
+        stage.write_json(numbers, stage.read_json(numbers) | scores)
+    cluster.forget(place)
+    return [folder / name for name in cluster.FILES]
+
+  def _find_clusters(self, place: stage.Place, split: datasets.Split) -> None:
+    """Writes the centroids of the images, and what belongs to them."""
+    block = self.experiment.cluster
     look = looking.AtGrid(
       cluster.look_of(self.networks.clustered_network(), block.kind),
       block.short_side,
       block.crop,
     )
+    _, state = self._state(place.needed[self.networks.clustered])
     found = cluster.features(
-      *(split, look, self._state(place.needed[self.networks.clustered])),
-      *(block.batch_size, self.mesh, self.experiment.operation.reading),
-      place,
+      *(split, look, state, block.batch_size, self.mesh),
+      *(self.experiment.operation.reading, place),
     )
     rows = found.reshape(-1, found.shape[-1])
-    clustering = cluster.centroids(
-      rows, len(split.classes) - 1, block, self.mesh, place
+    num_clusters = len(split.classes) - 1
+    cluster.write(
+      place.directory,
+      cluster.centroids(rows, num_clusters, block, self.mesh, place),
+      len(rows),
     )
-    path = place.directory / 'centroids.npy'
-    cluster.write(path, np.asarray(clustering.centroids))
-    cluster.forget(place)
-    said = {'objective': clustering.objective, 'num_rows': len(rows)}
-    whole = sharding.replicated(self.mesh)
-    assigned = np.asarray(jax.device_put(clustering.assignments, whole))
-    # Host 0 writes and says it; the others need not read so much.
-    if jax.process_index() == 0 and block.kind != 'pixel':
-      tags = cluster.tags_of(split)
-      if tags is not None:
-        said |= kmeans.clustering_scores(assigned[: len(rows)], tags)
-        journal.say(
-          f'clusters against classes: NMI {said["nmi"]:.4f}, accuracy '
-          f'{said["accuracy"]:.4f}'
-        )
-    numbers = place.directory / 'clusters.json'
-    stage.write_json(numbers, said)
-    return [path, numbers]
 
   def run_label(self, place: stage.Place) -> Sequence[files.Path]:
     """Labels every training image, and reports what such labels are worth."""
@@ -251,26 +258,20 @@ class Runner(experiment_lib.OnMesh):
     train = self._open('')
     self._keep_same(place, train)
     count = len(train.classes) - 1
-    labeller = self._labeller(place)
+    step, labeller = self._labeller(place)
     foreground = pseudo_labels.foreground_of(
       block.saliency, self._labelled_ids()
     )
-    threshold = block.threshold
-    if self.experiment.cluster.kind != 'attended' and not block.saliency:
-      threshold = 0.0  # Everything has a category.
-    threshold = self._threshold(
-      *(place, labeller, threshold, count),
-      functools.partial(self._open, block.choose_on, 'label', 'a threshold'),
-      foreground,
+    threshold = self._threshold(place, 'label', labeller, count, foreground)
+
+    maps = functools.partial(
+      labeller.maps, threshold=threshold.threshold, foreground=foreground
     )
-
-    def maps(split: datasets.Split) -> Any:
-      return labeller.maps(split, threshold, foreground)
-
+    of_train = functools.partial(maps, known=self._given(place, train))
     folder = place.directory / 'train'
-    label_folders.write(train, maps, folder, place, block.short_side)
+    label_folders.write(train, of_train, folder, place, block.short_side)
     outputs = [folder, place.directory / 'threshold.json']
-    results, match = results_lib.Results(place), None
+    results, match = results_lib.Results(place, step), None
     for name in self._reported():
       split = self._open(name, 'label', 'a report')
       labels = place.directory / name
@@ -280,58 +281,83 @@ class Runner(experiment_lib.OnMesh):
       self._score(results, name, split, labels, count, match)
       outputs.append(labels)
     some = sorted(pictures.spread(len(train), experiment_lib.NUM_PICTURES))
-    panel = labeller.panel(train.select(np.array(some)), folder)
+    panel = labeller.panel(train.select(np.array(some)), folder, foreground)
     if panel is not None:
       results.draw('attention', panel)
-    return [*outputs, *results.write(stage='label')]
+    said = results.write(
+      stage='label',
+      protocol=block.describe(self.experiment.cluster.kind),
+      step=step,
+      **threshold.said(),
+    )
+    return [*outputs, *said]
 
-  def _labeller(self, place: stage.Place) -> pseudo_labels.Labeller:
-    """Labels by the centroids."""
+  def _labeller(self, place: stage.Place) -> tuple[int, pseudo_labels.Labeller]:
+    """Labels by the centroids; and the steps of the network's training."""
     block = self.experiment.label
     look = pseudo_labels.look_of(
       self.networks.clustered_network(),
-      cluster.read(place.needed['cluster'] / 'centroids.npy'),
+      cluster.read(place.needed['cluster'] / cluster.CENTROIDS),
       self.experiment.cluster.kind,
     )
-    return pseudo_labels.Labeller(
+    step, state = self._state(place.needed[self.networks.clustered])
+    return step, pseudo_labels.Labeller(
       looking.AtGrid(look, block.short_side),
-      self._state(place.needed[self.networks.clustered]),
-      *(self.mesh, block.batch_size, self.experiment.operation.reading),
+      *(state, self.mesh, block.batch_size),
+      self.experiment.operation.reading,
     )
+
+  def _given(
+    self, place: stage.Place, train: datasets.Split
+  ) -> dict[str, int] | None:
+    """The category of each training image, where whole images have one."""
+    if self.experiment.cluster.kind != 'image':
+      return None
+    clusters = cluster.read(place.needed['cluster'] / cluster.ASSIGNMENTS)
+    return pseudo_labels.by_cluster(train.ids(), clusters)
+
+  def _chooses(self, name: str) -> bool:
+    """Whether a stage chooses its threshold, which takes masks."""
+    block = getattr(self.experiment, name)
+    if name != 'label':
+      return block.inference == 'cam' and block.threshold < 0
+    attended = self.experiment.cluster.kind == 'attended'
+    return block.threshold < 0 and (attended or bool(block.saliency))
 
   def _threshold(
     self,
     place: stage.Place,
+    name: str,
     labeller: pseudo_labels.Labeller,
-    threshold: float,
     count: int,
-    open_known: Callable[[], datasets.Split],
     foreground: pseudo_labels.Foreground | None = None,
-  ) -> float:
-    """What attention has to reach; written to threshold.json.
+  ) -> pseudo_labels.Threshold:
+    """What attention has to reach; in threshold.json, once it is known.
 
     Args:
       place: of the stage.
+      name: of the stage.
       labeller: whose attention it is.
-      threshold: below 0 the best of those tried is chosen.
       count: of categories.
-      open_known: opens the labelled images to choose it on.
       foreground: that is supplied.
     """
-    said = {}
-    if threshold < 0:
-      split = open_known()
-      classes = len(split.classes) - 1
-      found = labeller.sweep(split, count, classes, foreground)
-      threshold, miou = found.best()
-      said = {'chosen_on': split.name, 'miou': miou}
-      journal.say(
-        f'threshold {threshold:.2f}: mIoU {miou:.4f} on {split.name}, the best '
-        'of those tried'
-      )
     path = place.directory / 'threshold.json'
-    stage.write_json(path, {'threshold': threshold, **said})
-    return threshold
+    if hosts.of_host_0(path.exists()):
+      return pseudo_labels.Threshold(**stage.read_json(path))
+    block = getattr(self.experiment, name)
+    found = pseudo_labels.Threshold(max(block.threshold, 0.0))
+    if self._chooses(name):
+      known = block.choose_on if name == 'label' else block.match_on
+      split = self._open(known, 'label', 'a threshold', self._data_of(name))
+      classes = len(split.classes) - 1
+      swept = labeller.sweep(split, count, classes, foreground)
+      found = pseudo_labels.Threshold(*swept.best(), split.name)
+      journal.say(
+        f'threshold {found.threshold:.2f}: mIoU {found.miou:.4f} on '
+        f'{split.name}, the best of those tried'
+      )
+    stage.write_json(path, found._asdict())
+    return found
 
   # Step 3.
 
@@ -362,63 +388,76 @@ class Runner(experiment_lib.OnMesh):
     """Labels whole splits, matches categories with classes, and scores."""
     block = getattr(self.experiment, name)
     (needed,) = self._needs(name)
-    folder = place.needed[needed]
-    count = len(stage.read_json(folder / 'classes.json')['classes']) - 1
+    folder, data = place.needed[needed], self._data_of(name)
+    names, of_masks = self._segmented(name), needed == 'semi'
+    first = self._open(names[0], '' if of_masks else 'label', 'matching', data)
+    self._keep_same(place, first)
+    known = stage.read_json(folder / 'classes.json')['classes']
+    match = matching.by_name(known, first.classes) if of_masks else None
+    count = len(known) - 1
     trained = self.networks.method(needed, self.networks.exact_bench, count + 1)
-    known = self._open(block.match_on, data=block.data)
-    self._keep_same(place, known)
-    maps = self._maps(place, block, trained, self._state(folder), count)
-    generated = name == 'segment'
-    results, outputs, matched = results_lib.Results(place), [], None
-    for split_name in dict.fromkeys(
-      [*((block.match_on,) if generated else ()), *block.splits]
-    ):
-      first = generated and matched is None
-      kind = 'label' if first else ''
-      split = self._open(split_name, kind, 'matching', block.data)
+    step, state = self._state(folder)
+    maps, threshold = self._maps(place, name, trained, state, count)
+    path = place.directory / 'match.json'
+    results = results_lib.Results(place, step)
+    outputs = [path, *experiment_lib.write_classes(place, first)]
+    for split_name in names:
+      split = self._open(split_name, data=data)
       labels = place.directory / split_name
       label_folders.write(split, maps, labels, place, block.short_side)
       outputs.append(labels)
-      if first:
-        matched = segment.find_match(split, labels, count)
+      if split_name == names[0]:
+        match = match or segment.find_match(split, labels, count)
         if jax.process_index() == 0:
-          matched.write(place.directory / 'match.json')
+          match.write(path)
       if 'label' in split.has:
-        self._score(results, split_name, split, labels, count, matched)
+        self._score(results, split_name, split, labels, count, match)
       else:
-        path = place.directory / 'match.json' if generated else None
         outputs.append(
           segment.write_submission(split, labels, path, block.about)
         )
-    if generated:
-      outputs.append(place.directory / 'match.json')
-      outputs += experiment_lib.write_classes(place, known)
-    return [*outputs, *results.write(stage=name)]
+    said = results.write(
+      stage=name,
+      protocol=block.describe(of_masks),
+      step=step,
+      **(threshold.said() if threshold else {}),
+    )
+    return [*outputs, *said]
+
+  def _segmented(self, name: str) -> list[str]:
+    """Splits that a stage segments, that of the matching first."""
+    block = getattr(self.experiment, name)
+    (needed,) = self._needs(name)
+    # Classes that were learned from masks have their names.
+    matched = [] if needed == 'semi' else [block.match_on]
+    return [*dict.fromkeys([*matched, *block.splits])]
+
+  def _data_of(self, name: str) -> datasets.Options:
+    """The data set that a stage segments."""
+    whole = self.experiment
+    return whole.segment_on.data if name == 'segment_on' else whole.images.data
 
   def _maps(
     self,
     place: stage.Place,
-    block: blocks.SegmentOptions,
+    name: str,
     trained: finetune.Finetune,
     state: method.TrainState,
     count: int,
-  ) -> label_folders.Maps:
-    """How label maps are found."""
+  ) -> tuple[label_folders.Maps, pseudo_labels.Threshold | None]:
+    """How label maps are found, and of activations the threshold."""
+    block = getattr(self.experiment, name)
     reading = self.experiment.operation.reading
     if block.inference == 'cam':
       labeller = pseudo_labels.Labeller(
         looking.AtGrid(trained.activation, block.short_side),
         *(state, self.mesh, block.batch_size, reading),
       )
-      threshold = self._threshold(
-        *(place, labeller, block.threshold, count),
-        functools.partial(
-          self._open, block.match_on, 'label', 'a threshold', block.data
-        ),
-      )
-      return lambda split: labeller.maps(split, threshold)
+      found = self._threshold(place, name, labeller, count)
+      return lambda split: labeller.maps(split, found.threshold), found
     look = looking.LabelMaps(trained, block.short_side)
-    return segment.predicted(look, state, block.batch_size, self.mesh, reading)
+    maps = segment.predicted(look, state, block.batch_size, self.mesh, reading)
+    return maps, None
 
   def _score(
     self,
@@ -458,7 +497,7 @@ class Runner(experiment_lib.OnMesh):
         "are by scores: expected 'logits'"
       )
     return predict.Model(
-      state=self._state(folder),
+      state=self._state(folder)[1],
       predictor=looking.LabelMaps(
         self.networks.method('finetune', self.networks.exact_bench, count + 1),
         block.short_side,
@@ -472,12 +511,12 @@ class Runner(experiment_lib.OnMesh):
 
   # What stages share.
 
-  def _state(self, folder: files.Path) -> method.TrainState:
-    """What a stage has trained."""
+  def _state(self, folder: files.Path) -> tuple[int, method.TrainState]:
+    """Steps of a training, and what it has trained."""
     found = checkpoint.read(
       folder / 'checkpoints', ('step', 'params', 'batch_stats')
     )
-    return method.frozen(found, self.mesh)
+    return int(found['step']), method.frozen(found, self.mesh)
 
   def _open(
     self,
@@ -500,18 +539,24 @@ class Runner(experiment_lib.OnMesh):
       'the data set',
     )
 
-  def _check_memory(self, split: datasets.Split) -> None:
-    """Raises UserError if the features of all cells would not fit a host."""
-    block = self.experiment.cluster
-    if block.kind != 'pixel':
-      return
-    cells = self.networks.features_of_cells()
-    size = 4 * len(split) * math.prod(cells)
-    if size > _MOST_FEATURES:
+  def _check_clusters(self, split: datasets.Split) -> None:
+    """Raises UserError if there are too few rows to cluster, or too many."""
+    rows, kind = len(split), self.experiment.cluster.kind
+    if kind == 'pixel':
+      *cells, channels = self.networks.features_of_cells()
+      rows *= math.prod(cells)
+      size = 4 * rows * channels
+      if size > _MOST_FEATURES:
+        raise errors.UserError(
+          f"config.cluster.kind: found 'pixel', whose features of "
+          f'{len(split):,} images take {size / 1e9:.0f} GB: expected fewer '
+          "images (the paper has it for ImageNet-S 50 only), or 'attended'"
+        )
+    if rows < len(split.classes) - 1:
       raise errors.UserError(
-        f"config.cluster.kind: found 'pixel', whose features of {len(split):,} "
-        f'images take {size / 1e9:.0f} GB: expected fewer images (the paper '
-        "has it for ImageNet-S 50 only), or 'attended'"
+        f'config.images: found {rows} rows to cluster in {split.name}, '
+        f'expected at least {len(split.classes) - 1}, one for each class: '
+        'choose data with more images'
       )
 
   def _check_data(self, place: stage.Place) -> None:
@@ -521,9 +566,9 @@ class Runner(experiment_lib.OnMesh):
       UserError: a data set, a split or a weight file is missing.
     """
     whole = self.experiment
-    here = [
-      stage.is_finished(place.directory.parent / name) for name in whole.stages
-    ]
+    here = np.array(
+      [stage.is_finished(place.directory.parent / x) for x in whole.stages]
+    )
     left = [
       name
       for name, finished in zip(
@@ -550,6 +595,8 @@ class Runner(experiment_lib.OnMesh):
     }
     for (data, split, kind), name in first.items():
       self.bench.open(data, split, kind, name)
+    if 'cluster' in left:
+      self._check_clusters(self._open(''))
     if 'label' in left:
       pseudo_labels.foreground_of(whole.label.saliency, self._labelled_ids())
 
@@ -566,14 +613,14 @@ class Runner(experiment_lib.OnMesh):
         found += [(split, '') for split in block.splits]
         found += [(block.accuracy_from, '')] if block.accuracy_from else []
       case 'label':
-        found += [(split, 'label') for split in self._reported()]
-        found += [(block.choose_on, 'label')] if block.threshold < 0 else []
+        found += [(split, 'label') for split in self._masked()]
       case 'semi':
         found = [(block.split, 'label')]
-      case 'segment' | 'segment_semi':
-        data = block.data or images.data
-        found = [(block.match_on, 'label' if name == 'segment' else '')]
-        found += [(split, '') for split in block.splits]
+      case 'segment' | 'segment_semi' | 'segment_on':
+        data = self._data_of(name)
+        found = [(split, '') for split in self._segmented(name)]
+        if self._needs(name) != ('semi',) or self._chooses(name):
+          found += [(block.match_on, 'label')]
     return [(data, split, kind, name) for split, kind in found]
 
   def _reported(self) -> list[str]:
@@ -583,9 +630,14 @@ class Runner(experiment_lib.OnMesh):
     reported = [block.choose_on, *block.report] if block.report else []
     return [*dict.fromkeys(reported)]
 
+  def _masked(self) -> list[str]:
+    """Splits of which `label` needs the masks."""
+    chosen = [self.experiment.label.choose_on] if self._chooses('label') else []
+    return [*dict.fromkeys([*self._reported(), *chosen])]
+
   def _labelled_ids(self) -> list[str]:
-    """Names of all images that get generated labels."""
-    splits = ('', *self._reported())
+    """Names of all images that are labelled."""
+    splits = ('', *self._masked())
     return [i for name in splits for i in self._open(name).ids()]
 
 

@@ -10,11 +10,14 @@
 Without labels a network numbers its categories as it likes. They are matched
 with the classes on val, and test uses the matching of val. Source: the
 ImageNet-S benchmark (Gao et al., Large-scale unsupervised semantic
-segmentation, 2022), fully unsupervised protocol.
+segmentation, 2022), fully unsupervised protocol. With labels the classes of two
+data sets are matched by their names (`by_name`).
 """
 
 import dataclasses
+import errno
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +30,11 @@ from segcore import files, metrics
 
 Pair = tuple[Int64[np.ndarray, '_'], Int64[np.ndarray, '_']]
 
+# The largest category and class.
+_MOST = np.iinfo(np.int16).max
+# In the place of the class of a category of which nothing is said.
+_UNSAID = -1
+
 
 @dataclasses.dataclass(frozen=True)
 class Match:
@@ -34,11 +42,12 @@ class Match:
 
   Categories without a class are 'other', 0: those left over where more were
   generated than there are classes, as by a network for ImageNet-S 919 that is
-  evaluated on ImageNet-S 50.
+  evaluated on ImageNet-S 50. Several categories may have one class, as methods
+  have it that cluster finer than the classes.
 
   Attributes:
-    classes: of the categories 0…G. Category 0 is 'other', so its class is 0;
-      every other class is there at most once.
+    classes: of the categories 0…G. Category 0 is 'other', so its class is 0; -1
+      for categories of which nothing is said, which predictions must not have.
 
   >>> Match((0, 2, 1)).apply(np.array([[0, 1, 2]])).tolist()
   [[0, 2, 1]]
@@ -51,19 +60,11 @@ class Match:
       raise ValueError(
         f"category 0 has class {(*self.classes, None)[0]}; expected 0, 'other'"
       )
-    if min(self.classes) < 0 or max(self.classes) > np.iinfo(np.int16).max:
+    if min(self.classes) < _UNSAID or max(self.classes) > _MOST:
       raise ValueError(
         f'classes {min(self.classes)}…{max(self.classes)} found; expected '
-        f'0…{np.iinfo(np.int16).max}'
+        f'0…{_MOST}'
       )
-    owner: dict[int, int] = {}
-    for category, of in enumerate(self.classes):
-      if of and of in owner:
-        raise ValueError(
-          f'categories {owner[of]} and {category} both have class {of}; '
-          'expected at most one for each class'
-        )
-      owner[of] = category
 
   @property
   def num_generated(self) -> int:
@@ -76,16 +77,22 @@ class Match:
     """Replaces categories 0…G by classes.
 
     Raises:
-      ValueError: the prediction has other ids.
+      ValueError: the prediction has an id of which nothing is said.
     """
-    if prediction.size and not (
-      prediction.min() >= 0 and prediction.max() <= self.num_generated
-    ):
+    known = np.array(self.classes, np.int16)
+    for id in (prediction.min(initial=0), prediction.max(initial=0)):
+      if not 0 <= id <= self.num_generated:
+        raise ValueError(
+          f'has id {id}, of which the matching says nothing: expected '
+          f'0…{self.num_generated}'
+        )
+    matched = known.take(prediction)
+    if (matched == _UNSAID).any():
       raise ValueError(
-        f'categories {prediction.min()}…{prediction.max()} found; the matching '
-        f'has 0…{self.num_generated}'
+        f'has id {prediction[matched == _UNSAID].min()}, of which the matching '
+        'says nothing'
       )
-    return np.array(self.classes, np.int16).take(prediction)
+    return matched
 
   def write(self, path: files.Path) -> None:
     """Writes match.json, {category: class}, whole or not at all.
@@ -93,20 +100,26 @@ class Match:
     Raises:
       UserError: the file system does not let it.
     """
-    content = {str(i): of for i, of in enumerate(self.classes)}
+    content = {str(i): of for i, of in enumerate(self.classes) if of != _UNSAID}
     try:
       files.write(path, json.dumps(content, indent=1) + '\n')
     except OSError as error:
+      full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+      # Folders above are made: one of them may be what cannot be.
+      where = f': {error.filename}' if error.filename else ''
       raise errors.UserError(
         errors.one_line(
-          f'cannot write {path} ({error.strerror or error}): free some space, '
-          'or choose another path'
+          f'cannot write {path} ({error.strerror or error}{where}): '
+          + ('free some space, or ' if full else '')
+          + 'choose a folder that is there and can be written'
         )
       ) from error
 
   @classmethod
   def read(cls, path: files.Path, num_classes: int) -> 'Match':
-    """Reads what `write` or the benchmark's toolbox has written.
+    """Reads what `write`, the benchmark's toolbox or a person has written.
+
+    Ids that are never predicted may be left out.
 
     Raises:
       BadFile: it cannot be read, is no JSON, or no matching to num_classes
@@ -223,6 +236,33 @@ class Cooccurrence:
     return {'matched_pairs': float(total)}
 
 
+def by_name(known: Sequence[str], wanted: Sequence[str]) -> Match:
+  """The classes of a data set as those of another one that have their names.
+
+  The others are 'other', as class 0 of both is, whatever it is called
+  (spec §1.2, §5.6).
+
+  >>> by_name(('other', 'cat', 'dog', 'cow'), ('other', 'cow', 'cat'))
+  Match(classes=(0, 2, 0, 1))
+
+  Args:
+    known: the classes that are predicted.
+    wanted: those that masks have.
+
+  Raises:
+    UserError: they have no class in common.
+  """
+  ids = {name: i for i, name in enumerate(wanted) if i}
+  classes = (0, *(ids.get(name, 0) for name in known[1:]))
+  if not any(classes):
+    raise errors.UserError(
+      f'none of {len(known) - 1} classes ({", ".join(known[1:4])}, …) is among '
+      f'the {len(wanted) - 1} of the data ({", ".join(wanted[1:4])}, …): '
+      'classes are matched by their names, choose data that shares some'
+    )
+  return Match(classes)
+
+
 def occurring(
   prediction: Int[np.ndarray, 'H W'], label: Int[np.ndarray, 'H W']
 ) -> Pair:
@@ -253,16 +293,16 @@ def _without_twins(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
 
 
 def _in_order(content: Any) -> tuple[int, ...]:
-  """The values of the keys '0', '1', …; '0' may be left out."""
+  """The values of the keys '0', '1', …; _UNSAID for those that are left out."""
   if not isinstance(content, Mapping):
     raise ValueError(f'found a JSON {type(content).__name__}, no object')
   content = {'0': 0, **content}
-  expected = [str(i) for i in range(len(content))]
-  if missing := [key for key in expected if key not in content]:
-    odd = next(key for key in content if key not in expected)
-    raise ValueError(f'key {missing[0]!r} is missing, and {odd!r} is there')
-  values = [content[key] for key in expected]
-  for key, value in zip(expected, values, strict=True):
+  for key, value in content.items():
+    if not re.fullmatch('0|[1-9][0-9]{0,4}', key) or int(key) > _MOST:
+      raise ValueError(f'key {key!r} found; expected whole numbers to {_MOST}')
     if type(value) is not int:  # JSON's true would pass for 1.
       raise ValueError(f'key {key!r} has the value {value!r}, no whole number')
-  return tuple(values)
+    if value < 0:
+      raise ValueError(f'key {key!r} has the class {value}; expected 0 or more')
+  keys = range(max(map(int, content)) + 1)
+  return tuple(content.get(str(key), _UNSAID) for key in keys)

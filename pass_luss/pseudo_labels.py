@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +67,37 @@ class Options:
         f'threshold: found {self.threshold}, expected at most 1, or negative'
       )
 
+  def describe(self, kind: cluster.Kind) -> str:
+    """In words, for results.json.
+
+    Args:
+      kind: what was clustered.
+    """
+    counts = 'attention' if kind == 'attended' else 'everything'
+    counts = f'saliency ({self.saliency})' if self.saliency else counts
+    said = f'{counts} counts, short side {self.short_side}'
+    if self.report:
+      said += f'; categories matched with classes on {self.choose_on}'
+    return said
+
+
+class Threshold(NamedTuple):
+  """What attention has to reach.
+
+  Attributes:
+    threshold: τ.
+    miou: that it gave where it was chosen; None where it was given.
+    chosen_on: name of the split; '' where it was given.
+  """
+
+  threshold: float
+  miou: float | None = None
+  chosen_on: str = ''
+
+  def said(self) -> dict[str, Any]:
+    """For results.json: scores of `chosen_on` are the best of those tried."""
+    return {'threshold': self.threshold, 'chosen_on': self.chosen_on}
+
 
 def look_of(
   segmenter: segmenter_lib.Segmenter,
@@ -102,6 +133,18 @@ def look_of(
     return jnp.stack([categories.astype(jnp.float32), attention], axis=-1)
 
   return look
+
+
+def by_cluster(
+  ids: Sequence[str], clusters: Int[np.ndarray, 'N']
+) -> dict[str, int]:
+  """The category 1…K of each image, by its name, that k-means has given it.
+
+  Args:
+    ids: of the images, in the order in which they were clustered.
+    clusters: of each, from 0.
+  """
+  return dict(zip(ids, (1 + clusters).tolist(), strict=True))
 
 
 def foreground_of(name: str, ids: Sequence[str]) -> Foreground | None:
@@ -262,6 +305,7 @@ class Labeller:
     split: datasets.Split,
     threshold: float,
     foreground: Foreground | None = None,
+    known: Mapping[str, int] | None = None,
   ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
     """The label map of each image of this host, and the image.
 
@@ -269,12 +313,17 @@ class Labeller:
       split: the images.
       threshold: τ.
       foreground: from an example to what takes the place of attention.
+      known: the category of each image as a whole, where that is known; else
+        cells have that of the nearest centroid.
     """
 
     def decide(
       found: tuple[np.ndarray, np.ndarray, Mapping[str, Any]],
     ) -> tuple[np.ndarray, Mapping[str, Any]]:
       categories, attention, example = found
+      if known is not None:
+        category = known[example['id'].item().decode()]
+        categories = np.full_like(categories, category)
       shown = attention if foreground is None else foreground(example)
       return label_map(categories, shown, threshold), example
 
@@ -282,17 +331,27 @@ class Labeller:
     return audit.in_threads(decide, self.each(split))
 
   def panel(
-    self, split: datasets.Split, folder: files.Path
+    self,
+    split: datasets.Split,
+    folder: files.Path,
+    foreground: Foreground | None = None,
   ) -> UInt8[np.ndarray, 'H W 3'] | None:
-    """Image, attention and label map of each; None if this host has none."""
+    """Image, what decided and label map of each; None if this host has none.
+
+    Args:
+      split: the images.
+      folder: of their label maps.
+      foreground: from an example to what took the place of attention.
+    """
     rows, palette = [], masks.palette(np.iinfo(np.int16).max)
     for _, attention, example in self.each(split):
       label = label_files.read(
         label_folders.path_of(folder, example['id'].item().decode()),
         label_files.MAX_CLASSES,
       )
-      most = max(float(attention.max()), 1e-6)
-      grey = np.rint(255 * attention / most).astype(np.uint8)
+      decided = attention if foreground is None else foreground(example)
+      most = max(float(decided.max()), 1e-6)
+      grey = np.rint(255 * decided / most).astype(np.uint8)
       rows.append(
         [
           example['image'],
@@ -302,7 +361,8 @@ class Labeller:
       )
     if not rows:
       return None
-    return pictures.grid(rows, ('image', 'attention', 'generated label'))
+    what = 'attention' if foreground is None else 'saliency'
+    return pictures.grid(rows, ('image', what, 'generated label'))
 
   def sweep(
     self,

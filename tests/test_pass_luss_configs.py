@@ -1,6 +1,8 @@
 """PASS's experiments: the published settings, and what contradicts itself."""
 
+import dataclasses
 import importlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ import pytest
 
 from configs import luss
 from input_pipeline import errors
-from pass_luss import blocks, main, networks
-from segcore import method, optimizers, sharding, stage
+from pass_luss import blocks, main, networks, segment
+from segcore import dry_run, method, optimizers, sharding, stage
+from tests import fake_methods
 from tests import reference_pass as reference
 
 ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
@@ -189,6 +192,13 @@ def test_configs_that_cannot_be_run():
     *shapes, **{'represent.large.size': (0, 48)}
   )
   assert 'a split with masks' in refused(*shapes, **{'semi.split': ''})
+  assert 'no block segment_on' in refused(
+    *shapes, stages=('represent', 'semi', 'segment_on')
+  )
+  assert 'splits: found ()' in refused(*shapes, **{'segment.splits': ()})
+  assert 'distance: neighbours: found 0' in refused(
+    *shapes, **{'distance.neighbours': 0}
+  )
 
 
 def test_an_image_level_experiment_reads_activations():
@@ -206,12 +216,111 @@ def test_protocols_are_rows_of_stages():
   assert [s.needs for s in semi] == [(), ('represent',), ('semi',)]
 
 
+@pytest.mark.parametrize('protocol', ['unsupervised', 'semi'])
+def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
+  """The stages before are as they were, so they are not run again."""
+  name, argument = 'pass_imagenet_s919', f'protocol={protocol}'
+  before = stage.all_settings(main.build_stages(load(name, argument)))
+  config = load(name, f'{argument},on=50')
+  stages = main.build_stages(config)
+  after = stage.all_settings(stages)
+  settings = after.pop('segment_on')
+  assert after == before
+  assert settings['settings']['segment_on']['data']['name'] == 'imagenet_s/50'
+  needed = {'unsupervised': 'finetune', 'semi': 'semi'}[protocol]
+  assert [s.needs for s in stages if s.name == 'segment_on'] == [(needed,)]
+  experiment = main.options.build(blocks.Experiment, config, 'config')
+  runner = main.Runner(experiment, sharding.make_mesh())
+  # Classes that were learned from masks have names: val's masks match nothing.
+  kinds = {'unsupervised': ['', '', 'label'], 'semi': ['', '']}[protocol]
+  found = runner._reads('segment_on')
+  assert [(data.name, kind) for data, _, kind, _ in found] == [
+    ('imagenet_s/50', kind) for kind in kinds
+  ]
+
+
+@pytest.mark.parametrize(
+  ('name', 'argument', 'message'),
+  [
+    ('pass_imagenet_s50', 'on=50', 'expected a smaller size than 50'),
+    ('pass_imagenet_s300', 'on=919', 'expected a smaller size than 300'),
+    ('pass_imagenet_s300', 'on=7', 'on=7: expected one of 50, 300, 919$'),
+    ('pass_imagenet_s300', 'on=50,protocol=distance', 'nothing that segments'),
+    ('pass_shapes', 'on=50', 'is unknown'),
+    ('pass_shapes', 'threshold=low', 'threshold=low: expected a number'),
+  ],
+)
+def test_options_that_cannot_be(name, argument, message):
+  with pytest.raises(ValueError, match=message):
+    load(name, argument)
+
+
+def test_thresholds_that_are_asked_for():
+  """0 is a threshold; that of attention is none of saliency."""
+  for argument, expected in (
+    ('', -1.0),
+    ('threshold=0', 0.0),
+    ('threshold=0.0,choose=published', 0.0),
+    ('threshold=0.25,saliency=rc', 0.25),
+    ('choose=published', 0.41),
+    ('choose=published,saliency=rc', 0.5),
+    ('saliency=rc', -1.0),
+  ):
+    found = load('pass_imagenet_s50', argument).label.threshold
+    assert found == expected, argument
+
+
+def test_submissions_say_what_the_servers_ask_for():
+  for name, network in (
+    ('pass_imagenet_s50', 'ResNet-18'),
+    ('pass_imagenet_s919', 'ResNet-50'),
+  ):
+    config = load(name, 'branch=pixpro')
+    for block in ('segment', 'segment_semi', 'distance'):
+      built = main.options.build(segment.About, config[block].about, 'about')
+      assert all(dataclasses.astuple(built))
+      assert built.networks == network and built.name == 'PASSp'
+      assert ('train-semi' in built.data) == (block != 'segment')
+  assert 'k = 10' in load('pass_imagenet_s50').distance.about.description
+
+
+def test_segments_of_masks_need_no_masks_of_val():
+  """Of test alone, say."""
+  config = load('pass_shapes', 'protocol=semi')
+  config.segment_semi.splits = ('test',)
+  experiment = main.options.build(blocks.Experiment, config, 'config')
+  runner = main.Runner(experiment, sharding.make_mesh())
+  assert [read[1:3] for read in runner._reads('segment_semi')] == [('test', '')]
+
+
+def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
+  opened = []
+
+  def open_split(runner, name, *_):
+    opened.append(name)
+    return fake_methods.ramps(1)
+
+  monkeypatch.setattr(main.Runner, '_open', open_split)
+  config = load('pass_shapes', 'saliency=somewhere')
+  config.label.report = ()
+  for threshold, expected in ((-1.0, ['', 'val']), (0.5, [''])):
+    config.label.threshold = threshold
+    experiment = main.options.build(blocks.Experiment, config, 'config')
+    main.Runner(experiment, sharding.make_mesh())._labelled_ids()
+    assert opened == expected
+    opened.clear()
+
+
 def test_how_many_images_are_looked_at_at_once_is_no_setting():
   config = load('pass_shapes')
   before = stage.all_settings(main.build_stages(config))
   for name in ('cluster', 'label', 'segment'):
     config[name].batch_size = 8
   assert stage.all_settings(main.build_stages(config)) == before
+  named = load('pass_imagenet_s50', 'protocol=distance')
+  settings = stage.all_settings(main.build_stages(named))
+  named.distance.about.name = 'ours'  # Nor is what is said of the method.
+  assert stage.all_settings(main.build_stages(named)) == settings
   config.cluster.restarts = 2
   assert stage.all_settings(main.build_stages(config)) != before
 
@@ -280,6 +389,22 @@ def test_a_dry_run_says_the_cost(capsys):
   said = capsys.readouterr().out
   assert '50,200 steps of 256 images' in said
   assert '11,176,512' in said
+
+
+def test_costs_are_those_of_all_stages():
+  """300 and 919 classes: one network, but for the last layer; more steps."""
+  names = ('represent', 'attend', 'finetune')
+  runner = main.PROGRAM.build_runner(load('pass_imagenet_s300'))
+  steps = {
+    name: sum(dry_run.cost(runner.plan(name)).step.values()) for name in names
+  }
+  for size in (300, 919):
+    module = importlib.import_module(f'configs.pass_imagenet_s{size}')
+    config = module.get_config()
+    total = sum(steps[n] * config[n].recipe.num_steps for n in names)
+    said = re.search(r'Cost:  ([\d.]+) EFLOPs: ([\d.]+) hours', module.__doc__)
+    assert float(said[1]) == pytest.approx(total / 1e18, rel=0.02)
+    assert float(said[2]) == pytest.approx(total / 400e12 / 3600, rel=0.03)
 
 
 def test_what_starts_from_a_run_of_pass_takes_its_encoder():

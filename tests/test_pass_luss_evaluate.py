@@ -194,7 +194,12 @@ def test_paths_that_do_not_agree(capsys, folders):
     *(f'--gt={folders / "gt"}', f'--pred={folders / "pred" / "val"}'),
     '--num_classes=5',
   ]
-  assert 'val/n00000000/0.png, ' in refused(capsys, argv)
+  name = 'n00000000/0.png'
+  assert refused(capsys, argv) == (
+    f'{folders}/gt and {folders}/pred/val have no path in common (val/{name} '
+    f'and {name}): paths below --gt and --pred have to agree, is one of the '
+    'folders a level deeper?'
+  )
 
 
 def test_sizes_that_differ(capsys, folders):
@@ -231,7 +236,7 @@ def test_predictions_that_are_ignored(capsys, folders):
   label_files.write(path, label)
   assert refused(capsys, flags(folders)) == (
     f'{path}: has id 1000 (pixels: 2), which is for ground truth: expected '
-    'predictions 0…5'
+    "predictions 0…5, write 0 for 'other'"
   )
 
 
@@ -280,9 +285,30 @@ def test_a_match_that_is_wrong(capsys, folders):
   assert refused(capsys, argv).startswith(f'{path}: cannot be read: No such')
   path.write_text('{"1": 9}')
   assert 'class 9 found; expected 0…5' in refused(capsys, argv)
-  # Of fewer categories than are predicted.
+  # Of fewer categories than are predicted, and without one that is.
+  first, *_, last = (folders / 'pred' / name for name in labels())
+  label_files.write(last, label_files.read(last, 5) * 0 + 5)
+  label_files.write(first, label_files.read(first, 5) * 0 + 2)
+  path.write_text('{"1": 1, "3": 3, "5": 2, "4": 4}')
+  advice = (
+    f'; the largest key of --match={path} is 5: add what is missing there, '
+    "with 0 for 'other'"
+  )
+  assert refused(capsys, argv) == (
+    f'{first}: has id 2, of which the matching says nothing{advice}'
+  )
   path.write_text('{"1": 1, "2": 2}')
-  assert 'expected 0…2' in refused(capsys, argv)
+  message = refused(capsys, argv)
+  assert 'expected 0…2' in message
+  assert message.endswith(advice.replace('is 5', 'is 2'))
+
+
+def test_ids_beyond_those_that_are_rematched(capsys, folders):
+  path = folders / 'pred' / next(iter(labels()))
+  label_files.write(path, label_files.read(path, 5) * 0 + 7)
+  assert refused(capsys, flags(folders, '--rematch')).endswith(
+    'expected 0…5: say by --num_generated how many ids there are'
+  )
 
 
 def test_a_match_that_cannot_be_written(capsys, folders):

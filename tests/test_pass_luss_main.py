@@ -1,5 +1,6 @@
 """PASS from the command line, as a user runs it, on a small folder."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,12 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from pass_luss import label_files
+from input_pipeline import errors
+from pass_luss import blocks, cluster, label_files, main, pseudo_labels
+from segcore import options, sharding, stage
 from tests import runs
 
 STAGES = (
   *('represent', 'distance', 'attend', 'cluster', 'label'),
-  *('finetune', 'segment', 'semi', 'segment_semi'),
+  *('finetune', 'segment', 'semi', 'segment_semi', 'segment_on'),
 )
 
 # `pass_shapes.py` on a folder of images, and shorter.
@@ -55,6 +58,10 @@ def get_config(argument=None):
   config.label.report = ('val',)
   config.segment.splits = config.segment_semi.splits = ('val',)
   config.semi.split = 'train'
+  config.segment_on = common.block(
+    **config.segment_semi, trained_by='semi',
+    data=dict(data.to_dict(), masks='bars', classes='bars.txt'),
+  )
   config.operation.update(log_every=1, save_every=3, record_ids=True)
   return config
 """
@@ -65,7 +72,7 @@ def config(tmp_path_factory):
   """A config of 15 images of discs and bars, of odd sizes."""
   folder = tmp_path_factory.mktemp('shapes')
   rng = np.random.default_rng(0)
-  for name in ('images', 'masks'):
+  for name in ('images', 'masks', 'bars'):
     (folder / name).mkdir()
   for i in range(15):
     height, width = 41 + i % 3, 47 - i % 2
@@ -79,7 +86,10 @@ def config(tmp_path_factory):
     image[mask > 0] += 120
     cv2.imwrite(str(folder / 'images' / f'{i:02}.png'), image)
     cv2.imwrite(str(folder / 'masks' / f'{i:02}.png'), mask)
+    # The same images in a data set of fewer classes, with ids of its own.
+    cv2.imwrite(str(folder / 'bars' / f'{i:02}.png'), mask // 2)
   (folder / 'classes.txt').write_text('other\ndisc\nbar\n')
+  (folder / 'bars.txt').write_text('other\nbar\n')
   path = folder / 'pass_folder.py'
   path.write_text(
     CONFIG.format(
@@ -165,6 +175,170 @@ def test_a_run_leaves_what_it_promises(whole):
   assert len(label_files.names(whole / 'segment' / 'val')) == 3
 
 
+def test_classes_of_another_data_set_are_found_by_their_names(whole):
+  """The same label maps; what 'bar' is worth has nothing to do with its id."""
+  match = json.loads((whole / 'segment_on' / 'match.json').read_text())
+  assert match == {'0': 0, '1': 0, '2': 1}
+  here, there = whole / 'segment_semi' / 'val', whole / 'segment_on' / 'val'
+  for name in label_files.names(here):
+    np.testing.assert_array_equal(
+      label_files.read(here / name, 2), label_files.read(there / name, 2)
+    )
+  of_run, of_bars = (
+    results_of(whole, name)['val']['per_class']['iou']
+    for name in ('segment_semi', 'segment_on')
+  )
+  assert set(of_bars) == {'other', 'bar'}
+  assert of_bars['bar'] == of_run['bar']
+
+
+def test_results_say_how_they_were_found(whole):
+  """DESIGN §3: protocol and step, and how a threshold was chosen."""
+  found = {
+    name: json.loads((whole / name / 'results.json').read_text())
+    for name in ('distance', 'label', 'segment', 'segment_semi')
+  }
+  assert {name: (x['protocol'], x['step']) for name, x in found.items()} == {
+    'distance': (
+      '10 nearest regions of train, temperature 0.07, short side 40; not '
+      'matched, and as SPLIT_rematched matched on the split itself',
+      6,
+    ),
+    'label': (
+      'attention counts, short side 40; categories matched with classes on val',
+      6,
+    ),
+    'segment': (
+      'logits, short side 40; categories matched with classes on val',
+      6,
+    ),
+    'segment_semi': (
+      'logits, short side 40; categories matched with classes by their names',
+      6,
+    ),
+  }
+  chosen = json.loads((whole / 'label' / 'threshold.json').read_text())
+  assert found['label']['threshold'] == chosen['threshold'] >= 0
+  assert found['label']['chosen_on'] == 'image_mask_folder val'
+  assert 'threshold' not in found['segment']
+
+
+# Stages in this process, on what the run has trained.
+
+
+def runner_of(config, **changes):
+  """What runs the stages of a config, on one device."""
+  spec = importlib.util.spec_from_file_location('pass_folder', config)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  found = module.get_config()
+  found.update_from_flattened_dict(changes)
+  experiment = options.build(blocks.Experiment, found, 'config')
+  return main.Runner(experiment, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+def place_of(folder, *needed):
+  return stage.Place(folder, {path.name: path for path in needed}, 'digest')
+
+
+def test_clusters_are_not_looked_for_again(
+  config, whole, tmp_path, monkeypatch
+):
+  """What was killed while it read the classes goes on there."""
+  runner = runner_of(config)
+  place = place_of(tmp_path / 'cluster', whole / 'attend')
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(cluster, 'tags_of', killed)
+    with pytest.raises(KeyboardInterrupt):
+      runner.run_cluster(place)
+  monkeypatch.setattr(cluster, 'features', killed)
+  assigned = np.load(place.directory / 'assignments.npy')
+  # Classes that are the clusters, by other numbers.
+  monkeypatch.setattr(cluster, 'tags_of', lambda split: 7 - assigned)
+  outputs = runner.run_cluster(place)
+  assert sorted(path.name for path in outputs) == [
+    *('assignments.npy', 'centroids.npy', 'clusters.json')
+  ]
+  said = json.loads((place.directory / 'clusters.json').read_text())
+  assert said['nmi'] == said['accuracy'] == pytest.approx(1.0)
+  assert said['num_rows'] == len(assigned) == 12
+  assert not (place.directory / 'features').exists()
+
+
+def test_whole_images_learn_the_cluster_that_k_means_gave_them(
+  config, whole, tmp_path
+):
+  runner = runner_of(config, **{'cluster.kind': 'image', 'label.report': ()})
+  clusters, represent = tmp_path / 'cluster', whole / 'represent'
+  runner.run_cluster(place_of(clusters, represent))
+  # Whatever they are: here no centroids would give the same.
+  given = np.arange(12, dtype=np.int32) // 3 % 2
+  np.save(clusters / 'assignments.npy', given)
+  runner.run_label(place_of(tmp_path / 'label', represent, clusters))
+  names = runner._open('').ids()
+  for name, category in zip(names, given, strict=True):
+    found = label_files.read(tmp_path / 'label' / 'train' / f'{name}.png', 2)
+    assert np.unique(found).tolist() == [1 + category]
+
+
+def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
+  config, whole, tmp_path, monkeypatch
+):
+  runner = runner_of(config)
+  place = place_of(tmp_path / 'label', whole / 'attend', whole / 'cluster')
+  _, labeller = runner._labeller(place)
+  swept = []
+
+  def sweep(labeller, split, *_):
+    swept.append(split.name)
+    return pseudo_labels.Sweep.empty(2, 2)
+
+  monkeypatch.setattr(pseudo_labels.Labeller, 'sweep', sweep)
+  found = [runner._threshold(place, 'label', labeller, 2) for _ in range(2)]
+  assert found[0] == found[1] and len(swept) == 1
+  assert found[0].chosen_on == swept[0]
+
+  drawn = []
+  monkeypatch.setattr(
+    pseudo_labels.pictures,
+    'grid',
+    lambda rows, names: drawn.append((rows, names)) or rows[0][0],
+  )
+
+  def left_half(example):
+    height, width = example['size'].tolist()
+    return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
+
+  some = runner._open('').select(np.array([3]))
+  labeller.panel(some, whole / 'label' / 'train', left_half)
+  ((((_, decided, _),), names),) = drawn
+  assert names[1] == 'saliency'
+  half = decided.shape[1] // 2
+  assert (decided[:, :half] == 255).all() and (decided[:, half:] == 0).all()
+
+
+def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
+  runner = runner_of(config, **{'distance.neighbours': 1000})
+  with pytest.raises(errors.UserError) as error:
+    runner.run_distance(place_of(tmp_path / 'distance', whole / 'represent'))
+  assert str(error.value) == (
+    'config.distance.neighbours: found 1000, expected at most 24, as there are '
+    'regions in image_mask_folder train'
+  )
+  one = runner._open('').select(np.array([0]))
+  with pytest.raises(errors.UserError) as error:
+    runner._check_clusters(one)
+  assert str(error.value) == (
+    'config.images: found 1 rows to cluster in image_mask_folder train (1 of '
+    '12 images), expected at least 2, one for each class: choose data with '
+    'more images'
+  )
+
+
 def test_the_evaluate_command_finds_what_the_stage_found(
   whole, config, tmp_path
 ):
@@ -195,14 +369,19 @@ def test_the_evaluate_command_finds_what_the_stage_found(
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
   config, whole, tmp_path
 ):
-  """In a step with a queue in use, and among the generated labels."""
+  """In a step with a queue in use, and among the generated labels.
+
+  And as if another data set had been asked for from the beginning.
+  """
   workdir = tmp_path / 'run'
+  before = tuple(name for name in STAGES if name != 'segment_on')
   labels = workdir / 'label' / 'train'
   for due in (
     runs.logged(workdir / 'represent', 4),
     lambda: labels.exists() and len([*labels.iterdir()]) > 3,
   ):
-    assert runs.stop_when(start(config, workdir), due)
+    process = start(config, workdir, f'--config.stages={before}')
+    assert runs.stop_when(process, due)
   process = start(config, workdir)
   assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
   for name in ('represent', 'attend', 'finetune', 'semi'):
@@ -215,7 +394,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
       assert runs.journal_of(workdir / name, journal) == runs.journal_of(
         whole / name, journal
       )
-  for name in ('distance', 'label', 'segment', 'segment_semi'):
+  for name in ('distance', 'label', 'segment', 'segment_semi', 'segment_on'):
     assert results_of(workdir, name) == results_of(whole, name)
 
 
@@ -228,7 +407,8 @@ def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
   workdir, port = tmp_path / 'two', runs.free_port()
   for name in ('represent', 'attend', 'finetune'):
     shutil.copytree(whole / name, workdir / name)
-  stages = tuple(name for name in STAGES if 'semi' not in name)
+  semi = ('semi', 'segment_semi', 'segment_on')
+  stages = tuple(name for name in STAGES if name not in semi)
   hosts = [
     start(
       config,

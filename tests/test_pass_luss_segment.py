@@ -356,6 +356,19 @@ def test_scores_are_doubled_again_and_again():
   np.testing.assert_allclose(outcome.total / outcome.count, expected, rtol=1e-5)
 
 
+def test_predicted_scores_are_doubled_once():
+  """Inside the model, that is; what training adds is for its labels."""
+  trained = finetune_of()
+  state = state_of(trained.segmenter)
+  images = symmetric(images_of(size=(32, 32)))
+  plain = np.asarray(trained.predict(state, images), np.float64)
+  doubled = dataclasses.replace(trained, doubles=True).predict(state, images)
+  assert plain.shape[1:3] == (4, 4)
+  np.testing.assert_allclose(
+    doubled, reference.bilinear(plain, (8, 8)), atol=1e-5
+  )
+
+
 @pytest.mark.parametrize('ignored', [False, True])
 def test_loss_of_fine_tuning(ignored):
   trained = finetune_of()
