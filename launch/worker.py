@@ -15,21 +15,6 @@ _LOG_BYTES = 1_000_000
 LOG_MARK = 'launch-log'
 WORKER_MARK = 'launch-worker'
 
-# Runs what was started last in the background to its end; a request to stop is
-# passed on to it. A signal ends `wait` early, hence the second and third.
-WAIT = """\
-child=$!
-trap 'kill -TERM "$child"' TERM
-wait "$child"
-code=$?
-while kill -0 "$child" 2> /dev/null; do
-  wait "$child"
-done
-wait "$child" 2> /dev/null
-last=$?
-[ "$last" -eq 127 ] || code=$last
-"""
-
 # The hosts of a slice find each other by what its machines are told. jax would
 # do so itself, were it asked to: but a program cannot know before that it runs
 # on several hosts, and files under /dev differ between the generations.
@@ -68,6 +53,28 @@ class Folder:
   def quoted(self) -> str:
     """The path, for a shell."""
     return shlex.quote(self.path)
+
+
+def wait(ask: str = 'kill -TERM "$child"') -> str:
+  """Waits for what was started last in the background.
+
+  A signal ends the shell's `wait` early, hence the second and third.
+
+  Args:
+    ask: passes a request to stop on to it; without single quotes.
+  """
+  return f"""\
+child=$!
+trap '{ask}' TERM
+wait "$child"
+code=$?
+while kill -0 "$child" 2> /dev/null; do
+  wait "$child"
+done
+wait "$child" 2> /dev/null
+last=$?
+[ "$last" -eq 127 ] || code=$last
+"""
 
 
 def unpack(folder: Folder, archive: str) -> str:
@@ -121,7 +128,7 @@ def run(folder: Folder, job: jobs.Job, before: str = '') -> str:
 here=$PWD
 cd {shlex.quote(folder.tree)} || exit 1
 {exports(job)}{before}{command} &
-{WAIT}echo "$code" > "$here/exit.partial"
+{wait()}echo "$code" > "$here/exit.partial"
 mv "$here/exit.partial" "$here/exit"
 """
 

@@ -444,7 +444,9 @@ def _start_devices(command: Command) -> hosts.Links | None:
     group.address,
     num_processes=group.count,
     process_id=group.index,
-    cluster_detection_method=None if group.found else 'deactivate',
+    local_device_ids=group.devices,
+    # Or jax would choose one device, under SLURM.
+    cluster_detection_method='deactivate',
     initialization_timeout=math.ceil(wanted.init_timeout),
     # Later than `watch`, which says who is lost.
     heartbeat_timeout_seconds=math.ceil(2 * wanted.peer_timeout) + 60,

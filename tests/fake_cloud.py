@@ -8,7 +8,8 @@ that quoting is what is tested. `scenario.json` says what goes wrong:
   preempt: how many of the machines are taken away while the job runs
   no_ssh: how many connections fail at first
   delete: answer of each deletion: 'ok' or 'error'
-  slow: seconds that some verbs of gcloud take
+  time_up: how often the time that SLURM gives a job ends while it runs
+  slow: seconds that some verbs of gcloud, and sbatch, take
   codes: what the job does in each run, by worker: see `fake_job`
 
 Called with the program it stands in for; the folder is in $FAKE_CLOUD.
@@ -383,6 +384,12 @@ def pods_of(found):
 
 
 def sbatch(arguments):
+  number = submit(arguments)
+  time.sleep(scenario('slow', {}).get('sbatch', 0))
+  print(number)
+
+
+def submit(arguments):
   script = pathlib.Path(arguments[-1])
   with world() as state:
     if next_of(state, 'create', scenario('create', [])) == 'quota':
@@ -397,11 +404,14 @@ def sbatch(arguments):
       'script': str(script),
       'log': flag(options, 'output').replace('%%', '%'),
       'nodes': flag(options, 'nodes'),
+      'name': flag(options, 'job-name'),
+      'cpus': flag(options, 'cpus-per-task'),
+      'tasks': [],
       'restarts': 0,
       'looks': 0,
       'pid': 0,
     }
-    print(number)
+    return number
 
 
 def begin(number, job):
@@ -410,6 +420,7 @@ def begin(number, job):
     'SLURM_JOB_ID': number,
     'SLURM_RESTART_COUNT': str(job['restarts']),
     'FAKE_NODES': job['nodes'],
+    **({'SLURM_CPUS_PER_TASK': job['cpus']} if job['cpus'] else {}),
   }
   with open(job['log'], 'a') as log:
     process = subprocess.Popen(
@@ -432,9 +443,12 @@ def alive(pid):
 
 
 def squeue(arguments):
-  number = flag(arguments, 'jobs')
+  number, name = flag(arguments, 'jobs'), flag(arguments, 'name')
   with world() as state:
     jobs = state.get('slurm', {})
+    if name:
+      print(*(n for n, job in jobs.items() if job['name'] == name), sep='\n')
+      return
     if number not in jobs:
       fail('slurm_load_jobs error: Invalid job id specified')
     job = jobs[number]
@@ -452,6 +466,10 @@ def squeue(arguments):
       job.update(restarts=job['restarts'] + 1, pid=0)
       print('PENDING')
       return
+    elif job['restarts'] < scenario('time_up', 0) and have_run(
+      job['restarts'] + 1, int(job['nodes'])
+    ):
+      os.kill(job['pid'], signal.SIGTERM)  # As by --signal=B:TERM@120.
     if alive(job['pid']):
       print('RUNNING')
     elif job.pop('requeue', False):
@@ -462,8 +480,8 @@ def squeue(arguments):
 
 
 def end(job):
-  kill_group(job['pid'])
-  kill_below(pathlib.Path(job['script']).parent)
+  for pid in (job['pid'], *job['tasks']):
+    kill_group(pid)
 
 
 def scancel(arguments):
@@ -473,8 +491,12 @@ def scancel(arguments):
     if job is None:
       fail('scancel: error: Invalid job id specified')
     if '--signal=TERM' in arguments:
+      # To the batch script alone, or to all processes of all steps.
       with contextlib.suppress(ProcessLookupError):
-        os.kill(job['pid'], signal.SIGTERM)
+        if '--batch' in arguments:
+          os.kill(job['pid'], signal.SIGTERM)
+        for task in [] if '--batch' in arguments else job['tasks']:
+          os.killpg(task, signal.SIGTERM)
       return
     if job['pid']:
       end(job)
@@ -488,14 +510,25 @@ def scontrol(arguments):
 
 def srun(arguments):
   command = arguments[2:]
-  tasks = [
-    subprocess.Popen(
-      command,
-      env={**os.environ, 'SLURM_PROCID': str(i), 'FAKE_WORKER': str(i)},
-    )
-    for i in range(int(os.environ['FAKE_NODES']))
-  ]
-  signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+  environment = dict(os.environ)
+  environment['SLURM_CPUS_PER_TASK'] = environment.pop('SRUN_CPUS_PER_TASK', '')
+  with world() as state:
+    tasks = [
+      subprocess.Popen(
+        command,
+        env={**environment, 'SLURM_PROCID': str(i), 'FAKE_WORKER': str(i)},
+        start_new_session=True,
+      )
+      for i in range(int(os.environ['FAKE_NODES']))
+    ]
+    job = state['slurm'][os.environ['SLURM_JOB_ID']]
+    job['tasks'] = [task.pid for task in tasks]
+
+  def force(*_):  # "forcing job termination"
+    for task in tasks:
+      kill_group(task.pid)
+
+  signal.signal(signal.SIGTERM, force)
   sys.exit(max(task.wait() for task in tasks))
 
 

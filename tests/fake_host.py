@@ -11,7 +11,7 @@ from segcore import hosts, watch
 
 
 def main(index: int, count: int, port: int, ending: str) -> int:
-  group = hosts.Group(f'127.0.0.1:{port}', count, index, found=False)
+  group = hosts.Group(f'127.0.0.1:{port}', count, index)
   links = hosts.meet(group, {'jax': '1'}, timeout=60.0)
   with watch.Watch(links, patience=3.0) as watching:
     print('all are there', flush=True)

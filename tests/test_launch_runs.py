@@ -108,6 +108,34 @@ def test_preemption_starts_it_again(cloud, place):
     assert err.count('the machines are gone') == 2
 
 
+def test_the_end_of_slurms_time_is_used_to_save(cloud):
+  cloud.plan(time_up=1, codes=[['wait', 'wait']])
+  code, out, err = cloud.launch('slurm')
+  assert code == 0, out + err
+  assert out.count('saved') == 2
+  assert [len(cloud.runs(worker)) for worker in (0, 1)] == [2, 2]
+  assert cloud.left() == []
+
+
+def test_srun_is_told_of_the_cores_of_a_task(cloud):
+  assert cloud.launch('slurm', '--also=--cpus-per-task=7')[0] == 0
+  assert cloud.runs(1)[0]['env']['SLURM_CPUS_PER_TASK'] == '7'
+
+
+def test_a_job_of_slurm_whose_number_was_not_noted_is_found(cloud):
+  cloud.plan(ready=-1, slow={'sbatch': 1})
+  first = cloud.start('slurm')
+  cloud.until(lambda: cloud.state().get('slurm'), 'it is submitted')
+  first.kill()
+  first.wait()
+  cloud.plan()
+  code, _, err = cloud.launch('slurm')
+  assert code == 0, err
+  assert 'attached' in err
+  assert cloud.called('sbatch') == 1
+  assert [path for path in cloud.left() if '.cache' not in path] == []
+
+
 @pytest.mark.parametrize(
   ('place', 'status'),
   [*((place, 1) for place in FEW), ('gke', 2), ('slurm', 2)],

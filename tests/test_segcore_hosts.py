@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 from jax._src import clusters
 from jax._src.clusters import cloud_tpu_cluster
@@ -26,9 +27,7 @@ def meet(*known, count=None, timeout=20.0, indices=None):
   found = [None] * len(known)
 
   def come(place, index):
-    group = hosts.Group(
-      f'127.0.0.1:{port}', count or len(known), index, found=False
-    )
+    group = hosts.Group(f'127.0.0.1:{port}', count or len(known), index)
     try:
       found[place] = hosts.meet(group, known[place], timeout).names
     except errors.UserError as error:
@@ -98,7 +97,7 @@ def test_other_numbers_of_processes_are_a_difference():
 
 def test_strangers_at_the_door_do_not_disturb():
   port = runs.free_port()
-  group = hosts.Group(f'127.0.0.1:{port}', 2, 0, found=False)
+  group = hosts.Group(f'127.0.0.1:{port}', 2, 0)
   found = []
   thread = threading.Thread(
     target=lambda: found.append(hosts.meet(group, {}, timeout=20.0))
@@ -147,8 +146,8 @@ def test_hosts_that_are_named(monkeypatch):
     JAX_NUM_PROCESSES='4',
     JAX_PROCESS_ID='3',
   )
-  assert hosts.find(None, 1.0) == ('a:1234', 4, 3, False)
-  assert hosts.find(99, 1.0) == ('a:99', 4, 3, False)
+  assert hosts.find(None, 1.0) == ('a:1234', 4, 3, None)
+  assert hosts.find(99, 1.0) == ('a:99', 4, 3, None)
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'a')
   assert hosts.find(None, 1.0).address == 'a:8482'
   monkeypatch.setenv('JAX_PROCESS_ID', '4')
@@ -174,7 +173,7 @@ def test_a_tpu_is_known_by_jax_and_not_by_files(monkeypatch):
     cloud_tpu_cluster, 'get_metadata', lambda key: (metadata[key], 200)
   )
   monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
-  assert hosts.find(None, 1.0) == ('10.0.0.1:8482', 2, 1, True)
+  assert hosts.find(None, 1.0) == ('10.0.0.1:8482', 2, 1, None)
   assert hosts.find(7000, 1.0).address == '10.0.0.1:7000'
 
 
@@ -188,8 +187,32 @@ def test_under_slurm_only_tasks_of_srun_are_a_group(monkeypatch):
     SLURM_STEP_NODELIST='n[3-4]',
     SLURM_PROCID='1',
     SLURM_LOCALID='0',
+    SLURM_STEP_NUM_NODES='2',
   )
-  assert hosts.find(None, 1.0) == ('n3:61441', 2, 1, True)
+  assert hosts.find(None, 1.0) == ('n3:61441', 2, 1, None)
+  # Of several tasks on a node each has a device.
+  set_variables(monkeypatch, SLURM_NTASKS='8', SLURM_LOCALID='3')
+  assert hosts.find(None, 1.0).devices == (3,)
+
+
+@pytest.mark.usefixtures('_no_variables')
+@pytest.mark.parametrize('devices', [None, (3,)])
+def test_jax_is_told_all_and_finds_out_nothing(monkeypatch, devices):
+  told = {}
+  group = hosts.Group('n3:61441', 2, 1, devices)
+  monkeypatch.setattr(hosts, 'find', lambda *_: group)
+  monkeypatch.setattr(hosts, 'meet', lambda *_: None)
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
+  monkeypatch.setattr(
+    jax.distributed,
+    'initialize',
+    lambda address, **more: told.update(more),
+  )
+  config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
+  app._start_devices(app.parse(['main', config]))
+  # As SLURM, jax would take one device of the node.
+  assert told['cluster_detection_method'] == 'deactivate'
+  assert told['local_device_ids'] == devices
 
 
 def test_flags_say_where_and_how_long():

@@ -147,7 +147,7 @@ python3 -m venv venv
 {worker.requirements('tpu')}set +e
 cd tree
 {command} &
-{worker.WAIT}{_HOLD}"""
+{worker.wait()}{_HOLD}"""
 
   def manifest(self, commit: str) -> dict[str, Any]:
     """The JobSet, which makes a headless service for its pods by itself."""

@@ -6,6 +6,7 @@ because the job's script asks for it. SIGTERM comes 120 s before the time ends.
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import shlex
@@ -20,6 +21,8 @@ _SIGNAL_SECONDS = 120
 # Looks in a row without job and without result: files may come late.
 _LATE_LOOKS = 4
 _GONE = re.compile('Invalid job id', re.IGNORECASE)
+# srun would kill its tasks at SIGTERM; this reaches them, and not the script.
+_ASK_TASKS = 'scancel --signal=TERM "$SLURM_JOB_ID"'
 
 # What the workers' exit statuses mean together, as `job.combine` has it.
 _COMBINE = """\
@@ -129,7 +132,7 @@ class Slurm:
 root={self._here.quoted}
 cd "$root/tree" || exit 1
 {command} &
-{worker.WAIT}echo "$code" > "$root/exit.$SLURM_PROCID"
+{worker.wait()}echo "$code" > "$root/exit.$SLURM_PROCID"
 exit "$code"
 """
 
@@ -137,11 +140,13 @@ exit "$code"
     """The script that is submitted."""
     lines = ''.join(f'#SBATCH {shlex.quote(o)}\n' for o in self._options())
     combine = _COMBINE.format(last=self.hosts - 1)
+    wait = max(1, math.ceil(self.grace))  # 0 would be without end.
     return f"""\
 #!/bin/bash
 {lines}# Runs the job on all nodes; asks to be run again after an interruption.
 root={self._here.quoted}
 cd "$root" || exit 1
+[ -f job.json ] || exit 1  # It was deleted meanwhile.
 rm -f exit.* result
 if [ ! -f installed ]; then
   {shlex.quote(self.python)} -m venv venv || exit 1
@@ -149,8 +154,11 @@ if [ ! -f installed ]; then
   touch installed
 fi
 {worker.exports(self.job)}\
-srun --kill-on-bad-exit=0 --wait={self.grace:.0f} bash "$root/task.sh" &
-{worker.WAIT}{combine}\
+# srun does not take it from sbatch.
+[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] \\
+  || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+srun --kill-on-bad-exit=0 --wait={wait} bash "$root/task.sh" &
+{worker.wait(_ASK_TASKS)}{combine}\
 restarts=${{SLURM_RESTART_COUNT:-0}}
 if [ "$result" -eq 75 ] && [ ! -f stopping ] \\
     && [ "$restarts" -lt {self.retries} ]; then
@@ -193,6 +201,11 @@ exit "$result"
     path = self.root / 'job.json'
     if not path.exists():
       return None
+    if not self._id:  # Whoever has submitted it was ended before it was noted.
+      result = self.run(_look_for(self.job.name))
+      if result.code:
+        raise errors.UserError(f'squeue: {result.last_line}')
+      (self.root / 'id').write_text(result.out.strip().rpartition('\n')[2])
     return backends.Found(**json.loads(path.read_text()))
 
   @property
@@ -205,7 +218,7 @@ exit "$result"
     self._seen = 0
     try:
       self.root.mkdir(parents=True, exist_ok=True)
-      for name in ('log', 'stopping', 'result'):
+      for name in ('id', 'log', 'stopping', 'result'):
         (self.root / name).unlink(missing_ok=True)
       (self.root / 'install.sh').write_text(self._install())
       (self.root / 'task.sh').write_text(self.task())
@@ -317,6 +330,10 @@ exit "$result"
 
 def _look(job: str) -> list[str]:
   return ['squeue', '--noheader', f'--jobs={job}', '--format=%T']
+
+
+def _look_for(name: str) -> list[str]:
+  return ['squeue', '--noheader', '--me', f'--name={name}', '--format=%i']
 
 
 def _term(job: str) -> list[str]:
