@@ -11,9 +11,12 @@ line.
 """
 
 import argparse
+import math
 import pathlib
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from input_pipeline import command_line, errors
 from launch import accelerators, backends, shell, source, supervise
@@ -30,8 +33,8 @@ _NEEDED = {
 }
 _TAKEN = {
   'local': ('hosts', 'port'),
-  'tpu_vm': ('provisioning', 'runtime', 'also'),
-  'queued': ('provisioning', 'runtime', 'also'),
+  'tpu_vm': ('provisioning', 'runtime', 'also', 'mounted'),
+  'queued': ('provisioning', 'runtime', 'also', 'mounted'),
   'gke': (
     *('provisioning', 'reservation', 'context', 'namespace', 'image'),
     *('fetch_image', 'service_account'),
@@ -41,6 +44,11 @@ _TAKEN = {
     'also',
   ),
 }
+# Those that say on what the job runs: it is not another's to take over.
+_PLACE = (
+  *('backend', 'accelerator', 'provisioning', 'reservation', 'runtime'),
+  *('hosts', 'gres', 'partition', 'time', 'also'),
+)
 _PROVISIONING = ('on_demand', 'spot', 'reserved')
 
 
@@ -50,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     arguments, command = _parse(argv)
     job = jobs.make(
-      command, _workdir(arguments), arguments.env, arguments.name or ''
+      *(command, _workdir(arguments), arguments.env),
+      *(arguments.name or '', _place(arguments)),
     )
     backend = _backend(arguments, job, run)
     with run.heard(supervise.say):
@@ -134,9 +143,19 @@ def _delete(backend: backends.Backend) -> int:
 def _workdir(arguments: argparse.Namespace) -> str:
   """The folder as every worker names it; absolute, if it is one of here."""
   text = arguments.workdir
+  if re.match(r'\w{2,}:/(?!/)', text):
+    raise errors.UserError(
+      f'--workdir: found {text}, expected two slashes after the colon'
+    )
   if not text or '://' in text:
     return text
   return str(pathlib.Path(text).expanduser().absolute())
+
+
+def _place(arguments: argparse.Namespace) -> list[str]:
+  """What the job is to run on, as flags."""
+  found = {flag: getattr(arguments, flag) for flag in _PLACE}
+  return [f'--{flag}={value}' for flag, value in found.items() if value]
 
 
 def _backend(
@@ -198,8 +217,39 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   return _parser().parse_args(own), command
 
 
+class _Parser(argparse.ArgumentParser):
+  """Complains in one line, as everything here does."""
+
+  def error(self, message: str) -> NoReturn:
+    raise errors.UserError(message.removeprefix('argument '))
+
+
+def _at_least(least: float, kind: type = float) -> Callable[[str], int | float]:
+  """Reads a number of a flag; the least one is allowed."""
+
+  def read(text: str) -> int | float:
+    try:
+      value = kind(text)
+    except ValueError:
+      value = math.nan
+    if not least <= value < math.inf:
+      what = 'a whole number' if kind is int else 'a number'
+      raise argparse.ArgumentTypeError(
+        f'found {text}, expected {what} >= {least:g}'
+      )
+    return value
+
+  return read
+
+
+def _port(text: str) -> int:
+  if not text.isdigit() or not 1 <= int(text) <= 65535:
+    raise argparse.ArgumentTypeError(f'found {text}, expected 1 to 65535')
+  return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     'python -m launch',
     usage='%(prog)s --backend=… --workdir=… [flags] -- -m MODULE [its flags]',
     description=__doc__.partition('\n')[0],
@@ -220,12 +270,14 @@ def _parser() -> argparse.ArgumentParser:
   add('--dry_run', action='store_true', help='print what would be done')
   add('--delete', action='store_true', help='delete what is there, and end')
   add('--keep', action='store_true', help='delete nothing at the end')
-  add('--wait', type=float, help='seconds until the job can start; 0: any')
-  add('--retries', type=int, default=50, help='after 75 and preemption')
-  add('--backoff', type=float, default=30.0, help='seconds before the first')
-  add('--backoff_max', type=float, default=600.0, help='it doubles up to this')
-  add('--poll', type=float, default=15.0, help='seconds between two looks')
-  add('--grace', type=float, default=120.0, help='seconds for saving')
+  number, whole = _at_least(0.0), _at_least(0.0, int)
+  add('--wait', type=number, help='seconds until the job can start; 0: any')
+  add('--retries', type=whole, default=50, help='after 75 and preemption')
+  add('--backoff', type=number, default=30.0, help='seconds before the first')
+  add('--backoff_max', type=number, default=600.0, help='it doubles up to this')
+  look = _at_least(0.1)
+  add('--poll', type=look, default=15.0, help='seconds between two looks')
+  add('--grace', type=number, default=120.0, help='seconds for saving')
   group = parser.add_argument_group('TPUs')
   add = group.add_argument
   add('--accelerator', help='v5e-64, v4-8, …')
@@ -233,6 +285,12 @@ def _parser() -> argparse.ArgumentParser:
   add('--project')
   add('--provisioning', choices=_PROVISIONING)
   add('--runtime', help='software of TPU VMs, if not the usual one')
+  add(
+    '--mounted',
+    action='store_const',
+    const=True,
+    help='--workdir is a folder that all TPU VMs mount',
+  )
   group = parser.add_argument_group('GKE')
   add = group.add_argument
   add('--reservation', help='name of the reservation')
@@ -243,8 +301,12 @@ def _parser() -> argparse.ArgumentParser:
   add('--service_account', help='of Kubernetes; reads and writes the bucket')
   group = parser.add_argument_group('SLURM and local')
   add = group.add_argument
-  add('--hosts', type=int, help='nodes, or processes on this machine')
-  add('--port', type=int, help='local: where the processes find each other')
+  add(
+    '--hosts',
+    type=_at_least(1.0, int),
+    help='nodes, or processes on this machine',
+  )
+  add('--port', type=_port, help='local: where the processes find each other')
   add('--gres', help='of each node: gpu:8')
   add('--partition')
   add('--account')

@@ -58,14 +58,16 @@ class Folder:
 def wait(ask: str = 'kill -TERM "$child"') -> str:
   """Waits for what was started last in the background.
 
-  A signal ends the shell's `wait` early, hence the second and third.
+  A signal ends the shell's `wait` early, hence the second and third. More
+  signals would confuse it: they are ignored. Bash may lose the status of what
+  ends at the same moment and say -1: then it is to be run again.
 
   Args:
     ask: passes a request to stop on to it; without single quotes.
   """
   return f"""\
 child=$!
-trap '{ask}' TERM
+trap 'trap "" TERM; {ask}' TERM
 wait "$child"
 code=$?
 while kill -0 "$child" 2> /dev/null; do
@@ -74,6 +76,7 @@ done
 wait "$child" 2> /dev/null
 last=$?
 [ "$last" -eq 127 ] || code=$last
+[ "$last" -ge 0 ] || code={jobs.PREEMPTED}
 """
 
 

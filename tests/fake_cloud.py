@@ -7,6 +7,10 @@ that quoting is what is tested. `scenario.json` says what goes wrong:
   ready: looks until machines are ready; -1: never
   preempt: how many of the machines are taken away while the job runs
   no_ssh: how many connections fail at first
+  cut_off: ssh reaches none of the machines, though they are there; or the
+    first worker alone: 'some'
+  expired: gcloud has forgotten who calls it
+  lag: looks until what was made is seen
   delete: answer of each deletion: 'ok' or 'error'
   time_up: how often the time that SLURM gives a job ends while it runs
   slow: seconds that some verbs of gcloud, and sbatch, take
@@ -40,7 +44,9 @@ def world():
     try:
       yield state
     finally:
-      path.write_text(json.dumps(state, indent=1))
+      # Whole or not at all: the launcher may end this process.
+      path.with_suffix('.new').write_text(json.dumps(state, indent=1))
+      path.with_suffix('.new').replace(path)
 
 
 def scenario(name, default):
@@ -94,7 +100,10 @@ def gcloud(arguments):
   if arguments[:1] == ['storage']:
     return storage(arguments[1:])
   group, verb, *rest = arguments[2:]
-  time.sleep(scenario('slow', {}).get(verb, 0))
+  if scenario('expired', False):
+    fail('ERROR: (gcloud) Reauthentication failed. cannot prompt.')
+  # As ssh does, it keeps the pipes open.
+  subprocess.run(['sleep', str(scenario('slow', {}).get(verb, 0))])
   names = [a for a in rest if not a.startswith('--')]
   {
     'create': create,
@@ -112,6 +121,8 @@ def create(group, names, rest):
     if answer == 'quota':
       fail('ERROR: RESOURCE_EXHAUSTED: Quota limit TPUS has been exceeded.')
     if answer == 'stockout':
+      if '--async' in rest:  # It is the operation that fails.
+        return
       fail('ERROR: There is no more capacity in the zone "z".')
     if name in state.setdefault('tpus', {}):
       fail(f'ERROR: ALREADY_EXISTS: {name}')
@@ -119,7 +130,9 @@ def create(group, names, rest):
     state['tpus'][name] = {
       'group': group,
       'labels': labels,
-      'looks': 0,
+      # If it is waited for, it is ready.
+      'looks': 0 if '--async' in rest else 10**6,
+      'lag': scenario('lag', 0),
       'preempted': False,
       'hosts': hosts_of(flag(rest, 'accelerator-type')),
       'number': state['counts']['create'] - 1,
@@ -133,11 +146,20 @@ def is_ready(tpu):
   return ready >= 0 and tpu['looks'] > ready
 
 
+def seen(state, group, name):
+  """What there is of a name, as far as it is seen already."""
+  tpu = state.get('tpus', {}).get(name)
+  late = tpu is not None and tpu['lag'] > 0
+  if late:
+    tpu['lag'] -= 1
+  if late or tpu is None or tpu['group'] != group:
+    fail(f'ERROR: NOT_FOUND: {name} was not found')
+  return tpu
+
+
 def describe(group, names, rest):
   with world() as state:
-    tpu = state.get('tpus', {}).get(names[0])
-    if tpu is None or tpu['group'] != group:
-      fail(f'ERROR: NOT_FOUND: {names[0]} was not found')
+    tpu = seen(state, group, names[0])
     tpu['looks'] += 1
     if group == 'tpu-vm':
       state = 'READY' if is_ready(tpu) else 'CREATING'
@@ -155,8 +177,7 @@ def delete(group, names, rest):
   with world() as state:
     if next_of(state, 'delete', scenario('delete', [])) == 'error':
       fail('ERROR: UNAVAILABLE: try again')
-    if names[0] not in state.get('tpus', {}):
-      fail(f'ERROR: NOT_FOUND: {names[0]} was not found')
+    seen(state, group, names[0])
     kill_below(machine(names[0]))
     shutil.rmtree(machine(names[0]))
     del state['tpus'][names[0]]
@@ -168,7 +189,9 @@ def reached(name):
     tpu = state.get('tpus', {}).get(name)
     if tpu is None or not is_ready(tpu):
       fail(f'ERROR: {name} is not there')
-    if next_of(state, 'ssh', ['no'] * scenario('no_ssh', 0)) == 'no':
+    cut_off = scenario('cut_off', False)
+    refused = next_of(state, 'ssh', ['no'] * scenario('no_ssh', 0)) == 'no'
+    if refused or (cut_off and cut_off != 'some'):
       fail('ssh: connect to host: Connection refused', 255)
     number = tpu['number']
     due = number < scenario('preempt', 0)
@@ -177,7 +200,7 @@ def reached(name):
       kill_below(machine(name))
     if tpu['preempted']:
       fail('ssh: connect to host: Connection timed out', 255)
-    return tpu['hosts']
+    return 1 if cut_off else tpu['hosts']
 
 
 def ssh(group, names, rest):
@@ -466,8 +489,10 @@ def squeue(arguments):
       job.update(restarts=job['restarts'] + 1, pid=0)
       print('PENDING')
       return
-    elif job['restarts'] < scenario('time_up', 0) and have_run(
-      job['restarts'] + 1, int(job['nodes'])
+    elif (
+      job['restarts'] < scenario('time_up', 0)
+      and have_run(job['restarts'] + 1, int(job['nodes']))
+      and job.pop('warn', True)
     ):
       os.kill(job['pid'], signal.SIGTERM)  # As by --signal=B:TERM@120.
     if alive(job['pid']):

@@ -110,10 +110,13 @@ class Cloud:
   def arguments(self, place: str, *flags: str, command=()) -> list[str]:
     """A command line of the launcher."""
     workdir = 'gs://bucket/run' if place == 'gke' else f'{self.root}/work dir'
+    # What goes with the machines is of no use; it is refused.
+    mounted = ['--mounted'] if place in ('tpu_vm', 'queued') else []
     # Those of a test come last, and count.
     return [
       f'--backend={place}',
       *PLACES[place],
+      *mounted,
       *QUICK,
       f'--workdir={workdir}',
       '--name=job',

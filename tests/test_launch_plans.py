@@ -169,6 +169,8 @@ def test_every_topology_has_its_chips():
       assert found.hosts * found.chips_per_host == sides
 
 
+LOCAL = ['--backend=local', '--workdir=r']
+GKE = ['--backend=gke', '--accelerator=v4-8', '--workdir=gs://b/r']
 TPU = ['--backend=queued', '--zone=z', '--project=p', '--workdir=gs://b/r']
 
 
@@ -212,6 +214,47 @@ TPU = ['--backend=queued', '--zone=z', '--project=p', '--workdir=gs://b/r']
     (
       ['--backend=gke', '--accelerator=v4-8', '--workdir=/r'],
       '--workdir: found /r, expected gs://…: nothing else outlives a pod',
+    ),
+    (
+      [*TPU[:3], '--workdir=/r', '--accelerator=v4-8'],
+      '--workdir: found /r, expected gs://…: the disks of the machines go with '
+      'them; --mounted says that all machines mount it',
+    ),
+    (
+      [*TPU[:3], '--workdir=gs:/b/r', '--accelerator=v4-8'],
+      '--workdir: found gs:/b/r, expected two slashes after the colon',
+    ),
+    (
+      [*LOCAL, '--mounted'],
+      '--mounted is not of --backend=local',
+    ),
+    (
+      [*LOCAL, '--port=99999'],
+      '--port: found 99999, expected 1 to 65535',
+    ),
+    (
+      [*LOCAL, '--hosts=0'],
+      '--hosts: found 0, expected a whole number >= 1',
+    ),
+    (
+      [*LOCAL, '--poll=0'],
+      '--poll: found 0, expected a number >= 0.1',
+    ),
+    (
+      [*LOCAL, '--grace=nan'],
+      '--grace: found nan, expected a number >= 0',
+    ),
+    (
+      [*LOCAL, '--retries=-3'],
+      '--retries: found -3, expected a whole number >= 0',
+    ),
+    (
+      [*LOCAL, '--wait=soon'],
+      '--wait: found soon, expected a number >= 0',
+    ),
+    (
+      [*GKE, '--provisioning=spot', '--reservation=r'],
+      '--reservation: found r, expected it with --provisioning=reserved only',
     ),
     (
       ['--backend=slurm', '--workdir=/r', '--also=--qos=a\ntouch b'],
@@ -307,6 +350,11 @@ def test_what_exit_statuses_mean_together(codes, together):
 def test_exit_statuses_are_those_of_training():
   assert jobs.USER_ERROR == app.EXIT_USER_ERROR
   assert jobs.PREEMPTED == app.EXIT_PREEMPTED
+
+
+@pytest.mark.parametrize(('grace', 'wait'), [('0.2', 1), ('7.5', 8)])
+def test_slurm_waits_for_a_while_and_not_for_ever(cloud, capfd, grace, wait):
+  assert f' --wait={wait} ' in shown(capfd, 'slurm', f'--grace={grace}')
 
 
 def test_pauses_grow_to_their_end():

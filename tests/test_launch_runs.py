@@ -189,6 +189,73 @@ def test_a_refusal_is_one_line(cloud, place):
   assert cloud.left() == []
 
 
+@pytest.mark.parametrize('cut_off', [True, 'some'])
+def test_machines_are_gone_only_if_others_are_reached(cloud, cut_off):
+  cloud.plan(codes=[['wait', 'wait']], cut_off=False)
+  process = cloud.start('queued')
+  cloud.until(lambda: cloud.runs(0) and cloud.runs(1), 'it runs')
+  cloud.plan(codes=[['wait', 'wait']], cut_off=cut_off)
+  if cut_off == 'some':
+    deletions = ('gcloud', 'compute', 'tpus', 'queued-resources', 'delete')
+    cloud.until(lambda: cloud.called(*deletions), 'it is deleted')
+    cloud.plan()
+  else:
+    looks = len(cloud.calls())
+    # Two commands a look, and looks in a row that would be too many.
+    cloud.until(lambda: len(cloud.calls()) > looks + 2 * 22, 'many looks')
+    cloud.plan()
+    (cloud.root / 'go').touch()
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 0, err
+  assert len(cloud.runs()) == (2 if cut_off == 'some' else 1)
+  if cut_off == 'some':
+    assert 'the machines are gone (1 of 2 workers answer' in err
+  else:
+    assert ': 0 of 2 workers answer (ssh: connect to host: ' in err, err
+    assert 'this machine may be cut off' in err
+  assert cloud.left() == []
+
+
+@pytest.mark.parametrize('place', ['tpu_vm', 'queued', 'gke'])
+def test_what_somebody_deletes_is_not_made_again(cloud, place):
+  cloud.plan(codes=[['wait', 'wait']])
+  process = cloud.start(place)
+  cloud.until(lambda: cloud.runs(0) and cloud.runs(1), 'it runs')
+  assert cloud.launch(place, '--delete')[0] == 0
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 1, err
+  assert 'launch: somebody has deleted job (there is no' in err
+  assert len(cloud.runs()) == 1
+  assert cloud.left() == []
+
+
+def test_an_expired_login_is_told(cloud):
+  cloud.plan(codes=[['wait', 'wait']])
+  process = cloud.start('queued')
+  cloud.until(lambda: cloud.runs(0) and cloud.runs(1), 'it runs')
+  cloud.plan(codes=[['wait', 'wait']], expired=True)
+  for line in process.stderr:
+    if 'Reauth' in line:
+      break
+  assert line.startswith('launch: not reached since '), line
+  assert ': no answer (gcloud: ERROR: (gcloud) Reauthentication' in line
+  cloud.plan()
+  (cloud.root / 'go').touch()
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 0, err
+  assert 'not reached' not in err  # It is told once.
+
+
+def test_what_is_seen_late_is_deleted(cloud):
+  cloud.plan(lag=3, slow={'create': 0.3})
+  process = cloud.start('queued')
+  cloud.until(lambda: 'job' in cloud.state().get('tpus', {}), 'it is made')
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 130, err
+  assert cloud.left() == []
+
+
 def test_no_room_is_asked_for_again(cloud):
   cloud.plan(create=['stockout', 'stockout'])
   code, _, err = cloud.launch('tpu_vm')
@@ -198,7 +265,7 @@ def test_no_room_is_asked_for_again(cloud):
 
 
 def test_machines_that_do_not_answer_at_once(cloud):
-  cloud.plan(no_ssh=2)
+  cloud.plan(no_ssh=8)
   code, _, err = cloud.launch('tpu_vm')
   assert code == 0, err
   assert len(cloud.runs()) == 1
@@ -207,7 +274,7 @@ def test_machines_that_do_not_answer_at_once(cloud):
 PHASES = {
   'create': {'slow': {'create': 0.3}},
   'wait': {'ready': -1},
-  'scp': {'slow': {'scp': 5}},
+  'scp': {'slow': {'scp': 60}},
   'install': {'slow': {'ssh': 0.2}},
   'run': {'codes': [['wait', 'wait']]},
   'back off': {'codes': [[75, 75]]},
@@ -321,12 +388,22 @@ def test_another_job_of_the_name_is_refused(cloud, place):
   code, _, err = cloud.launch(place, command=['-m', 'fake_job', 'other'])
   assert code == 2
   assert err == (
-    'error: --name: job is there already, for another command; choose another '
-    'name, or delete it with --delete\n'
+    'error: --name: job is there already, for another command or other '
+    'machines; choose another name, or delete it with --delete\n'
   )
   assert first.poll() is None
   first.send_signal(signal.SIGINT)
   first.communicate(timeout=20)
+
+
+@pytest.mark.parametrize('place', ['local', 'queued', 'slurm'])
+def test_other_machines_are_another_job(cloud, place):
+  assert cloud.launch(place, '--keep')[0] == 0
+  flag = '--accelerator=v4-32' if place == 'queued' else '--hosts=3'
+  code, _, err = cloud.launch(place, flag)
+  assert code == 2
+  assert 'is there already, for another command or other machines' in err
+  assert cloud.left()  # What runs is not touched.
 
 
 @pytest.mark.parametrize('place', FEW)
@@ -354,16 +431,17 @@ def test_ctrl_c_with_keep_lets_it_run(cloud):
 
 
 def test_what_cannot_be_deleted_at_once_is_tried_again(cloud):
-  cloud.plan(delete=['error', 'error'])
-  code, _, err = cloud.launch('tpu_vm')
+  cloud.plan(delete=['error'] * 6)
+  code, _, err = cloud.launch('tpu_vm', '--backoff_max=0.01')
   assert code == 0, err
   assert cloud.left() == []
 
 
 def test_what_cannot_be_deleted_is_said_aloud(cloud):
-  cloud.plan(delete=['error'] * 3)
-  code, _, err = cloud.launch('tpu_vm')
+  cloud.plan(delete=['error'] * 12)
+  code, _, err = cloud.launch('tpu_vm', '--backoff_max=0.01')
   assert code == 1
+  assert sum('delete' in call for call in cloud.calls()) == 12
   assert 'job MAY STILL COST MONEY' in err.splitlines()[-1]
 
 

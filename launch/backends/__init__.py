@@ -16,6 +16,14 @@ class Gone(Exception):
   """The machines were taken away while the job ran, or before."""
 
 
+class Deleted(Exception):
+  """Somebody has deleted what was made: it is not to be made again."""
+
+
+# How what `Backend.pending` says begins where nobody answered.
+NO_ANSWER = 'no answer'
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
   """What an earlier call of the same name has made.
@@ -36,12 +44,14 @@ class Report:
   Attributes:
     codes: exit status of each worker; None of those that have not ended.
     started: whether it was started at all; None if nobody answered.
+    silence: why nobody answered, if so.
     log: what it printed since the last report.
     over: exit status of the whole, once a scheduler has decided it.
   """
 
   codes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
   started: bool | None = None
+  silence: str = ''
   log: str = ''
   over: int | None = None
 
@@ -93,6 +103,7 @@ class Backend(Protocol):
 
     Raises:
       Gone: it waits in vain.
+      Deleted: there is nothing any more.
     """
 
   def prepare(self, archive: pathlib.Path) -> None:
@@ -106,6 +117,7 @@ class Backend(Protocol):
 
     Raises:
       Gone: its machines were taken away.
+      Deleted: there is nothing any more.
     """
 
   def last_words(self) -> str:
@@ -117,6 +129,9 @@ class Backend(Protocol):
     Returns whether there is something to wait for; where deleting lets the
     workers save, there is not.
     """
+
+  def leave(self) -> None:
+    """Ends what follows the job on this machine; the job goes on."""
 
   def delete(self) -> str:
     """Deletes all that was made; returns what went wrong, '' if nothing."""

@@ -6,6 +6,7 @@ after preemption; status 2 and other failures end it.
 
 import dataclasses
 import json
+import math
 import pathlib
 import shlex
 import subprocess
@@ -109,6 +110,11 @@ class Gke:
       raise errors.UserError(
         '--reservation is missing: expected the name of one, for '
         '--provisioning=reserved'
+      )
+    if self.reservation and self.provisioning != 'reserved':
+      raise errors.UserError(
+        f'--reservation: found {self.reservation}, expected it with '
+        '--provisioning=reserved only'
       )
 
   # What is done, as a manifest and commands.
@@ -222,7 +228,7 @@ cd tree
     spot = self.provisioning == 'spot'
     pod: dict[str, Any] = {
       'restartPolicy': 'Never',
-      'terminationGracePeriodSeconds': round(self.grace),
+      'terminationGracePeriodSeconds': max(1, math.ceil(self.grace)),
       'nodeSelector': self._selector(),
       'tolerations': [
         {'key': 'google.com/tpu', 'operator': 'Exists'},
@@ -331,10 +337,10 @@ cd tree
     try:
       jobset = self._jobset()
       pods = self._pods()
-    except errors.UserError:
-      return 'no answer'
+    except errors.UserError as error:
+      return f'{backends.NO_ANSWER} ({error})'
     if jobset is None:
-      raise backends.Gone('somebody has deleted the JobSet')
+      raise backends.Deleted('there is no JobSet')
     if _terminal(jobset):
       return ''
     waits = self.accelerator.hosts - sum(
@@ -358,10 +364,10 @@ cd tree
     """See `Backend`."""
     try:
       jobset, pods = self._jobset(), self._pods()
-    except errors.UserError:  # Nobody answers: later somebody may.
-      return backends.Report()
+    except errors.UserError as error:  # Later somebody may answer.
+      return backends.Report(silence=f'{backends.NO_ANSWER} ({error})')
     if jobset is None:
-      raise backends.Gone('somebody has deleted the JobSet')
+      raise backends.Deleted('there is no JobSet')
     # Pods go with their job: what they left is kept here.
     for pod in sorted(
       pods, key=lambda pod: pod['metadata'].get('creationTimestamp', '')
@@ -425,13 +431,17 @@ cd tree
     """Nothing: a pod that is deleted may save first."""
     return False
 
-  def delete(self) -> str:
+  def leave(self) -> None:
     """See `Backend`."""
-    result = self.run(self._delete_command())
     if self._follower:
       self._follower.kill()
       self._follower.wait()
       self._follower = None
+
+  def delete(self) -> str:
+    """See `Backend`."""
+    result = self.run(self._delete_command())
+    self.leave()
     if result.code:
       return result.last_line
     if self._commit:

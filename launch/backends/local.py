@@ -39,8 +39,6 @@ class Local:
   _seen: int = 0
 
   def __post_init__(self):
-    if self.hosts < 1:
-      raise errors.UserError(f'--hosts: found {self.hosts}, expected >= 1')
     if '://' in self.job.workdir:
       raise errors.UserError(
         f'--workdir: found {self.job.workdir}, expected a folder of this '
@@ -151,7 +149,9 @@ class Local:
     log = worker.read_log(self._bash(worker.log(self.folder(0), self._seen)))
     self._seen += len(log.encode(errors='surrogateescape'))
     return backends.Report(
-      worker.codes(list(states.items())), 'absent' not in states.values(), log
+      worker.codes(list(states.items())),
+      'absent' not in states.values(),
+      log=log,
     )
 
   def last_words(self) -> str:
@@ -165,6 +165,9 @@ class Local:
     for i in range(self.hosts):
       self._bash(worker.stop(self.folder(i), 'KILL' if now else 'TERM'))
     return True
+
+  def leave(self) -> None:
+    """Nothing: nobody follows."""
 
   def delete(self) -> str:
     """Ends the processes; leaves what they printed. See `Backend`."""

@@ -18,6 +18,7 @@ from launch import backends, shell, source, worker
 from launch import job as jobs
 
 _SIGNAL_SECONDS = 120
+_UNKNOWN = '?'
 # Looks in a row without job and without result: files may come late.
 _LATE_LOOKS = 4
 _GONE = re.compile('Invalid job id', re.IGNORECASE)
@@ -77,10 +78,9 @@ class Slurm:
   restarts_itself: bool = True
   _seen: int = 0
   _late_looks: int = 0
+  _silence: str = ''
 
   def __post_init__(self):
-    if self.hosts < 1:
-      raise errors.UserError(f'--hosts: found {self.hosts}, expected >= 1')
     if '://' in self.job.workdir:
       raise errors.UserError(
         f'--workdir: found {self.job.workdir}, expected a folder that the '
@@ -250,13 +250,14 @@ exit "$result"
   def _state(self) -> str:
     """Of the job, as SLURM calls it; '' if it is not there any more.
 
-    '?' if nobody answered.
+    `_UNKNOWN` if nobody answered.
     """
     if not self._id:
       return ''
     result = self.run(_look(self._id))
     if result.code:
-      return '' if _GONE.search(result.err) else '?'
+      self._silence = f'{backends.NO_ANSWER} (squeue: {result.last_line})'
+      return '' if _GONE.search(result.err) else _UNKNOWN
     return result.out.strip()
 
   def prepare(self, archive: pathlib.Path) -> None:
@@ -298,7 +299,8 @@ exit "$result"
         over = jobs.FAILED
     else:
       self._late_looks = 0
-    return backends.Report(self._codes(), True, text, over)
+    silence = self._silence if state == _UNKNOWN else ''
+    return backends.Report(self._codes(), True, silence, text, over)
 
   def last_words(self) -> str:
     """Nothing: all workers print into one log."""
@@ -311,6 +313,9 @@ exit "$result"
     (self.root / 'stopping').touch()
     command = ['scancel', self._id] if now else _term(self._id)
     return not self.run(command).code
+
+  def leave(self) -> None:
+    """Nothing: nobody follows."""
 
   def delete(self) -> str:
     """Cancels the job; leaves the log. See `Backend`."""
