@@ -203,7 +203,8 @@ def _make(
     given = {'wait_seconds': 86400.0, **given}
     return tpu.Queued(job, run, pause=min(arguments.poll, 10.0), **given)
   if name == 'gke':
-    return gke.Gke(job, run, **patience, **given)
+    pause = min(arguments.poll, 2.0)
+    return gke.Gke(job, run, pause=pause, **patience, **given)
   return slurm.Slurm(job, run, **patience, **given)
 
 

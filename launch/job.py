@@ -94,11 +94,13 @@ def make(
     raise errors.UserError(
       '--workdir is missing: expected a folder that every worker reaches'
     )
-  pairs = []
+  # Or memory grows for days: glibc gives every few threads an arena.
+  pairs = [('MALLOC_ARENA_MAX', '2')]
   for text in environment:
     variable, equals, value = text.partition('=')
     if not equals:
       raise errors.UserError(f'--env: found {text!r}, expected NAME=VALUE')
+    pairs = [pair for pair in pairs if pair[0] != variable]
     pairs.append((variable, value))
   arguments = (*command, f'--workdir={workdir}')
   return Job(

@@ -272,6 +272,7 @@ class Supervisor:
     with self.run.undisturbed():
       try:
         if not self.backend.stop():
+          say('deleting lets them save; Ctrl-C once more ends them at once')
           return
         say('the workers may save first; Ctrl-C once more ends them at once')
         while time.monotonic() < end and self.run.requests == asked:

@@ -11,6 +11,9 @@ that quoting is what is tested. `scenario.json` says what goes wrong:
     first worker alone: 'some'
   expired: gcloud has forgotten who calls it
   lag: looks until what was made is seen
+  fetch: how often pods cannot fetch the code
+  image: whether the image of the pods is there
+  memory: whether the second pod runs out of it
   delete: answer of each deletion: 'ok' or 'error'
   time_up: how often the time that SLURM gives a job ends while it runs
   slow: seconds that some verbs of gcloud, and sbatch, take
@@ -24,6 +27,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -242,6 +246,11 @@ def storage(arguments):
     for p in paths
   ]
   if verb == 'cp':
+    if paths[0].startswith('gs://'):
+      with world() as state:
+        refusals = ['no'] * scenario('fetch', 0)
+        if next_of(state, 'fetch', refusals) == 'no':
+          fail('ERROR: (gcloud.storage.cp) HTTPError 403: no access')
     bucket[1].parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(*bucket)
   else:
@@ -267,25 +276,53 @@ def kubectl(arguments):
       return
     if verb == 'logs':
       pod = ROOT / 'pods' / arguments[1]
+      container = flag(arguments, 'container')
     else:
       name = arguments[2] if arguments[1] == 'jobset' else ''
       name = name or flag(arguments, 'selector').partition('=')[2]
       if verb == 'delete':
-        for pod in sets.pop(name, {'pods': []})['pods']:
-          kill_below(ROOT / 'pods' / pod)
+        delete_pods(sets.get(name), '--force' in arguments)
         return
       if name in sets:
         control(name, sets[name])
+      if name in sets and gone(sets[name]):
+        del sets[name]
       if arguments[1] == 'pods':
         print(json.dumps({'items': pods_of(sets.get(name, {'pods': []}))}))
       elif name in sets:
         found = sets[name]
-        conditions = [{'type': found['end'], 'status': 'True'}]
+        told = f'{found["end"]} for a reason'
+        conditions = [{'type': found['end'], 'status': 'True', 'message': told}]
         status = {'conditions': conditions if found['end'] else []}
         meta = found['content']['metadata']
         print(json.dumps({'metadata': meta, 'status': status}))
-  if verb == 'logs':
+  if verb == 'logs' and '--follow' in arguments:
     follow(pod)
+  elif verb == 'logs':
+    name = 'fetch.log' if container == 'fetch' else 'log'
+    print((pod / name).read_text(), end='')
+
+
+def delete_pods(found, force):
+  """Asks pods to end, or ends them; the set goes when they have."""
+  if found is None:
+    return
+  found['deleted'] = True
+  for pod in found['pods']:
+    folder = ROOT / 'pods' / pod
+    if pod_code(pod) is not None:
+      continue
+    if force or not (folder / 'main').exists():
+      kill_below(folder)
+      (folder / 'code').write_text('137')
+    else:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(int((folder / 'main').read_text()), signal.SIGTERM)
+
+
+def gone(found):
+  ended = all(pod_code(pod) is not None for pod in found['pods'])
+  return found.get('deleted') and ended
 
 
 def follow(pod):
@@ -305,7 +342,10 @@ def control(name, found):
   """One look of the JobSet's controller."""
   found['looks'] += 1
   ready = scenario('ready', 1)
-  if ready < 0 or found['looks'] <= ready or found['end']:
+  waits = ready < 0 or found['looks'] <= ready
+  if waits or found['end'] or found.get('deleted'):
+    return
+  if not scenario('image', True):
     return
   job = found['content']['spec']['replicatedJobs'][0]['template']['spec']
   if not found['pods']:
@@ -317,6 +357,12 @@ def control(name, found):
     kill_below(pod)
     (pod / 'disrupted').touch()
     (pod / 'code').write_text('137')
+  if scenario('memory', False) and have_run(1, job['completions']):
+    pod = ROOT / 'pods' / found['pods'][-1]
+    kill_below(pod)
+    (pod / 'memory').touch()
+    (pod / 'code').write_text('137')
+    return
   codes = [pod_code(pod) for pod in found['pods']]
   failed = [
     (code, (ROOT / 'pods' / pod / 'disrupted').exists())
@@ -343,9 +389,20 @@ def is_fatal(job, code, disrupted):
     if 'onPodConditions' in rule:
       if disrupted:
         return rule['action'] == 'FailJob'
+    elif 'containerName' in rule['onExitCodes'] and code == FETCH:
+      continue
     elif code not in rule['onExitCodes']['values']:
       return rule['action'] == 'FailJob'
   return False
+
+
+def pod_script(command, folder):
+  """The script of a container, in a folder and without its pauses."""
+  # Kubernetes' own escape.
+  script = command[2].replace('$$', '$')
+  script = script.replace('cd /work\n', f'cd {shlex.quote(str(folder))}\n')
+  script = script.replace(' /work/', f' {shlex.quote(str(folder))}/')
+  return re.sub(r'sleep \S+', 'sleep 0.1', script)
 
 
 def start_pods(name, found, job):
@@ -354,14 +411,12 @@ def start_pods(name, found, job):
     pod = f'{name}-workers-0-{i}-{found["restarts"]}'
     folder = ROOT / 'pods' / pod
     folder.mkdir(parents=True)
-    code = spec['initContainers'][0]['command'][-2]
-    shutil.copy(ROOT / 'bucket' / code[5:], folder / 'code.tar.gz')
     main = spec['containers'][0]
-    # Kubernetes' own escape.
-    script = main['command'][2].replace('$$', '$')
-    script = script.replace('cd /work\n', f'cd {shlex.quote(str(folder))}\n')
-    script = script.replace('sleep 60', 'sleep 0.1')
-    (folder / 'script').write_text(script)
+    for file, container in (
+      ('fetch', spec['initContainers'][0]),
+      ('script', main),
+    ):
+      (folder / file).write_text(pod_script(container['command'], folder))
     environment = {
       'PATH': os.environ['PATH'],
       'FAKE_CLOUD': str(ROOT),
@@ -370,7 +425,7 @@ def start_pods(name, found, job):
     }
     with open(folder / 'log', 'w') as log:
       process = subprocess.Popen(
-        ['bash', '-c', 'bash script; echo $? > code.new; mv code.new code'],
+        ['bash', '-c', POD],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -382,6 +437,18 @@ def start_pods(name, found, job):
     found['pods'].append(pod)
 
 
+# What keeps the containers of a pod.
+FETCH = 99
+POD = f"""
+if ! bash fetch > fetch.log 2>&1; then echo {FETCH} > code; exit; fi
+bash script &
+echo $! > main
+wait $!
+echo $? > code.new
+mv code.new code
+"""
+
+
 def pod_code(pod):
   path = ROOT / 'pods' / pod / 'code'
   return int(path.read_text()) if path.exists() else None
@@ -391,15 +458,35 @@ def pods_of(found):
   items = []
   for i, pod in enumerate(found['pods']):
     code = pod_code(pod)
-    ended = {'terminated': {'exitCode': code}}
-    container = {'name': 'main', 'state': {} if code is None else ended}
+    why = 'OOMKilled' if (ROOT / 'pods' / pod / 'memory').exists() else 'Error'
+    ended = {'terminated': {'exitCode': code, 'reason': why}}
+    state = {} if code is None else ended
+    status = {
+      'phase': 'Running',
+      'initContainerStatuses': [{'name': 'fetch', 'state': {}}],
+      'containerStatuses': [{'name': 'main', 'state': state}],
+    }
+    if code == FETCH:
+      waits = {'waiting': {'reason': 'PodInitializing'}}
+      status = {
+        'phase': 'Failed',
+        'initContainerStatuses': [{'name': 'fetch', 'state': state}],
+        'containerStatuses': [{'name': 'main', 'state': waits}],
+      }
     labels = {'batch.kubernetes.io/job-completion-index': str(i)}
     items.append(
       {
         'metadata': {'name': pod, 'labels': labels},
-        'status': {'phase': 'Running', 'containerStatuses': [container]},
+        'status': status,
       }
     )
+  if not items and not scenario('image', True):
+    waits = {'reason': 'ImagePullBackOff', 'message': 'no such image'}
+    status = {
+      'phase': 'Pending',
+      'containerStatuses': [{'name': 'main', 'state': {'waiting': waits}}],
+    }
+    items = [{'metadata': {'name': 'pod'}, 'status': status}]
   return items
 
 

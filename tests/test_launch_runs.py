@@ -271,6 +271,47 @@ def test_machines_that_do_not_answer_at_once(cloud):
   assert len(cloud.runs()) == 1
 
 
+def test_code_that_is_not_fetched_at_once(cloud):
+  cloud.plan(fetch=3)
+  assert cloud.launch('gke')[0] == 0
+  assert cloud.left() == []
+
+
+def test_code_that_is_never_fetched_ends_the_job_and_says_why(cloud):
+  cloud.plan(fetch=99)
+  code, out, err = cloud.launch('gke')
+  assert code == 1, err
+  assert 'launch: JobSet: Failed for a reason\n' in out
+  assert 'worker-0, fetch| ERROR: (gcloud.storage.cp) HTTPError 403' in out
+  assert cloud.runs() == []
+  assert cloud.left() == []
+
+
+def test_an_image_that_is_not_there_is_told(cloud):
+  cloud.plan(image=False)
+  code, _, err = cloud.launch('gke', '--wait=0.1')
+  assert code == 75
+  assert '2 of 2 pods (main: ImagePullBackOff: no such image)' in err, err
+  assert cloud.left() == []
+
+
+def test_a_pod_without_memory_is_not_started_again(cloud):
+  cloud.plan(memory=True, codes=[['wait', 'wait']] * 2)
+  code, out, err = cloud.launch('gke')
+  assert code == 1, err
+  assert 'launch: JobSet: a pod ran out of memory\n' in out
+  assert len(cloud.runs()) == 1
+  assert cloud.left() == []
+
+
+def test_what_is_killed_in_a_pod_that_lives_on_had_no_memory(cloud):
+  cloud.plan(codes=[[0, 137]] * 2)
+  code, out, err = cloud.launch('gke')
+  assert code == 1, err
+  assert 'worker-1, main| error: killed: out of memory?\n' in out, out
+  assert len(cloud.runs()) == 1
+
+
 PHASES = {
   'create': {'slow': {'create': 0.3}},
   'wait': {'ready': -1},
@@ -322,15 +363,15 @@ def test_ctrl_c_lets_the_job_save(cloud, place):
   process.send_signal(signal.SIGINT)
   out, err = process.communicate(timeout=20)
   assert process.returncode == 130, err
-  if place != 'gke':  # The fake kills pods; a cluster asks them first.
-    assert 'saved' in out, out + err
+  assert 'saved' in out, out + err
   assert len(cloud.runs()) == 1
   assert cloud.left() == []
 
 
-def test_ctrl_c_twice_does_not_wait(cloud):
+@pytest.mark.parametrize('place', ['local', 'gke'])
+def test_ctrl_c_twice_does_not_wait(cloud, place):
   cloud.plan(codes=[['wait', 'wait']])
-  process = cloud.start('local', '--grace=60')
+  process = cloud.start(place, '--grace=60')
   cloud.until(lambda: cloud.runs(0) and cloud.runs(1), 'it runs')
   for pid in cloud.processes():  # They do not hear.
     os.kill(pid, signal.SIGSTOP)
@@ -419,14 +460,19 @@ def test_keep_and_delete(cloud, place):
   assert (code, err) == (0, 'launch: job is not there\n')
 
 
-def test_ctrl_c_with_keep_lets_it_run(cloud):
+@pytest.mark.parametrize('place', ['tpu_vm', 'gke'])
+def test_ctrl_c_with_keep_lets_it_run(cloud, place):
   cloud.plan(codes=[['wait', 'wait']])
-  process = cloud.start('tpu_vm', '--keep')
+  process = cloud.start(place, '--keep')
   cloud.until(lambda: cloud.runs(0) and cloud.runs(1), 'it runs')
+  if place == 'gke':
+    cloud.until(lambda: cloud.called('kubectl', 'logs'), 'it is followed')
   process.send_signal(signal.SIGINT)
+  # Ends only when nobody holds the pipes any longer, as one who follows would.
   process.communicate(timeout=20)
   assert process.returncode == 130
-  assert 'job' in cloud.state()['tpus']
+  kind = 'jobsets' if place == 'gke' else 'tpus'
+  assert 'job' in cloud.state()[kind]
   assert len(cloud.processes()) == 2
 
 
@@ -456,6 +502,15 @@ def test_only_what_is_committed_is_shipped(cloud, place):
   )
   assert cloud.launch(place, '--commit=HEAD')[0] == 0
   assert cloud.left() == []
+
+
+@pytest.mark.parametrize('place', FEW)
+def test_memory_is_kept_from_growing(cloud, place):
+  # One that is named is taken.
+  more = ['--env=MALLOC_ARENA_MAX=5'] if place == 'slurm' else []
+  assert cloud.launch(place, *more)[0] == 0
+  expected = '5' if more else '2'
+  assert cloud.runs()[0]['env']['MALLOC_ARENA_MAX'] == expected
 
 
 def test_the_lock_file_is_installed(cloud):
