@@ -14,7 +14,7 @@ from jax._src import clusters
 from jax._src.clusters import cloud_tpu_cluster
 
 from input_pipeline import errors
-from segcore import app, hosts
+from segcore import app, hosts, watch
 from tests import runs
 
 HERE = socket.gethostname()
@@ -199,26 +199,46 @@ def test_under_slurm_only_tasks_of_srun_are_a_group(monkeypatch):
 @pytest.mark.parametrize('devices', [None, (3,)])
 def test_jax_is_told_all_and_finds_out_nothing(monkeypatch, devices):
   told = {}
-  group = hosts.Group('n3:61441', 2, 1, devices)
-  monkeypatch.setattr(hosts, 'find', lambda *_: group)
-  monkeypatch.setattr(hosts, 'meet', lambda *_: None)
-  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
   monkeypatch.setattr(
     jax.distributed,
     'initialize',
     lambda address, **more: told.update(more),
   )
-  config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
-  app._start_devices(app.parse(['main', config]))
+  app._start_among(hosts.Group('n3:61441', 2, 1, devices), app.Hosts())
   # As SLURM, jax would take one device of the node.
   assert told['cluster_detection_method'] == 'deactivate'
   assert told['local_device_ids'] == devices
 
 
+def test_hosts_are_watched_before_jax_joins_them(monkeypatch):
+  happened = []
+  group = hosts.Group('a:1', 2, 1)
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
+  monkeypatch.setattr(hosts, 'find', lambda *_: group)
+  monkeypatch.setattr(hosts, 'meet', lambda *_: 'links')
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *_, **__: happened.append('jax')
+  )
+
+  class Watching:
+    def __init__(self, links, patience, stall):
+      happened.append((links, patience, stall))
+
+    def leave(self):
+      happened.append('left')
+
+  monkeypatch.setattr(watch, 'Watch', Watching)
+  config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
+  with app._hosts(app.parse(['main', config, '--stall_timeout=7'])):
+    happened.append('work')
+  assert happened == [('links', 60.0, 7.0), 'jax', 'work', 'left']
+
+
 def test_flags_say_where_and_how_long():
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   flags = ('--coordinator_port=9', '--init_timeout=7', '--peer_timeout=5')
-  assert app.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0)
+  flags = (*flags, '--stall_timeout=0')
+  assert app.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0, 0.0)
   with pytest.raises(errors.UserError, match='coordinator_port'):
     app.parse(['main', config, '--coordinator_port=0'])
 
@@ -226,13 +246,13 @@ def test_flags_say_where_and_how_long():
 class Started:
   """Hosts without devices, in processes of their own."""
 
-  def __init__(self, *endings):
+  def __init__(self, *endings, stall=0.0):
     port = runs.free_port()
     self.processes = [
       subprocess.Popen(
         [
           *(sys.executable, '-m', 'tests.fake_host'),
-          *(str(i), str(len(endings)), str(port), ending),
+          *(str(i), str(len(endings)), str(port), ending, str(stall)),
         ],
         cwd=runs.ROOT,
         stdout=subprocess.PIPE,
@@ -273,6 +293,21 @@ def test_a_host_that_is_killed_or_hangs_ends_all_and_is_named():
   stopped.processes[0].kill()
   killed.endings()
   stopped.endings()
+
+
+def test_a_host_that_stalls_is_named_when_nobody_comes_further():
+  group = Started('works for a while', 'works', 'stalls', stall=1.0)
+  group.wait_until_all_are_there()
+  time.sleep(1.5)
+  # As long as somebody comes further, nobody minds.
+  assert [process.poll() for process in group.processes] == [None] * 3
+  group.processes[1].send_signal(signal.SIGUSR1)
+  text = (
+    f'error: nobody has come further for 1 s: process 2 ({HERE}) stopped '
+    'first, after step 1; where more time is needed, give it by '
+    f'--stall_timeout{AGAIN}'
+  )
+  assert group.endings() == [(text, 75)] * 3
 
 
 def test_a_host_that_fails_takes_along_those_that_are_not_done():

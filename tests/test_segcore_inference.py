@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import loader
+from input_pipeline import loader, progress
 from segcore import evaluate, inference, method, metrics, protocols, sharding
 from tests import fake_methods as fakes
 from tests import test_segcore_protocols
@@ -267,6 +267,8 @@ def test_worker_processes_are_for_training_only():
   reading = loader.Reading(workers=1)
   predictions = evaluate.Predictions(split, found, 8, mesh, reading=reading)
   assert len(list(predictions(state))) == 3
+  # Each batch is a sign of life.
+  assert progress.last_sign().what == f'batch 1 of {split.name}'
 
 
 def test_two_metrics_may_not_share_a_name():

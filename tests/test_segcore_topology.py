@@ -85,7 +85,7 @@ def said(capsys, monkeypatch, tmp_path):
   def refuse():
     raise AssertionError('a dry run for other devices starts none')
 
-  monkeypatch.setattr(app, '_start_devices', refuse)
+  monkeypatch.setattr(app, '_hosts', refuse)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments):
