@@ -57,14 +57,14 @@ def main(argv: Sequence[str]) -> int:
   run = shell.Shell()
   try:
     arguments, command = _parse(argv)
-    job = jobs.make(
-      *(command, _workdir(arguments), arguments.env),
-      *(arguments.name or '', _place(arguments)),
-    )
+    job = _job(arguments, command)
     backend = _backend(arguments, job, run)
     with run.heard(supervise.say):
+      if arguments.dry_run and arguments.delete:
+        return _show(job.name, backend.deletion(arguments.commit or 'COMMIT'))
       if arguments.dry_run:
-        return _show(backend, source.resolve(run, arguments.commit))
+        commit = source.resolve(run, arguments.commit)
+        return _show(f'{job.name}: commit {commit}', backend.steps(commit))
       if arguments.delete:
         return _delete(backend)
       return _launch(arguments, backend, run)
@@ -115,10 +115,10 @@ def _launch(
       path.unlink(missing_ok=True)
 
 
-def _show(backend: backends.Backend, commit: str) -> int:
+def _show(title: str, steps: Sequence[backends.Step]) -> int:
   """Prints what would be done; does nothing."""
-  print(f'# {backend.job.name}: commit {commit}')
-  for number, step in enumerate(backend.steps(commit), 1):
+  print(f'# {title}')
+  for number, step in enumerate(steps, 1):
     print(f'\n# {number}. {step.title}\n{step.text.rstrip()}')
   return 0
 
@@ -128,7 +128,7 @@ def _delete(backend: backends.Backend) -> int:
   name = backend.job.name
   found = backend.find()
   if found is None:
-    supervise.say(f'{name} is not there')
+    supervise.say(f'{name} is not there: {backend.where}')
     return 0
   if not found.digest:
     raise errors.UserError(
@@ -138,6 +138,25 @@ def _delete(backend: backends.Backend) -> int:
     raise errors.UserError(f'{name} could not be deleted: {problem}')
   supervise.say(f'deleted: {name}')
   return 0
+
+
+def _job(arguments: argparse.Namespace, command: Sequence[str]) -> jobs.Job:
+  """The job of a command line; to delete one, its name is enough."""
+  workdir = _workdir(arguments)
+  if not arguments.delete or command or not arguments.name:
+    return jobs.make(
+      *(command, workdir, arguments.env),
+      *(arguments.name or '', _place(arguments)),
+    )
+  if not workdir and arguments.backend not in ('tpu_vm', 'queued'):
+    raise errors.UserError(
+      f'--workdir is missing: --backend={arguments.backend} keeps there what '
+      'is to be deleted'
+    )
+  if 'accelerator' in _NEEDED[arguments.backend]:
+    # Any will do: whatever is there is deleted.
+    arguments.accelerator = arguments.accelerator or 'v4-8'
+  return jobs.Job(arguments.name, (), workdir)
 
 
 def _workdir(arguments: argparse.Namespace) -> str:
@@ -171,7 +190,10 @@ def _backend(
   some = {*_NEEDED.values(), *_TAKEN.values()}
   for flag in sorted({flag for group in some for flag in group}):
     if getattr(arguments, flag) is not None and flag not in taken:
-      raise errors.UserError(f'--{flag} is not of --backend={name}')
+      known = ', '.join(f'--{flag}' for flag in (*_NEEDED[name], *_TAKEN[name]))
+      raise errors.UserError(
+        f'--{flag} is not of --backend={name}, which takes {known}'
+      )
   for flag in _NEEDED[name]:
     if not getattr(arguments, flag):
       raise errors.UserError(f'--{flag} is missing: --backend={name} needs it')

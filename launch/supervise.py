@@ -32,6 +32,7 @@ class Limits:
     grace: seconds in which workers may save after they were asked to stop, or
       after another one has ended.
     keep: leave everything there at the end.
+    settled: seconds that a job has run after which retries count anew.
   """
 
   retries: int = 50
@@ -40,6 +41,7 @@ class Limits:
   poll: float = 15.0
   grace: float = 120.0
   keep: bool = False
+  settled: float = 3600.0
 
   def pause(self, attempt: int) -> float:
     """Seconds to wait before the n-th time, from 1.
@@ -89,6 +91,7 @@ class Supervisor:
   _running: bool = False
   _again: bool = False
   _hung: bool = False
+  _began: float = math.inf
   _silence: '_Silence' = dataclasses.field(
     default_factory=lambda: _Silence()  # Which is defined below.
   )
@@ -120,6 +123,7 @@ class Supervisor:
       self._commit = self.commit()
     attempt = 0
     while True:
+      self._began = math.inf
       try:
         if not self._made:
           self._create()
@@ -144,6 +148,8 @@ class Supervisor:
         if not self._delete():
           say(reason)
           return jobs.FAILED
+      if time.monotonic() - self._began >= self.limits.settled:
+        attempt = 0
       attempt += 1
       if attempt > self.limits.retries:
         say(f'{reason}; no retries are left: the same command goes on')
@@ -171,6 +177,8 @@ class Supervisor:
       )
     self._made, self._commit = True, found.commit
     say(f'{job.name} is there already, with commit {found.commit}: attached')
+    if not self.limits.keep:
+      say('Ctrl-C ends and deletes it; to look on only, give --keep')
 
   def _create(self) -> None:
     """Makes machines, or submits; remembers that they are to be deleted."""
@@ -199,6 +207,7 @@ class Supervisor:
       say('started; it goes on should this command be killed')
     _print(report.log)
     self._running, self._again = True, True
+    self._began = time.monotonic()
     code = self._watch()
     self._running = False
     return code

@@ -1,8 +1,8 @@
 """What happens on a worker, as shell scripts: unpack, install, start, tell.
 
-A worker's folder holds `tree` (the code), `run.sh`, `pid`, `log` and, once its
-process has ended, `exit` with the status. Everything that comes from a user is
-quoted, so that it arrives as it was written.
+A worker's folder holds `tree` (the code), `run.sh`, `pid` (with the boot it is
+of), `log` and, once its process has ended, `exit` with the status. Everything
+that comes from a user is quoted, so that it arrives as it was written.
 """
 
 import dataclasses
@@ -14,6 +14,13 @@ from launch import job as jobs
 _LOG_BYTES = 1_000_000
 LOG_MARK = 'launch-log'
 WORKER_MARK = 'launch-worker'
+
+# After a reboot the number of a process may be another's.
+_READ_PID = """\
+boot_now=$(cat /proc/sys/kernel/random/boot_id)
+read -r pid boot < pid || true
+[ "$boot" = "$boot_now" ] || pid=none
+"""
 
 # The hosts of a slice find each other by what its machines are told. jax would
 # do so itself, were it asked to: but a program cannot know before that it runs
@@ -144,13 +151,14 @@ def start(folder: Folder, job: jobs.Job, before: str = '') -> str:
   return f"""\
 set -e
 cd {folder.quoted}
-if [ -f pid ] && [ ! -f exit ] && kill -0 "$(cat pid)" 2> /dev/null; then
-  exit 0
+if [ -f pid ] && [ ! -f exit ]; then
+{_READ_PID}\
+  if kill -0 "$pid" 2> /dev/null; then exit 0; fi
 fi
 rm -f exit
 printf '%s' {shlex.quote(run(folder, job, before))} > run.sh
 setsid nohup bash run.sh >> log 2>&1 < /dev/null &
-echo $! > pid
+echo "$! $(cat /proc/sys/kernel/random/boot_id)" > pid
 """
 
 
@@ -163,8 +171,9 @@ def tell(folder: Folder) -> str:
   return f"""\
 state=absent
 if cd {folder.quoted} 2> /dev/null && [ -f pid ]; then
+{_READ_PID}\
   state=lost
-  if kill -0 "$(cat pid)" 2> /dev/null; then state=running; fi
+  if kill -0 "$pid" 2> /dev/null; then state=running; fi
   if [ -f exit ]; then state=$(cat exit); fi
 fi
 echo "{WORKER_MARK} {folder.name} $state"
@@ -192,10 +201,11 @@ done
 
 def stop(folder: Folder, sign: str = 'TERM') -> str:
   """Asks the job to save and stop; with KILL, ends it and all it started."""
-  target = '"$(cat pid)"' if sign == 'TERM' else '-- "-$(cat pid)"'
+  target = '"$pid"' if sign == 'TERM' else '-- "-$pid"'
   return f"""\
 cd {folder.quoted} 2> /dev/null || exit 0
 [ -f pid ] || exit 0
+{_READ_PID}\
 kill -{sign} {target} 2> /dev/null || true
 """
 

@@ -7,8 +7,6 @@ that quoting is what is tested. `scenario.json` says what goes wrong:
   ready: looks until machines are ready; -1: never
   preempt: how many of the machines are taken away while the job runs
   no_ssh: how many connections fail at first
-  cut_off: ssh reaches none of the machines, though they are there; or the
-    first worker alone: 'some'
   expired: gcloud has forgotten who calls it
   lag: looks until what was made is seen
   fetch: how often pods cannot fetch the code
@@ -77,7 +75,7 @@ def kill_group(pid):
 def kill_below(folder):
   for path in folder.rglob('pid'):
     with contextlib.suppress(ValueError):
-      kill_group(int(path.read_text()))
+      kill_group(int(path.read_text().split()[0]))
 
 
 def next_of(state, name, answers, default='ok'):
@@ -193,9 +191,7 @@ def reached(name):
     tpu = state.get('tpus', {}).get(name)
     if tpu is None or not is_ready(tpu):
       fail(f'ERROR: {name} is not there')
-    cut_off = scenario('cut_off', False)
-    refused = next_of(state, 'ssh', ['no'] * scenario('no_ssh', 0)) == 'no'
-    if refused or (cut_off and cut_off != 'some'):
+    if next_of(state, 'ssh', ['no'] * scenario('no_ssh', 0)) == 'no':
       fail('ssh: connect to host: Connection refused', 255)
     number = tpu['number']
     due = number < scenario('preempt', 0)
@@ -204,7 +200,7 @@ def reached(name):
       kill_below(machine(name))
     if tpu['preempted']:
       fail('ssh: connect to host: Connection timed out', 255)
-    return 1 if cut_off else tpu['hosts']
+    return tpu['hosts']
 
 
 def ssh(group, names, rest):

@@ -127,11 +127,12 @@ class Cloud:
 
   def start(self, place: str, *flags: str, command=()) -> subprocess.Popen:
     """Starts the launcher."""
+    return self.run(*self.arguments(place, *flags, command=command))
+
+  def run(self, *arguments: str) -> subprocess.Popen:
+    """Starts the launcher with a command line as it is."""
     return subprocess.Popen(
-      [
-        *(sys.executable, '-m', 'launch'),
-        *self.arguments(place, *flags, command=command),
-      ],
+      [sys.executable, '-m', 'launch', *arguments],
       cwd=self.repo,
       env=self.environment,
       stdout=subprocess.PIPE,

@@ -200,11 +200,12 @@ TPU = ['--backend=queued', '--zone=z', '--project=p', '--workdir=gs://b/r']
     (TPU, '--accelerator is missing: --backend=queued needs it'),
     (
       [*TPU, '--accelerator=v4-8', '--gres=gpu:8'],
-      '--gres is not of --backend=queued',
+      '--gres is not of --backend=queued, which takes --accelerator, --zone, '
+      '--project, --provisioning, --runtime, --also, --mounted',
     ),
     (
       ['--backend=local', '--workdir=r', '--zone=z'],
-      '--zone is not of --backend=local',
+      '--zone is not of --backend=local, which takes --hosts, --port',
     ),
     (
       ['--backend=local', '--workdir=gs://b'],
@@ -226,7 +227,7 @@ TPU = ['--backend=queued', '--zone=z', '--project=p', '--workdir=gs://b/r']
     ),
     (
       [*LOCAL, '--mounted'],
-      '--mounted is not of --backend=local',
+      '--mounted is not of --backend=local, which takes --hosts, --port',
     ),
     (
       [*LOCAL, '--port=99999'],
@@ -376,6 +377,37 @@ def test_states_of_workers_among_other_lines():
     't1v-n-a-w-2': None,
     't1v-n-a-w-10': 0,
   }
+
+
+@pytest.mark.parametrize('place', list(FLAGS))
+def test_a_dry_run_of_deleting_says_the_deletion_alone(cloud, capfd, place):
+  text = shown(capfd, place)
+  flags = [f'--backend={place}', *FLAGS[place], '--name=run']
+  code, out, err = run(capfd, *flags, '--delete', '--dry_run')
+  assert (code, err) == (0, '')
+  steps = [c for c in commands(out) if c[:3] != ['gcloud', 'storage', 'rm']]
+  assert steps
+  assert all(step in commands(text) for step in steps)
+  assert 'create' not in out and 'sbatch' not in out and 'apply' not in out
+
+
+BOOT = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+
+
+@pytest.mark.parametrize(
+  ('boot', 'state'), [(BOOT, 'running'), ('another', 'lost')]
+)
+def test_the_number_of_a_process_counts_until_a_reboot(tmp_path, boot, state):
+  """This process stands for one that got the number after a reboot."""
+  (tmp_path / 'pid').write_text(f'{os.getpid()} {boot}\n')
+  folder = worker.Folder(str(tmp_path), name='w-0')
+  done = subprocess.run(
+    ['bash', '-c', worker.tell(folder)], capture_output=True, text=True
+  )
+  assert worker.read_states(done.stdout) == {'w-0': state}
+  if state == 'lost':  # Or this test would end here.
+    script = worker.stop(folder)
+    assert subprocess.run(['bash', '-c', script]).returncode == 0
 
 
 @pytest.mark.parametrize(

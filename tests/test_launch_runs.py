@@ -1,11 +1,16 @@
 """The launcher among stand-ins: what happens, and that nothing is left."""
 
+import json
 import os
+import pathlib
 import signal
 import time
 
 import pytest
 
+from launch import accelerators, backends, shell, supervise
+from launch import job as jobs
+from launch.backends import local, tpu
 from tests import launching
 
 PLACES = list(launching.PLACES)
@@ -95,6 +100,44 @@ def test_retries_end(cloud, place):
   assert code == 75, err
   assert len(cloud.runs()) == 2
   assert cloud.left() == []
+
+
+class Moody(local.Local):
+  """A place where a job ends with 75 three times before it is done."""
+
+  def find(self):
+    return None
+
+  def create(self, commit, archive):
+    self.looks, self.codes = 0, [75, 75, 75, 0]
+
+  def prepare(self, archive):
+    pass
+
+  def start(self):
+    pass
+
+  def poll(self):
+    # It is seen running, then ended.
+    self.looks += 1
+    code = None if self.looks % 2 else self.codes.pop(0)
+    return backends.Report({'worker-0': code}, started=True)
+
+  def delete(self):
+    return ''
+
+
+@pytest.mark.parametrize(('settled', 'code'), [(0.0, 0), (3600.0, 75)])
+def test_retries_count_anew_after_some_time(settled, code):
+  run = shell.Shell()
+  supervisor = supervise.Supervisor(
+    Moody(jobs.make(['-m', 'a'], 'r'), run),
+    run,
+    supervise.Limits(retries=1, backoff=0.0, poll=0.0, settled=settled),
+    lambda: 'commit',
+    lambda _: pathlib.Path('archive'),
+  )
+  assert supervisor() == code
 
 
 @pytest.mark.parametrize('place', CLOUDS)
@@ -189,31 +232,41 @@ def test_a_refusal_is_one_line(cloud, place):
   assert cloud.left() == []
 
 
-@pytest.mark.parametrize('cut_off', [True, 'some'])
-def test_machines_are_gone_only_if_others_are_reached(cloud, cut_off):
-  cloud.plan(codes=[['wait', 'wait']], cut_off=False)
-  process = cloud.start('queued')
-  cloud.until(lambda: cloud.runs(0) and cloud.runs(1), 'it runs')
-  cloud.plan(codes=[['wait', 'wait']], cut_off=cut_off)
-  if cut_off == 'some':
-    deletions = ('gcloud', 'compute', 'tpus', 'queued-resources', 'delete')
-    cloud.until(lambda: cloud.called(*deletions), 'it is deleted')
-    cloud.plan()
+class Slice(shell.Shell):
+  """Stands for gcloud: two machines that are there, of which some answer."""
+
+  def __init__(self, answers):
+    self.told = ''.join(
+      f'launch-worker w-{i} running\n' for i in range(answers)
+    )
+
+  def __call__(self, command, whole=False):
+    if 'describe' in command:
+      content = {'state': {'state': 'ACTIVE'}}
+      return shell.Result(0, json.dumps(content), '')
+    return shell.Result(255, self.told, 'ssh: Connection timed out')
+
+
+@pytest.mark.parametrize('answers', [0, 1])
+def test_machines_are_gone_only_if_others_are_reached(answers):
+  place = tpu.Queued(
+    jobs.make(['-m', 'a'], 'gs://b'),
+    Slice(answers),
+    accelerators.parse('v4-16'),
+    'z',
+    'p',
+  )
+  look = place.poll
+  silences = [look().silence for _ in range(19)]
+  assert len({*silences}) == 1
+  if answers:
+    with pytest.raises(backends.Gone, match='1 of 2 workers answer'):
+      look()
   else:
-    looks = len(cloud.calls())
-    # Two commands a look, and looks in a row that would be too many.
-    cloud.until(lambda: len(cloud.calls()) > looks + 2 * 22, 'many looks')
-    cloud.plan()
-    (cloud.root / 'go').touch()
-  _, err = process.communicate(timeout=20)
-  assert process.returncode == 0, err
-  assert len(cloud.runs()) == (2 if cut_off == 'some' else 1)
-  if cut_off == 'some':
-    assert 'the machines are gone (1 of 2 workers answer' in err
-  else:
-    assert ': 0 of 2 workers answer (ssh: connect to host: ' in err, err
-    assert 'this machine may be cut off' in err
-  assert cloud.left() == []
+    assert look().silence == (
+      '0 of 2 workers answer (ssh: Connection timed out), but they are there: '
+      'this machine may be cut off'
+    )
 
 
 @pytest.mark.parametrize('place', ['tpu_vm', 'queued', 'gke'])
@@ -360,6 +413,8 @@ def test_ctrl_c_lets_the_job_save(cloud, place):
   cloud.plan(codes=[['wait', 'wait']])
   process = cloud.start(place)
   cloud.until(lambda: cloud.runs(0) and cloud.runs(1), 'it runs')
+  if place == 'gke':
+    cloud.until(lambda: cloud.called('kubectl', 'logs'), 'it is followed')
   process.send_signal(signal.SIGINT)
   out, err = process.communicate(timeout=20)
   assert process.returncode == 130, err
@@ -399,6 +454,7 @@ def test_the_same_command_attaches(cloud, place):
   out, err = second.communicate(timeout=20)
   assert second.returncode == 0, err
   assert f'with commit {cloud.commit}: attached' in err
+  assert 'Ctrl-C ends and deletes it' in err
   assert 'run 0 of worker 0' in out
   assert [len(cloud.runs(worker)) for worker in (0, 1)] == [1, 1]
   # Of the first one, which could not clean up, only its archive.
@@ -457,7 +513,22 @@ def test_keep_and_delete(cloud, place):
   assert code == 0, err
   assert cloud.left() == []
   code, _, err = cloud.launch(place, '--delete')
-  assert (code, err) == (0, 'launch: job is not there\n')
+  assert code == 0
+  assert err.startswith('launch: job is not there: ')
+  if place == 'queued':
+    assert err.endswith(': zone z of project p\n')
+
+
+@pytest.mark.parametrize('place', FEW)
+def test_to_delete_a_job_its_name_is_enough(cloud, place):
+  assert cloud.launch(place, '--keep')[0] == 0
+  where = [f for f in cloud.arguments(place) if '--workdir' in f]
+  if place == 'queued':
+    where = ['--zone=z', '--project=p']
+  process = cloud.run(f'--backend={place}', '--name=job', *where, '--delete')
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 0, err
+  assert cloud.left() == []
 
 
 @pytest.mark.parametrize('place', ['tpu_vm', 'gke'])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -69,6 +70,13 @@ class Step:
   text: str
 
 
+def steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
+  """Steps that are a command each, by their titles."""
+  return [
+    Step(title, shlex.join(command)) for title, command in commands.items()
+  ]
+
+
 @runtime_checkable
 class Backend(Protocol):
   """A place to run a job.
@@ -84,8 +92,15 @@ class Backend(Protocol):
   restarts_itself: bool
   wait_seconds: float
 
+  @property
+  def where(self) -> str:
+    """Where it looks, in words."""
+
   def steps(self, commit: str) -> Sequence[Step]:
     """Everything that would be done, in order, exactly as it would be."""
+
+  def deletion(self, commit: str) -> Sequence[Step]:
+    """The last of these: how all that was made is deleted."""
 
   def find(self) -> Found | None:
     """What an earlier call has made, if anything."""

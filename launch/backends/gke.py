@@ -135,6 +135,14 @@ class Gke:
   # What is done, as a manifest and commands.
 
   @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return (
+      f'namespace {self.namespace or "of the context"} of '
+      f'{self.context or "the current context"}'
+    )
+
+  @property
   def manifest_path(self) -> pathlib.Path:
     """Where the manifest lies while it is needed."""
     return source.CACHE.expanduser() / f'{self.job.name}.json'
@@ -324,18 +332,26 @@ cd tree
       'watch: each worker': self._pods_command(),
       'watch: what it prints': self._logs_command('POD'),
       'if the code was not fetched': self._last_words_command('POD', _FETCH),
-      'at the end, whatever happened': self._delete_command(),
-      'until it is gone': self._get_command(),
-      'on Ctrl-C once more': self._force_command(),
-      'and the code': self._remove_command(commit),
     }
     return [
-      *(backends.Step(t, shlex.join(c)) for t, c in commands.items()),
+      *backends.steps(commands),
       backends.Step(
         f'the file {self.manifest_path}', _json(self.manifest(commit))
       ),
-      *(backends.Step(t, shlex.join(c)) for t, c in later.items()),
+      *backends.steps(later),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps(
+      {
+        'at the end, whatever happened': self._delete_command(),
+        'until it is gone': self._get_command(),
+        'on Ctrl-C once more': self._force_command(),
+        'and the code': self._remove_command(commit),
+      }
+    )
 
   # Doing it.
 

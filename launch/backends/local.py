@@ -46,6 +46,11 @@ class Local:
       )
 
   @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return str(self.root)
+
+  @property
   def root(self) -> pathlib.Path:
     """Folder of all that is made for the job."""
     return pathlib.Path(self.job.workdir) / 'launch' / self.job.name
@@ -90,7 +95,19 @@ class Local:
       backends.Step(
         'watch process 0', shlex.join(_bash(worker.tell(self.folder(0))))
       ),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps(
+      {
+        f'at the end, of process {i}': _bash(
+          worker.stop(self.folder(i), 'KILL')
+        )
+        for i in range(self.hosts)
+      }
+    )
 
   def find(self) -> backends.Found | None:
     """See `Backend`."""
@@ -162,8 +179,10 @@ class Local:
 
   def stop(self, now: bool = False) -> bool:
     """See `Backend`."""
-    for i in range(self.hosts):
-      self._bash(worker.stop(self.folder(i), 'KILL' if now else 'TERM'))
+    # Whoever deletes may not know how many there are.
+    for path in self.root.glob('worker-*'):
+      folder = worker.Folder(str(path))
+      self._bash(worker.stop(folder, 'KILL' if now else 'TERM'))
     return True
 
   def leave(self) -> None:

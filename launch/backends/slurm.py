@@ -93,6 +93,11 @@ class Slurm:
         )
 
   @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return str(self.root)
+
+  @property
   def root(self) -> pathlib.Path:
     """Folder of all that is made for the job."""
     return pathlib.Path(self.job.workdir) / 'launch' / self.job.name
@@ -191,8 +196,12 @@ exit "$result"
       backends.Step('submit', shlex.join(self._submit_command())),
       backends.Step('watch', shlex.join(_look('JOB'))),
       backends.Step('on Ctrl-C: let it save', shlex.join(_term('JOB'))),
-      backends.Step('on Ctrl-C, then', shlex.join(['scancel', 'JOB'])),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps({'at the end, if it is there': ['scancel', 'JOB']})
 
   # Doing it.
 

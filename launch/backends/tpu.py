@@ -9,7 +9,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,13 +75,19 @@ class Tpu(abc.ABC):
         f'--accelerator: the Cloud TPU API does not serve '
         f'{self.accelerator.name}: use --backend=gke'
       )
-    if not self.mounted and not self.job.workdir.startswith('gs://'):
+    folder = self.job.workdir
+    if folder and not self.mounted and not folder.startswith('gs://'):
       raise errors.UserError(
-        f'--workdir: found {self.job.workdir}, expected gs://…: the disks of '
+        f'--workdir: found {folder}, expected gs://…: the disks of '
         'the machines go with them; --mounted says that all machines mount it'
       )
 
   # What is done, as commands.
+
+  @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return f'zone {self.zone} of project {self.project}'
 
   @property
   def folder(self) -> worker.Folder:
@@ -176,12 +181,17 @@ class Tpu(abc.ABC):
         worker.last_words(self.folder)
       ),
       'on Ctrl-C: let it save': self.ssh_command(worker.stop(self.folder)),
-      'at the end, whatever happened': self.delete_command(),
     }
     return [
-      backends.Step(title, shlex.join(command))
-      for title, command in commands.items()
+      *backends.steps(commands),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps(
+      {'at the end, whatever happened': self.delete_command()}
+    )
 
   # Doing it.
 
