@@ -68,6 +68,32 @@ def say(text: str) -> None:
 
 
 @dataclasses.dataclass
+class _Silence:
+  """Tells people that nobody answers, once it is no accident."""
+
+  _looks: int = 0
+  _since: str = ''
+  _told: float = 0.0
+
+  def see(self, why: str) -> None:
+    """Takes notice of a look.
+
+    Args:
+      why: nobody answered; '' if somebody did.
+    """
+    if not why:
+      self._looks = 0
+      return
+    now = time.monotonic()
+    self._looks += 1
+    if self._looks == 1:
+      self._since, self._told = time.strftime('%H:%M:%S'), -math.inf
+    if self._looks >= _SILENT_LOOKS and now - self._told >= _SILENT_SECONDS:
+      say(f'not reached since {self._since}: {why}')
+      self._told = now
+
+
+@dataclasses.dataclass
 class Supervisor:
   """Runs one job in one place.
 
@@ -92,9 +118,7 @@ class Supervisor:
   _again: bool = False
   _hung: bool = False
   _began: float = math.inf
-  _silence: '_Silence' = dataclasses.field(
-    default_factory=lambda: _Silence()  # Which is defined below.
-  )
+  _silence: _Silence = dataclasses.field(default_factory=_Silence)
 
   def __call__(self) -> int:
     """Runs the job to its end; returns its exit status.
@@ -292,10 +316,7 @@ class Supervisor:
             return
           self.run.sleep(min(self.limits.poll, 2.0))
         self.backend.stop(now=True)
-      except (
-        *(backends.Gone, backends.Deleted),
-        errors.UserError,
-      ) as error:
+      except (backends.Gone, backends.Deleted, errors.UserError) as error:
         say(f'the workers could not save: {error}')
 
   def _end(self, code: int) -> int:
@@ -329,32 +350,6 @@ class Supervisor:
           self.run.sleep(min(self.limits.pause(attempt), _DELETION_PAUSE))
     say(f'{name} MAY STILL COST MONEY: run the same command with --delete')
     return False
-
-
-@dataclasses.dataclass
-class _Silence:
-  """Tells people that nobody answers, once it is no accident."""
-
-  _looks: int = 0
-  _since: str = ''
-  _told: float = 0.0
-
-  def see(self, why: str) -> None:
-    """Takes notice of a look.
-
-    Args:
-      why: nobody answered; '' if somebody did.
-    """
-    if not why:
-      self._looks = 0
-      return
-    now = time.monotonic()
-    self._looks += 1
-    if self._looks == 1:
-      self._since, self._told = time.strftime('%H:%M:%S'), -math.inf
-    if self._looks >= _SILENT_LOOKS and now - self._told >= _SILENT_SECONDS:
-      say(f'not reached since {self._since}: {why}')
-      self._told = now
 
 
 class _TimedOut(Exception):

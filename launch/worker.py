@@ -67,7 +67,8 @@ def wait(ask: str = 'kill -TERM "$child"') -> str:
 
   A signal ends the shell's `wait` early, hence the second and third. More
   signals would confuse it: they are ignored. Bash may lose the status of what
-  ends at the same moment and say -1: then it is to be run again.
+  ends at the same moment and say -1: then it is to be run again, as is what was
+  asked to stop before it could hear that (143).
 
   Args:
     ask: passes a request to stop on to it; without single quotes.
@@ -83,7 +84,7 @@ done
 wait "$child" 2> /dev/null
 last=$?
 [ "$last" -eq 127 ] || code=$last
-[ "$last" -ge 0 ] || code={jobs.PREEMPTED}
+if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={jobs.PREEMPTED}; fi
 """
 
 

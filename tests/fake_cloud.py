@@ -7,6 +7,7 @@ that quoting is what is tested. `scenario.json` says what goes wrong:
   ready: looks until machines are ready; -1: never
   preempt: how many of the machines are taken away while the job runs
   no_ssh: how many connections fail at first
+  no_scp: how many copies fail at first, for want of a connection
   expired: gcloud has forgotten who calls it
   lag: looks until what was made is seen
   fetch: how often pods cannot fetch the code
@@ -231,6 +232,9 @@ def run_on(name, i, script):
 def scp(group, names, rest):
   path, there = names
   name, _, target = there.partition(':')
+  with world() as state:
+    if next_of(state, 'scp', ['no'] * scenario('no_scp', 0)) == 'no':
+      fail('scp: Connection closed', 255)
   for i in range(reached(name)):
     shutil.copy(path, machine(name) / str(i) / target)
 

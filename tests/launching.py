@@ -188,6 +188,14 @@ class Cloud:
         found.append(int(path.name))
     return found
 
+  def sleeping(self) -> bool:
+    """Whether something that gcloud has started lives on."""
+    return any(
+      path.read_bytes() == b'sleep\x0060\0'
+      for path in pathlib.Path('/proc').glob('[0-9]*/cmdline')
+      if os.access(path, os.R_OK)
+    )
+
   def left(self) -> list[str]:
     """All that costs money or lies about."""
     state = self.state()

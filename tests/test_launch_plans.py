@@ -391,6 +391,27 @@ def test_a_dry_run_of_deleting_says_the_deletion_alone(cloud, capfd, place):
   assert 'create' not in out and 'sbatch' not in out and 'apply' not in out
 
 
+@pytest.mark.parametrize(
+  ('command', 'asked', 'code'),
+  [
+    ('true', False, 0),
+    ('bash -c "exit 3"', False, 3),
+    # Ended by the request before it could hear it; and those that could.
+    ('sleep 60', True, 75),
+    ('bash -c \'trap "exit 75" TERM; while :; do sleep 0.01; done\'', True, 75),
+    ('bash -c \'trap "exit 2" TERM; while :; do sleep 0.01; done\'', True, 2),
+  ],
+)
+def test_what_is_waited_for_leaves_its_status(command, asked, code):
+  ask = '(sleep 0.1; kill -TERM $$) &\n' if asked else ''
+  done = subprocess.run(
+    ['bash', '-c', f'{ask}{command} &\n{worker.wait()}echo "$code"'],
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout == f'{code}\n'
+
+
 BOOT = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
 
 
