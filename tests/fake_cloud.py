@@ -364,6 +364,9 @@ def control(name, found):
     (pod / 'code').write_text('137')
     return
   codes = [pod_code(pod) for pod in found['pods']]
+  begun = have_run(found['restarts'] + 1, job['completions'])
+  if not begun and FETCH not in codes:
+    return  # So that each run is one of all pods.
   failed = [
     (code, (ROOT / 'pods' / pod / 'disrupted').exists())
     for code, pod in zip(codes, found['pods'], strict=True)
