@@ -154,10 +154,7 @@ def published(only: str) -> None:
       compute = dry_run.seconds(
         found['nominal'], chip.speed, count, dry_run.EFFICIENCY
       )
-      times = [
-        compute + dry_run.exchange_seconds(exchanged, chip, count, n)
-        for n in _GROWING
-      ]
+      times = dry_run.growing(compute, exchanged, chip, count, _GROWING)
       here = compute + dry_run.exchange_seconds(exchanged, chip, count, count)
       cells = [
         name,
@@ -168,7 +165,7 @@ def published(only: str) -> None:
         f'{found["xla"] / 1e12:.3f}',
         kinds(found),
         f'{compute * 1e3:.1f} + {(here - compute) * 1e3:.2f}',
-        *(f'{compute / t:.1%}' for t in times),
+        *(f'{compute / t:.1%}' if t else '-' for t in times),
       ]
       print(f'| {" | ".join(cells)} |', flush=True)
 

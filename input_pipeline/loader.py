@@ -12,6 +12,7 @@ a seek, and neither the number of hosts nor of worker processes changes a pixel.
 import collections
 import contextlib
 import dataclasses
+import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -53,9 +54,17 @@ class Reading:
     dataset = batches.to_iter_dataset(options)
     if self.workers:
       dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers)
+        grain.MultiprocessingOptions(num_workers=self.workers), _stay
       )
     return iter(dataset)
+
+
+def _stay(*_) -> None:
+  """Leaves requests to stop to the trainer, who needs batches until it has.
+
+  SLURM sends SIGTERM to all processes of a job.
+  """
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

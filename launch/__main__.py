@@ -11,9 +11,12 @@ line.
 """
 
 import argparse
+import math
 import pathlib
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from input_pipeline import command_line, errors
 from launch import accelerators, backends, shell, source, supervise
@@ -30,8 +33,8 @@ _NEEDED = {
 }
 _TAKEN = {
   'local': ('hosts', 'port'),
-  'tpu_vm': ('provisioning', 'runtime', 'also'),
-  'queued': ('provisioning', 'runtime', 'also'),
+  'tpu_vm': ('provisioning', 'runtime', 'also', 'mounted'),
+  'queued': ('provisioning', 'runtime', 'also', 'mounted'),
   'gke': (
     *('provisioning', 'reservation', 'context', 'namespace', 'image'),
     *('fetch_image', 'service_account'),
@@ -41,6 +44,11 @@ _TAKEN = {
     'also',
   ),
 }
+# Those that say on what the job runs: it is not another's to take over.
+_PLACE = (
+  *('backend', 'accelerator', 'provisioning', 'reservation', 'runtime'),
+  *('hosts', 'gres', 'partition', 'time', 'also'),
+)
 _PROVISIONING = ('on_demand', 'spot', 'reserved')
 
 
@@ -49,13 +57,14 @@ def main(argv: Sequence[str]) -> int:
   run = shell.Shell()
   try:
     arguments, command = _parse(argv)
-    job = jobs.make(
-      command, _workdir(arguments), arguments.env, arguments.name or ''
-    )
+    job = _job(arguments, command)
     backend = _backend(arguments, job, run)
     with run.heard(supervise.say):
+      if arguments.dry_run and arguments.delete:
+        return _show(job.name, backend.deletion(arguments.commit or 'COMMIT'))
       if arguments.dry_run:
-        return _show(backend, source.resolve(run, arguments.commit))
+        commit = source.resolve(run, arguments.commit)
+        return _show(f'{job.name}: commit {commit}', backend.steps(commit))
       if arguments.delete:
         return _delete(backend)
       return _launch(arguments, backend, run)
@@ -106,10 +115,10 @@ def _launch(
       path.unlink(missing_ok=True)
 
 
-def _show(backend: backends.Backend, commit: str) -> int:
+def _show(title: str, steps: Sequence[backends.Step]) -> int:
   """Prints what would be done; does nothing."""
-  print(f'# {backend.job.name}: commit {commit}')
-  for number, step in enumerate(backend.steps(commit), 1):
+  print(f'# {title}')
+  for number, step in enumerate(steps, 1):
     print(f'\n# {number}. {step.title}\n{step.text.rstrip()}')
   return 0
 
@@ -119,7 +128,7 @@ def _delete(backend: backends.Backend) -> int:
   name = backend.job.name
   found = backend.find()
   if found is None:
-    supervise.say(f'{name} is not there')
+    supervise.say(f'{name} is not there: {backend.where}')
     return 0
   if not found.digest:
     raise errors.UserError(
@@ -131,12 +140,41 @@ def _delete(backend: backends.Backend) -> int:
   return 0
 
 
+def _job(arguments: argparse.Namespace, command: Sequence[str]) -> jobs.Job:
+  """The job of a command line; to delete one, its name is enough."""
+  workdir = _workdir(arguments)
+  if not arguments.delete or command or not arguments.name:
+    return jobs.make(
+      *(command, workdir, arguments.env),
+      *(arguments.name or '', _place(arguments)),
+    )
+  if not workdir and arguments.backend not in ('tpu_vm', 'queued'):
+    raise errors.UserError(
+      f'--workdir is missing: --backend={arguments.backend} keeps there what '
+      'is to be deleted'
+    )
+  if 'accelerator' in _NEEDED[arguments.backend]:
+    # Any will do: whatever is there is deleted.
+    arguments.accelerator = arguments.accelerator or 'v4-8'
+  return jobs.Job(arguments.name, (), workdir)
+
+
 def _workdir(arguments: argparse.Namespace) -> str:
   """The folder as every worker names it; absolute, if it is one of here."""
   text = arguments.workdir
+  if re.match(r'\w{2,}:/(?!/)', text):
+    raise errors.UserError(
+      f'--workdir: found {text}, expected two slashes after the colon'
+    )
   if not text or '://' in text:
     return text
   return str(pathlib.Path(text).expanduser().absolute())
+
+
+def _place(arguments: argparse.Namespace) -> list[str]:
+  """What the job is to run on, as flags."""
+  found = {flag: getattr(arguments, flag) for flag in _PLACE}
+  return [f'--{flag}={value}' for flag, value in found.items() if value]
 
 
 def _backend(
@@ -152,7 +190,10 @@ def _backend(
   some = {*_NEEDED.values(), *_TAKEN.values()}
   for flag in sorted({flag for group in some for flag in group}):
     if getattr(arguments, flag) is not None and flag not in taken:
-      raise errors.UserError(f'--{flag} is not of --backend={name}')
+      known = ', '.join(f'--{flag}' for flag in (*_NEEDED[name], *_TAKEN[name]))
+      raise errors.UserError(
+        f'--{flag} is not of --backend={name}, which takes {known}'
+      )
   for flag in _NEEDED[name]:
     if not getattr(arguments, flag):
       raise errors.UserError(f'--{flag} is missing: --backend={name} needs it')
@@ -184,7 +225,8 @@ def _make(
     given = {'wait_seconds': 86400.0, **given}
     return tpu.Queued(job, run, pause=min(arguments.poll, 10.0), **given)
   if name == 'gke':
-    return gke.Gke(job, run, **patience, **given)
+    pause = min(arguments.poll, 2.0)
+    return gke.Gke(job, run, pause=pause, **patience, **given)
   return slurm.Slurm(job, run, **patience, **given)
 
 
@@ -198,8 +240,39 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   return _parser().parse_args(own), command
 
 
+class _Parser(argparse.ArgumentParser):
+  """Complains in one line, as everything here does."""
+
+  def error(self, message: str) -> NoReturn:
+    raise errors.UserError(message.removeprefix('argument '))
+
+
+def _at_least(least: float, kind: type = float) -> Callable[[str], int | float]:
+  """Reads a number of a flag; the least one is allowed."""
+
+  def read(text: str) -> int | float:
+    try:
+      value = kind(text)
+    except ValueError:
+      value = math.nan
+    if not least <= value < math.inf:
+      what = 'a whole number' if kind is int else 'a number'
+      raise argparse.ArgumentTypeError(
+        f'found {text}, expected {what} >= {least:g}'
+      )
+    return value
+
+  return read
+
+
+def _port(text: str) -> int:
+  if not text.isdigit() or not 1 <= int(text) <= 65535:
+    raise argparse.ArgumentTypeError(f'found {text}, expected 1 to 65535')
+  return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     'python -m launch',
     usage='%(prog)s --backend=… --workdir=… [flags] -- -m MODULE [its flags]',
     description=__doc__.partition('\n')[0],
@@ -220,12 +293,14 @@ def _parser() -> argparse.ArgumentParser:
   add('--dry_run', action='store_true', help='print what would be done')
   add('--delete', action='store_true', help='delete what is there, and end')
   add('--keep', action='store_true', help='delete nothing at the end')
-  add('--wait', type=float, help='seconds until the job can start; 0: any')
-  add('--retries', type=int, default=50, help='after 75 and preemption')
-  add('--backoff', type=float, default=30.0, help='seconds before the first')
-  add('--backoff_max', type=float, default=600.0, help='it doubles up to this')
-  add('--poll', type=float, default=15.0, help='seconds between two looks')
-  add('--grace', type=float, default=120.0, help='seconds for saving')
+  number, whole = _at_least(0.0), _at_least(0.0, int)
+  add('--wait', type=number, help='seconds until the job can start; 0: any')
+  add('--retries', type=whole, default=50, help='after 75 and preemption')
+  add('--backoff', type=number, default=30.0, help='seconds before the first')
+  add('--backoff_max', type=number, default=600.0, help='it doubles up to this')
+  look = _at_least(0.1)
+  add('--poll', type=look, default=15.0, help='seconds between two looks')
+  add('--grace', type=number, default=120.0, help='seconds for saving')
   group = parser.add_argument_group('TPUs')
   add = group.add_argument
   add('--accelerator', help='v5e-64, v4-8, …')
@@ -233,6 +308,12 @@ def _parser() -> argparse.ArgumentParser:
   add('--project')
   add('--provisioning', choices=_PROVISIONING)
   add('--runtime', help='software of TPU VMs, if not the usual one')
+  add(
+    '--mounted',
+    action='store_const',
+    const=True,
+    help='--workdir is a folder that all TPU VMs mount',
+  )
   group = parser.add_argument_group('GKE')
   add = group.add_argument
   add('--reservation', help='name of the reservation')
@@ -243,8 +324,12 @@ def _parser() -> argparse.ArgumentParser:
   add('--service_account', help='of Kubernetes; reads and writes the bucket')
   group = parser.add_argument_group('SLURM and local')
   add = group.add_argument
-  add('--hosts', type=int, help='nodes, or processes on this machine')
-  add('--port', type=int, help='local: where the processes find each other')
+  add(
+    '--hosts',
+    type=_at_least(1.0, int),
+    help='nodes, or processes on this machine',
+  )
+  add('--port', type=_port, help='local: where the processes find each other')
   add('--gres', help='of each node: gpu:8')
   add('--partition')
   add('--account')

@@ -29,12 +29,14 @@ class Job:
     arguments: of Python: ('-m', 'ddep.main', '--config=…', '--workdir=…').
     workdir: its folder, which every worker can reach.
     environment: variables it gets.
+    place: what it is to run on, as flags say it.
   """
 
   name: str
   arguments: tuple[str, ...]
   workdir: str
   environment: tuple[tuple[str, str], ...] = ()
+  place: tuple[str, ...] = ()
 
   def __post_init__(self):
     if not _NAME.fullmatch(self.name):
@@ -51,8 +53,8 @@ class Job:
 
   @property
   def digest(self) -> str:
-    """Of all that is run, so that another job of this name is noticed."""
-    return digest(self.arguments, self.environment)
+    """Of what is run and where, so that others of this name are noticed."""
+    return digest(self.arguments, self.environment, self.place)
 
 
 def digest(*content: Sequence) -> str:
@@ -65,6 +67,7 @@ def make(
   workdir: str,
   environment: Sequence[str] = (),
   name: str = '',
+  place: Sequence[str] = (),
 ) -> Job:
   """The job of a command line.
 
@@ -73,6 +76,7 @@ def make(
     workdir: added to the flags.
     environment: 'NAME=VALUE' each.
     name: made of the config and the command, if it is empty.
+    place: what it is to run on.
 
   Raises:
     UserError: something is missing or contradicts itself.
@@ -90,15 +94,18 @@ def make(
     raise errors.UserError(
       '--workdir is missing: expected a folder that every worker reaches'
     )
-  pairs = []
+  # Or memory grows for days: glibc gives every few threads an arena.
+  pairs = [('MALLOC_ARENA_MAX', '2')]
   for text in environment:
     variable, equals, value = text.partition('=')
     if not equals:
       raise errors.UserError(f'--env: found {text!r}, expected NAME=VALUE')
+    pairs = [pair for pair in pairs if pair[0] != variable]
     pairs.append((variable, value))
   arguments = (*command, f'--workdir={workdir}')
   return Job(
-    name or _default_name(arguments, pairs), arguments, workdir, tuple(pairs)
+    name or _default_name(arguments, pairs),
+    *(arguments, workdir, tuple(pairs), tuple(place)),
   )
 
 

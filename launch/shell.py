@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from input_pipeline import errors
 
 _TICK_SECONDS = 0.05
+# What is asked to end has so long until it is killed.
+_ENDING_SECONDS = 3.0
 
 
 class Interrupted(Exception):
@@ -46,20 +49,19 @@ class Shell:
     requests: how often somebody asked to stop.
     signal: by which signal, last.
     deaf: whether requests are only counted, as while deleting.
+    making: whether something is made that has to be there to be deleted.
   """
 
   requests: int = 0
   signal: int = 0
   deaf: bool = False
+  making: bool = False
 
-  def __call__(
-    self, command: Sequence[str], given: str | None = None, whole: bool = False
-  ) -> Result:
+  def __call__(self, command: Sequence[str], whole: bool = False) -> Result:
     """Runs a command to its end.
 
     Args:
       command: with its arguments; no shell reads them.
-      given: its standard input.
       whole: whether it must not be cut off, since it makes something.
 
     Raises:
@@ -70,7 +72,7 @@ class Shell:
     try:
       process = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # Ctrl-C is for this process, which decides what it means.
@@ -81,16 +83,16 @@ class Shell:
         f'{command[0]} is not installed here: install it, or choose another '
         '--backend'
       ) from None
-    data = None if given is None else given.encode()
+    self.making = whole
     while True:
       try:
-        out, err = process.communicate(data, timeout=_TICK_SECONDS)
+        out, err = process.communicate(timeout=_TICK_SECONDS)
         break
       except subprocess.TimeoutExpired:
-        data = None
         if self._due() and not whole:
-          process.terminate()
-          process.communicate()
+          _end_group(process)
+          raise Interrupted from None
+    self.making = False
     self.check()
     return Result(
       process.returncode,
@@ -134,6 +136,8 @@ class Shell:
       self.signal = number
       if self.deaf:
         say('still stopping what was started; please wait')
+      elif self.making:
+        say('what is just being made has to be there first; please wait')
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, ask) for number in numbers}
@@ -142,3 +146,13 @@ class Shell:
     finally:
       for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def _end_group(process: subprocess.Popen) -> None:
+  """Ends a command with all it has started, as gcloud starts ssh."""
+  for sign in (signal.SIGTERM, signal.SIGKILL):
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, sign)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.communicate(timeout=_ENDING_SECONDS)
+      return

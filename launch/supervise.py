@@ -8,6 +8,7 @@ unless it is to be kept.
 """
 
 import dataclasses
+import math
 import pathlib
 import signal
 import sys
@@ -31,6 +32,7 @@ class Limits:
     grace: seconds in which workers may save after they were asked to stop, or
       after another one has ended.
     keep: leave everything there at the end.
+    settled: seconds that a job has run after which retries count anew.
   """
 
   retries: int = 50
@@ -39,6 +41,7 @@ class Limits:
   poll: float = 15.0
   grace: float = 120.0
   keep: bool = False
+  settled: float = 3600.0
 
   def pause(self, attempt: int) -> float:
     """Seconds to wait before the n-th time, from 1.
@@ -49,9 +52,45 @@ class Limits:
     return min(self.backoff * 2 ** min(attempt - 1, 30), self.backoff_max)
 
 
+# Looks without an answer after which people are told, and seconds until they
+# are told again.
+_SILENT_LOOKS = 3
+_SILENT_SECONDS = 600.0
+# How often deleting is tried, and seconds between two times at most: what is
+# just being made, repaired or suspended may refuse it for minutes.
+_DELETIONS = 12
+_DELETION_PAUSE = 60.0
+
+
 def say(text: str) -> None:
   """Tells people, apart from what the job prints."""
   print(f'launch: {text}', file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass
+class _Silence:
+  """Tells people that nobody answers, once it is no accident."""
+
+  _looks: int = 0
+  _since: str = ''
+  _told: float = 0.0
+
+  def see(self, why: str) -> None:
+    """Takes notice of a look.
+
+    Args:
+      why: nobody answered; '' if somebody did.
+    """
+    if not why:
+      self._looks = 0
+      return
+    now = time.monotonic()
+    self._looks += 1
+    if self._looks == 1:
+      self._since, self._told = time.strftime('%H:%M:%S'), -math.inf
+    if self._looks >= _SILENT_LOOKS and now - self._told >= _SILENT_SECONDS:
+      say(f'not reached since {self._since}: {why}')
+      self._told = now
 
 
 @dataclasses.dataclass
@@ -78,6 +117,8 @@ class Supervisor:
   _running: bool = False
   _again: bool = False
   _hung: bool = False
+  _began: float = math.inf
+  _silence: _Silence = dataclasses.field(default_factory=_Silence)
 
   def __call__(self) -> int:
     """Runs the job to its end; returns its exit status.
@@ -106,6 +147,7 @@ class Supervisor:
       self._commit = self.commit()
     attempt = 0
     while True:
+      self._began = math.inf
       try:
         if not self._made:
           self._create()
@@ -120,12 +162,18 @@ class Supervisor:
         )
       except backends.Unavailable as refusal:
         reason = f'there is no room now ({refusal})'
+      except backends.Deleted as loss:
+        say(f'somebody has deleted {self.backend.job.name} ({loss})')
+        self._running = False
+        return jobs.FAILED
       except backends.Gone as loss:
         reason = f'the machines are gone ({loss})'
         self._running = False
-        if self.backend.restarts_itself or not self._delete():
+        if not self._delete():
           say(reason)
           return jobs.FAILED
+      if time.monotonic() - self._began >= self.limits.settled:
+        attempt = 0
       attempt += 1
       if attempt > self.limits.retries:
         say(f'{reason}; no retries are left: the same command goes on')
@@ -138,12 +186,12 @@ class Supervisor:
     """Takes over what an earlier call has made.
 
     Raises:
-      UserError: it is of another job or commit.
+      UserError: it is of another job, commit or place.
     """
     job = self.backend.job
     other = ''
     if found.digest != job.digest:
-      other = 'for another command'
+      other = 'for another command or other machines'
     elif self.named and self.commit() != found.commit:
       other = f'with commit {found.commit}'
     if other:
@@ -153,6 +201,8 @@ class Supervisor:
       )
     self._made, self._commit = True, found.commit
     say(f'{job.name} is there already, with commit {found.commit}: attached')
+    if not self.limits.keep:
+      say('Ctrl-C ends and deletes it; to look on only, give --keep')
 
   def _create(self) -> None:
     """Makes machines, or submits; remembers that they are to be deleted."""
@@ -171,7 +221,7 @@ class Supervisor:
 
   def _once(self) -> int:
     """Runs the job once, or watches what runs already."""
-    while (report := self.backend.poll()).started is None:
+    while (report := self._look()).started is None:
       self.run.sleep(self.limits.poll)
     if not report.started:
       say(f'installing commit {self._commit}')
@@ -181,9 +231,16 @@ class Supervisor:
       say('started; it goes on should this command be killed')
     _print(report.log)
     self._running, self._again = True, True
+    self._began = time.monotonic()
     code = self._watch()
     self._running = False
     return code
+
+  def _look(self) -> backends.Report:
+    """How the job is; tells people if nobody answers."""
+    report = self.backend.poll()
+    self._silence.see(report.silence)
+    return report
 
   def _await(self) -> None:
     """Waits until the job can start, or be watched."""
@@ -202,10 +259,11 @@ class Supervisor:
 
     Raises:
       Gone: its machines were taken away.
+      Deleted: somebody has deleted them.
     """
     first_end = None
     while True:
-      report = self.backend.poll()
+      report = self._look()
       _print(report.log)
       decided = self.backend.restarts_itself
       code = _over(report, decided)
@@ -231,7 +289,8 @@ class Supervisor:
     if not self.backend.restarts_itself and code != jobs.USER_ERROR:
       # Workers notice the loss of another one before it is announced.
       for _ in range(2):
-        if waiting := self.backend.pending():
+        waiting = self.backend.pending()
+        if waiting and not waiting.startswith(backends.NO_ANSWER):
           raise backends.Gone(waiting)
         self.run.sleep(self.limits.poll)
     _print(words)
@@ -246,17 +305,18 @@ class Supervisor:
     with self.run.undisturbed():
       try:
         if not self.backend.stop():
+          say('deleting lets them save; Ctrl-C once more ends them at once')
           return
         say('the workers may save first; Ctrl-C once more ends them at once')
         while time.monotonic() < end and self.run.requests == asked:
-          report = self.backend.poll()
+          report = self._look()
           _print(report.log)
           if _over(report, self.backend.restarts_itself) is not None:
             say(f'exit status by worker: {jobs.told(report.codes)}')
             return
           self.run.sleep(min(self.limits.poll, 2.0))
         self.backend.stop(now=True)
-      except (backends.Gone, errors.UserError) as error:
+      except (backends.Gone, backends.Deleted, errors.UserError) as error:
         say(f'the workers could not save: {error}')
 
   def _end(self, code: int) -> int:
@@ -264,6 +324,7 @@ class Supervisor:
     if not self._made:
       return code
     if self.limits.keep:
+      self.backend.leave()
       say(
         f'{self.backend.job.name} is kept, and costs what it costs: the same '
         'command attaches to it, with --delete it is deleted'
@@ -275,15 +336,18 @@ class Supervisor:
     """Deletes everything, whoever asks to stop; whether that worked."""
     name = self.backend.job.name
     with self.run.undisturbed():
-      for attempt in range(1, 4):
+      told = ''
+      for attempt in range(1, _DELETIONS + 1):
         problem = self.backend.delete()
         if not problem:
           self._made = False
           say(f'deleted: {name}')
           return True
-        say(f'{name} could not be deleted: {problem}')
-        if attempt < 3:
-          self.run.sleep(min(self.limits.backoff, 10.0))
+        if problem != told:
+          say(f'{name} could not be deleted, which is tried again: {problem}')
+          told = problem
+        if attempt < _DELETIONS:
+          self.run.sleep(min(self.limits.pause(attempt), _DELETION_PAUSE))
     say(f'{name} MAY STILL COST MONEY: run the same command with --delete')
     return False
 

@@ -1,8 +1,8 @@
 """What happens on a worker, as shell scripts: unpack, install, start, tell.
 
-A worker's folder holds `tree` (the code), `run.sh`, `pid`, `log` and, once its
-process has ended, `exit` with the status. Everything that comes from a user is
-quoted, so that it arrives as it was written.
+A worker's folder holds `tree` (the code), `run.sh`, `pid` (with the boot it is
+of), `log` and, once its process has ended, `exit` with the status. Everything
+that comes from a user is quoted, so that it arrives as it was written.
 """
 
 import dataclasses
@@ -15,19 +15,11 @@ _LOG_BYTES = 1_000_000
 LOG_MARK = 'launch-log'
 WORKER_MARK = 'launch-worker'
 
-# Runs what was started last in the background to its end; a request to stop is
-# passed on to it. A signal ends `wait` early, hence the second and third.
-WAIT = """\
-child=$!
-trap 'kill -TERM "$child"' TERM
-wait "$child"
-code=$?
-while kill -0 "$child" 2> /dev/null; do
-  wait "$child"
-done
-wait "$child" 2> /dev/null
-last=$?
-[ "$last" -eq 127 ] || code=$last
+# After a reboot the number of a process may be another's.
+_READ_PID = """\
+boot_now=$(cat /proc/sys/kernel/random/boot_id)
+read -r pid boot < pid || true
+[ "$boot" = "$boot_now" ] || pid=none
 """
 
 # The hosts of a slice find each other by what its machines are told. jax would
@@ -68,6 +60,32 @@ class Folder:
   def quoted(self) -> str:
     """The path, for a shell."""
     return shlex.quote(self.path)
+
+
+def wait(ask: str = 'kill -TERM "$child"') -> str:
+  """Waits for what was started last in the background.
+
+  A signal ends the shell's `wait` early, hence the second and third. More
+  signals would confuse it: they are ignored. Bash may lose the status of what
+  ends at the same moment and say -1: then it is to be run again, as is what was
+  asked to stop before it could hear that (143).
+
+  Args:
+    ask: passes a request to stop on to it; without single quotes.
+  """
+  return f"""\
+child=$!
+trap 'trap "" TERM; {ask}' TERM
+wait "$child"
+code=$?
+while kill -0 "$child" 2> /dev/null; do
+  wait "$child"
+done
+wait "$child" 2> /dev/null
+last=$?
+[ "$last" -eq 127 ] || code=$last
+if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={jobs.PREEMPTED}; fi
+"""
 
 
 def unpack(folder: Folder, archive: str) -> str:
@@ -121,7 +139,7 @@ def run(folder: Folder, job: jobs.Job, before: str = '') -> str:
 here=$PWD
 cd {shlex.quote(folder.tree)} || exit 1
 {exports(job)}{before}{command} &
-{WAIT}echo "$code" > "$here/exit.partial"
+{wait()}echo "$code" > "$here/exit.partial"
 mv "$here/exit.partial" "$here/exit"
 """
 
@@ -134,13 +152,14 @@ def start(folder: Folder, job: jobs.Job, before: str = '') -> str:
   return f"""\
 set -e
 cd {folder.quoted}
-if [ -f pid ] && [ ! -f exit ] && kill -0 "$(cat pid)" 2> /dev/null; then
-  exit 0
+if [ -f pid ] && [ ! -f exit ]; then
+{_READ_PID}\
+  if kill -0 "$pid" 2> /dev/null; then exit 0; fi
 fi
 rm -f exit
 printf '%s' {shlex.quote(run(folder, job, before))} > run.sh
 setsid nohup bash run.sh >> log 2>&1 < /dev/null &
-echo $! > pid
+echo "$! $(cat /proc/sys/kernel/random/boot_id)" > pid
 """
 
 
@@ -153,8 +172,9 @@ def tell(folder: Folder) -> str:
   return f"""\
 state=absent
 if cd {folder.quoted} 2> /dev/null && [ -f pid ]; then
+{_READ_PID}\
   state=lost
-  if kill -0 "$(cat pid)" 2> /dev/null; then state=running; fi
+  if kill -0 "$pid" 2> /dev/null; then state=running; fi
   if [ -f exit ]; then state=$(cat exit); fi
 fi
 echo "{WORKER_MARK} {folder.name} $state"
@@ -182,10 +202,11 @@ done
 
 def stop(folder: Folder, sign: str = 'TERM') -> str:
   """Asks the job to save and stop; with KILL, ends it and all it started."""
-  target = '"$(cat pid)"' if sign == 'TERM' else '-- "-$(cat pid)"'
+  target = '"$pid"' if sign == 'TERM' else '-- "-$pid"'
   return f"""\
 cd {folder.quoted} 2> /dev/null || exit 0
 [ -f pid ] || exit 0
+{_READ_PID}\
 kill -{sign} {target} 2> /dev/null || true
 """
 

@@ -111,11 +111,13 @@ class Hosts(NamedTuple):
     coordinator_port: of process 0; None for the one that is named or found.
     init_timeout: seconds in which all have to come.
     peer_timeout: seconds of silence after which one counts as lost.
+    stall_timeout: seconds in which somebody has to come further; 0 is any time.
   """
 
   coordinator_port: int | None = None
   init_timeout: float = 600.0
   peer_timeout: float = 60.0
+  stall_timeout: float = 1800.0
 
 
 class Command(NamedTuple):
@@ -182,7 +184,12 @@ def parse(argv: Sequence[str]) -> Command | None:
     values.dry_run or values.dry_run_xla,
     values.dry_run_xla,
     _topology(values),
-    Hosts(values.coordinator_port, values.init_timeout, values.peer_timeout),
+    Hosts(
+      values.coordinator_port,
+      values.init_timeout,
+      values.peer_timeout,
+      values.stall_timeout,
+    ),
   )
 
 
@@ -273,6 +280,13 @@ def _define_flags_of_hosts(values: flags.FlagValues) -> None:
     Hosts().peer_timeout,
     'Seconds of silence after which a host counts as lost.',
     lower_bound=1.0,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'stall_timeout',
+    Hosts().stall_timeout,
+    'Seconds after which all end if no host has come further; 0: never.',
+    lower_bound=0.0,
     flag_values=values,
   )
 
@@ -392,12 +406,24 @@ def _hosts(command: Command) -> Iterator[None]:
   Raises:
     UserError: a host does not come, or differs from the others.
   """
-  links = _start_devices(command)
-  if links is None:
+  wanted = command.hosts
+  if jax.distributed.is_initialized():
     yield
     return
-  watching = watch.Watch(links, command.hosts.peer_timeout)
+  group = hosts.find(wanted.coordinator_port, wanted.init_timeout)
+  if group is None:
+    _start_alone()
+    yield
+    return
+  known = hosts.facts(
+    command.config,
+    workdir=str(command.workdir),
+    stages=','.join(command.stages) or 'all',
+  )
+  links = hosts.meet(group, known, wanted.init_timeout)
+  watching = watch.Watch(links, wanted.peer_timeout, wanted.stall_timeout)
   try:
+    _start_among(group, wanted)
     yield
   except stage.Preempted:
     watching.leave()
@@ -416,47 +442,37 @@ def _hosts(command: Command) -> Iterator[None]:
     watching.leave()
 
 
-def _start_devices(command: Command) -> hosts.Links | None:
-  """Joins the other hosts, if there are any.
+def _start_alone() -> None:
+  """Makes a group of this process.
 
-  A single process makes a group of its own, so that a request to stop
-  (SIGTERM) is noticed by one mechanism on a laptop and on a pod.
-
-  Raises:
-    UserError: a host does not come, or differs from the others.
+  So a request to stop (SIGTERM) is noticed by one mechanism on a laptop and on
+  a pod.
   """
-  if jax.distributed.is_initialized():
-    return None
-  wanted = command.hosts
-  group = hosts.find(wanted.coordinator_port, wanted.init_timeout)
-  if group is None:
-    with socket.socket() as free:
-      free.bind(('127.0.0.1', 0))
-      port = free.getsockname()[1]
-    jax.distributed.initialize(
-      f'127.0.0.1:{port}',
-      num_processes=1,
-      process_id=0,
-      cluster_detection_method='deactivate',
-      heartbeat_timeout_seconds=_NEVER_SECONDS,
-    )
-    return None
-  known = hosts.facts(
-    command.config,
-    workdir=str(command.workdir),
-    stages=','.join(command.stages) or 'all',
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  jax.distributed.initialize(
+    f'127.0.0.1:{port}',
+    num_processes=1,
+    process_id=0,
+    cluster_detection_method='deactivate',
+    heartbeat_timeout_seconds=_NEVER_SECONDS,
   )
-  links = hosts.meet(group, known, wanted.init_timeout)
+
+
+def _start_among(group: hosts.Group, wanted: Hosts) -> None:
+  """Lets jax join the hosts that have met."""
   jax.distributed.initialize(
     group.address,
     num_processes=group.count,
     process_id=group.index,
-    cluster_detection_method=None if group.found else 'deactivate',
+    local_device_ids=group.devices,
+    # Or jax would choose one device, under SLURM.
+    cluster_detection_method='deactivate',
     initialization_timeout=math.ceil(wanted.init_timeout),
     # Later than `watch`, which says who is lost.
     heartbeat_timeout_seconds=math.ceil(2 * wanted.peer_timeout) + 60,
   )
-  return links
 
 
 def _complain(text: str) -> None:

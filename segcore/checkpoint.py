@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from input_pipeline import errors
+from input_pipeline import errors, progress
 from segcore import files
 
 _STATE, _META = 'state', 'meta'
@@ -52,6 +52,7 @@ class Checkpoints:
     """
     with _disk(self.directory):
       self._latest.save(step, args=_save_args(state, {}))
+    progress.sign(f'saving step {step} of {self.directory.name}')
 
   def save_best(self, step: int, state: Any, value: float) -> None:
     """Keeps this state as the best one; returns when it is on disk."""
@@ -87,6 +88,7 @@ class Checkpoints:
     with _disk(self.directory):
       self._latest.wait_until_finished()
       self._best.wait_until_finished()
+    progress.sign(f'all of {self.directory.name} was saved')
 
   def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
     """The latest state that can be read, placed as `abstract_state` says.
@@ -109,6 +111,7 @@ class Checkpoints:
       try:
         self._check_layout(step, abstract_state)
         state = self._latest.restore(step, args=args)[_STATE]
+        progress.sign(f'restoring step {step} of {self.directory.name}')
       except errors.UserError:
         raise
       except Exception as error:  # Orbax has no class for damaged files.

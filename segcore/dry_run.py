@@ -192,6 +192,30 @@ def exchange_seconds(
   return sum(sent[c.kind] * c.size for c in exchanged) / (2 * chip.link)
 
 
+def growing(
+  compute: float,
+  exchanged: Sequence[sharding.Collective],
+  chip: topology_lib.Chip,
+  compiled_for: int,
+  counts: Sequence[int],
+) -> list[float | None]:
+  """Time of a step on so many devices; None where no slice is that large.
+
+  Args:
+    compute: time of arithmetic, which stays.
+    exchanged: by the program.
+    chip: of all devices.
+    compiled_for: devices of the program.
+    counts: devices for which the times are wanted.
+  """
+  return [
+    compute + exchange_seconds(exchanged, chip, compiled_for, n)
+    if n <= chip.largest
+    else None
+    for n in counts
+  ]
+
+
 def seconds(operations: int, speed: float, chips: int, part: float) -> float:
   """Time of so many operations.
 
@@ -334,20 +358,20 @@ def _elsewhere(
   rows = []
   for each in chips:
     compute = seconds(step // count, each.speed, 1, EFFICIENCY)
-    times = {
-      n: compute + exchange_seconds(said.exchanged, each, count, n)
-      for n in counts
-    }
-    rows.append((f'{each.name}, a step', *(_time(t) for t in times.values())))
+    times = growing(compute, said.exchanged, each, count, counts)
     rows.append(
-      ('  speed a device', *(f'{compute / t:.1%}' for t in times.values()))
+      (f'{each.name}, a step', *(_time(t) if t else '-' for t in times))
     )
+    rows.append(
+      ('  speed a device', *(f'{compute / t:.1%}' if t else '-' for t in times))
+    )
+    here = compute + exchange_seconds(said.exchanged, each, count, count)
     yield (
       f'{each.name}: a step takes {_time(compute)} of arithmetic at '
       f'{EFFICIENCY:.0%} of {each.speed / 1e12:.0f} TFLOP/s and '
-      f'{_time(times[count] - compute)} of exchanges over two links of '
+      f'{_time(here - compute)} of exchanges over two links of '
       f'{each.link / 1e9:.0f} GB/s, so all steps '
-      f'{journal.duration(times[count] * plan.num_steps)}'
+      f'{journal.duration(here * plan.num_steps)}'
     )
   yield ''
   yield (

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline import datasets, errors, transforms
+from input_pipeline import datasets, errors, progress, transforms
 from input_pipeline import loader as loader_lib
 from segcore import inference, journal, pictures, sharding, summary
 from segcore import method as method_lib
@@ -107,7 +107,7 @@ class Predictions:
     over the canvas are cut to the image.
     """
     put = sharding.put_batch(self.mesh)
-    progress = journal.Progress(
+    shown = journal.Progress(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )
     # In threads: what a predictor holds does not travel to other processes.
@@ -115,6 +115,7 @@ class Predictions:
     iterator = reading.iterate(self._batches)
     try:
       for done, batch in enumerate(iterator, start=1):
+        progress.sign(f'batch {done} of {self.split.name}')
         found = self.predictor(state, put(batch['inputs']))
         rows = sharding.local_rows(self._by_rows(found))
         canvas = batch['group'].canvas
@@ -126,7 +127,7 @@ class Predictions:
             prediction = prediction[:height, :width]
           yield prediction, example
         if self.show and (done == len(self._plan) or done % 20 == 0):
-          progress.line(done, {})
+          shown.line(done, {})
     finally:
       iterator.close()
 

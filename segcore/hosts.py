@@ -54,13 +54,14 @@ class Group(NamedTuple):
     address: host:port of process 0.
     count: of processes.
     index: of this one.
-    found: whether jax found the others; then it may find the devices, too.
+    devices: the local ones that are its own, where several processes share a
+      machine; None if all it sees are.
   """
 
   address: str
   count: int
   index: int
-  found: bool
+  devices: tuple[int, ...] | None = None
 
 
 class Wire:
@@ -138,7 +139,6 @@ def find(port: int | None, timeout: float) -> Group | None:
       _with_port(os.environ['JAX_COORDINATOR_ADDRESS'], port),
       _number_of('JAX_NUM_PROCESSES'),
       _number_of('JAX_PROCESS_ID'),
-      found=False,
     )
     if not 0 <= group.index < group.count:
       raise errors.UserError(
@@ -157,7 +157,7 @@ def find(port: int | None, timeout: float) -> Group | None:
         ),
         cluster.get_process_count(),
         cluster.get_process_id(),
-        found=True,
+        _own_devices(cluster),
       )
     except (OSError, RuntimeError, ValueError) as error:
       raise errors.UserError(
@@ -188,6 +188,20 @@ def _cluster() -> type[clusters.ClusterEnv] | None:
         'set TPU_SKIP_MDS_QUERY=1 if it is to run alone'
       ) from error
   return None
+
+
+def _own_devices(cluster: type[clusters.ClusterEnv]) -> tuple[int, ...] | None:
+  """The device of this task, where SLURM runs several on a machine.
+
+  jax would take one for each task, also where a task has the machine for itself
+  and is to use all of them.
+  """
+  nodes = int(os.environ.get('SLURM_STEP_NUM_NODES', '1'))
+  if cluster is not clusters.SlurmCluster or (
+    cluster.get_process_count() <= nodes
+  ):
+    return None
+  return (cluster.get_local_process_id(),)
 
 
 def _with_port(address: str, port: int | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from input_pipeline import progress
 from segcore import files
 
 
@@ -75,6 +76,7 @@ class Progress:
 
     Right after `restart` there is no speed yet: the line and the dict lack it.
     """
+    progress.sign(f'{self.name} {step}')
     now = time.monotonic()
     then, last_step = self._last
     self._last = (now, step)

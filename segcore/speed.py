@@ -30,6 +30,9 @@ Kind = Literal['start', 'input', 'checkpoint', 'evaluate']
 # Dense bfloat16 operations per second, by a part of the device's name.
 _PEAKS = {
   **{kind: topology.CHIPS[name].speed for kind, name in topology.KINDS.items()},
+  # cloud.google.com/tpu/docs/{v6e,tpu7x}; of the latter a chip is two devices.
+  'TPU v6 lite': 918e12,
+  'TPU7x': 2307e12 / 2,
   'H100': 989e12,
   'H200': 989e12,
 }

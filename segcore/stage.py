@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from input_pipeline import errors
+from input_pipeline import errors, progress
 from segcore import files, journal, options
 from segcore import topology as topology_lib
 
@@ -104,6 +104,7 @@ def execute(
   preemption = Preemption()
   for stage in chosen:
     settings = planned[stage.name]
+    progress.sign(f'the start of {stage.name}')
     directory = workdir / stage.name
     if is_finished(directory):
       journal.say(f'{stage.name} is finished already: {directory}')
@@ -283,7 +284,7 @@ def _finish(place: Place, name: str, outputs: Sequence[files.Path]) -> None:
     raise FileNotFoundError(f'{name} did not make {", ".join(missing)}')
   if jax.process_index() == 0:
     hashes = {
-      str(file.relative_to(place.directory)): files.fingerprint(file)
+      str(file.relative_to(place.directory)): _fingerprint(file)
       for output in made
       for file in files.inside(output)
     }
@@ -305,11 +306,16 @@ def verify(directory: files.Path, needed_by: str) -> None:
     )
   for name, expected in read_json(done)['outputs'].items():
     file = directory / name
-    if not file.is_file() or files.fingerprint(file) != expected:
+    if not file.is_file() or _fingerprint(file) != expected:
       raise errors.UserError(
         f'{file} is missing or changed since {directory.name} was finished: '
         f'restore it, or remove {directory} to run the stage again'
       )
+
+
+def _fingerprint(file: files.Path) -> str:
+  progress.sign(f'the fingerprint of {file.name}')
+  return files.fingerprint(file)
 
 
 def read_json(path: files.Path) -> Any:

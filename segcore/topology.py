@@ -31,23 +31,25 @@ class Chip:
     speed: dense bfloat16 operations per second, as its vendor states them.
     link: bytes per second over one link to a neighbour, in one direction.
     memory: bytes.
+    largest: chips of the largest slice; what is more is joined by slower ways.
   """
 
   name: str
   speed: float
   link: float
   memory: float
+  largest: int
 
 
-# Speed and memory: cloud.google.com/tpu/docs/{v4,v5e,v5p}. Links: the vendor
-# states 400 GB/s for v5e and 1,200 GB/s for v5p, both directions and all links
-# (4 and 6) together, so 50 and 100 GB/s. What a program gets of it is less:
+# Speed, memory, slices: cloud.google.com/tpu/docs/{v4,v5e,v5p}. Links: their
+# vendor states 400 GB/s for v5e and 1,200 GB/s for v5p, both directions and all
+# links (4 and 6) together, so 50 and 100 GB/s. What a program gets is less:
 # "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus) has 45 GB/s for
 # v4 and v5e and 90 GB/s for v5p, and these are taken.
 CHIPS = {
-  'v4': Chip('TPU v4', 275e12, 45e9, 32 * 2.0**30),
-  'v5e': Chip('TPU v5e', 197e12, 45e9, 16 * 2.0**30),
-  'v5p': Chip('TPU v5p', 459e12, 90e9, 95 * 2.0**30),
+  'v4': Chip('TPU v4', 275e12, 45e9, 32 * 2.0**30, 4096),
+  'v5e': Chip('TPU v5e', 197e12, 45e9, 16 * 2.0**30, 256),
+  'v5p': Chip('TPU v5p', 459e12, 90e9, 95 * 2.0**30, 6144),
 }
 # As jax names a device, to what it is here.
 KINDS = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p'}

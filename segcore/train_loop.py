@@ -19,7 +19,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import errors
+from input_pipeline import errors, progress
 from input_pipeline import loader as loader_lib
 from segcore import (
   checkpoint,
@@ -295,6 +295,7 @@ class _Run:
           self.log.progress.restart(step)
       last = step == self.training.num_steps
       stopping = self.place.preemption.reached()
+      progress.sign(f'step {step} of {self.place.directory.name}')
       log_due = last or step % self.operation.log_every == 0
       save_due = last or stopping or step % self.operation.save_every == 0
       evaluate_due = self._evaluate_due(step)

@@ -1,12 +1,19 @@
 """Watches over the other hosts: one that is lost ends the run on all of them.
 
-  with watch.Watch(links, patience=60):
+  with watch.Watch(links, patience=60, stall=1800):
     ...
 
 A thread keeps up the connections of the roll call (see `hosts`). Where one
 breaks, or nothing comes over it for too long, the host at its other end was
 killed or hangs: everybody says which, and exits. Otherwise they would wait in
 the next exchange between devices, or end with a stack trace of jax.
+
+That thread lives on where the work itself stalls, as in reading from a disk
+that does not answer. So it tells, too, when the work has last come further (see
+`input_pipeline.progress`). One that stalls holds up all others: only when
+nobody has come further for too long, everybody exits, and those that stopped
+first are named. A host that computes, prepares or saves alone while others wait
+for it is no such case.
 """
 
 import math
@@ -17,6 +24,7 @@ import threading
 import time
 from typing import Any
 
+from input_pipeline import progress
 from segcore import hosts
 
 # Exit status after another host has crashed, which it may do again; and after
@@ -25,6 +33,9 @@ EXIT_LOST, EXIT_SILENT = 1, 75
 
 # Time for hosts that fail alike to say so themselves.
 _GRACE_SECONDS = 5.0
+# Those that stopped so shortly after the first one may have been first as well:
+# clocks are told apart by what goes over the network.
+_SAME_SECONDS = 0.1
 # Time for the others to leave before process 0 does, whose end ends jax's.
 _PARTING_SECONDS = 3.0
 
@@ -35,23 +46,29 @@ class Watch:
   Leaving it without an error tells the others that this process is done.
   """
 
-  def __init__(self, links: hosts.Links, patience: float):
+  def __init__(self, links: hosts.Links, patience: float, stall: float = 0.0):
     """Begins to watch.
 
     Args:
       links: to the other processes.
       patience: seconds of silence after which a process counts as lost.
+      stall: seconds in which somebody has to come further; 0 is any time.
     """
     self._names = links.names
     self._index = links.index
     self._wires = dict(links.wires)
     self._patience = patience
+    self._stall = stall
     self._tick = min(patience / 30, 1.0)
     self._lock = threading.Lock()
     self._left = threading.Event()
     # When the process is to end, with which words and status.
     self._end: tuple[float, str, int] | None = None
     self._heard = dict.fromkeys(self._wires, time.monotonic())
+    # When each of the others has last come further, by this process's clock;
+    # and since when that counts.
+    self._signs: dict[int, progress.Sign] = {}
+    self._awake = time.monotonic()
     self._ready = selectors.DefaultSelector()
     for index, wire in self._wires.items():
       self._ready.register(wire, selectors.EVENT_READ, index)
@@ -108,16 +125,20 @@ class Watch:
       if now - woken > self._patience / 2:
         # It is this process that was stopped: the others get their time anew.
         self._heard = dict.fromkeys(self._wires, now)
+        self._awake = now
       woken = now
       with self._lock:
         for key, _ in events:
           self._receive(key.data, now)
         if now - beaten >= self._tick:
           beaten = now
-          self._tell(beat=True)
+          idle, what = progress.last_sign()
+          self._tell(idle=now - idle, what=what)
         silent = self._silent(now, self._patience)
         if silent and self._end is None:
           self._lose(silent)
+        if not self._index and self._end is None:
+          self._end_if_stalled(now)
         self._exit_if_due(now)
 
   def _receive(self, index: int, now: float) -> None:
@@ -135,6 +156,9 @@ class Watch:
     for message in messages:
       if 'bye' in message:
         self._drop(index)
+      elif 'idle' in message:
+        sign = progress.Sign(now - message['idle'], message['what'])
+        self._signs[index] = sign
       elif 'failed' in message and self._end is None:
         text, status = message['failed'], message['status']
         overdue = self._silent(now, 5 * self._tick)
@@ -147,6 +171,7 @@ class Watch:
 
   def _drop(self, index: int) -> None:
     wire = self._wires.pop(index)
+    self._signs.pop(index, None)
     self._ready.unregister(wire)
     wire.close()
 
@@ -159,6 +184,21 @@ class Watch:
   def _lose(self, silent: list[int]) -> None:
     text = f'{self._list(silent)} did not answer for {self._patience:g} s'
     self._agree_to_end(f'{text}: hung, stopped or cut off', EXIT_SILENT, False)
+
+  def _end_if_stalled(self, now: float) -> None:
+    """The part of process 0, to which all others are connected."""
+    signs = {0: progress.last_sign(), **self._signs}
+    newest = max(sign.time for sign in signs.values())
+    if not self._stall or now - max(newest, self._awake) <= self._stall:
+      return
+    first = min(sign.time for sign in signs.values())
+    late = [i for i in signs if signs[i].time - first <= _SAME_SECONDS]
+    text = (
+      f'nobody has come further for {self._stall:g} s: {self._list(late)} '
+      f'stopped first, after {signs[late[0]].what}; where more time is needed, '
+      'give it by --stall_timeout'
+    )
+    self._agree_to_end(text, EXIT_SILENT, patient=False)
 
   def _agree_to_end(self, text: str, status: int, patient: bool) -> None:
     """Tells everybody, if this is process 0, and sets the time to go."""

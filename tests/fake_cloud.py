@@ -7,8 +7,15 @@ that quoting is what is tested. `scenario.json` says what goes wrong:
   ready: looks until machines are ready; -1: never
   preempt: how many of the machines are taken away while the job runs
   no_ssh: how many connections fail at first
+  no_scp: how many copies fail at first, for want of a connection
+  expired: gcloud has forgotten who calls it
+  lag: looks until what was made is seen
+  fetch: how often pods cannot fetch the code
+  image: whether the image of the pods is there
+  memory: whether the second pod runs out of it
   delete: answer of each deletion: 'ok' or 'error'
-  slow: seconds that some verbs of gcloud take
+  time_up: how often the time that SLURM gives a job ends while it runs
+  slow: seconds that some verbs of gcloud, and sbatch, take
   codes: what the job does in each run, by worker: see `fake_job`
 
 Called with the program it stands in for; the folder is in $FAKE_CLOUD.
@@ -19,6 +26,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -39,7 +47,9 @@ def world():
     try:
       yield state
     finally:
-      path.write_text(json.dumps(state, indent=1))
+      # Whole or not at all: the launcher may end this process.
+      path.with_suffix('.new').write_text(json.dumps(state, indent=1))
+      path.with_suffix('.new').replace(path)
 
 
 def scenario(name, default):
@@ -66,7 +76,7 @@ def kill_group(pid):
 def kill_below(folder):
   for path in folder.rglob('pid'):
     with contextlib.suppress(ValueError):
-      kill_group(int(path.read_text()))
+      kill_group(int(path.read_text().split()[0]))
 
 
 def next_of(state, name, answers, default='ok'):
@@ -93,7 +103,10 @@ def gcloud(arguments):
   if arguments[:1] == ['storage']:
     return storage(arguments[1:])
   group, verb, *rest = arguments[2:]
-  time.sleep(scenario('slow', {}).get(verb, 0))
+  if scenario('expired', False):
+    fail('ERROR: (gcloud) Reauthentication failed. cannot prompt.')
+  # As ssh does, it keeps the pipes open.
+  subprocess.run(['sleep', str(scenario('slow', {}).get(verb, 0))])
   names = [a for a in rest if not a.startswith('--')]
   {
     'create': create,
@@ -111,6 +124,8 @@ def create(group, names, rest):
     if answer == 'quota':
       fail('ERROR: RESOURCE_EXHAUSTED: Quota limit TPUS has been exceeded.')
     if answer == 'stockout':
+      if '--async' in rest:  # It is the operation that fails.
+        return
       fail('ERROR: There is no more capacity in the zone "z".')
     if name in state.setdefault('tpus', {}):
       fail(f'ERROR: ALREADY_EXISTS: {name}')
@@ -118,7 +133,9 @@ def create(group, names, rest):
     state['tpus'][name] = {
       'group': group,
       'labels': labels,
-      'looks': 0,
+      # If it is waited for, it is ready.
+      'looks': 0 if '--async' in rest else 10**6,
+      'lag': scenario('lag', 0),
       'preempted': False,
       'hosts': hosts_of(flag(rest, 'accelerator-type')),
       'number': state['counts']['create'] - 1,
@@ -132,11 +149,20 @@ def is_ready(tpu):
   return ready >= 0 and tpu['looks'] > ready
 
 
+def seen(state, group, name):
+  """What there is of a name, as far as it is seen already."""
+  tpu = state.get('tpus', {}).get(name)
+  late = tpu is not None and tpu['lag'] > 0
+  if late:
+    tpu['lag'] -= 1
+  if late or tpu is None or tpu['group'] != group:
+    fail(f'ERROR: NOT_FOUND: {name} was not found')
+  return tpu
+
+
 def describe(group, names, rest):
   with world() as state:
-    tpu = state.get('tpus', {}).get(names[0])
-    if tpu is None or tpu['group'] != group:
-      fail(f'ERROR: NOT_FOUND: {names[0]} was not found')
+    tpu = seen(state, group, names[0])
     tpu['looks'] += 1
     if group == 'tpu-vm':
       state = 'READY' if is_ready(tpu) else 'CREATING'
@@ -154,8 +180,7 @@ def delete(group, names, rest):
   with world() as state:
     if next_of(state, 'delete', scenario('delete', [])) == 'error':
       fail('ERROR: UNAVAILABLE: try again')
-    if names[0] not in state.get('tpus', {}):
-      fail(f'ERROR: NOT_FOUND: {names[0]} was not found')
+    seen(state, group, names[0])
     kill_below(machine(names[0]))
     shutil.rmtree(machine(names[0]))
     del state['tpus'][names[0]]
@@ -207,6 +232,9 @@ def run_on(name, i, script):
 def scp(group, names, rest):
   path, there = names
   name, _, target = there.partition(':')
+  with world() as state:
+    if next_of(state, 'scp', ['no'] * scenario('no_scp', 0)) == 'no':
+      fail('scp: Connection closed', 255)
   for i in range(reached(name)):
     shutil.copy(path, machine(name) / str(i) / target)
 
@@ -218,6 +246,11 @@ def storage(arguments):
     for p in paths
   ]
   if verb == 'cp':
+    if paths[0].startswith('gs://'):
+      with world() as state:
+        refusals = ['no'] * scenario('fetch', 0)
+        if next_of(state, 'fetch', refusals) == 'no':
+          fail('ERROR: (gcloud.storage.cp) HTTPError 403: no access')
     bucket[1].parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(*bucket)
   else:
@@ -243,25 +276,53 @@ def kubectl(arguments):
       return
     if verb == 'logs':
       pod = ROOT / 'pods' / arguments[1]
+      container = flag(arguments, 'container')
     else:
       name = arguments[2] if arguments[1] == 'jobset' else ''
       name = name or flag(arguments, 'selector').partition('=')[2]
       if verb == 'delete':
-        for pod in sets.pop(name, {'pods': []})['pods']:
-          kill_below(ROOT / 'pods' / pod)
+        delete_pods(sets.get(name), '--force' in arguments)
         return
       if name in sets:
         control(name, sets[name])
+      if name in sets and gone(sets[name]):
+        del sets[name]
       if arguments[1] == 'pods':
         print(json.dumps({'items': pods_of(sets.get(name, {'pods': []}))}))
       elif name in sets:
         found = sets[name]
-        conditions = [{'type': found['end'], 'status': 'True'}]
+        told = f'{found["end"]} for a reason'
+        conditions = [{'type': found['end'], 'status': 'True', 'message': told}]
         status = {'conditions': conditions if found['end'] else []}
         meta = found['content']['metadata']
         print(json.dumps({'metadata': meta, 'status': status}))
-  if verb == 'logs':
+  if verb == 'logs' and '--follow' in arguments:
     follow(pod)
+  elif verb == 'logs':
+    name = 'fetch.log' if container == 'fetch' else 'log'
+    print((pod / name).read_text(), end='')
+
+
+def delete_pods(found, force):
+  """Asks pods to end, or ends them; the set goes when they have."""
+  if found is None:
+    return
+  found['deleted'] = True
+  for pod in found['pods']:
+    folder = ROOT / 'pods' / pod
+    if pod_code(pod) is not None:
+      continue
+    if force or not (folder / 'main').exists():
+      kill_below(folder)
+      (folder / 'code').write_text('137')
+    else:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(int((folder / 'main').read_text()), signal.SIGTERM)
+
+
+def gone(found):
+  ended = all(pod_code(pod) is not None for pod in found['pods'])
+  return found.get('deleted') and ended
 
 
 def follow(pod):
@@ -281,7 +342,10 @@ def control(name, found):
   """One look of the JobSet's controller."""
   found['looks'] += 1
   ready = scenario('ready', 1)
-  if ready < 0 or found['looks'] <= ready or found['end']:
+  waits = ready < 0 or found['looks'] <= ready
+  if waits or found['end'] or found.get('deleted'):
+    return
+  if not scenario('image', True):
     return
   job = found['content']['spec']['replicatedJobs'][0]['template']['spec']
   if not found['pods']:
@@ -293,7 +357,16 @@ def control(name, found):
     kill_below(pod)
     (pod / 'disrupted').touch()
     (pod / 'code').write_text('137')
+  if scenario('memory', False) and have_run(1, job['completions']):
+    pod = ROOT / 'pods' / found['pods'][-1]
+    kill_below(pod)
+    (pod / 'memory').touch()
+    (pod / 'code').write_text('137')
+    return
   codes = [pod_code(pod) for pod in found['pods']]
+  begun = have_run(found['restarts'] + 1, job['completions'])
+  if not begun and FETCH not in codes:
+    return  # So that each run is one of all pods.
   failed = [
     (code, (ROOT / 'pods' / pod / 'disrupted').exists())
     for code, pod in zip(codes, found['pods'], strict=True)
@@ -319,9 +392,20 @@ def is_fatal(job, code, disrupted):
     if 'onPodConditions' in rule:
       if disrupted:
         return rule['action'] == 'FailJob'
+    elif 'containerName' in rule['onExitCodes'] and code == FETCH:
+      continue
     elif code not in rule['onExitCodes']['values']:
       return rule['action'] == 'FailJob'
   return False
+
+
+def pod_script(command, folder):
+  """The script of a container, in a folder and without its pauses."""
+  # Kubernetes' own escape.
+  script = command[2].replace('$$', '$')
+  script = script.replace('cd /work\n', f'cd {shlex.quote(str(folder))}\n')
+  script = script.replace(' /work/', f' {shlex.quote(str(folder))}/')
+  return re.sub(r'sleep \S+', 'sleep 0.1', script)
 
 
 def start_pods(name, found, job):
@@ -330,14 +414,12 @@ def start_pods(name, found, job):
     pod = f'{name}-workers-0-{i}-{found["restarts"]}'
     folder = ROOT / 'pods' / pod
     folder.mkdir(parents=True)
-    code = spec['initContainers'][0]['command'][-2]
-    shutil.copy(ROOT / 'bucket' / code[5:], folder / 'code.tar.gz')
     main = spec['containers'][0]
-    # Kubernetes' own escape.
-    script = main['command'][2].replace('$$', '$')
-    script = script.replace('cd /work\n', f'cd {shlex.quote(str(folder))}\n')
-    script = script.replace('sleep 60', 'sleep 0.1')
-    (folder / 'script').write_text(script)
+    for file, container in (
+      ('fetch', spec['initContainers'][0]),
+      ('script', main),
+    ):
+      (folder / file).write_text(pod_script(container['command'], folder))
     environment = {
       'PATH': os.environ['PATH'],
       'FAKE_CLOUD': str(ROOT),
@@ -346,7 +428,7 @@ def start_pods(name, found, job):
     }
     with open(folder / 'log', 'w') as log:
       process = subprocess.Popen(
-        ['bash', '-c', 'bash script; echo $? > code.new; mv code.new code'],
+        ['bash', '-c', POD],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -358,6 +440,18 @@ def start_pods(name, found, job):
     found['pods'].append(pod)
 
 
+# What keeps the containers of a pod.
+FETCH = 99
+POD = f"""
+if ! bash fetch > fetch.log 2>&1; then echo {FETCH} > code; exit; fi
+bash script &
+echo $! > main
+wait $!
+echo $? > code.new
+mv code.new code
+"""
+
+
 def pod_code(pod):
   path = ROOT / 'pods' / pod / 'code'
   return int(path.read_text()) if path.exists() else None
@@ -367,15 +461,35 @@ def pods_of(found):
   items = []
   for i, pod in enumerate(found['pods']):
     code = pod_code(pod)
-    ended = {'terminated': {'exitCode': code}}
-    container = {'name': 'main', 'state': {} if code is None else ended}
+    why = 'OOMKilled' if (ROOT / 'pods' / pod / 'memory').exists() else 'Error'
+    ended = {'terminated': {'exitCode': code, 'reason': why}}
+    state = {} if code is None else ended
+    status = {
+      'phase': 'Running',
+      'initContainerStatuses': [{'name': 'fetch', 'state': {}}],
+      'containerStatuses': [{'name': 'main', 'state': state}],
+    }
+    if code == FETCH:
+      waits = {'waiting': {'reason': 'PodInitializing'}}
+      status = {
+        'phase': 'Failed',
+        'initContainerStatuses': [{'name': 'fetch', 'state': state}],
+        'containerStatuses': [{'name': 'main', 'state': waits}],
+      }
     labels = {'batch.kubernetes.io/job-completion-index': str(i)}
     items.append(
       {
         'metadata': {'name': pod, 'labels': labels},
-        'status': {'phase': 'Running', 'containerStatuses': [container]},
+        'status': status,
       }
     )
+  if not items and not scenario('image', True):
+    waits = {'reason': 'ImagePullBackOff', 'message': 'no such image'}
+    status = {
+      'phase': 'Pending',
+      'containerStatuses': [{'name': 'main', 'state': {'waiting': waits}}],
+    }
+    items = [{'metadata': {'name': 'pod'}, 'status': status}]
   return items
 
 
@@ -383,6 +497,12 @@ def pods_of(found):
 
 
 def sbatch(arguments):
+  number = submit(arguments)
+  time.sleep(scenario('slow', {}).get('sbatch', 0))
+  print(number)
+
+
+def submit(arguments):
   script = pathlib.Path(arguments[-1])
   with world() as state:
     if next_of(state, 'create', scenario('create', [])) == 'quota':
@@ -397,11 +517,14 @@ def sbatch(arguments):
       'script': str(script),
       'log': flag(options, 'output').replace('%%', '%'),
       'nodes': flag(options, 'nodes'),
+      'name': flag(options, 'job-name'),
+      'cpus': flag(options, 'cpus-per-task'),
+      'tasks': [],
       'restarts': 0,
       'looks': 0,
       'pid': 0,
     }
-    print(number)
+    return number
 
 
 def begin(number, job):
@@ -410,6 +533,7 @@ def begin(number, job):
     'SLURM_JOB_ID': number,
     'SLURM_RESTART_COUNT': str(job['restarts']),
     'FAKE_NODES': job['nodes'],
+    **({'SLURM_CPUS_PER_TASK': job['cpus']} if job['cpus'] else {}),
   }
   with open(job['log'], 'a') as log:
     process = subprocess.Popen(
@@ -432,9 +556,12 @@ def alive(pid):
 
 
 def squeue(arguments):
-  number = flag(arguments, 'jobs')
+  number, name = flag(arguments, 'jobs'), flag(arguments, 'name')
   with world() as state:
     jobs = state.get('slurm', {})
+    if name:
+      print(*(n for n, job in jobs.items() if job['name'] == name), sep='\n')
+      return
     if number not in jobs:
       fail('slurm_load_jobs error: Invalid job id specified')
     job = jobs[number]
@@ -452,6 +579,12 @@ def squeue(arguments):
       job.update(restarts=job['restarts'] + 1, pid=0)
       print('PENDING')
       return
+    elif (
+      job['restarts'] < scenario('time_up', 0)
+      and have_run(job['restarts'] + 1, int(job['nodes']))
+      and job.pop('warn', True)
+    ):
+      os.kill(job['pid'], signal.SIGTERM)  # As by --signal=B:TERM@120.
     if alive(job['pid']):
       print('RUNNING')
     elif job.pop('requeue', False):
@@ -462,8 +595,8 @@ def squeue(arguments):
 
 
 def end(job):
-  kill_group(job['pid'])
-  kill_below(pathlib.Path(job['script']).parent)
+  for pid in (job['pid'], *job['tasks']):
+    kill_group(pid)
 
 
 def scancel(arguments):
@@ -473,8 +606,12 @@ def scancel(arguments):
     if job is None:
       fail('scancel: error: Invalid job id specified')
     if '--signal=TERM' in arguments:
+      # To the batch script alone, or to all processes of all steps.
       with contextlib.suppress(ProcessLookupError):
-        os.kill(job['pid'], signal.SIGTERM)
+        if '--batch' in arguments:
+          os.kill(job['pid'], signal.SIGTERM)
+        for task in [] if '--batch' in arguments else job['tasks']:
+          os.killpg(task, signal.SIGTERM)
       return
     if job['pid']:
       end(job)
@@ -488,14 +625,25 @@ def scontrol(arguments):
 
 def srun(arguments):
   command = arguments[2:]
-  tasks = [
-    subprocess.Popen(
-      command,
-      env={**os.environ, 'SLURM_PROCID': str(i), 'FAKE_WORKER': str(i)},
-    )
-    for i in range(int(os.environ['FAKE_NODES']))
-  ]
-  signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+  environment = dict(os.environ)
+  environment['SLURM_CPUS_PER_TASK'] = environment.pop('SRUN_CPUS_PER_TASK', '')
+  with world() as state:
+    tasks = [
+      subprocess.Popen(
+        command,
+        env={**environment, 'SLURM_PROCID': str(i), 'FAKE_WORKER': str(i)},
+        start_new_session=True,
+      )
+      for i in range(int(os.environ['FAKE_NODES']))
+    ]
+    job = state['slurm'][os.environ['SLURM_JOB_ID']]
+    job['tasks'] = [task.pid for task in tasks]
+
+  def force(*_):  # "forcing job termination"
+    for task in tasks:
+      kill_group(task.pid)
+
+  signal.signal(signal.SIGTERM, force)
   sys.exit(max(task.wait() for task in tasks))
 
 

@@ -1,21 +1,34 @@
-"""A host that only meets the others: `fake_host.py INDEX COUNT PORT ENDING`.
+"""A host that only meets others: `fake_host.py INDEX COUNT PORT ENDING STALL`.
 
 It prints a line when all are there, and ends as asked: 'waits', 'done',
-'mistake' (which a user can mend) or 'crash'.
+'mistake' (which a user can mend) or 'crash'; 'works', until SIGUSR1 or for a
+while, and 'stalls' wait, too, but show signs of life.
 """
 
+import signal
 import sys
 import time
 
+from input_pipeline import progress
 from segcore import hosts, watch
 
+# Steps of those that work, 20 a second.
+STEPS = {'works': 10**6, 'works for a while': 8, 'stalls': 1}
 
-def main(index: int, count: int, port: int, ending: str) -> int:
-  group = hosts.Group(f'127.0.0.1:{port}', count, index, found=False)
+
+def main(index: int, count: int, port: int, ending: str, stall: float) -> int:
+  group = hosts.Group(f'127.0.0.1:{port}', count, index)
   links = hosts.meet(group, {'jax': '1'}, timeout=60.0)
-  with watch.Watch(links, patience=3.0) as watching:
+  with watch.Watch(links, 3.0, stall) as watching:
     print('all are there', flush=True)
-    while ending == 'waits':
+    stopped = []
+    signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
+    for step in range(STEPS.get(ending, 0)):
+      progress.sign(f'step {step + 1}')
+      time.sleep(0.05)
+      if stopped:
+        break
+    while ending == 'waits' or ending in STEPS:
       time.sleep(0.1)
     if ending == 'mistake':
       watching.fail('the moon is missing', 2, at_once=True)
@@ -25,4 +38,4 @@ def main(index: int, count: int, port: int, ending: str) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main(*map(int, sys.argv[1:4]), sys.argv[4]))
+  sys.exit(main(*map(int, sys.argv[1:4]), sys.argv[4], float(sys.argv[5])))

@@ -19,7 +19,7 @@ def main():
   )
   mine = cloud / f'runs-{worker}.jsonl'
   number = len(mine.read_text().splitlines()) if mine.exists() else 0
-  names = ('JAX_', 'TEST_')
+  names = ('JAX_', 'MALLOC_', 'SLURM_CPUS', 'TEST_')
   told = {
     'argv': sys.argv[1:],
     'env': {k: v for k, v in os.environ.items() if k.startswith(names)},

@@ -110,10 +110,13 @@ class Cloud:
   def arguments(self, place: str, *flags: str, command=()) -> list[str]:
     """A command line of the launcher."""
     workdir = 'gs://bucket/run' if place == 'gke' else f'{self.root}/work dir'
+    # What goes with the machines is of no use; it is refused.
+    mounted = ['--mounted'] if place in ('tpu_vm', 'queued') else []
     # Those of a test come last, and count.
     return [
       f'--backend={place}',
       *PLACES[place],
+      *mounted,
       *QUICK,
       f'--workdir={workdir}',
       '--name=job',
@@ -124,11 +127,12 @@ class Cloud:
 
   def start(self, place: str, *flags: str, command=()) -> subprocess.Popen:
     """Starts the launcher."""
+    return self.run(*self.arguments(place, *flags, command=command))
+
+  def run(self, *arguments: str) -> subprocess.Popen:
+    """Starts the launcher with a command line as it is."""
     return subprocess.Popen(
-      [
-        *(sys.executable, '-m', 'launch'),
-        *self.arguments(place, *flags, command=command),
-      ],
+      [sys.executable, '-m', 'launch', *arguments],
       cwd=self.repo,
       env=self.environment,
       stdout=subprocess.PIPE,
@@ -183,6 +187,14 @@ class Cloud:
       if inside and b'fake_job' in words and b'launch' not in words:
         found.append(int(path.name))
     return found
+
+  def sleeping(self) -> bool:
+    """Whether something that gcloud has started lives on."""
+    return any(
+      path.read_bytes() == b'sleep\x0060\0'
+      for path in pathlib.Path('/proc').glob('[0-9]*/cmdline')
+      if os.access(path, os.R_OK)
+    )
 
   def left(self) -> list[str]:
     """All that costs money or lies about."""

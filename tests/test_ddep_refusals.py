@@ -16,7 +16,7 @@ CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-  monkeypatch.setattr(app, '_start_devices', lambda _: None)
+  monkeypatch.setattr(app, '_start_alone', lambda: None)
   return runs.make_folder(tmp_path / 'discs', count=8)
 
 
@@ -45,7 +45,7 @@ def test_more_labels_than_images(capsys, source):
 
 
 def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
-  monkeypatch.setattr(app, '_start_devices', lambda _: None)
+  monkeypatch.setattr(app, '_start_alone', lambda: None)
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'data'))
   config = f'{runs.ROOT}/configs/ddep_pascal.py:encoder={tmp_path}/w.npz'
   status = app.main(

@@ -1,6 +1,9 @@
 import io
 import itertools
+import multiprocessing
+import os
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -196,9 +199,14 @@ def test_worker_processes_change_nothing():
   batches = loader_of(streams=streams, part=part, reading=reading)
   with batches.start(1) as iterator:
     host = [next(iterator) for _ in range(3)]
+    workers = multiprocessing.active_children()
+    for worker in workers:  # They go on until the trainer has saved.
+      os.kill(worker.pid, signal.SIGTERM)
     # What went to a device stays when its shared memory is given back.
     ahead = loader.prefetched(iterator, jax.device_put, ahead=1)
     device = [next(ahead) for _ in range(2)]
+    assert len(workers) == 2
+    assert all(worker.is_alive() for worker in workers)
   assert_same(host, expected[:3])
   assert_same(device, [loader.on_device(found) for found in expected[3:5]])
 

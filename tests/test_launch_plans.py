@@ -169,6 +169,8 @@ def test_every_topology_has_its_chips():
       assert found.hosts * found.chips_per_host == sides
 
 
+LOCAL = ['--backend=local', '--workdir=r']
+GKE = ['--backend=gke', '--accelerator=v4-8', '--workdir=gs://b/r']
 TPU = ['--backend=queued', '--zone=z', '--project=p', '--workdir=gs://b/r']
 
 
@@ -198,11 +200,12 @@ TPU = ['--backend=queued', '--zone=z', '--project=p', '--workdir=gs://b/r']
     (TPU, '--accelerator is missing: --backend=queued needs it'),
     (
       [*TPU, '--accelerator=v4-8', '--gres=gpu:8'],
-      '--gres is not of --backend=queued',
+      '--gres is not of --backend=queued, which takes --accelerator, --zone, '
+      '--project, --provisioning, --runtime, --also, --mounted',
     ),
     (
       ['--backend=local', '--workdir=r', '--zone=z'],
-      '--zone is not of --backend=local',
+      '--zone is not of --backend=local, which takes --hosts, --port',
     ),
     (
       ['--backend=local', '--workdir=gs://b'],
@@ -212,6 +215,47 @@ TPU = ['--backend=queued', '--zone=z', '--project=p', '--workdir=gs://b/r']
     (
       ['--backend=gke', '--accelerator=v4-8', '--workdir=/r'],
       '--workdir: found /r, expected gs://…: nothing else outlives a pod',
+    ),
+    (
+      [*TPU[:3], '--workdir=/r', '--accelerator=v4-8'],
+      '--workdir: found /r, expected gs://…: the disks of the machines go with '
+      'them; --mounted says that all machines mount it',
+    ),
+    (
+      [*TPU[:3], '--workdir=gs:/b/r', '--accelerator=v4-8'],
+      '--workdir: found gs:/b/r, expected two slashes after the colon',
+    ),
+    (
+      [*LOCAL, '--mounted'],
+      '--mounted is not of --backend=local, which takes --hosts, --port',
+    ),
+    (
+      [*LOCAL, '--port=99999'],
+      '--port: found 99999, expected 1 to 65535',
+    ),
+    (
+      [*LOCAL, '--hosts=0'],
+      '--hosts: found 0, expected a whole number >= 1',
+    ),
+    (
+      [*LOCAL, '--poll=0'],
+      '--poll: found 0, expected a number >= 0.1',
+    ),
+    (
+      [*LOCAL, '--grace=nan'],
+      '--grace: found nan, expected a number >= 0',
+    ),
+    (
+      [*LOCAL, '--retries=-3'],
+      '--retries: found -3, expected a whole number >= 0',
+    ),
+    (
+      [*LOCAL, '--wait=soon'],
+      '--wait: found soon, expected a number >= 0',
+    ),
+    (
+      [*GKE, '--provisioning=spot', '--reservation=r'],
+      '--reservation: found r, expected it with --provisioning=reserved only',
     ),
     (
       ['--backend=slurm', '--workdir=/r', '--also=--qos=a\ntouch b'],
@@ -309,6 +353,11 @@ def test_exit_statuses_are_those_of_training():
   assert jobs.PREEMPTED == app.EXIT_PREEMPTED
 
 
+@pytest.mark.parametrize(('grace', 'wait'), [('0.2', 1), ('7.5', 8)])
+def test_slurm_waits_for_a_while_and_not_for_ever(cloud, capfd, grace, wait):
+  assert f' --wait={wait} ' in shown(capfd, 'slurm', f'--grace={grace}')
+
+
 def test_pauses_grow_to_their_end():
   limits = supervise.Limits(backoff=1.0, backoff_max=5.0)
   assert [limits.pause(n) for n in (1, 2, 3, 4, 999)] == [1, 2, 4, 5, 5]
@@ -328,6 +377,58 @@ def test_states_of_workers_among_other_lines():
     't1v-n-a-w-2': None,
     't1v-n-a-w-10': 0,
   }
+
+
+@pytest.mark.parametrize('place', list(FLAGS))
+def test_a_dry_run_of_deleting_says_the_deletion_alone(cloud, capfd, place):
+  text = shown(capfd, place)
+  flags = [f'--backend={place}', *FLAGS[place], '--name=run']
+  code, out, err = run(capfd, *flags, '--delete', '--dry_run')
+  assert (code, err) == (0, '')
+  steps = [c for c in commands(out) if c[:3] != ['gcloud', 'storage', 'rm']]
+  assert steps
+  assert all(step in commands(text) for step in steps)
+  assert 'create' not in out and 'sbatch' not in out and 'apply' not in out
+
+
+@pytest.mark.parametrize(
+  ('command', 'asked', 'code'),
+  [
+    ('true', False, 0),
+    ('bash -c "exit 3"', False, 3),
+    # Ended by the request before it could hear it; and those that could.
+    ('sleep 60', True, 75),
+    ('bash -c \'trap "exit 75" TERM; while :; do sleep 0.01; done\'', True, 75),
+    ('bash -c \'trap "exit 2" TERM; while :; do sleep 0.01; done\'', True, 2),
+  ],
+)
+def test_what_is_waited_for_leaves_its_status(command, asked, code):
+  ask = '(sleep 0.1; kill -TERM $$) &\n' if asked else ''
+  done = subprocess.run(
+    ['bash', '-c', f'{ask}{command} &\n{worker.wait()}echo "$code"'],
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout == f'{code}\n'
+
+
+BOOT = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+
+
+@pytest.mark.parametrize(
+  ('boot', 'state'), [(BOOT, 'running'), ('another', 'lost')]
+)
+def test_the_number_of_a_process_counts_until_a_reboot(tmp_path, boot, state):
+  """This process stands for one that got the number after a reboot."""
+  (tmp_path / 'pid').write_text(f'{os.getpid()} {boot}\n')
+  folder = worker.Folder(str(tmp_path), name='w-0')
+  done = subprocess.run(
+    ['bash', '-c', worker.tell(folder)], capture_output=True, text=True
+  )
+  assert worker.read_states(done.stdout) == {'w-0': state}
+  if state == 'lost':  # Or this test would end here.
+    script = worker.stop(folder)
+    assert subprocess.run(['bash', '-c', script]).returncode == 0
 
 
 @pytest.mark.parametrize(

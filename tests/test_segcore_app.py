@@ -18,7 +18,7 @@ SHAPES = f'--config={CONFIGS}/ddep_shapes.py'
 @pytest.fixture(autouse=True)
 def _no_group(monkeypatch):
   # These tests start no devices of their own: the suite's are up already.
-  monkeypatch.setattr(app, '_start_devices', lambda _: None)
+  monkeypatch.setattr(app, '_start_alone', lambda: None)
 
 
 def error_of(capsys, *arguments, build=ddep_main.build_stages):

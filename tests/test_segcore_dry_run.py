@@ -197,7 +197,7 @@ def test_classes_of_no_data_set():
 @pytest.fixture
 def said(capsys, monkeypatch, tmp_path):
   """Runs a command line in an empty folder where no data is."""
-  monkeypatch.setattr(app, '_start_devices', lambda _: None)
+  monkeypatch.setattr(app, '_start_alone', lambda: None)
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'records'))
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'photographs'))
   monkeypatch.chdir(tmp_path)

@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 from jax._src import clusters
 from jax._src.clusters import cloud_tpu_cluster
 
 from input_pipeline import errors
-from segcore import app, hosts
+from segcore import app, hosts, watch
 from tests import runs
 
 HERE = socket.gethostname()
@@ -26,9 +27,7 @@ def meet(*known, count=None, timeout=20.0, indices=None):
   found = [None] * len(known)
 
   def come(place, index):
-    group = hosts.Group(
-      f'127.0.0.1:{port}', count or len(known), index, found=False
-    )
+    group = hosts.Group(f'127.0.0.1:{port}', count or len(known), index)
     try:
       found[place] = hosts.meet(group, known[place], timeout).names
     except errors.UserError as error:
@@ -98,7 +97,7 @@ def test_other_numbers_of_processes_are_a_difference():
 
 def test_strangers_at_the_door_do_not_disturb():
   port = runs.free_port()
-  group = hosts.Group(f'127.0.0.1:{port}', 2, 0, found=False)
+  group = hosts.Group(f'127.0.0.1:{port}', 2, 0)
   found = []
   thread = threading.Thread(
     target=lambda: found.append(hosts.meet(group, {}, timeout=20.0))
@@ -147,8 +146,8 @@ def test_hosts_that_are_named(monkeypatch):
     JAX_NUM_PROCESSES='4',
     JAX_PROCESS_ID='3',
   )
-  assert hosts.find(None, 1.0) == ('a:1234', 4, 3, False)
-  assert hosts.find(99, 1.0) == ('a:99', 4, 3, False)
+  assert hosts.find(None, 1.0) == ('a:1234', 4, 3, None)
+  assert hosts.find(99, 1.0) == ('a:99', 4, 3, None)
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'a')
   assert hosts.find(None, 1.0).address == 'a:8482'
   monkeypatch.setenv('JAX_PROCESS_ID', '4')
@@ -174,7 +173,7 @@ def test_a_tpu_is_known_by_jax_and_not_by_files(monkeypatch):
     cloud_tpu_cluster, 'get_metadata', lambda key: (metadata[key], 200)
   )
   monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
-  assert hosts.find(None, 1.0) == ('10.0.0.1:8482', 2, 1, True)
+  assert hosts.find(None, 1.0) == ('10.0.0.1:8482', 2, 1, None)
   assert hosts.find(7000, 1.0).address == '10.0.0.1:7000'
 
 
@@ -188,14 +187,58 @@ def test_under_slurm_only_tasks_of_srun_are_a_group(monkeypatch):
     SLURM_STEP_NODELIST='n[3-4]',
     SLURM_PROCID='1',
     SLURM_LOCALID='0',
+    SLURM_STEP_NUM_NODES='2',
   )
-  assert hosts.find(None, 1.0) == ('n3:61441', 2, 1, True)
+  assert hosts.find(None, 1.0) == ('n3:61441', 2, 1, None)
+  # Of several tasks on a node each has a device.
+  set_variables(monkeypatch, SLURM_NTASKS='8', SLURM_LOCALID='3')
+  assert hosts.find(None, 1.0).devices == (3,)
+
+
+@pytest.mark.usefixtures('_no_variables')
+@pytest.mark.parametrize('devices', [None, (3,)])
+def test_jax_is_told_all_and_finds_out_nothing(monkeypatch, devices):
+  told = {}
+  monkeypatch.setattr(
+    jax.distributed,
+    'initialize',
+    lambda address, **more: told.update(more),
+  )
+  app._start_among(hosts.Group('n3:61441', 2, 1, devices), app.Hosts())
+  # As SLURM, jax would take one device of the node.
+  assert told['cluster_detection_method'] == 'deactivate'
+  assert told['local_device_ids'] == devices
+
+
+def test_hosts_are_watched_before_jax_joins_them(monkeypatch):
+  happened = []
+  group = hosts.Group('a:1', 2, 1)
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
+  monkeypatch.setattr(hosts, 'find', lambda *_: group)
+  monkeypatch.setattr(hosts, 'meet', lambda *_: 'links')
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *_, **__: happened.append('jax')
+  )
+
+  class Watching:
+    def __init__(self, links, patience, stall):
+      happened.append((links, patience, stall))
+
+    def leave(self):
+      happened.append('left')
+
+  monkeypatch.setattr(watch, 'Watch', Watching)
+  config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
+  with app._hosts(app.parse(['main', config, '--stall_timeout=7'])):
+    happened.append('work')
+  assert happened == [('links', 60.0, 7.0), 'jax', 'work', 'left']
 
 
 def test_flags_say_where_and_how_long():
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   flags = ('--coordinator_port=9', '--init_timeout=7', '--peer_timeout=5')
-  assert app.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0)
+  flags = (*flags, '--stall_timeout=0')
+  assert app.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0, 0.0)
   with pytest.raises(errors.UserError, match='coordinator_port'):
     app.parse(['main', config, '--coordinator_port=0'])
 
@@ -203,13 +246,13 @@ def test_flags_say_where_and_how_long():
 class Started:
   """Hosts without devices, in processes of their own."""
 
-  def __init__(self, *endings):
+  def __init__(self, *endings, stall=0.0):
     port = runs.free_port()
     self.processes = [
       subprocess.Popen(
         [
           *(sys.executable, '-m', 'tests.fake_host'),
-          *(str(i), str(len(endings)), str(port), ending),
+          *(str(i), str(len(endings)), str(port), ending, str(stall)),
         ],
         cwd=runs.ROOT,
         stdout=subprocess.PIPE,
@@ -250,6 +293,21 @@ def test_a_host_that_is_killed_or_hangs_ends_all_and_is_named():
   stopped.processes[0].kill()
   killed.endings()
   stopped.endings()
+
+
+def test_a_host_that_stalls_is_named_when_nobody_comes_further():
+  group = Started('works for a while', 'works', 'stalls', stall=1.0)
+  group.wait_until_all_are_there()
+  time.sleep(1.5)
+  # As long as somebody comes further, nobody minds.
+  assert [process.poll() for process in group.processes] == [None] * 3
+  group.processes[1].send_signal(signal.SIGUSR1)
+  text = (
+    f'error: nobody has come further for 1 s: process 2 ({HERE}) stopped '
+    'first, after step 1; where more time is needed, give it by '
+    f'--stall_timeout{AGAIN}'
+  )
+  assert group.endings() == [(text, 75)] * 3
 
 
 def test_a_host_that_fails_takes_along_those_that_are_not_done():

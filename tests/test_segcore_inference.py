@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import errors, loader, transforms
+from input_pipeline import errors, loader, progress, transforms
 from segcore import evaluate, inference, method, metrics, protocols, sharding
 from tests import fake_methods as fakes
 from tests import test_segcore_protocols
@@ -340,6 +340,8 @@ def test_worker_processes_are_for_training_only():
   reading = loader.Reading(workers=1)
   predictions = evaluate.Predictions(split, found, 8, mesh, reading=reading)
   assert len(list(predictions(state))) == 3
+  # Each batch is a sign of life.
+  assert progress.last_sign().what == f'batch 1 of {split.name}'
 
 
 def test_two_metrics_may_not_share_a_name():

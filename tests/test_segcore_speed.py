@@ -64,6 +64,9 @@ def unchecked(function):
 def test_speeds_that_are_known():
   assert unchecked(speed.peak)(mesh_of('TPU v5 lite', 'tpu')) == 4 * 197e12
   assert unchecked(speed.peak)(mesh_of('TPU v5', 'tpu')) == 4 * 459e12
+  assert unchecked(speed.peak)(mesh_of('TPU v6 lite', 'tpu')) == 4 * 918e12
+  # Four devices are two chips.
+  assert unchecked(speed.peak)(mesh_of('TPU7x', 'tpu')) == 2 * 2307e12
   h100 = mesh_of('NVIDIA H100 80GB HBM3', 'gpu')
   assert unchecked(speed.peak)(h100) == 4 * 989e12
   assert unchecked(speed.peak)(mesh_of('TPU v9', 'tpu')) is None

@@ -60,7 +60,7 @@ def test_more_simulated_devices_than_jax_has_started():
 
 
 def test_time_of_a_ring():
-  chip = topology.Chip('', speed=1.0, link=50.0, memory=1.0)
+  chip = topology.Chip('', speed=1.0, link=50.0, memory=1.0, largest=16)
 
   def exchange(kind, count):
     sizes = [sharding.Collective(kind, size, '') for size in (700, 100)]
@@ -76,6 +76,10 @@ def test_time_of_a_ring():
   assert exchange('reduce-scatter', 4) == pytest.approx(24)
   assert exchange('collective-permute', 4) == pytest.approx(8)
   assert exchange('all-reduce', 1) == 0
+  sizes = [sharding.Collective('all-reduce', 800, '')]
+  # Two seconds of arithmetic; the largest slice has 16.
+  times = dry_run.growing(2.0, sizes, chip, 4, (1, 4, 16, 17))
+  assert times == [2.0, pytest.approx(14), pytest.approx(17), None]
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def said(capsys, monkeypatch, tmp_path):
   def refuse():
     raise AssertionError('a dry run for other devices starts none')
 
-  monkeypatch.setattr(app, '_start_devices', refuse)
+  monkeypatch.setattr(app, '_hosts', refuse)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments):

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import errors, loader
+from input_pipeline import errors, loader, progress
 from segcore import checkpoint, method, sharding, stage, summary, train_loop
 
 
@@ -72,6 +72,18 @@ def journal(directory):
 
 def saved(directory):
   return {int(p.name) for p in (directory / 'checkpoints').iterdir()}
+
+
+def test_each_step_is_a_sign_of_life(tmp_path, monkeypatch):
+  signs = []
+  monkeypatch.setattr(progress, 'sign', signs.append)
+  run(tmp_path, training(num_steps=5))
+  name = tmp_path.name
+  at = [f'step {step} of {name}' for step in range(1, 6)]
+  assert [sign for sign in signs if sign.startswith('step')] == at
+  # Saving is waited for, on some disks for long.
+  assert f'saving step 4 of {name}' in signs
+  assert signs[-1] == f'all of {name} was saved'
 
 
 def test_everything_happens_when_it_is_due(tmp_path):

@@ -469,7 +469,7 @@ def test_a_start_takes_the_place_of_the_weights(name):
   ],
 )
 def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
-  monkeypatch.setattr(app, '_start_devices', lambda _: None)
+  monkeypatch.setattr(app, '_start_alone', lambda: None)
   status = app.main(
     u2pl_main.build_stages,
     [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,14 @@ class Unavailable(Exception):
 
 class Gone(Exception):
   """The machines were taken away while the job ran, or before."""
+
+
+class Deleted(Exception):
+  """Somebody has deleted what was made: it is not to be made again."""
+
+
+# How what `Backend.pending` says begins where nobody answered.
+NO_ANSWER = 'no answer'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +45,14 @@ class Report:
   Attributes:
     codes: exit status of each worker; None of those that have not ended.
     started: whether it was started at all; None if nobody answered.
+    silence: why nobody answered, if so.
     log: what it printed since the last report.
     over: exit status of the whole, once a scheduler has decided it.
   """
 
   codes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
   started: bool | None = None
+  silence: str = ''
   log: str = ''
   over: int | None = None
 
@@ -59,6 +70,13 @@ class Step:
   text: str
 
 
+def steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
+  """Steps that are a command each, by their titles."""
+  return [
+    Step(title, shlex.join(command)) for title, command in commands.items()
+  ]
+
+
 @runtime_checkable
 class Backend(Protocol):
   """A place to run a job.
@@ -74,8 +92,15 @@ class Backend(Protocol):
   restarts_itself: bool
   wait_seconds: float
 
+  @property
+  def where(self) -> str:
+    """Where it looks, in words."""
+
   def steps(self, commit: str) -> Sequence[Step]:
     """Everything that would be done, in order, exactly as it would be."""
+
+  def deletion(self, commit: str) -> Sequence[Step]:
+    """The last of these: how all that was made is deleted."""
 
   def find(self) -> Found | None:
     """What an earlier call has made, if anything."""
@@ -93,6 +118,7 @@ class Backend(Protocol):
 
     Raises:
       Gone: it waits in vain.
+      Deleted: there is nothing any more.
     """
 
   def prepare(self, archive: pathlib.Path) -> None:
@@ -106,6 +132,7 @@ class Backend(Protocol):
 
     Raises:
       Gone: its machines were taken away.
+      Deleted: there is nothing any more.
     """
 
   def last_words(self) -> str:
@@ -117,6 +144,9 @@ class Backend(Protocol):
     Returns whether there is something to wait for; where deleting lets the
     workers save, there is not.
     """
+
+  def leave(self) -> None:
+    """Ends what follows the job on this machine; the job goes on."""
 
   def delete(self) -> str:
     """Deletes all that was made; returns what went wrong, '' if nothing."""

@@ -6,9 +6,11 @@ after preemption; status 2 and other failures end it.
 
 import dataclasses
 import json
+import math
 import pathlib
 import shlex
 import subprocess
+import time
 from typing import Any
 
 from input_pipeline import errors
@@ -19,16 +21,28 @@ _JOB = 'launch/job'
 _COMMIT = 'launch/commit'
 _NAME = 'jobset.sigs.k8s.io/jobset-name'
 _INDEX = 'batch.kubernetes.io/job-completion-index'
-_CONTAINER = 'main'
+_CONTAINER, _FETCH = 'main', 'fetch'
+# A pod that waits for these is on its way.
+_ON_THE_WAY = ('PodInitializing', 'ContainerCreating')
+# Beyond the pods' own time for saving, until deleting counts as failed.
+_DELETION_SECONDS = 60.0
 
 # Statuses of a pod that do not say the job is wrong: saved and interrupted,
 # killed, asked to stop. Those of the loss of another host are held back.
 _TRANSIENT = (jobs.PREEMPTED, 137, 143)
 _HOLD_SECONDS = 60
+# Workers of which the last lines are shown.
+_MOST_NAMED = 3
 
-# A worker that fails because another one was taken away is to be seen after it:
-# the first failure decides whether the JobSet is restarted.
+# What is killed while this shell lives on was so for want of memory: a pod that
+# is taken away ends as a whole. And a worker that fails because another one was
+# taken away is to be seen after it: the first failure decides whether the
+# JobSet is restarted.
 _HOLD = f"""\
+if [ "$code" -eq 137 ]; then
+  echo 'error: killed: out of memory?' >&2
+  exit 1
+fi
 case "$code" in
   0|2|{'|'.join(map(str, _TRANSIENT))}) ;;
   *) sleep {_HOLD_SECONDS} & child=$!; wait "$child" ;;
@@ -42,7 +56,8 @@ _TOLERATES_SPOT = {
   'value': 'true',
   'effect': 'NoSchedule',
 }
-# Disruptions count as restarts; exit statuses that are not transient end all.
+# Disruptions count as restarts; exit statuses that are not transient end all,
+# those of fetching the code too.
 _POD_FAILURES = [
   {
     'action': 'Count',
@@ -50,11 +65,7 @@ _POD_FAILURES = [
   },
   {
     'action': 'FailJob',
-    'onExitCodes': {
-      'containerName': _CONTAINER,
-      'operator': 'NotIn',
-      'values': list(_TRANSIENT),
-    },
+    'onExitCodes': {'operator': 'NotIn', 'values': list(_TRANSIENT)},
   },
 ]
 
@@ -77,6 +88,7 @@ class Gke:
     retries: how often the JobSet is restarted.
     grace: seconds a pod has for saving.
     wait_seconds: until all pods run.
+    pause: seconds between two looks while it is deleted.
   """
 
   job: jobs.Job
@@ -87,14 +99,18 @@ class Gke:
   context: str = ''
   namespace: str = ''
   image: str = 'python:3.11'
-  fetch_image: str = 'google/cloud-sdk:slim'
+  fetch_image: str = 'gcr.io/google.com/cloudsdktool/google-cloud-cli:stable'
   service_account: str = ''
   retries: int = 50
   grace: float = 120.0
   wait_seconds: float = 86400.0
+  pause: float = 2.0
   restarts_itself: bool = True
   _commit: str = ''
   _codes: dict[str, int | None] = dataclasses.field(default_factory=dict)
+  # Pod and container of each worker that has failed; what is said of the whole.
+  _failed: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+  _said: str = ''
   _follower: subprocess.Popen | None = None
   _followed: str = ''
   _broken: bool = False
@@ -110,8 +126,21 @@ class Gke:
         '--reservation is missing: expected the name of one, for '
         '--provisioning=reserved'
       )
+    if self.reservation and self.provisioning != 'reserved':
+      raise errors.UserError(
+        f'--reservation: found {self.reservation}, expected it with '
+        '--provisioning=reserved only'
+      )
 
   # What is done, as a manifest and commands.
+
+  @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return (
+      f'namespace {self.namespace or "of the context"} of '
+      f'{self.context or "the current context"}'
+    )
 
   @property
   def manifest_path(self) -> pathlib.Path:
@@ -135,11 +164,24 @@ class Gke:
       found[f'{gke}/reservation-name'] = self.reservation
     return found
 
+  def fetch_script(self, commit: str) -> str:
+    """Fetches the code; a pod's rights to do so may be some seconds late."""
+    there = shlex.quote(self.archive_there(commit))
+    copy = f'gcloud storage cp {there} /work/code.tar.gz'
+    return f"""\
+for pause in 5 10 20 40; do
+  {copy} && exit 0
+  sleep "$pause"
+done
+exec {copy}
+"""
+
   def script(self) -> str:
     """What each pod runs."""
     command = shlex.join(['../venv/bin/python', *self.job.arguments])
     return f"""\
 set -e
+trap 'exit 143' TERM  # The first process of a pod has no default for it.
 cd /work
 mkdir -p tree
 tar -xzf code.tar.gz -C tree
@@ -147,7 +189,7 @@ python3 -m venv venv
 {worker.requirements('tpu')}set +e
 cd tree
 {command} &
-{worker.WAIT}{_HOLD}"""
+{worker.wait()}{_HOLD}"""
 
   def manifest(self, commit: str) -> dict[str, Any]:
     """The JobSet, which makes a headless service for its pods by itself."""
@@ -197,13 +239,9 @@ cd tree
     chips = {'google.com/tpu': self.accelerator.chips_per_host}
     volume = {'name': 'work', 'mountPath': '/work'}
     fetch = {
-      'name': 'fetch',
+      'name': _FETCH,
       'image': self.fetch_image,
-      'command': [
-        *('gcloud', 'storage', 'cp'),
-        self.archive_there(commit),
-        '/work/code.tar.gz',
-      ],
+      'command': ['sh', '-c', _escaped(self.fetch_script(commit))],
       'volumeMounts': [volume],
     }
     container = {
@@ -222,7 +260,7 @@ cd tree
     spot = self.provisioning == 'spot'
     pod: dict[str, Any] = {
       'restartPolicy': 'Never',
-      'terminationGracePeriodSeconds': round(self.grace),
+      'terminationGracePeriodSeconds': max(1, math.ceil(self.grace)),
       'nodeSelector': self._selector(),
       'tolerations': [
         {'key': 'google.com/tpu', 'operator': 'Exists'},
@@ -263,9 +301,19 @@ cd tree
     words = ('logs', pod, f'--container={_CONTAINER}', '--follow')
     return self._kubectl(*words)
 
+  def _last_words_command(self, pod: str, container: str) -> list[str]:
+    return self._kubectl('logs', pod, f'--container={container}', '--tail=20')
+
   def _delete_command(self) -> list[str]:
+    """It is gone once its pods are; waiting for it would be deaf to Ctrl-C."""
     words = ('delete', 'jobset', self.job.name, '--ignore-not-found')
-    return self._kubectl(*words, '--cascade=foreground')
+    more = ('--cascade=foreground', '--wait=false', '--request-timeout=60s')
+    return self._kubectl(*words, *more)
+
+  def _force_command(self) -> list[str]:
+    selector = f'--selector={_NAME}={self.job.name}'
+    more = ('--grace-period=0', '--force', '--wait=false')
+    return self._kubectl('delete', 'pods', selector, *more)
 
   def _remove_command(self, commit: str) -> list[str]:
     return ['gcloud', 'storage', 'rm', self.archive_there(commit)]
@@ -283,16 +331,27 @@ cd tree
       'watch: the whole': self._get_command(),
       'watch: each worker': self._pods_command(),
       'watch: what it prints': self._logs_command('POD'),
-      'at the end, whatever happened': self._delete_command(),
-      'and the code': self._remove_command(commit),
+      'if the code was not fetched': self._last_words_command('POD', _FETCH),
     }
     return [
-      *(backends.Step(t, shlex.join(c)) for t, c in commands.items()),
+      *backends.steps(commands),
       backends.Step(
         f'the file {self.manifest_path}', _json(self.manifest(commit))
       ),
-      *(backends.Step(t, shlex.join(c)) for t, c in later.items()),
+      *backends.steps(later),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps(
+      {
+        'at the end, whatever happened': self._delete_command(),
+        'until it is gone': self._get_command(),
+        'on Ctrl-C once more': self._force_command(),
+        'and the code': self._remove_command(commit),
+      }
+    )
 
   # Doing it.
 
@@ -331,16 +390,19 @@ cd tree
     try:
       jobset = self._jobset()
       pods = self._pods()
-    except errors.UserError:
-      return 'no answer'
+    except errors.UserError as error:
+      return f'{backends.NO_ANSWER} ({error})'
     if jobset is None:
-      raise backends.Gone('somebody has deleted the JobSet')
-    if _terminal(jobset):
+      raise backends.Deleted('there is no JobSet')
+    if _terminal(jobset)[0]:
       return ''
     waits = self.accelerator.hosts - sum(
       pod['status'].get('phase') not in (None, 'Pending') for pod in pods
     )
-    return f'{waits} of {self.accelerator.hosts} pods' if waits > 0 else ''
+    if waits <= 0:
+      return ''
+    why = next(filter(None, map(_stuck, pods)), '')
+    return f'{waits} of {self.accelerator.hosts} pods{why and f" ({why})"}'
 
   def _pods(self) -> list[dict[str, Any]]:
     result = self.run(self._pods_command())
@@ -358,35 +420,46 @@ cd tree
     """See `Backend`."""
     try:
       jobset, pods = self._jobset(), self._pods()
-    except errors.UserError:  # Nobody answers: later somebody may.
-      return backends.Report()
+    except errors.UserError as error:  # Later somebody may answer.
+      return backends.Report(silence=f'{backends.NO_ANSWER} ({error})')
     if jobset is None:
-      raise backends.Gone('somebody has deleted the JobSet')
+      raise backends.Deleted('there is no JobSet')
     # Pods go with their job: what they left is kept here.
     for pod in sorted(
       pods, key=lambda pod: pod['metadata'].get('creationTimestamp', '')
     ):
       self._note(pod)
-    state = _terminal(jobset)
+    state, self._said = _terminal(jobset)
     codes = dict(sorted(self._codes.items(), key=lambda i: int(i[0][7:])))
+    if any(map(_out_of_memory, pods)):
+      self._said = 'a pod ran out of memory'
+      return backends.Report(codes, True, over=jobs.FAILED)
     if not state:
       return backends.Report(codes, True)
     self._end_following()
-    if state == 'Completed':
-      return backends.Report(codes, True, over=jobs.DONE)
     known = {n: c for n, c in codes.items() if c is not None}
-    return backends.Report(codes, True, over=jobs.combine(known) or jobs.FAILED)
+    if state == 'Completed':
+      over = jobs.DONE
+    elif known:
+      over = jobs.combine(known) or jobs.FAILED
+    else:
+      over = jobs.FAILED  # No pod has come as far as to run the job.
+    return backends.Report(codes, True, over=over)
 
   def _note(self, pod: dict[str, Any]) -> None:
     """Remembers how a pod ended; follows what the first one prints."""
     meta, status = pod['metadata'], pod['status']
     notes = {**meta.get('labels', {}), **meta.get('annotations', {})}
     index = notes.get(_INDEX, '0')
-    code = None
-    for container in status.get('containerStatuses', []):
-      if container['name'] == _CONTAINER:
-        code = container.get('state', {}).get('terminated', {}).get('exitCode')
-    self._codes[f'worker-{index}'] = code
+    codes = {
+      name: state.get('terminated', {}).get('exitCode')
+      for name, state in _states(pod)
+    }
+    name, code = f'worker-{index}', codes.get(_CONTAINER)
+    self._codes[name] = code
+    self._failed.pop(name, None)
+    if failed := [container for container, code in codes.items() if code]:
+      self._failed[name] = meta['name'], failed[0]
     if index == '0' and status.get('phase') not in (None, 'Pending'):
       self._follow(meta['name'], code is None)
 
@@ -418,37 +491,96 @@ cd tree
       self._follower = None
 
   def last_words(self) -> str:
-    """Nothing: see the log of the first pod, or those in the cloud."""
-    return ''
+    """See `Backend`; what the first pod has printed is known already."""
+    text = f'launch: JobSet: {self._said}\n' if self._said else ''
+    for name, (pod, container) in sorted(self._failed.items())[:_MOST_NAMED]:
+      if pod == self._followed and container == _CONTAINER:
+        continue
+      result = self.run(self._last_words_command(pod, container))
+      lines = (result.out or result.err).splitlines()
+      text += ''.join(f'{name}, {container}| {line}\n' for line in lines)
+    return text
 
   def stop(self, now: bool = False) -> bool:
     """Nothing: a pod that is deleted may save first."""
     return False
 
-  def delete(self) -> str:
+  def leave(self) -> None:
     """See `Backend`."""
-    result = self.run(self._delete_command())
     if self._follower:
       self._follower.kill()
       self._follower.wait()
       self._follower = None
+
+  def delete(self) -> str:
+    """See `Backend`."""
+    result = self.run(self._delete_command())
     if result.code:
       return result.last_line
+    if problem := self._await_deletion():
+      return problem
+    self._end_following()
     if self._commit:
       self.run(self._remove_command(self._commit))
     self.manifest_path.unlink(missing_ok=True)
     return ''
 
+  def _await_deletion(self) -> str:
+    """Returns when nothing is left; what went wrong, '' if nothing.
 
-def _terminal(jobset: dict[str, Any]) -> str:
-  """'Completed' or 'Failed', once the JobSet is over; '' before."""
+    Pods may save. Whoever asks to stop once more ends that.
+    """
+    asked, forced = self.run.requests, False
+    end = time.monotonic() + self.grace + _DELETION_SECONDS
+    try:
+      while self._jobset() is not None:
+        if time.monotonic() > end:
+          return f'its pods are still there after {self.grace:g} s for saving'
+        if self.run.requests > min(asked, 1) and not forced:
+          self.run(self._force_command())
+          forced = True
+        self.run.sleep(self.pause)
+    except errors.UserError as error:
+      return str(error)
+    return ''
+
+
+def _terminal(jobset: dict[str, Any]) -> tuple[str, str]:
+  """'Completed' or 'Failed' and why, once the JobSet is over; '' before."""
   for condition in jobset.get('status', {}).get('conditions', []):
     if condition['status'] == 'True' and condition['type'] in (
       'Completed',
       'Failed',
     ):
-      return condition['type']
+      return condition['type'], errors.one_line(condition.get('message', ''))
+  return '', ''
+
+
+def _states(pod: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+  """Name and state of each container, those that prepare the pod first."""
+  return [
+    (container['name'], container.get('state', {}))
+    for kind in ('initContainerStatuses', 'containerStatuses')
+    for container in pod['status'].get(kind, [])
+  ]
+
+
+def _stuck(pod: dict[str, Any]) -> str:
+  """What a pod waits for in vain, such as an image that is not there."""
+  for name, state in _states(pod):
+    waiting = state.get('waiting', {})
+    if waiting.get('reason', _ON_THE_WAY[0]) not in _ON_THE_WAY:
+      said = errors.one_line(waiting.get('message', ''))
+      return f'{name}: {waiting["reason"]}{said and f": {said}"}'
   return ''
+
+
+def _out_of_memory(pod: dict[str, Any]) -> bool:
+  """Whether it was killed for that: another time it would be, too."""
+  return any(
+    state.get('terminated', {}).get('reason') == 'OOMKilled'
+    for _, state in _states(pod)
+  )
 
 
 def _escaped(text: str) -> str:

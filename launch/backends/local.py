@@ -39,13 +39,16 @@ class Local:
   _seen: int = 0
 
   def __post_init__(self):
-    if self.hosts < 1:
-      raise errors.UserError(f'--hosts: found {self.hosts}, expected >= 1')
     if '://' in self.job.workdir:
       raise errors.UserError(
         f'--workdir: found {self.job.workdir}, expected a folder of this '
         'machine for --backend=local'
       )
+
+  @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return str(self.root)
 
   @property
   def root(self) -> pathlib.Path:
@@ -92,7 +95,19 @@ class Local:
       backends.Step(
         'watch process 0', shlex.join(_bash(worker.tell(self.folder(0))))
       ),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps(
+      {
+        f'at the end, of process {i}': _bash(
+          worker.stop(self.folder(i), 'KILL')
+        )
+        for i in range(self.hosts)
+      }
+    )
 
   def find(self) -> backends.Found | None:
     """See `Backend`."""
@@ -151,7 +166,9 @@ class Local:
     log = worker.read_log(self._bash(worker.log(self.folder(0), self._seen)))
     self._seen += len(log.encode(errors='surrogateescape'))
     return backends.Report(
-      worker.codes(list(states.items())), 'absent' not in states.values(), log
+      worker.codes(list(states.items())),
+      'absent' not in states.values(),
+      log=log,
     )
 
   def last_words(self) -> str:
@@ -162,9 +179,14 @@ class Local:
 
   def stop(self, now: bool = False) -> bool:
     """See `Backend`."""
-    for i in range(self.hosts):
-      self._bash(worker.stop(self.folder(i), 'KILL' if now else 'TERM'))
+    # Whoever deletes may not know how many there are.
+    for path in self.root.glob('worker-*'):
+      folder = worker.Folder(str(path))
+      self._bash(worker.stop(folder, 'KILL' if now else 'TERM'))
     return True
+
+  def leave(self) -> None:
+    """Nothing: nobody follows."""
 
   def delete(self) -> str:
     """Ends the processes; leaves what they printed. See `Backend`."""

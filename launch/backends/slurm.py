@@ -6,6 +6,7 @@ because the job's script asks for it. SIGTERM comes 120 s before the time ends.
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import shlex
@@ -17,9 +18,12 @@ from launch import backends, shell, source, worker
 from launch import job as jobs
 
 _SIGNAL_SECONDS = 120
+_UNKNOWN = '?'
 # Looks in a row without job and without result: files may come late.
 _LATE_LOOKS = 4
 _GONE = re.compile('Invalid job id', re.IGNORECASE)
+# srun would kill its tasks at SIGTERM; this reaches them, and not the script.
+_ASK_TASKS = 'scancel --signal=TERM "$SLURM_JOB_ID"'
 
 # What the workers' exit statuses mean together, as `job.combine` has it.
 _COMBINE = """\
@@ -74,10 +78,9 @@ class Slurm:
   restarts_itself: bool = True
   _seen: int = 0
   _late_looks: int = 0
+  _silence: str = ''
 
   def __post_init__(self):
-    if self.hosts < 1:
-      raise errors.UserError(f'--hosts: found {self.hosts}, expected >= 1')
     if '://' in self.job.workdir:
       raise errors.UserError(
         f'--workdir: found {self.job.workdir}, expected a folder that the '
@@ -88,6 +91,11 @@ class Slurm:
         raise errors.UserError(
           f'found {option!r}, expected no line breaks in options of sbatch'
         )
+
+  @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return str(self.root)
 
   @property
   def root(self) -> pathlib.Path:
@@ -129,7 +137,7 @@ class Slurm:
 root={self._here.quoted}
 cd "$root/tree" || exit 1
 {command} &
-{worker.WAIT}echo "$code" > "$root/exit.$SLURM_PROCID"
+{worker.wait()}echo "$code" > "$root/exit.$SLURM_PROCID"
 exit "$code"
 """
 
@@ -137,11 +145,13 @@ exit "$code"
     """The script that is submitted."""
     lines = ''.join(f'#SBATCH {shlex.quote(o)}\n' for o in self._options())
     combine = _COMBINE.format(last=self.hosts - 1)
+    wait = max(1, math.ceil(self.grace))  # 0 would be without end.
     return f"""\
 #!/bin/bash
 {lines}# Runs the job on all nodes; asks to be run again after an interruption.
 root={self._here.quoted}
 cd "$root" || exit 1
+[ -f job.json ] || exit 1  # It was deleted meanwhile.
 rm -f exit.* result
 if [ ! -f installed ]; then
   {shlex.quote(self.python)} -m venv venv || exit 1
@@ -149,8 +159,11 @@ if [ ! -f installed ]; then
   touch installed
 fi
 {worker.exports(self.job)}\
-srun --kill-on-bad-exit=0 --wait={self.grace:.0f} bash "$root/task.sh" &
-{worker.WAIT}{combine}\
+# srun does not take it from sbatch.
+[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] \\
+  || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+srun --kill-on-bad-exit=0 --wait={wait} bash "$root/task.sh" &
+{worker.wait(_ASK_TASKS)}{combine}\
 restarts=${{SLURM_RESTART_COUNT:-0}}
 if [ "$result" -eq 75 ] && [ ! -f stopping ] \\
     && [ "$restarts" -lt {self.retries} ]; then
@@ -183,8 +196,12 @@ exit "$result"
       backends.Step('submit', shlex.join(self._submit_command())),
       backends.Step('watch', shlex.join(_look('JOB'))),
       backends.Step('on Ctrl-C: let it save', shlex.join(_term('JOB'))),
-      backends.Step('on Ctrl-C, then', shlex.join(['scancel', 'JOB'])),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps({'at the end, if it is there': ['scancel', 'JOB']})
 
   # Doing it.
 
@@ -193,6 +210,11 @@ exit "$result"
     path = self.root / 'job.json'
     if not path.exists():
       return None
+    if not self._id:  # Whoever has submitted it was ended before it was noted.
+      result = self.run(_look_for(self.job.name))
+      if result.code:
+        raise errors.UserError(f'squeue: {result.last_line}')
+      (self.root / 'id').write_text(result.out.strip().rpartition('\n')[2])
     return backends.Found(**json.loads(path.read_text()))
 
   @property
@@ -205,7 +227,7 @@ exit "$result"
     self._seen = 0
     try:
       self.root.mkdir(parents=True, exist_ok=True)
-      for name in ('log', 'stopping', 'result'):
+      for name in ('id', 'log', 'stopping', 'result'):
         (self.root / name).unlink(missing_ok=True)
       (self.root / 'install.sh').write_text(self._install())
       (self.root / 'task.sh').write_text(self.task())
@@ -237,13 +259,14 @@ exit "$result"
   def _state(self) -> str:
     """Of the job, as SLURM calls it; '' if it is not there any more.
 
-    '?' if nobody answered.
+    `_UNKNOWN` if nobody answered.
     """
     if not self._id:
       return ''
     result = self.run(_look(self._id))
     if result.code:
-      return '' if _GONE.search(result.err) else '?'
+      self._silence = f'{backends.NO_ANSWER} (squeue: {result.last_line})'
+      return '' if _GONE.search(result.err) else _UNKNOWN
     return result.out.strip()
 
   def prepare(self, archive: pathlib.Path) -> None:
@@ -285,7 +308,8 @@ exit "$result"
         over = jobs.FAILED
     else:
       self._late_looks = 0
-    return backends.Report(self._codes(), True, text, over)
+    silence = self._silence if state == _UNKNOWN else ''
+    return backends.Report(self._codes(), True, silence, text, over)
 
   def last_words(self) -> str:
     """Nothing: all workers print into one log."""
@@ -298,6 +322,9 @@ exit "$result"
     (self.root / 'stopping').touch()
     command = ['scancel', self._id] if now else _term(self._id)
     return not self.run(command).code
+
+  def leave(self) -> None:
+    """Nothing: nobody follows."""
 
   def delete(self) -> str:
     """Cancels the job; leaves the log. See `Backend`."""
@@ -317,6 +344,10 @@ exit "$result"
 
 def _look(job: str) -> list[str]:
   return ['squeue', '--noheader', f'--jobs={job}', '--format=%T']
+
+
+def _look_for(name: str) -> list[str]:
+  return ['squeue', '--noheader', '--me', f'--name={name}', '--format=%i']
 
 
 def _term(job: str) -> list[str]:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +22,15 @@ _NO_ROOM = re.compile(
   re.IGNORECASE,
 )
 _NOT_FOUND = re.compile(r'NOT_FOUND|not found', re.IGNORECASE)
-# Looks in a row that may fail before machines count as gone.
+# Looks in a row at which only some workers may answer before they count as
+# gone; and how often new machines are tried. gcloud itself tries for a minute.
 _FAILED_LOOKS = 20
+# How often a script that fails is run.
+_TRIES = 3
+# ssh's own status where there is no connection.
+_NO_CONNECTION = 255
 # Right after the request the answer may be that there is nothing.
 _ABSENT_LOOKS = 4
-_NO_ANSWER = 'no answer'
 
 
 @dataclasses.dataclass
@@ -43,6 +46,7 @@ class Tpu(abc.ABC):
     provisioning: 'on_demand', 'spot' or 'reserved'.
     runtime: software of the machines; that of the generation if ''.
     also: more flags of the command that creates.
+    mounted: whether the work folder is one that all machines mount.
     wait_seconds: until the machines are ready.
     pause: seconds before what failed is tried once more.
   """
@@ -55,12 +59,15 @@ class Tpu(abc.ABC):
   provisioning: str = 'on_demand'
   runtime: str = ''
   also: Sequence[str] = ()
+  mounted: bool = False
   wait_seconds: float = 1800.0
   pause: float = 10.0
   restarts_itself: bool = False
   _seen: int = 0
   _failed_looks: int = 0
   _absent_looks: int = 0
+  _was_there: bool = False
+  _was_ready: bool = False
 
   def __post_init__(self):
     if not self.accelerator.generation.runtime:
@@ -68,8 +75,19 @@ class Tpu(abc.ABC):
         f'--accelerator: the Cloud TPU API does not serve '
         f'{self.accelerator.name}: use --backend=gke'
       )
+    folder = self.job.workdir
+    if folder and not self.mounted and not folder.startswith('gs://'):
+      raise errors.UserError(
+        f'--workdir: found {folder}, expected gs://…: the disks of '
+        'the machines go with them; --mounted says that all machines mount it'
+      )
 
   # What is done, as commands.
+
+  @property
+  def where(self) -> str:
+    """See `Backend`."""
+    return f'zone {self.zone} of project {self.project}'
 
   @property
   def folder(self) -> worker.Folder:
@@ -93,7 +111,6 @@ class Tpu(abc.ABC):
       f'--accelerator-type={self.accelerator.type}',
       f'--labels={self._labels(commit)}',
       *tier.get(self.provisioning, []),
-      '--async',
       *self.also,
     ]
 
@@ -164,12 +181,17 @@ class Tpu(abc.ABC):
         worker.last_words(self.folder)
       ),
       'on Ctrl-C: let it save': self.ssh_command(worker.stop(self.folder)),
-      'at the end, whatever happened': self.delete_command(),
     }
     return [
-      backends.Step(title, shlex.join(command))
-      for title, command in commands.items()
+      *backends.steps(commands),
+      *self.deletion(commit),
     ]
+
+  def deletion(self, commit: str) -> list[backends.Step]:
+    """See `Backend`."""
+    return backends.steps(
+      {'at the end, whatever happened': self.delete_command()}
+    )
 
   # Doing it.
 
@@ -180,6 +202,7 @@ class Tpu(abc.ABC):
       if _NOT_FOUND.search(result.err):
         return None
       raise errors.UserError(f'gcloud: {result.last_line}')
+    self._was_there = True
     return json.loads(result.out)
 
   def find(self) -> backends.Found | None:
@@ -195,6 +218,7 @@ class Tpu(abc.ABC):
   def create(self, commit: str, archive: pathlib.Path) -> None:
     """See `Backend`."""
     self._seen = self._failed_looks = self._absent_looks = 0
+    self._was_there = self._was_ready = False
     result = self.run(self.create_command(commit), whole=True)
     if result.code:
       self._refuse(result.err, result.last_line)
@@ -213,22 +237,33 @@ class Tpu(abc.ABC):
     """See `Backend`."""
     try:
       described = self._described()
-    except errors.UserError:
-      return _NO_ANSWER
+    except errors.UserError as error:
+      return f'{backends.NO_ANSWER} ({error})'
     if described is None:
-      self._absent_looks += 1
-      if self._absent_looks >= _ABSENT_LOOKS:
-        raise backends.Gone('there is nothing of this name')
-      return _NO_ANSWER
+      return self._absent()
     self._absent_looks = 0
     state, said, _ = self.read(described)
     if state in ('READY', 'ACTIVE'):
+      self._was_ready = True
       return ''
     if state in self._waiting():
       return state
     if _QUOTA.search(said):
       self._refuse(said, said)
     raise backends.Gone(f'{state}{": " if said else ""}{said}')
+
+  def _absent(self) -> str:
+    """What to wait for if there is nothing of this name.
+
+    Machines that are preempted stay, without any use: only people delete them.
+    """
+    self._absent_looks += 1
+    nothing = 'there is nothing of this name'
+    if self._absent_looks >= _ABSENT_LOOKS and self._was_ready:
+      raise backends.Deleted(nothing)
+    if self._absent_looks >= _ABSENT_LOOKS:
+      raise backends.Gone(nothing)
+    return f'{backends.NO_ANSWER} ({nothing})'
 
   @staticmethod
   def _waiting() -> frozenset[str]:
@@ -258,13 +293,18 @@ class Tpu(abc.ABC):
       Gone: the machines are.
       UserError: it failed on machines that are there.
     """
-    for attempt in range(3):
-      if attempt:
+    failed = unreached = 0
+    while failed < _TRIES and unreached < _FAILED_LOOKS:
+      if failed or unreached:
         self.run.sleep(self.pause)
       result = self.run(command)
       if not result.code:
         return
       self.pending()
+      if result.code == _NO_CONNECTION:
+        unreached += 1
+      else:
+        failed += 1
     raise errors.UserError(
       f'{what} failed on {self.job.name}: {result.last_line}'
     )
@@ -274,12 +314,8 @@ class Tpu(abc.ABC):
     told = self.run(self.ssh_command(worker.tell(self.folder)))
     states = worker.read_states(told.out)
     if len(states) < self.accelerator.hosts:
-      # As long as nobody answers at all, it is this machine that is cut off.
-      if self.pending() != _NO_ANSWER:
-        self._failed_looks += 1
-      if self._failed_looks >= _FAILED_LOOKS:
-        raise backends.Gone(f'not reached: {told.last_line}')
-      return backends.Report()
+      silence = self._silence(len(states), told.last_line)
+      return backends.Report(silence=silence)
     self._failed_looks = 0
     printed = self.run(
       self.ssh_command(worker.log(self.folder, self._seen), '0')
@@ -289,8 +325,30 @@ class Tpu(abc.ABC):
     return backends.Report(
       worker.codes(list(states.items())),
       'absent' not in states.values(),
-      log,
+      log=log,
     )
+
+  def _silence(self, answers: int, line: str) -> str:
+    """Why not all workers answer.
+
+    Args:
+      answers: how many do.
+      line: what was said of the others.
+
+    Raises:
+      Gone: the machines are, by their state or because some are not reached
+        while others are. If none is, it is this machine that is cut off.
+      Deleted: somebody has deleted them.
+    """
+    if waiting := self.pending():
+      return waiting
+    some = f'{answers} of {self.accelerator.hosts} workers answer ({line})'
+    if not answers:
+      return f'{some}, but they are there: this machine may be cut off'
+    self._failed_looks += 1
+    if self._failed_looks >= _FAILED_LOOKS:
+      raise backends.Gone(some)
+    return some
 
   def last_words(self) -> str:
     """See `Backend`."""
@@ -301,16 +359,31 @@ class Tpu(abc.ABC):
     sign = 'KILL' if now else 'TERM'
     return not self.run(self.ssh_command(worker.stop(self.folder, sign))).code
 
+  def leave(self) -> None:
+    """Nothing: nobody follows."""
+    return
+
   def delete(self) -> str:
     """See `Backend`."""
-    result = self.run(self.delete_command())
-    if result.code and not _NOT_FOUND.search(result.err):
-      return result.last_line
-    return ''
+    # What was asked for and never seen may be there a little later.
+    looks = 1 if self._was_there else _ABSENT_LOOKS
+    while True:
+      result = self.run(self.delete_command())
+      if not result.code:
+        return ''
+      if not _NOT_FOUND.search(result.err):
+        return result.last_line
+      looks -= 1
+      if not looks:
+        return ''
+      self.run.sleep(self.pause)
 
 
 class TpuVm(Tpu):
-  """Machines that are there at once, or not at all."""
+  """Machines that are there at once, or not at all.
+
+  Creating them is waited for: only so is it said that there is no room.
+  """
 
   def describe_command(self) -> list[str]:
     """See `Tpu`."""
@@ -357,6 +430,7 @@ class Queued(Tpu):
       f'--node-id={self.job.name}',
       f'--runtime-version={self._runtime}',
       *self._create_flags(commit),
+      '--async',
     ]
 
   def delete_command(self) -> list[str]:
