@@ -32,6 +32,8 @@ MASK_SUFFIXES = ('.png',)
 NOT_UTF8 = 'its name is not UTF-8: rename it'
 ON_BAD_EXAMPLE = ('error', 'skip')
 SKIP_REMEDY = "mend or remove them, or set on_bad_example='skip'"
+# What may become of images without a mask where others have one.
+WITHOUT_MASK = ('error', 'unlabelled')
 
 _ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 turn the image by 90 degrees.
 
@@ -66,7 +68,8 @@ class Listing:
   """The files of a folder, by name only.
 
   Attributes:
-    examples: sorted by id, no id twice, each with a mask if masks were asked.
+    examples: sorted by id, no id twice, each with a mask if masks were asked
+      for and none may be missing.
     problems: files that can be no example.
     warnings: what is odd and does no harm, a line each.
   """
@@ -208,7 +211,10 @@ def read_counts(path: pathlib.Path) -> Mapping[str, Counts]:
 
 
 def list_examples(
-  images: pathlib.Path, masks: pathlib.Path | None = None, prefix: str = ''
+  images: pathlib.Path,
+  masks: pathlib.Path | None = None,
+  prefix: str = '',
+  without_mask: str | None = None,
 ) -> Listing:
   """Finds images, in subfolders too, and the mask of the same relative name.
 
@@ -219,6 +225,8 @@ def list_examples(
     images: folder of JPEG and PNG files.
     masks: folder of PNG files; None for images without masks.
     prefix: put before every id.
+    without_mask: an image that has none is a problem (None); one that says what
+      this could be ('error'); or listed without ('unlabelled').
 
   Raises:
     UserError: there is no such folder, or no image in it.
@@ -238,10 +246,14 @@ def list_examples(
       problems += _same_id(stem, files)
     elif not is_utf8(stem):
       problems.append(errors.BadFile(files[0], NOT_UTF8))
-    elif masks is None:
+    elif masks is None or (
+      stem not in masks_found and without_mask == 'unlabelled'
+    ):
       examples.append(Example(prefix + stem, files[0]))
     elif stem not in masks_found:
       reason = f'has no mask {masks / stem}.png'
+      if without_mask:
+        reason += " (without_mask='unlabelled' takes it without)"
       problems.append(errors.BadFile(files[0], reason))
     elif len(masks_found[stem]) > 1:
       problems += _same_id(stem, masks_found[stem])

@@ -53,8 +53,11 @@ _BUILDERS = {
 }
 
 
+# Reports that this process has printed.
+_TOLD: set[pathlib.Path] = set()
+
 # Fields of `Options` that only some data sets read.
-_MASK_FIELDS = ('masks', 'classes', 'ignore')
+_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask')
 _FOLDER_FIELDS = (
   *('images', *_MASK_FIELDS),
   *('val_fraction', 'split_seed', 'on_bad_example'),
@@ -74,6 +77,8 @@ class Options:
     classes: image_mask_folder only: file with the class list.
     ignore: image_mask_folder only: value or colour of pixels without a class,
       '255' or '255,255,255' or '#ffffff'; '' if there are none.
+    without_mask: image_mask_folder only: 'error' refuses images that have no
+      mask, 'unlabelled' makes them a split of this name.
     val_fraction: folders only: part of the images that becomes `val`.
     split_seed: folders only: chooses which.
     on_bad_example: folders only: 'error' refuses all for one bad file, 'skip'
@@ -86,6 +91,7 @@ class Options:
   masks: str = ''
   classes: str = ''
   ignore: str = ''
+  without_mask: str = 'error'
   val_fraction: float = 0.0
   split_seed: int = 0
   on_bad_example: str = 'error'
@@ -332,8 +338,10 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # What is left out is said at the start of every run.
-    if report.exists() and (not known or made.on_bad_example == 'skip'):
+    # What is left out is said in every run, once.
+    anew = made.on_bad_example == 'skip' and report not in _TOLD
+    if report.exists() and (not known or anew):
+      _TOLD.add(report)
       print(report.read_text(), end='', flush=True)
   except errors.UserError as error:
     if builder(options, str(made.data_dir_root)).is_prepared():
@@ -488,4 +496,5 @@ def _folder_options(module: Any, options: Options, source: str) -> Any:
     masks=options.masks,
     classes=options.classes,
     ignore=module.parse_ignore(options.ignore),
+    without_mask=options.without_mask,
   )

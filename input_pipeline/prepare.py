@@ -212,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
     help='value or colour of pixels without a class: 255 or 255,255,255',
   )
   parser.add_argument(
+    '--without_mask',
+    default='error',
+    choices=audit.WITHOUT_MASK,
+    help='refuse images that have no mask, or make them a split of this name',
+  )
+  parser.add_argument(
     '--val_fraction',
     default=0.0,
     type=float,

@@ -36,9 +36,15 @@ class Result:
 
   @property
   def last_line(self) -> str:
-    """The last thing it complained of, or else printed."""
+    """The last thing it complained of, or else printed.
+
+    After what gcloud calls an error come hints, so all from there on.
+    """
     lines = (self.err.strip() or self.out.strip()).splitlines()
-    return errors.one_line(lines[-1]) if lines else f'exit status {self.code}'
+    if not lines:
+      return f'exit status {self.code}'
+    told = [i for i, line in enumerate(lines) if line.startswith('ERROR:')]
+    return errors.one_line(' '.join(lines[told[-1] if told else -1 :]))
 
 
 @dataclasses.dataclass

@@ -284,6 +284,12 @@ def _run(arguments: argparse.Namespace) -> None:
     f'{counted.images:,} images, {pixels / 1e6:,.1f} megapixels in '
     f'{seconds:.1f} s: {pixels / 1e6 / seconds:.1f} megapixels/s'
   )
+  absent = np.count_nonzero(counted.regions[0, 2, 1:] == 0)
+  if absent:
+    print(
+      f'{absent} of {num_classes} classes occur in no ground truth, and count '
+      '0: is --num_classes right?'
+    )
   print(table(found))
   print(json.dumps(found, allow_nan=False))
 

@@ -180,7 +180,11 @@ def read(
   """
   steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
   if not steps:
-    raise errors.UserError(f'no checkpoint in {directory}: train it first')
+    below = sorted(str(p.parent) for p in directory.glob('*/checkpoints'))
+    advice = (
+      f'did you mean {" or ".join(below)}?' if below else 'train it first'
+    )
+    raise errors.UserError(f'no checkpoint in {directory}: {advice}')
   folder = files.absolute(directory) / str(max(steps)) / _STATE
   try:
     handler = ocp.PyTreeCheckpointHandler()

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline import errors, masks, prepare
+from input_pipeline import datasets, errors, masks, prepare
 from input_pipeline.builders import folders, records
 
 DECODERS = {'image': tfds.decode.SkipDecoding()}
@@ -285,6 +285,37 @@ def test_skipped_files_are_not_prepared(tmp_path):
   ]
 
 
+def test_images_without_a_mask_are_a_split_where_that_is_asked_for(tmp_path):
+  options = make(tmp_path / 'roads', [f'{i:02}' for i in range(12)])
+  for i in range(5, 12):
+    (tmp_path / f'roads/masks/{i:02}.png').unlink()
+  options |= {'ignore': 255, 'val_fraction': 0.4}
+  message = message_of(mask_folder(tmp_path, **options).check)
+  assert "without_mask='unlabelled'" in message
+  options = datasets.Options(
+    *('image_mask_folder', str(tmp_path / 'roads'), 'images', 'masks'),
+    *('classes.txt', '255', 'unlabelled', 0.4),
+  )
+  found = {
+    split: datasets.open_split(options, split, str(tmp_path / 'prepared'))
+    for split in ('train', 'val', 'unlabelled')
+  }
+  assert found['unlabelled'].ids() == [f'{i:02}' for i in range(5, 12)]
+  assert found['unlabelled'].has == ()
+  # Val is cut from those that have masks.
+  assert sorted([*found['train'].ids(), *found['val'].ids()]) == [
+    f'{i:02}' for i in range(5)
+  ]
+  assert found['train'].has == ('label', 'tags')
+
+
+def test_masks_for_all_leave_no_unlabelled_split(tmp_path):
+  options = make(tmp_path / 'roads', ['a', 'b'])
+  found = mask_folder(tmp_path, **options, without_mask='unlabelled')
+  assert set(found.sources()) == {'train'}
+  assert found.lacks() == {}
+
+
 def test_image_folder_has_images_and_relative_ids(tmp_path):
   for name in ('b.PNG', 'a.jpeg', 'sub/c.JPG'):
     write_image(tmp_path / 'photos' / name)
@@ -445,6 +476,10 @@ def test_other_processes_need_the_records_only(tmp_path):
       {'images': ''},
       "masks is 'masks', inside images='': expected folders beside each other, "
       'or masks are taken for images',
+    ),
+    (
+      {'without_mask': 'skip'},
+      "without_mask is 'skip': expected one of ('error', 'unlabelled')",
     ),
     (
       {'ignore': -1},

@@ -147,7 +147,11 @@ def test_best_is_apart_and_forgets_its_own_future(tmp_path):
 
 
 def test_read_says_what_is_missing(tmp_path):
-  with pytest.raises(errors.UserError, match='no checkpoint in'):
+  with pytest.raises(errors.UserError, match='no checkpoint in .*: train it'):
+    checkpoint.read(tmp_path)
+  # A run's folder in the place of its stage's.
+  (tmp_path / 'train/checkpoints').mkdir(parents=True)
+  with pytest.raises(errors.UserError, match='did you mean .*/train[?]'):
     checkpoint.read(tmp_path)
 
 

@@ -35,6 +35,7 @@ from input_pipeline.audit import Listing
 from input_pipeline.builders import files, records
 
 SPLIT = '{split}'
+UNLABELLED = 'unlabelled'
 MAX_CLASSES = 2**15 - 2  # Class id + 1 is read back as int16.
 
 _COLOUR = r'#[0-9a-fA-F]{6}|\d+\s*,\s*\d+\s*,\s*\d+'
@@ -91,14 +92,22 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       `name #rrggbb`. Line i, from 0, names value i of the masks.
     ignore: value, or colour, of pixels without a class; None if there are
       none. If it is one of the class list's, that line is no class.
+    without_mask: 'error' refuses images that have no mask, 'unlabelled' makes
+      them a split of this name.
   """
 
   masks: str
   classes: str
   ignore: int | masks.Colour | None = None
+  without_mask: str = 'error'
 
   def __post_init__(self):
     super().__post_init__()
+    if self.without_mask not in audit.WITHOUT_MASK:
+      raise errors.UserError(
+        f'without_mask is {self.without_mask!r}: expected one of '
+        f'{audit.WITHOUT_MASK}'
+      )
     if not self.masks:
       raise errors.UserError('masks is empty: give the folder of the masks')
     if not self.classes:
@@ -162,10 +171,16 @@ class MaskCode:
 
 @dataclasses.dataclass(eq=False)
 class Config(tfds.core.BuilderConfig):
-  """A folder as it was found: the name tells its content, `code` its masks."""
+  """A folder as it was found: the name tells its content, `code` its masks.
+
+  Attributes:
+    code: of the masks, if there are any.
+    unlabelled: whether there are images without one where others have one.
+  """
 
   # A list of thousand classes would fill the log.
   code: MaskCode | None = dataclasses.field(default=None, repr=False)
+  unlabelled: bool = False
 
 
 def parse_colour(text: str) -> masks.Colour:
@@ -310,7 +325,7 @@ class ImageFolder(files.FileBuilder):
     listings = self.listings()
     code = self._read_code()
     name = _config_name(self._options, code, listings)
-    return Config(name=name, code=code)
+    return Config(name=name, code=code, unlabelled=UNLABELLED in listings)
 
   def _read_code(self) -> MaskCode | None:
     return None
@@ -327,6 +342,11 @@ class ImageMaskFolder(ImageFolder):
     code = self.builder_config.code
     colours = code.colours or masks.palette(len(code.names))
     return records.Contents(code.names, colours, labels=True, tags=True)
+
+  def lacks(self) -> Mapping[str, Sequence[str]]:
+    """Masks, and so tags, of the images that have none."""
+    without = self.builder_config.unlabelled
+    return {UNLABELLED: ('label', 'tags')} if without else {}
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Class ids by the class list."""
@@ -405,19 +425,47 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
       f'source: there is no folder {source}: give the folder of the images'
     )
   mask = getattr(options, 'masks', None)
+  without = getattr(options, 'without_mask', None)
   if SPLIT not in options.images:
-    listing = audit.list_examples(
-      source / options.images, None if mask is None else source / mask
+    found = audit.list_examples(
+      source / options.images,
+      None if mask is None else source / mask,
+      without_mask=without,
     )
-    return _cut(listing, options)
-  return {
-    split: audit.list_examples(
-      source / options.images.replace(SPLIT, split),
-      None if mask is None else source / mask.replace(SPLIT, split),
-      prefix=f'{split}/',
+    listings = {'train': found}
+  else:
+    listings = {
+      split: audit.list_examples(
+        source / options.images.replace(SPLIT, split),
+        None if mask is None else source / mask.replace(SPLIT, split),
+        prefix=f'{split}/',
+        without_mask=without,
+      )
+      for split in _split_folders(source, options.images)
+    }
+  apart = {}
+  if without == UNLABELLED:
+    listings, apart = _apart(listings)
+  if SPLIT not in options.images:
+    listings = _cut(listings['train'], options)
+  return {**listings, **apart}
+
+
+def _apart(
+  listings: Mapping[str, Listing],
+) -> tuple[Mapping[str, Listing], Mapping[str, Listing]]:
+  """The splits of images with masks, and that of those without, if any are."""
+  if UNLABELLED in listings:
+    raise errors.UserError(
+      f'without_mask={UNLABELLED}: there is a folder of this name at '
+      f'{SPLIT}, expected others'
     )
-    for split in _split_folders(source, options.images)
-  }
+  masked, without = {}, []
+  for split, listing in listings.items():
+    own = [example for example in listing.examples if example.mask]
+    without += [example for example in listing.examples if not example.mask]
+    masked[split] = dataclasses.replace(listing, examples=tuple(own))
+  return masked, {UNLABELLED: Listing(tuple(without))} if without else {}
 
 
 def _split_folders(source: pathlib.Path, images: str) -> list[str]:
