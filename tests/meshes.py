@@ -1,21 +1,22 @@
 """The same steps of a method, on other meshes."""
 
 import jax
+import pytest
 
 from segcore import sharding
 
-# Devices, and over how many of them a large leaf of the state is split.
-MESHES = ((1, 1), (8, 1), (8, 4))
+# Over how many of 8 devices large leaves of the state are split.
+SPLIT = (1, pytest.param(4, marks=pytest.mark.slow))
 
 
-def steps(trained, state, batches, monkeypatch):
-  """State and scalars after the batches, by each of `MESHES`, on the host."""
+def one_and_eight(trained, state, batches, fsdp, monkeypatch):
+  """State and scalars after the batches, by 1 and by 8 devices, on the host."""
   monkeypatch.setattr(sharding, 'MIN_SHARDED_SIZE', 64)
   found = []
-  for count, fsdp in MESHES:
-    mesh = sharding.make_mesh(fsdp, jax.devices()[:count])
+  for count, split in ((1, 1), (8, fsdp)):
+    mesh = sharding.make_mesh(split, jax.devices()[:count])
     places = sharding.state_shardings(mesh, state)
-    assert any('fsdp' in x.spec for x in jax.tree.leaves(places)) == (fsdp > 1)
+    assert any('fsdp' in x.spec for x in jax.tree.leaves(places)) == (split > 1)
     whole = sharding.replicated(mesh)
     step = jax.jit(trained.train_step, out_shardings=(places, whole))
     put = sharding.put_batch(mesh)

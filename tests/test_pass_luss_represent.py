@@ -302,7 +302,8 @@ def trained_state(trained, batch):
   return init(jax.random.PRNGKey(0))
 
 
-def test_eight_devices_are_one_in_float64(monkeypatch):
+@pytest.mark.parametrize('fsdp', meshes.SPLIT)
+def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
   """With all there is: a queue in use, LARC, SwAV and PixelPro together."""
   with jax.enable_x64():
     trained = method_of(PIXPRO, jnp.float64)
@@ -319,13 +320,14 @@ def test_eight_devices_are_one_in_float64(monkeypatch):
       )
     )
     batches = [batch_of(0), batch_of(1)]
-    one, *others = meshes.steps(trained, state, batches, monkeypatch)
-  for other in others:
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
-      one,
-      other,
+    one, eight = meshes.one_and_eight(
+      *(trained, state, batches, fsdp, monkeypatch)
     )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
+    one,
+    eight,
+  )
 
 
 def test_what_devices_of_a_step_exchange():

@@ -472,7 +472,8 @@ def test_baselines_are_options_of_the_method(options, names):
   assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-def test_eight_devices_are_one_in_float64(warm, monkeypatch):
+@pytest.mark.parametrize('fsdp', meshes.SPLIT)
+def test_eight_devices_are_one_in_float64(warm, fsdp, monkeypatch):
   """Bank, prototypes, percentile and draws included; on each, or split."""
   with jax.enable_x64():
     trained = method_of(dtype=jnp.float64)
@@ -480,14 +481,15 @@ def test_eight_devices_are_one_in_float64(warm, monkeypatch):
       lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, warm[0]
     )
     batches = [batch_of(4), batch_of(5)]
-    one, *others = meshes.steps(trained, whole, batches, monkeypatch)
-  assert one[0].bank.count.sum() > 20
-  for other in others:
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
-      one,
-      other,
+    one, eight = meshes.one_and_eight(
+      *(trained, whole, batches, fsdp, monkeypatch)
     )
+  assert one[0].bank.count.sum() > 20
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
+    one,
+    eight,
+  )
 
 
 def test_what_devices_of_a_step_exchange(trained, warm):
