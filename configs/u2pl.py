@@ -127,9 +127,9 @@ def steps_per_epoch(
   alone = options.system == 'sup_only'
   least = 1 if alone else 2
   if options.batch < least:
+    why = '' if alone else ', as images are mixed with others of their batch'
     raise ValueError(
-      f'config option batch={options.batch}: expected {least} or more, as '
-      'images are mixed with others of their batch'
+      f'config option batch={options.batch}: expected {least} or more{why}'
     )
   most = min(most_labels, num_images - (0 if alone else options.batch))
   if not 0 < options.labels <= most:

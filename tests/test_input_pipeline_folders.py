@@ -316,6 +316,20 @@ def test_masks_for_all_leave_no_unlabelled_split(tmp_path):
   assert found.lacks() == {}
 
 
+def test_a_split_of_the_users_may_not_have_the_name_of_those_without(tmp_path):
+  options = make(tmp_path / 'roads', [])
+  write_image(tmp_path / 'roads/images/unlabelled/x.jpg')
+  (tmp_path / 'roads/masks/unlabelled').mkdir()
+  options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
+  message = message_of(
+    mask_folder, tmp_path, **options, without_mask='unlabelled'
+  )
+  assert message == (
+    'without_mask=unlabelled: there is a folder of this name at {split}, '
+    'expected others'
+  )
+
+
 def test_image_folder_has_images_and_relative_ids(tmp_path):
   for name in ('b.PNG', 'a.jpeg', 'sub/c.JPG'):
     write_image(tmp_path / 'photos' / name)

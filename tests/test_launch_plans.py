@@ -16,7 +16,7 @@ import yaml
 
 from input_pipeline import errors
 from launch import __main__ as command_line
-from launch import accelerators, supervise, worker
+from launch import accelerators, shell, supervise, worker
 from launch import job as jobs
 from launch.backends import slurm
 from segcore import app
@@ -454,3 +454,18 @@ def test_slurms_script_combines_statuses_as_the_supervisor_does(
   assert int(done.stdout) == jobs.combine(
     {str(i): code for i, code in enumerate(codes)}
   )
+
+
+@pytest.mark.parametrize(
+  ('out', 'err', 'line'),
+  [
+    ('a\nb\n', '', 'b'),
+    ('a', 'warning\nit failed\n', 'it failed'),
+    # Hints come after the error.
+    ('', 'look:\nERROR: no such\nproject\n$ gcloud help', None),
+    ('', '', 'exit status 1'),
+  ],
+)
+def test_what_a_command_complained_of(out, err, line):
+  expected = line or 'ERROR: no such project $ gcloud help'
+  assert shell.Result(1, out, err).last_line == expected

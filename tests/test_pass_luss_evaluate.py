@@ -88,6 +88,15 @@ def test_equals_the_metric(capsys, folders):
         np.testing.assert_allclose(value, expected, err_msg=size)
 
 
+def test_classes_that_never_occur_are_said(capsys, folders):
+  present = {i for x in labels().values() for i in np.unique(x) if i > 0}
+  assert evaluate.main(flags(folders, num_classes=50)) == 0
+  assert (
+    f'{50 - len(present)} of 50 classes occur in no ground truth, and count 0: '
+    'is --num_classes right?'
+  ) in capsys.readouterr().out
+
+
 def test_splits_may_be_left_out(capsys, folders):
   whole = scored(capsys, flags(folders))
   argv = [

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from input_pipeline import errors
 from segcore import app, network, optimizers, study
 from u2pl import main as u2pl_main
 
@@ -512,7 +513,8 @@ def test_prototypes_of_momentum_mend_labels_without_contrast():
     ('labels=1465', 'labels=1465: expected 1 to 1464'),
     ('partition=blender,labels=10582', 'labels=10582: expected 1 to 10566'),
     ('labels=0,list=mine.txt', 'with list=FILE, too'),
-    ('batch=1', 'batch=1: expected 2 or more'),
+    ('batch=1', 'batch=1: expected 2 or more, as images are mixed'),
+    ('system=sup_only,batch=0', 'batch=0: expected 1 or more$'),
     ('system=mt,equal_steps', 'equal_steps: found with system=mt'),
   ],
 )
@@ -543,6 +545,23 @@ def test_what_is_reported_of_voc():
 )
 def test_each_network_starts_from_weights_of_its_own(network, path):
   assert load('u2pl_voc', f'network={network}').train.start.path == path
+
+
+def test_a_border_is_scored_only_where_one_is_shown():
+  config = load('u2pl_cityscapes')
+  with config.evaluate.unlocked():
+    config.evaluate.framed = True
+  with pytest.raises(errors.UserError, match='framed=True: found with a proto'):
+    u2pl_main.PROGRAM.build_runner(config)
+
+
+def test_images_without_masks_are_the_unlabelled_ones():
+  train = load('u2pl_folder', 'source=x,without_mask=unlabelled').train
+  assert (train.unlabelled, train.data.without_mask) == ('unlabelled',) * 2
+  # All that have a mask are labelled.
+  assert (train.subset.labels, train.subset.fraction) == (0, 1.0)
+  train = load('u2pl_folder', 'source=x').train
+  assert (train.unlabelled, train.subset.fraction) == ('', 0.25)
 
 
 def test_windows_of_each_network():
