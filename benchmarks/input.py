@@ -31,7 +31,7 @@ import PIL.Image
 import psutil
 
 from input_pipeline import datasets, loader, transforms, views
-from segcore import journal
+from runtime import journal
 
 # Photographs of this size are cut or enlarged to what each method takes.
 SIZE = (375, 500)

@@ -21,7 +21,7 @@ import time
 import jax
 import numpy as np
 
-from segcore import checkpoint
+from segcore.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGES = ('classify', 'denoise', 'finetune')

@@ -25,7 +25,8 @@ import cv2
 import numpy as np
 import psutil
 
-from pass_luss import evaluate, label_files, matching, metrics
+from pass_luss import evaluate
+from pass_luss.benchmark import matching, metrics, png_format
 
 SIZE = (375, 500)
 FEW, MANY = 5, 50
@@ -174,8 +175,8 @@ def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
     folder = pathlib.Path(temporary)
     for i in range(count):
       prediction, label = pairs[i % len(pairs)]
-      label_files.write(folder / 'gt' / 'n0' / f'{i:06}.png', label)
-      label_files.write(folder / 'pred' / 'n0' / f'{i:06}.png', prediction)
+      png_format.write(folder / 'gt' / 'n0' / f'{i:06}.png', label)
+      png_format.write(folder / 'pred' / 'n0' / f'{i:06}.png', prediction)
     folders = evaluate.Folders.find(
       folder / 'gt', folder / 'pred', num_classes, num_classes
     )

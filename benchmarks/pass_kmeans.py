@@ -30,8 +30,8 @@ import faiss
 import jax
 import numpy as np
 
-from pass_luss import kmeans
-from segcore import sharding
+from pass_luss.pseudo_labels import kmeans
+from segcore.distributed import sharding
 
 
 class Shape(NamedTuple):

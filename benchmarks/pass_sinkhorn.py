@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pass_luss import swav
+from pass_luss.pretrain.objectives import swav
 
 try:
   import torch

@@ -25,8 +25,9 @@ import numpy as np
 import PIL.Image
 from absl import logging
 
-from input_pipeline import audit, datasets, fingerprints, masks
-from input_pipeline.builders import base, records
+from input_pipeline import datasets
+from input_pipeline.builders import base
+from input_pipeline.sources import audit, fingerprints, masks, records
 
 SIZE = (375, 500)
 CLASSES = 21

@@ -19,7 +19,9 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from segcore import dry_run, sharding, topology  # noqa: E402
+from segcore.cost import topology
+from segcore.distributed import sharding
+from segcore.experiment import dry_run
 
 # Name, module, config, stage, images a device.
 SMALL = (

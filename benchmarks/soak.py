@@ -22,7 +22,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ddep import main as ddep_main  # noqa: E402
-from segcore import app, journal, train_loop  # noqa: E402
+from runtime import journal
+from segcore.experiment import cli
+from segcore.train import loop
 
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
@@ -33,7 +35,7 @@ class Watched:
   def __init__(self):
     self.steps = 0
     self.compiled_after: list[int] = []
-    self._jitted_step = train_loop.jitted_step
+    self._jitted_step = loop.jitted_step
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
   def _listen(self, event: str, duration: float, **_) -> None:
@@ -63,8 +65,8 @@ def main() -> int:
   out = arguments.out or pathlib.Path(tempfile.mkdtemp(prefix='soak'))
 
   watched = Watched()
-  train_loop.jitted_step = watched.jitted_step
-  status = app.main(
+  loop.jitted_step = watched.jitted_step
+  status = cli.main(
     ddep_main.build_stages,
     [
       'soak',

@@ -27,7 +27,7 @@ import flax.traverse_util
 import numpy as np
 import PIL.Image
 
-from segcore import checkpoint
+from segcore.train import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -32,8 +32,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segcore import method, selection
-from u2pl import contrast, memory_bank, prototypes, semi
+from segcore.ops import order_statistics
+from segcore.train import method
+from u2pl import contrast, memory_bank, prototypes
+from u2pl.semi import mean_teacher
 
 try:
   import torch
@@ -116,12 +118,12 @@ def make_bank(shape: Shape, options: contrast.Options) -> np.ndarray:
   return rng.standard_normal((shape.classes, most, shape.dim), np.float32)
 
 
-def build_semi(shape: Shape, options: contrast.Options) -> semi.Semi:
+def build_semi(shape: Shape, options: contrast.Options) -> mean_teacher.Semi:
   """The method; neither its network nor its update is needed here."""
   unused: Any = None
-  return semi.Semi(
+  return mean_teacher.Semi(
     *(unused, unused),
-    semi.Options(contrast=options),
+    mean_teacher.Options(contrast=options),
     num_classes=shape.classes,
     steps_per_epoch=1,
   )
@@ -133,12 +135,12 @@ def in_jax(shape: Shape, options: contrast.Options) -> Callable:
 
   def term(bank: memory_bank.Bank, inputs: Inputs, rng: jax.Array):
     unused: Any = None
-    state = semi.State(
+    state = mean_teacher.State(
       *[unused] * 7,
       bank=bank,
       prototypes=prototypes.empty(shape.classes, shape.dim),
     )
-    guess = semi.Guess(
+    guess = mean_teacher.Guess(
       *[unused] * 5,
       unreliable=inputs.unreliable[1::2],
       anchorable=inputs.reliable[1::2],
@@ -340,30 +342,30 @@ def parts(
   keys = method.row_keys(jax.random.PRNGKey(0), shape.images)
   order = jnp.broadcast_to(jnp.arange(most), (shape.classes, most))
   thin = jax.jit(
-    lambda mask, keys: selection.top_priorities(
-      mask, selection.pixel_priorities(keys, cells), most
+    lambda mask, keys: order_statistics.top_priorities(
+      mask, order_statistics.pixel_priorities(keys, cells), most
     )
   )
   chosen = thin(by_pixel, keys)
-  at = jax.jit(selection.nth_true)(chosen, order)
+  at = jax.jit(order_statistics.nth_true)(chosen, order)
   flat = inputs.teacher.reshape(-1, shape.dim)
   rows = flat[at]
   counts = jnp.full(shape.classes, most, jnp.int32)
   draws = (shape.classes, options.num_anchors, options.num_negatives)
 
   def draw(anchors, rng, count):
-    picked = selection.uniform_ranks(
+    picked = order_statistics.uniform_ranks(
       jax.random.uniform(rng, draws[:2]),
       jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)[:, None],
     )
-    drawn = selection.uniform_ranks(
+    drawn = order_statistics.uniform_ranks(
       jax.random.uniform(rng, draws), count[:, None, None]
     )
-    return selection.nth_true(anchors, picked), drawn
+    return order_statistics.nth_true(anchors, picked), drawn
 
   picked, drawn = jax.jit(draw)(anchors, jax.random.PRNGKey(0), bank.count)
   means, _ = jax.jit(prototypes.class_means)(inputs.teacher, masks.positives)
-  compared = semi.Comparison(
+  compared = mean_teacher.Comparison(
     *(picked, drawn, means),
     usable=jnp.ones(shape.classes, bool),
     present=jnp.ones(shape.classes, bool),
@@ -374,7 +376,7 @@ def parts(
     'ranks and masks': (candidates, (probs, inputs)),
     'class means': (prototypes.class_means, (inputs.teacher, masks.positives)),
     'choose what is pushed': (thin, (by_pixel, keys)),
-    'where the chosen are': (selection.nth_true, (chosen, order)),
+    'where the chosen are': (order_statistics.nth_true, (chosen, order)),
     'gather their rows': (lambda flat, at: flat[at], (flat, at)),
     'write them to the bank': (memory_bank.push, (bank, rows, counts)),
     'draw anchors, negatives': (

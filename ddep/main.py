@@ -10,25 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ddep import classify, denoise, finetune, noise
+from ddep import noise
+from ddep.stages import classify, denoise, finetune
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, errors, transforms
-from segcore import (
-  app,
-  dry_run,
-  evaluate,
-  files,
-  inference,
-  method,
-  metrics,
-  network,
-  predict,
-  program,
-  stage,
-  train_loop,
-)
-from segcore import experiment as experiment_lib
-from segcore.models import segmenter
+from input_pipeline import datasets, transforms
+from runtime import errors, files
+from segcore.eval import evaluator as evaluator_lib
+from segcore.eval import inference, metrics, predict
+from segcore.experiment import cli, dry_run, program, stage
+from segcore.experiment import context as context_lib
+from segcore.models import network, segmenter
+from segcore.train import loop, method
 
 _STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
 # Images whose tags are counted before a classification starts.
@@ -80,13 +72,13 @@ class DenoiseOptions:
   data: datasets.Options
   split: str
   val_split: str
-  start: experiment_lib.Start
+  start: context_lib.Start
   trained: tuple[str, ...]
   noise: noise.Options
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   recipe: method.Recipe
-  also: tuple[experiment_lib.Images, ...] = ()
+  also: tuple[context_lib.Images, ...] = ()
 
   def __post_init__(self):
     allowed = ('encoder', 'decoder', 'heads')
@@ -97,7 +89,7 @@ class DenoiseOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(experiment_lib.Labelled):
+class FinetuneOptions(context_lib.Labelled):
   """Fine-tuning on few pixel labels.
 
   Attributes:
@@ -107,7 +99,7 @@ class FinetuneOptions(experiment_lib.Labelled):
     recipe: as above.
   """
 
-  start: experiment_lib.Start
+  start: context_lib.Start
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   recipe: method.Recipe
@@ -133,8 +125,8 @@ class Experiment:
   network: network.Options
   denoise: DenoiseOptions
   finetune: FinetuneOptions
-  evaluate: experiment_lib.EvaluateOptions
-  operation: train_loop.Operation
+  evaluate: context_lib.EvaluateOptions
+  operation: loop.Operation
   classify: ClassifyOptions | None = None
   without_files: str = ''
 
@@ -147,15 +139,15 @@ class Experiment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Runner(experiment_lib.OnMesh):
+class Runner(context_lib.OnMesh):
   """Builds each stage from the experiment and runs it on the mesh."""
 
   experiment: Experiment
 
   @property
-  def reporting(self) -> experiment_lib.Reporting:
+  def reporting(self) -> context_lib.Reporting:
     """How the fine-tuned network is evaluated."""
-    return experiment_lib.Reporting(
+    return context_lib.Reporting(
       bench=self.bench,
       trained_by='finetune',
       labelled=self.experiment.finetune,
@@ -225,7 +217,7 @@ class Runner(experiment_lib.OnMesh):
     )
     return self._train(
       *(place, trained, split, ('tags',)),
-      evaluate.together({block.val_split: evaluator}),
+      evaluator_lib.together({block.val_split: evaluator}),
       f'{block.val_split}/accuracy',
     )
 
@@ -236,14 +228,14 @@ class Runner(experiment_lib.OnMesh):
     trained = self._method('denoise', self.bench, 0)
     # Like training images, but always the same ones.
     val = self.bench.open(block.data, block.val_split)
-    look = experiment_lib.StreamOf(val, *self._augmentations('denoise')).look
+    look = context_lib.StreamOf(val, *self._augmentations('denoise')).look
     watched = [
       look(val.records[i], np.random.default_rng(i))['image']
       for i in range(min(_NUM_WATCHED, len(val)))
     ]
     watch = denoise.Watch(
       *(trained, block.val_split, np.stack(watched)),
-      *(experiment_lib.NUM_PICTURES, self.mesh),
+      *(context_lib.NUM_PICTURES, self.mesh),
     )
     split = datasets.join(
       [self.bench.open(images.data, images.split) for images in _images(block)]
@@ -255,7 +247,7 @@ class Runner(experiment_lib.OnMesh):
     self._check_data(place)
     block = self.experiment.finetune
     labelled = self.bench.labelled(block, 'finetune')
-    experiment_lib.keep_labelled_ids(place, labelled)
+    context_lib.keep_labelled_ids(place, labelled)
     trained = self._method('finetune', self.bench, len(labelled.classes))
     evaluators = self.bench.followed(
       trained,
@@ -266,10 +258,10 @@ class Runner(experiment_lib.OnMesh):
     )
     outputs = self._train(
       *(place, trained, labelled, ('label',)),
-      evaluate.together(evaluators),
+      evaluator_lib.together(evaluators),
       f'{block.val_split}/miou',
     )
-    return [*outputs, *experiment_lib.write_classes(place, labelled)]
+    return [*outputs, *context_lib.write_classes(place, labelled)]
 
   def _train(
     self,
@@ -277,13 +269,13 @@ class Runner(experiment_lib.OnMesh):
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
-    evaluation: train_loop.Evaluate,
+    evaluation: loop.Evaluate,
     best: str | None = None,
   ) -> Sequence[files.Path]:
     """Trains to the end of the stage's recipe; returns what it leaves."""
     name = place.directory.name
     block = getattr(self.experiment, name)
-    stream = experiment_lib.StreamOf(split, *self._augmentations(name), keep)
+    stream = context_lib.StreamOf(split, *self._augmentations(name), keep)
     return self.bench.train(
       *(place, trained, {'': stream}, block.recipe, block),
       evaluation,
@@ -294,12 +286,10 @@ class Runner(experiment_lib.OnMesh):
   def _augmentations(self, name: str) -> tuple[Any, transforms.RandomFlip]:
     """The crop and the flips of a stage."""
     block = getattr(self.experiment, name)
-    return experiment_lib.augmentations(
-      block.crop, block.flips, f'config.{name}'
-    )
+    return context_lib.augmentations(block.crop, block.flips, f'config.{name}')
 
   def _method(
-    self, name: str, bench: experiment_lib.Bench, num_classes: int
+    self, name: str, bench: context_lib.Bench, num_classes: int
   ) -> method.OneLoss:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
@@ -359,16 +349,16 @@ class Runner(experiment_lib.OnMesh):
     ]
 
 
-def _images(block: Any) -> list[experiment_lib.Images]:
+def _images(block: Any) -> list[context_lib.Images]:
   """All images that a stage is trained on."""
   return [
-    experiment_lib.Images(block.data, block.split),
+    context_lib.Images(block.data, block.split),
     *getattr(block, 'also', ()),
   ]
 
 
-def _start(block: Any) -> experiment_lib.Start:
-  return getattr(block, 'start', experiment_lib.Start())
+def _start(block: Any) -> context_lib.Start:
+  return getattr(block, 'start', context_lib.Start())
 
 
 def _heads(name: str, num_classes: int) -> dict[str, Any]:
@@ -401,4 +391,4 @@ PROGRAM = program.Program(Experiment, Runner)
 build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  app.run(build_stages, load_model)
+  cli.run(build_stages, load_model)

@@ -21,15 +21,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 
-from input_pipeline import (
-  audit,
-  disks,
-  errors,
-  fingerprints,
-  progress,
-  writing,
-)
-from input_pipeline.builders import base, records
+from input_pipeline.builders import base, shards
+from input_pipeline.sources import audit, fingerprints, records
+from runtime import errors, files, progress
 
 # Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
 # `source` says where they are.
@@ -331,7 +325,7 @@ def _prepare_on_host_0(
   try:
     known = made.is_prepared()
     if not known:
-      with disks.telling(made.name, made.data_dir):
+      with files.explaining_os_errors(made.name, made.data_dir):
         made.download_and_prepare()
     elif tell_known:
       print(
@@ -408,7 +402,7 @@ def open_split(options: Options, split: str, data_dir: str = '') -> Split:
     ),
     records=made.as_data_source(split, decoders=encoded),
     index=fingerprints.Index.read(
-      writing.index_path(pathlib.Path(made.data_dir), split)
+      shards.index_path(pathlib.Path(made.data_dir), split)
     ),
   )
 

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import errors, transforms
+from input_pipeline import transforms
+from runtime import errors
 
 
 @dataclasses.dataclass(frozen=True)

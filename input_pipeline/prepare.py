@@ -21,18 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
 
-from input_pipeline import (
-  audit,
-  command_line,
-  datasets,
-  disks,
-  errors,
-  fingerprints,
-  report,
-  transforms,
-  writing,
-)
-from input_pipeline.builders import base, records
+from input_pipeline import datasets, report, splits, transforms
+from input_pipeline.builders import base
+from input_pipeline.builders import shards as shards_lib
+from input_pipeline.sources import audit, fingerprints, records
+from runtime import errors, exit_status, files
 
 PICTURE = 'report.png'
 INTERRUPTED = 75
@@ -48,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.set_verbosity(logging.ERROR)
   try:
     options = datasets.Options(**arguments)
-    part = writing.Part.parse(shard)
+    part = shards_lib.Part.parse(shard)
     if check and part.count > 1:
       raise errors.UserError(
         f'--shard={shard} contradicts --check, which looks at all files: leave '
@@ -86,14 +79,14 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def _write(
-  options: datasets.Options, data_dir: str, part: writing.Part
+  options: datasets.Options, data_dir: str, part: shards_lib.Part
 ) -> bool:
   """Makes the shards of this part; whether all of them are there now."""
   made = datasets.builder(options, data_dir)
   if made.is_prepared():
     return True
   shards = made.shards()
-  with disks.telling(made.name, made.data_dir):
+  with files.explaining_os_errors(made.name, made.data_dir):
     shards.write(part)
   if missing := shards.missing():
     print(
@@ -108,7 +101,7 @@ def _prepare(options: datasets.Options, data_dir: str) -> None:
   made = datasets.prepare(options, data_dir, tell_known=True)
   folder = pathlib.Path(made.data_dir)
   indices = {
-    split: fingerprints.Index.read(writing.index_path(folder, split))
+    split: fingerprints.Index.read(shards_lib.index_path(folder, split))
     for split in made.info.splits
   }
   _tell_shared(indices)
@@ -117,7 +110,7 @@ def _prepare(options: datasets.Options, data_dir: str) -> None:
   opened = datasets.open_split(options, split, data_dir)
   decode = transforms.Decode(len(opened.classes), keep=('label', 'tags'))
   samples = []
-  for i in report.spread(len(opened)):
+  for i in splits.evenly_spaced(len(opened), report.NUM_SAMPLES):
     example = decode(opened.records[i])
     samples.append(
       records.Sample(
@@ -141,7 +134,10 @@ def _check(options: datasets.Options, data_dir: str) -> None:
   _tell_shared(indices)
   sources = made.sources()[_shown_split(made, indices)]
   read = audit.catching(made.sample)
-  samples = [read(sources[i]) for i in report.spread(len(sources))]
+  samples = [
+    read(sources[i])
+    for i in splits.evenly_spaced(len(sources), report.NUM_SAMPLES)
+  ]
   samples = [s for s in samples if isinstance(s, records.Sample)]
   name = f'{options.name.replace("/", "-")}.png'
   path = pathlib.Path(made.data_dir_root) / 'reports' / name
@@ -171,7 +167,10 @@ def _draw(
   samples: Sequence[records.Sample],
 ) -> None:
   if not path.exists() or path.name != PICTURE:
-    with disks.telling(name, path), disks.whole(path) as partial:
+    with (
+      files.explaining_os_errors(name, path),
+      files.atomic_path(path) as partial,
+    ):
       report.draw(partial, name, counts, contents, samples)
   print(f'the page is in {path}')
 
@@ -237,4 +236,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  exit_status.run(main)

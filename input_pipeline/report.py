@@ -7,19 +7,12 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import UInt8
 
-from input_pipeline import audit
-from input_pipeline.builders import records
+from input_pipeline.sources import audit, records
 
 NUM_SAMPLES = 8
 # More names than these cannot be read under their bars.
 _MOST_NAMES = 60
 _COLUMNS = 4
-
-
-def spread(count: int, wanted: int = NUM_SAMPLES) -> list[int]:
-  """Indices of some of `count` images, evenly from first to last."""
-  places = np.linspace(0, count - 1, min(wanted, count))
-  return sorted({round(place) for place in places})
 
 
 def painted(

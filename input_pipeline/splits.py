@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from input_pipeline import errors
+from runtime import errors
 
 # The images that a subset sets aside, where a config names a split.
 HELD_OUT = 'held_out'
@@ -194,3 +194,12 @@ def _last(name: str) -> str:
   for suffix in _SUFFIXES:  # In the order in which they are taken off.
     name = name.removesuffix(suffix)
   return name
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+  """Returns at most `most` of `count` positions, evenly spaced, in order.
+
+  >>> evenly_spaced(10, 3)
+  [0, 4, 9]
+  """
+  return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()

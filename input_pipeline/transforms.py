@@ -19,7 +19,7 @@ import PIL.Image
 from jaxtyping import Shaped, UInt8
 
 from input_pipeline import batch
-from input_pipeline.builders import records
+from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from input_pipeline import command_line, errors
 from launch import accelerators, backends, shell, source, supervise
 from launch import job as jobs
 from launch.backends import gke, local, slurm, tpu
+from runtime import errors, exit_status
 
 # Flags that only some backends take; the first group has to be given.
 _NEEDED = {
@@ -346,4 +346,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  command_line.run(lambda: main(sys.argv[1:]))
+  exit_status.run(lambda: main(sys.argv[1:]))

@@ -5,7 +5,7 @@ accelerators.parse('v5e-64').hosts  # 16
 
 import dataclasses
 
-from input_pipeline import errors
+from runtime import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from input_pipeline import errors
+from runtime import errors
 
 DONE = 0
 FAILED = 1

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from input_pipeline import errors
+from runtime import errors
 
 _TICK_SECONDS = 0.05
 # What is asked to end has so long until it is killed.

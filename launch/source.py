@@ -2,8 +2,8 @@
 
 import pathlib
 
-from input_pipeline import errors
 from launch import shell
+from runtime import errors
 
 CACHE = pathlib.Path('~/.cache/label_efficient_segmentation/launch')
 

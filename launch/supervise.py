@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from input_pipeline import errors
 from launch import backends, shell
 from launch import job as jobs
+from runtime import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,9 +26,10 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from input_pipeline import audit, command_line, errors, progress
-from pass_luss import label_files, matching, metrics
-from segcore import metrics as metrics_lib
+from input_pipeline.sources import audit
+from pass_luss.benchmark import matching, metrics, png_format
+from runtime import errors, exit_status, progress
+from segcore.eval import metrics as metrics_lib
 
 INTERRUPTED = 75
 
@@ -77,8 +78,8 @@ class Folders:
     Raises:
       UserError: a folder is missing or empty, or has what the other has not.
     """
-    names = label_files.names(gt)
-    predicted = label_files.names(pred)
+    names = png_format.names(gt)
+    predicted = png_format.names(pred)
     if not set(names) & set(predicted):
       raise errors.UserError(
         errors.one_line(
@@ -123,12 +124,12 @@ class Folders:
     yield from progress.bar(results, desc=what, total=len(self.names))
 
   def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-    label = label_files.read(self.gt / name, self.num_classes)
-    prediction = label_files.read(self.pred / name, label_files.MAX_CLASSES)
+    label = png_format.read(self.gt / name, self.num_classes)
+    prediction = png_format.read(self.pred / name, png_format.MAX_CLASSES)
     if ignored := np.count_nonzero(prediction < 0):
       raise errors.BadFile(
         self.pred / name,
-        f'has id {label_files.IGNORED} (pixels: {ignored:,}), which is for '
+        f'has id {png_format.IGNORED} (pixels: {ignored:,}), which is for '
         f'ground truth: expected predictions 0…{self.num_generated}, write 0 '
         "for 'other'",
       )
@@ -245,9 +246,9 @@ def _run(arguments: argparse.Namespace) -> None:
     ('num_classes', num_classes),
     ('num_generated', num_generated),
   ):
-    if not 1 <= value <= label_files.MAX_CLASSES:
+    if not 1 <= value <= png_format.MAX_CLASSES:
       raise errors.UserError(
-        f'--{flag}={value}: expected 1 to {label_files.MAX_CLASSES}, without '
+        f'--{flag}={value}: expected 1 to {png_format.MAX_CLASSES}, without '
         "'other'"
       )
   if arguments.rematch and arguments.match:
@@ -357,4 +358,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  exit_status.run(main)

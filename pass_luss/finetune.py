@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from segcore import losses, method, photometric
-from segcore.models import resize
+from segcore.models.layers import resize
+from segcore.ops import color_augment, losses
+from segcore.train import method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Finetune(method.OneLoss):
   of: Literal['pixels', 'images'] = 'pixels'
   reduction: int = 2
   doubles: bool = False
-  colours: photometric.Options = photometric.Options()
+  colours: color_augment.Options = color_augment.Options()
 
   def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
     """Cross entropy, summed over the pixels, or images, with a label."""
     images = batch_lib.to_symmetric(batch['image'])
-    images = photometric.augment(images, keys.rows, self.colours)
+    images = color_augment.augment(images, keys.rows, self.colours)
     logits, batch_stats = self.forward(
       params, batch_stats, images, 'logits', keys
     )

@@ -12,38 +12,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline import datasets, errors
-from pass_luss import (
-  blocks,
-  cluster,
-  distance,
-  finetune,
-  kmeans,
-  label_folders,
-  looking,
-  matching,
-  pseudo_labels,
-  segment,
-  watch,
-)
+from input_pipeline import datasets, splits
+from pass_luss import experiment as experiment_lib
+from pass_luss import finetune
 from pass_luss import networks as networks_lib
-from segcore import (
-  app,
-  checkpoint,
-  dry_run,
-  files,
-  hosts,
-  journal,
-  method,
-  options,
-  pictures,
-  predict,
-  program,
-  sharding,
-  stage,
-)
-from segcore import experiment as experiment_lib
-from segcore import results as results_lib
+from pass_luss.benchmark import label_folders, matching
+from pass_luss.pretrain import panels as pretrain_panels
+from pass_luss.protocols import distance, segment
+from pass_luss.pseudo_labels import cluster, kmeans, labeler
+from runtime import errors, files, journal, json_files, options
+from segcore.distributed import rendezvous, sharding
+from segcore.eval import predict, short_side
+from segcore.eval import results as results_lib
+from segcore.experiment import cli, dry_run, program, stage
+from segcore.experiment import context as context_lib
+from segcore.train import checkpoint, method
 
 # Images whose views are watched.
 _NUM_WATCHED = 64
@@ -52,10 +35,10 @@ _MOST_FEATURES = 64e9
 
 
 @dataclasses.dataclass(frozen=True)
-class Runner(experiment_lib.OnMesh):
+class Runner(context_lib.OnMesh):
   """Builds each stage from the experiment and runs it on the mesh."""
 
-  experiment: blocks.Experiment
+  experiment: experiment_lib.Experiment
 
   @property
   def networks(self) -> networks_lib.Networks:
@@ -76,7 +59,7 @@ class Runner(experiment_lib.OnMesh):
     if name != 'represent':
       settings['images'] = whole.images
     plan = None
-    if name in blocks.TRAININGS:
+    if name in experiment_lib.TRAININGS:
       block.recipe.check(self.mesh, f'{path}.recipe')
       self.networks.check(name)
       settings['network'] = self.bench.fitted(self.networks.size(name))
@@ -109,7 +92,7 @@ class Runner(experiment_lib.OnMesh):
     whole = self.experiment
     clustered = self.networks.clustered
     needs = {
-      'represent': whole.represent.start.needs(blocks.STAGES),
+      'represent': whole.represent.start.needs(experiment_lib.STAGES),
       'distance': ('represent',),
       'attend': ('represent',),
       'cluster': (clustered,),
@@ -134,14 +117,14 @@ class Runner(experiment_lib.OnMesh):
     """Learns an encoder from images alone."""
     block, bench = self.experiment.represent, self.bench
     self._check_data(place)
-    stream = experiment_lib.ViewsOf(
+    stream = context_lib.ViewsOf(
       bench.open(block.data, block.split), block.crop
     )
     trained = self.networks.method('represent', bench)
-    watched = watch.Watch(
+    watched = pretrain_panels.Watch(
       trained,
-      experiment_lib.fixed_batch(stream, min(_NUM_WATCHED, len(stream.split))),
-      experiment_lib.NUM_PICTURES,
+      context_lib.fixed_batch(stream, min(_NUM_WATCHED, len(stream.split))),
+      context_lib.NUM_PICTURES,
       self.mesh,
     )
     return bench.train(
@@ -200,8 +183,8 @@ class Runner(experiment_lib.OnMesh):
     """Learns what to attend to."""
     block, bench = self.experiment.attend, self.bench
     self._check_data(place)
-    stream = experiment_lib.ViewsOf(self._open(''), block.crop)
-    start = experiment_lib.Start('represent', ('encoder', 'heads/clusters'))
+    stream = context_lib.ViewsOf(self._open(''), block.crop)
+    start = context_lib.Start('represent', ('encoder', 'heads/clusters'))
     trained = self.networks.method('attend', bench)
     return bench.train(
       *(place, trained, {'': stream}, block.recipe, block, None), start=start
@@ -214,7 +197,7 @@ class Runner(experiment_lib.OnMesh):
     self._check_clusters(split)
     block, folder = self.experiment.cluster, place.directory
     # As host 0 sees it; they are written last.
-    if not hosts.of_host_0((folder / cluster.CENTROIDS).exists()):
+    if not rendezvous.of_host_0((folder / cluster.CENTROIDS).exists()):
       self._find_clusters(place, split)
     # Host 0 says it; the others need not read so much.
     if jax.process_index() == 0 and block.kind != 'pixel':
@@ -227,14 +210,14 @@ class Runner(experiment_lib.OnMesh):
           f'{scores["accuracy"]:.4f}'
         )
         numbers = folder / cluster.NUMBERS
-        stage.write_json(numbers, stage.read_json(numbers) | scores)
+        json_files.write(numbers, json_files.read(numbers) | scores)
     cluster.forget(place)
     return [folder / name for name in cluster.FILES]
 
   def _find_clusters(self, place: stage.Place, split: datasets.Split) -> None:
     """Writes the centroids of the images, and what belongs to them."""
     block = self.experiment.cluster
-    look = looking.AtGrid(
+    look = short_side.AtGrid(
       cluster.look_of(self.networks.clustered_network(), block.kind),
       block.short_side,
       block.crop,
@@ -259,9 +242,7 @@ class Runner(experiment_lib.OnMesh):
     self._keep_same(place, train)
     count = len(train.classes) - 1
     step, labeller = self._labeller(place)
-    foreground = pseudo_labels.foreground_of(
-      block.saliency, self._labelled_ids()
-    )
+    foreground = labeler.foreground_of(block.saliency, self._labelled_ids())
     threshold = self._threshold(place, 'label', labeller, count, foreground)
 
     maps = functools.partial(
@@ -280,7 +261,7 @@ class Runner(experiment_lib.OnMesh):
         match = segment.find_match(split, labels, count)
       self._score(results, name, split, labels, count, match)
       outputs.append(labels)
-    some = sorted(pictures.spread(len(train), experiment_lib.NUM_PICTURES))
+    some = splits.evenly_spaced(len(train), context_lib.NUM_PICTURES)
     panel = labeller.panel(train.select(np.array(some)), folder, foreground)
     if panel is not None:
       results.draw('attention', panel)
@@ -292,17 +273,17 @@ class Runner(experiment_lib.OnMesh):
     )
     return [*outputs, *said]
 
-  def _labeller(self, place: stage.Place) -> tuple[int, pseudo_labels.Labeller]:
+  def _labeller(self, place: stage.Place) -> tuple[int, labeler.Labeller]:
     """Labels by the centroids; and the steps of the network's training."""
     block = self.experiment.label
-    look = pseudo_labels.look_of(
+    look = labeler.look_of(
       self.networks.clustered_network(),
       cluster.read(place.needed['cluster'] / cluster.CENTROIDS),
       self.experiment.cluster.kind,
     )
     step, state = self._state(place.needed[self.networks.clustered])
-    return step, pseudo_labels.Labeller(
-      looking.AtGrid(look, block.short_side),
+    return step, labeler.Labeller(
+      short_side.AtGrid(look, block.short_side),
       *(state, self.mesh, block.batch_size),
       self.experiment.operation.reading,
     )
@@ -314,7 +295,7 @@ class Runner(experiment_lib.OnMesh):
     if self.experiment.cluster.kind != 'image':
       return None
     clusters = cluster.read(place.needed['cluster'] / cluster.ASSIGNMENTS)
-    return pseudo_labels.by_cluster(train.ids(), clusters)
+    return labeler.by_cluster(train.ids(), clusters)
 
   def _chooses(self, name: str) -> bool:
     """Whether a stage chooses its threshold, which takes masks."""
@@ -328,10 +309,10 @@ class Runner(experiment_lib.OnMesh):
     self,
     place: stage.Place,
     name: str,
-    labeller: pseudo_labels.Labeller,
+    labeller: labeler.Labeller,
     count: int,
-    foreground: pseudo_labels.Foreground | None = None,
-  ) -> pseudo_labels.Threshold:
+    foreground: labeler.Foreground | None = None,
+  ) -> labeler.Threshold:
     """What attention has to reach; in threshold.json, once it is known.
 
     Args:
@@ -342,21 +323,21 @@ class Runner(experiment_lib.OnMesh):
       foreground: that is supplied.
     """
     path = place.directory / 'threshold.json'
-    if hosts.of_host_0(path.exists()):
-      return pseudo_labels.Threshold(**stage.read_json(path))
+    if rendezvous.of_host_0(path.exists()):
+      return labeler.Threshold(**json_files.read(path))
     block = getattr(self.experiment, name)
-    found = pseudo_labels.Threshold(max(block.threshold, 0.0))
+    found = labeler.Threshold(max(block.threshold, 0.0))
     if self._chooses(name):
       known = block.choose_on if name == 'label' else block.match_on
       split = self._open(known, 'label', 'a threshold', self._data_of(name))
       classes = len(split.classes) - 1
       swept = labeller.sweep(split, count, classes, foreground)
-      found = pseudo_labels.Threshold(*swept.best(), split.name)
+      found = labeler.Threshold(*swept.best(), split.name)
       journal.say(
         f'threshold {found.threshold:.2f}: mIoU {found.miou:.4f} on '
         f'{split.name}, the best of those tried'
       )
-    stage.write_json(path, found._asdict())
+    json_files.write(path, found._asdict())
     return found
 
   # Step 3.
@@ -374,15 +355,15 @@ class Runner(experiment_lib.OnMesh):
       split = label_folders.labelled_by(
         images, place.needed['label'] / 'train', len(images.classes) - 1
       )
-    stream = experiment_lib.StreamOf(
+    stream = context_lib.StreamOf(
       split, *self.networks.augmentations(name), ('label',)
     )
     trained = self.networks.method(name, bench, len(split.classes))
-    start = experiment_lib.Start('represent', ('encoder',))
+    start = context_lib.Start('represent', ('encoder',))
     outputs = bench.train(
       *(place, trained, {'': stream}, block.recipe, block, None), start=start
     )
-    return [*outputs, *experiment_lib.write_classes(place, split)]
+    return [*outputs, *context_lib.write_classes(place, split)]
 
   def _run_segment(self, name: str, place: stage.Place) -> Sequence[files.Path]:
     """Labels whole splits, matches categories with classes, and scores."""
@@ -392,7 +373,7 @@ class Runner(experiment_lib.OnMesh):
     names, of_masks = self._segmented(name), needed == 'semi'
     first = self._open(names[0], '' if of_masks else 'label', 'matching', data)
     self._keep_same(place, first)
-    known = stage.read_json(folder / 'classes.json')['classes']
+    known = json_files.read(folder / 'classes.json')['classes']
     match = matching.by_name(known, first.classes) if of_masks else None
     count = len(known) - 1
     trained = self.networks.method(needed, self.networks.exact_bench, count + 1)
@@ -400,7 +381,7 @@ class Runner(experiment_lib.OnMesh):
     maps, threshold = self._maps(place, name, trained, state, count)
     path = place.directory / 'match.json'
     results = results_lib.Results(place, step)
-    outputs = [path, *experiment_lib.write_classes(place, first)]
+    outputs = [path, *context_lib.write_classes(place, first)]
     for split_name in names:
       split = self._open(split_name, data=data)
       labels = place.directory / split_name
@@ -444,18 +425,18 @@ class Runner(experiment_lib.OnMesh):
     trained: finetune.Finetune,
     state: method.TrainState,
     count: int,
-  ) -> tuple[label_folders.Maps, pseudo_labels.Threshold | None]:
+  ) -> tuple[label_folders.Maps, labeler.Threshold | None]:
     """How label maps are found, and of activations the threshold."""
     block = getattr(self.experiment, name)
     reading = self.experiment.operation.reading
     if block.inference == 'cam':
-      labeller = pseudo_labels.Labeller(
-        looking.AtGrid(trained.activation, block.short_side),
+      labeller = labeler.Labeller(
+        short_side.AtGrid(trained.activation, block.short_side),
         *(state, self.mesh, block.batch_size, reading),
       )
       found = self._threshold(place, name, labeller, count)
       return lambda split: labeller.maps(split, found.threshold), found
-    look = looking.LabelMaps(trained, block.short_side)
+    look = short_side.LabelMaps(trained, block.short_side)
     maps = segment.predicted(look, state, block.batch_size, self.mesh, reading)
     return maps, None
 
@@ -484,9 +465,9 @@ class Runner(experiment_lib.OnMesh):
     folder, matched = workdir / 'finetune', workdir / 'segment'
     for needed in (folder, matched):
       stage.verify(needed, 'predict')
-    found = stage.read_json(folder / 'classes.json')
+    found = json_files.read(folder / 'classes.json')
     count = len(found['classes']) - 1
-    known = stage.read_json(matched / 'classes.json')
+    known = json_files.read(matched / 'classes.json')
     match = matching.Match.read(
       matched / 'match.json', len(known['classes']) - 1
     )
@@ -498,7 +479,7 @@ class Runner(experiment_lib.OnMesh):
       )
     return predict.Model(
       state=self._state(folder)[1],
-      predictor=looking.LabelMaps(
+      predictor=short_side.LabelMaps(
         self.networks.method('finetune', self.networks.exact_bench, count + 1),
         block.short_side,
       ),
@@ -533,7 +514,7 @@ class Runner(experiment_lib.OnMesh):
 
   def _keep_same(self, place: stage.Place, split: datasets.Split) -> None:
     """Raises UserError if what was begun belongs to other images."""
-    stage.keep_same(
+    json_files.require_unchanged(
       place.directory / 'data.json',
       {'version': split.version, 'num_images': len(split)},
       'the data set',
@@ -572,7 +553,7 @@ class Runner(experiment_lib.OnMesh):
     left = [
       name
       for name, finished in zip(
-        whole.stages, hosts.of_host_0(here), strict=True
+        whole.stages, rendezvous.of_host_0(here), strict=True
       )
       if not finished
     ]
@@ -585,7 +566,7 @@ class Runner(experiment_lib.OnMesh):
       start = whole.represent.start
       requirements.append(
         functools.partial(
-          start.require, blocks.STAGES, 'config.represent.start'
+          start.require, experiment_lib.STAGES, 'config.represent.start'
         )
       )
     self.bench.require(requirements)
@@ -598,7 +579,7 @@ class Runner(experiment_lib.OnMesh):
     if 'cluster' in left:
       self._check_clusters(self._open(''))
     if 'label' in left:
-      pseudo_labels.foreground_of(whole.label.saliency, self._labelled_ids())
+      labeler.foreground_of(whole.label.saliency, self._labelled_ids())
 
   def _reads(self, name: str) -> list[tuple[datasets.Options, str, str, str]]:
     """Data, split and kind of label of all that a stage reads, and its name."""
@@ -641,8 +622,8 @@ class Runner(experiment_lib.OnMesh):
     return [i for name in splits for i in self._open(name).ids()]
 
 
-PROGRAM = program.Program(blocks.Experiment, Runner)
+PROGRAM = program.Program(experiment_lib.Experiment, Runner)
 build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  app.run(build_stages, load_model)
+  cli.run(build_stages, load_model)

@@ -9,23 +9,27 @@ import jax.numpy as jnp
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
-from pass_luss import attend, blocks, finetune, heads, represent
-from segcore import dry_run, network
-from segcore import experiment as experiment_lib
-from segcore.models import segmenter
+from pass_luss import experiment as experiment_lib
+from pass_luss import finetune
+from pass_luss.pretrain import heads
+from pass_luss.pretrain import method as method_lib
+from pass_luss.pseudo_labels import attention
+from segcore.experiment import context as context_lib
+from segcore.experiment import dry_run
+from segcore.models import network, segmenter
 
 # Classes of a data set that says how many only when it is read.
 _ASSUMED_CLASSES = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks(experiment_lib.OnMesh):
+class Networks(context_lib.OnMesh):
   """The networks of an experiment, by the names of its stages."""
 
-  experiment: blocks.Experiment
+  experiment: experiment_lib.Experiment
 
   @property
-  def exact_bench(self) -> experiment_lib.Bench:
+  def exact_bench(self) -> context_lib.Bench:
     """The bench, in float32 throughout: for looking at images."""
     exact = dataclasses.replace(self.experiment.network, dtype='float32')
     return dataclasses.replace(self.bench, network=exact)
@@ -45,9 +49,7 @@ class Networks(experiment_lib.OnMesh):
   def augmentations(self, name: str) -> tuple[Any, transforms.RandomFlip]:
     """The crop and the mirrors of fine-tuning."""
     block = getattr(self.experiment, name)
-    return experiment_lib.augmentations(
-      block.crop, block.flips, f'config.{name}'
-    )
+    return context_lib.augmentations(block.crop, block.flips, f'config.{name}')
 
   def check(self, name: str) -> None:
     """Raises UserError unless images of all sizes fit, and stages exist."""
@@ -79,25 +81,25 @@ class Networks(experiment_lib.OnMesh):
   def method(
     self,
     name: str,
-    bench: experiment_lib.Bench,
+    bench: context_lib.Bench,
     num_classes: int = _ASSUMED_CLASSES,
-  ) -> represent.Represent | attend.Attend | finetune.Finetune:
+  ) -> method_lib.Represent | attention.Attend | finetune.Finetune:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
     net = self.of(name, bench, num_classes)
     update = block.recipe.update
     match name:
       case 'represent':
-        return represent.Represent(
+        return method_lib.Represent(
           net, update(('encoder', 'heads')), block.learn, block.colours
         )
       case 'attend':
         frozen = dataclasses.replace(
           block.recipe.optimizer,
-          groups=(attend.FROZEN, *block.recipe.optimizer.groups),
+          groups=(attention.FROZEN, *block.recipe.optimizer.groups),
         )
         recipe = dataclasses.replace(block.recipe, optimizer=frozen)
-        return attend.Attend(
+        return attention.Attend(
           net, recipe.update(('heads',)), block.clusters, block.colours
         )
       case _:
@@ -116,7 +118,7 @@ class Networks(experiment_lib.OnMesh):
   def of(
     self,
     name: str,
-    bench: experiment_lib.Bench,
+    bench: context_lib.Bench,
     num_classes: int = _ASSUMED_CLASSES,
   ) -> segmenter.Segmenter:
     """The encoder with the heads of a stage."""
@@ -124,9 +126,9 @@ class Networks(experiment_lib.OnMesh):
     dtype = jnp.dtype(bench.network.dtype)
     match name:
       case 'represent':
-        found = represent.heads_of(learned.learn, learned.widths, dtype)
+        found = method_lib.heads_of(learned.learn, learned.widths, dtype)
       case 'attend':
-        all_heads = represent.heads_of(learned.learn, learned.widths, dtype)
+        all_heads = method_lib.heads_of(learned.learn, learned.widths, dtype)
         found = {
           'clusters': all_heads['clusters'],
           'attention': heads.Attention(

@@ -27,16 +27,29 @@ flags.FLAGS.mark_as_parsed()
 # Files that take longest are begun first (`--no-loadscope-reorder`), or one
 # worker would be left with them when the other has nothing to do.
 LONGEST = (
-  *('test_u2pl_semi', 'test_pass_luss_main', 'test_ddep_main'),
-  *('test_pass_luss_represent', 'test_u2pl_main', 'test_segcore_study'),
-  *('test_ddep_methods', 'test_segcore_export', 'test_segcore_app'),
-  *('test_segcore_hosts', 'test_segcore_train_loop', 'test_segcore_inference'),
+  'u2pl/semi/test_mean_teacher.py',
+  'pass_luss/test_main.py',
+  'ddep/test_main.py',
+  'pass_luss/pretrain/test_method.py',
+  'u2pl/test_main.py',
+  'segcore/study/test_runner.py',
+  'ddep/test_stages.py',
+  'segcore/eval/test_export.py',
+  'segcore/experiment/test_cli.py',
+  'segcore/distributed/test_hosts.py',
+  'segcore/train/test_loop.py',
+  'segcore/eval/test_inference.py',
 )
 
 
 def pytest_collection_modifyitems(items):
   order = {name: place for place, name in enumerate(LONGEST)}
-  items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+  tests = pathlib.Path(__file__).parent
+
+  def place(item):
+    return order.get(item.path.relative_to(tests).as_posix(), len(order))
+
+  items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +61,8 @@ def _absl_says_warnings():
 @pytest.fixture
 def objects(monkeypatch):
   """What is in buckets that are in memory, by name."""
-  from segcore import files
-  from tests import fake_bucket
+  from runtime import files
+  from tests.support import fake_bucket
 
   monkeypatch.setattr(files, '_is_installed', lambda package: True)
   with fake_bucket.bucket() as found:
@@ -61,7 +74,7 @@ def folder(request, tmp_path):
   """A work folder on this machine, and one in a bucket."""
   if request.param == 'here':
     return tmp_path / 'run'
-  from segcore import files
+  from runtime import files
 
   request.getfixturevalue('objects')
   return files.path('gs://bucket/run', '--workdir')

@@ -12,26 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, errors, splits
-from segcore import (
-  app,
-  dry_run,
-  evaluate,
-  files,
-  journal,
-  method,
-  network,
-  predict,
-  program,
-  stage,
-  train_loop,
-  types,
-)
-from segcore import (
-  experiment as experiment_lib,
-)
-from segcore.models import segmenter
-from u2pl import semi, watch
+from input_pipeline import datasets, splits
+from runtime import errors, files, journal
+from segcore import types
+from segcore.eval import evaluator, predict
+from segcore.experiment import cli, dry_run, program, stage
+from segcore.experiment import context as context_lib
+from segcore.models import network, segmenter
+from segcore.train import loop, method
+from u2pl import panels
+from u2pl.semi import mean_teacher
 
 _STAGES = ('train', 'evaluate')
 
@@ -55,7 +45,7 @@ class HeadOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(experiment_lib.Labelled):
+class TrainOptions(context_lib.Labelled):
   """Training on labelled and unlabelled images.
 
   Attributes:
@@ -72,9 +62,9 @@ class TrainOptions(experiment_lib.Labelled):
   """
 
   unlabelled: str
-  learn: semi.Options
+  learn: mean_teacher.Options
   heads: HeadOptions
-  start: experiment_lib.Start
+  start: context_lib.Start
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   steps_per_epoch: int
@@ -128,21 +118,21 @@ class Experiment:
   without_files: str
   network: network.Options
   train: TrainOptions
-  evaluate: experiment_lib.EvaluateOptions
-  operation: train_loop.Operation
+  evaluate: context_lib.EvaluateOptions
+  operation: loop.Operation
 
   def __post_init__(self):
     program.check_stages(self.stages, _STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Runner(experiment_lib.OnMesh):
+class Runner(context_lib.OnMesh):
   """Builds each stage from the experiment and runs it on the mesh."""
 
   experiment: Experiment
 
   @property
-  def reporting(self) -> experiment_lib.Reporting:
+  def reporting(self) -> context_lib.Reporting:
     """How the teacher is evaluated; the student, where there is none yet."""
     block = self.experiment.train
 
@@ -156,7 +146,7 @@ class Runner(experiment_lib.OnMesh):
       }
 
     parts = ('params', 'batch_stats')
-    return experiment_lib.Reporting(
+    return context_lib.Reporting(
       bench=self.bench,
       trained_by='train',
       labelled=self.experiment.train,
@@ -208,10 +198,10 @@ class Runner(experiment_lib.OnMesh):
     bench.check_labelled(block, self.experiment.evaluate.splits, 'train')
     labelled = bench.labelled(block, 'train')
     self._check_classes(len(labelled.classes))
-    experiment_lib.keep_labelled_ids(place, labelled)
+    context_lib.keep_labelled_ids(place, labelled)
     trained = self._method(bench, len(labelled.classes))
     streams = self._streams(labelled)
-    looks = evaluate.together(
+    looks = evaluator.together(
       bench.followed(
         trained,
         block,
@@ -221,21 +211,21 @@ class Runner(experiment_lib.OnMesh):
       )
     )
     if block.learn.consistency:
-      watched = watch.Watch(
+      watched = panels.Watch(
         trained,
         self._watched(streams),
         labelled.palette,
-        experiment_lib.NUM_PICTURES,
+        context_lib.NUM_PICTURES,
         self.mesh,
       )
-      looks = evaluate.joined(looks, watched)
+      looks = evaluator.joined(looks, watched)
     outputs = bench.train(
       *(place, trained, streams, block.recipe, block, looks),
       best=f'{block.val_split}/miou',
       start=block.start,
       terms_from=block.warmup_steps,
     )
-    return [*outputs, *experiment_lib.write_classes(place, labelled)]
+    return [*outputs, *context_lib.write_classes(place, labelled)]
 
   def plan(self, name: str = 'train') -> dry_run.Plan:
     """The training, as far as it is known without its data."""
@@ -254,9 +244,11 @@ class Runner(experiment_lib.OnMesh):
       self._method, block.recipe, crop.size, batch_spec, block.data
     )
 
-  def _method(self, bench: experiment_lib.Bench, num_classes: int) -> semi.Semi:
+  def _method(
+    self, bench: context_lib.Bench, num_classes: int
+  ) -> mean_teacher.Semi:
     block = self.experiment.train
-    return semi.Semi(
+    return mean_teacher.Semi(
       segmenter=self._segmenter(bench, num_classes),
       update=block.recipe.update(segmenter.PARTS),
       options=block.learn,
@@ -265,7 +257,7 @@ class Runner(experiment_lib.OnMesh):
     )
 
   def _segmenter(
-    self, bench: experiment_lib.Bench, num_classes: int
+    self, bench: context_lib.Bench, num_classes: int
   ) -> segmenter.Segmenter:
     """Student and teacher, fitted to the images of training."""
     crop, _ = self._augmentations()
@@ -295,13 +287,13 @@ class Runner(experiment_lib.OnMesh):
 
   def _streams(
     self, labelled: datasets.Split
-  ) -> dict[str, experiment_lib.StreamOf]:
+  ) -> dict[str, context_lib.StreamOf]:
     """Labelled and unlabelled images, equally many of both."""
     block = self.experiment.train
     augmentations = self._augmentations()
 
-    def stream(split: datasets.Split, *keep: str) -> experiment_lib.StreamOf:
-      return experiment_lib.StreamOf(split, *augmentations, keep)
+    def stream(split: datasets.Split, *keep: str) -> context_lib.StreamOf:
+      return context_lib.StreamOf(split, *augmentations, keep)
 
     batch = block.recipe.batch_size
     if block.learn.consistency is None:
@@ -344,20 +336,20 @@ class Runner(experiment_lib.OnMesh):
     return split.select(np.array(rest))
 
   def _watched(
-    self, streams: Mapping[str, experiment_lib.StreamOf]
+    self, streams: Mapping[str, context_lib.StreamOf]
   ) -> dict[str, Any]:
     """A batch that is always the same."""
     group = self.experiment.train.learn.consistency.mixing.group
-    count = -(-experiment_lib.NUM_PICTURES // group) * group
+    count = -(-context_lib.NUM_PICTURES // group) * group
 
     return {
-      name: experiment_lib.fixed_batch(stream, count)
+      name: context_lib.fixed_batch(stream, count)
       for name, stream in streams.items()
     }
 
   def _augmentations(self):
     block = self.experiment.train
-    return experiment_lib.augmentations(block.crop, block.flips, 'config.train')
+    return context_lib.augmentations(block.crop, block.flips, 'config.train')
 
   def _check_classes(self, num_classes: int) -> None:
     contrasted = self.experiment.train.learn.contrast
@@ -374,4 +366,4 @@ PROGRAM = program.Program(Experiment, Runner)
 build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  app.run(build_stages, load_model)
+  cli.run(build_stages, load_model)

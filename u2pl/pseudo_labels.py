@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from segcore import losses
+from segcore.ops import losses
 from segcore.types import Scalar
 
 # A label's probability for a class that it does not name (spec §3.3).

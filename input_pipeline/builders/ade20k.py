@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import archives, audit, masks
-from input_pipeline.builders import files, records
+from input_pipeline.builders import files
+from input_pipeline.sources import archives, audit, masks, records
 
 CLASSES = (
   *('wall', 'building', 'sky', 'floor', 'tree', 'ceiling', 'road', 'bed'),

@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
-from input_pipeline import audit, errors, fingerprints, writing
-from input_pipeline.builders import records
+from input_pipeline.builders import shards as shards_lib
+from input_pipeline.sources import audit, fingerprints, records
+from runtime import errors
 
 # What the audit found, beside the records.
 REPORT = 'audit.txt'
@@ -170,9 +171,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       ),
     )
 
-  def shards(self) -> writing.Shards:
+  def shards(self) -> shards_lib.Shards:
     """The shards its records are made in, by one process or several."""
-    return writing.Shards(self, self._parts_dir)
+    return shards_lib.Shards(self, self._parts_dir)
 
   def _generate_splits(self, dl_manager, download_config):
     """Makes what shards are missing, and takes them over."""

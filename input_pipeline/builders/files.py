@@ -15,8 +15,9 @@ import numpy as np
 import scipy.io
 from jaxtyping import Int16
 
-from input_pipeline import archives, audit, errors
-from input_pipeline.builders import base, records
+from input_pipeline.builders import base
+from input_pipeline.sources import archives, audit, records
+from runtime import errors
 
 Files = Mapping[str, archives.File]
 

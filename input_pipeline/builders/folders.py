@@ -30,9 +30,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import archives, audit, errors, masks
-from input_pipeline.audit import Listing
-from input_pipeline.builders import files, records
+from input_pipeline.builders import files
+from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources.audit import Listing
+from runtime import errors
 
 SPLIT = '{split}'
 UNLABELLED = 'unlabelled'

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import archives, audit, masks
-from input_pipeline.builders import cityscapes, files, records
+from input_pipeline.builders import cityscapes, files
+from input_pipeline.sources import archives, audit, masks, records
 
 # Here the licence plate is 34.
 TABLE = masks.table_of(cityscapes.RAW_IDS, {*range(35)} - {*cityscapes.RAW_IDS})

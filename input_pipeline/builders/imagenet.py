@@ -10,8 +10,9 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from input_pipeline import archives, audit, errors, masks
-from input_pipeline.builders import files, records
+from input_pipeline.builders import files
+from input_pipeline.sources import archives, audit, masks, records
+from runtime import errors
 
 # The name tells the class, also in a tar file of one class, without a folder.
 TRAIN = r'(?P<id>(?P<wnid>n\d{8})_\d+)\.(?:JPEG|jpe?g)'

@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import archives, audit, errors, masks
-from input_pipeline.builders import files, imagenet, records
+from input_pipeline.builders import files, imagenet
+from input_pipeline.sources import archives, audit, masks, records
+from runtime import errors
 
 IGNORED = 1000
 # Classes of ImageNet whose images belong to another class in ImageNet-S 919.

@@ -19,8 +19,10 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 from pycocotools import mask as coco
 
-from input_pipeline import archives, audit, batch, errors, masks
-from input_pipeline.builders import files, records
+from input_pipeline import batch
+from input_pipeline.builders import files
+from input_pipeline.sources import archives, audit, masks, records
+from runtime import errors
 
 # Ids of the 459 classes that are the 59, in the order of the class ids.
 OFFICIAL_IDS = (

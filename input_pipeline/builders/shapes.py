@@ -23,7 +23,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, Int, Int16, UInt8
 
-from input_pipeline.builders import base, records
+from input_pipeline.builders import base
+from input_pipeline.sources import records
 
 OUTLINES = ('disc', 'square', 'ring', 'cross')
 PATTERNS = ('striped', 'checked')

@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline import archives, audit, batch, errors, masks
-from input_pipeline.builders import cityscapes, files, records
+from input_pipeline import batch
+from input_pipeline.builders import cityscapes, files
+from input_pipeline.sources import archives, audit, masks, records
+from runtime import errors
 
 # The id of each class of Cityscapes; three of them (terrain, truck, train)
 # never occur.

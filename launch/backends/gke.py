@@ -13,9 +13,9 @@ import subprocess
 import time
 from typing import Any
 
-from input_pipeline import errors
 from launch import accelerators, backends, shell, source, worker
 from launch import job as jobs
+from runtime import errors
 
 _JOB = 'launch/job'
 _COMMIT = 'launch/commit'

@@ -12,9 +12,9 @@ import shutil
 import socket
 import sys
 
-from input_pipeline import errors
 from launch import backends, shell, source, worker
 from launch import job as jobs
+from runtime import errors
 
 _PORTS = range(20000, 32000)
 

@@ -13,9 +13,9 @@ import shlex
 import shutil
 from collections.abc import Sequence
 
-from input_pipeline import errors
 from launch import backends, shell, source, worker
 from launch import job as jobs
+from runtime import errors
 
 _SIGNAL_SECONDS = 120
 _UNKNOWN = '?'

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from input_pipeline import errors
 from launch import accelerators, backends, shell, source, worker
 from launch import job as jobs
+from runtime import errors
 
 _QUOTA = re.compile(r'quota', re.IGNORECASE)
 _NO_ROOM = re.compile(

@@ -15,22 +15,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from segcore.models import (
-  bit,
-  conv_block,
-  deeplabv3plus,
-  dilated_resnet,
-  resnet,
-  unet,
-  vit,
-)
 from segcore.models import features as features_lib
+from segcore.models.decoders import deeplabv3plus, unet
+from segcore.models.encoders import bit, hybrid_vit, resnet_gn
+from segcore.models.encoders import resnet as resnet_lib
+from segcore.models.layers import conv_block
 
 ENCODERS = {
-  'resnet': resnet.ResNet,
+  'resnet': resnet_gn.ResNet,
   'bit': bit.BiT,
-  'dilated_resnet': dilated_resnet.DilatedResNet,
-  'hybrid_vit': vit.HybridViT,
+  'dilated_resnet': resnet_lib.DilatedResNet,
+  'hybrid_vit': hybrid_vit.HybridViT,
 }
 DECODERS = {
   'unet': unet.UNetDecoder,

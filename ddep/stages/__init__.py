@@ -1,0 +1,1 @@
+"""The stages of decoder denoising pretraining."""

@@ -1,0 +1,1 @@
+"""Reading users' and official files: archives, images, masks, their audit."""

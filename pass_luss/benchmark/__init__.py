@@ -1,0 +1,1 @@
+"""The ImageNet-S benchmark: file format, metrics, matching."""

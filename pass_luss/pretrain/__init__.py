@@ -1,0 +1,1 @@
+"""Step 1 of PASS: self-supervised pretraining of the encoder."""

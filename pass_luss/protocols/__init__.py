@@ -1,0 +1,1 @@
+"""Evaluation protocols of unsupervised segmentation."""

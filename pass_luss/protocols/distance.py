@@ -1,0 +1,208 @@
+"""Distance matching: pixels take the classes of their nearest labelled regions.
+
+No training: the features of representation learning are compared with those of
+a few labelled images (spec §5.3).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from input_pipeline import datasets
+from input_pipeline import loader as loader_lib
+from pass_luss.pretrain import heads
+from pass_luss.protocols import knn, segment
+from pass_luss.pseudo_labels import cluster
+from runtime import errors
+from segcore.eval import evaluator, gather
+from segcore.eval import short_side as short_side_lib
+from segcore.models import segmenter as segmenter_lib
+from segcore.train import method
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The protocol.
+
+  Attributes:
+    bank: split with masks, that pixels are compared with.
+    splits: that are labelled; those with masks are scored.
+    neighbours: k that vote.
+    temperature: of their weights.
+    short_side: of the images.
+    batch_size: global number of images; changes nothing of what is found.
+    rematch: whether categories are matched with classes once more before
+      scoring, as the released script does; both scores are reported.
+    accuracy_from: split with one tag an image, whose images say by their
+      neighbours what the images of the others are; '' for none.
+    crop: side of the middle that is looked at for that.
+    about: what a submission says of the method.
+  """
+
+  bank: str = 'train_semi'
+  splits: tuple[str, ...] = ('val',)
+  neighbours: int = 10
+  temperature: float = 0.07
+  short_side: int = 256
+  batch_size: int = 8
+  rematch: bool = True
+  accuracy_from: str = ''
+  crop: int = 224
+  about: segment.About = segment.About()
+
+  def __post_init__(self):
+    if self.neighbours < 1:
+      raise ValueError(
+        f'neighbours: found {self.neighbours}, expected 1 or more'
+      )
+    if not self.temperature > 0:
+      raise ValueError(
+        f'temperature: found {self.temperature}, expected more than 0'
+      )
+
+  def describe(self) -> str:
+    """In words, for results.json."""
+    said = (
+      f'{self.neighbours} nearest regions of {self.bank}, temperature '
+      f'{self.temperature}, short side {self.short_side}; not matched'
+    )
+    if self.rematch:
+      said += ', and as SPLIT_rematched matched on the split itself'
+    return said
+
+  def check(self, count: int, what: str) -> None:
+    """Raises UserError if there are fewer than so many neighbours."""
+    if self.neighbours > count:
+      raise errors.UserError(
+        f'config.distance.neighbours: found {self.neighbours}, expected at '
+        f'most {count}, as there are {what}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matcher:
+  """Labels images by their nearest neighbours.
+
+  Attributes:
+    segmenter: whose encoder's deepest map is compared.
+    state: of the network.
+    options: of the protocol.
+    mesh: the devices.
+    reading: of the input pipeline.
+  """
+
+  segmenter: segmenter_lib.Segmenter
+  state: method.TrainState
+  options: Options
+  mesh: Mesh
+  reading: loader_lib.Reading
+
+  def bank(self, split: datasets.Split) -> knn.Bank:
+    """Regions of the labelled images of all hosts.
+
+    Raises:
+      UserError: there are fewer than are to vote.
+    """
+    look = short_side_lib.AtGrid(self._features, self.options.short_side)
+    entries, labels = [], []
+    for features, example in self._predictions(split, look, ('label',))(
+      self.state
+    ):
+      mask = short_side_lib.nearest(example['label'], features.shape[:2])
+      found = knn.bank_entries(
+        features[None], mask[None], len(split.classes) - 1
+      )
+      entries.extend(found.features)
+      labels.extend(found.labels)
+    bank = knn.Bank(
+      gather.across_hosts(entries, np.float32),
+      gather.across_hosts(labels, np.int32),
+    )
+    self.options.check(len(bank.labels), f'regions in {split.name}')
+    return bank
+
+  def maps(
+    self, bank: knn.Bank
+  ) -> Callable[
+    [datasets.Split], Iterator[tuple[np.ndarray, Mapping[str, Any]]]
+  ]:
+    """From a split to labels of the cells of each image of this host, and it.
+
+    To be used again and again: programs are compiled, and the bank is placed,
+    once.
+    """
+    vote = knn.make_vote(
+      self.mesh, bank, self.options.neighbours, self.options.temperature
+    )
+    look = _Voting(self._features, self.options.short_side, vote=vote)
+    return lambda split: self._predictions(split, look)(self.state)
+
+  def accuracy(
+    self, known: datasets.Split, split: datasets.Split
+  ) -> float | None:
+    """Share of images whose neighbours say their tag; None without tags.
+
+    Raises:
+      UserError: fewer images are known than are to vote.
+    """
+    of_known, of_split = (cluster.tags_of(s) for s in (known, split))
+    if of_known is None or of_split is None:
+      return None
+    self.options.check(len(known), f'images in {known.name}')
+    found = [self._of_images(s) for s in (known, split)]
+    bank = knn.Bank(found[0], of_known.astype(np.int32))
+    said = knn.vote(
+      jnp.asarray(found[1]),
+      bank,
+      self.options.neighbours,
+      self.options.temperature,
+    )
+    return float(np.mean(np.asarray(said) == of_split))
+
+  def _of_images(self, split: datasets.Split) -> np.ndarray:
+    """Features of whole images, in the order of the split, of length 1."""
+    look = short_side_lib.AtGrid(
+      cluster.look_of(self.segmenter, 'image'),
+      self.options.short_side,
+      self.options.crop,
+    )
+    return gather.rows_of(self._predictions(split, look), self.state)
+
+  def _predictions(
+    self,
+    split: datasets.Split,
+    look: short_side_lib.AtGrid,
+    keep: tuple[str, ...] = (),
+  ) -> evaluator.Predictions:
+    return evaluator.Predictions(
+      *(split, look, self.options.batch_size, self.mesh),
+      *(keep, self.reading),
+    )
+
+  def _features(
+    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B h w D']:
+    """The deepest map, enlarged."""
+    found = self.segmenter.apply(
+      method.variables(state), images, decode=False, method='features'
+    )
+    return heads.enlarged(found['encoder'].deepest.array).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Voting(short_side_lib.AtGrid):
+  """Labels of cells by the vote of their neighbours."""
+
+  vote: Any = None
+
+  def __call__(
+    self, state: method.TrainState, inputs: Mapping[str, Any]
+  ) -> Array:
+    features = super().__call__(state, inputs)
+    labels = self.vote(features.reshape(-1, features.shape[-1]))
+    return labels.reshape(features.shape[:-1])

@@ -1,0 +1,1 @@
+"""Step 2 of PASS: pixel attention, clustering, label generation."""

@@ -1,0 +1,1 @@
+"""Ground floor: errors, exit status, progress, files and settings."""

@@ -1,0 +1,163 @@
+"""Files of a work folder, on this machine or in a bucket (`gs://…`).
+
+  workdir = files.path('gs://bucket/run', '--workdir')
+  files.write(workdir / 'settings.json', text)
+
+A bucket holds objects. One appears as a whole when it is closed, cannot be
+added to, and is renamed by copying it; there are no empty folders. On a file
+system a file appears as a whole only by being renamed into place.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from etils import epath
+
+from runtime import errors
+
+# The methods of both are the same, as far as they are used here.
+Path = pathlib.Path | epath.Path
+
+# What each kind of address needs.
+_PACKAGES = {'gs': 'gcsfs'}
+
+
+def path(text: str, name: str) -> Path:
+  """What a user has named: a path, or an address.
+
+  Args:
+    text: the path or address.
+    name: of the flag or field, for messages.
+
+  Raises:
+    UserError: it is in a place of which nothing is known.
+  """
+  scheme, colon, _ = text.partition('://')
+  if not colon:
+    return pathlib.Path(text).expanduser()
+  if scheme not in _PACKAGES:
+    raise errors.UserError(
+      f'{name}: found {text}, expected a folder, or gs://BUCKET/FOLDER'
+    )
+  if not _is_installed(_PACKAGES[scheme]):
+    raise errors.UserError(
+      f'{name}: {text} needs a package: pip install {_PACKAGES[scheme]}'
+    )
+  return epath.Path(text)
+
+
+def _is_installed(package: str) -> bool:
+  return importlib.util.find_spec(package) is not None
+
+
+def is_local(path: Path) -> bool:
+  """Whether it is on a file system of this machine."""
+  return isinstance(path, pathlib.Path)
+
+
+def absolute(path: Path) -> Path:
+  """The same, from the root; what is in a bucket is that always."""
+  return path.absolute() if is_local(path) else path
+
+
+def write(path: Path, content: str | bytes, durable: bool = True) -> None:
+  """Writes a file atomically: readers find all of it, or what was there before.
+
+  Args:
+    path: its folder is created if it is missing.
+    content: text (written as UTF-8) or bytes.
+    durable: flush to the disk before returning, so that it survives a power
+      failure.
+  """
+  with atomic_file(path, durable) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+  """Opens a binary file that appears at `path` when the block ends normally.
+
+  Args:
+    path: its folder is created if it is missing; may be in a bucket.
+    durable: as in `write`.
+  """
+  if not is_local(path):
+    content = io.BytesIO()
+    yield content
+    path.write_bytes(content.getvalue())
+    return
+  with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+    yield file
+    if durable:
+      file.flush()
+      os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a temporary path that is renamed to `path` when the block ends.
+
+  For writers that want a path instead of an open file. If the block raises, the
+  temporary file is removed and `path` stays as it was.
+  """
+  # The process number keeps apart processes that write the same file.
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    yield temporary
+    temporary.rename(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
+  """Turns an OSError of the block into a UserError of one line.
+
+  Args:
+    what: is being prepared: the name of a data set or an archive.
+    path: named in the message if the error names no file.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise errors.UserError(
+      errors.one_line(
+        f'{what} cannot be prepared: {error.strerror or error} '
+        f'({error.filename or path}): free some space or correct the path, '
+        'and run the same command again; finished parts are kept'
+      )
+    ) from error
+
+
+def inside(path: Path) -> Iterator[Path]:
+  """All files of a folder, in order; of a file, itself."""
+  if not path.is_dir():
+    yield path
+    return
+  for entry in sorted(path.iterdir()):
+    yield from inside(entry)
+
+
+def fingerprint(path: Path) -> str:
+  """What changes when a file is damaged.
+
+  Of files here the digest. Of objects the length: they are written as a whole
+  and checked by the store, and reading them again would cost as much as
+  training with them.
+  """
+  if not is_local(path):
+    return f'{path.stat().length} bytes'
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def remove_folder(path: Path) -> None:
+  """Removes a folder, if it is there, and all that is in it."""
+  epath.Path(path).rmtree(missing_ok=True)

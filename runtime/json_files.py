@@ -1,0 +1,59 @@
+"""JSON files of a work folder: written by host 0, read with clear errors."""
+
+import json
+from typing import Any
+
+import jax
+
+from runtime import errors, files
+
+
+def write(path: files.Path, content: Any) -> None:
+  """Writes JSON atomically from host 0; the other hosts write nothing.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  if jax.process_index() != 0:
+    return
+  try:
+    files.write(path, json.dumps(content, indent=1, sort_keys=True))
+  except OSError as error:
+    raise errors.UserError(
+      f'cannot write {path} ({error.strerror or error}): free some space, or '
+      'choose another --workdir'
+    ) from error
+
+
+def read(path: files.Path) -> Any:
+  """Returns the content of a file that `write` has written.
+
+  Raises:
+    UserError: the file is not valid JSON any longer.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise errors.UserError(
+      f'{path} is damaged ({error}): restore it from a copy, or remove '
+      f'{path.parent} to run the stage again'
+    ) from error
+
+
+def require_unchanged(path: files.Path, content: Any, what: str) -> None:
+  """Writes JSON the first time; later on, refuses any other content.
+
+  Args:
+    path: of the file.
+    content: anything that JSON can hold.
+    what: names the content in the message: 'the data set'.
+
+  Raises:
+    UserError: the content differs from what the stage was started with.
+  """
+  if path.exists() and read(path) != content:
+    raise errors.UserError(
+      f'{what} changed since {path.parent} was started (see {path.name}): put '
+      'it back, or choose another --workdir'
+    )
+  write(path, content)

@@ -1,0 +1,1 @@
+"""Device mesh, rendezvous of hosts, heartbeats."""

@@ -1,0 +1,218 @@
+"""Pictures for people: what the network saw, was told, and answered.
+
+Arrays in, arrays out: uint8 RGB throughout. Colours of classes are the data
+set's palette; pixels without a label are light grey.
+"""
+
+import dataclasses
+import functools
+import io
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+from jaxtyping import Int, UInt8
+
+from runtime import files
+
+Colour = tuple[int, int, int]
+
+# Of pixels that have no label.
+IGNORED = (224, 224, 224)
+WRONG = (214, 39, 40)
+_PAPER, _INK = 255, (32, 32, 32)
+_GAP = 4
+# Sides of the squares that pictures are fitted into.
+_TILES = (96, 256)
+# Classes that a legend names; a picture has no room for more.
+_MOST_CLASSES = 40
+
+
+def coloured(
+  label: Int[np.ndarray, 'H W'], palette: Sequence[Colour]
+) -> UInt8[np.ndarray, 'height width 3']:
+  """A label map in the colours of its classes."""
+  colours = np.array([*palette, IGNORED], np.uint8)
+  return colours[np.where(label < 0, len(palette), label)]
+
+
+def overlay(
+  image: UInt8[np.ndarray, 'H W 3'],
+  label: Int[np.ndarray, 'H W'],
+  palette: Sequence[Colour],
+  opacity: float = 0.5,
+) -> UInt8[np.ndarray, 'height width 3']:
+  """The image with its label map laid over it, where there is a label."""
+  mixed = (1 - opacity) * image + opacity * coloured(label, palette)
+  mixed = np.rint(mixed).astype(np.uint8)
+  return np.where((label >= 0)[..., None], mixed, image)
+
+
+def errors(
+  label: Int[np.ndarray, 'H W'], prediction: Int[np.ndarray, 'H W']
+) -> UInt8[np.ndarray, 'height width 3']:
+  """Wrong pixels in red, right ones in white, those without a label in grey."""
+  found = np.full((*label.shape, 3), 255, np.uint8)
+  found[prediction != label] = WRONG
+  found[label < 0] = IGNORED
+  return found
+
+
+def grid(
+  rows: Sequence[Sequence[UInt8[np.ndarray, '_ _ 3']]],
+  titles: Sequence[str],
+) -> UInt8[np.ndarray, 'height width 3']:
+  """Pictures in rows under the titles of the columns.
+
+  Each is fitted into a square of 96 to 256 pixels: about as large as the
+  largest of them, since TensorBoard shrinks what is wide.
+
+  Args:
+    rows: of pictures; those of a row are equally large.
+    titles: of the columns.
+  """
+  tile = tile_of([picture for row in rows for picture in row])
+  line = _line_height(tile)
+  lines = [[_fitted(picture, tile) for picture in row] for row in rows]
+  width = max(p.shape[1] for row in lines for p in row)
+  heights = [row[0].shape[0] for row in lines]
+  paper = _paper(
+    line + sum(heights) + _GAP * len(rows),
+    (width + _GAP) * len(titles) - _GAP,
+  )
+  top = line
+  for row, height in zip(lines, heights, strict=True):
+    for column, picture in enumerate(row):
+      left = column * (width + _GAP)
+      paper[top : top + height, left : left + picture.shape[1]] = picture
+    top += height + _GAP
+  places = [(column * (width + _GAP), 1) for column in range(len(titles))]
+  return _written(paper, places, titles, tile)
+
+
+def tile_of(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
+  """Side of the square into which `grid` fits these pictures."""
+  longest = max(max(picture.shape[:2]) for picture in images)
+  return min(max(longest, _TILES[0]), _TILES[1])
+
+
+def legend(
+  classes: Sequence[str], palette: Sequence[Colour], width: int, tile: int
+) -> UInt8[np.ndarray, 'height width 3']:
+  """Names of classes beside their colours, in as many columns as fit.
+
+  The letters are as large as those above tiles of the given side.
+  """
+  entries = [*zip(classes, palette, strict=True), ('no label', IGNORED)]
+  line = _line_height(tile)
+  box = line - 6
+  longest = max(_font(tile).getlength(name) for name, _ in entries)
+  column_width = int(longest) + box + 16
+  num_columns = max(1, min(width // column_width, len(entries)))
+  num_lines = math.ceil(len(entries) / num_columns)
+  paper = _paper(num_lines * line, max(width, column_width))
+  places = []
+  for i, (_, colour) in enumerate(entries):
+    left = i // num_lines * column_width
+    top = i % num_lines * line
+    paper[top + 2 : top + 2 + box, left : left + box] = colour
+    places.append((left + box + 5, top))
+  return _written(paper, places, [name for name, _ in entries], tile)
+
+
+def below(
+  first: UInt8[np.ndarray, 'H W 3'], second: UInt8[np.ndarray, 'h w 3']
+) -> UInt8[np.ndarray, 'height width 3']:
+  """Two pictures, one below the other."""
+  height = first.shape[0] + _GAP + second.shape[0]
+  paper = _paper(height, max(first.shape[1], second.shape[1]))
+  paper[: first.shape[0], : first.shape[1]] = first
+  paper[-second.shape[0] :, : second.shape[1]] = second
+  return paper
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """An image, its label map, and what was predicted."""
+
+  image: UInt8[np.ndarray, 'H W 3']
+  label: Int[np.ndarray, 'H W']
+  prediction: Int[np.ndarray, 'H W']
+
+
+def panels(
+  examples: Sequence[Example],
+  classes: Sequence[str],
+  palette: Sequence[Colour],
+) -> UInt8[np.ndarray, 'height width 3']:
+  """Rows of input, label, prediction and error; the legend below them.
+
+  The legend names the classes that are seen in the maps.
+  """
+  rows = [
+    [
+      example.image,
+      coloured(example.label, palette),
+      coloured(example.prediction, palette),
+      errors(example.label, example.prediction),
+    ]
+    for example in examples
+  ]
+  picture = grid(rows, ('input', 'label', 'prediction', 'error'))
+  maps = [m for e in examples for m in (e.label, e.prediction)]
+  seen = [i for i in np.unique(np.concatenate([m.ravel() for m in maps]))]
+  seen = [int(i) for i in seen if i >= 0][:_MOST_CLASSES]
+  names = legend(
+    [classes[i] for i in seen],
+    [palette[i] for i in seen],
+    picture.shape[1],
+    tile_of([example.image for example in examples]),
+  )
+  return below(picture, names)
+
+
+def write(path: files.Path, picture: UInt8[np.ndarray, 'H W 3']) -> None:
+  """Writes a PNG."""
+  encoded = io.BytesIO()
+  PIL.Image.fromarray(picture).save(encoded, format='PNG')
+  path.write_bytes(encoded.getvalue())
+
+
+def _fitted(picture: np.ndarray, tile: int) -> np.ndarray:
+  """Resized so that its longer side is `tile`."""
+  factor = tile / max(picture.shape[:2])
+  height, width = (max(1, round(n * factor)) for n in picture.shape[:2])
+  # Enlarged pixels stay what they are; shrunk ones are averaged.
+  rule = cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA
+  return cv2.resize(picture, (width, height), interpolation=rule)
+
+
+def _paper(height: int, width: int) -> np.ndarray:
+  return np.full((height, width, 3), _PAPER, np.uint8)
+
+
+def _line_height(tile: int) -> int:
+  return 18 * tile // 120
+
+
+@functools.cache
+def _font(tile: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
+  return PIL.ImageFont.load_default(13 * tile // 120)
+
+
+def _written(
+  paper: np.ndarray,
+  places: Sequence[tuple[int, int]],
+  texts: Sequence[str],
+  tile: int,
+) -> np.ndarray:
+  """The paper with texts at (left, top), in letters that suit the tiles."""
+  image = PIL.Image.fromarray(paper)
+  draw = PIL.ImageDraw.Draw(image)
+  for place, text in zip(places, texts, strict=True):
+    draw.text(place, text, _INK, _font(tile))
+  return np.array(image)

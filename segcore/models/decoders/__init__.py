@@ -1,0 +1,1 @@
+"""Decoders: from the maps of an encoder to finer ones."""

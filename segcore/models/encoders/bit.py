@@ -1,0 +1,142 @@
+"""BiT: the pre-activation ResNet with weights of ImageNet-21k.
+
+  BiT(skip_norm=True).apply(variables, images).named('block3')
+
+Parameters are those of the public `BiT-M-R50x1`, renamed one by one:
+`block2/unit3/conv_b/kernel` is `block2/unit03/b/standardized_conv2d/kernel`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from segcore.models import features
+from segcore.models.encoders import resnet_gn
+from segcore.models.layers import norm as norms
+
+
+class Unit(nn.Module):
+  """A bottleneck: each convolution comes after a norm and a ReLU.
+
+  h = relu(gn_a(x)); conv_proj(h), or x itself where its shape fits, +
+  conv_c(relu(gn_c(conv_b(relu(gn_b(conv_a(h)))))). The stride is on conv_b and
+  conv_proj.
+  """
+
+  width: int
+  stride: int
+  num_groups: int
+  norm_epsilon: float
+  conv_epsilon: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B h w I']) -> Float[Array, 'B i j O']:
+    """Applies the unit; O is 4 times the width."""
+    conv = functools.partial(_conv, epsilon=self.conv_epsilon, dtype=self.dtype)
+
+    def norm_relu(x: Array, name: str) -> Array:
+      norm = norms.GroupNorm(
+        self.num_groups, self.norm_epsilon, dtype=self.dtype, name=name
+      )
+      return nn.relu(norm(x))
+
+    size = 4 * self.width
+    h = norm_relu(x, 'gn_a')
+    shortcut = x
+    if self.stride != 1 or x.shape[-1] != size:
+      shortcut = conv(size, stride=self.stride, name='conv_proj')(h)
+    h = conv(self.width, name='conv_a')(h)
+    h = norm_relu(h, 'gn_b')
+    h = conv(self.width, kernel=3, stride=self.stride, name='conv_b')(h)
+    h = norm_relu(h, 'gn_c')
+    return shortcut + conv(size, name='conv_c')(h)
+
+
+class BiT(nn.Module):
+  """Pre-activation bottleneck network; sides are padded symmetrically.
+
+  Returns 'root' (stride 2, the bare root convolution), 'block1' (4), 'block2'
+  (8), … The last block's map has gone through the last norm and its ReLU, the
+  others are sums that nothing has normalised. Images are [-1, 1], which is what
+  its public weights expect.
+  Source: Kolesnikov et al. 2020; He et al. 2016b.
+
+  Attributes:
+    blocks: how many units each block has.
+    width: channels of the root; block b has 4·width·2^(b-1).
+    num_groups: of every norm.
+    norm_epsilon: added to the variance of a group.
+    conv_epsilon: added to the variance of a kernel.
+    skip_norm: normalise the groups of the maps before the last one as well,
+      without parameters: the convolutions that read them have their own.
+    dtype: of the activations; parameters and statistics are float32.
+    remat: recompute each unit in the backward pass instead of storing it.
+  """
+
+  blocks: Sequence[int] = (3, 4, 6, 3)
+  width: int = 64
+  num_groups: int = 32
+  norm_epsilon: float = 1e-5
+  conv_epsilon: float = 1e-10
+  skip_norm: bool = False
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+
+  @property
+  def multiple(self) -> int:
+    """Sides of images must be multiples of this: the last stride."""
+    return 2 ** (len(self.blocks) + 1)
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B H W 3'], train: bool = False
+  ) -> features.Features:
+    """Encodes images of any size; sides are halved rounding up."""
+    del train  # Neither dropout nor running statistics.
+    norm = functools.partial(
+      norms.GroupNorm, self.num_groups, self.norm_epsilon, dtype=self.dtype
+    )
+    x = _conv(
+      self.width,
+      kernel=7,
+      stride=2,
+      epsilon=self.conv_epsilon,
+      dtype=self.dtype,
+      name='conv_root',
+    )(images)
+    maps = {'root': x}
+    # Zeros around values that may be negative: not the pool's own padding.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = nn.max_pool(x, (3, 3), strides=(2, 2))
+    for b, num_units in enumerate(self.blocks):
+      unit = functools.partial(
+        nn.remat(Unit) if self.remat else Unit,
+        self.width * 2**b,
+        num_groups=self.num_groups,
+        norm_epsilon=self.norm_epsilon,
+        conv_epsilon=self.conv_epsilon,
+        dtype=self.dtype,
+      )
+      stride = 1 if b == 0 else 2
+      x = resnet_gn.Block(num_units, unit, stride, name=f'block{b + 1}')(x)
+      maps[f'block{b + 1}'] = x
+    if self.skip_norm:
+      maps = {name: norm(learned=False)(skip) for name, skip in maps.items()}
+    maps[f'block{len(self.blocks)}'] = nn.relu(norm(name='gn_last')(x))
+    return features.Features(
+      tuple(
+        features.Stage(name, 2 * 2**i, x)
+        for i, (name, x) in enumerate(maps.items())
+      )
+    )
+
+
+def _conv(size: int, **fields) -> resnet_gn.StdConv:
+  return resnet_gn.StdConv(
+    size, epsilon_on='variance', padding='symmetric', **fields
+  )

@@ -1,0 +1,264 @@
+"""The hybrid vision transformer: a ResNet stem and a transformer on its cells.
+
+  HybridViT(grid=(32, 32)).apply(variables, images).named('tokens')
+
+Parameter names are those of the public `R50+ViT-B_16`, as flax.linen counts.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from segcore.models import features
+from segcore.models.encoders import resnet_gn
+from segcore.models.layers import resize
+
+_xavier = nn.initializers.xavier_uniform()
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention; the softmax is taken in float32."""
+
+  num_heads: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    """Lets each token attend to all of its image."""
+    size = x.shape[-1]
+    head_size = size // self.num_heads
+
+    def project(name: str) -> Float[Array, 'B T heads head_size']:
+      return nn.DenseGeneral(
+        (self.num_heads, head_size),
+        kernel_init=_xavier,
+        dtype=self.dtype,
+        name=name,
+      )(x)
+
+    query, key, value = map(project, ('query', 'key', 'value'))
+    scores = jnp.einsum(
+      'bqhd,bkhd->bhqk',
+      query / jnp.sqrt(head_size).astype(self.dtype),
+      key,
+      preferred_element_type=jnp.float32,
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+    mixed = jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+    return nn.DenseGeneral(
+      size, axis=(-2, -1), kernel_init=_xavier, dtype=self.dtype, name='out'
+    )(mixed)
+
+
+class Mlp(nn.Module):
+  """Dense, GELU (the tanh form), dense, each followed by dropout."""
+
+  hidden_size: int
+  dropout_rate: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T D'], train: bool
+  ) -> Float[Array, 'B T D']:
+    """Maps each token by itself."""
+    for i, size in enumerate((self.hidden_size, x.shape[-1])):
+      x = nn.Dense(
+        size,
+        kernel_init=_xavier,
+        bias_init=nn.initializers.normal(1e-6),
+        dtype=self.dtype,
+        name=f'Dense_{i}',
+      )(x)
+      if i == 0:
+        x = nn.gelu(x, approximate=True)
+      x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+    return x
+
+
+class EncoderBlock(nn.Module):
+  """Attention and a perceptron, each normalised before and added after."""
+
+  num_heads: int
+  mlp_dim: int
+  dropout_rate: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T D'], train: bool
+  ) -> Float[Array, 'B T D']:
+    """Applies the block; dropout only if `train`."""
+    y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_0')(x)
+    y = Attention(
+      self.num_heads, self.dtype, name='MultiHeadDotProductAttention_0'
+    )(y)
+    x = x + nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+    y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_1')(x)
+    return x + Mlp(
+      self.mlp_dim, self.dropout_rate, self.dtype, name='MlpBlock_0'
+    )(y, train)
+
+
+class Positions(nn.Module):
+  """Adds a learned embedding of each cell, and of the class token if any."""
+
+  grid: tuple[int, int]
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T D'], grid: resize.Size
+  ) -> Float[Array, 'B T D']:
+    """Adds to x the table for this grid, resized if it is another."""
+    num_extra = x.shape[1] - grid[0] * grid[1]
+    table = self.param(
+      'pos_embedding',
+      nn.initializers.normal(0.02),
+      (1, num_extra + self.grid[0] * self.grid[1], x.shape[-1]),
+      jnp.float32,
+    )
+    if grid != self.grid:
+      table = resize.resize_position_table(table, self.grid, grid)
+    return x + table.astype(x.dtype)
+
+
+class Transformer(nn.Module):
+  """Positions, dropout, blocks and a last norm."""
+
+  grid: tuple[int, int]
+  num_layers: int
+  num_heads: int
+  mlp_dim: int
+  dropout_rate: float
+  dtype: DTypeLike
+  remat: bool
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T D'], grid: resize.Size, train: bool
+  ) -> Float[Array, 'B T D']:
+    """Encodes the tokens of a grid, the class token first if any."""
+    x = Positions(self.grid, name='posembed_input')(x, grid)
+    x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+    block = EncoderBlock
+    if self.remat:
+      block = nn.remat(EncoderBlock, static_argnums=(2,))
+    for i in range(self.num_layers):
+      x = block(
+        self.num_heads,
+        self.mlp_dim,
+        self.dropout_rate,
+        self.dtype,
+        name=f'encoderblock_{i}',
+      )(x, train)
+    return nn.LayerNorm(1e-6, self.dtype, name='encoder_norm')(x)
+
+
+class HybridViT(nn.Module):
+  """ResNet stem and vision transformer, one token for each stride-16 cell.
+
+  Returns the stages of the stem and then 'tokens' (stride 16, hidden_size
+  channels, the class token dropped). Sides of images are multiples of 16; a
+  grid other than the position table's has the table resized to it. Dropout
+  draws from the stream 'dropout' when training.
+  Source: Dosovitskiy et al. 2021, R50+ViT-B/16.
+
+  Attributes:
+    blocks: units of the stem's blocks, three of them for stride 16.
+    width: channels of the stem's root.
+    num_groups: of the stem's norms.
+    norm_epsilon: of the stem's norms.
+    conv_epsilon: of the stem's standardised kernels.
+    zero_init: units of the stem start as their shortcut alone.
+    hidden_size: channels of a token.
+    num_layers: transformer blocks.
+    num_heads: attention heads.
+    mlp_dim: hidden channels of the perceptrons.
+    dropout_rate: after positions, attention and both dense layers.
+    use_cls_token: attend to a class token as well, as the weights were trained.
+    grid: height and width, in cells, of the position table.
+    dtype: of the activations; parameters, softmax and statistics are float32.
+    remat: recompute each unit and block in the backward pass.
+  """
+
+  blocks: Sequence[int] = (3, 4, 9)
+  width: int = 64
+  num_groups: int = 32
+  norm_epsilon: float = 1e-6
+  conv_epsilon: float = 1e-5
+  zero_init: bool = True
+  hidden_size: int = 768
+  num_layers: int = 12
+  num_heads: int = 12
+  mlp_dim: int = 3072
+  dropout_rate: float = 0.1
+  use_cls_token: bool = True
+  grid: tuple[int, int] = (14, 14)
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+
+  @property
+  def multiple(self) -> int:
+    """Sides of images must be multiples of this: the last stride."""
+    return 2 ** (len(self.blocks) + 1)
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B H W 3'], train: bool = False
+  ) -> features.Features:
+    """Encodes images; ValueError if a side does not fit the grid."""
+    if self.hidden_size % self.num_heads:
+      raise ValueError(
+        f'hidden_size {self.hidden_size} is no multiple of num_heads '
+        f'{self.num_heads}'
+      )
+    batch, height, width, _ = images.shape
+    if height % self.multiple or width % self.multiple:
+      raise ValueError(
+        f'images of {height}x{width}: both sides must be multiples of '
+        f'{self.multiple}; pad or crop them'
+      )
+    stem = resnet_gn.ResNet(
+      self.blocks,
+      self.width,
+      self.num_groups,
+      self.norm_epsilon,
+      self.conv_epsilon,
+      self.zero_init,
+      self.dtype,
+      self.remat,
+    )
+    nn.share_scope(self, stem)  # The checkpoint has the stem at its top level.
+    stages = stem(images).stages
+
+    x = nn.Conv(self.hidden_size, (1, 1), dtype=self.dtype, name='embedding')(
+      stages[-1].array
+    )
+    grid = (x.shape[1], x.shape[2])
+    x = x.reshape(batch, -1, self.hidden_size)
+    if self.use_cls_token:
+      cls = self.param(
+        'cls', nn.initializers.zeros, (1, 1, self.hidden_size), jnp.float32
+      )
+      cls = jnp.broadcast_to(cls.astype(x.dtype), (batch, *cls.shape[1:]))
+      x = jnp.concatenate([cls, x], axis=1)
+    x = Transformer(
+      self.grid,
+      self.num_layers,
+      self.num_heads,
+      self.mlp_dim,
+      self.dropout_rate,
+      self.dtype,
+      self.remat,
+      name='Transformer',
+    )(x, grid, train)
+    tokens = x[:, int(self.use_cls_token) :].reshape(
+      batch, *grid, self.hidden_size
+    )
+    return features.Features(
+      (*stages, features.Stage('tokens', self.multiple, tokens))
+    )

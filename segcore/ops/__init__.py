@@ -1,0 +1,1 @@
+"""Pure functions on arrays: losses, order statistics, color augmentation."""

@@ -1,0 +1,1 @@
+"""Studies: one experiment over options and seeds."""

@@ -1,0 +1,1 @@
+"""Parameter names of public weight files, one module a source."""

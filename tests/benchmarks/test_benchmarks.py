@@ -1,0 +1,40 @@
+"""That the benchmarks run: their smallest sizes, not their figures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import runs
+
+TINY = {
+  'u2pl_loss': '--images=2 --side=9 --dim=8 --threads=1 --rounds=1',
+  'pass_evaluate': '--images=2 --classes=9 --rounds=1 --files=4',
+  'pass_kmeans': '--rows=200 --dim=8 --clusters=3 --iterations=2 --rounds=1',
+  'pass_sinkhorn': '--batch=8 --queue=16 --prototypes=6 --dim=4 --rounds=1',
+  'input': '--rounds=1 --seconds=0.1 --batches=20 --threads=1',
+  'prepare': '--images=4 --rounds=1',
+}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *(name for name in TINY if name != 'input'),
+    pytest.param('input', marks=pytest.mark.slow),
+  ],
+)
+def test_a_benchmark_ends_with_its_figures(name, tmp_path):
+  out = tmp_path / 'found.json'
+  done = subprocess.run(
+    [
+      *(sys.executable, f'benchmarks/{name}.py', *TINY[name].split()),
+      f'--out={out}',
+    ],
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(out.read_text())

@@ -1,0 +1,257 @@
+import importlib
+import pathlib
+import re
+
+import pytest
+
+from configs import common
+from ddep import main as ddep_main
+from segcore.experiment import stage
+
+CONFIGS = pathlib.Path(common.__file__).parent
+NAMES = sorted(
+  path.stem for path in CONFIGS.glob('*.py') if path.stem.count('_') == 1
+)
+# Those of the paper, which test_ddep_tables builds row by row.
+PAPER = ['ddep_ade20k', 'ddep_cityscapes', 'ddep_pascal']
+# See test_pass_luss_configs.
+PASS = ['pass_shapes']
+# See test_u2pl_configs.
+U2PL = [
+  *('u2pl_camvid', 'u2pl_cityscapes', 'u2pl_folder', 'u2pl_shapes'),
+  'u2pl_voc',
+]
+
+
+def load(name, argument=''):
+  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  config.lock()
+  return config
+
+
+def graph(config):
+  return [(s.name, s.needs) for s in ddep_main.build_stages(config)]
+
+
+def test_every_config_is_tested():
+  here = {'ddep_camvid', 'ddep_folder', 'ddep_shapes'}
+  assert set(NAMES) == here | set(PAPER) | set(U2PL) | set(PASS)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'expected'),
+  [
+    (
+      'init=ddep',
+      [
+        ('classify', ()),
+        ('denoise', ('classify',)),
+        ('finetune', ('denoise',)),
+        ('evaluate', ('finetune',)),
+      ],
+    ),
+    (
+      'init=dep',
+      [
+        ('denoise', ()),
+        ('finetune', ('denoise',)),
+        ('evaluate', ('finetune',)),
+      ],
+    ),
+    (
+      'init=supervised',
+      [
+        ('classify', ()),
+        ('finetune', ('classify',)),
+        ('evaluate', ('finetune',)),
+      ],
+    ),
+    ('init=none', [('finetune', ()), ('evaluate', ('finetune',))]),
+  ],
+)
+def test_inits_wire_the_stages(argument, expected):
+  assert graph(load('ddep_shapes', argument)) == expected
+  assert graph(load('ddep_camvid', argument)) == expected
+
+
+def test_how_many_images_are_evaluated_at_once_is_no_setting():
+  config = load('ddep_shapes', 'init=none')
+  before = stage.all_settings(ddep_main.build_stages(config))
+  config.evaluate.batch_size = 8
+  assert stage.all_settings(ddep_main.build_stages(config)) == before
+  config.evaluate.protocol.flip = True
+  assert stage.all_settings(ddep_main.build_stages(config)) != before
+
+
+def test_what_learns_in_denoising_is_ddep_or_dep():
+  assert load('ddep_shapes').denoise.trained == ('decoder', 'heads')
+  dep = load('ddep_shapes', 'init=dep').denoise
+  assert dep.trained == ('encoder', 'decoder', 'heads')
+  assert dep.start.path == ''
+
+
+def test_an_encoder_from_elsewhere_replaces_the_classification(tmp_path):
+  config = load('ddep_camvid', f'init=ddep,encoder={tmp_path}')
+  assert graph(config) == [
+    ('denoise', ()),
+    ('finetune', ('denoise',)),
+    ('evaluate', ('finetune',)),
+  ]
+  assert config.denoise.start.path == str(tmp_path)
+  assert config.denoise.start.take == ('encoder',)
+
+
+@pytest.mark.parametrize('name', sorted({*NAMES} - {*PAPER, *U2PL, *PASS}))
+@pytest.mark.parametrize('argument', ['', 'tiny', 'init=none', 'seed=3'])
+def test_configs_build(name, argument):
+  options = [argument] if argument else []
+  if name == 'ddep_folder':
+    options.append('source=/photographs,ignore=255')
+  config = load(name, ','.join(options))
+  stages = ddep_main.build_stages(config)
+  assert stages[-1].name == 'evaluate'
+  if argument == 'tiny':
+    assert config.finetune.recipe.num_steps == 60
+  if argument == 'seed=3':
+    tuning = config.finetune
+    assert (tuning.recipe.seed, tuning.subset.seed) == (3, 3)
+    assert config.denoise.recipe.seed == config.classify.recipe.seed == 0
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_text_of_a_config_names_its_command_and_its_cost(name):
+  text = importlib.import_module(f'configs.{name}').__doc__
+  assert re.search(
+    rf'Run: +python -m (\w+)\.main[\s\\]+--config=configs/{name}',
+    text,
+  )
+  assert 'Cost:' in text
+
+
+def test_an_encoder_that_nothing_starts_from_is_refused():
+  for argument in ('encoder=runs/x', 'init=none,encoder=runs/x'):
+    with pytest.raises(ValueError, match='encoder=runs/x: nothing starts from'):
+      load('ddep_camvid', argument)
+
+
+def test_labels_or_fraction():
+  assert load('ddep_shapes').finetune.subset.labels == 100
+  tenth = load('ddep_shapes', 'fraction=0.1').finetune.subset
+  assert (tenth.labels, tenth.fraction) == (0, 0.1)
+  fifty = load('ddep_shapes', 'labels=50').finetune.subset
+  assert (fifty.labels, fifty.fraction) == (50, 1.0)
+
+
+@pytest.mark.parametrize('name', PAPER)
+@pytest.mark.parametrize(
+  ('argument', 'stages'),
+  [
+    ('width=3,list=x,steps=9', ('classify', 'denoise', 'finetune', 'evaluate')),
+    ('init=dep,pretrain=cityscapes', ('denoise', 'finetune', 'evaluate')),
+    ('network=unet,init=supervised', ('classify', 'finetune', 'evaluate')),
+  ],
+)
+def test_tiny_needs_no_files(name, argument, stages):
+  config = load(name, f'{argument},tiny')
+  assert tuple(s.name for s in ddep_main.build_stages(config)) == stages
+  assert config.denoise.data.name == config.finetune.data.name
+  assert config.finetune.data.name == 'shapes/scenes'
+  assert config.denoise.also == ()
+  assert config.finetune.recipe.num_steps == 60
+  # What the options chose is kept.
+  whole = load(name, argument)
+  assert config.denoise.noise == whole.denoise.noise
+  assert config.evaluate.protocol.scales == whole.evaluate.protocol.scales
+  width = config.network.decoder.width_multiplier
+  assert width == whole.network.decoder.width_multiplier
+  assert config.network.encoder.name == whole.network.encoder.name
+
+
+def test_a_grid_of_the_images_is_that_of_each_stage():
+  stages = ddep_main.build_stages(
+    load('ddep_shapes', 'network=transunet,init=none')
+  )
+  assert stages[0].settings['network'].encoder['grid'] == (4, 4)
+  config = load('ddep_pascal', 'tiny')
+  config.denoise.crop.size = (32, 64)
+  found = stage.all_settings(ddep_main.build_stages(config))
+  grids = {
+    name: found[name]['settings']['network']['encoder']['grid']
+    for name in ('classify', 'denoise', 'finetune')
+  }
+  assert grids == {'classify': [4, 4], 'denoise': [2, 4], 'finetune': [4, 4]}
+
+
+def test_noise_is_set_by_options():
+  def found(options):
+    noise = load('ddep_shapes', options).denoise.noise
+    return noise.kind, noise.gamma, noise.sigma, noise.gamma_range, noise.target
+
+  none = (0.0, 0.0)
+  assert found('') == ('scaled', 0.7, 0.0, none, 'eps')
+  assert found('noise=simple,target=x') == ('simple', 0.7, 0.0, none, 'x')
+  assert found('gamma=0.5')[1:4] == (0.5, 0.0, none)
+  assert found('sigma=0.8')[1:4] == (0.0, 0.8, none)
+  assert found('gamma_range=0.9-0.95')[1:4] == (0.0, 0.0, (0.9, 0.95))
+  with pytest.raises(ValueError, match='gamma_range=0.9: expected LEAST-LARG'):
+    found('gamma_range=0.9')
+
+
+def test_steps_of_the_paper():
+  def recipes(name, options=''):
+    config = load(name, options)
+    return config.denoise.recipe, config.finetune.recipe
+
+  # 100 · 12,743,321 / 512 and 100 · 4,998 / 32, rounded up.
+  pretraining, tuning = recipes('ddep_pascal')
+  assert (pretraining.num_steps, tuning.num_steps) == (2_488_930, 15_619)
+  assert tuning.optimizer.warmup_steps == 156
+  assert (tuning.optimizer.learning_rate, pretraining.batch_size) == (1e-4, 512)
+  # 0.1 · 4,998 is 499.8; 100 epochs of 500 images are too short.
+  assert recipes('ddep_pascal', 'fraction=0.1')[1].num_steps == 4_000
+  assert recipes('ddep_pascal', 'fraction=0.1,min_steps=0')[1].num_steps == 1563
+  assert recipes('ddep_ade20k', 'epochs=50')[1].num_steps == 31_579
+  assert recipes('ddep_cityscapes', 'labels=744,steps=7')[1].num_steps == 7
+  # 10,582 images are 20.67 batches.
+  voc = recipes('ddep_ade20k', 'pretrain=voc,pretrain_epochs=3')[0]
+  assert voc.num_steps == 63
+  rates = {
+    width: recipes('ddep_ade20k', f'width={width}')[0].optimizer.learning_rate
+    for width in (1, 2, 3)
+  }
+  assert rates == {1: 6e-5, 2: 1e-4, 3: 6e-5}
+  l2 = recipes('ddep_ade20k', 'wd_mode=l2,weight_decay=3e-5,lr=1e-5')[1]
+  assert l2.optimizer.weight_decay_mode == 'l2'
+  assert (l2.optimizer.weight_decay, l2.optimizer.learning_rate) == (3e-5, 1e-5)
+  with pytest.raises(ValueError, match='list=x: expected steps'):
+    recipes('ddep_ade20k', 'list=x')
+
+
+def test_weights_of_the_paper():
+  ddep = load('ddep_pascal')
+  assert ddep.stages == ('denoise', 'finetune', 'evaluate')
+  assert ddep.stages.denoise.start.path == 'weights/R50+ViT-B_16.npz'
+  supervised = load('ddep_pascal', 'init=supervised,network=unet')
+  assert supervised.finetune.start.path == 'weights/BiT-M-R50x1.npz'
+  other = load('ddep_pascal', 'encoder=elsewhere.npz')
+  assert other.denoise.start.path == 'elsewhere.npz'
+  for argument in ('init=dep', 'init=none'):
+    config = load('ddep_pascal', argument)
+    assert 'weights' not in str(config.denoise.start) + str(
+      config.finetune.start
+    )
+
+
+def test_options_are_typed():
+  defaults = {'kind': ['a', 'b'], 'count': 3, 'rate': 0.5, 'flag': False}
+  found = common.parse('kind=b,count=4,flag', **defaults)
+  assert vars(found) == {'kind': 'b', 'count': 4, 'rate': 0.5, 'flag': True}
+  assert vars(common.parse(None, **defaults)) == {**defaults, 'kind': 'a'}
+  for text, message in (
+    ('cont=4', "'cont' is unknown, expected some of count, flag"),
+    ('kind=c', 'kind=c: expected one of a, b'),
+    ('count=x', 'count=x: expected int'),
+    ('flag=yes', 'flag=yes: expected true or false'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      common.parse(text, **defaults)

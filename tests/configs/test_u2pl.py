@@ -1,0 +1,620 @@
+"""U2PL's configs, and the rows of docs/u2pl_tables.md that they make."""
+
+import collections
+import dataclasses
+import functools
+import importlib
+import pathlib
+import re
+import shlex
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from runtime import errors
+from segcore.experiment import cli
+from segcore.models import network
+from segcore.study import runner as runner_lib
+from segcore.train import optimizers
+from u2pl import main as u2pl_main
+
+ROOT = pathlib.Path(__file__).parents[2]
+DOC = ROOT / 'docs' / 'u2pl_tables.md'
+HERE = ['u2pl_camvid', 'u2pl_shapes']
+PAPER = ['u2pl_cityscapes', 'u2pl_voc']
+# Networks whose shapes were followed already, whatever their heads: those with
+# the most come first below.
+CHECKED = set()
+
+
+@pytest.fixture(autouse=True)
+def networks_checked_once(monkeypatch):
+  """Many rows have the same network."""
+  check = network.check
+
+  def check_once(net, size, path):
+    if (key := (repr(net.encoder), repr(net.decoder), size)) not in CHECKED:
+      CHECKED.add(key)
+      check(net, size, path)
+
+  monkeypatch.setattr(network, 'check', check_once)
+
+
+def load(name, argument=''):
+  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  config.lock()
+  return config
+
+
+def rows():
+  """(table, row, command, number of the paper's numbers), in order."""
+  found, title = [], ''
+  for line in DOC.read_text().splitlines():
+    if line.startswith('## '):
+      title = re.split(r': | \(', line[3:])[0]
+    elif '`python -m segcore.study' in line:
+      _, row, command, paper, _, _ = (x.strip() for x in line.split('|'))
+      found.append((title, row, command.strip('`'), len(paper.split(' / '))))
+  return found
+
+
+def cells(command):
+  """The study of a command, and its cells of the first seed."""
+  arguments = shlex.split(command)
+  assert arguments[:3] == ['python', '-m', 'segcore.study']
+  made = runner_lib._study(
+    *runner_lib._parser().parse_known_args(arguments[3:])
+  )
+  first = dataclasses.replace(made, seeds=(0,))
+  return made, first.final_cells({})
+
+
+@functools.cache
+def config_of(command, column):
+  """The config of the first cell, or of the last one."""
+  made, found = cells(command)
+  return cli.parse(['study', *found[column].arguments(made)]).config
+
+
+def of_row(table, row, column=0):
+  [command] = [c for t, r, c, _ in rows() if (t, r) == (table, row)]
+  return config_of(command, column)
+
+
+def facts(config):
+  """What tells one row from another."""
+  told = config.train.learn
+  consistency, contrast = told.consistency, told.contrast
+  return {
+    'steps': config.train.recipe.num_steps,
+    'mixing': consistency and consistency.mixing.kind,
+    'filtered': bool(consistency and consistency.filtered),
+    'reverse': consistency and consistency.reverse,
+    'denoise': consistency and consistency.denoise,
+    'contrast': contrast is not None,
+    'bank': contrast and contrast.bank,
+    'ranks': contrast
+    and contrast.by_rank
+    and (contrast.low_rank, contrast.high_rank),
+    'negatives': contrast and contrast.negatives,
+    'anchors': contrast and contrast.anchor_entropy,
+    'weight': contrast and contrast.weight,
+    'dynamic': told.partition.dynamic,
+    'momentum': told.prototype_momentum,
+  }
+
+
+def test_all_tables_are_there():
+  assert collections.Counter(table for table, _, _, _ in rows()) == {
+    'VOC 2012, classic': 7,
+    'VOC 2012 with SBD, blender': 7,
+    'Table II': 7,
+    'Table IV': 11,
+    'Table III': 4,
+    'What the papers leave open': 6,
+  }
+
+
+def test_every_command_is_an_experiment():
+  """Nothing of what they need is here: neither data nor weights."""
+  for _, _, command, _ in reversed(rows()):
+    stages = u2pl_main.build_stages(config_of(command, -1))
+    assert [s.name for s in stages] == ['train', 'evaluate'], command
+
+
+def test_a_row_has_a_column_for_each_number():
+  for table, row, command, count in rows():
+    made, found = cells(command)
+    voc = made.config.startswith('configs/u2pl_voc.py')
+    split = 'val_framed' if voc else 'val'
+    assert made.report == f'{split}/miou', (table, row)
+    assert made.also == (('val/miou',) if voc else ())
+    assert len(made.seeds) == 3, (table, row)
+    if count > 1:
+      assert len(found) == count, (table, row)
+    if table == 'What the papers leave open':
+      assert len(found) == row.count(' / ') + 1
+
+
+def test_columns_are_the_partitions_of_the_papers():
+  for table, split, labels in (
+    ('VOC 2012, classic', 'train', [92, 183, 366, 732, 1464]),
+    ('VOC 2012 with SBD, blender', 'train_aug', [662, 1323, 2646, 5291]),
+    ('Table II', 'train', [186, 372, 744, 1488]),
+  ):
+    for found, _, command, _ in rows():
+      if found == table:
+        blocks = [
+          config_of(command, column).train for column in range(len(labels))
+        ]
+        assert [block.subset.labels for block in blocks] == labels
+        assert {block.split for block in blocks} == {split}
+
+
+def test_rows_of_a_table_differ():
+  tables = collections.defaultdict(list)
+  for table, _, command, _ in rows():
+    if table != 'What the papers leave open':
+      tables[table].append(facts(config_of(command, 0)))
+  for table, found in tables.items():
+    assert len({repr(fact) for fact in found}) == len(found), table
+
+
+def test_a_row_of_two_tables_is_computed_once():
+  by_name = {(t, r): c for t, r, c, _ in rows()}
+  for row, in_four in (
+    ('CutMix', 'baseline (CutMix)'),
+    ('U2PL', 'U2PL'),
+    ('U2PL+', 'U2PL+'),
+  ):
+    _, blender = cells(by_name['VOC 2012 with SBD, blender', row])
+    _, [cell] = cells(by_name['Table IV', in_four])
+    assert blender[2].name == cell.name
+
+
+LABELS_ALONE = {'mixing': None, 'contrast': False, 'reverse': None}
+CUTMIX = {
+  'mixing': 'cutmix',
+  'filtered': False,
+  'reverse': 0,
+  'denoise': 'off',
+  'contrast': False,
+  'momentum': 0,
+}
+U2PL = {
+  'mixing': 'cutmix',
+  'filtered': True,
+  'reverse': 0,
+  'denoise': 'off',
+  'contrast': True,
+  'bank': True,
+  'ranks': (3, 20),
+  'negatives': 'unreliable',
+  'anchors': 'paper',
+  'weight': 0.1,
+  'dynamic': True,
+  'momentum': 0,
+}
+PLUS = {'reverse': 0.1, 'denoise': 'raw', 'momentum': 0.999}
+
+
+@pytest.mark.parametrize(
+  'table', ['VOC 2012, classic', 'VOC 2012 with SBD, blender', 'Table II']
+)
+@pytest.mark.parametrize(
+  ('row', 'expected'),
+  [
+    ('SupOnly', LABELS_ALONE),
+    ('SupOnly, equal steps', LABELS_ALONE),
+    ('MT', {**CUTMIX, 'mixing': 'none'}),
+    ('ClassMix', {**CUTMIX, 'mixing': 'classmix'}),
+    ('CutMix', CUTMIX),
+    ('U2PL', U2PL),
+    ('U2PL+', {**U2PL, **PLUS}),
+  ],
+)
+def test_systems(table, row, expected):
+  for column in (0, -1):
+    found = facts(of_row(table, row, column))
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+  ('row', 'expected'),
+  [
+    ('baseline (CutMix)', CUTMIX),
+    (
+      'contrast',
+      {
+        **U2PL,
+        'bank': False,
+        'dynamic': False,
+        'ranks': False,
+        'negatives': 'reliable',
+      },
+    ),
+    ('contrast, bank, PRT, Un', {**U2PL, 'dynamic': False}),
+    ('contrast, bank, DPA, Un', {**U2PL, 'ranks': False}),
+    ('contrast, bank, DPA, PRT', {**U2PL, 'negatives': 'reliable'}),
+    ('U2PL', U2PL),
+    ('PD', {**CUTMIX, 'denoise': 'raw'}),
+    ('SCE', {**CUTMIX, 'reverse': 0.1}),
+    ('PD, SCE', {**CUTMIX, 'denoise': 'raw', 'reverse': 0.1}),
+    ('PD, SCE, MP', {**CUTMIX, **PLUS}),
+    ('U2PL+', {**U2PL, **PLUS}),
+  ],
+)
+def test_parts(row, expected):
+  found = facts(of_row('Table IV', row))
+  assert {name: found[name] for name in expected} == expected
+
+
+def test_where_negatives_come_from():
+  found = [
+    facts(config_of(command, 0))
+    for table, _, command, _ in rows()
+    if table == 'Table III'
+  ]
+  kinds = ['unreliable', 'reliable', 'all', 'none']
+  assert found == [{**found[0], 'negatives': kind} for kind in kinds]
+
+
+def test_what_is_left_open():
+  def values(row, get):
+    [command] = [c for _, r, c, _ in rows() if r.startswith(row)]
+    _, found = cells(command)
+    return [get(config_of(command, i).train) for i in range(len(found))]
+
+  assert values('weight', lambda train: train.learn.contrast.weight) == [
+    *(0.1, 0.25, 1.0)
+  ]
+  assert values(
+    'anchors', lambda train: train.learn.contrast.anchor_entropy
+  ) == ['paper', 'released']
+  assert values('border', lambda train: train.crop.fill) == ['mean', 'paper']
+  assert values('ξ₂', lambda train: train.learn.consistency.reverse) == [
+    *(0.1, 0.5)
+  ]
+  assert values('distances', lambda t: t.learn.consistency.denoise) == [
+    *('raw', 'l2')
+  ]
+  assert values('teacher', lambda train: train.learn.teacher.statistics) == [
+    *('own', 'ema', 'copy')
+  ]
+
+
+def test_the_decoders_rate_of_the_paper():
+  [flag] = re.findall(r'`(--config\.train\S+=".*")`', DOC.read_text())
+  config = cli.parse(
+    ['main', f'--config={ROOT}/configs/u2pl_cityscapes.py', *shlex.split(flag)]
+  ).config
+  u2pl_main.build_stages(config)
+  assert rates(config) == {'encoder': 1e-2, 'decoder': 1e-1, 'heads': 1e-1}
+
+
+# Unlabelled images of each partition: the lines of the authors' lists.
+UNLABELLED = [
+  ('u2pl_voc', 'partition=classic,labels=92', 10490, 655),
+  ('u2pl_voc', 'partition=classic,labels=183', 10399, 649),
+  ('u2pl_voc', 'partition=classic,labels=366', 10216, 638),
+  ('u2pl_voc', 'partition=classic,labels=732', 9850, 615),
+  ('u2pl_voc', 'partition=classic,labels=1464', 9118, 569),
+  ('u2pl_voc', 'partition=blender,labels=662', 9920, 620),
+  ('u2pl_voc', 'partition=blender,labels=1323', 9259, 578),
+  ('u2pl_voc', 'partition=blender,labels=2646', 7936, 496),
+  ('u2pl_voc', 'partition=blender,labels=5291', 5291, 330),
+  ('u2pl_cityscapes', 'labels=186', 2789, 174),
+  ('u2pl_cityscapes', 'labels=372', 2603, 162),
+  ('u2pl_cityscapes', 'labels=744', 2231, 139),
+  ('u2pl_cityscapes', 'labels=1488', 1487, 92),
+]
+
+
+@pytest.mark.parametrize(('name', 'argument', 'images', 'steps'), UNLABELLED)
+def test_an_epoch_is_the_whole_batches_of_unlabelled_images(
+  name, argument, images, steps
+):
+  # The last batch, if it is not whole, is dropped.
+  assert len(range(16, images + 1, 16)) == steps
+  epochs = {'u2pl_voc': 80, 'u2pl_cityscapes': 200}[name]
+  for system in ('u2pl_plus', 'mt', 'sup_only,equal_steps'):
+    train = load(name, f'{argument},system={system}').train
+    assert train.recipe.batch_size == 16
+    assert train.steps_per_epoch == steps
+    assert train.recipe.num_steps == steps * epochs
+    assert train.unlabelled == ('train_aug' if name == 'u2pl_voc' else '')
+
+
+@pytest.mark.parametrize(
+  ('name', 'labels', 'steps'),
+  [
+    ('u2pl_voc', 92, 480),  # 6 batches, the last one not whole
+    ('u2pl_voc', 1464, 7360),  # 92
+    ('u2pl_voc,blender', 2646, 13_280),  # 166
+    ('u2pl_cityscapes', 186, 2400),  # 12
+    ('u2pl_cityscapes', 1488, 18_600),  # 93
+  ],
+)
+def test_labels_alone_have_epochs_of_their_own(name, labels, steps):
+  name, _, partition = name.partition(',')
+  argument = f'system=sup_only,labels={labels}'
+  if partition:
+    argument += f',partition={partition}'
+  assert load(name, argument).train.recipe.num_steps == steps
+
+
+def rates(config):
+  """Learning rate of the network's parts."""
+  block = optimizers.Options(**config.train.recipe.optimizer)
+  return {
+    part: pytest.approx(block.learning_rate * block.factors(f'{part}/x')[0])
+    for part in ('encoder', 'decoder', 'heads')
+  }
+
+
+@pytest.mark.parametrize(
+  ('name', 'encoder', 'others', 'decay'),
+  [('u2pl_voc', 1e-3, 1e-2, 1e-4), ('u2pl_cityscapes', 1e-2, 1e-2, 5e-4)],
+)
+def test_learning_rates_and_decays(name, encoder, others, decay):
+  config = load(name)
+  assert rates(config) == {
+    'encoder': encoder,
+    'decoder': others,
+    'heads': others,
+  }
+  sgd = config.train.recipe.optimizer
+  assert (sgd.name, sgd.momentum, sgd.weight_decay_mode) == ('sgd', 0.9, 'l2')
+  assert (sgd.schedule, sgd.poly_power, sgd.warmup_steps) == ('poly', 0.9, 0)
+  assert sgd.weight_decay == decay
+  # Of every parameter.
+  assert all(group[2] == 1 for group in sgd.groups)
+
+
+def test_warm_up_and_loss_of_the_papers():
+  voc, cityscapes = (load(name).train for name in PAPER[::-1])
+  assert (voc.learn.warmup_epochs, cityscapes.learn.warmup_epochs) == (1, 0)
+  assert voc.learn.supervised.to_dict() == {'kind': 'ce', 'auxiliary': 0.0}
+  hard = cityscapes.learn.supervised
+  assert (hard.kind, hard.threshold, hard.auxiliary) == ('ohem', 0.7, 0.4)
+  assert 2 * hard.kept_per_image == 100_000
+  groups = [x.learn.consistency.mixing.group for x in (voc, cityscapes)]
+  assert groups == [4, 2]
+  assert (voc.crop.size, cityscapes.crop.size) == ((513, 513), (769, 769))
+
+
+@pytest.mark.parametrize('name', HERE)
+@pytest.mark.parametrize('argument', ['', 'system=u2pl', 'system=sup_only'])
+def test_configs_build(name, argument):
+  stages = u2pl_main.build_stages(load(name, argument))
+  assert [s.name for s in stages] == ['train', 'evaluate']
+
+
+def test_settings_of_a_folder():
+  config = load('u2pl_folder', 'source=/photographs,labels=20,low_rank=2')
+  assert u2pl_main.build_stages(config)[-1].name == 'evaluate'
+  assert config.train.data.source == '/photographs'
+  assert config.train.learn.contrast.low_rank == 2
+
+
+@pytest.mark.parametrize('name', [*HERE, *PAPER, 'u2pl_folder'])
+@pytest.mark.parametrize('system', ['u2pl_plus', 'classmix', 'sup_only'])
+def test_tiny(name, system):
+  """On images that are drawn; those of CamVid and of a folder stay."""
+  config = load(name, f'system={system},seed=3,tiny')
+  stages = u2pl_main.build_stages(config)
+  assert [s.name for s in stages] == ['train', 'evaluate']
+  train = config.train
+  assert (train.recipe.num_steps, train.steps_per_epoch) == (60, 10)
+  assert train.start.path == train.subset.list == ''
+  assert train.recipe.seed == 3
+  kept = {'u2pl_camvid': 'camvid', 'u2pl_folder': 'image_mask_folder'}
+  assert train.data.name == kept.get(name, 'shapes/scenes')
+  # What the options chose is kept.
+  whole = facts(load(name, f'system={system}'))
+  assert {**facts(config), 'steps': whole['steps']} == whole
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_a_list_of_each_number_of_labels(name):
+  subset = load(
+    name, 'labels=372,list=splits/{labels}/labeled.txt'
+  ).train.subset
+  assert (subset.list, subset.labels) == ('splits/372/labeled.txt', 372)
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_a_start_takes_the_place_of_the_weights(name):
+  assert load(name).train.start.to_dict() == {
+    'path': 'weights/resnet101_deep.safetensors',
+    'take': ('encoder',),
+  }
+  assert load(name, 'start=runs/x').train.start.to_dict() == {
+    'path': 'runs/x',
+    'take': ('encoder', 'decoder'),
+  }
+  assert load(name, 'encoder=').train.start.path == ''
+
+
+@pytest.mark.parametrize(
+  ('config', 'flags', 'message'),
+  [
+    *(
+      (
+        f'{name}.py:start=runs/x,encoder=w.npz',
+        (),
+        'config options encoder=w.npz and start=runs/x contradict each other',
+      )
+      for name in (*HERE, *PAPER)
+    ),
+    (
+      'u2pl_voc.py:system=u3pl',
+      (),
+      'config option system=u3pl: expected one of u2pl_plus, u2pl, cutmix, '
+      'classmix, mt, sup_only',
+    ),
+    (
+      'u2pl_voc.py:batch=6',
+      (),
+      'config.train: learn.consistency.mixing.group: found 4, expected a '
+      'divisor of the batch of 6',
+    ),
+    (
+      'u2pl_voc.py:epochs=1',
+      (),
+      'config.train: learn.warmup_epochs: found 1 of 655 steps, expected '
+      'fewer than the 655 steps in all',
+    ),
+    (
+      'u2pl_shapes.py',
+      ('--config.train.learn.warmup_epochs=20',),
+      'config.train: learn.warmup_epochs: found 20 of 100 steps, expected '
+      'fewer than the 1400 steps in all',
+    ),
+  ],
+)
+def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
+  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  status = cli.main(
+    u2pl_main.build_stages,
+    [
+      'main',
+      f'--config={ROOT}/configs/{config}',
+      f'--workdir={tmp_path}/run',
+      *flags,
+    ],
+  )
+  assert status == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ')
+  assert message in line
+  assert 'Traceback' not in line
+
+
+@pytest.mark.parametrize(
+  ('argument', 'expected'),
+  [
+    ('system=cutmix,bank=on', 'earlier steps: expected one of u2pl, u2pl_plus'),
+    ('system=sup_only,sce=on', 'expected one of u2pl_plus, u2pl, cutmix, cl'),
+    ('system=mt,mp=on', 'one of u2pl, u2pl_plus, or pd=on beside it'),
+    ('system=sup_only,mp=on', 'expected one of u2pl, u2pl_plus$'),
+  ],
+)
+def test_parts_that_a_system_has_no_place_for_are_refused(argument, expected):
+  with pytest.raises(ValueError, match=expected):
+    load('u2pl_shapes', argument)
+
+
+def test_prototypes_of_momentum_mend_labels_without_contrast():
+  learn = load('u2pl_shapes', 'system=mt,mp=on,pd=on').train.learn
+  assert (learn.prototype_momentum, learn.contrast) == (0.999, None)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('labels=0', 'labels=0: expected 1 to 1464'),
+    ('labels=1465', 'labels=1465: expected 1 to 1464'),
+    ('partition=blender,labels=10582', 'labels=10582: expected 1 to 10566'),
+    ('labels=0,list=mine.txt', 'with list=FILE, too'),
+    ('batch=1', 'batch=1: expected 2 or more, as images are mixed'),
+    ('system=sup_only,batch=0', 'batch=0: expected 1 or more$'),
+    ('system=mt,equal_steps', 'equal_steps: found with system=mt'),
+  ],
+)
+def test_epochs_that_cannot_be_counted_are_refused(argument, message):
+  with pytest.raises(ValueError, match=message):
+    load('u2pl_voc', argument)
+
+
+def test_what_is_reported_of_voc():
+  """One program for images of all sizes, by the rule of training."""
+  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_voc'))
+  reported = runner.experiment.evaluate
+  assert [*reported.frames] == ['', '_framed']
+  for protocol in (reported.protocol, reported.protocol.single()):
+    assert protocol.align_corners
+    scores = runner.reporting.scores(21)
+    maps = runner.bench.label_maps(scores, 21, protocol)
+    groups = {maps.group(size) for size in ((375, 500), (500, 333), (513, 513))}
+    assert groups == {((513, 513), ((513, 513),))}
+
+
+@pytest.mark.parametrize(
+  ('network', 'path'),
+  [
+    ('resnet50', 'weights/resnet50_deep.safetensors'),
+    ('transunet', 'weights/R50+ViT-B_16.npz'),
+  ],
+)
+def test_each_network_starts_from_weights_of_its_own(network, path):
+  assert load('u2pl_voc', f'network={network}').train.start.path == path
+
+
+def test_a_border_is_scored_only_where_one_is_shown():
+  config = load('u2pl_cityscapes')
+  with config.evaluate.unlocked():
+    config.evaluate.framed = True
+  with pytest.raises(errors.UserError, match='framed=True: found with a proto'):
+    u2pl_main.PROGRAM.build_runner(config)
+
+
+def test_images_without_masks_are_the_unlabelled_ones():
+  train = load('u2pl_folder', 'source=x,without_mask=unlabelled').train
+  assert (train.unlabelled, train.data.without_mask) == ('unlabelled',) * 2
+  # All that have a mask are labelled.
+  assert (train.subset.labels, train.subset.fraction) == (0, 1.0)
+  train = load('u2pl_folder', 'source=x').train
+  assert (train.unlabelled, train.subset.fraction) == ('', 0.25)
+
+
+def test_windows_of_each_network():
+  for name, side, stride in (
+    ('resnet101', 769, 513),
+    ('transunet', 768, 512),
+  ):
+    found = load('u2pl_cityscapes', f'network={name}').evaluate.protocol
+    assert (found.window, found.stride) == ((side, side), (stride, stride))
+
+
+def test_options_of_contrast_are_refused_where_there_is_none():
+  with pytest.raises(ValueError, match='system=cutmix has no contrast'):
+    load('u2pl_shapes', 'system=cutmix,contrast_weight=1.0')
+
+
+def test_a_fraction_is_refused_where_labels_decide_the_epoch():
+  with pytest.raises(ValueError, match='fraction=0.5: expected labels=NUMBER'):
+    load('u2pl_voc', 'fraction=0.5')
+
+
+def test_a_state_of_the_warm_up_is_reported_as_the_students():
+  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_shapes', 'tiny'))
+  names = ('params', 'batch_stats', 'teacher_params', 'teacher_batch_stats')
+  found = {name: name for name in names}
+  # The warm-up is one epoch of 10 steps.
+  for step, expected in ((10, 'params'), (11, 'teacher_params')):
+    reported = runner.reporting.reported({'step': step, **found})
+    assert (reported['step'], reported['params']) == (step, expected)
+  alone = u2pl_main.PROGRAM.build_runner(
+    load('u2pl_shapes', 'tiny,system=sup_only')
+  )
+  reported = alone.reporting.reported({'step': 60, **found})
+  assert reported['params'] == 'params'
+
+
+def test_heads_compute_in_the_networks_type_and_end_in_float32():
+  for dtype in ('float32', 'bfloat16'):
+    config = load('u2pl_cityscapes', 'tiny')
+    config.network.dtype = dtype
+    runner = u2pl_main.PROGRAM.build_runner(config)
+    net = runner._segmenter(runner.bench, 9)
+    assert set(net.heads.modules) == {'logits', 'rep', 'aux'}
+    assert {head.dtype.name for head in net.heads.modules.values()} == {dtype}
+    images = jnp.zeros((1, 65, 65, 3))
+    found, _ = jax.eval_shape(
+      lambda net=net, images=images: net.init_with_output(
+        jax.random.PRNGKey(0), images
+      )
+    )
+    assert {x.dtype.name for x in found.values()} == {'float32'}

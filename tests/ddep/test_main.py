@@ -1,0 +1,276 @@
+"""The command line as a user runs it: killed, stopped, on several hosts."""
+
+import re
+import signal
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.support import runs
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  return runs.make_folder(tmp_path_factory.mktemp('data') / 'discs')
+
+
+@pytest.fixture(scope='module')
+def whole(source, tmp_path_factory):
+  """An uninterrupted run on one device."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  process = runs.start(source, workdir)
+  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  return workdir
+
+
+def assert_same_to_the_bit(one, other):
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    runs.state_of(one / 'finetune'),
+    runs.state_of(other / 'finetune'),
+  )
+  for name in ('metrics', 'ids'):
+    assert runs.journal_of(one / 'finetune', name) == runs.journal_of(
+      other / 'finetune', name
+    )
+  assert runs.results_of(one) == runs.results_of(other)
+
+
+def test_a_run_leaves_what_it_promises(whole):
+  stage = whole / 'finetune'
+  lines = runs.journal_of(stage)
+  trained = [line['step'] for line in lines if 'train/loss' in line]
+  evaluated = [line['step'] for line in lines if 'val/miou' in line]
+  assert trained == list(range(1, 15))
+  assert evaluated == [6, 12, 14]
+  saved = {int(p.name) for p in (stage / 'checkpoints').iterdir()}
+  assert saved == {12, 14}
+  batches = [line['ids'] for line in runs.journal_of(stage, 'ids')]
+  assert [len(ids) for ids in batches] == [4] * 14
+  results = runs.results_of(whole)['val']
+  trained_on = {i for ids in batches for i in ids}
+  assert results['num_images'] + len(trained_on) == 16
+  assert set(results['per_class']['iou']) == {'ground', 'disc'}
+  assert (stage / 'parameters.txt').read_text().count('encoder/') > 5
+  text = runs.text_of(whole)
+  assert 'finetune: 14 steps of 4 images on 1' in text
+  assert 'ETA' in text
+
+
+def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
+  photos, out = whole.parent / 'photos', whole.parent / 'found'
+  photos.mkdir()
+  for path in sorted((source / 'images').iterdir()):
+    # A dot in a name is no suffix.
+    (photos / 'day.1').mkdir(exist_ok=True)
+    (photos / 'day.1' / path.name).write_bytes(path.read_bytes())
+  (photos / 'torn.jpg').write_bytes(path.read_bytes()[:300])
+  process = runs.start(
+    source,
+    whole,
+    *('--stage=predict', f'--images={photos}', f'--out={out}', '--probs'),
+  )
+  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert f'skipped: {photos}/torn.jpg' in runs.text_of(whole)
+  assert '16 images predicted, 1 skipped' in runs.text_of(whole)
+  trained = {
+    i
+    for line in runs.journal_of(whole / 'finetune', 'ids')
+    for i in line['ids']
+  }
+  counts = np.zeros((2, 2))
+  for path in sorted((photos / 'day.1').iterdir()):
+    with PIL.Image.open(out / 'labels' / 'day.1' / f'{path.stem}.png') as image:
+      label = np.asarray(image)
+      colours = np.asarray(image.convert('RGB'))
+    with PIL.Image.open(path) as image:
+      assert (image.height, image.width) == label.shape
+    assert {tuple(c) for c in colours[label == 1]} <= {(128, 0, 0)}
+    with np.load(out / 'probs' / 'day.1' / f'{path.stem}.npz') as file:
+      probs = file['probs'].astype(np.float32)
+    np.testing.assert_allclose(probs.sum(axis=-1), 1, atol=2e-3)
+    sure = np.abs(probs[..., 0] - probs[..., 1]) > 1e-2
+    np.testing.assert_array_equal(probs.argmax(-1)[sure], label[sure])
+    assert (out / 'overlays' / 'day.1' / f'{path.stem}.png').exists()
+    if path.stem not in {i.split('/')[-1] for i in trained}:
+      with PIL.Image.open(source / 'masks' / f'{path.stem}.png') as image:
+        mask = np.asarray(image)
+      for truth in (0, 1):
+        for guess in (0, 1):
+          counts[truth, guess] += np.sum((mask == truth) & (label == guess))
+  iou = [
+    counts[c, c] / (counts[c].sum() + counts[:, c].sum() - counts[c, c])
+    for c in (0, 1)
+  ]
+  found = runs.results_of(whole)['val']['per_class']['iou']
+  np.testing.assert_allclose(iou, [found['ground'], found['disc']], atol=1e-9)
+  assert (out / 'classes.txt').read_text() == 'ground #000000\ndisc #800000\n'
+
+
+def test_finished_work_is_not_done_twice(source, whole):
+  before = runs.text_of(whole)
+  process = runs.start(source, whole)
+  assert runs.finish(process, whole) == 0
+  added = runs.text_of(whole)[len(before) :]
+  assert 'finetune is finished already' in added
+  assert 'steps/s' not in added
+
+
+def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(
+  source, whole, tmp_path
+):
+  workdir = tmp_path / 'run'
+  stage = workdir / 'finetune'
+  # The journal has step 6 before that step is evaluated.
+  for due in (runs.saving(stage, 4), runs.logged(stage, 6)):
+    assert runs.stop_when(runs.start(source, workdir), due), 'ended unkilled'
+    assert not (stage / 'DONE.json').exists()
+  process = runs.start(source, workdir)
+  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert_same_to_the_bit(whole, workdir)
+
+
+def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
+  workdir = tmp_path / 'run'
+  stage = workdir / 'finetune'
+  process = runs.start(source, workdir)
+  assert runs.stop_when(process, runs.logged(stage, 3), signal.SIGTERM)
+  assert process.returncode == 75, runs.text_of(workdir)
+  saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
+  assert runs.journal_of(stage)[-1]['step'] == saved
+  assert f'saved at step {saved}; run the same command' in runs.text_of(workdir)
+  process = runs.start(source, workdir)
+  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert_same_to_the_bit(whole, workdir)
+
+
+PROTOCOL = (
+  '--config.evaluate.protocol.scales=(0.75, 1.0)',
+  '--config.evaluate.protocol.flip=True',
+  # Adam makes steps of one size, also of gradients that differ by rounding.
+  '--config.finetune.recipe.optimizer.name=sgd',
+  '--config.finetune.recipe.optimizer.learning_rate=0.05',
+)
+
+
+@pytest.fixture(scope='module')
+def one_of_4(source, tmp_path_factory):
+  """An uninterrupted run on 4 devices of one host."""
+  workdir = tmp_path_factory.mktemp('one') / 'run'
+  alone = runs.start(source, workdir, *PROTOCOL, devices=4)
+  assert runs.finish(alone, workdir) == 0, runs.text_of(workdir)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def two_of_2(source, tmp_path_factory):
+  """The same on 2 hosts of 2 devices."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  Group(source, workdir, 2, 2).finish([0, 0])
+  return workdir
+
+
+class Group:
+  """A run on several hosts that have a log each."""
+
+  def __init__(self, source, workdir, count, devices, *arguments):
+    port = runs.free_port()
+    self.workdir = workdir
+    self.logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
+    self.processes = [
+      runs.start(
+        source,
+        workdir,
+        *PROTOCOL,
+        *arguments,
+        devices=devices,
+        process=(i, count, port),
+        log=log,
+      )
+      for i, log in enumerate(self.logs)
+    ]
+
+  def finish(self, codes):
+    """Waits for all; they have to exit with these."""
+    found = [runs.finish(p, self.logs[0]) for p in self.processes]
+    assert found == codes, '\n'.join(log.read_text() for log in self.logs)
+
+  def last_lines(self):
+    return [log.read_text().splitlines()[-1] for log in self.logs]
+
+
+def losses_of(stage):
+  return {
+    line['step']: line['train/loss']
+    for line in runs.journal_of(stage)
+    if 'train/loss' in line
+  }
+
+
+def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
+  one, two = one_of_4, two_of_2
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    runs.state_of(one / 'finetune'),
+    runs.state_of(two / 'finetune'),
+  )
+  # Host 0 reads the first half of every batch.
+  halves = [line['ids'] for line in runs.journal_of(two / 'finetune', 'ids')]
+  wholes = [line['ids'] for line in runs.journal_of(one / 'finetune', 'ids')]
+  assert halves == [ids[:2] for ids in wholes]
+  assert runs.results_of(one) == runs.results_of(two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('count', 'devices'), [(2, 2), (4, 1)])
+def test_hosts_of_which_one_was_killed_end_as_if_not(
+  source, tmp_path, count, devices
+):
+  whole, workdir = tmp_path / 'whole', tmp_path / 'run'
+  Group(source, whole, count, devices).finish([0] * count)
+  group = Group(source, workdir, count, devices)
+  due = runs.logged(workdir / 'finetune', 6)
+  assert runs.stop_when(group.processes[0], due)
+  group.finish([-signal.SIGKILL, *[1] * (count - 1)])
+  for line in group.last_lines()[1:]:
+    assert re.match(r'error: process 0 \(.+\) is gone', line)
+  Group(source, workdir, count, devices).finish([0] * count)
+  assert_same_to_the_bit(whole, workdir)
+
+
+@pytest.mark.slow
+def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
+  workdir = tmp_path / 'run'
+  stage = workdir / 'finetune'
+  only = '--stage=finetune'
+  group = Group(source, workdir, 4, 1, only)
+  assert runs.stop_when(group.processes[2], runs.logged(stage, 5))
+  group.finish([1, 1, -signal.SIGKILL, 1])
+  for i in (0, 1, 3):
+    assert re.match(r'error: process 2 \(.+\) is gone', group.last_lines()[i])
+  before = losses_of(stage)
+  # One of them is asked to stop: all do, at one step.
+  group = Group(source, workdir, 4, 1, only)
+  assert runs.stop_when(
+    group.processes[3], runs.logged(stage, 7), signal.SIGTERM
+  )
+  group.finish([75] * 4)
+  saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
+  assert 7 <= saved < 14
+  after = losses_of(stage)
+  assert max(after) == saved
+  assert {step: after[step] for step in before} == before
+  Group(source, workdir, 2, 1, only).finish([0, 0])
+  expected, found = losses_of(one_of_4 / 'finetune'), losses_of(stage)
+  assert found.keys() == expected.keys()
+  for step in found:
+    assert found[step] == pytest.approx(expected[step], abs=1e-5)
+  # Host 0 reads the first rows of every batch: one of 4, then two.
+  lines = runs.journal_of(one_of_4 / 'finetune', 'ids')
+  ids = [line['ids'] for line in runs.journal_of(stage, 'ids')]
+  assert ids == [
+    whole[: 1 if step <= saved else 2]
+    for step, whole in enumerate((x['ids'] for x in lines), start=1)
+  ]

@@ -1,0 +1,160 @@
+"""What the data itself contradicts is refused before the first step."""
+
+import importlib
+import json
+import shutil
+
+import pytest
+
+from ddep import main as ddep_main
+from runtime import errors, json_files
+from segcore.experiment import cli, stage
+from tests.support import runs
+
+CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  return runs.make_folder(tmp_path / 'discs', count=8)
+
+
+def error_of(capsys, source, options, *arguments):
+  status = cli.main(
+    ddep_main.build_stages,
+    [
+      'main',
+      f'{CONFIG}:source={source},ignore=255,val_fraction=0.4,{options}',
+      f'--config.data_dir={source.parent}/records',
+      f'--workdir={source.parent}/run',
+      *arguments,
+    ],
+  )
+  err = capsys.readouterr().err
+  assert status == 2, err
+  lines = [line for line in err.splitlines() if line.startswith('error: ')]
+  assert len(lines) == 1, err
+  return lines[0]
+
+
+def test_more_labels_than_images(capsys, source):
+  found = error_of(capsys, source, 'init=dep,labels=100')
+  assert '100 labelled images were asked for, the split has' in found
+  assert not (source.parent / 'run' / 'denoise' / 'checkpoints').exists()
+
+
+def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
+  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'data'))
+  config = f'{runs.ROOT}/configs/ddep_pascal.py:encoder={tmp_path}/w.npz'
+  status = cli.main(
+    ddep_main.build_stages,
+    [
+      'main',
+      f'--config={config}',
+      f'--config.data_dir={tmp_path}/records',
+      f'--workdir={tmp_path}/run',
+      # The same stages, smaller.
+      '--config.network.encoder.num_layers=1',
+      '--config.network.encoder.blocks=(1,1,1)',
+    ],
+  )
+  err = capsys.readouterr().err
+  assert status == 2
+  assert err.count('\n') == 1
+  for part in (
+    f'error: config.denoise.start.path: {tmp_path}/w.npz does not exist',
+    f'there is no file or folder {tmp_path}/data/imagenet: give the folder of',
+    f'there is no file or folder {tmp_path}/data/pascal_context: give the',
+    'VOCtrainval_03-May-2010.tar',
+    'to run it now, on images that it draws itself, add the option tiny',
+  ):
+    assert part in err
+  assert err.count('imagenet:') == 1
+  assert not list((tmp_path / 'run').rglob('*.json'))
+
+
+def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
+  config = importlib.import_module('configs.ddep_folder').get_config(
+    f'source={source},ignore=255,val_fraction=0.4,labels=2,tiny'
+  )
+  config.data_dir = str(tmp_path / 'records')
+  config.denoise.start.path = f'{tmp_path}/w.npz'
+  config.denoise.start.take = ('encoder',)
+  config.stages = ('denoise', 'finetune', 'evaluate')
+  runner = ddep_main.PROGRAM.build_runner(config)
+  place = stage.Place(tmp_path / 'finetune', {}, '')
+  with pytest.raises(errors.Missing, match='w.npz does not exist'):
+    runner._check_data(place)
+  json_files.write(tmp_path / 'denoise' / 'DONE.json', {})
+  runner._check_data(place)
+
+
+def test_a_split_that_is_not_there(capsys, source):
+  found = error_of(
+    capsys, source, 'init=dep', "--config.evaluate.splits=('test',)"
+  )
+  assert "has no split 'test': expected one of" in found
+
+
+def test_softmax_where_images_have_several_classes(capsys, source):
+  found = error_of(
+    capsys,
+    source,
+    'init=none',
+    "--config.stages=('classify',)",
+    '--config.classify.kind=softmax',
+  )
+  assert "config.classify.kind: found 'softmax', but image" in found
+  assert "has 2 tags: expected 'sigmoid'" in found
+
+
+def test_bad_files_are_named(capsys, source):
+  masks = source / 'masks'
+  (masks / '03.png').unlink()
+  assert '03' in error_of(capsys, source, 'init=none')
+  shutil.copy(masks / '02.png', masks / '03.png')
+  (source / 'classes.txt').write_text('ground\n')
+  assert 'is no class: allowed are 0, 255 (ignored)' in error_of(
+    capsys, source, 'init=none'
+  )
+
+
+def test_a_folder_that_changed_under_a_run(capsys, source):
+  started = source.parent / 'run' / 'finetune'
+  started.mkdir(parents=True)
+  (started / 'labelled_ids.json').write_text(json.dumps(['gone']))
+  found = error_of(capsys, source, 'init=none')
+  assert 'the choice of labelled images changed since' in found
+
+
+def test_an_image_that_is_labelled_and_held_out(capsys, source):
+  for split, names in (('train', '0123'), ('val', '4567')):
+    for kind, suffix in (('images', 'jpg'), ('masks', 'png')):
+      folder = source / kind / split
+      folder.mkdir()
+      for name in names:
+        (source / kind / f'0{name}.{suffix}').rename(
+          folder / f'0{name}.{suffix}'
+        )
+  # The same bytes under another name.
+  for kind, suffix in (('images', 'jpg'), ('masks', 'png')):
+    shutil.copy(
+      source / kind / 'val' / f'06.{suffix}',
+      source / kind / 'train' / f'99.{suffix}',
+    )
+  folders = (
+    '--config.finetune.data.images=images/{split}',
+    '--config.finetune.data.masks=masks/{split}',
+    '--config.finetune.data.val_fraction=0.0',
+  )
+  found = error_of(capsys, source, 'init=none', *folders)
+  assert 'share images by their content: train/99 is val/06' in found
+  (source / 'images' / 'train' / '99.jpg').unlink()
+  (source / 'masks' / 'train' / '99.png').unlink()
+  listed = source / 'labeled.txt'
+  listed.write_text('02\n77\n')
+  # Nothing was made with the settings that were refused.
+  found = error_of(capsys, source, f'init=none,list={listed}', *folders)
+  assert "has the line '77', which names no image of the split" in found

@@ -1,0 +1,678 @@
+import hashlib
+import os
+import pickle
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from input_pipeline import datasets, prepare
+from input_pipeline.builders import folders
+from input_pipeline.sources import masks, records
+from runtime import errors
+
+DECODERS = {'image': tfds.decode.SkipDecoding()}
+LABEL_DECODERS = {**DECODERS, 'label': tfds.decode.SkipDecoding()}
+
+CLASS_LIST = 'sky 70,130,180\nmain road #804080\ncar 0,0,142\n'
+SKY, ROAD, CAR = (70, 130, 180), (128, 64, 128), (0, 0, 142)
+VOID = (255, 255, 255)
+
+# Values in the file, 5 rows of 3 pixels, and the class ids they mean.
+VALUES = ((0, 0, 1), (1, 2, 2), (255, 255, 0), (2, 1, 0), (1, 1, 255))
+IDS = ((0, 0, 1), (1, 2, 2), (-1, -1, 0), (2, 1, 0), (1, 1, -1))
+COLOURS = (
+  (SKY, SKY, ROAD),
+  (ROAD, CAR, CAR),
+  (VOID, VOID, SKY),
+  (CAR, ROAD, SKY),
+  (ROAD, ROAD, VOID),
+)
+
+
+def write_image(path, width=3, height=5):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  ramp = np.arange(width * height * 3, dtype=np.uint8)
+  PIL.Image.fromarray(ramp.reshape(height, width, 3)).save(path)
+
+
+def palette_mask(path):
+  image = PIL.Image.fromarray(np.array(VALUES, np.uint8), 'L')
+  # Colours that are all wrong: only the index counts.
+  image.putpalette([9, 9, 9] * 256)
+  assert image.mode == 'P'
+  image.save(path)
+
+
+def grey_mask(path):
+  PIL.Image.fromarray(np.array(VALUES, np.uint8)).save(path)
+
+
+def grey16_mask(path):
+  PIL.Image.fromarray(np.array(VALUES, np.uint16)).save(path)
+  assert PIL.Image.open(path).mode == 'I;16'
+
+
+def rgb_mask(path):
+  PIL.Image.fromarray(np.array(COLOURS, np.uint8)).save(path)
+
+
+def rgba_mask(path):
+  opaque = np.full((5, 3, 1), 255, np.uint8)
+  pixels = np.concatenate([np.array(COLOURS, np.uint8), opaque], axis=-1)
+  PIL.Image.fromarray(pixels).save(path)
+
+
+def small_grey_png(rows, depth):
+  """A grey PNG of less than 8 bits, which PIL cannot write."""
+
+  def chunk(kind, data):
+    check = zlib.crc32(kind + data)
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', check)
+
+  lines = b''
+  for row in rows:
+    bits = ''.join(f'{value:0{depth}b}' for value in row)
+    bits = bits.ljust(-(-len(bits) // 8) * 8, '0')
+    lines += b'\0' + int(bits, 2).to_bytes(len(bits) // 8, 'big')
+  head = struct.pack('>IIBBBBB', len(rows[0]), len(rows), depth, 0, 0, 0, 0)
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', head)
+    + chunk(b'IDAT', zlib.compress(lines))
+    + chunk(b'IEND', b'')
+  )
+
+
+def make(source, names=('a',), write_mask=grey_mask, class_list=CLASS_LIST):
+  """Writes a folder of images and masks; its options but for `ignore`."""
+  (source / 'masks').mkdir(parents=True)
+  (source / 'classes.txt').write_text(class_list, 'utf-8')
+  for name in names:
+    write_image(source / f'images/{name}.jpg')
+    write_mask(source / f'masks/{name}.png')
+  return {
+    'source': str(source),
+    'images': 'images',
+    'masks': 'masks',
+    'classes': 'classes.txt',
+  }
+
+
+def prepared(builder):
+  builder.download_and_prepare()
+  return builder
+
+
+def mask_folder(tmp_path, **options):
+  return folders.ImageMaskFolder(
+    folders.ImageMaskFolderOptions(**options), data_dir=tmp_path / 'prepared'
+  )
+
+
+def image_folder(tmp_path, **options):
+  return folders.ImageFolder(
+    folders.ImageFolderOptions(**options), data_dir=tmp_path / 'prepared'
+  )
+
+
+def labels(builder, split='train'):
+  """Class ids of each example, by id, as they are read in training."""
+  source = builder.as_data_source(split, decoders=LABEL_DECODERS)
+  return {
+    record['id'].decode(): records.decode_label(record['label']).tolist()
+    for record in source
+  }
+
+
+def ids(builder, split='train'):
+  source = builder.as_data_source(split, decoders=DECODERS)
+  return [record['id'].decode() for record in source]
+
+
+def message_of(run, *args, **kwargs):
+  with pytest.raises(errors.UserError) as caught:
+    run(*args, **kwargs)
+  message = str(caught.value)
+  assert '\n' not in message
+  return message
+
+
+@pytest.mark.parametrize(
+  ('write_mask', 'ignore'),
+  [
+    (palette_mask, 255),
+    (grey_mask, 255),
+    (grey16_mask, 255),
+    (rgb_mask, VOID),
+    (rgba_mask, VOID),
+  ],
+)
+def test_masks_of_every_kind_are_prepared_pixel_by_pixel(
+  tmp_path, write_mask, ignore
+):
+  options = make(tmp_path / 'roads', ['a'], write_mask)
+  builder = prepared(mask_folder(tmp_path, **options, ignore=ignore))
+  assert labels(builder) == {'a': [list(row) for row in IDS]}
+  [record] = builder.as_data_source('train', decoders=LABEL_DECODERS)
+  assert record['image'] == (tmp_path / 'roads/images/a.jpg').read_bytes()
+  assert list(record['tags']) == [0, 1, 2]
+  assert builder.contents() == records.Contents(
+    ('sky', 'main road', 'car'), (SKY, ROAD, CAR), labels=True, tags=True
+  )
+
+
+@pytest.mark.parametrize('depth', [1, 2, 4])
+def test_grey_masks_of_few_bits_keep_their_values(tmp_path, depth):
+  rows = [[0, 1, 1, 0, 1], [1, 1, 0, 2**depth - 1, 0]]
+  path = tmp_path / 'mask.png'
+  path.write_bytes(small_grey_png(rows, depth))
+  assert masks.read_pixels(path).tolist() == rows
+
+
+def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
+  rows = [[0, 1, 2], [3, 2, 1]]
+  image = PIL.Image.fromarray(np.array(rows, np.uint8), 'L')
+  image.putpalette([7, 7, 7] * 4)
+  image.save(tmp_path / 'mask.png', bits=2)
+  assert masks.read_pixels(tmp_path / 'mask.png').tolist() == rows
+
+
+def test_mask_with_transparency_is_refused(tmp_path):
+  PIL.Image.new('RGBA', (3, 5)).save(tmp_path / 'mask.png')
+  assert message_of(masks.read_pixels, tmp_path / 'mask.png') == (
+    "has pixels of PIL mode 'RGBA': expected a palette, grey of 8 or 16 bits, "
+    'or RGB without transparency'
+  )
+
+
+def test_more_classes_than_8_bits_hold(tmp_path):
+  values = [[0, 299], [254, 255], [256, 65535]]
+
+  def write_mask(path):
+    PIL.Image.fromarray(np.array(values, np.uint16)).save(path)
+
+  class_list = '\n'.join(f'class {i}' for i in range(300))
+  options = make(tmp_path / 'many', ['a'], write_mask, class_list)
+  write_image(tmp_path / 'many/images/a.jpg', 2, 3)
+  builder = prepared(mask_folder(tmp_path, **options, ignore=65535))
+  assert labels(builder) == {'a': [[0, 299], [254, 255], [256, -1]]}
+
+
+def test_an_ignored_line_of_the_list_is_no_class(tmp_path):
+  def write_mask(path):
+    pixels = np.array([[0, 1, 2]] * 5, np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+
+  options = make(tmp_path / 'roads', ['a'], write_mask)
+  builder = prepared(mask_folder(tmp_path, **options, ignore=0))
+  assert labels(builder) == {'a': [[-1, 0, 1]] * 5}
+  assert builder.contents().classes == ('main road', 'car')
+  assert builder.contents().palette == (ROAD, CAR)
+
+
+@pytest.mark.parametrize('ignore', [1, ROAD])
+def test_an_ignored_line_is_ignored_by_value_and_by_colour(tmp_path, ignore):
+  (tmp_path / 'classes.txt').write_text(CLASS_LIST)
+  code = folders.read_classes(tmp_path / 'classes.txt', ignore)
+  assert code == folders.MaskCode(
+    names=('sky', 'car'),
+    values=(0, 2),
+    colours=(SKY, CAR),
+    ignored_values=(1,),
+    ignored_colours=(ROAD,),
+  )
+
+
+def test_unknown_value_names_file_value_count_and_what_is_allowed(tmp_path):
+  options = make(tmp_path / 'roads', ['a', 'b'])
+  builder = mask_folder(tmp_path, **options)
+  assert message_of(builder.check) == (
+    f'{tmp_path}/roads/masks/a.png: value 255 (3 pixels) is no class: allowed '
+    'are 0…2 (the first of 2 bad files); mend or remove them, or set '
+    "on_bad_example='skip'"
+  )
+
+
+def test_unknown_values_beside_an_ignored_line(tmp_path):
+  options = make(tmp_path / 'roads')
+  builder = mask_folder(tmp_path, **options, ignore=1)
+  assert (
+    'value 255 (3 pixels) is no class: allowed are 0, 2, 1 (ignored); '
+  ) in message_of(builder.check)
+
+
+def test_unknown_colours_are_named(tmp_path):
+  class_list = CLASS_LIST.replace('0,0,142', '0,0,143')
+  options = make(tmp_path / 'roads', ['a'], rgb_mask, class_list)
+  builder = mask_folder(tmp_path, **options)
+  assert message_of(builder.check).startswith(
+    f'{tmp_path}/roads/masks/a.png: colour 0,0,142 (3 pixels; the most '
+    'frequent of 2 such colours) is no class: allowed are '
+    "70,130,180 'sky', 128,64,128 'main road', "
+    "0,0,143 'car'; "
+  )
+
+
+def test_rgb_mask_without_a_colour_table_is_refused(tmp_path):
+  options = make(tmp_path / 'roads', ['a'], rgb_mask, 'sky\nroad\ncar\n')
+  builder = mask_folder(tmp_path, **options)
+  assert (
+    'masks/a.png: is an RGB mask, but the class list has no colours: write its '
+    'lines as `name R,G,B`, or save the mask with a palette; '
+  ) in message_of(builder.check)
+
+
+def test_refused_files_leave_nothing_prepared(tmp_path):
+  options = make(tmp_path / 'roads')
+  builder = mask_folder(tmp_path, **options)
+  assert 'value 255' in message_of(builder.download_and_prepare)
+  left = [path for path in (tmp_path / 'prepared').rglob('*') if path.is_file()]
+  assert not left
+
+
+def test_skipped_files_are_not_prepared(tmp_path):
+  options = make(tmp_path / 'roads', ['a', 'b', 'c'])
+  (tmp_path / 'roads/images/b.jpg').write_bytes(b'')
+  (tmp_path / 'roads/masks/c.png').unlink()
+  builder = mask_folder(tmp_path, **options, ignore=255, on_bad_example='skip')
+  assert ids(prepared(builder)) == ['a']
+  assert [problem.file.name for problem in builder.check()[0].skipped] == [
+    'b.jpg',
+    'c.jpg',
+  ]
+
+
+def test_images_without_a_mask_are_a_split_where_that_is_asked_for(tmp_path):
+  options = make(tmp_path / 'roads', [f'{i:02}' for i in range(12)])
+  for i in range(5, 12):
+    (tmp_path / f'roads/masks/{i:02}.png').unlink()
+  options |= {'ignore': 255, 'val_fraction': 0.4}
+  message = message_of(mask_folder(tmp_path, **options).check)
+  assert "without_mask='unlabelled'" in message
+  options = datasets.Options(
+    *('image_mask_folder', str(tmp_path / 'roads'), 'images', 'masks'),
+    *('classes.txt', '255', 'unlabelled', 0.4),
+  )
+  found = {
+    split: datasets.open_split(options, split, str(tmp_path / 'prepared'))
+    for split in ('train', 'val', 'unlabelled')
+  }
+  assert found['unlabelled'].ids() == [f'{i:02}' for i in range(5, 12)]
+  assert found['unlabelled'].has == ()
+  # Val is cut from those that have masks.
+  assert sorted([*found['train'].ids(), *found['val'].ids()]) == [
+    f'{i:02}' for i in range(5)
+  ]
+  assert found['train'].has == ('label', 'tags')
+
+
+def test_masks_for_all_leave_no_unlabelled_split(tmp_path):
+  options = make(tmp_path / 'roads', ['a', 'b'])
+  found = mask_folder(tmp_path, **options, without_mask='unlabelled')
+  assert set(found.sources()) == {'train'}
+  assert found.lacks() == {}
+
+
+def test_a_split_of_the_users_may_not_have_the_name_of_those_without(tmp_path):
+  options = make(tmp_path / 'roads', [])
+  write_image(tmp_path / 'roads/images/unlabelled/x.jpg')
+  (tmp_path / 'roads/masks/unlabelled').mkdir()
+  options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
+  message = message_of(
+    mask_folder, tmp_path, **options, without_mask='unlabelled'
+  )
+  assert message == (
+    'without_mask=unlabelled: there is a folder of this name at {split}, '
+    'expected others'
+  )
+
+
+def test_image_folder_has_images_and_relative_ids(tmp_path):
+  for name in ('b.PNG', 'a.jpeg', 'sub/c.JPG'):
+    write_image(tmp_path / 'photos' / name)
+  builder = prepared(image_folder(tmp_path, source=str(tmp_path / 'photos')))
+  assert ids(builder) == ['a', 'b', 'sub/c']
+  source = builder.as_data_source('train', decoders=DECODERS)
+  assert set(source[0]) == {'image', 'id'}
+  assert source[2]['image'] == (tmp_path / 'photos/sub/c.JPG').read_bytes()
+  assert records.decode_image(source[1]['image'])[0].tolist() == [
+    [0, 1, 2],
+    [3, 4, 5],
+    [6, 7, 8],
+  ]
+  assert builder.contents() == records.Contents((), (), labels=False)
+
+
+def test_splits_in_folders(tmp_path):
+  for split, name in (('train', 'x'), ('test', 'y/x'), ('.trash', 'z')):
+    write_image(tmp_path / f'photos/{split}/images/{name}.jpg')
+  (tmp_path / 'photos/notes').mkdir()
+  builder = prepared(
+    image_folder(
+      tmp_path, source=str(tmp_path / 'photos'), images='{split}/images'
+    )
+  )
+  assert set(builder.info.splits) == {'train', 'test'}
+  assert ids(builder, 'train') == ['train/x']
+  assert ids(builder, 'test') == ['test/y/x']
+
+
+def test_splits_of_masks_in_folders(tmp_path):
+  options = make(tmp_path / 'roads', [])
+  for split in ('train', 'val'):
+    write_image(tmp_path / f'roads/images/{split}/x.jpg')
+    (tmp_path / f'roads/masks/{split}').mkdir()
+    grey_mask(tmp_path / f'roads/masks/{split}/x.png')
+  options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
+  builder = prepared(mask_folder(tmp_path, **options, ignore=255))
+  assert labels(builder, 'val') == {'val/x': [list(row) for row in IDS]}
+
+
+def test_val_fraction_follows_the_stated_rule(tmp_path):
+  names = [f'{i:03}' for i in range(40)]
+  for name in names:
+    write_image(tmp_path / f'photos/{name}.png')
+  expected = {
+    name
+    for name in names
+    if int(hashlib.sha256(f'3:{name}'.encode()).hexdigest()[:16], 16)
+    < 0.25 * 16**16
+  }
+  assert 0 < len(expected) < 20
+  builder = image_folder(
+    tmp_path, source=str(tmp_path / 'photos'), val_fraction=0.25, split_seed=3
+  )
+  examples = builder.sources()
+  assert {example.id for example in examples['val']} == expected
+  assert {example.id for example in examples['train']} == {
+    name for name in names if name not in expected
+  }
+
+
+def test_val_fraction_that_leaves_a_split_empty_is_refused(tmp_path):
+  write_image(tmp_path / 'photos/a.jpg')
+  message = message_of(
+    image_folder, tmp_path, source=str(tmp_path / 'photos'), val_fraction=1e-9
+  )
+  assert message == (
+    'val_fraction=1e-09 leaves no image for val of 1: choose another '
+    'val_fraction or split_seed'
+  )
+
+
+def test_a_changed_folder_is_another_config(tmp_path):
+  source = tmp_path / 'my roads'
+  options = make(source, ['a', 'b'])
+
+  def name(**changes):
+    builder = mask_folder(tmp_path, **{**options, 'ignore': 255, **changes})
+    return builder.builder_config.name
+
+  first = name()
+  assert first.startswith('my_roads-')
+  assert name() == first
+  names = {first, name(on_bad_example='skip'), name(split_seed=1)}
+  assert len(names) == 3
+
+  os.utime(source / 'masks/a.png', ns=(1, 1))
+  names.add(name())
+  assert len(names) == 4
+  write_image(source / 'images/a.jpg', 4, 5)
+  os.utime(source / 'images/a.jpg', ns=(2, 2))
+  names.add(name())
+  assert len(names) == 5
+  (source / 'classes.txt').write_text(CLASS_LIST.replace('car', 'cart'))
+  names.add(name())
+  assert len(names) == 6
+
+
+def test_a_changed_folder_is_prepared_anew_and_a_moved_one_is_not(tmp_path):
+  options = make(tmp_path / 'here/roads')
+  write_image(tmp_path / 'here/roads/images/without_mask.jpg')
+  options['on_bad_example'] = 'skip'
+  first = prepared(mask_folder(tmp_path, **options, ignore=255))
+  shutil.move(tmp_path / 'here', tmp_path / 'there')
+  options['source'] = str(tmp_path / 'there/roads')
+  moved = mask_folder(tmp_path, **options, ignore=255)
+  assert moved.data_dir == first.data_dir
+  assert ids(moved) == ['a']
+
+  write_image(tmp_path / 'there/roads/images/b.jpg')
+  grey_mask(tmp_path / 'there/roads/masks/b.png')
+  changed = prepared(mask_folder(tmp_path, **options, ignore=255))
+  assert ids(changed) == ['a', 'b']
+  assert ids(first) == ['a']
+
+
+def test_other_processes_need_the_records_only(tmp_path):
+  options = make(tmp_path / 'roads')
+  builder = prepared(mask_folder(tmp_path, **options, ignore=255))
+  source = builder.as_data_source('train', decoders=LABEL_DECODERS)
+  sent = pickle.dumps((builder, source))
+  shutil.rmtree(tmp_path / 'roads')
+  builder, source = pickle.loads(sent)
+  assert labels(builder) == {'a': [list(row) for row in IDS]}
+  assert source[0]['id'] == b'a'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'source': ''}, 'source is empty: give the folder of the images'),
+    (
+      {'val_fraction': 1.0},
+      'val_fraction is 1.0: expected 0 or more, and below 1',
+    ),
+    (
+      {'on_bad_example': 'stop'},
+      "on_bad_example is 'stop': expected one of ('error', 'skip')",
+    ),
+    (
+      {'images': 'x{split}', 'masks': '{split}'},
+      "images is 'x{split}': expected {split} once, as a folder of its own",
+    ),
+    (
+      {'images': '{split}/a', 'masks': '{split}/b', 'val_fraction': 0.1},
+      "val_fraction is 0.1, but images='{split}/a' has its splits in folders: "
+      'set val_fraction=0',
+    ),
+    ({'masks': ''}, 'masks is empty: give the folder of the masks'),
+    ({'classes': ''}, 'classes is empty: give the file of the class list'),
+    (
+      {'images': '{split}/images'},
+      "masks is 'masks' where images is '{split}/images': expected {split} in "
+      'both or in neither',
+    ),
+    (
+      {'images': ''},
+      "masks is 'masks', inside images='': expected folders beside each other, "
+      'or masks are taken for images',
+    ),
+    (
+      {'without_mask': 'skip'},
+      "without_mask is 'skip': expected one of ('error', 'unlabelled')",
+    ),
+    (
+      {'ignore': -1},
+      'ignore is -1: expected a value of 0 to 65535, a colour of three values '
+      'of 0 to 255, or None',
+    ),
+    (
+      {'ignore': (0, 0, 256)},
+      'ignore is (0, 0, 256): expected a value of 0 to 65535, a colour of '
+      'three values of 0 to 255, or None',
+    ),
+  ],
+)
+def test_options_that_make_no_sense_are_refused(changes, message):
+  options = {
+    'source': 'x',
+    'images': 'images',
+    'masks': 'masks',
+    'classes': 'classes.txt',
+    **changes,
+  }
+  assert message_of(folders.ImageMaskFolderOptions, **options) == message
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'source': '{0}/no'},
+      'source: there is no folder {0}/no: give the folder of the images',
+    ),
+    (
+      {'masks': 'no'},
+      '{0}/roads/no: there is no such folder, expected one of *.png',
+    ),
+    (
+      {'images': 'no/{{split}}', 'masks': 'masks/{{split}}'},
+      'images: there is no folder {0}/roads/no/{{split}}: expected one for '
+      'each split',
+    ),
+    (
+      {'images': 'images/{{split}}', 'masks': 'masks/{{split}}'},
+      'images: the folder {0}/roads/images/a b cannot be a split: expected a '
+      "name of letters, digits and _, and not 'all'",
+    ),
+    (
+      {'classes': 'no.txt'},
+      'classes: cannot read {0}/roads/no.txt: No such file or directory: give '
+      'a text file with a class a line',
+    ),
+  ],
+)
+def test_files_that_are_not_there(tmp_path, changes, message):
+  options = make(tmp_path / 'roads')
+  (tmp_path / 'roads/images/a b').mkdir()
+  changes = {key: value.format(tmp_path) for key, value in changes.items()}
+  found = message_of(mask_folder, tmp_path, **{**options, **changes})
+  assert found == message.format(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('a\n\nb', 'line 2 is empty: expected a class, line i names value i of'),
+    ('a\nb\na', "line 3 names 'a' a second time"),
+    ('a 1,2,3\nb #010203', 'line 2 gives 1,2,3 to a second class'),
+    ('a 1,2,3\nb', 'line 2: expected a colour for every class or for none'),
+    ('a\nb 1,2,3', 'line 2: expected a colour for every class or for none'),
+    ('a 1,2,256', "line 1: '1,2,256' is no colour: expected R,G,B of 0 to 255"),
+    ('', ' has 0 classes, expected 1 to 32766'),
+  ],
+)
+def test_class_lists_that_make_no_sense_are_refused(tmp_path, text, message):
+  path = tmp_path / 'classes.txt'
+  path.write_text(text)
+  found = message_of(folders.read_classes, path)
+  assert found.startswith(f'classes: {path}')
+  assert message in found
+
+
+def test_class_list_that_is_no_text(tmp_path):
+  path = tmp_path / 'classes.txt'
+  path.write_bytes(b'\xff\xfe')
+  assert message_of(folders.read_classes, path) == (
+    f'classes: {path} is not UTF-8 text: save it as UTF-8'
+  )
+
+
+def test_ignored_colour_needs_colours(tmp_path):
+  path = tmp_path / 'classes.txt'
+  path.write_text('a\nb')
+  assert message_of(folders.read_classes, path, (1, 2, 3)) == (
+    f'ignore is the colour 1,2,3, but {path} has no colours: expected a value'
+  )
+
+
+def test_class_list_of_names_only(tmp_path):
+  path = tmp_path / 'classes.txt'
+  # With a byte order mark, Windows ends of line and spaces in a name.
+  path.write_bytes('\ufeffähre\r\ntraffic light 2\r\n\r\n'.encode())
+  assert folders.read_classes(path, 255) == folders.MaskCode(
+    names=('ähre', 'traffic light 2'), values=(0, 1), ignored_values=(255,)
+  )
+
+
+def test_palette_is_that_of_pascal_voc():
+  # background, aeroplane, bicycle, bird, boat, …, tv monitor (20).
+  colours = masks.palette(21)
+  assert colours[:5] == (
+    (0, 0, 0),
+    (128, 0, 0),
+    (0, 128, 0),
+    (128, 128, 0),
+    (0, 0, 128),
+  )
+  assert colours[20] == (0, 64, 128)
+  assert len(set(masks.palette(256))) == 256
+
+
+@pytest.mark.parametrize(
+  ('text', 'ignore'),
+  [
+    ('', None),
+    ('255', 255),
+    ('1, 2,3', (1, 2, 3)),
+    ('#ff8001', (255, 128, 1)),
+  ],
+)
+def test_ignore_on_a_command_line(text, ignore):
+  assert folders.parse_ignore(text) == ignore
+
+
+@pytest.mark.parametrize('text', ['-1', 'white', '1,2', '#fff', '1,2,256'])
+def test_ignore_that_is_nothing(text):
+  assert message_of(folders.parse_ignore, text) == (
+    f'ignore is {text!r}: expected a value as 255, or a colour as 255,255,255 '
+    'or #ffffff'
+  )
+
+
+def command_line(tmp_path, *extra):
+  return [
+    'image_mask_folder',
+    f'--source={tmp_path}/roads',
+    f'--data_dir={tmp_path}/prepared',
+    '--images=images',
+    '--masks=masks',
+    '--classes=classes.txt',
+    *extra,
+  ]
+
+
+def test_command_line_checks_then_prepares(tmp_path, capsys):
+  make(tmp_path / 'roads', ['a', 'b'])
+  command = command_line(tmp_path, '--ignore=255')
+  assert prepare.main([*command, '--check']) == 0
+  report, _, page = capsys.readouterr().out.partition('the page is in ')
+  assert report.startswith('train: 2 images\n')
+  page, _, last = page.partition('\n')
+  assert PIL.Image.open(page).width > 1000
+  assert last == 'this was a check: no record was written\n'
+  assert not list((tmp_path / 'prepared').rglob('*.array_record*'))
+
+  assert prepare.main(command) == 0
+  out = capsys.readouterr().out
+  assert out.startswith(f'{report}the page is in ')
+  [records_file] = (tmp_path / 'prepared').rglob('*.array_record*')
+  assert out.endswith(f'records are in {records_file.parent}\n')
+
+
+def test_command_line_says_in_one_line_what_to_mend(tmp_path, capsys):
+  make(tmp_path / 'roads', ['a'])
+  assert prepare.main(command_line(tmp_path)) == 2
+  assert capsys.readouterr().err == (
+    f'error: {tmp_path}/roads/masks/a.png: value 255 (3 pixels) is no class: '
+    'allowed are 0…2; mend or remove them, or set '
+    "on_bad_example='skip'\n"
+  )
+  assert prepare.main(command_line(tmp_path, '--ignore=white')) == 2
+  assert capsys.readouterr().err.startswith("error: ignore is 'white': ")

@@ -1,0 +1,395 @@
+import functools
+import io
+import os
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from input_pipeline.sources import audit
+from runtime import errors
+
+CLASSES = ('sky', 'road', 'car')
+
+
+def write(path, data):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(data)
+  return path
+
+
+def image_bytes(width, height, kind='JPEG', **options):
+  rng = np.random.default_rng(width * height)
+  pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+  encoded = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(encoded, kind, **options)
+  return encoded.getvalue()
+
+
+def mask_bytes(rows):
+  encoded = io.BytesIO()
+  PIL.Image.fromarray(np.array(rows, np.uint8)).save(encoded, 'PNG')
+  return encoded.getvalue()
+
+
+def read_mask(path):
+  """Grey masks of three classes; 255 is ignored, 9 is not allowed."""
+  pixels = np.asarray(audit.load(path.read_bytes(), ('PNG',))).astype(np.int16)
+  if (pixels == 9).any():
+    raise errors.UserError('value 9 is no class')
+  return np.where(pixels == 255, -1, pixels)
+
+
+READ = functools.partial(audit.read_example, read_mask=read_mask)
+
+
+def audit_images(listing, **options):
+  """Audits images without masks."""
+  return audit.run(
+    {'train': listing.examples},
+    (),
+    audit.read_example,
+    problems=listing.problems,
+    **options,
+  )
+
+
+def make(tmp_path, **masks):
+  """Writes images 3x2 with these masks; lists them."""
+  for name, rows in masks.items():
+    write(tmp_path / f'images/{name}.jpg', image_bytes(3, 2))
+    write(tmp_path / f'masks/{name}.png', mask_bytes(rows))
+  return audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+
+
+def refused(listing, **options):
+  """The message that refuses these examples."""
+  with pytest.raises(errors.UserError) as caught:
+    audit.run(
+      {'train': listing.examples},
+      CLASSES,
+      READ,
+      problems=listing.problems,
+      **options,
+    )
+  message = str(caught.value)
+  assert '\n' not in message
+  return message
+
+
+GOOD = [[0, 0, 1], [1, 1, 255]]
+
+
+def test_listing_pairs_relative_names_in_order(tmp_path):
+  for name in ('b.JPG', 'a/c.jpeg', 'a/B.png', '.hidden.jpg', 'notes.txt'):
+    write(tmp_path / 'images' / name, b'')
+  for name in ('b.png', 'a/c.PNG', 'a/B.png', 'a/._c.png'):
+    write(tmp_path / 'masks' / name, b'')
+  listing = audit.list_examples(
+    tmp_path / 'images', tmp_path / 'masks', prefix='val/'
+  )
+  assert listing == audit.Listing(
+    (
+      audit.Example(
+        'val/a/B', tmp_path / 'images/a/B.png', tmp_path / 'masks/a/B.png'
+      ),
+      audit.Example(
+        'val/a/c', tmp_path / 'images/a/c.jpeg', tmp_path / 'masks/a/c.PNG'
+      ),
+      audit.Example(
+        'val/b', tmp_path / 'images/b.JPG', tmp_path / 'masks/b.png'
+      ),
+    )
+  )
+
+
+def test_names_with_dots_are_whole(tmp_path):
+  for name in ('frame.1.jpg', 'frame.2.jpg'):
+    write(tmp_path / name, b'')
+  listing = audit.list_examples(tmp_path)
+  assert [example.id for example in listing.examples] == ['frame.1', 'frame.2']
+  assert not listing.problems
+
+
+def test_linked_folders_are_followed(tmp_path):
+  write(tmp_path / 'elsewhere/x.jpg', b'')
+  (tmp_path / 'images').mkdir()
+  (tmp_path / 'images/link').symlink_to(tmp_path / 'elsewhere')
+  listing = audit.list_examples(tmp_path / 'images')
+  assert [example.id for example in listing.examples] == ['link/x']
+
+
+def test_counts_pixels_and_images_of_each_class(tmp_path):
+  listing = make(tmp_path, a=GOOD, b=[[1, 1, 1], [1, 1, 1]])
+  found = audit.run({'train': listing.examples}, CLASSES, READ)
+  assert found.counts == {
+    'train': audit.Counts(
+      num_images=2, pixels=(2, 9, 0), images=(1, 2, 0), ignored=1
+    )
+  }
+  assert found.warnings == ("class 'car' occurs in no mask",)
+  assert found.skipped == ()
+
+
+def test_report_is_a_table(tmp_path):
+  listing = make(tmp_path, a=GOOD, b=[[1, 1, 1], [2, 2, 9]])
+  found = audit.run(
+    {'train': listing.examples[:1], 'val': listing.examples},
+    CLASSES,
+    READ,
+    on_bad_example='skip',
+  )
+  table = (
+    'train: 1 images',
+    'val: 1 images',
+    '',
+    'class         train pixels   share    images       val pixels   share'
+    '    images',
+    'sky                      2  33.33%         1                2  33.33%'
+    '         1',
+    'road                     3  50.00%         1                3  50.00%'
+    '         1',
+    'car                      0   0.00%         0                0   0.00%'
+    '         0',
+    '(ignored)                1  16.67%                          1  16.67%',
+    '',
+    "warning: class 'car' occurs in no mask",
+    '',
+    '1 files are left out:',
+    f'  {tmp_path}/masks/b.png: value 9 is no class',
+  )
+  assert found.report() == '\n'.join(table)
+
+
+def test_a_split_without_masks_has_no_pixels_in_the_table():
+  masked = audit.Counts(num_images=2, pixels=(3, 0), images=(2, 0), ignored=1)
+  tagged = audit.Counts(num_images=5, pixels=(0, 0), images=(4, 1))
+  ignored = audit.Counts(num_images=1, pixels=(0, 0), images=(0, 0), ignored=6)
+  found = {'a': masked, 'b': tagged, 'c': ignored}
+  assert audit.Audit(found, ('sky', 'road')).report().splitlines()[4:] == [
+    'class             a pixels   share    images           b images'
+    '         c pixels   share    images',
+    'sky                      3  75.00%         2                  4'
+    '                0   0.00%         0',
+    'road                     0   0.00%         0                  1'
+    '                0   0.00%         0',
+    '(ignored)                1  25.00%                             '
+    '                6 100.00%',
+  ]
+  assert audit.Audit({'b': tagged}, ('sky', 'road')).report().splitlines() == [
+    'b: 5 images',
+    '',
+    'class           b images',
+    'sky                    4',
+    'road                   1',
+  ]
+
+
+def test_images_alone_are_only_decoded(tmp_path):
+  write(tmp_path / 'a.png', image_bytes(5, 4, 'PNG'))
+  write(tmp_path / 'b.jpg', image_bytes(5, 4))
+  listing = audit.list_examples(tmp_path)
+  found = audit_images(listing)
+  assert found.counts == {'train': audit.Counts(num_images=2)}
+  assert found.report() == 'train: 2 images'
+
+
+def test_error_names_the_first_file_and_counts_the_others(tmp_path):
+  listing = make(tmp_path, a=GOOD, b=[[9, 0, 0]] * 2, c=[[9, 0, 0]] * 2)
+  write(tmp_path / 'images/a.jpg', b'no image')
+  assert refused(listing) == (
+    f'{tmp_path}/images/a.jpg: is no JPEG or PNG file, or its head is damaged '
+    '(the first of 3 bad files); mend or remove them, or set '
+    "on_bad_example='skip'"
+  )
+
+
+def test_remedy_can_be_given(tmp_path):
+  listing = make(tmp_path, a=[[9, 0, 0]] * 2)
+  assert refused(listing, remedy='get it again') == (
+    f'{tmp_path}/masks/a.png: value 9 is no class; get it again'
+  )
+
+
+def test_skip_leaves_out_and_tells(tmp_path):
+  listing = make(tmp_path, a=GOOD, b=[[9, 0, 0]] * 2, c=GOOD)
+  write(tmp_path / 'images/c.jpg', b'')
+  found = audit.run(
+    {'train': listing.examples}, CLASSES, READ, on_bad_example='skip'
+  )
+  assert found.counts['train'].num_images == 1
+  assert found.counts['train'].pixels == (2, 3, 0)
+  assert [problem.file.name for problem in found.skipped] == ['c.jpg', 'b.png']
+
+
+def test_nothing_usable_is_refused_even_with_skip(tmp_path):
+  listing = make(tmp_path, a=[[9, 0, 0]] * 2)
+  assert refused(listing, on_bad_example='skip') == (
+    f"no image of split 'train' is usable; {tmp_path}/masks/a.png: value 9 is "
+    'no class; mend them'
+  )
+
+
+def test_unknown_policy_is_refused(tmp_path):
+  message = refused(make(tmp_path, a=GOOD), on_bad_example='ignore')
+  assert message == (
+    "on_bad_example is 'ignore': expected one of ('error', 'skip')"
+  )
+
+
+def test_size_mismatch_tells_both_sizes(tmp_path):
+  listing = make(tmp_path, a=[[0, 0], [0, 0], [0, 0]])
+  assert refused(listing).startswith(
+    f'{tmp_path}/masks/a.png: the mask is 2x3 pixels, its image 3x2; '
+  )
+
+
+def test_size_mismatch_by_exif_says_so(tmp_path):
+  listing = make(tmp_path, a=[[0, 0], [0, 0], [0, 0]])
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6  # Turned by 90 degrees.
+  write(tmp_path / 'images/a.jpg', image_bytes(3, 2, exif=exif))
+  assert refused(listing).startswith(
+    f'{tmp_path}/masks/a.png: the mask is 2x3 pixels, its image 3x2 before the '
+    'turn in its EXIF tag, which is not followed; '
+  )
+
+
+def test_missing_mask_is_a_problem(tmp_path):
+  make(tmp_path, a=GOOD)
+  write(tmp_path / 'images/x/b.jpg', image_bytes(3, 2))
+  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  assert [example.id for example in listing.examples] == ['a']
+  assert refused(listing) == (
+    f'{tmp_path}/images/x/b.jpg: has no mask {tmp_path}/masks/x/b.png; mend or '
+    "remove them, or set on_bad_example='skip'"
+  )
+
+
+def test_mask_without_image_is_a_warning(tmp_path):
+  make(tmp_path, a=GOOD)
+  write(tmp_path / 'masks/b.png', mask_bytes(GOOD))
+  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  assert listing.warnings == (
+    f'{tmp_path}/masks/b.png: a mask without an image',
+  )
+  assert not listing.problems
+
+
+def test_two_files_of_one_id_are_both_problems(tmp_path):
+  make(tmp_path, a=GOOD, b=GOOD)
+  write(tmp_path / 'images/a.png', image_bytes(3, 2, 'PNG'))
+  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  assert [example.id for example in listing.examples] == ['b']
+  assert refused(listing) == (
+    f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a' (the "
+    "first of 2 bad files); mend or remove them, or set on_bad_example='skip'"
+  )
+
+
+def test_two_masks_of_one_id_are_problems(tmp_path):
+  make(tmp_path, a=GOOD)
+  write(tmp_path / 'masks/a.PNG', mask_bytes(GOOD))
+  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  assert "a.PNG and a.png have the same id 'a'" in refused(listing)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('part', [0.3, 0.6, 0.9])
+def test_cut_off_image_is_found(tmp_path, kind, part):
+  data = image_bytes(61, 47, kind)
+  listing = make(tmp_path, a=GOOD)
+  write(tmp_path / 'images/a.jpg', data[: int(part * len(data))])
+  assert 'images/a.jpg: cannot be decoded' in refused(listing)
+
+
+def test_jpeg_without_its_last_byte_is_found(tmp_path):
+  listing = make(tmp_path, a=GOOD)
+  write(tmp_path / 'images/a.jpg', image_bytes(61, 47)[:-1])
+  assert 'images/a.jpg: cannot be decoded' in refused(listing)
+
+
+def test_jpeg_filled_up_with_zeros_is_found(tmp_path):
+  data = image_bytes(61, 47)
+  half = len(data) // 2
+  listing = make(tmp_path, a=GOOD)
+  write(tmp_path / 'images/a.jpg', data[:half] + bytes(len(data) - half))
+  assert refused(listing).startswith(
+    f'{tmp_path}/images/a.jpg: cannot be decoded: the JPEG has no end, cut off?'
+  )
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path):
+  write(tmp_path / 'a.jpg', image_bytes(3, 2) + b'trailer of a camera')
+  found = audit_images(audit.list_examples(tmp_path))
+  assert found.counts['train'].num_images == 1
+
+
+@pytest.mark.parametrize(
+  'mode', ['L', 'CMYK', 'RGB', 'P', 'RGBA', 'LA', 'I;16']
+)
+def test_images_of_every_mode_are_taken(tmp_path, mode):
+  kind = 'JPEG' if mode == 'CMYK' else 'PNG'
+  pixels = PIL.Image.new(mode, (3, 2))
+  pixels.save(tmp_path / 'a.jpg', kind)
+  found = audit_images(audit.list_examples(tmp_path))
+  assert found.counts['train'].num_images == 1
+
+
+def test_other_formats_are_refused(tmp_path):
+  write(tmp_path / 'a.jpg', image_bytes(3, 2, 'BMP'))
+  listing = audit.list_examples(tmp_path)
+  assert 'a.jpg: is no JPEG or PNG file' in refused(listing)
+
+
+def test_mask_that_is_no_png_is_refused(tmp_path):
+  listing = make(tmp_path, a=GOOD)
+  write(tmp_path / 'masks/a.png', image_bytes(3, 2))
+  assert 'masks/a.png: is no PNG file' in refused(listing)
+
+
+def test_cut_off_mask_is_found(tmp_path):
+  listing = make(tmp_path, a=GOOD)
+  write(tmp_path / 'masks/a.png', mask_bytes(GOOD)[:50])
+  assert 'masks/a.png: cannot be decoded' in refused(listing)
+
+
+def test_file_that_vanished_is_named(tmp_path):
+  listing = make(tmp_path, a=GOOD)
+  (tmp_path / 'images/a.jpg').unlink()
+  assert refused(listing).startswith(
+    f'{tmp_path}/images/a.jpg: cannot be read: No such file or directory; '
+  )
+
+
+def test_folders_that_are_empty_or_missing(tmp_path):
+  with pytest.raises(errors.UserError) as caught:
+    audit.list_examples(tmp_path)
+  assert str(caught.value) == (
+    f'{tmp_path}: found no image, expected *.jpg, *.jpeg or *.png'
+  )
+  write(tmp_path / 'images/a.jpg', b'')
+  with pytest.raises(errors.UserError) as caught:
+    audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  assert str(caught.value) == (
+    f'{tmp_path}/masks: there is no such folder, expected one of *.png'
+  )
+
+
+def test_messages_stay_on_one_line_whatever_a_file_is_called(tmp_path):
+  write(tmp_path / 'two\nlines.jpg', b'')
+  listing = audit.list_examples(tmp_path)
+  assert f'{tmp_path}/two lines.jpg: is no JPEG or PNG' in refused(listing)
+
+
+def test_names_that_are_not_utf8_are_problems(tmp_path):
+  try:
+    write(pathlib.Path(os.fsdecode(bytes(tmp_path) + b'/\xff.jpg')), b'')
+  except OSError:
+    pytest.skip('this file system has no names that are not UTF-8')
+  message = refused(audit.list_examples(tmp_path))
+  assert message.startswith(
+    f'{tmp_path}/\\udcff.jpg: its name is not UTF-8: rename it; '
+  )
+  message.encode()  # Can be printed.

@@ -1,0 +1,305 @@
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from input_pipeline import datasets
+from input_pipeline.builders import camvid
+from input_pipeline.sources import fingerprints, records
+from runtime import errors
+
+
+def write_pair(source, name, mask):
+  split, stem = name.split('/')
+  for part in ('images', 'labels'):
+    (source / split / part).mkdir(parents=True, exist_ok=True)
+  mask = np.array(mask, np.uint8)
+  photograph = np.full((*mask.shape, 3), (200, 90, 10), np.uint8)
+  PIL.Image.fromarray(photograph).save(source / split / f'images/{stem}.png')
+  PIL.Image.fromarray(mask).save(source / split / f'labels/{stem}.png')
+
+
+@pytest.fixture
+def root(tmp_path):
+  """A folder of data sets with a small CamVid in it."""
+  source = tmp_path / 'all' / 'camvid'
+  write_pair(source, 'train/0002', [[11, 0, 3], [3, 3, 3]])
+  write_pair(source, 'train/0001', [[1], [2], [11], [10]])
+  write_pair(source, 'train/0003', [[5, 5, 5, 5]])
+  write_pair(source, 'val/0001', [[8]])
+  return tmp_path / 'all'
+
+
+@pytest.fixture(autouse=True)
+def no_source(monkeypatch):
+  monkeypatch.delenv('SEG_DATA_DIR', raising=False)
+
+
+def open_camvid(tmp_path, split='train', **options):
+  return datasets.open_split(
+    datasets.Options('camvid', **options), split, str(tmp_path / 'prepared')
+  )
+
+
+def message_of(call):
+  with pytest.raises(errors.UserError) as caught:
+    call()
+  message = str(caught.value)
+  assert '\n' not in message
+  return message
+
+
+@pytest.mark.parametrize('by_variable', [False, True])
+def test_a_data_set_opens(root, tmp_path, monkeypatch, by_variable):
+  if by_variable:
+    monkeypatch.setenv('SEG_DATA_DIR', str(root))
+    split = open_camvid(tmp_path)
+  else:
+    split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert split.name == 'camvid train'
+  assert split.ids() == ['train/0001', 'train/0002', 'train/0003']
+  assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
+  assert len(split) == 3
+  assert split.classes == camvid.CLASSES
+  assert split.palette[3] == (128, 64, 128)
+  assert split.has == ('label', 'tags')
+  record = split.records[1]
+  label = records.decode_label(record['label'])
+  assert label.tolist() == [[-1, 0, 3], [3, 3, 3]]
+  image = records.decode_image(record['image'])
+  assert image.tolist() == [[[200, 90, 10]] * 3] * 2
+  assert [int(tag) for tag in record['tags']] == [0, 3]
+
+
+def test_source_goes_before_the_variable(root, tmp_path, monkeypatch):
+  monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'elsewhere'))
+  split = open_camvid(tmp_path, 'val', source=str(root / 'camvid'))
+  assert split.ids() == ['val/0001']
+
+
+def test_what_is_prepared_needs_no_source(root, tmp_path, capsys):
+  open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert capsys.readouterr().out  # The audit.
+  assert open_camvid(tmp_path, 'val').ids() == ['val/0001']
+  assert capsys.readouterr().out == ''
+
+
+def test_sizes_and_ids_of_a_selection(root, tmp_path):
+  split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert split.sizes() == [(4, 1), (2, 3), (1, 4)]  # Not its selection's.
+  chosen = split.select(np.array([2, 0]))
+  assert chosen.name == 'camvid train (2 of 3 images)'
+  assert chosen.ids() == ['train/0003', 'train/0001']
+  assert chosen.sizes() == [(1, 4), (4, 1)]
+
+
+def test_splits_are_joined_one_after_the_other(root, tmp_path):
+  train, val = (
+    open_camvid(tmp_path, split, source=str(root / 'camvid'))
+    for split in ('train', 'val')
+  )
+  joined = datasets.join([train, val])
+  names = ['train/0001', 'train/0002', 'train/0003', 'val/0001']
+  assert joined.ids() == names
+  found = [joined.records[i]['id'].decode() for i in range(len(joined))]
+  assert found == names
+  assert joined.records[-1]['id'] == b'val/0001'
+  with pytest.raises(IndexError):
+    joined.records[4]
+  assert joined.sizes() == [(4, 1), (2, 3), (1, 4), (1, 1)]
+  assert joined.name == 'camvid train and camvid val'
+  # Classes of another data set would mean something else.
+  assert joined.has == ()
+  picked = joined.select(np.array([0, 3]))
+  assert picked.records[1]['id'] == b'val/0001'
+  assert datasets.join([train]) is train
+
+
+def test_what_is_missing_is_known_before_anything_is_prepared(root, tmp_path):
+  there = datasets.Options('camvid', source=str(root / 'camvid'))
+  gone = datasets.Options('camvid', source=str(root / 'nowhere'))
+  data_dir = str(tmp_path / 'prepared')
+  datasets.require(there, data_dir)
+  with pytest.raises(errors.Missing, match='there is no file or folder'):
+    datasets.require(gone, data_dir)
+  assert not list(tmp_path.rglob('dataset_info.json'))
+  datasets.prepare(there, data_dir)
+  datasets.require(gone, data_dir)
+
+
+def test_require():
+  split = datasets.Split(
+    name='photographs train',
+    version='v',
+    classes=(),
+    palette=(),
+    has=('tags',),
+    records=[],
+    index=fingerprints.Index.of([]),
+  )
+  split.require('tags', 'classification')
+  message = message_of(lambda: split.require('label', 'fine-tuning'))
+  assert message == (
+    'photographs train has no label, which fine-tuning needs: choose another '
+    'data set'
+  )
+
+
+@pytest.mark.parametrize(
+  'name', ['ade', '', 'camvid/', 'image_folder/', 'Shapes/scenes']
+)
+def test_unknown_data_set(name):
+  assert message_of(lambda: datasets.Options(name)) == (
+    f'there is no data set {name!r}: expected one of shapes, camvid, '
+    'voc2012, pascal_context, ade20k, cityscapes, gta5, synthia, imagenet, '
+    'imagenet_s, image_folder, image_mask_folder'
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('camvid/11', 'camvid'),
+    ('cityscapes/rough', 'cityscapes/ with one of fine, coarse'),
+    ('imagenet_s', 'imagenet_s/ with one of 50, 300, 919'),
+  ],
+)
+def test_unknown_configuration(name, expected, tmp_path):
+  options = datasets.Options(name)
+  assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
+    f'there is no data set {name!r}: expected {expected}'
+  )
+
+
+@pytest.mark.parametrize('name', ['shapes', 'shapes/scene'])
+def test_unknown_configuration_of_shapes(name, tmp_path):
+  options = datasets.Options(name)
+  assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
+    f'there is no data set {name!r}: expected shapes/ with one of scenes, '
+    'single, source, target, scenes_128, single_128, source_128, target_128'
+  )
+
+
+def test_unknown_split(root, tmp_path):
+  message = message_of(
+    lambda: open_camvid(tmp_path, 'test', source=str(root / 'camvid'))
+  )
+  assert message == "camvid has no split 'test': expected one of train, val"
+
+
+def test_no_source(tmp_path):
+  assert message_of(lambda: open_camvid(tmp_path)) == (
+    'source is empty: give the folder of camvid '
+    '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
+    'holds a folder camvid'
+  )
+
+
+def test_source_that_is_not_there(tmp_path, monkeypatch):
+  monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
+  folder = tmp_path / 'camvid'
+  assert message_of(lambda: open_camvid(tmp_path)) == (
+    f'source: there is no file or folder {folder}: give the folder of camvid '
+    '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
+    'holds a folder camvid'
+  )
+
+
+def test_folders_without_a_source(tmp_path):
+  for name in ('image_folder', 'image_mask_folder'):
+    fields = {'masks': 'm', 'classes': 'c'} if 'mask' in name else {}
+    options = datasets.Options(name, **fields)
+    assert message_of(lambda o=options: datasets.builder(o, str(tmp_path))) == (
+      'source is empty: give the folder of the images'
+    )
+
+
+@pytest.mark.parametrize(
+  ('name', 'field', 'value'),
+  [
+    ('voc2012', 'classes', 'a.txt'),
+    ('cityscapes/fine', 'on_bad_example', 'skip'),
+    ('image_folder', 'ignore', '255'),
+    ('shapes/scenes', 'source', 'here'),
+  ],
+)
+def test_field_that_a_data_set_does_not_read(name, field, value):
+  assert message_of(lambda: datasets.Options(name, **{field: value})) == (
+    f'{field} is {value!r}, which {name.partition("/")[0]} does not read: '
+    'leave it out'
+  )
+
+
+def test_a_folder_of_images_opens_with_its_options(tmp_path):
+  folder = tmp_path / 'mine' / 'photos'
+  folder.mkdir(parents=True)
+  for name in ('b', 'a'):
+    image = np.full((3, 5, 3), ord(name), np.uint8)
+    PIL.Image.fromarray(image).save(folder / f'{name}.png')
+  options = datasets.Options(
+    'image_folder', source=str(tmp_path / 'mine'), images='photos'
+  )
+  split = datasets.open_split(options, 'train', str(tmp_path / 'prepared'))
+  assert split.ids() == ['a', 'b']
+  assert split.sizes() == [(3, 5)] * 2
+  assert split.classes == split.has == ()
+  assert set(split.records[0]) == {'image', 'id'}
+  image = records.decode_image(split.records[1]['image'])
+  np.testing.assert_array_equal(image, np.full((3, 5, 3), 98))
+
+
+def test_data_that_cannot_be_written(root, tmp_path):
+  occupied = tmp_path / 'prepared'
+  occupied.write_text('a file')
+  message = message_of(
+    lambda: open_camvid(tmp_path, source=str(root / 'camvid'))
+  )
+  assert message.startswith('camvid cannot be prepared: ')
+  assert str(occupied) in message
+
+
+def test_default_folder_of_records(monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', '/data/records')
+  assert datasets.default_data_dir() == '/data/records'
+  monkeypatch.setenv('TFDS_DATA_DIR', '~/records')
+  assert datasets.default_data_dir() == str(pathlib.Path.home() / 'records')
+  monkeypatch.delenv('TFDS_DATA_DIR')
+  found = datasets.default_data_dir()
+  assert found == str(pathlib.Path.home() / 'tensorflow_datasets')
+
+
+def test_what_another_process_prepares_meanwhile_is_used(
+  root, tmp_path, monkeypatch
+):
+  whole = camvid.Camvid.download_and_prepare
+  calls = []
+
+  def late(self, *arguments, **fields):
+    """The other one is faster: its records are there when ours are ready."""
+    calls.append(self)
+    if len(calls) > 1:
+      return whole(self, *arguments, **fields)
+    open_camvid(tmp_path, source=str(root / 'camvid'))
+    raise FileExistsError(17, 'Cannot rename', self.data_dir)
+
+  monkeypatch.setattr(camvid.Camvid, 'download_and_prepare', late)
+  split = open_camvid(tmp_path, source=str(root / 'camvid'))
+  assert len(calls) == 2
+  assert split.ids() == ['train/0001', 'train/0002', 'train/0003']
+
+
+def test_a_folder_opens_without_records(root, tmp_path):
+  folder = root / 'camvid' / 'train' / 'images'
+  (folder / 'broken.jpg').write_bytes(b'no image')
+  split, skipped = datasets.open_folder(folder, ('a',), ((1, 2, 3),))
+  assert split.ids() == ['0001', '0002', '0003']
+  assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
+  assert split.has == ()
+  assert [problem.file.name for problem in skipped] == ['broken.jpg']
+  image = records.decode_image(split.records[0]['image'])
+  assert image.tolist() == [[[200, 90, 10]]] * 4
+  message = message_of(
+    lambda: datasets.open_folder(tmp_path / 'nowhere', ('a',), ((0, 0, 0),))
+  )
+  assert 'nowhere' in message

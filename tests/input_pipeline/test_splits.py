@@ -1,0 +1,229 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from input_pipeline import splits
+from runtime import errors
+
+
+def names(count):
+  return [f'train/{i:05}' for i in range(count)]
+
+
+@pytest.mark.parametrize(
+  ('num_images', 'fraction', 'expected'),
+  [
+    (2975, 1 / 4, 744),  # 743.75
+    (2975, 1 / 8, 372),  # 371.875
+    (4998, 0.01, 50),  # 49.98
+    (4998, 0.2, 1000),  # 999.6
+    (20210, 0.1, 2021),
+    (4998, 1.0, 4998),
+    (5, 0.5, 3),  # Halves go up,
+    (50, 0.29, 15),  # also 14.5, which is a bit less in floating point.
+    (3, 1 / 6, 1),
+    (7, 0.01, 1),  # Never none.
+  ],
+)
+def test_number_of_images_of_a_fraction(num_images, fraction, expected):
+  chosen = splits.Subset(fraction=fraction).choose(names(num_images))
+  assert len(chosen) == len(set(chosen.tolist())) == expected
+  assert chosen.min() >= 0 and chosen.max() < num_images
+
+
+def test_number_of_images_as_asked():
+  for labels in (1, 100, 2974, 2975):
+    assert len(splits.Subset(labels=labels).choose(names(2975))) == labels
+
+
+def test_all_images_stay_in_order():
+  everything = splits.Subset().choose(names(9))
+  assert everything.tolist() == list(range(9))
+
+
+def test_indices_ascend():
+  chosen = splits.Subset(labels=60, seed=4).choose(names(2975))
+  assert np.all(np.diff(chosen) > 0)
+
+
+@pytest.mark.parametrize('seed', [0, 1, 17])
+def test_subsets_of_a_seed_are_nested(seed):
+  sizes = (1, 30, 60, 100, 149, 372, 744, 2975)
+  subsets = [
+    set(splits.Subset(labels=size, seed=seed).choose(names(2975)).tolist())
+    for size in sizes
+  ]
+  for smaller, larger in itertools.pairwise(subsets):
+    assert smaller < larger
+
+
+def test_labels_and_fraction_choose_the_same_images():
+  by_number = splits.Subset(labels=372, seed=3).choose(names(2975))
+  by_share = splits.Subset(fraction=1 / 8, seed=3).choose(names(2975))
+  np.testing.assert_array_equal(by_number, by_share)
+
+
+def test_subsets_are_repeatable_and_differ_across_seeds():
+  subsets = [
+    tuple(splits.Subset(labels=100, seed=seed).choose(names(2975)))
+    for seed in (0, 1, 2, 0)
+  ]
+  assert subsets[3] == subsets[0]
+  assert len(set(subsets)) == 3
+  # Two random subsets of 100 share 100 · 100 / 2975 = 3.4 images.
+  assert len(set(subsets[0]) & set(subsets[1])) < 12
+
+
+def test_every_image_is_as_likely_as_any_other():
+  counts = np.zeros(20)
+  for seed in range(800):
+    counts[splits.Subset(labels=5, seed=seed).choose(names(20))] += 1
+  # 200 each; a standard deviation is 12.2.
+  np.testing.assert_allclose(counts, 200, atol=55)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'labels': -1}, 'labels: found -1, expected 0 or more'),
+    ({'fraction': 0.0}, r'fraction: found 0\.0, expected \(0, 1\]'),
+    ({'fraction': 1.5}, r'fraction: found 1\.5, expected \(0, 1\]'),
+    ({'fraction': float('nan')}, 'fraction: found nan'),
+    (
+      {'labels': 100, 'fraction': 0.5},
+      r'labels=100 and fraction=0\.5 contradict each other: give one',
+    ),
+  ],
+)
+def test_impossible_subsets_are_refused(arguments, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    splits.Subset(**arguments)
+
+
+def test_more_labels_than_images():
+  with pytest.raises(errors.UserError) as caught:
+    splits.Subset(labels=81).choose(names(80))
+  assert str(caught.value) == (
+    '81 labelled images were asked for, the split has 80: ask for fewer'
+  )
+
+
+def test_runs_of_a_seed_are_other_subsets():
+  subsets = [
+    splits.Subset(labels=100, seed=0, run=run).choose(names(2975))
+    for run in range(4)
+  ]
+  assert len({tuple(subset) for subset in subsets}) == 4
+  # Two random subsets of 100 share 100 · 100 / 2975 = 3.4 images.
+  shared = set(subsets[1].tolist()) & set(subsets[2].tolist())
+  assert len(shared) < 12
+  first = splits.Subset(labels=100, seed=0).choose(names(2975))
+  np.testing.assert_array_equal(subsets[0], first)
+  larger = splits.Subset(labels=200, seed=0, run=3).choose(names(2975))
+  assert set(subsets[3].tolist()) < set(larger.tolist())
+
+
+def test_subsets_that_are_not_nested():
+  small, large = (
+    set(splits.Subset(labels=n, nested=False).choose(names(2975)).tolist())
+    for n in (100, 200)
+  )
+  assert (len(small), len(large)) == (100, 200)
+  # Of 100 random images 6.7 are among 200 random ones.
+  assert len(small & large) < 20
+
+
+@pytest.mark.parametrize(
+  ('ids', 'lines', 'expected'),
+  [
+    (
+      ['2007_000027', '2007_000032', '2007_000033'],
+      '2007_000033\n2007_000027\n',
+      [0, 2],
+    ),
+    (
+      ['aachen_000000_000019', 'bochum_000000_000313'],
+      'leftImg8bit/train/bochum/bochum_000000_000313_leftImg8bit.png\n\n',
+      [1],
+    ),
+    (['train/a', 'train/b'], 'b.jpg', [1]),
+    (['a/x', 'b/x', 'c'], 'b/x\nc', [1, 2]),
+  ],
+)
+def test_a_list_names_its_images(tmp_path, ids, lines, expected):
+  path = tmp_path / 'labeled.txt'
+  path.write_text(lines)
+  assert splits.Subset(list=str(path)).choose(ids).tolist() == expected
+
+
+@pytest.mark.parametrize(
+  ('lines', 'message'),
+  [
+    ('', 'list: {0} is empty: expected an image a line'),
+    (
+      'x\n',
+      "list: {0} has the line 'x', which names 2 images of the split (its "
+      "names are like 'a/x')",
+    ),
+    (
+      'd\n',
+      "list: {0} has the line 'd', which names no image of the split (its "
+      "names are like 'a/x')",
+    ),
+    (
+      'c\nc.png\n',
+      "list: {0} has 'c.png' and 'c', which are the same image",
+    ),
+    (None, 'list: cannot read {0}: '),
+  ],
+)
+def test_lists_that_cannot_be_followed(tmp_path, lines, message):
+  path = tmp_path / 'labeled.txt'
+  if lines is not None:
+    path.write_text(lines)
+  with pytest.raises(errors.UserError) as caught:
+    splits.Subset(list=str(path)).choose(['a/x', 'b/x', 'c'])
+  assert str(caught.value).startswith(message.format(path))
+
+
+def test_a_list_and_a_share_contradict_each_other():
+  with pytest.raises(ValueError, match=r'list=x and fraction=0\.5 contradict'):
+    splits.Subset(fraction=0.5, list='x')
+
+
+def test_a_list_of_another_length_than_expected_is_refused(tmp_path):
+  path = tmp_path / 'labeled.txt'
+  path.write_text('a\nb\n')
+  ids = ['a', 'b', 'c']
+  chosen = splits.Subset(labels=2, list=str(path)).choose(ids)
+  np.testing.assert_array_equal(chosen, [0, 1])
+  with pytest.raises(errors.UserError, match='names 2 images, but labels=3: '):
+    splits.Subset(labels=3, list=str(path)).choose(ids)
+
+
+def test_held_out_images_are_never_labelled():
+  ids = [f'{i}' for i in range(40)]
+  for labels in (5, 30):
+    subset = splits.Subset(labels=labels, held_out=10, seed=3)
+    chosen, held = subset.choose(ids), subset.set_aside(ids)
+    assert (len(chosen), len(held)) == (labels, 10)
+    assert not {*chosen} & {*held}
+    # To hold images out changes nothing of what is labelled.
+    alone = splits.Subset(labels=labels, seed=3).choose(ids)
+    np.testing.assert_array_equal(chosen, alone)
+  assert len(splits.Subset(held_out=10).choose(ids)) == 30
+  with pytest.raises(errors.UserError, match='40, 10 of them held out'):
+    splits.Subset(labels=31, held_out=10).choose(ids)
+  with pytest.raises(errors.UserError, match='expected subset.held_out above'):
+    splits.Subset(labels=3).set_aside(ids)
+
+
+def test_held_out_images_are_not_listed(tmp_path):
+  ids = [f'{i}' for i in range(9)]
+  names = tmp_path / 'labeled.txt'
+  names.write_text('1\n4\n7\n')
+  subset = splits.Subset(list=str(names), held_out=6)
+  assert subset.set_aside(ids).tolist() == [0, 2, 3, 5, 6, 8]
+  with pytest.raises(errors.UserError, match='only 6 images are not labelled'):
+    splits.Subset(list=str(names), held_out=7).set_aside(ids)

@@ -1,0 +1,589 @@
+import fractions
+import io
+import math
+import pickle
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from input_pipeline import transforms
+from input_pipeline.sources import records
+from runtime import errors
+
+
+def rgb(values):
+  """An image whose three channels are all these values."""
+  return np.repeat(np.array(values, np.uint8)[..., None], 3, axis=-1)
+
+
+def png(image):
+  file = io.BytesIO()
+  PIL.Image.fromarray(image).save(file, 'PNG')
+  return file.getvalue()
+
+
+def draws(count, seed=0):
+  rng = np.random.default_rng(seed)
+  return (rng for _ in range(count))
+
+
+@pytest.fixture
+def example():
+  """Pixels 10 to 60 and their classes 1 to 6, in two rows of three."""
+  label = np.array([[1, 2, 3], [4, 5, 6]], np.int16)
+  return {'image': rgb(label * 10), 'label': label, 'id': np.bytes_(b'a')}
+
+
+def pixels(example):
+  """Grey values and labels, as lists."""
+  image = example['image']
+  assert image.dtype == np.uint8
+  np.testing.assert_array_equal(image, rgb(image[..., 0]))
+  assert example['label'].dtype == np.int16
+  return image[..., 0].tolist(), example['label'].tolist()
+
+
+def test_resize_nearest_from_513_to_129():
+  index = np.arange(513, dtype=np.int16)
+  found = transforms.resize_nearest(np.stack([index] * 2), (1, 129))[0]
+  assert found[:6].tolist() == [0, 3, 7, 11, 15, 19]
+  assert found[-5:].tolist() == [493, 497, 501, 505, 509]
+  column = transforms.resize_nearest(index[:, None], (129, 1))[:, 0]
+  np.testing.assert_array_equal(column, found)
+
+
+def test_resize_nearest_halves_to_even_pixels():
+  index = np.arange(224, dtype=np.int16)[None]
+  found = transforms.resize_nearest(index, (1, 112))
+  assert found[0].tolist() == list(range(0, 224, 2))
+
+
+def test_resize_nearest_doubles_by_repeating():
+  label = np.array([[1, -1], [3, 4]], np.int16)
+  found = transforms.resize_nearest(label, (4, 2))
+  assert found.tolist() == [[1, -1], [1, -1], [3, 4], [3, 4]]
+  assert found.dtype == np.int16
+
+
+def test_resize_nearest_equals_a_slow_loop():
+  for rng in draws(20):
+    height, width, *size = rng.integers(1, 40, 4).tolist()
+    label = rng.integers(-1, 900, (height, width), np.int16)
+    found = transforms.resize_nearest(label, tuple(size))
+    assert found.shape == tuple(size)
+    for i in range(size[0]):
+      for j in range(size[1]):
+        row = math.floor(fractions.Fraction(i * height, size[0]))
+        column = math.floor(fractions.Fraction(j * width, size[1]))
+        assert found[i, j] == label[row, column]
+
+
+def test_resize_bilinear_has_its_samples_between_pixels():
+  # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
+  found = transforms.resize_bilinear(rgb([[0, 100]]), (1, 4))
+  np.testing.assert_allclose(found[0, :, 1], [0, 25, 75, 100], atol=1)
+  # A fourth: at 1.5, between the inner pixels; the outer ones are not seen.
+  found = transforms.resize_bilinear(rgb([[0, 40, 80, 200]]), (1, 1))
+  np.testing.assert_allclose(found, 60, atol=1)
+
+
+def test_resize_of_an_example(example):
+  found = transforms.resize(example, (4, 3))
+  # Rows at -0.25, 0.25, 0.75 and 1.25: 10 + 0, 7.5, 22.5, 30.
+  np.testing.assert_allclose(
+    found['image'][:, 0, 0].astype(int), [10, 17.5, 32.5, 40], atol=1
+  )
+  assert found['label'].tolist() == [[1, 2, 3]] * 2 + [[4, 5, 6]] * 2
+  assert found['id'] == b'a'
+  unchanged = transforms.resize(example, (2, 3))
+  assert pixels(unchanged) == pixels(example)
+
+
+def test_crop_inside(example):
+  found = transforms.crop(example, transforms.Box(1, 1, 1, 2))
+  assert pixels(found) == ([[50, 60]], [[5, 6]])
+  assert found['id'] == b'a'
+
+
+@pytest.mark.parametrize(
+  ('box', 'image', 'label'),
+  [
+    (  # Beyond the top left.
+      (-1, -2, 2, 3),
+      [[127, 127, 127], [127, 127, 10]],
+      [[-1, -1, -1], [-1, -1, 1]],
+    ),
+    (  # Beyond the bottom right.
+      (1, 2, 2, 2),
+      [[60, 127], [127, 127]],
+      [[6, -1], [-1, -1]],
+    ),
+    (  # On all sides.
+      (-1, -1, 4, 5),
+      [
+        [127, 127, 127, 127, 127],
+        [127, 10, 20, 30, 127],
+        [127, 40, 50, 60, 127],
+        [127, 127, 127, 127, 127],
+      ],
+      [
+        [-1, -1, -1, -1, -1],
+        [-1, 1, 2, 3, -1],
+        [-1, 4, 5, 6, -1],
+        [-1, -1, -1, -1, -1],
+      ],
+    ),
+    ((5, 0, 1, 2), [[127, 127]], [[-1, -1]]),  # Outside: below,
+    ((0, 4, 2, 1), [[127], [127]], [[-1], [-1]]),  # to the right,
+    ((-9, 0, 1, 2), [[127, 127]], [[-1, -1]]),  # above,
+    ((1, -8, 1, 2), [[127, 127]], [[-1, -1]]),  # and to the left.
+  ],
+)
+def test_crop_outside_is_padding(example, box, image, label):
+  found = transforms.crop(example, transforms.Box(*box))
+  assert pixels(found) == (image, label)
+
+
+def test_crop_without_a_label(example):
+  found = transforms.crop(
+    {'image': example['image']}, transforms.Box(0, 2, 1, 2)
+  )
+  assert set(found) == {'image'}
+  np.testing.assert_array_equal(found['image'], rgb([[30, 127]]))
+
+
+def test_flip(example):
+  found = transforms.flip(example)
+  assert pixels(found) == (
+    [[30, 20, 10], [60, 50, 40]],
+    [[3, 2, 1], [6, 5, 4]],
+  )
+  assert found['id'] == b'a'
+
+
+def test_vertical_flips_turn_rows_round(example):
+  image, label = pixels(transforms.flip(example, 'vertical'))
+  before_image, before_label = pixels(example)
+  assert image == before_image[::-1]
+  assert label == before_label[::-1]
+  always = transforms.RandomFlip(1.0, ('horizontal', 'vertical'))
+  image, _ = pixels(always(example, np.random.default_rng(0)))
+  assert image == [row[::-1] for row in before_image[::-1]]
+  with pytest.raises(ValueError, match='kinds: found .* expected some of'):
+    transforms.RandomFlip(0.5, ('sideways',))
+
+
+def test_random_flip_is_as_frequent_as_asked(example):
+  for probability in (0.0, 0.3, 1.0):
+    flip = transforms.RandomFlip(probability)
+    flipped = 0
+    for rng in draws(500):
+      image, label = pixels(flip(example, rng))
+      assert (image[0][0], label[0][0]) in ((10, 1), (30, 3))
+      flipped += label[0][0] == 3
+    # Four standard deviations of 500 draws at 0.3 are 0.08.
+    tolerance = 0.08 if 0 < probability < 1 else 0
+    assert flipped / 500 == pytest.approx(probability, abs=tolerance)
+
+
+def test_sample_crop_reaches_every_place_alike():
+  # Three rows to spare; two columns too few.
+  found = [transforms.sample_crop(rng, (8, 5), (5, 7)) for rng in draws(1200)]
+  places = {(top, left) for top in range(4) for left in (-2, -1, 0)}
+  counts = {place: 0 for place in places}
+  for box in found:
+    assert (box.height, box.width) == (5, 7)
+    counts[box.top, box.left] += 1
+  # 100 each; a standard deviation is 9.6.
+  np.testing.assert_allclose(list(counts.values()), 100, atol=45)
+
+
+def test_random_crop_of_a_larger_image_is_a_part_of_it(example):
+  crop = transforms.RandomCrop((1, 2))
+  expected = {(10, 20), (20, 30), (40, 50), (50, 60)}
+  found = set()
+  for rng in draws(60):
+    (image,), (label,) = pixels(crop(example, rng))
+    assert image == [10 * i for i in label]
+    found.add(tuple(image))
+  assert found == expected
+
+
+def test_random_crop_of_a_small_image_holds_all_of_it(example):
+  crop = transforms.RandomCrop((4, 4))
+  places = set()
+  for rng in draws(100):
+    image, label = map(np.array, pixels(crop(example, rng)))
+    rows, columns = np.nonzero(label >= 0)
+    top, left = rows.min(), columns.min()
+    expected = np.full((4, 4), -1)
+    expected[top : top + 2, left : left + 3] = [[1, 2, 3], [4, 5, 6]]
+    np.testing.assert_array_equal(label, expected)
+    np.testing.assert_array_equal(image, np.where(label < 0, 127, label * 10))
+    places.add((int(top), int(left)))
+  assert places == {(t, x) for t in (0, 1, 2) for x in (0, 1)}
+
+
+def test_crops_can_fill_as_the_papers_do(example):
+  crop = transforms.RandomCrop((3, 6), centred=True, fill='paper')
+  found = crop(example, np.random.default_rng(0))
+  # A row is missing and three columns: 0 before and 1 after, 1 and 2.
+  assert found['label'].tolist() == [
+    [0, 1, 2, 3, 0, 0],
+    [0, 4, 5, 6, 0, 0],
+    [0, 0, 0, 0, 0, 0],
+  ]
+  assert found['image'][0, 0].tolist() == [124, 116, 104]
+  assert found['image'][2].tolist() == [[124, 116, 104]] * 6
+  assert found['image'][1, 1:4, 0].tolist() == [40, 50, 60]
+
+
+def test_centred_crops_of_large_images_are_anywhere(example):
+  crop = transforms.RandomCrop((1, 2), centred=True)
+  found = {tuple(crop(example, rng)['label'][0]) for rng in draws(60)}
+  assert found == {(1, 2), (2, 3), (4, 5), (5, 6)}
+
+
+def test_random_scales_are_uniform_or_balanced():
+  uniform, balanced = (
+    np.array(
+      [transforms.sample_scale(rng, (0.5, 2.0), kind) for rng in draws(3000)]
+    )
+    for kind in (False, True)
+  )
+  for found in (uniform, balanced):
+    assert 0.5 <= found.min() < 0.51 and 1.99 < found.max() <= 2.0
+  # A third of [0.5, 2] is below 1; a standard deviation is 0.009.
+  assert abs(np.mean(uniform < 1) - 1 / 3) < 0.03
+  assert abs(np.mean(balanced < 1) - 1 / 2) < 0.03
+  assert abs(np.mean(balanced[balanced < 1]) - 0.75) < 0.02
+  assert abs(np.mean(balanced[balanced > 1]) - 1.5) < 0.03
+
+
+def test_a_scaled_crop_resizes_then_cuts(example):
+  crop = transforms.RandomCrop((4, 6), scales=(2.0, 2.0))
+  found = crop(example, np.random.default_rng(0))
+  assert found['label'].tolist() == [
+    [1, 1, 2, 2, 3, 3],
+    [1, 1, 2, 2, 3, 3],
+    [4, 4, 5, 5, 6, 6],
+    [4, 4, 5, 5, 6, 6],
+  ]
+  # int(s · side): half of three columns is one.
+  small = transforms.RandomCrop((1, 1), scales=(0.5, 0.5))
+  assert small(example, np.random.default_rng(0))['label'].tolist() == [[1]]
+
+
+def test_short_side_keeps_the_aspect(example):
+  resized = transforms.ShortSide(4)(example, np.random.default_rng(0))
+  assert resized['image'].shape == (4, 6, 3)
+  assert resized['label'][0].tolist() == [1, 1, 2, 2, 3, 3]
+  turned = {
+    name: np.swapaxes(example[name], 0, 1) for name in ('image', 'label')
+  }
+  resized = transforms.ShortSide(1)(turned, np.random.default_rng(0))
+  assert resized['label'].tolist() == [[1]]  # 3 · 1 // 2 rows.
+
+
+def test_centre_crop_cuts_or_fills(example):
+  rng = np.random.default_rng(0)
+  cut = transforms.CentreCrop((1, 1))(example, rng)
+  assert pixels(cut) == ([[20]], [[2]])
+  filled = transforms.CentreCrop((3, 4))(example, rng)
+  assert filled['label'].tolist() == [
+    [1, 2, 3, -1],
+    [4, 5, 6, -1],
+    [-1, -1, -1, -1],
+  ]
+  wide = transforms.CentreCrop((1, 5))(example, rng)
+  assert wide['label'].tolist() == [[-1, 1, 2, 3, -1]]
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (
+      lambda: transforms.RandomCrop((4, 4), scales=(2.0, 1.0)),
+      r'scales: found \(2.0, 1.0\)',
+    ),
+    (
+      lambda: transforms.RandomCrop((4, 4), scales=(1.5, 2.0), balanced=True),
+      r'scales: found \(1.5, 2.0\) with balanced=True',
+    ),
+    (
+      lambda: transforms.RandomCrop((4, 4), fill='black'),
+      "fill: found 'black', expected one of",
+    ),
+    (lambda: transforms.ShortSide(0), 'length: found 0'),
+    (lambda: transforms.CentreCrop((0, 4)), r'size: found \(0, 4\)'),
+    (lambda: transforms.Fill((0, 0, 256)), r'image: found \(0, 0, 256\)'),
+  ],
+)
+def test_impossible_crops_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_inception_box_is_within_its_ranges():
+  for rng in draws(2000):
+    top, left, h, w = transforms.sample_inception_box(
+      rng, (400, 600), (0.3, 1.0), (3 / 4, 4 / 3)
+    )
+    assert 0 <= top <= 400 - h and 0 <= left <= 600 - w
+    # Sides are rounded to pixels.
+    assert (h + 0.5) * (w + 0.5) >= 0.3 * 400 * 600
+    assert (w + 0.5) / (h - 0.5) >= 3 / 4
+    assert (w - 0.5) / (h + 0.5) <= 4 / 3
+
+
+def test_inception_box_reaches_every_place_alike():
+  # A third of the area is a box of 2x2.
+  counts = {(top, left): 0 for top in range(2) for left in range(3)}
+  for rng in draws(600):
+    top, left, h, w = transforms.sample_inception_box(
+      rng, (3, 4), (1 / 3, 1 / 3), (1.0, 1.0)
+    )
+    assert (h, w) == (2, 2)
+    counts[top, left] += 1
+  # 100 each; a standard deviation is 9.1.
+  np.testing.assert_allclose(list(counts.values()), 100, atol=42)
+
+
+def test_inception_box_is_uniform_in_area_and_log_aspect():
+  # The largest side is sqrt(0.5 * 4 / 3) = 0.82 of the image: all draws fit.
+  boxes = np.array(
+    [
+      transforms.sample_inception_box(
+        rng, (500, 500), (0.1, 0.5), (3 / 4, 4 / 3)
+      )
+      for rng in draws(2000)
+    ]
+  )
+  top, left, h, w = boxes.T
+  # Means and standard deviations of the uniform distributions; the tolerances
+  # are four standard errors.
+  area = h * w / 500**2
+  assert area.mean() == pytest.approx(0.3, abs=0.0104)
+  assert area.std() == pytest.approx(0.4 / np.sqrt(12), abs=0.005)
+  log_aspect = np.log(w / h)
+  width = 2 * np.log(4 / 3)
+  assert log_aspect.mean() == pytest.approx(0, abs=0.015)
+  assert log_aspect.std() == pytest.approx(width / np.sqrt(12), abs=0.007)
+  for place in (top / (500 - h), left / (500 - w)):
+    assert place.mean() == pytest.approx(0.5, abs=0.026)
+    assert place.min() < 0.01 and place.max() > 0.99
+
+
+@pytest.mark.parametrize(
+  ('image', 'aspect', 'expected'),
+  [
+    ((10, 100), (3 / 4, 4 / 3), (0, 43, 10, 13)),  # 10 · 4/3 wide
+    ((100, 10), (3 / 4, 4 / 3), (43, 0, 13, 10)),
+    ((60, 60), (5.0, 6.0), (24, 0, 12, 60)),
+    ((61, 60), (1 / 6, 1 / 5), (0, 24, 61, 12)),
+    ((2, 2), (9.0, 9.0), (0, 0, 1, 2)),  # At least a pixel high.
+  ],
+)
+def test_inception_box_of_an_impossible_aspect_is_central(
+  image, aspect, expected
+):
+  # No box of the whole area has such an aspect.
+  for rng in draws(5):
+    box = transforms.sample_inception_box(rng, image, (1.0, 1.0), aspect)
+    assert box == expected
+
+
+def test_inception_crop_takes_the_whole_image_if_told_so(example):
+  crop = transforms.InceptionCrop((2, 3), area=(1.0, 1.0), aspect=(1.5, 1.5))
+  found = crop(example, np.random.default_rng(0))
+  assert pixels(found) == pixels(example)
+
+
+def test_inception_crop_shows_its_box():
+  row = np.arange(40)
+  label = np.tile(row, (40, 1)).astype(np.int16)
+  example = {'image': rgb(label * 6), 'label': label}
+  crop = transforms.InceptionCrop((16, 24), area=(0.2, 0.5))
+  for seed in range(20):
+    top, left, h, w = transforms.sample_inception_box(
+      np.random.default_rng(seed), (40, 40), (0.2, 0.5), (3 / 4, 4 / 3)
+    )
+    assert top + h <= 40
+    found = crop(example, np.random.default_rng(seed))
+    assert found['image'].shape == (16, 24, 3)
+    at = np.clip((np.arange(24) + 0.5) * w / 24 - 0.5, 0, w - 1) + left
+    expected = np.tile(6 * at, (16, 1))
+    np.testing.assert_allclose(found['image'][..., 2], expected, atol=1)
+    columns = [left + j * w // 24 for j in range(24)]
+    assert found['label'].tolist() == [columns] * 16
+
+
+@pytest.fixture
+def blocks():
+  """Blocks of 16x16 pixels of the classes 0 to 11, whose red is 20 a class."""
+  classes = np.arange(12).reshape(3, 4)
+  label = np.kron(classes, np.ones((16, 16), int)).astype(np.int16)
+  image = np.zeros((48, 64, 3), np.uint8)
+  image[..., 0] = 20 * label
+  image[..., 1] = 255
+  return {
+    'image': png(image),
+    'label': records.encode_label(label, 12),
+    'id': b'blocks',
+  }
+
+
+def test_image_and_label_stay_aligned_without_scaling(blocks):
+  transform = transforms.Sequence(
+    (
+      transforms.Decode(12),
+      transforms.RandomFlip(),
+      transforms.RandomCrop((56, 40)),
+      transforms.RandomFlip(),
+    )
+  )
+  for rng in draws(20):
+    example = transform(blocks, rng)
+    label, (red, green, _) = example['label'], example['image'].T
+    np.testing.assert_array_equal(red.T, np.where(label < 0, 127, 20 * label))
+    np.testing.assert_array_equal(green.T == 255, label >= 0)
+    assert (label < 0).sum() == 8 * 40
+
+
+def test_image_and_label_stay_aligned_when_scaled(blocks):
+  transform = transforms.Sequence(
+    (
+      transforms.Decode(12),
+      transforms.RandomFlip(),
+      transforms.InceptionCrop((48, 48)),
+    )
+  )
+  for rng in draws(20):
+    example = transform(blocks, rng)
+    label, red = example['label'], example['image'][..., 0]
+    # A pixel of the source is at most 1.9 of the output's: further than two
+    # from another class nothing is mixed.
+    around = np.lib.stride_tricks.sliding_window_view(label, (5, 5))
+    inside = around.min((2, 3)) == around.max((2, 3))
+    assert inside.mean() > 0.3
+    expected = 20 * label[2:-2, 2:-2]
+    np.testing.assert_array_equal(red[2:-2, 2:-2][inside], expected[inside])
+
+
+def test_decode():
+  image = np.array([[[255, 0, 7], [1, 2, 3]]], np.uint8)
+  record = {
+    'image': png(image),
+    'label': records.encode_label(np.array([[-1, 918]]), 919),
+    'tags': np.array([918, 2], np.int32),
+    'id': b'val/n0_1',
+  }
+  rng = np.random.default_rng(0)
+  found = transforms.Decode(919, ('label', 'tags'))(record, rng)
+  assert set(found) == {'image', 'label', 'tags', 'size', 'id'}
+  np.testing.assert_array_equal(found['image'], image)
+  assert found['label'].dtype == np.int16
+  assert found['label'].tolist() == [[-1, 918]]
+  assert found['tags'].dtype == bool
+  assert found['tags'].shape == (919,)
+  assert np.flatnonzero(found['tags']).tolist() == [2, 918]
+  assert found['size'].dtype == np.int32
+  assert found['size'].tolist() == [1, 2]
+  assert found['id'].dtype.kind == 'S'
+  assert found['id'] == b'val/n0_1'
+  assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_decode_takes_the_shift_off_labels():
+  # As a record's PNG has them: 0 is ignored, 1 is class 0.
+  record = {
+    'image': png(rgb([[0, 0, 0]])),
+    'label': png(np.array([[0, 1, 254]], np.uint8)),
+    'id': b'a',
+  }
+  found = transforms.Decode(254)(record, np.random.default_rng(0))
+  assert found['label'].tolist() == [[-1, 0, 253]]
+
+
+def test_decode_keeps_what_it_is_told_to():
+  record = {
+    'image': png(rgb([[0]])),
+    'label': records.encode_label(np.array([[1]]), 2),
+    'tags': [],
+    'id': b'a',
+  }
+  rng = np.random.default_rng(0)
+  assert set(transforms.Decode(2, ())(record, rng)) == {'image', 'size', 'id'}
+  assert 'tags' not in transforms.Decode(2)(record, rng)
+  tagged = transforms.Decode(2, ('tags',))(record, rng)
+  assert 'label' not in tagged
+  assert tagged['tags'].tolist() == [False, False]
+  bare = {'image': record['image'], 'id': b'a'}
+  found = transforms.Decode(2, ('label', 'tags'))(bare, rng)
+  assert set(found) == {'image', 'size', 'id'}
+
+
+def test_decode_of_a_damaged_image():
+  record = {'image': png(rgb([[0]]))[:20], 'id': b'a'}
+  with pytest.raises(errors.UserError, match='an image of 20 bytes cannot be'):
+    transforms.Decode(2)(record, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: transforms.Resize((0, 4)), r'size: found \(0, 4\), expected'),
+    (lambda: transforms.RandomCrop((4, -1)), r'size: found \(4, -1\)'),
+    (lambda: transforms.InceptionCrop((0, 0)), r'size: found \(0, 0\)'),
+    (
+      lambda: transforms.InceptionCrop((4, 4), area=(0.0, 1.0)),
+      r'area: found \(0\.0, 1\.0\), expected 0 < low <= high <= 1',
+    ),
+    (
+      lambda: transforms.InceptionCrop((4, 4), area=(0.9, 0.3)),
+      r'area: found \(0\.9, 0\.3\)',
+    ),
+    (
+      lambda: transforms.InceptionCrop((4, 4), area=(0.3, 1.1)),
+      r'area: found \(0\.3, 1\.1\)',
+    ),
+    (
+      lambda: transforms.InceptionCrop((4, 4), aspect=(2.0, 1.0)),
+      r'aspect: found \(2\.0, 1\.0\), expected 0 < low <= high',
+    ),
+    (
+      lambda: transforms.RandomFlip(1.5),
+      r'probability: found 1\.5, expected 0 to 1',
+    ),
+    (
+      lambda: transforms.Decode(3, ('labels',)),
+      r"keep: found \('labels',\), expected some of \('label', 'tags'\)",
+    ),
+  ],
+)
+def test_impossible_arguments_are_named(make, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    make()
+
+
+@pytest.mark.parametrize('name', sorted(transforms.CROPS))
+def test_a_generator_decides_all_also_after_pickling(blocks, name):
+  transform = transforms.Sequence(
+    (
+      transforms.Decode(12),
+      transforms.RandomFlip(),
+      transforms.CROPS[name]((24, 24)),
+    )
+  )
+  sent = pickle.loads(pickle.dumps(transform))
+  assert sent == transform
+
+  def run(transform, seed):
+    example = transform(blocks, np.random.default_rng(seed))
+    assert example['image'].shape == (24, 24, 3)
+    return example['image'].tobytes() + example['label'].tobytes()
+
+  found = [run(transform, seed) for seed in range(8)]
+  assert [run(sent, seed) for seed in range(8)] == found
+  assert len(set(found)) > (1 if name in ('resize', 'centre') else 4)

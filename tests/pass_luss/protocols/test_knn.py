@@ -1,0 +1,200 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pass_luss.protocols import knn
+from segcore.distributed import sharding
+
+
+def unit(rows):
+  return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
+  """A bank around some centres, and queries near them."""
+  rng = np.random.default_rng(seed)
+  centres = rng.normal(size=(num_classes + 1, dim))
+  labels = rng.integers(num_classes + 1, size=num_entries).astype(np.int32)
+  features = centres[labels] + 1.5 * rng.normal(size=(num_entries, dim))
+  queries = 3 * rng.normal(size=(num_queries, dim))
+  return (
+    knn.Bank(unit(features).astype(np.float32), labels),
+    queries.astype(np.float32),
+  )
+
+
+def vote_slowly(queries, bank, k, temperature, num_classes):
+  """All similarities, in float64."""
+  found = []
+  for query in unit(np.float64(queries)):
+    cosines = np.float64(bank.features) @ query
+    cosines[bank.labels < 0] = -np.inf
+    sums = np.zeros(num_classes + 1)
+    for entry in np.argsort(-cosines, kind='stable')[:k]:
+      if bank.labels[entry] >= 0:
+        sums[bank.labels[entry]] += np.exp(cosines[entry] / temperature)
+    found.append(int(np.argmax(sums)))
+  return found
+
+
+@pytest.mark.parametrize('k', [1, 3, 10, 60])
+@pytest.mark.parametrize('temperature', [0.07, 1.0])
+def test_it_is_the_weighted_vote_of_the_nearest(k, temperature):
+  bank, queries = problem()
+  found = knn.vote(jnp.asarray(queries), bank, k, temperature)
+  expected = vote_slowly(queries, bank, k, temperature, num_classes=6)
+  np.testing.assert_array_equal(found, expected)
+  assert len(set(expected)) > 2
+
+
+def test_the_defaults_are_those_of_the_paper():
+  bank, queries = problem()
+  np.testing.assert_array_equal(
+    knn.vote(jnp.asarray(queries), bank),
+    knn.vote(jnp.asarray(queries), bank, k=10, temperature=0.07),
+  )
+
+
+@pytest.mark.parametrize('query_rows', [1, 7, 40, 100])
+@pytest.mark.parametrize('bank_rows', [1, 7, 11, 60, 100])
+def test_the_size_of_blocks_changes_nothing(query_rows, bank_rows):
+  bank, queries = problem()
+  found = knn.vote(
+    jnp.asarray(queries), bank, query_rows=query_rows, bank_rows=bank_rows
+  )
+  expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_eight_devices_vote_as_one():
+  bank, queries = problem()
+  one = sharding.make_mesh(devices=jax.devices()[:1])
+  alone = knn.make_vote(one, bank)(queries)
+  found = knn.make_vote(sharding.make_mesh(), bank)(queries)
+  np.testing.assert_array_equal(found, alone)
+  assert len(found.sharding.device_set) == 8
+  expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('bank_rows', [9, 100])
+def test_entries_without_a_class_do_nothing(bank_rows):
+  bank, queries = problem()
+  # Each query has an entry of its own, which would be the nearest.
+  padded = knn.Bank(
+    np.concatenate([unit(queries), bank.features, unit(queries)]),
+    np.concatenate([np.full(40, -1), bank.labels, np.full(40, -1)]).astype(
+      np.int32
+    ),
+  )
+  np.testing.assert_array_equal(
+    knn.vote(jnp.asarray(queries), padded, bank_rows=bank_rows),
+    knn.vote(jnp.asarray(queries), bank),
+  )
+
+
+def test_of_equal_classes_the_lowest_is_taken():
+  eye = np.eye(4, dtype=np.float32)
+  bank = knn.Bank(eye, np.array([5, 3, 0, 3], np.int32))
+  # Two entries are as near: 5 before 3 in the bank; then 3 and 0.
+  queries = jnp.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+  np.testing.assert_array_equal(knn.vote(queries, bank, k=2), [3, 0])
+
+
+@pytest.mark.parametrize('bank_rows', [1, 2, 9])
+def test_of_entries_that_are_as_near_the_first_vote(bank_rows):
+  ones = np.full((5, 4), 0.5, np.float32)
+  bank = knn.Bank(ones, np.array([7, 7, 2, 2, 2], np.int32))
+  for k, expected in ((1, 7), (3, 7), (4, 2), (5, 2)):
+    found = knn.vote(jnp.ones((1, 4)), bank, k, bank_rows=bank_rows)
+    np.testing.assert_array_equal(found, [expected])
+
+
+def test_no_entry_votes_twice_where_blocks_overlap():
+  ones = np.full((3, 4), 0.5, np.float32)
+  bank = knn.Bank(ones, np.array([1, 4, 1], np.int32))
+  # The second block of two would be the second and third entry.
+  found = knn.vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
+  np.testing.assert_array_equal(found, [1])
+
+
+def test_one_near_neighbour_outweighs_nine_far_ones():
+  # exp(1 / 0.07) against 9·exp(0.8 / 0.07), which is 0.52 of it; at 0.9 it is
+  # 2.2 times as much.
+  query = np.array([[1.0, 0.0]], np.float32)
+  for cosine, expected in ((0.8, 1), (0.9, 0)):
+    far = [[cosine, np.sqrt(1 - cosine**2)]] * 9
+    bank = knn.Bank(
+      np.array([[1.0, 0.0], *far], np.float32),
+      np.array([1] + [0] * 9, np.int32),
+    )
+    found = knn.vote(jnp.asarray(query), bank)
+    np.testing.assert_array_equal(found, [expected])
+
+
+def test_a_small_temperature_does_not_overflow():
+  bank, queries = problem()
+  found = knn.vote(jnp.asarray(queries), bank, temperature=1e-4)
+  nearest = knn.vote(jnp.asarray(queries), bank, k=1)
+  np.testing.assert_array_equal(found, nearest)
+
+
+def test_more_neighbours_than_entries_are_refused():
+  bank, queries = problem(num_entries=9)
+  with pytest.raises(ValueError, match='found 10 neighbours, expected 1 to 9'):
+    knn.vote(jnp.asarray(queries), bank)
+  with pytest.raises(ValueError, match='found 0 neighbours'):
+    knn.vote(jnp.asarray(queries), bank, k=0)
+  half = bank._replace(labels=np.where(bank.labels > 2, -1, bank.labels))
+  usable = int(np.sum(half.labels >= 0))
+  with pytest.raises(ValueError, match=f'expected 1 to {usable}, '):
+    knn.make_vote(sharding.make_mesh(), half, k=9)
+
+
+def test_entries_are_normalised_means_over_all_positions():
+  features = np.zeros((2, 2, 2, 2), np.float64)
+  features[0] = [[[3, 0], [1, 4]], [[0, 2], [0, 2]]]
+  features[1] = [[[1, 1], [1, 1]], [[1, 1], [-2, 0]]]
+  masks = np.array([[[0, 2], [2, -1]], [[-1, -1], [-1, 1]]])
+  bank = knn.bank_entries(features, masks, num_classes=2)
+  np.testing.assert_array_equal(bank.labels, [0, 2, 1])
+  # (3, 0) and (1, 6) and (-2, 0), each over its length.
+  expected = [[1, 0], [1 / np.sqrt(37), 6 / np.sqrt(37)], [-1, 0]]
+  np.testing.assert_allclose(bank.features, expected, rtol=1e-6)
+  assert bank.features.dtype == np.float32
+  assert bank.labels.dtype == np.int32
+
+
+def test_entries_of_many_classes_in_the_slow_way():
+  rng = np.random.default_rng(0)
+  features = rng.normal(size=(3, 6, 5, 16)).astype(np.float32)
+  masks = rng.integers(-1, 4, size=(3, 6, 5)) * 306
+  bank = knn.bank_entries(features, masks, num_classes=919)
+  entries, labels = [], []
+  for feature, mask in zip(np.float64(features), masks, strict=True):
+    for value in sorted(set(mask[mask >= 0].tolist())):
+      mean = (feature * (mask == value)[..., None]).mean((0, 1))
+      entries.append(mean / np.linalg.norm(mean))
+      labels.append(value)
+  np.testing.assert_array_equal(bank.labels, labels)
+  np.testing.assert_allclose(bank.features, entries, atol=1e-6)
+
+
+def test_an_image_without_labels_gives_no_entry():
+  features = np.ones((1, 2, 2, 3), np.float32)
+  bank = knn.bank_entries(features, np.full((1, 2, 2), -1), 5)
+  assert bank.features.shape == (0, 3)
+  assert bank.labels.shape == (0,)
+
+
+def test_a_region_of_zeros_stays_finite():
+  features = np.zeros((1, 2, 2, 3), np.float32)
+  bank = knn.bank_entries(features, np.ones((1, 2, 2), int), 5)
+  np.testing.assert_array_equal(bank.features, np.zeros((1, 3)))
+
+
+def test_a_class_that_there_is_not_is_refused():
+  features = np.ones((1, 1, 2, 3), np.float32)
+  with pytest.raises(ValueError, match='found class 6, expected 0 to 5'):
+    knn.bank_entries(features, np.array([[[0, 6]]]), 5)

@@ -1,0 +1,339 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pass_luss import evaluate
+from pass_luss.benchmark import metrics, png_format
+
+KEYS = (
+  *('miou', 'miou_without_other', 'boundary_miou', 'image_accuracy', 'f_beta'),
+  *('miou_by_size', 'boundary_miou_by_size'),
+)
+
+
+def labels(num_classes=5, count=12):
+  """Maps by name: each of one class, 'other' around it, and some ignored."""
+  rng = np.random.default_rng(0)
+  made = {}
+  for i in range(count):
+    height, width = rng.integers(20, 40, 2)
+    label = np.zeros((height, width), np.int16)
+    # So narrow that boundaries of one class do not meet.
+    label[4:-4, 4 : 4 + rng.integers(4, width - 8)] = 1 + i % num_classes
+    label[:, -3:] = -1
+    made[f'val/n{i % num_classes:08}/{i}.png'] = label
+  return made
+
+
+def write(folder, maps):
+  for name, label in maps.items():
+    png_format.write(folder / name, label)
+
+
+@pytest.fixture
+def folders(tmp_path):
+  """Ground truth, and predictions that are wrong here and there."""
+  maps = labels()
+  write(tmp_path / 'gt', maps)
+  predictions = {
+    name: np.roll(np.maximum(label, 0), i, axis=0)
+    for i, (name, label) in enumerate(maps.items())
+  }
+  write(tmp_path / 'pred', predictions)
+  return tmp_path
+
+
+def flags(folder, *more, num_classes=5):
+  return [
+    *(f'--gt={folder / "gt"}', f'--pred={folder / "pred"}'),
+    *(f'--num_classes={num_classes}', *more),
+  ]
+
+
+def scored(capsys, argv):
+  assert evaluate.main(argv) == 0
+  return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def refused(capsys, argv):
+  assert evaluate.main(argv) == 2
+  out, err = capsys.readouterr()
+  (line,) = err.splitlines()
+  assert line.startswith('error: ') and '{' not in out
+  return line.removeprefix('error: ')
+
+
+def test_equals_the_metric(capsys, folders):
+  metric = metrics.ImageNetS.empty(5)
+  for name, label in labels().items():
+    prediction = png_format.read(folders / 'pred' / name, 5)
+    metric = metric.update(prediction, label, name)
+  values = metric.compute()
+  found = scored(capsys, flags(folders))
+  assert tuple(found) == KEYS
+  for name in KEYS[:5]:
+    np.testing.assert_allclose(found[name], 100 * values[name], err_msg=name)
+  assert 10 < found['boundary_miou'] < found['miou'] < 90
+  for name in ('miou', 'boundary_miou'):
+    by_size = found[f'{name}_by_size']
+    assert tuple(by_size) == ('S', 'MS', 'ML', 'L')
+    for size, value in by_size.items():
+      expected = 100 * values[f'{name}_{size}']
+      if value is None:
+        assert np.isnan(expected)
+      else:
+        np.testing.assert_allclose(value, expected, err_msg=size)
+
+
+def test_classes_that_never_occur_are_said(capsys, folders):
+  present = {i for x in labels().values() for i in np.unique(x) if i > 0}
+  assert evaluate.main(flags(folders, num_classes=50)) == 0
+  assert (
+    f'{50 - len(present)} of 50 classes occur in no ground truth, and count 0: '
+    'is --num_classes right?'
+  ) in capsys.readouterr().out
+
+
+def test_splits_may_be_left_out(capsys, folders):
+  whole = scored(capsys, flags(folders))
+  argv = [
+    *(f'--gt={folders / "gt" / "val"}', f'--pred={folders / "pred" / "val"}'),
+    '--num_classes=5',
+  ]
+  assert scored(capsys, argv) == whole
+
+
+def test_the_command(tmp_path):
+  """As people call it: a table, and last of all one line of valid JSON."""
+  write(tmp_path / 'gt', labels())
+  write(tmp_path / 'pred', {n: np.maximum(m, 0) for n, m in labels().items()})
+  done = subprocess.run(
+    [sys.executable, '-m', 'pass_luss.evaluate', *flags(tmp_path)],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  assert done.returncode == 0, done.stderr
+  *told, last = done.stdout.splitlines()
+  assert '12 images, 0.0 megapixels in ' in told[0]
+  assert told[1].split() == ['all', 'S', 'MS', 'ML', 'L']
+  assert told[2].split()[:2] == ['miou', '100.00']
+
+  def no_constant(name):
+    raise AssertionError(name)
+
+  found = json.loads(last, parse_constant=no_constant)
+  np.testing.assert_allclose([found[n] for n in KEYS[:2]], 100)
+  assert None in found['miou_by_size'].values()
+  assert found['boundary_miou'] < 100  # Beside what is ignored.
+
+
+def permuted(folder, num_generated=5):
+  """Perfect predictions, but for their numbers, which are returned."""
+  maps = labels()
+  rng = np.random.default_rng(1)
+  numbers = np.concatenate([[0], rng.permutation(num_generated) + 1])
+  write(folder / 'gt', maps)
+  write(
+    folder / 'pred',
+    {name: numbers[np.maximum(label, 0)] for name, label in maps.items()},
+  )
+  return numbers
+
+
+def test_a_permuted_perfect_prediction_scores_100(capsys, tmp_path):
+  numbers = permuted(tmp_path)
+  path = tmp_path / 'match.json'
+  before = scored(capsys, flags(tmp_path))
+  assert before['miou'] < 50
+  found = scored(capsys, flags(tmp_path, '--rematch', f'--write_match={path}'))
+  for name in ('miou', 'miou_without_other', 'image_accuracy', 'f_beta'):
+    np.testing.assert_allclose(found[name], 100, err_msg=name)
+  match = json.loads(path.read_text())
+  assert match == {str(numbers[c]): c for c in range(6)}
+  assert scored(capsys, flags(tmp_path, f'--match={path}')) == found
+  assert scored(capsys, flags(tmp_path)) == before
+
+
+def test_from_more_categories_to_fewer_classes(capsys, tmp_path):
+  numbers = permuted(tmp_path, num_generated=9)
+  path = tmp_path / 'match.json'
+  argv = flags(
+    *(tmp_path, '--rematch', '--num_generated=9', f'--write_match={path}')
+  )
+  found = scored(capsys, argv)
+  np.testing.assert_allclose(found['miou'], 100)
+  match = json.loads(path.read_text())
+  found_classes = [match[str(numbers[c])] for c in range(10)]
+  assert found_classes == [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]
+  assert scored(capsys, flags(tmp_path, f'--match={path}')) == found
+  assert 'expected 0…5' in refused(capsys, flags(tmp_path))
+
+
+def test_folders_that_are_missing_or_empty(capsys, tmp_path):
+  argv = flags(tmp_path)
+  assert refused(capsys, argv) == (
+    f'{tmp_path}/gt: there is no such folder, expected SPLIT/WNID/NAME.png or '
+    'WNID/NAME.png in it'
+  )
+  write(tmp_path / 'gt', labels())
+  assert refused(capsys, argv).startswith(f'{tmp_path}/pred: there is no such')
+  (tmp_path / 'pred').mkdir()
+  assert refused(capsys, argv).startswith(f'{tmp_path}/pred: holds no PNG file')
+
+
+def test_files_that_are_missing(capsys, folders):
+  gt, pred = folders / 'gt', folders / 'pred'
+  names = list(labels())
+  for name in names[:4]:
+    (pred / name).unlink()
+  (gt / names[5]).unlink()
+  assert refused(capsys, flags(folders)) == (
+    f'4 of 11 files of {gt} are missing in {pred}: {names[0]}, {names[1]}, '
+    f'{names[2]}, …; 1 of 8 files of {pred} are missing in {gt}: {names[5]}; '
+    'paths below --gt and --pred have to agree'
+  )
+
+
+def test_paths_that_do_not_agree(capsys, folders):
+  argv = [
+    *(f'--gt={folders / "gt"}', f'--pred={folders / "pred" / "val"}'),
+    '--num_classes=5',
+  ]
+  name = 'n00000000/0.png'
+  assert refused(capsys, argv) == (
+    f'{folders}/gt and {folders}/pred/val have no path in common (val/{name} '
+    f'and {name}): paths below --gt and --pred have to agree, is one of the '
+    'folders a level deeper?'
+  )
+
+
+def test_sizes_that_differ(capsys, folders):
+  name = next(iter(labels()))
+  png_format.write(folders / 'pred' / name, np.zeros((7, 9), np.int16))
+  height, width = labels()[name].shape
+  for more in ((), ('--rematch',)):
+    assert refused(capsys, flags(folders, *more)) == (
+      f'{folders}/pred/{name}: is 9x7 pixels, its ground truth '
+      f'{width}x{height}: predict at the original size'
+    )
+
+
+def test_ids_out_of_range(capsys, folders):
+  name = next(iter(labels()))
+  path = folders / 'pred' / name
+  label = labels()[name]
+  png_format.write(path, np.where(label > 0, 6, 0))
+  message = refused(capsys, flags(folders))
+  assert message.startswith(f'{path}: has id 6 (')
+  assert 'expected 0…5' in message
+  png_format.write(path, label * 0)
+  png_format.write(folders / 'gt' / name, label + 1)
+  assert refused(capsys, flags(folders, num_classes=1)).startswith(
+    f'{folders}/gt/{name}: has id 2 ('
+  )
+
+
+def test_predictions_that_are_ignored(capsys, folders):
+  name = next(iter(labels()))
+  path = folders / 'pred' / name
+  label = np.zeros_like(labels()[name])
+  label[0, :2] = -1
+  png_format.write(path, label)
+  assert refused(capsys, flags(folders)) == (
+    f'{path}: has id 1000 (pixels: 2), which is for ground truth: expected '
+    "predictions 0…5, write 0 for 'other'"
+  )
+
+
+@pytest.mark.parametrize('side', ['gt', 'pred'])
+def test_damaged_files_are_named(capsys, folders, side):
+  path = folders / side / list(labels())[7]
+  data = path.read_bytes()
+  path.write_bytes(data[: len(data) // 2])
+  message = refused(capsys, flags(folders))
+  assert message.startswith(f'{path}: cannot be decoded: ')
+
+
+def test_flags_that_contradict_each_other(capsys, folders):
+  assert refused(capsys, flags(folders, '--rematch', '--match=x.json')) == (
+    '--rematch contradicts --match, which is a matching already: leave out one '
+    'of them'
+  )
+  for flag in ('--write_match=x.json', '--num_generated=9'):
+    name = flag.partition('=')[0]
+    assert refused(capsys, flags(folders, flag)) == (
+      f'{name} is for --rematch only: add that'
+    )
+  for count in (0, -1, 1000):
+    assert refused(capsys, flags(folders, num_classes=count)) == (
+      f"--num_classes={count}: expected 1 to 999, without 'other'"
+    )
+  assert refused(capsys, flags(folders, '--rematch', '--num_generated=0')) == (
+    "--num_generated=0: expected 1 to 999, without 'other'"
+  )
+
+
+def test_flags_that_are_wrong(capsys, folders):
+  assert refused(capsys, flags(folders, num_classes='many')) == (
+    "argument --num_classes: invalid int value: 'many'; python -m "
+    'pass_luss.evaluate --help lists the flags'
+  )
+  assert 'required: --gt' in refused(capsys, ['--pred=x', '--num_classes=5'])
+  assert 'unrecognized arguments: --predd=x' in refused(
+    capsys, flags(folders, '--predd=x')
+  )
+
+
+def test_a_match_that_is_wrong(capsys, folders):
+  path = folders / 'match.json'
+  argv = flags(folders, f'--match={path}')
+  assert refused(capsys, argv).startswith(f'{path}: cannot be read: No such')
+  path.write_text('{"1": 9}')
+  assert 'class 9 found; expected 0…5' in refused(capsys, argv)
+  # Of fewer categories than are predicted, and without one that is.
+  first, *_, last = (folders / 'pred' / name for name in labels())
+  png_format.write(last, png_format.read(last, 5) * 0 + 5)
+  png_format.write(first, png_format.read(first, 5) * 0 + 2)
+  path.write_text('{"1": 1, "3": 3, "5": 2, "4": 4}')
+  advice = (
+    f'; the largest key of --match={path} is 5: add what is missing there, '
+    "with 0 for 'other'"
+  )
+  assert refused(capsys, argv) == (
+    f'{first}: has id 2, of which the matching says nothing{advice}'
+  )
+  path.write_text('{"1": 1, "2": 2}')
+  message = refused(capsys, argv)
+  assert 'expected 0…2' in message
+  assert message.endswith(advice.replace('is 5', 'is 2'))
+
+
+def test_ids_beyond_those_that_are_rematched(capsys, folders):
+  path = folders / 'pred' / next(iter(labels()))
+  png_format.write(path, png_format.read(path, 5) * 0 + 7)
+  assert refused(capsys, flags(folders, '--rematch')).endswith(
+    'expected 0…5: say by --num_generated how many ids there are'
+  )
+
+
+def test_a_match_that_cannot_be_written(capsys, folders):
+  (folders / 'file').write_text('')
+  path = folders / 'file' / 'match.json'
+  message = refused(
+    capsys, flags(folders, '--rematch', f'--write_match={path}')
+  )
+  assert message.startswith(f'cannot write {path} (')
+
+
+def test_interrupted(capsys, folders, monkeypatch):
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(evaluate, 'score', interrupt)
+  assert evaluate.main(flags(folders)) == 75
+  assert capsys.readouterr().err == 'interrupted: nothing was scored\n'

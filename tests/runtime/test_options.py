@@ -1,0 +1,104 @@
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_collections
+import pytest
+
+from runtime import errors, options
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  rate: float
+  sizes: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    if self.rate < 0:
+      raise ValueError(f'rate: found {self.rate}, expected 0 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  kind: Literal['a', 'b']
+  inner: Inner
+  pair: tuple[float, float] = (0.0, 1.0)
+  maybe: int | tuple[int, int, int] | None = None
+  free: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  flag: bool = False
+
+
+def config(**fields):
+  return ml_collections.ConfigDict(
+    {'kind': 'a', 'inner': {'rate': 1}, **fields}
+  )
+
+
+def test_builds_nested_blocks_and_widens_ints():
+  found = options.build(
+    Outer,
+    config(inner={'rate': 2, 'sizes': (3, 4)}, pair=(1, 2), free={'x': 1}),
+    'config',
+  )
+  expected = Outer('a', Inner(2.0, (3, 4)), pair=(1.0, 2.0), free={'x': 1})
+  assert found == expected
+  assert isinstance(found.inner.rate, float)
+
+
+@pytest.mark.parametrize('value', [None, 7, (1, 2, 3)])
+def test_unions_take_each_of_their_kinds(value):
+  assert options.build(Outer, config(maybe=value), 'config').maybe == value
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'iner': {}}, r'config\.iner: unknown name, did you mean inner\? Allowed'),
+    (
+      {'inner': {'rate': 1, 'size': ()}},
+      r'config\.inner\.size: unknown name, did you mean sizes\?',
+    ),
+    ({'inner': {}}, r'config\.inner\.rate: missing'),
+    ({'inner': {'rate': 'x'}}, r"config\.inner\.rate: found 'x' \(str\)"),
+    ({'inner': {'rate': True}}, r'found True \(bool\), expected float'),
+    ({'inner': {'rate': -1}}, r'config\.inner: rate: found -1\.0'),
+    ({'inner': 3}, r'config\.inner: found 3, expected a block of fields'),
+    ({'kind': 'c'}, r"config\.kind: found 'c' .* expected one of 'a', 'b'"),
+    ({'pair': (1, 2, 3)}, r'config\.pair: .* expected 2 values'),
+    ({'pair': (1, 'x')}, r"config\.pair\[1\]: found 'x'"),
+    ({'maybe': 'x'}, r"config\.maybe: found 'x' .* expected int or tuple"),
+    ({'flag': 1}, r'config\.flag: found 1 \(int\), expected bool'),
+  ],
+)
+def test_a_wrong_field_is_named(fields, message):
+  with pytest.raises(errors.UserError, match=message) as caught:
+    options.build(Outer, config(**fields), 'config')
+  assert '\n' not in str(caught.value)
+
+
+def test_choose_takes_a_class_by_name():
+  table = {'inner': Inner}
+  found = options.choose(table, {'name': 'inner', 'rate': 1.0}, 'net')
+  assert found == Inner(1.0)
+  with pytest.raises(errors.UserError, match='net.name: unknown name, did you'):
+    options.choose(table, {'name': 'iner'}, 'net')
+  with pytest.raises(errors.UserError, match='net.name: missing'):
+    options.choose(table, {'rate': 1.0}, 'net')
+  with pytest.raises(errors.UserError, match='net.rate: set elsewhere'):
+    options.choose(table, {'name': 'inner', 'rate': 1.0}, 'net', rate=2.0)
+
+
+def test_digest_depends_on_content_alone():
+  one = options.digest(Inner(1.0, (1, 2)))
+  assert one == options.digest({'sizes': [1, 2], 'rate': 1.0})
+  assert one != options.digest(Inner(1.0, (2, 1)))
+
+
+def test_differences_name_the_paths():
+  old = {'a': 1, 'b': {'c': 2, 'd': 3}}
+  new = {'a': 1, 'b': {'c': 5}, 'e': 4}
+  assert options.differences(old, new) == [
+    'b.c: 2 -> 5',
+    'b.d: 3 -> None',
+    'e: None -> 4',
+  ]

@@ -1,0 +1,42 @@
+import io
+
+from runtime import progress
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def shown(monkeypatch, stream, seconds):
+  """What a bar over ten items writes if each takes so many seconds."""
+  monkeypatch.setattr('sys.stderr', stream)
+  clock = 0.0
+  bar = progress.bar(range(10), desc='preparing')
+  bar._time = lambda: clock
+  bar.start_t = bar.last_print_t = 0.0
+  for _ in bar:
+    clock += seconds
+  return stream.getvalue().split('\r')[1:]
+
+
+def test_a_log_says_nothing_of_what_is_short(monkeypatch):
+  assert shown(monkeypatch, io.StringIO(), 1.0) == []
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch):
+  before = progress.last_sign().time
+  lines = shown(monkeypatch, io.StringIO(), 61.0)
+  # Others see that this process goes on.
+  assert progress.last_sign().what.startswith('preparing ')
+  assert progress.last_sign().time > before
+  first = 'preparing:  10%|#         | 1/10 [01:01<09:09, 61.00s/image]'
+  assert lines[0] == first
+  assert [line.split('%')[0][-3:].strip() for line in lines[:10]] == [
+    f'{percent}' for percent in range(10, 101, 10)
+  ]
+
+
+def test_a_terminal_gets_a_bar_at_once(monkeypatch):
+  lines = shown(monkeypatch, Terminal(), 0.01)
+  assert lines[0].startswith('preparing:   0%|')

@@ -1,0 +1,99 @@
+"""Where the time of a training goes."""
+
+import types
+
+import numpy as np
+import pytest
+
+from runtime import journal
+from segcore.cost import throughput
+from segcore.distributed import sharding
+from tests.segcore.train import test_loop as loop
+
+
+def test_shares_of_time(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(throughput.time, 'monotonic', lambda: now[0])
+  meter = throughput.Meter()
+
+  def spend(kind, seconds):
+    with meter.timed(kind):
+      now[0] += seconds
+
+  spend('start', 10)
+  spend('input', 1)
+  now[0] += 9
+  found = meter.read()
+  assert found == pytest.approx(
+    {
+      'seconds': 20,
+      'input_wait': 0.05,
+      'checkpoint_stall': 0,
+      'goodput': 0.45,
+    }
+  )
+  with pytest.raises(ZeroDivisionError), meter.timed('checkpoint'):
+    now[0] += 2
+    raise ZeroDivisionError  # What fails took its time, too.
+  spend('evaluate', 8)
+  now[0] += 10
+  # Shares are those since the last reading, goodput is that of all 40 seconds.
+  assert meter.read() == pytest.approx(
+    {
+      'seconds': 20,
+      'input_wait': 0,
+      'checkpoint_stall': 0.1,
+      'goodput': 19 / 40,
+    }
+  )
+
+
+def mesh_of(kind, platform):
+  device = types.SimpleNamespace(
+    device_kind=kind,
+    platform=platform,
+    process_index=0,
+    memory_stats=lambda: {'bytes_in_use': 2 * 10**9},
+  )
+  return types.SimpleNamespace(devices=np.array([[device]] * 4), size=4)
+
+
+def unchecked(function):
+  """The function without the check of types, for stand-ins of devices."""
+  return getattr(function, '__wrapped__', function)
+
+
+def test_speeds_that_are_known():
+  assert unchecked(throughput.peak)(mesh_of('TPU v5 lite', 'tpu')) == 4 * 197e12
+  assert unchecked(throughput.peak)(mesh_of('TPU v5', 'tpu')) == 4 * 459e12
+  assert unchecked(throughput.peak)(mesh_of('TPU v6 lite', 'tpu')) == 4 * 918e12
+  # Four devices are two chips.
+  assert unchecked(throughput.peak)(mesh_of('TPU7x', 'tpu')) == 2 * 2307e12
+  h100 = mesh_of('NVIDIA H100 80GB HBM3', 'gpu')
+  assert unchecked(throughput.peak)(h100) == 4 * 989e12
+  assert unchecked(throughput.peak)(mesh_of('TPU v9', 'tpu')) is None
+  assert throughput.peak(sharding.make_mesh()) is None
+
+
+def test_memory_of_host_and_device():
+  found = throughput.memory(sharding.make_mesh())
+  assert set(found) == {'host_memory_gb'}
+  assert 0.1 < found['host_memory_gb'] < 100
+  known = unchecked(throughput.memory)(mesh_of('TPU v4', 'tpu'))
+  assert known['device_memory_gb'] == 2
+
+
+def test_a_run_says_where_its_time_went(tmp_path, monkeypatch):
+  monkeypatch.setattr(throughput, 'peak', lambda mesh: 1e3)
+  loop.run(tmp_path, loop.training())
+  lines = journal.read_journal(tmp_path / 'speed.jsonl')
+  assert [line['step'] for line in lines] == [3, 6, 9, 11]
+  for line in lines:
+    assert 0 <= line['speed/goodput'] <= 1
+    assert 0 <= line['speed/input_wait'] <= 1
+    assert 0 <= line['speed/checkpoint_stall'] <= 1
+    # The method has no products.
+    assert line['speed/mfu'] == 0
+  # Nothing of it is among what is equal for equal runs.
+  names = {name for line in loop.journal(tmp_path) for name in line}
+  assert not [name for name in names if name.startswith('speed')]

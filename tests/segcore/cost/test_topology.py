@@ -1,0 +1,137 @@
+"""Dry runs for devices that are not here."""
+
+import importlib.util
+
+import jax
+import pytest
+
+from ddep import main as ddep_main
+from runtime import errors
+from segcore.cost import topology
+from segcore.distributed import sharding
+from segcore.experiment import cli, dry_run
+from tests.support import runs
+
+SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py:tiny'
+SMALL = (
+  '--config.network.encoder.blocks=(1, 1)',
+  '--config.network.encoder.width=8',
+  '--config.network.encoder.num_groups=4',
+  '--config.network.decoder.widths=(16, 8, 8)',
+  '--config.network.decoder.num_groups=4',
+)
+
+
+def test_what_people_write():
+  found = topology.parse('v5e:16x16')
+  assert (found.count, found.chip.name) == (256, 'TPU v5e')
+  assert str(found) == 'v5e:16x16'
+  assert topology.parse('v4:2x2x4').count == 16
+  assert topology.parse('cpu:8') == topology.Topology('cpu', (8,))
+  assert topology.parse('cpu:8').chip is None
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('v6e:4x4', 'libtpu 0.0.42 crashes on v6e: use v5e'),
+    ('v4:2x2', 'found v4:2x2, expected such as v4:2x2x1'),
+    ('v5e:16', 'found v5e:16, expected such as'),
+    ('cpu:0', 'found cpu:0, expected such as'),
+    ('cpu', 'found cpu, expected such as'),
+    ('h100:8', 'found h100:8, expected such as'),
+  ],
+)
+def test_what_cannot_be_compiled_for(text, message):
+  with pytest.raises(errors.UserError, match=message):
+    topology.parse(text)
+
+
+def test_without_libtpu(monkeypatch):
+  monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.UserError, match='v4:2x2x1 needs libtpu'):
+    topology.parse('v4:2x2x1').devices()
+
+
+def test_more_simulated_devices_than_jax_has_started():
+  assert len(jax.devices()) == 8
+  with pytest.raises(errors.UserError) as caught:
+    topology.parse('cpu:256').simulate(1)
+  assert 'jax has started with 8 simulated devices already' in str(caught.value)
+
+
+def test_time_of_a_ring():
+  chip = topology.Chip('', speed=1.0, link=50.0, memory=1.0, largest=16)
+
+  def exchange(kind, count):
+    sizes = [sharding.Collective(kind, size, '') for size in (700, 100)]
+    return dry_run.exchange_seconds(sizes, chip, 4, count)
+
+  # Two links of 50 bytes a second send 100; of 800 bytes a device sends 2·3/4.
+  assert exchange('all-reduce', 4) == pytest.approx(12)
+  assert exchange('all-reduce', 8) == pytest.approx(14)
+  # With twice the devices twice as much is gathered, of which 7/8 are missing.
+  assert exchange('all-gather', 4) == pytest.approx(6)
+  assert exchange('all-gather', 8) == pytest.approx(14)
+  # A part of 800 bytes remains of 3,200.
+  assert exchange('reduce-scatter', 4) == pytest.approx(24)
+  assert exchange('collective-permute', 4) == pytest.approx(8)
+  assert exchange('all-reduce', 1) == 0
+  sizes = [sharding.Collective('all-reduce', 800, '')]
+  # Two seconds of arithmetic; the largest slice has 16.
+  times = dry_run.growing(2.0, sizes, chip, 4, (1, 4, 16, 17))
+  assert times == [2.0, pytest.approx(14), pytest.approx(17), None]
+
+
+@pytest.fixture
+def said(capsys, monkeypatch, tmp_path):
+  """Runs a command line in an empty folder; joins no hosts."""
+
+  def refuse():
+    raise AssertionError('a dry run for other devices starts none')
+
+  monkeypatch.setattr(cli, '_hosts', refuse)
+  monkeypatch.chdir(tmp_path)
+
+  def run(*arguments):
+    status = cli.main(
+      ddep_main.build_stages, ['main', *arguments], ddep_main.load_model
+    )
+    assert not list(tmp_path.iterdir())
+    return status, capsys.readouterr()
+
+  return run
+
+
+def test_a_dry_run_for_eight_devices(said):
+  status, printed = said(
+    SHAPES, '--dry_run', '--topology=cpu:8', '--stage=denoise', *SMALL
+  )
+  assert status == 0, printed.err
+  lines = [' '.join(line.split()) for line in printed.out.splitlines()]
+  assert any('(8 devices x 1 part x 2)' in line for line in lines)
+  assert 'compiled for cpu:8, without remat' in lines
+  assert any(line.startswith('memory a device: arguments') for line in lines)
+  # Gradients of 19,931 parameters, and some scalars.
+  assert 'all-reduce 2 0.1 MB' in lines
+  (row,) = (i for i, line in enumerate(lines) if line.startswith('devices 1'))
+  assert lines[row] == 'devices 1 4 8 64 256 1,024'
+  shares = [float(x.rstrip('%')) for x in lines[row + 2].split()[3:]]
+  assert shares[0] == 100 and shares == sorted(shares, reverse=True)
+
+
+def test_devices_that_do_not_divide_the_batch(said):
+  # Nothing is compiled before this is said, and other stages may fit.
+  status, printed = said(SHAPES, '--dry_run', '--topology=cpu:3', *SMALL)
+  assert (status, printed.out) == (2, '')
+  assert printed.err == (
+    'error: --topology: found cpu:3, but a batch of 32 images does not divide '
+    'among 3 devices: name fewer, or another stage by --stage\n'
+  )
+
+
+def test_a_topology_is_for_dry_runs(said):
+  status, printed = said(SHAPES, '--topology=cpu:8')
+  assert status == 2
+  assert '--topology is for --dry_run' in printed.err

@@ -1,0 +1,251 @@
+"""Networks as files: the same label maps, without this code base."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from runtime import errors
+from segcore.distributed import sharding
+from segcore.eval import export, inference, predict, protocols, short_side
+from segcore.experiment import cli
+from segcore.models import segmenter
+from segcore.models.decoders import deeplabv3plus
+from segcore.models.encoders import resnet
+from segcore.models.layers import resize
+from segcore.train import method
+from tests.support import runs, tiny_networks
+
+HEADS = {'logits': segmenter.ConvHead(3)}
+DEEP = {'logits': segmenter.ConvHead(3, stride=None)}
+
+
+def dilated():
+  encoder = resnet.DilatedResNet(
+    blocks=(1, 1, 1, 1), width=8, output_stride=8, multi_grid=(1,)
+  )
+  decoder = deeplabv3plus.DeepLabV3Plus(width=8, dilations=(2, 3))
+  return segmenter.Segmenter(encoder, decoder, DEEP)
+
+
+def model_of(net, predictor):
+  """A network that was not trained; its scores differ from cell to cell."""
+  scores = method.Head(net)
+  shapes = jax.eval_shape(
+    net.init, jax.random.PRNGKey(0), jnp.zeros((1, 64, 64, 3))
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name in ('scale', 'var'):
+      return np.ones(leaf.shape, leaf.dtype)
+    return (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+  found = jax.tree_util.tree_map_with_path(draw, dict(shapes))
+  return predict.Model(
+    state=method.frozen(found, sharding.make_mesh()),
+    predictor=predictor(scores),
+    classes=('a', 'b', 'c'),
+    palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
+    batch_size=8,
+    mesh=sharding.make_mesh(),
+  )
+
+
+def of(multiple, **protocol):
+  return lambda scores: inference.LabelMaps(
+    scores, 3, protocols.Options(**protocol), multiple
+  )
+
+
+def found_by(model, image):
+  """The label map of the network itself."""
+  predictor, size = model.predictor, image.shape[:2]
+  inputs = predictor.prepare([image], predictor.group(size))
+  labels = predictor(jax.device_get(model.state), inputs)
+  return np.asarray(labels)[0, : size[0], : size[1]]
+
+
+def image_of(size, seed=0):
+  """Smooth colours, so that classes are areas."""
+  rng = np.random.default_rng(seed)
+  small = rng.integers(0, 256, (5, 6, 3), np.uint8)
+  return np.asarray(PIL.Image.fromarray(small).resize(size[::-1]))
+
+
+@pytest.mark.parametrize(
+  ('net', 'predictor'),
+  [
+    (tiny_networks.small_unet(HEADS), of(8)),
+    (tiny_networks.hybrid(HEADS), of(16)),
+    (dilated(), of(1, canvas=32)),
+    (
+      segmenter.Segmenter(
+        resnet.DilatedResNet((1, 1, 1, 1), 8, 'plain', 16),
+        None,
+        {'logits': segmenter.ConvHead(3, reads='encoder', stride=None)},
+      ),
+      lambda scores: short_side.LabelMaps(scores, short_side=48),
+    ),
+  ],
+  ids=['unet', 'vit', 'deeplab', 'pass'],
+)
+def test_images_of_any_size(net, predictor):
+  model = model_of(net, predictor)
+  called = export.program(model).call
+  image = image_of((41, 67))
+  found = np.asarray(called(image[None]))
+  assert (found.dtype, found.shape) == (np.int16, (1, 41, 67))
+  expected = found_by(model, image)
+  assert len(np.unique(expected)) > 1
+  assert np.mean(found[0] == expected) > 0.998
+
+
+def test_more_views_need_a_size(tmp_path):
+  net = tiny_networks.small_unet(HEADS)
+  model = model_of(net, of(8, scales=(0.5, 1.0), flip=True, average='probs'))
+  with pytest.raises(errors.UserError, match='scales 0.5, 1.0') as caught:
+    export.program(model)
+  assert '--export_size=HxW' in str(caught.value)
+  called = export.program(model, (40, 64)).call
+  image = image_of((40, 64))
+  found = np.asarray(called(image[None]))[0]
+  assert np.mean(found == found_by(model, image)) > 0.998
+  # Any other image is resized to it, and its labels back.
+  larger = np.repeat(np.repeat(image, 2, 0), 2, 1)
+  again = np.asarray(called(larger[None]))[0]
+  assert again.shape == (80, 128)
+  assert np.mean(again == np.repeat(np.repeat(found, 2, 0), 2, 1)) > 0.95
+
+
+def test_symbols_resize_as_numbers_do():
+  def resized(x, like, align):
+    matrix = resize.bilinear_matrix(x.shape[0], like.shape[0], align)
+    return jnp.matmul(matrix, x, precision='highest')
+
+  for align in (False, True):
+    a, b = jax.export.symbolic_shape('a, b')
+    shapes = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in (a, b)]
+    call = jax.export.export(jax.jit(lambda x, y, a=align: resized(x, y, a)))(
+      *shapes
+    ).call
+    x = np.random.default_rng(0).random(7).astype(np.float32)
+    for new in (1, 3, 7, 12):
+      np.testing.assert_allclose(
+        call(x, np.zeros(new, np.float32)),
+        resize.bilinear_matrix(7, new, align) @ x,
+        rtol=1e-6,
+      )
+
+
+@pytest.mark.parametrize('size', [(20, 31), (60, 55), (41, 90)])
+def test_resized_as_by_pillow(size):
+  image = np.random.default_rng(1).integers(0, 256, (41, 50, 3), np.uint8)
+  found = np.asarray(resize.antialiased_uint8(jnp.asarray(image)[None], size))[
+    0
+  ]
+  bilinear = PIL.Image.Resampling.BILINEAR
+  expected = np.asarray(PIL.Image.fromarray(image).resize(size[::-1], bilinear))
+  difference = np.abs(found.astype(int) - expected)
+  assert difference.max() <= 1
+  # Its weights are rounded, which decides where halves go.
+  assert np.mean(difference > 0) < 0.03
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A short run, exported."""
+  root = tmp_path_factory.mktemp('export')
+  source, workdir = runs.make_folder(root / 'discs'), root / 'run'
+  for arguments in ((), ('--stage=export',)):
+    # So that it has learned something.
+    more = (
+      '--config.finetune.recipe.num_steps=60',
+      '--config.finetune.recipe.evaluate_every=60',
+      '--config.finetune.recipe.optimizer.learning_rate=0.02',
+      '--config.operation.log_every=20',
+      '--config.operation.save_every=60',
+      *arguments,
+    )
+    process = runs.start(source, workdir, *more)
+    assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert 'it agrees with the network on 100.00%' in runs.text_of(workdir)
+  return source, workdir
+
+
+def miou(confusion):
+  """Mean over the classes that occur."""
+  union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+  return np.mean((np.diag(confusion) / np.maximum(union, 1))[union > 0])
+
+
+def test_a_finished_run_without_this_code(finished, tmp_path):
+  source, workdir = finished
+  alone = tmp_path / 'elsewhere'
+  shutil.copytree(workdir / 'export', alone / 'model')
+  example = runs.ROOT / 'examples' / 'segment_exported.py'
+  shutil.copy(example, alone)
+  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  environment['XLA_FLAGS'] = ''
+  results = json.loads((workdir / 'evaluate' / 'results.json').read_text())
+  labelled = json.loads((workdir / 'finetune/labelled_ids.json').read_text())
+  (alone / 'images').mkdir()
+  ids = [p.stem for p in (source / 'masks').iterdir()]
+  val = [name for name in ids if name not in labelled]
+  for name in val:
+    shutil.copy(source / 'images' / f'{name}.jpg', alone / 'images')
+  blocked = """
+import runpy, sys
+sys.argv = ['x', 'model', 'images', 'found']
+runpy.run_path('segment_exported.py', run_name='__main__')
+ours = ('segcore', 'ddep', 'u2pl', 'pass_luss', 'input_pipeline', 'flax')
+assert not [name for name in sys.modules if name.split('.')[0] in ours]
+"""
+  done = subprocess.run(
+    [sys.executable, '-I', '-c', blocked],
+    cwd=alone,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count('.jpg ground') == len(val)
+  confusion = np.zeros(4, int)
+  for name in val:
+    truth = np.asarray(PIL.Image.open(source / 'masks' / f'{name}.png'))
+    found = np.asarray(PIL.Image.open(alone / 'found' / f'{name}.png'))
+    assert found.shape == truth.shape
+    pairs = 2 * truth[truth < 2].astype(int) + found[truth < 2]
+    confusion += np.bincount(pairs, minlength=4)
+  reported = results['splits']['val']
+  assert len(val) == reported['num_images'] == 4
+  matrix = confusion.reshape(2, 2)
+  assert np.diag(matrix).min() > 0
+  assert miou(matrix) == pytest.approx(reported['metrics']['miou'], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--stage=export,evaluate'], '--stage: found export,evaluate, expected'),
+    (['--stage=export', '--dry_run'], '--dry_run is of training'),
+    (
+      ['--stage=export', '--export_size=5'],
+      'found 5, expected such as 512x512',
+    ),
+    (['--export_size=5x5'], '--export_size is for --stage=export'),
+  ],
+)
+def test_what_cannot_be_asked(arguments, message):
+  config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
+  with pytest.raises(errors.UserError, match=message):
+    cli.parse(['main', config, *arguments])

@@ -1,0 +1,45 @@
+import numpy as np
+import PIL.Image
+import pytest
+
+from runtime import errors
+from segcore.eval import predict
+
+CLASSES = ('ground', 'disc')
+PALETTE = ((0, 0, 0), (128, 0, 0))
+
+
+@pytest.mark.parametrize('num_classes', [256, 919])
+def test_label_maps_come_back(tmp_path, num_classes):
+  label = np.arange(num_classes, dtype=np.int16).reshape(1, -1)
+  palette = [(i % 256, i // 256, 7) for i in range(num_classes)]
+  predict.encode_label(label, palette).save(tmp_path / 'x.png')
+  with PIL.Image.open(tmp_path / 'x.png') as image:
+    np.testing.assert_array_equal(np.asarray(image), label)
+    if num_classes == 256:
+      np.testing.assert_array_equal(
+        np.asarray(image.convert('RGB'))[0], palette
+      )
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+  (tmp_path / 'file').touch()
+  out = tmp_path / 'file' / 'found'
+  with pytest.raises(errors.UserError) as caught, predict.writing(out):
+    predict._write_classes(out, CLASSES, PALETTE)
+  assert str(caught.value) == (
+    f'cannot write to {out} (Not a directory): free some space, or choose '
+    'another --out'
+  )
+
+
+def test_only_predictions_are_written_over(tmp_path):
+  images, out = tmp_path / 'images', tmp_path / 'found'
+  images.mkdir()
+  predict.Request(images, out)
+  predict._write_classes(out, CLASSES, PALETTE)
+  predict.Request(images, out)
+  (tmp_path / 'roads').mkdir()
+  (tmp_path / 'roads' / 'classes.txt').touch()
+  with pytest.raises(errors.UserError, match='holds files that are no pred'):
+    predict.Request(images, tmp_path / 'roads')

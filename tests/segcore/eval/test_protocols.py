@@ -1,0 +1,232 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from segcore.eval import protocols
+from segcore.models.layers import resize
+
+SIZES = [(30, 47), (64, 64), (100, 33), (7, 5)]
+
+PROTOCOLS = {
+  'whole': protocols.Options(),
+  'flip': protocols.Options(flip=True),
+  'halves': protocols.Options(tiles='halves', flip=True),
+  'scales': protocols.Options(scales=(0.5, 1.0, 1.75)),
+  'windows': protocols.Options(
+    tiles='windows', window=(32, 48), stride=(21, 32)
+  ),
+  'bordered': protocols.Options(
+    tiles='windows', window=(48, 48), stride=(48, 48), beyond='mean', flip=True
+  ),
+  'all': protocols.Options(
+    tiles='windows',
+    window=(32, 32),
+    stride=(21, 21),
+    scales=(0.5, 1.25),
+    flip=True,
+    antialias=True,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', PROTOCOLS)
+@pytest.mark.parametrize('size', SIZES)
+def test_the_views_of_a_pixel_share_it(name, size):
+  views = PROTOCOLS[name].build(16)(size)
+  total = sum(view.weights() for view in views)
+  np.testing.assert_allclose(total, np.ones(size), atol=1e-6)
+  for view in views:
+    height, width = view.input_size
+    assert height % 16 == width % 16 == 0
+    # An input is a weighted mean of the image's pixels, or nothing of them.
+    expected = [1.0] if name != 'bordered' else [0.0, 1.0]
+    for read in (view.read_rows, view.read_columns):
+      assert set(np.round(read.sum(axis=1), 5)) <= set(expected)
+
+
+@pytest.mark.parametrize('name', PROTOCOLS)
+def test_no_cell_is_a_mean_of_more_than_its_reach(name):
+  protocol = PROTOCOLS[name]
+  for size in [*SIZES, (37, 101), (255, 19)]:
+    for view in protocol.build(16)(size):
+      for axis in ('rows', 'columns'):
+        read, write = (getattr(view, f'{w}_{axis}') for w in ('read', 'write'))
+        assert np.diff(read.indptr).max() <= protocol.reach[0]
+        assert np.diff(write.indptr).max() <= protocol.reach[1]
+
+
+def windows_of(size, window, stride):
+  """Where each window starts, from what it reads."""
+  protocol = protocols.sliding_window(protocols.whole(1), window, stride)
+  return [
+    (int(view.read_rows.indices[0]), int(view.read_columns.indices[0]))
+    for view in protocol(size)
+  ]
+
+
+def test_windows_of_cityscapes_are_8_and_the_last_ones_are_moved_inside():
+  found = windows_of((1024, 2048), (769, 769), (513, 513))
+  assert found == [
+    *[(0, 0), (0, 513), (0, 1026), (0, 1279)],
+    *[(255, 0), (255, 513), (255, 1026), (255, 1279)],
+  ]
+
+
+@pytest.mark.parametrize(
+  ('length', 'starts'), [(5, [0]), (6, [0]), (7, [0, 1]), (12, [0, 4, 6])]
+)
+def test_starts_of_windows(length, starts):
+  assert windows_of((length, 6), (6, 6), (4, 4)) == [(s, 0) for s in starts]
+
+
+def test_where_windows_overlap_each_counts_the_same():
+  protocol = protocols.sliding_window(protocols.whole(1), (1, 4), (1, 2))
+  found = [view.weights()[0].tolist() for view in protocol((1, 7))]
+  half, third = 1 / 2, 1 / 3
+  # Starts 0, 2, 3: columns 3 is seen by all three.
+  assert np.allclose(
+    found,
+    [
+      [1, 1, half, third, 0, 0, 0],
+      [0, 0, half, third, half, half, 0],
+      [0, 0, 0, third, half, half, 1],
+    ],
+  )
+
+
+def test_the_mirror_view_reads_from_right_to_left():
+  first, second = protocols.flip_averaged(protocols.whole(4))((1, 3))
+  row = np.array([10, 20, 30])
+  # Continued by reflection on its right.
+  assert (first.read_columns @ row).tolist() == [10, 20, 30, 30]
+  assert (second.read_columns @ row).tolist() == [30, 20, 10, 10]
+  assert (first.write_columns @ [1, 2, 3, 4]).tolist() == [1, 2, 3]
+  assert (second.write_columns @ [1, 2, 3, 4]).tolist() == [3, 2, 1]
+
+
+def test_images_smaller_than_a_window_are_continued_by_reflection():
+  protocol = protocols.sliding_window(protocols.whole(1), (1, 7), (1, 7))
+  (view,) = protocol((1, 3))
+  assert (view.read_columns @ [1, 2, 3]).tolist() == [1, 2, 3, 3, 2, 1, 1]
+  assert (view.write_columns @ np.arange(7)).tolist() == [0, 1, 2]
+
+
+def test_images_smaller_than_a_window_lie_amid_the_mean_colour():
+  protocol = protocols.sliding_window(
+    protocols.whole(1), (1, 6), (1, 6), bordered=True
+  )
+  (view,) = protocol((1, 3))
+  # The smaller half of what is missing is before.
+  assert (view.read_columns @ [1, 2, 3]).tolist() == [0, 1, 2, 3, 0, 0]
+  assert (view.write_columns @ np.arange(6)).tolist() == [1, 2, 3]
+  # An axis that is long enough has windows as ever.
+  assert len(protocol((1, 8))) == 2
+
+
+def test_halves_of_an_odd_width():
+  left, right = protocols.halves(protocols.whole(1))((1, 5))
+  assert (left.read_columns @ np.arange(5)).tolist() == [0, 1]
+  assert (right.read_columns @ np.arange(5)).tolist() == [2, 3, 4]
+  assert [v.weights()[0].tolist() for v in (left, right)] == [
+    [1, 1, 0, 0, 0],
+    [0, 0, 1, 1, 1],
+  ]
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('scaled', [(5, 8), (10, 26), (14, 20)])
+def test_scaled_inputs_are_resized_images(scaled, antialias):
+  image = np.random.default_rng(0).random((10, 13)).astype(np.float32)
+  protocol = protocols.rescaled(protocols.whole(1), scaled, antialias)
+  (view,) = protocol((10, 13))
+  found = view.read_rows @ image @ view.read_columns.T
+  if antialias:
+    expected = jax.image.resize(image, scaled, 'bilinear')
+  else:
+    pixels = jax.numpy.asarray(image)[None, :, :, None]
+    expected = resize.bilinear(pixels, scaled)[0, :, :, 0]
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_scaled_sizes_are_rounded():
+  protocol = protocols.multi_scale(protocols.whole(1), (0.5, 1.75))
+  assert [view.input_size for view in protocol((375, 501))] == [
+    *[(188, 251), (656, 877)]
+  ]
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'tiles': 'windows'}, "expected both with tiles='windows'"),
+    ({'window': (4, 4), 'stride': (2, 2)}, "none with tiles='whole'"),
+    (
+      {'tiles': 'windows', 'window': (4, 4), 'stride': (5, 4)},
+      'stride: found .5, 4., expected at most the window',
+    ),
+    (
+      {'tiles': 'windows', 'window': (0, 4), 'stride': (2, 4)},
+      'window: found .0, 4., expected .height, width. >= 1',
+    ),
+    ({'scales': ()}, 'scales: found .., expected numbers above 0'),
+    ({'scales': (0.5, 0.0)}, 'scales: found .0.5, 0.0., expected numbers'),
+    ({'canvas': -1}, 'canvas: found -1, expected >= 0'),
+    ({'beyond': 'mean'}, "beyond='mean': found with tiles='whole'"),
+  ],
+)
+def test_impossible_protocols_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    protocols.Options(**fields)
+
+
+@pytest.mark.parametrize(
+  ('name', 'text'),
+  [
+    ('whole', 'whole image, single scale'),
+    (
+      'halves',
+      'left and right half, single scale, with its mirror image; averaged '
+      'logits',
+    ),
+    (
+      'windows',
+      'windows of 32x48 every 21x32, single scale; averaged logits',
+    ),
+  ],
+)
+def test_protocols_in_words(name, text):
+  assert PROTOCOLS[name].describe() == text
+
+
+def test_what_changes_the_numbers_is_said():
+  shrunk = protocols.Options(scales=(0.5,), antialias=True)
+  assert 'antialiased' in shrunk.describe()
+  assert 'multiples of 64' in protocols.Options(canvas=64).describe()
+  assert 'multiples' not in protocols.Options(canvas=64, flip=True).describe()
+  assert 'corners' in protocols.Options(align_corners=True).describe()
+  assert 'mean colour' in PROTOCOLS['bordered'].describe()
+
+
+def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
+  followed = protocols.Options(
+    tiles='windows',
+    window=(8, 8),
+    stride=(4, 4),
+    scales=(0.5, 0.75, 1.25, 1.5),
+    flip=True,
+    average='probs',
+    antialias=True,
+    canvas=64,
+  ).single()
+  assert followed == protocols.Options(
+    scales=(1.25,), antialias=True, canvas=64
+  )
+  assert followed.is_plain == protocols.Options(scales=(1.25,)).is_plain
+
+
+def test_what_is_followed_keeps_the_border_and_the_rule_of_training():
+  protocol = dataclasses.replace(PROTOCOLS['bordered'], align_corners=True)
+  followed = protocol.single()
+  assert followed == dataclasses.replace(protocol, flip=False)

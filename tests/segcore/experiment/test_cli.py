@@ -1,0 +1,246 @@
+"""The command line, in this process: messages, exit status, work folders."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from ddep import main as ddep_main
+from runtime import journal
+from segcore.experiment import cli, stage
+from tests.support import runs
+
+CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
+SHAPES = f'--config={CONFIGS}/ddep_shapes.py'
+
+
+@pytest.fixture(autouse=True)
+def _no_group(monkeypatch):
+  # These tests start no devices of their own: the suite's are up already.
+  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+
+
+def error_of(capsys, *arguments, build=ddep_main.build_stages):
+  """Runs a command line that must fail; returns its one line of error."""
+  status = cli.main(build, ['main', *arguments], ddep_main.load_model)
+  err = capsys.readouterr().err
+  assert status == cli.EXIT_USER_ERROR, err
+  assert err.startswith('error: ')
+  assert err.count('\n') == 1, err
+  return err
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], '--config is missing: expected a file such as'),
+    (['--config=nowhere.py'], 'nowhere.py'),
+    ([SHAPES, '--confg=3'], "Unknown command line flag 'confg'"),
+    ([SHAPES, 'rest'], "'rest' is no flag"),
+    ([f'{SHAPES}:init=dddep'], 'init=dddep: expected one of ddep, dep'),
+    ([f'{SHAPES}:lables=3'], "config option 'lables' is unknown"),
+    ([f'{SHAPES}:labels=many'], 'labels=many: expected int'),
+    ([SHAPES, '--config.progam=3'], 'Did you mean "program"'),
+    ([SHAPES, '--config.finetune.recipe.seed=x'], 'seed'),
+    (
+      [f'{SHAPES}:labels=50,fraction=0.1'],
+      'labels=50 and fraction=0.1 contradict each other: give one of them',
+    ),
+    (
+      [SHAPES, '--config.denoise.noise.sigma=0.2'],
+      'config.denoise.noise: gamma=0.7, sigma=0.2 and gamma_range=(0.0, 0.0): ',
+    ),
+    (
+      [SHAPES, '--config.denoise.recipe.batch_size=30'],
+      'config.denoise.recipe.batch_size: found 30, expected a multiple of the '
+      '8 devices',
+    ),
+    (
+      [SHAPES, '--config.denoise.recipe.accumulate=3'],
+      'config.denoise.recipe.accumulate: found 3, expected a divisor of 2',
+    ),
+    (
+      [
+        f'{SHAPES}:network=transunet',
+        '--config.denoise.crop.size=(60, 64)',
+      ],
+      'config.denoise.crop.size = (60, 64): the network does not take it: '
+      'images of 60x64: both sides must be multiples of 16',
+    ),
+    (
+      [SHAPES, '--config.network.decoder.widths=(8, 8)'],
+      'config.denoise.crop.size',
+    ),
+    (
+      [SHAPES, '--config.network.encoder.name=resnett'],
+      'config.network.encoder.name: unknown name, did you mean resnet?',
+    ),
+    (
+      [SHAPES, "--config.stages=('finetune', 'evalute')"],
+      "config: stages: found ('finetune', 'evalute'), expected some of",
+    ),
+    (
+      [SHAPES, "--config.stages=('evaluate',)"],
+      'config.stages: evaluate needs finetune',
+    ),
+    (
+      [SHAPES, '--config.operation.fsdp=3'],
+      'fsdp: found 3, expected a divisor of 8 devices',
+    ),
+    (
+      [SHAPES, '--config.finetune.data.name=voc'],
+      "there is no data set 'voc'",
+    ),
+    (
+      [f'--config={CONFIGS}/ddep_folder.py:source=nowhere'],
+      'nowhere',
+    ),
+    (
+      [f'{SHAPES}:encoder=nowhere/classify'],
+      'config.denoise.start.path: nowhere/classify does not exist',
+    ),
+    ([f'{SHAPES}:seed=-1'], 'seed: found -1, expected 0'),
+    (
+      [SHAPES, '--config.finetune.recipe.num_steps=50'],
+      'optimizer.warmup_steps: found 50, expected below num_steps = 50',
+    ),
+    ([f'{SHAPES}:width=0'], 'the network does not take it'),
+    (
+      [SHAPES, "--config.stages=('finetune', 'denoise', 'classify')"],
+      'finetune needs denoise, which must come before it',
+    ),
+    (
+      [SHAPES, '--config.program=u2pl.main'],
+      "config.program: found 'u2pl.main'",
+    ),
+    ([SHAPES, '--images=x'], '--images and --out are for --stage=predict'),
+    ([SHAPES, '--stage=predict,finetune'], 'expected predict alone'),
+    ([SHAPES, '--stage=predict', '--out=x'], '--images is missing'),
+    (
+      [SHAPES, '--stage=predict', '--images=x', '--out=x/found'],
+      '--out: found x/found, which is inside of --images=x',
+    ),
+    (
+      [SHAPES, '--stage=predict', '--images=x', '--out=y'],
+      'predict needs finetune, which is not finished',
+    ),
+    (
+      [SHAPES, '--stage=predict', '--images=x', f'--out={CONFIGS}'],
+      'which holds files that are no predictions',
+    ),
+    ([SHAPES, '--stage=finetun'], '--stage: found finetun, expected one of'),
+    (
+      [SHAPES, '--stage=finetune'],
+      'finetune needs denoise, which is not finished',
+    ),
+  ],
+)
+def test_what_a_user_can_mend_is_one_line(capsys, tmp_path, arguments, message):
+  found = error_of(capsys, *arguments, f'--workdir={tmp_path}/run')
+  assert 'Traceback' not in found
+  assert message in found, found
+
+
+def test_camvid_without_photographs_says_where_they_are_looked_for(
+  capsys, tmp_path, monkeypatch
+):
+  monkeypatch.delenv('SEG_DATA_DIR', raising=False)
+  found = error_of(
+    capsys,
+    f'--config={CONFIGS}/ddep_camvid.py',
+    f'--config.data_dir={tmp_path}',
+    f'--workdir={tmp_path}/run',
+  )
+  assert 'camvid' in found
+  assert 'SEG_DATA_DIR' in found
+
+
+def one_stage(run):
+  return lambda config: [
+    stage.Stage('only', {'seed': config.finetune.recipe.seed}, run)
+  ]
+
+
+def test_exit_status_of_each_ending(capsys, tmp_path):
+  def status(run, name='w'):
+    arguments = ['main', SHAPES, f'--workdir={tmp_path / name}']
+    return cli.main(one_stage(run), arguments)
+
+  def preempted(place):
+    raise stage.Preempted('only saved at step 7')
+
+  def interrupted(place):
+    raise KeyboardInterrupt
+
+  assert status(preempted) == 75
+  assert 'only saved at step 7; run the same command' in capsys.readouterr().out
+  assert status(interrupted) == 130
+  assert status(lambda place: []) == 0
+  assert (tmp_path / 'w' / 'only' / 'DONE.json').exists()
+
+
+def test_a_bug_is_not_dressed_up_as_a_users_mistake(tmp_path):
+  def breaks(place):
+    raise ZeroDivisionError
+
+  with pytest.raises(ZeroDivisionError):
+    cli.main(one_stage(breaks), ['main', SHAPES, f'--workdir={tmp_path}/w'])
+
+
+def test_a_full_disk_anywhere_is_one_line(capsys, tmp_path):
+  def full(place):
+    raise OSError(28, 'No space left on device')
+
+  found = error_of(
+    capsys, SHAPES, f'--workdir={tmp_path}/w', build=one_stage(full)
+  )
+  assert 'is full: nothing is lost; free some space' in found
+
+
+def test_a_used_workdir_with_another_config_is_refused(capsys, tmp_path):
+  build = one_stage(lambda place: [])
+  workdir = f'--workdir={tmp_path}/w'
+  assert cli.main(build, ['main', SHAPES, workdir]) == 0
+  found = error_of(capsys, f'{SHAPES}:seed=3', workdir, build=build)
+  assert 'settings.seed: 0 -> 3' in found
+
+
+def test_default_workdirs_tell_configs_apart():
+  assert cli.default_workdir('configs/ddep_shapes.py') == 'runs/ddep_shapes'
+  assert (
+    cli.default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
+    == 'runs/ddep_shapes-init=dep,labels=50'
+  )
+  assert cli.default_workdir('a/b.py:encoder=/x/y z') == 'runs/b-encoder=_x_y_z'
+
+
+def test_help_lists_the_flags(capsys):
+  assert cli.main(ddep_main.build_stages, ['main', '--help']) == 0
+  out = capsys.readouterr().out
+  for flag in ('--config', '--workdir', '--stage'):
+    assert flag in out
+
+
+def test_only_host_0_speaks(capsys, monkeypatch):
+  monkeypatch.setattr(journal.jax, 'process_index', lambda: 1)
+  journal.say('hello')
+  assert capsys.readouterr().out == ''
+  assert 'tensorflow' not in sys.modules
+
+
+def test_nobody_has_to_read_everything():
+  command = f'{sys.executable} -m ddep.main --dry_run'
+  done = subprocess.run(
+    f'{command} --config=configs/ddep_shapes.py | head -2; echo $PIPESTATUS',
+    shell=True,
+    executable='/bin/bash',
+    cwd=runs.ROOT,
+    env=os.environ | {'PYTHONUNBUFFERED': '1'},
+    capture_output=True,
+    text=True,
+  )
+  *first, status = done.stdout.splitlines()
+  assert any('classify' in line for line in first)
+  assert (done.stderr, status) == ('', '141')

@@ -1,0 +1,687 @@
+"""That the foundation carries methods of more kinds than supervised ones.
+
+Two fakes (see `fake_methods`) go through the real loader, loop, checkpoints,
+stages and evaluation, on 8 devices.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from input_pipeline import loader, transforms
+from runtime import errors, journal
+from segcore.distributed import sharding
+from segcore.eval import evaluator as evaluator_lib
+from segcore.eval import inference, metrics, protocols
+from segcore.experiment import stage
+from segcore.train import checkpoint, method
+from segcore.weights import load
+from tests.support import fake_methods as fakes
+
+NAMES = tuple(fakes.FAKES)
+
+
+def mesh_of(num_devices=8):
+  return sharding.make_mesh(devices=jax.devices()[:num_devices])
+
+
+def assert_same(found, expected):
+  """Equal to the bit, leaf by leaf."""
+  jax.tree_util.tree_map_with_path(
+    lambda path, a, b: np.testing.assert_array_equal(
+      np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path)
+    ),
+    found,
+    expected,
+  )
+
+
+def assert_close(found, expected, tolerance=1e-5):
+  jax.tree_util.tree_map_with_path(
+    lambda path, a, b: np.testing.assert_allclose(
+      np.asarray(a),
+      np.asarray(b),
+      rtol=tolerance,
+      atol=tolerance,
+      err_msg=jax.tree_util.keystr(path),
+    ),
+    found,
+    expected,
+  )
+
+
+def differs(a, b) -> bool:
+  return any(
+    np.any(np.asarray(x) != np.asarray(y))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """Uninterrupted runs on 8 devices: folder and last state by name."""
+  found = {}
+  for name in NAMES:
+    folder = tmp_path_factory.mktemp(name)
+    found[name] = folder, fakes.train(name, folder, mesh_of())
+  return found
+
+
+@dataclasses.dataclass
+class ByHand:
+  """A fake on one device, step by step."""
+
+  method: object
+  batches: list
+  first: method.TrainState
+  step: object
+
+
+@pytest.fixture(scope='module')
+def by_hand():
+  found = {}
+  for name, (make, batches) in fakes.FAKES.items():
+    fake, source = make(), batches()
+    spec = source.element_spec()
+    init = jax.jit(lambda rng, fake=fake, spec=spec: fake.init(rng, spec, None))
+    with source.start(0) as read:
+      first = [loader.on_device(next(read)) for _ in range(fakes.NUM_STEPS)]
+    state = init(jax.random.PRNGKey(5))
+    found[name] = ByHand(fake, first, state, jax.jit(fake.train_step))
+  return found
+
+
+# 8 devices equal 1.
+
+
+def test_two_stream_on_8_devices_equals_1(whole, by_hand):
+  run = by_hand['two_stream']
+  state = run.first
+  for batch in run.batches:
+    state, _ = run.step(state, batch)
+  assert int(state.step) == fakes.NUM_STEPS
+  # Parameters, both statistics, teacher, optimiser, bank, pointers, counts:
+  # single precision, and eight steps in which rounding may grow.
+  assert_close(whole['two_stream'][1], state)
+  # The run has reached what it is to show.
+  assert state.bank.count.tolist() == [12] * fakes.NUM_CLASSES
+  assert differs(state.params, state.teacher_params)
+  assert differs(state.batch_stats, state.teacher_batch_stats)
+
+
+# The bank and the queue are what lists would be.
+
+
+def test_bank_is_a_deque(by_hand):
+  run = by_hand['two_stream']
+  guesses = jax.jit(run.method.guesses)
+  state = run.first
+  expected = [
+    collections.deque(maxlen=run.method.capacity)
+    for _ in range(fakes.NUM_CLASSES)
+  ]
+  pushed = np.zeros(fakes.NUM_CLASSES, int)
+  for step, batch in enumerate(run.batches):
+    if step >= run.method.warmup:
+      _, labels, rows, _ = jax.device_get(guesses(state, batch))
+      for class_id, bank in enumerate(expected):
+        mine = rows[labels == class_id][: run.method.limit]
+        bank.extend(mine)
+        pushed[class_id] += len(mine)
+    state, _ = run.step(state, batch)
+    bank = jax.device_get(state.bank)
+    for class_id, rows in enumerate(expected):
+      assert bank.count[class_id] == len(rows)
+      assert bank.pointer[class_id] == pushed[class_id] % run.method.capacity
+      # From the oldest to the newest.
+      oldest = bank.pointer[class_id] - len(rows)
+      order = (oldest + np.arange(len(rows))) % run.method.capacity
+      np.testing.assert_allclose(
+        bank.rows[class_id, order],
+        np.reshape(rows, (-1, bank.rows.shape[-1])),
+        atol=1e-5,
+      )
+  assert np.all(pushed > run.method.capacity)  # All rings went round.
+
+
+def test_warmup_sees_labelled_images_only(by_hand):
+  run = by_hand['two_stream']
+  state = run.first
+  for step, batch in enumerate(run.batches[: run.method.warmup + 1]):
+    other = {
+      **batch,
+      'unlabeled': {
+        **batch['unlabeled'],
+        'image': 255 - batch['unlabeled']['image'],
+      },
+    }
+    after, _ = run.step(state, batch)
+    changed, _ = run.step(state, other)
+    if step < run.method.warmup:
+      assert_same(changed, after)
+      assert not after.bank.rows.any()
+      assert not after.bank.count.any()
+      assert_same(after.teacher_params, after.params)
+    else:
+      assert differs(changed.params, after.params)
+      assert differs(changed.teacher_batch_stats, after.teacher_batch_stats)
+      assert differs(changed.bank.rows, after.bank.rows)
+    state = after
+
+
+def test_prediction_is_the_students_then_the_teachers(by_hand):
+  run = by_hand['two_stream']
+  predict = jax.jit(run.method.predict)
+
+  @jax.jit
+  def apply(params, batch_stats, images):
+    variables = {'params': params, 'batch_stats': batch_stats}
+    return run.method.segmenter.apply(variables, images, heads=('logits',))
+
+  images = jax.random.normal(jax.random.PRNGKey(0), (2, 16, 16, 3))
+  state = run.first
+  for batch in run.batches[:4]:
+    state, _ = run.step(state, batch)
+  teacher = apply(state.teacher_params, state.teacher_batch_stats, images)
+  student = apply(state.params, state.batch_stats, images)
+  assert differs(teacher, student)
+  assert_close(predict(state, images), teacher['logits'])
+  warming = state.replace(step=jnp.int32(run.method.warmup))
+  assert_close(predict(warming, images), student['logits'])
+
+
+def test_queue_is_a_list_with_the_newest_first(by_hand):
+  run = by_hand['multi_view']
+  embed = jax.jit(
+    lambda state, batch: run.method.embed(
+      fakes.normalised(state.params), state.batch_stats, batch
+    )[0]
+  )
+  state, expected = run.first, ([], [])
+  for batch in run.batches:
+    found = np.asarray(embed(state, batch))
+    for view, rows in enumerate(expected):
+      rows[:0] = list(found[:, view])
+      del rows[run.method.length :]
+    state, _ = run.step(state, batch)
+    assert int(state.count) == len(expected[0])
+    for view, rows in enumerate(expected):
+      filled = np.asarray(state.queue[view])
+      np.testing.assert_allclose(filled[: len(rows)], rows, atol=1e-5)
+      assert not filled[len(rows) :].any()
+  # 8 batches of 8 went through 20 places.
+  assert len(expected[0]) == run.method.length == 20
+
+
+def test_queue_is_used_once_it_is_full(by_hand):
+  run = by_hand['multi_view']
+  state = run.first
+  for step, batch in enumerate(run.batches[:4]):
+    other = state.replace(queue=jnp.roll(state.queue, 1, axis=-1) + 0.5)
+    _, values = run.step(state, batch)
+    _, changed = run.step(other, batch)
+    full = step * fakes.BATCH_SIZE >= run.method.length
+    assert differs(values, changed) == full
+    state, _ = run.step(state, batch)
+
+
+def test_views_show_their_boxes():
+  source = fakes.many_views()
+  with source.start(1) as batches:
+    batch = next(batches)
+  flips = []
+  for group, size in (('large', 24), ('small', 16)):
+    for row, name in enumerate(batch['id']):
+      for view, (top, left, height, width), flip in zip(
+        batch[f'views_{group}'][row],
+        batch[f'box_{group}'][row],
+        batch[f'flip_{group}'][row],
+        strict=True,
+      ):
+        # Where the middle of each pixel of the view lies in the image.
+        along = (np.arange(size) + 0.5) / size
+        x = left + np.clip(along * width - 0.5, 0, width - 1)
+        y = top + np.clip(along * height - 0.5, 0, height - 1)
+        x = x[::-1] if flip else x
+        expected = np.stack(
+          np.broadcast_arrays(5 * x, 6 * y[:, None], 10 * int(name[-2:])), -1
+        )
+        # Half a unit is a tenth of a pixel; the resize rounds to units.
+        assert np.abs(view - expected).max() <= 1
+        flips.append(bool(flip))
+  assert len(flips) == fakes.BATCH_SIZE * (2 + 3)
+  assert 5 < sum(flips) < 35
+  spec = source.element_spec()
+  assert spec['views_large'].shape == (8, 2, 24, 24, 3)
+  assert spec['box_small'].dtype == np.float32
+
+
+# A run that was stopped ends as if nothing had happened.
+
+
+def test_a_lost_batch_is_no_loss(whole, tmp_path):
+  with pytest.raises(ConnectionError, match='batch 7 is lost'):
+    fakes.train('two_stream', tmp_path, mesh_of(), fails_at=7)
+  # Two batches are on their way ahead: step 6 is the first that misses one.
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
+  folder, expected = whole['two_stream']
+  assert_same(fakes.train('two_stream', tmp_path, mesh_of()), expected)
+  assert_same_journal(tmp_path, folder)
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 4])
+def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
+  folder, expected = whole['two_stream']
+  shutil.copytree(folder / 'checkpoints' / '6', tmp_path / 'checkpoints' / '6')
+  mesh = mesh_of(num_devices)
+  found = fakes.train('two_stream', tmp_path, mesh)
+  assert_close(found, expected)
+  for leaf in jax.tree.leaves(found):
+    assert leaf.sharding == sharding.replicated(mesh)
+
+
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+  """Folders of runs that were killed after step 5, by name."""
+  folders = {name: tmp_path_factory.mktemp(f'killed_{name}') for name in NAMES}
+  # With two batches ahead, step 5 is the last that does without batch 7.
+  program = [sys.executable, '-m', 'tests.support.fake_methods', '--hangs_at=7']
+  processes = [
+    subprocess.Popen(
+      [*program, name, folder],
+      cwd=pathlib.Path(__file__).parents[3],
+      stdout=subprocess.DEVNULL,
+    )
+    for name, folder in folders.items()
+  ]
+  try:
+    deadline = time.monotonic() + 60
+    for process, folder in zip(processes, folders.values(), strict=True):
+      while not is_saved_and_at_step_5(folder):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
+  return folders
+
+
+def is_saved_and_at_step_5(folder):
+  path = folder / 'metrics.jsonl'
+  return (
+    path.exists()
+    and '"step": 5' in path.read_text()
+    and (folder / 'checkpoints' / '3').exists()
+  )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_killed_run_ends_as_an_uninterrupted_one(name, killed, whole):
+  folder = killed[name]
+  assert [p.name for p in (folder / 'checkpoints').iterdir()] == ['3']
+  assert_same(fakes.train(name, folder, mesh_of()), whole[name][1])
+  assert_same_journal(folder, whole[name][0])
+
+
+def assert_same_journal(folder, expected):
+  lines = journal.read_journal(folder / 'metrics.jsonl')
+  assert lines == journal.read_journal(expected / 'metrics.jsonl')
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+# Stages that train, and one between them that does not.
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterLabels:
+  """Gives every pixel the cluster of its image."""
+
+  clusters: dict[str, int]
+
+  def __call__(self, example, rng):
+    del rng
+    cluster = self.clusters[example['id'].decode()]
+    label = np.full(example['image'].shape[:2], cluster, np.int16)
+    return {**example, 'label': label}
+
+
+class Experiment:
+  """Views, then clusters of their embeddings, then two streams.
+
+  Attributes:
+    log: names of the stages that began.
+    breaks: a stage that is interrupted when half of its output is written.
+  """
+
+  def __init__(self, breaks=''):
+    self.log = []
+    self.breaks = breaks
+    self.mesh = mesh_of()
+    self.split = fakes.ramps(10)
+
+  def run(self, workdir, **options):
+    stage.execute(
+      [
+        stage.Stage('represent', {}, self.represent),
+        stage.Stage('cluster', {'k': 4}, self.cluster, ('represent',)),
+        stage.Stage('segment', {}, self.segment, ('represent', 'cluster')),
+      ],
+      workdir,
+      **options,
+    )
+
+  def represent(self, place):
+    self.log.append('represent')
+    fakes.train('multi_view', place.directory, self.mesh)
+    return [place.directory / 'checkpoints']
+
+  def cluster(self, place):
+    self.log.append('cluster')
+    found = load.read(place.needed['represent'])
+    predictions = evaluator_lib.Predictions(
+      split=self.split,
+      predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
+      batch_size=8,
+      mesh=self.mesh,
+    )
+    pairs = predictions(method.frozen(found, self.mesh))
+    rows = {example['id'].decode(): row for row, example in pairs}
+    output = place.directory / 'clusters.npz'
+    if self.breaks == 'cluster':
+      output.write_bytes(b'half')
+      raise KeyboardInterrupt
+    ids = sorted(rows)
+    centres, nearest = k_means(np.stack([rows[i] for i in ids]), 4)
+    np.savez(output, ids=ids, nearest=nearest, centres=centres)
+    return [output]
+
+  def segment(self, place):
+    self.log.append('segment')
+    with np.load(place.needed['cluster'] / 'clusters.npz') as file:
+      clusters = dict(zip(file['ids'], map(int, file['nearest']), strict=True))
+    decode = transforms.Decode(fakes.NUM_CLASSES)
+    labels = transforms.Sequence((decode, ClusterLabels(clusters)))
+    self.batches = fakes.two_streams_of(self.split, labels, self.split)
+    self.loaded = load.load(
+      place.needed['represent'],
+      ('encoder',),
+      fakes.two_stream().segmenter,
+      (1, 16, 16, 3),
+    )
+    self.state = fakes.train(
+      'two_stream',
+      place.directory,
+      self.mesh,
+      batches=self.batches,
+      loaded=self.loaded,
+    )
+    return [place.directory / 'checkpoints']
+
+
+def k_means(rows, k):
+  centres = rows[:k]
+  for _ in range(5):
+    nearest = np.argmin(np.square(rows[:, None] - centres).sum(axis=-1), axis=1)
+    centres = np.stack(
+      [
+        rows[nearest == i].mean(axis=0) if np.any(nearest == i) else centres[i]
+        for i in range(k)
+      ]
+    )
+  return centres, nearest
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+  """An experiment that was interrupted in the middle and run again."""
+  workdir = tmp_path_factory.mktemp('experiment')
+  broken = Experiment(breaks='cluster')
+  with pytest.raises(KeyboardInterrupt):
+    broken.run(workdir)
+  assert broken.log == ['represent', 'cluster']
+  again = Experiment()
+  again.run(workdir)
+  return workdir, again
+
+
+def test_three_stages_run_once_each(experiment):
+  workdir, first = experiment
+  assert first.log == ['cluster', 'segment']
+  again = Experiment()
+  again.run(workdir)
+  assert again.log == []
+
+
+def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
+  workdir, first = experiment
+  with np.load(workdir / 'cluster' / 'clusters.npz') as file:
+    found = {name: file[name] for name in file.files}
+  assert found['ids'].tolist() == [f'image{i:02}' for i in range(10)]
+  state = jax.device_get(whole['multi_view'][1])
+  decode = transforms.Decode(1, keep=())
+  images = np.stack([decode(r)['image'] for r in first.split.records])
+  predictor = inference.ImageScores(fakes.multi_view(), fakes.STRIDE)
+  rows = predictor(state, {'images': images})
+  centres, nearest = k_means(np.asarray(rows), 4)
+  np.testing.assert_allclose(found['centres'], centres, atol=1e-5)
+  np.testing.assert_array_equal(found['nearest'], nearest)
+
+
+def test_a_stage_starts_from_the_weights_of_another(experiment, whole):
+  _, first = experiment
+  source = whole['multi_view'][1]
+  assert_same(first.loaded['params']['encoder'], source.params['encoder'])
+  # Training gave nothing back to what it had started from, although every
+  # array of the state is overwritten in place.
+  fake, spec = fakes.two_stream(), first.batches.element_spec()
+  state = jax.jit(lambda rng, loaded: fake.init(rng, spec, loaded))(
+    jax.random.PRNGKey(5), first.loaded
+  )
+  assert_same(state.params['encoder'], source.params['encoder'])
+  assert_same(state.batch_stats['encoder'], source.batch_stats['encoder'])
+  assert_same(state.teacher_params, state.params)
+  assert differs(first.state.params['encoder'], source.params['encoder'])
+
+
+def test_changed_clusters_are_not_built_upon(experiment, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(experiment[0], workdir)
+  (workdir / 'segment' / 'DONE.json').unlink()
+  output = workdir / 'cluster' / 'clusters.npz'
+  output.write_bytes(output.read_bytes()[:-1] + b'x')
+  again = Experiment()
+  with pytest.raises(errors.UserError) as caught:
+    again.run(workdir)
+  message = str(caught.value)
+  assert message.startswith(f'{output} is missing or changed')
+  assert f'remove {workdir / "cluster"} to run the stage again' in message
+  assert '\n' not in message
+  assert again.log == []
+
+
+def test_other_fields_of_a_state_can_be_read(whole):
+  folder, state = whole['two_stream']
+  names = ('teacher_params', 'teacher_batch_stats')
+  found = checkpoint.read(folder / 'checkpoints', names)
+  assert_same(found['teacher_params'], state.teacher_params)
+  assert_same(found['teacher_batch_stats'], state.teacher_batch_stats)
+
+
+# Evaluation.
+
+# Of 30 to 70 pixels; padded to multiples of 4, five canvases of 1 to 5 images.
+SIZES = [
+  *[(30, 70), (31, 69), (29, 72), (32, 70), (30, 71)],
+  *[(45, 33), (48, 36), (46, 35)],
+  *[(64, 41), (70, 30), (57, 57)],
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """The images that a metric was shown, instead of counts."""
+
+  ids: tuple[bytes, ...] = ()
+
+  def update(self, prediction, label, id):
+    assert prediction.shape == label.shape
+    return Seen((*self.ids, id))
+
+  def merge(self, other):
+    return Seen(self.ids + other.ids)
+
+  def compute(self):
+    return {'ids': np.array(self.ids)}
+
+
+def label_maps(fake, num_classes=fakes.NUM_CLASSES):
+  options = protocols.Options()
+  return inference.LabelMaps(fake, num_classes, options, fakes.STRIDE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """Predicts what a function of uint8 images gives."""
+
+  function: object
+
+  group = inference.ImageScores.group
+  prepare = inference.ImageScores.prepare
+  multiple = fakes.STRIDE
+
+  def __call__(self, state, inputs):
+    return self.function(inputs['images'])
+
+
+def evaluator(split, predictor, metric, mesh):
+  predictions = evaluator_lib.Predictions(
+    split=split,
+    predictor=predictor,
+    batch_size=8,
+    mesh=mesh,
+    keep=('label',),
+  )
+  return evaluator_lib.Evaluator(predictions, (metric,), 'label')
+
+
+def test_evaluation_is_a_slow_loop_over_images(by_hand):
+  split = fakes.patches(SIZES)
+  state, mesh = by_hand['two_stream'].first, mesh_of()
+  predictor = label_maps(fakes.two_stream())
+  matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
+  placed = jax.device_put(state, sharding.replicated(mesh))
+  values = evaluator(split, predictor, matrix, mesh)(placed).values
+
+  decode = transforms.Decode(fakes.NUM_CLASSES)
+  shared, either = np.zeros((2, fakes.NUM_CLASSES))
+  for record in split.records:
+    example = decode(record)
+    image, label = example['image'], example['label']
+    height, width = label.shape
+    padding = ((0, -height % fakes.STRIDE), (0, -width % fakes.STRIDE), (0, 0))
+    padded = np.pad(image, padding, mode='symmetric')
+    maps = predictor(state, {'images': padded[None], 'views': [None]})
+    found = np.asarray(maps)[0, :height, :width]
+    for c in range(fakes.NUM_CLASSES):
+      truth, guess = label == c, (found == c) & (label >= 0)
+      shared[c] += np.sum(truth & guess)
+      either[c] += np.sum(truth | guess)
+  np.testing.assert_allclose(values['iou'], shared / either, atol=1e-4)
+  assert values['miou'] == pytest.approx(np.mean(shared / either), abs=1e-4)
+  assert np.sum(shared > 0) >= 3  # Most classes are found, and by chance.
+
+
+def test_every_image_is_evaluated_once():
+  split = fakes.patches(SIZES)
+  for num_devices in (1, 8):
+    mesh = mesh_of(num_devices)
+    state = method.frozen({'params': {}}, mesh)
+    predictor = Drawn(lambda images: images[..., 0])
+    seen = evaluator(split, predictor, Seen(), mesh)(state).values
+    expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
+    assert sorted(seen['ids'].tolist()) == expected
+
+
+def test_919_classes_survive(tmp_path):
+  """The class of each pixel is written in red and green of the image."""
+  found = []
+  for i, size in enumerate([(31, 37), (40, 30), (33, 31), (31, 37)]):
+    label = (np.arange(size[0] * size[1]).reshape(size) + i) % 920 - 1
+    shown = np.maximum(label, 0)
+    image = np.stack([shown // 256, shown % 256, shown * 0], -1)
+    found.append(fakes.record(i, image, label, 919))
+  split = fakes.split_of(found, 919)
+
+  def predict(images):
+    images = images.astype(jnp.int16)
+    return images[..., 0] * 256 + images[..., 1]
+
+  matrix = metrics.ConfusionMatrix.empty(919)
+  mesh = mesh_of()
+  state = method.frozen({'params': {}}, mesh)
+  values = evaluator(split, Drawn(predict), matrix, mesh)(state).values
+  np.testing.assert_array_equal(values['iou'], np.ones(919))
+
+  decode = transforms.Decode(919)
+  crop = transforms.RandomCrop((30, 30))
+  stream = loader.Stream(split.records, transforms.Sequence((decode, crop)))
+  with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
+    put = sharding.put_batch(mesh)
+    batch = put(loader.on_device(next(batches)))
+  assert batch['label'].dtype == jnp.int16
+  assert int(batch['label'].max()) == 918
+  known = predict(batch['image'])
+  np.testing.assert_array_equal(known, jnp.maximum(batch['label'], 0))
+
+
+# What travels between devices.
+
+
+def collectives(fake):
+  mesh, source = mesh_of(), fakes.two_streams()
+  spec = source.element_spec()
+  state = jax.eval_shape(
+    lambda rng: fake.init(rng, spec, None), jax.random.PRNGKey(0)
+  )
+  step = jax.jit(
+    fake.train_step,
+    in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
+    out_shardings=sharding.replicated(mesh),
+  )
+  return sharding.count_collectives(step.lower(state, spec).compile())
+
+
+def test_joined_streams_move_no_rows():
+  found = collectives(fakes.two_stream(contrast=False))
+  assert found.pop('all-reduce') > 0
+  assert not any(found.values()), found
+
+
+def test_the_bank_gathers_what_is_pushed():
+  # Representations and labels of the cells, and where they go: not images.
+  found = collectives(fakes.two_stream())
+  assert found['all-to-all'] == 0
+  assert found['collective-permute'] == 0
+  assert 1 <= found['all-gather'] <= 4, found
+
+
+def test_a_method_that_needs_whole_batches_says_so():
+  recipe = method.Recipe(16, 6, fakes.two_stream().optimizer, accumulate=2)
+  recipe.check(mesh_of(), 'config.semi')
+  with pytest.raises(errors.UserError) as caught:
+    recipe.check(mesh_of(), 'config.semi', accumulates=False)
+  assert str(caught.value).startswith(
+    'config.semi.accumulate: found 2, expected 1'
+  )

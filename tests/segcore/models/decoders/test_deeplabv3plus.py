@@ -1,0 +1,319 @@
+"""The decoder of DeepLabv3+ and the heads on it, against torch's arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from runtime import errors
+from segcore.models import features, network, segmenter
+from segcore.models.decoders import deeplabv3plus
+from segcore.models.encoders import hybrid_vit, resnet_gn
+from segcore.models.encoders import resnet as resnet_lib
+from segcore.models.layers import conv_block
+from tests.support import torch_arithmetic
+
+DeepLabV3Plus = deeplabv3plus.DeepLabV3Plus
+
+_LEAVES = {
+  'kernel': 'weight',
+  'bias': 'bias',
+  'scale': 'weight',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
+
+
+def _variables(module, *args, seed=0):
+  """Variables of the module's shapes, with values that hide nothing."""
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name, shape = path[-1].key, leaf.shape
+    if name == 'kernel':
+      value = rng.normal(size=shape) / np.sqrt(leaf.size / shape[-1])
+    elif name in ('scale', 'var'):
+      value = rng.uniform(0.5, 1.5, size=shape)
+    else:
+      value = 0.3 * rng.normal(size=shape)
+    return jnp.asarray(value, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def _state(variables):
+  """The same under the names and axes of torch."""
+  state = {}
+  for tree in variables.values():
+    for path, value in traverse_util.flatten_dict(tree).items():
+      name = '.'.join((*path[:-1], _LEAVES[path[-1]]))
+      state[name] = (
+        np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value
+      )
+  return state
+
+
+def _nchw(x):
+  return np.float64(x).transpose(0, 3, 1, 2)
+
+
+def _maps(*stages, batch=2, seed=0):
+  """Features of the given (stride, height, width, channels)."""
+  rng = np.random.default_rng(seed)
+  return features.Features(
+    tuple(
+      features.Stage(
+        f'map{i}', stride, jnp.float32(rng.normal(size=(batch, *shape)))
+      )
+      for i, (stride, *shape) in enumerate(stages)
+    )
+  )
+
+
+def _assert_statistics(updated, layers):
+  found = _state({'batch_stats': updated})
+  assert set(found) == set(layers.updated)
+  for name, value in found.items():
+    np.testing.assert_allclose(
+      value, layers.updated[name], atol=2e-4, err_msg=name
+    )
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_the_decoder_is_its_transcription(train):
+  # Two maps at each stride: the last ones count. Odd sides, as of 65x49.
+  maps = _maps((4, 17, 13, 3), (4, 17, 13, 6), (8, 9, 7, 5), (8, 9, 7, 10))
+  module = DeepLabV3Plus(8, dilations=(2, 3, 5), dropout_rate=0.0)
+  variables = _variables(module, maps)
+  found, updated = jax.jit(
+    lambda v: module.apply(v, maps, None, train, mutable=['batch_stats'])
+  )(variables)
+
+  layers = torch_arithmetic.Layers(_state(variables), train)
+  deep, low = (_nchw(maps.named(name).array) for name in ('map3', 'map1'))
+  pooled = layers.block(
+    deep.mean((2, 3), keepdims=True), 'pool.conv', 'pool.bn'
+  )
+  views = [
+    np.broadcast_to(pooled, (*pooled.shape[:2], 9, 7)),
+    layers.block(deep, 'conv1x1.conv', 'conv1x1.bn'),
+  ]
+  for i, dilation in enumerate((2, 3, 5), 1):
+    name = f'dilated{i}'
+    views.append(
+      layers.block(deep, f'{name}.conv', f'{name}.bn', dilation=dilation)
+    )
+  fused = layers.block(np.concatenate(views, 1), 'fuse.conv', 'fuse.bn')
+  fused = torch_arithmetic.resize(fused, (17, 13))
+  low = layers.block(low, 'low.conv', 'low.bn')
+  expected = np.concatenate([low, fused], 1)
+
+  [stage] = found.stages
+  assert (stage.name, stage.stride) == ('fused', 4)
+  np.testing.assert_allclose(_nchw(stage.array), expected, atol=2e-4)
+  if train:
+    _assert_statistics(updated['batch_stats'], layers)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_a_head_of_blocks_is_its_transcription(train):
+  x = _maps((4, 9, 7, 6)).deepest.array
+  head = segmenter.ConvBlocksHead(5, width=4, dropout_rate=0.0)
+  variables = _variables(head, x)
+  found, updated = jax.jit(
+    lambda v: head.apply(v, x, train, mutable=['batch_stats'])
+  )(variables)
+  layers = torch_arithmetic.Layers(_state(variables), train)
+  y = layers.block(_nchw(x), 'block1.conv', 'block1.bn')
+  y = layers.block(y, 'block2.conv', 'block2.bn')
+  y = layers.conv(y, 'conv')
+  np.testing.assert_allclose(_nchw(found), y, atol=2e-4)
+  if train:
+    _assert_statistics(updated['batch_stats'], layers)
+
+
+def test_the_networks_of_the_method_have_their_sizes_and_shapes():
+  module = segmenter.Segmenter(
+    resnet_lib.DilatedResNet(),
+    DeepLabV3Plus(),
+    {
+      'logits': segmenter.ConvBlocksHead(19),
+      'rep': segmenter.ConvBlocksHead(256),
+      'aux': segmenter.ConvBlocksHead(
+        19, num_blocks=1, reads='encoder', stage='x3'
+      ),
+    },
+  )
+  found, variables = jax.eval_shape(
+    module.init_with_output, jax.random.key(0), jnp.zeros((1, 769, 769, 3))
+  )
+  assert {name: x.shape for name, x in found.items()} == {
+    'logits': (1, 193, 193, 19),
+    'rep': (1, 193, 193, 256),
+    'aux': (1, 97, 97, 19),
+  }
+
+  def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+  params, norm = variables['params'], 2 * 256
+  views = 2 * (2048 * 256 + norm) + 3 * (9 * 2048 * 256 + norm)
+  fuse = 9 * 1280 * 256 + norm
+  low = 256 * 256 + 256 + norm
+  assert count(params['decoder']) == views + fuse + low == 18_222_848
+  block = 9 * 256 * 256 + 256 + norm
+  halving = 9 * 512 * 256 + 256 + norm
+  heads = params['heads']
+  assert count(heads['logits']) == halving + block + 257 * 19
+  assert count(heads['rep']) == halving + block + 257 * 256
+  assert count(heads['aux']) == 9 * 1024 * 256 + 256 + norm + 257 * 19
+
+
+@pytest.mark.parametrize(
+  ('encoder', 'side'),
+  [
+    (resnet_gn.ResNet((1, 1), width=4, num_groups=2), 37),
+    (
+      hybrid_vit.HybridViT(
+        (1, 1, 1), 4, 2, hidden_size=8, num_layers=1, num_heads=2, mlp_dim=8
+      ),
+      64,
+    ),
+    (resnet_lib.DilatedResNet((1, 1), 4, 'plain', 8, (1,)), 42),
+  ],
+)
+def test_it_fits_other_encoders(encoder, side):
+  module = segmenter.Segmenter(
+    encoder, DeepLabV3Plus(8), {'rep': segmenter.ConvBlocksHead(5, width=4)}
+  )
+  found, _ = jax.eval_shape(
+    module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
+  )
+  cells = -(-side // 4)
+  assert found['rep'].shape == (1, cells, cells, 5)
+
+
+def test_the_network_of_a_config_keeps_to_its_type():
+  options = network.Options(
+    encoder={
+      'name': 'dilated_resnet',
+      'blocks': (1, 1),
+      'width': 4,
+      'output_stride': 8,
+      'multi_grid': [2],
+    },
+    decoder={'name': 'deeplabv3plus', 'width': 8, 'dilations': (1, 2)},
+    dtype='bfloat16',
+    remat=True,
+  )
+  heads = {'logits': segmenter.ConvBlocksHead(3, 4, dtype=jnp.bfloat16)}
+  module = network.build(options, heads, 'config.network')
+  images = jnp.zeros((1, 33, 33, 3))
+  outputs, variables = jax.eval_shape(
+    module.init_with_output, jax.random.key(0), images
+  )
+  maps = jax.eval_shape(
+    lambda v: module.apply(v, images, method='features'), variables
+  )
+  assert {x.dtype for x in jax.tree.leaves((outputs, variables))} == {
+    np.dtype('float32')
+  }
+  assert {x.dtype for x in jax.tree.leaves(maps)} == {np.dtype(jnp.bfloat16)}
+
+  options.encoder['output_stride'] = 12
+  with pytest.raises(
+    errors.UserError, match=r'output_stride: found 12 .* one of 8, 16, 32'
+  ):
+    network.build(options, heads, 'config.network')
+
+
+@pytest.mark.parametrize(
+  'maps', [((2, 16, 16, 3), (8, 4, 4, 3)), ((2, 16, 16, 3), (4, 8, 8, 3))]
+)
+def test_an_encoder_that_does_not_fit_is_refused(maps):
+  with pytest.raises(
+    ValueError, match=f'at stride 4 to a deeper one; .* 2, {maps[1][0]}'
+  ):
+    jax.eval_shape(DeepLabV3Plus(8).init, jax.random.key(0), _maps(*maps))
+
+
+def test_a_condition_is_refused():
+  maps = _maps((4, 8, 8, 3), (8, 4, 4, 3))
+  with pytest.raises(ValueError, match='takes no condition'):
+    jax.eval_shape(DeepLabV3Plus(8).init, jax.random.key(0), maps, jnp.ones(2))
+
+
+def test_recomputing_changes_neither_values_nor_gradients():
+  maps = _maps((4, 8, 8, 3), (8, 4, 4, 3))
+  module = DeepLabV3Plus(4, dilations=(2,), dropout_rate=0.0)
+  variables = _variables(module, maps)
+
+  def run(remat):
+    def loss(params):
+      found, updated = module.clone(remat=remat).apply(
+        {**variables, 'params': params},
+        maps,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return jnp.mean(jnp.square(found.deepest.array)), updated
+
+    traced = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(
+      variables['params']
+    )
+    compiled = traced.lower().compile()
+    return 'remat' in str(traced.jaxpr), compiled(variables['params'])
+
+  (plain_is, plain), (remat_is, remat) = run(False), run(True)
+  assert (plain_is, remat_is) == (False, True)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    plain,
+    remat,
+  )
+
+
+# ---- What decoder and heads are made of.
+
+
+def test_first_values_are_torchs():
+  # Uniform in ±1/√(9·8): their deviation is the bound over √3.
+  block = conv_block.ConvBlock(512, use_bias=True)
+  init = jax.jit(lambda x: block.init(jax.random.key(0), x, False)['params'])
+  params = init(jnp.zeros((1, 4, 4, 8)))
+  bound = 1 / np.sqrt(72)
+  for value in params['conv'].values():
+    assert np.abs(value).max() <= bound
+    np.testing.assert_allclose(np.std(value), bound / np.sqrt(3), rtol=0.05)
+    np.testing.assert_allclose(np.mean(value), 0.0, atol=bound / 10)
+  np.testing.assert_array_equal(params['bn']['scale'], np.ones(512))
+
+
+def test_dropout_clears_whole_maps_in_training_only():
+  block = conv_block.ConvBlock(64, kernel=1, dropout_rate=0.25)
+  x = _maps((4, 5, 6, 3), batch=8).deepest.array
+  variables = _variables(block, x, False)
+
+  @jax.jit
+  def run(seed):
+    return block.apply(
+      variables,
+      x,
+      True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(seed)},
+    )[0]
+
+  without = conv_block.ConvBlock(64, kernel=1)
+  plain, _ = without.apply(variables, x, True, mutable=['batch_stats'])
+  found = np.asarray(run(0))
+  cleared = (found == 0).all((1, 2))
+  np.testing.assert_allclose(cleared.mean(), 0.25, atol=0.08)
+  expected = np.where(cleared[:, None, None], 0, np.asarray(plain) / 0.75)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert (cleared.any(0) & ~cleared.all(0)).any()  # By example and map.
+  np.testing.assert_array_equal(
+    block.apply(variables, x, False), without.apply(variables, x, False)
+  )

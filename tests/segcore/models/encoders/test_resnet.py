@@ -1,0 +1,443 @@
+"""The dilated ResNet against torch's arithmetic, under torch's names."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from runtime import errors
+from segcore.models import network, segmenter
+from segcore.models.decoders import unet
+from segcore.models.encoders import resnet
+from segcore.weights.layouts import torchvision
+from tests.support import torch_arithmetic
+
+DilatedResNet = resnet.DilatedResNet
+
+# Strides and dilations of the 3x3 of each unit of blocks 1, 1, 2, 3, written
+# out by the rule of the specification; of a basic unit's second 3x3 too.
+_PLANS = {
+  8: [[(1, 1)], [(2, 1)], [(1, 1), (1, 2)], [(1, 4), (1, 8), (1, 16)]],
+  16: [[(1, 1)], [(2, 1)], [(2, 1), (1, 1)], [(1, 1), (1, 2), (1, 2)]],
+  32: [[(1, 1)], [(2, 1)], [(2, 1), (1, 1)], [(2, 1), (1, 1), (1, 1)]],
+}
+_ONE, _DOWN = (1, 1, 1), (2, 1, 1)
+_BASIC_PLANS = {
+  ('plain', 8): [
+    [_ONE],
+    [_DOWN],
+    [(1, 1, 2), (1, 2, 2)],
+    [(1, 2, 4), (1, 4, 4), (1, 4, 4)],
+  ],
+  ('plain', 32): [[_ONE], [_DOWN], [_DOWN, _ONE], [_DOWN, _ONE, _ONE]],
+  ('deep', 32): [[_ONE], [_DOWN], [_DOWN, _ONE], [_DOWN, _ONE, _ONE]],
+  ('small', 8): [
+    [_ONE],
+    [_DOWN],
+    [_DOWN, _ONE],
+    [(1, 1, 2), (1, 2, 2), (1, 2, 2)],
+  ],
+  ('small', 16): [[_ONE], [_DOWN], [_DOWN, _ONE], [_DOWN, _ONE, _ONE]],
+}
+
+
+def _branch(x, layers, name, plan):
+  """The convolutions of a unit, before the sum."""
+  if len(plan) == 3:
+    stride, first, second = plan
+    y = layers.block(
+      x, f'{name}.conv1', f'{name}.bn1', stride=stride, dilation=first
+    )
+    y = layers.conv(y, f'{name}.conv2', dilation=second)
+    return layers.norm(y, f'{name}.bn2')
+  stride, dilation = plan
+  y = layers.block(x, f'{name}.conv1', f'{name}.bn1')
+  y = layers.block(
+    y, f'{name}.conv2', f'{name}.bn2', stride=stride, dilation=dilation
+  )
+  return layers.norm(layers.conv(y, f'{name}.conv3'), f'{name}.bn3')
+
+
+def _transcription(images, layers, plan, stem):
+  x = (np.float64(images).transpose(0, 3, 1, 2) + 1) * 127.5
+  x = x - np.array([123.675, 116.28, 103.53])[:, None, None]
+  x = x / np.array([58.395, 57.12, 57.375])[:, None, None]
+  if stem == 'deep':
+    x = layers.block(x, 'conv1.0', 'conv1.1', stride=2)
+    x = layers.block(x, 'conv1.3', 'conv1.4')
+    x = layers.block(x, 'conv1.6', 'bn1')
+  else:
+    x = layers.block(x, 'conv1', 'bn1', stride=2)
+  maps = {'stem': x}
+  if stem != 'small':
+    x = torch_arithmetic.max_pool(x, ceil_mode=stem == 'deep')
+  for b, units in enumerate(plan, 1):
+    for u, unit in enumerate(units):
+      name = f'layer{b}.{u}'
+      shortcut = x
+      if f'{name}.downsample.0.weight' in layers.state:
+        shortcut = layers.conv(x, f'{name}.downsample.0', stride=unit[0])
+        shortcut = layers.norm(shortcut, f'{name}.downsample.1')
+      x = np.maximum(shortcut + _branch(x, layers, name, unit), 0)
+    maps[f'x{b}'] = x
+  return maps
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize(
+  ('unit', 'stem', 'output_stride', 'size'),
+  [
+    ('bottleneck', 'deep', 8, (65, 49)),
+    ('bottleneck', 'deep', 8, (64, 54)),  # Even sides gain a cell in the pool.
+    ('bottleneck', 'plain', 16, (66, 97)),
+    ('bottleneck', 'plain', 32, (128, 97)),
+    ('bottleneck', 'small', 16, (32, 49)),
+    ('basic', 'plain', 8, (65, 54)),
+    ('basic', 'plain', 32, (128, 97)),
+    ('basic', 'deep', 32, (96, 97)),  # Whose first unit has a projection.
+    ('basic', 'small', 8, (32, 49)),
+    ('basic', 'small', 16, (64, 49)),
+  ],
+)
+def test_it_is_torchs_network(unit, stem, output_stride, size, train):
+  state = torch_arithmetic.resnet_state(stem=stem, unit=unit)
+  module = DilatedResNet((1, 1, 2, 3), 4, stem, output_stride, unit=unit)
+  if unit == 'basic':
+    plan = _BASIC_PLANS[stem, output_stride]
+  else:  # After a small stem blocks stride as they do for twice the stride.
+    plan = _PLANS[output_stride * (2 if stem == 'small' else 1)]
+  rng = np.random.default_rng(1)
+  images = jnp.asarray(rng.uniform(-1, 1, (2, *size, 3)), jnp.float32)
+
+  found = torchvision.translate(state)
+  variables = {kind: tree['encoder'] for kind, tree in found.items()}
+  maps, updated = jax.jit(
+    lambda v: module.apply(v, images, train, mutable=['batch_stats'])
+  )(variables)
+
+  layers = torch_arithmetic.Layers(state, train)
+  expected = _transcription(images, layers, plan, stem)
+  assert [stage.name for stage in maps.stages] == list(expected)
+  for stage in maps.stages:
+    np.testing.assert_allclose(
+      np.transpose(stage.array, (0, 3, 1, 2)),
+      expected[stage.name],
+      atol=2e-4,
+      err_msg=stage.name,
+    )
+  statistics = torchvision.translate({**state, **layers.updated})
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+    updated['batch_stats'],
+    statistics['batch_stats']['encoder'],
+  )
+
+
+def _count_by_hand(blocks, stem, unit='bottleneck', width=64):
+  """Kernels without biases, and a scale and an offset for each channel."""
+  w = width
+  total, channels = {
+    'deep': (27 * w + 9 * w * w + 18 * w * w + 2 * (4 * w), 2 * w),
+    'plain': (147 * w + 2 * w, w),
+    'small': (27 * w + 2 * w, w),
+  }[stem]
+  for b, num_units in enumerate(blocks):
+    n = w * 2**b
+    size = n if unit == 'basic' else 4 * n
+    for u in range(num_units):
+      if unit == 'basic':
+        total += 9 * channels * n + 9 * n * n + 2 * (n + n)
+      else:
+        total += channels * n + 9 * n * n + n * size + 2 * (n + n + size)
+      if u == 0 and (b > 0 or channels != size):
+        total += channels * size + 2 * size  # The projection.
+      channels = size
+  return total
+
+
+_BASIC = {
+  'blocks': (2, 2, 2, 2),
+  'unit': 'basic',
+  'zero_init': False,
+}
+_TORCHVISIONS = {'stem': 'plain', 'output_stride': 32, 'zero_init': False}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'side', 'strides', 'sides', 'total'),
+  [
+    ({}, 513, (2, 4, 8, 8, 8), (257, 129, 65, 65, 65), 42_623_936),
+    (
+      {'blocks': (3, 4, 6, 3), 'stem': 'plain'},
+      769,
+      (2, 4, 8, 8, 8),
+      (385, 193, 97, 97, 97),
+      23_508_032,
+    ),
+    # ResNet-50 and ResNet-18 as torchvision has them.
+    (
+      {**_TORCHVISIONS, 'blocks': (3, 4, 6, 3)},
+      224,
+      (2, 4, 8, 16, 32),
+      (112, 56, 28, 14, 7),
+      23_508_032,
+    ),
+    (
+      {**_TORCHVISIONS, **_BASIC},
+      224,
+      (2, 4, 8, 16, 32),
+      (112, 56, 28, 14, 7),
+      11_176_512,
+    ),
+    (
+      {**_TORCHVISIONS, **_BASIC},
+      96,
+      (2, 4, 8, 16, 32),
+      (48, 24, 12, 6, 3),
+      11_176_512,
+    ),
+    # The 7x7 has 120 values a channel more than the 3x3.
+    (
+      {**_BASIC, 'stem': 'small', 'output_stride': 16},
+      64,
+      (2, 2, 4, 8, 16),
+      (32, 32, 16, 8, 4),
+      11_176_512 - 120 * 64,
+    ),
+    (
+      {**_BASIC, 'stem': 'small', 'output_stride': 8},
+      64,
+      (2, 2, 4, 8, 8),
+      (32, 32, 16, 8, 8),
+      11_176_512 - 120 * 64,
+    ),
+  ],
+)
+def test_parameters_and_shapes_at_the_sizes_of_training(
+  fields, side, strides, sides, total
+):
+  module = DilatedResNet(**fields)
+  maps, variables = jax.eval_shape(
+    module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
+  )
+  names = ('stem', 'x1', 'x2', 'x3', 'x4')
+  sizes = [64 * 2**b * (1 if module.unit == 'basic' else 4) for b in range(4)]
+  sizes = (128 if module.stem == 'deep' else 64, *sizes)
+  assert [(s.name, s.stride, *s.array.shape) for s in maps.stages] == [
+    (name, stride, 1, n, n, size)
+    for name, stride, n, size in zip(names, strides, sides, sizes, strict=True)
+  ]
+  assert maps.deepest.name == 'x4'
+  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  assert count == total
+  assert count == _count_by_hand(module.blocks, module.stem, module.unit)
+
+
+@pytest.mark.parametrize('unit', ['bottleneck', 'basic'])
+@pytest.mark.parametrize(('stem', 'coarse'), [('plain', 32), ('small', 16)])
+def test_dilated_blocks_compute_what_striding_ones_do_and_more(
+  stem, coarse, unit
+):
+  # At every cell of the strided map the dilated one has the same value.
+  state = torch_arithmetic.resnet_state((1, 2, 2, 2), stem=stem, unit=unit)
+  found = torchvision.translate(state)
+  variables = {kind: tree['encoder'] for kind, tree in found.items()}
+  rng = np.random.default_rng(1)
+  images = jnp.asarray(rng.uniform(-1, 1, (1, 64, 128, 3)), jnp.float32)
+
+  def deepest(stride):
+    module = DilatedResNet(
+      (1, 2, 2, 2), 4, stem, stride, multi_grid=(1, 1), unit=unit
+    )
+    return jax.jit(module.apply)(variables, images).deepest.array
+
+  step = coarse // 8
+  np.testing.assert_allclose(
+    deepest(8)[:, ::step, ::step], deepest(coarse), atol=1e-4
+  )
+
+
+def test_fields_that_contradict_each_other_are_refused():
+  images = jnp.zeros((1, 64, 64, 3))
+
+  def start(**fields):
+    jax.eval_shape(DilatedResNet(**fields).init, jax.random.key(0), images)
+
+  with pytest.raises(ValueError, match=r'=32, but .* \(1, 1\) end at stride 8'):
+    start(blocks=(1, 1), output_stride=32)
+  with pytest.raises(
+    ValueError, match=r'\(2, 2, 4\) has 3 .* block has 2 units'
+  ):
+    start(blocks=(1, 2), output_stride=8)
+  start(blocks=(1, 2), output_stride=8, multi_grid=(1, 1))
+  # The default grid is that of bottlenecks.
+  start(blocks=(1, 2), output_stride=8, unit='basic')
+  with pytest.raises(ValueError, match=r'=32, but .* end at stride 16'):
+    start(blocks=(1, 1, 1, 1), output_stride=32, stem='small')
+
+
+@pytest.mark.parametrize('zero_init', [True, False])
+@pytest.mark.parametrize(
+  ('kind', 'fans_out'),
+  [
+    ('bottleneck', {'conv1': 32, 'conv2': 32 * 9, 'conv3': 128}),
+    ('basic', {'conv1': 32 * 9, 'conv2': 32 * 9}),
+  ],
+)
+def test_first_values(kind, fans_out, zero_init):
+  unit = resnet.Unit(kind, 32, 1, (1, 1), zero_init, jnp.float32)
+  start = jax.jit(lambda x: unit.init(jax.random.key(0), x, False)['params'])
+  params = start(jnp.zeros((1, 8, 8, 64)))
+  scales = {name: params[name]['scale'] for name in params if name[0] == 'b'}
+  last = f'bn{len(fans_out)}'
+  expected = 0.0 if zero_init else 1.0
+  assert set(scales) == {f'bn{i + 1}' for i in range(len(fans_out))} | {
+    'bn_proj'
+  }
+  for name, scale in scales.items():
+    np.testing.assert_array_equal(scale, expected if name == last else 1.0)
+    np.testing.assert_array_equal(params[name]['bias'], 0.0)
+  # He's: variance 2 over the outputs times the taps.
+  for name, fan_out in fans_out.items():
+    deviation = np.std(params[name]['kernel'])
+    np.testing.assert_allclose(deviation, np.sqrt(2 / fan_out), rtol=0.05)
+
+
+@pytest.mark.parametrize('unit', ['bottleneck', 'basic'])
+def test_recomputing_changes_neither_values_nor_gradients(unit):
+  state = torch_arithmetic.resnet_state((1,), stem='plain', unit=unit)
+  found = torchvision.translate(state)
+  variables = {kind: tree['encoder']['block1'] for kind, tree in found.items()}
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
+
+  def run(remat):
+    block = resnet.Block(unit, ((2, 2),), 4, 1, True, jnp.float32, remat)
+
+    def loss(params):
+      y, updated = block.apply(
+        {**variables, 'params': params}, x, True, mutable=['batch_stats']
+      )
+      return jnp.mean(jnp.square(y)), updated
+
+    function = jax.value_and_grad(loss, has_aux=True)
+    traced = jax.jit(function).trace(variables['params'])
+    compiled = traced.lower().compile()
+    return 'remat' in str(traced.jaxpr), compiled(variables['params'])
+
+  (plain_is, plain), (remat_is, remat) = run(False), run(True)
+  assert (plain_is, remat_is) == (False, True)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    plain,
+    remat,
+  )
+
+
+def test_any_size_fits_it_and_multiples_of_the_stride_a_unet_on_it():
+  encoder = DilatedResNet((1, 1), 4, 'plain', 8, (1,))
+  assert encoder.multiple == 1
+  head = {'logits': segmenter.ConvHead(3)}
+  decoder = unet.UNetDecoder((8, 8, 8), num_groups=2)
+  found, _ = jax.eval_shape(
+    segmenter.Segmenter(encoder, decoder, head).init_with_output,
+    jax.random.key(0),
+    jnp.zeros((1, 40, 48, 3)),
+  )
+  assert found['logits'].shape == (1, 40, 48, 3)
+
+
+_SMALL = {
+  'name': 'dilated_resnet',
+  'blocks': (1, 1, 1, 1),
+  'width': 4,
+  'stem': 'small',
+  'unit': 'basic',
+}
+_UNET = {'name': 'unet', 'num_groups': 2}
+_LOGITS = segmenter.ConvHead(3)
+
+
+def _logits_shape(encoder, decoder, head=_LOGITS, side=64):
+  """Checks the network as a run does; the shape of its logits."""
+  module = network.build(
+    network.Options(encoder, decoder), {'logits': head}, 'network'
+  )
+  network.check(module, (side, side), 'size')
+  found, _ = jax.eval_shape(
+    module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
+  )
+  return found['logits'].shape
+
+
+def test_decoders_fit_small_stems():
+  small = {**_SMALL, 'output_stride': 16}
+  fine = {**_SMALL, 'output_stride': 8}
+  four = {**_UNET, 'widths': (8, 8, 8, 4)}
+  three = {**_UNET, 'widths': (8, 8, 4)}
+  deeplab = {'name': 'deeplabv3plus', 'width': 4}
+  quarter = segmenter.ConvBlocksHead(3, width=4)
+  assert _logits_shape(small, four) == (1, 64, 64, 3)
+  assert _logits_shape(fine, three) == (1, 64, 64, 3)
+  assert _logits_shape(small, deeplab, quarter) == (1, 16, 16, 3)
+  assert _logits_shape(fine, deeplab, quarter) == (1, 16, 16, 3)
+  # A map that is missing, or of other sides, is named.
+  for decoder, side, message in (
+    (
+      {**four, 'skips': (1,)},
+      64,
+      'needs a map at stride 1 to join; the encoder has maps at strides 2, 4,',
+    ),
+    (three, 64, 'deepest map at stride 16: a stride of 2^n takes n or n + 1'),
+    (four, 72, 'sides of the images must be multiples of 16'),
+  ):
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+      _logits_shape(small, decoder, side=side)
+
+
+def test_the_arithmetic_of_these_tests_is_torchs():
+  torch = pytest.importorskip('torch')
+  functional = torch.nn.functional
+  rng = np.random.default_rng(0)
+  for sides in ((12, 13), (14, 11)):
+    x = rng.normal(size=(2, 3, *sides))
+    weight, bias = rng.normal(size=(4, 3, 3, 3)), rng.normal(size=4)
+    tensors = [torch.from_numpy(a) for a in (x, weight, bias)]
+    pairs = [
+      (
+        torch_arithmetic.conv(x, weight, bias, stride, dilation),
+        functional.conv2d(*tensors, stride, dilation, dilation),
+      )
+      for stride, dilation in ((1, 1), (2, 1), (1, 4))
+    ]
+    pairs += [
+      (
+        torch_arithmetic.max_pool(x, ceil_mode),
+        functional.max_pool2d(tensors[0], 3, 2, 1, ceil_mode=ceil_mode),
+      )
+      for ceil_mode in (False, True)
+    ]
+    pairs.append(
+      (
+        torch_arithmetic.resize(x, (25, 17)),
+        functional.interpolate(
+          tensors[0], (25, 17), mode='bilinear', align_corners=True
+        ),
+      )
+    )
+    leaves = ('running_mean', 'running_var', 'weight', 'bias')
+    state = {f'bn.{leaf}': rng.uniform(0.5, 1.5, 3) for leaf in leaves}
+    for train in (False, True):
+      layers = torch_arithmetic.Layers(state, train)
+      arguments = [torch.from_numpy(array.copy()) for array in state.values()]
+      pairs.append(
+        (
+          layers.norm(x, 'bn'),
+          functional.batch_norm(tensors[0], *arguments, train),
+        )
+      )
+    pairs.append((layers.updated['bn.running_mean'], arguments[0]))
+    for found, expected in pairs:
+      np.testing.assert_allclose(found, expected.numpy(), atol=1e-10)

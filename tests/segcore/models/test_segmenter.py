@@ -1,0 +1,396 @@
+"""Encoder, decoder and heads together: names, sizes, and what is refused."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segcore.models import features, network, segmenter
+from segcore.models.decoders import deeplabv3plus, unet
+from segcore.models.encoders import bit, hybrid_vit, resnet_gn
+from segcore.models.encoders import resnet as resnet_lib
+
+_IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3))
+_IMAGES = jnp.asarray(_IMAGES, jnp.float32)
+
+
+def _small(heads=None, **fields):
+  return segmenter.Segmenter(
+    resnet_gn.ResNet((1, 1), width=4, num_groups=2),
+    unet.UNetDecoder((8, 8, 4, 4), num_groups=2, **fields),
+    heads
+    or {
+      'logits': segmenter.ConvHead(5),
+      'noise': segmenter.ConvHead(3, kernel=1),
+      'classes': segmenter.PoolHead(7),
+    },
+  )
+
+
+def _count(shapes):
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def _shapes(module, images=_IMAGES, **kwargs):
+  return jax.eval_shape(
+    lambda: module.init(jax.random.key(0), images, **kwargs)
+  )
+
+
+@pytest.fixture(scope='module')
+def small():
+  module = _small()
+  rng = np.random.default_rng(1)
+  return module, jax.tree.map(
+    lambda leaf: jnp.float32(rng.normal(size=leaf.shape) * 0.3),
+    _shapes(module),
+  )
+
+
+_RESNET_50 = {'name': 'resnet', 'blocks': (3, 4, 6, 3)}
+_HYBRID, _BIT = {'name': 'hybrid_vit'}, {'name': 'bit'}
+_RESNET_101, _DEEPLAB = {'name': 'dilated_resnet'}, {'name': 'deeplabv3plus'}
+_TORCHS_50 = {
+  'name': 'dilated_resnet',
+  'blocks': (3, 4, 6, 3),
+  'stem': 'plain',
+  'output_stride': 32,
+}
+# Two blocks 512 → 256 → 256 with bias and norm, and 21 scores.
+_SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
+
+# Encoder, decoder, parameters of the encoder, of decoder and head: for noise at
+# full resolution, or for 21 classes at the quarter that DeepLab ends at.
+_SIZES = (
+  (_HYBRID, {'name': 'unet'}, 97_890_112, 28_947_907),
+  (_HYBRID, {'name': 'unet', 'width_multiplier': 2}, 97_890_112, 95_570_819),
+  (_HYBRID, {'name': 'unet', 'width_multiplier': 3}, 97_890_112, 199_868_739),
+  (_HYBRID, {'name': 'unet', 'layout': 'A1'}, 97_890_112, 19_508_675),
+  (
+    _HYBRID,
+    {'name': 'unet', 'layout': 'A1', 'width_multiplier': 2},
+    97_890_112,
+    57_817_987,
+  ),
+  (
+    _HYBRID,
+    {'name': 'unet', 'layout': 'A1', 'width_multiplier': 3},
+    97_890_112,
+    114_927_939,
+  ),
+  # 9·1280·1024 + 9·1024² and two norms at 1/8, and so on down the list.
+  (_HYBRID, {'name': 'unet', 'layout': 'B'}, 97_890_112, 31_970_755),
+  (_BIT, {'name': 'unet'}, 23_500_352, 50_181_571),
+  ({**_BIT, 'skip_norm': True}, {'name': 'unet'}, 23_500_352, 50_181_571),
+  (_RESNET_50, {'name': 'unet'}, 23_508_032, 50_181_571),
+  (_TORCHS_50, {'name': 'unet'}, 23_508_032, 50_181_571),
+  # Five branches of 29·D·256 kernels read the deepest map, of D channels.
+  (_RESNET_101, _DEEPLAB, 42_623_936, 18_222_848 + _SCORES),
+  (_RESNET_50, _DEEPLAB, 23_508_032, 18_222_848 + _SCORES),
+  (_BIT, _DEEPLAB, 23_500_352, 18_222_848 + _SCORES),
+  (_HYBRID, _DEEPLAB, 97_890_112, 18_222_848 - 29 * 1280 * 256 + _SCORES),
+)
+
+
+@pytest.mark.parametrize(('encoder', 'decoder', 'encoder_size', 'size'), _SIZES)
+def test_the_networks_of_the_paper_have_their_sizes(
+  encoder, decoder, encoder_size, size
+):
+  module = network.build(
+    network.Options(encoder, decoder),
+    {
+      'head': segmenter.ConvBlocksHead(21)
+      if decoder is _DEEPLAB
+      else segmenter.ConvHead(3)
+    },
+    'here',
+  )
+  params = _shapes(module, jnp.zeros((1, 64, 64, 3)))['params']
+  assert _count(params['encoder']) == encoder_size
+  assert _count(params['decoder']) + _count(params['heads']) == size
+
+
+def test_no_network_is_missing_among_the_sizes():
+  counted = {
+    (encoder['name'], decoder['name']) for encoder, decoder, *_ in _SIZES
+  }
+  assert counted == {
+    (encoder, decoder)
+    for encoder in segmenter.ENCODERS
+    for decoder in segmenter.DECODERS
+  }
+
+
+def test_parameters_stand_under_the_names_of_the_parts(small):
+  _, variables = small
+  params = variables['params']
+  assert set(params) == {'encoder', 'decoder', 'heads'}
+  assert set(params['heads']) == {'logits', 'noise', 'classes'}
+  assert set(params['encoder']) == {'conv_root', 'gn_root', 'block1', 'block2'}
+  assert set(params['decoder']) == {'block0', 'block1', 'block2', 'block3'}
+
+
+def test_heads_compute_from_the_maps_they_name(small):
+  module, variables = small
+  found = jax.jit(module.apply)(variables, _IMAGES)
+  maps = jax.jit(lambda v, x: module.apply(v, x, method='features'))(
+    variables, _IMAGES
+  )
+  assert [s.stride for s in maps['decoder'].stages] == [8, 4, 2, 1]
+
+  heads = jax.tree.map(np.asarray, variables['params']['heads'])
+  full = np.asarray(maps['decoder'].at_stride(1).array)
+  conv = heads['noise']['conv']
+  np.testing.assert_allclose(
+    found['noise'], full @ conv['kernel'][0, 0] + conv['bias'], atol=1e-5
+  )
+  pooled = np.mean(maps['encoder'].deepest.array, (1, 2))
+  dense = heads['classes']['dense']
+  np.testing.assert_allclose(
+    found['classes'], pooled @ dense['kernel'] + dense['bias'], atol=1e-5
+  )
+  assert found['logits'].shape == (2, 32, 48, 5)
+
+
+def test_only_what_is_asked_for_is_computed(small):
+  module, variables = small
+  everything = jax.jit(module.apply)(variables, _IMAGES)
+  # Parameters that are not there cannot have been used.
+  params = variables['params']
+  without_decoder = {
+    'encoder': params['encoder'],
+    'heads': {'classes': params['heads']['classes']},
+  }
+  found = module.apply({'params': without_decoder}, _IMAGES, heads=('classes',))
+  assert list(found) == ['classes']
+  np.testing.assert_allclose(found['classes'], everything['classes'], atol=1e-5)
+  one_head = {**params, 'heads': {'noise': params['heads']['noise']}}
+  found = jax.eval_shape(
+    lambda: module.apply({'params': one_head}, _IMAGES, heads=('noise',))
+  )
+  assert list(found) == ['noise']
+  assert module.apply(variables, _IMAGES, heads=()) == {}
+
+
+def test_heads_apply_to_arrays_of_the_caller(small):
+  module, variables = small
+  x = jnp.ones((3, 1, 1, 32))
+  found = module.apply(
+    variables, x, method=lambda module, x: module.heads({'classes': x})
+  )
+  dense = variables['params']['heads']['classes']['dense']
+  expected = np.sum(dense['kernel'], 0) + dense['bias']
+  np.testing.assert_allclose(
+    found['classes'], np.tile(expected, (3, 1)), atol=1e-5
+  )
+
+
+def test_a_network_without_a_decoder():
+  module = segmenter.Segmenter(
+    resnet_gn.ResNet((1,), width=4, num_groups=2),
+    None,
+    {
+      'aux': segmenter.ConvHead(5, reads='encoder', stride=None),
+      'root': segmenter.ConvHead(5, reads='encoder', stride=2),
+      'named': segmenter.ConvHead(5, reads='encoder', stage='root'),
+    },
+  )
+  params = _shapes(module)['params']
+  assert set(params) == {'encoder', 'heads'}
+  found = jax.eval_shape(
+    lambda: module.init_with_output(jax.random.key(0), _IMAGES)[0]
+  )
+  assert found['aux'].shape == (2, 8, 12, 5)
+  assert found['root'].shape == (2, 16, 24, 5)
+  assert found['named'].shape == (2, 16, 24, 5)
+
+
+@pytest.mark.parametrize(
+  ('head', 'message'),
+  [
+    (
+      segmenter.ConvHead(5, reads='encoder', stride=16),
+      "head 'x' of the encoder: no map at stride 16; .* strides 2, 4, 8",
+    ),
+    (
+      segmenter.ConvHead(5, stride=16),
+      "head 'x' of the decoder: no map at stride 16; .* strides 1, 2, 4, 8",
+    ),
+    (
+      segmenter.PoolHead(5, stage='block3'),
+      "head 'x' of the encoder: no map named 'block3'; .* root, block1, block2",
+    ),
+    (
+      segmenter.ConvHead(5, reads='teacher'),
+      "head 'x' reads 'teacher', which is neither encoder nor decoder",
+    ),
+  ],
+)
+def test_a_head_that_cannot_read_is_refused(head, message):
+  with pytest.raises(ValueError, match=message):
+    _shapes(_small({'x': head}))
+
+
+def test_a_head_that_is_not_there_is_refused():
+  with pytest.raises(ValueError, match="no head named 'rep'; there are logits"):
+    _shapes(_small(), heads=('rep',))
+
+
+def test_a_head_without_its_decoder_is_refused():
+  module = segmenter.Segmenter(
+    resnet_gn.ResNet((1,)), None, {'logits': segmenter.ConvHead(5)}
+  )
+  with pytest.raises(ValueError, match="'logits' reads the decoder, but there"):
+    _shapes(module)
+
+
+def test_a_condition_that_nobody_reads_is_refused():
+  condition = jnp.ones(2)
+  with pytest.raises(ValueError, match='conditional=False'):
+    _shapes(_small(), condition=condition)
+  with pytest.raises(ValueError, match='no decoder runs to read it'):
+    _shapes(_small(), condition=condition, heads=('classes',))
+  conditional = _small(conditional=True)
+  found = _shapes(conditional, condition=condition)
+  assert 'embedding' in found['params']['decoder']
+  assert conditional.conditional and not _small().conditional
+
+
+def test_heads_start_as_small_as_asked():
+  x = jax.random.normal(jax.random.key(0), (4, 16, 16, 32))
+  for scale in (0.0, 0.1, 1.0):
+    head = segmenter.ConvHead(64, init_scale=scale)
+    found, _ = jax.jit(head.init_with_output)(jax.random.key(1), x)
+    inner = found[:, 1:-1, 1:-1]  # Where no tap falls on the padding.
+    np.testing.assert_allclose(jnp.std(inner), scale, rtol=0.1)
+  head = segmenter.PoolHead(3, init_scale=0.0)
+  found, _ = head.init_with_output(jax.random.key(1), x)
+  np.testing.assert_array_equal(found, np.zeros((4, 3)))
+
+
+def test_bfloat16_is_for_activations_only():
+  bf16 = jnp.bfloat16
+  module = segmenter.Segmenter(
+    hybrid_vit.HybridViT(
+      (1, 1, 1), 8, 4, hidden_size=16, num_heads=2, mlp_dim=16, num_layers=1,
+      grid=(4, 4), dtype=bf16,
+    ),
+    unet.UNetDecoder((8,) * 5, num_groups=4, dtype=bf16, conditional=True),
+    {
+      'logits': segmenter.ConvHead(5, dtype=bf16),
+      'classes': segmenter.PoolHead(3),
+    },
+  )  # fmt: skip
+  images = jnp.zeros((1, 64, 64, 3))
+  outputs, variables = jax.eval_shape(
+    module.init_with_output, jax.random.key(0), images
+  )
+  types = jax.tree.map(lambda leaf: leaf.dtype, (outputs, variables))
+  assert set(jax.tree.leaves(types)) == {np.dtype('float32')}
+  maps = jax.eval_shape(
+    lambda v: module.apply(v, images, method='features'), variables
+  )
+  types = jax.tree.map(lambda leaf: leaf.dtype, maps)
+  assert set(jax.tree.leaves(types)) == {np.dtype(bf16)}
+
+
+def test_bfloat16_stays_near_float32(small):
+  module, variables = small
+  halved = segmenter.Segmenter(
+    module.encoder.clone(dtype=jnp.bfloat16),
+    module.decoder.clone(dtype=jnp.bfloat16),
+    {'noise': segmenter.ConvHead(3, kernel=1, dtype=jnp.bfloat16)},
+  )
+  found = jax.jit(halved.apply)(variables, _IMAGES)['noise']
+  expected = jax.jit(module.apply)(variables, _IMAGES)['noise']
+  error = jnp.sqrt(jnp.mean(jnp.square(found - expected)))
+  assert error < 0.03 * jnp.std(expected)
+
+
+def test_each_part_is_in_training_mode_by_name():
+  seen = {}
+
+  class Encoder(nn.Module):
+    def __call__(self, images, train):
+      seen['encoder'] = train
+      return features.Features((features.Stage('only', 1, images),))
+
+  class Decoder(nn.Module):
+    def __call__(self, maps, condition, train):
+      seen['decoder'] = train
+      return maps
+
+  class Head(nn.Module):
+    reads = 'decoder'
+    stride = 1
+    stage = ''
+
+    def __call__(self, x, train):
+      seen['heads'] = train
+      return x
+
+  module = segmenter.Segmenter(Encoder(), Decoder(), {'same': Head()})
+  for train, expected in {
+    False: set(),
+    True: {'encoder', 'decoder', 'heads'},
+    ('decoder', 'heads'): {'decoder', 'heads'},
+  }.items():
+    module.apply({}, _IMAGES, train=train)
+    assert {part for part, on in seen.items() if on} == expected
+  with pytest.raises(ValueError, match="train='head' is none of encoder, dec"):
+    module.apply({}, _IMAGES, train=('head',))
+
+
+def test_batch_statistics_are_flaxs_own():
+  module = _small(norm='batch')
+  shapes = _shapes(module)
+  assert set(shapes['batch_stats']) == {'decoder'}
+  _, updated = jax.eval_shape(
+    lambda v: module.apply(v, _IMAGES, train=True, mutable=['batch_stats']),
+    shapes,
+  )
+  assert jax.tree.structure(updated['batch_stats']) == jax.tree.structure(
+    shapes['batch_stats']
+  )
+
+
+def test_statistics_of_heads_that_are_not_asked_for_stay():
+  module = segmenter.Segmenter(
+    resnet_gn.ResNet((1,), width=4, num_groups=2),
+    None,
+    {
+      name: segmenter.ConvBlocksHead(3, width=4, reads='encoder')
+      for name in ('logits', 'rep')
+    },
+  )
+  before = _shapes(module)
+  _, updated = jax.eval_shape(
+    lambda v: module.apply(
+      v,
+      _IMAGES,
+      heads=('logits',),
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
+    ),
+    before,
+  )
+  assert jax.tree.structure(updated['batch_stats']) == jax.tree.structure(
+    before['batch_stats']
+  )
+  assert set(updated['batch_stats']['heads']) == {'logits', 'rep'}
+
+
+def test_a_segmenter_is_hashable_and_equal_to_its_like():
+  assert hash(_small()) == hash(_small())
+  assert _small() == _small()
+
+
+def test_every_part_has_its_name_in_the_tables():
+  assert segmenter.ENCODERS['resnet'] is resnet_gn.ResNet
+  assert segmenter.ENCODERS['bit'] is bit.BiT
+  assert segmenter.ENCODERS['hybrid_vit'] is hybrid_vit.HybridViT
+  assert segmenter.ENCODERS['dilated_resnet'] is resnet_lib.DilatedResNet
+  assert segmenter.DECODERS['unet'] is unet.UNetDecoder
+  assert segmenter.DECODERS['deeplabv3plus'] is deeplabv3plus.DeepLabV3Plus

@@ -1,0 +1,226 @@
+"""Networks and noise against the specification's transcription in numpy.
+
+Weights go from a file with the public names through the reader on the one side,
+and straight into `reference_ddep` on the other.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from ddep import noise
+from segcore.models import features, segmenter
+from segcore.models.decoders import unet
+from segcore.models.layers import norm
+from segcore.weights import load
+from tests.support import fake_checkpoints
+from tests.transcriptions import ddep
+
+_GROUPS = fake_checkpoints.GROUPS
+_NAMES = {
+  'root': 'skip2',
+  'block1': 'skip4',
+  'block2': 'skip8',
+  'block3': 'feat16',
+  'block4': 'feat32',
+  'tokens': 'tokens',
+}
+
+
+def images(height, width):
+  rng = np.random.default_rng(height + 2 * width)
+  return rng.uniform(-1, 1, (1, height, width, 3)).astype(np.float32)
+
+
+def loaded(tmp_path, encoder, weights):
+  """The encoder's parameters, as a stage would load them."""
+  np.savez(tmp_path / 'w.npz', **weights)
+  module = segmenter.Segmenter(encoder, None, {'tags': segmenter.PoolHead(2)})
+  found = load.load(tmp_path / 'w.npz', ('encoder',), module, (1, 64, 64, 3))
+  return {'params': found['params']['encoder']}
+
+
+def assert_same_maps(encoder, variables, pixels, expected):
+  found = jax.jit(encoder.apply)(variables, jnp.asarray(pixels))
+  maps = {_NAMES[stage.name]: stage.array for stage in found.stages}
+  assert list(maps) == list(expected)
+  for name, x in maps.items():
+    np.testing.assert_allclose(x, expected[name], atol=2e-4, err_msg=name)
+    assert np.std(x) > 0.05, name
+
+
+@pytest.mark.parametrize(
+  ('size', 'grid', 'use_cls_token'),
+  [
+    ((64, 64), (4, 4), True),
+    ((64, 96), (4, 6), True),  # Resized when it is loaded.
+    ((96, 64), (4, 4), False),  # Resized as the image comes.
+  ],
+)
+def test_hybrid(tmp_path, size, grid, use_cls_token):
+  weights = fake_checkpoints.hybrid()
+  encoder = fake_checkpoints.HYBRID.clone(
+    grid=grid, use_cls_token=use_cls_token
+  )
+  pixels = images(*size)
+  expected = ddep.hybrid_encoder(
+    pixels, weights, groups=_GROUPS, use_cls_token=use_cls_token
+  )
+  variables = loaded(tmp_path, encoder, weights)
+  assert_same_maps(encoder, variables, pixels, expected)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (70, 37)])
+def test_bit(tmp_path, size):
+  weights = fake_checkpoints.bit_m()
+  encoder, pixels = fake_checkpoints.BIT, images(*size)
+  expected = ddep.bit_encoder(pixels, weights, groups=_GROUPS)
+  variables = loaded(tmp_path, encoder, weights)
+  assert_same_maps(encoder, variables, pixels, expected)
+
+
+def test_bit_with_normed_skips(tmp_path):
+  weights = fake_checkpoints.bit_m()
+  encoder = fake_checkpoints.BIT.clone(skip_norm=True)
+  pixels = images(64, 96)
+  sizes = {'skip2': 8, 'skip4': 32, 'skip8': 64, 'feat16': 128}
+  expected = ddep.bit_encoder(
+    pixels,
+    weights,
+    groups=_GROUPS,
+    skip_norms={k: (np.ones(n), np.zeros(n)) for k, n in sizes.items()},
+  )
+  variables = loaded(tmp_path, encoder, weights)
+  assert_same_maps(encoder, variables, pixels, expected)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (70, 37)])
+def test_post_activation_resnet(tmp_path, size):
+  weights = fake_checkpoints.hybrid_of_four_blocks()
+  encoder, pixels = fake_checkpoints.RESNET, images(*size)
+  expected = ddep.stem(pixels, weights, groups=_GROUPS)
+  variables = loaded(tmp_path, encoder, weights)
+  assert_same_maps(encoder, variables, pixels, expected)
+
+
+_WIDTHS = (16, 12, 8, 8, 4)
+_HYBRID_MAPS = {
+  'skip2': (2, 3),
+  'skip4': (4, 5),
+  'skip8': (8, 6),
+  'feat16': (16, 7),
+  'tokens': (16, 8),
+}
+_RESNET_MAPS = {
+  'skip2': (2, 3),
+  'skip4': (4, 5),
+  'skip8': (8, 6),
+  'feat16': (16, 7),
+  'feat32': (32, 8),
+}
+
+
+@pytest.mark.parametrize('layout', ['A', 'A1', 'B', 'unet'])
+@pytest.mark.parametrize('conditional', [False, True])
+def test_decoder(layout, conditional):
+  rng = np.random.default_rng(0)
+  strides = _RESNET_MAPS if layout == 'unet' else _HYBRID_MAPS
+  maps = {
+    name: rng.normal(size=(2, 32 // stride, 64 // stride, channels))
+    for name, (stride, channels) in strides.items()
+  }
+  weights = ddep.decoder_weights(
+    rng,
+    layout=layout,
+    widths=_WIDTHS,
+    channels={name: channels for name, (_, channels) in strides.items()},
+    level_features=256 if conditional else None,
+  )
+  params = {
+    tuple(name.replace('film', 'modulation').split('/')): jnp.asarray(x)
+    for name, x in weights.items()
+  }
+  level, gamma, embedding = None, None, norm.NoiseEmbedding()
+  if conditional:
+    params = {
+      (*at[:-1], 'dense', at[-1]) if 'modulation' in at[1] else at: x
+      for at, x in params.items()
+    }
+    gamma = jnp.array([0.4, 0.9])
+    own = jax.jit(embedding.init)(jax.random.key(0), gamma)['params']
+    level = np.asarray(embedding.apply({'params': own}, gamma), np.float64)
+    for at, x in traverse_util.flatten_dict(own).items():
+      params['embedding', *at] = x
+  head = {at[1]: params.pop(at) for at in [*params] if at[0] == 'head'}
+  decoder = unet.UNetDecoder(
+    _WIDTHS,
+    layout='A' if layout == 'unet' else layout,
+    num_groups=2,
+    conditional=conditional,
+  )
+  given = features.Features(
+    tuple(
+      features.Stage(name, strides[name][0], jnp.asarray(x, jnp.float32))
+      for name, x in maps.items()
+    )
+  )
+
+  @jax.jit
+  def run(params, head):
+    found = decoder.apply({'params': params}, given, gamma)
+    convolve = segmenter.ConvHead(3)
+    finest = found.at_stride(1).array
+    return found, convolve.apply({'params': {'conv': head}}, finest)
+
+  found, scores = run(traverse_util.unflatten_dict(params), head)
+  fields = {'layout': layout, 'groups': 2, 'level': level}
+  expected = ddep.decoder_blocks(maps, weights, **fields)
+  for stage, x in zip(found.stages, expected, strict=True):
+    np.testing.assert_allclose(stage.array, x, atol=2e-4, err_msg=stage.name)
+  np.testing.assert_allclose(
+    scores, ddep.decoder(maps, weights, **fields), atol=2e-4
+  )
+
+
+@pytest.mark.parametrize('target', ['eps', 'x', 'eps_scaled'])
+@pytest.mark.parametrize('kind', ['scaled', 'simple'])
+def test_noise(kind, target):
+  rng = np.random.default_rng(0)
+  pixels, eps = rng.normal(size=(2, 3, 4, 5, 3)).astype(np.float32)
+  gamma = np.array([0.95, 0.5, 1.0])
+  options = noise.Options(kind=kind, gamma_range=(0.4, 1.1), target=target)
+  given = [jnp.asarray(x, jnp.float32) for x in (pixels, eps, gamma)]
+  noisy = noise.corrupt(*given, options)
+  aim = noise.target(*given, options)
+  if kind == 'scaled':
+    expected = ddep.scaled_noise(pixels, eps, gamma)
+    strength = {'gamma': gamma}
+  else:
+    sigma = ddep.sigma_of(gamma)
+    expected = ddep.simple_noise(pixels, eps, sigma)
+    strength = {'sigma': sigma}
+  np.testing.assert_allclose(noisy, expected, atol=1e-5)
+  expected = ddep.noise_target(target, pixels, eps, **strength)
+  if (kind, target) == ('simple', 'eps'):
+    expected[2] = 0  # There is no noise to be found at γ = 1 in any kind.
+  np.testing.assert_allclose(aim, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('draw', ['linear', 'multiplicative'])
+def test_levels_of_time_steps(draw):
+  options = noise.Options(gamma_range=(0.9, 0.999), draw=draw, num_steps=20)
+  np.testing.assert_allclose(
+    options.levels, ddep.gamma_schedule(draw, 0.9, 0.999, 20)
+  )
+
+
+def test_gamma_drawn_from_a_range():
+  keys = jax.random.split(jax.random.PRNGKey(0), 50)
+  options = noise.Options(gamma_range=(0.8, 1.1))
+  found = noise.sample_gamma(keys, options)
+  uniform = [jax.random.uniform(jax.random.fold_in(key, 1)) for key in keys]
+  np.testing.assert_allclose(
+    found, ddep.clipped_uniform(uniform, 0.8, 1.1), atol=1e-6
+  )

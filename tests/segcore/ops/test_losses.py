@@ -1,0 +1,202 @@
+import doctest
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from segcore.ops import losses
+
+
+def slow_cross_entropy(logits, labels):
+  """Values and the gradient of their sum, pixel by pixel in float64."""
+  values = np.zeros(labels.shape)
+  gradient = np.zeros(logits.shape)
+  for index in np.ndindex(labels.shape):
+    if labels[index] < 0:
+      continue
+    powers = np.exp(logits[index].astype(np.float64))
+    probs = powers / powers.sum()
+    values[index] = -np.log(probs[labels[index]])
+    gradient[index] = probs
+    gradient[index][labels[index]] -= 1.0
+  return values, gradient
+
+
+@pytest.fixture
+def pixels():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(2, 3, 4, 5)).astype(np.float32) * 3
+  labels = rng.integers(-2, 5, size=(2, 3, 4)).astype(np.int16)
+  assert (labels < 0).any() and (labels >= 0).any()
+  return logits, labels
+
+
+def test_cross_entropy_by_hand():
+  # Probabilities 1/4 and 3/4.
+  logits = jnp.array([[0.0, np.log(3.0)]] * 3)
+  found = losses.cross_entropy(logits, jnp.array([0, 1, -7]))
+  np.testing.assert_allclose(
+    found, [np.log(4), np.log(4 / 3), 0.0], rtol=1e-6, atol=1e-7
+  )
+
+
+def test_cross_entropy_and_its_gradient_equal_a_slow_loop(pixels):
+  logits, labels = pixels
+  values, gradient = slow_cross_entropy(logits, labels)
+  found = losses.cross_entropy(jnp.array(logits), jnp.array(labels))
+  np.testing.assert_allclose(found, values, rtol=2e-6, atol=1e-6)
+  found = jax.jit(
+    jax.grad(lambda x: losses.cross_entropy(x, jnp.array(labels)).sum())
+  )(jnp.array(logits))
+  np.testing.assert_allclose(found, gradient, atol=1e-6)
+  np.testing.assert_array_equal(found[labels < 0], 0.0)
+
+
+def test_cross_entropy_is_finite_at_the_ends_of_float32():
+  logits = jnp.array([[3e38, -3e38], [-jnp.inf, 0.0], [1e4, -1e4]])
+  labels = jnp.array([0, 1, 1])
+  value, gradient = jax.value_and_grad(
+    lambda x: losses.cross_entropy(x, labels).sum()
+  )(logits)
+  np.testing.assert_allclose(value, 2e4)
+  np.testing.assert_array_equal(gradient, [[0, 0], [0, 0], [1, -1]])
+
+
+def test_cross_entropy_of_bfloat16_is_computed_in_float32():
+  logits = jnp.array([[0.0, 5.0, -3.0]], jnp.bfloat16)
+  found = losses.cross_entropy(logits, jnp.array([2]))
+  assert found.dtype == jnp.float32
+  exact = np.log(np.exp([0.0, 5.0, -3.0]).sum()) + 3.0
+  np.testing.assert_allclose(found, [exact], rtol=1e-6)
+
+
+def test_a_label_beyond_the_classes_gives_nan():
+  found = losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([4, 3]))
+  np.testing.assert_array_equal(np.isnan(found), [True, False])
+
+
+def test_softmax_tags_equal_labels(pixels):
+  logits, labels = pixels[0][0, 0], np.array([3, 0, 4, 2])
+  tags = jnp.array(np.eye(5, dtype=bool)[labels])
+  values, _ = slow_cross_entropy(logits, labels)
+  found = losses.tag_cross_entropy(jnp.array(logits), tags, 'softmax')
+  np.testing.assert_allclose(found, values, rtol=2e-6)
+
+
+def test_softmax_tags_other_than_one_give_nan_that_a_mask_removes():
+  logits = jnp.zeros((3, 4))
+  tags = jnp.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
+  found = losses.tag_cross_entropy(logits, tags, 'softmax')
+  np.testing.assert_array_equal(np.isnan(found), [False, True, True])
+
+  mask = jnp.array([True, False, False])
+  value, gradient = jax.value_and_grad(
+    lambda x: losses.masked_mean(
+      losses.tag_cross_entropy(x, tags, 'softmax'), mask
+    )
+  )(logits)
+  np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
+  np.testing.assert_allclose(gradient[0], [-0.75, 0.25, 0.25, 0.25])
+  np.testing.assert_array_equal(gradient[1:], 0.0)
+
+
+def test_softmax_tags_accept_a_class_that_is_ruled_out():
+  logits = jnp.array([[0.0, 0.0, -jnp.inf]])
+  tags = jnp.array([[True, False, False]])
+  value, gradient = jax.value_and_grad(
+    lambda x: losses.tag_cross_entropy(x, tags, 'softmax')[0]
+  )(logits)
+  np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[-0.5, 0.5, 0.0]])
+
+
+def test_sigmoid_tags_equal_a_slow_loop():
+  logits = np.array([[0.0, 2.0, -1.0], [4.0, -4.0, 0.5]], np.float32)
+  tags = np.array([[1, 0, 1], [0, 0, 0]], bool)
+  expected = []
+  for row, wanted in zip(logits.astype(np.float64), tags, strict=True):
+    probs = 1 / (1 + np.exp(-row))
+    terms = [
+      -np.log(p if w else 1 - p) for p, w in zip(probs, wanted, strict=1)
+    ]
+    expected.append(sum(terms) / 3)
+  found = losses.tag_cross_entropy(
+    jnp.array(logits), jnp.array(tags), 'sigmoid'
+  )
+  np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+def test_sigmoid_tags_are_finite_far_out():
+  logits = jnp.array([[1e4, -1e4]])
+  tags = jnp.array([[False, True]])
+  value, gradient = jax.value_and_grad(
+    lambda x: losses.tag_cross_entropy(x, tags, 'sigmoid')[0]
+  )(logits)
+  np.testing.assert_allclose(value, 1e4)
+  np.testing.assert_allclose(gradient, [[0.5, -0.5]])
+
+
+def test_squared_error_by_hand_and_in_float32():
+  found = losses.squared_error(
+    jnp.array([[1.0, -2.0]], jnp.bfloat16), jnp.array([[4.0, -2.5]])
+  )
+  assert found.dtype == jnp.float32
+  np.testing.assert_array_equal(found, [[9.0, 0.25]])
+
+
+def test_masked_equals_sliced():
+  rng = np.random.default_rng(1)
+  values = rng.normal(size=(4, 6)).astype(np.float32)
+  mask = rng.random((4, 6)) < 0.4
+  kept = values[mask].astype(np.float64)
+  total, count = losses.masked_sum_and_count(jnp.array(values), jnp.array(mask))
+  np.testing.assert_allclose(total, kept.sum(), rtol=1e-5)
+  assert count == mask.sum()
+  mean = losses.masked_mean(jnp.array(values), jnp.array(mask))
+  np.testing.assert_allclose(mean, kept.mean(), rtol=1e-5)
+
+
+def test_parts_add_up_to_the_whole():
+  values = jnp.arange(12.0).reshape(4, 3)
+  mask = values % 3 != 1
+  parts = [
+    losses.masked_sum_and_count(values[i : i + 1], mask[i : i + 1])
+    for i in range(4)
+  ]
+  total, count = (sum(part[k] for part in parts) for k in (0, 1))
+  np.testing.assert_allclose(total / count, losses.masked_mean(values, mask))
+
+
+def test_an_empty_mask_has_mean_and_gradient_zero_even_over_nan():
+  values = jnp.array([jnp.nan, jnp.inf])
+  value, gradient = jax.value_and_grad(losses.masked_mean)(
+    values, jnp.zeros(2, bool)
+  )
+  assert value == 0.0
+  np.testing.assert_array_equal(gradient, [0.0, 0.0])
+
+
+def test_counting_is_exact_beyond_what_float32_counts():
+  mask = jnp.ones(2**24 + 2, bool)
+  _, count = jax.jit(losses.masked_sum_and_count)(
+    jnp.zeros(mask.shape, jnp.bfloat16), mask
+  )
+  assert int(count) == 2**24 + 2
+
+
+def test_unknown_kind_is_refused():
+  # Without the hook's checks, as in production: our own is to answer.
+  jaxtyping.config.update('jaxtyping_disable', True)
+  try:
+    with pytest.raises(ValueError, match="'hinge'; allowed: softmax, sigmoid"):
+      losses.tag_cross_entropy(
+        jnp.zeros((1, 2)), jnp.zeros((1, 2), bool), 'hinge'
+      )
+  finally:
+    jaxtyping.config.update('jaxtyping_disable', False)
+
+
+def test_the_examples_are_true():
+  assert doctest.testmod(losses).failed == 0

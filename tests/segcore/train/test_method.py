@@ -1,0 +1,158 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from runtime import errors
+from segcore.distributed import sharding
+from segcore.train import method, optimizers
+from tests.support import tiny_networks
+
+
+class Linear(nn.Module):
+  """A matrix and a vector as the two parts of a network."""
+
+  @nn.compact
+  def __call__(self, images):
+    self.param('a', nn.initializers.constant(1.0), (3, 2))
+    self.param('b', nn.initializers.constant(2.0), (2,))
+
+
+def loss(params, batch_stats, batch, keys):
+  """Sum over counted rows of |x a + b - noise|², counts given by the batch."""
+  noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys.rows)
+  found = batch['x'] @ params['a'] + params['b'] - noise
+  error = jnp.sum(found**2, axis=-1)
+  count = jnp.sum(batch['mask']).astype(jnp.float32)
+  total = jnp.sum(jnp.where(batch['mask'], error, 0.0))
+  return method.Outcome(total, count, {'mean_x': batch['x'].mean()}, {})
+
+
+def batch(rows=32):
+  rng = np.random.default_rng(1)
+  return {
+    'x': jnp.asarray(rng.standard_normal((rows, 3)), jnp.float32),
+    'mask': jnp.asarray(rng.random(rows) < 0.7),
+  }
+
+
+def update(**fields):
+  options = optimizers.Options(
+    name='sgd', learning_rate=0.1, momentum=0.0, schedule='constant'
+  )
+  return method.Update(
+    **{'trained': ('a', 'b'), 'optimizer': options, 'num_steps': 10, **fields}
+  )
+
+
+def test_one_step_of_gradient_descent_by_hand():
+  rule = update()
+  state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+  data = batch()
+  after, metrics = rule(loss, state, data)
+
+  row_rng, _ = jax.random.split(jax.random.fold_in(state.rng, 0))
+  noise = np.stack(
+    [jax.random.normal(jax.random.fold_in(row_rng, i), (2,)) for i in range(32)]
+  ).astype(np.float64)
+  x, mask = np.asarray(data['x'], np.float64), np.asarray(data['mask'])
+  residual = x @ np.ones((3, 2)) + 2.0 - noise
+  n = mask.sum()
+  expected = 1 - 0.1 * 2 * (x[mask].T @ residual[mask]) / n
+  np.testing.assert_allclose(after.params['a'], expected, atol=1e-5)
+  assert float(metrics['loss']) == pytest.approx(
+    (residual[mask] ** 2).sum() / n, rel=1e-5
+  )
+  assert float(metrics['mean_x']) == pytest.approx(x.mean(), abs=1e-6)
+  assert int(after.step) == 1
+
+
+@pytest.mark.parametrize('accumulate', [2, 4])
+def test_parts_add_up_to_the_whole(accumulate):
+  whole, parts = update(), update(accumulate=accumulate)
+  state = whole.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+  data = batch()
+  after_whole, metrics_whole = whole(loss, state, data)
+  after_parts, metrics_parts = parts(loss, state, data)
+  for a, b in zip(
+    jax.tree.leaves((after_whole, metrics_whole)),
+    jax.tree.leaves((after_parts, metrics_parts)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_what_is_not_trained_has_neither_gradient_nor_slots():
+  rule = update(trained=('b',), optimizer=tiny_networks.adam())
+  state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+  slots = optax.tree_utils.tree_get(state.opt_state, 'mu')
+  assert [leaf.shape for leaf in jax.tree.leaves(slots)] == [(2,)]
+  after, _ = rule(loss, state, batch())
+  np.testing.assert_array_equal(after.params['a'], state.params['a'])
+  assert not np.array_equal(after.params['b'], state.params['b'])
+
+
+def test_steps_draw_differently_and_repeatably():
+  rule = update(optimizer=tiny_networks.adam(1e-9))
+  state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+  first, metrics = rule(loss, state, batch())
+  _, again = rule(loss, state, batch())
+  _, second = rule(loss, first, batch())
+  assert float(metrics['loss']) == float(again['loss'])
+  assert float(metrics['loss']) != float(second['loss'])
+
+
+def test_loaded_parts_replace_fresh_ones():
+  loaded = {'params': {'a': jnp.full((3, 2), 7.0)}, 'batch_stats': {}}
+  state = update().init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), loaded)
+  np.testing.assert_array_equal(state.params['a'], np.full((3, 2), 7.0))
+  np.testing.assert_array_equal(state.params['b'], np.full((2,), 2.0))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'batch_size': 0}, 'batch_size: found 0, expected >= 1'),
+    ({'evaluate_every': -1}, 'evaluate_every: found -1'),
+  ],
+)
+def test_impossible_recipes(fields, message):
+  recipe = {'batch_size': 8, 'num_steps': 10, 'optimizer': tiny_networks.adam()}
+  with pytest.raises(ValueError, match=message):
+    method.Recipe(**{**recipe, **fields})
+
+
+def test_recipes_are_held_against_the_devices():
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
+  recipe = method.Recipe(32, 10, tiny_networks.adam(), accumulate=4)
+  recipe.check(mesh, 'config.x')
+  with pytest.raises(errors.UserError) as caught:
+    dataclasses.replace(recipe, batch_size=30).check(mesh, 'config.x')
+  assert str(caught.value) == (
+    'config.x.batch_size: found 30, expected a multiple of the 4 devices: '
+    'change it or use fewer devices'
+  )
+  with pytest.raises(errors.UserError, match='accumulate: found 3, expected a'):
+    dataclasses.replace(recipe, accumulate=3).check(mesh, 'config.x')
+
+
+def test_statistics_of_parts_are_averaged():
+  def with_statistics(params, batch_stats, batch, keys):
+    outcome = loss(params, batch_stats, batch, keys)
+    mean = 0.9 * batch_stats['mean'] + 0.1 * batch['x'].mean(0)
+    return outcome._replace(batch_stats={'mean': mean})
+
+  found = []
+  for accumulate in (1, 4):
+    rule = update(accumulate=accumulate)
+    state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+    state = state.replace(batch_stats={'mean': jnp.ones(3)})
+    after, _ = rule(with_statistics, state, batch())
+    found.append(after.batch_stats['mean'])
+  expected = 0.9 + 0.1 * np.asarray(batch()['x']).mean(0)
+  for mean in found:
+    np.testing.assert_allclose(mean, expected, atol=1e-6)

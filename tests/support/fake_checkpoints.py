@@ -1,0 +1,64 @@
+"""Weight files with the names of the public ones, and values of no meaning.
+
+They are small unless asked for in full; `HYBRID`, `RESNET` and `BIT` are the
+networks that take the small ones.
+"""
+
+import numpy as np
+
+from segcore.models.encoders import bit, hybrid_vit, resnet_gn
+from tests.transcriptions import ddep
+
+GROUPS = 4
+
+HYBRID = hybrid_vit.HybridViT(
+  blocks=(2, 1, 1),
+  width=8,
+  num_groups=GROUPS,
+  hidden_size=16,
+  num_layers=2,
+  num_heads=2,
+  mlp_dim=24,
+  grid=(4, 4),
+)
+RESNET = resnet_gn.ResNet(blocks=(2, 1, 1, 1), width=8, num_groups=GROUPS)
+BIT = bit.BiT(blocks=(2, 1, 1, 1), width=8, num_groups=GROUPS)
+
+_SMALL_HYBRID = {
+  'root': 8,
+  'mids': (8, 16, 32),
+  'blocks': (2, 1, 1),
+  'hidden': 16,
+  'heads': 2,
+  'mlp': 24,
+  'layers': 2,
+  'grid': 4,
+  'classes': 5,
+}
+_SMALL_BIT = {
+  'root': 8,
+  'mids': (8, 16, 32, 64),
+  'blocks': (2, 1, 1, 1),
+  'classes': 5,
+}
+_FOUR_BLOCKS = {'mids': (8, 16, 32, 64), 'blocks': (2, 1, 1, 1)}
+
+
+def hybrid(full: bool = False, **variant) -> dict[str, np.ndarray]:
+  """As `R50+ViT-B_16.npz`; in full it is of zeros, which take no memory."""
+  return _make(ddep.hybrid_vit_checkpoint, _SMALL_HYBRID, full, variant)
+
+
+def hybrid_of_four_blocks() -> dict[str, np.ndarray]:
+  """As AugReg's `R50_L_32`: the ResNet has a fourth block."""
+  return hybrid(**_FOUR_BLOCKS, pre_logits=False)
+
+
+def bit_m(full: bool = False, **variant) -> dict[str, np.ndarray]:
+  """As `BiT-M-R50x1.npz`."""
+  return _make(ddep.bit_checkpoint, _SMALL_BIT, full, variant)
+
+
+def _make(make, small, full, variant):
+  fields = {'spread': 0.0} if full else small
+  return make(np.random.default_rng(0), **{**fields, **variant})

@@ -1,0 +1,624 @@
+"""Two small methods with all that the real ones ask of the foundation.
+
+`TwoStream` has what a teacher with a memory bank needs, `MultiView` what
+clustering of several views with a queue needs. As a program it trains one of
+them, and hangs on the way until it is killed:
+
+  python -m tests.support.fake_methods two_stream FOLDER --hangs_at=7
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import cv2
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from input_pipeline import batch as batch_lib
+from input_pipeline import datasets, loader, transforms, views
+from input_pipeline.sources import fingerprints, records
+from segcore.distributed import sharding
+from segcore.experiment import stage
+from segcore.models import features, segmenter
+from segcore.models.layers import norm
+from segcore.ops import losses
+from segcore.train import loop, method, optimizers
+
+NUM_CLASSES = 4
+STRIDE = 4
+BATCH_SIZE = 8
+NUM_STEPS = 8
+
+
+class TinyEncoder(nn.Module):
+  """Two convolutions with batch statistics."""
+
+  width: int = 8
+  multiple: int = STRIDE
+
+  @nn.compact
+  def __call__(self, images, train):
+    x, maps = images, []
+    for i in range(2):
+      x = nn.Conv(self.width, (3, 3), 2, use_bias=False, name=f'conv{i}')(x)
+      x = norm.make_norm(
+        'batch',
+        train=train,
+        num_groups=1,
+        epsilon=1e-5,
+        dtype=jnp.float32,
+        name=f'norm{i}',
+      )(x)
+      x = nn.relu(x)
+      maps.append(features.Stage(f'block{i}', 2 ** (i + 1), x))
+    return features.Features(tuple(maps))
+
+
+@flax.struct.dataclass
+class Bank:
+  """The newest rows of each class, in a ring.
+
+  Attributes:
+    rows: [C, capacity, D].
+    pointer: [C], where the next row goes.
+    count: [C], how many rows there are.
+  """
+
+  rows: Float[Array, 'C N D']
+  pointer: Int[Array, 'C']
+  count: Int[Array, 'C']
+
+
+def push(bank: Bank, rows: Array, labels: Array, limit: int) -> Bank:
+  """Adds the first `limit` rows of each class, in their order."""
+  capacity = bank.rows.shape[1]
+
+  def push_class(class_id, ring, pointer, count):
+    wanted = labels == class_id
+    rank = jnp.cumsum(wanted) - 1
+    slot = (pointer + rank) % capacity
+    slot = jnp.where(wanted & (rank < limit), slot, capacity)  # Dropped.
+    num = jnp.minimum(jnp.sum(wanted), limit)
+    return Bank(
+      ring.at[slot].set(rows, mode='drop'),
+      (pointer + num) % capacity,
+      jnp.minimum(count + num, capacity),
+    )
+
+  classes = jnp.arange(len(bank.count))
+  return jax.vmap(push_class)(classes, bank.rows, bank.pointer, bank.count)
+
+
+@flax.struct.dataclass
+class TwoStreamState(method.TrainState):
+  """With a teacher, its own statistics, and what it remembers."""
+
+  teacher_params: Any
+  teacher_batch_stats: Any
+  bank: Bank
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoStream:
+  """Labels on one stream, a teacher's labels on the other, and contrast.
+
+  Attributes:
+    segmenter: with heads `logits` and `rep`.
+    optimizer: of all parameters.
+    num_steps: of the schedule.
+    warmup: steps that look at labelled images only.
+    capacity: rows of the bank, per class.
+    limit: rows that a step adds, per class.
+    contrast: whether there is a bank at all.
+    decay: of the teacher.
+  """
+
+  segmenter: segmenter.Segmenter
+  optimizer: optimizers.Options
+  num_steps: int
+  warmup: int = 2
+  capacity: int = 12
+  limit: int = 5
+  contrast: bool = True
+  decay: float = 0.9
+
+  def init(self, rng, batch_spec, loaded) -> TwoStreamState:
+    shape = batch_spec['labeled']['image'].shape
+    update = method.Update(segmenter.PARTS[::2], self.optimizer, self.num_steps)
+    state = update.init(self.segmenter, rng, shape, loaded)
+    size = self.segmenter.heads.modules['rep'].out_features
+    return TwoStreamState(
+      **vars(state),
+      teacher_params=state.params,
+      teacher_batch_stats=state.batch_stats,
+      bank=Bank(
+        jnp.zeros((NUM_CLASSES, self.capacity, size)),
+        jnp.zeros(NUM_CLASSES, jnp.int32),
+        jnp.zeros(NUM_CLASSES, jnp.int32),
+      ),
+    )
+
+  def train_step(self, state, batch):
+    warm = state.step >= self.warmup
+    return jax.lax.cond(warm, self._both, self._labelled, state, batch)
+
+  def predict(self, state, images):
+    warm = state.step > self.warmup
+    variables = jax.tree.map(
+      lambda teacher, student: jnp.where(warm, teacher, student),
+      {
+        'params': state.teacher_params,
+        'batch_stats': state.teacher_batch_stats,
+      },
+      method.variables(state),
+    )
+    return self.segmenter.apply(variables, images, heads=('logits',))['logits']
+
+  def look(self, params, batch_stats, images):
+    """Outputs in training mode, and the statistics after it."""
+    return method.forward(
+      self.segmenter,
+      params,
+      batch_stats,
+      images,
+      heads=('logits', 'rep'),
+      train=segmenter.PARTS,
+      rng=jax.random.PRNGKey(0),
+    )
+
+  def guesses(self, state, batch):
+    """What the teacher sees in both streams, cell by cell.
+
+    Returns:
+      Images and labels [2B, …] of the joined streams, the teacher's
+      representations of all cells, and its statistics afterwards.
+    """
+    labelled, unlabelled = batch['labeled'], batch['unlabeled']
+    images = batch_lib.to_symmetric(unlabelled['image'])
+    logits = self.segmenter.apply(
+      {
+        'params': state.teacher_params,
+        'batch_stats': state.teacher_batch_stats,
+      },
+      images,
+      heads=('logits',),
+    )['logits']
+    pseudo = jnp.argmax(logits, axis=-1)
+    rng = jax.random.fold_in(state.rng, state.step)
+    keys = method.row_keys(rng, len(images))
+    fading = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
+    images = batch_lib.join(
+      [batch_lib.to_symmetric(labelled['image']), images * fading]
+    )
+    labels = batch_lib.join([_cells(labelled['label']), pseudo])
+    found, stats = self.look(
+      state.teacher_params, state.teacher_batch_stats, images
+    )
+    return images, labels, found['rep'], stats
+
+  def _labelled(self, state, batch):
+    images = batch_lib.to_symmetric(batch['labeled']['image'])
+    labels = _cells(batch['labeled']['label'])
+
+    def loss(params):
+      found, stats = self.look(params, state.batch_stats, images)
+      return _mean_loss(found['logits'], labels), stats
+
+    (total, stats), gradient = jax.value_and_grad(loss, has_aux=True)(
+      state.params
+    )
+    _, teacher_stats = self.look(
+      state.teacher_params, state.teacher_batch_stats, images
+    )
+    state = self._update(state, gradient, stats)
+    state = state.replace(
+      teacher_params=state.params, teacher_batch_stats=teacher_stats
+    )
+    zero = jnp.zeros(())
+    return state, {'loss': total, 'unlabelled': zero, 'contrast': zero}
+
+  def _both(self, state, batch):
+    images, labels, rows, teacher_stats = self.guesses(state, batch)
+    bank = state.bank
+    if self.contrast:
+      size = rows.shape[-1]
+      bank = push(bank, rows.reshape(-1, size), labels.ravel(), self.limit)
+
+    def loss(params):
+      found, stats = self.look(params, state.batch_stats, images)
+      terms = [
+        _mean_loss(logits, of_stream)
+        for logits, of_stream in zip(
+          batch_lib.split(found['logits'], 2),
+          batch_lib.split(labels, 2),
+          strict=True,
+        )
+      ]
+      terms.append(
+        self._contrast(found['rep'], labels, bank)
+        if self.contrast
+        else jnp.zeros(())
+      )
+      return sum(terms), (terms, stats)
+
+    (total, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
+      state.params
+    )
+    state = self._update(state, gradient, stats)
+    state = state.replace(
+      teacher_params=optax.incremental_update(
+        state.params, state.teacher_params, 1 - self.decay
+      ),
+      teacher_batch_stats=teacher_stats,
+      bank=bank,
+    )
+    return state, {
+      'loss': total,
+      'unlabelled': terms[1],
+      'contrast': terms[2],
+    }
+
+  def _contrast(self, reps, labels, bank):
+    """Class means against what the bank holds of the classes."""
+    counted = jax.nn.one_hot(labels, NUM_CLASSES)
+    total = jnp.einsum('bhwc,bhwd->cd', counted, reps)
+    count = jnp.sum(counted, axis=(0, 1, 2))
+    anchors = total / jnp.maximum(count, 1)[:, None]
+    used = jnp.arange(self.capacity) < bank.count[:, None]
+    logits = jnp.einsum('cd,knd->ckn', anchors, bank.rows)
+    logits = jnp.where(used, logits, -jnp.inf)
+    logits = jax.nn.logsumexp(logits, axis=-1, where=used)
+    present = jnp.any(used, axis=-1)
+    logits = jnp.where(present, logits, -1e9)
+    return losses.masked_mean(
+      losses.cross_entropy(logits, jnp.arange(NUM_CLASSES)),
+      present & (count > 0),
+    )
+
+  def _update(self, state, gradient, batch_stats):
+    tx = optimizers.build(self.optimizer, self.num_steps, state.params)
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    return state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+
+
+def _cells(labels: Int[Array, 'B H W']) -> Int[Array, 'B h w']:
+  """The label in the middle of each cell of the network's grid."""
+  return labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].astype(int)
+
+
+def _mean_loss(logits, labels):
+  return losses.masked_mean(losses.cross_entropy(logits, labels), labels >= 0)
+
+
+class Embedding(nn.Module):
+  """A unit vector for each image, and the prototypes it is compared with."""
+
+  size: int = 6
+  num_prototypes: int = 5
+  reads: str = 'encoder'
+  stride: int | None = None
+  stage: str = ''
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    self.param(
+      'prototypes',
+      nn.initializers.normal(1.0),
+      (self.size, self.num_prototypes),
+    )
+    x = nn.Dense(self.size, name='dense')(jnp.mean(x, axis=(1, 2)))
+    x = nn.BatchNorm(not train, momentum=0.9, use_bias=False, name='norm')(x)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@flax.struct.dataclass
+class MultiViewState(method.TrainState):
+  """With a queue [2, L, D] of embeddings, newest first, and how many it has."""
+
+  queue: Float[Array, '2 L D']
+  count: Int[Array, '']
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiView:
+  """Views of an image are to agree on prototypes, balanced over a queue.
+
+  Attributes:
+    segmenter: with a head `embedding`.
+    update: of all parameters.
+    length: rows L of the queue.
+  """
+
+  segmenter: segmenter.Segmenter
+  update: method.Update
+  length: int = 20
+
+  def init(self, rng, batch_spec, loaded) -> MultiViewState:
+    rows, _, *shape = batch_spec['views_large'].shape
+    state = self.update.init(self.segmenter, rng, (rows, *shape), loaded)
+    size = self.segmenter.heads.modules['embedding'].size
+    return MultiViewState(
+      **vars(state),
+      queue=jnp.zeros((2, self.length, size)),
+      count=jnp.zeros((), jnp.int32),
+    )
+
+  def train_step(self, state, batch):
+    params = normalised(state.params)
+
+    def loss(params):
+      embeddings, stats = self.embed(params, state.batch_stats, batch)
+      prototypes = params['heads']['embedding']['prototypes']
+      scores = embeddings @ prototypes
+      targets = [
+        self._targets(state, jax.lax.stop_gradient((s, prototypes)), view)
+        for view, s in enumerate(jnp.moveaxis(scores, 1, 0)[:2])
+      ]
+      log_probs = jax.nn.log_softmax(scores / 0.1)
+      terms = [
+        -jnp.mean(jnp.sum(target * log_probs[:, v], axis=-1))
+        for view, target in enumerate(targets)
+        for v in range(scores.shape[1])
+        if v != view
+      ]
+      return jnp.mean(jnp.stack(terms)), (embeddings, stats)
+
+    (total, (embeddings, stats)), gradient = jax.value_and_grad(
+      loss, has_aux=True
+    )(params)
+    state = self.update.apply(state.replace(params=params), gradient, stats)
+    new = jnp.moveaxis(embeddings[:, :2], 1, 0)
+    queue = jnp.concatenate([new, state.queue], axis=1)[:, : self.length]
+    count = jnp.minimum(state.count + new.shape[1], self.length)
+    return state.replace(queue=queue, count=count), {'loss': total}
+
+  def predict(self, state, images):
+    return self.segmenter.apply(method.variables(state), images)['embedding']
+
+  def embed(self, params, batch_stats, batch):
+    """Embeddings [B, V, D] of all views, the large first; new statistics."""
+
+    def look(network, groups):
+      pooled = []
+      for group in groups:
+        rows, count = group.shape[:2]
+        images = batch_lib.to_symmetric(group.reshape(-1, *group.shape[2:]))
+        maps = network.features(images, train=True)['encoder']
+        x = jnp.mean(maps.deepest.array, axis=(1, 2), keepdims=True)
+        pooled.append(x.reshape(rows, count, *x.shape[1:]))
+      pooled = jnp.concatenate(pooled, axis=1)
+      found = network.heads(
+        {'embedding': pooled.reshape(-1, *pooled.shape[2:])}, train=True
+      )
+      return found['embedding'].reshape(*pooled.shape[:2], -1)
+
+    embeddings, changed = self.segmenter.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      [batch['views_large'], batch['views_small']],
+      method=look,
+      mutable=['batch_stats'],
+    )
+    return embeddings, changed['batch_stats']
+
+  def _targets(self, state, found, view):
+    scores, prototypes = found
+    return jax.lax.cond(
+      state.count == self.length,
+      lambda: sinkhorn(
+        jnp.concatenate([state.queue[view] @ prototypes, scores])
+      )[-len(scores) :],
+      lambda: sinkhorn(scores),
+    )
+
+
+def normalised(params):
+  """With prototypes of unit length."""
+  head = params['heads']['embedding']
+  prototypes = head['prototypes']
+  unit = prototypes / jnp.linalg.norm(prototypes, axis=0)
+  head = {**head, 'prototypes': unit}
+  return {**params, 'heads': {**params['heads'], 'embedding': head}}
+
+
+def sinkhorn(scores: Float[Array, 'N K']) -> Float[Array, 'N K']:
+  """Assignments whose rows sum to one, and whose columns are balanced."""
+  q = jnp.exp((scores - jnp.max(scores)) / 0.05)
+  for _ in range(3):
+    q = q / jnp.sum(q, axis=0)
+    q = q / jnp.sum(q, axis=1, keepdims=True)
+  return q
+
+
+def two_stream(num_steps: int = NUM_STEPS, **fields) -> TwoStream:
+  heads = {
+    'logits': segmenter.ConvHead(NUM_CLASSES, 1, 'encoder', STRIDE),
+    'rep': segmenter.ConvHead(6, 1, 'encoder', STRIDE),
+  }
+  network = segmenter.Segmenter(TinyEncoder(), None, heads)
+  return TwoStream(network, _optimizer(), num_steps, **fields)
+
+
+def multi_view(num_steps: int = NUM_STEPS, **fields) -> MultiView:
+  network = segmenter.Segmenter(TinyEncoder(), None, {'embedding': Embedding()})
+  update = method.Update(segmenter.PARTS[::2], _optimizer(), num_steps)
+  return MultiView(network, update, **fields)
+
+
+def _optimizer() -> optimizers.Options:
+  # Not Adam: it makes a whole step of the rounding of a gradient that is 0.
+  return optimizers.Options(name='sgd', learning_rate=0.1)
+
+
+def patches(
+  sizes: list[tuple[int, int]], num_classes: int = NUM_CLASSES, seed: int = 0
+) -> datasets.Split:
+  """Images of rectangles whose colour tells the class, a little ignored."""
+  rng = np.random.default_rng(seed)
+  palette = rng.integers(0, 256, (num_classes, 3))
+  found = []
+  for i, size in enumerate(sizes):
+    coarse = rng.integers(0, num_classes, (4, 4))
+    label = transforms.resize_nearest(coarse, size)
+    image = palette[label] + rng.normal(0, 20, (*size, 3))
+    label[:2, :3] = batch_lib.IGNORE
+    found.append(record(i, image.clip(0, 255), label, num_classes))
+  return split_of(found, num_classes)
+
+
+def ramps(count: int, size: tuple[int, int] = (40, 48)) -> datasets.Split:
+  """Images that say where a pixel is: red 5x, green 6y, blue its image."""
+  y, x = np.mgrid[: size[0], : size[1]]
+  return split_of(
+    [
+      record(i, np.stack([5 * x, 6 * y, np.full(size, 10 * i)], -1))
+      for i in range(count)
+    ]
+  )
+
+
+def record(i, image, label=None, num_classes=NUM_CLASSES) -> records.Record:
+  _, png = cv2.imencode('.png', image.astype(np.uint8)[..., ::-1])
+  found = {'image': png.tobytes(), 'id': f'image{i:02}'.encode()}
+  if label is not None:
+    found['label'] = records.encode_label(label, num_classes)
+  return found
+
+
+def split_of(found, num_classes=NUM_CLASSES) -> datasets.Split:
+  return datasets.Split(
+    name='fake train',
+    version='fake/1.0.0',
+    classes=tuple(f'class{i}' for i in range(num_classes)),
+    palette=((0, 0, 0),) * num_classes,
+    has=('label',) if 'label' in found[0] else (),
+    records=found,
+    index=fingerprints.Index.of(
+      [
+        records.Sample(
+          one['id'].decode(),
+          one['image'],
+          records.decode_image(one['image']),
+        )
+        for one in found
+      ]
+    ),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TestLoader(loader.Loader):
+  """A loader that can fail, or hang, at the batch of an index."""
+
+  __test__ = False
+
+  fails_at: int = -1
+  hangs_at: int = -1
+
+  @contextlib.contextmanager
+  def start(self, step):
+    with super().start(step) as batches:
+      yield self._disturbed(batches, step)
+
+  def _disturbed(self, batches, step):
+    for index, batch in enumerate(batches, start=step):
+      if index == self.fails_at:
+        raise ConnectionError(f'batch {index} is lost')
+      if index == self.hangs_at:
+        time.sleep(60)
+      yield batch
+
+
+def two_streams(**fields) -> TestLoader:
+  """Batches of labelled and of other images, 16 pixels each way."""
+  labelled = patches([(20, 24)] * 11)
+  unlabelled = patches([(24, 18)] * 13, seed=1)
+  decode = transforms.Decode(NUM_CLASSES)
+  return two_streams_of(labelled, decode, unlabelled, **fields)
+
+
+def two_streams_of(labelled, labels, unlabelled, **fields) -> TestLoader:
+  """The same of other images, whose labels come from a transform."""
+  cut = (transforms.RandomCrop((16, 16)), transforms.RandomFlip())
+  decode = transforms.Decode(NUM_CLASSES, keep=())
+  streams = {
+    'labeled': _stream(labelled, labels, *cut),
+    'unlabeled': _stream(unlabelled, decode, *cut),
+  }
+  return TestLoader(streams, BATCH_SIZE, seed=3, **fields)
+
+
+def many_views(**fields) -> TestLoader:
+  """Batches of two views of 24 and three of 16 pixels."""
+  crop = views.MultiCrop(
+    (
+      views.Views('large', 2, (24, 24), area=(0.4, 1.0)),
+      views.Views('small', 3, (16, 16), area=(0.1, 0.4)),
+    )
+  )
+  decode = transforms.Decode(NUM_CLASSES, keep=())
+  streams = {'': _stream(ramps(10), decode, crop)}
+  return TestLoader(streams, BATCH_SIZE, seed=4, **fields)
+
+
+def _stream(split, *steps) -> loader.Stream:
+  return loader.Stream(split.records, transforms.Sequence(steps))
+
+
+# Method and loader by name.
+FAKES = {
+  'two_stream': (two_stream, two_streams),
+  'multi_view': (multi_view, many_views),
+}
+
+
+def train(
+  name: str,
+  directory: pathlib.Path,
+  mesh,
+  batches: TestLoader | None = None,
+  loaded=None,
+  **disturbance,
+):
+  """Trains a fake through the real loop; returns its last state.
+
+  It logs at every step and saves at steps 3, 6 and 8.
+  """
+  make, its_own = FAKES[name]
+  training = loop.Training(
+    method=make(),
+    loader=batches or its_own(**disturbance),
+    num_steps=NUM_STEPS,
+    seed=5,
+    loaded=loaded,
+  )
+  place = stage.Place(directory, {}, 'digest')
+  operation = loop.Operation(log_every=1, save_every=3)
+  return loop.train(training, place, operation, mesh)
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser()
+  parser.add_argument('name', choices=FAKES)
+  parser.add_argument('directory', type=pathlib.Path)
+  parser.add_argument('--hangs_at', type=int, default=-1)
+  arguments = parser.parse_args()
+  train(
+    arguments.name,
+    arguments.directory,
+    sharding.make_mesh(),
+    hangs_at=arguments.hangs_at,
+  )

@@ -1,0 +1,89 @@
+"""Networks small enough to train in a test, by the code of the large ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segcore.models import segmenter
+from segcore.models.decoders import unet
+from segcore.models.encoders import hybrid_vit, resnet_gn
+from segcore.train import optimizers
+
+
+def hybrid(heads, dropout_rate=0.0):
+  """A TransUNet for images of 64 pixels: stride 16, maps of at least 4x4."""
+  encoder = hybrid_vit.HybridViT(
+    blocks=(1, 1, 1),
+    width=8,
+    num_groups=4,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    mlp_dim=32,
+    dropout_rate=dropout_rate,
+    grid=(4, 4),
+  )
+  decoder = unet.UNetDecoder(widths=(16, 16, 8, 8, 8), num_groups=4)
+  return segmenter.Segmenter(encoder, decoder, heads)
+
+
+def small_unet(heads):
+  """A U-Net for images of 32 pixels: stride 8."""
+  encoder = resnet_gn.ResNet(blocks=(1, 1), width=8, num_groups=4)
+  decoder = unet.UNetDecoder(widths=(16, 8, 8), num_groups=4)
+  return segmenter.Segmenter(encoder, decoder, heads)
+
+
+def adam(rate=1e-2, **fields):
+  """Adam at a constant rate."""
+  return optimizers.Options(learning_rate=rate, schedule='constant', **fields)
+
+
+def images(batch, size, seed=0):
+  """Random uint8 images with labels of 3 classes, some ignored."""
+  rng = np.random.default_rng(seed)
+  return {
+    'image': jnp.asarray(
+      rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+    ),
+    'label': jnp.asarray(
+      rng.integers(-1, 3, (batch, size, size)).astype(np.int16)
+    ),
+    'mask': jnp.ones(batch, bool),
+  }
+
+
+def spec(batch):
+  """Shapes and types of a batch."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+
+def initial_state(method, batch, seed=0):
+  """A state as `init` gives, with values drawn by numpy.
+
+  Compiling jax's random numbers for each kernel takes longer than a test.
+  """
+  key = jax.random.PRNGKey(seed)
+  shapes = jax.eval_shape(lambda rng: method.init(rng, spec(batch), None), key)
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name == 'kernel':
+      fan_in = np.prod(leaf.shape[:-1])
+      value = rng.standard_normal(leaf.shape) / np.sqrt(fan_in)
+    else:
+      value = np.full(leaf.shape, 1.0 if name in ('scale', 'var') else 0.0)
+    return jnp.asarray(value, leaf.dtype)
+
+  draws = jax.tree_util.tree_map_with_path(
+    draw, (shapes.params, shapes.batch_stats)
+  )
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.opt_state)
+  return shapes.replace(
+    step=jnp.zeros((), jnp.int32),
+    params=draws[0],
+    batch_stats=draws[1],
+    opt_state=zeros,
+    rng=key,
+  )

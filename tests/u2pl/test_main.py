@@ -1,0 +1,76 @@
+"""U2PL from the command line, as a user runs it."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support import runs
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  return runs.make_folder(tmp_path_factory.mktemp('data') / 'discs')
+
+
+@pytest.fixture(scope='module')
+def whole(source, tmp_path_factory):
+  """An uninterrupted run."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  process = runs.start(source, workdir, method='u2pl')
+  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  return workdir
+
+
+def test_a_run_leaves_what_it_promises(whole):
+  stage = whole / 'train'
+  lines = [x for x in runs.journal_of(stage) if 'train/loss' in x]
+  assert [line['step'] for line in lines] == list(range(1, 15))
+  unsupervised = [line['train/loss_unsupervised'] for line in lines]
+  # An epoch of 3 steps is the warm-up.
+  assert unsupervised[:3] == [0, 0, 0] and min(unsupervised[3:]) > 0
+  assert lines[-1]['train/bank_fill/0'] > 0
+  assert 0 < lines[-1]['train/pseudo_label_accuracy'] <= 1
+  assert 0.8 < lines[3]['train/reliable_share'] < 1
+  state = runs.state_of(stage)
+  assert np.any(state['bank']['rows']) and np.all(state['bank']['count'] > 0)
+  text = runs.text_of(whole)
+  assert '4 labelled and 8 unlabelled images' in text
+  assert 'bank_fill' not in text  # Too much for a line.
+  results = runs.results_of(whole)['val']
+  assert results['num_images'] == 4
+  assert set(results['per_class']['iou']) == {'ground', 'disc'}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
+  source, whole, tmp_path
+):
+  """Bank, prototypes, teacher and its statistics included."""
+  workdir = tmp_path / 'run'
+  for step in (2, 7):  # In the warm-up, and with a bank.
+    process = runs.start(source, workdir, method='u2pl')
+    runs.stop_when(process, runs.logged(workdir / 'train', step))
+  process = runs.start(source, workdir, method='u2pl')
+  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    runs.state_of(workdir / 'train'),
+    runs.state_of(whole / 'train'),
+  )
+  for name in ('metrics', 'ids'):
+    assert runs.journal_of(workdir / 'train', name) == runs.journal_of(
+      whole / 'train', name
+    )
+  assert runs.results_of(workdir) == runs.results_of(whole)
+
+
+def test_another_start_is_refused_in_one_line(source, tmp_path):
+  workdir = tmp_path / 'run'
+  process = runs.start(
+    *(source, workdir, '--config.train.start.path=nowhere'),
+    '--config.train.start.take=("encoder", "decoder")',
+    method='u2pl',
+  )
+  assert runs.finish(process, workdir) == 2
+  assert runs.text_of(workdir).count('error: ') == 1
+  assert 'nowhere does not exist' in runs.text_of(workdir)

@@ -1,0 +1,93 @@
+"""Pictures of what the teacher makes of the same few images, as they learn."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from input_pipeline import batch as batch_lib
+from segcore.distributed import sharding
+from segcore.eval import panels
+from segcore.train import tensorboard
+from u2pl.semi import mean_teacher
+
+# Of images as they came, then of the same images mixed.
+_TITLES = (
+  *('unlabelled', 'pseudo-label', 'student'),
+  *('mixed image', 'entropy', 'reliable labels'),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watch:
+  """Panels of unlabelled images; the same on every host.
+
+  Attributes:
+    trained: the method.
+    batch: the streams 'labeled' and 'unlabeled', as training has them.
+    palette: colours of the classes.
+    num_pictures: rows of a panel.
+    mesh: the devices; each looks at everything.
+  """
+
+  trained: mean_teacher.Semi
+  batch: Mapping[str, Any]
+  palette: tuple[panels.Colour, ...]
+  num_pictures: int
+  mesh: Mesh
+
+  def __call__(self, state: mean_teacher.State) -> tensorboard.Findings:
+    """Unreliable pixels are grey; bright entropy is high, up to log C."""
+    found = jax.device_get(self._look(state, self.batch))
+    rows = []
+    for i in range(min(self.num_pictures, len(found['student']))):
+      believed = np.where(found['reliable'][i], found['labels'][i], -1)
+      rows.append(
+        [
+          self.batch['unlabeled']['image'][i],
+          panels.coloured(found['clean_labels'][i], self.palette),
+          panels.coloured(found['student'][i], self.palette),
+          batch_lib.to_uint8(found['images'][i]),
+          _grey(found['entropy'][i] / np.log(self.trained.num_classes)),
+          panels.coloured(believed, self.palette),
+        ]
+      )
+    return tensorboard.Findings(
+      {}, {'teacher/panels': panels.grid(rows, _TITLES)}
+    )
+
+  @functools.cached_property
+  def _look(self):
+    def look(state, batch):
+      _, guess = self.trained.guess(state, batch, jax.random.PRNGKey(0))
+      images = batch_lib.to_symmetric(batch['unlabeled']['image'])
+      student = self.trained.apply(
+        {'params': state.params, 'batch_stats': state.batch_stats},
+        images,
+        ('logits',),
+      )['logits']
+      student = jnp.argmax(
+        mean_teacher.enlarge(student, images.shape[1:3]), axis=-1
+      )
+      return {
+        'student': student.astype(jnp.int32),
+        **{
+          name: getattr(guess, name)
+          for name in (
+            *('images', 'labels', 'clean_labels', 'entropy', 'reliable'),
+          )
+        },
+      }
+
+    return jax.jit(look, out_shardings=sharding.replicated(self.mesh))
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+  """Values from 0 to 1 as grey, RGB."""
+  grey = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+  return np.repeat(grey[..., None], 3, axis=-1)
