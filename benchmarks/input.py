@@ -31,7 +31,7 @@ import PIL.Image
 import psutil
 
 from input_pipeline import datasets, loader, transforms, views
-from runtime import journal
+from runtime import console
 
 # Photographs of this size are cut or enlarged to what each method takes.
 SIZE = (375, 500)
@@ -86,7 +86,7 @@ def make_folder(folder: pathlib.Path) -> None:
 
 def open_split(folder: pathlib.Path) -> datasets.Split:
   """The folder as records, as training reads it."""
-  options = datasets.Options(
+  options = datasets.DataOptions(
     'image_mask_folder',
     source=str(folder),
     images='images',
@@ -107,7 +107,7 @@ def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
       decode,
       flip,
       transforms.RandomCrop(
-        (513, 513), scales=(0.5, 2.0), balanced=True, centred=True
+        (513, 513), scales=(0.5, 2.0), balanced=True, centered=True
       ),
     ),
     **{
@@ -284,7 +284,7 @@ def memory(
 ) -> list[tuple[int, float]]:
   """Resident megabytes along `count` batches."""
   process, found = psutil.Process(), []
-  progress = journal.Progress('memory', 0, count, BATCH_SIZE)
+  progress = console.ProgressLine('memory', 0, count, BATCH_SIZE)
   transform = transforms.Sequence(training_transforms()['plain crop'])
   with batches_of(split, transform, threads) as batches:
     for i in range(1, count + 1):

@@ -4,7 +4,7 @@
 
 Runs `configs/ddep_shapes.py:tiny` (classify, denoise, finetune, evaluate) once
 without interruption and once with SIGKILL at random moments, of which one is
-inside a save and one inside an evaluation. Parameters, optimiser state,
+inside a save and one inside an evaluation. Parameters, optimizer state,
 metrics, results and the sequence of image ids must be equal to the bit.
 """
 
@@ -106,11 +106,9 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, bool]:
     ]
     same = jax.tree.map(np.array_equal, *states)
     equal[f'{stage} state'] = all(jax.tree.leaves(same))
-    for journal in ('metrics', 'ids'):
-      texts = [
-        (w / stage / f'{journal}.jsonl').read_text() for w in (one, other)
-      ]
-      equal[f'{stage} {journal}'] = texts[0] == texts[1]
+    for name in ('metrics', 'ids'):
+      texts = [(w / stage / f'{name}.jsonl').read_text() for w in (one, other)]
+      equal[f'{stage} {name}'] = texts[0] == texts[1]
   results = [
     json.loads((w / 'evaluate' / 'results.json').read_text())
     for w in (one, other)

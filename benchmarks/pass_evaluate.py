@@ -109,8 +109,8 @@ def plain(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
         add('boundary_miou', size, *(edge[kept] for edge in edges))
         occurs[size] |= np.bincount(t[kept], minlength=side) > 0
   iou = {}
-  for key, (both, predicted, labelled) in counts.items():
-    iou[key] = both / (predicted + labelled - both + 1e-10)
+  for key, (both, predicted, labeled) in counts.items():
+    iou[key] = both / (predicted + labeled - both + 1e-10)
   return {
     'miou': iou['miou', ''].mean(),
     'miou_without_other': iou['miou', ''][1:].mean(),

@@ -5,7 +5,7 @@
       [--out=FILE.json]
 
 The images of ImageNet-S50 as ResNet-18 pools them, drawn from a mixture of
-Gaussians and L2-normalised. Both run as many iterations from as many restarts,
+Gaussians and L2-normalized. Both run as many iterations from as many restarts,
 all rows in each, on the same number of threads, in turns; Faiss as
 `faiss.Kmeans` runs by default, but for the rows that it would leave out. Its
 first centroids are its own draws, so objectives differ by chance: both are
@@ -47,10 +47,10 @@ class Shape(NamedTuple):
 def make_features(shape: Shape) -> np.ndarray:
   """Twice as many Gaussians as clusters, which overlap; rows of length 1."""
   rng = np.random.default_rng(0)
-  centres = rng.standard_normal((2 * shape.clusters, shape.dim), np.float32)
+  centers = rng.standard_normal((2 * shape.clusters, shape.dim), np.float32)
   rows = rng.standard_normal((shape.rows, shape.dim), np.float32)
   rows *= 2
-  rows += centres[rng.integers(len(centres), size=shape.rows)]
+  rows += centers[rng.integers(len(centers), size=shape.rows)]
   return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 

@@ -5,7 +5,7 @@
       [--out=FILE.json]
 
 The published size: the batch of a device and the whole queue, against 3,000
-prototypes, three iterations in float32. The other side normalises the matrix
+prototypes, three iterations in float32. The other side normalizes the matrix
 exp(scores / ε) by its row and its column sums in turn, as the algorithm is
 usually written (spec PASS §2.5); and once more with fewer passes over memory,
 all of them in place and each two divisions joined. All get the same scores on
@@ -67,19 +67,19 @@ def make_inputs(batch: int, queue: int, prototypes: int, dim: int) -> Inputs:
     rows = rng.standard_normal((*shape, dim), np.float32)
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
-  centres = units(prototypes)
+  centers = units(prototypes)
 
   def embeddings(count: int) -> np.ndarray:
-    near = centres[rng.integers(prototypes, size=(2, count))]
+    near = centers[rng.integers(prototypes, size=(2, count))]
     rows = near + units(2, count)
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
   new, old = embeddings(batch), embeddings(queue)
-  return Inputs(new @ centres.T, old @ centres.T, old, centres.T.copy())
+  return Inputs(new @ centers.T, old @ centers.T, old, centers.T.copy())
 
 
 def cases_of_jax(
-  inputs: Inputs, options: swav.Options
+  inputs: Inputs, options: swav.SwavOptions
 ) -> dict[str, tuple[Any, tuple]]:
   """Of each case, the compiled targets [V, B, K] and what they are given."""
   placed = Inputs(*map(jnp.asarray, inputs))
@@ -116,7 +116,7 @@ def cases_of_jax(
 
 
 def cases_of_torch(
-  inputs: Inputs, balanced: Callable, options: swav.Options
+  inputs: Inputs, balanced: Callable, options: swav.SwavOptions
 ) -> dict[str, Callable[[], Any]]:
   """Likewise, of tensors that share the memory of the inputs.
 
@@ -144,7 +144,7 @@ def cases_of_torch(
   }
 
 
-def as_written(scores: Any, options: swav.Options) -> Any:
+def as_written(scores: Any, options: swav.SwavOptions) -> Any:
   """Sinkhorn's algorithm step by step, of a tensor or an array [N, K]."""
   exp = np.exp if isinstance(scores, np.ndarray) else torch.exp
   matrix = exp(scores / options.epsilon).T
@@ -159,7 +159,7 @@ def as_written(scores: Any, options: swav.Options) -> Any:
   return matrix.T
 
 
-def joined(scores: Any, options: swav.Options) -> Any:
+def joined(scores: Any, options: swav.SwavOptions) -> Any:
   """The same of a tensor that may be changed, with fewer passes over it."""
   matrix = scores.div_(options.epsilon).exp_()
   num_samples, num_prototypes = matrix.shape
@@ -171,7 +171,7 @@ def joined(scores: Any, options: swav.Options) -> Any:
   return matrix
 
 
-def in_numpy(inputs: Inputs, options: swav.Options) -> np.ndarray:
+def in_numpy(inputs: Inputs, options: swav.SwavOptions) -> np.ndarray:
   """Targets [2, B, K] in float64, by which both sides are judged."""
   joint = np.concatenate([inputs.remembered, inputs.scores], axis=1)
   batch = inputs.scores.shape[1]
@@ -196,7 +196,7 @@ def apart(found: Any, expected: np.ndarray, name: str) -> float:
 
 
 def compare(
-  inputs: Inputs, options: swav.Options, rounds: int
+  inputs: Inputs, options: swav.SwavOptions, rounds: int
 ) -> dict[str, dict]:
   """Seconds, those of all threads together, and differences, in turns."""
   expected = in_numpy(inputs, options)
@@ -244,7 +244,7 @@ def compare(
 
 
 def parts(
-  inputs: Inputs, options: swav.Options, rounds: int
+  inputs: Inputs, options: swav.SwavOptions, rounds: int
 ) -> dict[str, float]:
   """Seconds of each pass over one view's matrix of the queue, alone."""
   scores = jnp.asarray(inputs.remembered[0])
@@ -342,7 +342,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ('batch', 'queue', 'prototypes', 'dim')
   }
   inputs = make_inputs(**shape)
-  options = swav.Options(queue=arguments.queue)
+  options = swav.SwavOptions(queue=arguments.queue)
   found = {
     'shape': shape,
     'threads': len(cores),

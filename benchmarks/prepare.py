@@ -61,7 +61,7 @@ def make_folder(folder: pathlib.Path, count: int) -> None:
 
 def builder(folder: pathlib.Path) -> base.Builder:
   """Of the folder's records."""
-  options = datasets.Options(
+  options = datasets.DataOptions(
     'image_mask_folder',
     source=str(folder),
     images='images',

@@ -16,12 +16,11 @@ import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
 from segcore.cost import topology
 from segcore.distributed import sharding
 from segcore.experiment import dry_run
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 # Name, module, config, stage, images a device.
 SMALL = (

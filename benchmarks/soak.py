@@ -18,13 +18,12 @@ import tempfile
 import jax
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from ddep import main as ddep_main  # noqa: E402
-from runtime import journal
+from ddep import main as ddep_main
+from runtime import metrics_file
 from segcore.experiment import cli
 from segcore.train import loop
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
@@ -89,7 +88,7 @@ def main() -> int:
   if status:
     return status
 
-  lines = journal.read_journal(out / 'denoise' / 'speed.jsonl')
+  lines = metrics_file.read(out / 'denoise' / 'speed.jsonl')
   values = {
     name: np.array([line[f'speed/{name}'] for line in lines])
     for name in ('seconds', 'host_memory_gb', 'checkpoint_stall', 'input_wait')

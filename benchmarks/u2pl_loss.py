@@ -9,7 +9,7 @@ get the same inputs and a full bank, on the same number of threads, in turns.
 Then what each part takes, and the memory that each needs beside its inputs, in
 a process of its own. Where torch is not installed the term is timed alone.
 
-The sizes that are assumed are those of Pascal VOC: 16 labelled and 16 mixed
+The sizes that are assumed are those of Pascal VOC: 16 labeled and 16 mixed
 images, whose inputs are 2.2 GB.
 """
 
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segcore.ops import order_statistics
-from segcore.train import method
+from segcore.train import update
 from u2pl import contrast, memory_bank, prototypes
 from u2pl.semi import mean_teacher
 
@@ -55,15 +55,15 @@ class Shape(NamedTuple):
 
 
 class Inputs(NamedTuple):
-  """What the term is given; rows alternate between labelled and mixed images.
+  """What the term is given; rows alternate between labeled and mixed images.
 
   Attributes:
     student: [B, h, w, D].
     teacher: [B, h, w, D].
     scores: [B, h, w, C], the teacher's.
     labels: int32 [B, h, w].
-    reliable: bool [B, h, w]; False on labelled images.
-    unreliable: bool [B, h, w]; False on labelled images.
+    reliable: bool [B, h, w]; False on labeled images.
+    unreliable: bool [B, h, w]; False on labeled images.
   """
 
   student: Any
@@ -99,37 +99,39 @@ def make_inputs(shape: Shape) -> Inputs:
   below = entropy < np.percentile(entropy, 80)
   reliable, unreliable = np.zeros(cells, bool), np.zeros(cells, bool)
   reliable[mixed], unreliable[mixed] = below, ~below
-  centres = rng.standard_normal((shape.classes, shape.dim), np.float32)
+  centers = rng.standard_normal((shape.classes, shape.dim), np.float32)
 
   def features() -> np.ndarray:
     found = np.empty((*cells, shape.dim), np.float32)
     for i in range(shape.images):
       rng.standard_normal(dtype=np.float32, out=found[i])
-      found[i] += centres[labels[i]]
+      found[i] += centers[labels[i]]
     return found
 
   return Inputs(features(), features(), scores, labels, reliable, unreliable)
 
 
-def make_bank(shape: Shape, options: contrast.Options) -> np.ndarray:
+def make_bank(shape: Shape, options: contrast.ContrastOptions) -> np.ndarray:
   """Rows of a full bank, [C, K, D]."""
   rng = np.random.default_rng(1)
   most = max(options.capacities(shape.classes))
   return rng.standard_normal((shape.classes, most, shape.dim), np.float32)
 
 
-def build_semi(shape: Shape, options: contrast.Options) -> mean_teacher.Semi:
+def build_semi(
+  shape: Shape, options: contrast.ContrastOptions
+) -> mean_teacher.Semi:
   """The method; neither its network nor its update is needed here."""
   unused: Any = None
   return mean_teacher.Semi(
     *(unused, unused),
-    mean_teacher.Options(contrast=options),
+    mean_teacher.LearnOptions(contrast=options),
     num_classes=shape.classes,
     steps_per_epoch=1,
   )
 
 
-def in_jax(shape: Shape, options: contrast.Options) -> Callable:
+def in_jax(shape: Shape, options: contrast.ContrastOptions) -> Callable:
   """The term as the method computes it, compiled."""
   built = build_semi(shape, options)
 
@@ -168,12 +170,16 @@ def in_jax(shape: Shape, options: contrast.Options) -> Callable:
   return jitted.lower(bank, inputs, abstract((2,), jnp.uint32)).compile()
 
 
-def empty_bank(shape: Shape, options: contrast.Options) -> memory_bank.Bank:
+def empty_bank(
+  shape: Shape, options: contrast.ContrastOptions
+) -> memory_bank.Bank:
   """Without rows, as training starts."""
   return memory_bank.empty(options.capacities(shape.classes), shape.dim)
 
 
-def full_bank(shape: Shape, options: contrast.Options) -> memory_bank.Bank:
+def full_bank(
+  shape: Shape, options: contrast.ContrastOptions
+) -> memory_bank.Bank:
   """With random rows."""
   bank = jax.eval_shape(functools.partial(empty_bank, shape, options))
   capacity = jnp.asarray(bank.capacity, jnp.int32)
@@ -185,7 +191,7 @@ def full_bank(shape: Shape, options: contrast.Options) -> memory_bank.Bank:
   )
 
 
-def in_torch(inputs: Inputs, bank: list, options: contrast.Options):
+def in_torch(inputs: Inputs, bank: list, options: contrast.ContrastOptions):
   """The term as it reads (spec U2PL §3.4).
 
   Args:
@@ -206,9 +212,9 @@ def in_torch(inputs: Inputs, bank: list, options: contrast.Options):
   order = torch.argsort(probs, dim=-1, descending=True, stable=True)
   places = torch.arange(num_classes).expand_as(order)
   rank = torch.empty_like(order).scatter_(-1, order, places)
-  labelled = (torch.arange(num_images) % 2 == 0)[:, None, None]
+  labeled = (torch.arange(num_images) % 2 == 0)[:, None, None]
   valid = inputs.labels >= 0
-  usable = valid & (labelled | inputs.reliable)
+  usable = valid & (labeled | inputs.reliable)
 
   anchors, positives = [], []
   for c, capacity in enumerate(options.capacities(num_classes)):
@@ -216,7 +222,7 @@ def in_torch(inputs: Inputs, bank: list, options: contrast.Options):
     sure = probs[..., c] > options.anchor_threshold
     positives.append((usable & of_class).flatten().nonzero()[:, 0])
     anchors.append((usable & of_class & sure).flatten().nonzero()[:, 0])
-    near = labelled & valid & ~of_class & (rank[..., c] < options.low_rank)
+    near = labeled & valid & ~of_class & (rank[..., c] < options.low_rank)
     window = (rank[..., c] >= options.low_rank) & (
       rank[..., c] < options.high_rank
     )
@@ -257,7 +263,7 @@ def in_torch(inputs: Inputs, bank: list, options: contrast.Options):
 
 
 def torch_inputs(
-  inputs: Inputs, shape: Shape, options: contrast.Options
+  inputs: Inputs, shape: Shape, options: contrast.ContrastOptions
 ) -> tuple[Inputs, list]:
   """Tensors of the inputs, which share their memory, and a full bank."""
   rows = make_bank(shape, options)
@@ -284,7 +290,7 @@ class Watch:
 
 
 def compare(
-  shape: Shape, options: contrast.Options, threads: int, rounds: int
+  shape: Shape, options: contrast.ContrastOptions, threads: int, rounds: int
 ) -> list[dict[str, float]]:
   """Seconds, those of all threads together, and loss of both, in turns."""
   inputs = make_inputs(shape)
@@ -318,7 +324,7 @@ def compare(
 
 
 def parts(
-  shape: Shape, options: contrast.Options, rounds: int
+  shape: Shape, options: contrast.ContrastOptions, rounds: int
 ) -> dict[str, float]:
   """Seconds of each part of the term when it is compiled alone."""
   inputs = jax.tree.map(jnp.asarray, make_inputs(shape))
@@ -327,19 +333,19 @@ def parts(
   cells = shape.side**2
   most = min(options.most_pushed, shape.images * cells)
   probs = jax.nn.softmax(inputs.scores)
-  labelled = jnp.arange(shape.images) % 2 == 0
+  labeled = jnp.arange(shape.images) % 2 == 0
 
   def candidates(probs, inputs):
     return contrast.candidates(
       probs,
-      *(inputs.labels, labelled, inputs.reliable, inputs.unreliable),
+      *(inputs.labels, labeled, inputs.reliable, inputs.unreliable),
       options,
     )
 
   masks = jax.jit(candidates)(probs, inputs)
   by_pixel = masks.negatives.reshape(shape.images, cells, shape.classes)
   anchors = masks.anchors.reshape(by_pixel.shape)
-  keys = method.row_keys(jax.random.PRNGKey(0), shape.images)
+  keys = update.row_keys(jax.random.PRNGKey(0), shape.images)
   order = jnp.broadcast_to(jnp.arange(most), (shape.classes, most))
   thin = jax.jit(
     lambda mask, keys: order_statistics.top_priorities(
@@ -414,7 +420,9 @@ def fastest(part: Callable, given: tuple, rounds: int) -> float:
   return min(times)
 
 
-def memory_of(kind: str, shape: Shape, options: contrast.Options) -> dict:
+def memory_of(
+  kind: str, shape: Shape, options: contrast.ContrastOptions
+) -> dict:
   """Bytes that a step needs beside its inputs and the bank.
 
   To be asked in a process of its own. The gradient, which is as large as the
@@ -502,14 +510,14 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
   if arguments.images < 2 or arguments.images % 2:
-    parser.error(f'--images={arguments.images}: expected half of them labelled')
+    parser.error(f'--images={arguments.images}: expected half of them labeled')
   # Before jax starts its threads: as many as there are cores for it.
   cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
   os.sched_setaffinity(0, cores)
   shape = Shape(
     *(arguments.images, arguments.side, arguments.classes, arguments.dim)
   )
-  options = contrast.Options()
+  options = contrast.ContrastOptions()
   if arguments.memory:
     print(json.dumps(memory_of(arguments.memory, shape, options)))
     return

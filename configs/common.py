@@ -83,11 +83,11 @@ DDEP = {
   'pretrain_lr': 0.0,  # 0: 6e-5, and 1e-4 for width 2
   'pretrain_seed': 0,
   **NOISE,
-  'labels': 0,  # number of labelled images; 0: `fraction` decides
-  'fraction': 0.0,  # share of the images that is labelled; 0: all
-  'list': '',  # file that names the labelled images; needs `steps`
-  'seed': 0,  # of the choice of labelled images and of fine-tuning
-  'run': 0,  # another choice of labelled images with the same seed
+  'labels': 0,  # number of labeled images; 0: `fraction` decides
+  'fraction': 0.0,  # share of the images that is labeled; 0: all
+  'list': '',  # file that names the labeled images; needs `steps`
+  'seed': 0,  # of the choice of labeled images and of fine-tuning
+  'run': 0,  # another choice of labeled images with the same seed
   'held_out': 0,  # training images set aside, to decide on lr without val
   'lr': 1e-4,  # of fine-tuning
   'weight_decay': 1e-4,
@@ -310,7 +310,7 @@ def recipe(
   optimizer: ml_collections.ConfigDict,
   evaluate_every: int = 0,
 ) -> ml_collections.ConfigDict:
-  """Batch, length and optimiser of a training."""
+  """Batch, length and optimizer of a training."""
   return block(
     batch_size=batch_size,
     num_steps=num_steps,
@@ -387,23 +387,23 @@ def pretraining(options: SimpleNamespace) -> ml_collections.ConfigDict:
 def tuning(
   options: SimpleNamespace, images: int, batch_size: int
 ) -> ml_collections.ConfigDict:
-  """The recipe of fine-tuning on the labelled ones of so many images.
+  """The recipe of fine-tuning on the labeled ones of so many images.
 
   Warms up for a hundredth of the steps: one epoch of 100.
 
   Raises:
-    ValueError: a list of unknown length is labelled, and `steps` is not given.
+    ValueError: a list of unknown length is labeled, and `steps` is not given.
   """
   if options.list and not options.steps:
     raise ValueError(
       f'config option list={options.list}: expected steps=… as well, since '
       'epochs of a list have no length here'
     )
-  labelled = options.labels or max(
+  labeled = options.labels or max(
     1, math.floor(images * (options.fraction or 1.0) + 0.5)
   )
   num_steps = options.steps or max(
-    options.min_steps, steps(options.epochs, labelled, batch_size)
+    options.min_steps, steps(options.epochs, labeled, batch_size)
   )
   optimizer = adam(
     options.lr,
@@ -415,7 +415,7 @@ def tuning(
 
 
 def subset(options: SimpleNamespace, labels: int = 0) -> Any:
-  """The labelled images of a run: `labels`, `fraction` or `list`.
+  """The labeled images of a run: `labels`, `fraction` or `list`.
 
   Args:
     options: with these, seed and run.
@@ -533,7 +533,7 @@ def put_on_shapes(config: ml_collections.ConfigDict) -> None:
   """Makes an experiment of the paper small, and generates its images.
 
   What the options chose stays: stages, noise, layout, protocol; but 100 images
-  are labelled. A classifier is trained in place of the public weights.
+  are labeled. A classifier is trained in place of the public weights.
   """
   small = {'hybrid_vit': SMALL_VIT, 'bit': _SMALL_BIT}
   config.network.encoder = block(**small[config.network.encoder.name])

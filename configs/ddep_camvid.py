@@ -1,7 +1,7 @@
 """Denoising pretraining on CamVid: 367 photographs of streets, 11 classes.
 
 By default the whole U-Net learns to denoise the photographs (DeP) and is then
-fine-tuned on the labelled ones. With `init=ddep` the encoder was trained on
+fine-tuned on the labeled ones. With `init=ddep` the encoder was trained on
 image-level labels, here or elsewhere (`encoder=`), and the decoder denoises.
 
 Val is one clip that lies inside a training sequence: its score is optimistic.
@@ -18,11 +18,11 @@ def get_config(argument=None):
   options = common.parse(
     argument,
     init=['dep', 'ddep', 'supervised', 'none'],
-    labels=0,  # number of labelled images; 0: `fraction` decides
-    fraction=0.0,  # share of the images that is labelled; 0: all
-    list='',  # file that names the labelled images
-    seed=0,  # of the choice of labelled images and of fine-tuning
-    run=0,  # another choice of labelled images with the same seed
+    labels=0,  # number of labeled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labeled; 0: all
+    list='',  # file that names the labeled images
+    seed=0,  # of the choice of labeled images and of fine-tuning
+    run=0,  # another choice of labeled images with the same seed
     pretrain_seed=0,  # of the stages before
     lr=0.0,  # of fine-tuning; 0: what stands below
     width=1,  # factor of the decoder's channels

@@ -1,6 +1,6 @@
 """DDeP on `shapes`: an encoder learns to classify, a decoder to denoise.
 
-Both are then fine-tuned on few labelled scenes. Everything is generated here,
+Both are then fine-tuned on few labeled scenes. Everything is generated here,
 nothing has to be downloaded.
 
 Run:   python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
@@ -21,11 +21,11 @@ def get_config(argument=None):
   options = common.parse(
     argument,
     init=['ddep', 'dep', 'supervised', 'none'],
-    labels=0,  # number of labelled images; 0: `fraction` decides
-    fraction=0.0,  # share of the images that is labelled; 0: 100 images
-    list='',  # file that names the labelled images
-    seed=0,  # of the choice of labelled images and of fine-tuning
-    run=0,  # another choice of labelled images with the same seed
+    labels=0,  # number of labeled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labeled; 0: 100 images
+    list='',  # file that names the labeled images
+    seed=0,  # of the choice of labeled images and of fine-tuning
+    run=0,  # another choice of labeled images with the same seed
     pretrain_seed=0,  # of the stages before
     lr=0.0,  # of fine-tuning; 0: what stands below
     network=[*_NETWORKS],

@@ -17,7 +17,7 @@ SIZES = {
 }
 
 _BATCH = 256
-_NEIGHBOURS = 10
+_NEIGHBORS = 10
 _TRAININGS = ('represent', 'attend', 'finetune', 'semi')
 TARGETS = {'temperature': 0.1, 'epsilon': 0.05, 'sinkhorn_iterations': 3}
 
@@ -26,7 +26,7 @@ PASS = {
   'branch': ['swav', 'pixpro'],  # PASSs or PASSp
   'clusters': True,  # SwAV's loss; False leaves PixelPro and P2P
   # unsupervised: from images to segments; distance: representation learning
-  # and its nearest neighbours; semi: and fine-tuning on ten masks a class.
+  # and its nearest neighbors; semi: and fine-tuning on ten masks a class.
   'protocol': ['unsupervised', 'distance', 'semi'],
   'p2p': ['regression', 'clustering', 'contrastive', 'off'],
   'project': True,  # pixels before P2P
@@ -152,21 +152,21 @@ def views(
 
 
 def jitter(strength: float = 1.0, **fields: Any) -> dict[str, Any]:
-  """Changes of colour; SwAV's at strength 1."""
+  """Changes of color; SwAV's at strength 1."""
   return {
     'jitter': 0.8,
     'brightness': 0.8 * strength,
     'contrast': 0.8 * strength,
     'saturation': 0.8 * strength,
     'hue': 0.2 * strength,
-    'grey': 0.2,
+    'gray': 0.2,
     'blur': 0.5,
     'sigma': (0.1, 2.0),
     **fields,
   }
 
 
-def colours(branch: str) -> ml_collections.ConfigDict:
+def colors(branch: str) -> ml_collections.ConfigDict:
   """SwAV's, the same for all views; or BYOL's, as PixelPro has them."""
   if branch == 'swav':
     every = jitter()
@@ -274,7 +274,7 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
   config.distance = common.block(
     bank='train_semi',
     splits=('val', 'test'),
-    neighbours=_NEIGHBOURS,
+    neighbors=_NEIGHBORS,
     temperature=0.07,
     short_side=256,
     batch_size=16,
@@ -290,7 +290,7 @@ def imagenet(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     },
     shared=options.shared_attention,
     large=views('large', 2, 224, (0.08, 1.0)),
-    colours=colours('swav'),
+    colors=colors('swav'),
     recipe=common.recipe(
       _BATCH,
       20 * steps_per_epoch,
@@ -453,7 +453,7 @@ def about(
     data += ', train-semi with masks'
   how = {
     'unsupervised': 'fine-tuned on generated labels',
-    'distance': f'nearest neighbours of its features, k = {_NEIGHBOURS}',
+    'distance': f'nearest neighbors of its features, k = {_NEIGHBORS}',
     'semi': 'fine-tuned on the masks of train-semi',
   }[protocol]
   return common.block(
@@ -486,7 +486,7 @@ def semi(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     reduction=(4 if dilated else 8) if newer else 2,
     doubles=newer,
     output_stride=16 if dilated else 0,
-    colours=jitter() if newer else {},
+    colors=jitter() if newer else {},
     recipe=common.recipe(_BATCH, 100 * steps_per_epoch, optimizer),
   )
 
@@ -555,7 +555,7 @@ def represent(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     },
     large=views('large', 2, 224, (0.14 if small else 0.08, 1.0)),
     small=views('small', 6, 96, (0.05, 0.14)) if small else None,
-    colours=colours(options.branch),
+    colors=colors(options.branch),
     recipe=common.recipe(_BATCH, epochs * steps_per_epoch, optimizer, 5_000),
   )
   block.start = start(options)

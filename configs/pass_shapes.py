@@ -1,4 +1,4 @@
-"""PASS on `shapes`: single shapes are found, grouped and segmented, unlabelled.
+"""PASS on `shapes`: single shapes are found, grouped and segmented, unlabeled.
 
 Everything is generated here, nothing has to be downloaded.
 
@@ -8,12 +8,12 @@ Cost:  8 minutes on 2 CPU cores, 3 of them for the longest training.
 
 from configs import common, luss
 
-# Colour says nothing of what a shape is, and learned features would be of
+# Color says nothing of what a shape is, and learned features would be of
 # little else. Blur would hide the patterns, which are a few pixels wide.
-_GREY = luss.jitter(0.5, saturation=0.0, hue=0.0, grey=1.0, blur=0.0)
+_GRAY = luss.jitter(0.5, saturation=0.0, hue=0.0, gray=1.0, blur=0.0)
 # Both views show most of the shape.
 _AREA = (0.5, 1.0)
-_COLOURS = {'large': (_GREY, _GREY), 'small': _GREY, 'red_deviation': 0.229}
+_COLORS = {'large': (_GRAY, _GRAY), 'small': _GRAY, 'red_deviation': 0.229}
 
 
 def get_config(argument=None):
@@ -26,7 +26,7 @@ def get_config(argument=None):
   config.distance = common.block(
     bank='train_semi',
     splits=('val', 'test'),
-    neighbours=10,
+    neighbors=10,
     temperature=0.07,
     short_side=64,
     batch_size=40,
@@ -99,7 +99,7 @@ def _represent(options):
     widths={'hidden': 128, 'embedding': 16, 'prototypes': 40},
     large=luss.views('large', 2, 48, _AREA),
     small=None,
-    colours=_COLOURS,
+    colors=_COLORS,
     start=luss.start(options),
     recipe=common.recipe(
       64, 1000, common.adam(options.lr or 2e-3, warmup_steps=20), 500
@@ -117,7 +117,7 @@ def _attend(options):
     },
     shared=options.shared_attention,
     large=luss.views('large', 2, 48, _AREA),
-    colours=_COLOURS,
+    colors=_COLORS,
     # LARC moves weights by less than a thousandth of their length a step: in
     # so few steps nothing would be learned.
     recipe=common.recipe(64, 300, common.adam(5e-3)),

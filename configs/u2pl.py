@@ -40,8 +40,8 @@ def learn(
     group: images that are mixed among each other.
     bank: sizes of the bank and of its draws.
     supervised: fields of the supervised loss that differ.
-    warmup_epochs: of labelled images alone.
-    weight: of the unlabelled images' loss.
+    warmup_epochs: of labeled images alone.
+    weight: of the unlabeled images' loss.
 
   Raises:
     ValueError: a part is switched on that the system has no place for.
@@ -114,12 +114,12 @@ def learn(
 def steps_per_epoch(
   options: SimpleNamespace, most_labels: int, num_images: int
 ) -> int:
-  """Steps of an epoch of the unlabelled images; for sup_only of the others.
+  """Steps of an epoch of the unlabeled images; for sup_only of the others.
 
   Args:
     options: `system`, `labels`, `batch` and `equal_steps`.
-    most_labels: images that may be labelled.
-    num_images: labelled and unlabelled ones.
+    most_labels: images that may be labeled.
+    num_images: labeled and unlabeled ones.
 
   Raises:
     ValueError: there are no such epochs.
@@ -245,7 +245,7 @@ def protocol(**fields: Any) -> ml_collections.ConfigDict:
 
 
 def framed(size: tuple[int, int]) -> ml_collections.ConfigDict:
-  """Images in the middle of a frame of the mean colour; none is larger."""
+  """Images in the middle of a frame of the mean color; none is larger."""
   return protocol(
     tiles='windows', window=size, stride=size, beyond='mean', canvas=size[0]
   )
@@ -325,7 +325,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     subset=common.block(
       labels=100, fraction=1.0, seed=0, run=0, nested=True, list=''
     ),
-    unlabelled='',
+    unlabeled='',
   )
   train.crop.size = (64, 64) if transunet else (65, 65)
   train.heads.update(width=16, representation=16)

@@ -1,4 +1,4 @@
-"""U2PL, U2PL+ and its baselines on CamVid: 1/16 of 367 photographs labelled.
+"""U2PL, U2PL+ and its baselines on CamVid: 1/16 of 367 photographs labeled.
 
 The network is that of `ddep_camvid.py`, so a run of DDeP can be its start. Val
 is one clip that lies inside a training sequence: its score is optimistic.
@@ -16,13 +16,13 @@ def get_config(argument=None):
     argument,
     system=u2pl.SYSTEMS,  # from U2PL+ down to labels alone
     **u2pl.SWITCHES,  # auto, on, off: parts of Table IV
-    labels=0,  # number of labelled images; 0: `fraction` decides
-    fraction=0.0,  # share of the images that is labelled; 0: 1/16
-    list='',  # file that names the labelled images
-    seed=0,  # of the choice of labelled images and of training
-    run=0,  # another choice of labelled images with the same seed
+    labels=0,  # number of labeled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labeled; 0: 1/16
+    list='',  # file that names the labeled images
+    seed=0,  # of the choice of labeled images and of training
+    run=0,  # another choice of labeled images with the same seed
     lr=0.0,  # 0: what stands below
-    unlabelled_weight=1.0,  # of the unlabelled images' loss
+    unlabeled_weight=1.0,  # of the unlabeled images' loss
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     source='',  # folder of the photographs; '' looks in $SEG_DATA_DIR
@@ -40,13 +40,13 @@ def get_config(argument=None):
     val_split='val',
     follow=(),  # splits that are evaluated along the way too
     subset=common.subset(options, labels=23),
-    unlabelled='',  # the rest of the split
+    unlabeled='',  # the rest of the split
     learn=u2pl.learn(
       options,
       group=4,
       bank=u2pl.SMALL_BANK,
       warmup_epochs=10,
-      weight=options.unlabelled_weight,
+      weight=options.unlabeled_weight,
     ),
     heads={'kind': 'conv', 'width': 32, 'representation': 32},
     start=u2pl.start(options),

@@ -23,12 +23,12 @@ def get_config(argument=None):
     labels=186,  # 186 372 744 1488
     fraction=0.0,  # not here: `labels` decides, for the length of an epoch
     list='',  # file that names them; {labels} in it is their number
-    seed=0,  # of the choice of labelled images and of training
-    run=0,  # another choice of labelled images with the same seed
-    epochs=200,  # of the unlabelled images; for sup_only of the labelled ones
+    seed=0,  # of the choice of labeled images and of training
+    run=0,  # another choice of labeled images with the same seed
+    epochs=200,  # of the unlabeled images; for sup_only of the labeled ones
     equal_steps=False,  # sup_only: as many steps as the others
     lr=1e-2,  # of everything
-    batch=16,  # labelled images of a step, and as many unlabelled ones
+    batch=16,  # labeled images of a step, and as many unlabeled ones
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     pad_label=['paper', 'ignored'],  # paper: what is filled up is road
@@ -51,7 +51,7 @@ def get_config(argument=None):
     val_split='val',
     follow=(),  # splits that are evaluated along the way too
     subset=u2pl.listed_or_chosen(options),
-    unlabelled='',  # the rest of the split
+    unlabeled='',  # the rest of the split
     learn=u2pl.learn(
       options,
       group=min(2, options.batch),  # images of one GPU of the authors
@@ -71,7 +71,7 @@ def get_config(argument=None):
       'size': size,
       'scales': (0.5, 2.0),
       'balanced': True,
-      'centred': True,
+      'centered': True,
       'fill': u2pl.border(options),
     },
     flips=('horizontal',),

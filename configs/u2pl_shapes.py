@@ -1,4 +1,4 @@
-"""U2PL, U2PL+ and its baselines on `shapes`: few labelled scenes, many without.
+"""U2PL, U2PL+ and its baselines on `shapes`: few labeled scenes, many without.
 
 The network is that of `ddep_shapes.py`, so a run of DDeP can be its start.
 
@@ -14,15 +14,15 @@ def get_config(argument=None):
     argument,
     system=u2pl.SYSTEMS,  # from U2PL+ down to labels alone
     **u2pl.SWITCHES,  # auto, on, off: parts of Table IV
-    labels=0,  # number of labelled images; 0: `fraction` decides
-    fraction=0.0,  # share of the images that is labelled; 0: 1/16
-    list='',  # file that names the labelled images
-    seed=0,  # of the choice of labelled images and of training
-    run=0,  # another choice of labelled images with the same seed
+    labels=0,  # number of labeled images; 0: `fraction` decides
+    fraction=0.0,  # share of the images that is labeled; 0: 1/16
+    list='',  # file that names the labeled images
+    seed=0,  # of the choice of labeled images and of training
+    run=0,  # another choice of labeled images with the same seed
     lr=0.0,  # 0: what stands below
-    # Of the unlabelled images' loss: at the paper's 1 the labels of a teacher
+    # Of the unlabeled images' loss: at the paper's 1 the labels of a teacher
     # of 30 % mIoU do harm.
-    unlabelled_weight=0.3,
+    unlabeled_weight=0.3,
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     encoder='',  # a finished run's stage, or a weight file
@@ -41,14 +41,14 @@ def get_config(argument=None):
     val_split='val',
     follow=(),  # splits that are evaluated along the way too
     subset=common.subset(options, labels=125),
-    unlabelled='',  # the rest of the split
+    unlabeled='',  # the rest of the split
     learn=u2pl.learn(
       options,
       group=4,
       bank=u2pl.SMALL_BANK,
       # A teacher of less than 20 % mIoU teaches the frequent classes only.
       warmup_epochs=6,
-      weight=options.unlabelled_weight,
+      weight=options.unlabeled_weight,
     ),
     heads={'kind': 'conv', 'width': 32, 'representation': 32},
     start=u2pl.start(options),

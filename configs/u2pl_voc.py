@@ -1,6 +1,6 @@
 """U2PL, U2PL+ and its baselines on PASCAL VOC 2012, as in the paper.
 
-Labelled are the 1,464 images of VOC ('classic') or the 10,582 with those of SBD
+Labeled are the 1,464 images of VOC ('classic') or the 10,582 with those of SBD
 ('blender'), or a part of them; all others are without labels. The authors' own
 partitions are files: `list=splits/92/labeled.txt`. docs/u2pl_tables.md has a
 command for every row.
@@ -13,9 +13,9 @@ Cost:  5.9 TFLOPs an image, 51,080 steps of 16; see --dry_run.
 
 from configs import common, u2pl
 
-# Images in all; of these the unlabelled ones are what is not labelled.
+# Images in all; of these the unlabeled ones are what is not labeled.
 _NUM_IMAGES = 10582
-# Which of them may be labelled.
+# Which of them may be labeled.
 _MOST_LABELS = {'classic': 1464, 'blender': _NUM_IMAGES}
 
 
@@ -24,16 +24,16 @@ def get_config(argument=None):
     argument,
     system=u2pl.SYSTEMS,  # from U2PL+ down to labels alone
     **u2pl.SWITCHES,  # auto, on, off: parts of Table IV
-    partition=['classic', 'blender'],  # what may be labelled
+    partition=['classic', 'blender'],  # what may be labeled
     labels=92,  # 92 183 366 732 1464, or 662 1323 2646 5291
     fraction=0.0,  # not here: `labels` decides, for the length of an epoch
     list='',  # file that names them; {labels} in it is their number
-    seed=0,  # of the choice of labelled images and of training
-    run=0,  # another choice of labelled images with the same seed
-    epochs=80,  # of the unlabelled images; for sup_only of the labelled ones
+    seed=0,  # of the choice of labeled images and of training
+    run=0,  # another choice of labeled images with the same seed
+    epochs=80,  # of the unlabeled images; for sup_only of the labeled ones
     equal_steps=False,  # sup_only: as many steps as the others
     lr=1e-3,  # of the encoder; ten times that elsewhere
-    batch=16,  # labelled images of a step, and as many unlabelled ones
+    batch=16,  # labeled images of a step, and as many unlabeled ones
     contrast_weight=0.1,  # of the contrastive loss
     anchor_entropy=['paper', 'released'],  # which pixels are anchors
     pad_label=['paper', 'ignored'],  # paper: what is filled up is background
@@ -56,7 +56,7 @@ def get_config(argument=None):
     val_split='val',
     follow=(),  # splits that are evaluated along the way too
     subset=u2pl.listed_or_chosen(options),
-    unlabelled='train_aug',
+    unlabeled='train_aug',
     learn=u2pl.learn(
       options,
       group=min(4, options.batch),  # images of one GPU of the authors
@@ -69,7 +69,7 @@ def get_config(argument=None):
       'size': (512, 512) if options.network == 'transunet' else (513, 513),
       'scales': (0.5, 2.0),
       'balanced': True,
-      'centred': True,
+      'centered': True,
       'fill': u2pl.border(options),
     },
     flips=('horizontal',),

@@ -19,8 +19,10 @@ from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, predict
 from segcore.experiment import cli, dry_run, program, stage
 from segcore.experiment import context as context_lib
-from segcore.models import network, segmenter
+from segcore.models import heads as heads_lib
+from segcore.models import network
 from segcore.train import loop, method
+from segcore.train import update as update_lib
 
 _STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
 # Images whose tags are counted before a classification starts.
@@ -40,16 +42,16 @@ class ClassifyOptions:
     kind: 'softmax' where an image has one class, 'sigmoid' where several.
     crop: name and fields of a crop (see `transforms.CROPS`).
     flips: directions in which images are mirrored at random.
-    recipe: batch, length, optimiser.
+    recipe: batch, length, optimizer.
   """
 
-  data: datasets.Options
+  data: datasets.DataOptions
   split: str
   val_split: str
   kind: Literal['softmax', 'sigmoid']
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
-  recipe: method.Recipe
+  recipe: update_lib.Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +71,15 @@ class DenoiseOptions:
     recipe: as above.
   """
 
-  data: datasets.Options
+  data: datasets.DataOptions
   split: str
   val_split: str
   start: context_lib.Start
   trained: tuple[str, ...]
-  noise: noise.Options
+  noise: noise.NoiseOptions
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
-  recipe: method.Recipe
+  recipe: update_lib.Recipe
   also: tuple[context_lib.Images, ...] = ()
 
   def __post_init__(self):
@@ -89,7 +91,7 @@ class DenoiseOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(context_lib.Labelled):
+class FinetuneOptions(context_lib.Labeled):
   """Fine-tuning on few pixel labels.
 
   Attributes:
@@ -102,7 +104,7 @@ class FinetuneOptions(context_lib.Labelled):
   start: context_lib.Start
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
-  recipe: method.Recipe
+  recipe: update_lib.Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Experiment:
   program: Literal['ddep.main']
   stages: tuple[str, ...]
   data_dir: str
-  network: network.Options
+  network: network.NetworkOptions
   denoise: DenoiseOptions
   finetune: FinetuneOptions
   evaluate: context_lib.EvaluateOptions
@@ -150,7 +152,7 @@ class Runner(context_lib.OnMesh):
     return context_lib.Reporting(
       bench=self.bench,
       trained_by='finetune',
-      labelled=self.experiment.finetune,
+      labeled=self.experiment.finetune,
       evaluate=self.experiment.evaluate,
       scores=lambda num_classes: self._method(
         'finetune', self.bench, num_classes
@@ -199,7 +201,7 @@ class Runner(context_lib.OnMesh):
       block.data,
     )
 
-  def run_classify(self, place: stage.Place) -> Sequence[files.Path]:
+  def run_classify(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Trains the encoder on tags."""
     self._check_data(place)
     block = self.experiment.classify
@@ -221,7 +223,7 @@ class Runner(context_lib.OnMesh):
       f'{block.val_split}/accuracy',
     )
 
-  def run_denoise(self, place: stage.Place) -> Sequence[files.Path]:
+  def run_denoise(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Trains the decoder, or everything, to find noise."""
     self._check_data(place)
     block = self.experiment.denoise
@@ -242,13 +244,13 @@ class Runner(context_lib.OnMesh):
     )
     return self._train(place, trained, split, (), watch)
 
-  def run_finetune(self, place: stage.Place) -> Sequence[files.Path]:
-    """Trains everything on labelled images."""
+  def run_finetune(self, place: stage.Workspace) -> Sequence[files.Path]:
+    """Trains everything on labeled images."""
     self._check_data(place)
     block = self.experiment.finetune
-    labelled = self.bench.labelled(block, 'finetune')
-    context_lib.keep_labelled_ids(place, labelled)
-    trained = self._method('finetune', self.bench, len(labelled.classes))
+    labeled = self.bench.labeled(block, 'finetune')
+    context_lib.keep_labeled_ids(place, labeled)
+    trained = self._method('finetune', self.bench, len(labeled.classes))
     evaluators = self.bench.followed(
       trained,
       block,
@@ -257,15 +259,15 @@ class Runner(context_lib.OnMesh):
       'finetune',
     )
     outputs = self._train(
-      *(place, trained, labelled, ('label',)),
+      *(place, trained, labeled, ('label',)),
       evaluator_lib.together(evaluators),
       f'{block.val_split}/miou',
     )
-    return [*outputs, *context_lib.write_classes(place, labelled)]
+    return [*outputs, *context_lib.write_classes(place, labeled)]
 
   def _train(
     self,
-    place: stage.Place,
+    place: stage.Workspace,
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
@@ -290,7 +292,7 @@ class Runner(context_lib.OnMesh):
 
   def _method(
     self, name: str, bench: context_lib.Bench, num_classes: int
-  ) -> method.OneLoss:
+  ) -> method.SingleLossMethod:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
     crop, _ = self._augmentations(name)
@@ -304,7 +306,7 @@ class Runner(context_lib.OnMesh):
       case _:
         return finetune.Finetune(net, update(('encoder', 'decoder', 'heads')))
 
-  def _check_data(self, place: stage.Place) -> None:
+  def _check_data(self, place: stage.Workspace) -> None:
     """Opens all that is left to read, so that nothing fails hours later.
 
     Raises:
@@ -329,7 +331,7 @@ class Runner(context_lib.OnMesh):
       for images in _images(block.denoise):
         self.bench.open(images.data, images.split)
     if 'finetune' in stages:
-      self.bench.check_labelled(
+      self.bench.check_labeled(
         block.finetune, block.evaluate.splits, 'finetune'
       )
 
@@ -365,12 +367,12 @@ def _heads(name: str, num_classes: int) -> dict[str, Any]:
   """The heads of a stage."""
   match name:
     case 'classify':
-      return {'tags': segmenter.PoolHead(num_classes)}
+      return {'tags': heads_lib.PoolHead(num_classes)}
     case 'denoise':
-      return {'noise': segmenter.ConvHead(3)}
+      return {'noise': heads_lib.ConvHead(3)}
     case _:
       # Small first scores: the loss starts at log(num_classes).
-      return {'logits': segmenter.ConvHead(num_classes, init_scale=0.1)}
+      return {'logits': heads_lib.ConvHead(num_classes, init_scale=0.1)}
 
 
 def _check_tags(split: datasets.Split, kind: str) -> None:

@@ -22,7 +22,7 @@ _SMALLEST_GAMMA = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class NoiseOptions:
   """Kind and strength of the noise (spec DDeP §4).
 
   The strength is exactly one of gamma, sigma and gamma_range.
@@ -107,7 +107,7 @@ class Options:
     return np.cumprod([1.0, *linear[:-1]])
 
 
-def sample_gamma(keys: Array, options: Options) -> Float[Array, 'B']:
+def sample_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
   """γ of each image, each from its own key; float32.
 
   Args:
@@ -141,7 +141,7 @@ def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:
 
 
 def magnitude(
-  gamma: Float[Array, '*B'], options: Options
+  gamma: Float[Array, '*B'], options: NoiseOptions
 ) -> Float[Array, '*B']:
   """Factor of e: sqrt(1 - γ) for 'scaled', σ = sqrt(1/γ - 1) for 'simple'."""
   power = 1 - gamma
@@ -152,7 +152,7 @@ def corrupt(
   images: Float[Array, 'B H W 3'],
   eps: Float[Array, 'B H W 3'],
   gamma: Float[Array, 'B'],
-  options: Options,
+  options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
   """Adds the noise; not clipped.
 
@@ -170,7 +170,7 @@ def target(
   images: Float[Array, 'B H W 3'],
   eps: Float[Array, 'B H W 3'],
   gamma: Float[Array, 'B'],
-  options: Options,
+  options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
   """What the prediction is compared with (spec DDeP §4.2)."""
   gamma = _per_image(gamma)
@@ -187,7 +187,7 @@ def clean(
   noisy: Float[Array, 'B H W 3'],
   found: Float[Array, 'B H W 3'],
   gamma: Float[Array, 'B'],
-  options: Options,
+  options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
   """The image that a prediction amounts to: `corrupt` solved for it."""
   if options.target == 'x':

@@ -50,7 +50,7 @@ _BUILDERS = {
 # Reports that this process has printed.
 _TOLD: set[pathlib.Path] = set()
 
-# Fields of `Options` that only some data sets read.
+# Fields of `DataOptions` that only some data sets read.
 _MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask')
 _FOLDER_FIELDS = (
   *('images', *_MASK_FIELDS),
@@ -60,7 +60,7 @@ _FILE_FIELDS = ('source', *_FOLDER_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class DataOptions:
   """A data set, and where its own files are.
 
   Attributes:
@@ -69,10 +69,10 @@ class Options:
     images: folders only: where the images are in the source.
     masks: image_mask_folder only: where the masks are.
     classes: image_mask_folder only: file with the class list.
-    ignore: image_mask_folder only: value or colour of pixels without a class,
+    ignore: image_mask_folder only: value or color of pixels without a class,
       '255' or '255,255,255' or '#ffffff'; '' if there are none.
     without_mask: image_mask_folder only: 'error' refuses images that have no
-      mask, 'unlabelled' makes them a split of this name.
+      mask, 'unlabeled' makes them a split of this name.
     val_fraction: folders only: part of the images that becomes `val`.
     split_seed: folders only: chooses which.
     on_bad_example: folders only: 'error' refuses all for one bad file, 'skip'
@@ -154,7 +154,7 @@ class Split:
     version: of the records it comes from; another one for every state of a
       folder.
     classes: name of each class id.
-    palette: RGB colour of each class id.
+    palette: RGB color of each class id.
     has: kinds of label its records have: 'label', 'tags'.
     records: by index; encoded, see builders/records.py.
     index: what is known of the images without reading them.
@@ -209,7 +209,7 @@ def default_data_dir() -> str:
   )
 
 
-def builder(options: Options, data_dir: str = '') -> base.Builder:
+def builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   """The TFDS builder of a data set, prepared or not.
 
   Raises:
@@ -228,7 +228,7 @@ def builder(options: Options, data_dir: str = '') -> base.Builder:
   return cls(source=source, **kwargs)
 
 
-def _class_of(options: Options) -> tuple[Any, type[base.Builder], str]:
+def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
   """Module and class of a builder, and the configuration, '' if it has none.
 
   Raises:
@@ -248,12 +248,12 @@ def _class_of(options: Options) -> tuple[Any, type[base.Builder], str]:
   return module, cls, config
 
 
-def known_classes(options: Options) -> int | None:
+def known_classes(options: DataOptions) -> int | None:
   """How many classes a data set has; None if only its files tell.
 
   Opens none of them, and needs none to be there.
 
-  >>> known_classes(Options('cityscapes'))
+  >>> known_classes(DataOptions('cityscapes'))
   19
 
   Raises:
@@ -272,7 +272,7 @@ def known_classes(options: Options) -> int | None:
 
 
 def prepare(
-  options: Options, data_dir: str = '', tell_known: bool = False
+  options: DataOptions, data_dir: str = '', tell_known: bool = False
 ) -> base.Builder:
   """The builder of a data set, with its records on disk.
 
@@ -318,7 +318,7 @@ def _is_host_0() -> bool:
 
 
 def _prepare_on_host_0(
-  made: base.Builder, options: Options, tell_known: bool
+  made: base.Builder, options: DataOptions, tell_known: bool
 ) -> errors.UserError | None:
   """Prepares what is not prepared; returns what went wrong."""
   report = pathlib.Path(made.data_dir) / base.REPORT
@@ -344,7 +344,7 @@ def _prepare_on_host_0(
   return None
 
 
-def require(options: Options, data_dir: str = '') -> None:
+def require(options: DataOptions, data_dir: str = '') -> None:
   """Raises Missing unless a data set is prepared, or its files are there.
 
   Nothing is prepared.
@@ -370,7 +370,7 @@ def join(splits: Sequence[Split]) -> Split:
   )
 
 
-def open_split(options: Options, split: str, data_dir: str = '') -> Split:
+def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
   """Opens a split, preparing the data set if need be.
 
   Raises:
@@ -394,7 +394,7 @@ def open_split(options: Options, split: str, data_dir: str = '') -> Split:
     name=f'{options.name} {split}',
     version=made.info.full_name,
     classes=tuple(metadata['classes']),
-    palette=tuple(tuple(colour) for colour in metadata['palette']),
+    palette=tuple(tuple(color) for color in metadata['palette']),
     has=tuple(
       kind
       for kind in ('label', 'tags')
@@ -475,7 +475,7 @@ def _source_of(name: str) -> str:
   return str(pathlib.Path(root) / name) if root else ''
 
 
-def _folder_options(module: Any, options: Options, source: str) -> Any:
+def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
   common = {
     'source': source,
     'images': options.images,

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   # TFDS tells of each of its steps.
   logging.set_verbosity(logging.ERROR)
   try:
-    options = datasets.Options(**arguments)
+    options = datasets.DataOptions(**arguments)
     part = shards_lib.Part.parse(shard)
     if check and part.count > 1:
       raise errors.UserError(
@@ -79,7 +79,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def _write(
-  options: datasets.Options, data_dir: str, part: shards_lib.Part
+  options: datasets.DataOptions, data_dir: str, part: shards_lib.Part
 ) -> bool:
   """Makes the shards of this part; whether all of them are there now."""
   made = datasets.builder(options, data_dir)
@@ -96,7 +96,7 @@ def _write(
   return not missing
 
 
-def _prepare(options: datasets.Options, data_dir: str) -> None:
+def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   """Prepares, and draws the page."""
   made = datasets.prepare(options, data_dir, tell_known=True)
   folder = pathlib.Path(made.data_dir)
@@ -126,7 +126,7 @@ def _prepare(options: datasets.Options, data_dir: str) -> None:
   print(f'records are in {folder}')
 
 
-def _check(options: datasets.Options, data_dir: str) -> None:
+def _check(options: datasets.DataOptions, data_dir: str) -> None:
   """Audits the files and leaves it at that."""
   made = datasets.builder(options, data_dir)
   found, indices = made.check()
@@ -155,8 +155,8 @@ def _shown_split(
 ) -> str:
   """The first split with labels; else the first."""
   lacks = made.lacks()
-  labelled = [split for split in indices if 'label' not in lacks.get(split, ())]
-  return (labelled or list(indices))[0]
+  labeled = [split for split in indices if 'label' not in lacks.get(split, ())]
+  return (labeled or list(indices))[0]
 
 
 def _draw(
@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--ignore',
     default='',
-    help='value or colour of pixels without a class: 255 or 255,255,255',
+    help='value or color of pixels without a class: 255 or 255,255,255',
   )
   parser.add_argument(
     '--without_mask',

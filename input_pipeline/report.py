@@ -21,8 +21,8 @@ def painted(
   """The image with its label laid over; ignored pixels are left as they are."""
   if sample.label is None:
     return sample.pixels
-  colours = np.array(palette, np.uint8)[np.maximum(sample.label, 0)]
-  mixed = (0.4 * sample.pixels + 0.6 * colours).astype(np.uint8)
+  colors = np.array(palette, np.uint8)[np.maximum(sample.label, 0)]
+  mixed = (0.4 * sample.pixels + 0.6 * colors).astype(np.uint8)
   return np.where(sample.label[..., None] < 0, sample.pixels, mixed)
 
 
@@ -58,11 +58,11 @@ def _frequencies(
   axis, counts: Mapping[str, audit.Counts], contents: records.Contents
 ) -> None:
   """Share of the pixels of each class, or of the images without masks."""
-  labelled = {n: c for n, c in counts.items() if sum(c.pixels)}
-  of = {n: c.pixels for n, c in labelled.items()} or {
+  labeled = {n: c for n, c in counts.items() if sum(c.pixels)}
+  of = {n: c.pixels for n, c in labeled.items()} or {
     n: c.images for n, c in counts.items()
   }
-  unit = 'labelled pixels' if labelled else 'images'
+  unit = 'labeled pixels' if labeled else 'images'
   first = np.array(next(iter(of.values())))
   order = np.argsort(-first, kind='stable')
   named = len(order) <= _MOST_NAMES

@@ -1,4 +1,4 @@
-"""Which images of a split are labelled: a seeded subset, or a list in a file.
+"""Which images of a split are labeled: a seeded subset, or a list in a file.
 
 Subset(fraction=0.1, seed=0, run=3).choose(split.ids())
 Subset(list='splits/92/labeled.txt').choose(split.ids())
@@ -36,7 +36,7 @@ class Subset:
       every number of images is drawn anew.
     list: file that names the images, one a line, as U2PL's `labeled.txt`
       does: a name or a path, with or without its suffix.
-    held_out: images that are set aside, none of them labelled: to decide on
+    held_out: images that are set aside, none of them labeled: to decide on
       learning rates without looking at a benchmark's val.
   """
 
@@ -100,12 +100,12 @@ class Subset:
     if self.held_out > len(order):
       raise errors.UserError(
         f'held_out: found {self.held_out}, but only {len(order)} images are '
-        'not labelled: hold out fewer'
+        'not labeled: hold out fewer'
       )
     return np.sort(order[-self.held_out :])
 
   def _order(self, ids: Sequence[str]) -> Int[np.ndarray, 'all']:
-    """All images; the first ones are labelled, the last ones held out."""
+    """All images; the first ones are labeled, the last ones held out."""
     key = () if self.nested and not self.run else (self.run,)
     if not self.nested and not self.list:
       key += (self._count(len(ids)),)
@@ -115,7 +115,7 @@ class Subset:
     return rng.permutation(len(ids))
 
   def _count(self, num_images: int) -> int:
-    """How many images are labelled."""
+    """How many images are labeled."""
     left = num_images - self.held_out
     # 50 · 0.29 is 14.499999999999998 in floating point, and means 14.5.
     share = round(num_images * self.fraction, 6)
@@ -125,7 +125,7 @@ class Subset:
     if not 0 < count <= left:
       held = f', {self.held_out} of them held out' if self.held_out else ''
       raise errors.UserError(
-        f'{count} labelled images were asked for, the split has {num_images}'
+        f'{count} labeled images were asked for, the split has {num_images}'
         f'{held}: ask for fewer'
       )
     return count

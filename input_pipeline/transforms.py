@@ -31,7 +31,7 @@ class Fill:
   """What a crop finds outside the image.
 
   Attributes:
-    image: value of each colour channel. The default is mid-grey, next to 0 in
+    image: value of each color channel. The default is mid-gray, next to 0 in
       the image space of the device.
     label: class id; negative is ignored.
   """
@@ -46,15 +46,15 @@ class Fill:
       )
 
 
-# Of ImageNet; 0 after the usual normalisation.
-MEAN_COLOUR = (124, 116, 104)
+# Of ImageNet; 0 after the usual normalization.
+MEAN_COLOR = (124, 116, 104)
 
 # What a config may name. 'paper' is what U2PL's authors do: class 0 is learned
 # and scored as if it were there.
 FILLS = {
   'ignored': Fill(),
-  'mean': Fill(MEAN_COLOUR),
-  'paper': Fill(MEAN_COLOUR, 0),
+  'mean': Fill(MEAN_COLOR),
+  'paper': Fill(MEAN_COLOR, 0),
 }
 
 
@@ -267,7 +267,7 @@ def sample_crop(
   return Box(top, left, *size)
 
 
-def sample_centred_crop(
+def sample_centered_crop(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
   """A box of `size`; along an axis where the image is too small, around it.
@@ -307,15 +307,15 @@ class RandomCrop:
     size: (height, width) of the output in pixels.
     scales: least and largest factor by which the image is resized before.
     balanced: whether it is enlarged as often as it is shrunk.
-    centred: whether an image that is too small lies in the middle, or anywhere.
-    fill: 'ignored': grey that no loss looks at; 'mean': the mean colour, with
-      as little effect; 'paper': the mean colour with class 0.
+    centered: whether an image that is too small lies in the middle, or anywhere.
+    fill: 'ignored': gray that no loss looks at; 'mean': the mean color, with
+      as little effect; 'paper': the mean color with class 0.
   """
 
   size: tuple[int, int]
   scales: tuple[float, float] = (1.0, 1.0)
   balanced: bool = False
-  centred: bool = False
+  centered: bool = False
   fill: str = 'ignored'
 
   def __post_init__(self):
@@ -337,7 +337,7 @@ class RandomCrop:
       scale = sample_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
       example = resize(example, shape)
-    sample = sample_centred_crop if self.centred else sample_crop
+    sample = sample_centered_crop if self.centered else sample_crop
     return crop(example, sample(rng, shape, self.size), FILLS[self.fill])
 
 
@@ -361,7 +361,7 @@ class ShortSide:
 
 
 @dataclasses.dataclass(frozen=True)
-class CentreCrop:
+class CenterCrop:
   """Cuts the middle out; what is too small is filled up around it.
 
   Attributes:
@@ -454,7 +454,7 @@ CROPS = {
   'inception': InceptionCrop,
   'random': RandomCrop,
   'resize': Resize,
-  'centre': CentreCrop,
+  'center': CenterCrop,
 }
 
 

@@ -13,7 +13,7 @@ from segcore.experiment import context as context_lib
 from segcore.experiment import program
 from segcore.models import network
 from segcore.ops import color_augment
-from segcore.train import loop, method
+from segcore.train import loop, update
 
 # In an order in which each comes after what it needs.
 STAGES = (
@@ -35,19 +35,19 @@ class RepresentOptions:
     widths: of the heads.
     large: the two views that everything is learned from.
     small: more views, for the clusters only; None for none.
-    colours: of the views.
+    colors: of the views.
     start: of the encoder.
-    recipe: batch, length, optimiser.
+    recipe: batch, length, optimizer.
   """
 
-  data: datasets.Options
+  data: datasets.DataOptions
   split: str
-  learn: method_lib.Options
+  learn: method_lib.ObjectiveOptions
   widths: method_lib.Widths
   large: views.Views
   small: views.Views | None
-  colours: method_lib.Colours
-  recipe: method.Recipe
+  colors: method_lib.Colors
+  recipe: update.Recipe
   start: context_lib.Start = context_lib.Start()
 
   def __post_init__(self):
@@ -75,15 +75,15 @@ class AttendOptions:
     clusters: its targets, their loss and the queue.
     shared: one attention for all channels.
     large: both views.
-    colours: of the views.
-    recipe: batch, length, optimiser.
+    colors: of the views.
+    recipe: batch, length, optimizer.
   """
 
-  clusters: swav.Options
+  clusters: swav.SwavOptions
   shared: bool
   large: views.Views
-  colours: method_lib.Colours
-  recipe: method.Recipe
+  colors: method_lib.Colors
+  recipe: update.Recipe
 
   def __post_init__(self):
     _check_large(self.large)
@@ -104,22 +104,22 @@ class FinetuneOptions:
       training images.
     crop: name and fields of a crop (see `transforms.CROPS`).
     flips: directions in which images are mirrored at random.
-    colours: how colours are changed.
+    colors: how colors are changed.
     output_stride: of the encoder, whose last blocks are dilated for it; 0 for
       that of `network`.
     reduction: factor by which label maps are made smaller.
     doubles: whether scores are doubled on the way there, again and again.
-    recipe: batch, length, optimiser.
+    recipe: batch, length, optimizer.
   """
 
   split: str
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   reduction: int
-  recipe: method.Recipe
+  recipe: update.Recipe
   doubles: bool = False
   output_stride: int = 0
-  colours: color_augment.Options = color_augment.Options()
+  colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
   def __post_init__(self):
     if self.reduction < 1:
@@ -131,7 +131,7 @@ class SegmentOptions:
   """Label maps of whole splits, and their score.
 
   Attributes:
-    splits: that are labelled; those with masks are scored.
+    splits: that are labeled; those with masks are scored.
     match_on: the split that generated categories are matched with classes on;
       of what has learned from masks, classes are matched by their names.
     inference: 'logits', or 'cam': the activation of the image's category.
@@ -177,7 +177,7 @@ class SegmentOnOptions(SegmentOptions):
     trained_by: the stage whose network it is.
   """
 
-  data: datasets.Options
+  data: datasets.DataOptions
   trained_by: Literal['finetune', 'semi']
 
 
@@ -191,9 +191,9 @@ class Experiment:
     data_dir: where records are kept; '' is TFDS's own place.
     without_files: what to do where data or weights are missing; may be ''.
     network: the encoder of all stages.
-    images: what is clustered, labelled and segmented.
+    images: what is clustered, labeled and segmented.
     represent: step 1, an encoder from images alone.
-    distance: of it, by neighbours.
+    distance: of it, by neighbors.
     attend: step 2a, what matters in an image.
     cluster: step 2b, centroids.
     label: step 2c, a label map for each image.
@@ -209,13 +209,13 @@ class Experiment:
   stages: tuple[str, ...]
   data_dir: str
   without_files: str
-  network: network.Options
+  network: network.NetworkOptions
   images: context_lib.Images
   represent: RepresentOptions
-  distance: distance.Options
+  distance: distance.DistanceOptions
   attend: AttendOptions
-  cluster: cluster.Options
-  label: labeler.Options
+  cluster: cluster.ClusterOptions
+  label: labeler.LabelOptions
   finetune: FinetuneOptions
   segment: SegmentOptions
   semi: FinetuneOptions
@@ -251,7 +251,7 @@ def _check_large(large: views.Views) -> None:
     )
 
 
-def _check_whole(recipe: method.Recipe) -> None:
+def _check_whole(recipe: update.Recipe) -> None:
   if recipe.accumulate != 1:
     raise ValueError(
       f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '

@@ -1,6 +1,6 @@
 """Step 3 of PASS: the encoder learns to segment from generated labels.
 
-Or from the masks of the few labelled images, for the semi-supervised protocol;
+Or from the masks of the few labeled images, for the semi-supervised protocol;
 or whole images learn their category, for the image-level baseline (§4, §3.4).
 """
 
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from input_pipeline import batch as batch_lib
 from segcore.models.layers import resize
 from segcore.ops import color_augment, losses
-from segcore.train import method
+from segcore.train import method, train_state, update
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune(method.OneLoss):
+class Finetune(method.SingleLossMethod):
   """Learns labels of pixels, at a part of the resolution, or of images.
 
   The segmenter has a head `logits` at the encoder's deepest grid.
@@ -29,18 +29,18 @@ class Finetune(method.OneLoss):
       floor rule; scores are enlarged to that.
     doubles: whether they are doubled on the way, again and again, instead of
       being enlarged at once; the first time in predictions, too.
-    colours: how images are changed.
+    colors: how images are changed.
   """
 
   of: Literal['pixels', 'images'] = 'pixels'
   reduction: int = 2
   doubles: bool = False
-  colours: color_augment.Options = color_augment.Options()
+  colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
-  def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
+  def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
     """Cross entropy, summed over the pixels, or images, with a label."""
     images = batch_lib.to_symmetric(batch['image'])
-    images = color_augment.augment(images, keys.rows, self.colours)
+    images = color_augment.augment(images, keys.rows, self.colors)
     logits, batch_stats = self.forward(
       params, batch_stats, images, 'logits', keys
     )
@@ -59,17 +59,17 @@ class Finetune(method.OneLoss):
     total, count = losses.masked_sum_and_count(
       losses.cross_entropy(logits, labels), counted
     )
-    return method.Outcome(total, count, {}, batch_stats)
+    return update.LossOutput(total, count, {}, batch_stats)
 
   def predict(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
     """Scores at the grid of the encoder; once doubled, if scores are (§5.5)."""
     scores = self.apply(state, images, 'logits')
     return resize.upsample2x(scores) if self.doubles else scores
 
   def activation(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w 2']:
     """The image's category 1…C, and its activation at each cell, up to 1.
 

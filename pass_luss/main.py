@@ -19,14 +19,15 @@ from pass_luss import networks as networks_lib
 from pass_luss.benchmark import label_folders, matching
 from pass_luss.pretrain import panels as pretrain_panels
 from pass_luss.protocols import distance, segment
-from pass_luss.pseudo_labels import cluster, kmeans, labeler
-from runtime import errors, files, journal, json_files, options
+from pass_luss.pseudo_labels import cluster, kmeans
+from pass_luss.pseudo_labels import labeler as labeler_lib
+from runtime import console, errors, files, json_files, options
 from segcore.distributed import rendezvous, sharding
 from segcore.eval import predict, short_side
 from segcore.eval import results as results_lib
 from segcore.experiment import cli, dry_run, program, stage
 from segcore.experiment import context as context_lib
-from segcore.train import checkpoint, method
+from segcore.train import checkpoint, train_state
 
 # Images whose views are watched.
 _NUM_WATCHED = 64
@@ -113,7 +114,7 @@ class Runner(context_lib.OnMesh):
 
   # Step 1.
 
-  def run_represent(self, place: stage.Place) -> Sequence[files.Path]:
+  def run_represent(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Learns an encoder from images alone."""
     block, bench = self.experiment.represent, self.bench
     self._check_data(place)
@@ -132,8 +133,8 @@ class Runner(context_lib.OnMesh):
       start=block.start,
     )
 
-  def run_distance(self, place: stage.Place) -> Sequence[files.Path]:
-    """Labels images by the regions of labelled ones that are nearest."""
+  def run_distance(self, place: stage.Workspace) -> Sequence[files.Path]:
+    """Labels images by the regions of labeled ones that are nearest."""
     block = self.experiment.distance
     self._check_data(place)
     self._keep_same(place, self._open(''))
@@ -145,7 +146,7 @@ class Runner(context_lib.OnMesh):
     )
     known = self._open(block.bank, 'label', 'distance matching')
     bank = matcher.bank(known)
-    journal.say(f'{known.name}: {len(bank.labels)} regions')
+    console.log(f'{known.name}: {len(bank.labels)} regions')
 
     of_cells = matcher.maps(bank)
 
@@ -179,7 +180,7 @@ class Runner(context_lib.OnMesh):
 
   # Step 2.
 
-  def run_attend(self, place: stage.Place) -> Sequence[files.Path]:
+  def run_attend(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Learns what to attend to."""
     block, bench = self.experiment.attend, self.bench
     self._check_data(place)
@@ -190,14 +191,16 @@ class Runner(context_lib.OnMesh):
       *(place, trained, {'': stream}, block.recipe, block, None), start=start
     )
 
-  def run_cluster(self, place: stage.Place) -> Sequence[files.Path]:
+  def run_cluster(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Finds the centroids of as many clusters as there are classes."""
     split = self._open('')
     self._keep_same(place, split)
     self._check_clusters(split)
     block, folder = self.experiment.cluster, place.directory
     # As host 0 sees it; they are written last.
-    if not rendezvous.of_host_0((folder / cluster.CENTROIDS).exists()):
+    if not rendezvous.broadcast_from_host_0(
+      (folder / cluster.CENTROIDS).exists()
+    ):
       self._find_clusters(place, split)
     # Host 0 says it; the others need not read so much.
     if jax.process_index() == 0 and block.kind != 'pixel':
@@ -205,7 +208,7 @@ class Runner(context_lib.OnMesh):
       if tags is not None:
         assigned = cluster.read(folder / cluster.ASSIGNMENTS)
         scores = kmeans.clustering_scores(assigned, tags)
-        journal.say(
+        console.log(
           f'clusters against classes: NMI {scores["nmi"]:.4f}, accuracy '
           f'{scores["accuracy"]:.4f}'
         )
@@ -214,7 +217,9 @@ class Runner(context_lib.OnMesh):
     cluster.forget(place)
     return [folder / name for name in cluster.FILES]
 
-  def _find_clusters(self, place: stage.Place, split: datasets.Split) -> None:
+  def _find_clusters(
+    self, place: stage.Workspace, split: datasets.Split
+  ) -> None:
     """Writes the centroids of the images, and what belongs to them."""
     block = self.experiment.cluster
     look = short_side.AtGrid(
@@ -235,18 +240,18 @@ class Runner(context_lib.OnMesh):
       len(rows),
     )
 
-  def run_label(self, place: stage.Place) -> Sequence[files.Path]:
+  def run_label(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Labels every training image, and reports what such labels are worth."""
     block = self.experiment.label
     train = self._open('')
     self._keep_same(place, train)
     count = len(train.classes) - 1
-    step, labeller = self._labeller(place)
-    foreground = labeler.foreground_of(block.saliency, self._labelled_ids())
-    threshold = self._threshold(place, 'label', labeller, count, foreground)
+    step, labeler = self._labeler(place)
+    foreground = labeler_lib.foreground_of(block.saliency, self._labeled_ids())
+    threshold = self._threshold(place, 'label', labeler, count, foreground)
 
     maps = functools.partial(
-      labeller.maps, threshold=threshold.threshold, foreground=foreground
+      labeler.maps, threshold=threshold.threshold, foreground=foreground
     )
     of_train = functools.partial(maps, known=self._given(place, train))
     folder = place.directory / 'train'
@@ -262,7 +267,7 @@ class Runner(context_lib.OnMesh):
       self._score(results, name, split, labels, count, match)
       outputs.append(labels)
     some = splits.evenly_spaced(len(train), context_lib.NUM_PICTURES)
-    panel = labeller.panel(train.select(np.array(some)), folder, foreground)
+    panel = labeler.panel(train.select(np.array(some)), folder, foreground)
     if panel is not None:
       results.draw('attention', panel)
     said = results.write(
@@ -273,29 +278,29 @@ class Runner(context_lib.OnMesh):
     )
     return [*outputs, *said]
 
-  def _labeller(self, place: stage.Place) -> tuple[int, labeler.Labeller]:
+  def _labeler(self, place: stage.Workspace) -> tuple[int, labeler_lib.Labeler]:
     """Labels by the centroids; and the steps of the network's training."""
     block = self.experiment.label
-    look = labeler.look_of(
+    look = labeler_lib.look_of(
       self.networks.clustered_network(),
       cluster.read(place.needed['cluster'] / cluster.CENTROIDS),
       self.experiment.cluster.kind,
     )
     step, state = self._state(place.needed[self.networks.clustered])
-    return step, labeler.Labeller(
+    return step, labeler_lib.Labeler(
       short_side.AtGrid(look, block.short_side),
       *(state, self.mesh, block.batch_size),
       self.experiment.operation.reading,
     )
 
   def _given(
-    self, place: stage.Place, train: datasets.Split
+    self, place: stage.Workspace, train: datasets.Split
   ) -> dict[str, int] | None:
     """The category of each training image, where whole images have one."""
     if self.experiment.cluster.kind != 'image':
       return None
     clusters = cluster.read(place.needed['cluster'] / cluster.ASSIGNMENTS)
-    return labeler.by_cluster(train.ids(), clusters)
+    return labeler_lib.by_cluster(train.ids(), clusters)
 
   def _chooses(self, name: str) -> bool:
     """Whether a stage chooses its threshold, which takes masks."""
@@ -307,33 +312,33 @@ class Runner(context_lib.OnMesh):
 
   def _threshold(
     self,
-    place: stage.Place,
+    place: stage.Workspace,
     name: str,
-    labeller: labeler.Labeller,
+    labeler: labeler_lib.Labeler,
     count: int,
-    foreground: labeler.Foreground | None = None,
-  ) -> labeler.Threshold:
+    foreground: labeler_lib.Foreground | None = None,
+  ) -> labeler_lib.Threshold:
     """What attention has to reach; in threshold.json, once it is known.
 
     Args:
       place: of the stage.
       name: of the stage.
-      labeller: whose attention it is.
+      labeler: whose attention it is.
       count: of categories.
       foreground: that is supplied.
     """
     path = place.directory / 'threshold.json'
-    if rendezvous.of_host_0(path.exists()):
-      return labeler.Threshold(**json_files.read(path))
+    if rendezvous.broadcast_from_host_0(path.exists()):
+      return labeler_lib.Threshold(**json_files.read(path))
     block = getattr(self.experiment, name)
-    found = labeler.Threshold(max(block.threshold, 0.0))
+    found = labeler_lib.Threshold(max(block.threshold, 0.0))
     if self._chooses(name):
       known = block.choose_on if name == 'label' else block.match_on
       split = self._open(known, 'label', 'a threshold', self._data_of(name))
       classes = len(split.classes) - 1
-      swept = labeller.sweep(split, count, classes, foreground)
-      found = labeler.Threshold(*swept.best(), split.name)
-      journal.say(
+      swept = labeler.sweep(split, count, classes, foreground)
+      found = labeler_lib.Threshold(*swept.best(), split.name)
+      console.log(
         f'threshold {found.threshold:.2f}: mIoU {found.miou:.4f} on '
         f'{split.name}, the best of those tried'
       )
@@ -343,7 +348,7 @@ class Runner(context_lib.OnMesh):
   # Step 3.
 
   def _run_finetune(
-    self, name: str, place: stage.Place
+    self, name: str, place: stage.Workspace
   ) -> Sequence[files.Path]:
     """Learns to segment."""
     block, bench = getattr(self.experiment, name), self.bench
@@ -352,7 +357,7 @@ class Runner(context_lib.OnMesh):
       split = self._open(block.split, 'label', name)
     else:
       images = self._open('')
-      split = label_folders.labelled_by(
+      split = label_folders.labeled_by(
         images, place.needed['label'] / 'train', len(images.classes) - 1
       )
     stream = context_lib.StreamOf(
@@ -365,7 +370,9 @@ class Runner(context_lib.OnMesh):
     )
     return [*outputs, *context_lib.write_classes(place, split)]
 
-  def _run_segment(self, name: str, place: stage.Place) -> Sequence[files.Path]:
+  def _run_segment(
+    self, name: str, place: stage.Workspace
+  ) -> Sequence[files.Path]:
     """Labels whole splits, matches categories with classes, and scores."""
     block = getattr(self.experiment, name)
     (needed,) = self._needs(name)
@@ -413,29 +420,29 @@ class Runner(context_lib.OnMesh):
     matched = [] if needed == 'semi' else [block.match_on]
     return [*dict.fromkeys([*matched, *block.splits])]
 
-  def _data_of(self, name: str) -> datasets.Options:
+  def _data_of(self, name: str) -> datasets.DataOptions:
     """The data set that a stage segments."""
     whole = self.experiment
     return whole.segment_on.data if name == 'segment_on' else whole.images.data
 
   def _maps(
     self,
-    place: stage.Place,
+    place: stage.Workspace,
     name: str,
     trained: finetune.Finetune,
-    state: method.TrainState,
+    state: train_state.TrainState,
     count: int,
-  ) -> tuple[label_folders.Maps, labeler.Threshold | None]:
+  ) -> tuple[label_folders.Maps, labeler_lib.Threshold | None]:
     """How label maps are found, and of activations the threshold."""
     block = getattr(self.experiment, name)
     reading = self.experiment.operation.reading
     if block.inference == 'cam':
-      labeller = labeler.Labeller(
+      labeler = labeler_lib.Labeler(
         short_side.AtGrid(trained.activation, block.short_side),
         *(state, self.mesh, block.batch_size, reading),
       )
-      found = self._threshold(place, name, labeller, count)
-      return lambda split: labeller.maps(split, found.threshold), found
+      found = self._threshold(place, name, labeler, count)
+      return lambda split: labeler.maps(split, found.threshold), found
     look = short_side.LabelMaps(trained, block.short_side)
     maps = segment.predicted(look, state, block.batch_size, self.mesh, reading)
     return maps, None
@@ -464,7 +471,7 @@ class Runner(context_lib.OnMesh):
     """
     folder, matched = workdir / 'finetune', workdir / 'segment'
     for needed in (folder, matched):
-      stage.verify(needed, 'predict')
+      stage.require_finished(needed, 'predict')
     found = json_files.read(folder / 'classes.json')
     count = len(found['classes']) - 1
     known = json_files.read(matched / 'classes.json')
@@ -492,19 +499,19 @@ class Runner(context_lib.OnMesh):
 
   # What stages share.
 
-  def _state(self, folder: files.Path) -> tuple[int, method.TrainState]:
+  def _state(self, folder: files.Path) -> tuple[int, train_state.TrainState]:
     """Steps of a training, and what it has trained."""
     found = checkpoint.read(
       folder / 'checkpoints', ('step', 'params', 'batch_stats')
     )
-    return int(found['step']), method.frozen(found, self.mesh)
+    return int(found['step']), train_state.inference_state(found, self.mesh)
 
   def _open(
     self,
     split: str,
     kind: str = '',
     purpose: str = '',
-    data: datasets.Options | None = None,
+    data: datasets.DataOptions | None = None,
   ) -> datasets.Split:
     """A split of the images, or of other data; '' for what is clustered."""
     images = self.experiment.images
@@ -512,7 +519,7 @@ class Runner(context_lib.OnMesh):
       data or images.data, split or images.split, kind, purpose
     )
 
-  def _keep_same(self, place: stage.Place, split: datasets.Split) -> None:
+  def _keep_same(self, place: stage.Workspace, split: datasets.Split) -> None:
     """Raises UserError if what was begun belongs to other images."""
     json_files.require_unchanged(
       place.directory / 'data.json',
@@ -540,7 +547,7 @@ class Runner(context_lib.OnMesh):
         'choose data with more images'
       )
 
-  def _check_data(self, place: stage.Place) -> None:
+  def _check_data(self, place: stage.Workspace) -> None:
     """Asks for all that is left to read, so that nothing fails hours later.
 
     Raises:
@@ -553,7 +560,7 @@ class Runner(context_lib.OnMesh):
     left = [
       name
       for name, finished in zip(
-        whole.stages, rendezvous.of_host_0(here), strict=True
+        whole.stages, rendezvous.broadcast_from_host_0(here), strict=True
       )
       if not finished
     ]
@@ -579,9 +586,11 @@ class Runner(context_lib.OnMesh):
     if 'cluster' in left:
       self._check_clusters(self._open(''))
     if 'label' in left:
-      labeler.foreground_of(whole.label.saliency, self._labelled_ids())
+      labeler_lib.foreground_of(whole.label.saliency, self._labeled_ids())
 
-  def _reads(self, name: str) -> list[tuple[datasets.Options, str, str, str]]:
+  def _reads(
+    self, name: str
+  ) -> list[tuple[datasets.DataOptions, str, str, str]]:
     """Data, split and kind of label of all that a stage reads, and its name."""
     whole = self.experiment
     images, block = whole.images, getattr(whole, name)
@@ -605,7 +614,7 @@ class Runner(context_lib.OnMesh):
     return [(data, split, kind, name) for split, kind in found]
 
   def _reported(self) -> list[str]:
-    """Splits that are labelled and scored, that of the matching first."""
+    """Splits that are labeled and scored, that of the matching first."""
     block = self.experiment.label
     # The matching is that of `choose_on`, whatever else is reported.
     reported = [block.choose_on, *block.report] if block.report else []
@@ -616,8 +625,8 @@ class Runner(context_lib.OnMesh):
     chosen = [self.experiment.label.choose_on] if self._chooses('label') else []
     return [*dict.fromkeys([*self._reported(), *chosen])]
 
-  def _labelled_ids(self) -> list[str]:
-    """Names of all images that are labelled."""
+  def _labeled_ids(self) -> list[str]:
+    """Names of all images that are labeled."""
     splits = ('', *self._masked())
     return [i for name in splits for i in self._open(name).ids()]
 

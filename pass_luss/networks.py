@@ -91,7 +91,7 @@ class Networks(context_lib.OnMesh):
     match name:
       case 'represent':
         return method_lib.Represent(
-          net, update(('encoder', 'heads')), block.learn, block.colours
+          net, update(('encoder', 'heads')), block.learn, block.colors
         )
       case 'attend':
         frozen = dataclasses.replace(
@@ -100,7 +100,7 @@ class Networks(context_lib.OnMesh):
         )
         recipe = dataclasses.replace(block.recipe, optimizer=frozen)
         return attention.Attend(
-          net, recipe.update(('heads',)), block.clusters, block.colours
+          net, recipe.update(('heads',)), block.clusters, block.colors
         )
       case _:
         image_level = name == 'finetune' and (
@@ -112,7 +112,7 @@ class Networks(context_lib.OnMesh):
           'images' if image_level else 'pixels',
           block.reduction,
           block.doubles,
-          block.colours,
+          block.colors,
         )
 
   def of(

@@ -11,7 +11,7 @@ class UserError(Exception):
   """
 
 
-class Missing(UserError):
+class MissingInput(UserError):
   """Data or weights that are expected are not there."""
 
 

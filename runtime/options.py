@@ -3,7 +3,7 @@
 Below this line of a program there are no config dicts: a stage is built from
 dataclasses whose fields are named, typed and documented.
 
-  noise = options.build(noise.Options, config.noise, 'config.noise')
+  noise = options.build(noise.NoiseOptions, config.noise, 'config.noise')
 """
 
 import dataclasses

@@ -15,8 +15,8 @@ import tqdm
 _PAUSE = 60
 
 
-class Sign(NamedTuple):
-  """A sign of life.
+class Activity(NamedTuple):
+  """A record_activity of life.
 
   Attributes:
     time: of this process's monotonic clock, in seconds.
@@ -28,19 +28,19 @@ class Sign(NamedTuple):
 
 
 # A process has one life, and everything in it may show signs of it.
-_signs = [Sign(time.monotonic(), 'its start')]
+_signs = [Activity(time.monotonic(), 'its start')]
 
 
-def sign(what: str) -> None:
+def record_activity(what: str) -> None:
   """Says that this process has come further.
 
   Args:
     what: to where: 'step 7 of denoise'.
   """
-  _signs[0] = Sign(time.monotonic(), what)
+  _signs[0] = Activity(time.monotonic(), what)
 
 
-def last_sign() -> Sign:
+def last_activity() -> Activity:
   """When this process has last come further, and to where."""
   return _signs[0]
 
@@ -50,7 +50,7 @@ class _Bar(tqdm.tqdm):
 
   def update(self, n: int | float | None = 1) -> bool | None:
     """See `tqdm`."""
-    sign(f'{self.desc or self.unit} {self.n}'.replace(': ', ' '))
+    record_activity(f'{self.desc or self.unit} {self.n}'.replace(': ', ' '))
     return super().update(n)
 
 

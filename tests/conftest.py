@@ -5,7 +5,7 @@ import pathlib
 import tempfile
 
 # Before jax is imported anywhere. Tests compile much and compute little, so
-# programs are not optimised: compiling takes a third of the time.
+# programs are not optimized: compiling takes a third of the time.
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8'

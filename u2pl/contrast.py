@@ -1,7 +1,7 @@
 """The contrastive loss over reliable and unreliable pixels (Eqs. 21-28).
 
 Everything here lives on the cells of the representation map, a quarter of the
-image's side in the papers (spec U2PL §1). Cells of labelled and of unlabelled
+image's side in the papers (spec U2PL §1). Cells of labeled and of unlabeled
 images are told apart by masks, so both stand in one batch.
 
   masks = candidates(probs, labels, reliable, unreliable, options)
@@ -23,7 +23,7 @@ _LEAST_NORM = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ContrastOptions:
   """The contrastive loss.
 
   Attributes:
@@ -32,18 +32,18 @@ class Options:
     num_anchors: M, drawn for each class with replacement.
     num_negatives: N, drawn for each anchor with replacement.
     anchor_threshold: δ_p, probability that an anchor's class must exceed.
-    low_rank: r_l; a labelled cell is a negative of a class that is among its
-      first r_l without being its label, an unlabelled one of a class from this
+    low_rank: r_l; a labeled cell is a negative of a class that is among its
+      first r_l without being its label, an unlabeled one of a class from this
       rank on.
-    high_rank: r_h; an unlabelled cell is a negative of classes before this
+    high_rank: r_h; an unlabeled cell is a negative of classes before this
       rank.
     by_rank: whether ranks decide (the probability rank threshold of Table IV);
-      else cells are negatives of every class but their label or, unlabelled,
+      else cells are negatives of every class but their label or, unlabeled,
       but their most probable one.
-    anchor_entropy: which unlabelled cells are reliable: those with less
+    anchor_entropy: which unlabeled cells are reliable: those with less
       entropy than the unreliable ones ('paper'), or the lowest α_t percent
       ('released').
-    negatives: which unlabelled cells may be negatives: 'unreliable' (the
+    negatives: which unlabeled cells may be negatives: 'unreliable' (the
       method), 'reliable', 'all', or 'none' of them (Table III).
     bank: whether negatives of earlier steps are kept.
     capacity: rows of the bank for each class.
@@ -88,7 +88,7 @@ class Options:
     if self.low_rank >= self.high_rank:
       raise ValueError(
         f'low_rank={self.low_rank} and high_rank={self.high_rank}: expected '
-        'low_rank < high_rank, or no unlabelled pixel would be a negative'
+        'low_rank < high_rank, or no unlabeled pixel would be a negative'
       )
     smallest = min(self.capacity, self.first_capacity or self.capacity)
     if smallest < self.num_negatives:
@@ -103,7 +103,7 @@ class Options:
       )
 
   def check_classes(self, num_classes: int) -> None:
-    """Raises ValueError where no unlabelled pixel could be a negative."""
+    """Raises ValueError where no unlabeled pixel could be a negative."""
     if self.by_rank and self.low_rank >= num_classes:
       raise ValueError(
         f'low_rank: found {self.low_rank}, expected less than the '
@@ -142,24 +142,24 @@ def ranks(probs: Float[Array, '*shape C']) -> Int[Array, '*shape C']:
 def candidates(
   probs: Float[Array, 'B h w C'],
   labels: Int[Array, 'B h w'],
-  labelled: Bool[Array, 'B'],
+  labeled: Bool[Array, 'B'],
   reliable: Bool[Array, 'B h w'],
   unreliable: Bool[Array, 'B h w'],
-  options: Options,
+  options: ContrastOptions,
 ) -> Candidates:
   """Which cells stand for which class, and which against it.
 
   Args:
     probs: of the teacher.
     labels: ground truth, or the teacher's; a negative one is ignored.
-    labelled: which images the ground truth is of.
-    reliable: cells of unlabelled images whose label is believed.
-    unreliable: cells of unlabelled images that may only be negatives.
+    labeled: which images the ground truth is of.
+    reliable: cells of unlabeled images whose label is believed.
+    unreliable: cells of unlabeled images that may only be negatives.
     options: thresholds.
   """
   num_classes = probs.shape[-1]
   rank = ranks(probs)
-  true = labelled[:, None, None]
+  true = labeled[:, None, None]
   valid = labels >= 0
   named = labels[..., None] == jnp.arange(num_classes)
   positives = named & (valid & (true | reliable))[..., None]

@@ -12,7 +12,7 @@ from segcore.types import Params, Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EmaOptions:
   """How the teacher follows the student.
 
   Attributes:
@@ -36,7 +36,7 @@ class Options:
 
 
 def decay_at(
-  step: Int[Array, ''], options: Options, steps_per_epoch: int
+  step: Int[Array, ''], options: EmaOptions, steps_per_epoch: int
 ) -> Scalar:
   """What an update keeps of the old teacher.
 
@@ -46,7 +46,7 @@ def decay_at(
   Args:
     step: k, steps since the end of the warm-up; negative before.
     options: of the teacher.
-    steps_per_epoch: of the unlabelled images.
+    steps_per_epoch: of the unlabeled images.
   """
   rising = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
   copied = step < options.copy_epochs * steps_per_epoch

@@ -13,13 +13,15 @@ import numpy as np
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, splits
-from runtime import errors, files, journal
+from runtime import console, errors, files
 from segcore import types
 from segcore.eval import evaluator, predict
 from segcore.experiment import cli, dry_run, program, stage
 from segcore.experiment import context as context_lib
+from segcore.models import heads as heads_lib
 from segcore.models import network, segmenter
 from segcore.train import loop, method
+from segcore.train import update as update_lib
 from u2pl import panels
 from u2pl.semi import mean_teacher
 
@@ -45,30 +47,30 @@ class HeadOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(context_lib.Labelled):
-  """Training on labelled and unlabelled images.
+class TrainOptions(context_lib.Labeled):
+  """Training on labeled and unlabeled images.
 
   Attributes:
-    unlabelled: split of the unlabelled images, '' for `split` itself; of
-      either those that are labelled are left out.
+    unlabeled: split of the unlabeled images, '' for `split` itself; of
+      either those that are labeled are left out.
     learn: what is learned from.
     heads: of the network.
     start: of encoder and decoder, for student and teacher.
     crop: name and fields of a crop (see `transforms.CROPS`), for both.
     flips: directions in which images are mirrored at random.
-    steps_per_epoch: of the unlabelled images; in epochs go the warm-up, the
+    steps_per_epoch: of the unlabeled images; in epochs go the warm-up, the
       teacher's copying and the share of unreliable pixels.
-    recipe: images of each of the two streams, length, optimiser.
+    recipe: images of each of the two streams, length, optimizer.
   """
 
-  unlabelled: str
-  learn: mean_teacher.Options
+  unlabeled: str
+  learn: mean_teacher.LearnOptions
   heads: HeadOptions
   start: context_lib.Start
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   steps_per_epoch: int
-  recipe: method.Recipe
+  recipe: update_lib.Recipe
 
   def __post_init__(self):
     if self.steps_per_epoch < 1:
@@ -95,7 +97,7 @@ class TrainOptions(context_lib.Labelled):
 
   @property
   def warmup_steps(self) -> int:
-    """Steps of labelled images alone."""
+    """Steps of labeled images alone."""
     return self.learn.warmup_epochs * self.steps_per_epoch
 
 
@@ -116,7 +118,7 @@ class Experiment:
   stages: tuple[str, ...]
   data_dir: str
   without_files: str
-  network: network.Options
+  network: network.NetworkOptions
   train: TrainOptions
   evaluate: context_lib.EvaluateOptions
   operation: loop.Operation
@@ -149,9 +151,9 @@ class Runner(context_lib.OnMesh):
     return context_lib.Reporting(
       bench=self.bench,
       trained_by='train',
-      labelled=self.experiment.train,
+      labeled=self.experiment.train,
       evaluate=self.experiment.evaluate,
-      scores=lambda num_classes: method.Head(
+      scores=lambda num_classes: method.HeadScores(
         self._segmenter(self.bench, num_classes)
       ),
       fields=('step', *parts, *(f'teacher_{part}' for part in parts)),
@@ -184,7 +186,7 @@ class Runner(context_lib.OnMesh):
       lambda *asked: dry_run.report(self.plan(), *asked),
     )
 
-  def run_train(self, place: stage.Place) -> Sequence[files.Path]:
+  def run_train(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Trains student and teacher."""
     block, bench = self.experiment.train, self.bench
     bench.require(
@@ -195,12 +197,12 @@ class Runner(context_lib.OnMesh):
         ),
       ]
     )
-    bench.check_labelled(block, self.experiment.evaluate.splits, 'train')
-    labelled = bench.labelled(block, 'train')
-    self._check_classes(len(labelled.classes))
-    context_lib.keep_labelled_ids(place, labelled)
-    trained = self._method(bench, len(labelled.classes))
-    streams = self._streams(labelled)
+    bench.check_labeled(block, self.experiment.evaluate.splits, 'train')
+    labeled = bench.labeled(block, 'train')
+    self._check_classes(len(labeled.classes))
+    context_lib.keep_labeled_ids(place, labeled)
+    trained = self._method(bench, len(labeled.classes))
+    streams = self._streams(labeled)
     looks = evaluator.together(
       bench.followed(
         trained,
@@ -214,7 +216,7 @@ class Runner(context_lib.OnMesh):
       watched = panels.Watch(
         trained,
         self._watched(streams),
-        labelled.palette,
+        labeled.palette,
         context_lib.NUM_PICTURES,
         self.mesh,
       )
@@ -225,7 +227,7 @@ class Runner(context_lib.OnMesh):
       start=block.start,
       terms_from=block.warmup_steps,
     )
-    return [*outputs, *context_lib.write_classes(place, labelled)]
+    return [*outputs, *context_lib.write_classes(place, labeled)]
 
   def plan(self, name: str = 'train') -> dry_run.Plan:
     """The training, as far as it is known without its data."""
@@ -266,14 +268,14 @@ class Runner(context_lib.OnMesh):
   def _heads(self, num_classes: int) -> dict[str, Any]:
     block = self.experiment.train
     blocks = functools.partial(
-      segmenter.ConvBlocksHead,
+      heads_lib.ConvBlocksHead,
       width=block.heads.width,
       dtype=jnp.dtype(self.experiment.network.dtype),
     )
     if block.heads.kind == 'blocks':
       heads = {'logits': blocks(num_classes)}
     else:
-      heads = {'logits': segmenter.ConvHead(num_classes, init_scale=0.1)}
+      heads = {'logits': heads_lib.ConvHead(num_classes, init_scale=0.1)}
     if block.learn.needs_representations:
       heads['rep'] = blocks(block.heads.representation)
     if block.learn.supervised.auxiliary:
@@ -286,9 +288,9 @@ class Runner(context_lib.OnMesh):
     return heads
 
   def _streams(
-    self, labelled: datasets.Split
+    self, labeled: datasets.Split
   ) -> dict[str, context_lib.StreamOf]:
-    """Labelled and unlabelled images, equally many of both."""
+    """Labeled and unlabeled images, equally many of both."""
     block = self.experiment.train
     augmentations = self._augmentations()
 
@@ -297,41 +299,41 @@ class Runner(context_lib.OnMesh):
 
     batch = block.recipe.batch_size
     if block.learn.consistency is None:
-      self._say_epoch(f'{len(labelled)} labelled images', len(labelled) / batch)
-      return {'': stream(labelled, 'label')}
-    unlabelled = self._unlabelled(labelled)
+      self._say_epoch(f'{len(labeled)} labeled images', len(labeled) / batch)
+      return {'': stream(labeled, 'label')}
+    unlabeled = self._unlabeled(labeled)
     self._say_epoch(
-      f'{len(labelled)} labelled and {len(unlabelled)} unlabelled images',
-      len(unlabelled) / batch,
+      f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
+      len(unlabeled) / batch,
     )
     entries = splits.repeated(
-      len(labelled), max(len(labelled), len(unlabelled)), block.recipe.seed
+      len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Only to say how good the teacher's labels are.
-    truth = ('label',) if 'label' in unlabelled.has else ()
+    truth = ('label',) if 'label' in unlabeled.has else ()
     return {
-      'labeled': stream(labelled.select(entries), 'label'),
-      'unlabeled': stream(unlabelled, *truth),
+      'labeled': stream(labeled.select(entries), 'label'),
+      'unlabeled': stream(unlabeled, *truth),
     }
 
   def _say_epoch(self, images: str, batches: float) -> None:
-    journal.say(
+    console.log(
       f'train: {images}, {batches:.1f} batches; an epoch is '
       f'{self.experiment.train.steps_per_epoch} steps'
     )
 
-  def _unlabelled(self, labelled: datasets.Split) -> datasets.Split:
+  def _unlabeled(self, labeled: datasets.Split) -> datasets.Split:
     block = self.experiment.train
-    split = self.bench.open(block.data, block.unlabelled or block.split)
-    names = set(labelled.ids())
+    split = self.bench.open(block.data, block.unlabeled or block.split)
+    names = set(labeled.ids())
     if block.subset.held_out:
-      held = self.bench.labelled_or(block, splits.HELD_OUT, 'train')
+      held = self.bench.labeled_or(block, splits.HELD_OUT, 'train')
       names.update(held.ids())
     rest = [i for i, name in enumerate(split.ids()) if name not in names]
     if not rest:
       raise errors.UserError(
-        f'config.train.subset: all {len(split)} images are labelled: label '
-        'fewer, or name another split in config.train.unlabelled'
+        f'config.train.subset: all {len(split)} images are labeled: label '
+        'fewer, or name another split in config.train.unlabeled'
       )
     return split.select(np.array(rest))
 

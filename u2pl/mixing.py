@@ -1,6 +1,6 @@
-"""Strong augmentation of unlabelled images: parts of one put into another.
+"""Strong augmentation of unlabeled images: parts of one put into another.
 
-Images are mixed within groups of neighbours in the batch, each with the next
+Images are mixed within groups of neighbors in the batch, each with the next
 one of its group (the last with the first), and a whole group is mixed or left
 alone together: the groups stand for what one GPU held in the authors' runs
 (spec U2PL §5), so the result does not depend on the number of devices.
@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
 
-# What is cut out becomes the mean colour, 0 after the authors' normalisation.
-_CUT_COLOUR = np.asarray(transforms.MEAN_COLOUR) / 127.5 - 1.0
+# What is cut out becomes the mean color, 0 after the authors' normalization.
+_CUT_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-  """How unlabelled images are mixed.
+class MixingOptions:
+  """How unlabeled images are mixed.
 
   Attributes:
     kind: 'cutmix' (a box of half the area comes from the partner), 'cutout'
@@ -67,7 +67,7 @@ class Draws(NamedTuple):
 def sample(
   rng: Array,
   keys: Array,
-  options: Options,
+  options: MixingOptions,
   shape: tuple[int, int, int],
   num_classes: int,
 ) -> Draws:
@@ -159,7 +159,7 @@ def mix(
   images: Float[Array, 'B H W 3'],
   labels: Int[Array, 'B H W'],
   draws: Draws,
-  options: Options,
+  options: MixingOptions,
 ) -> tuple[Float[Array, 'B H W 3'], Int[Array, 'B H W']]:
   """The mixed images, in [-1, 1], and their labels."""
   if options.kind == 'none':
@@ -171,9 +171,9 @@ def mix(
     own = ~inside(draws.boxes, *labels.shape[1:])
   own = own | ~mixed
   if options.kind == 'cutout':
-    colour = jnp.asarray(_CUT_COLOUR, images.dtype)
+    color = jnp.asarray(_CUT_COLOR, images.dtype)
     return (
-      jnp.where(own[..., None], images, colour),
+      jnp.where(own[..., None], images, color),
       jnp.where(own, labels, batch_lib.IGNORE),
     )
   return (

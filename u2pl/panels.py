@@ -18,31 +18,31 @@ from u2pl.semi import mean_teacher
 
 # Of images as they came, then of the same images mixed.
 _TITLES = (
-  *('unlabelled', 'pseudo-label', 'student'),
+  *('unlabeled', 'pseudo-label', 'student'),
   *('mixed image', 'entropy', 'reliable labels'),
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Watch:
-  """Panels of unlabelled images; the same on every host.
+  """Panels of unlabeled images; the same on every host.
 
   Attributes:
     trained: the method.
     batch: the streams 'labeled' and 'unlabeled', as training has them.
-    palette: colours of the classes.
+    palette: colors of the classes.
     num_pictures: rows of a panel.
     mesh: the devices; each looks at everything.
   """
 
   trained: mean_teacher.Semi
   batch: Mapping[str, Any]
-  palette: tuple[panels.Colour, ...]
+  palette: tuple[panels.Color, ...]
   num_pictures: int
   mesh: Mesh
 
-  def __call__(self, state: mean_teacher.State) -> tensorboard.Findings:
-    """Unreliable pixels are grey; bright entropy is high, up to log C."""
+  def __call__(self, state: mean_teacher.State) -> tensorboard.Summaries:
+    """Unreliable pixels are gray; bright entropy is high, up to log C."""
     found = jax.device_get(self._look(state, self.batch))
     rows = []
     for i in range(min(self.num_pictures, len(found['student']))):
@@ -50,14 +50,14 @@ class Watch:
       rows.append(
         [
           self.batch['unlabeled']['image'][i],
-          panels.coloured(found['clean_labels'][i], self.palette),
-          panels.coloured(found['student'][i], self.palette),
+          panels.colored(found['clean_labels'][i], self.palette),
+          panels.colored(found['student'][i], self.palette),
           batch_lib.to_uint8(found['images'][i]),
-          _grey(found['entropy'][i] / np.log(self.trained.num_classes)),
-          panels.coloured(believed, self.palette),
+          _gray(found['entropy'][i] / np.log(self.trained.num_classes)),
+          panels.colored(believed, self.palette),
         ]
       )
-    return tensorboard.Findings(
+    return tensorboard.Summaries(
       {}, {'teacher/panels': panels.grid(rows, _TITLES)}
     )
 
@@ -87,7 +87,7 @@ class Watch:
     return jax.jit(look, out_shardings=sharding.replicated(self.mesh))
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
-  """Values from 0 to 1 as grey, RGB."""
-  grey = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
-  return np.repeat(grey[..., None], 3, axis=-1)
+def _gray(values: np.ndarray) -> np.ndarray:
+  """Values from 0 to 1 as gray, RGB."""
+  gray = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+  return np.repeat(gray[..., None], 3, axis=-1)

@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from segcore.ops import losses
-from segcore.train import method
+from segcore.train import method, train_state, update
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify(method.OneLoss):
+class Classify(method.SingleLossMethod):
   """Learns which classes occur in an image.
 
   The segmenter is an encoder with a head `tags`.
@@ -23,7 +23,7 @@ class Classify(method.OneLoss):
 
   kind: Literal['softmax', 'sigmoid']
 
-  def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
+  def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
     """Sum over images of the cross entropy of their tags, in nats."""
     scores, batch_stats = self.forward(
       params,
@@ -36,10 +36,10 @@ class Classify(method.OneLoss):
       losses.tag_cross_entropy(scores, batch['tags'], self.kind),
       batch['mask'],
     )
-    return method.Outcome(total, count, {}, batch_stats)
+    return update.LossOutput(total, count, {}, batch_stats)
 
   def predict(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B C']:
     """Scores of the classes."""
     return self.apply(state, images, 'tags')

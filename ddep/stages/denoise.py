@@ -14,12 +14,12 @@ from input_pipeline import batch as batch_lib
 from segcore.distributed import sharding
 from segcore.eval import panels
 from segcore.ops import losses
-from segcore.train import method, tensorboard
+from segcore.train import method, tensorboard, train_state, update
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoise(method.OneLoss):
-  """Learns to find the noise in unlabelled images (Eq. 6).
+class Denoise(method.SingleLossMethod):
+  """Learns to find the noise in unlabeled images (Eq. 6).
 
   The segmenter has a head `noise` of 3 channels at full resolution. With
   `update.trained = ('decoder', 'heads')` the encoder is a constant that sees
@@ -31,9 +31,9 @@ class Denoise(method.OneLoss):
     noise: kind and strength of the noise.
   """
 
-  noise: noise.Options
+  noise: noise.NoiseOptions
 
-  def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
+  def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
     """Sum over values of the squared error of what was found."""
     images = batch_lib.to_symmetric(batch['image'])
     gamma = noise.sample_gamma(keys.rows, self.noise)
@@ -47,11 +47,11 @@ class Denoise(method.OneLoss):
     )
     mask = jnp.broadcast_to(batch['mask'][:, None, None, None], error.shape)
     total, count = losses.masked_sum_and_count(error, mask)
-    return method.Outcome(total, count, {}, batch_stats)
+    return update.LossOutput(total, count, {}, batch_stats)
 
   def predict(
     self,
-    state: method.TrainState,
+    state: train_state.TrainState,
     images: Float[Array, 'B H W 3'],
     gamma: Float[Array, 'B'] | None = None,
   ) -> Float[Array, 'B H W 3']:
@@ -89,7 +89,7 @@ class Watch:
   num_pictures: int
   mesh: Mesh
 
-  def __call__(self, state: method.TrainState) -> tensorboard.Findings:
+  def __call__(self, state: train_state.TrainState) -> tensorboard.Summaries:
     """The loss on the images, and a panel; the same on every host."""
     loss, noisy, restored = jax.device_get(self._look(state, self.images))
     rows = [
@@ -99,7 +99,7 @@ class Watch:
       )
     ]
     panel = panels.grid(rows, ('clean', 'noisy', 'denoised'))
-    return tensorboard.Findings(
+    return tensorboard.Summaries(
       {f'{self.split}/loss': float(loss)}, {f'{self.split}/panels': panel}
     )
 
@@ -119,7 +119,7 @@ class Watch:
       return jnp.mean(error), noisy[0], restored[0]
 
     def look(state, images):
-      keys = method.row_keys(jax.random.PRNGKey(0), len(images))
+      keys = update.row_keys(jax.random.PRNGKey(0), len(images))
       errors, noisy, restored = jax.lax.map(
         lambda pair: look_at_one(state, *pair), (images, keys)
       )

@@ -6,17 +6,17 @@ from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from segcore.ops import losses
-from segcore.train import method
+from segcore.train import method, train_state, update
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune(method.OneLoss):
-  """Cross entropy of each labelled pixel, in nats; every parameter learns.
+class Finetune(method.SingleLossMethod):
+  """Cross entropy of each labeled pixel, in nats; every parameter learns.
 
   The segmenter has a head `logits` at full resolution.
   """
 
-  def loss(self, params, batch_stats, batch, keys) -> method.Outcome:
+  def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
     """Sum over the pixels with a label."""
     logits, batch_stats = self.forward(
       params,
@@ -30,10 +30,10 @@ class Finetune(method.OneLoss):
     total, count = losses.masked_sum_and_count(
       losses.cross_entropy(logits, labels), counted
     )
-    return method.Outcome(total, count, {}, batch_stats)
+    return update.LossOutput(total, count, {}, batch_stats)
 
   def predict(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
     """Class scores."""
     return self.apply(state, images, 'logits')

@@ -46,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     super().__init__(file_format='array_record', **kwargs)
 
   def contents(self) -> records.Contents:
-    """Classes, colours and which kinds of label there are."""
+    """Classes, colors and which kinds of label there are."""
     raise NotImplementedError
 
   def sources(self) -> Mapping[str, Sequence[Any]]:
@@ -126,7 +126,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return found, {split: join(parts) for split, parts in indices.items()}
 
   def encode(self, sample: records.Sample) -> bytes:
-    """The serialised record of a sample."""
+    """The serialized record of a sample."""
     contents = self.contents()
     record: dict[str, Any] = {'image': sample.image, 'id': sample.id}
     if contents.labels:
@@ -164,7 +164,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       disable_shuffling=True,
       metadata=tfds.core.MetadataDict(
         classes=list(contents.classes),
-        palette=[list(colour) for colour in contents.palette],
+        palette=[list(color) for color in contents.palette],
         labels=contents.labels,
         tags=contents.tags,
         lacks={split: list(kinds) for split, kinds in self.lacks().items()},

@@ -43,16 +43,16 @@ PALETTE = (
   (64, 64, 0),
   (0, 128, 192),
 )
-UNLABELLED = 11
+UNLABELED = 11
 
-TABLE = masks.table_of(range(len(CLASSES)), ignored=(UNLABELLED,))
+TABLE = masks.table_of(range(len(CLASSES)), ignored=(UNLABELED,))
 
 
 class Camvid(files.Official):
   """CamVid with 11 classes, from SOURCE/{train,val}/{images,labels}.
 
   Images are JPEG files, labels PNG files of class ids with 11 where nothing is
-  labelled. Ids are 'train/NAME'. Tags are the classes in the mask.
+  labeled. Ids are 'train/NAME'. Tags are the classes in the mask.
   """
 
   VERSION = tfds.core.Version('1.1.0')

@@ -32,7 +32,7 @@ PALETTE = (
 RAW_IDS = (
   *(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33),
 )
-# Ids 0 to 33 are all there are; the licence plate's, -1, is written as 255.
+# Ids 0 to 33 are all there are; the license plate's, -1, is written as 255.
 TABLE = masks.table_of(RAW_IDS, {*range(34), 255} - {*RAW_IDS})
 
 
@@ -74,7 +74,7 @@ class Cityscapes(files.Official):
     }[self.builder_config.annotation] + ', or what is in them'
 
   def contents(self) -> records.Contents:
-    """19 classes; the test images are not labelled."""
+    """19 classes; the test images are not labeled."""
     return records.Contents(CLASSES, PALETTE, tags=True)
 
   def lacks(self) -> Mapping[str, Sequence[str]]:

@@ -119,7 +119,7 @@ class Official(FileBuilder):
     known = json.loads(path.read_text())
     return records.Contents(
       tuple(known['classes']),
-      tuple(tuple(colour) for colour in known['palette']),
+      tuple(tuple(color) for color in known['palette']),
       labels=known['labels'],
       tags=known['tags'],
     )
@@ -139,9 +139,9 @@ class Official(FileBuilder):
       f'the folder that holds a folder {self.name}'
     )
     if not self._source:
-      raise errors.Missing(f'source is empty: {remedy}')
+      raise errors.MissingInput(f'source is empty: {remedy}')
     if not pathlib.Path(self._source).expanduser().exists():
-      raise errors.Missing(
+      raise errors.MissingInput(
         errors.one_line(
           f'source: there is no file or folder {self._source}: {remedy}'
         )

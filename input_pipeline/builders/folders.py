@@ -36,11 +36,11 @@ from input_pipeline.sources.audit import Listing
 from runtime import errors
 
 SPLIT = '{split}'
-UNLABELLED = 'unlabelled'
+UNLABELED = 'unlabeled'
 MAX_CLASSES = 2**15 - 2  # Class id + 1 is read back as int16.
 
-_COLOUR = r'#[0-9a-fA-F]{6}|\d+\s*,\s*\d+\s*,\s*\d+'
-_CLASS_LINE = re.compile(rf'(?P<name>.*?\S)(?:\s+(?P<colour>{_COLOUR}))?\s*')
+_COLOR = r'#[0-9a-fA-F]{6}|\d+\s*,\s*\d+\s*,\s*\d+'
+_CLASS_LINE = re.compile(rf'(?P<name>.*?\S)(?:\s+(?P<color>{_COLOR}))?\s*')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,15 +91,15 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       it.
     classes: file in `source` with a class a line: `name`, `name R,G,B` or
       `name #rrggbb`. Line i, from 0, names value i of the masks.
-    ignore: value, or colour, of pixels without a class; None if there are
+    ignore: value, or color, of pixels without a class; None if there are
       none. If it is one of the class list's, that line is no class.
-    without_mask: 'error' refuses images that have no mask, 'unlabelled' makes
+    without_mask: 'error' refuses images that have no mask, 'unlabeled' makes
       them a split of this name.
   """
 
   masks: str
   classes: str
-  ignore: int | masks.Colour | None = None
+  ignore: int | masks.Color | None = None
   without_mask: str = 'error'
 
   def __post_init__(self):
@@ -136,17 +136,17 @@ class MaskCode:
 
   Attributes:
     names: of each class id.
-    values: of each class id in palette and grey masks.
-    colours: of each class id in RGB masks; empty if there is no such table.
+    values: of each class id in palette and gray masks.
+    colors: of each class id in RGB masks; empty if there is no such table.
     ignored_values: of pixels without a class.
-    ignored_colours: of pixels without a class.
+    ignored_colors: of pixels without a class.
   """
 
   names: tuple[str, ...]
   values: tuple[int, ...]
-  colours: tuple[masks.Colour, ...] = ()
+  colors: tuple[masks.Color, ...] = ()
   ignored_values: tuple[int, ...] = ()
-  ignored_colours: tuple[masks.Colour, ...] = ()
+  ignored_colors: tuple[masks.Color, ...] = ()
 
   def read(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Class ids of a mask file, -1 where ignored.
@@ -157,14 +157,14 @@ class MaskCode:
     pixels = masks.read_pixels(file)
     if pixels.ndim == 2:
       return masks.table_of(self.values, self.ignored_values).apply(pixels)
-    if not self.colours:
+    if not self.colors:
       raise errors.UserError(
-        'is an RGB mask, but the class list has no colours: write its lines as '
+        'is an RGB mask, but the class list has no colors: write its lines as '
         '`name R,G,B`, or save the mask with a palette'
       )
     table = masks.table_of(
-      map(masks.code_of, self.colours),
-      map(masks.code_of, self.ignored_colours),
+      map(masks.code_of, self.colors),
+      map(masks.code_of, self.ignored_colors),
       self.names,
     )
     return table.apply(pixels.astype(np.int32) @ [1 << 16, 1 << 8, 1])
@@ -176,33 +176,33 @@ class Config(tfds.core.BuilderConfig):
 
   Attributes:
     code: of the masks, if there are any.
-    unlabelled: whether there are images without one where others have one.
+    unlabeled: whether there are images without one where others have one.
   """
 
   # A list of thousand classes would fill the log.
   code: MaskCode | None = dataclasses.field(default=None, repr=False)
-  unlabelled: bool = False
+  unlabeled: bool = False
 
 
-def parse_colour(text: str) -> masks.Colour:
-  """The colour of 'R,G,B' or '#rrggbb'.
+def parse_color(text: str) -> masks.Color:
+  """The color of 'R,G,B' or '#rrggbb'.
 
   Raises:
     UserError: it is neither.
   """
   text = text.strip()
-  if re.fullmatch(_COLOUR, text):
+  if re.fullmatch(_COLOR, text):
     if text.startswith('#'):
-      return masks.colour_of(int(text[1:], 16))
+      return masks.color_of(int(text[1:], 16))
     red, green, blue = (int(part) for part in text.split(','))
     if max(red, green, blue) <= 255:
       return red, green, blue
   raise errors.UserError(
-    f'{text!r} is no colour: expected R,G,B of 0 to 255 each, or #rrggbb'
+    f'{text!r} is no color: expected R,G,B of 0 to 255 each, or #rrggbb'
   )
 
 
-def parse_ignore(text: str) -> int | masks.Colour | None:
+def parse_ignore(text: str) -> int | masks.Color | None:
   """What `ignore` is on a command line: '', '255', '255,255,255', '#ffffff'.
 
   Raises:
@@ -214,20 +214,20 @@ def parse_ignore(text: str) -> int | masks.Colour | None:
   if re.fullmatch(r'\d+', text):
     return int(text)
   try:
-    return parse_colour(text)
+    return parse_color(text)
   except errors.UserError:
     raise errors.UserError(
-      f'ignore is {text!r}: expected a value as 255, or a colour as '
+      f'ignore is {text!r}: expected a value as 255, or a color as '
       '255,255,255 or #ffffff'
     ) from None
 
 
 def read_classes(
-  path: pathlib.Path, ignore: int | masks.Colour | None = None
+  path: pathlib.Path, ignore: int | masks.Color | None = None
 ) -> MaskCode:
   """Reads a class list: `name`, `name R,G,B` or `name #rrggbb` a line.
 
-  A line whose value (its number, from 0) or colour is `ignore` is no class;
+  A line whose value (its number, from 0) or color is `ignore` is no class;
   the class ids of the lines below it are one less than their values.
 
   Raises:
@@ -245,7 +245,7 @@ def read_classes(
     raise errors.UserError(
       f'classes: {path} is not UTF-8 text: save it as UTF-8'
     ) from error
-  names, colours = [], []
+  names, colors = [], []
   for number, line in enumerate(lines, 1):
     where = f'classes: {path}, line {number}'
     match = _CLASS_LINE.fullmatch(line.strip())
@@ -255,23 +255,23 @@ def read_classes(
       )
     names.append(match['name'])
     try:
-      colours.append(match['colour'] and parse_colour(match['colour']))
+      colors.append(match['color'] and parse_color(match['color']))
     except errors.UserError as error:
       raise errors.UserError(f'{where}: {error}') from error
     if names[-1] in names[:-1]:
       raise errors.UserError(
         f'{where} names {names[-1]!r} a second time: rename one of the two'
       )
-    if colours[-1] and colours[-1] in colours[:-1]:
+    if colors[-1] and colors[-1] in colors[:-1]:
       raise errors.UserError(
-        f'{where} gives {masks.colour_text(colours[-1])} to a second class: '
-        'expected another colour for each'
+        f'{where} gives {masks.color_text(colors[-1])} to a second class: '
+        'expected another color for each'
       )
-    if (colours[-1] is None) != (colours[0] is None):
+    if (colors[-1] is None) != (colors[0] is None):
       raise errors.UserError(
-        f'{where}: expected a colour for every class or for none'
+        f'{where}: expected a color for every class or for none'
       )
-  return _mask_code(path, names, [c for c in colours if c], ignore)
+  return _mask_code(path, names, [c for c in colors if c], ignore)
 
 
 def split_of(example_id: str, val_fraction: float, seed: int) -> str:
@@ -326,7 +326,7 @@ class ImageFolder(files.FileBuilder):
     listings = self.listings()
     code = self._read_code()
     name = _config_name(self._options, code, listings)
-    return Config(name=name, code=code, unlabelled=UNLABELLED in listings)
+    return Config(name=name, code=code, unlabeled=UNLABELED in listings)
 
   def _read_code(self) -> MaskCode | None:
     return None
@@ -339,15 +339,15 @@ class ImageMaskFolder(ImageFolder):
     super().__init__(options, **kwargs)
 
   def contents(self) -> records.Contents:
-    """The classes of the list, in its colours or in those of Pascal VOC."""
+    """The classes of the list, in its colors or in those of Pascal VOC."""
     code = self.builder_config.code
-    colours = code.colours or masks.palette(len(code.names))
-    return records.Contents(code.names, colours, labels=True, tags=True)
+    colors = code.colors or masks.palette(len(code.names))
+    return records.Contents(code.names, colors, labels=True, tags=True)
 
   def lacks(self) -> Mapping[str, Sequence[str]]:
     """Masks, and so tags, of the images that have none."""
-    without = self.builder_config.unlabelled
-    return {UNLABELLED: ('label', 'tags')} if without else {}
+    without = self.builder_config.unlabeled
+    return {UNLABELED: ('label', 'tags')} if without else {}
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Class ids by the class list."""
@@ -369,16 +369,16 @@ def _check_pattern(field: str, pattern: str) -> None:
 
 
 def _check_ignore(ignore: Any) -> None:
-  """Refuses what is neither a value, a colour nor None."""
+  """Refuses what is neither a value, a color nor None."""
   is_value = isinstance(ignore, int) and 0 <= ignore < 2**16
-  is_colour = (
+  is_color = (
     isinstance(ignore, tuple)
     and len(ignore) == 3
     and all(isinstance(part, int) and 0 <= part <= 255 for part in ignore)
   )
-  if ignore is not None and not is_value and not is_colour:
+  if ignore is not None and not is_value and not is_color:
     raise errors.UserError(
-      f'ignore is {ignore!r}: expected a value of 0 to 65535, a colour of '
+      f'ignore is {ignore!r}: expected a value of 0 to 65535, a color of '
       'three values of 0 to 255, or None'
     )
 
@@ -386,35 +386,35 @@ def _check_ignore(ignore: Any) -> None:
 def _mask_code(
   path: pathlib.Path,
   names: Sequence[str],
-  colours: Sequence[masks.Colour],
-  ignore: int | masks.Colour | None,
+  colors: Sequence[masks.Color],
+  ignore: int | masks.Color | None,
 ) -> MaskCode:
   """The meaning of masks, once the ignored line is taken out of the list."""
-  if isinstance(ignore, tuple) and not colours:
+  if isinstance(ignore, tuple) and not colors:
     raise errors.UserError(
-      f'ignore is the colour {masks.colour_text(ignore)}, but {path} has no '
-      'colours: expected a value'
+      f'ignore is the color {masks.color_text(ignore)}, but {path} has no '
+      'colors: expected a value'
     )
   values = range(len(names))
-  kept = [i for i in values if ignore not in (i, *colours[i : i + 1])]
+  kept = [i for i in values if ignore not in (i, *colors[i : i + 1])]
   ignored = [i for i in values if i not in kept]
   if not 0 < len(kept) <= MAX_CLASSES:
     raise errors.UserError(
       f'classes: {path} has {len(kept)} classes, expected 1 to {MAX_CLASSES}'
     )
-  # A line's value and colour are ignored together; others stand for themselves.
+  # A line's value and color are ignored together; others stand for themselves.
   ignored_values = ignored or ([ignore] if isinstance(ignore, int) else [])
-  ignored_colours = (
-    [colours[i] for i in ignored]
+  ignored_colors = (
+    [colors[i] for i in ignored]
     if ignored
     else [ignore] * isinstance(ignore, tuple)
   )
   return MaskCode(
     names=tuple(names[i] for i in kept),
     values=tuple(kept),
-    colours=tuple(colours[i] for i in kept) if colours else (),
+    colors=tuple(colors[i] for i in kept) if colors else (),
     ignored_values=tuple(ignored_values),
-    ignored_colours=tuple(ignored_colours) if colours else (),
+    ignored_colors=tuple(ignored_colors) if colors else (),
   )
 
 
@@ -445,7 +445,7 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
       for split in _split_folders(source, options.images)
     }
   apart = {}
-  if without == UNLABELLED:
+  if without == UNLABELED:
     listings, apart = _apart(listings)
   if SPLIT not in options.images:
     listings = _cut(listings['train'], options)
@@ -456,9 +456,9 @@ def _apart(
   listings: Mapping[str, Listing],
 ) -> tuple[Mapping[str, Listing], Mapping[str, Listing]]:
   """The splits of images with masks, and that of those without, if any are."""
-  if UNLABELLED in listings:
+  if UNLABELED in listings:
     raise errors.UserError(
-      f'without_mask={UNLABELLED}: there is a folder of this name at '
+      f'without_mask={UNLABELED}: there is a folder of this name at '
       f'{SPLIT}, expected others'
     )
   masked, without = {}, []
@@ -466,7 +466,7 @@ def _apart(
     own = [example for example in listing.examples if example.mask]
     without += [example for example in listing.examples if not example.mask]
     masked[split] = dataclasses.replace(listing, examples=tuple(own))
-  return masked, {UNLABELLED: Listing(tuple(without))} if without else {}
+  return masked, {UNLABELED: Listing(tuple(without))} if without else {}
 
 
 def _split_folders(source: pathlib.Path, images: str) -> list[str]:

@@ -13,7 +13,7 @@ from jaxtyping import Int16
 from input_pipeline.builders import cityscapes, files
 from input_pipeline.sources import archives, audit, masks, records
 
-# Here the licence plate is 34.
+# Here the license plate is 34.
 TABLE = masks.table_of(cityscapes.RAW_IDS, {*range(35)} - {*cityscapes.RAW_IDS})
 
 

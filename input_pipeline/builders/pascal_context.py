@@ -1,4 +1,4 @@
-"""Pascal Context: VOC 2010 with every pixel labelled, 59 classes.
+"""Pascal Context: VOC 2010 with every pixel labeled, 59 classes.
 
 R. Mottaghi et al.: The role of context for object detection and semantic
 segmentation in the wild, 2014. Labels are either the official `.mat` files,
@@ -77,7 +77,7 @@ class Annotation:
     return f'{self.path}:{self.name}'
 
   def values(self) -> np.ndarray:
-    """Ids of the 459 classes [H, W]; 0 where nothing is labelled.
+    """Ids of the 459 classes [H, W]; 0 where nothing is labeled.
 
     Raises:
       UserError: its masks cannot be decoded.

@@ -4,7 +4,7 @@
   builder.download_and_prepare()
 
 A class is the combination of an outline and a pattern, so neither a look at
-the border nor a look at the texture is enough; colour says nothing. An image
+the border nor a look at the texture is enough; color says nothing. An image
 is drawn from its name alone: 'scenes/train/00012' seeds its generator, hence
 it is the same on every machine, and no two splits share one.
 
@@ -76,8 +76,8 @@ class Rendering:
     cells: cells along the image's side of the background's texture.
     light: brightness on the brightest side.
     shade: part of the light that is missing on the opposite side.
-    cast: weight of a random colour that the light takes on.
-    contrast: factor on the distance to grey, as by haze.
+    cast: weight of a random color that the light takes on.
+    contrast: factor on the distance to gray, as by haze.
     blur: standard deviation in pixels of 64.
     noise: standard deviation of the sensor's noise, of 1.
   """
@@ -127,10 +127,10 @@ class Config(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-  """An object: its class, where it is (in pixels and radians), its colours."""
+  """An object: its class, where it is (in pixels and radians), its colors."""
 
   class_id: int
-  centre: tuple[float, float]  # x, y
+  center: tuple[float, float]  # x, y
   radius: float
   angle: float
   pattern_angle: float
@@ -163,14 +163,14 @@ class Scene:
 
   Attributes:
     things: objects, from back to front.
-    ground: mean colour of the background.
+    ground: mean color of the background.
     texture: differences from it on coarse grids, [rows, columns, 3] each.
     clutter: what lies between the background and the objects.
     light: brightness.
     shade: loss of light on the dark side.
-    towards: direction in which it gets dark, in radians.
-    cast: factor on each colour channel.
-    contrast: factor on the distance to grey.
+    toward: direction in which it gets dark, in radians.
+    cast: factor on each color channel.
+    contrast: factor on the distance to gray.
     blur: standard deviation in pixels.
     noise: [size, size, 3], added last.
   """
@@ -181,7 +181,7 @@ class Scene:
   clutter: tuple[Clutter, ...]
   light: float
   shade: float
-  towards: float
+  toward: float
   cast: Float[np.ndarray, '3']
   contrast: float
   blur: float
@@ -194,9 +194,9 @@ class Scene:
 
 
 def tint(luma: float, hue: float, saturation: float) -> np.ndarray:
-  """The RGB colour of a luma in [0, 1] and a hue in radians.
+  """The RGB color of a luma in [0, 1] and a hue in radians.
 
-  `saturation` 1 is the strongest colour of this luma and hue within [0, 1].
+  `saturation` 1 is the strongest color of this luma and hue within [0, 1].
   """
   chroma = np.cos(hue - THIRDS)
   chroma -= chroma @ LUMA
@@ -206,17 +206,17 @@ def tint(luma: float, hue: float, saturation: float) -> np.ndarray:
 
 @functools.cache
 def _pixels(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """x and y of the centres of the pixels, [1, size] and [size, 1]."""
+  """x and y of the centers of the pixels, [1, size] and [size, 1]."""
   at = np.arange(size) + 0.5
   return at[None, :], at[:, None]
 
 
 def _turned(
-  size: int, centre: tuple[float, float], radius: float, angle: float
+  size: int, center: tuple[float, float], radius: float, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Pixel coordinates about a centre, in radii, along turned axes."""
+  """Pixel coordinates about a center, in radii, along turned axes."""
   x, y = _pixels(size)
-  x, y = (x - centre[0]) / radius, (y - centre[1]) / radius
+  x, y = (x - center[0]) / radius, (y - center[1]) / radius
   cos, sin = np.cos(angle), np.sin(angle)
   return cos * x + sin * y, cos * y - sin * x
 
@@ -259,14 +259,14 @@ def outline_area(outline: str) -> float:
 
 def coverage(thing: Thing, size: int) -> Float[np.ndarray, 'size size']:
   """How much of each pixel the object covers; its mask is where this > 0.5."""
-  axes = _turned(size, thing.centre, thing.radius, thing.angle)
+  axes = _turned(size, thing.center, thing.radius, thing.angle)
   distance = outline_distance(thing.outline, *axes) * thing.radius
   return np.clip(0.5 - distance, 0, 1)
 
 
 def pattern(thing: Thing, size: int) -> Float[np.ndarray, 'size size']:
   """Weight of the second tone in each pixel: wide stripes or small checks."""
-  u, v = _turned(size, thing.centre, thing.radius, thing.pattern_angle)
+  u, v = _turned(size, thing.center, thing.radius, thing.pattern_angle)
   per_radius = 2 * np.pi / PERIODS[thing.pattern]
   wave = np.sin(per_radius * u + thing.pattern_phase)
   if thing.pattern == 'checked':
@@ -281,12 +281,12 @@ def visible_part(thing: Thing, visible: Bool[np.ndarray, 'H W']) -> float:
 
 
 def sample_tint(rng: np.random.Generator, luma: float) -> np.ndarray:
-  """A colour of this luma with a random hue."""
+  """A color of this luma with a random hue."""
   return tint(luma, rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8))
 
 
 def sample_tones(rng: np.random.Generator, ground_luma: float) -> np.ndarray:
-  """Two colours whose luma is far from each other and from the background."""
+  """Two colors whose luma is far from each other and from the background."""
   while True:
     pairs = rng.uniform(0.1, 0.9, (64, 2))
     gaps = np.abs(pairs - ground_luma).min(1), np.abs(pairs @ [1, -1])
@@ -304,7 +304,7 @@ def sample_thing(
   margin = (1 - MAX_OUTSIDE) * radius
   return Thing(
     class_id=class_id,
-    centre=tuple(rng.uniform(margin, size - margin, 2).tolist()),
+    center=tuple(rng.uniform(margin, size - margin, 2).tolist()),
     radius=radius,
     angle=rng.uniform(0, 2 * np.pi),
     pattern_angle=rng.uniform(0, 2 * np.pi),
@@ -383,7 +383,7 @@ def sample_scene(
     ),
     light=rng.uniform(*rendering.light),
     shade=rng.uniform(*rendering.shade),
-    towards=rng.uniform(0, 2 * np.pi),
+    toward=rng.uniform(0, 2 * np.pi),
     cast=1 - rng.uniform(*rendering.cast) * rng.uniform(0, 1, 3),
     contrast=rng.uniform(*rendering.contrast),
     blur=rng.uniform(*rendering.blur) / 64 * size,
@@ -392,12 +392,12 @@ def sample_scene(
 
 
 def draw_ground(scene: Scene) -> Float[np.ndarray, 'size size 3']:
-  """The background: a textured colour with clutter on it."""
+  """The background: a textured color with clutter on it."""
   sides = scene.size, scene.size
   image = np.zeros((*sides, 3))
   for grid in scene.texture:
     image += cv2.resize(grid, sides, interpolation=cv2.INTER_LINEAR)
-  # The texture is mostly grey: hues of neighbouring pixels go together.
+  # The texture is mostly gray: hues of neighboring pixels go together.
   image = 0.7 * (image @ LUMA)[..., None] + 0.3 * image
   image += scene.ground
   for piece in scene.clutter:
@@ -432,7 +432,7 @@ def photograph(
 ) -> UInt8[np.ndarray, 'size size 3']:
   """The image under the scene's light, through haze, lens and sensor."""
   middle = scene.size / 2, scene.size / 2
-  u, _ = _turned(scene.size, middle, float(scene.size), scene.towards)
+  u, _ = _turned(scene.size, middle, float(scene.size), scene.toward)
   light = scene.light * (1 - scene.shade * (0.5 + u / np.sqrt(2)))
   image = image * (light[..., None] * scene.cast)
   image = 0.5 * scene.light + scene.contrast * (image - 0.5 * scene.light)

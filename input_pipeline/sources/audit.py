@@ -33,7 +33,7 @@ NOT_UTF8 = 'its name is not UTF-8: rename it'
 ON_BAD_EXAMPLE = ('error', 'skip')
 SKIP_REMEDY = "mend or remove them, or set on_bad_example='skip'"
 # What may become of images without a mask where others have one.
-WITHOUT_MASK = ('error', 'unlabelled')
+WITHOUT_MASK = ('error', 'unlabeled')
 
 _ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 turn the image by 90 degrees.
 
@@ -85,7 +85,7 @@ class Counts:
 
   Attributes:
     num_images: usable images.
-    pixels: labelled pixels of each class, [C].
+    pixels: labeled pixels of each class, [C].
     images: images in which each class occurs, [C].
     ignored: pixels of no class.
   """
@@ -226,7 +226,7 @@ def list_examples(
     masks: folder of PNG files; None for images without masks.
     prefix: put before every id.
     without_mask: an image that has none is a problem (None); one that says what
-      this could be ('error'); or listed without ('unlabelled').
+      this could be ('error'); or listed without ('unlabeled').
 
   Raises:
     UserError: there is no such folder, or no image in it.
@@ -247,13 +247,13 @@ def list_examples(
     elif not is_utf8(stem):
       problems.append(errors.BadFile(files[0], NOT_UTF8))
     elif masks is None or (
-      stem not in masks_found and without_mask == 'unlabelled'
+      stem not in masks_found and without_mask == 'unlabeled'
     ):
       examples.append(Example(prefix + stem, files[0]))
     elif stem not in masks_found:
       reason = f'has no mask {masks / stem}.png'
       if without_mask:
-        reason += " (without_mask='unlabelled' takes it without)"
+        reason += " (without_mask='unlabeled' takes it without)"
       problems.append(errors.BadFile(files[0], reason))
     elif len(masks_found[stem]) > 1:
       problems += _same_id(stem, masks_found[stem])
@@ -354,9 +354,9 @@ def settle(
     if not found.num_images:
       why = f'; {_summary(bad, "mend them")}' if bad else ''
       raise errors.UserError(f'no image of split {split!r} is usable{why}')
-  labelled = any(sum(found.pixels) for found in counts.values())
+  labeled = any(sum(found.pixels) for found in counts.values())
   absent = [
-    f'class {name!r} occurs in no {"mask" if labelled else "image"}'
+    f'class {name!r} occurs in no {"mask" if labeled else "image"}'
     for i, name in enumerate(classes)
     if not any(found.images[i] for found in counts.values())
   ]

@@ -38,11 +38,11 @@ def digest(encoded: bytes) -> int:
 def look(pixels: UInt8[np.ndarray, 'H W 3']) -> int:
   """64 bits that are nearly the same where images look the same.
 
-  Signs of the lowest frequencies of a grey thumbnail's cosine transform, with
+  Signs of the lowest frequencies of a gray thumbnail's cosine transform, with
   respect to their median (the "perceptual hash" of C. Zauner, 2010).
   """
-  grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-  small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+  gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+  small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
   low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW].ravel()
   bits = low > np.median(low[1:])  # The first is the mean brightness.
   return int.from_bytes(np.packbits(bits).tobytes(), 'little')

@@ -1,4 +1,4 @@
-"""What the pixels of masks mean: files of values or colours to class ids."""
+"""What the pixels of masks mean: files of values or colors to class ids."""
 
 import dataclasses
 import functools
@@ -11,11 +11,11 @@ from input_pipeline import batch
 from input_pipeline.sources import archives, audit
 from runtime import errors
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 # Up to this value a table is looked up directly.
 _DIRECT = 2**16
-# So many colours are named in an error.
+# So many colors are named in an error.
 _SHOWN = 8
 
 
@@ -25,7 +25,7 @@ class Table:
 
   Attributes:
     ids: class id of each allowed code; negative where ignored.
-    names: of the class ids, where codes are colours (see `code_of`); else
+    names: of the class ids, where codes are colors (see `code_of`); else
       codes are values.
   """
 
@@ -64,11 +64,11 @@ class Table:
     found, counts = np.unique(codes, return_counts=True)
     first = int(counts.argmax())
     count = f'{counts[first]:,} pixels'
-    kind = 'colour' if self.names else 'value'
+    kind = 'color' if self.names else 'value'
     if len(found) > 1:
       count += f'; the most frequent of {len(found):,} such {kind}s'
     code = int(found[first])
-    shown = colour_text(colour_of(code)) if self.names else code
+    shown = color_text(color_of(code)) if self.names else code
     return (
       f'{kind} {shown} ({count}) is no class: allowed are '
       f'{", ".join(self._allowed())}'
@@ -83,13 +83,13 @@ class Table:
         *(f'{values} (ignored)' for values in ranges(ignored)),
       ]
     shown = [
-      f'{colour_text(colour_of(code))} {self.names[i]!r}'
+      f'{color_text(color_of(code))} {self.names[i]!r}'
       for code, i in sorted(known.items(), key=lambda item: item[1])
     ]
     if len(shown) > _SHOWN:
       shown[_SHOWN:] = [f'… ({len(shown)} classes)']
     return shown + [
-      f'{colour_text(colour_of(code))} (ignored)' for code in ignored
+      f'{color_text(color_of(code))} (ignored)' for code in ignored
     ]
 
 
@@ -101,20 +101,20 @@ def table_of(
   return Table({**ids, **dict.fromkeys(ignored, batch.IGNORE)}, names)
 
 
-def code_of(colour: Colour) -> int:
-  """A colour as one number."""
-  red, green, blue = colour
+def code_of(color: Color) -> int:
+  """A color as one number."""
+  red, green, blue = color
   return (red << 16) | (green << 8) | blue
 
 
-def colour_of(code: int) -> Colour:
+def color_of(code: int) -> Color:
   """Undoes `code_of`."""
   return code >> 16, (code >> 8) & 255, code & 255
 
 
-def colour_text(colour: Colour) -> str:
-  """A colour as 'R,G,B'."""
-  return ','.join(str(part) for part in colour)
+def color_text(color: Color) -> str:
+  """A color as 'R,G,B'."""
+  return ','.join(str(part) for part in color)
 
 
 def ranges(values: Iterable[int]) -> list[str]:
@@ -133,11 +133,11 @@ def ranges(values: Iterable[int]) -> list[str]:
 def read_pixels(file: archives.File) -> np.ndarray:
   """The pixels of a mask as they are stored in the PNG.
 
-  Palette masks give their indices, not their colours (which OpenCV would
-  give); grey ones of any depth their values.
+  Palette masks give their indices, not their colors (which OpenCV would
+  give); gray ones of any depth their values.
 
   Returns:
-    Values [H, W], or colours uint8 [H, W, 3].
+    Values [H, W], or colors uint8 [H, W, 3].
 
   Raises:
     UserError: what is wrong with it; without the file's name.
@@ -153,13 +153,13 @@ def read_pixels(file: archives.File) -> np.ndarray:
   if image.mode == 'RGBA' and image.getextrema()[3] == (255, 255):
     return np.asarray(image)[..., :3]
   raise errors.UserError(
-    f'has pixels of PIL mode {image.mode!r}: expected a palette, grey of 8 or '
+    f'has pixels of PIL mode {image.mode!r}: expected a palette, gray of 8 or '
     '16 bits, or RGB without transparency'
   )
 
 
 def read_values(file: archives.File) -> np.ndarray:
-  """The values [H, W] of a mask that must not be in colour.
+  """The values [H, W] of a mask that must not be in color.
 
   Raises:
     UserError: what is wrong with it; without the file's name.
@@ -167,15 +167,15 @@ def read_values(file: archives.File) -> np.ndarray:
   values = read_pixels(file)
   if values.ndim != 2:
     raise errors.UserError(
-      'is an RGB mask, expected values: were its colours written out by a '
+      'is an RGB mask, expected values: were its colors written out by a '
       'viewer? Take the official file'
     )
   return values
 
 
 @functools.cache  # Asked for with every record.
-def palette(num_classes: int) -> tuple[Colour, ...]:
-  """Colours for classes that come without: those of Pascal VOC.
+def palette(num_classes: int) -> tuple[Color, ...]:
+  """Colors for classes that come without: those of Pascal VOC.
 
   Bits 0, 3, 6, … of a class id are the highest bits of red, bits 1, 4, … those
   of green and 2, 5, … those of blue.

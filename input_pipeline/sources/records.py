@@ -33,7 +33,7 @@ class Contents:
 
   Attributes:
     classes: name of each class id.
-    palette: RGB colour of each class id, for pictures.
+    palette: RGB color of each class id, for pictures.
     labels: whether records have masks.
     tags: whether records have image-level labels.
   """
@@ -46,7 +46,7 @@ class Contents:
   def __post_init__(self):
     if len(self.classes) != len(self.palette):
       raise ValueError(
-        f'{len(self.classes)} classes but {len(self.palette)} colours'
+        f'{len(self.classes)} classes but {len(self.palette)} colors'
       )
 
 

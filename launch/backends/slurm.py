@@ -302,7 +302,7 @@ exit "$result"
       if self._late_looks >= _LATE_LOOKS:
         job = self._id or 'the job'
         text += (
-          f'launch: {job} is gone without a result: cancelled, out of time, or '
+          f'launch: {job} is gone without a result: canceled, out of time, or '
           f'it could not install; see sacct --jobs={self._id}\n'
         )
         over = jobs.FAILED

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from input_pipeline import datasets
 from input_pipeline.sources import audit, masks, records
 from pass_luss.benchmark import png_format
-from runtime import errors, files, journal
+from runtime import console, errors, files
 from segcore.distributed import rendezvous
 from segcore.eval import short_side as short_side_lib
 from segcore.experiment import stage
@@ -48,14 +48,14 @@ def missing(split: datasets.Split, folder: files.Path) -> Int[np.ndarray, 'n']:
       for path in parent.iterdir()
     }
     here[:] = [(path.parent, path.name) in known for path in paths]
-  return np.flatnonzero(rendezvous.of_host_0(here) == 0)
+  return np.flatnonzero(rendezvous.broadcast_from_host_0(here) == 0)
 
 
 def write(
   split: datasets.Split,
   maps: Maps,
   folder: files.Path,
-  place: stage.Place,
+  place: stage.Workspace,
   short_side: int,
 ) -> None:
   """Writes the label map of each image; those that are there are kept.
@@ -80,7 +80,7 @@ def write(
     png_format.write(path_of(folder, example['id'].item().decode()), label)
 
   starts = range(0, len(left), _BLOCK)
-  progress = journal.Progress(folder.name, 0, len(starts), _BLOCK)
+  progress = console.ProgressLine(folder.name, 0, len(starts), _BLOCK)
   for block, start in enumerate(starts, start=1):
     part = split.select(left[start : start + _BLOCK])
     for _ in audit.in_threads(put, maps(part)):
@@ -92,7 +92,7 @@ def write(
     multihost_utils.sync_global_devices(f'{folder} written')
 
 
-class Labelled(Sequence[records.Record]):
+class Labeled(Sequence[records.Record]):
   """Records of images with the label maps of a folder, by their names."""
 
   def __init__(
@@ -112,10 +112,10 @@ class Labelled(Sequence[records.Record]):
     return {**record, 'label': label}
 
   def __repr__(self) -> str:
-    return f'Labelled({len(self)} records, {self._folder})'
+    return f'Labeled({len(self)} records, {self._folder})'
 
 
-def labelled_by(
+def labeled_by(
   split: datasets.Split, folder: files.Path, num_generated: int
 ) -> datasets.Split:
   """The images of a split with the label maps of a folder.
@@ -138,5 +138,5 @@ def labelled_by(
     classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
     palette=masks.palette(num_generated + 1),
     has=('label',),
-    records=Labelled(split.records, folder, num_generated),
+    records=Labeled(split.records, folder, num_generated),
   )

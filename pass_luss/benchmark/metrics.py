@@ -44,7 +44,7 @@ class ImageNetS:
   Attributes:
     regions: pixels of each class. The first axis is what they are of: all
       images, then each of `SIZES`; the second is both (prediction and label
-      agree), predicted, labelled.
+      agree), predicted, labeled.
     boundaries: the same of boundary pixels; 'both' are on the boundary of the
       class in prediction and label.
     images: their number.
@@ -154,8 +154,8 @@ def count(
   by_label = np.zeros((2, 1 + side), np.int64)
   for _, labels, on_label, _ in _blocks(*maps):
     by_label += _histogram(_label_cells(labels, on_label, side), by_label.shape)
-  labelled = by_label[:, 1:]
-  group = _groups(labelled.sum(axis=0))
+  labeled = by_label[:, 1:]
+  group = _groups(labeled.sum(axis=0))
 
   # Then by group and prediction, apart by: equal, on boundary of the label, on
   # that of the prediction. A class is in one group, so no confusion matrix is
@@ -173,7 +173,7 @@ def count(
   found = found[..., :-1, :]  # Less what is ignored.
 
   own = np.zeros((2, _GROUPS - 1, side), np.int64)
-  own[:, group, np.arange(side)] = labelled
+  own[:, group, np.arange(side)] = labeled
   regions = np.stack(
     [found[1].sum(axis=(0, 1)), found.sum(axis=(0, 1, 2)), own.sum(axis=0)],
     axis=1,
@@ -221,7 +221,7 @@ def boundary(
     | (corner != ids[:-1, 1:])
     | (corner != ids[1:, 1:])
   )
-  # A square has 2 width blocks a side; `width` of them start before its centre.
+  # A square has 2 width blocks a side; `width` of them start before its center.
   square = np.ones((2 * width, 2 * width), np.uint8)
   near = cv2.dilate(mixed, square, anchor=(width, width)).view(bool)
   near[:width] = near[-width:] = True
@@ -304,16 +304,16 @@ def _by_size(
   return np.concatenate([counts.sum(axis=0, keepdims=True), sizes])
 
 
-def _f_beta(both: int, predicted: int, labelled: int) -> int:
+def _f_beta(both: int, predicted: int, labeled: int) -> int:
   """F of one image in units of 2^-40, rounded; 0 where it is undefined.
 
-  F = (1 + β²) P R / (β² P + R) with P = both / predicted, R = both / labelled.
+  F = (1 + β²) P R / (β² P + R) with P = both / predicted, R = both / labeled.
   """
   if not both:
     return 0
   part, whole = _BETA_SQUARED
   above = (part + whole) * both
-  below = part * labelled + whole * predicted
+  below = part * labeled + whole * predicted
   unit = round(1 / _F_UNIT)
   return (2 * unit * above + below) // (2 * below)
 
@@ -321,8 +321,8 @@ def _f_beta(both: int, predicted: int, labelled: int) -> int:
 def _iou(
   counts: Int64[np.ndarray, '5 3 ids'],
 ) -> Float[np.ndarray, '5 ids']:
-  both, predicted, labelled = np.moveaxis(counts, 1, 0)
-  return both / (predicted + labelled - both + _EPSILON)
+  both, predicted, labeled = np.moveaxis(counts, 1, 0)
+  return both / (predicted + labeled - both + _EPSILON)
 
 
 def _mean(values: Float[np.ndarray, 'N']) -> float:

@@ -31,7 +31,7 @@ _BITS_AT = 24  # Of a channel, in a PNG's header.
 
 
 def encode(label: Int[np.ndarray, 'H W']) -> UInt8[np.ndarray, 'H W 3']:
-  """Ids as colours; negative ones become those of 1000.
+  """Ids as colors; negative ones become those of 1000.
 
   >>> encode(np.array([[0, 258, -1]])).tolist()
   [[[0, 0, 0], [2, 1, 0], [232, 3, 0]]]
@@ -64,7 +64,7 @@ def decode(
   if blue.any():
     raise errors.UserError(
       f'has B up to {blue.max()} (pixels: {np.count_nonzero(blue):,}): '
-      'expected ids as R + 256 G with B = 0, and no colours for the eye'
+      'expected ids as R + 256 G with B = 0, and no colors for the eye'
     )
   # Two bytes, the lower one first, are an id: wider than either of them.
   ids = cv2.merge([red, green]).view('<u2')[..., 0].astype(np.uint16)

@@ -21,15 +21,16 @@ from pass_luss.pretrain.objectives import pixpro as pixpro_lib
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.ops import color_augment, losses
-from segcore.train import method
+from segcore.train import train_state
+from segcore.train import update as update_lib
 
 # Red of ImageNet's images: mean and deviation, as parts of 255.
 _RED_MEAN, _RED_DEVIATION = 0.485, 0.229
 
 
 @dataclasses.dataclass(frozen=True)
-class Colours:
-  """How the colours of views are changed.
+class Colors:
+  """How the colors of views are changed.
 
   Attributes:
     large: of the first and of the second large view.
@@ -37,8 +38,8 @@ class Colours:
     red_deviation: by which red is divided; SwAV's 0.228 has stayed in use.
   """
 
-  large: tuple[color_augment.Options, ...]
-  small: color_augment.Options = color_augment.Options()
+  large: tuple[color_augment.ColorOptions, ...]
+  small: color_augment.ColorOptions = color_augment.ColorOptions()
   red_deviation: float = _RED_DEVIATION
 
   def __post_init__(self):
@@ -53,7 +54,7 @@ class Colours:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ObjectiveOptions:
   """What is learned from; at least clusters or PixelPro.
 
   Attributes:
@@ -65,10 +66,10 @@ class Options:
       code); 'sum': all are added up (the paper).
   """
 
-  clusters: swav.Options | None = swav.Options()
-  alignment: p2p_lib.Options | None = p2p_lib.Options()
-  shallow: d2s.Options = d2s.Options()
-  pixpro: pixpro_lib.Options | None = None
+  clusters: swav.SwavOptions | None = swav.SwavOptions()
+  alignment: p2p_lib.P2POptions | None = p2p_lib.P2POptions()
+  shallow: d2s.D2SOptions = d2s.D2SOptions()
+  pixpro: pixpro_lib.PixproOptions | None = None
   combine: Literal['mean', 'sum'] = 'mean'
 
   def __post_init__(self):
@@ -110,7 +111,7 @@ class Widths:
 
 
 def heads_of(
-  options: Options, widths: Widths, dtype: Any
+  options: ObjectiveOptions, widths: Widths, dtype: Any
 ) -> dict[str, nn.Module]:
   """The heads that training needs, by name."""
   found: dict[str, Any] = {}
@@ -139,7 +140,7 @@ def heads_of(
 
 
 @flax.struct.dataclass
-class State(method.TrainState):
+class State(train_state.TrainState):
   """With what is remembered of the steps before.
 
   Attributes:
@@ -166,13 +167,13 @@ class Represent:
     segmenter: the encoder and the heads.
     update: of all of it.
     options: what is learned from.
-    colours: of the views.
+    colors: of the views.
   """
 
   segmenter: segmenter_lib.Segmenter
-  update: method.Update
-  options: Options
-  colours: Colours
+  update: update_lib.Update
+  options: ObjectiveOptions
+  colors: Colors
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
@@ -232,19 +233,19 @@ class Represent:
     return new, {'loss': total, **terms, **scalars}
 
   def predict(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
     """The deepest map: what this training is for."""
     found = self.segmenter.apply(
-      method.variables(state), images, decode=False, method='features'
+      train_state.variables(state), images, decode=False, method='features'
     )
     return found['encoder'].deepest.array
 
   def views(
     self, batch: batch_lib.Batch, rng: Array
   ) -> dict[str, Float[Array, 'B V h w 3']]:
-    """Views in [-1, 1], by group, in their new colours."""
-    return coloured_views(batch, rng, self.colours)
+    """Views in [-1, 1], by group, in their new colors."""
+    return colored_views(batch, rng, self.colors)
 
   def look(
     self,
@@ -363,7 +364,9 @@ class Represent:
           shallow, taught, temperature, options.shallow.view
         )
       scalars['prototype_usage'] = swav.usage(_flat(targets))
-      scalars['embedding_spread'] = swav.spread(_flat(embeddings[:, :2]))
+      scalars['embedding_spread'] = swav.embedding_deviation(
+        _flat(embeddings[:, :2])
+      )
       if state.queue != ():
         scalars['queue_fill'] = state.queue.count / options.clusters.queue
     if options.alignment:
@@ -466,22 +469,22 @@ class Represent:
     return sum(clustered) / count + others
 
 
-def coloured_views(
-  batch: batch_lib.Batch, rng: Array, colours: Colours
+def colored_views(
+  batch: batch_lib.Batch, rng: Array, colors: Colors
 ) -> dict[str, Float[Array, 'B V h w 3']]:
-  """Views in [-1, 1], by group, in new colours.
+  """Views in [-1, 1], by group, in new colors.
 
   Args:
     batch: with `views_large`, and `views_small` if there are any.
     rng: of the step.
-    colours: how they are changed.
+    colors: how they are changed.
   """
-  keys = method.row_keys(rng, len(batch['views_large']))
-  first, second = colours.large
+  keys = update_lib.row_keys(rng, len(batch['views_large']))
+  first, second = colors.large
   found = {}
   for group, options, offset in (
     ('large', (first,) if first == second else (first, second), 0),
-    ('small', (colours.small,), 2),
+    ('small', (colors.small,), 2),
   ):
     if f'views_{group}' not in batch:
       continue
@@ -496,7 +499,7 @@ def coloured_views(
       changed.append(_by_view(augmented, len(images)))
       at += count
     together = jnp.concatenate(changed, axis=1)
-    found[group] = with_red_deviation(together, colours.red_deviation)
+    found[group] = with_red_deviation(together, colors.red_deviation)
   return found
 
 

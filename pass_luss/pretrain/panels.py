@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import method
 from pass_luss.pretrain.objectives import swav
-from runtime import journal
+from runtime import console
 from segcore.distributed import sharding
 from segcore.eval import panels
 from segcore.train import tensorboard
@@ -23,7 +23,7 @@ from segcore.train import tensorboard
 # Below these, everything looks the same to the network.
 _LEAST_USAGE = 0.2
 _LEAST_SPREAD = 0.002
-# Colour of the overlap's border.
+# Color of the overlap's border.
 _BORDER = (255, 220, 0)
 
 
@@ -44,7 +44,7 @@ class Watch:
   mesh: Mesh
   _warned: bool = False
 
-  def __call__(self, state: method.State) -> tensorboard.Findings:
+  def __call__(self, state: method.State) -> tensorboard.Summaries:
     """Draws the overlaps; says once if everything has become the same."""
     found = jax.device_get(self._look(state, self.batch))
     views = found.pop('views')
@@ -52,7 +52,7 @@ class Watch:
     told = collapse(scalars)
     if told and not self._warned:
       self._warned = True
-      journal.say(told)
+      console.log(told)
     rows = []
     for i in range(min(self.num_pictures, len(views['large']))):
       boxes, flips = self.batch['box_large'][i], self.batch['flip_large'][i]
@@ -69,7 +69,7 @@ class Watch:
     titles = ['first view', 'second view']
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
     panel = panels.grid(rows, tuple(titles))
-    return tensorboard.Findings(scalars, {'views/panels': panel})
+    return tensorboard.Summaries(scalars, {'views/panels': panel})
 
   @functools.cached_property
   def _look(self):
@@ -78,7 +78,10 @@ class Watch:
       flat = views['large'].reshape(-1, *views['large'].shape[2:])
       deep = self.trained.predict(state, flat)
       pooled = swav.unit(jnp.mean(deep.astype(jnp.float32), axis=(1, 2)))
-      found = {'views': views, 'feature_spread': swav.spread(pooled)}
+      found = {
+        'views': views,
+        'feature_spread': swav.embedding_deviation(pooled),
+      }
       clusters = self.trained.options.clusters
       if clusters:
         scores = self.trained.segmenter.apply(

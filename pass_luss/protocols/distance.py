@@ -1,7 +1,7 @@
-"""Distance matching: pixels take the classes of their nearest labelled regions.
+"""Distance matching: pixels take the classes of their nearest labeled regions.
 
 No training: the features of representation learning are compared with those of
-a few labelled images (spec §5.3).
+a few labeled images (spec §5.3).
 """
 
 import dataclasses
@@ -22,31 +22,31 @@ from runtime import errors
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib
-from segcore.train import method
+from segcore.train import train_state
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class DistanceOptions:
   """The protocol.
 
   Attributes:
     bank: split with masks, that pixels are compared with.
-    splits: that are labelled; those with masks are scored.
-    neighbours: k that vote.
+    splits: that are labeled; those with masks are scored.
+    neighbors: k that vote.
     temperature: of their weights.
     short_side: of the images.
     batch_size: global number of images; changes nothing of what is found.
     rematch: whether categories are matched with classes once more before
       scoring, as the released script does; both scores are reported.
     accuracy_from: split with one tag an image, whose images say by their
-      neighbours what the images of the others are; '' for none.
+      neighbors what the images of the others are; '' for none.
     crop: side of the middle that is looked at for that.
     about: what a submission says of the method.
   """
 
   bank: str = 'train_semi'
   splits: tuple[str, ...] = ('val',)
-  neighbours: int = 10
+  neighbors: int = 10
   temperature: float = 0.07
   short_side: int = 256
   batch_size: int = 8
@@ -56,10 +56,8 @@ class Options:
   about: segment.About = segment.About()
 
   def __post_init__(self):
-    if self.neighbours < 1:
-      raise ValueError(
-        f'neighbours: found {self.neighbours}, expected 1 or more'
-      )
+    if self.neighbors < 1:
+      raise ValueError(f'neighbors: found {self.neighbors}, expected 1 or more')
     if not self.temperature > 0:
       raise ValueError(
         f'temperature: found {self.temperature}, expected more than 0'
@@ -68,7 +66,7 @@ class Options:
   def describe(self) -> str:
     """In words, for results.json."""
     said = (
-      f'{self.neighbours} nearest regions of {self.bank}, temperature '
+      f'{self.neighbors} nearest regions of {self.bank}, temperature '
       f'{self.temperature}, short side {self.short_side}; not matched'
     )
     if self.rematch:
@@ -76,17 +74,17 @@ class Options:
     return said
 
   def check(self, count: int, what: str) -> None:
-    """Raises UserError if there are fewer than so many neighbours."""
-    if self.neighbours > count:
+    """Raises UserError if there are fewer than so many neighbors."""
+    if self.neighbors > count:
       raise errors.UserError(
-        f'config.distance.neighbours: found {self.neighbours}, expected at '
+        f'config.distance.neighbors: found {self.neighbors}, expected at '
         f'most {count}, as there are {what}'
       )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matcher:
-  """Labels images by their nearest neighbours.
+  """Labels images by their nearest neighbors.
 
   Attributes:
     segmenter: whose encoder's deepest map is compared.
@@ -97,13 +95,13 @@ class Matcher:
   """
 
   segmenter: segmenter_lib.Segmenter
-  state: method.TrainState
-  options: Options
+  state: train_state.TrainState
+  options: DistanceOptions
   mesh: Mesh
   reading: loader_lib.Reading
 
   def bank(self, split: datasets.Split) -> knn.Bank:
-    """Regions of the labelled images of all hosts.
+    """Regions of the labeled images of all hosts.
 
     Raises:
       UserError: there are fewer than are to vote.
@@ -137,7 +135,7 @@ class Matcher:
     once.
     """
     vote = knn.make_vote(
-      self.mesh, bank, self.options.neighbours, self.options.temperature
+      self.mesh, bank, self.options.neighbors, self.options.temperature
     )
     look = _Voting(self._features, self.options.short_side, vote=vote)
     return lambda split: self._predictions(split, look)(self.state)
@@ -145,7 +143,7 @@ class Matcher:
   def accuracy(
     self, known: datasets.Split, split: datasets.Split
   ) -> float | None:
-    """Share of images whose neighbours say their tag; None without tags.
+    """Share of images whose neighbors say their tag; None without tags.
 
     Raises:
       UserError: fewer images are known than are to vote.
@@ -159,7 +157,7 @@ class Matcher:
     said = knn.vote(
       jnp.asarray(found[1]),
       bank,
-      self.options.neighbours,
+      self.options.neighbors,
       self.options.temperature,
     )
     return float(np.mean(np.asarray(said) == of_split))
@@ -185,23 +183,23 @@ class Matcher:
     )
 
   def _features(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
     """The deepest map, enlarged."""
     found = self.segmenter.apply(
-      method.variables(state), images, decode=False, method='features'
+      train_state.variables(state), images, decode=False, method='features'
     )
     return heads.enlarged(found['encoder'].deepest.array).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Voting(short_side_lib.AtGrid):
-  """Labels of cells by the vote of their neighbours."""
+  """Labels of cells by the vote of their neighbors."""
 
   vote: Any = None
 
   def __call__(
-    self, state: method.TrainState, inputs: Mapping[str, Any]
+    self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Array:
     features = super().__call__(state, inputs)
     labels = self.vote(features.reshape(-1, features.shape[-1]))

@@ -1,10 +1,10 @@
-"""Distance matching: a position takes the class its neighbours vote for.
+"""Distance matching: a position takes the class its neighbors vote for.
 
-  bank = neighbours.bank_entries(features, masks, num_classes=919)
-  vote = neighbours.make_vote(mesh, bank)
+  bank = neighbors.bank_entries(features, masks, num_classes=919)
+  vote = neighbors.make_vote(mesh, bank)
   classes = vote(queries)
 
-The neighbours are regions of labelled images (spec PASS §5.3); class 0 is
+The neighbors are regions of labeled images (spec PASS §5.3); class 0 is
 'other' and votes as all others do.
 """
 
@@ -26,7 +26,7 @@ BANK_ROWS = 4096
 
 
 class Bank(NamedTuple):
-  """Regions of labelled images.
+  """Regions of labeled images.
 
   Attributes:
     features: float32 [M, D], of length 1.
@@ -45,7 +45,7 @@ def bank_entries(
   """One entry for each image and each class that its mask has, 0 included.
 
   An entry is the mean over all positions, not only those of the class, of
-  feature x mask, then L2-normalised. Computed on the host: an image has few
+  feature x mask, then L2-normalized. Computed on the host: an image has few
   classes, and nobody knows how many.
 
   Args:
@@ -69,7 +69,7 @@ def bank_entries(
     rows = feature.reshape(-1, size).astype(np.float32)
     means.append(of_class @ rows / np.float32(mask.size))
     labels.append(here.astype(np.int32))
-  return Bank(_normalised(np.concatenate(means)), np.concatenate(labels))
+  return Bank(_normalized(np.concatenate(means)), np.concatenate(labels))
 
 
 def vote(
@@ -91,7 +91,7 @@ def vote(
   Args:
     queries: of any length.
     bank: entries of length 1, at least k of them with a class.
-    k: neighbours that vote.
+    k: neighbors that vote.
     temperature: in units of the cosine.
     query_rows: queries that are compared at a time.
     bank_rows: entries that they are compared with at a time.
@@ -105,9 +105,9 @@ def vote(
   def of_query(query: Array) -> Array:
     cosines, found = _nearest(query, bank, k, bank_rows)
     labels = bank.labels[found]
-    # The same factor for all neighbours of a query, so that none overflows.
+    # The same factor for all neighbors of a query, so that none overflows.
     weights = jnp.exp((cosines - cosines[0]) / temperature)
-    # The sum of its class beside each neighbour: classes that no neighbour has
+    # The sum of its class beside each neighbor: classes that no neighbor has
     # need no place, of which there would be 920 for each query.
     same = labels[:, None] == labels
     sums = jnp.sum(jnp.where(same, weights, 0), axis=-1)
@@ -194,7 +194,7 @@ def _nearest(
 def _check_k(k: int, usable: int) -> None:
   if not 1 <= k <= usable:
     raise ValueError(
-      f'k: found {k} neighbours, expected 1 to {usable}, as many as entries'
+      f'k: found {k} neighbors, expected 1 to {usable}, as many as entries'
     )
 
 
@@ -204,6 +204,6 @@ def _unit(features: Float[Array, 'N D']) -> Float32[Array, 'N D']:
   return features / jnp.maximum(norm, 1e-12)
 
 
-def _normalised(features: Float[np.ndarray, 'N D']) -> np.ndarray:
+def _normalized(features: Float[np.ndarray, 'N D']) -> np.ndarray:
   norm = np.linalg.norm(features, axis=-1, keepdims=True)
   return features / np.maximum(norm, 1e-12)

@@ -18,11 +18,11 @@ from input_pipeline import datasets, splits
 from input_pipeline import loader as loader_lib
 from input_pipeline.sources import audit, records
 from pass_luss.benchmark import label_folders, matching, metrics, png_format
-from runtime import files, journal
+from runtime import console, files
 from segcore.eval import evaluator, panels, short_side
 from segcore.eval import metrics as metrics_lib
 from segcore.experiment import context
-from segcore.train import method
+from segcore.train import train_state
 
 # What the benchmark's servers ask for in method.txt.
 _METHOD = (
@@ -58,7 +58,7 @@ class About:
 
 def predicted(
   look: short_side.LabelMaps,
-  state: method.TrainState,
+  state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
   reading: loader_lib.Reading,
@@ -162,7 +162,7 @@ def write_submission(
 
 def say(values: metrics_lib.Values, split: datasets.Split, name: str) -> None:
   """Tells what was found of a split."""
-  journal.say(
+  console.log(
     f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
     f'{values["boundary_miou"]:.4f}, image accuracy '
     f'{values["image_accuracy"]:.4f}, F {values["f_beta"]:.4f} over '

@@ -19,14 +19,15 @@ from pass_luss.pretrain import method as method_lib
 from pass_luss.pretrain.objectives import swav
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
-from segcore.train import method
+from segcore.train import train_state
+from segcore.train import update as update_lib
 
 # Of the heads, what does not learn: the projection.
 FROZEN = ('^heads/clusters/projection/', 0.0, 0.0)
 
 
 @flax.struct.dataclass
-class State(method.TrainState):
+class State(train_state.TrainState):
   """With a queue of embeddings, () without one."""
 
   queue: Any
@@ -42,13 +43,13 @@ class Attend:
     segmenter: encoder and heads.
     update: of the heads; the projection is frozen by a group (`FROZEN`).
     options: of the clusters.
-    colours: of the views.
+    colors: of the views.
   """
 
   segmenter: segmenter_lib.Segmenter
-  update: method.Update
-  options: swav.Options
-  colours: method_lib.Colours
+  update: update_lib.Update
+  options: swav.SwavOptions
+  colors: method_lib.Colors
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
@@ -67,7 +68,7 @@ class Attend:
   ) -> tuple[State, types.Metrics]:
     """One update of attention and prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
-    views = method_lib.coloured_views(batch, rng, self.colours)['large']
+    views = method_lib.colored_views(batch, rng, self.colors)['large']
     state = state.replace(params=heads.with_unit_prototypes(state.params))
     encoder = state.params['encoder']
 
@@ -100,10 +101,10 @@ class Attend:
     }
 
   def predict(
-    self, state: method.TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
     """The attention of each channel to each pixel, in evaluation mode."""
-    return attention(self.segmenter, method.variables(state), images)[1]
+    return attention(self.segmenter, train_state.variables(state), images)[1]
 
   def _look(
     self,

@@ -16,13 +16,13 @@ from input_pipeline import loader as loader_lib
 from input_pipeline.sources import audit
 from pass_luss.pretrain import heads
 from pass_luss.pseudo_labels import attention, kmeans
-from runtime import files, journal, json_files
+from runtime import console, files, json_files
 from segcore.distributed import rendezvous, sharding
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
 from segcore.experiment import stage
 from segcore.models import segmenter as segmenter_lib
-from segcore.train import method
+from segcore.train import train_state
 
 # What a clustering leaves in its folder: the cluster of each row, from 0; how
 # near it is; and the centroids.
@@ -41,7 +41,7 @@ Kind = Literal['attended', 'image', 'pixel']
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ClusterOptions:
   """Features and k-means.
 
   Attributes:
@@ -81,9 +81,9 @@ def look_of(
   """From images to what is clustered: [B, D], of cells [B, h, w, D]."""
 
   def look(
-    state: method.TrainState, images: Float[Array, 'B H W 3']
+    state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
-    variables = method.variables(state)
+    variables = train_state.variables(state)
     if kind == 'attended':
       maps, weights = attention.attention(segmenter, variables, images)
       found = heads.pooled(maps * weights)
@@ -102,11 +102,11 @@ def look_of(
 def features(
   split: datasets.Split,
   look: short_side_lib.AtGrid,
-  state: method.TrainState,
+  state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
   reading: loader_lib.Reading,
-  place: stage.Place,
+  place: stage.Workspace,
 ) -> Float32[np.ndarray, 'N ...']:
   """What is found in each image, in the order of the split; on every host.
 
@@ -118,12 +118,12 @@ def features(
   """
   folder = place.directory / 'features'
   starts = range(0, len(split), BLOCK)
-  progress = journal.Progress('features', 0, len(starts), BLOCK)
+  progress = console.ProgressLine('features', 0, len(starts), BLOCK)
   result = None
   for done, start in enumerate(starts, start=1):
     path = folder / f'{start:09}.npy'
     # As host 0 sees it.
-    if not rendezvous.of_host_0(path.exists()):
+    if not rendezvous.broadcast_from_host_0(path.exists()):
       indices = np.arange(start, min(start + BLOCK, len(split)))
       part = split.select(indices)
       found = gather.rows_of(
@@ -142,7 +142,7 @@ def features(
   return result
 
 
-def forget(place: stage.Place) -> None:
+def forget(place: stage.Workspace) -> None:
   """Removes the features, once there are centroids; from host 0."""
   if jax.process_index() == 0:
     # What is left behind does no harm.
@@ -159,9 +159,9 @@ def _write(path: files.Path, array: np.ndarray) -> None:
 def centroids(
   rows: Float32[np.ndarray, 'N D'],
   num_clusters: int,
-  options: Options,
+  options: ClusterOptions,
   mesh: Mesh,
-  place: stage.Place,
+  place: stage.Workspace,
 ) -> kmeans.Clustering:
   """The best k-means of some restarts; says how far it is.
 
@@ -171,11 +171,11 @@ def centroids(
   initial = kmeans.sample_initial(
     jax.random.PRNGKey(options.seed), options.restarts, len(rows), num_clusters
   )
-  journal.say(
+  console.log(
     f'k-means: {len(rows):,} rows of {rows.shape[1]}, {num_clusters} clusters, '
     f'{options.restarts} restarts of {options.iterations} iterations'
   )
-  progress = journal.Progress('k-means', 0, options.restarts, len(rows))
+  progress = console.ProgressLine('k-means', 0, options.restarts, len(rows))
 
   def tell(done: int, least: float) -> None:
     progress.line(done, {'objective': least})

@@ -6,7 +6,7 @@
   kmeans.clustering_scores(found.assignments[: rows.count], folders)
 
 Lloyd's algorithm on squared Euclidean distances, as Faiss' flat L2 clustering
-does it (spec PASS §3.2): all rows in each iteration, centroids not normalised.
+does it (spec PASS §3.2): all rows in each iteration, centroids not normalized.
 Distances are never held for more than a block of rows.
 """
 
@@ -184,7 +184,7 @@ def assign(
 ) -> Int[Array, 'N']:
   """The nearest centroid of each row; the first one of several.
 
-  Where the centroids are L2-normalised it is the one of largest cosine.
+  Where the centroids are L2-normalized it is the one of largest cosine.
   """
 
   def visit(found: Array, block: Array, _: Array, start: Array) -> Array:

@@ -28,7 +28,7 @@ from segcore.eval import evaluator, metrics, panels
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
-from segcore.train import method
+from segcore.train import train_state
 
 # Thresholds that are tried where one is chosen.
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(81))
@@ -37,8 +37,8 @@ Foreground = Callable[[Mapping[str, Any]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-  """How images are labelled.
+class LabelOptions:
+  """How images are labeled.
 
   Attributes:
     threshold: τ: less attention than this makes a pixel 'other'; negative: the
@@ -49,7 +49,7 @@ class Options:
     batch_size: global number of images; changes nothing of what is found.
     saliency: what takes the place of attention: '' nothing, 'rc' region
       contrast, else the folder of a map for each image.
-    report: splits with masks that are labelled and scored too.
+    report: splits with masks that are labeled and scored too.
   """
 
   threshold: float = -1.0
@@ -112,9 +112,9 @@ def look_of(
   fixed = swav.unit(jnp.asarray(centroids))
 
   def look(
-    state: method.TrainState, images: Float[Array, 'B H W 3']
+    state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w 2']:
-    variables = method.variables(state)
+    variables = train_state.variables(state)
     if kind == 'attended':
       maps, weights = attention_lib.attention(segmenter, variables, images)
       attention = jnp.mean(weights, axis=-1)
@@ -149,7 +149,7 @@ def foreground_of(name: str, ids: Sequence[str]) -> Foreground | None:
   """What takes the place of attention; None for nothing.
 
   Args:
-    name: as in `Options.saliency`.
+    name: as in `LabelOptions.saliency`.
     ids: of the images that need a map.
 
   Raises:
@@ -266,7 +266,7 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Labeller:
+class Labeler:
   """Labels images by a network and centroids.
 
   Attributes:
@@ -278,7 +278,7 @@ class Labeller:
   """
 
   look: short_side_lib.AtGrid
-  state: method.TrainState
+  state: train_state.TrainState
   mesh: Mesh
   batch_size: int
   reading: loader_lib.Reading
@@ -349,12 +349,12 @@ class Labeller:
       )
       decided = attention if foreground is None else foreground(example)
       most = max(float(decided.max()), 1e-6)
-      grey = np.rint(255 * decided / most).astype(np.uint8)
+      gray = np.rint(255 * decided / most).astype(np.uint8)
       rows.append(
         [
           example['image'],
-          np.repeat(grey[..., None], 3, axis=-1),
-          panels.coloured(label, palette[: int(label.max()) + 1]),
+          np.repeat(gray[..., None], 3, axis=-1),
+          panels.colored(label, palette[: int(label.max()) + 1]),
         ]
       )
     if not rows:

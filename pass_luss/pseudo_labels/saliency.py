@@ -6,7 +6,7 @@
 
 Region contrast (RC) is made by hand: nothing in it was learned. Source: Cheng
 et al., Global Contrast based Salient Region Detection, CVPR 2011 and TPAMI
-2015, without the latter's smoothing by colours and zeros at the border. What
+2015, without the latter's smoothing by colors and zeros at the border. What
 the papers leave open is as in the authors' program: regions are found in Lab,
 with its threshold and smoothing.
 """
@@ -25,10 +25,10 @@ from scipy.spatial import distance
 from input_pipeline.sources import archives, audit
 from runtime import errors
 
-LEVELS = 12  # Of a channel, when colours are counted.
-COVERED = 95  # Percent of the pixels whose colours are kept.
+LEVELS = 12  # Of a channel, when colors are counted.
+COVERED = 95  # Percent of the pixels whose colors are kept.
 SPREAD = 0.4  # σ_s² of the paper; of an image of sides 1.
-CENTRE = 9.0  # Of the prior exp(-CENTRE d²).
+CENTER = 9.0  # Of the prior exp(-CENTER d²).
 
 # Of the segmentation: k in units of Lab, σ in pixels. The authors' regions have
 # at least 200 pixels, in images of about 400x300: as a fraction, maps are alike
@@ -49,16 +49,16 @@ class Regions:
   """The R regions of an image; an image has sides 1, whatever its shape.
 
   Attributes:
-    histograms: frequencies of the K colours, [R, K]; a row sums to 1.
+    histograms: frequencies of the K colors, [R, K]; a row sums to 1.
     centroids: mean x and y, [R, 2].
     sizes: pixels, [R].
-    centre_distances: mean distance of the pixels to the centre, [R].
+    center_distances: mean distance of the pixels to the center, [R].
   """
 
   histograms: Float64[np.ndarray, 'R K']
   centroids: Float64[np.ndarray, 'R 2']
   sizes: Int[np.ndarray, ' R']
-  centre_distances: Float64[np.ndarray, ' R']
+  center_distances: Float64[np.ndarray, ' R']
 
 
 def region_contrast(
@@ -66,20 +66,20 @@ def region_contrast(
 ) -> Float32[np.ndarray, 'H W']:
   """RC saliency of an RGB image, from 0 to 1; all 0 if nothing stands out."""
   regions = segment(image)
-  palette, colours = quantise(image)
-  found = describe(regions, colours, len(palette))
+  palette, colors = quantize(image)
+  found = describe(regions, colors, len(palette))
   saliency = region_saliency(
     found.histograms,
     distance.cdist(palette, palette),
     found.centroids,
     found.sizes,
-    found.centre_distances,
+    found.center_distances,
   )
   return stretch(saliency)[regions]
 
 
 def segment(image: UInt8[np.ndarray, 'H W 3']) -> Int[np.ndarray, 'H W']:
-  """Regions 0…R-1 of an RGB image, by its graph of neighbouring pixels.
+  """Regions 0…R-1 of an RGB image, by its graph of neighboring pixels.
 
   Source: Felzenszwalb and Huttenlocher, Efficient Graph-Based Image
   Segmentation, IJCV 2004; k is 50 in Lab.
@@ -93,17 +93,17 @@ def segment(image: UInt8[np.ndarray, 'H W 3']) -> Int[np.ndarray, 'H W']:
   )
 
 
-def quantise(
+def quantize(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> tuple[Float32[np.ndarray, 'K 3'], Int[np.ndarray, 'H W']]:
-  """The colours that matter, and the one of each pixel.
+  """The colors that matter, and the one of each pixel.
 
-  Of 12 levels in each channel of RGB, the most frequent colours are kept, just
+  Of 12 levels in each channel of RGB, the most frequent colors are kept, just
   enough to cover 95 % of the pixels; the others' pixels get the nearest one.
-  A colour is the mean of its own pixels.
+  A color is the mean of its own pixels.
 
   Returns:
-    Kept colours in Lab [K, 3], the most frequent first, and 0…K-1 [H, W].
+    Kept colors in Lab [K, 3], the most frequent first, and 0…K-1 [H, W].
   """
   levels = image.astype(np.int64) * LEVELS // 256
   bins = levels @ (LEVELS**2, LEVELS, 1)
@@ -133,21 +133,21 @@ def lab(image: Float32[np.ndarray, 'H W 3']) -> Float32[np.ndarray, 'H W 3']:
 
 def describe(
   regions: Int[np.ndarray, 'H W'],
-  colours: Int[np.ndarray, 'H W'],
-  num_colours: int,
+  colors: Int[np.ndarray, 'H W'],
+  num_colors: int,
 ) -> Regions:
   """What the contrast of regions is worked out from.
 
   Args:
     regions: of each pixel, 0…R-1, none of them empty.
-    colours: of each pixel, 0…num_colours-1.
-    num_colours: K.
+    colors: of each pixel, 0…num_colors-1.
+    num_colors: K.
   """
   height, width = regions.shape
   flat = regions.ravel()
   sizes = np.bincount(flat)
   pairs = np.bincount(
-    flat * num_colours + colours.ravel(), minlength=len(sizes) * num_colours
+    flat * num_colors + colors.ravel(), minlength=len(sizes) * num_colors
   )
   y, x = np.meshgrid(
     (np.arange(height) + 0.5) / height,
@@ -159,19 +159,19 @@ def describe(
     return np.bincount(flat, values.ravel()) / sizes
 
   return Regions(
-    histograms=pairs.reshape(-1, num_colours) / sizes[:, None],
+    histograms=pairs.reshape(-1, num_colors) / sizes[:, None],
     centroids=np.stack([mean(x), mean(y)], axis=-1),
     sizes=sizes,
-    centre_distances=mean(np.hypot(x - 0.5, y - 0.5)),
+    center_distances=mean(np.hypot(x - 0.5, y - 0.5)),
   )
 
 
 def region_saliency(
   histograms: Float[np.ndarray, 'R K'],
-  colour_distances: Float[np.ndarray, 'K K'],
+  color_distances: Float[np.ndarray, 'K K'],
   centroids: Float[np.ndarray, 'R 2'],
   sizes: Int[np.ndarray, ' R'],
-  centre_distances: Float[np.ndarray, ' R'],
+  center_distances: Float[np.ndarray, ' R'],
 ) -> Float64[np.ndarray, ' R']:
   """How much each region stands out against all others; 0 if it is alone.
 
@@ -181,17 +181,17 @@ def region_saliency(
   distance of centroids, as written there; the authors' program squares it.
 
   Args:
-    histograms: frequencies f of colours in each region.
-    colour_distances: D, of each pair of colours.
+    histograms: frequencies f of colors in each region.
+    color_distances: D, of each pair of colors.
     centroids: in an image of sides 1.
     sizes: w, pixels.
-    centre_distances: d, mean distance to the centre of an image of sides 1.
+    center_distances: d, mean distance to the center of an image of sides 1.
   """
-  contrasts = histograms @ colour_distances @ histograms.T
+  contrasts = histograms @ color_distances @ histograms.T
   apart = distance.cdist(centroids, centroids)
   weights = np.exp(-apart / SPREAD) * sizes
   np.fill_diagonal(weights, 0.0)
-  prior = np.exp(-CENTRE * np.square(centre_distances))
+  prior = np.exp(-CENTER * np.square(center_distances))
   return prior * np.sum(weights * contrasts, axis=1)
 
 
@@ -254,7 +254,7 @@ def read_map(
   """A supplied map, 0 to 1, resized to its image (bilinear) if it is scaled.
 
   Args:
-    file: a PNG of at most 8 bits, grey, or RGB whose channels are equal; white
+    file: a PNG of at most 8 bits, gray, or RGB whose channels are equal; white
       is 1. A path, or a member of an archive.
     size: height and width of its image, in pixels.
 
@@ -263,7 +263,7 @@ def read_map(
       is a mask of the values 0 and 1 of 255, nearly black.
   """
   try:
-    pixels = _grey(file.read_bytes())
+    pixels = _gray(file.read_bytes())
     if not _is_scaled(pixels.shape, size):
       raise errors.UserError(
         f'is {pixels.shape[1]}x{pixels.shape[0]} pixels, its image '
@@ -284,20 +284,20 @@ def read_map(
   return saliency
 
 
-def _grey(data: bytes) -> UInt8[np.ndarray, 'H W']:
+def _gray(data: bytes) -> UInt8[np.ndarray, 'H W']:
   """The pixels of a map; errors are without the file's name."""
   image = audit.load(data, ('PNG',))
   bits = data[_BITS_AT]
   if image.mode not in ('1', 'L', 'RGB') or bits > 8:
     raise errors.UserError(
       f'has pixels of PIL mode {image.mode!r} and {bits} bits: expected a '
-      'saliency map in grey of 8 bits'
+      'saliency map in gray of 8 bits'
     )
   pixels = np.asarray(image.convert('L') if image.mode == '1' else image)
   if pixels.ndim == 3:
     if (pixels != pixels[..., :1]).any():
       raise errors.UserError(
-        'has colours: expected a saliency map in grey of 8 bits, from black '
+        'has colors: expected a saliency map in gray of 8 bits, from black '
         '(0) to white (255)'
       )
     pixels = pixels[..., 0]

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from segcore.cost import topology
 
-# What a host does instead of starting steps. 'start': restoring or initialising
+# What a host does instead of starting steps. 'start': restoring or initializing
 # and compiling; 'checkpoint': until the state is copied and the training may
 # go on, which writes it meanwhile.
 Kind = Literal['start', 'input', 'checkpoint', 'evaluate']
@@ -96,12 +96,12 @@ def peak(mesh: Mesh) -> float | None:
   return known and known * mesh.size
 
 
-def utilisation(
+def utilization(
   steps_per_second: float, operations: int, peak_speed: float
 ) -> float:
   """MFU: the share of the devices' speed that a step's operations take.
 
-  >>> utilisation(2.0, 10**12, 8e12)
+  >>> utilization(2.0, 10**12, 8e12)
   0.25
   """
   return steps_per_second * operations / peak_speed

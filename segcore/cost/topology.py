@@ -29,7 +29,7 @@ class Chip:
   Attributes:
     name: as people say it.
     speed: dense bfloat16 operations per second, as its vendor states them.
-    link: bytes per second over one link to a neighbour, in one direction.
+    link: bytes per second over one link to a neighbor, in one direction.
     memory: bytes.
     largest: chips of the largest slice; what is more is joined by slower ways.
   """

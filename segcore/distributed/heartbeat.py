@@ -69,7 +69,7 @@ class Watch:
     self._heard = dict.fromkeys(self._wires, time.monotonic())
     # When each of the others has last come further, by this process's clock;
     # and since when that counts.
-    self._signs: dict[int, progress.Sign] = {}
+    self._signs: dict[int, progress.Activity] = {}
     self._awake = time.monotonic()
     self._ready = selectors.DefaultSelector()
     for index, wire in self._wires.items():
@@ -134,7 +134,7 @@ class Watch:
           self._receive(key.data, now)
         if now - beaten >= self._tick:
           beaten = now
-          idle, what = progress.last_sign()
+          idle, what = progress.last_activity()
           self._tell(idle=now - idle, what=what)
         silent = self._silent(now, self._patience)
         if silent and self._end is None:
@@ -159,7 +159,7 @@ class Watch:
       if 'bye' in message:
         self._drop(index)
       elif 'idle' in message:
-        sign = progress.Sign(now - message['idle'], message['what'])
+        sign = progress.Activity(now - message['idle'], message['what'])
         self._signs[index] = sign
       elif 'failed' in message and self._end is None:
         text, status = message['failed'], message['status']
@@ -189,7 +189,7 @@ class Watch:
 
   def _end_if_stalled(self, now: float) -> None:
     """The part of process 0, to which all others are connected."""
-    signs = {0: progress.last_sign(), **self._signs}
+    signs = {0: progress.last_activity(), **self._signs}
     newest = max(sign.time for sign in signs.values())
     if not self._stall or now - max(newest, self._awake) <= self._stall:
       return

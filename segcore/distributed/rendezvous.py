@@ -423,7 +423,7 @@ def _answer(wire: Wire, deadline: float) -> dict[str, Any]:
   return {}
 
 
-def of_host_0(value: np.ndarray | bool) -> np.ndarray:
+def broadcast_from_host_0(value: np.ndarray | bool) -> np.ndarray:
   """What host 0 has, on every host; all must ask."""
   if jax.process_count() == 1:
     return np.asarray(value)
@@ -435,7 +435,7 @@ def agree(name: str, value: str) -> None:
   """Returns if the value is the same on all hosts; all of them have to ask.
 
   Args:
-    name: what it is: 'the labelled images'.
+    name: what it is: 'the labeled images'.
     value: short.
 
   Raises:

@@ -21,12 +21,11 @@ from jax.sharding import Mesh
 
 from input_pipeline import datasets, splits, transforms
 from input_pipeline import loader as loader_lib
-from runtime import errors, journal, progress
+from runtime import console, errors, progress
 from segcore.distributed import sharding
 from segcore.eval import inference, panels
 from segcore.eval import metrics as metrics_lib
-from segcore.train import method as method_lib
-from segcore.train import tensorboard
+from segcore.train import tensorboard, train_state
 
 
 class PlannedBatch(NamedTuple):
@@ -96,13 +95,13 @@ class Predictions:
   keep: tuple[str, ...] = ()
   reading: loader_lib.Reading = loader_lib.Reading()
   show: bool = False
-  frame: transforms.CentreCrop | None = None
+  frame: transforms.CenterCrop | None = None
 
   def __post_init__(self):
     sharding.check_batch(self.batch_size, self.mesh, 'batch_size of evaluation')
 
   def __call__(
-    self, state: method_lib.TrainState
+    self, state: train_state.TrainState
   ) -> Iterator[tuple[np.ndarray, transforms.Example]]:
     """Pairs of prediction and example, for the images of this host.
 
@@ -110,7 +109,7 @@ class Predictions:
     over the canvas are cut to the image.
     """
     put = sharding.put_batch(self.mesh)
-    shown = journal.Progress(
+    shown = console.ProgressLine(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )
     # In threads: what a predictor holds does not travel to other processes.
@@ -118,7 +117,7 @@ class Predictions:
     iterator = reading.iterate(self._batches)
     try:
       for done, batch in enumerate(iterator, start=1):
-        progress.sign(f'batch {done} of {self.split.name}')
+        progress.record_activity(f'batch {done} of {self.split.name}')
         found = self.predictor(state, put(batch['inputs']))
         rows = sharding.local_rows(self._by_rows(found))
         canvas = batch['group'].canvas
@@ -206,7 +205,7 @@ class Evaluator:
   target: str
   num_pictures: int = 0
 
-  def __call__(self, state: method_lib.TrainState) -> 'Evaluated':
+  def __call__(self, state: train_state.TrainState) -> 'Evaluated':
     """Evaluates the state; the same values on every host.
 
     The panel shows images of this host.
@@ -255,13 +254,13 @@ class Evaluated(NamedTuple):
 
 
 def joined(
-  *looks: Callable[[method_lib.TrainState], tensorboard.Findings],
-) -> Callable[[method_lib.TrainState], tensorboard.Findings]:
+  *looks: Callable[[train_state.TrainState], tensorboard.Summaries],
+) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
   """One function for several, whose tags differ."""
 
-  def look(state: method_lib.TrainState) -> tensorboard.Findings:
+  def look(state: train_state.TrainState) -> tensorboard.Summaries:
     found = [each(state) for each in looks]
-    return tensorboard.Findings(
+    return tensorboard.Summaries(
       {tag: value for each in found for tag, value in each.scalars.items()},
       {tag: image for each in found for tag, image in each.images.items()},
     )
@@ -271,12 +270,12 @@ def joined(
 
 def together(
   evaluators: Mapping[str, Evaluator],
-) -> Callable[[method_lib.TrainState], tensorboard.Findings]:
+) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
   """One function for several splits: scalars named '<split>/<metric>'."""
 
-  def evaluate(state: method_lib.TrainState) -> tensorboard.Findings:
+  def evaluate(state: train_state.TrainState) -> tensorboard.Summaries:
     found = {split: each(state) for split, each in evaluators.items()}
-    return tensorboard.Findings(
+    return tensorboard.Summaries(
       {
         f'{split}/{name}': value
         for split, evaluated in found.items()

@@ -17,7 +17,7 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Array, Int16, UInt8
 
-from runtime import errors, files, journal, json_files
+from runtime import console, errors, files, json_files
 from segcore.eval import predict
 from segcore.models.layers import resize
 
@@ -70,7 +70,7 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   inputs = model.predictor.prepare([image[0]], group)
   expected = np.asarray(model.predictor(jax.device_get(model.state), inputs))
   same = np.mean(found == expected[:, : size[0], : size[1]])
-  journal.say(
+  console.log(
     f'exported: {path}, {len(content) / 1e6:,.1f} MB; read back, it agrees '
     f'with the network on {same:.2%} of a {size[0]}x{size[1]} image of noise'
   )

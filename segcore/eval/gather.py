@@ -9,14 +9,14 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from segcore.eval import evaluator
-from segcore.train import method
+from segcore.train import train_state
 
 # Of a row, at most.
 _MOST_AXES = 4
 
 
 def rows_of(
-  predictions: evaluator.Predictions, state: method.TrainState
+  predictions: evaluator.Predictions, state: train_state.TrainState
 ) -> Float32[np.ndarray, 'N ...']:
   """What is predicted of each image, in order; the same on every host."""
   at = {name: i for i, name in enumerate(predictions.split.ids())}

@@ -1,6 +1,6 @@
 """How a network is applied to images: what a metric, or a person, gets to see.
 
-  predictor = LabelMaps(method, num_classes, protocols.Options(flip=True), 16)
+  predictor = LabelMaps(method, num_classes, protocols.ProtocolOptions(flip=True), 16)
   inputs = predictor.prepare(images, predictor.group(images[0].shape[:2]))
   label_maps = predictor(state, inputs)        # int16 [B, H, W] on a canvas
 
@@ -28,6 +28,7 @@ from runtime import errors
 from segcore.eval import protocols
 from segcore.models.layers import resize
 from segcore.train import method as method_lib
+from segcore.train import train_state
 
 # Scores that are enlarged at once: 2**22 float32 are 16 MB. With 2**24 XLA took
 # 3.4 GB for 919 classes on a CPU, with this 0.5 GB, and no longer.
@@ -61,18 +62,18 @@ class Predictor(Protocol):
     ...
 
   def __call__(
-    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+    self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Array:
     """A prediction for each row; maps are as large as the canvas."""
     ...
 
 
 @runtime_checkable
-class Labeller(Predictor, Protocol):
+class Labeler(Predictor, Protocol):
   """A predictor of label maps that can be exported, too."""
 
   def label(
-    self, state: method_lib.TrainState, images: UInt8[Array, '1 H W 3']
+    self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
     """The label map of one image, whose sides may be symbols."""
     ...
@@ -161,7 +162,7 @@ class ImageScores:
     multiple: of the sides of the network's input.
   """
 
-  method: method_lib.Scores
+  method: method_lib.ScoreModel
   multiple: int
 
   def group(self, size: tuple[int, int]) -> Group:
@@ -176,7 +177,7 @@ class ImageScores:
     return {'images': on_canvas(images, group.canvas)}
 
   def __call__(
-    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+    self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Float[Array, 'B ...']:
     """See `Predictor`."""
     return self._scores(state, inputs['images'])
@@ -205,9 +206,9 @@ class LabelMaps:
     output: 'labels', or 'probs' for the averaged probabilities.
   """
 
-  method: method_lib.Scores
+  method: method_lib.ScoreModel
   num_classes: int
-  protocol: protocols.Options
+  protocol: protocols.ProtocolOptions
   multiple: int
   output: Literal['labels', 'probs'] = 'labels'
 
@@ -253,7 +254,7 @@ class LabelMaps:
     return {**inputs, 'views': packed}
 
   def __call__(
-    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+    self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Int16[Array, 'B H W'] | Float[Array, 'B H W C']:
     """See `Predictor`."""
     images = inputs['images']
@@ -271,7 +272,7 @@ class LabelMaps:
     return self._decide(found, total, canvas)
 
   def label(
-    self, state: method_lib.TrainState, images: UInt8[Array, '1 H W 3']
+    self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
     """The same of one image, in one traceable function, for `export`.
 
@@ -352,7 +353,7 @@ class LabelMaps:
 
   @property
   def _beyond(self) -> tuple[int, int, int] | None:
-    return transforms.MEAN_COLOUR if self.protocol.beyond == 'mean' else None
+    return transforms.MEAN_COLOR if self.protocol.beyond == 'mean' else None
 
   def _canvas(self, size: resize.Size) -> resize.Size:
     canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
@@ -382,7 +383,7 @@ class LabelMaps:
 
 @functools.lru_cache(maxsize=64)
 def _cached_views(
-  protocol: protocols.Options, multiple: int, size: tuple[int, int]
+  protocol: protocols.ProtocolOptions, multiple: int, size: tuple[int, int]
 ) -> list[protocols.View]:
   return protocol.build(multiple)(size)
 
@@ -426,7 +427,7 @@ def _dense(packed: Packed, width: int) -> Array:
 def _look(images, view, beyond):
   """What the network is shown, in [-1, 1]; the canvas itself without a view.
 
-  Where a view reads nothing, it shows the colour `beyond`, if there is one.
+  Where a view reads nothing, it shows the color `beyond`, if there is one.
   """
   exact = jax.lax.Precision.HIGHEST
   symmetric = batch_lib.to_symmetric(images)

@@ -131,14 +131,14 @@ class ConfusionMatrix:
     that occur, of the share of their pixels that are right.
     """
     right = np.diagonal(self.counts)
-    labelled = self.counts.sum(axis=1)
+    labeled = self.counts.sum(axis=1)
     predicted = self.counts.sum(axis=0)
-    iou = _ratio(right, labelled + predicted - right)
-    pixel_accuracy = _ratio(right.sum(keepdims=True), labelled.sum())
+    iou = _ratio(right, labeled + predicted - right)
+    pixel_accuracy = _ratio(right.sum(keepdims=True), labeled.sum())
     return {
       'miou': _mean(iou),
       'pixel_accuracy': float(pixel_accuracy[0]),
-      'mean_class_accuracy': _mean(_ratio(right, labelled)),
+      'mean_class_accuracy': _mean(_ratio(right, labeled)),
       'iou': iou,
     }
 

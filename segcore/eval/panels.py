@@ -1,7 +1,7 @@
 """Pictures for people: what the network saw, was told, and answered.
 
-Arrays in, arrays out: uint8 RGB throughout. Colours of classes are the data
-set's palette; pixels without a label are light grey.
+Arrays in, arrays out: uint8 RGB throughout. Colors of classes are the data
+set's palette; pixels without a label are light gray.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt8
 
 from runtime import files
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 # Of pixels that have no label.
 IGNORED = (224, 224, 224)
@@ -32,22 +32,22 @@ _TILES = (96, 256)
 _MOST_CLASSES = 40
 
 
-def coloured(
-  label: Int[np.ndarray, 'H W'], palette: Sequence[Colour]
+def colored(
+  label: Int[np.ndarray, 'H W'], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """A label map in the colours of its classes."""
-  colours = np.array([*palette, IGNORED], np.uint8)
-  return colours[np.where(label < 0, len(palette), label)]
+  """A label map in the colors of its classes."""
+  colors = np.array([*palette, IGNORED], np.uint8)
+  return colors[np.where(label < 0, len(palette), label)]
 
 
 def overlay(
   image: UInt8[np.ndarray, 'H W 3'],
   label: Int[np.ndarray, 'H W'],
-  palette: Sequence[Colour],
+  palette: Sequence[Color],
   opacity: float = 0.5,
 ) -> UInt8[np.ndarray, 'height width 3']:
   """The image with its label map laid over it, where there is a label."""
-  mixed = (1 - opacity) * image + opacity * coloured(label, palette)
+  mixed = (1 - opacity) * image + opacity * colored(label, palette)
   mixed = np.rint(mixed).astype(np.uint8)
   return np.where((label >= 0)[..., None], mixed, image)
 
@@ -55,7 +55,7 @@ def overlay(
 def errors(
   label: Int[np.ndarray, 'H W'], prediction: Int[np.ndarray, 'H W']
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Wrong pixels in red, right ones in white, those without a label in grey."""
+  """Wrong pixels in red, right ones in white, those without a label in gray."""
   found = np.full((*label.shape, 3), 255, np.uint8)
   found[prediction != label] = WRONG
   found[label < 0] = IGNORED
@@ -101,9 +101,9 @@ def tile_of(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
 
 
 def legend(
-  classes: Sequence[str], palette: Sequence[Colour], width: int, tile: int
+  classes: Sequence[str], palette: Sequence[Color], width: int, tile: int
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Names of classes beside their colours, in as many columns as fit.
+  """Names of classes beside their colors, in as many columns as fit.
 
   The letters are as large as those above tiles of the given side.
   """
@@ -116,10 +116,10 @@ def legend(
   num_lines = math.ceil(len(entries) / num_columns)
   paper = _paper(num_lines * line, max(width, column_width))
   places = []
-  for i, (_, colour) in enumerate(entries):
+  for i, (_, color) in enumerate(entries):
     left = i // num_lines * column_width
     top = i % num_lines * line
-    paper[top + 2 : top + 2 + box, left : left + box] = colour
+    paper[top + 2 : top + 2 + box, left : left + box] = color
     places.append((left + box + 5, top))
   return _written(paper, places, [name for name, _ in entries], tile)
 
@@ -147,7 +147,7 @@ class Example:
 def panels(
   examples: Sequence[Example],
   classes: Sequence[str],
-  palette: Sequence[Colour],
+  palette: Sequence[Color],
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Rows of input, label, prediction and error; the legend below them.
 
@@ -156,8 +156,8 @@ def panels(
   rows = [
     [
       example.image,
-      coloured(example.label, palette),
-      coloured(example.prediction, palette),
+      colored(example.label, palette),
+      colored(example.prediction, palette),
       errors(example.label, example.prediction),
     ]
     for example in examples

@@ -22,14 +22,14 @@ from jaxtyping import Float, Int
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from runtime import errors, journal, json_files
+from runtime import console, errors, json_files
 from segcore.eval import evaluator, inference, panels
-from segcore.train import method as method_lib
+from segcore.train import train_state
 
 # Says that a folder holds predictions, which may be written over.
 _MARK = 'classes.json'
-# A palette PNG has room for so many colours.
-_MOST_COLOURS = 256
+# A palette PNG has room for so many colors.
+_MOST_COLORS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +71,14 @@ class Model:
     state: its parameters.
     predictor: how it is applied.
     classes: name of each class id.
-    palette: colour of each class id.
+    palette: color of each class id.
     batch_size: global number of images.
     mesh: the devices.
     reading: threads.
   """
 
-  state: method_lib.TrainState
-  predictor: inference.Labeller
+  state: train_state.TrainState
+  predictor: inference.Labeler
   classes: tuple[str, ...]
   palette: tuple[tuple[int, int, int], ...]
   batch_size: int
@@ -97,7 +97,7 @@ def run(model: Model, request: Request) -> None:
     request.images, model.classes, model.palette
   )
   for problem in skipped:
-    journal.say(f'skipped: {problem}')
+    console.log(f'skipped: {problem}')
   predictor = model.predictor
   if request.probs:
     if not isinstance(predictor, inference.LabelMaps):
@@ -121,7 +121,7 @@ def run(model: Model, request: Request) -> None:
   for prediction, example in bar:
     with writing(request.out):
       _write(request, model, example, prediction)
-  journal.say(
+  console.log(
     f'{len(split)} images predicted'
     + (f', {len(skipped)} skipped' if skipped else '')
     + f': {request.out}'
@@ -143,8 +143,8 @@ def writing(out: pathlib.Path) -> Iterator[None]:
 def encode_label(
   label: Int[np.ndarray, 'H W'], palette: Sequence[tuple[int, int, int]]
 ) -> PIL.Image.Image:
-  """A label map as a PNG: class ids with their colours, or 16-bit class ids."""
-  if len(palette) > _MOST_COLOURS:
+  """A label map as a PNG: class ids with their colors, or 16-bit class ids."""
+  if len(palette) > _MOST_COLORS:
     return PIL.Image.fromarray(label.astype(np.uint16))
   image = PIL.Image.fromarray(label.astype(np.uint8))
   image.putpalette(np.array(palette, np.uint8).tobytes())
@@ -184,8 +184,8 @@ def _write_classes(
   """The class list, in the form in which a folder of masks takes it."""
   out.mkdir(parents=True, exist_ok=True)
   lines = [
-    '{} #{:02x}{:02x}{:02x}'.format(name, *colour)
-    for name, colour in zip(classes, palette, strict=True)
+    '{} #{:02x}{:02x}{:02x}'.format(name, *color)
+    for name, color in zip(classes, palette, strict=True)
   ]
   (out / 'classes.txt').write_text('\n'.join(lines) + '\n')
   json_files.write(out / _MARK, {'classes': classes, 'palette': palette})

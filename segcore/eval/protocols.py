@@ -178,7 +178,7 @@ def halves(protocol: Protocol) -> Protocol:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ProtocolOptions:
   """The evaluation protocol of a benchmark.
 
   Attributes:
@@ -187,14 +187,14 @@ class Options:
     window: height and width of windows.
     stride: of windows.
     beyond: what a window shows beyond an image that is smaller: 'reflection',
-      or 'mean', the mean colour on all sides.
+      or 'mean', the mean color on all sides.
     scales: of the image.
     flip: average with the mirrored image.
     average: what of the views is averaged, before the best class is taken:
       'logits', or 'probs' (softmax of each view at the size of the image).
     antialias: blur images before shrinking them.
     align_corners: by which rule a network's scores are enlarged to its input:
-      corners on corners, or half-pixel centres.
+      corners on corners, or half-pixel centers.
     canvas: images are put on canvases whose sides are multiples of this, and
       one program is compiled for each canvas and size of input; 0: the
       network's stride. A single view of the whole image shows the network the
@@ -226,7 +226,7 @@ class Options:
       raise ValueError(f'canvas: found {self.canvas}, expected >= 0')
     self.build(1)
 
-  def single(self) -> 'Options':
+  def single(self) -> 'ProtocolOptions':
     """One view of the whole image: what is followed while training.
 
     Of several scales it is the one nearest to 1. Windows stay where the network
@@ -274,14 +274,14 @@ class Options:
   def describe(self) -> str:
     """In words, for `results.json`.
 
-    >>> Options(flip=True, average='probs').describe()
+    >>> ProtocolOptions(flip=True, average='probs').describe()
     'whole image, single scale, with its mirror image; averaged probs'
     """
     if self.tiles == 'windows':
       window, stride = (f'{a}x{b}' for a, b in (self.window, self.stride))
       tiles = f'windows of {window} every {stride}'
       if self.beyond == 'mean':
-        tiles += ' (smaller images amid the mean colour)'
+        tiles += ' (smaller images amid the mean color)'
     else:
       tiles = {'whole': 'whole image', 'halves': 'left and right half'}[
         self.tiles

@@ -22,7 +22,7 @@ class Results:
   Host 0 writes; the others may call all the same.
   """
 
-  def __init__(self, place: stage.Place, step: int = 0):
+  def __init__(self, place: stage.Workspace, step: int = 0):
     self._place = place
     self._step = step
     self._pictures = place.directory / 'pictures'

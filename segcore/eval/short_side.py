@@ -20,9 +20,10 @@ from input_pipeline import transforms
 from segcore.eval import inference
 from segcore.models.layers import resize
 from segcore.train import method as method_lib
+from segcore.train import train_state
 
 # From a state and images in [-1, 1], [B, h, w, 3], to rows [B, …].
-Look = Callable[[method_lib.TrainState, Array], Array]
+Look = Callable[[train_state.TrainState, Array], Array]
 
 
 def size_at(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -86,7 +87,7 @@ class AtGrid:
     return {'images': _stacked(images, group, self.short_side, self.crop)}
 
   def __call__(
-    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+    self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Array:
     """See `inference.Predictor`."""
     return self._look(state, inputs['images'])
@@ -113,7 +114,7 @@ class LabelMaps:
     output: 'labels', or 'probs' for the probability of each class.
   """
 
-  method: method_lib.Scores
+  method: method_lib.ScoreModel
   short_side: int
   canvas: int = 64
   largest: int = 1000
@@ -144,14 +145,14 @@ class LabelMaps:
     }
 
   def __call__(
-    self, state: method_lib.TrainState, inputs: Mapping[str, Any]
+    self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Int16[Array, 'B H W'] | Float[Array, 'B H W C']:
     """See `inference.Predictor`."""
     scores = self._scores(state, inputs['images'])
     return self._labels(scores, inputs['rows'], inputs['columns'])
 
   def label(
-    self, state: method_lib.TrainState, images: UInt8[Array, '1 H W 3']
+    self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
     """The same of one image, in one traceable function, for `export`.
 

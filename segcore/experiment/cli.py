@@ -27,7 +27,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from runtime import errors, exit_status, files, journal
+from runtime import console, errors, exit_status, files
 from segcore.cost import topology as topology_lib
 from segcore.distributed import heartbeat, rendezvous
 from segcore.eval import export, predict
@@ -82,10 +82,10 @@ def main(
     with _hosts(command), _disk_full(command.workdir):
       stages = build(command.config)
       if command.dry_run:
-        stage.rehearse(stages, command.stages, command.compiles)
+        stage.dry_run_stages(stages, command.stages, command.compiles)
         return 0
       if command.request is None:
-        stage.execute(stages, command.workdir, command.stages)
+        stage.run_stages(stages, command.workdir, command.stages)
       else:
         stage.check(stages, command.workdir)
         model = load(command.config, command.workdir)
@@ -97,12 +97,12 @@ def main(
     _complain(_told(error, command))
     return EXIT_USER_ERROR
   except stage.Preempted as stopped:
-    journal.say(f'stopped: {stopped}; run the same command again to go on')
+    console.log(f'stopped: {stopped}; run the same command again to go on')
     return EXIT_PREEMPTED
   except KeyboardInterrupt:
-    journal.say('interrupted; run the same command again to go on')
+    console.log('interrupted; run the same command again to go on')
     return EXIT_INTERRUPTED
-  journal.say(f'done: {command.workdir}')
+  console.log(f'done: {command.workdir}')
   return 0
 
 
@@ -358,7 +358,7 @@ def _rehearse_elsewhere(build: BuildStages, command: Command) -> None:
   fsdp = command.config.operation.fsdp
   devices = command.topology.simulate(fsdp)[:fsdp]
   stages = build(command.config, devices)
-  stage.rehearse(stages, command.stages, topology=command.topology)
+  stage.dry_run_stages(stages, command.stages, topology=command.topology)
 
 
 def program_of(config: ml_collections.ConfigDict) -> str:
@@ -382,7 +382,7 @@ def program_of(config: ml_collections.ConfigDict) -> str:
 def _told(error: errors.UserError, command: Command | None) -> str:
   """The line; where files are missing, with what the config says to that."""
   advice = ''
-  missing = isinstance(error, errors.Missing)
+  missing = isinstance(error, errors.MissingInput)
   if missing and command and 'without_files' in command.config:
     advice = command.config.without_files
   return f'{error}; {advice}' if advice else str(error)

@@ -14,18 +14,26 @@ from jax.sharding import Mesh
 
 from input_pipeline import datasets, loader, splits, transforms, views
 from input_pipeline.sources import fingerprints
-from runtime import errors, files, journal, json_files, options
+from runtime import console, errors, files, json_files, options
 from segcore import types
 from segcore.distributed import rendezvous, sharding
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, predict, protocols
 from segcore.eval import results as results_lib
 from segcore.experiment import dry_run, stage
+from segcore.models import heads as heads_lib
 from segcore.models import network, segmenter
-from segcore.train import checkpoint, loop, method, optimizers
+from segcore.train import (
+  checkpoint,
+  loop,
+  method,
+  optimizers,
+  train_state,
+  update,
+)
 from segcore.weights import load
 
-# In the folder of a trained segmentation network: names and colours of the
+# In the folder of a trained segmentation network: names and colors of the
 # class ids.
 _CLASSES = 'classes.json'
 # Classes of a data set that says how many only when it is read.
@@ -75,7 +83,7 @@ class Start:
     """
     if self.needs(stages) or not self.path or self.folder.exists():
       return
-    raise errors.Missing(
+    raise errors.MissingInput(
       f'{path}.path: {self.path} does not exist: expected a stage, the folder '
       'of one, or a weight file'
     )
@@ -85,25 +93,25 @@ class Start:
 class Images:
   """Images of a data set; their labels are not read."""
 
-  data: datasets.Options
+  data: datasets.DataOptions
   split: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
-  """Images with masks, of which some are labelled.
+class Labeled:
+  """Images with masks, of which some are labeled.
 
   Attributes:
     data: needs masks.
-    split: its labelled subset is trained on.
+    split: its labeled subset is trained on.
     val_split: evaluated on, on the way; 'held_out' is the part of `split` that
       the subset sets aside.
     follow: splits that are evaluated on the way too, for a curve; the split
-      that is trained on means its labelled images.
-    subset: which images are labelled.
+      that is trained on means its labeled images.
+    subset: which images are labeled.
   """
 
-  data: datasets.Options
+  data: datasets.DataOptions
   split: str
   val_split: str
   follow: tuple[str, ...]
@@ -116,7 +124,7 @@ class EvaluateOptions:
 
   Attributes:
     splits: of the data set that was trained on; the split that was trained on
-      means its labelled images.
+      means its labeled images.
     batch_size: global number of images.
     protocol: how the network looks at an image.
     which: the state after the last step, or the best one on `val_split`.
@@ -126,7 +134,7 @@ class EvaluateOptions:
 
   splits: tuple[str, ...]
   batch_size: int
-  protocol: protocols.Options
+  protocol: protocols.ProtocolOptions
   which: Literal['last', 'best'] = 'last'
   framed: bool = False
 
@@ -138,13 +146,13 @@ class EvaluateOptions:
       )
 
   @property
-  def frames(self) -> dict[str, transforms.CentreCrop | None]:
+  def frames(self) -> dict[str, transforms.CenterCrop | None]:
     """What images are put into, by what is added to the name of a result."""
     whole = {'': None}
     if not self.framed:
       return whole
     return whole | {
-      '_framed': transforms.CentreCrop(self.protocol.window, 'paper')
+      '_framed': transforms.CenterCrop(self.protocol.window, 'paper')
     }
 
 
@@ -159,12 +167,12 @@ class Bench:
     mesh: the devices.
   """
 
-  network: network.Options
+  network: network.NetworkOptions
   data_dir: str
   operation: loop.Operation
   mesh: Mesh
 
-  def fitted(self, size: tuple[int, int]) -> network.Options:
+  def fitted(self, size: tuple[int, int]) -> network.NetworkOptions:
     """The network for training on images of this (height, width)."""
     return network.fitted(self.network, size, 'config.network')
 
@@ -177,16 +185,16 @@ class Bench:
   def plan(
     self,
     trained: Callable[['Bench', int], method.Method],
-    recipe: method.Recipe,
+    recipe: update.Recipe,
     size: tuple[int, int],
     batch_spec: Callable[[int], types.BatchSpec],
-    data: datasets.Options,
+    data: datasets.DataOptions,
   ) -> dry_run.Plan:
     """A training, as far as it is known without its data.
 
     Args:
       trained: the method, by what it is built on and the number of classes.
-      recipe: batch, length, optimiser.
+      recipe: batch, length, optimizer.
       size: height and width of the images.
       batch_spec: of a batch, by the number of classes.
       data: that knows its classes, or not.
@@ -218,7 +226,7 @@ class Bench:
   @property
   def multiple(self) -> int:
     """What the sides of the network's inputs are multiples of."""
-    encoder_only = {'tags': segmenter.PoolHead(1)}
+    encoder_only = {'tags': heads_lib.PoolHead(1)}
     built = network.build(self.network, encoder_only, 'config.network')
     return built.encoder.multiple
 
@@ -235,13 +243,17 @@ class Bench:
     for requirement in requirements if jax.process_index() == 0 else ():
       try:
         requirement()
-      except errors.Missing as error:
+      except errors.MissingInput as error:
         found[str(error)] = None  # Each once, in order.
-    if rendezvous.of_host_0(bool(found)):
-      raise errors.Missing('; '.join(found) or 'host 0 misses files')
+    if rendezvous.broadcast_from_host_0(bool(found)):
+      raise errors.MissingInput('; '.join(found) or 'host 0 misses files')
 
   def open(
-    self, data: datasets.Options, split: str, kind: str = '', purpose: str = ''
+    self,
+    data: datasets.DataOptions,
+    split: str,
+    kind: str = '',
+    purpose: str = '',
   ) -> datasets.Split:
     """Opens a split; with a kind of label if one is named.
 
@@ -253,42 +265,42 @@ class Bench:
       opened.require(kind, purpose)
     return opened
 
-  def labelled(self, block: Labelled, purpose: str) -> datasets.Split:
-    """The labelled images."""
+  def labeled(self, block: Labeled, purpose: str) -> datasets.Split:
+    """The labeled images."""
     split = self.open(block.data, block.split, 'label', purpose)
     return split.select(block.subset.choose(split.ids()))
 
-  def labelled_or(
-    self, block: Labelled, name: str, purpose: str
+  def labeled_or(
+    self, block: Labeled, name: str, purpose: str
   ) -> datasets.Split:
-    """A split with masks; of the one that is trained on, the labelled part."""
+    """A split with masks; of the one that is trained on, the labeled part."""
     if name == block.split:
-      return self.labelled(block, purpose)
+      return self.labeled(block, purpose)
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
       return split.select(block.subset.set_aside(split.ids()))
     return self.open(block.data, name, 'label', purpose)
 
-  def check_labelled(
-    self, block: Labelled, reported: Sequence[str], purpose: str
+  def check_labeled(
+    self, block: Labeled, reported: Sequence[str], purpose: str
   ) -> None:
     """Opens all that training and report will read; nothing may leak.
 
     Raises:
       UserError: a split is missing or has no masks, or shares an image with the
-        labelled ones.
+        labeled ones.
     """
     for name in (block.split, block.val_split, *block.follow, *reported):
-      opened = self.labelled_or(block, name, purpose)
+      opened = self.labeled_or(block, name, purpose)
       if name != block.split:
-        labelled = self.labelled(block, purpose)
+        labeled = self.labeled(block, purpose)
         fingerprints.check_disjoint(
-          labelled.index, opened.index, (labelled.name, opened.name)
+          labeled.index, opened.index, (labeled.name, opened.name)
         )
 
   def loaded(
     self,
-    place: stage.Place,
+    place: stage.Workspace,
     start: Start,
     net: segmenter.Segmenter,
     size: tuple[int, int],
@@ -305,10 +317,10 @@ class Bench:
 
   def train(
     self,
-    place: stage.Place,
+    place: stage.Workspace,
     trained: method.Method,
     streams: Mapping[str, 'StreamOf | ViewsOf'],
-    recipe: method.Recipe,
+    recipe: update.Recipe,
     block: Any,
     evaluation: loop.Evaluate | None,
     best: str | None = None,
@@ -321,7 +333,7 @@ class Bench:
       place: of the stage.
       trained: the method.
       streams: what the batches are made of; a single one has the name ''.
-      recipe: batch, length, optimiser.
+      recipe: batch, length, optimizer.
       block: all settings, for TensorBoard.
       evaluation: on the way.
       best: name of the scalar that says which state is the best.
@@ -370,7 +382,7 @@ class Bench:
     target: str,
     batch_size: int,
     show: bool = False,
-    frame: transforms.CentreCrop | None = None,
+    frame: transforms.CenterCrop | None = None,
   ) -> evaluator_lib.Evaluator:
     """Compares what a predictor finds in a split with its labels."""
     predictions = evaluator_lib.Predictions(
@@ -388,21 +400,21 @@ class Bench:
 
   def label_maps(
     self,
-    trained: method.Scores,
+    trained: method.ScoreModel,
     num_classes: int,
-    protocol: protocols.Options,
+    protocol: protocols.ProtocolOptions,
   ) -> inference.LabelMaps:
     """How label maps are found."""
     return inference.LabelMaps(trained, num_classes, protocol, self.multiple)
 
   def segmentation_evaluator(
     self,
-    trained: method.Scores,
+    trained: method.ScoreModel,
     split: datasets.Split,
     batch_size: int,
-    protocol: protocols.Options,
+    protocol: protocols.ProtocolOptions,
     show: bool = False,
-    frame: transforms.CentreCrop | None = None,
+    frame: transforms.CenterCrop | None = None,
   ) -> evaluator_lib.Evaluator:
     """The confusion of classes over a split."""
     num_classes = len(split.classes)
@@ -418,17 +430,17 @@ class Bench:
 
   def followed(
     self,
-    trained: method.Scores,
-    block: Labelled,
+    trained: method.ScoreModel,
+    block: Labeled,
     batch_size: int,
-    protocol: protocols.Options,
+    protocol: protocols.ProtocolOptions,
     purpose: str,
   ) -> dict[str, evaluator_lib.Evaluator]:
     """Evaluators of the splits that are looked at on the way."""
     return {
       name: self.segmentation_evaluator(
         trained,
-        self.labelled_or(block, name, purpose),
+        self.labeled_or(block, name, purpose),
         batch_size,
         protocol.single(),
       )
@@ -535,9 +547,9 @@ def augmentations(
 
 
 def write_classes(
-  place: stage.Place, split: datasets.Split
+  place: stage.Workspace, split: datasets.Split
 ) -> Sequence[files.Path]:
-  """Leaves the names and colours of the classes for the stages after."""
+  """Leaves the names and colors of the classes for the stages after."""
   path = place.directory / _CLASSES
   json_files.write(path, {'classes': split.classes, 'palette': split.palette})
   return [path]
@@ -554,16 +566,16 @@ def fixed_batch(stream: StreamOf | ViewsOf, count: int) -> dict[str, Any]:
   return loader.on_device(loader.stack(examples))
 
 
-def keep_labelled_ids(place: stage.Place, labelled: datasets.Split) -> None:
-  """Writes which images are labelled; refuses others later on.
+def keep_labeled_ids(place: stage.Workspace, labeled: datasets.Split) -> None:
+  """Writes which images are labeled; refuses others later on.
 
   Raises:
     UserError: they are not those the stage was started with.
   """
   json_files.require_unchanged(
-    place.directory / 'labelled_ids.json',
-    labelled.ids(),
-    'the choice of labelled images',
+    place.directory / 'labeled_ids.json',
+    labeled.ids(),
+    'the choice of labeled images',
   )
 
 
@@ -578,7 +590,7 @@ class Reporting:
   Attributes:
     bench: what it is built on.
     trained_by: name of the stage.
-    labelled: its data.
+    labeled: its data.
     evaluate: what is reported.
     scores: from a number of classes to what predicts them.
     fields: of a checkpoint, that are read.
@@ -587,9 +599,9 @@ class Reporting:
 
   bench: Bench
   trained_by: str
-  labelled: Labelled
+  labeled: Labeled
   evaluate: EvaluateOptions
-  scores: Callable[[int], method.Scores]
+  scores: Callable[[int], method.ScoreModel]
   fields: tuple[str, ...] = ('step', 'params', 'batch_stats')
   reported: Reported = dict
 
@@ -614,16 +626,16 @@ class Reporting:
       'evaluate', settings, self.run, (self.trained_by,), self._plan
     )
 
-  def run(self, place: stage.Place) -> Sequence[files.Path]:
+  def run(self, place: stage.Workspace) -> Sequence[files.Path]:
     """Reports the network by the protocol of the config."""
     bench, block = self.bench, self.evaluate
-    bench.check_labelled(self.labelled, block.splits, self.trained_by)
-    classes = bench.labelled(self.labelled, self.trained_by).classes
+    bench.check_labeled(self.labeled, block.splits, self.trained_by)
+    classes = bench.labeled(self.labeled, self.trained_by).classes
     trained = self.scores(len(classes))
     step, state = self._state(place.needed[self.trained_by])
     results = results_lib.Results(place, step)
     for name in block.splits:
-      split = bench.labelled_or(self.labelled, name, self.trained_by)
+      split = bench.labeled_or(self.labeled, name, self.trained_by)
       for added, frame in block.frames.items():
         evaluator = bench.segmentation_evaluator(
           *(trained, split, block.batch_size, block.protocol),
@@ -632,7 +644,7 @@ class Reporting:
         )
         evaluated = evaluator(state)
         results.add(f'{name}{added}', evaluated.values, split, evaluated.panel)
-        journal.say(
+        console.log(
           f'{split.name}{added}: mIoU {evaluated.values["miou"]:.4f} over '
           f'{len(split)} images'
         )
@@ -647,7 +659,7 @@ class Reporting:
       UserError: it is not finished.
     """
     folder = workdir / self.trained_by
-    stage.verify(folder, 'predict')
+    stage.require_finished(folder, 'predict')
     found = json_files.read(folder / _CLASSES)
     num_classes = len(found['classes'])
     _, state = self._state(folder)
@@ -673,8 +685,10 @@ class Reporting:
       'images at once',
     ]
 
-  def _state(self, folder: files.Path) -> tuple[int, method.TrainState]:
+  def _state(self, folder: files.Path) -> tuple[int, train_state.TrainState]:
     """The step and the state that are reported."""
     kept = 'best' if self.evaluate.which == 'best' else 'checkpoints'
     found = self.reported(checkpoint.read(folder / kept, self.fields))
-    return int(found['step']), method.frozen(found, self.bench.mesh)
+    return int(found['step']), train_state.inference_state(
+      found, self.bench.mesh
+    )

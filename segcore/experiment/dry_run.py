@@ -3,7 +3,7 @@
   for line in dry_run.report(plan, compiles=False):
     print(line)
 
-Everything follows from shapes: nothing is initialised, nothing is run, and a
+Everything follows from shapes: nothing is initialized, nothing is run, and a
 network of any size takes seconds and little memory. Only XLA's own figures need
 the program to be compiled, which for a large network takes minutes.
 """
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from runtime import errors, journal
+from runtime import console, errors
 from segcore import types
 from segcore.cost import flops
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
 from segcore.models import segmenter
-from segcore.train import loop, method
+from segcore.train import loop, method, train_state
 
 # Dense bfloat16 operations per second of a chip, as its vendor states them.
 CHIPS = {
@@ -75,7 +75,7 @@ class Cost(NamedTuple):
     forward: nominal operations of a prediction of one image, by part.
     step: nominal operations of a step, by part, without what remat adds.
     in_while: operations of a step of which only one round is counted.
-    state_bytes: parameters, statistics and optimiser's slots on a device.
+    state_bytes: parameters, statistics and optimizer's slots on a device.
   """
 
   parameters: Mapping[str, int]
@@ -293,7 +293,7 @@ def _report(
     share = found.in_while / step
     yield f'{share:.0%} of them are one round of a loop that may have more'
   yield (
-    f'parameters, statistics and optimiser: {_bytes(found.state_bytes)} a '
+    f'parameters, statistics and optimizer: {_bytes(found.state_bytes)} a '
     'device'
   )
   yield ''
@@ -316,7 +316,7 @@ def _times(plan: Plan, step: int) -> Iterator[str]:
     rows.append(
       (
         f'{name}, {speed / 1e12:.0f} TFLOP/s',
-        *(journal.duration(t) if t >= 1 else '< 1s' for t in times),
+        *(console.format_duration(t) if t >= 1 else '< 1s' for t in times),
       )
     )
   yield (
@@ -374,7 +374,7 @@ def _elsewhere(
       f'{EFFICIENCY:.0%} of {each.speed / 1e12:.0f} TFLOP/s and '
       f'{_time(here - compute)} of exchanges over two links of '
       f'{each.link / 1e9:.0f} GB/s, so all steps '
-      f'{journal.duration(here * plan.num_steps)}'
+      f'{console.format_duration(here * plan.num_steps)}'
     )
   yield ''
   yield (
@@ -423,7 +423,7 @@ def _compiler(plan: Plan) -> Iterator[str]:
 
 
 def _traced(
-  plan: Plan, trained: method.Method, state: method.TrainState
+  plan: Plan, trained: method.Method, state: train_state.TrainState
 ) -> jax.stages.Traced:
   """The step of training, as a program for the mesh."""
   step, watch = loop.jitted_step(trained, plan.mesh, state, plan.batch_spec)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from runtime import errors, files, journal, json_files, options, progress
+from runtime import console, errors, files, json_files, options, progress
 from segcore.cost import topology as topology_lib
 
 _MOST_DIFFERENCES = 5
@@ -42,7 +42,7 @@ class Preemption:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Workspace:
   """Where a stage runs, and where the stages it needs have left their work.
 
   Attributes:
@@ -74,14 +74,14 @@ class Stage:
 
   name: str
   settings: Any
-  run: Callable[[Place], Sequence[files.Path]]
+  run: Callable[[Workspace], Sequence[files.Path]]
   needs: tuple[str, ...] = ()
   plan: Callable[[bool, topology_lib.Topology | None], Iterable[str]] | None = (
     None
   )
 
 
-def execute(
+def run_stages(
   stages: Sequence[Stage],
   workdir: files.Path,
   only: Sequence[str] = (),
@@ -102,15 +102,15 @@ def execute(
   preemption = Preemption()
   for stage in chosen:
     settings = planned[stage.name]
-    progress.sign(f'the start of {stage.name}')
+    progress.record_activity(f'the start of {stage.name}')
     directory = workdir / stage.name
     if is_finished(directory):
-      journal.say(f'{stage.name} is finished already: {directory}')
+      console.log(f'{stage.name} is finished already: {directory}')
       continue
     for name in stage.needs:
-      verify(workdir / name, stage.name)
+      require_finished(workdir / name, stage.name)
     json_files.write(directory / 'settings.json', settings)
-    place = Place(
+    place = Workspace(
       directory,
       {name: workdir / name for name in stage.needs},
       options.digest(settings),
@@ -126,7 +126,7 @@ def execute(
     _finish(place, stage.name, outputs)
 
 
-def rehearse(
+def dry_run_stages(
   stages: Sequence[Stage],
   only: Sequence[str] = (),
   compiles: bool = False,
@@ -135,8 +135,8 @@ def rehearse(
   """Says what each stage would compute and cost; runs none, reads no data.
 
   Args:
-    stages: as for `execute`.
-    only: as for `execute`.
+    stages: as for `run_stages`.
+    only: as for `run_stages`.
     compiles: ask the compiler too, which takes its time.
     topology: devices to compile for, instead of those at hand.
 
@@ -156,9 +156,9 @@ def rehearse(
     for stage in _choose(stages, only)
   ]
   for name, lines in planned:
-    journal.say(f'\n{name}')
+    console.log(f'\n{name}')
     for line in lines:
-      journal.say(f'  {line}'.rstrip())
+      console.log(f'  {line}'.rstrip())
 
 
 def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
@@ -237,7 +237,7 @@ def _forget_unbegun(directory: files.Path) -> None:
     settings.unlink()
 
 
-def _finish(place: Place, name: str, outputs: Sequence[files.Path]) -> None:
+def _finish(place: Workspace, name: str, outputs: Sequence[files.Path]) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{name} finished')
   made = [output for output in outputs if output.exists()]
@@ -263,7 +263,7 @@ def _finish(place: Place, name: str, outputs: Sequence[files.Path]) -> None:
     multihost_utils.sync_global_devices(f'{name} marked')
 
 
-def verify(directory: files.Path, needed_by: str) -> None:
+def require_finished(directory: files.Path, needed_by: str) -> None:
   """Raises UserError unless the stage is finished and its files are whole."""
   done = directory / 'DONE.json'
   if not done.exists():
@@ -281,5 +281,5 @@ def verify(directory: files.Path, needed_by: str) -> None:
 
 
 def _fingerprint(file: files.Path) -> str:
-  progress.sign(f'the fingerprint of {file.name}')
+  progress.record_activity(f'the fingerprint of {file.name}')
   return files.fingerprint(file)

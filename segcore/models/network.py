@@ -10,16 +10,30 @@ import jax.numpy as jnp
 
 from runtime import errors, options
 from segcore.models import segmenter
+from segcore.models.decoders import deeplabv3plus, unet
+from segcore.models.encoders import bit, hybrid_vit, resnet_gn
+from segcore.models.encoders import resnet as resnet_lib
+
+ENCODERS = {
+  'resnet': resnet_gn.ResNet,
+  'bit': bit.BiT,
+  'dilated_resnet': resnet_lib.DilatedResNet,
+  'hybrid_vit': hybrid_vit.HybridViT,
+}
+DECODERS = {
+  'unet': unet.UNetDecoder,
+  'deeplabv3plus': deeplabv3plus.DeepLabV3Plus,
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class NetworkOptions:
   """A network, but for its heads.
 
   Attributes:
-    encoder: name (see `segmenter.ENCODERS`) and fields of the module; a grid of
+    encoder: name (see `ENCODERS`) and fields of the module; a grid of
       (0, 0) is that of the images of training (see `fitted`).
-    decoder: name (see `segmenter.DECODERS`) and fields of the module; None
+    decoder: name (see `DECODERS`) and fields of the module; None
       where all heads read the encoder.
     dtype: of activations; parameters are float32 always.
     remat: recompute blocks in the backward pass, to save memory.
@@ -31,7 +45,9 @@ class Options:
   remat: bool = False
 
 
-def fitted(network: Options, size: tuple[int, int], path: str) -> Options:
+def fitted(
+  network: NetworkOptions, size: tuple[int, int], path: str
+) -> NetworkOptions:
   """The network for training on images of this (height, width).
 
   Raises:
@@ -39,15 +55,13 @@ def fitted(network: Options, size: tuple[int, int], path: str) -> Options:
   """
   if 'grid' not in network.encoder or list(network.encoder['grid']) != [0, 0]:
     return network
-  module = options.choose(
-    segmenter.ENCODERS, network.encoder, f'{path}.encoder'
-  )
+  module = options.choose(ENCODERS, network.encoder, f'{path}.encoder')
   grid = tuple(n // module.multiple for n in size)
   return dataclasses.replace(network, encoder={**network.encoder, 'grid': grid})
 
 
 def build(
-  network: Options, heads: Mapping[str, nn.Module], path: str
+  network: NetworkOptions, heads: Mapping[str, nn.Module], path: str
 ) -> segmenter.Segmenter:
   """The network with these heads; without a decoder if none of them reads it.
 
@@ -56,7 +70,7 @@ def build(
   """
   fixed = {'dtype': jnp.dtype(network.dtype), 'remat': network.remat}
   encoder = options.choose(
-    segmenter.ENCODERS, network.encoder, f'{path}.encoder', **fixed
+    ENCODERS, network.encoder, f'{path}.encoder', **fixed
   )
   decoder = None
   if any(head.reads == 'decoder' for head in heads.values()):
@@ -65,7 +79,7 @@ def build(
         f'{path}.decoder: found None, expected one: a head reads it'
       )
     decoder = options.choose(
-      segmenter.DECODERS, network.decoder, f'{path}.decoder', **fixed
+      DECODERS, network.decoder, f'{path}.decoder', **fixed
     )
   return segmenter.Segmenter(encoder, decoder, heads)
 

@@ -1,7 +1,7 @@
-"""Random changes of colour and sharpness, on the device, a key per example.
+"""Random changes of color and sharpness, on the device, a key per example.
 
   keys = method.row_keys(rng, len(images))
-  images = augment(images, keys, Options(jitter=0.8, grey=0.2, blur=0.5))
+  images = augment(images, keys, ColorOptions(jitter=0.8, gray=0.2, blur=0.5))
 
 What is random is drawn by `sample`; `apply` is a function of what was drawn.
 The key of an example is that of its place in the global batch, so the same
@@ -24,16 +24,16 @@ _TRUNCATED = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ColorOptions:
   """How often and how much. Ranges are those of torchvision and SimCLR.
 
   Attributes:
-    jitter: probability of a change of colour.
+    jitter: probability of a change of color.
     brightness: its factor is in [1 - b, 1 + b], at least 0.
-    contrast: likewise, about the mean grey value.
-    saturation: likewise, about each pixel's grey value.
+    contrast: likewise, about the mean gray value.
+    saturation: likewise, about each pixel's gray value.
     hue: largest turn of the hue, of a whole circle; at most 0.5.
-    grey: probability of no colour at all.
+    gray: probability of no color at all.
     blur: probability of a Gaussian blur.
     sigma: range of its standard deviation, in pixels.
     solarize: probability of inverting bright values.
@@ -45,14 +45,14 @@ class Options:
   contrast: float = 0.0
   saturation: float = 0.0
   hue: float = 0.0
-  grey: float = 0.0
+  gray: float = 0.0
   blur: float = 0.0
   sigma: tuple[float, float] = (0.1, 2.0)
   solarize: float = 0.0
   threshold: float = 0.5
 
   def __post_init__(self):
-    for name in ('jitter', 'grey', 'blur', 'solarize', 'threshold'):
+    for name in ('jitter', 'gray', 'blur', 'solarize', 'threshold'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(
           f'{name}: found {getattr(self, name)}, expected 0 to 1'
@@ -74,13 +74,13 @@ class Draws(NamedTuple):
   jitter: Bool[Array, '']
   order: Int[Array, '4']  # Of brightness, contrast, saturation, hue.
   factors: Float[Array, '4']  # In that order; the last is a turn.
-  grey: Bool[Array, '']
+  gray: Bool[Array, '']
   blur: Bool[Array, '']
   sigma: Float[Array, '']
   solarize: Bool[Array, '']
 
 
-def sample(rng: Array, options: Options) -> Draws:
+def sample(rng: Array, options: ColorOptions) -> Draws:
   """Draws for one example."""
   keys = jax.random.split(rng, 7)
   strength = jnp.array(
@@ -93,7 +93,7 @@ def sample(rng: Array, options: Options) -> Draws:
     jitter=jax.random.bernoulli(keys[1], options.jitter),
     order=jax.random.permutation(keys[2], 4),
     factors=low + unit * (middle + strength - low),
-    grey=jax.random.bernoulli(keys[3], options.grey),
+    gray=jax.random.bernoulli(keys[3], options.gray),
     blur=jax.random.bernoulli(keys[4], options.blur),
     sigma=jax.random.uniform(
       keys[5], minval=options.sigma[0], maxval=options.sigma[1]
@@ -103,14 +103,14 @@ def sample(rng: Array, options: Options) -> Draws:
 
 
 def apply(
-  image: Float[Array, 'H W 3'], draws: Draws, options: Options
+  image: Float[Array, 'H W 3'], draws: Draws, options: ColorOptions
 ) -> Float[Array, 'H W 3']:
-  """Changes an image in [-1, 1]: jitter, grey, blur, solarise, in order."""
+  """Changes an image in [-1, 1]: jitter, gray, blur, solarise, in order."""
   unit = 0.5 * (image + 1.0)
   if options.jitter:
     unit = jnp.where(draws.jitter, jittered(unit, draws), unit)
-  if options.grey:
-    unit = jnp.where(draws.grey, _grey(unit), unit)
+  if options.gray:
+    unit = jnp.where(draws.gray, _gray(unit), unit)
   if options.blur:
     blurred = gaussian_blur(unit, draws.sigma, options.sigma[1])
     unit = jnp.where(draws.blur, blurred, unit)
@@ -121,7 +121,7 @@ def apply(
 
 
 def augment(
-  images: Float[Array, 'B H W 3'], keys: Array, options: Options
+  images: Float[Array, 'B H W 3'], keys: Array, options: ColorOptions
 ) -> Float[Array, 'B H W 3']:
   """Draws and changes each image of a batch in [-1, 1], with a key for each."""
 
@@ -190,8 +190,8 @@ def _blur_matrix(
   return jnp.zeros((side, side)).at[at, looked].add(weights[None])
 
 
-def _grey(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
-  """Grey values of ITU-R 601 in all channels."""
+def _gray(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
+  """Gray values of ITU-R 601 in all channels."""
   return dm_pix.rgb_to_grayscale(image, keep_dims=True)
 
 
@@ -202,10 +202,10 @@ def _mixed(image: Array, other: Array, factor: Array) -> Array:
 def _other(
   image: Float[Array, 'H W 3'], kind: Int[Array, '']
 ) -> Float[Array, 'H W 3']:
-  """What an image is mixed with: black, its mean grey, or its grey values."""
-  grey = _grey(image)
-  mean = jnp.where(kind == _CONTRAST, jnp.mean(grey), 0.0)
-  return jnp.where(kind == _SATURATION, grey, mean)
+  """What an image is mixed with: black, its mean gray, or its gray values."""
+  gray = _gray(image)
+  mean = jnp.where(kind == _CONTRAST, jnp.mean(gray), 0.0)
+  return jnp.where(kind == _SATURATION, gray, mean)
 
 
 def _turned(image: Array, turn: Array) -> Array:

@@ -238,7 +238,7 @@ def plot(
     stds = np.nan_to_num([std for _, std in stats])
     axes.errorbar(
       *(places, means, stds),
-      color=_colour(i),
+      color=_color(i),
       marker='o',
       capsize=3,
       label=row,
@@ -280,7 +280,7 @@ def plot_curves(
         steps, means = _mean_curve(cells, row, column, key)
         # Each kind of line once in the legend, which stands in one panel.
         label = f'{row}, {key.partition("/")[0]}'
-        axes.plot(steps, means, style, color=_colour(i), label=label)
+        axes.plot(steps, means, style, color=_color(i), label=label)
     axes.set_title(f'{axis}={column}', fontsize=10)
     axes.set_xlabel('step')
     axes.grid(alpha=0.3)
@@ -351,5 +351,5 @@ def _spelt(name: str) -> str:
   return name.replace('miou', 'mIoU').replace('/', ' ')
 
 
-def _colour(i: int) -> str:
+def _color(i: int) -> str:
   return f'C{i % 10}'

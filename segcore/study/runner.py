@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 
-from runtime import errors, journal, json_files, options
+from runtime import console, errors, json_files, metrics_file, options
 from segcore.experiment import cli, stage
 from segcore.study import report
 
@@ -335,7 +335,7 @@ class Workers:
         told = True
         for _, process, _ in running.values():
           process.send_signal(signal.SIGTERM)
-        journal.say(f'stopping: {len(running)} run(s) save first')
+        console.log(f'stopping: {len(running)} run(s) save first')
       if self.stopping and not running:
         left = len(waiting) + interrupted
         raise stage.Preempted(f'{left} run(s) are left')
@@ -353,7 +353,7 @@ class Workers:
       if time.monotonic() - last_status > _STATUS_SECONDS:
         last_status = time.monotonic()
         for job, _, _ in running.values():
-          journal.say(f'  {job.name}: {_last_line(job.log)}')
+          console.log(f'  {job.name}: {_last_line(job.log)}')
       for place, (job, process, start) in list(running.items()):
         if process.poll() is None:
           continue
@@ -396,7 +396,7 @@ class Workers:
 
   def _fail(self, job: Job, status: int) -> None:
     self.failed[job.name] = f'{_last_line(job.log)}; see {job.log}'
-    journal.say(f'{job.name} failed ({status}): {self.failed[job.name]}')
+    console.log(f'{job.name} failed ({status}): {self.failed[job.name]}')
 
 
 def _last_line(log: pathlib.Path) -> str:
@@ -424,7 +424,7 @@ class Runner:
     """
     plans = [plan(self.study, cell) for cell in cells]
     todo = [p for p in plans if not self._is_finished(p)]
-    journal.say(
+    console.log(
       f'{what}: {len(plans)} runs, of which {len(plans) - len(todo)} are '
       'finished'
     )
@@ -556,11 +556,11 @@ class Runner:
     mean = sum(self._seconds) / len(self._seconds)
     eta = mean * self._left / len(self.workers.environments)
     shown = {name for _, name in self.study.named()}
-    journal.say(
+    console.log(
       f'{p.cell.name}  '
       + '  '.join(f'{n} {100 * found.value(n):.1f} %' for n in sorted(shown))
-      + f'  {journal.duration(seconds)}  {self._left} left'
-      + (f'  ETA {journal.duration(eta)}' if self._left else '')
+      + f'  {console.format_duration(seconds)}  {self._left} left'
+      + (f'  ETA {console.format_duration(eta)}' if self._left else '')
     )
 
   def _require(self, found: report.Finished) -> None:
@@ -584,7 +584,7 @@ class Runner:
     lines = []
     for name in stages:
       path = folder / name / 'metrics.jsonl'
-      for line in journal.read_journal(path) if path.exists() else []:
+      for line in metrics_file.read(path) if path.exists() else []:
         found = {k: v for k, v in line.items() if k.endswith(f'/{metric}')}
         if found:
           lines.append({'step': line['step'], **found})
@@ -619,7 +619,7 @@ def run(
     chosen = report.choose_swept(swept, study.select)
     missing = {(c.row, c.column) for c in study.swept_cells()} - set(chosen)
     for row, column in sorted(missing):
-      journal.say(f'{row},{column}: no run of the sweep has a {study.select}')
+      console.log(f'{row},{column}: no run of the sweep has a {study.select}')
     decided = {f'{row},{column}': v for (row, column), v in chosen.items()}
     json_files.write(
       workdir / 'sweep.json',
@@ -639,7 +639,7 @@ def run(
     for where, values in decided.items():
       for axis, value in zip(study.sweep, values.split(','), strict=True):
         at_end = value in (axis.values[0], axis.values[-1])
-        journal.say(
+        console.log(
           f'{where}: {axis.name}={value}'
           + (
             ', an end of the values tried: a wider sweep may do better'
@@ -654,8 +654,8 @@ def run(
       *(workdir, found, study.report, axis, study.baseline, study.also)
     )
     print((workdir / 'table.md').read_text())
-    journal.say('written: ' + ', '.join(map(str, made)))
-    journal.say(
+    console.log('written: ' + ', '.join(map(str, made)))
+    console.log(
       f'panels: {workdir}/cells/*/evaluate/pictures; curves: tensorboard '
       f'--logdir={workdir}/cells'
     )
@@ -678,7 +678,7 @@ def main(argv: Sequence[str]) -> int:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return cli.EXIT_USER_ERROR
   except stage.Preempted as stopped:
-    journal.say(f'stopped: {stopped}; run the same command again to go on')
+    console.log(f'stopped: {stopped}; run the same command again to go on')
     return workers.stopping
   for name, reason in workers.failed.items():
     print(f'error: {name}: {reason}', file=sys.stderr, flush=True)

@@ -51,7 +51,7 @@ class Checkpoints:
     """
     with _disk(self.directory):
       self._latest.save(step, args=_save_args(state, {}))
-    progress.sign(f'saving step {step} of {self.directory.name}')
+    progress.record_activity(f'saving step {step} of {self.directory.name}')
 
   def save_best(self, step: int, state: Any, value: float) -> None:
     """Keeps this state as the best one; returns when it is on disk."""
@@ -87,7 +87,7 @@ class Checkpoints:
     with _disk(self.directory):
       self._latest.wait_until_finished()
       self._best.wait_until_finished()
-    progress.sign(f'all of {self.directory.name} was saved')
+    progress.record_activity(f'all of {self.directory.name} was saved')
 
   def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
     """The latest state that can be read, placed as `abstract_state` says.
@@ -110,7 +110,9 @@ class Checkpoints:
       try:
         self._check_layout(step, abstract_state)
         state = self._latest.restore(step, args=args)[_STATE]
-        progress.sign(f'restoring step {step} of {self.directory.name}')
+        progress.record_activity(
+          f'restoring step {step} of {self.directory.name}'
+        )
       except errors.UserError:
         raise
       except Exception as error:  # Orbax has no class for damaged files.

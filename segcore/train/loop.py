@@ -20,17 +20,16 @@ from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import loader as loader_lib
-from runtime import errors, progress
-from runtime import journal as journal_lib
+from runtime import console, errors, metrics_file, progress
 from segcore import types
 from segcore.cost import flops, throughput
 from segcore.distributed import sharding
 from segcore.experiment import stage
-from segcore.train import checkpoint, tensorboard
+from segcore.train import checkpoint, tensorboard, train_state
 from segcore.train import method as method_lib
 
 # An evaluator: the state to scalars and pictures, tagged '<split>/<what>'.
-Evaluate = Callable[[method_lib.TrainState], tensorboard.Findings]
+Evaluate = Callable[[train_state.TrainState], tensorboard.Summaries]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Operation:
   """How a run is carried out; changes nothing of what it computes.
 
   Attributes:
-    log_every: steps between lines, journal entries and TensorBoard points.
+    log_every: steps between lines, lines of metrics.jsonl and TensorBoard points.
     save_every: steps between checkpoints.
     fsdp: devices over which large leaves of the state are split.
     record_ids: write the ids of each step's images (host 0's rows) to
@@ -85,7 +84,7 @@ class Training:
     evaluate_every: steps between evaluations; the last step always is one.
     best: what the best state is, or None to keep only the latest.
     loaded: subtrees to start from (see `Method.init`).
-    note: what else to say at the start: the optimiser in one line.
+    note: what else to say at the start: the optimizer in one line.
     hparams: settings that TensorBoard shows beside the curves.
     terms_from: last step at which a term of the loss may be 0 by intention.
   """
@@ -104,8 +103,8 @@ class Training:
 
 
 def train(
-  training: Training, place: stage.Place, operation: Operation, mesh: Mesh
-) -> method_lib.TrainState:
+  training: Training, place: stage.Workspace, operation: Operation, mesh: Mesh
+) -> train_state.TrainState:
   """Trains to the last step, from the newest checkpoint if there is one.
 
   Raises:
@@ -140,7 +139,7 @@ def train(
 
 
 def _recorded(
-  batches: Iterator[batch_lib.Batch], seen: journal_lib.Journal, start: int
+  batches: Iterator[batch_lib.Batch], seen: metrics_file.MetricsFile, start: int
 ) -> Iterator[batch_lib.Batch]:
   """Writes down the ids of each batch on its way, before it is used."""
   for step, batch in enumerate(batches, start + 1):
@@ -161,7 +160,7 @@ class _Log:
   def __init__(
     self,
     training: Training,
-    place: stage.Place,
+    place: stage.Workspace,
     start: int,
     mesh: Mesh,
     meter: throughput.Meter,
@@ -171,14 +170,16 @@ class _Log:
     self.peak = throughput.peak(mesh)
     self.operations = 0
     # Beside the metrics, which are the same for the same steps.
-    self.speeds = journal_lib.Journal(
+    self.speeds = metrics_file.MetricsFile(
       place.directory / 'speed.jsonl', step=start
     )
-    self.journal = journal_lib.Journal(
+    self.metrics_file = metrics_file.MetricsFile(
       place.directory / 'metrics.jsonl', step=start
     )
-    self.ids = journal_lib.Journal(place.directory / 'ids.jsonl', step=start)
-    self.progress = journal_lib.Progress(
+    self.ids = metrics_file.MetricsFile(
+      place.directory / 'ids.jsonl', step=start
+    )
+    self.progress = console.ProgressLine(
       place.directory.name,
       start,
       training.num_steps,
@@ -200,14 +201,14 @@ class _Log:
 
   def __exit__(self, *exception) -> None:
     self.writer.close()
-    self.journal.flush()
+    self.metrics_file.flush()
     self.ids.flush()
     self.speeds.flush()
 
   def flush(self) -> None:
     """Returns when everything is where it will be found."""
     self.writer.flush()
-    self.journal.flush()
+    self.metrics_file.flush()
     self.ids.flush()
     self.speeds.flush()
 
@@ -219,21 +220,21 @@ class _Log:
       **throughput.memory(self.mesh),
     }
     if self.peak and 'steps_per_second' in found:
-      found['mfu'] = throughput.utilisation(
+      found['mfu'] = throughput.utilization(
         found['steps_per_second'], self.operations, self.peak
       )
     for line in self.silent.see(step, values):
-      journal_lib.say(line)
+      console.log(line)
     named = {f'train/{name}': value for name, value in values.items()}
-    self.journal.write(step, named)
+    self.metrics_file.write(step, named)
     timed = {f'speed/{name}': value for name, value in found.items()}
     self.speeds.write(step, timed)
     self.writer.write_scalars(step, {**named, **timed})
 
-  def evaluation(self, step: int, found: tensorboard.Findings) -> None:
+  def evaluation(self, step: int, found: tensorboard.Summaries) -> None:
     shown = '  '.join(f'{n} {value:.4g}' for n, value in found.scalars.items())
-    journal_lib.say(f'{self.progress.name} {step}  evaluated  {shown}')
-    self.journal.write(step, found.scalars)
+    console.log(f'{self.progress.name} {step}  evaluated  {shown}')
+    self.metrics_file.write(step, found.scalars)
     self.writer.write_scalars(step, found.scalars)
     self.writer.write_images(
       step, {tag: picture[None] for tag, picture in found.images.items()}
@@ -273,7 +274,7 @@ class _Run:
   """The steps of one training, and what is due after each."""
 
   training: Training
-  place: stage.Place
+  place: stage.Workspace
   operation: Operation
   checkpoints: checkpoint.Checkpoints
   log: _Log
@@ -293,7 +294,7 @@ class _Run:
           self.log.progress.restart(step)
       last = step == self.training.num_steps
       stopping = self.place.preemption.reached()
-      progress.sign(f'step {step} of {self.place.directory.name}')
+      progress.record_activity(f'step {step} of {self.place.directory.name}')
       log_due = last or step % self.operation.log_every == 0
       save_due = last or stopping or step % self.operation.save_every == 0
       evaluate_due = self._evaluate_due(step)
@@ -320,7 +321,7 @@ class _Run:
       return False
     return step == self.training.num_steps or (every and step % every == 0)
 
-  def _evaluate(self, step: int, state: method_lib.TrainState) -> None:
+  def _evaluate(self, step: int, state: train_state.TrainState) -> None:
     timed = self.log.meter.timed
     with self.log.progress.paused(), timed('evaluate'):
       found = self.training.evaluate(state)
@@ -366,7 +367,7 @@ def state_spec(
   mesh: Mesh,
   spec: types.BatchSpec,
   loaded: types.Params | None = None,
-) -> method_lib.TrainState:
+) -> train_state.TrainState:
   """Shape, type and place of all that a training changes; computes nothing.
 
   Args:
@@ -437,7 +438,7 @@ def _restore_or_init(
   spec: types.BatchSpec,
   mesh: Mesh,
   checkpoints: checkpoint.Checkpoints,
-) -> tuple[int, method_lib.TrainState]:
+) -> tuple[int, train_state.TrainState]:
   placed = state_spec(training.method, mesh, spec, training.loaded)
   found = checkpoints.restore(placed)
   if found is not None:
@@ -457,7 +458,7 @@ def _restore_or_init(
 
 
 def _init_compiler_options() -> dict[str, int] | None:
-  # On a CPU, optimising a program that runs once takes four times as long as
+  # On a CPU, optimizing a program that runs once takes four times as long as
   # compiling and running it plainly: 22 s against 6 s for a small network.
   if jax.default_backend() == 'cpu':
     return {'xla_backend_optimization_level': 0}
@@ -465,14 +466,14 @@ def _init_compiler_options() -> dict[str, int] | None:
 
 
 def _report(
-  training: Training, state, place: stage.Place, start: int, mesh: Mesh
+  training: Training, state, place: stage.Workspace, start: int, mesh: Mesh
 ) -> None:
   """Says at the start what is trained, and keeps the table of parameters."""
   parts = {
     name: sum(x.size for x in jax.tree.leaves(tree))
     for name, tree in state.params.items()
   }
-  journal_lib.say(
+  console.log(
     f'{place.directory.name}: '
     + ('' if start == 0 else f'going on from step {start}; ')
     + f'{training.num_steps} steps of {training.loader.batch_size} images on '

@@ -1,47 +1,15 @@
-"""What a method gives the training loop, and the state that both share."""
+"""The contract between a method and the training loop."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import flax.linen as nn
-import flax.struct
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from runtime import errors
 from segcore import types
-from segcore.distributed import sharding
 from segcore.models import segmenter as segmenter_lib
-from segcore.train import optimizers
-
-
-@flax.struct.dataclass
-class TrainState:
-  """All that training changes; a method extends it by subclassing.
-
-  A state is also a tree of shapes or of shardings, so its fields are of any
-  type.
-
-  Attributes:
-    step: int32 [], number of finished steps.
-    params: parameters by part: encoder, decoder, heads.
-    batch_stats: running statistics of normalisation; may be empty.
-    opt_state: the optimiser's slots, for trained parameters only.
-    rng: uint32 [2], base key; a step uses `fold_in(rng, step)` and never
-      changes it.
-  """
-
-  step: Any
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-  rng: Any
+from segcore.train import train_state
+from segcore.train import update as update_lib
 
 
 @runtime_checkable
@@ -50,7 +18,7 @@ class Method(Protocol):
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> TrainState:
+  ) -> train_state.TrainState:
     """The state before step 0.
 
     Args:
@@ -60,28 +28,28 @@ class Method(Protocol):
     """
 
   def train_step(
-    self, state: TrainState, batch: batch_lib.Batch
-  ) -> tuple[TrainState, types.Metrics]:
+    self, state: train_state.TrainState, batch: batch_lib.Batch
+  ) -> tuple[train_state.TrainState, types.Metrics]:
     """One update, and scalars to log; those are checked to be finite."""
 
   def predict(
-    self, state: TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """Class scores at the network's own grid; images in [-1, 1]."""
 
 
 @runtime_checkable
-class Scores(Protocol):
+class ScoreModel(Protocol):
   """The part of a method that looks at images: what evaluation needs."""
 
   def predict(
-    self, state: TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """See `Method.predict`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class HeadScores:
   """The scores of one head of a trained network.
 
   Attributes:
@@ -93,49 +61,13 @@ class Head:
   name: str = 'logits'
 
   def predict(
-    self, state: TrainState, images: Float[Array, 'B H W 3']
+    self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
     """In evaluation mode."""
-    found = self.segmenter.apply(variables(state), images, heads=(self.name,))
+    found = self.segmenter.apply(
+      train_state.variables(state), images, heads=(self.name,)
+    )
     return found[self.name]
-
-
-class Outcome(NamedTuple):
-  """What a loss finds on a microbatch.
-
-  Attributes:
-    total: sum of the loss over everything that is counted.
-    count: how much was counted: rows, pixels or values.
-    scalars: more to log; means over the microbatch.
-    batch_stats: statistics after this forward pass.
-  """
-
-  total: types.Scalar
-  count: types.Scalar
-  scalars: types.Metrics
-  batch_stats: types.Params
-
-
-class Keys(NamedTuple):
-  """Randomness of one look at a microbatch.
-
-  Attributes:
-    rows: a key for each row, from its index in the global batch; draws from it
-      are the same however the batch is divided.
-    network: one key for all rows, for dropout.
-  """
-
-  rows: Array
-  network: Array
-
-
-# (all parameters, batch statistics, microbatch, keys) -> Outcome.
-Loss = Callable[[types.Params, types.Params, batch_lib.Batch, Keys], Outcome]
-
-
-def row_keys(rng: Array, num_rows: int) -> Array:
-  """A key for each row of a global batch, whatever device holds it."""
-  return jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(num_rows))
 
 
 def forward(
@@ -174,246 +106,8 @@ def forward(
   return found, {**batch_stats, **changed.get('batch_stats', {})}
 
 
-def variables(state: TrainState) -> dict[str, types.Params]:
-  """What `Segmenter.apply` takes."""
-  return {'params': state.params, 'batch_stats': state.batch_stats}
-
-
-def frozen(found: types.Params, mesh: Mesh) -> TrainState:
-  """A state that only predicts, on every device of the mesh.
-
-  Args:
-    found: 'params' and 'batch_stats', as `pretrained.read` returns them.
-    mesh: the devices.
-  """
-  state = TrainState(
-    step=np.zeros((), np.int32),
-    params=found['params'],
-    batch_stats=found.get('batch_stats', {}),
-    opt_state=(),
-    rng=np.zeros(2, np.uint32),
-  )
-  return jax.device_put(state, sharding.replicated(mesh))
-
-
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-  """Batch, length and optimiser of a training.
-
-  Attributes:
-    batch_size: global number of images of a step.
-    num_steps: length of the training and of its schedule.
-    optimizer: rule, schedule and parameter groups.
-    accumulate: equal parts in which a batch is looked at.
-    evaluate_every: steps between evaluations; 0: only after the last one.
-    seed: of fresh parameters, random draws and the order of the images.
-  """
-
-  batch_size: int
-  num_steps: int
-  optimizer: optimizers.Options
-  accumulate: int = 1
-  evaluate_every: int = 0
-  seed: int = 0
-
-  def __post_init__(self):
-    for name in ('batch_size', 'num_steps', 'accumulate'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
-    if not 0 <= self.seed < 2**31:
-      raise ValueError(f'seed: found {self.seed}, expected 0 to 2**31 - 1')
-    if self.evaluate_every < 0:
-      raise ValueError(
-        f'evaluate_every: found {self.evaluate_every}, expected >= 0'
-      )
-    if self.optimizer.warmup_steps >= self.num_steps:
-      raise ValueError(
-        f'optimizer.warmup_steps: found {self.optimizer.warmup_steps}, '
-        f'expected below num_steps = {self.num_steps}'
-      )
-
-  def check(self, mesh: Mesh, path: str, accumulates: bool = True) -> None:
-    """Raises UserError unless batches and their parts fit the devices.
-
-    Args:
-      mesh: the devices.
-      path: where the recipe stands, for messages.
-      accumulates: whether the method can look at a batch in parts: its loss is
-        a sum over a count, and rows do not meet.
-    """
-    sharding.check_batch(self.batch_size, mesh, f'{path}.batch_size')
-    if self.accumulate > 1 and not accumulates:
-      raise errors.UserError(
-        f'{path}.accumulate: found {self.accumulate}, expected 1, since this '
-        'method needs the whole batch at once'
-      )
-    if self.batch_size % (self.accumulate * mesh.size):
-      raise errors.UserError(
-        f'{path}.accumulate: found {self.accumulate}, expected a divisor of '
-        f'{self.batch_size // mesh.size} images per device'
-      )
-
-  def update(self, trained: tuple[str, ...]) -> 'Update':
-    """The update of these parts of the parameters."""
-    return Update(trained, self.optimizer, self.num_steps, self.accumulate)
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-  """How a loss that is a sum over a count changes parameters.
-
-  Attributes:
-    trained: top-level parts of the parameters that the gradient is taken of
-      and that have optimiser slots; all others are constants.
-    optimizer: rule, schedule and parameter groups.
-    num_steps: length of the schedule.
-    accumulate: equal parts in which a batch is looked at; must divide the rows
-      on every device.
-  """
-
-  trained: tuple[str, ...]
-  optimizer: optimizers.Options
-  num_steps: int
-  accumulate: int = 1
-
-  def init(
-    self,
-    segmenter: nn.Module,
-    rng: Array,
-    image_shape: tuple[int, ...],
-    loaded: types.Params | None,
-  ) -> TrainState:
-    """Fresh variables with loaded subtrees in their place, at step 0.
-
-    Args:
-      segmenter: a `Segmenter`.
-      rng: the run's key.
-      image_shape: shape [B, H, W, 3] of the images of training.
-      loaded: {'params': {part: tree}, 'batch_stats': {part: tree}}, whose
-        parts replace the fresh ones whole (see `pretrained`); of the heads,
-        one may be there and another not.
-    """
-    init_rng, run_rng = jax.random.split(rng)
-    images = jnp.zeros((1, *image_shape[1:]), jnp.float32)
-    variables = segmenter.init(init_rng, images)
-    found = loaded or {}
-    params = _with_parts(variables['params'], found.get('params', {}))
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      batch_stats=_with_parts(
-        variables.get('batch_stats', {}), found.get('batch_stats', {})
-      ),
-      opt_state=self._transformation(params).init(self._trained(params)),
-      rng=run_rng,
-    )
-
-  def __call__(
-    self, loss: Loss, state: TrainState, batch: batch_lib.Batch
-  ) -> tuple[TrainState, types.Metrics]:
-    """One update.
-
-    Sums and counts are added up over the parts and divided once, so the update
-    is that of the whole batch wherever rows do not meet inside the network
-    (batch statistics, dropout).
-
-    Args:
-      loss: sums over what it counts.
-      state: its step selects the random draws.
-      batch: a global batch.
-
-    Returns:
-      The state after the update; 'loss', the loss's scalars and 'grad_norm'.
-    """
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    rng = jax.random.fold_in(state.rng, state.step)
-    row_rng, network_rng = jax.random.split(rng)
-
-    def look_at(microbatch, rows_rng, part):
-      keys = Keys(rows_rng, jax.random.fold_in(network_rng, part))
-
-      def total(trained):
-        params = {**state.params, **trained}
-        outcome = loss(params, state.batch_stats, microbatch, keys)
-        return outcome.total, outcome
-
-      return jax.grad(total, has_aux=True)(self._trained(state.params))
-
-    # Parts are strided, so that each has rows on every device.
-    parts = jax.tree.map(
-      lambda x: jnp.moveaxis(
-        x.reshape(rows // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0
-      ),
-      (dict(batch), row_keys(row_rng, rows)),
-    )
-    parts = (*parts, jnp.arange(self.accumulate))
-    found = look_at(*jax.tree.map(lambda x: x[0], parts))
-    if self.accumulate > 1:
-      found, _ = jax.lax.scan(
-        lambda sums, part: (jax.tree.map(jnp.add, sums, look_at(*part)), None),
-        found,
-        jax.tree.map(lambda x: x[1:], parts),
-      )
-    gradient, outcome = found
-    count = jnp.maximum(outcome.count, 1)
-    gradient = jax.tree.map(lambda g: g / count, gradient)
-    # Each part has moved the same old statistics: their mean is taken.
-    batch_stats = jax.tree.map(
-      lambda s: s / self.accumulate, outcome.batch_stats
-    )
-    metrics = {
-      'loss': outcome.total / count,
-      **{n: v / self.accumulate for n, v in outcome.scalars.items()},
-      'grad_norm': optax.global_norm(gradient),
-    }
-    return self.apply(state, gradient, batch_stats), metrics
-
-  def apply(
-    self,
-    state: TrainState,
-    gradient: types.Params,
-    batch_stats: types.Params,
-  ) -> TrainState:
-    """The state one step later.
-
-    For methods that find their gradient themselves.
-
-    Args:
-      state: before the step; of a subclass, whose own fields stay.
-      gradient: of the loss by the trained parts.
-      batch_stats: after the forward pass.
-    """
-    trained = self._trained(state.params)
-    updates, opt_state = self._transformation(state.params).update(
-      gradient, state.opt_state, trained
-    )
-    return state.replace(
-      step=state.step + 1,
-      params={**state.params, **optax.apply_updates(trained, updates)},
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-    )
-
-  def _trained(self, params: types.Params) -> types.Params:
-    return {name: params[name] for name in self.trained}
-
-  def _transformation(self, params) -> optax.GradientTransformation:
-    return optimizers.build(
-      self.optimizer, self.num_steps, self._trained(params)
-    )
-
-
-def _with_parts(fresh: types.Params, found: types.Params) -> types.Params:
-  """The fresh tree with what was found of each part in its place.
-
-  Of the heads, those that were not found stay fresh.
-  """
-  heads = {**fresh.get('heads', {}), **found.get('heads', {})}
-  return {**fresh, **found, **({'heads': heads} if heads else {})}
-
-
-@dataclasses.dataclass(frozen=True)
-class OneLoss:
+class SingleLossMethod:
   """A method that is one loss over one stream; a subclass writes the loss.
 
   Attributes:
@@ -422,18 +116,18 @@ class OneLoss:
   """
 
   segmenter: segmenter_lib.Segmenter
-  update: Update
+  update: update_lib.Update
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> TrainState:
+  ) -> train_state.TrainState:
     """See `Method.init`."""
     shape = batch_spec['image'].shape
     return self.update.init(self.segmenter, rng, shape, loaded)
 
   def train_step(
-    self, state: TrainState, batch: batch_lib.Batch
-  ) -> tuple[TrainState, types.Metrics]:
+    self, state: train_state.TrainState, batch: batch_lib.Batch
+  ) -> tuple[train_state.TrainState, types.Metrics]:
     """One update; 'loss' is the mean over what the loss counts."""
     return self.update(self.loss, state, batch)
 
@@ -442,8 +136,8 @@ class OneLoss:
     params: types.Params,
     batch_stats: types.Params,
     batch: batch_lib.Batch,
-    keys: Keys,
-  ) -> Outcome:
+    keys: update_lib.ForwardKeys,
+  ) -> update_lib.LossOutput:
     """The loss of a microbatch; see `Loss`."""
     raise NotImplementedError
 
@@ -453,7 +147,7 @@ class OneLoss:
     batch_stats: types.Params,
     images: Float[Array, 'B H W 3'],
     head: str,
-    keys: Keys,
+    keys: update_lib.ForwardKeys,
     condition: Float[Array, 'B'] | None = None,
   ) -> tuple[Array, types.Params]:
     """One head's output in training, and the new statistics.
@@ -475,13 +169,13 @@ class OneLoss:
 
   def apply(
     self,
-    state: TrainState,
+    state: train_state.TrainState,
     images: Array,
     head: str,
     condition: Float[Array, 'B'] | None = None,
   ) -> Array:
     """One head's output in evaluation; a condition is for such a decoder."""
     outputs = self.segmenter.apply(
-      variables(state), images, heads=(head,), condition=condition
+      train_state.variables(state), images, heads=(head,), condition=condition
     )
     return outputs[head]

@@ -1,6 +1,6 @@
-"""Optimisers and learning-rate schedules, built from a config's block.
+"""Optimizers and learning-rate schedules, built from a config's block.
 
-  options = Options(name='sgd', learning_rate=0.01, schedule='poly')
+  options = OptimizerOptions(name='sgd', learning_rate=0.01, schedule='poly')
   tx = build(options, num_steps=20_000, params=params)
   state = tx.init(params)
 
@@ -39,8 +39,8 @@ _SHAPES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-  """Optimiser, schedule, decay and parameter groups; loud about impossibles.
+class OptimizerOptions:
+  """Optimizer, schedule, decay and parameter groups; loud about impossibles.
 
   name: adam (with decoupled decay: AdamW) or sgd (with l2 decay: torch's SGD).
   learning_rate: its peak, at the end of the warm-up.
@@ -63,7 +63,7 @@ class Options:
   groups: (pattern, learning-rate factor, weight-decay factor) each. The
     pattern is searched for in the parameter's path, 'encoder/block1/kernel'
     (anchor it with ^ and $); the first one found wins, and the rest has factors
-    1 and 1. A learning-rate factor of 0 freezes: no update, no optimiser state,
+    1 and 1. A learning-rate factor of 0 freezes: no update, no optimizer state,
     no part in the global norm.
   """
 
@@ -148,7 +148,7 @@ def group_of(path: str, groups: tuple[Group, ...]) -> int | None:
   return None
 
 
-def schedule(options: Options, num_steps: int) -> optax.Schedule:
+def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
   """Learning rate by step, in float32; update k, counted from 0, uses step k.
 
   With a warm-up of w steps: `warmup_start` of the full rate at step 0, the full
@@ -158,7 +158,7 @@ def schedule(options: Options, num_steps: int) -> optax.Schedule:
   num_steps - 1, is one step short of the end, as in torch. Beyond the end it
   stays there.
 
-  >>> rate = schedule(Options(learning_rate=0.5, schedule='linear'), 10)
+  >>> rate = schedule(OptimizerOptions(learning_rate=0.5, schedule='linear'), 10)
   >>> [float(rate(step)) for step in (0, 5, 10)]
   [0.5, 0.25, 0.0]
   """
@@ -186,9 +186,9 @@ def schedule(options: Options, num_steps: int) -> optax.Schedule:
 
 
 def build(
-  options: Options, num_steps: int, params: Params
+  options: OptimizerOptions, num_steps: int, params: Params
 ) -> optax.GradientTransformation:
-  """Builds the optimiser of `num_steps` updates.
+  """Builds the optimizer of `num_steps` updates.
 
   Of `params`, arrays or their shapes, only the paths are read. Raises
   ValueError for a group that takes no parameter.
@@ -227,10 +227,10 @@ def build(
   )
 
 
-def describe(options: Options, num_steps: int) -> str:
-  """One line on the optimiser, for the report at start.
+def describe(options: OptimizerOptions, num_steps: int) -> str:
+  """One line on the optimizer, for the report at start.
 
-  >>> describe(Options(learning_rate=6e-5, clip_norm=1.0), 1000)
+  >>> describe(OptimizerOptions(learning_rate=6e-5, clip_norm=1.0), 1000)
   'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05, cosine to 0 at step 1,000, clip at norm 1'
   """  # noqa: E501
   if options.name == 'adam':
@@ -268,7 +268,9 @@ def describe(options: Options, num_steps: int) -> str:
   return ', '.join(parts)
 
 
-def _add_decayed_weights(options: Options) -> optax.GradientTransformation:
+def _add_decayed_weights(
+  options: OptimizerOptions,
+) -> optax.GradientTransformation:
   """optax.add_decayed_weights, with the factor of each group."""
 
   def decay(updates, params):
@@ -286,7 +288,7 @@ def _add_decayed_weights(options: Options) -> optax.GradientTransformation:
   return optax.stateless(decay)
 
 
-def _scale_by_larc(options: Options) -> optax.GradientTransformation:
+def _scale_by_larc(options: OptimizerOptions) -> optax.GradientTransformation:
   """Decays the gradients and gives them norms in proportion to the parameters'.
 
   g becomes trust·|w|·(g + λw) / (|g| + λ|w| + ε), where λ is the weight decay;
@@ -310,7 +312,7 @@ def _scale_by_larc(options: Options) -> optax.GradientTransformation:
   return optax.stateless(adapt)
 
 
-def _scale_by_lars(options: Options) -> optax.GradientTransformation:
+def _scale_by_lars(options: OptimizerOptions) -> optax.GradientTransformation:
   """g, decayed before, becomes trust·|w|·g / (|g| + ε), unless one is zero.
 
   Parameters of one axis or none are left alone. Source: You et al. 2017, with
@@ -329,7 +331,7 @@ def _has_axes(param: Array) -> bool:
   return param.ndim > 1
 
 
-def _scale_by_group(options: Options) -> optax.GradientTransformation:
+def _scale_by_group(options: OptimizerOptions) -> optax.GradientTransformation:
   return optax.stateless(
     lambda updates, _: _map_paths(
       lambda path, update: options.factors(path)[0] * update, updates

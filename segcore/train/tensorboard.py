@@ -36,7 +36,7 @@ _STARTED = re.compile(r'tfevents\.(\d+)')
 _MAX_WAIT_SECONDS = 10.0
 
 
-class Findings(NamedTuple):
+class Summaries(NamedTuple):
   """What is found out about a state, to be written at its step.
 
   Attributes:

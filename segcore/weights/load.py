@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
-from runtime import errors, files, journal, json_files
+from runtime import console, errors, files, json_files
 from segcore.models.layers import resize
 from segcore.train import checkpoint
 from segcore.weights.layouts import google, torchvision
@@ -154,7 +154,7 @@ def take(
   left = [name for name in found['params'] if name not in touched]
   if left:
     notes = [f'left {", ".join(left)}', *notes]
-  journal.say('; '.join([f'took {", ".join(parts)} from {origin}', *notes]))
+  console.log('; '.join([f'took {", ".join(parts)} from {origin}', *notes]))
   return taken
 
 

@@ -99,7 +99,9 @@ def test_attention_clusters_and_fine_tuning(name, rate, steps, tau):
 
 def test_the_schedule_is_the_published_one():
   optimizer = load('pass_imagenet_s50').represent.recipe.optimizer
-  options = main.options.build(optimizers.Options, optimizer, 'optimizer')
+  options = main.options.build(
+    optimizers.OptimizerOptions, optimizer, 'optimizer'
+  )
   rate = optimizers.schedule(options, 200 * 251)
   for step in (0, 1, 25_000, 50_199):
     expected = reference.swav_learning_rate(step, 50_200)
@@ -109,14 +111,14 @@ def test_the_schedule_is_the_published_one():
 def test_pixel_pros_schedule():
   block = load('pass_imagenet_s300', 'branch=pixpro').represent
   options = main.options.build(
-    optimizers.Options, block.recipe.optimizer, 'optimizer'
+    optimizers.OptimizerOptions, block.recipe.optimizer, 'optimizer'
   )
   rate = optimizers.schedule(options, 150_300)
   for step in (0, 1, 7000, 7515, 100_000):
     expected = reference.pixpro_learning_rate(step, 150_300, 7515)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
   assert block.learn.shallow.stages == (3, 2)
-  first, second = block.colours.large
+  first, second = block.colors.large
   assert (first['blur'], second['blur']) == (1.0, 0.1)
   assert 'solarize' not in first and second['solarize'] == 0.2
 
@@ -200,8 +202,8 @@ def test_configs_that_cannot_be_run():
     *shapes, stages=('represent', 'semi', 'segment_on')
   )
   assert 'splits: found ()' in refused(*shapes, **{'segment.splits': ()})
-  assert 'distance: neighbours: found 0' in refused(
-    *shapes, **{'distance.neighbours': 0}
+  assert 'distance: neighbors: found 0' in refused(
+    *shapes, **{'distance.neighbors': 0}
   )
 
 
@@ -310,7 +312,7 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
   for threshold, expected in ((-1.0, ['', 'val']), (0.5, [''])):
     config.label.threshold = threshold
     experiment = main.options.build(experiment_lib.Experiment, config, 'config')
-    main.Runner(experiment, sharding.make_mesh())._labelled_ids()
+    main.Runner(experiment, sharding.make_mesh())._labeled_ids()
     assert opened == expected
     opened.clear()
 
@@ -332,7 +334,9 @@ def test_how_many_images_are_looked_at_at_once_is_no_setting():
 def test_layers_far_from_the_head_learn_less():
   config = load('pass_imagenet_s300', 'semi=imagenet_s')
   optimizer = config.semi.recipe.optimizer
-  built = main.options.build(optimizers.Options, optimizer, 'optimizer')
+  built = main.options.build(
+    optimizers.OptimizerOptions, optimizer, 'optimizer'
+  )
   factors = {
     path: built.factors(path)
     for path in (
@@ -356,7 +360,7 @@ def test_layers_far_from_the_head_learn_less():
 def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
   config = load('pass_imagenet_s300', 'semi=imagenet_s_os16,protocol=semi')
   optimizer = main.options.build(
-    optimizers.Options, config.semi.recipe.optimizer, 'optimizer'
+    optimizers.OptimizerOptions, config.semi.recipe.optimizer, 'optimizer'
   )
   assert optimizer.factors('encoder/block4/unit1/conv1/kernel')[0] == 0.45
   assert (config.semi.reduction, config.semi.doubles) == (4, True)
@@ -389,7 +393,7 @@ def test_random_features_are_one_step_of_nothing():
 
 def test_a_dry_run_says_the_cost(capsys):
   config = load('pass_imagenet_s50')
-  stage.rehearse(main.build_stages(config), ('represent',))
+  stage.dry_run_stages(main.build_stages(config), ('represent',))
   said = capsys.readouterr().out
   assert '50,200 steps of 256 images' in said
   assert '11,176,512' in said

@@ -293,8 +293,8 @@ def test_the_decoders_rate_of_the_paper():
   assert rates(config) == {'encoder': 1e-2, 'decoder': 1e-1, 'heads': 1e-1}
 
 
-# Unlabelled images of each partition: the lines of the authors' lists.
-UNLABELLED = [
+# Unlabeled images of each partition: the lines of the authors' lists.
+UNLABELED = [
   ('u2pl_voc', 'partition=classic,labels=92', 10490, 655),
   ('u2pl_voc', 'partition=classic,labels=183', 10399, 649),
   ('u2pl_voc', 'partition=classic,labels=366', 10216, 638),
@@ -311,8 +311,8 @@ UNLABELLED = [
 ]
 
 
-@pytest.mark.parametrize(('name', 'argument', 'images', 'steps'), UNLABELLED)
-def test_an_epoch_is_the_whole_batches_of_unlabelled_images(
+@pytest.mark.parametrize(('name', 'argument', 'images', 'steps'), UNLABELED)
+def test_an_epoch_is_the_whole_batches_of_unlabeled_images(
   name, argument, images, steps
 ):
   # The last batch, if it is not whole, is dropped.
@@ -323,7 +323,7 @@ def test_an_epoch_is_the_whole_batches_of_unlabelled_images(
     assert train.recipe.batch_size == 16
     assert train.steps_per_epoch == steps
     assert train.recipe.num_steps == steps * epochs
-    assert train.unlabelled == ('train_aug' if name == 'u2pl_voc' else '')
+    assert train.unlabeled == ('train_aug' if name == 'u2pl_voc' else '')
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_labels_alone_have_epochs_of_their_own(name, labels, steps):
 
 def rates(config):
   """Learning rate of the network's parts."""
-  block = optimizers.Options(**config.train.recipe.optimizer)
+  block = optimizers.OptimizerOptions(**config.train.recipe.optimizer)
   return {
     part: pytest.approx(block.learning_rate * block.factors(f'{part}/x')[0])
     for part in ('encoder', 'decoder', 'heads')
@@ -560,13 +560,13 @@ def test_a_border_is_scored_only_where_one_is_shown():
     u2pl_main.PROGRAM.build_runner(config)
 
 
-def test_images_without_masks_are_the_unlabelled_ones():
-  train = load('u2pl_folder', 'source=x,without_mask=unlabelled').train
-  assert (train.unlabelled, train.data.without_mask) == ('unlabelled',) * 2
-  # All that have a mask are labelled.
+def test_images_without_masks_are_the_unlabeled_ones():
+  train = load('u2pl_folder', 'source=x,without_mask=unlabeled').train
+  assert (train.unlabeled, train.data.without_mask) == ('unlabeled',) * 2
+  # All that have a mask are labeled.
   assert (train.subset.labels, train.subset.fraction) == (0, 1.0)
   train = load('u2pl_folder', 'source=x').train
-  assert (train.unlabelled, train.subset.fraction) == ('', 0.25)
+  assert (train.unlabeled, train.subset.fraction) == ('', 0.25)
 
 
 def test_windows_of_each_network():

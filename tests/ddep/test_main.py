@@ -32,7 +32,7 @@ def assert_same_to_the_bit(one, other):
     runs.state_of(other / 'finetune'),
   )
   for name in ('metrics', 'ids'):
-    assert runs.journal_of(one / 'finetune', name) == runs.journal_of(
+    assert runs.metrics_of(one / 'finetune', name) == runs.metrics_of(
       other / 'finetune', name
     )
   assert runs.results_of(one) == runs.results_of(other)
@@ -40,14 +40,14 @@ def assert_same_to_the_bit(one, other):
 
 def test_a_run_leaves_what_it_promises(whole):
   stage = whole / 'finetune'
-  lines = runs.journal_of(stage)
+  lines = runs.metrics_of(stage)
   trained = [line['step'] for line in lines if 'train/loss' in line]
   evaluated = [line['step'] for line in lines if 'val/miou' in line]
   assert trained == list(range(1, 15))
   assert evaluated == [6, 12, 14]
   saved = {int(p.name) for p in (stage / 'checkpoints').iterdir()}
   assert saved == {12, 14}
-  batches = [line['ids'] for line in runs.journal_of(stage, 'ids')]
+  batches = [line['ids'] for line in runs.metrics_of(stage, 'ids')]
   assert [len(ids) for ids in batches] == [4] * 14
   results = runs.results_of(whole)['val']
   trained_on = {i for ids in batches for i in ids}
@@ -77,17 +77,17 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
   assert '16 images predicted, 1 skipped' in runs.text_of(whole)
   trained = {
     i
-    for line in runs.journal_of(whole / 'finetune', 'ids')
+    for line in runs.metrics_of(whole / 'finetune', 'ids')
     for i in line['ids']
   }
   counts = np.zeros((2, 2))
   for path in sorted((photos / 'day.1').iterdir()):
     with PIL.Image.open(out / 'labels' / 'day.1' / f'{path.stem}.png') as image:
       label = np.asarray(image)
-      colours = np.asarray(image.convert('RGB'))
+      colors = np.asarray(image.convert('RGB'))
     with PIL.Image.open(path) as image:
       assert (image.height, image.width) == label.shape
-    assert {tuple(c) for c in colours[label == 1]} <= {(128, 0, 0)}
+    assert {tuple(c) for c in colors[label == 1]} <= {(128, 0, 0)}
     with np.load(out / 'probs' / 'day.1' / f'{path.stem}.npz') as file:
       probs = file['probs'].astype(np.float32)
     np.testing.assert_allclose(probs.sum(axis=-1), 1, atol=2e-3)
@@ -139,7 +139,7 @@ def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
   assert runs.stop_when(process, runs.logged(stage, 3), signal.SIGTERM)
   assert process.returncode == 75, runs.text_of(workdir)
   saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
-  assert runs.journal_of(stage)[-1]['step'] == saved
+  assert runs.metrics_of(stage)[-1]['step'] == saved
   assert f'saved at step {saved}; run the same command' in runs.text_of(workdir)
   process = runs.start(source, workdir)
   assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
@@ -204,7 +204,7 @@ class Group:
 def losses_of(stage):
   return {
     line['step']: line['train/loss']
-    for line in runs.journal_of(stage)
+    for line in runs.metrics_of(stage)
     if 'train/loss' in line
   }
 
@@ -217,8 +217,8 @@ def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
     runs.state_of(two / 'finetune'),
   )
   # Host 0 reads the first half of every batch.
-  halves = [line['ids'] for line in runs.journal_of(two / 'finetune', 'ids')]
-  wholes = [line['ids'] for line in runs.journal_of(one / 'finetune', 'ids')]
+  halves = [line['ids'] for line in runs.metrics_of(two / 'finetune', 'ids')]
+  wholes = [line['ids'] for line in runs.metrics_of(one / 'finetune', 'ids')]
   assert halves == [ids[:2] for ids in wholes]
   assert runs.results_of(one) == runs.results_of(two)
 
@@ -268,8 +268,8 @@ def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
   for step in found:
     assert found[step] == pytest.approx(expected[step], abs=1e-5)
   # Host 0 reads the first rows of every batch: one of 4, then two.
-  lines = runs.journal_of(one_of_4 / 'finetune', 'ids')
-  ids = [line['ids'] for line in runs.journal_of(stage, 'ids')]
+  lines = runs.metrics_of(one_of_4 / 'finetune', 'ids')
+  ids = [line['ids'] for line in runs.metrics_of(stage, 'ids')]
   assert ids == [
     whole[: 1 if step <= saved else 2]
     for step, whole in enumerate((x['ids'] for x in lines), start=1)

@@ -29,7 +29,7 @@ def images_and_eps():
 def test_scaled_noise_is_equation_5_by_hand():
   image = jnp.full((1, 1, 1, 3), 0.5)
   eps = jnp.array([[[[1.0, -2.0, 0.0]]]])
-  found = corrupt(image, eps, noise.Options(gamma=0.64))
+  found = corrupt(image, eps, noise.NoiseOptions(gamma=0.64))
   # sqrt(0.64) = 0.8 and sqrt(1 - 0.64) = 0.6.
   np.testing.assert_allclose(found[0, 0, 0], [1.0, -0.8, 0.4], atol=1e-6)
 
@@ -40,13 +40,13 @@ def test_scaled_noise_equals_the_unit_range_form():
   images, eps = images_and_eps()
   x, g = (images + 1) / 2, 0.95
   unit = math.sqrt(g) * x + (math.sqrt(1 - g) * eps - math.sqrt(g) + 1) / 2
-  found = corrupt(images, eps, noise.Options(gamma=g))
+  found = corrupt(images, eps, noise.NoiseOptions(gamma=g))
   np.testing.assert_allclose(found, 2 * unit - 1, atol=1e-6)
 
 
 def test_simple_noise_adds_sigma_in_the_unit_range():
   images, eps = images_and_eps()
-  found = corrupt(images, eps, noise.Options(kind='simple', sigma=0.8))
+  found = corrupt(images, eps, noise.NoiseOptions(kind='simple', sigma=0.8))
   np.testing.assert_allclose(
     (found + 1) / 2, (images + 1) / 2 + 0.8 * eps, atol=1e-6
   )
@@ -56,17 +56,17 @@ def test_simple_noise_adds_sigma_in_the_unit_range():
 def test_sigma_and_gamma_name_the_same_noise(sigma):
   images, eps = images_and_eps()
   gamma = 1 / (1 + sigma**2)
-  by_sigma = corrupt(images, eps, noise.Options(sigma=sigma))
-  by_gamma = corrupt(images, eps, noise.Options(gamma=gamma))
+  by_sigma = corrupt(images, eps, noise.NoiseOptions(sigma=sigma))
+  by_gamma = corrupt(images, eps, noise.NoiseOptions(gamma=gamma))
   np.testing.assert_allclose(by_sigma, by_gamma, atol=1e-6)
-  simple = noise.Options(kind='simple', gamma=gamma)
+  simple = noise.NoiseOptions(kind='simple', gamma=gamma)
   found = noise.magnitude(gammas(simple), simple)
   np.testing.assert_allclose(found, [sigma, sigma], rtol=1e-5)
 
 
 def test_gamma_of_the_paper_has_the_magnitude_of_its_text():
   # Spec §4.1: 'gamma = 0.95' and 'noise magnitude 0.22'.
-  options = noise.Options(gamma=0.95)
+  options = noise.NoiseOptions(gamma=0.95)
   found = noise.magnitude(gammas(options), options)
   np.testing.assert_allclose(found, [0.2236, 0.2236], atol=1e-4)
 
@@ -75,13 +75,13 @@ def test_scaled_noise_keeps_unit_variance():
   keys = jax.random.split(jax.random.PRNGKey(0), 2)
   images = noise.sample(keys, (2, 64, 64, 3))  # Unit variance itself.
   eps = noise.sample(jax.random.split(jax.random.PRNGKey(1), 2), images.shape)
-  noisy = corrupt(images, eps, noise.Options(gamma=0.6))
+  noisy = corrupt(images, eps, noise.NoiseOptions(gamma=0.6))
   assert float(jnp.var(noisy)) == pytest.approx(1.0, abs=0.03)
 
 
 def test_targets():
   images, eps = images_and_eps()
-  options = noise.Options(gamma=0.64)
+  options = noise.NoiseOptions(gamma=0.64)
   for target, expected in (
     ('eps', eps),
     ('x', images),
@@ -145,7 +145,7 @@ def test_noise_is_standard_normal():
 )
 def test_impossible_noise_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    noise.Options(**fields)
+    noise.NoiseOptions(**fields)
 
 
 @pytest.mark.parametrize('target', ['eps', 'x', 'eps_scaled'])
@@ -153,7 +153,7 @@ def test_impossible_noise_is_refused(fields, message):
 def test_a_perfect_prediction_gives_the_clean_image_back(kind, target):
   rng = np.random.default_rng(0)
   images, eps = jnp.asarray(rng.normal(size=(2, 1, 4, 5, 3)), jnp.float32)
-  options = noise.Options(kind=kind, gamma=0.7, target=target)
+  options = noise.NoiseOptions(kind=kind, gamma=0.7, target=target)
   # A noise of its own for each image, and one image without.
   images, eps = jnp.tile(images, (3, 1, 1, 1)), jnp.tile(eps, (3, 1, 1, 1))
   gamma = jnp.array([0.3, 0.7, 1.0])
@@ -165,20 +165,20 @@ def test_a_perfect_prediction_gives_the_clean_image_back(kind, target):
 
 
 def test_a_strength_is_the_same_for_each_image():
-  np.testing.assert_allclose(gammas(noise.Options(gamma=0.9)), [0.9, 0.9])
+  np.testing.assert_allclose(gammas(noise.NoiseOptions(gamma=0.9)), [0.9, 0.9])
   # 1 / (1 + 0.5²) = 0.8.
-  np.testing.assert_allclose(gammas(noise.Options(sigma=0.5)), [0.8, 0.8])
+  np.testing.assert_allclose(gammas(noise.NoiseOptions(sigma=0.5)), [0.8, 0.8])
 
 
 def test_a_range_is_drawn_from_uniformly_and_stops_at_1():
-  within = noise.Options(gamma_range=(0.9, 0.95))
+  within = noise.NoiseOptions(gamma_range=(0.9, 0.95))
   found = np.asarray(gammas(within, 2000))
   assert found.dtype == np.float32
   assert 0.9 <= found.min() < 0.901 and 0.949 < found.max() <= 0.95
   shares, _ = np.histogram(found, bins=5, range=(0.9, 0.95))
   np.testing.assert_allclose(shares / 2000, 0.2, atol=0.03)
   # A quarter of the range lies above 1.
-  beyond = np.asarray(gammas(noise.Options(gamma_range=(0.7, 1.1)), 2000))
+  beyond = np.asarray(gammas(noise.NoiseOptions(gamma_range=(0.7, 1.1)), 2000))
   assert beyond.max() == 1.0
   assert np.mean(beyond == 1.0) == pytest.approx(0.25, abs=0.03)
 
@@ -192,7 +192,7 @@ def test_a_range_is_drawn_from_uniformly_and_stops_at_1():
   ],
 )
 def test_time_steps_are_drawn_evenly(draw, levels):
-  options = noise.Options(gamma_range=(0.6, 0.9), draw=draw, num_steps=4)
+  options = noise.NoiseOptions(gamma_range=(0.6, 0.9), draw=draw, num_steps=4)
   np.testing.assert_allclose(options.levels, levels)
   found = np.asarray(gammas(options, 2000))
   shares = [np.mean(np.isclose(found, level)) for level in levels]
@@ -202,8 +202,8 @@ def test_time_steps_are_drawn_evenly(draw, levels):
 def test_a_row_draws_the_same_strength_in_any_batch():
   keys = jax.random.split(jax.random.PRNGKey(3), 8)
   for options in (
-    noise.Options(gamma_range=(0.5, 0.9)),
-    noise.Options(gamma_range=(0.5, 0.9), draw='linear', num_steps=50),
+    noise.NoiseOptions(gamma_range=(0.5, 0.9)),
+    noise.NoiseOptions(gamma_range=(0.5, 0.9), draw='linear', num_steps=50),
   ):
     whole = noise.sample_gamma(keys, options)
     part = noise.sample_gamma(keys[2:5], options)
@@ -214,7 +214,7 @@ def test_a_row_draws_the_same_strength_in_any_batch():
 def test_a_strength_tells_nothing_of_the_noise():
   # Both are drawn from the key of the row, by keys of their own.
   keys = jax.random.split(jax.random.PRNGKey(0), 2000)
-  gamma = noise.sample_gamma(keys, noise.Options(gamma_range=(0.1, 0.9)))
+  gamma = noise.sample_gamma(keys, noise.NoiseOptions(gamma_range=(0.1, 0.9)))
   eps = noise.sample(keys, (2000, 1, 1, 3))[:, 0, 0]
   for channel in range(3):
     assert abs(np.corrcoef(gamma, eps[:, channel])[0, 1]) < 0.08
@@ -222,7 +222,7 @@ def test_a_strength_tells_nothing_of_the_noise():
 
 def test_noise_of_one_strength_can_be_read_off_one_image_at_a_time():
   images, eps = images_and_eps()
-  options = noise.Options(gamma_range=(0.1, 0.9))
+  options = noise.NoiseOptions(gamma_range=(0.1, 0.9))
   gamma = jnp.array([0.36, 0.64])
   found = noise.corrupt(images, eps, gamma, options)
   for i, (kept, added) in enumerate(((0.6, 0.8), (0.8, 0.6))):
@@ -234,7 +234,7 @@ def test_noise_of_one_strength_can_be_read_off_one_image_at_a_time():
 def test_an_image_without_noise_has_none_to_be_found():
   images, eps = images_and_eps()
   gamma = jnp.array([1.0, 0.64])
-  options = noise.Options(gamma_range=(0.5, 1.1))
+  options = noise.NoiseOptions(gamma_range=(0.5, 1.1))
   for target, factor in (('eps', 1.0), ('eps_scaled', 0.6)):
     found = noise.target(
       images, eps, gamma, dataclasses.replace(options, target=target)

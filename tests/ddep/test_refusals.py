@@ -40,7 +40,7 @@ def error_of(capsys, source, options, *arguments):
 
 def test_more_labels_than_images(capsys, source):
   found = error_of(capsys, source, 'init=dep,labels=100')
-  assert '100 labelled images were asked for, the split has' in found
+  assert '100 labeled images were asked for, the split has' in found
   assert not (source.parent / 'run' / 'denoise' / 'checkpoints').exists()
 
 
@@ -84,8 +84,8 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
   config.denoise.start.take = ('encoder',)
   config.stages = ('denoise', 'finetune', 'evaluate')
   runner = ddep_main.PROGRAM.build_runner(config)
-  place = stage.Place(tmp_path / 'finetune', {}, '')
-  with pytest.raises(errors.Missing, match='w.npz does not exist'):
+  place = stage.Workspace(tmp_path / 'finetune', {}, '')
+  with pytest.raises(errors.MissingInput, match='w.npz does not exist'):
     runner._check_data(place)
   json_files.write(tmp_path / 'denoise' / 'DONE.json', {})
   runner._check_data(place)
@@ -124,12 +124,12 @@ def test_bad_files_are_named(capsys, source):
 def test_a_folder_that_changed_under_a_run(capsys, source):
   started = source.parent / 'run' / 'finetune'
   started.mkdir(parents=True)
-  (started / 'labelled_ids.json').write_text(json.dumps(['gone']))
+  (started / 'labeled_ids.json').write_text(json.dumps(['gone']))
   found = error_of(capsys, source, 'init=none')
-  assert 'the choice of labelled images changed since' in found
+  assert 'the choice of labeled images changed since' in found
 
 
-def test_an_image_that_is_labelled_and_held_out(capsys, source):
+def test_an_image_that_is_labeled_and_held_out(capsys, source):
   for split, names in (('train', '0123'), ('val', '4567')):
     for kind, suffix in (('images', 'jpg'), ('masks', 'png')):
       folder = source / kind / split

@@ -9,8 +9,9 @@ from ddep import noise
 from ddep.stages import classify, denoise, finetune
 from input_pipeline import batch as batch_lib
 from segcore.distributed import sharding
-from segcore.models import segmenter
-from segcore.train import method, optimizers
+from segcore.models import heads, segmenter
+from segcore.train import optimizers
+from segcore.train import update as update_lib
 from tests.support import tiny_networks
 
 KEY = jax.random.PRNGKey(0)
@@ -21,16 +22,18 @@ ALL = ('encoder', 'decoder', 'heads')
 
 def ddep(trained=('decoder', 'heads'), network=None, accumulate=1):
   # Without Adam, which turns rounding of tiny gradients into whole steps.
-  sgd = optimizers.Options(name='sgd', learning_rate=0.01, schedule='constant')
+  sgd = optimizers.OptimizerOptions(
+    name='sgd', learning_rate=0.01, schedule='constant'
+  )
   return denoise.Denoise(
-    network or tiny_networks.small_unet({'noise': segmenter.ConvHead(3)}),
-    method.Update(trained, sgd, 10, accumulate),
-    noise.Options(gamma=0.95),
+    network or tiny_networks.small_unet({'noise': heads.ConvHead(3)}),
+    update_lib.Update(trained, sgd, 10, accumulate),
+    noise.NoiseOptions(gamma=0.95),
   )
 
 
 def transunet(dropout_rate):
-  return tiny_networks.hybrid({'noise': segmenter.ConvHead(3)}, dropout_rate)
+  return tiny_networks.hybrid({'noise': heads.ConvHead(3)}, dropout_rate)
 
 
 def run(trained, batches, devices=1):
@@ -57,7 +60,7 @@ def test_100_steps_of_denoising_leave_the_encoder_alone_to_the_bit():
   batches = [tiny_networks.images(2, 32, seed) for seed in range(4)] * 25
   adam = tiny_networks.adam(1e-3, weight_decay=0.1, clip_norm=1.0)
   trained = dataclasses.replace(
-    ddep(), update=method.Update(('decoder', 'heads'), adam, 100)
+    ddep(), update=update_lib.Update(('decoder', 'heads'), adam, 100)
   )
   before = tiny_networks.initial_state(trained, batches[0])
   after, losses = run(trained, batches)
@@ -82,7 +85,7 @@ def test_a_frozen_encoder_runs_without_dropout():
   plain = ddep(network=transunet(dropout_rate=0.0))
   dropping = ddep(network=transunet(dropout_rate=0.9))
   state = tiny_networks.initial_state(plain, batch)
-  keys = method.Keys(method.row_keys(KEY, 8), KEY)
+  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 8), KEY)
   args = (state.params, state.batch_stats, batch, keys)
   assert float(plain.loss(*args).total) == float(dropping.loss(*args).total)
   whole = ddep(ALL, transunet(dropout_rate=0.9))
@@ -94,7 +97,7 @@ def test_denoising_loss_is_the_mean_square_of_equation_6():
   batch['mask'] = jnp.array([True, True, False, True])
   trained = ddep()
   state = tiny_networks.initial_state(trained, batch)
-  keys = method.Keys(method.row_keys(KEY, 4), KEY)
+  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 4), KEY)
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   eps = np.stack(
     [
@@ -112,16 +115,16 @@ def test_denoising_loss_is_the_mean_square_of_equation_6():
 
 
 def test_a_conditional_decoder_is_told_the_noise_of_each_image():
-  head = {'noise': segmenter.ConvHead(3)}
+  head = {'noise': heads.ConvHead(3)}
   plain = tiny_networks.small_unet(head)
   conditional = segmenter.Segmenter(
     plain.encoder, plain.decoder.clone(conditional=True), head
   )
   trained = dataclasses.replace(
-    ddep(network=conditional), noise=noise.Options(gamma_range=(0.2, 0.9))
+    ddep(network=conditional), noise=noise.NoiseOptions(gamma_range=(0.2, 0.9))
   )
   batch = tiny_networks.images(4, 32)
-  keys = method.Keys(method.row_keys(KEY, 4), KEY)
+  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 4), KEY)
   gamma = noise.sample_gamma(keys.rows, trained.noise)
   eps = np.asarray(noise.sample(keys.rows, batch['image'].shape))
   kept, added = (np.sqrt(x)[:, None, None, None] for x in (gamma, 1 - gamma))
@@ -149,13 +152,13 @@ def test_a_conditional_decoder_is_told_the_noise_of_each_image():
 
 def test_finetuning_ignores_negative_labels_and_padding_rows():
   trained = finetune.Finetune(
-    tiny_networks.small_unet({'logits': segmenter.ConvHead(3)}),
-    method.Update(ALL, tiny_networks.adam(), 10),
+    tiny_networks.small_unet({'logits': heads.ConvHead(3)}),
+    update_lib.Update(ALL, tiny_networks.adam(), 10),
   )
   batch = tiny_networks.images(4, 32)
   batch['mask'] = jnp.array([True, False, True, True])
   state = tiny_networks.initial_state(trained, batch)
-  keys = method.Keys(method.row_keys(KEY, 4), KEY)
+  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 4), KEY)
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   logits = np.asarray(
     trained.predict(state, batch_lib.to_symmetric(batch['image'])), np.float64
@@ -174,14 +177,14 @@ def test_finetuning_ignores_negative_labels_and_padding_rows():
   assert float(outcome.total) == pytest.approx(total, rel=1e-5)
 
 
-def test_classification_learns_two_colours():
+def test_classification_learns_two_colors():
   trained = classify.Classify(
     segmenter.Segmenter(
       tiny_networks.small_unet({}).encoder,
       None,
-      {'tags': segmenter.PoolHead(2)},
+      {'tags': heads.PoolHead(2)},
     ),
-    method.Update(('encoder', 'heads'), tiny_networks.adam(), 20),
+    update_lib.Update(('encoder', 'heads'), tiny_networks.adam(), 20),
     'softmax',
   )
   red = jnp.zeros((8, 32, 32, 3), jnp.uint8).at[::2, ..., 0].set(255)
@@ -214,7 +217,9 @@ def test_accumulating_4_times_8_equals_32():
 def test_a_data_parallel_step_only_reduces_gradients():
   mesh = sharding.make_mesh()
   batch = tiny_networks.images(16, 32)
-  steps = noise.Options(gamma_range=(0.5, 0.9), draw='linear', num_steps=50)
+  steps = noise.NoiseOptions(
+    gamma_range=(0.5, 0.9), draw='linear', num_steps=50
+  )
   trained = dataclasses.replace(ddep(accumulate=2), noise=steps)
   shapes = tiny_networks.initial_state(trained, batch)
   compiled = (
@@ -238,7 +243,7 @@ def test_a_data_parallel_step_only_reduces_gradients():
 
 def test_options_are_frozen():
   with pytest.raises(dataclasses.FrozenInstanceError):
-    noise.Options(gamma=0.9).gamma = 0.5
+    noise.NoiseOptions(gamma=0.9).gamma = 0.5
 
 
 def test_denoising_is_watched_on_the_same_noisy_images():
@@ -250,7 +255,7 @@ def test_denoising_is_watched_on_the_same_noisy_images():
   state = state.replace(params={**state.params, 'heads': silent})
   watch = denoise.Watch(trained, 'val', images, 4, sharding.make_mesh())
   found = watch(state)
-  keys = method.row_keys(jax.random.PRNGKey(0), 6)
+  keys = update_lib.row_keys(jax.random.PRNGKey(0), 6)
   eps = np.asarray(noise.sample(keys, images.shape))
   np.testing.assert_allclose(
     found.scalars['val/loss'], np.mean(eps**2), rtol=1e-5

@@ -99,7 +99,7 @@ def test_pooling_by_hand():
   np.testing.assert_array_equal(infinite, [[-1, -2], [-5, -6]])
 
 
-def test_weight_standardisation_by_hand():
+def test_weight_standardization_by_hand():
   kernel = np.array([1e-5, 3e-5]).reshape(1, 1, 2, 1)  # mean 2e-5, std 1e-5
   on_std = reference.standardize(kernel, 1e-5)
   np.testing.assert_allclose(on_std.ravel(), [-0.5, 0.5])
@@ -107,7 +107,7 @@ def test_weight_standardisation_by_hand():
   np.testing.assert_allclose(on_var.ravel(), [-(0.5**0.5), 0.5**0.5])
 
 
-def test_group_norm_groups_neighbouring_channels():
+def test_group_norm_groups_neighboring_channels():
   x = np.array([0.0, 2, 10, 10]).reshape(1, 1, 1, 4)
   scale = np.array([1.0, 2, 3, 4])
   bias = np.array([0.0, 0, 5, 6])

@@ -7,7 +7,7 @@ from input_pipeline import batch
 
 
 @pytest.fixture
-def greys():
+def grays():
   """Every value of a pixel, once, in each channel."""
   values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
   return np.repeat(values, 3, axis=-1)
@@ -22,14 +22,14 @@ def test_to_symmetric_by_hand():
 
 
 @pytest.mark.parametrize('compiled', [False, True])
-def test_all_values_survive_the_round_trip(greys, compiled):
+def test_all_values_survive_the_round_trip(grays, compiled):
   there = jax.jit(batch.to_symmetric) if compiled else batch.to_symmetric
-  floats = np.asarray(there(jnp.asarray(greys)))
+  floats = np.asarray(there(jnp.asarray(grays)))
   np.testing.assert_array_equal(floats.ravel()[[0, -1]], [-1.0, 1.0])
   np.testing.assert_allclose(
     floats.ravel()[::3], np.linspace(-1, 1, 256), atol=1e-6
   )
-  np.testing.assert_array_equal(batch.to_uint8(floats), greys)
+  np.testing.assert_array_equal(batch.to_uint8(floats), grays)
 
 
 def test_to_uint8_rounds_and_clips():

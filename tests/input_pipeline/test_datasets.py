@@ -38,7 +38,7 @@ def no_source(monkeypatch):
 
 def open_camvid(tmp_path, split='train', **options):
   return datasets.open_split(
-    datasets.Options('camvid', **options), split, str(tmp_path / 'prepared')
+    datasets.DataOptions('camvid', **options), split, str(tmp_path / 'prepared')
   )
 
 
@@ -117,11 +117,11 @@ def test_splits_are_joined_one_after_the_other(root, tmp_path):
 
 
 def test_what_is_missing_is_known_before_anything_is_prepared(root, tmp_path):
-  there = datasets.Options('camvid', source=str(root / 'camvid'))
-  gone = datasets.Options('camvid', source=str(root / 'nowhere'))
+  there = datasets.DataOptions('camvid', source=str(root / 'camvid'))
+  gone = datasets.DataOptions('camvid', source=str(root / 'nowhere'))
   data_dir = str(tmp_path / 'prepared')
   datasets.require(there, data_dir)
-  with pytest.raises(errors.Missing, match='there is no file or folder'):
+  with pytest.raises(errors.MissingInput, match='there is no file or folder'):
     datasets.require(gone, data_dir)
   assert not list(tmp_path.rglob('dataset_info.json'))
   datasets.prepare(there, data_dir)
@@ -150,7 +150,7 @@ def test_require():
   'name', ['ade', '', 'camvid/', 'image_folder/', 'Shapes/scenes']
 )
 def test_unknown_data_set(name):
-  assert message_of(lambda: datasets.Options(name)) == (
+  assert message_of(lambda: datasets.DataOptions(name)) == (
     f'there is no data set {name!r}: expected one of shapes, camvid, '
     'voc2012, pascal_context, ade20k, cityscapes, gta5, synthia, imagenet, '
     'imagenet_s, image_folder, image_mask_folder'
@@ -166,7 +166,7 @@ def test_unknown_data_set(name):
   ],
 )
 def test_unknown_configuration(name, expected, tmp_path):
-  options = datasets.Options(name)
+  options = datasets.DataOptions(name)
   assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
     f'there is no data set {name!r}: expected {expected}'
   )
@@ -174,7 +174,7 @@ def test_unknown_configuration(name, expected, tmp_path):
 
 @pytest.mark.parametrize('name', ['shapes', 'shapes/scene'])
 def test_unknown_configuration_of_shapes(name, tmp_path):
-  options = datasets.Options(name)
+  options = datasets.DataOptions(name)
   assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
     f'there is no data set {name!r}: expected shapes/ with one of scenes, '
     'single, source, target, scenes_128, single_128, source_128, target_128'
@@ -209,7 +209,7 @@ def test_source_that_is_not_there(tmp_path, monkeypatch):
 def test_folders_without_a_source(tmp_path):
   for name in ('image_folder', 'image_mask_folder'):
     fields = {'masks': 'm', 'classes': 'c'} if 'mask' in name else {}
-    options = datasets.Options(name, **fields)
+    options = datasets.DataOptions(name, **fields)
     assert message_of(lambda o=options: datasets.builder(o, str(tmp_path))) == (
       'source is empty: give the folder of the images'
     )
@@ -225,7 +225,7 @@ def test_folders_without_a_source(tmp_path):
   ],
 )
 def test_field_that_a_data_set_does_not_read(name, field, value):
-  assert message_of(lambda: datasets.Options(name, **{field: value})) == (
+  assert message_of(lambda: datasets.DataOptions(name, **{field: value})) == (
     f'{field} is {value!r}, which {name.partition("/")[0]} does not read: '
     'leave it out'
   )
@@ -237,7 +237,7 @@ def test_a_folder_of_images_opens_with_its_options(tmp_path):
   for name in ('b', 'a'):
     image = np.full((3, 5, 3), ord(name), np.uint8)
     PIL.Image.fromarray(image).save(folder / f'{name}.png')
-  options = datasets.Options(
+  options = datasets.DataOptions(
     'image_folder', source=str(tmp_path / 'mine'), images='photos'
   )
   split = datasets.open_split(options, 'train', str(tmp_path / 'prepared'))

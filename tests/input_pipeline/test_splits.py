@@ -105,7 +105,7 @@ def test_more_labels_than_images():
   with pytest.raises(errors.UserError) as caught:
     splits.Subset(labels=81).choose(names(80))
   assert str(caught.value) == (
-    '81 labelled images were asked for, the split has 80: ask for fewer'
+    '81 labeled images were asked for, the split has 80: ask for fewer'
   )
 
 
@@ -202,14 +202,14 @@ def test_a_list_of_another_length_than_expected_is_refused(tmp_path):
     splits.Subset(labels=3, list=str(path)).choose(ids)
 
 
-def test_held_out_images_are_never_labelled():
+def test_held_out_images_are_never_labeled():
   ids = [f'{i}' for i in range(40)]
   for labels in (5, 30):
     subset = splits.Subset(labels=labels, held_out=10, seed=3)
     chosen, held = subset.choose(ids), subset.set_aside(ids)
     assert (len(chosen), len(held)) == (labels, 10)
     assert not {*chosen} & {*held}
-    # To hold images out changes nothing of what is labelled.
+    # To hold images out changes nothing of what is labeled.
     alone = splits.Subset(labels=labels, seed=3).choose(ids)
     np.testing.assert_array_equal(chosen, alone)
   assert len(splits.Subset(held_out=10).choose(ids)) == 30
@@ -225,5 +225,5 @@ def test_held_out_images_are_not_listed(tmp_path):
   names.write_text('1\n4\n7\n')
   subset = splits.Subset(list=str(names), held_out=6)
   assert subset.set_aside(ids).tolist() == [0, 2, 3, 5, 6, 8]
-  with pytest.raises(errors.UserError, match='only 6 images are not labelled'):
+  with pytest.raises(errors.UserError, match='only 6 images are not labeled'):
     splits.Subset(list=str(names), held_out=7).set_aside(ids)

@@ -36,7 +36,7 @@ def example():
 
 
 def pixels(example):
-  """Grey values and labels, as lists."""
+  """Gray values and labels, as lists."""
   image = example['image']
   assert image.dtype == np.uint8
   np.testing.assert_array_equal(image, rgb(image[..., 0]))
@@ -226,7 +226,7 @@ def test_random_crop_of_a_small_image_holds_all_of_it(example):
 
 
 def test_crops_can_fill_as_the_papers_do(example):
-  crop = transforms.RandomCrop((3, 6), centred=True, fill='paper')
+  crop = transforms.RandomCrop((3, 6), centered=True, fill='paper')
   found = crop(example, np.random.default_rng(0))
   # A row is missing and three columns: 0 before and 1 after, 1 and 2.
   assert found['label'].tolist() == [
@@ -239,8 +239,8 @@ def test_crops_can_fill_as_the_papers_do(example):
   assert found['image'][1, 1:4, 0].tolist() == [40, 50, 60]
 
 
-def test_centred_crops_of_large_images_are_anywhere(example):
-  crop = transforms.RandomCrop((1, 2), centred=True)
+def test_centered_crops_of_large_images_are_anywhere(example):
+  crop = transforms.RandomCrop((1, 2), centered=True)
   found = {tuple(crop(example, rng)['label'][0]) for rng in draws(60)}
   assert found == {(1, 2), (2, 3), (4, 5), (5, 6)}
 
@@ -286,17 +286,17 @@ def test_short_side_keeps_the_aspect(example):
   assert resized['label'].tolist() == [[1]]  # 3 · 1 // 2 rows.
 
 
-def test_centre_crop_cuts_or_fills(example):
+def test_center_crop_cuts_or_fills(example):
   rng = np.random.default_rng(0)
-  cut = transforms.CentreCrop((1, 1))(example, rng)
+  cut = transforms.CenterCrop((1, 1))(example, rng)
   assert pixels(cut) == ([[20]], [[2]])
-  filled = transforms.CentreCrop((3, 4))(example, rng)
+  filled = transforms.CenterCrop((3, 4))(example, rng)
   assert filled['label'].tolist() == [
     [1, 2, 3, -1],
     [4, 5, 6, -1],
     [-1, -1, -1, -1],
   ]
-  wide = transforms.CentreCrop((1, 5))(example, rng)
+  wide = transforms.CenterCrop((1, 5))(example, rng)
   assert wide['label'].tolist() == [[-1, 1, 2, 3, -1]]
 
 
@@ -316,7 +316,7 @@ def test_centre_crop_cuts_or_fills(example):
       "fill: found 'black', expected one of",
     ),
     (lambda: transforms.ShortSide(0), 'length: found 0'),
-    (lambda: transforms.CentreCrop((0, 4)), r'size: found \(0, 4\)'),
+    (lambda: transforms.CenterCrop((0, 4)), r'size: found \(0, 4\)'),
     (lambda: transforms.Fill((0, 0, 256)), r'image: found \(0, 0, 256\)'),
   ],
 )
@@ -586,4 +586,4 @@ def test_a_generator_decides_all_also_after_pickling(blocks, name):
 
   found = [run(transform, seed) for seed in range(8)]
   assert [run(sent, seed) for seed in range(8)] == found
-  assert len(set(found)) > (1 if name in ('resize', 'centre') else 4)
+  assert len(set(found)) > (1 if name in ('resize', 'center') else 4)

@@ -16,7 +16,7 @@ import pytest
 from pass_luss import experiment as experiment_lib
 from pass_luss import main
 from pass_luss.benchmark import png_format
-from pass_luss.pseudo_labels import cluster, labeler
+from pass_luss.pseudo_labels import cluster
 from runtime import errors, options
 from segcore.distributed import sharding
 from segcore.experiment import stage
@@ -82,11 +82,11 @@ def config(tmp_path_factory):
     height, width = 41 + i % 3, 47 - i % 2
     image = rng.integers(0, 120, (height, width, 3), np.uint8)
     mask = np.zeros((height, width), np.uint8)
-    centre = int(rng.integers(12, 30)), int(rng.integers(12, 30))
+    center = int(rng.integers(12, 30)), int(rng.integers(12, 30))
     if i % 2:
-      cv2.circle(mask, centre, 9, 1, -1)
+      cv2.circle(mask, center, 9, 1, -1)
     else:
-      cv2.rectangle(mask, centre, (centre[0] + 14, centre[1] + 5), 2, -1)
+      cv2.rectangle(mask, center, (center[0] + 14, center[1] + 5), 2, -1)
     image[mask > 0] += 120
     cv2.imwrite(str(folder / 'images' / f'{i:02}.png'), image)
     cv2.imwrite(str(folder / 'masks' / f'{i:02}.png'), mask)
@@ -152,7 +152,7 @@ def results_of(workdir, name):
 def test_a_run_leaves_what_it_promises(whole):
   for name in STAGES:
     assert (whole / name / 'DONE.json').exists(), name
-  lines = [x for x in runs.journal_of(whole / 'represent') if 'train/loss' in x]
+  lines = [x for x in runs.metrics_of(whole / 'represent') if 'train/loss' in x]
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
   assert {'train/loss_swav', 'train/loss_p2p', 'train/loss_shallow3'} <= set(
     lines[-1]
@@ -242,7 +242,7 @@ def runner_of(config, **changes):
 
 
 def place_of(folder, *needed):
-  return stage.Place(folder, {path.name: path for path in needed}, 'digest')
+  return stage.Workspace(folder, {path.name: path for path in needed}, 'digest')
 
 
 def test_clusters_are_not_looked_for_again(
@@ -294,15 +294,15 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
 ):
   runner = runner_of(config)
   place = place_of(tmp_path / 'label', whole / 'attend', whole / 'cluster')
-  _, labeller = runner._labeller(place)
+  _, labeler = runner._labeler(place)
   swept = []
 
-  def sweep(labeller, split, *_):
+  def sweep(labeler, split, *_):
     swept.append(split.name)
     return labeler.Sweep.empty(2, 2)
 
-  monkeypatch.setattr(labeler.Labeller, 'sweep', sweep)
-  found = [runner._threshold(place, 'label', labeller, 2) for _ in range(2)]
+  monkeypatch.setattr(labeler.Labeler, 'sweep', sweep)
+  found = [runner._threshold(place, 'label', labeler, 2) for _ in range(2)]
   assert found[0] == found[1] and len(swept) == 1
   assert found[0].chosen_on == swept[0]
 
@@ -318,7 +318,7 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
   some = runner._open('').select(np.array([3]))
-  labeller.panel(some, whole / 'label' / 'train', left_half)
+  labeler.panel(some, whole / 'label' / 'train', left_half)
   ((((_, decided, _),), names),) = drawn
   assert names[1] == 'saliency'
   half = decided.shape[1] // 2
@@ -326,11 +326,11 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
 
 
 def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
-  runner = runner_of(config, **{'distance.neighbours': 1000})
+  runner = runner_of(config, **{'distance.neighbors': 1000})
   with pytest.raises(errors.UserError) as error:
     runner.run_distance(place_of(tmp_path / 'distance', whole / 'represent'))
   assert str(error.value) == (
-    'config.distance.neighbours: found 1000, expected at most 24, as there are '
+    'config.distance.neighbors: found 1000, expected at most 24, as there are '
     'regions in image_mask_folder train'
   )
   one = runner._open('').select(np.array([0]))
@@ -394,9 +394,9 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
       runs.state_of(workdir / name),
       runs.state_of(whole / name),
     )
-    for journal in ('metrics', 'ids'):
-      assert runs.journal_of(workdir / name, journal) == runs.journal_of(
-        whole / name, journal
+    for file in ('metrics', 'ids'):
+      assert runs.metrics_of(workdir / name, file) == runs.metrics_of(
+        whole / name, file
       )
   for name in ('distance', 'label', 'segment', 'segment_semi', 'segment_on'):
     assert results_of(workdir, name) == results_of(whole, name)
@@ -404,7 +404,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
-  """From the same networks: features, neighbours, labels and scores.
+  """From the same networks: features, neighbors, labels and scores.
 
   Of three images of val in batches of two, host 1 gets one only.
   """

@@ -340,7 +340,7 @@ def test_p2p_of_same_and_of_no_overlap():
   found = ref.p2p_loss(maps, maps, *boxes, *flips, lambda z: 2 * z)
   assert found == pytest.approx(-0.5)
 
-  def bent(z):  # towards an angle whose cosine with (3, 4) is 24/25
+  def bent(z):  # toward an angle whose cosine with (3, 4) is 24/25
     return 0 * z + np.array([4.0, 3.0])
 
   found = ref.p2p_loss(maps, maps, *boxes, *flips, bent)
@@ -540,7 +540,7 @@ def test_ppm():
 
 def test_pixpro_masks():
   whole = (0, 0, 9, 9)
-  # Neighbours of a square grid are 0.707 diagonals apart: only i = j.
+  # Neighbors of a square grid are 0.707 diagonals apart: only i = j.
   found = ref.pixpro_masks(whole, whole, False, False, 3, (9, 9))
   np.testing.assert_array_equal(found, np.eye(9))
   wider = ref.pixpro_masks(whole, whole, False, False, 3, (9, 9), 0.71)
@@ -552,7 +552,7 @@ def test_pixpro_masks():
 
 
 def test_pixpro_masks_of_different_bins():
-  # Source 11 by 11: a is 0 to 1, b 0 to 0.5 each way, 2 cells a side. Centres
+  # Source 11 by 11: a is 0 to 1, b 0 to 0.5 each way, 2 cells a side. Centers
   # 1/4, 3/4 and 1/8, 3/8; the larger diagonal is sqrt2 / 2.
   found = ref.pixpro_masks(
     (0, 0, 11, 11), (0, 0, 6, 6), False, False, 2, (11,) * 2
@@ -581,7 +581,7 @@ def test_pixpro_masks_of_boxes_inside():
   ]:
     assert not ref.pixpro_masks(box, other, *arguments, distance).any()
     assert ref.pixpro_masks(box, other, *arguments, distance + 1e-9).all()
-  # Centres 7/32, 5/16 and 9/32, 11/16; the larger diagonal is 1/16, 8/16.
+  # Centers 7/32, 5/16 and 9/32, 11/16; the larger diagonal is 1/16, 8/16.
   distance = math.sqrt((1 + 36) / (1 + 64))
   for threshold, positive in [
     (distance - 1e-9, False),
@@ -708,7 +708,7 @@ def test_pixel_attention_embeddings():
 def test_cluster_features():
   c4 = np.array([[6.0, 8.0], [0.0, 0.0]]).reshape(2, 1, 1, 2)
   found = ref.cluster_features(c4, attention_weights())
-  # The raw map times the attention of the normalised one.
+  # The raw map times the attention of the normalized one.
   f = np.array([6 * sigmoid(1.2), 8 * sigmoid(1.6)])
   np.testing.assert_allclose(found[0], f / np.linalg.norm(f))
   np.testing.assert_array_equal(found[1], [0, 0])
@@ -716,7 +716,7 @@ def test_cluster_features():
   found = ref.cluster_features(short, attention_weights())
   share = sigmoid(2)
   np.testing.assert_allclose(found, [[share / (share + 1), 0]])
-  # Not the mean of normalised positions: the longer one counts more.
+  # Not the mean of normalized positions: the longer one counts more.
   closed = attention_weights() | {'gamma2': np.zeros(2)}
   pair = np.array([[3.0, 0], [0, 1.0]]).reshape(1, 1, 2, 2)
   found = ref.cluster_features(pair, closed, factor=1)
@@ -913,7 +913,7 @@ def test_knn_label_map():
   assert found.tolist() == [[2, 0]]
   found = ref.knn_label_map(query, bank, labels, 3, 1.0, 3)
   assert found.tolist() == [[1, 1]]
-  # Two neighbours: 1 against 0.6.
+  # Two neighbors: 1 against 0.6.
   found = ref.knn_label_map(query, bank, labels, 2, 1.0, 3)
   assert found.tolist() == [[2, 0]]
 
@@ -964,7 +964,7 @@ def test_boundary_map_between_classes():
   labels[:, :2] = 3
   found = ref.boundary_map(labels)
   expected = np.where(labels == 3, 4, 1)
-  expected[1:4, 3] = 0  # all of 3 is a neighbour of 0 or of the border
+  expected[1:4, 3] = 0  # all of 3 is a neighbor of 0 or of the border
   np.testing.assert_array_equal(found, expected)
   labels[:, :2] = 1000  # ignored areas make boundaries too
   found = ref.boundary_map(labels)

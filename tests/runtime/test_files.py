@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from runtime import errors, files, journal
+from runtime import errors, files, metrics_file
 from segcore.eval import panels
 from segcore.experiment import stage
 from segcore.train import checkpoint, tensorboard
@@ -59,19 +59,19 @@ def test_a_file_that_is_not_finished_is_as_it_was(folder):
   assert path.read_text() == 'old'
 
 
-def test_a_journal_goes_on_where_the_checkpoint_was(folder):
+def test_a_metrics_file_goes_on_where_the_checkpoint_was(folder):
   folder.mkdir(parents=True)
   path = folder / 'metrics.jsonl'
-  log = journal.Journal(path, step=0)
+  log = metrics_file.MetricsFile(path, step=0)
   for step in (1, 2, 3):
     log.write(step, {'loss': 1.0})
   log.flush()
   log.flush()
-  log = journal.Journal(path, step=2)
-  assert [x['step'] for x in journal.read_journal(path)] == [1, 2]
+  log = metrics_file.MetricsFile(path, step=2)
+  assert [x['step'] for x in metrics_file.read(path)] == [1, 2]
   log.write(3, {'loss': 2.0})
   log.flush()
-  found = journal.read_journal(path)
+  found = metrics_file.read(path)
   assert [(x['step'], x['loss']) for x in found] == [(1, 1), (2, 1), (3, 2)]
 
 
@@ -141,17 +141,17 @@ def test_stages_run_once_and_are_verified(folder):
     stage.Stage('one', {'a': 1}, make),
     stage.Stage('two', {'b': 1}, make, needs=('one',)),
   ]
-  stage.execute(stages, folder)
-  stage.execute(stages, folder)
+  stage.run_stages(stages, folder)
+  stage.run_stages(stages, folder)
   assert ran == ['one', 'two']
   done = json.loads((folder / 'one' / 'DONE.json').read_text())
   assert [*done['outputs']] == ['made.txt']
   others = [stage.Stage('one', {'a': 2}, make)]
   with pytest.raises(errors.UserError, match='a: 1 -> 2'):
-    stage.execute(others, folder)
+    stage.run_stages(others, folder)
   files.write(folder / 'one' / 'made.txt', 'changed')
   with pytest.raises(errors.UserError, match='is missing or changed since'):
-    stage.verify(folder / 'one', 'two')
+    stage.require_finished(folder / 'one', 'two')
 
 
 def test_the_fake_is_no_file_system(objects):

@@ -2,19 +2,19 @@ import json
 
 import pytest
 
-from runtime import journal
+from runtime import console, metrics_file
 
 
 def test_a_restart_drops_later_lines_and_a_cut_off_one(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  first = journal.Journal(path, step=0)
+  first = metrics_file.MetricsFile(path, step=0)
   for step in (10, 20, 30):
     first.write(step, {'train/loss': step / 3})
   with open(path, 'a') as file:
     file.write('{"step": 40, "tra')  # Killed while writing.
-  second = journal.Journal(path, step=20)
+  second = metrics_file.MetricsFile(path, step=20)
   second.write(30, {'train/loss': 10.0})
-  assert [line['step'] for line in journal.read_journal(path)] == [10, 20, 30]
+  assert [line['step'] for line in metrics_file.read(path)] == [10, 20, 30]
   assert json.loads(path.read_text().splitlines()[0]) == {
     'step': 10,
     'train/loss': 10 / 3,
@@ -34,13 +34,13 @@ def test_a_restart_drops_later_lines_and_a_cut_off_one(tmp_path):
   ],
 )
 def test_durations(seconds, text):
-  assert journal.duration(seconds) == text
+  assert console.format_duration(seconds) == text
 
 
 def test_progress_counts_speed_without_pauses(capsys, monkeypatch):
   clock = [100.0]
-  monkeypatch.setattr(journal.time, 'monotonic', lambda: clock[0])
-  progress = journal.Progress('denoise', 0, 100, batch_size=8)
+  monkeypatch.setattr(console.time, 'monotonic', lambda: clock[0])
+  progress = console.ProgressLine('denoise', 0, 100, batch_size=8)
   clock[0] += 5  # Ten steps in five seconds …
   with progress.paused():
     clock[0] += 1000  # … and an evaluation.
@@ -52,7 +52,7 @@ def test_progress_counts_speed_without_pauses(capsys, monkeypatch):
 
 
 def test_there_is_no_speed_right_after_a_restart(capsys):
-  progress = journal.Progress('denoise', 0, 100, 8)
+  progress = console.ProgressLine('denoise', 0, 100, 8)
   progress.restart(1)
   assert progress.line(1, {'loss': 0.5}) == {}
   assert capsys.readouterr().out == 'denoise 1/100  loss 0.5\n'

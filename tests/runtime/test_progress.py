@@ -25,11 +25,11 @@ def test_a_log_says_nothing_of_what_is_short(monkeypatch):
 
 
 def test_a_log_gets_a_line_a_minute(monkeypatch):
-  before = progress.last_sign().time
+  before = progress.last_activity().time
   lines = shown(monkeypatch, io.StringIO(), 61.0)
   # Others see that this process goes on.
-  assert progress.last_sign().what.startswith('preparing ')
-  assert progress.last_sign().time > before
+  assert progress.last_activity().what.startswith('preparing ')
+  assert progress.last_activity().time > before
   first = 'preparing:  10%|#         | 1/10 [01:01<09:09, 61.00s/image]'
   assert lines[0] == first
   assert [line.split('%')[0][-3:].strip() for line in lines[:10]] == [

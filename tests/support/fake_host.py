@@ -24,7 +24,7 @@ def main(index: int, count: int, port: int, ending: str, stall: float) -> int:
     stopped = []
     signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
     for step in range(STEPS.get(ending, 0)):
-      progress.sign(f'step {step + 1}')
+      progress.record_activity(f'step {step + 1}')
       time.sleep(0.05)
       if stopped:
         break

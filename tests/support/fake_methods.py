@@ -29,9 +29,11 @@ from input_pipeline.sources import fingerprints, records
 from segcore.distributed import sharding
 from segcore.experiment import stage
 from segcore.models import features, segmenter
+from segcore.models import heads as heads_lib
 from segcore.models.layers import norm
 from segcore.ops import losses
-from segcore.train import loop, method, optimizers
+from segcore.train import loop, method, optimizers, train_state
+from segcore.train import update as update_lib
 
 NUM_CLASSES = 4
 STRIDE = 4
@@ -99,7 +101,7 @@ def push(bank: Bank, rows: Array, labels: Array, limit: int) -> Bank:
 
 
 @flax.struct.dataclass
-class TwoStreamState(method.TrainState):
+class TwoStreamState(train_state.TrainState):
   """With a teacher, its own statistics, and what it remembers."""
 
   teacher_params: Any
@@ -115,7 +117,7 @@ class TwoStream:
     segmenter: with heads `logits` and `rep`.
     optimizer: of all parameters.
     num_steps: of the schedule.
-    warmup: steps that look at labelled images only.
+    warmup: steps that look at labeled images only.
     capacity: rows of the bank, per class.
     limit: rows that a step adds, per class.
     contrast: whether there is a bank at all.
@@ -123,7 +125,7 @@ class TwoStream:
   """
 
   segmenter: segmenter.Segmenter
-  optimizer: optimizers.Options
+  optimizer: optimizers.OptimizerOptions
   num_steps: int
   warmup: int = 2
   capacity: int = 12
@@ -133,7 +135,9 @@ class TwoStream:
 
   def init(self, rng, batch_spec, loaded) -> TwoStreamState:
     shape = batch_spec['labeled']['image'].shape
-    update = method.Update(segmenter.PARTS[::2], self.optimizer, self.num_steps)
+    update = update_lib.Update(
+      segmenter.PARTS[::2], self.optimizer, self.num_steps
+    )
     state = update.init(self.segmenter, rng, shape, loaded)
     size = self.segmenter.heads.modules['rep'].out_features
     return TwoStreamState(
@@ -149,7 +153,7 @@ class TwoStream:
 
   def train_step(self, state, batch):
     warm = state.step >= self.warmup
-    return jax.lax.cond(warm, self._both, self._labelled, state, batch)
+    return jax.lax.cond(warm, self._both, self._labeled, state, batch)
 
   def predict(self, state, images):
     warm = state.step > self.warmup
@@ -159,7 +163,7 @@ class TwoStream:
         'params': state.teacher_params,
         'batch_stats': state.teacher_batch_stats,
       },
-      method.variables(state),
+      train_state.variables(state),
     )
     return self.segmenter.apply(variables, images, heads=('logits',))['logits']
 
@@ -180,10 +184,10 @@ class TwoStream:
 
     Returns:
       Images and labels [2B, …] of the joined streams, the teacher's
-      representations of all cells, and its statistics afterwards.
+      representations of all cells, and its statistics afterward.
     """
-    labelled, unlabelled = batch['labeled'], batch['unlabeled']
-    images = batch_lib.to_symmetric(unlabelled['image'])
+    labeled, unlabeled = batch['labeled'], batch['unlabeled']
+    images = batch_lib.to_symmetric(unlabeled['image'])
     logits = self.segmenter.apply(
       {
         'params': state.teacher_params,
@@ -194,18 +198,18 @@ class TwoStream:
     )['logits']
     pseudo = jnp.argmax(logits, axis=-1)
     rng = jax.random.fold_in(state.rng, state.step)
-    keys = method.row_keys(rng, len(images))
+    keys = update_lib.row_keys(rng, len(images))
     fading = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
     images = batch_lib.join(
-      [batch_lib.to_symmetric(labelled['image']), images * fading]
+      [batch_lib.to_symmetric(labeled['image']), images * fading]
     )
-    labels = batch_lib.join([_cells(labelled['label']), pseudo])
+    labels = batch_lib.join([_cells(labeled['label']), pseudo])
     found, stats = self.look(
       state.teacher_params, state.teacher_batch_stats, images
     )
     return images, labels, found['rep'], stats
 
-  def _labelled(self, state, batch):
+  def _labeled(self, state, batch):
     images = batch_lib.to_symmetric(batch['labeled']['image'])
     labels = _cells(batch['labeled']['label'])
 
@@ -224,7 +228,7 @@ class TwoStream:
       teacher_params=state.params, teacher_batch_stats=teacher_stats
     )
     zero = jnp.zeros(())
-    return state, {'loss': total, 'unlabelled': zero, 'contrast': zero}
+    return state, {'loss': total, 'unlabeled': zero, 'contrast': zero}
 
   def _both(self, state, batch):
     images, labels, rows, teacher_stats = self.guesses(state, batch)
@@ -263,7 +267,7 @@ class TwoStream:
     )
     return state, {
       'loss': total,
-      'unlabelled': terms[1],
+      'unlabeled': terms[1],
       'contrast': terms[2],
     }
 
@@ -326,7 +330,7 @@ class Embedding(nn.Module):
 
 
 @flax.struct.dataclass
-class MultiViewState(method.TrainState):
+class MultiViewState(train_state.TrainState):
   """With a queue [2, L, D] of embeddings, newest first, and how many it has."""
 
   queue: Float[Array, '2 L D']
@@ -344,7 +348,7 @@ class MultiView:
   """
 
   segmenter: segmenter.Segmenter
-  update: method.Update
+  update: update_lib.Update
   length: int = 20
 
   def init(self, rng, batch_spec, loaded) -> MultiViewState:
@@ -358,7 +362,7 @@ class MultiView:
     )
 
   def train_step(self, state, batch):
-    params = normalised(state.params)
+    params = normalized(state.params)
 
     def loss(params):
       embeddings, stats = self.embed(params, state.batch_stats, batch)
@@ -387,7 +391,9 @@ class MultiView:
     return state.replace(queue=queue, count=count), {'loss': total}
 
   def predict(self, state, images):
-    return self.segmenter.apply(method.variables(state), images)['embedding']
+    return self.segmenter.apply(train_state.variables(state), images)[
+      'embedding'
+    ]
 
   def embed(self, params, batch_stats, batch):
     """Embeddings [B, V, D] of all views, the large first; new statistics."""
@@ -425,7 +431,7 @@ class MultiView:
     )
 
 
-def normalised(params):
+def normalized(params):
   """With prototypes of unit length."""
   head = params['heads']['embedding']
   prototypes = head['prototypes']
@@ -445,8 +451,8 @@ def sinkhorn(scores: Float[Array, 'N K']) -> Float[Array, 'N K']:
 
 def two_stream(num_steps: int = NUM_STEPS, **fields) -> TwoStream:
   heads = {
-    'logits': segmenter.ConvHead(NUM_CLASSES, 1, 'encoder', STRIDE),
-    'rep': segmenter.ConvHead(6, 1, 'encoder', STRIDE),
+    'logits': heads_lib.ConvHead(NUM_CLASSES, 1, 'encoder', STRIDE),
+    'rep': heads_lib.ConvHead(6, 1, 'encoder', STRIDE),
   }
   network = segmenter.Segmenter(TinyEncoder(), None, heads)
   return TwoStream(network, _optimizer(), num_steps, **fields)
@@ -454,19 +460,19 @@ def two_stream(num_steps: int = NUM_STEPS, **fields) -> TwoStream:
 
 def multi_view(num_steps: int = NUM_STEPS, **fields) -> MultiView:
   network = segmenter.Segmenter(TinyEncoder(), None, {'embedding': Embedding()})
-  update = method.Update(segmenter.PARTS[::2], _optimizer(), num_steps)
+  update = update_lib.Update(segmenter.PARTS[::2], _optimizer(), num_steps)
   return MultiView(network, update, **fields)
 
 
-def _optimizer() -> optimizers.Options:
+def _optimizer() -> optimizers.OptimizerOptions:
   # Not Adam: it makes a whole step of the rounding of a gradient that is 0.
-  return optimizers.Options(name='sgd', learning_rate=0.1)
+  return optimizers.OptimizerOptions(name='sgd', learning_rate=0.1)
 
 
 def patches(
   sizes: list[tuple[int, int]], num_classes: int = NUM_CLASSES, seed: int = 0
 ) -> datasets.Split:
-  """Images of rectangles whose colour tells the class, a little ignored."""
+  """Images of rectangles whose color tells the class, a little ignored."""
   rng = np.random.default_rng(seed)
   palette = rng.integers(0, 256, (num_classes, 3))
   found = []
@@ -543,20 +549,20 @@ class TestLoader(loader.Loader):
 
 
 def two_streams(**fields) -> TestLoader:
-  """Batches of labelled and of other images, 16 pixels each way."""
-  labelled = patches([(20, 24)] * 11)
-  unlabelled = patches([(24, 18)] * 13, seed=1)
+  """Batches of labeled and of other images, 16 pixels each way."""
+  labeled = patches([(20, 24)] * 11)
+  unlabeled = patches([(24, 18)] * 13, seed=1)
   decode = transforms.Decode(NUM_CLASSES)
-  return two_streams_of(labelled, decode, unlabelled, **fields)
+  return two_streams_of(labeled, decode, unlabeled, **fields)
 
 
-def two_streams_of(labelled, labels, unlabelled, **fields) -> TestLoader:
+def two_streams_of(labeled, labels, unlabeled, **fields) -> TestLoader:
   """The same of other images, whose labels come from a transform."""
   cut = (transforms.RandomCrop((16, 16)), transforms.RandomFlip())
   decode = transforms.Decode(NUM_CLASSES, keep=())
   streams = {
-    'labeled': _stream(labelled, labels, *cut),
-    'unlabeled': _stream(unlabelled, decode, *cut),
+    'labeled': _stream(labeled, labels, *cut),
+    'unlabeled': _stream(unlabeled, decode, *cut),
   }
   return TestLoader(streams, BATCH_SIZE, seed=3, **fields)
 
@@ -605,7 +611,7 @@ def train(
     seed=5,
     loaded=loaded,
   )
-  place = stage.Place(directory, {}, 'digest')
+  place = stage.Workspace(directory, {}, 'digest')
   operation = loop.Operation(log_every=1, save_every=3)
   return loop.train(training, place, operation, mesh)
 

@@ -47,7 +47,7 @@ def image(kind, seed, height=4, width=5, mode='RGB'):
   return buffer.getvalue()
 
 
-def grey_png(values):
+def gray_png(values):
   """A PNG of 8-bit values."""
   buffer = io.BytesIO()
   PIL.Image.fromarray(np.array(values, np.uint8)).save(buffer, 'PNG')
@@ -55,9 +55,9 @@ def grey_png(values):
 
 
 def palette_png(values):
-  """A PNG whose pixels are indices of colours; two indices share each colour.
+  """A PNG whose pixels are indices of colors; two indices share each color.
 
-  Whoever reads colours cannot find the indices.
+  Whoever reads colors cannot find the indices.
   """
   indices = PIL.Image.fromarray(np.array(values, np.uint8), 'L')
   indices.putpalette([level // 2 for level in range(256) for _ in 'RGB'])
@@ -265,7 +265,7 @@ def ade20k(folder, splits):
   for split, examples in splits.items():
     part = {'train': 'training', 'val': 'validation'}[split]
     for name, (jpeg, values) in examples.items():
-      members[f'{root}/annotations/{part}/{name}.png'] = grey_png(values)
+      members[f'{root}/annotations/{part}/{name}.png'] = gray_png(values)
       members[f'{root}/images/{part}/{name}.jpg'] = jpeg
   write_archive(folder / f'{root}.zip', members)
 
@@ -288,8 +288,8 @@ def cityscapes(folder, splits, kind='gtFine'):
         images[f'leftImg8bit/{place}_leftImg8bit.png'] = png
       label = f'{kind}/{place}_{kind}'
       labels[f'{label}_color.png'] = png
-      labels[f'{label}_instanceIds.png'] = grey_png(np.zeros_like(values))
-      labels[f'{label}_labelIds.png'] = grey_png(values)
+      labels[f'{label}_instanceIds.png'] = gray_png(np.zeros_like(values))
+      labels[f'{label}_labelIds.png'] = gray_png(values)
       labels[f'{label}_polygons.json'] = b'{}'
   first, second = {
     'gtFine': ('leftImg8bit_trainvaltest.zip', 'gtFine_trainvaltest.zip'),

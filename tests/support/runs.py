@@ -48,9 +48,9 @@ def make_folder(folder: pathlib.Path, count: int = 16) -> pathlib.Path:
     height, width = 41 + i % 3, 47 - i % 2
     image = rng.integers(0, 120, (height, width, 3), np.uint8)
     mask = np.zeros((height, width), np.uint8)
-    centre = int(rng.integers(10, 30)), int(rng.integers(10, 30))
-    cv2.circle(mask, centre, 9, 1, -1)
-    cv2.circle(mask, centre, 10, 255, 1)
+    center = int(rng.integers(10, 30)), int(rng.integers(10, 30))
+    cv2.circle(mask, center, 9, 1, -1)
+    cv2.circle(mask, center, 10, 255, 1)
     image[mask == 1] += 120
     cv2.imwrite(str(folder / 'images' / f'{i:02}.jpg'), image)
     palette = PIL.Image.fromarray(mask)
@@ -179,7 +179,7 @@ def state_of(stage: pathlib.Path) -> dict:
   return checkpoint.read(stage / 'checkpoints', names)
 
 
-def journal_of(stage: pathlib.Path, name: str = 'metrics') -> list[dict]:
+def metrics_of(stage: pathlib.Path, name: str = 'metrics') -> list[dict]:
   """The lines of a journal."""
   lines = (stage / f'{name}.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]

@@ -36,7 +36,9 @@ def small_unet(heads):
 
 def adam(rate=1e-2, **fields):
   """Adam at a constant rate."""
-  return optimizers.Options(learning_rate=rate, schedule='constant', **fields)
+  return optimizers.OptimizerOptions(
+    learning_rate=rate, schedule='constant', **fields
+  )
 
 
 def images(batch, size, seed=0):

@@ -14,7 +14,7 @@ is random in a forward pass: dropout is off.
 | `count_parameters(weights, …)` | number of values in such a dict | 1.5 |
 | `same_padding(n, kernel, stride)` | TF's (low, high) | 1.1 |
 | `conv2d`, `max_pool` | convolution and pooling, any padding | 1.1 |
-| `standardize(kernel, eps, eps_on)` | weight standardisation | 1.1 |
+| `standardize(kernel, eps, eps_on)` | weight standardization | 1.1 |
 | `group_norm`, `layer_norm` | normalisations | 1.1, 1.3 |
 | `gelu_tanh`, `gelu_erf` | Flax's default GELU, and timm's | 1.3 |
 | `attention(x, …)` | multi-head self-attention | 1.3 |
@@ -360,7 +360,7 @@ def group_norm(
   groups: int = 32,
   eps: float = 1e-6,
 ) -> np.ndarray:
-  """Over H, W and the neighbouring channels of a group; vectors of any rank."""
+  """Over H, W and the neighboring channels of a group; vectors of any rank."""
   batch, height, width, channels = x.shape
   if channels % groups:
     raise ValueError(f'{channels} channels do not make {groups} groups')
@@ -596,7 +596,7 @@ def hybrid_encoder(
 
   Returns:
     skip2, skip4, skip8, feat16 (feat32 with four stages) and tokens, the
-    normalised tokens but the class token's, as a map.
+    normalized tokens but the class token's, as a map.
   """
   weights = _without_prefix(checkpoint, prefix)
   maps = stem(
@@ -671,7 +671,7 @@ def bit_encoder(
     eps: of every GroupNorm.
     standardize_eps: added to the variance of the kernels.
     pool_value: what surrounds the map at the pool: 0, or -inf (big_vision).
-    final_norm: whether feat32 is normalised and rectified.
+    final_norm: whether feat32 is normalized and rectified.
     skip_norms: scale and bias of a GroupNorm for each skip named.
 
   Returns:

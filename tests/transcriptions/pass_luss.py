@@ -119,7 +119,7 @@ def decode_ids(picture):
 
 
 def swav_learning_rate(step, steps, base=0.6, final=0.0006):
-  """Cosine from base at step 0 towards final at step `steps` (§2.1)."""
+  """Cosine from base at step 0 toward final at step `steps` (§2.1)."""
   return final + 0.5 * (base - final) * (1 + math.cos(math.pi * step / steps))
 
 
@@ -341,7 +341,7 @@ def overlap_grids(box_a, box_b, flip_a, flip_b, size=7):
 
 
 def grid_sample(features, grid):
-  """Bilinear samples, zeros outside, half-pixel centres (§2.6).
+  """Bilinear samples, zeros outside, half-pixel centers (§2.6).
 
   Args:
     features: [h,w,D].
@@ -658,7 +658,7 @@ def pixpro_masks(
     threshold: of the distance in bin diagonals.
   """
   height, width = source_size
-  centres, diagonals = [], []
+  centers, diagonals = [], []
   for box, flip in [(box_a, flip_a), (box_b, flip_b)]:
     x0, x1 = box[0] / (width - 1), (box[0] + box[2] - 1) / (width - 1)
     y0, y1 = box[1] / (height - 1), (box[1] + box[3] - 1) / (height - 1)
@@ -666,7 +666,7 @@ def pixpro_masks(
       x0, x1 = x1, x0
     bin_x, bin_y = (x1 - x0) / size, (y1 - y0) / size
     diagonals.append(math.hypot(bin_x, bin_y))
-    centres.append(
+    centers.append(
       [
         (x0 + (column + 0.5) * bin_x, y0 + (row + 0.5) * bin_y)
         for row, column in np.ndindex(size, size)
@@ -674,7 +674,7 @@ def pixpro_masks(
     )
   found = np.zeros((size * size, size * size), bool)
   for i, j in np.ndindex(found.shape):
-    distance = math.dist(centres[0][i], centres[1][j]) / max(diagonals)
+    distance = math.dist(centers[0][i], centers[1][j]) / max(diagonals)
     found[i, j] = distance < threshold
   return found
 
@@ -706,14 +706,14 @@ def pixpro_loss(y_a, y_b, k_a, k_b, masks):
 
 
 def _between(index, size, target):
-  """Source neighbours of a target index, and the weight of the second."""
+  """Source neighbors of a target index, and the weight of the second."""
   position = max((index + 0.5) * size / target - 0.5, 0.0)
   first = min(math.floor(position), size - 1)
   return first, min(first + 1, size - 1), position - first
 
 
 def bilinear(maps, size):
-  """[...,h,w,D] -> [...,H,W,D], half-pixel centres, no antialiasing (§11)."""
+  """[...,h,w,D] -> [...,H,W,D], half-pixel centers, no antialiasing (§11)."""
   maps = np.asarray(maps, np.float64)
   height, width = maps.shape[-3:-1]
   found = np.zeros((*maps.shape[:-3], *size, maps.shape[-1]))
@@ -741,7 +741,7 @@ def attention(maps, weights, training=True):
   In the shared form the second conv has one output, and so has the result.
 
   Args:
-    maps: F, [...,h,w,D]; already normalised by the caller.
+    maps: F, [...,h,w,D]; already normalized by the caller.
     weights: w1 [D,D], b1, gamma1, beta1 [D], w2 [D,D], b2, gamma2, beta2,
       theta [D] (shared: [D,1] and [1]); in evaluation also mean1, variance1,
       mean2, variance2.
@@ -961,9 +961,9 @@ def knn_label_map(features, bank, bank_labels, k, temperature, num_classes):
 
   Args:
     features: enlarged features, [h,w,D].
-    bank: [M,D]; of equal neighbours the first, of equal sums the lowest id.
+    bank: [M,D]; of equal neighbors the first, of equal sums the lowest id.
     bank_labels: [M].
-    k: neighbours (10).
+    k: neighbors (10).
     temperature: of their weights (0.07).
     num_classes: C + 1.
   """

@@ -25,8 +25,8 @@ negative = ignored. Entropies and losses are in nats. A mean over nothing is 0.
 §3.4  ranks(probs)                                     [..., C] -> int [..., C]
       positive_masks(labels, usable, classes)          [B,h,w,C] bool
       anchor_masks(probs, labels, usable, threshold)   [B,h,w,C] bool
-      labelled_negative_masks(probs, labels, r_l)      [B,h,w,C] bool
-      unlabelled_negative_masks(probs, labels,
+      labeled_negative_masks(probs, labels, r_l)      [B,h,w,C] bool
+      unlabeled_negative_masks(probs, labels,
           unreliable, r_l, r_h)                        [B,h,w,C] bool
       contrast_masks(probs_l, labels_l, probs_u,
           labels_u, reliable, unreliable, ...)         ContrastMasks
@@ -62,9 +62,9 @@ negative = ignored. Entropies and losses are in nats. A mean over nothing is 0.
       cutmix(images, labels, boxes), cutout(...)       images, labels
       classmix_count(labels)                           floor(classes / 2)
       classmix(images, labels, chosen)                 images, labels
-§5.2  steps_per_epoch(unlabelled, batch)
-      labelled_only_steps_per_epoch(labelled, batch)
-      labelled_entries(labelled, unlabelled, order)    int [unlabelled]
+§5.2  steps_per_epoch(unlabeled, batch)
+      labeled_only_steps_per_epoch(labeled, batch)
+      labeled_entries(labeled, unlabeled, order)    int [unlabeled]
 §6    poly_learning_rate(base, step, steps, power)
 
       numeric_gradient(f, x, step)                     central differences
@@ -227,7 +227,7 @@ def symmetric_cross_entropy(logits, labels, xi=(1.0, 0.1)):
 
 
 class ContrastMasks(NamedTuple):
-  """Three [B,h,w,C] bool; the labelled images come before the unlabelled."""
+  """Three [B,h,w,C] bool; the labeled images come before the unlabeled."""
 
   anchors: np.ndarray
   positives: np.ndarray
@@ -261,7 +261,7 @@ def anchor_masks(probs, labels, usable, threshold=0.3):
   return found & (probs > threshold)
 
 
-def labelled_negative_masks(probs, labels, r_l=3):
+def labeled_negative_masks(probs, labels, r_l=3):
   """Valid pixels not of class c, rank of c below r_l (§3.4, §0 row 2)."""
   rank = ranks(probs)
   found = np.zeros(probs.shape, bool)
@@ -271,7 +271,7 @@ def labelled_negative_masks(probs, labels, r_l=3):
   return found
 
 
-def unlabelled_negative_masks(probs, labels, unreliable, r_l=3, r_h=20):
+def unlabeled_negative_masks(probs, labels, unreliable, r_l=3, r_h=20):
   """Valid unreliable pixels with r_l <= rank of c < r_h (§3.4, §0 row 2)."""
   rank = ranks(probs)
   found = np.zeros(probs.shape, bool)
@@ -296,15 +296,15 @@ def contrast_masks(
   """The paper's anchors, positives and negatives on the quarter grid (§3.4).
 
   Args:
-    probs_l: of the teacher on the labelled images, [B_l,h,w,C].
+    probs_l: of the teacher on the labeled images, [B_l,h,w,C].
     labels_l: [B_l,h,w], nearest-resized.
     probs_u: of the teacher on the mixed images, [B_u,h,w,C].
     labels_u: pseudo-labels of the mixed images, [B_u,h,w], nearest-resized.
     reliable: [B_u,h,w] bool, of `reliability_masks`, nearest-resized.
     unreliable: likewise.
     threshold: of the anchors' probability.
-    r_l: first rank of an unlabelled negative; end of a labelled one's.
-    r_h: end of an unlabelled negative's ranks.
+    r_l: first rank of an unlabeled negative; end of a labeled one's.
+    r_h: end of an unlabeled negative's ranks.
   """
   probs = np.concatenate([probs_l, probs_u])
   labels = np.concatenate([labels_l, labels_u])
@@ -314,8 +314,8 @@ def contrast_masks(
     positives=positive_masks(labels, usable, probs.shape[-1]),
     negatives=np.concatenate(
       [
-        labelled_negative_masks(probs_l, labels_l, r_l),
-        unlabelled_negative_masks(probs_u, labels_u, unreliable, r_l, r_h),
+        labeled_negative_masks(probs_l, labels_l, r_l),
+        unlabeled_negative_masks(probs_u, labels_u, unreliable, r_l, r_h),
       ]
     ),
   )
@@ -413,7 +413,7 @@ def contrastive_loss(
   contributes if it has an anchor and its queue holds a row.
 
   Args:
-    student: features of the labelled and mixed images, [B,h,w,D].
+    student: features of the labeled and mixed images, [B,h,w,D].
     masks: `ContrastMasks`.
     positives: [C,D].
     bank: this step's keys have been pushed already.
@@ -568,7 +568,7 @@ def ema(teacher, student, decay):
 
 
 def teacher_decay(step, steps_per_epoch, sup_only_epoch=1, limit=0.99):
-  """Decay after optimiser step `step` (from 0) of the whole run (§4).
+  """Decay after optimizer step `step` (from 0) of the whole run (§4).
 
   1 in the warm-up epochs (parameters stay), 0 in the epoch after them (copied),
   then min(1 - 1/(k + 1), limit) with k the steps since the end of the warm-up.
@@ -601,7 +601,7 @@ def nearest(array, size):
 
 
 def _between(index, size, target):
-  """Source neighbours of a target index, and the weight of the second."""
+  """Source neighbors of a target index, and the weight of the second."""
   position = index * (size - 1) / (target - 1) if target > 1 else 0.0
   first = min(math.floor(position), size - 1)
   return first, min(first + 1, size - 1), position - first
@@ -688,28 +688,28 @@ def classmix(images, labels, chosen):
 # §5.2 and §6 Epochs and the learning rate
 
 
-def steps_per_epoch(unlabelled, batch):
+def steps_per_epoch(unlabeled, batch):
   """Steps of an epoch, the last partial batch dropped (§5.2)."""
-  return unlabelled // batch
+  return unlabeled // batch
 
 
-def labelled_only_steps_per_epoch(labelled, batch):
+def labeled_only_steps_per_epoch(labeled, batch):
   """Steps of an epoch of SupOnly, the last partial batch kept (§5.2)."""
-  return math.ceil(labelled / batch)
+  return math.ceil(labeled / batch)
 
 
-def labelled_entries(labelled, unlabelled, order):
-  """Labelled images of every epoch, int [unlabelled], drawn once (§5.2).
+def labeled_entries(labeled, unlabeled, order):
+  """Labeled images of every epoch, int [unlabeled], drawn once (§5.2).
 
   Args:
-    labelled: images in the labelled list.
-    unlabelled: images in the unlabelled list.
-    order: a permutation of the labelled list repeated ceil(N_u / N_l) times.
+    labeled: images in the labeled list.
+    unlabeled: images in the unlabeled list.
+    order: a permutation of the labeled list repeated ceil(N_u / N_l) times.
   """
-  repeated = list(range(labelled)) * math.ceil(unlabelled / labelled)
+  repeated = list(range(labeled)) * math.ceil(unlabeled / labeled)
   if sorted(order) != list(range(len(repeated))):
     raise ValueError(f'order is no permutation of {len(repeated)} entries')
-  return np.array([repeated[place] for place in order[:unlabelled]])
+  return np.array([repeated[place] for place in order[:unlabeled]])
 
 
 def poly_learning_rate(base, step, steps, power=0.9):

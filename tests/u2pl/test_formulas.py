@@ -151,7 +151,7 @@ def test_percentile_and_weight(percent):
 
 
 def masks_of(options, seed=0):
-  """Found and expected candidates of two labelled and two mixed images."""
+  """Found and expected candidates of two labeled and two mixed images."""
   probs = reference.softmax(drawn(4, 4, 5, CLASSES, seed=seed))
   labels = labels_of(4, 4, 5, seed=seed + 1)
   entropies = reference.entropy(probs)
@@ -179,7 +179,7 @@ def masks_of(options, seed=0):
 @pytest.mark.parametrize('anchor_entropy', ['paper', 'released'])
 @pytest.mark.parametrize(('low', 'high'), [(3, 20), (2, 5), (1, 3)])
 def test_candidates(anchor_entropy, low, high):
-  options = contrast.Options(
+  options = contrast.ContrastOptions(
     low_rank=low, high_rank=high, anchor_entropy=anchor_entropy
   )
   found, expected, of = masks_of(options)
@@ -193,7 +193,7 @@ def test_candidates(anchor_entropy, low, high):
 
 
 def test_without_ranks_cells_are_negatives_of_all_other_classes():
-  found, _, of = masks_of(contrast.Options(by_rank=False))
+  found, _, of = masks_of(contrast.ContrastOptions(by_rank=False))
   probs = reference.softmax(drawn(4, 4, 5, CLASSES))
   labels = labels_of(4, 4, 5)
   _, unreliable = reference.reliability_masks(
@@ -226,7 +226,7 @@ def test_ranks_of_equal_probabilities():
     ('none', [False, False]),
   ],
 )
-def test_which_unlabelled_cells_are_negatives(kind, expected):
+def test_which_unlabeled_cells_are_negatives(kind, expected):
   probs = jnp.asarray(reference.softmax(np.zeros((1, 1, 2, CLASSES))))
   found = contrast.candidates(
     probs,
@@ -234,7 +234,7 @@ def test_which_unlabelled_cells_are_negatives(kind, expected):
     jnp.array([False]),
     jnp.array([[[True, False]]]),
     jnp.array([[[False, True]]]),
-    contrast.Options(negatives=kind),
+    contrast.ContrastOptions(negatives=kind),
   )
   # Class 5 has rank 5 everywhere.
   assert found.negatives[0, 0, :, 5].tolist() == expected
@@ -271,7 +271,7 @@ def test_vectors_of_length_0_do_not_hurt():
 
 
 def step_inputs(seed=0):
-  options = contrast.Options(low_rank=2, high_rank=5, num_anchors=7)
+  options = contrast.ContrastOptions(low_rank=2, high_rank=5, num_anchors=7)
   found, _, _ = masks_of(options, seed)
   student, told = drawn(4, 4, 5, 3, seed=5), drawn(4, 4, 5, 3, seed=6)
   bank = reference.Bank([11] + [9] * (CLASSES - 1))
@@ -381,7 +381,7 @@ def test_bank_refuses_more_than_it_holds():
 
 def test_capacities():
   expected = reference.bank_capacities(21)
-  assert contrast.Options().capacities(21) == tuple(expected)
+  assert contrast.ContrastOptions().capacities(21) == tuple(expected)
 
 
 # Prototypes.
@@ -427,7 +427,7 @@ def test_denoising_weights(kind, seen):
 
 
 def test_teachers_decay():
-  options = ema.Options()
+  options = ema.EmaOptions()
   for k in (0, 1, 9, 10, 50, 98, 99, 100, 5000):
     found = ema.decay_at(jnp.asarray(k), options, 10)
     # `step` of the reference counts from the start of the run.
@@ -443,7 +443,7 @@ def test_average():
 
 
 def test_poly_schedule():
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd', learning_rate=0.01, schedule='poly', poly_power=0.9
   )
   rate = optimizers.schedule(options, 50)
@@ -508,14 +508,14 @@ def test_boxes_are_mixed(kind):
   found = mixing.mix(
     *map(jnp.asarray, (images, labels)),
     draws_of(boxes),
-    mixing.Options(kind=kind),
+    mixing.MixingOptions(kind=kind),
   )
   expected = getattr(reference, kind)(images, labels, boxes)
   np.testing.assert_array_equal(found[1], expected[1])
   if kind == 'cutmix':
     np.testing.assert_array_equal(found[0], expected[0])
   else:
-    # The reference writes 0, which is the mean colour after normalisation.
+    # The reference writes 0, which is the mean color after normalization.
     mean = np.array([124, 116, 104]) / 127.5 - 1
     cut = (expected[0] == 0).all(-1, keepdims=True)
     assert_close(found[0], np.where(cut, mean, expected[0]))
@@ -533,7 +533,7 @@ def test_classes_are_mixed():
   found = mixing.mix(
     *map(jnp.asarray, (images, labels)),
     draws_of(np.zeros((4, 4), int), classes=priorities),
-    mixing.Options(kind='classmix'),
+    mixing.MixingOptions(kind='classmix'),
   )
   expected = reference.classmix(images, labels, chosen)
   np.testing.assert_array_equal(found[0], expected[0])
@@ -547,13 +547,13 @@ def test_a_group_is_left_alone_together(kind):
   found = mixing.mix(
     *map(jnp.asarray, (images, labels)),
     draws_of(boxes, mixed=False),
-    mixing.Options(kind=kind),
+    mixing.MixingOptions(kind=kind),
   )
   np.testing.assert_array_equal(found[0], images)
   np.testing.assert_array_equal(found[1], labels)
 
 
-def test_partners_are_neighbours_in_the_group():
+def test_partners_are_neighbors_in_the_group():
   images = np.broadcast_to(np.arange(6.0)[:, None, None, None], (6, 4, 4, 3))
   labels = np.zeros((6, 4, 4), int)
   draws = mixing.Draws(
@@ -562,7 +562,10 @@ def test_partners_are_neighbours_in_the_group():
     jnp.zeros((6, 2)),
   )
   found, _ = mixing.mix(
-    jnp.asarray(images), jnp.asarray(labels), draws, mixing.Options(group=3)
+    jnp.asarray(images),
+    jnp.asarray(labels),
+    draws,
+    mixing.MixingOptions(group=3),
   )
   assert found[:, 0, 0, 0].tolist() == [1, 2, 0, 3, 4, 5]
 
@@ -570,7 +573,7 @@ def test_partners_are_neighbours_in_the_group():
 def test_half_of_the_groups_are_mixed():
   keys = jax.random.split(jax.random.PRNGKey(0), 4000)
   draws = mixing.sample(
-    jax.random.PRNGKey(1), keys, mixing.Options(), (4000, 64, 64), 3
+    jax.random.PRNGKey(1), keys, mixing.MixingOptions(), (4000, 64, 64), 3
   )
   share = float(draws.mixed.mean())
   # 1,000 throws of a coin: 4 standard deviations are 0.063.

@@ -23,7 +23,7 @@ def whole(source, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(whole):
   stage = whole / 'train'
-  lines = [x for x in runs.journal_of(stage) if 'train/loss' in x]
+  lines = [x for x in runs.metrics_of(stage) if 'train/loss' in x]
   assert [line['step'] for line in lines] == list(range(1, 15))
   unsupervised = [line['train/loss_unsupervised'] for line in lines]
   # An epoch of 3 steps is the warm-up.
@@ -34,7 +34,7 @@ def test_a_run_leaves_what_it_promises(whole):
   state = runs.state_of(stage)
   assert np.any(state['bank']['rows']) and np.all(state['bank']['count'] > 0)
   text = runs.text_of(whole)
-  assert '4 labelled and 8 unlabelled images' in text
+  assert '4 labeled and 8 unlabeled images' in text
   assert 'bank_fill' not in text  # Too much for a line.
   results = runs.results_of(whole)['val']
   assert results['num_images'] == 4
@@ -58,7 +58,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     runs.state_of(whole / 'train'),
   )
   for name in ('metrics', 'ids'):
-    assert runs.journal_of(workdir / 'train', name) == runs.journal_of(
+    assert runs.metrics_of(workdir / 'train', name) == runs.metrics_of(
       whole / 'train', name
     )
   assert runs.results_of(workdir) == runs.results_of(whole)

@@ -137,7 +137,7 @@ def test_contrast_masks():
     r_h=3,
   )
   assert masks.anchors.shape == (2, 1, 3, 4)
-  for found, labelled, unlabelled in [
+  for found, labeled, unlabeled in [
     (masks.positives, {(0, 0), (1, 2)}, {(0, 1), (2, 0)}),
     # (1, 2) has p = 0.1; (0, 1) has p = 0.3, which is not above 0.3.
     (masks.anchors, {(0, 0)}, {(2, 0)}),
@@ -145,15 +145,15 @@ def test_contrast_masks():
     (masks.negatives, {(0, 1), (1, 0), (1, 1)}, {(1, 3)}),
   ]:
     pairs = [{(x, c) for _, x, c in np.argwhere(image)} for image in found]
-    assert pairs == [labelled, unlabelled]
+    assert pairs == [labeled, unlabeled]
 
 
 def test_an_ignored_pixel_is_neither_positive_nor_negative():
   probs = np.array([0.4, 0.3, 0.2, 0.1])[None, None, None]
   on = np.ones((1, 1, 1), bool)
-  found = ref.unlabelled_negative_masks(probs, row([1]), on)
+  found = ref.unlabeled_negative_masks(probs, row([1]), on)
   np.testing.assert_array_equal(found[0, 0, 0], [0, 0, 0, 1])
-  assert not ref.unlabelled_negative_masks(probs, row([-1]), on).any()
+  assert not ref.unlabeled_negative_masks(probs, row([-1]), on).any()
   assert not ref.positive_masks(row([-1]), on, 4).any()
 
 
@@ -328,19 +328,19 @@ def test_poly_learning_rate():
 
 
 def test_epochs_of_the_published_splits():
-  unlabelled = [10490, 10399, 10216, 9850, 9118, 9920, 9259, 7936, 5291]
-  unlabelled += [2789, 2603, 2231, 1487]
-  found = [ref.steps_per_epoch(count, 16) for count in unlabelled]
+  unlabeled = [10490, 10399, 10216, 9850, 9118, 9920, 9259, 7936, 5291]
+  unlabeled += [2789, 2603, 2231, 1487]
+  found = [ref.steps_per_epoch(count, 16) for count in unlabeled]
   expected = [655, 649, 638, 615, 569, 620, 578, 496, 330, 174, 162, 139, 92]
   assert found == expected
-  assert ref.labelled_only_steps_per_epoch(92, 16) * 80 == 480
+  assert ref.labeled_only_steps_per_epoch(92, 16) * 80 == 480
 
 
-def test_labelled_entries():
-  found = ref.labelled_entries(3, 5, [5, 0, 4, 1, 2, 3])
+def test_labeled_entries():
+  found = ref.labeled_entries(3, 5, [5, 0, 4, 1, 2, 3])
   np.testing.assert_array_equal(found, [2, 0, 1, 1, 2])
   with pytest.raises(ValueError, match='permutation of 6'):
-    ref.labelled_entries(3, 5, [0, 1, 2, 3, 4])
+    ref.labeled_entries(3, 5, [0, 1, 2, 3, 4])
 
 
 # Grids and mixing

@@ -17,7 +17,8 @@ from segcore import types
 from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.ops import losses, order_statistics
-from segcore.train import method
+from segcore.train import method, train_state
+from segcore.train import update as update_lib
 from u2pl import contrast as contrast_lib
 from u2pl import ema as ema_lib
 from u2pl import memory_bank, prototypes, pseudo_labels
@@ -26,7 +27,7 @@ from u2pl import mixing as mixing_lib
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-  """The loss of labelled images.
+  """The loss of labeled images.
 
   Attributes:
     kind: mean cross entropy, or that of the hardest pixels ('ohem').
@@ -50,7 +51,7 @@ class Supervised:
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-  """The loss of unlabelled images against the teacher's labels.
+  """The loss of unlabeled images against the teacher's labels.
 
   Attributes:
     filtered: whether unreliable pixels are left out, and the rest weighs the
@@ -58,16 +59,16 @@ class Consistency:
     forward: ξ₁, of the cross entropy.
     reverse: ξ₂, of the reverse cross entropy; above 0 it is U2PL+'s.
     denoise: whether labels are mended by the prototypes: 'off', or by 'raw' or
-      'l2'-normalised distances (Eqs. 19-20).
+      'l2'-normalized distances (Eqs. 19-20).
     mixing: strong augmentation.
-    weight: of all of it, against the labelled images' 1.
+    weight: of all of it, against the labeled images' 1.
   """
 
   filtered: bool = True
   forward: float = 1.0
   reverse: float = 0.0
   denoise: Literal['off', 'raw', 'l2'] = 'off'
-  mixing: mixing_lib.Options = mixing_lib.Options()
+  mixing: mixing_lib.MixingOptions = mixing_lib.MixingOptions()
   weight: float = 1.0
 
   def __post_init__(self):
@@ -81,26 +82,26 @@ class Consistency:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-  """What is learned from, beside the labelled images.
+class LearnOptions:
+  """What is learned from, beside the labeled images.
 
   Attributes:
-    supervised: loss of labelled images.
-    consistency: loss of unlabelled ones; None learns from labels alone.
+    supervised: loss of labeled images.
+    consistency: loss of unlabeled ones; None learns from labels alone.
     contrast: between pixels; None for none. Needs consistency.
     partition: share of unreliable pixels.
     prototype_momentum: of U2PL+'s prototypes (Eq. 18); 0 takes each step's
       means, as U2PL does.
     teacher: how it follows the student.
-    warmup_epochs: of labelled images alone.
+    warmup_epochs: of labeled images alone.
   """
 
   supervised: Supervised = Supervised()
   consistency: Consistency | None = Consistency()
-  contrast: contrast_lib.Options | None = contrast_lib.Options()
+  contrast: contrast_lib.ContrastOptions | None = contrast_lib.ContrastOptions()
   partition: pseudo_labels.Partition = pseudo_labels.Partition()
   prototype_momentum: float = 0.0
-  teacher: ema_lib.Options = ema_lib.Options()
+  teacher: ema_lib.EmaOptions = ema_lib.EmaOptions()
   warmup_epochs: int = 1
 
   def __post_init__(self):
@@ -124,7 +125,7 @@ class Options:
 
 
 @flax.struct.dataclass
-class State(method.TrainState):
+class State(train_state.TrainState):
   """With the teacher and what is remembered.
 
   Attributes:
@@ -141,7 +142,7 @@ class State(method.TrainState):
 
 
 class Guess(NamedTuple):
-  """What the teacher makes of the unlabelled images.
+  """What the teacher makes of the unlabeled images.
 
   Attributes:
     images: [B, H, W, 3], mixed.
@@ -151,7 +152,7 @@ class Guess(NamedTuple):
     reliable: pixels whose label is believed in the consistency loss.
     unreliable: pixels that may only be negatives.
     anchorable: pixels whose label is believed in the contrastive loss.
-    joined: the teacher's outputs on labelled and mixed images, joined.
+    joined: the teacher's outputs on labeled and mixed images, joined.
   """
 
   images: Float[Array, 'B H W 3']
@@ -208,19 +209,19 @@ class Semi:
 
   The segmenter has heads `logits`, with contrast or denoising `rep`, and `aux`
   where the supervised loss has an auxiliary part. Batches are two streams,
-  'labeled' and 'unlabeled', or plain labelled ones without consistency.
+  'labeled' and 'unlabeled', or plain labeled ones without consistency.
 
   Attributes:
     segmenter: of student and teacher.
     update: of the student.
     options: what is learned from.
     num_classes: C.
-    steps_per_epoch: of the unlabelled images.
+    steps_per_epoch: of the unlabeled images.
   """
 
   segmenter: segmenter_lib.Segmenter
-  update: method.Update
-  options: Options
+  update: update_lib.Update
+  options: LearnOptions
   num_classes: int
   steps_per_epoch: int
 
@@ -228,8 +229,8 @@ class Semi:
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> State:
     """The teacher starts as the student."""
-    labelled = batch_spec.get('labeled', batch_spec)
-    shape = labelled['image'].shape
+    labeled = batch_spec.get('labeled', batch_spec)
+    shape = labeled['image'].shape
     state = self.update.init(self.segmenter, rng, shape, loaded)
     bank: Any = ()
     remembered: Any = ()
@@ -256,16 +257,16 @@ class Semi:
   ) -> tuple[State, types.Metrics]:
     """One update of the student, and what follows from it for the teacher.
 
-    The student looks at labelled and at unlabelled images together. In the
-    warm-up the labelled ones stand in for the others, without a label: the
+    The student looks at labeled and at unlabeled images together. In the
+    warm-up the labeled ones stand in for the others, without a label: the
     statistics of such a batch are theirs, and its loss is the supervised one.
     """
-    labelled = batch.get('labeled', batch)
-    images = batch_lib.to_symmetric(labelled['image'])
+    labeled = batch.get('labeled', batch)
+    images = batch_lib.to_symmetric(labeled['image'])
     rng = jax.random.fold_in(state.rng, state.step)
     lesson_rng, network_rng = jax.random.split(rng)
     if self.options.consistency is None:
-      return self._learn(state, labelled, images, None, network_rng)
+      return self._learn(state, labeled, images, None, network_rng)
     # Gradients stay outside of it: XLA computes those of convolutions inside
     # of branches 70 times slower on a CPU.
     state, lesson = jax.lax.cond(
@@ -275,7 +276,7 @@ class Semi:
       *(state, batch, lesson_rng),
     )
     images = batch_lib.join([images, lesson.images])
-    return self._learn(state, labelled, images, lesson, network_rng)
+    return self._learn(state, labeled, images, lesson, network_rng)
 
   def predict(
     self, state: State, images: Float[Array, 'B H W 3']
@@ -285,7 +286,7 @@ class Semi:
 
   def reported(self, state: State) -> dict[str, types.Params]:
     """The variables that are evaluated."""
-    student = method.variables(state)
+    student = train_state.variables(state)
     if self.options.consistency is None:
       return student
     teacher = {
@@ -306,13 +307,13 @@ class Semi:
 
   @property
   def warmup_steps(self) -> int:
-    """Steps of labelled images alone."""
+    """Steps of labeled images alone."""
     return self.options.warmup_epochs * self.steps_per_epoch
 
   def _learn(
     self,
     state: State,
-    labelled: batch_lib.Batch,
+    labeled: batch_lib.Batch,
     images: Float[Array, 'R H W 3'],
     lesson: Lesson | None,
     rng: Array,
@@ -330,11 +331,11 @@ class Semi:
         rng=rng,
       )
       if lesson is None:
-        total = self._supervised(found, labelled['label'])
+        total = self._supervised(found, labeled['label'])
         return total, ({}, stats)
       own, others = _streams(found)
       terms = {
-        'loss_supervised': self._supervised(own, labelled['label']),
+        'loss_supervised': self._supervised(own, labeled['label']),
         'loss_unsupervised': self._unsupervised(others['logits'], lesson),
       }
       total = sum(terms.values())
@@ -366,7 +367,7 @@ class Semi:
   def _wait(
     self, state: State, batch: batch_lib.Batch, rng: Array
   ) -> tuple[State, Lesson]:
-    """The warm-up: the teacher collects statistics of labelled images."""
+    """The warm-up: the teacher collects statistics of labeled images."""
     images = batch_lib.to_symmetric(batch['labeled']['image'])
     _, state = self._teachers_look(state, images, rng)
     shape = images.shape[:3]
@@ -380,7 +381,7 @@ class Semi:
   def _teach(
     self, state: State, batch: batch_lib.Batch, rng: Array
   ) -> tuple[State, Lesson]:
-    """What the teacher makes of the unlabelled images, and remembers."""
+    """What the teacher makes of the unlabeled images, and remembers."""
     guess_rng, draw_rng = jax.random.split(rng)
     # While the teacher is a copy it is one from the first step on.
     copied = self._decay(state) == 0
@@ -434,7 +435,7 @@ class Semi:
     clean_labels = self.pseudo_labels(state, images)
     draws = mixing_lib.sample(
       mixing_rng,
-      method.row_keys(row_rng, len(images)),
+      update_lib.row_keys(row_rng, len(images)),
       consistency.mixing,
       clean_labels.shape,
       self.num_classes,
@@ -442,9 +443,9 @@ class Semi:
     mixed, labels = mixing_lib.mix(
       images, clean_labels, draws, consistency.mixing
     )
-    labelled = batch_lib.to_symmetric(batch['labeled']['image'])
+    labeled = batch_lib.to_symmetric(batch['labeled']['image'])
     joined, state = self._teachers_look(
-      state, batch_lib.join([labelled, mixed]), teacher_rng
+      state, batch_lib.join([labeled, mixed]), teacher_rng
     )
     _, logits = batch_lib.split(joined['logits'], 2)
     entropy = pseudo_labels.entropy(enlarge(logits, size))
@@ -503,7 +504,7 @@ class Semi:
     """Remembers this step's cells, then draws what to compare anchors with."""
     if not self.options.needs_representations:
       return state, None
-    options = self.options.contrast or contrast_lib.Options()
+    options = self.options.contrast or contrast_lib.ContrastOptions()
     features = guess.joined['rep']
     cells = features.shape[1:3]
     num_images, size = len(features), features.shape[-1]
@@ -561,7 +562,7 @@ class Semi:
     # No more than there can be.
     most = min(self.options.contrast.most_pushed, num_images * num_pixels)
     priorities = order_statistics.pixel_priorities(
-      method.row_keys(rng, num_images), num_pixels
+      update_lib.row_keys(rng, num_images), num_pixels
     )
     chosen = order_statistics.top_priorities(negatives, priorities, most)
     order = jnp.broadcast_to(jnp.arange(most), (self.num_classes, most))
@@ -666,7 +667,7 @@ def enlarge(
 
 
 def _streams(found: dict[str, Array]) -> list[dict[str, Array]]:
-  """Outputs for the labelled and for the other images."""
+  """Outputs for the labeled and for the other images."""
   pairs = {name: batch_lib.split(output, 2) for name, output in found.items()}
   return [{name: pair[i] for name, pair in pairs.items()} for i in (0, 1)]
 

@@ -12,7 +12,7 @@ from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class D2SOptions:
   """Which stages are taught, and by what.
 
   Attributes:

@@ -20,7 +20,7 @@ _NOWHERE = -2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class P2POptions:
   """Which loss aligns the pixels.
 
   Attributes:
@@ -93,7 +93,7 @@ def sample(
 ) -> Float[Array, 'B n n D']:
   """Reads maps at a grid of points, bilinearly; around them they are 0.
 
-  A cell's centre is half a cell from its edge, so a point on the border of the
+  A cell's center is half a cell from its edge, so a point on the border of the
   map is half of its first cell and half nothing. Two matrix products, since
   the weights of rows and of columns are apart.
   """
@@ -155,7 +155,7 @@ def clustering_loss(
   projected: Float[Array, 'B 2 n m D'],
   prototypes: Float[Array, 'D K'],
   overlap: Bool[Array, 'B'],
-  options: swav.Options,
+  options: swav.SwavOptions,
 ) -> Scalar:
   """The swapped loss of points in place of images, without a queue.
 

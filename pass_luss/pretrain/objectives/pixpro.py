@@ -11,7 +11,7 @@ from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PixproOptions:
   """The PixelPro branch.
 
   Attributes:
@@ -47,7 +47,7 @@ def propagated(
 
   Args:
     pixels: x, projected.
-    transformed: v before its normalisation.
+    transformed: v before its normalization.
     power: the larger, the more only alike pixels count.
   """
   batch, height, width, size = pixels.shape
@@ -72,9 +72,9 @@ def positives(
 ) -> Bool[Array, 'B hw hw']:
   """Which cells of the two views show about the same point.
 
-  The centres of cells are less than `distance` diagonals of the larger cells
-  apart. A view reaches from the centre of its first pixel to that of its last,
-  in parts of the image's sides from centre to centre, as in the official code.
+  The centers of cells are less than `distance` diagonals of the larger cells
+  apart. A view reaches from the center of its first pixel to that of its last,
+  in parts of the image's sides from center to center, as in the official code.
 
   Args:
     boxes: (top, left, height, width) of both views.

@@ -23,7 +23,7 @@ EXACT = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class SwavOptions:
   """Targets, their loss and the queue.
 
   Attributes:
@@ -76,7 +76,10 @@ def empty_queue(length: int, size: int) -> Queue:
 
 
 def pushed(
-  queue: Queue, embeddings: Float[Array, 'B V D'], step: Array, options: Options
+  queue: Queue,
+  embeddings: Float[Array, 'B V D'],
+  step: Array,
+  options: SwavOptions,
 ) -> Queue:
   """The queue after a step: from its first step on, with the large views."""
   begun = step >= options.queue_from_step
@@ -193,7 +196,7 @@ def targets_of_views(
   scores_of_views: Float[Array, 'B V K'],
   queue: Queue | tuple[()],
   prototypes: Float[Array, 'D K'],
-  options: Options,
+  options: SwavOptions,
 ) -> Float[Array, 'B 2 K']:
   """Targets of both large views, with the queue's help once it is full.
 
@@ -222,7 +225,7 @@ def targets(
   scores: Float[Array, 'B K'],
   remembered: Float[Array, 'L K'],
   active: Bool[Array, ''],
-  options: Options,
+  options: SwavOptions,
 ) -> Float[Array, 'B K']:
   """Targets of a view, which sum to 1; no gradient flows through them.
 
@@ -272,7 +275,7 @@ def usage(targets: Float[Array, 'N K']) -> Scalar:
   return entropy / jnp.log(targets.shape[1])
 
 
-def spread(embeddings: Float[Array, 'N D']) -> Scalar:
+def embedding_deviation(embeddings: Float[Array, 'N D']) -> Scalar:
   """How far unit vectors are apart, in [0, 1]: 0 where all are the same.
 
   One minus the length of their mean.

@@ -116,7 +116,7 @@ class UNetDecoder(nn.Module):
     norm: 'group', or 'batch' with running statistics.
     num_groups: of a group norm.
     norm_epsilon: of a group norm; a batch norm has 1e-5.
-    conditional: scale and shift each normalised map by the noise level.
+    conditional: scale and shift each normalized map by the noise level.
     dtype: of the activations; parameters and statistics are float32.
     remat: recompute each block in the backward pass instead of storing it.
   """

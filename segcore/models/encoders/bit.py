@@ -62,7 +62,7 @@ class BiT(nn.Module):
 
   Returns 'root' (stride 2, the bare root convolution), 'block1' (4), 'block2'
   (8), … The last block's map has gone through the last norm and its ReLU, the
-  others are sums that nothing has normalised. Images are [-1, 1], which is what
+  others are sums that nothing has normalized. Images are [-1, 1], which is what
   its public weights expect.
   Source: Kolesnikov et al. 2020; He et al. 2016b.
 
@@ -72,7 +72,7 @@ class BiT(nn.Module):
     num_groups: of every norm.
     norm_epsilon: added to the variance of a group.
     conv_epsilon: added to the variance of a kernel.
-    skip_norm: normalise the groups of the maps before the last one as well,
+    skip_norm: normalize the groups of the maps before the last one as well,
       without parameters: the convolutions that read them have their own.
     dtype: of the activations; parameters and statistics are float32.
     remat: recompute each unit in the backward pass instead of storing it.

@@ -81,7 +81,7 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  """Attention and a perceptron, each normalised before and added after."""
+  """Attention and a perceptron, each normalized before and added after."""
 
   num_heads: int
   mlp_dim: int
@@ -172,7 +172,7 @@ class HybridViT(nn.Module):
     width: channels of the stem's root.
     num_groups: of the stem's norms.
     norm_epsilon: of the stem's norms.
-    conv_epsilon: of the stem's standardised kernels.
+    conv_epsilon: of the stem's standardized kernels.
     zero_init: units of the stem start as their shortcut alone.
     hidden_size: channels of a token.
     num_layers: transformer blocks.

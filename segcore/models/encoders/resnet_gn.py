@@ -1,4 +1,4 @@
-"""ResNets with weight-standardised convolutions and group normalisation.
+"""ResNets with weight-standardized convolutions and group normalization.
 
   ResNet(blocks=(3, 4, 9)).apply(variables, images).at_stride(8)
 
@@ -24,7 +24,7 @@ from segcore.models.layers import norm as norms
 class StdConv(nn.Module):
   """A convolution without bias whose kernels have mean 0 and deviation 1.
 
-  The raw kernel is the parameter, standardised over height, width and input
+  The raw kernel is the parameter, standardized over height, width and input
   channels at every call, in float32. Source: Qiao et al. 2019.
 
   Attributes:

@@ -1,4 +1,4 @@
-"""Normalisation, and its modulation by an embedding of the noise level."""
+"""Normalization, and its modulation by an embedding of the noise level."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ KINDS = ('group', 'batch')
 
 
 class GroupNorm(nn.Module):
-  """Normalises groups of neighbouring channels of each example.
+  """Normalizes groups of neighboring channels of each example.
 
   Equal to flax's, and several times faster on a CPU: the pixels are averaged
   per channel first, so that groups are formed in an array [B, D] only and the
@@ -37,7 +37,7 @@ class GroupNorm(nn.Module):
   def __call__(
     self, x: Float[Array, 'B *space D']
   ) -> Float[Array, 'B *space D']:
-    """Normalises x; a mean is over all axes between the first and last."""
+    """Normalizes x; a mean is over all axes between the first and last."""
     size = x.shape[-1]
     if size % self.num_groups:
       raise ValueError(

@@ -1,6 +1,6 @@
 """Resizing of maps, without antialiasing, by each rule the sources use.
 
-`jax.image.resize` blurs before it shrinks and takes the nearest neighbour at
+`jax.image.resize` blurs before it shrinks and takes the nearest neighbor at
 half pixels; the networks and protocols rebuilt here do neither.
 """
 
@@ -19,10 +19,10 @@ Size = tuple[Any, Any]
 
 @jax.custom_vjp
 def upsample2x(x: Float[Array, 'B h w D']) -> Float[Array, 'B h*2 w*2 D']:
-  """Doubles both sides: bilinear, half-pixel centres, edges repeated.
+  """Doubles both sides: bilinear, half-pixel centers, edges repeated.
 
   Equal to `jax.image.resize` and to torch's align_corners=False. Written as
-  the fixed 3:1 mix of neighbours that it is, and so is its gradient: the one
+  the fixed 3:1 mix of neighbors that it is, and so is its gradient: the one
   derived from slices and paddings is several times slower on a CPU.
 
   >>> upsample2x(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)).reshape(2, 4)
@@ -129,8 +129,8 @@ def bilinear_matrix(
   if not isinstance(old, int) or not isinstance(new, int):
     return _matrix_of_symbols(old, new, align_corners, antialias, dtype)
   if antialias and new < old:
-    centre = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
-    distance = np.abs(np.arange(old) - centre) * (new / old)
+    center = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
+    distance = np.abs(np.arange(old) - center) * (new / old)
     triangle = np.maximum(0.0, 1.0 - distance)
     return (triangle / triangle.sum(axis=1, keepdims=True)).astype(dtype)
   i = np.arange(new)
@@ -154,8 +154,8 @@ def _matrix_of_symbols(
   i = jnp.arange(new)[:, None]
   if antialias:
     factor = jnp.maximum(n / m, 1.0)
-    centre = (i + 0.5) * (n / m) - 0.5
-    triangle = jnp.maximum(0.0, 1.0 - jnp.abs(cells - centre) / factor)
+    center = (i + 0.5) * (n / m) - 0.5
+    triangle = jnp.maximum(0.0, 1.0 - jnp.abs(cells - center) / factor)
     return (triangle / triangle.sum(axis=1, keepdims=True)).astype(dtype)
   # Fractions of integers, so that where sizes are equal they are exactly 0.
   if align_corners:

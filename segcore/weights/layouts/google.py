@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from runtime import journal
+from runtime import console
 
 # Where checkpoints of a training keep the parameters, and what else they hold.
 _PREFIXES = ('opt/target/', 'params/')
@@ -80,7 +80,7 @@ def translate(flat: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
   for layout in LAYOUTS:
     if layout.sign in found:
       renamed = {_rename(name, layout): x for name, x in found.items()}
-      journal.say(f'these are public weights of the family {layout.family}')
+      console.log(f'these are public weights of the family {layout.family}')
       return {'params': traverse_util.unflatten_dict(_shaped(renamed), sep='/')}
   return None
 

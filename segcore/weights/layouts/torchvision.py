@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from runtime import journal
+from runtime import console
 
 # Wrappers, from the outside in; what stands beside them is other networks.
 _PREFIXES = ('module.', 'encoder.', 'backbone.')
@@ -72,7 +72,7 @@ def translate(flat: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
       found[kind][path] = np.asarray(value, np.float32)
   if left:
     tops = sorted({name.split('.')[0] for name in left})
-    journal.say(f"torch's weights: left {', '.join(tops)}")
+    console.log(f"torch's weights: left {', '.join(tops)}")
   return {
     kind: {'encoder': traverse_util.unflatten_dict(leaves)}
     for kind, leaves in found.items()

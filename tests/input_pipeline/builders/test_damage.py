@@ -420,17 +420,17 @@ def mask_value_of_16_bits_out_of_range(source):
 @kind(
   of_folder,
   'masks/b.png',
-  'is an RGB mask, but the class list has no colours: write its lines as '
+  'is an RGB mask, but the class list has no colors: write its lines as '
   '`name R,G,B`, or save the mask with a palette',
   SKIP,
 )
-def mask_of_colours(source):
+def mask_of_colors(source):
   pixels = np.stack([mask_of()] * 3, axis=-1)
   write(source / 'masks/b.png', encoded(pixels))
 
 
 @kind('ade20k', ADE, ADE_MASK, 'is an RGB mask', 'Take the official file')
-def mask_of_colours_in_a_benchmark(source):
+def mask_of_colors_in_a_benchmark(source):
   pixels = np.full((4, 5, 3), 120, np.uint8)
   pack_zip(source / ADE, {**ade_files(), ADE_MASK: encoded(pixels)})
 
@@ -438,7 +438,7 @@ def mask_of_colours_in_a_benchmark(source):
 @kind(
   of_folder,
   'masks/b.png',
-  "has pixels of PIL mode 'RGBA': expected a palette, grey of 8 or 16 bits, "
+  "has pixels of PIL mode 'RGBA': expected a palette, gray of 8 or 16 bits, "
   'or RGB without transparency',
   SKIP,
 )
@@ -786,7 +786,7 @@ def options_of(name, source, **more):
     'classes': 'classes.txt',
     'ignore': '255',
   }
-  return datasets.Options(
+  return datasets.DataOptions(
     name,
     source=str(source),
     **(folder if name == of_folder else {}),
@@ -1056,7 +1056,7 @@ def test_disk_that_is_full_while_a_check_is_drawn(before, tmp_path, capfd):
 
 
 def halves(left, right, height=24, width=32):
-  """Two colours, which JPEG keeps."""
+  """Two colors, which JPEG keeps."""
   pixels = np.empty((height, width, len(left)), np.uint8)
   pixels[:, : width // 2] = left
   pixels[:, width // 2 :] = right
@@ -1100,7 +1100,7 @@ def png_of_a_palette():
   return encoded(image)
 
 
-GREY = halves((50,), (180,))[..., 0]
+GRAY = halves((50,), (180,))[..., 0]
 NOISE = photograph()
 ALPHA = np.random.default_rng(0).integers(0, 256, (24, 32, 1), np.uint8)
 
@@ -1114,7 +1114,7 @@ ODD = {
     ),
     halves((77, 127, 102), (255, 0, 0)),
   ),
-  'grey.jpg': (encoded(GREY, 'JPEG'), np.stack([GREY] * 3, -1)),
+  'gray.jpg': (encoded(GRAY, 'JPEG'), np.stack([GRAY] * 3, -1)),
   'progressive.jpg': (smooth_jpeg(progressive=True), RED_BLUE),
   'to_be_turned.jpg': (jpeg_to_be_turned(), RED_BLUE),
   'of_a_phone.jpg': (phone_jpeg(), RED_BLUE),
@@ -1127,13 +1127,13 @@ ODD = {
   ),
   'png_in_truth.jpg': (encoded(NOISE), NOISE),
   'of_16_bits.png': (png_of_16_bits(NOISE[..., ::-1]), NOISE),
-  'grey_of_16_bits.png': (
+  'gray_of_16_bits.png': (
     png_of_16_bits(NOISE[..., 0]),
     np.stack([NOISE[..., 0]] * 3, -1),
   ),
-  # What is transparent has a colour, too.
+  # What is transparent has a color, too.
   'with_alpha.png': (encoded(np.concatenate([NOISE, ALPHA], -1)), NOISE),
-  'grey_with_alpha.png': (
+  'gray_with_alpha.png': (
     encoded(np.concatenate([NOISE[..., :1], ALPHA], -1)),
     np.stack([NOISE[..., 0]] * 3, -1),
   ),

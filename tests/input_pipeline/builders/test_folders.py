@@ -25,7 +25,7 @@ VOID = (255, 255, 255)
 # Values in the file, 5 rows of 3 pixels, and the class ids they mean.
 VALUES = ((0, 0, 1), (1, 2, 2), (255, 255, 0), (2, 1, 0), (1, 1, 255))
 IDS = ((0, 0, 1), (1, 2, 2), (-1, -1, 0), (2, 1, 0), (1, 1, -1))
-COLOURS = (
+COLORS = (
   (SKY, SKY, ROAD),
   (ROAD, CAR, CAR),
   (VOID, VOID, SKY),
@@ -42,33 +42,33 @@ def write_image(path, width=3, height=5):
 
 def palette_mask(path):
   image = PIL.Image.fromarray(np.array(VALUES, np.uint8), 'L')
-  # Colours that are all wrong: only the index counts.
+  # Colors that are all wrong: only the index counts.
   image.putpalette([9, 9, 9] * 256)
   assert image.mode == 'P'
   image.save(path)
 
 
-def grey_mask(path):
+def gray_mask(path):
   PIL.Image.fromarray(np.array(VALUES, np.uint8)).save(path)
 
 
-def grey16_mask(path):
+def gray16_mask(path):
   PIL.Image.fromarray(np.array(VALUES, np.uint16)).save(path)
   assert PIL.Image.open(path).mode == 'I;16'
 
 
 def rgb_mask(path):
-  PIL.Image.fromarray(np.array(COLOURS, np.uint8)).save(path)
+  PIL.Image.fromarray(np.array(COLORS, np.uint8)).save(path)
 
 
 def rgba_mask(path):
   opaque = np.full((5, 3, 1), 255, np.uint8)
-  pixels = np.concatenate([np.array(COLOURS, np.uint8), opaque], axis=-1)
+  pixels = np.concatenate([np.array(COLORS, np.uint8), opaque], axis=-1)
   PIL.Image.fromarray(pixels).save(path)
 
 
-def small_grey_png(rows, depth):
-  """A grey PNG of less than 8 bits, which PIL cannot write."""
+def small_gray_png(rows, depth):
+  """A gray PNG of less than 8 bits, which PIL cannot write."""
 
   def chunk(kind, data):
     check = zlib.crc32(kind + data)
@@ -88,7 +88,7 @@ def small_grey_png(rows, depth):
   )
 
 
-def make(source, names=('a',), write_mask=grey_mask, class_list=CLASS_LIST):
+def make(source, names=('a',), write_mask=gray_mask, class_list=CLASS_LIST):
   """Writes a folder of images and masks; its options but for `ignore`."""
   (source / 'masks').mkdir(parents=True)
   (source / 'classes.txt').write_text(class_list, 'utf-8')
@@ -146,8 +146,8 @@ def message_of(run, *args, **kwargs):
   ('write_mask', 'ignore'),
   [
     (palette_mask, 255),
-    (grey_mask, 255),
-    (grey16_mask, 255),
+    (gray_mask, 255),
+    (gray16_mask, 255),
     (rgb_mask, VOID),
     (rgba_mask, VOID),
   ],
@@ -167,10 +167,10 @@ def test_masks_of_every_kind_are_prepared_pixel_by_pixel(
 
 
 @pytest.mark.parametrize('depth', [1, 2, 4])
-def test_grey_masks_of_few_bits_keep_their_values(tmp_path, depth):
+def test_gray_masks_of_few_bits_keep_their_values(tmp_path, depth):
   rows = [[0, 1, 1, 0, 1], [1, 1, 0, 2**depth - 1, 0]]
   path = tmp_path / 'mask.png'
-  path.write_bytes(small_grey_png(rows, depth))
+  path.write_bytes(small_gray_png(rows, depth))
   assert masks.read_pixels(path).tolist() == rows
 
 
@@ -185,7 +185,7 @@ def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
 def test_mask_with_transparency_is_refused(tmp_path):
   PIL.Image.new('RGBA', (3, 5)).save(tmp_path / 'mask.png')
   assert message_of(masks.read_pixels, tmp_path / 'mask.png') == (
-    "has pixels of PIL mode 'RGBA': expected a palette, grey of 8 or 16 bits, "
+    "has pixels of PIL mode 'RGBA': expected a palette, gray of 8 or 16 bits, "
     'or RGB without transparency'
   )
 
@@ -216,15 +216,15 @@ def test_an_ignored_line_of_the_list_is_no_class(tmp_path):
 
 
 @pytest.mark.parametrize('ignore', [1, ROAD])
-def test_an_ignored_line_is_ignored_by_value_and_by_colour(tmp_path, ignore):
+def test_an_ignored_line_is_ignored_by_value_and_by_color(tmp_path, ignore):
   (tmp_path / 'classes.txt').write_text(CLASS_LIST)
   code = folders.read_classes(tmp_path / 'classes.txt', ignore)
   assert code == folders.MaskCode(
     names=('sky', 'car'),
     values=(0, 2),
-    colours=(SKY, CAR),
+    colors=(SKY, CAR),
     ignored_values=(1,),
-    ignored_colours=(ROAD,),
+    ignored_colors=(ROAD,),
   )
 
 
@@ -246,23 +246,23 @@ def test_unknown_values_beside_an_ignored_line(tmp_path):
   ) in message_of(builder.check)
 
 
-def test_unknown_colours_are_named(tmp_path):
+def test_unknown_colors_are_named(tmp_path):
   class_list = CLASS_LIST.replace('0,0,142', '0,0,143')
   options = make(tmp_path / 'roads', ['a'], rgb_mask, class_list)
   builder = mask_folder(tmp_path, **options)
   assert message_of(builder.check).startswith(
-    f'{tmp_path}/roads/masks/a.png: colour 0,0,142 (3 pixels; the most '
-    'frequent of 2 such colours) is no class: allowed are '
+    f'{tmp_path}/roads/masks/a.png: color 0,0,142 (3 pixels; the most '
+    'frequent of 2 such colors) is no class: allowed are '
     "70,130,180 'sky', 128,64,128 'main road', "
     "0,0,143 'car'; "
   )
 
 
-def test_rgb_mask_without_a_colour_table_is_refused(tmp_path):
+def test_rgb_mask_without_a_color_table_is_refused(tmp_path):
   options = make(tmp_path / 'roads', ['a'], rgb_mask, 'sky\nroad\ncar\n')
   builder = mask_folder(tmp_path, **options)
   assert (
-    'masks/a.png: is an RGB mask, but the class list has no colours: write its '
+    'masks/a.png: is an RGB mask, but the class list has no colors: write its '
     'lines as `name R,G,B`, or save the mask with a palette; '
   ) in message_of(builder.check)
 
@@ -293,17 +293,17 @@ def test_images_without_a_mask_are_a_split_where_that_is_asked_for(tmp_path):
     (tmp_path / f'roads/masks/{i:02}.png').unlink()
   options |= {'ignore': 255, 'val_fraction': 0.4}
   message = message_of(mask_folder(tmp_path, **options).check)
-  assert "without_mask='unlabelled'" in message
-  options = datasets.Options(
+  assert "without_mask='unlabeled'" in message
+  options = datasets.DataOptions(
     *('image_mask_folder', str(tmp_path / 'roads'), 'images', 'masks'),
-    *('classes.txt', '255', 'unlabelled', 0.4),
+    *('classes.txt', '255', 'unlabeled', 0.4),
   )
   found = {
     split: datasets.open_split(options, split, str(tmp_path / 'prepared'))
-    for split in ('train', 'val', 'unlabelled')
+    for split in ('train', 'val', 'unlabeled')
   }
-  assert found['unlabelled'].ids() == [f'{i:02}' for i in range(5, 12)]
-  assert found['unlabelled'].has == ()
+  assert found['unlabeled'].ids() == [f'{i:02}' for i in range(5, 12)]
+  assert found['unlabeled'].has == ()
   # Val is cut from those that have masks.
   assert sorted([*found['train'].ids(), *found['val'].ids()]) == [
     f'{i:02}' for i in range(5)
@@ -311,23 +311,23 @@ def test_images_without_a_mask_are_a_split_where_that_is_asked_for(tmp_path):
   assert found['train'].has == ('label', 'tags')
 
 
-def test_masks_for_all_leave_no_unlabelled_split(tmp_path):
+def test_masks_for_all_leave_no_unlabeled_split(tmp_path):
   options = make(tmp_path / 'roads', ['a', 'b'])
-  found = mask_folder(tmp_path, **options, without_mask='unlabelled')
+  found = mask_folder(tmp_path, **options, without_mask='unlabeled')
   assert set(found.sources()) == {'train'}
   assert found.lacks() == {}
 
 
 def test_a_split_of_the_users_may_not_have_the_name_of_those_without(tmp_path):
   options = make(tmp_path / 'roads', [])
-  write_image(tmp_path / 'roads/images/unlabelled/x.jpg')
-  (tmp_path / 'roads/masks/unlabelled').mkdir()
+  write_image(tmp_path / 'roads/images/unlabeled/x.jpg')
+  (tmp_path / 'roads/masks/unlabeled').mkdir()
   options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
   message = message_of(
-    mask_folder, tmp_path, **options, without_mask='unlabelled'
+    mask_folder, tmp_path, **options, without_mask='unlabeled'
   )
   assert message == (
-    'without_mask=unlabelled: there is a folder of this name at {split}, '
+    'without_mask=unlabeled: there is a folder of this name at {split}, '
     'expected others'
   )
 
@@ -367,7 +367,7 @@ def test_splits_of_masks_in_folders(tmp_path):
   for split in ('train', 'val'):
     write_image(tmp_path / f'roads/images/{split}/x.jpg')
     (tmp_path / f'roads/masks/{split}').mkdir()
-    grey_mask(tmp_path / f'roads/masks/{split}/x.png')
+    gray_mask(tmp_path / f'roads/masks/{split}/x.png')
   options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
   builder = prepared(mask_folder(tmp_path, **options, ignore=255))
   assert labels(builder, 'val') == {'val/x': [list(row) for row in IDS]}
@@ -443,7 +443,7 @@ def test_a_changed_folder_is_prepared_anew_and_a_moved_one_is_not(tmp_path):
   assert ids(moved) == ['a']
 
   write_image(tmp_path / 'there/roads/images/b.jpg')
-  grey_mask(tmp_path / 'there/roads/masks/b.png')
+  gray_mask(tmp_path / 'there/roads/masks/b.png')
   changed = prepared(mask_folder(tmp_path, **options, ignore=255))
   assert ids(changed) == ['a', 'b']
   assert ids(first) == ['a']
@@ -495,16 +495,16 @@ def test_other_processes_need_the_records_only(tmp_path):
     ),
     (
       {'without_mask': 'skip'},
-      "without_mask is 'skip': expected one of ('error', 'unlabelled')",
+      "without_mask is 'skip': expected one of ('error', 'unlabeled')",
     ),
     (
       {'ignore': -1},
-      'ignore is -1: expected a value of 0 to 65535, a colour of three values '
+      'ignore is -1: expected a value of 0 to 65535, a color of three values '
       'of 0 to 255, or None',
     ),
     (
       {'ignore': (0, 0, 256)},
-      'ignore is (0, 0, 256): expected a value of 0 to 65535, a colour of '
+      'ignore is (0, 0, 256): expected a value of 0 to 65535, a color of '
       'three values of 0 to 255, or None',
     ),
   ],
@@ -562,9 +562,9 @@ def test_files_that_are_not_there(tmp_path, changes, message):
     ('a\n\nb', 'line 2 is empty: expected a class, line i names value i of'),
     ('a\nb\na', "line 3 names 'a' a second time"),
     ('a 1,2,3\nb #010203', 'line 2 gives 1,2,3 to a second class'),
-    ('a 1,2,3\nb', 'line 2: expected a colour for every class or for none'),
-    ('a\nb 1,2,3', 'line 2: expected a colour for every class or for none'),
-    ('a 1,2,256', "line 1: '1,2,256' is no colour: expected R,G,B of 0 to 255"),
+    ('a 1,2,3\nb', 'line 2: expected a color for every class or for none'),
+    ('a\nb 1,2,3', 'line 2: expected a color for every class or for none'),
+    ('a 1,2,256', "line 1: '1,2,256' is no color: expected R,G,B of 0 to 255"),
     ('', ' has 0 classes, expected 1 to 32766'),
   ],
 )
@@ -584,11 +584,11 @@ def test_class_list_that_is_no_text(tmp_path):
   )
 
 
-def test_ignored_colour_needs_colours(tmp_path):
+def test_ignored_color_needs_colors(tmp_path):
   path = tmp_path / 'classes.txt'
   path.write_text('a\nb')
   assert message_of(folders.read_classes, path, (1, 2, 3)) == (
-    f'ignore is the colour 1,2,3, but {path} has no colours: expected a value'
+    f'ignore is the color 1,2,3, but {path} has no colors: expected a value'
   )
 
 
@@ -603,15 +603,15 @@ def test_class_list_of_names_only(tmp_path):
 
 def test_palette_is_that_of_pascal_voc():
   # background, aeroplane, bicycle, bird, boat, …, tv monitor (20).
-  colours = masks.palette(21)
-  assert colours[:5] == (
+  colors = masks.palette(21)
+  assert colors[:5] == (
     (0, 0, 0),
     (128, 0, 0),
     (0, 128, 0),
     (128, 128, 0),
     (0, 0, 128),
   )
-  assert colours[20] == (0, 64, 128)
+  assert colors[20] == (0, 64, 128)
   assert len(set(masks.palette(256))) == 256
 
 
@@ -631,7 +631,7 @@ def test_ignore_on_a_command_line(text, ignore):
 @pytest.mark.parametrize('text', ['-1', 'white', '1,2', '#fff', '1,2,256'])
 def test_ignore_that_is_nothing(text):
   assert message_of(folders.parse_ignore, text) == (
-    f'ignore is {text!r}: expected a value as 255, or a colour as 255,255,255 '
+    f'ignore is {text!r}: expected a value as 255, or a color as 255,255,255 '
     'or #ffffff'
   )
 

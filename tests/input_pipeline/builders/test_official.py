@@ -104,7 +104,7 @@ def photo(values, seed, kind='JPEG'):
   return official.image(kind, seed, len(values), len(values[0]))
 
 
-def labelled(name, image, values, table):
+def labeled(name, image, values, table):
   """The record of an image and the mask of the same size."""
   label = [[table.get(value, IGNORED) for value in row] for row in values]
   tags = sorted({i for row in label for i in row} - {IGNORED})
@@ -149,7 +149,7 @@ def voc2012(source):
   }
   official.voc2012(source, images, masks, lists, sbd)
   record = {
-    name: labelled(name, images[name], values, VOC2012)
+    name: labeled(name, images[name], values, VOC2012)
     for name, values in every.items()
   }
   train_aug = ['2007_000032', '2007_000039', '2008_000002', '2008_000008']
@@ -173,14 +173,14 @@ def pascal_context(source, labels, table):
   images = {
     name: photo(values, i) for i, (name, values) in enumerate(masks.items())
   }
-  official.voc2010(source, {**images, '2008_000007': b'not labelled'}, lists)
+  official.voc2010(source, {**images, '2008_000007': b'not labeled'}, lists)
   if labels == 'mats':
     official.label_maps(source, masks)
   else:
     phases = {name: split for split in lists for name in lists[split]}
     official.detail_json(source, masks, phases)
   return {
-    split: [labelled(key, images[key], masks[key], table) for key in names]
+    split: [labeled(key, images[key], masks[key], table) for key in names]
     for split, names in lists.items()
   }
 
@@ -202,7 +202,7 @@ def ade20k(source):
   }
   official.ade20k(source, splits)
   return {
-    split: [labelled(name, *found, ADE20K) for name, found in listed.items()]
+    split: [labeled(name, *found, ADE20K) for name, found in listed.items()]
     for split, listed in splits.items()
   }
 
@@ -229,7 +229,7 @@ def cityscapes_fine(source):
   }
   official.cityscapes(source, splits)
   expected = {
-    split: [labelled(key, *found, CITYSCAPES) for key, found in listed.items()]
+    split: [labeled(key, *found, CITYSCAPES) for key, found in listed.items()]
     for split, listed in splits.items()
   }
   ((name, (png, _)),) = splits['test'].items()
@@ -247,7 +247,7 @@ def cityscapes_coarse(source):
   official.cityscapes(source, splits, 'gtCoarse')
   return {
     'train_extra': [
-      labelled(name, *found, CITYSCAPES) for name, found in extra.items()
+      labeled(name, *found, CITYSCAPES) for name, found in extra.items()
     ]
   }
 
@@ -264,7 +264,7 @@ def gta5(source):
   official.gta5(source, [first, {'02501': examples['02501']}])
   return {
     'train': [
-      labelled(name, *found, CITYSCAPES) for name, found in examples.items()
+      labeled(name, *found, CITYSCAPES) for name, found in examples.items()
     ]
   }
 
@@ -276,7 +276,7 @@ def synthia(source):
   official.synthia(source, examples)
   return {
     'train': [
-      labelled(name, *found, SYNTHIA) for name, found in examples.items()
+      labeled(name, *found, SYNTHIA) for name, found in examples.items()
     ]
   }
 
@@ -376,11 +376,11 @@ def imagenet_s_50(source):
       Expected('n12998815/n12998815_7', train['n12998815_7'], None, [50]),
     ],
     'train_semi': [
-      labelled(name, train[name[10:]], values, table)
+      labeled(name, train[name[10:]], values, table)
       for name, values in semi.items()
     ],
     'val': [
-      labelled(name, images[int(name[-5:])], values, table)
+      labeled(name, images[int(name[-5:])], values, table)
       for name, values in val.items()
     ],
     'test': [
@@ -408,8 +408,8 @@ def imagenet_s_300(source):
   table = {i: i for i in range(301)}
   return {
     'train': [Expected(name, train['n02000300_1'], None, [300])],
-    'train_semi': [labelled(name, train['n02000300_1'], values, table)],
-    'val': [labelled(of_val, images[1], [[256]], table)],
+    'train_semi': [labeled(name, train['n02000300_1'], values, table)],
+    'val': [labeled(of_val, images[1], [[256]], table)],
     'test': [Expected(of_test, images[2], None, [1])],
   }
 
@@ -468,11 +468,11 @@ def imagenet_s_919(source):
       )
     ],
     'train_semi': [
-      labelled(name, train[name[10:]], values, table)
+      labeled(name, train[name[10:]], values, table)
       for name, values in semi.items()
     ],
     'val': [
-      labelled(name, images[int(name[-1])], values, table)
+      labeled(name, images[int(name[-1])], values, table)
       for name, values in val.items()
     ],
     'test': [Expected(f'n03773504/{second}', images[2], None, [257])],
@@ -522,11 +522,11 @@ class Prepared:
   printed: str
 
   def open(self, split):
-    options = datasets.Options(self.name)
+    options = datasets.DataOptions(self.name)
     return datasets.open_split(options, split, str(self.data_dir))
 
   def builder(self):
-    return datasets.builder(datasets.Options(self.name), str(self.data_dir))
+    return datasets.builder(datasets.DataOptions(self.name), str(self.data_dir))
 
 
 @pytest.fixture(scope='module')
@@ -540,7 +540,7 @@ def prepared(tmp_path_factory):
     source, data_dir = folder / 'archives', folder / 'records'
     expected = write(source)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-      options = datasets.Options(name, source=str(source))
+      options = datasets.DataOptions(name, source=str(source))
       datasets.prepare(options, str(data_dir))
     return Prepared(name, source, data_dir, expected, printed.getvalue())
 
@@ -554,7 +554,7 @@ def no_source(monkeypatch):
 
 def splits_of(name, source, tmp_path, splits):
   """Records of some splits, prepared from a source."""
-  options = datasets.Options(name, source=str(source))
+  options = datasets.DataOptions(name, source=str(source))
   return {
     split: found_in(
       datasets.open_split(options, split, str(tmp_path / 'records'))
@@ -565,7 +565,7 @@ def splits_of(name, source, tmp_path, splits):
 
 def refusal(name, source, tmp_path):
   """The one line that says what is wrong with a source."""
-  options = datasets.Options(name, source=str(source))
+  options = datasets.DataOptions(name, source=str(source))
   with pytest.raises(errors.UserError) as caught:
     datasets.builder(options, str(tmp_path / 'records')).check()
   message = str(caught.value)
@@ -623,7 +623,9 @@ def test_counts_other_than_the_official_ones(prepared, case):
 
 
 def test_official_counts_are_no_warning(prepared, tmp_path, monkeypatch):
-  options = datasets.Options('ade20k', source=str(prepared('ade20k').source))
+  options = datasets.DataOptions(
+    'ade20k', source=str(prepared('ade20k').source)
+  )
   builder = datasets.builder(options, str(tmp_path))
   monkeypatch.setattr(type(builder), 'counts', {'train': 2, 'val': 1})
   found, _ = builder.check()
@@ -765,7 +767,7 @@ def test_a_city_with_a_hyphen(tmp_path):
   official.cityscapes(source, {'train_extra': examples}, 'gtCoarse')
   found = splits_of('cityscapes/coarse', source, tmp_path, ['train_extra'])
   assert found['train_extra'] == [
-    labelled(name, *example, CITYSCAPES) for name, example in examples.items()
+    labeled(name, *example, CITYSCAPES) for name, example in examples.items()
   ]
 
 
@@ -788,7 +790,7 @@ def test_gta5_masks_of_another_size_are_left_out_and_listed(
   )
   found = splits_of('gta5', tmp_path / 'source', tmp_path, ['train'])
   assert found['train'] == [
-    labelled(name, *examples[name], CITYSCAPES) for name in ('00001', '00003')
+    labeled(name, *examples[name], CITYSCAPES) for name in ('00001', '00003')
   ]
   printed = capsys.readouterr().out
   assert '1 files are left out:' in printed
@@ -807,7 +809,7 @@ def test_gta5_masks_of_another_size_are_left_out_and_listed(
 def test_synthia_masks_of_eight_bits(tmp_path):
   official.synthia(tmp_path / 'source', streets({'0000000': [[3, 4]]}))
   file = tmp_path / 'source/RAND_CITYSCAPES/GT/LABELS/0000000.png'
-  file.write_bytes(official.grey_png([[3, 4]]))
+  file.write_bytes(official.gray_png([[3, 4]]))
   message = refusal('synthia', tmp_path / 'source', tmp_path)
   assert message.startswith(f'{file}: has uint8 pixels of shape (1, 2)')
 
@@ -896,9 +898,9 @@ def test_imagenet_s_id_that_is_no_class(prepared, size, value, png, tmp_path):
 
 def test_imagenet_s_masks_in_other_codes(prepared, tmp_path):
   builder = prepared('imagenet_s_50').builder()
-  (tmp_path / 'grey.png').write_bytes(official.grey_png([[1]]))
+  (tmp_path / 'gray.png').write_bytes(official.gray_png([[1]]))
   with pytest.raises(errors.UserError, match='has values, expected RGB'):
-    builder.read_mask(tmp_path / 'grey.png')
+    builder.read_mask(tmp_path / 'gray.png')
   blue = PIL.Image.fromarray(np.array([[[1, 0, 1]]], np.uint8))
   blue.save(tmp_path / 'blue.png')
   with pytest.raises(errors.UserError, match='has blue pixels'):
@@ -999,8 +1001,8 @@ def test_parts_give_the_files_of_one_go(
   # Of the work in progress nothing is left.
   assert not any((parts / '.parts').rglob('*.array_record*'))
   for split, found in lengths.items():
-    opened = datasets.open_split(datasets.Options(name), split, str(parts))
-    info = datasets.builder(datasets.Options(name), str(parts)).info
+    opened = datasets.open_split(datasets.DataOptions(name), split, str(parts))
+    info = datasets.builder(datasets.DataOptions(name), str(parts)).info
     assert info.splits[split].shard_lengths == found
     assert [r['id'].decode() for r in opened.records] == opened.ids()
 
@@ -1109,14 +1111,14 @@ def test_shards_of_files_that_have_changed_are_made_again(
   assert run('ade20k', tmp_path / 'source', records_dir, '--shard=0/2') == 0
   root = tmp_path / 'source' / 'ADEChallengeData2016'
   mask = root / 'annotations/training/ADE_train_00000001.png'
-  mask.write_bytes(official.grey_png([[150, 150]]))
+  mask.write_bytes(official.gray_png([[150, 150]]))
   assert run('ade20k', tmp_path / 'source', records_dir, '--shard=1/2') == 0
   assert read['ADE_train_00000001'] == 1
   assert run('ade20k', tmp_path / 'source', records_dir) == 0
   assert read['ADE_train_00000001'] == 2
   assert set(read.values()) == {1, 2}
   split = datasets.open_split(
-    datasets.Options('ade20k'), 'train', str(records_dir)
+    datasets.DataOptions('ade20k'), 'train', str(records_dir)
   )
   assert found_in(split)[0].label == [[149, 149]]
 
@@ -1129,7 +1131,7 @@ def test_bad_file_that_another_part_has_met(
   root = tmp_path / 'source' / 'ADEChallengeData2016'
   mask = root / 'annotations/training/ADE_train_00000003.png'
   whole = mask.read_bytes()
-  mask.write_bytes(official.grey_png([[151, 0]]))
+  mask.write_bytes(official.gray_png([[151, 0]]))
   assert run(*arguments, '--shard=1/2') == 0  # Judged when all are there.
   assert run(*arguments, '--shard=0/2') == 2
   assert capsys.readouterr().err.startswith(f'error: {mask}: value 151 ')
@@ -1140,7 +1142,7 @@ def test_bad_file_that_another_part_has_met(
   assert run(*arguments, '--shard=1/2') == 0
   assert dict(read) == {'ADE_train_00000002': 1, 'ADE_train_00000003': 1}
   split = datasets.open_split(
-    datasets.Options('ade20k'), 'train', str(tmp_path / 'records')
+    datasets.DataOptions('ade20k'), 'train', str(tmp_path / 'records')
   )
   assert [record.label for record in found_in(split)] == [
     [[i, -1]] for i in range(7)
@@ -1163,7 +1165,9 @@ def test_annotations_that_have_changed_are_read_again(
   official.detail_json(source, {**masks, '2008_000002': [[2, 458]]}, phases)
   assert run(*arguments) == 0
   split = datasets.open_split(
-    datasets.Options('pascal_context/59'), 'train', str(tmp_path / 'records')
+    datasets.DataOptions('pascal_context/59'),
+    'train',
+    str(tmp_path / 'records'),
   )
   assert found_in(split)[0].label == [[0, 58]]
 

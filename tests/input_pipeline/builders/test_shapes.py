@@ -56,9 +56,9 @@ def prepare(monkeypatch, tmp_path):
   return run
 
 
-def a_thing(class_id=1, centre=(32.0, 32.0), radius=20.0, angle=0.4):
+def a_thing(class_id=1, center=(32.0, 32.0), radius=20.0, angle=0.4):
   tones = np.array([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]])
-  return shapes.Thing(class_id, centre, radius, angle, 1.0, 2.0, tones)
+  return shapes.Thing(class_id, center, radius, angle, 1.0, 2.0, tones)
 
 
 def test_what_is_prepared_is_read_back(prepare):
@@ -277,23 +277,23 @@ def test_objects_are_large_and_visible(name):
   assert 24 < max(radii) <= 26
 
 
-def test_colour_says_nothing_about_the_class(single):
-  colours = np.array([image[label > 0].mean(0) for _, image, label in single])
+def test_color_says_nothing_about_the_class(single):
+  colors = np.array([image[label > 0].mean(0) for _, image, label in single])
   classes = np.array([label.max() for _, _, label in single])
   # 4 standard errors of a class's mean: 24 comparisons of which, if nothing
   # differs, one in 650 sets of images would fail.
-  error = colours.std(0) / np.sqrt(40)
+  error = colors.std(0) / np.sqrt(40)
   for class_id in range(1, 9):
-    mean = colours[classes == class_id].mean(0)
-    assert np.all(np.abs(mean - colours.mean(0)) < 4 * error)
-  # Nor is there a common colour: hues go all round.
-  assert np.all(colours.std(0) > 20)
+    mean = colors[classes == class_id].mean(0)
+    assert np.all(np.abs(mean - colors.mean(0)) < 4 * error)
+  # Nor is there a common color: hues go all round.
+  assert np.all(colors.std(0) > 20)
 
 
 def test_tones_differ_in_luminance(scenes, single):
-  # BT.601 written out, on sampled colours.
-  def luma(colour):
-    red, green, blue = colour
+  # BT.601 written out, on sampled colors.
+  def luma(color):
+    red, green, blue = color
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
   for scene, _, _ in itertools.chain(scenes, single):
@@ -320,9 +320,9 @@ def test_tint_keeps_luma_and_range():
   rng = np.random.default_rng(0)
   for _ in range(100):
     luma = rng.uniform(0.05, 0.95)
-    colour = shapes.tint(luma, rng.uniform(0, 7), rng.uniform(0, 1))
-    assert colour @ [0.299, 0.587, 0.114] == pytest.approx(luma)
-    assert -1e-9 <= colour.min() <= colour.max() <= 1 + 1e-9
+    color = shapes.tint(luma, rng.uniform(0, 7), rng.uniform(0, 1))
+    assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma)
+    assert -1e-9 <= color.min() <= color.max() <= 1 + 1e-9
 
 
 def test_target_is_darker_flatter_and_noisier_than_source():

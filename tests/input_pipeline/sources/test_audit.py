@@ -34,7 +34,7 @@ def mask_bytes(rows):
 
 
 def read_mask(path):
-  """Grey masks of three classes; 255 is ignored, 9 is not allowed."""
+  """Gray masks of three classes; 255 is ignored, 9 is not allowed."""
   pixels = np.asarray(audit.load(path.read_bytes(), ('PNG',))).astype(np.int16)
   if (pixels == 9).any():
     raise errors.UserError('value 9 is no class')

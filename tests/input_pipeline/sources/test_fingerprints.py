@@ -152,7 +152,7 @@ def test_planted_leaks_among_photographs_are_found():
   folder = pathlib.Path(os.environ['SEG_DATA_DIR'], 'camvid', 'train', 'images')
   files = sorted(folder.glob('*.jpg'))[:300]
   found, _ = check_planted([file.read_bytes() for file in files])
-  # Neighbouring frames of one film do look the same.
+  # Neighboring frames of one film do look the same.
   assert found >= 95
 
 

@@ -44,12 +44,12 @@ def slow_boundaries(ids):
 
 def slow_iou(images, c):
   """Of lists of (prediction, label) pixels; -1 predicted is nothing."""
-  both = predicted = labelled = 0
+  both = predicted = labeled = 0
   for prediction, label in images:
     both += int(((prediction == c) & (label == c)).sum())
     predicted += int((prediction == c).sum())
-    labelled += int((label == c).sum())
-  return both / (predicted + labelled - both + 1e-10), labelled
+    labeled += int((label == c).sum())
+  return both / (predicted + labeled - both + 1e-10), labeled
 
 
 def slow_values(images, num_classes):
@@ -130,7 +130,7 @@ def drawn(rng, height, width, num_classes):
 
 @pytest.fixture(scope='module')
 def images():
-  """Maps of many sizes; class 7 is neither labelled nor predicted."""
+  """Maps of many sizes; class 7 is neither labeled nor predicted."""
   rng = np.random.default_rng(0)
   shapes = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 60), (40, 50), (70, 90)]
   shapes += [tuple(rng.integers(1, 80, 2)) for _ in range(25)]

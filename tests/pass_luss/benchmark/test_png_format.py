@@ -63,7 +63,7 @@ def test_refused_pixels(tmp_path):
   path = tmp_path / 'a.png'
   assert refused(path, png(rgb((1, 0, 0), (1, 0, 9)))) == (
     'has B up to 9 (pixels: 1): expected ids as R + 256 G with B = 0, and no '
-    'colours for the eye'
+    'colors for the eye'
   )
   assert refused(path, png(rgb((45, 1, 0), (44, 1, 0), (255, 255, 0)))) == (
     'has id 65535 (pixels out of range: 2): expected 0…300, or 1000 where '
@@ -73,13 +73,13 @@ def test_refused_pixels(tmp_path):
 
 def test_refused_formats(tmp_path):
   path = tmp_path / 'a.png'
-  grey = np.zeros((2, 2), np.uint8)
-  palette = PIL.Image.fromarray(grey).convert('P')
+  gray = np.zeros((2, 2), np.uint8)
+  palette = PIL.Image.fromarray(gray).convert('P')
   data = io.BytesIO()
   palette.save(data, 'PNG')
   expected = ': expected RGB of 8 bits, with ids as R + 256 G'
   for found, mode in (
-    (png(grey), "'L'"),
+    (png(gray), "'L'"),
     (data.getvalue(), "'P'"),
     (png(np.zeros((2, 2, 4), np.uint8)), "'RGBA'"),
   ):

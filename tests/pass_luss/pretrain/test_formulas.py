@@ -94,7 +94,7 @@ def test_targets_with_a_queue(active):
     jnp.asarray(scores),
     jnp.asarray(remembered),
     jnp.asarray(active),
-    swav.Options(),
+    swav.SwavOptions(),
   )
   joint = np.concatenate([remembered, scores]) if active else scores
   assert_close(found, reference.sinkhorn(joint, 0.05, 3)[-BATCH:])
@@ -128,7 +128,7 @@ def test_swav_loss(num_views, queued):
         if remembered is None
         else jnp.asarray(remembered[i]),
         jnp.asarray(queued),
-        swav.Options(),
+        swav.SwavOptions(),
       )
       for i in (0, 1)
     ],
@@ -171,7 +171,7 @@ def test_no_gradient_flows_through_targets():
   remembered = jnp.asarray(drawn(3, PROTOTYPES, scale=0.3))
 
   def total(s, r):
-    found = swav.targets(s, r, jnp.asarray(True), swav.Options())
+    found = swav.targets(s, r, jnp.asarray(True), swav.SwavOptions())
     return jnp.sum(found * jnp.arange(PROTOTYPES))
 
   for gradient in jax.grad(total, (0, 1))(scores, remembered):
@@ -205,8 +205,10 @@ def test_usage_and_spread_tell_collapse():
   np.testing.assert_allclose(swav.usage(even), 1.0)
   np.testing.assert_allclose(swav.usage(one), 0.0, atol=1e-9)
   apart = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]])
-  np.testing.assert_allclose(swav.spread(apart), 1.0)
-  np.testing.assert_allclose(swav.spread(jnp.ones((3, 1))), 0.0, atol=1e-9)
+  np.testing.assert_allclose(swav.embedding_deviation(apart), 1.0)
+  np.testing.assert_allclose(
+    swav.embedding_deviation(jnp.ones((3, 1))), 0.0, atol=1e-9
+  )
 
 
 # D2S.
@@ -369,7 +371,7 @@ def test_clusters_of_pixels():
     jnp.asarray(points),
     jnp.asarray(prototypes),
     jnp.asarray(overlap),
-    swav.Options(),
+    swav.SwavOptions(),
   )
   logits = reference.normalize(points) @ prototypes
   expected = reference.clustering_p2p_loss(
@@ -380,7 +382,7 @@ def test_clusters_of_pixels():
     jnp.asarray(points),
     jnp.asarray(prototypes),
     jnp.asarray(overlap),
-    swav.Options(),
+    swav.SwavOptions(),
   )
   assert np.asarray(gradient[0])[0].any()
   assert not np.asarray(gradient[0])[1].any()

@@ -16,21 +16,24 @@ from segcore.distributed import sharding
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
 from segcore.ops import color_augment
-from segcore.train import method, optimizers
+from segcore.train import optimizers, train_state
+from segcore.train import update as update_lib
 from tests.support import meshes
 from tests.transcriptions import pass_luss as reference
 
 BATCH, LARGE, SMALL = 8, 32, 24
 WIDTHS = method_lib.Widths(hidden=8, embedding=6, prototypes=5)
-CLUSTERS = swav.Options(queue=16, queue_from_step=1, frozen_steps=2)
-SWAV = method_lib.Options(clusters=CLUSTERS, alignment=p2p_lib.Options(grid=4))
-PIXPRO = method_lib.Options(
-  clusters=CLUSTERS,
-  alignment=p2p_lib.Options(grid=4),
-  shallow=d2s_lib.Options(stages=(3, 2)),
-  pixpro=pixpro.Options(hidden=8, size=6),
+CLUSTERS = swav.SwavOptions(queue=16, queue_from_step=1, frozen_steps=2)
+SWAV = method_lib.ObjectiveOptions(
+  clusters=CLUSTERS, alignment=p2p_lib.P2POptions(grid=4)
 )
-LARC = optimizers.Options(
+PIXPRO = method_lib.ObjectiveOptions(
+  clusters=CLUSTERS,
+  alignment=p2p_lib.P2POptions(grid=4),
+  shallow=d2s_lib.D2SOptions(stages=(3, 2)),
+  pixpro=pixpro.PixproOptions(hidden=8, size=6),
+)
+LARC = optimizers.OptimizerOptions(
   name='sgd',
   learning_rate=0.6,
   final_learning_rate=6e-4,
@@ -38,9 +41,12 @@ LARC = optimizers.Options(
   weight_decay=1e-6,
   weight_decay_mode='l2',
 )
-COLOURS = method_lib.Colours(
-  large=(color_augment.Options(grey=0.5), color_augment.Options(solarize=0.5)),
-  small=color_augment.Options(grey=0.5),
+COLORS = method_lib.Colors(
+  large=(
+    color_augment.ColorOptions(gray=0.5),
+    color_augment.ColorOptions(solarize=0.5),
+  ),
+  small=color_augment.ColorOptions(gray=0.5),
   red_deviation=0.228,
 )
 
@@ -58,8 +64,8 @@ def method_of(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
   net = segmenter.Segmenter(
     encoder, None, method_lib.heads_of(options, WIDTHS, dtype)
   )
-  update = method.Update(('encoder', 'heads'), tx, num_steps)
-  return method_lib.Represent(net, update, options, COLOURS)
+  update = update_lib.Update(('encoder', 'heads'), tx, num_steps)
+  return method_lib.Represent(net, update, options, COLORS)
 
 
 def batch_of(seed=0, small=True):
@@ -129,7 +135,7 @@ def published(depth):
 )
 def test_published_parameter_counts(depth, stages, backbone, total):
   encoder, _, widths = published(depth)
-  options = method_lib.Options(shallow=d2s_lib.Options(stages))
+  options = method_lib.ObjectiveOptions(shallow=d2s_lib.D2SOptions(stages))
   net = segmenter.Segmenter(
     encoder, None, method_lib.heads_of(options, widths, jnp.float32)
   )
@@ -173,7 +179,7 @@ def test_prototypes_wait_and_stay_of_unit_length(begun):
     return state.params['heads']['clusters']['prototypes']
 
   first = reference.unit_prototypes(prototypes(states[0]))
-  # Frozen in steps 0 and 1, but renormalised.
+  # Frozen in steps 0 and 1, but renormalized.
   for state in states[1:3]:
     np.testing.assert_allclose(prototypes(state), first, rtol=1e-5)
   assert np.abs(prototypes(states[3]) - first).max() > 1e-5
@@ -188,7 +194,7 @@ def test_prototypes_wait_and_stay_of_unit_length(begun):
 
 def test_frozen_prototypes_gather_no_momentum_by_decay():
   """LARS decays before it looks at the gradient."""
-  lars = optimizers.Options(
+  lars = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=1.0,
     adaptation='lars',
@@ -278,7 +284,7 @@ def test_views_go_through_heads_together():
   for name in ('large', 'small'):
     flat = views[name].reshape(-1, *views[name].shape[2:])
     each, _ = trained.segmenter.apply(
-      method.variables(state), flat, method=pooled, mutable=['batch_stats']
+      train_state.variables(state), flat, method=pooled, mutable=['batch_stats']
     )
     rows.append(np.asarray(each, np.float64).reshape(BATCH, 2, -1))
   together = np.concatenate(rows, axis=1).reshape(4 * BATCH, -1)
@@ -301,7 +307,7 @@ def test_views_go_through_heads_together():
 
 
 def trained_state(trained, batch):
-  # Compiled without optimising, which takes longer than to run it once.
+  # Compiled without optimizing, which takes longer than to run it once.
   init = jax.jit(
     lambda rng: trained.init(rng, spec(batch), None),
     compiler_options={'xla_backend_optimization_level': 0},
@@ -430,17 +436,17 @@ def test_red_is_divided_by_swavs_deviation():
   [
     dataclasses.replace(
       SWAV,
-      alignment=p2p_lib.Options('clustering', 4),
-      shallow=d2s_lib.Options((3, 2), targets='own', view='same'),
+      alignment=p2p_lib.P2POptions('clustering', 4),
+      shallow=d2s_lib.D2SOptions((3, 2), targets='own', view='same'),
     ),
     dataclasses.replace(
-      SWAV, alignment=p2p_lib.Options('contrastive', 4, project=False)
+      SWAV, alignment=p2p_lib.P2POptions('contrastive', 4, project=False)
     ),
-    method_lib.Options(
+    method_lib.ObjectiveOptions(
       clusters=None,
-      alignment=p2p_lib.Options(grid=4, project=False),
-      shallow=d2s_lib.Options(()),
-      pixpro=pixpro.Options(hidden=8, size=6),
+      alignment=p2p_lib.P2POptions(grid=4, project=False),
+      shallow=d2s_lib.D2SOptions(()),
+      pixpro=pixpro.PixproOptions(hidden=8, size=6),
     ),
   ],
   ids=['clustering-own-same', 'contrastive-unprojected', 'pixpro-unprojected'],
@@ -468,15 +474,20 @@ def test_ablations_learn_everything_they_have(alternative):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: method_lib.Options(clusters=None), 'expected one of them'),
     (
-      lambda: method_lib.Options(clusters=None, pixpro=pixpro.Options()),
+      lambda: method_lib.ObjectiveOptions(clusters=None),
+      'expected one of them',
+    ),
+    (
+      lambda: method_lib.ObjectiveOptions(
+        clusters=None, pixpro=pixpro.PixproOptions()
+      ),
       'without clusters',
     ),
-    (lambda: d2s_lib.Options((4,)), 'stages: found'),
-    (lambda: p2p_lib.Options(kind='clustering', project=False), 'project'),
-    (lambda: swav.Options(epsilon=0.0), 'epsilon'),
-    (lambda: method_lib.Colours(large=()), 'expected 2'),
+    (lambda: d2s_lib.D2SOptions((4,)), 'stages: found'),
+    (lambda: p2p_lib.P2POptions(kind='clustering', project=False), 'project'),
+    (lambda: swav.SwavOptions(epsilon=0.0), 'epsilon'),
+    (lambda: method_lib.Colors(large=()), 'expected 2'),
   ],
 )
 def test_refusals(make, message):

@@ -12,11 +12,11 @@ def unit(rows):
 
 
 def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
-  """A bank around some centres, and queries near them."""
+  """A bank around some centers, and queries near them."""
   rng = np.random.default_rng(seed)
-  centres = rng.normal(size=(num_classes + 1, dim))
+  centers = rng.normal(size=(num_classes + 1, dim))
   labels = rng.integers(num_classes + 1, size=num_entries).astype(np.int32)
-  features = centres[labels] + 1.5 * rng.normal(size=(num_entries, dim))
+  features = centers[labels] + 1.5 * rng.normal(size=(num_entries, dim))
   queries = 3 * rng.normal(size=(num_queries, dim))
   return (
     knn.Bank(unit(features).astype(np.float32), labels),
@@ -119,7 +119,7 @@ def test_no_entry_votes_twice_where_blocks_overlap():
   np.testing.assert_array_equal(found, [1])
 
 
-def test_one_near_neighbour_outweighs_nine_far_ones():
+def test_one_near_neighbor_outweighs_nine_far_ones():
   # exp(1 / 0.07) against 9·exp(0.8 / 0.07), which is 0.52 of it; at 0.9 it is
   # 2.2 times as much.
   query = np.array([[1.0, 0.0]], np.float32)
@@ -140,11 +140,11 @@ def test_a_small_temperature_does_not_overflow():
   np.testing.assert_array_equal(found, nearest)
 
 
-def test_more_neighbours_than_entries_are_refused():
+def test_more_neighbors_than_entries_are_refused():
   bank, queries = problem(num_entries=9)
-  with pytest.raises(ValueError, match='found 10 neighbours, expected 1 to 9'):
+  with pytest.raises(ValueError, match='found 10 neighbors, expected 1 to 9'):
     knn.vote(jnp.asarray(queries), bank)
-  with pytest.raises(ValueError, match='found 0 neighbours'):
+  with pytest.raises(ValueError, match='found 0 neighbors'):
     knn.vote(jnp.asarray(queries), bank, k=0)
   half = bank._replace(labels=np.where(bank.labels > 2, -1, bank.labels))
   usable = int(np.sum(half.labels >= 0))

@@ -26,7 +26,7 @@ from segcore.experiment import stage
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
 from segcore.ops import color_augment, losses
-from segcore.train import method, optimizers
+from segcore.train import optimizers, train_state, update
 from tests.support import fake_methods
 from tests.transcriptions import pass_luss as reference
 
@@ -69,7 +69,7 @@ def state_of(net):
     )
 
   found = jax.tree_util.tree_map_with_path(draw, shapes)
-  return method.frozen(found, sharding.make_mesh())
+  return train_state.inference_state(found, sharding.make_mesh())
 
 
 def images_of(count=2, size=(32, 40), seed=0):
@@ -102,7 +102,10 @@ def attention_weights(state):
 
 def deep_of(net, state, images):
   found = net.apply(
-    method.variables(state), symmetric(images), decode=False, method='features'
+    train_state.variables(state),
+    symmetric(images),
+    decode=False,
+    method='features',
   )
   return np.asarray(found['encoder'].deepest.array, np.float64)
 
@@ -171,7 +174,7 @@ def test_generated_labels(threshold):
   assert len(np.unique(found[..., 0])) > 1
 
 
-def test_the_sweep_finds_what_labelling_at_each_threshold_would():
+def test_the_sweep_finds_what_labeling_at_each_threshold_would():
   rng = np.random.default_rng(0)
   thresholds = labeler.THRESHOLDS
   sweep = labeler.Sweep.empty(CLASSES, CLASSES)
@@ -209,9 +212,9 @@ def test_labels_of_a_folder_stand_beside_their_images(tmp_path):
   for name, label in zip(split.ids()[:2], labels, strict=False):
     png_format.write(label_folders.path_of(tmp_path, name), label)
   with pytest.raises(errors.UserError, match='lacks the labels of 1 of 3'):
-    label_folders.labelled_by(split, tmp_path, CLASSES)
+    label_folders.labeled_by(split, tmp_path, CLASSES)
   png_format.write(label_folders.path_of(tmp_path, split.ids()[2]), labels[2])
-  found = label_folders.labelled_by(split, tmp_path, CLASSES)
+  found = label_folders.labeled_by(split, tmp_path, CLASSES)
   assert len(found.classes) == CLASSES + 1
   for i, label in enumerate(labels):
     record = found.records[i]
@@ -226,7 +229,7 @@ def attend_of(num_steps=10):
   net = network_of(
     {'clusters': heads.Clusters(8, 6, 5), 'attention': heads.Attention()}
   )
-  tx = optimizers.Options(
+  tx = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=0.6,
     adaptation='larc',
@@ -235,9 +238,9 @@ def attend_of(num_steps=10):
   )
   return attention_lib.Attend(
     net,
-    method.Update(('heads',), tx, num_steps),
-    swav.Options(queue=8),
-    method_lib.Colours(large=(color_augment.Options(),) * 2),
+    update.Update(('heads',), tx, num_steps),
+    swav.SwavOptions(queue=8),
+    method_lib.Colors(large=(color_augment.ColorOptions(),) * 2),
   )
 
 
@@ -323,8 +326,8 @@ def test_the_loss_of_attention_is_that_of_what_is_attended_to():
 
 def finetune_of(of='pixels'):
   net = network_of({'logits': heads.Classifier(CLASSES + 1)})
-  tx = optimizers.Options(name='sgd', learning_rate=0.1)
-  return finetune.Finetune(net, method.Update(('encoder', 'heads'), tx, 4), of)
+  tx = optimizers.OptimizerOptions(name='sgd', learning_rate=0.1)
+  return finetune.Finetune(net, update.Update(('encoder', 'heads'), tx, 4), of)
 
 
 def test_scores_are_doubled_again_and_again():
@@ -337,8 +340,8 @@ def test_scores_are_doubled_again_and_again():
     'label': jnp.asarray(label.astype(np.int16)),
     'mask': jnp.ones(2, bool),
   }
-  keys = method.Keys(
-    method.row_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
+  keys = update.ForwardKeys(
+    update.row_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
   )
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   logits, _ = trained.forward(
@@ -377,8 +380,8 @@ def test_loss_of_fine_tuning(ignored):
     'label': jnp.asarray(label.astype(np.int16)),
     'mask': jnp.ones(2, bool),
   }
-  keys = method.Keys(
-    method.row_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
+  keys = update.ForwardKeys(
+    update.row_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
   )
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   logits, _ = trained.forward(
@@ -404,8 +407,8 @@ def test_whole_images_learn_their_category():
     'label': jnp.asarray(label.astype(np.int16)),
     'mask': jnp.ones(2, bool),
   }
-  keys = method.Keys(
-    method.row_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
+  keys = update.ForwardKeys(
+    update.row_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
   )
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   logits, _ = trained.forward(
@@ -471,7 +474,7 @@ def test_label_maps_of_scores(largest):
   images = [images_of(1, (48, 60))[0], images_of(1, (40, 50))[0]]
   groups = [maps.group(x.shape[:2]) for x in images]
   assert groups[0] == groups[1] == ((64, 64), ((24, 30),))
-  state = method.frozen({'params': {}}, sharding.make_mesh())
+  state = train_state.inference_state({'params': {}}, sharding.make_mesh())
   found = np.asarray(maps(state, maps.prepare(images, groups[0])))
   for row, image, score in zip(found, images, scores, strict=True):
     height, width = image.shape[:2]
@@ -500,7 +503,7 @@ def test_a_permuted_truth_scores_everything(folder):
   )
   count = len(split.classes) - 1
   permutation = np.array([0, 3, 1, 2])
-  place = stage.Place(folder, {}, 'digest')
+  place = stage.Workspace(folder, {}, 'digest')
   folder = folder / 'val'
 
   def maps(part):
@@ -531,7 +534,7 @@ def test_a_permuted_truth_scores_everything(folder):
 
 def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
   monkeypatch.setattr(label_folders, '_BLOCK', 2)
-  place = stage.Place(folder, {}, 'digest')
+  place = stage.Workspace(folder, {}, 'digest')
   sizes = [(6, 8), (9, 9), (12, 16), (5, 5), (3, 4)]
   split = fake_methods.split_of(
     [
@@ -584,8 +587,8 @@ def test_distance_matching_is_the_vote_of_regions():
   split = fake_methods.patches([(32, 32)] * 4)
   net = network_of({'logits': heads.Classifier(2)})
   mesh = sharding.make_mesh(devices=jax.devices()[:2])
-  options = distance.Options(
-    neighbours=3, short_side=32, batch_size=2, temperature=0.07
+  options = distance.DistanceOptions(
+    neighbors=3, short_side=32, batch_size=2, temperature=0.07
   )
   state = jax.device_put(
     jax.device_get(state_of(net)), sharding.replicated(mesh)
@@ -618,7 +621,7 @@ def test_distance_matching_is_the_vote_of_regions():
     assert np.mean(labels != truth) < 0.02
 
 
-def test_images_are_told_by_their_neighbours():
+def test_images_are_told_by_their_neighbors():
   bank = knn.Bank(np.eye(3, dtype=np.float32), np.array([2, 0, 1], np.int32))
   found = knn.vote(jnp.eye(3) + 0.1, bank, 1)
   np.testing.assert_array_equal(found, [2, 0, 1])
@@ -634,8 +637,8 @@ def test_features_resume_block_by_block(folder, monkeypatch):
     jax.debug.callback(lambda x: seen.append(1), images[0, 0, 0, 0])
     return jnp.mean(images, axis=(1, 2))
 
-  state = method.frozen({'params': {}}, mesh)
-  place = stage.Place(folder, {}, 'digest')
+  state = train_state.inference_state({'params': {}}, mesh)
+  place = stage.Workspace(folder, {}, 'digest')
 
   def features():
     at_grid = short_side.AtGrid(look, 40)
@@ -656,6 +659,6 @@ def test_features_resume_block_by_block(folder, monkeypatch):
 
 def test_options_are_refused():
   with pytest.raises(ValueError, match='at most the short side'):
-    cluster.Options(short_side=32, crop=64)
+    cluster.ClusterOptions(short_side=32, crop=64)
   with pytest.raises(ValueError, match='threshold'):
-    labeler.Options(threshold=2.0)
+    labeler.LabelOptions(threshold=2.0)

@@ -9,10 +9,10 @@ from segcore.distributed import sharding
 
 
 def mixture(num_rows, dim, parts, seed=0, spread=0.7):
-  """Gaussians around random centres, of length 1."""
+  """Gaussians around random centers, of length 1."""
   rng = np.random.default_rng(seed)
-  centres = rng.normal(size=(parts, dim))
-  rows = centres[rng.integers(parts, size=num_rows)]
+  centers = rng.normal(size=(parts, dim))
+  rows = centers[rng.integers(parts, size=num_rows)]
   rows = rows + spread * rng.normal(size=rows.shape)
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
   return rows.astype(np.float32)
@@ -173,8 +173,8 @@ def test_place_fills_up_with_zeros():
 def test_the_objective_of_tight_clusters_far_out_is_exact():
   # Its terms are 10⁻¹¹ of the squared lengths of the rows.
   rng = np.random.default_rng(0)
-  centres = np.array([[300.0, -200, 100, 50], [-100.0, 400, 80, -300]])
-  rows = np.repeat(centres, 40, axis=0) + 1e-3 * rng.normal(size=(80, 4))
+  centers = np.array([[300.0, -200, 100, 50], [-100.0, 400, 80, -300]])
+  rows = np.repeat(centers, 40, axis=0) + 1e-3 * rng.normal(size=(80, 4))
   features = rows.astype(np.float32)
   found = kmeans.fit(placed(features), np.array([[0, 79]]))
   exact = squared_distances(features, found.centroids).min(1).sum()

@@ -10,19 +10,19 @@ from pass_luss.pseudo_labels import saliency
 from runtime import errors
 
 
-def disc(height=60, width=80, radius=15, colour=(250, 220, 30)):
+def disc(height=60, width=80, radius=15, color=(250, 220, 30)):
   y, x = np.mgrid[:height, :width]
   apart = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2)
   image = np.full((height, width, 3), 128, np.uint8)
-  image[apart <= radius] = colour
+  image[apart <= radius] = color
   return image, apart
 
 
-def slow_lab(colour):
-  """CIE 15 and IEC 61966-2-1, a colour at a time."""
+def slow_lab(color):
+  """CIE 15 and IEC 61966-2-1, a color at a time."""
   r, g, b = (
     c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-    for c in (channel / 255 for channel in colour)
+    for c in (channel / 255 for channel in color)
   )
   x = (0.4124564 * r + 0.3575761 * g + 0.1804375 * b) / 0.95047
   y = 0.2126729 * r + 0.7151522 * g + 0.0721750 * b
@@ -34,25 +34,25 @@ def slow_lab(colour):
   return 116 * y - 16, 500 * (x - y), 200 * (y - z)
 
 
-def slow_saliency(regions, colours, palette):
-  """The paper's equations, a pair of colours of a pair of regions at a time."""
+def slow_saliency(regions, colors, palette):
+  """The paper's equations, a pair of colors of a pair of regions at a time."""
   height, width = regions.shape
   pixels = {}
   for row in range(height):
     for column in range(width):
       pixels.setdefault(int(regions[row, column]), []).append(
-        ((column + 0.5) / width, (row + 0.5) / height, colours[row, column])
+        ((column + 0.5) / width, (row + 0.5) / height, colors[row, column])
       )
-  frequency, centroid, to_centre = {}, {}, {}
+  frequency, centroid, to_center = {}, {}, {}
   for region, members in pixels.items():
     frequency[region] = {}
-    for _, _, colour in members:
-      frequency[region].setdefault(colour, 0)
-      frequency[region][colour] += 1 / len(members)
+    for _, _, color in members:
+      frequency[region].setdefault(color, 0)
+      frequency[region][color] += 1 / len(members)
     centroid[region] = [
       sum(m[i] for m in members) / len(members) for i in (0, 1)
     ]
-    to_centre[region] = sum(
+    to_center[region] = sum(
       math.dist(m[:2], (0.5, 0.5)) for m in members
     ) / len(members)
   found = []
@@ -67,7 +67,7 @@ def slow_saliency(regions, colours, palette):
           contrast += f_one * f_other * math.dist(palette[one], palette[other])
       near = math.exp(-math.dist(centroid[k], centroid[i]) / 0.4)
       total += near * len(pixels[i]) * contrast
-    found.append(math.exp(-9 * to_centre[k] ** 2) * total)
+    found.append(math.exp(-9 * to_center[k] ** 2) * total)
   return np.array(found)
 
 
@@ -88,7 +88,7 @@ def test_docstrings():
 
 def test_saliency_of_two_regions_by_hand():
   # Halves of an image, one of 30 pixels of black, one of 10 pixels that are
-  # half black and half a colour at a distance of 8: D_r = 4.
+  # half black and half a color at a distance of 8: D_r = 4.
   found = saliency.region_saliency(
     np.array([[1.0, 0.0], [0.5, 0.5]]),
     np.array([[0.0, 8.0], [8.0, 0.0]]),
@@ -116,9 +116,9 @@ def test_a_region_has_no_contrast_to_itself():
 def test_saliency_is_that_of_the_loops(seed):
   rng = np.random.default_rng(seed)
   regions = rng.permutation(np.arange(11 * 7) % 6).reshape(11, 7)
-  colours = rng.integers(0, 5, (11, 7))
+  colors = rng.integers(0, 5, (11, 7))
   palette = rng.normal(size=(5, 3))
-  found = saliency.describe(regions, colours, 5)
+  found = saliency.describe(regions, colors, 5)
   apart = np.linalg.norm(palette[:, None] - palette, axis=-1)
   np.testing.assert_allclose(
     saliency.region_saliency(
@@ -126,9 +126,9 @@ def test_saliency_is_that_of_the_loops(seed):
       apart,
       found.centroids,
       found.sizes,
-      found.centre_distances,
+      found.center_distances,
     ),
-    slow_saliency(regions, colours, palette),
+    slow_saliency(regions, colors, palette),
     rtol=1e-9,
   )
 
@@ -147,7 +147,7 @@ def test_regions_by_hand():
   # Pixels are 1/4 wide and 1/2 high, so they lie 1/4 above or below.
   near, far = math.hypot(1 / 8, 1 / 4), math.hypot(3 / 8, 1 / 4)
   np.testing.assert_allclose(
-    found.centre_distances, [(near + near + far) / 3, far]
+    found.center_distances, [(near + near + far) / 3, far]
   )
 
 
@@ -156,8 +156,8 @@ def test_a_map_is_that_of_the_loops(seed):
   image = blobs(seed)
   regions = saliency.segment(image)
   assert regions.max() >= 3
-  palette, colours = saliency.quantise(image)
-  slow = slow_saliency(regions, colours, palette.astype(np.float64))
+  palette, colors = saliency.quantize(image)
+  slow = slow_saliency(regions, colors, palette.astype(np.float64))
   slow = (slow - slow.min()) / (slow.max() - slow.min())
   found = saliency.region_contrast(image)
   assert found.dtype == np.float32
@@ -179,7 +179,7 @@ def test_a_disc_is_found_at_any_scale():
     assert (found[apart > 15 * factor + 2] < 0.1).all()
 
 
-def test_the_centre_is_salient_and_the_same_at_the_corner_is_not():
+def test_the_center_is_salient_and_the_same_at_the_corner_is_not():
   image = np.full((60, 80, 3), 128, np.uint8)
   image[20:40, 30:50] = (200, 40, 40)
   image[:20, :20] = (200, 40, 40)
@@ -217,34 +217,34 @@ def test_an_image_of_one_row_or_column(shape):
 
 def test_lab_is_that_of_the_standards():
   rng = np.random.default_rng(0)
-  colours = rng.integers(0, 256, (50, 3))
-  colours[:5] = [[0] * 3, [255] * 3, [255, 0, 0], [0, 255, 0], [0, 0, 255]]
-  found = saliency.lab(colours[None].astype(np.float32))[0]
+  colors = rng.integers(0, 256, (50, 3))
+  colors[:5] = [[0] * 3, [255] * 3, [255, 0, 0], [0, 255, 0], [0, 0, 255]]
+  found = saliency.lab(colors[None].astype(np.float32))[0]
   np.testing.assert_allclose(
-    found, [slow_lab(colour) for colour in colours], atol=0.02
+    found, [slow_lab(color) for color in colors], atol=0.02
   )
   np.testing.assert_allclose(found[2], [53.24, 80.09, 67.20], atol=0.02)
 
 
-def test_rare_colours_become_the_nearest():
+def test_rare_colors_become_the_nearest():
   # Of 100 pixels 60 are dark and 35 bright, which is 95 %; 3 and 2 remain.
   row = [10] * 60 + [225] * 20 + [230] * 15 + [40] * 3 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
-  palette, colours = saliency.quantise(image)
-  assert colours.tolist() == [[0] * 60 + [1] * 35 + [0] * 3 + [1] * 2]
-  # 225 and 230 share a level; their mean is the colour.
+  palette, colors = saliency.quantize(image)
+  assert colors.tolist() == [[0] * 60 + [1] * 35 + [0] * 3 + [1] * 2]
+  # 225 and 230 share a level; their mean is the color.
   mean = (225 * 20 + 230 * 15) / 35
   np.testing.assert_allclose(
     palette, [slow_lab([10] * 3), slow_lab([mean] * 3)], atol=0.02
   )
 
 
-def test_one_pixel_less_and_the_next_colour_is_kept():
+def test_one_pixel_less_and_the_next_color_is_kept():
   row = [10] * 60 + [225] * 34 + [40] * 4 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
-  palette, colours = saliency.quantise(image)
+  palette, colors = saliency.quantize(image)
   assert len(palette) == 3
-  assert colours.tolist() == [[0] * 60 + [1] * 34 + [2] * 4 + [1] * 2]
+  assert colors.tolist() == [[0] * 60 + [1] * 34 + [2] * 4 + [1] * 2]
 
 
 def test_levels_are_of_each_channel():
@@ -252,9 +252,9 @@ def test_levels_are_of_each_channel():
   image = np.zeros((1, 8, 3), np.uint8)
   image[0, :4] = 21
   image[0, 5, 0] = image[0, 6, 1] = image[0, 7, 2] = 22
-  palette, colours = saliency.quantise(image)
-  assert colours[0, :5].tolist() == [0] * 5
-  assert sorted(colours[0, 5:].tolist()) == [1, 2, 3]
+  palette, colors = saliency.quantize(image)
+  assert colors[0, :5].tolist() == [0] * 5
+  assert sorted(colors[0, 5:].tolist()) == [1, 2, 3]
   assert len(palette) == 4
 
 
@@ -283,7 +283,7 @@ def test_maps_of_one_bit_are_read(tmp_path):
 def test_maps_are_resized(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[0, 255], [0, 255]]))
   found = saliency.read_map(path, (4, 4))
-  # Half-pixel centres: targets lie at -1/4, 1/4, 3/4 and 5/4 of the source.
+  # Half-pixel centers: targets lie at -1/4, 1/4, 3/4 and 5/4 of the source.
   np.testing.assert_allclose(found, [[0, 0.25, 0.75, 1]] * 4, atol=1e-6)
 
 
@@ -330,11 +330,11 @@ def test_unreadable_maps_are_refused(tmp_path):
 
 def test_other_pixels_are_refused(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[[9, 9, 9], [9, 8, 9]]]))
-  assert refused(path, (1, 2)).startswith('has colours: expected a saliency')
+  assert refused(path, (1, 2)).startswith('has colors: expected a saliency')
   path = write(tmp_path / 'a.png', np.full((2, 2), 700, np.uint16))
   assert refused(path) == (
     "has pixels of PIL mode 'I;16' and 16 bits: expected a saliency map in "
-    'grey of 8 bits'
+    'gray of 8 bits'
   )
   path = write(tmp_path / 'a.png', np.zeros((2, 2), np.uint8), 'P')
   assert "PIL mode 'P'" in refused(path)

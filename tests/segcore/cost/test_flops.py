@@ -10,10 +10,12 @@ from ddep import noise
 from ddep.stages import denoise
 from input_pipeline import batch as batch_lib
 from segcore.cost import flops
+from segcore.models import heads as heads_lib
 from segcore.models import segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import hybrid_vit, resnet_gn
-from segcore.train import method, optimizers
+from segcore.train import optimizers
+from segcore.train import update as update_lib
 
 
 def shape(*sizes):
@@ -158,7 +160,7 @@ def test_parts_of_a_gradient(remat):
   net = segmenter.Segmenter(
     resnet_gn.ResNet((1, 1), 8, 4, remat=remat),
     unet.UNetDecoder((16, 8, 8), num_groups=4, remat=remat),
-    {'logits': segmenter.ConvHead(5)},
+    {'logits': heads_lib.ConvHead(5)},
   )
   images = shape(1, 16, 16, 3)
   variables = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)
@@ -214,7 +216,7 @@ TABLE = {
 
 
 def transunet(width=1):
-  heads = {f'of_{n}': segmenter.ConvHead(n) for _, n in TABLE}
+  heads = {f'of_{n}': heads_lib.ConvHead(n) for _, n in TABLE}
   return segmenter.Segmenter(
     hybrid_vit.HybridViT(), unet.UNetDecoder(width_multiplier=width), heads
   )
@@ -249,7 +251,7 @@ def test_the_u_net_of_the_paper():
   net = segmenter.Segmenter(
     resnet_gn.ResNet((3, 4, 6, 3)),
     unet.UNetDecoder(),
-    {'noise': segmenter.ConvHead(3)},
+    {'noise': heads_lib.ConvHead(3)},
   )
   images = shape(1, 224, 224, 3)
   variables = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)
@@ -261,12 +263,14 @@ def test_the_u_net_of_the_paper():
 
 def test_denoising_by_a_frozen_encoder_costs_212_gflops_an_image():
   net = segmenter.Segmenter(
-    hybrid_vit.HybridViT(), unet.UNetDecoder(), {'noise': segmenter.ConvHead(3)}
+    hybrid_vit.HybridViT(), unet.UNetDecoder(), {'noise': heads_lib.ConvHead(3)}
   )
-  update = method.Update(
-    ('decoder', 'heads'), optimizers.Options(learning_rate=6e-5), 100
+  update = update_lib.Update(
+    ('decoder', 'heads'), optimizers.OptimizerOptions(learning_rate=6e-5), 100
   )
-  trained = denoise.Denoise(net, update, noise.Options('scaled', gamma=0.95))
+  trained = denoise.Denoise(
+    net, update, noise.NoiseOptions('scaled', gamma=0.95)
+  )
   spec = batch_lib.spec(512, (224, 224))
   state = jax.eval_shape(
     lambda rng: trained.init(rng, spec, None), jax.random.PRNGKey(0)

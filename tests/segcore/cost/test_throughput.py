@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from runtime import journal
+from runtime import metrics_file
 from segcore.cost import throughput
 from segcore.distributed import sharding
 from tests.segcore.train import test_loop as loop
@@ -86,7 +86,7 @@ def test_memory_of_host_and_device():
 def test_a_run_says_where_its_time_went(tmp_path, monkeypatch):
   monkeypatch.setattr(throughput, 'peak', lambda mesh: 1e3)
   loop.run(tmp_path, loop.training())
-  lines = journal.read_journal(tmp_path / 'speed.jsonl')
+  lines = metrics_file.read(tmp_path / 'speed.jsonl')
   assert [line['step'] for line in lines] == [3, 6, 9, 11]
   for line in lines:
     assert 0 <= line['speed/goodput'] <= 1
@@ -95,5 +95,5 @@ def test_a_run_says_where_its_time_went(tmp_path, monkeypatch):
     # The method has no products.
     assert line['speed/mfu'] == 0
   # Nothing of it is among what is equal for equal runs.
-  names = {name for line in loop.journal(tmp_path) for name in line}
+  names = {name for line in loop.metrics_lines(tmp_path) for name in line}
   assert not [name for name in names if name.startswith('speed')]

@@ -16,15 +16,15 @@ from runtime import errors
 from segcore.distributed import sharding
 from segcore.eval import export, inference, predict, protocols, short_side
 from segcore.experiment import cli
-from segcore.models import segmenter
+from segcore.models import heads, segmenter
 from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import resnet
 from segcore.models.layers import resize
-from segcore.train import method
+from segcore.train import method, train_state
 from tests.support import runs, tiny_networks
 
-HEADS = {'logits': segmenter.ConvHead(3)}
-DEEP = {'logits': segmenter.ConvHead(3, stride=None)}
+HEADS = {'logits': heads.ConvHead(3)}
+DEEP = {'logits': heads.ConvHead(3, stride=None)}
 
 
 def dilated():
@@ -37,7 +37,7 @@ def dilated():
 
 def model_of(net, predictor):
   """A network that was not trained; its scores differ from cell to cell."""
-  scores = method.Head(net)
+  scores = method.HeadScores(net)
   shapes = jax.eval_shape(
     net.init, jax.random.PRNGKey(0), jnp.zeros((1, 64, 64, 3))
   )
@@ -51,7 +51,7 @@ def model_of(net, predictor):
 
   found = jax.tree_util.tree_map_with_path(draw, dict(shapes))
   return predict.Model(
-    state=method.frozen(found, sharding.make_mesh()),
+    state=train_state.inference_state(found, sharding.make_mesh()),
     predictor=predictor(scores),
     classes=('a', 'b', 'c'),
     palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
@@ -62,7 +62,7 @@ def model_of(net, predictor):
 
 def of(multiple, **protocol):
   return lambda scores: inference.LabelMaps(
-    scores, 3, protocols.Options(**protocol), multiple
+    scores, 3, protocols.ProtocolOptions(**protocol), multiple
   )
 
 
@@ -75,7 +75,7 @@ def found_by(model, image):
 
 
 def image_of(size, seed=0):
-  """Smooth colours, so that classes are areas."""
+  """Smooth colors, so that classes are areas."""
   rng = np.random.default_rng(seed)
   small = rng.integers(0, 256, (5, 6, 3), np.uint8)
   return np.asarray(PIL.Image.fromarray(small).resize(size[::-1]))
@@ -91,7 +91,7 @@ def image_of(size, seed=0):
       segmenter.Segmenter(
         resnet.DilatedResNet((1, 1, 1, 1), 8, 'plain', 16),
         None,
-        {'logits': segmenter.ConvHead(3, reads='encoder', stride=None)},
+        {'logits': heads.ConvHead(3, reads='encoder', stride=None)},
       ),
       lambda scores: short_side.LabelMaps(scores, short_side=48),
     ),
@@ -196,10 +196,10 @@ def test_a_finished_run_without_this_code(finished, tmp_path):
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
   environment['XLA_FLAGS'] = ''
   results = json.loads((workdir / 'evaluate' / 'results.json').read_text())
-  labelled = json.loads((workdir / 'finetune/labelled_ids.json').read_text())
+  labeled = json.loads((workdir / 'finetune/labeled_ids.json').read_text())
   (alone / 'images').mkdir()
   ids = [p.stem for p in (source / 'masks').iterdir()]
-  val = [name for name in ids if name not in labelled]
+  val = [name for name in ids if name not in labeled]
   for name in val:
     shutil.copy(source / 'images' / f'{name}.jpg', alone / 'images')
   blocked = """

@@ -17,14 +17,14 @@ from runtime import errors, progress
 from segcore.distributed import sharding
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols
-from segcore.train import method
+from segcore.train import train_state
 from tests.segcore.eval import test_protocols
 from tests.support import fake_methods as fakes
 from u2pl.semi import mean_teacher
 
 PROTOCOLS = test_protocols.PROTOCOLS
 NUM_CLASSES = 4
-STATE = method.TrainState(0, {}, {}, (), 0)
+STATE = train_state.TrainState(0, {}, {}, (), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Fake:
 
 
 def pointwise(images):
-  """Scores of a pixel by its own colour."""
+  """Scores of a pixel by its own color."""
   return jnp.concatenate([3 * images, jnp.sum(images, -1, keepdims=True)], -1)
 
 
@@ -57,7 +57,11 @@ def looks_right(images):
 
 def predictor(scores, multiple=1, output='labels', **fields):
   return inference.LabelMaps(
-    Fake(scores), NUM_CLASSES, protocols.Options(**fields), multiple, output
+    Fake(scores),
+    NUM_CLASSES,
+    protocols.ProtocolOptions(**fields),
+    multiple,
+    output,
   )
 
 
@@ -109,7 +113,7 @@ def test_a_constant_image_stays_of_one_class(name, average, size):
 
 
 def resized(array, size):
-  """Bilinear at half-pixel centres, without antialiasing."""
+  """Bilinear at half-pixel centers, without antialiasing."""
   height, width = array.shape[:2]
   found = np.zeros((*size, array.shape[2]))
   for i in range(size[0]):
@@ -236,7 +240,7 @@ RAGGED = [(30, 600), (600, 33), (31, 47), (257, 300), (45, 45), (46, 46)]
 )
 def test_ragged_sizes_in_one_evaluation(fields):
   split = fakes.patches(RAGGED)
-  options = protocols.Options(canvas=64, **fields)
+  options = protocols.ProtocolOptions(canvas=64, **fields)
   found = inference.LabelMaps(
     Fake(lambda images: pointwise(images)[..., :3]), 3, options, 16
   )
@@ -287,7 +291,7 @@ BORDERED = {
 }
 
 
-def test_what_is_around_a_small_image_is_the_mean_colour():
+def test_what_is_around_a_small_image_is_the_mean_color():
   seen = []
 
   def watched(images):
@@ -296,7 +300,7 @@ def test_what_is_around_a_small_image_is_the_mean_colour():
 
   image = photograph(21, 32)
   predict(predictor(watched, **BORDERED), [image])
-  framed = transforms.CentreCrop((32, 32), 'paper')({'image': image})
+  framed = transforms.CenterCrop((32, 32), 'paper')({'image': image})
   jax.effects_barrier()
   np.testing.assert_allclose(seen[0][0], symmetric(framed['image']), atol=1e-6)
 
@@ -305,10 +309,10 @@ def test_a_frame_is_scored_as_class_0():
   split = fakes.patches([(20, 32), (32, 9), (32, 32)])
   found = inference.LabelMaps(
     Fake(lambda images: pointwise(images)[..., :3]),
-    *(3, protocols.Options(canvas=32, **BORDERED), 1),
+    *(3, protocols.ProtocolOptions(canvas=32, **BORDERED), 1),
   )
   mesh = sharding.make_mesh()
-  frame = transforms.CentreCrop((32, 32), 'paper')
+  frame = transforms.CenterCrop((32, 32), 'paper')
   state = jax.device_put(STATE, sharding.replicated(mesh))
   whole, framed = (
     evaluator_lib.Predictions(split, found, 8, mesh, ('label',), frame=each)
@@ -330,7 +334,7 @@ def test_images_larger_than_the_frame_are_refused():
   found = predictor(pointwise, **BORDERED)
   predictions = evaluator_lib.Predictions(
     *(fakes.patches([(20, 33)]), found, 8, sharding.make_mesh()),
-    frame=transforms.CentreCrop((32, 32), 'paper'),
+    frame=transforms.CenterCrop((32, 32), 'paper'),
   )
   with pytest.raises(errors.UserError, match='20 x 33, expected at most'):
     predictions.local_count()
@@ -340,7 +344,7 @@ def test_worker_processes_are_for_training_only():
   split = fakes.patches([(30, 30)] * 3)
   mesh = sharding.make_mesh()
   found = inference.LabelMaps(
-    Fake(lambda images: images), 3, protocols.Options(flip=True), 16
+    Fake(lambda images: images), 3, protocols.ProtocolOptions(flip=True), 16
   )
   state = jax.device_put(STATE, sharding.replicated(mesh))
   reading = loader.Reading(workers=1)
@@ -349,14 +353,14 @@ def test_worker_processes_are_for_training_only():
   )
   assert len(list(predictions(state))) == 3
   # Each batch is a sign of life.
-  assert progress.last_sign().what == f'batch 1 of {split.name}'
+  assert progress.last_activity().what == f'batch 1 of {split.name}'
 
 
 def test_two_metrics_may_not_share_a_name():
   split = fakes.patches([(30, 30)])
   mesh = sharding.make_mesh()
   found = inference.LabelMaps(
-    Fake(lambda images: images), 3, protocols.Options(), 16
+    Fake(lambda images: images), 3, protocols.ProtocolOptions(), 16
   )
   predictions = evaluator_lib.Predictions(
     split, found, 8, mesh, keep=('label',)
@@ -392,7 +396,7 @@ def coarse(images):
   return jax.random.normal(jax.random.PRNGKey(0), (1, 32, 42, 919))
 
 found = inference.LabelMaps(
-  here.Fake(coarse), 919, protocols.Options(flip=True, average="probs"), 32
+  here.Fake(coarse), 919, protocols.ProtocolOptions(flip=True, average="probs"), 32
 )
 image = np.zeros((1000, 1333, 3), np.uint8)
 maps = found(here.STATE, found.prepare([image], found.group((1000, 1333))))

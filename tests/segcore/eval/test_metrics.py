@@ -24,10 +24,10 @@ def slow_values(images, num_classes):
   for c in range(num_classes):
     both = sum(p == c and t == c for p, t in pixels)
     either = sum(p == c or t == c for p, t in pixels)
-    labelled = sum(t == c for _, t in pixels)
+    labeled = sum(t == c for _, t in pixels)
     ious.append(both / either if either else float('nan'))
-    if labelled:
-      accuracies.append(both / labelled)
+    if labeled:
+      accuracies.append(both / labeled)
   known = [iou for iou in ious if iou == iou]
   return {
     'miou': sum(known) / len(known),

@@ -6,13 +6,13 @@ from segcore.eval import panels
 
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 100, 50))
 LABEL = np.array([[0, 1], [2, -1]])
-GREY = panels.IGNORED
+GRAY = panels.IGNORED
 
 
-def test_colours_of_classes():
-  assert panels.coloured(LABEL, PALETTE).tolist() == [
+def test_colors_of_classes():
+  assert panels.colored(LABEL, PALETTE).tolist() == [
     [[0, 0, 0], [200, 0, 0]],
-    [[0, 100, 50], list(GREY)],
+    [[0, 100, 50], list(GRAY)],
   ]
 
 
@@ -28,7 +28,7 @@ def test_errors_are_red_where_there_is_a_label():
   prediction = np.array([[0, 2], [2, 0]])
   assert panels.errors(LABEL, prediction).tolist() == [
     [[255, 255, 255], list(panels.WRONG)],
-    [[255, 255, 255], list(GREY)],
+    [[255, 255, 255], list(GRAY)],
   ]
 
 
@@ -47,7 +47,7 @@ def test_panels_show_every_map_and_name_what_is_in_it():
   assert (first_row[:, 100 + 48 : 100 + 96] == PALETTE[1]).all()
   assert (first_row[:, 200 : 200 + 96] == PALETTE[0]).all()
   assert (first_row[:, 300 + 48 : 300 + 96] == panels.WRONG).all()
-  # The legend has the colours that were seen, not the third one.
+  # The legend has the colors that were seen, not the third one.
   below = found[14 + 2 * 52 :].reshape(-1, 3).tolist()
   assert list(PALETTE[1]) in below
   assert list(PALETTE[2]) not in below

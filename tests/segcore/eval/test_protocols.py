@@ -10,17 +10,17 @@ from segcore.models.layers import resize
 SIZES = [(30, 47), (64, 64), (100, 33), (7, 5)]
 
 PROTOCOLS = {
-  'whole': protocols.Options(),
-  'flip': protocols.Options(flip=True),
-  'halves': protocols.Options(tiles='halves', flip=True),
-  'scales': protocols.Options(scales=(0.5, 1.0, 1.75)),
-  'windows': protocols.Options(
+  'whole': protocols.ProtocolOptions(),
+  'flip': protocols.ProtocolOptions(flip=True),
+  'halves': protocols.ProtocolOptions(tiles='halves', flip=True),
+  'scales': protocols.ProtocolOptions(scales=(0.5, 1.0, 1.75)),
+  'windows': protocols.ProtocolOptions(
     tiles='windows', window=(32, 48), stride=(21, 32)
   ),
-  'bordered': protocols.Options(
+  'bordered': protocols.ProtocolOptions(
     tiles='windows', window=(48, 48), stride=(48, 48), beyond='mean', flip=True
   ),
-  'all': protocols.Options(
+  'all': protocols.ProtocolOptions(
     tiles='windows',
     window=(32, 32),
     stride=(21, 21),
@@ -113,7 +113,7 @@ def test_images_smaller_than_a_window_are_continued_by_reflection():
   assert (view.write_columns @ np.arange(7)).tolist() == [0, 1, 2]
 
 
-def test_images_smaller_than_a_window_lie_amid_the_mean_colour():
+def test_images_smaller_than_a_window_lie_amid_the_mean_color():
   protocol = protocols.sliding_window(
     protocols.whole(1), (1, 6), (1, 6), bordered=True
   )
@@ -178,7 +178,7 @@ def test_scaled_sizes_are_rounded():
 )
 def test_impossible_protocols_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    protocols.Options(**fields)
+    protocols.ProtocolOptions(**fields)
 
 
 @pytest.mark.parametrize(
@@ -201,16 +201,19 @@ def test_protocols_in_words(name, text):
 
 
 def test_what_changes_the_numbers_is_said():
-  shrunk = protocols.Options(scales=(0.5,), antialias=True)
+  shrunk = protocols.ProtocolOptions(scales=(0.5,), antialias=True)
   assert 'antialiased' in shrunk.describe()
-  assert 'multiples of 64' in protocols.Options(canvas=64).describe()
-  assert 'multiples' not in protocols.Options(canvas=64, flip=True).describe()
-  assert 'corners' in protocols.Options(align_corners=True).describe()
-  assert 'mean colour' in PROTOCOLS['bordered'].describe()
+  assert 'multiples of 64' in protocols.ProtocolOptions(canvas=64).describe()
+  assert (
+    'multiples'
+    not in protocols.ProtocolOptions(canvas=64, flip=True).describe()
+  )
+  assert 'corners' in protocols.ProtocolOptions(align_corners=True).describe()
+  assert 'mean color' in PROTOCOLS['bordered'].describe()
 
 
 def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
-  followed = protocols.Options(
+  followed = protocols.ProtocolOptions(
     tiles='windows',
     window=(8, 8),
     stride=(4, 4),
@@ -220,10 +223,10 @@ def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
     antialias=True,
     canvas=64,
   ).single()
-  assert followed == protocols.Options(
+  assert followed == protocols.ProtocolOptions(
     scales=(1.25,), antialias=True, canvas=64
   )
-  assert followed.is_plain == protocols.Options(scales=(1.25,)).is_plain
+  assert followed.is_plain == protocols.ProtocolOptions(scales=(1.25,)).is_plain
 
 
 def test_what_is_followed_keeps_the_border_and_the_rule_of_training():

@@ -13,7 +13,7 @@ from tests.support import fake_methods as fakes
 
 def test_what_is_reported(tmp_path):
   split = fakes.patches([(8, 8)] * 3)
-  place = stage.Place(tmp_path, {}, 'abc')
+  place = stage.Workspace(tmp_path, {}, 'abc')
   panel = np.full((4, 6, 3), 200, np.uint8)
   results = results_lib.Results(place, step=7)
   iou = np.linspace(0, 1, len(split.classes))

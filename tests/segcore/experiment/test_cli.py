@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ddep import main as ddep_main
-from runtime import journal
+from runtime import console
 from segcore.experiment import cli, stage
 from tests.support import runs
 
@@ -224,8 +224,8 @@ def test_help_lists_the_flags(capsys):
 
 
 def test_only_host_0_speaks(capsys, monkeypatch):
-  monkeypatch.setattr(journal.jax, 'process_index', lambda: 1)
-  journal.say('hello')
+  monkeypatch.setattr(console.jax, 'process_index', lambda: 1)
+  console.log('hello')
   assert capsys.readouterr().out == ''
   assert 'tensorflow' not in sys.modules
 

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 from input_pipeline import loader, transforms
-from runtime import errors, journal
+from runtime import errors, metrics_file
 from segcore.distributed import sharding
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols
 from segcore.experiment import stage
-from segcore.train import checkpoint, method
+from segcore.train import checkpoint, train_state
+from segcore.train import update as update_lib
 from segcore.weights import load
 from tests.support import fake_methods as fakes
 
@@ -83,7 +84,7 @@ class ByHand:
 
   method: object
   batches: list
-  first: method.TrainState
+  first: train_state.TrainState
   step: object
 
 
@@ -110,7 +111,7 @@ def test_two_stream_on_8_devices_equals_1(whole, by_hand):
   for batch in run.batches:
     state, _ = run.step(state, batch)
   assert int(state.step) == fakes.NUM_STEPS
-  # Parameters, both statistics, teacher, optimiser, bank, pointers, counts:
+  # Parameters, both statistics, teacher, optimizer, bank, pointers, counts:
   # single precision, and eight steps in which rounding may grow.
   assert_close(whole['two_stream'][1], state)
   # The run has reached what it is to show.
@@ -154,7 +155,7 @@ def test_bank_is_a_deque(by_hand):
   assert np.all(pushed > run.method.capacity)  # All rings went round.
 
 
-def test_warmup_sees_labelled_images_only(by_hand):
+def test_warmup_sees_labeled_images_only(by_hand):
   run = by_hand['two_stream']
   state = run.first
   for step, batch in enumerate(run.batches[: run.method.warmup + 1]):
@@ -204,7 +205,7 @@ def test_queue_is_a_list_with_the_newest_first(by_hand):
   run = by_hand['multi_view']
   embed = jax.jit(
     lambda state, batch: run.method.embed(
-      fakes.normalised(state.params), state.batch_stats, batch
+      fakes.normalized(state.params), state.batch_stats, batch
     )[0]
   )
   state, expected = run.first, ([], [])
@@ -276,7 +277,7 @@ def test_a_lost_batch_is_no_loss(whole, tmp_path):
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
   folder, expected = whole['two_stream']
   assert_same(fakes.train('two_stream', tmp_path, mesh_of()), expected)
-  assert_same_journal(tmp_path, folder)
+  assert_same_metrics(tmp_path, folder)
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 4])
@@ -332,12 +333,12 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name, killed, whole):
   folder = killed[name]
   assert [p.name for p in (folder / 'checkpoints').iterdir()] == ['3']
   assert_same(fakes.train(name, folder, mesh_of()), whole[name][1])
-  assert_same_journal(folder, whole[name][0])
+  assert_same_metrics(folder, whole[name][0])
 
 
-def assert_same_journal(folder, expected):
-  lines = journal.read_journal(folder / 'metrics.jsonl')
-  assert lines == journal.read_journal(expected / 'metrics.jsonl')
+def assert_same_metrics(folder, expected):
+  lines = metrics_file.read(folder / 'metrics.jsonl')
+  assert lines == metrics_file.read(expected / 'metrics.jsonl')
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -372,7 +373,7 @@ class Experiment:
     self.split = fakes.ramps(10)
 
   def run(self, workdir, **options):
-    stage.execute(
+    stage.run_stages(
       [
         stage.Stage('represent', {}, self.represent),
         stage.Stage('cluster', {'k': 4}, self.cluster, ('represent',)),
@@ -396,15 +397,15 @@ class Experiment:
       batch_size=8,
       mesh=self.mesh,
     )
-    pairs = predictions(method.frozen(found, self.mesh))
+    pairs = predictions(train_state.inference_state(found, self.mesh))
     rows = {example['id'].decode(): row for row, example in pairs}
     output = place.directory / 'clusters.npz'
     if self.breaks == 'cluster':
       output.write_bytes(b'half')
       raise KeyboardInterrupt
     ids = sorted(rows)
-    centres, nearest = k_means(np.stack([rows[i] for i in ids]), 4)
-    np.savez(output, ids=ids, nearest=nearest, centres=centres)
+    centers, nearest = k_means(np.stack([rows[i] for i in ids]), 4)
+    np.savez(output, ids=ids, nearest=nearest, centers=centers)
     return [output]
 
   def segment(self, place):
@@ -431,16 +432,16 @@ class Experiment:
 
 
 def k_means(rows, k):
-  centres = rows[:k]
+  centers = rows[:k]
   for _ in range(5):
-    nearest = np.argmin(np.square(rows[:, None] - centres).sum(axis=-1), axis=1)
-    centres = np.stack(
+    nearest = np.argmin(np.square(rows[:, None] - centers).sum(axis=-1), axis=1)
+    centers = np.stack(
       [
-        rows[nearest == i].mean(axis=0) if np.any(nearest == i) else centres[i]
+        rows[nearest == i].mean(axis=0) if np.any(nearest == i) else centers[i]
         for i in range(k)
       ]
     )
-  return centres, nearest
+  return centers, nearest
 
 
 @pytest.fixture(scope='module')
@@ -474,8 +475,8 @@ def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
   images = np.stack([decode(r)['image'] for r in first.split.records])
   predictor = inference.ImageScores(fakes.multi_view(), fakes.STRIDE)
   rows = predictor(state, {'images': images})
-  centres, nearest = k_means(np.asarray(rows), 4)
-  np.testing.assert_allclose(found['centres'], centres, atol=1e-5)
+  centers, nearest = k_means(np.asarray(rows), 4)
+  np.testing.assert_allclose(found['centers'], centers, atol=1e-5)
   np.testing.assert_array_equal(found['nearest'], nearest)
 
 
@@ -547,7 +548,7 @@ class Seen:
 
 
 def label_maps(fake, num_classes=fakes.NUM_CLASSES):
-  options = protocols.Options()
+  options = protocols.ProtocolOptions()
   return inference.LabelMaps(fake, num_classes, options, fakes.STRIDE)
 
 
@@ -607,7 +608,7 @@ def test_every_image_is_evaluated_once():
   split = fakes.patches(SIZES)
   for num_devices in (1, 8):
     mesh = mesh_of(num_devices)
-    state = method.frozen({'params': {}}, mesh)
+    state = train_state.inference_state({'params': {}}, mesh)
     predictor = Drawn(lambda images: images[..., 0])
     seen = evaluator(split, predictor, Seen(), mesh)(state).values
     expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
@@ -630,7 +631,7 @@ def test_919_classes_survive(tmp_path):
 
   matrix = metrics.ConfusionMatrix.empty(919)
   mesh = mesh_of()
-  state = method.frozen({'params': {}}, mesh)
+  state = train_state.inference_state({'params': {}}, mesh)
   values = evaluator(split, Drawn(predict), matrix, mesh)(state).values
   np.testing.assert_array_equal(values['iou'], np.ones(919))
 
@@ -678,7 +679,7 @@ def test_the_bank_gathers_what_is_pushed():
 
 
 def test_a_method_that_needs_whole_batches_says_so():
-  recipe = method.Recipe(16, 6, fakes.two_stream().optimizer, accumulate=2)
+  recipe = update_lib.Recipe(16, 6, fakes.two_stream().optimizer, accumulate=2)
   recipe.check(mesh_of(), 'config.semi')
   with pytest.raises(errors.UserError) as caught:
     recipe.check(mesh_of(), 'config.semi', accumulates=False)

@@ -14,10 +14,11 @@ from input_pipeline import datasets, loader, transforms
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.experiment import cli, dry_run, stage
-from segcore.models import segmenter
+from segcore.models import heads, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
-from segcore.train import loop, method, optimizers
+from segcore.train import loop, optimizers
+from segcore.train import update as update_lib
 from tests.support import fake_methods, runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py'
@@ -35,11 +36,11 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
     net = segmenter.Segmenter(
       resnet_gn.ResNet((1, 1), 8, 4, remat=remat),
       unet.UNetDecoder((16, 8, 8), num_groups=4, remat=remat),
-      {'noise': segmenter.ConvHead(3)},
+      {'noise': heads.ConvHead(3)},
     )
-    options = optimizers.Options(learning_rate=1e-3)
-    update = method.Update(trained, options, 50, accumulate)
-    return denoise.Denoise(net, update, noise.Options('scaled', gamma=0.9))
+    options = optimizers.OptimizerOptions(learning_rate=1e-3)
+    update = update_lib.Update(trained, options, 50, accumulate)
+    return denoise.Denoise(net, update, noise.NoiseOptions('scaled', gamma=0.9))
 
   return dry_run.Plan(
     build=build,
@@ -183,13 +184,13 @@ def test_a_batch_is_known_before_its_data(keep):
 def test_classes_known_without_files(name, expected, monkeypatch, tmp_path):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'nothing'))
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'none'))
-  assert datasets.known_classes(datasets.Options(name)) == expected
+  assert datasets.known_classes(datasets.DataOptions(name)) == expected
   assert not list(tmp_path.iterdir())
 
 
 def test_classes_of_no_data_set():
   with pytest.raises(errors.UserError, match=r"no data set 'imagenet_s/7'"):
-    datasets.known_classes(datasets.Options('imagenet_s/7'))
+    datasets.known_classes(datasets.DataOptions('imagenet_s/7'))
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ def chain(log, rate=1):
 
 def test_finished_stages_are_skipped(tmp_path):
   log = []
-  stage.execute(chain(log), tmp_path)
-  stage.execute(chain(log), tmp_path)
+  stage.run_stages(chain(log), tmp_path)
+  stage.run_stages(chain(log), tmp_path)
   assert log == ['a', 'b']
   done = json.loads((tmp_path / 'a' / 'DONE.json').read_text())
   assert done['outputs'] == {'out.txt': hashlib.sha256(b'x').hexdigest()}
@@ -42,73 +42,73 @@ def test_an_interrupted_stage_runs_again_and_the_next_follows(tmp_path):
   stages = chain(log)
   broken = [stages[0], stage.Stage('b', {}, breaks, needs=('a',))]
   with pytest.raises(KeyboardInterrupt):
-    stage.execute(broken, tmp_path)
+    stage.run_stages(broken, tmp_path)
   assert not (tmp_path / 'b' / 'DONE.json').exists()
-  stage.execute(stages, tmp_path)
+  stage.run_stages(stages, tmp_path)
   assert log == ['a', 'b']
 
 
 def test_other_settings_are_refused_also_further_down(tmp_path):
-  stage.execute(chain([]), tmp_path)
+  stage.run_stages(chain([]), tmp_path)
   with pytest.raises(errors.UserError) as caught:
-    stage.execute(chain([], rate=2), tmp_path)
+    stage.run_stages(chain([], rate=2), tmp_path)
   assert f'{tmp_path}/a was made with other settings' in str(caught.value)
   assert 'settings.rate: 1 -> 2' in str(caught.value)
   assert 'choose another --workdir' in str(caught.value)
   # Only the second stage is left of the old run: its parent's digest differs.
   (tmp_path / 'a' / 'settings.json').unlink()
   with pytest.raises(errors.UserError, match=r'/b was made with .*needs\.a'):
-    stage.execute(chain([], rate=2), tmp_path)
+    stage.run_stages(chain([], rate=2), tmp_path)
 
 
 def test_nothing_runs_before_all_is_checked(tmp_path):
   log = []
-  stage.execute([chain(log)[0]], tmp_path)
+  stage.run_stages([chain(log)[0]], tmp_path)
   (tmp_path / 'b').mkdir()
   (tmp_path / 'b' / 'settings.json').write_text('{}')
   (tmp_path / 'a' / 'DONE.json').unlink()
   with pytest.raises(errors.UserError, match='/b was made with other'):
-    stage.execute(chain(log), tmp_path)
+    stage.run_stages(chain(log), tmp_path)
   assert log == ['a']
 
 
 def test_a_stage_comes_after_what_it_needs(tmp_path):
   with pytest.raises(errors.UserError, match='b needs a, which must come befo'):
-    stage.execute(chain([])[::-1], tmp_path)
+    stage.run_stages(chain([])[::-1], tmp_path)
 
 
 def test_a_damaged_mark_is_one_line(tmp_path):
-  stage.execute(chain([]), tmp_path)
+  stage.run_stages(chain([]), tmp_path)
   (tmp_path / 'a' / 'settings.json').write_text('{"sett')
   with pytest.raises(errors.UserError, match=r'settings\.json is damaged'):
-    stage.execute(chain([]), tmp_path)
+    stage.run_stages(chain([]), tmp_path)
 
 
 def test_only_narrows_and_says_what_is_missing(tmp_path):
   log = []
   with pytest.raises(errors.UserError, match='--stage: found c, expected one'):
-    stage.execute(chain(log), tmp_path, only=('c',))
+    stage.run_stages(chain(log), tmp_path, only=('c',))
   with pytest.raises(
     errors.UserError, match='b needs a, which is not finished'
   ):
-    stage.execute(chain(log), tmp_path, only=('b',))
-  stage.execute(chain(log), tmp_path, only=('a',))
-  stage.execute(chain(log), tmp_path, only=('b',))
+    stage.run_stages(chain(log), tmp_path, only=('b',))
+  stage.run_stages(chain(log), tmp_path, only=('a',))
+  stage.run_stages(chain(log), tmp_path, only=('b',))
   assert log == ['a', 'b']
 
 
 def test_a_changed_output_is_not_built_upon(tmp_path):
   log = []
-  stage.execute(chain(log), tmp_path, only=('a',))
+  stage.run_stages(chain(log), tmp_path, only=('a',))
   (tmp_path / 'a' / 'out.txt').write_text('y')
   with pytest.raises(errors.UserError, match=r'out\.txt is missing or changed'):
-    stage.execute(chain(log), tmp_path)
+    stage.run_stages(chain(log), tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.UserError, match='cannot write .* --workdir'):
-    stage.execute(chain([]), tmp_path / 'file')
+    stage.run_stages(chain([]), tmp_path / 'file')
 
 
 def test_a_request_to_stop_is_seen_between_stages_and_counted_on(
@@ -132,6 +132,6 @@ def test_a_request_to_stop_is_seen_between_stages_and_counted_on(
 
   stages = [stage.Stage('a', {}, steps), stage.Stage('b', {}, steps)]
   with pytest.raises(stage.Preempted, match='ready to start b'):
-    stage.execute(stages, tmp_path)
+    stage.run_stages(stages, tmp_path)
   assert calls == [1, 2, 3, 4]
   assert log == [[False, False]]

@@ -257,7 +257,7 @@ def test_resnet_is_its_transcription(size):
   _assert_maps(found, expected, {'root': 2, 'block1': 4, 'block2': 8})
 
 
-def test_an_offset_of_its_kernel_does_not_change_a_standardised_convolution():
+def test_an_offset_of_its_kernel_does_not_change_a_standardized_convolution():
   conv = resnet_gn.StdConv(4, kernel=3)
   x = _images(8, 8)
   params = _params(conv, x)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from segcore.models import features, network, segmenter
+from segcore.models import heads as heads_lib
 from segcore.models.decoders import deeplabv3plus, unet
 from segcore.models.encoders import bit, hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
@@ -21,9 +22,9 @@ def _small(heads=None, **fields):
     unet.UNetDecoder((8, 8, 4, 4), num_groups=2, **fields),
     heads
     or {
-      'logits': segmenter.ConvHead(5),
-      'noise': segmenter.ConvHead(3, kernel=1),
-      'classes': segmenter.PoolHead(7),
+      'logits': heads_lib.ConvHead(5),
+      'noise': heads_lib.ConvHead(3, kernel=1),
+      'classes': heads_lib.PoolHead(7),
     },
   )
 
@@ -98,11 +99,11 @@ def test_the_networks_of_the_paper_have_their_sizes(
   encoder, decoder, encoder_size, size
 ):
   module = network.build(
-    network.Options(encoder, decoder),
+    network.NetworkOptions(encoder, decoder),
     {
-      'head': segmenter.ConvBlocksHead(21)
+      'head': heads_lib.ConvBlocksHead(21)
       if decoder is _DEEPLAB
-      else segmenter.ConvHead(3)
+      else heads_lib.ConvHead(3)
     },
     'here',
   )
@@ -117,8 +118,8 @@ def test_no_network_is_missing_among_the_sizes():
   }
   assert counted == {
     (encoder, decoder)
-    for encoder in segmenter.ENCODERS
-    for decoder in segmenter.DECODERS
+    for encoder in network.ENCODERS
+    for decoder in network.DECODERS
   }
 
 
@@ -191,9 +192,9 @@ def test_a_network_without_a_decoder():
     resnet_gn.ResNet((1,), width=4, num_groups=2),
     None,
     {
-      'aux': segmenter.ConvHead(5, reads='encoder', stride=None),
-      'root': segmenter.ConvHead(5, reads='encoder', stride=2),
-      'named': segmenter.ConvHead(5, reads='encoder', stage='root'),
+      'aux': heads_lib.ConvHead(5, reads='encoder', stride=None),
+      'root': heads_lib.ConvHead(5, reads='encoder', stride=2),
+      'named': heads_lib.ConvHead(5, reads='encoder', stage='root'),
     },
   )
   params = _shapes(module)['params']
@@ -210,19 +211,19 @@ def test_a_network_without_a_decoder():
   ('head', 'message'),
   [
     (
-      segmenter.ConvHead(5, reads='encoder', stride=16),
+      heads_lib.ConvHead(5, reads='encoder', stride=16),
       "head 'x' of the encoder: no map at stride 16; .* strides 2, 4, 8",
     ),
     (
-      segmenter.ConvHead(5, stride=16),
+      heads_lib.ConvHead(5, stride=16),
       "head 'x' of the decoder: no map at stride 16; .* strides 1, 2, 4, 8",
     ),
     (
-      segmenter.PoolHead(5, stage='block3'),
+      heads_lib.PoolHead(5, stage='block3'),
       "head 'x' of the encoder: no map named 'block3'; .* root, block1, block2",
     ),
     (
-      segmenter.ConvHead(5, reads='teacher'),
+      heads_lib.ConvHead(5, reads='teacher'),
       "head 'x' reads 'teacher', which is neither encoder nor decoder",
     ),
   ],
@@ -239,7 +240,7 @@ def test_a_head_that_is_not_there_is_refused():
 
 def test_a_head_without_its_decoder_is_refused():
   module = segmenter.Segmenter(
-    resnet_gn.ResNet((1,)), None, {'logits': segmenter.ConvHead(5)}
+    resnet_gn.ResNet((1,)), None, {'logits': heads_lib.ConvHead(5)}
   )
   with pytest.raises(ValueError, match="'logits' reads the decoder, but there"):
     _shapes(module)
@@ -260,11 +261,11 @@ def test_a_condition_that_nobody_reads_is_refused():
 def test_heads_start_as_small_as_asked():
   x = jax.random.normal(jax.random.key(0), (4, 16, 16, 32))
   for scale in (0.0, 0.1, 1.0):
-    head = segmenter.ConvHead(64, init_scale=scale)
+    head = heads_lib.ConvHead(64, init_scale=scale)
     found, _ = jax.jit(head.init_with_output)(jax.random.key(1), x)
     inner = found[:, 1:-1, 1:-1]  # Where no tap falls on the padding.
     np.testing.assert_allclose(jnp.std(inner), scale, rtol=0.1)
-  head = segmenter.PoolHead(3, init_scale=0.0)
+  head = heads_lib.PoolHead(3, init_scale=0.0)
   found, _ = head.init_with_output(jax.random.key(1), x)
   np.testing.assert_array_equal(found, np.zeros((4, 3)))
 
@@ -278,8 +279,8 @@ def test_bfloat16_is_for_activations_only():
     ),
     unet.UNetDecoder((8,) * 5, num_groups=4, dtype=bf16, conditional=True),
     {
-      'logits': segmenter.ConvHead(5, dtype=bf16),
-      'classes': segmenter.PoolHead(3),
+      'logits': heads_lib.ConvHead(5, dtype=bf16),
+      'classes': heads_lib.PoolHead(3),
     },
   )  # fmt: skip
   images = jnp.zeros((1, 64, 64, 3))
@@ -300,7 +301,7 @@ def test_bfloat16_stays_near_float32(small):
   halved = segmenter.Segmenter(
     module.encoder.clone(dtype=jnp.bfloat16),
     module.decoder.clone(dtype=jnp.bfloat16),
-    {'noise': segmenter.ConvHead(3, kernel=1, dtype=jnp.bfloat16)},
+    {'noise': heads_lib.ConvHead(3, kernel=1, dtype=jnp.bfloat16)},
   )
   found = jax.jit(halved.apply)(variables, _IMAGES)['noise']
   expected = jax.jit(module.apply)(variables, _IMAGES)['noise']
@@ -360,7 +361,7 @@ def test_statistics_of_heads_that_are_not_asked_for_stay():
     resnet_gn.ResNet((1,), width=4, num_groups=2),
     None,
     {
-      name: segmenter.ConvBlocksHead(3, width=4, reads='encoder')
+      name: heads_lib.ConvBlocksHead(3, width=4, reads='encoder')
       for name in ('logits', 'rep')
     },
   )
@@ -388,9 +389,9 @@ def test_a_segmenter_is_hashable_and_equal_to_its_like():
 
 
 def test_every_part_has_its_name_in_the_tables():
-  assert segmenter.ENCODERS['resnet'] is resnet_gn.ResNet
-  assert segmenter.ENCODERS['bit'] is bit.BiT
-  assert segmenter.ENCODERS['hybrid_vit'] is hybrid_vit.HybridViT
-  assert segmenter.ENCODERS['dilated_resnet'] is resnet_lib.DilatedResNet
-  assert segmenter.DECODERS['unet'] is unet.UNetDecoder
-  assert segmenter.DECODERS['deeplabv3plus'] is deeplabv3plus.DeepLabV3Plus
+  assert network.ENCODERS['resnet'] is resnet_gn.ResNet
+  assert network.ENCODERS['bit'] is bit.BiT
+  assert network.ENCODERS['hybrid_vit'] is hybrid_vit.HybridViT
+  assert network.ENCODERS['dilated_resnet'] is resnet_lib.DilatedResNet
+  assert network.DECODERS['unet'] is unet.UNetDecoder
+  assert network.DECODERS['deeplabv3plus'] is deeplabv3plus.DeepLabV3Plus

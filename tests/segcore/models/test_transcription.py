@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from ddep import noise
-from segcore.models import features, segmenter
+from segcore.models import features, heads, segmenter
 from segcore.models.decoders import unet
 from segcore.models.layers import norm
 from segcore.weights import load
@@ -37,7 +37,7 @@ def images(height, width):
 def loaded(tmp_path, encoder, weights):
   """The encoder's parameters, as a stage would load them."""
   np.savez(tmp_path / 'w.npz', **weights)
-  module = segmenter.Segmenter(encoder, None, {'tags': segmenter.PoolHead(2)})
+  module = segmenter.Segmenter(encoder, None, {'tags': heads.PoolHead(2)})
   found = load.load(tmp_path / 'w.npz', ('encoder',), module, (1, 64, 64, 3))
   return {'params': found['params']['encoder']}
 
@@ -170,7 +170,7 @@ def test_decoder(layout, conditional):
   @jax.jit
   def run(params, head):
     found = decoder.apply({'params': params}, given, gamma)
-    convolve = segmenter.ConvHead(3)
+    convolve = heads.ConvHead(3)
     finest = found.at_stride(1).array
     return found, convolve.apply({'params': {'conv': head}}, finest)
 
@@ -190,7 +190,7 @@ def test_noise(kind, target):
   rng = np.random.default_rng(0)
   pixels, eps = rng.normal(size=(2, 3, 4, 5, 3)).astype(np.float32)
   gamma = np.array([0.95, 0.5, 1.0])
-  options = noise.Options(kind=kind, gamma_range=(0.4, 1.1), target=target)
+  options = noise.NoiseOptions(kind=kind, gamma_range=(0.4, 1.1), target=target)
   given = [jnp.asarray(x, jnp.float32) for x in (pixels, eps, gamma)]
   noisy = noise.corrupt(*given, options)
   aim = noise.target(*given, options)
@@ -210,7 +210,9 @@ def test_noise(kind, target):
 
 @pytest.mark.parametrize('draw', ['linear', 'multiplicative'])
 def test_levels_of_time_steps(draw):
-  options = noise.Options(gamma_range=(0.9, 0.999), draw=draw, num_steps=20)
+  options = noise.NoiseOptions(
+    gamma_range=(0.9, 0.999), draw=draw, num_steps=20
+  )
   np.testing.assert_allclose(
     options.levels, ddep.gamma_schedule(draw, 0.9, 0.999, 20)
   )
@@ -218,7 +220,7 @@ def test_levels_of_time_steps(draw):
 
 def test_gamma_drawn_from_a_range():
   keys = jax.random.split(jax.random.PRNGKey(0), 50)
-  options = noise.Options(gamma_range=(0.8, 1.1))
+  options = noise.NoiseOptions(gamma_range=(0.8, 1.1))
   found = noise.sample_gamma(keys, options)
   uniform = [jax.random.uniform(jax.random.fold_in(key, 1)) for key in keys]
   np.testing.assert_allclose(

@@ -7,16 +7,16 @@ import pytest
 import scipy.ndimage
 
 from segcore.ops import color_augment
-from segcore.train import method
+from segcore.train import update
 
-GREY = np.array([0.299, 0.587, 0.114])
-ALL = color_augment.Options(
+GRAY = np.array([0.299, 0.587, 0.114])
+ALL = color_augment.ColorOptions(
   jitter=0.8,
   brightness=0.8,
   contrast=0.8,
   saturation=0.8,
   hue=0.2,
-  grey=0.2,
+  gray=0.2,
   blur=0.5,
   solarize=0.2,
 )
@@ -50,9 +50,9 @@ def jitter(image, order, factors):
     if kind == 0:
       image = mix(image, 0.0, factor)
     elif kind == 1:
-      image = mix(image, (image @ GREY).mean(), factor)
+      image = mix(image, (image @ GRAY).mean(), factor)
     elif kind == 2:
-      image = mix(image, (image @ GREY)[..., None], factor)
+      image = mix(image, (image @ GRAY)[..., None], factor)
     else:
       image = turn_hue(image, factor)
   return image
@@ -63,7 +63,7 @@ def draws(**fields):
     jitter=jnp.array(False),
     order=jnp.arange(4),
     factors=jnp.array([1.0, 1.0, 1.0, 0.0]),
-    grey=jnp.array(False),
+    gray=jnp.array(False),
     blur=jnp.array(False),
     sigma=jnp.array(1.0),
     solarize=jnp.array(False),
@@ -92,12 +92,12 @@ def test_nothing_drawn_changes_nothing():
   np.testing.assert_allclose(found, image, atol=1e-6)
 
 
-def test_grey_and_solarised_by_hand():
+def test_gray_and_solarised_by_hand():
   image = jnp.array([[[1.0, -1.0, 0.0]], [[-0.6, -0.6, -0.6]]])
-  grey = color_augment.apply(image, draws(grey=True), ALL)
+  gray = color_augment.apply(image, draws(gray=True), ALL)
   # 0.299 · 1 + 0.114 · 0.5 = 0.356 of 1, and 0.2.
-  np.testing.assert_allclose(grey[0, 0], [2 * 0.356 - 1] * 3, atol=3e-4)
-  np.testing.assert_allclose(grey[1, 0], [-0.6] * 3, atol=3e-4)
+  np.testing.assert_allclose(gray[0, 0], [2 * 0.356 - 1] * 3, atol=3e-4)
+  np.testing.assert_allclose(gray[1, 0], [-0.6] * 3, atol=3e-4)
   inverted = color_augment.apply(image, draws(solarize=True), ALL)
   # In [0, 1]: 1, 0, 0.5 become 0, 0, 0.5; 0.2 stays.
   np.testing.assert_allclose(
@@ -118,10 +118,10 @@ def test_blur_is_that_of_scipy(sigma):
 
 
 def test_ranges_and_probabilities_of_what_is_drawn():
-  keys = method.row_keys(jax.random.key(0), 4000)
+  keys = update.row_keys(jax.random.key(0), 4000)
   found = jax.vmap(lambda key: color_augment.sample(key, ALL))(keys)
   for name, probability in (
-    *(('jitter', 0.8), ('grey', 0.2), ('blur', 0.5)),
+    *(('jitter', 0.8), ('gray', 0.2), ('blur', 0.5)),
     ('solarize', 0.2),
   ):
     # A standard deviation is 0.008 at most.
@@ -137,8 +137,8 @@ def test_ranges_and_probabilities_of_what_is_drawn():
 
 
 def test_factors_are_never_negative():
-  options = color_augment.Options(jitter=1.0, brightness=1.5)
-  keys = method.row_keys(jax.random.key(0), 1000)
+  options = color_augment.ColorOptions(jitter=1.0, brightness=1.5)
+  keys = update.row_keys(jax.random.key(0), 1000)
   found = jax.vmap(lambda key: color_augment.sample(key, options))(keys)
   assert found.factors[:, 0].min() >= 0.0
   assert found.factors[:, 0].max() > 2.4
@@ -146,19 +146,21 @@ def test_factors_are_never_negative():
 
 def test_an_example_depends_on_its_own_key_only():
   batch = jnp.asarray(images())
-  keys = method.row_keys(jax.random.key(3), 4)
+  keys = update.row_keys(jax.random.key(3), 4)
   whole = jax.jit(color_augment.augment, static_argnums=2)(batch, keys, ALL)
   for i in range(4):
     alone = color_augment.augment(batch[i : i + 1], keys[i : i + 1], ALL)
     np.testing.assert_allclose(whole[i], alone[0], atol=1e-5)
   same = color_augment.augment(
-    jnp.stack([batch[0]] * 4), keys, color_augment.Options(jitter=1.0, hue=0.5)
+    jnp.stack([batch[0]] * 4),
+    keys,
+    color_augment.ColorOptions(jitter=1.0, hue=0.5),
   )
   assert len({np.asarray(image).tobytes() for image in same}) == 4
 
 
 def test_images_stay_in_range():
-  keys = method.row_keys(jax.random.key(1), 64)
+  keys = update.row_keys(jax.random.key(1), 64)
   found = color_augment.augment(jnp.asarray(images(64)), keys, ALL)
   assert found.min() >= -1.0 - 1e-5
   assert found.max() <= 1.0 + 1e-5
@@ -172,7 +174,7 @@ def test_one_program_for_8_devices():
   batch = jnp.asarray(images(8))
 
   def step(batch, rng):
-    keys = method.row_keys(rng, len(batch))
+    keys = update.row_keys(rng, len(batch))
     return color_augment.augment(batch, keys, ALL)
 
   alone = jax.jit(step)(batch, jax.random.key(0))
@@ -196,4 +198,4 @@ def test_one_program_for_8_devices():
 )
 def test_impossible_options_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    color_augment.Options(**fields)
+    color_augment.ColorOptions(**fields)

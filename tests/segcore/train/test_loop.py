@@ -13,7 +13,7 @@ from input_pipeline import loader
 from runtime import errors, progress
 from segcore.distributed import sharding
 from segcore.experiment import stage
-from segcore.train import checkpoint, loop, method, tensorboard
+from segcore.train import checkpoint, loop, tensorboard, train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Counts:
   breaks: int = 1000
 
   def init(self, rng, batch_spec, loaded):
-    return method.TrainState(
+    return train_state.TrainState(
       step=jnp.zeros((), jnp.int32),
       params={'sum': jnp.zeros(())},
       batch_stats={},
@@ -62,11 +62,11 @@ def training(num_steps=11, breaks=1000, **fields):
 
 def run(directory, what, **fields):
   operation = loop.Operation(**{'log_every': 3, 'save_every': 4, **fields})
-  place = stage.Place(directory, {}, 'digest')
+  place = stage.Workspace(directory, {}, 'digest')
   return loop.train(what, place, operation, sharding.make_mesh())
 
 
-def journal(directory):
+def metrics_lines(directory):
   lines = (directory / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
 
@@ -92,17 +92,19 @@ def test_everything_happens_when_it_is_due(tmp_path):
 
   def evaluate(state):
     seen.append(int(state.step))
-    return tensorboard.Findings({'val/score': -abs(int(state.step) - 5.0)})
+    return tensorboard.Summaries({'val/score': -abs(int(state.step) - 5.0)})
 
   what = training(
     evaluate=evaluate, evaluate_every=5, best=loop.Best('val/score')
   )
   state = run(tmp_path, what)
   assert seen == [5, 10, 11]
-  assert [x['step'] for x in journal(tmp_path) if 'train/loss' in x] == [
+  assert [x['step'] for x in metrics_lines(tmp_path) if 'train/loss' in x] == [
     *(3, 6, 9, 11)
   ]
-  assert [x['step'] for x in journal(tmp_path) if 'val/score' in x] == seen
+  assert [
+    x['step'] for x in metrics_lines(tmp_path) if 'val/score' in x
+  ] == seen
   assert saved(tmp_path) == {8, 11}
   assert int(checkpoint.read(tmp_path / 'best', ('step',))['step']) == 5
   # 11 batches of 8 of an endless stream of 24 numbers: three whole epochs and
@@ -137,7 +139,7 @@ def test_a_request_to_stop_saves_at_once(tmp_path, monkeypatch):
     run(tmp_path, training())
   assert saved(tmp_path) == {4, 6}
   run(tmp_path, training())
-  assert [x['step'] for x in journal(tmp_path)] == [3, 6, 9, 11]
+  assert [x['step'] for x in metrics_lines(tmp_path)] == [3, 6, 9, 11]
 
 
 def test_tensorboard_has_each_point_once_after_a_restart(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 
 from runtime import errors
 from segcore.distributed import sharding
-from segcore.train import method, optimizers
+from segcore.train import optimizers
+from segcore.train import update as update_lib
 from tests.support import tiny_networks
 
 
@@ -29,7 +30,7 @@ def loss(params, batch_stats, batch, keys):
   error = jnp.sum(found**2, axis=-1)
   count = jnp.sum(batch['mask']).astype(jnp.float32)
   total = jnp.sum(jnp.where(batch['mask'], error, 0.0))
-  return method.Outcome(total, count, {'mean_x': batch['x'].mean()}, {})
+  return update_lib.LossOutput(total, count, {'mean_x': batch['x'].mean()}, {})
 
 
 def batch(rows=32):
@@ -41,10 +42,10 @@ def batch(rows=32):
 
 
 def update(**fields):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd', learning_rate=0.1, momentum=0.0, schedule='constant'
   )
-  return method.Update(
+  return update_lib.Update(
     **{'trained': ('a', 'b'), 'optimizer': options, 'num_steps': 10, **fields}
   )
 
@@ -123,12 +124,12 @@ def test_loaded_parts_replace_fresh_ones():
 def test_impossible_recipes(fields, message):
   recipe = {'batch_size': 8, 'num_steps': 10, 'optimizer': tiny_networks.adam()}
   with pytest.raises(ValueError, match=message):
-    method.Recipe(**{**recipe, **fields})
+    update_lib.Recipe(**{**recipe, **fields})
 
 
 def test_recipes_are_held_against_the_devices():
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
-  recipe = method.Recipe(32, 10, tiny_networks.adam(), accumulate=4)
+  recipe = update_lib.Recipe(32, 10, tiny_networks.adam(), accumulate=4)
   recipe.check(mesh, 'config.x')
   with pytest.raises(errors.UserError) as caught:
     dataclasses.replace(recipe, batch_size=30).check(mesh, 'config.x')

@@ -91,7 +91,7 @@ def linear_rates(peak, num=5):
 @pytest.mark.parametrize('warmup', [0, 25])
 def test_schedules_equal_their_formulas(name, decay, warmup):
   final = 0.0 if name == 'constant' else 6e-4
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     learning_rate=0.6,
     schedule=name,
     poly_power=0.7,
@@ -111,7 +111,7 @@ def test_schedules_equal_their_formulas(name, decay, warmup):
 
 
 def test_the_warm_up_may_begin_at_a_share_of_the_peak():
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     learning_rate=0.5,
     schedule='linear',
     warmup_steps=100,
@@ -134,7 +134,7 @@ def test_the_warm_up_may_begin_at_a_share_of_the_peak():
 @pytest.mark.parametrize('name', ['cosine', 'poly', 'linear'])
 @pytest.mark.parametrize('warmup', [0, 10_000])
 def test_schedules_are_exact_where_it_matters(name, warmup):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     learning_rate=6e-5,
     schedule=name,
     final_learning_rate=1e-7,
@@ -147,7 +147,7 @@ def test_schedules_are_exact_where_it_matters(name, warmup):
 
 
 def test_warm_up_must_leave_a_step():
-  options = optimizers.Options(learning_rate=1.0, warmup_steps=10)
+  options = optimizers.OptimizerOptions(learning_rate=1.0, warmup_steps=10)
   with pytest.raises(ValueError) as error:
     optimizers.schedule(options, 10)
   assert str(error.value) == (
@@ -163,7 +163,7 @@ def test_warm_up_must_leave_a_step():
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
 def test_adam_equals_slow_updates(params, mode):
   gradients = gradients_of(params)
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='adam',
     learning_rate=0.1,
     schedule='linear',
@@ -195,7 +195,7 @@ def test_adam_equals_slow_updates(params, mode):
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
 def test_sgd_equals_slow_updates(params, momentum, nesterov, mode):
   gradients = gradients_of(params)
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=0.1,
     schedule='linear',
@@ -222,7 +222,7 @@ def test_sgd_equals_slow_updates(params, momentum, nesterov, mode):
 def test_sgd_with_l2_is_the_one_of_torch(params):
   torch = pytest.importorskip('torch')
   gradients = gradients_of(params)
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=0.1,
     schedule='constant',
@@ -242,7 +242,7 @@ def test_sgd_with_l2_is_the_one_of_torch(params):
 
 
 def test_the_rate_of_the_first_update_is_that_of_step_zero(params):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd', learning_rate=1.0, schedule='linear', warmup_steps=2
   )
   gradients = [jax.tree.map(jnp.ones_like, params)] * 3
@@ -253,7 +253,7 @@ def test_the_rate_of_the_first_update_is_that_of_step_zero(params):
 
 
 def test_clip_by_the_norm_over_all_leaves(params):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=1.0,
     schedule='constant',
@@ -316,7 +316,7 @@ def test_adaptation_equals_slow_updates(layers, kind, decay, nesterov):
   gradients[0]['temperature'] = jnp.array(0.0)
   for gradient in gradients[1:]:
     gradient['still'] = jax.tree.map(jnp.zeros_like, layers['still'])
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=5.0,
     schedule='linear',
@@ -340,7 +340,7 @@ def test_an_adapted_step_is_the_trusts_share_of_the_parameter(layers):
   # Without decay and momentum |Δw| = lr·trust·|w|, whatever the gradient.
   gradient = gradients_of(layers, 1)[0]
   for kind in ('larc', 'lars'):
-    options = optimizers.Options(
+    options = optimizers.OptimizerOptions(
       name='sgd',
       learning_rate=0.5,
       schedule='constant',
@@ -371,7 +371,7 @@ def test_an_adapted_step_is_the_trusts_share_of_the_parameter(layers):
 def test_larc_and_lars_take_other_norms_by_hand():
   params = {'kernel': jnp.array([[3.0, 4.0]])}
   gradient = {'kernel': jnp.array([[6.0, -8.0]])}
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=1.0,
     schedule='constant',
@@ -394,7 +394,7 @@ def test_larc_and_lars_take_other_norms_by_hand():
 
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
 def test_groups_scale_decay_and_rate_of_what_is_adapted(layers, kind):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=2.0,
     schedule='linear',
@@ -431,7 +431,7 @@ def test_norms_are_those_of_all_shards_together(monkeypatch, kind):
     'kernel': jnp.array(rng.normal(size=(3, 3, 2, 8)), jnp.float32),
     'bias': jnp.array(rng.normal(size=8), jnp.float32),
   }
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=1.0,
     schedule='constant',
@@ -466,7 +466,7 @@ GROUPS = (('bias$', 2.0, 0.0), ('^decoder/', 10.0, 0.5), ('encoder', 1.0, 3.0))
 
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
 def test_groups_by_hand(params, mode):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=0.01,
     schedule='constant',
@@ -495,13 +495,13 @@ def test_the_first_group_that_matches_wins():
   assert optimizers.group_of('decoder/bias/x', GROUPS) == 1
   assert optimizers.group_of('a/decoder/x', GROUPS) is None
   assert optimizers.group_of('a/encoder/x', GROUPS) == 2
-  options = optimizers.Options(learning_rate=1.0, groups=GROUPS)
+  options = optimizers.OptimizerOptions(learning_rate=1.0, groups=GROUPS)
   assert options.factors('decoder/x') == (10.0, 0.5)
   assert options.factors('heads/x') == (1.0, 1.0)
 
 
 def test_a_factor_of_zero_freezes(params):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     learning_rate=0.1,
     schedule='constant',
     weight_decay=0.1,
@@ -528,7 +528,7 @@ def test_a_factor_of_zero_freezes(params):
 
 def test_a_group_without_effect_is_refused(params):
   def message(*groups):
-    options = optimizers.Options(learning_rate=1.0, groups=groups)
+    options = optimizers.OptimizerOptions(learning_rate=1.0, groups=groups)
     with pytest.raises(ValueError) as error:
       optimizers.build(options, NUM_STEPS, params)
     return str(error.value)
@@ -559,7 +559,7 @@ def test_a_group_without_effect_is_refused(params):
 def test_state_is_arrays_that_shapes_and_shardings_describe(
   params, fields, frozen
 ):
-  options = optimizers.Options(
+  options = optimizers.OptimizerOptions(
     **fields,
     learning_rate=0.1,
     weight_decay=0.1,
@@ -684,7 +684,7 @@ def test_impossible_options_are_refused(changes, message):
   jaxtyping.config.update('jaxtyping_disable', True)
   try:
     with pytest.raises(ValueError) as error:
-      optimizers.Options(**{'learning_rate': 1.0, **changes})
+      optimizers.OptimizerOptions(**{'learning_rate': 1.0, **changes})
   finally:
     jaxtyping.config.update('jaxtyping_disable', False)
   assert str(error.value) == message
@@ -692,7 +692,7 @@ def test_impossible_options_are_refused(changes, message):
 
 def test_describe():
   assert optimizers.describe(
-    optimizers.Options(
+    optimizers.OptimizerOptions(
       name='sgd',
       learning_rate=0.01,
       schedule='poly',
@@ -707,7 +707,7 @@ def test_describe():
     "to 0 at step 40,000, l2 weight decay 0.0001, 'norm' frozen, "
     "'^decoder/' x10, decay x1"
   )
-  larc = optimizers.Options(
+  larc = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=0.6,
     final_learning_rate=6e-4,
@@ -728,7 +728,7 @@ def test_describe():
     'weight decay 1e-06'
   )
   assert optimizers.describe(
-    optimizers.Options(learning_rate=1e-3, schedule='constant'), 5000
+    optimizers.OptimizerOptions(learning_rate=1e-3, schedule='constant'), 5000
   ) == (
     'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 0.001, constant for '
     '5,000 steps'

@@ -9,11 +9,13 @@ import pytest
 
 from input_pipeline import batch as batch_lib
 from segcore.distributed import sharding
+from segcore.models import heads as heads_lib
 from segcore.models import segmenter
 from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import resnet
 from segcore.ops import order_statistics
 from segcore.train import method, optimizers
+from segcore.train import update as update_lib
 from tests.support import meshes
 from tests.transcriptions import u2pl as reference
 from u2pl import contrast, ema, mixing
@@ -25,11 +27,11 @@ CLASSES, SIZE, BATCH = 5, 33, 8
 def heads(representation=8, auxiliary=False, dtype=jnp.float32):
   blocks = {'width': 8, 'dropout_rate': 0.0, 'dtype': dtype}
   found = {
-    'logits': segmenter.ConvBlocksHead(CLASSES, **blocks),
-    'rep': segmenter.ConvBlocksHead(representation, **blocks),
+    'logits': heads_lib.ConvBlocksHead(CLASSES, **blocks),
+    'rep': heads_lib.ConvBlocksHead(representation, **blocks),
   }
   if auxiliary:
-    found['aux'] = segmenter.ConvBlocksHead(
+    found['aux'] = heads_lib.ConvBlocksHead(
       CLASSES, num_blocks=1, reads='encoder', stage='x3', **blocks
     )
   return found
@@ -47,11 +49,11 @@ def network_of(dtype=jnp.float32, **kwargs):
   )
 
 
-PLUS = mean_teacher.Options(
+PLUS = mean_teacher.LearnOptions(
   consistency=mean_teacher.Consistency(
-    reverse=0.1, denoise='raw', mixing=mixing.Options(group=2)
+    reverse=0.1, denoise='raw', mixing=mixing.MixingOptions(group=2)
   ),
-  contrast=contrast.Options(
+  contrast=contrast.ContrastOptions(
     num_anchors=6,
     num_negatives=4,
     low_rank=2,
@@ -69,9 +71,9 @@ PLUS = mean_teacher.Options(
 def method_of(options=PLUS, num_steps=40, **kwargs):
   return mean_teacher.Semi(
     segmenter=network_of(**kwargs),
-    update=method.Update(
+    update=update_lib.Update(
       segmenter.PARTS,
-      optimizers.Options(
+      optimizers.OptimizerOptions(
         name='sgd', learning_rate=0.05, schedule='poly', weight_decay=1e-4
       ),
       num_steps,
@@ -174,7 +176,7 @@ def test_warm_up_moves_the_teachers_statistics_only(trained, warm):
   assert difference(before.params, after.params) > 0
 
 
-def test_warm_up_does_not_look_at_unlabelled_images(trained, jitted):
+def test_warm_up_does_not_look_at_unlabeled_images(trained, jitted):
   batch = batch_of()
   other = {**batch, 'unlabeled': batch_of(7)['unlabeled']}
   a, b = (jitted(start(trained), x) for x in (batch, other))
@@ -209,7 +211,7 @@ def test_the_teacher_is_a_copy_for_an_epoch_and_then_follows(
 def test_the_teachers_statistics_by_each_rule(warm, trained, jitted):
   assert trained.options.teacher.statistics == 'own'
   for rule in ('own', 'ema', 'copy'):
-    options = dataclasses.replace(PLUS, teacher=ema.Options(statistics=rule))
+    options = dataclasses.replace(PLUS, teacher=ema.EmaOptions(statistics=rule))
     other = jax.jit(method_of(options).train_step)
     step = jitted if rule == 'own' else other
     state, _ = warm
@@ -278,7 +280,7 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
   mixing_rng, row_rng, teacher_rng = jax.random.split(guess_rng, 3)
   draws = mixing.sample(
     mixing_rng,
-    method.row_keys(row_rng, BATCH),
+    update_lib.row_keys(row_rng, BATCH),
     PLUS.consistency.mixing,
     (BATCH, *shape),
     CLASSES,
@@ -367,7 +369,7 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
   pixel_rng, anchor_rng, bank_rng = jax.random.split(draw_rng, 3)
   priorities = np.asarray(
     order_statistics.pixel_priorities(
-      method.row_keys(pixel_rng, 2 * BATCH), cells[0] * cells[1]
+      update_lib.row_keys(pixel_rng, 2 * BATCH), cells[0] * cells[1]
     )
   ).ravel()
   bank = reference.Bank([60, 40, 40, 40, 40])
@@ -431,13 +433,13 @@ def test_representations_learn_from_contrast_alone(late, weight, learns):
 @pytest.mark.parametrize(
   ('options', 'names'),
   [
-    (mean_teacher.Options(consistency=None, contrast=None), {'loss'}),
+    (mean_teacher.LearnOptions(consistency=None, contrast=None), {'loss'}),
     (
       dataclasses.replace(
         PLUS,
         contrast=None,
         consistency=mean_teacher.Consistency(
-          filtered=False, mixing=mixing.Options('none', group=1)
+          filtered=False, mixing=mixing.MixingOptions('none', group=1)
         ),
       ),
       {'loss', 'loss_supervised', 'loss_unsupervised'},
@@ -540,16 +542,16 @@ def test_what_devices_of_a_step_exchange(trained, warm):
 )
 def test_what_would_silently_be_0_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    contrast.Options(**fields)
+    contrast.ContrastOptions(**fields)
 
 
 def test_ranks_beyond_the_classes_are_refused():
   with pytest.raises(ValueError, match='less than the 3 classes'):
-    contrast.Options().check_classes(3)
+    contrast.ContrastOptions().check_classes(3)
 
 
 def test_hard_pixels_and_the_auxiliary_head_are_in_the_supervised_loss(trained):
-  """OHEM of both heads over the labelled images of the whole batch."""
+  """OHEM of both heads over the labeled images of the whole batch."""
   supervised = mean_teacher.Supervised(
     'ohem', threshold=0.3, kept_per_image=60, auxiliary=0.4
   )
@@ -584,7 +586,7 @@ def test_hard_pixels_and_the_auxiliary_head_are_in_the_supervised_loss(trained):
   assert trained.options.supervised.kind == 'ce'
 
 
-def test_the_unlabelled_images_weigh_as_told(warm):
+def test_the_unlabeled_images_weigh_as_told(warm):
   logits = jnp.asarray(
     np.random.default_rng(0).normal(size=(2, 9, 9, CLASSES)), jnp.float32
   )

@@ -8,6 +8,7 @@ from flax import traverse_util
 
 from runtime import errors
 from segcore.models import features, network, segmenter
+from segcore.models import heads as heads_lib
 from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
@@ -120,7 +121,7 @@ def test_the_decoder_is_its_transcription(train):
 @pytest.mark.parametrize('train', [False, True])
 def test_a_head_of_blocks_is_its_transcription(train):
   x = _maps((4, 9, 7, 6)).deepest.array
-  head = segmenter.ConvBlocksHead(5, width=4, dropout_rate=0.0)
+  head = heads_lib.ConvBlocksHead(5, width=4, dropout_rate=0.0)
   variables = _variables(head, x)
   found, updated = jax.jit(
     lambda v: head.apply(v, x, train, mutable=['batch_stats'])
@@ -139,9 +140,9 @@ def test_the_networks_of_the_method_have_their_sizes_and_shapes():
     resnet_lib.DilatedResNet(),
     DeepLabV3Plus(),
     {
-      'logits': segmenter.ConvBlocksHead(19),
-      'rep': segmenter.ConvBlocksHead(256),
-      'aux': segmenter.ConvBlocksHead(
+      'logits': heads_lib.ConvBlocksHead(19),
+      'rep': heads_lib.ConvBlocksHead(256),
+      'aux': heads_lib.ConvBlocksHead(
         19, num_blocks=1, reads='encoder', stage='x3'
       ),
     },
@@ -186,7 +187,7 @@ def test_the_networks_of_the_method_have_their_sizes_and_shapes():
 )
 def test_it_fits_other_encoders(encoder, side):
   module = segmenter.Segmenter(
-    encoder, DeepLabV3Plus(8), {'rep': segmenter.ConvBlocksHead(5, width=4)}
+    encoder, DeepLabV3Plus(8), {'rep': heads_lib.ConvBlocksHead(5, width=4)}
   )
   found, _ = jax.eval_shape(
     module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
@@ -196,7 +197,7 @@ def test_it_fits_other_encoders(encoder, side):
 
 
 def test_the_network_of_a_config_keeps_to_its_type():
-  options = network.Options(
+  options = network.NetworkOptions(
     encoder={
       'name': 'dilated_resnet',
       'blocks': (1, 1),
@@ -208,7 +209,7 @@ def test_the_network_of_a_config_keeps_to_its_type():
     dtype='bfloat16',
     remat=True,
   )
-  heads = {'logits': segmenter.ConvBlocksHead(3, 4, dtype=jnp.bfloat16)}
+  heads = {'logits': heads_lib.ConvBlocksHead(3, 4, dtype=jnp.bfloat16)}
   module = network.build(options, heads, 'config.network')
   images = jnp.zeros((1, 33, 33, 3))
   outputs, variables = jax.eval_shape(

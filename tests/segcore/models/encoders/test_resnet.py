@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import errors
-from segcore.models import network, segmenter
+from segcore.models import heads, network, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet
 from segcore.weights.layouts import torchvision
@@ -339,7 +339,7 @@ def test_recomputing_changes_neither_values_nor_gradients(unit):
 def test_any_size_fits_it_and_multiples_of_the_stride_a_unet_on_it():
   encoder = DilatedResNet((1, 1), 4, 'plain', 8, (1,))
   assert encoder.multiple == 1
-  head = {'logits': segmenter.ConvHead(3)}
+  head = {'logits': heads.ConvHead(3)}
   decoder = unet.UNetDecoder((8, 8, 8), num_groups=2)
   found, _ = jax.eval_shape(
     segmenter.Segmenter(encoder, decoder, head).init_with_output,
@@ -357,13 +357,13 @@ _SMALL = {
   'unit': 'basic',
 }
 _UNET = {'name': 'unet', 'num_groups': 2}
-_LOGITS = segmenter.ConvHead(3)
+_LOGITS = heads.ConvHead(3)
 
 
 def _logits_shape(encoder, decoder, head=_LOGITS, side=64):
   """Checks the network as a run does; the shape of its logits."""
   module = network.build(
-    network.Options(encoder, decoder), {'logits': head}, 'network'
+    network.NetworkOptions(encoder, decoder), {'logits': head}, 'network'
   )
   network.check(module, (side, side), 'size')
   found, _ = jax.eval_shape(
@@ -378,7 +378,7 @@ def test_decoders_fit_small_stems():
   four = {**_UNET, 'widths': (8, 8, 8, 4)}
   three = {**_UNET, 'widths': (8, 8, 4)}
   deeplab = {'name': 'deeplabv3plus', 'width': 4}
-  quarter = segmenter.ConvBlocksHead(3, width=4)
+  quarter = heads.ConvBlocksHead(3, width=4)
   assert _logits_shape(small, four) == (1, 64, 64, 3)
   assert _logits_shape(fine, three) == (1, 64, 64, 3)
   assert _logits_shape(small, deeplab, quarter) == (1, 16, 16, 3)

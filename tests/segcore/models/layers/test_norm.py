@@ -8,7 +8,7 @@ import pytest
 from segcore.models.layers import norm
 
 
-def _normalised(group, epsilon):
+def _normalized(group, epsilon):
   return (group - group.mean()) / np.sqrt(group.var() + epsilon)
 
 
@@ -21,7 +21,7 @@ def test_group_norm_is_its_formula(shape):
   for b in range(shape[0]):
     for g in range(4):
       group = (b, ..., slice(3 * g, 3 * g + 3))
-      expected[group] = _normalised(x[group], 1e-3)
+      expected[group] = _normalized(x[group], 1e-3)
   expected = expected * scale + bias
 
   params = {'scale': jnp.float32(scale), 'bias': jnp.float32(bias)}
@@ -41,7 +41,7 @@ def test_group_norm_keeps_statistics_in_float32():
   expected = np.stack(
     [
       np.concatenate(
-        [_normalised(e[..., :2], 1e-6), _normalised(e[..., 2:], 1e-6)], -1
+        [_normalized(e[..., :2], 1e-6), _normalized(e[..., 2:], 1e-6)], -1
       )
       for e in exact
     ]

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from runtime import errors
-from segcore.models import segmenter
+from segcore.models import heads, segmenter
 from segcore.models.encoders import resnet
 from segcore.weights import load
 from segcore.weights.layouts import torchvision
@@ -16,7 +16,7 @@ from tests.support import torch_arithmetic
 
 def _segmenter(stem, unit):
   encoder = resnet.DilatedResNet((1, 1, 2, 3), 4, stem, unit=unit)
-  head = segmenter.ConvHead(3, reads='encoder', stride=None)
+  head = heads.ConvHead(3, reads='encoder', stride=None)
   return segmenter.Segmenter(encoder, None, {'logits': head})
 
 

@@ -1,0 +1,59 @@
+"""`metrics.jsonl`: one line of JSON a logged step."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from runtime import files
+
+
+class MetricsFile:
+  """Writes one line a logged step, without gaps or repetitions.
+
+  Opening it at step s drops the lines of later steps: a resumed run writes them
+  again. Only host 0 writes. Objects in a bucket cannot be appended to: there,
+  lines are readable after `flush`.
+  """
+
+  def __init__(self, path: files.Path, step: int):
+    self._path = path if jax.process_index() == 0 else None
+    # Of a journal in a bucket, and how many of them are there.
+    self._lines: list[str] = []
+    self._flushed = 0
+    if self._path and path.exists():
+      lines = path.read_text().splitlines(keepends=True)
+      kept = [line for line in lines if _is_kept(line, step)]
+      files.write(path, ''.join(kept), durable=False)
+      if not files.is_local(path):
+        self._lines, self._flushed = kept, len(kept)
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Adds a line."""
+    if not self._path:
+      return
+    line = json.dumps({'step': step, **values}) + '\n'
+    if files.is_local(self._path):
+      with open(self._path, 'a') as file:
+        file.write(line)
+    else:
+      self._lines.append(line)
+
+  def flush(self) -> None:
+    """Returns when all lines so far can be read by others."""
+    count = len(self._lines)  # Another thread may add some.
+    if count > self._flushed:
+      files.write(self._path, ''.join(self._lines[:count]))
+      self._flushed = count
+
+
+def _is_kept(line: str, step: int) -> bool:
+  if not line.endswith('\n'):  # Cut off by a kill.
+    return False
+  return json.loads(line)['step'] <= step
+
+
+def read(path: files.Path) -> list[dict[str, Any]]:
+  """Returns the lines of a `metrics.jsonl`, each as a dict."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
