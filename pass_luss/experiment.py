@@ -108,7 +108,8 @@ class FinetuneOptions:
     output_stride: of the encoder, whose last blocks are dilated for it; 0 for
       that of `network`.
     reduction: factor by which label maps are made smaller.
-    doubles: whether scores are doubled on the way there, again and again.
+    repeated_upsampling: whether logits are upsampled by 2 repeatedly, instead
+      of at once to the size of the reduced label maps.
     recipe: batch, length, optimizer.
   """
 
@@ -117,7 +118,7 @@ class FinetuneOptions:
   flips: tuple[str, ...]
   reduction: int
   recipe: update.Recipe
-  doubles: bool = False
+  repeated_upsampling: bool = False
   output_stride: int = 0
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
@@ -147,7 +148,7 @@ class SegmentOptions:
   threshold: float = -1.0
   short_side: int = 256
   batch_size: int = 16
-  about: segment.About = segment.About()
+  about: segment.SubmissionInfo = segment.SubmissionInfo()
 
   def __post_init__(self):
     if not self.splits:

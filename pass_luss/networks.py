@@ -83,7 +83,7 @@ class Networks(context_lib.OnMesh):
     name: str,
     bench: context_lib.Bench,
     num_classes: int = _ASSUMED_CLASSES,
-  ) -> method_lib.Represent | attention.Attend | finetune.Finetune:
+  ) -> method_lib.Represent | attention.AttentionMethod | finetune.Finetune:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
     net = self.of(name, bench, num_classes)
@@ -96,10 +96,10 @@ class Networks(context_lib.OnMesh):
       case 'attend':
         frozen = dataclasses.replace(
           block.recipe.optimizer,
-          groups=(attention.FROZEN, *block.recipe.optimizer.groups),
+          groups=(attention.FROZEN_PROJECTION, *block.recipe.optimizer.groups),
         )
         recipe = dataclasses.replace(block.recipe, optimizer=frozen)
-        return attention.Attend(
+        return attention.AttentionMethod(
           net, recipe.update(('heads',)), block.clusters, block.colors
         )
       case _:
@@ -111,7 +111,7 @@ class Networks(context_lib.OnMesh):
           update(('encoder', 'heads')),
           'images' if image_level else 'pixels',
           block.reduction,
-          block.doubles,
+          block.repeated_upsampling,
           block.colors,
         )
 

@@ -283,7 +283,9 @@ def test_submissions_say_what_the_servers_ask_for():
   ):
     config = load(name, 'branch=pixpro')
     for block in ('segment', 'segment_semi', 'distance'):
-      built = main.options.build(segment.About, config[block].about, 'about')
+      built = main.options.build(
+        segment.SubmissionInfo, config[block].about, 'about'
+      )
       assert all(dataclasses.astuple(built))
       assert built.networks == network and built.name == 'PASSp'
       assert ('train-semi' in built.data) == (block != 'segment')
@@ -363,7 +365,7 @@ def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
     optimizers.OptimizerOptions, config.semi.recipe.optimizer, 'optimizer'
   )
   assert optimizer.factors('encoder/block4/unit1/conv1/kernel')[0] == 0.45
-  assert (config.semi.reduction, config.semi.doubles) == (4, True)
+  assert (config.semi.reduction, config.semi.repeated_upsampling) == (4, True)
   experiment = main.options.build(experiment_lib.Experiment, config, 'config')
   nets = networks.Networks(experiment, sharding.make_mesh())
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
