@@ -20,9 +20,9 @@ from runtime import console, files, json_files
 from segcore.distributed import rendezvous, sharding
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
-from segcore.experiment import stage
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
 
 # What a clustering leaves in its folder: the cluster of each row, from 0; how
 # near it is; and the centroids.
@@ -106,7 +106,7 @@ def features(
   batch_size: int,
   mesh: Mesh,
   reading: loader_lib.Reading,
-  place: stage.Workspace,
+  place: workspace_lib.Workspace,
 ) -> Float32[np.ndarray, 'N ...']:
   """What is found in each image, in the order of the split; on every host.
 
@@ -130,7 +130,9 @@ def features(
         evaluator.Predictions(part, look, batch_size, mesh, (), reading), state
       )
       if place.preemption.reached():
-        raise stage.Preempted(f'{place.directory} keeps its finished features')
+        raise workspace_lib.Preempted(
+          f'{place.directory} keeps its finished features'
+        )
       if jax.process_index() == 0:
         _write(path, found)
       progress.line(done, {})
@@ -142,7 +144,7 @@ def features(
   return result
 
 
-def forget(place: stage.Workspace) -> None:
+def forget(place: workspace_lib.Workspace) -> None:
   """Removes the features, once there are centroids; from host 0."""
   if jax.process_index() == 0:
     # What is left behind does no harm.
@@ -161,7 +163,7 @@ def centroids(
   num_clusters: int,
   options: ClusterOptions,
   mesh: Mesh,
-  place: stage.Workspace,
+  place: workspace_lib.Workspace,
 ) -> kmeans.Clustering:
   """The best k-means of some restarts; says how far it is.
 
@@ -180,7 +182,7 @@ def centroids(
   def tell(done: int, least: float) -> None:
     progress.line(done, {'objective': least})
     if place.preemption.reached():
-      raise stage.Preempted(f'{place.directory} keeps its features')
+      raise workspace_lib.Preempted(f'{place.directory} keeps its features')
 
   return kmeans.fit(
     kmeans.place(mesh, rows), initial, options.iterations, progress=tell

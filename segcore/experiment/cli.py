@@ -24,6 +24,7 @@ from runtime import console, errors, exit_status, files
 from segcore.eval import export, predict
 from segcore.experiment import command, hosts, stage
 from segcore.experiment import program as program_lib
+from segcore.train import workspace
 
 
 def run(program: program_lib.Program) -> NoReturn:
@@ -54,7 +55,7 @@ def main(program: program_lib.Program, argv: Sequence[str]) -> int:
   except errors.UserError as error:
     hosts.print_error(hosts.describe_error(error, parsed))
     return exit_status.USER_ERROR
-  except stage.Preempted as stopped:
+  except workspace.Preempted as stopped:
     console.log(f'stopped: {stopped}; run the same command again to go on')
     return exit_status.PREEMPTED
   except KeyboardInterrupt:

@@ -11,7 +11,8 @@ import jax
 
 from runtime import errors, exit_status
 from segcore.distributed import heartbeat, rendezvous
-from segcore.experiment import command, stage
+from segcore.experiment import command
+from segcore.train import workspace
 
 # A single process must not miss its own heartbeats while it is suspended.
 _NEVER_SECONDS = 10**8
@@ -63,7 +64,7 @@ def joined(parsed: command.Command) -> Iterator[None]:
   try:
     _start_among(group, options)
     yield
-  except stage.Preempted:
+  except workspace.Preempted:
     monitor.leave()
     raise
   except errors.UserError as error:
