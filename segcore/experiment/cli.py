@@ -4,10 +4,10 @@
   if __name__ == '__main__':
     cli.run(PROGRAM)
 
-Exit status: 0 when the last stage is done; 75 when the run was asked to stop and
-everything needed to resume is saved, or another host does not answer (run the
-same command again); 2 for user errors; 141 when the reader of the output has
-closed the pipe.
+Exit status: 0 when the last stage is done; 75 when the run was asked to stop
+and everything needed to resume is saved, or another host does not answer (run
+the same command again); 2 for user errors; 141 when the reader of the output
+has closed the pipe.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import errno
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import NoReturn, Protocol, runtime_checkable
 
 import ml_collections
 from absl import logging
@@ -23,11 +23,27 @@ from absl import logging
 from runtime import console, errors, exit_status, files
 from segcore.eval import export, predict
 from segcore.experiment import command, hosts, stage
-from segcore.experiment import program as program_lib
 from segcore.train import workspace
 
 
-def run(program: program_lib.Program) -> NoReturn:
+@runtime_checkable
+class Program(Protocol):
+  """Builds the stages of an experiment; see `segcore.experiment.program`."""
+
+  def build_stages(
+    self, config: ml_collections.ConfigDict, devices: list | None = None
+  ) -> Sequence[stage.Stage]:
+    """Returns the stages, for all devices by default; opens no data."""
+    ...
+
+  def load_model(
+    self, config: ml_collections.ConfigDict, workdir: files.Path
+  ) -> predict.Model:
+    """Returns the trained network of a finished run."""
+    ...
+
+
+def run(program: Program) -> NoReturn:
   """Runs the command line of this process and exits."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
@@ -38,7 +54,7 @@ def run(program: program_lib.Program) -> NoReturn:
   exit_status.run(lambda: main(program, sys.argv))
 
 
-def main(program: program_lib.Program, argv: Sequence[str]) -> int:
+def main(program: Program, argv: Sequence[str]) -> int:
   """Runs a command line; returns the exit status."""
   parsed = None
   try:
@@ -65,7 +81,7 @@ def main(program: program_lib.Program, argv: Sequence[str]) -> int:
   return 0
 
 
-def execute(program: program_lib.Program, parsed: command.Command) -> None:
+def execute(program: Program, parsed: command.Command) -> None:
   """Carries out a parsed command: stages, a dry run, a prediction, an export.
 
   Raises:
@@ -86,9 +102,7 @@ def execute(program: program_lib.Program, parsed: command.Command) -> None:
       predict.run(model, parsed.request)
 
 
-def _dry_run_elsewhere(
-  program: program_lib.Program, parsed: command.Command
-) -> None:
+def _dry_run_elsewhere(program: Program, parsed: command.Command) -> None:
   """Reports the cost on devices that are not here; joins no other hosts."""
   # Built on the smallest mesh that the experiment allows: only the stages that
   # were named have to fit the devices.

@@ -13,8 +13,8 @@ from runtime import errors, files
 from segcore.cost import topology as topology_lib
 from segcore.eval import export, predict
 
-# The message of ml_collections for a ValueError that a config file raises. Other
-# exceptions keep their traceback: they are mistakes in the file itself.
+# The message of ml_collections for a ValueError that a config file raises.
+# Other exceptions keep their traceback: they are mistakes in the file itself.
 _REFUSED_BY_CONFIG = re.compile(
   r'(?P<flag>.*)Error whilst parsing config file:\s+Traceback .*'
   r'\nValueError: (?P<text>.*)',
@@ -167,7 +167,10 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     flag_values=values,
   )
   flags.DEFINE_bool(
-    'overlays', True, 'Write overlays of predictions on images.', flag_values=values
+    'overlays',
+    True,
+    'Write overlays of predictions on images.',
+    flag_values=values,
   )
   flags.DEFINE_bool(
     'probs', False, 'Write the probability of each class.', flag_values=values

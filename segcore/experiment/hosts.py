@@ -99,9 +99,7 @@ def _start_alone() -> None:
   )
 
 
-def _start_among(
-  group: rendezvous.Group, options: command.HostOptions
-) -> None:
+def _start_among(group: rendezvous.Group, options: command.HostOptions) -> None:
   """Initializes jax's distributed runtime with the hosts that have joined."""
   jax.distributed.initialize(
     group.address,
