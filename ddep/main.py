@@ -174,7 +174,7 @@ class Runner(context_lib.OnMesh):
     crop, _ = self._augmentations(name)
     heads = _heads(name, num_classes=2)  # Any number fits.
     net = self.bench.build(heads, crop.size)
-    network.check(net, crop.size, f'{path}.crop.size')
+    network.check_image_size(net, crop.size, f'{path}.crop.size')
     settings = {'network': self.bench.fitted(crop.size), name: block}
     needs = _start(block).needs(_STAGES)
     return stage.Stage(

@@ -56,9 +56,9 @@ class Networks(context_lib.OnMesh):
     block, path = getattr(self.experiment, name), f'config.{name}'
     net = self.of(name, self.bench, 2)  # Any number fits.
     what = 'large.size' if hasattr(block, 'large') else 'crop.size'
-    network.check(net, self.size(name), f'{path}.{what}')
+    network.check_image_size(net, self.size(name), f'{path}.{what}')
     if getattr(block, 'small', None):
-      network.check(net, block.small.size, f'{path}.small.size')
+      network.check_image_size(net, block.small.size, f'{path}.small.size')
 
   def plan(self, name: str) -> dry_run.Plan:
     """A training, as far as it is known without its data."""

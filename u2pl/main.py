@@ -173,7 +173,7 @@ class Runner(context_lib.OnMesh):
     block.recipe.check(self.mesh, 'config.train.recipe')
     crop, _ = self._augmentations()
     net = self._segmenter(self.bench, num_classes=2)  # Any number fits.
-    network.check(net, crop.size, 'config.train.crop.size')
+    network.check_image_size(net, crop.size, 'config.train.crop.size')
     classes = datasets.known_classes(block.data)
     if classes is not None:
       self._check_classes(classes)
@@ -253,7 +253,7 @@ class Runner(context_lib.OnMesh):
     block = self.experiment.train
     return mean_teacher.Semi(
       segmenter=self._segmenter(bench, num_classes),
-      update=block.recipe.update(segmenter.PARTS),
+      update=block.recipe.update(segmenter.SUBMODULES),
       options=block.learn,
       num_classes=num_classes,
       steps_per_epoch=block.steps_per_epoch,
@@ -284,7 +284,7 @@ class Runner(context_lib.OnMesh):
         num_classes,
         num_blocks=1,
         reads='encoder',
-        stage=block.heads.auxiliary_stage,
+        map_name=block.heads.auxiliary_stage,
       )
     return heads
 

@@ -17,7 +17,7 @@ from input_pipeline import datasets
 from input_pipeline.sources import audit, masks, records
 from pass_luss.benchmark import png_format
 from runtime import console, errors, files
-from segcore.distributed import rendezvous
+from segcore.distributed import collectives
 from segcore.eval import short_side as short_side_lib
 from segcore.train import workspace as workspace_lib
 
@@ -48,7 +48,7 @@ def missing(split: datasets.Split, folder: files.Path) -> Int[np.ndarray, 'n']:
       for path in parent.iterdir()
     }
     here[:] = [(path.parent, path.name) in known for path in paths]
-  return np.flatnonzero(rendezvous.broadcast_from_host_0(here) == 0)
+  return np.flatnonzero(collectives.broadcast_from_host_0(here) == 0)
 
 
 def write(

@@ -85,7 +85,7 @@ class Projection(nn.Module):
     # From here on in float32: a mean is taken off, and may be large.
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
-    x = norm.batch_norm(train=train, dtype=dtype, name='bn2', learned=False)(x)
+    x = norm.batch_norm(train=train, dtype=dtype, name='bn2', affine=False)(x)
     return swav.unit(x)
 
 
@@ -115,7 +115,7 @@ class PixelLayers(nn.Module):
       )
       x = _conv(x.shape[-1], size, dtype, f'conv{i}')(x)
       x = norm.batch_norm(
-        train=train, dtype=dtype, name=f'bn{i}', learned=i < 3
+        train=train, dtype=dtype, name=f'bn{i}', affine=i < 3
       )(x)
       x = nn.relu(x) if i < 3 else x
     return x

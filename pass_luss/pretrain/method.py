@@ -288,17 +288,21 @@ class Represent:
         [_by_view(heads.pooled(m.deepest.array), rows) for m in maps.values()],
         axis=1,
       )
-      embeddings = net.heads.use('clusters', 'embed', _flat(pooled), True)
+      embeddings = net.heads.call_method(
+        'clusters', 'embed', _flat(pooled), True
+      )
       found['embeddings'] = _by_view(embeddings, rows)
     for stage in options.shallow.stages:
-      shallow = large.named(f'x{stage}').array
-      embeddings = net.heads.use(f'shallow{stage}', '__call__', shallow, True)
+      shallow = large.by_name(f'x{stage}').array
+      embeddings = net.heads.call_method(
+        f'shallow{stage}', '__call__', shallow, True
+      )
       found[f'shallow{stage}'] = _by_view(embeddings, rows)
     if options.alignment:
       found |= self._aligned(net, deep, batch)
     if options.pixpro:
-      pixels = net.heads.use('pixpro', 'projected', deep, True)
-      transformed = net.heads.use('pixpro', 'transformed', pixels)
+      pixels = net.heads.call_method('pixpro', 'projected', deep, True)
+      transformed = net.heads.call_method('pixpro', 'transformed', pixels)
       found['propagated'] = _by_view(
         pixpro_lib.propagated(pixels, transformed, options.pixpro.power), rows
       )
@@ -315,7 +319,7 @@ class Represent:
     )
     maps = deep
     if has_head:
-      maps = net.heads.use('pixels', 'projected', deep, True)
+      maps = net.heads.call_method('pixels', 'projected', deep, True)
     sampled = p2p_lib.sample(
       losses.at_least_float32(maps),
       _flat(points_of_rows),
@@ -327,7 +331,9 @@ class Represent:
       # Each view has its own statistics here (§2.6: p_a = q(z_a)).
       found['predicted'] = jnp.stack(
         [
-          net.heads.use('pixels', 'predicted', found['points'][:, view], True)
+          net.heads.call_method(
+            'pixels', 'predicted', found['points'][:, view], True
+          )
           for view in (0, 1)
         ],
         axis=1,
@@ -412,7 +418,9 @@ class Represent:
 
     def look(net, images):
       maps = net.features(images, decode=False, train=True)['encoder']
-      return net.heads.use('pixpro', 'projected', maps.deepest.array, True)
+      return net.heads.call_method(
+        'pixpro', 'projected', maps.deepest.array, True
+      )
 
     pixels, changed = self.segmenter.apply(
       {'params': params, 'batch_stats': state.momentum_batch_stats},

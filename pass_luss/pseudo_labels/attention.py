@@ -117,9 +117,9 @@ class Attend:
     def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
       maps = net.features(images, decode=False, train=True)['encoder']
       deep = jax.lax.stop_gradient(maps.deepest.array)
-      weights = net.heads.use('attention', '__call__', deep, True)
+      weights = net.heads.call_method('attention', '__call__', deep, True)
       attended = swav.unit(heads.enlarged(deep)) * weights
-      embeddings = net.heads.use(
+      embeddings = net.heads.call_method(
         'clusters', 'embed', heads.pooled(attended), True
       )
       return embeddings, jnp.mean(weights)
@@ -150,7 +150,7 @@ def attention(
 
   def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
     deep = net.features(images, decode=False)['encoder'].deepest.array
-    weights = net.heads.use('attention', '__call__', deep, False)
+    weights = net.heads.call_method('attention', '__call__', deep, False)
     return heads.enlarged(deep), weights
 
   return segmenter.apply(variables, images, method=look)

@@ -17,7 +17,7 @@ from input_pipeline.sources import audit
 from pass_luss.pretrain import heads
 from pass_luss.pseudo_labels import attention, kmeans
 from runtime import console, files, json_files
-from segcore.distributed import rendezvous, sharding
+from segcore.distributed import collectives, sharding
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib
@@ -123,7 +123,7 @@ def features(
   for done, start in enumerate(starts, start=1):
     path = folder / f'{start:09}.npy'
     # As host 0 sees it.
-    if not rendezvous.broadcast_from_host_0(path.exists()):
+    if not collectives.broadcast_from_host_0(path.exists()):
       indices = np.arange(start, min(start + BLOCK, len(split)))
       part = split.select(indices)
       found = gather.rows_of(

@@ -98,7 +98,9 @@ class Predictions:
   frame: transforms.CenterCrop | None = None
 
   def __post_init__(self):
-    sharding.check_batch(self.batch_size, self.mesh, 'batch_size of evaluation')
+    sharding.check_batch_size(
+      self.batch_size, self.mesh, 'batch_size of evaluation'
+    )
 
   def __call__(
     self, state: train_state.TrainState
@@ -108,7 +110,7 @@ class Predictions:
     All hosts must go through to the end. The order is that of the plan. Maps
     over the canvas are cut to the image.
     """
-    put = sharding.put_batch(self.mesh)
+    put = sharding.make_put_batch(self.mesh)
     shown = console.ProgressLine(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )

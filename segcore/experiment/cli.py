@@ -29,7 +29,7 @@ from ml_collections import config_flags
 
 from runtime import console, errors, exit_status, files
 from segcore.cost import topology as topology_lib
-from segcore.distributed import heartbeat, rendezvous
+from segcore.distributed import heartbeat, host_settings, rendezvous
 from segcore.eval import export, predict
 from segcore.experiment import stage
 from segcore.train import workspace as workspace_lib
@@ -357,7 +357,7 @@ def _rehearse_elsewhere(build: BuildStages, command: Command) -> None:
   # Only stages that are asked for have to fit the devices: what is built on is
   # the smallest mesh that the experiment allows.
   fsdp = command.config.operation.fsdp
-  devices = command.topology.simulate(fsdp)[:fsdp]
+  devices = command.topology.start_simulated_devices(fsdp)[:fsdp]
   stages = build(command.config, devices)
   stage.dry_run_stages(stages, command.stages, topology=command.topology)
 
@@ -413,36 +413,40 @@ def _hosts(command: Command) -> Iterator[None]:
   if jax.distributed.is_initialized():
     yield
     return
-  group = rendezvous.find(wanted.coordinator_port, wanted.init_timeout)
+  group = rendezvous.discover(wanted.coordinator_port, wanted.init_timeout)
   if group is None:
     _start_alone()
     yield
     return
-  known = rendezvous.facts(
+  known = host_settings.shared_settings(
     command.config,
     workdir=str(command.workdir),
     stages=','.join(command.stages) or 'all',
   )
-  links = rendezvous.meet(group, known, wanted.init_timeout)
-  watching = heartbeat.Watch(links, wanted.peer_timeout, wanted.stall_timeout)
+  links = rendezvous.connect(group, known, wanted.init_timeout)
+  watching = heartbeat.HeartbeatMonitor(
+    links, wanted.peer_timeout, wanted.stall_timeout
+  )
   try:
     _start_among(group, wanted)
     yield
   except workspace_lib.Preempted:
-    watching.leave()
+    watching.close()
     raise
   except errors.UserError as error:
     told = _told(error, command)
     _complain(told)
-    watching.fail(told, EXIT_USER_ERROR, at_once=True)
+    watching.abort(told, EXIT_USER_ERROR, immediately=True)
   except KeyboardInterrupt:
-    watching.fail('interrupted', EXIT_INTERRUPTED, at_once=True)
+    watching.abort('interrupted', EXIT_INTERRUPTED, immediately=True)
   except BaseException as error:
     traceback.print_exc()
     told = errors.one_line(f'{type(error).__name__}: {error}')
-    watching.fail(told[:_MOST_TOLD], heartbeat.EXIT_LOST, at_once=False)
+    watching.abort(
+      told[:_MOST_TOLD], heartbeat.EXIT_PEER_LOST, immediately=False
+    )
   else:
-    watching.leave()
+    watching.close()
 
 
 def _start_alone() -> None:
@@ -463,13 +467,13 @@ def _start_alone() -> None:
   )
 
 
-def _start_among(group: rendezvous.Group, wanted: Hosts) -> None:
+def _start_among(group: rendezvous.ProcessGroup, wanted: Hosts) -> None:
   """Lets jax join the hosts that have met."""
   jax.distributed.initialize(
     group.address,
     num_processes=group.count,
     process_id=group.index,
-    local_device_ids=group.devices,
+    local_device_ids=group.local_device_ids,
     # Or jax would choose one device, under SLURM.
     cluster_detection_method='deactivate',
     initialization_timeout=math.ceil(wanted.init_timeout),

@@ -16,7 +16,7 @@ from input_pipeline import datasets, loader, splits, transforms, views
 from input_pipeline.sources import fingerprints
 from runtime import console, errors, files, json_files, options
 from segcore import types
-from segcore.distributed import rendezvous, sharding
+from segcore.distributed import collectives, sharding
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, predict, protocols
 from segcore.eval import results as results_lib
@@ -24,7 +24,6 @@ from segcore.experiment import dry_run, stage
 from segcore.models import heads as heads_lib
 from segcore.models import network, segmenter
 from segcore.train import (
-  checkpoint,
   loop,
   method,
   optimizers,
@@ -32,7 +31,7 @@ from segcore.train import (
   update,
 )
 from segcore.train import workspace as workspace_lib
-from segcore.weights import load
+from segcore.weights import checkpoint_reader, load
 
 # In the folder of a trained segmentation network: names and colors of the
 # class ids.
@@ -175,7 +174,7 @@ class Bench:
 
   def fitted(self, size: tuple[int, int]) -> network.NetworkOptions:
     """The network for training on images of this (height, width)."""
-    return network.fitted(self.network, size, 'config.network')
+    return network.with_position_grid(self.network, size, 'config.network')
 
   def build(
     self, heads: Mapping[str, Any], size: tuple[int, int]
@@ -229,7 +228,7 @@ class Bench:
     """What the sides of the network's inputs are multiples of."""
     encoder_only = {'tags': heads_lib.PoolHead(1)}
     built = network.build(self.network, encoder_only, 'config.network')
-    return built.encoder.multiple
+    return built.encoder.size_multiple
 
   def require(self, requirements: Sequence[Callable[[], None]]) -> None:
     """Asks for all that is to be there, and names all that is missing at once.
@@ -246,7 +245,7 @@ class Bench:
         requirement()
       except errors.MissingInput as error:
         found[str(error)] = None  # Each once, in order.
-    if rendezvous.broadcast_from_host_0(bool(found)):
+    if collectives.broadcast_from_host_0(bool(found)):
       raise errors.MissingInput('; '.join(found) or 'host 0 misses files')
 
   def open(
@@ -314,7 +313,7 @@ class Bench:
     if not start.path:
       return None
     path = place.needed.get(start.path, start.folder)
-    return load.load(path, start.take, net, (1, *size, 3))
+    return load.load_parts(path, start.take, net, (1, *size, 3))
 
   def train(
     self,
@@ -342,7 +341,7 @@ class Bench:
       terms_from: last step at which a term of the loss may be 0 by intention.
     """
     for name, stream in streams.items():
-      rendezvous.agree(
+      collectives.check_equal_on_all_hosts(
         f'the data{name and f" ({name})"}',
         f'{len(stream.split)} images of version {stream.split.version}',
       )
@@ -619,7 +618,7 @@ class Reporting:
         f'config.stages: evaluate needs {self.trained_by}, which is not among '
         f'{tuple(stages)}'
       )
-    sharding.check_batch(
+    sharding.check_batch_size(
       self.evaluate.batch_size, self.bench.mesh, 'config.evaluate.batch_size'
     )
     settings = options.to_dict(self.evaluate)
@@ -691,7 +690,7 @@ class Reporting:
   def _state(self, folder: files.Path) -> tuple[int, train_state.TrainState]:
     """The step and the state that are reported."""
     kept = 'best' if self.evaluate.which == 'best' else 'checkpoints'
-    found = self.reported(checkpoint.read(folder / kept, self.fields))
+    found = self.reported(checkpoint_reader.read(folder / kept, self.fields))
     return int(found['step']), train_state.inference_state(
       found, self.bench.mesh
     )

@@ -13,6 +13,7 @@ from runtime import errors, files, metrics_file
 from segcore.eval import panels
 from segcore.experiment import stage
 from segcore.train import checkpoint, tensorboard
+from segcore.weights import checkpoint_reader
 
 
 def test_addresses_and_paths_are_told_apart(monkeypatch):
@@ -110,8 +111,8 @@ def test_checkpoints_are_kept_restored_and_set_aside(folder):
     saved.save_best(2, state(2), 0.5)
     saved.wait()
     assert saved.best_value(before=3) == 0.5
-  assert checkpoint.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 3
-  assert checkpoint.read(folder / 'best', ('w',))['w'][63, 63] == 2
+  assert checkpoint_reader.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 3
+  assert checkpoint_reader.read(folder / 'best', ('w',))['w'][63, 63] == 2
   for path in files.inside(folder / 'checkpoints' / '3' / 'state'):
     if '/d/' in str(path):
       path.write_bytes(b'')
@@ -125,7 +126,7 @@ def test_checkpoints_are_kept_restored_and_set_aside(folder):
     saved.save(3, state(4))
     saved.wait()
   assert (folder / 'damaged-3').is_dir()
-  assert checkpoint.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 4
+  assert checkpoint_reader.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 4
 
 
 def test_stages_run_once_and_are_verified(folder):

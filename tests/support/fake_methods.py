@@ -61,7 +61,7 @@ class TinyEncoder(nn.Module):
         name=f'norm{i}',
       )(x)
       x = nn.relu(x)
-      maps.append(features.Stage(f'block{i}', 2 ** (i + 1), x))
+      maps.append(features.FeatureMap(f'block{i}', 2 ** (i + 1), x))
     return features.Features(tuple(maps))
 
 
@@ -136,7 +136,7 @@ class TwoStream:
   def init(self, rng, batch_spec, loaded) -> TwoStreamState:
     shape = batch_spec['labeled']['image'].shape
     update = update_lib.Update(
-      segmenter.PARTS[::2], self.optimizer, self.num_steps
+      segmenter.SUBMODULES[::2], self.optimizer, self.num_steps
     )
     state = update.init(self.segmenter, rng, shape, loaded)
     size = self.segmenter.heads.modules['rep'].out_features
@@ -175,7 +175,7 @@ class TwoStream:
       batch_stats,
       images,
       heads=('logits', 'rep'),
-      train=segmenter.PARTS,
+      train=segmenter.SUBMODULES,
       rng=jax.random.PRNGKey(0),
     )
 
@@ -460,7 +460,7 @@ def two_stream(num_steps: int = NUM_STEPS, **fields) -> TwoStream:
 
 def multi_view(num_steps: int = NUM_STEPS, **fields) -> MultiView:
   network = segmenter.Segmenter(TinyEncoder(), None, {'embedding': Embedding()})
-  update = update_lib.Update(segmenter.PARTS[::2], _optimizer(), num_steps)
+  update = update_lib.Update(segmenter.SUBMODULES[::2], _optimizer(), num_steps)
   return MultiView(network, update, **fields)
 
 

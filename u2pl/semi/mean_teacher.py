@@ -327,7 +327,7 @@ class Semi:
         state.batch_stats,
         images,
         heads=self._student_heads(),
-        train=segmenter_lib.PARTS,
+        train=segmenter_lib.SUBMODULES,
         rng=rng,
       )
       if lesson is None:
@@ -535,10 +535,10 @@ class Semi:
     anchors = _by_pixel(masks.anchors)
     num_anchors = jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)
     shape = (self.num_classes, options.num_anchors)
-    picked = order_statistics.uniform_ranks(
+    picked = order_statistics.ranks_from_uniforms(
       jax.random.uniform(anchor_rng, shape), num_anchors[:, None]
     )
-    drawn = order_statistics.uniform_ranks(
+    drawn = order_statistics.ranks_from_uniforms(
       jax.random.uniform(bank_rng, (*shape, options.num_negatives)),
       bank.count[:, None, None],
     )
@@ -561,10 +561,10 @@ class Semi:
     num_images, num_pixels, _ = negatives.shape
     # No more than there can be.
     most = min(self.options.contrast.most_pushed, num_images * num_pixels)
-    priorities = order_statistics.pixel_priorities(
+    priorities = order_statistics.draw_pixel_priorities(
       update_lib.row_keys(rng, num_images), num_pixels
     )
-    chosen = order_statistics.top_priorities(negatives, priorities, most)
+    chosen = order_statistics.keep_top_priorities(negatives, priorities, most)
     order = jnp.broadcast_to(jnp.arange(most), (self.num_classes, most))
     rows = flat[order_statistics.nth_true(chosen, order)]
     counts = jnp.sum(chosen, axis=(0, 1), dtype=jnp.int32)
@@ -581,7 +581,9 @@ class Semi:
       counted = labels >= 0
       if options.kind == 'ohem':
         least = options.kept_per_image * len(labels)
-        counted = losses.hardest(logits, labels, options.threshold, least)
+        counted = losses.hard_example_mask(
+          logits, labels, options.threshold, least
+        )
       return losses.masked_mean(losses.cross_entropy(logits, labels), counted)
 
     total = mean(found['logits'])
@@ -637,7 +639,7 @@ class Semi:
       state.teacher_batch_stats,
       images,
       heads=('logits', *represented),
-      train=segmenter_lib.PARTS,
+      train=segmenter_lib.SUBMODULES,
       rng=rng,
     )
     if self.options.teacher.statistics == 'own':

@@ -555,7 +555,7 @@ def test_attention(shared, train):
 
 def test_norms_without_scale_and_shift_have_no_parameters():
   plain = norm.batch_norm(
-    train=True, dtype=jnp.float32, name='bn', learned=False
+    train=True, dtype=jnp.float32, name='bn', affine=False
   )
   variables = plain.init(jax.random.PRNGKey(0), jnp.ones((4, 3)))
   assert set(variables) == {'batch_stats'}

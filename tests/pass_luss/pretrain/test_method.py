@@ -12,6 +12,7 @@ from pass_luss.pretrain import method as method_lib
 from pass_luss.pretrain.objectives import d2s as d2s_lib
 from pass_luss.pretrain.objectives import p2p as p2p_lib
 from pass_luss.pretrain.objectives import pixpro, swav
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
@@ -356,7 +357,7 @@ def test_what_devices_of_a_step_exchange():
   batches = jax.tree.map(lambda x: x.update(sharding=rows), spec(batch))
   step = jax.jit(trained.train_step, out_shardings=whole)
   compiled = step.lower(shapes, batches).compile()
-  found = sharding.collectives(compiled)
+  found = communication.list_collectives(compiled)
   kinds = {kind: [c for c in found if c.kind == kind] for kind, *_ in found}
   assert set(kinds) == {'all-reduce', 'all-gather'}
   # The new embeddings of both large views, to every device's queue.
