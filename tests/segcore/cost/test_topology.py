@@ -23,9 +23,9 @@ SMALL = (
 
 def test_what_people_write():
   found = topology.parse('v5e:16x16')
-  assert (found.count, found.chip.name) == (256, 'TPU v5e')
+  assert (found.num_devices, found.chip.name) == (256, 'TPU v5e')
   assert str(found) == 'v5e:16x16'
-  assert topology.parse('v4:2x2x4').count == 16
+  assert topology.parse('v4:2x2x4').num_devices == 16
   assert topology.parse('cpu:8') == topology.Topology('cpu', (8,))
   assert topology.parse('cpu:8').chip is None
 
