@@ -125,7 +125,7 @@ class Runner(context_lib.OnMesh):
       bench.open(block.data, block.split), block.crop
     )
     trained = self.networks.method('represent', bench)
-    watched = pretrain_panels.Watch(
+    watched = pretrain_panels.PretrainPanels(
       trained,
       context_lib.fixed_batch(stream, min(_NUM_WATCHED, len(stream.split))),
       context_lib.NUM_PICTURES,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
 from input_pipeline.sources import audit
-from pass_luss.pretrain import heads
+from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention, kmeans
 from runtime import console, files, json_files
 from segcore.distributed import rendezvous, sharding
@@ -86,12 +86,12 @@ def look_of(
     variables = train_state.variables(state)
     if kind == 'attended':
       maps, weights = attention.attention(segmenter, variables, images)
-      found = heads.pooled(maps * weights)
+      found = embedding_ops.average_pool(maps * weights)
     else:
       maps = segmenter.apply(
         variables, images, decode=False, method='features'
       )['encoder'].deepest.array
-      found = heads.pooled(maps) if kind == 'image' else maps
+      found = embedding_ops.average_pool(maps) if kind == 'image' else maps
     found = found.astype(jnp.float32)
     length = jnp.linalg.norm(found, axis=-1, keepdims=True)
     return found / (length + _EPSILON)
