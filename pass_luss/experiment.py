@@ -44,8 +44,8 @@ class RepresentOptions:
   split: str
   learn: method_lib.ObjectiveOptions
   widths: method_lib.Widths
-  large: views.Views
-  small: views.Views | None
+  large: views.ViewGroup
+  small: views.ViewGroup | None
   colors: method_lib.Colors
   recipe: update.Recipe
   start: context_lib.Start = context_lib.Start()
@@ -81,7 +81,7 @@ class AttendOptions:
 
   clusters: swav.SwavOptions
   shared: bool
-  large: views.Views
+  large: views.ViewGroup
   colors: method_lib.Colors
   recipe: update.Recipe
 
@@ -243,7 +243,7 @@ class Experiment:
       )
 
 
-def _check_large(large: views.Views) -> None:
+def _check_large(large: views.ViewGroup) -> None:
   if (large.name, large.count) != ('large', 2):
     raise ValueError(
       f'large: found {large.count} views named {large.name!r}, expected 2 '

@@ -253,7 +253,7 @@ def _finish(place: Workspace, name: str, outputs: Sequence[files.Path]) -> None:
     hashes = {
       str(file.relative_to(place.directory)): _fingerprint(file)
       for output in made
-      for file in files.inside(output)
+      for file in files.walk(output)
     }
     json_files.write(
       place.directory / 'DONE.json',
@@ -282,4 +282,4 @@ def require_finished(directory: files.Path, needed_by: str) -> None:
 
 def _fingerprint(file: files.Path) -> str:
   progress.record_activity(f'the fingerprint of {file.name}')
-  return files.fingerprint(file)
+  return files.checksum(file)
