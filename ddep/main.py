@@ -23,6 +23,7 @@ from segcore.models import heads as heads_lib
 from segcore.models import network
 from segcore.train import loop, method
 from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
 
 _STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
 # Images whose tags are counted before a classification starts.
@@ -201,7 +202,9 @@ class Runner(context_lib.OnMesh):
       block.data,
     )
 
-  def run_classify(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_classify(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Trains the encoder on tags."""
     self._check_data(place)
     block = self.experiment.classify
@@ -223,7 +226,7 @@ class Runner(context_lib.OnMesh):
       f'{block.val_split}/accuracy',
     )
 
-  def run_denoise(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_denoise(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains the decoder, or everything, to find noise."""
     self._check_data(place)
     block = self.experiment.denoise
@@ -244,7 +247,9 @@ class Runner(context_lib.OnMesh):
     )
     return self._train(place, trained, split, (), watch)
 
-  def run_finetune(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_finetune(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Trains everything on labeled images."""
     self._check_data(place)
     block = self.experiment.finetune
@@ -267,7 +272,7 @@ class Runner(context_lib.OnMesh):
 
   def _train(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
@@ -306,7 +311,7 @@ class Runner(context_lib.OnMesh):
       case _:
         return finetune.Finetune(net, update(('encoder', 'decoder', 'heads')))
 
-  def _check_data(self, place: stage.Workspace) -> None:
+  def _check_data(self, place: workspace_lib.Workspace) -> None:
     """Opens all that is left to read, so that nothing fails hours later.
 
     Raises:

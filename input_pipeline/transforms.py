@@ -307,7 +307,8 @@ class RandomCrop:
     size: (height, width) of the output in pixels.
     scales: least and largest factor by which the image is resized before.
     balanced: whether it is enlarged as often as it is shrunk.
-    centered: whether an image that is too small is centered or placed anywhere.
+    centered: whether an image smaller than the crop is centered in it, else
+      placed at random.
     fill: 'ignored': gray that no loss looks at; 'mean': the mean color, with
       as little effect; 'paper': the mean color with class 0.
   """

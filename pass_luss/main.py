@@ -28,6 +28,7 @@ from segcore.eval import results as results_lib
 from segcore.experiment import cli, dry_run, program, stage
 from segcore.experiment import context as context_lib
 from segcore.train import checkpoint, train_state
+from segcore.train import workspace as workspace_lib
 
 # Images whose views are watched.
 _NUM_WATCHED = 64
@@ -114,7 +115,9 @@ class Runner(context_lib.OnMesh):
 
   # Step 1.
 
-  def run_represent(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_represent(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Learns an encoder from images alone."""
     block, bench = self.experiment.represent, self.bench
     self._check_data(place)
@@ -133,7 +136,9 @@ class Runner(context_lib.OnMesh):
       start=block.start,
     )
 
-  def run_distance(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_distance(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Labels images by the regions of labeled ones that are nearest."""
     block = self.experiment.distance
     self._check_data(place)
@@ -180,7 +185,7 @@ class Runner(context_lib.OnMesh):
 
   # Step 2.
 
-  def run_attend(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_attend(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Learns what to attend to."""
     block, bench = self.experiment.attend, self.bench
     self._check_data(place)
@@ -191,7 +196,7 @@ class Runner(context_lib.OnMesh):
       *(place, trained, {'': stream}, block.recipe, block, None), start=start
     )
 
-  def run_cluster(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_cluster(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Finds the centroids of as many clusters as there are classes."""
     split = self._open('')
     self._keep_same(place, split)
@@ -218,7 +223,7 @@ class Runner(context_lib.OnMesh):
     return [folder / name for name in cluster.FILES]
 
   def _find_clusters(
-    self, place: stage.Workspace, split: datasets.Split
+    self, place: workspace_lib.Workspace, split: datasets.Split
   ) -> None:
     """Writes the centroids of the images, and what belongs to them."""
     block = self.experiment.cluster
@@ -240,7 +245,7 @@ class Runner(context_lib.OnMesh):
       len(rows),
     )
 
-  def run_label(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_label(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Labels every training image, and reports what such labels are worth."""
     block = self.experiment.label
     train = self._open('')
@@ -278,7 +283,9 @@ class Runner(context_lib.OnMesh):
     )
     return [*outputs, *said]
 
-  def _labeler(self, place: stage.Workspace) -> tuple[int, labeler_lib.Labeler]:
+  def _labeler(
+    self, place: workspace_lib.Workspace
+  ) -> tuple[int, labeler_lib.Labeler]:
     """Labels by the centroids; and the steps of the network's training."""
     block = self.experiment.label
     look = labeler_lib.look_of(
@@ -294,7 +301,7 @@ class Runner(context_lib.OnMesh):
     )
 
   def _given(
-    self, place: stage.Workspace, train: datasets.Split
+    self, place: workspace_lib.Workspace, train: datasets.Split
   ) -> dict[str, int] | None:
     """The category of each training image, where whole images have one."""
     if self.experiment.cluster.kind != 'image':
@@ -312,7 +319,7 @@ class Runner(context_lib.OnMesh):
 
   def _threshold(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     name: str,
     labeler: labeler_lib.Labeler,
     count: int,
@@ -348,7 +355,7 @@ class Runner(context_lib.OnMesh):
   # Step 3.
 
   def _run_finetune(
-    self, name: str, place: stage.Workspace
+    self, name: str, place: workspace_lib.Workspace
   ) -> Sequence[files.Path]:
     """Learns to segment."""
     block, bench = getattr(self.experiment, name), self.bench
@@ -371,7 +378,7 @@ class Runner(context_lib.OnMesh):
     return [*outputs, *context_lib.write_classes(place, split)]
 
   def _run_segment(
-    self, name: str, place: stage.Workspace
+    self, name: str, place: workspace_lib.Workspace
   ) -> Sequence[files.Path]:
     """Labels whole splits, matches categories with classes, and scores."""
     block = getattr(self.experiment, name)
@@ -427,7 +434,7 @@ class Runner(context_lib.OnMesh):
 
   def _maps(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     name: str,
     trained: finetune.Finetune,
     state: train_state.TrainState,
@@ -519,7 +526,9 @@ class Runner(context_lib.OnMesh):
       data or images.data, split or images.split, kind, purpose
     )
 
-  def _keep_same(self, place: stage.Workspace, split: datasets.Split) -> None:
+  def _keep_same(
+    self, place: workspace_lib.Workspace, split: datasets.Split
+  ) -> None:
     """Raises UserError if what was begun belongs to other images."""
     json_files.require_unchanged(
       place.directory / 'data.json',
@@ -547,7 +556,7 @@ class Runner(context_lib.OnMesh):
         'choose data with more images'
       )
 
-  def _check_data(self, place: stage.Workspace) -> None:
+  def _check_data(self, place: workspace_lib.Workspace) -> None:
     """Asks for all that is left to read, so that nothing fails hours later.
 
     Raises:

@@ -1,6 +1,6 @@
 """Files of a work folder, on this machine or in a bucket (`gs://…`).
 
-  workdir = files.path('gs://bucket/run', '--workdir')
+  workdir = files.parse_path('gs://bucket/run', '--workdir')
   files.write(workdir / 'settings.json', text)
 
 A bucket holds objects. One appears as a whole when it is closed, cannot be

@@ -22,6 +22,7 @@ from segcore.models import heads as heads_lib
 from segcore.models import network, segmenter
 from segcore.train import loop, method
 from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import mean_teacher
 
@@ -186,7 +187,7 @@ class Runner(context_lib.OnMesh):
       lambda *asked: dry_run.report(self.plan(), *asked),
     )
 
-  def run_train(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_train(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains student and teacher."""
     block, bench = self.experiment.train, self.bench
     bench.require(

@@ -65,12 +65,12 @@ class ImageIndex:
   looks: UInt64[np.ndarray, 'N']
 
   @classmethod
-  def from_samples(cls, samples: Iterable[records.Sample]) -> 'Index':
+  def from_samples(cls, samples: Iterable[records.Sample]) -> 'ImageIndex':
     """The index of samples."""
     return cls.join([cls.from_sample(sample) for sample in samples])
 
   @classmethod
-  def from_sample(cls, sample: records.Sample) -> 'Index':
+  def from_sample(cls, sample: records.Sample) -> 'ImageIndex':
     """The index of one sample."""
     return cls(
       np.array([sample.id.encode()]),
@@ -80,7 +80,7 @@ class ImageIndex:
     )
 
   @classmethod
-  def join(cls, parts: Sequence['Index']) -> 'Index':
+  def join(cls, parts: Sequence['ImageIndex']) -> 'Index':
     """One index after the other."""
     if not parts:
       nothing = np.zeros(0, np.uint64)
@@ -95,7 +95,7 @@ class ImageIndex:
     )
 
   @classmethod
-  def read(cls, path: pathlib.Path) -> 'Index':
+  def read(cls, path: pathlib.Path) -> 'ImageIndex':
     """What `write` has written."""
     with np.load(path, allow_pickle=False) as arrays:
       return cls(**arrays)
@@ -108,7 +108,7 @@ class ImageIndex:
   def __len__(self) -> int:
     return len(self.ids)
 
-  def select(self, indices: np.ndarray) -> 'Index':
+  def select(self, indices: np.ndarray) -> 'ImageIndex':
     """The index of some of the images."""
     return ImageIndex(
       *(getattr(self, f.name)[indices] for f in dataclasses.fields(self))

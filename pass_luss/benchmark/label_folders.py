@@ -19,7 +19,7 @@ from pass_luss.benchmark import png_format
 from runtime import console, errors, files, threads
 from segcore.distributed import rendezvous
 from segcore.eval import short_side as short_side_lib
-from segcore.experiment import stage
+from segcore.train import workspace as workspace_lib
 
 # From a split to the label map of each image of this host, and the image.
 Maps = Callable[
@@ -55,7 +55,7 @@ def write(
   split: datasets.Split,
   maps: Maps,
   folder: files.Path,
-  place: stage.Workspace,
+  place: workspace_lib.Workspace,
   short_side: int,
 ) -> None:
   """Writes the label map of each image; those that are there are kept.
@@ -87,7 +87,9 @@ def write(
       pass
     progress.report(block, {})
     if place.preemption.reached():
-      raise stage.Preempted(f'{place.directory} keeps the labels it has')
+      raise workspace_lib.Preempted(
+        f'{place.directory} keeps the labels it has'
+      )
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{folder} written')
 

@@ -19,9 +19,9 @@ from runtime import console, files, json_files, threads
 from segcore.distributed import rendezvous, sharding
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
-from segcore.experiment import stage
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
 
 # What a clustering leaves in its folder: the cluster of each row, from 0; how
 # near it is; and the centroids.
@@ -105,7 +105,7 @@ def features(
   batch_size: int,
   mesh: Mesh,
   reading: loader_lib.ReadOptions,
-  place: stage.Workspace,
+  place: workspace_lib.Workspace,
 ) -> Float32[np.ndarray, 'N ...']:
   """What is found in each image, in the order of the split; on every host.
 
@@ -129,7 +129,9 @@ def features(
         evaluator.Predictions(part, look, batch_size, mesh, (), reading), state
       )
       if place.preemption.reached():
-        raise stage.Preempted(f'{place.directory} keeps its finished features')
+        raise workspace_lib.Preempted(
+          f'{place.directory} keeps its finished features'
+        )
       if jax.process_index() == 0:
         _write(path, found)
       progress.report(done, {})
@@ -141,7 +143,7 @@ def features(
   return result
 
 
-def forget(place: stage.Workspace) -> None:
+def forget(place: workspace_lib.Workspace) -> None:
   """Removes the features, once there are centroids; from host 0."""
   if jax.process_index() == 0:
     # What is left behind does no harm.
@@ -160,7 +162,7 @@ def centroids(
   num_clusters: int,
   options: ClusterOptions,
   mesh: Mesh,
-  place: stage.Workspace,
+  place: workspace_lib.Workspace,
 ) -> kmeans.Clustering:
   """The best k-means of some restarts; says how far it is.
 
@@ -179,7 +181,7 @@ def centroids(
   def tell(done: int, least: float) -> None:
     progress.report(done, {'objective': least})
     if place.preemption.reached():
-      raise stage.Preempted(f'{place.directory} keeps its features')
+      raise workspace_lib.Preempted(f'{place.directory} keeps its features')
 
   return kmeans.fit(
     kmeans.place(mesh, rows), initial, options.iterations, progress=tell

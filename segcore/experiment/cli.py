@@ -32,6 +32,7 @@ from segcore.cost import topology as topology_lib
 from segcore.distributed import heartbeat, rendezvous
 from segcore.eval import export, predict
 from segcore.experiment import stage
+from segcore.train import workspace as workspace_lib
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the same command again.
@@ -96,7 +97,7 @@ def main(
   except errors.UserError as error:
     _complain(_told(error, command))
     return EXIT_USER_ERROR
-  except stage.Preempted as stopped:
+  except workspace_lib.Preempted as stopped:
     console.log(f'stopped: {stopped}; run the same command again to go on')
     return EXIT_PREEMPTED
   except KeyboardInterrupt:
@@ -427,7 +428,7 @@ def _hosts(command: Command) -> Iterator[None]:
   try:
     _start_among(group, wanted)
     yield
-  except stage.Preempted:
+  except workspace_lib.Preempted:
     watching.leave()
     raise
   except errors.UserError as error:

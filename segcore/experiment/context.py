@@ -31,6 +31,7 @@ from segcore.train import (
   train_state,
   update,
 )
+from segcore.train import workspace as workspace_lib
 from segcore.weights import load
 
 # In the folder of a trained segmentation network: names and colors of the
@@ -300,7 +301,7 @@ class Bench:
 
   def loaded(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     start: Start,
     net: segmenter.Segmenter,
     size: tuple[int, int],
@@ -317,7 +318,7 @@ class Bench:
 
   def train(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     trained: method.Method,
     streams: Mapping[str, 'StreamOf | ViewsOf'],
     recipe: update.Recipe,
@@ -547,7 +548,7 @@ def augmentations(
 
 
 def write_classes(
-  place: stage.Workspace, split: datasets.Split
+  place: workspace_lib.Workspace, split: datasets.Split
 ) -> Sequence[files.Path]:
   """Leaves the names and colors of the classes for the stages after."""
   path = place.directory / _CLASSES
@@ -566,7 +567,9 @@ def fixed_batch(stream: StreamOf | ViewsOf, count: int) -> dict[str, Any]:
   return loader.drop_host_only(loader.stack(examples))
 
 
-def keep_labeled_ids(place: stage.Workspace, labeled: datasets.Split) -> None:
+def keep_labeled_ids(
+  place: workspace_lib.Workspace, labeled: datasets.Split
+) -> None:
   """Writes which images are labeled; refuses others later on.
 
   Raises:
@@ -626,7 +629,7 @@ class Reporting:
       'evaluate', settings, self.run, (self.trained_by,), self._plan
     )
 
-  def run(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Reports the network by the protocol of the config."""
     bench, block = self.bench, self.evaluate
     bench.check_labeled(self.labeled, block.splits, self.trained_by)

@@ -34,6 +34,7 @@ import jax
 from runtime import console, errors, json_files, metrics_file, options
 from segcore.experiment import cli, stage
 from segcore.study import report
+from segcore.train import workspace as workspace_lib
 
 _POLL_SECONDS = 0.2
 # Between lines that say how far the running processes are.
@@ -338,7 +339,7 @@ class Workers:
         console.log(f'stopping: {len(running)} run(s) save first')
       if self.stopping and not running:
         left = len(waiting) + interrupted
-        raise stage.Preempted(f'{left} run(s) are left')
+        raise workspace_lib.Preempted(f'{left} run(s) are left')
       for place in range(len(self.environments)):
         if place in running or self.stopping:
           continue
@@ -677,7 +678,7 @@ def main(argv: Sequence[str]) -> int:
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return cli.EXIT_USER_ERROR
-  except stage.Preempted as stopped:
+  except workspace_lib.Preempted as stopped:
     console.log(f'stopped: {stopped}; run the same command again to go on')
     return workers.stopping
   for name, reason in workers.failed.items():

@@ -24,9 +24,9 @@ from runtime import console, errors, metrics_file, progress
 from segcore import types
 from segcore.cost import flops, throughput
 from segcore.distributed import sharding
-from segcore.experiment import stage
 from segcore.train import checkpoint, tensorboard, train_state
 from segcore.train import method as method_lib
+from segcore.train import workspace as workspace_lib
 
 # An evaluator: the state to scalars and pictures, tagged '<split>/<what>'.
 Evaluate = Callable[[train_state.TrainState], tensorboard.Summaries]
@@ -37,7 +37,8 @@ class Operation:
   """How a run is carried out; changes nothing of what it computes.
 
   Attributes:
-    log_every: steps between lines, lines of metrics.jsonl and TensorBoard points.
+    log_every: steps between progress lines, lines of metrics.jsonl and
+      TensorBoard points.
     save_every: steps between checkpoints.
     fsdp: devices over which large leaves of the state are split.
     record_ids: write the ids of each step's images (host 0's rows) to
@@ -103,7 +104,10 @@ class Training:
 
 
 def train(
-  training: Training, place: stage.Workspace, operation: Operation, mesh: Mesh
+  training: Training,
+  place: workspace_lib.Workspace,
+  operation: Operation,
+  mesh: Mesh,
 ) -> train_state.TrainState:
   """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -160,7 +164,7 @@ class _Log:
   def __init__(
     self,
     training: Training,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     start: int,
     mesh: Mesh,
     meter: throughput.Meter,
@@ -274,7 +278,7 @@ class _Run:
   """The steps of one training, and what is due after each."""
 
   training: Training
-  place: stage.Workspace
+  place: workspace_lib.Workspace
   operation: Operation
   checkpoints: checkpoint.Checkpoints
   log: _Log
@@ -311,7 +315,9 @@ class _Run:
           self.checkpoints.save(step, state)
       if stopping:
         self.checkpoints.wait()
-        raise stage.Preempted(f'{self.place.directory} saved at step {step}')
+        raise workspace_lib.Preempted(
+          f'{self.place.directory} saved at step {step}'
+        )
     self.checkpoints.wait()
     return state
 
@@ -466,7 +472,11 @@ def _init_compiler_options() -> dict[str, int] | None:
 
 
 def _report(
-  training: Training, state, place: stage.Workspace, start: int, mesh: Mesh
+  training: Training,
+  state,
+  place: workspace_lib.Workspace,
+  start: int,
+  mesh: Mesh,
 ) -> None:
   """Says at the start what is trained, and keeps the table of parameters."""
   parts = {

@@ -1,4 +1,4 @@
-"""One update of the parameters: recipe, gradient accumulation, optimizer step."""
+"""Updates of the parameters: gradient accumulation and optimizer step."""
 
 import dataclasses
 from collections.abc import Callable

@@ -8,7 +8,8 @@ import pytest
 
 from ddep import main as ddep_main
 from runtime import errors, json_files
-from segcore.experiment import cli, stage
+from segcore.experiment import cli
+from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
@@ -84,7 +85,7 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
   config.denoise.start.take = ('encoder',)
   config.stages = ('denoise', 'finetune', 'evaluate')
   runner = ddep_main.PROGRAM.build_runner(config)
-  place = stage.Workspace(tmp_path / 'finetune', {}, '')
+  place = workspace_lib.Workspace(tmp_path / 'finetune', {}, '')
   with pytest.raises(errors.MissingInput, match='w.npz does not exist'):
     runner._check_data(place)
   json_files.write(tmp_path / 'denoise' / 'DONE.json', {})

@@ -27,13 +27,13 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, loader, transforms, views
 from input_pipeline.sources import fingerprints, records
 from segcore.distributed import sharding
-from segcore.experiment import stage
 from segcore.models import features, segmenter
 from segcore.models import heads as heads_lib
 from segcore.models.layers import norm
 from segcore.ops import losses
 from segcore.train import loop, method, optimizers, train_state
 from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
 
 NUM_CLASSES = 4
 STRIDE = 4
@@ -611,7 +611,7 @@ def train(
     seed=5,
     loaded=loaded,
   )
-  place = stage.Workspace(directory, {}, 'digest')
+  place = workspace_lib.Workspace(directory, {}, 'digest')
   operation = loop.Operation(log_every=1, save_every=3)
   return loop.train(training, place, operation, mesh)
 

@@ -13,6 +13,7 @@ import ml_collections
 from configs import common
 from runtime import errors, json_files
 from segcore.experiment import cli, stage
+from segcore.train import workspace as workspace_lib
 
 INITS = {'none': 0.1, 'ddep': 0.2}
 
@@ -65,7 +66,7 @@ def build_stages(config):
     while config.labels == 100 and not os.path.exists(config.wait or '/'):
       time.sleep(0.02)
       if place.preemption.reached():
-        raise stage.Preempted('saved')
+        raise workspace_lib.Preempted('saved')
     if config.breaks == config.init:
       raise errors.UserError(f'{config.init} cannot be evaluated')
     weights = (place.needed['pretrain'] / 'weights.txt').read_text()

@@ -389,15 +389,14 @@ def test_919_classes_at_1000_by_1333_stay_under_2_gb():
 # The peak of getrusage may be that of the process which started it.
 _LARGE = """
 import pathlib, re, jax, numpy as np
-from segcore import inference, protocols
-from tests import test_segcore_inference as here
+from segcore.eval import inference, protocols
+from tests.segcore.eval import test_inference as here
 
 def coarse(images):
   return jax.random.normal(jax.random.PRNGKey(0), (1, 32, 42, 919))
 
-found = inference.LabelMaps(
-  here.Fake(coarse), 919, protocols.ProtocolOptions(flip=True, average="probs"), 32
-)
+protocol = protocols.ProtocolOptions(flip=True, average='probs')
+found = inference.LabelMaps(here.Fake(coarse), 919, protocol, 32)
 image = np.zeros((1000, 1333, 3), np.uint8)
 maps = found(here.STATE, found.prepare([image], found.group((1000, 1333))))
 shape = jax.block_until_ready(maps).shape

@@ -10,6 +10,7 @@ import pytest
 from ddep import main as ddep_main
 from runtime import console
 from segcore.experiment import cli, stage
+from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
 CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
@@ -169,7 +170,7 @@ def test_exit_status_of_each_ending(capsys, tmp_path):
     return cli.main(one_stage(run), arguments)
 
   def preempted(place):
-    raise stage.Preempted('only saved at step 7')
+    raise workspace_lib.Preempted('only saved at step 7')
 
   def interrupted(place):
     raise KeyboardInterrupt
