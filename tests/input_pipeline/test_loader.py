@@ -422,7 +422,7 @@ def split(tmp_path):
     version='seven/1.0.0',
     classes=tuple('abc'),
     palette=((0, 0, 0),) * 3,
-    has=('label', 'tags'),
+    label_kinds=('label', 'tags'),
     records=source,
     index=fingerprints.ImageIndex.read(
       shards.index_path(pathlib.Path(made.data_dir), 'train')
