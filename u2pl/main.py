@@ -25,6 +25,7 @@ from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import mean_teacher
+from u2pl.semi import options as semi_options
 
 _STAGES = ('train', 'evaluate')
 
@@ -65,7 +66,7 @@ class TrainOptions(context_lib.Labeled):
   """
 
   unlabeled: str
-  learn: mean_teacher.LearnOptions
+  learn: semi_options.LearnOptions
   heads: HeadOptions
   start: context_lib.Start
   crop: Mapping[str, Any]
@@ -214,7 +215,7 @@ class Runner(context_lib.OnMesh):
       )
     )
     if block.learn.consistency:
-      watched = panels.Watch(
+      watched = panels.TeacherPanels(
         trained,
         self._watched(streams),
         labeled.palette,
@@ -249,9 +250,9 @@ class Runner(context_lib.OnMesh):
 
   def _method(
     self, bench: context_lib.Bench, num_classes: int
-  ) -> mean_teacher.Semi:
+  ) -> mean_teacher.MeanTeacher:
     block = self.experiment.train
-    return mean_teacher.Semi(
+    return mean_teacher.MeanTeacher(
       segmenter=self._segmenter(bench, num_classes),
       update=block.recipe.update(segmenter.PARTS),
       options=block.learn,

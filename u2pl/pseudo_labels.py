@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from segcore.models.layers import resize
 from segcore.ops import losses
 from segcore.types import Scalar
 
@@ -41,6 +42,13 @@ class Partition:
     """
     left = 1 - progress if self.dynamic else jnp.ones_like(progress)
     return self.percent * left
+
+
+def upsample(
+  scores: Float[Array, 'B h w C'], size: tuple[int, int]
+) -> Float[Array, 'B H W C']:
+  """Resizes scores bilinearly with aligned corners, as the authors do (§1)."""
+  return resize.bilinear(scores, size, align_corners=True)
 
 
 def entropy(logits: Float[Array, '*shape C']) -> Float[Array, '*shape']:

@@ -12,7 +12,6 @@ from segcore.ops import losses, order_statistics
 from segcore.train import optimizers
 from tests.transcriptions import u2pl as reference
 from u2pl import contrast, ema, memory_bank, mixing, prototypes, pseudo_labels
-from u2pl.semi import mean_teacher
 
 CLASSES = 6
 
@@ -417,7 +416,7 @@ def test_denoising_weights(kind, seen):
   known = reference.Prototypes(vectors, updates)
   assert_close(found, reference.denoising_weights(features, known, kind))
   probs = reference.softmax(drawn(2, 5, 7, CLASSES, seed=3))
-  mended = mean_teacher.enlarge(found, (5, 7)) * probs
+  mended = pseudo_labels.upsample(found, (5, 7)) * probs
   labels, weighted = reference.denoised_labels(probs, features, known, kind)
   assert_close(mended, weighted)
   np.testing.assert_array_equal(np.argmax(mended, -1), labels)
@@ -464,7 +463,7 @@ def test_labels_are_read_at_the_floor():
 
 def test_scores_are_enlarged_with_aligned_corners():
   scores = drawn(1, 5, 4, 3)
-  found = mean_teacher.enlarge(jnp.asarray(scores), (9, 13))
+  found = pseudo_labels.upsample(jnp.asarray(scores), (9, 13))
   assert_close(found, reference.bilinear(scores, (9, 13)))
 
 
