@@ -45,8 +45,8 @@ class RepresentOptions:
   split: str
   learn: pretrain_options.ObjectiveOptions
   widths: heads.HeadSizes
-  large: views.Views
-  small: views.Views | None
+  large: views.ViewGroup
+  small: views.ViewGroup | None
   colors: view_colors.ViewColors
   recipe: update.Recipe
   start: context_lib.Start = context_lib.Start()
@@ -82,7 +82,7 @@ class AttendOptions:
 
   clusters: swav.SwavOptions
   shared: bool
-  large: views.Views
+  large: views.ViewGroup
   colors: view_colors.ViewColors
   recipe: update.Recipe
 
@@ -244,7 +244,7 @@ class Experiment:
       )
 
 
-def _check_large(large: views.Views) -> None:
+def _check_large(large: views.ViewGroup) -> None:
   if (large.name, large.count) != ('large', 2):
     raise ValueError(
       f'large: found {large.count} views named {large.name!r}, expected 2 '

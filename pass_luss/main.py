@@ -164,7 +164,7 @@ class Runner(context_lib.OnMesh):
       folder = place.directory / name
       label_folders.write(split, maps, folder, place, block.short_side)
       outputs.append(folder)
-      if 'label' not in split.has:
+      if 'label' not in split.label_kinds:
         outputs.append(
           segment.write_submission(split, folder, None, block.about)
         )
@@ -405,7 +405,7 @@ class Runner(context_lib.OnMesh):
         match = match or segment.find_match(split, labels, count)
         if jax.process_index() == 0:
           match.write(path)
-      if 'label' in split.has:
+      if 'label' in split.label_kinds:
         self._score(results, split_name, split, labels, count, match)
       else:
         outputs.append(
@@ -575,7 +575,7 @@ class Runner(context_lib.OnMesh):
     ]
     read = [each for name in left for each in self._reads(name)]
     requirements = [
-      functools.partial(datasets.require, data, whole.data_dir)
+      functools.partial(datasets.check_available, data, whole.data_dir)
       for data in dict.fromkeys(data for data, *_ in read)
     ]
     if 'represent' in left:

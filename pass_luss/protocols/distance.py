@@ -98,7 +98,7 @@ class Matcher:
   state: train_state.TrainState
   options: DistanceOptions
   mesh: Mesh
-  reading: loader_lib.Reading
+  reading: loader_lib.ReadOptions
 
   def bank(self, split: datasets.Split) -> knn.Bank:
     """Regions of the labeled images of all hosts.

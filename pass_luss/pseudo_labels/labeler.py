@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int, Int16, Int64, UInt8
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from input_pipeline.sources import audit, masks
+from input_pipeline.sources import masks
 from pass_luss.benchmark import label_folders, matching, png_format
 from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention as attention_lib
 from pass_luss.pseudo_labels import cluster, saliency
-from runtime import files
+from runtime import files, threads
 from segcore.eval import evaluator, metrics, panels
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib
@@ -283,7 +283,7 @@ class Labeler:
   state: train_state.TrainState
   mesh: Mesh
   batch_size: int
-  reading: loader_lib.Reading
+  reading: loader_lib.ReadOptions
 
   def each(
     self, split: datasets.Split, keep: tuple[str, ...] = ()
@@ -328,7 +328,7 @@ class Labeler:
       return label_map(categories, shown, threshold), example
 
     # In threads, as a saliency map takes its time.
-    return audit.in_threads(decide, self.each(split))
+    return threads.ordered_map(decide, self.each(split))
 
   def panel(
     self,

@@ -30,7 +30,7 @@ from tests.support import fake_methods
 from tests.transcriptions import pass_luss as reference
 
 CLASSES = 4
-READING = loader_lib.Reading(threads=1, buffered=1)
+READING = loader_lib.ReadOptions(threads=1, buffered=1)
 
 
 def network_of(heads_by_name):
