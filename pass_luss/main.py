@@ -128,7 +128,7 @@ class Runner(context_lib.OnMesh):
       bench.open(block.data, block.split), block.crop
     )
     trained = self.networks.method('represent', bench)
-    watched = pretrain_panels.Watch(
+    watched = pretrain_panels.PretrainPanels(
       trained,
       context_lib.fixed_batch(stream, min(_NUM_WATCHED, len(stream.split))),
       context_lib.NUM_PICTURES,
@@ -167,7 +167,7 @@ class Runner(context_lib.OnMesh):
       folder = place.directory / name
       label_folders.write(split, maps, folder, place, block.short_side)
       outputs.append(folder)
-      if 'label' not in split.has:
+      if 'label' not in split.label_kinds:
         outputs.append(
           segment.write_submission(split, folder, None, block.about)
         )
@@ -408,7 +408,7 @@ class Runner(context_lib.OnMesh):
         match = match or segment.find_match(split, labels, count)
         if jax.process_index() == 0:
           match.write(path)
-      if 'label' in split.has:
+      if 'label' in split.label_kinds:
         self._score(results, split_name, split, labels, count, match)
       else:
         outputs.append(
@@ -578,7 +578,7 @@ class Runner(context_lib.OnMesh):
     ]
     read = [each for name in left for each in self._reads(name)]
     requirements = [
-      functools.partial(datasets.require, data, whole.data_dir)
+      functools.partial(datasets.check_available, data, whole.data_dir)
       for data in dict.fromkeys(data for data, *_ in read)
     ]
     if 'represent' in left:

@@ -175,7 +175,7 @@ class Runner(context_lib.OnMesh):
     crop, _ = self._augmentations()
     net = self._segmenter(self.bench, num_classes=2)  # Any number fits.
     network.check_image_size(net, crop.size, 'config.train.crop.size')
-    classes = datasets.known_classes(block.data)
+    classes = datasets.known_num_classes(block.data)
     if classes is not None:
       self._check_classes(classes)
     settings = {'network': self.bench.fitted(crop.size), 'train': block}
@@ -195,7 +195,7 @@ class Runner(context_lib.OnMesh):
       [
         functools.partial(block.start.require, _STAGES, 'config.train.start'),
         functools.partial(
-          datasets.require, block.data, self.experiment.data_dir
+          datasets.check_available, block.data, self.experiment.data_dir
         ),
       ]
     )
@@ -308,11 +308,11 @@ class Runner(context_lib.OnMesh):
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
     )
-    entries = splits.repeated(
+    entries = splits.repeat_to_length(
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Only to say how good the teacher's labels are.
-    truth = ('label',) if 'label' in unlabeled.has else ()
+    truth = ('label',) if 'label' in unlabeled.label_kinds else ()
     return {
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *truth),

@@ -1,6 +1,6 @@
 """Nominal operations of a program: 2 for each multiply-add of a matrix product.
 
-  found = flops.count_of(train_step, state, batch)    # arrays or their shapes
+  found = flops.count(train_step, state, batch)    # arrays or their shapes
   found.total, found.by_part(('encoder', 'decoder', 'heads'))
 
 Products and convolutions are counted by walking the jaxpr, padded taps included

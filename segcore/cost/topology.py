@@ -1,7 +1,7 @@
 """Devices that are not here: for these a program can be compiled all the same.
 
   found = topology.parse('v5e:16x16')
-  with topology.compiling():
+  with topology.without_compilation_cache():
     mesh = sharding.make_mesh(devices=found.devices())
 
 TPU programs are compiled by libtpu (the extra `tpu`), which needs no TPU for

@@ -93,7 +93,7 @@ class Predictions:
   batch_size: int
   mesh: Mesh
   keep: tuple[str, ...] = ()
-  reading: loader_lib.Reading = loader_lib.Reading()
+  reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
   show: bool = False
   frame: transforms.CenterCrop | None = None
 
@@ -131,7 +131,7 @@ class Predictions:
             prediction = prediction[:height, :width]
           yield prediction, example
         if self.show and (done == len(self._plan) or done % 20 == 0):
-          shown.line(done, {})
+          shown.report(done, {})
     finally:
       iterator.close()
 
@@ -161,7 +161,7 @@ class Predictions:
 
   @functools.cached_property
   def _mine(self) -> slice:
-    part = loader_lib.Part()
+    part = loader_lib.ProcessShard()
     rows = part.rows(self.batch_size)
     return slice(part.index * rows, (part.index + 1) * rows)
 

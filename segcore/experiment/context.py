@@ -64,7 +64,7 @@ class Start:
   @property
   def folder(self) -> files.Path:
     """Where another experiment's stage, or a file, is."""
-    return files.path(self.path, 'path')
+    return files.parse_path(self.path, 'path')
 
   def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
     """The stage of this experiment that it starts from, if it does.
@@ -200,7 +200,7 @@ class Bench:
       data: that knows its classes, or not.
     """
     notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
-    classes = datasets.known_classes(data)
+    classes = datasets.known_num_classes(data)
     if classes is None:
       classes = _ASSUMED_CLASSES
       notes.append(
@@ -262,13 +262,13 @@ class Bench:
     """
     opened = datasets.open_split(data, split, self.data_dir)
     if kind:
-      opened.require(kind, purpose)
+      opened.require_labels(kind, purpose)
     return opened
 
   def labeled(self, block: Labeled, purpose: str) -> datasets.Split:
     """The labeled images."""
     split = self.open(block.data, block.split, 'label', purpose)
-    return split.select(block.subset.choose(split.ids()))
+    return split.select(block.subset.labeled_indices(split.ids()))
 
   def labeled_or(
     self, block: Labeled, name: str, purpose: str
@@ -278,7 +278,7 @@ class Bench:
       return self.labeled(block, purpose)
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
-      return split.select(block.subset.set_aside(split.ids()))
+      return split.select(block.subset.held_out_indices(split.ids()))
     return self.open(block.data, name, 'label', purpose)
 
   def check_labeled(
@@ -492,7 +492,7 @@ class StreamOf:
   def look(self) -> transforms.Transform:
     """From a record to an example."""
     decode = transforms.Decode(len(self.split.classes), self.keep)
-    return transforms.Sequence((decode, self.crop, self.flips))
+    return transforms.Compose((decode, self.crop, self.flips))
 
   def open(self) -> loader.Stream:
     """For the loader."""
@@ -520,7 +520,7 @@ class ViewsOf:
   def look(self) -> transforms.Transform:
     """From a record to an example."""
     decode = transforms.Decode(len(self.split.classes), ())
-    return transforms.Sequence((decode, self.crop))
+    return transforms.Compose((decode, self.crop))
 
   def open(self) -> loader.Stream:
     """For the loader."""
@@ -541,7 +541,7 @@ def augmentations(
     UserError: a field is wrong.
   """
   return (
-    options.choose(transforms.CROPS, crop, f'{path}.crop'),
+    options.build_named(transforms.CROPS, crop, f'{path}.crop'),
     options.build(transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'),
   )
 
@@ -563,7 +563,7 @@ def fixed_batch(stream: StreamOf | ViewsOf, count: int) -> dict[str, Any]:
     stream.look(records[i * len(records) // count], np.random.default_rng(i))
     for i in range(count)
   ]
-  return loader.on_device(loader.stack(examples))
+  return loader.drop_host_only(loader.stack(examples))
 
 
 def keep_labeled_ids(

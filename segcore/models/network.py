@@ -55,7 +55,7 @@ def with_position_grid(
   """
   if 'grid' not in network.encoder or list(network.encoder['grid']) != [0, 0]:
     return network
-  module = options.choose(ENCODERS, network.encoder, f'{path}.encoder')
+  module = options.build_named(ENCODERS, network.encoder, f'{path}.encoder')
   grid = tuple(n // module.size_multiple for n in size)
   return dataclasses.replace(network, encoder={**network.encoder, 'grid': grid})
 
@@ -69,7 +69,7 @@ def build(
     UserError: a name or field is unknown.
   """
   fixed = {'dtype': jnp.dtype(network.dtype), 'remat': network.remat}
-  encoder = options.choose(
+  encoder = options.build_named(
     ENCODERS, network.encoder, f'{path}.encoder', **fixed
   )
   decoder = None
@@ -78,7 +78,7 @@ def build(
       raise errors.UserError(
         f'{path}.decoder: found None, expected one: a head reads it'
       )
-    decoder = options.choose(
+    decoder = options.build_named(
       DECODERS, network.decoder, f'{path}.decoder', **fixed
     )
   return segmenter.Segmenter(encoder, decoder, heads)

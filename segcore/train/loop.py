@@ -50,7 +50,7 @@ class Operation:
   save_every: int = 500
   fsdp: int = 1
   record_ids: bool = False
-  reading: loader_lib.Reading = loader_lib.Reading()
+  reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 
   def __post_init__(self):
     for name in ('log_every', 'save_every', 'fsdp'):
@@ -139,7 +139,7 @@ def train(
         state,
         step,
         jax.device_put(watch, sharding.replicated(mesh)),
-        loader_lib.prefetched(batches, sharding.make_put_batch(mesh)),
+        loader_lib.prefetch(batches, sharding.make_put_batch(mesh)),
         start,
       )
 
@@ -221,7 +221,7 @@ class _Log:
   def train(self, step: int, values: Mapping[str, float]) -> None:
     shown = {name: v for name, v in values.items() if '/' not in name}
     found = {
-      **self.progress.line(step, shown),
+      **self.progress.report(step, shown),
       **self.meter.read(),
       **throughput.memory_usage(self.mesh),
     }

@@ -315,7 +315,7 @@ class Embedding(nn.Module):
   num_prototypes: int = 5
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
 
   @nn.compact
   def __call__(self, x, train=False):
@@ -510,9 +510,9 @@ def split_of(found, num_classes=NUM_CLASSES) -> datasets.Split:
     version='fake/1.0.0',
     classes=tuple(f'class{i}' for i in range(num_classes)),
     palette=((0, 0, 0),) * num_classes,
-    has=('label',) if 'label' in found[0] else (),
+    label_kinds=('label',) if 'label' in found[0] else (),
     records=found,
-    index=fingerprints.Index.of(
+    index=fingerprints.ImageIndex.from_samples(
       [
         records.Sample(
           one['id'].decode(),
@@ -571,8 +571,8 @@ def many_views(**fields) -> TestLoader:
   """Batches of two views of 24 and three of 16 pixels."""
   crop = views.MultiCrop(
     (
-      views.Views('large', 2, (24, 24), area=(0.4, 1.0)),
-      views.Views('small', 3, (16, 16), area=(0.1, 0.4)),
+      views.ViewGroup('large', 2, (24, 24), area=(0.4, 1.0)),
+      views.ViewGroup('small', 3, (16, 16), area=(0.1, 0.4)),
     )
   )
   decode = transforms.Decode(NUM_CLASSES, keep=())
@@ -581,7 +581,7 @@ def many_views(**fields) -> TestLoader:
 
 
 def _stream(split, *steps) -> loader.Stream:
-  return loader.Stream(split.records, transforms.Sequence(steps))
+  return loader.Stream(split.records, transforms.Compose(steps))
 
 
 # Method and loader by name.

@@ -347,7 +347,7 @@ def test_worker_processes_are_for_training_only():
     Fake(lambda images: images), 3, protocols.ProtocolOptions(flip=True), 16
   )
   state = jax.device_put(STATE, sharding.replicated(mesh))
-  reading = loader.Reading(workers=1)
+  reading = loader.ReadOptions(workers=1)
   predictions = evaluator_lib.Predictions(
     split, found, 8, mesh, reading=reading
   )

@@ -97,7 +97,9 @@ def by_hand():
     spec = source.element_spec()
     init = jax.jit(lambda rng, fake=fake, spec=spec: fake.init(rng, spec, None))
     with source.start(0) as read:
-      first = [loader.on_device(next(read)) for _ in range(fakes.NUM_STEPS)]
+      first = [
+        loader.drop_host_only(next(read)) for _ in range(fakes.NUM_STEPS)
+      ]
     state = init(jax.random.PRNGKey(5))
     found[name] = ByHand(fake, first, state, jax.jit(fake.train_step))
   return found
@@ -414,7 +416,7 @@ class Experiment:
     with np.load(place.needed['cluster'] / 'clusters.npz') as file:
       clusters = dict(zip(file['ids'], map(int, file['nearest']), strict=True))
     decode = transforms.Decode(fakes.NUM_CLASSES)
-    labels = transforms.Sequence((decode, ClusterLabels(clusters)))
+    labels = transforms.Compose((decode, ClusterLabels(clusters)))
     self.batches = fakes.two_streams_of(self.split, labels, self.split)
     self.loaded = load.load_parts(
       place.needed['represent'],
@@ -638,10 +640,10 @@ def test_919_classes_survive(tmp_path):
 
   decode = transforms.Decode(919)
   crop = transforms.RandomCrop((30, 30))
-  stream = loader.Stream(split.records, transforms.Sequence((decode, crop)))
+  stream = loader.Stream(split.records, transforms.Compose((decode, crop)))
   with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
     put = sharding.make_put_batch(mesh)
-    batch = put(loader.on_device(next(batches)))
+    batch = put(loader.drop_host_only(next(batches)))
   assert batch['label'].dtype == jnp.int16
   assert int(batch['label'].max()) == 918
   known = predict(batch['image'])

@@ -325,7 +325,7 @@ def test_each_part_is_in_training_mode_by_name():
   class Head(nn.Module):
     reads = 'decoder'
     stride = 1
-    stage = ''
+    map_name = None
 
     def __call__(self, x, train):
       seen['heads'] = train
