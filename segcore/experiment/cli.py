@@ -107,7 +107,7 @@ def _dry_run_elsewhere(program: Program, parsed: command.Command) -> None:
   # Built on the smallest mesh that the experiment allows: only the stages that
   # were named have to fit the devices.
   fsdp = parsed.config.operation.fsdp
-  devices = parsed.topology.simulate(fsdp)[:fsdp]
+  devices = parsed.topology.start_simulated_devices(fsdp)[:fsdp]
   stages = program.build_stages(parsed.config, devices)
   stage.dry_run_stages(stages, parsed.stages, topology=parsed.topology)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 
 from runtime import errors, exit_status
-from segcore.distributed import heartbeat, rendezvous
+from segcore.distributed import heartbeat, host_settings, rendezvous
 from segcore.experiment import command
 from segcore.train import workspace
 
@@ -49,36 +49,40 @@ def joined(parsed: command.Command) -> Iterator[None]:
   if jax.distributed.is_initialized():
     yield
     return
-  group = rendezvous.find(options.coordinator_port, options.init_timeout)
+  group = rendezvous.discover(options.coordinator_port, options.init_timeout)
   if group is None:
     _start_alone()
     yield
     return
-  facts = rendezvous.facts(
+  settings = host_settings.shared_settings(
     parsed.config,
     workdir=str(parsed.workdir),
     stages=','.join(parsed.stages) or 'all',
   )
-  links = rendezvous.meet(group, facts, options.init_timeout)
-  monitor = heartbeat.Watch(links, options.peer_timeout, options.stall_timeout)
+  links = rendezvous.connect(group, settings, options.init_timeout)
+  monitor = heartbeat.HeartbeatMonitor(
+    links, options.peer_timeout, options.stall_timeout
+  )
   try:
     _start_among(group, options)
     yield
   except workspace.Preempted:
-    monitor.leave()
+    monitor.close()
     raise
   except errors.UserError as error:
     message = describe_error(error, parsed)
     print_error(message)
-    monitor.fail(message, exit_status.USER_ERROR, at_once=True)
+    monitor.abort(message, exit_status.USER_ERROR, immediately=True)
   except KeyboardInterrupt:
-    monitor.fail('interrupted', exit_status.INTERRUPTED, at_once=True)
+    monitor.abort('interrupted', exit_status.INTERRUPTED, immediately=True)
   except BaseException as error:
     traceback.print_exc()
     message = errors.one_line(f'{type(error).__name__}: {error}')
-    monitor.fail(message[:_MAX_MESSAGE], heartbeat.EXIT_LOST, at_once=False)
+    monitor.abort(
+      message[:_MAX_MESSAGE], heartbeat.EXIT_PEER_LOST, immediately=False
+    )
   else:
-    monitor.leave()
+    monitor.close()
 
 
 def _start_alone() -> None:
@@ -99,13 +103,15 @@ def _start_alone() -> None:
   )
 
 
-def _start_among(group: rendezvous.Group, options: command.HostOptions) -> None:
+def _start_among(
+  group: rendezvous.ProcessGroup, options: command.HostOptions
+) -> None:
   """Initializes jax's distributed runtime with the hosts that have joined."""
   jax.distributed.initialize(
     group.address,
     num_processes=group.count,
     process_id=group.index,
-    local_device_ids=group.devices,
+    local_device_ids=group.local_device_ids,
     # Under SLURM jax's own detection would choose one device.
     cluster_detection_method='deactivate',
     initialization_timeout=math.ceil(options.init_timeout),

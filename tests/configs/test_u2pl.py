@@ -32,7 +32,7 @@ CHECKED = set()
 @pytest.fixture(autouse=True)
 def networks_checked_once(monkeypatch):
   """Many rows have the same network."""
-  check = network.check
+  check = network.check_image_size
 
   def check_once(net, size, path):
     if (key := (repr(net.encoder), repr(net.decoder), size)) not in CHECKED:

@@ -52,7 +52,7 @@ def config_of(command, column):
 @pytest.fixture(autouse=True)
 def networks_checked_once(monkeypatch):
   """Many rows have the same network."""
-  check = network.check
+  check = network.check_image_size
 
   def check_once(net, size, path):
     if (key := (repr(net), size)) not in CHECKED:
