@@ -23,6 +23,7 @@ from segcore.models import heads as heads_lib
 from segcore.models import network
 from segcore.train import loop, method
 from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
 
 _STAGES = ('classify', 'denoise', 'finetune', 'evaluate')
 # Images whose tags are counted before a classification starts.
@@ -173,7 +174,7 @@ class Runner(context_lib.OnMesh):
     crop, _ = self._augmentations(name)
     heads = _heads(name, num_classes=2)  # Any number fits.
     net = self.bench.build(heads, crop.size)
-    network.check(net, crop.size, f'{path}.crop.size')
+    network.check_image_size(net, crop.size, f'{path}.crop.size')
     settings = {'network': self.bench.fitted(crop.size), name: block}
     needs = _start(block).needs(_STAGES)
     return stage.Stage(
@@ -201,7 +202,9 @@ class Runner(context_lib.OnMesh):
       block.data,
     )
 
-  def run_classify(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_classify(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Trains the encoder on tags."""
     self._check_data(place)
     block = self.experiment.classify
@@ -223,7 +226,7 @@ class Runner(context_lib.OnMesh):
       f'{block.val_split}/accuracy',
     )
 
-  def run_denoise(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_denoise(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains the decoder, or everything, to find noise."""
     self._check_data(place)
     block = self.experiment.denoise
@@ -239,12 +242,14 @@ class Runner(context_lib.OnMesh):
       *(trained, block.val_split, np.stack(watched)),
       *(context_lib.NUM_PICTURES, self.mesh),
     )
-    split = datasets.join(
+    split = datasets.concatenate(
       [self.bench.open(images.data, images.split) for images in _images(block)]
     )
     return self._train(place, trained, split, (), watch)
 
-  def run_finetune(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_finetune(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Trains everything on labeled images."""
     self._check_data(place)
     block = self.experiment.finetune
@@ -267,7 +272,7 @@ class Runner(context_lib.OnMesh):
 
   def _train(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
@@ -306,7 +311,7 @@ class Runner(context_lib.OnMesh):
       case _:
         return finetune.Finetune(net, update(('encoder', 'decoder', 'heads')))
 
-  def _check_data(self, place: stage.Workspace) -> None:
+  def _check_data(self, place: workspace_lib.Workspace) -> None:
     """Opens all that is left to read, so that nothing fails hours later.
 
     Raises:
@@ -344,7 +349,7 @@ class Runner(context_lib.OnMesh):
       functools.partial(_start(block).require, _STAGES, f'config.{name}.start'),
       *(
         functools.partial(
-          datasets.require, images.data, self.experiment.data_dir
+          datasets.check_available, images.data, self.experiment.data_dir
         )
         for images in _images(block)
       ),
@@ -390,7 +395,6 @@ def _check_tags(split: datasets.Split, kind: str) -> None:
 
 
 PROGRAM = program.Program(Experiment, Runner)
-build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  cli.run(build_stages, load_model)
+  cli.run(PROGRAM)

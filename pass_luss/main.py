@@ -22,12 +22,14 @@ from pass_luss.protocols import distance, segment
 from pass_luss.pseudo_labels import cluster, kmeans
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import console, errors, files, json_files, options
-from segcore.distributed import rendezvous, sharding
+from segcore.distributed import collectives, sharding
 from segcore.eval import predict, short_side
 from segcore.eval import results as results_lib
 from segcore.experiment import cli, dry_run, program, stage
 from segcore.experiment import context as context_lib
-from segcore.train import checkpoint, train_state
+from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
+from segcore.weights import checkpoint_reader
 
 # Images whose views are watched.
 _NUM_WATCHED = 64
@@ -69,7 +71,9 @@ class Runner(context_lib.OnMesh):
         return dry_run.report(self.plan(name), *asked)
 
     else:
-      sharding.check_batch(block.batch_size, self.mesh, f'{path}.batch_size')
+      sharding.check_batch_size(
+        block.batch_size, self.mesh, f'{path}.batch_size'
+      )
       settings = options.to_dict(settings)
       # How many images at once changes nothing of what is found.
       del settings[name]['batch_size']
@@ -114,7 +118,9 @@ class Runner(context_lib.OnMesh):
 
   # Step 1.
 
-  def run_represent(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_represent(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Learns an encoder from images alone."""
     block, bench = self.experiment.represent, self.bench
     self._check_data(place)
@@ -122,7 +128,7 @@ class Runner(context_lib.OnMesh):
       bench.open(block.data, block.split), block.crop
     )
     trained = self.networks.method('represent', bench)
-    watched = pretrain_panels.Watch(
+    watched = pretrain_panels.PretrainPanels(
       trained,
       context_lib.fixed_batch(stream, min(_NUM_WATCHED, len(stream.split))),
       context_lib.NUM_PICTURES,
@@ -133,7 +139,9 @@ class Runner(context_lib.OnMesh):
       start=block.start,
     )
 
-  def run_distance(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_distance(
+    self, place: workspace_lib.Workspace
+  ) -> Sequence[files.Path]:
     """Labels images by the regions of labeled ones that are nearest."""
     block = self.experiment.distance
     self._check_data(place)
@@ -159,7 +167,7 @@ class Runner(context_lib.OnMesh):
       folder = place.directory / name
       label_folders.write(split, maps, folder, place, block.short_side)
       outputs.append(folder)
-      if 'label' not in split.has:
+      if 'label' not in split.label_kinds:
         outputs.append(
           segment.write_submission(split, folder, None, block.about)
         )
@@ -180,7 +188,7 @@ class Runner(context_lib.OnMesh):
 
   # Step 2.
 
-  def run_attend(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_attend(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Learns what to attend to."""
     block, bench = self.experiment.attend, self.bench
     self._check_data(place)
@@ -191,14 +199,14 @@ class Runner(context_lib.OnMesh):
       *(place, trained, {'': stream}, block.recipe, block, None), start=start
     )
 
-  def run_cluster(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_cluster(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Finds the centroids of as many clusters as there are classes."""
     split = self._open('')
     self._keep_same(place, split)
     self._check_clusters(split)
     block, folder = self.experiment.cluster, place.directory
     # As host 0 sees it; they are written last.
-    if not rendezvous.broadcast_from_host_0(
+    if not collectives.broadcast_from_host_0(
       (folder / cluster.CENTROIDS).exists()
     ):
       self._find_clusters(place, split)
@@ -218,7 +226,7 @@ class Runner(context_lib.OnMesh):
     return [folder / name for name in cluster.FILES]
 
   def _find_clusters(
-    self, place: stage.Workspace, split: datasets.Split
+    self, place: workspace_lib.Workspace, split: datasets.Split
   ) -> None:
     """Writes the centroids of the images, and what belongs to them."""
     block = self.experiment.cluster
@@ -240,7 +248,7 @@ class Runner(context_lib.OnMesh):
       len(rows),
     )
 
-  def run_label(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_label(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Labels every training image, and reports what such labels are worth."""
     block = self.experiment.label
     train = self._open('')
@@ -278,7 +286,9 @@ class Runner(context_lib.OnMesh):
     )
     return [*outputs, *said]
 
-  def _labeler(self, place: stage.Workspace) -> tuple[int, labeler_lib.Labeler]:
+  def _labeler(
+    self, place: workspace_lib.Workspace
+  ) -> tuple[int, labeler_lib.Labeler]:
     """Labels by the centroids; and the steps of the network's training."""
     block = self.experiment.label
     look = labeler_lib.look_of(
@@ -294,7 +304,7 @@ class Runner(context_lib.OnMesh):
     )
 
   def _given(
-    self, place: stage.Workspace, train: datasets.Split
+    self, place: workspace_lib.Workspace, train: datasets.Split
   ) -> dict[str, int] | None:
     """The category of each training image, where whole images have one."""
     if self.experiment.cluster.kind != 'image':
@@ -312,7 +322,7 @@ class Runner(context_lib.OnMesh):
 
   def _threshold(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     name: str,
     labeler: labeler_lib.Labeler,
     count: int,
@@ -328,7 +338,7 @@ class Runner(context_lib.OnMesh):
       foreground: that is supplied.
     """
     path = place.directory / 'threshold.json'
-    if rendezvous.broadcast_from_host_0(path.exists()):
+    if collectives.broadcast_from_host_0(path.exists()):
       return labeler_lib.Threshold(**json_files.read(path))
     block = getattr(self.experiment, name)
     found = labeler_lib.Threshold(max(block.threshold, 0.0))
@@ -348,7 +358,7 @@ class Runner(context_lib.OnMesh):
   # Step 3.
 
   def _run_finetune(
-    self, name: str, place: stage.Workspace
+    self, name: str, place: workspace_lib.Workspace
   ) -> Sequence[files.Path]:
     """Learns to segment."""
     block, bench = getattr(self.experiment, name), self.bench
@@ -371,7 +381,7 @@ class Runner(context_lib.OnMesh):
     return [*outputs, *context_lib.write_classes(place, split)]
 
   def _run_segment(
-    self, name: str, place: stage.Workspace
+    self, name: str, place: workspace_lib.Workspace
   ) -> Sequence[files.Path]:
     """Labels whole splits, matches categories with classes, and scores."""
     block = getattr(self.experiment, name)
@@ -398,7 +408,7 @@ class Runner(context_lib.OnMesh):
         match = match or segment.find_match(split, labels, count)
         if jax.process_index() == 0:
           match.write(path)
-      if 'label' in split.has:
+      if 'label' in split.label_kinds:
         self._score(results, split_name, split, labels, count, match)
       else:
         outputs.append(
@@ -427,7 +437,7 @@ class Runner(context_lib.OnMesh):
 
   def _maps(
     self,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     name: str,
     trained: finetune.Finetune,
     state: train_state.TrainState,
@@ -501,7 +511,7 @@ class Runner(context_lib.OnMesh):
 
   def _state(self, folder: files.Path) -> tuple[int, train_state.TrainState]:
     """Steps of a training, and what it has trained."""
-    found = checkpoint.read(
+    found = checkpoint_reader.read(
       folder / 'checkpoints', ('step', 'params', 'batch_stats')
     )
     return int(found['step']), train_state.inference_state(found, self.mesh)
@@ -519,7 +529,9 @@ class Runner(context_lib.OnMesh):
       data or images.data, split or images.split, kind, purpose
     )
 
-  def _keep_same(self, place: stage.Workspace, split: datasets.Split) -> None:
+  def _keep_same(
+    self, place: workspace_lib.Workspace, split: datasets.Split
+  ) -> None:
     """Raises UserError if what was begun belongs to other images."""
     json_files.require_unchanged(
       place.directory / 'data.json',
@@ -547,7 +559,7 @@ class Runner(context_lib.OnMesh):
         'choose data with more images'
       )
 
-  def _check_data(self, place: stage.Workspace) -> None:
+  def _check_data(self, place: workspace_lib.Workspace) -> None:
     """Asks for all that is left to read, so that nothing fails hours later.
 
     Raises:
@@ -560,13 +572,13 @@ class Runner(context_lib.OnMesh):
     left = [
       name
       for name, finished in zip(
-        whole.stages, rendezvous.broadcast_from_host_0(here), strict=True
+        whole.stages, collectives.broadcast_from_host_0(here), strict=True
       )
       if not finished
     ]
     read = [each for name in left for each in self._reads(name)]
     requirements = [
-      functools.partial(datasets.require, data, whole.data_dir)
+      functools.partial(datasets.check_available, data, whole.data_dir)
       for data in dict.fromkeys(data for data, *_ in read)
     ]
     if 'represent' in left:
@@ -632,7 +644,6 @@ class Runner(context_lib.OnMesh):
 
 
 PROGRAM = program.Program(experiment_lib.Experiment, Runner)
-build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  cli.run(build_stages, load_model)
+  cli.run(PROGRAM)

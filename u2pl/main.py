@@ -22,8 +22,10 @@ from segcore.models import heads as heads_lib
 from segcore.models import network, segmenter
 from segcore.train import loop, method
 from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import mean_teacher
+from u2pl.semi import options as semi_options
 
 _STAGES = ('train', 'evaluate')
 
@@ -64,7 +66,7 @@ class TrainOptions(context_lib.Labeled):
   """
 
   unlabeled: str
-  learn: mean_teacher.LearnOptions
+  learn: semi_options.LearnOptions
   heads: HeadOptions
   start: context_lib.Start
   crop: Mapping[str, Any]
@@ -172,8 +174,8 @@ class Runner(context_lib.OnMesh):
     block.recipe.check(self.mesh, 'config.train.recipe')
     crop, _ = self._augmentations()
     net = self._segmenter(self.bench, num_classes=2)  # Any number fits.
-    network.check(net, crop.size, 'config.train.crop.size')
-    classes = datasets.known_classes(block.data)
+    network.check_image_size(net, crop.size, 'config.train.crop.size')
+    classes = datasets.known_num_classes(block.data)
     if classes is not None:
       self._check_classes(classes)
     settings = {'network': self.bench.fitted(crop.size), 'train': block}
@@ -186,14 +188,14 @@ class Runner(context_lib.OnMesh):
       lambda *asked: dry_run.report(self.plan(), *asked),
     )
 
-  def run_train(self, place: stage.Workspace) -> Sequence[files.Path]:
+  def run_train(self, place: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains student and teacher."""
     block, bench = self.experiment.train, self.bench
     bench.require(
       [
         functools.partial(block.start.require, _STAGES, 'config.train.start'),
         functools.partial(
-          datasets.require, block.data, self.experiment.data_dir
+          datasets.check_available, block.data, self.experiment.data_dir
         ),
       ]
     )
@@ -213,7 +215,7 @@ class Runner(context_lib.OnMesh):
       )
     )
     if block.learn.consistency:
-      watched = panels.Watch(
+      watched = panels.TeacherPanels(
         trained,
         self._watched(streams),
         labeled.palette,
@@ -248,11 +250,11 @@ class Runner(context_lib.OnMesh):
 
   def _method(
     self, bench: context_lib.Bench, num_classes: int
-  ) -> mean_teacher.Semi:
+  ) -> mean_teacher.MeanTeacher:
     block = self.experiment.train
-    return mean_teacher.Semi(
+    return mean_teacher.MeanTeacher(
       segmenter=self._segmenter(bench, num_classes),
-      update=block.recipe.update(segmenter.PARTS),
+      update=block.recipe.update(segmenter.SUBMODULES),
       options=block.learn,
       num_classes=num_classes,
       steps_per_epoch=block.steps_per_epoch,
@@ -283,7 +285,7 @@ class Runner(context_lib.OnMesh):
         num_classes,
         num_blocks=1,
         reads='encoder',
-        stage=block.heads.auxiliary_stage,
+        map_name=block.heads.auxiliary_stage,
       )
     return heads
 
@@ -306,11 +308,11 @@ class Runner(context_lib.OnMesh):
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
     )
-    entries = splits.repeated(
+    entries = splits.repeat_to_length(
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Only to say how good the teacher's labels are.
-    truth = ('label',) if 'label' in unlabeled.has else ()
+    truth = ('label',) if 'label' in unlabeled.label_kinds else ()
     return {
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *truth),
@@ -365,7 +367,6 @@ class Runner(context_lib.OnMesh):
 
 
 PROGRAM = program.Program(Experiment, Runner)
-build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  cli.run(build_stages, load_model)
+  cli.run(PROGRAM)

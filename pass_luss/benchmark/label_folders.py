@@ -14,12 +14,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from input_pipeline import datasets
-from input_pipeline.sources import audit, masks, records
+from input_pipeline.sources import masks, records
 from pass_luss.benchmark import png_format
-from runtime import console, errors, files
-from segcore.distributed import rendezvous
+from runtime import console, errors, files, threads
+from segcore.distributed import collectives
 from segcore.eval import short_side as short_side_lib
-from segcore.experiment import stage
+from segcore.train import workspace as workspace_lib
 
 # From a split to the label map of each image of this host, and the image.
 Maps = Callable[
@@ -48,14 +48,14 @@ def missing(split: datasets.Split, folder: files.Path) -> Int[np.ndarray, 'n']:
       for path in parent.iterdir()
     }
     here[:] = [(path.parent, path.name) in known for path in paths]
-  return np.flatnonzero(rendezvous.broadcast_from_host_0(here) == 0)
+  return np.flatnonzero(collectives.broadcast_from_host_0(here) == 0)
 
 
 def write(
   split: datasets.Split,
   maps: Maps,
   folder: files.Path,
-  place: stage.Workspace,
+  place: workspace_lib.Workspace,
   short_side: int,
 ) -> None:
   """Writes the label map of each image; those that are there are kept.
@@ -83,11 +83,13 @@ def write(
   progress = console.ProgressLine(folder.name, 0, len(starts), _BLOCK)
   for block, start in enumerate(starts, start=1):
     part = split.select(left[start : start + _BLOCK])
-    for _ in audit.in_threads(put, maps(part)):
+    for _ in threads.ordered_map(put, maps(part)):
       pass
-    progress.line(block, {})
+    progress.report(block, {})
     if place.preemption.reached():
-      raise stage.Preempted(f'{place.directory} keeps the labels it has')
+      raise workspace_lib.Preempted(
+        f'{place.directory} keeps the labels it has'
+      )
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{folder} written')
 
@@ -137,6 +139,6 @@ def labeled_by(
     name=f'{split.name} with generated labels',
     classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
     palette=masks.palette(num_generated + 1),
-    has=('label',),
+    label_kinds=('label',),
     records=Labeled(split.records, folder, num_generated),
   )

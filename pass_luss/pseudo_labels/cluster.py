@@ -13,16 +13,15 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from input_pipeline.sources import audit
-from pass_luss.pretrain import heads
+from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention, kmeans
-from runtime import console, files, json_files
-from segcore.distributed import rendezvous, sharding
+from runtime import console, files, json_files, threads
+from segcore.distributed import collectives, sharding
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
-from segcore.experiment import stage
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
 
 # What a clustering leaves in its folder: the cluster of each row, from 0; how
 # near it is; and the centroids.
@@ -86,12 +85,12 @@ def look_of(
     variables = train_state.variables(state)
     if kind == 'attended':
       maps, weights = attention.attention(segmenter, variables, images)
-      found = heads.pooled(maps * weights)
+      found = embedding_ops.average_pool(maps * weights)
     else:
       maps = segmenter.apply(
         variables, images, decode=False, method='features'
       )['encoder'].deepest.array
-      found = heads.pooled(maps) if kind == 'image' else maps
+      found = embedding_ops.average_pool(maps) if kind == 'image' else maps
     found = found.astype(jnp.float32)
     length = jnp.linalg.norm(found, axis=-1, keepdims=True)
     return found / (length + _EPSILON)
@@ -105,8 +104,8 @@ def features(
   state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
-  reading: loader_lib.Reading,
-  place: stage.Workspace,
+  reading: loader_lib.ReadOptions,
+  place: workspace_lib.Workspace,
 ) -> Float32[np.ndarray, 'N ...']:
   """What is found in each image, in the order of the split; on every host.
 
@@ -123,17 +122,19 @@ def features(
   for done, start in enumerate(starts, start=1):
     path = folder / f'{start:09}.npy'
     # As host 0 sees it.
-    if not rendezvous.broadcast_from_host_0(path.exists()):
+    if not collectives.broadcast_from_host_0(path.exists()):
       indices = np.arange(start, min(start + BLOCK, len(split)))
       part = split.select(indices)
       found = gather.rows_of(
         evaluator.Predictions(part, look, batch_size, mesh, (), reading), state
       )
       if place.preemption.reached():
-        raise stage.Preempted(f'{place.directory} keeps its finished features')
+        raise workspace_lib.Preempted(
+          f'{place.directory} keeps its finished features'
+        )
       if jax.process_index() == 0:
         _write(path, found)
-      progress.line(done, {})
+      progress.report(done, {})
     else:
       found = read(path)
     if result is None:
@@ -142,7 +143,7 @@ def features(
   return result
 
 
-def forget(place: stage.Workspace) -> None:
+def forget(place: workspace_lib.Workspace) -> None:
   """Removes the features, once there are centroids; from host 0."""
   if jax.process_index() == 0:
     # What is left behind does no harm.
@@ -161,7 +162,7 @@ def centroids(
   num_clusters: int,
   options: ClusterOptions,
   mesh: Mesh,
-  place: stage.Workspace,
+  place: workspace_lib.Workspace,
 ) -> kmeans.Clustering:
   """The best k-means of some restarts; says how far it is.
 
@@ -178,9 +179,9 @@ def centroids(
   progress = console.ProgressLine('k-means', 0, options.restarts, len(rows))
 
   def tell(done: int, least: float) -> None:
-    progress.line(done, {'objective': least})
+    progress.report(done, {'objective': least})
     if place.preemption.reached():
-      raise stage.Preempted(f'{place.directory} keeps its features')
+      raise workspace_lib.Preempted(f'{place.directory} keeps its features')
 
   return kmeans.fit(
     kmeans.place(mesh, rows), initial, options.iterations, progress=tell
@@ -213,9 +214,9 @@ def read(path: files.Path) -> Shaped[np.ndarray, 'N ...']:
 
 def tags_of(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
   """The class of each image, where each has exactly one; else None."""
-  if 'tags' not in split.has:
+  if 'tags' not in split.label_kinds:
     return None
-  found = audit.in_threads(
+  found = threads.ordered_map(
     lambda i: np.asarray(split.records[i]['tags']), range(len(split))
   )
   found = list(found)

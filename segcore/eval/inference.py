@@ -1,6 +1,7 @@
 """How a network is applied to images: what a metric, or a person, gets to see.
 
-  predictor = LabelMaps(method, num_classes, protocols.ProtocolOptions(flip=True), 16)
+  protocol = protocols.ProtocolOptions(flip=True)
+  predictor = LabelMaps(method, num_classes, protocol, multiple=16)
   inputs = predictor.prepare(images, predictor.group(images[0].shape[:2]))
   label_maps = predictor(state, inputs)        # int16 [B, H, W] on a canvas
 

@@ -8,8 +8,8 @@ import numpy as np
 from input_pipeline import datasets
 from runtime import files, json_files
 from segcore.eval import evaluator, metrics, panels
-from segcore.experiment import stage
 from segcore.train import tensorboard
+from segcore.train import workspace as workspace_lib
 
 
 class Results:
@@ -22,7 +22,7 @@ class Results:
   Host 0 writes; the others may call all the same.
   """
 
-  def __init__(self, place: stage.Workspace, step: int = 0):
+  def __init__(self, place: workspace_lib.Workspace, step: int = 0):
     self._place = place
     self._step = step
     self._pictures = place.directory / 'pictures'

@@ -6,7 +6,7 @@ again does what is left; with other settings it is refused.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,48 +14,9 @@ from jax.experimental import multihost_utils
 
 from runtime import console, errors, files, json_files, options, progress
 from segcore.cost import topology as topology_lib
+from segcore.train import workspace as workspace_lib
 
 _MOST_DIFFERENCES = 5
-
-
-class Preempted(Exception):
-  """The machine asked to stop; everything needed to go on is saved."""
-
-
-class Preemption:
-  """Whether the machine has asked to stop, agreed on by all hosts.
-
-  Hosts call `reached` equally often. After the request (SIGTERM on any of them)
-  it returns True at one and the same call on all.
-  """
-
-  def __init__(self):
-    # Not a training step: calls are counted on from stage to stage.
-    self._calls = 0
-
-  def reached(self) -> bool:
-    """True at the call at which everyone is to save and stop."""
-    if not jax.distributed.is_initialized():
-      return False
-    self._calls += 1
-    return multihost_utils.reached_preemption_sync_point(self._calls)
-
-
-@dataclasses.dataclass(frozen=True)
-class Workspace:
-  """Where a stage runs, and where the stages it needs have left their work.
-
-  Attributes:
-    directory: the stage's own folder.
-    needed: folder of each stage it needs.
-    digest: of everything that decides the result, stages before included.
-    preemption: to be asked after every step.
-  """
-
-  directory: files.Path
-  needed: Mapping[str, files.Path]
-  digest: str
-  preemption: Preemption = dataclasses.field(default_factory=Preemption)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +35,7 @@ class Stage:
 
   name: str
   settings: Any
-  run: Callable[[Workspace], Sequence[files.Path]]
+  run: Callable[[workspace_lib.Workspace], Sequence[files.Path]]
   needs: tuple[str, ...] = ()
   plan: Callable[[bool, topology_lib.Topology | None], Iterable[str]] | None = (
     None
@@ -99,7 +60,7 @@ def run_stages(
   """
   chosen = _choose(stages, only)
   planned = check(stages, workdir)
-  preemption = Preemption()
+  preemption = workspace_lib.Preemption()
   for stage in chosen:
     settings = planned[stage.name]
     progress.record_activity(f'the start of {stage.name}')
@@ -110,14 +71,14 @@ def run_stages(
     for name in stage.needs:
       require_finished(workdir / name, stage.name)
     json_files.write(directory / 'settings.json', settings)
-    place = Workspace(
+    place = workspace_lib.Workspace(
       directory,
       {name: workdir / name for name in stage.needs},
       options.digest(settings),
       preemption,
     )
     if preemption.reached():
-      raise Preempted(f'{workdir} is ready to start {stage.name}')
+      raise workspace_lib.Preempted(f'{workdir} is ready to start {stage.name}')
     try:
       outputs = stage.run(place)
     except errors.UserError:
@@ -237,7 +198,9 @@ def _forget_unbegun(directory: files.Path) -> None:
     settings.unlink()
 
 
-def _finish(place: Workspace, name: str, outputs: Sequence[files.Path]) -> None:
+def _finish(
+  place: workspace_lib.Workspace, name: str, outputs: Sequence[files.Path]
+) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{name} finished')
   made = [output for output in outputs if output.exists()]
@@ -253,7 +216,7 @@ def _finish(place: Workspace, name: str, outputs: Sequence[files.Path]) -> None:
     hashes = {
       str(file.relative_to(place.directory)): _fingerprint(file)
       for output in made
-      for file in files.inside(output)
+      for file in files.walk(output)
     }
     json_files.write(
       place.directory / 'DONE.json',
@@ -282,4 +245,4 @@ def require_finished(directory: files.Path, needed_by: str) -> None:
 
 def _fingerprint(file: files.Path) -> str:
   progress.record_activity(f'the fingerprint of {file.name}')
-  return files.fingerprint(file)
+  return files.checksum(file)

@@ -24,9 +24,9 @@ from runtime import console, errors, metrics_file, progress
 from segcore import types
 from segcore.cost import flops, throughput
 from segcore.distributed import sharding
-from segcore.experiment import stage
 from segcore.train import checkpoint, tensorboard, train_state
 from segcore.train import method as method_lib
+from segcore.train import workspace as workspace_lib
 
 # An evaluator: the state to scalars and pictures, tagged '<split>/<what>'.
 Evaluate = Callable[[train_state.TrainState], tensorboard.Summaries]
@@ -37,7 +37,8 @@ class Operation:
   """How a run is carried out; changes nothing of what it computes.
 
   Attributes:
-    log_every: steps between lines, lines of metrics.jsonl and TensorBoard points.
+    log_every: steps between progress lines, lines of metrics.jsonl and
+      TensorBoard points.
     save_every: steps between checkpoints.
     fsdp: devices over which large leaves of the state are split.
     record_ids: write the ids of each step's images (host 0's rows) to
@@ -49,7 +50,7 @@ class Operation:
   save_every: int = 500
   fsdp: int = 1
   record_ids: bool = False
-  reading: loader_lib.Reading = loader_lib.Reading()
+  reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 
   def __post_init__(self):
     for name in ('log_every', 'save_every', 'fsdp'):
@@ -103,7 +104,10 @@ class Training:
 
 
 def train(
-  training: Training, place: stage.Workspace, operation: Operation, mesh: Mesh
+  training: Training,
+  place: workspace_lib.Workspace,
+  operation: Operation,
+  mesh: Mesh,
 ) -> train_state.TrainState:
   """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -111,7 +115,7 @@ def train(
     UserError: a loss term is no longer finite, or the disk is full.
     Preempted: the machine asked to stop; the state is saved.
   """
-  meter = throughput.Meter()
+  meter = throughput.GoodputMeter()
   with checkpoint.Checkpoints(place.directory) as checkpoints:
     with meter.timed('start'):
       spec = training.loader.element_spec()
@@ -128,12 +132,14 @@ def train(
       step, watch = jitted_step(training.method, mesh, state, spec)
       if log.peak:
         # The call below is traced but once.
-        log.operations = flops.count(step.trace(state, watch, spec).jaxpr).total
+        log.operations = flops.count_jaxpr(
+          step.trace(state, watch, spec).jaxpr
+        ).total
       return run.steps(
         state,
         step,
         jax.device_put(watch, sharding.replicated(mesh)),
-        loader_lib.prefetched(batches, sharding.put_batch(mesh)),
+        loader_lib.prefetch(batches, sharding.make_put_batch(mesh)),
         start,
       )
 
@@ -160,14 +166,14 @@ class _Log:
   def __init__(
     self,
     training: Training,
-    place: stage.Workspace,
+    place: workspace_lib.Workspace,
     start: int,
     mesh: Mesh,
-    meter: throughput.Meter,
+    meter: throughput.GoodputMeter,
   ):
     self.mesh = mesh
     self.meter = meter
-    self.peak = throughput.peak(mesh)
+    self.peak = throughput.peak_flops(mesh)
     self.operations = 0
     # Beside the metrics, which are the same for the same steps.
     self.speeds = metrics_file.MetricsFile(
@@ -215,12 +221,12 @@ class _Log:
   def train(self, step: int, values: Mapping[str, float]) -> None:
     shown = {name: v for name, v in values.items() if '/' not in name}
     found = {
-      **self.progress.line(step, shown),
+      **self.progress.report(step, shown),
       **self.meter.read(),
-      **throughput.memory(self.mesh),
+      **throughput.memory_usage(self.mesh),
     }
     if self.peak and 'steps_per_second' in found:
-      found['mfu'] = throughput.utilization(
+      found['mfu'] = throughput.model_flops_utilization(
         found['steps_per_second'], self.operations, self.peak
       )
     for line in self.silent.see(step, values):
@@ -274,7 +280,7 @@ class _Run:
   """The steps of one training, and what is due after each."""
 
   training: Training
-  place: stage.Workspace
+  place: workspace_lib.Workspace
   operation: Operation
   checkpoints: checkpoint.Checkpoints
   log: _Log
@@ -311,7 +317,9 @@ class _Run:
           self.checkpoints.save(step, state)
       if stopping:
         self.checkpoints.wait()
-        raise stage.Preempted(f'{self.place.directory} saved at step {step}')
+        raise workspace_lib.Preempted(
+          f'{self.place.directory} saved at step {step}'
+        )
     self.checkpoints.wait()
     return state
 
@@ -466,7 +474,11 @@ def _init_compiler_options() -> dict[str, int] | None:
 
 
 def _report(
-  training: Training, state, place: stage.Workspace, start: int, mesh: Mesh
+  training: Training,
+  state,
+  place: workspace_lib.Workspace,
+  start: int,
+  mesh: Mesh,
 ) -> None:
   """Says at the start what is trained, and keeps the table of parameters."""
   parts = {

@@ -158,7 +158,8 @@ def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
   num_steps - 1, is one step short of the end, as in torch. Beyond the end it
   stays there.
 
-  >>> rate = schedule(OptimizerOptions(learning_rate=0.5, schedule='linear'), 10)
+  >>> options = OptimizerOptions(learning_rate=0.5, schedule='linear')
+  >>> rate = schedule(options, num_steps=10)
   >>> [float(rate(step)) for step in (0, 5, 10)]
   [0.5, 0.25, 0.0]
   """

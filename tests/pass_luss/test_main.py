@@ -19,7 +19,6 @@ from pass_luss.benchmark import png_format
 from pass_luss.pseudo_labels import cluster
 from runtime import errors, options
 from segcore.distributed import sharding
-from segcore.experiment import stage
 from tests.support import runs
 
 STAGES = (
@@ -30,6 +29,7 @@ STAGES = (
 # `pass_shapes.py` on a folder of images, and shorter.
 CONFIG = """
 from configs import common, pass_shapes
+from segcore.train import workspace as workspace_lib
 
 def get_config(argument=None):
   config = pass_shapes.get_config('tiny')
@@ -242,7 +242,9 @@ def runner_of(config, **changes):
 
 
 def place_of(folder, *needed):
-  return stage.Workspace(folder, {path.name: path for path in needed}, 'digest')
+  return workspace_lib.Workspace(
+    folder, {path.name: path for path in needed}, 'digest'
+  )
 
 
 def test_clusters_are_not_looked_for_again(

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import time
+import types
 
 import ml_collections
 
 from configs import common
 from runtime import errors, json_files
 from segcore.experiment import cli, stage
+from segcore.train import workspace as workspace_lib
 
 INITS = {'none': 0.1, 'ddep': 0.2}
 
@@ -65,7 +67,7 @@ def build_stages(config):
     while config.labels == 100 and not os.path.exists(config.wait or '/'):
       time.sleep(0.02)
       if place.preemption.reached():
-        raise stage.Preempted('saved')
+        raise workspace_lib.Preempted('saved')
     if config.breaks == config.init:
       raise errors.UserError(f'{config.init} cannot be evaluated')
     weights = (place.needed['pretrain'] / 'weights.txt').read_text()
@@ -99,5 +101,9 @@ def build_stages(config):
   ]
 
 
+PROGRAM = types.SimpleNamespace(
+  build_stages=build_stages, load_model=lambda: None
+)
+
 if __name__ == '__main__':
-  sys.exit(cli.main(build_stages, sys.argv))
+  sys.exit(cli.main(PROGRAM, sys.argv))

@@ -13,8 +13,7 @@ import pytest
 from input_pipeline import loader as loader_lib
 from pass_luss import finetune
 from pass_luss.benchmark import label_folders, matching, png_format
-from pass_luss.pretrain import heads
-from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import heads, view_colors
 from pass_luss.pretrain.objectives import swav
 from pass_luss.protocols import distance, knn, segment
 from pass_luss.pseudo_labels import attention as attention_lib
@@ -22,16 +21,16 @@ from pass_luss.pseudo_labels import cluster, labeler
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.eval import short_side
-from segcore.experiment import stage
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
 from segcore.ops import color_augment, losses
 from segcore.train import optimizers, train_state, update
+from segcore.train import workspace as workspace_lib
 from tests.support import fake_methods
 from tests.transcriptions import pass_luss as reference
 
 CLASSES = 4
-READING = loader_lib.Reading(threads=1, buffered=1)
+READING = loader_lib.ReadOptions(threads=1, buffered=1)
 
 
 def network_of(heads_by_name):
@@ -240,7 +239,7 @@ def attend_of(num_steps=10):
     net,
     update.Update(('heads',), tx, num_steps),
     swav.SwavOptions(queue=8),
-    method_lib.Colors(large=(color_augment.ColorOptions(),) * 2),
+    view_colors.ViewColors(large=(color_augment.ColorOptions(),) * 2),
   )
 
 
@@ -286,7 +285,7 @@ def test_the_loss_of_attention_is_that_of_what_is_attended_to():
   rng = np.random.default_rng(0)
   views = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
   _, state = looked_at()
-  params = heads.with_unit_prototypes(state.params)
+  params = swav.normalize_prototypes(state.params)
   (embeddings, _), _ = trained._look(
     params, state.batch_stats, symmetric(views)
   )
@@ -503,7 +502,7 @@ def test_a_permuted_truth_scores_everything(folder):
   )
   count = len(split.classes) - 1
   permutation = np.array([0, 3, 1, 2])
-  place = stage.Workspace(folder, {}, 'digest')
+  place = workspace_lib.Workspace(folder, {}, 'digest')
   folder = folder / 'val'
 
   def maps(part):
@@ -534,7 +533,7 @@ def test_a_permuted_truth_scores_everything(folder):
 
 def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
   monkeypatch.setattr(label_folders, '_BLOCK', 2)
-  place = stage.Workspace(folder, {}, 'digest')
+  place = workspace_lib.Workspace(folder, {}, 'digest')
   sizes = [(6, 8), (9, 9), (12, 16), (5, 5), (3, 4)]
   split = fake_methods.split_of(
     [
@@ -552,7 +551,7 @@ def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
     for name, size in zip(part.ids(), part.sizes(), strict=True):
       yield np.ones(size, int), {'id': np.bytes_(name)}
 
-  with pytest.raises(stage.Preempted, match='keeps the labels it has'):
+  with pytest.raises(workspace_lib.Preempted, match='keeps the labels it has'):
     label_folders.write(split, maps, folder / 'val', place, 12)
   label_folders.write(split, maps, folder / 'val', place, 12)
   # (12, 12) twice, then (12, 16) three times, of which one was left.
@@ -638,7 +637,7 @@ def test_features_resume_block_by_block(folder, monkeypatch):
     return jnp.mean(images, axis=(1, 2))
 
   state = train_state.inference_state({'params': {}}, mesh)
-  place = stage.Workspace(folder, {}, 'digest')
+  place = workspace_lib.Workspace(folder, {}, 'digest')
 
   def features():
     at_grid = short_side.AtGrid(look, 40)

@@ -223,7 +223,7 @@ def test_merging_over_two_real_processes():
     import sys
     import jax
     import numpy as np
-    from segcore import metrics
+    from segcore.eval import metrics
     port, process = sys.argv[1], int(sys.argv[2])
     jax.distributed.initialize(f'127.0.0.1:{port}', 2, process)
     counts = np.array([[3_000_000_000, process], [0, 5]])

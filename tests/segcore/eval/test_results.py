@@ -7,13 +7,13 @@ import PIL.Image
 from tensorboard.backend.event_processing import event_accumulator
 
 from segcore.eval import results as results_lib
-from segcore.experiment import stage
+from segcore.train import workspace as workspace_lib
 from tests.support import fake_methods as fakes
 
 
 def test_what_is_reported(tmp_path):
   split = fakes.patches([(8, 8)] * 3)
-  place = stage.Workspace(tmp_path, {}, 'abc')
+  place = workspace_lib.Workspace(tmp_path, {}, 'abc')
   panel = np.full((4, 6, 3), 200, np.uint8)
   results = results_lib.Results(place, step=7)
   iou = np.linspace(0, 1, len(split.classes))

@@ -5,6 +5,7 @@ import pytest
 
 from runtime import errors
 from segcore.experiment import stage
+from segcore.train import workspace as workspace_lib
 
 
 def writes(log, name, text='x'):
@@ -131,7 +132,7 @@ def test_a_request_to_stop_is_seen_between_stages_and_counted_on(
     return []
 
   stages = [stage.Stage('a', {}, steps), stage.Stage('b', {}, steps)]
-  with pytest.raises(stage.Preempted, match='ready to start b'):
+  with pytest.raises(workspace_lib.Preempted, match='ready to start b'):
     stage.run_stages(stages, tmp_path)
   assert calls == [1, 2, 3, 4]
   assert log == [[False, False]]

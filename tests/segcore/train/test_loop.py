@@ -12,8 +12,9 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import loader
 from runtime import errors, progress
 from segcore.distributed import sharding
-from segcore.experiment import stage
-from segcore.train import checkpoint, loop, tensorboard, train_state
+from segcore.train import loop, tensorboard, train_state
+from segcore.train import workspace as workspace_lib
+from segcore.weights import checkpoint_reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def training(num_steps=11, breaks=1000, **fields):
 
 def run(directory, what, **fields):
   operation = loop.Operation(**{'log_every': 3, 'save_every': 4, **fields})
-  place = stage.Workspace(directory, {}, 'digest')
+  place = workspace_lib.Workspace(directory, {}, 'digest')
   return loop.train(what, place, operation, sharding.make_mesh())
 
 
@@ -106,7 +107,7 @@ def test_everything_happens_when_it_is_due(tmp_path):
     x['step'] for x in metrics_lines(tmp_path) if 'val/score' in x
   ] == seen
   assert saved(tmp_path) == {8, 11}
-  assert int(checkpoint.read(tmp_path / 'best', ('step',))['step']) == 5
+  assert int(checkpoint_reader.read(tmp_path / 'best', ('step',))['step']) == 5
   # 11 batches of 8 of an endless stream of 24 numbers: three whole epochs and
   # two thirds of the fourth.
   assert int(state.step) == 11
@@ -123,7 +124,7 @@ def test_a_term_that_breaks_is_named_and_nothing_after_is_saved(tmp_path):
   assert 'term was not finite at step 6' in str(caught.value)
   assert 'loss' not in str(caught.value).split(' was not')[0]
   assert saved(tmp_path) == {4}
-  found = checkpoint.read(tmp_path / 'checkpoints')
+  found = checkpoint_reader.read(tmp_path / 'checkpoints')
   assert np.isfinite(found['params']['sum'])
   # Mended, the run goes on from there.
   state = run(tmp_path, training())
@@ -133,9 +134,11 @@ def test_a_term_that_breaks_is_named_and_nothing_after_is_saved(tmp_path):
 def test_a_request_to_stop_saves_at_once(tmp_path, monkeypatch):
   calls = []
   monkeypatch.setattr(
-    stage.Preemption, 'reached', lambda self: calls.append(1) or len(calls) == 6
+    workspace_lib.Preemption,
+    'reached',
+    lambda self: calls.append(1) or len(calls) == 6,
   )
-  with pytest.raises(stage.Preempted, match='saved at step 6'):
+  with pytest.raises(workspace_lib.Preempted, match='saved at step 6'):
     run(tmp_path, training())
   assert saved(tmp_path) == {4, 6}
   run(tmp_path, training())
@@ -145,9 +148,11 @@ def test_a_request_to_stop_saves_at_once(tmp_path, monkeypatch):
 def test_tensorboard_has_each_point_once_after_a_restart(tmp_path, monkeypatch):
   calls = []
   monkeypatch.setattr(
-    stage.Preemption, 'reached', lambda self: calls.append(1) or len(calls) == 7
+    workspace_lib.Preemption,
+    'reached',
+    lambda self: calls.append(1) or len(calls) == 7,
   )
-  with pytest.raises(stage.Preempted):
+  with pytest.raises(workspace_lib.Preempted):
     run(tmp_path, training(), log_every=1)
   run(tmp_path, training(), log_every=1)
   events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))

@@ -275,8 +275,8 @@ def test_the_null_writer_has_every_method_and_writes_nothing(tmp_path):
 
 def test_tensorflow_is_not_imported(tmp_path):
   program = (
-    'import sys; from segcore import summary; '
-    f'summary.SummaryWriter({str(tmp_path)!r}).close(); '
+    'import sys; from segcore.train import tensorboard; '
+    f'tensorboard.SummaryWriter({str(tmp_path)!r}).close(); '
     'print([m for m in sys.modules if m.split(".")[0] in '
     '("tensorflow", "clu", "tensorboardX")])'
   )
