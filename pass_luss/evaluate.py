@@ -26,9 +26,8 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from input_pipeline.sources import audit
 from pass_luss.benchmark import matching, metrics, png_format
-from runtime import errors, exit_status, progress
+from runtime import errors, exit_status, progress, threads
 from segcore.eval import metrics as metrics_lib
 
 INTERRUPTED = 75
@@ -118,7 +117,7 @@ class Folders:
     Raises:
       BadFile: a file cannot be used, or sizes differ.
     """
-    results = audit.in_threads(
+    results = threads.ordered_map(
       lambda name: work(*self._read(name), name), self.names
     )
     yield from progress.bar(results, desc=what, total=len(self.names))

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from input_pipeline import datasets, views
-from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import heads, view_colors
+from pass_luss.pretrain import options as pretrain_options
 from pass_luss.pretrain.objectives import swav
 from pass_luss.protocols import distance, segment
 from pass_luss.pseudo_labels import cluster, labeler
@@ -42,11 +43,11 @@ class RepresentOptions:
 
   data: datasets.DataOptions
   split: str
-  learn: method_lib.ObjectiveOptions
-  widths: method_lib.Widths
-  large: views.Views
-  small: views.Views | None
-  colors: method_lib.Colors
+  learn: pretrain_options.ObjectiveOptions
+  widths: heads.HeadSizes
+  large: views.ViewGroup
+  small: views.ViewGroup | None
+  colors: view_colors.ViewColors
   recipe: update.Recipe
   start: context_lib.Start = context_lib.Start()
 
@@ -81,8 +82,8 @@ class AttendOptions:
 
   clusters: swav.SwavOptions
   shared: bool
-  large: views.Views
-  colors: method_lib.Colors
+  large: views.ViewGroup
+  colors: view_colors.ViewColors
   recipe: update.Recipe
 
   def __post_init__(self):
@@ -244,7 +245,7 @@ class Experiment:
       )
 
 
-def _check_large(large: views.Views) -> None:
+def _check_large(large: views.ViewGroup) -> None:
   if (large.name, large.count) != ('large', 2):
     raise ValueError(
       f'large: found {large.count} views named {large.name!r}, expected 2 '

@@ -22,13 +22,14 @@ from pass_luss.protocols import distance, segment
 from pass_luss.pseudo_labels import cluster, features, kmeans
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import console, errors, files, json_files, options
-from segcore.distributed import rendezvous, sharding
+from segcore.distributed import collectives, sharding
 from segcore.eval import predict, short_side
 from segcore.eval import results as results_lib
 from segcore.experiment import cli, dry_run, program, stage
 from segcore.experiment import context as context_lib
-from segcore.train import checkpoint, train_state
+from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
+from segcore.weights import checkpoint_reader
 
 # Images whose views are watched.
 _NUM_WATCHED = 64
@@ -70,7 +71,9 @@ class Runner(context_lib.OnMesh):
         return dry_run.report(self.plan(name), *asked)
 
     else:
-      sharding.check_batch(block.batch_size, self.mesh, f'{path}.batch_size')
+      sharding.check_batch_size(
+        block.batch_size, self.mesh, f'{path}.batch_size'
+      )
       settings = options.to_dict(settings)
       # How many images at once changes nothing of what is found.
       del settings[name]['batch_size']
@@ -125,7 +128,7 @@ class Runner(context_lib.OnMesh):
       bench.open(block.data, block.split), block.crop
     )
     trained = self.networks.method('represent', bench)
-    watched = pretrain_panels.Watch(
+    watched = pretrain_panels.PretrainPanels(
       trained,
       context_lib.fixed_batch(stream, min(_NUM_WATCHED, len(stream.split))),
       context_lib.NUM_PICTURES,
@@ -164,7 +167,7 @@ class Runner(context_lib.OnMesh):
       folder = place.directory / name
       label_folders.write(split, maps, folder, place, block.short_side)
       outputs.append(folder)
-      if 'label' not in split.has:
+      if 'label' not in split.label_kinds:
         outputs.append(
           segment.write_submission(split, folder, None, block.about)
         )
@@ -203,7 +206,7 @@ class Runner(context_lib.OnMesh):
     self._check_clusters(split)
     block, folder = self.experiment.cluster, place.directory
     # As host 0 sees it; they are written last.
-    if not rendezvous.broadcast_from_host_0(
+    if not collectives.broadcast_from_host_0(
       (folder / cluster.CENTROIDS).exists()
     ):
       self._find_clusters(place, split)
@@ -339,7 +342,7 @@ class Runner(context_lib.OnMesh):
       foreground: that is supplied.
     """
     path = place.directory / 'threshold.json'
-    if rendezvous.broadcast_from_host_0(path.exists()):
+    if collectives.broadcast_from_host_0(path.exists()):
       return labeler_lib.ForegroundThreshold(**json_files.read(path))
     block = getattr(self.experiment, name)
     found = labeler_lib.ForegroundThreshold(max(block.threshold, 0.0))
@@ -409,7 +412,7 @@ class Runner(context_lib.OnMesh):
         match = match or segment.match_categories(split, labels, count)
         if jax.process_index() == 0:
           match.write(path)
-      if 'label' in split.has:
+      if 'label' in split.label_kinds:
         self._score(results, split_name, split, labels, count, match)
       else:
         outputs.append(
@@ -516,7 +519,7 @@ class Runner(context_lib.OnMesh):
 
   def _state(self, folder: files.Path) -> tuple[int, train_state.TrainState]:
     """Steps of a training, and what it has trained."""
-    found = checkpoint.read(
+    found = checkpoint_reader.read(
       folder / 'checkpoints', ('step', 'params', 'batch_stats')
     )
     return int(found['step']), train_state.inference_state(found, self.mesh)
@@ -577,13 +580,13 @@ class Runner(context_lib.OnMesh):
     left = [
       name
       for name, finished in zip(
-        whole.stages, rendezvous.broadcast_from_host_0(here), strict=True
+        whole.stages, collectives.broadcast_from_host_0(here), strict=True
       )
       if not finished
     ]
     read = [each for name in left for each in self._reads(name)]
     requirements = [
-      functools.partial(datasets.require, data, whole.data_dir)
+      functools.partial(datasets.check_available, data, whole.data_dir)
       for data in dict.fromkeys(data for data, *_ in read)
     ]
     if 'represent' in left:
@@ -649,7 +652,6 @@ class Runner(context_lib.OnMesh):
 
 
 PROGRAM = program.Program(experiment_lib.Experiment, Runner)
-build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  cli.run(build_stages, load_model)
+  cli.run(PROGRAM)

@@ -14,10 +14,10 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from input_pipeline import datasets
-from input_pipeline.sources import audit, masks, records
+from input_pipeline.sources import masks, records
 from pass_luss.benchmark import png_format
-from runtime import console, errors, files
-from segcore.distributed import rendezvous
+from runtime import console, errors, files, threads
+from segcore.distributed import collectives
 from segcore.eval import short_side as short_side_lib
 from segcore.train import workspace as workspace_lib
 
@@ -50,7 +50,7 @@ def missing_indices(
       for path in parent.iterdir()
     }
     here[:] = [(path.parent, path.name) in known for path in paths]
-  return np.flatnonzero(rendezvous.broadcast_from_host_0(here) == 0)
+  return np.flatnonzero(collectives.broadcast_from_host_0(here) == 0)
 
 
 def write(
@@ -85,9 +85,9 @@ def write(
   progress = console.ProgressLine(folder.name, 0, len(starts), _BLOCK)
   for block, start in enumerate(starts, start=1):
     part = split.select(left[start : start + _BLOCK])
-    for _ in audit.in_threads(put, maps(part)):
+    for _ in threads.ordered_map(put, maps(part)):
       pass
-    progress.line(block, {})
+    progress.report(block, {})
     if place.preemption.reached():
       raise workspace_lib.Preempted(
         f'{place.directory} keeps the labels it has'
@@ -141,6 +141,6 @@ def with_pseudo_labels(
     name=f'{split.name} with generated labels',
     classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
     palette=masks.palette(num_generated + 1),
-    has=('label',),
+    label_kinds=('label',),
     records=PseudoLabeledRecords(split.records, folder, num_generated),
   )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from pass_luss.pretrain import heads
+from pass_luss.pretrain import embedding_ops
 from pass_luss.protocols import knn, segment
 from pass_luss.pseudo_labels import features
 from runtime import errors
@@ -98,7 +98,7 @@ class DistanceMatcher:
   state: train_state.TrainState
   options: DistanceOptions
   mesh: Mesh
-  reading: loader_lib.Reading
+  reading: loader_lib.ReadOptions
 
   def build_bank(self, split: datasets.Split) -> knn.Bank:
     """Regions of the labeled images of all hosts.
@@ -189,7 +189,9 @@ class DistanceMatcher:
     found = self.segmenter.apply(
       train_state.variables(state), images, decode=False, method='features'
     )
-    return heads.enlarged(found['encoder'].deepest.array).astype(jnp.float32)
+    return embedding_ops.upsample(found['encoder'].deepest.array).astype(
+      jnp.float32
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

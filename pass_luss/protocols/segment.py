@@ -16,9 +16,9 @@ from jaxtyping import Int
 
 from input_pipeline import datasets, splits
 from input_pipeline import loader as loader_lib
-from input_pipeline.sources import audit, records
+from input_pipeline.sources import records
 from pass_luss.benchmark import label_folders, matching, metrics, png_format
-from runtime import console, files
+from runtime import console, files, threads
 from segcore.eval import evaluator, panels, short_side
 from segcore.eval import metrics as metrics_lib
 from segcore.experiment import context
@@ -61,7 +61,7 @@ def label_map_function(
   state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
-  reading: loader_lib.Reading,
+  reading: loader_lib.ReadOptions,
 ) -> label_folders.LabelMapFunction:
   """Label maps by the scores of a network."""
 
@@ -79,7 +79,7 @@ def match_categories(
 ) -> matching.Match:
   """The matching of a split's files with its masks; the same on every host."""
   counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
-  pairs = audit.in_threads(
+  pairs = threads.ordered_map(
     lambda i: matching.present_ids(*_pair(split, folder, i, num_generated)[:2]),
     _mine(split),
   )
@@ -102,7 +102,7 @@ def score(
     return metrics.count_image(found, label, name, num_classes)
 
   total = metrics.ImageNetS.empty(num_classes)
-  for counted in audit.in_threads(count, _mine(split)):
+  for counted in threads.ordered_map(count, _mine(split)):
     total = total.merge(counted)
   return metrics_lib.merge_across_hosts(total).compute()
 

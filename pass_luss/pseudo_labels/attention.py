@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from pass_luss.pretrain import heads
-from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import embedding_ops, view_colors
+from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
@@ -28,7 +28,7 @@ FROZEN_PROJECTION = ('^heads/clusters/projection/', 0.0, 0.0)
 
 @flax.struct.dataclass
 class AttentionState(train_state.TrainState):
-  """With a queue of embeddings, () without one."""
+  """Training state with a queue of embeddings; None without one."""
 
   queue: Any
 
@@ -49,7 +49,7 @@ class AttentionMethod:
   segmenter: segmenter_lib.Segmenter
   update: update_lib.Update
   options: swav.SwavOptions
-  colors: method_lib.Colors
+  colors: view_colors.ViewColors
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
@@ -57,10 +57,10 @@ class AttentionMethod:
     """What is loaded, a new attention, and an empty queue."""
     rows, _, *shape = batch_spec['views_large'].shape
     state = self.update.init(self.segmenter, rng, (rows, *shape), loaded)
-    queue: Any = ()
+    queue = None
     if self.options.queue:
       size = self.segmenter.heads.modules['clusters'].size
-      queue = swav.empty_queue(self.options.queue, size)
+      queue = queue_lib.empty(queue_lib.QueueSpec(self.options.queue, size))
     return AttentionState(**vars(state), queue=queue)
 
   def train_step(
@@ -68,31 +68,31 @@ class AttentionMethod:
   ) -> tuple[AttentionState, types.Metrics]:
     """One update of attention and prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
-    views = method_lib.colored_views(batch, rng, self.colors)['large']
-    state = state.replace(params=heads.with_unit_prototypes(state.params))
+    views = view_colors.augment(batch, rng, self.colors)['large']
+    state = state.replace(params=swav.normalize_prototypes(state.params))
     encoder = state.params['encoder']
 
     def loss(learned):
       params = {'encoder': encoder, 'heads': learned}
       (embeddings, mean), stats = self._look(params, state.batch_stats, views)
       prototypes = learned['clusters']['prototypes']
-      scores = swav.scores(embeddings, prototypes)
-      targets = swav.targets_of_views(
-        scores, state.queue, prototypes, self.options
-      )
+      scores = embedding_ops.similarities(embeddings, prototypes)
+      targets = swav.view_targets(scores, state.queue, prototypes, self.options)
       total = swav.swapped_loss(scores, targets, self.options.temperature)
-      usage = swav.usage(targets.reshape(-1, targets.shape[-1]))
+      usage = swav.prototype_usage(targets.reshape(-1, targets.shape[-1]))
       return total, (embeddings, mean, usage, stats)
 
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params['heads'])
     new = self.update.apply(state, {'heads': gradient}, stats)
-    learns = state.step >= self.options.frozen_steps
-    new = heads.held(learns, new, state)
-    if state.queue != ():
+    frozen = state.step < self.options.frozen_steps
+    new = swav.freeze_prototypes(frozen, new, state)
+    if state.queue is not None:
       new = new.replace(
-        queue=swav.pushed(state.queue, embeddings, state.step, self.options)
+        queue=swav.update_queue(
+          state.queue, embeddings, state.step, self.options
+        )
       )
     return new, {
       'loss': total,
@@ -119,10 +119,12 @@ class AttentionMethod:
     def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
       maps = net.features(images, decode=False, train=True)['encoder']
       deep = jax.lax.stop_gradient(maps.deepest.array)
-      weights = net.heads.use('attention', '__call__', deep, True)
-      attended = swav.unit(heads.enlarged(deep)) * weights
-      embeddings = net.heads.use(
-        'clusters', 'embed', heads.pooled(attended), True
+      weights = net.heads.call_method('attention', '__call__', deep, True)
+      attended = (
+        embedding_ops.l2_normalize(embedding_ops.upsample(deep)) * weights
+      )
+      embeddings = net.heads.call_method(
+        'clusters', 'embed', embedding_ops.average_pool(attended), True
       )
       return embeddings, jnp.mean(weights)
 
@@ -152,7 +154,7 @@ def features_and_attention(
 
   def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
     deep = net.features(images, decode=False)['encoder'].deepest.array
-    weights = net.heads.use('attention', '__call__', deep, False)
-    return heads.enlarged(deep), weights
+    weights = net.heads.call_method('attention', '__call__', deep, False)
+    return embedding_ops.upsample(deep), weights
 
   return segmenter.apply(variables, images, method=look)

@@ -77,7 +77,7 @@ def fit_centroids(
   progress = console.ProgressLine('k-means', 0, options.restarts, len(rows))
 
   def report(done: int, objective: float) -> None:
-    progress.line(done, {'objective': objective})
+    progress.report(done, {'objective': objective})
     if workspace.preemption.reached():
       raise workspace_lib.Preempted(f'{workspace.directory} keeps its features')
 

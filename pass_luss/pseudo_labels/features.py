@@ -12,11 +12,10 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from input_pipeline.sources import audit
-from pass_luss.pretrain import heads
+from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention
-from runtime import console, files
-from segcore.distributed import rendezvous
+from runtime import console, files, threads
+from segcore.distributed import collectives
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib
@@ -57,12 +56,12 @@ def feature_function(
       maps, weights = attention.features_and_attention(
         segmenter, variables, images
       )
-      rows = heads.pooled(maps * weights)
+      rows = embedding_ops.average_pool(maps * weights)
     else:
       maps = segmenter.apply(
         variables, images, decode=False, method='features'
       )['encoder'].deepest.array
-      rows = heads.pooled(maps) if kind == 'image' else maps
+      rows = embedding_ops.average_pool(maps) if kind == 'image' else maps
     rows = rows.astype(jnp.float32)
     norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / (norm + _EPSILON)
@@ -76,7 +75,7 @@ def extract(
   state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
-  reading: loader_lib.Reading,
+  reading: loader_lib.ReadOptions,
   workspace: workspace_lib.Workspace,
 ) -> Float32[np.ndarray, 'N ...']:
   """Computes the features of each image in the order of the split.
@@ -94,7 +93,7 @@ def extract(
   for done, start in enumerate(starts, start=1):
     path = folder / f'{start:09}.npy'
     # Host 0 decides for all: on local disks the others see no file.
-    if rendezvous.broadcast_from_host_0(path.exists()):
+    if collectives.broadcast_from_host_0(path.exists()):
       rows = read_array(path)
     else:
       indices = np.arange(start, min(start + BLOCK, len(split)))
@@ -110,7 +109,7 @@ def extract(
         )
       if jax.process_index() == 0:
         write_array(path, rows)
-      progress.line(done, {})
+      progress.report(done, {})
     if result is None:
       result = np.empty((len(split), *rows.shape[1:]), np.float32)
     result[start : start + len(rows)] = rows
@@ -139,10 +138,10 @@ def read_array(path: files.Path) -> Shaped[np.ndarray, '...']:
 
 def single_tags(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
   """Reads the class of each image; None unless each has exactly one tag."""
-  if 'tags' not in split.has:
+  if 'tags' not in split.label_kinds:
     return None
   tags = list(
-    audit.in_threads(
+    threads.ordered_map(
       lambda i: np.asarray(split.records[i]['tags']), range(len(split))
     )
   )

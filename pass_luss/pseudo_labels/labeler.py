@@ -17,13 +17,12 @@ from jaxtyping import Array, Float, Int, Int16, Int64, UInt8
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
-from input_pipeline.sources import audit, masks
+from input_pipeline.sources import masks
 from pass_luss.benchmark import label_folders, matching, png_format
-from pass_luss.pretrain import heads
-from pass_luss.pretrain.objectives import swav
+from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention as attention_lib
 from pass_luss.pseudo_labels import features, saliency
-from runtime import files
+from runtime import files, threads
 from segcore.eval import evaluator, metrics, panels
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib
@@ -109,7 +108,7 @@ def category_function(
     centroids: of the categories.
     kind: what was clustered; without attention everything counts fully.
   """
-  fixed = swav.unit(jnp.asarray(centroids))
+  fixed = embedding_ops.l2_normalize(jnp.asarray(centroids))
 
   def look(
     state: train_state.TrainState, images: Float[Array, 'B H W 3']
@@ -124,12 +123,15 @@ def category_function(
       found = segmenter.apply(
         variables, images, decode=False, method='features'
       )
-      maps = heads.enlarged(found['encoder'].deepest.array)
+      maps = embedding_ops.upsample(found['encoder'].deepest.array)
       attention = jnp.ones(maps.shape[:3])
       if kind == 'image':  # One category, that of the mean of all cells.
         mean = jnp.mean(maps, axis=(1, 2), keepdims=True)
         maps = jnp.broadcast_to(mean, maps.shape)
-    categories = 1 + jnp.argmax(swav.scores(swav.unit(maps), fixed.T), axis=-1)
+    categories = 1 + jnp.argmax(
+      embedding_ops.similarities(embedding_ops.l2_normalize(maps), fixed.T),
+      axis=-1,
+    )
     return jnp.stack([categories.astype(jnp.float32), attention], axis=-1)
 
   return look
@@ -287,7 +289,7 @@ class Labeler:
   state: train_state.TrainState
   mesh: Mesh
   batch_size: int
-  reading: loader_lib.Reading
+  reading: loader_lib.ReadOptions
 
   def predict(
     self, split: datasets.Split, keep: tuple[str, ...] = ()
@@ -332,7 +334,7 @@ class Labeler:
       return label_map(categories, shown, threshold), example
 
     # In threads, as a saliency map takes its time.
-    return audit.in_threads(decide, self.predict(split))
+    return threads.ordered_map(decide, self.predict(split))
 
   def draw_panel(
     self,

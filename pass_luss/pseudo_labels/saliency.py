@@ -22,7 +22,7 @@ import skimage.segmentation
 from jaxtyping import Float, Float32, Float64, Int, UInt8
 from scipy.spatial import distance
 
-from input_pipeline.sources import archives, audit
+from input_pipeline.sources import archives, image_files
 from runtime import errors
 
 LEVELS = 12  # Of a channel, when colors are counted.
@@ -292,7 +292,7 @@ def read_map(
 
 def _gray(data: bytes) -> UInt8[np.ndarray, 'H W']:
   """The pixels of a map; errors are without the file's name."""
-  image = audit.load(data, ('PNG',))
+  image = image_files.decode(data, ('PNG',))
   bits = data[_BITS_AT]
   if image.mode not in ('1', 'L', 'RGB') or bits > 8:
     raise errors.UserError(

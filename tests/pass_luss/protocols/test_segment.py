@@ -13,8 +13,7 @@ import pytest
 from input_pipeline import loader as loader_lib
 from pass_luss import finetune
 from pass_luss.benchmark import label_folders, matching, png_format
-from pass_luss.pretrain import heads
-from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import heads, view_colors
 from pass_luss.pretrain.objectives import swav
 from pass_luss.protocols import distance, knn, segment
 from pass_luss.pseudo_labels import attention as attention_lib
@@ -31,7 +30,7 @@ from tests.support import fake_methods
 from tests.transcriptions import pass_luss as reference
 
 CLASSES = 4
-READING = loader_lib.Reading(threads=1, buffered=1)
+READING = loader_lib.ReadOptions(threads=1, buffered=1)
 
 
 def network_of(heads_by_name):
@@ -242,7 +241,7 @@ def attend_of(num_steps=10):
     net,
     update.Update(('heads',), tx, num_steps),
     swav.SwavOptions(queue=8),
-    method_lib.Colors(large=(color_augment.ColorOptions(),) * 2),
+    view_colors.ViewColors(large=(color_augment.ColorOptions(),) * 2),
   )
 
 
@@ -288,7 +287,7 @@ def test_the_loss_of_attention_is_that_of_what_is_attended_to():
   rng = np.random.default_rng(0)
   views = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
   _, state = looked_at()
-  params = heads.with_unit_prototypes(state.params)
+  params = swav.normalize_prototypes(state.params)
   (embeddings, _), _ = trained._look(
     params, state.batch_stats, symmetric(views)
   )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pass_luss.pseudo_labels import kmeans
+from segcore.cost import communication
 from segcore.distributed import sharding
 
 
@@ -319,7 +320,7 @@ def test_of_imagenet_s919_no_device_holds_all_distances_nor_all_features():
   compiled = kmeans._lloyd.lower(
     *(values, num_rows, initial, 20), mesh=mesh, block_rows=kmeans.BLOCK_ROWS
   ).compile()
-  found = sharding.count_collectives(compiled)
+  found = communication.count_collectives(compiled)
   assert found.pop('all-reduce') > 0
   assert set(found.values()) == {0}
   # Distances of all rows would be 543 MB on each device.
