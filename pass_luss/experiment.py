@@ -47,7 +47,7 @@ class RepresentOptions:
   large: views.Views
   small: views.Views | None
   colors: method_lib.Colors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
   start: context_lib.Start = context_lib.Start()
 
   def __post_init__(self):
@@ -83,7 +83,7 @@ class AttendOptions:
   shared: bool
   large: views.Views
   colors: method_lib.Colors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
 
   def __post_init__(self):
     _check_large(self.large)
@@ -116,7 +116,7 @@ class FinetuneOptions:
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   reduction: int
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
   doubles: bool = False
   output_stride: int = 0
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
@@ -220,7 +220,7 @@ class Experiment:
   segment: SegmentOptions
   semi: FinetuneOptions
   segment_semi: SegmentOptions
-  operation: loop.Operation
+  operation: loop.OperationOptions
   segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):
@@ -251,7 +251,7 @@ def _check_large(large: views.Views) -> None:
     )
 
 
-def _check_whole(recipe: update.Recipe) -> None:
+def _check_whole(recipe: update.RecipeOptions) -> None:
   if recipe.accumulate != 1:
     raise ValueError(
       f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '

@@ -87,7 +87,7 @@ class Networks(context_lib.OnMesh):
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
     net = self.of(name, bench, num_classes)
-    update = block.recipe.update
+    update = block.recipe.make_update
     match name:
       case 'represent':
         return method_lib.Represent(
@@ -100,7 +100,7 @@ class Networks(context_lib.OnMesh):
         )
         recipe = dataclasses.replace(block.recipe, optimizer=frozen)
         return attention.Attend(
-          net, recipe.update(('heads',)), block.clusters, block.colors
+          net, recipe.make_update(('heads',)), block.clusters, block.colors
         )
       case _:
         image_level = name == 'finetune' and (

@@ -220,7 +220,7 @@ class Represent:
     (total, (terms, scalars, embeddings, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params)
-    new = self.update.apply(state, gradient, stats)
+    new = self.update.apply_gradients(state, gradient, stats)
     if self.options.clusters:
       learns = state.step >= self.options.clusters.frozen_steps
       new = heads.held(learns, new, state)

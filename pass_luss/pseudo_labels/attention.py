@@ -87,7 +87,7 @@ class Attend:
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params['heads'])
-    new = self.update.apply(state, {'heads': gradient}, stats)
+    new = self.update.apply_gradients(state, {'heads': gradient}, stats)
     learns = state.step >= self.options.frozen_steps
     new = heads.held(learns, new, state)
     if state.queue != ():

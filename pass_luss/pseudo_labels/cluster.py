@@ -77,7 +77,7 @@ class ClusterOptions:
 
 def look_of(
   segmenter: segmenter_lib.Segmenter, kind: Kind
-) -> short_side_lib.Look:
+) -> short_side_lib.ForwardFn:
   """From images to what is clustered: [B, D], of cells [B, h, w, D]."""
 
   def look(
@@ -101,7 +101,7 @@ def look_of(
 
 def features(
   split: datasets.Split,
-  look: short_side_lib.AtGrid,
+  look: short_side_lib.FeatureMaps,
   state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
@@ -126,7 +126,7 @@ def features(
     if not rendezvous.broadcast_from_host_0(path.exists()):
       indices = np.arange(start, min(start + BLOCK, len(split)))
       part = split.select(indices)
-      found = gather.rows_of(
+      found = gather.predict_in_order(
         evaluator.Predictions(part, look, batch_size, mesh, (), reading), state
       )
       if place.preemption.reached():

@@ -304,7 +304,7 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
   def open_split(runner, name, *_):
     opened.append(name)
-    return fake_methods.ramps(1)
+    return fake_methods.coordinate_split(1)
 
   monkeypatch.setattr(main.Runner, '_open', open_split)
   config = load('pass_shapes', 'saliency=somewhere')
