@@ -36,6 +36,7 @@ from segcore.ops import order_statistics
 from segcore.train import update
 from u2pl import contrast, memory_bank, prototypes
 from u2pl.semi import mean_teacher
+from u2pl.semi import options as options_lib
 
 try:
   import torch
@@ -120,12 +121,12 @@ def make_bank(shape: Shape, options: contrast.ContrastOptions) -> np.ndarray:
 
 def build_semi(
   shape: Shape, options: contrast.ContrastOptions
-) -> mean_teacher.Semi:
+) -> mean_teacher.MeanTeacher:
   """The method; neither its network nor its update is needed here."""
   unused: Any = None
-  return mean_teacher.Semi(
+  return mean_teacher.MeanTeacher(
     *(unused, unused),
-    mean_teacher.LearnOptions(contrast=options),
+    options_lib.LearnOptions(contrast=options),
     num_classes=shape.classes,
     steps_per_epoch=1,
   )
@@ -228,8 +229,8 @@ def in_torch(inputs: Inputs, bank: list, options: contrast.ContrastOptions):
     )
     negatives = near | (inputs.unreliable & valid & window)
     pushed = negatives.flatten().nonzero()[:, 0]
-    if len(pushed) > options.most_pushed:
-      pushed = pushed[torch.randperm(len(pushed))[: options.most_pushed]]
+    if len(pushed) > options.max_push:
+      pushed = pushed[torch.randperm(len(pushed))[: options.max_push]]
     bank[c] = torch.cat([bank[c], teacher_rows[pushed]])[-capacity:]
 
   shape = (options.num_anchors, options.num_negatives)
@@ -331,7 +332,7 @@ def parts(
   bank = full_bank(shape, options)
   built = build_semi(shape, options)
   cells = shape.side**2
-  most = min(options.most_pushed, shape.images * cells)
+  most = min(options.max_push, shape.images * cells)
   probs = jax.nn.softmax(inputs.scores)
   labeled = jnp.arange(shape.images) % 2 == 0
 
@@ -348,8 +349,8 @@ def parts(
   keys = update.row_keys(jax.random.PRNGKey(0), shape.images)
   order = jnp.broadcast_to(jnp.arange(most), (shape.classes, most))
   thin = jax.jit(
-    lambda mask, keys: order_statistics.top_priorities(
-      mask, order_statistics.pixel_priorities(keys, cells), most
+    lambda mask, keys: order_statistics.keep_top_priorities(
+      mask, order_statistics.draw_pixel_priorities(keys, cells), most
     )
   )
   chosen = thin(by_pixel, keys)
@@ -360,11 +361,11 @@ def parts(
   draws = (shape.classes, options.num_anchors, options.num_negatives)
 
   def draw(anchors, rng, count):
-    picked = order_statistics.uniform_ranks(
+    picked = order_statistics.ranks_from_uniforms(
       jax.random.uniform(rng, draws[:2]),
       jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)[:, None],
     )
-    drawn = order_statistics.uniform_ranks(
+    drawn = order_statistics.ranks_from_uniforms(
       jax.random.uniform(rng, draws), count[:, None, None]
     )
     return order_statistics.nth_true(anchors, picked), drawn

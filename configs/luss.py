@@ -484,7 +484,7 @@ def semi(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     flips=('horizontal',),
     # 112 cells a side; in the newer recipe those of the encoder twice doubled.
     reduction=(4 if dilated else 8) if newer else 2,
-    doubles=newer,
+    repeated_upsampling=newer,
     output_stride=16 if dilated else 0,
     colors=jitter() if newer else {},
     recipe=common.recipe(_BATCH, 100 * steps_per_epoch, optimizer),

@@ -200,7 +200,7 @@ BANK = {
   'num_negatives': 50,
   'capacity': 30000,
   'first_capacity': 50000,
-  'most_pushed': 4096,
+  'max_push': 4096,
   'dtype': 'float32',
 }
 
@@ -211,7 +211,7 @@ SMALL_BANK = {
   'num_negatives': 50,
   'capacity': 2000,
   'first_capacity': 4000,
-  'most_pushed': 256,
+  'max_push': 256,
   'dtype': 'float32',
 }
 
@@ -340,7 +340,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     told.consistency.mixing.group = 4
   if told.contrast:
     told.contrast.update(
-      num_anchors=32, capacity=500, first_capacity=1000, most_pushed=64
+      num_anchors=32, capacity=500, first_capacity=1000, max_push=64
     )
   train.recipe.batch_size = 8
   bordered = config.evaluate.protocol.padding_mode == 'mean'

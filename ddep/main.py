@@ -174,7 +174,7 @@ class Runner(context_lib.OnMesh):
     crop, _ = self._augmentations(name)
     heads = _heads(name, num_classes=2)  # Any number fits.
     net = self.bench.build(heads, crop.size)
-    network.check(net, crop.size, f'{path}.crop.size')
+    network.check_image_size(net, crop.size, f'{path}.crop.size')
     settings = {'network': self.bench.fitted(crop.size), name: block}
     needs = _start(block).needs(_STAGES)
     return stage.Stage(
@@ -242,7 +242,7 @@ class Runner(context_lib.OnMesh):
       *(trained, block.val_split, np.stack(watched)),
       *(context_lib.NUM_PICTURES, self.mesh),
     )
-    split = datasets.join(
+    split = datasets.concatenate(
       [self.bench.open(images.data, images.split) for images in _images(block)]
     )
     return self._train(place, trained, split, (), watch)
@@ -349,7 +349,7 @@ class Runner(context_lib.OnMesh):
       functools.partial(_start(block).require, _STAGES, f'config.{name}.start'),
       *(
         functools.partial(
-          datasets.require, images.data, self.experiment.data_dir
+          datasets.check_available, images.data, self.experiment.data_dir
         )
         for images in _images(block)
       ),
@@ -395,7 +395,6 @@ def _check_tags(split: datasets.Split, kind: str) -> None:
 
 
 PROGRAM = program.Program(Experiment, Runner)
-build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  cli.run(build_stages, load_model)
+  cli.run(PROGRAM)

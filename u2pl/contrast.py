@@ -48,7 +48,7 @@ class ContrastOptions:
     bank: whether negatives of earlier steps are kept.
     capacity: rows of the bank for each class.
     first_capacity: of class 0, the background; 0: as the others.
-    most_pushed: rows that a step adds for each class.
+    max_push: rows that a step adds for each class.
     dtype: in which the bank keeps rows.
   """
 
@@ -65,13 +65,13 @@ class ContrastOptions:
   bank: bool = True
   capacity: int = 30000
   first_capacity: int = 50000
-  most_pushed: int = 4096
+  max_push: int = 4096
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
     for name in (
       *('num_anchors', 'num_negatives', 'low_rank', 'capacity'),
-      'most_pushed',
+      'max_push',
     ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
@@ -96,9 +96,9 @@ class ContrastOptions:
         f'capacity: found {smallest}, expected at least num_negatives = '
         f'{self.num_negatives}'
       )
-    if smallest < self.most_pushed:
+    if smallest < self.max_push:
       raise ValueError(
-        f'most_pushed: found {self.most_pushed}, expected at most the bank of '
+        f'max_push: found {self.max_push}, expected at most the bank of '
         f'{smallest} rows'
       )
 

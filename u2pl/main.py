@@ -25,6 +25,7 @@ from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 from u2pl import panels
 from u2pl.semi import mean_teacher
+from u2pl.semi import options as semi_options
 
 _STAGES = ('train', 'evaluate')
 
@@ -65,7 +66,7 @@ class TrainOptions(context_lib.Labeled):
   """
 
   unlabeled: str
-  learn: mean_teacher.LearnOptions
+  learn: semi_options.LearnOptions
   heads: HeadOptions
   start: context_lib.Start
   crop: Mapping[str, Any]
@@ -173,8 +174,8 @@ class Runner(context_lib.OnMesh):
     block.recipe.check(self.mesh, 'config.train.recipe')
     crop, _ = self._augmentations()
     net = self._segmenter(self.bench, num_classes=2)  # Any number fits.
-    network.check(net, crop.size, 'config.train.crop.size')
-    classes = datasets.known_classes(block.data)
+    network.check_image_size(net, crop.size, 'config.train.crop.size')
+    classes = datasets.known_num_classes(block.data)
     if classes is not None:
       self._check_classes(classes)
     settings = {'network': self.bench.fitted(crop.size), 'train': block}
@@ -194,7 +195,7 @@ class Runner(context_lib.OnMesh):
       [
         functools.partial(block.start.require, _STAGES, 'config.train.start'),
         functools.partial(
-          datasets.require, block.data, self.experiment.data_dir
+          datasets.check_available, block.data, self.experiment.data_dir
         ),
       ]
     )
@@ -214,7 +215,7 @@ class Runner(context_lib.OnMesh):
       )
     )
     if block.learn.consistency:
-      watched = panels.Watch(
+      watched = panels.TeacherPanels(
         trained,
         self._watched(streams),
         labeled.palette,
@@ -249,11 +250,11 @@ class Runner(context_lib.OnMesh):
 
   def _method(
     self, bench: context_lib.Bench, num_classes: int
-  ) -> mean_teacher.Semi:
+  ) -> mean_teacher.MeanTeacher:
     block = self.experiment.train
-    return mean_teacher.Semi(
+    return mean_teacher.MeanTeacher(
       segmenter=self._segmenter(bench, num_classes),
-      update=block.recipe.make_update(segmenter.PARTS),
+      update=block.recipe.make_update(segmenter.SUBMODULES),
       options=block.learn,
       num_classes=num_classes,
       steps_per_epoch=block.steps_per_epoch,
@@ -284,7 +285,7 @@ class Runner(context_lib.OnMesh):
         num_classes,
         num_blocks=1,
         reads='encoder',
-        stage=block.heads.auxiliary_stage,
+        map_name=block.heads.auxiliary_stage,
       )
     return heads
 
@@ -307,11 +308,11 @@ class Runner(context_lib.OnMesh):
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
     )
-    entries = splits.repeated(
+    entries = splits.repeat_to_length(
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Only to say how good the teacher's labels are.
-    truth = ('label',) if 'label' in unlabeled.has else ()
+    truth = ('label',) if 'label' in unlabeled.label_kinds else ()
     return {
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *truth),
@@ -366,7 +367,6 @@ class Runner(context_lib.OnMesh):
 
 
 PROGRAM = program.Program(Experiment, Runner)
-build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  cli.run(build_stages, load_model)
+  cli.run(PROGRAM)

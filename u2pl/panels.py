@@ -14,6 +14,7 @@ from input_pipeline import batch as batch_lib
 from segcore.distributed import sharding
 from segcore.eval import panels
 from segcore.train import tensorboard
+from u2pl import pseudo_labels
 from u2pl.semi import mean_teacher
 
 # Of images as they came, then of the same images mixed.
@@ -24,7 +25,7 @@ _TITLES = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Watch:
+class TeacherPanels:
   """Panels of unlabeled images; the same on every host.
 
   Attributes:
@@ -35,7 +36,7 @@ class Watch:
     mesh: the devices; each looks at everything.
   """
 
-  trained: mean_teacher.Semi
+  trained: mean_teacher.MeanTeacher
   batch: Mapping[str, Any]
   palette: tuple[panels.Color, ...]
   num_pictures: int
@@ -72,7 +73,7 @@ class Watch:
         ('logits',),
       )['logits']
       student = jnp.argmax(
-        mean_teacher.enlarge(student, images.shape[1:3]), axis=-1
+        pseudo_labels.upsample(student, images.shape[1:3]), axis=-1
       )
       return {
         'student': student.astype(jnp.int32),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from segcore.models.layers import resize
 from segcore.ops import losses
 from segcore.types import Scalar
 
@@ -41,6 +42,13 @@ class Partition:
     """
     left = 1 - progress if self.dynamic else jnp.ones_like(progress)
     return self.percent * left
+
+
+def upsample(
+  scores: Float[Array, 'B h w C'], size: tuple[int, int]
+) -> Float[Array, 'B H W C']:
+  """Resizes scores bilinearly with aligned corners, as the authors do (§1)."""
+  return resize.bilinear(scores, size, align_corners=True)
 
 
 def entropy(logits: Float[Array, '*shape C']) -> Float[Array, '*shape']:
@@ -78,5 +86,7 @@ def symmetric_cross_entropy(
   loss = forward * losses.cross_entropy(logits, labels)
   if not reverse:
     return loss
-  backward = -jnp.log(_LABEL_FLOOR) * (1 - losses.probability(logits, labels))
+  backward = -jnp.log(_LABEL_FLOOR) * (
+    1 - losses.label_probability(logits, labels)
+  )
   return loss + reverse * jnp.where(labels < 0, 0.0, backward)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 
 from input_pipeline import batch as batch_lib
-from pass_luss.pretrain import method
+from pass_luss.pretrain import embedding_ops, method
 from pass_luss.pretrain.objectives import swav
 from runtime import console
 from segcore.distributed import sharding
@@ -28,7 +28,7 @@ _BORDER = (255, 220, 0)
 
 
 @dataclasses.dataclass(eq=False)
-class Watch:
+class PretrainPanels:
   """What training makes of the same few images; the same on every host.
 
   Attributes:
@@ -38,7 +38,7 @@ class Watch:
     mesh: the devices; each looks at everything.
   """
 
-  trained: method.Represent
+  trained: method.Pretrain
   batch: Mapping[str, Any]
   num_pictures: int
   mesh: Mesh
@@ -77,7 +77,9 @@ class Watch:
       views = self.trained.views(batch, jax.random.PRNGKey(0))
       flat = views['large'].reshape(-1, *views['large'].shape[2:])
       deep = self.trained.predict(state, flat)
-      pooled = swav.unit(jnp.mean(deep.astype(jnp.float32), axis=(1, 2)))
+      pooled = embedding_ops.l2_normalize(
+        jnp.mean(deep.astype(jnp.float32), axis=(1, 2))
+      )
       found = {
         'views': views,
         'feature_spread': swav.embedding_deviation(pooled),
@@ -90,7 +92,7 @@ class Watch:
           heads=('clusters',),
         )['clusters']
         probs = jax.nn.softmax(scores / clusters.temperature)
-        found['prototype_usage'] = swav.usage(probs)
+        found['prototype_usage'] = swav.prototype_usage(probs)
       return found
 
     return jax.jit(look, out_shardings=sharding.replicated(self.mesh))

@@ -1,6 +1,6 @@
 """Nominal operations of a program: 2 for each multiply-add of a matrix product.
 
-  found = flops.count_of(train_step, state, batch)    # arrays or their shapes
+  found = flops.count(train_step, state, batch)    # arrays or their shapes
   found.total, found.by_part(('encoder', 'decoder', 'heads'))
 
 Products and convolutions are counted by walking the jaxpr, padded taps included
@@ -20,7 +20,7 @@ from jax.extend import core
 
 
 @dataclasses.dataclass(frozen=True)
-class Count:
+class FlopCount:
   """The operations of a program.
 
   Attributes:
@@ -58,12 +58,12 @@ def part_of(name: str, parts: Sequence[str]) -> str:
   return next((word for word in words if word in parts), 'other')
 
 
-def count_of(function: Callable[..., Any], *arguments: Any) -> Count:
+def count(function: Callable[..., Any], *arguments: Any) -> FlopCount:
   """Operations of a function of arrays or of their shapes; runs nothing."""
-  return count(jax.make_jaxpr(function)(*arguments))
+  return count_jaxpr(jax.make_jaxpr(function)(*arguments))
 
 
-def count(program: core.ClosedJaxpr) -> Count:
+def count_jaxpr(program: core.ClosedJaxpr) -> FlopCount:
   """Operations of a traced program.
 
   A `scan` counts as often as it is long, of a `cond` the branch with the most,
@@ -75,7 +75,7 @@ def count(program: core.ClosedJaxpr) -> Count:
   for operation in _walk(program.jaxpr, ''):
     by_name[operation.name] = by_name.get(operation.name, 0) + operation.number
     in_while += operation.number * operation.in_while
-  return Count(by_name, in_while)
+  return FlopCount(by_name, in_while)
 
 
 @dataclasses.dataclass(frozen=True)

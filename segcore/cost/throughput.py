@@ -1,6 +1,6 @@
 """Where the time of a training goes, and the memory it takes.
 
-  meter = Meter()
+  meter = GoodputMeter()
   with meter.timed('input'):
     batch = next(batches)
   …
@@ -29,7 +29,10 @@ Kind = Literal['start', 'input', 'checkpoint', 'evaluate']
 
 # Dense bfloat16 operations per second, by a part of the device's name.
 _PEAKS = {
-  **{kind: topology.CHIPS[name].speed for kind, name in topology.KINDS.items()},
+  **{
+    kind: topology.CHIPS[name].peak_flops
+    for kind, name in topology.DEVICE_KINDS.items()
+  },
   # cloud.google.com/tpu/docs/{v6e,tpu7x}; of the latter a chip is two devices.
   'TPU v6 lite': 918e12,
   'TPU7x': 2307e12 / 2,
@@ -40,7 +43,7 @@ _STATM = pathlib.Path('/proc/self/statm')
 _PAGE = resource.getpagesize()
 
 
-class Meter:
+class GoodputMeter:
   """Adds up times by their kind, from its making on."""
 
   def __init__(self):
@@ -85,7 +88,7 @@ class Meter:
     return found
 
 
-def peak(mesh: Mesh) -> float | None:
+def peak_flops(mesh: Mesh) -> float | None:
   """Operations per second of all devices together, if their kind is known."""
   device = mesh.devices.flat[0]
   known = _PEAKS.get(device.device_kind)
@@ -96,18 +99,18 @@ def peak(mesh: Mesh) -> float | None:
   return known and known * mesh.size
 
 
-def utilization(
+def model_flops_utilization(
   steps_per_second: float, operations: int, peak_speed: float
 ) -> float:
   """MFU: the share of the devices' speed that a step's operations take.
 
-  >>> utilization(2.0, 10**12, 8e12)
+  >>> model_flops_utilization(2.0, 10**12, 8e12)
   0.25
   """
   return steps_per_second * operations / peak_speed
 
 
-def memory(mesh: Mesh) -> Mapping[str, float]:
+def memory_usage(mesh: Mesh) -> Mapping[str, float]:
   """GB that this process has on its host, and on one of its devices.
 
   What the platform does not tell is left out.

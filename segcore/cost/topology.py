@@ -1,7 +1,7 @@
 """Devices that are not here: for these a program can be compiled all the same.
 
   found = topology.parse('v5e:16x16')
-  with topology.compiling():
+  with topology.without_compilation_cache():
     mesh = sharding.make_mesh(devices=found.devices())
 
 TPU programs are compiled by libtpu (the extra `tpu`), which needs no TPU for
@@ -28,17 +28,19 @@ class Chip:
 
   Attributes:
     name: as people say it.
-    speed: dense bfloat16 operations per second, as its vendor states them.
-    link: bytes per second over one link to a neighbor, in one direction.
+    peak_flops: dense bfloat16 operations per second, as stated by its vendor.
+    link_bandwidth: bytes per second over one link to a neighbor, in one
+      direction.
     memory: bytes.
-    largest: chips of the largest slice; what is more is joined by slower ways.
+    max_slice_chips: chips of the largest slice; slices are joined by a slower
+      network.
   """
 
   name: str
-  speed: float
-  link: float
+  peak_flops: float
+  link_bandwidth: float
   memory: float
-  largest: int
+  max_slice_chips: int
 
 
 # Speed, memory, slices: cloud.google.com/tpu/docs/{v4,v5e,v5p}. Links: their
@@ -52,7 +54,7 @@ CHIPS = {
   'v5p': Chip('TPU v5p', 459e12, 90e9, 95 * 2.0**30, 6144),
 }
 # As jax names a device, to what it is here.
-KINDS = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p'}
+DEVICE_KINDS = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p'}
 
 # libtpu would ask the machine it runs on for what is known already.
 _OFF_TPU = {
@@ -79,7 +81,7 @@ class Topology:
     return f'{self.kind}:{"x".join(map(str, self.shape))}'
 
   @property
-  def count(self) -> int:
+  def num_devices(self) -> int:
     """Number of devices."""
     return math.prod(self.shape)
 
@@ -88,16 +90,16 @@ class Topology:
     """What each of them is able to do; None of simulated ones."""
     return CHIPS.get(self.kind)
 
-  def simulate(self, at_least: int) -> list[jax.Device]:
+  def start_simulated_devices(self, min_devices: int) -> list[jax.Device]:
     """Starts simulated devices, before jax has started any.
 
     Args:
-      at_least: how many are needed whatever the topology.
+      min_devices: how many are needed whatever the topology.
 
     Raises:
       UserError: jax has started with fewer.
     """
-    count = max(at_least, self.count if self.kind == 'cpu' else 1)
+    count = max(min_devices, self.num_devices if self.kind == 'cpu' else 1)
     # A process that has started its devices keeps them.
     with contextlib.suppress(RuntimeError):
       jax.config.update('jax_num_cpu_devices', count)
@@ -118,7 +120,7 @@ class Topology:
       UserError: there is no such slice, or no libtpu.
     """
     if self.kind == 'cpu':
-      return jax.devices('cpu')[: self.count]
+      return jax.devices('cpu')[: self.num_devices]
     if not _has_libtpu():
       raise errors.UserError(
         f'--topology: {self} needs libtpu, which needs no TPU to compile: '
@@ -165,7 +167,7 @@ def parse(text: str) -> Topology:
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[None]:
+def without_compilation_cache() -> Iterator[None]:
   """Keeps programs for absent devices out of the cache: it cannot read them."""
   before = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)

@@ -29,7 +29,7 @@ from segcore.distributed import rendezvous
 
 # Exit status after another host has crashed, which it may do again; and after
 # one hung or was cut off: launchers start the same command again.
-EXIT_LOST, EXIT_SILENT = 1, 75
+EXIT_PEER_LOST, EXIT_PEER_SILENT = 1, 75
 
 # Time for hosts that fail alike to say so themselves.
 _GRACE_SECONDS = 5.0
@@ -40,28 +40,31 @@ _SAME_SECONDS = 0.1
 _PARTING_SECONDS = 3.0
 
 
-class Watch:
+class HeartbeatMonitor:
   """Lives as long as the work of this process.
 
   Leaving it without an error tells the others that this process is done.
   """
 
   def __init__(
-    self, links: rendezvous.Links, patience: float, stall: float = 0.0
+    self,
+    links: rendezvous.Connections,
+    timeout: float,
+    stall_timeout: float = 0.0,
   ):
     """Begins to watch.
 
     Args:
       links: to the other processes.
-      patience: seconds of silence after which a process counts as lost.
-      stall: seconds in which somebody has to come further; 0 is any time.
+      timeout: seconds of silence after which a process counts as lost.
+      stall_timeout: seconds in which some process must progress; 0 for any.
     """
-    self._names = links.names
+    self._names = links.host_names
     self._index = links.index
-    self._wires = dict(links.wires)
-    self._patience = patience
-    self._stall = stall
-    self._tick = min(patience / 30, 1.0)
+    self._wires = dict(links.channels)
+    self._patience = timeout
+    self._stall = stall_timeout
+    self._tick = min(timeout / 30, 1.0)
     self._lock = threading.Lock()
     self._left = threading.Event()
     # When the process is to end, with which words and status.
@@ -77,28 +80,28 @@ class Watch:
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
-  def __enter__(self) -> 'Watch':
+  def __enter__(self) -> 'HeartbeatMonitor':
     return self
 
   def __exit__(self, kind, *_) -> None:
     if kind is None:
-      self.leave()
+      self.close()
 
-  def leave(self) -> None:
+  def close(self) -> None:
     """Says that this process is done; nobody is watched any longer."""
     self._left.set()
     self._thread.join()
     self._tell(bye=True)
 
-  def fail(self, text: str, status: int, at_once: bool) -> None:
+  def abort(self, text: str, status: int, immediately: bool) -> None:
     """Says that this process has failed, and ends it.
 
     Args:
       text: why, for the others.
       status: of all that do not fail by themselves.
-      at_once: do not wait for word of a lost host, which may be the reason.
+      immediately: do not wait for word of a lost host, which may be the reason.
     """
-    if not at_once:
+    if not immediately:
       time.sleep(_PARTING_SECONDS)  # The thread ends the process if it comes.
     with self._lock:
       if self._end is None:
@@ -152,7 +155,7 @@ class Watch:
       self._drop(index)
       if self._end is None:
         text = f'{self._called(index)} is gone: it was killed, or crashed'
-        self._agree_to_end(text, EXIT_LOST, patient=False)
+        self._agree_to_end(text, EXIT_PEER_LOST, patient=False)
       return
     self._heard[index] = now
     for message in messages:
@@ -166,9 +169,9 @@ class Watch:
         overdue = self._silent(now, 5 * self._tick)
         if not self._index:
           text = f'{self._called(index)} stopped: {text}'
-          if overdue and status == EXIT_LOST:
+          if overdue and status == EXIT_PEER_LOST:
             text = f'{text}; {self._list(overdue)} did not answer meanwhile'
-            status = EXIT_SILENT
+            status = EXIT_PEER_SILENT
         self._agree_to_end(text, status, message['patient'])
 
   def _drop(self, index: int) -> None:
@@ -185,7 +188,9 @@ class Watch:
 
   def _lose(self, silent: list[int]) -> None:
     text = f'{self._list(silent)} did not answer for {self._patience:g} s'
-    self._agree_to_end(f'{text}: hung, stopped or cut off', EXIT_SILENT, False)
+    self._agree_to_end(
+      f'{text}: hung, stopped or cut off', EXIT_PEER_SILENT, False
+    )
 
   def _end_if_stalled(self, now: float) -> None:
     """The part of process 0, to which all others are connected."""
@@ -200,7 +205,7 @@ class Watch:
       f'stopped first, after {signs[late[0]].what}; where more time is needed, '
       'give it by --stall_timeout'
     )
-    self._agree_to_end(text, EXIT_SILENT, patient=False)
+    self._agree_to_end(text, EXIT_PEER_SILENT, patient=False)
 
   def _agree_to_end(self, text: str, status: int, patient: bool) -> None:
     """Tells everybody, if this is process 0, and sets the time to go."""
@@ -217,7 +222,7 @@ class Watch:
     if now >= until or (text and not self._wires):
       _exit(
         f'error: {text}; run the same command again on all hosts to go on'
-        if status in (EXIT_LOST, EXIT_SILENT)
+        if status in (EXIT_PEER_LOST, EXIT_PEER_SILENT)
         else f'error: {text}',
         status,
       )

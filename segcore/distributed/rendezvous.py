@@ -11,59 +11,44 @@ with a stack trace that names none of them. What remains of the roll call are
 the connections, by which `watch` sees that a host is lost.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import os
-import pathlib
 import selectors
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from jax._src import clusters  # jax has no public way to ask who the hosts are.
-from jax.experimental import multihost_utils
 
-from runtime import errors, options
+from runtime import errors
+from segcore.distributed import host_settings
 
-# What has to be the same on all hosts.
-LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
-LIBRARIES += ('numpy',)
-
-_ROOT = pathlib.Path(__file__).parents[2]
-_PROJECT = 'label-efficient-segmentation'
 # jax's own, where it finds the hosts itself.
 _PORT = 8482
-_MOST_NAMED = 6
 _MOST_BYTES = 1 << 22
 _RETRY_SECONDS = 0.2
 _SEND_SECONDS = 5.0
-# What `agree` exchanges of each host.
-_AGREE_BYTES = 256
 
 
-class Group(NamedTuple):
+class ProcessGroup(NamedTuple):
   """The processes of a run.
 
   Attributes:
     address: host:port of process 0.
     count: of processes.
     index: of this one.
-    devices: the local ones that are its own, where several processes share a
-      machine; None if all it sees are.
+    local_device_ids: devices of this process, where several processes share a
+      machine; None for all devices that it sees.
   """
 
   address: str
   count: int
   index: int
-  devices: tuple[int, ...] | None = None
+  local_device_ids: tuple[int, ...] | None = None
 
 
-class Wire:
+class Channel:
   """Messages, each a line of JSON, to and from one process."""
 
   def __init__(self, connection: socket.socket):
@@ -106,21 +91,21 @@ class Wire:
     self._connection.close()
 
 
-class Links(NamedTuple):
+class Connections(NamedTuple):
   """What a roll call leaves.
 
   Attributes:
-    wires: of process 0 to each other one; of those to process 0.
-    names: of the hosts, by process.
+    channels: of process 0 to each other one; of those to process 0.
+    host_names: of the hosts, by process.
     index: of this process.
   """
 
-  wires: Mapping[int, Wire]
-  names: Sequence[str]
+  channels: Mapping[int, Channel]
+  host_names: Sequence[str]
   index: int
 
 
-def find(port: int | None, timeout: float) -> Group | None:
+def discover(port: int | None, timeout: float) -> ProcessGroup | None:
   """Who belongs to this run; None if this process is alone.
 
   They are named by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
@@ -134,7 +119,7 @@ def find(port: int | None, timeout: float) -> Group | None:
     UserError: a variable is no number, or process 0's host is not known.
   """
   if 'JAX_COORDINATOR_ADDRESS' in os.environ:
-    group = Group(
+    group = ProcessGroup(
       _with_port(os.environ['JAX_COORDINATOR_ADDRESS'], port),
       _number_of('JAX_NUM_PROCESSES'),
       _number_of('JAX_PROCESS_ID'),
@@ -150,7 +135,7 @@ def find(port: int | None, timeout: float) -> Group | None:
       return None
     wanted = str(port) if port else os.environ.get('JAX_COORDINATOR_PORT')
     try:
-      group = Group(
+      group = ProcessGroup(
         cluster.get_coordinator_address(
           timeout_secs=int(timeout), override_coordinator_port=wanted
         ),
@@ -220,55 +205,14 @@ def _number_of(variable: str) -> int:
   return int(text)
 
 
-def facts(config: Any, **more: Any) -> dict[str, Any]:
-  """What all hosts have to have in common, by name.
-
-  Args:
-    config: of the experiment.
-    **more: further values.
-  """
-  return {
-    'config': options.to_dict(config),
-    **more,
-    'code': _code(),
-    **{name: _version(name) for name in LIBRARIES},
-  }
-
-
-def _code() -> str:
-  """The commit, or the version; and a digest of the files as they are."""
-  try:
-    git = subprocess.run(
-      ['git', 'rev-parse', '--short=12', 'HEAD'],
-      cwd=_ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    commit = git.stdout.strip() if (_ROOT / '.git').exists() else ''
-  except OSError:  # There is no git.
-    commit = ''
-  digest = hashlib.sha256()
-  for package in sorted(p.parent for p in _ROOT.glob('*/__init__.py')):
-    for path in sorted(package.rglob('*.py')):
-      digest.update(f'{path.relative_to(_ROOT)}\n'.encode())
-      digest.update(path.read_bytes())
-  return f'{commit or _version(_PROJECT)}, files {digest.hexdigest()[:12]}'
-
-
-def _version(name: str) -> str:
-  try:
-    return importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:
-    return 'not installed'
-
-
-def meet(group: Group, known: Mapping[str, Any], timeout: float) -> Links:
+def connect(
+  group: ProcessGroup, known: Mapping[str, Any], timeout: float
+) -> Connections:
   """Returns when all hosts are there and agree.
 
   Args:
     group: who is expected.
-    known: what has to be the same everywhere (see `facts`).
+    known: what has to be the same everywhere (see `shared_settings`).
     timeout: seconds.
 
   Raises:
@@ -285,7 +229,9 @@ def meet(group: Group, known: Mapping[str, Any], timeout: float) -> Links:
   return _call_roll(group, mine, timeout)
 
 
-def _call_roll(group: Group, mine: dict[str, Any], timeout: float) -> Links:
+def _call_roll(
+  group: ProcessGroup, mine: dict[str, Any], timeout: float
+) -> Connections:
   """The part of process 0."""
   roll = _Roll(group, mine)
   deadline = time.monotonic() + timeout
@@ -294,22 +240,23 @@ def _call_roll(group: Group, mine: dict[str, Any], timeout: float) -> Links:
     while roll.absent and not roll.refused and time.monotonic() < deadline:
       for key, _ in ready.select(deadline - time.monotonic()):
         if key.fileobj is door:
-          ready.register(Wire(door.accept()[0]), selectors.EVENT_READ)
+          ready.register(Channel(door.accept()[0]), selectors.EVENT_READ)
         elif not roll.take(key.fileobj):
           ready.unregister(key.fileobj)
           key.fileobj.close()
-  text = roll.refused or differences(roll.facts)
+  text = roll.refused or host_settings.describe_differences(roll.facts)
   if roll.absent and not text:
     text = (
       f'{_numbers(roll.absent)} of {group.count} did not report to '
-      f'{group.address} within {timeout:g} s ({_some(list(roll.facts))} did): '
+      f'{group.address} within {timeout:g} s ('
+      f'{host_settings.shorten(list(roll.facts))} did): '
       'start what is missing, or wait longer with --init_timeout'
     )
   for wire in roll.wires.values():
     wire.send(stop=text) if text else wire.send(names=roll.names)
   if text:
     raise errors.UserError(text)
-  return Links(roll.wires, roll.names, 0)
+  return Connections(roll.wires, roll.names, 0)
 
 
 class _Roll:
@@ -320,13 +267,13 @@ class _Roll:
     refused: what is wrong with one that came.
   """
 
-  def __init__(self, group: Group, mine: dict[str, Any]):
+  def __init__(self, group: ProcessGroup, mine: dict[str, Any]):
     self._count = group.count
     self._reports = {0: mine}
-    self.wires: dict[int, Wire] = {}
+    self.wires: dict[int, Channel] = {}
     self.refused = ''
 
-  def take(self, wire: Wire) -> bool:
+  def take(self, wire: Channel) -> bool:
     """Reads what there is; False if the other end is gone, or none of ours."""
     messages = wire.receive()
     if messages is None:  # It may come again.
@@ -339,9 +286,9 @@ class _Roll:
       index, host = told['process'], told['host']
       if index in self._reports:
         self.refused = (
-          f'{_named(index, host)} came where '
-          f'{_named(index, self._reports[index]["host"])} is already: give '
-          'each process a number of its own'
+          f'{process_name(index, host)} came where '
+          f'{process_name(index, self._reports[index]["host"])} is already: '
+          'give each process a number of its own'
         )
         wire.send(stop=self.refused)
         continue
@@ -362,7 +309,7 @@ class _Roll:
   def facts(self) -> dict[str, Mapping[str, Any]]:
     """What is known of those that came, by their names."""
     return {
-      _named(i, self._reports[i]['host']): self._reports[i]['facts']
+      process_name(i, self._reports[i]['host']): self._reports[i]['facts']
       for i in sorted(self._reports)
     }
 
@@ -385,14 +332,16 @@ def _door(address: str) -> socket.socket:
     ) from error
 
 
-def _report(group: Group, mine: dict[str, Any], timeout: float) -> Links:
+def _report(
+  group: ProcessGroup, mine: dict[str, Any], timeout: float
+) -> Connections:
   """The part of all others."""
   host, _, port = group.address.rpartition(':')
   deadline = time.monotonic() + timeout
   while time.monotonic() < deadline:
     try:
       where = host.strip('[]'), int(port)
-      wire = Wire(socket.create_connection(where, timeout=_SEND_SECONDS))
+      wire = Channel(socket.create_connection(where, timeout=_SEND_SECONDS))
     except OSError:
       time.sleep(_RETRY_SECONDS)
       continue
@@ -402,7 +351,7 @@ def _report(group: Group, mine: dict[str, Any], timeout: float) -> Links:
     if 'stop' in answer:
       raise errors.UserError(answer['stop'])
     if 'names' in answer:
-      return Links({0: wire}, answer['names'], group.index)
+      return Connections({0: wire}, answer['names'], group.index)
     wire.close()
     time.sleep(_RETRY_SECONDS)
   raise errors.UserError(
@@ -411,7 +360,7 @@ def _report(group: Group, mine: dict[str, Any], timeout: float) -> Links:
   )
 
 
-def _answer(wire: Wire, deadline: float) -> dict[str, Any]:
+def _answer(wire: Channel, deadline: float) -> dict[str, Any]:
   with selectors.DefaultSelector() as ready:
     ready.register(wire, selectors.EVENT_READ)
     while ready.select(max(deadline - time.monotonic(), 0)):
@@ -423,93 +372,11 @@ def _answer(wire: Wire, deadline: float) -> dict[str, Any]:
   return {}
 
 
-def broadcast_from_host_0(value: np.ndarray | bool) -> np.ndarray:
-  """What host 0 has, on every host; all must ask."""
-  if jax.process_count() == 1:
-    return np.asarray(value)
-  found = multihost_utils.broadcast_one_to_all(np.asarray(value))
-  return np.asarray(found)
-
-
-def agree(name: str, value: str) -> None:
-  """Returns if the value is the same on all hosts; all of them have to ask.
-
-  Args:
-    name: what it is: 'the labeled images'.
-    value: short.
-
-  Raises:
-    UserError: it differs.
-  """
-  if jax.process_count() == 1:
-    return
-  told = json.dumps([socket.gethostname(), value]).encode()
-  if len(told) > _AGREE_BYTES:
-    digest = hashlib.sha256(value.encode()).hexdigest()
-    told = json.dumps([socket.gethostname()[:64], digest]).encode()
-  row = np.frombuffer(told.ljust(_AGREE_BYTES), np.uint8)
-  rows = multihost_utils.process_allgather(row)
-  found = {}
-  for index, row in enumerate(rows):
-    host, theirs = json.loads(row.tobytes())
-    found[_named(index, host)] = {name: theirs}
-  text = differences(found)
-  if text:
-    raise errors.UserError(text)
-
-
-def differences(told: Mapping[str, Mapping[str, Any]]) -> str:
-  """What hosts do not have in common, in a line; '' if there is nothing.
-
-  Args:
-    told: by host, what it has, by name.
-  """
-  lines = []
-  names = list(dict.fromkeys(name for facts in told.values() for name in facts))
-  for name in names:
-    holders: dict[str, list[str]] = {}
-    values = {}
-    for host, facts in told.items():
-      key = json.dumps(facts.get(name), sort_keys=True)
-      holders.setdefault(key, []).append(host)
-      values[key] = facts.get(name)
-    if len(holders) == 1:
-      continue
-    first, *others = sorted(holders, key=lambda key: -len(holders[key]))
-    if isinstance(values[first], Mapping):
-      lines += [
-        f'{name}.{line} on {_some(holders[other])}'
-        for other in others
-        for line in options.differences(values[first], values[other])
-      ]
-    else:
-      lines.append(
-        f'{name} is '
-        + ', '.join(
-          f'{values[key]} on {_some(holders[key])}' for key in (first, *others)
-        )
-      )
-  if not lines:
-    return ''
-  more = len(lines) - _MOST_NAMED
-  return (
-    f'the hosts differ: {"; ".join(lines[:_MOST_NAMED])}'
-    + (f'; and {more} more' if more > 0 else '')
-    + ': make them equal'
-  )
-
-
-def _named(index: int, host: str) -> str:
-  return f'process {index} ({host})'
-
-
 def _numbers(processes: Sequence[int]) -> str:
   word = 'process' if len(processes) == 1 else 'processes'
-  return f'{word} {_some([str(p) for p in processes])}'
+  return f'{word} {host_settings.shorten([str(p) for p in processes])}'
 
 
-def _some(texts: Sequence[str]) -> str:
-  more = len(texts) - _MOST_NAMED
-  return ', '.join(texts[:_MOST_NAMED]) + (
-    f' and {more} more' if more > 0 else ''
-  )
+def process_name(index: int, host: str) -> str:
+  """Returns the name of a process in messages: 'process 3 (host-3)'."""
+  return f'process {index} ({host})'

@@ -1,10 +1,7 @@
 """The device mesh, and where each array of a step lives on it."""
 
-import collections
-import math
-import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,14 +13,6 @@ from runtime import errors
 MIN_SHARDED_SIZE = 2**18
 
 _BATCH_AXES = ('data', 'fsdp')
-
-_COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'all-to-all',
-  'reduce-scatter',
-  'collective-permute',
-)
 
 
 def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
@@ -82,7 +71,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
   return jax.tree.map(place, state)
 
 
-def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
   """Raises UserError unless the rows divide among the devices."""
   if batch_size < 1 or batch_size % mesh.size:
     raise errors.UserError(
@@ -91,7 +80,7 @@ def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
     )
 
 
-def put_batch(mesh: Mesh) -> Callable[[Any], Any]:
+def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
   """A function that turns this host's rows into global arrays."""
   sharding = batch_sharding(mesh)
 
@@ -101,55 +90,6 @@ def put_batch(mesh: Mesh) -> Callable[[Any], Any]:
     )
 
   return put
-
-
-class Collective(NamedTuple):
-  """What devices exchange at one point of a program.
-
-  Attributes:
-    kind: 'all-reduce', 'all-gather', …
-    size: bytes of the result, on each device.
-    source: where in the program it comes from, as jax names it.
-  """
-
-  kind: str
-  size: int
-  source: str
-
-
-def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
-  """All exchanges of a compiled program, in its order."""
-  found = []
-  for line in compiled.as_text().splitlines():
-    match = re.search(rf'= (.*) ({"|".join(_COLLECTIVES)})(?:-start)?\(', line)
-    if match:
-      shapes, kind = match.groups()
-      size = sum(
-        math.prod(int(n) for n in sides.split(',') if n) * _size_of(dtype)
-        for dtype, sides in re.findall(r'(\w+)\[([\d,]*)\]', shapes)
-      )
-      name = re.search(r'op_name="([^"]*)"', line)
-      parts = name[1].split('/') if name else []
-      source = '/'.join(p for p in parts if not p.startswith('jit('))
-      found.append(Collective(kind, size, source))
-  return found
-
-
-def count_collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
-  """How often each kind of collective occurs in a compiled program.
-
-  >>> step = jax.jit(lambda x: 2 * x).lower(1.0).compile()
-  >>> count_collectives(step)['all-gather']
-  0
-  """
-  found = collections.Counter(c.kind for c in collectives(compiled))
-  return {name: found[name] for name in _COLLECTIVES}
-
-
-def _size_of(dtype: str) -> int:
-  """Bytes of one value of a type of XLA: 'f32', 's32', 'pred'."""
-  bits = re.search(r'\d+', dtype)
-  return int(bits[0]) // 8 if bits else 1
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -93,12 +93,14 @@ class Predictions:
   batch_size: int
   mesh: Mesh
   keep: tuple[str, ...] = ()
-  reading: loader_lib.Reading = loader_lib.Reading()
+  reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
   log_progress: bool = False
   padding: transforms.CenterCrop | None = None
 
   def __post_init__(self):
-    sharding.check_batch(self.batch_size, self.mesh, 'batch_size of evaluation')
+    sharding.check_batch_size(
+      self.batch_size, self.mesh, 'batch_size of evaluation'
+    )
 
   def __call__(
     self, state: train_state.TrainState
@@ -108,7 +110,7 @@ class Predictions:
     All hosts must go through to the end. The order is that of the plan. Maps
     over the canvas are cut to the image.
     """
-    put = sharding.put_batch(self.mesh)
+    put = sharding.make_put_batch(self.mesh)
     shown = console.ProgressLine(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )
@@ -129,7 +131,7 @@ class Predictions:
             prediction = prediction[:height, :width]
           yield prediction, example
         if self.log_progress and (done == len(self._plan) or done % 20 == 0):
-          shown.line(done, {})
+          shown.report(done, {})
     finally:
       iterator.close()
 
@@ -159,7 +161,7 @@ class Predictions:
 
   @functools.cached_property
   def _mine(self) -> slice:
-    part = loader_lib.Part()
+    part = loader_lib.ProcessShard()
     rows = part.rows(self.batch_size)
     return slice(part.index * rows, (part.index + 1) * rows)
 

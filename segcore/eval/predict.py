@@ -83,7 +83,7 @@ class Model:
   palette: tuple[tuple[int, int, int], ...]
   batch_size: int
   mesh: Mesh
-  reading: loader_lib.Reading = loader_lib.Reading()
+  reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 
 
 def run(model: Model, request: Request) -> None:

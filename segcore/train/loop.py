@@ -50,7 +50,7 @@ class OperationOptions:
   save_every: int = 500
   fsdp: int = 1
   record_ids: bool = False
-  reading: loader_lib.Reading = loader_lib.Reading()
+  reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 
   def __post_init__(self):
     for name in ('log_every', 'save_every', 'fsdp'):
@@ -115,7 +115,7 @@ def train(
     UserError: a loss term is no longer finite, or the disk is full.
     Preempted: the machine asked to stop; the state is saved.
   """
-  meter = throughput.Meter()
+  meter = throughput.GoodputMeter()
   with checkpoint.Checkpoints(place.directory) as checkpoints:
     with meter.timed('start'):
       spec = training.loader.element_spec()
@@ -132,12 +132,14 @@ def train(
       step, watch = build_step(training.method, mesh, state, spec)
       if log.peak:
         # The call below is traced but once.
-        log.operations = flops.count(step.trace(state, watch, spec).jaxpr).total
+        log.operations = flops.count_jaxpr(
+          step.trace(state, watch, spec).jaxpr
+        ).total
       return run.steps(
         state,
         step,
         jax.device_put(watch, sharding.replicated(mesh)),
-        loader_lib.prefetched(batches, sharding.put_batch(mesh)),
+        loader_lib.prefetch(batches, sharding.make_put_batch(mesh)),
         start,
       )
 
@@ -167,11 +169,11 @@ class _Log:
     place: workspace_lib.Workspace,
     start: int,
     mesh: Mesh,
-    meter: throughput.Meter,
+    meter: throughput.GoodputMeter,
   ):
     self.mesh = mesh
     self.meter = meter
-    self.peak = throughput.peak(mesh)
+    self.peak = throughput.peak_flops(mesh)
     self.operations = 0
     # Beside the metrics, which are the same for the same steps.
     self.speeds = metrics_file.MetricsFile(
@@ -219,12 +221,12 @@ class _Log:
   def train(self, step: int, values: Mapping[str, float]) -> None:
     shown = {name: v for name, v in values.items() if '/' not in name}
     found = {
-      **self.progress.line(step, shown),
+      **self.progress.report(step, shown),
       **self.meter.read(),
-      **throughput.memory(self.mesh),
+      **throughput.memory_usage(self.mesh),
     }
     if self.peak and 'steps_per_second' in found:
-      found['mfu'] = throughput.utilization(
+      found['mfu'] = throughput.model_flops_utilization(
         found['steps_per_second'], self.operations, self.peak
       )
     for line in self.silent.see(step, values):

@@ -103,7 +103,7 @@ class RecipeOptions:
       accumulates: whether the method can look at a batch in parts: its loss is
         a sum over a count, and rows do not meet.
     """
-    sharding.check_batch(self.batch_size, mesh, f'{path}.batch_size')
+    sharding.check_batch_size(self.batch_size, mesh, f'{path}.batch_size')
     if self.accumulate > 1 and not accumulates:
       raise errors.UserError(
         f'{path}.accumulate: found {self.accumulate}, expected 1, since this '

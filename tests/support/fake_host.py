@@ -17,9 +17,9 @@ STEPS = {'works': 10**6, 'works for a while': 8, 'stalls': 1}
 
 
 def main(index: int, count: int, port: int, ending: str, stall: float) -> int:
-  group = rendezvous.Group(f'127.0.0.1:{port}', count, index)
-  links = rendezvous.meet(group, {'jax': '1'}, timeout=60.0)
-  with heartbeat.Watch(links, 3.0, stall) as watching:
+  group = rendezvous.ProcessGroup(f'127.0.0.1:{port}', count, index)
+  links = rendezvous.connect(group, {'jax': '1'}, timeout=60.0)
+  with heartbeat.HeartbeatMonitor(links, 3.0, stall) as watching:
     print('all are there', flush=True)
     stopped = []
     signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
@@ -31,9 +31,9 @@ def main(index: int, count: int, port: int, ending: str, stall: float) -> int:
     while ending == 'waits' or ending in STEPS:
       time.sleep(0.1)
     if ending == 'mistake':
-      watching.fail('the moon is missing', 2, at_once=True)
+      watching.abort('the moon is missing', 2, immediately=True)
     if ending == 'crash':
-      watching.fail('ZeroDivisionError: by 0', 1, at_once=False)
+      watching.abort('ZeroDivisionError: by 0', 1, immediately=False)
   return 0
 
 

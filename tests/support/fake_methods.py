@@ -61,7 +61,7 @@ class TinyEncoder(nn.Module):
         name=f'norm{i}',
       )(x)
       x = nn.relu(x)
-      maps.append(features.Stage(f'block{i}', 2 ** (i + 1), x))
+      maps.append(features.FeatureMap(f'block{i}', 2 ** (i + 1), x))
     return features.Features(tuple(maps))
 
 
@@ -136,7 +136,7 @@ class TwoStream:
   def init(self, rng, batch_spec, loaded) -> TwoStreamState:
     shape = batch_spec['labeled']['image'].shape
     update = update_lib.Update(
-      segmenter.PARTS[::2], self.optimizer, self.num_steps
+      segmenter.SUBMODULES[::2], self.optimizer, self.num_steps
     )
     state = update.init(self.segmenter, rng, shape, loaded)
     size = self.segmenter.heads.modules['rep'].out_features
@@ -175,7 +175,7 @@ class TwoStream:
       batch_stats,
       images,
       heads=('logits', 'rep'),
-      train=segmenter.PARTS,
+      train=segmenter.SUBMODULES,
       rng=jax.random.PRNGKey(0),
     )
 
@@ -315,7 +315,7 @@ class Embedding(nn.Module):
   num_prototypes: int = 5
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
 
   @nn.compact
   def __call__(self, x, train=False):
@@ -462,7 +462,7 @@ def two_stream(num_steps: int = NUM_STEPS, **fields) -> TwoStream:
 
 def multi_view(num_steps: int = NUM_STEPS, **fields) -> MultiView:
   network = segmenter.Segmenter(TinyEncoder(), None, {'embedding': Embedding()})
-  update = update_lib.Update(segmenter.PARTS[::2], _optimizer(), num_steps)
+  update = update_lib.Update(segmenter.SUBMODULES[::2], _optimizer(), num_steps)
   return MultiView(network, update, **fields)
 
 
@@ -516,9 +516,9 @@ def make_split(found, num_classes=NUM_CLASSES) -> datasets.Split:
     version='fake/1.0.0',
     classes=tuple(f'class{i}' for i in range(num_classes)),
     palette=((0, 0, 0),) * num_classes,
-    has=('label',) if 'label' in found[0] else (),
+    label_kinds=('label',) if 'label' in found[0] else (),
     records=found,
-    index=fingerprints.Index.of(
+    index=fingerprints.ImageIndex.from_samples(
       [
         records.Sample(
           one['id'].decode(),
@@ -577,8 +577,8 @@ def multi_view_loader(**fields) -> TestLoader:
   """Batches of two views of 24 and three of 16 pixels."""
   crop = views.MultiCrop(
     (
-      views.Views('large', 2, (24, 24), area=(0.4, 1.0)),
-      views.Views('small', 3, (16, 16), area=(0.1, 0.4)),
+      views.ViewGroup('large', 2, (24, 24), area=(0.4, 1.0)),
+      views.ViewGroup('small', 3, (16, 16), area=(0.1, 0.4)),
     )
   )
   decode = transforms.Decode(NUM_CLASSES, keep=())
@@ -587,7 +587,7 @@ def multi_view_loader(**fields) -> TestLoader:
 
 
 def _stream(split, *steps) -> loader.Stream:
-  return loader.Stream(split.records, transforms.Sequence(steps))
+  return loader.Stream(split.records, transforms.Compose(steps))
 
 
 # Method and loader by name.

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from segcore.train import checkpoint
+from segcore.weights import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -176,7 +176,7 @@ def read_state(stage: pathlib.Path) -> dict:
     *('step', 'params', 'batch_stats', 'opt_state', 'rng'),
     *('teacher_params', 'teacher_batch_stats', 'bank', 'prototypes'),
   )
-  return checkpoint.read(stage / 'checkpoints', names)
+  return checkpoint_reader.read(stage / 'checkpoints', names)
 
 
 def read_metrics(stage: pathlib.Path, name: str = 'metrics') -> list[dict]:

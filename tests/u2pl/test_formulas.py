@@ -12,7 +12,6 @@ from segcore.ops import losses, order_statistics
 from segcore.train import optimizers
 from tests.transcriptions import u2pl as reference
 from u2pl import contrast, ema, memory_bank, mixing, prototypes, pseudo_labels
-from u2pl.semi import mean_teacher
 
 CLASSES = 6
 
@@ -75,7 +74,7 @@ def test_cross_entropy():
 )
 def test_hardest_pixels(least, threshold):
   logits, labels = drawn(2, 4, 5, CLASSES), labels_of(2, 4, 5)
-  found = losses.hardest(
+  found = losses.hard_example_mask(
     jnp.asarray(logits), jnp.asarray(labels), threshold, least
   )
   expected = reference.ohem_kept(logits, labels, least, threshold)
@@ -83,7 +82,7 @@ def test_hardest_pixels(least, threshold):
   assert expected.any()
 
   def loss(x):
-    kept = losses.hardest(x, jnp.asarray(labels), threshold, least)
+    kept = losses.hard_example_mask(x, jnp.asarray(labels), threshold, least)
     return losses.masked_mean(
       losses.cross_entropy(x, jnp.asarray(labels)), kept
     )
@@ -299,7 +298,7 @@ def test_the_whole_contrastive_loss_on_given_draws():
   means, counts = reference.class_means(told, joined.positives)
 
   by_pixel = [mask.reshape(4, -1, CLASSES) for mask in found]
-  picked = order_statistics.uniform_ranks(
+  picked = order_statistics.ranks_from_uniforms(
     jnp.asarray(uniforms[0]), jnp.asarray(anchor_counts)[:, None]
   )
   np.testing.assert_array_equal(
@@ -417,7 +416,7 @@ def test_denoising_weights(kind, seen):
   known = reference.Prototypes(vectors, updates)
   assert_close(found, reference.denoising_weights(features, known, kind))
   probs = reference.softmax(drawn(2, 5, 7, CLASSES, seed=3))
-  mended = mean_teacher.enlarge(found, (5, 7)) * probs
+  mended = pseudo_labels.upsample(found, (5, 7)) * probs
   labels, weighted = reference.denoised_labels(probs, features, known, kind)
   assert_close(mended, weighted)
   np.testing.assert_array_equal(np.argmax(mended, -1), labels)
@@ -464,7 +463,7 @@ def test_labels_are_read_at_the_floor():
 
 def test_scores_are_enlarged_with_aligned_corners():
   scores = drawn(1, 5, 4, 3)
-  found = mean_teacher.enlarge(jnp.asarray(scores), (9, 13))
+  found = pseudo_labels.upsample(jnp.asarray(scores), (9, 13))
   assert_close(found, reference.bilinear(scores, (9, 13)))
 
 

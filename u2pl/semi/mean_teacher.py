@@ -5,7 +5,7 @@ mixing, without consistency it is supervised training.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -23,105 +23,7 @@ from u2pl import contrast as contrast_lib
 from u2pl import ema as ema_lib
 from u2pl import memory_bank, prototypes, pseudo_labels
 from u2pl import mixing as mixing_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Supervised:
-  """The loss of labeled images.
-
-  Attributes:
-    kind: mean cross entropy, or that of the hardest pixels ('ohem').
-    threshold: of 'ohem': pixels whose class is less probable are hard.
-    kept_per_image: of 'ohem': at least so many pixels count, times the batch.
-    auxiliary: weight of the same loss at a head `aux`; 0 for none.
-  """
-
-  kind: Literal['ce', 'ohem'] = 'ce'
-  threshold: float = 0.7
-  kept_per_image: int = 50_000
-  auxiliary: float = 0.0
-
-  def __post_init__(self):
-    for name in ('threshold', 'kept_per_image', 'auxiliary'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected 0 or more'
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Consistency:
-  """The loss of unlabeled images against the teacher's labels.
-
-  Attributes:
-    filtered: whether unreliable pixels are left out, and the rest weighs the
-      more (Eqs. 12-14).
-    forward: ξ₁, of the cross entropy.
-    reverse: ξ₂, of the reverse cross entropy; above 0 it is U2PL+'s.
-    denoise: whether labels are mended by the prototypes: 'off', or by 'raw' or
-      'l2'-normalized distances (Eqs. 19-20).
-    mixing: strong augmentation.
-    weight: of all of it, against the labeled images' 1.
-  """
-
-  filtered: bool = True
-  forward: float = 1.0
-  reverse: float = 0.0
-  denoise: Literal['off', 'raw', 'l2'] = 'off'
-  mixing: mixing_lib.MixingOptions = mixing_lib.MixingOptions()
-  weight: float = 1.0
-
-  def __post_init__(self):
-    if self.weight <= 0:
-      raise ValueError(f'weight: found {self.weight}, expected more than 0')
-    if min(self.forward, self.reverse) < 0 or not self.forward + self.reverse:
-      raise ValueError(
-        f'forward={self.forward}, reverse={self.reverse}: expected 0 or more, '
-        'and one of them above 0'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnOptions:
-  """What is learned from, beside the labeled images.
-
-  Attributes:
-    supervised: loss of labeled images.
-    consistency: loss of unlabeled ones; None learns from labels alone.
-    contrast: between pixels; None for none. Needs consistency.
-    partition: share of unreliable pixels.
-    prototype_momentum: of U2PL+'s prototypes (Eq. 18); 0 takes each step's
-      means, as U2PL does.
-    teacher: how it follows the student.
-    warmup_epochs: of labeled images alone.
-  """
-
-  supervised: Supervised = Supervised()
-  consistency: Consistency | None = Consistency()
-  contrast: contrast_lib.ContrastOptions | None = contrast_lib.ContrastOptions()
-  partition: pseudo_labels.Partition = pseudo_labels.Partition()
-  prototype_momentum: float = 0.0
-  teacher: ema_lib.EmaOptions = ema_lib.EmaOptions()
-  warmup_epochs: int = 1
-
-  def __post_init__(self):
-    if self.contrast and not self.consistency:
-      raise ValueError('contrast: found without consistency, expected both')
-    if not 0 <= self.prototype_momentum < 1:
-      raise ValueError(
-        f'prototype_momentum: found {self.prototype_momentum}, expected '
-        '0 <= momentum < 1'
-      )
-    if self.warmup_epochs < 0:
-      raise ValueError(
-        f'warmup_epochs: found {self.warmup_epochs}, expected 0 or more'
-      )
-
-  @property
-  def needs_representations(self) -> bool:
-    """Whether the network needs a head `rep`."""
-    mended = self.consistency and self.consistency.denoise != 'off'
-    return bool(self.contrast or mended)
+from u2pl.semi import options as options_lib
 
 
 @flax.struct.dataclass
@@ -204,7 +106,7 @@ class Lesson:
 
 
 @dataclasses.dataclass(frozen=True)
-class Semi:
+class MeanTeacher:
   """Semi-supervised training; see `method.Method`.
 
   The segmenter has heads `logits`, with contrast or denoising `rep`, and `aux`
@@ -221,7 +123,7 @@ class Semi:
 
   segmenter: segmenter_lib.Segmenter
   update: update_lib.Update
-  options: LearnOptions
+  options: options_lib.LearnOptions
   num_classes: int
   steps_per_epoch: int
 
@@ -327,7 +229,7 @@ class Semi:
         state.batch_stats,
         images,
         heads=self._student_heads(),
-        train=segmenter_lib.PARTS,
+        train=segmenter_lib.SUBMODULES,
         rng=rng,
       )
       if lesson is None:
@@ -448,7 +350,7 @@ class Semi:
       state, batch_lib.join([labeled, mixed]), teacher_rng
     )
     _, logits = batch_lib.split(joined['logits'], 2)
-    entropy = pseudo_labels.entropy(enlarge(logits, size))
+    entropy = pseudo_labels.entropy(pseudo_labels.upsample(logits, size))
     valid = labels >= 0
     percent = self.options.partition.at(self._progress(state))
     gamma = order_statistics.percentile(entropy, valid, 100 - percent)
@@ -481,11 +383,13 @@ class Semi:
     heads = ('logits',) if kind == 'off' else ('logits', 'rep')
     found = self.apply(variables, images, heads)
     size = images.shape[1:3]
-    scores = enlarge(found['logits'], size)
+    scores = pseudo_labels.upsample(found['logits'], size)
     if kind != 'off':
       weights = prototypes.weights(found['rep'], state.prototypes, kind)
       # Their product, as a sum of logarithms: it may be 0 for every class.
-      mended = jax.nn.log_softmax(scores) + jnp.log(enlarge(weights, size))
+      mended = jax.nn.log_softmax(scores) + jnp.log(
+        pseudo_labels.upsample(weights, size)
+      )
       scores = jnp.where(self._mends(state), mended, scores)
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
@@ -510,7 +414,7 @@ class Semi:
     num_images, size = len(features), features.shape[-1]
     none = jnp.zeros_like(guess.anchorable)
     masks = contrast_lib.candidates(
-      jax.nn.softmax(enlarge(guess.joined['logits'], cells)),
+      jax.nn.softmax(pseudo_labels.upsample(guess.joined['logits'], cells)),
       resize.nearest_floor(labels, cells),
       jnp.arange(num_images) % 2 == 0,  # As `join` has put them.
       resize.nearest_floor(batch_lib.join([none, guess.anchorable]), cells),
@@ -535,10 +439,10 @@ class Semi:
     anchors = _by_pixel(masks.anchors)
     num_anchors = jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)
     shape = (self.num_classes, options.num_anchors)
-    picked = order_statistics.uniform_ranks(
+    picked = order_statistics.ranks_from_uniforms(
       jax.random.uniform(anchor_rng, shape), num_anchors[:, None]
     )
-    drawn = order_statistics.uniform_ranks(
+    drawn = order_statistics.ranks_from_uniforms(
       jax.random.uniform(bank_rng, (*shape, options.num_negatives)),
       bank.count[:, None, None],
     )
@@ -560,11 +464,11 @@ class Semi:
     """Adds this step's negatives, at most so many of each class."""
     num_images, num_pixels, _ = negatives.shape
     # No more than there can be.
-    most = min(self.options.contrast.most_pushed, num_images * num_pixels)
-    priorities = order_statistics.pixel_priorities(
+    most = min(self.options.contrast.max_push, num_images * num_pixels)
+    priorities = order_statistics.draw_pixel_priorities(
       update_lib.row_keys(rng, num_images), num_pixels
     )
-    chosen = order_statistics.top_priorities(negatives, priorities, most)
+    chosen = order_statistics.keep_top_priorities(negatives, priorities, most)
     order = jnp.broadcast_to(jnp.arange(most), (self.num_classes, most))
     rows = flat[order_statistics.nth_true(chosen, order)]
     counts = jnp.sum(chosen, axis=(0, 1), dtype=jnp.int32)
@@ -577,11 +481,13 @@ class Semi:
     size = labels.shape[1:]
 
     def mean(logits: Array) -> types.Scalar:
-      logits = enlarge(logits, size)
+      logits = pseudo_labels.upsample(logits, size)
       counted = labels >= 0
       if options.kind == 'ohem':
         least = options.kept_per_image * len(labels)
-        counted = losses.hardest(logits, labels, options.threshold, least)
+        counted = losses.hard_example_mask(
+          logits, labels, options.threshold, least
+        )
       return losses.masked_mean(losses.cross_entropy(logits, labels), counted)
 
     total = mean(found['logits'])
@@ -594,7 +500,7 @@ class Semi:
   ) -> types.Scalar:
     options = self.options.consistency
     loss = pseudo_labels.symmetric_cross_entropy(
-      enlarge(logits, lesson.labels.shape[1:]),
+      pseudo_labels.upsample(logits, lesson.labels.shape[1:]),
       lesson.labels,
       options.forward,
       options.reverse,
@@ -637,7 +543,7 @@ class Semi:
       state.teacher_batch_stats,
       images,
       heads=('logits', *represented),
-      train=segmenter_lib.PARTS,
+      train=segmenter_lib.SUBMODULES,
       rng=rng,
     )
     if self.options.teacher.statistics == 'own':
@@ -655,15 +561,6 @@ class Semi:
     """Finished epochs of all."""
     epoch = (state.step // self.steps_per_epoch).astype(jnp.float32)
     return epoch * self.steps_per_epoch / self.update.num_steps
-
-
-def enlarge(
-  scores: Float[Array, 'B h w C'], size: tuple[int, int]
-) -> Float[Array, 'B H W C']:
-  """Scores at another resolution, bilinearly with aligned corners (§1)."""
-  if scores.shape[1:3] == size:
-    return scores
-  return resize.bilinear(scores, size, align_corners=True)
 
 
 def _streams(found: dict[str, Array]) -> list[dict[str, Array]]:

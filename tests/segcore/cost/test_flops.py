@@ -23,7 +23,7 @@ def shape(*sizes):
 
 
 def total(function, *arguments):
-  return flops.count_of(function, *arguments).total
+  return flops.count(function, *arguments).total
 
 
 def conv(x, kernel, stride=1, padding='SAME', **fields):
@@ -139,7 +139,7 @@ def test_a_while_counts_one_round_and_says_so():
   def loop(x, w):
     return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x) @ w
 
-  found = flops.count_of(loop, shape(5, 7), shape(7, 7))
+  found = flops.count(loop, shape(5, 7), shape(7, 7))
   assert (found.total, found.in_while) == (2 * 490, 490)
 
 
@@ -174,14 +174,14 @@ def test_parts_of_a_gradient(remat):
     return jnp.zeros(images.shape)
 
   params = variables['params']
-  forward = flops.count_of(net.apply, variables, images).by_part(
-    segmenter.PARTS
+  forward = flops.count(net.apply, variables, images).by_part(
+    segmenter.SUBMODULES
   )
   assert forward['heads'] == 2 * 16 * 16 * 9 * 8 * 5
   assert forward['other'] == 0
   assert forward['decoder'] > 0 and forward['encoder'] > 0
-  found = flops.count_of(jax.grad(loss), params['decoder'], params).by_part(
-    segmenter.PARTS
+  found = flops.count(jax.grad(loss), params['decoder'], params).by_part(
+    segmenter.SUBMODULES
   )
   # The encoder is a constant; the head is passed through by one gradient.
   assert found['encoder'] == forward['encoder']
@@ -238,7 +238,7 @@ def test_the_network_of_the_paper(variables, side, classes):
 
   # What the transformer adds to the encoder has these names.
   names = ('decoder', 'heads', 'Transformer', 'embedding')
-  found = flops.count_of(forward, variables, images).by_part(names)
+  found = flops.count(forward, variables, images).by_part(names)
   stem = found['other']
   transformer = found['Transformer'] + found['embedding']
   decoder = found['decoder'] + found['heads']
@@ -255,7 +255,9 @@ def test_the_u_net_of_the_paper():
   )
   images = shape(1, 224, 224, 3)
   variables = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)
-  found = flops.count_of(net.apply, variables, images).by_part(segmenter.PARTS)
+  found = flops.count(net.apply, variables, images).by_part(
+    segmenter.SUBMODULES
+  )
   assert found['encoder'] / 1e9 == pytest.approx(8.2, rel=0.01)
   decoder = found['decoder'] + found['heads']
   assert decoder / 1e9 == pytest.approx(68.6, rel=0.01)
@@ -275,8 +277,8 @@ def test_denoising_by_a_frozen_encoder_costs_212_gflops_an_image():
   state = jax.eval_shape(
     lambda rng: trained.init(rng, spec, None), jax.random.PRNGKey(0)
   )
-  step = flops.count_of(trained.train_step, state, spec)
-  parts = step.by_part(segmenter.PARTS)
+  step = flops.count(trained.train_step, state, spec)
+  parts = step.by_part(segmenter.SUBMODULES)
   assert step.total / 512 == pytest.approx(212e9, rel=0.01)
   # Forward only: 7.9 and 35.2.
   assert parts['encoder'] / 512 == pytest.approx(43.1e9, rel=0.01)
@@ -290,6 +292,6 @@ def test_a_dense_layer_of_flax_has_its_name():
       return nn.Dense(3, name='last')(nn.Dense(5, name='first')(x))
 
   variables = jax.eval_shape(Net().init, jax.random.PRNGKey(0), shape(2, 7))
-  found = flops.count_of(Net().apply, variables, shape(2, 7))
+  found = flops.count(Net().apply, variables, shape(2, 7))
   parts = found.by_part(('first', 'last'))
   assert parts == {'first': 2 * 2 * 5 * 7, 'last': 2 * 2 * 3 * 5, 'other': 0}

@@ -7,9 +7,8 @@ import pytest
 
 from ddep import main as ddep_main
 from runtime import errors
-from segcore.cost import topology
-from segcore.distributed import sharding
-from segcore.experiment import cli, dry_run
+from segcore.cost import communication, topology
+from segcore.experiment import cli, dry_run, hosts
 from tests.support import runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py:tiny'
@@ -24,9 +23,9 @@ SMALL = (
 
 def test_what_people_write():
   found = topology.parse('v5e:16x16')
-  assert (found.count, found.chip.name) == (256, 'TPU v5e')
+  assert (found.num_devices, found.chip.name) == (256, 'TPU v5e')
   assert str(found) == 'v5e:16x16'
-  assert topology.parse('v4:2x2x4').count == 16
+  assert topology.parse('v4:2x2x4').num_devices == 16
   assert topology.parse('cpu:8') == topology.Topology('cpu', (8,))
   assert topology.parse('cpu:8').chip is None
 
@@ -57,15 +56,17 @@ def test_without_libtpu(monkeypatch):
 def test_more_simulated_devices_than_jax_has_started():
   assert len(jax.devices()) == 8
   with pytest.raises(errors.UserError) as caught:
-    topology.parse('cpu:256').simulate(1)
+    topology.parse('cpu:256').start_simulated_devices(1)
   assert 'jax has started with 8 simulated devices already' in str(caught.value)
 
 
 def test_time_of_a_ring():
-  chip = topology.Chip('', speed=1.0, link=50.0, memory=1.0, largest=16)
+  chip = topology.Chip(
+    '', peak_flops=1.0, link_bandwidth=50.0, memory=1.0, max_slice_chips=16
+  )
 
   def exchange(kind, count):
-    sizes = [sharding.Collective(kind, size, '') for size in (700, 100)]
+    sizes = [communication.Collective(kind, size, '') for size in (700, 100)]
     return dry_run.exchange_seconds(sizes, chip, 4, count)
 
   # Two links of 50 bytes a second send 100; of 800 bytes a device sends 2·3/4.
@@ -78,7 +79,7 @@ def test_time_of_a_ring():
   assert exchange('reduce-scatter', 4) == pytest.approx(24)
   assert exchange('collective-permute', 4) == pytest.approx(8)
   assert exchange('all-reduce', 1) == 0
-  sizes = [sharding.Collective('all-reduce', 800, '')]
+  sizes = [communication.Collective('all-reduce', 800, '')]
   # Two seconds of arithmetic; the largest slice has 16.
   times = dry_run.growing(2.0, sizes, chip, 4, (1, 4, 16, 17))
   assert times == [2.0, pytest.approx(14), pytest.approx(17), None]
@@ -91,13 +92,11 @@ def said(capsys, monkeypatch, tmp_path):
   def refuse():
     raise AssertionError('a dry run for other devices starts none')
 
-  monkeypatch.setattr(cli, '_hosts', refuse)
+  monkeypatch.setattr(hosts, 'joined', refuse)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments):
-    status = cli.main(
-      ddep_main.build_stages, ['main', *arguments], ddep_main.load_model
-    )
+    status = cli.main(ddep_main.PROGRAM, ['main', *arguments])
     assert not list(tmp_path.iterdir())
     return status, capsys.readouterr()
 

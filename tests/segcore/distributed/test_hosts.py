@@ -1,4 +1,4 @@
-"""Roll call and watch, among threads and among processes without devices."""
+"""Rendezvous and heartbeats of hosts, among threads and bare processes."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from jax._src import clusters
 from jax._src.clusters import cloud_tpu_cluster
 
 from runtime import errors
-from segcore.distributed import heartbeat, rendezvous
-from segcore.experiment import cli
+from segcore.distributed import heartbeat, host_settings, rendezvous
+from segcore.experiment import command, hosts
 from tests.support import runs
 
 HERE = socket.gethostname()
@@ -28,9 +28,11 @@ def meet(*known, count=None, timeout=20.0, indices=None):
   found = [None] * len(known)
 
   def come(place, index):
-    group = rendezvous.Group(f'127.0.0.1:{port}', count or len(known), index)
+    group = rendezvous.ProcessGroup(
+      f'127.0.0.1:{port}', count or len(known), index
+    )
     try:
-      found[place] = rendezvous.meet(group, known[place], timeout).names
+      found[place] = rendezvous.connect(group, known[place], timeout).host_names
     except errors.UserError as error:
       found[place] = str(error)
 
@@ -90,7 +92,7 @@ def test_other_numbers_of_processes_are_a_difference():
     'process 0 (a)': {'number of processes': 2},
     'process 1 (b)': {'number of processes': 4},
   }
-  assert rendezvous.differences(told) == (
+  assert host_settings.describe_differences(told) == (
     'the hosts differ: number of processes is 2 on process 0 (a), 4 on process '
     '1 (b): make them equal'
   )
@@ -98,10 +100,10 @@ def test_other_numbers_of_processes_are_a_difference():
 
 def test_strangers_at_the_door_do_not_disturb():
   port = runs.free_port()
-  group = rendezvous.Group(f'127.0.0.1:{port}', 2, 0)
+  group = rendezvous.ProcessGroup(f'127.0.0.1:{port}', 2, 0)
   found = []
   thread = threading.Thread(
-    target=lambda: found.append(rendezvous.meet(group, {}, timeout=20.0))
+    target=lambda: found.append(rendezvous.connect(group, {}, timeout=20.0))
   )
   thread.start()
   for text in (b'GET / HTTP/1.1\r\n\r\n', b'{"process": 1}\n', b'', b'[1]\n'):
@@ -112,17 +114,19 @@ def test_strangers_at_the_door_do_not_disturb():
         break
       except ConnectionRefusedError:
         time.sleep(0.01)
-  rendezvous.meet(group._replace(index=1), {}, timeout=20.0)
+  rendezvous.connect(group._replace(index=1), {}, timeout=20.0)
   thread.join()
-  assert found[0].names == [HERE] * 2
+  assert found[0].host_names == [HERE] * 2
 
 
 def test_facts_name_code_config_and_libraries():
-  found = rendezvous.facts({'seed': 3}, stages='all')
+  found = host_settings.shared_settings({'seed': 3}, stages='all')
   assert found['config'] == {'seed': 3}
   assert {'stages', 'code', 'jax', 'orbax-checkpoint', 'numpy'} <= {*found}
-  assert 'not installed' not in [found[name] for name in rendezvous.LIBRARIES]
-  assert found == rendezvous.facts({'seed': 3}, stages='all')
+  assert 'not installed' not in [
+    found[name] for name in host_settings.LIBRARIES
+  ]
+  assert found == host_settings.shared_settings({'seed': 3}, stages='all')
 
 
 @pytest.fixture
@@ -147,23 +151,23 @@ def test_hosts_that_are_named(monkeypatch):
     JAX_NUM_PROCESSES='4',
     JAX_PROCESS_ID='3',
   )
-  assert rendezvous.find(None, 1.0) == ('a:1234', 4, 3, None)
-  assert rendezvous.find(99, 1.0) == ('a:99', 4, 3, None)
+  assert rendezvous.discover(None, 1.0) == ('a:1234', 4, 3, None)
+  assert rendezvous.discover(99, 1.0) == ('a:99', 4, 3, None)
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'a')
-  assert rendezvous.find(None, 1.0).address == 'a:8482'
+  assert rendezvous.discover(None, 1.0).address == 'a:8482'
   monkeypatch.setenv('JAX_PROCESS_ID', '4')
   with pytest.raises(errors.UserError, match='found 4, expected 0 to 3'):
-    rendezvous.find(None, 1.0)
+    rendezvous.discover(None, 1.0)
   monkeypatch.setenv('JAX_NUM_PROCESSES', '1')
   monkeypatch.setenv('JAX_PROCESS_ID', '0')
-  assert rendezvous.find(None, 1.0) is None
+  assert rendezvous.discover(None, 1.0) is None
 
 
 @pytest.mark.usefixtures('_no_variables')
 def test_a_tpu_is_known_by_jax_and_not_by_files(monkeypatch):
   # A machine with /dev/vfio but without TPU chips on its bus: a GPU.
   monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', False)
-  assert rendezvous.find(None, 1.0) is None
+  assert rendezvous.discover(None, 1.0) is None
   metadata = {
     'agent-worker-number': '1',
     'worker-network-endpoints': 'x:y:10.0.0.1,x:y:10.0.0.2',
@@ -174,8 +178,8 @@ def test_a_tpu_is_known_by_jax_and_not_by_files(monkeypatch):
     cloud_tpu_cluster, 'get_metadata', lambda key: (metadata[key], 200)
   )
   monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
-  assert rendezvous.find(None, 1.0) == ('10.0.0.1:8482', 2, 1, None)
-  assert rendezvous.find(7000, 1.0).address == '10.0.0.1:7000'
+  assert rendezvous.discover(None, 1.0) == ('10.0.0.1:8482', 2, 1, None)
+  assert rendezvous.discover(7000, 1.0).address == '10.0.0.1:7000'
 
 
 @pytest.mark.usefixtures('_no_variables')
@@ -183,7 +187,7 @@ def test_under_slurm_only_tasks_of_srun_are_a_group(monkeypatch):
   monkeypatch.setattr(clusters.GceTpuCluster, 'is_env_present', lambda: False)
   set_variables(monkeypatch, SLURM_NTASKS='2', SLURM_JOB_ID='4097')
   assert (
-    rendezvous.find(None, 1.0) is None
+    rendezvous.discover(None, 1.0) is None
   )  # In a batch script, outside of srun.
   set_variables(
     monkeypatch,
@@ -192,10 +196,10 @@ def test_under_slurm_only_tasks_of_srun_are_a_group(monkeypatch):
     SLURM_LOCALID='0',
     SLURM_STEP_NUM_NODES='2',
   )
-  assert rendezvous.find(None, 1.0) == ('n3:61441', 2, 1, None)
+  assert rendezvous.discover(None, 1.0) == ('n3:61441', 2, 1, None)
   # Of several tasks on a node each has a device.
   set_variables(monkeypatch, SLURM_NTASKS='8', SLURM_LOCALID='3')
-  assert rendezvous.find(None, 1.0).devices == (3,)
+  assert rendezvous.discover(None, 1.0).local_device_ids == (3,)
 
 
 @pytest.mark.usefixtures('_no_variables')
@@ -207,7 +211,9 @@ def test_jax_is_told_all_and_finds_out_nothing(monkeypatch, devices):
     'initialize',
     lambda address, **more: told.update(more),
   )
-  cli._start_among(rendezvous.Group('n3:61441', 2, 1, devices), cli.Hosts())
+  hosts._start_among(
+    rendezvous.ProcessGroup('n3:61441', 2, 1, devices), command.HostOptions()
+  )
   # As SLURM, jax would take one device of the node.
   assert told['cluster_detection_method'] == 'deactivate'
   assert told['local_device_ids'] == devices
@@ -215,10 +221,10 @@ def test_jax_is_told_all_and_finds_out_nothing(monkeypatch, devices):
 
 def test_hosts_are_watched_before_jax_joins_them(monkeypatch):
   happened = []
-  group = rendezvous.Group('a:1', 2, 1)
+  group = rendezvous.ProcessGroup('a:1', 2, 1)
   monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
-  monkeypatch.setattr(rendezvous, 'find', lambda *_: group)
-  monkeypatch.setattr(rendezvous, 'meet', lambda *_: 'links')
+  monkeypatch.setattr(rendezvous, 'discover', lambda *_: group)
+  monkeypatch.setattr(rendezvous, 'connect', lambda *_: 'links')
   monkeypatch.setattr(
     jax.distributed, 'initialize', lambda *_, **__: happened.append('jax')
   )
@@ -227,12 +233,12 @@ def test_hosts_are_watched_before_jax_joins_them(monkeypatch):
     def __init__(self, links, patience, stall):
       happened.append((links, patience, stall))
 
-    def leave(self):
+    def close(self):
       happened.append('left')
 
-  monkeypatch.setattr(heartbeat, 'Watch', Watching)
+  monkeypatch.setattr(heartbeat, 'HeartbeatMonitor', Watching)
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
-  with cli._hosts(cli.parse(['main', config, '--stall_timeout=7'])):
+  with hosts.joined(command.parse(['main', config, '--stall_timeout=7'])):
     happened.append('work')
   assert happened == [('links', 60.0, 7.0), 'jax', 'work', 'left']
 
@@ -241,9 +247,9 @@ def test_flags_say_where_and_how_long():
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   flags = ('--coordinator_port=9', '--init_timeout=7', '--peer_timeout=5')
   flags = (*flags, '--stall_timeout=0')
-  assert cli.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0, 0.0)
+  assert command.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0, 0.0)
   with pytest.raises(errors.UserError, match='coordinator_port'):
-    cli.parse(['main', config, '--coordinator_port=0'])
+    command.parse(['main', config, '--coordinator_port=0'])
 
 
 class Started:

@@ -20,7 +20,7 @@ from segcore.eval import inference, metrics, protocols
 from segcore.train import train_state
 from tests.segcore.eval import test_protocols
 from tests.support import fake_methods as fakes
-from u2pl.semi import mean_teacher
+from u2pl import pseudo_labels
 
 PROTOCOLS = test_protocols.PROTOCOLS
 NUM_CLASSES = 4
@@ -275,7 +275,7 @@ def test_scores_are_enlarged_as_in_the_training_of_u2pl():
   images = jnp.asarray(image[None])
   found = predictor(lambda x: pointwise(x)[:, ::4, ::4], align_corners=True)
   scores = found.method.predict(STATE, batch_lib.to_symmetric(images))
-  expected = jnp.argmax(mean_teacher.enlarge(scores, (33, 49)), axis=-1)
+  expected = jnp.argmax(pseudo_labels.upsample(scores, (33, 49)), axis=-1)
   np.testing.assert_array_equal(predict(found, [image])[0], expected[0])
   label = jax.jit(functools.partial(found.label, STATE))
   np.testing.assert_array_equal(label(images), expected)
@@ -347,7 +347,7 @@ def test_worker_processes_are_for_training_only():
     Fake(lambda images: images), 3, protocols.ProtocolOptions(flip=True), 16
   )
   state = jax.device_put(STATE, sharding.replicated(mesh))
-  reading = loader.Reading(workers=1)
+  reading = loader.ReadOptions(workers=1)
   predictions = evaluator_lib.Predictions(
     split, found, 8, mesh, reading=reading
   )

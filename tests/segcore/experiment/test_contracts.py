@@ -20,13 +20,14 @@ import pytest
 
 from input_pipeline import loader, transforms
 from runtime import errors, metrics_file
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols
 from segcore.experiment import stage
-from segcore.train import checkpoint, train_state
+from segcore.train import train_state
 from segcore.train import update as update_lib
-from segcore.weights import load
+from segcore.weights import checkpoint_reader, load
 from tests.support import fake_methods as fakes
 
 NAMES = tuple(fakes.METHODS)
@@ -96,7 +97,9 @@ def by_hand():
     spec = source.element_spec()
     init = jax.jit(lambda rng, fake=fake, spec=spec: fake.init(rng, spec, None))
     with source.start(0) as read:
-      first = [loader.on_device(next(read)) for _ in range(fakes.NUM_STEPS)]
+      first = [
+        loader.drop_host_only(next(read)) for _ in range(fakes.NUM_STEPS)
+      ]
     state = init(jax.random.PRNGKey(5))
     found[name] = ByHand(fake, first, state, jax.jit(fake.train_step))
   return found
@@ -390,7 +393,7 @@ class Experiment:
 
   def cluster(self, place):
     self.log.append('cluster')
-    found = load.read(place.needed['represent'])
+    found = load.read_variables(place.needed['represent'])
     predictions = evaluator_lib.Predictions(
       split=self.split,
       predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
@@ -413,9 +416,9 @@ class Experiment:
     with np.load(place.needed['cluster'] / 'clusters.npz') as file:
       clusters = dict(zip(file['ids'], map(int, file['nearest']), strict=True))
     decode = transforms.Decode(fakes.NUM_CLASSES)
-    labels = transforms.Sequence((decode, ClusterLabels(clusters)))
+    labels = transforms.Compose((decode, ClusterLabels(clusters)))
     self.batches = fakes.make_two_stream_loader(self.split, labels, self.split)
-    self.loaded = load.load(
+    self.loaded = load.load_parts(
       place.needed['represent'],
       ('encoder',),
       fakes.two_stream().segmenter,
@@ -515,7 +518,7 @@ def test_changed_clusters_are_not_built_upon(experiment, tmp_path):
 def test_other_fields_of_a_state_can_be_read(whole):
   folder, state = whole['two_stream']
   names = ('teacher_params', 'teacher_batch_stats')
-  found = checkpoint.read(folder / 'checkpoints', names)
+  found = checkpoint_reader.read(folder / 'checkpoints', names)
   assert_same(found['teacher_params'], state.teacher_params)
   assert_same(found['teacher_batch_stats'], state.teacher_batch_stats)
 
@@ -637,10 +640,10 @@ def test_919_classes_survive(tmp_path):
 
   decode = transforms.Decode(919)
   crop = transforms.RandomCrop((30, 30))
-  stream = loader.Stream(split.records, transforms.Sequence((decode, crop)))
+  stream = loader.Stream(split.records, transforms.Compose((decode, crop)))
   with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
-    put = sharding.put_batch(mesh)
-    batch = put(loader.on_device(next(batches)))
+    put = sharding.make_put_batch(mesh)
+    batch = put(loader.drop_host_only(next(batches)))
   assert batch['label'].dtype == jnp.int16
   assert int(batch['label'].max()) == 918
   known = predict(batch['image'])
@@ -661,7 +664,7 @@ def collectives(fake):
     in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
     out_shardings=sharding.replicated(mesh),
   )
-  return sharding.count_collectives(step.lower(state, spec).compile())
+  return communication.count_collectives(step.lower(state, spec).compile())
 
 
 def test_joined_streams_move_no_rows():

@@ -12,8 +12,9 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import loader
 from runtime import errors, progress
 from segcore.distributed import sharding
-from segcore.train import checkpoint, loop, tensorboard, train_state
+from segcore.train import loop, tensorboard, train_state
 from segcore.train import workspace as workspace_lib
+from segcore.weights import checkpoint_reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def test_everything_happens_when_it_is_due(tmp_path):
     x['step'] for x in metrics_lines(tmp_path) if 'val/score' in x
   ] == seen
   assert saved(tmp_path) == {8, 11}
-  assert int(checkpoint.read(tmp_path / 'best', ('step',))['step']) == 5
+  assert int(checkpoint_reader.read(tmp_path / 'best', ('step',))['step']) == 5
   # 11 batches of 8 of an endless stream of 24 numbers: three whole epochs and
   # two thirds of the fourth.
   assert int(state.step) == 11
@@ -125,7 +126,7 @@ def test_a_term_that_breaks_is_named_and_nothing_after_is_saved(tmp_path):
   assert 'term was not finite at step 6' in str(caught.value)
   assert 'loss' not in str(caught.value).split(' was not')[0]
   assert saved(tmp_path) == {4}
-  found = checkpoint.read(tmp_path / 'checkpoints')
+  found = checkpoint_reader.read(tmp_path / 'checkpoints')
   assert np.isfinite(found['params']['sum'])
   # Mended, the run goes on from there.
   state = run(tmp_path, training())

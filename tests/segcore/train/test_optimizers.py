@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.train import optimizers
 
@@ -453,7 +454,7 @@ def test_norms_are_those_of_all_shards_together(monkeypatch, kind):
   compiled = jax.jit(update, out_shardings=places).lower(*sharded).compile()
   assert_close(compiled(*sharded), update(params, gradient))
   # Only norms travel, of 4 bytes each.
-  exchanged = sharding.collectives(compiled)
+  exchanged = communication.list_collectives(compiled)
   assert exchanged
   for collective in exchanged:
     assert collective.kind == 'all-reduce' and collective.size <= 8

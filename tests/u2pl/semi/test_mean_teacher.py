@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
@@ -18,8 +19,9 @@ from segcore.train import method, optimizers
 from segcore.train import update as update_lib
 from tests.support import meshes
 from tests.transcriptions import u2pl as reference
-from u2pl import contrast, ema, mixing
+from u2pl import contrast, ema, mixing, pseudo_labels
 from u2pl.semi import mean_teacher
+from u2pl.semi import options as options_lib
 
 CLASSES, SIZE, BATCH = 5, 33, 8
 
@@ -32,7 +34,7 @@ def heads(representation=8, auxiliary=False, dtype=jnp.float32):
   }
   if auxiliary:
     found['aux'] = heads_lib.ConvBlocksHead(
-      CLASSES, num_blocks=1, reads='encoder', stage='x3', **blocks
+      CLASSES, num_blocks=1, reads='encoder', map_name='x3', **blocks
     )
   return found
 
@@ -49,8 +51,8 @@ def network_of(dtype=jnp.float32, **kwargs):
   )
 
 
-PLUS = mean_teacher.LearnOptions(
-  consistency=mean_teacher.Consistency(
+PLUS = options_lib.LearnOptions(
+  consistency=options_lib.ConsistencyOptions(
     reverse=0.1, denoise='raw', mixing=mixing.MixingOptions(group=2)
   ),
   contrast=contrast.ContrastOptions(
@@ -61,7 +63,7 @@ PLUS = mean_teacher.LearnOptions(
     anchor_threshold=0.1,
     capacity=40,
     first_capacity=60,
-    most_pushed=16,
+    max_push=16,
   ),
   prototype_momentum=0.9,
   warmup_epochs=1,
@@ -69,10 +71,10 @@ PLUS = mean_teacher.LearnOptions(
 
 
 def method_of(options=PLUS, num_steps=40, **kwargs):
-  return mean_teacher.Semi(
+  return mean_teacher.MeanTeacher(
     segmenter=network_of(**kwargs),
     update=update_lib.Update(
-      segmenter.PARTS,
+      segmenter.SUBMODULES,
       optimizers.OptimizerOptions(
         name='sgd', learning_rate=0.05, schedule='poly', weight_decay=1e-4
       ),
@@ -253,7 +255,7 @@ def network_outputs(trained, params, stats, images, train, rng=None):
         stats,
         images,
         heads=('logits', 'rep'),
-        train=segmenter.PARTS,
+        train=segmenter.SUBMODULES,
         rng=rng,
       )[0]
       if train
@@ -368,7 +370,7 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
   )
   pixel_rng, anchor_rng, bank_rng = jax.random.split(draw_rng, 3)
   priorities = np.asarray(
-    order_statistics.pixel_priorities(
+    order_statistics.draw_pixel_priorities(
       update_lib.row_keys(pixel_rng, 2 * BATCH), cells[0] * cells[1]
     )
   ).ravel()
@@ -433,12 +435,12 @@ def test_representations_learn_from_contrast_alone(late, weight, learns):
 @pytest.mark.parametrize(
   ('options', 'names'),
   [
-    (mean_teacher.LearnOptions(consistency=None, contrast=None), {'loss'}),
+    (options_lib.LearnOptions(consistency=None, contrast=None), {'loss'}),
     (
       dataclasses.replace(
         PLUS,
         contrast=None,
-        consistency=mean_teacher.Consistency(
+        consistency=options_lib.ConsistencyOptions(
           filtered=False, mixing=mixing.MixingOptions('none', group=1)
         ),
       ),
@@ -503,7 +505,7 @@ def test_what_devices_of_a_step_exchange(trained, warm):
   rows = sharding.batch_sharding(mesh)
   shapes = jax.tree.map(lambda x: x.update(sharding=rows), spec())
   compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
-  found = sharding.collectives(compiled)
+  found = communication.list_collectives(compiled)
   kinds = {kind: [c for c in found if c.kind == kind] for kind, *_ in found}
   # Each image's count of each class, to find the n-th pixel of a class: for the
   # rows that are pushed, and for the anchors.
@@ -552,7 +554,7 @@ def test_ranks_beyond_the_classes_are_refused():
 
 def test_hard_pixels_and_the_auxiliary_head_are_in_the_supervised_loss(trained):
   """OHEM of both heads over the labeled images of the whole batch."""
-  supervised = mean_teacher.Supervised(
+  supervised = options_lib.SupervisedOptions(
     'ohem', threshold=0.3, kept_per_image=60, auxiliary=0.4
   )
   options = dataclasses.replace(
@@ -570,7 +572,7 @@ def test_hard_pixels_and_the_auxiliary_head_are_in_the_supervised_loss(trained):
   )
   wide = {
     name: np.asarray(
-      mean_teacher.enlarge(jnp.asarray(x), (SIZE, SIZE)), np.float64
+      pseudo_labels.upsample(jnp.asarray(x), (SIZE, SIZE)), np.float64
     )
     for name, x in found.items()
   }
@@ -599,7 +601,7 @@ def test_the_unlabeled_images_weigh_as_told(warm):
     found.append(method_of(options)._unsupervised(logits, lesson))
   np.testing.assert_allclose(found[1], 0.3 * found[0], rtol=1e-6)
   with pytest.raises(ValueError, match='weight'):
-    mean_teacher.Consistency(weight=0.0)
+    options_lib.ConsistencyOptions(weight=0.0)
 
 
 def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(
