@@ -592,8 +592,8 @@ def _stream(split, *steps) -> loader.Stream:
 
 # Method and loader by name.
 METHODS = {
-  'two_stream': (two_stream, two_streams),
-  'multi_view': (multi_view, many_views),
+  'two_stream': (two_stream, two_stream_loader),
+  'multi_view': (multi_view, multi_view_loader),
 }
 
 
