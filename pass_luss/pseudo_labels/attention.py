@@ -85,7 +85,7 @@ class AttentionMethod:
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params['heads'])
-    new = self.update.apply(state, {'heads': gradient}, stats)
+    new = self.update.apply_gradients(state, {'heads': gradient}, stats)
     # As in SwAV, the prototypes are frozen for the first iterations.
     frozen = state.step < self.options.frozen_steps
     new = swav.freeze_prototypes(frozen, new, state)
