@@ -196,5 +196,7 @@ def test_a_region_of_zeros_stays_finite():
 
 def test_a_class_that_there_is_not_is_refused():
   features = np.ones((1, 1, 2, 3), np.float32)
-  with pytest.raises(ValueError, match='found class 6, expected 0 to 5'):
+  with pytest.raises(
+    ValueError, match='expected classes 0 to 5 or negative, got 6'
+  ):
     knn.build_bank(features, np.array([[[0, 6]]]), 5)
