@@ -141,8 +141,8 @@ class Match:
       raise errors.BadFile(path, reason) from error
     except (ValueError, RecursionError) as error:
       reason = (
-        f'expected a matching {{"0": 0, "1": class, …}}, got: {error}; write '
-        'it with --write_match'
+        f'expected a matching {{"0": 0, "1": class, …}}: {error}; write it '
+        'with --write_match'
       )
       raise errors.BadFile(path, reason) from error
     return match
@@ -292,21 +292,21 @@ def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
   if len(content) < len(pairs):
     keys = [key for key, _ in pairs]
     repeated = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f'key {repeated!r} twice')
+    raise ValueError(f'expected key {repeated!r} once, got it twice')
   return content
 
 
 def _classes_in_order(content: Any) -> tuple[int, ...]:
   """Returns the values of the keys '0', '1', …; _UNMATCHED for absent keys."""
   if not isinstance(content, Mapping):
-    raise ValueError(f'a JSON {type(content).__name__} instead of an object')
+    raise ValueError(f'expected an object, got a {type(content).__name__}')
   content = {'0': 0, **content}
   for key, value in content.items():
     if not re.fullmatch('0|[1-9][0-9]{0,4}', key) or int(key) > _MAX_ID:
-      raise ValueError(f'key {key!r}, which is no integer from 0 to {_MAX_ID}')
+      raise ValueError(f'expected keys 0…{_MAX_ID}, got {key!r}')
     if type(value) is not int:  # isinstance would accept JSON's true as 1.
-      raise ValueError(f'key {key!r} with value {value!r}, which is no integer')
+      raise ValueError(f'expected an integer for key {key!r}, got {value!r}')
     if value < 0:
-      raise ValueError(f'key {key!r} with class {value}, which is negative')
+      raise ValueError(f'expected a class from 0 for key {key!r}, got {value}')
   keys = range(max(map(int, content)) + 1)
   return tuple(content.get(str(key), _UNMATCHED) for key in keys)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pass_luss import evaluate
+from pass_luss.benchmark import evaluate as benchmark_evaluate
 from pass_luss.benchmark import metrics, png_format
 
 KEYS = (
@@ -93,8 +94,8 @@ def test_classes_that_never_occur_are_said(capsys, folders):
   present = {i for x in labels().values() for i in np.unique(x) if i > 0}
   assert evaluate.main(flags(folders, num_classes=50)) == 0
   assert (
-    f'{50 - len(present)} of 50 classes occur in no ground truth, and count 0: '
-    'is --num_classes right?'
+    f'{50 - len(present)} of 50 classes are absent from the ground truth and '
+    'count as 0: check --num_classes'
   ) in capsys.readouterr().out
 
 
@@ -118,10 +119,10 @@ def test_the_command(tmp_path):
     cwd=pathlib.Path(__file__).parents[2],
   )
   assert done.returncode == 0, done.stderr
-  *told, last = done.stdout.splitlines()
-  assert '12 images, 0.0 megapixels in ' in told[0]
-  assert told[1].split() == ['all', 'S', 'MS', 'ML', 'L']
-  assert told[2].split()[:2] == ['miou', '100.00']
+  *lines, last = done.stdout.splitlines()
+  assert '12 images, 0.0 megapixels in ' in lines[0]
+  assert lines[1].split() == ['all', 'S', 'MS', 'ML', 'L']
+  assert lines[2].split()[:2] == ['miou', '100.00']
 
   def no_constant(name):
     raise AssertionError(name)
@@ -171,19 +172,19 @@ def test_from_more_categories_to_fewer_classes(capsys, tmp_path):
   found_classes = [match[str(numbers[c])] for c in range(10)]
   assert found_classes == [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]
   assert scored(capsys, flags(tmp_path, f'--match={path}')) == found
-  assert 'expected 0…5' in refused(capsys, flags(tmp_path))
+  assert 'expected ids 0…5' in refused(capsys, flags(tmp_path))
 
 
 def test_folders_that_are_missing_or_empty(capsys, tmp_path):
   argv = flags(tmp_path)
   assert refused(capsys, argv) == (
-    f'{tmp_path}/gt: there is no such folder, expected SPLIT/WNID/NAME.png or '
-    'WNID/NAME.png in it'
+    f'{tmp_path}/gt: expected SPLIT/WNID/NAME.png or WNID/NAME.png, got no '
+    'such folder'
   )
   write(tmp_path / 'gt', labels())
-  assert refused(capsys, argv).startswith(f'{tmp_path}/pred: there is no such')
+  assert refused(capsys, argv).endswith('got no such folder')
   (tmp_path / 'pred').mkdir()
-  assert refused(capsys, argv).startswith(f'{tmp_path}/pred: holds no PNG file')
+  assert refused(capsys, argv).endswith('got no PNG file')
 
 
 def test_files_that_are_missing(capsys, folders):
@@ -195,7 +196,7 @@ def test_files_that_are_missing(capsys, folders):
   assert refused(capsys, flags(folders)) == (
     f'4 of 11 files of {gt} are missing in {pred}: {names[0]}, {names[1]}, '
     f'{names[2]}, …; 1 of 8 files of {pred} are missing in {gt}: {names[5]}; '
-    'paths below --gt and --pred have to agree'
+    'expected the same paths below both folders'
   )
 
 
@@ -206,9 +207,8 @@ def test_paths_that_do_not_agree(capsys, folders):
   ]
   name = 'n00000000/0.png'
   assert refused(capsys, argv) == (
-    f'{folders}/gt and {folders}/pred/val have no path in common (val/{name} '
-    f'and {name}): paths below --gt and --pred have to agree, is one of the '
-    'folders a level deeper?'
+    f'{folders}/gt and {folders}/pred/val: expected the same paths in both, '
+    f'got val/{name} and {name}: is one of the folders a level deeper?'
   )
 
 
@@ -218,8 +218,8 @@ def test_sizes_that_differ(capsys, folders):
   height, width = labels()[name].shape
   for more in ((), ('--rematch',)):
     assert refused(capsys, flags(folders, *more)) == (
-      f'{folders}/pred/{name}: is 9x7 pixels, its ground truth '
-      f'{width}x{height}: predict at the original size'
+      f'{folders}/pred/{name}: expected the size of its ground truth, '
+      f'{width}x{height}, got 9x7: predict at the original size'
     )
 
 
@@ -229,12 +229,11 @@ def test_ids_out_of_range(capsys, folders):
   label = labels()[name]
   png_format.write(path, np.where(label > 0, 6, 0))
   message = refused(capsys, flags(folders))
-  assert message.startswith(f'{path}: has id 6 (')
-  assert 'expected 0…5' in message
+  assert message.startswith(f'{path}: expected ids 0…5, got 6 (')
   png_format.write(path, label * 0)
   png_format.write(folders / 'gt' / name, label + 1)
   assert refused(capsys, flags(folders, num_classes=1)).startswith(
-    f'{folders}/gt/{name}: has id 2 ('
+    f'{folders}/gt/{name}: expected ids 0…1, or 1000 where ignored, got 2 ('
   )
 
 
@@ -245,8 +244,8 @@ def test_predictions_that_are_ignored(capsys, folders):
   label[0, :2] = -1
   png_format.write(path, label)
   assert refused(capsys, flags(folders)) == (
-    f'{path}: has id 1000 (pixels: 2), which is for ground truth: expected '
-    "predictions 0…5, write 0 for 'other'"
+    f'{path}: expected ids 0…5 in a prediction, got 1000, which ground truth '
+    "ignores (pixels: 2): write 0 for 'other'"
   )
 
 
@@ -261,20 +260,19 @@ def test_damaged_files_are_named(capsys, folders, side):
 
 def test_flags_that_contradict_each_other(capsys, folders):
   assert refused(capsys, flags(folders, '--rematch', '--match=x.json')) == (
-    '--rematch contradicts --match, which is a matching already: leave out one '
-    'of them'
+    'expected one of --rematch and --match, got both: remove one of them'
   )
   for flag in ('--write_match=x.json', '--num_generated=9'):
     name = flag.partition('=')[0]
     assert refused(capsys, flags(folders, flag)) == (
-      f'{name} is for --rematch only: add that'
+      f'{name}: expected together with --rematch: add that'
     )
   for count in (0, -1, 1000):
     assert refused(capsys, flags(folders, num_classes=count)) == (
-      f"--num_classes={count}: expected 1 to 999, without 'other'"
+      f"--num_classes: expected 1 to 999, without 'other', got {count}"
     )
   assert refused(capsys, flags(folders, '--rematch', '--num_generated=0')) == (
-    "--num_generated=0: expected 1 to 999, without 'other'"
+    "--num_generated: expected 1 to 999, without 'other', got 0"
   )
 
 
@@ -294,22 +292,23 @@ def test_a_match_that_is_wrong(capsys, folders):
   argv = flags(folders, f'--match={path}')
   assert refused(capsys, argv).startswith(f'{path}: cannot be read: No such')
   path.write_text('{"1": 9}')
-  assert 'class 9 found; expected 0…5' in refused(capsys, argv)
+  assert 'expected classes 0…5, got 9' in refused(capsys, argv)
   # Of fewer categories than are predicted, and without one that is.
   first, *_, last = (folders / 'pred' / name for name in labels())
   png_format.write(last, png_format.read(last, 5) * 0 + 5)
   png_format.write(first, png_format.read(first, 5) * 0 + 2)
   path.write_text('{"1": 1, "3": 3, "5": 2, "4": 4}')
   advice = (
-    f'; the largest key of --match={path} is 5: add what is missing there, '
+    f': the largest key of --match={path} is 5; add the missing ids to it, '
     "with 0 for 'other'"
   )
   assert refused(capsys, argv) == (
-    f'{first}: has id 2, of which the matching says nothing{advice}'
+    f'{first}: expected ids of the matching, got 2, which has no class in it'
+    f'{advice}'
   )
   path.write_text('{"1": 1, "2": 2}')
   message = refused(capsys, argv)
-  assert 'expected 0…2' in message
+  assert 'expected ids 0…2' in message
   assert message.endswith(advice.replace('is 5', 'is 2'))
 
 
@@ -317,7 +316,7 @@ def test_ids_beyond_those_that_are_rematched(capsys, folders):
   path = folders / 'pred' / next(iter(labels()))
   png_format.write(path, png_format.read(path, 5) * 0 + 7)
   assert refused(capsys, flags(folders, '--rematch')).endswith(
-    'expected 0…5: say by --num_generated how many ids there are'
+    ': set --num_generated to the number of predicted ids'
   )
 
 
@@ -334,6 +333,6 @@ def test_interrupted(capsys, folders, monkeypatch):
   def interrupt(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(evaluate, 'score', interrupt)
+  monkeypatch.setattr(benchmark_evaluate, 'score', interrupt)
   assert evaluate.main(flags(folders)) == 75
   assert capsys.readouterr().err == 'interrupted: nothing was scored\n'

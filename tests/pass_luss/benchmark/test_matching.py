@@ -137,23 +137,23 @@ def test_match_json(tmp_path):
     ('[0, 1]', 'found a JSON list, no object'),
     (
       '{"1": 1, "x": 2}',
-      "key 'x' found; expected whole numbers to 32767",
+      "expected keys 0…32767, got 'x'",
     ),
     (
       '{"1": 1, "01": 2}',
-      "key '01' found; expected whole numbers to 32767",
+      "expected keys 0…32767, got '01'",
     ),
-    ('{"40000": 1}', "key '40000' found; expected whole numbers to 32767"),
-    ('{"-1": 1}', "key '-1' found; expected whole numbers to 32767"),
-    ('{"1": 1, "1": 2}', "key '1' is there twice"),
-    ('{"1": 1.0}', "key '1' has the value 1.0, no whole number"),
-    ('{"1": true}', "key '1' has the value True, no whole number"),
-    ('{"1": null}', "key '1' has the value None, no whole number"),
-    ('{"0": 1, "1": 2}', "category 0 has class 1; expected 0, 'other'"),
-    ('{"1": -1}', "key '1' has the class -1; expected 0 or more"),
-    ('{"1": 1e5}', "key '1' has the value 100000.0, no whole number"),
-    ('{"1": 100000}', 'classes 0…100000 found; expected 0…32767'),
-    ('{"1": 4}', 'class 4 found; expected 0…3'),
+    ('{"40000": 1}', "expected keys 0…32767, got '40000'"),
+    ('{"-1": 1}', "expected keys 0…32767, got '-1'"),
+    ('{"1": 1, "1": 2}', "expected key '1' once, got it twice"),
+    ('{"1": 1.0}', "expected an integer for key '1', got 1.0"),
+    ('{"1": true}', "expected an integer for key '1', got True"),
+    ('{"1": null}', "expected an integer for key '1', got None"),
+    ('{"0": 1, "1": 2}', "expected class 0, 'other', for category 0, got 1"),
+    ('{"1": -1}', "expected a class from 0 for key '1', got -1"),
+    ('{"1": 1e5}', "expected an integer for key '1', got 100000.0"),
+    ('{"1": 100000}', 'expected classes 0…32767, got 0…100000'),
+    ('{"1": 4}', 'expected classes 0…3, got 4'),
   ],
 )
 def test_refused_match_json(tmp_path, text, reason):
@@ -162,8 +162,8 @@ def test_refused_match_json(tmp_path, text, reason):
   with pytest.raises(errors.BadFile) as error:
     matching.Match.read(path, 3)
   assert str(error.value) == (
-    f'{path}: is no matching {{"0": 0, "1": class, …}}: {reason}; write it '
-    'with --write_match'
+    f'{path}: expected a matching {{"0": 0, "1": class, …}}: {reason}; write '
+    'it with --write_match'
   )
 
 
@@ -174,7 +174,7 @@ def test_odd_files_as_match_json(tmp_path):
     matching.Match.read(tmp_path, 3)
   for content in (b'\xff\xfe\x00', b'[' * 200_000):
     (tmp_path / 'x').write_bytes(content)
-    with pytest.raises(errors.BadFile, match='is no matching') as error:
+    with pytest.raises(errors.BadFile, match='expected a matching') as error:
       matching.Match.read(tmp_path / 'x', 3)
     assert '\n' not in str(error.value)
 
@@ -195,24 +195,26 @@ def test_messages():
     return str(error.value)
 
   assert refused([[4]], [[1]]) == (
-    'image image: predictions up to 4 found; allowed: 0…3'
+    'image image: expected predictions 0…3, got 4'
   )
-  assert refused([[1]], [[3]]) == (
-    'image image: labels up to 3 found; allowed: 0…2'
-  )
+  assert refused([[1]], [[3]]) == ('image image: expected labels 0…2, got 3')
   assert refused([[-1]], [[1]]) == (
-    'image image: prediction -1 found; allowed: 0 or more'
+    'image image: expected predictions from 0, got -1'
   )
-  with pytest.raises(ValueError, match='0 categories and 2 classes; allowed'):
+  with pytest.raises(ValueError, match='1 or more, got 0 categories and 2'):
     matching.Cooccurrence.empty(0, 2)
   with pytest.raises(ValueError, match=r'cannot merge counts of shapes \(1, 2'):
     matching.Cooccurrence.empty(1, 2).merge(matching.Cooccurrence.empty(2, 2))
   match = matching.Match((0, 1))
-  with pytest.raises(ValueError, match='has id 2, of which .*: expected 0…1'):
+  with pytest.raises(
+    ValueError, match='expected ids 0…1 of the matching, got 2'
+  ):
     match.apply(np.array([[0, 2]]))
-  with pytest.raises(ValueError, match='has id -1, of which'):
+  with pytest.raises(
+    ValueError, match='expected ids 0…1 of the matching, got -1'
+  ):
     match.apply(np.array([[0, -1]]))
-  with pytest.raises(ValueError, match='classes -2…1 found'):
+  with pytest.raises(ValueError, match='got -2…1'):
     matching.Match((0, 1, -2))
 
 
@@ -224,7 +226,7 @@ def test_match_json_of_finer_clusters_with_gaps(tmp_path):
   assert match.num_generated == 5
   prediction = np.array([[0, 1, 2, 5]])
   assert match.apply(prediction).tolist() == [[0, 2, 2, 1]]
-  with pytest.raises(ValueError, match='has id 3, of which the matching says'):
+  with pytest.raises(ValueError, match='got 3, which has no class in it'):
     match.apply(np.array([[1, 3, 4]]))
   match.write(path)
   assert json.loads(path.read_text()) == {'0': 0, '1': 2, '2': 2, '5': 1}
@@ -243,8 +245,8 @@ def test_classes_have_one_name_and_other_ids_in_each_data_set():
   with pytest.raises(errors.UserError) as error:
     matching.match_by_name(known, ('other', 'cat', 'dog'))
   assert str(error.value) == (
-    'none of 4 classes (n01, n02, n03, …) is among the 2 of the data (cat, '
-    'dog, …): classes are matched by their names, choose data that shares some'
+    'expected classes with names among the 2 of the data (cat, dog, …), got 4 '
+    'others (n01, n02, n03, …): choose data that shares classes'
   )
 
 

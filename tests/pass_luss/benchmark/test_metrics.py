@@ -389,22 +389,24 @@ def test_messages(unchecked):
     return str(error.value)
 
   assert refused([[0, 3]], [[0, -1]]) == (
-    'image image: predictions 0…3 found; allowed: 0…2'
+    'image image: expected predictions 0…2, got 0…3'
   )
   assert refused([[-1, 1]], [[0, -1]]) == (
-    'image image: predictions -1…1 found; allowed: 0…2'
+    'image image: expected predictions 0…2, got -1…1'
   )
   assert refused([[0, 1]], [[0, 1000]]) == (
-    'image image: label 1000 found; allowed: 0…2, or negative to ignore'
+    'image image: expected labels 0…2, or negative to ignore, got 1000'
   )
   assert refused([[0, 1]], [[0, 1, 1]]) == (
-    'image image: the prediction is 1x2 and the label 1x3; predict at the '
-    'original size'
+    'image image: expected a prediction of the size of the label, 1x3, got '
+    '1x2: predict at the original size'
   )
   assert refused(np.zeros((0, 2), int), np.zeros((0, 2), int)) == (
-    'image image: its label is 0x2; expected at least one pixel'
+    'image image: expected a label of at least one pixel, got 0x2'
   )
-  with pytest.raises(ValueError, match='num_classes is 0; allowed: 1 or more'):
+  with pytest.raises(
+    ValueError, match='num_classes: expected 1 or more, got 0'
+  ):
     metrics.ImageNetS.empty(0)
   with pytest.raises(ValueError, match='counts of 2 and 3 classes'):
     metrics.ImageNetS.empty(2).merge(metrics.ImageNetS.empty(3))

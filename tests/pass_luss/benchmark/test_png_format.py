@@ -62,12 +62,12 @@ def test_ignored_is_allowed_for_any_number_of_classes(tmp_path):
 def test_refused_pixels(tmp_path):
   path = tmp_path / 'a.png'
   assert refused(path, png(rgb((1, 0, 0), (1, 0, 9)))) == (
-    'has B up to 9 (pixels: 1): expected ids as R + 256 G with B = 0, and no '
-    'colors for the eye'
+    'expected ids as R + 256 G and B = 0, got B up to 9 (pixels: 1): write '
+    'ids, not colors of a palette'
   )
   assert refused(path, png(rgb((45, 1, 0), (44, 1, 0), (255, 255, 0)))) == (
-    'has id 65535 (pixels out of range: 2): expected 0…300, or 1000 where '
-    'ignored; is it of another number of classes?'
+    'expected ids 0…300, or 1000 where ignored, got 65535 (pixels out of '
+    'range: 2): check the number of classes'
   )
 
 
@@ -77,15 +77,13 @@ def test_refused_formats(tmp_path):
   palette = PIL.Image.fromarray(gray).convert('P')
   data = io.BytesIO()
   palette.save(data, 'PNG')
-  expected = ': expected RGB of 8 bits, with ids as R + 256 G'
+  expected = 'expected 8-bit RGB with ids as R + 256 G, got PIL mode'
   for found, mode in (
     (png(gray), "'L'"),
     (data.getvalue(), "'P'"),
     (png(np.zeros((2, 2, 4), np.uint8)), "'RGBA'"),
   ):
-    assert refused(path, found) == (
-      f'has pixels of PIL mode {mode} and 8 bits{expected}'
-    )
+    assert refused(path, found) == (f'{expected} {mode} with 8 bits')
   # RGB of 16 bits, which PIL would silently halve.
   chunks = [
     (b'IHDR', struct.pack('>IIBBBBB', 1, 1, 16, 2, 0, 0, 0)),
@@ -99,9 +97,7 @@ def test_refused_formats(tmp_path):
     + struct.pack('>I', zlib.crc32(name + content))
     for name, content in chunks
   )
-  assert refused(path, wide) == (
-    f"has pixels of PIL mode 'RGB' and 16 bits{expected}"
-  )
+  assert refused(path, wide) == (f"{expected} 'RGB' with 16 bits")
 
 
 def test_damaged_files(tmp_path):
@@ -121,7 +117,9 @@ def test_damaged_files(tmp_path):
 
 
 def test_too_large_an_id_is_not_written(tmp_path):
-  with pytest.raises(ValueError, match='id 1000 found; allowed: 0…999, or neg'):
+  with pytest.raises(
+    ValueError, match='expected ids 0…999, or negative to ignore, got 1000'
+  ):
     png_format.write(tmp_path / 'a.png', np.array([[1000]]))
   assert not list(tmp_path.iterdir())
 
@@ -172,11 +170,11 @@ def test_folders_without_files(tmp_path):
       png_format.list_files(folder)
     return str(error.value).removeprefix(str(folder))
 
-  expected = ', expected SPLIT/WNID/NAME.png or WNID/NAME.png in it'
-  assert refused(tmp_path / 'x') == f': there is no such folder{expected}'
-  assert refused(tmp_path) == f': holds no PNG file{expected}'
+  expected = ': expected SPLIT/WNID/NAME.png or WNID/NAME.png, got '
+  assert refused(tmp_path / 'x') == f'{expected}no such folder'
+  assert refused(tmp_path) == f'{expected}no PNG file'
   (tmp_path / 'x').write_text('')
-  assert refused(tmp_path / 'x') == f': is a file{expected}'
+  assert refused(tmp_path / 'x') == f'{expected}a file'
 
 
 def test_the_examples_are_true():

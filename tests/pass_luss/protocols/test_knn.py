@@ -142,9 +142,9 @@ def test_a_small_temperature_does_not_overflow():
 
 def test_more_neighbors_than_entries_are_refused():
   bank, queries = problem(num_entries=9)
-  with pytest.raises(ValueError, match='found 10 neighbors, expected 1 to 9'):
+  with pytest.raises(ValueError, match='expected 1 to 9, .*, got 10'):
     knn.vote(jnp.asarray(queries), bank)
-  with pytest.raises(ValueError, match='found 0 neighbors'):
+  with pytest.raises(ValueError, match='got 0'):
     knn.vote(jnp.asarray(queries), bank, k=0)
   half = bank._replace(labels=np.where(bank.labels > 2, -1, bank.labels))
   usable = int(np.sum(half.labels >= 0))

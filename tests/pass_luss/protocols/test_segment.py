@@ -210,7 +210,9 @@ def test_labels_of_a_folder_stand_beside_their_images(tmp_path):
   labels = rng.integers(0, CLASSES + 1, (3, 40, 48))
   for name, label in zip(split.ids()[:2], labels, strict=False):
     png_format.write(label_folders.label_path(tmp_path, name), label)
-  with pytest.raises(errors.UserError, match='lacks the labels of 1 of 3'):
+  with pytest.raises(
+    errors.UserError, match='expected label maps of 3 images, got 2'
+  ):
     label_folders.with_pseudo_labels(split, tmp_path, CLASSES)
   png_format.write(
     label_folders.label_path(tmp_path, split.ids()[2]), labels[2]

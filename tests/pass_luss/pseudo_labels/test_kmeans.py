@@ -267,15 +267,15 @@ def test_initial_rows_are_distinct_and_uniform():
 
 def test_impossible_arguments_are_named():
   rows = placed(mixture(10, 3, parts=2))
-  with pytest.raises(ValueError, match=r'k: found 11 clusters.*1 to 10'):
+  with pytest.raises(ValueError, match=r'k: expected 1 to 10 clusters.*got 11'):
     kmeans.sample_initial(jax.random.PRNGKey(0), 1, 10, 11)
-  with pytest.raises(ValueError, match=r'rows 0 to 10, expected 0 to 9'):
+  with pytest.raises(ValueError, match=r'expected rows 0 to 9, got 0 to 10'):
     kmeans.fit(rows, np.array([[0, 10]]))
-  with pytest.raises(ValueError, match=r'rows -1 to 3, expected 0 to 9'):
+  with pytest.raises(ValueError, match=r'expected rows 0 to 9, got -1 to 3'):
     kmeans.fit(rows, np.array([[-1, 3]]))
   spoilt = mixture(10, 3, parts=2)
   spoilt[4, 1] = np.nan
-  with pytest.raises(ValueError, match='expected finite ones'):
+  with pytest.raises(ValueError, match='expected finite objectives'):
     kmeans.fit(placed(spoilt), np.array([[0, 1]]))
 
 
@@ -304,7 +304,7 @@ def test_sums_are_the_same_in_both_ways():
     if clusters[restart, row] < 7:
       expected[restart, clusters[restart, row]] += features[row]
   given = jnp.asarray(features), jnp.asarray(clusters)
-  for way in (kmeans._scattered, kmeans._multiplied):
+  for way in (kmeans._segment_sums, kmeans._one_hot_sums):
     np.testing.assert_allclose(way(*given, k=7), expected, atol=1e-5)
 
 
@@ -368,7 +368,7 @@ def test_scores_of_clusterings_in_the_slow_way():
 
 
 def test_scores_refuse_rows_without_an_id():
-  with pytest.raises(ValueError, match='ids from -1 on'):
+  with pytest.raises(ValueError, match='rows with ids from -1'):
     kmeans.clustering_scores(np.array([0, -1]), np.array([0, 0]))
-  with pytest.raises(ValueError, match='found 0 rows'):
+  with pytest.raises(ValueError, match='got 0 rows'):
     kmeans.clustering_scores(np.zeros(0, int), np.zeros(0, int))

@@ -309,18 +309,20 @@ def refused(path, size=(2, 2)):
 def test_maps_of_other_proportions_are_refused(tmp_path):
   path = write(tmp_path / 'a.png', np.zeros((224, 224), np.uint8))
   assert refused(path, (375, 500)) == (
-    'is 224x224 pixels, its image 500x375: expected the same proportions; make '
-    'it from the whole image'
+    'expected the aspect ratio of its image, 500x375, got 224x224: compute it '
+    'on the whole image'
   )
   path = write(tmp_path / 'a.png', np.zeros((500, 375), np.uint8))
-  assert refused(path, (375, 500)).startswith('is 375x500 pixels, its image ')
+  assert refused(path, (375, 500)).startswith(
+    'expected the aspect ratio of its image, 500x375, got 375x500: '
+  )
 
 
 def test_unreadable_maps_are_refused(tmp_path):
   path = tmp_path / 'a.png'
   assert refused(path) == (
-    'cannot be read: No such file or directory; expected a saliency map, make '
-    'it or mend the file'
+    'expected a saliency map, got: No such file or directory: restore the file '
+    'or check its permissions'
   )
   path.write_bytes(b'no image')
   assert refused(path) == 'is no PNG file, or its head is damaged'
@@ -333,11 +335,10 @@ def test_unreadable_maps_are_refused(tmp_path):
 
 def test_other_pixels_are_refused(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[[9, 9, 9], [9, 8, 9]]]))
-  assert refused(path, (1, 2)).startswith('has colors: expected a saliency')
+  assert refused(path, (1, 2)).endswith('got colors')
   path = write(tmp_path / 'a.png', np.full((2, 2), 700, np.uint16))
   assert refused(path) == (
-    "has pixels of PIL mode 'I;16' and 16 bits: expected a saliency map in "
-    'gray of 8 bits'
+    "expected 8-bit gray, got PIL mode 'I;16' with 16 bits"
   )
   path = write(tmp_path / 'a.png', np.zeros((2, 2), np.uint8), 'P')
   assert "PIL mode 'P'" in refused(path)
@@ -346,8 +347,7 @@ def test_other_pixels_are_refused(tmp_path):
 def test_masks_of_zeros_and_ones_are_refused(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[0, 1], [1, 0]]))
   assert refused(path) == (
-    'its largest value is 1: expected 0 to 255; multiply a mask of 0 and 1 by '
-    '255'
+    'expected values 0 to 255, got at most 1: multiply a mask of 0 and 1 by 255'
   )
   path = write(tmp_path / 'a.png', np.zeros((2, 2), np.uint8))
   assert not saliency.read_map(path, (2, 2)).any()
@@ -376,22 +376,21 @@ def test_missing_maps_are_counted_and_named(tmp_path):
   write(tmp_path / 'n01' / 'a.png', np.zeros((1, 1), np.uint8))
   write(tmp_path / 'b.png', np.zeros((1, 1), np.uint8))
   (tmp_path / 'n01' / 'd.jpg').write_bytes(b'')
-  advice = (
-    'expected one for each image, make them or name the folder they are in'
-  )
+  advice = 'add one for each image, or choose the folder that has them'
   assert missing(tmp_path, ['n01/a', 'n01/d', 'b']) == (
-    f'1 of 3 saliency maps are missing (n01/d.png): {advice}'
+    f'expected 3 saliency maps, got 2 (n01/d.png missing): {advice}'
   )
   assert missing(tmp_path, ['n02/a', 'b/x', 'b', *'cde']) == (
-    f'5 of 6 saliency maps are missing (n02/a.png, b/x.png, c.png, …): {advice}'
+    'expected 6 saliency maps, got 1 (n02/a.png, b/x.png, c.png, … missing): '
+    f'{advice}'
   )
 
 
 def test_folders_that_are_none(tmp_path):
-  expected = 'expected the saliency map of each image as ID.png in it'
-  assert missing(tmp_path / 'no', ['a']) == (
-    f'there is no such folder, {expected}'
+  expected = (
+    'expected a folder with the saliency map of each image as ID.png, got'
   )
+  assert missing(tmp_path / 'no', ['a']) == f'{expected} no such folder'
   file = tmp_path / 'file'
   file.write_bytes(b'')
-  assert missing(file, ['a']) == f'is a file, {expected}'
+  assert missing(file, ['a']) == f'{expected} a file'
