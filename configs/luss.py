@@ -182,7 +182,7 @@ def larc(learning_rate: float, **fields: Any) -> ml_collections.ConfigDict:
     **{
       'name': 'sgd',
       'adaptation': 'larc',
-      'trust': 0.001,
+      'trust_coefficient': 0.001,
       'learning_rate': learning_rate,
       'final_learning_rate': 0.001 * learning_rate,
       'schedule': 'cosine',

@@ -48,7 +48,7 @@ class RepresentOptions:
   large: views.ViewGroup
   small: views.ViewGroup | None
   colors: view_colors.ViewColors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
   start: context_lib.Start = context_lib.Start()
 
   def __post_init__(self):
@@ -84,7 +84,7 @@ class AttendOptions:
   shared: bool
   large: views.ViewGroup
   colors: view_colors.ViewColors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
 
   def __post_init__(self):
     _check_large(self.large)
@@ -118,7 +118,7 @@ class FinetuneOptions:
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   reduction: int
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
   repeated_upsampling: bool = False
   output_stride: int = 0
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
@@ -222,7 +222,7 @@ class Experiment:
   segment: SegmentOptions
   semi: FinetuneOptions
   segment_semi: SegmentOptions
-  operation: loop.Operation
+  operation: loop.OperationOptions
   segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):
@@ -253,7 +253,7 @@ def _check_large(large: views.ViewGroup) -> None:
     )
 
 
-def _check_whole(recipe: update.Recipe) -> None:
+def _check_whole(recipe: update.RecipeOptions) -> None:
   if recipe.accumulate != 1:
     raise ValueError(
       f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '

@@ -230,7 +230,7 @@ class Runner(context_lib.OnMesh):
   ) -> None:
     """Writes the centroids of the images, and what belongs to them."""
     block = self.experiment.cluster
-    look = short_side.AtGrid(
+    look = short_side.FeatureMaps(
       features.feature_function(self.networks.clustered_network(), block.kind),
       block.short_side,
       block.crop,
@@ -281,7 +281,7 @@ class Runner(context_lib.OnMesh):
     some = splits.evenly_spaced(len(train), context_lib.NUM_PICTURES)
     panel = labeler.draw_panel(train.select(np.array(some)), folder, foreground)
     if panel is not None:
-      results.draw('attention', panel)
+      results.write_panel('attention', panel)
     said = results.write(
       stage='label',
       protocol=block.describe(self.experiment.cluster.kind),
@@ -302,7 +302,7 @@ class Runner(context_lib.OnMesh):
     )
     step, state = self._state(place.needed[self.networks.clustered])
     return step, labeler_lib.Labeler(
-      short_side.AtGrid(look, block.short_side),
+      short_side.FeatureMaps(look, block.short_side),
       *(state, self.mesh, block.batch_size),
       self.experiment.operation.reading,
     )
@@ -454,7 +454,7 @@ class Runner(context_lib.OnMesh):
     reading = self.experiment.operation.reading
     if block.inference == 'cam':
       labeler = labeler_lib.Labeler(
-        short_side.AtGrid(trained.activation, block.short_side),
+        short_side.FeatureMaps(trained.activation, block.short_side),
         *(state, self.mesh, block.batch_size, reading),
       )
       found = self._threshold(place, name, labeler, count)

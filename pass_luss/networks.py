@@ -88,7 +88,7 @@ class Networks(context_lib.OnMesh):
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
     net = self.of(name, bench, num_classes)
-    update = block.recipe.update
+    update = block.recipe.make_update
     match name:
       case 'represent':
         return method_lib.Pretrain(
@@ -101,7 +101,7 @@ class Networks(context_lib.OnMesh):
         )
         recipe = dataclasses.replace(block.recipe, optimizer=frozen)
         return attention.AttentionMethod(
-          net, recipe.update(('heads',)), block.clusters, block.colors
+          net, recipe.make_update(('heads',)), block.clusters, block.colors
         )
       case _:
         image_level = name == 'finetune' and (

@@ -74,7 +74,9 @@ def write(
     Preempted: the machine asked to stop; what is written is kept.
   """
   left = missing_indices(split, folder)
-  shown = [short_side_lib.size_at(size, short_side) for size in split.sizes()]
+  shown = [
+    short_side_lib.resized_size(size, short_side) for size in split.sizes()
+  ]
   left = np.array(sorted(left.tolist(), key=lambda i: (shown[i], i)), int)
 
   def put(found: tuple[np.ndarray, Mapping[str, Any]]) -> None:

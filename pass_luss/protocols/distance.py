@@ -106,20 +106,22 @@ class DistanceMatcher:
     Raises:
       UserError: there are fewer than are to vote.
     """
-    look = short_side_lib.AtGrid(self._features, self.options.short_side)
+    look = short_side_lib.FeatureMaps(self._features, self.options.short_side)
     entries, labels = [], []
     for feature_map, example in self._predictions(split, look, ('label',))(
       self.state
     ):
-      mask = short_side_lib.nearest(example['label'], feature_map.shape[:2])
+      mask = short_side_lib.resize_labels(
+        example['label'], feature_map.shape[:2]
+      )
       found = knn.build_bank(
         feature_map[None], mask[None], len(split.classes) - 1
       )
       entries.extend(found.features)
       labels.extend(found.labels)
     bank = knn.Bank(
-      gather.across_hosts(entries, np.float32),
-      gather.across_hosts(labels, np.int32),
+      gather.all_gather(entries, np.float32),
+      gather.all_gather(labels, np.int32),
     )
     self.options.check_neighbors(len(bank.labels), f'regions in {split.name}')
     return bank
@@ -164,17 +166,17 @@ class DistanceMatcher:
 
   def _of_images(self, split: datasets.Split) -> np.ndarray:
     """Features of whole images, in the order of the split, of length 1."""
-    look = short_side_lib.AtGrid(
+    look = short_side_lib.FeatureMaps(
       features.feature_function(self.segmenter, 'image'),
       self.options.short_side,
       self.options.crop,
     )
-    return gather.rows_of(self._predictions(split, look), self.state)
+    return gather.predict_in_order(self._predictions(split, look), self.state)
 
   def _predictions(
     self,
     split: datasets.Split,
-    look: short_side_lib.AtGrid,
+    look: short_side_lib.FeatureMaps,
     keep: tuple[str, ...] = (),
   ) -> evaluator.Predictions:
     return evaluator.Predictions(
@@ -195,7 +197,7 @@ class DistanceMatcher:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Voting(short_side_lib.AtGrid):
+class _Voting(short_side_lib.FeatureMaps):
   """Labels of cells by the vote of their neighbors."""
 
   vote: Any = None

@@ -121,7 +121,7 @@ def draw_panel(
       found = match.apply(found)
     image = records.decode_image(split.records[i]['image'])
     drawn.append(panels.Example(image, label, found))
-  return panels.panels(drawn, split.classes, split.palette)
+  return panels.draw_panels(drawn, split.classes, split.palette)
 
 
 def write_submission(
@@ -199,4 +199,4 @@ def resize_label_maps(
   for labels, example in grids:
     size = tuple(example['size'].tolist())
     rounded = np.asarray(labels).astype(np.int16)
-    yield short_side.nearest(rounded, size), example
+    yield short_side.resize_labels(rounded, size), example

@@ -36,7 +36,7 @@ Kind = Literal['attended', 'image', 'pixel']
 
 def feature_function(
   segmenter: segmenter_lib.Segmenter, kind: Kind
-) -> short_side_lib.Look:
+) -> short_side_lib.ForwardFn:
   """Builds the function from images to L2-normalized features.
 
   Args:
@@ -71,7 +71,7 @@ def feature_function(
 
 def extract(
   split: datasets.Split,
-  predictor: short_side_lib.AtGrid,
+  predictor: short_side_lib.FeatureMaps,
   state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
@@ -97,7 +97,7 @@ def extract(
       rows = read_array(path)
     else:
       indices = np.arange(start, min(start + BLOCK, len(split)))
-      rows = gather.rows_of(
+      rows = gather.predict_in_order(
         evaluator.Predictions(
           split.select(indices), predictor, batch_size, mesh, (), reading
         ),

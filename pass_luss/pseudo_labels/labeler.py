@@ -100,7 +100,7 @@ def category_function(
   segmenter: segmenter_lib.Segmenter,
   centroids: Float[np.ndarray, 'K D'],
   kind: features.Kind,
-) -> short_side_lib.Look:
+) -> short_side_lib.ForwardFn:
   """From images to [B, h, w, 2]: category 1…K, and attention, of each cell.
 
   Args:
@@ -187,7 +187,9 @@ def label_map(
     foreground: attention to each pixel, or its saliency.
     threshold: τ.
   """
-  labels = short_side_lib.nearest(categories, foreground.shape).astype(np.int16)
+  labels = short_side_lib.resize_labels(categories, foreground.shape).astype(
+    np.int16
+  )
   return np.where(foreground < threshold, np.int16(0), labels)
 
 
@@ -285,7 +287,7 @@ class Labeler:
     reading: of the input pipeline.
   """
 
-  look: short_side_lib.AtGrid
+  look: short_side_lib.FeatureMaps
   state: train_state.TrainState
   mesh: Mesh
   batch_size: int
@@ -362,13 +364,13 @@ class Labeler:
         [
           example['image'],
           np.repeat(gray[..., None], 3, axis=-1),
-          panels.colored(label, palette[: int(label.max()) + 1]),
+          panels.colorize(label, palette[: int(label.max()) + 1]),
         ]
       )
     if not rows:
       return None
     what = 'attention' if foreground is None else 'saliency'
-    return panels.grid(rows, ('image', what, 'generated label'))
+    return panels.draw_grid(rows, ('image', what, 'generated label'))
 
   def sweep_thresholds(
     self,
@@ -383,6 +385,6 @@ class Labeler:
       label = example['label']
       shown = attention if foreground is None else foreground(example)
       found.update(
-        short_side_lib.nearest(categories, label.shape), shown, label
+        short_side_lib.resize_labels(categories, label.shape), shown, label
       )
     return metrics.merge_across_hosts(found)

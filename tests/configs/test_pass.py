@@ -16,7 +16,8 @@ from pass_luss.protocols import segment
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.experiment import dry_run, stage
-from segcore.train import method, optimizers
+from segcore.train import optimizers
+from segcore.train import update as update_lib
 from tests.support import fake_methods
 from tests.transcriptions import pass_luss as reference
 
@@ -306,7 +307,7 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
   def open_split(runner, name, *_):
     opened.append(name)
-    return fake_methods.ramps(1)
+    return fake_methods.coordinate_split(1)
 
   monkeypatch.setattr(main.Runner, '_open', open_split)
   config = load('pass_shapes', 'saliency=somewhere')
@@ -430,7 +431,7 @@ def test_what_starts_from_a_run_of_pass_takes_its_encoder():
 
 
 def test_parts_of_heads_are_taken_by_name():
-  merged = method._with_parts(
+  merged = update_lib._with_parts(
     {'heads': {'a': 1, 'b': 2}, 'encoder': {'x': 0}}, {'heads': {'a': 3}}
   )
   assert merged == {'heads': {'a': 3, 'b': 2}, 'encoder': {'x': 0}}

@@ -140,9 +140,7 @@ def start(
 def whole(config, tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  assert runs.finish(start(config, workdir), workdir) == 0, runs.text_of(
-    workdir
-  )
+  assert runs.wait(start(config, workdir), workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
@@ -153,7 +151,9 @@ def results_of(workdir, name):
 def test_a_run_leaves_what_it_promises(whole):
   for name in STAGES:
     assert (whole / name / 'DONE.json').exists(), name
-  lines = [x for x in runs.metrics_of(whole / 'represent') if 'train/loss' in x]
+  lines = [
+    x for x in runs.read_metrics(whole / 'represent') if 'train/loss' in x
+  ]
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
   assert {'train/loss_swav', 'train/loss_p2p', 'train/loss_shallow3'} <= set(
     lines[-1]
@@ -384,21 +384,21 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
   before = tuple(name for name in STAGES if name != 'segment_on')
   labels = workdir / 'label' / 'train'
   for due in (
-    runs.logged(workdir / 'represent', 4),
+    runs.step_logged(workdir / 'represent', 4),
     lambda: labels.exists() and len([*labels.iterdir()]) > 3,
   ):
     process = start(config, workdir, f'--config.stages={before}')
-    assert runs.stop_when(process, due)
+    assert runs.signal_when(process, due)
   process = start(config, workdir)
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   for name in ('represent', 'attend', 'finetune', 'semi'):
     jax.tree.map(
       np.testing.assert_array_equal,
-      runs.state_of(workdir / name),
-      runs.state_of(whole / name),
+      runs.read_state(workdir / name),
+      runs.read_state(whole / name),
     )
     for file in ('metrics', 'ids'):
-      assert runs.metrics_of(workdir / name, file) == runs.metrics_of(
+      assert runs.read_metrics(workdir / name, file) == runs.read_metrics(
         whole / name, file
       )
   for name in ('distance', 'label', 'segment', 'segment_semi', 'segment_on'):
@@ -426,7 +426,7 @@ def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
     for i in range(2)
   ]
   for host in hosts:
-    assert runs.finish(host, workdir) == 0, runs.text_of(workdir)
+    assert runs.wait(host, workdir) == 0, runs.read_log(workdir)
   np.testing.assert_allclose(
     np.load(workdir / 'cluster' / 'centroids.npy'),
     np.load(whole / 'cluster' / 'centroids.npy'),
@@ -459,7 +459,7 @@ def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
     whole,
     *('--stage=predict', f'--images={config.parent}/images', f'--out={out}'),
   )
-  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
   assert len([*(out / 'labels').iterdir()]) == 15
   assert {'other', 'disc', 'bar'} <= set(
     (out / 'classes.txt').read_text().replace(':', ' ').split()
@@ -469,7 +469,7 @@ def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
 def test_what_was_segmented_can_be_exported(config, whole):
   """One program for images of all sizes finds the label maps of `segment`."""
   process = start(config, whole, '--stage=export')
-  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
   known = json.loads((whole / 'export' / 'classes.json').read_text())
   assert sorted(known['classes']) == ['bar', 'disc', 'other']
   program = jax.export.deserialize(
@@ -494,5 +494,5 @@ def test_a_missing_saliency_map_is_told_in_one_line(config, whole, tmp_path):
     *('--stage=label',),
   )
   workdir = whole.with_name('other')
-  assert runs.finish(process, workdir) == 2
-  assert runs.text_of(workdir).count('error: ') == 1
+  assert runs.wait(process, workdir) == 2
+  assert runs.read_log(workdir).count('error: ') == 1

@@ -14,6 +14,7 @@ from input_pipeline import loader as loader_lib
 from pass_luss import finetune
 from pass_luss.benchmark import label_folders, matching, png_format
 from pass_luss.pretrain import heads, view_colors
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
 from pass_luss.protocols import distance, knn, segment
 from pass_luss.pseudo_labels import attention as attention_lib
@@ -205,7 +206,7 @@ def test_the_sweep_finds_what_labeling_at_each_threshold_would():
 
 
 def test_labels_of_a_folder_stand_beside_their_images(tmp_path):
-  split = fake_methods.ramps(3)
+  split = fake_methods.coordinate_split(3)
   rng = np.random.default_rng(0)
   labels = rng.integers(0, CLASSES + 1, (3, 40, 48))
   for name, label in zip(split.ids()[:2], labels, strict=False):
@@ -287,7 +288,7 @@ def test_the_loss_of_attention_is_that_of_what_is_attended_to():
   rng = np.random.default_rng(0)
   views = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
   _, state = looked_at()
-  params = swav.normalize_prototypes(state.params)
+  params = prototypes_lib.normalize(state.params)
   (embeddings, _), _ = trained._look(
     params, state.batch_stats, symmetric(views)
   )
@@ -449,20 +450,20 @@ def test_activation_maps():
   'size', [(375, 500), (500, 333), (256, 256), (300, 301), (1, 7)]
 )
 def test_size_at_a_short_side(size):
-  assert short_side.size_at(size, 256) == reference.inference_size(*size)
+  assert short_side.resized_size(size, 256) == reference.inference_size(*size)
 
 
 def test_what_is_shown():
   image = images_of(1, (60, 90))[0]
-  assert short_side.shown(image, 40).shape == (40, 60, 3)
-  middle = short_side.shown(image, 40, 32)
+  assert short_side.resize_and_crop(image, 40).shape == (40, 60, 3)
+  middle = short_side.resize_and_crop(image, 40, 32)
   np.testing.assert_array_equal(
-    middle, short_side.shown(image, 40)[4:36, 14:46]
+    middle, short_side.resize_and_crop(image, 40)[4:36, 14:46]
   )
   # A bright pixel is spread over what it stands for, as by Pillow.
   dot = np.zeros((64, 64, 3), np.uint8)
   dot[32, 32] = 255
-  assert 0 < short_side.shown(dot, 16).max() < 255
+  assert 0 < short_side.resize_and_crop(dot, 16).max() < 255
 
 
 @pytest.mark.parametrize('largest', [1000, 20])
@@ -475,7 +476,7 @@ def test_label_maps_of_scores(largest):
     def predict(self, state, images):
       return jnp.asarray(scores)
 
-  maps = short_side.LabelMaps(Fixed(), 24, canvas=32, largest=largest)
+  maps = short_side.LabelMaps(Fixed(), 24, size_multiple=32, max_side=largest)
   images = [images_of(1, (48, 60))[0], images_of(1, (40, 50))[0]]
   groups = [maps.group(x.shape[:2]) for x in images]
   assert groups[0] == groups[1] == ((64, 64), ((24, 30),))
@@ -498,9 +499,9 @@ def test_label_maps_of_scores(largest):
 
 def test_a_permuted_truth_scores_everything(folder):
   rng = np.random.default_rng(0)
-  split = fake_methods.split_of(
+  split = fake_methods.make_split(
     [
-      fake_methods.record(
+      fake_methods.make_record(
         i, np.zeros((6, 8, 3)), rng.choice([-1, 0, 1 + i % 3], (6, 8)), 4
       )
       for i in range(5)
@@ -541,9 +542,9 @@ def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
   monkeypatch.setattr(label_folders, '_BLOCK', 2)
   place = workspace_lib.Workspace(folder, {}, 'digest')
   sizes = [(6, 8), (9, 9), (12, 16), (5, 5), (3, 4)]
-  split = fake_methods.split_of(
+  split = fake_methods.make_split(
     [
-      fake_methods.record(i, np.zeros((*size, 3)), np.zeros(size), 4)
+      fake_methods.make_record(i, np.zeros((*size, 3)), np.zeros(size), 4)
       for i, size in enumerate(sizes)
     ]
   )
@@ -568,7 +569,7 @@ def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
 
 def test_a_submission_has_what_the_servers_ask_for(folder):
   folder = folder / 'test'
-  split = fake_methods.ramps(2)
+  split = fake_methods.coordinate_split(2)
   for name in split.ids():
     png_format.write(folder / f'{name}.png', np.array([[0, 2]]))
   match = folder.parent / 'match.json'
@@ -589,7 +590,7 @@ def test_a_submission_has_what_the_servers_ask_for(folder):
 
 
 def test_distance_matching_is_the_vote_of_regions():
-  split = fake_methods.patches([(32, 32)] * 4)
+  split = fake_methods.labeled_split([(32, 32)] * 4)
   net = network_of({'logits': heads.Classifier(2)})
   mesh = sharding.make_mesh(devices=jax.devices()[:2])
   options = distance.DistanceOptions(
@@ -634,7 +635,7 @@ def test_images_are_told_by_their_neighbors():
 
 def test_features_resume_block_by_block(folder, monkeypatch):
   monkeypatch.setattr(features, 'BLOCK', 2)
-  split = fake_methods.ramps(5)
+  split = fake_methods.coordinate_split(5)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   seen = []
 
@@ -646,7 +647,7 @@ def test_features_resume_block_by_block(folder, monkeypatch):
   place = workspace_lib.Workspace(folder, {}, 'digest')
 
   def extracted():
-    at_grid = short_side.AtGrid(look, 40)
+    at_grid = short_side.FeatureMaps(look, 40)
     found = features.extract(split, at_grid, state, 2, mesh, READING, place)
     jax.effects_barrier()
     return found
