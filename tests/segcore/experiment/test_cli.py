@@ -125,7 +125,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--stage=predict', '--images=x', '--out=x/found'],
-      '--out: found x/found, which is inside of --images=x',
+      '--out: expected a folder outside of --images=x, got x/found',
     ),
     (
       [SHAPES, '--stage=predict', '--images=x', '--out=y'],
@@ -133,7 +133,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--stage=predict', '--images=x', f'--out={CONFIGS}'],
-      'which holds files that are no predictions',
+      '--out: expected a new folder or one of predictions, got',
     ),
     ([SHAPES, '--stage=finetun'], '--stage: found finetun, expected one of'),
     (
