@@ -74,13 +74,13 @@ def test_equals_the_metric(capsys, folders):
     prediction = png_format.read(folders / 'pred' / name, 5)
     metric = metric.update(prediction, label, name)
   values = metric.compute()
-  found = scored(capsys, flags(folders))
-  assert tuple(found) == KEYS
+  actual = scored(capsys, flags(folders))
+  assert tuple(actual) == KEYS
   for name in KEYS[:5]:
-    np.testing.assert_allclose(found[name], 100 * values[name], err_msg=name)
-  assert 10 < found['boundary_miou'] < found['miou'] < 90
+    np.testing.assert_allclose(actual[name], 100 * values[name], err_msg=name)
+  assert 10 < actual['boundary_miou'] < actual['miou'] < 90
   for name in ('miou', 'boundary_miou'):
-    by_size = found[f'{name}_by_size']
+    by_size = actual[f'{name}_by_size']
     assert tuple(by_size) == ('S', 'MS', 'ML', 'L')
     for size, value in by_size.items():
       expected = 100 * values[f'{name}_{size}']
@@ -90,7 +90,7 @@ def test_equals_the_metric(capsys, folders):
         np.testing.assert_allclose(value, expected, err_msg=size)
 
 
-def test_classes_that_never_occur_are_said(capsys, folders):
+def test_absent_classes_are_reported(capsys, folders):
   present = {i for x in labels().values() for i in np.unique(x) if i > 0}
   assert evaluate.main(flags(folders, num_classes=50)) == 0
   assert (
@@ -99,7 +99,7 @@ def test_classes_that_never_occur_are_said(capsys, folders):
   ) in capsys.readouterr().out
 
 
-def test_splits_may_be_left_out(capsys, folders):
+def test_folders_of_a_split(capsys, folders):
   whole = scored(capsys, flags(folders))
   argv = [
     *(f'--gt={folders / "gt" / "val"}', f'--pred={folders / "pred" / "val"}'),
@@ -108,7 +108,7 @@ def test_splits_may_be_left_out(capsys, folders):
   assert scored(capsys, argv) == whole
 
 
-def test_the_command(tmp_path):
+def test_command_prints_a_table_and_json(tmp_path):
   """As people call it: a table, and last of all one line of valid JSON."""
   write(tmp_path / 'gt', labels())
   write(tmp_path / 'pred', {n: np.maximum(m, 0) for n, m in labels().items()})
@@ -127,10 +127,10 @@ def test_the_command(tmp_path):
   def no_constant(name):
     raise AssertionError(name)
 
-  found = json.loads(last, parse_constant=no_constant)
-  np.testing.assert_allclose([found[n] for n in KEYS[:2]], 100)
-  assert None in found['miou_by_size'].values()
-  assert found['boundary_miou'] < 100  # Beside what is ignored.
+  actual = json.loads(last, parse_constant=no_constant)
+  np.testing.assert_allclose([actual[n] for n in KEYS[:2]], 100)
+  assert None in actual['miou_by_size'].values()
+  assert actual['boundary_miou'] < 100  # Beside what is ignored.
 
 
 def permuted(folder, num_generated=5):
@@ -146,17 +146,17 @@ def permuted(folder, num_generated=5):
   return numbers
 
 
-def test_a_permuted_perfect_prediction_scores_100(capsys, tmp_path):
+def test_permuted_ground_truth_scores_100_after_matching(capsys, tmp_path):
   numbers = permuted(tmp_path)
   path = tmp_path / 'match.json'
   before = scored(capsys, flags(tmp_path))
   assert before['miou'] < 50
-  found = scored(capsys, flags(tmp_path, '--rematch', f'--write_match={path}'))
+  actual = scored(capsys, flags(tmp_path, '--rematch', f'--write_match={path}'))
   for name in ('miou', 'miou_without_other', 'image_accuracy', 'f_beta'):
-    np.testing.assert_allclose(found[name], 100, err_msg=name)
+    np.testing.assert_allclose(actual[name], 100, err_msg=name)
   match = json.loads(path.read_text())
   assert match == {str(numbers[c]): c for c in range(6)}
-  assert scored(capsys, flags(tmp_path, f'--match={path}')) == found
+  assert scored(capsys, flags(tmp_path, f'--match={path}')) == actual
   assert scored(capsys, flags(tmp_path)) == before
 
 
@@ -166,16 +166,16 @@ def test_from_more_categories_to_fewer_classes(capsys, tmp_path):
   argv = flags(
     *(tmp_path, '--rematch', '--num_generated=9', f'--write_match={path}')
   )
-  found = scored(capsys, argv)
-  np.testing.assert_allclose(found['miou'], 100)
+  actual = scored(capsys, argv)
+  np.testing.assert_allclose(actual['miou'], 100)
   match = json.loads(path.read_text())
   found_classes = [match[str(numbers[c])] for c in range(10)]
   assert found_classes == [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]
-  assert scored(capsys, flags(tmp_path, f'--match={path}')) == found
+  assert scored(capsys, flags(tmp_path, f'--match={path}')) == actual
   assert 'expected ids 0…5' in refused(capsys, flags(tmp_path))
 
 
-def test_folders_that_are_missing_or_empty(capsys, tmp_path):
+def test_missing_and_empty_folders(capsys, tmp_path):
   argv = flags(tmp_path)
   assert refused(capsys, argv) == (
     f'{tmp_path}/gt: expected SPLIT/WNID/NAME.png or WNID/NAME.png, got no '
@@ -187,7 +187,7 @@ def test_folders_that_are_missing_or_empty(capsys, tmp_path):
   assert refused(capsys, argv).endswith('got no PNG file')
 
 
-def test_files_that_are_missing(capsys, folders):
+def test_missing_files(capsys, folders):
   gt, pred = folders / 'gt', folders / 'pred'
   names = list(labels())
   for name in names[:4]:
@@ -200,7 +200,7 @@ def test_files_that_are_missing(capsys, folders):
   )
 
 
-def test_paths_that_do_not_agree(capsys, folders):
+def test_folders_without_a_common_path(capsys, folders):
   argv = [
     *(f'--gt={folders / "gt"}', f'--pred={folders / "pred" / "val"}'),
     '--num_classes=5',
@@ -212,7 +212,7 @@ def test_paths_that_do_not_agree(capsys, folders):
   )
 
 
-def test_sizes_that_differ(capsys, folders):
+def test_different_sizes(capsys, folders):
   name = next(iter(labels()))
   png_format.write(folders / 'pred' / name, np.zeros((7, 9), np.int16))
   height, width = labels()[name].shape
@@ -237,7 +237,7 @@ def test_ids_out_of_range(capsys, folders):
   )
 
 
-def test_predictions_that_are_ignored(capsys, folders):
+def test_ignored_pixels_in_predictions(capsys, folders):
   name = next(iter(labels()))
   path = folders / 'pred' / name
   label = np.zeros_like(labels()[name])
@@ -258,7 +258,7 @@ def test_damaged_files_are_named(capsys, folders, side):
   assert message.startswith(f'{path}: cannot be decoded: ')
 
 
-def test_flags_that_contradict_each_other(capsys, folders):
+def test_contradictory_flags(capsys, folders):
   assert refused(capsys, flags(folders, '--rematch', '--match=x.json')) == (
     'expected one of --rematch and --match, got both: remove one of them'
   )
@@ -276,7 +276,7 @@ def test_flags_that_contradict_each_other(capsys, folders):
   )
 
 
-def test_flags_that_are_wrong(capsys, folders):
+def test_invalid_flags(capsys, folders):
   assert refused(capsys, flags(folders, num_classes='many')) == (
     "argument --num_classes: invalid int value: 'many'; python -m "
     'pass_luss.evaluate --help lists the flags'
@@ -287,7 +287,7 @@ def test_flags_that_are_wrong(capsys, folders):
   )
 
 
-def test_a_match_that_is_wrong(capsys, folders):
+def test_invalid_match_json(capsys, folders):
   path = folders / 'match.json'
   argv = flags(folders, f'--match={path}')
   assert refused(capsys, argv).startswith(f'{path}: cannot be read: No such')
@@ -312,7 +312,7 @@ def test_a_match_that_is_wrong(capsys, folders):
   assert message.endswith(advice.replace('is 5', 'is 2'))
 
 
-def test_ids_beyond_those_that_are_rematched(capsys, folders):
+def test_ids_above_num_generated(capsys, folders):
   path = folders / 'pred' / next(iter(labels()))
   png_format.write(path, png_format.read(path, 5) * 0 + 7)
   assert refused(capsys, flags(folders, '--rematch')).endswith(
@@ -320,7 +320,7 @@ def test_ids_beyond_those_that_are_rematched(capsys, folders):
   )
 
 
-def test_a_match_that_cannot_be_written(capsys, folders):
+def test_match_json_that_cannot_be_written(capsys, folders):
   (folders / 'file').write_text('')
   path = folders / 'file' / 'match.json'
   message = refused(

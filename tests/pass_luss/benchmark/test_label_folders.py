@@ -54,7 +54,7 @@ def test_images_of_equal_input_size_share_a_block(folder, monkeypatch):
   with pytest.raises(workspace_lib.Preempted, match='keeps the labels it has'):
     label_folders.write(split, maps, folder / 'val', workspace, 12)
   label_folders.write(split, maps, folder / 'val', workspace, 12)
-  # Input sizes are (12, 12) twice and (12, 16) three times: blocks of at most 2.
+  # Input sizes are (12, 12) twice and (12, 16) three times; blocks hold 2.
   ids = split.ids()
   assert blocks == [[ids[1], ids[3]], [ids[0], ids[2]], [ids[4]]]
   assert len(label_folders.missing_indices(split, folder / 'val')) == 0

@@ -46,7 +46,7 @@ def test_counts_by_hand():
 
 
 @pytest.mark.parametrize('sizes', [(4, 4), (6, 3), (2, 5)])
-def test_counts_equal_a_slow_loop(sizes):
+def test_counts_equal_a_loop(sizes):
   images = drawn(0, 20, *sizes)
   counts = counted(images, *sizes)
   assert counts.counts.dtype == np.int64
@@ -82,7 +82,7 @@ def test_match_is_the_best_of_all_bijections(seed):
   assert reached == best == counts.compute()['matched_pairs']
 
 
-def test_categories_left_over_are_other():
+def test_surplus_categories_become_other():
   """From a larger set of classes to a smaller one."""
   counts = matching.Cooccurrence(np.array([[1, 0], [5, 2], [0, 0], [4, 3]]))
   match = counts.match()
@@ -113,9 +113,9 @@ def test_a_bijection_matched_to_itself_scores_100():
   scored = metrics.ImageNetS.empty(50)
   for prediction, label in images:
     scored = scored.update(match.apply(prediction), label, 'image')
-  found = scored.compute()
+  actual = scored.compute()
   for name in ('miou', 'miou_without_other', 'image_accuracy', 'f_beta'):
-    np.testing.assert_allclose(found[name], 1, err_msg=name)
+    np.testing.assert_allclose(actual[name], 1, err_msg=name)
 
 
 def test_match_json(tmp_path):
@@ -134,7 +134,7 @@ def test_match_json(tmp_path):
   'text, reason',
   [
     ('{"1": 1', "Expecting ',' delimiter: line 1 column 8 (char 7)"),
-    ('[0, 1]', 'found a JSON list, no object'),
+    ('[0, 1]', 'expected an object, got a list'),
     (
       '{"1": 1, "x": 2}',
       "expected keys 0…32767, got 'x'",
@@ -167,7 +167,7 @@ def test_refused_match_json(tmp_path, text, reason):
   )
 
 
-def test_odd_files_as_match_json(tmp_path):
+def test_unreadable_match_json(tmp_path):
   with pytest.raises(errors.BadFile, match='cannot be read: No such file'):
     matching.Match.read(tmp_path / 'match.json', 3)
   with pytest.raises(errors.BadFile, match='cannot be read: Is a directory'):
@@ -179,7 +179,7 @@ def test_odd_files_as_match_json(tmp_path):
     assert '\n' not in str(error.value)
 
 
-def test_match_json_where_nothing_can_be_written(tmp_path):
+def test_match_json_in_a_folder_that_cannot_be_created(tmp_path):
   (tmp_path / 'file').write_text('')
   path = tmp_path / 'file' / 'deep' / 'match.json'
   with pytest.raises(errors.UserError) as error:
@@ -232,7 +232,7 @@ def test_match_json_of_finer_clusters_with_gaps(tmp_path):
   assert json.loads(path.read_text()) == {'0': 0, '1': 2, '2': 2, '5': 1}
 
 
-def test_classes_have_one_name_and_other_ids_in_each_data_set():
+def test_match_by_name_of_classes_with_different_ids():
   """Spec §1.2: the same wnid is 3 here and 1 there."""
   known = ('other', 'n01', 'n02', 'n03', 'n04')
   match = matching.match_by_name(known, ('background', 'n03', 'n01'))
@@ -250,12 +250,12 @@ def test_classes_have_one_name_and_other_ids_in_each_data_set():
   )
 
 
-def test_matched_predictions_go_into_files(tmp_path):
+def test_matched_predictions_can_be_written(tmp_path):
   match = matching.Match((0, 300, 1))
   label = match.apply(np.array([[0, 1, 2]], np.int32))
   png_format.write(tmp_path / 'a.png', label)
   assert png_format.read(tmp_path / 'a.png', 300).tolist() == [[0, 300, 1]]
 
 
-def test_the_examples_are_true():
+def test_doctests():
   assert doctest.testmod(matching).failed == 0
