@@ -43,11 +43,11 @@ CLASSES = 21
 # Views of ImageNet-S50, 2 x 224 + 6 x 96, and of the larger sets, 2 x 224.
 PASS = {
   'pass s50, as Pillow': (
-    views.Views('large', 2, (224, 224), area=(0.14, 1.0), antialias=True),
-    views.Views('small', 6, (96, 96), area=(0.05, 0.14), antialias=True),
+    views.ViewGroup('large', 2, (224, 224), area=(0.14, 1.0), antialias=True),
+    views.ViewGroup('small', 6, (96, 96), area=(0.05, 0.14), antialias=True),
   ),
   'pass s300, as Pillow': (
-    views.Views('large', 2, (224, 224), area=(0.08, 1.0), antialias=True),
+    views.ViewGroup('large', 2, (224, 224), area=(0.08, 1.0), antialias=True),
   ),
 }
 
@@ -121,7 +121,7 @@ def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
 class PillowViews:
   """Decodes, crops, resizes and mirrors with Pillow alone."""
 
-  groups: tuple[views.Views, ...]
+  groups: tuple[views.ViewGroup, ...]
 
   def __call__(self, record: dict, rng: np.random.Generator) -> dict:
     """Views of a record, and its size."""
@@ -148,7 +148,7 @@ def batches_of(
 ) -> Iterator:
   """Endless batches, as the loop reads them."""
   stream = loader.Stream(split.records, transform)
-  reading = loader.Reading(threads=threads, buffered=4 * threads, workers=0)
+  reading = loader.ReadOptions(threads=threads, buffered=4 * threads, workers=0)
   made = loader.Loader({'': stream}, BATCH_SIZE, 0, reading)
   return made.start(0)
 
@@ -285,13 +285,13 @@ def memory(
   """Resident megabytes along `count` batches."""
   process, found = psutil.Process(), []
   progress = console.ProgressLine('memory', 0, count, BATCH_SIZE)
-  transform = transforms.Sequence(training_transforms()['plain crop'])
+  transform = transforms.Compose(training_transforms()['plain crop'])
   with batches_of(split, transform, threads) as batches:
     for i in range(1, count + 1):
       next(batches)
       if i % max(count // 10, 1) == 0:
         found.append((i, process.memory_info().rss / 2**20))
-        progress.line(i, {'megabytes': found[-1][1]})
+        progress.report(i, {'megabytes': found[-1][1]})
   return found
 
 
@@ -313,7 +313,7 @@ def main(argv: Sequence[str]) -> None:
     records = [split.records[i] for i in range(len(split))]
     result: dict = {'threads': arguments.threads, 'methods': {}}
     chain = {
-      name: transforms.Sequence(steps)
+      name: transforms.Compose(steps)
       for name, steps in training_transforms().items()
       if arguments.only in name
     }

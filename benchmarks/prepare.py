@@ -27,7 +27,14 @@ from absl import logging
 
 from input_pipeline import datasets
 from input_pipeline.builders import base
-from input_pipeline.sources import audit, fingerprints, masks, records
+from input_pipeline.sources import (
+  class_counts,
+  fingerprints,
+  image_files,
+  masks,
+  records,
+)
+from runtime import threads
 
 SIZE = (375, 500)
 CLASSES = 21
@@ -84,7 +91,7 @@ def decode(folder: pathlib.Path) -> None:
     mask = folder / 'masks' / f'{path.stem}.png'
     cv2.imdecode(np.fromfile(mask, np.uint8), cv2.IMREAD_UNCHANGED)
 
-  for _ in audit.in_threads(both, sorted((folder / 'images').iterdir())):
+  for _ in threads.ordered_map(both, sorted((folder / 'images').iterdir())):
     pass
 
 
@@ -109,12 +116,14 @@ def parts(folder: pathlib.Path) -> dict[str, float]:
     'cv2 mask': lambda i: cv2.imdecode(
       np.frombuffer(labels[i], np.uint8), cv2.IMREAD_UNCHANGED
     ),
-    'check the JPEG to its end': lambda i: audit.load(images[i], ('JPEG',)),
+    'check the JPEG to its end': lambda i: image_files.decode(
+      images[i], ('JPEG',)
+    ),
     'read and check the mask': lambda i: masks.read_values(sources[i].mask),
     'all of reading': lambda i: made.sample(sources[i]),
-    'fingerprint': lambda i: fingerprints.Index.of_one(samples[i]),
+    'fingerprint': lambda i: fingerprints.ImageIndex.from_sample(samples[i]),
     'encode the record': lambda i: made.encode(samples[i]),
-    'count': lambda i: audit.Tally(CLASSES).add(samples[i]),
+    'count': lambda i: class_counts.CountAccumulator(CLASSES).add(samples[i]),
   }
   return {name: timed(part, len(sources)) for name, part in work.items()}
 

@@ -351,8 +351,8 @@ def parts(
   keys = update.row_keys(jax.random.PRNGKey(0), shape.images)
   order = jnp.broadcast_to(jnp.arange(max_push), (shape.classes, max_push))
   sample = jax.jit(
-    lambda mask, keys: order_statistics.top_priorities(
-      mask, order_statistics.pixel_priorities(keys, cells), max_push
+    lambda mask, keys: order_statistics.keep_top_priorities(
+      mask, order_statistics.draw_pixel_priorities(keys, cells), max_push
     )
   )
   sampled = sample(by_pixel, keys)
@@ -363,11 +363,11 @@ def parts(
   draws = (shape.classes, options.num_anchors, options.num_negatives)
 
   def draw(anchors, rng, count):
-    picked = order_statistics.uniform_ranks(
+    picked = order_statistics.ranks_from_uniforms(
       jax.random.uniform(rng, draws[:2]),
       jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)[:, None],
     )
-    drawn = order_statistics.uniform_ranks(
+    drawn = order_statistics.ranks_from_uniforms(
       jax.random.uniform(rng, draws), count[:, None, None]
     )
     return order_statistics.nth_true(anchors, picked), drawn

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from input_pipeline.builders import base, shards
 from input_pipeline.sources import audit, fingerprints, records
-from runtime import errors, files, progress
+from runtime import errors, files, progress, threads
 
 # Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
 # `source` says where they are.
@@ -155,7 +155,7 @@ class Split:
       folder.
     classes: name of each class id.
     palette: RGB color of each class id.
-    has: kinds of label its records have: 'label', 'tags'.
+    label_kinds: kinds of label its records have: 'label', 'tags'.
     records: by index; encoded, see builders/records.py.
     index: what is known of the images without reading them.
   """
@@ -164,9 +164,9 @@ class Split:
   version: str
   classes: tuple[str, ...]
   palette: tuple[tuple[int, int, int], ...]
-  has: tuple[str, ...]
+  label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
-  index: fingerprints.Index
+  index: fingerprints.ImageIndex
 
   def __len__(self) -> int:
     return len(self.records)
@@ -187,9 +187,9 @@ class Split:
     """The official name of each image."""
     return self.index.names()
 
-  def require(self, kind: str, purpose: str) -> None:
+  def require_labels(self, kind: str, purpose: str) -> None:
     """Raises UserError unless its records have this kind of label."""
-    if kind not in self.has:
+    if kind not in self.label_kinds:
       raise errors.UserError(
         f'{self.name} has no {kind}, which {purpose} needs: choose another '
         'data set'
@@ -248,12 +248,12 @@ def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
   return module, cls, config
 
 
-def known_classes(options: DataOptions) -> int | None:
+def known_num_classes(options: DataOptions) -> int | None:
   """How many classes a data set has; None if only its files tell.
 
   Opens none of them, and needs none to be there.
 
-  >>> known_classes(DataOptions('cityscapes'))
+  >>> known_num_classes(DataOptions('cityscapes'))
   19
 
   Raises:
@@ -344,7 +344,7 @@ def _prepare_on_host_0(
   return None
 
 
-def require(options: DataOptions, data_dir: str = '') -> None:
+def check_available(options: DataOptions, data_dir: str = '') -> None:
   """Raises Missing unless a data set is prepared, or its files are there.
 
   Nothing is prepared.
@@ -355,7 +355,7 @@ def require(options: DataOptions, data_dir: str = '') -> None:
       made.require()
 
 
-def join(splits: Sequence[Split]) -> Split:
+def concatenate(splits: Sequence[Split]) -> Split:
   """The images of several splits, one after the other, without their labels."""
   first, *others = splits
   if not others:
@@ -364,9 +364,9 @@ def join(splits: Sequence[Split]) -> Split:
     first,
     name=' and '.join(split.name for split in splits),
     version=' and '.join(split.version for split in splits),
-    has=(),
+    label_kinds=(),
     records=_Joined([split.records for split in splits]),
-    index=fingerprints.Index.join([split.index for split in splits]),
+    index=fingerprints.ImageIndex.join([split.index for split in splits]),
   )
 
 
@@ -395,13 +395,13 @@ def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
     version=made.info.full_name,
     classes=tuple(metadata['classes']),
     palette=tuple(tuple(color) for color in metadata['palette']),
-    has=tuple(
+    label_kinds=tuple(
       kind
       for kind in ('label', 'tags')
       if kind in features and kind not in lacks
     ),
     records=made.as_data_source(split, decoders=encoded),
-    index=fingerprints.Index.read(
+    index=fingerprints.ImageIndex.read(
       shards.index_path(pathlib.Path(made.data_dir), split)
     ),
   )
@@ -442,7 +442,7 @@ def open_folder(
     for example, known in zip(
       listing.examples,
       progress.bar(
-        audit.in_threads(audit.catching(_look), listing.examples),
+        threads.ordered_map(audit.catching(_look), listing.examples),
         desc=f'checking {images}',
         total=len(listing.examples),
       ),
@@ -459,15 +459,15 @@ def open_folder(
     version='',
     classes=classes,
     palette=palette,
-    has=(),
+    label_kinds=(),
     records=_Files([example for example, _ in good]),
-    index=fingerprints.Index.join([known for _, known in good]),
+    index=fingerprints.ImageIndex.join([known for _, known in good]),
   )
   return split, tuple(bad)
 
 
-def _look(example: audit.Example) -> fingerprints.Index:
-  return fingerprints.Index.of_one(audit.read_example(example))
+def _look(example: audit.Example) -> fingerprints.ImageIndex:
+  return fingerprints.ImageIndex.from_sample(audit.read_example(example))
 
 
 def _source_of(name: str) -> str:

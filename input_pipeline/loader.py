@@ -27,7 +27,7 @@ from runtime import errors
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class ReadOptions:
   """How batches are read; changes speed, never content.
 
   Attributes:
@@ -69,7 +69,7 @@ def _stay(*_) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ProcessShard:
   """Which part of every global batch this process reads."""
 
   index: int = dataclasses.field(default_factory=jax.process_index)
@@ -138,8 +138,8 @@ class Loader:
   streams: Mapping[str, Stream]
   batch_size: int
   seed: int
-  reading: Reading = Reading()
-  part: Part = dataclasses.field(default_factory=Part)
+  reading: ReadOptions = ReadOptions()
+  part: ProcessShard = dataclasses.field(default_factory=ProcessShard)
 
   def batches(self) -> grain.MapDataset:
     """Element k is this host's part of batch k."""
@@ -168,7 +168,7 @@ class Loader:
       shape = (array.shape[0] * self.part.count, *array.shape[1:])
       return jax.ShapeDtypeStruct(shape, array.dtype)
 
-    return jax.tree.map(widen, on_device(self.batches()[0]))
+    return jax.tree.map(widen, drop_host_only(self.batches()[0]))
 
   @contextlib.contextmanager
   def start(self, step: int) -> Iterator[Iterator[batch_lib.Batch]]:
@@ -181,16 +181,16 @@ class Loader:
       iterator.close()
 
 
-def on_device(host_batch: batch_lib.Batch) -> dict[str, Any]:
+def drop_host_only(host_batch: batch_lib.Batch) -> dict[str, Any]:
   """The part of a batch that travels: all but what stays on the host."""
   return {
-    name: on_device(value) if isinstance(value, Mapping) else value
+    name: drop_host_only(value) if isinstance(value, Mapping) else value
     for name, value in host_batch.items()
     if name not in batch_lib.HOST_ONLY
   }
 
 
-def prefetched(
+def prefetch(
   batches: Iterator[batch_lib.Batch],
   put: Callable[[Any], Any],
   ahead: int = 2,
@@ -198,7 +198,7 @@ def prefetched(
   """Keeps `ahead` batches on their way to the devices while one is used."""
   waiting = collections.deque()
   for batch in batches:
-    waiting.append(put(on_device(batch)))
+    waiting.append(put(drop_host_only(batch)))
     if len(waiting) > ahead:
       yield waiting.popleft()
   yield from waiting

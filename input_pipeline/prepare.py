@@ -24,7 +24,7 @@ from absl import logging
 from input_pipeline import datasets, report, splits, transforms
 from input_pipeline.builders import base
 from input_pipeline.builders import shards as shards_lib
-from input_pipeline.sources import audit, fingerprints, records
+from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors, exit_status, files
 
 PICTURE = 'report.png'
@@ -101,11 +101,11 @@ def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   made = datasets.prepare(options, data_dir, tell_known=True)
   folder = pathlib.Path(made.data_dir)
   indices = {
-    split: fingerprints.Index.read(shards_lib.index_path(folder, split))
+    split: fingerprints.ImageIndex.read(shards_lib.index_path(folder, split))
     for split in made.info.splits
   }
   _tell_shared(indices)
-  counts = audit.read_counts(folder / base.COUNTS)
+  counts = class_counts.read(folder / base.COUNTS)
   split = _shown_split(made, indices)
   opened = datasets.open_split(options, split, data_dir)
   decode = transforms.Decode(len(opened.classes), keep=('label', 'tags'))
@@ -145,13 +145,13 @@ def _check(options: datasets.DataOptions, data_dir: str) -> None:
   print('this was a check: no record was written')
 
 
-def _tell_shared(indices: Mapping[str, fingerprints.Index]) -> None:
+def _tell_shared(indices: Mapping[str, fingerprints.ImageIndex]) -> None:
   for line in fingerprints.shared(indices):
     print(f'warning: {line}')
 
 
 def _shown_split(
-  made: base.Builder, indices: Mapping[str, fingerprints.Index]
+  made: base.Builder, indices: Mapping[str, fingerprints.ImageIndex]
 ) -> str:
   """The first split with labels; else the first."""
   lacks = made.lacks()
@@ -162,7 +162,7 @@ def _shown_split(
 def _draw(
   path: pathlib.Path,
   name: str,
-  counts: Mapping[str, audit.Counts],
+  counts: Mapping[str, class_counts.ClassCounts],
   contents: records.Contents,
   samples: Sequence[records.Sample],
 ) -> None:

@@ -7,7 +7,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import UInt8
 
-from input_pipeline.sources import audit, records
+from input_pipeline.sources import class_counts, records
 
 NUM_SAMPLES = 8
 # More names than these cannot be read under their bars.
@@ -29,7 +29,7 @@ def painted(
 def draw(
   path: pathlib.Path,
   title: str,
-  counts: Mapping[str, audit.Counts],
+  counts: Mapping[str, class_counts.ClassCounts],
   contents: records.Contents,
   samples: Sequence[records.Sample],
 ) -> None:
@@ -55,7 +55,9 @@ def draw(
 
 
 def _frequencies(
-  axis, counts: Mapping[str, audit.Counts], contents: records.Contents
+  axis,
+  counts: Mapping[str, class_counts.ClassCounts],
+  contents: records.Contents,
 ) -> None:
   """Share of the pixels of each class, or of the images without masks."""
   labeled = {n: c for n, c in counts.items() if sum(c.pixels)}

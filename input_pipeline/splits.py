@@ -1,7 +1,7 @@
 """Which images of a split are labeled: a seeded subset, or a list in a file.
 
-Subset(fraction=0.1, seed=0, run=3).choose(split.ids())
-Subset(list='splits/92/labeled.txt').choose(split.ids())
+Subset(fraction=0.1, seed=0, run=3).labeled_indices(split.ids())
+Subset(list='splits/92/labeled.txt').labeled_indices(split.ids())
 """
 
 import collections
@@ -64,7 +64,7 @@ class Subset:
             'contradict each other: give one of them'
           )
 
-  def choose(self, ids: Sequence[str]) -> Int[np.ndarray, 'chosen']:
+  def labeled_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'chosen']:
     """Returns the sorted indices of the chosen images.
 
     Args:
@@ -84,7 +84,7 @@ class Subset:
       return found
     return np.sort(self._order(ids)[: self._count(len(ids))])
 
-  def set_aside(self, ids: Sequence[str]) -> Int[np.ndarray, 'held']:
+  def held_out_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'held']:
     """Returns the sorted indices of the images that are held out.
 
     Raises:
@@ -131,7 +131,7 @@ class Subset:
     return count
 
 
-def repeated(
+def repeat_to_length(
   num_images: int, length: int, seed: int
 ) -> Int[np.ndarray, 'length']:
   """Indices of images, each about equally often.

@@ -4,7 +4,7 @@ A transform maps (example, random generator) to an example. Whatever draws
 does so in a `sample_*` function of its own; what is drawn is applied by a pure
 function of images, so that both can be tested alone.
 
-  transform = Sequence((Decode(num_classes=9), RandomFlip(), Crop((64, 64))))
+  transform = Compose((Decode(num_classes=9), RandomFlip(), Crop((64, 64))))
   example = transform(record, np.random.default_rng(0))
 """
 
@@ -307,7 +307,8 @@ class RandomCrop:
     size: (height, width) of the output in pixels.
     scales: least and largest factor by which the image is resized before.
     balanced: whether it is enlarged as often as it is shrunk.
-    centered: whether an image too small for the crop is centered in it.
+    centered: whether an image smaller than the crop is centered in it, else
+      placed at random.
     fill: 'ignored': gray that no loss looks at; 'mean': the mean color, with
       as little effect; 'paper': the mean color with class 0.
   """
@@ -459,7 +460,7 @@ CROPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class Compose:
   """Applies transforms one after the other."""
 
   transforms: tuple[Transform, ...]

@@ -1,7 +1,7 @@
 """Several random crops of one image, with the geometry that produced them.
 
-views = MultiCrop((Views('large', 2, (64, 64), area=(0.14, 1.0)),
-                   Views('small', 6, (32, 32), area=(0.05, 0.14))))
+views = MultiCrop((ViewGroup('large', 2, (64, 64), area=(0.14, 1.0)),
+                   ViewGroup('small', 6, (32, 32), area=(0.05, 0.14))))
 example = views(example, rng)   # views_large, box_large, flip_large, …
 """
 
@@ -16,7 +16,7 @@ from input_pipeline import transforms
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
+class ViewGroup:
   """A group of crops of one resolution.
 
   Attributes:
@@ -56,7 +56,7 @@ class MultiCrop:
   flipped view shows its box mirrored.
   """
 
-  groups: tuple[Views, ...]
+  groups: tuple[ViewGroup, ...]
 
   def __post_init__(self):
     names = tuple(group.name for group in self.groups)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from input_pipeline import datasets, views
-from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import heads, view_colors
+from pass_luss.pretrain import options as pretrain_options
 from pass_luss.pretrain.objectives import swav
 from pass_luss.protocols import distance, segment
 from pass_luss.pseudo_labels import cluster, labeler
@@ -42,12 +43,12 @@ class RepresentOptions:
 
   data: datasets.DataOptions
   split: str
-  learn: method_lib.ObjectiveOptions
-  widths: method_lib.Widths
-  large: views.Views
-  small: views.Views | None
-  colors: method_lib.Colors
-  recipe: update.Recipe
+  learn: pretrain_options.ObjectiveOptions
+  widths: heads.HeadSizes
+  large: views.ViewGroup
+  small: views.ViewGroup | None
+  colors: view_colors.ViewColors
+  recipe: update.RecipeOptions
   start: context_lib.Start = context_lib.Start()
 
   def __post_init__(self):
@@ -81,9 +82,9 @@ class AttendOptions:
 
   clusters: swav.SwavOptions
   shared: bool
-  large: views.Views
-  colors: method_lib.Colors
-  recipe: update.Recipe
+  large: views.ViewGroup
+  colors: view_colors.ViewColors
+  recipe: update.RecipeOptions
 
   def __post_init__(self):
     _check_large(self.large)
@@ -108,7 +109,8 @@ class FinetuneOptions:
     output_stride: of the encoder, whose last blocks are dilated for it; 0 for
       that of `network`.
     reduction: factor by which label maps are made smaller.
-    doubles: whether scores are doubled on the way there, again and again.
+    repeated_upsampling: whether logits are upsampled by 2 repeatedly, instead
+      of at once to the size of the reduced label maps.
     recipe: batch, length, optimizer.
   """
 
@@ -116,8 +118,8 @@ class FinetuneOptions:
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   reduction: int
-  recipe: update.Recipe
-  doubles: bool = False
+  recipe: update.RecipeOptions
+  repeated_upsampling: bool = False
   output_stride: int = 0
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
@@ -147,7 +149,7 @@ class SegmentOptions:
   threshold: float = -1.0
   short_side: int = 256
   batch_size: int = 16
-  about: segment.About = segment.About()
+  about: segment.SubmissionInfo = segment.SubmissionInfo()
 
   def __post_init__(self):
     if not self.splits:
@@ -220,7 +222,7 @@ class Experiment:
   segment: SegmentOptions
   semi: FinetuneOptions
   segment_semi: SegmentOptions
-  operation: loop.Operation
+  operation: loop.OperationOptions
   segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):
@@ -243,7 +245,7 @@ class Experiment:
       )
 
 
-def _check_large(large: views.Views) -> None:
+def _check_large(large: views.ViewGroup) -> None:
   if (large.name, large.count) != ('large', 2):
     raise ValueError(
       f'large: found {large.count} views named {large.name!r}, expected 2 '
@@ -251,7 +253,7 @@ def _check_large(large: views.Views) -> None:
     )
 
 
-def _check_whole(recipe: update.Recipe) -> None:
+def _check_whole(recipe: update.RecipeOptions) -> None:
   if recipe.accumulate != 1:
     raise ValueError(
       f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '

@@ -13,6 +13,7 @@ from pass_luss import experiment as experiment_lib
 from pass_luss import finetune
 from pass_luss.pretrain import heads
 from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import options as pretrain_options
 from pass_luss.pseudo_labels import attention
 from segcore.experiment import context as context_lib
 from segcore.experiment import dry_run
@@ -56,9 +57,9 @@ class Networks(context_lib.OnMesh):
     block, path = getattr(self.experiment, name), f'config.{name}'
     net = self.of(name, self.bench, 2)  # Any number fits.
     what = 'large.size' if hasattr(block, 'large') else 'crop.size'
-    network.check(net, self.size(name), f'{path}.{what}')
+    network.check_image_size(net, self.size(name), f'{path}.{what}')
     if getattr(block, 'small', None):
-      network.check(net, block.small.size, f'{path}.small.size')
+      network.check_image_size(net, block.small.size, f'{path}.small.size')
 
   def plan(self, name: str) -> dry_run.Plan:
     """A training, as far as it is known without its data."""
@@ -83,24 +84,24 @@ class Networks(context_lib.OnMesh):
     name: str,
     bench: context_lib.Bench,
     num_classes: int = _ASSUMED_CLASSES,
-  ) -> method_lib.Represent | attention.Attend | finetune.Finetune:
+  ) -> method_lib.Pretrain | attention.AttentionMethod | finetune.Finetune:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
     net = self.of(name, bench, num_classes)
-    update = block.recipe.update
+    update = block.recipe.make_update
     match name:
       case 'represent':
-        return method_lib.Represent(
+        return method_lib.Pretrain(
           net, update(('encoder', 'heads')), block.learn, block.colors
         )
       case 'attend':
         frozen = dataclasses.replace(
           block.recipe.optimizer,
-          groups=(attention.FROZEN, *block.recipe.optimizer.groups),
+          groups=(attention.FROZEN_PROJECTION, *block.recipe.optimizer.groups),
         )
         recipe = dataclasses.replace(block.recipe, optimizer=frozen)
-        return attention.Attend(
-          net, recipe.update(('heads',)), block.clusters, block.colors
+        return attention.AttentionMethod(
+          net, recipe.make_update(('heads',)), block.clusters, block.colors
         )
       case _:
         image_level = name == 'finetune' and (
@@ -111,7 +112,7 @@ class Networks(context_lib.OnMesh):
           update(('encoder', 'heads')),
           'images' if image_level else 'pixels',
           block.reduction,
-          block.doubles,
+          block.repeated_upsampling,
           block.colors,
         )
 
@@ -126,9 +127,13 @@ class Networks(context_lib.OnMesh):
     dtype = jnp.dtype(bench.network.dtype)
     match name:
       case 'represent':
-        found = method_lib.heads_of(learned.learn, learned.widths, dtype)
+        found = pretrain_options.build_heads(
+          learned.learn, learned.widths, dtype
+        )
       case 'attend':
-        all_heads = method_lib.heads_of(learned.learn, learned.widths, dtype)
+        all_heads = pretrain_options.build_heads(
+          learned.learn, learned.widths, dtype
+        )
         found = {
           'clusters': all_heads['clusters'],
           'attention': heads.Attention(

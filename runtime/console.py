@@ -18,7 +18,7 @@ class ProgressLine:
     self._batch_size = batch_size
     self._last = (time.monotonic(), step)
 
-  def line(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+  def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
     """Prints a line; returns steps/s and images/s since the last one.
 
     Right after `restart` there is no speed yet: the line and the dict lack it.

@@ -1,6 +1,6 @@
 """Files of a work folder, on this machine or in a bucket (`gs://…`).
 
-  workdir = files.path('gs://bucket/run', '--workdir')
+  workdir = files.parse_path('gs://bucket/run', '--workdir')
   files.write(workdir / 'settings.json', text)
 
 A bucket holds objects. One appears as a whole when it is closed, cannot be
@@ -28,7 +28,7 @@ Path = pathlib.Path | epath.Path
 _PACKAGES = {'gs': 'gcsfs'}
 
 
-def path(text: str, name: str) -> Path:
+def parse_path(text: str, name: str) -> Path:
   """What a user has named: a path, or an address.
 
   Args:
@@ -136,16 +136,16 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
     ) from error
 
 
-def inside(path: Path) -> Iterator[Path]:
+def walk(path: Path) -> Iterator[Path]:
   """All files of a folder, in order; of a file, itself."""
   if not path.is_dir():
     yield path
     return
   for entry in sorted(path.iterdir()):
-    yield from inside(entry)
+    yield from walk(entry)
 
 
-def fingerprint(path: Path) -> str:
+def checksum(path: Path) -> str:
   """What changes when a file is damaged.
 
   Of files here the digest. Of objects the length: they are written as a whole

@@ -74,7 +74,7 @@ def build(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
     raise errors.UserError(f'{path}: {error}') from error
 
 
-def choose(
+def build_named(
   table: Mapping[str, type[T]],
   block: Mapping[str, Any],
   path: str,

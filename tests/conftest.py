@@ -77,4 +77,4 @@ def folder(request, tmp_path):
   from runtime import files
 
   request.getfixturevalue('objects')
-  return files.path('gs://bucket/run', '--workdir')
+  return files.parse_path('gs://bucket/run', '--workdir')

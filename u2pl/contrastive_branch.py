@@ -158,10 +158,10 @@ class ContrastiveBranch:
     anchors = _by_pixel(candidates.anchors)
     num_anchors = jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)
     shape = (self.num_classes, self.options.num_anchors)
-    ranks = order_statistics.uniform_ranks(
+    ranks = order_statistics.ranks_from_uniforms(
       jax.random.uniform(anchor_rng, shape), num_anchors[:, None]
     )
-    draws = order_statistics.uniform_ranks(
+    draws = order_statistics.ranks_from_uniforms(
       jax.random.uniform(bank_rng, (*shape, self.options.num_negatives)),
       bank.count[:, None, None],
     )
@@ -260,10 +260,10 @@ class ContrastiveBranch:
     max_push = min(self.options.max_push, num_images * num_pixels)
     # Each pixel's priority comes from its image's key, so that the sample is
     # the same on any number of devices.
-    priorities = order_statistics.pixel_priorities(
+    priorities = order_statistics.draw_pixel_priorities(
       update_lib.row_keys(rng, num_images), num_pixels
     )
-    sampled = order_statistics.top_priorities(mask, priorities, max_push)
+    sampled = order_statistics.keep_top_priorities(mask, priorities, max_push)
     ranks = jnp.broadcast_to(jnp.arange(max_push), (self.num_classes, max_push))
     # Rows of whichever device, replicated: the largest transfer of a step.
     flat = features.reshape(-1, features.shape[-1])

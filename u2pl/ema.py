@@ -157,7 +157,7 @@ class EmaTeacher:
       state.teacher_batch_stats,
       images,
       heads=heads,
-      train=segmenter_lib.PARTS,
+      train=segmenter_lib.SUBMODULES,
       rng=rng,
     )
     if self.options.statistics == 'own':

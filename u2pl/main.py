@@ -72,7 +72,7 @@ class TrainOptions(context_lib.Labeled):
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   steps_per_epoch: int
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
 
   def __post_init__(self):
     if self.steps_per_epoch < 1:
@@ -123,7 +123,7 @@ class Experiment:
   network: network.NetworkOptions
   train: TrainOptions
   evaluate: context_lib.EvaluateOptions
-  operation: loop.Operation
+  operation: loop.OperationOptions
 
   def __post_init__(self):
     program.check_stages(self.stages, _STAGES)
@@ -174,8 +174,8 @@ class Runner(context_lib.OnMesh):
     block.recipe.check(self.mesh, 'config.train.recipe')
     crop, _ = self._augmentations()
     net = self._segmenter(self.bench, num_classes=2)  # Any number fits.
-    network.check(net, crop.size, 'config.train.crop.size')
-    classes = datasets.known_classes(block.data)
+    network.check_image_size(net, crop.size, 'config.train.crop.size')
+    classes = datasets.known_num_classes(block.data)
     if classes is not None:
       self._check_classes(classes)
     settings = {'network': self.bench.fitted(crop.size), 'train': block}
@@ -195,7 +195,7 @@ class Runner(context_lib.OnMesh):
       [
         functools.partial(block.start.require, _STAGES, 'config.train.start'),
         functools.partial(
-          datasets.require, block.data, self.experiment.data_dir
+          datasets.check_available, block.data, self.experiment.data_dir
         ),
       ]
     )
@@ -205,7 +205,7 @@ class Runner(context_lib.OnMesh):
     context_lib.keep_labeled_ids(place, labeled)
     trained = self._method(bench, len(labeled.classes))
     streams = self._streams(labeled)
-    looks = evaluator.together(
+    looks = evaluator.combine_evaluators(
       bench.followed(
         trained,
         block,
@@ -222,12 +222,12 @@ class Runner(context_lib.OnMesh):
         context_lib.NUM_PICTURES,
         self.mesh,
       )
-      looks = evaluator.joined(looks, watched)
+      looks = evaluator.combine_summaries(looks, watched)
     outputs = bench.train(
       *(place, trained, streams, block.recipe, block, looks),
       best=f'{block.val_split}/miou',
       start=block.start,
-      terms_from=block.warmup_steps,
+      zero_terms_until=block.warmup_steps,
     )
     return [*outputs, *context_lib.write_classes(place, labeled)]
 
@@ -254,7 +254,7 @@ class Runner(context_lib.OnMesh):
     block = self.experiment.train
     return mean_teacher.MeanTeacher(
       segmenter=self._segmenter(bench, num_classes),
-      update=block.recipe.update(segmenter.PARTS),
+      update=block.recipe.make_update(segmenter.SUBMODULES),
       options=block.learn,
       num_classes=num_classes,
       steps_per_epoch=block.steps_per_epoch,
@@ -285,7 +285,7 @@ class Runner(context_lib.OnMesh):
         num_classes,
         num_blocks=1,
         reads='encoder',
-        stage=block.heads.auxiliary_stage,
+        map_name=block.heads.auxiliary_stage,
       )
     return heads
 
@@ -308,11 +308,11 @@ class Runner(context_lib.OnMesh):
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
     )
-    entries = splits.repeated(
+    entries = splits.repeat_to_length(
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Only to say how good the teacher's labels are.
-    truth = ('label',) if 'label' in unlabeled.has else ()
+    truth = ('label',) if 'label' in unlabeled.label_kinds else ()
     return {
       'labeled': stream(labeled.select(entries), 'label'),
       'unlabeled': stream(unlabeled, *truth),
@@ -367,7 +367,6 @@ class Runner(context_lib.OnMesh):
 
 
 PROGRAM = program.Program(Experiment, Runner)
-build_stages, load_model = PROGRAM.build_stages, PROGRAM.load_model
 
 if __name__ == '__main__':
-  cli.run(build_stages, load_model)
+  cli.run(PROGRAM)

@@ -58,15 +58,15 @@ class TeacherPanels:
       rows.append(
         [
           self.batch['unlabeled']['image'][i],
-          panels.colored(outputs['weak_labels'][i], self.palette),
-          panels.colored(outputs['student'][i], self.palette),
+          panels.colorize(outputs['weak_labels'][i], self.palette),
+          panels.colorize(outputs['student'][i], self.palette),
           batch_lib.to_uint8(outputs['images'][i]),
           _gray(outputs['entropy'][i] / np.log(self.trained.num_classes)),
-          panels.colored(kept, self.palette),
+          panels.colorize(kept, self.palette),
         ]
       )
     return tensorboard.Summaries(
-      {}, {'teacher/panels': panels.grid(rows, _TITLES)}
+      {}, {'teacher/panels': panels.draw_grid(rows, _TITLES)}
     )
 
   @functools.cached_property

@@ -136,5 +136,7 @@ def symmetric_cross_entropy(
   loss = forward * losses.cross_entropy(logits, labels)
   if not reverse:
     return loss
-  backward = -jnp.log(_LABEL_FLOOR) * (1 - losses.probability(logits, labels))
+  backward = -jnp.log(_LABEL_FLOOR) * (
+    1 - losses.label_probability(logits, labels)
+  )
   return loss + reverse * jnp.where(labels < 0, 0.0, backward)

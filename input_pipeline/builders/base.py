@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
 from input_pipeline.builders import shards as shards_lib
-from input_pipeline.sources import audit, fingerprints, records
+from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors
 
 # What the audit found, beside the records.
@@ -87,7 +87,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def settle(
     self,
-    counts: Mapping[str, audit.Counts],
+    counts: Mapping[str, class_counts.ClassCounts],
     bad: Sequence[errors.BadFile],
   ) -> audit.Audit:
     """Judges what was found in all sources.
@@ -105,7 +105,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       remedy=self.remedy,
     )
 
-  def check(self) -> tuple[audit.Audit, Mapping[str, fingerprints.Index]]:
+  def check(self) -> tuple[audit.Audit, Mapping[str, fingerprints.ImageIndex]]:
     """Looks at every source and writes nothing.
 
     Returns:
@@ -114,14 +114,16 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Raises:
       UserError: as `settle` does.
     """
-    indices: dict[str, list[fingerprints.Index]] = {}
+    indices: dict[str, list[fingerprints.ImageIndex]] = {}
 
     def see(split: str, sample: records.Sample) -> None:
-      indices.setdefault(split, []).append(fingerprints.Index.of_one(sample))
+      indices.setdefault(split, []).append(
+        fingerprints.ImageIndex.from_sample(sample)
+      )
 
     num_classes = len(self.contents().classes)
     counts, bad = audit.count(self.sources(), self.sample, num_classes, see)
-    join = fingerprints.Index.join
+    join = fingerprints.ImageIndex.join
     found = self.settle(counts, bad)
     return found, {split: join(parts) for split, parts in indices.items()}
 

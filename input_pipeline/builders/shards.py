@@ -24,8 +24,8 @@ import tqdm
 from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 
-from input_pipeline.sources import audit, fingerprints
-from runtime import errors, files, progress
+from input_pipeline.sources import audit, class_counts, fingerprints
+from runtime import errors, files, progress, threads
 
 if TYPE_CHECKING:
   from input_pipeline.builders import base
@@ -132,8 +132,10 @@ class Shards:
     tallies, bad = {}, []
     for shard in self._shards:
       about = self._about(shard)
-      tally = tallies.setdefault(shard.split, audit.Tally(num_classes))
-      tally.merge(audit.Counts.of_json(about['counts']))
+      tally = tallies.setdefault(
+        shard.split, class_counts.CountAccumulator(num_classes)
+      )
+      tally.merge(class_counts.ClassCounts.of_json(about['counts']))
       bad += [errors.BadFile(*problem) for problem in about['bad']]
     try:
       return self._builder.settle(
@@ -177,9 +179,10 @@ class Shards:
         )
         _take(self._path(shard, '.array_record'), pathlib.Path(place))
       indices = [
-        fingerprints.Index.read(self._path(shard, '.npz')) for shard in shards
+        fingerprints.ImageIndex.read(self._path(shard, '.npz'))
+        for shard in shards
       ]
-      fingerprints.Index.join(indices).write(index_path(folder, split))
+      fingerprints.ImageIndex.join(indices).write(index_path(folder, split))
 
   def _make(self, shard: Shard, bar: tqdm.tqdm) -> None:
     """Writes records, index, and at last what is known of them."""
@@ -190,15 +193,15 @@ class Shards:
       return (
         sample,
         builder.encode(sample),
-        fingerprints.Index.of_one(sample),
+        fingerprints.ImageIndex.from_sample(sample),
       )
 
-    tally = audit.Tally(len(builder.contents().classes))
+    tally = class_counts.CountAccumulator(len(builder.contents().classes))
     bad, indices, num_bytes = [], [], 0
     records = self._path(shard, f'.array_record.{os.getpid()}')
     writer = array_record_module.ArrayRecordWriter(str(records), 'group_size:1')
     try:
-      for found in audit.in_threads(audit.catching(read), shard.sources):
+      for found in threads.ordered_map(audit.catching(read), shard.sources):
         bar.update()
         if isinstance(found, errors.BadFile):
           bad.append((str(found.file), found.reason))
@@ -218,7 +221,7 @@ class Shards:
       raise OSError(0, f'writing failed ({error})', str(records)) from error
     records.rename(self._path(shard, '.array_record'))
     if indices:
-      fingerprints.Index.join(indices).write(self._path(shard, '.npz'))
+      fingerprints.ImageIndex.join(indices).write(self._path(shard, '.npz'))
     about = {
       'plan': self._plan(shard),
       'length': len(indices),

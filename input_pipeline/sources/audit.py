@@ -10,22 +10,18 @@ one error that names the first bad file, or the list of what is left out.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
-import io
 import json
 import os
 import pathlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-import PIL.Image
 
-from input_pipeline.sources import archives, records
-from runtime import errors, progress
+from input_pipeline.sources import archives, class_counts, image_files, records
+from runtime import errors, progress, threads
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 MASK_SUFFIXES = ('.png',)
@@ -34,13 +30,6 @@ ON_BAD_EXAMPLE = ('error', 'skip')
 SKIP_REMEDY = "mend or remove them, or set on_bad_example='skip'"
 # What may become of images without a mask where others have one.
 WITHOUT_MASK = ('error', 'unlabeled')
-
-_ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 turn the image by 90 degrees.
-
-# Of a JPEG: a marker with a length, which counts itself; and the marker with
-# which compressed data start.
-_SEGMENT = re.compile(rb'\xff([\xc0-\xcf\xda-\xfe])(..)', re.DOTALL)
-_SCAN = b'\xda'
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -80,66 +69,6 @@ class Listing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
-  """What occurs in a split.
-
-  Attributes:
-    num_images: usable images.
-    pixels: labeled pixels of each class, [C].
-    images: images in which each class occurs, [C].
-    ignored: pixels of no class.
-  """
-
-  num_images: int
-  pixels: tuple[int, ...] = ()
-  images: tuple[int, ...] = ()
-  ignored: int = 0
-
-  @classmethod
-  def of_json(cls, found: Mapping[str, Any]) -> 'Counts':
-    """Undoes `dataclasses.asdict`, after a way through JSON."""
-    lists = {name: tuple(found[name]) for name in ('pixels', 'images')}
-    return cls(**{**found, **lists})
-
-
-class Tally:
-  """Adds up the counts of a split."""
-
-  def __init__(self, num_classes: int):
-    self._num_images = 0
-    self._pixels = np.zeros(num_classes + 1, np.int64)  # The last: ignored.
-    self._images = np.zeros(num_classes, np.int64)
-
-  def add(self, sample: records.Sample) -> None:
-    """Counts a sample."""
-    self._num_images += 1
-    num_classes = len(self._images)
-    present = np.zeros(num_classes, bool)
-    if sample.label is not None:
-      ids = np.where(sample.label < 0, num_classes, sample.label)
-      pixels = np.bincount(ids.ravel(), minlength=num_classes + 1)
-      self._pixels += pixels
-      present |= pixels[:num_classes] > 0
-    present[list(sample.tags)] = True
-    self._images += present
-
-  def merge(self, counts: Counts) -> None:
-    """Adds what was counted elsewhere."""
-    self._num_images += counts.num_images
-    self._pixels += np.array((*counts.pixels, counts.ignored), np.int64)
-    self._images += np.array(counts.images, np.int64)
-
-  def counts(self) -> Counts:
-    """What was counted so far."""
-    return Counts(
-      num_images=self._num_images,
-      pixels=tuple(self._pixels[:-1].tolist()),
-      images=tuple(self._images.tolist()),
-      ignored=int(self._pixels[-1]),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Audit:
   """What the audit settled.
 
@@ -150,7 +79,7 @@ class Audit:
     warnings: what is odd and does no harm, a line each.
   """
 
-  counts: Mapping[str, Counts]
+  counts: Mapping[str, class_counts.ClassCounts]
   classes: tuple[str, ...] = ()
   skipped: tuple[errors.BadFile, ...] = ()
   warnings: tuple[str, ...] = ()
@@ -200,14 +129,8 @@ class Audit:
       yield row.rstrip()
 
 
-def _has_masks(counts: Counts) -> bool:
+def _has_masks(counts: class_counts.ClassCounts) -> bool:
   return sum(counts.pixels) + counts.ignored > 0
-
-
-def read_counts(path: pathlib.Path) -> Mapping[str, Counts]:
-  """What `Audit.write` has written."""
-  found = json.loads(path.read_text())
-  return {split: Counts.of_json(counts) for split, counts in found.items()}
 
 
 def list_examples(
@@ -308,7 +231,7 @@ def count(
   read: Callable[[Item], records.Sample],
   num_classes: int,
   see: Callable[[str, records.Sample], None] = lambda split, sample: None,
-) -> tuple[Mapping[str, Counts], Sequence[errors.BadFile]]:
+) -> tuple[Mapping[str, class_counts.ClassCounts], Sequence[errors.BadFile]]:
   """What occurs in the sources, and which of them are bad.
 
   Args:
@@ -319,8 +242,8 @@ def count(
   """
   counts, bad = {}, []
   for split, listed in sources.items():
-    tally = Tally(num_classes)
-    results = in_threads(catching(read), listed)
+    tally = class_counts.CountAccumulator(num_classes)
+    results = threads.ordered_map(catching(read), listed)
     for found in progress.bar(
       results, desc=f'checking {split}', total=len(listed)
     ):
@@ -334,7 +257,7 @@ def count(
 
 
 def settle(
-  counts: Mapping[str, Counts],
+  counts: Mapping[str, class_counts.ClassCounts],
   bad: Sequence[errors.BadFile],
   classes: Sequence[str],
   *,
@@ -382,26 +305,6 @@ def catching(
   return caught
 
 
-def in_threads(
-  function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Result]:
-  """The results in order, worked out in threads a little ahead."""
-  threads = os.cpu_count() or 1
-  waiting = collections.deque()
-  # PIL and OpenCV let other threads run while they decode.
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    try:
-      for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > 4 * threads:
-          yield waiting.popleft().result()
-      while waiting:
-        yield waiting.popleft().result()
-    finally:
-      for future in waiting:
-        future.cancel()
-
-
 def read_example(
   example: Example,
   read_mask: Callable[[Any], np.ndarray] | None = None,
@@ -446,7 +349,7 @@ def _open(file: archives.File, read: Callable[[Any], Result]) -> Result:
 def _read_image(file: archives.File) -> tuple[bytes, np.ndarray]:
   """Bytes and pixels of an image that can be decoded to its end."""
   data = file.read_bytes()
-  load(data, ('JPEG', 'PNG'))
+  image_files.decode(data, ('JPEG', 'PNG'))
   try:
     return data, records.decode_image(data)  # As training does.
   except (errors.UserError, cv2.error):
@@ -460,60 +363,9 @@ def _size_mismatch(
     f'the mask is {found[1]}x{found[0]} pixels, its image '
     f'{expected[1]}x{expected[0]}'
   )
-  if found == expected[::-1] and _is_turned(image):
+  if found == expected[::-1] and image_files.is_rotated_by_exif(image):
     reason += ' before the turn in its EXIF tag, which is not followed'
   return reason
-
-
-def _is_turned(image: bytes) -> bool:
-  """Whether the image has an EXIF tag that swaps height and width."""
-  try:
-    with PIL.Image.open(io.BytesIO(image)) as opened:
-      return opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-  except Exception:  # Nobody promised that EXIF data is whole.
-    return False
-
-
-def load(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
-  """Decodes an image to its last byte, as it is stored: no mode is changed.
-
-  Args:
-    data: the encoded image.
-    formats: names as PIL has them, 'JPEG' and 'PNG'; others are refused.
-
-  Raises:
-    UserError: what is wrong with it; without the file's name.
-  """
-  try:
-    image = PIL.Image.open(io.BytesIO(data), formats=formats)
-    image.load()
-    if image.format == 'PNG':  # Its checksums are not looked at by decoding.
-      PIL.Image.open(io.BytesIO(data)).verify()
-  except PIL.UnidentifiedImageError:
-    kind = ' or '.join(formats)
-    raise errors.UserError(
-      f'is no {kind} file, or its head is damaged'
-    ) from None
-  except Exception as error:  # Damaged files make PIL raise anything.
-    raise errors.UserError(
-      errors.one_line(f'cannot be decoded: {error}')
-    ) from error
-  # In a download that was padded with zeros PIL finds nothing missing.
-  if image.format != 'PNG' and not _has_end(data):
-    raise errors.UserError('cannot be decoded: the JPEG has no end, cut off?')
-  return image
-
-
-def _has_end(jpeg: bytes) -> bool:
-  """Whether the marker of the end stands behind the first compressed data.
-
-  It cannot stand in them, but in thumbnails before them, and what phones write
-  behind the end may hold any bytes.
-  """
-  at = 0
-  while (found := _SEGMENT.search(jpeg, at)) and found[1] != _SCAN:
-    at = found.end() - 2 + int.from_bytes(found[2], 'big')
-  return found is not None and jpeg.find(b'\xff\xd9', found.end()) >= 0
 
 
 def is_utf8(text: str) -> bool:

@@ -1,8 +1,8 @@
 """Which images are the same: by name, by their bytes, by what they look like.
 
-An `Index` stands beside the records of a split: what is asked of all images
-before a training starts (names, sizes, whether one is in two splits) needs no
-image then.
+An `ImageIndex` stands beside the records of a split: what is asked of all its
+images before a training starts (names, sizes, whether one is in two splits)
+needs no image then.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def look(pixels: UInt8[np.ndarray, 'H W 3']) -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Index:
+class ImageIndex:
   """What is known of the images of a split without reading them, in order.
 
   Attributes:
@@ -65,12 +65,12 @@ class Index:
   looks: UInt64[np.ndarray, 'N']
 
   @classmethod
-  def of(cls, samples: Iterable[records.Sample]) -> 'Index':
+  def from_samples(cls, samples: Iterable[records.Sample]) -> 'ImageIndex':
     """The index of samples."""
-    return cls.join([cls.of_one(sample) for sample in samples])
+    return cls.join([cls.from_sample(sample) for sample in samples])
 
   @classmethod
-  def of_one(cls, sample: records.Sample) -> 'Index':
+  def from_sample(cls, sample: records.Sample) -> 'ImageIndex':
     """The index of one sample."""
     return cls(
       np.array([sample.id.encode()]),
@@ -80,7 +80,7 @@ class Index:
     )
 
   @classmethod
-  def join(cls, parts: Sequence['Index']) -> 'Index':
+  def join(cls, parts: Sequence['ImageIndex']) -> 'Index':
     """One index after the other."""
     if not parts:
       nothing = np.zeros(0, np.uint64)
@@ -95,7 +95,7 @@ class Index:
     )
 
   @classmethod
-  def read(cls, path: pathlib.Path) -> 'Index':
+  def read(cls, path: pathlib.Path) -> 'ImageIndex':
     """What `write` has written."""
     with np.load(path, allow_pickle=False) as arrays:
       return cls(**arrays)
@@ -108,9 +108,9 @@ class Index:
   def __len__(self) -> int:
     return len(self.ids)
 
-  def select(self, indices: np.ndarray) -> 'Index':
+  def select(self, indices: np.ndarray) -> 'ImageIndex':
     """The index of some of the images."""
-    return Index(
+    return ImageIndex(
       *(getattr(self, f.name)[indices] for f in dataclasses.fields(self))
     )
 
@@ -119,7 +119,9 @@ class Index:
     return [name.decode() for name in self.ids]
 
 
-def check_disjoint(first: Index, second: Index, what: tuple[str, str]) -> None:
+def check_disjoint(
+  first: ImageIndex, second: ImageIndex, what: tuple[str, str]
+) -> None:
   """Refuses splits which share an image.
 
   Args:
@@ -142,7 +144,7 @@ def check_disjoint(first: Index, second: Index, what: tuple[str, str]) -> None:
       )
 
 
-def shared(indices: Mapping[str, Index]) -> list[str]:
+def shared(indices: Mapping[str, ImageIndex]) -> list[str]:
   """Images that what is held out shares with the other splits, a line a pair.
 
   Args:

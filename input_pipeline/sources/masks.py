@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from input_pipeline import batch
-from input_pipeline.sources import archives, audit
+from input_pipeline.sources import archives, image_files
 from runtime import errors
 
 Color = tuple[int, int, int]
@@ -143,7 +143,7 @@ def read_pixels(file: archives.File) -> np.ndarray:
     UserError: what is wrong with it; without the file's name.
   """
   data = file.read_bytes()
-  image = audit.load(data, ('PNG',))
+  image = image_files.decode(data, ('PNG',))
   depth = data[24]  # Of the PNG's header, in bits.
   if image.mode == 'L' and depth in (2, 4):
     # PIL stretches these to 0…255.

@@ -21,7 +21,7 @@ from jaxtyping import Int, Int16, UInt8
 
 from input_pipeline import batch
 from input_pipeline.builders import imagenet_s
-from input_pipeline.sources import archives, audit
+from input_pipeline.sources import archives, image_files
 from runtime import errors, files
 
 IGNORED = imagenet_s.IGNORED
@@ -123,7 +123,7 @@ def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
     ) from error
 
 
-def names(folder: pathlib.Path) -> Sequence[str]:
+def list_files(folder: pathlib.Path) -> Sequence[str]:
   """The PNG files below a folder, as sorted paths from there, with '/'.
 
   They are 'SPLIT/WNID/NAME.png', or 'WNID/NAME.png' if the folder is a
@@ -163,7 +163,7 @@ _EXPECTED = ', expected SPLIT/WNID/NAME.png or WNID/NAME.png in it'
 
 
 def _pixels(data: bytes) -> UInt8[np.ndarray, 'H W 3']:
-  image = audit.load(data, ('PNG',))
+  image = image_files.decode(data, ('PNG',))
   if image.mode != 'RGB' or data[_BITS_AT] != 8:
     raise errors.UserError(
       f'has pixels of PIL mode {image.mode!r} and {data[_BITS_AT]} bits: '

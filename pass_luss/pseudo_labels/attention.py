@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from pass_luss.pretrain import heads
-from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import embedding_ops, view_colors
+from pass_luss.pretrain import prototypes as prototypes_lib
+from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
 from segcore import types
 from segcore.models import segmenter as segmenter_lib
@@ -23,25 +24,25 @@ from segcore.train import train_state
 from segcore.train import update as update_lib
 
 # Of the heads, what does not learn: the projection.
-FROZEN = ('^heads/clusters/projection/', 0.0, 0.0)
+FROZEN_PROJECTION = ('^heads/clusters/projection/', 0.0, 0.0)
 
 
 @flax.struct.dataclass
-class State(train_state.TrainState):
-  """With a queue of embeddings, () without one."""
+class AttentionState(train_state.TrainState):
+  """Training state with a queue of embeddings; None without one."""
 
   queue: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Attend:
+class AttentionMethod:
   """Learns the attention; see `method.Method`.
 
   The segmenter has the heads `clusters`, learned before, and `attention`.
 
   Attributes:
     segmenter: encoder and heads.
-    update: of the heads; the projection is frozen by a group (`FROZEN`).
+    update: of the heads; its group `FROZEN_PROJECTION` freezes the projection.
     options: of the clusters.
     colors: of the views.
   """
@@ -49,50 +50,50 @@ class Attend:
   segmenter: segmenter_lib.Segmenter
   update: update_lib.Update
   options: swav.SwavOptions
-  colors: method_lib.Colors
+  colors: view_colors.ViewColors
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> State:
+  ) -> AttentionState:
     """What is loaded, a new attention, and an empty queue."""
     rows, _, *shape = batch_spec['views_large'].shape
     state = self.update.init(self.segmenter, rng, (rows, *shape), loaded)
-    queue: Any = ()
+    queue = None
     if self.options.queue:
       size = self.segmenter.heads.modules['clusters'].size
-      queue = swav.empty_queue(self.options.queue, size)
-    return State(**vars(state), queue=queue)
+      queue = queue_lib.empty(queue_lib.QueueSpec(self.options.queue, size))
+    return AttentionState(**vars(state), queue=queue)
 
   def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+    self, state: AttentionState, batch: batch_lib.Batch
+  ) -> tuple[AttentionState, types.Metrics]:
     """One update of attention and prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
-    views = method_lib.colored_views(batch, rng, self.colors)['large']
-    state = state.replace(params=heads.with_unit_prototypes(state.params))
+    views = view_colors.augment(batch, rng, self.colors)['large']
+    state = state.replace(params=prototypes_lib.normalize(state.params))
     encoder = state.params['encoder']
 
     def loss(learned):
       params = {'encoder': encoder, 'heads': learned}
       (embeddings, mean), stats = self._look(params, state.batch_stats, views)
       prototypes = learned['clusters']['prototypes']
-      scores = swav.scores(embeddings, prototypes)
-      targets = swav.targets_of_views(
-        scores, state.queue, prototypes, self.options
-      )
+      scores = embedding_ops.similarities(embeddings, prototypes)
+      targets = swav.view_targets(scores, state.queue, prototypes, self.options)
       total = swav.swapped_loss(scores, targets, self.options.temperature)
-      usage = swav.usage(targets.reshape(-1, targets.shape[-1]))
+      usage = prototypes_lib.usage(targets.reshape(-1, targets.shape[-1]))
       return total, (embeddings, mean, usage, stats)
 
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params['heads'])
-    new = self.update.apply(state, {'heads': gradient}, stats)
-    learns = state.step >= self.options.frozen_steps
-    new = heads.held(learns, new, state)
-    if state.queue != ():
+    new = self.update.apply_gradients(state, {'heads': gradient}, stats)
+    frozen = state.step < self.options.frozen_steps
+    new = prototypes_lib.freeze(frozen, new, state)
+    if state.queue is not None:
       new = new.replace(
-        queue=swav.pushed(state.queue, embeddings, state.step, self.options)
+        queue=swav.update_queue(
+          state.queue, embeddings, state.step, self.options
+        )
       )
     return new, {
       'loss': total,
@@ -104,7 +105,9 @@ class Attend:
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
     """The attention of each channel to each pixel, in evaluation mode."""
-    return attention(self.segmenter, train_state.variables(state), images)[1]
+    return features_and_attention(
+      self.segmenter, train_state.variables(state), images
+    )[1]
 
   def _look(
     self,
@@ -117,10 +120,12 @@ class Attend:
     def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
       maps = net.features(images, decode=False, train=True)['encoder']
       deep = jax.lax.stop_gradient(maps.deepest.array)
-      weights = net.heads.use('attention', '__call__', deep, True)
-      attended = swav.unit(heads.enlarged(deep)) * weights
-      embeddings = net.heads.use(
-        'clusters', 'embed', heads.pooled(attended), True
+      weights = net.heads.call_method('attention', '__call__', deep, True)
+      attended = (
+        embedding_ops.l2_normalize(embedding_ops.upsample(deep)) * weights
+      )
+      embeddings = net.heads.call_method(
+        'clusters', 'embed', embedding_ops.average_pool(attended), True
       )
       return embeddings, jnp.mean(weights)
 
@@ -135,7 +140,7 @@ class Attend:
     return (by_view, mean), stats
 
 
-def attention(
+def features_and_attention(
   segmenter: segmenter_lib.Segmenter,
   variables: types.Params,
   images: Float[Array, 'B H W 3'],
@@ -150,7 +155,7 @@ def attention(
 
   def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
     deep = net.features(images, decode=False)['encoder'].deepest.array
-    weights = net.heads.use('attention', '__call__', deep, False)
-    return heads.enlarged(deep), weights
+    weights = net.heads.call_method('attention', '__call__', deep, False)
+    return embedding_ops.upsample(deep), weights
 
   return segmenter.apply(variables, images, method=look)

@@ -16,7 +16,7 @@ from input_pipeline import datasets, loader, splits, transforms, views
 from input_pipeline.sources import fingerprints
 from runtime import console, errors, files, json_files, options
 from segcore import types
-from segcore.distributed import rendezvous, sharding
+from segcore.distributed import collectives, sharding
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, predict, protocols
 from segcore.eval import results as results_lib
@@ -24,7 +24,6 @@ from segcore.experiment import dry_run, stage
 from segcore.models import heads as heads_lib
 from segcore.models import network, segmenter
 from segcore.train import (
-  checkpoint,
   loop,
   method,
   optimizers,
@@ -32,7 +31,7 @@ from segcore.train import (
   update,
 )
 from segcore.train import workspace as workspace_lib
-from segcore.weights import load
+from segcore.weights import checkpoint_reader, load
 
 # In the folder of a trained segmentation network: names and colors of the
 # class ids.
@@ -65,7 +64,7 @@ class Start:
   @property
   def folder(self) -> files.Path:
     """Where another experiment's stage, or a file, is."""
-    return files.path(self.path, 'path')
+    return files.parse_path(self.path, 'path')
 
   def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
     """The stage of this experiment that it starts from, if it does.
@@ -140,10 +139,10 @@ class EvaluateOptions:
   framed: bool = False
 
   def __post_init__(self):
-    if self.framed and self.protocol.beyond != 'mean':
+    if self.framed and self.protocol.padding_mode != 'mean':
       raise ValueError(
         'framed=True: found with a protocol without a border, expected '
-        "protocol.beyond='mean'"
+        "protocol.padding_mode='mean'"
       )
 
   @property
@@ -170,12 +169,12 @@ class Bench:
 
   network: network.NetworkOptions
   data_dir: str
-  operation: loop.Operation
+  operation: loop.OperationOptions
   mesh: Mesh
 
   def fitted(self, size: tuple[int, int]) -> network.NetworkOptions:
     """The network for training on images of this (height, width)."""
-    return network.fitted(self.network, size, 'config.network')
+    return network.with_position_grid(self.network, size, 'config.network')
 
   def build(
     self, heads: Mapping[str, Any], size: tuple[int, int]
@@ -186,7 +185,7 @@ class Bench:
   def plan(
     self,
     trained: Callable[['Bench', int], method.Method],
-    recipe: update.Recipe,
+    recipe: update.RecipeOptions,
     size: tuple[int, int],
     batch_spec: Callable[[int], types.BatchSpec],
     data: datasets.DataOptions,
@@ -201,7 +200,7 @@ class Bench:
       data: that knows its classes, or not.
     """
     notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
-    classes = datasets.known_classes(data)
+    classes = datasets.known_num_classes(data)
     if classes is None:
       classes = _ASSUMED_CLASSES
       notes.append(
@@ -229,7 +228,7 @@ class Bench:
     """What the sides of the network's inputs are multiples of."""
     encoder_only = {'tags': heads_lib.PoolHead(1)}
     built = network.build(self.network, encoder_only, 'config.network')
-    return built.encoder.multiple
+    return built.encoder.size_multiple
 
   def require(self, requirements: Sequence[Callable[[], None]]) -> None:
     """Asks for all that is to be there, and names all that is missing at once.
@@ -246,7 +245,7 @@ class Bench:
         requirement()
       except errors.MissingInput as error:
         found[str(error)] = None  # Each once, in order.
-    if rendezvous.broadcast_from_host_0(bool(found)):
+    if collectives.broadcast_from_host_0(bool(found)):
       raise errors.MissingInput('; '.join(found) or 'host 0 misses files')
 
   def open(
@@ -263,13 +262,13 @@ class Bench:
     """
     opened = datasets.open_split(data, split, self.data_dir)
     if kind:
-      opened.require(kind, purpose)
+      opened.require_labels(kind, purpose)
     return opened
 
   def labeled(self, block: Labeled, purpose: str) -> datasets.Split:
     """The labeled images."""
     split = self.open(block.data, block.split, 'label', purpose)
-    return split.select(block.subset.choose(split.ids()))
+    return split.select(block.subset.labeled_indices(split.ids()))
 
   def labeled_or(
     self, block: Labeled, name: str, purpose: str
@@ -279,7 +278,7 @@ class Bench:
       return self.labeled(block, purpose)
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
-      return split.select(block.subset.set_aside(split.ids()))
+      return split.select(block.subset.held_out_indices(split.ids()))
     return self.open(block.data, name, 'label', purpose)
 
   def check_labeled(
@@ -314,19 +313,19 @@ class Bench:
     if not start.path:
       return None
     path = place.needed.get(start.path, start.folder)
-    return load.load(path, start.take, net, (1, *size, 3))
+    return load.load_parts(path, start.take, net, (1, *size, 3))
 
   def train(
     self,
     place: workspace_lib.Workspace,
     trained: method.Method,
     streams: Mapping[str, 'StreamOf | ViewsOf'],
-    recipe: update.Recipe,
+    recipe: update.RecipeOptions,
     block: Any,
-    evaluation: loop.Evaluate | None,
+    evaluation: loop.EvaluateFn | None,
     best: str | None = None,
     start: Start | None = None,
-    terms_from: int = 0,
+    zero_terms_until: int = 0,
   ) -> Sequence[files.Path]:
     """Trains to the end of a recipe; returns what it leaves.
 
@@ -339,10 +338,11 @@ class Bench:
       evaluation: on the way.
       best: name of the scalar that says which state is the best.
       start: where parameters come from.
-      terms_from: last step at which a term of the loss may be 0 by intention.
+      zero_terms_until: last step at which a term of the loss may be 0 by
+        design.
     """
     for name, stream in streams.items():
-      rendezvous.agree(
+      collectives.check_equal_on_all_hosts(
         f'the data{name and f" ({name})"}',
         f'{len(stream.split)} images of version {stream.split.version}',
       )
@@ -358,18 +358,18 @@ class Bench:
       self.operation.reading,
     )
     size = next(iter(streams.values())).size
-    training = loop.Training(
+    training = loop.TrainingSpec(
       method=trained,
       loader=batches,
       num_steps=recipe.num_steps,
       seed=recipe.seed,
       evaluate=evaluation,
       evaluate_every=recipe.evaluate_every,
-      best=best and loop.Best(best),
+      best=best and loop.BestMetric(best),
       loaded=self.loaded(place, start or Start(), trained.segmenter, size),
-      note=optimizers.describe(recipe.optimizer, recipe.num_steps),
+      summary=optimizers.describe(recipe.optimizer, recipe.num_steps),
       hparams=options.to_dict(block),
-      terms_from=terms_from,
+      zero_terms_until=zero_terms_until,
     )
     loop.train(training, place, self.operation, self.mesh)
     folders = [place.directory / name for name in ('checkpoints', 'best')]
@@ -393,8 +393,8 @@ class Bench:
       mesh=self.mesh,
       keep=(target,),
       reading=self.operation.reading,
-      show=show,
-      frame=frame,
+      log_progress=show,
+      padding=frame,
     )
     pictured = NUM_PICTURES if target == 'label' else 0
     return evaluator_lib.Evaluator(predictions, (metric,), target, pictured)
@@ -443,7 +443,7 @@ class Bench:
         trained,
         self.labeled_or(block, name, purpose),
         batch_size,
-        protocol.single(),
+        protocol.single_view(),
       )
       for name in (block.val_split, *block.follow)
     }
@@ -493,7 +493,7 @@ class StreamOf:
   def look(self) -> transforms.Transform:
     """From a record to an example."""
     decode = transforms.Decode(len(self.split.classes), self.keep)
-    return transforms.Sequence((decode, self.crop, self.flips))
+    return transforms.Compose((decode, self.crop, self.flips))
 
   def open(self) -> loader.Stream:
     """For the loader."""
@@ -521,7 +521,7 @@ class ViewsOf:
   def look(self) -> transforms.Transform:
     """From a record to an example."""
     decode = transforms.Decode(len(self.split.classes), ())
-    return transforms.Sequence((decode, self.crop))
+    return transforms.Compose((decode, self.crop))
 
   def open(self) -> loader.Stream:
     """For the loader."""
@@ -542,7 +542,7 @@ def augmentations(
     UserError: a field is wrong.
   """
   return (
-    options.choose(transforms.CROPS, crop, f'{path}.crop'),
+    options.build_named(transforms.CROPS, crop, f'{path}.crop'),
     options.build(transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'),
   )
 
@@ -564,7 +564,7 @@ def fixed_batch(stream: StreamOf | ViewsOf, count: int) -> dict[str, Any]:
     stream.look(records[i * len(records) // count], np.random.default_rng(i))
     for i in range(count)
   ]
-  return loader.on_device(loader.stack(examples))
+  return loader.drop_host_only(loader.stack(examples))
 
 
 def keep_labeled_ids(
@@ -619,7 +619,7 @@ class Reporting:
         f'config.stages: evaluate needs {self.trained_by}, which is not among '
         f'{tuple(stages)}'
       )
-    sharding.check_batch(
+    sharding.check_batch_size(
       self.evaluate.batch_size, self.bench.mesh, 'config.evaluate.batch_size'
     )
     settings = options.to_dict(self.evaluate)
@@ -691,7 +691,7 @@ class Reporting:
   def _state(self, folder: files.Path) -> tuple[int, train_state.TrainState]:
     """The step and the state that are reported."""
     kept = 'best' if self.evaluate.which == 'best' else 'checkpoints'
-    found = self.reported(checkpoint.read(folder / kept, self.fields))
+    found = self.reported(checkpoint_reader.read(folder / kept, self.fields))
     return int(found['step']), train_state.inference_state(
       found, self.bench.mesh
     )

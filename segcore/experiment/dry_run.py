@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from runtime import console, errors
 from segcore import types
-from segcore.cost import flops
+from segcore.cost import communication, flops
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
 from segcore.models import segmenter
@@ -27,7 +27,7 @@ from segcore.train import loop, method, train_state
 
 # Dense bfloat16 operations per second of a chip, as its vendor states them.
 CHIPS = {
-  **{chip.name: chip.speed for chip in topology_lib.CHIPS.values()},
+  **{chip.name: chip.peak_flops for chip in topology_lib.CHIPS.values()},
   'H100': 989e12,
 }
 # Parts of them that trainings get out of a chip.
@@ -37,7 +37,7 @@ EFFICIENCY = 0.4
 # Numbers of devices for which weak scaling is predicted.
 _GROWING = (1, 4, 8, 64, 256, 1024)
 
-_PARTS = segmenter.PARTS
+_PARTS = segmenter.SUBMODULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Compiled(NamedTuple):
   arguments: int
   temporaries: int
   peak: int
-  exchanged: tuple[sharding.Collective, ...] = ()
+  exchanged: tuple[communication.Collective, ...] = ()
 
 
 def cost(plan: Plan) -> Cost:
@@ -113,13 +113,13 @@ def cost(plan: Plan) -> Cost:
   trained = plan.build(False)
   state = loop.state_spec(trained, plan.mesh, plan.batch_spec)
   image = jax.ShapeDtypeStruct((1, *plan.image_size, 3), jnp.float32)
-  step = flops.count(_traced(plan, trained, state).jaxpr)
+  step = flops.count_jaxpr(_traced(plan, trained, state).jaxpr)
   return Cost(
     parameters={
       part: sum(x.size for x in jax.tree.leaves(state.params.get(part, ())))
       for part in _PARTS
     },
-    forward=flops.count_of(trained.predict, state, image).by_part(_PARTS),
+    forward=flops.count(trained.predict, state, image).by_part(_PARTS),
     step=step.by_part(_PARTS),
     in_while=step.in_while,
     state_bytes=bytes_per_device(state),
@@ -139,7 +139,7 @@ def compile_step(plan: Plan, remat: bool) -> Compiled:
     arguments=arguments,
     temporaries=memory.temp_size_in_bytes,
     peak=arguments + results + memory.temp_size_in_bytes,
-    exchanged=tuple(sharding.collectives(compiled)),
+    exchanged=tuple(communication.list_collectives(compiled)),
   )
 
 
@@ -163,7 +163,7 @@ def placed_on(plan: Plan, topology: topology_lib.Topology) -> Plan:
 
 
 def exchange_seconds(
-  exchanged: Sequence[sharding.Collective],
+  exchanged: Sequence[communication.Collective],
   chip: topology_lib.Chip,
   compiled_for: int,
   devices: int,
@@ -192,12 +192,14 @@ def exchange_seconds(
     'reduce-scatter': devices - 1,  # Sizes are those of the result.
     'collective-permute': 1,
   }
-  return sum(sent[c.kind] * c.size for c in exchanged) / (2 * chip.link)
+  return sum(sent[c.kind] * c.size for c in exchanged) / (
+    2 * chip.link_bandwidth
+  )
 
 
 def growing(
   compute: float,
-  exchanged: Sequence[sharding.Collective],
+  exchanged: Sequence[communication.Collective],
   chip: topology_lib.Chip,
   compiled_for: int,
   counts: Sequence[int],
@@ -213,7 +215,7 @@ def growing(
   """
   return [
     compute + exchange_seconds(exchanged, chip, compiled_for, n)
-    if n <= chip.largest
+    if n <= chip.max_slice_chips
     else None
     for n in counts
   ]
@@ -330,9 +332,9 @@ def _elsewhere(
   plan: Plan, step: int, topology: topology_lib.Topology
 ) -> Iterator[str]:
   """What the compiler and the sheets say of devices that are not here."""
-  with topology_lib.compiling():
+  with topology_lib.without_compilation_cache():
     said = compile_step(plan, plan.remat)
-  count, chip = topology.count, topology.chip
+  count, chip = topology.num_devices, topology.chip
   room = f' of {_bytes(int(chip.memory))}' if chip else ''
   yield f'compiled for {topology}, {"with" if plan.remat else "without"} remat'
   yield (
@@ -360,7 +362,7 @@ def _elsewhere(
   counts = sorted({*_GROWING, count})
   rows = []
   for each in chips:
-    compute = seconds(step // count, each.speed, 1, EFFICIENCY)
+    compute = seconds(step // count, each.peak_flops, 1, EFFICIENCY)
     times = growing(compute, said.exchanged, each, count, counts)
     rows.append(
       (f'{each.name}, a step', *(_time(t) if t else '-' for t in times))
@@ -371,9 +373,9 @@ def _elsewhere(
     here = compute + exchange_seconds(said.exchanged, each, count, count)
     yield (
       f'{each.name}: a step takes {_time(compute)} of arithmetic at '
-      f'{EFFICIENCY:.0%} of {each.speed / 1e12:.0f} TFLOP/s and '
+      f'{EFFICIENCY:.0%} of {each.peak_flops / 1e12:.0f} TFLOP/s and '
       f'{_time(here - compute)} of exchanges over two links of '
-      f'{each.link / 1e9:.0f} GB/s, so all steps '
+      f'{each.link_bandwidth / 1e9:.0f} GB/s, so all steps '
       f'{console.format_duration(here * plan.num_steps)}'
     )
   yield ''
@@ -385,7 +387,7 @@ def _elsewhere(
 
 
 def by_kind(
-  exchanged: Sequence[sharding.Collective],
+  exchanged: Sequence[communication.Collective],
 ) -> dict[str, list[int]]:
   """Sizes of exchanges by their kind, in bytes."""
   found: dict[str, list[int]] = {}
@@ -426,7 +428,7 @@ def _traced(
   plan: Plan, trained: method.Method, state: train_state.TrainState
 ) -> jax.stages.Traced:
   """The step of training, as a program for the mesh."""
-  step, watch = loop.jitted_step(trained, plan.mesh, state, plan.batch_spec)
+  step, watch = loop.build_step(trained, plan.mesh, state, plan.batch_spec)
   return step.trace(state, watch, plan.batch_spec)
 
 

@@ -216,7 +216,7 @@ def _finish(
     hashes = {
       str(file.relative_to(place.directory)): _fingerprint(file)
       for output in made
-      for file in files.inside(output)
+      for file in files.walk(output)
     }
     json_files.write(
       place.directory / 'DONE.json',
@@ -245,4 +245,4 @@ def require_finished(directory: files.Path, needed_by: str) -> None:
 
 def _fingerprint(file: files.Path) -> str:
   progress.record_activity(f'the fingerprint of {file.name}')
-  return files.fingerprint(file)
+  return files.checksum(file)

@@ -108,7 +108,7 @@ def apply(
   """Changes an image in [-1, 1]: jitter, gray, blur, solarise, in order."""
   unit = 0.5 * (image + 1.0)
   if options.jitter:
-    unit = jnp.where(draws.jitter, jittered(unit, draws), unit)
+    unit = jnp.where(draws.jitter, jitter_color(unit, draws), unit)
   if options.gray:
     unit = jnp.where(draws.gray, _gray(unit), unit)
   if options.blur:
@@ -131,7 +131,7 @@ def augment(
   return jax.vmap(one)(images, keys)
 
 
-def jittered(
+def jitter_color(
   image: Float[Array, 'H W 3'], draws: Draws
 ) -> Float[Array, 'H W 3']:
   """Brightness, contrast, saturation and hue of an image in [0, 1].

@@ -35,7 +35,7 @@ def cross_entropy(
   return jnp.where(labels < 0, 0.0, loss)
 
 
-def probability(
+def label_probability(
   logits: Float[Array, '*shape C'], labels: Int[Array, '*shape']
 ) -> Float[Array, '*shape']:
   """What softmax gives to each pixel's label; class 0 where it is ignored."""
@@ -44,7 +44,7 @@ def probability(
   return jnp.take_along_axis(probs, indices, axis=-1)[..., 0]
 
 
-def hardest(
+def hard_example_mask(
   logits: Float[Array, '*shape C'],
   labels: Int[Array, '*shape'],
   threshold: float,
@@ -65,7 +65,7 @@ def hardest(
   valid = labels >= 0
   if not least:
     return valid
-  at_label = probability(jax.lax.stop_gradient(logits), labels)
+  at_label = label_probability(jax.lax.stop_gradient(logits), labels)
   certain = jnp.where(valid, at_label, 1.0)
   rank = jnp.asarray(min(valid.size, least) - 1, jnp.int32)
   limit = order_statistics.order_statistic(certain, jnp.ones_like(valid), rank)

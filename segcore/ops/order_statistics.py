@@ -74,14 +74,14 @@ def percentile(
   return jnp.where(count > 0, found, jnp.inf)
 
 
-def uniform_ranks(
+def ranks_from_uniforms(
   uniforms: Float[Array, '*shape'], counts: Int[Array, '...']
 ) -> Int[Array, '*shape']:
   """Ranks in 0 … count - 1 from uniform numbers in [0, 1); 0 for a count of 0.
 
   Counts are broadcast against the numbers.
 
-  >>> uniform_ranks(jnp.array([0.0, 0.5, 0.999]), jnp.array([4, 4, 4]))
+  >>> ranks_from_uniforms(jnp.array([0.0, 0.5, 0.999]), jnp.array([4, 4, 4]))
   Array([0, 2, 3], dtype=int32)
   """
   ranks = jnp.floor(uniforms * counts).astype(jnp.int32)
@@ -119,7 +119,7 @@ def nth_true(
   return jnp.sum(jnp.where(here, start + pixel, 0), axis=0, dtype=jnp.int32)
 
 
-def top_priorities(
+def keep_top_priorities(
   mask: Bool[Array, 'B P C'], priorities: Int[Array, 'B P'], most: int
 ) -> Bool[Array, 'B P C']:
   """The mask, thinned out to `most` pixels of each class.
@@ -151,7 +151,7 @@ def top_priorities(
   return jnp.where(counts <= most, mask, chosen)
 
 
-def pixel_priorities(keys: Array, num_pixels: int) -> Int[Array, 'B P']:
+def draw_pixel_priorities(keys: Array, num_pixels: int) -> Int[Array, 'B P']:
   """Uniform draws from 0 to 2³¹ - 1 for the pixels of each image.
 
   Args:

@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from runtime import console, errors, files, json_files
 from segcore.models.layers import resize
-from segcore.train import checkpoint
+from segcore.weights import checkpoint_reader
 from segcore.weights.layouts import google, torchvision
 
 _MOST_LINES = 8
@@ -34,7 +34,7 @@ _TABLE = ('Transformer', 'posembed_input', 'pos_embedding')
 Grid = tuple[int, int]
 
 
-def read(path: files.Path) -> dict[str, Any]:
+def read_variables(path: files.Path) -> dict[str, Any]:
   """Reads {'params': tree, 'batch_stats': tree}.
 
   'grid' is there too where the height and width of a position table are known.
@@ -50,7 +50,7 @@ def read(path: files.Path) -> dict[str, Any]:
   """
   if path.is_dir():
     inner = path / 'checkpoints'
-    found = checkpoint.read(inner if inner.is_dir() else path)
+    found = checkpoint_reader.read(inner if inner.is_dir() else path)
     settings = (path if inner.is_dir() else path.parent) / 'settings.json'
     return {**found, **_grid_of_settings(settings)}
   if not path.is_file():
@@ -80,7 +80,7 @@ def read(path: files.Path) -> dict[str, Any]:
   )
 
 
-def load(
+def load_parts(
   path: files.Path,
   parts: tuple[str, ...],
   segmenter: nn.Module,
@@ -94,16 +94,16 @@ def load(
   images = jax.ShapeDtypeStruct((1, *image_shape[1:]), np.float32)
   expected = jax.eval_shape(segmenter.init, jax.random.PRNGKey(0), images)
   grid = getattr(segmenter.encoder, 'grid', None)
-  return take(read(path), expected, parts, str(path), grid)
+  return select_parts(read_variables(path), expected, parts, str(path), grid)
 
 
-def write(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
-  """Writes an `.npz` file that `read` takes."""
+def write_npz(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
+  """Writes an `.npz` file that `read_variables` takes."""
   flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep='/')
   np.savez(path, **flat)
 
 
-def take(
+def select_parts(
   found: Mapping[str, Any],
   expected: Mapping[str, Any],
   parts: tuple[str, ...],
@@ -117,7 +117,7 @@ def take(
   as many cells, else a square.
 
   Args:
-    found: as `read` returns it.
+    found: as `read_variables` returns it.
     expected: shapes of the network's {'params': …, 'batch_stats': …}.
     parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
     origin: where it was read, for messages.

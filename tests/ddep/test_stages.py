@@ -8,6 +8,7 @@ import pytest
 from ddep import noise
 from ddep.stages import classify, denoise, finetune
 from input_pipeline import batch as batch_lib
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.models import heads, segmenter
 from segcore.train import optimizers
@@ -231,7 +232,7 @@ def test_a_data_parallel_step_only_reduces_gradients():
     .lower(shapes, tiny_networks.spec(batch))
     .compile()
   )
-  found = sharding.count_collectives(compiled)
+  found = communication.count_collectives(compiled)
   assert found['all-reduce'] > 0
   assert {name: n for name, n in found.items() if name != 'all-reduce'} == {
     'all-gather': 0,

@@ -63,7 +63,7 @@ def test_a_data_set_opens(root, tmp_path, monkeypatch, by_variable):
   assert len(split) == 3
   assert split.classes == camvid.CLASSES
   assert split.palette[3] == (128, 64, 128)
-  assert split.has == ('label', 'tags')
+  assert split.label_kinds == ('label', 'tags')
   record = split.records[1]
   label = records.decode_label(record['label'])
   assert label.tolist() == [[-1, 0, 3], [3, 3, 3]]
@@ -99,7 +99,7 @@ def test_splits_are_joined_one_after_the_other(root, tmp_path):
     open_camvid(tmp_path, split, source=str(root / 'camvid'))
     for split in ('train', 'val')
   )
-  joined = datasets.join([train, val])
+  joined = datasets.concatenate([train, val])
   names = ['train/0001', 'train/0002', 'train/0003', 'val/0001']
   assert joined.ids() == names
   found = [joined.records[i]['id'].decode() for i in range(len(joined))]
@@ -110,22 +110,22 @@ def test_splits_are_joined_one_after_the_other(root, tmp_path):
   assert joined.sizes() == [(4, 1), (2, 3), (1, 4), (1, 1)]
   assert joined.name == 'camvid train and camvid val'
   # Classes of another data set would mean something else.
-  assert joined.has == ()
+  assert joined.label_kinds == ()
   picked = joined.select(np.array([0, 3]))
   assert picked.records[1]['id'] == b'val/0001'
-  assert datasets.join([train]) is train
+  assert datasets.concatenate([train]) is train
 
 
 def test_what_is_missing_is_known_before_anything_is_prepared(root, tmp_path):
   there = datasets.DataOptions('camvid', source=str(root / 'camvid'))
   gone = datasets.DataOptions('camvid', source=str(root / 'nowhere'))
   data_dir = str(tmp_path / 'prepared')
-  datasets.require(there, data_dir)
+  datasets.check_available(there, data_dir)
   with pytest.raises(errors.MissingInput, match='there is no file or folder'):
-    datasets.require(gone, data_dir)
+    datasets.check_available(gone, data_dir)
   assert not list(tmp_path.rglob('dataset_info.json'))
   datasets.prepare(there, data_dir)
-  datasets.require(gone, data_dir)
+  datasets.check_available(gone, data_dir)
 
 
 def test_require():
@@ -136,10 +136,10 @@ def test_require():
     palette=(),
     has=('tags',),
     records=[],
-    index=fingerprints.Index.of([]),
+    index=fingerprints.ImageIndex.from_samples([]),
   )
-  split.require('tags', 'classification')
-  message = message_of(lambda: split.require('label', 'fine-tuning'))
+  split.require_labels('tags', 'classification')
+  message = message_of(lambda: split.require_labels('label', 'fine-tuning'))
   assert message == (
     'photographs train has no label, which fine-tuning needs: choose another '
     'data set'
@@ -243,7 +243,7 @@ def test_a_folder_of_images_opens_with_its_options(tmp_path):
   split = datasets.open_split(options, 'train', str(tmp_path / 'prepared'))
   assert split.ids() == ['a', 'b']
   assert split.sizes() == [(3, 5)] * 2
-  assert split.classes == split.has == ()
+  assert split.classes == split.label_kinds == ()
   assert set(split.records[0]) == {'image', 'id'}
   image = records.decode_image(split.records[1]['image'])
   np.testing.assert_array_equal(image, np.full((3, 5, 3), 98))
@@ -295,7 +295,7 @@ def test_a_folder_opens_without_records(root, tmp_path):
   split, skipped = datasets.open_folder(folder, ('a',), ((1, 2, 3),))
   assert split.ids() == ['0001', '0002', '0003']
   assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
-  assert split.has == ()
+  assert split.label_kinds == ()
   assert [problem.file.name for problem in skipped] == ['broken.jpg']
   image = records.decode_image(split.records[0]['image'])
   assert image.tolist() == [[[200, 90, 10]]] * 4

@@ -40,14 +40,14 @@ def some_records(count):
 
 
 SEVEN = list(some_records(7))
-AUGMENT = transforms.Sequence(
+AUGMENT = transforms.Compose(
   (
     transforms.Decode(3, ('label', 'tags')),
     transforms.RandomFlip(),
     transforms.RandomCrop((4, 4)),
   )
 )
-ALONE = loader.Part(0, 1)
+ALONE = loader.ProcessShard(0, 1)
 
 
 def loader_of(*, batch_size=4, seed=0, part=ALONE, reading=None, streams=None):
@@ -55,7 +55,7 @@ def loader_of(*, batch_size=4, seed=0, part=ALONE, reading=None, streams=None):
     streams or {'': loader.Stream(SEVEN, AUGMENT)},
     batch_size,
     seed,
-    reading or loader.Reading(),
+    reading or loader.ReadOptions(),
     part,
   )
 
@@ -154,7 +154,8 @@ def test_the_seed_decides_order_and_geometry():
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_hosts_read_the_parts_of_the_same_batches(hosts):
   parts = [
-    take(loader_of(part=loader.Part(i, hosts)), 3, step=2) for i in range(hosts)
+    take(loader_of(part=loader.ProcessShard(i, hosts)), 3, step=2)
+    for i in range(hosts)
   ]
   together = [beside(list(found)) for found in zip(*parts, strict=True)]
   assert_same(together, take(loader_of(), 3, step=2))
@@ -167,29 +168,32 @@ def test_two_streams_on_two_hosts():
   }
   alone = take(loader_of(streams=streams), 3)
   parts = [
-    take(loader_of(streams=streams, part=loader.Part(i, 2)), 3) for i in (0, 1)
+    take(loader_of(streams=streams, part=loader.ProcessShard(i, 2)), 3)
+    for i in (0, 1)
   ]
   together = [beside(list(found)) for found in zip(*parts, strict=True)]
   assert_same(together, alone)
 
 
 def test_threads_change_nothing():
-  expected = take(loader_of(reading=loader.Reading(threads=1, buffered=1)), 6)
-  found = take(loader_of(reading=loader.Reading(threads=4, buffered=3)), 6)
+  expected = take(
+    loader_of(reading=loader.ReadOptions(threads=1, buffered=1)), 6
+  )
+  found = take(loader_of(reading=loader.ReadOptions(threads=4, buffered=3)), 6)
   assert_same(found, expected)
 
 
 def test_worker_processes_change_nothing():
   # Two streams, the second of several resolutions, on one of two hosts.
-  group = views.Views('small', 2, (3, 3), (0.2, 0.9))
-  crops = transforms.Sequence((transforms.Decode(3), views.MultiCrop((group,))))
+  group = views.ViewGroup('small', 2, (3, 3), (0.2, 0.9))
+  crops = transforms.Compose((transforms.Decode(3), views.MultiCrop((group,))))
   streams = {
     'labeled': loader.Stream(SEVEN[:5], AUGMENT),
     'unlabeled': loader.Stream(SEVEN, crops),
   }
-  part = loader.Part(1, 2)
+  part = loader.ProcessShard(1, 2)
   expected = take(loader_of(streams=streams, part=part), 6, step=1)
-  reading = loader.Reading(threads=1, buffered=1, workers=2)
+  reading = loader.ReadOptions(threads=1, buffered=1, workers=2)
   batches = loader_of(streams=streams, part=part, reading=reading)
   with batches.start(1) as iterator:
     host = [next(iterator) for _ in range(3)]
@@ -197,12 +201,12 @@ def test_worker_processes_change_nothing():
     for worker in workers:  # They go on until the trainer has saved.
       os.kill(worker.pid, signal.SIGTERM)
     # What went to a device stays when its shared memory is given back.
-    ahead = loader.prefetched(iterator, jax.device_put, ahead=1)
+    ahead = loader.prefetch(iterator, jax.device_put, ahead=1)
     device = [next(ahead) for _ in range(2)]
     assert len(workers) == 2
     assert all(worker.is_alive() for worker in workers)
   assert_same(host, expected[:3])
-  assert_same(device, [loader.on_device(found) for found in expected[3:5]])
+  assert_same(device, [loader.drop_host_only(found) for found in expected[3:5]])
 
 
 def test_two_streams_of_different_lengths():
@@ -251,10 +255,10 @@ def test_views_through_the_loader():
     return {'image': png(image), 'id': str(i).encode()}
 
   groups = (
-    views.Views('large', 2, (16, 16), (0.3, 1.0)),
-    views.Views('small', 3, (8, 8), (0.1, 0.3)),
+    views.ViewGroup('large', 2, (16, 16), (0.3, 1.0)),
+    views.ViewGroup('small', 3, (8, 8), (0.1, 0.3)),
   )
-  transform = transforms.Sequence(
+  transform = transforms.Compose(
     (transforms.Decode(0), views.MultiCrop(groups))
   )
   stream = loader.Stream([ramp(i) for i in range(5)], transform)
@@ -284,7 +288,7 @@ def test_views_through_the_loader():
 
 def test_on_device_drops_what_stays_on_the_host():
   plain = {'image': np.zeros(2), 'id': np.array([b'a', b'b'])}
-  found = loader.on_device({'labeled': plain, 'unlabeled': plain})
+  found = loader.drop_host_only({'labeled': plain, 'unlabeled': plain})
   assert {name: set(value) for name, value in found.items()} == {
     'labeled': {'image'},
     'unlabeled': {'image'},
@@ -294,7 +298,7 @@ def test_on_device_drops_what_stays_on_the_host():
 
 @pytest.mark.parametrize('hosts', [1, 2])
 def test_element_spec_by_hand(hosts):
-  batches = loader_of(part=loader.Part(hosts - 1, hosts))
+  batches = loader_of(part=loader.ProcessShard(hosts - 1, hosts))
   found = {
     name: (spec.shape, str(spec.dtype))
     for name, spec in batches.element_spec().items()
@@ -309,13 +313,15 @@ def test_element_spec_by_hand(hosts):
 
 
 def test_element_spec_is_what_arrives():
-  group = views.Views('small', 2, (3, 5), (0.2, 0.9))
-  crops = transforms.Sequence((transforms.Decode(3), views.MultiCrop((group,))))
+  group = views.ViewGroup('small', 2, (3, 5), (0.2, 0.9))
+  crops = transforms.Compose((transforms.Decode(3), views.MultiCrop((group,))))
   streams = {
     'labeled': loader.Stream(SEVEN[:5], AUGMENT),
     'unlabeled': loader.Stream(SEVEN, crops),
   }
-  hosts = [loader_of(streams=streams, part=loader.Part(i, 2)) for i in range(2)]
+  hosts = [
+    loader_of(streams=streams, part=loader.ProcessShard(i, 2)) for i in range(2)
+  ]
   arrived = beside([take(host, 1)[0] for host in hosts])
   for host in hosts:
     spec = host.element_spec()
@@ -329,7 +335,7 @@ def test_element_spec_is_what_arrives():
 
 
 def test_a_batch_that_does_not_divide_among_hosts():
-  batches = loader_of(batch_size=6, part=loader.Part(0, 4))
+  batches = loader_of(batch_size=6, part=loader.ProcessShard(0, 4))
   with pytest.raises(errors.UserError) as caught:
     batches.batches()
   assert str(caught.value) == (
@@ -355,7 +361,7 @@ def test_an_empty_stream():
 )
 def test_impossible_readings_are_refused(arguments, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
-    loader.Reading(**arguments)
+    loader.ReadOptions(**arguments)
 
 
 @pytest.mark.parametrize('ahead', [0, 1, 2, 3])
@@ -367,7 +373,7 @@ def test_prefetched_keeps_order_and_stays_ahead(ahead):
     return found['step']
 
   source = ({'step': i, 'id': b'stays'} for i in itertools.count())
-  batches = loader.prefetched(source, remember, ahead)
+  batches = loader.prefetch(source, remember, ahead)
   for step in range(6):
     assert next(batches) == step
     assert put == [{'step': i} for i in range(step + 1 + ahead)]
@@ -376,7 +382,7 @@ def test_prefetched_keeps_order_and_stays_ahead(ahead):
 @pytest.mark.parametrize('count', [0, 1, 2, 5])
 def test_prefetched_loses_nothing_at_an_end(count):
   source = iter([{'step': i} for i in range(count)])
-  found = loader.prefetched(source, lambda batch: batch['step'], ahead=2)
+  found = loader.prefetch(source, lambda batch: batch['step'], ahead=2)
   assert list(found) == list(range(count))
 
 
@@ -416,9 +422,9 @@ def split(tmp_path):
     version='seven/1.0.0',
     classes=tuple('abc'),
     palette=((0, 0, 0),) * 3,
-    has=('label', 'tags'),
+    label_kinds=('label', 'tags'),
     records=source,
-    index=fingerprints.Index.read(
+    index=fingerprints.ImageIndex.read(
       shards.index_path(pathlib.Path(made.data_dir), 'train')
     ),
   )

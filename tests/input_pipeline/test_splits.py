@@ -27,23 +27,25 @@ def names(count):
   ],
 )
 def test_number_of_images_of_a_fraction(num_images, fraction, expected):
-  chosen = splits.Subset(fraction=fraction).choose(names(num_images))
+  chosen = splits.Subset(fraction=fraction).labeled_indices(names(num_images))
   assert len(chosen) == len(set(chosen.tolist())) == expected
   assert chosen.min() >= 0 and chosen.max() < num_images
 
 
 def test_number_of_images_as_asked():
   for labels in (1, 100, 2974, 2975):
-    assert len(splits.Subset(labels=labels).choose(names(2975))) == labels
+    assert (
+      len(splits.Subset(labels=labels).labeled_indices(names(2975))) == labels
+    )
 
 
 def test_all_images_stay_in_order():
-  everything = splits.Subset().choose(names(9))
+  everything = splits.Subset().labeled_indices(names(9))
   assert everything.tolist() == list(range(9))
 
 
 def test_indices_ascend():
-  chosen = splits.Subset(labels=60, seed=4).choose(names(2975))
+  chosen = splits.Subset(labels=60, seed=4).labeled_indices(names(2975))
   assert np.all(np.diff(chosen) > 0)
 
 
@@ -51,7 +53,11 @@ def test_indices_ascend():
 def test_subsets_of_a_seed_are_nested(seed):
   sizes = (1, 30, 60, 100, 149, 372, 744, 2975)
   subsets = [
-    set(splits.Subset(labels=size, seed=seed).choose(names(2975)).tolist())
+    set(
+      splits.Subset(labels=size, seed=seed)
+      .labeled_indices(names(2975))
+      .tolist()
+    )
     for size in sizes
   ]
   for smaller, larger in itertools.pairwise(subsets):
@@ -59,14 +65,14 @@ def test_subsets_of_a_seed_are_nested(seed):
 
 
 def test_labels_and_fraction_choose_the_same_images():
-  by_number = splits.Subset(labels=372, seed=3).choose(names(2975))
-  by_share = splits.Subset(fraction=1 / 8, seed=3).choose(names(2975))
+  by_number = splits.Subset(labels=372, seed=3).labeled_indices(names(2975))
+  by_share = splits.Subset(fraction=1 / 8, seed=3).labeled_indices(names(2975))
   np.testing.assert_array_equal(by_number, by_share)
 
 
 def test_subsets_are_repeatable_and_differ_across_seeds():
   subsets = [
-    tuple(splits.Subset(labels=100, seed=seed).choose(names(2975)))
+    tuple(splits.Subset(labels=100, seed=seed).labeled_indices(names(2975)))
     for seed in (0, 1, 2, 0)
   ]
   assert subsets[3] == subsets[0]
@@ -78,7 +84,7 @@ def test_subsets_are_repeatable_and_differ_across_seeds():
 def test_every_image_is_as_likely_as_any_other():
   counts = np.zeros(20)
   for seed in range(800):
-    counts[splits.Subset(labels=5, seed=seed).choose(names(20))] += 1
+    counts[splits.Subset(labels=5, seed=seed).labeled_indices(names(20))] += 1
   # 200 each; a standard deviation is 12.2.
   np.testing.assert_allclose(counts, 200, atol=55)
 
@@ -103,7 +109,7 @@ def test_impossible_subsets_are_refused(arguments, message):
 
 def test_more_labels_than_images():
   with pytest.raises(errors.UserError) as caught:
-    splits.Subset(labels=81).choose(names(80))
+    splits.Subset(labels=81).labeled_indices(names(80))
   assert str(caught.value) == (
     '81 labeled images were asked for, the split has 80: ask for fewer'
   )
@@ -111,22 +117,26 @@ def test_more_labels_than_images():
 
 def test_runs_of_a_seed_are_other_subsets():
   subsets = [
-    splits.Subset(labels=100, seed=0, run=run).choose(names(2975))
+    splits.Subset(labels=100, seed=0, run=run).labeled_indices(names(2975))
     for run in range(4)
   ]
   assert len({tuple(subset) for subset in subsets}) == 4
   # Two random subsets of 100 share 100 · 100 / 2975 = 3.4 images.
   shared = set(subsets[1].tolist()) & set(subsets[2].tolist())
   assert len(shared) < 12
-  first = splits.Subset(labels=100, seed=0).choose(names(2975))
+  first = splits.Subset(labels=100, seed=0).labeled_indices(names(2975))
   np.testing.assert_array_equal(subsets[0], first)
-  larger = splits.Subset(labels=200, seed=0, run=3).choose(names(2975))
+  larger = splits.Subset(labels=200, seed=0, run=3).labeled_indices(names(2975))
   assert set(subsets[3].tolist()) < set(larger.tolist())
 
 
 def test_subsets_that_are_not_nested():
   small, large = (
-    set(splits.Subset(labels=n, nested=False).choose(names(2975)).tolist())
+    set(
+      splits.Subset(labels=n, nested=False)
+      .labeled_indices(names(2975))
+      .tolist()
+    )
     for n in (100, 200)
   )
   assert (len(small), len(large)) == (100, 200)
@@ -154,7 +164,7 @@ def test_subsets_that_are_not_nested():
 def test_a_list_names_its_images(tmp_path, ids, lines, expected):
   path = tmp_path / 'labeled.txt'
   path.write_text(lines)
-  assert splits.Subset(list=str(path)).choose(ids).tolist() == expected
+  assert splits.Subset(list=str(path)).labeled_indices(ids).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -183,7 +193,7 @@ def test_lists_that_cannot_be_followed(tmp_path, lines, message):
   if lines is not None:
     path.write_text(lines)
   with pytest.raises(errors.UserError) as caught:
-    splits.Subset(list=str(path)).choose(['a/x', 'b/x', 'c'])
+    splits.Subset(list=str(path)).labeled_indices(['a/x', 'b/x', 'c'])
   assert str(caught.value).startswith(message.format(path))
 
 
@@ -196,27 +206,27 @@ def test_a_list_of_another_length_than_expected_is_refused(tmp_path):
   path = tmp_path / 'labeled.txt'
   path.write_text('a\nb\n')
   ids = ['a', 'b', 'c']
-  chosen = splits.Subset(labels=2, list=str(path)).choose(ids)
+  chosen = splits.Subset(labels=2, list=str(path)).labeled_indices(ids)
   np.testing.assert_array_equal(chosen, [0, 1])
   with pytest.raises(errors.UserError, match='names 2 images, but labels=3: '):
-    splits.Subset(labels=3, list=str(path)).choose(ids)
+    splits.Subset(labels=3, list=str(path)).labeled_indices(ids)
 
 
 def test_held_out_images_are_never_labeled():
   ids = [f'{i}' for i in range(40)]
   for labels in (5, 30):
     subset = splits.Subset(labels=labels, held_out=10, seed=3)
-    chosen, held = subset.choose(ids), subset.set_aside(ids)
+    chosen, held = subset.labeled_indices(ids), subset.held_out_indices(ids)
     assert (len(chosen), len(held)) == (labels, 10)
     assert not {*chosen} & {*held}
     # To hold images out changes nothing of what is labeled.
-    alone = splits.Subset(labels=labels, seed=3).choose(ids)
+    alone = splits.Subset(labels=labels, seed=3).labeled_indices(ids)
     np.testing.assert_array_equal(chosen, alone)
-  assert len(splits.Subset(held_out=10).choose(ids)) == 30
+  assert len(splits.Subset(held_out=10).labeled_indices(ids)) == 30
   with pytest.raises(errors.UserError, match='40, 10 of them held out'):
-    splits.Subset(labels=31, held_out=10).choose(ids)
+    splits.Subset(labels=31, held_out=10).labeled_indices(ids)
   with pytest.raises(errors.UserError, match='expected subset.held_out above'):
-    splits.Subset(labels=3).set_aside(ids)
+    splits.Subset(labels=3).held_out_indices(ids)
 
 
 def test_held_out_images_are_not_listed(tmp_path):
@@ -224,6 +234,6 @@ def test_held_out_images_are_not_listed(tmp_path):
   names = tmp_path / 'labeled.txt'
   names.write_text('1\n4\n7\n')
   subset = splits.Subset(list=str(names), held_out=6)
-  assert subset.set_aside(ids).tolist() == [0, 2, 3, 5, 6, 8]
+  assert subset.held_out_indices(ids).tolist() == [0, 2, 3, 5, 6, 8]
   with pytest.raises(errors.UserError, match='only 6 images are not labeled'):
-    splits.Subset(list=str(names), held_out=7).set_aside(ids)
+    splits.Subset(list=str(names), held_out=7).held_out_indices(ids)

@@ -435,7 +435,7 @@ def blocks():
 
 
 def test_image_and_label_stay_aligned_without_scaling(blocks):
-  transform = transforms.Sequence(
+  transform = transforms.Compose(
     (
       transforms.Decode(12),
       transforms.RandomFlip(),
@@ -452,7 +452,7 @@ def test_image_and_label_stay_aligned_without_scaling(blocks):
 
 
 def test_image_and_label_stay_aligned_when_scaled(blocks):
-  transform = transforms.Sequence(
+  transform = transforms.Compose(
     (
       transforms.Decode(12),
       transforms.RandomFlip(),
@@ -569,7 +569,7 @@ def test_impossible_arguments_are_named(make, message):
 
 @pytest.mark.parametrize('name', sorted(transforms.CROPS))
 def test_a_generator_decides_all_also_after_pickling(blocks, name):
-  transform = transforms.Sequence(
+  transform = transforms.Compose(
     (
       transforms.Decode(12),
       transforms.RandomFlip(),

@@ -6,8 +6,8 @@ import pytest
 from input_pipeline import transforms, views
 
 HEIGHT, WIDTH = 150, 200
-LARGE = views.Views('large', 2, (64, 48), area=(0.14, 1.0))
-SMALL = views.Views('small', 6, (32, 40), area=(0.05, 0.14))
+LARGE = views.ViewGroup('large', 2, (64, 48), area=(0.14, 1.0))
+SMALL = views.ViewGroup('small', 6, (32, 40), area=(0.05, 0.14))
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_views_of_an_image_differ_from_each_other(ramp):
 
 
 def test_whole_image_as_a_view(ramp):
-  whole = views.Views(
+  whole = views.ViewGroup(
     'whole', 2, (HEIGHT, WIDTH), (1.0, 1.0), (4 / 3, 4 / 3), flip=0.0
   )
   found = views.MultiCrop((whole,))(ramp, np.random.default_rng(0))
@@ -94,7 +94,7 @@ def test_whole_image_as_a_view(ramp):
 
 
 def test_flip_always_mirrors(ramp):
-  whole = views.Views(
+  whole = views.ViewGroup(
     'whole', 1, (HEIGHT, WIDTH), (1.0, 1.0), (4 / 3, 4 / 3), flip=1.0
   )
   found = views.MultiCrop((whole,))(ramp, np.random.default_rng(0))
@@ -128,7 +128,7 @@ def test_a_generator_decides_all_also_after_pickling(ramp):
 def test_impossible_views_are_refused(changes, message):
   arguments = {'name': 'large', 'count': 2, 'size': (8, 8), 'area': (0.5, 1.0)}
   with pytest.raises(ValueError, match=f'^{message}'):
-    views.Views(**(arguments | changes))
+    views.ViewGroup(**(arguments | changes))
 
 
 def test_groups_of_one_name_are_refused():
@@ -140,7 +140,7 @@ def test_groups_of_one_name_are_refused():
 
 def test_views_fit_into_a_sequence(ramp):
   # The box is in pixels of the image that the views are cut from.
-  crop = transforms.Sequence(
+  crop = transforms.Compose(
     (transforms.RandomFlip(1.0), views.MultiCrop((LARGE,)))
   )
   found = crop(ramp, np.random.default_rng(1))

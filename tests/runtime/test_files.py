@@ -13,18 +13,19 @@ from runtime import errors, files, metrics_file
 from segcore.eval import panels
 from segcore.experiment import stage
 from segcore.train import checkpoint, tensorboard
+from segcore.weights import checkpoint_reader
 
 
 def test_addresses_and_paths_are_told_apart(monkeypatch):
   monkeypatch.setattr(files, '_is_installed', lambda package: False)
-  assert files.path('a/b', '') == pathlib.Path('a/b')
-  assert files.path('~/b', '') == pathlib.Path.home() / 'b'
+  assert files.parse_path('a/b', '') == pathlib.Path('a/b')
+  assert files.parse_path('~/b', '') == pathlib.Path.home() / 'b'
   with pytest.raises(errors.UserError, match='needs a package: pip install'):
-    files.path('gs://bucket/run', '--workdir')
+    files.parse_path('gs://bucket/run', '--workdir')
   with pytest.raises(errors.UserError, match='--workdir: found s4://b'):
-    files.path('s4://b', '--workdir')
+    files.parse_path('s4://b', '--workdir')
   monkeypatch.setattr(files, '_is_installed', lambda package: True)
-  found = files.path('gs://bucket/run', '--workdir')
+  found = files.parse_path('gs://bucket/run', '--workdir')
   assert str(found / 'a') == 'gs://bucket/run/a'
   assert not files.is_local(found)
   assert str(files.absolute(found)) == 'gs://bucket/run'
@@ -36,15 +37,15 @@ def test_files_are_written_and_listed(folder):
   files.write(folder / 'b', b'12')
   files.write(folder / 'b', b'123')
   assert (folder / 'a' / 'x.json').read_text() == 'é'
-  names = [str(f.relative_to(folder)) for f in files.inside(folder)]
+  names = [str(f.relative_to(folder)) for f in files.walk(folder)]
   assert names == ['a/x.json', 'b']
-  assert [*files.inside(folder / 'b')] == [folder / 'b']
-  before = files.fingerprint(folder / 'b')
+  assert [*files.walk(folder / 'b')] == [folder / 'b']
+  before = files.checksum(folder / 'b')
   files.write(folder / 'b', b'12')
-  assert files.fingerprint(folder / 'b') != before
+  assert files.checksum(folder / 'b') != before
   files.remove_folder(folder / 'a')
   files.remove_folder(folder / 'a')
-  assert [*files.inside(folder)] == [folder / 'b']
+  assert [*files.walk(folder)] == [folder / 'b']
 
 
 def test_a_file_that_is_not_finished_is_as_it_was(folder):
@@ -78,8 +79,8 @@ def test_a_metrics_file_goes_on_where_the_checkpoint_was(folder):
 def test_pictures_and_events_are_the_same_bytes_as_here(folder, tmp_path):
   folder.mkdir(parents=True)
   picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-  panels.write(folder / 'a.png', picture)
-  panels.write(tmp_path / 'b.png', picture)
+  panels.write_png(folder / 'a.png', picture)
+  panels.write_png(tmp_path / 'b.png', picture)
   expected = (tmp_path / 'b.png').read_bytes()
   assert (folder / 'a.png').read_bytes() == expected
   with tensorboard.SummaryWriter(folder / 'events') as writer:
@@ -110,9 +111,9 @@ def test_checkpoints_are_kept_restored_and_set_aside(folder):
     saved.save_best(2, state(2), 0.5)
     saved.wait()
     assert saved.best_value(before=3) == 0.5
-  assert checkpoint.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 3
-  assert checkpoint.read(folder / 'best', ('w',))['w'][63, 63] == 2
-  for path in files.inside(folder / 'checkpoints' / '3' / 'state'):
+  assert checkpoint_reader.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 3
+  assert checkpoint_reader.read(folder / 'best', ('w',))['w'][63, 63] == 2
+  for path in files.walk(folder / 'checkpoints' / '3' / 'state'):
     if '/d/' in str(path):
       path.write_bytes(b'')
   spec = jax.tree.map(
@@ -125,7 +126,7 @@ def test_checkpoints_are_kept_restored_and_set_aside(folder):
     saved.save(3, state(4))
     saved.wait()
   assert (folder / 'damaged-3').is_dir()
-  assert checkpoint.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 4
+  assert checkpoint_reader.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 4
 
 
 def test_stages_run_once_and_are_verified(folder):

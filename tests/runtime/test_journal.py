@@ -44,7 +44,7 @@ def test_progress_counts_speed_without_pauses(capsys, monkeypatch):
   clock[0] += 5  # Ten steps in five seconds …
   with progress.paused():
     clock[0] += 1000  # … and an evaluation.
-  speed = progress.line(10, {'loss': 0.5})
+  speed = progress.report(10, {'loss': 0.5})
   assert speed == {'steps_per_second': 2.0, 'images_per_second': 16.0}
   assert 'denoise 10/100  loss 0.5  2 steps/s  16 images/s  ETA 45s' in (
     capsys.readouterr().out
@@ -54,5 +54,5 @@ def test_progress_counts_speed_without_pauses(capsys, monkeypatch):
 def test_there_is_no_speed_right_after_a_restart(capsys):
   progress = console.ProgressLine('denoise', 0, 100, 8)
   progress.restart(1)
-  assert progress.line(1, {'loss': 0.5}) == {}
+  assert progress.report(1, {'loss': 0.5}) == {}
   assert capsys.readouterr().out == 'denoise 1/100  loss 0.5\n'

@@ -78,14 +78,14 @@ def test_a_wrong_field_is_named(fields, message):
 
 def test_choose_takes_a_class_by_name():
   table = {'inner': Inner}
-  found = options.choose(table, {'name': 'inner', 'rate': 1.0}, 'net')
+  found = options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net')
   assert found == Inner(1.0)
   with pytest.raises(errors.UserError, match='net.name: unknown name, did you'):
-    options.choose(table, {'name': 'iner'}, 'net')
+    options.build_named(table, {'name': 'iner'}, 'net')
   with pytest.raises(errors.UserError, match='net.name: missing'):
-    options.choose(table, {'rate': 1.0}, 'net')
+    options.build_named(table, {'rate': 1.0}, 'net')
   with pytest.raises(errors.UserError, match='net.rate: set elsewhere'):
-    options.choose(table, {'name': 'inner', 'rate': 1.0}, 'net', rate=2.0)
+    options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net', rate=2.0)
 
 
 def test_digest_depends_on_content_alone():

@@ -74,7 +74,7 @@ def test_cross_entropy():
 )
 def test_hardest_pixels(least, threshold):
   logits, labels = drawn(2, 4, 5, CLASSES), labels_of(2, 4, 5)
-  found = losses.hardest(
+  found = losses.hard_example_mask(
     jnp.asarray(logits), jnp.asarray(labels), threshold, least
   )
   expected = reference.ohem_kept(logits, labels, least, threshold)
@@ -82,7 +82,7 @@ def test_hardest_pixels(least, threshold):
   assert expected.any()
 
   def loss(x):
-    kept = losses.hardest(x, jnp.asarray(labels), threshold, least)
+    kept = losses.hard_example_mask(x, jnp.asarray(labels), threshold, least)
     return losses.masked_mean(
       losses.cross_entropy(x, jnp.asarray(labels)), kept
     )
@@ -303,7 +303,7 @@ def test_the_whole_contrastive_loss_on_given_draws():
   means, counts = reference.class_means(told, joined.positives)
 
   by_pixel = [mask.reshape(4, -1, CLASSES) for mask in found]
-  picked = order_statistics.uniform_ranks(
+  picked = order_statistics.ranks_from_uniforms(
     jnp.asarray(uniforms[0]), jnp.asarray(anchor_counts)[:, None]
   )
   np.testing.assert_array_equal(

@@ -48,7 +48,9 @@ def supervised(
     counted = labels >= 0
     if options.kind == 'ohem':
       least = options.kept_per_image * len(labels)
-      counted = losses.hardest(logits, labels, options.threshold, least)
+      counted = losses.hard_example_mask(
+        logits, labels, options.threshold, least
+      )
     return losses.masked_mean(losses.cross_entropy(logits, labels), counted)
 
   total = mean(outputs['logits'])

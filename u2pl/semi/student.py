@@ -45,7 +45,7 @@ def step(
       state.batch_stats,
       images,
       heads=heads,
-      train=segmenter_lib.PARTS,
+      train=segmenter_lib.SUBMODULES,
       rng=rng,
     )
     total, terms = loss(outputs)
@@ -54,5 +54,5 @@ def step(
   (total, (terms, batch_stats)), gradient = jax.value_and_grad(
     total_loss, has_aux=True
   )(state.params)
-  after = update.apply(state, gradient, batch_stats)
+  after = update.apply_gradients(state, gradient, batch_stats)
   return after, {'loss': total, **terms}

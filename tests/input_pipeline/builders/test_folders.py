@@ -303,12 +303,12 @@ def test_images_without_a_mask_are_a_split_where_that_is_asked_for(tmp_path):
     for split in ('train', 'val', 'unlabeled')
   }
   assert found['unlabeled'].ids() == [f'{i:02}' for i in range(5, 12)]
-  assert found['unlabeled'].has == ()
+  assert found['unlabeled'].label_kinds == ()
   # Val is cut from those that have masks.
   assert sorted([*found['train'].ids(), *found['val'].ids()]) == [
     f'{i:02}' for i in range(5)
   ]
-  assert found['train'].has == ('label', 'tags')
+  assert found['train'].label_kinds == ('label', 'tags')
 
 
 def test_masks_for_all_leave_no_unlabeled_split(tmp_path):

@@ -118,7 +118,7 @@ def found_in(split):
       record['id'].decode(),
       record['image'],
       records.decode_label(record['label']).tolist()
-      if 'label' in split.has
+      if 'label' in split.label_kinds
       else None,
       [int(tag) for tag in record['tags']],
     )
@@ -580,7 +580,7 @@ def test_records_open_without_their_source(prepared, case):
     for split, expected in made.expected.items():
       opened = made.open(split)
       has_no_label = all(record.label is None for record in expected)
-      assert ('label' in opened.has) != has_no_label
+      assert ('label' in opened.label_kinds) != has_no_label
       assert found_in(opened) == expected
       assert opened.ids() == [record.id for record in expected]
       for size, record in zip(opened.sizes(), expected, strict=True):
@@ -657,18 +657,24 @@ def test_names_of_the_classes(prepared, case, count, names):
 
 
 def test_kinds_of_label(prepared):
-  assert prepared('cityscapes_fine').open('val').has == ('label', 'tags')
-  assert prepared('imagenet_1k').open('val').has == ('tags',)
-  assert prepared('imagenet_s_50').open('train').has == ('tags',)
-  assert prepared('imagenet_s_50').open('train_semi').has == ('label', 'tags')
+  assert prepared('cityscapes_fine').open('val').label_kinds == (
+    'label',
+    'tags',
+  )
+  assert prepared('imagenet_1k').open('val').label_kinds == ('tags',)
+  assert prepared('imagenet_s_50').open('train').label_kinds == ('tags',)
+  assert prepared('imagenet_s_50').open('train_semi').label_kinds == (
+    'label',
+    'tags',
+  )
 
 
 def test_cityscapes_test_has_no_labels(prepared):
   split = prepared('cityscapes_fine').open('test')
   with pytest.raises(errors.UserError, match='cityscapes/fine test has no lab'):
-    split.require('label', 'evaluation')
+    split.require_labels('label', 'evaluation')
   # Tags are made of masks, so there are none of them either.
-  assert split.has == ()
+  assert split.label_kinds == ()
 
 
 def test_one_archive_is_a_source(prepared, tmp_path):

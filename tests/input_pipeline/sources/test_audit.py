@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline.sources import audit
+from input_pipeline.sources import audit, class_counts, image_files
 from runtime import errors
 
 CLASSES = ('sky', 'road', 'car')
@@ -35,7 +35,9 @@ def mask_bytes(rows):
 
 def read_mask(path):
   """Gray masks of three classes; 255 is ignored, 9 is not allowed."""
-  pixels = np.asarray(audit.load(path.read_bytes(), ('PNG',))).astype(np.int16)
+  pixels = np.asarray(image_files.decode(path.read_bytes(), ('PNG',))).astype(
+    np.int16
+  )
   if (pixels == 9).any():
     raise errors.UserError('value 9 is no class')
   return np.where(pixels == 255, -1, pixels)
@@ -124,7 +126,7 @@ def test_counts_pixels_and_images_of_each_class(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[1, 1, 1], [1, 1, 1]])
   found = audit.run({'train': listing.examples}, CLASSES, READ)
   assert found.counts == {
-    'train': audit.Counts(
+    'train': class_counts.ClassCounts(
       num_images=2, pixels=(2, 9, 0), images=(1, 2, 0), ignored=1
     )
   }
@@ -163,9 +165,13 @@ def test_report_is_a_table(tmp_path):
 
 
 def test_a_split_without_masks_has_no_pixels_in_the_table():
-  masked = audit.Counts(num_images=2, pixels=(3, 0), images=(2, 0), ignored=1)
-  tagged = audit.Counts(num_images=5, pixels=(0, 0), images=(4, 1))
-  ignored = audit.Counts(num_images=1, pixels=(0, 0), images=(0, 0), ignored=6)
+  masked = class_counts.ClassCounts(
+    num_images=2, pixels=(3, 0), images=(2, 0), ignored=1
+  )
+  tagged = class_counts.ClassCounts(num_images=5, pixels=(0, 0), images=(4, 1))
+  ignored = class_counts.ClassCounts(
+    num_images=1, pixels=(0, 0), images=(0, 0), ignored=6
+  )
   found = {'a': masked, 'b': tagged, 'c': ignored}
   assert audit.Audit(found, ('sky', 'road')).report().splitlines()[4:] == [
     'class             a pixels   share    images           b images'
@@ -191,7 +197,7 @@ def test_images_alone_are_only_decoded(tmp_path):
   write(tmp_path / 'b.jpg', image_bytes(5, 4))
   listing = audit.list_examples(tmp_path)
   found = audit_images(listing)
-  assert found.counts == {'train': audit.Counts(num_images=2)}
+  assert found.counts == {'train': class_counts.ClassCounts(num_images=2)}
   assert found.report() == 'train: 2 images'
 
 

@@ -34,7 +34,7 @@ def noise(seed, size=(40, 60)):
 
 
 def index_of(names, first=0):
-  return fingerprints.Index.of(
+  return fingerprints.ImageIndex.from_samples(
     [sample(name, encoded(noise(first + i))) for i, name in enumerate(names)]
   )
 
@@ -42,14 +42,14 @@ def index_of(names, first=0):
 def test_an_index_is_written_and_read_back(tmp_path):
   made = index_of(['a', 'bb/c'])
   made.write(tmp_path / 'index.npz')
-  found = fingerprints.Index.read(tmp_path / 'index.npz')
+  found = fingerprints.ImageIndex.read(tmp_path / 'index.npz')
   assert found.names() == ['a', 'bb/c']
   assert found.sizes.tolist() == [[40, 60], [40, 60]]
   np.testing.assert_array_equal(found.digests, made.digests)
   np.testing.assert_array_equal(found.looks, made.looks)
   assert len(found) == 2
   assert found.select(np.array([1])).names() == ['bb/c']
-  assert len(fingerprints.Index.of([])) == 0
+  assert len(fingerprints.ImageIndex.from_samples([])) == 0
 
 
 def test_digests_differ_with_a_bit():
@@ -88,9 +88,9 @@ def test_what_is_shared_is_told_of_held_out_splits_only():
   image = encoded(noise(7))
   again = encoded(noise(7), 'JPEG', quality=60)
   indices = {
-    'train': fingerprints.Index.of([sample('t', image)]),
-    'train_aug': fingerprints.Index.of([sample('t', image)]),
-    'val': fingerprints.Index.of([sample('v', again)]),
+    'train': fingerprints.ImageIndex.from_samples([sample('t', image)]),
+    'train_aug': fingerprints.ImageIndex.from_samples([sample('t', image)]),
+    'val': fingerprints.ImageIndex.from_samples([sample('v', again)]),
   }
   assert fingerprints.shared(indices) == [
     f'{split} and val share images by look, 1 pairs: t = v; scores on val may '
@@ -121,12 +121,12 @@ def planted(images):
 
 def check_planted(images):
   """Of 300 leaks by name, bytes and look: all, all, and 95 at least."""
-  train = fingerprints.Index.of(
+  train = fingerprints.ImageIndex.from_samples(
     [sample(f'train/{i}', image) for i, image in enumerate(images[:200])]
   )
   others = images[200:]
   looks = planted(images)
-  val = fingerprints.Index.of(
+  val = fingerprints.ImageIndex.from_samples(
     [
       *(sample(f'train/{i}', others[i]) for i in range(100)),
       *(sample(f'val/bytes{i}', images[i]) for i in range(100)),
@@ -161,7 +161,7 @@ def test_different_photographs_look_different():
   folder = pathlib.Path(os.environ['SEG_DATA_DIR'], 'camvid', 'train', 'images')
   # Every tenth frame: ten seconds lie between two of them.
   files = sorted(folder.glob('*.jpg'))[::10]
-  looks = fingerprints.Index.of(
+  looks = fingerprints.ImageIndex.from_samples(
     [sample(file.stem, file.read_bytes()) for file in files]
   ).looks
   pairs = fingerprints.near(looks, looks)

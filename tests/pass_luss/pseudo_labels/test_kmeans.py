@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pass_luss.pseudo_labels import kmeans
+from segcore.cost import communication
 from segcore.distributed import sharding
 
 
@@ -19,7 +20,7 @@ def mixture(num_rows, dim, parts, seed=0, spread=0.7):
 
 
 def placed(features, devices=8):
-  return kmeans.place(
+  return kmeans.shard_rows(
     sharding.make_mesh(devices=jax.devices()[:devices]), features
   )
 
@@ -115,7 +116,9 @@ def test_eight_devices_find_what_one_finds(num_rows):
 def test_rows_may_be_split_over_both_axes_of_the_mesh():
   features = mixture(90, 4, parts=3)
   initial = np.array([[3, 50, 80]])
-  both = kmeans.fit(kmeans.place(sharding.make_mesh(fsdp=2), features), initial)
+  both = kmeans.fit(
+    kmeans.shard_rows(sharding.make_mesh(fsdp=2), features), initial
+  )
   one = kmeans.fit(placed(features, 1), initial)
   np.testing.assert_allclose(both.centroids, one.centroids, atol=1e-5)
 
@@ -317,7 +320,7 @@ def test_of_imagenet_s919_no_device_holds_all_distances_nor_all_features():
   compiled = kmeans._lloyd.lower(
     *(values, num_rows, initial, 20), mesh=mesh, block_rows=kmeans.BLOCK_ROWS
   ).compile()
-  found = sharding.count_collectives(compiled)
+  found = communication.count_collectives(compiled)
   assert found.pop('all-reduce') > 0
   assert set(found.values()) == {0}
   # Distances of all rows would be 543 MB on each device.

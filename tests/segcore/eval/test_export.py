@@ -15,7 +15,7 @@ import pytest
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.eval import export, inference, predict, protocols, short_side
-from segcore.experiment import cli
+from segcore.experiment import command
 from segcore.models import heads, segmenter
 from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import resnet
@@ -86,7 +86,7 @@ def image_of(size, seed=0):
   [
     (tiny_networks.small_unet(HEADS), of(8)),
     (tiny_networks.hybrid(HEADS), of(16)),
-    (dilated(), of(1, canvas=32)),
+    (dilated(), of(1, size_multiple=32)),
     (
       segmenter.Segmenter(
         resnet.DilatedResNet((1, 1, 1, 1), 8, 'plain', 16),
@@ -176,8 +176,8 @@ def finished(tmp_path_factory):
       *arguments,
     )
     process = runs.start(source, workdir, *more)
-    assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
-  assert 'it agrees with the network on 100.00%' in runs.text_of(workdir)
+    assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  assert 'it agrees with the network on 100.00%' in runs.read_log(workdir)
   return source, workdir
 
 
@@ -248,4 +248,4 @@ assert not [name for name in sys.modules if name.split('.')[0] in ours]
 def test_what_cannot_be_asked(arguments, message):
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   with pytest.raises(errors.UserError, match=message):
-    cli.parse(['main', config, *arguments])
+    command.parse(['main', config, *arguments])

@@ -13,7 +13,7 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, loader, transforms
 from runtime import errors
 from segcore.distributed import sharding
-from segcore.experiment import cli, dry_run, stage
+from segcore.experiment import cli, dry_run, hosts, stage
 from segcore.models import heads, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
@@ -88,7 +88,7 @@ def test_parts_of_a_batch_cost_what_the_batch_costs(whole):
 
 
 def test_what_a_device_keeps(whole):
-  plan = plan_of(trained=segmenter.PARTS)
+  plan = plan_of(trained=segmenter.SUBMODULES)
   both = loop.state_spec(plan.build(False), plan.mesh, plan.batch_spec)
   size = sum(whole.parameters.values())
   # Parameters and two moments of Adam, then step, Adam's step, the schedule's
@@ -147,10 +147,10 @@ def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
 
 @pytest.mark.parametrize('keep', [(), ('label',), ('tags',)])
 def test_a_batch_is_known_before_its_data(keep):
-  split = fake_methods.patches([(20, 24)] * 9)
+  split = fake_methods.labeled_split([(20, 24)] * 9)
   records = [{**record, 'tags': [0, 2]} for record in split.records]
   decode = transforms.Decode(5, keep)
-  cut = transforms.Sequence((decode, transforms.RandomCrop((16, 16))))
+  cut = transforms.Compose((decode, transforms.RandomCrop((16, 16))))
   found = loader.Loader({'': loader.Stream(records, cut)}, 8, 3).element_spec()
   planned = batch_lib.spec(
     8,
@@ -184,25 +184,25 @@ def test_a_batch_is_known_before_its_data(keep):
 def test_classes_known_without_files(name, expected, monkeypatch, tmp_path):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'nothing'))
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'none'))
-  assert datasets.known_classes(datasets.DataOptions(name)) == expected
+  assert datasets.known_num_classes(datasets.DataOptions(name)) == expected
   assert not list(tmp_path.iterdir())
 
 
 def test_classes_of_no_data_set():
   with pytest.raises(errors.UserError, match=r"no data set 'imagenet_s/7'"):
-    datasets.known_classes(datasets.DataOptions('imagenet_s/7'))
+    datasets.known_num_classes(datasets.DataOptions('imagenet_s/7'))
 
 
 @pytest.fixture
 def said(capsys, monkeypatch, tmp_path):
   """Runs a command line in an empty folder where no data is."""
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'records'))
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'photographs'))
   monkeypatch.chdir(tmp_path)
 
-  def run(*arguments, build=ddep_main.build_stages):
-    status = cli.main(build, ['main', *arguments], ddep_main.load_model)
+  def run(*arguments, program=ddep_main.PROGRAM):
+    status = cli.main(program, ['main', *arguments])
     assert os.listdir(tmp_path) == []
     return status, capsys.readouterr()
 

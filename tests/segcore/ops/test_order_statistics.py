@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.ops import order_statistics
 
@@ -68,7 +69,7 @@ def test_a_percentile_exchanges_numbers_only():
     .lower(shape, mask)
     .compile()
   )
-  found = sharding.count_collectives(compiled)
+  found = communication.count_collectives(compiled)
   assert found.pop('all-reduce') > 0
   assert set(found.values()) == {0}
 
@@ -95,12 +96,12 @@ def test_nth_true_counts_to_the_end_of_large_images(size):
 
 def test_uniform_ranks_are_equally_likely_and_in_range():
   uniforms = (jnp.arange(9.0) + 0.5) / 9
-  found = order_statistics.uniform_ranks(uniforms, jnp.full(9, 3))
+  found = order_statistics.ranks_from_uniforms(uniforms, jnp.full(9, 3))
   assert found.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
   edge = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
-  found = order_statistics.uniform_ranks(edge, jnp.array([7, 7]))
+  found = order_statistics.ranks_from_uniforms(edge, jnp.array([7, 7]))
   assert found.tolist() == [0, 6]
-  found = order_statistics.uniform_ranks(edge, jnp.array([0, 0]))
+  found = order_statistics.ranks_from_uniforms(edge, jnp.array([0, 0]))
   assert found.tolist() == [0, 0]
 
 
@@ -108,10 +109,10 @@ def test_uniform_ranks_are_equally_likely_and_in_range():
 def test_the_largest_priorities_stay(most):
   mask = np.random.default_rng(0).random((3, 50, 4)) < 0.3
   keys = jax.random.split(jax.random.PRNGKey(0), 3)
-  priorities = np.asarray(order_statistics.pixel_priorities(keys, 50))
+  priorities = np.asarray(order_statistics.draw_pixel_priorities(keys, 50))
   assert priorities.min() >= 0
   found = np.asarray(
-    order_statistics.top_priorities(
+    order_statistics.keep_top_priorities(
       jnp.asarray(mask), jnp.asarray(priorities), most
     )
   )
@@ -123,7 +124,7 @@ def test_the_largest_priorities_stay(most):
 
 def test_a_pixels_priority_is_its_images():
   keys = jax.random.split(jax.random.PRNGKey(3), 4)
-  both = np.asarray(order_statistics.pixel_priorities(keys, 10))
-  alone = np.asarray(order_statistics.pixel_priorities(keys[2:3], 10))
+  both = np.asarray(order_statistics.draw_pixel_priorities(keys, 10))
+  alone = np.asarray(order_statistics.draw_pixel_priorities(keys[2:3], 10))
   np.testing.assert_array_equal(both[2], alone[0])
   assert len(np.unique(both)) == both.size

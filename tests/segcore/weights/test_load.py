@@ -28,7 +28,7 @@ def shapes(**fields):
 
 
 def test_npz_and_safetensors_round_trip(tmp_path):
-  load.write(tmp_path / 'w.npz', tree(5.0))
+  load.write_npz(tmp_path / 'w.npz', tree(5.0))
   flat = {
     'params/encoder/conv/kernel': jnp.full((3, 4), 5.0, jnp.bfloat16),
     'params/decoder/conv/kernel': jnp.full((2,), 10.0),
@@ -36,7 +36,7 @@ def test_npz_and_safetensors_round_trip(tmp_path):
   }
   safetensors.flax.save_file(flat, tmp_path / 'w.safetensors')
   for name in ('w.npz', 'w.safetensors'):
-    found = load.read(tmp_path / name)
+    found = load.read_variables(tmp_path / name)
     jax.tree.map(
       lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float32), b),
       found,
@@ -51,14 +51,14 @@ def test_a_stage_folder_is_read(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path.parent)
   relative = pathlib.Path(tmp_path.name)
   for path in (tmp_path, tmp_path / 'checkpoints', relative):
-    found = load.read(path)
+    found = load.read_variables(path)
     np.testing.assert_array_equal(
       found['params']['encoder']['conv']['kernel'], np.full((3, 4), 3.0)
     )
 
 
 def test_takes_named_parts_with_their_statistics(capsys):
-  found = load.take(tree(2.0), shapes(), ('encoder',), 'w.npz')
+  found = load.select_parts(tree(2.0), shapes(), ('encoder',), 'w.npz')
   assert set(found['params']) == {'encoder'}
   np.testing.assert_array_equal(
     found['batch_stats']['encoder']['bn']['mean'], np.full((4,), 2.0)
@@ -68,7 +68,7 @@ def test_takes_named_parts_with_their_statistics(capsys):
 
 def test_what_does_not_match_whole_is_refused_with_a_diff():
   with pytest.raises(errors.UserError) as caught:
-    load.take(tree(width=5), shapes(), ('encoder',), 'w.npz')
+    load.select_parts(tree(width=5), shapes(), ('encoder',), 'w.npz')
   assert str(caught.value) == (
     'params/encoder of w.npz does not fit the network: '
     'conv/kernel found (3, 5) expected (3, 4)'
@@ -77,14 +77,14 @@ def test_what_does_not_match_whole_is_refused_with_a_diff():
   kernel = wrong['params']['encoder']['conv'].pop('kernel')
   wrong['params']['encoder']['conv']['weight'] = kernel
   with pytest.raises(errors.UserError) as caught:
-    load.take(wrong, shapes(), ('encoder',), 'w.npz')
+    load.select_parts(wrong, shapes(), ('encoder',), 'w.npz')
   assert 'conv/kernel found nothing expected (3, 4)' in str(caught.value)
   assert 'conv/weight found (3, 4) expected nothing' in str(caught.value)
 
 
 def test_a_missing_part_is_named():
   with pytest.raises(errors.UserError, match='w has no heads; it has encoder'):
-    load.take(tree(), shapes(), ('heads',), 'w')
+    load.select_parts(tree(), shapes(), ('heads',), 'w')
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_unreadable_files(tmp_path, name, content, message):
   elif content is not None:
     (tmp_path / name).write_bytes(content)
   with pytest.raises(errors.UserError, match=message):
-    load.read(tmp_path / name)
+    load.read_variables(tmp_path / name)
 
 
 def test_pickles_are_not_opened(tmp_path):
   np.savez(tmp_path / 'w.npz', x=np.array([{'a': 1}], dtype=object))
   with pytest.raises(errors.UserError, match='not a readable'):
-    load.read(tmp_path / 'w.npz')
+    load.read_variables(tmp_path / 'w.npz')

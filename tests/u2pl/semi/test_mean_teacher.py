@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
@@ -33,7 +34,7 @@ def heads(representation=8, auxiliary=False, dtype=jnp.float32):
   }
   if auxiliary:
     found['aux'] = heads_lib.ConvBlocksHead(
-      CLASSES, num_blocks=1, reads='encoder', stage='x3', **blocks
+      CLASSES, num_blocks=1, reads='encoder', map_name='x3', **blocks
     )
   return found
 
@@ -73,7 +74,7 @@ def method_of(options=PLUS, num_steps=40, **kwargs):
   return mean_teacher.MeanTeacher(
     segmenter=network_of(**kwargs),
     update=update_lib.Update(
-      segmenter.PARTS,
+      segmenter.SUBMODULES,
       optimizers.OptimizerOptions(
         name='sgd', learning_rate=0.05, schedule='poly', weight_decay=1e-4
       ),
@@ -254,7 +255,7 @@ def network_outputs(trained, params, stats, images, train, rng=None):
         stats,
         images,
         heads=('logits', 'rep'),
-        train=segmenter.PARTS,
+        train=segmenter.SUBMODULES,
         rng=rng,
       )[0]
       if train
@@ -369,7 +370,7 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
   )
   pixel_rng, anchor_rng, bank_rng = jax.random.split(draw_rng, 3)
   priorities = np.asarray(
-    order_statistics.pixel_priorities(
+    order_statistics.draw_pixel_priorities(
       update_lib.row_keys(pixel_rng, 2 * BATCH), cells[0] * cells[1]
     )
   ).ravel()
@@ -504,7 +505,7 @@ def test_what_devices_of_a_step_exchange(trained, warm):
   rows = sharding.batch_sharding(mesh)
   shapes = jax.tree.map(lambda x: x.update(sharding=rows), spec())
   compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
-  found = sharding.collectives(compiled)
+  found = communication.list_collectives(compiled)
   kinds = {kind: [c for c in found if c.kind == kind] for kind, *_ in found}
   # Each image's count of each class, to find the n-th pixel of a class: for the
   # rows that are pushed, and for the anchors.

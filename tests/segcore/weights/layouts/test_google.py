@@ -29,14 +29,16 @@ def expected_of(encoder):
 def take(found, encoder, parts=('encoder',), origin='w'):
   """The parameters of the encoder by their names."""
   grid = getattr(encoder, 'grid', None)
-  taken = load_lib.take(found, expected_of(encoder), parts, origin, grid)
+  taken = load_lib.select_parts(
+    found, expected_of(encoder), parts, origin, grid
+  )
   assert set(taken['params']) == {'encoder'}
   return traverse_util.flatten_dict(taken['params']['encoder'], sep='/')
 
 
 def load(path, encoder, parts=('encoder',)):
   """The same, of a file."""
-  return take(load_lib.read(path), encoder, parts, str(path))
+  return take(load_lib.read_variables(path), encoder, parts, str(path))
 
 
 def save(path, weights):
@@ -306,4 +308,4 @@ def test_the_settings_of_a_stage_tell_its_grid(tmp_path):
       checkpoints.save(1 + len(grid), variables)
       checkpoints.wait()
     for path in (tmp_path, tmp_path / 'checkpoints'):
-      assert load_lib.read(path).get('grid') == grid.get('grid')
+      assert load_lib.read_variables(path).get('grid') == grid.get('grid')

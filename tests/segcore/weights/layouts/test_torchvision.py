@@ -29,7 +29,7 @@ def _write(path, state):
 
 def _load(path, stem='deep', unit='bottleneck'):
   module = _segmenter(stem, unit)
-  return load.load(path, ('encoder',), module, (1, 64, 64, 3))
+  return load.load_parts(path, ('encoder',), module, (1, 64, 64, 3))
 
 
 @pytest.mark.parametrize('stem', ['deep', 'plain'])

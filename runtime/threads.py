@@ -1,0 +1,38 @@
+"""Work in threads, with results in order."""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+def ordered_map(
+  function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+  """Yields `function(item)` in the order of the items, computed in threads.
+
+  At most four results per processor are computed ahead of the one that is
+  consumed, so that memory stays bounded for endless `items`.
+
+  Args:
+    function: called in a thread; what it raises is raised here.
+    items: consumed in this thread.
+  """
+  threads = os.cpu_count() or 1
+  pending = collections.deque()
+  # Threads suffice: PIL, OpenCV and NumPy release the GIL in their C code.
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    try:
+      for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > 4 * threads:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      for future in pending:
+        future.cancel()
