@@ -17,7 +17,7 @@ KEYS = (
 
 
 def labels(num_classes=5, count=12):
-  """Maps by name: each of one class, 'other' around it, and some ignored."""
+  """Returns maps by name: one class in 'other', and some ignored pixels."""
   rng = np.random.default_rng(0)
   made = {}
   for i in range(count):
@@ -37,7 +37,7 @@ def write(folder, maps):
 
 @pytest.fixture
 def folders(tmp_path):
-  """Ground truth, and predictions that are wrong here and there."""
+  """Writes ground truth, and predictions with some errors."""
   maps = labels()
   write(tmp_path / 'gt', maps)
   predictions = {
@@ -109,7 +109,7 @@ def test_folders_of_a_split(capsys, folders):
 
 
 def test_command_prints_a_table_and_json(tmp_path):
-  """As people call it: a table, and last of all one line of valid JSON."""
+  """As a process: prints a table, and valid JSON as the last line."""
   write(tmp_path / 'gt', labels())
   write(tmp_path / 'pred', {n: np.maximum(m, 0) for n, m in labels().items()})
   done = subprocess.run(
@@ -134,7 +134,7 @@ def test_command_prints_a_table_and_json(tmp_path):
 
 
 def permuted(folder, num_generated=5):
-  """Perfect predictions, but for their numbers, which are returned."""
+  """Writes perfect predictions with permuted ids; returns the permutation."""
   maps = labels()
   rng = np.random.default_rng(1)
   numbers = np.concatenate([[0], rng.permutation(num_generated) + 1])

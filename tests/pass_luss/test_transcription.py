@@ -1,4 +1,4 @@
-"""The numpy reference of PASS against numbers worked out by hand."""
+"""The numpy transcription of PASS against numbers computed by hand."""
 
 import inspect
 import math
@@ -14,7 +14,7 @@ R5 = math.sqrt(5)
 
 
 def logits_of(probs, temperature):
-  """Logits that the temperature turns into these probabilities."""
+  """Returns logits whose softmax at the temperature is `probs`."""
   return temperature * np.log(np.array(probs, np.float64))
 
 
@@ -631,7 +631,7 @@ def test_bilinear():
 
 
 def attention_weights(theta=0.0, shared=False):
-  """Weights that pass positive features on in evaluation, doubled."""
+  """Returns weights that double positive features in evaluation mode."""
   outputs = 1 if shared else 2
   second = np.ones((2, 1)) if shared else np.eye(2)
   root = math.sqrt(0.25 - 1e-5)

@@ -11,7 +11,7 @@ from segcore.eval import metrics as metrics_lib
 
 
 def slow_counts(images, num_generated, num_classes):
-  """Pair by pair of ids."""
+  """Counts each pair of ids in a loop."""
   counts = np.zeros((num_generated, num_classes), int)
   for prediction, label in images:
     for g, c in itertools.product(range(num_generated), range(num_classes)):
@@ -83,7 +83,7 @@ def test_match_is_the_best_of_all_bijections(seed):
 
 
 def test_surplus_categories_become_other():
-  """From a larger set of classes to a smaller one."""
+  """More categories than classes, as from a larger data set."""
   counts = matching.Cooccurrence(np.array([[1, 0], [5, 2], [0, 0], [4, 3]]))
   match = counts.match()
   assert match.classes == (0, 0, 1, 0, 2)
@@ -219,7 +219,7 @@ def test_messages():
 
 
 def test_match_json_of_finer_clusters_with_gaps(tmp_path):
-  """As people write it: two ids of one class, and ids that never occur."""
+  """A hand-written file: many-to-one, and without ids that never occur."""
   path = tmp_path / 'match.json'
   path.write_text('{"1": 2, "2": 2, "5": 1}')
   match = matching.Match.read(path, 2)
@@ -233,7 +233,7 @@ def test_match_json_of_finer_clusters_with_gaps(tmp_path):
 
 
 def test_match_by_name_of_classes_with_different_ids():
-  """Spec §1.2: the same wnid is 3 here and 1 there."""
+  """Spec §1.2: the wnid n03 has id 3 in one data set and 1 in the other."""
   known = ('other', 'n01', 'n02', 'n03', 'n04')
   match = matching.match_by_name(known, ('background', 'n03', 'n01'))
   assert match.classes == (0, 2, 0, 1, 0)

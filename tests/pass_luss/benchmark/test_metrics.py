@@ -16,11 +16,11 @@ SIZES = {'S': (0, 5), 'MS': (5, 25), 'ML': (25, 50), 'L': (50, 100)}
 
 
 def slow_erosion(mask, times):
-  """A ring of zeros, then so many times the least of 3 x 3."""
+  """Erodes a mask with zero padding by a 3x3 square, `times` times."""
   height, width = mask.shape
   mask = np.pad(mask, 1)
   for _ in range(times):
-    # Beyond the ring nothing erodes.
+    # Pixels outside the padding do not erode (spec §6.2).
     around = np.pad(mask, 1, constant_values=True)
     shifted = [
       around[i : i + height + 2, k : k + width + 2]
@@ -32,18 +32,18 @@ def slow_erosion(mask, times):
 
 
 def slow_boundaries(ids):
-  """id + 1 on boundaries, 0 inside; mask by mask."""
+  """Returns id + 1 on boundaries and 0 inside, computed mask by mask."""
   height, width = ids.shape
   distance = max(1, round(0.03 * math.sqrt(height**2 + width**2)))
-  actual = np.zeros(ids.shape, int)
+  boundaries = np.zeros(ids.shape, int)
   for c in np.unique(ids):
     mask = ids == c
-    actual[mask & ~slow_erosion(mask, distance)] = c + 1
-  return actual
+    boundaries[mask & ~slow_erosion(mask, distance)] = c + 1
+  return boundaries
 
 
 def slow_iou(images, c):
-  """Of lists of (prediction, label) pixels; -1 predicted is nothing."""
+  """Computes the IoU of class c, and its number of labeled pixels."""
   both = predicted = labeled = 0
   for prediction, label in images:
     both += int(((prediction == c) & (label == c)).sum())
@@ -53,7 +53,7 @@ def slow_iou(images, c):
 
 
 def slow_values(images, num_classes):
-  """Every metric as the specification defines it, class by class."""
+  """Computes every metric by its definition in spec §6, class by class."""
   pixels, edges, right, f_betas = [], [], [], []
   by_size = {size: [] for size in SIZES}
   edges_by_size = {size: [] for size in SIZES}
@@ -115,7 +115,7 @@ def slow_values(images, num_classes):
 
 
 def drawn(rng, height, width, num_classes):
-  """Rectangles of all sizes, some of them ignored."""
+  """Draws rectangles of many sizes, some of them ignored."""
   label = np.zeros((height, width), np.int16)
   for _ in range(rng.integers(0, 6)):
     top, left = rng.integers(0, height), rng.integers(0, width)
@@ -130,7 +130,7 @@ def drawn(rng, height, width, num_classes):
 
 @pytest.fixture(scope='module')
 def images():
-  """Maps of many sizes; class 7 is neither labeled nor predicted."""
+  """Returns maps of many sizes; class 7 is neither labeled nor predicted."""
   rng = np.random.default_rng(0)
   shapes = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 60), (40, 50), (70, 90)]
   shapes += [tuple(rng.integers(1, 80, 2)) for _ in range(25)]
@@ -256,7 +256,7 @@ def test_boundary_width():
 
 
 def test_limits_of_object_sizes():
-  """5 % of 400 pixels are small, one pixel more is not."""
+  """20 of 400 pixels, 5 %, are small; 21 are not."""
   for pixels, size in (
     *((1, 'S'), (20, 'S'), (21, 'MS'), (100, 'MS'), (101, 'ML')),
     *((200, 'ML'), (201, 'L'), (400, 'L')),
@@ -325,7 +325,7 @@ def test_result_does_not_depend_on_the_order(images):
 
 
 def test_merging_over_simulated_hosts(images, monkeypatch):
-  """Every host's words, stacked by way of jax, as process_allgather does."""
+  """Stacks the arrays of all hosts as process_allgather does."""
   parts = [counted(images[i::3]) for i in range(3)]
 
   def gather(tree):
@@ -343,7 +343,7 @@ def test_merging_over_simulated_hosts(images, monkeypatch):
 
 
 def test_f_is_exact_to_1e_9():
-  """Of thirds, which no binary fraction is."""
+  """Thirds, which have no finite binary fraction."""
   label = np.array([[1, 0, 0]])
   prediction = np.array([[1, 1, 0]])
   metric = counted([(prediction, label)] * 1000, 1)
@@ -354,7 +354,7 @@ def test_f_is_exact_to_1e_9():
 
 
 def test_sums_over_imagenet_do_not_overflow():
-  """1.3 million perfect images keep the sum of F in int64."""
+  """The sum of F over 1.3 million perfect images fits into int64."""
   metric = counted([(np.ones((1, 1), int), np.ones((1, 1), int))], 1)
   assert 1_300_000 * metric.f_beta < 2**63
 
@@ -378,7 +378,7 @@ def test_implements_the_metric_protocol():
 
 @pytest.fixture
 def unchecked():
-  """Without the hook's checks, as in production: our own are to answer."""
+  """Errors of the metric itself, without the type checks of jaxtyping."""
   jaxtyping.config.update('jaxtyping_disable', True)
   yield
   jaxtyping.config.update('jaxtyping_disable', False)

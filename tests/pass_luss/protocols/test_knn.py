@@ -12,7 +12,7 @@ def unit(rows):
 
 
 def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
-  """A bank around some centers, and queries near them."""
+  """Draws a bank around some centers, and queries near them."""
   rng = np.random.default_rng(seed)
   centers = rng.normal(size=(num_classes + 1, dim))
   labels = rng.integers(num_classes + 1, size=num_entries).astype(np.int32)
@@ -25,7 +25,7 @@ def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
 
 
 def vote_slowly(queries, bank, k, temperature, num_classes):
-  """All similarities, in float64."""
+  """Votes with all similarities at once, in float64."""
   actual = []
   for query in unit(np.float64(queries)):
     cosines = np.float64(bank.features) @ query

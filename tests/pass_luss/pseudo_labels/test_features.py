@@ -1,4 +1,4 @@
-"""Features of images and cells, and their extraction from first splits."""
+"""Features of images and cells, and their extraction from whole splits."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ from segcore.distributed import sharding
 
 
 def mixture(num_rows, dim, parts, seed=0, spread=0.7):
-  """Gaussians around random centers, of length 1."""
+  """Draws L2-normalized features around random centers."""
   rng = np.random.default_rng(seed)
   centers = rng.normal(size=(parts, dim))
   rows = centers[rng.integers(parts, size=num_rows)]
@@ -26,7 +26,7 @@ def placed(features, devices=8):
 
 
 def squared_distances(features, centroids):
-  """[N, K], from differences in float64."""
+  """Computes squared distances [N, K] from differences in float64."""
   features, centroids = np.float64(features), np.float64(centroids)
   return np.stack(
     [np.sum((features - centroid) ** 2, axis=1) for centroid in centroids], 1
@@ -34,7 +34,7 @@ def squared_distances(features, centroids):
 
 
 def split_slowly(centroids, counts):
-  """In numpy; the largest cluster gives half to the first empty one."""
+  """Splits empty clusters in numpy, one after another."""
   centroids, counts = np.array(centroids), np.array(counts)
   up = np.where(np.arange(centroids.shape[1]) % 2 == 0, 1 / 1024, -1 / 1024)
   for empty in range(len(counts)):
@@ -48,7 +48,7 @@ def split_slowly(centroids, counts):
 
 
 def lloyd_slowly(features, initial, num_iterations):
-  """Centroids, objective and assignments from one start, in float64."""
+  """Computes centroids, objective and assignments of a restart in float64."""
   centroids = np.float64(features[initial])
   for _ in range(num_iterations):
     nearest = np.argmin(squared_distances(features, centroids), axis=1)

@@ -19,7 +19,7 @@ def disc(height=60, width=80, radius=15, color=(250, 220, 30)):
 
 
 def slow_lab(color):
-  """CIE 15 and IEC 61966-2-1, a color at a time."""
+  """Converts sRGB to Lab color by color, after IEC 61966-2-1 and CIE 15."""
   r, g, b = (
     c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
     for c in (channel / 255 for channel in color)
@@ -35,7 +35,7 @@ def slow_lab(color):
 
 
 def slow_saliency(regions, colors, palette):
-  """The paper's equations, a pair of colors of a pair of regions at a time."""
+  """Computes the paper's equations in loops over regions and colors."""
   height, width = regions.shape
   pixels = {}
   for row in range(height):
@@ -72,7 +72,7 @@ def slow_saliency(regions, colors, palette):
 
 
 def blobs(seed=0, height=36, width=48):
-  """An image of a few noisy rectangles."""
+  """Draws an image of a few noisy rectangles."""
   rng = np.random.default_rng(seed)
   image = np.full((height, width, 3), 90, np.int64)
   for _ in range(5):
