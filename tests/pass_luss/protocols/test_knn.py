@@ -26,7 +26,7 @@ def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
 
 def vote_slowly(queries, bank, k, temperature, num_classes):
   """Votes with all similarities at once, in float64."""
-  actual = []
+  expected = []
   for query in unit(np.float64(queries)):
     cosines = np.float64(bank.features) @ query
     cosines[bank.labels < 0] = -np.inf
@@ -34,8 +34,8 @@ def vote_slowly(queries, bank, k, temperature, num_classes):
     for entry in np.argsort(-cosines, kind='stable')[:k]:
       if bank.labels[entry] >= 0:
         sums[bank.labels[entry]] += np.exp(cosines[entry] / temperature)
-    actual.append(int(np.argmax(sums)))
-  return actual
+    expected.append(int(np.argmax(sums)))
+  return expected
 
 
 @pytest.mark.parametrize('k', [1, 3, 10, 60])

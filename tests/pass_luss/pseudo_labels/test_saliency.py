@@ -55,7 +55,7 @@ def slow_saliency(regions, colors, palette):
     to_center[region] = sum(
       math.dist(m[:2], (0.5, 0.5)) for m in members
     ) / len(members)
-  actual = []
+  expected = []
   for k in sorted(pixels):
     total = 0.0
     for i in pixels:
@@ -67,8 +67,8 @@ def slow_saliency(regions, colors, palette):
           contrast += f_one * f_other * math.dist(palette[one], palette[other])
       near = math.exp(-math.dist(centroid[k], centroid[i]) / 0.4)
       total += near * len(pixels[i]) * contrast
-    actual.append(math.exp(-9 * to_center[k] ** 2) * total)
-  return np.array(actual)
+    expected.append(math.exp(-9 * to_center[k] ** 2) * total)
+  return np.array(expected)
 
 
 def blobs(seed=0, height=36, width=48):
