@@ -176,7 +176,7 @@ def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
       prediction, label = pairs[i % len(pairs)]
       png_format.write(folder / 'gt' / 'n0' / f'{i:06}.png', label)
       png_format.write(folder / 'pred' / 'n0' / f'{i:06}.png', prediction)
-    folders = evaluate.FolderPair.list(
+    folders = evaluate.FolderPair.from_folders(
       folder / 'gt', folder / 'pred', num_classes, num_classes
     )
     memory = []

@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
   elif arguments.rematch:
     advice = ': set --num_generated to the number of predicted ids'
-  folders = evaluate.FolderPair.list(
+  folders = evaluate.FolderPair.from_folders(
     arguments.gt, arguments.pred, num_classes, num_generated, advice
   )
   if arguments.rematch:

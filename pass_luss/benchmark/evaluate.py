@@ -1,6 +1,6 @@
 """Scores a folder of predictions against a folder of ground truth.
 
-folders = FolderPair.list(gt, pred, num_classes=50, num_generated=50)
+folders = FolderPair.from_folders(gt, pred, num_classes=50, num_generated=50)
 match = match_categories(folders)
 metric, num_pixels = score(folders, match)
 values = to_json(metric.compute())
@@ -53,7 +53,7 @@ class FolderPair:
   advice: str = ''
 
   @classmethod
-  def list(
+  def from_folders(
     cls,
     gt: pathlib.Path,
     pred: pathlib.Path,
@@ -61,7 +61,7 @@ class FolderPair:
     num_generated: int,
     advice: str = '',
   ) -> 'FolderPair':
-    """Lists both folders.
+    """Lists the files of two folders, which must have the same paths.
 
     Raises:
       UserError: a folder is missing or empty, or a file is in one folder only.

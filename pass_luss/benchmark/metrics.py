@@ -162,20 +162,7 @@ def count_image(
   labeled = by_label[:, 1:]
   group = _groups(labeled.sum(axis=0))
 
-  # Second pass, by (correct, on the label's boundary, on the prediction's
-  # boundary, group, predicted class). IoU needs correct pixels only, and a
-  # class is in one group: this replaces the confusion matrix.
-  start = np.concatenate([[_GROUPS - 1], group]) * side
-  start = np.add.outer(np.arange(2) * 2 * _GROUPS * side, start)
-  start = start.astype(np.int32).ravel()
-  counts = np.zeros((2, 2, 2, _GROUPS, side), np.int64)
-  for predicted, labels, on_label, on_predicted in _blocks(*maps):
-    cells = start.take(_label_cells(labels, on_label, side))
-    cells += predicted.astype(np.int32)
-    cells += (predicted == labels) * np.int32(4 * _GROUPS * side)
-    cells += on_predicted * np.int32(_GROUPS * side)
-    counts += _histogram(cells, counts.shape)
-  counts = counts[..., :-1, :]  # Drops the group of ignored pixels.
+  counts = _count_by_group(maps, group, side)
 
   by_group = np.zeros((2, _GROUPS - 1, side), np.int64)
   by_group[:, group, np.arange(side)] = labeled
@@ -288,6 +275,34 @@ def _histogram(
   """Counts how often each flat index occurs, as an array of a shape."""
   counts = np.bincount(cells.ravel(), minlength=math.prod(shape))
   return counts.reshape(shape)
+
+
+def _count_by_group(
+  maps: tuple[np.ndarray, ...], group: Int64[np.ndarray, 'ids'], side: int
+) -> Int64[np.ndarray, '2 2 2 5 ids']:
+  """Counts pixels by their label's group and their prediction.
+
+  The axes are: correct, on the label's boundary, on the prediction's boundary,
+  group, predicted class. IoU needs correct pixels only, and a class is in one
+  group: this replaces the confusion matrix.
+
+  Args:
+    maps: prediction, label, and the boundary masks of label and prediction.
+    group: of each class.
+    side: C + 1.
+  """
+  # The first flat index of each (on the label's boundary, label from -1).
+  start = np.concatenate([[_GROUPS - 1], group]) * side
+  start = np.add.outer(np.arange(2) * 2 * _GROUPS * side, start)
+  start = start.astype(np.int32).ravel()
+  counts = np.zeros((2, 2, 2, _GROUPS, side), np.int64)
+  for predicted, labels, on_label, on_predicted in _blocks(*maps):
+    cells = start.take(_label_cells(labels, on_label, side))
+    cells += predicted.astype(np.int32)
+    cells += (predicted == labels) * np.int32(4 * _GROUPS * side)
+    cells += on_predicted * np.int32(_GROUPS * side)
+    counts += _histogram(cells, counts.shape)
+  return counts[..., :-1, :]  # Without the group of ignored pixels.
 
 
 def _groups(pixels: Int64[np.ndarray, 'ids']) -> Int64[np.ndarray, 'ids']:

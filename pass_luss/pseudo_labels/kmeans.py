@@ -1,6 +1,6 @@
 """k-means of features that are sharded over the devices of a mesh.
 
-  rows = kmeans.place(mesh, features)
+  rows = kmeans.shard_rows(mesh, features)
   initial = kmeans.sample_initial(rng, restarts=30, num_rows=rows.count, k=919)
   clustering = kmeans.fit(rows, initial, num_iterations=20)
   kmeans.clustering_scores(clustering.assignments[: rows.count], classes)
@@ -298,10 +298,7 @@ def _entropy(probs: Float[np.ndarray, 'N']) -> float:
 
 
 def _num_parallel(restarts: int, k: int) -> int:
-  """Returns the number of restarts that run together.
-
-  It divides the number of restarts, so that a single program is compiled.
-  """
+  """Returns how many restarts run together: a divisor, for a single program."""
   return max(
     n
     for n in range(1, restarts + 1)
@@ -375,8 +372,7 @@ def _squared_distances(
 ) -> Float[Array, 'R N']:
   """Computes the squared distance of each row to the centroid of its cluster.
 
-  Squares differences, as |x|² - 2x·c + |c|² would cancel in tight clusters. One
-  set of centroids at a time, since differences take the memory of the block.
+  Squares differences, as |x|² - 2x·c + |c|² would cancel in tight clusters.
   """
 
   def distances(restart: tuple[Array, Array]) -> Array:
@@ -389,11 +385,58 @@ def _squared_distances(
 
 
 def _local_count(values: Float[Array, 'N D'], count: Any, mesh: Mesh) -> Array:
-  """Returns the number of this device's rows without padding, if not all.
-
-  Values beyond the number of its rows mean all, negative ones none.
-  """
+  """Returns how many of this device's rows are no padding, or more if all."""
   return count - jax.lax.axis_index(mesh.axis_names) * len(values)
+
+
+def _select_rows(
+  values: Float32[Array, 'N D'], indices: Int[Array, 'R K'], mesh: Mesh
+) -> Float32[Array, 'R K D']:
+  """Returns rows of all devices by their global indices; runs on each device.
+
+  Each row is on one device: a sum with the zeros of the others sends it.
+  """
+  axes = mesh.axis_names
+  local = indices - jax.lax.axis_index(axes) * len(values)
+  is_local = (local >= 0) & (local < len(values))
+  rows = values[jnp.clip(local, 0, len(values) - 1)]
+  return jax.lax.psum(jnp.where(is_local[..., None], rows, 0), axes)
+
+
+def _update(
+  fold: Callable[[Any, Any], Any],
+  centroids: Float32[Array, 'R K D'],
+  mesh: Mesh,
+) -> Float32[Array, 'R K D']:
+  """Assigns all rows and computes new centroids; runs on each device."""
+  restarts, k, _ = centroids.shape
+
+  def visit(carry: Any, block: Array, valid: Array, _: Array) -> Any:
+    clusters = jnp.where(valid, nearest(block, centroids), k)
+    ones = jnp.ones(len(block), jnp.int32)
+    count_rows = jax.vmap(lambda row: jax.ops.segment_sum(ones, row, k))
+    sums, counts = carry
+    return sums + _sums(block, clusters, k), counts + count_rows(clusters)
+
+  carry = jnp.zeros_like(centroids), jnp.zeros((restarts, k), jnp.int32)
+  sums, counts = jax.lax.psum(fold(visit, carry), mesh.axis_names)
+  means = sums / jnp.maximum(counts, 1)[..., None]
+  return jax.vmap(split_empty)(means, counts)
+
+
+def _objectives(
+  fold: Callable[[Any, Any], Any],
+  centroids: Float32[Array, 'R K D'],
+  mesh: Mesh,
+) -> Float32[Array, 'R']:
+  """Sums the squared distances of all rows; runs on each device."""
+
+  def visit(total: Array, block: Array, valid: Array, _: Array) -> Array:
+    clusters = nearest(block, centroids)
+    distances = _squared_distances(block, centroids, clusters)
+    return total + jnp.sum(jnp.where(valid, distances, 0), axis=-1)
+
+  return jax.lax.psum(fold(visit, jnp.zeros(len(centroids))), mesh.axis_names)
 
 
 @functools.partial(jax.jit, static_argnames=('mesh', 'block_rows'))
@@ -406,56 +449,22 @@ def _lloyd(
   mesh: Mesh,
   block_rows: int,
 ) -> tuple[Float32[Array, 'R K D'], Float32[Array, 'R']]:
-  """Runs Lloyd's iterations of several restarts together.
-
-  Returns:
-    Centroids and objectives after the last update.
-  """
-  restarts, k = initial.shape
+  """Runs several restarts together; returns their centroids and objectives."""
 
   def on_device(values: Array, count: Array, initial: Array) -> Any:
-    axes = mesh.axis_names
-    local_count = _local_count(values, count, mesh)
-
-    def initial_centroids() -> Array:
-      # Each row is on one device: a sum with zeros from the others sends it.
-      index = initial - jax.lax.axis_index(axes) * len(values)
-      local = (index >= 0) & (index < len(values))
-      rows = values[jnp.clip(index, 0, len(values) - 1)]
-      return jax.lax.psum(jnp.where(local[..., None], rows, 0), axes)
-
-    def iterate(_: Array, centroids: Array) -> Array:
-      def visit(carry: Any, block: Array, valid: Array, _: Array) -> Any:
-        clusters = jnp.where(valid, nearest(block, centroids), k)
-        ones = jnp.ones(len(block), jnp.int32)
-        count_rows = jax.vmap(
-          lambda restart: jax.ops.segment_sum(ones, restart, k)
-        )
-        sums, counts = carry
-        return sums + _sums(block, clusters, k), counts + count_rows(clusters)
-
-      carry = jnp.zeros_like(centroids), jnp.zeros((restarts, k), jnp.int32)
-      sums, counts = jax.lax.psum(
-        _fold_blocks(visit, carry, values, local_count, block_rows), axes
-      )
-      means = sums / jnp.maximum(counts, 1)[..., None]
-      return jax.vmap(split_empty)(means, counts)
-
-    def objectives(centroids: Array) -> Array:
-      def visit(total: Array, block: Array, valid: Array, _: Array) -> Array:
-        clusters = nearest(block, centroids)
-        distances = _squared_distances(block, centroids, clusters)
-        return total + jnp.sum(jnp.where(valid, distances, 0), axis=-1)
-
-      total = jnp.zeros(restarts)
-      return jax.lax.psum(
-        _fold_blocks(visit, total, values, local_count, block_rows), axes
-      )
-
-    centroids = jax.lax.fori_loop(
-      0, num_iterations, iterate, initial_centroids()
+    fold = functools.partial(
+      _fold_blocks,
+      features=values,
+      count=_local_count(values, count, mesh),
+      block_rows=block_rows,
     )
-    return centroids, objectives(centroids)
+    centroids = jax.lax.fori_loop(
+      0,
+      num_iterations,
+      lambda _, centroids: _update(fold, centroids, mesh),
+      _select_rows(values, initial, mesh),
+    )
+    return centroids, _objectives(fold, centroids, mesh)
 
   replicated = PartitionSpec()
   return jax.shard_map(
