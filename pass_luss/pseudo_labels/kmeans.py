@@ -135,12 +135,10 @@ def fit(
   Args:
     rows: features to cluster.
     initial: for each restart, the rows that are its initial centroids.
-    num_iterations: number of assignments and updates; there is no test of
-      convergence.
+    num_iterations: assignments and updates; without a test of convergence.
     block_rows: rows whose distances are in memory at a time on each device;
       changes the result only by the rounding of sums.
-    progress: called with the number of finished restarts and the lowest
-      objective so far.
+    progress: called with finished restarts and the lowest objective so far.
 
   Raises:
     ValueError: `initial` has rows out of range, or features are not finite.
