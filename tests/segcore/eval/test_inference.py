@@ -16,7 +16,7 @@ from input_pipeline import loader, transforms
 from runtime import errors, progress
 from segcore.distributed import sharding
 from segcore.eval import evaluator as evaluator_lib
-from segcore.eval import inference, metrics, protocols
+from segcore.eval import inference, metrics, protocols, view_maps
 from segcore.train import train_state
 from tests.segcore.eval import test_protocols
 from tests.support import fake_methods as fakes
@@ -88,7 +88,7 @@ def fields_of(name):
 
 
 @pytest.mark.parametrize('average', ['logits', 'probs'])
-@pytest.mark.parametrize('name', ['flip', 'halves', 'windows', 'bordered'])
+@pytest.mark.parametrize('name', ['flip', 'halves', 'windows', 'padded'])
 def test_for_a_pointwise_network_every_tiling_is_the_whole_image(name, average):
   image = photograph(45, 70)
   whole = predict(predictor(pointwise, output='probs'), [image])[0]
@@ -209,7 +209,7 @@ def test_blocks_of_rows_change_nothing(name, average, monkeypatch):
   fields = {**fields_of(name), 'average': average}
   whole = predict(predictor(looks_right, 16, **fields), [image])[0]
   # 7 rows at once: the last block is not full.
-  monkeypatch.setattr(inference, '_BLOCK_SIZE', 7 * 48 * NUM_CLASSES)
+  monkeypatch.setattr(view_maps, '_BLOCK_SIZE', 7 * 48 * NUM_CLASSES)
   blocks = predict(predictor(looks_right, 16, **fields), [image])[0]
   np.testing.assert_array_equal(blocks, whole)
 
@@ -336,7 +336,7 @@ def test_images_larger_than_the_frame_are_refused():
     *(fakes.labeled_split([(20, 33)]), found, 8, sharding.make_mesh()),
     padding=transforms.CenterCrop((32, 32), 'paper'),
   )
-  with pytest.raises(errors.UserError, match='20 x 33, expected at most'):
+  with pytest.raises(errors.UserError, match='at most 32 x 32 pixels, .* got one of 20 x 33'):
     predictions.local_count()
 
 
@@ -367,7 +367,7 @@ def test_two_metrics_may_not_share_a_name():
   )
   matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
   evaluator = evaluator_lib.Evaluator(predictions, (matrix, matrix), 'label')
-  with pytest.raises(ValueError, match="two metrics give a value named 'miou'"):
+  with pytest.raises(ValueError, match="different names, got 'miou' twice"):
     evaluator(jax.device_put(STATE, sharding.replicated(mesh)))
 
 
