@@ -56,8 +56,8 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.denoise.recipe.batch_size=30'],
-      'config.denoise.recipe.batch_size: found 30, expected a multiple of the '
-      '8 devices',
+      'config.denoise.recipe.batch_size: expected a multiple of the 8 devices, '
+      'got 30',
     ),
     (
       [SHAPES, '--config.denoise.recipe.accumulate=3'],
@@ -89,7 +89,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.operation.fsdp=3'],
-      'fsdp: found 3, expected a divisor of 8 devices',
+      'fsdp: expected a divisor of the 8 devices, got 3',
     ),
     (
       [SHAPES, '--config.finetune.data.name=voc'],
