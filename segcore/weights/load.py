@@ -282,8 +282,8 @@ def _square_grid(num_cells: int, origin: str) -> Grid:
   if side * side != num_cells:
     raise errors.UserError(
       f'the position table of {origin}: expected a square number of cells, '
-      f'since its height and width are unknown, got {num_cells}: give the folder '
-      'of the stage, or build the network with the grid of the table'
+      f'since its height and width are unknown, got {num_cells}: give the '
+      'folder of the stage, or build the network with the grid of the table'
     )
   return side, side
 
