@@ -689,5 +689,5 @@ def test_a_method_that_needs_whole_batches_says_so():
   with pytest.raises(errors.UserError) as caught:
     recipe.check(mesh_of(), 'config.semi', accumulates=False)
   assert str(caught.value).startswith(
-    'config.semi.accumulate: found 2, expected 1'
+    'config.semi.accumulate: expected 1, since this method needs the whole'
   )
