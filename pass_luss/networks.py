@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -92,7 +93,11 @@ class Networks(context_lib.OnMesh):
     match name:
       case 'represent':
         return method_lib.Pretrain(
-          net, update(('encoder', 'heads')), block.learn, block.colors
+          net,
+          update(('encoder', 'heads')),
+          pretrain_options.build(block.learn, block.widths),
+          block.colors,
+          block.learn.combine,
         )
       case 'attend':
         frozen = dataclasses.replace(
@@ -123,19 +128,13 @@ class Networks(context_lib.OnMesh):
     num_classes: int = _ASSUMED_CLASSES,
   ) -> segmenter.Segmenter:
     """The encoder with the heads of a stage."""
-    learned = self.experiment.represent
     dtype = jnp.dtype(bench.network.dtype)
     match name:
       case 'represent':
-        found = pretrain_options.build_heads(
-          learned.learn, learned.widths, dtype
-        )
+        found = self._pretraining_heads(dtype)
       case 'attend':
-        all_heads = pretrain_options.build_heads(
-          learned.learn, learned.widths, dtype
-        )
         found = {
-          'clusters': all_heads['clusters'],
+          'clusters': self._pretraining_heads(dtype)['clusters'],
           'attention': heads.Attention(
             self.experiment.attend.shared, dtype=dtype
           ),
@@ -148,6 +147,12 @@ class Networks(context_lib.OnMesh):
           net = dataclasses.replace(bench.network, encoder=encoder)
           bench = dataclasses.replace(bench, network=net)
     return bench.build(found, self.size(name))
+
+  def _pretraining_heads(self, dtype: jnp.dtype) -> dict[str, nn.Module]:
+    """Builds the heads of pretraining, by name."""
+    block = self.experiment.represent
+    objectives = pretrain_options.build(block.learn, block.widths)
+    return pretrain_options.build_heads(objectives, dtype)
 
   def clustered_network(self) -> segmenter.Segmenter:
     """The network that clusters and labels."""
