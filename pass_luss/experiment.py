@@ -48,7 +48,7 @@ class RepresentOptions:
   large: views.ViewGroup
   small: views.ViewGroup | None
   colors: view_colors.ViewColors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
   start: context_lib.Start = context_lib.Start()
 
   def __post_init__(self):
@@ -84,7 +84,7 @@ class AttendOptions:
   shared: bool
   large: views.ViewGroup
   colors: view_colors.ViewColors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
 
   def __post_init__(self):
     _check_large(self.large)
@@ -109,7 +109,8 @@ class FinetuneOptions:
     output_stride: of the encoder, whose last blocks are dilated for it; 0 for
       that of `network`.
     reduction: factor by which label maps are made smaller.
-    doubles: whether scores are doubled on the way there, again and again.
+    repeated_upsampling: whether logits are upsampled by 2 repeatedly, instead
+      of at once to the size of the reduced label maps.
     recipe: batch, length, optimizer.
   """
 
@@ -117,8 +118,8 @@ class FinetuneOptions:
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
   reduction: int
-  recipe: update.Recipe
-  doubles: bool = False
+  recipe: update.RecipeOptions
+  repeated_upsampling: bool = False
   output_stride: int = 0
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
@@ -148,7 +149,7 @@ class SegmentOptions:
   threshold: float = -1.0
   short_side: int = 256
   batch_size: int = 16
-  about: segment.About = segment.About()
+  about: segment.SubmissionInfo = segment.SubmissionInfo()
 
   def __post_init__(self):
     if not self.splits:
@@ -221,7 +222,7 @@ class Experiment:
   segment: SegmentOptions
   semi: FinetuneOptions
   segment_semi: SegmentOptions
-  operation: loop.Operation
+  operation: loop.OperationOptions
   segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):
@@ -252,7 +253,7 @@ def _check_large(large: views.ViewGroup) -> None:
     )
 
 
-def _check_whole(recipe: update.Recipe) -> None:
+def _check_whole(recipe: update.RecipeOptions) -> None:
   if recipe.accumulate != 1:
     raise ValueError(
       f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '

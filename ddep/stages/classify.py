@@ -45,7 +45,7 @@ class ClassifyOptions:
   kind: Literal['softmax', 'sigmoid']
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +137,12 @@ class ClassifyStage(experiment_stage.TrainingStage):
   def method(self, context: context_lib.Context, num_classes: int) -> Classify:
     """Builds the classifier."""
     net = context.build({'tags': heads.PoolHead(num_classes)}, self.size)
-    update = self.options.recipe.update(('encoder', 'heads'))
+    update = self.options.recipe.make_update(('encoder', 'heads'))
     return Classify(net, update, self.options.kind)
 
   def evaluation(
     self, trained: Classify, streams: data_lib.Streams
-  ) -> loop.Evaluate:
+  ) -> loop.EvaluateFn:
     """Builds the evaluation of the accuracy on the validation split."""
     block = self.options
     val = self.context.open(block.data, block.val_split, 'tags', self.name)
@@ -154,7 +154,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
       'tags',
       block.recipe.batch_size,
     )
-    return evaluator.together({block.val_split: accuracy})
+    return evaluator.combine_evaluators({block.val_split: accuracy})
 
   def _augmentations(self) -> tuple[Any, transforms.RandomFlip]:
     return data_lib.augmentations(

@@ -58,7 +58,7 @@ class DenoiseOptions:
   noise: noise_lib.NoiseOptions
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
   also: tuple[data_lib.Images, ...] = ()
 
   def __post_init__(self):
@@ -173,11 +173,11 @@ class DenoiseStage(experiment_stage.TrainingStage):
     del num_classes
     block = self.options
     net = context.build({'noise': heads.ConvHead(3)}, self.size)
-    return Denoise(net, block.recipe.update(block.trained), block.noise)
+    return Denoise(net, block.recipe.make_update(block.trained), block.noise)
 
   def evaluation(
     self, trained: Denoise, streams: data_lib.Streams
-  ) -> loop.Evaluate:
+  ) -> loop.EvaluateFn:
     """Builds the evaluation on fixed noisy images of the validation split."""
     block = self.options
     val = self.context.open(block.data, block.val_split)
@@ -227,7 +227,7 @@ class DenoisingPanels:
         self.images[: self.num_rows], noisy, denoised, strict=False
       )
     ]
-    panel = panels.grid(rows, ('clean', 'noisy', 'denoised'))
+    panel = panels.draw_grid(rows, ('clean', 'noisy', 'denoised'))
     return tensorboard.Summaries(
       {f'{self.split}/loss': float(loss)}, {f'{self.split}/panels': panel}
     )

@@ -37,7 +37,7 @@ class FinetuneOptions(data_lib.LabeledData):
   start: start_lib.Start
   crop: Mapping[str, Any]
   flips: tuple[str, ...]
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +117,14 @@ class FinetuneStage(experiment_stage.TrainingStage):
     head = heads.ConvHead(num_classes, init_scale=0.1)
     net = context.build({'logits': head}, self.size)
     return Finetune(
-      net, self.options.recipe.update(('encoder', 'decoder', 'heads'))
+      net, self.options.recipe.make_update(('encoder', 'decoder', 'heads'))
     )
 
   def evaluation(
     self, trained: Finetune, streams: data_lib.Streams
-  ) -> loop.Evaluate:
+  ) -> loop.EvaluateFn:
     """Builds the evaluation of the splits that are followed."""
-    return evaluator.together(
+    return evaluator.combine_evaluators(
       evaluation.during_training(
         self.context,
         trained,

@@ -106,7 +106,7 @@ class Pretrain:
     (total, (terms, scalars, embeddings, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params)
-    new = self.update.apply(state, gradient, stats)
+    new = self.update.apply_gradients(state, gradient, stats)
     if self.options.clusters:
       frozen = state.step < self.options.clusters.frozen_steps
       new = swav.freeze_prototypes(frozen, new, state)

@@ -68,7 +68,7 @@ class PretrainPanels:
       rows.append(row)
     titles = ['first view', 'second view']
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
-    panel = panels.grid(rows, tuple(titles))
+    panel = panels.draw_grid(rows, tuple(titles))
     return tensorboard.Summaries(scalars, {'views/panels': panel})
 
   @functools.cached_property

@@ -29,7 +29,7 @@ class Context:
 
   network: network_lib.NetworkOptions
   data_dir: str
-  operation: loop.Operation
+  operation: loop.OperationOptions
   mesh: Mesh
   stages: tuple[str, ...] = ()
 

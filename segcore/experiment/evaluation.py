@@ -18,8 +18,8 @@ def evaluator(
   metric: metrics.Metric,
   target: str,
   batch_size: int,
-  show: bool = False,
-  frame: transforms.CenterCrop | None = None,
+  log_progress: bool = False,
+  padding: transforms.CenterCrop | None = None,
 ) -> evaluator_lib.Evaluator:
   """Builds the comparison of predictions with the labels of a split.
 
@@ -30,8 +30,8 @@ def evaluator(
     metric: compares them.
     target: kind of label: 'label' or 'tags'.
     batch_size: global number of images.
-    show: whether progress is shown.
-    frame: crops and pads the images first, if given.
+    log_progress: whether progress is logged.
+    padding: crops and pads the images first, if given.
   """
   predictions = evaluator_lib.Predictions(
     split=split,
@@ -40,8 +40,8 @@ def evaluator(
     mesh=context.mesh,
     keep=(target,),
     reading=context.operation.reading,
-    show=show,
-    frame=frame,
+    log_progress=log_progress,
+    padding=padding,
   )
   num_rows = NUM_PANEL_ROWS if target == 'label' else 0
   return evaluator_lib.Evaluator(predictions, (metric,), target, num_rows)
@@ -65,8 +65,8 @@ def segmentation_evaluator(
   split: datasets.Split,
   batch_size: int,
   protocol: protocols.ProtocolOptions,
-  show: bool = False,
-  frame: transforms.CenterCrop | None = None,
+  log_progress: bool = False,
+  padding: transforms.CenterCrop | None = None,
 ) -> evaluator_lib.Evaluator:
   """Builds the evaluator of the confusion matrix of a split."""
   num_classes = len(split.classes)
@@ -77,8 +77,8 @@ def segmentation_evaluator(
     metrics.ConfusionMatrix.empty(num_classes),
     'label',
     batch_size,
-    show,
-    frame,
+    log_progress,
+    padding,
   )
 
 
@@ -97,7 +97,7 @@ def during_training(
       scores,
       context.evaluated(block, name, purpose),
       batch_size,
-      protocol.single(),
+      protocol.single_view(),
     )
     for name in (block.val_split, *block.follow)
   }

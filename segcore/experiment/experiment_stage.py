@@ -240,12 +240,11 @@ class TrainingStage(ExperimentStage):
   Attributes:
     best_metric: scalar of the evaluation that decides which checkpoint is kept
       as the best one; None keeps the latest ones only.
-    may_be_zero_until: last step at which a term of the loss may be 0 by
-      intention.
+    zero_terms_until: last step at which a term of the loss may be 0 by design.
   """
 
   best_metric: str | None = None
-  may_be_zero_until: int = 0
+  zero_terms_until: int = 0
 
   @property
   @abc.abstractmethod
@@ -283,7 +282,7 @@ class TrainingStage(ExperimentStage):
 
   def evaluation(
     self, trained: method_lib.Method, streams: data_lib.Streams
-  ) -> loop.Evaluate | None:
+  ) -> loop.EvaluateFn | None:
     """Builds the evaluation during training; None for none."""
     del trained, streams
     return None
@@ -326,18 +325,18 @@ class TrainingStage(ExperimentStage):
       context.operation.reading,
     )
     start = self.inputs().start
-    training = loop.Training(
+    training = loop.TrainingSpec(
       method=trained,
       loader=batches,
       num_steps=recipe.num_steps,
       seed=recipe.seed,
       evaluate=evaluation,
       evaluate_every=recipe.evaluate_every,
-      best=self.best_metric and loop.Best(self.best_metric),
+      best=self.best_metric and loop.BestMetric(self.best_metric),
       loaded=start.read(workspace, trained.segmenter, first.size),
-      note=optimizers.describe(recipe.optimizer, recipe.num_steps),
+      summary=optimizers.describe(recipe.optimizer, recipe.num_steps),
       hparams=options.to_dict(self.options),
-      terms_from=self.may_be_zero_until,
+      zero_terms_until=self.zero_terms_until,
     )
     loop.train(training, workspace, context.operation, context.mesh)
     folders = [workspace.directory / name for name in ('checkpoints', 'best')]
@@ -347,7 +346,7 @@ class TrainingStage(ExperimentStage):
       *self.write_outputs(workspace, streams),
     ]
 
-  def training_spec(self) -> dry_run.TrainingSpec:
+  def workload(self) -> dry_run.Workload:
     """Returns the training as far as it is known without its data."""
     recipe, data = self.options.recipe, self.num_classes_from
     notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
@@ -358,7 +357,7 @@ class TrainingStage(ExperimentStage):
         f'only the files of {data.name} tell its classes: {num_classes} are '
         'assumed'
       )
-    return dry_run.TrainingSpec(
+    return dry_run.Workload(
       build=lambda remat: self.method(
         self.context.with_network(remat=remat), num_classes
       ),
@@ -376,4 +375,4 @@ class TrainingStage(ExperimentStage):
     self, compiles: bool, topology: topology_lib.Topology | None
   ) -> Iterable[str]:
     """Reports parameters, operations, memory and time."""
-    return dry_run.report(self.training_spec(), compiles, topology)
+    return dry_run.report(self.workload(), compiles, topology)

@@ -32,7 +32,7 @@ class Experiment:
   stages: tuple[str, ...]
   data_dir: str
   network: network.NetworkOptions
-  operation: loop.Operation
+  operation: loop.OperationOptions
   without_files: str = ''
 
 

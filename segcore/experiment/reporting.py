@@ -40,14 +40,14 @@ class EvaluateOptions:
   framed: bool = False
 
   def __post_init__(self):
-    if self.framed and self.protocol.beyond != 'mean':
+    if self.framed and self.protocol.padding_mode != 'mean':
       raise ValueError(
-        "framed=True: expected protocol.beyond='mean', got "
-        f'{self.protocol.beyond!r}, which pads no border'
+        "framed=True: expected protocol.padding_mode='mean', got "
+        f'{self.protocol.padding_mode!r}, which pads no border'
       )
 
   @property
-  def frames(self) -> dict[str, transforms.CenterCrop | None]:
+  def paddings(self) -> dict[str, transforms.CenterCrop | None]:
     """Returns the padding of images by the suffix of the result's name."""
     if not self.framed:
       return {'': None}
@@ -126,15 +126,15 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     results = results_lib.Results(workspace, step)
     for name in block.splits:
       split = context.evaluated(labeled, name, self.trained_by)
-      for suffix, frame in block.frames.items():
+      for suffix, padding in block.paddings.items():
         evaluator = evaluation.segmentation_evaluator(
           context,
           scores,
           split,
           block.batch_size,
           block.protocol,
-          show=True,
-          frame=frame,
+          log_progress=True,
+          padding=padding,
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
