@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, transforms
+from input_pipeline import datasets
 from runtime import errors
 from segcore import types
 from segcore.eval import evaluator, inference, metrics
@@ -96,11 +96,6 @@ class ClassifyStage(experiment_stage.TrainingStage):
     """Returns the accuracy on the validation split."""
     return f'{self.options.val_split}/accuracy'
 
-  @property
-  def size(self) -> tuple[int, int]:
-    """Returns height and width of a crop."""
-    return self._augmentations()[0].size
-
   def inputs(self) -> experiment_stage.Inputs:
     """Returns both splits, with tags."""
     block = self.options
@@ -131,7 +126,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
     """Opens the training split."""
     block = self.options
     split = self.context.open(block.data, block.split, 'tags', self.name)
-    stream = data_lib.ImageStream(split, *self._augmentations(), ('tags',))
+    stream = data_lib.ImageStream(split, *self.augmentations(), ('tags',))
     return {'': stream}
 
   def method(self, context: context_lib.Context, num_classes: int) -> Classify:
@@ -155,11 +150,6 @@ class ClassifyStage(experiment_stage.TrainingStage):
       block.recipe.batch_size,
     )
     return evaluator.combine_evaluators({block.val_split: accuracy})
-
-  def _augmentations(self) -> tuple[Any, transforms.RandomFlip]:
-    return data_lib.augmentations(
-      self.options.crop, self.options.flips, self.path
-    )
 
 
 def check_tags(split: datasets.Split, kind: str) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ddep import noise as noise_lib
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, transforms
+from input_pipeline import datasets
 from segcore import types
 from segcore.distributed import sharding
 from segcore.eval import panels
@@ -140,11 +140,6 @@ class DenoiseStage(experiment_stage.TrainingStage):
     """Returns the stage's block of the config."""
     return self.experiment.denoise
 
-  @property
-  def size(self) -> tuple[int, int]:
-    """Returns height and width of a crop."""
-    return self._augmentations()[0].size
-
   def inputs(self) -> experiment_stage.Inputs:
     """Returns all images, and the start."""
     block = self.options
@@ -163,10 +158,10 @@ class DenoiseStage(experiment_stage.TrainingStage):
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
     """Opens all images that are trained on, as one stream."""
-    split = datasets.join(
+    split = datasets.concatenate(
       [self.context.open(x.data, x.split) for x in self.options.images]
     )
-    return {'': data_lib.ImageStream(split, *self._augmentations())}
+    return {'': data_lib.ImageStream(split, *self.augmentations())}
 
   def method(self, context: context_lib.Context, num_classes: int) -> Denoise:
     """Builds the denoising method."""
@@ -181,7 +176,7 @@ class DenoiseStage(experiment_stage.TrainingStage):
     """Builds the evaluation on fixed noisy images of the validation split."""
     block = self.options
     val = self.context.open(block.data, block.val_split)
-    stream = data_lib.ImageStream(val, *self._augmentations())
+    stream = data_lib.ImageStream(val, *self.augmentations())
     images = [
       stream.transform(val.records[i], np.random.default_rng(i))['image']
       for i in range(min(_NUM_EVALUATED, len(val)))
@@ -192,11 +187,6 @@ class DenoiseStage(experiment_stage.TrainingStage):
       np.stack(images),
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
-    )
-
-  def _augmentations(self) -> tuple[Any, transforms.RandomFlip]:
-    return data_lib.augmentations(
-      self.options.crop, self.options.flips, self.path
     )
 
 

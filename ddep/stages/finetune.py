@@ -7,7 +7,6 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import transforms
 from runtime import files
 from segcore import types
 from segcore.eval import evaluator
@@ -82,11 +81,6 @@ class FinetuneStage(experiment_stage.TrainingStage):
     """Returns the mIoU on the validation split."""
     return f'{self.options.val_split}/miou'
 
-  @property
-  def size(self) -> tuple[int, int]:
-    """Returns height and width of a crop."""
-    return self._augmentations()[0].size
-
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the labeled split and the start."""
     block = self.options
@@ -108,7 +102,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
     """Opens the labeled images."""
     labeled = self.context.labeled(self.options, self.name)
     data_lib.require_same_labeled_ids(workspace, labeled)
-    stream = data_lib.ImageStream(labeled, *self._augmentations(), ('label',))
+    stream = data_lib.ImageStream(labeled, *self.augmentations(), ('label',))
     return {'': stream}
 
   def method(self, context: context_lib.Context, num_classes: int) -> Finetune:
@@ -140,8 +134,3 @@ class FinetuneStage(experiment_stage.TrainingStage):
   ) -> Sequence[files.Path]:
     """Writes names and colors of the classes."""
     return data_lib.write_classes(workspace, streams[''].split)
-
-  def _augmentations(self) -> tuple[Any, transforms.RandomFlip]:
-    return data_lib.augmentations(
-      self.options.crop, self.options.flips, self.path
-    )

@@ -40,7 +40,7 @@ class Context:
 
   def fitted(self, size: tuple[int, int]) -> network_lib.NetworkOptions:
     """Returns the network options for images of this (height, width)."""
-    return network_lib.fitted(self.network, size, 'config.network')
+    return network_lib.with_position_grid(self.network, size, 'config.network')
 
   def build(
     self, heads: Mapping[str, Any], size: tuple[int, int]

@@ -68,7 +68,7 @@ class ImageStream:
   def transform(self) -> transforms.Transform:
     """Returns the transform from a record to an example."""
     decode = transforms.Decode(len(self.split.classes), self.keep)
-    return transforms.Sequence((decode, self.crop, self.flips))
+    return transforms.Compose((decode, self.crop, self.flips))
 
   def open(self) -> loader.Stream:
     """Returns the stream for the loader."""
@@ -96,7 +96,7 @@ class ViewStream:
   def transform(self) -> transforms.Transform:
     """Returns the transform from a record to an example."""
     decode = transforms.Decode(len(self.split.classes), ())
-    return transforms.Sequence((decode, self.crop))
+    return transforms.Compose((decode, self.crop))
 
   def open(self) -> loader.Stream:
     """Returns the stream for the loader."""
@@ -121,7 +121,7 @@ def augmentations(
     UserError: a field is wrong.
   """
   return (
-    options.choose(transforms.CROPS, crop, f'{path}.crop'),
+    options.build_named(transforms.CROPS, crop, f'{path}.crop'),
     options.build(transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'),
   )
 
@@ -141,7 +141,7 @@ def fixed_batch(stream: ImageStream | ViewStream, count: int) -> dict[str, Any]:
     )
     for i in range(count)
   ]
-  return loader.on_device(loader.stack(examples))
+  return loader.drop_host_only(loader.stack(examples))
 
 
 def write_classes(

@@ -156,8 +156,8 @@ def placed_on(workload: Workload, topology: topology_lib.Topology) -> Workload:
       f' x {workload.accumulate} parts' if workload.accumulate > 1 else ''
     )
     raise errors.UserError(
-      f'--topology: found {topology}, but a batch of {workload.batch_size} images '
-      f'does not divide among {among}: name fewer, or another stage by --stage'
+      f'--topology={topology}: a batch of {workload.batch_size} images does '
+      f'not divide among {among}: name fewer devices, or another --stage'
     )
   return dataclasses.replace(workload, mesh=mesh)
 
@@ -336,7 +336,8 @@ def _elsewhere(
     said = compile_step(workload, workload.remat)
   count, chip = topology.num_devices, topology.chip
   room = f' of {_bytes(int(chip.memory))}' if chip else ''
-  yield f'compiled for {topology}, {"with" if workload.remat else "without"} remat'
+  remat = 'with' if workload.remat else 'without'
+  yield f'compiled for {topology}, {remat} remat'
   yield (
     f'memory a device: arguments {_bytes(said.arguments)}, temporaries '
     f'{_bytes(said.temporaries)}, peak {_bytes(said.peak)}{room}'

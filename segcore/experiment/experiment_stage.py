@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from input_pipeline import datasets, loader
+from input_pipeline import datasets, loader, transforms
 from runtime import errors, files, options
 from segcore import types
 from segcore.cost import topology as topology_lib
@@ -227,7 +227,7 @@ def _require_files(stages: Sequence[ExperimentStage]) -> None:
     inputs, context = each.inputs(), each.context
     collect(inputs.start.require, context.stages, f'{each.path}.start')
     for split in inputs.splits:
-      collect(datasets.require, split.data, context.data_dir)
+      collect(datasets.check_available, split.data, context.data_dir)
   if collectives.broadcast_from_host_0(bool(missing)):
     raise errors.MissingInput('; '.join(missing) or 'host 0 misses files')
 
@@ -247,9 +247,15 @@ class TrainingStage(ExperimentStage):
   zero_terms_until: int = 0
 
   @property
-  @abc.abstractmethod
   def size(self) -> tuple[int, int]:
     """Returns height and width of the images of a training step."""
+    crop, _ = self.augmentations()
+    return crop.size
+
+  def augmentations(self) -> tuple[Any, transforms.RandomFlip]:
+    """Builds the crop and the random flips of the stage's block."""
+    block = self.options
+    return data_lib.augmentations(block.crop, block.flips, self.path)
 
   @property
   def size_path(self) -> str:
@@ -303,7 +309,7 @@ class TrainingStage(ExperimentStage):
     self.options.recipe.check(self.context.mesh, f'{self.path}.recipe')
     # Any number of classes fits.
     net = self.method(self.context, num_classes=2).segmenter
-    network_lib.check(net, self.size, self.size_path)
+    network_lib.check_image_size(net, self.size, self.size_path)
 
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains to the end of the recipe."""

@@ -108,7 +108,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   def check(self) -> None:
     """Checks that batches divide among the devices."""
-    sharding.check_batch(
+    sharding.check_batch_size(
       self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
     )
 
