@@ -59,7 +59,7 @@ def networks_checked_once(monkeypatch):
       CHECKED.add(key)
       check(net, size, path)
 
-  monkeypatch.setattr(network, 'check', check_once)
+  monkeypatch.setattr(network, 'check_image_size', check_once)
 
 
 @pytest.mark.parametrize('data', ['pascal', 'ade20k', 'cityscapes'])

@@ -42,7 +42,7 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
     update = update_lib.Update(trained, options, 50, accumulate)
     return denoise.Denoise(net, update, noise.NoiseOptions('scaled', gamma=0.9))
 
-  return dry_run.Plan(
+  return dry_run.Workload(
     build=build,
     remat=remat,
     batch_spec=batch_lib.spec(16, (16, 16)),
