@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import embedding_ops, view_colors
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
 from segcore import types
@@ -69,7 +70,7 @@ class AttentionMethod:
     """One update of attention and prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
     views = view_colors.augment(batch, rng, self.colors)['large']
-    state = state.replace(params=swav.normalize_prototypes(state.params))
+    state = state.replace(params=prototypes_lib.normalize(state.params))
     encoder = state.params['encoder']
 
     def loss(learned):
@@ -79,7 +80,7 @@ class AttentionMethod:
       scores = embedding_ops.similarities(embeddings, prototypes)
       targets = swav.view_targets(scores, state.queue, prototypes, self.options)
       total = swav.swapped_loss(scores, targets, self.options.temperature)
-      usage = swav.prototype_usage(targets.reshape(-1, targets.shape[-1]))
+      usage = prototypes_lib.usage(targets.reshape(-1, targets.shape[-1]))
       return total, (embeddings, mean, usage, stats)
 
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
@@ -87,7 +88,7 @@ class AttentionMethod:
     )(state.params['heads'])
     new = self.update.apply_gradients(state, {'heads': gradient}, stats)
     frozen = state.step < self.options.frozen_steps
-    new = swav.freeze_prototypes(frozen, new, state)
+    new = prototypes_lib.freeze(frozen, new, state)
     if state.queue is not None:
       new = new.replace(
         queue=swav.update_queue(

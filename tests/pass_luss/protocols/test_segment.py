@@ -14,6 +14,7 @@ from input_pipeline import loader as loader_lib
 from pass_luss import finetune
 from pass_luss.benchmark import label_folders, matching, png_format
 from pass_luss.pretrain import heads, view_colors
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
 from pass_luss.protocols import distance, knn, segment
 from pass_luss.pseudo_labels import attention as attention_lib
@@ -287,7 +288,7 @@ def test_the_loss_of_attention_is_that_of_what_is_attended_to():
   rng = np.random.default_rng(0)
   views = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
   _, state = looked_at()
-  params = swav.normalize_prototypes(state.params)
+  params = prototypes_lib.normalize(state.params)
   (embeddings, _), _ = trained._look(
     params, state.batch_stats, symmetric(views)
   )
