@@ -21,7 +21,7 @@ from pass_luss.benchmark import label_folders, matching, metrics, png_format
 from runtime import console, files, threads
 from segcore.eval import evaluator, panels, short_side
 from segcore.eval import metrics as metrics_lib
-from segcore.experiment import context
+from segcore.experiment import evaluation
 from segcore.train import train_state
 
 # What the benchmark's servers ask for in method.txt.
@@ -115,7 +115,7 @@ def draw_panel(
 ) -> np.ndarray:
   """Image, mask, label map and error of some images."""
   drawn = []
-  for i in splits.evenly_spaced(len(split), context.NUM_PICTURES):
+  for i in splits.evenly_spaced(len(split), evaluation.NUM_PANEL_ROWS):
     found, label, _ = _pair(split, folder, i, num_generated)
     if match is not None:
       found = match.apply(found)

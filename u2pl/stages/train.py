@@ -191,7 +191,7 @@ class TrainStage(experiment_stage.TrainingStage):
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
     )
-    entries = splits.repeated(
+    entries = splits.repeat_to_length(
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Labels of unlabeled images only measure the teacher's accuracy.
