@@ -181,7 +181,7 @@ def test_configs_that_cannot_be_run():
     *shapes, stages=('represent', 'segment')
   )
   assert 'expected some of' in refused(*shapes, stages=('pretrain',))
-  assert 'which learns by clusters' in refused(
+  assert 'needs represent.learn.clusters' in refused(
     'pass_shapes',
     'branch=pixpro,clusters=false,protocol=distance',
     stages=('represent', 'attend'),

@@ -458,20 +458,20 @@ def test_a_start_takes_the_place_of_the_weights(name):
     (
       'u2pl_voc.py:batch=6',
       (),
-      'config.train: learn.consistency.mixing.group: found 4, expected a '
-      'divisor of the batch of 6',
+      'config.train: learn.consistency.mixing.group: expected a divisor of '
+      'the batch of 6, got 4',
     ),
     (
       'u2pl_voc.py:epochs=1',
       (),
-      'config.train: learn.warmup_epochs: found 1 of 655 steps, expected '
-      'fewer than the 655 steps in all',
+      'config.train: learn.warmup_epochs: expected fewer than the 655 steps '
+      'in all, got 1 of 655 steps',
     ),
     (
       'u2pl_shapes.py',
       ('--config.train.learn.warmup_epochs=20',),
-      'config.train: learn.warmup_epochs: found 20 of 100 steps, expected '
-      'fewer than the 1400 steps in all',
+      'config.train: learn.warmup_epochs: expected fewer than the 1400 steps '
+      'in all, got 20 of 100 steps',
     ),
   ],
 )

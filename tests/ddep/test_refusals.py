@@ -105,8 +105,8 @@ def test_softmax_where_images_have_several_classes(capsys, source):
     "--config.stages=('classify',)",
     '--config.classify.kind=softmax',
   )
-  assert "config.classify.kind: found 'softmax', but image" in found
-  assert "has 2 tags: expected 'sigmoid'" in found
+  assert "config.classify.kind: expected 'sigmoid', got 'softmax': image" in found
+  assert 'has 2 tags' in found
 
 
 def test_bad_files_are_named(capsys, source):

@@ -9,6 +9,7 @@ import shlex
 import pytest
 
 from ddep import main as ddep_main
+from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import runner
 
