@@ -105,7 +105,9 @@ def test_softmax_where_images_have_several_classes(capsys, source):
     "--config.stages=('classify',)",
     '--config.classify.kind=softmax',
   )
-  assert "config.classify.kind: expected 'sigmoid', got 'softmax': image" in found
+  assert (
+    "config.classify.kind: expected 'sigmoid', got 'softmax': image" in found
+  )
   assert 'has 2 tags' in found
 
 
