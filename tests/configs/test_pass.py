@@ -186,7 +186,7 @@ def test_configs_that_cannot_be_run():
     'branch=pixpro,clusters=false,protocol=distance',
     stages=('represent', 'attend'),
   )
-  assert 'expected 1: assignments' in refused(
+  assert 'got 2: assignments' in refused(
     *shapes, **{'represent.recipe.accumulate': 2}
   )
   assert 'config.represent.recipe.batch_size' in refused(

@@ -291,7 +291,7 @@ def test_there_is_no_dry_run_of_predictions(said):
   for flag in ('--dry_run', '--dry_run_xla'):
     status, printed = said(SHAPES, '--stage=predict', flag)
     assert status == 2
-    assert '--dry_run is for training, not of --stage=predict' in printed.err
+    assert '--dry_run is for training, not for --stage=predict' in printed.err
 
 
 def test_large_leaves_count_by_their_share():
