@@ -196,10 +196,12 @@ def test_configs_that_cannot_be_run():
     *shapes, **{'represent.large.size': (0, 48)}
   )
   assert 'a split with masks' in refused(*shapes, **{'semi.split': ''})
-  assert 'no block segment_on' in refused(
+  assert 'config.segment_on is missing' in refused(
     *shapes, stages=('represent', 'semi', 'segment_on')
   )
-  assert 'splits: found ()' in refused(*shapes, **{'segment.splits': ()})
+  assert 'splits: expected at least one' in refused(
+    *shapes, **{'segment.splits': ()}
+  )
   assert 'distance: neighbors: expected 1 or more, got 0' in refused(
     *shapes, **{'distance.neighbors': 0}
   )

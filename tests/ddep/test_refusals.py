@@ -107,8 +107,6 @@ def test_softmax_where_images_have_several_classes(capsys, source):
   )
   expected = "config.classify.kind: expected 'sigmoid', got 'softmax': image"
   assert expected in found
-    "config.classify.kind: expected 'sigmoid', got 'softmax': image" in found
-  )
   assert 'has 2 tags' in found
 
 

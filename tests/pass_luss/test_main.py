@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from pass_luss import main
+from pass_luss import evaluate, main
 from pass_luss.benchmark import png_format
 from pass_luss.pseudo_labels import features
 from pass_luss.pseudo_labels import labeler as labeler_lib
@@ -312,7 +312,7 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
   drawn = []
   monkeypatch.setattr(
     labeler_lib.panels,
-    'grid',
+    'draw_grid',
     lambda rows, names: drawn.append((rows, names)) or rows[0][0],
   )
 
@@ -346,8 +346,8 @@ def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
   )
 
 
-def test_the_evaluate_command_finds_what_the_stage_found(
-  whole, config, tmp_path
+def test_the_evaluate_command_scores_as_the_stage_does(
+  whole, config, tmp_path, capsys
 ):
   masks = tmp_path / 'gt'
   for name in png_format.list_files(whole / 'segment' / 'val'):
@@ -355,43 +355,33 @@ def test_the_evaluate_command_finds_what_the_stage_found(
       str(config.parent / 'masks' / pathlib.Path(name).name), -1
     )
     png_format.write(masks / name, mask.astype(int))
-  found = subprocess.run(
-    [
-      *(sys.executable, '-m', 'pass_luss.evaluate', f'--gt={masks}'),
-      f'--pred={whole}/segment/val',
-      f'--match={whole}/segment/match.json',
-      '--num_classes=2',
-    ],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
+  flags = (
+    f'--gt={masks}',
+    f'--pred={whole}/segment/val',
+    f'--match={whole}/segment/match.json',
+    '--num_classes=2',
   )
-  said = json.loads(found.stdout.splitlines()[-1])
+  assert evaluate.main(flags) == 0
+  values = json.loads(capsys.readouterr().out.splitlines()[-1])
   expected = results_of(whole, 'segment')['val']['metrics']
   for name in ('miou', 'boundary_miou', 'image_accuracy', 'f_beta'):
-    assert said[name] == pytest.approx(100 * expected[name])
+    assert values[name] == pytest.approx(100 * expected[name])
 
 
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
-  config, whole, tmp_path
-):
-  """In a step with a queue in use, and among the generated labels.
-
-  And as if another data set had been asked for from the beginning.
-  """
+def test_killed_run_equals_an_uninterrupted_one(config, whole, tmp_path):
+  """Killed in a step with a full queue, and among the pseudo-labels."""
   workdir = tmp_path / 'run'
-  before = tuple(name for name in STAGES if name != 'segment_on')
+  stages = ('represent', 'attend', 'cluster', 'label')
   labels = workdir / 'label' / 'train'
   for due in (
     runs.step_logged(workdir / 'represent', 4),
     lambda: labels.exists() and len([*labels.iterdir()]) > 3,
   ):
-    process = start(config, workdir, f'--config.stages={before}')
+    process = start(config, workdir, f'--config.stages={stages}')
     assert runs.signal_when(process, due)
-  process = start(config, workdir)
+  process = start(config, workdir, f'--config.stages={stages}')
   assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  for name in ('represent', 'attend', 'finetune', 'semi'):
+  for name in ('represent', 'attend'):
     jax.tree.map(
       np.testing.assert_array_equal,
       runs.read_state(workdir / name),
@@ -401,8 +391,24 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
       assert runs.read_metrics(workdir / name, file) == runs.read_metrics(
         whole / name, file
       )
-  for name in ('distance', 'label', 'segment', 'segment_semi', 'segment_on'):
-    assert results_of(workdir, name) == results_of(whole, name)
+  assert results_of(workdir, 'label') == results_of(whole, 'label')
+  names = png_format.list_files(labels)
+  assert names == png_format.list_files(whole / 'label' / 'train')
+  for name in names:
+    expected = (whole / 'label' / 'train' / name).read_bytes()
+    assert (labels / name).read_bytes() == expected
+
+
+def test_data_set_added_to_a_finished_run(config, whole, tmp_path):
+  """Gives the same results as if it had been there from the beginning."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns('segment_on'))
+  process = start(config, workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  assert results_of(workdir, 'segment_on') == results_of(whole, 'segment_on')
+  log = runs.read_log(workdir)
+  for name in STAGES[:-1]:
+    assert f'{name} is finished already' in log
 
 
 @pytest.mark.slow
