@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 
 from pass_luss import evaluate, main
-from pass_luss import experiment as experiment_lib
 from pass_luss.benchmark import png_format
 from pass_luss.pseudo_labels import features
 from pass_luss.pseudo_labels import labeler as labeler_lib
-from runtime import errors, options
-from segcore.distributed import sharding
+from runtime import errors
 from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
@@ -232,15 +230,14 @@ def test_results_say_how_they_were_found(whole):
 # Stages in this process, on what the run has trained.
 
 
-def runner_of(config, **changes):
-  """What runs the stages of a config, on one device."""
+def stages_of(config, **changes):
+  """Builds the stages of a config by name, on one device."""
   spec = importlib.util.spec_from_file_location('pass_folder', config)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   found = module.get_config()
   found.update_from_flattened_dict(changes)
-  experiment = options.build(experiment_lib.Experiment, found, 'config')
-  return main.Runner(experiment, sharding.make_mesh(devices=jax.devices()[:1]))
+  return main.PROGRAM.build(found, jax.devices()[:1])
 
 
 def place_of(folder, *needed):
@@ -253,7 +250,7 @@ def test_clusters_are_not_looked_for_again(
   config, whole, tmp_path, monkeypatch
 ):
   """What was killed while it read the classes goes on there."""
-  runner = runner_of(config)
+  stages = stages_of(config)
   place = place_of(tmp_path / 'cluster', whole / 'attend')
 
   def killed(*_):
@@ -262,12 +259,12 @@ def test_clusters_are_not_looked_for_again(
   with monkeypatch.context() as patch:
     patch.setattr(features, 'single_tags', killed)
     with pytest.raises(KeyboardInterrupt):
-      runner.run_cluster(place)
+      stages['cluster'].run(place)
   monkeypatch.setattr(features, 'extract', killed)
   assigned = np.load(place.directory / 'assignments.npy')
   # Classes that are the clusters, by other numbers.
   monkeypatch.setattr(features, 'single_tags', lambda split: 7 - assigned)
-  outputs = runner.run_cluster(place)
+  outputs = stages['cluster'].run(place)
   assert sorted(path.name for path in outputs) == [
     *('assignments.npy', 'centroids.npy', 'clusters.json')
   ]
@@ -280,14 +277,14 @@ def test_clusters_are_not_looked_for_again(
 def test_whole_images_learn_the_cluster_that_k_means_gave_them(
   config, whole, tmp_path
 ):
-  runner = runner_of(config, **{'cluster.kind': 'image', 'label.report': ()})
+  stages = stages_of(config, **{'cluster.kind': 'image', 'label.report': ()})
   clusters, represent = tmp_path / 'cluster', whole / 'represent'
-  runner.run_cluster(place_of(clusters, represent))
+  stages['cluster'].run(place_of(clusters, represent))
   # Whatever they are: here no centroids would give the same.
   given = np.arange(12, dtype=np.int32) // 3 % 2
   np.save(clusters / 'assignments.npy', given)
-  runner.run_label(place_of(tmp_path / 'label', represent, clusters))
-  names = runner._open('').ids()
+  stages['label'].run(place_of(tmp_path / 'label', represent, clusters))
+  names = stages['label'].open_images().ids()
   for name, category in zip(names, given, strict=True):
     found = png_format.read(tmp_path / 'label' / 'train' / f'{name}.png', 2)
     assert np.unique(found).tolist() == [1 + category]
@@ -296,9 +293,9 @@ def test_whole_images_learn_the_cluster_that_k_means_gave_them(
 def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
   config, whole, tmp_path, monkeypatch
 ):
-  runner = runner_of(config)
+  stages = stages_of(config)
   place = place_of(tmp_path / 'label', whole / 'attend', whole / 'cluster')
-  _, labeler = runner._labeler(place)
+  _, labeler = stages['label'].build_labeler(place)
   swept = []
 
   def sweep(labeler, split, *_):
@@ -306,7 +303,9 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     return labeler_lib.ThresholdSweep.empty(2, 2)
 
   monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
-  found = [runner._threshold(place, 'label', labeler, 2) for _ in range(2)]
+  found = [
+    stages['label'].choose_threshold(place, labeler, 2) for _ in range(2)
+  ]
   assert found[0] == found[1] and len(swept) == 1
   assert found[0].chosen_on == swept[0]
 
@@ -321,7 +320,7 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     height, width = example['size'].tolist()
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
-  some = runner._open('').select(np.array([3]))
+  some = stages['label'].open_images().select(np.array([3]))
   labeler.draw_panel(some, whole / 'label' / 'train', left_half)
   ((((_, decided, _),), names),) = drawn
   assert names[1] == 'saliency'
@@ -330,20 +329,20 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
 
 
 def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
-  runner = runner_of(config, **{'distance.neighbors': 1000})
+  stages = stages_of(config, **{'distance.neighbors': 1000})
   with pytest.raises(errors.UserError) as error:
-    runner.run_distance(place_of(tmp_path / 'distance', whole / 'represent'))
+    stages['distance'].run(place_of(tmp_path / 'distance', whole / 'represent'))
   assert str(error.value) == (
     'config.distance.neighbors: expected at most 24, the number of regions in '
     'image_mask_folder train, got 1000'
   )
-  one = runner._open('').select(np.array([0]))
+  one = stages['cluster'].open_images().select(np.array([0]))
   with pytest.raises(errors.UserError) as error:
-    runner._check_clusters(one)
+    stages['cluster'].check_rows(one)
   assert str(error.value) == (
-    'config.images: found 1 rows to cluster in image_mask_folder train (1 of '
-    '12 images), expected at least 2, one for each class: choose data with '
-    'more images'
+    'config.images: expected at least 2 rows to cluster, one for each class, '
+    'got 1 in image_mask_folder train (1 of 12 images): choose data with more '
+    'images'
   )
 
 
