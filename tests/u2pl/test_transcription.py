@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.transcriptions import u2pl as ref
+from tests.transcriptions import u2pl_contrast as ref_contrast
 
 LN = math.log
 
@@ -117,7 +118,9 @@ def test_unsupervised_loss():
 
 def test_ranks_of_ties_go_to_the_lower_class():
   probs = np.array([[0.2, 0.5, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]])
-  np.testing.assert_array_equal(ref.ranks(probs), [[1, 0, 2, 3], [0, 1, 2, 3]])
+  np.testing.assert_array_equal(
+    ref_contrast.ranks(probs), [[1, 0, 2, 3], [0, 1, 2, 3]]
+  )
 
 
 def test_contrast_masks():
@@ -126,7 +129,7 @@ def test_contrast_masks():
     [[0.5, 0.3, 0.15, 0.05], [0.3, 0.4, 0.1, 0.2], [0.7, 0.1, 0.15, 0.05]]
   )
   probs = probs[None, None]
-  masks = ref.contrast_masks(
+  masks = ref_contrast.contrast_masks(
     probs_l=probs,
     labels_l=row([0, 2, -1]),
     probs_u=probs,
@@ -151,28 +154,28 @@ def test_contrast_masks():
 def test_an_ignored_pixel_is_neither_positive_nor_negative():
   probs = np.array([0.4, 0.3, 0.2, 0.1])[None, None, None]
   on = np.ones((1, 1, 1), bool)
-  found = ref.unlabeled_negative_masks(probs, row([1]), on)
+  found = ref_contrast.unlabeled_negative_masks(probs, row([1]), on)
   np.testing.assert_array_equal(found[0, 0, 0], [0, 0, 0, 1])
-  assert not ref.unlabeled_negative_masks(probs, row([-1]), on).any()
-  assert not ref.positive_masks(row([-1]), on, 4).any()
+  assert not ref_contrast.unlabeled_negative_masks(probs, row([-1]), on).any()
+  assert not ref_contrast.positive_masks(row([-1]), on, 4).any()
 
 
 def test_class_means():
   features = np.array([[1.0, 0], [3, 2], [5, 5]])[None, None]
-  masks = ref.positive_masks(row([1, 1, 0]), row([1, 1, 0], bool), 3)
-  means, counts = ref.class_means(features, masks)
+  masks = ref_contrast.positive_masks(row([1, 1, 0]), row([1, 1, 0], bool), 3)
+  means, counts = ref_contrast.class_means(features, masks)
   np.testing.assert_array_equal(means, [[0, 0], [2, 1], [0, 0]])
   np.testing.assert_array_equal(counts, [0, 2, 0])
 
 
 def test_info_nce():
-  assert ref.cosine([3, 4], [1, 0]) == pytest.approx(0.6)
-  assert ref.cosine([0, 0], [1, 0]) == 0
+  assert ref_contrast.cosine([3, 4], [1, 0]) == pytest.approx(0.6)
+  assert ref_contrast.cosine([0, 0], [1, 0]) == 0
   anchors, negatives = np.array([[2.0, 0]] * 3), np.full((3, 50, 2), [-3.0, 0])
-  floor = ref.info_nce(anchors, np.array([1.0, 0]), negatives)
+  floor = ref_contrast.info_nce(anchors, np.array([1.0, 0]), negatives)
   assert floor == pytest.approx(LN(1 + 50 * math.exp(-4)))
   # Cosines 1 / 0.6 and 0 / 0.6, one negative at right angles to each.
-  found = ref.info_nce(
+  found = ref_contrast.info_nce(
     np.array([[5.0, 0], [0, 1]]),
     np.array([3.0, 4]),
     np.array([[[0, 1.0]], [[1.0, 0]]]),
@@ -188,14 +191,14 @@ def test_uniform_to_index():
 
 
 def test_bank_is_first_in_first_out():
-  bank = ref.Bank([2, 3])
+  bank = ref_contrast.Bank([2, 3])
   bank.push(0, np.array([[1.0], [2], [3]]))
   bank.push(0, np.array([[4.0]]))
   bank.push(1, np.array([[5.0], [6]]))
   np.testing.assert_array_equal(bank.rows(0), [[3], [4]])
   np.testing.assert_array_equal(bank.rows(1), [[5], [6]])
   assert (bank.size(0), bank.size(1)) == (2, 2)
-  assert ref.bank_capacities(3) == [50_000, 30_000, 30_000]
+  assert ref_contrast.bank_capacities(3) == [50_000, 30_000, 30_000]
 
 
 @pytest.fixture
@@ -209,14 +212,14 @@ def contrast():
       masks[name][0, 0, x, category] = True
   student = np.array([[0.0, 1], [1, 0], [9, 9], [9, 9]])[None, None]
   teacher = np.array([[2.0, 0], [4, 0], [-1, 0], [0, 1]])[None, None]
-  return student, teacher, ref.ContrastMasks(**masks)
+  return student, teacher, ref_contrast.ContrastMasks(**masks)
 
 
 def test_contrastive_step(contrast):
   student, teacher, masks = contrast
-  bank = ref.Bank([4, 4, 4])
+  bank = ref_contrast.Bank([4, 4, 4])
   anchor_draws, bank_draws = {0: [1, 1]}, {0: np.array([[0], [1]])}
-  found = ref.contrastive_step(
+  found = ref_contrast.contrastive_step(
     student, teacher, masks, bank, anchor_draws, bank_draws
   )
   # Anchor (1,0), positive (3,0), negatives (-1,0) and (0,1): cosines 1, -1, 0.
@@ -226,8 +229,8 @@ def test_contrastive_step(contrast):
   np.testing.assert_array_equal(bank.rows(1), [[-1, 0]])
   assert bank.size(2) == 0
   # Another positive, at right angles to the anchor; a part of the keys.
-  bank = ref.Bank([4, 4, 4])
-  found = ref.contrastive_step(
+  bank = ref_contrast.Bank([4, 4, 4])
+  found = ref_contrast.contrastive_step(
     student,
     teacher,
     masks,
@@ -244,8 +247,8 @@ def test_contrastive_step(contrast):
 def test_one_class_gives_no_contrast_but_pushes(contrast):
   student, teacher, masks = contrast
   masks.positives[..., 1] = False
-  bank = ref.Bank([4, 4, 4])
-  found = ref.contrastive_step(
+  bank = ref_contrast.Bank([4, 4, 4])
+  found = ref_contrast.contrastive_step(
     student, teacher, masks, bank, {0: [0]}, {0: np.array([[0]])}
   )
   assert found == 0
@@ -256,21 +259,29 @@ def test_one_class_gives_no_contrast_but_pushes(contrast):
 
 
 def test_momentum_prototypes():
-  state = ref.no_prototypes(2, 1)
-  state = ref.update_prototypes(state, np.array([[8.0], [0]]), [3, 0], 0.75)
+  state = ref_contrast.no_prototypes(2, 1)
+  state = ref_contrast.update_prototypes(
+    state, np.array([[8.0], [0]]), [3, 0], 0.75
+  )
   np.testing.assert_array_equal(state.values, [[8], [0]])
   np.testing.assert_array_equal(state.updates, [1, 0])
-  state = ref.update_prototypes(state, np.array([[4.0], [6]]), [1, 1], 0.75)
+  state = ref_contrast.update_prototypes(
+    state, np.array([[4.0], [6]]), [1, 1], 0.75
+  )
   np.testing.assert_array_equal(state.values, [[7], [6]])
-  state = ref.update_prototypes(state, np.array([[0.0], [2]]), [0, 1], 0.75)
+  state = ref_contrast.update_prototypes(
+    state, np.array([[0.0], [2]]), [0, 1], 0.75
+  )
   np.testing.assert_array_equal(state.values, [[7], [5]])
   np.testing.assert_array_equal(state.updates, [2, 2])
 
 
 def test_ramp_is_the_plain_mean_at_first():
-  state = ref.no_prototypes(1, 1)
+  state = ref_contrast.no_prototypes(1, 1)
   for value in (1.0, 3.0, 8.0):
-    state = ref.update_prototypes(state, np.array([[value]]), [1], ramp=True)
+    state = ref_contrast.update_prototypes(
+      state, np.array([[value]]), [1], ramp=True
+    )
   assert state.values[0, 0] == pytest.approx(4)
 
 
@@ -278,27 +289,31 @@ def test_denoising_weights():
   features = np.array([3.0, 4.0])[None, None, None]
   values = np.array([[0, 0], [3, 1], [7, 7]], float)
   # Distances 5 and 3; the class never seen is at 4.
-  state = ref.Prototypes(values, np.array([1, 1, 0]))
+  state = ref_contrast.Prototypes(values, np.array([1, 1, 0]))
   powers = np.exp([-5.0, -3, -4])
-  found = ref.denoising_weights(features, state)[0, 0, 0]
+  found = ref_contrast.denoising_weights(features, state)[0, 0, 0]
   np.testing.assert_allclose(found, powers / powers.sum())
   # Directions (0.6, 0.8) and (1, 0): 0.8^0.5 apart; the same: 0.
-  state = ref.Prototypes(np.array([[2.0, 0], [6, 8]]), np.array([1, 1]))
+  state = ref_contrast.Prototypes(
+    np.array([[2.0, 0], [6, 8]]), np.array([1, 1])
+  )
   powers = np.exp([-math.sqrt(0.8), 0])
-  found = ref.denoising_weights(features, state, 'l2')[0, 0, 0]
+  found = ref_contrast.denoising_weights(features, state, 'l2')[0, 0, 0]
   np.testing.assert_allclose(found, powers / powers.sum())
-  found = ref.denoising_weights(features, ref.no_prototypes(4, 2))
+  found = ref_contrast.denoising_weights(
+    features, ref_contrast.no_prototypes(4, 2)
+  )
   np.testing.assert_allclose(found, np.full((1, 1, 1, 4), 0.25))
   with pytest.raises(ValueError, match='similarity'):
-    ref.denoising_weights(features, state, 'cosine')
+    ref_contrast.denoising_weights(features, state, 'cosine')
 
 
 def test_denoised_labels():
   # Weights (e, 1)/(e+1), then (1, e)/(e+1), and half-half between them.
   features = np.array([[0.0], [1.0]])[None, None]
-  state = ref.Prototypes(np.array([[0.0], [1.0]]), np.array([1, 1]))
+  state = ref_contrast.Prototypes(np.array([[0.0], [1.0]]), np.array([1, 1]))
   probs = np.array([[0.4, 0.6], [0.4, 0.6], [0.7, 0.3]])[None, None]
-  labels, weighted = ref.denoised_labels(probs, features, state)
+  labels, weighted = ref_contrast.denoised_labels(probs, features, state)
   np.testing.assert_array_equal(labels, row([0, 1, 1]))
   low = 1 / (math.e + 1)
   expected = [[0.4 * (1 - low), 0.6 * low], [0.2, 0.3]]

@@ -19,6 +19,7 @@ from segcore.train import method, optimizers
 from segcore.train import update as update_lib
 from tests.support import meshes
 from tests.transcriptions import u2pl as reference
+from tests.transcriptions import u2pl_contrast as contrast_reference
 from u2pl import contrast, ema, mixing
 from u2pl.semi import mean_teacher
 from u2pl.semi import options as options_lib
@@ -296,13 +297,13 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
   # Clean images: denoised labels, by the prototypes of before.
   teacher_of = late.teacher_params, late.teacher_batch_stats
   clean = network_outputs(trained, *teacher_of, images_u, train=False)
-  known = reference.Prototypes(
+  known = contrast_reference.Prototypes(
     np.asarray(late.prototypes.vectors, np.float64),
     np.asarray(late.prototypes.updates),
   )
   assert (known.updates > 0).all()
   probs = reference.softmax(reference.bilinear(clean['logits'], shape))
-  labels_u, _ = reference.denoised_labels(probs, clean['rep'], known)
+  labels_u, _ = contrast_reference.denoised_labels(probs, clean['rep'], known)
 
   # Mixing, in pairs.
   mixed, mixed_labels = images_u.copy(), labels_u.copy()
@@ -346,7 +347,7 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
   # Contrast: masks, prototypes, bank, draws.
   cells = told['rep'].shape[1:3]
   told_probs = reference.softmax(told['logits'])
-  masks = reference.contrast_masks(
+  masks = contrast_reference.contrast_masks(
     told_probs[0::2],
     reference.nearest(labels_l, cells),
     told_probs[1::2],
@@ -357,14 +358,14 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
     r_l=2,
     r_h=5,
   )
-  masks = reference.ContrastMasks(
+  masks = contrast_reference.ContrastMasks(
     *(
       np.stack([mask[:BATCH], mask[BATCH:]], 1).reshape(-1, *cells, CLASSES)
       for mask in masks
     )
   )
-  means, counts = reference.class_means(told['rep'], masks.positives)
-  updated = reference.update_prototypes(known, means, counts, 0.9)
+  means, counts = contrast_reference.class_means(told['rep'], masks.positives)
+  updated = contrast_reference.update_prototypes(known, means, counts, 0.9)
   np.testing.assert_allclose(
     after.prototypes.vectors, updated.values, rtol=1e-3, atol=1e-5
   )
@@ -374,13 +375,13 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
       update_lib.row_keys(pixel_rng, 2 * BATCH), cells[0] * cells[1]
     )
   ).ravel()
-  bank = reference.Bank([60, 40, 40, 40, 40])
+  bank = contrast_reference.Bank([60, 40, 40, 40, 40])
   pushed = {}
   for c in range(CLASSES):
     at = np.flatnonzero(masks.negatives[..., c])
     chosen = np.sort(np.argsort(-priorities[at], kind='stable')[:16])
     pushed[c] = chosen
-  reference.push_negatives(bank, told['rep'], masks.negatives, pushed)
+  contrast_reference.push_negatives(bank, told['rep'], masks.negatives, pushed)
   for c in range(CLASSES):
     count = int(after.bank.count[c])
     assert count == bank.size(c) == 16
@@ -399,7 +400,7 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
     reference.uniform_to_index(np.asarray(uniforms[c]), 16)
     for c in range(CLASSES)
   ]
-  contrasted = reference.contrastive_loss(
+  contrasted = contrast_reference.contrastive_loss(
     seen['rep'], masks, updated.values, bank, anchor_draws, bank_draws
   )
   assert contrasted > 0
