@@ -228,7 +228,7 @@ def contrastive_loss(
     student: features of the labeled and mixed images, [B,h,w,D].
     masks: `ContrastMasks`.
     positives: [C,D].
-    bank: this step's keys have been pushed already.
+    bank: with this step's keys.
     anchor_draws: by class, M numbers of anchors in raster order.
     bank_draws: by class, [M,N] numbers of rows in the queue, 0 the oldest.
     tau: temperature.

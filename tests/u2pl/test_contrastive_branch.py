@@ -255,9 +255,9 @@ def test_denoising_waits_for_a_prototype_of_every_class(kind):
     return np.argmax(denoised, -1)
 
   def expected(updates):
-    found = contrast_reference.Prototypes(vectors, np.array(updates))
+    known = contrast_reference.Prototypes(vectors, np.array(updates))
     return contrast_reference.denoised_labels(
-      reference.softmax(scores), features, found, kind
+      reference.softmax(scores), features, known, kind
     )[0]
 
   every, some = [1, 2, 1, 1, 3], [1, 2, 0, 1, 0]
