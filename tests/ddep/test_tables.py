@@ -36,7 +36,7 @@ def cells(command):
   """The study of a command, and its cells of the first seed."""
   arguments = shlex.split(command)
   assert arguments[:3] == ['python', '-m', 'segcore.study']
-  study = study_cli.parse([*arguments[3:]]).study
+  study = study_cli.parse(arguments[3:]).study
   if study.sweep:
     return study, study.sweep_cells()
   first = dataclasses.replace(study, seeds=(0,))
