@@ -128,7 +128,7 @@ def test_two_stream_on_8_devices_equals_1(whole, by_hand):
 
 def test_bank_is_a_deque(by_hand):
   run = by_hand['two_stream']
-  guesses = jax.jit(run.method.guesses)
+  guesses = jax.jit(run.method.teacher_forward)
   state = run.first
   expected = [
     collections.deque(maxlen=run.method.capacity)
