@@ -168,7 +168,7 @@ class TwoStream:
     return self.segmenter.apply(variables, images, heads=('logits',))['logits']
 
   def forward(self, params, batch_stats, images):
-    """Applies the network in training mode; returns the batch statistics too."""
+    """Applies the network in training mode; returns outputs and statistics."""
     return method.forward(
       self.segmenter,
       params,

@@ -147,7 +147,7 @@ def read_log(workdir: pathlib.Path) -> str:
 
 
 def signal_when(process: subprocess.Popen, due, sign=signal.SIGKILL) -> bool:
-  """Sends a signal once `due()` is true; returns whether the run lived so long."""
+  """Sends a signal once `due()` is true; returns whether it was sent."""
   while process.poll() is None:
     if due():
       os.kill(process.pid, sign)
