@@ -2,7 +2,7 @@
 
 Labeled are the 1,464 images of VOC ('classic') or the 10,582 with those of SBD
 ('blender'), or a part of them; all others are without labels. The authors' own
-partitions are files: `list=splits/92/labeled.txt`. docs/u2pl_tables.md has a
+partitions are files: `list=splits/92/labeled.txt`. docs/methods/u2pl_tables.md has a
 command for every row.
 
 Data:  python -m input_pipeline.prepare voc2012 --source=…
