@@ -1,4 +1,4 @@
-"""U2PL's configs, and the rows of docs/methods/u2pl_tables.md that they make."""
+"""Tests of U2PL's configs, and of the rows of docs/methods/u2pl_tables.md."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Every row of docs/methods/ddep_tables.md is an experiment, and the one it says."""
+"""Tests that every row of docs/methods/ddep_tables.md builds its experiment."""
 
 import collections
 import dataclasses
