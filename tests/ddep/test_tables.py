@@ -1,4 +1,4 @@
-"""Every row of docs/ddep_tables.md is an experiment, and the one it says."""
+"""Tests that every row of docs/methods/ddep_tables.md builds its experiment."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import cli as study_cli
 
-DOC = pathlib.Path(__file__).parents[2] / 'docs' / 'ddep_tables.md'
+DOC = pathlib.Path(__file__).parents[2] / 'docs' / 'methods' / 'ddep_tables.md'
 DECODER = ('decoder', 'heads')
 WHOLE = ('encoder', *DECODER)
 # Networks whose shapes were followed already.
