@@ -25,12 +25,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
-import numpy as np
+import u2pl_loss_inputs
+from u2pl_loss_inputs import Inputs, Shape
 
 from segcore.ops import order_statistics
 from segcore.train import update
@@ -38,85 +37,11 @@ from u2pl import contrast, contrastive_branch, memory_bank, prototypes
 
 try:
   import torch
+  import u2pl_loss_torch
 except ImportError:
   torch = None
 
 MEGABYTE = 2**20
-
-
-class Shape(NamedTuple):
-  """Sizes of a step: images and side in cells, C, D."""
-
-  images: int
-  side: int
-  classes: int
-  dim: int
-
-
-class Inputs(NamedTuple):
-  """Inputs of the term; rows alternate between labeled and mixed images.
-
-  Attributes:
-    student: [B, h, w, D].
-    teacher: [B, h, w, D].
-    scores: [B, h, w, C], logits of the teacher.
-    labels: int32 [B, h, w], ground truth and pseudo-labels.
-    reliable: bool [B, h, w]; False on labeled images.
-    unreliable: bool [B, h, w]; False on labeled images.
-  """
-
-  student: Any
-  teacher: Any
-  scores: Any
-  labels: Any
-  reliable: Any
-  unreliable: Any
-
-
-def make_inputs(shape: Shape) -> Inputs:
-  """Draws regions with smooth borders, and noisy teacher scores of them."""
-  rng = np.random.default_rng(0)
-  cells = (shape.images, shape.side, shape.side)
-  size = (shape.side, shape.side)
-  scores = np.empty((*cells, shape.classes), np.float32)
-  labels = np.empty(cells, np.int32)
-  for i in range(shape.images):
-    fields = rng.standard_normal((shape.classes, 5, 5)).astype(np.float32)
-    fields_resized = [
-      cv2.resize(field, size, interpolation=3) for field in fields
-    ]
-    truth = 3 * np.stack(fields_resized, axis=-1)
-    labels[i] = np.argmax(truth, axis=-1)
-    noise = rng.standard_normal(truth.shape, np.float32)
-    scores[i] = truth + noise
-    # Annotators ignore the borders of objects.
-    first, second = np.partition(truth, -2, axis=-1)[..., :-3:-1].T
-    labels[i][(first - second).T < 0.2] = -1
-  mixed = np.arange(shape.images) % 2 == 1
-  labels[mixed] = np.argmax(scores[mixed], axis=-1)
-  probs = np.exp(scores[mixed] - scores[mixed].max(-1, keepdims=True))
-  probs /= probs.sum(-1, keepdims=True)
-  entropy = -np.sum(probs * np.log(probs + 1e-10), axis=-1)
-  below = entropy < np.percentile(entropy, 80)
-  reliable, unreliable = np.zeros(cells, bool), np.zeros(cells, bool)
-  reliable[mixed], unreliable[mixed] = below, ~below
-  centers = rng.standard_normal((shape.classes, shape.dim), np.float32)
-
-  def features() -> np.ndarray:
-    drawn = np.empty((*cells, shape.dim), np.float32)
-    for i in range(shape.images):
-      rng.standard_normal(dtype=np.float32, out=drawn[i])
-      drawn[i] += centers[labels[i]]
-    return drawn
-
-  return Inputs(features(), features(), scores, labels, reliable, unreliable)
-
-
-def make_bank(shape: Shape, options: contrast.ContrastOptions) -> np.ndarray:
-  """Draws the rows of a full bank, [C, K, D]."""
-  rng = np.random.default_rng(1)
-  most = max(options.capacities(shape.classes))
-  return rng.standard_normal((shape.classes, most, shape.dim), np.float32)
 
 
 def build_branch(
@@ -190,88 +115,17 @@ def full_bank(
   capacity = jnp.asarray(bank.capacity, jnp.int32)
   return bank.replace(
     # A copy: the bank is donated, and numpy's memory must not be.
-    rows=jnp.array(make_bank(shape, options)),
+    rows=jnp.array(u2pl_loss_inputs.make_bank(shape, options)),
     pointer=jnp.zeros_like(capacity),
     count=capacity,
   )
-
-
-def in_torch(inputs: Inputs, bank: list, options: contrast.ContrastOptions):
-  """Computes the term as the specification reads (spec U2PL §3.4).
-
-  Args:
-    inputs: tensors.
-    bank: a tensor [K, D] for each class; changed in place.
-    options: of the loss.
-
-  Returns:
-    The loss, and its gradient to the student's representation.
-  """
-  num_images, dim = len(inputs.labels), inputs.teacher.shape[-1]
-  num_classes = inputs.scores.shape[-1]
-  student = inputs.student.detach().requires_grad_()
-  teacher_rows = inputs.teacher.reshape(-1, dim)
-  student_rows = student.reshape(-1, dim)
-
-  probs = torch.softmax(inputs.scores, dim=-1)
-  order = torch.argsort(probs, dim=-1, descending=True, stable=True)
-  places = torch.arange(num_classes).expand_as(order)
-  rank = torch.empty_like(order).scatter_(-1, order, places)
-  labeled = (torch.arange(num_images) % 2 == 0)[:, None, None]
-  valid = inputs.labels >= 0
-  usable = valid & (labeled | inputs.reliable)
-
-  anchors, positives = [], []
-  for c, capacity in enumerate(options.capacities(num_classes)):
-    of_class = inputs.labels == c
-    sure = probs[..., c] > options.anchor_threshold
-    positives.append((usable & of_class).flatten().nonzero()[:, 0])
-    anchors.append((usable & of_class & sure).flatten().nonzero()[:, 0])
-    near = labeled & valid & ~of_class & (rank[..., c] < options.low_rank)
-    window = (rank[..., c] >= options.low_rank) & (
-      rank[..., c] < options.high_rank
-    )
-    negatives = near | (inputs.unreliable & valid & window)
-    keys = negatives.flatten().nonzero()[:, 0]
-    if len(keys) > options.max_push:
-      keys = keys[torch.randperm(len(keys))[: options.max_push]]
-    bank[c] = torch.cat([bank[c], teacher_rows[keys]])[-capacity:]
-
-  shape = (options.num_anchors, options.num_negatives)
-  total, num_present = torch.zeros(()), 0
-  for c in range(num_classes):
-    if not len(positives[c]):
-      continue
-    num_present += 1
-    if not len(anchors[c]) or not len(bank[c]):
-      continue
-    drawn = anchors[c][torch.randint(len(anchors[c]), shape[:1])]
-    anchor = student_rows[drawn]
-    positive = teacher_rows[positives[c]].mean(0)
-    negative = bank[c][torch.randint(len(bank[c]), (shape[0] * shape[1],))]
-    compared = torch.cat(
-      [
-        positive.expand(shape[0], 1, dim),
-        negative.reshape(*shape, dim),
-      ],
-      dim=1,
-    )
-    logits = torch.nn.functional.cosine_similarity(
-      anchor[:, None], compared, dim=2, eps=1e-8
-    )
-    total = total + torch.nn.functional.cross_entropy(
-      logits / options.temperature, torch.zeros(shape[0], dtype=torch.long)
-    )
-  loss = total / num_present
-  loss.backward()
-  return loss.detach(), student.grad
 
 
 def torch_inputs(
   inputs: Inputs, shape: Shape, options: contrast.ContrastOptions
 ) -> tuple[Inputs, list]:
   """Returns tensors that share the inputs' memory, and a full bank."""
-  rows = make_bank(shape, options)
+  rows = u2pl_loss_inputs.make_bank(shape, options)
   bank = [
     torch.from_numpy(rows[c, :capacity].copy())
     for c, capacity in enumerate(options.capacities(shape.classes))
@@ -298,7 +152,7 @@ def compare(
   shape: Shape, options: contrast.ContrastOptions, threads: int, rounds: int
 ) -> list[dict[str, float]]:
   """Measures seconds, processor seconds and loss of both versions in turns."""
-  inputs = make_inputs(shape)
+  inputs = u2pl_loss_inputs.make_inputs(shape)
   compiled = in_jax(shape, options)
   on_device = jax.tree.map(jnp.asarray, inputs)
   bank = full_bank(shape, options)
@@ -315,7 +169,9 @@ def compare(
     del gradient
     if torch:
       stopwatch = Stopwatch()
-      loss, gradient = in_torch(tensors, bank_of_torch, options)
+      loss, gradient = u2pl_loss_torch.loss_and_gradient(
+        tensors, bank_of_torch, options
+      )
       row |= {**stopwatch.read('torch'), 'loss_torch': float(loss)}
       del gradient
       apart = abs(row['loss_jax'] - row['loss_torch'])
@@ -333,7 +189,7 @@ def parts(
   shape: Shape, options: contrast.ContrastOptions, rounds: int
 ) -> dict[str, float]:
   """Measures seconds of each part of the term when compiled alone."""
-  inputs = jax.tree.map(jnp.asarray, make_inputs(shape))
+  inputs = jax.tree.map(jnp.asarray, u2pl_loss_inputs.make_inputs(shape))
   bank = full_bank(shape, options)
   branch = build_branch(shape, options)
   cells = shape.side**2
@@ -360,18 +216,7 @@ def parts(
   flat = inputs.teacher.reshape(-1, shape.dim)
   rows = flat[at]
   counts = jnp.full(shape.classes, max_push, jnp.int32)
-  draws = (shape.classes, options.num_anchors, options.num_negatives)
-
-  def draw(anchors, rng, count):
-    picked = order_statistics.ranks_from_uniforms(
-      jax.random.uniform(rng, draws[:2]),
-      jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)[:, None],
-    )
-    drawn = order_statistics.ranks_from_uniforms(
-      jax.random.uniform(rng, draws), count[:, None, None]
-    )
-    return order_statistics.nth_true(anchors, picked), drawn
-
+  draw = functools.partial(draw_pairs, options)
   picked, drawn = jax.jit(draw)(anchors, jax.random.PRNGKey(0), bank.count)
   means, _ = jax.jit(prototypes.class_means)(inputs.teacher, masks.positives)
   targets = contrastive_branch.ContrastiveTargets(
@@ -407,13 +252,49 @@ def parts(
     for name, (part, arguments) in work.items()
   }
   # In place, so after all that reads the bank.
+  seconds['write rows to the bank'] = fastest_push(bank, rows, counts, rounds)
+  return seconds
+
+
+def draw_pairs(
+  options: contrast.ContrastOptions,
+  anchors: jax.Array,
+  rng: jax.Array,
+  count: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws anchors and negatives of each class.
+
+  Args:
+    options: the numbers M of anchors and N of negatives.
+    anchors: bool [B, P, C], candidates among P cells.
+    rng: random key.
+    count: int32 [C], rows in the bank.
+
+  Returns:
+    Indices of anchors [C, M], and of rows of the bank [C, M, N].
+  """
+  draws = (len(count), options.num_anchors, options.num_negatives)
+  picked = order_statistics.ranks_from_uniforms(
+    jax.random.uniform(rng, draws[:2]),
+    jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)[:, None],
+  )
+  drawn = order_statistics.ranks_from_uniforms(
+    jax.random.uniform(rng, draws), count[:, None, None]
+  )
+  return order_statistics.nth_true(anchors, picked), drawn
+
+
+def fastest_push(
+  bank: memory_bank.Bank, rows: jax.Array, counts: jax.Array, rounds: int
+) -> float:
+  """Measures the seconds of writing rows to the bank in place."""
   write = jax.jit(memory_bank.push, donate_argnums=0)
   times = []
   for _ in range(rounds + 1):
     start = time.perf_counter()
     bank = jax.block_until_ready(write(bank, rows, counts))
     times.append(time.perf_counter() - start)
-  return {**seconds, 'write rows to the bank': min(times[1:])}
+  return min(times[1:])
 
 
 def fastest(part: Callable, arguments: tuple, rounds: int) -> float:
@@ -435,14 +316,19 @@ def memory_of(
   Call it in a fresh process: the peak is of the whole process. The gradient,
   which is as large as the student's representation, is not included.
   """
-  inputs = make_inputs(shape)
+  inputs = u2pl_loss_inputs.make_inputs(shape)
   gradient = inputs.student.nbytes
   if kind == 'torch':
     tensors, bank = torch_inputs(inputs, shape, options)
     small = Shape(2, 9, shape.classes, dim=2)
     # Torch loads libraries at its first use.
-    in_torch(*torch_inputs(make_inputs(small), small, options), options)
-    peak = added_at_peak(lambda: in_torch(tensors, bank, options))
+    u2pl_loss_torch.loss_and_gradient(
+      *torch_inputs(u2pl_loss_inputs.make_inputs(small), small, options),
+      options,
+    )
+    peak = added_at_peak(
+      lambda: u2pl_loss_torch.loss_and_gradient(tensors, bank, options)
+    )
     return {'peak': peak - gradient}
   compiled = in_jax(shape, options)
   arguments = (
