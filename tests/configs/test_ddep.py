@@ -230,7 +230,7 @@ def test_steps_of_the_paper():
 def test_weights_of_the_paper():
   ddep = load('ddep_pascal')
   assert ddep.stages == ('denoise', 'finetune', 'evaluate')
-  assert ddep.stages.denoise.start.path == 'weights/R50+ViT-B_16.npz'
+  assert ddep.denoise.start.path == 'weights/R50+ViT-B_16.npz'
   supervised = load('ddep_pascal', 'init=supervised,network=unet')
   assert supervised.finetune.start.path == 'weights/BiT-M-R50x1.npz'
   other = load('ddep_pascal', 'encoder=elsewhere.npz')

@@ -13,13 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from pass_luss import experiment as experiment_lib
-from pass_luss import main
+from pass_luss import evaluate, main
 from pass_luss.benchmark import png_format
 from pass_luss.pseudo_labels import features
 from pass_luss.pseudo_labels import labeler as labeler_lib
-from runtime import errors, options
-from segcore.distributed import sharding
+from runtime import errors
 from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
@@ -232,15 +230,14 @@ def test_results_say_how_they_were_found(whole):
 # Stages in this process, on what the run has trained.
 
 
-def runner_of(config, **changes):
-  """What runs the stages of a config, on one device."""
+def stages_of(config, **changes):
+  """Builds the stages of a config by name, on one device."""
   spec = importlib.util.spec_from_file_location('pass_folder', config)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   found = module.get_config()
   found.update_from_flattened_dict(changes)
-  experiment = options.build(experiment_lib.Experiment, found, 'config')
-  return main.Runner(experiment, sharding.make_mesh(devices=jax.devices()[:1]))
+  return main.PROGRAM.build(found, jax.devices()[:1])
 
 
 def place_of(folder, *needed):
@@ -253,7 +250,7 @@ def test_clusters_are_not_looked_for_again(
   config, whole, tmp_path, monkeypatch
 ):
   """What was killed while it read the classes goes on there."""
-  runner = runner_of(config)
+  stages = stages_of(config)
   place = place_of(tmp_path / 'cluster', whole / 'attend')
 
   def killed(*_):
@@ -262,12 +259,12 @@ def test_clusters_are_not_looked_for_again(
   with monkeypatch.context() as patch:
     patch.setattr(features, 'single_tags', killed)
     with pytest.raises(KeyboardInterrupt):
-      runner.run_cluster(place)
+      stages['cluster'].run(place)
   monkeypatch.setattr(features, 'extract', killed)
   assigned = np.load(place.directory / 'assignments.npy')
   # Classes that are the clusters, by other numbers.
   monkeypatch.setattr(features, 'single_tags', lambda split: 7 - assigned)
-  outputs = runner.run_cluster(place)
+  outputs = stages['cluster'].run(place)
   assert sorted(path.name for path in outputs) == [
     *('assignments.npy', 'centroids.npy', 'clusters.json')
   ]
@@ -280,14 +277,14 @@ def test_clusters_are_not_looked_for_again(
 def test_whole_images_learn_the_cluster_that_k_means_gave_them(
   config, whole, tmp_path
 ):
-  runner = runner_of(config, **{'cluster.kind': 'image', 'label.report': ()})
+  stages = stages_of(config, **{'cluster.kind': 'image', 'label.report': ()})
   clusters, represent = tmp_path / 'cluster', whole / 'represent'
-  runner.run_cluster(place_of(clusters, represent))
+  stages['cluster'].run(place_of(clusters, represent))
   # Whatever they are: here no centroids would give the same.
   given = np.arange(12, dtype=np.int32) // 3 % 2
   np.save(clusters / 'assignments.npy', given)
-  runner.run_label(place_of(tmp_path / 'label', represent, clusters))
-  names = runner._open('').ids()
+  stages['label'].run(place_of(tmp_path / 'label', represent, clusters))
+  names = stages['label'].open_images().ids()
   for name, category in zip(names, given, strict=True):
     found = png_format.read(tmp_path / 'label' / 'train' / f'{name}.png', 2)
     assert np.unique(found).tolist() == [1 + category]
@@ -296,9 +293,9 @@ def test_whole_images_learn_the_cluster_that_k_means_gave_them(
 def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
   config, whole, tmp_path, monkeypatch
 ):
-  runner = runner_of(config)
+  stages = stages_of(config)
   place = place_of(tmp_path / 'label', whole / 'attend', whole / 'cluster')
-  _, labeler = runner._labeler(place)
+  _, labeler = stages['label'].build_labeler(place)
   swept = []
 
   def sweep(labeler, split, *_):
@@ -306,14 +303,16 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     return labeler_lib.ThresholdSweep.empty(2, 2)
 
   monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
-  found = [runner._threshold(place, 'label', labeler, 2) for _ in range(2)]
+  found = [
+    stages['label'].choose_threshold(place, labeler, 2) for _ in range(2)
+  ]
   assert found[0] == found[1] and len(swept) == 1
   assert found[0].chosen_on == swept[0]
 
   drawn = []
   monkeypatch.setattr(
     labeler_lib.panels,
-    'grid',
+    'draw_grid',
     lambda rows, names: drawn.append((rows, names)) or rows[0][0],
   )
 
@@ -321,7 +320,7 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     height, width = example['size'].tolist()
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
-  some = runner._open('').select(np.array([3]))
+  some = stages['label'].open_images().select(np.array([3]))
   labeler.draw_panel(some, whole / 'label' / 'train', left_half)
   ((((_, decided, _),), names),) = drawn
   assert names[1] == 'saliency'
@@ -330,25 +329,25 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
 
 
 def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
-  runner = runner_of(config, **{'distance.neighbors': 1000})
+  stages = stages_of(config, **{'distance.neighbors': 1000})
   with pytest.raises(errors.UserError) as error:
-    runner.run_distance(place_of(tmp_path / 'distance', whole / 'represent'))
+    stages['distance'].run(place_of(tmp_path / 'distance', whole / 'represent'))
   assert str(error.value) == (
     'config.distance.neighbors: expected at most 24, the number of regions in '
     'image_mask_folder train, got 1000'
   )
-  one = runner._open('').select(np.array([0]))
+  one = stages['cluster'].open_images().select(np.array([0]))
   with pytest.raises(errors.UserError) as error:
-    runner._check_clusters(one)
+    stages['cluster'].check_rows(one)
   assert str(error.value) == (
-    'config.images: found 1 rows to cluster in image_mask_folder train (1 of '
-    '12 images), expected at least 2, one for each class: choose data with '
-    'more images'
+    'config.images: expected at least 2 rows to cluster, one for each class, '
+    'got 1 in image_mask_folder train (1 of 12 images): choose data with more '
+    'images'
   )
 
 
-def test_the_evaluate_command_finds_what_the_stage_found(
-  whole, config, tmp_path
+def test_the_evaluate_command_scores_as_the_stage_does(
+  whole, config, tmp_path, capsys
 ):
   masks = tmp_path / 'gt'
   for name in png_format.list_files(whole / 'segment' / 'val'):
@@ -356,43 +355,33 @@ def test_the_evaluate_command_finds_what_the_stage_found(
       str(config.parent / 'masks' / pathlib.Path(name).name), -1
     )
     png_format.write(masks / name, mask.astype(int))
-  found = subprocess.run(
-    [
-      *(sys.executable, '-m', 'pass_luss.evaluate', f'--gt={masks}'),
-      f'--pred={whole}/segment/val',
-      f'--match={whole}/segment/match.json',
-      '--num_classes=2',
-    ],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
+  flags = (
+    f'--gt={masks}',
+    f'--pred={whole}/segment/val',
+    f'--match={whole}/segment/match.json',
+    '--num_classes=2',
   )
-  said = json.loads(found.stdout.splitlines()[-1])
+  assert evaluate.main(flags) == 0
+  values = json.loads(capsys.readouterr().out.splitlines()[-1])
   expected = results_of(whole, 'segment')['val']['metrics']
   for name in ('miou', 'boundary_miou', 'image_accuracy', 'f_beta'):
-    assert said[name] == pytest.approx(100 * expected[name])
+    assert values[name] == pytest.approx(100 * expected[name])
 
 
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
-  config, whole, tmp_path
-):
-  """In a step with a queue in use, and among the generated labels.
-
-  And as if another data set had been asked for from the beginning.
-  """
+def test_killed_run_equals_an_uninterrupted_one(config, whole, tmp_path):
+  """Killed in a step with a full queue, and among the pseudo-labels."""
   workdir = tmp_path / 'run'
-  before = tuple(name for name in STAGES if name != 'segment_on')
+  stages = ('represent', 'attend', 'cluster', 'label')
   labels = workdir / 'label' / 'train'
   for due in (
     runs.step_logged(workdir / 'represent', 4),
     lambda: labels.exists() and len([*labels.iterdir()]) > 3,
   ):
-    process = start(config, workdir, f'--config.stages={before}')
+    process = start(config, workdir, f'--config.stages={stages}')
     assert runs.signal_when(process, due)
-  process = start(config, workdir)
+  process = start(config, workdir, f'--config.stages={stages}')
   assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  for name in ('represent', 'attend', 'finetune', 'semi'):
+  for name in ('represent', 'attend'):
     jax.tree.map(
       np.testing.assert_array_equal,
       runs.read_state(workdir / name),
@@ -402,8 +391,24 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
       assert runs.read_metrics(workdir / name, file) == runs.read_metrics(
         whole / name, file
       )
-  for name in ('distance', 'label', 'segment', 'segment_semi', 'segment_on'):
-    assert results_of(workdir, name) == results_of(whole, name)
+  assert results_of(workdir, 'label') == results_of(whole, 'label')
+  names = png_format.list_files(labels)
+  assert names == png_format.list_files(whole / 'label' / 'train')
+  for name in names:
+    expected = (whole / 'label' / 'train' / name).read_bytes()
+    assert (labels / name).read_bytes() == expected
+
+
+def test_data_set_added_to_a_finished_run(config, whole, tmp_path):
+  """Gives the same results as if it had been there from the beginning."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns('segment_on'))
+  process = start(config, workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  assert results_of(workdir, 'segment_on') == results_of(whole, 'segment_on')
+  log = runs.read_log(workdir)
+  for name in STAGES[:-1]:
+    assert f'{name} is finished already' in log
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, "--config.stages=('finetune', 'evalute')"],
-      "config: stages: found ('finetune', 'evalute'), expected some of",
+      "got ('finetune', 'evalute')",
     ),
     (
       [SHAPES, "--config.stages=('evaluate',)"],
