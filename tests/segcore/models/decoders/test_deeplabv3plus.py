@@ -224,9 +224,7 @@ def test_network_of_a_config_has_its_dtype():
   assert {x.dtype for x in jax.tree.leaves(maps)} == {np.dtype(jnp.bfloat16)}
 
   options.encoder['output_stride'] = 12
-  with pytest.raises(
-    errors.UserError, match=r'output_stride: expected one of 8, 16, 32, got 12'
-  ):
+  with pytest.raises(errors.UserError, match=r'output_stride: .*\b12\b'):
     network.build(options, heads, 'config.network')
 
 
