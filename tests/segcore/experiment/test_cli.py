@@ -61,7 +61,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.denoise.recipe.accumulate=3'],
-      'config.denoise.recipe.accumulate: found 3, expected a divisor of 2',
+      'config.denoise.recipe.accumulate: expected a divisor of 2',
     ),
     (
       [
@@ -103,10 +103,10 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
       [f'{SHAPES}:encoder=nowhere/classify'],
       'config.denoise.start.path: nowhere/classify does not exist',
     ),
-    ([f'{SHAPES}:seed=-1'], 'seed: found -1, expected 0'),
+    ([f'{SHAPES}:seed=-1'], 'seed: expected 0 to 2**31 - 1, got -1'),
     (
       [SHAPES, '--config.finetune.recipe.num_steps=50'],
-      'optimizer.warmup_steps: found 50, expected below num_steps = 50',
+      'optimizer.warmup_steps: expected fewer than num_steps = 50, got 50',
     ),
     ([f'{SHAPES}:width=0'], 'does not fit the network'),
     (
