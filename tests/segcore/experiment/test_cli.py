@@ -68,8 +68,8 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
         f'{SHAPES}:network=transunet',
         '--config.denoise.crop.size=(60, 64)',
       ],
-      'config.denoise.crop.size = (60, 64): the network does not take it: '
-      'images of 60x64: both sides must be multiples of 16',
+      'config.denoise.crop.size = (60, 64) does not fit the network: '
+      'images: expected sides that are multiples of 16, got 60x64',
     ),
     (
       [SHAPES, '--config.network.decoder.widths=(8, 8)'],
@@ -108,7 +108,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
       [SHAPES, '--config.finetune.recipe.num_steps=50'],
       'optimizer.warmup_steps: expected fewer than num_steps = 50, got 50',
     ),
-    ([f'{SHAPES}:width=0'], 'the network does not take it'),
+    ([f'{SHAPES}:width=0'], 'does not fit the network'),
     (
       [SHAPES, "--config.stages=('finetune', 'denoise', 'classify')"],
       'finetune needs denoise, which must come before it',
