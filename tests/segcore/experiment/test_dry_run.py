@@ -1,4 +1,4 @@
-"""Costs of trainings that are known by hand, and the command that reports them."""
+"""Tests of costs known by hand, and of the command that reports them."""
 
 import os
 import types
