@@ -24,24 +24,100 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import cv2
 import jax
 import jax.numpy as jnp
-import u2pl_loss_inputs
-from u2pl_loss_inputs import Inputs, Shape
+import numpy as np
 
 from segcore.ops import order_statistics
 from segcore.train import update
 from u2pl import contrast, contrastive_branch, memory_bank, prototypes
 
 try:
+  import plain_u2pl_loss
   import torch
-  import u2pl_loss_torch
 except ImportError:
   torch = None
 
 MEGABYTE = 2**20
+
+
+class Shape(NamedTuple):
+  """Sizes of a step: images and side in cells, C, D."""
+
+  images: int
+  side: int
+  classes: int
+  dim: int
+
+
+class Inputs(NamedTuple):
+  """Inputs of the term; rows alternate between labeled and mixed images.
+
+  Attributes:
+    student: [B, h, w, D].
+    teacher: [B, h, w, D].
+    scores: [B, h, w, C], logits of the teacher.
+    labels: int32 [B, h, w], ground truth and pseudo-labels.
+    reliable: bool [B, h, w]; False on labeled images.
+    unreliable: bool [B, h, w]; False on labeled images.
+  """
+
+  student: Any
+  teacher: Any
+  scores: Any
+  labels: Any
+  reliable: Any
+  unreliable: Any
+
+
+def make_inputs(shape: Shape) -> Inputs:
+  """Draws regions with smooth borders, and noisy teacher scores of them."""
+  rng = np.random.default_rng(0)
+  cells = (shape.images, shape.side, shape.side)
+  size = (shape.side, shape.side)
+  scores = np.empty((*cells, shape.classes), np.float32)
+  labels = np.empty(cells, np.int32)
+  for i in range(shape.images):
+    fields = rng.standard_normal((shape.classes, 5, 5)).astype(np.float32)
+    fields_resized = [
+      cv2.resize(field, size, interpolation=3) for field in fields
+    ]
+    truth = 3 * np.stack(fields_resized, axis=-1)
+    labels[i] = np.argmax(truth, axis=-1)
+    noise = rng.standard_normal(truth.shape, np.float32)
+    scores[i] = truth + noise
+    # Annotators ignore the borders of objects.
+    first, second = np.partition(truth, -2, axis=-1)[..., :-3:-1].T
+    labels[i][(first - second).T < 0.2] = -1
+  mixed = np.arange(shape.images) % 2 == 1
+  labels[mixed] = np.argmax(scores[mixed], axis=-1)
+  probs = np.exp(scores[mixed] - scores[mixed].max(-1, keepdims=True))
+  probs /= probs.sum(-1, keepdims=True)
+  entropy = -np.sum(probs * np.log(probs + 1e-10), axis=-1)
+  below = entropy < np.percentile(entropy, 80)
+  reliable, unreliable = np.zeros(cells, bool), np.zeros(cells, bool)
+  reliable[mixed], unreliable[mixed] = below, ~below
+  centers = rng.standard_normal((shape.classes, shape.dim), np.float32)
+
+  def features() -> np.ndarray:
+    drawn = np.empty((*cells, shape.dim), np.float32)
+    for i in range(shape.images):
+      rng.standard_normal(dtype=np.float32, out=drawn[i])
+      drawn[i] += centers[labels[i]]
+    return drawn
+
+  return Inputs(features(), features(), scores, labels, reliable, unreliable)
+
+
+def make_bank(shape: Shape, options: contrast.ContrastOptions) -> np.ndarray:
+  """Draws the rows of a full bank, [C, K, D]."""
+  rng = np.random.default_rng(1)
+  most = max(options.capacities(shape.classes))
+  return rng.standard_normal((shape.classes, most, shape.dim), np.float32)
 
 
 def build_branch(
@@ -115,7 +191,7 @@ def full_bank(
   capacity = jnp.asarray(bank.capacity, jnp.int32)
   return bank.replace(
     # A copy: the bank is donated, and numpy's memory must not be.
-    rows=jnp.array(u2pl_loss_inputs.make_bank(shape, options)),
+    rows=jnp.array(make_bank(shape, options)),
     pointer=jnp.zeros_like(capacity),
     count=capacity,
   )
@@ -125,7 +201,7 @@ def torch_inputs(
   inputs: Inputs, shape: Shape, options: contrast.ContrastOptions
 ) -> tuple[Inputs, list]:
   """Returns tensors that share the inputs' memory, and a full bank."""
-  rows = u2pl_loss_inputs.make_bank(shape, options)
+  rows = make_bank(shape, options)
   bank = [
     torch.from_numpy(rows[c, :capacity].copy())
     for c, capacity in enumerate(options.capacities(shape.classes))
@@ -152,7 +228,7 @@ def compare(
   shape: Shape, options: contrast.ContrastOptions, threads: int, rounds: int
 ) -> list[dict[str, float]]:
   """Measures seconds, processor seconds and loss of both versions in turns."""
-  inputs = u2pl_loss_inputs.make_inputs(shape)
+  inputs = make_inputs(shape)
   compiled = in_jax(shape, options)
   on_device = jax.tree.map(jnp.asarray, inputs)
   bank = full_bank(shape, options)
@@ -169,9 +245,7 @@ def compare(
     del gradient
     if torch:
       stopwatch = Stopwatch()
-      loss, gradient = u2pl_loss_torch.loss_and_gradient(
-        tensors, bank_of_torch, options
-      )
+      loss, gradient = plain_u2pl_loss.step(tensors, bank_of_torch, options)
       row |= {**stopwatch.read('torch'), 'loss_torch': float(loss)}
       del gradient
       apart = abs(row['loss_jax'] - row['loss_torch'])
@@ -189,11 +263,34 @@ def parts(
   shape: Shape, options: contrast.ContrastOptions, rounds: int
 ) -> dict[str, float]:
   """Measures seconds of each part of the term when compiled alone."""
-  inputs = jax.tree.map(jnp.asarray, u2pl_loss_inputs.make_inputs(shape))
+  inputs = jax.tree.map(jnp.asarray, make_inputs(shape))
   bank = full_bank(shape, options)
-  branch = build_branch(shape, options)
-  cells = shape.side**2
-  max_push = min(options.max_push, shape.images * cells)
+  seconds, rows, counts = {}, None, None
+  for name, part, arguments in list_parts(shape, options, inputs, bank):
+    part = jax.jit(part)
+    seconds[name] = fastest(part, arguments, rounds)
+    if name == 'gather its rows':
+      rows = part(*arguments)
+      counts = jnp.full(shape.classes, rows.shape[1], jnp.int32)
+  # In place, so after all that reads the bank.
+  write = jax.jit(memory_bank.push, donate_argnums=0)
+  times = []
+  for _ in range(rounds + 1):
+    start = time.perf_counter()
+    bank = jax.block_until_ready(write(bank, rows, counts))
+    times.append(time.perf_counter() - start)
+  return {**seconds, 'write rows to the bank': min(times[1:])}
+
+
+def list_parts(
+  shape: Shape,
+  options: contrast.ContrastOptions,
+  inputs: Inputs,
+  bank: memory_bank.Bank,
+) -> Iterator[tuple[str, Callable, tuple]]:
+  """Yields name, function and arguments of each part that does not write."""
+  branch, cells = build_branch(shape, options), shape.side**2
+  rng = jax.random.PRNGKey(0)
   probs = jax.nn.softmax(inputs.scores)
 
   def candidates(probs, inputs):
@@ -202,99 +299,38 @@ def parts(
     )
 
   masks = jax.jit(candidates)(probs, inputs)
-  by_pixel = masks.negatives.reshape(shape.images, cells, shape.classes)
-  anchors = masks.anchors.reshape(by_pixel.shape)
-  keys = update.row_keys(jax.random.PRNGKey(0), shape.images)
+  yield 'softmax', jax.nn.softmax, (inputs.scores,)
+  yield 'ranks', contrast.ranks, (probs,)
+  yield 'ranks and masks', candidates, (probs, inputs)
+  means = (inputs.teacher, masks.positives)
+  yield 'class means', prototypes.class_means, means
+
+  max_push = min(options.max_push, shape.images * cells)
+  negatives = masks.negatives.reshape(shape.images, cells, shape.classes)
+  keys = update.row_keys(rng, shape.images)
   order = jnp.broadcast_to(jnp.arange(max_push), (shape.classes, max_push))
-  sample = jax.jit(
-    lambda mask, keys: order_statistics.keep_top_priorities(
-      mask, order_statistics.draw_pixel_priorities(keys, cells), max_push
-    )
-  )
-  sampled = sample(by_pixel, keys)
-  at = jax.jit(order_statistics.nth_true)(sampled, order)
+
+  def sample(mask, keys):
+    priorities = order_statistics.draw_pixel_priorities(keys, cells)
+    return order_statistics.keep_top_priorities(mask, priorities, max_push)
+
+  sampled = jax.jit(sample)(negatives, keys)
+  yield 'sample negatives', sample, (negatives, keys)
+  nth_true = order_statistics.nth_true
+  yield 'positions of the sample', nth_true, (sampled, order)
   flat = inputs.teacher.reshape(-1, shape.dim)
-  rows = flat[at]
-  counts = jnp.full(shape.classes, max_push, jnp.int32)
-  draw = functools.partial(draw_pairs, options)
-  picked, drawn = jax.jit(draw)(anchors, jax.random.PRNGKey(0), bank.count)
-  means, _ = jax.jit(prototypes.class_means)(inputs.teacher, masks.positives)
-  targets = contrastive_branch.ContrastiveTargets(
-    anchors=picked,
-    draws=drawn,
-    positives=means,
-    usable=jnp.ones(shape.classes, bool),
-    present=jnp.ones(shape.classes, bool),
-  )
+  at = jax.jit(nth_true)(sampled, order)
+  yield 'gather its rows', lambda flat, at: flat[at], (flat, at)
+
   state = contrastive_branch.BranchState(
     bank, prototypes.empty(shape.classes, shape.dim)
   )
-  work: dict[str, tuple[Callable, tuple]] = {
-    'softmax': (jax.nn.softmax, (inputs.scores,)),
-    'ranks': (contrast.ranks, (probs,)),
-    'ranks and masks': (candidates, (probs, inputs)),
-    'class means': (prototypes.class_means, (inputs.teacher, masks.positives)),
-    'sample negatives': (sample, (by_pixel, keys)),
-    'positions of the sample': (order_statistics.nth_true, (sampled, order)),
-    'gather its rows': (lambda flat, at: flat[at], (flat, at)),
-    'draw anchors, negatives': (
-      draw,
-      (anchors, jax.random.PRNGKey(0), bank.count),
-    ),
-    'InfoNCE': (branch.loss, (inputs.student, targets, state)),
-    'InfoNCE with gradient': (
-      jax.grad(branch.loss),
-      (inputs.student, targets, state),
-    ),
-  }
-  seconds = {
-    name: fastest(jax.jit(part), arguments, rounds)
-    for name, (part, arguments) in work.items()
-  }
-  # In place, so after all that reads the bank.
-  seconds['write rows to the bank'] = fastest_push(bank, rows, counts, rounds)
-  return seconds
-
-
-def draw_pairs(
-  options: contrast.ContrastOptions,
-  anchors: jax.Array,
-  rng: jax.Array,
-  count: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Draws anchors and negatives of each class.
-
-  Args:
-    options: the numbers M of anchors and N of negatives.
-    anchors: bool [B, P, C], candidates among P cells.
-    rng: random key.
-    count: int32 [C], rows in the bank.
-
-  Returns:
-    Indices of anchors [C, M], and of rows of the bank [C, M, N].
-  """
-  draws = (len(count), options.num_anchors, options.num_negatives)
-  picked = order_statistics.ranks_from_uniforms(
-    jax.random.uniform(rng, draws[:2]),
-    jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)[:, None],
+  state, targets = jax.jit(branch.update_with)(
+    state, inputs.teacher, masks, rng
   )
-  drawn = order_statistics.ranks_from_uniforms(
-    jax.random.uniform(rng, draws), count[:, None, None]
-  )
-  return order_statistics.nth_true(anchors, picked), drawn
-
-
-def fastest_push(
-  bank: memory_bank.Bank, rows: jax.Array, counts: jax.Array, rounds: int
-) -> float:
-  """Measures the seconds of writing rows to the bank in place."""
-  write = jax.jit(memory_bank.push, donate_argnums=0)
-  times = []
-  for _ in range(rounds + 1):
-    start = time.perf_counter()
-    bank = jax.block_until_ready(write(bank, rows, counts))
-    times.append(time.perf_counter() - start)
-  return min(times[1:])
+  yield 'InfoNCE', branch.loss, (inputs.student, targets, state)
+  gradient = jax.grad(branch.loss)
+  yield 'InfoNCE with gradient', gradient, (inputs.student, targets, state)
 
 
 def fastest(part: Callable, arguments: tuple, rounds: int) -> float:
@@ -316,19 +352,16 @@ def memory_of(
   Call it in a fresh process: the peak is of the whole process. The gradient,
   which is as large as the student's representation, is not included.
   """
-  inputs = u2pl_loss_inputs.make_inputs(shape)
+  inputs = make_inputs(shape)
   gradient = inputs.student.nbytes
   if kind == 'torch':
     tensors, bank = torch_inputs(inputs, shape, options)
     small = Shape(2, 9, shape.classes, dim=2)
     # Torch loads libraries at its first use.
-    u2pl_loss_torch.loss_and_gradient(
-      *torch_inputs(u2pl_loss_inputs.make_inputs(small), small, options),
-      options,
+    plain_u2pl_loss.step(
+      *torch_inputs(make_inputs(small), small, options), options
     )
-    peak = added_at_peak(
-      lambda: u2pl_loss_torch.loss_and_gradient(tensors, bank, options)
-    )
+    peak = added_at_peak(lambda: plain_u2pl_loss.step(tensors, bank, options))
     return {'peak': peak - gradient}
   compiled = in_jax(shape, options)
   arguments = (
