@@ -69,7 +69,7 @@ class Model:
 
   Attributes:
     state: its parameters.
-    predictor: how it is applied to images.
+    predictor: applies the network to images.
     classes: name of each class id.
     palette: RGB color of each class id.
     batch_size: global number of images.
