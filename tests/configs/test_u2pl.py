@@ -1,4 +1,4 @@
-"""U2PL's configs, and the rows of docs/u2pl_tables.md that they make."""
+"""Tests of U2PL's configs, and of the rows of docs/methods/u2pl_tables.md."""
 
 import collections
 import dataclasses
@@ -21,7 +21,7 @@ from segcore.train import optimizers
 from u2pl import main as u2pl_main
 
 ROOT = pathlib.Path(__file__).parents[2]
-DOC = ROOT / 'docs' / 'u2pl_tables.md'
+DOC = ROOT / 'docs' / 'methods' / 'u2pl_tables.md'
 HERE = ['u2pl_camvid', 'u2pl_shapes']
 PAPER = ['u2pl_cityscapes', 'u2pl_voc']
 # Networks whose shapes were followed already, whatever their heads: those with
