@@ -121,7 +121,7 @@ def test_what_is_missing_is_known_before_anything_is_prepared(root, tmp_path):
   gone = datasets.DataOptions('camvid', source=str(root / 'nowhere'))
   data_dir = str(tmp_path / 'prepared')
   datasets.check_available(there, data_dir)
-  with pytest.raises(errors.MissingInput, match='there is no file or folder'):
+  with pytest.raises(errors.MissingInput, match='which does not exist'):
     datasets.check_available(gone, data_dir)
   assert not list(tmp_path.rglob('dataset_info.json'))
   datasets.prepare(there, data_dir)
@@ -134,7 +134,7 @@ def test_require():
     version='v',
     classes=(),
     palette=(),
-    has=('tags',),
+    label_kinds=('tags',),
     records=[],
     index=fingerprints.ImageIndex.from_samples([]),
   )
@@ -151,9 +151,9 @@ def test_require():
 )
 def test_unknown_data_set(name):
   assert message_of(lambda: datasets.DataOptions(name)) == (
-    f'there is no data set {name!r}: expected one of shapes, camvid, '
-    'voc2012, pascal_context, ade20k, cityscapes, gta5, synthia, imagenet, '
-    'imagenet_s, image_folder, image_mask_folder'
+    'name: expected a data set of shapes, camvid, voc2012, pascal_context, '
+    'ade20k, cityscapes, gta5, synthia, imagenet, imagenet_s, image_folder, '
+    f'image_mask_folder, got {name!r}'
   )
 
 
@@ -168,7 +168,7 @@ def test_unknown_data_set(name):
 def test_unknown_configuration(name, expected, tmp_path):
   options = datasets.DataOptions(name)
   assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
-    f'there is no data set {name!r}: expected {expected}'
+    f'name: expected {expected}, got {name!r}'
   )
 
 
@@ -176,8 +176,8 @@ def test_unknown_configuration(name, expected, tmp_path):
 def test_unknown_configuration_of_shapes(name, tmp_path):
   options = datasets.DataOptions(name)
   assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
-    f'there is no data set {name!r}: expected shapes/ with one of scenes, '
-    'single, source, target, scenes_128, single_128, source_128, target_128'
+    'name: expected shapes/ with one of scenes, single, source, target, '
+    f'scenes_128, single_128, source_128, target_128, got {name!r}'
   )
 
 
@@ -185,7 +185,7 @@ def test_unknown_split(root, tmp_path):
   message = message_of(
     lambda: open_camvid(tmp_path, 'test', source=str(root / 'camvid'))
   )
-  assert message == "camvid has no split 'test': expected one of train, val"
+  assert message == "split: expected one of train, val of camvid, got 'test'"
 
 
 def test_no_source(tmp_path):
@@ -200,9 +200,9 @@ def test_source_that_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
   folder = tmp_path / 'camvid'
   assert message_of(lambda: open_camvid(tmp_path)) == (
-    f'source: there is no file or folder {folder}: give the folder of camvid '
-    '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
-    'holds a folder camvid'
+    f'source: expected a folder or an archive, got {folder}, which does not '
+    'exist: give the folder of camvid ({train,val}/{images,labels}), or set '
+    'SEG_DATA_DIR to the folder that holds a folder camvid'
   )
 
 
@@ -226,8 +226,8 @@ def test_folders_without_a_source(tmp_path):
 )
 def test_field_that_a_data_set_does_not_read(name, field, value):
   assert message_of(lambda: datasets.DataOptions(name, **{field: value})) == (
-    f'{field} is {value!r}, which {name.partition("/")[0]} does not read: '
-    'leave it out'
+    f'{field}: expected no value, as {name.partition("/")[0]} does not read '
+    f'it, got {value!r}: remove it'
   )
 
 

@@ -50,13 +50,13 @@ AUGMENT = transforms.Compose(
 ALONE = loader.ProcessShard(0, 1)
 
 
-def loader_of(*, batch_size=4, seed=0, part=ALONE, reading=None, streams=None):
+def loader_of(*, batch_size=4, seed=0, shard=ALONE, reading=None, streams=None):
   return loader.Loader(
     streams or {'': loader.Stream(SEVEN, AUGMENT)},
     batch_size,
     seed,
     reading or loader.ReadOptions(),
-    part,
+    shard,
   )
 
 
@@ -154,7 +154,7 @@ def test_the_seed_decides_order_and_geometry():
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_hosts_read_the_parts_of_the_same_batches(hosts):
   parts = [
-    take(loader_of(part=loader.ProcessShard(i, hosts)), 3, step=2)
+    take(loader_of(shard=loader.ProcessShard(i, hosts)), 3, step=2)
     for i in range(hosts)
   ]
   together = [beside(list(found)) for found in zip(*parts, strict=True)]
@@ -168,7 +168,7 @@ def test_two_streams_on_two_hosts():
   }
   alone = take(loader_of(streams=streams), 3)
   parts = [
-    take(loader_of(streams=streams, part=loader.ProcessShard(i, 2)), 3)
+    take(loader_of(streams=streams, shard=loader.ProcessShard(i, 2)), 3)
     for i in (0, 1)
   ]
   together = [beside(list(found)) for found in zip(*parts, strict=True)]
@@ -192,9 +192,9 @@ def test_worker_processes_change_nothing():
     'unlabeled': loader.Stream(SEVEN, crops),
   }
   part = loader.ProcessShard(1, 2)
-  expected = take(loader_of(streams=streams, part=part), 6, step=1)
+  expected = take(loader_of(streams=streams, shard=part), 6, step=1)
   reading = loader.ReadOptions(threads=1, buffered=1, workers=2)
-  batches = loader_of(streams=streams, part=part, reading=reading)
+  batches = loader_of(streams=streams, shard=part, reading=reading)
   with batches.start(1) as iterator:
     host = [next(iterator) for _ in range(3)]
     workers = multiprocessing.active_children()
@@ -298,7 +298,7 @@ def test_on_device_drops_what_stays_on_the_host():
 
 @pytest.mark.parametrize('hosts', [1, 2])
 def test_element_spec_by_hand(hosts):
-  batches = loader_of(part=loader.ProcessShard(hosts - 1, hosts))
+  batches = loader_of(shard=loader.ProcessShard(hosts - 1, hosts))
   found = {
     name: (spec.shape, str(spec.dtype))
     for name, spec in batches.element_spec().items()
@@ -320,7 +320,8 @@ def test_element_spec_is_what_arrives():
     'unlabeled': loader.Stream(SEVEN, crops),
   }
   hosts = [
-    loader_of(streams=streams, part=loader.ProcessShard(i, 2)) for i in range(2)
+    loader_of(streams=streams, shard=loader.ProcessShard(i, 2))
+    for i in range(2)
   ]
   arrived = beside([take(host, 1)[0] for host in hosts])
   for host in hosts:
@@ -335,11 +336,11 @@ def test_element_spec_is_what_arrives():
 
 
 def test_a_batch_that_does_not_divide_among_hosts():
-  batches = loader_of(batch_size=6, part=loader.ProcessShard(0, 4))
+  batches = loader_of(batch_size=6, shard=loader.ProcessShard(0, 4))
   with pytest.raises(errors.UserError) as caught:
     batches.batches()
   assert str(caught.value) == (
-    'a batch of 6 does not divide among 4 hosts: change batch_size'
+    'batch_size: expected a multiple of the 4 hosts, got 6'
   )
 
 
@@ -347,16 +348,17 @@ def test_an_empty_stream():
   with pytest.raises(errors.UserError) as caught:
     loader.Stream([], AUGMENT)
   assert str(caught.value) == (
-    'a stream has no images: check the split and the number of labels'
+    'expected a stream of images, got none: check the split and the number of '
+    'labels'
   )
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'threads': 0}, 'threads: found 0, expected >= 1'),
-    ({'buffered': 0}, 'buffered: found 0, expected >= 1'),
-    ({'workers': -1}, 'workers: found -1, expected >= 0'),
+    ({'threads': 0}, 'threads: expected >= 1, got 0'),
+    ({'buffered': 0}, 'buffered: expected >= 1, got 0'),
+    ({'workers': -1}, 'workers: expected >= 0, got -1'),
   ],
 )
 def test_impossible_readings_are_refused(arguments, message):
@@ -391,13 +393,13 @@ class Seven(base.Builder):
 
   VERSION = tfds.core.Version('1.0.0')
 
-  def contents(self):
-    return records.Contents(tuple('abc'), ((0, 0, 0),) * 3, tags=True)
+  def schema(self):
+    return records.Schema(tuple('abc'), ((0, 0, 0),) * 3, tags=True)
 
   def sources(self):
     return {'train': range(7)}
 
-  def sample(self, source):
+  def read_sample(self, source):
     record = SEVEN[source]
     return records.Sample(
       id=record['id'].decode(),

@@ -92,13 +92,13 @@ def test_every_image_is_as_likely_as_any_other():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'labels': -1}, 'labels: found -1, expected 0 or more'),
-    ({'fraction': 0.0}, r'fraction: found 0\.0, expected \(0, 1\]'),
-    ({'fraction': 1.5}, r'fraction: found 1\.5, expected \(0, 1\]'),
-    ({'fraction': float('nan')}, 'fraction: found nan'),
+    ({'labels': -1}, 'labels: expected 0 or more, got -1'),
+    ({'fraction': 0.0}, r'fraction: expected \(0, 1\], got 0\.0'),
+    ({'fraction': 1.5}, r'fraction: expected \(0, 1\], got 1\.5'),
+    ({'fraction': float('nan')}, r'fraction: expected \(0, 1\], got nan'),
     (
       {'labels': 100, 'fraction': 0.5},
-      r'labels=100 and fraction=0\.5 contradict each other: give one',
+      r'labels=100 and fraction=0\.5 contradict each other: set one',
     ),
   ],
 )
@@ -111,7 +111,7 @@ def test_more_labels_than_images():
   with pytest.raises(errors.UserError) as caught:
     splits.Subset(labels=81).labeled_indices(names(80))
   assert str(caught.value) == (
-    '81 labeled images were asked for, the split has 80: ask for fewer'
+    'labels: expected at most the 80 images of the split, got 81'
   )
 
 
@@ -170,20 +170,21 @@ def test_a_list_names_its_images(tmp_path, ids, lines, expected):
 @pytest.mark.parametrize(
   ('lines', 'message'),
   [
-    ('', 'list: {0} is empty: expected an image a line'),
+    ('', 'list: expected an image per line, got the empty file {0}'),
     (
       'x\n',
-      "list: {0} has the line 'x', which names 2 images of the split (its "
-      "names are like 'a/x')",
+      "list: expected one image per line, as 'a/x', got 'x' in {0}, which "
+      'names 2 images of the split',
     ),
     (
       'd\n',
-      "list: {0} has the line 'd', which names no image of the split (its "
-      "names are like 'a/x')",
+      "list: expected one image per line, as 'a/x', got 'd' in {0}, which "
+      'names no image of the split',
     ),
     (
       'c\nc.png\n',
-      "list: {0} has 'c.png' and 'c', which are the same image",
+      "list: expected every image once, got 'c' and 'c.png' in {0}, which are "
+      'the same image',
     ),
     (None, 'list: cannot read {0}: '),
   ],
@@ -208,7 +209,9 @@ def test_a_list_of_another_length_than_expected_is_refused(tmp_path):
   ids = ['a', 'b', 'c']
   chosen = splits.Subset(labels=2, list=str(path)).labeled_indices(ids)
   np.testing.assert_array_equal(chosen, [0, 1])
-  with pytest.raises(errors.UserError, match='names 2 images, but labels=3: '):
+  with pytest.raises(
+    errors.UserError, match='expected 3 images as labels=3, got 2'
+  ):
     splits.Subset(labels=3, list=str(path)).labeled_indices(ids)
 
 
@@ -223,9 +226,13 @@ def test_held_out_images_are_never_labeled():
     alone = splits.Subset(labels=labels, seed=3).labeled_indices(ids)
     np.testing.assert_array_equal(chosen, alone)
   assert len(splits.Subset(held_out=10).labeled_indices(ids)) == 30
-  with pytest.raises(errors.UserError, match='40, 10 of them held out'):
+  with pytest.raises(
+    errors.UserError, match='40 images of the split without 10 held out'
+  ):
     splits.Subset(labels=31, held_out=10).labeled_indices(ids)
-  with pytest.raises(errors.UserError, match='expected subset.held_out above'):
+  with pytest.raises(
+    errors.UserError, match=r'subset\.held_out: expected above 0'
+  ):
     splits.Subset(labels=3).held_out_indices(ids)
 
 
@@ -235,5 +242,5 @@ def test_held_out_images_are_not_listed(tmp_path):
   names.write_text('1\n4\n7\n')
   subset = splits.Subset(list=str(names), held_out=6)
   assert subset.held_out_indices(ids).tolist() == [0, 2, 3, 5, 6, 8]
-  with pytest.raises(errors.UserError, match='only 6 images are not labeled'):
+  with pytest.raises(errors.UserError, match='held_out: expected at most 6, '):
     splits.Subset(list=str(names), held_out=7).held_out_indices(ids)

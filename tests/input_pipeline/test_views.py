@@ -117,12 +117,12 @@ def test_a_generator_decides_all_also_after_pickling(ramp):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'count': 0}, 'views large: found count 0, expected >= 1'),
-    ({'size': (0, 8)}, r'size: found \(0, 8\)'),
-    ({'area': (0.0, 1.0)}, r'area: found \(0\.0, 1\.0\)'),
-    ({'area': (0.5, 0.2)}, r'area: found \(0\.5, 0\.2\)'),
-    ({'aspect': (-1.0, 1.0)}, r'aspect: found \(-1\.0, 1\.0\)'),
-    ({'flip': 2.0}, r'flip: found 2\.0, expected 0 to 1'),
+    ({'count': 0}, 'views large: expected count >= 1, got 0'),
+    ({'size': (0, 8)}, r'size: expected .* got \(0, 8\)'),
+    ({'area': (0.0, 1.0)}, r'area: expected .* got \(0\.0, 1\.0\)'),
+    ({'area': (0.5, 0.2)}, r'area: expected .* got \(0\.5, 0\.2\)'),
+    ({'aspect': (-1.0, 1.0)}, r'aspect: expected .* got \(-1\.0, 1\.0\)'),
+    ({'flip': 2.0}, r'flip: expected 0 to 1, got 2\.0'),
   ],
 )
 def test_impossible_views_are_refused(changes, message):
@@ -133,7 +133,8 @@ def test_impossible_views_are_refused(changes, message):
 
 def test_groups_of_one_name_are_refused():
   with pytest.raises(
-    ValueError, match=r"groups: found the names \('large', 'large'\)"
+    ValueError,
+    match=r"groups: expected one or more .* got \('large', 'large'\)",
   ):
     views.MultiCrop((LARGE, LARGE))
 

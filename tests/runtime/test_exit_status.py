@@ -7,13 +7,13 @@ import pytest
 
 _PROGRAM = """
 import os
-from input_pipeline import command_line
+from runtime import exit_status
 
 def main():
   {body}
   return 3
 
-command_line.run(main)
+exit_status.run(main)
 """
 _PRINTS = 'for n in range(100_000): print(n, flush={flush})'
 # A pipe of the program's own, whose reader has gone.

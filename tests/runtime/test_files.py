@@ -21,7 +21,9 @@ def test_addresses_and_paths_are_told_apart(monkeypatch):
   assert files.parse_path('~/b', '') == pathlib.Path.home() / 'b'
   with pytest.raises(errors.UserError, match='needs a package: pip install'):
     files.parse_path('gs://bucket/run', '--workdir')
-  with pytest.raises(errors.UserError, match='--workdir: found s4://b'):
+  with pytest.raises(
+    errors.UserError, match='--workdir: expected a folder or gs.* got s4://b'
+  ):
     files.parse_path('s4://b', '--workdir')
   monkeypatch.setattr(files, '_is_installed', lambda package: True)
   found = files.parse_path('gs://bucket/run', '--workdir')

@@ -15,7 +15,7 @@ class Inner:
 
   def __post_init__(self):
     if self.rate < 0:
-      raise ValueError(f'rate: found {self.rate}, expected 0 or more')
+      raise ValueError(f'rate: expected 0 or more, got {self.rate}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +59,21 @@ def test_unions_take_each_of_their_kinds(value):
       r'config\.inner\.size: unknown name, did you mean sizes\?',
     ),
     ({'inner': {}}, r'config\.inner\.rate: missing'),
-    ({'inner': {'rate': 'x'}}, r"config\.inner\.rate: found 'x' \(str\)"),
-    ({'inner': {'rate': True}}, r'found True \(bool\), expected float'),
-    ({'inner': {'rate': -1}}, r'config\.inner: rate: found -1\.0'),
-    ({'inner': 3}, r'config\.inner: found 3, expected a block of fields'),
-    ({'kind': 'c'}, r"config\.kind: found 'c' .* expected one of 'a', 'b'"),
-    ({'pair': (1, 2, 3)}, r'config\.pair: .* expected 2 values'),
-    ({'pair': (1, 'x')}, r"config\.pair\[1\]: found 'x'"),
-    ({'maybe': 'x'}, r"config\.maybe: found 'x' .* expected int or tuple"),
-    ({'flag': 1}, r'config\.flag: found 1 \(int\), expected bool'),
+    (
+      {'inner': {'rate': 'x'}},
+      r"config\.inner\.rate: expected float, got 'x' \(str\)",
+    ),
+    ({'inner': {'rate': True}}, r'expected float, got True \(bool\)'),
+    (
+      {'inner': {'rate': -1}},
+      r'config\.inner: rate: expected 0 or more, got -1\.0',
+    ),
+    ({'inner': 3}, r'config\.inner: expected a block of fields, got 3'),
+    ({'kind': 'c'}, r"config\.kind: expected one of 'a', 'b', got 'c'"),
+    ({'pair': (1, 2, 3)}, r'config\.pair: expected 2 values'),
+    ({'pair': (1, 'x')}, r"config\.pair\[1\]: expected float, got 'x'"),
+    ({'maybe': 'x'}, r"config\.maybe: expected int or tuple or None, got 'x'"),
+    ({'flag': 1}, r'config\.flag: expected bool, got 1 \(int\)'),
   ],
 )
 def test_a_wrong_field_is_named(fields, message):

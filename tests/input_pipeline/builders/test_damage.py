@@ -23,9 +23,9 @@ import scipy.io
 from input_pipeline import datasets, prepare, transforms
 from input_pipeline.sources import archives, records
 
-SKIP = "; mend or remove them, or set on_bad_example='skip'"
-WHOLE = '; get that file again: the records are whole or not made'
-NOT_OFFICIAL = ': this is not the official archive, get that'
+SKIP = "; repair or remove them, or set on_bad_example='skip'"
+WHOLE = '; download that file again: records are made of all files or of none'
+NOT_OFFICIAL = ': this is not the official archive, download that'
 GET_AGAIN = ': download it again'
 # What a line says of what is to be done, or of what was expected.
 REMEDY = re.compile(
@@ -235,14 +235,14 @@ def jpeg_cut_in_the_middle(source):
   keep(source / 'images/b.jpg', 0.7)
 
 
-@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, cut off?', SKIP)
+@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, truncated?', SKIP)
 def jpeg_padded_with_zeros(source):
   data = (source / 'images/b.jpg').read_bytes()
   kept = data[: int(len(data) * 0.7)]
   write(source / 'images/b.jpg', kept.ljust(len(data), b'\0'))
 
 
-@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, cut off?', SKIP)
+@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, truncated?', SKIP)
 def jpeg_with_a_thumbnail_padded_with_zeros(source):
   data = jpeg(exif=b'Exif\0\0' + jpeg(8, 8))
   write(source / 'images/b.jpg', data[:-400] + bytes(400))
@@ -300,7 +300,7 @@ def png_with_a_wrong_pixel(source):
   replace_by_png(source, change)
 
 
-@kind(of_folder, 'images/b.png', 'or its head is damaged', SKIP)
+@kind(of_folder, 'images/b.png', 'or its header is damaged', SKIP)
 def png_with_a_damaged_head(source):
   def change(data):
     data[chunk_of(data, b'IHDR')[0]] ^= 255
@@ -334,13 +334,13 @@ def name_that_is_not_utf8(source):
     file.rename(file.with_name(os.fsdecode(b'\xff') + suffix))
 
 
-@kind(of_folder, 'images', 'found no image, expected *.jpg, *.jpeg or *.png')
+@kind(of_folder, 'images', 'expected images *.jpg, *.jpeg or *.png, got none')
 def folder_without_images(source):
   shutil.rmtree(source / 'images')
   (source / 'images').mkdir()
 
 
-@kind(of_folder, 'images', 'there is no such folder')
+@kind(of_folder, 'images', 'got no such folder')
 def no_folder_of_images(source):
   shutil.rmtree(source / 'images')
 
@@ -470,7 +470,7 @@ def mask_that_cannot_be_read(source):
   (source / 'masks/b.png').symlink_to('/proc/self/mem')
 
 
-@kind(of_folder, 'masks', 'there is no such folder')
+@kind(of_folder, 'masks', 'got no such folder')
 def no_folder_of_masks(source):
   shutil.rmtree(source / 'masks')
 
@@ -603,17 +603,17 @@ def mask_in_a_zip_out_of_range(source):
   pack_zip(source / ADE, {**ade_files(), ADE_MASK: encoded(pixels)})
 
 
-@kind('ade20k', ADE, "'../evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('ade20k', ADE, "'../evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def zip_that_points_out_of_itself(source):
   pack_zip(source / ADE, {**ade_files(), '../evil.jpg': jpeg(5, 4)})
 
 
-@kind('ade20k', ADE, "'/tmp/evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('ade20k', ADE, "'/tmp/evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def zip_of_an_absolute_path(source):
   pack_zip(source / ADE, {**ade_files(), '/tmp/evil.jpg': jpeg(5, 4)})
 
 
-@kind('ade20k', ADE, 'evil.jpg', 'points out of it', NOT_OFFICIAL)
+@kind('ade20k', ADE, 'evil.jpg', 'path outside of it', NOT_OFFICIAL)
 def zip_of_a_path_on_another_drive(source):
   pack_zip(source / ADE, {**ade_files(), 'C:\\evil.jpg': jpeg(5, 4)})
 
@@ -680,12 +680,12 @@ def tar_cut_off_between_files(source):
   cut_sbd(source, 0)
 
 
-@kind('voc2012', VOC, "'../evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('voc2012', VOC, "'../evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def tar_that_points_out_of_itself(source):
   pack_tar(source / VOC, {**voc_files(), '../evil.jpg': jpeg(5, 4)})
 
 
-@kind('voc2012', VOC, "'/tmp/evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('voc2012', VOC, "'/tmp/evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def tar_of_an_absolute_path(source):
   pack_tar(source / VOC, {**voc_files(), '/tmp/evil.jpg': jpeg(5, 4)})
 
@@ -744,12 +744,12 @@ def mat_of_text(source):
   pack_tar(source / SBD, {SBD_MASK: data}, 'w:gz')
 
 
-@kind('voc2012', VOC, VOC_TRAIN, 'is empty: get it again')
+@kind('voc2012', VOC, VOC_TRAIN, 'is empty: download it again')
 def list_of_nothing(source):
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: b'\n'})
 
 
-@kind('voc2012', VOC, VOC_TRAIN, "lists '2007_000001' twice: get it again")
+@kind('voc2012', VOC, VOC_TRAIN, "lists '2007_000001' twice: download it again")
 def list_with_a_line_twice(source):
   lines = b'2007_000001\n2008_000003\n2007_000001\n'
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: lines})
@@ -765,7 +765,7 @@ def list_of_an_image_that_is_not_there(source):
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: lines})
 
 
-@kind('voc2012', VOC, VOC_TRAIN, 'is not UTF-8 text: get it again')
+@kind('voc2012', VOC, VOC_TRAIN, 'is not UTF-8 text: download it again')
 def list_that_is_not_utf8(source):
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: b'\xff\xfe'})
 
@@ -908,7 +908,7 @@ def test_what_is_bad_can_be_left_out(before, tmp_path, capfd):
   assert prepare.main([*arguments, '--on_bad_example=skip']) == 0
   out, err = capfd.readouterr()
   assert 'error: ' not in out + err
-  assert f'{len(bad)} files are left out:\n' in out
+  assert f'{len(bad)} files are skipped:\n' in out
   for name in bad:
     assert f'\n  {name.encode(errors="backslashreplace").decode()}: ' in out
   options = options_of(of_folder, source, on_bad_example='skip')

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from input_pipeline import datasets, prepare
-from input_pipeline.builders import folders
+from input_pipeline.builders import class_list, folders
 from input_pipeline.sources import masks, records
 from runtime import errors
 
@@ -161,7 +161,7 @@ def test_masks_of_every_kind_are_prepared_pixel_by_pixel(
   [record] = builder.as_data_source('train', decoders=LABEL_DECODERS)
   assert record['image'] == (tmp_path / 'roads/images/a.jpg').read_bytes()
   assert list(record['tags']) == [0, 1, 2]
-  assert builder.contents() == records.Contents(
+  assert builder.schema() == records.Schema(
     ('sky', 'main road', 'car'), (SKY, ROAD, CAR), labels=True, tags=True
   )
 
@@ -211,15 +211,15 @@ def test_an_ignored_line_of_the_list_is_no_class(tmp_path):
   options = make(tmp_path / 'roads', ['a'], write_mask)
   builder = prepared(mask_folder(tmp_path, **options, ignore=0))
   assert labels(builder) == {'a': [[-1, 0, 1]] * 5}
-  assert builder.contents().classes == ('main road', 'car')
-  assert builder.contents().palette == (ROAD, CAR)
+  assert builder.schema().classes == ('main road', 'car')
+  assert builder.schema().palette == (ROAD, CAR)
 
 
 @pytest.mark.parametrize('ignore', [1, ROAD])
 def test_an_ignored_line_is_ignored_by_value_and_by_color(tmp_path, ignore):
   (tmp_path / 'classes.txt').write_text(CLASS_LIST)
-  code = folders.read_classes(tmp_path / 'classes.txt', ignore)
-  assert code == folders.MaskCode(
+  code = class_list.read_classes(tmp_path / 'classes.txt', ignore)
+  assert code == class_list.ClassList(
     names=('sky', 'car'),
     values=(0, 2),
     colors=(SKY, CAR),
@@ -233,7 +233,7 @@ def test_unknown_value_names_file_value_count_and_what_is_allowed(tmp_path):
   builder = mask_folder(tmp_path, **options)
   assert message_of(builder.check) == (
     f'{tmp_path}/roads/masks/a.png: value 255 (3 pixels) is no class: allowed '
-    'are 0…2 (the first of 2 bad files); mend or remove them, or set '
+    'are 0…2 (the first of 2 bad files); repair or remove them, or set '
     "on_bad_example='skip'"
   )
 
@@ -315,7 +315,7 @@ def test_masks_for_all_leave_no_unlabeled_split(tmp_path):
   options = make(tmp_path / 'roads', ['a', 'b'])
   found = mask_folder(tmp_path, **options, without_mask='unlabeled')
   assert set(found.sources()) == {'train'}
-  assert found.lacks() == {}
+  assert found.missing_labels() == {}
 
 
 def test_a_split_of_the_users_may_not_have_the_name_of_those_without(tmp_path):
@@ -345,7 +345,7 @@ def test_image_folder_has_images_and_relative_ids(tmp_path):
     [3, 4, 5],
     [6, 7, 8],
   ]
-  assert builder.contents() == records.Contents((), (), labels=False)
+  assert builder.schema() == records.Schema((), (), labels=False)
 
 
 def test_splits_in_folders(tmp_path):
@@ -571,7 +571,7 @@ def test_files_that_are_not_there(tmp_path, changes, message):
 def test_class_lists_that_make_no_sense_are_refused(tmp_path, text, message):
   path = tmp_path / 'classes.txt'
   path.write_text(text)
-  found = message_of(folders.read_classes, path)
+  found = message_of(class_list.read_classes, path)
   assert found.startswith(f'classes: {path}')
   assert message in found
 
@@ -579,7 +579,7 @@ def test_class_lists_that_make_no_sense_are_refused(tmp_path, text, message):
 def test_class_list_that_is_no_text(tmp_path):
   path = tmp_path / 'classes.txt'
   path.write_bytes(b'\xff\xfe')
-  assert message_of(folders.read_classes, path) == (
+  assert message_of(class_list.read_classes, path) == (
     f'classes: {path} is not UTF-8 text: save it as UTF-8'
   )
 
@@ -587,7 +587,7 @@ def test_class_list_that_is_no_text(tmp_path):
 def test_ignored_color_needs_colors(tmp_path):
   path = tmp_path / 'classes.txt'
   path.write_text('a\nb')
-  assert message_of(folders.read_classes, path, (1, 2, 3)) == (
+  assert message_of(class_list.read_classes, path, (1, 2, 3)) == (
     f'ignore is the color 1,2,3, but {path} has no colors: expected a value'
   )
 
@@ -596,7 +596,7 @@ def test_class_list_of_names_only(tmp_path):
   path = tmp_path / 'classes.txt'
   # With a byte order mark, Windows ends of line and spaces in a name.
   path.write_bytes('\ufeffähre\r\ntraffic light 2\r\n\r\n'.encode())
-  assert folders.read_classes(path, 255) == folders.MaskCode(
+  assert class_list.read_classes(path, 255) == class_list.ClassList(
     names=('ähre', 'traffic light 2'), values=(0, 1), ignored_values=(255,)
   )
 
@@ -625,12 +625,12 @@ def test_palette_is_that_of_pascal_voc():
   ],
 )
 def test_ignore_on_a_command_line(text, ignore):
-  assert folders.parse_ignore(text) == ignore
+  assert class_list.parse_ignore(text) == ignore
 
 
 @pytest.mark.parametrize('text', ['-1', 'white', '1,2', '#fff', '1,2,256'])
 def test_ignore_that_is_nothing(text):
-  assert message_of(folders.parse_ignore, text) == (
+  assert message_of(class_list.parse_ignore, text) == (
     f'ignore is {text!r}: expected a value as 255, or a color as 255,255,255 '
     'or #ffffff'
   )
@@ -671,7 +671,7 @@ def test_command_line_says_in_one_line_what_to_mend(tmp_path, capsys):
   assert prepare.main(command_line(tmp_path)) == 2
   assert capsys.readouterr().err == (
     f'error: {tmp_path}/roads/masks/a.png: value 255 (3 pixels) is no class: '
-    'allowed are 0…2; mend or remove them, or set '
+    'allowed are 0…2; repair or remove them, or set '
     "on_bad_example='skip'\n"
   )
   assert prepare.main(command_line(tmp_path, '--ignore=white')) == 2

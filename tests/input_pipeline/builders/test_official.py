@@ -788,7 +788,7 @@ def test_cityscapes_with_all_archives_in_one_folder(tmp_path):
 def test_gta5_masks_of_another_size_are_left_out_and_listed(
   tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.setattr(datasets, '_TOLD', set())
+  monkeypatch.setattr(datasets, '_PRINTED_REPORTS', set())
   examples = streets({'00001': [[7, 0]], '00002': [[8, 0]], '00003': [[9, 11]]})
   png, _ = examples['00002']
   official.gta5(
@@ -799,7 +799,7 @@ def test_gta5_masks_of_another_size_are_left_out_and_listed(
     labeled(name, *examples[name], CITYSCAPES) for name in ('00001', '00003')
   ]
   printed = capsys.readouterr().out
-  assert '1 files are left out:' in printed
+  assert '1 files are skipped:' in printed
   assert (
     f'{tmp_path}/source/01_labels.zip:labels/00002.png: the mask is 1x3 '
     'pixels, its image 2x1'
@@ -807,7 +807,7 @@ def test_gta5_masks_of_another_size_are_left_out_and_listed(
   # What is left out is said once, and again in every process that opens it.
   splits_of('gta5', '', tmp_path, ['train'])
   assert 'labels/00002.png' not in capsys.readouterr().out
-  datasets._TOLD.clear()
+  datasets._PRINTED_REPORTS.clear()
   splits_of('gta5', '', tmp_path, ['train'])
   assert 'labels/00002.png: the mask is 1x3' in capsys.readouterr().out
 
@@ -947,13 +947,13 @@ def read(monkeypatch):
   """How often each image was read by a builder, by id."""
   counts = collections.Counter()
 
-  sample = files.FileBuilder.sample
+  sample = files.FileBuilder.read_sample
 
   def counted(self, source):
     counts[source.id] += 1
     return sample(self, source)
 
-  monkeypatch.setattr(files.FileBuilder, 'sample', counted)
+  monkeypatch.setattr(files.FileBuilder, 'read_sample', counted)
   return counts
 
 
@@ -1044,7 +1044,7 @@ def test_interrupted_and_run_again(
   source = ten_scenes(tmp_path / 'source')
   assert run('ade20k', source, tmp_path / 'whole') == 0
   read.clear()
-  counted = files.FileBuilder.sample
+  counted = files.FileBuilder.read_sample
 
   def interrupted(self, source):
     if source.id == 'ADE_train_00000005':
@@ -1053,7 +1053,7 @@ def test_interrupted_and_run_again(
 
   again = tmp_path / 'again'
   with monkeypatch.context() as patch:
-    patch.setattr(files.FileBuilder, 'sample', interrupted)
+    patch.setattr(files.FileBuilder, 'read_sample', interrupted)
     assert run('ade20k', source, again, *flags) == 75
   captured = capsys.readouterr()
   assert captured.err.endswith(
@@ -1078,7 +1078,7 @@ def test_interrupted_and_run_again(
 @pytest.mark.parametrize('stop', [ctrl_c, sigterm])
 def test_an_interrupted_check(stop, tmp_path, monkeypatch, capsys):
   source = ten_scenes(tmp_path / 'source')
-  monkeypatch.setattr(files.FileBuilder, 'sample', lambda *_: stop())
+  monkeypatch.setattr(files.FileBuilder, 'read_sample', lambda *_: stop())
   before = signal.getsignal(signal.SIGTERM)
   assert run('ade20k', source, tmp_path / 'records', '--check') == 75
   assert capsys.readouterr().err == 'interrupted: nothing was written\n'

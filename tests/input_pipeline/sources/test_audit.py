@@ -46,9 +46,15 @@ def read_mask(path):
 READ = functools.partial(audit.read_example, read_mask=read_mask)
 
 
+def run(sources, classes, read, *, problems=(), **options):
+  """Audits sources, as a builder does."""
+  counts, bad = audit.count(sources, read, len(classes))
+  return audit.conclude(counts, [*problems, *bad], classes, **options)
+
+
 def audit_images(listing, **options):
   """Audits images without masks."""
-  return audit.run(
+  return run(
     {'train': listing.examples},
     (),
     audit.read_example,
@@ -68,7 +74,7 @@ def make(tmp_path, **masks):
 def refused(listing, **options):
   """The message that refuses these examples."""
   with pytest.raises(errors.UserError) as caught:
-    audit.run(
+    run(
       {'train': listing.examples},
       CLASSES,
       READ,
@@ -124,7 +130,7 @@ def test_linked_folders_are_followed(tmp_path):
 
 def test_counts_pixels_and_images_of_each_class(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[1, 1, 1], [1, 1, 1]])
-  found = audit.run({'train': listing.examples}, CLASSES, READ)
+  found = run({'train': listing.examples}, CLASSES, READ)
   assert found.counts == {
     'train': class_counts.ClassCounts(
       num_images=2, pixels=(2, 9, 0), images=(1, 2, 0), ignored=1
@@ -136,7 +142,7 @@ def test_counts_pixels_and_images_of_each_class(tmp_path):
 
 def test_report_is_a_table(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[1, 1, 1], [2, 2, 9]])
-  found = audit.run(
+  found = run(
     {'train': listing.examples[:1], 'val': listing.examples},
     CLASSES,
     READ,
@@ -158,7 +164,7 @@ def test_report_is_a_table(tmp_path):
     '',
     "warning: class 'car' occurs in no mask",
     '',
-    '1 files are left out:',
+    '1 files are skipped:',
     f'  {tmp_path}/masks/b.png: value 9 is no class',
   )
   assert found.report() == '\n'.join(table)
@@ -205,8 +211,8 @@ def test_error_names_the_first_file_and_counts_the_others(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[9, 0, 0]] * 2, c=[[9, 0, 0]] * 2)
   write(tmp_path / 'images/a.jpg', b'no image')
   assert refused(listing) == (
-    f'{tmp_path}/images/a.jpg: is no JPEG or PNG file, or its head is damaged '
-    '(the first of 3 bad files); mend or remove them, or set '
+    f'{tmp_path}/images/a.jpg: is no JPEG or PNG file, or its header is '
+    'damaged (the first of 3 bad files); repair or remove them, or set '
     "on_bad_example='skip'"
   )
 
@@ -221,9 +227,7 @@ def test_remedy_can_be_given(tmp_path):
 def test_skip_leaves_out_and_tells(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[9, 0, 0]] * 2, c=GOOD)
   write(tmp_path / 'images/c.jpg', b'')
-  found = audit.run(
-    {'train': listing.examples}, CLASSES, READ, on_bad_example='skip'
-  )
+  found = run({'train': listing.examples}, CLASSES, READ, on_bad_example='skip')
   assert found.counts['train'].num_images == 1
   assert found.counts['train'].pixels == (2, 3, 0)
   assert [problem.file.name for problem in found.skipped] == ['c.jpg', 'b.png']
@@ -233,21 +237,22 @@ def test_nothing_usable_is_refused_even_with_skip(tmp_path):
   listing = make(tmp_path, a=[[9, 0, 0]] * 2)
   assert refused(listing, on_bad_example='skip') == (
     f"no image of split 'train' is usable; {tmp_path}/masks/a.png: value 9 is "
-    'no class; mend them'
+    'no class; repair them'
   )
 
 
 def test_unknown_policy_is_refused(tmp_path):
   message = refused(make(tmp_path, a=GOOD), on_bad_example='ignore')
   assert message == (
-    "on_bad_example is 'ignore': expected one of ('error', 'skip')"
+    "on_bad_example: expected one of ('error', 'skip'), got 'ignore'"
   )
 
 
 def test_size_mismatch_tells_both_sizes(tmp_path):
   listing = make(tmp_path, a=[[0, 0], [0, 0], [0, 0]])
   assert refused(listing).startswith(
-    f'{tmp_path}/masks/a.png: the mask is 2x3 pixels, its image 3x2; '
+    f'{tmp_path}/masks/a.png: expected a mask of 3x2 pixels as its image, got '
+    '2x3; repair or '
   )
 
 
@@ -257,8 +262,8 @@ def test_size_mismatch_by_exif_says_so(tmp_path):
   exif[0x0112] = 6  # Turned by 90 degrees.
   write(tmp_path / 'images/a.jpg', image_bytes(3, 2, exif=exif))
   assert refused(listing).startswith(
-    f'{tmp_path}/masks/a.png: the mask is 2x3 pixels, its image 3x2 before the '
-    'turn in its EXIF tag, which is not followed; '
+    f'{tmp_path}/masks/a.png: expected a mask of 3x2 pixels as its image, got '
+    '2x3; the rotation in the EXIF tag of the image is not applied; '
   )
 
 
@@ -268,8 +273,8 @@ def test_missing_mask_is_a_problem(tmp_path):
   listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert [example.id for example in listing.examples] == ['a']
   assert refused(listing) == (
-    f'{tmp_path}/images/x/b.jpg: has no mask {tmp_path}/masks/x/b.png; mend or '
-    "remove them, or set on_bad_example='skip'"
+    f'{tmp_path}/images/x/b.jpg: has no mask {tmp_path}/masks/x/b.png; repair '
+    "or remove them, or set on_bad_example='skip'"
   )
 
 
@@ -290,7 +295,7 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
   assert [example.id for example in listing.examples] == ['b']
   assert refused(listing) == (
     f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a' (the "
-    "first of 2 bad files); mend or remove them, or set on_bad_example='skip'"
+    "first of 2 bad files); repair or remove them, or set on_bad_example='skip'"
   )
 
 
@@ -322,7 +327,8 @@ def test_jpeg_filled_up_with_zeros_is_found(tmp_path):
   listing = make(tmp_path, a=GOOD)
   write(tmp_path / 'images/a.jpg', data[:half] + bytes(len(data) - half))
   assert refused(listing).startswith(
-    f'{tmp_path}/images/a.jpg: cannot be decoded: the JPEG has no end, cut off?'
+    f'{tmp_path}/images/a.jpg: cannot be decoded: the JPEG has no end, '
+    'truncated?'
   )
 
 
@@ -373,13 +379,13 @@ def test_folders_that_are_empty_or_missing(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     audit.list_examples(tmp_path)
   assert str(caught.value) == (
-    f'{tmp_path}: found no image, expected *.jpg, *.jpeg or *.png'
+    f'{tmp_path}: expected images *.jpg, *.jpeg or *.png, got none'
   )
   write(tmp_path / 'images/a.jpg', b'')
   with pytest.raises(errors.UserError) as caught:
     audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert str(caught.value) == (
-    f'{tmp_path}/masks: there is no such folder, expected one of *.png'
+    f'{tmp_path}/masks: expected a folder of *.png, got no such folder'
   )
 
 

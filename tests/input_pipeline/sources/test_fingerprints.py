@@ -92,9 +92,9 @@ def test_what_is_shared_is_told_of_held_out_splits_only():
     'train_aug': fingerprints.ImageIndex.from_samples([sample('t', image)]),
     'val': fingerprints.ImageIndex.from_samples([sample('v', again)]),
   }
-  assert fingerprints.shared(indices) == [
-    f'{split} and val share images by look, 1 pairs: t = v; scores on val may '
-    'be too good'
+  assert fingerprints.describe_shared(indices) == [
+    f'{split} and val share images by appearance, 1 pairs: t = v; scores on '
+    'val may be too good'
     for split in ('train', 'train_aug')
   ]
 
@@ -135,13 +135,13 @@ def check_planted(images):
   )
   assert len(np.intersect1d(train.ids, val.ids)) == 100
   assert len(np.intersect1d(train.digests, val.digests)) == 100
-  pairs = fingerprints.near(train.looks, val.looks[200:])
+  pairs = fingerprints.near_duplicates(train.looks, val.looks[200:])
   return sum(i == j for i, j in pairs), sum(i != j for i, j in pairs)
 
 
 def test_planted_leaks_among_drawings_are_found():
   config = shapes.Shapes.BUILDER_CONFIGS[0]
-  images = [shapes.draw(config, 'train', i).image for i in range(300)]
+  images = [shapes.draw_sample(config, 'train', i).image for i in range(300)]
   found, wrong = check_planted(images)
   assert found >= 95
   assert wrong == 0  # Of 19,900 pairs of different images.
@@ -164,15 +164,20 @@ def test_different_photographs_look_different():
   looks = fingerprints.ImageIndex.from_samples(
     [sample(file.stem, file.read_bytes()) for file in files]
   ).looks
-  pairs = fingerprints.near(looks, looks)
+  pairs = fingerprints.near_duplicates(looks, looks)
   assert sum(i < j for i, j in pairs) <= 1
 
 
 def test_near_is_the_number_of_different_bits():
   looks = np.array([0, 0b111, 2**64 - 1], np.uint64)
-  assert fingerprints.near(looks[:1], looks, most=2) == [(0, 0)]
-  assert fingerprints.near(looks[:1], looks, most=3) == [(0, 0), (0, 1)]
-  assert fingerprints.near(looks[:1], looks, most=64) == [
+  assert fingerprints.near_duplicates(looks[:1], looks, max_distance=2) == [
+    (0, 0)
+  ]
+  assert fingerprints.near_duplicates(looks[:1], looks, max_distance=3) == [
+    (0, 0),
+    (0, 1),
+  ]
+  assert fingerprints.near_duplicates(looks[:1], looks, max_distance=64) == [
     (0, 0),
     (0, 1),
     (0, 2),
