@@ -21,7 +21,7 @@ import time
 import jax
 import numpy as np
 
-from segcore.train import checkpoint
+from segcore.weights import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGES = ('classify', 'denoise', 'finetune')
@@ -102,7 +102,8 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, bool]:
   names = ('step', 'params', 'batch_stats', 'opt_state', 'rng')
   for stage in STAGES:
     states = [
-      checkpoint.read(w / stage / 'checkpoints', names) for w in (one, other)
+      checkpoint_reader.read(w / stage / 'checkpoints', names)
+      for w in (one, other)
     ]
     same = jax.tree.map(np.array_equal, *states)
     equal[f'{stage} state'] = all(jax.tree.leaves(same))

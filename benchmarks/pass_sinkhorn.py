@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
 
 try:
@@ -94,8 +95,8 @@ def cases_of_jax(
     )
 
   def remember(scores, rows, prototypes):
-    queue = swav.Queue(rows, jnp.array(options.queue))
-    found = swav.targets_of_views(
+    queue = queue_lib.Queue(rows, jnp.array(options.queue))
+    found = swav.view_targets(
       jnp.moveaxis(scores, 0, 1), queue, prototypes, options
     )
     return jnp.moveaxis(found, 1, 0)

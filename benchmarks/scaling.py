@@ -16,8 +16,7 @@ import pathlib
 import subprocess
 import sys
 
-from segcore.cost import topology
-from segcore.distributed import sharding
+from segcore.cost import communication, topology
 from segcore.experiment import dry_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -78,20 +77,20 @@ def measure(
     batch: global number of images; '0' for that of the config.
   """
   asked = topology.parse(devices)
-  host = asked.simulate(1)[:1]
+  host = asked.start_simulated_devices(1)[:1]
   main_of = importlib.import_module(module)
   file, _, given = config.partition(':')
   found = importlib.import_module(f'configs.{file}').get_config(given)
   if int(batch):
     found[name].recipe.batch_size = int(batch)
-  runner = main_of.PROGRAM.build_runner(found, host)
-  plan = dry_run.placed_on(runner.plan(name), asked)
+  stages = main_of.PROGRAM.build(found, host)
+  plan = dry_run.placed_on(stages[name].workload(), asked)
   cost = dry_run.cost(plan)
-  with topology.compiling():
+  with topology.without_compilation_cache():
     said = dry_run.compile_step(plan, plan.remat)
   trained = plan.build(False).update.trained
   return {
-    'devices': asked.count,
+    'devices': asked.num_devices,
     'batch': plan.batch_size,
     'num_steps': plan.num_steps,
     'nominal': sum(cost.step.values()),
@@ -117,7 +116,7 @@ def compiled(*what: str) -> dict:
 
 def kinds(found: dict) -> str:
   """'all-reduce 12 (3.4 MB), …' of a program."""
-  exchanged = [sharding.Collective(*each) for each in found['exchanged']]
+  exchanged = [communication.Collective(*each) for each in found['exchanged']]
   return ', '.join(
     f'{kind} {len(sizes)} ({sum(sizes) / 1e6:.2f} MB)'
     for kind, sizes in dry_run.by_kind(exchanged).items()
@@ -151,9 +150,11 @@ def published(only: str) -> None:
     for devices in topologies:
       found = compiled(module, config, stage, devices, '0')
       count, chip = found['devices'], topology.parse(devices).chip
-      exchanged = [sharding.Collective(*each) for each in found['exchanged']]
+      exchanged = [
+        communication.Collective(*each) for each in found['exchanged']
+      ]
       compute = dry_run.seconds(
-        found['nominal'], chip.speed, count, dry_run.EFFICIENCY
+        found['nominal'], chip.peak_flops, count, dry_run.EFFICIENCY
       )
       times = dry_run.growing(compute, exchanged, chip, count, _GROWING)
       here = compute + dry_run.exchange_seconds(exchanged, chip, count, count)

@@ -34,7 +34,7 @@ class Watched:
   def __init__(self):
     self.steps = 0
     self.compiled_after: list[int] = []
-    self._jitted_step = loop.jitted_step
+    self._jitted_step = loop.build_step
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
   def _listen(self, event: str, duration: float, **_) -> None:
@@ -64,9 +64,9 @@ def main() -> int:
   out = arguments.out or pathlib.Path(tempfile.mkdtemp(prefix='soak'))
 
   watched = Watched()
-  loop.jitted_step = watched.jitted_step
+  loop.build_step = watched.jitted_step
   status = cli.main(
-    ddep_main.build_stages,
+    ddep_main.PROGRAM,
     [
       'soak',
       f'--config={ROOT}/configs/ddep_shapes.py:init=dep,tiny',
@@ -83,7 +83,6 @@ def main() -> int:
       f'--config.operation.log_every={max(1, arguments.steps // 100)}',
       f'--config.operation.save_every={arguments.save_every}',
     ],
-    ddep_main.load_model,
   )
   if status:
     return status

@@ -27,7 +27,7 @@ import flax.traverse_util
 import numpy as np
 import PIL.Image
 
-from segcore.train import checkpoint
+from segcore.weights import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -123,7 +123,9 @@ def describe_stage(stage: pathlib.Path) -> dict[str, Any]:
     lines = (stage / 'metrics.jsonl').read_text().splitlines()
     found['metrics'] = [json.loads(line) for line in lines]
   if (stage / 'checkpoints').exists():
-    state = checkpoint.read(stage / 'checkpoints', ('params', 'batch_stats'))
+    state = checkpoint_reader.read(
+      stage / 'checkpoints', ('params', 'batch_stats')
+    )
     leaves = flax.traverse_util.flatten_dict(state, sep='/')
     found['params'] = {
       path: [list(np.shape(leaf)), str(leaf.dtype), digest(np.asarray(leaf))]

@@ -28,7 +28,6 @@ from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors, exit_status, files
 
 PICTURE = 'report.png'
-INTERRUPTED = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _prepare(options, data_dir)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
-    return 2
+    return exit_status.USER_ERROR
   except KeyboardInterrupt:
     state = 'finished shards are kept, the same command continues'
     if check:
       state = 'nothing was written'
     print(f'interrupted: {state}', file=sys.stderr)
-    return INTERRUPTED
+    return exit_status.PREEMPTED
   return 0
 
 

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_PIPE = 141  # 128 + SIGPIPE, as the shell reports a process it ended.
+USER_ERROR = 2
+PREEMPTED = 75  # EX_TEMPFAIL: launchers run the same command again.
+INTERRUPTED = 130  # 128 + SIGINT, after Ctrl-C.
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a process it ended.
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -24,7 +27,7 @@ def run(main: Callable[[], int]) -> NoReturn:
       raise  # Another pipe is broken.
     # Otherwise Python flushes the rest at exit, fails again and reports it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), out)
-    code = EXIT_PIPE
+    code = BROKEN_PIPE
   sys.exit(code)
 
 

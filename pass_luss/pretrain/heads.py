@@ -4,9 +4,9 @@ Each is a head of a `Segmenter`, called on a map of the encoder; training also
 calls their parts, since views of several sizes share them.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,13 +14,28 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pass_luss.pretrain.objectives import swav
-from segcore import types
-from segcore.models.layers import norm, resize
-from segcore.ops import losses
+from pass_luss.pretrain import embedding_ops
+from segcore.models.layers import norm
 
-# Factor by which maps are enlarged before attention.
-ENLARGED = 4
+
+@dataclasses.dataclass(frozen=True)
+class HeadSizes:
+  """Widths of the heads.
+
+  Attributes:
+    hidden: h, of all projections.
+    embedding: of images and of pixels.
+    prototypes: K.
+  """
+
+  hidden: int = 512
+  embedding: int = 128
+  prototypes: int = 500
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value < 2:
+        raise ValueError(f'{name}: found {value}, expected 2 or more')
 
 
 def _uniform(fan_in: int) -> Callable[..., Array]:
@@ -55,11 +70,6 @@ def _conv(
   )
 
 
-def pooled(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
-  """The mean over a map, in float32 at least."""
-  return jnp.mean(losses.at_least_float32(x), axis=(1, 2))
-
-
 class Projection(nn.Module):
   """From a pooled map to an embedding of unit length: P of §2.4.
 
@@ -85,8 +95,8 @@ class Projection(nn.Module):
     # From here on in float32: a mean is taken off, and may be large.
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
-    x = norm.batch_norm(train=train, dtype=dtype, name='bn2', learned=False)(x)
-    return swav.unit(x)
+    x = norm.batch_norm(train=train, dtype=dtype, name='bn2', affine=False)(x)
+    return embedding_ops.l2_normalize(x)
 
 
 class PixelLayers(nn.Module):
@@ -115,7 +125,7 @@ class PixelLayers(nn.Module):
       )
       x = _conv(x.shape[-1], size, dtype, f'conv{i}')(x)
       x = norm.batch_norm(
-        train=train, dtype=dtype, name=f'bn{i}', learned=i < 3
+        train=train, dtype=dtype, name=f'bn{i}', affine=i < 3
       )(x)
       x = nn.relu(x) if i < 3 else x
     return x
@@ -130,7 +140,7 @@ class Clusters(nn.Module):
     num_prototypes: K.
     reads: 'encoder'; its deepest map.
     stride: None, of the deepest.
-    stage: name of another map of the encoder.
+    map_name: name of another map of the encoder.
     dtype: of the dense layers.
   """
 
@@ -139,7 +149,7 @@ class Clusters(nn.Module):
   num_prototypes: int
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
@@ -153,7 +163,7 @@ class Clusters(nn.Module):
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B K']:
     """Scores of each image against the prototypes, as these are."""
-    return self.score(self.embed(pooled(x), train))
+    return self.score(self.embed(embedding_ops.average_pool(x), train))
 
   def embed(
     self, x: Float[Array, 'B D'], train: bool = False
@@ -163,60 +173,22 @@ class Clusters(nn.Module):
 
   def score(self, embeddings: Float[Array, 'B E']) -> Float[Array, 'B K']:
     """Products with the prototypes."""
-    return swav.scores(embeddings, self.prototypes)
-
-
-def prototypes_by(
-  function: Callable[[Array], Array], params: types.Params
-) -> types.Params:
-  """Parameters, or their gradient, with the prototypes changed."""
-  clusters = params['heads']['clusters']
-  changed = {**clusters, 'prototypes': function(clusters['prototypes'])}
-  return {**params, 'heads': {**params['heads'], 'clusters': changed}}
-
-
-def held(learns: Array, new: Any, old: Any) -> Any:
-  """The new state, with the prototypes and their momenta of the old one.
-
-  Args:
-    learns: whether prototypes learn; then nothing is held.
-    new: after an update.
-    old: before it.
-  """
-
-  def hold(path: tuple, after: Array, before: Array) -> Array:
-    if 'prototypes' not in jax.tree_util.keystr(path):
-      return after
-    return jnp.where(learns, after, before)
-
-  return new.replace(
-    **{
-      name: jax.tree_util.tree_map_with_path(
-        hold, getattr(new, name), getattr(old, name)
-      )
-      for name in ('params', 'opt_state')
-    }
-  )
-
-
-def with_unit_prototypes(params: types.Params) -> types.Params:
-  """Before every look: prototypes of unit length."""
-  return prototypes_by(lambda p: swav.unit(p, axis=0), params)
+    return embedding_ops.similarities(embeddings, self.prototypes)
 
 
 class Shallow(nn.Module):
   """An embedding of a shallow map: its pixels are mapped before the mean.
 
   Attributes:
-    stage: name of the encoder's map.
+    map_name: name of the encoder's map.
     hidden: width of both parts.
     size: of the embedding.
     reads: 'encoder'.
-    stride: None: the stage says which map.
+    stride: None: the map is named.
     dtype: of the layers.
   """
 
-  stage: str
+  map_name: str | None
   hidden: int
   size: int
   reads: str = 'encoder'
@@ -232,7 +204,7 @@ class Shallow(nn.Module):
       x, train
     )
     return Projection(self.hidden, self.size, self.dtype, name='projection')(
-      pooled(x), train
+      embedding_ops.average_pool(x), train
     )
 
 
@@ -246,7 +218,7 @@ class Alignment(nn.Module):
     predict: whether there is a predictor.
     reads: 'encoder'; its deepest map.
     stride: None, of the deepest.
-    stage: name of another map of the encoder.
+    map_name: name of another map of the encoder.
     dtype: of the convolutions.
   """
 
@@ -256,7 +228,7 @@ class Alignment(nn.Module):
   predict: bool = True
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
@@ -314,7 +286,7 @@ class PixelPro(nn.Module):
     size: channels of a pixel's embedding.
     reads: 'encoder'; its deepest map.
     stride: None, of the deepest.
-    stage: name of another map of the encoder.
+    map_name: name of another map of the encoder.
     dtype: of the convolutions.
   """
 
@@ -322,7 +294,7 @@ class PixelPro(nn.Module):
   size: int
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
@@ -372,14 +344,14 @@ class Attention(nn.Module):
     shared: one map for all channels, instead of one for each.
     reads: 'encoder'; its deepest map.
     stride: None, of the deepest.
-    stage: name of another map of the encoder.
+    map_name: name of another map of the encoder.
     dtype: of the convolutions.
   """
 
   shared: bool = False
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -388,7 +360,7 @@ class Attention(nn.Module):
   ) -> Float[Array, 'B H W E']:
     """Attention, in (0, 1), to the map enlarged; E is D, or 1 if shared."""
     size = x.shape[-1]
-    x = swav.unit(enlarged(x))
+    x = embedding_ops.l2_normalize(embedding_ops.upsample(x))
     x = _conv(size, size, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
     channels = 1 if self.shared else size
@@ -406,14 +378,14 @@ class Classifier(nn.Module):
     num_classes: channels of the result, which is float32 at least.
     reads: 'encoder'; its deepest map.
     stride: None, of the deepest.
-    stage: name of another map of the encoder.
+    map_name: name of another map of the encoder.
     dtype: of the convolution.
   """
 
   num_classes: int
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -424,11 +396,3 @@ class Classifier(nn.Module):
     del train
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     return _conv(x.shape[-1], self.num_classes, dtype, 'conv', use_bias=True)(x)
-
-
-def enlarged(x: Float[Array, 'B h w D']) -> Float[Array, 'B H W D']:
-  """A map four times as high and wide, in float32 at least, bilinearly."""
-  height, width = x.shape[1:3]
-  return resize.bilinear(
-    losses.at_least_float32(x), (ENLARGED * height, ENLARGED * width)
-  )

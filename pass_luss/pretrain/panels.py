@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 
 from input_pipeline import batch as batch_lib
-from pass_luss.pretrain import method
+from pass_luss.pretrain import embedding_ops, method
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
 from runtime import console
 from segcore.distributed import sharding
@@ -28,7 +29,7 @@ _BORDER = (255, 220, 0)
 
 
 @dataclasses.dataclass(eq=False)
-class Watch:
+class PretrainPanels:
   """What training makes of the same few images; the same on every host.
 
   Attributes:
@@ -38,7 +39,7 @@ class Watch:
     mesh: the devices; each looks at everything.
   """
 
-  trained: method.Represent
+  trained: method.Pretrain
   batch: Mapping[str, Any]
   num_pictures: int
   mesh: Mesh
@@ -68,7 +69,7 @@ class Watch:
       rows.append(row)
     titles = ['first view', 'second view']
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
-    panel = panels.grid(rows, tuple(titles))
+    panel = panels.draw_grid(rows, tuple(titles))
     return tensorboard.Summaries(scalars, {'views/panels': panel})
 
   @functools.cached_property
@@ -77,7 +78,9 @@ class Watch:
       views = self.trained.views(batch, jax.random.PRNGKey(0))
       flat = views['large'].reshape(-1, *views['large'].shape[2:])
       deep = self.trained.predict(state, flat)
-      pooled = swav.unit(jnp.mean(deep.astype(jnp.float32), axis=(1, 2)))
+      pooled = embedding_ops.l2_normalize(
+        jnp.mean(deep.astype(jnp.float32), axis=(1, 2))
+      )
       found = {
         'views': views,
         'feature_spread': swav.embedding_deviation(pooled),
@@ -90,7 +93,7 @@ class Watch:
           heads=('clusters',),
         )['clusters']
         probs = jax.nn.softmax(scores / clusters.temperature)
-        found['prototype_usage'] = swav.usage(probs)
+        found['prototype_usage'] = prototypes_lib.usage(probs)
       return found
 
     return jax.jit(look, out_shardings=sharding.replicated(self.mesh))

@@ -1,6 +1,6 @@
 """What a training would compute and cost, before any data is read.
 
-  for line in dry_run.report(plan, compiles=False):
+  for line in dry_run.report(workload, compiles=False):
     print(line)
 
 Everything follows from shapes: nothing is initialized, nothing is run, and a
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from runtime import console, errors
 from segcore import types
-from segcore.cost import flops
+from segcore.cost import communication, flops
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
 from segcore.models import segmenter
@@ -27,7 +27,7 @@ from segcore.train import loop, method, train_state
 
 # Dense bfloat16 operations per second of a chip, as its vendor states them.
 CHIPS = {
-  **{chip.name: chip.speed for chip in topology_lib.CHIPS.values()},
+  **{chip.name: chip.peak_flops for chip in topology_lib.CHIPS.values()},
   'H100': 989e12,
 }
 # Parts of them that trainings get out of a chip.
@@ -37,11 +37,11 @@ EFFICIENCY = 0.4
 # Numbers of devices for which weak scaling is predicted.
 _GROWING = (1, 4, 8, 64, 256, 1024)
 
-_PARTS = segmenter.PARTS
+_PARTS = segmenter.SUBMODULES
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Workload:
   """A training without its data.
 
   Attributes:
@@ -101,36 +101,36 @@ class Compiled(NamedTuple):
   arguments: int
   temporaries: int
   peak: int
-  exchanged: tuple[sharding.Collective, ...] = ()
+  exchanged: tuple[communication.Collective, ...] = ()
 
 
-def cost(plan: Plan) -> Cost:
+def cost(workload: Workload) -> Cost:
   """Counts by the shapes.
 
   Raises:
     UserError: a parameter group matches nothing.
   """
-  trained = plan.build(False)
-  state = loop.state_spec(trained, plan.mesh, plan.batch_spec)
-  image = jax.ShapeDtypeStruct((1, *plan.image_size, 3), jnp.float32)
-  step = flops.count(_traced(plan, trained, state).jaxpr)
+  trained = workload.build(False)
+  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  image = jax.ShapeDtypeStruct((1, *workload.image_size, 3), jnp.float32)
+  step = flops.count_jaxpr(_traced(workload, trained, state).jaxpr)
   return Cost(
     parameters={
       part: sum(x.size for x in jax.tree.leaves(state.params.get(part, ())))
       for part in _PARTS
     },
-    forward=flops.count_of(trained.predict, state, image).by_part(_PARTS),
+    forward=flops.count(trained.predict, state, image).by_part(_PARTS),
     step=step.by_part(_PARTS),
     in_while=step.in_while,
     state_bytes=bytes_per_device(state),
   )
 
 
-def compile_step(plan: Plan, remat: bool) -> Compiled:
+def compile_step(workload: Workload, remat: bool) -> Compiled:
   """Compiles the step of training for the devices of the mesh."""
-  trained = plan.build(remat)
-  state = loop.state_spec(trained, plan.mesh, plan.batch_spec)
-  compiled = _traced(plan, trained, state).lower().compile()
+  trained = workload.build(remat)
+  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  compiled = _traced(workload, trained, state).lower().compile()
   memory = compiled.memory_analysis()
   arguments = memory.argument_size_in_bytes
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -139,31 +139,31 @@ def compile_step(plan: Plan, remat: bool) -> Compiled:
     arguments=arguments,
     temporaries=memory.temp_size_in_bytes,
     peak=arguments + results + memory.temp_size_in_bytes,
-    exchanged=tuple(sharding.collectives(compiled)),
+    exchanged=tuple(communication.list_collectives(compiled)),
   )
 
 
-def placed_on(plan: Plan, topology: topology_lib.Topology) -> Plan:
+def placed_on(workload: Workload, topology: topology_lib.Topology) -> Workload:
   """The same training on other devices; the global batch stays.
 
   Raises:
     UserError: the batch, or a part of it, does not divide among them.
   """
-  mesh = sharding.make_mesh(plan.mesh.shape['fsdp'], topology.devices())
-  parts = mesh.size * plan.accumulate
-  if plan.batch_size % parts:
+  mesh = sharding.make_mesh(workload.mesh.shape['fsdp'], topology.devices())
+  parts = mesh.size * workload.accumulate
+  if workload.batch_size % parts:
     among = f'{mesh.size} devices' + (
-      f' x {plan.accumulate} parts' if plan.accumulate > 1 else ''
+      f' x {workload.accumulate} parts' if workload.accumulate > 1 else ''
     )
     raise errors.UserError(
-      f'--topology: found {topology}, but a batch of {plan.batch_size} images '
-      f'does not divide among {among}: name fewer, or another stage by --stage'
+      f'--topology={topology}: a batch of {workload.batch_size} images does '
+      f'not divide among {among}: name fewer devices, or another --stage'
     )
-  return dataclasses.replace(plan, mesh=mesh)
+  return dataclasses.replace(workload, mesh=mesh)
 
 
 def exchange_seconds(
-  exchanged: Sequence[sharding.Collective],
+  exchanged: Sequence[communication.Collective],
   chip: topology_lib.Chip,
   compiled_for: int,
   devices: int,
@@ -192,12 +192,14 @@ def exchange_seconds(
     'reduce-scatter': devices - 1,  # Sizes are those of the result.
     'collective-permute': 1,
   }
-  return sum(sent[c.kind] * c.size for c in exchanged) / (2 * chip.link)
+  return sum(sent[c.kind] * c.size for c in exchanged) / (
+    2 * chip.link_bandwidth
+  )
 
 
 def growing(
   compute: float,
-  exchanged: Sequence[sharding.Collective],
+  exchanged: Sequence[communication.Collective],
   chip: topology_lib.Chip,
   compiled_for: int,
   counts: Sequence[int],
@@ -213,7 +215,7 @@ def growing(
   """
   return [
     compute + exchange_seconds(exchanged, chip, compiled_for, n)
-    if n <= chip.largest
+    if n <= chip.max_slice_chips
     else None
     for n in counts
   ]
@@ -240,36 +242,36 @@ def bytes_per_device(state: Any) -> int:
 
 
 def report(
-  plan: Plan,
+  workload: Workload,
   compiles: bool,
   topology: topology_lib.Topology | None = None,
 ) -> Iterator[str]:
   """Lines, as they become known.
 
   Args:
-    plan: the training.
+    workload: the training.
     compiles: whether XLA is asked too, which takes its time.
-    topology: devices to compile for, instead of those of the plan.
+    topology: devices to compile for, instead of those of the workload.
 
   Raises:
     UserError: the batch does not divide among the devices.
   """
   return _report(
-    placed_on(plan, topology) if topology else plan, compiles, topology
+    placed_on(workload, topology) if topology else workload, compiles, topology
   )
 
 
 def _report(
-  plan: Plan, compiles: bool, topology: topology_lib.Topology | None
+  workload: Workload, compiles: bool, topology: topology_lib.Topology | None
 ) -> Iterator[str]:
-  found = cost(plan)
-  yield from plan.notes
-  devices, parts = plan.mesh.size, plan.accumulate
+  found = cost(workload)
+  yield from workload.notes
+  devices, parts = workload.mesh.size, workload.accumulate
   yield (
-    f'{plan.num_steps:,} steps of {plan.batch_size:,} images of '
-    f'{"x".join(map(str, plan.image_size))} ({_many(devices, "device")} x '
-    f'{_many(parts, "part")} x {plan.batch_size // (devices * parts)}): '
-    f'{plan.num_steps * plan.batch_size:,} images seen'
+    f'{workload.num_steps:,} steps of {workload.batch_size:,} images of '
+    f'{"x".join(map(str, workload.image_size))} ({_many(devices, "device")} x '
+    f'{_many(parts, "part")} x {workload.batch_size // (devices * parts)}): '
+    f'{workload.num_steps * workload.batch_size:,} images seen'
   )
   yield ''
   step = sum(found.step.values())
@@ -283,7 +285,7 @@ def _report(
         f'step, {unit}FLOPs an image',
         found.step,
         '{:,.1f}',
-        size * plan.batch_size,
+        size * workload.batch_size,
       ),
     ],
   )
@@ -298,17 +300,17 @@ def _report(
   )
   yield ''
   if topology:
-    yield from _elsewhere(plan, step, topology)
+    yield from _elsewhere(workload, step, topology)
     return
-  yield from _times(plan, step)
+  yield from _times(workload, step)
   if compiles:
     yield ''
-    yield from _compiler(plan)
+    yield from _compiler(workload)
 
 
-def _times(plan: Plan, step: int) -> Iterator[str]:
+def _times(workload: Workload, step: int) -> Iterator[str]:
   """How long all steps take on some chips."""
-  total, chips = step * plan.num_steps, plan.mesh.size
+  total, chips = step * workload.num_steps, workload.mesh.size
   head = [f'at {part:.0%}' for part in EFFICIENCIES]
   rows = []
   for name, speed in CHIPS.items():
@@ -327,14 +329,15 @@ def _times(plan: Plan, step: int) -> Iterator[str]:
 
 
 def _elsewhere(
-  plan: Plan, step: int, topology: topology_lib.Topology
+  workload: Workload, step: int, topology: topology_lib.Topology
 ) -> Iterator[str]:
   """What the compiler and the sheets say of devices that are not here."""
-  with topology_lib.compiling():
-    said = compile_step(plan, plan.remat)
-  count, chip = topology.count, topology.chip
+  with topology_lib.without_compilation_cache():
+    said = compile_step(workload, workload.remat)
+  count, chip = topology.num_devices, topology.chip
   room = f' of {_bytes(int(chip.memory))}' if chip else ''
-  yield f'compiled for {topology}, {"with" if plan.remat else "without"} remat'
+  remat = 'with' if workload.remat else 'without'
+  yield f'compiled for {topology}, {remat} remat'
   yield (
     f'memory a device: arguments {_bytes(said.arguments)}, temporaries '
     f'{_bytes(said.temporaries)}, peak {_bytes(said.peak)}{room}'
@@ -353,14 +356,14 @@ def _elsewhere(
     ]
     or [('nothing', '-', '-')],
   )
-  if plan.accumulate > 1:
+  if workload.accumulate > 1:
     yield 'XLA shows a loop over the parts of a batch as one round.'
   yield ''
   chips = [chip] if chip else topology_lib.CHIPS.values()
   counts = sorted({*_GROWING, count})
   rows = []
   for each in chips:
-    compute = seconds(step // count, each.speed, 1, EFFICIENCY)
+    compute = seconds(step // count, each.peak_flops, 1, EFFICIENCY)
     times = growing(compute, said.exchanged, each, count, counts)
     rows.append(
       (f'{each.name}, a step', *(_time(t) if t else '-' for t in times))
@@ -371,21 +374,21 @@ def _elsewhere(
     here = compute + exchange_seconds(said.exchanged, each, count, count)
     yield (
       f'{each.name}: a step takes {_time(compute)} of arithmetic at '
-      f'{EFFICIENCY:.0%} of {each.speed / 1e12:.0f} TFLOP/s and '
+      f'{EFFICIENCY:.0%} of {each.peak_flops / 1e12:.0f} TFLOP/s and '
       f'{_time(here - compute)} of exchanges over two links of '
-      f'{each.link / 1e9:.0f} GB/s, so all steps '
-      f'{console.format_duration(here * plan.num_steps)}'
+      f'{each.link_bandwidth / 1e9:.0f} GB/s, so all steps '
+      f'{console.format_duration(here * workload.num_steps)}'
     )
   yield ''
   yield (
-    f'weak scaling, {plan.batch_size / count:g} images a device '
+    f'weak scaling, {workload.batch_size / count:g} images a device '
     '(predicted; no overlap, no latency):'
   )
   yield from _table(('devices', *(f'{n:,}' for n in counts)), rows)
 
 
 def by_kind(
-  exchanged: Sequence[sharding.Collective],
+  exchanged: Sequence[communication.Collective],
 ) -> dict[str, list[int]]:
   """Sizes of exchanges by their kind, in bytes."""
   found: dict[str, list[int]] = {}
@@ -398,16 +401,16 @@ def _time(duration: float) -> str:
   return f'{duration:.3g} s' if duration >= 1 else f'{duration * 1e3:.3g} ms'
 
 
-def _compiler(plan: Plan) -> Iterator[str]:
+def _compiler(workload: Workload) -> Iterator[str]:
   """XLA's figures, without and with remat."""
-  devices = plan.mesh.size
-  platform = plan.mesh.devices.flat[0].platform
+  devices = workload.mesh.size
+  platform = workload.mesh.devices.flat[0].platform
   yield f"XLA's figures for {platform}; other devices take other memory:"
   rows = []
   for remat in (False, True):
-    said = compile_step(plan, remat)
-    here = ' (here)' if remat == plan.remat else ''
-    an_image = said.operations * devices / plan.batch_size
+    said = compile_step(workload, remat)
+    here = ' (here)' if remat == workload.remat else ''
+    an_image = said.operations * devices / workload.batch_size
     rows.append(
       (
         f'{"with" if remat else "without"} remat{here}',
@@ -418,16 +421,18 @@ def _compiler(plan: Plan) -> Iterator[str]:
   yield from _table(
     ('a device', 'GFLOPs an image', *Compiled._fields[1:4]), rows
   )
-  if plan.accumulate > 1:
+  if workload.accumulate > 1:
     yield 'XLA counts a loop over the parts of a batch as one round.'
 
 
 def _traced(
-  plan: Plan, trained: method.Method, state: train_state.TrainState
+  workload: Workload, trained: method.Method, state: train_state.TrainState
 ) -> jax.stages.Traced:
   """The step of training, as a program for the mesh."""
-  step, watch = loop.jitted_step(trained, plan.mesh, state, plan.batch_spec)
-  return step.trace(state, watch, plan.batch_spec)
+  step, watch = loop.build_step(
+    trained, workload.mesh, state, workload.batch_spec
+  )
+  return step.trace(state, watch, workload.batch_spec)
 
 
 def _bytes(size: int) -> str:

@@ -6,7 +6,7 @@ import flax.struct
 
 
 @flax.struct.dataclass
-class Stage:
+class FeatureMap:
   """One feature map.
 
   Attributes:
@@ -25,34 +25,34 @@ class Stage:
 class Features:
   """The maps of a network in the order of computing; strides may repeat."""
 
-  stages: tuple[Stage, ...]
+  maps: tuple[FeatureMap, ...]
 
   @property
   def strides(self) -> tuple[int, ...]:
     """The strides there are, each once, ascending."""
-    return tuple(sorted({stage.stride for stage in self.stages}))
+    return tuple(sorted({each.stride for each in self.maps}))
 
   @property
-  def deepest(self) -> Stage:
+  def deepest(self) -> FeatureMap:
     """The last map with the largest stride."""
     return self.at_stride(self.strides[-1])
 
-  def at_stride(self, stride: int) -> Stage:
+  def at_stride(self, stride: int) -> FeatureMap:
     """The deepest map with this stride: the last one that was computed."""
-    for stage in reversed(self.stages):
-      if stage.stride == stride:
-        return stage
+    for each in reversed(self.maps):
+      if each.stride == stride:
+        return each
     raise ValueError(
       f'no map at stride {stride}; there are maps at strides '
       f'{", ".join(map(str, self.strides))}'
     )
 
-  def named(self, name: str) -> Stage:
+  def by_name(self, name: str) -> FeatureMap:
     """The map of this name."""
-    for stage in self.stages:
-      if stage.name == name:
-        return stage
+    for each in self.maps:
+      if each.name == name:
+        return each
     raise ValueError(
       f'no map named {name!r}; there are '
-      f'{", ".join(stage.name for stage in self.stages)}'
+      f'{", ".join(each.name for each in self.maps)}'
     )

@@ -16,7 +16,7 @@ class ConvHead(nn.Module):
     kernel: height and width of the kernel.
     reads: whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
-    stage: name of the map it reads; if given, the stride does not count.
+    map_name: name of the map it reads, instead of its stride.
     init_scale: of the kernel's first values, against a unit variance of the
       result; 0 for a head that starts at zero.
     dtype: of the convolution.
@@ -26,7 +26,7 @@ class ConvHead(nn.Module):
   kernel: int = 3
   reads: str = 'decoder'
   stride: int | None = 1
-  stage: str = ''
+  map_name: str | None = None
   init_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -53,14 +53,14 @@ class PoolHead(nn.Module):
     out_features: channels of the result, which is float32 at least.
     reads: whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
-    stage: name of the map it reads; if given, the stride does not count.
+    map_name: name of the map it reads, instead of its stride.
     init_scale: as in `ConvHead`.
   """
 
   out_features: int
   reads: str = 'encoder'
   stride: int | None = None
-  stage: str = ''
+  map_name: str | None = None
   init_scale: float = 1.0
 
   @nn.compact
@@ -89,7 +89,7 @@ class ConvBlocksHead(nn.Module):
     num_blocks: how many there are.
     reads: whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
-    stage: name of the map it reads; if given, the stride does not count.
+    map_name: name of the map it reads, instead of its stride.
     dropout_rate: share of each block's maps cleared in training.
     dtype: of the convolutions.
   """
@@ -99,7 +99,7 @@ class ConvBlocksHead(nn.Module):
   num_blocks: int = 2
   reads: str = 'decoder'
   stride: int | None = 4
-  stage: str = ''
+  map_name: str | None = None
   dropout_rate: float = 0.1
   dtype: DTypeLike = jnp.float32
 

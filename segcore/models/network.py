@@ -32,7 +32,7 @@ class NetworkOptions:
 
   Attributes:
     encoder: name (see `ENCODERS`) and fields of the module; a grid of
-      (0, 0) is that of the images of training (see `fitted`).
+      (0, 0) is that of the images of training (see `with_position_grid`).
     decoder: name (see `DECODERS`) and fields of the module; None
       where all heads read the encoder.
     dtype: of activations; parameters are float32 always.
@@ -45,7 +45,7 @@ class NetworkOptions:
   remat: bool = False
 
 
-def fitted(
+def with_position_grid(
   network: NetworkOptions, size: tuple[int, int], path: str
 ) -> NetworkOptions:
   """The network for training on images of this (height, width).
@@ -56,7 +56,7 @@ def fitted(
   if 'grid' not in network.encoder or list(network.encoder['grid']) != [0, 0]:
     return network
   module = options.build_named(ENCODERS, network.encoder, f'{path}.encoder')
-  grid = tuple(n // module.multiple for n in size)
+  grid = tuple(n // module.size_multiple for n in size)
   return dataclasses.replace(network, encoder={**network.encoder, 'grid': grid})
 
 
@@ -84,7 +84,7 @@ def build(
   return segmenter.Segmenter(encoder, decoder, heads)
 
 
-def check(
+def check_image_size(
   network: segmenter.Segmenter, size: tuple[int, int], path: str
 ) -> None:
   """Raises UserError unless images of this (height, width) fit the network.

@@ -15,16 +15,16 @@ from jaxtyping import Array, Float
 
 from segcore.models import features as features_lib
 
-PARTS = ('encoder', 'decoder', 'heads')
+SUBMODULES = ('encoder', 'decoder', 'heads')
 
 
 def _parts(train: bool | tuple[str, ...]) -> tuple[str, ...]:
   """The parts in training mode."""
   if isinstance(train, bool):
-    return PARTS if train else ()
+    return SUBMODULES if train else ()
   for part in train:
-    if part not in PARTS:
-      raise ValueError(f'train={part!r} is none of {", ".join(PARTS)}')
+    if part not in SUBMODULES:
+      raise ValueError(f'train={part!r} is none of {", ".join(SUBMODULES)}')
   return train
 
 
@@ -51,9 +51,9 @@ class Heads(nn.Module):
     """Applies the heads named by the keys to the maps given for them."""
     return {name: self.modules[name](x, train) for name, x in maps.items()}
 
-  def use(self, name: str, part: str, *arguments: Any) -> Any:
+  def call_method(self, name: str, method: str, *arguments: Any) -> Any:
     """Calls a method of one head, for training that needs its parts."""
-    return getattr(self.modules[name], part)(*arguments)
+    return getattr(self.modules[name], method)(*arguments)
 
 
 class Segmenter(nn.Module):
@@ -152,8 +152,8 @@ class Segmenter(nn.Module):
     head = self.heads.modules[name]
     maps = found[head.reads]
     try:
-      if head.stage:
-        return maps.named(head.stage).array
+      if head.map_name:
+        return maps.by_name(head.map_name).array
       if head.stride is None:
         return maps.deepest.array
       return maps.at_stride(head.stride).array

@@ -18,8 +18,9 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from runtime import errors, files, progress
+from segcore.weights import checkpoint_reader
 
-_STATE, _META = 'state', 'meta'
+_STATE, _META = checkpoint_reader.STATE, 'meta'
 
 
 class Checkpoints:
@@ -165,47 +166,6 @@ class Checkpoints:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('damaged checkpoints set aside')
     self._latest.reload()
-
-
-def read(
-  directory: files.Path, names: Sequence[str] = ('params', 'batch_stats')
-) -> dict[str, Any]:
-  """Fields of the newest state in a folder of checkpoints, as numpy arrays.
-
-  Args:
-    directory: a `checkpoints` or `best` folder.
-    names: fields of the state.
-
-  Raises:
-    UserError: there is no checkpoint, or it cannot be read.
-  """
-  steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
-  if not steps:
-    below = sorted(str(p.parent) for p in directory.glob('*/checkpoints'))
-    advice = (
-      f'did you mean {" or ".join(below)}?' if below else 'train it first'
-    )
-    raise errors.UserError(f'no checkpoint in {directory}: {advice}')
-  folder = files.absolute(directory) / str(max(steps)) / _STATE
-  try:
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(folder).tree
-    item = {name: tree[name] for name in names if name in tree}
-    return handler.restore(
-      folder,
-      args=ocp.args.PyTreeRestore(
-        item=item,
-        partial_restore=True,
-        restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
-        ),
-      ),
-    )
-  except Exception as error:
-    raise errors.UserError(
-      f'{folder} cannot be read ({str(error).splitlines()[0]}): restore it '
-      'from a copy or train again'
-    ) from error
 
 
 class _Manager(ocp.CheckpointManager):

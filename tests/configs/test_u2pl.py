@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 from runtime import errors
-from segcore.experiment import cli
+from segcore.experiment import cli, evaluation, hosts
+from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import runner as runner_lib
 from segcore.train import optimizers
@@ -31,14 +32,14 @@ CHECKED = set()
 @pytest.fixture(autouse=True)
 def networks_checked_once(monkeypatch):
   """Many rows have the same network."""
-  check = network.check
+  check = network.check_image_size
 
   def check_once(net, size, path):
     if (key := (repr(net.encoder), repr(net.decoder), size)) not in CHECKED:
       CHECKED.add(key)
       check(net, size, path)
 
-  monkeypatch.setattr(network, 'check', check_once)
+  monkeypatch.setattr(network, 'check_image_size', check_once)
 
 
 def load(name, argument=''):
@@ -74,7 +75,7 @@ def cells(command):
 def config_of(command, column):
   """The config of the first cell, or of the last one."""
   made, found = cells(command)
-  return cli.parse(['study', *found[column].arguments(made)]).config
+  return command_lib.parse(['study', *found[column].arguments(made)]).config
 
 
 def of_row(table, row, column=0):
@@ -119,7 +120,7 @@ def test_all_tables_are_there():
 def test_every_command_is_an_experiment():
   """Nothing of what they need is here: neither data nor weights."""
   for _, _, command, _ in reversed(rows()):
-    stages = u2pl_main.build_stages(config_of(command, -1))
+    stages = u2pl_main.PROGRAM.build_stages(config_of(command, -1))
     assert [s.name for s in stages] == ['train', 'evaluate'], command
 
 
@@ -286,10 +287,10 @@ def test_what_is_left_open():
 
 def test_the_decoders_rate_of_the_paper():
   [flag] = re.findall(r'`(--config\.train\S+=".*")`', DOC.read_text())
-  config = cli.parse(
+  config = command_lib.parse(
     ['main', f'--config={ROOT}/configs/u2pl_cityscapes.py', *shlex.split(flag)]
   ).config
-  u2pl_main.build_stages(config)
+  u2pl_main.PROGRAM.build_stages(config)
   assert rates(config) == {'encoder': 1e-2, 'decoder': 1e-1, 'heads': 1e-1}
 
 
@@ -387,13 +388,13 @@ def test_warm_up_and_loss_of_the_papers():
 @pytest.mark.parametrize('name', HERE)
 @pytest.mark.parametrize('argument', ['', 'system=u2pl', 'system=sup_only'])
 def test_configs_build(name, argument):
-  stages = u2pl_main.build_stages(load(name, argument))
+  stages = u2pl_main.PROGRAM.build_stages(load(name, argument))
   assert [s.name for s in stages] == ['train', 'evaluate']
 
 
 def test_settings_of_a_folder():
   config = load('u2pl_folder', 'source=/photographs,labels=20,low_rank=2')
-  assert u2pl_main.build_stages(config)[-1].name == 'evaluate'
+  assert u2pl_main.PROGRAM.build_stages(config)[-1].name == 'evaluate'
   assert config.train.data.source == '/photographs'
   assert config.train.learn.contrast.low_rank == 2
 
@@ -403,7 +404,7 @@ def test_settings_of_a_folder():
 def test_tiny(name, system):
   """On images that are drawn; those of CamVid and of a folder stay."""
   config = load(name, f'system={system},seed=3,tiny')
-  stages = u2pl_main.build_stages(config)
+  stages = u2pl_main.PROGRAM.build_stages(config)
   assert [s.name for s in stages] == ['train', 'evaluate']
   train = config.train
   assert (train.recipe.num_steps, train.steps_per_epoch) == (60, 10)
@@ -457,27 +458,27 @@ def test_a_start_takes_the_place_of_the_weights(name):
     (
       'u2pl_voc.py:batch=6',
       (),
-      'config.train: learn.consistency.mixing.group: found 4, expected a '
-      'divisor of the batch of 6',
+      'config.train: learn.consistency.mixing.group: expected a divisor of '
+      'the batch of 6, got 4',
     ),
     (
       'u2pl_voc.py:epochs=1',
       (),
-      'config.train: learn.warmup_epochs: found 1 of 655 steps, expected '
-      'fewer than the 655 steps in all',
+      'config.train: learn.warmup_epochs: expected fewer than the 655 steps '
+      'in all, got 1 of 655 steps',
     ),
     (
       'u2pl_shapes.py',
       ('--config.train.learn.warmup_epochs=20',),
-      'config.train: learn.warmup_epochs: found 20 of 100 steps, expected '
-      'fewer than the 1400 steps in all',
+      'config.train: learn.warmup_epochs: expected fewer than the 1400 steps '
+      'in all, got 20 of 100 steps',
     ),
   ],
 )
 def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   status = cli.main(
-    u2pl_main.build_stages,
+    u2pl_main.PROGRAM,
     [
       'main',
       f'--config={ROOT}/configs/{config}',
@@ -530,13 +531,12 @@ def test_epochs_that_cannot_be_counted_are_refused(argument, message):
 
 def test_what_is_reported_of_voc():
   """One program for images of all sizes, by the rule of training."""
-  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_voc'))
-  reported = runner.experiment.evaluate
-  assert [*reported.frames] == ['', '_framed']
-  for protocol in (reported.protocol, reported.protocol.single()):
+  stage = u2pl_main.PROGRAM.build(load('u2pl_voc'))['evaluate']
+  reported = stage.options
+  assert [*reported.paddings] == ['', '_framed']
+  for protocol in (reported.protocol, reported.protocol.single_view()):
     assert protocol.align_corners
-    scores = runner.reporting.scores(21)
-    maps = runner.bench.label_maps(scores, 21, protocol)
+    maps = evaluation.label_maps(stage.context, stage.scores(21), 21, protocol)
     groups = {maps.group(size) for size in ((375, 500), (500, 333), (513, 513))}
     assert groups == {((513, 513), ((513, 513),))}
 
@@ -556,8 +556,8 @@ def test_a_border_is_scored_only_where_one_is_shown():
   config = load('u2pl_cityscapes')
   with config.evaluate.unlocked():
     config.evaluate.framed = True
-  with pytest.raises(errors.UserError, match='framed=True: found with a proto'):
-    u2pl_main.PROGRAM.build_runner(config)
+  with pytest.raises(errors.UserError, match='framed=True: expected protocol'):
+    u2pl_main.PROGRAM.build(config)
 
 
 def test_images_without_masks_are_the_unlabeled_ones():
@@ -589,17 +589,15 @@ def test_a_fraction_is_refused_where_labels_decide_the_epoch():
 
 
 def test_a_state_of_the_warm_up_is_reported_as_the_students():
-  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_shapes', 'tiny'))
+  stage = u2pl_main.PROGRAM.build(load('u2pl_shapes', 'tiny'))['evaluate']
   names = ('params', 'batch_stats', 'teacher_params', 'teacher_batch_stats')
   found = {name: name for name in names}
   # The warm-up is one epoch of 10 steps.
   for step, expected in ((10, 'params'), (11, 'teacher_params')):
-    reported = runner.reporting.reported({'step': step, **found})
+    reported = stage.select_variables({'step': step, **found})
     assert (reported['step'], reported['params']) == (step, expected)
-  alone = u2pl_main.PROGRAM.build_runner(
-    load('u2pl_shapes', 'tiny,system=sup_only')
-  )
-  reported = alone.reporting.reported({'step': 60, **found})
+  alone = u2pl_main.PROGRAM.build(load('u2pl_shapes', 'tiny,system=sup_only'))
+  reported = alone['evaluate'].select_variables({'step': 60, **found})
   assert reported['params'] == 'params'
 
 
@@ -607,8 +605,8 @@ def test_heads_compute_in_the_networks_type_and_end_in_float32():
   for dtype in ('float32', 'bfloat16'):
     config = load('u2pl_cityscapes', 'tiny')
     config.network.dtype = dtype
-    runner = u2pl_main.PROGRAM.build_runner(config)
-    net = runner._segmenter(runner.bench, 9)
+    train = u2pl_main.PROGRAM.build(config)['train']
+    net = train.build_network(train.context, 9)
     assert set(net.heads.modules) == {'logits', 'rep', 'aux'}
     assert {head.dtype.name for head in net.heads.modules.values()} == {dtype}
     images = jnp.zeros((1, 65, 65, 3))

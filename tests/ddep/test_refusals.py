@@ -8,8 +8,7 @@ import pytest
 
 from ddep import main as ddep_main
 from runtime import errors, json_files
-from segcore.experiment import cli
-from segcore.train import workspace as workspace_lib
+from segcore.experiment import cli, experiment_stage, hosts
 from tests.support import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
@@ -17,13 +16,13 @@ CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   return runs.make_folder(tmp_path / 'discs', count=8)
 
 
 def error_of(capsys, source, options, *arguments):
   status = cli.main(
-    ddep_main.build_stages,
+    ddep_main.PROGRAM,
     [
       'main',
       f'{CONFIG}:source={source},ignore=255,val_fraction=0.4,{options}',
@@ -41,16 +40,16 @@ def error_of(capsys, source, options, *arguments):
 
 def test_more_labels_than_images(capsys, source):
   found = error_of(capsys, source, 'init=dep,labels=100')
-  assert '100 labeled images were asked for, the split has' in found
+  assert 'labels: expected at most the ' in found and 'got 100' in found
   assert not (source.parent / 'run' / 'denoise' / 'checkpoints').exists()
 
 
 def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'data'))
   config = f'{runs.ROOT}/configs/ddep_pascal.py:encoder={tmp_path}/w.npz'
   status = cli.main(
-    ddep_main.build_stages,
+    ddep_main.PROGRAM,
     [
       'main',
       f'--config={config}',
@@ -66,8 +65,8 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
   assert err.count('\n') == 1
   for part in (
     f'error: config.denoise.start.path: {tmp_path}/w.npz does not exist',
-    f'there is no file or folder {tmp_path}/data/imagenet: give the folder of',
-    f'there is no file or folder {tmp_path}/data/pascal_context: give the',
+    f'got {tmp_path}/data/imagenet, which does not exist: give the folder of',
+    f'got {tmp_path}/data/pascal_context, which does not exist: give the',
     'VOCtrainval_03-May-2010.tar',
     'to run it now, on images that it draws itself, add the option tiny',
   ):
@@ -84,19 +83,18 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
   config.denoise.start.path = f'{tmp_path}/w.npz'
   config.denoise.start.take = ('encoder',)
   config.stages = ('denoise', 'finetune', 'evaluate')
-  runner = ddep_main.PROGRAM.build_runner(config)
-  place = workspace_lib.Workspace(tmp_path / 'finetune', {}, '')
+  stages = tuple(ddep_main.PROGRAM.build(config).values())
   with pytest.raises(errors.MissingInput, match='w.npz does not exist'):
-    runner._check_data(place)
+    experiment_stage.check_inputs(stages, tmp_path)
   json_files.write(tmp_path / 'denoise' / 'DONE.json', {})
-  runner._check_data(place)
+  experiment_stage.check_inputs(stages, tmp_path)
 
 
 def test_a_split_that_is_not_there(capsys, source):
   found = error_of(
     capsys, source, 'init=dep', "--config.evaluate.splits=('test',)"
   )
-  assert "has no split 'test': expected one of" in found
+  assert 'split: expected one of' in found and "got 'test'" in found
 
 
 def test_softmax_where_images_have_several_classes(capsys, source):
@@ -107,8 +105,9 @@ def test_softmax_where_images_have_several_classes(capsys, source):
     "--config.stages=('classify',)",
     '--config.classify.kind=softmax',
   )
-  assert "config.classify.kind: found 'softmax', but image" in found
-  assert "has 2 tags: expected 'sigmoid'" in found
+  expected = "config.classify.kind: expected 'sigmoid', got 'softmax': image"
+  assert expected in found
+  assert 'has 2 tags' in found
 
 
 def test_bad_files_are_named(capsys, source):
@@ -117,7 +116,7 @@ def test_bad_files_are_named(capsys, source):
   assert '03' in error_of(capsys, source, 'init=none')
   shutil.copy(masks / '02.png', masks / '03.png')
   (source / 'classes.txt').write_text('ground\n')
-  assert 'is no class: allowed are 0, 255 (ignored)' in error_of(
+  assert 'expected values 0, 255 (ignored), got ' in error_of(
     capsys, source, 'init=none'
   )
 

@@ -8,6 +8,7 @@ import pytest
 from ddep import noise
 from ddep.stages import classify, denoise, finetune
 from input_pipeline import batch as batch_lib
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.models import heads, segmenter
 from segcore.train import optimizers
@@ -231,7 +232,7 @@ def test_a_data_parallel_step_only_reduces_gradients():
     .lower(shapes, tiny_networks.spec(batch))
     .compile()
   )
-  found = sharding.count_collectives(compiled)
+  found = communication.count_collectives(compiled)
   assert found['all-reduce'] > 0
   assert {name: n for name, n in found.items() if name != 'all-reduce'} == {
     'all-gather': 0,
@@ -253,7 +254,9 @@ def test_denoising_is_watched_on_the_same_noisy_images():
   # A head of zeros finds no noise: the loss is the noise's mean square.
   silent = jax.tree.map(jnp.zeros_like, state.params['heads'])
   state = state.replace(params={**state.params, 'heads': silent})
-  watch = denoise.Watch(trained, 'val', images, 4, sharding.make_mesh())
+  watch = denoise.DenoisingPanels(
+    trained, 'val', images, 4, sharding.make_mesh()
+  )
   found = watch(state)
   keys = update_lib.row_keys(jax.random.PRNGKey(0), 6)
   eps = np.asarray(noise.sample(keys, images.shape))

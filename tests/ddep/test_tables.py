@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from ddep import main as ddep_main
-from segcore.experiment import cli
+from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import runner
 
@@ -47,20 +47,20 @@ def cells(command):
 def config_of(command, column):
   """The config of the first cell, or of the last one."""
   made, found = cells(command)
-  return cli.parse(['study', *found[column].arguments(made)]).config
+  return command_lib.parse(['study', *found[column].arguments(made)]).config
 
 
 @pytest.fixture(autouse=True)
 def networks_checked_once(monkeypatch):
   """Many rows have the same network."""
-  check = network.check
+  check = network.check_image_size
 
   def check_once(net, size, path):
     if (key := (repr(net), size)) not in CHECKED:
       CHECKED.add(key)
       check(net, size, path)
 
-  monkeypatch.setattr(network, 'check', check_once)
+  monkeypatch.setattr(network, 'check_image_size', check_once)
 
 
 @pytest.mark.parametrize('data', ['pascal', 'ade20k', 'cityscapes'])
@@ -73,7 +73,7 @@ def test_every_command_is_an_experiment(data):
   commands = [c for c in dict.fromkeys(commands) if f'/ddep_{data}.py' in c]
   assert len(commands) >= 10
   for command in commands:
-    stages = ddep_main.build_stages(config_of(command, -1))
+    stages = ddep_main.PROGRAM.build_stages(config_of(command, -1))
     assert stages[-1].name == 'evaluate'
 
 
@@ -141,7 +141,7 @@ def facts(config):
     'lr': config.denoise.recipe.optimizer.learning_rate if denoises else None,
     'takes': config.finetune.start.take,
     'scales': len(config.evaluate.protocol.scales),
-    'tiles': config.evaluate.protocol.tiles,
+    'tiling': config.evaluate.protocol.tiling,
   }
 
 
@@ -176,7 +176,7 @@ FIXED = (0.95, 0.0, (0.0, 0.0))
         'kind': 'simple',
         'strength': (0.0, 0.8, (0.0, 0.0)),
         'steps': 269_215,  # 6000 · 22,973 / 512, rounded up
-        'tiles': 'halves',
+        'tiling': 'halves',
         'scales': 1,
       },
     ),
@@ -221,7 +221,11 @@ FIXED = (0.95, 0.0, (0.0, 0.0))
       },
     ),
     ('Fig. 7', 'supervised 3x', {'width': 3, 'labeled': 'ade20k'}),
-    ('Table 7', 'DDeP', {'encoder': 'bit', 'scales': 1, 'tiles': 'windows'}),
+    (
+      'Table 7',
+      'DDeP',
+      {'encoder': 'bit', 'scales': 1, 'tiling': 'sliding_window'},
+    ),
   ],
 )
 def test_a_row_is_what_it_says(table, row, expected):

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from pass_luss import experiment as experiment_lib
-from pass_luss import main
+from pass_luss import evaluate, main
 from pass_luss.benchmark import png_format
-from pass_luss.pseudo_labels import cluster
-from runtime import errors, options
-from segcore.distributed import sharding
+from pass_luss.pseudo_labels import features
+from pass_luss.pseudo_labels import labeler as labeler_lib
+from runtime import errors
+from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
 STAGES = (
@@ -29,7 +29,6 @@ STAGES = (
 # `pass_shapes.py` on a folder of images, and shorter.
 CONFIG = """
 from configs import common, pass_shapes
-from segcore.train import workspace as workspace_lib
 
 def get_config(argument=None):
   config = pass_shapes.get_config('tiny')
@@ -139,9 +138,7 @@ def start(
 def whole(config, tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  assert runs.finish(start(config, workdir), workdir) == 0, runs.text_of(
-    workdir
-  )
+  assert runs.wait(start(config, workdir), workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
@@ -152,7 +149,9 @@ def results_of(workdir, name):
 def test_a_run_leaves_what_it_promises(whole):
   for name in STAGES:
     assert (whole / name / 'DONE.json').exists(), name
-  lines = [x for x in runs.metrics_of(whole / 'represent') if 'train/loss' in x]
+  lines = [
+    x for x in runs.read_metrics(whole / 'represent') if 'train/loss' in x
+  ]
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
   assert {'train/loss_swav', 'train/loss_p2p', 'train/loss_shallow3'} <= set(
     lines[-1]
@@ -160,7 +159,7 @@ def test_a_run_leaves_what_it_promises(whole):
   assert [line['train/queue_fill'] for line in lines] == [0, 0, 0.5, 1, 1, 1]
 
   # A label map for each training image, as large as it, of two categories.
-  labels = png_format.names(whole / 'label' / 'train')
+  labels = png_format.list_files(whole / 'label' / 'train')
   assert len(labels) == 12
   for name in labels:
     found = png_format.read(whole / 'label' / 'train' / name, 2)
@@ -176,7 +175,7 @@ def test_a_run_leaves_what_it_promises(whole):
   assert set(results_of(whole, 'distance')) == {'val', 'val_rematched'}
   match = json.loads((whole / 'segment' / 'match.json').read_text())
   assert match['0'] == 0 and sorted(match.values()) == [0, 1, 2]
-  assert len(png_format.names(whole / 'segment' / 'val')) == 3
+  assert len(png_format.list_files(whole / 'segment' / 'val')) == 3
 
 
 def test_classes_of_another_data_set_are_found_by_their_names(whole):
@@ -184,7 +183,7 @@ def test_classes_of_another_data_set_are_found_by_their_names(whole):
   match = json.loads((whole / 'segment_on' / 'match.json').read_text())
   assert match == {'0': 0, '1': 0, '2': 1}
   here, there = whole / 'segment_semi' / 'val', whole / 'segment_on' / 'val'
-  for name in png_format.names(here):
+  for name in png_format.list_files(here):
     np.testing.assert_array_equal(
       png_format.read(here / name, 2), png_format.read(there / name, 2)
     )
@@ -204,12 +203,13 @@ def test_results_say_how_they_were_found(whole):
   }
   assert {name: (x['protocol'], x['step']) for name, x in found.items()} == {
     'distance': (
-      '10 nearest regions of train, temperature 0.07, short side 40; not '
-      'matched, and as SPLIT_rematched matched on the split itself',
+      '10 nearest regions of train, temperature 0.07, short side 40; without '
+      'matching, and as SPLIT_rematched matched on the split itself',
       6,
     ),
     'label': (
-      'attention counts, short side 40; categories matched with classes on val',
+      'foreground by attention, short side 40; categories matched with classes '
+      'on val',
       6,
     ),
     'segment': (
@@ -230,15 +230,14 @@ def test_results_say_how_they_were_found(whole):
 # Stages in this process, on what the run has trained.
 
 
-def runner_of(config, **changes):
-  """What runs the stages of a config, on one device."""
+def stages_of(config, **changes):
+  """Builds the stages of a config by name, on one device."""
   spec = importlib.util.spec_from_file_location('pass_folder', config)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   found = module.get_config()
   found.update_from_flattened_dict(changes)
-  experiment = options.build(experiment_lib.Experiment, found, 'config')
-  return main.Runner(experiment, sharding.make_mesh(devices=jax.devices()[:1]))
+  return main.PROGRAM.build(found, jax.devices()[:1])
 
 
 def place_of(folder, *needed):
@@ -251,21 +250,21 @@ def test_clusters_are_not_looked_for_again(
   config, whole, tmp_path, monkeypatch
 ):
   """What was killed while it read the classes goes on there."""
-  runner = runner_of(config)
+  stages = stages_of(config)
   place = place_of(tmp_path / 'cluster', whole / 'attend')
 
   def killed(*_):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(cluster, 'tags_of', killed)
+    patch.setattr(features, 'single_tags', killed)
     with pytest.raises(KeyboardInterrupt):
-      runner.run_cluster(place)
-  monkeypatch.setattr(cluster, 'features', killed)
+      stages['cluster'].run(place)
+  monkeypatch.setattr(features, 'extract', killed)
   assigned = np.load(place.directory / 'assignments.npy')
   # Classes that are the clusters, by other numbers.
-  monkeypatch.setattr(cluster, 'tags_of', lambda split: 7 - assigned)
-  outputs = runner.run_cluster(place)
+  monkeypatch.setattr(features, 'single_tags', lambda split: 7 - assigned)
+  outputs = stages['cluster'].run(place)
   assert sorted(path.name for path in outputs) == [
     *('assignments.npy', 'centroids.npy', 'clusters.json')
   ]
@@ -278,14 +277,14 @@ def test_clusters_are_not_looked_for_again(
 def test_whole_images_learn_the_cluster_that_k_means_gave_them(
   config, whole, tmp_path
 ):
-  runner = runner_of(config, **{'cluster.kind': 'image', 'label.report': ()})
+  stages = stages_of(config, **{'cluster.kind': 'image', 'label.report': ()})
   clusters, represent = tmp_path / 'cluster', whole / 'represent'
-  runner.run_cluster(place_of(clusters, represent))
+  stages['cluster'].run(place_of(clusters, represent))
   # Whatever they are: here no centroids would give the same.
   given = np.arange(12, dtype=np.int32) // 3 % 2
   np.save(clusters / 'assignments.npy', given)
-  runner.run_label(place_of(tmp_path / 'label', represent, clusters))
-  names = runner._open('').ids()
+  stages['label'].run(place_of(tmp_path / 'label', represent, clusters))
+  names = stages['label'].open_images().ids()
   for name, category in zip(names, given, strict=True):
     found = png_format.read(tmp_path / 'label' / 'train' / f'{name}.png', 2)
     assert np.unique(found).tolist() == [1 + category]
@@ -294,24 +293,26 @@ def test_whole_images_learn_the_cluster_that_k_means_gave_them(
 def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
   config, whole, tmp_path, monkeypatch
 ):
-  runner = runner_of(config)
+  stages = stages_of(config)
   place = place_of(tmp_path / 'label', whole / 'attend', whole / 'cluster')
-  _, labeler = runner._labeler(place)
+  _, labeler = stages['label'].build_labeler(place)
   swept = []
 
   def sweep(labeler, split, *_):
     swept.append(split.name)
-    return labeler.Sweep.empty(2, 2)
+    return labeler_lib.ThresholdSweep.empty(2, 2)
 
-  monkeypatch.setattr(labeler.Labeler, 'sweep', sweep)
-  found = [runner._threshold(place, 'label', labeler, 2) for _ in range(2)]
+  monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
+  found = [
+    stages['label'].choose_threshold(place, labeler, 2) for _ in range(2)
+  ]
   assert found[0] == found[1] and len(swept) == 1
   assert found[0].chosen_on == swept[0]
 
   drawn = []
   monkeypatch.setattr(
-    labeler.pictures,
-    'grid',
+    labeler_lib.panels,
+    'draw_grid',
     lambda rows, names: drawn.append((rows, names)) or rows[0][0],
   )
 
@@ -319,8 +320,8 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     height, width = example['size'].tolist()
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
-  some = runner._open('').select(np.array([3]))
-  labeler.panel(some, whole / 'label' / 'train', left_half)
+  some = stages['label'].open_images().select(np.array([3]))
+  labeler.draw_panel(some, whole / 'label' / 'train', left_half)
   ((((_, decided, _),), names),) = drawn
   assert names[1] == 'saliency'
   half = decided.shape[1] // 2
@@ -328,80 +329,86 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
 
 
 def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
-  runner = runner_of(config, **{'distance.neighbors': 1000})
+  stages = stages_of(config, **{'distance.neighbors': 1000})
   with pytest.raises(errors.UserError) as error:
-    runner.run_distance(place_of(tmp_path / 'distance', whole / 'represent'))
+    stages['distance'].run(place_of(tmp_path / 'distance', whole / 'represent'))
   assert str(error.value) == (
-    'config.distance.neighbors: found 1000, expected at most 24, as there are '
-    'regions in image_mask_folder train'
+    'config.distance.neighbors: expected at most 24, the number of regions in '
+    'image_mask_folder train, got 1000'
   )
-  one = runner._open('').select(np.array([0]))
+  one = stages['cluster'].open_images().select(np.array([0]))
   with pytest.raises(errors.UserError) as error:
-    runner._check_clusters(one)
+    stages['cluster'].check_rows(one)
   assert str(error.value) == (
-    'config.images: found 1 rows to cluster in image_mask_folder train (1 of '
-    '12 images), expected at least 2, one for each class: choose data with '
-    'more images'
+    'config.images: expected at least 2 rows to cluster, one for each class, '
+    'got 1 in image_mask_folder train (1 of 12 images): choose data with more '
+    'images'
   )
 
 
-def test_the_evaluate_command_finds_what_the_stage_found(
-  whole, config, tmp_path
+def test_the_evaluate_command_scores_as_the_stage_does(
+  whole, config, tmp_path, capsys
 ):
   masks = tmp_path / 'gt'
-  for name in png_format.names(whole / 'segment' / 'val'):
+  for name in png_format.list_files(whole / 'segment' / 'val'):
     mask = cv2.imread(
       str(config.parent / 'masks' / pathlib.Path(name).name), -1
     )
     png_format.write(masks / name, mask.astype(int))
-  found = subprocess.run(
-    [
-      *(sys.executable, '-m', 'pass_luss.evaluate', f'--gt={masks}'),
-      f'--pred={whole}/segment/val',
-      f'--match={whole}/segment/match.json',
-      '--num_classes=2',
-    ],
-    cwd=runs.ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
+  flags = (
+    f'--gt={masks}',
+    f'--pred={whole}/segment/val',
+    f'--match={whole}/segment/match.json',
+    '--num_classes=2',
   )
-  said = json.loads(found.stdout.splitlines()[-1])
+  assert evaluate.main(flags) == 0
+  values = json.loads(capsys.readouterr().out.splitlines()[-1])
   expected = results_of(whole, 'segment')['val']['metrics']
   for name in ('miou', 'boundary_miou', 'image_accuracy', 'f_beta'):
-    assert said[name] == pytest.approx(100 * expected[name])
+    assert values[name] == pytest.approx(100 * expected[name])
 
 
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
-  config, whole, tmp_path
-):
-  """In a step with a queue in use, and among the generated labels.
-
-  And as if another data set had been asked for from the beginning.
-  """
+def test_killed_run_equals_an_uninterrupted_one(config, whole, tmp_path):
+  """Killed in a step with a full queue, and among the pseudo-labels."""
   workdir = tmp_path / 'run'
-  before = tuple(name for name in STAGES if name != 'segment_on')
+  stages = ('represent', 'attend', 'cluster', 'label')
   labels = workdir / 'label' / 'train'
   for due in (
-    runs.logged(workdir / 'represent', 4),
+    runs.step_logged(workdir / 'represent', 4),
     lambda: labels.exists() and len([*labels.iterdir()]) > 3,
   ):
-    process = start(config, workdir, f'--config.stages={before}')
-    assert runs.stop_when(process, due)
-  process = start(config, workdir)
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
-  for name in ('represent', 'attend', 'finetune', 'semi'):
+    process = start(config, workdir, f'--config.stages={stages}')
+    assert runs.signal_when(process, due)
+  process = start(config, workdir, f'--config.stages={stages}')
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  for name in ('represent', 'attend'):
     jax.tree.map(
       np.testing.assert_array_equal,
-      runs.state_of(workdir / name),
-      runs.state_of(whole / name),
+      runs.read_state(workdir / name),
+      runs.read_state(whole / name),
     )
     for file in ('metrics', 'ids'):
-      assert runs.metrics_of(workdir / name, file) == runs.metrics_of(
+      assert runs.read_metrics(workdir / name, file) == runs.read_metrics(
         whole / name, file
       )
-  for name in ('distance', 'label', 'segment', 'segment_semi', 'segment_on'):
-    assert results_of(workdir, name) == results_of(whole, name)
+  assert results_of(workdir, 'label') == results_of(whole, 'label')
+  names = png_format.list_files(labels)
+  assert names == png_format.list_files(whole / 'label' / 'train')
+  for name in names:
+    expected = (whole / 'label' / 'train' / name).read_bytes()
+    assert (labels / name).read_bytes() == expected
+
+
+def test_data_set_added_to_a_finished_run(config, whole, tmp_path):
+  """Gives the same results as if it had been there from the beginning."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns('segment_on'))
+  process = start(config, workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  assert results_of(workdir, 'segment_on') == results_of(whole, 'segment_on')
+  log = runs.read_log(workdir)
+  for name in STAGES[:-1]:
+    assert f'{name} is finished already' in log
 
 
 @pytest.mark.slow
@@ -425,7 +432,7 @@ def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
     for i in range(2)
   ]
   for host in hosts:
-    assert runs.finish(host, workdir) == 0, runs.text_of(workdir)
+    assert runs.wait(host, workdir) == 0, runs.read_log(workdir)
   np.testing.assert_allclose(
     np.load(workdir / 'cluster' / 'centroids.npy'),
     np.load(whole / 'cluster' / 'centroids.npy'),
@@ -436,8 +443,8 @@ def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
     *(('segment', 'val'), ('distance', 'val')),
   ):
     made, expected = workdir / name / folder, whole / name / folder
-    names = png_format.names(expected)
-    assert png_format.names(made) == names
+    names = png_format.list_files(expected)
+    assert png_format.list_files(made) == names
     differs = [
       np.mean(png_format.read(made / x, 2) != png_format.read(expected / x, 2))
       for x in names
@@ -458,7 +465,7 @@ def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
     whole,
     *('--stage=predict', f'--images={config.parent}/images', f'--out={out}'),
   )
-  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
   assert len([*(out / 'labels').iterdir()]) == 15
   assert {'other', 'disc', 'bar'} <= set(
     (out / 'classes.txt').read_text().replace(':', ' ').split()
@@ -468,13 +475,13 @@ def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
 def test_what_was_segmented_can_be_exported(config, whole):
   """One program for images of all sizes finds the label maps of `segment`."""
   process = start(config, whole, '--stage=export')
-  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
   known = json.loads((whole / 'export' / 'classes.json').read_text())
   assert sorted(known['classes']) == ['bar', 'disc', 'other']
   program = jax.export.deserialize(
     bytearray((whole / 'export' / 'model.stablehlo').read_bytes())
   )
-  names = png_format.names(whole / 'segment' / 'val')
+  names = png_format.list_files(whole / 'segment' / 'val')
   for name in names:
     image = cv2.imread(str(config.parent / 'images' / pathlib.Path(name).name))
     found = np.asarray(program.call(image[None, ..., ::-1]))[0]
@@ -493,5 +500,5 @@ def test_a_missing_saliency_map_is_told_in_one_line(config, whole, tmp_path):
     *('--stage=label',),
   )
   workdir = whole.with_name('other')
-  assert runs.finish(process, workdir) == 2
-  assert runs.text_of(workdir).count('error: ') == 1
+  assert runs.wait(process, workdir) == 2
+  assert runs.read_log(workdir).count('error: ') == 1

@@ -13,6 +13,7 @@ from runtime import errors, files, metrics_file
 from segcore.eval import panels
 from segcore.experiment import stage
 from segcore.train import checkpoint, tensorboard
+from segcore.weights import checkpoint_reader
 
 
 def test_addresses_and_paths_are_told_apart(monkeypatch):
@@ -80,8 +81,8 @@ def test_a_metrics_file_goes_on_where_the_checkpoint_was(folder):
 def test_pictures_and_events_are_the_same_bytes_as_here(folder, tmp_path):
   folder.mkdir(parents=True)
   picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-  panels.write(folder / 'a.png', picture)
-  panels.write(tmp_path / 'b.png', picture)
+  panels.write_png(folder / 'a.png', picture)
+  panels.write_png(tmp_path / 'b.png', picture)
   expected = (tmp_path / 'b.png').read_bytes()
   assert (folder / 'a.png').read_bytes() == expected
   with tensorboard.SummaryWriter(folder / 'events') as writer:
@@ -112,8 +113,8 @@ def test_checkpoints_are_kept_restored_and_set_aside(folder):
     saved.save_best(2, state(2), 0.5)
     saved.wait()
     assert saved.best_value(before=3) == 0.5
-  assert checkpoint.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 3
-  assert checkpoint.read(folder / 'best', ('w',))['w'][63, 63] == 2
+  assert checkpoint_reader.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 3
+  assert checkpoint_reader.read(folder / 'best', ('w',))['w'][63, 63] == 2
   for path in files.walk(folder / 'checkpoints' / '3' / 'state'):
     if '/d/' in str(path):
       path.write_bytes(b'')
@@ -127,7 +128,7 @@ def test_checkpoints_are_kept_restored_and_set_aside(folder):
     saved.save(3, state(4))
     saved.wait()
   assert (folder / 'damaged-3').is_dir()
-  assert checkpoint.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 4
+  assert checkpoint_reader.read(folder / 'checkpoints', ('w',))['w'][0, 0] == 4
 
 
 def test_stages_run_once_and_are_verified(folder):

@@ -19,7 +19,7 @@ def one_and_eight(trained, state, batches, fsdp, monkeypatch):
     assert any('fsdp' in x.spec for x in jax.tree.leaves(places)) == (split > 1)
     whole = sharding.replicated(mesh)
     step = jax.jit(trained.train_step, out_shardings=(places, whole))
-    put = sharding.put_batch(mesh)
+    put = sharding.make_put_batch(mesh)
     new, scalars = jax.device_put(state, places), {}
     for batch in batches:
       new, scalars = step(new, put(batch))

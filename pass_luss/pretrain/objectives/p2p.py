@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pass_luss.pretrain import embedding_ops, sinkhorn
 from pass_luss.pretrain.objectives import swav
 from segcore.ops import losses
 from segcore.types import Scalar
@@ -139,9 +140,11 @@ def contrastive_loss(
   'all other positions' is read here.
   """
   batch, _, *grid, size = projected.shape
-  points = swav.unit(projected).reshape(batch, 2, grid[0] * grid[1], size)
+  points = embedding_ops.l2_normalize(projected).reshape(
+    batch, 2, grid[0] * grid[1], size
+  )
   products = jnp.einsum(
-    'bid,bjd->bij', points[:, 0], points[:, 1], precision=swav.EXACT
+    'bid,bjd->bij', points[:, 0], points[:, 1], precision=embedding_ops.EXACT
   )
   scores = products / temperature
   same = jnp.arange(scores.shape[-1])
@@ -163,12 +166,14 @@ def clustering_loss(
   without an overlap have no part in the assignments, and count as 0.
   """
   _, _, *grid, size = projected.shape
-  points = jnp.moveaxis(swav.unit(projected), 1, 3).reshape(-1, 2, size)
-  scores = swav.scores(points, jax.lax.stop_gradient(prototypes))
+  points = jnp.moveaxis(embedding_ops.l2_normalize(projected), 1, 3).reshape(
+    -1, 2, size
+  )
+  scores = embedding_ops.similarities(points, jax.lax.stop_gradient(prototypes))
   used = jnp.repeat(overlap, grid[0] * grid[1])
   found = jnp.stack(
     [
-      swav.sinkhorn(
+      sinkhorn.assign(
         jax.lax.stop_gradient(scores[:, view]),
         options.epsilon,
         options.sinkhorn_iterations,

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pass_luss.pretrain.objectives import swav
+from pass_luss.pretrain import embedding_ops
 from segcore.ops import losses
 from segcore.types import Scalar
 
@@ -51,16 +51,20 @@ def propagated(
     power: the larger, the more only alike pixels count.
   """
   batch, height, width, size = pixels.shape
-  flat = swav.unit(pixels).reshape(batch, height * width, size)
-  values = swav.unit(transformed).reshape(batch, height * width, size)
+  flat = embedding_ops.l2_normalize(pixels).reshape(batch, height * width, size)
+  values = embedding_ops.l2_normalize(transformed).reshape(
+    batch, height * width, size
+  )
   alike = (
     jnp.maximum(
-      jnp.einsum('bid,bjd->bij', flat, flat, precision=swav.EXACT), 0.0
+      jnp.einsum('bid,bjd->bij', flat, flat, precision=embedding_ops.EXACT), 0.0
     )
     ** power
   )
-  found = jnp.einsum('bij,bjd->bid', alike, values, precision=swav.EXACT)
-  return swav.unit(found).reshape(pixels.shape)
+  found = jnp.einsum(
+    'bij,bjd->bid', alike, values, precision=embedding_ops.EXACT
+  )
+  return embedding_ops.l2_normalize(found).reshape(pixels.shape)
 
 
 def positives(
@@ -128,7 +132,7 @@ def loss(
     'bid,bjd->bij',
     losses.at_least_float32(propagated),
     losses.at_least_float32(keys),
-    precision=swav.EXACT,
+    precision=embedding_ops.EXACT,
   )
   count = jnp.sum(positive, axis=(1, 2))
   total = jnp.sum(jnp.where(positive, scores, 0.0), axis=(1, 2))

@@ -88,7 +88,7 @@ class DeepLabV3Plus(nn.Module):
     low = block(low, 'low', use_bias=True)
     joined = jnp.concatenate([low, fused], axis=-1)
     return features_lib.Features(
-      (features_lib.Stage('fused', _STRIDE, joined),)
+      (features_lib.FeatureMap('fused', _STRIDE, joined),)
     )
 
   def _sources(self, features: features_lib.Features) -> tuple[Array, Array]:

@@ -167,7 +167,7 @@ class UNetDecoder(nn.Module):
         self.dtype,
         name=f'block{i}',
       )(x, skip, embedding, train)
-      stages.append(features_lib.Stage(f'up{i}', stride, x))
+      stages.append(features_lib.FeatureMap(f'up{i}', stride, x))
     return features_lib.Features(tuple(stages))
 
   def _doubles(self, stride: int) -> tuple[bool, ...]:

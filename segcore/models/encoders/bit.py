@@ -1,6 +1,6 @@
 """BiT: the pre-activation ResNet with weights of ImageNet-21k.
 
-  BiT(skip_norm=True).apply(variables, images).named('block3')
+  BiT(skip_norm=True).apply(variables, images).by_name('block3')
 
 Parameters are those of the public `BiT-M-R50x1`, renamed one by one:
 `block2/unit3/conv_b/kernel` is `block2/unit03/b/standardized_conv2d/kernel`.
@@ -88,7 +88,7 @@ class BiT(nn.Module):
   remat: bool = False
 
   @property
-  def multiple(self) -> int:
+  def size_multiple(self) -> int:
     """Sides of images must be multiples of this: the last stride."""
     return 2 ** (len(self.blocks) + 1)
 
@@ -126,11 +126,11 @@ class BiT(nn.Module):
       x = resnet_gn.Block(num_units, unit, stride, name=f'block{b + 1}')(x)
       maps[f'block{b + 1}'] = x
     if self.skip_norm:
-      maps = {name: norm(learned=False)(skip) for name, skip in maps.items()}
+      maps = {name: norm(affine=False)(skip) for name, skip in maps.items()}
     maps[f'block{len(self.blocks)}'] = nn.relu(norm(name='gn_last')(x))
     return features.Features(
       tuple(
-        features.Stage(name, 2 * 2**i, x)
+        features.FeatureMap(name, 2 * 2**i, x)
         for i, (name, x) in enumerate(maps.items())
       )
     )

@@ -1,6 +1,6 @@
 """The hybrid vision transformer: a ResNet stem and a transformer on its cells.
 
-  HybridViT(grid=(32, 32)).apply(variables, images).named('tokens')
+  HybridViT(grid=(32, 32)).apply(variables, images).by_name('tokens')
 
 Parameter names are those of the public `R50+ViT-B_16`, as flax.linen counts.
 """
@@ -202,7 +202,7 @@ class HybridViT(nn.Module):
   remat: bool = False
 
   @property
-  def multiple(self) -> int:
+  def size_multiple(self) -> int:
     """Sides of images must be multiples of this: the last stride."""
     return 2 ** (len(self.blocks) + 1)
 
@@ -217,10 +217,10 @@ class HybridViT(nn.Module):
         f'{self.num_heads}'
       )
     batch, height, width, _ = images.shape
-    if height % self.multiple or width % self.multiple:
+    if height % self.size_multiple or width % self.size_multiple:
       raise ValueError(
         f'images of {height}x{width}: both sides must be multiples of '
-        f'{self.multiple}; pad or crop them'
+        f'{self.size_multiple}; pad or crop them'
       )
     stem = resnet_gn.ResNet(
       self.blocks,
@@ -233,7 +233,7 @@ class HybridViT(nn.Module):
       self.remat,
     )
     nn.share_scope(self, stem)  # The checkpoint has the stem at its top level.
-    stages = stem(images).stages
+    stages = stem(images).maps
 
     x = nn.Conv(self.hidden_size, (1, 1), dtype=self.dtype, name='embedding')(
       stages[-1].array
@@ -260,5 +260,5 @@ class HybridViT(nn.Module):
       batch, *grid, self.hidden_size
     )
     return features.Features(
-      (*stages, features.Stage('tokens', self.multiple, tokens))
+      (*stages, features.FeatureMap('tokens', self.size_multiple, tokens))
     )

@@ -1,6 +1,6 @@
 """ResNets with batch norm whose last blocks may dilate instead of striding.
 
-  DilatedResNet(blocks=(3, 4, 23, 3)).apply(variables, images).named('x3')
+  DilatedResNet(blocks=(3, 4, 23, 3)).apply(variables, images).by_name('x3')
 
 As torchvision has them, ResNet-50 is blocks=(3, 4, 6, 3) and ResNet-18 is
 blocks=(2, 2, 2, 2), unit='basic', both with stem='plain', output_stride=32 and
@@ -181,7 +181,7 @@ class DilatedResNet(nn.Module):
   remat: bool = False
 
   @property
-  def multiple(self) -> int:
+  def size_multiple(self) -> int:
     """Any side fits. For images of many sizes an evaluation sets a canvas.
 
     Without one it compiles a program for each size.
@@ -195,7 +195,7 @@ class DilatedResNet(nn.Module):
     """Encodes images; ValueError if the fields contradict each other."""
     images = (127.5 * (images.astype(jnp.float32) + 1.0) - _MEAN) / _STD
     x = self._stem(images.astype(self.dtype), train)
-    stages = [features.Stage('stem', 2, x)]
+    stages = [features.FeatureMap('stem', 2, x)]
     if self.stem != 'small':
       x = self._pool(x)
     stride = self._stem_stride
@@ -211,7 +211,7 @@ class DilatedResNet(nn.Module):
         self.remat,
         name=f'block{b + 1}',
       )(x, train)
-      stages.append(features.Stage(f'x{b + 1}', stride, x))
+      stages.append(features.FeatureMap(f'x{b + 1}', stride, x))
     return features.Features(tuple(stages))
 
   def _stem(

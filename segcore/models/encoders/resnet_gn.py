@@ -165,7 +165,7 @@ class ResNet(nn.Module):
   remat: bool = False
 
   @property
-  def multiple(self) -> int:
+  def size_multiple(self) -> int:
     """Sides of images must be multiples of this: the last stride."""
     return 2 ** (len(self.blocks) + 1)
 
@@ -187,7 +187,7 @@ class ResNet(nn.Module):
       self.num_groups, self.norm_epsilon, dtype=self.dtype, name='gn_root'
     )(x)
     x = nn.relu(x)
-    stages = [features.Stage('root', 2, x)]
+    stages = [features.FeatureMap('root', 2, x)]
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     for b, num_units in enumerate(self.blocks):
       unit = functools.partial(
@@ -201,5 +201,5 @@ class ResNet(nn.Module):
       )
       stride = 1 if b == 0 else 2
       x = Block(num_units, unit, stride, name=f'block{b + 1}')(x)
-      stages.append(features.Stage(f'block{b + 1}', 4 * 2**b, x))
+      stages.append(features.FeatureMap(f'block{b + 1}', 4 * 2**b, x))
     return features.Features(tuple(stages))

@@ -23,14 +23,14 @@ class GroupNorm(nn.Module):
     num_groups: how many groups; they must divide the channels.
     epsilon: added to the variance.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
-    learned: scale and shift each channel by parameters; else there are none.
+    affine: scale and shift each channel by parameters; else there are none.
     dtype: of the result.
   """
 
   num_groups: int = 32
   epsilon: float = 1e-6
   zero_scale: bool = False
-  learned: bool = True
+  affine: bool = True
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -45,7 +45,7 @@ class GroupNorm(nn.Module):
         f'{self.num_groups} groups'
       )
     scale, bias = jnp.ones(size), jnp.zeros(size)
-    if self.learned:
+    if self.affine:
       init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
       scale = self.param('scale', init, (size,), jnp.float32)
       bias = self.param('bias', nn.initializers.zeros, (size,), jnp.float32)
@@ -75,7 +75,7 @@ def batch_norm(
   name: str,
   decay: float = 0.9,
   zero_scale: bool = False,
-  learned: bool = True,
+  affine: bool = True,
 ) -> nn.BatchNorm:
   """Statistics of the global batch in training, running ones otherwise.
 
@@ -90,7 +90,7 @@ def batch_norm(
     decay: share of the running statistics that an update keeps; 1 - decay is
       what torch calls the momentum.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
-    learned: scale and shift each channel by parameters; else there are none.
+    affine: scale and shift each channel by parameters; else there are none.
   """
   init = nn.initializers.zeros if zero_scale else nn.initializers.ones
   return nn.BatchNorm(
@@ -98,8 +98,8 @@ def batch_norm(
     momentum=decay,
     epsilon=1e-5,
     scale_init=init,
-    use_scale=learned,
-    use_bias=learned,
+    use_scale=affine,
+    use_bias=affine,
     dtype=dtype,
     name=name,
   )

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import heads
+from pass_luss.pretrain import embedding_ops, heads, sinkhorn
+from pass_luss.pretrain import prototypes as prototypes_lib
+from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import d2s, p2p, pixpro, swav
 from segcore.models.layers import norm
 from tests.transcriptions import pass_luss as reference
@@ -55,7 +57,7 @@ def assert_gradient(loss, reference_loss, x):
 @pytest.mark.parametrize('iterations', [1, 3, 10])
 def test_sinkhorn(iterations):
   scores = units(BATCH, SIZE) @ units(PROTOTYPES, SIZE, seed=1).T
-  found = swav.sinkhorn(jnp.asarray(scores), 0.05, iterations)
+  found = sinkhorn.assign(jnp.asarray(scores), 0.05, iterations)
   assert_close(found, reference.sinkhorn(scores, 0.05, iterations))
 
 
@@ -64,7 +66,7 @@ def test_sinkhorn_in_float32_of_the_published_size():
   rows = reference.normalize(rng.normal(size=(400, 128)))
   prototypes = reference.normalize(rng.normal(size=(300, 128)))
   scores = (rows @ prototypes.T).astype(np.float32)
-  found = swav.sinkhorn(jnp.asarray(scores), 0.05, 3)
+  found = sinkhorn.assign(jnp.asarray(scores), 0.05, 3)
   assert found.dtype == jnp.float32
   expected = reference.sinkhorn(scores.astype(np.float64), 0.05, 3)
   np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -73,7 +75,7 @@ def test_sinkhorn_in_float32_of_the_published_size():
 def test_sinkhorn_of_extreme_scores_stays_finite():
   scores = np.full((4, 3), -1.0, np.float32)
   scores[0, 0] = 1.0
-  found = np.asarray(swav.sinkhorn(jnp.asarray(scores), 0.05, 3))
+  found = np.asarray(sinkhorn.assign(jnp.asarray(scores), 0.05, 3))
   assert np.isfinite(found).all()
   np.testing.assert_allclose(found.sum(1), 1.0, rtol=1e-5)
 
@@ -81,7 +83,7 @@ def test_sinkhorn_of_extreme_scores_stays_finite():
 def test_sinkhorn_without_a_sample_is_that_of_the_others():
   scores = drawn(BATCH, PROTOTYPES, scale=0.3)
   used = np.array([True, False, True, True, False, True])
-  found = swav.sinkhorn(jnp.asarray(scores), 0.05, 3, jnp.asarray(used))
+  found = sinkhorn.assign(jnp.asarray(scores), 0.05, 3, jnp.asarray(used))
   assert_close(found[used], reference.sinkhorn(scores[used], 0.05, 3))
   assert not np.asarray(found)[~used].any()
 
@@ -102,7 +104,9 @@ def test_targets_with_a_queue(active):
 
 def scores_of(embeddings, prototypes):
   """[B, V, K] of [B, V, D]."""
-  return swav.scores(jnp.asarray(embeddings), jnp.asarray(prototypes))
+  return embedding_ops.similarities(
+    jnp.asarray(embeddings), jnp.asarray(prototypes)
+  )
 
 
 @pytest.mark.parametrize('num_views', [2, 5])
@@ -139,7 +143,7 @@ def test_swav_loss(num_views, queued):
 
   # By the embeddings, and by the prototypes, while targets stay.
   def loss(x, p):
-    return swav.swapped_loss(swav.scores(x, p), found, 0.1)
+    return swav.swapped_loss(embedding_ops.similarities(x, p), found, 0.1)
 
   weights = reference.crop_weights(num_views)
 
@@ -179,11 +183,11 @@ def test_no_gradient_flows_through_targets():
 
 
 def test_queue_is_a_list_with_the_newest_first():
-  queue = swav.empty_queue(5, 2)
+  queue = queue_lib.empty(queue_lib.QueueSpec(5, 2))
   expected = np.zeros((2, 5, 2))
   for step in range(4):
     new = drawn(2, 2, 2, seed=step)
-    queue = swav.push(queue, jnp.asarray(new))
+    queue = queue_lib.push(queue, jnp.asarray(new))
     expected = reference.queue_push(expected, np.moveaxis(new, 1, 0))
     assert_close(queue.rows, expected)
     assert queue.count == min(5, 2 * (step + 1))
@@ -192,18 +196,20 @@ def test_queue_is_a_list_with_the_newest_first():
 def test_unit_prototypes():
   prototypes = drawn(SIZE, PROTOTYPES)
   assert_close(
-    swav.unit(jnp.asarray(prototypes), axis=0),
+    embedding_ops.l2_normalize(jnp.asarray(prototypes), axis=0),
     reference.unit_prototypes(prototypes),
   )
-  gradient = jax.grad(lambda x: swav.unit(x).sum())(jnp.zeros(3))
+  gradient = jax.grad(lambda x: embedding_ops.l2_normalize(x).sum())(
+    jnp.zeros(3)
+  )
   assert np.isfinite(gradient).all()
 
 
 def test_usage_and_spread_tell_collapse():
   even = jnp.full((4, 8), 1 / 8)
   one = jnp.zeros((4, 8)).at[:, 2].set(1.0)
-  np.testing.assert_allclose(swav.usage(even), 1.0)
-  np.testing.assert_allclose(swav.usage(one), 0.0, atol=1e-9)
+  np.testing.assert_allclose(prototypes_lib.usage(even), 1.0)
+  np.testing.assert_allclose(prototypes_lib.usage(one), 0.0, atol=1e-9)
   apart = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]])
   np.testing.assert_allclose(swav.embedding_deviation(apart), 1.0)
   np.testing.assert_allclose(
@@ -555,7 +561,7 @@ def test_attention(shared, train):
 
 def test_norms_without_scale_and_shift_have_no_parameters():
   plain = norm.batch_norm(
-    train=True, dtype=jnp.float32, name='bn', learned=False
+    train=True, dtype=jnp.float32, name='bn', affine=False
   )
   variables = plain.init(jax.random.PRNGKey(0), jnp.ones((4, 3)))
   assert set(variables) == {'batch_stats'}

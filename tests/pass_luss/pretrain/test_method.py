@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import heads
+from pass_luss.pretrain import embedding_ops, heads, view_colors
 from pass_luss.pretrain import method as method_lib
+from pass_luss.pretrain import options as options_lib
+from pass_luss.pretrain import prototypes as prototypes_lib
+from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import d2s as d2s_lib
 from pass_luss.pretrain.objectives import p2p as p2p_lib
 from pass_luss.pretrain.objectives import pixpro, swav
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
@@ -22,12 +26,12 @@ from tests.support import meshes
 from tests.transcriptions import pass_luss as reference
 
 BATCH, LARGE, SMALL = 8, 32, 24
-WIDTHS = method_lib.Widths(hidden=8, embedding=6, prototypes=5)
+WIDTHS = heads.HeadSizes(hidden=8, embedding=6, prototypes=5)
 CLUSTERS = swav.SwavOptions(queue=16, queue_from_step=1, frozen_steps=2)
-SWAV = method_lib.ObjectiveOptions(
+SWAV = options_lib.ObjectiveOptions(
   clusters=CLUSTERS, alignment=p2p_lib.P2POptions(grid=4)
 )
-PIXPRO = method_lib.ObjectiveOptions(
+PIXPRO = options_lib.ObjectiveOptions(
   clusters=CLUSTERS,
   alignment=p2p_lib.P2POptions(grid=4),
   shallow=d2s_lib.D2SOptions(stages=(3, 2)),
@@ -41,7 +45,7 @@ LARC = optimizers.OptimizerOptions(
   weight_decay=1e-6,
   weight_decay_mode='l2',
 )
-COLORS = method_lib.Colors(
+COLORS = view_colors.ViewColors(
   large=(
     color_augment.ColorOptions(gray=0.5),
     color_augment.ColorOptions(solarize=0.5),
@@ -62,10 +66,10 @@ def method_of(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
     dtype=dtype,
   )
   net = segmenter.Segmenter(
-    encoder, None, method_lib.heads_of(options, WIDTHS, dtype)
+    encoder, None, options_lib.build_heads(options, WIDTHS, dtype)
   )
   update = update_lib.Update(('encoder', 'heads'), tx, num_steps)
-  return method_lib.Represent(net, update, options, COLORS)
+  return method_lib.Pretrain(net, update, options, COLORS)
 
 
 def batch_of(seed=0, small=True):
@@ -122,7 +126,7 @@ def published(depth):
   encoder = resnet.DilatedResNet(
     blocks=blocks, unit=kind, stem='plain', output_stride=32, zero_init=False
   )
-  return encoder, stages, method_lib.Widths(*widths)
+  return encoder, stages, heads.HeadSizes(*widths)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +139,9 @@ def published(depth):
 )
 def test_published_parameter_counts(depth, stages, backbone, total):
   encoder, _, widths = published(depth)
-  options = method_lib.ObjectiveOptions(shallow=d2s_lib.D2SOptions(stages))
+  options = options_lib.ObjectiveOptions(shallow=d2s_lib.D2SOptions(stages))
   net = segmenter.Segmenter(
-    encoder, None, method_lib.heads_of(options, widths, jnp.float32)
+    encoder, None, options_lib.build_heads(options, widths, jnp.float32)
   )
   shapes = jax.eval_shape(
     net.init, jax.random.PRNGKey(0), jnp.zeros((1, 224, 224, 3))
@@ -238,7 +242,7 @@ def test_a_step_is_what_the_transcription_says(begun):
   (states, logged), batches = begun
   trained = method_of()
   state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
-  params = heads.with_unit_prototypes(state.params)
+  params = prototypes_lib.normalize(state.params)
   views = trained.views(batch, jax.random.fold_in(state.rng, state.step))
   found, _ = jax.jit(trained.look)(params, state.batch_stats, views, batch)
   found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
@@ -278,7 +282,7 @@ def test_views_go_through_heads_together():
 
   def pooled(net, images):
     maps = net.features(images, decode=False, train=True)['encoder']
-    return heads.pooled(maps.deepest.array)
+    return embedding_ops.average_pool(maps.deepest.array)
 
   rows = []
   for name in ('large', 'small'):
@@ -329,7 +333,7 @@ def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
     state = jax.device_get(
       state.replace(
         step=jnp.asarray(5, jnp.int32),
-        queue=swav.Queue(jnp.asarray(rows), jnp.asarray(16, jnp.int32)),
+        queue=queue_lib.Queue(jnp.asarray(rows), jnp.asarray(16, jnp.int32)),
       )
     )
     batches = [batch_of(0), batch_of(1)]
@@ -356,7 +360,7 @@ def test_what_devices_of_a_step_exchange():
   batches = jax.tree.map(lambda x: x.update(sharding=rows), spec(batch))
   step = jax.jit(trained.train_step, out_shardings=whole)
   compiled = step.lower(shapes, batches).compile()
-  found = sharding.collectives(compiled)
+  found = communication.list_collectives(compiled)
   kinds = {kind: [c for c in found if c.kind == kind] for kind, *_ in found}
   assert set(kinds) == {'all-reduce', 'all-gather'}
   # The new embeddings of both large views, to every device's queue.
@@ -421,7 +425,7 @@ def test_totals(combine):
 def test_red_is_divided_by_swavs_deviation():
   """(x - 0.485) / 0.228, though the encoder divides by 0.229."""
   image = jnp.full((1, 1, 1, 3), 0.3)
-  shown = method_lib.with_red_deviation(image, 0.228)
+  shown = view_colors.with_red_deviation(image, 0.228)
   unit = 0.5 * (0.3 + 1)
   np.testing.assert_allclose(
     (0.5 * (shown[..., 0] + 1) - 0.485) / 0.229,
@@ -442,7 +446,7 @@ def test_red_is_divided_by_swavs_deviation():
     dataclasses.replace(
       SWAV, alignment=p2p_lib.P2POptions('contrastive', 4, project=False)
     ),
-    method_lib.ObjectiveOptions(
+    options_lib.ObjectiveOptions(
       clusters=None,
       alignment=p2p_lib.P2POptions(grid=4, project=False),
       shallow=d2s_lib.D2SOptions(()),
@@ -475,11 +479,11 @@ def test_ablations_learn_everything_they_have(alternative):
   ('make', 'message'),
   [
     (
-      lambda: method_lib.ObjectiveOptions(clusters=None),
+      lambda: options_lib.ObjectiveOptions(clusters=None),
       'expected one of them',
     ),
     (
-      lambda: method_lib.ObjectiveOptions(
+      lambda: options_lib.ObjectiveOptions(
         clusters=None, pixpro=pixpro.PixproOptions()
       ),
       'without clusters',
@@ -487,7 +491,7 @@ def test_ablations_learn_everything_they_have(alternative):
     (lambda: d2s_lib.D2SOptions((4,)), 'stages: found'),
     (lambda: p2p_lib.P2POptions(kind='clustering', project=False), 'project'),
     (lambda: swav.SwavOptions(epsilon=0.0), 'epsilon'),
-    (lambda: method_lib.Colors(large=()), 'expected 2'),
+    (lambda: view_colors.ViewColors(large=()), 'expected 2'),
   ],
 )
 def test_refusals(make, message):

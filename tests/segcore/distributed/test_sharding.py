@@ -5,13 +5,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from runtime import errors
+from segcore.cost import communication
 from segcore.distributed import sharding
 
 
-def test_meshes_have_two_axes():
+def test_mesh_has_two_axes():
   assert dict(sharding.make_mesh().shape) == {'data': 8, 'fsdp': 1}
   assert dict(sharding.make_mesh(fsdp=4).shape) == {'data': 2, 'fsdp': 4}
-  with pytest.raises(errors.UserError, match='fsdp: found 3, expected a div'):
+  with pytest.raises(
+    errors.UserError, match='fsdp: expected a divisor of the 8 devices, got 3'
+  ):
     sharding.make_mesh(fsdp=3)
 
 
@@ -25,8 +28,8 @@ def test_large_leaves_are_split_along_their_largest_axis(monkeypatch):
     'small': jnp.zeros((4, 4)),
     'step': jnp.zeros(()),
   }
-  found = {n: s.spec for n, s in sharding.state_shardings(mesh, state).items()}
-  assert found == {
+  shardings = sharding.state_shardings(mesh, state)
+  assert {name: each.spec for name, each in shardings.items()} == {
     'wide': PartitionSpec(None, 'fsdp'),
     'tall': PartitionSpec('fsdp', None),
     'odd': PartitionSpec(),
@@ -35,21 +38,21 @@ def test_large_leaves_are_split_along_their_largest_axis(monkeypatch):
   }
 
 
-def test_rows_go_to_all_devices_and_come_back_in_order():
+def test_rows_are_sharded_and_read_back_in_order():
   mesh = sharding.make_mesh(fsdp=2)
   rows = np.arange(48.0).reshape(16, 3)
-  placed = sharding.put_batch(mesh)({'x': rows})['x']
+  placed = sharding.make_put_batch(mesh)({'x': rows})['x']
   assert len(placed.sharding.device_set) == 8
   assert placed.addressable_shards[0].data.shape == (2, 3)
   np.testing.assert_array_equal(sharding.local_rows(placed), rows)
 
 
 @pytest.mark.parametrize('size', [0, 12, 9])
-def test_batches_that_do_not_divide_are_refused(size):
+def test_batch_sizes_that_the_devices_do_not_divide_are_refused(size):
   mesh = sharding.make_mesh()
-  with pytest.raises(errors.UserError, match=f'batch: found {size}, expected'):
-    sharding.check_batch(size, mesh, 'batch')
-  sharding.check_batch(24, mesh, 'batch')
+  with pytest.raises(errors.UserError, match=f'batch: expected .* got {size}:'):
+    sharding.check_batch_size(size, mesh, 'batch')
+  sharding.check_batch_size(24, mesh, 'batch')
 
 
 def test_collectives_are_counted():
@@ -59,7 +62,7 @@ def test_collectives_are_counted():
 
   def count(function, out):
     jitted = jax.jit(function, in_shardings=rows, out_shardings=out)
-    return sharding.count_collectives(jitted.lower(x).compile())
+    return communication.count_collectives(jitted.lower(x).compile())
 
   assert sum(count(lambda x: 2 * x, rows).values()) == 0
   assert count(lambda x: x.sum(0), whole)['all-reduce'] == 1

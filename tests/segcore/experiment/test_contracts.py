@@ -20,16 +20,17 @@ import pytest
 
 from input_pipeline import loader, transforms
 from runtime import errors, metrics_file
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols
 from segcore.experiment import stage
-from segcore.train import checkpoint, train_state
+from segcore.train import train_state
 from segcore.train import update as update_lib
-from segcore.weights import load
+from segcore.weights import checkpoint_reader, load
 from tests.support import fake_methods as fakes
 
-NAMES = tuple(fakes.FAKES)
+NAMES = tuple(fakes.METHODS)
 
 
 def mesh_of(num_devices=8):
@@ -91,7 +92,7 @@ class ByHand:
 @pytest.fixture(scope='module')
 def by_hand():
   found = {}
-  for name, (make, batches) in fakes.FAKES.items():
+  for name, (make, batches) in fakes.METHODS.items():
     fake, source = make(), batches()
     spec = source.element_spec()
     init = jax.jit(lambda rng, fake=fake, spec=spec: fake.init(rng, spec, None))
@@ -239,7 +240,7 @@ def test_queue_is_used_once_it_is_full(by_hand):
 
 
 def test_views_show_their_boxes():
-  source = fakes.many_views()
+  source = fakes.multi_view_loader()
   with source.start(1) as batches:
     batch = next(batches)
   flips = []
@@ -372,7 +373,7 @@ class Experiment:
     self.log = []
     self.breaks = breaks
     self.mesh = mesh_of()
-    self.split = fakes.ramps(10)
+    self.split = fakes.coordinate_split(10)
 
   def run(self, workdir, **options):
     stage.run_stages(
@@ -392,7 +393,7 @@ class Experiment:
 
   def cluster(self, place):
     self.log.append('cluster')
-    found = load.read(place.needed['represent'])
+    found = load.read_variables(place.needed['represent'])
     predictions = evaluator_lib.Predictions(
       split=self.split,
       predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
@@ -416,8 +417,8 @@ class Experiment:
       clusters = dict(zip(file['ids'], map(int, file['nearest']), strict=True))
     decode = transforms.Decode(fakes.NUM_CLASSES)
     labels = transforms.Compose((decode, ClusterLabels(clusters)))
-    self.batches = fakes.two_streams_of(self.split, labels, self.split)
-    self.loaded = load.load(
+    self.batches = fakes.make_two_stream_loader(self.split, labels, self.split)
+    self.loaded = load.load_parts(
       place.needed['represent'],
       ('encoder',),
       fakes.two_stream().segmenter,
@@ -517,7 +518,7 @@ def test_changed_clusters_are_not_built_upon(experiment, tmp_path):
 def test_other_fields_of_a_state_can_be_read(whole):
   folder, state = whole['two_stream']
   names = ('teacher_params', 'teacher_batch_stats')
-  found = checkpoint.read(folder / 'checkpoints', names)
+  found = checkpoint_reader.read(folder / 'checkpoints', names)
   assert_same(found['teacher_params'], state.teacher_params)
   assert_same(found['teacher_batch_stats'], state.teacher_batch_stats)
 
@@ -580,7 +581,7 @@ def evaluator(split, predictor, metric, mesh):
 
 
 def test_evaluation_is_a_slow_loop_over_images(by_hand):
-  split = fakes.patches(SIZES)
+  split = fakes.labeled_split(SIZES)
   state, mesh = by_hand['two_stream'].first, mesh_of()
   predictor = label_maps(fakes.two_stream())
   matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
@@ -607,7 +608,7 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
 
 
 def test_every_image_is_evaluated_once():
-  split = fakes.patches(SIZES)
+  split = fakes.labeled_split(SIZES)
   for num_devices in (1, 8):
     mesh = mesh_of(num_devices)
     state = train_state.inference_state({'params': {}}, mesh)
@@ -624,8 +625,8 @@ def test_919_classes_survive(tmp_path):
     label = (np.arange(size[0] * size[1]).reshape(size) + i) % 920 - 1
     shown = np.maximum(label, 0)
     image = np.stack([shown // 256, shown % 256, shown * 0], -1)
-    found.append(fakes.record(i, image, label, 919))
-  split = fakes.split_of(found, 919)
+    found.append(fakes.make_record(i, image, label, 919))
+  split = fakes.make_split(found, 919)
 
   def predict(images):
     images = images.astype(jnp.int16)
@@ -641,7 +642,7 @@ def test_919_classes_survive(tmp_path):
   crop = transforms.RandomCrop((30, 30))
   stream = loader.Stream(split.records, transforms.Compose((decode, crop)))
   with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
-    put = sharding.put_batch(mesh)
+    put = sharding.make_put_batch(mesh)
     batch = put(loader.drop_host_only(next(batches)))
   assert batch['label'].dtype == jnp.int16
   assert int(batch['label'].max()) == 918
@@ -653,7 +654,7 @@ def test_919_classes_survive(tmp_path):
 
 
 def collectives(fake):
-  mesh, source = mesh_of(), fakes.two_streams()
+  mesh, source = mesh_of(), fakes.two_stream_loader()
   spec = source.element_spec()
   state = jax.eval_shape(
     lambda rng: fake.init(rng, spec, None), jax.random.PRNGKey(0)
@@ -663,7 +664,7 @@ def collectives(fake):
     in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
     out_shardings=sharding.replicated(mesh),
   )
-  return sharding.count_collectives(step.lower(state, spec).compile())
+  return communication.count_collectives(step.lower(state, spec).compile())
 
 
 def test_joined_streams_move_no_rows():
@@ -681,7 +682,9 @@ def test_the_bank_gathers_what_is_pushed():
 
 
 def test_a_method_that_needs_whole_batches_says_so():
-  recipe = update_lib.Recipe(16, 6, fakes.two_stream().optimizer, accumulate=2)
+  recipe = update_lib.RecipeOptions(
+    16, 6, fakes.two_stream().optimizer, accumulate=2
+  )
   recipe.check(mesh_of(), 'config.semi')
   with pytest.raises(errors.UserError) as caught:
     recipe.check(mesh_of(), 'config.semi', accumulates=False)

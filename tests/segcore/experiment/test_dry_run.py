@@ -1,6 +1,7 @@
 """Costs of trainings that are known by hand, and the command that says them."""
 
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, loader, transforms
 from runtime import errors
 from segcore.distributed import sharding
-from segcore.experiment import cli, dry_run, stage
+from segcore.experiment import cli, dry_run, hosts, stage
 from segcore.models import heads, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
@@ -42,7 +43,7 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
     update = update_lib.Update(trained, options, 50, accumulate)
     return denoise.Denoise(net, update, noise.NoiseOptions('scaled', gamma=0.9))
 
-  return dry_run.Plan(
+  return dry_run.Workload(
     build=build,
     remat=remat,
     batch_spec=batch_lib.spec(16, (16, 16)),
@@ -88,7 +89,7 @@ def test_parts_of_a_batch_cost_what_the_batch_costs(whole):
 
 
 def test_what_a_device_keeps(whole):
-  plan = plan_of(trained=segmenter.PARTS)
+  plan = plan_of(trained=segmenter.SUBMODULES)
   both = loop.state_spec(plan.build(False), plan.mesh, plan.batch_spec)
   size = sum(whole.parameters.values())
   # Parameters and two moments of Adam, then step, Adam's step, the schedule's
@@ -147,7 +148,7 @@ def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
 
 @pytest.mark.parametrize('keep', [(), ('label',), ('tags',)])
 def test_a_batch_is_known_before_its_data(keep):
-  split = fake_methods.patches([(20, 24)] * 9)
+  split = fake_methods.labeled_split([(20, 24)] * 9)
   records = [{**record, 'tags': [0, 2]} for record in split.records]
   decode = transforms.Decode(5, keep)
   cut = transforms.Compose((decode, transforms.RandomCrop((16, 16))))
@@ -189,20 +190,20 @@ def test_classes_known_without_files(name, expected, monkeypatch, tmp_path):
 
 
 def test_classes_of_no_data_set():
-  with pytest.raises(errors.UserError, match=r"no data set 'imagenet_s/7'"):
+  with pytest.raises(errors.UserError, match=r"name: .* got 'imagenet_s/7'"):
     datasets.known_num_classes(datasets.DataOptions('imagenet_s/7'))
 
 
 @pytest.fixture
 def said(capsys, monkeypatch, tmp_path):
   """Runs a command line in an empty folder where no data is."""
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'records'))
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'photographs'))
   monkeypatch.chdir(tmp_path)
 
-  def run(*arguments, build=ddep_main.build_stages):
-    status = cli.main(build, ['main', *arguments], ddep_main.load_model)
+  def run(*arguments, program=ddep_main.PROGRAM):
+    status = cli.main(program, ['main', *arguments])
     assert os.listdir(tmp_path) == []
     return status, capsys.readouterr()
 
@@ -273,7 +274,10 @@ def test_a_stage_without_a_plan_runs_nothing(said):
   status, printed = said(
     SHAPES,
     '--dry_run',
-    build=lambda config: [stage.Stage('features', {}, refuse)],
+    program=types.SimpleNamespace(
+      build_stages=lambda config: [stage.Stage('features', {}, refuse)],
+      load_model=lambda: None,
+    ),
   )
   assert status == 0
   assert printed.out.split('\n')[1:] == [
@@ -287,7 +291,7 @@ def test_there_is_no_dry_run_of_predictions(said):
   for flag in ('--dry_run', '--dry_run_xla'):
     status, printed = said(SHAPES, '--stage=predict', flag)
     assert status == 2
-    assert '--dry_run is of training, not of --stage=predict' in printed.err
+    assert '--dry_run is for training, not for --stage=predict' in printed.err
 
 
 def test_large_leaves_count_by_their_share():

@@ -235,9 +235,9 @@ def _unet(x, skips, params, num_groups, keep_first, embedding=None):
 
 
 def _assert_maps(found, expected, strides):
-  assert {s.name: s.stride for s in found.stages} == strides
-  assert list(expected) == [stage.name for stage in found.stages]
-  for stage in found.stages:
+  assert {s.name: s.stride for s in found.maps} == strides
+  assert list(expected) == [stage.name for stage in found.maps]
+  for stage in found.maps:
     assert stage.array.shape == expected[stage.name].shape
     np.testing.assert_allclose(
       stage.array, expected[stage.name], atol=2e-4, err_msg=stage.name
@@ -291,7 +291,7 @@ def test_resnet_50_has_its_size_and_shapes():
     resnet_gn.ResNet((3, 4, 6, 3)).init_with_output, jax.random.key(0), images
   )
   assert _count(variables) == 23_508_032
-  assert {s.name: (s.stride, *s.array.shape) for s in found.stages} == {
+  assert {s.name: (s.stride, *s.array.shape) for s in found.maps} == {
     'root': (2, 1, 32, 48, 64),
     'block1': (4, 1, 16, 24, 256),
     'block2': (8, 1, 8, 12, 512),
@@ -401,7 +401,7 @@ def _maps(*shapes, seed=0):
   rng = np.random.default_rng(seed)
   return features.Features(
     tuple(
-      features.Stage(
+      features.FeatureMap(
         f'map{i}',
         stride,
         jnp.float32(rng.normal(size=(2, 32 // stride, 48 // stride, channels))),
@@ -430,7 +430,7 @@ def test_unet_is_its_transcription(keep_first, conditional):
       p = params['embedding'][name]
       embedding = embedding @ np.float64(p['kernel']) + np.asarray(p['bias'])
       embedding = embedding / (1 + np.exp(-embedding))
-  by_name = {s.name: np.float64(s.array) for s in found_maps.stages}
+  by_name = {s.name: np.float64(s.array) for s in found_maps.maps}
   skips = [by_name['map2'], by_name['map0'], None]
   skips = [None, *skips] if keep_first else skips
   expected = _unet(by_name['map4'], skips, params, 2, keep_first, embedding)
@@ -540,7 +540,7 @@ def test_layouts_differ_in_the_block_that_keeps_the_resolution():
     found, variables = jax.eval_shape(
       module.init_with_output, jax.random.key(0), maps
     )
-    assert [stage.stride for stage in found.stages] == strides
+    assert [stage.stride for stage in found.maps] == strides
     assert found.at_stride(1).name == 'up3'
     blocks = [sorted(variables['params'][f'block{i}']) for i in range(4)]
     counts = [sum(name.startswith('conv') for name in b) for b in blocks]
@@ -551,7 +551,7 @@ def test_a_width_multiplier_multiplies_every_width():
   maps = _maps((2, 3), (4, 4))
   module = unet.UNetDecoder((8, 6, 4), width_multiplier=3, num_groups=2)
   found, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), maps)
-  assert [s.array.shape[-1] for s in found.stages] == [24, 18, 12]
+  assert [s.array.shape[-1] for s in found.maps] == [24, 18, 12]
 
 
 def test_a_batch_normed_decoder_keeps_running_statistics():
@@ -576,8 +576,8 @@ def test_a_batch_normed_decoder_keeps_running_statistics():
     )[1]
 
   updated = step(params, stats)
-  x = _double(np.float64(maps.named('map1').array))
-  x = np.concatenate([x, maps.named('map0').array], -1)
+  x = _double(np.float64(maps.by_name('map1').array))
+  x = np.concatenate([x, maps.by_name('map0').array], -1)
   x = _conv(x, params['block0']['conv1']['kernel'])
   np.testing.assert_allclose(
     updated['batch_stats']['block0']['norm1']['mean'],
@@ -594,7 +594,7 @@ def test_features_name_what_is_missing():
   with pytest.raises(ValueError, match=r'no map at stride 8; .* strides 2, 4'):
     maps.at_stride(8)
   with pytest.raises(ValueError, match=r"no map named 'x'; .* map0, map1"):
-    maps.named('x')
+    maps.by_name('x')
   shapes = jax.tree.map(lambda x: x.shape[-1], maps)
   assert shapes.at_stride(4).array == 5
 

@@ -138,7 +138,7 @@ def test_heads_compute_from_the_maps_they_name(small):
   maps = jax.jit(lambda v, x: module.apply(v, x, method='features'))(
     variables, _IMAGES
   )
-  assert [s.stride for s in maps['decoder'].stages] == [8, 4, 2, 1]
+  assert [s.stride for s in maps['decoder'].maps] == [8, 4, 2, 1]
 
   heads = jax.tree.map(np.asarray, variables['params']['heads'])
   full = np.asarray(maps['decoder'].at_stride(1).array)
@@ -194,7 +194,7 @@ def test_a_network_without_a_decoder():
     {
       'aux': heads_lib.ConvHead(5, reads='encoder', stride=None),
       'root': heads_lib.ConvHead(5, reads='encoder', stride=2),
-      'named': heads_lib.ConvHead(5, reads='encoder', stage='root'),
+      'named': heads_lib.ConvHead(5, reads='encoder', map_name='root'),
     },
   )
   params = _shapes(module)['params']
@@ -219,7 +219,7 @@ def test_a_network_without_a_decoder():
       "head 'x' of the decoder: no map at stride 16; .* strides 1, 2, 4, 8",
     ),
     (
-      heads_lib.PoolHead(5, stage='block3'),
+      heads_lib.PoolHead(5, map_name='block3'),
       "head 'x' of the encoder: no map named 'block3'; .* root, block1, block2",
     ),
     (
@@ -315,7 +315,7 @@ def test_each_part_is_in_training_mode_by_name():
   class Encoder(nn.Module):
     def __call__(self, images, train):
       seen['encoder'] = train
-      return features.Features((features.Stage('only', 1, images),))
+      return features.Features((features.FeatureMap('only', 1, images),))
 
   class Decoder(nn.Module):
     def __call__(self, maps, condition, train):
@@ -325,7 +325,7 @@ def test_each_part_is_in_training_mode_by_name():
   class Head(nn.Module):
     reads = 'decoder'
     stride = 1
-    stage = ''
+    map_name = None
 
     def __call__(self, x, train):
       seen['heads'] = train

@@ -38,13 +38,15 @@ def loaded(tmp_path, encoder, weights):
   """The encoder's parameters, as a stage would load them."""
   np.savez(tmp_path / 'w.npz', **weights)
   module = segmenter.Segmenter(encoder, None, {'tags': heads.PoolHead(2)})
-  found = load.load(tmp_path / 'w.npz', ('encoder',), module, (1, 64, 64, 3))
+  found = load.load_parts(
+    tmp_path / 'w.npz', ('encoder',), module, (1, 64, 64, 3)
+  )
   return {'params': found['params']['encoder']}
 
 
 def assert_same_maps(encoder, variables, pixels, expected):
   found = jax.jit(encoder.apply)(variables, jnp.asarray(pixels))
-  maps = {_NAMES[stage.name]: stage.array for stage in found.stages}
+  maps = {_NAMES[stage.name]: stage.array for stage in found.maps}
   assert list(maps) == list(expected)
   for name, x in maps.items():
     np.testing.assert_allclose(x, expected[name], atol=2e-4, err_msg=name)
@@ -162,7 +164,7 @@ def test_decoder(layout, conditional):
   )
   given = features.Features(
     tuple(
-      features.Stage(name, strides[name][0], jnp.asarray(x, jnp.float32))
+      features.FeatureMap(name, strides[name][0], jnp.asarray(x, jnp.float32))
       for name, x in maps.items()
     )
   )
@@ -177,7 +179,7 @@ def test_decoder(layout, conditional):
   found, scores = run(traverse_util.unflatten_dict(params), head)
   fields = {'layout': layout, 'groups': 2, 'level': level}
   expected = ddep.decoder_blocks(maps, weights, **fields)
-  for stage, x in zip(found.stages, expected, strict=True):
+  for stage, x in zip(found.maps, expected, strict=True):
     np.testing.assert_allclose(stage.array, x, atol=2e-4, err_msg=stage.name)
   np.testing.assert_allclose(
     scores, ddep.decoder(maps, weights, **fields), atol=2e-4

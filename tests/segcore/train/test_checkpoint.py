@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.train import checkpoint
+from segcore.weights import checkpoint_reader
 
 
 def state(value):
@@ -141,7 +142,7 @@ def test_best_is_apart_and_forgets_its_own_future(tmp_path):
     # … and is found once more.
     checkpoints.save_best(30, state(30.0), 0.7)
     checkpoints.wait()
-  found = checkpoint.read(tmp_path / 'best', ('params', 'step'))
+  found = checkpoint_reader.read(tmp_path / 'best', ('params', 'step'))
   assert int(found['step']) == 30
   assert set(found) == {'params', 'step'}
   assert isinstance(found['params']['encoder']['kernel'], np.ndarray)
@@ -149,11 +150,11 @@ def test_best_is_apart_and_forgets_its_own_future(tmp_path):
 
 def test_read_says_what_is_missing(tmp_path):
   with pytest.raises(errors.UserError, match='no checkpoint in .*: train it'):
-    checkpoint.read(tmp_path)
+    checkpoint_reader.read(tmp_path)
   # A run's folder in the place of its stage's.
   (tmp_path / 'train/checkpoints').mkdir(parents=True)
   with pytest.raises(errors.UserError, match='did you mean .*/train[?]'):
-    checkpoint.read(tmp_path)
+    checkpoint_reader.read(tmp_path)
 
 
 def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import batch as batch_lib
+from segcore.cost import communication
 from segcore.distributed import sharding
 from segcore.models import heads as heads_lib
 from segcore.models import segmenter
@@ -18,7 +19,7 @@ from segcore.train import method, optimizers
 from segcore.train import update as update_lib
 from tests.support import meshes
 from tests.transcriptions import u2pl as reference
-from u2pl import contrast, ema, mixing, pseudo_labels
+from u2pl import contrast, ema, mixing
 from u2pl.semi import mean_teacher
 from u2pl.semi import options as options_lib
 
@@ -33,7 +34,7 @@ def heads(representation=8, auxiliary=False, dtype=jnp.float32):
   }
   if auxiliary:
     found['aux'] = heads_lib.ConvBlocksHead(
-      CLASSES, num_blocks=1, reads='encoder', stage='x3', **blocks
+      CLASSES, num_blocks=1, reads='encoder', map_name='x3', **blocks
     )
   return found
 
@@ -73,7 +74,7 @@ def method_of(options=PLUS, num_steps=40, **kwargs):
   return mean_teacher.MeanTeacher(
     segmenter=network_of(**kwargs),
     update=update_lib.Update(
-      segmenter.PARTS,
+      segmenter.SUBMODULES,
       optimizers.OptimizerOptions(
         name='sgd', learning_rate=0.05, schedule='poly', weight_decay=1e-4
       ),
@@ -254,7 +255,7 @@ def network_outputs(trained, params, stats, images, train, rng=None):
         stats,
         images,
         heads=('logits', 'rep'),
-        train=segmenter.PARTS,
+        train=segmenter.SUBMODULES,
         rng=rng,
       )[0]
       if train
@@ -369,7 +370,7 @@ def test_a_whole_step_is_that_of_the_reference(trained, late, jitted):
   )
   pixel_rng, anchor_rng, bank_rng = jax.random.split(draw_rng, 3)
   priorities = np.asarray(
-    order_statistics.pixel_priorities(
+    order_statistics.draw_pixel_priorities(
       update_lib.row_keys(pixel_rng, 2 * BATCH), cells[0] * cells[1]
     )
   ).ravel()
@@ -504,7 +505,7 @@ def test_what_devices_of_a_step_exchange(trained, warm):
   rows = sharding.batch_sharding(mesh)
   shapes = jax.tree.map(lambda x: x.update(sharding=rows), spec())
   compiled = jax.jit(trained.train_step).lower(state, shapes).compile()
-  found = sharding.collectives(compiled)
+  found = communication.list_collectives(compiled)
   kinds = {kind: [c for c in found if c.kind == kind] for kind, *_ in found}
   # Each image's count of each class, to find the n-th pixel of a class: for the
   # rows that are pushed, and for the anchors.
@@ -537,7 +538,7 @@ def test_what_devices_of_a_step_exchange(trained, warm):
   [
     ({'low_rank': 20}, 'expected low_rank < high_rank'),
     ({'capacity': 40}, 'expected at least num_negatives = 50'),
-    ({'capacity': 400}, 'expected at most the bank of 400 rows'),
+    ({'capacity': 400}, 'expected at most the smallest capacity of 400'),
     ({'temperature': 0.0}, 'temperature'),
   ],
 )
@@ -549,58 +550,6 @@ def test_what_would_silently_be_0_is_refused(fields, message):
 def test_ranks_beyond_the_classes_are_refused():
   with pytest.raises(ValueError, match='less than the 3 classes'):
     contrast.ContrastOptions().check_classes(3)
-
-
-def test_hard_pixels_and_the_auxiliary_head_are_in_the_supervised_loss(trained):
-  """OHEM of both heads over the labeled images of the whole batch."""
-  supervised = options_lib.SupervisedOptions(
-    'ohem', threshold=0.3, kept_per_image=60, auxiliary=0.4
-  )
-  options = dataclasses.replace(
-    PLUS, supervised=supervised, consistency=None, contrast=None
-  )
-  alone = method_of(options, auxiliary=True)
-  rng = np.random.default_rng(0)
-  found = {
-    name: rng.normal(size=(2, 9, 9, CLASSES)).astype(np.float32)
-    for name in ('logits', 'aux')
-  }
-  labels = batch_of()['labeled']['label'][:2]
-  loss = alone._supervised(
-    jax.tree.map(jnp.asarray, found), jnp.asarray(labels, jnp.int32)
-  )
-  wide = {
-    name: np.asarray(
-      pseudo_labels.upsample(jnp.asarray(x), (SIZE, SIZE)), np.float64
-    )
-    for name, x in found.items()
-  }
-  expected = reference.with_auxiliary(
-    *(
-      reference.ohem(wide[name], labels, min_kept=120, threshold=0.3)
-      for name in ('logits', 'aux')
-    )
-  )
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)
-  plain = reference.cross_entropy(wide['logits'], labels)
-  assert abs(float(loss) - plain) > 0.1
-  assert trained.options.supervised.kind == 'ce'
-
-
-def test_the_unlabeled_images_weigh_as_told(warm):
-  logits = jnp.asarray(
-    np.random.default_rng(0).normal(size=(2, 9, 9, CLASSES)), jnp.float32
-  )
-  labels = jnp.asarray(batch_of()['unlabeled']['label'][:2], jnp.int32)
-  lesson = mean_teacher.Lesson(None, labels, labels >= 0, None, {})
-  found = []
-  for weight in (1.0, 0.3):
-    consistency = dataclasses.replace(PLUS.consistency, weight=weight)
-    options = dataclasses.replace(PLUS, consistency=consistency)
-    found.append(method_of(options)._unsupervised(logits, lesson))
-  np.testing.assert_allclose(found[1], 0.3 * found[0], rtol=1e-6)
-  with pytest.raises(ValueError, match='weight'):
-    options_lib.ConsistencyOptions(weight=0.0)
 
 
 def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(

@@ -65,7 +65,7 @@ def _maps(*stages, batch=2, seed=0):
   rng = np.random.default_rng(seed)
   return features.Features(
     tuple(
-      features.Stage(
+      features.FeatureMap(
         f'map{i}', stride, jnp.float32(rng.normal(size=(batch, *shape)))
       )
       for i, (stride, *shape) in enumerate(stages)
@@ -93,7 +93,7 @@ def test_the_decoder_is_its_transcription(train):
   )(variables)
 
   layers = torch_arithmetic.Layers(_state(variables), train)
-  deep, low = (_nchw(maps.named(name).array) for name in ('map3', 'map1'))
+  deep, low = (_nchw(maps.by_name(name).array) for name in ('map3', 'map1'))
   pooled = layers.block(
     deep.mean((2, 3), keepdims=True), 'pool.conv', 'pool.bn'
   )
@@ -111,7 +111,7 @@ def test_the_decoder_is_its_transcription(train):
   low = layers.block(low, 'low.conv', 'low.bn')
   expected = np.concatenate([low, fused], 1)
 
-  [stage] = found.stages
+  [stage] = found.maps
   assert (stage.name, stage.stride) == ('fused', 4)
   np.testing.assert_allclose(_nchw(stage.array), expected, atol=2e-4)
   if train:
@@ -143,7 +143,7 @@ def test_the_networks_of_the_method_have_their_sizes_and_shapes():
       'logits': heads_lib.ConvBlocksHead(19),
       'rep': heads_lib.ConvBlocksHead(256),
       'aux': heads_lib.ConvBlocksHead(
-        19, num_blocks=1, reads='encoder', stage='x3'
+        19, num_blocks=1, reads='encoder', map_name='x3'
       ),
     },
   )

@@ -119,8 +119,8 @@ def test_it_is_torchs_network(unit, stem, output_stride, size, train):
 
   layers = torch_arithmetic.Layers(state, train)
   expected = _transcription(images, layers, plan, stem)
-  assert [stage.name for stage in maps.stages] == list(expected)
-  for stage in maps.stages:
+  assert [stage.name for stage in maps.maps] == list(expected)
+  for stage in maps.maps:
     np.testing.assert_allclose(
       np.transpose(stage.array, (0, 3, 1, 2)),
       expected[stage.name],
@@ -225,7 +225,7 @@ def test_parameters_and_shapes_at_the_sizes_of_training(
   names = ('stem', 'x1', 'x2', 'x3', 'x4')
   sizes = [64 * 2**b * (1 if module.unit == 'basic' else 4) for b in range(4)]
   sizes = (128 if module.stem == 'deep' else 64, *sizes)
-  assert [(s.name, s.stride, *s.array.shape) for s in maps.stages] == [
+  assert [(s.name, s.stride, *s.array.shape) for s in maps.maps] == [
     (name, stride, 1, n, n, size)
     for name, stride, n, size in zip(names, strides, sides, sizes, strict=True)
   ]
@@ -338,7 +338,7 @@ def test_recomputing_changes_neither_values_nor_gradients(unit):
 
 def test_any_size_fits_it_and_multiples_of_the_stride_a_unet_on_it():
   encoder = DilatedResNet((1, 1), 4, 'plain', 8, (1,))
-  assert encoder.multiple == 1
+  assert encoder.size_multiple == 1
   head = {'logits': heads.ConvHead(3)}
   decoder = unet.UNetDecoder((8, 8, 8), num_groups=2)
   found, _ = jax.eval_shape(
@@ -365,7 +365,7 @@ def _logits_shape(encoder, decoder, head=_LOGITS, side=64):
   module = network.build(
     network.NetworkOptions(encoder, decoder), {'logits': head}, 'network'
   )
-  network.check(module, (side, side), 'size')
+  network.check_image_size(module, (side, side), 'size')
   found, _ = jax.eval_shape(
     module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
   )

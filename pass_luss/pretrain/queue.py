@@ -1,0 +1,63 @@
+"""The queue: embeddings of the most recent steps, first in, first out.
+
+An objective asks for it (`Objective.needs_queue`); the state holds it.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class QueueSpec:
+  """The size of a queue.
+
+  Attributes:
+    length: L, rows of each list, over all devices.
+    size: D, values of a row.
+    num_lists: lists that are filled side by side: one for each large view.
+  """
+
+  length: int
+  size: int
+  num_lists: int = 2
+
+
+@flax.struct.dataclass
+class Queue:
+  """The most recent embeddings, one list for each large view.
+
+  A part of a state, which is also a tree of shapes or of shardings: hence
+  fields of any type.
+
+  Attributes:
+    rows: float32 [2, L, D], the newest first; zeros where nothing was stored.
+    count: int32 [], number of rows stored so far, at most L.
+  """
+
+  rows: Any
+  count: Any
+
+
+def empty(spec: QueueSpec) -> Queue:
+  """Returns a queue without rows."""
+  rows = jnp.zeros((spec.num_lists, spec.length, spec.size))
+  return Queue(rows, jnp.zeros((), jnp.int32))
+
+
+def push(queue: Queue, embeddings: Float[Array, 'B 2 D']) -> Queue:
+  """Stores a batch at the front and drops the oldest rows; no gradient."""
+  length = queue.rows.shape[1]
+  new = jax.lax.stop_gradient(jnp.moveaxis(embeddings, 1, 0))[:, :length]
+  # Not a concatenation: the new rows are split over the devices and the queue
+  # is replicated, so concatenating them would reshard the whole queue.
+  rows = jax.lax.dynamic_update_slice(
+    jnp.roll(queue.rows, len(embeddings), axis=1),
+    new.astype(queue.rows.dtype),
+    (0, 0, 0),
+  )
+  return Queue(rows, jnp.minimum(queue.count + len(embeddings), length))

@@ -1,0 +1,61 @@
+"""Reads fields of a saved training state, without the training that saved it.
+
+checkpoint_reader.read(directory / 'checkpoints', ('params', 'batch_stats'))
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from runtime import errors, files
+
+# Name of the state among the items of a checkpoint.
+STATE = 'state'
+
+
+def read(
+  directory: files.Path, names: Sequence[str] = ('params', 'batch_stats')
+) -> dict[str, Any]:
+  """Reads fields of the latest state in a folder of checkpoints.
+
+  Args:
+    directory: a `checkpoints` or `best` folder.
+    names: fields of the state; those that it lacks are left out.
+
+  Returns:
+    Trees of numpy arrays, by name.
+
+  Raises:
+    UserError: there is no checkpoint, or it cannot be read.
+  """
+  steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
+  if not steps:
+    below = sorted(str(p.parent) for p in directory.glob('*/checkpoints'))
+    advice = (
+      f'did you mean {" or ".join(below)}?' if below else 'train it first'
+    )
+    raise errors.UserError(f'no checkpoint in {directory}: {advice}')
+  folder = files.absolute(directory) / str(max(steps)) / STATE
+  try:
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(folder).tree
+    item = {name: tree[name] for name in names if name in tree}
+    return handler.restore(
+      folder,
+      args=ocp.args.PyTreeRestore(
+        item=item,
+        partial_restore=True,
+        # As numpy arrays: the devices that saved them may not exist here.
+        restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
+        ),
+      ),
+    )
+  except Exception as error:  # Orbax has no class for damaged files.
+    raise errors.UserError(
+      f'{folder} cannot be read ({str(error).splitlines()[0]}): restore it '
+      'from a copy or train again'
+    ) from error
