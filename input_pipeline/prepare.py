@@ -8,7 +8,7 @@
 
 Prints a report about the data, and draws it as a picture. With --check, no
 record is written. When interrupted by SIGINT or SIGTERM it exits with status
-75, and the same command continues. A user error is one line that begins with
+75, and the same command continues. A user error is a line that begins with
 'error: ', and exit status 2.
 """
 
@@ -197,6 +197,15 @@ def _parser() -> argparse.ArgumentParser:
     help='i/n: write the shards of process i, from 0, of n processes on '
     'machines that share data_dir',
   )
+  _add_folder_arguments(parser)
+  parser.add_argument(
+    '--check', action='store_true', help='check the files, prepare nothing'
+  )
+  return parser
+
+
+def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments about a user's own folder of images."""
   parser.add_argument(
     '--images',
     default='',
@@ -237,10 +246,6 @@ def _parser() -> argparse.ArgumentParser:
     choices=audit.ON_BAD_EXAMPLE,
     help='folders: refuse the data set for one bad file, or skip the file',
   )
-  parser.add_argument(
-    '--check', action='store_true', help='check the files, prepare nothing'
-  )
-  return parser
 
 
 if __name__ == '__main__':

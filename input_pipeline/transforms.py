@@ -64,7 +64,7 @@ def _check_fill(fill: str) -> None:
 
 
 class Box(NamedTuple):
-  """A rectangle in pixels, which may extend beyond the image."""
+  """A rectangle in pixels, which may extend outside of the image."""
 
   top: int
   left: int
@@ -240,7 +240,7 @@ class RandomFlip:
       raise ValueError(f'probability: expected 0 to 1, got {self.probability}')
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Flips at random."""
+    """Flips with the given probability."""
     for kind in self.kinds:
       if rng.random() < self.probability:
         example = flip(example, kind)

@@ -190,7 +190,7 @@ def _convert_union(arguments: Any, value: Any, path: str) -> Any:
     except errors.UserError as error:
       last = error
   if sum(hint is not type(None) for hint in arguments) == 1:
-    # `X | None`: the message about X says more than "expected X".
+    # `X | None`: the message about X is more specific than 'expected X'.
     raise last
   names = [
     'None' if hint is type(None) else getattr(hint, '__name__', str(hint))

@@ -41,7 +41,7 @@ UNLABELED = 'unlabeled'  # Split of images without masks.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFolderOptions:
-  """Locates images, and says how they are split.
+  """Locates images, and defines their splits.
 
   Attributes:
     source: the folder of the data set.

@@ -21,7 +21,7 @@ RADII = (13 / 64, 26 / 64)
 PERIODS = {'striped': 1.0, 'checked': 0.42}
 # Least visible fraction of an outline's area.
 MIN_VISIBLE = 0.6
-# An object extends beyond the image by less than this many radii.
+# An object extends outside of the image by less than this many radii.
 MAX_OUTSIDE = 0.25
 # Least difference between the lumas, in [0, 1], of the two tones of an object
 # and of the mean background, before the camera.

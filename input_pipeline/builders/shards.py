@@ -192,7 +192,7 @@ class ShardWriter:
   def lengths(self) -> Iterator[tuple[str, list[int], int]]:
     """Yields each split's name, records of each shard, and total bytes.
 
-    Shards without records are left out: TFDS does not accept them.
+    Shards without records are omitted: TFDS does not accept them.
     """
     for split in dict.fromkeys(shard.split for shard in self._shards):
       abouts = [self._read_about(s) for s in self._shards if s.split == split]
@@ -263,7 +263,7 @@ class ShardWriter:
       raise
     try:
       writer.close()
-    except Exception as error:  # array_record has no class of its own.
+    except Exception as error:  # array_record raises no specific class.
       partial.unlink(missing_ok=True)
       raise OSError(0, f'writing failed ({error})', str(partial)) from error
     partial.rename(self._path(shard, '.array_record'))

@@ -124,7 +124,7 @@ class FileLike(Protocol):
     """Returns values that change when its content does."""
 
   def read_bytes(self) -> bytes:
-    """Reads its content."""
+    """Reads all of its content."""
 
 
 # A source of images, masks and lists.

@@ -23,6 +23,10 @@ from runtime import errors, progress
 # on CamVid. Hashes of different photographs differ in 32 bits on average.
 MAX_HASH_DISTANCE = 6
 
+# Keys of the fields of an index in its file, which must not change: prepared
+# data sets have such files.
+_KEYS = ('ids', 'sizes', 'digests', 'looks')
+
 _HELD_OUT = {'val', 'test'}
 # A warning names at most so many pairs.
 _MAX_LISTED = 5
@@ -61,13 +65,13 @@ class ImageIndex:
     ids: the official names, as bytes.
     sizes: height and width.
     digests: hashes of the encoded images.
-    looks: perceptual hashes. The field names are keys of the file.
+    perceptual_hashes: of the pixels.
   """
 
   ids: Shaped[np.ndarray, 'N']
   sizes: Int32[np.ndarray, 'N 2']
   digests: UInt64[np.ndarray, 'N']
-  looks: UInt64[np.ndarray, 'N']
+  perceptual_hashes: UInt64[np.ndarray, 'N']
 
   @classmethod
   def from_samples(cls, samples: Iterable[records.Sample]) -> 'ImageIndex':
@@ -86,7 +90,7 @@ class ImageIndex:
 
   @classmethod
   def join(cls, parts: Sequence['ImageIndex']) -> 'ImageIndex':
-    """Concatenates indices."""
+    """Concatenates several indices in order."""
     if not parts:
       empty = np.zeros(0, np.uint64)
       return cls(np.zeros(0, 'S1'), np.zeros((0, 2), np.int32), empty, empty)
@@ -101,12 +105,13 @@ class ImageIndex:
   def read(cls, path: pathlib.Path) -> 'ImageIndex':
     """Reads a file of `write`."""
     with np.load(path, allow_pickle=False) as arrays:
-      return cls(**arrays)
+      return cls(*(arrays[key] for key in _KEYS))
 
   def write(self, path: pathlib.Path) -> None:
     """Writes the arrays as an npz file."""
     with path.open('wb') as file:
-      np.savez(file, **dataclasses.asdict(self))
+      fields = dataclasses.astuple(self)
+      np.savez(file, **dict(zip(_KEYS, fields, strict=True)))
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -166,7 +171,9 @@ def describe_shared(indices: Mapping[str, ImageIndex]) -> list[str]:
     known = {pair for pairs in shared.values() for pair in pairs}
     shared['appearance'] = [
       pair
-      for pair in near_duplicates(left.looks, right.looks)
+      for pair in near_duplicates(
+        left.perceptual_hashes, right.perceptual_hashes
+      )
       if pair not in known
     ]
     for kind, pairs in shared.items():

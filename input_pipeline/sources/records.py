@@ -114,7 +114,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
 
 
 def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
-  # OpenCV raises an exception of its own for an empty buffer.
+  # OpenCV raises an exception for an empty buffer.
   pixels = (
     cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
   )

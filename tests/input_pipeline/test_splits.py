@@ -32,7 +32,7 @@ def test_number_of_images_of_a_fraction(num_images, fraction, expected):
   assert chosen.min() >= 0 and chosen.max() < num_images
 
 
-def test_number_of_images_as_asked():
+def test_number_of_labeled_images():
   for labels in (1, 100, 2974, 2975):
     assert (
       len(splits.Subset(labels=labels).labeled_indices(names(2975))) == labels
@@ -81,7 +81,7 @@ def test_subsets_are_repeatable_and_differ_across_seeds():
   assert len(set(subsets[0]) & set(subsets[1])) < 12
 
 
-def test_every_image_is_as_likely_as_any_other():
+def test_all_images_are_equally_likely():
   counts = np.zeros(20)
   for seed in range(800):
     counts[splits.Subset(labels=5, seed=seed).labeled_indices(names(20))] += 1
@@ -102,12 +102,12 @@ def test_every_image_is_as_likely_as_any_other():
     ),
   ],
 )
-def test_impossible_subsets_are_refused(arguments, message):
+def test_invalid_subsets_are_refused(arguments, message):
   with pytest.raises(ValueError, match=f'^{message}'):
     splits.Subset(**arguments)
 
 
-def test_more_labels_than_images():
+def test_more_labels_than_images_are_refused():
   with pytest.raises(errors.UserError) as caught:
     splits.Subset(labels=81).labeled_indices(names(80))
   assert str(caught.value) == (
@@ -115,7 +115,7 @@ def test_more_labels_than_images():
   )
 
 
-def test_runs_of_a_seed_are_other_subsets():
+def test_runs_of_a_seed_differ():
   subsets = [
     splits.Subset(labels=100, seed=0, run=run).labeled_indices(names(2975))
     for run in range(4)
@@ -189,7 +189,7 @@ def test_a_list_names_its_images(tmp_path, ids, lines, expected):
     (None, 'list: cannot read {0}: '),
   ],
 )
-def test_lists_that_cannot_be_followed(tmp_path, lines, message):
+def test_invalid_lists_are_refused(tmp_path, lines, message):
   path = tmp_path / 'labeled.txt'
   if lines is not None:
     path.write_text(lines)
@@ -198,7 +198,7 @@ def test_lists_that_cannot_be_followed(tmp_path, lines, message):
   assert str(caught.value).startswith(message.format(path))
 
 
-def test_a_list_and_a_share_contradict_each_other():
+def test_a_list_with_a_fraction_is_refused():
   with pytest.raises(ValueError, match=r'list=x and fraction=0\.5 contradict'):
     splits.Subset(fraction=0.5, list='x')
 
@@ -219,9 +219,9 @@ def test_held_out_images_are_never_labeled():
   ids = [f'{i}' for i in range(40)]
   for labels in (5, 30):
     subset = splits.Subset(labels=labels, held_out=10, seed=3)
-    chosen, held = subset.labeled_indices(ids), subset.held_out_indices(ids)
-    assert (len(chosen), len(held)) == (labels, 10)
-    assert not {*chosen} & {*held}
+    chosen, held_out = subset.labeled_indices(ids), subset.held_out_indices(ids)
+    assert (len(chosen), len(held_out)) == (labels, 10)
+    assert not {*chosen} & {*held_out}
     # To hold images out changes nothing of what is labeled.
     alone = splits.Subset(labels=labels, seed=3).labeled_indices(ids)
     np.testing.assert_array_equal(chosen, alone)

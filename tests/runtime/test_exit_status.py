@@ -32,14 +32,14 @@ def _run(body, tail='| cat', **environ):
   )
 
 
-def test_the_status_of_main_is_that_of_the_process():
+def test_the_process_exits_with_the_status_of_main():
   done = _run('print("all")')
   assert (done.stdout, done.stderr) == ('all\n3\n', '')
 
 
 @pytest.mark.parametrize('flush', [False, True])
 @pytest.mark.parametrize('unbuffered', ['', '1'])
-def test_a_closed_pipe_ends_it_quietly(unbuffered, flush):
+def test_a_closed_stdout_ends_the_process_silently(unbuffered, flush):
   body = _PRINTS.format(flush=flush)
   done = _run(body, '| head -1', PYTHONUNBUFFERED=unbuffered)
   assert (done.stdout, done.stderr) == ('0\n141\n', '')

@@ -35,18 +35,18 @@ def config(**fields):
 
 
 def test_builds_nested_blocks_and_widens_ints():
-  found = options.build(
+  actual = options.build(
     Outer,
     config(inner={'rate': 2, 'sizes': (3, 4)}, pair=(1, 2), free={'x': 1}),
     'config',
   )
   expected = Outer('a', Inner(2.0, (3, 4)), pair=(1.0, 2.0), free={'x': 1})
-  assert found == expected
-  assert isinstance(found.inner.rate, float)
+  assert actual == expected
+  assert isinstance(actual.inner.rate, float)
 
 
 @pytest.mark.parametrize('value', [None, 7, (1, 2, 3)])
-def test_unions_take_each_of_their_kinds(value):
+def test_unions_accept_each_alternative(value):
   assert options.build(Outer, config(maybe=value), 'config').maybe == value
 
 
@@ -76,16 +76,16 @@ def test_unions_take_each_of_their_kinds(value):
     ({'flag': 1}, r'config\.flag: expected bool, got 1 \(int\)'),
   ],
 )
-def test_a_wrong_field_is_named(fields, message):
+def test_the_error_names_the_wrong_field(fields, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     options.build(Outer, config(**fields), 'config')
   assert '\n' not in str(caught.value)
 
 
-def test_choose_takes_a_class_by_name():
+def test_build_named_selects_a_class_by_name():
   table = {'inner': Inner}
-  found = options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net')
-  assert found == Inner(1.0)
+  actual = options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net')
+  assert actual == Inner(1.0)
   with pytest.raises(errors.UserError, match='net.name: unknown name, did you'):
     options.build_named(table, {'name': 'iner'}, 'net')
   with pytest.raises(errors.UserError, match='net.name: missing'):

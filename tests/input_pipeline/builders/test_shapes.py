@@ -63,19 +63,19 @@ def a_thing(class_id=1, center=(32.0, 32.0), radius=20.0, angle=0.4):
   )
 
 
-def test_what_is_prepared_is_read_back(prepare):
+def test_prepared_records_are_read_back(prepare):
   builder = prepare('once')
   assert builder.info.metadata['classes'] == list(shapes.CLASSES)
   for split, count in SMALL.items():
     source = builder.as_data_source(split=split, decoders=SKIP_DECODING)
     assert len(source) == count
-    for index, found in enumerate(source):
+    for index, actual in enumerate(source):
       expected = shapes.draw_sample(CONFIGS['scenes'], split, index)
-      assert found['image'] == expected.image
-      label = records.decode_label(found['label'])
+      assert actual['image'] == expected.image
+      label = records.decode_label(actual['label'])
       np.testing.assert_array_equal(label, expected.label)
-      assert list(found['tags']) == expected.tags
-      assert found['id'].decode() == f'scenes/{split}/0000{index}'
+      assert list(actual['tags']) == expected.tags
+      assert actual['id'].decode() == f'scenes/{split}/0000{index}'
 
 
 def test_two_builds_are_equal_byte_by_byte(prepare):
@@ -97,14 +97,14 @@ def test_preparing_shows_its_progress(prepare, capsys, monkeypatch):
   assert 'preparing shapes: ' in capsys.readouterr().err
 
 
-def test_images_stay_what_they_were():
-  found = {
+def test_images_never_change():
+  actual = {
     name: pixels_crc(shapes.draw_sample(config, 'train', 0))
     for name, config in CONFIGS.items()
   }
   # Change VERSION with these: what was trained on older images is no longer
   # comparable.
-  assert found == {
+  assert actual == {
     'scenes': 2502093583,
     'single': 668166123,
     'source': 2612799481,
@@ -131,14 +131,14 @@ def test_an_image_does_not_depend_on_the_others():
 
 
 def test_splits_and_configurations_share_no_image():
-  found = [
+  actual = [
     pixels_crc(shapes.draw_sample(config, split, index))
     for name, config in CONFIGS.items()
     if config.size == 64
     for split in config.num_images
     for index in range(4)
   ]
-  assert len(set(found)) == len(found) == 4 * (4 + 4 + 3 + 3)
+  assert len(set(actual)) == len(actual) == 4 * (4 + 4 + 3 + 3)
 
 
 def test_number_of_images():
@@ -187,7 +187,7 @@ def test_mask_has_the_area_of_its_outline(class_id, area):
     )
 
 
-def test_outlines_are_where_their_edges_say():
+def test_outlines_match_their_formulas():
   # Radius 20: the corners of the square and of the cross's bars, 12 wide, are
   # 20 from the middle; the ring's hole has 0.45 of its radius.
   x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5)
@@ -241,7 +241,7 @@ def test_tags_are_the_classes_of_the_mask(scenes):
 
 
 @pytest.mark.parametrize('split', ['train', 'train_semi', 'val', 'test'])
-def test_single_is_balanced(split):
+def test_single_has_balanced_classes(split):
   # The classes of the whole split; what is drawn is tested on a part below.
   count = CONFIGS['single'].num_images[split]
   rng = np.random.default_rng(0)
@@ -256,7 +256,7 @@ def test_single_shows_one_object(single):
     assert len(np.unique(label[label > 0])) == len(scene.objects) == 1
 
 
-def test_scenes_show_every_class_alike():
+def test_classes_of_scenes_are_equally_frequent():
   config = CONFIGS['scenes']
   counts = np.zeros(9)
   for index in range(200):
@@ -283,7 +283,7 @@ def test_objects_are_large_and_visible(name):
   assert 24 < max(radii) <= 26
 
 
-def test_color_says_nothing_about_the_class(single):
+def test_color_is_independent_of_the_class(single):
   colors = np.array([image[label > 0].mean(0) for _, image, label in single])
   classes = np.array([label.max() for _, _, label in single])
   # 4 standard errors of a class's mean: 24 comparisons of which, if nothing
@@ -359,8 +359,10 @@ def test_images_are_rgb():
   np.testing.assert_array_equal(drawn_again.label, label)
 
 
-def test_unknown_outline_is_named():
-  with pytest.raises(ValueError, match="'moon' is none of"):
+def test_an_unknown_outline_is_refused():
+  with pytest.raises(
+    ValueError, match="outline: expected one of .* got 'moon'"
+  ):
     shapes_scene.outline_distance('moon', np.zeros((1, 1)), np.zeros((1, 1)))
 
 
@@ -371,7 +373,7 @@ def test_tensorflow_is_not_imported():
     'shapes.draw_sample(shapes.Shapes.BUILDER_CONFIGS[0], "train", 0)\n'
     'print("tensorflow" in sys.modules)\n'
   )
-  found = subprocess.run(
+  actual = subprocess.run(
     [sys.executable, '-c', code], check=True, capture_output=True, text=True
   )
-  assert found.stdout.strip() == 'False'
+  assert actual.stdout.strip() == 'False'
