@@ -156,7 +156,9 @@ def published(only: str) -> None:
       compute = dry_run.seconds(
         found['nominal'], chip.peak_flops, count, dry_run.EFFICIENCY
       )
-      times = dry_run.growing(compute, exchanged, chip, count, _GROWING)
+      times = dry_run.weak_scaling_seconds(
+        compute, exchanged, chip, count, _GROWING
+      )
       here = compute + dry_run.exchange_seconds(exchanged, chip, count, count)
       cells = [
         name,

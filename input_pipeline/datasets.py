@@ -67,8 +67,7 @@ class DataOptions:
   """Names a data set and locates its files.
 
   Attributes:
-    name: with its config, if it has several: 'camvid', 'imagenet_s/50',
-      'image_folder'.
+    name: as in docs/datasets.md: 'camvid', 'imagenet_s/50', 'image_folder'.
     source: folder of the files it is made from; '' is $SEG_DATA_DIR/NAME.
     images: folders only: folder of the images in the source.
     masks: image_mask_folder only: folder of the masks in the source.

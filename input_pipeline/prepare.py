@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     description='Checks the files of a data set and prepares its records.',
     allow_abbrev=False,
   )
-  parser.add_argument('name', help='data set, with its config: cityscapes/fine')
+  parser.add_argument('name', help='a data set of docs/datasets.md')
   parser.add_argument(
     '--source',
     default='',

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from input_pipeline import datasets, views
 from pass_luss.pretrain import heads as heads_lib
-from pass_luss.pretrain import options as pretrain_options
 from pass_luss.pretrain import view_colors
 from pass_luss.pretrain.objectives import swav
 from pass_luss.pseudo_labels import attention
@@ -96,10 +95,9 @@ class AttendStage(base.PassStage, experiment_stage.TrainingStage):
     del num_classes
     block, pretrained = self.options, self.experiment.represent
     dtype = jnp.dtype(context.network.dtype)
+    clusters = swav.Swav(pretrained.learn.clusters, pretrained.widths)
     heads = {
-      'clusters': pretrain_options.build_heads(
-        pretrained.learn, pretrained.widths, dtype
-      )['clusters'],
+      **clusters.heads(dtype),
       'attention': heads_lib.Attention(block.shared, dtype=dtype),
     }
     optimizer = dataclasses.replace(

@@ -112,14 +112,16 @@ class RepresentStage(base.PassStage, experiment_stage.TrainingStage):
     """Builds the pretraining method; classes play no role."""
     del num_classes
     block = self.options
+    objectives = pretrain_options.build(block.learn, block.widths)
     heads = pretrain_options.build_heads(
-      block.learn, block.widths, jnp.dtype(context.network.dtype)
+      objectives, jnp.dtype(context.network.dtype)
     )
     return pretrain_method.Pretrain(
       context.build(heads, self.size),
       block.recipe.make_update(('encoder', 'heads')),
-      block.learn,
+      objectives,
       block.colors,
+      block.learn.combine,
     )
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:

@@ -252,7 +252,7 @@ def test_a_dry_run_of_one_stage(said):
   assert 'denoise' not in printed.out
   status, printed = said(*arguments, '--stage=evalute')
   assert status == 2
-  assert '--stage: found evalute, expected one of classify' in printed.err
+  assert '--stage: expected one of classify' in printed.err
 
 
 def test_classes_that_only_files_tell_are_assumed(said, monkeypatch, whole):
@@ -282,7 +282,7 @@ def test_a_stage_without_a_plan_runs_nothing(said):
   assert status == 0
   assert printed.out.split('\n')[1:] == [
     'features',
-    '  says no more beforehand',
+    '  no cost is estimated for this stage',
     '',
   ]
 
