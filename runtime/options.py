@@ -156,7 +156,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
   if origin is typing.Literal:
     if value in arguments:
       return value
-    raise _wrong(value, f'one of {", ".join(map(repr, arguments))}', path)
+    allowed = ', '.join(map(repr, arguments))
+    expected = f'one of {allowed}' if len(arguments) > 1 else allowed
+    raise _wrong(value, expected, path)
   if origin in (typing.Union, types.UnionType):
     return _convert_union(arguments, value, path)
   if origin is tuple:
