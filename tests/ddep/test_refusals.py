@@ -39,13 +39,9 @@ def error_of(capsys, source, options, *arguments):
 
 
 def test_more_labels_than_images(capsys, source):
-<<<<<<< HEAD
-  found = error_of(capsys, source, 'init=dep,labels=100')
-  assert 'labels: expected at most the ' in found and 'got 100' in found
-=======
   message = error_of(capsys, source, 'init=dep,labels=100')
-  assert '100 labeled images were asked for, the split has' in message
->>>>>>> main
+  assert 'labels: expected at most the ' in message
+  assert 'got 100' in message
   assert not (source.parent / 'run' / 'denoise' / 'checkpoints').exists()
 
 
@@ -99,11 +95,8 @@ def test_a_split_that_is_not_there(capsys, source):
   message = error_of(
     capsys, source, 'init=dep', "--config.evaluate.splits=('test',)"
   )
-<<<<<<< HEAD
-  assert 'split: expected one of' in found and "got 'test'" in found
-=======
-  assert "has no split 'test': expected one of" in message
->>>>>>> main
+  assert 'split: expected one of ' in message
+  assert "got 'test'" in message
 
 
 def test_softmax_where_images_have_several_classes(capsys, source):
@@ -166,4 +159,5 @@ def test_an_image_that_is_labeled_and_held_out(capsys, source):
   listed.write_text('02\n77\n')
   # Nothing was made with the settings that were refused.
   message = error_of(capsys, source, f'init=none,list={listed}', *folders)
-  assert "has the line '77', which names no image of the split" in message
+  assert "got '77' in " in message
+  assert 'which names no image of the split' in message
