@@ -32,7 +32,7 @@ _LOOKED_AT = 100
 _NUM_WATCHED = 32
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifyOptions:
   """Pretraining of the encoder on image-level labels.
 
@@ -47,15 +47,15 @@ class ClassifyOptions:
   """
 
   data: datasets.DataOptions
-  split: str
-  val_split: str
+  split: str = 'train'
+  val_split: str = 'val'
   kind: Literal['softmax', 'sigmoid']
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.Recipe
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoiseOptions:
   """Denoising pretraining.
 
@@ -73,13 +73,13 @@ class DenoiseOptions:
   """
 
   data: datasets.DataOptions
-  split: str
-  val_split: str
-  start: context_lib.Start
-  trained: tuple[str, ...]
+  split: str = 'train'
+  val_split: str = 'val'
+  start: context_lib.Start = context_lib.Start()
+  trained: tuple[str, ...] = ('decoder', 'heads')
   noise: noise.NoiseOptions
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.Recipe
   also: tuple[context_lib.Images, ...] = ()
 
@@ -102,13 +102,13 @@ class FinetuneOptions(context_lib.Labeled):
     recipe: as above.
   """
 
-  start: context_lib.Start
+  start: context_lib.Start = context_lib.Start()
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.Recipe
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """A whole config.
 
@@ -124,12 +124,12 @@ class Experiment:
 
   program: Literal['ddep.main']
   stages: tuple[str, ...]
-  data_dir: str
+  data_dir: str = ''
   network: network.NetworkOptions
   denoise: DenoiseOptions
   finetune: FinetuneOptions
   evaluate: context_lib.EvaluateOptions
-  operation: loop.Operation
+  operation: loop.Operation = loop.Operation()
   classify: ClassifyOptions | None = None
   without_files: str = ''
 

@@ -8,8 +8,10 @@ from input_pipeline import datasets, views
 from pass_luss.pretrain import heads, view_colors
 from pass_luss.pretrain import options as pretrain_options
 from pass_luss.pretrain.objectives import swav
-from pass_luss.protocols import distance, segment
-from pass_luss.pseudo_labels import cluster, labeler
+from pass_luss.protocols import distance as distance_lib
+from pass_luss.protocols import segment as segment_lib
+from pass_luss.pseudo_labels import cluster as cluster_lib
+from pass_luss.pseudo_labels import labeler
 from segcore.experiment import context as context_lib
 from segcore.experiment import program
 from segcore.models import network
@@ -25,7 +27,7 @@ STAGES = (
 TRAININGS = ('represent', 'attend', 'finetune', 'semi')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentOptions:
   """Representation learning.
 
@@ -42,11 +44,11 @@ class RepresentOptions:
   """
 
   data: datasets.DataOptions
-  split: str
+  split: str = 'train'
   learn: pretrain_options.ObjectiveOptions
-  widths: heads.HeadSizes
+  widths: heads.HeadSizes = heads.HeadSizes()
   large: views.ViewGroup
-  small: views.ViewGroup | None
+  small: views.ViewGroup | None = None
   colors: view_colors.ViewColors
   recipe: update.Recipe
   start: context_lib.Start = context_lib.Start()
@@ -68,7 +70,7 @@ class RepresentOptions:
     return views.MultiCrop(groups)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttendOptions:
   """Pixel attention.
 
@@ -81,7 +83,7 @@ class AttendOptions:
   """
 
   clusters: swav.SwavOptions
-  shared: bool
+  shared: bool = False
   large: views.ViewGroup
   colors: view_colors.ViewColors
   recipe: update.Recipe
@@ -96,7 +98,7 @@ class AttendOptions:
     return views.MultiCrop((self.large,))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
   """Fine-tuning, on generated labels or on given masks.
 
@@ -113,10 +115,10 @@ class FinetuneOptions:
     recipe: batch, length, optimizer.
   """
 
-  split: str
+  split: str = ''
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
-  reduction: int
+  flips: tuple[str, ...] = ('horizontal',)
+  reduction: int = 2
   recipe: update.Recipe
   doubles: bool = False
   output_stride: int = 0
@@ -142,13 +144,13 @@ class SegmentOptions:
     about: what a submission says of the method.
   """
 
-  splits: tuple[str, ...]
+  splits: tuple[str, ...] = ('val', 'test')
   match_on: str = 'val'
   inference: Literal['logits', 'cam'] = 'logits'
   threshold: float = -1.0
   short_side: int = 256
   batch_size: int = 16
-  about: segment.About = segment.About()
+  about: segment_lib.About = segment_lib.About()
 
   def __post_init__(self):
     if not self.splits:
@@ -182,7 +184,7 @@ class SegmentOnOptions(SegmentOptions):
   trained_by: Literal['finetune', 'semi']
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """A whole config.
 
@@ -208,20 +210,20 @@ class Experiment:
 
   program: Literal['pass_luss.main']
   stages: tuple[str, ...]
-  data_dir: str
-  without_files: str
+  data_dir: str = ''
+  without_files: str = ''
   network: network.NetworkOptions
   images: context_lib.Images
   represent: RepresentOptions
-  distance: distance.DistanceOptions
+  distance: distance_lib.DistanceOptions = distance_lib.DistanceOptions()
   attend: AttendOptions
-  cluster: cluster.ClusterOptions
-  label: labeler.LabelOptions
+  cluster: cluster_lib.ClusterOptions = cluster_lib.ClusterOptions()
+  label: labeler.LabelOptions = labeler.LabelOptions()
   finetune: FinetuneOptions
-  segment: SegmentOptions
+  segment: SegmentOptions = SegmentOptions()
   semi: FinetuneOptions
-  segment_semi: SegmentOptions
-  operation: loop.Operation
+  segment_semi: SegmentOptions = SegmentOptions()
+  operation: loop.Operation = loop.Operation()
   segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):

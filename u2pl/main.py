@@ -65,12 +65,12 @@ class TrainOptions(context_lib.Labeled):
     recipe: images of each of the two streams, length, optimizer.
   """
 
-  unlabeled: str
+  unlabeled: str = ''
   learn: semi_options.LearnOptions
-  heads: HeadOptions
-  start: context_lib.Start
+  heads: HeadOptions = HeadOptions()
+  start: context_lib.Start = context_lib.Start()
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   steps_per_epoch: int
   recipe: update_lib.Recipe
 
@@ -103,7 +103,7 @@ class TrainOptions(context_lib.Labeled):
     return self.learn.warmup_epochs * self.steps_per_epoch
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """A whole config.
 
@@ -117,13 +117,13 @@ class Experiment:
   """
 
   program: Literal['u2pl.main']
-  stages: tuple[str, ...]
-  data_dir: str
-  without_files: str
+  stages: tuple[str, ...] = _STAGES
+  data_dir: str = ''
+  without_files: str = ''
   network: network.NetworkOptions
   train: TrainOptions
   evaluate: context_lib.EvaluateOptions
-  operation: loop.Operation
+  operation: loop.Operation = loop.Operation()
 
   def __post_init__(self):
     program.check_stages(self.stages, _STAGES)

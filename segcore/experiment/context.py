@@ -94,10 +94,10 @@ class Images:
   """Images of a data set; their labels are not read."""
 
   data: datasets.DataOptions
-  split: str
+  split: str = 'train'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Labeled:
   """Images with masks, of which some are labeled.
 
@@ -112,13 +112,13 @@ class Labeled:
   """
 
   data: datasets.DataOptions
-  split: str
-  val_split: str
-  follow: tuple[str, ...]
-  subset: splits.Subset
+  split: str = 'train'
+  val_split: str = 'val'
+  follow: tuple[str, ...] = ()
+  subset: splits.Subset = splits.Subset()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
   """The evaluation that is reported.
 
@@ -132,8 +132,8 @@ class EvaluateOptions:
       images that are smaller than the protocol's window as class 0.
   """
 
-  splits: tuple[str, ...]
-  batch_size: int
+  splits: tuple[str, ...] = ('val',)
+  batch_size: int = 8
   protocol: protocols.ProtocolOptions
   which: Literal['last', 'best'] = 'last'
   framed: bool = False
