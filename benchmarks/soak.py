@@ -66,7 +66,7 @@ def main() -> int:
   watched = Watched()
   loop.jitted_step = watched.jitted_step
   status = cli.main(
-    ddep_main.build_stages,
+    ddep_main.PROGRAM,
     [
       'soak',
       f'--config={ROOT}/configs/ddep_shapes.py:init=dep,tiny',
@@ -83,7 +83,6 @@ def main() -> int:
       f'--config.operation.log_every={max(1, arguments.steps // 100)}',
       f'--config.operation.save_every={arguments.save_every}',
     ],
-    ddep_main.load_model,
   )
   if status:
     return status

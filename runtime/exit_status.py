@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_PIPE = 141  # As of a process that is ended by SIGPIPE.
+USER_ERROR = 2
+PREEMPTED = 75  # EX_TEMPFAIL: launchers run the same command again.
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # As of a process that is ended by SIGPIPE.
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -24,7 +27,7 @@ def run(main: Callable[[], int]) -> NoReturn:
       raise  # It was another pipe.
     # What is left to print would fail again when the process ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), out)
-    code = EXIT_PIPE
+    code = BROKEN_PIPE
   sys.exit(code)
 
 

@@ -17,6 +17,7 @@ from input_pipeline import datasets
 from input_pipeline.sources import masks, records
 from pass_luss.benchmark import png_format
 from runtime import console, errors, files, threads
+from segcore.distributed import collectives
 from segcore.eval import short_side as short_side_lib
 from segcore.train import workspace as workspace_lib
 

@@ -16,7 +16,7 @@ from input_pipeline import loader as loader_lib
 from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention, kmeans
 from runtime import console, files, json_files, threads
-from segcore.distributed import sharding
+from segcore.distributed import collectives, sharding
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
 from segcore.models import segmenter as segmenter_lib

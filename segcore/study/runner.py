@@ -31,8 +31,15 @@ from typing import Any
 
 import jax
 
-from runtime import console, errors, json_files, metrics_file, options
-from segcore.experiment import cli, stage
+from runtime import (
+  console,
+  errors,
+  exit_status,
+  json_files,
+  metrics_file,
+  options,
+)
+from segcore.experiment import cli, command, stage
 from segcore.study import report
 from segcore.train import workspace as workspace_lib
 
@@ -254,11 +261,11 @@ def plan(study: Study, cell: Cell) -> Plan:
     UserError: the config does not take these options.
   """
   arguments = cell.arguments(study)
-  config = cli.parse(['study', *arguments]).config
+  config = command.parse(['study', *arguments]).config
   # Only for this process, which has one device; it decides no result.
   config.operation.fsdp = 1
   program = cli.program_of(config)
-  stages = importlib.import_module(program).build_stages(config)
+  stages = importlib.import_module(program).PROGRAM.build_stages(config)
   settings = stage.all_settings(stages)
   return Plan(
     cell,
@@ -677,13 +684,13 @@ def main(argv: Sequence[str]) -> int:
       run(study, workdir, workers)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
-    return cli.EXIT_USER_ERROR
+    return exit_status.USER_ERROR
   except workspace_lib.Preempted as stopped:
     console.log(f'stopped: {stopped}; run the same command again to go on')
     return workers.stopping
   for name, reason in workers.failed.items():
     print(f'error: {name}: {reason}', file=sys.stderr, flush=True)
-  return cli.EXIT_USER_ERROR if workers.failed else 0
+  return exit_status.USER_ERROR if workers.failed else 0
 
 
 @contextlib.contextmanager
@@ -691,7 +698,7 @@ def _heard(workers: Workers) -> Iterator[None]:
   """Signals that ask to stop are told to the workers."""
 
   def ask(number: int, _) -> None:
-    workers.stopping = 130 if number == signal.SIGINT else cli.EXIT_PREEMPTED
+    workers.stopping = 130 if number == signal.SIGINT else exit_status.PREEMPTED
 
   # SIGHUP: the terminal was closed.
   numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

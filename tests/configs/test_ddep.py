@@ -30,7 +30,7 @@ def load(name, argument=''):
 
 
 def graph(config):
-  return [(s.name, s.needs) for s in ddep_main.build_stages(config)]
+  return [(s.name, s.needs) for s in ddep_main.PROGRAM.build_stages(config)]
 
 
 def test_every_config_is_tested():
@@ -76,11 +76,11 @@ def test_inits_wire_the_stages(argument, expected):
 
 def test_how_many_images_are_evaluated_at_once_is_no_setting():
   config = load('ddep_shapes', 'init=none')
-  before = stage.all_settings(ddep_main.build_stages(config))
+  before = stage.all_settings(ddep_main.PROGRAM.build_stages(config))
   config.evaluate.batch_size = 8
-  assert stage.all_settings(ddep_main.build_stages(config)) == before
+  assert stage.all_settings(ddep_main.PROGRAM.build_stages(config)) == before
   config.evaluate.protocol.flip = True
-  assert stage.all_settings(ddep_main.build_stages(config)) != before
+  assert stage.all_settings(ddep_main.PROGRAM.build_stages(config)) != before
 
 
 def test_what_learns_in_denoising_is_ddep_or_dep():
@@ -108,7 +108,7 @@ def test_configs_build(name, argument):
   if name == 'ddep_folder':
     options.append('source=/photographs,ignore=255')
   config = load(name, ','.join(options))
-  stages = ddep_main.build_stages(config)
+  stages = ddep_main.PROGRAM.build_stages(config)
   assert stages[-1].name == 'evaluate'
   if argument == 'tiny':
     assert config.finetune.recipe.num_steps == 60
@@ -153,7 +153,7 @@ def test_labels_or_fraction():
 )
 def test_tiny_needs_no_files(name, argument, stages):
   config = load(name, f'{argument},tiny')
-  assert tuple(s.name for s in ddep_main.build_stages(config)) == stages
+  assert tuple(s.name for s in ddep_main.PROGRAM.build_stages(config)) == stages
   assert config.denoise.data.name == config.finetune.data.name
   assert config.finetune.data.name == 'shapes/scenes'
   assert config.denoise.also == ()
@@ -168,13 +168,13 @@ def test_tiny_needs_no_files(name, argument, stages):
 
 
 def test_a_grid_of_the_images_is_that_of_each_stage():
-  stages = ddep_main.build_stages(
+  stages = ddep_main.PROGRAM.build_stages(
     load('ddep_shapes', 'network=transunet,init=none')
   )
   assert stages[0].settings['network'].encoder['grid'] == (4, 4)
   config = load('ddep_pascal', 'tiny')
   config.denoise.crop.size = (32, 64)
-  found = stage.all_settings(ddep_main.build_stages(config))
+  found = stage.all_settings(ddep_main.PROGRAM.build_stages(config))
   grids = {
     name: found[name]['settings']['network']['encoder']['grid']
     for name in ('classify', 'denoise', 'finetune')

@@ -126,7 +126,7 @@ def test_pixel_pros_schedule():
 @pytest.mark.parametrize('name', ALL)
 @pytest.mark.parametrize('branch', ['swav', 'pixpro'])
 def test_every_config_describes_its_stages(name, branch):
-  stages = main.build_stages(load(name, f'branch={branch}'))
+  stages = main.PROGRAM.build_stages(load(name, f'branch={branch}'))
   assert [(s.name, s.needs) for s in stages] == [
     ('represent', ()),
     ('attend', ('represent',)),
@@ -172,7 +172,7 @@ def refused(name, argument, **changes):
   config = importlib.import_module(f'configs.{name}').get_config(argument)
   config.update_from_flattened_dict(changes)
   with pytest.raises(errors.UserError) as caught:
-    main.build_stages(config)
+    main.PROGRAM.build_stages(config)
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
@@ -210,15 +210,15 @@ def test_configs_that_cannot_be_run():
 def test_an_image_level_experiment_reads_activations():
   config = load('pass_shapes', 'cluster=image')
   assert config.segment.inference == 'cam'
-  names = {s.name: s.needs for s in main.build_stages(config)}
+  names = {s.name: s.needs for s in main.PROGRAM.build_stages(config)}
   assert names['cluster'] == ('represent',)
   assert names['label'] == ('represent', 'cluster')
 
 
 def test_protocols_are_rows_of_stages():
-  distance = main.build_stages(load('pass_shapes', 'protocol=distance'))
+  distance = main.PROGRAM.build_stages(load('pass_shapes', 'protocol=distance'))
   assert [s.name for s in distance] == ['represent', 'distance']
-  semi = main.build_stages(load('pass_shapes', 'protocol=semi'))
+  semi = main.PROGRAM.build_stages(load('pass_shapes', 'protocol=semi'))
   assert [s.needs for s in semi] == [(), ('represent',), ('semi',)]
 
 
@@ -226,9 +226,9 @@ def test_protocols_are_rows_of_stages():
 def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
   """The stages before are as they were, so they are not run again."""
   name, argument = 'pass_imagenet_s919', f'protocol={protocol}'
-  before = stage.all_settings(main.build_stages(load(name, argument)))
+  before = stage.all_settings(main.PROGRAM.build_stages(load(name, argument)))
   config = load(name, f'{argument},on=50')
-  stages = main.build_stages(config)
+  stages = main.PROGRAM.build_stages(config)
   after = stage.all_settings(stages)
   settings = after.pop('segment_on')
   assert after == before
@@ -319,16 +319,16 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
 def test_how_many_images_are_looked_at_at_once_is_no_setting():
   config = load('pass_shapes')
-  before = stage.all_settings(main.build_stages(config))
+  before = stage.all_settings(main.PROGRAM.build_stages(config))
   for name in ('cluster', 'label', 'segment'):
     config[name].batch_size = 8
-  assert stage.all_settings(main.build_stages(config)) == before
+  assert stage.all_settings(main.PROGRAM.build_stages(config)) == before
   named = load('pass_imagenet_s50', 'protocol=distance')
-  settings = stage.all_settings(main.build_stages(named))
+  settings = stage.all_settings(main.PROGRAM.build_stages(named))
   named.distance.about.name = 'ours'  # Nor is what is said of the method.
-  assert stage.all_settings(main.build_stages(named)) == settings
+  assert stage.all_settings(main.PROGRAM.build_stages(named)) == settings
   config.cluster.restarts = 2
-  assert stage.all_settings(main.build_stages(config)) != before
+  assert stage.all_settings(main.PROGRAM.build_stages(config)) != before
 
 
 def test_layers_far_from_the_head_learn_less():
@@ -393,7 +393,7 @@ def test_random_features_are_one_step_of_nothing():
 
 def test_a_dry_run_says_the_cost(capsys):
   config = load('pass_imagenet_s50')
-  stage.dry_run_stages(main.build_stages(config), ('represent',))
+  stage.dry_run_stages(main.PROGRAM.build_stages(config), ('represent',))
   said = capsys.readouterr().out
   assert '50,200 steps of 256 images' in said
   assert '11,176,512' in said

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 from runtime import errors
-from segcore.experiment import cli
+from segcore.experiment import cli, hosts
+from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import runner as runner_lib
 from segcore.train import optimizers
@@ -74,7 +75,7 @@ def cells(command):
 def config_of(command, column):
   """The config of the first cell, or of the last one."""
   made, found = cells(command)
-  return cli.parse(['study', *found[column].arguments(made)]).config
+  return command_lib.parse(['study', *found[column].arguments(made)]).config
 
 
 def of_row(table, row, column=0):
@@ -119,7 +120,7 @@ def test_all_tables_are_there():
 def test_every_command_is_an_experiment():
   """Nothing of what they need is here: neither data nor weights."""
   for _, _, command, _ in reversed(rows()):
-    stages = u2pl_main.build_stages(config_of(command, -1))
+    stages = u2pl_main.PROGRAM.build_stages(config_of(command, -1))
     assert [s.name for s in stages] == ['train', 'evaluate'], command
 
 
@@ -286,10 +287,10 @@ def test_what_is_left_open():
 
 def test_the_decoders_rate_of_the_paper():
   [flag] = re.findall(r'`(--config\.train\S+=".*")`', DOC.read_text())
-  config = cli.parse(
+  config = command_lib.parse(
     ['main', f'--config={ROOT}/configs/u2pl_cityscapes.py', *shlex.split(flag)]
   ).config
-  u2pl_main.build_stages(config)
+  u2pl_main.PROGRAM.build_stages(config)
   assert rates(config) == {'encoder': 1e-2, 'decoder': 1e-1, 'heads': 1e-1}
 
 
@@ -387,13 +388,13 @@ def test_warm_up_and_loss_of_the_papers():
 @pytest.mark.parametrize('name', HERE)
 @pytest.mark.parametrize('argument', ['', 'system=u2pl', 'system=sup_only'])
 def test_configs_build(name, argument):
-  stages = u2pl_main.build_stages(load(name, argument))
+  stages = u2pl_main.PROGRAM.build_stages(load(name, argument))
   assert [s.name for s in stages] == ['train', 'evaluate']
 
 
 def test_settings_of_a_folder():
   config = load('u2pl_folder', 'source=/photographs,labels=20,low_rank=2')
-  assert u2pl_main.build_stages(config)[-1].name == 'evaluate'
+  assert u2pl_main.PROGRAM.build_stages(config)[-1].name == 'evaluate'
   assert config.train.data.source == '/photographs'
   assert config.train.learn.contrast.low_rank == 2
 
@@ -403,7 +404,7 @@ def test_settings_of_a_folder():
 def test_tiny(name, system):
   """On images that are drawn; those of CamVid and of a folder stay."""
   config = load(name, f'system={system},seed=3,tiny')
-  stages = u2pl_main.build_stages(config)
+  stages = u2pl_main.PROGRAM.build_stages(config)
   assert [s.name for s in stages] == ['train', 'evaluate']
   train = config.train
   assert (train.recipe.num_steps, train.steps_per_epoch) == (60, 10)
@@ -475,9 +476,9 @@ def test_a_start_takes_the_place_of_the_weights(name):
   ],
 )
 def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   status = cli.main(
-    u2pl_main.build_stages,
+    u2pl_main.PROGRAM,
     [
       'main',
       f'--config={ROOT}/configs/{config}',

@@ -8,7 +8,7 @@ import pytest
 
 from ddep import main as ddep_main
 from runtime import errors, json_files
-from segcore.experiment import cli
+from segcore.experiment import cli, hosts
 from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
@@ -17,13 +17,13 @@ CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   return runs.make_folder(tmp_path / 'discs', count=8)
 
 
 def error_of(capsys, source, options, *arguments):
   status = cli.main(
-    ddep_main.build_stages,
+    ddep_main.PROGRAM,
     [
       'main',
       f'{CONFIG}:source={source},ignore=255,val_fraction=0.4,{options}',
@@ -46,11 +46,11 @@ def test_more_labels_than_images(capsys, source):
 
 
 def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'data'))
   config = f'{runs.ROOT}/configs/ddep_pascal.py:encoder={tmp_path}/w.npz'
   status = cli.main(
-    ddep_main.build_stages,
+    ddep_main.PROGRAM,
     [
       'main',
       f'--config={config}',

@@ -9,7 +9,6 @@ import shlex
 import pytest
 
 from ddep import main as ddep_main
-from segcore.experiment import cli
 from segcore.models import network
 from segcore.study import runner
 
@@ -47,7 +46,7 @@ def cells(command):
 def config_of(command, column):
   """The config of the first cell, or of the last one."""
   made, found = cells(command)
-  return cli.parse(['study', *found[column].arguments(made)]).config
+  return command_lib.parse(['study', *found[column].arguments(made)]).config
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +72,7 @@ def test_every_command_is_an_experiment(data):
   commands = [c for c in dict.fromkeys(commands) if f'/ddep_{data}.py' in c]
   assert len(commands) >= 10
   for command in commands:
-    stages = ddep_main.build_stages(config_of(command, -1))
+    stages = ddep_main.PROGRAM.build_stages(config_of(command, -1))
     assert stages[-1].name == 'evaluate'
 
 

@@ -18,8 +18,7 @@ from launch import __main__ as command_line
 from launch import accelerators, shell, supervise, worker
 from launch import job as jobs
 from launch.backends import slurm
-from runtime import errors
-from segcore.experiment import cli
+from runtime import errors, exit_status
 from tests.support import launching
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -349,8 +348,8 @@ def test_what_exit_statuses_mean_together(codes, together):
 
 
 def test_exit_statuses_are_those_of_training():
-  assert jobs.USER_ERROR == cli.EXIT_USER_ERROR
-  assert jobs.PREEMPTED == cli.EXIT_PREEMPTED
+  assert jobs.USER_ERROR == exit_status.USER_ERROR
+  assert jobs.PREEMPTED == exit_status.PREEMPTED
 
 
 @pytest.mark.parametrize(('grace', 'wait'), [('0.2', 1), ('7.5', 8)])

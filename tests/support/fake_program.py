@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import types
 
 import ml_collections
 
@@ -100,5 +101,9 @@ def build_stages(config):
   ]
 
 
+PROGRAM = types.SimpleNamespace(
+  build_stages=build_stages, load_model=lambda: None
+)
+
 if __name__ == '__main__':
-  sys.exit(cli.main(build_stages, sys.argv))
+  sys.exit(cli.main(PROGRAM, sys.argv))

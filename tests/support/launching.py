@@ -59,7 +59,7 @@ class Cloud:
     self.repo = root / 'my repo'
     (root / 'bin').mkdir()
     call = (
-      f'import sys; sys.path.append({str(ROOT / "tests")!r}); '
+      f'import sys; sys.path.append({str(ROOT / "tests" / "support")!r}); '
       'import fake_cloud; fake_cloud.main(*sys.argv[1:])'
     )
     python = [sys.executable, '-S', '-E', '-c', call]

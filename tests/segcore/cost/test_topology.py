@@ -8,7 +8,7 @@ import pytest
 from ddep import main as ddep_main
 from runtime import errors
 from segcore.cost import communication, topology
-from segcore.experiment import cli, dry_run
+from segcore.experiment import cli, dry_run, hosts
 from tests.support import runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py:tiny'
@@ -92,13 +92,11 @@ def said(capsys, monkeypatch, tmp_path):
   def refuse():
     raise AssertionError('a dry run for other devices starts none')
 
-  monkeypatch.setattr(cli, '_hosts', refuse)
+  monkeypatch.setattr(hosts, 'joined', refuse)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments):
-    status = cli.main(
-      ddep_main.build_stages, ['main', *arguments], ddep_main.load_model
-    )
+    status = cli.main(ddep_main.PROGRAM, ['main', *arguments])
     assert not list(tmp_path.iterdir())
     return status, capsys.readouterr()
 

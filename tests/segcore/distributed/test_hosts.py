@@ -15,7 +15,7 @@ from jax._src.clusters import cloud_tpu_cluster
 
 from runtime import errors
 from segcore.distributed import heartbeat, host_settings, rendezvous
-from segcore.experiment import cli
+from segcore.experiment import command, hosts
 from tests.support import runs
 
 HERE = socket.gethostname()
@@ -211,8 +211,8 @@ def test_jax_is_told_all_and_finds_out_nothing(monkeypatch, devices):
     'initialize',
     lambda address, **more: told.update(more),
   )
-  cli._start_among(
-    rendezvous.ProcessGroup('n3:61441', 2, 1, devices), cli.Hosts()
+  hosts._start_among(
+    rendezvous.ProcessGroup('n3:61441', 2, 1, devices), command.HostOptions()
   )
   # As SLURM, jax would take one device of the node.
   assert told['cluster_detection_method'] == 'deactivate'
@@ -238,7 +238,7 @@ def test_hosts_are_watched_before_jax_joins_them(monkeypatch):
 
   monkeypatch.setattr(heartbeat, 'HeartbeatMonitor', Watching)
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
-  with cli._hosts(cli.parse(['main', config, '--stall_timeout=7'])):
+  with hosts.joined(command.parse(['main', config, '--stall_timeout=7'])):
     happened.append('work')
   assert happened == [('links', 60.0, 7.0), 'jax', 'work', 'left']
 
@@ -247,9 +247,9 @@ def test_flags_say_where_and_how_long():
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   flags = ('--coordinator_port=9', '--init_timeout=7', '--peer_timeout=5')
   flags = (*flags, '--stall_timeout=0')
-  assert cli.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0, 0.0)
+  assert command.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0, 0.0)
   with pytest.raises(errors.UserError, match='coordinator_port'):
-    cli.parse(['main', config, '--coordinator_port=0'])
+    command.parse(['main', config, '--coordinator_port=0'])
 
 
 class Started:

@@ -15,7 +15,7 @@ import pytest
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.eval import export, inference, predict, protocols, short_side
-from segcore.experiment import cli
+from segcore.experiment import command
 from segcore.models import heads, segmenter
 from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import resnet
@@ -248,4 +248,4 @@ assert not [name for name in sys.modules if name.split('.')[0] in ours]
 def test_what_cannot_be_asked(arguments, message):
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   with pytest.raises(errors.UserError, match=message):
-    cli.parse(['main', config, *arguments])
+    command.parse(['main', config, *arguments])

@@ -4,12 +4,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
 from ddep import main as ddep_main
-from runtime import console
-from segcore.experiment import cli, stage
+from runtime import console, exit_status
+from segcore.experiment import cli, command, hosts, stage
 from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
@@ -20,14 +21,14 @@ SHAPES = f'--config={CONFIGS}/ddep_shapes.py'
 @pytest.fixture(autouse=True)
 def _no_group(monkeypatch):
   # These tests start no devices of their own: the suite's are up already.
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
 
 
-def error_of(capsys, *arguments, build=ddep_main.build_stages):
+def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
   """Runs a command line that must fail; returns its one line of error."""
-  status = cli.main(build, ['main', *arguments], ddep_main.load_model)
+  status = cli.main(program, ['main', *arguments])
   err = capsys.readouterr().err
-  assert status == cli.EXIT_USER_ERROR, err
+  assert status == exit_status.USER_ERROR, err
   assert err.startswith('error: ')
   assert err.count('\n') == 1, err
   return err
@@ -36,10 +37,10 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([], '--config is missing: expected a file such as'),
+    ([], '--config: expected a file such as'),
     (['--config=nowhere.py'], 'nowhere.py'),
     ([SHAPES, '--confg=3'], "Unknown command line flag 'confg'"),
-    ([SHAPES, 'rest'], "'rest' is no flag"),
+    ([SHAPES, 'rest'], "expected --name=value, got 'rest'"),
     ([f'{SHAPES}:init=dddep'], 'init=dddep: expected one of ddep, dep'),
     ([f'{SHAPES}:lables=3'], "config option 'lables' is unknown"),
     ([f'{SHAPES}:labels=many'], 'labels=many: expected int'),
@@ -118,7 +119,10 @@ def error_of(capsys, *arguments, build=ddep_main.build_stages):
     ),
     ([SHAPES, '--images=x'], '--images and --out are for --stage=predict'),
     ([SHAPES, '--stage=predict,finetune'], 'expected predict alone'),
-    ([SHAPES, '--stage=predict', '--out=x'], '--images is missing'),
+    (
+      [SHAPES, '--stage=predict', '--out=x'],
+      '--stage=predict needs a folder',
+    ),
     (
       [SHAPES, '--stage=predict', '--images=x', '--out=x/found'],
       '--out: found x/found, which is inside of --images=x',
@@ -159,9 +163,12 @@ def test_camvid_without_photographs_says_where_they_are_looked_for(
 
 
 def one_stage(run):
-  return lambda config: [
-    stage.Stage('only', {'seed': config.finetune.recipe.seed}, run)
-  ]
+  def build_stages(config):
+    return [stage.Stage('only', {'seed': config.finetune.recipe.seed}, run)]
+
+  return types.SimpleNamespace(
+    build_stages=build_stages, load_model=lambda: None
+  )
 
 
 def test_exit_status_of_each_ending(capsys, tmp_path):
@@ -195,30 +202,32 @@ def test_a_full_disk_anywhere_is_one_line(capsys, tmp_path):
     raise OSError(28, 'No space left on device')
 
   found = error_of(
-    capsys, SHAPES, f'--workdir={tmp_path}/w', build=one_stage(full)
+    capsys, SHAPES, f'--workdir={tmp_path}/w', program=one_stage(full)
   )
   assert 'is full: nothing is lost; free some space' in found
 
 
 def test_a_used_workdir_with_another_config_is_refused(capsys, tmp_path):
-  build = one_stage(lambda place: [])
+  program = one_stage(lambda place: [])
   workdir = f'--workdir={tmp_path}/w'
-  assert cli.main(build, ['main', SHAPES, workdir]) == 0
-  found = error_of(capsys, f'{SHAPES}:seed=3', workdir, build=build)
+  assert cli.main(program, ['main', SHAPES, workdir]) == 0
+  found = error_of(capsys, f'{SHAPES}:seed=3', workdir, program=program)
   assert 'settings.seed: 0 -> 3' in found
 
 
 def test_default_workdirs_tell_configs_apart():
-  assert cli.default_workdir('configs/ddep_shapes.py') == 'runs/ddep_shapes'
+  assert command.default_workdir('configs/ddep_shapes.py') == 'runs/ddep_shapes'
   assert (
-    cli.default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
+    command.default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
     == 'runs/ddep_shapes-init=dep,labels=50'
   )
-  assert cli.default_workdir('a/b.py:encoder=/x/y z') == 'runs/b-encoder=_x_y_z'
+  assert (
+    command.default_workdir('a/b.py:encoder=/x/y z') == 'runs/b-encoder=_x_y_z'
+  )
 
 
 def test_help_lists_the_flags(capsys):
-  assert cli.main(ddep_main.build_stages, ['main', '--help']) == 0
+  assert cli.main(ddep_main.PROGRAM, ['main', '--help']) == 0
   out = capsys.readouterr().out
   for flag in ('--config', '--workdir', '--stage'):
     assert flag in out

@@ -13,7 +13,7 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, loader, transforms
 from runtime import errors
 from segcore.distributed import sharding
-from segcore.experiment import cli, dry_run, stage
+from segcore.experiment import cli, dry_run, hosts, stage
 from segcore.models import heads, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
@@ -196,13 +196,13 @@ def test_classes_of_no_data_set():
 @pytest.fixture
 def said(capsys, monkeypatch, tmp_path):
   """Runs a command line in an empty folder where no data is."""
-  monkeypatch.setattr(cli, '_start_alone', lambda: None)
+  monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'records'))
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'photographs'))
   monkeypatch.chdir(tmp_path)
 
-  def run(*arguments, build=ddep_main.build_stages):
-    status = cli.main(build, ['main', *arguments], ddep_main.load_model)
+  def run(*arguments, program=ddep_main.PROGRAM):
+    status = cli.main(program, ['main', *arguments])
     assert os.listdir(tmp_path) == []
     return status, capsys.readouterr()
 

@@ -279,7 +279,10 @@ def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
     ((*AXES, '--sed=3'), "'--sed=3' is no flag"),
     (('--vary=labels=many,few',), 'labels=many: expected int'),
     (('--vary=color=red',), "'color' is unknown"),
-    ((*AXES, '--config.program=nope.main'), "found 'nope.main', expected a"),
+    (
+      (*AXES, '--config.program=nope.main'),
+      "expected a module such as ddep.main, got 'nope.main'",
+    ),
   ],
 )
 def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys):

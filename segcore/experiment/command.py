@@ -1,0 +1,293 @@
+"""The command line of training: every flag, and what they parse to."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from runtime import errors, files
+from segcore.cost import topology as topology_lib
+from segcore.eval import export, predict
+
+# The message of ml_collections for a ValueError that a config file raises.
+# Other exceptions keep their traceback: they are mistakes in the file itself.
+_REFUSED_BY_CONFIG = re.compile(
+  r'(?P<flag>.*)Error whilst parsing config file:\s+Traceback .*'
+  r'\nValueError: (?P<text>.*)',
+  re.DOTALL,
+)
+
+
+class HostOptions(NamedTuple):
+  """Options of the rendezvous and the heartbeat of several hosts.
+
+  Attributes:
+    coordinator_port: of process 0; None for that of the environment.
+    init_timeout: seconds in which all hosts have to join.
+    peer_timeout: seconds without a heartbeat after which a host is lost.
+    stall_timeout: seconds without progress on any host after which the run
+      ends; 0 for no limit.
+  """
+
+  coordinator_port: int | None = None
+  init_timeout: float = 600.0
+  peer_timeout: float = 60.0
+  stall_timeout: float = 1800.0
+
+
+class Command(NamedTuple):
+  """Holds a parsed command line of training.
+
+  Attributes:
+    config: the experiment, locked.
+    workdir: folder of the run, absolute, or an address (gs://…).
+    stages: names of the stages to run; all of them if empty.
+    request: a prediction or an export to carry out instead of stages.
+    dry_run: only report what the stages would compute and cost.
+    compiles: report the figures of the compiler too.
+    topology: devices of the dry run; None for those of this process.
+    hosts: options of the rendezvous and the heartbeat.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: files.Path
+  stages: tuple[str, ...]
+  request: predict.Request | export.Request | None = None
+  dry_run: bool = False
+  compiles: bool = False
+  topology: topology_lib.Topology | None = None
+  hosts: HostOptions = HostOptions()
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+  """Parses a command line; returns None after printing the help text.
+
+  Raises:
+    UserError: a flag is unknown, or the config does not load.
+  """
+  values = _flags(argv)
+  try:
+    rest = values(list(argv))[1:]
+  except Exception as error:  # A config file may raise anything.
+    raise errors.UserError(_one_line(error)) from error
+  # Grain's worker processes ask for absl's own flags.
+  flags.FLAGS.mark_as_parsed()
+  if values.help:
+    print(values.main_module_help() or values.get_help())
+    return None
+  if rest:
+    raise errors.UserError(f'expected --name=value, got {rest[0]!r}')
+  config = values.config
+  if config is None:
+    raise errors.UserError(
+      '--config: expected a file such as configs/ddep_shapes.py, got nothing'
+    )
+  if not isinstance(config, ml_collections.ConfigDict):
+    # A stand-in for a file that could not be loaded: any access raises.
+    try:
+      config.program  # noqa: B018
+    except OSError as error:
+      raise errors.UserError(_one_line(error)) from error
+  workdir = values.workdir or default_workdir(
+    config_flags.get_config_filename(values['config'])
+  )
+  return Command(
+    config,
+    files.absolute(files.path(workdir, '--workdir')),
+    tuple(values.stage),
+    _request(values),
+    values.dry_run or values.dry_run_xla,
+    values.dry_run_xla,
+    _topology(values),
+    HostOptions(
+      values.coordinator_port,
+      values.init_timeout,
+      values.peer_timeout,
+      values.stall_timeout,
+    ),
+  )
+
+
+def _flags(argv: Sequence[str]) -> flags.FlagValues:
+  """Defines all flags, unparsed."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Experiment: a file, and options after a colon.',
+    lock_config=True,
+    flag_values=values,
+    sys_argv=list(argv),
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of checkpoints and results, or gs://BUCKET/FOLDER; '
+    'runs/<config> by default.',
+    flag_values=values,
+  )
+  flags.DEFINE_list(
+    'stage',
+    [],
+    'Stages to run; all of them by default. Or predict, or export.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'dry_run',
+    False,
+    'Report what the stages would compute and cost; read and write nothing.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'dry_run_xla',
+    False,
+    'The same with the operations and memory of the compiled programs.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'topology',
+    None,
+    'Devices that --dry_run compiles for: v4:2x2x1, v5e:16x16, cpu:256.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'images', None, 'Folder of images to predict.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'out', None, 'Folder of the predictions.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'export_size',
+    None,
+    'Height x width of the images of an exported network; any by default.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'overlays',
+    True,
+    'Write overlays of predictions on images.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'probs', False, 'Write the probability of each class.', flag_values=values
+  )
+  _define_host_flags(values)
+  flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
+  return values
+
+
+def _define_host_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_integer(
+    'coordinator_port',
+    None,
+    'Port of process 0; by default the one of JAX_COORDINATOR_ADDRESS, or '
+    'the default of jax.',
+    lower_bound=1,
+    upper_bound=65535,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'init_timeout',
+    HostOptions().init_timeout,
+    'Seconds in which all hosts have to join.',
+    lower_bound=1.0,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'peer_timeout',
+    HostOptions().peer_timeout,
+    'Seconds without a heartbeat after which a host counts as lost.',
+    lower_bound=1.0,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'stall_timeout',
+    HostOptions().stall_timeout,
+    'Seconds without progress on any host after which all end; 0: never.',
+    lower_bound=0.0,
+    flag_values=values,
+  )
+
+
+def _request(
+  values: flags.FlagValues,
+) -> predict.Request | export.Request | None:
+  """Returns the prediction or export that was requested, if any."""
+  if values.export_size and values.stage != ['export']:
+    raise errors.UserError('--export_size is for --stage=export')
+  if 'export' in values.stage:
+    return _export(values)
+  if 'predict' not in values.stage:
+    if values.images or values.out:
+      raise errors.UserError('--images and --out are for --stage=predict')
+    return None
+  if values.stage != ['predict']:
+    raise errors.UserError(
+      f'--stage: expected predict alone, got {",".join(values.stage)}'
+    )
+  if values.dry_run or values.dry_run_xla:
+    raise errors.UserError('--dry_run is for training, not for --stage=predict')
+  for name in ('images', 'out'):
+    if not values[name].value:
+      raise errors.UserError(
+        f'--{name}: --stage=predict needs a folder, got nothing'
+      )
+  return predict.Request(
+    pathlib.Path(values.images).expanduser(),
+    pathlib.Path(values.out).expanduser(),
+    values.overlays,
+    values.probs,
+  )
+
+
+def _export(values: flags.FlagValues) -> export.Request:
+  """Returns the export that was requested."""
+  if values.stage != ['export']:
+    raise errors.UserError(
+      f'--stage: expected export alone, got {",".join(values.stage)}'
+    )
+  if values.dry_run or values.dry_run_xla:
+    raise errors.UserError('--dry_run is for training, not for --stage=export')
+  if values.export_size is None:
+    return export.Request()
+  match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', values.export_size)
+  if not match:
+    raise errors.UserError(
+      f'--export_size: expected HEIGHTxWIDTH such as 512x512, got '
+      f'{values.export_size}'
+    )
+  return export.Request((int(match[1]), int(match[2])))
+
+
+def _topology(values: flags.FlagValues) -> topology_lib.Topology | None:
+  """Returns the devices of --topology, if it is given."""
+  if values.topology is None:
+    return None
+  if not values.dry_run and not values.dry_run_xla:
+    raise errors.UserError('--topology is for --dry_run')
+  return topology_lib.parse(values.topology)
+
+
+def default_workdir(config: str) -> str:
+  """Returns runs/<name of the config file>-<its options>.
+
+  >>> default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
+  'runs/ddep_shapes-init=dep,labels=50'
+  """
+  path, _, arguments = config.partition(':')
+  name = pathlib.Path(path).stem + (f'-{arguments}' if arguments else '')
+  return str(pathlib.Path('runs') / re.sub(r'[^\w.,=-]', '_', name))
+
+
+def _one_line(error: Exception) -> str:
+  refused = _REFUSED_BY_CONFIG.fullmatch(str(error))
+  if refused:
+    return f'{refused["flag"]}{" ".join(refused["text"].split())}'
+  # The text of an AttributeError may be quoted, with its line breaks escaped.
+  text = ' '.join(str(error).strip('\'"').replace('\\n', ' ').split())
+  known = (flags.Error, ValueError, OSError, errors.UserError)
+  return text if isinstance(error, known) else f'{type(error).__name__}: {text}'

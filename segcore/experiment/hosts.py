@@ -1,0 +1,120 @@
+"""Joining the hosts of a run before jax starts, and ending together."""
+
+import contextlib
+import math
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+
+from runtime import errors, exit_status
+from segcore.distributed import heartbeat, host_settings, rendezvous
+from segcore.experiment import command
+from segcore.train import workspace
+
+# A single process must not miss its own heartbeats while it is suspended.
+_NEVER_SECONDS = 10**8
+# Characters of an exception that the other hosts print.
+_MAX_MESSAGE = 500
+
+
+def print_error(text: str) -> None:
+  """Prints a user error to stderr, on every host."""
+  print(f'error: {text}', file=sys.stderr, flush=True)
+
+
+def describe_error(
+  error: errors.UserError, parsed: command.Command | None
+) -> str:
+  """Returns the message, with the config's advice where files are missing."""
+  advice = ''
+  missing = isinstance(error, errors.MissingInput)
+  if missing and parsed and 'without_files' in parsed.config:
+    advice = parsed.config.without_files
+  return f'{error}; {advice}' if advice else str(error)
+
+
+@contextlib.contextmanager
+def joined(parsed: command.Command) -> Iterator[None]:
+  """Joins the other hosts, if there are any; no host goes on without another.
+
+  If this process fails inside the block, the others print why and end too.
+
+  Raises:
+    UserError: a host is missing, or its settings differ from the others'.
+  """
+  options = parsed.hosts
+  if jax.distributed.is_initialized():
+    yield
+    return
+  group = rendezvous.discover(options.coordinator_port, options.init_timeout)
+  if group is None:
+    _start_alone()
+    yield
+    return
+  settings = host_settings.shared_settings(
+    parsed.config,
+    workdir=str(parsed.workdir),
+    stages=','.join(parsed.stages) or 'all',
+  )
+  links = rendezvous.connect(group, settings, options.init_timeout)
+  monitor = heartbeat.HeartbeatMonitor(
+    links, options.peer_timeout, options.stall_timeout
+  )
+  try:
+    _start_among(group, options)
+    yield
+  except workspace.Preempted:
+    monitor.close()
+    raise
+  except errors.UserError as error:
+    message = describe_error(error, parsed)
+    print_error(message)
+    monitor.abort(message, exit_status.USER_ERROR, immediately=True)
+  except KeyboardInterrupt:
+    monitor.abort('interrupted', exit_status.INTERRUPTED, immediately=True)
+  except BaseException as error:
+    traceback.print_exc()
+    message = errors.one_line(f'{type(error).__name__}: {error}')
+    monitor.abort(
+      message[:_MAX_MESSAGE], heartbeat.EXIT_PEER_LOST, immediately=False
+    )
+  else:
+    monitor.close()
+
+
+def _start_alone() -> None:
+  """Initializes jax's distributed runtime with this process alone.
+
+  So that a request to stop (SIGTERM) is handled by one mechanism on a laptop
+  and on a pod.
+  """
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  jax.distributed.initialize(
+    f'127.0.0.1:{port}',
+    num_processes=1,
+    process_id=0,
+    cluster_detection_method='deactivate',
+    heartbeat_timeout_seconds=_NEVER_SECONDS,
+  )
+
+
+def _start_among(
+  group: rendezvous.ProcessGroup, options: command.HostOptions
+) -> None:
+  """Initializes jax's distributed runtime with the hosts that have joined."""
+  jax.distributed.initialize(
+    group.address,
+    num_processes=group.count,
+    process_id=group.index,
+    local_device_ids=group.local_device_ids,
+    # Under SLURM jax's own detection would choose one device.
+    cluster_detection_method='deactivate',
+    initialization_timeout=math.ceil(options.init_timeout),
+    # Later than our own heartbeat, whose message names the lost host.
+    heartbeat_timeout_seconds=math.ceil(2 * options.peer_timeout) + 60,
+  )
