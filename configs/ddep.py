@@ -31,7 +31,12 @@ PAPER = {
   'width': 1,  # factor of the decoder's channels
   'layout': ['A', 'A1', 'B'],  # of the decoder of a transunet
   'conditional': False,  # condition the decoder on the noise level
-  'pretrain': ['imagenet21k', 'voc', 'ade20k', 'cityscapes'],  # unlabeled images
+  'pretrain': [
+    'imagenet21k',
+    'voc',
+    'ade20k',
+    'cityscapes',
+  ],  # unlabeled images
   'pretrain_epochs': 0.0,  # 0: as many steps as 100 epochs of ImageNet-21k
   'pretrain_steps': 0,  # in place of epochs
   'pretrain_lr': 0.0,  # 0: 6e-5, and 1e-4 for width 2
@@ -89,7 +94,9 @@ _UNLABELED = {
   'cityscapes': (
     {
       'data': {'name': 'cityscapes/fine'},
-      'also': ({'data': {'name': 'cityscapes/coarse'}, 'split': 'train_extra'},),
+      'also': (
+        {'data': {'name': 'cityscapes/coarse'}, 'split': 'train_extra'},
+      ),
     },
     2_975 + 19_998,
   ),
@@ -234,9 +241,7 @@ def photo_pretraining(
       'data': data,
       'kind': 'sigmoid',  # an image has several classes
       'crop': {**crop, 'area': (0.1, 1.0)},
-      'recipe': shared.recipe(
-        16, 800, shared.adam(1e-3, warmup_steps=50), 400
-      ),
+      'recipe': shared.recipe(16, 800, shared.adam(1e-3, warmup_steps=50), 400),
     },
     'denoise': {
       'data': data,
@@ -313,9 +318,7 @@ def _denoise(options: SimpleNamespace) -> dict[str, Any]:
     **images,
     'noise': noise(options, gamma=0.95),
     'crop': {'name': 'inception', 'size': (224, 224)},
-    'recipe': shared.recipe(
-      batch_size, num_steps, optimizer, 10_000
-    ),
+    'recipe': shared.recipe(batch_size, num_steps, optimizer, 10_000),
   }
 
 

@@ -1,7 +1,7 @@
 """The options of a config: NAME=VALUE,… after the colon of --config=FILE:…
 
-  options = options_lib.parse('init=dep,tiny', init=['ddep', 'dep'], tiny=False)
-  options.init, options.tiny  # 'dep', True
+options = options_lib.parse('init=dep,tiny', init=['ddep', 'dep'], tiny=False)
+options.init, options.tiny  # 'dep', True
 """
 
 import difflib

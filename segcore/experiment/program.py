@@ -45,6 +45,10 @@ class Program:
   options: type
   runner: Callable[[Any, Mesh], Runner]
 
+  def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config with all fields, by the defaults of the options."""
+    return options_lib.complete(self.options, config)
+
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None
   ) -> Sequence[stage.Stage]:

@@ -39,7 +39,7 @@ from runtime import (
   metrics_file,
   options,
 )
-from segcore.experiment import cli, command, stage
+from segcore.experiment import command, config_file, stage
 from segcore.study import report
 from segcore.train import workspace as workspace_lib
 
@@ -264,7 +264,7 @@ def plan(study: Study, cell: Cell) -> Plan:
   config = command.parse(['study', *arguments]).config
   # Only for this process, which has one device; it decides no result.
   config.operation.fsdp = 1
-  program = cli.program_of(config)
+  program = config_file.program_of(config)
   stages = importlib.import_module(program).PROGRAM.build_stages(config)
   settings = stage.all_settings(stages)
   return Plan(
