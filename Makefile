@@ -1,12 +1,12 @@
-# Each target makes .venv itself when it is missing or older than the pins.
+# Every target first creates .venv if it is missing or older than the pins.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Compiled programs are kept between runs: most of a short run is compiling.
+# Most of a short run is compilation: compiled programs are kept between runs.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/label_efficient_segmentation/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: demo test test-all lint bench
+.PHONY: demo test test-slow test-all lint docs bench
 demo: $(VENV)/installed
 	$(BIN)/python -m segcore.study --config=configs/ddep_shapes.py \
 	  --vary=init=supervised,ddep --vary=labels=100 --workdir=runs/demo \
@@ -14,15 +14,25 @@ demo: $(VENV)/installed
 	  --config.classify.recipe.num_steps=2000 \
 	  --config.denoise.recipe.num_steps=1200
 
+# `loadfile` because module-scoped fixtures are expensive; tests/conftest.py puts
+# the longest files first, an order that the load scope would change.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/installed
+	$(PYTEST) -m slow $(ARGS)
 
 test-all: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kill_resume.py
@@ -40,4 +50,8 @@ $(VENV)/installed: requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)/installed-docs: requirements-docs.lock $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -r requirements-docs.lock -c requirements.lock
 	touch $@

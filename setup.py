@@ -80,6 +80,7 @@ setuptools.setup(
       'pytest-xdist>=3.8',
       'ruff>=0.17',
     ],
+    'docs': ['mkdocs-material>=9.8,<10', 'mkdocstrings[python]>=1.0.8,<2'],
     'gcs': ['gcsfs>=2026.7'],  # For work folders in gs://.
     'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2026.7'],
     'cuda': ['jax[cuda13]>=0.10.2'],

@@ -184,7 +184,7 @@ def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
     total = metrics.ImageNetS.empty(num_classes)
     start = time.perf_counter()
     counted = folders.each(
-      lambda p, t, name: metrics.count(p, t, name, num_classes), 'scoring'
+      lambda p, t, name: metrics.count_image(p, t, name, num_classes), 'scoring'
     )
     for i, one in enumerate(counted):
       total = total.merge(one)

@@ -56,7 +56,7 @@ def make_features(shape: Shape) -> np.ndarray:
 
 def in_jax(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
   """From a seed to the centroids of the best restart."""
-  rows = kmeans.place(sharding.make_mesh(), features)
+  rows = kmeans.shard_rows(sharding.make_mesh(), features)
 
   def run(seed: int) -> np.ndarray:
     initial = kmeans.sample_initial(

@@ -34,7 +34,7 @@ class Watched:
   def __init__(self):
     self.steps = 0
     self.compiled_after: list[int] = []
-    self._jitted_step = loop.jitted_step
+    self._jitted_step = loop.build_step
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
   def _listen(self, event: str, duration: float, **_) -> None:
@@ -64,7 +64,7 @@ def main() -> int:
   out = arguments.out or pathlib.Path(tempfile.mkdtemp(prefix='soak'))
 
   watched = Watched()
-  loop.jitted_step = watched.jitted_step
+  loop.build_step = watched.jitted_step
   status = cli.main(
     ddep_main.PROGRAM,
     [

@@ -251,16 +251,16 @@ def protocol(**fields: Any) -> ml_collections.ConfigDict:
   """How the network looks at an image when it is reported: whole, once."""
   return block(
     **{
-      'tiles': 'whole',  # or 'halves', 'windows'
+      'tiling': 'whole',  # or 'halves', 'sliding_window'
       'window': (0, 0),  # height, width
       'stride': (0, 0),  # of windows
-      'beyond': 'reflection',  # or 'mean': around images that are smaller
+      'padding_mode': 'reflection',  # or 'mean': around images that are smaller
       'scales': (1.0,),
       'flip': False,  # average with the mirrored image
       'average': 'probs',  # or 'logits'
       'antialias': False,  # blur images before shrinking them
       'align_corners': False,  # when scores are enlarged
-      'canvas': 0,  # sides are multiples of it; 0: the network's stride
+      'size_multiple': 0,  # sides are multiples of it; 0: the network's stride
       **fields,
     }
   )
@@ -269,7 +269,10 @@ def protocol(**fields: Any) -> ml_collections.ConfigDict:
 def single_scale() -> ml_collections.ConfigDict:
   """Windows of 512 with stride 341 over the image as it is."""
   return protocol(
-    tiles='windows', window=(512, 512), stride=(341, 341), canvas=128
+    tiling='sliding_window',
+    window=(512, 512),
+    stride=(341, 341),
+    size_multiple=128,
   )
 
 
@@ -286,7 +289,7 @@ def multi_scale() -> ml_collections.ConfigDict:
 
 def flipped_halves() -> ml_collections.ConfigDict:
   """Left and right half, each averaged with its mirror image."""
-  return protocol(tiles='halves', flip=True)
+  return protocol(tiling='halves', flip=True)
 
 
 def adam(learning_rate: float, **fields: Any) -> ml_collections.ConfigDict:
@@ -548,8 +551,10 @@ def put_on_shapes(config: ml_collections.ConfigDict) -> None:
     config[name].crop.size = (64, 64)
     config[name].recipe.batch_size = batch_size
   config.evaluate.batch_size = 40
-  if config.evaluate.protocol.tiles == 'windows':
-    config.evaluate.protocol.update(window=(64, 64), stride=(43, 43), canvas=64)
+  if config.evaluate.protocol.tiling == 'sliding_window':
+    config.evaluate.protocol.update(
+      window=(64, 64), stride=(43, 43), size_multiple=64
+    )
   config.without_files = ''
 
 

@@ -104,12 +104,12 @@ _UNLABELED = {
 
 # Evaluation protocols. DDeP averages probabilities, not logits.
 WHOLE_IMAGE = {'average': 'probs'}
-HALVES = {'tiles': 'halves', 'flip': True, 'average': 'probs'}
+HALVES = {'tiling': 'halves', 'flip': True, 'average': 'probs'}
 _WINDOWS = {
-  'tiles': 'windows',
+  'tiling': 'windows',
   'window': (512, 512),
   'stride': (341, 341),
-  'canvas': 128,
+  'size_multiple': 128,
   'average': 'probs',
 }
 # By option `scales`.
@@ -408,8 +408,8 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
     config[name].crop.size = (64, 64)
     config[name].recipe.batch_size = batch_size
   config.evaluate.batch_size = 40
-  if config.evaluate.protocol.tiles == 'windows':
-    config.evaluate.protocol.update(window=(64, 64), stride=(43, 43), canvas=64)
+  if config.evaluate.protocol.tiling == 'windows':
+    config.evaluate.protocol.update(window=(64, 64), stride=(43, 43), size_multiple=64)
   config.without_files = ''
 
 

@@ -33,5 +33,5 @@ def get_config(argument=None):
       'recipe': shared.recipe(8, 800, optimizer, evaluate_every=400),
     },
     # Images of many sizes are padded to few, each compiled once.
-    evaluate={'protocol': ddep.WHOLE_IMAGE | {'canvas': 64}},
+    evaluate={'protocol': ddep.WHOLE_IMAGE | {'size_multiple': 64}},
   )

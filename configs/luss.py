@@ -182,7 +182,7 @@ def larc(learning_rate: float, **fields: Any) -> ml_collections.ConfigDict:
     **{
       'name': 'sgd',
       'adaptation': 'larc',
-      'trust': 0.001,
+      'trust_coefficient': 0.001,
       'learning_rate': learning_rate,
       'final_learning_rate': 0.001 * learning_rate,
       'schedule': 'cosine',
@@ -484,7 +484,7 @@ def semi(options: SimpleNamespace, size: int) -> ml_collections.ConfigDict:
     flips=('horizontal',),
     # 112 cells a side; in the newer recipe those of the encoder twice doubled.
     reduction=(4 if dilated else 8) if newer else 2,
-    doubles=newer,
+    repeated_upsampling=newer,
     output_stride=16 if dilated else 0,
     colors=jitter() if newer else {},
     recipe=common.recipe(_BATCH, 100 * steps_per_epoch, optimizer),

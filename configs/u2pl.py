@@ -247,7 +247,11 @@ def protocol(**fields: Any) -> ml_collections.ConfigDict:
 def framed(size: tuple[int, int]) -> ml_collections.ConfigDict:
   """Images in the middle of a frame of the mean color; none is larger."""
   return protocol(
-    tiles='windows', window=size, stride=size, beyond='mean', canvas=size[0]
+    tiling='sliding_window',
+    window=size,
+    stride=size,
+    padding_mode='mean',
+    size_multiple=size[0],
   )
 
 
@@ -339,7 +343,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
       num_anchors=32, capacity=500, first_capacity=1000, max_push=64
     )
   train.recipe.batch_size = 8
-  bordered = config.evaluate.protocol.beyond == 'mean'
+  bordered = config.evaluate.protocol.padding_mode == 'mean'
   config.evaluate.update(
     batch_size=40,
     splits=('val',),

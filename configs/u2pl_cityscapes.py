@@ -90,7 +90,7 @@ def get_config(argument=None):
     batch_size=8,
     # Two thirds of a window, rounded up.
     protocol=u2pl.protocol(
-      tiles='windows', window=size, stride=(-(-2 * size[0] // 3),) * 2
+      tiling='sliding_window', window=size, stride=(-(-2 * size[0] // 3),) * 2
     ),
     which='last',
   )

@@ -89,7 +89,7 @@ def get_config(argument=None):
     splits=('val',),
     batch_size=8,
     # Images of many sizes run on a few canvases, continued by reflection.
-    protocol=u2pl.protocol(canvas=64),
+    protocol=u2pl.protocol(size_multiple=64),
     which='last',
   )
   config.operation = common.operation()

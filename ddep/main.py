@@ -52,7 +52,7 @@ class ClassifyOptions:
   kind: Literal['softmax', 'sigmoid']
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class DenoiseOptions:
   noise: noise.NoiseOptions
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
   also: tuple[context_lib.Images, ...] = ()
 
   def __post_init__(self):
@@ -105,7 +105,7 @@ class FinetuneOptions(context_lib.Labeled):
   start: context_lib.Start = context_lib.Start()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class Experiment:
   denoise: DenoiseOptions
   finetune: FinetuneOptions
   evaluate: context_lib.EvaluateOptions
-  operation: loop.Operation = loop.Operation()
+  operation: loop.OperationOptions = loop.OperationOptions()
   classify: ClassifyOptions | None = None
   without_files: str = ''
 
@@ -222,7 +222,7 @@ class Runner(context_lib.OnMesh):
     )
     return self._train(
       *(place, trained, split, ('tags',)),
-      evaluator_lib.together({block.val_split: evaluator}),
+      evaluator_lib.combine_evaluators({block.val_split: evaluator}),
       f'{block.val_split}/accuracy',
     )
 
@@ -265,7 +265,7 @@ class Runner(context_lib.OnMesh):
     )
     outputs = self._train(
       *(place, trained, labeled, ('label',)),
-      evaluator_lib.together(evaluators),
+      evaluator_lib.combine_evaluators(evaluators),
       f'{block.val_split}/miou',
     )
     return [*outputs, *context_lib.write_classes(place, labeled)]
@@ -276,7 +276,7 @@ class Runner(context_lib.OnMesh):
     trained: method.Method,
     split: datasets.Split,
     keep: tuple[str, ...],
-    evaluation: loop.Evaluate,
+    evaluation: loop.EvaluateFn,
     best: str | None = None,
   ) -> Sequence[files.Path]:
     """Trains to the end of the stage's recipe; returns what it leaves."""
@@ -302,7 +302,7 @@ class Runner(context_lib.OnMesh):
     block = getattr(self.experiment, name)
     crop, _ = self._augmentations(name)
     net = bench.build(_heads(name, num_classes), crop.size)
-    update = block.recipe.update
+    update = block.recipe.make_update
     match name:
       case 'classify':
         return classify.Classify(net, update(('encoder', 'heads')), block.kind)

@@ -77,8 +77,8 @@ class Folders:
     Raises:
       UserError: a folder is missing or empty, or has what the other has not.
     """
-    names = png_format.names(gt)
-    predicted = png_format.names(pred)
+    names = png_format.list_files(gt)
+    predicted = png_format.list_files(pred)
     if not set(names) & set(predicted):
       raise errors.UserError(
         errors.one_line(
@@ -148,7 +148,7 @@ class Folders:
     return prediction, label
 
 
-def find_match(folders: Folders) -> matching.Match:
+def match_categories(folders: Folders) -> matching.Match:
   """The best matching on these files.
 
   Raises:
@@ -158,7 +158,7 @@ def find_match(folders: Folders) -> matching.Match:
     folders.num_generated, folders.num_classes
   )
   pairs = folders.each(
-    lambda prediction, label, _: matching.occurring(prediction, label),
+    lambda prediction, label, _: matching.present_ids(prediction, label),
     'matching',
   )
   return counts.update_all(pairs).match()
@@ -183,7 +183,7 @@ def score(
         reason = f'{error}{folders.advice}'
         raise errors.BadFile(folders.pred / name, reason) from error
     return (
-      metrics.count(prediction, label, name, folders.num_classes),
+      metrics.count_image(prediction, label, name, folders.num_classes),
       label.size,
     )
 
@@ -272,7 +272,7 @@ def _run(arguments: argparse.Namespace) -> None:
     *(arguments.gt, arguments.pred, num_classes, num_generated, advice)
   )
   if arguments.rematch:
-    match = find_match(folders)
+    match = match_categories(folders)
     if arguments.write_match:
       match.write(arguments.write_match)
       print(f'the matching is in {arguments.write_match}')

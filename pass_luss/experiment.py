@@ -50,7 +50,7 @@ class RepresentOptions:
   large: views.ViewGroup
   small: views.ViewGroup | None = None
   colors: view_colors.ViewColors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
   start: context_lib.Start = context_lib.Start()
 
   def __post_init__(self):
@@ -86,7 +86,7 @@ class AttendOptions:
   shared: bool = False
   large: views.ViewGroup
   colors: view_colors.ViewColors
-  recipe: update.Recipe
+  recipe: update.RecipeOptions
 
   def __post_init__(self):
     _check_large(self.large)
@@ -111,7 +111,8 @@ class FinetuneOptions:
     output_stride: of the encoder, whose last blocks are dilated for it; 0 for
       that of `network`.
     reduction: factor by which label maps are made smaller.
-    doubles: whether scores are doubled on the way there, again and again.
+    repeated_upsampling: whether logits are upsampled by 2 repeatedly, instead
+      of at once to the size of the reduced label maps.
     recipe: batch, length, optimizer.
   """
 
@@ -119,8 +120,8 @@ class FinetuneOptions:
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
   reduction: int = 2
-  recipe: update.Recipe
-  doubles: bool = False
+  recipe: update.RecipeOptions
+  repeated_upsampling: bool = False
   output_stride: int = 0
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
@@ -150,7 +151,7 @@ class SegmentOptions:
   threshold: float = -1.0
   short_side: int = 256
   batch_size: int = 16
-  about: segment_lib.About = segment_lib.About()
+  about: segment_lib.SubmissionInfo = segment_lib.SubmissionInfo()
 
   def __post_init__(self):
     if not self.splits:
@@ -223,7 +224,7 @@ class Experiment:
   segment: SegmentOptions = SegmentOptions()
   semi: FinetuneOptions
   segment_semi: SegmentOptions = SegmentOptions()
-  operation: loop.Operation = loop.Operation()
+  operation: loop.OperationOptions = loop.OperationOptions()
   segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):
@@ -254,7 +255,7 @@ def _check_large(large: views.ViewGroup) -> None:
     )
 
 
-def _check_whole(recipe: update.Recipe) -> None:
+def _check_whole(recipe: update.RecipeOptions) -> None:
   if recipe.accumulate != 1:
     raise ValueError(
       f'recipe.accumulate: found {recipe.accumulate}, expected 1: assignments '

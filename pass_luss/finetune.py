@@ -1,7 +1,7 @@
-"""Step 3 of PASS: the encoder learns to segment from generated labels.
+"""Step 3 of PASS: fine-tunes the encoder to segment, on pseudo-labels.
 
-Or from the masks of the few labeled images, for the semi-supervised protocol;
-or whole images learn their category, for the image-level baseline (§4, §3.4).
+The semi-supervised protocol trains on the masks of the few labeled images
+instead, and the image-level baseline on one category per image (spec §4, §3.4).
 """
 
 import dataclasses
@@ -18,27 +18,27 @@ from segcore.train import method, train_state, update
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(method.SingleLossMethod):
-  """Learns labels of pixels, at a part of the resolution, or of images.
+  """Trains a segmenter by cross entropy at reduced resolution.
 
-  The segmenter has a head `logits` at the encoder's deepest grid.
+  The segmenter has a head `logits` at the encoder's deepest feature map.
 
   Attributes:
-    of: 'pixels', or 'images', where a label map is the same everywhere and the
-      mean score of all cells learns it.
-    reduction: of pixels: factor by which label maps are made smaller, by the
-      floor rule; scores are enlarged to that.
-    doubles: whether they are doubled on the way, again and again, instead of
-      being enlarged at once; the first time in predictions, too.
-    colors: how images are changed.
+    level: 'pixels', or 'images' where a label map is constant: the mean logits
+      of all cells are trained on the image's category.
+    reduction: of level 'pixels': factor by which label maps are downsampled, by
+      floor-nearest; logits are upsampled to that size.
+    repeated_upsampling: whether logits are upsampled by 2 repeatedly on the way
+      there, instead of at once; predictions are then upsampled by 2 as well.
+    colors: color augmentation.
   """
 
-  of: Literal['pixels', 'images'] = 'pixels'
+  level: Literal['pixels', 'images'] = 'pixels'
   reduction: int = 2
-  doubles: bool = False
+  repeated_upsampling: bool = False
   colors: color_augment.ColorOptions = color_augment.ColorOptions()
 
   def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
-    """Cross entropy, summed over the pixels, or images, with a label."""
+    """Computes the cross entropy, summed over labeled pixels or images."""
     images = batch_lib.to_symmetric(batch['image'])
     images = color_augment.augment(images, keys.rows, self.colors)
     logits, batch_stats = self.forward(
@@ -46,13 +46,13 @@ class Finetune(method.SingleLossMethod):
     )
     logits = losses.at_least_float32(logits)
     labels = batch['label'].astype(jnp.int32)
-    if self.of == 'images':
+    if self.level == 'images':
       labels = labels[:, :1, :1]
       logits = jnp.mean(logits, axis=(1, 2), keepdims=True)
     else:
       size = tuple(n // self.reduction for n in labels.shape[1:])
       labels = resize.nearest_floor(labels, size)
-      while self.doubles and 2 * logits.shape[1] <= size[0]:
+      while self.repeated_upsampling and 2 * logits.shape[1] <= size[0]:
         logits = resize.upsample2x(logits)
       logits = resize.bilinear(logits, size)
     counted = (labels >= 0) & batch['mask'][:, None, None]
@@ -64,23 +64,30 @@ class Finetune(method.SingleLossMethod):
   def predict(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
-    """Scores at the grid of the encoder; once doubled, if scores are (§5.5)."""
-    scores = self.apply(state, images, 'logits')
-    return resize.upsample2x(scores) if self.doubles else scores
+    """Computes logits at the encoder's deepest feature map.
+
+    With `repeated_upsampling` they have twice its size (spec §5.5).
+    """
+    logits = self.apply(state, images, 'logits')
+    return resize.upsample2x(logits) if self.repeated_upsampling else logits
 
   def activation(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w 2']:
-    """The image's category 1…C, and its activation at each cell, up to 1.
+    """Computes the category 1…C of each image and its class activation map.
 
-    The category has the largest mean score, 'other' left out; its activation
-    is max(s, 0) / max s (§5.4).
+    The category is the argmax of the mean logits without 'other'; its
+    activation is max(s, 0) / max s at each cell, in [0, 1] (spec §5.4).
+
+    Returns:
+      The category, the same at all cells, and the activation, stacked.
     """
-    scores = self.predict(state, images).astype(jnp.float32)
-    best = 1 + jnp.argmax(jnp.mean(scores, axis=(1, 2))[:, 1:], axis=-1)
-    of_best = jnp.take_along_axis(scores, best[:, None, None, None], axis=-1)
-    activation = jnp.maximum(of_best[..., 0], 0.0)
-    most = jnp.max(activation, axis=(1, 2), keepdims=True)
-    activation = activation / jnp.where(most > 0, most, 1.0)
-    category = jnp.broadcast_to(best[:, None, None], activation.shape)
-    return jnp.stack([category.astype(jnp.float32), activation], axis=-1)
+    logits = self.predict(state, images).astype(jnp.float32)
+    category = 1 + jnp.argmax(jnp.mean(logits, axis=(1, 2))[:, 1:], axis=-1)
+    category = category[:, None, None]
+    activation = jnp.take_along_axis(logits, category[..., None], axis=-1)
+    activation = jnp.maximum(activation[..., 0], 0.0)
+    highest = jnp.max(activation, axis=(1, 2), keepdims=True)
+    activation = activation / jnp.where(highest > 0, highest, 1.0)
+    categories = jnp.broadcast_to(category, activation.shape)
+    return jnp.stack([categories.astype(jnp.float32), activation], axis=-1)

@@ -19,7 +19,7 @@ from pass_luss import networks as networks_lib
 from pass_luss.benchmark import label_folders, matching
 from pass_luss.pretrain import panels as pretrain_panels
 from pass_luss.protocols import distance, segment
-from pass_luss.pseudo_labels import cluster, kmeans
+from pass_luss.pseudo_labels import cluster, features, kmeans
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import console, errors, files, json_files, options
 from segcore.distributed import collectives, sharding
@@ -148,18 +148,18 @@ class Runner(context_lib.OnMesh):
     self._keep_same(place, self._open(''))
     trained = self.networks.method('represent', self.networks.exact_bench)
     step, state = self._state(place.needed['represent'])
-    matcher = distance.Matcher(
+    matcher = distance.DistanceMatcher(
       *(trained.segmenter, state, block, self.mesh),
       self.experiment.operation.reading,
     )
     known = self._open(block.bank, 'label', 'distance matching')
-    bank = matcher.bank(known)
+    bank = matcher.build_bank(known)
     console.log(f'{known.name}: {len(bank.labels)} regions')
 
-    of_cells = matcher.maps(bank)
+    of_cells = matcher.grid_label_function(bank)
 
     def maps(split: datasets.Split) -> Any:
-      return segment.at_size(of_cells(split))
+      return segment.resize_label_maps(of_cells(split))
 
     results, outputs = results_lib.Results(place, step), []
     for name in block.splits:
@@ -175,12 +175,12 @@ class Runner(context_lib.OnMesh):
       said = {}
       if block.accuracy_from:
         tagged = self._open(block.accuracy_from)
-        accuracy = matcher.accuracy(tagged, split)
+        accuracy = matcher.image_accuracy(tagged, split)
         said = {} if accuracy is None else {'knn_accuracy': accuracy}
       count = len(split.classes) - 1
       self._score(results, name, split, folder, count, None, said)
       if block.rematch:
-        match = segment.find_match(split, folder, count)
+        match = segment.match_categories(split, folder, count)
         again = f'{name}_rematched'
         self._score(results, again, split, folder, count, match)
     said = results.write(stage='distance', protocol=block.describe(), step=step)
@@ -212,17 +212,17 @@ class Runner(context_lib.OnMesh):
       self._find_clusters(place, split)
     # Host 0 says it; the others need not read so much.
     if jax.process_index() == 0 and block.kind != 'pixel':
-      tags = cluster.tags_of(split)
+      tags = features.single_tags(split)
       if tags is not None:
-        assigned = cluster.read(folder / cluster.ASSIGNMENTS)
+        assigned = cluster.read_assignments(folder)
         scores = kmeans.clustering_scores(assigned, tags)
         console.log(
           f'clusters against classes: NMI {scores["nmi"]:.4f}, accuracy '
           f'{scores["accuracy"]:.4f}'
         )
-        numbers = folder / cluster.NUMBERS
+        numbers = folder / cluster.SCORES
         json_files.write(numbers, json_files.read(numbers) | scores)
-    cluster.forget(place)
+    features.delete(place)
     return [folder / name for name in cluster.FILES]
 
   def _find_clusters(
@@ -230,21 +230,21 @@ class Runner(context_lib.OnMesh):
   ) -> None:
     """Writes the centroids of the images, and what belongs to them."""
     block = self.experiment.cluster
-    look = short_side.AtGrid(
-      cluster.look_of(self.networks.clustered_network(), block.kind),
+    look = short_side.FeatureMaps(
+      features.feature_function(self.networks.clustered_network(), block.kind),
       block.short_side,
       block.crop,
     )
     _, state = self._state(place.needed[self.networks.clustered])
-    found = cluster.features(
+    found = features.extract(
       *(split, look, state, block.batch_size, self.mesh),
       *(self.experiment.operation.reading, place),
     )
     rows = found.reshape(-1, found.shape[-1])
     num_clusters = len(split.classes) - 1
-    cluster.write(
+    cluster.write_clustering(
       place.directory,
-      cluster.centroids(rows, num_clusters, block, self.mesh, place),
+      cluster.fit_centroids(rows, num_clusters, block, self.mesh, place),
       len(rows),
     )
 
@@ -255,13 +255,17 @@ class Runner(context_lib.OnMesh):
     self._keep_same(place, train)
     count = len(train.classes) - 1
     step, labeler = self._labeler(place)
-    foreground = labeler_lib.foreground_of(block.saliency, self._labeled_ids())
+    foreground = labeler_lib.foreground_function(
+      block.saliency, self._labeled_ids()
+    )
     threshold = self._threshold(place, 'label', labeler, count, foreground)
 
     maps = functools.partial(
-      labeler.maps, threshold=threshold.threshold, foreground=foreground
+      labeler.label_maps, threshold=threshold.threshold, foreground=foreground
     )
-    of_train = functools.partial(maps, known=self._given(place, train))
+    of_train = functools.partial(
+      maps, image_categories=self._given(place, train)
+    )
     folder = place.directory / 'train'
     label_folders.write(train, of_train, folder, place, block.short_side)
     outputs = [folder, place.directory / 'threshold.json']
@@ -271,18 +275,18 @@ class Runner(context_lib.OnMesh):
       labels = place.directory / name
       label_folders.write(split, maps, labels, place, block.short_side)
       if match is None:
-        match = segment.find_match(split, labels, count)
+        match = segment.match_categories(split, labels, count)
       self._score(results, name, split, labels, count, match)
       outputs.append(labels)
     some = splits.evenly_spaced(len(train), context_lib.NUM_PICTURES)
-    panel = labeler.panel(train.select(np.array(some)), folder, foreground)
+    panel = labeler.draw_panel(train.select(np.array(some)), folder, foreground)
     if panel is not None:
-      results.draw('attention', panel)
+      results.write_panel('attention', panel)
     said = results.write(
       stage='label',
       protocol=block.describe(self.experiment.cluster.kind),
       step=step,
-      **threshold.said(),
+      **threshold.summary(),
     )
     return [*outputs, *said]
 
@@ -291,14 +295,14 @@ class Runner(context_lib.OnMesh):
   ) -> tuple[int, labeler_lib.Labeler]:
     """Labels by the centroids; and the steps of the network's training."""
     block = self.experiment.label
-    look = labeler_lib.look_of(
+    look = labeler_lib.category_function(
       self.networks.clustered_network(),
-      cluster.read(place.needed['cluster'] / cluster.CENTROIDS),
+      cluster.read_centroids(place.needed['cluster']),
       self.experiment.cluster.kind,
     )
     step, state = self._state(place.needed[self.networks.clustered])
     return step, labeler_lib.Labeler(
-      short_side.AtGrid(look, block.short_side),
+      short_side.FeatureMaps(look, block.short_side),
       *(state, self.mesh, block.batch_size),
       self.experiment.operation.reading,
     )
@@ -309,8 +313,8 @@ class Runner(context_lib.OnMesh):
     """The category of each training image, where whole images have one."""
     if self.experiment.cluster.kind != 'image':
       return None
-    clusters = cluster.read(place.needed['cluster'] / cluster.ASSIGNMENTS)
-    return labeler_lib.by_cluster(train.ids(), clusters)
+    clusters = cluster.read_assignments(place.needed['cluster'])
+    return labeler_lib.categories_by_id(train.ids(), clusters)
 
   def _chooses(self, name: str) -> bool:
     """Whether a stage chooses its threshold, which takes masks."""
@@ -326,8 +330,8 @@ class Runner(context_lib.OnMesh):
     name: str,
     labeler: labeler_lib.Labeler,
     count: int,
-    foreground: labeler_lib.Foreground | None = None,
-  ) -> labeler_lib.Threshold:
+    foreground: labeler_lib.ForegroundFunction | None = None,
+  ) -> labeler_lib.ForegroundThreshold:
     """What attention has to reach; in threshold.json, once it is known.
 
     Args:
@@ -339,15 +343,15 @@ class Runner(context_lib.OnMesh):
     """
     path = place.directory / 'threshold.json'
     if collectives.broadcast_from_host_0(path.exists()):
-      return labeler_lib.Threshold(**json_files.read(path))
+      return labeler_lib.ForegroundThreshold(**json_files.read(path))
     block = getattr(self.experiment, name)
-    found = labeler_lib.Threshold(max(block.threshold, 0.0))
+    found = labeler_lib.ForegroundThreshold(max(block.threshold, 0.0))
     if self._chooses(name):
       known = block.choose_on if name == 'label' else block.match_on
       split = self._open(known, 'label', 'a threshold', self._data_of(name))
       classes = len(split.classes) - 1
-      swept = labeler.sweep(split, count, classes, foreground)
-      found = labeler_lib.Threshold(*swept.best(), split.name)
+      swept = labeler.sweep_thresholds(split, count, classes, foreground)
+      found = labeler_lib.ForegroundThreshold(*swept.best(), split.name)
       console.log(
         f'threshold {found.threshold:.2f}: mIoU {found.miou:.4f} on '
         f'{split.name}, the best of those tried'
@@ -367,7 +371,7 @@ class Runner(context_lib.OnMesh):
       split = self._open(block.split, 'label', name)
     else:
       images = self._open('')
-      split = label_folders.labeled_by(
+      split = label_folders.with_pseudo_labels(
         images, place.needed['label'] / 'train', len(images.classes) - 1
       )
     stream = context_lib.StreamOf(
@@ -391,7 +395,7 @@ class Runner(context_lib.OnMesh):
     first = self._open(names[0], '' if of_masks else 'label', 'matching', data)
     self._keep_same(place, first)
     known = json_files.read(folder / 'classes.json')['classes']
-    match = matching.by_name(known, first.classes) if of_masks else None
+    match = matching.match_by_name(known, first.classes) if of_masks else None
     count = len(known) - 1
     trained = self.networks.method(needed, self.networks.exact_bench, count + 1)
     step, state = self._state(folder)
@@ -405,7 +409,7 @@ class Runner(context_lib.OnMesh):
       label_folders.write(split, maps, labels, place, block.short_side)
       outputs.append(labels)
       if split_name == names[0]:
-        match = match or segment.find_match(split, labels, count)
+        match = match or segment.match_categories(split, labels, count)
         if jax.process_index() == 0:
           match.write(path)
       if 'label' in split.label_kinds:
@@ -418,7 +422,7 @@ class Runner(context_lib.OnMesh):
       stage=name,
       protocol=block.describe(of_masks),
       step=step,
-      **(threshold.said() if threshold else {}),
+      **(threshold.summary() if threshold else {}),
     )
     return [*outputs, *said]
 
@@ -442,19 +446,23 @@ class Runner(context_lib.OnMesh):
     trained: finetune.Finetune,
     state: train_state.TrainState,
     count: int,
-  ) -> tuple[label_folders.Maps, labeler_lib.Threshold | None]:
+  ) -> tuple[
+    label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold | None
+  ]:
     """How label maps are found, and of activations the threshold."""
     block = getattr(self.experiment, name)
     reading = self.experiment.operation.reading
     if block.inference == 'cam':
       labeler = labeler_lib.Labeler(
-        short_side.AtGrid(trained.activation, block.short_side),
+        short_side.FeatureMaps(trained.activation, block.short_side),
         *(state, self.mesh, block.batch_size, reading),
       )
       found = self._threshold(place, name, labeler, count)
-      return lambda split: labeler.maps(split, found.threshold), found
+      return lambda split: labeler.label_maps(split, found.threshold), found
     look = short_side.LabelMaps(trained, block.short_side)
-    maps = segment.predicted(look, state, block.batch_size, self.mesh, reading)
+    maps = segment.label_map_function(
+      look, state, block.batch_size, self.mesh, reading
+    )
     return maps, None
 
   def _score(
@@ -469,8 +477,8 @@ class Runner(context_lib.OnMesh):
   ) -> None:
     """Reports what the label maps of a split are worth, and draws some."""
     values = {**segment.score(split, labels, count, match), **(more or {})}
-    segment.say(values, split, f'{name} ({split.name})')
-    panel = segment.panel(split, labels, count, match)
+    segment.log_scores(values, split, f'{name} ({split.name})')
+    panel = segment.draw_panel(split, labels, count, match)
     results.add(name, values, split, panel)
 
   def model(self, workdir: files.Path) -> predict.Model:
@@ -598,7 +606,7 @@ class Runner(context_lib.OnMesh):
     if 'cluster' in left:
       self._check_clusters(self._open(''))
     if 'label' in left:
-      labeler_lib.foreground_of(whole.label.saliency, self._labeled_ids())
+      labeler_lib.foreground_function(whole.label.saliency, self._labeled_ids())
 
   def _reads(
     self, name: str

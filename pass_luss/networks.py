@@ -84,11 +84,11 @@ class Networks(context_lib.OnMesh):
     name: str,
     bench: context_lib.Bench,
     num_classes: int = _ASSUMED_CLASSES,
-  ) -> method_lib.Pretrain | attention.Attend | finetune.Finetune:
+  ) -> method_lib.Pretrain | attention.AttentionMethod | finetune.Finetune:
     """What a stage trains, and how."""
     block = getattr(self.experiment, name)
     net = self.of(name, bench, num_classes)
-    update = block.recipe.update
+    update = block.recipe.make_update
     match name:
       case 'represent':
         return method_lib.Pretrain(
@@ -97,11 +97,11 @@ class Networks(context_lib.OnMesh):
       case 'attend':
         frozen = dataclasses.replace(
           block.recipe.optimizer,
-          groups=(attention.FROZEN, *block.recipe.optimizer.groups),
+          groups=(attention.FROZEN_PROJECTION, *block.recipe.optimizer.groups),
         )
         recipe = dataclasses.replace(block.recipe, optimizer=frozen)
-        return attention.Attend(
-          net, recipe.update(('heads',)), block.clusters, block.colors
+        return attention.AttentionMethod(
+          net, recipe.make_update(('heads',)), block.clusters, block.colors
         )
       case _:
         image_level = name == 'finetune' and (
@@ -112,7 +112,7 @@ class Networks(context_lib.OnMesh):
           update(('encoder', 'heads')),
           'images' if image_level else 'pixels',
           block.reduction,
-          block.doubles,
+          block.repeated_upsampling,
           block.colors,
         )
 

@@ -72,7 +72,7 @@ class TrainOptions(context_lib.Labeled):
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
   steps_per_epoch: int
-  recipe: update_lib.Recipe
+  recipe: update_lib.RecipeOptions
 
   def __post_init__(self):
     if self.steps_per_epoch < 1:
@@ -123,7 +123,7 @@ class Experiment:
   network: network.NetworkOptions
   train: TrainOptions
   evaluate: context_lib.EvaluateOptions
-  operation: loop.Operation = loop.Operation()
+  operation: loop.OperationOptions = loop.OperationOptions()
 
   def __post_init__(self):
     program.check_stages(self.stages, _STAGES)
@@ -205,7 +205,7 @@ class Runner(context_lib.OnMesh):
     context_lib.keep_labeled_ids(place, labeled)
     trained = self._method(bench, len(labeled.classes))
     streams = self._streams(labeled)
-    looks = evaluator.together(
+    looks = evaluator.combine_evaluators(
       bench.followed(
         trained,
         block,
@@ -222,12 +222,12 @@ class Runner(context_lib.OnMesh):
         context_lib.NUM_PICTURES,
         self.mesh,
       )
-      looks = evaluator.joined(looks, watched)
+      looks = evaluator.combine_summaries(looks, watched)
     outputs = bench.train(
       *(place, trained, streams, block.recipe, block, looks),
       best=f'{block.val_split}/miou',
       start=block.start,
-      terms_from=block.warmup_steps,
+      zero_terms_until=block.warmup_steps,
     )
     return [*outputs, *context_lib.write_classes(place, labeled)]
 
@@ -254,7 +254,7 @@ class Runner(context_lib.OnMesh):
     block = self.experiment.train
     return mean_teacher.MeanTeacher(
       segmenter=self._segmenter(bench, num_classes),
-      update=block.recipe.update(segmenter.SUBMODULES),
+      update=block.recipe.make_update(segmenter.SUBMODULES),
       options=block.learn,
       num_classes=num_classes,
       steps_per_epoch=block.steps_per_epoch,

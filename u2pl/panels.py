@@ -51,15 +51,15 @@ class TeacherPanels:
       rows.append(
         [
           self.batch['unlabeled']['image'][i],
-          panels.colored(found['clean_labels'][i], self.palette),
-          panels.colored(found['student'][i], self.palette),
+          panels.colorize(found['clean_labels'][i], self.palette),
+          panels.colorize(found['student'][i], self.palette),
           batch_lib.to_uint8(found['images'][i]),
           _gray(found['entropy'][i] / np.log(self.trained.num_classes)),
-          panels.colored(believed, self.palette),
+          panels.colorize(believed, self.palette),
         ]
       )
     return tensorboard.Summaries(
-      {}, {'teacher/panels': panels.grid(rows, _TITLES)}
+      {}, {'teacher/panels': panels.draw_grid(rows, _TITLES)}
     )
 
   @functools.cached_property

@@ -98,7 +98,7 @@ class Watch:
         self.images[: self.num_pictures], noisy, restored, strict=False
       )
     ]
-    panel = panels.grid(rows, ('clean', 'noisy', 'denoised'))
+    panel = panels.draw_grid(rows, ('clean', 'noisy', 'denoised'))
     return tensorboard.Summaries(
       {f'{self.split}/loss': float(loss)}, {f'{self.split}/panels': panel}
     )

@@ -22,23 +22,25 @@ from segcore.eval import short_side as short_side_lib
 from segcore.train import workspace as workspace_lib
 
 # From a split to the label map of each image of this host, and the image.
-Maps = Callable[
+LabelMapFunction = Callable[
   [datasets.Split], Iterable[tuple[np.ndarray, Mapping[str, Any]]]
 ]
 # Images between two looks at whether the machine asked to stop.
 _BLOCK = 2048
 
 
-def path_of(folder: files.Path, name: str) -> files.Path:
+def label_path(folder: files.Path, name: str) -> files.Path:
   """Where the label map of an image is: its name, with .png."""
   return folder / f'{name}.png'
 
 
-def missing(split: datasets.Split, folder: files.Path) -> Int[np.ndarray, 'n']:
+def missing_indices(
+  split: datasets.Split, folder: files.Path
+) -> Int[np.ndarray, 'n']:
   """The images without a label map in a folder; as host 0 sees it."""
   here = np.zeros(len(split), np.uint8)
   if jax.process_index() == 0:
-    paths = [path_of(folder, name) for name in split.ids()]
+    paths = [label_path(folder, name) for name in split.ids()]
     # A folder is asked once: a bucket answers one question after the other.
     parents = dict.fromkeys(path.parent for path in paths)
     known = {
@@ -53,7 +55,7 @@ def missing(split: datasets.Split, folder: files.Path) -> Int[np.ndarray, 'n']:
 
 def write(
   split: datasets.Split,
-  maps: Maps,
+  maps: LabelMapFunction,
   folder: files.Path,
   place: workspace_lib.Workspace,
   short_side: int,
@@ -71,13 +73,15 @@ def write(
   Raises:
     Preempted: the machine asked to stop; what is written is kept.
   """
-  left = missing(split, folder)
-  shown = [short_side_lib.size_at(size, short_side) for size in split.sizes()]
+  left = missing_indices(split, folder)
+  shown = [
+    short_side_lib.resized_size(size, short_side) for size in split.sizes()
+  ]
   left = np.array(sorted(left.tolist(), key=lambda i: (shown[i], i)), int)
 
   def put(found: tuple[np.ndarray, Mapping[str, Any]]) -> None:
     label, example = found
-    png_format.write(path_of(folder, example['id'].item().decode()), label)
+    png_format.write(label_path(folder, example['id'].item().decode()), label)
 
   starts = range(0, len(left), _BLOCK)
   progress = console.ProgressLine(folder.name, 0, len(starts), _BLOCK)
@@ -94,7 +98,7 @@ def write(
     multihost_utils.sync_global_devices(f'{folder} written')
 
 
-class Labeled(Sequence[records.Record]):
+class PseudoLabeledRecords(Sequence[records.Record]):
   """Records of images with the label maps of a folder, by their names."""
 
   def __init__(
@@ -109,15 +113,15 @@ class Labeled(Sequence[records.Record]):
 
   def __getitem__(self, i) -> records.Record:
     record = self._source[int(i)]
-    path = path_of(self._folder, record['id'].decode())
+    path = label_path(self._folder, record['id'].decode())
     label = png_format.read(path, self._most)
     return {**record, 'label': label}
 
   def __repr__(self) -> str:
-    return f'Labeled({len(self)} records, {self._folder})'
+    return f'PseudoLabeledRecords({len(self)} records, {self._folder})'
 
 
-def labeled_by(
+def with_pseudo_labels(
   split: datasets.Split, folder: files.Path, num_generated: int
 ) -> datasets.Split:
   """The images of a split with the label maps of a folder.
@@ -127,7 +131,7 @@ def labeled_by(
   Raises:
     UserError: some of the label maps are missing.
   """
-  lacking = missing(split, folder)
+  lacking = missing_indices(split, folder)
   if len(lacking):
     raise errors.UserError(
       f'{folder} lacks the labels of {len(lacking):,} of {len(split):,} images '
@@ -140,5 +144,5 @@ def labeled_by(
     classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
     palette=masks.palette(num_generated + 1),
     label_kinds=('label',),
-    records=Labeled(split.records, folder, num_generated),
+    records=PseudoLabeledRecords(split.records, folder, num_generated),
   )

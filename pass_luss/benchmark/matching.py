@@ -11,7 +11,7 @@ Without labels a network numbers its categories as it likes. They are matched
 with the classes on val, and test uses the matching of val. Source: the
 ImageNet-S benchmark (Gao et al., Large-scale unsupervised semantic
 segmentation, 2022), fully unsupervised protocol. With labels the classes of two
-data sets are matched by their names (`by_name`).
+data sets are matched by their names (`match_by_name`).
 """
 
 import dataclasses
@@ -184,13 +184,13 @@ class Cooccurrence:
       ValueError: an id is out of range; with the image's.
     """
     try:
-      return self.update_all([occurring(prediction, label)])
+      return self.update_all([present_ids(prediction, label)])
     except ValueError as error:
       name = id.decode() if isinstance(id, bytes) else id
       raise ValueError(f'image {name}: {error}') from None
 
   def update_all(self, pairs: Iterable[Pair]) -> 'Cooccurrence':
-    """Returns the counts with several images more, each from `occurring`.
+    """Returns the counts with several images more, each from `present_ids`.
 
     Raises:
       ValueError: an id is out of range.
@@ -236,13 +236,13 @@ class Cooccurrence:
     return {'matched_pairs': float(total)}
 
 
-def by_name(known: Sequence[str], wanted: Sequence[str]) -> Match:
+def match_by_name(known: Sequence[str], wanted: Sequence[str]) -> Match:
   """The classes of a data set as those of another one that have their names.
 
   The others are 'other', as class 0 of both is, whatever it is called
   (spec §1.2, §5.6).
 
-  >>> by_name(('other', 'cat', 'dog', 'cow'), ('other', 'cow', 'cat'))
+  >>> match_by_name(('other', 'cat', 'dog', 'cow'), ('other', 'cow', 'cat'))
   Match(classes=(0, 2, 0, 1))
 
   Args:
@@ -263,7 +263,7 @@ def by_name(known: Sequence[str], wanted: Sequence[str]) -> Match:
   return Match(classes)
 
 
-def occurring(
+def present_ids(
   prediction: Int[np.ndarray, 'H W'], label: Int[np.ndarray, 'H W']
 ) -> Pair:
   """The distinct ids of one image, from 1 and sorted: categories and classes.

@@ -48,7 +48,7 @@ class ImageNetS:
     boundaries: the same of boundary pixels; 'both' are on the boundary of the
       class in prediction and label.
     images: their number.
-    right: those whose largest predicted class occurs in the label.
+    num_correct: those whose largest predicted class occurs in the label.
     f_beta: sum of F over images, in units of 2^-40.
 
   >>> label = np.array([[0, 1], [1, -1]])
@@ -61,7 +61,7 @@ class ImageNetS:
   regions: Int64[np.ndarray, '5 3 ids']  # C+1 of them.
   boundaries: Int64[np.ndarray, '5 3 ids']
   images: int
-  right: int
+  num_correct: int
   f_beta: int
 
   @classmethod
@@ -70,7 +70,7 @@ class ImageNetS:
     if num_classes < 1:
       raise ValueError(f'num_classes is {num_classes}; allowed: 1 or more')
     none = np.zeros((1 + len(SIZES), 3, num_classes + 1), np.int64)
-    return cls(none, none, images=0, right=0, f_beta=0)
+    return cls(none, none, images=0, num_correct=0, f_beta=0)
 
   def update(
     self,
@@ -85,7 +85,7 @@ class ImageNetS:
         or a prediction outside 0…C, at any pixel; with the image's id.
     """
     num_classes = self.regions.shape[-1] - 1
-    return self.merge(count(prediction, label, id, num_classes))
+    return self.merge(count_image(prediction, label, id, num_classes))
 
   def merge(self, other: 'ImageNetS') -> 'ImageNetS':
     """Returns the counts over the images of both."""
@@ -98,7 +98,7 @@ class ImageNetS:
       self.regions + other.regions,
       self.boundaries + other.boundaries,
       images=self.images + other.images,
-      right=self.right + other.right,
+      num_correct=self.num_correct + other.num_correct,
       f_beta=self.f_beta + other.f_beta,
     )
 
@@ -119,7 +119,7 @@ class ImageNetS:
       'miou': iou[0].mean(),
       'miou_without_other': iou[0, 1:].mean(),
       'boundary_miou': boundary_iou[0].mean(),
-      'image_accuracy': self.right / max(self.images, 1),
+      'image_accuracy': self.num_correct / max(self.images, 1),
       'f_beta': self.f_beta * _F_UNIT / max(self.images, 1),
     }
     values = {
@@ -132,7 +132,7 @@ class ImageNetS:
     return {**values, 'iou': iou[0], 'boundary_iou': boundary_iou[0]}
 
 
-def count(
+def count_image(
   prediction: Int[np.ndarray, 'H W'],
   label: Int[np.ndarray, 'H W'],
   id: bytes | str,
@@ -146,7 +146,7 @@ def count(
   height, width = label.shape
   label = np.maximum(label, -1)  # All that is ignored is one region.
   distance = boundary_width(height, width)
-  edges = boundary(label, distance), boundary(prediction, distance)
+  edges = boundary_mask(label, distance), boundary_mask(prediction, distance)
   maps = prediction, label, *edges
   side = num_classes + 1
 
@@ -188,7 +188,7 @@ def count(
     _by_size(regions),
     _by_size(boundaries),
     images=1,
-    right=int(predicted[largest] > 0 and labels[largest] > 0),
+    num_correct=int(predicted[largest] > 0 and labels[largest] > 0),
     f_beta=_f_beta(foreground, int(predicted[1:].sum()), int(labels[1:].sum())),
   )
 
@@ -202,7 +202,7 @@ def boundary_width(height: int, width: int) -> int:
   return max(1, round(_BOUNDARY_WIDTH * math.sqrt(height**2 + width**2)))
 
 
-def boundary(
+def boundary_mask(
   ids: Int[np.ndarray, 'H W'], width: int
 ) -> Bool[np.ndarray, 'H W']:
   """Where another id, or the outside of the map, is at most `width` away.
@@ -210,7 +210,7 @@ def boundary(
   Away is counted in the larger of rows and columns. That is each id's mask less
   its erosion by a square of 2 width + 1, zeros around; of all ids at once.
 
-  >>> boundary(np.zeros((5, 5), int), 2).sum()
+  >>> boundary_mask(np.zeros((5, 5), int), 2).sum()
   np.int64(24)
   """
   # A square is of one id if all blocks of 2 x 2 in it are.

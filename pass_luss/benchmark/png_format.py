@@ -123,7 +123,7 @@ def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
     ) from error
 
 
-def names(folder: pathlib.Path) -> Sequence[str]:
+def list_files(folder: pathlib.Path) -> Sequence[str]:
   """The PNG files below a folder, as sorted paths from there, with '/'.
 
   They are 'SPLIT/WNID/NAME.png', or 'WNID/NAME.png' if the folder is a

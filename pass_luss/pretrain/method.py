@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import embedding_ops, view_axis, view_colors
 from pass_luss.pretrain import options as options_lib
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import d2s, swav
 from pass_luss.pretrain.objectives import p2p as p2p_lib
@@ -93,7 +94,7 @@ class Pretrain:
     views = self.views(batch, rng)
     if self.options.clusters:
       # In place, as the official code: the update starts from unit length.
-      state = state.replace(params=swav.normalize_prototypes(state.params))
+      state = state.replace(params=prototypes_lib.normalize(state.params))
     state, keys = self._keys(state, views)
 
     def loss(params):
@@ -106,10 +107,10 @@ class Pretrain:
     (total, (terms, scalars, embeddings, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params)
-    new = self.update.apply(state, gradient, stats)
+    new = self.update.apply_gradients(state, gradient, stats)
     if self.options.clusters:
       frozen = state.step < self.options.clusters.frozen_steps
-      new = swav.freeze_prototypes(frozen, new, state)
+      new = prototypes_lib.freeze(frozen, new, state)
     if state.queue is not None:
       new = new.replace(
         queue=swav.update_queue(
@@ -260,7 +261,7 @@ class Pretrain:
         terms[f'loss_shallow{stage}'] = d2s.loss(
           shallow, taught, temperature, options.shallow.view
         )
-      scalars['prototype_usage'] = swav.prototype_usage(
+      scalars['prototype_usage'] = prototypes_lib.usage(
         view_axis.merge(targets)
       )
       scalars['embedding_spread'] = swav.embedding_deviation(

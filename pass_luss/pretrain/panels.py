@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import embedding_ops, method
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
 from runtime import console
 from segcore.distributed import sharding
@@ -68,7 +69,7 @@ class PretrainPanels:
       rows.append(row)
     titles = ['first view', 'second view']
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
-    panel = panels.grid(rows, tuple(titles))
+    panel = panels.draw_grid(rows, tuple(titles))
     return tensorboard.Summaries(scalars, {'views/panels': panel})
 
   @functools.cached_property
@@ -92,7 +93,7 @@ class PretrainPanels:
           heads=('clusters',),
         )['clusters']
         probs = jax.nn.softmax(scores / clusters.temperature)
-        found['prototype_usage'] = swav.prototype_usage(probs)
+        found['prototype_usage'] = prototypes_lib.usage(probs)
       return found
 
     return jax.jit(look, out_shardings=sharding.replicated(self.mesh))

@@ -17,7 +17,7 @@ from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
 from pass_luss.pretrain import embedding_ops
 from pass_luss.protocols import knn, segment
-from pass_luss.pseudo_labels import cluster
+from pass_luss.pseudo_labels import features
 from runtime import errors
 from segcore.eval import evaluator, gather
 from segcore.eval import short_side as short_side_lib
@@ -53,7 +53,7 @@ class DistanceOptions:
   rematch: bool = True
   accuracy_from: str = ''
   crop: int = 224
-  about: segment.About = segment.About()
+  about: segment.SubmissionInfo = segment.SubmissionInfo()
 
   def __post_init__(self):
     if self.neighbors < 1:
@@ -73,7 +73,7 @@ class DistanceOptions:
       said += ', and as SPLIT_rematched matched on the split itself'
     return said
 
-  def check(self, count: int, what: str) -> None:
+  def check_neighbors(self, count: int, what: str) -> None:
     """Raises UserError if there are fewer than so many neighbors."""
     if self.neighbors > count:
       raise errors.UserError(
@@ -83,7 +83,7 @@ class DistanceOptions:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Matcher:
+class DistanceMatcher:
   """Labels images by their nearest neighbors.
 
   Attributes:
@@ -100,31 +100,33 @@ class Matcher:
   mesh: Mesh
   reading: loader_lib.ReadOptions
 
-  def bank(self, split: datasets.Split) -> knn.Bank:
+  def build_bank(self, split: datasets.Split) -> knn.Bank:
     """Regions of the labeled images of all hosts.
 
     Raises:
       UserError: there are fewer than are to vote.
     """
-    look = short_side_lib.AtGrid(self._features, self.options.short_side)
+    look = short_side_lib.FeatureMaps(self._features, self.options.short_side)
     entries, labels = [], []
-    for features, example in self._predictions(split, look, ('label',))(
+    for feature_map, example in self._predictions(split, look, ('label',))(
       self.state
     ):
-      mask = short_side_lib.nearest(example['label'], features.shape[:2])
-      found = knn.bank_entries(
-        features[None], mask[None], len(split.classes) - 1
+      mask = short_side_lib.resize_labels(
+        example['label'], feature_map.shape[:2]
+      )
+      found = knn.build_bank(
+        feature_map[None], mask[None], len(split.classes) - 1
       )
       entries.extend(found.features)
       labels.extend(found.labels)
     bank = knn.Bank(
-      gather.across_hosts(entries, np.float32),
-      gather.across_hosts(labels, np.int32),
+      gather.all_gather(entries, np.float32),
+      gather.all_gather(labels, np.int32),
     )
-    self.options.check(len(bank.labels), f'regions in {split.name}')
+    self.options.check_neighbors(len(bank.labels), f'regions in {split.name}')
     return bank
 
-  def maps(
+  def grid_label_function(
     self, bank: knn.Bank
   ) -> Callable[
     [datasets.Split], Iterator[tuple[np.ndarray, Mapping[str, Any]]]
@@ -134,13 +136,13 @@ class Matcher:
     To be used again and again: programs are compiled, and the bank is placed,
     once.
     """
-    vote = knn.make_vote(
+    vote = knn.make_sharded_vote(
       self.mesh, bank, self.options.neighbors, self.options.temperature
     )
     look = _Voting(self._features, self.options.short_side, vote=vote)
     return lambda split: self._predictions(split, look)(self.state)
 
-  def accuracy(
+  def image_accuracy(
     self, known: datasets.Split, split: datasets.Split
   ) -> float | None:
     """Share of images whose neighbors say their tag; None without tags.
@@ -148,10 +150,10 @@ class Matcher:
     Raises:
       UserError: fewer images are known than are to vote.
     """
-    of_known, of_split = (cluster.tags_of(s) for s in (known, split))
+    of_known, of_split = (features.single_tags(s) for s in (known, split))
     if of_known is None or of_split is None:
       return None
-    self.options.check(len(known), f'images in {known.name}')
+    self.options.check_neighbors(len(known), f'images in {known.name}')
     found = [self._of_images(s) for s in (known, split)]
     bank = knn.Bank(found[0], of_known.astype(np.int32))
     said = knn.vote(
@@ -164,17 +166,17 @@ class Matcher:
 
   def _of_images(self, split: datasets.Split) -> np.ndarray:
     """Features of whole images, in the order of the split, of length 1."""
-    look = short_side_lib.AtGrid(
-      cluster.look_of(self.segmenter, 'image'),
+    look = short_side_lib.FeatureMaps(
+      features.feature_function(self.segmenter, 'image'),
       self.options.short_side,
       self.options.crop,
     )
-    return gather.rows_of(self._predictions(split, look), self.state)
+    return gather.predict_in_order(self._predictions(split, look), self.state)
 
   def _predictions(
     self,
     split: datasets.Split,
-    look: short_side_lib.AtGrid,
+    look: short_side_lib.FeatureMaps,
     keep: tuple[str, ...] = (),
   ) -> evaluator.Predictions:
     return evaluator.Predictions(
@@ -195,7 +197,7 @@ class Matcher:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Voting(short_side_lib.AtGrid):
+class _Voting(short_side_lib.FeatureMaps):
   """Labels of cells by the vote of their neighbors."""
 
   vote: Any = None

@@ -37,7 +37,7 @@ class Bank(NamedTuple):
   labels: Int32[Array | np.ndarray, 'M']
 
 
-def bank_entries(
+def build_bank(
   features: Float[np.ndarray, 'B h w D'],
   masks: Int[np.ndarray, 'B h w'],
   num_classes: int,
@@ -117,7 +117,7 @@ def vote(
   return jax.lax.map(of_query, _unit(queries), batch_size=query_rows)
 
 
-def make_vote(
+def make_sharded_vote(
   mesh: Mesh,
   bank: Bank,
   k: int = 10,

@@ -36,7 +36,7 @@ _METHOD = (
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
+class SubmissionInfo:
   """What method.txt says; a submission without it is refused.
 
   Attributes:
@@ -56,13 +56,13 @@ class About:
   description: str = ''
 
 
-def predicted(
+def label_map_function(
   look: short_side.LabelMaps,
   state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
   reading: loader_lib.ReadOptions,
-) -> label_folders.Maps:
+) -> label_folders.LabelMapFunction:
   """Label maps by the scores of a network."""
 
   def maps(split: datasets.Split) -> Iterable:
@@ -74,13 +74,13 @@ def predicted(
   return maps
 
 
-def find_match(
+def match_categories(
   split: datasets.Split, folder: files.Path, num_generated: int
 ) -> matching.Match:
   """The matching of a split's files with its masks; the same on every host."""
   counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
   pairs = threads.ordered_map(
-    lambda i: matching.occurring(*_pair(split, folder, i, num_generated)[:2]),
+    lambda i: matching.present_ids(*_pair(split, folder, i, num_generated)[:2]),
     _mine(split),
   )
   return metrics_lib.merge_across_hosts(counts.update_all(pairs)).match()
@@ -99,7 +99,7 @@ def score(
     found, label, name = _pair(split, folder, i, num_generated)
     if match is not None:
       found = match.apply(found)
-    return metrics.count(found, label, name, num_classes)
+    return metrics.count_image(found, label, name, num_classes)
 
   total = metrics.ImageNetS.empty(num_classes)
   for counted in threads.ordered_map(count, _mine(split)):
@@ -107,7 +107,7 @@ def score(
   return metrics_lib.merge_across_hosts(total).compute()
 
 
-def panel(
+def draw_panel(
   split: datasets.Split,
   folder: files.Path,
   num_generated: int,
@@ -121,14 +121,14 @@ def panel(
       found = match.apply(found)
     image = records.decode_image(split.records[i]['image'])
     drawn.append(panels.Example(image, label, found))
-  return panels.panels(drawn, split.classes, split.palette)
+  return panels.draw_panels(drawn, split.classes, split.palette)
 
 
 def write_submission(
   split: datasets.Split,
   folder: files.Path,
   match: files.Path | None,
-  about: About,
+  about: SubmissionInfo,
 ) -> files.Path:
   """Packs a split's files, the matching and method.txt; from host 0.
 
@@ -152,7 +152,7 @@ def write_submission(
     zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive,
   ):
     for name in sorted(split.ids()):
-      content = label_folders.path_of(folder, name).read_bytes()
+      content = label_folders.label_path(folder, name).read_bytes()
       archive.writestr(f'{name}.png', content)
     if match is not None:
       archive.writestr('match.json', match.read_bytes())
@@ -160,7 +160,9 @@ def write_submission(
   return path
 
 
-def say(values: metrics_lib.Values, split: datasets.Split, name: str) -> None:
+def log_scores(
+  values: metrics_lib.Values, split: datasets.Split, name: str
+) -> None:
   """Tells what was found of a split."""
   console.log(
     f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
@@ -186,15 +188,15 @@ def _pair(
   """Label map and mask of an image, and its name."""
   record = split.records[i]
   name = record['id'].decode()
-  found = png_format.read(label_folders.path_of(folder, name), num_generated)
+  found = png_format.read(label_folders.label_path(folder, name), num_generated)
   return found, records.decode_label(record['label']), name
 
 
-def at_size(
+def resize_label_maps(
   grids: Iterator[tuple[np.ndarray, Mapping[str, Any]]],
 ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
   """Labels of cells as label maps of the images, by the floor rule."""
   for labels, example in grids:
     size = tuple(example['size'].tolist())
     rounded = np.asarray(labels).astype(np.int16)
-    yield short_side.nearest(rounded, size), example
+    yield short_side.resize_labels(rounded, size), example

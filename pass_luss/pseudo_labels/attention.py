@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
 from pass_luss.pretrain import embedding_ops, view_colors
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import swav
 from segcore import types
@@ -23,25 +24,25 @@ from segcore.train import train_state
 from segcore.train import update as update_lib
 
 # Of the heads, what does not learn: the projection.
-FROZEN = ('^heads/clusters/projection/', 0.0, 0.0)
+FROZEN_PROJECTION = ('^heads/clusters/projection/', 0.0, 0.0)
 
 
 @flax.struct.dataclass
-class State(train_state.TrainState):
+class AttentionState(train_state.TrainState):
   """Training state with a queue of embeddings; None without one."""
 
   queue: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Attend:
+class AttentionMethod:
   """Learns the attention; see `method.Method`.
 
   The segmenter has the heads `clusters`, learned before, and `attention`.
 
   Attributes:
     segmenter: encoder and heads.
-    update: of the heads; the projection is frozen by a group (`FROZEN`).
+    update: of the heads; its group `FROZEN_PROJECTION` freezes the projection.
     options: of the clusters.
     colors: of the views.
   """
@@ -53,7 +54,7 @@ class Attend:
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
-  ) -> State:
+  ) -> AttentionState:
     """What is loaded, a new attention, and an empty queue."""
     rows, _, *shape = batch_spec['views_large'].shape
     state = self.update.init(self.segmenter, rng, (rows, *shape), loaded)
@@ -61,15 +62,15 @@ class Attend:
     if self.options.queue:
       size = self.segmenter.heads.modules['clusters'].size
       queue = queue_lib.empty(queue_lib.QueueSpec(self.options.queue, size))
-    return State(**vars(state), queue=queue)
+    return AttentionState(**vars(state), queue=queue)
 
   def train_step(
-    self, state: State, batch: batch_lib.Batch
-  ) -> tuple[State, types.Metrics]:
+    self, state: AttentionState, batch: batch_lib.Batch
+  ) -> tuple[AttentionState, types.Metrics]:
     """One update of attention and prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
     views = view_colors.augment(batch, rng, self.colors)['large']
-    state = state.replace(params=swav.normalize_prototypes(state.params))
+    state = state.replace(params=prototypes_lib.normalize(state.params))
     encoder = state.params['encoder']
 
     def loss(learned):
@@ -79,15 +80,15 @@ class Attend:
       scores = embedding_ops.similarities(embeddings, prototypes)
       targets = swav.view_targets(scores, state.queue, prototypes, self.options)
       total = swav.swapped_loss(scores, targets, self.options.temperature)
-      usage = swav.prototype_usage(targets.reshape(-1, targets.shape[-1]))
+      usage = prototypes_lib.usage(targets.reshape(-1, targets.shape[-1]))
       return total, (embeddings, mean, usage, stats)
 
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params['heads'])
-    new = self.update.apply(state, {'heads': gradient}, stats)
+    new = self.update.apply_gradients(state, {'heads': gradient}, stats)
     frozen = state.step < self.options.frozen_steps
-    new = swav.freeze_prototypes(frozen, new, state)
+    new = prototypes_lib.freeze(frozen, new, state)
     if state.queue is not None:
       new = new.replace(
         queue=swav.update_queue(
@@ -104,7 +105,9 @@ class Attend:
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
     """The attention of each channel to each pixel, in evaluation mode."""
-    return attention(self.segmenter, train_state.variables(state), images)[1]
+    return features_and_attention(
+      self.segmenter, train_state.variables(state), images
+    )[1]
 
   def _look(
     self,
@@ -137,7 +140,7 @@ class Attend:
     return (by_view, mean), stats
 
 
-def attention(
+def features_and_attention(
   segmenter: segmenter_lib.Segmenter,
   variables: types.Params,
   images: Float[Array, 'B H W 3'],

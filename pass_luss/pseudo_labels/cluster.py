@@ -1,59 +1,40 @@
-"""Step 2b of PASS: a feature for each image, and their k-means (spec §3.2)."""
+"""Step 2b of PASS: k-means of the features of a split (spec §3.2)."""
 
-import contextlib
 import dataclasses
-import io
-from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int, Shaped
+from jaxtyping import Float32, Int32
 
-from input_pipeline import datasets
-from input_pipeline import loader as loader_lib
-from pass_luss.pretrain import embedding_ops
-from pass_luss.pseudo_labels import attention, kmeans
-from runtime import console, files, json_files, threads
-from segcore.distributed import collectives, sharding
-from segcore.eval import evaluator, gather
-from segcore.eval import short_side as short_side_lib
-from segcore.models import segmenter as segmenter_lib
-from segcore.train import train_state
+from pass_luss.pseudo_labels import features, kmeans
+from runtime import console, files, json_files
+from segcore.distributed import sharding
 from segcore.train import workspace as workspace_lib
 
-# What a clustering leaves in its folder: the cluster of each row, from 0; how
-# near it is; and the centroids.
+# Outputs in the stage's folder: the cluster of each row, from 0; the objective,
+# the number of rows and scores against classes; and the centroids.
 ASSIGNMENTS = 'assignments.npy'
-NUMBERS = 'clusters.json'
+SCORES = 'clusters.json'
 CENTROIDS = 'centroids.npy'
-FILES = (ASSIGNMENTS, NUMBERS, CENTROIDS)
-# Images whose features are kept together, in one file.
-BLOCK = 4096
-# Keeps the length of a feature of zeros from being 0.
-_EPSILON = 1e-8
-
-# What is clustered: images by what is attended to, images as a whole (the
-# image-level baseline), or the cells of their maps (the pixel-level one).
-Kind = Literal['attended', 'image', 'pixel']
+FILES = (ASSIGNMENTS, SCORES, CENTROIDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:
-  """Features and k-means.
+  """Options of the features and of their k-means.
 
   Attributes:
-    kind: what is clustered.
-    iterations: of k-means.
-    restarts: of which the best is kept.
-    short_side: of the images.
-    crop: side of the middle that is looked at.
-    batch_size: global number of images; changes nothing of what is found.
-    seed: of the restarts.
+    kind: unit of clustering, see `features.Kind`.
+    iterations: assignments and updates of each restart.
+    restarts: k-means runs; the one of the lowest objective is kept.
+    short_side: of the images, in pixels.
+    crop: side of the center crop, in pixels.
+    batch_size: global; does not change the result.
+    seed: of the initial centroids.
   """
 
-  kind: Kind = 'attended'
+  kind: features.Kind = 'attended'
   iterations: int = 20
   restarts: int = 30
   short_side: int = 256
@@ -65,106 +46,23 @@ class ClusterOptions:
     for name in ('iterations', 'restarts', 'short_side', 'crop', 'batch_size'):
       if getattr(self, name) < 1:
         raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected 1 or more'
+          f'{name}: expected 1 or more, got {getattr(self, name)}'
         )
     if self.crop > self.short_side:
       raise ValueError(
-        f'crop: found {self.crop}, expected at most the short side of '
-        f'{self.short_side}'
+        f'crop: expected at most the short side of {self.short_side}, got '
+        f'{self.crop}'
       )
 
 
-def look_of(
-  segmenter: segmenter_lib.Segmenter, kind: Kind
-) -> short_side_lib.Look:
-  """From images to what is clustered: [B, D], of cells [B, h, w, D]."""
-
-  def look(
-    state: train_state.TrainState, images: Float[Array, 'B H W 3']
-  ) -> Float[Array, 'B ...']:
-    variables = train_state.variables(state)
-    if kind == 'attended':
-      maps, weights = attention.attention(segmenter, variables, images)
-      found = embedding_ops.average_pool(maps * weights)
-    else:
-      maps = segmenter.apply(
-        variables, images, decode=False, method='features'
-      )['encoder'].deepest.array
-      found = embedding_ops.average_pool(maps) if kind == 'image' else maps
-    found = found.astype(jnp.float32)
-    length = jnp.linalg.norm(found, axis=-1, keepdims=True)
-    return found / (length + _EPSILON)
-
-  return look
-
-
-def features(
-  split: datasets.Split,
-  look: short_side_lib.AtGrid,
-  state: train_state.TrainState,
-  batch_size: int,
-  mesh: Mesh,
-  reading: loader_lib.ReadOptions,
-  place: workspace_lib.Workspace,
-) -> Float32[np.ndarray, 'N ...']:
-  """What is found in each image, in the order of the split; on every host.
-
-  Blocks of images are written to the stage's folder as they are done, and a
-  block that is there is not looked at again.
-
-  Raises:
-    Preempted: the machine asked to stop; finished blocks are kept.
-  """
-  folder = place.directory / 'features'
-  starts = range(0, len(split), BLOCK)
-  progress = console.ProgressLine('features', 0, len(starts), BLOCK)
-  result = None
-  for done, start in enumerate(starts, start=1):
-    path = folder / f'{start:09}.npy'
-    # As host 0 sees it.
-    if not collectives.broadcast_from_host_0(path.exists()):
-      indices = np.arange(start, min(start + BLOCK, len(split)))
-      part = split.select(indices)
-      found = gather.rows_of(
-        evaluator.Predictions(part, look, batch_size, mesh, (), reading), state
-      )
-      if place.preemption.reached():
-        raise workspace_lib.Preempted(
-          f'{place.directory} keeps its finished features'
-        )
-      if jax.process_index() == 0:
-        _write(path, found)
-      progress.report(done, {})
-    else:
-      found = read(path)
-    if result is None:
-      result = np.empty((len(split), *found.shape[1:]), np.float32)
-    result[start : start + len(found)] = found
-  return result
-
-
-def forget(place: workspace_lib.Workspace) -> None:
-  """Removes the features, once there are centroids; from host 0."""
-  if jax.process_index() == 0:
-    # What is left behind does no harm.
-    with contextlib.suppress(OSError):
-      files.remove_folder(place.directory / 'features')
-
-
-def _write(path: files.Path, array: np.ndarray) -> None:
-  content = io.BytesIO()
-  np.save(content, array)
-  files.write(path, content.getvalue())
-
-
-def centroids(
+def fit_centroids(
   rows: Float32[np.ndarray, 'N D'],
   num_clusters: int,
   options: ClusterOptions,
   mesh: Mesh,
-  place: workspace_lib.Workspace,
+  workspace: workspace_lib.Workspace,
 ) -> kmeans.Clustering:
-  """The best k-means of some restarts; says how far it is.
+  """Runs k-means with restarts and logs its progress.
 
   Raises:
     Preempted: the machine asked to stop; features are kept, restarts are not.
@@ -178,48 +76,51 @@ def centroids(
   )
   progress = console.ProgressLine('k-means', 0, options.restarts, len(rows))
 
-  def tell(done: int, least: float) -> None:
-    progress.report(done, {'objective': least})
-    if place.preemption.reached():
-      raise workspace_lib.Preempted(f'{place.directory} keeps its features')
+  def report(done: int, objective: float) -> None:
+    progress.report(done, {'objective': objective})
+    if workspace.preemption.reached():
+      raise workspace_lib.Preempted(f'{workspace.directory} keeps its features')
 
   return kmeans.fit(
-    kmeans.place(mesh, rows), initial, options.iterations, progress=tell
+    kmeans.shard_rows(mesh, rows),
+    initial,
+    options.iterations,
+    progress=report,
   )
 
 
-def write(folder: files.Path, found: kmeans.Clustering, num_rows: int) -> None:
-  """Writes a clustering, from host 0.
+def write_clustering(
+  folder: files.Path, clustering: kmeans.Clustering, num_rows: int
+) -> None:
+  """Writes the outputs of the stage from host 0; all hosts must call it.
 
-  Centroids come last: where they are, all is.
+  The centroids are written last: where they exist, all outputs do.
 
   Args:
     folder: of the stage.
-    found: the clustering.
-    num_rows: of it, without what only fills the devices up.
+    clustering: of all rows.
+    num_rows: number of rows without the padding.
   """
-  whole = sharding.replicated(found.assignments.sharding.mesh)
-  assigned = np.asarray(jax.device_put(found.assignments, whole))[:num_rows]
+  replicated = sharding.replicated(clustering.assignments.sharding.mesh)
+  assignments = jax.device_put(clustering.assignments, replicated)
   if jax.process_index() == 0:
-    _write(folder / ASSIGNMENTS, assigned)
-    said = {'objective': found.objective, 'num_rows': num_rows}
-    json_files.write(folder / NUMBERS, said)
-    _write(folder / CENTROIDS, np.asarray(found.centroids, np.float32))
+    features.write_array(
+      folder / ASSIGNMENTS, np.asarray(assignments)[:num_rows]
+    )
+    json_files.write(
+      folder / SCORES,
+      {'objective': clustering.objective, 'num_rows': num_rows},
+    )
+    features.write_array(
+      folder / CENTROIDS, np.asarray(clustering.centroids, np.float32)
+    )
 
 
-def read(path: files.Path) -> Shaped[np.ndarray, 'N ...']:
-  """Reads centroids, assignments or features."""
-  return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+def read_centroids(folder: files.Path) -> Float32[np.ndarray, 'K D']:
+  """Reads the centroids from the folder of a finished stage."""
+  return features.read_array(folder / CENTROIDS)
 
 
-def tags_of(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
-  """The class of each image, where each has exactly one; else None."""
-  if 'tags' not in split.label_kinds:
-    return None
-  found = threads.ordered_map(
-    lambda i: np.asarray(split.records[i]['tags']), range(len(split))
-  )
-  found = list(found)
-  if any(len(tags) != 1 for tags in found):
-    return None
-  return np.concatenate(found).astype(np.int64)
+def read_assignments(folder: files.Path) -> Int32[np.ndarray, 'N']:
+  """Reads the cluster of each row, from 0, from a finished stage's folder."""
+  return features.read_array(folder / ASSIGNMENTS)

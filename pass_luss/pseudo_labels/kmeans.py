@@ -62,7 +62,7 @@ class Clustering(NamedTuple):
   assignments: jax.Array
 
 
-def place(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
+def shard_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
   """Spreads rows over a mesh, after as many zeros as fill it up.
 
   Args:

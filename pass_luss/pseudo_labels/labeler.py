@@ -21,7 +21,7 @@ from input_pipeline.sources import masks
 from pass_luss.benchmark import label_folders, matching, png_format
 from pass_luss.pretrain import embedding_ops
 from pass_luss.pseudo_labels import attention as attention_lib
-from pass_luss.pseudo_labels import cluster, saliency
+from pass_luss.pseudo_labels import features, saliency
 from runtime import files, threads
 from segcore.eval import evaluator, metrics, panels
 from segcore.eval import short_side as short_side_lib
@@ -32,7 +32,7 @@ from segcore.train import train_state
 # Thresholds that are tried where one is chosen.
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(81))
 # From an example to what says how much each pixel counts, in [0, 1].
-Foreground = Callable[[Mapping[str, Any]], np.ndarray]
+ForegroundFunction = Callable[[Mapping[str, Any]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LabelOptions:
         f'threshold: found {self.threshold}, expected at most 1, or negative'
       )
 
-  def describe(self, kind: cluster.Kind) -> str:
+  def describe(self, kind: features.Kind) -> str:
     """In words, for results.json.
 
     Args:
@@ -78,7 +78,7 @@ class LabelOptions:
     return said
 
 
-class Threshold(NamedTuple):
+class ForegroundThreshold(NamedTuple):
   """What attention has to reach.
 
   Attributes:
@@ -91,16 +91,16 @@ class Threshold(NamedTuple):
   miou: float | None = None
   chosen_on: str = ''
 
-  def said(self) -> dict[str, Any]:
+  def summary(self) -> dict[str, Any]:
     """For results.json: scores of `chosen_on` are the best of those tried."""
     return {'threshold': self.threshold, 'chosen_on': self.chosen_on}
 
 
-def look_of(
+def category_function(
   segmenter: segmenter_lib.Segmenter,
   centroids: Float[np.ndarray, 'K D'],
-  kind: cluster.Kind,
-) -> short_side_lib.Look:
+  kind: features.Kind,
+) -> short_side_lib.ForwardFn:
   """From images to [B, h, w, 2]: category 1…K, and attention, of each cell.
 
   Args:
@@ -115,7 +115,9 @@ def look_of(
   ) -> Float[Array, 'B h w 2']:
     variables = train_state.variables(state)
     if kind == 'attended':
-      maps, weights = attention_lib.attention(segmenter, variables, images)
+      maps, weights = attention_lib.features_and_attention(
+        segmenter, variables, images
+      )
       attention = jnp.mean(weights, axis=-1)
     else:
       found = segmenter.apply(
@@ -135,7 +137,7 @@ def look_of(
   return look
 
 
-def by_cluster(
+def categories_by_id(
   ids: Sequence[str], clusters: Int[np.ndarray, 'N']
 ) -> dict[str, int]:
   """The category 1…K of each image, by its name, that k-means has given it.
@@ -147,7 +149,9 @@ def by_cluster(
   return dict(zip(ids, (1 + clusters).tolist(), strict=True))
 
 
-def foreground_of(name: str, ids: Sequence[str]) -> Foreground | None:
+def foreground_function(
+  name: str, ids: Sequence[str]
+) -> ForegroundFunction | None:
   """What takes the place of attention; None for nothing.
 
   Args:
@@ -165,7 +169,7 @@ def foreground_of(name: str, ids: Sequence[str]) -> Foreground | None:
   saliency.find_maps(folder, ids)
 
   def given(example: Mapping[str, Any]) -> np.ndarray:
-    path = label_folders.path_of(folder, example['id'].item().decode())
+    path = label_folders.label_path(folder, example['id'].item().decode())
     return saliency.read_map(path, tuple(example['size'].tolist()))
 
   return given
@@ -183,11 +187,13 @@ def label_map(
     foreground: attention to each pixel, or its saliency.
     threshold: τ.
   """
-  labels = short_side_lib.nearest(categories, foreground.shape).astype(np.int16)
+  labels = short_side_lib.resize_labels(categories, foreground.shape).astype(
+    np.int16
+  )
   return np.where(foreground < threshold, np.int16(0), labels)
 
 
-def attention_map(
+def resize_attention(
   attention: Float[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Float[np.ndarray, 'H W']:
   """Attention at the size of the image, bilinearly."""
@@ -201,7 +207,7 @@ def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sweep:
+class ThresholdSweep:
   """What each threshold would give, from one look at each image.
 
   Attributes:
@@ -215,7 +221,7 @@ class Sweep:
   images: Int64[np.ndarray, 'bins K C']
 
   @classmethod
-  def empty(cls, num_generated: int, num_classes: int) -> 'Sweep':
+  def empty(cls, num_generated: int, num_classes: int) -> 'ThresholdSweep':
     """Counts of no image; both numbers are without 'other'."""
     bins = len(THRESHOLDS) + 1
     return cls(
@@ -242,9 +248,11 @@ class Sweep:
       most = reached[categories == category].max()
       self.images[most, category - 1, classes - 1] += 1
 
-  def merge(self, other: 'Sweep') -> 'Sweep':
+  def merge(self, other: 'ThresholdSweep') -> 'ThresholdSweep':
     """The counts of both."""
-    return Sweep(self.pixels + other.pixels, self.images + other.images)
+    return ThresholdSweep(
+      self.pixels + other.pixels, self.images + other.images
+    )
 
   def best(self) -> tuple[float, float]:
     """The threshold of the best mIoU after matching, and that mIoU."""
@@ -272,20 +280,20 @@ class Labeler:
   """Labels images by a network and centroids.
 
   Attributes:
-    look: of `look_of`, at the grid.
+    look: of `category_function`, at the grid.
     state: of the network.
     mesh: the devices.
     batch_size: global number of images.
     reading: of the input pipeline.
   """
 
-  look: short_side_lib.AtGrid
+  look: short_side_lib.FeatureMaps
   state: train_state.TrainState
   mesh: Mesh
   batch_size: int
   reading: loader_lib.ReadOptions
 
-  def each(
+  def predict(
     self, split: datasets.Split, keep: tuple[str, ...] = ()
   ) -> Iterator[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]:
     """Categories of the cells, attention to the pixels, and the example."""
@@ -296,16 +304,16 @@ class Labeler:
       size = tuple(example['size'].tolist())
       yield (
         found[..., 0].astype(np.int16),
-        attention_map(found[..., 1], size),
+        resize_attention(found[..., 1], size),
         example,
       )
 
-  def maps(
+  def label_maps(
     self,
     split: datasets.Split,
     threshold: float,
-    foreground: Foreground | None = None,
-    known: Mapping[str, int] | None = None,
+    foreground: ForegroundFunction | None = None,
+    image_categories: Mapping[str, int] | None = None,
   ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
     """The label map of each image of this host, and the image.
 
@@ -313,28 +321,28 @@ class Labeler:
       split: the images.
       threshold: τ.
       foreground: from an example to what takes the place of attention.
-      known: the category of each image as a whole, where that is known; else
-        cells have that of the nearest centroid.
+      image_categories: the category of each image as a whole; None to assign
+        each cell the one of its nearest centroid.
     """
 
     def decide(
       found: tuple[np.ndarray, np.ndarray, Mapping[str, Any]],
     ) -> tuple[np.ndarray, Mapping[str, Any]]:
       categories, attention, example = found
-      if known is not None:
-        category = known[example['id'].item().decode()]
+      if image_categories is not None:
+        category = image_categories[example['id'].item().decode()]
         categories = np.full_like(categories, category)
       shown = attention if foreground is None else foreground(example)
       return label_map(categories, shown, threshold), example
 
     # In threads, as a saliency map takes its time.
-    return threads.ordered_map(decide, self.each(split))
+    return threads.ordered_map(decide, self.predict(split))
 
-  def panel(
+  def draw_panel(
     self,
     split: datasets.Split,
     folder: files.Path,
-    foreground: Foreground | None = None,
+    foreground: ForegroundFunction | None = None,
   ) -> UInt8[np.ndarray, 'H W 3'] | None:
     """Image, what decided and label map of each; None if this host has none.
 
@@ -344,9 +352,9 @@ class Labeler:
       foreground: from an example to what took the place of attention.
     """
     rows, palette = [], masks.palette(np.iinfo(np.int16).max)
-    for _, attention, example in self.each(split):
+    for _, attention, example in self.predict(split):
       label = png_format.read(
-        label_folders.path_of(folder, example['id'].item().decode()),
+        label_folders.label_path(folder, example['id'].item().decode()),
         png_format.MAX_CLASSES,
       )
       decided = attention if foreground is None else foreground(example)
@@ -356,27 +364,27 @@ class Labeler:
         [
           example['image'],
           np.repeat(gray[..., None], 3, axis=-1),
-          panels.colored(label, palette[: int(label.max()) + 1]),
+          panels.colorize(label, palette[: int(label.max()) + 1]),
         ]
       )
     if not rows:
       return None
     what = 'attention' if foreground is None else 'saliency'
-    return panels.grid(rows, ('image', what, 'generated label'))
+    return panels.draw_grid(rows, ('image', what, 'generated label'))
 
-  def sweep(
+  def sweep_thresholds(
     self,
     split: datasets.Split,
     num_generated: int,
     num_classes: int,
-    foreground: Foreground | None = None,
-  ) -> Sweep:
+    foreground: ForegroundFunction | None = None,
+  ) -> ThresholdSweep:
     """What each threshold would give on a split with masks."""
-    found = Sweep.empty(num_generated, num_classes)
-    for categories, attention, example in self.each(split, ('label',)):
+    found = ThresholdSweep.empty(num_generated, num_classes)
+    for categories, attention, example in self.predict(split, ('label',)):
       label = example['label']
       shown = attention if foreground is None else foreground(example)
       found.update(
-        short_side_lib.nearest(categories, label.shape), shown, label
+        short_side_lib.resize_labels(categories, label.shape), shown, label
       )
     return metrics.merge_across_hosts(found)

@@ -65,9 +65,9 @@ def region_contrast(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> Float32[np.ndarray, 'H W']:
   """RC saliency of an RGB image, from 0 to 1; all 0 if nothing stands out."""
-  regions = segment(image)
-  palette, colors = quantize(image)
-  found = describe(regions, colors, len(palette))
+  regions = segment_regions(image)
+  palette, colors = quantize_colors(image)
+  found = region_statistics(regions, colors, len(palette))
   saliency = region_saliency(
     found.histograms,
     distance.cdist(palette, palette),
@@ -75,10 +75,12 @@ def region_contrast(
     found.sizes,
     found.center_distances,
   )
-  return stretch(saliency)[regions]
+  return min_max_normalize(saliency)[regions]
 
 
-def segment(image: UInt8[np.ndarray, 'H W 3']) -> Int[np.ndarray, 'H W']:
+def segment_regions(
+  image: UInt8[np.ndarray, 'H W 3'],
+) -> Int[np.ndarray, 'H W']:
   """Regions 0…R-1 of an RGB image, by its graph of neighboring pixels.
 
   Source: Felzenszwalb and Huttenlocher, Efficient Graph-Based Image
@@ -86,14 +88,14 @@ def segment(image: UInt8[np.ndarray, 'H W 3']) -> Int[np.ndarray, 'H W']:
   """
   height, width = image.shape[:2]
   return skimage.segmentation.felzenszwalb(
-    lab(image.astype(np.float32)).astype(np.float64),
+    rgb_to_lab(image.astype(np.float32)).astype(np.float64),
     scale=255 * _THRESHOLD,  # It is divided by 255.
     sigma=_BLUR,
     min_size=max(1, round(height * width / _MAX_REGIONS)),
   )
 
 
-def quantize(
+def quantize_colors(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> tuple[Float32[np.ndarray, 'K 3'], Int[np.ndarray, 'H W']]:
   """The colors that matter, and the one of each pixel.
@@ -117,7 +119,7 @@ def quantize(
     for channel in range(3)
   ]
   means = np.stack(sums, axis=-1)[present] / counts[present, None]
-  palette = lab(means[None].astype(np.float32))[0]
+  palette = rgb_to_lab(means[None].astype(np.float32))[0]
   nearest = np.arange(len(present))
   others = distance.cdist(palette[kept:], palette[:kept])
   nearest[kept:] = others.argmin(axis=1)
@@ -126,12 +128,14 @@ def quantize(
   return palette[:kept], table[bins]
 
 
-def lab(image: Float32[np.ndarray, 'H W 3']) -> Float32[np.ndarray, 'H W 3']:
+def rgb_to_lab(
+  image: Float32[np.ndarray, 'H W 3'],
+) -> Float32[np.ndarray, 'H W 3']:
   """CIE L*a*b* (D65) of sRGB from 0 to 255; L is from 0 to 100."""
   return skimage.color.rgb2lab(image / np.float32(255))
 
 
-def describe(
+def region_statistics(
   regions: Int[np.ndarray, 'H W'],
   colors: Int[np.ndarray, 'H W'],
   num_colors: int,
@@ -195,10 +199,12 @@ def region_saliency(
   return prior * np.sum(weights * contrasts, axis=1)
 
 
-def stretch(values: Float[np.ndarray, ' R']) -> Float32[np.ndarray, ' R']:
+def min_max_normalize(
+  values: Float[np.ndarray, ' R'],
+) -> Float32[np.ndarray, ' R']:
   """Non-negative values, moved and scaled to 0…1; all 0 if they are equal.
 
-  >>> stretch(np.array([2.0, 6.0, 3.0])).tolist()
+  >>> min_max_normalize(np.array([2.0, 6.0, 3.0])).tolist()
   [0.0, 1.0, 0.25]
   """
   low, high = values.min(), values.max()

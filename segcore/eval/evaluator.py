@@ -40,7 +40,7 @@ class PlannedBatch(NamedTuple):
   indices: tuple[int, ...]
 
 
-def plan(
+def plan_batches(
   sizes: Sequence[tuple[int, int]],
   batch_size: int,
   group: Callable[[tuple[int, int]], inference.Group],
@@ -83,8 +83,8 @@ class Predictions:
     mesh: the devices.
     keep: kinds of label that the examples have: 'label', 'tags'.
     reading: its threads; no worker processes are used.
-    show: whether to print progress lines.
-    frame: what each image and its label are put into before; the frame counts
+    log_progress: whether to print progress lines.
+    padding: what each image and its label are put into before; the frame counts
       like the image then.
   """
 
@@ -94,8 +94,8 @@ class Predictions:
   mesh: Mesh
   keep: tuple[str, ...] = ()
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
-  show: bool = False
-  frame: transforms.CenterCrop | None = None
+  log_progress: bool = False
+  padding: transforms.CenterCrop | None = None
 
   def __post_init__(self):
     sharding.check_batch_size(
@@ -122,7 +122,7 @@ class Predictions:
         progress.record_activity(f'batch {done} of {self.split.name}')
         found = self.predictor(state, put(batch['inputs']))
         rows = sharding.local_rows(self._by_rows(found))
-        canvas = batch['group'].canvas
+        canvas = batch['group'].padded_size
         for prediction, example in zip(rows, batch['examples'], strict=True):
           if example is None:
             continue
@@ -130,7 +130,7 @@ class Predictions:
             height, width = example['size']
             prediction = prediction[:height, :width]
           yield prediction, example
-        if self.show and (done == len(self._plan) or done % 20 == 0):
+        if self.log_progress and (done == len(self._plan) or done % 20 == 0):
           shown.report(done, {})
     finally:
       iterator.close()
@@ -148,16 +148,16 @@ class Predictions:
   @functools.cached_property
   def _plan(self) -> list[PlannedBatch]:
     sizes = self.split.sizes()
-    if self.frame:
-      height, width = self.frame.size
+    if self.padding:
+      height, width = self.padding.size
       larger = next((s for s in sizes if s[0] > height or s[1] > width), None)
       if larger is not None:
         raise errors.UserError(
           f'{self.split.name}: found an image of {larger[0]} x {larger[1]}, '
           f'expected at most the frame of {height} x {width}'
         )
-      sizes = [self.frame.size] * len(sizes)
-    return plan(sizes, self.batch_size, self.predictor.group)
+      sizes = [self.padding.size] * len(sizes)
+    return plan_batches(sizes, self.batch_size, self.predictor.group)
 
   @functools.cached_property
   def _mine(self) -> slice:
@@ -172,10 +172,10 @@ class Predictions:
 
     def read(index: int) -> transforms.Example:
       example = decode(records[index])
-      if self.frame is None:
+      if self.padding is None:
         return example
-      size = np.asarray(self.frame.size, np.int32)
-      return {**self.frame(example), 'size': size}
+      size = np.asarray(self.padding.size, np.int32)
+      return {**self.padding(example), 'size': size}
 
     def load(planned: PlannedBatch) -> dict[str, Any]:
       examples = [
@@ -207,7 +207,7 @@ class Evaluator:
   target: str
   num_pictures: int = 0
 
-  def __call__(self, state: train_state.TrainState) -> 'Evaluated':
+  def __call__(self, state: train_state.TrainState) -> 'Evaluation':
     """Evaluates the state; the same values on every host.
 
     The panel shows images of this host.
@@ -239,11 +239,11 @@ class Evaluator:
     split = self.predictions.split
     panel = None
     if drawn:
-      panel = panels.panels(drawn, split.classes, split.palette)
-    return Evaluated(values, panel)
+      panel = panels.draw_panels(drawn, split.classes, split.palette)
+    return Evaluation(values, panel)
 
 
-class Evaluated(NamedTuple):
+class Evaluation(NamedTuple):
   """What an evaluation found.
 
   Attributes:
@@ -255,7 +255,7 @@ class Evaluated(NamedTuple):
   panel: np.ndarray | None
 
 
-def joined(
+def combine_summaries(
   *looks: Callable[[train_state.TrainState], tensorboard.Summaries],
 ) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
   """One function for several, whose tags differ."""
@@ -270,7 +270,7 @@ def joined(
   return look
 
 
-def together(
+def combine_evaluators(
   evaluators: Mapping[str, Evaluator],
 ) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
   """One function for several splits: scalars named '<split>/<metric>'."""

@@ -15,7 +15,7 @@ from segcore.train import train_state
 _MOST_AXES = 4
 
 
-def rows_of(
+def predict_in_order(
   predictions: evaluator.Predictions, state: train_state.TrainState
 ) -> Float32[np.ndarray, 'N ...']:
   """What is predicted of each image, in order; the same on every host."""
@@ -24,20 +24,20 @@ def rows_of(
   for row, example in predictions(state):
     rows.append(row)
     indices.append(at[example['id'].item().decode()])
-  return in_order(rows, indices)
+  return gather_in_order(rows, indices)
 
 
-def in_order(
+def gather_in_order(
   rows: Sequence[np.ndarray], indices: Sequence[int]
 ) -> Float32[np.ndarray, 'N ...']:
   """The rows of all hosts, each at its index; the same on every host."""
-  found = across_hosts(rows, np.float32)
+  found = all_gather(rows, np.float32)
   result = np.empty_like(found)
-  result[across_hosts(indices, np.int32)] = found
+  result[all_gather(indices, np.int32)] = found
   return result
 
 
-def across_hosts(rows: Sequence[Any], dtype: type[np.number]) -> np.ndarray:
+def all_gather(rows: Sequence[Any], dtype: type[np.number]) -> np.ndarray:
   """The rows of all hosts, one host's after the other's; the same on each.
 
   Args:

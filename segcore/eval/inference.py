@@ -40,12 +40,12 @@ class Group(NamedTuple):
   """What images must have in common to share a batch.
 
   Attributes:
-    canvas: height and width that hold each of them.
-    inputs: size of the network's input for each view.
+    padded_size: height and width to which each of them is padded.
+    input_sizes: size of the network's input for each view.
   """
 
-  canvas: tuple[int, int]
-  inputs: tuple[tuple[int, int], ...]
+  padded_size: tuple[int, int]
+  input_sizes: tuple[tuple[int, int], ...]
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class Labeler(Predictor, Protocol):
     ...
 
 
-def on_canvas(
+def stack_padded(
   images: Sequence[np.ndarray | None], canvas: tuple[int, int]
 ) -> UInt8[np.ndarray, 'B H W 3']:
   """Stacks images, continued at the bottom and right by reflection."""
@@ -106,7 +106,7 @@ def _continued(images: Array, canvas: resize.Size) -> Array:
   return images
 
 
-def over_rows(
+def map_row_blocks(
   what: Callable[[Any], Array], by_rows: Any, shape: tuple[int, int, int, int]
 ) -> Shaped[Array, 'B H ...']:
   """Applies a function to blocks of rows, one after the other, and joins them.
@@ -133,7 +133,7 @@ def over_rows(
   return joined.reshape(batch, count * rows, *joined.shape[3:])[:, :height]
 
 
-def best_by_rows(
+def argmax_by_rows(
   scores: Float[Array, '1 h w C'],
   rows: Float[Array, 'H h'],
   columns: Float[Array, 'W w'],
@@ -175,7 +175,7 @@ class ImageScores:
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
     """See `Predictor`."""
-    return {'images': on_canvas(images, group.canvas)}
+    return {'images': stack_padded(images, group.padded_size)}
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
@@ -216,7 +216,7 @@ class LabelMaps:
   def group(self, size: tuple[int, int]) -> Group:
     """See `Predictor`."""
     canvas = self._canvas(size)
-    if self.protocol.is_plain:
+    if self.protocol.is_single_view:
       # The input is the canvas, and nothing has to be moved.
       return Group(canvas, (canvas,))
     views = self._views(size)
@@ -226,16 +226,16 @@ class LabelMaps:
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
     """See `Predictor`; adds the maps of each view, by row of the batch."""
-    inputs = {'images': on_canvas(images, group.canvas)}
-    if self.protocol.is_plain:
+    inputs = {'images': stack_padded(images, group.padded_size)}
+    if self.protocol.is_single_view:
       return {**inputs, 'views': [None]}
-    height, width = group.canvas
+    height, width = group.padded_size
     views = [
       None if image is None else self._views(image.shape[:2])
       for image in images
     ]
     packed = []
-    for i, (h, w) in enumerate(group.inputs):
+    for i, (h, w) in enumerate(group.input_sizes):
       lengths = {
         'read_rows': h,
         'read_columns': w,
@@ -247,7 +247,7 @@ class LabelMaps:
           name: _packed(
             [v and getattr(v[i], name) for v in views],
             length,
-            self.protocol.reach[name.startswith('write')],
+            self.protocol.max_taps[name.startswith('write')],
           )
           for name, length in lengths.items()
         }
@@ -283,12 +283,12 @@ class LabelMaps:
       UserError: they are, and there are more views.
     """
     size = images.shape[1:3]
-    if not self.protocol.is_plain:
+    if not self.protocol.is_single_view:
       if not all(isinstance(n, int) for n in size):
         raise errors.UserError(f'it is: {self.protocol.describe()}')
       group = self.group(size)
       inputs = self.prepare([np.zeros((*size, 3), np.uint8)], group)
-      inputs['images'] = _continued(images, group.canvas)
+      inputs['images'] = _continued(images, group.padded_size)
       return self(state, inputs)[:, : size[0], : size[1]]
     canvas = self._canvas(size)
     scores = self._scores(
@@ -299,7 +299,7 @@ class LabelMaps:
       jnp.asarray(resize.bilinear_matrix(grid, n, aligned)[:cut])
       for grid, n, cut in zip(scores.shape[1:3], canvas, size, strict=True)
     )
-    return best_by_rows(scores, rows, columns)
+    return argmax_by_rows(scores, rows, columns)
 
   @functools.cached_property
   def _scores(self):
@@ -350,21 +350,23 @@ class LabelMaps:
       return what(votes)
 
     by_rows = (total, [piece for piece, _ in parts])
-    return over_rows(block, by_rows, (batch, *canvas, self.num_classes))
+    return map_row_blocks(block, by_rows, (batch, *canvas, self.num_classes))
 
   @property
   def _beyond(self) -> tuple[int, int, int] | None:
-    return transforms.MEAN_COLOR if self.protocol.beyond == 'mean' else None
+    return (
+      transforms.MEAN_COLOR if self.protocol.padding_mode == 'mean' else None
+    )
 
   def _canvas(self, size: resize.Size) -> resize.Size:
-    canvas = _multiple_of(size, self.protocol.canvas or self.multiple)
-    if self.protocol.is_plain:
+    canvas = _multiple_of(size, self.protocol.size_multiple or self.multiple)
+    if self.protocol.is_single_view:
       canvas = _multiple_of(canvas, self.multiple)
     return canvas
 
   @property
   def _averages_logits(self) -> bool:
-    return self.protocol.average == 'logits' or self.protocol.is_plain
+    return self.protocol.average == 'logits' or self.protocol.is_single_view
 
   def _vote(self, scores, columns, rows):
     """Weighted votes of a view for a block of rows."""

@@ -32,7 +32,7 @@ _TILES = (96, 256)
 _MOST_CLASSES = 40
 
 
-def colored(
+def colorize(
   label: Int[np.ndarray, 'H W'], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, 'height width 3']:
   """A label map in the colors of its classes."""
@@ -40,19 +40,19 @@ def colored(
   return colors[np.where(label < 0, len(palette), label)]
 
 
-def overlay(
+def draw_overlay(
   image: UInt8[np.ndarray, 'H W 3'],
   label: Int[np.ndarray, 'H W'],
   palette: Sequence[Color],
   opacity: float = 0.5,
 ) -> UInt8[np.ndarray, 'height width 3']:
   """The image with its label map laid over it, where there is a label."""
-  mixed = (1 - opacity) * image + opacity * colored(label, palette)
+  mixed = (1 - opacity) * image + opacity * colorize(label, palette)
   mixed = np.rint(mixed).astype(np.uint8)
   return np.where((label >= 0)[..., None], mixed, image)
 
 
-def errors(
+def draw_errors(
   label: Int[np.ndarray, 'H W'], prediction: Int[np.ndarray, 'H W']
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Wrong pixels in red, right ones in white, those without a label in gray."""
@@ -62,7 +62,7 @@ def errors(
   return found
 
 
-def grid(
+def draw_grid(
   rows: Sequence[Sequence[UInt8[np.ndarray, '_ _ 3']]],
   titles: Sequence[str],
 ) -> UInt8[np.ndarray, 'height width 3']:
@@ -75,7 +75,7 @@ def grid(
     rows: of pictures; those of a row are equally large.
     titles: of the columns.
   """
-  tile = tile_of([picture for row in rows for picture in row])
+  tile = tile_size([picture for row in rows for picture in row])
   line = _line_height(tile)
   lines = [[_fitted(picture, tile) for picture in row] for row in rows]
   width = max(p.shape[1] for row in lines for p in row)
@@ -94,13 +94,13 @@ def grid(
   return _written(paper, places, titles, tile)
 
 
-def tile_of(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
-  """Side of the square into which `grid` fits these pictures."""
+def tile_size(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
+  """Side of the square into which `draw_grid` fits these pictures."""
   longest = max(max(picture.shape[:2]) for picture in images)
   return min(max(longest, _TILES[0]), _TILES[1])
 
 
-def legend(
+def draw_legend(
   classes: Sequence[str], palette: Sequence[Color], width: int, tile: int
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Names of classes beside their colors, in as many columns as fit.
@@ -124,7 +124,7 @@ def legend(
   return _written(paper, places, [name for name, _ in entries], tile)
 
 
-def below(
+def stack_vertically(
   first: UInt8[np.ndarray, 'H W 3'], second: UInt8[np.ndarray, 'h w 3']
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Two pictures, one below the other."""
@@ -144,7 +144,7 @@ class Example:
   prediction: Int[np.ndarray, 'H W']
 
 
-def panels(
+def draw_panels(
   examples: Sequence[Example],
   classes: Sequence[str],
   palette: Sequence[Color],
@@ -156,26 +156,26 @@ def panels(
   rows = [
     [
       example.image,
-      colored(example.label, palette),
-      colored(example.prediction, palette),
-      errors(example.label, example.prediction),
+      colorize(example.label, palette),
+      colorize(example.prediction, palette),
+      draw_errors(example.label, example.prediction),
     ]
     for example in examples
   ]
-  picture = grid(rows, ('input', 'label', 'prediction', 'error'))
+  picture = draw_grid(rows, ('input', 'label', 'prediction', 'error'))
   maps = [m for e in examples for m in (e.label, e.prediction)]
   seen = [i for i in np.unique(np.concatenate([m.ravel() for m in maps]))]
   seen = [int(i) for i in seen if i >= 0][:_MOST_CLASSES]
-  names = legend(
+  names = draw_legend(
     [classes[i] for i in seen],
     [palette[i] for i in seen],
     picture.shape[1],
-    tile_of([example.image for example in examples]),
+    tile_size([example.image for example in examples]),
   )
-  return below(picture, names)
+  return stack_vertically(picture, names)
 
 
-def write(path: files.Path, picture: UInt8[np.ndarray, 'H W 3']) -> None:
+def write_png(path: files.Path, picture: UInt8[np.ndarray, 'H W 3']) -> None:
   """Writes a PNG."""
   encoded = io.BytesIO()
   PIL.Image.fromarray(picture).save(encoded, format='PNG')

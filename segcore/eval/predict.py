@@ -168,8 +168,8 @@ def _write(
     _write_probs(path('probs', '.npz'), prediction)
   encode_label(label, model.palette).save(path('labels', '.png'))
   if request.overlays:
-    drawn = panels.overlay(example['image'], label, model.palette)
-    panels.write(path('overlays', '.png'), drawn)
+    drawn = panels.draw_overlay(example['image'], label, model.palette)
+    panels.write_png(path('overlays', '.png'), drawn)
 
 
 def _write_probs(path: pathlib.Path, probs: Float[np.ndarray, 'H W C']) -> None:

@@ -96,7 +96,7 @@ def multi_scale(
     antialias: blur before shrinking the image; its scores never are.
   """
   if not scales or min(scales) <= 0:
-    raise ValueError(f'scales: found {tuple(scales)}, expected numbers above 0')
+    raise ValueError(f'scales: expected numbers above 0, got {tuple(scales)}')
 
   def views(size: Size) -> list[View]:
     found = []
@@ -146,11 +146,11 @@ def sliding_window(
   """
   for name, pair in (('window', window), ('stride', stride)):
     if len(pair) != 2 or min(pair) < 1:
-      raise ValueError(f'{name}: found {pair}, expected (height, width) >= 1')
+      raise ValueError(f'{name}: expected (height, width) >= 1, got {pair}')
   if stride[0] > window[0] or stride[1] > window[1]:
     raise ValueError(
-      f'stride: found {stride}, expected at most the window {window}, or '
-      'pixels between windows would have no prediction'
+      f'stride: expected at most the window {window}, got {stride}: pixels '
+      'between windows would have no prediction'
     )
 
   def views(size: Size) -> list[View]:
@@ -182,51 +182,56 @@ class ProtocolOptions:
   """The evaluation protocol of a benchmark.
 
   Attributes:
-    tiles: how the network is shown an image: 'whole', 'halves' (left and
-      right), 'windows'.
-    window: height and width of windows.
-    stride: of windows.
-    beyond: what a window shows beyond an image that is smaller: 'reflection',
-      or 'mean', the mean color on all sides.
-    scales: of the image.
-    flip: average with the mirrored image.
-    average: what of the views is averaged, before the best class is taken:
-      'logits', or 'probs' (softmax of each view at the size of the image).
+    tiling: parts of an image that the network is applied to: 'whole', 'halves'
+      (left and right), 'sliding_window'.
+    window: height and width of windows, in pixels.
+    stride: distance of windows, (down, right), in pixels.
+    padding_mode: padding of an image that is smaller than the window:
+      'reflection' at the bottom and right, or 'mean', the mean color on all
+      sides.
+    scales: factors by which the image is resized; their scores are averaged.
+    flip: average with the horizontally flipped image.
+    average: what is averaged over views before the argmax: 'logits', or
+      'probs' (softmax of each view at the size of the image).
     antialias: blur images before shrinking them.
     align_corners: by which rule a network's scores are enlarged to its input:
       corners on corners, or half-pixel centers.
-    canvas: images are put on canvases whose sides are multiples of this, and
-      one program is compiled for each canvas and size of input; 0: the
-      network's stride. A single view of the whole image shows the network the
-      canvas: the image, continued by reflection.
+    size_multiple: images are padded to multiples of this, and one program is
+      compiled for each padded size and size of input; 0: the network's stride.
+      A single view of the whole image applies the network to the padded image,
+      padded by reflection.
   """
 
-  tiles: Literal['whole', 'halves', 'windows'] = 'whole'
+  tiling: Literal['whole', 'halves', 'sliding_window'] = 'whole'
   window: tuple[int, int] = (0, 0)
   stride: tuple[int, int] = (0, 0)
-  beyond: Literal['reflection', 'mean'] = 'reflection'
+  padding_mode: Literal['reflection', 'mean'] = 'reflection'
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
   average: Literal['logits', 'probs'] = 'logits'
   antialias: bool = False
   align_corners: bool = False
-  canvas: int = 0
+  size_multiple: int = 0
 
   def __post_init__(self):
-    if (self.tiles == 'windows') != any((*self.window, *self.stride)):
+    if (self.tiling == 'sliding_window') != any((*self.window, *self.stride)):
       raise ValueError(
-        f'window={self.window}, stride={self.stride}: expected both with '
-        f"tiles='windows', none with tiles={self.tiles!r}"
+        "window, stride: expected both with tiling='sliding_window', and none "
+        f'otherwise, got window={self.window}, stride={self.stride} with '
+        f'tiling={self.tiling!r}'
       )
-    if self.beyond == 'mean' and self.tiles != 'windows':
+    if self.padding_mode == 'mean' and self.tiling != 'sliding_window':
       raise ValueError(
-        f"beyond='mean': found with tiles={self.tiles!r}, expected 'windows'"
+        "padding_mode='mean': expected tiling='sliding_window', got "
+        f'{self.tiling!r}'
       )
-    if self.canvas < 0:
-      raise ValueError(f'canvas: found {self.canvas}, expected >= 0')
+    if self.size_multiple < 0:
+      raise ValueError(
+        f'size_multiple: expected >= 0, got {self.size_multiple}'
+      )
     self.build(1)
 
-  def single(self) -> 'ProtocolOptions':
+  def single_view(self) -> 'ProtocolOptions':
     """One view of the whole image: what is followed while training.
 
     Of several scales it is the one nearest to 1. Windows stay where the network
@@ -236,19 +241,19 @@ class ProtocolOptions:
     plain = dataclasses.replace(
       self, scales=(nearest,), flip=False, average='logits'
     )
-    if self.beyond == 'mean':
+    if self.padding_mode == 'mean':
       return plain
     return dataclasses.replace(
-      plain, tiles='whole', window=(0, 0), stride=(0, 0)
+      plain, tiling='whole', window=(0, 0), stride=(0, 0)
     )
 
   @property
-  def is_plain(self) -> bool:
+  def is_single_view(self) -> bool:
     """Whether it is a single view of the whole image."""
-    return self.tiles == 'whole' and self.scales == (1.0,) and not self.flip
+    return self.tiling == 'whole' and self.scales == (1.0,) and not self.flip
 
   @property
-  def reach(self) -> tuple[int, int]:
+  def max_taps(self) -> tuple[int, int]:
     """Of how many cells a cell of an input, and of the image, is a mean.
 
     At most; the same for images of every size.
@@ -261,11 +266,11 @@ class ProtocolOptions:
   def build(self, multiple: int) -> Protocol:
     """The protocol for a network whose inputs are multiples of a stride."""
     protocol = whole(multiple)
-    if self.tiles == 'windows':
+    if self.tiling == 'sliding_window':
       protocol = sliding_window(
-        *(protocol, self.window, self.stride), self.beyond == 'mean'
+        *(protocol, self.window, self.stride), self.padding_mode == 'mean'
       )
-    elif self.tiles == 'halves':
+    elif self.tiling == 'halves':
       protocol = halves(protocol)
     if self.scales != (1.0,):
       protocol = multi_scale(protocol, self.scales, self.antialias)
@@ -277,14 +282,14 @@ class ProtocolOptions:
     >>> ProtocolOptions(flip=True, average='probs').describe()
     'whole image, single scale, with its mirror image; averaged probs'
     """
-    if self.tiles == 'windows':
+    if self.tiling == 'sliding_window':
       window, stride = (f'{a}x{b}' for a, b in (self.window, self.stride))
       tiles = f'windows of {window} every {stride}'
-      if self.beyond == 'mean':
+      if self.padding_mode == 'mean':
         tiles += ' (smaller images amid the mean color)'
     else:
       tiles = {'whole': 'whole image', 'halves': 'left and right half'}[
-        self.tiles
+        self.tiling
       ]
     scales = (
       'single scale'
@@ -296,11 +301,13 @@ class ProtocolOptions:
       parts.append('antialiased')
     if self.flip:
       parts.append('with its mirror image')
-    if self.is_plain and self.canvas:
-      parts.append(f'continued to multiples of {self.canvas}')
+    if self.is_single_view and self.size_multiple:
+      parts.append(f'continued to multiples of {self.size_multiple}')
     if self.align_corners:
       parts.append('corners aligned')
-    shared = self.flip or self.scales != (1.0,) or self.tiles == 'windows'
+    shared = (
+      self.flip or self.scales != (1.0,) or self.tiling == 'sliding_window'
+    )
     return ', '.join(parts) + (f'; averaged {self.average}' if shared else '')
 
 

@@ -44,13 +44,13 @@ class Results:
       self._step, {f'{name}/{k}': v for k, v in known.items()}
     )
     if panel is not None:
-      self.draw(name, panel)
+      self.write_panel(name, panel)
 
-  def draw(self, name: str, panel: np.ndarray) -> None:
+  def write_panel(self, name: str, panel: np.ndarray) -> None:
     """Writes a picture."""
     self._writer.write_images(self._step, {f'{name}/panels': panel[None]})
     if jax.process_index() == 0:
-      panels.write(self._pictures / f'{name}.png', panel)
+      panels.write_png(self._pictures / f'{name}.png', panel)
 
   def write(self, **said: Any) -> list[files.Path]:
     """Writes results.json, with what else is to be said; returns all files."""

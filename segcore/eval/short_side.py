@@ -1,7 +1,8 @@
-"""How networks look at whole images here: the short side at a set length.
+"""Inference on whole images that are resized to a given short side.
 
-`AtGrid` gives what a function finds at the network's own grid, one image at a
-time; `LabelMaps` gives the best class of each pixel of the image itself.
+`FeatureMaps` applies a function of the network to each image, at the resolution
+of the network's feature grid; `LabelMaps` predicts the class of each pixel of
+the image itself.
 """
 
 import dataclasses
@@ -23,13 +24,13 @@ from segcore.train import method as method_lib
 from segcore.train import train_state
 
 # From a state and images in [-1, 1], [B, h, w, 3], to rows [B, …].
-Look = Callable[[train_state.TrainState, Array], Array]
+ForwardFn = Callable[[train_state.TrainState, Array], Array]
 
 
-def size_at(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
   """Height and width with the short side at a length; the long one rounds down.
 
-  >>> size_at((375, 500), 256)
+  >>> resized_size((375, 500), 256)
   (256, 341)
   """
   height, width = size
@@ -38,7 +39,7 @@ def size_at(size: tuple[int, int], short_side: int) -> tuple[int, int]:
   return short_side * height // width, short_side
 
 
-def shown(
+def resize_and_crop(
   image: UInt8[np.ndarray, 'H W 3'], short_side: int, crop: int = 0
 ) -> UInt8[np.ndarray, 'h w 3']:
   """What the network is shown of an image.
@@ -48,7 +49,7 @@ def shown(
     short_side: to which it is resized, as by Pillow.
     crop: side of a square that is cut out of the middle then; 0 for none.
   """
-  size = size_at(image.shape[:2], short_side)
+  size = resized_size(image.shape[:2], short_side)
   if image.shape[:2] != size:
     image = transforms.resize_antialiased(image, size)
   if crop:
@@ -59,26 +60,28 @@ def shown(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AtGrid:
+class FeatureMaps:
   """What a function finds in each image, at the network's own grid.
 
   Images of one input size share a program: padding would change what is found
   near the border.
 
   Attributes:
-    look: from state and images to rows.
+    function: from state and images to rows.
     short_side: of the images that it is shown.
     crop: side of the middle that it is shown of them; 0 for all.
   """
 
-  look: Look
+  function: ForwardFn
   short_side: int
   crop: int = 0
 
   def group(self, size: tuple[int, int]) -> inference.Group:
     """See `inference.Predictor`; there is no canvas."""
     inputs = (self.crop, self.crop) if self.crop else None
-    return inference.Group((0, 0), (inputs or size_at(size, self.short_side),))
+    return inference.Group(
+      (0, 0), (inputs or resized_size(size, self.short_side),)
+    )
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
@@ -95,7 +98,7 @@ class AtGrid:
   @functools.cached_property
   def _look(self):
     return jax.jit(
-      lambda state, images: self.look(state, batch_lib.to_symmetric(images))
+      lambda state, images: self.function(state, batch_lib.to_symmetric(images))
     )
 
 
@@ -103,39 +106,44 @@ class AtGrid:
 class LabelMaps:
   """The best class of each pixel: scores are enlarged first (spec §5.1).
 
-  An image of more than `largest` squared pixels is decided at `largest` rows,
+  An image of more than `max_side` squared pixels is decided at `max_side` rows,
   and its labels are enlarged.
 
   Attributes:
     method: its `predict` gives scores at the network's own grid.
     short_side: of the images that it is shown.
-    canvas: sides of label maps are multiples of it, to share programs.
-    largest: see above.
+    size_multiple: sides of label maps are multiples of it, to share programs.
+    max_side: see above.
     output: 'labels', or 'probs' for the probability of each class.
   """
 
   method: method_lib.ScoreModel
   short_side: int
-  canvas: int = 64
-  largest: int = 1000
+  size_multiple: int = 64
+  max_side: int = 1000
   output: Literal['labels', 'probs'] = 'labels'
 
   def group(self, size: tuple[int, int]) -> inference.Group:
     """See `inference.Predictor`."""
-    height, width = (-(-n // self.canvas) * self.canvas for n in size)
-    return inference.Group((height, width), (size_at(size, self.short_side),))
+    height, width = (
+      -(-n // self.size_multiple) * self.size_multiple for n in size
+    )
+    return inference.Group(
+      (height, width), (resized_size(size, self.short_side),)
+    )
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
   ) -> dict[str, Any]:
     """See `inference.Predictor`; adds where each pixel is, in [0, 1]."""
     places = [
-      np.full((len(images), length), 0.5, np.float32) for length in group.canvas
+      np.full((len(images), length), 0.5, np.float32)
+      for length in group.padded_size
     ]
     for i, image in enumerate(images):
       if image is not None:
         for place, at in zip(
-          places, _places(image.shape[:2], self.largest), strict=True
+          places, _places(image.shape[:2], self.max_side), strict=True
         ):
           place[i, : len(at)] = at
     return {
@@ -168,14 +176,14 @@ class LabelMaps:
     seen = resize.antialiased_uint8(images, shown)
     scores = self._scores(state, seen)
     # Above so many pixels fewer rows are decided, and enlarged.
-    much = jnp.asarray(height) * jnp.asarray(width) > self.largest**2
-    decided = (self.largest, self.largest * width // height)
+    much = jnp.asarray(height) * jnp.asarray(width) > self.max_side**2
+    decided = (self.max_side, self.max_side * width // height)
     matrices = []
     for n, m, cells in zip(size, decided, scores.shape[1:3], strict=True):
       count = jnp.where(much, m, n)
       place = (jnp.arange(n) * count // n + 0.5) / count
       matrices.append(_weights(place[None], cells)[0])
-    return inference.best_by_rows(scores, *matrices)
+    return inference.argmax_by_rows(scores, *matrices)
 
   @functools.cached_property
   def _scores(self):
@@ -195,7 +203,7 @@ class LabelMaps:
     return jax.jit(functools.partial(in_blocks, what=what))
 
 
-def in_blocks(
+def map_scores(
   scores: Float[Array, 'B h w C'],
   rows: Float[Array, 'B H'],
   columns: Float[Array, 'B W'],
@@ -222,10 +230,10 @@ def in_blocks(
     return what(votes)
 
   shape = (batch, rows.shape[1], columns.shape[1], classes)
-  return inference.over_rows(block, _weights(rows, height), shape)
+  return inference.map_row_blocks(block, _weights(rows, height), shape)
 
 
-def nearest(
+def resize_labels(
   labels: Int[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Int[np.ndarray, 'H W']:
   """Labels at the image's own size: cell ⌊i·h/H⌋ for pixel i."""
@@ -240,13 +248,13 @@ def _weights(places: Float[Array, 'B N'], cells: Any) -> Float[Array, 'B N n']:
 
 
 def _places(
-  size: tuple[int, int], largest: int
+  size: tuple[int, int], max_side: int
 ) -> list[Float[np.ndarray, 'N']]:
   """Where the rows and the columns of an image are, in [0, 1]."""
   height, width = size
   decided = size
-  if height * width > largest**2:
-    decided = (largest, largest * width // height)
+  if height * width > max_side**2:
+    decided = (max_side, max_side * width // height)
   return [
     (np.arange(n) * m // n + 0.5) / m
     for n, m in zip(size, decided, strict=True)
@@ -260,8 +268,8 @@ def _stacked(
   crop: int = 0,
 ) -> UInt8[np.ndarray, 'B h w 3']:
   """What is shown of images of one input size; zeros for empty rows."""
-  rows = np.zeros((len(images), *group.inputs[0], 3), np.uint8)
+  rows = np.zeros((len(images), *group.input_sizes[0], 3), np.uint8)
   for row, image in zip(rows, images, strict=True):
     if image is not None:
-      row[:] = shown(image, short_side, crop)
+      row[:] = resize_and_crop(image, short_side, crop)
   return rows

@@ -95,7 +95,7 @@ def parse(argv: Sequence[str]) -> Command | None:
   )
   return Command(
     config,
-    files.absolute(files.path(workdir, '--workdir')),
+    files.absolute(files.parse_path(workdir, '--workdir')),
     tuple(values.stage),
     _request(values),
     values.dry_run or values.dry_run_xla,

@@ -139,10 +139,10 @@ class EvaluateOptions:
   framed: bool = False
 
   def __post_init__(self):
-    if self.framed and self.protocol.beyond != 'mean':
+    if self.framed and self.protocol.padding_mode != 'mean':
       raise ValueError(
         'framed=True: found with a protocol without a border, expected '
-        "protocol.beyond='mean'"
+        "protocol.padding_mode='mean'"
       )
 
   @property
@@ -169,7 +169,7 @@ class Bench:
 
   network: network.NetworkOptions
   data_dir: str
-  operation: loop.Operation
+  operation: loop.OperationOptions
   mesh: Mesh
 
   def fitted(self, size: tuple[int, int]) -> network.NetworkOptions:
@@ -185,7 +185,7 @@ class Bench:
   def plan(
     self,
     trained: Callable[['Bench', int], method.Method],
-    recipe: update.Recipe,
+    recipe: update.RecipeOptions,
     size: tuple[int, int],
     batch_spec: Callable[[int], types.BatchSpec],
     data: datasets.DataOptions,
@@ -320,12 +320,12 @@ class Bench:
     place: workspace_lib.Workspace,
     trained: method.Method,
     streams: Mapping[str, 'StreamOf | ViewsOf'],
-    recipe: update.Recipe,
+    recipe: update.RecipeOptions,
     block: Any,
-    evaluation: loop.Evaluate | None,
+    evaluation: loop.EvaluateFn | None,
     best: str | None = None,
     start: Start | None = None,
-    terms_from: int = 0,
+    zero_terms_until: int = 0,
   ) -> Sequence[files.Path]:
     """Trains to the end of a recipe; returns what it leaves.
 
@@ -338,7 +338,8 @@ class Bench:
       evaluation: on the way.
       best: name of the scalar that says which state is the best.
       start: where parameters come from.
-      terms_from: last step at which a term of the loss may be 0 by intention.
+      zero_terms_until: last step at which a term of the loss may be 0 by
+        design.
     """
     for name, stream in streams.items():
       collectives.check_equal_on_all_hosts(
@@ -357,18 +358,18 @@ class Bench:
       self.operation.reading,
     )
     size = next(iter(streams.values())).size
-    training = loop.Training(
+    training = loop.TrainingSpec(
       method=trained,
       loader=batches,
       num_steps=recipe.num_steps,
       seed=recipe.seed,
       evaluate=evaluation,
       evaluate_every=recipe.evaluate_every,
-      best=best and loop.Best(best),
+      best=best and loop.BestMetric(best),
       loaded=self.loaded(place, start or Start(), trained.segmenter, size),
-      note=optimizers.describe(recipe.optimizer, recipe.num_steps),
+      summary=optimizers.describe(recipe.optimizer, recipe.num_steps),
       hparams=options.to_dict(block),
-      terms_from=terms_from,
+      zero_terms_until=zero_terms_until,
     )
     loop.train(training, place, self.operation, self.mesh)
     folders = [place.directory / name for name in ('checkpoints', 'best')]
@@ -392,8 +393,8 @@ class Bench:
       mesh=self.mesh,
       keep=(target,),
       reading=self.operation.reading,
-      show=show,
-      frame=frame,
+      log_progress=show,
+      padding=frame,
     )
     pictured = NUM_PICTURES if target == 'label' else 0
     return evaluator_lib.Evaluator(predictions, (metric,), target, pictured)
@@ -442,7 +443,7 @@ class Bench:
         trained,
         self.labeled_or(block, name, purpose),
         batch_size,
-        protocol.single(),
+        protocol.single_view(),
       )
       for name in (block.val_split, *block.follow)
     }

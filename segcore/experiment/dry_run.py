@@ -428,7 +428,7 @@ def _traced(
   plan: Plan, trained: method.Method, state: train_state.TrainState
 ) -> jax.stages.Traced:
   """The step of training, as a program for the mesh."""
-  step, watch = loop.jitted_step(trained, plan.mesh, state, plan.batch_spec)
+  step, watch = loop.build_step(trained, plan.mesh, state, plan.batch_spec)
   return step.trace(state, watch, plan.batch_spec)
 
 

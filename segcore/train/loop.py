@@ -29,11 +29,11 @@ from segcore.train import method as method_lib
 from segcore.train import workspace as workspace_lib
 
 # An evaluator: the state to scalars and pictures, tagged '<split>/<what>'.
-Evaluate = Callable[[train_state.TrainState], tensorboard.Summaries]
+EvaluateFn = Callable[[train_state.TrainState], tensorboard.Summaries]
 
 
 @dataclasses.dataclass(frozen=True)
-class Operation:
+class OperationOptions:
   """How a run is carried out; changes nothing of what it computes.
 
   Attributes:
@@ -59,7 +59,7 @@ class Operation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class BestMetric:
   """Which of the evaluator's scalars says what the best state is."""
 
   metric: str
@@ -73,7 +73,7 @@ class Best:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainingSpec:
   """A method, its data, and how long.
 
   Attributes:
@@ -85,28 +85,28 @@ class Training:
     evaluate_every: steps between evaluations; the last step always is one.
     best: what the best state is, or None to keep only the latest.
     loaded: subtrees to start from (see `Method.init`).
-    note: what else to say at the start: the optimizer in one line.
+    summary: what else to say at the start: the optimizer in one line.
     hparams: settings that TensorBoard shows beside the curves.
-    terms_from: last step at which a term of the loss may be 0 by intention.
+    zero_terms_until: last step at which a term of the loss may be 0 by design.
   """
 
   method: method_lib.Method
   loader: loader_lib.Loader
   num_steps: int
   seed: int
-  evaluate: Evaluate | None = None
+  evaluate: EvaluateFn | None = None
   evaluate_every: int = 0
-  best: Best | None = None
+  best: BestMetric | None = None
   loaded: types.Params | None = None
-  note: str = ''
+  summary: str = ''
   hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  terms_from: int = 0
+  zero_terms_until: int = 0
 
 
 def train(
-  training: Training,
+  training: TrainingSpec,
   place: workspace_lib.Workspace,
-  operation: Operation,
+  operation: OperationOptions,
   mesh: Mesh,
 ) -> train_state.TrainState:
   """Trains to the last step, from the newest checkpoint if there is one.
@@ -129,7 +129,7 @@ def train(
       if operation.record_ids:
         batches = _recorded(batches, log.ids, start)
       run = _Run(training, place, operation, checkpoints, log)
-      step, watch = jitted_step(training.method, mesh, state, spec)
+      step, watch = build_step(training.method, mesh, state, spec)
       if log.peak:
         # The call below is traced but once.
         log.operations = flops.count_jaxpr(
@@ -165,7 +165,7 @@ class _Log:
 
   def __init__(
     self,
-    training: Training,
+    training: TrainingSpec,
     place: workspace_lib.Workspace,
     start: int,
     mesh: Mesh,
@@ -191,7 +191,7 @@ class _Log:
       training.num_steps,
       training.loader.batch_size,
     )
-    self.silent = SilentTerms(training.terms_from)
+    self.silent = ZeroTermMonitor(training.zero_terms_until)
     self.writer = tensorboard.open_writer(
       place.directory / 'tensorboard', start
     )
@@ -247,7 +247,7 @@ class _Log:
     )
 
 
-class SilentTerms:
+class ZeroTermMonitor:
   """Notices terms of a loss that are 0 again and again, and tells of each once.
 
   A term is a scalar named 'loss_…'. Something that is learned from is never
@@ -279,9 +279,9 @@ class SilentTerms:
 class _Run:
   """The steps of one training, and what is due after each."""
 
-  training: Training
+  training: TrainingSpec
   place: workspace_lib.Workspace
-  operation: Operation
+  operation: OperationOptions
   checkpoints: checkpoint.Checkpoints
   log: _Log
 
@@ -401,7 +401,7 @@ def state_spec(
   )
 
 
-def jitted_step(
+def build_step(
   method: method_lib.Method, mesh: Mesh, state, spec: types.BatchSpec
 ):
   """The method's step, which also notes when a scalar was not finite.
@@ -442,7 +442,7 @@ def jitted_step(
 
 
 def _restore_or_init(
-  training: Training,
+  training: TrainingSpec,
   spec: types.BatchSpec,
   mesh: Mesh,
   checkpoints: checkpoint.Checkpoints,
@@ -474,7 +474,7 @@ def _init_compiler_options() -> dict[str, int] | None:
 
 
 def _report(
-  training: Training,
+  training: TrainingSpec,
   state,
   place: workspace_lib.Workspace,
   start: int,
@@ -492,7 +492,7 @@ def _report(
     f'{mesh.size} {mesh.devices.flat[0].device_kind} device(s); '
     'parameters: '
     + ', '.join(f'{name} {size:,}' for name, size in parts.items())
-    + (f'; {training.note}' if training.note else '')
+    + (f'; {training.summary}' if training.summary else '')
   )
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(state.params)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from segcore.types import Params
 
 # Pattern of paths, factor of the learning rate, factor of the weight decay.
-Group = tuple[str, float, float]
+ParamGroup = tuple[str, float, float]
 
 # Keeps the divisor of the layer-wise adaptations from 0.
 _ADAPTATION_EPS = 1e-8
@@ -54,7 +54,8 @@ class OptimizerOptions:
   adaptation: of sgd, layer by layer, before the momentum: none; larc, of every
     parameter; or lars, of those with two axes or more. Weight decay is then
     part of it, so its mode is l2, and lars decays only what it adapts.
-  trust: norm of an adapted gradient over that of its parameter, but for decay.
+  trust_coefficient: norm of an adapted gradient over that of its parameter,
+    without weight decay.
   weight_decay: coefficient for every parameter, biases and norms included;
     groups say otherwise.
   weight_decay_mode: decoupled (learning rate x decay x parameter is taken off)
@@ -80,11 +81,11 @@ class OptimizerOptions:
   momentum: float = 0.9
   nesterov: bool = False
   adaptation: str = 'none'
-  trust: float = 0.001
+  trust_coefficient: float = 0.001
   weight_decay: float = 0.0
   weight_decay_mode: str = 'decoupled'
   clip_norm: float = 0.0
-  groups: tuple[Group, ...] = ()
+  groups: tuple[ParamGroup, ...] = ()
 
   def __post_init__(self):
     _check_word('name', self.name, ('adam', 'sgd'))
@@ -104,7 +105,7 @@ class OptimizerOptions:
     _check_number('b2', self.b2, below=1.0)
     _check_number('eps', self.eps, above=0.0)
     _check_number('momentum', self.momentum, below=1.0)
-    _check_number('trust', self.trust, above=0.0)
+    _check_number('trust_coefficient', self.trust_coefficient, above=0.0)
     _check_number('warmup_start', self.warmup_start, below=1.0)
     _check_number('weight_decay', self.weight_decay)
     _check_number('clip_norm', self.clip_norm)
@@ -132,14 +133,15 @@ class OptimizerOptions:
 
   def factors(self, path: str) -> tuple[float, float]:
     """Factors of the learning rate and weight decay at one parameter."""
-    index = group_of(path, self.groups)
+    index = find_group(path, self.groups)
     return (1.0, 1.0) if index is None else self.groups[index][1:]
 
 
-def group_of(path: str, groups: tuple[Group, ...]) -> int | None:
+def find_group(path: str, groups: tuple[ParamGroup, ...]) -> int | None:
   """Index of the first group whose pattern is found in the path, or None.
 
-  >>> group_of('encoder/bias', (('^decoder/', 10.0, 1.0), ('bias$', 2.0, 0.0)))
+  >>> groups = (('^decoder/', 10.0, 1.0), ('bias$', 2.0, 0.0))
+  >>> find_group('encoder/bias', groups)
   1
   """
   for index, (pattern, *_) in enumerate(groups):
@@ -242,7 +244,9 @@ def describe(options: OptimizerOptions, num_steps: int) -> str:
   parts = [f'{options.name} ({inner})']
   if options.adaptation != 'none':
     some = ', two axes or more' if options.adaptation == 'lars' else ''
-    parts.append(f'{options.adaptation} (trust {options.trust:g}{some})')
+    parts.append(
+      f'{options.adaptation} (trust {options.trust_coefficient:g}{some})'
+    )
   parts.append(f'learning rate {options.learning_rate:g}')
   if options.warmup_steps:
     rise = f'warm-up of {options.warmup_steps:,} steps'
@@ -304,7 +308,11 @@ def _scale_by_larc(options: OptimizerOptions) -> optax.GradientTransformation:
     def adapt_leaf(path, update, param):
       decay = options.weight_decay * options.factors(path)[1]
       size, speed = optax.tree.norm(param), optax.tree.norm(update)
-      ratio = options.trust * size / (speed + decay * size + _ADAPTATION_EPS)
+      ratio = (
+        options.trust_coefficient
+        * size
+        / (speed + decay * size + _ADAPTATION_EPS)
+      )
       adapted = ratio * (update + decay * param)
       return jnp.where((size > 0) & (speed > 0), adapted, update)
 
@@ -321,7 +329,7 @@ def _scale_by_lars(options: OptimizerOptions) -> optax.GradientTransformation:
   """
   return optax.masked(
     optax.scale_by_trust_ratio(
-      trust_coefficient=options.trust, eps=_ADAPTATION_EPS
+      trust_coefficient=options.trust_coefficient, eps=_ADAPTATION_EPS
     ),
     lambda params: jax.tree.map(_has_axes, params),
   )
@@ -356,15 +364,15 @@ def _joined(path: tuple) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def _check_groups(groups: tuple[Group, ...], paths: list[str]) -> None:
+def _check_groups(groups: tuple[ParamGroup, ...], paths: list[str]) -> None:
   """Refuses a group that would be without effect."""
-  taken = {group_of(path, groups) for path in paths}
+  taken = {find_group(path, groups) for path in paths}
   for index, (pattern, *_) in enumerate(groups):
     if index in taken:
       continue
     found = [path for path in paths if re.search(pattern, path)]
     if found:
-      first = groups[group_of(found[0], groups)][0]
+      first = groups[find_group(found[0], groups)][0]
       raise ValueError(
         f'groups[{index}] {pattern!r} takes no parameter, since earlier groups '
         f'take what it matches ({found[0]} goes to {first!r}); put it first'

@@ -59,7 +59,7 @@ def row_keys(rng: Array, num_rows: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class RecipeOptions:
   """Batch, length and optimizer of a training.
 
   Attributes:
@@ -115,7 +115,7 @@ class Recipe:
         f'{self.batch_size // mesh.size} images per device'
       )
 
-  def update(self, trained: tuple[str, ...]) -> 'Update':
+  def make_update(self, trained: tuple[str, ...]) -> 'Update':
     """The update of these parts of the parameters."""
     return Update(trained, self.optimizer, self.num_steps, self.accumulate)
 
@@ -228,9 +228,9 @@ class Update:
       **{n: v / self.accumulate for n, v in outcome.scalars.items()},
       'grad_norm': optax.global_norm(gradient),
     }
-    return self.apply(state, gradient, batch_stats), metrics
+    return self.apply_gradients(state, gradient, batch_stats), metrics
 
-  def apply(
+  def apply_gradients(
     self,
     state: train_state.TrainState,
     gradient: types.Params,

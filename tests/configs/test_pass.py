@@ -16,7 +16,8 @@ from pass_luss.protocols import segment
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.experiment import dry_run, stage
-from segcore.train import method, optimizers
+from segcore.train import optimizers
+from segcore.train import update as update_lib
 from tests.support import fake_methods
 from tests.transcriptions import pass_luss as reference
 
@@ -283,7 +284,9 @@ def test_submissions_say_what_the_servers_ask_for():
   ):
     config = load(name, 'branch=pixpro')
     for block in ('segment', 'segment_semi', 'distance'):
-      built = main.options.build(segment.About, config[block].about, 'about')
+      built = main.options.build(
+        segment.SubmissionInfo, config[block].about, 'about'
+      )
       assert all(dataclasses.astuple(built))
       assert built.networks == network and built.name == 'PASSp'
       assert ('train-semi' in built.data) == (block != 'segment')
@@ -304,7 +307,7 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
   def open_split(runner, name, *_):
     opened.append(name)
-    return fake_methods.ramps(1)
+    return fake_methods.coordinate_split(1)
 
   monkeypatch.setattr(main.Runner, '_open', open_split)
   config = load('pass_shapes', 'saliency=somewhere')
@@ -363,7 +366,7 @@ def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
     optimizers.OptimizerOptions, config.semi.recipe.optimizer, 'optimizer'
   )
   assert optimizer.factors('encoder/block4/unit1/conv1/kernel')[0] == 0.45
-  assert (config.semi.reduction, config.semi.doubles) == (4, True)
+  assert (config.semi.reduction, config.semi.repeated_upsampling) == (4, True)
   experiment = main.options.build(experiment_lib.Experiment, config, 'config')
   nets = networks.Networks(experiment, sharding.make_mesh())
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
@@ -428,7 +431,7 @@ def test_what_starts_from_a_run_of_pass_takes_its_encoder():
 
 
 def test_parts_of_heads_are_taken_by_name():
-  merged = method._with_parts(
+  merged = update_lib._with_parts(
     {'heads': {'a': 1, 'b': 2}, 'encoder': {'x': 0}}, {'heads': {'a': 3}}
   )
   assert merged == {'heads': {'a': 3, 'b': 2}, 'encoder': {'x': 0}}

@@ -534,7 +534,7 @@ def test_what_is_reported_of_voc():
   runner = u2pl_main.PROGRAM.build_runner(load('u2pl_voc'))
   reported = runner.experiment.evaluate
   assert [*reported.frames] == ['', '_framed']
-  for protocol in (reported.protocol, reported.protocol.single()):
+  for protocol in (reported.protocol, reported.protocol.single_view()):
     assert protocol.align_corners
     scores = runner.reporting.scores(21)
     maps = runner.bench.label_maps(scores, 21, protocol)

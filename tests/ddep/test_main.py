@@ -21,40 +21,40 @@ def whole(source, tmp_path_factory):
   """An uninterrupted run on one device."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   process = runs.start(source, workdir)
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
 def assert_same_to_the_bit(one, other):
   jax.tree.map(
     np.testing.assert_array_equal,
-    runs.state_of(one / 'finetune'),
-    runs.state_of(other / 'finetune'),
+    runs.read_state(one / 'finetune'),
+    runs.read_state(other / 'finetune'),
   )
   for name in ('metrics', 'ids'):
-    assert runs.metrics_of(one / 'finetune', name) == runs.metrics_of(
+    assert runs.read_metrics(one / 'finetune', name) == runs.read_metrics(
       other / 'finetune', name
     )
-  assert runs.results_of(one) == runs.results_of(other)
+  assert runs.read_results(one) == runs.read_results(other)
 
 
 def test_a_run_leaves_what_it_promises(whole):
   stage = whole / 'finetune'
-  lines = runs.metrics_of(stage)
+  lines = runs.read_metrics(stage)
   trained = [line['step'] for line in lines if 'train/loss' in line]
   evaluated = [line['step'] for line in lines if 'val/miou' in line]
   assert trained == list(range(1, 15))
   assert evaluated == [6, 12, 14]
   saved = {int(p.name) for p in (stage / 'checkpoints').iterdir()}
   assert saved == {12, 14}
-  batches = [line['ids'] for line in runs.metrics_of(stage, 'ids')]
+  batches = [line['ids'] for line in runs.read_metrics(stage, 'ids')]
   assert [len(ids) for ids in batches] == [4] * 14
-  results = runs.results_of(whole)['val']
+  results = runs.read_results(whole)['val']
   trained_on = {i for ids in batches for i in ids}
   assert results['num_images'] + len(trained_on) == 16
   assert set(results['per_class']['iou']) == {'ground', 'disc'}
   assert (stage / 'parameters.txt').read_text().count('encoder/') > 5
-  text = runs.text_of(whole)
+  text = runs.read_log(whole)
   assert 'finetune: 14 steps of 4 images on 1' in text
   assert 'ETA' in text
 
@@ -72,12 +72,12 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
     whole,
     *('--stage=predict', f'--images={photos}', f'--out={out}', '--probs'),
   )
-  assert runs.finish(process, whole) == 0, runs.text_of(whole)
-  assert f'skipped: {photos}/torn.jpg' in runs.text_of(whole)
-  assert '16 images predicted, 1 skipped' in runs.text_of(whole)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
+  assert f'skipped: {photos}/torn.jpg' in runs.read_log(whole)
+  assert '16 images predicted, 1 skipped' in runs.read_log(whole)
   trained = {
     i
-    for line in runs.metrics_of(whole / 'finetune', 'ids')
+    for line in runs.read_metrics(whole / 'finetune', 'ids')
     for i in line['ids']
   }
   counts = np.zeros((2, 2))
@@ -104,16 +104,16 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
     counts[c, c] / (counts[c].sum() + counts[:, c].sum() - counts[c, c])
     for c in (0, 1)
   ]
-  found = runs.results_of(whole)['val']['per_class']['iou']
+  found = runs.read_results(whole)['val']['per_class']['iou']
   np.testing.assert_allclose(iou, [found['ground'], found['disc']], atol=1e-9)
   assert (out / 'classes.txt').read_text() == 'ground #000000\ndisc #800000\n'
 
 
 def test_finished_work_is_not_done_twice(source, whole):
-  before = runs.text_of(whole)
+  before = runs.read_log(whole)
   process = runs.start(source, whole)
-  assert runs.finish(process, whole) == 0
-  added = runs.text_of(whole)[len(before) :]
+  assert runs.wait(process, whole) == 0
+  added = runs.read_log(whole)[len(before) :]
   assert 'finetune is finished already' in added
   assert 'steps/s' not in added
 
@@ -124,11 +124,14 @@ def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(
   workdir = tmp_path / 'run'
   stage = workdir / 'finetune'
   # The journal has step 6 before that step is evaluated.
-  for due in (runs.saving(stage, 4), runs.logged(stage, 6)):
-    assert runs.stop_when(runs.start(source, workdir), due), 'ended unkilled'
+  for due in (
+    runs.checkpoint_half_written(stage, 4),
+    runs.step_logged(stage, 6),
+  ):
+    assert runs.signal_when(runs.start(source, workdir), due), 'ended unkilled'
     assert not (stage / 'DONE.json').exists()
   process = runs.start(source, workdir)
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   assert_same_to_the_bit(whole, workdir)
 
 
@@ -136,13 +139,15 @@ def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
   workdir = tmp_path / 'run'
   stage = workdir / 'finetune'
   process = runs.start(source, workdir)
-  assert runs.stop_when(process, runs.logged(stage, 3), signal.SIGTERM)
-  assert process.returncode == 75, runs.text_of(workdir)
+  assert runs.signal_when(process, runs.step_logged(stage, 3), signal.SIGTERM)
+  assert process.returncode == 75, runs.read_log(workdir)
   saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
-  assert runs.metrics_of(stage)[-1]['step'] == saved
-  assert f'saved at step {saved}; run the same command' in runs.text_of(workdir)
+  assert runs.read_metrics(stage)[-1]['step'] == saved
+  assert f'saved at step {saved}; run the same command' in runs.read_log(
+    workdir
+  )
   process = runs.start(source, workdir)
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   assert_same_to_the_bit(whole, workdir)
 
 
@@ -160,7 +165,7 @@ def one_of_4(source, tmp_path_factory):
   """An uninterrupted run on 4 devices of one host."""
   workdir = tmp_path_factory.mktemp('one') / 'run'
   alone = runs.start(source, workdir, *PROTOCOL, devices=4)
-  assert runs.finish(alone, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(alone, workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
@@ -194,7 +199,7 @@ class Group:
 
   def finish(self, codes):
     """Waits for all; they have to exit with these."""
-    found = [runs.finish(p, self.logs[0]) for p in self.processes]
+    found = [runs.wait(p, self.logs[0]) for p in self.processes]
     assert found == codes, '\n'.join(log.read_text() for log in self.logs)
 
   def last_lines(self):
@@ -204,7 +209,7 @@ class Group:
 def losses_of(stage):
   return {
     line['step']: line['train/loss']
-    for line in runs.metrics_of(stage)
+    for line in runs.read_metrics(stage)
     if 'train/loss' in line
   }
 
@@ -213,14 +218,14 @@ def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
   one, two = one_of_4, two_of_2
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-    runs.state_of(one / 'finetune'),
-    runs.state_of(two / 'finetune'),
+    runs.read_state(one / 'finetune'),
+    runs.read_state(two / 'finetune'),
   )
   # Host 0 reads the first half of every batch.
-  halves = [line['ids'] for line in runs.metrics_of(two / 'finetune', 'ids')]
-  wholes = [line['ids'] for line in runs.metrics_of(one / 'finetune', 'ids')]
+  halves = [line['ids'] for line in runs.read_metrics(two / 'finetune', 'ids')]
+  wholes = [line['ids'] for line in runs.read_metrics(one / 'finetune', 'ids')]
   assert halves == [ids[:2] for ids in wholes]
-  assert runs.results_of(one) == runs.results_of(two)
+  assert runs.read_results(one) == runs.read_results(two)
 
 
 @pytest.mark.slow
@@ -231,8 +236,8 @@ def test_hosts_of_which_one_was_killed_end_as_if_not(
   whole, workdir = tmp_path / 'whole', tmp_path / 'run'
   Group(source, whole, count, devices).finish([0] * count)
   group = Group(source, workdir, count, devices)
-  due = runs.logged(workdir / 'finetune', 6)
-  assert runs.stop_when(group.processes[0], due)
+  due = runs.step_logged(workdir / 'finetune', 6)
+  assert runs.signal_when(group.processes[0], due)
   group.finish([-signal.SIGKILL, *[1] * (count - 1)])
   for line in group.last_lines()[1:]:
     assert re.match(r'error: process 0 \(.+\) is gone', line)
@@ -246,15 +251,15 @@ def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
   stage = workdir / 'finetune'
   only = '--stage=finetune'
   group = Group(source, workdir, 4, 1, only)
-  assert runs.stop_when(group.processes[2], runs.logged(stage, 5))
+  assert runs.signal_when(group.processes[2], runs.step_logged(stage, 5))
   group.finish([1, 1, -signal.SIGKILL, 1])
   for i in (0, 1, 3):
     assert re.match(r'error: process 2 \(.+\) is gone', group.last_lines()[i])
   before = losses_of(stage)
   # One of them is asked to stop: all do, at one step.
   group = Group(source, workdir, 4, 1, only)
-  assert runs.stop_when(
-    group.processes[3], runs.logged(stage, 7), signal.SIGTERM
+  assert runs.signal_when(
+    group.processes[3], runs.step_logged(stage, 7), signal.SIGTERM
   )
   group.finish([75] * 4)
   saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
@@ -268,8 +273,8 @@ def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
   for step in found:
     assert found[step] == pytest.approx(expected[step], abs=1e-5)
   # Host 0 reads the first rows of every batch: one of 4, then two.
-  lines = runs.metrics_of(one_of_4 / 'finetune', 'ids')
-  ids = [line['ids'] for line in runs.metrics_of(stage, 'ids')]
+  lines = runs.read_metrics(one_of_4 / 'finetune', 'ids')
+  ids = [line['ids'] for line in runs.read_metrics(stage, 'ids')]
   assert ids == [
     whole[: 1 if step <= saved else 2]
     for step, whole in enumerate((x['ids'] for x in lines), start=1)

@@ -140,7 +140,7 @@ def facts(config):
     'lr': config.denoise.recipe.optimizer.learning_rate if denoises else None,
     'takes': config.finetune.start.take,
     'scales': len(config.evaluate.protocol.scales),
-    'tiles': config.evaluate.protocol.tiles,
+    'tiling': config.evaluate.protocol.tiling,
   }
 
 
@@ -175,7 +175,7 @@ FIXED = (0.95, 0.0, (0.0, 0.0))
         'kind': 'simple',
         'strength': (0.0, 0.8, (0.0, 0.0)),
         'steps': 269_215,  # 6000 · 22,973 / 512, rounded up
-        'tiles': 'halves',
+        'tiling': 'halves',
         'scales': 1,
       },
     ),
@@ -220,7 +220,11 @@ FIXED = (0.95, 0.0, (0.0, 0.0))
       },
     ),
     ('Fig. 7', 'supervised 3x', {'width': 3, 'labeled': 'ade20k'}),
-    ('Table 7', 'DDeP', {'encoder': 'bit', 'scales': 1, 'tiles': 'windows'}),
+    (
+      'Table 7',
+      'DDeP',
+      {'encoder': 'bit', 'scales': 1, 'tiling': 'sliding_window'},
+    ),
   ],
 )
 def test_a_row_is_what_it_says(table, row, expected):

@@ -16,9 +16,11 @@ import pytest
 from pass_luss import experiment as experiment_lib
 from pass_luss import main
 from pass_luss.benchmark import png_format
-from pass_luss.pseudo_labels import cluster
+from pass_luss.pseudo_labels import features
+from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import errors, options
 from segcore.distributed import sharding
+from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
 STAGES = (
@@ -29,7 +31,6 @@ STAGES = (
 # `pass_shapes.py` on a folder of images, and shorter.
 CONFIG = """
 from configs import common, pass_shapes
-from segcore.train import workspace as workspace_lib
 
 def get_config(argument=None):
   config = pass_shapes.get_config('tiny')
@@ -139,9 +140,7 @@ def start(
 def whole(config, tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  assert runs.finish(start(config, workdir), workdir) == 0, runs.text_of(
-    workdir
-  )
+  assert runs.wait(start(config, workdir), workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
@@ -152,7 +151,9 @@ def results_of(workdir, name):
 def test_a_run_leaves_what_it_promises(whole):
   for name in STAGES:
     assert (whole / name / 'DONE.json').exists(), name
-  lines = [x for x in runs.metrics_of(whole / 'represent') if 'train/loss' in x]
+  lines = [
+    x for x in runs.read_metrics(whole / 'represent') if 'train/loss' in x
+  ]
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
   assert {'train/loss_swav', 'train/loss_p2p', 'train/loss_shallow3'} <= set(
     lines[-1]
@@ -160,7 +161,7 @@ def test_a_run_leaves_what_it_promises(whole):
   assert [line['train/queue_fill'] for line in lines] == [0, 0, 0.5, 1, 1, 1]
 
   # A label map for each training image, as large as it, of two categories.
-  labels = png_format.names(whole / 'label' / 'train')
+  labels = png_format.list_files(whole / 'label' / 'train')
   assert len(labels) == 12
   for name in labels:
     found = png_format.read(whole / 'label' / 'train' / name, 2)
@@ -176,7 +177,7 @@ def test_a_run_leaves_what_it_promises(whole):
   assert set(results_of(whole, 'distance')) == {'val', 'val_rematched'}
   match = json.loads((whole / 'segment' / 'match.json').read_text())
   assert match['0'] == 0 and sorted(match.values()) == [0, 1, 2]
-  assert len(png_format.names(whole / 'segment' / 'val')) == 3
+  assert len(png_format.list_files(whole / 'segment' / 'val')) == 3
 
 
 def test_classes_of_another_data_set_are_found_by_their_names(whole):
@@ -184,7 +185,7 @@ def test_classes_of_another_data_set_are_found_by_their_names(whole):
   match = json.loads((whole / 'segment_on' / 'match.json').read_text())
   assert match == {'0': 0, '1': 0, '2': 1}
   here, there = whole / 'segment_semi' / 'val', whole / 'segment_on' / 'val'
-  for name in png_format.names(here):
+  for name in png_format.list_files(here):
     np.testing.assert_array_equal(
       png_format.read(here / name, 2), png_format.read(there / name, 2)
     )
@@ -258,13 +259,13 @@ def test_clusters_are_not_looked_for_again(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(cluster, 'tags_of', killed)
+    patch.setattr(features, 'single_tags', killed)
     with pytest.raises(KeyboardInterrupt):
       runner.run_cluster(place)
-  monkeypatch.setattr(cluster, 'features', killed)
+  monkeypatch.setattr(features, 'extract', killed)
   assigned = np.load(place.directory / 'assignments.npy')
   # Classes that are the clusters, by other numbers.
-  monkeypatch.setattr(cluster, 'tags_of', lambda split: 7 - assigned)
+  monkeypatch.setattr(features, 'single_tags', lambda split: 7 - assigned)
   outputs = runner.run_cluster(place)
   assert sorted(path.name for path in outputs) == [
     *('assignments.npy', 'centroids.npy', 'clusters.json')
@@ -301,16 +302,16 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
 
   def sweep(labeler, split, *_):
     swept.append(split.name)
-    return labeler.Sweep.empty(2, 2)
+    return labeler_lib.ThresholdSweep.empty(2, 2)
 
-  monkeypatch.setattr(labeler.Labeler, 'sweep', sweep)
+  monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
   found = [runner._threshold(place, 'label', labeler, 2) for _ in range(2)]
   assert found[0] == found[1] and len(swept) == 1
   assert found[0].chosen_on == swept[0]
 
   drawn = []
   monkeypatch.setattr(
-    labeler.pictures,
+    labeler_lib.panels,
     'grid',
     lambda rows, names: drawn.append((rows, names)) or rows[0][0],
   )
@@ -320,7 +321,7 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
   some = runner._open('').select(np.array([3]))
-  labeler.panel(some, whole / 'label' / 'train', left_half)
+  labeler.draw_panel(some, whole / 'label' / 'train', left_half)
   ((((_, decided, _),), names),) = drawn
   assert names[1] == 'saliency'
   half = decided.shape[1] // 2
@@ -349,7 +350,7 @@ def test_the_evaluate_command_finds_what_the_stage_found(
   whole, config, tmp_path
 ):
   masks = tmp_path / 'gt'
-  for name in png_format.names(whole / 'segment' / 'val'):
+  for name in png_format.list_files(whole / 'segment' / 'val'):
     mask = cv2.imread(
       str(config.parent / 'masks' / pathlib.Path(name).name), -1
     )
@@ -383,21 +384,21 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
   before = tuple(name for name in STAGES if name != 'segment_on')
   labels = workdir / 'label' / 'train'
   for due in (
-    runs.logged(workdir / 'represent', 4),
+    runs.step_logged(workdir / 'represent', 4),
     lambda: labels.exists() and len([*labels.iterdir()]) > 3,
   ):
     process = start(config, workdir, f'--config.stages={before}')
-    assert runs.stop_when(process, due)
+    assert runs.signal_when(process, due)
   process = start(config, workdir)
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   for name in ('represent', 'attend', 'finetune', 'semi'):
     jax.tree.map(
       np.testing.assert_array_equal,
-      runs.state_of(workdir / name),
-      runs.state_of(whole / name),
+      runs.read_state(workdir / name),
+      runs.read_state(whole / name),
     )
     for file in ('metrics', 'ids'):
-      assert runs.metrics_of(workdir / name, file) == runs.metrics_of(
+      assert runs.read_metrics(workdir / name, file) == runs.read_metrics(
         whole / name, file
       )
   for name in ('distance', 'label', 'segment', 'segment_semi', 'segment_on'):
@@ -425,7 +426,7 @@ def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
     for i in range(2)
   ]
   for host in hosts:
-    assert runs.finish(host, workdir) == 0, runs.text_of(workdir)
+    assert runs.wait(host, workdir) == 0, runs.read_log(workdir)
   np.testing.assert_allclose(
     np.load(workdir / 'cluster' / 'centroids.npy'),
     np.load(whole / 'cluster' / 'centroids.npy'),
@@ -436,8 +437,8 @@ def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
     *(('segment', 'val'), ('distance', 'val')),
   ):
     made, expected = workdir / name / folder, whole / name / folder
-    names = png_format.names(expected)
-    assert png_format.names(made) == names
+    names = png_format.list_files(expected)
+    assert png_format.list_files(made) == names
     differs = [
       np.mean(png_format.read(made / x, 2) != png_format.read(expected / x, 2))
       for x in names
@@ -458,7 +459,7 @@ def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
     whole,
     *('--stage=predict', f'--images={config.parent}/images', f'--out={out}'),
   )
-  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
   assert len([*(out / 'labels').iterdir()]) == 15
   assert {'other', 'disc', 'bar'} <= set(
     (out / 'classes.txt').read_text().replace(':', ' ').split()
@@ -468,13 +469,13 @@ def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
 def test_what_was_segmented_can_be_exported(config, whole):
   """One program for images of all sizes finds the label maps of `segment`."""
   process = start(config, whole, '--stage=export')
-  assert runs.finish(process, whole) == 0, runs.text_of(whole)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
   known = json.loads((whole / 'export' / 'classes.json').read_text())
   assert sorted(known['classes']) == ['bar', 'disc', 'other']
   program = jax.export.deserialize(
     bytearray((whole / 'export' / 'model.stablehlo').read_bytes())
   )
-  names = png_format.names(whole / 'segment' / 'val')
+  names = png_format.list_files(whole / 'segment' / 'val')
   for name in names:
     image = cv2.imread(str(config.parent / 'images' / pathlib.Path(name).name))
     found = np.asarray(program.call(image[None, ..., ::-1]))[0]
@@ -493,5 +494,5 @@ def test_a_missing_saliency_map_is_told_in_one_line(config, whole, tmp_path):
     *('--stage=label',),
   )
   workdir = whole.with_name('other')
-  assert runs.finish(process, workdir) == 2
-  assert runs.text_of(workdir).count('error: ') == 1
+  assert runs.wait(process, workdir) == 2
+  assert runs.read_log(workdir).count('error: ') == 1

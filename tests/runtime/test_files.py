@@ -79,8 +79,8 @@ def test_a_metrics_file_goes_on_where_the_checkpoint_was(folder):
 def test_pictures_and_events_are_the_same_bytes_as_here(folder, tmp_path):
   folder.mkdir(parents=True)
   picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-  panels.write(folder / 'a.png', picture)
-  panels.write(tmp_path / 'b.png', picture)
+  panels.write_png(folder / 'a.png', picture)
+  panels.write_png(tmp_path / 'b.png', picture)
   expected = (tmp_path / 'b.png').read_bytes()
   assert (folder / 'a.png').read_bytes() == expected
   with tensorboard.SummaryWriter(folder / 'events') as writer:

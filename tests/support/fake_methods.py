@@ -384,7 +384,9 @@ class MultiView:
     (total, (embeddings, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(params)
-    state = self.update.apply(state.replace(params=params), gradient, stats)
+    state = self.update.apply_gradients(
+      state.replace(params=params), gradient, stats
+    )
     new = jnp.moveaxis(embeddings[:, :2], 1, 0)
     queue = jnp.concatenate([new, state.queue], axis=1)[:, : self.length]
     count = jnp.minimum(state.count + new.shape[1], self.length)
@@ -469,7 +471,7 @@ def _optimizer() -> optimizers.OptimizerOptions:
   return optimizers.OptimizerOptions(name='sgd', learning_rate=0.1)
 
 
-def patches(
+def labeled_split(
   sizes: list[tuple[int, int]], num_classes: int = NUM_CLASSES, seed: int = 0
 ) -> datasets.Split:
   """Images of rectangles whose color tells the class, a little ignored."""
@@ -481,22 +483,26 @@ def patches(
     label = transforms.resize_nearest(coarse, size)
     image = palette[label] + rng.normal(0, 20, (*size, 3))
     label[:2, :3] = batch_lib.IGNORE
-    found.append(record(i, image.clip(0, 255), label, num_classes))
-  return split_of(found, num_classes)
+    found.append(make_record(i, image.clip(0, 255), label, num_classes))
+  return make_split(found, num_classes)
 
 
-def ramps(count: int, size: tuple[int, int] = (40, 48)) -> datasets.Split:
+def coordinate_split(
+  count: int, size: tuple[int, int] = (40, 48)
+) -> datasets.Split:
   """Images that say where a pixel is: red 5x, green 6y, blue its image."""
   y, x = np.mgrid[: size[0], : size[1]]
-  return split_of(
+  return make_split(
     [
-      record(i, np.stack([5 * x, 6 * y, np.full(size, 10 * i)], -1))
+      make_record(i, np.stack([5 * x, 6 * y, np.full(size, 10 * i)], -1))
       for i in range(count)
     ]
   )
 
 
-def record(i, image, label=None, num_classes=NUM_CLASSES) -> records.Record:
+def make_record(
+  i, image, label=None, num_classes=NUM_CLASSES
+) -> records.Record:
   _, png = cv2.imencode('.png', image.astype(np.uint8)[..., ::-1])
   found = {'image': png.tobytes(), 'id': f'image{i:02}'.encode()}
   if label is not None:
@@ -504,7 +510,7 @@ def record(i, image, label=None, num_classes=NUM_CLASSES) -> records.Record:
   return found
 
 
-def split_of(found, num_classes=NUM_CLASSES) -> datasets.Split:
+def make_split(found, num_classes=NUM_CLASSES) -> datasets.Split:
   return datasets.Split(
     name='fake train',
     version='fake/1.0.0',
@@ -548,15 +554,15 @@ class TestLoader(loader.Loader):
       yield batch
 
 
-def two_streams(**fields) -> TestLoader:
+def two_stream_loader(**fields) -> TestLoader:
   """Batches of labeled and of other images, 16 pixels each way."""
-  labeled = patches([(20, 24)] * 11)
-  unlabeled = patches([(24, 18)] * 13, seed=1)
+  labeled = labeled_split([(20, 24)] * 11)
+  unlabeled = labeled_split([(24, 18)] * 13, seed=1)
   decode = transforms.Decode(NUM_CLASSES)
-  return two_streams_of(labeled, decode, unlabeled, **fields)
+  return make_two_stream_loader(labeled, decode, unlabeled, **fields)
 
 
-def two_streams_of(labeled, labels, unlabeled, **fields) -> TestLoader:
+def make_two_stream_loader(labeled, labels, unlabeled, **fields) -> TestLoader:
   """The same of other images, whose labels come from a transform."""
   cut = (transforms.RandomCrop((16, 16)), transforms.RandomFlip())
   decode = transforms.Decode(NUM_CLASSES, keep=())
@@ -567,7 +573,7 @@ def two_streams_of(labeled, labels, unlabeled, **fields) -> TestLoader:
   return TestLoader(streams, BATCH_SIZE, seed=3, **fields)
 
 
-def many_views(**fields) -> TestLoader:
+def multi_view_loader(**fields) -> TestLoader:
   """Batches of two views of 24 and three of 16 pixels."""
   crop = views.MultiCrop(
     (
@@ -576,7 +582,7 @@ def many_views(**fields) -> TestLoader:
     )
   )
   decode = transforms.Decode(NUM_CLASSES, keep=())
-  streams = {'': _stream(ramps(10), decode, crop)}
+  streams = {'': _stream(coordinate_split(10), decode, crop)}
   return TestLoader(streams, BATCH_SIZE, seed=4, **fields)
 
 
@@ -585,9 +591,9 @@ def _stream(split, *steps) -> loader.Stream:
 
 
 # Method and loader by name.
-FAKES = {
-  'two_stream': (two_stream, two_streams),
-  'multi_view': (multi_view, many_views),
+METHODS = {
+  'two_stream': (two_stream, two_stream_loader),
+  'multi_view': (multi_view, multi_view_loader),
 }
 
 
@@ -603,8 +609,8 @@ def train(
 
   It logs at every step and saves at steps 3, 6 and 8.
   """
-  make, its_own = FAKES[name]
-  training = loop.Training(
+  make, its_own = METHODS[name]
+  training = loop.TrainingSpec(
     method=make(),
     loader=batches or its_own(**disturbance),
     num_steps=NUM_STEPS,
@@ -612,13 +618,13 @@ def train(
     loaded=loaded,
   )
   place = workspace_lib.Workspace(directory, {}, 'digest')
-  operation = loop.Operation(log_every=1, save_every=3)
+  operation = loop.OperationOptions(log_every=1, save_every=3)
   return loop.train(training, place, operation, mesh)
 
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser()
-  parser.add_argument('name', choices=FAKES)
+  parser.add_argument('name', choices=METHODS)
   parser.add_argument('directory', type=pathlib.Path)
   parser.add_argument('--hangs_at', type=int, default=-1)
   arguments = parser.parse_args()

@@ -123,21 +123,21 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen, workdir: pathlib.Path) -> int:
+def wait(process: subprocess.Popen, workdir: pathlib.Path) -> int:
   """Waits for a run; returns its exit status."""
   try:
     return process.wait(timeout=240)
   except subprocess.TimeoutExpired:
     process.kill()
-    raise AssertionError(text_of(workdir)) from None
+    raise AssertionError(read_log(workdir)) from None
 
 
-def text_of(workdir: pathlib.Path) -> str:
+def read_log(workdir: pathlib.Path) -> str:
   """What a run has printed so far."""
   return workdir.with_suffix('.log').read_text()
 
 
-def stop_when(process: subprocess.Popen, due, sign=signal.SIGKILL) -> bool:
+def signal_when(process: subprocess.Popen, due, sign=signal.SIGKILL) -> bool:
   """Sends the signal as soon as `due()`; False if the run ended before."""
   while process.poll() is None:
     if due():
@@ -148,12 +148,12 @@ def stop_when(process: subprocess.Popen, due, sign=signal.SIGKILL) -> bool:
   return False
 
 
-def saving(stage: pathlib.Path, step: int):
+def checkpoint_half_written(stage: pathlib.Path, step: int):
   """True while the checkpoint of a step is half written."""
   return lambda: any(stage.glob(f'checkpoints/{step}.orbax-checkpoint-tmp*'))
 
 
-def logged(stage: pathlib.Path, step: int):
+def step_logged(stage: pathlib.Path, step: int):
   """True once a step is in the journal."""
 
   def found() -> bool:
@@ -170,7 +170,7 @@ def free_port() -> int:
     return free.getsockname()[1]
 
 
-def state_of(stage: pathlib.Path) -> dict:
+def read_state(stage: pathlib.Path) -> dict:
   """Everything in the last checkpoint of a stage."""
   names = (
     *('step', 'params', 'batch_stats', 'opt_state', 'rng'),
@@ -179,13 +179,13 @@ def state_of(stage: pathlib.Path) -> dict:
   return checkpoint_reader.read(stage / 'checkpoints', names)
 
 
-def metrics_of(stage: pathlib.Path, name: str = 'metrics') -> list[dict]:
+def read_metrics(stage: pathlib.Path, name: str = 'metrics') -> list[dict]:
   """The lines of a journal."""
   lines = (stage / f'{name}.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 
-def results_of(workdir: pathlib.Path) -> dict:
+def read_results(workdir: pathlib.Path) -> dict:
   """The splits of results.json."""
   return json.loads((workdir / 'evaluate' / 'results.json').read_text())[
     'splits'

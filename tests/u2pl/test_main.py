@@ -17,13 +17,13 @@ def whole(source, tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   process = runs.start(source, workdir, method='u2pl')
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
 def test_a_run_leaves_what_it_promises(whole):
   stage = whole / 'train'
-  lines = [x for x in runs.metrics_of(stage) if 'train/loss' in x]
+  lines = [x for x in runs.read_metrics(stage) if 'train/loss' in x]
   assert [line['step'] for line in lines] == list(range(1, 15))
   unsupervised = [line['train/loss_unsupervised'] for line in lines]
   # An epoch of 3 steps is the warm-up.
@@ -31,12 +31,12 @@ def test_a_run_leaves_what_it_promises(whole):
   assert lines[-1]['train/bank_fill/0'] > 0
   assert 0 < lines[-1]['train/pseudo_label_accuracy'] <= 1
   assert 0.8 < lines[3]['train/reliable_share'] < 1
-  state = runs.state_of(stage)
+  state = runs.read_state(stage)
   assert np.any(state['bank']['rows']) and np.all(state['bank']['count'] > 0)
-  text = runs.text_of(whole)
+  text = runs.read_log(whole)
   assert '4 labeled and 8 unlabeled images' in text
   assert 'bank_fill' not in text  # Too much for a line.
-  results = runs.results_of(whole)['val']
+  results = runs.read_results(whole)['val']
   assert results['num_images'] == 4
   assert set(results['per_class']['iou']) == {'ground', 'disc'}
 
@@ -49,19 +49,19 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
   workdir = tmp_path / 'run'
   for step in (2, 7):  # In the warm-up, and with a bank.
     process = runs.start(source, workdir, method='u2pl')
-    runs.stop_when(process, runs.logged(workdir / 'train', step))
+    runs.signal_when(process, runs.step_logged(workdir / 'train', step))
   process = runs.start(source, workdir, method='u2pl')
-  assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   jax.tree.map(
     np.testing.assert_array_equal,
-    runs.state_of(workdir / 'train'),
-    runs.state_of(whole / 'train'),
+    runs.read_state(workdir / 'train'),
+    runs.read_state(whole / 'train'),
   )
   for name in ('metrics', 'ids'):
-    assert runs.metrics_of(workdir / 'train', name) == runs.metrics_of(
+    assert runs.read_metrics(workdir / 'train', name) == runs.read_metrics(
       whole / 'train', name
     )
-  assert runs.results_of(workdir) == runs.results_of(whole)
+  assert runs.read_results(workdir) == runs.read_results(whole)
 
 
 def test_another_start_is_refused_in_one_line(source, tmp_path):
@@ -71,6 +71,6 @@ def test_another_start_is_refused_in_one_line(source, tmp_path):
     '--config.train.start.take=("encoder", "decoder")',
     method='u2pl',
   )
-  assert runs.finish(process, workdir) == 2
-  assert runs.text_of(workdir).count('error: ') == 1
-  assert 'nowhere does not exist' in runs.text_of(workdir)
+  assert runs.wait(process, workdir) == 2
+  assert runs.read_log(workdir).count('error: ') == 1
+  assert 'nowhere does not exist' in runs.read_log(workdir)

@@ -251,7 +251,7 @@ class MeanTeacher:
     (total, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
       state.params
     )
-    new = self.update.apply(state, gradient, stats)
+    new = self.update.apply_gradients(state, gradient, stats)
     if lesson is None:
       return new, {'loss': total}
     decay = self._decay(state)

@@ -5,8 +5,6 @@ over this batch and a queue of the batches before (spec §2.5).
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from pass_luss.pretrain import embedding_ops, sinkhorn
 from pass_luss.pretrain import queue as queue_lib
-from segcore import types
 from segcore.ops import losses
 from segcore.types import Scalar
-
-# Floor of divisors.
-_MIN_SUM = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,63 +143,9 @@ def swapped_loss(
   return (jnp.sum(pairs) - own) / (2 * (num_views - 1))
 
 
-def prototype_usage(targets: Float[Array, 'N K']) -> Scalar:
-  """How evenly prototypes are used, in [0, 1]: entropy of the mean target.
-
-  1 where all are used alike, 0 where one takes everything.
-  """
-  share = jnp.mean(targets, axis=0)
-  share = share / jnp.maximum(jnp.sum(share), _MIN_SUM)
-  entropy = -jnp.sum(jax.scipy.special.xlogy(share, share))
-  return entropy / jnp.log(targets.shape[1])
-
-
 def embedding_deviation(embeddings: Float[Array, 'N D']) -> Scalar:
   """How far unit vectors are apart, in [0, 1]: 0 where all are the same.
 
   One minus the length of their mean.
   """
   return 1.0 - jnp.linalg.norm(jnp.mean(embeddings, axis=0))
-
-
-def normalize_prototypes(params: types.Params) -> types.Params:
-  """L2-normalizes the prototypes, as before every forward pass."""
-  return _with_prototypes(
-    lambda prototypes: embedding_ops.l2_normalize(prototypes, axis=0), params
-  )
-
-
-def freeze_prototypes(frozen: Bool[Array, ''], new: Any, old: Any) -> Any:
-  """Returns the new state, with the old prototypes while they are frozen.
-
-  Their optimizer slots stay as they were, too: weight decay must not gather
-  momentum in the meantime.
-
-  Args:
-    frozen: whether prototypes and their slots are taken from the old state.
-    new: the state after an update.
-    old: the state before it.
-  """
-
-  def choose(path: tuple, after: Array, before: Array) -> Array:
-    if 'prototypes' not in jax.tree_util.keystr(path):
-      return after
-    return jnp.where(frozen, before, after)
-
-  return new.replace(
-    **{
-      name: jax.tree_util.tree_map_with_path(
-        choose, getattr(new, name), getattr(old, name)
-      )
-      for name in ('params', 'opt_state')
-    }
-  )
-
-
-def _with_prototypes(
-  function: Callable[[Array], Array], params: types.Params
-) -> types.Params:
-  """Applies a function to the prototypes among all parameters."""
-  clusters = params['heads']['clusters']
-  changed = {**clusters, 'prototypes': function(clusters['prototypes'])}
-  return {**params, 'heads': {**params['heads'], 'clusters': changed}}

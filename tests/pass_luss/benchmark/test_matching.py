@@ -59,7 +59,7 @@ def test_merged_equals_all_at_once():
   for cut in range(10):
     merged = counted(images[:cut]).merge(counted(images[cut:]))
     np.testing.assert_array_equal(merged.counts, whole.counts)
-  pairs = [matching.occurring(*image) for image in images]
+  pairs = [matching.present_ids(*image) for image in images]
   np.testing.assert_array_equal(
     counted([]).update_all(pairs).counts, whole.counts
   )
@@ -233,13 +233,15 @@ def test_match_json_of_finer_clusters_with_gaps(tmp_path):
 def test_classes_have_one_name_and_other_ids_in_each_data_set():
   """Spec §1.2: the same wnid is 3 here and 1 there."""
   known = ('other', 'n01', 'n02', 'n03', 'n04')
-  match = matching.by_name(known, ('background', 'n03', 'n01'))
+  match = matching.match_by_name(known, ('background', 'n03', 'n01'))
   assert match.classes == (0, 2, 0, 1, 0)
-  assert matching.by_name(known, known).classes == (0, 1, 2, 3, 4)
+  assert matching.match_by_name(known, known).classes == (0, 1, 2, 3, 4)
   # What is called 'other' elsewhere is no class.
-  assert matching.by_name(('other', 'a'), ('x', 'other', 'a')).classes == (0, 2)
+  assert matching.match_by_name(
+    ('other', 'a'), ('x', 'other', 'a')
+  ).classes == (0, 2)
   with pytest.raises(errors.UserError) as error:
-    matching.by_name(known, ('other', 'cat', 'dog'))
+    matching.match_by_name(known, ('other', 'cat', 'dog'))
   assert str(error.value) == (
     'none of 4 classes (n01, n02, n03, …) is among the 2 of the data (cat, '
     'dog, …): classes are matched by their names, choose data that shares some'

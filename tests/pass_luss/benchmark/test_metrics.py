@@ -167,7 +167,11 @@ def assert_values(found, expected):
 def assert_same(a, b):
   np.testing.assert_array_equal(a.regions, b.regions)
   np.testing.assert_array_equal(a.boundaries, b.boundaries)
-  assert (a.images, a.right, a.f_beta) == (b.images, b.right, b.f_beta)
+  assert (a.images, a.num_correct, a.f_beta) == (
+    b.images,
+    b.num_correct,
+    b.f_beta,
+  )
   assert a.regions.dtype == b.boundaries.dtype == np.int64
 
 
@@ -238,7 +242,7 @@ def test_boundaries_are_masks_less_their_erosion(images, width):
     expected = np.zeros(ids.shape, bool)
     for c in np.unique(ids):
       expected |= (ids == c) & ~slow_erosion(ids == c, width)
-    np.testing.assert_array_equal(metrics.boundary(ids, width), expected)
+    np.testing.assert_array_equal(metrics.boundary_mask(ids, width), expected)
 
 
 def test_width_of_boundaries():

@@ -152,10 +152,10 @@ def test_names_are_sorted_paths(tmp_path):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b'')
-  assert png_format.names(tmp_path) == [
+  assert png_format.list_files(tmp_path) == [
     *('n03/c.png', 'val/n01/a.b.png', 'val/n01/z.png', 'val/n02/b.png')
   ]
-  assert png_format.names(tmp_path / 'val')[0] == 'n01/a.b.png'
+  assert png_format.list_files(tmp_path / 'val')[0] == 'n01/a.b.png'
 
 
 def test_classes_may_be_links(tmp_path):
@@ -163,13 +163,13 @@ def test_classes_may_be_links(tmp_path):
   (tmp_path / 'there' / 'a.png').write_bytes(b'')
   (tmp_path / 'val').mkdir()
   (tmp_path / 'val' / 'n01').symlink_to(tmp_path / 'there')
-  assert png_format.names(tmp_path / 'val') == ['n01/a.png']
+  assert png_format.list_files(tmp_path / 'val') == ['n01/a.png']
 
 
 def test_folders_without_files(tmp_path):
   def refused(folder):
     with pytest.raises(errors.UserError) as error:
-      png_format.names(folder)
+      png_format.list_files(folder)
     return str(error.value).removeprefix(str(folder))
 
   expected = ', expected SPLIT/WNID/NAME.png or WNID/NAME.png in it'

@@ -10,6 +10,7 @@ import pytest
 from pass_luss.pretrain import embedding_ops, heads, view_colors
 from pass_luss.pretrain import method as method_lib
 from pass_luss.pretrain import options as options_lib
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import d2s as d2s_lib
 from pass_luss.pretrain.objectives import p2p as p2p_lib
@@ -241,7 +242,7 @@ def test_a_step_is_what_the_transcription_says(begun):
   (states, logged), batches = begun
   trained = method_of()
   state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
-  params = swav.normalize_prototypes(state.params)
+  params = prototypes_lib.normalize(state.params)
   views = trained.views(batch, jax.random.fold_in(state.rng, state.step))
   found, _ = jax.jit(trained.look)(params, state.batch_stats, views, batch)
   found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)

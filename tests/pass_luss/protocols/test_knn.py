@@ -70,8 +70,8 @@ def test_the_size_of_blocks_changes_nothing(query_rows, bank_rows):
 def test_eight_devices_vote_as_one():
   bank, queries = problem()
   one = sharding.make_mesh(devices=jax.devices()[:1])
-  alone = knn.make_vote(one, bank)(queries)
-  found = knn.make_vote(sharding.make_mesh(), bank)(queries)
+  alone = knn.make_sharded_vote(one, bank)(queries)
+  found = knn.make_sharded_vote(sharding.make_mesh(), bank)(queries)
   np.testing.assert_array_equal(found, alone)
   assert len(found.sharding.device_set) == 8
   expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
@@ -149,7 +149,7 @@ def test_more_neighbors_than_entries_are_refused():
   half = bank._replace(labels=np.where(bank.labels > 2, -1, bank.labels))
   usable = int(np.sum(half.labels >= 0))
   with pytest.raises(ValueError, match=f'expected 1 to {usable}, '):
-    knn.make_vote(sharding.make_mesh(), half, k=9)
+    knn.make_sharded_vote(sharding.make_mesh(), half, k=9)
 
 
 def test_entries_are_normalised_means_over_all_positions():
@@ -157,7 +157,7 @@ def test_entries_are_normalised_means_over_all_positions():
   features[0] = [[[3, 0], [1, 4]], [[0, 2], [0, 2]]]
   features[1] = [[[1, 1], [1, 1]], [[1, 1], [-2, 0]]]
   masks = np.array([[[0, 2], [2, -1]], [[-1, -1], [-1, 1]]])
-  bank = knn.bank_entries(features, masks, num_classes=2)
+  bank = knn.build_bank(features, masks, num_classes=2)
   np.testing.assert_array_equal(bank.labels, [0, 2, 1])
   # (3, 0) and (1, 6) and (-2, 0), each over its length.
   expected = [[1, 0], [1 / np.sqrt(37), 6 / np.sqrt(37)], [-1, 0]]
@@ -170,7 +170,7 @@ def test_entries_of_many_classes_in_the_slow_way():
   rng = np.random.default_rng(0)
   features = rng.normal(size=(3, 6, 5, 16)).astype(np.float32)
   masks = rng.integers(-1, 4, size=(3, 6, 5)) * 306
-  bank = knn.bank_entries(features, masks, num_classes=919)
+  bank = knn.build_bank(features, masks, num_classes=919)
   entries, labels = [], []
   for feature, mask in zip(np.float64(features), masks, strict=True):
     for value in sorted(set(mask[mask >= 0].tolist())):
@@ -183,18 +183,18 @@ def test_entries_of_many_classes_in_the_slow_way():
 
 def test_an_image_without_labels_gives_no_entry():
   features = np.ones((1, 2, 2, 3), np.float32)
-  bank = knn.bank_entries(features, np.full((1, 2, 2), -1), 5)
+  bank = knn.build_bank(features, np.full((1, 2, 2), -1), 5)
   assert bank.features.shape == (0, 3)
   assert bank.labels.shape == (0,)
 
 
 def test_a_region_of_zeros_stays_finite():
   features = np.zeros((1, 2, 2, 3), np.float32)
-  bank = knn.bank_entries(features, np.ones((1, 2, 2), int), 5)
+  bank = knn.build_bank(features, np.ones((1, 2, 2), int), 5)
   np.testing.assert_array_equal(bank.features, np.zeros((1, 3)))
 
 
 def test_a_class_that_there_is_not_is_refused():
   features = np.ones((1, 1, 2, 3), np.float32)
   with pytest.raises(ValueError, match='found class 6, expected 0 to 5'):
-    knn.bank_entries(features, np.array([[[0, 6]]]), 5)
+    knn.build_bank(features, np.array([[[0, 6]]]), 5)

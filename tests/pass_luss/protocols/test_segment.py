@@ -14,10 +14,11 @@ from input_pipeline import loader as loader_lib
 from pass_luss import finetune
 from pass_luss.benchmark import label_folders, matching, png_format
 from pass_luss.pretrain import heads, view_colors
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
 from pass_luss.protocols import distance, knn, segment
 from pass_luss.pseudo_labels import attention as attention_lib
-from pass_luss.pseudo_labels import cluster, labeler
+from pass_luss.pseudo_labels import cluster, features, labeler
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.eval import short_side
@@ -115,16 +116,16 @@ def deep_of(net, state, images):
 def test_features_that_are_clustered():
   net, state = looked_at()
   images = images_of()
-  found = cluster.look_of(net, 'attended')(state, symmetric(images))
+  found = features.feature_function(net, 'attended')(state, symmetric(images))
   deep = deep_of(net, state, images)
   expected = reference.cluster_features(deep, attention_weights(state))
   np.testing.assert_allclose(found, expected, atol=2e-5)
 
-  whole = cluster.look_of(net, 'image')(state, symmetric(images))
+  whole = features.feature_function(net, 'image')(state, symmetric(images))
   np.testing.assert_allclose(
     whole, reference.normalize(reference.gap(deep)), atol=2e-5
   )
-  cells = cluster.look_of(net, 'pixel')(state, symmetric(images))
+  cells = features.feature_function(net, 'pixel')(state, symmetric(images))
   np.testing.assert_allclose(cells, reference.normalize(deep), atol=2e-5)
 
 
@@ -133,7 +134,7 @@ def test_an_image_has_one_category_where_images_were_clustered():
   images = images_of(count=6)
   pooled = reference.normalize(reference.gap(deep_of(net, state, images)))
   centroids = pooled[[3, 0, 5, 1]].astype(np.float32)
-  look = labeler.look_of(net, centroids, 'image')
+  look = labeler.category_function(net, centroids, 'image')
   found = np.asarray(look(state, symmetric(images)))
   nearest = np.argmax(pooled @ reference.normalize(centroids).T, axis=-1)
   np.testing.assert_array_equal(
@@ -141,7 +142,7 @@ def test_an_image_has_one_category_where_images_were_clustered():
   )
   assert len(set(nearest)) > 1 and np.all(found[..., 1] == 1)
 
-  look = labeler.look_of(net, centroids, 'pixel')
+  look = labeler.category_function(net, centroids, 'pixel')
   found = np.asarray(look(state, symmetric(images[:1])))
   deep = deep_of(net, state, images[:1])[0]
   expected = reference.category_map(deep, centroids, (16, 20))
@@ -154,11 +155,11 @@ def test_generated_labels(threshold):
   images = images_of()
   centroids = np.random.default_rng(1).normal(size=(CLASSES, 32))
   centroids = centroids.astype(np.float32)
-  look = labeler.look_of(net, centroids, 'attended')
+  look = labeler.category_function(net, centroids, 'attended')
   found = np.asarray(look(state, symmetric(images)))
   weights, size = attention_weights(state), (37, 45)
   for i, deep in enumerate(deep_of(net, state, images)):
-    attention = labeler.attention_map(found[i, ..., 1], size)
+    attention = labeler.resize_attention(found[i, ..., 1], size)
     np.testing.assert_allclose(
       attention, reference.attention_map(deep, weights, size), atol=1e-4
     )
@@ -176,7 +177,7 @@ def test_generated_labels(threshold):
 def test_the_sweep_finds_what_labeling_at_each_threshold_would():
   rng = np.random.default_rng(0)
   thresholds = labeler.THRESHOLDS
-  sweep = labeler.Sweep.empty(CLASSES, CLASSES)
+  sweep = labeler.ThresholdSweep.empty(CLASSES, CLASSES)
   drawn = []
   for _ in range(6):
     label = rng.integers(-1, CLASSES + 1, (5, 6))
@@ -205,15 +206,17 @@ def test_the_sweep_finds_what_labeling_at_each_threshold_would():
 
 
 def test_labels_of_a_folder_stand_beside_their_images(tmp_path):
-  split = fake_methods.ramps(3)
+  split = fake_methods.coordinate_split(3)
   rng = np.random.default_rng(0)
   labels = rng.integers(0, CLASSES + 1, (3, 40, 48))
   for name, label in zip(split.ids()[:2], labels, strict=False):
-    png_format.write(label_folders.path_of(tmp_path, name), label)
+    png_format.write(label_folders.label_path(tmp_path, name), label)
   with pytest.raises(errors.UserError, match='lacks the labels of 1 of 3'):
-    label_folders.labeled_by(split, tmp_path, CLASSES)
-  png_format.write(label_folders.path_of(tmp_path, split.ids()[2]), labels[2])
-  found = label_folders.labeled_by(split, tmp_path, CLASSES)
+    label_folders.with_pseudo_labels(split, tmp_path, CLASSES)
+  png_format.write(
+    label_folders.label_path(tmp_path, split.ids()[2]), labels[2]
+  )
+  found = label_folders.with_pseudo_labels(split, tmp_path, CLASSES)
   assert len(found.classes) == CLASSES + 1
   for i, label in enumerate(labels):
     record = found.records[i]
@@ -233,9 +236,9 @@ def attend_of(num_steps=10):
     learning_rate=0.6,
     adaptation='larc',
     weight_decay_mode='l2',
-    groups=(attention_lib.FROZEN,),
+    groups=(attention_lib.FROZEN_PROJECTION,),
   )
-  return attention_lib.Attend(
+  return attention_lib.AttentionMethod(
     net,
     update.Update(('heads',), tx, num_steps),
     swav.SwavOptions(queue=8),
@@ -285,7 +288,7 @@ def test_the_loss_of_attention_is_that_of_what_is_attended_to():
   rng = np.random.default_rng(0)
   views = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
   _, state = looked_at()
-  params = swav.normalize_prototypes(state.params)
+  params = prototypes_lib.normalize(state.params)
   (embeddings, _), _ = trained._look(
     params, state.batch_stats, symmetric(views)
   )
@@ -331,7 +334,9 @@ def finetune_of(of='pixels'):
 
 def test_scores_are_doubled_again_and_again():
   """7 to 14 to 28, which is not quite 7 to 28."""
-  trained = dataclasses.replace(finetune_of(), reduction=2, doubles=True)
+  trained = dataclasses.replace(
+    finetune_of(), reduction=2, repeated_upsampling=True
+  )
   state = state_of(trained.segmenter)
   label = np.random.default_rng(0).integers(0, CLASSES + 1, (2, 32, 32))
   batch = {
@@ -361,7 +366,9 @@ def test_predicted_scores_are_doubled_once():
   state = state_of(trained.segmenter)
   images = symmetric(images_of(size=(32, 32)))
   plain = np.asarray(trained.predict(state, images), np.float64)
-  doubled = dataclasses.replace(trained, doubles=True).predict(state, images)
+  doubled = dataclasses.replace(trained, repeated_upsampling=True).predict(
+    state, images
+  )
   assert plain.shape[1:3] == (4, 4)
   np.testing.assert_allclose(
     doubled, reference.bilinear(plain, (8, 8)), atol=1e-5
@@ -430,7 +437,7 @@ def test_activation_maps():
   logits = np.asarray(trained.predict(state, images), np.float64)
   for i in range(4):
     for threshold in (0.2, 0.5):
-      shown = labeler.attention_map(found[i, ..., 1], (32, 40))
+      shown = labeler.resize_attention(found[i, ..., 1], (32, 40))
       labels = labeler.label_map(found[i, ..., 0].astype(int), shown, threshold)
       expected = reference.cam_labels(logits[i, ..., 1:], (32, 40), threshold)
       assert np.mean(labels != expected) < 0.01
@@ -443,20 +450,20 @@ def test_activation_maps():
   'size', [(375, 500), (500, 333), (256, 256), (300, 301), (1, 7)]
 )
 def test_size_at_a_short_side(size):
-  assert short_side.size_at(size, 256) == reference.inference_size(*size)
+  assert short_side.resized_size(size, 256) == reference.inference_size(*size)
 
 
 def test_what_is_shown():
   image = images_of(1, (60, 90))[0]
-  assert short_side.shown(image, 40).shape == (40, 60, 3)
-  middle = short_side.shown(image, 40, 32)
+  assert short_side.resize_and_crop(image, 40).shape == (40, 60, 3)
+  middle = short_side.resize_and_crop(image, 40, 32)
   np.testing.assert_array_equal(
-    middle, short_side.shown(image, 40)[4:36, 14:46]
+    middle, short_side.resize_and_crop(image, 40)[4:36, 14:46]
   )
   # A bright pixel is spread over what it stands for, as by Pillow.
   dot = np.zeros((64, 64, 3), np.uint8)
   dot[32, 32] = 255
-  assert 0 < short_side.shown(dot, 16).max() < 255
+  assert 0 < short_side.resize_and_crop(dot, 16).max() < 255
 
 
 @pytest.mark.parametrize('largest', [1000, 20])
@@ -469,7 +476,7 @@ def test_label_maps_of_scores(largest):
     def predict(self, state, images):
       return jnp.asarray(scores)
 
-  maps = short_side.LabelMaps(Fixed(), 24, canvas=32, largest=largest)
+  maps = short_side.LabelMaps(Fixed(), 24, size_multiple=32, max_side=largest)
   images = [images_of(1, (48, 60))[0], images_of(1, (40, 50))[0]]
   groups = [maps.group(x.shape[:2]) for x in images]
   assert groups[0] == groups[1] == ((64, 64), ((24, 30),))
@@ -492,9 +499,9 @@ def test_label_maps_of_scores(largest):
 
 def test_a_permuted_truth_scores_everything(folder):
   rng = np.random.default_rng(0)
-  split = fake_methods.split_of(
+  split = fake_methods.make_split(
     [
-      fake_methods.record(
+      fake_methods.make_record(
         i, np.zeros((6, 8, 3)), rng.choice([-1, 0, 1 + i % 3], (6, 8)), 4
       )
       for i in range(5)
@@ -511,7 +518,7 @@ def test_a_permuted_truth_scores_everything(folder):
       yield permutation[np.maximum(label, 0)], {'id': np.bytes_(record['id'])}
 
   label_folders.write(split, maps, folder, place, 40)
-  match = segment.find_match(split, folder, count)
+  match = segment.match_categories(split, folder, count)
   assert match.classes == (0, 2, 3, 1)
   values = segment.score(split, folder, count, match)
   assert values['miou'] == pytest.approx(1.0)
@@ -526,7 +533,7 @@ def test_a_permuted_truth_scores_everything(folder):
 
   label_folders.write(split, watched, folder, place, 40)
   assert made == []
-  label_folders.path_of(folder, split.ids()[2]).unlink()
+  label_folders.label_path(folder, split.ids()[2]).unlink()
   label_folders.write(split, watched, folder, place, 40)
   assert made == [split.ids()[2]]
 
@@ -535,9 +542,9 @@ def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
   monkeypatch.setattr(label_folders, '_BLOCK', 2)
   place = workspace_lib.Workspace(folder, {}, 'digest')
   sizes = [(6, 8), (9, 9), (12, 16), (5, 5), (3, 4)]
-  split = fake_methods.split_of(
+  split = fake_methods.make_split(
     [
-      fake_methods.record(i, np.zeros((*size, 3)), np.zeros(size), 4)
+      fake_methods.make_record(i, np.zeros((*size, 3)), np.zeros(size), 4)
       for i, size in enumerate(sizes)
     ]
   )
@@ -557,17 +564,17 @@ def test_label_maps_are_made_by_blocks_of_one_shown_size(folder, monkeypatch):
   # (12, 12) twice, then (12, 16) three times, of which one was left.
   ids = split.ids()
   assert asked == [[ids[1], ids[3]], [ids[0], ids[2]], [ids[4]]]
-  assert len(label_folders.missing(split, folder / 'val')) == 0
+  assert len(label_folders.missing_indices(split, folder / 'val')) == 0
 
 
 def test_a_submission_has_what_the_servers_ask_for(folder):
   folder = folder / 'test'
-  split = fake_methods.ramps(2)
+  split = fake_methods.coordinate_split(2)
   for name in split.ids():
     png_format.write(folder / f'{name}.png', np.array([[0, 2]]))
   match = folder.parent / 'match.json'
   matching.Match((0, 2, 1)).write(match)
-  about = segment.About(name='ours', networks='ResNet-18')
+  about = segment.SubmissionInfo(name='ours', networks='ResNet-18')
   path = segment.write_submission(split, folder, match, about)
   with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
     assert sorted(archive.namelist()) == [
@@ -583,7 +590,7 @@ def test_a_submission_has_what_the_servers_ask_for(folder):
 
 
 def test_distance_matching_is_the_vote_of_regions():
-  split = fake_methods.patches([(32, 32)] * 4)
+  split = fake_methods.labeled_split([(32, 32)] * 4)
   net = network_of({'logits': heads.Classifier(2)})
   mesh = sharding.make_mesh(devices=jax.devices()[:2])
   options = distance.DistanceOptions(
@@ -592,15 +599,15 @@ def test_distance_matching_is_the_vote_of_regions():
   state = jax.device_put(
     jax.device_get(state_of(net)), sharding.replicated(mesh)
   )
-  matcher = distance.Matcher(net, state, options, mesh, READING)
-  bank = matcher.bank(split)
-  features, entries, ids = {}, [], []
+  matcher = distance.DistanceMatcher(net, state, options, mesh, READING)
+  bank = matcher.build_bank(split)
+  enlarged_by_id, entries, ids = {}, [], []
   for i in range(4):
     record = split.records[i]
     image = segment.records.decode_image(record['image'])
     deep = deep_of(net, jax.device_get(state), image[None])[0]
     enlarged = reference._enlarge(deep, 4)
-    features[record['id']] = enlarged
+    enlarged_by_id[record['id']] = enlarged
     label = segment.records.decode_label(record['label']).astype(int)
     rows, of = reference.bank_entries(
       enlarged, np.where(label < 0, reference.IGNORE, label)
@@ -610,9 +617,9 @@ def test_distance_matching_is_the_vote_of_regions():
   expected = reference.normalize(np.concatenate(entries))
   np.testing.assert_array_equal(bank.labels, np.concatenate(ids))
   np.testing.assert_allclose(bank.features, expected, atol=1e-4)
-  for labels, example in matcher.maps(bank)(split):
+  for labels, example in matcher.grid_label_function(bank)(split):
     truth = reference.knn_label_map(
-      features[example['id'].item()],
+      enlarged_by_id[example['id'].item()],
       expected,
       np.concatenate(ids),
       *(3, 0.07, len(split.classes)),
@@ -627,8 +634,8 @@ def test_images_are_told_by_their_neighbors():
 
 
 def test_features_resume_block_by_block(folder, monkeypatch):
-  monkeypatch.setattr(cluster, 'BLOCK', 2)
-  split = fake_methods.ramps(5)
+  monkeypatch.setattr(features, 'BLOCK', 2)
+  split = fake_methods.coordinate_split(5)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   seen = []
 
@@ -639,20 +646,20 @@ def test_features_resume_block_by_block(folder, monkeypatch):
   state = train_state.inference_state({'params': {}}, mesh)
   place = workspace_lib.Workspace(folder, {}, 'digest')
 
-  def features():
-    at_grid = short_side.AtGrid(look, 40)
-    found = cluster.features(split, at_grid, state, 2, mesh, READING, place)
+  def extracted():
+    at_grid = short_side.FeatureMaps(look, 40)
+    found = features.extract(split, at_grid, state, 2, mesh, READING, place)
     jax.effects_barrier()
     return found
 
-  whole = features()
+  whole = extracted()
   assert whole.shape == (5, 3) and len(seen) == 3
   # Blue says which image it is: the rows are in the order of the split.
   assert np.all(np.diff(whole[:, 2]) > 0)
   (folder / 'features' / '000000002.npy').unlink()
-  np.testing.assert_array_equal(features(), whole)
+  np.testing.assert_array_equal(extracted(), whole)
   assert len(seen) == 4
-  cluster.forget(place)
+  features.delete(place)
   assert not (folder / 'features').exists()
 
 

@@ -20,7 +20,7 @@ def mixture(num_rows, dim, parts, seed=0, spread=0.7):
 
 
 def placed(features, devices=8):
-  return kmeans.place(
+  return kmeans.shard_rows(
     sharding.make_mesh(devices=jax.devices()[:devices]), features
   )
 
@@ -116,7 +116,9 @@ def test_eight_devices_find_what_one_finds(num_rows):
 def test_rows_may_be_split_over_both_axes_of_the_mesh():
   features = mixture(90, 4, parts=3)
   initial = np.array([[3, 50, 80]])
-  both = kmeans.fit(kmeans.place(sharding.make_mesh(fsdp=2), features), initial)
+  both = kmeans.fit(
+    kmeans.shard_rows(sharding.make_mesh(fsdp=2), features), initial
+  )
   one = kmeans.fit(placed(features, 1), initial)
   np.testing.assert_allclose(both.centroids, one.centroids, atol=1e-5)
 

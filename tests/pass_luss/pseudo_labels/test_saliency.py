@@ -118,7 +118,7 @@ def test_saliency_is_that_of_the_loops(seed):
   regions = rng.permutation(np.arange(11 * 7) % 6).reshape(11, 7)
   colors = rng.integers(0, 5, (11, 7))
   palette = rng.normal(size=(5, 3))
-  found = saliency.describe(regions, colors, 5)
+  found = saliency.region_statistics(regions, colors, 5)
   apart = np.linalg.norm(palette[:, None] - palette, axis=-1)
   np.testing.assert_allclose(
     saliency.region_saliency(
@@ -134,7 +134,7 @@ def test_saliency_is_that_of_the_loops(seed):
 
 
 def test_regions_by_hand():
-  found = saliency.describe(
+  found = saliency.region_statistics(
     np.array([[0, 0, 0, 1], [0, 0, 0, 1]]),
     np.array([[2, 0, 0, 2], [2, 0, 0, 2]]),
     4,
@@ -154,9 +154,9 @@ def test_regions_by_hand():
 @pytest.mark.parametrize('seed', range(3))
 def test_a_map_is_that_of_the_loops(seed):
   image = blobs(seed)
-  regions = saliency.segment(image)
+  regions = saliency.segment_regions(image)
   assert regions.max() >= 3
-  palette, colors = saliency.quantize(image)
+  palette, colors = saliency.quantize_colors(image)
   slow = slow_saliency(regions, colors, palette.astype(np.float64))
   slow = (slow - slow.min()) / (slow.max() - slow.min())
   found = saliency.region_contrast(image)
@@ -190,9 +190,12 @@ def test_the_center_is_salient_and_the_same_at_the_corner_is_not():
 
 
 def test_saliency_that_differs_by_rounding_is_none():
-  assert saliency.stretch(np.array([0.1 + 0.2, 0.3])).tolist() == [0, 0]
-  assert saliency.stretch(np.array([0.0, 0.0])).tolist() == [0, 0]
-  assert saliency.stretch(np.array([1e-9, 2e-9])).tolist() == [0, 1]
+  assert saliency.min_max_normalize(np.array([0.1 + 0.2, 0.3])).tolist() == [
+    0,
+    0,
+  ]
+  assert saliency.min_max_normalize(np.array([0.0, 0.0])).tolist() == [0, 0]
+  assert saliency.min_max_normalize(np.array([1e-9, 2e-9])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 40), (40, 1), (20, 30)])
@@ -219,7 +222,7 @@ def test_lab_is_that_of_the_standards():
   rng = np.random.default_rng(0)
   colors = rng.integers(0, 256, (50, 3))
   colors[:5] = [[0] * 3, [255] * 3, [255, 0, 0], [0, 255, 0], [0, 0, 255]]
-  found = saliency.lab(colors[None].astype(np.float32))[0]
+  found = saliency.rgb_to_lab(colors[None].astype(np.float32))[0]
   np.testing.assert_allclose(
     found, [slow_lab(color) for color in colors], atol=0.02
   )
@@ -230,7 +233,7 @@ def test_rare_colors_become_the_nearest():
   # Of 100 pixels 60 are dark and 35 bright, which is 95 %; 3 and 2 remain.
   row = [10] * 60 + [225] * 20 + [230] * 15 + [40] * 3 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
-  palette, colors = saliency.quantize(image)
+  palette, colors = saliency.quantize_colors(image)
   assert colors.tolist() == [[0] * 60 + [1] * 35 + [0] * 3 + [1] * 2]
   # 225 and 230 share a level; their mean is the color.
   mean = (225 * 20 + 230 * 15) / 35
@@ -242,7 +245,7 @@ def test_rare_colors_become_the_nearest():
 def test_one_pixel_less_and_the_next_color_is_kept():
   row = [10] * 60 + [225] * 34 + [40] * 4 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
-  palette, colors = saliency.quantize(image)
+  palette, colors = saliency.quantize_colors(image)
   assert len(palette) == 3
   assert colors.tolist() == [[0] * 60 + [1] * 34 + [2] * 4 + [1] * 2]
 
@@ -252,7 +255,7 @@ def test_levels_are_of_each_channel():
   image = np.zeros((1, 8, 3), np.uint8)
   image[0, :4] = 21
   image[0, 5, 0] = image[0, 6, 1] = image[0, 7, 2] = 22
-  palette, colors = saliency.quantize(image)
+  palette, colors = saliency.quantize_colors(image)
   assert colors[0, :5].tolist() == [0] * 5
   assert sorted(colors[0, 5:].tolist()) == [1, 2, 3]
   assert len(palette) == 4

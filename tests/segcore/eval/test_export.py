@@ -86,7 +86,7 @@ def image_of(size, seed=0):
   [
     (tiny_networks.small_unet(HEADS), of(8)),
     (tiny_networks.hybrid(HEADS), of(16)),
-    (dilated(), of(1, canvas=32)),
+    (dilated(), of(1, size_multiple=32)),
     (
       segmenter.Segmenter(
         resnet.DilatedResNet((1, 1, 1, 1), 8, 'plain', 16),
@@ -176,8 +176,8 @@ def finished(tmp_path_factory):
       *arguments,
     )
     process = runs.start(source, workdir, *more)
-    assert runs.finish(process, workdir) == 0, runs.text_of(workdir)
-  assert 'it agrees with the network on 100.00%' in runs.text_of(workdir)
+    assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  assert 'it agrees with the network on 100.00%' in runs.read_log(workdir)
   return source, workdir
 
 

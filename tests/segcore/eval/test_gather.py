@@ -53,13 +53,13 @@ def test_uneven_rows_come_in_order_to_every_host(on_hosts, shape):
 
   def gather(host):
     own = indices[host]
-    return gather_lib.in_order([rows[i] for i in own], own)
+    return gather_lib.gather_in_order([rows[i] for i in own], own)
 
   for found in on_hosts(gather):
     np.testing.assert_array_equal(found, rows)
 
 
 def test_a_host_alone_asks_nobody():
-  found = gather_lib.in_order([np.ones(2), np.zeros(2)], [1, 0])
+  found = gather_lib.gather_in_order([np.ones(2), np.zeros(2)], [1, 0])
   np.testing.assert_array_equal(found, [[0, 0], [1, 1]])
   assert found.dtype == np.float32

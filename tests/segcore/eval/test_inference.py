@@ -179,7 +179,7 @@ def test_windows_are_a_slow_loop(average):
   expected = total if average == 'probs' else softmax(total)
   found = predictor(
     *(looks_right, 2, 'probs'),
-    tiles='windows',
+    tiling='sliding_window',
     window=(8, 8),
     stride=(6, 6),
     average=average,
@@ -195,7 +195,7 @@ def test_halves_with_mirror_images_are_a_slow_loop():
     plain = softmax(resized(network(part), (8, 8)))
     mirror = softmax(resized(network(part[:, ::-1]), (8, 8)))[:, ::-1]
     parts.append((plain + mirror) / 2)
-  fields = {'tiles': 'halves', 'flip': True, 'average': 'probs'}
+  fields = {'tiling': 'halves', 'flip': True, 'average': 'probs'}
   found = predictor(looks_right, 2, 'probs', **fields)
   np.testing.assert_allclose(
     predict(found, [image])[0], np.concatenate(parts, axis=1), atol=1e-5
@@ -216,7 +216,7 @@ def test_blocks_of_rows_change_nothing(name, average, monkeypatch):
 
 @pytest.mark.parametrize('name', ['flip', 'windows', 'all'])
 def test_images_that_share_a_canvas_do_not_see_each_other(name):
-  fields = {**fields_of(name), 'canvas': 64}
+  fields = {**fields_of(name), 'size_multiple': 64}
   found = predictor(looks_right, 32, **fields)
   images = [photograph(60, 50, 1), photograph(57, 64, 2)]
   assert len({found.group(image.shape[:2]) for image in images}) == 1
@@ -233,14 +233,14 @@ RAGGED = [(30, 600), (600, 33), (31, 47), (257, 300), (45, 45), (46, 46)]
   'fields',
   [
     {},
-    {'tiles': 'halves', 'flip': True},
-    {'tiles': 'windows', 'window': (256, 256), 'stride': (171, 171)},
+    {'tiling': 'halves', 'flip': True},
+    {'tiling': 'sliding_window', 'window': (256, 256), 'stride': (171, 171)},
     {'scales': (0.5, 1.25), 'average': 'probs', 'antialias': True},
   ],
 )
 def test_ragged_sizes_in_one_evaluation(fields):
-  split = fakes.patches(RAGGED)
-  options = protocols.ProtocolOptions(canvas=64, **fields)
+  split = fakes.labeled_split(RAGGED)
+  options = protocols.ProtocolOptions(size_multiple=64, **fields)
   found = inference.LabelMaps(
     Fake(lambda images: pointwise(images)[..., :3]), 3, options, 16
   )
@@ -284,10 +284,10 @@ def test_scores_are_enlarged_as_in_the_training_of_u2pl():
 
 
 BORDERED = {
-  'tiles': 'windows',
+  'tiling': 'sliding_window',
   'window': (32, 32),
   'stride': (32, 32),
-  'beyond': 'mean',
+  'padding_mode': 'mean',
 }
 
 
@@ -306,16 +306,16 @@ def test_what_is_around_a_small_image_is_the_mean_color():
 
 
 def test_a_frame_is_scored_as_class_0():
-  split = fakes.patches([(20, 32), (32, 9), (32, 32)])
+  split = fakes.labeled_split([(20, 32), (32, 9), (32, 32)])
   found = inference.LabelMaps(
     Fake(lambda images: pointwise(images)[..., :3]),
-    *(3, protocols.ProtocolOptions(canvas=32, **BORDERED), 1),
+    *(3, protocols.ProtocolOptions(size_multiple=32, **BORDERED), 1),
   )
   mesh = sharding.make_mesh()
   frame = transforms.CenterCrop((32, 32), 'paper')
   state = jax.device_put(STATE, sharding.replicated(mesh))
   whole, framed = (
-    evaluator_lib.Predictions(split, found, 8, mesh, ('label',), frame=each)
+    evaluator_lib.Predictions(split, found, 8, mesh, ('label',), padding=each)
     for each in (None, frame)
   )
   own = {example['id']: guess for guess, example in whole(state)}
@@ -333,15 +333,15 @@ def test_a_frame_is_scored_as_class_0():
 def test_images_larger_than_the_frame_are_refused():
   found = predictor(pointwise, **BORDERED)
   predictions = evaluator_lib.Predictions(
-    *(fakes.patches([(20, 33)]), found, 8, sharding.make_mesh()),
-    frame=transforms.CenterCrop((32, 32), 'paper'),
+    *(fakes.labeled_split([(20, 33)]), found, 8, sharding.make_mesh()),
+    padding=transforms.CenterCrop((32, 32), 'paper'),
   )
   with pytest.raises(errors.UserError, match='20 x 33, expected at most'):
     predictions.local_count()
 
 
 def test_worker_processes_are_for_training_only():
-  split = fakes.patches([(30, 30)] * 3)
+  split = fakes.labeled_split([(30, 30)] * 3)
   mesh = sharding.make_mesh()
   found = inference.LabelMaps(
     Fake(lambda images: images), 3, protocols.ProtocolOptions(flip=True), 16
@@ -357,7 +357,7 @@ def test_worker_processes_are_for_training_only():
 
 
 def test_two_metrics_may_not_share_a_name():
-  split = fakes.patches([(30, 30)])
+  split = fakes.labeled_split([(30, 30)])
   mesh = sharding.make_mesh()
   found = inference.LabelMaps(
     Fake(lambda images: images), 3, protocols.ProtocolOptions(), 16

@@ -10,7 +10,7 @@ GRAY = panels.IGNORED
 
 
 def test_colors_of_classes():
-  assert panels.colored(LABEL, PALETTE).tolist() == [
+  assert panels.colorize(LABEL, PALETTE).tolist() == [
     [[0, 0, 0], [200, 0, 0]],
     [[0, 100, 50], list(GRAY)],
   ]
@@ -18,7 +18,7 @@ def test_colors_of_classes():
 
 def test_overlays_mix_and_leave_pixels_without_a_label():
   image = np.full((2, 2, 3), 100, np.uint8)
-  assert panels.overlay(image, LABEL, PALETTE, 0.25).tolist() == [
+  assert panels.draw_overlay(image, LABEL, PALETTE, 0.25).tolist() == [
     [[75, 75, 75], [125, 75, 75]],
     [[75, 100, 88], [100, 100, 100]],
   ]
@@ -26,7 +26,7 @@ def test_overlays_mix_and_leave_pixels_without_a_label():
 
 def test_errors_are_red_where_there_is_a_label():
   prediction = np.array([[0, 2], [2, 0]])
-  assert panels.errors(LABEL, prediction).tolist() == [
+  assert panels.draw_errors(LABEL, prediction).tolist() == [
     [[255, 255, 255], list(panels.WRONG)],
     [[255, 255, 255], list(GRAY)],
   ]
@@ -38,7 +38,7 @@ def test_panels_show_every_map_and_name_what_is_in_it():
   label[:, 30:] = 1
   prediction = np.zeros((30, 60), int)
   examples = [panels.Example(image, label, prediction)] * 2
-  found = panels.panels(examples, ('a', 'b', 'c'), PALETTE)
+  found = panels.draw_panels(examples, ('a', 'b', 'c'), PALETTE)
   assert found.dtype == np.uint8
   # Four tiles of 96 pixels beside one another, two rows of 48, below a line.
   assert found.shape[1] == 4 * 96 + 3 * 4
@@ -55,24 +55,24 @@ def test_panels_show_every_map_and_name_what_is_in_it():
 
 def test_pictures_of_other_shapes_share_a_grid():
   wide, tall = np.zeros((10, 40, 3), np.uint8), np.zeros((120, 30, 3), np.uint8)
-  found = panels.grid([[wide, wide], [tall, tall]], ('x', 'y'))
+  found = panels.draw_grid([[wide, wide], [tall, tall]], ('x', 'y'))
   assert found.shape == (18 + 30 + 120 + 2 * 4, 2 * 120 + 4, 3)
 
 
 def test_shrunk_pictures_are_averaged_and_enlarged_ones_stay():
   fine = np.indices((512, 512)).sum(axis=0) % 2 * np.uint8(255)
   fine = np.repeat(fine[..., None].astype(np.uint8), 3, axis=2)
-  shrunk = panels.grid([[fine]], ('x',))
+  shrunk = panels.draw_grid([[fine]], ('x',))
   assert shrunk.shape[1] == 256
   assert np.abs(shrunk[38 : 38 + 256].astype(int) - 127).max() <= 1
-  grown = panels.grid([[fine[:2, :2]]], ('x',))[14 : 14 + 96]
+  grown = panels.draw_grid([[fine[:2, :2]]], ('x',))[14 : 14 + 96]
   assert grown.shape[1] == 96
   assert set(np.unique(grown)) == {0, 255}
 
 
 def test_a_legend_of_many_classes_stays_legible():
   names = [f'class {i}' for i in range(100)]
-  found = panels.legend(names, [(i, 0, 0) for i in range(100)], 600, 120)
+  found = panels.draw_legend(names, [(i, 0, 0) for i in range(100)], 600, 120)
   assert found.shape[1] == 600
   assert found.shape[0] > 100
 
@@ -85,6 +85,6 @@ def test_positions_are_spread():
 
 def test_a_picture_is_written_as_it_is(tmp_path):
   picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-  panels.write(tmp_path / 'x.png', picture)
+  panels.write_png(tmp_path / 'x.png', picture)
   with PIL.Image.open(tmp_path / 'x.png') as image:
     np.testing.assert_array_equal(np.asarray(image), picture)

@@ -12,16 +12,20 @@ SIZES = [(30, 47), (64, 64), (100, 33), (7, 5)]
 PROTOCOLS = {
   'whole': protocols.ProtocolOptions(),
   'flip': protocols.ProtocolOptions(flip=True),
-  'halves': protocols.ProtocolOptions(tiles='halves', flip=True),
+  'halves': protocols.ProtocolOptions(tiling='halves', flip=True),
   'scales': protocols.ProtocolOptions(scales=(0.5, 1.0, 1.75)),
   'windows': protocols.ProtocolOptions(
-    tiles='windows', window=(32, 48), stride=(21, 32)
+    tiling='sliding_window', window=(32, 48), stride=(21, 32)
   ),
   'bordered': protocols.ProtocolOptions(
-    tiles='windows', window=(48, 48), stride=(48, 48), beyond='mean', flip=True
+    tiling='sliding_window',
+    window=(48, 48),
+    stride=(48, 48),
+    padding_mode='mean',
+    flip=True,
   ),
   'all': protocols.ProtocolOptions(
-    tiles='windows',
+    tiling='sliding_window',
     window=(32, 32),
     stride=(21, 21),
     scales=(0.5, 1.25),
@@ -53,8 +57,8 @@ def test_no_cell_is_a_mean_of_more_than_its_reach(name):
     for view in protocol.build(16)(size):
       for axis in ('rows', 'columns'):
         read, write = (getattr(view, f'{w}_{axis}') for w in ('read', 'write'))
-        assert np.diff(read.indptr).max() <= protocol.reach[0]
-        assert np.diff(write.indptr).max() <= protocol.reach[1]
+        assert np.diff(read.indptr).max() <= protocol.max_taps[0]
+        assert np.diff(write.indptr).max() <= protocol.max_taps[1]
 
 
 def windows_of(size, window, stride):
@@ -160,20 +164,32 @@ def test_scaled_sizes_are_rounded():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'tiles': 'windows'}, "expected both with tiles='windows'"),
-    ({'window': (4, 4), 'stride': (2, 2)}, "none with tiles='whole'"),
     (
-      {'tiles': 'windows', 'window': (4, 4), 'stride': (5, 4)},
-      'stride: found .5, 4., expected at most the window',
+      {'tiling': 'sliding_window'},
+      "got window=.0, 0., stride=.0, 0. with tiling='sliding_window'",
     ),
     (
-      {'tiles': 'windows', 'window': (0, 4), 'stride': (2, 4)},
-      'window: found .0, 4., expected .height, width. >= 1',
+      {'window': (4, 4), 'stride': (2, 2)},
+      "none otherwise, got .* with tiling='whole'",
     ),
-    ({'scales': ()}, 'scales: found .., expected numbers above 0'),
-    ({'scales': (0.5, 0.0)}, 'scales: found .0.5, 0.0., expected numbers'),
-    ({'canvas': -1}, 'canvas: found -1, expected >= 0'),
-    ({'beyond': 'mean'}, "beyond='mean': found with tiles='whole'"),
+    (
+      {'tiling': 'sliding_window', 'window': (4, 4), 'stride': (5, 4)},
+      'stride: expected at most the window .4, 4., got .5, 4.',
+    ),
+    (
+      {'tiling': 'sliding_window', 'window': (0, 4), 'stride': (2, 4)},
+      'window: expected .height, width. >= 1, got .0, 4.',
+    ),
+    ({'scales': ()}, 'scales: expected numbers above 0, got ..'),
+    (
+      {'scales': (0.5, 0.0)},
+      'scales: expected numbers above 0, got .0.5, 0.0.',
+    ),
+    ({'size_multiple': -1}, 'size_multiple: expected >= 0, got -1'),
+    (
+      {'padding_mode': 'mean'},
+      "padding_mode='mean': expected tiling='sliding_window', got 'whole'",
+    ),
   ],
 )
 def test_impossible_protocols_are_refused(fields, message):
@@ -203,10 +219,12 @@ def test_protocols_in_words(name, text):
 def test_what_changes_the_numbers_is_said():
   shrunk = protocols.ProtocolOptions(scales=(0.5,), antialias=True)
   assert 'antialiased' in shrunk.describe()
-  assert 'multiples of 64' in protocols.ProtocolOptions(canvas=64).describe()
+  assert (
+    'multiples of 64' in protocols.ProtocolOptions(size_multiple=64).describe()
+  )
   assert (
     'multiples'
-    not in protocols.ProtocolOptions(canvas=64, flip=True).describe()
+    not in protocols.ProtocolOptions(size_multiple=64, flip=True).describe()
   )
   assert 'corners' in protocols.ProtocolOptions(align_corners=True).describe()
   assert 'mean color' in PROTOCOLS['bordered'].describe()
@@ -214,22 +232,25 @@ def test_what_changes_the_numbers_is_said():
 
 def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
   followed = protocols.ProtocolOptions(
-    tiles='windows',
+    tiling='sliding_window',
     window=(8, 8),
     stride=(4, 4),
     scales=(0.5, 0.75, 1.25, 1.5),
     flip=True,
     average='probs',
     antialias=True,
-    canvas=64,
-  ).single()
+    size_multiple=64,
+  ).single_view()
   assert followed == protocols.ProtocolOptions(
-    scales=(1.25,), antialias=True, canvas=64
+    scales=(1.25,), antialias=True, size_multiple=64
   )
-  assert followed.is_plain == protocols.ProtocolOptions(scales=(1.25,)).is_plain
+  assert (
+    followed.is_single_view
+    == protocols.ProtocolOptions(scales=(1.25,)).is_single_view
+  )
 
 
 def test_what_is_followed_keeps_the_border_and_the_rule_of_training():
   protocol = dataclasses.replace(PROTOCOLS['bordered'], align_corners=True)
-  followed = protocol.single()
+  followed = protocol.single_view()
   assert followed == dataclasses.replace(protocol, flip=False)

@@ -12,7 +12,7 @@ from tests.support import fake_methods as fakes
 
 
 def test_what_is_reported(tmp_path):
-  split = fakes.patches([(8, 8)] * 3)
+  split = fakes.labeled_split([(8, 8)] * 3)
   place = workspace_lib.Workspace(tmp_path, {}, 'abc')
   panel = np.full((4, 6, 3), 200, np.uint8)
   results = results_lib.Results(place, step=7)

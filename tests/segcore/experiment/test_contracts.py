@@ -30,7 +30,7 @@ from segcore.train import update as update_lib
 from segcore.weights import checkpoint_reader, load
 from tests.support import fake_methods as fakes
 
-NAMES = tuple(fakes.FAKES)
+NAMES = tuple(fakes.METHODS)
 
 
 def mesh_of(num_devices=8):
@@ -92,7 +92,7 @@ class ByHand:
 @pytest.fixture(scope='module')
 def by_hand():
   found = {}
-  for name, (make, batches) in fakes.FAKES.items():
+  for name, (make, batches) in fakes.METHODS.items():
     fake, source = make(), batches()
     spec = source.element_spec()
     init = jax.jit(lambda rng, fake=fake, spec=spec: fake.init(rng, spec, None))
@@ -240,7 +240,7 @@ def test_queue_is_used_once_it_is_full(by_hand):
 
 
 def test_views_show_their_boxes():
-  source = fakes.many_views()
+  source = fakes.multi_view_loader()
   with source.start(1) as batches:
     batch = next(batches)
   flips = []
@@ -373,7 +373,7 @@ class Experiment:
     self.log = []
     self.breaks = breaks
     self.mesh = mesh_of()
-    self.split = fakes.ramps(10)
+    self.split = fakes.coordinate_split(10)
 
   def run(self, workdir, **options):
     stage.run_stages(
@@ -417,7 +417,7 @@ class Experiment:
       clusters = dict(zip(file['ids'], map(int, file['nearest']), strict=True))
     decode = transforms.Decode(fakes.NUM_CLASSES)
     labels = transforms.Compose((decode, ClusterLabels(clusters)))
-    self.batches = fakes.two_streams_of(self.split, labels, self.split)
+    self.batches = fakes.make_two_stream_loader(self.split, labels, self.split)
     self.loaded = load.load_parts(
       place.needed['represent'],
       ('encoder',),
@@ -581,7 +581,7 @@ def evaluator(split, predictor, metric, mesh):
 
 
 def test_evaluation_is_a_slow_loop_over_images(by_hand):
-  split = fakes.patches(SIZES)
+  split = fakes.labeled_split(SIZES)
   state, mesh = by_hand['two_stream'].first, mesh_of()
   predictor = label_maps(fakes.two_stream())
   matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
@@ -608,7 +608,7 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
 
 
 def test_every_image_is_evaluated_once():
-  split = fakes.patches(SIZES)
+  split = fakes.labeled_split(SIZES)
   for num_devices in (1, 8):
     mesh = mesh_of(num_devices)
     state = train_state.inference_state({'params': {}}, mesh)
@@ -625,8 +625,8 @@ def test_919_classes_survive(tmp_path):
     label = (np.arange(size[0] * size[1]).reshape(size) + i) % 920 - 1
     shown = np.maximum(label, 0)
     image = np.stack([shown // 256, shown % 256, shown * 0], -1)
-    found.append(fakes.record(i, image, label, 919))
-  split = fakes.split_of(found, 919)
+    found.append(fakes.make_record(i, image, label, 919))
+  split = fakes.make_split(found, 919)
 
   def predict(images):
     images = images.astype(jnp.int16)
@@ -654,7 +654,7 @@ def test_919_classes_survive(tmp_path):
 
 
 def collectives(fake):
-  mesh, source = mesh_of(), fakes.two_streams()
+  mesh, source = mesh_of(), fakes.two_stream_loader()
   spec = source.element_spec()
   state = jax.eval_shape(
     lambda rng: fake.init(rng, spec, None), jax.random.PRNGKey(0)
@@ -682,7 +682,9 @@ def test_the_bank_gathers_what_is_pushed():
 
 
 def test_a_method_that_needs_whole_batches_says_so():
-  recipe = update_lib.Recipe(16, 6, fakes.two_stream().optimizer, accumulate=2)
+  recipe = update_lib.RecipeOptions(
+    16, 6, fakes.two_stream().optimizer, accumulate=2
+  )
   recipe.check(mesh_of(), 'config.semi')
   with pytest.raises(errors.UserError) as caught:
     recipe.check(mesh_of(), 'config.semi', accumulates=False)

@@ -147,7 +147,7 @@ def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
 
 @pytest.mark.parametrize('keep', [(), ('label',), ('tags',)])
 def test_a_batch_is_known_before_its_data(keep):
-  split = fake_methods.patches([(20, 24)] * 9)
+  split = fake_methods.labeled_split([(20, 24)] * 9)
   records = [{**record, 'tags': [0, 2]} for record in split.records]
   decode = transforms.Decode(5, keep)
   cut = transforms.Compose((decode, transforms.RandomCrop((16, 16))))

@@ -52,7 +52,7 @@ def number(i):
 def training(num_steps=11, breaks=1000, **fields):
   records = [number(i) for i in range(24)]
   stream = loader.Stream(records, lambda record, rng: record)
-  return loop.Training(
+  return loop.TrainingSpec(
     method=Counts(breaks),
     loader=loader.Loader({'': stream}, 8, seed=0),
     num_steps=num_steps,
@@ -62,7 +62,9 @@ def training(num_steps=11, breaks=1000, **fields):
 
 
 def run(directory, what, **fields):
-  operation = loop.Operation(**{'log_every': 3, 'save_every': 4, **fields})
+  operation = loop.OperationOptions(
+    **{'log_every': 3, 'save_every': 4, **fields}
+  )
   place = workspace_lib.Workspace(directory, {}, 'digest')
   return loop.train(what, place, operation, sharding.make_mesh())
 
@@ -96,7 +98,7 @@ def test_everything_happens_when_it_is_due(tmp_path):
     return tensorboard.Summaries({'val/score': -abs(int(state.step) - 5.0)})
 
   what = training(
-    evaluate=evaluate, evaluate_every=5, best=loop.Best('val/score')
+    evaluate=evaluate, evaluate_every=5, best=loop.BestMetric('val/score')
   )
   state = run(tmp_path, what)
   assert seen == [5, 10, 11]
@@ -179,12 +181,12 @@ def test_ids_are_recorded_for_the_steps_that_ran(tmp_path):
 @pytest.mark.parametrize(
   ('best', 'value', 'before', 'improves'),
   [
-    (loop.Best('x'), 0.5, None, True),
-    (loop.Best('x'), float('nan'), None, False),
-    (loop.Best('x'), 0.5, 0.5, False),
-    (loop.Best('x'), 0.6, 0.5, True),
-    (loop.Best('x', higher_is_better=False), 0.6, 0.5, False),
-    (loop.Best('x', higher_is_better=False), 0.4, 0.5, True),
+    (loop.BestMetric('x'), 0.5, None, True),
+    (loop.BestMetric('x'), float('nan'), None, False),
+    (loop.BestMetric('x'), 0.5, 0.5, False),
+    (loop.BestMetric('x'), 0.6, 0.5, True),
+    (loop.BestMetric('x', higher_is_better=False), 0.6, 0.5, False),
+    (loop.BestMetric('x', higher_is_better=False), 0.4, 0.5, True),
   ],
 )
 def test_best(best, value, before, improves):
@@ -194,11 +196,11 @@ def test_best(best, value, before, improves):
 @pytest.mark.parametrize('name', ['log_every', 'save_every', 'fsdp'])
 def test_impossible_operations_are_refused(name):
   with pytest.raises(ValueError, match=f'{name}: found 0, expected >= 1'):
-    loop.Operation(**{name: 0})
+    loop.OperationOptions(**{name: 0})
 
 
 def test_a_term_that_stays_0_is_told_once():
-  silent = loop.SilentTerms(first_step=100)
+  silent = loop.ZeroTermMonitor(first_step=100)
   told = []
   for step in range(10, 501, 10):
     values = {

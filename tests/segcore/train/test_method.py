@@ -124,12 +124,12 @@ def test_loaded_parts_replace_fresh_ones():
 def test_impossible_recipes(fields, message):
   recipe = {'batch_size': 8, 'num_steps': 10, 'optimizer': tiny_networks.adam()}
   with pytest.raises(ValueError, match=message):
-    update_lib.Recipe(**{**recipe, **fields})
+    update_lib.RecipeOptions(**{**recipe, **fields})
 
 
 def test_recipes_are_held_against_the_devices():
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
-  recipe = update_lib.Recipe(32, 10, tiny_networks.adam(), accumulate=4)
+  recipe = update_lib.RecipeOptions(32, 10, tiny_networks.adam(), accumulate=4)
   recipe.check(mesh, 'config.x')
   with pytest.raises(errors.UserError) as caught:
     dataclasses.replace(recipe, batch_size=30).check(mesh, 'config.x')

@@ -325,7 +325,7 @@ def test_adaptation_equals_slow_updates(layers, kind, decay, nesterov):
     weight_decay=decay,
     weight_decay_mode='l2',
     adaptation=kind,
-    trust=0.02,
+    trust_coefficient=0.02,
   )
 
   def leaf(p, g, memory, rate, step):
@@ -379,7 +379,7 @@ def test_larc_and_lars_take_other_norms_by_hand():
     weight_decay=0.5,
     weight_decay_mode='l2',
     adaptation='larc',
-    trust=0.1,
+    trust_coefficient=0.1,
   )
   # The decayed gradient is (7.5, -6); larc divides by 10 + 0.5·5, lars by its
   # norm √92.25.
@@ -402,7 +402,7 @@ def test_groups_scale_decay_and_rate_of_what_is_adapted(layers, kind):
     weight_decay=0.1,
     weight_decay_mode='l2',
     adaptation=kind,
-    trust=0.02,
+    trust_coefficient=0.02,
     groups=(
       ('^norm/', 0.0, 1.0),
       ('^conv/', 3.0, 0.5),
@@ -439,7 +439,7 @@ def test_norms_are_those_of_all_shards_together(monkeypatch, kind):
     weight_decay=0.1,
     weight_decay_mode='l2',
     adaptation=kind,
-    trust=0.1,
+    trust_coefficient=0.1,
   )
   tx = optimizers.build(options, NUM_STEPS, params)
   places = sharding.state_shardings(sharding.make_mesh(4), params)
@@ -491,11 +491,11 @@ def test_groups_by_hand(params, mode):
 
 
 def test_the_first_group_that_matches_wins():
-  assert optimizers.group_of('encoder/bias', GROUPS) == 0
-  assert optimizers.group_of('decoder/bias', GROUPS) == 0
-  assert optimizers.group_of('decoder/bias/x', GROUPS) == 1
-  assert optimizers.group_of('a/decoder/x', GROUPS) is None
-  assert optimizers.group_of('a/encoder/x', GROUPS) == 2
+  assert optimizers.find_group('encoder/bias', GROUPS) == 0
+  assert optimizers.find_group('decoder/bias', GROUPS) == 0
+  assert optimizers.find_group('decoder/bias/x', GROUPS) == 1
+  assert optimizers.find_group('a/decoder/x', GROUPS) is None
+  assert optimizers.find_group('a/encoder/x', GROUPS) == 2
   options = optimizers.OptimizerOptions(learning_rate=1.0, groups=GROUPS)
   assert options.factors('decoder/x') == (10.0, 0.5)
   assert options.factors('heads/x') == (1.0, 1.0)
@@ -663,7 +663,10 @@ def test_state_is_arrays_that_shapes_and_shardings_describe(
       "weight_decay_mode is 'decoupled'; allowed: l2 where lars, which decays "
       'the gradient',
     ),
-    ({'trust': 0.0}, 'trust is 0.0; allowed: numbers above 0'),
+    (
+      {'trust_coefficient': 0.0},
+      'trust_coefficient is 0.0; allowed: numbers above 0',
+    ),
     (
       {'groups': (('a', 1.0),)},
       "groups[0] is ('a', 1.0); allowed: (pattern, learning-rate and "

@@ -1,0 +1,68 @@
+"""The prototypes among the parameters: the K cluster centers of SwAV.
+
+They are the parameter `heads/clusters/prototypes`, [D, K].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pass_luss.pretrain import embedding_ops
+from segcore import types
+
+
+def normalize(params: types.Params) -> types.Params:
+  """L2-normalizes the prototypes, as before every forward pass."""
+  return _replace(
+    lambda prototypes: embedding_ops.l2_normalize(prototypes, axis=0), params
+  )
+
+
+def freeze(frozen: Bool[Array, ''], new: Any, old: Any) -> Any:
+  """Returns the new state, with the old prototypes while they are frozen.
+
+  Their optimizer slots stay as they were, too: weight decay must not gather
+  momentum in the meantime.
+
+  Args:
+    frozen: whether prototypes and their slots are taken from the old state.
+    new: the state after an update.
+    old: the state before it.
+  """
+
+  def choose(path: tuple, after: Array, before: Array) -> Array:
+    if 'prototypes' not in jax.tree_util.keystr(path):
+      return after
+    return jnp.where(frozen, before, after)
+
+  return new.replace(
+    **{
+      name: jax.tree_util.tree_map_with_path(
+        choose, getattr(new, name), getattr(old, name)
+      )
+      for name in ('params', 'opt_state')
+    }
+  )
+
+
+def _replace(
+  function: Callable[[Array], Array], params: types.Params
+) -> types.Params:
+  """Applies a function to the prototypes among all parameters."""
+  clusters = params['heads']['clusters']
+  changed = {**clusters, 'prototypes': function(clusters['prototypes'])}
+  return {**params, 'heads': {**params['heads'], 'clusters': changed}}
+
+
+def usage(targets: Float[Array, 'N K']) -> types.Scalar:
+  """Computes how evenly prototypes are used: 1 all equally, 0 only one.
+
+  That is the entropy of the mean target, divided by its maximum log K.
+  """
+  share = jnp.mean(targets, axis=0)
+  share = share / jnp.maximum(jnp.sum(share), 1e-12)
+  entropy = -jnp.sum(jax.scipy.special.xlogy(share, share))
+  return entropy / jnp.log(targets.shape[1])
