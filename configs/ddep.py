@@ -106,7 +106,7 @@ _UNLABELED = {
 WHOLE_IMAGE = {'average': 'probs'}
 HALVES = {'tiling': 'halves', 'flip': True, 'average': 'probs'}
 _WINDOWS = {
-  'tiling': 'windows',
+  'tiling': 'sliding_window',
   'window': (512, 512),
   'stride': (341, 341),
   'size_multiple': 128,
@@ -408,8 +408,10 @@ def _generate_images(config: ml_collections.ConfigDict) -> None:
     config[name].crop.size = (64, 64)
     config[name].recipe.batch_size = batch_size
   config.evaluate.batch_size = 40
-  if config.evaluate.protocol.tiling == 'windows':
-    config.evaluate.protocol.update(window=(64, 64), stride=(43, 43), size_multiple=64)
+  if config.evaluate.protocol.tiling == 'sliding_window':
+    config.evaluate.protocol.update(
+      window=(64, 64), stride=(43, 43), size_multiple=64
+    )
   config.without_files = ''
 
 

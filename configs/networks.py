@@ -1,4 +1,4 @@
-"""Networks of the experiments: those of the papers, and small ones for a CPU."""
+"""Networks of the experiments: those of the papers, and small ones."""
 
 from typing import Any
 

@@ -38,11 +38,9 @@ def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
 
 def _unknown(name: str, declared: list[str]) -> str:
   close = difflib.get_close_matches(name, declared, 1)
-  hint = f'; did you mean {close[0]!r}?' if close else ''
-  return (
-    f'config option {name!r} is unknown{hint} Expected some of '
-    f'{", ".join(declared)}'
-  )
+  hint = f'; did you mean {close[0]!r}? Expected' if close else ', expected'
+  names = ', '.join(declared)
+  return f'config option {name!r} is unknown{hint} some of {names}'
 
 
 def _convert(name: str, text: str, default: Any) -> Any:

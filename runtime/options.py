@@ -116,6 +116,8 @@ def complete(cls: type, block: Any) -> Any:
     if field.name not in values:
       if field.default is not dataclasses.MISSING:
         values[field.name] = _to_block(field.default)
+      elif field.default_factory is not dataclasses.MISSING:
+        values[field.name] = _to_block(field.default_factory())
       continue
     hint = hints[field.name]
     for nested in (hint, *typing.get_args(hint)):

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import ml_collections
 from absl import logging
@@ -28,10 +28,6 @@ from segcore.train import workspace
 @runtime_checkable
 class Program(Protocol):
   """Builds the stages of an experiment; see `segcore.experiment.program`."""
-
-  def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config with all fields, by the defaults of the options."""
-    ...
 
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None

@@ -15,7 +15,7 @@ from pass_luss import main, networks
 from pass_luss.protocols import segment
 from runtime import errors
 from segcore.distributed import sharding
-from segcore.experiment import dry_run, stage
+from segcore.experiment import config_file, dry_run, stage
 from segcore.train import optimizers
 from segcore.train import update as update_lib
 from tests.support import fake_methods
@@ -25,7 +25,8 @@ ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
 
 
 def load(name, argument=''):
-  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  module = importlib.import_module(f'configs.{name}')
+  config = config_file.complete(module.get_config(argument))
   config.lock()
   return config
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from runtime import errors
-from segcore.experiment import cli, hosts
+from segcore.experiment import cli, config_file, hosts
 from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import runner as runner_lib
@@ -43,7 +43,8 @@ def networks_checked_once(monkeypatch):
 
 
 def load(name, argument=''):
-  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  module = importlib.import_module(f'configs.{name}')
+  config = config_file.complete(module.get_config(argument))
   config.lock()
   return config
 

@@ -69,7 +69,7 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
     f'there is no file or folder {tmp_path}/data/imagenet: give the folder of',
     f'there is no file or folder {tmp_path}/data/pascal_context: give the',
     'VOCtrainval_03-May-2010.tar',
-    'to run it now, on images that it draws itself, add the option tiny',
+    'to run it now, on generated images, add the option tiny',
   ):
     assert part in err
   assert err.count('imagenet:') == 1
