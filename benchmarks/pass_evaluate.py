@@ -25,8 +25,7 @@ import cv2
 import numpy as np
 import psutil
 
-from pass_luss import evaluate
-from pass_luss.benchmark import matching, metrics, png_format
+from pass_luss.benchmark import evaluate, matching, metrics, png_format
 
 SIZE = (375, 500)
 FEW, MANY = 5, 50
@@ -177,13 +176,13 @@ def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
       prediction, label = pairs[i % len(pairs)]
       png_format.write(folder / 'gt' / 'n0' / f'{i:06}.png', label)
       png_format.write(folder / 'pred' / 'n0' / f'{i:06}.png', prediction)
-    folders = evaluate.Folders.find(
+    folders = evaluate.FolderPair.from_folders(
       folder / 'gt', folder / 'pred', num_classes, num_classes
     )
     memory = []
     total = metrics.ImageNetS.empty(num_classes)
     start = time.perf_counter()
-    counted = folders.each(
+    counted = folders.map(
       lambda p, t, name: metrics.count_image(p, t, name, num_classes), 'scoring'
     )
     for i, one in enumerate(counted):

@@ -1,16 +1,16 @@
-"""The contrastive term of U2PL beside a straightforward one in torch.
+"""Compares the contrastive term of U2PL with a plain one in torch.
 
   python benchmarks/u2pl_loss.py [--images=32] [--side=129] [--dim=256]
       [--classes=21] [--threads=2] [--rounds=5] [--out=FILE.json]
 
-One step of the whole term: which cells are candidates, what is pushed into the
-bank, the draws, InfoNCE, and its gradient to the student's representation. Both
-get the same inputs and a full bank, on the same number of threads, in turns.
-Then what each part takes, and the memory that each needs beside its inputs, in
-a process of its own. Where torch is not installed the term is timed alone.
+Times one step of the whole term: candidates, enqueueing into the bank, draws,
+InfoNCE and its gradient to the student's representation. Both versions get the
+same inputs and a full bank, and run in turns on the same number of threads.
+Also times each part of the term, and measures the memory of each version beside
+its inputs in a separate process. Without torch the term is timed alone.
 
-The sizes that are assumed are those of Pascal VOC: 16 labeled and 16 mixed
-images, whose inputs are 2.2 GB.
+The default sizes are those of Pascal VOC: 16 labeled and 16 mixed images, whose
+inputs are 2.2 GB.
 """
 
 import argparse
@@ -34,9 +34,7 @@ import numpy as np
 
 from segcore.ops import order_statistics
 from segcore.train import update
-from u2pl import contrast, memory_bank, prototypes
-from u2pl.semi import mean_teacher
-from u2pl.semi import options as options_lib
+from u2pl import contrast, contrastive_branch, memory_bank, prototypes
 
 try:
   import torch
@@ -47,7 +45,7 @@ MEGABYTE = 2**20
 
 
 class Shape(NamedTuple):
-  """Sizes of a step."""
+  """Sizes of a step: images and side in cells, C, D."""
 
   images: int
   side: int
@@ -56,13 +54,13 @@ class Shape(NamedTuple):
 
 
 class Inputs(NamedTuple):
-  """What the term is given; rows alternate between labeled and mixed images.
+  """Inputs of the term; rows alternate between labeled and mixed images.
 
   Attributes:
     student: [B, h, w, D].
     teacher: [B, h, w, D].
-    scores: [B, h, w, C], the teacher's.
-    labels: int32 [B, h, w].
+    scores: [B, h, w, C], logits of the teacher.
+    labels: int32 [B, h, w], ground truth and pseudo-labels.
     reliable: bool [B, h, w]; False on labeled images.
     unreliable: bool [B, h, w]; False on labeled images.
   """
@@ -76,7 +74,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(shape: Shape) -> Inputs:
-  """Regions with smooth borders, and a teacher that knows them roughly."""
+  """Draws regions with smooth borders, and noisy teacher scores of them."""
   rng = np.random.default_rng(0)
   cells = (shape.images, shape.side, shape.side)
   size = (shape.side, shape.side)
@@ -84,12 +82,14 @@ def make_inputs(shape: Shape) -> Inputs:
   labels = np.empty(cells, np.int32)
   for i in range(shape.images):
     fields = rng.standard_normal((shape.classes, 5, 5)).astype(np.float32)
-    grown = [cv2.resize(field, size, interpolation=3) for field in fields]
-    truth = 3 * np.stack(grown, axis=-1)
+    fields_resized = [
+      cv2.resize(field, size, interpolation=3) for field in fields
+    ]
+    truth = 3 * np.stack(fields_resized, axis=-1)
     labels[i] = np.argmax(truth, axis=-1)
     noise = rng.standard_normal(truth.shape, np.float32)
     scores[i] = truth + noise
-    # Annotators leave the borders out.
+    # Annotators ignore the borders of objects.
     first, second = np.partition(truth, -2, axis=-1)[..., :-3:-1].T
     labels[i][(first - second).T < 0.2] = -1
   mixed = np.arange(shape.images) % 2 == 1
@@ -103,55 +103,59 @@ def make_inputs(shape: Shape) -> Inputs:
   centers = rng.standard_normal((shape.classes, shape.dim), np.float32)
 
   def features() -> np.ndarray:
-    found = np.empty((*cells, shape.dim), np.float32)
+    drawn = np.empty((*cells, shape.dim), np.float32)
     for i in range(shape.images):
-      rng.standard_normal(dtype=np.float32, out=found[i])
-      found[i] += centers[labels[i]]
-    return found
+      rng.standard_normal(dtype=np.float32, out=drawn[i])
+      drawn[i] += centers[labels[i]]
+    return drawn
 
   return Inputs(features(), features(), scores, labels, reliable, unreliable)
 
 
 def make_bank(shape: Shape, options: contrast.ContrastOptions) -> np.ndarray:
-  """Rows of a full bank, [C, K, D]."""
+  """Draws the rows of a full bank, [C, K, D]."""
   rng = np.random.default_rng(1)
   most = max(options.capacities(shape.classes))
   return rng.standard_normal((shape.classes, most, shape.dim), np.float32)
 
 
-def build_semi(
+def build_branch(
   shape: Shape, options: contrast.ContrastOptions
-) -> mean_teacher.MeanTeacher:
-  """The method; neither its network nor its update is needed here."""
-  unused: Any = None
-  return mean_teacher.MeanTeacher(
-    *(unused, unused),
-    options_lib.LearnOptions(contrast=options),
-    num_classes=shape.classes,
-    steps_per_epoch=1,
+) -> contrastive_branch.ContrastiveBranch:
+  """Builds the contrastive branch with the prototypes of U2PL."""
+  return contrastive_branch.ContrastiveBranch(
+    shape.classes, shape.dim, options, prototype_momentum=0.0
+  )
+
+
+def pixel_masks(inputs: Inputs) -> contrastive_branch.PixelMasks:
+  """Returns the masks of the branch."""
+  labeled = jnp.arange(len(inputs.labels)) % 2 == 0
+  return contrastive_branch.PixelMasks(
+    labeled=jnp.broadcast_to(labeled[:, None, None], inputs.labels.shape),
+    reliable=inputs.reliable,
+    unreliable=inputs.unreliable,
   )
 
 
 def in_jax(shape: Shape, options: contrast.ContrastOptions) -> Callable:
-  """The term as the method computes it, compiled."""
-  built = build_semi(shape, options)
+  """Compiles the term as a method computes it."""
+  branch = build_branch(shape, options)
 
   def term(bank: memory_bank.Bank, inputs: Inputs, rng: jax.Array):
-    unused: Any = None
-    state = mean_teacher.State(
-      *[unused] * 7,
-      bank=bank,
-      prototypes=prototypes.empty(shape.classes, shape.dim),
+    state = contrastive_branch.BranchState(
+      bank, prototypes.empty(shape.classes, shape.dim)
     )
-    guess = mean_teacher.Guess(
-      *[unused] * 5,
-      unreliable=inputs.unreliable[1::2],
-      anchorable=inputs.reliable[1::2],
-      joined={'logits': inputs.scores, 'rep': inputs.teacher},
+    state, targets = branch.update(
+      state,
+      inputs.teacher,
+      jax.nn.softmax(inputs.scores),
+      inputs.labels,
+      pixel_masks(inputs),
+      rng,
     )
-    state, compared = built.compare(state, guess, inputs.labels, rng)
-    loss, gradient = jax.value_and_grad(built.contrast)(
-      inputs.student, compared, state.bank
+    loss, gradient = jax.value_and_grad(branch.loss)(
+      inputs.student, targets, state
     )
     return loss, gradient, state.bank
 
@@ -174,18 +178,18 @@ def in_jax(shape: Shape, options: contrast.ContrastOptions) -> Callable:
 def empty_bank(
   shape: Shape, options: contrast.ContrastOptions
 ) -> memory_bank.Bank:
-  """Without rows, as training starts."""
+  """Returns a bank without rows, as training starts."""
   return memory_bank.empty(options.capacities(shape.classes), shape.dim)
 
 
 def full_bank(
   shape: Shape, options: contrast.ContrastOptions
 ) -> memory_bank.Bank:
-  """With random rows."""
+  """Returns a bank full of random rows."""
   bank = jax.eval_shape(functools.partial(empty_bank, shape, options))
   capacity = jnp.asarray(bank.capacity, jnp.int32)
   return bank.replace(
-    # A copy: what is written in place must not be numpy's.
+    # A copy: the bank is donated, and numpy's memory must not be.
     rows=jnp.array(make_bank(shape, options)),
     pointer=jnp.zeros_like(capacity),
     count=capacity,
@@ -193,15 +197,15 @@ def full_bank(
 
 
 def in_torch(inputs: Inputs, bank: list, options: contrast.ContrastOptions):
-  """The term as it reads (spec U2PL §3.4).
+  """Computes the term as the specification reads (spec U2PL §3.4).
 
   Args:
     inputs: tensors.
-    bank: of each class, a tensor [K, D]; changed.
+    bank: a tensor [K, D] for each class; changed in place.
     options: of the loss.
 
   Returns:
-    The loss, and its gradient with respect to the student's representation.
+    The loss, and its gradient to the student's representation.
   """
   num_images, dim = len(inputs.labels), inputs.teacher.shape[-1]
   num_classes = inputs.scores.shape[-1]
@@ -228,10 +232,10 @@ def in_torch(inputs: Inputs, bank: list, options: contrast.ContrastOptions):
       rank[..., c] < options.high_rank
     )
     negatives = near | (inputs.unreliable & valid & window)
-    pushed = negatives.flatten().nonzero()[:, 0]
-    if len(pushed) > options.max_push:
-      pushed = pushed[torch.randperm(len(pushed))[: options.max_push]]
-    bank[c] = torch.cat([bank[c], teacher_rows[pushed]])[-capacity:]
+    keys = negatives.flatten().nonzero()[:, 0]
+    if len(keys) > options.max_push:
+      keys = keys[torch.randperm(len(keys))[: options.max_push]]
+    bank[c] = torch.cat([bank[c], teacher_rows[keys]])[-capacity:]
 
   shape = (options.num_anchors, options.num_negatives)
   total, num_present = torch.zeros(()), 0
@@ -266,7 +270,7 @@ def in_torch(inputs: Inputs, bank: list, options: contrast.ContrastOptions):
 def torch_inputs(
   inputs: Inputs, shape: Shape, options: contrast.ContrastOptions
 ) -> tuple[Inputs, list]:
-  """Tensors of the inputs, which share their memory, and a full bank."""
+  """Returns tensors that share the inputs' memory, and a full bank."""
   rows = make_bank(shape, options)
   bank = [
     torch.from_numpy(rows[c, :capacity].copy())
@@ -275,14 +279,14 @@ def torch_inputs(
   return Inputs(*map(torch.from_numpy, inputs)), bank
 
 
-class Watch:
-  """Seconds since it was made."""
+class Stopwatch:
+  """Measures seconds since its construction."""
 
   def __init__(self):
     self.start = time.perf_counter(), time.process_time()
 
   def read(self, name: str) -> dict[str, float]:
-    """On the clock, and of all threads together."""
+    """Returns wall-clock seconds and processor seconds of all threads."""
     wall, processor = self.start
     return {
       name: time.perf_counter() - wall,
@@ -293,7 +297,7 @@ class Watch:
 def compare(
   shape: Shape, options: contrast.ContrastOptions, threads: int, rounds: int
 ) -> list[dict[str, float]]:
-  """Seconds, those of all threads together, and loss of both, in turns."""
+  """Measures seconds, processor seconds and loss of both versions in turns."""
   inputs = make_inputs(shape)
   compiled = in_jax(shape, options)
   on_device = jax.tree.map(jnp.asarray, inputs)
@@ -302,21 +306,22 @@ def compare(
     torch.set_num_threads(threads)
     tensors, bank_of_torch = torch_inputs(inputs, shape, options)
   rows = []
-  # The first round, in which memory is found, is not counted.
+  # The first round allocates memory and is not counted.
   for number in range(rounds + 1):
     rng = jax.random.PRNGKey(number)
-    watch = Watch()
+    stopwatch = Stopwatch()
     loss, gradient, bank = jax.block_until_ready(compiled(bank, on_device, rng))
-    row = {**watch.read('jax'), 'loss_jax': float(loss)}
+    row = {**stopwatch.read('jax'), 'loss_jax': float(loss)}
     del gradient
     if torch:
-      watch = Watch()
+      stopwatch = Stopwatch()
       loss, gradient = in_torch(tensors, bank_of_torch, options)
-      row |= {**watch.read('torch'), 'loss_torch': float(loss)}
+      row |= {**stopwatch.read('torch'), 'loss_torch': float(loss)}
       del gradient
       apart = abs(row['loss_jax'] - row['loss_torch'])
-      if apart > 0.02 * row['loss_torch']:  # The draws differ.
-        raise AssertionError(f'{row}: expected the same loss, but for draws')
+      # Equal but for the draws, which differ.
+      if apart > 0.02 * row['loss_torch']:
+        raise AssertionError(f'losses: expected within 2 %, got {row}')
     if number:
       rows.append(row)
       shown = '  '.join(f'{name} {value:.3f}' for name, value in row.items())
@@ -327,37 +332,34 @@ def compare(
 def parts(
   shape: Shape, options: contrast.ContrastOptions, rounds: int
 ) -> dict[str, float]:
-  """Seconds of each part of the term when it is compiled alone."""
+  """Measures seconds of each part of the term when compiled alone."""
   inputs = jax.tree.map(jnp.asarray, make_inputs(shape))
   bank = full_bank(shape, options)
-  built = build_semi(shape, options)
+  branch = build_branch(shape, options)
   cells = shape.side**2
-  most = min(options.max_push, shape.images * cells)
+  max_push = min(options.max_push, shape.images * cells)
   probs = jax.nn.softmax(inputs.scores)
-  labeled = jnp.arange(shape.images) % 2 == 0
 
   def candidates(probs, inputs):
     return contrast.candidates(
-      probs,
-      *(inputs.labels, labeled, inputs.reliable, inputs.unreliable),
-      options,
+      probs, inputs.labels, *pixel_masks(inputs), options
     )
 
   masks = jax.jit(candidates)(probs, inputs)
   by_pixel = masks.negatives.reshape(shape.images, cells, shape.classes)
   anchors = masks.anchors.reshape(by_pixel.shape)
   keys = update.row_keys(jax.random.PRNGKey(0), shape.images)
-  order = jnp.broadcast_to(jnp.arange(most), (shape.classes, most))
-  thin = jax.jit(
+  order = jnp.broadcast_to(jnp.arange(max_push), (shape.classes, max_push))
+  sample = jax.jit(
     lambda mask, keys: order_statistics.keep_top_priorities(
-      mask, order_statistics.draw_pixel_priorities(keys, cells), most
+      mask, order_statistics.draw_pixel_priorities(keys, cells), max_push
     )
   )
-  chosen = thin(by_pixel, keys)
-  at = jax.jit(order_statistics.nth_true)(chosen, order)
+  sampled = sample(by_pixel, keys)
+  at = jax.jit(order_statistics.nth_true)(sampled, order)
   flat = inputs.teacher.reshape(-1, shape.dim)
   rows = flat[at]
-  counts = jnp.full(shape.classes, most, jnp.int32)
+  counts = jnp.full(shape.classes, max_push, jnp.int32)
   draws = (shape.classes, options.num_anchors, options.num_negatives)
 
   def draw(anchors, rng, count):
@@ -372,51 +374,55 @@ def parts(
 
   picked, drawn = jax.jit(draw)(anchors, jax.random.PRNGKey(0), bank.count)
   means, _ = jax.jit(prototypes.class_means)(inputs.teacher, masks.positives)
-  compared = mean_teacher.Comparison(
-    *(picked, drawn, means),
+  targets = contrastive_branch.ContrastiveTargets(
+    anchors=picked,
+    draws=drawn,
+    positives=means,
     usable=jnp.ones(shape.classes, bool),
     present=jnp.ones(shape.classes, bool),
+  )
+  state = contrastive_branch.BranchState(
+    bank, prototypes.empty(shape.classes, shape.dim)
   )
   work: dict[str, tuple[Callable, tuple]] = {
     'softmax': (jax.nn.softmax, (inputs.scores,)),
     'ranks': (contrast.ranks, (probs,)),
     'ranks and masks': (candidates, (probs, inputs)),
     'class means': (prototypes.class_means, (inputs.teacher, masks.positives)),
-    'choose what is pushed': (thin, (by_pixel, keys)),
-    'where the chosen are': (order_statistics.nth_true, (chosen, order)),
-    'gather their rows': (lambda flat, at: flat[at], (flat, at)),
-    'write them to the bank': (memory_bank.push, (bank, rows, counts)),
+    'sample negatives': (sample, (by_pixel, keys)),
+    'positions of the sample': (order_statistics.nth_true, (sampled, order)),
+    'gather its rows': (lambda flat, at: flat[at], (flat, at)),
     'draw anchors, negatives': (
       draw,
       (anchors, jax.random.PRNGKey(0), bank.count),
     ),
-    'InfoNCE': (built.contrast, (inputs.student, compared, bank)),
+    'InfoNCE': (branch.loss, (inputs.student, targets, state)),
     'InfoNCE with gradient': (
-      jax.grad(built.contrast),
-      (inputs.student, compared, bank),
+      jax.grad(branch.loss),
+      (inputs.student, targets, state),
     ),
   }
-  found = {}
-  for name, (part, given) in work.items():
-    if part is memory_bank.push:  # Last of all that reads it, and in place.
-      continue
-    found[name] = fastest(jax.jit(part), given, rounds)
+  seconds = {
+    name: fastest(jax.jit(part), arguments, rounds)
+    for name, (part, arguments) in work.items()
+  }
+  # In place, so after all that reads the bank.
   write = jax.jit(memory_bank.push, donate_argnums=0)
   times = []
   for _ in range(rounds + 1):
     start = time.perf_counter()
     bank = jax.block_until_ready(write(bank, rows, counts))
     times.append(time.perf_counter() - start)
-  return {**found, 'write them to the bank': min(times[1:])}
+  return {**seconds, 'write rows to the bank': min(times[1:])}
 
 
-def fastest(part: Callable, given: tuple, rounds: int) -> float:
-  """Seconds of the fastest of some times, compiling apart."""
-  jax.block_until_ready(part(*given))
+def fastest(part: Callable, arguments: tuple, rounds: int) -> float:
+  """Measures the seconds of the fastest round, without compilation."""
+  jax.block_until_ready(part(*arguments))
   times = []
   for _ in range(rounds):
     start = time.perf_counter()
-    jax.block_until_ready(part(*given))
+    jax.block_until_ready(part(*arguments))
     times.append(time.perf_counter() - start)
   return min(times)
 
@@ -424,77 +430,79 @@ def fastest(part: Callable, given: tuple, rounds: int) -> float:
 def memory_of(
   kind: str, shape: Shape, options: contrast.ContrastOptions
 ) -> dict:
-  """Bytes that a step needs beside its inputs and the bank.
+  """Measures the bytes that a step needs beside its inputs and the bank.
 
-  To be asked in a process of its own. The gradient, which is as large as the
-  student's representation, is not part of them.
+  Call it in a fresh process: the peak is of the whole process. The gradient,
+  which is as large as the student's representation, is not included.
   """
   inputs = make_inputs(shape)
   gradient = inputs.student.nbytes
   if kind == 'torch':
     tensors, bank = torch_inputs(inputs, shape, options)
     small = Shape(2, 9, shape.classes, dim=2)
-    # Loads what torch loads at its first use.
+    # Torch loads libraries at its first use.
     in_torch(*torch_inputs(make_inputs(small), small, options), options)
     peak = added_at_peak(lambda: in_torch(tensors, bank, options))
     return {'peak': peak - gradient}
   compiled = in_jax(shape, options)
-  given = (
+  arguments = (
     full_bank(shape, options),
     jax.tree.map(jnp.asarray, inputs),
     jax.random.PRNGKey(0),
   )
-  jax.block_until_ready(given)
+  jax.block_until_ready(arguments)
   del inputs
-  peak = added_at_peak(lambda: jax.block_until_ready(compiled(*given)))
+  peak = added_at_peak(lambda: jax.block_until_ready(compiled(*arguments)))
   planned = compiled.memory_analysis().temp_size_in_bytes
   return {'peak': peak - gradient, 'planned': planned}
 
 
 def added_at_peak(work: Callable[[], object]) -> int:
-  """Bytes by which the process grows while it works, at most. Linux only."""
-  gc.collect()  # Of what jax has copied, too.
-  pathlib.Path('/proc/self/clear_refs').write_text('5')  # Forgets the peak.
+  """Measures the largest growth of the process during `work`; Linux only."""
+  gc.collect()  # Frees what jax has copied.
+  pathlib.Path('/proc/self/clear_refs').write_text('5')  # Resets the peak.
   pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
-  kept = work()
+  result = work()
   peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  del kept
+  del result
   return peak - pages * resource.getpagesize()
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict:
-  """Medians of the rounds, and how far they went apart."""
-  found = {
+  """Computes medians over the rounds, and the range of the ratio."""
+  medians = {
     'rounds': list(rows),
     'seconds': statistics.median(row['jax'] for row in rows),
   }
   if torch:
     ratios = [row['torch'] / row['jax'] for row in rows]
-    found['seconds_of_torch'] = statistics.median(row['torch'] for row in rows)
-    found['times_faster'] = statistics.median(ratios)
-    found['least_and_most'] = (min(ratios), max(ratios))
-    found['less_processor_time'] = statistics.median(
+    medians['seconds_of_torch'] = statistics.median(
+      row['torch'] for row in rows
+    )
+    medians['times_faster'] = statistics.median(ratios)
+    medians['least_and_most'] = (min(ratios), max(ratios))
+    medians['less_processor_time'] = statistics.median(
       row['processor_torch'] / row['processor_jax'] for row in rows
     )
-  return found
+  return medians
 
 
-def sentence(found: dict) -> str:
-  """A summary in words."""
-  needed = found['memory']['jax']
+def sentence(results: dict) -> str:
+  """Formats the results as one line."""
+  needed = results['memory']['jax']
   own = (
-    f'{found["seconds"]:.2f} s, {needed["peak"] / MEGABYTE:.0f} MiB beside '
+    f'{results["seconds"]:.2f} s, {needed["peak"] / MEGABYTE:.0f} MiB beside '
     f'inputs and gradient (XLA plans {needed["planned"] / MEGABYTE:.0f})'
   )
   if not torch:
     return f'{own}; torch is not installed'
-  low, high = found['least_and_most']
-  other = found['memory']['torch']['peak']
+  low, high = results['least_and_most']
+  other = results['memory']['torch']['peak']
   return (
-    f'{own}; torch {found["seconds_of_torch"]:.2f} s, '
-    f'{other / MEGABYTE:.0f} MiB: {found["times_faster"]:.1f} times faster '
-    f'({low:.1f} to {high:.1f}; {found["less_processor_time"]:.1f} times less '
-    f'processor time) in {needed["peak"] / other:.0%} of the memory'
+    f'{own}; torch {results["seconds_of_torch"]:.2f} s, '
+    f'{other / MEGABYTE:.0f} MiB: {results["times_faster"]:.1f} times faster '
+    f'({low:.1f} to {high:.1f}; {results["less_processor_time"]:.1f} times '
+    f'less processor time) in {needed["peak"] / other:.0%} of the memory'
   )
 
 
@@ -511,12 +519,12 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
   if arguments.images < 2 or arguments.images % 2:
-    parser.error(f'--images={arguments.images}: expected half of them labeled')
-  # Before jax starts its threads: as many as there are cores for it.
+    parser.error(f'--images: expected an even number, got {arguments.images}')
+  # Before jax starts its threads, one for each core that it may use.
   cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
   os.sched_setaffinity(0, cores)
   shape = Shape(
-    *(arguments.images, arguments.side, arguments.classes, arguments.dim)
+    arguments.images, arguments.side, arguments.classes, arguments.dim
   )
   options = contrast.ContrastOptions()
   if arguments.memory:
@@ -525,25 +533,27 @@ def main(argv: Sequence[str]) -> None:
   memory = {}
   for kind in ('jax', *(('torch',) if torch else ())):
     command = [sys.executable, __file__, *argv, f'--memory={kind}']
-    # Else glibc keeps for later what was freed, and its reuse is not seen.
+    # Else glibc keeps freed memory, and its reuse does not show in the peak.
     env = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': str(MEGABYTE)}
-    made = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env)
-    memory[kind] = json.loads(made.stdout)
+    process = subprocess.run(
+      command, check=True, stdout=subprocess.PIPE, env=env
+    )
+    memory[kind] = json.loads(process.stdout)
     shown = {n: f'{b / MEGABYTE:.0f} MiB' for n, b in memory[kind].items()}
     print(f'memory of {kind}: {shown}', flush=True)
-  found = summary(compare(shape, options, len(cores), arguments.rounds))
-  found = {
+  results = summary(compare(shape, options, len(cores), arguments.rounds))
+  results = {
     'shape': shape._asdict(),
     'threads': len(cores),
-    **found,
+    **results,
     'memory': memory,
     'seconds_of_parts': parts(shape, options, arguments.rounds),
   }
-  for name, value in found['seconds_of_parts'].items():
+  for name, value in results['seconds_of_parts'].items():
     print(f'{name:28} {1000 * value:.0f} ms')
-  print(sentence(found))
+  print(sentence(results))
   if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+    pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':

@@ -1,17 +1,22 @@
-"""Type aliases, and the one legend of dimension letters.
+"""Type aliases, and the legend of the dimension letters in shape annotations.
 
-B batch · V views · H W pixels · h w feature cells · C classes · D feature size
-K clusters or prototypes · N negatives · M anchors
+B batch · V views · H W pixels · h w feature cells · P pixels or cells of an
+image · C classes · D features · K clusters or prototypes · N negatives ·
+M anchors · T tokens
+
+A suffix tells apart two sizes of one kind: 'B h_out w_out D_out'.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, UInt32
 
 # A tree of arrays, as flax returns them: nested dicts by module name.
 Params = Mapping[str, Any]
 Scalar = Float[Array, '']
 Metrics = Mapping[str, Scalar]
+# A key for each example: typed, or jax's older kind, two integers.
+ExampleKeys = Key[Array, 'B'] | UInt32[Array, 'B 2']
 # Shape and type of every array of a batch: a tree of jax.ShapeDtypeStruct.
 BatchSpec = Mapping[str, Any]

@@ -1,1 +1,1 @@
-"""U2PL and U2PL+: unlabeled images, and what unreliable pixels tell."""
+"""U2PL and U2PL+: semi-supervised learning from unreliable pseudo-labels."""

@@ -1,12 +1,14 @@
-"""The contrastive loss over reliable and unreliable pixels (Eqs. 21-28).
+"""Pixel-wise contrastive loss: candidates and InfoNCE (Eqs. 10, 21-28).
 
-Everything here lives on the cells of the representation map, a quarter of the
-image's side in the papers (spec U2PL §1). Cells of labeled and of unlabeled
-images are told apart by masks, so both stand in one batch.
+Everything here is on the cells of the representation map, a quarter of the
+image's side in the papers (spec U2PL §1).
 
-  masks = candidates(probs, labels, reliable, unreliable, options)
-  draws = sample(rng, counts, …)
-  loss = info_nce(…)
+  masks = candidates(probs, labels, labeled, reliable, unreliable, options)
+  losses = class_losses(anchors, positives, bank.rows, draws, temperature)
+  loss = mean_over_classes(losses, usable, present)
+
+`contrastive_branch` chooses anchors and rows of the bank between the first two
+lines.
 """
 
 import dataclasses
@@ -19,36 +21,39 @@ from jaxtyping import Array, Bool, Float, Int
 
 from segcore.types import Scalar
 
+# Of the cosine, as in torch.
 _LEAST_NORM = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
 class ContrastOptions:
-  """The contrastive loss.
+  """Options of the contrastive loss.
 
   Attributes:
     weight: λ_c of the total loss.
-    temperature: τ.
+    temperature: τ of Eq. 10.
     num_anchors: M, drawn for each class with replacement.
     num_negatives: N, drawn for each anchor with replacement.
-    anchor_threshold: δ_p, probability that an anchor's class must exceed.
-    low_rank: r_l; a labeled cell is a negative of a class that is among its
-      first r_l without being its label, an unlabeled one of a class from this
-      rank on.
-    high_rank: r_h; an unlabeled cell is a negative of classes before this
-      rank.
-    by_rank: whether ranks decide (the probability rank threshold of Table IV);
-      else cells are negatives of every class but their label or, unlabeled,
-      but their most probable one.
-    anchor_entropy: which unlabeled cells are reliable: those with less
-      entropy than the unreliable ones ('paper'), or the lowest α_t percent
-      ('released').
-    negatives: which unlabeled cells may be negatives: 'unreliable' (the
-      method), 'reliable', 'all', or 'none' of them (Table III).
+    anchor_threshold: δ_p of Eq. 22, in [0, 1): the teacher's probability of the
+      class that an anchor must exceed.
+    low_rank: r_l of Eqs. 26-27: a labeled cell is a negative of the classes
+      ranked before it, except its label; an unlabeled one of the classes ranked
+      from it on.
+    high_rank: r_h of Eq. 27: an unlabeled cell is a negative of classes ranked
+      before it only.
+    by_rank: whether ranks decide (probability rank threshold of Table IV); else
+      a labeled cell is a negative of every class except its label, and an
+      unlabeled one of every class except its most probable one.
+    anchor_entropy: unlabeled cells that may be anchors and positives: those
+      below the entropy of the unreliable ones ('paper'), or the α_t percent of
+      lowest entropy ('released').
+    negatives: unlabeled cells that may be negatives: the 'unreliable' ones (the
+      method), the 'reliable' ones, 'all', or 'none' (Table III).
     bank: whether negatives of earlier steps are kept.
     capacity: rows of the bank for each class.
-    first_capacity: of class 0, the background; 0: as the others.
-    max_push: rows that a step adds for each class.
+    first_capacity: rows for class 0, the background; 0 for `capacity`.
+    max_push: largest number of rows that a step enqueues for each class, a
+      uniform sample of its negatives.
     dtype: in which the bank keeps rows.
   """
 
@@ -70,59 +75,64 @@ class ContrastOptions:
 
   def __post_init__(self):
     for name in (
-      *('num_anchors', 'num_negatives', 'low_rank', 'capacity'),
+      'num_anchors',
+      'num_negatives',
+      'low_rank',
+      'capacity',
       'max_push',
     ):
       if getattr(self, name) < 1:
-        raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
+        raise ValueError(f'{name}: expected >= 1, got {getattr(self, name)}')
     if self.temperature <= 0:
       raise ValueError(
-        f'temperature: found {self.temperature}, expected above 0'
+        f'temperature: expected more than 0, got {self.temperature}'
       )
     if not 0 <= self.anchor_threshold < 1:
       raise ValueError(
-        f'anchor_threshold: found {self.anchor_threshold}, expected 0 to 1'
+        f'anchor_threshold: expected 0 <= threshold < 1, got '
+        f'{self.anchor_threshold}'
       )
     if self.weight < 0:
-      raise ValueError(f'weight: found {self.weight}, expected 0 or more')
+      raise ValueError(f'weight: expected 0 or more, got {self.weight}')
     if self.low_rank >= self.high_rank:
       raise ValueError(
-        f'low_rank={self.low_rank} and high_rank={self.high_rank}: expected '
-        'low_rank < high_rank, or no unlabeled pixel would be a negative'
+        f'low_rank and high_rank: expected low_rank < high_rank, got '
+        f'{self.low_rank} and {self.high_rank}: no unlabeled pixel would be a '
+        'negative'
       )
     smallest = min(self.capacity, self.first_capacity or self.capacity)
     if smallest < self.num_negatives:
       raise ValueError(
-        f'capacity: found {smallest}, expected at least num_negatives = '
-        f'{self.num_negatives}'
+        f'capacity: expected at least num_negatives = {self.num_negatives}, '
+        f'got {smallest}'
       )
     if smallest < self.max_push:
       raise ValueError(
-        f'max_push: found {self.max_push}, expected at most the bank of '
-        f'{smallest} rows'
+        f'max_push: expected at most the smallest capacity of {smallest}, got '
+        f'{self.max_push}'
       )
 
   def check_classes(self, num_classes: int) -> None:
     """Raises ValueError where no unlabeled pixel could be a negative."""
     if self.by_rank and self.low_rank >= num_classes:
       raise ValueError(
-        f'low_rank: found {self.low_rank}, expected less than the '
-        f'{num_classes} classes, or the contrastive loss would be 0'
+        f'low_rank: expected less than the {num_classes} classes, got '
+        f'{self.low_rank}: the contrastive loss would be 0'
       )
 
   def capacities(self, num_classes: int) -> tuple[int, ...]:
-    """Rows of each class."""
+    """Returns the bank's number of rows for each class."""
     first = self.first_capacity or self.capacity
     return (first, *[self.capacity] * (num_classes - 1))
 
 
 class Candidates(NamedTuple):
-  """Cells that may be drawn, for each class.
+  """Cells that may be drawn for each class.
 
   Attributes:
-    anchors: of the student (Eqs. 21-22).
-    positives: whose mean is the class's prototype (Eq. 17).
-    negatives: that are not of the class (Eqs. 25-28).
+    anchors: of the student (Eqs. 21-23).
+    positives: cells whose mean is the class's prototype (Eq. 17).
+    negatives: cells that are not of the class (Eqs. 25-28).
   """
 
   anchors: Bool[Array, 'B h w C']
@@ -131,104 +141,133 @@ class Candidates(NamedTuple):
 
 
 def ranks(probs: Float[Array, '*shape C']) -> Int[Array, '*shape C']:
-  """O of Eq. 25: how many classes are more probable; of equals the first."""
-  # Each class beside each other one: on a CPU sorting takes 30 times longer.
+  """Computes O of Eq. 25, the number of classes that are more probable.
+
+  Of equally probable classes the one of lower id comes first.
+  """
+  # Compares all pairs of classes: on a CPU sorting takes 30 times longer.
   own, other = probs[..., :, None], probs[..., None, :]
   classes = jnp.arange(probs.shape[-1])
   first = (own == other) & (classes < classes[:, None])
   return jnp.sum((other > own) | first, axis=-1, dtype=jnp.int32)
 
 
+def positives(
+  labels: Int[Array, 'B h w'],
+  labeled: Bool[Array, 'B h w'],
+  reliable: Bool[Array, 'B h w'],
+  num_classes: int,
+) -> Bool[Array, 'B h w C']:
+  """Computes the cells of each class whose label or pseudo-label is trusted.
+
+  Args:
+    labels: ground truth or pseudo-labels; negative where ignored.
+    labeled: cells with ground truth.
+    reliable: unlabeled cells with a reliable pseudo-label.
+    num_classes: C.
+  """
+  of_class = labels[..., None] == jnp.arange(num_classes)
+  return of_class & ((labels >= 0) & (labeled | reliable))[..., None]
+
+
 def candidates(
   probs: Float[Array, 'B h w C'],
   labels: Int[Array, 'B h w'],
-  labeled: Bool[Array, 'B'],
+  labeled: Bool[Array, 'B h w'],
   reliable: Bool[Array, 'B h w'],
   unreliable: Bool[Array, 'B h w'],
   options: ContrastOptions,
 ) -> Candidates:
-  """Which cells stand for which class, and which against it.
+  """Computes which cells may be anchors, positives and negatives of a class.
 
   Args:
     probs: of the teacher.
-    labels: ground truth, or the teacher's; a negative one is ignored.
-    labeled: which images the ground truth is of.
-    reliable: cells of unlabeled images whose label is believed.
-    unreliable: cells of unlabeled images that may only be negatives.
+    labels: ground truth or pseudo-labels; negative where ignored.
+    labeled: cells with ground truth.
+    reliable: unlabeled cells with a reliable pseudo-label.
+    unreliable: unlabeled cells that may only be negatives.
     options: thresholds.
   """
   num_classes = probs.shape[-1]
   rank = ranks(probs)
-  true = labeled[:, None, None]
   valid = labels >= 0
-  named = labels[..., None] == jnp.arange(num_classes)
-  positives = named & (valid & (true | reliable))[..., None]
-  anchors = positives & (probs > options.anchor_threshold)
-  # Confused with the class, without being of it.
-  near = ~named & (true & valid)[..., None]
-  # Surely not of the class, whatever it is.
-  window = rank > 0
+  of_class = labels[..., None] == jnp.arange(num_classes)
+  positive = positives(labels, labeled, reliable, num_classes)
+  anchors = positive & (probs > options.anchor_threshold)
+  # Labeled: not of the class, but the teacher confuses it with the class: a
+  # hard negative (Eq. 26).
+  confused = ~of_class & (labeled & valid)[..., None]
+  # Unlabeled: whatever the class of the cell, it is hardly this one. Ranks from
+  # r_h on are left out: so improbable a class teaches little (Eq. 27).
+  improbable = rank > 0
   if options.by_rank:
-    near &= rank < options.low_rank
-    window = (rank >= options.low_rank) & (rank < options.high_rank)
+    confused &= rank < options.low_rank
+    improbable = (rank >= options.low_rank) & (rank < options.high_rank)
   sources = {
     'unreliable': unreliable,
     'reliable': reliable,
     'all': jnp.ones_like(reliable),
     'none': jnp.zeros_like(reliable),
   }
-  used = sources[options.negatives] & ~true & valid
-  return Candidates(anchors, positives, near | (window & used[..., None]))
+  source = sources[options.negatives] & ~labeled & valid
+  return Candidates(
+    anchors, positive, confused | (improbable & source[..., None])
+  )
 
 
-def losses_of_classes(
+def class_losses(
   anchors: Float[Array, 'C M D'],
   positives: Float[Array, 'C D'],
   rows: Float[Array, 'C K D'],
   draws: Int[Array, 'C M N'],
   temperature: float,
 ) -> Float[Array, 'C']:
-  """Mean InfoNCE of each class's anchors (Eq. 10).
-
-  Classes are looked at one after the other, and what the gradient needs is
-  found at once, so that only one class's negatives are ever in memory.
+  """Computes the mean InfoNCE of each class's anchors (Eq. 10).
 
   Args:
     anchors: of the student; the only argument with a gradient.
     positives: prototype of each class.
-    rows: of the bank.
-    draws: which rows of its class each anchor is compared with.
+    rows: of the memory bank.
+    draws: rows of its class that each anchor is compared with.
     temperature: τ.
   """
-  return _losses(temperature, anchors, positives, rows, draws)
+  return _class_losses(temperature, anchors, positives, rows, draws)
 
 
+# The negatives of one class, [M, N, D], are 13 MB at the paper's sizes; those
+# of all classes, kept from the forward to the backward pass, would be 21 times
+# that. So classes run one after the other, and the forward pass computes the
+# gradient to the anchors, [C, M, D], while a class's negatives are in memory.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _losses(temperature, anchors, positives, rows, draws):
-  return _losses_forward(temperature, anchors, positives, rows, draws)[0]
+def _class_losses(temperature, anchors, positives, rows, draws):
+  losses, _ = _class_losses_forward(
+    temperature, anchors, positives, rows, draws
+  )
+  return losses
 
 
-def _losses_forward(temperature, anchors, positives, rows, draws):
-  def of_class(inputs):
-    anchor, positive, ring, drawn = inputs
-    negatives = ring[drawn].astype(anchor.dtype)
+def _class_losses_forward(temperature, anchors, positives, rows, draws):
+  def loss_and_gradient(inputs):
+    class_anchors, positive, class_rows, class_draws = inputs
+    negatives = class_rows[class_draws].astype(class_anchors.dtype)
     loss = functools.partial(
       info_nce,
-      positive=positive.astype(anchor.dtype),
+      positive=positive.astype(class_anchors.dtype),
       negatives=negatives,
       temperature=temperature,
     )
-    return jax.value_and_grad(loss)(anchor)
+    return jax.value_and_grad(loss)(class_anchors)
 
-  return jax.lax.map(of_class, (anchors, positives, rows, draws))
+  return jax.lax.map(loss_and_gradient, (anchors, positives, rows, draws))
 
 
-def _losses_backward(temperature, gradients, cotangent):
+def _class_losses_backward(temperature, gradients, cotangent):
   del temperature
+  # Positives, rows and draws are constants (a stopped gradient).
   return cotangent[:, None, None] * gradients, None, None, None
 
 
-_losses.defvjp(_losses_forward, _losses_backward)
+_class_losses.defvjp(_class_losses_forward, _class_losses_backward)
 
 
 def info_nce(
@@ -237,38 +276,46 @@ def info_nce(
   negatives: Float[Array, 'M N D'],
   temperature: float,
 ) -> Scalar:
-  """Mean over anchors of -log softmax of the positive, by cosine over τ."""
+  """Computes the mean over anchors of -log softmax(cosine / τ)[positive].
+
+  With N = 50 and τ = 0.5 perfect separation has a loss of
+  log(1 + 50·exp(-4)) = 0.65, not 0.
+  """
+  # At the default precision a GPU or TPU rounds factors to fewer bits, and a
+  # cosine near 1 loses what distinguishes the vectors.
   exact = jax.lax.Precision.HIGHEST
-  anchors = _unit(anchors)
-  to_positive = jnp.matmul(anchors, _unit(positive), precision=exact)
+  anchors = _l2_normalize(anchors)
+  to_positive = jnp.matmul(anchors, _l2_normalize(positive), precision=exact)
   to_negatives = jnp.einsum(
-    'md,mnd->mn', anchors, _unit(negatives), precision=exact
+    'md,mnd->mn', anchors, _l2_normalize(negatives), precision=exact
   )
   logits = jnp.concatenate([to_positive[:, None], to_negatives], axis=1)
   logits = logits / temperature
   return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
 
 
-def mean_of_classes(
-  found: Float[Array, 'C'],
+def mean_over_classes(
+  losses: Float[Array, 'C'],
   usable: Bool[Array, 'C'],
   present: Bool[Array, 'C'],
 ) -> Scalar:
-  """Sum over usable classes, over the number of those present.
+  """Computes the sum over usable classes divided by the number of present ones.
 
-  0 where no more than one class is present (spec §3.4).
+  0 unless at least two classes are present (spec §3.4). A present class that is
+  not usable counts as 0 in the mean, as in the released code.
 
   Args:
-    found: loss of each class.
-    usable: those with an anchor, a prototype and something in the bank.
-    present: those with a usable label.
+    losses: of each class.
+    usable: classes with an anchor and a row in the bank.
+    present: classes with a trusted label.
   """
   num_present = jnp.sum(present)
-  total = jnp.sum(jnp.where(usable, found, 0.0))
+  total = jnp.sum(jnp.where(usable, losses, 0.0))
   return jnp.where(num_present > 1, total / jnp.maximum(num_present, 1), 0.0)
 
 
-def _unit(x: Float[Array, '*shape D']) -> Float[Array, '*shape D']:
+def _l2_normalize(x: Float[Array, '*shape D']) -> Float[Array, '*shape D']:
+  # The maximum is inside the root, whose gradient at 0 would be infinite.
   norm = jnp.sqrt(
     jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), _LEAST_NORM**2)
   )

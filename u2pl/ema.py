@@ -1,25 +1,29 @@
-"""The teacher: a moving average of the student (spec U2PL §4)."""
+"""EMA teacher: schedule, state, forward passes and update (spec U2PL §4)."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from segcore.types import Params, Scalar
+from segcore import types
+from segcore.models import segmenter as segmenter_lib
+from segcore.train import method, train_state
 
 
 @dataclasses.dataclass(frozen=True)
 class EmaOptions:
-  """How the teacher follows the student.
+  """Options of the EMA teacher.
 
   Attributes:
-    decay: most of the old teacher that an update keeps.
-    copy_epochs: epochs after the warm-up in which it is the student itself.
-    statistics: its batch statistics: its 'own' forward passes in training mode
-      collect them, or it takes the student's: 'ema' of them, or a 'copy'.
+    decay: largest decay of the moving average.
+    copy_epochs: epochs after the warm-up in which the teacher is a copy of the
+      student.
+    statistics: source of the teacher's batch statistics: 'own' (its own forward
+      passes in training mode), or the student's, as an 'ema' or a 'copy'.
   """
 
   decay: float = 0.99
@@ -28,34 +32,160 @@ class EmaOptions:
 
   def __post_init__(self):
     if not 0 <= self.decay < 1:
-      raise ValueError(f'decay: found {self.decay}, expected 0 <= decay < 1')
+      raise ValueError(f'decay: expected 0 <= decay < 1, got {self.decay}')
     if self.copy_epochs < 0:
       raise ValueError(
-        f'copy_epochs: found {self.copy_epochs}, expected 0 or more'
+        f'copy_epochs: expected 0 or more, got {self.copy_epochs}'
       )
+
+
+@flax.struct.dataclass
+class TeacherState(train_state.TrainState):
+  """Training state of a student with an EMA teacher.
+
+  Attributes:
+    teacher_params: as `params`; None without a teacher.
+    teacher_batch_stats: as `batch_stats`; None without a teacher.
+  """
+
+  teacher_params: Any
+  teacher_batch_stats: Any
 
 
 def decay_at(
   step: Int[Array, ''], options: EmaOptions, steps_per_epoch: int
-) -> Scalar:
-  """What an update keeps of the old teacher.
+) -> types.Scalar:
+  """Computes the decay d of the update θ_t ← d·θ_t + (1 - d)·θ_s.
 
-  All in the warm-up, 0 while the teacher is a copy, then
-  min(1 - 1/(k + 1), decay).
+  1 in the warm-up, 0 while the teacher is a copy, then
+  min(1 - 1/(k + 1), options.decay).
 
   Args:
     step: k, steps since the end of the warm-up; negative before.
     options: of the teacher.
     steps_per_epoch: of the unlabeled images.
   """
-  rising = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
-  copied = step < options.copy_epochs * steps_per_epoch
-  following = jnp.where(copied, 0.0, jnp.minimum(rising, options.decay))
-  return jnp.where(step < 0, 1.0, following)
+  ramp = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
+  is_copy = step < options.copy_epochs * steps_per_epoch
+  decay = jnp.where(is_copy, 0.0, jnp.minimum(ramp, options.decay))
+  return jnp.where(step < 0, 1.0, decay)
 
 
-def average(teacher: Params, student: Params, decay: ArrayLike) -> Params:
-  """decay·teacher + (1 - decay)·student, leaf by leaf."""
+def average(
+  teacher: types.Params, student: types.Params, decay: ArrayLike
+) -> types.Params:
+  """Computes decay·teacher + (1 - decay)·student, leaf by leaf."""
   return jax.tree.map(
     lambda t, s: decay * t + (1 - decay) * s, teacher, student
   )
+
+
+def select(
+  condition: Bool[Array, ''], if_true: types.Params, if_false: types.Params
+) -> types.Params:
+  """Returns one of two trees of the same structure, chosen on the device."""
+  return jax.tree.map(
+    lambda a, b: jnp.where(condition, a, b), if_true, if_false
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaTeacher:
+  """Exponential moving average of the student.
+
+  Attributes:
+    segmenter: of student and teacher.
+    options: decay and batch statistics.
+    warmup_steps: steps before the teacher is used; its parameters do not change
+      in them.
+    steps_per_epoch: of the unlabeled images.
+  """
+
+  segmenter: segmenter_lib.Segmenter
+  options: EmaOptions
+  warmup_steps: int
+  steps_per_epoch: int
+
+  def variables(self, state: TeacherState) -> dict[str, types.Params]:
+    """Returns the teacher's variables, as `Segmenter.apply` takes them."""
+    return {
+      'params': state.teacher_params,
+      'batch_stats': state.teacher_batch_stats,
+    }
+
+  def decay(self, state: TeacherState) -> types.Scalar:
+    """Computes the decay of the step that starts at `state`."""
+    return decay_at(
+      state.step - self.warmup_steps, self.options, self.steps_per_epoch
+    )
+
+  def copy_student(self, state: TeacherState) -> TeacherState:
+    """Replaces the teacher by the student in the steps in which it is a copy.
+
+    `update` copies after a step. This is for the first step after the warm-up,
+    whose teacher still has its initial parameters.
+    """
+    is_copy = self.decay(state) == 0
+    state = state.replace(
+      teacher_params=select(is_copy, state.params, state.teacher_params)
+    )
+    if self.options.statistics == 'own':
+      return state
+    return state.replace(
+      teacher_batch_stats=select(
+        is_copy, state.batch_stats, state.teacher_batch_stats
+      )
+    )
+
+  def forward(
+    self,
+    state: TeacherState,
+    images: Float[Array, 'B H W 3'],
+    heads: tuple[str, ...],
+    rng: Array,
+  ) -> tuple[dict[str, Array], TeacherState]:
+    """Computes outputs in training mode, without gradient.
+
+    Returns:
+      Outputs by head, and the state with the batch statistics of this pass, if
+      the teacher keeps its own. In evaluation mode only, the authors' teacher
+      was much worse (spec U2PL §0, row 7).
+    """
+    outputs, batch_stats = method.forward(
+      self.segmenter,
+      state.teacher_params,
+      state.teacher_batch_stats,
+      images,
+      heads=heads,
+      train=segmenter_lib.SUBMODULES,
+      rng=rng,
+    )
+    if self.options.statistics == 'own':
+      state = state.replace(teacher_batch_stats=batch_stats)
+    return jax.lax.stop_gradient(outputs), state
+
+  def update(self, before: TeacherState, after: TeacherState) -> TeacherState:
+    """Moves the teacher toward the student of `after`.
+
+    Args:
+      before: state before the student's update; its step sets the decay.
+      after: state after it, with the teacher of before.
+    """
+    decay = self.decay(before)
+    batch_stats = before.teacher_batch_stats
+    if self.options.statistics == 'ema':
+      batch_stats = average(batch_stats, after.batch_stats, decay)
+    elif self.options.statistics == 'copy':
+      batch_stats = after.batch_stats
+    return after.replace(
+      teacher_params=average(before.teacher_params, after.params, decay),
+      teacher_batch_stats=batch_stats,
+    )
+
+  def reported(self, state: TeacherState) -> dict[str, types.Params]:
+    """Returns the teacher's variables, or the student's in the warm-up."""
+    # After the last step of the warm-up, `step` equals its number of steps.
+    in_warm_up = state.step <= self.warmup_steps
+    return select(
+      in_warm_up, train_state.variables(state), self.variables(state)
+    )

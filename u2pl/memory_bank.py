@@ -1,4 +1,4 @@
-"""First-in, first-out memory of representations, one ring for each class."""
+"""First-in, first-out memory of representations, a ring buffer per class."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 
 @flax.struct.dataclass
 class Bank:
-  """The newest representations of each class's negatives.
+  """The latest negatives of each class.
 
   Attributes:
     rows: [C, K, D], K the largest capacity.
-    pointer: int32 [C], where the next row goes.
-    count: int32 [C], how many rows there are.
-    capacity: of each class.
+    pointer: int32 [C], slot of the next row.
+    count: int32 [C], number of rows in use.
+    capacity: number of rows of each class, of which K is the largest.
   """
 
   rows: Any
@@ -29,12 +29,12 @@ class Bank:
 def empty(
   capacity: tuple[int, ...], size: int, dtype: DTypeLike = jnp.float32
 ) -> Bank:
-  """No rows yet.
+  """Returns a bank without rows.
 
   Args:
-    capacity: of each class.
+    capacity: number of rows of each class.
     size: D of a row.
-    dtype: in which rows are kept.
+    dtype: of the stored rows.
   """
   num_classes = len(capacity)
   return Bank(
@@ -48,22 +48,28 @@ def empty(
 def push(
   bank: Bank, rows: Float[Array, 'C R D'], counts: Int[Array, 'C']
 ) -> Bank:
-  """Adds the first `counts` rows of each class; the oldest make room.
+  """Enqueues the first `counts` rows of each class over the oldest ones.
 
   Args:
-    bank: before; R is at most its smallest capacity.
-    rows: in the order in which they are added.
-    counts: how many of them are there.
+    bank: before the step.
+    rows: in the order in which they are enqueued.
+    counts: number of valid rows of each class, up to R.
+
+  Raises:
+    ValueError: R is larger than the smallest capacity; a slot would be written
+      twice.
   """
-  most = rows.shape[1]
-  if most > min(bank.capacity):
+  num_rows = rows.shape[1]
+  if num_rows > min(bank.capacity):
     raise ValueError(
-      f'{most} rows at once do not fit a bank of {min(bank.capacity)}'
+      f'rows: expected at most the smallest capacity of {min(bank.capacity)} '
+      f'per class, got {num_rows}'
     )
   capacity = jnp.asarray(bank.capacity, jnp.int32)
-  rank = jnp.arange(most, dtype=jnp.int32)
+  rank = jnp.arange(num_rows, dtype=jnp.int32)
   slot = (bank.pointer[:, None] + rank) % capacity[:, None]
-  # What is not there is written behind the end, which drops it.
+  # Invalid rows get a slot out of bounds, which the scatter drops: shapes stay
+  # static however many rows a class has.
   slot = jnp.where(rank < counts[:, None], slot, bank.rows.shape[1])
   write = jax.vmap(lambda ring, at, new: ring.at[at].set(new, mode='drop'))
   return bank.replace(
@@ -73,6 +79,12 @@ def push(
   )
 
 
+def clear(bank: Bank) -> Bank:
+  """Returns the bank without rows; their memory is kept."""
+  zeros = jnp.zeros_like(bank.count)
+  return bank.replace(count=zeros, pointer=zeros)
+
+
 def fill(bank: Bank) -> Float[Array, 'C']:
-  """Share of each class's capacity that is in use."""
+  """Computes the share of each class's capacity that is in use, 0 to 1."""
   return bank.count / jnp.asarray(bank.capacity, jnp.float32)

@@ -1,11 +1,11 @@
-"""Strong augmentation of unlabeled images: parts of one put into another.
+"""Strong augmentation of unlabeled images: CutMix, ClassMix and Cutout.
 
-Images are mixed within groups of neighbors in the batch, each with the next
-one of its group (the last with the first), and a whole group is mixed or left
-alone together: the groups stand for what one GPU held in the authors' runs
-(spec U2PL §5), so the result does not depend on the number of devices.
+Images are mixed within groups of consecutive images of the batch, each with the
+next one of its group (the last with the first); a group is mixed as a whole or
+not at all. A group is the batch of one GPU in the authors' runs (spec U2PL §5),
+so the result does not depend on the number of devices.
 
-  draws = sample(rng, keys, options, labels.shape)
+  draws = sample(rng, keys, options, labels.shape, num_classes)
   images, labels = mix(images, labels, draws, options)
 """
 
@@ -20,20 +20,20 @@ from jaxtyping import Array, Bool, Float, Int
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
 
-# What is cut out becomes the mean color, 0 after the authors' normalization.
-_CUT_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
+# Cutout fills with the mean color, which is 0 after the authors' normalization.
+_CUTOUT_COLOR = np.asarray(transforms.MEAN_COLOR) / 127.5 - 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class MixingOptions:
-  """How unlabeled images are mixed.
+  """Options of the strong augmentation of unlabeled images.
 
   Attributes:
     kind: 'cutmix' (a box of half the area comes from the partner), 'cutout'
-      (the box is emptied), 'classmix' (half of the classes stay, the rest is
-      the partner's), or 'none'.
-    probability: of a group to be mixed.
-    group: images that are mixed among each other; divides the batch.
+      (the box is filled with the mean color and ignored), 'classmix' (half of
+      the classes stay, all other pixels come from the partner), or 'none'.
+    probability: that a group is mixed.
+    group: number of images that are mixed with each other; divides the batch.
   """
 
   kind: Literal['none', 'cutmix', 'classmix', 'cutout'] = 'cutmix'
@@ -42,21 +42,21 @@ class MixingOptions:
 
   def __post_init__(self):
     if not 0 <= self.probability <= 1:
-      raise ValueError(
-        f'probability: found {self.probability}, expected 0 to 1'
-      )
+      raise ValueError(f'probability: expected 0 to 1, got {self.probability}')
     least = 1 if self.kind in ('none', 'cutout') else 2
     if self.group < least:
-      raise ValueError(f'group: found {self.group}, expected >= {least}')
+      raise ValueError(
+        f'group: expected >= {least} for kind={self.kind}, got {self.group}'
+      )
 
 
 class Draws(NamedTuple):
-  """What chance decides.
+  """Random draws of a global batch.
 
   Attributes:
-    mixed: of each group.
+    mixed: whether each of G groups is mixed.
     boxes: top, left, height, width of each image's box, in pixels.
-    priorities: of each class, in each image; ClassMix keeps the largest.
+    priorities: of each class in each image; ClassMix keeps the largest.
   """
 
   mixed: Bool[Array, 'G']
@@ -71,13 +71,13 @@ def sample(
   shape: tuple[int, int, int],
   num_classes: int,
 ) -> Draws:
-  """Draws for a global batch.
+  """Draws which groups are mixed, the boxes and the classes' priorities.
 
   Args:
-    rng: decides which groups are mixed.
-    keys: [B] of keys, one for each image.
-    options: its probability and group.
-    shape: [B, H, W] of the images.
+    rng: key of the groups' draws.
+    keys: one key for each image, [B]: its draws do not depend on the device.
+    options: probability and group.
+    shape: B, H, W of the images.
     num_classes: C.
   """
   num_images, height, width = shape
@@ -95,23 +95,27 @@ def sample(
 def boxes(
   uniforms: Float[Array, 'B 3'], height: int, width: int
 ) -> Int[Array, 'B 4']:
-  """Boxes of half the image's area, from uniform numbers in [0, 1).
+  """Computes boxes of half the image's area from uniform numbers in [0, 1).
 
-  The width is a whole number, uniform from ⌊W/2 + 1⌋ to W - 1; the height is
-  H·W / 2 over it, rounded; the place is uniform.
+  The width is an integer, uniform from ⌊W/2 + 1⌋ to W - 1; the height is
+  H·W / 2 divided by it, rounded; the position is uniform.
 
   Args:
     uniforms: for the width, the top and the left edge.
     height: H of the images, in pixels.
     width: W of the images; at least 4.
+
+  Raises:
+    ValueError: the images are too narrow.
   """
   if width < 4:
-    raise ValueError(f'images {width} wide are too small to be mixed')
+    raise ValueError(f'width: expected at least 4 pixels to mix, got {width}')
 
   def draw(uniform: Array, low: Array | int, high: Array | int) -> Array:
-    """A whole number, uniform from low to high."""
-    found = jnp.floor(uniform * (high - low + 1)).astype(jnp.int32)
-    return jnp.minimum(low + found, high)
+    """Returns an integer, uniform from low to high."""
+    offset = jnp.floor(uniform * (high - low + 1)).astype(jnp.int32)
+    # In float32 the product may round up to high - low + 1.
+    return jnp.minimum(low + offset, high)
 
   w = draw(uniforms[:, 0], width // 2 + 1, width - 1)
   h = jnp.round(height * width / 2 / w).astype(jnp.int32)
@@ -120,11 +124,11 @@ def boxes(
   return jnp.stack([top, left, h, w], axis=1)
 
 
-def inside(
-  found: Int[Array, 'B 4'], height: int, width: int
+def box_mask(
+  boxes: Int[Array, 'B 4'], height: int, width: int
 ) -> Bool[Array, 'B H W']:
-  """Whether each pixel is in its image's box."""
-  top, left, h, w = (found[:, i, None, None] for i in range(4))
+  """Computes a mask of the pixels in each image's box."""
+  top, left, h, w = (boxes[:, i, None, None] for i in range(4))
   rows = jnp.arange(height)[None, :, None]
   columns = jnp.arange(width)[None, None, :]
   return (
@@ -132,13 +136,13 @@ def inside(
   )
 
 
-def of_kept_classes(
+def kept_class_mask(
   labels: Int[Array, 'B H W'], priorities: Float[Array, 'B C']
 ) -> Bool[Array, 'B H W']:
-  """Whether each pixel is of a class that ClassMix keeps.
+  """Computes a mask of the pixels whose class ClassMix keeps.
 
-  Of the n classes in an image the ⌊n/2⌋ of largest priority are kept; ignored
-  pixels are not.
+  Of the n classes of an image the ⌊n/2⌋ of largest priority are kept; ignored
+  pixels are never kept.
   """
   num_classes = priorities.shape[1]
   present = jax.vmap(
@@ -148,6 +152,7 @@ def of_kept_classes(
       .set(True, mode='drop')
     )
   )(labels.reshape(len(labels), -1))
+  # Classes by falling priority, absent ones last; then each class's place.
   order = jnp.argsort(jnp.where(present, -priorities, jnp.inf), axis=1)
   place = jnp.argsort(order, axis=1)
   kept = place < jnp.sum(present, axis=1, keepdims=True) // 2
@@ -161,28 +166,28 @@ def mix(
   draws: Draws,
   options: MixingOptions,
 ) -> tuple[Float[Array, 'B H W 3'], Int[Array, 'B H W']]:
-  """The mixed images, in [-1, 1], and their labels."""
+  """Mixes images in [-1, 1] and their labels as drawn."""
   if options.kind == 'none':
     return images, labels
   mixed = jnp.repeat(draws.mixed, options.group)[:, None, None]
   if options.kind == 'classmix':
-    own = of_kept_classes(labels, draws.priorities)
+    own = kept_class_mask(labels, draws.priorities)
   else:
-    own = ~inside(draws.boxes, *labels.shape[1:])
+    own = ~box_mask(draws.boxes, *labels.shape[1:])
   own = own | ~mixed
   if options.kind == 'cutout':
-    color = jnp.asarray(_CUT_COLOR, images.dtype)
+    color = jnp.asarray(_CUTOUT_COLOR, images.dtype)
     return (
       jnp.where(own[..., None], images, color),
       jnp.where(own, labels, batch_lib.IGNORE),
     )
   return (
-    jnp.where(own[..., None], images, _next_of(images, options.group)),
-    jnp.where(own, labels, _next_of(labels, options.group)),
+    jnp.where(own[..., None], images, _partners(images, options.group)),
+    jnp.where(own, labels, _partners(labels, options.group)),
   )
 
 
-def _next_of(x: Array, group: int) -> Array:
-  """Each row's successor in its group."""
+def _partners(x: Array, group: int) -> Array:
+  """Returns each row's successor in its group, cyclically."""
   grouped = x.reshape(-1, group, *x.shape[1:])
   return jnp.roll(grouped, -1, axis=1).reshape(x.shape)

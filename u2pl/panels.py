@@ -1,4 +1,4 @@
-"""Pictures of what the teacher makes of the same few images, as they learn."""
+"""Monitor panels: the teacher's output on a fixed batch during training."""
 
 import dataclasses
 import functools
@@ -13,27 +13,31 @@ from jax.sharding import Mesh
 from input_pipeline import batch as batch_lib
 from segcore.distributed import sharding
 from segcore.eval import panels
-from segcore.train import tensorboard
+from segcore.train import tensorboard, train_state
 from u2pl import pseudo_labels
 from u2pl.semi import mean_teacher
 
-# Of images as they came, then of the same images mixed.
+# Of the images before mixing, then of the strong view.
 _TITLES = (
-  *('unlabeled', 'pseudo-label', 'student'),
-  *('mixed image', 'entropy', 'reliable labels'),
+  'unlabeled',
+  'pseudo-label',
+  'student',
+  'mixed image',
+  'entropy',
+  'reliable labels',
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TeacherPanels:
-  """Panels of unlabeled images; the same on every host.
+  """Draws panels of unlabeled images; every host draws the same.
 
   Attributes:
     trained: the method.
-    batch: the streams 'labeled' and 'unlabeled', as training has them.
+    batch: streams 'labeled' and 'unlabeled', as in training.
     palette: colors of the classes.
-    num_pictures: rows of a panel.
-    mesh: the devices; each looks at everything.
+    num_pictures: largest number of rows of a panel.
+    mesh: devices; each of them processes the whole batch.
   """
 
   trained: mean_teacher.MeanTeacher
@@ -43,19 +47,22 @@ class TeacherPanels:
   mesh: Mesh
 
   def __call__(self, state: mean_teacher.State) -> tensorboard.Summaries:
-    """Unreliable pixels are gray; bright entropy is high, up to log C."""
-    found = jax.device_get(self._look(state, self.batch))
+    """Returns the image 'teacher/panels'.
+
+    Unreliable pixels are gray in the last column; entropy is white at log C.
+    """
+    outputs = jax.device_get(self._compute(state, self.batch))
     rows = []
-    for i in range(min(self.num_pictures, len(found['student']))):
-      believed = np.where(found['reliable'][i], found['labels'][i], -1)
+    for i in range(min(self.num_pictures, len(outputs['student']))):
+      kept = np.where(outputs['kept'][i], outputs['labels'][i], -1)
       rows.append(
         [
           self.batch['unlabeled']['image'][i],
-          panels.colorize(found['clean_labels'][i], self.palette),
-          panels.colorize(found['student'][i], self.palette),
-          batch_lib.to_uint8(found['images'][i]),
-          _gray(found['entropy'][i] / np.log(self.trained.num_classes)),
-          panels.colorize(believed, self.palette),
+          panels.colorize(outputs['weak_labels'][i], self.palette),
+          panels.colorize(outputs['student'][i], self.palette),
+          batch_lib.to_uint8(outputs['images'][i]),
+          _gray(outputs['entropy'][i] / np.log(self.trained.num_classes)),
+          panels.colorize(kept, self.palette),
         ]
       )
     return tensorboard.Summaries(
@@ -63,32 +70,30 @@ class TeacherPanels:
     )
 
   @functools.cached_property
-  def _look(self):
-    def look(state, batch):
-      _, guess = self.trained.guess(state, batch, jax.random.PRNGKey(0))
-      images = batch_lib.to_symmetric(batch['unlabeled']['image'])
-      student = self.trained.apply(
-        {'params': state.params, 'batch_stats': state.batch_stats},
-        images,
-        ('logits',),
-      )['logits']
-      student = jnp.argmax(
-        pseudo_labels.upsample(student, images.shape[1:3]), axis=-1
+  def _compute(self):
+    def compute(state, batch):
+      # A fixed key: panels of different steps show the same mixing.
+      _, output = self.trained.teacher_output(
+        state, batch, jax.random.PRNGKey(0)
       )
+      images = batch_lib.to_symmetric(batch['unlabeled']['image'])
+      logits = self.trained.segmenter.apply(
+        train_state.variables(state), images, heads=('logits',)
+      )['logits']
+      scores = pseudo_labels.upsample(logits, images.shape[1:3])
       return {
-        'student': student.astype(jnp.int32),
-        **{
-          name: getattr(guess, name)
-          for name in (
-            *('images', 'labels', 'clean_labels', 'entropy', 'reliable'),
-          )
-        },
+        'student': jnp.argmax(scores, axis=-1).astype(jnp.int32),
+        'images': output.images,
+        'labels': output.labels,
+        'weak_labels': output.weak_labels,
+        'entropy': output.entropy,
+        'kept': output.kept,
       }
 
-    return jax.jit(look, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(compute, out_shardings=sharding.replicated(self.mesh))
 
 
 def _gray(values: np.ndarray) -> np.ndarray:
-  """Values from 0 to 1 as gray, RGB."""
+  """Returns values from 0 to 1 as gray RGB images."""
   gray = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
   return np.repeat(gray[..., None], 3, axis=-1)

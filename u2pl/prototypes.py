@@ -1,7 +1,4 @@
-"""The mean representation of each class, and labels mended by it.
-
-Eq. 18 (momentum) and Eqs. 19-20 (prototypical denoising) of U2PL+.
-"""
+"""Class prototypes (Eqs. 17-18) and prototypical denoising (Eqs. 19-20)."""
 
 from typing import Any, Literal
 
@@ -10,14 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from u2pl import pseudo_labels
+
+# Least squared norm that a vector is divided by.
+_LEAST_SQUARED_NORM = 1e-16
+
 
 @flax.struct.dataclass
 class Prototypes:
-  """One vector for each class.
+  """One representation for each class.
 
   Attributes:
-    vectors: [C, D].
-    updates: int32 [C], how often the class was met; 0: there is no vector.
+    vectors: float [C, D].
+    updates: int32 [C], steps in which the class occurred; the vector of a class
+      with 0 updates has no meaning.
   """
 
   vectors: Any
@@ -25,7 +28,7 @@ class Prototypes:
 
 
 def empty(num_classes: int, size: int) -> Prototypes:
-  """No class was met yet."""
+  """Returns prototypes [num_classes, size] without any update."""
   return Prototypes(
     jnp.zeros((num_classes, size)), jnp.zeros(num_classes, jnp.int32)
   )
@@ -34,9 +37,10 @@ def empty(num_classes: int, size: int) -> Prototypes:
 def class_means(
   features: Float[Array, 'B h w D'], mask: Bool[Array, 'B h w C']
 ) -> tuple[Float[Array, 'C D'], Int[Array, 'C']]:
-  """Mean of the features of each class's cells, and how many they are.
+  """Computes each class's mean feature (Eq. 17) and its number of cells.
 
-  A class without cells has a mean of 0.
+  The mean of a class without cells is 0. The sum runs over the global batch:
+  devices exchange sums and counts, not means of unequal parts.
   """
   counts = jnp.sum(mask, axis=(0, 1, 2), dtype=jnp.int32)
   sums = jnp.einsum(
@@ -54,21 +58,22 @@ def update(
   counts: Int[Array, 'C'],
   momentum: float,
 ) -> Prototypes:
-  """z ← m·z + (1 - m)·mean for the classes that were met (Eq. 18).
+  """Computes z ← m·z + (1 - m)·mean for the classes that occur (Eq. 18).
 
-  The first mean of a class is taken whole. Classes without cells stay.
+  The first mean of a class becomes its prototype. Classes without cells do not
+  change.
 
   Args:
-    old: before.
-    means: of this step.
+    old: prototypes before the step.
+    means: of this step's cells.
     counts: cells of each class.
     momentum: m; 0 takes the means of this step alone.
   """
-  met = counts > 0
-  kept = jnp.where(old.updates > 0, momentum, 0.0)[:, None]
-  moved = kept * old.vectors + (1 - kept) * means
+  occurs = counts > 0
+  momenta = jnp.where(old.updates > 0, momentum, 0.0)[:, None]
+  vectors = momenta * old.vectors + (1 - momenta) * means
   return Prototypes(
-    jnp.where(met[:, None], moved, old.vectors), old.updates + met
+    jnp.where(occurs[:, None], vectors, old.vectors), old.updates + occurs
   )
 
 
@@ -77,19 +82,21 @@ def distances(
   prototypes: Prototypes,
   kind: Literal['raw', 'l2'],
 ) -> Float[Array, 'B h w C']:
-  """Euclidean distance of each cell to each prototype.
+  """Computes the Euclidean distance of each cell to each prototype.
 
-  A class that was never met is as far as the others are in the mean.
+  A class without a prototype gets the mean distance of the others, so that
+  denoising neither favors nor excludes it.
 
   Args:
     features: of the teacher.
     prototypes: of the classes.
-    kind: 'l2' brings features and prototypes to length 1 before.
+    kind: 'l2' L2-normalizes features and prototypes first; 'raw' does not.
   """
   vectors = prototypes.vectors.astype(features.dtype)
   if kind == 'l2':
-    features, vectors = _unit(features), _unit(vectors)
-  # |a - b|² from products: the differences [B h w C D] would not fit.
+    features, vectors = _l2_normalize(features), _l2_normalize(vectors)
+  # |a - b|² = |a|² - 2ab + |b|²: the differences [B h w C D] would not fit into
+  # memory. Rounding may leave it below 0, hence the maximum.
   squared = (
     jnp.sum(jnp.square(features), axis=-1, keepdims=True)
     - 2
@@ -101,10 +108,10 @@ def distances(
     )
     + jnp.sum(jnp.square(vectors), axis=-1)
   )
-  found = jnp.sqrt(jnp.maximum(squared, 0.0))
-  seen = prototypes.updates > 0
-  total = jnp.sum(jnp.where(seen, found, 0.0), axis=-1, keepdims=True)
-  return jnp.where(seen, found, total / jnp.maximum(jnp.sum(seen), 1))
+  euclidean = jnp.sqrt(jnp.maximum(squared, 0.0))
+  known = prototypes.updates > 0
+  total = jnp.sum(jnp.where(known, euclidean, 0.0), axis=-1, keepdims=True)
+  return jnp.where(known, euclidean, total / jnp.maximum(jnp.sum(known), 1))
 
 
 def weights(
@@ -112,10 +119,32 @@ def weights(
   prototypes: Prototypes,
   kind: Literal['raw', 'l2'],
 ) -> Float[Array, 'B h w C']:
-  """w of Eq. 19: softmax over the classes of the negative distance."""
+  """Computes w of Eq. 19, the softmax over classes of the negative distance."""
   return jax.nn.softmax(-distances(features, prototypes, kind))
 
 
-def _unit(x: Float[Array, '*shape D']) -> Float[Array, '*shape D']:
+def denoise(
+  scores: Float[Array, 'B H W C'],
+  features: Float[Array, 'B h w D'],
+  prototypes: Prototypes,
+  kind: Literal['raw', 'l2'],
+) -> Float[Array, 'B H W C']:
+  """Computes log(w·p), the logarithm of the denoised scores p* of Eq. 20.
+
+  Args:
+    scores: logits of the teacher at the resolution of the image.
+    features: its representations; weights are upsampled from their cells.
+    prototypes: from before this step's update.
+    kind: of distance, as in `distances`.
+  """
+  upsampled = pseudo_labels.upsample(
+    weights(features, prototypes, kind), scores.shape[1:3]
+  )
+  # The product may underflow to 0 for every class; the sum of logarithms keeps
+  # the order of the classes.
+  return jax.nn.log_softmax(scores) + jnp.log(upsampled)
+
+
+def _l2_normalize(x: Float[Array, '*shape D']) -> Float[Array, '*shape D']:
   squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-16))
+  return x * jax.lax.rsqrt(jnp.maximum(squared, _LEAST_SQUARED_NORM))

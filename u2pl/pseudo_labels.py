@@ -1,30 +1,34 @@
-"""Which of a teacher's labels are believed, and what it costs to miss them.
+"""Reliability of pseudo-labels and the losses of training on them.
 
-All maps here are at the resolution of the image (spec U2PL §1).
+Everything here is at the resolution of the image (spec U2PL §1).
 """
 
 import dataclasses
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from segcore.models.layers import resize
-from segcore.ops import losses
+from segcore.ops import losses, order_statistics
 from segcore.types import Scalar
 
-# A label's probability for a class that it does not name (spec §3.3).
+# The one-hot label is clipped to [1e-4, 1] in the reverse cross entropy, whose
+# logarithm would be infinite (spec §3.3).
 _LABEL_FLOOR = 1e-4
+# Inside the logarithm of the entropy, as in the released code.
+_ENTROPY_EPSILON = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
-class Partition:
-  """The share of pixels that counts as unreliable (dynamic partition).
+class PartitionOptions:
+  """Share of pixels that counts as unreliable (dynamic partition adjustment).
 
   Attributes:
     percent: α₀ of Eq. 15, at the first step.
-    dynamic: whether the share falls in a straight line to 0 at the last step;
-      else it stays.
+    dynamic: whether the share decreases linearly to 0 at the last step; else it
+      is constant.
   """
 
   percent: float = 20.0
@@ -32,16 +36,30 @@ class Partition:
 
   def __post_init__(self):
     if not 0 <= self.percent <= 100:
-      raise ValueError(f'percent: found {self.percent}, expected 0 to 100')
+      raise ValueError(f'percent: expected 0 to 100, got {self.percent}')
 
   def at(self, progress: Scalar) -> Scalar:
-    """α_t in percent.
+    """Computes α_t in percent (Eq. 15).
 
     Args:
-      progress: t / T, finished epochs of all.
+      progress: t / T, finished epochs over all epochs.
     """
     left = 1 - progress if self.dynamic else jnp.ones_like(progress)
     return self.percent * left
+
+
+class Reliability(NamedTuple):
+  """Partition of the pixels of unlabeled images by the teacher's entropy.
+
+  Attributes:
+    reliable: pixels of the unsupervised loss (Eq. 12).
+    unreliable: pixels that may only be negatives (Eq. 27).
+    anchors: pixels that may be anchors or positives of their pseudo-label.
+  """
+
+  reliable: Bool[Array, 'B H W']
+  unreliable: Bool[Array, 'B H W']
+  anchors: Bool[Array, 'B H W']
 
 
 def upsample(
@@ -52,17 +70,48 @@ def upsample(
 
 
 def entropy(logits: Float[Array, '*shape C']) -> Float[Array, '*shape']:
-  """Entropy of each pixel's prediction in nats, -Σ p log(p + 1e-10) (Eq. 11).
+  """Computes each pixel's entropy in nats, -Σ p log(p + 1e-10) (Eq. 11).
 
   >>> entropy(jnp.zeros((1, 4)))
   Array([1.3862944], dtype=float32)
   """
   probs = jax.nn.softmax(losses.at_least_float32(logits))
-  return -jnp.sum(probs * jnp.log(probs + 1e-10), axis=-1)
+  return -jnp.sum(probs * jnp.log(probs + _ENTROPY_EPSILON), axis=-1)
+
+
+def partition(
+  entropies: Float[Array, 'B H W'],
+  valid: Bool[Array, 'B H W'],
+  percent: Scalar,
+  anchor_entropy: Literal['paper', 'released'] = 'paper',
+) -> Reliability:
+  """Splits pixels at γ_t, the (100 - α_t)-th percentile of the entropy.
+
+  Percentiles are of the global batch, so the result does not depend on the
+  number of devices; the authors' are of one GPU's images.
+
+  Args:
+    entropies: of the teacher, in nats.
+    valid: pixels with a pseudo-label.
+    percent: α_t in percent.
+    anchor_entropy: as in `contrast.ContrastOptions`.
+  """
+  gamma = order_statistics.percentile(entropies, valid, 100 - percent)
+  reliable = valid & (entropies < gamma)
+  anchors = reliable
+  if anchor_entropy == 'released':
+    # The released code keeps the lowest α_t percent: 20 % shrinking to 0,
+    # where the paper keeps 80 % growing to 100 % (spec §0, row 3).
+    lowest = order_statistics.percentile(entropies, valid, percent)
+    anchors = valid & (entropies <= lowest)
+  return Reliability(reliable, valid & (entropies >= gamma), anchors)
 
 
 def weight(kept: Bool[Array, '*shape']) -> Scalar:
-  """λ_u of Eq. 14: pixels in all, over those that are kept; at most all."""
+  """Computes λ_u of Eq. 14, all pixels over those kept.
+
+  At most the number of all pixels, where none is kept.
+  """
   return kept.size / jnp.maximum(jnp.sum(kept), 1).astype(jnp.float32)
 
 
@@ -72,14 +121,15 @@ def symmetric_cross_entropy(
   forward: float = 1.0,
   reverse: float = 0.1,
 ) -> Float[Array, '*shape']:
-  """ξ₁·CE + ξ₂·RCE of each pixel; 0 where the label is negative (Eq. 16).
+  """Computes ξ₁·CE + ξ₂·RCE of each pixel in nats (Eq. 16).
 
-  The reverse cross entropy takes the label, at least 1e-4 for every class, for
-  the prediction: -log(1e-4)·(1 - p_y).
+  The reverse cross entropy exchanges prediction and label, the one-hot label
+  clipped from below at 1e-4: it is -log(1e-4)·(1 - p_y). 0 where the label is
+  negative.
 
   Args:
     logits: of the student.
-    labels: of the teacher.
+    labels: pseudo-labels.
     forward: ξ₁.
     reverse: ξ₂; 0 leaves the cross entropy.
   """

@@ -1,4 +1,4 @@
-"""Which generated category is which class: found once, by what occurs together.
+"""Matches generated categories with classes by their cooccurrence in images.
 
   counts = matching.Cooccurrence.empty(num_generated=50, num_classes=50)
   for prediction, label, id in images:
@@ -7,11 +7,11 @@
   match.write(folder / 'match.json')
   matched = match.apply(prediction)
 
-Without labels a network numbers its categories as it likes. They are matched
-with the classes on val, and test uses the matching of val. Source: the
-ImageNet-S benchmark (Gao et al., Large-scale unsupervised semantic
-segmentation, 2022), fully unsupervised protocol. With labels the classes of two
-data sets are matched by their names (`match_by_name`).
+The numbers of categories that were learned without labels are arbitrary. They
+are matched with the classes on val, and test uses the matching of val; classes
+that were learned from labels are matched with those of another data set by name
+(`match_by_name`). Source: the ImageNet-S benchmark (Gao et al., Large-scale
+unsupervised semantic segmentation, 2022), fully unsupervised protocol.
 """
 
 import dataclasses
@@ -30,24 +30,24 @@ from segcore.eval import metrics
 
 Pair = tuple[Int64[np.ndarray, '_'], Int64[np.ndarray, '_']]
 
-# The largest category and class.
-_MOST = np.iinfo(np.int16).max
-# In the place of the class of a category of which nothing is said.
-_UNSAID = -1
+# The largest category and class: label maps are int16.
+_MAX_ID = np.iinfo(np.int16).max
+# Stands for the class of a category that a match.json leaves out.
+_UNMATCHED = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """The class of each generated category.
+  """Mapping from generated categories to classes; may be many-to-one.
 
-  Categories without a class are 'other', 0: those left over where more were
-  generated than there are classes, as by a network for ImageNet-S 919 that is
-  evaluated on ImageNet-S 50. Several categories may have one class, as methods
-  have it that cluster finer than the classes.
+  Where there are more categories than classes, as when a network for
+  ImageNet-S 919 is evaluated on ImageNet-S 50, surplus categories become
+  'other', 0. Several categories may be mapped to one class, as by methods with
+  more clusters than classes.
 
   Attributes:
-    classes: of the categories 0…G. Category 0 is 'other', so its class is 0; -1
-      for categories of which nothing is said, which predictions must not have.
+    classes: class of each category 0…G. Category 0 is 'other', so its class is
+      0; -1 for unmatched categories, which predictions must not have.
 
   >>> Match((0, 2, 1)).apply(np.array([[0, 1, 2]])).tolist()
   [[0, 2, 1]]
@@ -58,87 +58,91 @@ class Match:
   def __post_init__(self):
     if not self.classes or self.classes[0] != 0:
       raise ValueError(
-        f"category 0 has class {(*self.classes, None)[0]}; expected 0, 'other'"
+        "expected class 0, 'other', for category 0, got "
+        f'{self.classes[0] if self.classes else None}'
       )
-    if min(self.classes) < _UNSAID or max(self.classes) > _MOST:
+    if min(self.classes) < _UNMATCHED or max(self.classes) > _MAX_ID:
       raise ValueError(
-        f'classes {min(self.classes)}…{max(self.classes)} found; expected '
-        f'0…{_MOST}'
+        f'expected classes 0…{_MAX_ID}, got '
+        f'{min(self.classes)}…{max(self.classes)}'
       )
 
   @property
   def num_generated(self) -> int:
-    """Number of categories without 'other'."""
+    """Returns the number of categories without 'other'."""
     return len(self.classes) - 1
 
   def apply(
     self, prediction: Int[np.ndarray, 'H W']
   ) -> Int16[np.ndarray, 'H W']:
-    """Replaces categories 0…G by classes.
+    """Replaces categories 0…G by their classes.
 
     Raises:
-      ValueError: the prediction has an id of which nothing is said.
+      ValueError: the prediction has an unmatched category.
     """
-    known = np.array(self.classes, np.int16)
+    classes = np.array(self.classes, np.int16)
     for id in (prediction.min(initial=0), prediction.max(initial=0)):
       if not 0 <= id <= self.num_generated:
         raise ValueError(
-          f'has id {id}, of which the matching says nothing: expected '
-          f'0…{self.num_generated}'
+          f'expected ids 0…{self.num_generated} of the matching, got {id}'
         )
-    matched = known.take(prediction)
-    if (matched == _UNSAID).any():
+    matched = classes.take(prediction)
+    if (matched == _UNMATCHED).any():
       raise ValueError(
-        f'has id {prediction[matched == _UNSAID].min()}, of which the matching '
-        'says nothing'
+        'expected ids of the matching, got '
+        f'{prediction[matched == _UNMATCHED].min()}, which has no class in it'
       )
     return matched
 
   def write(self, path: files.Path) -> None:
-    """Writes match.json, {category: class}, whole or not at all.
+    """Writes match.json, {category: class}, atomically.
 
     Raises:
-      UserError: the file system does not let it.
+      UserError: the file cannot be written.
     """
-    content = {str(i): of for i, of in enumerate(self.classes) if of != _UNSAID}
+    content = {
+      str(category): class_id
+      for category, class_id in enumerate(self.classes)
+      if class_id != _UNMATCHED
+    }
     try:
       files.write(path, json.dumps(content, indent=1) + '\n')
     except OSError as error:
       full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-      # Folders above are made: one of them may be what cannot be.
+      # Missing folders are created: the failing path may be one of them.
       where = f': {error.filename}' if error.filename else ''
       raise errors.UserError(
         errors.one_line(
           f'cannot write {path} ({error.strerror or error}{where}): '
           + ('free some space, or ' if full else '')
-          + 'choose a folder that is there and can be written'
+          + 'choose a folder that exists and is writable'
         )
       ) from error
 
   @classmethod
   def read(cls, path: files.Path, num_classes: int) -> 'Match':
-    """Reads what `write`, the benchmark's toolbox or a person has written.
+    """Reads a match.json of `write`, the benchmark's toolbox or a person.
 
-    Ids that are never predicted may be left out.
+    Categories that are never predicted may be left out.
 
     Raises:
-      BadFile: it cannot be read, is no JSON, or no matching to num_classes
-        classes.
+      BadFile: the file cannot be read, is no JSON, or no mapping to
+        `num_classes` classes.
     """
     try:
-      content = json.loads(path.read_bytes(), object_pairs_hook=_without_twins)
-      match = cls(_in_order(content))
+      content = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
+      match = cls(_classes_in_order(content))
       if max(match.classes) > num_classes:
         raise ValueError(
-          f'class {max(match.classes)} found; expected 0…{num_classes}'
+          f'expected classes 0…{num_classes}, got {max(match.classes)}'
         )
     except OSError as error:
       reason = f'cannot be read: {error.strerror or error}'
       raise errors.BadFile(path, reason) from error
     except (ValueError, RecursionError) as error:
       reason = (
-        f'is no matching {{"0": 0, "1": class, …}}: {error}; write it with '
-        '--write_match'
+        f'expected a matching {{"0": 0, "1": class, …}}: {error}; write it '
+        'with --write_match'
       )
       raise errors.BadFile(path, reason) from error
     return match
@@ -146,10 +150,10 @@ class Match:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cooccurrence:
-  """In how many images each category and each class both occur.
+  """Number of images in which each category and each class both occur.
 
-  One pixel is enough to occur, also one where the other map has 'other' or is
-  ignored. 'other' itself is not counted.
+  One pixel is enough, also where the other map has 'other' or is ignored.
+  'other' itself is not counted.
 
   Attributes:
     counts: rows are the categories 1…G, columns the classes 1…C.
@@ -164,11 +168,11 @@ class Cooccurrence:
 
   @classmethod
   def empty(cls, num_generated: int, num_classes: int) -> 'Cooccurrence':
-    """Returns the counts of no image; both numbers are without 'other'."""
+    """Returns the counts over no image; both numbers are without 'other'."""
     if min(num_generated, num_classes) < 1:
       raise ValueError(
-        f'{num_generated} categories and {num_classes} classes; allowed: 1 or '
-        'more'
+        f'expected 1 or more, got {num_generated} categories and {num_classes} '
+        'classes'
       )
     return cls(np.zeros((num_generated, num_classes), np.int64))
 
@@ -178,10 +182,10 @@ class Cooccurrence:
     label: Int[np.ndarray, 'H W'],
     id: bytes | str,
   ) -> 'Cooccurrence':
-    """Returns the counts with one image more; negative labels are ignored.
+    """Returns the counts with one more image; negative labels are ignored.
 
     Raises:
-      ValueError: an id is out of range; with the image's.
+      ValueError: a category or a class is out of range.
     """
     try:
       return self.update_all([present_ids(prediction, label)])
@@ -190,19 +194,19 @@ class Cooccurrence:
       raise ValueError(f'image {name}: {error}') from None
 
   def update_all(self, pairs: Iterable[Pair]) -> 'Cooccurrence':
-    """Returns the counts with several images more, each from `present_ids`.
+    """Returns the counts with more images, given as pairs of `present_ids`.
 
     Raises:
-      ValueError: an id is out of range.
+      ValueError: a category or a class is out of range.
     """
     counts = self.counts.copy()
     for categories, classes in pairs:
-      for ids, most, what in (
+      for ids, highest, name in (
         (categories, counts.shape[0], 'predictions'),
         (classes, counts.shape[1], 'labels'),
       ):
-        if ids.size and ids[-1] > most:
-          raise ValueError(f'{what} up to {ids[-1]} found; allowed: 0…{most}')
+        if ids.size and ids[-1] > highest:
+          raise ValueError(f'expected {name} 0…{highest}, got {ids[-1]}')
       counts[np.ix_(categories - 1, classes - 1)] += 1
     return type(self)(counts)
 
@@ -216,10 +220,10 @@ class Cooccurrence:
     return type(self)(self.counts + other.counts)
 
   def match(self) -> Match:
-    """The matching with the largest sum of counts (the Hungarian method).
+    """Returns the matching with the largest sum of counts (Hungarian method).
 
-    It is a bijection if there are as many categories as classes. Several can
-    be the best; keep the one that was used.
+    It is a bijection if there are as many categories as classes. Optimal
+    matchings are not unique: store the one that was used.
     """
     rows, columns = scipy.optimize.linear_sum_assignment(
       self.counts, maximize=True
@@ -229,36 +233,36 @@ class Cooccurrence:
     return Match(tuple(classes.tolist()))
 
   def compute(self) -> metrics.Values:
-    """Returns matched_pairs, the sum of counts that `match` reaches."""
+    """Returns `matched_pairs`, the sum of counts of the optimal matching."""
     classes = np.array(self.match().classes[1:])
     rows = np.flatnonzero(classes)
     total = self.counts[rows, classes[rows] - 1].sum()
     return {'matched_pairs': float(total)}
 
 
-def match_by_name(known: Sequence[str], wanted: Sequence[str]) -> Match:
-  """The classes of a data set as those of another one that have their names.
+def match_by_name(predicted: Sequence[str], target: Sequence[str]) -> Match:
+  """Matches the classes of two data sets by their names (spec §1.2, §5.6).
 
-  The others are 'other', as class 0 of both is, whatever it is called
-  (spec §1.2, §5.6).
+  Class 0 of both is 'other', whatever its name. Classes that the target lacks
+  become 'other'.
 
   >>> match_by_name(('other', 'cat', 'dog', 'cow'), ('other', 'cow', 'cat'))
   Match(classes=(0, 2, 0, 1))
 
   Args:
-    known: the classes that are predicted.
-    wanted: those that masks have.
+    predicted: names of the classes that a network predicts.
+    target: names of the classes of the masks.
 
   Raises:
     UserError: they have no class in common.
   """
-  ids = {name: i for i, name in enumerate(wanted) if i}
-  classes = (0, *(ids.get(name, 0) for name in known[1:]))
+  ids = {name: i for i, name in enumerate(target) if i}
+  classes = (0, *(ids.get(name, 0) for name in predicted[1:]))
   if not any(classes):
     raise errors.UserError(
-      f'none of {len(known) - 1} classes ({", ".join(known[1:4])}, …) is among '
-      f'the {len(wanted) - 1} of the data ({", ".join(wanted[1:4])}, …): '
-      'classes are matched by their names, choose data that shares some'
+      f'expected classes with names among the {len(target) - 1} of the data '
+      f'({", ".join(target[1:4])}, …), got {len(predicted) - 1} others '
+      f'({", ".join(predicted[1:4])}, …): choose data that shares classes'
     )
   return Match(classes)
 
@@ -266,43 +270,43 @@ def match_by_name(known: Sequence[str], wanted: Sequence[str]) -> Match:
 def present_ids(
   prediction: Int[np.ndarray, 'H W'], label: Int[np.ndarray, 'H W']
 ) -> Pair:
-  """The distinct ids of one image, from 1 and sorted: categories and classes.
+  """Returns the sorted categories and classes of an image, without 0.
 
   Raises:
     ValueError: the prediction has negative ids.
   """
   if prediction.size and prediction.min() < 0:
-    raise ValueError(f'prediction {prediction.min()} found; allowed: 0 or more')
+    raise ValueError(f'expected predictions from 0, got {prediction.min()}')
   return _present(prediction), _present(label)
 
 
 def _present(ids: Int[np.ndarray, 'H W']) -> Int64[np.ndarray, 'N']:
-  # Counting is faster than sorting the pixels; -1 and 0 become the first bin.
+  # Faster than np.unique, which sorts the pixels; -1 and 0 share the first bin.
   counts = np.bincount(np.maximum(ids, 0).ravel())
   return np.flatnonzero(counts[1:]).astype(np.int64) + 1
 
 
-def _without_twins(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
-  """A JSON object, none of whose keys stands there twice."""
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+  """Builds a JSON object; raises ValueError if a key is repeated."""
   content = dict(pairs)
   if len(content) < len(pairs):
     keys = [key for key, _ in pairs]
-    twin = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f'key {twin!r} is there twice')
+    repeated = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f'expected key {repeated!r} once, got it twice')
   return content
 
 
-def _in_order(content: Any) -> tuple[int, ...]:
-  """The values of the keys '0', '1', …; _UNSAID for those that are left out."""
+def _classes_in_order(content: Any) -> tuple[int, ...]:
+  """Returns the values of the keys '0', '1', …; _UNMATCHED for absent keys."""
   if not isinstance(content, Mapping):
-    raise ValueError(f'found a JSON {type(content).__name__}, no object')
+    raise ValueError(f'expected an object, got a {type(content).__name__}')
   content = {'0': 0, **content}
   for key, value in content.items():
-    if not re.fullmatch('0|[1-9][0-9]{0,4}', key) or int(key) > _MOST:
-      raise ValueError(f'key {key!r} found; expected whole numbers to {_MOST}')
-    if type(value) is not int:  # JSON's true would pass for 1.
-      raise ValueError(f'key {key!r} has the value {value!r}, no whole number')
+    if not re.fullmatch('0|[1-9][0-9]{0,4}', key) or int(key) > _MAX_ID:
+      raise ValueError(f'expected keys 0…{_MAX_ID}, got {key!r}')
+    if type(value) is not int:  # isinstance would accept JSON's true as 1.
+      raise ValueError(f'expected an integer for key {key!r}, got {value!r}')
     if value < 0:
-      raise ValueError(f'key {key!r} has the class {value}; expected 0 or more')
+      raise ValueError(f'expected a class from 0 for key {key!r}, got {value}')
   keys = range(max(map(int, content)) + 1)
-  return tuple(content.get(str(key), _UNSAID) for key in keys)
+  return tuple(content.get(str(key), _UNMATCHED) for key in keys)

@@ -1,13 +1,14 @@
-"""What ImageNet-S measures: regions, boundaries, images, by size of objects.
+"""Metrics of ImageNet-S: mIoU, boundary mIoU, image accuracy, F, object sizes.
 
   metric = ImageNetS.empty(num_classes=50)
   for prediction, label, id in images:
     metric = metric.update(prediction, label, id)
   values = metrics.merge_across_hosts(metric).compute()
 
-Predictions are matched, at the original size, and 0…C with 'other' as 0; labels
-likewise, or negative where ignored. Everything is a sum of integers, so that no
-order of images or hosts changes a bit. Source: the ImageNet-S benchmark (Gao et
+Predictions are classes 0…C with 'other' as 0, after matching, at the original
+size of the image; labels are the same, or negative where ignored. All counts
+are sums of integers, so that the result does not depend on the order of images
+and hosts. Source: the ImageNet-S benchmark (Gao et
 al., Large-scale unsupervised semantic segmentation, 2022) and its toolbox.
 """
 
@@ -21,34 +22,34 @@ from jaxtyping import Bool, Float, Int, Int64
 
 from segcore.eval import metrics
 
-# By the share of an image that a class covers: up to 5 %, 25 %, 50 %, above.
+# Groups by the share of the image that a class covers: small, medium small,
+# medium large and large, up to 5 %, 25 %, 50 % and above.
 SIZES = ('S', 'MS', 'ML', 'L')
 _SIZE_LIMITS = (5, 25, 50)  # In %.
 
-_BOUNDARY_WIDTH = 0.03  # Of an image's diagonal.
-_EPSILON = 1e-10  # Pixels: a class that is nowhere has an IoU of 0.
-_BETA_SQUARED = (3, 10)  # As a fraction.
-# F of an image is rounded to a multiple of this, so that sums are exact: of any
-# number of images, the mean is off by less than 5e-13.
+_BOUNDARY_WIDTH = 0.03  # As a fraction of the image's diagonal.
+_EPSILON = 1e-10  # In pixels: makes the IoU of an absent class 0.
+_BETA_SQUARED = (3, 10)  # Numerator and denominator.
+# F of an image is rounded to a multiple of this unit, so that sums are exact
+# integers; the mean over any number of images is off by less than 5e-13.
 _F_UNIT = 2.0**-40
 
-# Where a pixel is counted: 'other', the sizes, ignored.
+# Groups of pixels: 'other', the sizes, ignored.
 _GROUPS = 1 + len(SIZES) + 1
-_BLOCK = 2**17  # Pixels that are counted at once, so that memory stays small.
+_BLOCK = 2**17  # Pixels that are counted at a time, to bound the memory.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageNetS:
-  """Counts of all images so far.
+  """Metric that accumulates counts over images; see `segcore.eval.metrics`.
 
   Attributes:
-    regions: pixels of each class. The first axis is what they are of: all
-      images, then each of `SIZES`; the second is both (prediction and label
-      agree), predicted, labeled.
-    boundaries: the same of boundary pixels; 'both' are on the boundary of the
-      class in prediction and label.
-    images: their number.
-    num_correct: those whose largest predicted class occurs in the label.
+    regions: pixels of each class. The first axis is all pixels, then each of
+      `SIZES`; the second is true positives, predicted, labeled.
+    boundaries: the same of boundary pixels. True positives are on the boundary
+      of the class in both prediction and label.
+    images: number of images.
+    num_correct: number of images whose largest predicted class is in the label.
     f_beta: sum of F over images, in units of 2^-40.
 
   >>> label = np.array([[0, 1], [1, -1]])
@@ -58,7 +59,7 @@ class ImageNetS:
   0.5
   """
 
-  regions: Int64[np.ndarray, '5 3 ids']  # C+1 of them.
+  regions: Int64[np.ndarray, '5 3 ids']  # ids is C + 1.
   boundaries: Int64[np.ndarray, '5 3 ids']
   images: int
   num_correct: int
@@ -66,11 +67,11 @@ class ImageNetS:
 
   @classmethod
   def empty(cls, num_classes: int) -> 'ImageNetS':
-    """Returns the counts of no image; num_classes is without 'other'."""
+    """Returns the counts over no image; `num_classes` is without 'other'."""
     if num_classes < 1:
-      raise ValueError(f'num_classes is {num_classes}; allowed: 1 or more')
-    none = np.zeros((1 + len(SIZES), 3, num_classes + 1), np.int64)
-    return cls(none, none, images=0, num_correct=0, f_beta=0)
+      raise ValueError(f'num_classes: expected 1 or more, got {num_classes}')
+    zeros = np.zeros((1 + len(SIZES), 3, num_classes + 1), np.int64)
+    return cls(zeros, zeros, images=0, num_correct=0, f_beta=0)
 
   def update(
     self,
@@ -78,11 +79,11 @@ class ImageNetS:
     label: Int[np.ndarray, 'H W'],
     id: bytes | str,
   ) -> 'ImageNetS':
-    """Returns the counts with one image more; negative labels are ignored.
+    """Returns the counts with one more image; negative labels are ignored.
 
     Raises:
       ValueError: the maps are empty or of different sizes, a label is above C,
-        or a prediction outside 0…C, at any pixel; with the image's id.
+        or a prediction is not in 0…C, also at ignored pixels.
     """
     num_classes = self.regions.shape[-1] - 1
     return self.merge(count_image(prediction, label, id, num_classes))
@@ -103,15 +104,18 @@ class ImageNetS:
     )
 
   def compute(self) -> metrics.Values:
-    """Returns the fractions below, in [0, 1]; NaN over no image.
+    """Returns the metrics below, fractions in [0, 1]; NaN over no image.
 
-    iou [C+1]: intersection over union, of pixels of all images; 0 where a class
-    neither occurs nor is predicted. miou: its mean. miou_without_other: its
-    mean over 1…C. boundary_iou [C+1], boundary_miou: the same of boundaries.
-    miou_S, boundary_miou_S and so on: of objects of a size, the mean over
-    the classes that occur, with 'other'; NaN if none does. image_accuracy:
-    share of images whose largest predicted class occurs. f_beta: mean over
-    images of F of the foreground, β² = 0.3.
+    Returns:
+      iou: [C + 1], over the pixels of all images; 0 where a class is absent.
+      miou: mean of iou over 0…C.
+      miou_without_other: mean of iou over 1…C.
+      boundary_iou, boundary_miou: the same of boundary pixels.
+      miou_S, boundary_miou_S, …: of the objects of a size, mean over 'other'
+        and the classes that have such objects; NaN if none has.
+      image_accuracy: share of images whose largest predicted class is in the
+        label.
+      f_beta: mean over images of F of the foreground, β² = 0.3.
     """
     iou, boundary_iou = _iou(self.regions), _iou(self.boundaries)
     occurs = self.regions[:, 2] > 0
@@ -138,48 +142,40 @@ def count_image(
   id: bytes | str,
   num_classes: int,
 ) -> ImageNetS:
-  """The counts of one image; arguments and errors are those of `update`.
+  """Counts one image; takes and raises what `ImageNetS.update` does.
 
-  What it costs does not depend on how many classes there are or occur.
+  Two passes of histograms over the pixels, whose cost hardly depends on the
+  number of classes: the masks of 920 classes are never built.
   """
   _check(prediction, label, id, num_classes)
   height, width = label.shape
-  label = np.maximum(label, -1)  # All that is ignored is one region.
+  label = np.maximum(label, -1)  # Ignored pixels are one region, -1.
   distance = boundary_width(height, width)
   edges = boundary_mask(label, distance), boundary_mask(prediction, distance)
   maps = prediction, label, *edges
   side = num_classes + 1
 
-  # First by label: how large its classes are decides where pixels count.
+  # First pass, by label: the area of a class decides its size group.
   by_label = np.zeros((2, 1 + side), np.int64)
   for _, labels, on_label, _ in _blocks(*maps):
     by_label += _histogram(_label_cells(labels, on_label, side), by_label.shape)
   labeled = by_label[:, 1:]
   group = _groups(labeled.sum(axis=0))
 
-  # Then by group and prediction, apart by: equal, on boundary of the label, on
-  # that of the prediction. A class is in one group, so no confusion matrix is
-  # needed.
-  start = np.concatenate([[_GROUPS - 1], group]) * side
-  start = np.add.outer(np.arange(2) * 2 * _GROUPS * side, start)
-  start = start.astype(np.int32).ravel()
-  found = np.zeros((2, 2, 2, _GROUPS, side), np.int64)
-  for predicted, labels, on_label, on_predicted in _blocks(*maps):
-    cells = start.take(_label_cells(labels, on_label, side))
-    cells += predicted.astype(np.int32)
-    cells += (predicted == labels) * np.int32(4 * _GROUPS * side)
-    cells += on_predicted * np.int32(_GROUPS * side)
-    found += _histogram(cells, found.shape)
-  found = found[..., :-1, :]  # Less what is ignored.
+  counts = _count_by_group(maps, group, side)
 
-  own = np.zeros((2, _GROUPS - 1, side), np.int64)
-  own[:, group, np.arange(side)] = labeled
+  by_group = np.zeros((2, _GROUPS - 1, side), np.int64)
+  by_group[:, group, np.arange(side)] = labeled
   regions = np.stack(
-    [found[1].sum(axis=(0, 1)), found.sum(axis=(0, 1, 2)), own.sum(axis=0)],
+    [
+      counts[1].sum(axis=(0, 1)),
+      counts.sum(axis=(0, 1, 2)),
+      by_group.sum(axis=0),
+    ],
     axis=1,
   )
   boundaries = np.stack(
-    [found[1, 1, 1], found[:, :, 1].sum(axis=(0, 1)), own[1]], axis=1
+    [counts[1, 1, 1], counts[:, :, 1].sum(axis=(0, 1)), by_group[1]], axis=1
   )
   _, predicted, labels = regions.sum(axis=0)
   largest = 1 + int(predicted[1:].argmax())
@@ -194,7 +190,7 @@ def count_image(
 
 
 def boundary_width(height: int, width: int) -> int:
-  """How wide boundaries are, in pixels: 3 % of the diagonal, at least 1.
+  """Returns the boundary width in pixels: 3 % of the diagonal, at least 1.
 
   >>> boundary_width(375, 500), boundary_width(1, 1)
   (19, 1)
@@ -205,15 +201,17 @@ def boundary_width(height: int, width: int) -> int:
 def boundary_mask(
   ids: Int[np.ndarray, 'H W'], width: int
 ) -> Bool[np.ndarray, 'H W']:
-  """Where another id, or the outside of the map, is at most `width` away.
+  """Returns the pixels within `width` of another id or of the map's edge.
 
-  Away is counted in the larger of rows and columns. That is each id's mask less
-  its erosion by a square of 2 width + 1, zeros around; of all ids at once.
+  The distance is the larger one of rows and columns. For each id this is its
+  mask minus the mask's erosion by a square of 2 width + 1 with zero padding
+  (spec §6.2), computed for all ids at once.
 
   >>> boundary_mask(np.zeros((5, 5), int), 2).sum()
   np.int64(24)
   """
-  # A square is of one id if all blocks of 2 x 2 in it are.
+  # A square has one id only if all blocks of 2 x 2 in it have: so the mixed
+  # blocks are dilated once, instead of eroding a mask for each id.
   mixed = np.zeros(ids.shape, np.uint8)
   corner = ids[:-1, :-1]
   mixed[:-1, :-1] = (
@@ -221,7 +219,7 @@ def boundary_mask(
     | (corner != ids[:-1, 1:])
     | (corner != ids[1:, 1:])
   )
-  # A square has 2 width blocks a side; `width` of them start before its center.
+  # The square has 2 width blocks a side; `width` start before its center.
   square = np.ones((2 * width, 2 * width), np.uint8)
   near = cv2.dilate(mixed, square, anchor=(width, width)).view(bool)
   near[:width] = near[-width:] = True
@@ -232,31 +230,32 @@ def boundary_mask(
 def _check(
   prediction: np.ndarray, label: np.ndarray, id: bytes | str, num_classes: int
 ) -> None:
-  """Raises ValueError unless an image can be counted."""
+  """Raises ValueError unless prediction and label can be compared."""
   name = id.decode() if isinstance(id, bytes) else id
   if prediction.shape != label.shape:
     raise ValueError(
-      f'image {name}: the prediction is {_size(prediction)} and the label '
-      f'{_size(label)}; predict at the original size'
+      f'image {name}: expected a prediction of the size of the label, '
+      f'{_size(label)}, got {_size(prediction)}: predict at the original size'
     )
   if not label.size:
     raise ValueError(
-      f'image {name}: its label is {_size(label)}; expected at least one pixel'
+      f'image {name}: expected a label of at least one pixel, got '
+      f'{_size(label)}'
     )
   if label.max() > num_classes:
     raise ValueError(
-      f'image {name}: label {label.max()} found; allowed: 0…{num_classes}, or '
-      'negative to ignore'
+      f'image {name}: expected labels 0…{num_classes}, or negative to ignore, '
+      f'got {label.max()}'
     )
   if prediction.min() < 0 or prediction.max() > num_classes:
     raise ValueError(
-      f'image {name}: predictions {prediction.min()}…{prediction.max()} found; '
-      f'allowed: 0…{num_classes}'
+      f'image {name}: expected predictions 0…{num_classes}, got '
+      f'{prediction.min()}…{prediction.max()}'
     )
 
 
 def _blocks(*maps: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-  """The same rows of each map, a few at a time."""
+  """Yields blocks of rows, the same ones of each map."""
   height, width = maps[0].shape
   rows = max(1, _BLOCK // width)
   for top in range(0, height, rows):
@@ -266,23 +265,51 @@ def _blocks(*maps: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 def _label_cells(
   label: Int[np.ndarray, 'h W'], on_boundary: Bool[np.ndarray, 'h W'], side: int
 ) -> Int[np.ndarray, 'h W']:
-  """Numbers the pairs of (on the boundary, label from -1)."""
+  """Numbers the pairs (on the boundary, label + 1) row by row."""
   return label.astype(np.int32) + (1 + on_boundary * np.int32(1 + side))
 
 
 def _histogram(
   cells: Int[np.ndarray, 'h W'], shape: tuple[int, ...]
 ) -> Int64[np.ndarray, '...']:
-  """How often each cell occurs, laid out in a shape."""
+  """Counts how often each flat index occurs, as an array of a shape."""
   counts = np.bincount(cells.ravel(), minlength=math.prod(shape))
   return counts.reshape(shape)
 
 
-def _groups(pixels: Int64[np.ndarray, 'ids']) -> Int64[np.ndarray, 'ids']:
-  """0 for 'other', and for each class 1 and more, by its size in the image.
+def _count_by_group(
+  maps: tuple[np.ndarray, ...], group: Int64[np.ndarray, 'ids'], side: int
+) -> Int64[np.ndarray, '2 2 2 5 ids']:
+  """Counts pixels by their label's group and their prediction.
+
+  The axes are: correct, on the label's boundary, on the prediction's boundary,
+  group, predicted class. IoU needs correct pixels only, and a class is in one
+  group: this replaces the confusion matrix.
 
   Args:
-    pixels: of each class; what is ignored is not part of the image.
+    maps: prediction, label, and the boundary masks of label and prediction.
+    group: of each class.
+    side: C + 1.
+  """
+  # The first flat index of each (on the label's boundary, label from -1).
+  start = np.concatenate([[_GROUPS - 1], group]) * side
+  start = np.add.outer(np.arange(2) * 2 * _GROUPS * side, start)
+  start = start.astype(np.int32).ravel()
+  counts = np.zeros((2, 2, 2, _GROUPS, side), np.int64)
+  for predicted, labels, on_label, on_predicted in _blocks(*maps):
+    cells = start.take(_label_cells(labels, on_label, side))
+    cells += predicted.astype(np.int32)
+    cells += (predicted == labels) * np.int32(4 * _GROUPS * side)
+    cells += on_predicted * np.int32(_GROUPS * side)
+    counts += _histogram(cells, counts.shape)
+  return counts[..., :-1, :]  # Without the group of ignored pixels.
+
+
+def _groups(pixels: Int64[np.ndarray, 'ids']) -> Int64[np.ndarray, 'ids']:
+  """Returns the group of each id: 0 for 'other', 1 to 4 by size for classes.
+
+  Args:
+    pixels: number of labeled pixels of each id, without ignored ones.
   """
   percent = -(-100 * pixels // max(int(pixels.sum()), 1))  # Rounded up.
   groups = 1 + np.searchsorted(_SIZE_LIMITS, percent)
@@ -293,9 +320,9 @@ def _groups(pixels: Int64[np.ndarray, 'ids']) -> Int64[np.ndarray, 'ids']:
 def _by_size(
   counts: Int64[np.ndarray, '5 3 ids'],
 ) -> Int64[np.ndarray, '5 3 ids']:
-  """From the groups of an image to: all of it, and each size with 'other'.
+  """Sums the groups of an image to: all pixels, and each size with 'other'.
 
-  The 'other' of an image counts for the sizes that occur in it.
+  'other' is added to the sizes that have objects in the image (spec §6.4).
   """
   sizes = counts[1:].copy()
   occurs = counts[1:, 2].any(axis=-1)
@@ -305,22 +332,24 @@ def _by_size(
 
 
 def _f_beta(both: int, predicted: int, labeled: int) -> int:
-  """F of one image in units of 2^-40, rounded; 0 where it is undefined.
+  """Computes F of an image in units of 2^-40, rounded; 0 where undefined.
 
-  F = (1 + β²) P R / (β² P + R) with P = both / predicted, R = both / labeled.
+  F = (1 + β²) P R / (β² P + R) with P = both / predicted, R = both / labeled,
+  in exact integers: F = (1 + β²) both / (β² labeled + predicted).
   """
   if not both:
     return 0
-  part, whole = _BETA_SQUARED
-  above = (part + whole) * both
-  below = part * labeled + whole * predicted
-  unit = round(1 / _F_UNIT)
-  return (2 * unit * above + below) // (2 * below)
+  beta, scale = _BETA_SQUARED
+  numerator = (beta + scale) * both
+  denominator = beta * labeled + scale * predicted
+  units = round(1 / _F_UNIT)
+  return (2 * units * numerator + denominator) // (2 * denominator)
 
 
 def _iou(
   counts: Int64[np.ndarray, '5 3 ids'],
 ) -> Float[np.ndarray, '5 ids']:
+  """Computes TP / (predicted + labeled - TP) of each id."""
   both, predicted, labeled = np.moveaxis(counts, 1, 0)
   return both / (predicted + labeled - both + _EPSILON)
 

@@ -1,10 +1,10 @@
-"""Label maps as the PNG files of ImageNet-S: ground truth and predictions.
+"""PNG files of ImageNet-S: label maps of ground truth and predictions.
 
-  label = label_files.read(path, num_classes=50)
-  label_files.write(out / 'val/n01443537/ILSVRC2012_val_00000236.png', label)
+  label = png_format.read(path, num_classes=50)
+  png_format.write(out / 'val/n01443537/ILSVRC2012_val_00000236.png', label)
 
-Ids are stored in RGB of 8 bits: R + 256 G is the id and B is 0. 0 is 'other',
-1 to C are the classes, 1000 is ignored; in arrays that is -1. Source: the
+A pixel is 8-bit RGB: its id is R + 256 G, and B is 0. Id 0 is 'other', 1 to C
+are the classes, and 1000 is ignored, which is -1 in arrays. Source: the
 ImageNet-S benchmark (Gao et al., Large-scale unsupervised semantic
 segmentation, 2022).
 """
@@ -27,11 +27,14 @@ from runtime import errors, files
 IGNORED = imagenet_s.IGNORED
 MAX_CLASSES = IGNORED - 1
 
-_BITS_AT = 24  # Of a channel, in a PNG's header.
+_EXPECTED = 'expected SPLIT/WNID/NAME.png or WNID/NAME.png, got '
+
+# Offset of the header's byte that gives the bits per channel.
+_BIT_DEPTH_OFFSET = 24
 
 
 def encode(label: Int[np.ndarray, 'H W']) -> UInt8[np.ndarray, 'H W 3']:
-  """Ids as colors; negative ones become those of 1000.
+  """Encodes ids as RGB; negative ids become 1000.
 
   >>> encode(np.array([[0, 258, -1]])).tolist()
   [[[0, 0, 0], [2, 1, 0], [232, 3, 0]]]
@@ -41,7 +44,8 @@ def encode(label: Int[np.ndarray, 'H W']) -> UInt8[np.ndarray, 'H W 3']:
   """
   if label.size and label.max() > MAX_CLASSES:
     raise ValueError(
-      f'id {label.max()} found; allowed: 0…{MAX_CLASSES}, or negative to ignore'
+      f'label: expected ids 0…{MAX_CLASSES}, or negative to ignore, got '
+      f'{label.max()}'
     )
   ids = np.where(label < 0, IGNORED, label).astype(np.uint16)
   red, green = (ids % 256).astype(np.uint8), (ids // 256).astype(np.uint8)
@@ -51,29 +55,28 @@ def encode(label: Int[np.ndarray, 'H W']) -> UInt8[np.ndarray, 'H W 3']:
 def decode(
   pixels: UInt8[np.ndarray, 'H W 3'], num_classes: int
 ) -> Int16[np.ndarray, 'H W']:
-  """Undoes `encode`: ids 0…num_classes, and -1 where they are 1000.
+  """Decodes RGB to ids 0…num_classes, and -1 for 1000; inverts `encode`.
 
   >>> decode(np.array([[[2, 1, 0], [232, 3, 0]]], np.uint8), 300).tolist()
   [[258, -1]]
 
   Raises:
-    UserError: a pixel has blue or an id that is not allowed; without the
-      file's name.
+    UserError: B is not 0 or an id is out of range; without the file's name.
   """
   red, green, blue = cv2.split(pixels)
   if blue.any():
     raise errors.UserError(
-      f'has B up to {blue.max()} (pixels: {np.count_nonzero(blue):,}): '
-      'expected ids as R + 256 G with B = 0, and no colors for the eye'
+      f'expected ids as R + 256 G and B = 0, got B up to {blue.max()} (pixels: '
+      f'{np.count_nonzero(blue):,}): write ids, not colors of a palette'
     )
-  # Two bytes, the lower one first, are an id: wider than either of them.
+  # R and G are the bytes of a little-endian uint16: R + 256 G overflows uint8.
   ids = cv2.merge([red, green]).view('<u2')[..., 0].astype(np.uint16)
   unknown = (ids > num_classes) & (ids != IGNORED)
   if unknown.any():
     raise errors.UserError(
-      f'has id {ids[unknown].max()} (pixels out of range: '
-      f'{np.count_nonzero(unknown):,}): expected 0…{num_classes}, or '
-      f'{IGNORED} where ignored; is it of another number of classes?'
+      f'expected ids 0…{num_classes}, or {IGNORED} where ignored, got '
+      f'{ids[unknown].max()} (pixels out of range: '
+      f'{np.count_nonzero(unknown):,}): check the number of classes'
     )
   label = ids.astype(np.int16)
   label[ids == IGNORED] = batch.IGNORE
@@ -83,15 +86,15 @@ def decode(
 def read(
   file: archives.File | files.Path, num_classes: int
 ) -> Int16[np.ndarray, 'H W']:
-  """The ids 0…num_classes of a file, -1 where ignored.
+  """Reads the ids 0…num_classes of a file, -1 where ignored.
 
   Args:
     file: a path, or a member of an archive.
     num_classes: without 'other'; at most 999.
 
   Raises:
-    BadFile: it cannot be read, is damaged, is no PNG in RGB of 8 bits, or
-      `decode` refuses it.
+    BadFile: the file cannot be read, is damaged, is no PNG of 8-bit RGB, or
+      has pixels that `decode` refuses.
   """
   try:
     return decode(_pixels(file.read_bytes()), num_classes)
@@ -103,16 +106,16 @@ def read(
 
 
 def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
-  """Writes a file, whole or not at all, and the folders above it.
+  """Writes a file atomically, and creates the folders above it.
 
   Raises:
-    UserError: the file system does not let it.
+    UserError: the file cannot be written.
     ValueError: an id is 1000 or more.
   """
   content = io.BytesIO()
   PIL.Image.fromarray(encode(label)).save(content, format='PNG')
   try:
-    # Without waiting for the disk: there are very many.
+    # Not durable: an fsync for each of a million files would take hours.
     files.write(path, content.getvalue(), durable=False)
   except OSError as error:
     raise errors.UserError(
@@ -124,49 +127,46 @@ def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
 
 
 def list_files(folder: pathlib.Path) -> Sequence[str]:
-  """The PNG files below a folder, as sorted paths from there, with '/'.
+  """Lists the PNG files below a folder as sorted relative paths with '/'.
 
-  They are 'SPLIT/WNID/NAME.png', or 'WNID/NAME.png' if the folder is a
-  split's. Hidden files, which archivers leave behind, are none of them.
+  They are 'SPLIT/WNID/NAME.png', or 'WNID/NAME.png' in the folder of a split.
+  Hidden files, which archivers leave behind, are skipped.
 
   Raises:
-    UserError: there is no such folder, one in it cannot be read, or no file.
+    UserError: the folder is missing or has no PNG file, or one below it cannot
+      be read.
   """
   if not folder.is_dir():
-    found = 'is a file' if folder.exists() else 'there is no such folder'
-    raise errors.UserError(errors.one_line(f'{folder}: {found}{_EXPECTED}'))
+    problem = 'a file' if folder.exists() else 'no such folder'
+    raise errors.UserError(errors.one_line(f'{folder}: {_EXPECTED}{problem}'))
 
   def refuse(error: OSError) -> None:
     raise errors.BadFile(
       error.filename, f'cannot be read: {error.strerror}'
     ) from error
 
-  found = []
-  for parent, folders, here in os.walk(
+  paths = []
+  for parent, folders, names in os.walk(
     folder, onerror=refuse, followlinks=True
   ):
+    # In place, so that os.walk does not enter hidden folders.
     folders[:] = [name for name in folders if not name.startswith('.')]
-    below = pathlib.Path(parent).relative_to(folder)
-    found += [
-      (below / name).as_posix()
-      for name in here
+    relative = pathlib.Path(parent).relative_to(folder)
+    paths += [
+      (relative / name).as_posix()
+      for name in names
       if name.endswith('.png') and not name.startswith('.')
     ]
-  if not found:
-    raise errors.UserError(
-      errors.one_line(f'{folder}: holds no PNG file{_EXPECTED}')
-    )
-  return sorted(found)
-
-
-_EXPECTED = ', expected SPLIT/WNID/NAME.png or WNID/NAME.png in it'
+  if not paths:
+    raise errors.UserError(errors.one_line(f'{folder}: {_EXPECTED}no PNG file'))
+  return sorted(paths)
 
 
 def _pixels(data: bytes) -> UInt8[np.ndarray, 'H W 3']:
   image = image_files.decode(data, ('PNG',))
-  if image.mode != 'RGB' or data[_BITS_AT] != 8:
+  if image.mode != 'RGB' or data[_BIT_DEPTH_OFFSET] != 8:
     raise errors.UserError(
-      f'has pixels of PIL mode {image.mode!r} and {data[_BITS_AT]} bits: '
-      'expected RGB of 8 bits, with ids as R + 256 G'
+      f'expected 8-bit RGB with ids as R + 256 G, got PIL mode {image.mode!r} '
+      f'with {data[_BIT_DEPTH_OFFSET]} bits'
     )
   return np.asarray(image)

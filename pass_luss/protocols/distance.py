@@ -1,7 +1,7 @@
-"""Distance matching: pixels take the classes of their nearest labeled regions.
+"""Distance matching protocol: kNN classification of pixels, without training.
 
-No training: the features of representation learning are compared with those of
-a few labeled images (spec §5.3).
+The features of the pretrained encoder are compared with those of regions of a
+few labeled images (spec §5.3).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from input_pipeline import datasets
 from input_pipeline import loader as loader_lib
@@ -27,21 +27,21 @@ from segcore.train import train_state
 
 @dataclasses.dataclass(frozen=True)
 class DistanceOptions:
-  """The protocol.
+  """Options of distance matching.
 
   Attributes:
-    bank: split with masks, that pixels are compared with.
-    splits: that are labeled; those with masks are scored.
-    neighbors: k that vote.
-    temperature: of their weights.
-    short_side: of the images.
-    batch_size: global number of images; changes nothing of what is found.
-    rematch: whether categories are matched with classes once more before
-      scoring, as the released script does; both scores are reported.
-    accuracy_from: split with one tag an image, whose images say by their
-      neighbors what the images of the others are; '' for none.
-    crop: side of the middle that is looked at for that.
-    about: what a submission says of the method.
+    bank: split with masks whose regions are the neighbors.
+    splits: to segment; those with masks are scored.
+    neighbors: k of the kNN vote.
+    temperature: of the neighbors' weights, in units of cosine similarity.
+    short_side: of the images, in pixels.
+    batch_size: global; does not change the result.
+    rematch: whether to score a second time after Hungarian matching of
+      predicted with true classes, as the released script does.
+    accuracy_from: split with one tag per image, whose images are the neighbors
+      of a kNN classification of whole images; '' for none.
+    crop: side of the center crop for that classification, in pixels.
+    about: text of a submission's method.txt.
   """
 
   bank: str = 'train_semi'
@@ -57,41 +57,46 @@ class DistanceOptions:
 
   def __post_init__(self):
     if self.neighbors < 1:
-      raise ValueError(f'neighbors: found {self.neighbors}, expected 1 or more')
+      raise ValueError(f'neighbors: expected 1 or more, got {self.neighbors}')
     if not self.temperature > 0:
       raise ValueError(
-        f'temperature: found {self.temperature}, expected more than 0'
+        f'temperature: expected more than 0, got {self.temperature}'
       )
 
   def describe(self) -> str:
-    """In words, for results.json."""
-    said = (
+    """Describes the protocol in words for results.json."""
+    text = (
       f'{self.neighbors} nearest regions of {self.bank}, temperature '
-      f'{self.temperature}, short side {self.short_side}; not matched'
+      f'{self.temperature}, short side {self.short_side}; without matching'
     )
     if self.rematch:
-      said += ', and as SPLIT_rematched matched on the split itself'
-    return said
+      text += ', and as SPLIT_rematched matched on the split itself'
+    return text
 
-  def check_neighbors(self, count: int, what: str) -> None:
-    """Raises UserError if there are fewer than so many neighbors."""
+  def check_neighbors(self, count: int, candidates: str) -> None:
+    """Raises UserError if k exceeds the number of candidates.
+
+    Args:
+      count: number of candidates.
+      candidates: their description in the message.
+    """
     if self.neighbors > count:
       raise errors.UserError(
-        f'config.distance.neighbors: found {self.neighbors}, expected at '
-        f'most {count}, as there are {what}'
+        f'config.distance.neighbors: expected at most {count}, the number of '
+        f'{candidates}, got {self.neighbors}'
       )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistanceMatcher:
-  """Labels images by their nearest neighbors.
+  """Classifies cells and images by their nearest neighbors.
 
   Attributes:
-    segmenter: whose encoder's deepest map is compared.
+    segmenter: network; the features are its encoder's deepest map.
     state: of the network.
     options: of the protocol.
     mesh: the devices.
-    reading: of the input pipeline.
+    reading: options of the input pipeline.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -101,24 +106,25 @@ class DistanceMatcher:
   reading: loader_lib.ReadOptions
 
   def build_bank(self, split: datasets.Split) -> knn.Bank:
-    """Regions of the labeled images of all hosts.
+    """Builds the bank of regions of a split with masks, the same on all hosts.
 
     Raises:
-      UserError: there are fewer than are to vote.
+      UserError: there are fewer than k regions.
     """
-    look = short_side_lib.FeatureMaps(self._features, self.options.short_side)
+    predictor = short_side_lib.FeatureMaps(
+      self._features, self.options.short_side
+    )
+    predictions = self._predictions(split, predictor, ('label',))
     entries, labels = [], []
-    for feature_map, example in self._predictions(split, look, ('label',))(
-      self.state
-    ):
+    for feature_map, example in predictions(self.state):
       mask = short_side_lib.resize_labels(
         example['label'], feature_map.shape[:2]
       )
-      found = knn.build_bank(
+      regions = knn.build_bank(
         feature_map[None], mask[None], len(split.classes) - 1
       )
-      entries.extend(found.features)
-      labels.extend(found.labels)
+      entries.extend(regions.features)
+      labels.extend(regions.labels)
     bank = knn.Bank(
       gather.all_gather(entries, np.float32),
       gather.all_gather(labels, np.int32),
@@ -131,80 +137,97 @@ class DistanceMatcher:
   ) -> Callable[
     [datasets.Split], Iterator[tuple[np.ndarray, Mapping[str, Any]]]
   ]:
-    """From a split to labels of the cells of each image of this host, and it.
+    """Builds the function that classifies the cells of a split's images.
 
-    To be used again and again: programs are compiled, and the bank is placed,
+    Call it for several splits: it places the bank on the devices and compiles
     once.
+
+    Returns:
+      A function of a split that yields (classes [h, w], example) of each image
+      of this host.
     """
     vote = knn.make_sharded_vote(
       self.mesh, bank, self.options.neighbors, self.options.temperature
     )
-    look = _Voting(self._features, self.options.short_side, vote=vote)
-    return lambda split: self._predictions(split, look)(self.state)
+    predictor = _VotePredictor(
+      self._features, self.options.short_side, vote=vote
+    )
+    return lambda split: self._predictions(split, predictor)(self.state)
 
   def image_accuracy(
-    self, known: datasets.Split, split: datasets.Split
+    self, tagged: datasets.Split, split: datasets.Split
   ) -> float | None:
-    """Share of images whose neighbors say their tag; None without tags.
+    """Computes the accuracy of the kNN classification of whole images.
+
+    Args:
+      tagged: images that are the neighbors.
+      split: images to classify.
+
+    Returns:
+      The share of correct images; None unless each image has one tag.
 
     Raises:
-      UserError: fewer images are known than are to vote.
+      UserError: fewer than k images are tagged.
     """
-    of_known, of_split = (features.single_tags(s) for s in (known, split))
-    if of_known is None or of_split is None:
+    labels, truth = features.single_tags(tagged), features.single_tags(split)
+    if labels is None or truth is None:
       return None
-    self.options.check_neighbors(len(known), f'images in {known.name}')
-    found = [self._of_images(s) for s in (known, split)]
-    bank = knn.Bank(found[0], of_known.astype(np.int32))
-    said = knn.vote(
-      jnp.asarray(found[1]),
+    self.options.check_neighbors(len(tagged), f'images in {tagged.name}')
+    bank = knn.Bank(self._image_features(tagged), labels.astype(np.int32))
+    predicted = knn.vote(
+      jnp.asarray(self._image_features(split)),
       bank,
       self.options.neighbors,
       self.options.temperature,
     )
-    return float(np.mean(np.asarray(said) == of_split))
+    return float(np.mean(np.asarray(predicted) == truth))
 
-  def _of_images(self, split: datasets.Split) -> np.ndarray:
-    """Features of whole images, in the order of the split, of length 1."""
-    look = short_side_lib.FeatureMaps(
+  def _image_features(
+    self, split: datasets.Split
+  ) -> Float32[np.ndarray, 'N D']:
+    """Computes L2-normalized features of whole images, in the split's order."""
+    predictor = short_side_lib.FeatureMaps(
       features.feature_function(self.segmenter, 'image'),
       self.options.short_side,
       self.options.crop,
     )
-    return gather.predict_in_order(self._predictions(split, look), self.state)
+    return gather.predict_in_order(
+      self._predictions(split, predictor), self.state
+    )
 
   def _predictions(
     self,
     split: datasets.Split,
-    look: short_side_lib.FeatureMaps,
+    predictor: short_side_lib.FeatureMaps,
     keep: tuple[str, ...] = (),
   ) -> evaluator.Predictions:
     return evaluator.Predictions(
-      *(split, look, self.options.batch_size, self.mesh),
-      *(keep, self.reading),
+      split, predictor, self.options.batch_size, self.mesh, keep, self.reading
     )
 
   def _features(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
-    """The deepest map, enlarged."""
-    found = self.segmenter.apply(
+    """Computes the upsampled deepest feature map."""
+    deepest = self.segmenter.apply(
       train_state.variables(state), images, decode=False, method='features'
-    )
-    return embedding_ops.upsample(found['encoder'].deepest.array).astype(
-      jnp.float32
-    )
+    )['encoder'].deepest.array
+    return embedding_ops.upsample(deepest).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Voting(short_side_lib.FeatureMaps):
-  """Labels of cells by the vote of their neighbors."""
+class _VotePredictor(short_side_lib.FeatureMaps):
+  """Predicts the class of each cell by the vote of its nearest neighbors.
 
-  vote: Any = None
+  Attributes:
+    vote: as returned by `knn.make_sharded_vote`.
+  """
+
+  vote: Callable[[Array], Array] = dataclasses.field(kw_only=True)
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Array:
-    features = super().__call__(state, inputs)
-    labels = self.vote(features.reshape(-1, features.shape[-1]))
-    return labels.reshape(features.shape[:-1])
+    maps = super().__call__(state, inputs)
+    labels = self.vote(maps.reshape(-1, maps.shape[-1]))
+    return labels.reshape(maps.shape[:-1])

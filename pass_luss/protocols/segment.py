@@ -1,6 +1,6 @@
-"""Label maps of whole splits, as files, and how well they agree with masks.
+"""Segments whole splits into files, matches and scores them, packs submissions.
 
-The files are those of the benchmark's submission: `<split>/<name>.png`, with
+The files are those of a benchmark submission: `<split>/<name>.png`, with
 match.json beside them (spec §5.1, §5.2, §6).
 """
 
@@ -24,8 +24,9 @@ from segcore.eval import metrics as metrics_lib
 from segcore.experiment import context
 from segcore.train import train_state
 
-# What the benchmark's servers ask for in method.txt.
-_METHOD = (
+# Lines of method.txt, which the benchmark's servers require; in the order of
+# the fields of `SubmissionInfo`.
+_METHOD_LINES = (
   'Method name',
   'Training data',
   'Training scheme',
@@ -37,15 +38,15 @@ _METHOD = (
 
 @dataclasses.dataclass(frozen=True)
 class SubmissionInfo:
-  """What method.txt says; a submission without it is refused.
+  """Content of method.txt, without which a submission is rejected.
 
   Attributes:
-    name: of the method.
-    data: it was trained on.
-    scheme: of training: 'SSL'.
-    networks: that were used.
+    name: method name.
+    data: training data.
+    scheme: training scheme, such as 'SSL' for self-supervised.
+    networks: architectures.
     link: to the paper or project.
-    description: of the method.
+    description: method description.
   """
 
   name: str = 'PASS'
@@ -57,31 +58,49 @@ class SubmissionInfo:
 
 
 def label_map_function(
-  look: short_side.LabelMaps,
+  predictor: short_side.LabelMaps,
   state: train_state.TrainState,
   batch_size: int,
   mesh: Mesh,
   reading: loader_lib.ReadOptions,
 ) -> label_folders.LabelMapFunction:
-  """Label maps by the scores of a network."""
+  """Builds the function that predicts the label maps of a split."""
 
-  def maps(split: datasets.Split) -> Iterable:
+  def predict(split: datasets.Split) -> Iterable:
     predictions = evaluator.Predictions(
-      split, look, batch_size, mesh, (), reading
+      split, predictor, batch_size, mesh, (), reading
     )
     return predictions(state)
 
-  return maps
+  return predict
+
+
+def resize_label_maps(
+  grids: Iterator[tuple[np.ndarray, Mapping[str, Any]]],
+) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+  """Resizes labels of cells to the size of their images, by floor-nearest."""
+  for labels, example in grids:
+    size = tuple(example['size'].tolist())
+    labels = np.asarray(labels).astype(np.int16)
+    yield short_side.resize_labels(labels, size), example
 
 
 def match_categories(
   split: datasets.Split, folder: files.Path, num_generated: int
 ) -> matching.Match:
-  """The matching of a split's files with its masks; the same on every host."""
+  """Matches the categories of label map files with the classes of the masks.
+
+  Each host reads its share of the files; the result is the same on all.
+
+  Args:
+    split: images with masks.
+    folder: of their label maps.
+    num_generated: number of categories without 'other'.
+  """
   counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
   pairs = threads.ordered_map(
     lambda i: matching.present_ids(*_pair(split, folder, i, num_generated)[:2]),
-    _mine(split),
+    _local_indices(split),
   )
   return metrics_lib.merge_across_hosts(counts.update_all(pairs)).match()
 
@@ -92,17 +111,27 @@ def score(
   num_generated: int,
   match: matching.Match | None,
 ) -> metrics_lib.Values:
-  """What a split's files are worth, matched or as they are; on every host."""
+  """Scores label map files against the masks; the same on every host.
+
+  Args:
+    split: images with masks.
+    folder: of their label maps.
+    num_generated: number of categories without 'other'.
+    match: of categories with classes; None where predictions are classes.
+
+  Returns:
+    The values of `metrics.ImageNetS`.
+  """
   num_classes = _num_classes(split)
 
   def count(i: int) -> metrics.ImageNetS:
-    found, label, name = _pair(split, folder, i, num_generated)
+    prediction, label, name = _pair(split, folder, i, num_generated)
     if match is not None:
-      found = match.apply(found)
-    return metrics.count_image(found, label, name, num_classes)
+      prediction = match.apply(prediction)
+    return metrics.count_image(prediction, label, name, num_classes)
 
   total = metrics.ImageNetS.empty(num_classes)
-  for counted in threads.ordered_map(count, _mine(split)):
+  for counted in threads.ordered_map(count, _local_indices(split)):
     total = total.merge(counted)
   return metrics_lib.merge_across_hosts(total).compute()
 
@@ -113,15 +142,15 @@ def draw_panel(
   num_generated: int,
   match: matching.Match | None,
 ) -> np.ndarray:
-  """Image, mask, label map and error of some images."""
-  drawn = []
+  """Draws image, mask, label map and errors of some images; see `score`."""
+  examples = []
   for i in splits.evenly_spaced(len(split), context.NUM_PICTURES):
-    found, label, _ = _pair(split, folder, i, num_generated)
+    prediction, label, _ = _pair(split, folder, i, num_generated)
     if match is not None:
-      found = match.apply(found)
+      prediction = match.apply(prediction)
     image = records.decode_image(split.records[i]['image'])
-    drawn.append(panels.Example(image, label, found))
-  return panels.draw_panels(drawn, split.classes, split.palette)
+    examples.append(panels.Example(image, label, prediction))
+  return panels.draw_panels(examples, split.classes, split.palette)
 
 
 def write_submission(
@@ -130,13 +159,13 @@ def write_submission(
   match: files.Path | None,
   about: SubmissionInfo,
 ) -> files.Path:
-  """Packs a split's files, the matching and method.txt; from host 0.
+  """Packs label maps, match.json and method.txt into a zip file; on host 0.
 
   Args:
-    split: whose label maps they are.
-    folder: with <wnid>/<name>.png.
-    match: match.json; None where nothing is matched.
-    about: what is said of the method.
+    split: the images.
+    folder: of their label maps, <wnid>/<name>.png.
+    match: path of match.json; None where predictions are classes.
+    about: content of method.txt.
 
   Returns:
     The path of the zip, beside the folder.
@@ -145,10 +174,12 @@ def write_submission(
   if jax.process_index() != 0:
     return path
   values = dataclasses.astuple(about)
-  lines = [f'{name}: {v}' for name, v in zip(_METHOD, values, strict=True)]
+  lines = [
+    f'{name}: {v}' for name, v in zip(_METHOD_LINES, values, strict=True)
+  ]
   with (
     files.atomic_file(path) as file,
-    # PNGs are compressed already.
+    # PNG files are compressed already.
     zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive,
   ):
     for name in sorted(split.ids()):
@@ -163,7 +194,7 @@ def write_submission(
 def log_scores(
   values: metrics_lib.Values, split: datasets.Split, name: str
 ) -> None:
-  """Tells what was found of a split."""
+  """Logs the main scores of a split in one line."""
   console.log(
     f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
     f'{values["boundary_miou"]:.4f}, image accuracy '
@@ -173,30 +204,22 @@ def log_scores(
 
 
 def _num_classes(split: datasets.Split) -> int:
-  """Without 'other', which is class 0 of every data set here."""
+  """Counts the classes without 'other', class 0 of all data sets of PASS."""
   return len(split.classes) - 1
 
 
-def _mine(split: datasets.Split) -> list[int]:
-  """The images that this host counts."""
+def _local_indices(split: datasets.Split) -> list[int]:
+  """Returns the images that this host counts."""
   return list(range(jax.process_index(), len(split), jax.process_count()))
 
 
 def _pair(
   split: datasets.Split, folder: files.Path, i: int, num_generated: int
 ) -> tuple[Int[np.ndarray, 'H W'], Int[np.ndarray, 'H W'], str]:
-  """Label map and mask of an image, and its name."""
+  """Reads the label map and the mask of the i-th image, and its id."""
   record = split.records[i]
   name = record['id'].decode()
-  found = png_format.read(label_folders.label_path(folder, name), num_generated)
-  return found, records.decode_label(record['label']), name
-
-
-def resize_label_maps(
-  grids: Iterator[tuple[np.ndarray, Mapping[str, Any]]],
-) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
-  """Labels of cells as label maps of the images, by the floor rule."""
-  for labels, example in grids:
-    size = tuple(example['size'].tolist())
-    rounded = np.asarray(labels).astype(np.int16)
-    yield short_side.resize_labels(rounded, size), example
+  prediction = png_format.read(
+    label_folders.label_path(folder, name), num_generated
+  )
+  return prediction, records.decode_label(record['label']), name

@@ -1,11 +1,11 @@
-"""Step 2a of PASS: which pixels matter, learned by the clusters of images.
+"""Step 2a of PASS: trains pixel attention by clustering the attended images.
 
-Only the attention and the prototypes learn; everything else is a constant, but
-its batch statistics go on moving, as in the released code (spec §3.1).
+Only the attention and the prototypes are trained. All other parameters are
+frozen, but their batch statistics are still updated, as in the released code
+(spec §3.1).
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -23,7 +23,8 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
 
-# Of the heads, what does not learn: the projection.
+# Parameter group of the optimizer that freezes the pretrained projection head:
+# pattern, learning rate factor, weight decay factor.
 FROZEN_PROJECTION = ('^heads/clusters/projection/', 0.0, 0.0)
 
 
@@ -31,20 +32,19 @@ FROZEN_PROJECTION = ('^heads/clusters/projection/', 0.0, 0.0)
 class AttentionState(train_state.TrainState):
   """Training state with a queue of embeddings; None without one."""
 
-  queue: Any
+  queue: queue_lib.Queue | None
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMethod:
-  """Learns the attention; see `method.Method`.
-
-  The segmenter has the heads `clusters`, learned before, and `attention`.
+  """Training method of pixel attention; implements `method.Method`.
 
   Attributes:
-    segmenter: encoder and heads.
-    update: of the heads; its group `FROZEN_PROJECTION` freezes the projection.
-    options: of the clusters.
-    colors: of the views.
+    segmenter: encoder with the pretrained head `clusters` and a new head
+      `attention`.
+    update: optimizer of the heads, with the group `FROZEN_PROJECTION`.
+    options: SwAV targets, loss and queue.
+    colors: color augmentation of the views.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -55,7 +55,7 @@ class AttentionMethod:
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> AttentionState:
-    """What is loaded, a new attention, and an empty queue."""
+    """Initializes from loaded parameters, a new attention, an empty queue."""
     rows, _, *shape = batch_spec['views_large'].shape
     state = self.update.init(self.segmenter, rng, (rows, *shape), loaded)
     queue = None
@@ -67,16 +67,16 @@ class AttentionMethod:
   def train_step(
     self, state: AttentionState, batch: batch_lib.Batch
   ) -> tuple[AttentionState, types.Metrics]:
-    """One update of attention and prototypes."""
+    """Computes one update of attention and prototypes by the SwAV loss."""
     rng = jax.random.fold_in(state.rng, state.step)
     views = view_colors.augment(batch, rng, self.colors)['large']
     state = state.replace(params=prototypes_lib.normalize(state.params))
     encoder = state.params['encoder']
 
-    def loss(learned):
-      params = {'encoder': encoder, 'heads': learned}
-      (embeddings, mean), stats = self._look(params, state.batch_stats, views)
-      prototypes = learned['clusters']['prototypes']
+    def loss(head_params):
+      params = {'encoder': encoder, 'heads': head_params}
+      (embeddings, mean), stats = self._embed(params, state.batch_stats, views)
+      prototypes = head_params['clusters']['prototypes']
       scores = embedding_ops.similarities(embeddings, prototypes)
       targets = swav.view_targets(scores, state.queue, prototypes, self.options)
       total = swav.swapped_loss(scores, targets, self.options.temperature)
@@ -87,6 +87,7 @@ class AttentionMethod:
       loss, has_aux=True
     )(state.params['heads'])
     new = self.update.apply_gradients(state, {'heads': gradient}, stats)
+    # As in SwAV, the prototypes are frozen for the first iterations.
     frozen = state.step < self.options.frozen_steps
     new = prototypes_lib.freeze(frozen, new, state)
     if state.queue is not None:
@@ -104,20 +105,24 @@ class AttentionMethod:
   def predict(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
-    """The attention of each channel to each pixel, in evaluation mode."""
+    """Computes the attention weights, [0, 1], in evaluation mode."""
     return features_and_attention(
       self.segmenter, train_state.variables(state), images
     )[1]
 
-  def _look(
+  def _embed(
     self,
     params: types.Params,
     batch_stats: types.Params,
     views: Float[Array, 'B 2 h w 3'],
   ) -> tuple[tuple[Array, Array], types.Params]:
-    """Embeddings of what is attended to, its mean, and new statistics."""
+    """Embeds the attended features of both views, in training mode.
 
-    def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
+    Returns:
+      Embeddings [B, 2, D] and the mean attention weight; new batch statistics.
+    """
+
+    def forward(net: nn.Module, images: Array) -> tuple[Array, Array]:
       maps = net.features(images, decode=False, train=True)['encoder']
       deep = jax.lax.stop_gradient(maps.deepest.array)
       weights = net.heads.call_method('attention', '__call__', deep, True)
@@ -132,12 +137,12 @@ class AttentionMethod:
     (embeddings, mean), changed = self.segmenter.apply(
       {'params': params, 'batch_stats': batch_stats},
       views.reshape(-1, *views.shape[2:]),
-      method=look,
+      method=forward,
       mutable=['batch_stats'],
     )
-    by_view = embeddings.reshape(len(views), 2, -1)
+    embeddings = embeddings.reshape(len(views), 2, -1)
     stats = {**batch_stats, **changed.get('batch_stats', {})}
-    return (by_view, mean), stats
+    return (embeddings, mean), stats
 
 
 def features_and_attention(
@@ -145,17 +150,19 @@ def features_and_attention(
   variables: types.Params,
   images: Float[Array, 'B H W 3'],
 ) -> tuple[Float[Array, 'B h w D'], Float[Array, 'B h w E']]:
-  """The enlarged deepest map and the attention to it, in evaluation mode.
+  """Computes the upsampled deepest features and their attention weights.
+
+  Both are in evaluation mode. E is D, or 1 with attention shared by channels.
 
   Args:
-    segmenter: with the head `attention`.
-    variables: of the network.
+    segmenter: network with the head `attention`.
+    variables: its parameters and batch statistics.
     images: in [-1, 1].
   """
 
-  def look(net: nn.Module, images: Array) -> tuple[Array, Array]:
+  def forward(net: nn.Module, images: Array) -> tuple[Array, Array]:
     deep = net.features(images, decode=False)['encoder'].deepest.array
     weights = net.heads.call_method('attention', '__call__', deep, False)
     return embedding_ops.upsample(deep), weights
 
-  return segmenter.apply(variables, images, method=look)
+  return segmenter.apply(variables, images, method=forward)

@@ -1,13 +1,13 @@
-"""k-means on features that are spread over the devices of a mesh.
+"""k-means of features that are sharded over the devices of a mesh.
 
-  rows = kmeans.place(mesh, features)
+  rows = kmeans.shard_rows(mesh, features)
   initial = kmeans.sample_initial(rng, restarts=30, num_rows=rows.count, k=919)
-  found = kmeans.fit(rows, initial, num_iterations=20)
-  kmeans.clustering_scores(found.assignments[: rows.count], folders)
+  clustering = kmeans.fit(rows, initial, num_iterations=20)
+  kmeans.clustering_scores(clustering.assignments[: rows.count], classes)
 
-Lloyd's algorithm on squared Euclidean distances, as Faiss' flat L2 clustering
-does it (spec PASS §3.2): all rows in each iteration, centroids not normalized.
-Distances are never held for more than a block of rows.
+Lloyd's algorithm on squared Euclidean distances, like Faiss' flat L2 clustering
+(spec §3.2): each iteration uses all rows, and centroids are not normalized. The
+memory of distances is bounded by a block of rows.
 """
 
 import functools
@@ -23,25 +23,27 @@ from jaxtyping import Array, Float, Float32, Int
 
 from segcore.distributed import sharding
 
-# Products of float32 that are as exact as float32, on every device.
+# Full float32 products: TPUs and GPUs would round the factors by default.
 _EXACT = jax.lax.Precision.HIGHEST
 
-# Rows whose distances exist at a time: a block stays in a processor's cache.
+# Rows whose distances are in memory at a time; a block fits into a CPU's cache.
 BLOCK_ROWS = 2048
 
-# Centroids of restarts that run together: one product serves them all.
-_MOST_COLUMNS = 512
+# Restarts run together up to this number of centroids: the matrix product of a
+# single restart with few clusters would be too small to be fast.
+_MAX_CENTROIDS = 512
 
-# By how much, relatively, the halves of a split cluster differ from it.
+# Relative perturbation of the two halves of a split cluster, as in Faiss.
 _SPLIT = 1 / 1024
 
 
 class Rows(NamedTuple):
-  """Rows over the devices, the last of which may only fill the devices up.
+  """Features sharded over the devices, with padding at the end.
 
   Attributes:
-    values: float32 [P, D], sharded over the rows; P divides among the devices.
-    count: how many rows, from the first on, are meant; the others do nothing.
+    values: float32 [P, D], sharded by row; P is a multiple of the number of
+      devices.
+    count: number of rows without the padding, N.
   """
 
   values: jax.Array
@@ -49,12 +51,12 @@ class Rows(NamedTuple):
 
 
 class Clustering(NamedTuple):
-  """The best of some restarts.
+  """Result of the best restart.
 
   Attributes:
-    centroids: float32 [K, D], on every device.
-    objective: sum over the rows of the squared distance to their centroid.
-    assignments: int32 [P], sharded as the rows; -1 for those that only fill up.
+    centroids: float32 [K, D], replicated.
+    objective: sum of the squared distances of the rows to their centroids.
+    assignments: int32 [P], sharded like the rows; -1 for padding.
   """
 
   centroids: jax.Array
@@ -63,23 +65,23 @@ class Clustering(NamedTuple):
 
 
 def shard_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
-  """Spreads rows over a mesh, after as many zeros as fill it up.
+  """Shards rows over a mesh, padded with zeros to a multiple of its devices.
 
   Args:
     mesh: with the axes of `sharding.make_mesh`.
     features: the same on all hosts, for instance a memory map: each host reads
-      the rows of its own devices only.
+      only the rows of its own devices.
   """
   count, dim = features.shape
-  filled = -(-count // mesh.size) * mesh.size
+  padded = -(-count // mesh.size) * mesh.size
 
-  def part(index: tuple[slice, ...]) -> np.ndarray:
-    start, stop, _ = index[0].indices(filled)
-    found = np.asarray(features[start:stop], np.float32)
-    return np.pad(found, ((0, stop - start - len(found)), (0, 0)))
+  def shard(index: tuple[slice, ...]) -> np.ndarray:
+    start, stop, _ = index[0].indices(padded)
+    rows = np.asarray(features[start:stop], np.float32)
+    return np.pad(rows, ((0, stop - start - len(rows)), (0, 0)))
 
   values = jax.make_array_from_callback(
-    (filled, dim), sharding.batch_sharding(mesh), part
+    (padded, dim), sharding.batch_sharding(mesh), shard
   )
   return Rows(values, count)
 
@@ -87,32 +89,32 @@ def shard_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
 def sample_initial(
   rng: Array, restarts: int, num_rows: int, k: int
 ) -> Int[Array, 'R K']:
-  """Which rows are the first centroids: for each restart, k distinct ones.
+  """Draws k distinct rows as the initial centroids of each restart.
 
-  A restart's draw does not depend on how many restarts there are.
+  The draw of a restart does not depend on the number of restarts.
 
   Raises:
     ValueError: there are fewer rows than clusters.
   """
   if not 1 <= k <= num_rows:
     raise ValueError(
-      f'k: found {k} clusters, expected 1 to {num_rows}, the number of rows'
+      f'k: expected 1 to {num_rows} clusters, the number of rows, got {k}'
     )
 
-  # Floyd's way, which needs no permutation of all rows: draw i is of the first
-  # num_rows - k + i + 1; of what was drawn before, the last of them takes the
-  # place, since it cannot have been drawn.
-  tops = num_rows - k + jnp.arange(k, dtype=jnp.int32)
+  # Floyd's sampling without replacement, which needs no permutation of a
+  # million rows: draw i is uniform over the first num_rows - k + i + 1 rows. If
+  # it was drawn before, the last of these is taken, which cannot have been.
+  last = num_rows - k + jnp.arange(k, dtype=jnp.int32)
 
   def draw(restart: Array) -> Array:
     key = jax.random.fold_in(rng, restart)
-    drawn = jax.random.randint(key, (k,), 0, tops + 1, jnp.int32)
+    drawn = jax.random.randint(key, (k,), 0, last + 1, jnp.int32)
 
-    def settle(i: Array, chosen: Array) -> Array:
-      again = jnp.any(chosen == drawn[i])
-      return chosen.at[i].set(jnp.where(again, tops[i], drawn[i]))
+    def choose(i: Array, chosen: Array) -> Array:
+      repeated = jnp.any(chosen == drawn[i])
+      return chosen.at[i].set(jnp.where(repeated, last[i], drawn[i]))
 
-    return jax.lax.fori_loop(0, k, settle, jnp.full(k, -1, jnp.int32))
+    return jax.lax.fori_loop(0, k, choose, jnp.full(k, -1, jnp.int32))
 
   return jax.vmap(draw)(jnp.arange(restarts))
 
@@ -125,56 +127,57 @@ def fit(
   block_rows: int = BLOCK_ROWS,
   progress: Callable[[int, float], Any] | None = None,
 ) -> Clustering:
-  """k-means from each row of `initial`; the one of least objective is kept.
+  """Runs k-means with restarts and keeps the one of the lowest objective.
 
-  The objective belongs to the centroids that are returned, after the last
-  update. Of equal ones the first restart is kept.
+  The objective is that of the returned centroids, after the last update. Of
+  equal restarts the first is kept.
 
   Args:
-    rows: what is clustered.
-    initial: for each restart, the rows that are its first centroids.
-    num_iterations: assignments and updates; there is no other end.
-    block_rows: whose distances are held at a time, on each device. What is
-      found depends on it only by the rounding of sums.
-    progress: called with the number of restarts done, and the least objective
-      so far.
+    rows: features to cluster.
+    initial: for each restart, the rows that are its initial centroids.
+    num_iterations: assignments and updates; without a test of convergence.
+    block_rows: rows whose distances are in memory at a time on each device;
+      changes the result only by the rounding of sums.
+    progress: called with finished restarts and the lowest objective so far.
 
   Raises:
-    ValueError: `initial` names rows that there are not, or features are not
-      finite.
+    ValueError: `initial` has rows out of range, or features are not finite.
   """
   initial = np.asarray(initial, np.int32)
   restarts, k = initial.shape
   if initial.min() < 0 or initial.max() >= rows.count:
     raise ValueError(
-      f'initial: found rows {initial.min()} to {initial.max()}, expected 0 to '
-      f'{rows.count - 1}'
+      f'initial: expected rows 0 to {rows.count - 1}, got {initial.min()} to '
+      f'{initial.max()}'
     )
   mesh = rows.values.sharding.mesh
-  together = _together(restarts, k)
-  best, centroids = np.inf, None
-  for first in range(0, restarts, together):
-    chunk = initial[first : first + together]
-    found, objectives = _lloyd(
-      *(rows.values, rows.count, chunk, num_iterations),
+  num_parallel = _num_parallel(restarts, k)
+  best, best_centroids = np.inf, None
+  for first in range(0, restarts, num_parallel):
+    chunk = initial[first : first + num_parallel]
+    centroids, objectives = _lloyd(
+      rows.values,
+      rows.count,
+      chunk,
+      num_iterations,
       mesh=mesh,
       block_rows=block_rows,
     )
     objectives = np.asarray(objectives)
     if not np.isfinite(objectives).all():
       raise ValueError(
-        f'k-means: found an objective of {objectives}, expected finite ones: '
-        'features hold NaN or infinity, or overflow when squared'
+        f'k-means: expected finite objectives, got {objectives}: features are '
+        'NaN or infinite, or overflow when squared'
       )
-    least = int(np.argmin(objectives))
-    if objectives[least] < best:
-      best, centroids = float(objectives[least]), found[least]
+    lowest = int(np.argmin(objectives))
+    if objectives[lowest] < best:
+      best, best_centroids = float(objectives[lowest]), centroids[lowest]
     if progress:
       progress(first + len(chunk), best)
   assignments = _assign_rows(
-    *(rows.values, rows.count, centroids), mesh=mesh, block_rows=block_rows
+    rows.values, rows.count, best_centroids, mesh=mesh, block_rows=block_rows
   )
-  return Clustering(centroids, best, assignments)
+  return Clustering(best_centroids, best, assignments)
 
 
 def assign(
@@ -182,32 +185,34 @@ def assign(
   centroids: Float[Array, 'K D'],
   block_rows: int = BLOCK_ROWS,
 ) -> Int[Array, 'N']:
-  """The nearest centroid of each row; the first one of several.
+  """Returns the nearest centroid of each row; of equally near ones the first.
 
-  Where the centroids are L2-normalized it is the one of largest cosine.
+  With L2-normalized centroids it is that of the largest cosine similarity.
   """
 
-  def visit(found: Array, block: Array, _: Array, start: Array) -> Array:
-    here = nearest(block, centroids[None])[0]
-    return jax.lax.dynamic_update_slice_in_dim(found, here, start, 0)
+  def visit(clusters: Array, block: Array, _: Array, start: Array) -> Array:
+    block_clusters = nearest(block, centroids[None])[0]
+    return jax.lax.dynamic_update_slice_in_dim(
+      clusters, block_clusters, start, 0
+    )
 
-  found = jnp.zeros(len(features), jnp.int32)
-  return _over_blocks(visit, found, features, len(features), block_rows)
+  clusters = jnp.zeros(len(features), jnp.int32)
+  return _fold_blocks(visit, clusters, features, len(features), block_rows)
 
 
 def nearest(
   features: Float[Array, 'N D'], centroids: Float[Array, 'R K D']
 ) -> Int[Array, 'R N']:
-  """The nearest centroid of each row in each of R sets of centroids.
+  """Returns the nearest centroid of each row in each of R sets of centroids.
 
-  By |c|²/2 - x·c, which lacks what is the same for all centroids of a row; the
-  first of several that are equal, and K where there is none, as x is NaN.
+  Compares |c|²/2 - x·c, half the squared distance without |x|², which is the
+  same for all centroids. Of equal ones the first is returned; K if x is NaN.
   """
   k = centroids.shape[1]
   products = jnp.einsum('rkd,nd->rkn', centroids, features, precision=_EXACT)
   half = jnp.sum(jnp.square(centroids), axis=-1) / 2
   distances = half[..., None] - products
-  # On a CPU, argmin takes more time than the product.
+  # On CPUs argmin takes longer than the product; two minima do not.
   least = jnp.min(distances, axis=1, keepdims=True)
   order = jnp.arange(k, dtype=jnp.int32)[:, None]
   return jnp.min(jnp.where(distances == least, order, k), axis=1)
@@ -216,16 +221,16 @@ def nearest(
 def split_empty(
   centroids: Float[Array, 'K D'], counts: Int[Array, 'K']
 ) -> Float[Array, 'K D']:
-  """Gives each empty cluster half of the one that is then the largest.
+  """Replaces each empty cluster by half of the cluster largest at that time.
 
-  As in Faiss both are moved by 1/1024 of the centroid, up and down in turns
-  along the dimensions, in opposite ways. Faiss draws who gives, with
-  probabilities that grow with the size; here it is the largest (the first of
-  several), so that a repetition finds the same.
+  As in Faiss the two halves are perturbed by 1/1024 of the centroid, with signs
+  that alternate along the dimensions and are opposite for the halves. Faiss
+  draws the cluster to split with probabilities that grow with its size; here it
+  is the first largest, so that the result is deterministic.
 
   Args:
-    centroids: that of an empty cluster is not read.
-    counts: rows of each; all together at least K.
+    centroids: of all clusters; those of empty ones are ignored.
+    counts: number of rows of each cluster; their sum is at least K.
   """
   dim = centroids.shape[1]
   factors = 1 + _SPLIT * (1 - 2 * (jnp.arange(dim) % 2))
@@ -239,7 +244,8 @@ def split_empty(
     return centroids, counts.at[empty].set(half).at[donor].add(-half)
 
   def unfinished(state: tuple[Array, Array]) -> Array:
-    # A cluster of one row has no half: with fewer rows than K it would not end.
+    # Clusters of one row cannot be split: with fewer than K rows the first
+    # condition would hold forever.
     return (jnp.min(state[1]) == 0) & (jnp.max(state[1]) > 1)
 
   return jax.lax.while_loop(unfinished, split, (centroids, counts))[0]
@@ -248,17 +254,18 @@ def split_empty(
 def clustering_scores(
   assignments: Int[np.ndarray, 'N'], labels: Int[np.ndarray, 'N']
 ) -> dict[str, float]:
-  """How well clusters agree with classes that they have not seen.
+  """Scores a clustering against classes.
 
   Args:
-    assignments: the cluster of each row, from 0.
-    labels: its class, from 0; not necessarily as many as clusters.
+    assignments: cluster of each row, from 0.
+    labels: class of each row, from 0; there may be more or fewer classes than
+      clusters.
 
   Returns:
-    nmi: mutual information over the mean of both entropies, 0 to 1; 1 where
-      there is one cluster and one class.
-    accuracy: share of rows whose cluster is matched to their class, when each
-      cluster is matched to one class at most so that the share is largest.
+    nmi: mutual information divided by the mean of the two entropies, in [0, 1];
+      1 if there is one cluster and one class.
+    accuracy: share of rows whose cluster is matched with their class, under the
+      one-to-one matching that maximizes it (Hungarian method).
 
   Raises:
     ValueError: there are no rows, or an id is negative.
@@ -266,8 +273,8 @@ def clustering_scores(
   lowest = min(assignments.min(initial=0), labels.min(initial=0))
   if not labels.size or lowest < 0:
     raise ValueError(
-      f'clustering_scores: found {labels.size} rows with ids from {lowest} on, '
-      'expected at least one row, and no negative id'
+      'clustering_scores: expected at least one row and ids from 0, got '
+      f'{labels.size} rows with ids from {lowest}'
     )
   shape = (assignments.max() + 1, labels.max() + 1)
   cells = assignments.astype(np.int64) * shape[1] + labels
@@ -275,55 +282,56 @@ def clustering_scores(
   rows, columns = scipy.optimize.linear_sum_assignment(table, maximize=True)
   joint = table / labels.size
   entropies = _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0))
-  shared = entropies - _entropy(joint.ravel())
+  information = entropies - _entropy(joint.ravel())
   return {
-    'nmi': float(max(2 * shared / entropies, 0)) if entropies > 0 else 1.0,
+    'nmi': float(max(2 * information / entropies, 0)) if entropies > 0 else 1.0,
     'accuracy': float(table[rows, columns].sum() / labels.size),
   }
 
 
 def _entropy(probs: Float[np.ndarray, 'N']) -> float:
-  """In nats."""
+  """Computes the entropy in nats."""
   probs = probs[probs > 0]
   return float(-np.sum(probs * np.log(probs)))
 
 
-def _together(restarts: int, k: int) -> int:
-  """How many restarts run at a time: a divisor, so that one program serves."""
+def _num_parallel(restarts: int, k: int) -> int:
+  """Returns how many restarts run together: a divisor, for a single program."""
   return max(
     n
     for n in range(1, restarts + 1)
-    if restarts % n == 0 and (n == 1 or n * k <= _MOST_COLUMNS)
+    if restarts % n == 0 and (n == 1 or n * k <= _MAX_CENTROIDS)
   )
 
 
-def _over_blocks(
+def _fold_blocks(
   visit: Callable[[Any, Array, Array, Array], Any],
   carry: Any,
   features: Float[Array, 'N D'],
   count: Any,
   block_rows: int,
 ) -> Any:
-  """Folds blocks of rows; none is copied but the one that is visited.
+  """Folds a function over blocks of rows, of which one is copied at a time.
 
   Args:
-    visit: from the carry, the rows of a block, which of them count (the last
-      block overlaps the one before, and rows from `count` on do not), and
-      where the block starts, to the next carry.
-    carry: the first one.
+    visit: function of (carry, rows of the block, valid rows, start of the
+      block) that returns the next carry. Rows that overlap with the previous
+      block and rows of the padding are not valid.
+    carry: initial carry.
     features: all rows.
-    count: of the rows that are meant.
-    block_rows: of a block, at most.
+    count: number of rows without the padding.
+    block_rows: size of a block, at most.
   """
   num_rows = len(features)
   size = min(block_rows, num_rows)
 
   def body(i: Array, carry: Any) -> Any:
+    # Blocks have a static size, so the last one overlaps the one before.
     start = jnp.minimum(i * size, num_rows - size)
     block = jax.lax.dynamic_slice_in_dim(features, start, size)
     position = start + jnp.arange(size)
-    fresh = (position >= i * size) & (position < count)
-    return visit(carry, block, fresh, start)
+    valid = (position >= i * size) & (position < count)
+    return visit(carry, block, valid, start)
 
   return jax.lax.fori_loop(0, -(-num_rows // size), body, carry)
 
@@ -331,21 +339,24 @@ def _over_blocks(
 def _sums(
   features: Float[Array, 'N D'], clusters: Int[Array, 'R N'], k: int
 ) -> Float[Array, 'R K D']:
-  """The sum of each cluster's rows; rows of cluster K are left out."""
+  """Sums the rows of each cluster; rows of cluster K are left out."""
   return jax.lax.platform_dependent(
-    *(features, clusters),
-    cpu=functools.partial(_scattered, k=k),
-    default=functools.partial(_multiplied, k=k),
+    features,
+    clusters,
+    cpu=functools.partial(_segment_sums, k=k),
+    default=functools.partial(_one_hot_sums, k=k),
   )
 
 
-def _scattered(features: Array, clusters: Array, k: int) -> Array:
-  """Row by row: on a CPU faster than the product, the more the larger k is."""
-  return jax.vmap(lambda of: jax.ops.segment_sum(features, of, k))(clusters)
+def _segment_sums(features: Array, clusters: Array, k: int) -> Array:
+  """Sums row by row: faster than a product on CPUs, the more so for large k."""
+  return jax.vmap(lambda restart: jax.ops.segment_sum(features, restart, k))(
+    clusters
+  )
 
 
-def _multiplied(features: Array, clusters: Array, k: int) -> Array:
-  """As a product: where matrix units wait for it, and in a fixed order."""
+def _one_hot_sums(features: Array, clusters: Array, k: int) -> Array:
+  """Sums by a product: for matrix units, and deterministic unlike a scatter."""
   one_hot = clusters[:, None] == jnp.arange(k)[:, None]
   return jnp.einsum(
     'rkn,nd->rkd', one_hot.astype(features.dtype), features, precision=_EXACT
@@ -357,24 +368,73 @@ def _squared_distances(
   centroids: Float[Array, 'R K D'],
   clusters: Int[Array, 'R N'],
 ) -> Float[Array, 'R N']:
-  """From each row to the centroid of its cluster.
+  """Computes the squared distance of each row to the centroid of its cluster.
 
-  From differences: |x|² - 2x·c + |c|² would lose what is small in tight
-  clusters. One set of centroids at a time.
+  Squares differences, as |x|² - 2x·c + |c|² would cancel in tight clusters.
   """
 
-  def of_restart(given: tuple[Array, Array]) -> Array:
-    centroids, clusters = given
-    # NaN for the rows that have no nearest centroid, as they are NaN.
-    own = centroids.at[clusters].get(mode='fill', fill_value=jnp.nan)
-    return jnp.sum(jnp.square(features - own), axis=-1)
+  def distances(restart: tuple[Array, Array]) -> Array:
+    centroids, clusters = restart
+    # NaN rows have cluster K, which is out of range: their distance is NaN.
+    assigned = centroids.at[clusters].get(mode='fill', fill_value=jnp.nan)
+    return jnp.sum(jnp.square(features - assigned), axis=-1)
 
-  return jax.lax.map(of_restart, (centroids, clusters))
+  return jax.lax.map(distances, (centroids, clusters))
 
 
 def _local_count(values: Float[Array, 'N D'], count: Any, mesh: Mesh) -> Array:
-  """How many of this device's rows are meant; all, if that or more."""
+  """Returns how many of this device's rows are no padding, or more if all."""
   return count - jax.lax.axis_index(mesh.axis_names) * len(values)
+
+
+def _select_rows(
+  values: Float32[Array, 'N D'], indices: Int[Array, 'R K'], mesh: Mesh
+) -> Float32[Array, 'R K D']:
+  """Returns rows of all devices by their global indices; runs on each device.
+
+  Each row is on one device: a sum with the zeros of the others sends it.
+  """
+  axes = mesh.axis_names
+  local = indices - jax.lax.axis_index(axes) * len(values)
+  is_local = (local >= 0) & (local < len(values))
+  rows = values[jnp.clip(local, 0, len(values) - 1)]
+  return jax.lax.psum(jnp.where(is_local[..., None], rows, 0), axes)
+
+
+def _update(
+  fold: Callable[[Any, Any], Any],
+  centroids: Float32[Array, 'R K D'],
+  mesh: Mesh,
+) -> Float32[Array, 'R K D']:
+  """Assigns all rows and computes new centroids; runs on each device."""
+  restarts, k, _ = centroids.shape
+
+  def visit(carry: Any, block: Array, valid: Array, _: Array) -> Any:
+    clusters = jnp.where(valid, nearest(block, centroids), k)
+    ones = jnp.ones(len(block), jnp.int32)
+    count_rows = jax.vmap(lambda row: jax.ops.segment_sum(ones, row, k))
+    sums, counts = carry
+    return sums + _sums(block, clusters, k), counts + count_rows(clusters)
+
+  carry = jnp.zeros_like(centroids), jnp.zeros((restarts, k), jnp.int32)
+  sums, counts = jax.lax.psum(fold(visit, carry), mesh.axis_names)
+  means = sums / jnp.maximum(counts, 1)[..., None]
+  return jax.vmap(split_empty)(means, counts)
+
+
+def _objectives(
+  fold: Callable[[Any, Any], Any],
+  centroids: Float32[Array, 'R K D'],
+  mesh: Mesh,
+) -> Float32[Array, 'R']:
+  """Sums the squared distances of all rows; runs on each device."""
+
+  def visit(total: Array, block: Array, valid: Array, _: Array) -> Array:
+    clusters = nearest(block, centroids)
+    distances = _squared_distances(block, centroids, clusters)
+    return total + jnp.sum(jnp.where(valid, distances, 0), axis=-1)
+
+  return jax.lax.psum(fold(visit, jnp.zeros(len(centroids))), mesh.axis_names)
 
 
 @functools.partial(jax.jit, static_argnames=('mesh', 'block_rows'))
@@ -387,55 +447,29 @@ def _lloyd(
   mesh: Mesh,
   block_rows: int,
 ) -> tuple[Float32[Array, 'R K D'], Float32[Array, 'R']]:
-  """Centroids and objectives of restarts that run together."""
-  restarts, k = initial.shape
+  """Runs several restarts together; returns their centroids and objectives."""
 
   def on_device(values: Array, count: Array, initial: Array) -> Any:
-    axes = mesh.axis_names
-    mine = _local_count(values, count, mesh)
+    fold = functools.partial(
+      _fold_blocks,
+      features=values,
+      count=_local_count(values, count, mesh),
+      block_rows=block_rows,
+    )
+    centroids = jax.lax.fori_loop(
+      0,
+      num_iterations,
+      lambda _, centroids: _update(fold, centroids, mesh),
+      _select_rows(values, initial, mesh),
+    )
+    return centroids, _objectives(fold, centroids, mesh)
 
-    def first() -> Array:
-      # The device that has a row tells the others.
-      at = initial - jax.lax.axis_index(axes) * len(values)
-      here = (at >= 0) & (at < len(values))
-      found = values[jnp.clip(at, 0, len(values) - 1)]
-      return jax.lax.psum(jnp.where(here[..., None], found, 0), axes)
-
-    def iterate(_: Array, centroids: Array) -> Array:
-      def visit(carry: Any, block: Array, fresh: Array, _: Array) -> Any:
-        clusters = jnp.where(fresh, nearest(block, centroids), k)
-        ones = jnp.ones(len(block), jnp.int32)
-        counted = jax.vmap(lambda of: jax.ops.segment_sum(ones, of, k))
-        sums, counts = carry
-        return sums + _sums(block, clusters, k), counts + counted(clusters)
-
-      carry = jnp.zeros_like(centroids), jnp.zeros((restarts, k), jnp.int32)
-      sums, counts = jax.lax.psum(
-        _over_blocks(visit, carry, values, mine, block_rows), axes
-      )
-      means = sums / jnp.maximum(counts, 1)[..., None]
-      return jax.vmap(split_empty)(means, counts)
-
-    def objectives(centroids: Array) -> Array:
-      def visit(total: Array, block: Array, fresh: Array, _: Array) -> Array:
-        clusters = nearest(block, centroids)
-        distances = _squared_distances(block, centroids, clusters)
-        return total + jnp.sum(jnp.where(fresh, distances, 0), axis=-1)
-
-      total = jnp.zeros(restarts)
-      return jax.lax.psum(
-        _over_blocks(visit, total, values, mine, block_rows), axes
-      )
-
-    centroids = jax.lax.fori_loop(0, num_iterations, iterate, first())
-    return centroids, objectives(centroids)
-
-  whole = PartitionSpec()
+  replicated = PartitionSpec()
   return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(PartitionSpec(mesh.axis_names), whole, whole),
-    out_specs=whole,
+    in_specs=(PartitionSpec(mesh.axis_names), replicated, replicated),
+    out_specs=replicated,
     check_vma=False,
   )(values, count, initial)
 
@@ -449,18 +483,18 @@ def _assign_rows(
   mesh: Mesh,
   block_rows: int,
 ) -> Int[Array, 'P']:
-  """The nearest centroid of each row; -1 for those that only fill up."""
+  """Returns the nearest centroid of each row; -1 for padding."""
 
   def on_device(values: Array, count: Array, centroids: Array) -> Array:
-    found = assign(values, centroids, block_rows)
-    mine = _local_count(values, count, mesh)
-    return jnp.where(jnp.arange(len(values)) < mine, found, -1)
+    clusters = assign(values, centroids, block_rows)
+    local_count = _local_count(values, count, mesh)
+    return jnp.where(jnp.arange(len(values)) < local_count, clusters, -1)
 
-  rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+  sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()
   return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(rows, whole, whole),
-    out_specs=rows,
+    in_specs=(sharded, replicated, replicated),
+    out_specs=sharded,
     check_vma=False,
   )(values, count, centroids)

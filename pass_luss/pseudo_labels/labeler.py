@@ -1,7 +1,7 @@
-"""Step 2c of PASS: a label map for each training image (spec §3.3).
+"""Step 2c of PASS: generates pseudo-labels of the training images (spec §3.3).
 
-A pixel has the category whose centroid is nearest, or 'other' where less
-attention is paid to it than a threshold.
+A pixel gets the category of its nearest centroid, or 'other' where its
+attention is below a threshold.
 """
 
 import dataclasses
@@ -29,26 +29,25 @@ from segcore.models import segmenter as segmenter_lib
 from segcore.models.layers import resize
 from segcore.train import train_state
 
-# Thresholds that are tried where one is chosen.
+# Candidates for a threshold that is chosen on masks: 0, 0.01, … 0.8.
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(81))
-# From an example to what says how much each pixel counts, in [0, 1].
+# From an example to the foreground probability of its pixels, [H, W] in [0, 1].
 ForegroundFunction = Callable[[Mapping[str, Any]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelOptions:
-  """How images are labeled.
+  """Options of pseudo-label generation.
 
   Attributes:
-    threshold: τ: less attention than this makes a pixel 'other'; negative: the
-      one is taken of which labels agree best with the masks of `choose_on`, as
-      the released code does.
-    choose_on: split with masks, for a negative threshold only.
-    short_side: of the images.
-    batch_size: global number of images; changes nothing of what is found.
-    saliency: what takes the place of attention: '' nothing, 'rc' region
-      contrast, else the folder of a map for each image.
-    report: splits with masks that are labeled and scored too.
+    threshold: τ: pixels of lower attention become 'other'. Negative: the
+      threshold of the highest mIoU on `choose_on`, as in the released code.
+    choose_on: split with masks to choose a threshold and a matching on.
+    short_side: of the images, in pixels.
+    batch_size: global; does not change the result.
+    saliency: foreground instead of attention: 'rc' for region contrast, or a
+      folder with a saliency map of each image; '' for attention.
+    report: further splits with masks to label and score.
   """
 
   threshold: float = -1.0
@@ -61,30 +60,31 @@ class LabelOptions:
   def __post_init__(self):
     if self.threshold > 1:
       raise ValueError(
-        f'threshold: found {self.threshold}, expected at most 1, or negative'
+        f'threshold: expected at most 1, or negative, got {self.threshold}'
       )
 
   def describe(self, kind: features.Kind) -> str:
-    """In words, for results.json.
+    """Describes the protocol in words for results.json.
 
     Args:
-      kind: what was clustered.
+      kind: unit of clustering.
     """
-    counts = 'attention' if kind == 'attended' else 'everything'
-    counts = f'saliency ({self.saliency})' if self.saliency else counts
-    said = f'{counts} counts, short side {self.short_side}'
+    foreground = 'attention' if kind == 'attended' else 'all pixels'
+    if self.saliency:
+      foreground = f'saliency ({self.saliency})'
+    text = f'foreground by {foreground}, short side {self.short_side}'
     if self.report:
-      said += f'; categories matched with classes on {self.choose_on}'
-    return said
+      text += f'; categories matched with classes on {self.choose_on}'
+    return text
 
 
 class ForegroundThreshold(NamedTuple):
-  """What attention has to reach.
+  """Threshold of the foreground and where it comes from.
 
   Attributes:
-    threshold: τ.
-    miou: that it gave where it was chosen; None where it was given.
-    chosen_on: name of the split; '' where it was given.
+    threshold: τ; pixels below it are 'other'.
+    miou: mIoU on the split it was chosen on; None where a config sets it.
+    chosen_on: name of that split; '' where a config sets it.
   """
 
   threshold: float
@@ -92,7 +92,10 @@ class ForegroundThreshold(NamedTuple):
   chosen_on: str = ''
 
   def summary(self) -> dict[str, Any]:
-    """For results.json: scores of `chosen_on` are the best of those tried."""
+    """Returns the fields for results.json.
+
+    Scores on the split `chosen_on` are optimistic: the best of all candidates.
+    """
     return {'threshold': self.threshold, 'chosen_on': self.chosen_on}
 
 
@@ -101,16 +104,20 @@ def category_function(
   centroids: Float[np.ndarray, 'K D'],
   kind: features.Kind,
 ) -> short_side_lib.ForwardFn:
-  """From images to [B, h, w, 2]: category 1…K, and attention, of each cell.
+  """Builds the function from images to categories and attention of cells.
 
   Args:
-    segmenter: the network, with attention where that is clustered.
-    centroids: of the categories.
-    kind: what was clustered; without attention everything counts fully.
-  """
-  fixed = embedding_ops.l2_normalize(jnp.asarray(centroids))
+    segmenter: the network; of kind 'attended', with the head `attention`.
+    centroids: of the categories 1…K.
+    kind: unit of clustering; attention is 1 unless it is 'attended'.
 
-  def look(
+  Returns:
+    A function of state and images that returns [B, h, w, 2]: the category of
+    the centroid of the largest cosine similarity, and the attention in [0, 1].
+  """
+  centroids = embedding_ops.l2_normalize(jnp.asarray(centroids))
+
+  def categories_and_attention(
     state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w 2']:
     variables = train_state.variables(state)
@@ -120,31 +127,32 @@ def category_function(
       )
       attention = jnp.mean(weights, axis=-1)
     else:
-      found = segmenter.apply(
+      deepest = segmenter.apply(
         variables, images, decode=False, method='features'
-      )
-      maps = embedding_ops.upsample(found['encoder'].deepest.array)
+      )['encoder'].deepest.array
+      maps = embedding_ops.upsample(deepest)
       attention = jnp.ones(maps.shape[:3])
-      if kind == 'image':  # One category, that of the mean of all cells.
+      if kind == 'image':
+        # Centroids are of whole images: all cells get the image's category.
         mean = jnp.mean(maps, axis=(1, 2), keepdims=True)
         maps = jnp.broadcast_to(mean, maps.shape)
-    categories = 1 + jnp.argmax(
-      embedding_ops.similarities(embedding_ops.l2_normalize(maps), fixed.T),
-      axis=-1,
+    similarities = embedding_ops.similarities(
+      embedding_ops.l2_normalize(maps), centroids.T
     )
+    categories = 1 + jnp.argmax(similarities, axis=-1)
     return jnp.stack([categories.astype(jnp.float32), attention], axis=-1)
 
-  return look
+  return categories_and_attention
 
 
 def categories_by_id(
   ids: Sequence[str], clusters: Int[np.ndarray, 'N']
 ) -> dict[str, int]:
-  """The category 1…K of each image, by its name, that k-means has given it.
+  """Returns the category 1…K of each image that was clustered as a whole.
 
   Args:
     ids: of the images, in the order in which they were clustered.
-    clusters: of each, from 0.
+    clusters: cluster of each image, from 0.
   """
   return dict(zip(ids, (1 + clusters).tolist(), strict=True))
 
@@ -152,14 +160,14 @@ def categories_by_id(
 def foreground_function(
   name: str, ids: Sequence[str]
 ) -> ForegroundFunction | None:
-  """What takes the place of attention; None for nothing.
+  """Builds the function that replaces attention; None for attention itself.
 
   Args:
     name: as in `LabelOptions.saliency`.
-    ids: of the images that need a map.
+    ids: of the images whose maps must exist, if they are read from a folder.
 
   Raises:
-    UserError: some have none.
+    UserError: a saliency map is missing.
   """
   if not name:
     return None
@@ -168,11 +176,11 @@ def foreground_function(
   folder = pathlib.Path(name).expanduser()
   saliency.find_maps(folder, ids)
 
-  def given(example: Mapping[str, Any]) -> np.ndarray:
+  def read_saliency(example: Mapping[str, Any]) -> np.ndarray:
     path = label_folders.label_path(folder, example['id'].item().decode())
     return saliency.read_map(path, tuple(example['size'].tolist()))
 
-  return given
+  return read_saliency
 
 
 def label_map(
@@ -180,11 +188,11 @@ def label_map(
   foreground: Float[np.ndarray, 'H W'],
   threshold: float,
 ) -> Int16[np.ndarray, 'H W']:
-  """Categories at the size of the image, 0 below the threshold.
+  """Resizes categories to the image; 0 ('other') below the threshold.
 
   Args:
-    categories: 1…K of each cell.
-    foreground: attention to each pixel, or its saliency.
+    categories: 1…K of each cell; resized by floor-nearest.
+    foreground: attention or saliency of each pixel.
     threshold: τ.
   """
   labels = short_side_lib.resize_labels(categories, foreground.shape).astype(
@@ -196,11 +204,12 @@ def label_map(
 def resize_attention(
   attention: Float[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Float[np.ndarray, 'H W']:
-  """Attention at the size of the image, bilinearly."""
+  """Resizes attention to the size of the image, bilinearly."""
   rows, columns = map(_matrix, attention.shape, size)
   return rows @ attention.astype(np.float32) @ columns.T
 
 
+# Many images share a height or width; a matrix is slow to build.
 @functools.lru_cache(maxsize=512)
 def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
   return resize.bilinear_matrix(old, new)
@@ -208,13 +217,17 @@ def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ThresholdSweep:
-  """What each threshold would give, from one look at each image.
+  """Counts from which the mIoU of every candidate threshold follows.
+
+  A pixel is foreground for a threshold if its attention is at least that; so
+  pixels are binned by how many of the sorted thresholds they pass. One pass
+  over the images serves all thresholds.
 
   Attributes:
-    pixels: int64 [T + 1, K + 1, C + 1]: pixels by how many of the thresholds
-      their attention reaches, category and class.
-    images: int64 [T + 1, K, C]: images by how many of the thresholds the most
-      attended pixel of a category reaches, and the classes that occur.
+    pixels: int64 [T + 1, K + 1, C + 1]: number of pixels by thresholds passed,
+      category and class.
+    images: int64 [T + 1, K, C]: number of images by thresholds passed by the
+      most attended pixel of the category, category and class in the image.
   """
 
   pixels: Int64[np.ndarray, 'bins generated classes']
@@ -222,7 +235,7 @@ class ThresholdSweep:
 
   @classmethod
   def empty(cls, num_generated: int, num_classes: int) -> 'ThresholdSweep':
-    """Counts of no image; both numbers are without 'other'."""
+    """Returns the counts over no image; both numbers are without 'other'."""
     bins = len(THRESHOLDS) + 1
     return cls(
       np.zeros((bins, num_generated + 1, num_classes + 1), np.int64),
@@ -235,59 +248,62 @@ class ThresholdSweep:
     attention: Float[np.ndarray, 'H W'],
     label: Int[np.ndarray, 'H W'],
   ) -> None:
-    """Counts one more image, in place; negative labels are ignored."""
-    reached = np.searchsorted(THRESHOLDS, attention, side='right')
-    known = label >= 0
-    cells = np.ravel_multi_index(
-      (reached[known], categories[known], label[known]), self.pixels.shape
+    """Adds the counts of one image in place; ignores negative labels."""
+    passed = np.searchsorted(THRESHOLDS, attention, side='right')
+    labeled = label >= 0
+    flat = np.ravel_multi_index(
+      (passed[labeled], categories[labeled], label[labeled]), self.pixels.shape
     )
-    found, counts = np.unique(cells, return_counts=True)
-    self.pixels.reshape(-1)[found] += counts
+    bins, counts = np.unique(flat, return_counts=True)
+    self.pixels.reshape(-1)[bins] += counts
     classes = np.unique(label[label > 0])
+    # Also on ignored pixels: the benchmark's matching counts predictions there.
     for category in np.unique(categories):
-      most = reached[categories == category].max()
-      self.images[most, category - 1, classes - 1] += 1
+      highest = passed[categories == category].max()
+      self.images[highest, category - 1, classes - 1] += 1
 
   def merge(self, other: 'ThresholdSweep') -> 'ThresholdSweep':
-    """The counts of both."""
+    """Returns the counts over the images of both."""
     return ThresholdSweep(
       self.pixels + other.pixels, self.images + other.images
     )
 
   def best(self) -> tuple[float, float]:
-    """The threshold of the best mIoU after matching, and that mIoU."""
-    found = [
-      (self._miou(i), -i, threshold) for i, threshold in enumerate(THRESHOLDS)
-    ]
-    miou, _, threshold = max(found)
-    return threshold, miou
+    """Returns the threshold of the highest mIoU after matching, and that mIoU.
+
+    Of equal ones it is the lowest threshold.
+    """
+    mious = [self._miou(i) for i in range(len(THRESHOLDS))]
+    best = int(np.argmax(mious))
+    return THRESHOLDS[best], mious[best]
 
   def _miou(self, i: int) -> float:
-    """Of the threshold of this index: i + 1 of them are reached, or more."""
-    kept = self.pixels[i + 1 :].sum(axis=0)
-    confusion = kept.copy()
+    """Computes the mIoU of the i-th threshold after Hungarian matching."""
+    # Foreground pixels pass at least i + 1 thresholds; all others are 'other'.
+    confusion = self.pixels[i + 1 :].sum(axis=0)
     confusion[0] += self.pixels[: i + 1].sum(axis=(0, 1))
     match = matching.Cooccurrence(self.images[i + 1 :].sum(axis=0)).match()
     matched = np.zeros((confusion.shape[1],) * 2, np.int64)
     np.add.at(matched, np.array(match.classes), confusion)
-    right = np.diagonal(matched)
-    union = matched.sum(axis=0) + matched.sum(axis=1) - right
-    return float(np.mean(right / (union + 1e-10)))
+    intersection = np.diagonal(matched)
+    union = matched.sum(axis=0) + matched.sum(axis=1) - intersection
+    return float(np.mean(intersection / (union + 1e-10)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labeler:
-  """Labels images by a network and centroids.
+  """Generates label maps from predicted categories and their foreground.
 
   Attributes:
-    look: of `category_function`, at the grid.
+    predictor: predicts category and foreground of each cell, [h, w, 2], as
+      built from `category_function`, or a class and its activation (CAM).
     state: of the network.
     mesh: the devices.
     batch_size: global number of images.
-    reading: of the input pipeline.
+    reading: options of the input pipeline.
   """
 
-  look: short_side_lib.FeatureMaps
+  predictor: short_side_lib.FeatureMaps
   state: train_state.TrainState
   mesh: Mesh
   batch_size: int
@@ -296,17 +312,21 @@ class Labeler:
   def predict(
     self, split: datasets.Split, keep: tuple[str, ...] = ()
   ) -> Iterator[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]:
-    """Categories of the cells, attention to the pixels, and the example."""
+    """Yields (categories, attention, example) of each image of this host.
+
+    Categories are [h, w], of cells; attention is [H, W], of pixels.
+
+    Args:
+      split: the images.
+      keep: kinds of label that the examples keep.
+    """
     predictions = evaluator.Predictions(
-      *(split, self.look, self.batch_size, self.mesh, keep, self.reading)
+      split, self.predictor, self.batch_size, self.mesh, keep, self.reading
     )
-    for found, example in predictions(self.state):
+    for grid, example in predictions(self.state):
       size = tuple(example['size'].tolist())
-      yield (
-        found[..., 0].astype(np.int16),
-        resize_attention(found[..., 1], size),
-        example,
-      )
+      attention = resize_attention(grid[..., 1], size)
+      yield grid[..., 0].astype(np.int16), attention, example
 
   def label_maps(
     self,
@@ -315,28 +335,28 @@ class Labeler:
     foreground: ForegroundFunction | None = None,
     image_categories: Mapping[str, int] | None = None,
   ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
-    """The label map of each image of this host, and the image.
+    """Yields (label map, example) of each image of this host.
 
     Args:
       split: the images.
       threshold: τ.
-      foreground: from an example to what takes the place of attention.
+      foreground: replaces attention; None for attention.
       image_categories: the category of each image as a whole; None to assign
         each cell the one of its nearest centroid.
     """
 
-    def decide(
-      found: tuple[np.ndarray, np.ndarray, Mapping[str, Any]],
+    def build(
+      prediction: tuple[np.ndarray, np.ndarray, Mapping[str, Any]],
     ) -> tuple[np.ndarray, Mapping[str, Any]]:
-      categories, attention, example = found
+      categories, attention, example = prediction
       if image_categories is not None:
         category = image_categories[example['id'].item().decode()]
         categories = np.full_like(categories, category)
-      shown = attention if foreground is None else foreground(example)
-      return label_map(categories, shown, threshold), example
+      probability = attention if foreground is None else foreground(example)
+      return label_map(categories, probability, threshold), example
 
-    # In threads, as a saliency map takes its time.
-    return threads.ordered_map(decide, self.predict(split))
+    # In threads: computing region contrast is slow.
+    return threads.ordered_map(build, self.predict(split))
 
   def draw_panel(
     self,
@@ -344,12 +364,14 @@ class Labeler:
     folder: files.Path,
     foreground: ForegroundFunction | None = None,
   ) -> UInt8[np.ndarray, 'H W 3'] | None:
-    """Image, what decided and label map of each; None if this host has none.
+    """Draws image, foreground and label map of each image of this host.
+
+    Returns None if this host has no image of the split.
 
     Args:
       split: the images.
       folder: of their label maps.
-      foreground: from an example to what took the place of attention.
+      foreground: replaces attention; None for attention.
     """
     rows, palette = [], masks.palette(np.iinfo(np.int16).max)
     for _, attention, example in self.predict(split):
@@ -357,9 +379,9 @@ class Labeler:
         label_folders.label_path(folder, example['id'].item().decode()),
         png_format.MAX_CLASSES,
       )
-      decided = attention if foreground is None else foreground(example)
-      most = max(float(decided.max()), 1e-6)
-      gray = np.rint(255 * decided / most).astype(np.uint8)
+      probability = attention if foreground is None else foreground(example)
+      highest = max(float(probability.max()), 1e-6)
+      gray = np.rint(255 * probability / highest).astype(np.uint8)
       rows.append(
         [
           example['image'],
@@ -369,8 +391,8 @@ class Labeler:
       )
     if not rows:
       return None
-    what = 'attention' if foreground is None else 'saliency'
-    return panels.draw_grid(rows, ('image', what, 'generated label'))
+    title = 'attention' if foreground is None else 'saliency'
+    return panels.draw_grid(rows, ('image', title, 'pseudo-label'))
 
   def sweep_thresholds(
     self,
@@ -379,12 +401,18 @@ class Labeler:
     num_classes: int,
     foreground: ForegroundFunction | None = None,
   ) -> ThresholdSweep:
-    """What each threshold would give on a split with masks."""
-    found = ThresholdSweep.empty(num_generated, num_classes)
+    """Counts a split with masks for all thresholds; the same on every host.
+
+    Args:
+      split: images with masks.
+      num_generated: K, without 'other'.
+      num_classes: C, without 'other'.
+      foreground: replaces attention; None for attention.
+    """
+    sweep = ThresholdSweep.empty(num_generated, num_classes)
     for categories, attention, example in self.predict(split, ('label',)):
       label = example['label']
-      shown = attention if foreground is None else foreground(example)
-      found.update(
-        short_side_lib.resize_labels(categories, label.shape), shown, label
-      )
-    return metrics.merge_across_hosts(found)
+      probability = attention if foreground is None else foreground(example)
+      categories = short_side_lib.resize_labels(categories, label.shape)
+      sweep.update(categories, probability, label)
+    return metrics.merge_across_hosts(sweep)

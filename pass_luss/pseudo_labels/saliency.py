@@ -1,14 +1,14 @@
-"""Saliency maps of images: by contrast of regions, or read from files.
+"""Saliency maps of images: computed by region contrast, or read from files.
 
   saliency = region_contrast(image)
   paths = find_maps(folder, ids)
   saliency = read_map(paths[0], (375, 500))
 
-Region contrast (RC) is made by hand: nothing in it was learned. Source: Cheng
-et al., Global Contrast based Salient Region Detection, CVPR 2011 and TPAMI
-2015, without the latter's smoothing by colors and zeros at the border. What
-the papers leave open is as in the authors' program: regions are found in Lab,
-with its threshold and smoothing.
+Region contrast (RC) is a hand-crafted method without training. Source: Cheng et
+al., Global Contrast based Salient Region Detection, CVPR 2011 and TPAMI 2015,
+without the latter's color space smoothing and border regions. What the papers
+leave open follows the authors' program: images are segmented in Lab, with its
+threshold and Gaussian blur.
 """
 
 import dataclasses
@@ -25,34 +25,39 @@ from scipy.spatial import distance
 from input_pipeline.sources import archives, image_files
 from runtime import errors
 
-LEVELS = 12  # Of a channel, when colors are counted.
-COVERED = 95  # Percent of the pixels whose colors are kept.
-SPREAD = 0.4  # σ_s² of the paper; of an image of sides 1.
-CENTER = 9.0  # Of the prior exp(-CENTER d²).
+# Quantization levels per color channel.
+COLOR_LEVELS = 12
+# Percentage of pixels that the kept colors must cover.
+COLOR_COVERAGE = 95
+# σ_s² of the paper: spatial distances are in units of the image's sides.
+SPATIAL_VARIANCE = 0.4
+# Factor of the center prior exp(-9 d²).
+CENTER_PRIOR = 9.0
 
-# Of the segmentation: k in units of Lab, σ in pixels. The authors' regions have
-# at least 200 pixels, in images of about 400x300: as a fraction, maps are alike
-# at any size of an image, and it has no more regions than that.
-_THRESHOLD = 50.0
-_BLUR = 0.5
+# Of the segmentation: scale k in units of Lab, and σ of the blur in pixels.
+_SEGMENT_SCALE = 50.0
+_BLUR_SIGMA = 0.5
+# The authors require 200 pixels per region, in images of about 400x300. As a
+# fraction of the image this bounds the number of regions at any resolution.
 _MAX_REGIONS = 600
 
-# What differs by less, relative to the largest, is the same but for rounding.
-_FLAT = 1e-6
+# Relative difference below which saliency values are equal up to rounding.
+_RELATIVE_TOLERANCE = 1e-6
 
-_BITS_AT = 24  # Of a channel, in a PNG's header.
-_NAMED = 3  # Of the missing files.
+# Offset of the byte of a PNG's header that gives the bits per channel.
+_BIT_DEPTH_OFFSET = 24
+_MAX_NAMED = 3  # Missing files that an error names.
 
 
 @dataclasses.dataclass(frozen=True)
 class Regions:
-  """The R regions of an image; an image has sides 1, whatever its shape.
+  """Statistics of the R regions of an image, whose sides have length 1.
 
   Attributes:
-    histograms: frequencies of the K colors, [R, K]; a row sums to 1.
+    histograms: frequencies of the K colors, [R, K]; rows sum to 1.
     centroids: mean x and y, [R, 2].
-    sizes: pixels, [R].
-    center_distances: mean distance of the pixels to the center, [R].
+    sizes: number of pixels, [R].
+    center_distances: mean distance of the pixels to the image center, [R].
   """
 
   histograms: Float64[np.ndarray, 'R K']
@@ -64,16 +69,16 @@ class Regions:
 def region_contrast(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> Float32[np.ndarray, 'H W']:
-  """RC saliency of an RGB image, from 0 to 1; all 0 if nothing stands out."""
+  """Computes the RC saliency of an RGB image, in [0, 1]; 0 without contrast."""
   regions = segment_regions(image)
   palette, colors = quantize_colors(image)
-  found = region_statistics(regions, colors, len(palette))
+  statistics = region_statistics(regions, colors, len(palette))
   saliency = region_saliency(
-    found.histograms,
+    statistics.histograms,
     distance.cdist(palette, palette),
-    found.centroids,
-    found.sizes,
-    found.center_distances,
+    statistics.centroids,
+    statistics.sizes,
+    statistics.center_distances,
   )
   return min_max_normalize(saliency)[regions]
 
@@ -81,7 +86,7 @@ def region_contrast(
 def segment_regions(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> Int[np.ndarray, 'H W']:
-  """Regions 0…R-1 of an RGB image, by its graph of neighboring pixels.
+  """Segments an RGB image into regions 0…R-1 by the graph of its pixels.
 
   Source: Felzenszwalb and Huttenlocher, Efficient Graph-Based Image
   Segmentation, IJCV 2004; k is 50 in Lab.
@@ -89,8 +94,8 @@ def segment_regions(
   height, width = image.shape[:2]
   return skimage.segmentation.felzenszwalb(
     rgb_to_lab(image.astype(np.float32)).astype(np.float64),
-    scale=255 * _THRESHOLD,  # It is divided by 255.
-    sigma=_BLUR,
+    scale=255 * _SEGMENT_SCALE,  # skimage divides it by 255.
+    sigma=_BLUR_SIGMA,
     min_size=max(1, round(height * width / _MAX_REGIONS)),
   )
 
@@ -98,20 +103,21 @@ def segment_regions(
 def quantize_colors(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> tuple[Float32[np.ndarray, 'K 3'], Int[np.ndarray, 'H W']]:
-  """The colors that matter, and the one of each pixel.
+  """Quantizes an image to its most frequent colors.
 
-  Of 12 levels in each channel of RGB, the most frequent colors are kept, just
-  enough to cover 95 % of the pixels; the others' pixels get the nearest one.
-  A color is the mean of its own pixels.
+  Of 12 levels in each channel of RGB, the fewest colors are kept that cover
+  95 % of the pixels; other pixels get the nearest kept color. A color is the
+  mean of its pixels before these are added.
 
   Returns:
-    Kept colors in Lab [K, 3], the most frequent first, and 0…K-1 [H, W].
+    Kept colors in Lab [K, 3], the most frequent first, and the color 0…K-1 of
+    each pixel [H, W].
   """
-  levels = image.astype(np.int64) * LEVELS // 256
-  bins = levels @ (LEVELS**2, LEVELS, 1)
+  levels = image.astype(np.int64) * COLOR_LEVELS // 256
+  bins = levels @ (COLOR_LEVELS**2, COLOR_LEVELS, 1)
   counts = np.bincount(bins.ravel())
   present = np.argsort(-counts, kind='stable')[: np.count_nonzero(counts)]
-  covered = 100 * np.cumsum(counts[present]) >= COVERED * bins.size
+  covered = 100 * np.cumsum(counts[present]) >= COLOR_COVERAGE * bins.size
   kept = 1 + np.argmax(covered)
 
   sums = [
@@ -131,7 +137,7 @@ def quantize_colors(
 def rgb_to_lab(
   image: Float32[np.ndarray, 'H W 3'],
 ) -> Float32[np.ndarray, 'H W 3']:
-  """CIE L*a*b* (D65) of sRGB from 0 to 255; L is from 0 to 100."""
+  """Converts sRGB in [0, 255] to CIE L*a*b* (D65), with L in [0, 100]."""
   return skimage.color.rgb2lab(image / np.float32(255))
 
 
@@ -140,11 +146,11 @@ def region_statistics(
   colors: Int[np.ndarray, 'H W'],
   num_colors: int,
 ) -> Regions:
-  """What the contrast of regions is worked out from.
+  """Computes the statistics of regions that their saliency depends on.
 
   Args:
-    regions: of each pixel, 0…R-1, none of them empty.
-    colors: of each pixel, 0…num_colors-1.
+    regions: region 0…R-1 of each pixel; none is empty.
+    colors: color 0…num_colors-1 of each pixel.
     num_colors: K.
   """
   height, width = regions.shape
@@ -177,38 +183,39 @@ def region_saliency(
   sizes: Int[np.ndarray, ' R'],
   center_distances: Float[np.ndarray, ' R'],
 ) -> Float64[np.ndarray, ' R']:
-  """How much each region stands out against all others; 0 if it is alone.
+  """Computes the saliency of regions, their contrast to all others.
 
   S(r_k) = w_s(r_k) Σ_{i≠k} exp(-D_s(r_k, r_i) / σ_s²) w(r_i) D_r(r_k, r_i),
   D_r(r_1, r_2) = Σ_ij f(c_1i) f(c_2j) D(c_1i, c_2j), w_s = exp(-9 d_k²).
-  Source: Cheng et al., TPAMI 2015, the section on region contrast. D_s is the
-  distance of centroids, as written there; the authors' program squares it.
+  Source: Cheng et al., TPAMI 2015, section on region contrast. D_s is the
+  distance of centroids, as written there; the authors' program squares it. A
+  single region has saliency 0.
 
   Args:
-    histograms: frequencies f of colors in each region.
-    color_distances: D, of each pair of colors.
-    centroids: in an image of sides 1.
-    sizes: w, pixels.
-    center_distances: d, mean distance to the center of an image of sides 1.
+    histograms: f, frequencies of colors in each region.
+    color_distances: D, distance of each pair of colors in Lab.
+    centroids: x and y in units of the image's sides.
+    sizes: w, number of pixels.
+    center_distances: d, mean distance to the center, in the same units.
   """
   contrasts = histograms @ color_distances @ histograms.T
-  apart = distance.cdist(centroids, centroids)
-  weights = np.exp(-apart / SPREAD) * sizes
+  spatial = distance.cdist(centroids, centroids)
+  weights = np.exp(-spatial / SPATIAL_VARIANCE) * sizes
   np.fill_diagonal(weights, 0.0)
-  prior = np.exp(-CENTER * np.square(center_distances))
+  prior = np.exp(-CENTER_PRIOR * np.square(center_distances))
   return prior * np.sum(weights * contrasts, axis=1)
 
 
 def min_max_normalize(
   values: Float[np.ndarray, ' R'],
 ) -> Float32[np.ndarray, ' R']:
-  """Non-negative values, moved and scaled to 0…1; all 0 if they are equal.
+  """Rescales non-negative values to [0, 1]; returns 0 if all are equal.
 
   >>> min_max_normalize(np.array([2.0, 6.0, 3.0])).tolist()
   [0.0, 1.0, 0.25]
   """
   low, high = values.min(), values.max()
-  if high - low <= _FLAT * high:
+  if high - low <= _RELATIVE_TOLERANCE * high:
     return np.zeros(values.shape, np.float32)
   return ((values - low) / (high - low)).astype(np.float32)
 
@@ -216,25 +223,25 @@ def min_max_normalize(
 def find_maps(
   folder: pathlib.Path, ids: Sequence[str]
 ) -> Sequence[pathlib.Path]:
-  """The file of each image's map: its id and '.png', in the folder.
+  """Returns the path of the saliency map of each image, FOLDER/ID.png.
 
   Args:
-    folder: of maps.
-    ids: of images; as 'WNID/NAME' if the maps are in folders of classes.
+    folder: of the maps.
+    ids: of the images; 'WNID/NAME' if the maps are in folders of classes.
 
   Raises:
-    UserError: there is no such folder, it cannot be read, or maps are missing.
+    UserError: the folder is missing or cannot be read, or maps are missing.
   """
   if not folder.is_dir():
-    found = 'is a file' if folder.exists() else 'there is no such folder'
+    problem = 'a file' if folder.exists() else 'no such folder'
     raise errors.UserError(
       errors.one_line(
-        f'{folder}: {found}, expected the saliency map of each image as ID.png '
-        'in it'
+        f'{folder}: expected a folder with the saliency map of each image as '
+        f'ID.png, got {problem}'
       )
     )
   paths = [folder / f'{image}.png' for image in ids]
-  # A folder is asked once: ImageNet has more than a million images.
+  # Folders are listed, as ImageNet has too many images to query each file.
   present = {parent: _names(parent) for parent in {p.parent for p in paths}}
   missing = [
     path.relative_to(folder).as_posix()
@@ -242,13 +249,13 @@ def find_maps(
     if path.name not in present[path.parent]
   ]
   if missing:
-    named = ', '.join(missing[:_NAMED])
-    more = ', …' if len(missing) > _NAMED else ''
+    named = ', '.join(missing[:_MAX_NAMED])
+    more = ', …' if len(missing) > _MAX_NAMED else ''
     raise errors.UserError(
       errors.one_line(
-        f'{folder}: {len(missing):,} of {len(paths):,} saliency maps are '
-        f'missing ({named}{more}): expected one for each image, make them or '
-        'name the folder they are in'
+        f'{folder}: expected {len(paths):,} saliency maps, got '
+        f'{len(paths) - len(missing):,} ({named}{more} missing): add one for '
+        'each image, or choose the folder that has them'
       )
     )
   return paths
@@ -257,7 +264,7 @@ def find_maps(
 def read_map(
   file: archives.File, size: tuple[int, int]
 ) -> Float32[np.ndarray, 'H W']:
-  """A supplied map, 0 to 1, resized to its image (bilinear) if it is scaled.
+  """Reads a saliency map in [0, 1], resized bilinearly to its image.
 
   Args:
     file: a PNG of at most 8 bits, gray, or RGB whose channels are equal; white
@@ -265,23 +272,22 @@ def read_map(
     size: height and width of its image, in pixels.
 
   Raises:
-    BadFile: it cannot be read, is damaged, has other pixels or proportions, or
-      is a mask of the values 0 and 1 of 255, nearly black.
+    BadFile: the file cannot be read, is damaged, has other pixels or another
+      aspect ratio, or its values are 0 and 1 instead of 0 to 255.
   """
   try:
     pixels = _gray(file.read_bytes())
     if not _is_scaled(pixels.shape, size):
       raise errors.UserError(
-        f'is {pixels.shape[1]}x{pixels.shape[0]} pixels, its image '
-        f'{size[1]}x{size[0]}: expected the same proportions; make it from the '
-        'whole image'
+        f'expected the aspect ratio of its image, {size[1]}x{size[0]}, got '
+        f'{pixels.shape[1]}x{pixels.shape[0]}: compute it on the whole image'
       )
   except errors.UserError as error:
     raise errors.BadFile(file, str(error)) from error
   except OSError as error:
     reason = (
-      f'cannot be read: {error.strerror or error}; expected a saliency map, '
-      'make it or mend the file'
+      f'expected a saliency map, got: {error.strerror or error}: restore the '
+      'file or check its permissions'
     )
     raise errors.BadFile(file, reason) from error
   saliency = pixels.astype(np.float32) / np.float32(255)
@@ -291,41 +297,44 @@ def read_map(
 
 
 def _gray(data: bytes) -> UInt8[np.ndarray, 'H W']:
-  """The pixels of a map; errors are without the file's name."""
+  """Decodes the pixels of a map; errors lack the file's name."""
   image = image_files.decode(data, ('PNG',))
-  bits = data[_BITS_AT]
+  bits = data[_BIT_DEPTH_OFFSET]
   if image.mode not in ('1', 'L', 'RGB') or bits > 8:
     raise errors.UserError(
-      f'has pixels of PIL mode {image.mode!r} and {bits} bits: expected a '
-      'saliency map in gray of 8 bits'
+      f'expected 8-bit gray, got PIL mode {image.mode!r} with {bits} bits'
     )
   pixels = np.asarray(image.convert('L') if image.mode == '1' else image)
   if pixels.ndim == 3:
     if (pixels != pixels[..., :1]).any():
       raise errors.UserError(
-        'has colors: expected a saliency map in gray of 8 bits, from black '
-        '(0) to white (255)'
+        'expected gray from black (0) to white (255), got colors'
       )
     pixels = pixels[..., 0]
   if pixels.max() == 1:
     raise errors.UserError(
-      'its largest value is 1: expected 0 to 255; multiply a mask of 0 and 1 '
-      'by 255'
+      'expected values 0 to 255, got at most 1: multiply a mask of 0 and 1 by '
+      '255'
     )
   return pixels
 
 
-def _is_scaled(found: tuple[int, int], size: tuple[int, int]) -> bool:
-  """Whether one factor leads from a size to the other but for rounding."""
-  (low, high) = (
-    [(side + change) / whole for side, whole in zip(found, size, strict=True)]
+def _is_scaled(map_size: tuple[int, int], size: tuple[int, int]) -> bool:
+  """Returns whether a map has the aspect ratio of its image up to rounding."""
+  # A side of the map may be off by less than a pixel: there must be a factor
+  # that both sides allow.
+  low, high = (
+    [
+      (side + change) / whole
+      for side, whole in zip(map_size, size, strict=True)
+    ]
     for change in (-1, 1)
   )
-  return max(low) < min(high) or found == size
+  return max(low) < min(high) or map_size == size
 
 
 def _names(folder: pathlib.Path) -> frozenset[str]:
-  """Of what is in the folder; none if it is not there."""
+  """Returns the names of a folder's entries; none if it does not exist."""
   try:
     return frozenset(path.name for path in folder.iterdir())
   except (FileNotFoundError, NotADirectoryError):

@@ -1,1 +1,1 @@
-"""Estimates and measurements of what a training costs."""
+"""Costs of a training: operations, communication, time and memory."""

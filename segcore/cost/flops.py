@@ -1,11 +1,12 @@
 """Nominal operations of a program: 2 for each multiply-add of a matrix product.
 
-  found = flops.count(train_step, state, batch)    # arrays or their shapes
-  found.total, found.by_part(('encoder', 'decoder', 'heads'))
+  flop_count = flops.count(train_step, state, batch)  # arrays or their shapes
+  flop_count.total, flop_count.by_part(('encoder', 'decoder', 'heads'))
 
-Products and convolutions are counted by walking the jaxpr, padded taps included
-and all else (norms, activations, resizing by shifts) left out, as tables of
-networks do. So the numbers are those of the network, whatever compiles it.
+Matrix products and convolutions are counted by walking the jaxpr, taps on
+padding included; all else (norms, activations, resizing by shifts) is left out,
+as in published tables of networks. The count depends on the network alone, not
+on the compiler.
 """
 
 import dataclasses
@@ -21,13 +22,13 @@ from jax.extend import core
 
 @dataclasses.dataclass(frozen=True)
 class FlopCount:
-  """The operations of a program.
+  """The number of operations of a program.
 
   Attributes:
     by_name: operations by name stack, as flax and `jax.named_scope` write it:
       'transpose(jvp(Segmenter))/Segmenter.features/decoder/block0/conv1'.
-    in_while: those of them that stand in the body of a `while`, of which one
-      round is counted, since only running it shows how many there are.
+    in_while: the part of them in bodies of `while` loops, each counted for one
+      iteration, since only running it shows how many there are.
   """
 
   by_name: Mapping[str, int]
@@ -35,21 +36,21 @@ class FlopCount:
 
   @property
   def total(self) -> int:
-    """All operations."""
+    """Returns the sum over all names."""
     return sum(self.by_name.values())
 
   def by_part(self, parts: Sequence[str]) -> dict[str, int]:
-    """Operations of each part, and of 'other'; see `part_of`."""
-    found = dict.fromkeys((*parts, 'other'), 0)
+    """Returns the operations of each part, and of 'other' (see `part_of`)."""
+    totals = dict.fromkeys((*parts, 'other'), 0)
     for name, operations in self.by_name.items():
-      found[part_of(name, parts)] += operations
-    return found
+      totals[part_of(name, parts)] += operations
+    return totals
 
 
 def part_of(name: str, parts: Sequence[str]) -> str:
-  """The first word of a name stack that is one of the parts, or 'other'.
+  """Returns the first word of a name stack that is one of the parts, or 'other'.
 
-  Operations of a gradient bear the name of what they are the gradient of.
+  Operations of a gradient have the name of the operation they differentiate.
 
   >>> part_of('transpose(jvp(Net))/decoder/block0/conv1', ('encoder', 'decoder'))
   'decoder'
@@ -59,28 +60,34 @@ def part_of(name: str, parts: Sequence[str]) -> str:
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> FlopCount:
-  """Operations of a function of arrays or of their shapes; runs nothing."""
+  """Counts the operations of a function of arrays or shapes, without a run."""
   return count_jaxpr(jax.make_jaxpr(function)(*arguments))
 
 
 def count_jaxpr(program: core.ClosedJaxpr) -> FlopCount:
-  """Operations of a traced program.
+  """Counts the operations of a traced program.
 
-  A `scan` counts as often as it is long, of a `cond` the branch with the most,
-  of a `while` one round, a `shard_map` on all of its devices. What a `remat`
-  computes again is counted again.
+  The body of a `scan` counts once an iteration, that of a `while` once; of a
+  `cond`, the branch with the most operations counts; of a `shard_map`, the
+  operations on all of its devices. What `remat` recomputes counts again.
   """
   by_name: dict[str, int] = {}
   in_while = 0
-  for operation in _walk(program.jaxpr, ''):
-    by_name[operation.name] = by_name.get(operation.name, 0) + operation.number
-    in_while += operation.number * operation.in_while
+  for each in _walk(program.jaxpr, ''):
+    by_name[each.name] = by_name.get(each.name, 0) + each.number
+    in_while += each.number * each.in_while
   return FlopCount(by_name, in_while)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Operations:
-  """How many an equation has, and whether there may be more rounds of it."""
+  """The operations of one equation.
+
+  Attributes:
+    name: its name stack.
+    number: of operations.
+    in_while: whether the equation is inside of a `while`.
+  """
 
   name: str
   number: int
@@ -88,33 +95,32 @@ class _Operations:
 
 
 def _walk(jaxpr: core.Jaxpr, prefix: str) -> Iterator[_Operations]:
-  """The operations of each equation, those inside of equations included."""
+  """Yields the operations of each equation, those of inner jaxprs included."""
   for eqn in jaxpr.eqns:
+    # The name stack of an inner equation starts at the jaxpr it belongs to.
     name = f'{prefix}/{eqn.source_info.name_stack}'.strip('/')
-    number = _COUNTED.get(eqn.primitive.name)
-    if number is not None:
-      yield _Operations(name, number(eqn))
+    count_operations = _COUNTERS.get(eqn.primitive.name)
+    if count_operations is not None:
+      yield _Operations(name, count_operations(eqn))
       continue
-    bodies = [list(_walk(inner, name)) for inner in _jaxprs(eqn.params)]
-    match eqn.primitive.name:
-      case 'cond':
-        yield from max(bodies, key=_total)
-      case 'while':
-        for operation in itertools.chain(*bodies):
-          yield dataclasses.replace(operation, in_while=True)
-      case _:
-        times = _times(eqn)
-        for operation in itertools.chain(*bodies):
-          number = times * operation.number
-          yield dataclasses.replace(operation, number=number)
+    bodies = [list(_walk(inner, name)) for inner in _inner_jaxprs(eqn.params)]
+    if eqn.primitive.name == 'cond':
+      yield from max(bodies, key=_total)
+    elif eqn.primitive.name == 'while':
+      for each in itertools.chain(*bodies):
+        yield dataclasses.replace(each, in_while=True)
+    else:
+      times = _num_iterations(eqn)
+      for each in itertools.chain(*bodies):
+        yield dataclasses.replace(each, number=times * each.number)
 
 
 def _total(operations: Sequence[_Operations]) -> int:
-  return sum(operation.number for operation in operations)
+  return sum(each.number for each in operations)
 
 
-def _jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
-  """The programs among an equation's parameters."""
+def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
+  """Yields the jaxprs among an equation's parameters."""
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       if isinstance(item, core.ClosedJaxpr):
@@ -123,11 +129,12 @@ def _jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
         yield item
 
 
-def _times(eqn: core.JaxprEqn) -> int:
-  """How often the equation runs its body."""
+def _num_iterations(eqn: core.JaxprEqn) -> int:
+  """Returns the number of times that an equation runs its inner jaxpr."""
   if eqn.primitive.name == 'scan':
     return eqn.params['length']
   if eqn.primitive.name == 'shard_map':
+    # Shapes inside of a shard_map are those on one device.
     shape = eqn.params['mesh'].shape
     # 'newly_manual_axes' in some versions of jax, 'manual_axes' in others.
     axes = next(v for k, v in eqn.params.items() if k.endswith('manual_axes'))
@@ -135,36 +142,42 @@ def _times(eqn: core.JaxprEqn) -> int:
   return 1
 
 
-def _dot(eqn: core.JaxprEqn) -> int:
+def _count_dot(eqn: core.JaxprEqn) -> int:
   (contracted, _), _ = eqn.params['dimension_numbers']
   shape = eqn.invars[0].aval.shape
   taps = math.prod(shape[axis] for axis in contracted)
   return 2 * taps * math.prod(eqn.outvars[0].aval.shape)
 
 
-def _conv(eqn: core.JaxprEqn) -> int:
-  """Those of the layer, also where this is one of its gradients.
+def _count_conv(eqn: core.JaxprEqn) -> int:
+  """Counts the operations of a convolution, or of one of its two gradients.
 
-  Each cell of a kernel meets each cell of the smaller of two maps: what the
-  layer reads and what it gives, of which the larger is strided over or has
-  zeros put between its cells. In a gradient by the kernel, which shows in that
-  its result has the "batch" not in front, these two are convolved and the
-  result is the kernel; in others the second argument is.
+  A gradient costs as much as the convolution itself: each cell of the kernel
+  meets each cell of the smaller of two maps, the layer's input and its output.
+  The larger one is strided over, or is the smaller one with zeros put between
+  its cells (a transposed convolution), which cost nothing.
+
+  In the gradient with respect to the kernel, input and output are convolved
+  and the result is the kernel; jax then puts the "batch" axis of the result
+  not in front. In all others the second operand is the kernel.
   """
   lhs, rhs = (var.aval.shape for var in eqn.invars)
   out = eqn.outvars[0].aval.shape
   lhs_axes, rhs_axes, out_axes = eqn.params['dimension_numbers']
-  read, slid, made = (
+  lhs_cells, rhs_cells, out_cells = (
     math.prod(shape[axis] for axis in axes[2:])
     for shape, axes in ((lhs, lhs_axes), (rhs, rhs_axes), (out, out_axes))
   )
-  of_kernel = out_axes[0] != 0
-  cells = made * min(read, slid) if of_kernel else slid * min(read, made)
+  if out_axes[0] != 0:
+    cells = out_cells * min(lhs_cells, rhs_cells)
+  else:
+    cells = rhs_cells * min(lhs_cells, out_cells)
+  # Batch and output channels, and input channels of one group.
   channels = out[out_axes[0]] * out[out_axes[1]] * rhs[rhs_axes[1]]
   return 2 * cells * channels
 
 
-_COUNTED: Mapping[str, Callable[[core.JaxprEqn], int]] = {
-  'dot_general': _dot,
-  'conv_general_dilated': _conv,
+_COUNTERS: Mapping[str, Callable[[core.JaxprEqn], int]] = {
+  'dot_general': _count_dot,
+  'conv_general_dilated': _count_conv,
 }

@@ -1,13 +1,13 @@
-"""Where the time of a training goes, and the memory it takes.
+"""Goodput, utilization and memory of a running training.
 
   meter = GoodputMeter()
   with meter.timed('input'):
     batch = next(batches)
   …
-  meter.read()     # {'goodput': 0.97, 'input_wait': 0.01, …}, since last time
+  meter.read()     # {'goodput': 0.97, 'input_wait': 0.01, …}
 
-Times are the host's. Devices work while it waits: what it waits for is the most
-that they can have lost by it.
+Times are measured on the host. Devices go on with the steps that are queued
+while it waits, so they lose at most the time that the host waits.
 """
 
 import contextlib
@@ -22,38 +22,40 @@ from jax.sharding import Mesh
 
 from segcore.cost import topology
 
-# What a host does instead of starting steps. 'start': restoring or initializing
-# and compiling; 'checkpoint': until the state is copied and the training may
-# go on, which writes it meanwhile.
+# Work of the host other than starting steps. 'start': restoring or
+# initializing, and compiling; 'checkpoint': copying the state, which is then
+# written while the training goes on.
 Kind = Literal['start', 'input', 'checkpoint', 'evaluate']
 
-# Dense bfloat16 operations per second, by a part of the device's name.
+# Dense bfloat16 operations per second, by jax's name of a device; names of GPUs
+# have more words before and after.
 _PEAKS = {
   **{
     kind: topology.CHIPS[name].peak_flops
     for kind, name in topology.DEVICE_KINDS.items()
   },
-  # cloud.google.com/tpu/docs/{v6e,tpu7x}; of the latter a chip is two devices.
+  # cloud.google.com/tpu/docs/{v6e,tpu7x}; a chip of the latter is two devices.
   'TPU v6 lite': 918e12,
   'TPU7x': 2307e12 / 2,
   'H100': 989e12,
   'H200': 989e12,
 }
+# Linux: memory of this process in pages; the second field is the resident part.
 _STATM = pathlib.Path('/proc/self/statm')
-_PAGE = resource.getpagesize()
+_PAGE_BYTES = resource.getpagesize()
 
 
 class GoodputMeter:
-  """Adds up times by their kind, from its making on."""
+  """Measures the shares of time spent on other work than steps."""
 
   def __init__(self):
-    self._began = self._last = time.monotonic()
+    self._created = self._last_read = time.monotonic()
     self._times: dict[Kind, float] = {}
-    self._before: dict[Kind, float] = {}
+    self._times_at_last_read: dict[Kind, float] = {}
 
   @contextlib.contextmanager
   def timed(self, kind: Kind) -> Iterator[None]:
-    """Counts what happens inside as time of this kind."""
+    """Counts the time spent in the `with` block as time of this kind."""
     start = time.monotonic()
     try:
       yield
@@ -62,47 +64,51 @@ class GoodputMeter:
       self._times[kind] = self._times.get(kind, 0.0) + spent
 
   def read(self) -> dict[str, float]:
-    """Shares of the time.
+    """Returns the shares of time, and starts a new window.
 
     Returns:
-      seconds: since the last reading; of these, input_wait: the share of
-      waiting for a batch, checkpoint_stall: that of waiting for a checkpoint.
-      goodput: the share of all time so far that was none of the kinds above:
-      steps, and logging.
+      seconds: length of the window, since the last call.
+      input_wait: share of the window spent waiting for batches.
+      checkpoint_stall: share of the window spent copying the state to save it.
+      goodput: share of the time since the meter was created that was of no
+        kind, so that was spent on steps and logging.
     """
     now = time.monotonic()
-    window = max(now - self._last, 1e-9)
+    window = max(now - self._last_read, 1e-9)
 
     def share(kind: Kind) -> float:
-      spent = self._times.get(kind, 0.0) - self._before.get(kind, 0.0)
-      return spent / window
+      before = self._times_at_last_read.get(kind, 0.0)
+      return (self._times.get(kind, 0.0) - before) / window
 
     lost = sum(self._times.values())
-    found = {
+    shares = {
       'seconds': window,
       'input_wait': share('input'),
       'checkpoint_stall': share('checkpoint'),
-      'goodput': 1.0 - lost / max(now - self._began, 1e-9),
+      'goodput': 1.0 - lost / max(now - self._created, 1e-9),
     }
-    self._last, self._before = now, dict(self._times)
-    return found
+    self._last_read, self._times_at_last_read = now, dict(self._times)
+    return shares
 
 
 def peak_flops(mesh: Mesh) -> float | None:
-  """Operations per second of all devices together, if their kind is known."""
+  """Returns the peak FLOP/s of all devices together; None if unknown."""
   device = mesh.devices.flat[0]
-  known = _PEAKS.get(device.device_kind)
-  if known is None and device.platform == 'gpu':
-    known = next(
-      (v for k, v in _PEAKS.items() if k in device.device_kind), None
-    )
-  return known and known * mesh.size
+  peak = _PEAKS.get(device.device_kind)
+  if peak is None and device.platform == 'gpu':
+    peak = next((v for k, v in _PEAKS.items() if k in device.device_kind), None)
+  return None if peak is None else peak * mesh.size
 
 
 def model_flops_utilization(
   steps_per_second: float, operations: int, peak_speed: float
 ) -> float:
-  """MFU: the share of the devices' speed that a step's operations take.
+  """Computes the MFU: the share of the peak that a step's operations use.
+
+  Args:
+    steps_per_second: of the training.
+    operations: of a step, on all devices (see `flops`).
+    peak_speed: operations per second of all devices (see `peak_flops`).
 
   >>> model_flops_utilization(2.0, 10**12, 8e12)
   0.25
@@ -111,22 +117,22 @@ def model_flops_utilization(
 
 
 def memory_usage(mesh: Mesh) -> Mapping[str, float]:
-  """GB that this process has on its host, and on one of its devices.
+  """Returns GB that this process uses on its host and on its first device.
 
-  What the platform does not tell is left out.
+  Values that the platform does not report are left out.
   """
-  found = {}
+  usage = {}
   if _STATM.exists():
     pages = int(_STATM.read_text().split()[1])
-    found['host_memory_gb'] = pages * _PAGE / 1e9
-  mine = [
+    usage['host_memory_gb'] = pages * _PAGE_BYTES / 1e9
+  local_devices = [
     d for d in mesh.devices.flat if d.process_index == jax.process_index()
   ]
-  stats = mine[0].memory_stats() or {}
+  stats = local_devices[0].memory_stats() or {}
   for name, key in (
     ('device_memory_gb', 'bytes_in_use'),
     ('device_memory_peak_gb', 'peak_bytes_in_use'),
   ):
     if key in stats:
-      found[name] = stats[key] / 1e9
-  return found
+      usage[name] = stats[key] / 1e9
+  return usage

@@ -1,1 +1,1 @@
-"""Device mesh, rendezvous of hosts, heartbeats."""
+"""Several devices and hosts: mesh, rendezvous, heartbeats, collectives."""

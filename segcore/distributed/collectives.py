@@ -2,6 +2,9 @@
 
 finished = collectives.broadcast_from_host_0(path.exists())
 collectives.check_equal_on_all_hosts('the labeled images', split.version)
+
+All hosts must call these functions, in the same order: each waits for the
+others.
 """
 
 import hashlib
@@ -11,44 +14,51 @@ import socket
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
 
 from runtime import errors
 from segcore.distributed import host_settings, rendezvous
 
-# What `check_equal_on_all_hosts` exchanges of each host.
-_AGREE_BYTES = 256
+# An all-gather needs arrays of one size: what a host sends is padded to this.
+_MAX_BYTES = 256
 
 
-def broadcast_from_host_0(value: np.ndarray | bool) -> np.ndarray:
-  """What host 0 has, on every host; all must ask."""
+def broadcast_from_host_0(
+  value: Shaped[np.ndarray, '*shape'] | bool,
+) -> Shaped[np.ndarray, '*shape']:
+  """Returns the value of host 0 on every host.
+
+  Args:
+    value: of the same shape and type on all hosts. A host's own answer to
+      "does this file exist" may differ from the others' on network disks.
+  """
   if jax.process_count() == 1:
     return np.asarray(value)
-  found = multihost_utils.broadcast_one_to_all(np.asarray(value))
-  return np.asarray(found)
+  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def check_equal_on_all_hosts(name: str, value: str) -> None:
-  """Returns if the value is the same on all hosts; all of them have to ask.
+  """Checks that a value is the same on all hosts.
 
   Args:
-    name: what it is: 'the labeled images'.
-    value: short.
+    name: of the value in the message, as 'the labeled images'.
+    value: text; only a digest is compared if it is long.
 
   Raises:
-    UserError: it differs.
+    UserError: the value differs; the message names hosts and values.
   """
   if jax.process_count() == 1:
     return
-  told = json.dumps([socket.gethostname(), value]).encode()
-  if len(told) > _AGREE_BYTES:
+  sent = json.dumps([socket.gethostname(), value]).encode()
+  if len(sent) > _MAX_BYTES:
     digest = hashlib.sha256(value.encode()).hexdigest()
-    told = json.dumps([socket.gethostname()[:64], digest]).encode()
-  row = np.frombuffer(told.ljust(_AGREE_BYTES), np.uint8)
-  rows = multihost_utils.process_allgather(row)
-  found = {}
-  for index, row in enumerate(rows):
-    host, theirs = json.loads(row.tobytes())
-    found[rendezvous.process_name(index, host)] = {name: theirs}
-  text = host_settings.describe_differences(found)
-  if text:
-    raise errors.UserError(text)
+    sent = json.dumps([socket.gethostname()[:64], digest]).encode()
+  # Padded by spaces, which JSON ignores.
+  row = np.frombuffer(sent.ljust(_MAX_BYTES), np.uint8)
+  settings = {}
+  for index, received in enumerate(multihost_utils.process_allgather(row)):
+    host, host_value = json.loads(received.tobytes())
+    settings[rendezvous.process_name(index, host)] = {name: host_value}
+  problem = host_settings.describe_differences(settings)
+  if problem:
+    raise errors.UserError(problem)

@@ -1,19 +1,21 @@
-"""Watches over the other hosts: one that is lost ends the run on all of them.
+"""Heartbeats between the hosts of a run, which end all if one is lost.
 
-  with watch.Watch(links, patience=60, stall=1800):
+  with heartbeat.HeartbeatMonitor(connections, timeout=60, stall_timeout=1800):
     ...
 
-A thread keeps up the connections of the roll call (see `hosts`). Where one
-breaks, or nothing comes over it for too long, the host at its other end was
-killed or hangs: everybody says which, and exits. Otherwise they would wait in
-the next exchange between devices, or end with a stack trace of jax.
+A thread keeps the connections of the rendezvous open and sends a heartbeat
+over each. If a connection breaks, or no heartbeat arrives for `timeout`
+seconds, the host at its other end was killed or hangs: all processes report
+which one it is, and exit. Otherwise they would wait in their next collective
+without end, or exit with a stack trace of jax that names nobody.
 
-That thread lives on where the work itself stalls, as in reading from a disk
-that does not answer. So it tells, too, when the work has last come further (see
-`runtime.progress`). One that stalls holds up all others: only when
-nobody has come further for too long, everybody exits, and those that stopped
-first are named. A host that computes, prepares or saves alone while others wait
-for it is no such case.
+The thread keeps running while the main thread is blocked, e.g. by a disk that
+does not answer, so a heartbeat alone does not prove progress. It therefore
+carries the time since the process's last activity (see `runtime.progress`).
+One stalled process blocks all others in their next collective: only if no
+process has made progress for `stall_timeout` seconds do all exit, and those
+that stopped first are named. A process that computes or saves alone while
+others wait for it is not stalled.
 """
 
 import math
@@ -22,61 +24,74 @@ import selectors
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime import progress
 from segcore.distributed import rendezvous
 
-# Exit status after another host has crashed, which it may do again; and after
-# one hung or was cut off: launchers start the same command again.
+# Exit statuses after another process crashed, which it may do again, and after
+# one hung or was cut off: on the latter, launchers repeat the command.
 EXIT_PEER_LOST, EXIT_PEER_SILENT = 1, 75
 
-# Time for hosts that fail alike to say so themselves.
+# Time for processes that fail for the same reason to report it themselves.
 _GRACE_SECONDS = 5.0
-# Those that stopped so shortly after the first one may have been first as well:
-# clocks are told apart by what goes over the network.
-_SAME_SECONDS = 0.1
-# Time for the others to leave before process 0 does, whose end ends jax's.
-_PARTING_SECONDS = 3.0
+# Activities so close together count as simultaneous: ages are measured on
+# arrival, so that the latency of the network is part of them.
+_SIMULTANEOUS_SECONDS = 0.1
+# Process 0 hosts jax's coordination service, and jax aborts all other
+# processes once it is gone: they get this head start to exit with a message.
+_COORDINATOR_DELAY_SECONDS = 3.0
+_MAX_NAMED = 6
+
+
+class _Exit(NamedTuple):
+  """A decision to exit: the time, the message and the status."""
+
+  deadline: float
+  message: str
+  status: int
 
 
 class HeartbeatMonitor:
-  """Lives as long as the work of this process.
+  """Monitors the other processes of a run, and reports the end of this one.
 
-  Leaving it without an error tells the others that this process is done.
+  As a context manager it reports on leaving without an error that this process
+  is done, after which the others no longer expect heartbeats of it.
   """
 
   def __init__(
     self,
-    links: rendezvous.Connections,
+    connections: rendezvous.Connections,
     timeout: float,
     stall_timeout: float = 0.0,
   ):
-    """Begins to watch.
+    """Starts the thread that sends and receives heartbeats.
 
     Args:
-      links: to the other processes.
-      timeout: seconds of silence after which a process counts as lost.
-      stall_timeout: seconds in which some process must progress; 0 for any.
+      connections: to the other processes.
+      timeout: seconds without a heartbeat after which a process counts as lost.
+      stall_timeout: seconds after which all exit if no process has made
+        progress; 0 for never.
     """
-    self._names = links.host_names
-    self._index = links.index
-    self._wires = dict(links.channels)
-    self._patience = timeout
-    self._stall = stall_timeout
-    self._tick = min(timeout / 30, 1.0)
+    self._host_names = connections.host_names
+    self._index = connections.index
+    self._channels = dict(connections.channels)
+    self._timeout = timeout
+    self._stall_timeout = stall_timeout
+    self._interval = min(timeout / 30, 1.0)
+    # Guards `_exit` and the sending of a failure, which the main thread does.
     self._lock = threading.Lock()
-    self._left = threading.Event()
-    # When the process is to end, with which words and status.
-    self._end: tuple[float, str, int] | None = None
-    self._heard = dict.fromkeys(self._wires, time.monotonic())
-    # When each of the others has last come further, by this process's clock;
-    # and since when that counts.
-    self._signs: dict[int, progress.Activity] = {}
-    self._awake = time.monotonic()
-    self._ready = selectors.DefaultSelector()
-    for index, wire in self._wires.items():
-      self._ready.register(wire, selectors.EVENT_READ, index)
+    self._closed = threading.Event()
+    self._exit: _Exit | None = None
+    now = time.monotonic()
+    self._last_heartbeat = dict.fromkeys(self._channels, now)
+    # Last activity of each other process, in this process's clock.
+    self._activities: dict[int, progress.Activity] = {}
+    # Stalls are counted from here: from the start, or from a suspension.
+    self._resumed_at = now
+    self._selector = selectors.DefaultSelector()
+    for index, channel in self._channels.items():
+      self._selector.register(channel, selectors.EVENT_READ, index)
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -88,153 +103,200 @@ class HeartbeatMonitor:
       self.close()
 
   def close(self) -> None:
-    """Says that this process is done; nobody is watched any longer."""
-    self._left.set()
+    """Reports that this process is done, and stops monitoring."""
+    self._closed.set()
     self._thread.join()
-    self._tell(bye=True)
+    self._broadcast(done=True)
 
-  def abort(self, text: str, status: int, immediately: bool) -> None:
-    """Says that this process has failed, and ends it.
+  def abort(self, reason: str, status: int, immediately: bool) -> None:
+    """Reports that this process has failed, and ends it.
 
     Args:
-      text: why, for the others.
-      status: of all that do not fail by themselves.
-      immediately: do not wait for word of a lost host, which may be the reason.
+      reason: of the failure, for the messages of the others.
+      status: exit status of this process, and of those it takes along.
+      immediately: whether to skip the wait for news of a lost host, which may
+        be the true reason for this failure.
     """
     if not immediately:
-      time.sleep(_PARTING_SECONDS)  # The thread ends the process if it comes.
+      # If the news comes, the thread ends the process during this sleep.
+      time.sleep(_COORDINATOR_DELAY_SECONDS)
     with self._lock:
-      if self._end is None:
+      if self._exit is None:
         if not self._index:
-          text = f'{self._called(0)} stopped: {text}'
-        self._tell(failed=text, status=status, patient=True)
-        self._end = (math.inf, '', status)
-    _, text, _ = self._end
-    # Process 0 goes last; the others only see to it that they are heard.
-    last = None if text else _GRACE_SECONDS + _PARTING_SECONDS
-    self._thread.join(1.0 if self._index and not text else last)
-    _exit('', status)
+          reason = f'{self._process_name(0)} stopped: {reason}'
+        self._broadcast(failed=reason, status=status, grace=True)
+        self._exit = _Exit(math.inf, '', status)
+    message = self._exit.message
+    # Process 0 stays until the others have closed their connections, for its
+    # end ends jax's coordination service; the others only flush their report.
+    if self._index and not message:
+      limit = 1.0
+    elif message:
+      limit = None
+    else:
+      limit = _GRACE_SECONDS + _COORDINATOR_DELAY_SECONDS
+    self._thread.join(limit)
+    _end_process('', status)
 
-  def _called(self, index: int) -> str:
-    return f'process {index} ({self._names[index]})'
+  def _process_name(self, index: int) -> str:
+    return rendezvous.process_name(index, self._host_names[index])
 
-  def _tell(self, **message: Any) -> None:
-    for wire in list(self._wires.values()):
-      wire.send(**message)
+  def _process_names(self, indices: list[int]) -> str:
+    return ', '.join(map(self._process_name, indices[:_MAX_NAMED]))
+
+  def _broadcast(self, **message: Any) -> None:
+    for channel in list(self._channels.values()):
+      channel.send(**message)
 
   def _run(self) -> None:
-    woken = beaten = time.monotonic()
-    while self._wires and not self._left.is_set():
-      events = self._ready.select(self._tick)
+    last_round = last_sent = time.monotonic()
+    while self._channels and not self._closed.is_set():
+      events = self._selector.select(self._interval)
       now = time.monotonic()
-      if now - woken > self._patience / 2:
-        # It is this process that was stopped: the others get their time anew.
-        self._heard = dict.fromkeys(self._wires, now)
-        self._awake = now
-      woken = now
+      if now - last_round > self._timeout / 2:
+        # This process itself was suspended (SIGSTOP, a paused machine), so
+        # the silence proves nothing about the others: their time starts anew.
+        self._last_heartbeat = dict.fromkeys(self._channels, now)
+        self._resumed_at = now
+      last_round = now
       with self._lock:
         for key, _ in events:
           self._receive(key.data, now)
-        if now - beaten >= self._tick:
-          beaten = now
-          idle, what = progress.last_activity()
-          self._tell(idle=now - idle, what=what)
-        silent = self._silent(now, self._patience)
-        if silent and self._end is None:
-          self._lose(silent)
-        if not self._index and self._end is None:
-          self._end_if_stalled(now)
+        if now - last_sent >= self._interval:
+          last_sent = now
+          self._send_heartbeat(now)
+        silent = self._silent_for(self._timeout, now)
+        if silent and self._exit is None:
+          self._exit_after_silence(silent)
+        if not self._index and self._exit is None:
+          self._exit_if_stalled(now)
         self._exit_if_due(now)
 
+  def _send_heartbeat(self, now: float) -> None:
+    # An age, not a time: clocks of different hosts cannot be compared.
+    last, activity = progress.last_activity()
+    self._broadcast(age=now - last, activity=activity)
+
   def _receive(self, index: int, now: float) -> None:
-    """Takes what a process has sent."""
-    if index not in self._wires:
+    """Handles all messages that have arrived from a process."""
+    if index not in self._channels:
       return
-    messages = self._wires[index].receive()
+    messages = self._channels[index].receive()
     if messages is None:
-      self._drop(index)
-      if self._end is None:
-        text = f'{self._called(index)} is gone: it was killed, or crashed'
-        self._agree_to_end(text, EXIT_PEER_LOST, patient=False)
+      self._disconnect(index)
+      if self._exit is None:
+        self._schedule_exit(
+          f'{self._process_name(index)} is gone: it was killed, or crashed',
+          EXIT_PEER_LOST,
+          grace=False,
+        )
       return
-    self._heard[index] = now
+    self._last_heartbeat[index] = now
     for message in messages:
-      if 'bye' in message:
-        self._drop(index)
-      elif 'idle' in message:
-        sign = progress.Activity(now - message['idle'], message['what'])
-        self._signs[index] = sign
-      elif 'failed' in message and self._end is None:
-        text, status = message['failed'], message['status']
-        overdue = self._silent(now, 5 * self._tick)
-        if not self._index:
-          text = f'{self._called(index)} stopped: {text}'
-          if overdue and status == EXIT_PEER_LOST:
-            text = f'{text}; {self._list(overdue)} did not answer meanwhile'
-            status = EXIT_PEER_SILENT
-        self._agree_to_end(text, status, message['patient'])
+      if 'done' in message:
+        self._disconnect(index)
+      elif 'age' in message:
+        self._activities[index] = progress.Activity(
+          now - message['age'], message['activity']
+        )
+      elif 'failed' in message and self._exit is None:
+        self._receive_failure(index, message, now)
 
-  def _drop(self, index: int) -> None:
-    wire = self._wires.pop(index)
-    self._signs.pop(index, None)
-    self._ready.unregister(wire)
-    wire.close()
-
-  def _silent(self, now: float, seconds: float) -> list[int]:
-    return [i for i in self._wires if now - self._heard[i] > seconds]
-
-  def _list(self, processes: list[int]) -> str:
-    return ', '.join(self._called(index) for index in processes[:6])
-
-  def _lose(self, silent: list[int]) -> None:
-    text = f'{self._list(silent)} did not answer for {self._patience:g} s'
-    self._agree_to_end(
-      f'{text}: hung, stopped or cut off', EXIT_PEER_SILENT, False
-    )
-
-  def _end_if_stalled(self, now: float) -> None:
-    """The part of process 0, to which all others are connected."""
-    signs = {0: progress.last_activity(), **self._signs}
-    newest = max(sign.time for sign in signs.values())
-    if not self._stall or now - max(newest, self._awake) <= self._stall:
-      return
-    first = min(sign.time for sign in signs.values())
-    late = [i for i in signs if signs[i].time - first <= _SAME_SECONDS]
-    text = (
-      f'nobody has come further for {self._stall:g} s: {self._list(late)} '
-      f'stopped first, after {signs[late[0]].what}; where more time is needed, '
-      'give it by --stall_timeout'
-    )
-    self._agree_to_end(text, EXIT_PEER_SILENT, patient=False)
-
-  def _agree_to_end(self, text: str, status: int, patient: bool) -> None:
-    """Tells everybody, if this is process 0, and sets the time to go."""
-    wait = _GRACE_SECONDS if patient else 0.0
+  def _receive_failure(
+    self, index: int, message: dict[str, Any], now: float
+  ) -> None:
+    reason, status = message['failed'], message['status']
+    # Process 0 relays what it receives, with the name of the process before it.
     if not self._index:
-      self._tell(failed=text, status=status, patient=patient)
-      wait += _PARTING_SECONDS
-    self._end = (time.monotonic() + wait, text, status)
+      reason = f'{self._process_name(index)} stopped: {reason}'
+      # A crash in a collective is often the effect of a host that hangs and
+      # has not reached its timeout: then the command is worth repeating.
+      overdue = self._silent_for(5 * self._interval, now)
+      if overdue and status == EXIT_PEER_LOST:
+        names = self._process_names(overdue)
+        reason = f'{reason}; {names} did not answer meanwhile'
+        status = EXIT_PEER_SILENT
+    self._schedule_exit(reason, status, message['grace'])
+
+  def _disconnect(self, index: int) -> None:
+    channel = self._channels.pop(index)
+    self._activities.pop(index, None)
+    self._selector.unregister(channel)
+    channel.close()
+
+  def _silent_for(self, seconds: float, now: float) -> list[int]:
+    return [
+      i for i in self._channels if now - self._last_heartbeat[i] > seconds
+    ]
+
+  def _exit_after_silence(self, silent: list[int]) -> None:
+    self._schedule_exit(
+      f'{self._process_names(silent)} did not answer for {self._timeout:g} s: '
+      'hung, stopped or cut off',
+      EXIT_PEER_SILENT,
+      grace=False,
+    )
+
+  def _exit_if_stalled(self, now: float) -> None:
+    """Ends all if none has made progress; only process 0 hears all others."""
+    activities = {0: progress.last_activity(), **self._activities}
+    newest = max(activity.time for activity in activities.values())
+    idle = now - max(newest, self._resumed_at)
+    if not self._stall_timeout or idle <= self._stall_timeout:
+      return
+    oldest = min(activity.time for activity in activities.values())
+    # The others wait for these; the last activity of the others is later.
+    first = [
+      index
+      for index, activity in activities.items()
+      if activity.time - oldest <= _SIMULTANEOUS_SECONDS
+    ]
+    _, last_activity = activities[first[0]]
+    self._schedule_exit(
+      f'no process has made progress for {self._stall_timeout:g} s: '
+      f'{self._process_names(first)} stopped first, after {last_activity}; if '
+      'it needs more time, raise --stall_timeout',
+      EXIT_PEER_SILENT,
+      grace=False,
+    )
+
+  def _schedule_exit(self, message: str, status: int, grace: bool) -> None:
+    """Sets the time of this process's exit; process 0 informs the others.
+
+    Args:
+      message: printed at the exit.
+      status: exit status.
+      grace: whether to leave time for a process that fails for the same
+        reason to print its own message.
+    """
+    wait = _GRACE_SECONDS if grace else 0.0
+    if not self._index:
+      self._broadcast(failed=message, status=status, grace=grace)
+      wait += _COORDINATOR_DELAY_SECONDS
+    self._exit = _Exit(time.monotonic() + wait, message, status)
 
   def _exit_if_due(self, now: float) -> None:
-    if self._end is None:
+    if self._exit is None:
       return
-    until, text, status = self._end
-    if now >= until or (text and not self._wires):
-      _exit(
-        f'error: {text}; run the same command again on all hosts to go on'
-        if status in (EXIT_PEER_LOST, EXIT_PEER_SILENT)
-        else f'error: {text}',
-        status,
-      )
+    deadline, message, status = self._exit
+    # Once nobody is connected, there is nobody to wait for.
+    if now < deadline and not (message and not self._channels):
+      return
+    advice = ''
+    if status in (EXIT_PEER_LOST, EXIT_PEER_SILENT):
+      advice = '; run the same command again on all hosts to continue'
+    _end_process(f'error: {message}{advice}', status)
 
 
-def _exit(text: str, status: int) -> None:
-  """Ends the process, whatever its other threads wait for."""
+def _end_process(message: str, status: int) -> None:
+  """Ends the process at once, even if its main thread is blocked."""
   try:
     sys.stdout.flush()
     sys.stderr.flush()
   except (OSError, ValueError):
-    pass  # Nobody reads it any longer; what matters is to end.
-  if text:
-    os.write(2, f'{text}\n'.encode())
+    pass  # The reader is gone, which must not keep this process alive.
+  if message:
+    # Unbuffered: the main thread may hold the lock of sys.stderr.
+    os.write(2, f'{message}\n'.encode())
+  # sys.exit would only end this thread, and wait for the main one.
   os._exit(status)

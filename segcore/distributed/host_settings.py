@@ -1,7 +1,7 @@
 """Settings that must be equal on all hosts of a run, and their differences.
 
 settings = host_settings.shared_settings(config, stages='all')
-host_settings.describe_differences({'a': settings, 'b': other_settings})
+host_settings.describe_differences({'a': settings, 'b': settings_of_b})
 """
 
 import hashlib
@@ -14,32 +14,45 @@ from typing import Any
 
 from runtime import options
 
-# What has to be the same on all hosts.
-LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
-LIBRARIES += ('numpy',)
+# Libraries whose versions change programs, numbers or the order of the data.
+LIBRARIES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'numpy',
+)
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PROJECT = 'label-efficient-segmentation'
-_MOST_NAMED = 6
+_MAX_LISTED = 6
 
 
 def shared_settings(config: Any, **more: Any) -> dict[str, Any]:
-  """What all hosts have to have in common, by name.
+  """Returns what must be equal on all hosts, by name.
+
+  Hosts that differ in any of it trace different programs, whose collectives
+  wait for each other without end, or read different data without a sign.
 
   Args:
     config: of the experiment.
-    **more: further values.
+    **more: further values by name, e.g. the stages to run.
   """
   return {
     'config': options.to_dict(config),
     **more,
-    'code': _code(),
-    **{name: _version(name) for name in LIBRARIES},
+    'code': _code_version(),
+    **{name: _package_version(name) for name in LIBRARIES},
   }
 
 
-def _code() -> str:
-  """The commit, or the version; and a digest of the files as they are."""
+def _code_version() -> str:
+  """Returns the commit, or else the version, and a digest of all modules.
+
+  The digest covers changes that are not committed, and copies without git.
+  """
   try:
     git = subprocess.run(
       ['git', 'rev-parse', '--short=12', 'HEAD'],
@@ -48,69 +61,82 @@ def _code() -> str:
       text=True,
       check=False,
     )
+    # An installed package may lie inside of a repository of somebody else.
     commit = git.stdout.strip() if (_ROOT / '.git').exists() else ''
-  except OSError:  # There is no git.
+  except OSError:  # git is not installed.
     commit = ''
   digest = hashlib.sha256()
   for package in sorted(p.parent for p in _ROOT.glob('*/__init__.py')):
     for path in sorted(package.rglob('*.py')):
       digest.update(f'{path.relative_to(_ROOT)}\n'.encode())
       digest.update(path.read_bytes())
-  return f'{commit or _version(_PROJECT)}, files {digest.hexdigest()[:12]}'
+  version = commit or _package_version(_PROJECT)
+  return f'{version}, files {digest.hexdigest()[:12]}'
 
 
-def _version(name: str) -> str:
+def _package_version(name: str) -> str:
   try:
     return importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
     return 'not installed'
 
 
-def describe_differences(told: Mapping[str, Mapping[str, Any]]) -> str:
-  """What hosts do not have in common, in a line; '' if there is nothing.
+def describe_differences(settings: Mapping[str, Mapping[str, Any]]) -> str:
+  """Describes the settings that are not equal on all hosts, one a line.
 
   Args:
-    told: by host, what it has, by name.
+    settings: by host, its settings by name.
+
+  Returns:
+    An error message, or '' if all are equal.
   """
   lines = []
-  names = list(dict.fromkeys(name for facts in told.values() for name in facts))
+  names = dict.fromkeys(name for each in settings.values() for name in each)
   for name in names:
-    holders: dict[str, list[str]] = {}
-    values = {}
-    for host, facts in told.items():
-      key = json.dumps(facts.get(name), sort_keys=True)
-      holders.setdefault(key, []).append(host)
-      values[key] = facts.get(name)
-    if len(holders) == 1:
-      continue
-    first, *others = sorted(holders, key=lambda key: -len(holders[key]))
-    if isinstance(values[first], Mapping):
-      lines += [
-        f'{name}.{line} on {shorten(holders[other])}'
-        for other in others
-        for line in options.differences(values[first], values[other])
-      ]
-    else:
-      lines.append(
-        f'{name} is '
-        + ', '.join(
-          f'{values[key]} on {shorten(holders[key])}'
-          for key in (first, *others)
-        )
-      )
+    lines += _differences(
+      name, {host: each.get(name) for host, each in settings.items()}
+    )
   if not lines:
     return ''
-  more = len(lines) - _MOST_NAMED
-  return (
-    f'the hosts differ: {"; ".join(lines[:_MOST_NAMED])}'
-    + (f'; and {more} more' if more > 0 else '')
-    + ': make them equal'
+  omitted = len(lines) - _MAX_LISTED
+  lines = lines[:_MAX_LISTED]
+  if omitted > 0:
+    lines.append(f'{omitted} more')
+  return 'the hosts differ, make them equal:' + ''.join(
+    f'\n- {line}' for line in lines
   )
+
+
+def _differences(name: str, values: Mapping[str, Any]) -> list[str]:
+  """Describes the differences of one setting, of which values are by host."""
+  hosts: dict[str, list[str]] = {}
+  value_of = {}
+  for host, value in values.items():
+    key = json.dumps(value, sort_keys=True)
+    hosts.setdefault(key, []).append(host)
+    value_of[key] = value
+  if len(hosts) == 1:
+    return []
+  # The value of most hosts is likely the right one: others are compared to it.
+  most, *others = sorted(hosts, key=lambda key: -len(hosts[key]))
+  if isinstance(value_of[most], Mapping):
+    return [
+      f'{name}.{line} on {shorten(hosts[other])}'
+      for other in others
+      for line in options.differences(value_of[most], value_of[other])
+    ]
+  each = [
+    f'{value_of[key]} on {shorten(hosts[key])}' for key in (most, *others)
+  ]
+  return [f'{name} is {", ".join(each)}']
 
 
 def shorten(texts: Sequence[str]) -> str:
-  """Returns the first texts, separated by commas; counts the others."""
-  more = len(texts) - _MOST_NAMED
-  return ', '.join(texts[:_MOST_NAMED]) + (
-    f' and {more} more' if more > 0 else ''
-  )
+  """Joins texts by commas; of many, only the first, with a count of the rest.
+
+  >>> shorten(['1', '2'])
+  '1, 2'
+  """
+  omitted = len(texts) - _MAX_LISTED
+  joined = ', '.join(texts[:_MAX_LISTED])
+  return f'{joined} and {omitted} more' if omitted > 0 else joined

@@ -1,14 +1,13 @@
-"""The hosts of a run: where they meet, who is absent, whether they agree.
+"""Rendezvous of a run's hosts: finds them, and connects them before jax starts.
 
-  group = hosts.find(port=None, timeout=300)
-  links = hosts.meet(group, hosts.facts(config), timeout=300)
-  ...
-  hosts.agree('the data', split.version)
+  group = rendezvous.discover(port=None, timeout=300)
+  connections = rendezvous.connect(group, settings, timeout=300)
 
-Before jax starts, every process reports to process 0 by TCP, at the address
-where jax will listen later. jax itself ends a process whose peers do not come
-with a stack trace that names none of them. What remains of the roll call are
-the connections, by which `watch` sees that a host is lost.
+Before jax starts, every process reports to process 0 over TCP, at the address
+where jax's coordination service will listen later. Left to itself, jax ends a
+process whose peers are missing with a stack trace that names none of them.
+Here process 0 names those that are missing, and settings that differ between
+hosts. The connections stay open for the heartbeats (see `heartbeat`).
 """
 
 import json
@@ -19,14 +18,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jax._src import clusters  # jax has no public way to ask who the hosts are.
+from jax._src import clusters  # jax has no public function for this.
 
 from runtime import errors
 from segcore.distributed import host_settings
 
-# jax's own, where it finds the hosts itself.
-_PORT = 8482
-_MOST_BYTES = 1 << 22
+# The port jax uses where it finds the hosts by itself.
+_DEFAULT_PORT = 8482
+# A report holds a config of some kilobytes: more is no process of ours.
+_MAX_MESSAGE_BYTES = 1 << 22
 _RETRY_SECONDS = 0.2
 _SEND_SECONDS = 5.0
 
@@ -36,8 +36,8 @@ class ProcessGroup(NamedTuple):
 
   Attributes:
     address: host:port of process 0.
-    count: of processes.
-    index: of this one.
+    count: number of processes.
+    index: of this process, from 0.
     local_device_ids: devices of this process, where several processes share a
       machine; None for all devices that it sees.
   """
@@ -49,19 +49,19 @@ class ProcessGroup(NamedTuple):
 
 
 class Channel:
-  """Messages, each a line of JSON, to and from one process."""
+  """A TCP connection to one process that carries one JSON object a line."""
 
   def __init__(self, connection: socket.socket):
     connection.settimeout(_SEND_SECONDS)
     self._connection = connection
-    self._rest = b''
+    self._incomplete = b''
 
   def fileno(self) -> int:
-    """For selectors."""
+    """Returns the file descriptor, by which a selector waits for messages."""
     return self._connection.fileno()
 
   def send(self, **message: Any) -> bool:
-    """Sends a message; False if the other end is gone."""
+    """Sends a message; returns False if the other end is gone."""
     try:
       self._connection.sendall(json.dumps(message).encode() + b'\n')
     except OSError:
@@ -69,16 +69,18 @@ class Channel:
     return True
 
   def receive(self) -> list[dict[str, Any]] | None:
-    """Messages that have come, when there is something to read.
+    """Receives the messages that have arrived, without waiting for more.
 
-    None if the other end is gone, or is none of ours.
+    Returns:
+      Complete messages in their order, maybe none; None if the other end is
+      gone, or does not speak this protocol.
     """
     try:
       data = self._connection.recv(1 << 16)
     except OSError:
       return None
-    *lines, self._rest = (self._rest + data).split(b'\n')
-    if not data or len(self._rest) > _MOST_BYTES:
+    *lines, self._incomplete = (self._incomplete + data).split(b'\n')
+    if not data or len(self._incomplete) > _MAX_MESSAGE_BYTES:
       return None
     try:
       messages = [json.loads(line) for line in lines]
@@ -87,16 +89,17 @@ class Channel:
     return messages if all(isinstance(m, dict) for m in messages) else None
 
   def close(self) -> None:
-    """Ends it."""
+    """Closes the connection, which the other end receives as its end."""
     self._connection.close()
 
 
 class Connections(NamedTuple):
-  """What a roll call leaves.
+  """Open connections between the processes of a run: a star around process 0.
 
   Attributes:
-    channels: of process 0 to each other one; of those to process 0.
-    host_names: of the hosts, by process.
+    channels: by process; process 0 has one to each other process, and these
+      have one to process 0 only.
+    host_names: by process.
     index: of this process.
   """
 
@@ -106,265 +109,300 @@ class Connections(NamedTuple):
 
 
 def discover(port: int | None, timeout: float) -> ProcessGroup | None:
-  """Who belongs to this run; None if this process is alone.
+  """Finds the processes of this run.
 
-  They are named by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, or found by jax on TPUs and under `srun`.
+  They are given by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+  and JAX_PROCESS_ID; without these, jax finds them on TPUs and under `srun`.
 
   Args:
-    port: of process 0, instead of the one that is named or found.
-    timeout: seconds to wait for the name of process 0's host.
+    port: of process 0; None for the port of the variable, or jax's.
+    timeout: seconds to wait until the name of process 0's host resolves.
+
+  Returns:
+    The processes; None if this process is the only one.
 
   Raises:
-    UserError: a variable is no number, or process 0's host is not known.
+    UserError: a variable is missing or no number, or the hosts are unknown.
   """
   if 'JAX_COORDINATOR_ADDRESS' in os.environ:
-    group = ProcessGroup(
-      _with_port(os.environ['JAX_COORDINATOR_ADDRESS'], port),
-      _number_of('JAX_NUM_PROCESSES'),
-      _number_of('JAX_PROCESS_ID'),
-    )
-    if not 0 <= group.index < group.count:
-      raise errors.UserError(
-        f'JAX_PROCESS_ID: found {group.index}, expected 0 to '
-        f'{group.count - 1}, since JAX_NUM_PROCESSES is {group.count}'
-      )
+    group = _group_of_variables(port)
   else:
-    cluster = _cluster()
+    cluster = _detect_cluster()
     if cluster is None:
       return None
-    wanted = str(port) if port else os.environ.get('JAX_COORDINATOR_PORT')
-    try:
-      group = ProcessGroup(
-        cluster.get_coordinator_address(
-          timeout_secs=int(timeout), override_coordinator_port=wanted
-        ),
-        cluster.get_process_count(),
-        cluster.get_process_id(),
-        _own_devices(cluster),
-      )
-    except (OSError, RuntimeError, ValueError) as error:
-      raise errors.UserError(
-        f'the hosts of this {cluster.name} are not found '
-        f'({errors.one_line(str(error))}): name them by '
-        'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
-      ) from error
+    group = _group_of_cluster(cluster, port, timeout)
   return group if group.count > 1 else None
 
 
-def _cluster() -> type[clusters.ClusterEnv] | None:
-  """Where jax finds hosts by itself: on a TPU, under `srun`.
+def _group_of_variables(port: int | None) -> ProcessGroup:
+  group = ProcessGroup(
+    _with_port(os.environ['JAX_COORDINATOR_ADDRESS'], port),
+    _integer_variable('JAX_NUM_PROCESSES'),
+    _integer_variable('JAX_PROCESS_ID'),
+  )
+  if not 0 <= group.index < group.count:
+    raise errors.UserError(
+      f'JAX_PROCESS_ID: expected 0 to {group.count - 1}, since '
+      f'JAX_NUM_PROCESSES is {group.count}, got {group.index}'
+    )
+  return group
 
-  Whether there is a TPU, jax knows from the PCI bus: the files under /dev
-  differ between the generations, and a GPU may have the same.
-  """
+
+def _group_of_cluster(
+  cluster: type[clusters.ClusterEnv], port: int | None, timeout: float
+) -> ProcessGroup:
+  coordinator_port = os.environ.get('JAX_COORDINATOR_PORT')
+  if port:
+    coordinator_port = str(port)
+  try:
+    return ProcessGroup(
+      cluster.get_coordinator_address(
+        timeout_secs=int(timeout), override_coordinator_port=coordinator_port
+      ),
+      cluster.get_process_count(),
+      cluster.get_process_id(),
+      _slurm_task_devices(cluster),
+    )
+  except (OSError, RuntimeError, ValueError) as error:
+    raise errors.UserError(
+      f'the hosts of this {cluster.name} are unknown '
+      f'({errors.one_line(str(error))}): set JAX_COORDINATOR_ADDRESS, '
+      'JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
+    ) from error
+
+
+def _detect_cluster() -> type[clusters.ClusterEnv] | None:
+  """Returns jax's description of SLURM or of a TPU slice, if this is one."""
+  # A batch script outside of srun has the job's variables, but is one process.
   if os.environ.get('SLURM_NTASKS', '1') != '1' and (
     clusters.SlurmCluster.is_env_present()
   ):
     return clusters.SlurmCluster
+  # jax finds TPUs by their ids on the PCI bus. Files under /dev prove nothing:
+  # their names depend on the generation, and machines with GPUs may have them.
   for cluster in (clusters.GkeTpuCluster, clusters.GceTpuCluster):
     try:
       if cluster.is_env_present():
         return cluster
-    except OSError as error:  # No answer of the machine's metadata.
+    except OSError as error:  # The machine's metadata server does not answer.
       raise errors.UserError(
-        f'this TPU does not say which hosts it has ({type(error).__name__}): '
-        'set TPU_SKIP_MDS_QUERY=1 if it is to run alone'
+        'the hosts of this TPU are unknown: its metadata server does not '
+        f'answer ({type(error).__name__}); set TPU_SKIP_MDS_QUERY=1 to run on '
+        'this host alone'
       ) from error
   return None
 
 
-def _own_devices(cluster: type[clusters.ClusterEnv]) -> tuple[int, ...] | None:
-  """The device of this task, where SLURM runs several on a machine.
+def _slurm_task_devices(
+  cluster: type[clusters.ClusterEnv],
+) -> tuple[int, ...] | None:
+  """Returns the device of this task, where several tasks share a machine.
 
-  jax would take one for each task, also where a task has the machine for itself
-  and is to use all of them.
+  jax itself would take one device for each task, also where a task has a
+  machine to itself and is to use all of its devices.
   """
-  nodes = int(os.environ.get('SLURM_STEP_NUM_NODES', '1'))
+  num_nodes = int(os.environ.get('SLURM_STEP_NUM_NODES', '1'))
   if cluster is not clusters.SlurmCluster or (
-    cluster.get_process_count() <= nodes
+    cluster.get_process_count() <= num_nodes
   ):
     return None
   return (cluster.get_local_process_id(),)
 
 
 def _with_port(address: str, port: int | None) -> str:
-  host, colon, found = address.rpartition(':')
-  if not colon or not found.isdigit():
-    return f'{address}:{port or _PORT}'
-  return f'{host}:{port or found}'
+  host, colon, given_port = address.rpartition(':')
+  if not colon or not given_port.isdigit():
+    return f'{address}:{port or _DEFAULT_PORT}'
+  return f'{host}:{port or given_port}'
 
 
-def _number_of(variable: str) -> int:
-  text = os.environ.get(variable, '')
+def _integer_variable(name: str) -> int:
+  text = os.environ.get(name, '')
   if not text.isdigit():
     raise errors.UserError(
-      f'{variable}: found {text!r}, expected a number, since '
-      'JAX_COORDINATOR_ADDRESS is set'
+      f'{name}: expected a number, since JAX_COORDINATOR_ADDRESS is set, got '
+      f'{text!r}'
     )
   return int(text)
 
 
 def connect(
-  group: ProcessGroup, known: Mapping[str, Any], timeout: float
+  group: ProcessGroup, settings: Mapping[str, Any], timeout: float
 ) -> Connections:
-  """Returns when all hosts are there and agree.
+  """Connects all processes; returns when all are there with equal settings.
 
   Args:
-    group: who is expected.
-    known: what has to be the same everywhere (see `shared_settings`).
+    group: the processes that are expected.
+    settings: those of this host (see `host_settings.shared_settings`).
     timeout: seconds.
 
   Raises:
-    UserError: somebody did not come, or differs; it says who.
+    UserError: a process is missing, or settings differ; the message, the same
+      on all hosts, names which.
   """
-  mine = {
+  report = {
     'process': group.index,
     'host': socket.gethostname(),
-    'facts': {'number of processes': group.count, **known},
+    'settings': {'number of processes': group.count, **settings},
   }
-  mine = json.loads(json.dumps(mine, default=str))
+  # Process 0 compares its own settings with those that came as JSON.
+  report = json.loads(json.dumps(report, default=str))
   if group.index:
-    return _report(group, mine, timeout)
-  return _call_roll(group, mine, timeout)
+    return _report_to_process_0(group, report, timeout)
+  return _collect_reports(group, report, timeout)
 
 
-def _call_roll(
-  group: ProcessGroup, mine: dict[str, Any], timeout: float
+def _collect_reports(
+  group: ProcessGroup, own_report: dict[str, Any], timeout: float
 ) -> Connections:
-  """The part of process 0."""
-  roll = _Roll(group, mine)
+  """Accepts the reports of all other processes, as process 0, and answers."""
+  reports = _Reports(group, own_report)
   deadline = time.monotonic() + timeout
-  with _door(group.address) as door, selectors.DefaultSelector() as ready:
-    ready.register(door, selectors.EVENT_READ)
-    while roll.absent and not roll.refused and time.monotonic() < deadline:
-      for key, _ in ready.select(deadline - time.monotonic()):
-        if key.fileobj is door:
-          ready.register(Channel(door.accept()[0]), selectors.EVENT_READ)
-        elif not roll.take(key.fileobj):
+  with _listen(group.address) as server, selectors.DefaultSelector() as ready:
+    ready.register(server, selectors.EVENT_READ)
+    while reports.missing and not reports.conflict:
+      remaining = deadline - time.monotonic()
+      if remaining <= 0:
+        break
+      for key, _ in ready.select(remaining):
+        if key.fileobj is server:
+          ready.register(Channel(server.accept()[0]), selectors.EVENT_READ)
+        elif not reports.receive(key.fileobj):
           ready.unregister(key.fileobj)
           key.fileobj.close()
-  text = roll.refused or host_settings.describe_differences(roll.facts)
-  if roll.absent and not text:
-    text = (
-      f'{_numbers(roll.absent)} of {group.count} did not report to '
-      f'{group.address} within {timeout:g} s ('
-      f'{host_settings.shorten(list(roll.facts))} did): '
-      'start what is missing, or wait longer with --init_timeout'
+  settings = reports.settings
+  problem = reports.conflict or host_settings.describe_differences(settings)
+  if reports.missing and not problem:
+    problem = (
+      f'{_numbered(reports.missing)} of {group.count} did not report to '
+      f'{group.address} within {timeout:g} s '
+      f'({host_settings.shorten(list(settings))} did): start what is missing, '
+      'or raise --init_timeout'
     )
-  for wire in roll.wires.values():
-    wire.send(stop=text) if text else wire.send(names=roll.names)
-  if text:
-    raise errors.UserError(text)
-  return Connections(roll.wires, roll.names, 0)
+  # All get the same answer: each host's log then names the reason.
+  answer = {'problem': problem} if problem else {'names': reports.host_names}
+  for channel in reports.channels.values():
+    channel.send(**answer)
+  if problem:
+    raise errors.UserError(problem)
+  return Connections(reports.channels, reports.host_names, 0)
 
 
-class _Roll:
-  """Who has reported to process 0.
+class _Reports:
+  """Reports that process 0 has received.
 
   Attributes:
-    wires: to all that have.
-    refused: what is wrong with one that came.
+    channels: to the processes that have reported.
+    conflict: an error message if two processes have the same number, else ''.
   """
 
-  def __init__(self, group: ProcessGroup, mine: dict[str, Any]):
+  def __init__(self, group: ProcessGroup, own_report: dict[str, Any]):
     self._count = group.count
-    self._reports = {0: mine}
-    self.wires: dict[int, Channel] = {}
-    self.refused = ''
+    self._reports = {0: own_report}
+    self.channels: dict[int, Channel] = {}
+    self.conflict = ''
 
-  def take(self, wire: Channel) -> bool:
-    """Reads what there is; False if the other end is gone, or none of ours."""
-    messages = wire.receive()
-    if messages is None:  # It may come again.
-      for index in [i for i in self.wires if self.wires[i] is wire]:
-        del self.wires[index], self._reports[index]
+  def receive(self, channel: Channel) -> bool:
+    """Receives reports; returns False if the channel is to be closed.
+
+    That is if its other end is gone, or is no process of this project: a port
+    that listens on a network may be scanned.
+    """
+    messages = channel.receive()
+    if messages is None:
+      # A process that was started again reports again, under the same number.
+      for index in [i for i, c in self.channels.items() if c is channel]:
+        del self.channels[index], self._reports[index]
       return False
-    for told in messages:
-      if not {'process', 'host', 'facts'} <= told.keys():
+    for report in messages:
+      if not {'process', 'host', 'settings'} <= report.keys():
         return False
-      index, host = told['process'], told['host']
+      index = report['process']
       if index in self._reports:
-        self.refused = (
-          f'{process_name(index, host)} came where '
-          f'{process_name(index, self._reports[index]["host"])} is already: '
-          'give each process a number of its own'
+        first = process_name(index, self._reports[index]['host'])
+        second = process_name(index, report['host'])
+        self.conflict = (
+          f'expected one process of each number, got {first} and {second}: '
+          'give each process another JAX_PROCESS_ID'
         )
-        wire.send(stop=self.refused)
+        channel.send(problem=self.conflict)
         continue
-      self._reports[index], self.wires[index] = told, wire
+      self._reports[index], self.channels[index] = report, channel
     return True
 
   @property
-  def absent(self) -> list[int]:
-    """Those that have not come."""
+  def missing(self) -> list[int]:
+    """Returns the processes that have not reported."""
     return [i for i in range(self._count) if i not in self._reports]
 
   @property
-  def names(self) -> list[str]:
-    """Host of each process."""
+  def host_names(self) -> list[str]:
+    """Returns the host of each process, once none is missing."""
     return [self._reports[index]['host'] for index in range(self._count)]
 
   @property
-  def facts(self) -> dict[str, Mapping[str, Any]]:
-    """What is known of those that came, by their names."""
+  def settings(self) -> dict[str, Mapping[str, Any]]:
+    """Returns the settings of the processes that have reported, by name."""
     return {
-      process_name(i, self._reports[i]['host']): self._reports[i]['facts']
+      process_name(i, self._reports[i]['host']): self._reports[i]['settings']
       for i in sorted(self._reports)
     }
 
 
-def _door(address: str) -> socket.socket:
-  """Listens where jax will, later."""
+def _listen(address: str) -> socket.socket:
+  """Listens on the port that jax's coordination service will use later."""
   port = int(address.rpartition(':')[2])
-  both = socket.has_dualstack_ipv6()
+  dual_stack = socket.has_dualstack_ipv6()
   try:
     return socket.create_server(
       ('', port),
-      family=socket.AF_INET6 if both else socket.AF_INET,
-      dualstack_ipv6=both,
-      backlog=1024,
+      family=socket.AF_INET6 if dual_stack else socket.AF_INET,
+      dualstack_ipv6=dual_stack,
+      backlog=1024,  # All hosts of a large slice connect at the same moment.
     )
   except OSError as error:
     raise errors.UserError(
-      f'process 0 cannot listen on port {port} ({error.strerror}): end what '
-      'does, or choose another --coordinator_port'
+      f'process 0 cannot listen on port {port} ({error.strerror}): end the '
+      'process that does, or choose another --coordinator_port'
     ) from error
 
 
-def _report(
-  group: ProcessGroup, mine: dict[str, Any], timeout: float
+def _report_to_process_0(
+  group: ProcessGroup, report: dict[str, Any], timeout: float
 ) -> Connections:
-  """The part of all others."""
+  """Sends this process's report, again and again until it is answered."""
   host, _, port = group.address.rpartition(':')
+  address = host.strip('[]'), int(port)
   deadline = time.monotonic() + timeout
   while time.monotonic() < deadline:
     try:
-      where = host.strip('[]'), int(port)
-      wire = Channel(socket.create_connection(where, timeout=_SEND_SECONDS))
-    except OSError:
+      connection = socket.create_connection(address, timeout=_SEND_SECONDS)
+    except OSError:  # Process 0 has not started yet.
       time.sleep(_RETRY_SECONDS)
       continue
-    wire.send(**mine)
-    # Process 0 may have come later, and has its own time-out.
-    answer = _answer(wire, deadline + timeout)
-    if 'stop' in answer:
-      raise errors.UserError(answer['stop'])
+    channel = Channel(connection)
+    channel.send(**report)
+    # Process 0 may have started later, and waits for its own timeout.
+    answer = _receive_answer(channel, deadline + timeout)
+    if 'problem' in answer:
+      raise errors.UserError(answer['problem'])
     if 'names' in answer:
-      return Connections({0: wire}, answer['names'], group.index)
-    wire.close()
+      return Connections({0: channel}, answer['names'], group.index)
+    # Process 0 was ended, or something else listens there for the moment.
+    channel.close()
     time.sleep(_RETRY_SECONDS)
   raise errors.UserError(
     f'process 0 of {group.count} did not answer at {group.address} within '
-    f'{timeout:g} s: start it, or wait longer with --init_timeout'
+    f'{timeout:g} s: start it, or raise --init_timeout'
   )
 
 
-def _answer(wire: Channel, deadline: float) -> dict[str, Any]:
+def _receive_answer(channel: Channel, deadline: float) -> dict[str, Any]:
+  """Returns the first message on a channel; {} if there is none in time."""
   with selectors.DefaultSelector() as ready:
-    ready.register(wire, selectors.EVENT_READ)
+    ready.register(channel, selectors.EVENT_READ)
     while ready.select(max(deadline - time.monotonic(), 0)):
-      messages = wire.receive()
+      messages = channel.receive()
       if messages is None:
         break
       if messages:
@@ -372,9 +410,9 @@ def _answer(wire: Channel, deadline: float) -> dict[str, Any]:
   return {}
 
 
-def _numbers(processes: Sequence[int]) -> str:
-  word = 'process' if len(processes) == 1 else 'processes'
-  return f'{word} {host_settings.shorten([str(p) for p in processes])}'
+def _numbered(processes: Sequence[int]) -> str:
+  noun = 'process' if len(processes) == 1 else 'processes'
+  return f'{noun} {host_settings.shorten([str(p) for p in processes])}'
 
 
 def process_name(index: int, host: str) -> str:

@@ -1,4 +1,4 @@
-"""The device mesh, and where each array of a step lives on it."""
+"""The device mesh, and the sharding of each array of a step over it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,29 +9,31 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from runtime import errors
 
-# Leaves smaller than this stay whole on every device.
+# Leaves of fewer elements are replicated: gathering them at every step would
+# cost more latency than their memory is worth.
 MIN_SHARDED_SIZE = 2**18
 
 _BATCH_AXES = ('data', 'fsdp')
 
 
 def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
-  """A mesh with axes `data` and `fsdp` over all devices.
+  """Builds a mesh with axes `data` and `fsdp`.
 
   Args:
-    fsdp: devices over which large leaves of the state are split.
-    devices: all of them by default.
+    fsdp: number of devices over which large leaves of the state are split.
+    devices: of the mesh; None for all devices of all hosts.
 
   Raises:
-    UserError: the devices cannot be divided so.
+    UserError: fsdp does not divide the number of devices.
   """
-  # By host: the loader gives host p the p-th part of the rows.
+  # Sorted by host: the loader of host p yields the p-th part of the rows, which
+  # must be the part that the devices of host p hold.
   devices = devices or sorted(
     jax.devices(), key=lambda device: (device.process_index, device.id)
   )
   if fsdp < 1 or len(devices) % fsdp:
     raise errors.UserError(
-      f'fsdp: found {fsdp}, expected a divisor of {len(devices)} devices'
+      f'fsdp: expected a divisor of the {len(devices)} devices, got {fsdp}'
     )
   # Auto: with explicit axes the gradient of optax's cross entropy fails.
   return Mesh(
@@ -42,20 +44,20 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over both axes together."""
+  """Returns the sharding of a batch: rows over both axes of the mesh."""
   return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-  """A sharding for every leaf of a state (of arrays or their shapes).
+  """Returns the sharding of every leaf of a state of arrays or their shapes.
 
   A leaf of at least `MIN_SHARDED_SIZE` elements is split over `fsdp` along its
-  largest axis that divides; all other leaves are replicated.
+  largest axis that fsdp divides; all other leaves are replicated.
   """
   fsdp = mesh.shape['fsdp']
 
@@ -72,16 +74,20 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
-  """Raises UserError unless the rows divide among the devices."""
+  """Raises UserError unless the devices divide the batch size."""
   if batch_size < 1 or batch_size % mesh.size:
     raise errors.UserError(
-      f'{name}: found {batch_size}, expected a multiple of the {mesh.size} '
-      'devices: change it or use fewer devices'
+      f'{name}: expected a multiple of the {mesh.size} devices, got '
+      f'{batch_size}: change it or use fewer devices'
     )
 
 
 def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
-  """A function that turns this host's rows into global arrays."""
+  """Returns a function that turns this host's rows into global arrays.
+
+  Its argument is a tree of numpy arrays, of which each host holds as many rows
+  as its devices have of the global batch.
+  """
   sharding = batch_sharding(mesh)
 
   def put(local: Any) -> Any:
@@ -93,7 +99,7 @@ def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This host's rows of an array whose first axis is split over the mesh."""
+  """Returns this host's rows of an array that is sharded as a batch is."""
   shards = sorted(
     array.addressable_shards, key=lambda shard: shard.index[0].start or 0
   )

@@ -5,7 +5,7 @@
   values = evaluator(state).values       # {'miou': 0.61, …, 'iou': array}
 
 Images of one group (see `inference.Group`) share batches and compiled programs.
-What is outside of an image on its canvas is cut off before anything is counted.
+Padding is cropped from a prediction before anything is counted.
 """
 
 import collections
@@ -32,8 +32,8 @@ class PlannedBatch(NamedTuple):
   """One batch of an evaluation.
 
   Attributes:
-    group: of its images.
-    indices: records of the split; -1 where a row only fills the batch.
+    group: group of its images.
+    indices: records of the split, one a row; -1 for an empty row.
   """
 
   group: inference.Group
@@ -45,47 +45,50 @@ def plan_batches(
   batch_size: int,
   group: Callable[[tuple[int, int]], inference.Group],
 ) -> list[PlannedBatch]:
-  """Divides images by group into full batches.
+  """Divides images by group into batches, filled up with empty rows.
 
   Args:
     sizes: (height, width) of each image.
     batch_size: rows of a batch.
-    group: of a size.
+    group: returns the group of images of a size.
   """
-  of_size = {size: group(size) for size in set(sizes)}
-  groups = collections.defaultdict(list)
+  group_by_size = {size: group(size) for size in set(sizes)}
+  indices_by_group = collections.defaultdict(list)
   for index, size in enumerate(sizes):
-    groups[of_size[size]].append(index)
+    indices_by_group[group_by_size[size]].append(index)
   batches = []
-  for found, indices in sorted(groups.items()):
-    filled = [*indices, *[-1] * (-len(indices) % batch_size)]
+  for image_group, indices in sorted(indices_by_group.items()):
+    padded = [*indices, *[-1] * (-len(indices) % batch_size)]
     batches += [
-      PlannedBatch(found, tuple(filled[i : i + batch_size]))
-      for i in range(0, len(filled), batch_size)
+      PlannedBatch(image_group, tuple(padded[i : i + batch_size]))
+      for i in range(0, len(padded), batch_size)
     ]
   return batches
 
 
 @functools.lru_cache(maxsize=8)
-def _placed(rows: jax.sharding.NamedSharding) -> Callable:
-  """Moves rows to where they belong; one program for all evaluations."""
-  return jax.jit(lambda found: found, out_shardings=rows)
+def _make_resharding(rows: jax.sharding.NamedSharding) -> Callable:
+  """Builds a function that shards arrays by rows.
+
+  Cached, so that all evaluations share its compiled programs.
+  """
+  return jax.jit(lambda array: array, out_shardings=rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-  """What a predictor finds in each image of a split, each image once.
+  """Predictions for all images of a split, each image exactly once.
 
   Attributes:
     split: the images.
     predictor: how the network is applied.
     batch_size: global number of rows.
     mesh: the devices.
-    keep: kinds of label that the examples have: 'label', 'tags'.
-    reading: its threads; no worker processes are used.
-    log_progress: whether to print progress lines.
-    padding: what each image and its label are put into before; the frame counts
-      like the image then.
+    keep: kinds of labels to read with the images: 'label', 'tags'.
+    reading: number of threads; worker processes are not used.
+    log_progress: print progress lines.
+    padding: applied to each image and its label first; the padding is then
+      evaluated like the image.
   """
 
   split: datasets.Split
@@ -105,45 +108,48 @@ class Predictions:
   def __call__(
     self, state: train_state.TrainState
   ) -> Iterator[tuple[np.ndarray, transforms.Example]]:
-    """Pairs of prediction and example, for the images of this host.
+    """Yields (prediction, example) for the images of this host.
 
-    All hosts must go through to the end. The order is that of the plan. Maps
-    over the canvas are cut to the image.
+    All hosts must iterate to the end, since each batch runs on all devices.
+    Label maps are cropped to the image. The order of images is that of
+    `plan_batches`.
     """
     put = sharding.make_put_batch(self.mesh)
-    shown = console.ProgressLine(
+    progress_line = console.ProgressLine(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )
-    # In threads: what a predictor holds does not travel to other processes.
+    # In threads: predictors hold compiled programs, which cannot be pickled.
     reading = dataclasses.replace(self.reading, workers=0)
     iterator = reading.iterate(self._batches)
     try:
       for done, batch in enumerate(iterator, start=1):
         progress.record_activity(f'batch {done} of {self.split.name}')
-        found = self.predictor(state, put(batch['inputs']))
-        rows = sharding.local_rows(self._by_rows(found))
-        canvas = batch['group'].padded_size
+        outputs = self.predictor(state, put(batch['inputs']))
+        rows = sharding.local_rows(self._shard_rows(outputs))
+        padded_size = batch['group'].padded_size
         for prediction, example in zip(rows, batch['examples'], strict=True):
           if example is None:
             continue
-          if prediction.shape[:2] == canvas:
+          if prediction.shape[:2] == padded_size:
             height, width = example['size']
             prediction = prediction[:height, :width]
           yield prediction, example
         if self.log_progress and (done == len(self._plan) or done % 20 == 0):
-          shown.report(done, {})
+          progress_line.report(done, {})
     finally:
       iterator.close()
 
   def local_count(self) -> int:
-    """Number of images that this host predicts."""
+    """Returns the number of images that this host predicts."""
     return sum(
-      i >= 0 for planned in self._plan for i in planned.indices[self._mine]
+      i >= 0
+      for planned in self._plan
+      for i in planned.indices[self._local_rows]
     )
 
   @property
-  def _by_rows(self) -> Callable:
-    return _placed(sharding.batch_sharding(self.mesh))
+  def _shard_rows(self) -> Callable:
+    return _make_resharding(sharding.batch_sharding(self.mesh))
 
   @functools.cached_property
   def _plan(self) -> list[PlannedBatch]:
@@ -153,17 +159,19 @@ class Predictions:
       larger = next((s for s in sizes if s[0] > height or s[1] > width), None)
       if larger is not None:
         raise errors.UserError(
-          f'{self.split.name}: found an image of {larger[0]} x {larger[1]}, '
-          f'expected at most the frame of {height} x {width}'
+          f'{self.split.name}: expected images of at most {height} x {width} '
+          f'pixels, which they are padded to, got one of {larger[0]} x '
+          f'{larger[1]}'
         )
       sizes = [self.padding.size] * len(sizes)
     return plan_batches(sizes, self.batch_size, self.predictor.group)
 
   @functools.cached_property
-  def _mine(self) -> slice:
-    part = loader_lib.ProcessShard()
-    rows = part.rows(self.batch_size)
-    return slice(part.index * rows, (part.index + 1) * rows)
+  def _local_rows(self) -> slice:
+    """Rows of a global batch that this host loads."""
+    shard = loader_lib.ProcessShard()
+    rows = shard.rows(self.batch_size)
+    return slice(shard.index * rows, (shard.index + 1) * rows)
 
   @functools.cached_property
   def _batches(self) -> grain.MapDataset:
@@ -179,7 +187,7 @@ class Predictions:
 
     def load(planned: PlannedBatch) -> dict[str, Any]:
       examples = [
-        read(i) if i >= 0 else None for i in planned.indices[self._mine]
+        read(i) if i >= 0 else None for i in planned.indices[self._local_rows]
       ]
       images = [example and example['image'] for example in examples]
       return {
@@ -193,13 +201,15 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-  """Counts how well predictions agree with labels.
+  """Computes metrics of the predictions for a split.
 
   Attributes:
-    predictions: of all images of a split; they keep the target.
-    metrics: empty; each is updated with (prediction, target, id) of each image.
-    target: key of what the metrics compare with: 'label' or 'tags'.
-    num_pictures: images of which a panel is drawn, where predictions are maps.
+    predictions: of all images of the split, with the targets.
+    metrics: empty metrics; each is updated with (prediction, target, id) of
+      every image.
+    target: key of the ground truth in an example: 'label' or 'tags'.
+    num_pictures: number of images drawn in a panel; 0 unless predictions are
+      label maps.
   """
 
   predictions: Predictions
@@ -208,47 +218,50 @@ class Evaluator:
   num_pictures: int = 0
 
   def __call__(self, state: train_state.TrainState) -> 'Evaluation':
-    """Evaluates the state; the same values on every host.
+    """Evaluates the state.
 
-    The panel shows images of this host.
+    The values are the same on every host; the panel shows images of this host.
 
     Raises:
-      ValueError: two metrics give a value of the same name.
+      ValueError: two metrics compute a value of the same name.
     """
-    counted = list(self.metrics)
-    drawn = []
-    chosen = splits.evenly_spaced(
+    updated = list(self.metrics)
+    panel_examples = []
+    panel_indices = splits.evenly_spaced(
       self.predictions.local_count(), self.num_pictures
     )
     for i, (prediction, example) in enumerate(self.predictions(state)):
-      for k, metric in enumerate(counted):
+      for k, metric in enumerate(updated):
         target = example[self.target]
-        counted[k] = metric.update(prediction, target, example['id'])
-      if i in chosen:
-        drawn.append(
+        updated[k] = metric.update(prediction, target, example['id'])
+      if i in panel_indices:
+        panel_examples.append(
           panels.Example(example['image'], example['label'], prediction)
         )
     values: dict[str, float | np.ndarray] = {}
-    for metric in counted:
+    for metric in updated:
       for name, value in (
         metrics_lib.merge_across_hosts(metric).compute().items()
       ):
         if name in values:
-          raise ValueError(f'two metrics give a value named {name!r}')
+          raise ValueError(
+            f'metrics: expected values of different names, got {name!r} twice'
+          )
         values[name] = value
     split = self.predictions.split
     panel = None
-    if drawn:
-      panel = panels.draw_panels(drawn, split.classes, split.palette)
+    if panel_examples:
+      panel = panels.draw_panels(panel_examples, split.classes, split.palette)
     return Evaluation(values, panel)
 
 
 class Evaluation(NamedTuple):
-  """What an evaluation found.
+  """The results of an evaluation.
 
   Attributes:
     values: of all metrics, by name.
-    panel: input, label, prediction and error of some images, or None.
+    panel: picture of input, label, prediction and error of some images, uint8
+      [H, W, 3], or None.
   """
 
   values: metrics_lib.Values
@@ -256,37 +269,40 @@ class Evaluation(NamedTuple):
 
 
 def combine_summaries(
-  *looks: Callable[[train_state.TrainState], tensorboard.Summaries],
+  *functions: Callable[[train_state.TrainState], tensorboard.Summaries],
 ) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
-  """One function for several, whose tags differ."""
+  """Builds one evaluation function from several whose tags differ."""
 
-  def look(state: train_state.TrainState) -> tensorboard.Summaries:
-    found = [each(state) for each in looks]
+  def evaluate(state: train_state.TrainState) -> tensorboard.Summaries:
+    summaries = [function(state) for function in functions]
     return tensorboard.Summaries(
-      {tag: value for each in found for tag, value in each.scalars.items()},
-      {tag: image for each in found for tag, image in each.images.items()},
+      {tag: value for each in summaries for tag, value in each.scalars.items()},
+      {tag: image for each in summaries for tag, image in each.images.items()},
     )
 
-  return look
+  return evaluate
 
 
 def combine_evaluators(
   evaluators: Mapping[str, Evaluator],
 ) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
-  """One function for several splits: scalars named '<split>/<metric>'."""
+  """Builds one evaluation function from the evaluators of several splits.
+
+  Scalars are tagged '<split>/<metric>', panels '<split>/panels'.
+  """
 
   def evaluate(state: train_state.TrainState) -> tensorboard.Summaries:
-    found = {split: each(state) for split, each in evaluators.items()}
+    evaluations = {split: each(state) for split, each in evaluators.items()}
     return tensorboard.Summaries(
       {
         f'{split}/{name}': value
-        for split, evaluated in found.items()
-        for name, value in scalars(evaluated.values).items()
+        for split, evaluation in evaluations.items()
+        for name, value in scalars(evaluation.values).items()
       },
       {
-        f'{split}/panels': evaluated.panel
-        for split, evaluated in found.items()
-        if evaluated.panel is not None
+        f'{split}/panels': evaluation.panel
+        for split, evaluation in evaluations.items()
+        if evaluation.panel is not None
       },
     )
 
@@ -296,17 +312,17 @@ def combine_evaluators(
 def to_json(
   values: metrics_lib.Values, split: datasets.Split
 ) -> dict[str, Any]:
-  """Values of a split as `results.json` holds them; NaN becomes null."""
+  """Returns the entry of a split in `results.json`; NaN becomes null."""
 
   def number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
-  scalars = {n: number(v) for n, v in values.items() if not np.ndim(v)}
+  numbers = {n: number(v) for n, v in values.items() if not np.ndim(v)}
   arrays = {n: v for n, v in values.items() if np.ndim(v)}
   return {
     'split': split.name,
     'num_images': len(split),
-    'metrics': scalars,
+    'metrics': numbers,
     'per_class': {
       name: dict(zip(split.classes, map(number, value), strict=True))
       for name, value in arrays.items()
@@ -315,5 +331,5 @@ def to_json(
 
 
 def scalars(values: metrics_lib.Values) -> dict[str, float]:
-  """The values that are numbers."""
+  """Returns the values that are numbers, without those per class."""
   return {n: float(v) for n, v in values.items() if not np.ndim(v)}

@@ -1,47 +1,42 @@
-"""How a network is applied to images: what a metric, or a person, gets to see.
+"""Inference: label maps and scores of images of any size, by a protocol.
 
   protocol = protocols.ProtocolOptions(flip=True)
   predictor = LabelMaps(method, num_classes, protocol, multiple=16)
   inputs = predictor.prepare(images, predictor.group(images[0].shape[:2]))
-  label_maps = predictor(state, inputs)        # int16 [B, H, W] on a canvas
+  label_maps = predictor(state, inputs)        # int16 [B, H, W], padded
 
-Images of a batch share a canvas; where each of them ends, and what the network
-is shown of it, is data of the batch (linear maps, see `protocols`). So images
-of many sizes run through few compiled programs, and none sees another's
-padding.
+Images of a batch are padded to one size. The size of each image, and its views,
+are data of the batch (linear maps, see `protocols`). So images of many sizes
+share few compiled programs, and no prediction depends on the other images.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int16, Shaped, UInt8
+from jaxtyping import Array, Float, Int16, UInt8
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
 from runtime import errors
-from segcore.eval import protocols
+from segcore.eval import protocols, view_maps
 from segcore.models.layers import resize
 from segcore.train import method as method_lib
 from segcore.train import train_state
 
-# Scores that are enlarged at once: 2**22 float32 are 16 MB. With 2**24 XLA took
-# 3.4 GB for 919 classes on a CPU, with this 0.5 GB, and no longer.
-_BLOCK_SIZE = 2**22
-
 
 class Group(NamedTuple):
-  """What images must have in common to share a batch.
+  """Sizes that images must have in common to share a batch.
 
   Attributes:
-    padded_size: height and width to which each of them is padded.
-    input_sizes: size of the network's input for each view.
+    padded_size: (height, width) to which each image is padded.
+    input_sizes: (height, width) of the network's input for each view.
   """
 
   padded_size: tuple[int, int]
@@ -50,45 +45,61 @@ class Group(NamedTuple):
 
 @runtime_checkable
 class Predictor(Protocol):
-  """What `evaluate.Predictions` needs of a way to look at images."""
+  """Interface of inference that `evaluator.Predictions` needs."""
 
   def group(self, size: tuple[int, int]) -> Group:
-    """The group of an image of this height and width."""
+    """Returns the group of images of this (height, width)."""
     ...
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
-    """Arrays with a row for each image; None stands for an empty row."""
+    """Builds the inputs of a batch on the host.
+
+    Args:
+      images: uint8 [H, W, 3] each, all of the group; None for an empty row.
+      group: their group.
+
+    Returns:
+      Arrays with a row for each image.
+    """
     ...
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Array:
-    """A prediction for each row; maps are as large as the canvas."""
+    """Predicts each row on the devices; label maps have the padded size."""
     ...
 
 
 @runtime_checkable
 class Labeler(Predictor, Protocol):
-  """A predictor of label maps that can be exported, too."""
+  """Interface of a predictor of label maps that can also be exported."""
 
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """The label map of one image, whose sides may be symbols."""
+    """Predicts the label map of one image, in one traceable function.
+
+    The sides of the image may be symbolic.
+    """
     ...
 
 
 def stack_padded(
-  images: Sequence[np.ndarray | None], canvas: tuple[int, int]
+  images: Sequence[np.ndarray | None], size: tuple[int, int]
 ) -> UInt8[np.ndarray, 'B H W 3']:
-  """Stacks images, continued at the bottom and right by reflection."""
-  rows = np.zeros((len(images), *canvas, 3), np.uint8)
+  """Stacks images, padded to a size by reflection at the bottom and right.
+
+  Args:
+    images: uint8 [h, w, 3] each; None for a row of zeros.
+    size: (height, width) to pad to.
+  """
+  rows = np.zeros((len(images), *size, 3), np.uint8)
   for row, image in zip(rows, images, strict=True):
     if image is not None:
       bottom, right = (
-        n - m for n, m in zip(canvas, image.shape[:2], strict=True)
+        n - m for n, m in zip(size, image.shape[:2], strict=True)
       )
       row[:] = cv2.copyMakeBorder(
         image, 0, bottom, 0, right, cv2.BORDER_REFLECT
@@ -96,9 +107,9 @@ def stack_padded(
   return rows
 
 
-def _continued(images: Array, canvas: resize.Size) -> Array:
-  """As `on_canvas`, on the device."""
-  for axis, length in enumerate(canvas, 1):
+def _pad_on_device(images: Array, size: resize.Size) -> Array:
+  """Pads as `stack_padded` does, in a traceable function."""
+  for axis, length in enumerate(size, 1):
     n = images.shape[axis]
     position = jnp.arange(length) % (2 * n)
     source = jnp.minimum(position, 2 * n - 1 - position)
@@ -106,81 +117,38 @@ def _continued(images: Array, canvas: resize.Size) -> Array:
   return images
 
 
-def map_row_blocks(
-  what: Callable[[Any], Array], by_rows: Any, shape: tuple[int, int, int, int]
-) -> Shaped[Array, 'B H ...']:
-  """Applies a function to blocks of rows, one after the other, and joins them.
-
-  Args:
-    what: from arrays of n rows, [B, n, …], to an array [B, n, …].
-    by_rows: a tree of arrays [B, H, …].
-    shape: B, H, W and C of the scores that it makes on the way, of which no
-      more than a block is in memory.
-  """
-  batch, height, width, classes = shape
-  cells = max(1, batch // jax.device_count()) * width * classes
-  rows = min(height, max(1, _BLOCK_SIZE // cells))
-  count = -(-height // rows)
-
-  def blocks(array: Array) -> Array:
-    missing = [(0, 0), (0, count * rows - height)]
-    padded = jnp.pad(array, missing + [(0, 0)] * (array.ndim - 2))
-    split = padded.reshape(batch, count, rows, *array.shape[2:])
-    return jnp.moveaxis(split, 1, 0)
-
-  found = jax.lax.map(what, jax.tree.map(blocks, by_rows))
-  joined = jnp.moveaxis(found, 0, 1)
-  return joined.reshape(batch, count * rows, *joined.shape[3:])[:, :height]
-
-
-def argmax_by_rows(
-  scores: Float[Array, '1 h w C'],
-  rows: Float[Array, 'H h'],
-  columns: Float[Array, 'W w'],
-) -> Int16[Array, '1 H W']:
-  """The best class of each pixel, a row at a time: sides may be symbols."""
-  exact = jax.lax.Precision.HIGHEST
-  wide = jnp.einsum('jw,hwc->hjc', columns, scores[0], precision=exact)
-
-  def best(weights: Array) -> Array:
-    votes = jnp.einsum('h,hjc->jc', weights, wide, precision=exact)
-    return jnp.argmax(votes, axis=-1).astype(jnp.int16)
-
-  return jax.lax.map(best, rows)[None]
-
-
-def _multiple_of(size: resize.Size, multiple: int) -> resize.Size:
+def _round_up(size: resize.Size, multiple: int) -> resize.Size:
   height, width = (-(-n // multiple) * multiple for n in size)
   return height, width
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageScores:
-  """One row of scores or features for each whole image.
+  """Predictor of one row of scores or features for each image.
 
   Attributes:
-    method: its `predict` gives a row for each image.
-    multiple: of the sides of the network's input.
+    method: its `predict` returns a row for each image.
+    multiple: sides of the network's input are multiples of it.
   """
 
   method: method_lib.ScoreModel
   multiple: int
 
   def group(self, size: tuple[int, int]) -> Group:
-    """See `Predictor`."""
-    canvas = _multiple_of(size, self.multiple)
-    return Group(canvas, (canvas,))
+    """Implements `Predictor.group`."""
+    padded_size = _round_up(size, self.multiple)
+    return Group(padded_size, (padded_size,))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
-    """See `Predictor`."""
+    """Implements `Predictor.prepare`."""
     return {'images': stack_padded(images, group.padded_size)}
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Float[Array, 'B ...']:
-    """See `Predictor`."""
+    """Computes the row of each image."""
     return self._scores(state, inputs['images'])
 
   @functools.cached_property
@@ -194,16 +162,17 @@ class ImageScores:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelMaps:
-  """The best class of each pixel, at the image's own size, by a protocol.
+  """Predictor of the class of each pixel, at the size of the image.
 
-  Scores of each view are enlarged (bilinear), averaged and compared in blocks
-  of rows, so that all classes at all pixels need not fit in memory.
+  Scores of each view are upsampled (bilinear), averaged and compared in blocks
+  of rows, so that the scores of all classes at all pixels need not fit in
+  memory.
 
   Attributes:
-    method: its `predict` gives scores at the network's own grid.
-    num_classes: of the scores.
-    protocol: how the network looks at an image.
-    multiple: of the sides of the network's input.
+    method: its `predict` returns scores at the network's output resolution.
+    num_classes: number of classes C of the scores.
+    protocol: the evaluation protocol.
+    multiple: sides of the network's input are multiples of it.
     output: 'labels', or 'probs' for the averaged probabilities.
   """
 
@@ -214,18 +183,18 @@ class LabelMaps:
   output: Literal['labels', 'probs'] = 'labels'
 
   def group(self, size: tuple[int, int]) -> Group:
-    """See `Predictor`."""
-    canvas = self._canvas(size)
+    """Implements `Predictor.group`."""
+    padded_size = self._padded_size(size)
     if self.protocol.is_single_view:
-      # The input is the canvas, and nothing has to be moved.
-      return Group(canvas, (canvas,))
+      # The input is the padded image itself: no maps are needed.
+      return Group(padded_size, (padded_size,))
     views = self._views(size)
-    return Group(canvas, tuple(view.input_size for view in views))
+    return Group(padded_size, tuple(view.input_size for view in views))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
-    """See `Predictor`; adds the maps of each view, by row of the batch."""
+    """Implements `Predictor.prepare`; adds the maps of each view."""
     inputs = {'images': stack_padded(images, group.padded_size)}
     if self.protocol.is_single_view:
       return {**inputs, 'views': [None]}
@@ -235,21 +204,23 @@ class LabelMaps:
       for image in images
     ]
     packed = []
+    read_taps, write_taps = self.protocol.max_taps
     for i, (h, w) in enumerate(group.input_sizes):
-      lengths = {
-        'read_rows': h,
-        'read_columns': w,
-        'write_rows': height,
-        'write_columns': width,
-      }
+      of_images = [v and v[i] for v in views]
       packed.append(
         {
-          name: _packed(
-            [v and getattr(v[i], name) for v in views],
-            length,
-            self.protocol.max_taps[name.startswith('write')],
-          )
-          for name, length in lengths.items()
+          'read_rows': view_maps.pack(
+            [v and v.read_rows for v in of_images], h, read_taps
+          ),
+          'read_columns': view_maps.pack(
+            [v and v.read_columns for v in of_images], w, read_taps
+          ),
+          'write_rows': view_maps.pack(
+            [v and v.write_rows for v in of_images], height, write_taps
+          ),
+          'write_columns': view_maps.pack(
+            [v and v.write_columns for v in of_images], width, write_taps
+          ),
         }
       )
     return {**inputs, 'views': packed}
@@ -257,49 +228,57 @@ class LabelMaps:
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Int16[Array, 'B H W'] | Float[Array, 'B H W C']:
-    """See `Predictor`."""
+    """Predicts a label map, or probabilities, for each image."""
     images = inputs['images']
-    canvas = images.shape[1:3]
-    found, total = [], None
-    size, limit = 0, canvas[0] * canvas[1] * self.num_classes
+    padded_size = images.shape[1:3]
+    pending, total = [], None
+    size, limit = 0, padded_size[0] * padded_size[1] * self.num_classes
     for view in inputs['views']:
-      scores = self._scores(state, _look(images, view, self._beyond))
-      found.append((scores, view))
+      network_input = view_maps.network_input(images, view, self._fill)
+      scores = self._scores(state, network_input)
+      pending.append((scores, view))
       size += math.prod(scores.shape[1:])
       if size > limit:
-        # The views' scores need more memory than their sum does.
-        total = self._add(found, total, canvas)
-        found, size = [], 0
-    return self._decide(found, total, canvas)
+        # The scores of the views take more memory than their sum at the size of
+        # the image.
+        total = self._add(pending, total, padded_size)
+        pending, size = [], 0
+    return self._decide(pending, total, padded_size)
 
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """The same of one image, in one traceable function, for `export`.
+    """Predicts the label map of one image, in one traceable function.
 
-    The sides may be symbols if there is a single view of the whole image.
+    For `export`. The sides may be symbolic if the protocol is a single view of
+    the whole image.
 
     Raises:
-      UserError: they are, and there are more views.
+      UserError: the sides are symbolic, and there are more views.
     """
     size = images.shape[1:3]
     if not self.protocol.is_single_view:
       if not all(isinstance(n, int) for n in size):
-        raise errors.UserError(f'it is: {self.protocol.describe()}')
+        raise errors.UserError(
+          'protocol: expected a single view of the whole image, got '
+          f'{self.protocol.describe()}'
+        )
       group = self.group(size)
       inputs = self.prepare([np.zeros((*size, 3), np.uint8)], group)
-      inputs['images'] = _continued(images, group.padded_size)
+      inputs['images'] = _pad_on_device(images, group.padded_size)
       return self(state, inputs)[:, : size[0], : size[1]]
-    canvas = self._canvas(size)
+    padded_size = self._padded_size(size)
     scores = self._scores(
-      state, batch_lib.to_symmetric(_continued(images, canvas))
+      state, batch_lib.to_symmetric(_pad_on_device(images, padded_size))
     )
     aligned = self.protocol.align_corners
     rows, columns = (
-      jnp.asarray(resize.bilinear_matrix(grid, n, aligned)[:cut])
-      for grid, n, cut in zip(scores.shape[1:3], canvas, size, strict=True)
+      jnp.asarray(resize.bilinear_matrix(grid, n, aligned)[:cropped])
+      for grid, n, cropped in zip(
+        scores.shape[1:3], padded_size, size, strict=True
+      )
     )
-    return argmax_by_rows(scores, rows, columns)
+    return view_maps.argmax_by_rows(scores, rows, columns)
 
   @functools.cached_property
   def _scores(self):
@@ -311,71 +290,100 @@ class LabelMaps:
 
   @functools.cached_property
   def _add(self):
-    def add(found, total, canvas):
-      return self._in_blocks(found, total, canvas, lambda votes: votes)
+    def add(pending, total, padded_size):
+      return self._map_votes(pending, total, padded_size, lambda votes: votes)
 
     return jax.jit(add, static_argnums=2)
 
   @functools.cached_property
   def _decide(self):
-    def best(votes):
+    def labels(votes):
       return jnp.argmax(votes, axis=-1).astype(jnp.int16)
 
     def probs(votes):
       return jax.nn.softmax(votes) if self._averages_logits else votes
 
-    def decide(found, total, canvas):
-      what = best if self.output == 'labels' else probs
-      return self._in_blocks(found, total, canvas, what)
+    function = labels if self.output == 'labels' else probs
+
+    def decide(pending, total, padded_size):
+      return self._map_votes(pending, total, padded_size, function)
 
     return jax.jit(decide, static_argnums=2)
 
-  def _in_blocks(self, found, total, canvas: tuple[int, int], what) -> Array:
-    """Applies `what` to the votes of blocks of rows, [B, n, W, C] each."""
-    batch = (found[0][0] if found else total).shape[0]
-    parts = []
-    for scores, view in found:
-      if view is None and scores.shape[1:3] == canvas:
-        parts.append((scores, lambda rows: rows))
+  def _map_votes(
+    self, pending, total, padded_size: tuple[int, int], function
+  ) -> Array:
+    """Applies a function to the votes of blocks of rows, [B, n, W, C] each.
+
+    Args:
+      pending: scores and view of each view that is not in the total.
+      total: sum of votes [B, H, W, C], or None.
+      padded_size: (H, W).
+      function: from votes [B, n, W, C] to [B, n, W, …].
+    """
+    batch = (pending[0][0] if pending else total).shape[0]
+    row_arrays, vote_functions = [], []
+    for scores, view in pending:
+      if view is None and scores.shape[1:3] == padded_size:
+        row_arrays.append(scores)
+        vote_functions.append(lambda rows: rows)
       else:
-        matrices, columns = _matrices(
-          scores, view, canvas, self.protocol.align_corners
+        rows, columns = view_maps.upsampling_matrices(
+          scores, view, padded_size, self.protocol.align_corners
         )
-        parts.append((matrices, functools.partial(self._vote, scores, columns)))
+        row_arrays.append(rows)
+        vote_functions.append(functools.partial(self._vote, scores, columns))
 
-    def block(sliced):
-      votes, pieces = sliced
-      for (_, vote), piece in zip(parts, pieces, strict=True):
-        votes = vote(piece) if votes is None else votes + vote(piece)
-      return what(votes)
+    def apply_to_block(block):
+      votes, blocks = block
+      for vote, rows in zip(vote_functions, blocks, strict=True):
+        votes = vote(rows) if votes is None else votes + vote(rows)
+      return function(votes)
 
-    by_rows = (total, [piece for piece, _ in parts])
-    return map_row_blocks(block, by_rows, (batch, *canvas, self.num_classes))
-
-  @property
-  def _beyond(self) -> tuple[int, int, int] | None:
-    return (
-      transforms.MEAN_COLOR if self.protocol.padding_mode == 'mean' else None
+    return view_maps.map_row_blocks(
+      apply_to_block,
+      (total, row_arrays),
+      (batch, *padded_size, self.num_classes),
     )
 
-  def _canvas(self, size: resize.Size) -> resize.Size:
-    canvas = _multiple_of(size, self.protocol.size_multiple or self.multiple)
+  @property
+  def _fill(self) -> tuple[int, int, int] | None:
+    """Color of an input where a view reads no pixel."""
+    if self.protocol.padding_mode == 'mean':
+      return transforms.MEAN_COLOR
+    return None
+
+  def _padded_size(self, size: resize.Size) -> resize.Size:
+    padded = _round_up(size, self.protocol.size_multiple or self.multiple)
     if self.protocol.is_single_view:
-      canvas = _multiple_of(canvas, self.multiple)
-    return canvas
+      padded = _round_up(padded, self.multiple)
+    return padded
 
   @property
   def _averages_logits(self) -> bool:
     return self.protocol.average == 'logits' or self.protocol.is_single_view
 
   def _vote(self, scores, columns, rows):
-    """Weighted votes of a view for a block of rows."""
+    """Computes the weighted logits, or probabilities, of a view.
+
+    Args:
+      scores: [B, h, w, C].
+      columns: [B, W, w], weights of the scores for each column of pixels.
+      rows: [B, n, h], the same for a block of rows.
+
+    Returns:
+      [B, n, W, C], times the weight of the view at each pixel.
+    """
     if self._averages_logits:
-      return _enlarge(scores, rows, columns)
+      return view_maps.upsample(scores, rows, columns)
     row_weights = jnp.sum(rows, axis=2)
     column_weights = jnp.sum(columns, axis=2)
     probs = jax.nn.softmax(
-      _enlarge(scores, _unit(rows, row_weights), _unit(columns, column_weights))
+      view_maps.upsample(
+        scores,
+        view_maps.normalize_rows(rows, row_weights),
+        view_maps.normalize_rows(columns, column_weights),
+      )
     )
     weights = row_weights[:, :, None] * column_weights[:, None, :]
     return weights[..., None] * probs
@@ -389,96 +397,3 @@ def _cached_views(
   protocol: protocols.ProtocolOptions, multiple: int, size: tuple[int, int]
 ) -> list[protocols.View]:
   return protocol.build(multiple)(size)
-
-
-class Packed(NamedTuple):
-  """Linear maps of an axis, by image: what is not 0 in each row.
-
-  Attributes:
-    index: int32 [B, n, K], columns.
-    weight: float32 [B, n, K]; 0 where a row has fewer than K.
-  """
-
-  index: Any
-  weight: Any
-
-
-def _packed(
-  maps: Sequence[protocols.Map | None], length: int, most: int
-) -> Packed:
-  """Packs maps to `length` rows of `most` entries; dense ones are huge."""
-  index = np.zeros((len(maps), length, most), np.int32)
-  weight = np.zeros(index.shape, np.float32)
-  for i, found in enumerate(maps):
-    if found is not None:
-      counts = np.diff(found.indptr)
-      rows = np.repeat(np.arange(len(counts)), counts)
-      places = np.arange(found.nnz) - np.repeat(found.indptr[:-1], counts)
-      index[i, rows, places] = found.indices
-      weight[i, rows, places] = found.data
-  return Packed(index, weight)
-
-
-def _dense(packed: Packed, width: int) -> Array:
-  """The matrices [B, n, width], on the device."""
-  rows = jnp.zeros((*packed.index.shape[:2], width), jnp.float32)
-  add = jax.vmap(jax.vmap(lambda row, i, w: row.at[i].add(w)))
-  return add(rows, packed.index, packed.weight)
-
-
-@functools.partial(jax.jit, static_argnames='beyond')
-def _look(images, view, beyond):
-  """What the network is shown, in [-1, 1]; the canvas itself without a view.
-
-  Where a view reads nothing, it shows the color `beyond`, if there is one.
-  """
-  exact = jax.lax.Precision.HIGHEST
-  symmetric = batch_lib.to_symmetric(images)
-  if view is None:
-    return symmetric
-  if beyond is not None:
-    beyond = batch_lib.to_symmetric(jnp.array([[beyond]], jnp.uint8))
-    symmetric -= beyond
-  height, width = images.shape[1:3]
-  rows = _dense(view['read_rows'], height)
-  columns = _dense(view['read_columns'], width)
-  found = jnp.einsum('bih,bhwc->biwc', rows, symmetric, precision=exact)
-  found = jnp.einsum('bjw,biwc->bijc', columns, found, precision=exact)
-  return found if beyond is None else found + beyond
-
-
-def _matrices(
-  scores: Array,
-  view: Mapping[str, Packed] | None,
-  canvas: tuple[int, int],
-  align_corners: bool,
-) -> list[Array]:
-  """Rows and columns of the canvas from those of the scores, by image."""
-  found = []
-  for axis, name in enumerate(('rows', 'columns')):
-    grid = scores.shape[1 + axis]
-    if view is None:
-      enlarging = resize.bilinear_matrix(grid, canvas[axis], align_corners)
-      matrix = jnp.broadcast_to(enlarging, (len(scores), *enlarging.shape))
-    else:
-      # On from the input's axis to the coarser one of its scores.
-      seen = view[f'read_{name}'].index.shape[1]
-      enlarging = resize.bilinear_matrix(grid, seen, align_corners)
-      matrix = jnp.matmul(
-        _dense(view[f'write_{name}'], seen),
-        enlarging,
-        precision=jax.lax.Precision.HIGHEST,
-      )
-    found.append(matrix)
-  return found
-
-
-def _unit(matrix: Array, weights: Array) -> Array:
-  """Rows that sum to 1 where the view counts, and to 0 elsewhere."""
-  return matrix / jnp.where(weights > 0, weights, 1.0)[..., None]
-
-
-def _enlarge(scores: Array, rows: Array, columns: Array) -> Array:
-  exact = jax.lax.Precision.HIGHEST
-  found = jnp.einsum('bnh,bhwc->bnwc', rows, scores, precision=exact)
-  return jnp.einsum('bjw,bnwc->bnjc', columns, found, precision=exact)

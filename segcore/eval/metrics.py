@@ -5,8 +5,8 @@
     metric = metric.update(prediction, label, id)
   values = merge_across_hosts(metric).compute()
 
-Everything is counted in int64 with numpy: the pixels of ImageNet-S val alone
-overflow int32, which is as far as jax counts by default.
+Counts are int64 numpy arrays: the pixels of ImageNet-S val alone overflow
+int32, the largest integer type of jax by default.
 """
 
 import dataclasses
@@ -25,10 +25,11 @@ Values = Mapping[str, float | np.ndarray]
 
 @runtime_checkable
 class Metric(Protocol):
-  """What the evaluator needs: update with one image, merge, compute.
+  """Interface of metrics: update with one image, merge, compute.
 
   A metric is a frozen dataclass whose fields are counts: int64 arrays or ints.
-  It starts from a classmethod `empty`, whose arguments are its own.
+  A classmethod `empty`, with arguments of its own, returns the metric over no
+  image.
   """
 
   def update(self, prediction: Any, label: Any, id: bytes | str) -> 'Metric':
@@ -46,7 +47,7 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Counts(Protocol):
-  """What hosts merge: a dataclass whose fields are int64 arrays or ints."""
+  """Counts that hosts merge: a dataclass of int64 arrays or ints."""
 
   def merge(self, other: Any) -> Any:
     """Returns the counts of both."""
@@ -58,9 +59,10 @@ C = TypeVar('C', bound=Counts)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConfusionMatrix:
-  """How many pixels of each class were taken for each class.
+  """Number of pixels by label (rows) and predicted class (columns).
 
-  counts: rows are labels, columns are predictions.
+  Attributes:
+    counts: number of pixels; a row is a label, a column a prediction.
 
   >>> label = np.array([[0, 1], [1, -1]])
   >>> prediction = np.array([[0, 1], [0, 0]])
@@ -73,9 +75,13 @@ class ConfusionMatrix:
 
   @classmethod
   def empty(cls, num_classes: int) -> 'ConfusionMatrix':
-    """Returns the matrix of no pixel."""
+    """Returns the matrix over no image, all zeros.
+
+    Raises:
+      ValueError: `num_classes` is below 1.
+    """
     if num_classes < 1:
-      raise ValueError(f'num_classes is {num_classes}; allowed: 1 or more')
+      raise ValueError(f'num_classes: expected >= 1, got {num_classes}')
     return cls(np.zeros((num_classes, num_classes), np.int64))
 
   def update(
@@ -86,29 +92,30 @@ class ConfusionMatrix:
   ) -> 'ConfusionMatrix':
     """Returns the matrix with one image counted; negative labels are ignored.
 
-    Raises ValueError, with the image's id, for maps of different sizes, for a
-    label of C or more, and for a prediction outside 0…C-1 at any pixel.
+    Raises:
+      ValueError: the maps differ in size, a label is C or more, or a prediction
+        is outside of 0…C-1 at any pixel; the message names the image.
     """
     num_classes = len(self.counts)
     if prediction.shape != label.shape:
       raise ValueError(
-        f'image {_name(id)}: the prediction is {_size(prediction)} and the '
-        f'label {_size(label)}; predict at the original size'
+        f'image {_name(id)}: expected a prediction of the size of the label, '
+        f'{_size(label)}, got {_size(prediction)}: predict at the original size'
       )
     if label.size == 0:
       return self
     if label.max() >= num_classes:
       raise ValueError(
-        f'image {_name(id)}: label {label.max()} found; allowed: '
-        f'0…{num_classes - 1}, or negative to ignore'
+        f'image {_name(id)}: expected labels 0…{num_classes - 1}, or negative '
+        f'ones to ignore, got {label.max()}'
       )
     if prediction.min() < 0 or prediction.max() >= num_classes:
       raise ValueError(
-        f'image {_name(id)}: predictions {prediction.min()}…{prediction.max()} '
-        f'found; allowed: 0…{num_classes - 1}'
+        f'image {_name(id)}: expected predictions 0…{num_classes - 1}, got '
+        f'{prediction.min()}…{prediction.max()}'
       )
     valid = label >= 0
-    # Widened first: 919 * 920 does not fit in the int16 of a label.
+    # In int64: 919 * 920 overflows the int16 of a label.
     cells = label[valid].astype(np.int64) * num_classes + prediction[valid]
     counts = np.bincount(cells, minlength=num_classes**2)
     return type(self)(self.counts + counts.reshape(self.counts.shape))
@@ -117,37 +124,40 @@ class ConfusionMatrix:
     """Returns the matrix over the images of both."""
     if self.counts.shape != other.counts.shape:
       raise ValueError(
-        f'cannot merge confusion matrices of {len(self.counts)} and '
-        f'{len(other.counts)} classes'
+        f'merge: expected a confusion matrix of {len(self.counts)} classes, '
+        f'got {len(other.counts)}'
       )
     return type(self)(self.counts + other.counts)
 
   def compute(self) -> Values:
-    """Returns the fractions below, in [0, 1]; those of nothing are NaN.
+    """Returns the metrics, fractions in [0, 1]; NaN where nothing is counted.
 
-    iou [C]: intersection over union; NaN where a class neither occurs nor is
-    predicted. miou: its mean over the other classes. pixel_accuracy: share of
-    the valid pixels that are right. mean_class_accuracy: mean, over the classes
-    that occur, of the share of their pixels that are right.
+    Returns:
+      iou: [C], intersection over union; NaN for a class that neither occurs nor
+        is predicted.
+      miou: mean of `iou` over the other classes.
+      pixel_accuracy: share of labeled pixels that are predicted correctly.
+      mean_class_accuracy: mean over the classes that occur of the share of
+        their pixels that are predicted correctly.
     """
-    right = np.diagonal(self.counts)
+    correct = np.diagonal(self.counts)
     labeled = self.counts.sum(axis=1)
     predicted = self.counts.sum(axis=0)
-    iou = _ratio(right, labeled + predicted - right)
-    pixel_accuracy = _ratio(right.sum(keepdims=True), labeled.sum())
+    iou = _ratio(correct, labeled + predicted - correct)
+    pixel_accuracy = _ratio(correct.sum(keepdims=True), labeled.sum())
     return {
       'miou': _mean(iou),
       'pixel_accuracy': float(pixel_accuracy[0]),
-      'mean_class_accuracy': _mean(_ratio(right, labeled)),
+      'mean_class_accuracy': _mean(_ratio(correct, labeled)),
       'iou': iou,
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-  """Share of the images whose best-scored class is one of their tags.
+  """Share of images whose class of the highest score is one of their tags.
 
-  An image without tags is not counted: no class can be right.
+  Images without tags are not counted: no prediction could be correct.
 
   >>> metric = Accuracy.empty()
   >>> scores, tags = np.array([0.2, 0.8]), np.array([False, True])
@@ -155,13 +165,13 @@ class Accuracy:
   {'accuracy': 1.0}
   """
 
-  right: int
+  correct: int
   total: int
 
   @classmethod
   def empty(cls) -> 'Accuracy':
     """Returns the accuracy over no image."""
-    return cls(right=0, total=0)
+    return cls(correct=0, total=0)
 
   def update(
     self,
@@ -169,32 +179,44 @@ class Accuracy:
     label: Bool[np.ndarray, 'C'],
     id: bytes | str,
   ) -> 'Accuracy':
-    """Returns the accuracy with one image counted: its scores and its tags."""
+    """Returns the accuracy with one image counted.
+
+    Args:
+      prediction: score of each class.
+      label: tags; True for each class in the image.
+      id: of the image, for messages.
+
+    Raises:
+      ValueError: the numbers of scores and tags differ, or a score is NaN.
+    """
     if prediction.shape != label.shape:
       raise ValueError(
-        f'image {_name(id)}: {_size(prediction)} scores for {_size(label)} tags'
+        f'image {_name(id)}: expected a score for each of {_size(label)} tags, '
+        f'got {_size(prediction)}'
       )
     if np.isnan(prediction).any():
-      raise ValueError(f'image {_name(id)}: a score is NaN')
+      raise ValueError(
+        f'image {_name(id)}: expected numbers as scores, got NaN'
+      )
     if not label.any():
       return self
-    right = int(label[np.argmax(prediction)])
-    return type(self)(self.right + right, self.total + 1)
+    correct = int(label[np.argmax(prediction)])
+    return type(self)(self.correct + correct, self.total + 1)
 
   def merge(self, other: 'Accuracy') -> 'Accuracy':
     """Returns the accuracy over the images of both."""
-    return type(self)(self.right + other.right, self.total + other.total)
+    return type(self)(self.correct + other.correct, self.total + other.total)
 
   def compute(self) -> Values:
     """Returns the accuracy in [0, 1]; NaN over no image."""
-    return {'accuracy': self.right / self.total if self.total else np.nan}
+    return {'accuracy': self.correct / self.total if self.total else np.nan}
 
 
 def merge_across_hosts(metric: C) -> C:
-  """Merges the metrics of all processes; each gets the same, exact to the bit.
+  """Merges the metrics of all processes, exactly; each gets the same result.
 
-  Every process must call it, with counts of the same shape. On one process it
-  returns the metric itself.
+  Every process must call it, with counts of the same shapes. With one process
+  the metric itself is returned.
   """
   if jax.process_count() == 1:
     return metric
@@ -225,9 +247,9 @@ def merge_across_hosts(metric: C) -> C:
 def encode_int64(
   counts: Int64[np.ndarray, '*shape'] | int,
 ) -> UInt32[np.ndarray, 'N']:
-  """Lays the bits of int64 counts out as two uint32 each.
+  """Views int64 counts as two uint32 words each.
 
-  Without its x64 mode jax would narrow int64 to int32 on the way.
+  jax, without its x64 mode, would narrow int64 to int32 in a collective.
   """
   return np.asarray(counts, np.int64).reshape(-1).view(np.uint32)
 
@@ -235,20 +257,20 @@ def encode_int64(
 def decode_int64(
   words: UInt32[np.ndarray, 'N'], shape: tuple[int, ...]
 ) -> Int64[np.ndarray, '...']:
-  """Undoes `encode_int64`."""
+  """Inverts `encode_int64`; returns counts of the given shape."""
   return np.ascontiguousarray(words).view(np.int64).reshape(shape)
 
 
 def _ratio(
   part: Int[np.ndarray, 'N'], whole: np.ndarray | np.integer
 ) -> Float[np.ndarray, 'N']:
-  """part / whole; NaN where the whole is 0."""
-  missing = np.full(part.shape, np.nan)
-  return np.divide(part, whole, out=missing, where=np.asarray(whole) > 0)
+  """Divides part by whole; NaN where the whole is 0."""
+  ratio = np.full(part.shape, np.nan)
+  return np.divide(part, whole, out=ratio, where=np.asarray(whole) > 0)
 
 
 def _mean(values: Float[np.ndarray, 'N']) -> float:
-  """Mean of what is not NaN; NaN, without a warning, if nothing is left."""
+  """Averages the values that are not NaN; NaN, without a warning, if none."""
   known = values[~np.isnan(values)]
   return float(known.mean()) if known.size else float('nan')
 

@@ -1,7 +1,7 @@
-"""Pictures for people: what the network saw, was told, and answered.
+"""Pictures of inputs, label maps, predictions and errors.
 
-Arrays in, arrays out: uint8 RGB throughout. Colors of classes are the data
-set's palette; pixels without a label are light gray.
+All functions take and return uint8 RGB arrays. Classes have the colors of the
+data set's palette; ignored pixels are light gray.
 """
 
 import dataclasses
@@ -21,21 +21,22 @@ from runtime import files
 
 Color = tuple[int, int, int]
 
-# Of pixels that have no label.
+# Color of ignored pixels.
 IGNORED = (224, 224, 224)
 WRONG = (214, 39, 40)
-_PAPER, _INK = 255, (32, 32, 32)
+_BACKGROUND, _TEXT_COLOR = 255, (32, 32, 32)
+# Pixels between pictures.
 _GAP = 4
-# Sides of the squares that pictures are fitted into.
-_TILES = (96, 256)
-# Classes that a legend names; a picture has no room for more.
-_MOST_CLASSES = 40
+# Least and largest side of the square that a picture is resized to fit.
+_TILE_SIZES = (96, 256)
+# Classes named by a legend; a picture has no room for more.
+_MAX_CLASSES = 40
 
 
 def colorize(
   label: Int[np.ndarray, 'H W'], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """A label map in the colors of its classes."""
+  """Colors a label map by class; negative labels are gray."""
   colors = np.array([*palette, IGNORED], np.uint8)
   return colors[np.where(label < 0, len(palette), label)]
 
@@ -46,7 +47,7 @@ def draw_overlay(
   palette: Sequence[Color],
   opacity: float = 0.5,
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """The image with its label map laid over it, where there is a label."""
+  """Blends an image with its colored label map; ignored pixels stay."""
   mixed = (1 - opacity) * image + opacity * colorize(label, palette)
   mixed = np.rint(mixed).astype(np.uint8)
   return np.where((label >= 0)[..., None], mixed, image)
@@ -55,57 +56,61 @@ def draw_overlay(
 def draw_errors(
   label: Int[np.ndarray, 'H W'], prediction: Int[np.ndarray, 'H W']
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Wrong pixels in red, right ones in white, those without a label in gray."""
-  found = np.full((*label.shape, 3), 255, np.uint8)
-  found[prediction != label] = WRONG
-  found[label < 0] = IGNORED
-  return found
+  """Colors wrong pixels red, right ones white and ignored ones gray."""
+  picture = np.full((*label.shape, 3), 255, np.uint8)
+  picture[prediction != label] = WRONG
+  picture[label < 0] = IGNORED
+  return picture
 
 
 def draw_grid(
   rows: Sequence[Sequence[UInt8[np.ndarray, '_ _ 3']]],
   titles: Sequence[str],
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Pictures in rows under the titles of the columns.
+  """Arranges pictures in rows, with a title above each column.
 
-  Each is fitted into a square of 96 to 256 pixels: about as large as the
-  largest of them, since TensorBoard shrinks what is wide.
+  Each picture is resized to fit a square of 96 to 256 pixels, about the size of
+  the largest of them, since TensorBoard shrinks wide images.
 
   Args:
-    rows: of pictures; those of a row are equally large.
-    titles: of the columns.
+    rows: pictures by row and column; those of a row have the same size.
+    titles: titles of the columns.
   """
   tile = tile_size([picture for row in rows for picture in row])
   line = _line_height(tile)
-  lines = [[_fitted(picture, tile) for picture in row] for row in rows]
-  width = max(p.shape[1] for row in lines for p in row)
-  heights = [row[0].shape[0] for row in lines]
-  paper = _paper(
+  tiles = [[_resize_to_fit(picture, tile) for picture in row] for row in rows]
+  width = max(p.shape[1] for row in tiles for p in row)
+  heights = [row[0].shape[0] for row in tiles]
+  output = _blank(
     line + sum(heights) + _GAP * len(rows),
     (width + _GAP) * len(titles) - _GAP,
   )
   top = line
-  for row, height in zip(lines, heights, strict=True):
+  for row, height in zip(tiles, heights, strict=True):
     for column, picture in enumerate(row):
       left = column * (width + _GAP)
-      paper[top : top + height, left : left + picture.shape[1]] = picture
+      output[top : top + height, left : left + picture.shape[1]] = picture
     top += height + _GAP
-  places = [(column * (width + _GAP), 1) for column in range(len(titles))]
-  return _written(paper, places, titles, tile)
+  positions = [(column * (width + _GAP), 1) for column in range(len(titles))]
+  return _draw_texts(output, positions, titles, tile)
 
 
 def tile_size(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
-  """Side of the square into which `draw_grid` fits these pictures."""
+  """Returns the side of the square that `draw_grid` resizes pictures to fit."""
   longest = max(max(picture.shape[:2]) for picture in images)
-  return min(max(longest, _TILES[0]), _TILES[1])
+  return min(max(longest, _TILE_SIZES[0]), _TILE_SIZES[1])
 
 
 def draw_legend(
   classes: Sequence[str], palette: Sequence[Color], width: int, tile: int
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Names of classes beside their colors, in as many columns as fit.
+  """Draws names of classes beside their colors, in as many columns as fit.
 
-  The letters are as large as those above tiles of the given side.
+  Args:
+    classes: names of the classes.
+    palette: RGB color of each class.
+    width: least width of the picture, in pixels.
+    tile: side of the tiles of the grid, which decides the font size.
   """
   entries = [*zip(classes, palette, strict=True), ('no label', IGNORED)]
   line = _line_height(tile)
@@ -114,30 +119,30 @@ def draw_legend(
   column_width = int(longest) + box + 16
   num_columns = max(1, min(width // column_width, len(entries)))
   num_lines = math.ceil(len(entries) / num_columns)
-  paper = _paper(num_lines * line, max(width, column_width))
-  places = []
+  output = _blank(num_lines * line, max(width, column_width))
+  positions = []
   for i, (_, color) in enumerate(entries):
     left = i // num_lines * column_width
     top = i % num_lines * line
-    paper[top + 2 : top + 2 + box, left : left + box] = color
-    places.append((left + box + 5, top))
-  return _written(paper, places, [name for name, _ in entries], tile)
+    output[top + 2 : top + 2 + box, left : left + box] = color
+    positions.append((left + box + 5, top))
+  return _draw_texts(output, positions, [name for name, _ in entries], tile)
 
 
 def stack_vertically(
   first: UInt8[np.ndarray, 'H W 3'], second: UInt8[np.ndarray, 'h w 3']
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Two pictures, one below the other."""
+  """Stacks two pictures, the second below the first."""
   height = first.shape[0] + _GAP + second.shape[0]
-  paper = _paper(height, max(first.shape[1], second.shape[1]))
-  paper[: first.shape[0], : first.shape[1]] = first
-  paper[-second.shape[0] :, : second.shape[1]] = second
-  return paper
+  output = _blank(height, max(first.shape[1], second.shape[1]))
+  output[: first.shape[0], : first.shape[1]] = first
+  output[-second.shape[0] :, : second.shape[1]] = second
+  return output
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """An image, its label map, and what was predicted."""
+  """An image with its label map and its prediction."""
 
   image: UInt8[np.ndarray, 'H W 3']
   label: Int[np.ndarray, 'H W']
@@ -149,9 +154,9 @@ def draw_panels(
   classes: Sequence[str],
   palette: Sequence[Color],
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Rows of input, label, prediction and error; the legend below them.
+  """Draws a row of input, label, prediction and error for each example.
 
-  The legend names the classes that are seen in the maps.
+  The legend below them names the classes that occur in the maps.
   """
   rows = [
     [
@@ -164,35 +169,35 @@ def draw_panels(
   ]
   picture = draw_grid(rows, ('input', 'label', 'prediction', 'error'))
   maps = [m for e in examples for m in (e.label, e.prediction)]
-  seen = [i for i in np.unique(np.concatenate([m.ravel() for m in maps]))]
-  seen = [int(i) for i in seen if i >= 0][:_MOST_CLASSES]
-  names = draw_legend(
-    [classes[i] for i in seen],
-    [palette[i] for i in seen],
+  class_ids = np.unique(np.concatenate([m.ravel() for m in maps]))
+  class_ids = [int(i) for i in class_ids if i >= 0][:_MAX_CLASSES]
+  legend = draw_legend(
+    [classes[i] for i in class_ids],
+    [palette[i] for i in class_ids],
     picture.shape[1],
     tile_size([example.image for example in examples]),
   )
-  return stack_vertically(picture, names)
+  return stack_vertically(picture, legend)
 
 
 def write_png(path: files.Path, picture: UInt8[np.ndarray, 'H W 3']) -> None:
-  """Writes a PNG."""
+  """Writes a picture as a PNG file."""
   encoded = io.BytesIO()
   PIL.Image.fromarray(picture).save(encoded, format='PNG')
   path.write_bytes(encoded.getvalue())
 
 
-def _fitted(picture: np.ndarray, tile: int) -> np.ndarray:
-  """Resized so that its longer side is `tile`."""
+def _resize_to_fit(picture: np.ndarray, tile: int) -> np.ndarray:
+  """Resizes a picture so that its longer side is `tile`."""
   factor = tile / max(picture.shape[:2])
   height, width = (max(1, round(n * factor)) for n in picture.shape[:2])
-  # Enlarged pixels stay what they are; shrunk ones are averaged.
-  rule = cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA
-  return cv2.resize(picture, (width, height), interpolation=rule)
+  # Class colors are not mixed by enlarging; shrinking averages.
+  interpolation = cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA
+  return cv2.resize(picture, (width, height), interpolation=interpolation)
 
 
-def _paper(height: int, width: int) -> np.ndarray:
-  return np.full((height, width, 3), _PAPER, np.uint8)
+def _blank(height: int, width: int) -> np.ndarray:
+  return np.full((height, width, 3), _BACKGROUND, np.uint8)
 
 
 def _line_height(tile: int) -> int:
@@ -204,15 +209,15 @@ def _font(tile: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
   return PIL.ImageFont.load_default(13 * tile // 120)
 
 
-def _written(
-  paper: np.ndarray,
-  places: Sequence[tuple[int, int]],
+def _draw_texts(
+  picture: np.ndarray,
+  positions: Sequence[tuple[int, int]],
   texts: Sequence[str],
   tile: int,
 ) -> np.ndarray:
-  """The paper with texts at (left, top), in letters that suit the tiles."""
-  image = PIL.Image.fromarray(paper)
+  """Draws texts at (left, top), in the font size of tiles of this side."""
+  image = PIL.Image.fromarray(picture)
   draw = PIL.ImageDraw.Draw(image)
-  for place, text in zip(places, texts, strict=True):
-    draw.text(place, text, _INK, _font(tile))
+  for position, text in zip(positions, texts, strict=True):
+    draw.text(position, text, _TEXT_COLOR, _font(tile))
   return np.array(image)

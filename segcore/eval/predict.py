@@ -1,11 +1,11 @@
 """Predictions for a folder of images, from a finished run.
 
   python -m ddep.main --config=… --workdir=runs/roads \
-    --stage=predict --images=photos --out=found
+    --stage=predict --images=photos --out=predictions
 
 Writes `labels/NAME.png` (class ids, with the palette), `overlays/NAME.png`, and
 with --probs `probs/NAME.npz`, by the protocol of the evaluation and at the size
-of the images; `classes.txt` says what the ids mean.
+of the images; `classes.txt` lists the class of each id.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from runtime import console, errors, json_files
 from segcore.eval import evaluator, inference, panels
 from segcore.train import train_state
 
-# Says that a folder holds predictions, which may be written over.
-_MARK = 'classes.json'
-# A palette PNG has room for so many colors.
-_MOST_COLORS = 256
+# Marks a folder of predictions, which may be overwritten.
+_MARKER = 'classes.json'
+# Colors of a palette PNG.
+_MAX_COLORS = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What is to be predicted.
+  """Options of a prediction.
 
   Attributes:
-    images: folder, with subfolders.
+    images: folder of images; its subfolders are included.
     out: folder of the results.
     overlays: write images with their prediction laid over.
     probs: write the probability of each class.
@@ -52,29 +52,29 @@ class Request:
     images, out = self.images.resolve(), self.out.resolve()
     if images == out or images in out.parents:
       raise errors.UserError(
-        f'--out: found {self.out}, which is inside of --images={self.images}: '
-        'choose a folder outside of it'
+        f'--out: expected a folder outside of --images={self.images}, got '
+        f'{self.out}'
       )
-    if out.exists() and not (out / _MARK).exists() and any(out.iterdir()):
+    if out.exists() and not (out / _MARKER).exists() and any(out.iterdir()):
       # Masks and class lists of a data set have the names of our results.
       raise errors.UserError(
-        f'--out: found {self.out}, which holds files that are no predictions: '
-        'choose a new folder'
+        '--out: expected a new folder or one of predictions, got '
+        f'{self.out}, which holds other files'
       )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-  """A network that was trained.
+  """A trained network with all that prediction needs.
 
   Attributes:
     state: its parameters.
-    predictor: how it is applied.
+    predictor: how it is applied to images.
     classes: name of each class id.
-    palette: color of each class id.
+    palette: RGB color of each class id.
     batch_size: global number of images.
     mesh: the devices.
-    reading: threads.
+    reading: number of threads that decode images.
   """
 
   state: train_state.TrainState
@@ -87,7 +87,7 @@ class Model:
 
 
 def run(model: Model, request: Request) -> None:
-  """Predicts every image that can be read; lists the others.
+  """Predicts every image that can be read, and logs the others.
 
   Raises:
     UserError: there is no image, the method has no probabilities, or the
@@ -101,7 +101,10 @@ def run(model: Model, request: Request) -> None:
   predictor = model.predictor
   if request.probs:
     if not isinstance(predictor, inference.LabelMaps):
-      raise errors.UserError('--probs: this method tells the best class only')
+      raise errors.UserError(
+        '--probs: expected a method with class probabilities, got one that '
+        'predicts class ids alone: leave --probs out'
+      )
     predictor = dataclasses.replace(predictor, output='probs')
   predictions = evaluator.Predictions(
     split=split,
@@ -130,7 +133,7 @@ def run(model: Model, request: Request) -> None:
 
 @contextlib.contextmanager
 def writing(out: pathlib.Path) -> Iterator[None]:
-  """Says in one line that a folder cannot be written."""
+  """Turns an OSError while writing to a folder into a UserError."""
   try:
     yield
   except OSError as error:
@@ -143,8 +146,13 @@ def writing(out: pathlib.Path) -> Iterator[None]:
 def encode_label(
   label: Int[np.ndarray, 'H W'], palette: Sequence[tuple[int, int, int]]
 ) -> PIL.Image.Image:
-  """A label map as a PNG: class ids with their colors, or 16-bit class ids."""
-  if len(palette) > _MOST_COLORS:
+  """Encodes a label map as a palette PNG, or as 16-bit gray if it is too long.
+
+  Args:
+    label: class ids.
+    palette: RGB color of each class; more than 256 do not fit a palette PNG.
+  """
+  if len(palette) > _MAX_COLORS:
     return PIL.Image.fromarray(label.astype(np.uint16))
   image = PIL.Image.fromarray(label.astype(np.uint8))
   image.putpalette(np.array(palette, np.uint8).tobytes())
@@ -158,9 +166,9 @@ def _write(
 
   def path(kind: str, suffix: str) -> pathlib.Path:
     # Not `with_suffix`: names may have dots.
-    found = request.out / kind / f'{name}{suffix}'
-    found.parent.mkdir(parents=True, exist_ok=True)
-    return found
+    output = request.out / kind / f'{name}{suffix}'
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output
 
   label = prediction
   if request.probs:
@@ -168,8 +176,8 @@ def _write(
     _write_probs(path('probs', '.npz'), prediction)
   encode_label(label, model.palette).save(path('labels', '.png'))
   if request.overlays:
-    drawn = panels.draw_overlay(example['image'], label, model.palette)
-    panels.write_png(path('overlays', '.png'), drawn)
+    overlay = panels.draw_overlay(example['image'], label, model.palette)
+    panels.write_png(path('overlays', '.png'), overlay)
 
 
 def _write_probs(path: pathlib.Path, probs: Float[np.ndarray, 'H W C']) -> None:
@@ -181,11 +189,11 @@ def _write_classes(
   classes: Sequence[str],
   palette: Sequence[tuple[int, int, int]],
 ) -> None:
-  """The class list, in the form in which a folder of masks takes it."""
+  """Writes the class list, in the format that a data set of masks reads."""
   out.mkdir(parents=True, exist_ok=True)
   lines = [
     '{} #{:02x}{:02x}{:02x}'.format(name, *color)
     for name, color in zip(classes, palette, strict=True)
   ]
   (out / 'classes.txt').write_text('\n'.join(lines) + '\n')
-  json_files.write(out / _MARK, {'classes': classes, 'palette': palette})
+  json_files.write(out / _MARKER, {'classes': classes, 'palette': palette})

@@ -1,12 +1,13 @@
-"""How the networks of a benchmark look at an image: geometry, without pixels.
+"""Evaluation protocols: flip averaging, multiple scales, windows, halves.
 
   protocol = flip_averaged(multi_scale(whole(16), (0.75, 1.0, 1.25)))
   views = protocol((375, 500))       # six views of an image of this size
 
-A protocol maps the size of an image to views. A view says what the network is
-shown and where its scores count, as linear maps of rows and of columns; so
-resizing, cropping, padding and mirroring compose by matrix products, and what
-views of several windows share of a pixel sums to 1. `inference` applies them.
+A protocol maps the size of an image to views. A view consists of linear maps of
+rows and of columns, from the image to the network's input, and from the input
+back to the image. So resizing, cropping, padding and flipping compose by matrix
+products, and overlapping views have weights that sum to 1 at each pixel. This
+module computes the geometry; `inference` applies it to pixels.
 """
 
 import dataclasses
@@ -21,20 +22,21 @@ from jaxtyping import Float, Int
 from segcore.models.layers import resize
 
 Size = tuple[int, int]
-# A linear map from one axis to another: as many rows as the latter has cells.
+# A linear map from one axis to another, [cells of the target, of the source].
 Map = scipy.sparse.csr_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-  """One look at an image of H x W pixels by an input of h x w.
+  """Linear maps between an image of H x W pixels and an input of h x w.
 
   Attributes:
-    read_rows: the input's rows from the image's.
-    read_columns: the input's columns from the image's.
-    write_rows: what the input's rows give to the image's; a row sums to the
-      weight of the view there, 0 where it does not reach.
-    write_columns: the same of columns; a pixel's weight is the product.
+    read_rows: [h, H], rows of the input from those of the image.
+    read_columns: [w, W], columns of the input from those of the image.
+    write_rows: [H, h], rows of the image from those of the input. A row sums to
+      the weight of the view there, 0 outside of the view.
+    write_columns: [W, w], the same for columns; the weight of a pixel is the
+      product of the two.
   """
 
   read_rows: Map
@@ -44,11 +46,11 @@ class View:
 
   @property
   def input_size(self) -> Size:
-    """Height and width of what the network is shown."""
+    """Height and width of the network's input."""
     return self.read_rows.shape[0], self.read_columns.shape[0]
 
   def weights(self) -> Float[np.ndarray, 'H W']:
-    """The view's share of each pixel's prediction."""
+    """Computes the weight of the view at each pixel of the image."""
     return np.outer(self.write_rows.sum(axis=1), self.write_columns.sum(axis=1))
 
 
@@ -57,30 +59,37 @@ Protocol = Callable[[Size], list[View]]
 
 
 def whole(multiple: int) -> Protocol:
-  """The image once, continued by reflection to a multiple of a stride."""
+  """Builds the protocol of one view: the image, padded to multiples.
+
+  Args:
+    multiple: of the height and width after padding by reflection at the bottom
+      and right.
+  """
 
   def views(size: Size) -> list[View]:
     padded = [-(-n // multiple) * multiple for n in size]
-    pairs = [_continued(n, m) for n, m in zip(size, padded, strict=True)]
-    return [_view(*pairs)]
+    pairs = [
+      _reflection_padding(n, m) for n, m in zip(size, padded, strict=True)
+    ]
+    return [_make_view(*pairs)]
 
   return views
 
 
 def flip_averaged(protocol: Protocol) -> Protocol:
-  """Each view, and the view of the image mirrored left to right."""
+  """Adds the view of the horizontally flipped image to each view."""
 
   def views(size: Size) -> list[View]:
-    found = []
+    pairs = []
     for view in protocol(size):
       half = dataclasses.replace(view, write_rows=view.write_rows / 2)
-      mirrored = dataclasses.replace(
+      flipped = dataclasses.replace(
         half,
         read_columns=view.read_columns @ _reversal(size[1]),
         write_columns=_reversal(size[1]) @ view.write_columns,
       )
-      found += [half, mirrored]
-    return found
+      pairs += [half, flipped]
+    return pairs
 
   return views
 
@@ -88,24 +97,28 @@ def flip_averaged(protocol: Protocol) -> Protocol:
 def multi_scale(
   protocol: Protocol, scales: Sequence[float], antialias: bool = False
 ) -> Protocol:
-  """The views of the image at several scales; scores come back bilinearly.
+  """Averages the views of the image at several scales.
 
   Args:
-    protocol: of the resized image.
+    protocol: applied to each resized image.
     scales: factors of height and width, which are rounded.
-    antialias: blur before shrinking the image; its scores never are.
+    antialias: blur images before shrinking them. Scores are resized bilinearly,
+      without antialiasing.
+
+  Raises:
+    ValueError: there is no scale, or one is not above 0.
   """
   if not scales or min(scales) <= 0:
     raise ValueError(f'scales: expected numbers above 0, got {tuple(scales)}')
 
   def views(size: Size) -> list[View]:
-    found = []
+    scaled_views = []
     for scale in scales:
       scaled = tuple(max(1, int(n * scale + 0.5)) for n in size)
-      found += rescaled(protocol, scaled, antialias)(size)
+      scaled_views += rescaled(protocol, scaled, antialias)(size)
     return [
       dataclasses.replace(view, write_rows=view.write_rows / len(scales))
-      for view in found
+      for view in scaled_views
     ]
 
   return views
@@ -114,7 +127,7 @@ def multi_scale(
 def rescaled(
   protocol: Protocol, scaled: Size, antialias: bool = False
 ) -> Protocol:
-  """The views of the image after resizing it to a size."""
+  """Applies a protocol to the image resized to (height, width) `scaled`."""
 
   def views(size: Size) -> list[View]:
     pairs = [
@@ -124,25 +137,29 @@ def rescaled(
       )
       for n, m in zip(size, scaled, strict=True)
     ]
-    return [_seen_through(view, *pairs) for view in protocol(scaled)]
+    return [_compose(view, *pairs) for view in protocol(scaled)]
 
   return views
 
 
 def sliding_window(
-  protocol: Protocol, window: Size, stride: Size, bordered: bool = False
+  protocol: Protocol, window: Size, stride: Size, centered: bool = False
 ) -> Protocol:
-  """Windows side by side; where they overlap, each counts the same.
+  """Applies a protocol to windows; overlapping windows have equal weights.
 
-  The last window of a row or column is moved inside. An image smaller than the
-  window is continued by reflection, or lies in its middle.
+  The last window of a row or column is shifted to end at the end of the image.
+  An image smaller than the window is padded by reflection at the bottom and
+  right, or on all sides.
 
   Args:
-    protocol: of a window.
+    protocol: applied to each window.
     window: height and width in pixels.
-    stride: distance of windows, downwards and to the right.
-    bordered: show the image in the middle of a window that is larger, and
-      nothing around it.
+    stride: distance of windows, downward and to the right.
+    centered: center an image smaller than the window; the padding reads no
+      pixel, and `inference` fills it with a color.
+
+  Raises:
+    ValueError: a size is below 1, or the stride is above the window.
   """
   for name, pair in (('window', window), ('stride', stride)):
     if len(pair) != 2 or min(pair) < 1:
@@ -155,24 +172,28 @@ def sliding_window(
 
   def views(size: Size) -> list[View]:
     rows, columns = (
-      [_bordered(n, w)]
-      if bordered and n < w
-      else _tiles(n, [(start, w) for start in _starts(n, w, s)])
+      [_centered_padding(n, w)]
+      if centered and n < w
+      else _split_axis(n, [(start, w) for start in _window_starts(n, w, s)])
       for n, w, s in zip(size, window, stride, strict=True)
     )
-    return _tiled(protocol, rows, columns)
+    return _tile(protocol, rows, columns)
 
   return views
 
 
 def halves(protocol: Protocol) -> Protocol:
-  """The left and the right half of the image, without overlap."""
+  """Applies a protocol to the left and the right half of the image."""
 
   def views(size: Size) -> list[View]:
     height, width = size
     middle = width // 2
     parts = [(0, middle), (middle, width - middle)] if middle else [(0, width)]
-    return _tiled(protocol, _tiles(height, [(0, height)]), _tiles(width, parts))
+    return _tile(
+      protocol,
+      _split_axis(height, [(0, height)]),
+      _split_axis(width, parts),
+    )
 
   return views
 
@@ -232,43 +253,44 @@ class ProtocolOptions:
     self.build(1)
 
   def single_view(self) -> 'ProtocolOptions':
-    """One view of the whole image: what is followed while training.
+    """Returns the protocol of one view, for evaluations during training.
 
-    Of several scales it is the one nearest to 1. Windows stay where the network
-    has learned with the border that they show.
+    Of several scales the one nearest to 1 is kept. Windows are kept with
+    padding_mode='mean', since the network was trained on such padding.
     """
     nearest = min(self.scales, key=lambda scale: abs(math.log(scale)))
-    plain = dataclasses.replace(
+    single = dataclasses.replace(
       self, scales=(nearest,), flip=False, average='logits'
     )
     if self.padding_mode == 'mean':
-      return plain
+      return single
     return dataclasses.replace(
-      plain, tiling='whole', window=(0, 0), stride=(0, 0)
+      single, tiling='whole', window=(0, 0), stride=(0, 0)
     )
 
   @property
   def is_single_view(self) -> bool:
-    """Whether it is a single view of the whole image."""
+    """True for a single view of the whole image at its own scale."""
     return self.tiling == 'whole' and self.scales == (1.0,) and not self.flip
 
   @property
   def max_taps(self) -> tuple[int, int]:
-    """Of how many cells a cell of an input, and of the image, is a mean.
+    """Largest number of nonzeros in a row of the read and the write maps.
 
-    At most; the same for images of every size.
+    An upper bound for images of every size, so that packed maps of images of
+    different sizes have one shape.
     """
     if self.scales == (1.0,):
       return 1, 1
-    blurred = math.ceil(2 / min(*self.scales, 1.0)) + 2
-    return (blurred if self.antialias else 2), 2
+    antialiased = math.ceil(2 / min(*self.scales, 1.0)) + 2
+    return (antialiased if self.antialias else 2), 2
 
   def build(self, multiple: int) -> Protocol:
-    """The protocol for a network whose inputs are multiples of a stride."""
+    """Builds the protocol for a network whose inputs are such multiples."""
     protocol = whole(multiple)
     if self.tiling == 'sliding_window':
       protocol = sliding_window(
-        *(protocol, self.window, self.stride), self.padding_mode == 'mean'
+        protocol, self.window, self.stride, self.padding_mode == 'mean'
       )
     elif self.tiling == 'halves':
       protocol = halves(protocol)
@@ -277,50 +299,52 @@ class ProtocolOptions:
     return flip_averaged(protocol) if self.flip else protocol
 
   def describe(self) -> str:
-    """In words, for `results.json`.
+    """Describes the protocol in words, for `results.json`.
 
     >>> ProtocolOptions(flip=True, average='probs').describe()
-    'whole image, single scale, with its mirror image; averaged probs'
+    'whole image, single scale, flip; averaged probs'
     """
-    if self.tiling == 'sliding_window':
-      window, stride = (f'{a}x{b}' for a, b in (self.window, self.stride))
-      tiles = f'windows of {window} every {stride}'
-      if self.padding_mode == 'mean':
-        tiles += ' (smaller images amid the mean color)'
-    else:
-      tiles = {'whole': 'whole image', 'halves': 'left and right half'}[
-        self.tiling
-      ]
-    scales = (
+    parts = [self._describe_tiling()]
+    parts.append(
       'single scale'
       if self.scales == (1.0,)
       else 'scales ' + ', '.join(map(str, self.scales))
     )
-    parts = [tiles, scales]
     if self.antialias and min(self.scales) < 1:
       parts.append('antialiased')
     if self.flip:
-      parts.append('with its mirror image')
+      parts.append('flip')
     if self.is_single_view and self.size_multiple:
-      parts.append(f'continued to multiples of {self.size_multiple}')
+      parts.append(f'padded to multiples of {self.size_multiple}')
     if self.align_corners:
-      parts.append('corners aligned')
-    shared = (
+      parts.append('aligned corners')
+    averaged = (
       self.flip or self.scales != (1.0,) or self.tiling == 'sliding_window'
     )
-    return ', '.join(parts) + (f'; averaged {self.average}' if shared else '')
+    return ', '.join(parts) + (f'; averaged {self.average}' if averaged else '')
+
+  def _describe_tiling(self) -> str:
+    if self.tiling != 'sliding_window':
+      return {'whole': 'whole image', 'halves': 'left and right half'}[
+        self.tiling
+      ]
+    window, stride = (f'{a}x{b}' for a, b in (self.window, self.stride))
+    text = f'sliding window {window}, stride {stride}'
+    if self.padding_mode == 'mean':
+      text += ' (smaller images padded with the mean color)'
+    return text
 
 
-# A linear map of one axis of the image to one of the input, and back.
+# Linear maps of one axis: from the image to the input, and back.
 _Pair = tuple[Map, Map]
 
 
-def _view(rows: _Pair, columns: _Pair) -> View:
+def _make_view(rows: _Pair, columns: _Pair) -> View:
   return View(rows[0], columns[0], rows[1], columns[1])
 
 
-def _seen_through(view: View, rows: _Pair, columns: _Pair) -> View:
-  """The view of an image that is itself a linear map of another one."""
+def _compose(view: View, rows: _Pair, columns: _Pair) -> View:
+  """Composes a view with linear maps from another image to the view's image."""
   return View(
     view.read_rows @ rows[0],
     view.read_columns @ columns[0],
@@ -329,57 +353,61 @@ def _seen_through(view: View, rows: _Pair, columns: _Pair) -> View:
   )
 
 
-def _continued(length: int, padded: int) -> _Pair:
-  """An axis continued by reflection, edges repeated; and cut off again."""
+def _reflection_padding(length: int, padded: int) -> _Pair:
+  """Pads the end of an axis by reflection (edges repeated); crops it again."""
   position = np.arange(padded) % (2 * length)
   source = np.minimum(position, 2 * length - 1 - position)
-  return _picking(source, length), _picking(np.arange(length), padded)
+  return _selection(source, length), _selection(np.arange(length), padded)
 
 
-def _bordered(length: int, padded: int) -> _Pair:
-  """An axis amid nothing, the smaller half of it before; and cut out again."""
+def _centered_padding(length: int, padded: int) -> _Pair:
+  """Pads an axis on both sides with zeros, fewer before; crops it again."""
   before = (padded - length) // 2
-  cut = _picking(np.arange(before, before + length), padded)
-  return Map(cut.T), cut
+  crop = _selection(np.arange(before, before + length), padded)
+  return Map(crop.T), crop
 
 
-def _picking(source: Int[np.ndarray, 'n'], length: int) -> Map:
-  """Cell i of the result is cell source[i] of an axis."""
+def _selection(source: Int[np.ndarray, 'n'], length: int) -> Map:
+  """Builds the map whose cell i is cell source[i] of an axis."""
   ones, rows = np.ones(len(source)), np.arange(len(source))
   return Map((ones, (rows, source)), shape=(len(source), length))
 
 
 def _reversal(length: int) -> Map:
-  return _picking(np.arange(length)[::-1], length)
+  return _selection(np.arange(length)[::-1], length)
 
 
-def _starts(length: int, window: int, stride: int) -> list[int]:
-  """Where windows start; the last one ends at the end."""
+def _window_starts(length: int, window: int, stride: int) -> list[int]:
+  """Computes where windows start; the last one ends at the end of the axis."""
   last = max(length - window, 0)
   return [min(i * stride, last) for i in range(-(-last // stride) + 1)]
 
 
-def _tiles(length: int, parts: Sequence[tuple[int, int]]) -> list[_Pair]:
-  """Parts (start, size) of an axis, and their equal shares of each cell."""
+def _split_axis(length: int, parts: Sequence[tuple[int, int]]) -> list[_Pair]:
+  """Builds the maps of parts (start, size) of an axis, of equal weights.
+
+  Each cell of the axis is the mean of the parts that contain it.
+  """
   cells = [np.arange(start, start + size) for start, size in parts]
+  # A part may exceed the axis, which is padded then.
   counts = np.zeros(max(length, max(c[-1] + 1 for c in cells)))
   for cell in cells:
     counts[cell] += 1
   pairs = []
   for cell in cells:
-    pad, cut = _continued(length, len(counts))
-    part = _picking(cell, len(counts))
-    shares = scipy.sparse.diags_array(1 / counts[cell])
-    pairs.append((part @ pad, Map(cut @ part.T @ shares)))
+    pad, crop = _reflection_padding(length, len(counts))
+    part = _selection(cell, len(counts))
+    weights = scipy.sparse.diags_array(1 / counts[cell])
+    pairs.append((part @ pad, Map(crop @ part.T @ weights)))
   return pairs
 
 
-def _tiled(
+def _tile(
   protocol: Protocol, rows: Sequence[_Pair], columns: Sequence[_Pair]
 ) -> list[View]:
-  """The views of every combination of a part of rows and one of columns."""
+  """Applies a protocol to every combination of parts of rows and of columns."""
   return [
-    _seen_through(view, row, column)
+    _compose(view, row, column)
     for row in rows
     for column in columns
     for view in protocol((row[0].shape[0], column[0].shape[0]))

@@ -1,4 +1,4 @@
-"""What a stage that evaluates leaves: numbers, curves, pictures."""
+"""The results of a stage that evaluates: results.json, curves and pictures."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from segcore.train import workspace as workspace_lib
 
 
 class Results:
-  """What a stage reports of splits: results.json, TensorBoard, pictures.
+  """Collects the results of splits and writes them into a stage's folder.
 
-    results = Results(place, step)
+    results = Results(workspace, step)
     results.add('val', values, split, panel)
-    return results.write(protocol='one view')
+    return results.write(protocol='whole image, single scale')
 
-  Host 0 writes; the others may call all the same.
+  Host 0 writes; the other hosts may call all methods, too.
   """
 
-  def __init__(self, place: workspace_lib.Workspace, step: int = 0):
-    self._place = place
+  def __init__(self, workspace: workspace_lib.Workspace, step: int = 0):
+    self._workspace = workspace
     self._step = step
-    self._pictures = place.directory / 'pictures'
+    self._pictures = workspace.directory / 'pictures'
     self._pictures.mkdir(parents=True, exist_ok=True)
-    self._writer = tensorboard.open_writer(place.directory / 'tensorboard')
+    self._writer = tensorboard.open_writer(workspace.directory / 'tensorboard')
     self._splits: dict[str, Any] = {}
 
   def add(
@@ -37,9 +37,16 @@ class Results:
     split: datasets.Split,
     panel: np.ndarray | None = None,
   ) -> None:
-    """Takes what was found of a split, under this name."""
-    self._splits[name] = found = evaluator.to_json(values, split)
-    known = {k: v for k, v in found['metrics'].items() if v is not None}
+    """Adds the metrics, and optionally a picture, of a split.
+
+    Args:
+      name: key in results.json, and prefix of the tags in TensorBoard.
+      values: the metrics; those that are NaN are no points in TensorBoard.
+      split: the evaluated images.
+      panel: uint8 [H, W, 3].
+    """
+    self._splits[name] = entry = evaluator.to_json(values, split)
+    known = {k: v for k, v in entry['metrics'].items() if v is not None}
     self._writer.write_scalars(
       self._step, {f'{name}/{k}': v for k, v in known.items()}
     )
@@ -47,16 +54,21 @@ class Results:
       self.write_panel(name, panel)
 
   def write_panel(self, name: str, panel: np.ndarray) -> None:
-    """Writes a picture."""
+    """Writes a picture, uint8 [H, W, 3], as a PNG and to TensorBoard."""
     self._writer.write_images(self._step, {f'{name}/panels': panel[None]})
     if jax.process_index() == 0:
       panels.write_png(self._pictures / f'{name}.png', panel)
 
-  def write(self, **said: Any) -> list[files.Path]:
-    """Writes results.json, with what else is to be said; returns all files."""
+  def write(self, **fields: Any) -> list[files.Path]:
+    """Writes results.json; returns the paths of all outputs.
+
+    Args:
+      **fields: further entries of results.json, such as the protocol.
+    """
     self._writer.close()
-    path = self._place.directory / 'results.json'
+    path = self._workspace.directory / 'results.json'
     json_files.write(
-      path, {**said, 'digest': self._place.digest, 'splits': self._splits}
+      path,
+      {**fields, 'digest': self._workspace.digest, 'splits': self._splits},
     )
     return [path, self._pictures]

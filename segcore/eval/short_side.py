@@ -18,17 +18,17 @@ from jaxtyping import Array, Float, Int, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
-from segcore.eval import inference
+from segcore.eval import inference, view_maps
 from segcore.models.layers import resize
 from segcore.train import method as method_lib
 from segcore.train import train_state
 
-# From a state and images in [-1, 1], [B, h, w, 3], to rows [B, …].
+# (state, images in [-1, 1], [B, h, w, 3]) -> arrays [B, …].
 ForwardFn = Callable[[train_state.TrainState, Array], Array]
 
 
 def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-  """Height and width with the short side at a length; the long one rounds down.
+  """Computes (height, width) for a short side; the long side is rounded down.
 
   >>> resized_size((375, 500), 256)
   (256, 341)
@@ -42,12 +42,12 @@ def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 def resize_and_crop(
   image: UInt8[np.ndarray, 'H W 3'], short_side: int, crop: int = 0
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """What the network is shown of an image.
+  """Resizes an image to a short side, then takes a center crop.
 
   Args:
     image: of any size.
-    short_side: to which it is resized, as by Pillow.
-    crop: side of a square that is cut out of the middle then; 0 for none.
+    short_side: length of the short side; antialiased bilinear, as by Pillow.
+    crop: side of the square center crop; 0 for no crop.
   """
   size = resized_size(image.shape[:2], short_side)
   if image.shape[:2] != size:
@@ -61,15 +61,16 @@ def resize_and_crop(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureMaps:
-  """What a function finds in each image, at the network's own grid.
+  """Predictor that applies a function to each image resized to a short side.
 
-  Images of one input size share a program: padding would change what is found
-  near the border.
+  The result has the resolution of the network's feature grid, or is one row per
+  image. Images of one input size share a program; they are not padded, since
+  padding would change features near the border.
 
   Attributes:
-    function: from state and images to rows.
-    short_side: of the images that it is shown.
-    crop: side of the middle that it is shown of them; 0 for all.
+    function: the function of a state and images.
+    short_side: length of the short side of its input, in pixels.
+    crop: side of the center crop of its input; 0 for no crop.
   """
 
   function: ForwardFn
@@ -77,7 +78,7 @@ class FeatureMaps:
   crop: int = 0
 
   def group(self, size: tuple[int, int]) -> inference.Group:
-    """See `inference.Predictor`; there is no canvas."""
+    """Implements `inference.Predictor.group`; outputs are never cropped."""
     inputs = (self.crop, self.crop) if self.crop else None
     return inference.Group(
       (0, 0), (inputs or resized_size(size, self.short_side),)
@@ -86,17 +87,17 @@ class FeatureMaps:
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
   ) -> dict[str, Any]:
-    """See `inference.Predictor`."""
-    return {'images': _stacked(images, group, self.short_side, self.crop)}
+    """Implements `inference.Predictor.prepare`."""
+    return {'images': _stack_resized(images, group, self.short_side, self.crop)}
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Array:
-    """See `inference.Predictor`."""
-    return self._look(state, inputs['images'])
+    """Applies the function to the images of a batch."""
+    return self._function(state, inputs['images'])
 
   @functools.cached_property
-  def _look(self):
+  def _function(self):
     return jax.jit(
       lambda state, images: self.function(state, batch_lib.to_symmetric(images))
     )
@@ -104,16 +105,17 @@ class FeatureMaps:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelMaps:
-  """The best class of each pixel: scores are enlarged first (spec §5.1).
+  """Predictor of the class of each pixel, from images of a given short side.
 
-  An image of more than `max_side` squared pixels is decided at `max_side` rows,
-  and its labels are enlarged.
+  Scores are upsampled before the argmax (PASS, spec §5.1). For an image of more
+  than `max_side` squared pixels the label map has `max_side` rows, and is then
+  resized by nearest neighbor.
 
   Attributes:
-    method: its `predict` gives scores at the network's own grid.
-    short_side: of the images that it is shown.
-    size_multiple: sides of label maps are multiples of it, to share programs.
-    max_side: see above.
+    method: its `predict` returns scores at the network's output resolution.
+    short_side: length of the short side of the network's input, in pixels.
+    size_multiple: label maps are padded to multiples of it, to share programs.
+    max_side: number of rows of the largest label map.
     output: 'labels', or 'probs' for the probability of each class.
   """
 
@@ -124,7 +126,7 @@ class LabelMaps:
   output: Literal['labels', 'probs'] = 'labels'
 
   def group(self, size: tuple[int, int]) -> inference.Group:
-    """See `inference.Predictor`."""
+    """Implements `inference.Predictor.group`."""
     height, width = (
       -(-n // self.size_multiple) * self.size_multiple for n in size
     )
@@ -135,55 +137,53 @@ class LabelMaps:
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
   ) -> dict[str, Any]:
-    """See `inference.Predictor`; adds where each pixel is, in [0, 1]."""
-    places = [
+    """Implements `inference.Predictor.prepare`; adds positions of pixels."""
+    positions = [
       np.full((len(images), length), 0.5, np.float32)
       for length in group.padded_size
     ]
     for i, image in enumerate(images):
       if image is not None:
-        for place, at in zip(
-          places, _places(image.shape[:2], self.max_side), strict=True
+        for batch, axis in zip(
+          positions, _positions(image.shape[:2], self.max_side), strict=True
         ):
-          place[i, : len(at)] = at
+          batch[i, : len(axis)] = axis
     return {
-      'images': _stacked(images, group, self.short_side),
-      'rows': places[0],
-      'columns': places[1],
+      'images': _stack_resized(images, group, self.short_side),
+      'rows': positions[0],
+      'columns': positions[1],
     }
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
   ) -> Int16[Array, 'B H W'] | Float[Array, 'B H W C']:
-    """See `inference.Predictor`."""
+    """Predicts a label map, or probabilities, for each image."""
     scores = self._scores(state, inputs['images'])
     return self._labels(scores, inputs['rows'], inputs['columns'])
 
   def label(
     self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
   ) -> Int16[Array, '1 H W']:
-    """The same of one image, in one traceable function, for `export`.
+    """Predicts the label map of one image, in one traceable function.
 
-    The sides may be symbols.
+    For `export`; the sides may be symbolic.
     """
     height, width = size = images.shape[1:3]
     shorter = core.min_dim(height, width)
-    # Of a symbol it has to be said that it is not less.
-    shown = tuple(
+    # jax cannot infer that a symbolic long side is not below the short side.
+    resized_size = tuple(
       core.max_dim(self.short_side * n // shorter, self.short_side)
       for n in size
     )
-    seen = resize.antialiased_uint8(images, shown)
-    scores = self._scores(state, seen)
-    # Above so many pixels fewer rows are decided, and enlarged.
-    much = jnp.asarray(height) * jnp.asarray(width) > self.max_side**2
-    decided = (self.max_side, self.max_side * width // height)
+    scores = self._scores(state, resize.antialiased_uint8(images, resized_size))
+    is_large = jnp.asarray(height) * jnp.asarray(width) > self.max_side**2
+    reduced_size = (self.max_side, self.max_side * width // height)
     matrices = []
-    for n, m, cells in zip(size, decided, scores.shape[1:3], strict=True):
-      count = jnp.where(much, m, n)
-      place = (jnp.arange(n) * count // n + 0.5) / count
-      matrices.append(_weights(place[None], cells)[0])
-    return inference.argmax_by_rows(scores, *matrices)
+    for n, m, cells in zip(size, reduced_size, scores.shape[1:3], strict=True):
+      count = jnp.where(is_large, m, n)
+      position = (jnp.arange(n) * count // n + 0.5) / count
+      matrices.append(_bilinear_weights(position[None], cells)[0])
+    return view_maps.argmax_by_rows(scores, *matrices)
 
   @functools.cached_property
   def _scores(self):
@@ -195,79 +195,93 @@ class LabelMaps:
 
   @functools.cached_property
   def _labels(self):
-    best = functools.partial(jnp.argmax, axis=-1)
-    what = {
-      'labels': lambda votes: best(votes).astype(jnp.int16),
+    function = {
+      'labels': lambda votes: jnp.argmax(votes, axis=-1).astype(jnp.int16),
       'probs': jax.nn.softmax,
     }[self.output]
-    return jax.jit(functools.partial(in_blocks, what=what))
+    return jax.jit(functools.partial(map_scores, function=function))
 
 
 def map_scores(
   scores: Float[Array, 'B h w C'],
   rows: Float[Array, 'B H'],
   columns: Float[Array, 'B W'],
-  what: Callable[[Array], Array],
+  function: Callable[[Array], Array],
 ) -> Shaped[Array, 'B H W ...']:
-  """A function of the scores at places of a map, read bilinearly.
+  """Applies a function to scores interpolated bilinearly at given positions.
 
-  In blocks of rows, since all classes at all pixels need not fit in memory.
+  Works in blocks of rows, so that the scores of all classes at all pixels need
+  not fit in memory.
 
   Args:
-    scores: of the cells.
-    rows: places, from 0 at the upper edge of the map to 1 at the lower one.
-    columns: likewise.
-    what: from scores [B, n, W, C] to [B, n, W, …].
+    scores: scores of the cells.
+    rows: vertical positions, from 0 at the upper edge of the map to 1 at the
+      lower edge.
+    columns: horizontal positions, from 0 at the left edge to 1 at the right.
+    function: from scores [B, n, W, C] to [B, n, W, …].
   """
   exact = jax.lax.Precision.HIGHEST
   batch, height, width, classes = scores.shape
-  wide = jnp.einsum(
-    'bjw,bhwc->bhjc', _weights(columns, width), scores, precision=exact
+  widened = jnp.einsum(
+    'bjw,bhwc->bhjc',
+    _bilinear_weights(columns, width),
+    scores,
+    precision=exact,
   )
 
   def block(matrix: Array) -> Array:
-    votes = jnp.einsum('bih,bhjc->bijc', matrix, wide, precision=exact)
-    return what(votes)
+    votes = jnp.einsum('bih,bhjc->bijc', matrix, widened, precision=exact)
+    return function(votes)
 
   shape = (batch, rows.shape[1], columns.shape[1], classes)
-  return inference.map_row_blocks(block, _weights(rows, height), shape)
+  return view_maps.map_row_blocks(block, _bilinear_weights(rows, height), shape)
 
 
 def resize_labels(
   labels: Int[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Int[np.ndarray, 'H W']:
-  """Labels at the image's own size: cell ⌊i·h/H⌋ for pixel i."""
+  """Resizes labels by nearest neighbor: pixel i takes cell ⌊i·h/H⌋."""
   return transforms.resize_nearest(labels, size)
 
 
-def _weights(places: Float[Array, 'B N'], cells: Any) -> Float[Array, 'B N n']:
-  """Half-pixel bilinear weights of an axis's cells; edges are repeated."""
-  index = jnp.clip(places * cells - 0.5, 0.0, cells - 1)
+def _bilinear_weights(
+  positions: Float[Array, 'B N'], cells: Any
+) -> Float[Array, 'B N n']:
+  """Computes bilinear weights of an axis's n cells at positions in [0, 1].
+
+  Cell centers are at half pixels; edge cells are repeated. The number of cells
+  may be symbolic.
+  """
+  index = jnp.clip(positions * cells - 0.5, 0.0, cells - 1)
   distance = jnp.abs(index[..., None] - jnp.arange(cells))
   return jnp.maximum(0.0, 1.0 - distance)
 
 
-def _places(
+def _positions(
   size: tuple[int, int], max_side: int
 ) -> list[Float[np.ndarray, 'N']]:
-  """Where the rows and the columns of an image are, in [0, 1]."""
+  """Computes positions in [0, 1] of the rows and of the columns of an image.
+
+  Pixels of a large image share the position of their nearest pixel in a map of
+  `max_side` rows.
+  """
   height, width = size
-  decided = size
+  reduced_size = size
   if height * width > max_side**2:
-    decided = (max_side, max_side * width // height)
+    reduced_size = (max_side, max_side * width // height)
   return [
     (np.arange(n) * m // n + 0.5) / m
-    for n, m in zip(size, decided, strict=True)
+    for n, m in zip(size, reduced_size, strict=True)
   ]
 
 
-def _stacked(
+def _stack_resized(
   images: Sequence[np.ndarray | None],
   group: inference.Group,
   short_side: int,
   crop: int = 0,
 ) -> UInt8[np.ndarray, 'B h w 3']:
-  """What is shown of images of one input size; zeros for empty rows."""
+  """Stacks resized images of one input size; None becomes zeros."""
   rows = np.zeros((len(images), *group.input_sizes[0], 3), np.uint8)
   for row, image in zip(rows, images, strict=True):
     if image is not None:

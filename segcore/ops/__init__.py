@@ -1,1 +1,1 @@
-"""Pure functions on arrays: losses, order statistics, color augmentation."""
+"""Pure functions of arrays: losses, order statistics, color augmentation."""

@@ -1,11 +1,11 @@
-"""Random changes of color and sharpness, on the device, a key per example.
+"""Random color augmentation on the device, with a key for each example.
 
-  keys = method.row_keys(rng, len(images))
+  keys = update.row_keys(rng, len(images))
   images = augment(images, keys, ColorOptions(jitter=0.8, gray=0.2, blur=0.5))
 
-What is random is drawn by `sample`; `apply` is a function of what was drawn.
-The key of an example is that of its place in the global batch, so the same
-images come out on any number of devices.
+`sample` draws the random values of an example; `apply` is a function of them.
+An example's key is that of its place in the global batch, so that any number of
+devices computes the same images.
 """
 
 import dataclasses
@@ -14,30 +14,34 @@ from typing import NamedTuple
 import dm_pix
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-# Places of the operations in `Draws.factors`; brightness is the first.
+from segcore.types import ExampleKeys
+
+# Indices of the operations in `Draws.factors`; brightness is the first.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
-# A Gaussian is cut off at this many standard deviations.
-_TRUNCATED = 4.0
+# A Gaussian is truncated at this many standard deviations.
+_TRUNCATION = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ColorOptions:
-  """How often and how much. Ranges are those of torchvision and SimCLR.
+  """Probabilities and strengths of color augmentation.
+
+  Ranges are defined as in torchvision's ColorJitter and in SimCLR.
 
   Attributes:
-    jitter: probability of a change of color.
-    brightness: its factor is in [1 - b, 1 + b], at least 0.
-    contrast: likewise, about the mean gray value.
-    saturation: likewise, about each pixel's gray value.
-    hue: largest turn of the hue, of a whole circle; at most 0.5.
-    gray: probability of no color at all.
+    jitter: probability of changing brightness, contrast, saturation and hue.
+    brightness: b for a factor in [max(0, 1 - b), 1 + b].
+    contrast: likewise, with respect to the image's mean gray value.
+    saturation: likewise, with respect to each pixel's gray value.
+    hue: largest shift of the hue, as a part of the color circle; at most 0.5.
+    gray: probability of converting to gray.
     blur: probability of a Gaussian blur.
     sigma: range of its standard deviation, in pixels.
-    solarize: probability of inverting bright values.
-    threshold: of what is bright, in [0, 1].
+    solarize: probability of inverting values above the threshold.
+    threshold: of solarizing, in [0, 1].
   """
 
   jitter: float = 0.0
@@ -54,45 +58,54 @@ class ColorOptions:
   def __post_init__(self):
     for name in ('jitter', 'gray', 'blur', 'solarize', 'threshold'):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected 0 to 1'
-        )
+        raise ValueError(f'{name}: expected 0 to 1, got {getattr(self, name)}')
     for name in ('brightness', 'contrast', 'saturation'):
       if getattr(self, name) < 0:
         raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected 0 or more'
+          f'{name}: expected 0 or more, got {getattr(self, name)}'
         )
     if not 0 <= self.hue <= 0.5:
-      raise ValueError(f'hue: found {self.hue}, expected 0 to 0.5')
+      raise ValueError(f'hue: expected 0 to 0.5, got {self.hue}')
     if not 0 < self.sigma[0] <= self.sigma[1]:
-      raise ValueError(f'sigma: found {self.sigma}, expected 0 < low <= high')
+      raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 
 
 class Draws(NamedTuple):
-  """What is random about an example."""
+  """The random values of one example.
+
+  Attributes:
+    jitter: whether color is jittered.
+    order: in which brightness (0), contrast, saturation and hue (3) change.
+    factors: of brightness, contrast and saturation; the last is the shift of
+      the hue.
+    gray: whether the image is converted to gray.
+    blur: whether the image is blurred.
+    sigma: standard deviation of the blur, in pixels.
+    solarize: whether the image is solarized.
+  """
 
   jitter: Bool[Array, '']
-  order: Int[Array, '4']  # Of brightness, contrast, saturation, hue.
-  factors: Float[Array, '4']  # In that order; the last is a turn.
+  order: Int[Array, '4']
+  factors: Float[Array, '4']
   gray: Bool[Array, '']
   blur: Bool[Array, '']
   sigma: Float[Array, '']
   solarize: Bool[Array, '']
 
 
-def sample(rng: Array, options: ColorOptions) -> Draws:
-  """Draws for one example."""
+def sample(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
+  """Draws the random values of one example."""
   keys = jax.random.split(rng, 7)
   strength = jnp.array(
     [options.brightness, options.contrast, options.saturation, options.hue]
   )
-  middle = jnp.array([1.0, 1.0, 1.0, 0.0])
-  low = jnp.maximum(middle - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
-  unit = jax.random.uniform(keys[0], (4,))
+  identity = jnp.array([1.0, 1.0, 1.0, 0.0])
+  low = jnp.maximum(identity - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
+  uniforms = jax.random.uniform(keys[0], (4,))
   return Draws(
     jitter=jax.random.bernoulli(keys[1], options.jitter),
     order=jax.random.permutation(keys[2], 4),
-    factors=low + unit * (middle + strength - low),
+    factors=low + uniforms * (identity + strength - low),
     gray=jax.random.bernoulli(keys[3], options.gray),
     blur=jax.random.bernoulli(keys[4], options.blur),
     sigma=jax.random.uniform(
@@ -105,108 +118,125 @@ def sample(rng: Array, options: ColorOptions) -> Draws:
 def apply(
   image: Float[Array, 'H W 3'], draws: Draws, options: ColorOptions
 ) -> Float[Array, 'H W 3']:
-  """Changes an image in [-1, 1]: jitter, gray, blur, solarise, in order."""
-  unit = 0.5 * (image + 1.0)
+  """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
+
+  An operation whose probability is 0 is not part of the program.
+  """
+  x = 0.5 * (image + 1.0)  # In [0, 1], where the operations are defined.
   if options.jitter:
-    unit = jnp.where(draws.jitter, jitter_color(unit, draws), unit)
+    x = jnp.where(draws.jitter, jitter_color(x, draws), x)
   if options.gray:
-    unit = jnp.where(draws.gray, _gray(unit), unit)
+    x = jnp.where(draws.gray, _to_gray(x), x)
   if options.blur:
-    blurred = gaussian_blur(unit, draws.sigma, options.sigma[1])
-    unit = jnp.where(draws.blur, blurred, unit)
+    x = jnp.where(
+      draws.blur, gaussian_blur(x, draws.sigma, options.sigma[1]), x
+    )
   if options.solarize:
-    solarized = dm_pix.solarize(unit, options.threshold)
-    unit = jnp.where(draws.solarize, solarized, unit)
-  return 2.0 * unit - 1.0
+    x = jnp.where(draws.solarize, dm_pix.solarize(x, options.threshold), x)
+  return 2.0 * x - 1.0
 
 
 def augment(
-  images: Float[Array, 'B H W 3'], keys: Array, options: ColorOptions
+  images: Float[Array, 'B H W 3'],
+  keys: ExampleKeys,
+  options: ColorOptions,
 ) -> Float[Array, 'B H W 3']:
-  """Draws and changes each image of a batch in [-1, 1], with a key for each."""
+  """Augments each image of a batch in [-1, 1], with its own key."""
 
-  def one(image, key):
+  def augment_one(image, key):
     return apply(image, sample(key, options), options)
 
-  return jax.vmap(one)(images, keys)
+  return jax.vmap(augment_one)(images, keys)
 
 
 def jitter_color(
   image: Float[Array, 'H W 3'], draws: Draws
 ) -> Float[Array, 'H W 3']:
-  """Brightness, contrast, saturation and hue of an image in [0, 1].
+  """Changes brightness, contrast, saturation and hue of an image in [0, 1].
 
-  Over a batch the order is data, so an operation is computed at every place
-  where it may stand. Turning the hue costs far more than the others: it stands
-  at one place, and they before or after it.
+  Each image of a batch has its own order of the four operations, so the program
+  computes every operation at every place where it may stand, and selects. The
+  hue costs far more than the others: it is computed once, and the three others
+  before it and again after it.
   """
-  turn_at = jnp.argmax(draws.order == _HUE)
+  hue_place = jnp.argmax(draws.order == _HUE)
+  # The three other operations, in their order.
   others = draws.order[jnp.argsort(draws.order == _HUE, stable=True)][:3]
 
-  def mix(image: Array, i: int, now: Array) -> Array:
+  def blend(image: Array, i: int, active: Array) -> Array:
     kind = others[i]
-    mixed = _mixed(image, _other(image, kind), draws.factors[kind])
-    # Else XLA computes all before it again wherever a pixel of it is read.
-    return jax.lax.optimization_barrier(jnp.where(now, mixed, image))
+    blended = _blend(image, _blend_partner(image, kind), draws.factors[kind])
+    # Without the barrier, XLA recomputes the whole chain of operations before
+    # this one wherever one of its pixels is read.
+    return jax.lax.optimization_barrier(jnp.where(active, blended, image))
 
   for i in range(3):
-    image = mix(image, i, i < turn_at)
-  image = jax.lax.optimization_barrier(_turned(image, draws.factors[_HUE]))
+    image = blend(image, i, i < hue_place)
+  image = jax.lax.optimization_barrier(_shift_hue(image, draws.factors[_HUE]))
   for i in range(3):
-    image = mix(image, i, i >= turn_at)
+    image = blend(image, i, i >= hue_place)
   return image
 
 
 def gaussian_blur(
-  image: Float[Array, 'H W 3'], sigma: Float[Array, ''], largest: float
+  image: Float[Array, 'H W 3'], sigma: Float[Array, ''], max_sigma: float
 ) -> Float[Array, 'H W 3']:
-  """Blurs an image; beyond its border the last pixel goes on.
+  """Blurs an image, with its edge pixels repeated outside of it.
 
-  Two matrix products: for a few taps a depthwise convolution would do less, but
-  slowly, on a TPU's matrix unit and on a CPU alike.
+  Two matrix products, one an axis: a depthwise convolution has fewer operations
+  but is slower, both on a TPU's matrix unit and on a CPU.
 
   Args:
     image: of any range.
     sigma: standard deviation in pixels.
-    largest: that sigma may have, which decides how far is looked.
+    max_sigma: the largest value of sigma, which sets the size of the kernel.
   """
   rows, columns = (
-    _blur_matrix(side, sigma, largest) for side in image.shape[:2]
+    _blur_matrix(side, sigma, max_sigma) for side in image.shape[:2]
   )
   return jnp.einsum('ij,jkc,lk->ilc', rows, image, columns)
 
 
 def _blur_matrix(
-  side: int, sigma: Float[Array, ''], largest: float
+  side: int, sigma: Float[Array, ''], max_sigma: float
 ) -> Float[Array, 'side side']:
-  """Weights of each pixel (columns) in each blurred one (rows)."""
-  radius = int(_TRUNCATED * largest + 0.5)
-  steps = jnp.arange(-radius, radius + 1)
-  weights = jnp.exp(-0.5 * jnp.square(steps / sigma))
-  weights = jnp.where(jnp.abs(steps) <= _TRUNCATED * sigma + 0.5, weights, 0.0)
+  """Returns the weight of each pixel (column) in each blurred pixel (row)."""
+  radius = int(_TRUNCATION * max_sigma + 0.5)
+  offsets = jnp.arange(-radius, radius + 1)
+  weights = jnp.exp(-0.5 * jnp.square(offsets / sigma))
+  # The kernel's size is static; sigma, which is data, cuts it off.
+  inside = jnp.abs(offsets) <= _TRUNCATION * sigma + 0.5
+  weights = jnp.where(inside, weights, 0.0)
   weights /= jnp.sum(weights)
-  at = jnp.arange(side)[:, None]
-  looked = jnp.clip(at + steps, 0, side - 1)
-  return jnp.zeros((side, side)).at[at, looked].add(weights[None])
+  rows = jnp.arange(side)[:, None]
+  # Clipped to the image, so that weights outside add up on its edge pixels.
+  columns = jnp.clip(rows + offsets, 0, side - 1)
+  return jnp.zeros((side, side)).at[rows, columns].add(weights[None])
 
 
-def _gray(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
-  """Gray values of ITU-R 601 in all channels."""
+def _to_gray(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 3']:
+  """Computes gray values by ITU-R 601, in all three channels."""
   return dm_pix.rgb_to_grayscale(image, keep_dims=True)
 
 
-def _mixed(image: Array, other: Array, factor: Array) -> Array:
+def _blend(
+  image: Float[Array, 'H W 3'],
+  other: Float[Array, 'H W 3'],
+  factor: Float[Array, ''],
+) -> Float[Array, 'H W 3']:
   return jnp.clip(factor * image + (1.0 - factor) * other, 0.0, 1.0)
 
 
-def _other(
+def _blend_partner(
   image: Float[Array, 'H W 3'], kind: Int[Array, '']
 ) -> Float[Array, 'H W 3']:
-  """What an image is mixed with: black, its mean gray, or its gray values."""
-  gray = _gray(image)
+  """Returns what an operation blends with: black, mean gray or gray."""
+  gray = _to_gray(image)
   mean = jnp.where(kind == _CONTRAST, jnp.mean(gray), 0.0)
   return jnp.where(kind == _SATURATION, gray, mean)
 
 
-def _turned(image: Array, turn: Array) -> Array:
-  return jnp.clip(dm_pix.adjust_hue(image, turn), 0.0, 1.0)
+def _shift_hue(
+  image: Float[Array, 'H W 3'], shift: Float[Array, '']
+) -> Float[Array, 'H W 3']:
+  return jnp.clip(dm_pix.adjust_hue(image, shift), 0.0, 1.0)

@@ -1,10 +1,10 @@
-"""Losses per pixel, image or element, and the one place that averages them.
+"""Losses by pixel, image or element, and the one function that averages them.
 
   loss = losses.cross_entropy(logits, labels)
   loss = losses.masked_mean(loss, labels >= 0)
 
-No loss reduces itself: mask, weights and mean are applied once, by the caller.
-All of it is float32 at least, whatever the precision of the network.
+No loss is reduced here: the caller applies mask, weights and mean once. All are
+computed in float32 or better, whatever the precision of the network.
 """
 
 from typing import Literal
@@ -21,10 +21,10 @@ from segcore.types import Scalar
 def cross_entropy(
   logits: Float[Array, '*shape C'], labels: Int[Array, '*shape']
 ) -> Float[Array, '*shape']:
-  """Cross entropy of each pixel, in nats; 0 where the label is negative.
+  """Computes the cross entropy of each pixel, in nats.
 
-  The gradient of an ignored pixel is 0. A label of C or more gives NaN, so
-  that the loop's finite check stops on it.
+  Loss and gradient are 0 where the label is negative. A label of C or more
+  gives NaN, at which the training stops, instead of a wrong class.
 
   >>> cross_entropy(jnp.zeros((1, 1, 2, 4)), jnp.array([[[2, -1]]]))
   Array([[[1.3862944, 0.       ]]], dtype=float32)
@@ -38,7 +38,10 @@ def cross_entropy(
 def label_probability(
   logits: Float[Array, '*shape C'], labels: Int[Array, '*shape']
 ) -> Float[Array, '*shape']:
-  """What softmax gives to each pixel's label; class 0 where it is ignored."""
+  """Computes the softmax probability of each pixel's label.
+
+  Where the label is negative, that of class 0.
+  """
   probs = jax.nn.softmax(at_least_float32(logits))
   indices = jnp.maximum(labels, 0).astype(jnp.int32)[..., None]
   return jnp.take_along_axis(probs, indices, axis=-1)[..., 0]
@@ -48,33 +51,34 @@ def hard_example_mask(
   logits: Float[Array, '*shape C'],
   labels: Int[Array, '*shape'],
   threshold: float,
-  least: int,
+  min_kept: int,
 ) -> Bool[Array, '*shape']:
-  """Pixels that online hard example mining (OHEM) keeps.
+  """Selects the pixels that online hard example mining (OHEM) keeps.
 
-  Those whose class is no more probable than the threshold, or than that of the
-  `least`-th hardest pixel if that is more. All pixels with a label, if they are
-  fewer than `least`, or if that is 0. Source: spec U2PL §3.1.
+  These are the pixels whose label has at most the threshold's probability, or
+  the `min_kept` hardest pixels if those are more. All labeled pixels are kept
+  if they are fewer than `min_kept`, or if that is 0.
+  Source: Shrivastava et al. 2016, as U2PL (Wang et al. 2022) has it.
 
   Args:
     logits: of the pixels of all images.
-    labels: negative where ignored; such pixels count as certain.
+    labels: negative where ignored; such pixels are never kept.
     threshold: probability.
-    least: pixels.
+    min_kept: number of pixels of the whole batch.
   """
   valid = labels >= 0
-  if not least:
+  if not min_kept:
     return valid
-  at_label = label_probability(jax.lax.stop_gradient(logits), labels)
-  certain = jnp.where(valid, at_label, 1.0)
-  rank = jnp.asarray(min(valid.size, least) - 1, jnp.int32)
-  limit = order_statistics.order_statistic(certain, jnp.ones_like(valid), rank)
-  few = jnp.sum(valid, dtype=jnp.int32) < least
-  return valid & (few | (certain <= jnp.maximum(limit, threshold)))
+  probs = label_probability(jax.lax.stop_gradient(logits), labels)
+  probs = jnp.where(valid, probs, 1.0)  # Ignored pixels rank last.
+  rank = jnp.asarray(min(valid.size, min_kept) - 1, jnp.int32)
+  limit = order_statistics.order_statistic(probs, jnp.ones_like(valid), rank)
+  too_few = jnp.sum(valid, dtype=jnp.int32) < min_kept
+  return valid & (too_few | (probs <= jnp.maximum(limit, threshold)))
 
 
 def at_least_float32(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
-  """x in float32, or as it is if that is more."""
+  """Converts x to float32, unless its precision is higher."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -83,12 +87,15 @@ def tag_cross_entropy(
   tags: Bool[Array, 'B C'],
   kind: Literal['softmax', 'sigmoid'],
 ) -> Float[Array, 'B']:
-  """Cross entropy of image-level labels, in nats.
+  """Computes the cross entropy of image-level labels, in nats.
 
-  `softmax`: an image has exactly one tag; one with none or several gives NaN
-  (rows that only pad the batch have none: mask them). `sigmoid`: any number of
-  tags; the mean over classes of the binary cross entropies, which is torch's
-  MultiLabelSoftMarginLoss.
+  Args:
+    logits: of each image.
+    tags: the classes in each image.
+    kind: 'softmax' for exactly one tag an image: none or several give NaN
+      (padding rows of a batch have none and must be masked); 'sigmoid' for any
+      number: the mean over classes of binary cross entropies, which is torch's
+      MultiLabelSoftMarginLoss.
 
   >>> tags = jnp.array([[True, False]])
   >>> tag_cross_entropy(jnp.zeros((1, 2)), tags, 'softmax')
@@ -96,18 +103,19 @@ def tag_cross_entropy(
   """
   logits = at_least_float32(logits)
   if kind == 'softmax':
-    # A class of logit -inf costs nothing unless it is the tag: no 0 * inf.
+    # `where` and not a product with tags: a class of logit -inf that is not
+    # the tag would give 0 * inf.
     loss = -jnp.sum(jnp.where(tags, jax.nn.log_softmax(logits), 0.0), axis=-1)
     return jnp.where(jnp.sum(tags, axis=-1) == 1, loss, jnp.nan)
   if kind == 'sigmoid':
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, tags), axis=-1)
-  raise ValueError(f'kind is {kind!r}; allowed: softmax, sigmoid')
+  raise ValueError(f'kind: expected softmax or sigmoid, got {kind!r}')
 
 
 def squared_error(
   prediction: Float[Array, '*shape'], target: Float[Array, '*shape']
 ) -> Float[Array, '*shape']:
-  """Squared difference of each element, without the factor ½.
+  """Computes the squared difference of each element, without a factor ½.
 
   >>> squared_error(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
   Array([4., 0.], dtype=float32)
@@ -118,23 +126,25 @@ def squared_error(
 def masked_sum_and_count(
   values: Float[Array, '*shape'], mask: Bool[Array, '*shape']
 ) -> tuple[Scalar, Scalar]:
-  """Sum of the values under the mask, and how many they are.
+  """Computes the sum of the values under the mask, and their number.
 
-  What lies outside the mask touches neither sum nor gradient, even NaN. Both
-  numbers add up over parts of a batch, which is what accumulation needs.
+  Values outside the mask, even NaN, change neither sum nor gradient. Both
+  numbers add up over parts of a batch, as gradient accumulation needs it.
 
   >>> masked_sum_and_count(jnp.array([1.0, 2.0]), jnp.array([False, True]))
   (Array(2., dtype=float32), Array(1., dtype=float32))
   """
   total = jnp.sum(jnp.where(mask, at_least_float32(values), 0.0))
-  # Counted in int32: float32 stops counting by ones at 16.7 million pixels.
+  # Counted in int32: float32 has no odd integers above 16.7 million.
   return total, jnp.sum(mask, dtype=jnp.int32).astype(total.dtype)
 
 
 def masked_mean(
   values: Float[Array, '*shape'], mask: Bool[Array, '*shape']
 ) -> Scalar:
-  """Mean of the values under the mask; 0, with a zero gradient, if it is empty.
+  """Computes the mean of the values under the mask.
+
+  Of an empty mask, mean and gradient are 0.
 
   >>> masked_mean(jnp.array([1.0, 2.0, 4.0]), jnp.array([False, True, True]))
   Array(3., dtype=float32)

@@ -1,40 +1,44 @@
-"""Order statistics and draws over all pixels of a global batch.
-
-No pixel is sorted or gathered: what devices exchange are counts.
+"""Order statistics and random selection over all pixels of a global batch.
 
   gamma = percentile(entropy, valid, 80.0)
   pixels = nth_true(candidates, ranks)
+
+Sorting or gathering pixels of a batch that is sharded over devices would move
+all of them. These functions search by bisection and by counting, so devices
+exchange a few counts only.
 """
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from segcore.types import Scalar
+from segcore.types import ExampleKeys, Scalar
 
 
 def order_statistic(
   values: Float[Array, '*shape'], mask: Bool[Array, '*shape'], rank: ArrayLike
 ) -> Scalar:
-  """The value of a rank, counted from 0, among those under the mask.
+  """Returns the value of a rank among those under the mask.
 
-  Found by halving the range of all floats until one is left; what is compared
-  are the bits, whose order as integers is that of the values.
+  Bisects the range of all floats, 32 times for float32: each halving counts the
+  values below the middle. The bits of floats are compared as integers, whose
+  order is that of the values (see `_to_keys`), so the result is exact.
 
   Args:
     values: no NaN under the mask.
-    mask: which of them count; at least one.
-    rank: int [], clipped to those there are.
+    mask: at least one value is under it.
+    rank: int [], from 0; clipped to the number of values.
   """
   keys = _to_keys(values)
-  wanted = jnp.clip(rank, 0, jnp.maximum(_count(mask) - 1, 0)) + 1
+  target = jnp.clip(rank, 0, jnp.maximum(_count(mask) - 1, 0)) + 1
 
   def halve(_, bounds):
+    # Invariant: the key of the rank is in [low, high].
     low, high = bounds
-    # The mean, rounded down; their sum could overflow.
+    # The mean, rounded down, without the sum, which could overflow.
     middle = (low & high) + ((low ^ high) >> 1)
-    enough = _count(mask & (keys <= middle)) >= wanted
+    enough = _count(mask & (keys <= middle)) >= target
     return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
   limits = jnp.iinfo(keys.dtype)
@@ -51,11 +55,11 @@ def percentile(
   mask: Bool[Array, '*shape'],
   percent: ArrayLike,
 ) -> Scalar:
-  """The percentile of the values under the mask, as numpy's 'linear' finds it.
+  """Computes a percentile of the values under the mask, as numpy's 'linear'.
 
   Args:
     values: no NaN under the mask.
-    mask: which of them count; infinity is returned where there are none.
+    mask: infinity is returned if no value is under it.
     percent: [], from 0 to 100.
 
   >>> percentile(jnp.array([0.0, 1.0, 4.0]), jnp.array([1, 1, 1]) > 0, 75.0)
@@ -65,101 +69,113 @@ def percentile(
   position = jnp.asarray(percent, values.dtype) / 100 * (count - 1)
   rank = jnp.floor(position).astype(jnp.int32)
   low = order_statistic(values, mask, rank)
-  # The next one: equal to it, or the least of those that are larger.
+  # The next order statistic needs no second bisection: it is equal to this one,
+  # or the smallest of the values that are larger.
   larger = mask & (values > low)
   following = jnp.min(jnp.where(larger, values, jnp.inf))
   repeated = _count(mask & (values <= low)) > rank + 1
   high = jnp.where(repeated | (following == jnp.inf), low, following)
-  found = low + (high - low) * (position - rank.astype(values.dtype))
-  return jnp.where(count > 0, found, jnp.inf)
+  result = low + (high - low) * (position - rank.astype(values.dtype))
+  return jnp.where(count > 0, result, jnp.inf)
 
 
 def ranks_from_uniforms(
   uniforms: Float[Array, '*shape'], counts: Int[Array, '...']
 ) -> Int[Array, '*shape']:
-  """Ranks in 0 … count - 1 from uniform numbers in [0, 1); 0 for a count of 0.
+  """Converts uniform numbers in [0, 1) to ranks from 0 to count - 1.
 
-  Counts are broadcast against the numbers.
+  Args:
+    uniforms: draws.
+    counts: numbers of candidates, broadcast against the draws; the rank is 0
+      where the count is 0.
 
   >>> ranks_from_uniforms(jnp.array([0.0, 0.5, 0.999]), jnp.array([4, 4, 4]))
   Array([0, 2, 3], dtype=int32)
   """
   ranks = jnp.floor(uniforms * counts).astype(jnp.int32)
+  # Rounding may take the product up to the count itself.
   return jnp.clip(ranks, 0, jnp.maximum(counts - 1, 0))
 
 
 def nth_true(
-  mask: Bool[Array, 'B P C'], ranks: Int[Array, 'C R']
-) -> Int[Array, 'C R']:
-  """Where, for each class, the pixels of these ranks under the mask are.
+  mask: Bool[Array, 'B P C'], ranks: Int[Array, 'C num_ranks']
+) -> Int[Array, 'C num_ranks']:
+  """Finds the pixels of given ranks under each class's mask.
 
   Args:
-    mask: P pixels of each image.
-    ranks: from 0, in the order of images and pixels.
+    mask: of the pixels of each class.
+    ranks: from 0, in the order of images and then pixels.
 
   Returns:
-    b·P + p; 0 for a rank that there is not.
+    Indices b·P + p; 0 for a rank that is not less than the class's count.
   """
   num_images, num_pixels, _ = mask.shape
-  # The largest arrays here, so of the smallest type that can count an image.
-  kind = jnp.uint16 if num_pixels < 2**16 else jnp.int32
-  inside = jnp.cumsum(mask, axis=1, dtype=kind)
-  of_image = jnp.sum(mask, axis=1, dtype=jnp.int32)
-  before = jnp.cumsum(of_image, axis=0) - of_image
+  # Running counts are the largest arrays here: in the smallest sufficient type.
+  dtype = jnp.uint16 if num_pixels < 2**16 else jnp.int32
+  running = jnp.cumsum(mask, axis=1, dtype=dtype)
+  per_image = jnp.sum(mask, axis=1, dtype=jnp.int32)
+  before = jnp.cumsum(per_image, axis=0) - per_image
+  # The rank within each image, valid in the one image that the pixel is in.
   local = ranks - before[:, :, None]
-  here = (local >= 0) & (local < of_image[:, :, None])
+  in_image = (local >= 0) & (local < per_image[:, :, None])
 
-  def search(running: Array, wanted: Array) -> Array:
-    wanted = jnp.clip(wanted + 1, 0, num_pixels).astype(kind)
-    return jnp.searchsorted(running, wanted)
+  def search(running: Array, local: Array) -> Array:
+    # The pixel of rank r is the first at which the running count is r + 1.
+    target = jnp.clip(local + 1, 0, num_pixels).astype(dtype)
+    return jnp.searchsorted(running, target)
 
-  of_classes = jax.vmap(search, in_axes=(1, 0))
-  pixel = jax.vmap(of_classes)(inside, local).astype(jnp.int32)
+  search_classes = jax.vmap(search, in_axes=(1, 0))
+  pixel = jax.vmap(search_classes)(running, local).astype(jnp.int32)
   start = num_pixels * jnp.arange(num_images, dtype=jnp.int32)[:, None, None]
-  return jnp.sum(jnp.where(here, start + pixel, 0), axis=0, dtype=jnp.int32)
+  # Sums over images: every device searches its own images, one term is not 0.
+  return jnp.sum(jnp.where(in_image, start + pixel, 0), axis=0, dtype=jnp.int32)
 
 
 def keep_top_priorities(
-  mask: Bool[Array, 'B P C'], priorities: Int[Array, 'B P'], most: int
+  mask: Bool[Array, 'B P C'], priorities: Int[Array, 'B P'], max_count: int
 ) -> Bool[Array, 'B P C']:
-  """The mask, thinned out to `most` pixels of each class.
+  """Thins the mask out to the `max_count` pixels of highest priority a class.
+
+  With priorities of `draw_pixel_priorities` this is a uniform random selection,
+  the same one on any number of devices.
 
   Args:
-    mask: pixels of each class.
-    priorities: of each pixel; the largest stay. Uniform draws, with a key for
-      each image, make of this a uniform choice that is the same on any number
-      of devices.
-    most: pixels of a class that stay. Where the priorities of several pixels
-      are equal, more may.
+    mask: of the pixels of each class.
+    priorities: of each pixel, not negative.
+    max_count: number of pixels of a class that are kept; more are kept where
+      several pixels share the lowest of their priorities.
   """
   counts = jnp.sum(mask, axis=(0, 1), dtype=jnp.int32)
   high = jnp.iinfo(priorities.dtype).max
 
   def halve(_, bounds):
-    # The least threshold at which no more than `most` pixels are left.
+    # Finds, by class, the smallest threshold above which fewer than `max_count`
+    # pixels lie: from this threshold on there are that many.
     low, top = bounds
     middle = low + ((top - low) >> 1)
-    left = jnp.sum(
+    above = jnp.sum(
       mask & (priorities[..., None] > middle), axis=(0, 1), dtype=jnp.int32
     )
-    few = left < most
+    few = above < max_count
     return jnp.where(few, low, middle + 1), jnp.where(few, middle, top)
 
   bounds = (jnp.zeros_like(counts), jnp.full_like(counts, high))
   threshold, _ = jax.lax.fori_loop(0, 31, halve, bounds)
-  chosen = mask & (priorities[..., None] >= threshold)
-  return jnp.where(counts <= most, mask, chosen)
+  kept = mask & (priorities[..., None] >= threshold)
+  return jnp.where(counts <= max_count, mask, kept)
 
 
-def draw_pixel_priorities(keys: Array, num_pixels: int) -> Int[Array, 'B P']:
-  """Uniform draws from 0 to 2³¹ - 1 for the pixels of each image.
+def draw_pixel_priorities(
+  keys: ExampleKeys, num_pixels: int
+) -> Int[Array, 'B P']:
+  """Draws uniform integers from 0 to 2³¹ - 1 for the pixels of each image.
 
   Args:
-    keys: [B] of keys, one for each image of the global batch.
-    num_pixels: of an image.
+    keys: of the images of the global batch.
+    num_pixels: P.
   """
 
-  def draw(key: Array) -> Array:
+  def draw(key: PRNGKeyArray) -> Int[Array, 'P']:
     bits = jax.random.bits(key, (num_pixels,), jnp.uint32)
     return (bits >> 1).astype(jnp.int32)
 
@@ -167,17 +183,22 @@ def draw_pixel_priorities(keys: Array, num_pixels: int) -> Int[Array, 'B P']:
 
 
 def _count(mask: Bool[Array, '*shape']) -> Int[Array, '']:
+  # In int32: float32 has gaps above 16.7 million, fewer than a batch's pixels.
   return jnp.sum(mask, dtype=jnp.int32)
 
 
 def _to_keys(values: Float[Array, '*shape']) -> Int[Array, '*shape']:
-  """Integers in the order of the floats."""
-  kind = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
-  # -0 is 0.
-  bits = jax.lax.bitcast_convert_type(values + 0.0, kind)
-  return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)
+  """Maps floats to integers of the same order.
+
+  The bits of floats that are not negative are ordered as they are; those of
+  negative ones in reverse, so all their bits but the sign are flipped.
+  """
+  dtype = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
+  # Adding 0 turns -0, which has other bits, into 0.
+  bits = jax.lax.bitcast_convert_type(values + 0.0, dtype)
+  return jnp.where(bits < 0, bits ^ jnp.iinfo(dtype).max, bits)
 
 
-def _from_keys(keys: Shaped[Array, ''], dtype) -> Scalar:
+def _from_keys(keys: Shaped[Array, ''], dtype: DTypeLike) -> Scalar:
   bits = jnp.where(keys < 0, keys ^ jnp.iinfo(keys.dtype).max, keys)
   return jax.lax.bitcast_convert_type(bits, dtype)

@@ -1,1 +1,1 @@
-"""Reading pretrained weights."""
+"""Reading of pretrained weights: own checkpoints and public files."""

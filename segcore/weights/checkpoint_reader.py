@@ -1,4 +1,4 @@
-"""Reads fields of a saved training state, without the training that wrote it.
+"""Reads fields of a saved training state, without the training that saved it.
 
 checkpoint_reader.read(directory / 'checkpoints', ('params', 'batch_stats'))
 """
@@ -12,18 +12,21 @@ import orbax.checkpoint as ocp
 
 from runtime import errors, files
 
-# Name of the training state's item in the folder of a step.
+# Name of the state among the items of a checkpoint.
 STATE = 'state'
 
 
 def read(
   directory: files.Path, names: Sequence[str] = ('params', 'batch_stats')
 ) -> dict[str, Any]:
-  """Fields of the newest state in a folder of checkpoints, as numpy arrays.
+  """Reads fields of the latest state in a folder of checkpoints.
 
   Args:
     directory: a `checkpoints` or `best` folder.
-    names: fields of the state.
+    names: fields of the state; those that it lacks are left out.
+
+  Returns:
+    Trees of numpy arrays, by name.
 
   Raises:
     UserError: there is no checkpoint, or it cannot be read.
@@ -45,12 +48,13 @@ def read(
       args=ocp.args.PyTreeRestore(
         item=item,
         partial_restore=True,
+        # As numpy arrays: the devices that saved them may not exist here.
         restore_args=jax.tree.map(
           lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
         ),
       ),
     )
-  except Exception as error:
+  except Exception as error:  # Orbax has no class for damaged files.
     raise errors.UserError(
       f'{folder} cannot be read ({str(error).splitlines()[0]}): restore it '
       'from a copy or train again'

@@ -1,9 +1,10 @@
-"""Parameters from elsewhere: a finished stage's folder, or a weight file.
+"""Parameters of another run or of a weight file, for the start of a training.
 
-Whole parts are taken (encoder, decoder, heads) and must match whole: otherwise
-a list of names and shapes says what differs. Only a transformer is fitted to
-the network: its position table to another grid, and to one without a class
-token; a network that has none takes the ResNet before it.
+Whole parts are taken (encoder, decoder, heads), and each must match the network
+whole: otherwise an error lists the names and shapes that differ. Two
+differences of a hybrid transformer are resolved: its position table is resized
+to another grid and freed of the class token, and a network that is only its
+ResNet takes the ResNet.
 """
 
 import math
@@ -17,17 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import traverse_util
+from jaxtyping import Shaped
 
 from runtime import console, errors, files, json_files
 from segcore.models.layers import resize
 from segcore.weights import checkpoint_reader
 from segcore.weights.layouts import google, torchvision
 
-_MOST_LINES = 8
-_KINDS = ('params/', 'batch_stats/')
-# From foreign names to ours; None if the names are not of their kind.
+_MAX_LINES = 8
+_COLLECTIONS = ('params/', 'batch_stats/')
+# From public names to those of this project; None if the names are others.
 _TRANSLATORS = (torchvision.translate, google.translate)
-# What a hybrid transformer has more than its ResNet.
+# Modules of a hybrid transformer's encoder in addition to its ResNet.
 _TRANSFORMER = ('embedding', 'cls', 'Transformer')
 _TABLE = ('Transformer', 'posembed_input', 'pos_embedding')
 
@@ -35,45 +37,43 @@ Grid = tuple[int, int]
 
 
 def read_variables(path: files.Path) -> dict[str, Any]:
-  """Reads {'params': tree, 'batch_stats': tree}.
-
-  'grid' is there too where the height and width of a position table are known.
+  """Reads parameters and batch statistics from a folder or a file.
 
   Args:
     path: a stage's folder; a `checkpoints` or `best` folder; or an `.npz` or
-      `.safetensors` file, of this project with names like
-      'params/encoder/conv_root/kernel', or a public one (see `public_weights`
-      and `torch_weights`), whose classifier becomes parts of its own.
+      `.safetensors` file, either with names of this project, like
+      'params/encoder/conv_root/kernel', or with those of public weights (see
+      `layouts`), whose classifier becomes a part beside the encoder.
+
+  Returns:
+    {'params': {part: tree}, 'batch_stats': {part: tree}}, and 'grid', height
+    and width of the position table, where they are known.
 
   Raises:
-    UserError: nothing readable is there.
+    UserError: the path does not exist, cannot be read or has unknown names.
   """
   if path.is_dir():
     inner = path / 'checkpoints'
-    found = checkpoint_reader.read(inner if inner.is_dir() else path)
+    variables = checkpoint_reader.read(inner if inner.is_dir() else path)
     settings = (path if inner.is_dir() else path.parent) / 'settings.json'
-    return {**found, **_grid_of_settings(settings)}
+    return {**variables, **_grid_of_settings(settings)}
   if not path.is_file():
     raise errors.UserError(
       f'{path} does not exist: expected the folder of a stage, or a .npz or '
       '.safetensors file'
     )
-  if path.suffix in _READERS:
-    flat = _read_file(path)
-  else:
-    raise errors.UserError(
-      f'{path}: unknown kind of weight file, expected .npz or .safetensors'
-    )
+  flat = _read_file(path)
   for translate in _TRANSLATORS:
-    if (found := translate(flat)) is not None:
-      return {**found, **_grid_of_table(found['params'], str(path))}
-  if not flat or not all(name.startswith(_KINDS) for name in flat):
-    families = ' or '.join(x.family for x in google.LAYOUTS)
+    variables = translate(flat)
+    if variables is not None:
+      return {**variables, **_grid_of_table(variables['params'], str(path))}
+  if not flat or not all(name.startswith(_COLLECTIONS) for name in flat):
+    families = ' or '.join(layout.family for layout in google.LAYOUTS)
     raise errors.UserError(
-      f'{path} has names like {", ".join(sorted(flat)[:3])}: expected all to '
-      'begin with params/ or batch_stats/, as params/encoder/conv_root/kernel, '
-      f"or the names of public {families} weights, or torch's of a ResNet, as "
-      'layer1.0.conv1.weight'
+      f'{path}: expected names that begin with params/ or batch_stats/, as '
+      f'params/encoder/conv_root/kernel, those of public {families} weights, '
+      "or torch's of a ResNet, as layer1.0.conv1.weight; got "
+      f'{", ".join(sorted(flat)[:3]) or "none"}'
     )
   return traverse_util.unflatten_dict(
     {name: np.asarray(value) for name, value in flat.items()}, sep='/'
@@ -86,92 +86,102 @@ def load_parts(
   segmenter: nn.Module,
   image_shape: tuple[int, ...],
 ) -> dict[str, Any]:
-  """Reads the named parts for a network, as `Update.init` takes them.
+  """Reads parts of the parameters of a network, as `Update.init` expects them.
+
+  Args:
+    path: see `read_variables`.
+    parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
+    segmenter: the network.
+    image_shape: (B, H, W, 3) of its images.
 
   Raises:
-    UserError: nothing readable is there, or it does not fit the network.
+    UserError: the weights cannot be read, or do not fit the network.
   """
   images = jax.ShapeDtypeStruct((1, *image_shape[1:]), np.float32)
   expected = jax.eval_shape(segmenter.init, jax.random.PRNGKey(0), images)
   grid = getattr(segmenter.encoder, 'grid', None)
-  return select_parts(read_variables(path), expected, parts, str(path), grid)
+  variables = read_variables(path)
+  return select_parts(variables, expected, parts, str(path), grid)
 
 
 def write_npz(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
-  """Writes an `.npz` file that `read_variables` takes."""
+  """Writes an `.npz` file that `read_variables` reads."""
   flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep='/')
   np.savez(path, **flat)
 
 
 def select_parts(
-  found: Mapping[str, Any],
+  variables: Mapping[str, Any],
   expected: Mapping[str, Any],
   parts: tuple[str, ...],
   origin: str,
   grid: Grid | None = None,
 ) -> dict[str, Any]:
-  """The named parts of what was read, fitted and checked against the network.
+  """Selects parts of variables, and fits and checks them for a network.
 
   A position table of another grid is resized (see `resize_position_table`). The
-  grid it comes from is the one that was read, else the network's if that has
+  grid it has is the one that was read; if none was, the network's if that has
   as many cells, else a square.
 
   Args:
-    found: as `read_variables` returns it.
+    variables: as `read_variables` returns them.
     expected: shapes of the network's {'params': …, 'batch_stats': …}.
     parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
-    origin: where it was read, for messages.
+    origin: where the variables were read, for messages.
     grid: height and width of the network's position table, if it has one.
 
   Returns:
     {'params': {part: tree}, 'batch_stats': {part: tree}}.
 
   Raises:
-    UserError: a part is missing or does not match whole.
+    UserError: a part is missing, or differs in names or shapes.
   """
-  taken: dict[str, Any] = {'params': {}, 'batch_stats': {}}
+  selected: dict[str, Any] = {'params': {}, 'batch_stats': {}}
   notes = []
   for part in parts:
-    if not _at(found['params'], part):
+    if not _subtree(variables['params'], part):
       raise errors.UserError(
-        f'{origin} has no {part}; it has {", ".join(found["params"])}'
+        f'{origin} has no {part}; it has {", ".join(variables["params"])}'
       )
-    if not _at(expected['params'], part):
+    if not _subtree(expected['params'], part):
       raise errors.UserError(f'the network has no {part} to take from {origin}')
-    for kind, tree in taken.items():
-      want = _at(expected.get(kind, {}), part)
-      have = _at(found.get(kind, {}), part)
-      if (kind, part) == ('params', 'encoder'):
-        have, notes = _fit(have, want, found.get('grid'), grid, origin)
-      _check(have, want, f'{kind}/{part}', origin)
-      if want:
-        top, *below = part.split('/')
-        for name in below:
-          tree = tree.setdefault(top, {})
-          top = name
-        tree[top] = have
-  touched = {part.split('/')[0] for part in parts}
-  left = [name for name in found['params'] if name not in touched]
-  if left:
-    notes = [f'left {", ".join(left)}', *notes]
+    for collection, tree in selected.items():
+      wanted = _subtree(expected.get(collection, {}), part)
+      given = _subtree(variables.get(collection, {}), part)
+      if (collection, part) == ('params', 'encoder'):
+        given, notes = _fit_encoder(
+          given, wanted, variables.get('grid'), grid, origin
+        )
+      _check_match(given, wanted, f'{collection}/{part}', origin)
+      if wanted:
+        *outer, name = part.split('/')
+        for module in outer:
+          tree = tree.setdefault(module, {})
+        tree[name] = given
+  taken = {part.split('/')[0] for part in parts}
+  left_out = [name for name in variables['params'] if name not in taken]
+  if left_out:
+    notes = [f'left out {", ".join(left_out)}', *notes]
   console.log('; '.join([f'took {", ".join(parts)} from {origin}', *notes]))
-  return taken
+  return selected
 
 
-def _at(tree: Mapping[str, Any], part: str) -> Any:
-  """The subtree of a part; {} if there is none."""
+def _subtree(tree: Mapping[str, Any], part: str) -> Any:
+  """Returns the subtree of a part; {} if there is none."""
   for name in part.split('/'):
     tree = tree.get(name, {})
   return tree
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_npz(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
   with np.load(path, allow_pickle=False) as file:
     return dict(file)
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  # As jax arrays: numpy has no bfloat16, and `load` fails on it.
+def _read_safetensors(
+  path: pathlib.Path,
+) -> dict[str, Shaped[np.ndarray, '...']]:
+  # As jax arrays: numpy has no bfloat16, and safetensors' reader fails on it.
   with safetensors.safe_open(path, 'flax') as file:
     return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
 
@@ -179,9 +189,15 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 _READERS = {'.npz': _read_npz, '.safetensors': _read_safetensors}
 
 
-def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_file(path: files.Path) -> dict[str, Shaped[np.ndarray, '...']]:
+  reader = _READERS.get(path.suffix)
+  if reader is None:
+    raise errors.UserError(
+      f'{path}: expected a {" or ".join(_READERS)} file, got '
+      f'{path.suffix or "no suffix"}'
+    )
   try:
-    return _READERS[path.suffix](path)
+    return reader(path)
   except Exception as error:
     raise errors.UserError(
       f'{path} is not a readable {path.suffix} file '
@@ -190,7 +206,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
-  """The grid that a stage's network was built with, if its config gave one."""
+  """Returns {'grid': …} of the network of a stage, if its settings give one."""
   if not path.exists():
     return {}
   settings = json_files.read(path)['settings']
@@ -198,75 +214,101 @@ def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
   return {'grid': tuple(encoder['grid'])} if 'grid' in encoder else {}
 
 
-def _fit(
-  have: Any, want: Any, old: Grid | None, new: Grid | None, origin: str
+def _fit_encoder(
+  given: Any,
+  wanted: Any,
+  old_grid: Grid | None,
+  new_grid: Grid | None,
+  origin: str,
 ) -> tuple[Any, list[str]]:
-  """An encoder's parameters for this network, and what was done to them."""
-  flat, wanted = map(traverse_util.flatten_dict, (dict(have), dict(want)))
+  """Fits an encoder's parameters to a network.
+
+  Args:
+    given: parameters.
+    wanted: shapes of the network's encoder.
+    old_grid: height and width of the position table, if known.
+    new_grid: height and width of the network's position table, if it has one.
+    origin: where the parameters were read, for messages.
+
+  Returns:
+    The parameters, and notes on each change.
+  """
+  flat = traverse_util.flatten_dict(dict(given))
+  wanted = traverse_util.flatten_dict(dict(wanted))
   if _TABLE not in flat:
-    return have, []
+    return given, []
   if _TABLE not in wanted:
-    kept = {k: x for k, x in have.items() if k not in _TRANSFORMER}
-    left = [name for name in have if name in _TRANSFORMER]
-    return kept, [f'left {", ".join(left)} of the encoder']
+    resnet = {k: x for k, x in given.items() if k not in _TRANSFORMER}
+    left_out = [name for name in given if name in _TRANSFORMER]
+    return resnet, [f'left out {", ".join(left_out)} of the encoder']
   notes, table = [], flat[_TABLE]
   if ('cls',) in flat and ('cls',) not in wanted:
     del flat['cls',]
-    table = table[:, 1:]
-    notes.append('left the class token and its position')
-  cells = table.shape[1] - (('cls',) in flat)
-  if new and not old:
-    old = new if cells == math.prod(new) else _square(cells, origin)
-  if new and old != new:
-    table = resize.resize_position_table(jnp.asarray(table), old, new)
+    table = table[:, 1:]  # The first row is the class token's.
+    notes.append('left out the class token and its position')
+  num_cells = table.shape[1] - (('cls',) in flat)
+  if new_grid and not old_grid:
+    # A file has the number of cells only: 36 may be 6x6, or the 4x9 of a run
+    # of this project, which is likelier if the network has 4x9, too.
+    if num_cells == math.prod(new_grid):
+      old_grid = new_grid
+    else:
+      old_grid = _square_grid(num_cells, origin)
+  if new_grid and old_grid != new_grid:
+    table = resize.resize_position_table(jnp.asarray(table), old_grid, new_grid)
     notes.append(
-      f'resized the position table from {old[0]}x{old[1]} to {new[0]}x{new[1]}'
+      f'resized the position table from {old_grid[0]}x{old_grid[1]} to '
+      f'{new_grid[0]}x{new_grid[1]}'
     )
   flat[_TABLE] = np.asarray(table)
   return traverse_util.unflatten_dict(flat), notes
 
 
 def _grid_of_table(params: Mapping[str, Any], origin: str) -> dict[str, Grid]:
-  """The grid of a file's position table, if it has one."""
+  """Returns {'grid': …} of public weights that have a position table.
+
+  Their grid is a square: they are trained on square images.
+  """
   encoder = params.get('encoder', {})
   flat = traverse_util.flatten_dict(dict(encoder))
   if _TABLE not in flat:
     return {}
-  cells = flat[_TABLE].shape[1] - ('cls' in encoder)
-  return {'grid': _square(cells, origin)}
+  num_cells = flat[_TABLE].shape[1] - ('cls' in encoder)
+  return {'grid': _square_grid(num_cells, origin)}
 
 
-def _square(cells: int, origin: str) -> Grid:
-  """The grid that a position table is taken for where nothing says it."""
-  side = math.isqrt(cells)
-  if side * side != cells:
+def _square_grid(num_cells: int, origin: str) -> Grid:
+  side = math.isqrt(num_cells)
+  if side * side != num_cells:
     raise errors.UserError(
-      f'the position table of {origin} has {cells} cells, which is no square, '
-      "and nothing says their height and width: give the folder of the run's "
-      'stage, or build the network with the grid it comes from'
+      f'the position table of {origin}: expected a square number of cells, '
+      f'since its height and width are unknown, got {num_cells}: give the '
+      'folder of the stage, or build the network with the grid of the table'
     )
   return side, side
 
 
-def _check(have: Any, want: Any, path: str, origin: str) -> None:
-  """Raises UserError with a sorted diff of names and shapes."""
-  shapes = [
+def _check_match(given: Any, wanted: Any, path: str, origin: str) -> None:
+  """Raises UserError with a sorted diff if names or shapes differ."""
+  given_shapes, wanted_shapes = (
     {
       '/'.join(name): tuple(leaf.shape)
       for name, leaf in traverse_util.flatten_dict(dict(tree)).items()
     }
-    for tree in (have, want)
-  ]
+    for tree in (given, wanted)
+  )
   lines = [
-    f'{name} found {shapes[0].get(name, "nothing")} expected '
-    f'{shapes[1].get(name, "nothing")}'
-    for name in sorted({*shapes[0], *shapes[1]})
-    if shapes[0].get(name) != shapes[1].get(name)
+    f'- {name}: expected {wanted_shapes.get(name, "nothing")}, got '
+    f'{given_shapes.get(name, "nothing")}'
+    for name in sorted({*given_shapes, *wanted_shapes})
+    if given_shapes.get(name) != wanted_shapes.get(name)
   ]
-  if lines:
-    more = len(lines) - _MOST_LINES
-    raise errors.UserError(
-      f'{path} of {origin} does not fit the network: '
-      + '; '.join(lines[:_MOST_LINES])
-      + (f'; and {more} more' if more > 0 else '')
-    )
+  if not lines:
+    return
+  omitted = len(lines) - _MAX_LINES
+  lines = lines[:_MAX_LINES]
+  if omitted > 0:
+    lines.append(f'- {omitted} more')
+  raise errors.UserError(
+    f'{path} of {origin} does not fit the network:\n' + '\n'.join(lines)
+  )

@@ -204,7 +204,7 @@ def test_configs_that_cannot_be_run():
     *shapes, stages=('represent', 'semi', 'segment_on')
   )
   assert 'splits: found ()' in refused(*shapes, **{'segment.splits': ()})
-  assert 'distance: neighbors: found 0' in refused(
+  assert 'distance: neighbors: expected 1 or more, got 0' in refused(
     *shapes, **{'distance.neighbors': 0}
   )
 

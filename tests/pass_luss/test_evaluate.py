@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pass_luss import evaluate
+from pass_luss.benchmark import evaluate as benchmark_evaluate
 from pass_luss.benchmark import metrics, png_format
 
 KEYS = (
@@ -16,7 +17,7 @@ KEYS = (
 
 
 def labels(num_classes=5, count=12):
-  """Maps by name: each of one class, 'other' around it, and some ignored."""
+  """Returns maps by name: one class in 'other', and some ignored pixels."""
   rng = np.random.default_rng(0)
   made = {}
   for i in range(count):
@@ -36,7 +37,7 @@ def write(folder, maps):
 
 @pytest.fixture
 def folders(tmp_path):
-  """Ground truth, and predictions that are wrong here and there."""
+  """Writes ground truth, and predictions with some errors."""
   maps = labels()
   write(tmp_path / 'gt', maps)
   predictions = {
@@ -73,13 +74,13 @@ def test_equals_the_metric(capsys, folders):
     prediction = png_format.read(folders / 'pred' / name, 5)
     metric = metric.update(prediction, label, name)
   values = metric.compute()
-  found = scored(capsys, flags(folders))
-  assert tuple(found) == KEYS
+  actual = scored(capsys, flags(folders))
+  assert tuple(actual) == KEYS
   for name in KEYS[:5]:
-    np.testing.assert_allclose(found[name], 100 * values[name], err_msg=name)
-  assert 10 < found['boundary_miou'] < found['miou'] < 90
+    np.testing.assert_allclose(actual[name], 100 * values[name], err_msg=name)
+  assert 10 < actual['boundary_miou'] < actual['miou'] < 90
   for name in ('miou', 'boundary_miou'):
-    by_size = found[f'{name}_by_size']
+    by_size = actual[f'{name}_by_size']
     assert tuple(by_size) == ('S', 'MS', 'ML', 'L')
     for size, value in by_size.items():
       expected = 100 * values[f'{name}_{size}']
@@ -89,16 +90,16 @@ def test_equals_the_metric(capsys, folders):
         np.testing.assert_allclose(value, expected, err_msg=size)
 
 
-def test_classes_that_never_occur_are_said(capsys, folders):
+def test_absent_classes_are_reported(capsys, folders):
   present = {i for x in labels().values() for i in np.unique(x) if i > 0}
   assert evaluate.main(flags(folders, num_classes=50)) == 0
   assert (
-    f'{50 - len(present)} of 50 classes occur in no ground truth, and count 0: '
-    'is --num_classes right?'
+    f'{50 - len(present)} of 50 classes are absent from the ground truth and '
+    'count as 0: check --num_classes'
   ) in capsys.readouterr().out
 
 
-def test_splits_may_be_left_out(capsys, folders):
+def test_folders_of_a_split(capsys, folders):
   whole = scored(capsys, flags(folders))
   argv = [
     *(f'--gt={folders / "gt" / "val"}', f'--pred={folders / "pred" / "val"}'),
@@ -107,8 +108,8 @@ def test_splits_may_be_left_out(capsys, folders):
   assert scored(capsys, argv) == whole
 
 
-def test_the_command(tmp_path):
-  """As people call it: a table, and last of all one line of valid JSON."""
+def test_command_prints_a_table_and_json(tmp_path):
+  """As a process: prints a table, and valid JSON as the last line."""
   write(tmp_path / 'gt', labels())
   write(tmp_path / 'pred', {n: np.maximum(m, 0) for n, m in labels().items()})
   done = subprocess.run(
@@ -118,22 +119,22 @@ def test_the_command(tmp_path):
     cwd=pathlib.Path(__file__).parents[2],
   )
   assert done.returncode == 0, done.stderr
-  *told, last = done.stdout.splitlines()
-  assert '12 images, 0.0 megapixels in ' in told[0]
-  assert told[1].split() == ['all', 'S', 'MS', 'ML', 'L']
-  assert told[2].split()[:2] == ['miou', '100.00']
+  *lines, last = done.stdout.splitlines()
+  assert '12 images, 0.0 megapixels in ' in lines[0]
+  assert lines[1].split() == ['all', 'S', 'MS', 'ML', 'L']
+  assert lines[2].split()[:2] == ['miou', '100.00']
 
   def no_constant(name):
     raise AssertionError(name)
 
-  found = json.loads(last, parse_constant=no_constant)
-  np.testing.assert_allclose([found[n] for n in KEYS[:2]], 100)
-  assert None in found['miou_by_size'].values()
-  assert found['boundary_miou'] < 100  # Beside what is ignored.
+  actual = json.loads(last, parse_constant=no_constant)
+  np.testing.assert_allclose([actual[n] for n in KEYS[:2]], 100)
+  assert None in actual['miou_by_size'].values()
+  assert actual['boundary_miou'] < 100  # Beside what is ignored.
 
 
 def permuted(folder, num_generated=5):
-  """Perfect predictions, but for their numbers, which are returned."""
+  """Writes perfect predictions with permuted ids; returns the permutation."""
   maps = labels()
   rng = np.random.default_rng(1)
   numbers = np.concatenate([[0], rng.permutation(num_generated) + 1])
@@ -145,17 +146,17 @@ def permuted(folder, num_generated=5):
   return numbers
 
 
-def test_a_permuted_perfect_prediction_scores_100(capsys, tmp_path):
+def test_permuted_ground_truth_scores_100_after_matching(capsys, tmp_path):
   numbers = permuted(tmp_path)
   path = tmp_path / 'match.json'
   before = scored(capsys, flags(tmp_path))
   assert before['miou'] < 50
-  found = scored(capsys, flags(tmp_path, '--rematch', f'--write_match={path}'))
+  actual = scored(capsys, flags(tmp_path, '--rematch', f'--write_match={path}'))
   for name in ('miou', 'miou_without_other', 'image_accuracy', 'f_beta'):
-    np.testing.assert_allclose(found[name], 100, err_msg=name)
+    np.testing.assert_allclose(actual[name], 100, err_msg=name)
   match = json.loads(path.read_text())
   assert match == {str(numbers[c]): c for c in range(6)}
-  assert scored(capsys, flags(tmp_path, f'--match={path}')) == found
+  assert scored(capsys, flags(tmp_path, f'--match={path}')) == actual
   assert scored(capsys, flags(tmp_path)) == before
 
 
@@ -165,28 +166,28 @@ def test_from_more_categories_to_fewer_classes(capsys, tmp_path):
   argv = flags(
     *(tmp_path, '--rematch', '--num_generated=9', f'--write_match={path}')
   )
-  found = scored(capsys, argv)
-  np.testing.assert_allclose(found['miou'], 100)
+  actual = scored(capsys, argv)
+  np.testing.assert_allclose(actual['miou'], 100)
   match = json.loads(path.read_text())
   found_classes = [match[str(numbers[c])] for c in range(10)]
   assert found_classes == [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]
-  assert scored(capsys, flags(tmp_path, f'--match={path}')) == found
-  assert 'expected 0…5' in refused(capsys, flags(tmp_path))
+  assert scored(capsys, flags(tmp_path, f'--match={path}')) == actual
+  assert 'expected ids 0…5' in refused(capsys, flags(tmp_path))
 
 
-def test_folders_that_are_missing_or_empty(capsys, tmp_path):
+def test_missing_and_empty_folders(capsys, tmp_path):
   argv = flags(tmp_path)
   assert refused(capsys, argv) == (
-    f'{tmp_path}/gt: there is no such folder, expected SPLIT/WNID/NAME.png or '
-    'WNID/NAME.png in it'
+    f'{tmp_path}/gt: expected SPLIT/WNID/NAME.png or WNID/NAME.png, got no '
+    'such folder'
   )
   write(tmp_path / 'gt', labels())
-  assert refused(capsys, argv).startswith(f'{tmp_path}/pred: there is no such')
+  assert refused(capsys, argv).endswith('got no such folder')
   (tmp_path / 'pred').mkdir()
-  assert refused(capsys, argv).startswith(f'{tmp_path}/pred: holds no PNG file')
+  assert refused(capsys, argv).endswith('got no PNG file')
 
 
-def test_files_that_are_missing(capsys, folders):
+def test_missing_files(capsys, folders):
   gt, pred = folders / 'gt', folders / 'pred'
   names = list(labels())
   for name in names[:4]:
@@ -195,31 +196,30 @@ def test_files_that_are_missing(capsys, folders):
   assert refused(capsys, flags(folders)) == (
     f'4 of 11 files of {gt} are missing in {pred}: {names[0]}, {names[1]}, '
     f'{names[2]}, …; 1 of 8 files of {pred} are missing in {gt}: {names[5]}; '
-    'paths below --gt and --pred have to agree'
+    'expected the same paths below both folders'
   )
 
 
-def test_paths_that_do_not_agree(capsys, folders):
+def test_folders_without_a_common_path(capsys, folders):
   argv = [
     *(f'--gt={folders / "gt"}', f'--pred={folders / "pred" / "val"}'),
     '--num_classes=5',
   ]
   name = 'n00000000/0.png'
   assert refused(capsys, argv) == (
-    f'{folders}/gt and {folders}/pred/val have no path in common (val/{name} '
-    f'and {name}): paths below --gt and --pred have to agree, is one of the '
-    'folders a level deeper?'
+    f'{folders}/gt and {folders}/pred/val: expected the same paths in both, '
+    f'got val/{name} and {name}: is one of the folders a level deeper?'
   )
 
 
-def test_sizes_that_differ(capsys, folders):
+def test_different_sizes(capsys, folders):
   name = next(iter(labels()))
   png_format.write(folders / 'pred' / name, np.zeros((7, 9), np.int16))
   height, width = labels()[name].shape
   for more in ((), ('--rematch',)):
     assert refused(capsys, flags(folders, *more)) == (
-      f'{folders}/pred/{name}: is 9x7 pixels, its ground truth '
-      f'{width}x{height}: predict at the original size'
+      f'{folders}/pred/{name}: expected the size of its ground truth, '
+      f'{width}x{height}, got 9x7: predict at the original size'
     )
 
 
@@ -229,24 +229,23 @@ def test_ids_out_of_range(capsys, folders):
   label = labels()[name]
   png_format.write(path, np.where(label > 0, 6, 0))
   message = refused(capsys, flags(folders))
-  assert message.startswith(f'{path}: has id 6 (')
-  assert 'expected 0…5' in message
+  assert message.startswith(f'{path}: expected ids 0…5, got 6 (')
   png_format.write(path, label * 0)
   png_format.write(folders / 'gt' / name, label + 1)
   assert refused(capsys, flags(folders, num_classes=1)).startswith(
-    f'{folders}/gt/{name}: has id 2 ('
+    f'{folders}/gt/{name}: expected ids 0…1, or 1000 where ignored, got 2 ('
   )
 
 
-def test_predictions_that_are_ignored(capsys, folders):
+def test_ignored_pixels_in_predictions(capsys, folders):
   name = next(iter(labels()))
   path = folders / 'pred' / name
   label = np.zeros_like(labels()[name])
   label[0, :2] = -1
   png_format.write(path, label)
   assert refused(capsys, flags(folders)) == (
-    f'{path}: has id 1000 (pixels: 2), which is for ground truth: expected '
-    "predictions 0…5, write 0 for 'other'"
+    f'{path}: expected ids 0…5 in a prediction, got 1000, which ground truth '
+    "ignores (pixels: 2): write 0 for 'other'"
   )
 
 
@@ -259,26 +258,25 @@ def test_damaged_files_are_named(capsys, folders, side):
   assert message.startswith(f'{path}: cannot be decoded: ')
 
 
-def test_flags_that_contradict_each_other(capsys, folders):
+def test_contradictory_flags(capsys, folders):
   assert refused(capsys, flags(folders, '--rematch', '--match=x.json')) == (
-    '--rematch contradicts --match, which is a matching already: leave out one '
-    'of them'
+    'expected one of --rematch and --match, got both: remove one of them'
   )
   for flag in ('--write_match=x.json', '--num_generated=9'):
     name = flag.partition('=')[0]
     assert refused(capsys, flags(folders, flag)) == (
-      f'{name} is for --rematch only: add that'
+      f'{name}: expected together with --rematch: add that'
     )
   for count in (0, -1, 1000):
     assert refused(capsys, flags(folders, num_classes=count)) == (
-      f"--num_classes={count}: expected 1 to 999, without 'other'"
+      f"--num_classes: expected 1 to 999, without 'other', got {count}"
     )
   assert refused(capsys, flags(folders, '--rematch', '--num_generated=0')) == (
-    "--num_generated=0: expected 1 to 999, without 'other'"
+    "--num_generated: expected 1 to 999, without 'other', got 0"
   )
 
 
-def test_flags_that_are_wrong(capsys, folders):
+def test_invalid_flags(capsys, folders):
   assert refused(capsys, flags(folders, num_classes='many')) == (
     "argument --num_classes: invalid int value: 'many'; python -m "
     'pass_luss.evaluate --help lists the flags'
@@ -289,39 +287,40 @@ def test_flags_that_are_wrong(capsys, folders):
   )
 
 
-def test_a_match_that_is_wrong(capsys, folders):
+def test_invalid_match_json(capsys, folders):
   path = folders / 'match.json'
   argv = flags(folders, f'--match={path}')
   assert refused(capsys, argv).startswith(f'{path}: cannot be read: No such')
   path.write_text('{"1": 9}')
-  assert 'class 9 found; expected 0…5' in refused(capsys, argv)
+  assert 'expected classes 0…5, got 9' in refused(capsys, argv)
   # Of fewer categories than are predicted, and without one that is.
   first, *_, last = (folders / 'pred' / name for name in labels())
   png_format.write(last, png_format.read(last, 5) * 0 + 5)
   png_format.write(first, png_format.read(first, 5) * 0 + 2)
   path.write_text('{"1": 1, "3": 3, "5": 2, "4": 4}')
   advice = (
-    f'; the largest key of --match={path} is 5: add what is missing there, '
+    f': the largest key of --match={path} is 5; add the missing ids to it, '
     "with 0 for 'other'"
   )
   assert refused(capsys, argv) == (
-    f'{first}: has id 2, of which the matching says nothing{advice}'
+    f'{first}: expected ids of the matching, got 2, which has no class in it'
+    f'{advice}'
   )
   path.write_text('{"1": 1, "2": 2}')
   message = refused(capsys, argv)
-  assert 'expected 0…2' in message
+  assert 'expected ids 0…2' in message
   assert message.endswith(advice.replace('is 5', 'is 2'))
 
 
-def test_ids_beyond_those_that_are_rematched(capsys, folders):
+def test_ids_above_num_generated(capsys, folders):
   path = folders / 'pred' / next(iter(labels()))
   png_format.write(path, png_format.read(path, 5) * 0 + 7)
   assert refused(capsys, flags(folders, '--rematch')).endswith(
-    'expected 0…5: say by --num_generated how many ids there are'
+    ': set --num_generated to the number of predicted ids'
   )
 
 
-def test_a_match_that_cannot_be_written(capsys, folders):
+def test_match_json_that_cannot_be_written(capsys, folders):
   (folders / 'file').write_text('')
   path = folders / 'file' / 'match.json'
   message = refused(
@@ -334,6 +333,6 @@ def test_interrupted(capsys, folders, monkeypatch):
   def interrupt(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(evaluate, 'score', interrupt)
+  monkeypatch.setattr(benchmark_evaluate, 'score', interrupt)
   assert evaluate.main(flags(folders)) == 75
   assert capsys.readouterr().err == 'interrupted: nothing was scored\n'

@@ -205,12 +205,13 @@ def test_results_say_how_they_were_found(whole):
   }
   assert {name: (x['protocol'], x['step']) for name, x in found.items()} == {
     'distance': (
-      '10 nearest regions of train, temperature 0.07, short side 40; not '
-      'matched, and as SPLIT_rematched matched on the split itself',
+      '10 nearest regions of train, temperature 0.07, short side 40; without '
+      'matching, and as SPLIT_rematched matched on the split itself',
       6,
     ),
     'label': (
-      'attention counts, short side 40; categories matched with classes on val',
+      'foreground by attention, short side 40; categories matched with classes '
+      'on val',
       6,
     ),
     'segment': (
@@ -333,8 +334,8 @@ def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
   with pytest.raises(errors.UserError) as error:
     runner.run_distance(place_of(tmp_path / 'distance', whole / 'represent'))
   assert str(error.value) == (
-    'config.distance.neighbors: found 1000, expected at most 24, as there are '
-    'regions in image_mask_folder train'
+    'config.distance.neighbors: expected at most 24, the number of regions in '
+    'image_mask_folder train, got 1000'
   )
   one = runner._open('').select(np.array([0]))
   with pytest.raises(errors.UserError) as error:

@@ -1,4 +1,4 @@
-"""The numpy reference of PASS against numbers worked out by hand."""
+"""The numpy transcription of PASS against numbers computed by hand."""
 
 import inspect
 import math
@@ -14,7 +14,7 @@ R5 = math.sqrt(5)
 
 
 def logits_of(probs, temperature):
-  """Logits that the temperature turns into these probabilities."""
+  """Returns logits whose softmax at the temperature is `probs`."""
   return temperature * np.log(np.array(probs, np.float64))
 
 
@@ -48,11 +48,11 @@ def random(shape, seed=0):
     ('boundary_map boundary_miou boundary_miou_by_size', {'ratio': 0.03}),
   ],
 )
-def test_defaults_are_the_specification_s(names, defaults):
+def test_defaults_are_those_of_the_specification(names, defaults):
   for name in names.split():
     parameters = inspect.signature(getattr(ref, name)).parameters
-    found = {key: parameters[key].default for key in defaults}
-    assert found == defaults, name
+    actual = {key: parameters[key].default for key in defaults}
+    assert actual == defaults, name
 
 
 # §1.4 and §2.1
@@ -78,23 +78,25 @@ def test_swav_learning_rate():
 
 
 def test_normalize():
-  found = ref.normalize([[3.0, 4.0], [0.0, 0.0], [0.0, 1e-13]])
-  np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [0, 0.1]])
+  actual = ref.normalize([[3.0, 4.0], [0.0, 0.0], [0.0, 1e-13]])
+  np.testing.assert_allclose(actual, [[0.6, 0.8], [0, 0], [0, 0.1]])
 
 
 def test_batch_norm():
   # Mean 2, variance (9 + 0 + 0 + 9) / 4 = 4.5.
   x = np.array([-1.0, 2, 2, 5]).reshape(2, 2, 1, 1)
-  found = ref.batch_norm(x, eps=0.5)
+  actual = ref.batch_norm(x, eps=0.5)
   expected = np.array([-3, 0, 0, 3]) / math.sqrt(5)
-  np.testing.assert_allclose(found.ravel(), expected)
-  found = ref.batch_norm(x, np.array([2.0]), np.array([7.0]), eps=0.5)
-  np.testing.assert_allclose(found.ravel(), 7 + 2 * expected)
-  found = ref.batch_norm_eval(x, np.array([2.0]), np.array([7.0]), 1, 8.5, 0.5)
-  np.testing.assert_allclose(found.ravel(), 7 + 2 / 3 * np.array([-2, 1, 1, 4]))
+  np.testing.assert_allclose(actual.ravel(), expected)
+  actual = ref.batch_norm(x, np.array([2.0]), np.array([7.0]), eps=0.5)
+  np.testing.assert_allclose(actual.ravel(), 7 + 2 * expected)
+  actual = ref.batch_norm_eval(x, np.array([2.0]), np.array([7.0]), 1, 8.5, 0.5)
+  np.testing.assert_allclose(
+    actual.ravel(), 7 + 2 / 3 * np.array([-2, 1, 1, 4])
+  )
 
 
-def test_batch_norm_s_epsilon_is_added_to_the_variance():
+def test_batch_norm_adds_epsilon_to_the_variance():
   x = math.sqrt(1e-5) * np.array([[-1.0], [1.0]])
   np.testing.assert_allclose(ref.batch_norm(x).ravel(), [-1 / R2, 1 / R2])
 
@@ -117,10 +119,10 @@ def test_image_projection():
     'w2': np.eye(2),
     'b2': np.array([3.0, 4.0]),
   }
-  found = ref.image_projection(np.array([[99.0], [100], [101]]), weights)
+  actual = ref.image_projection(np.array([[99.0], [100], [101]]), weights)
   # The columns (0, 0, t) and (t, 0, 0), normed: -1/sqrt2, -1/sqrt2, sqrt2.
   expected = [[-1 / R5, 2 / R5], [-1 / R2, -1 / R2], [2 / R5, -1 / R5]]
-  np.testing.assert_allclose(found, expected, atol=2e-5)
+  np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 PIXEL_MLP = {
@@ -139,13 +141,13 @@ def test_pixel_mlp():
   # ReLU of the second norm: (0, sqrt2), (0, 0), (sqrt2, 0). The third conv
   # gives sqrt2 (3, 0, 1): mean 4/3, variance 14/9 but for the factor.
   expected = np.array([5, -4, -1]) / math.sqrt(14)
-  found = ref.pixel_mlp(maps, PIXEL_MLP)
-  np.testing.assert_allclose(found.ravel(), expected, atol=2e-5)
+  actual = ref.pixel_mlp(maps, PIXEL_MLP)
+  np.testing.assert_allclose(actual.ravel(), expected, atol=2e-5)
   # The norms' affine part: a large beta keeps all above ReLU. Then the first
   # conv, gamma 2, the second are linear: 100 - x and x - 100 times 1 and 3.
   shifted = PIXEL_MLP | {'beta1': 9 * ONES, 'beta2': 9 * ONES}
-  found = ref.pixel_mlp(maps, shifted).ravel()
-  np.testing.assert_allclose(found, [1.5**0.5, 0, -(1.5**0.5)], atol=2e-5)
+  actual = ref.pixel_mlp(maps, shifted).ravel()
+  np.testing.assert_allclose(actual, [1.5**0.5, 0, -(1.5**0.5)], atol=2e-5)
 
 
 def test_d2s_embedding_pools_the_pixel_mlp():
@@ -156,12 +158,12 @@ def test_d2s_embedding_pools_the_pixel_mlp():
     'b2': ZEROS,
   }
   one = np.array([99.0, 100, 101]).reshape(3, 1, 1, 1)
-  found = ref.d2s_embedding(np.tile(one, (1, 2, 2, 1)), PIXEL_MLP, weights)
+  actual = ref.d2s_embedding(np.tile(one, (1, 2, 2, 1)), PIXEL_MLP, weights)
   # (5, -4, -1) and its negative after ReLU: (5, 0, 0) and (0, 4, 1). Normed
   # they are in proportion to (2, -1, -1) / sqrt2 and (-5, 7, -2) / sqrt26.
   a, b = np.array([2, -1, -1]) / R2, np.array([-5, 7, -2]) / math.sqrt(26)
   expected = np.stack([a, b], axis=1) / np.sqrt(a**2 + b**2)[:, None]
-  np.testing.assert_allclose(found, expected, atol=2e-5)
+  np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 def test_predictor():
@@ -174,9 +176,9 @@ def test_predictor():
   }
   maps = np.array([99.0, 100, 101]).reshape(1, 1, 3, 1)
   t = math.sqrt(1.5)
-  found = ref.predictor(maps, weights)
+  actual = ref.predictor(maps, weights)
   np.testing.assert_allclose(
-    found.ravel(), [7 + 6 * t, 7, 7 + 2 * t], atol=1e-4
+    actual.ravel(), [7 + 6 * t, 7, 7 + 2 * t], atol=1e-4
   )
 
 
@@ -190,18 +192,18 @@ ONCE = np.array([[0.4, 0.6], [2 / 3, 1 / 3]])
 
 def test_sinkhorn_once_by_hand():
   np.testing.assert_allclose(ref.sinkhorn(SCORES, 0.05, 1), ONCE)
-  found = ref.sinkhorn(2 * SCORES, 0.1, 1)
-  np.testing.assert_allclose(found, ONCE)
+  actual = ref.sinkhorn(2 * SCORES, 0.1, 1)
+  np.testing.assert_allclose(actual, ONCE)
 
 
 def test_sinkhorn_marginals():
   scores = random((12, 4)) / 10
-  found = ref.sinkhorn(scores)
-  np.testing.assert_allclose(found.sum(axis=1), np.ones(12))
-  assert np.abs(found.sum(axis=0) - 3).max() > 1e-6  # three are not enough
-  found = ref.sinkhorn(scores, num_iterations=200)
-  np.testing.assert_allclose(found.sum(axis=0), [3] * 4)
-  np.testing.assert_allclose(found.sum(axis=1), np.ones(12))
+  actual = ref.sinkhorn(scores)
+  np.testing.assert_allclose(actual.sum(axis=1), np.ones(12))
+  assert np.abs(actual.sum(axis=0) - 3).max() > 1e-6  # three are not enough
+  actual = ref.sinkhorn(scores, num_iterations=200)
+  np.testing.assert_allclose(actual.sum(axis=0), [3] * 4)
+  np.testing.assert_allclose(actual.sum(axis=1), np.ones(12))
   # A constant of a sample drops out; so does the order of the samples.
   np.testing.assert_allclose(
     ref.sinkhorn(scores + 0.3, num_iterations=1),
@@ -212,7 +214,7 @@ def test_sinkhorn_marginals():
   )
 
 
-def test_the_queue_enters_sinkhorn_and_its_rows_are_dropped():
+def test_queue_enters_sinkhorn_and_its_rows_are_dropped():
   logits = np.array([SCORES[1:], SCORES[:1]])
   targets = ref.swav_targets(
     logits, np.array([SCORES[:1], SCORES[1:]]), num_iterations=1
@@ -226,7 +228,7 @@ def test_the_queue_enters_sinkhorn_and_its_rows_are_dropped():
 def test_swav_loss():
   # Targets: ONCE of view 0; view 1 is flat, so are its targets.
   logits = [SCORES, np.zeros((2, 2)), logits_of([[0.8, 0.2], [0.5, 0.5]], 0.1)]
-  found, targets = ref.swav_loss(logits, num_iterations=1)
+  actual, targets = ref.swav_loss(logits, num_iterations=1)
   np.testing.assert_allclose(targets, [ONCE, np.full((2, 2), 0.5)])
   # softmax(SCORES / 0.1): 1 to sqrt3, and flat.
   p = 1 / (1 + math.sqrt(3))
@@ -235,7 +237,7 @@ def test_swav_loss():
   small_0 = (-0.4 * LN(0.8) - 0.6 * LN(0.2) + LN(2)) / 2
   small_1 = (-(LN(0.8) + LN(0.2)) / 2 + LN(2)) / 2
   expected = ((view_1 + small_0) / 2 + (view_0 + small_1) / 2) / 2
-  assert found == pytest.approx(expected)
+  assert actual == pytest.approx(expected)
 
 
 def test_crop_weights():
@@ -253,13 +255,13 @@ def test_queue():
   queue = ref.queue_push(queue, 10 * pushed)
   assert queue[0].tolist() == [[10, 20], [30, 40], [1, 2]]
   assert queue[1].tolist() == [[50, 60], [70, 80], [5, 6]]
-  found = ref.scores_of_queue(queue, np.array([[1.0], [-1.0]]))
-  assert found.tolist() == [[[-10], [-10], [-1]], [[-10], [-10], [-1]]]
+  actual = ref.scores_of_queue(queue, np.array([[1.0], [-1.0]]))
+  assert actual.tolist() == [[[-10], [-10], [-1]], [[-10], [-10], [-1]]]
 
 
 def test_prototypes():
-  found = ref.unit_prototypes(np.array([[3.0, 0], [4, -2]]))
-  np.testing.assert_allclose(found, [[0.6, 0], [0.8, -1]])
+  actual = ref.unit_prototypes(np.array([[3.0, 0], [4, -2]]))
+  np.testing.assert_allclose(actual, [[0.6, 0], [0.8, -1]])
   assert ref.prototypes_frozen(1000, 1001)
   assert not ref.prototypes_frozen(1001, 1001)
 
@@ -319,32 +321,32 @@ def test_boxes_that_only_touch_do_not_overlap():
 def test_grid_sample():
   # The edge lies half a pixel outside: half of it is zeros.
   grid, _ = ref.overlap_grids((0, 0, 1, 1), (0, 0, 1, 1), False, False, 3)
-  found = ref.grid_sample(np.ones((7, 7, 1)), grid)[..., 0]
+  actual = ref.grid_sample(np.ones((7, 7, 1)), grid)[..., 0]
   np.testing.assert_allclose(
-    found, [[0.25, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 0.25]]
+    actual, [[0.25, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 0.25]]
   )
   assert not ref.grid_sample(np.ones((7, 7, 1)), np.full((2, 2, 2), -2.0)).any()
   # Of 2 rows and 4 columns: x = 1/4 is at column 2, x = 0 at 1.5, y = -0.5 at
   # row 0, y = 0 at row 0.5.
   features = np.array([[0.0, 1, 2, 3], [10, 11, 12, 13]])[..., None]
   grid = np.array([[[0.25, -0.5], [0, -0.5], [0.25, 0]]])
-  found = ref.grid_sample(features, grid)
-  np.testing.assert_allclose(found[0, :, 0], [2, 1.5, 7])
+  actual = ref.grid_sample(features, grid)
+  np.testing.assert_allclose(actual[0, :, 0], [2, 1.5, 7])
 
 
-def test_p2p_of_same_and_of_no_overlap():
+def test_p2p_of_equal_views_and_of_no_overlap():
   maps = np.tile(np.array([3.0, 4.0]), (2, 7, 7, 1))
   boxes = [(0, 0, 5, 5)] * 2, [(0, 0, 5, 5), (9, 9, 5, 5)]
   flips = [False, False], [True, True]
   # The first image's cosines are 1; the second counts as zeros.
-  found = ref.p2p_loss(maps, maps, *boxes, *flips, lambda z: 2 * z)
-  assert found == pytest.approx(-0.5)
+  actual = ref.p2p_loss(maps, maps, *boxes, *flips, lambda z: 2 * z)
+  assert actual == pytest.approx(-0.5)
 
   def bent(z):  # toward an angle whose cosine with (3, 4) is 24/25
     return 0 * z + np.array([4.0, 3.0])
 
-  found = ref.p2p_loss(maps, maps, *boxes, *flips, bent)
-  assert found == pytest.approx(-0.5 * 24 / 25)
+  actual = ref.p2p_loss(maps, maps, *boxes, *flips, bent)
+  assert actual == pytest.approx(-0.5 * 24 / 25)
 
 
 def test_p2p_compares_the_same_points():
@@ -377,14 +379,14 @@ def test_p2p_directions():
 def test_contrastive_p2p():
   z = np.array([[[[2.0, 0], [0, 3.0]]]])
   expected = LN(1 + math.exp(-2))  # cosines 1 and 0 over 1/2
-  found = ref.contrastive_p2p_loss(z, z, z, z, [True], 0.5)
-  assert found == pytest.approx(expected)
+  actual = ref.contrastive_p2p_loss(z, z, z, z, [True], 0.5)
+  assert actual == pytest.approx(expected)
   two = np.concatenate([z, z])
-  found = ref.contrastive_p2p_loss(two, two, two, two, [True, False], 0.5)
-  assert found == pytest.approx(expected / 2)
+  actual = ref.contrastive_p2p_loss(two, two, two, two, [True, False], 0.5)
+  assert actual == pytest.approx(expected / 2)
   # One direction meets the exchanged positions: its positive is the 0.
-  found = ref.contrastive_p2p_loss(z, z[:, :, ::-1], z, z, [True], 0.5)
-  assert found == pytest.approx((expected + LN(1 + math.exp(2))) / 2)
+  actual = ref.contrastive_p2p_loss(z, z[:, :, ::-1], z, z, [True], 0.5)
+  assert actual == pytest.approx((expected + LN(1 + math.exp(2))) / 2)
 
 
 def test_clustering_p2p():
@@ -399,12 +401,14 @@ def test_clustering_p2p():
   b = b.reshape(1, 1, 2, 2)
   two = np.concatenate([a, b]), np.concatenate([0 * a, a])
   # The image without overlap takes no part in Sinkhorn but in the mean.
-  found = ref.clustering_p2p_loss(*two, [True, False], num_iterations=1)
-  assert found == pytest.approx(one / 2)
+  actual = ref.clustering_p2p_loss(*two, [True, False], num_iterations=1)
+  assert actual == pytest.approx(one / 2)
   three = [np.concatenate([x[:1], x]) for x in two]
   # Two equal images have the targets of one.
-  found = ref.clustering_p2p_loss(*three, [True, True, False], num_iterations=1)
-  assert found == pytest.approx(one * 2 / 3)
+  actual = ref.clustering_p2p_loss(
+    *three, [True, True, False], num_iterations=1
+  )
+  assert actual == pytest.approx(one * 2 / 3)
   both = ref.clustering_p2p_loss(*two, [True, True], num_iterations=1)
   assert both != pytest.approx(one)
   assert ref.clustering_p2p_loss(*two, [False, False]) == 0
@@ -447,21 +451,21 @@ def test_total_loss():
 def test_larc():
   w, g = np.array([3.0, 4.0]), np.array([0.0, 2.0])
   # |w| = 5, |g| = 2: 0.1 * 5 / (2 + 0.5 * 5) = 1/9.
-  found = ref.larc(w, g, weight_decay=0.5, trust=0.1)
-  np.testing.assert_allclose(found, [1.5 / 9, 4 / 9])
+  actual = ref.larc(w, g, weight_decay=0.5, trust=0.1)
+  np.testing.assert_allclose(actual, [1.5 / 9, 4 / 9])
   zero = np.zeros(2)
   np.testing.assert_array_equal(ref.larc(zero, g, 0.5), g)
   np.testing.assert_array_equal(ref.larc(w, zero, 0.5), zero)
   # Without weight decay the step's length is trust |w|.
-  found = ref.larc(w, 1e3 * g, weight_decay=0)
-  assert np.linalg.norm(found) == pytest.approx(0.005)
+  actual = ref.larc(w, 1e3 * g, weight_decay=0)
+  assert np.linalg.norm(actual) == pytest.approx(0.005)
 
 
 def test_the_factors_of_short_gradients():
   w, g = np.array([[3.0, 4.0]]), np.array([[1e-8, 0.0]])
   for rule in (ref.larc, ref.lars):  # 5 / (1e-8 + 1e-8)
-    found = rule(w, g, weight_decay=0, trust=1)
-    np.testing.assert_allclose(found, [[2.5, 0]], err_msg=rule.__name__)
+    actual = rule(w, g, weight_decay=0, trust=1)
+    np.testing.assert_allclose(actual, [[2.5, 0]], err_msg=rule.__name__)
 
 
 def test_sgd_momentum():
@@ -474,7 +478,7 @@ def test_sgd_momentum():
 def test_larc_sgd_steps():
   weights = {'beta': np.zeros(1), 'kernel': np.array([3.0, 4.0])}
   g = np.array([1.0, 0.0])
-  found, momenta = ref.larc_sgd_steps(
+  actual, momenta = ref.larc_sgd_steps(
     weights,
     [{'beta': np.ones(1)}, {'beta': np.ones(1), 'kernel': g}],
     [0.5, 1.0],
@@ -483,8 +487,8 @@ def test_larc_sgd_steps():
   )
   # beta: raw at first, w = -0.5; then 0.1 * 0.5 / 1 = 0.05 and m = 0.95. The
   # kernel is frozen at first; then its momentum is 0.1 * 5 g.
-  np.testing.assert_allclose(found['beta'], [-0.5 - 0.95], atol=1e-8)
-  np.testing.assert_allclose(found['kernel'], [2.5, 4], atol=1e-8)
+  np.testing.assert_allclose(actual['beta'], [-0.5 - 0.95], atol=1e-8)
+  np.testing.assert_allclose(actual['kernel'], [2.5, 4], atol=1e-8)
   np.testing.assert_allclose(momenta['kernel'], [0.5, 0], atol=1e-8)
   assert weights['beta'] == 0
 
@@ -492,9 +496,9 @@ def test_larc_sgd_steps():
 def test_lars():
   w, g = np.array([[3.0, 4.0]]), np.array([[0.0, 2.0]])
   # g + w / 2 = (1.5, 4): the norm of the sum, not the sum of the norms.
-  found = ref.lars(w, g, weight_decay=0.5, trust=0.1)
+  actual = ref.lars(w, g, weight_decay=0.5, trust=0.1)
   expected = np.array([[1.5, 4]]) * 0.5 / math.sqrt(1.5**2 + 16)
-  np.testing.assert_allclose(found, expected)
+  np.testing.assert_allclose(actual, expected)
   np.testing.assert_array_equal(ref.lars(w[0], g[0], 0.5), g[0])
   np.testing.assert_array_equal(ref.lars(0 * w, g, 0.5), g)
 
@@ -515,7 +519,7 @@ def test_pixpro_learning_rate_and_momentum():
 def test_ppm():
   # Cosines: 0.6 of the first two, 0 and 0.8 with the third, -1 dropped.
   x = np.array([[[1.0, 0], [3, 4]], [[0, 2], [-5, 0]]])
-  found = ref.ppm(x, np.eye(2), np.zeros(2))
+  actual = ref.ppm(x, np.eye(2), np.zeros(2))
   e, m, f = np.array([1.0, 0]), np.array([0.6, 0.8]), np.array([0, 1.0])
   sums = [
     e + 0.36 * m,
@@ -524,7 +528,7 @@ def test_ppm():
     -e,
   ]
   expected = [v / np.linalg.norm(v) for v in sums]
-  np.testing.assert_allclose(found.reshape(4, 2), expected)
+  np.testing.assert_allclose(actual.reshape(4, 2), expected)
   # The transform is of the values alone: rotated values, rotated result.
   turn = np.array([[0.0, 1], [-1, 0]])
   np.testing.assert_allclose(
@@ -541,12 +545,12 @@ def test_ppm():
 def test_pixpro_masks():
   whole = (0, 0, 9, 9)
   # Neighbors of a square grid are 0.707 diagonals apart: only i = j.
-  found = ref.pixpro_masks(whole, whole, False, False, 3, (9, 9))
-  np.testing.assert_array_equal(found, np.eye(9))
+  actual = ref.pixpro_masks(whole, whole, False, False, 3, (9, 9))
+  np.testing.assert_array_equal(actual, np.eye(9))
   wider = ref.pixpro_masks(whole, whole, False, False, 3, (9, 9), 0.71)
   assert wider[4].tolist() == [0, 1, 0, 1, 1, 1, 0, 1, 0]
-  found = ref.pixpro_masks(whole, whole, True, False, 2, (9, 9))
-  np.testing.assert_array_equal(found, np.eye(4)[[1, 0, 3, 2]])
+  actual = ref.pixpro_masks(whole, whole, True, False, 2, (9, 9))
+  np.testing.assert_array_equal(actual, np.eye(4)[[1, 0, 3, 2]])
   far = ref.pixpro_masks((0, 0, 9, 9), (50, 0, 9, 9), False, False, 3, (9, 99))
   assert not far.any()
 
@@ -554,15 +558,15 @@ def test_pixpro_masks():
 def test_pixpro_masks_of_different_bins():
   # Source 11 by 11: a is 0 to 1, b 0 to 0.5 each way, 2 cells a side. Centers
   # 1/4, 3/4 and 1/8, 3/8; the larger diagonal is sqrt2 / 2.
-  found = ref.pixpro_masks(
+  actual = ref.pixpro_masks(
     (0, 0, 11, 11), (0, 0, 6, 6), False, False, 2, (11,) * 2
   )
   # The first cell of a is (1/8, 1/8) from all of b's: 0.25 diagonals. The
   # second is (3/8, 1/8) from b's second: 0.559, and (5/8, 1/8) from the first.
-  assert found[0].tolist() == [True, True, True, True]
-  assert found[1].tolist() == [False, True, False, True]
-  assert found[2].tolist() == [False, False, True, True]
-  assert found[3].tolist() == [False, False, False, False]  # 3/8, 3/8: 0.75
+  assert actual[0].tolist() == [True, True, True, True]
+  assert actual[1].tolist() == [False, True, False, True]
+  assert actual[2].tolist() == [False, False, True, True]
+  assert actual[3].tolist() == [False, False, False, False]  # 3/8, 3/8: 0.75
 
 
 def test_pixpro_masks_of_boxes_inside():
@@ -587,8 +591,8 @@ def test_pixpro_masks_of_boxes_inside():
     (distance - 1e-9, False),
     (distance + 1e-9, True),
   ]:
-    found = ref.pixpro_masks(box, (8, 7, 3, 9), *arguments, threshold)
-    assert found.tolist() == [[positive]]
+    actual = ref.pixpro_masks(box, (8, 7, 3, 9), *arguments, threshold)
+    assert actual.tolist() == [[positive]]
 
 
 def test_pixpro_loss():
@@ -597,14 +601,14 @@ def test_pixpro_loss():
   k_a, k_b = np.array([[[[3.0, 4], [5, 0]]]]), np.array([[[[0, 2.0], [6, 8]]]])
   mask = np.array([[[False, True], [False, True]]])
   # a to b: (0.6 + 0.8) / 2. b to a: b's second with both of a's: (0.8 + 0) / 2.
-  found = ref.pixpro_loss(y_a, y_b, k_a, k_b, mask)
-  assert found == pytest.approx(-2 * (0.7 + 0.4), rel=1e-5)
+  actual = ref.pixpro_loss(y_a, y_b, k_a, k_b, mask)
+  assert actual == pytest.approx(-2 * (0.7 + 0.4), rel=1e-5)
   two = [np.concatenate([x, x]) for x in (y_a, y_b, k_a, k_b)]
-  found = ref.pixpro_loss(*two, np.concatenate([mask, mask & False]))
-  assert found == pytest.approx(-1.1, rel=1e-5)
+  actual = ref.pixpro_loss(*two, np.concatenate([mask, mask & False]))
+  assert actual == pytest.approx(-1.1, rel=1e-5)
   one = np.ones((1, 1, 1, 1))
-  found = ref.pixpro_loss(one, one, one, one, np.ones((1, 1, 1), bool))
-  assert found == pytest.approx(-4 / (1 + 1e-6), rel=1e-12)
+  actual = ref.pixpro_loss(one, one, one, one, np.ones((1, 1, 1), bool))
+  assert actual == pytest.approx(-4 / (1 + 1e-6), rel=1e-12)
 
 
 # §3
@@ -612,14 +616,14 @@ def test_pixpro_loss():
 
 def test_bilinear():
   maps = np.array([[0.0, 4.0]])[..., None]
-  found = ref.bilinear(maps, (2, 8))[..., 0]
+  actual = ref.bilinear(maps, (2, 8))[..., 0]
   expected = [0, 0, 0.5, 1.5, 2.5, 3.5, 4, 4]
-  np.testing.assert_allclose(found, [expected, expected])
+  np.testing.assert_allclose(actual, [expected, expected])
   # Odd sizes, both ways: 3 of 2 are at -1/6, 1/2, 7/6; 1 of 2 in the middle.
-  found = ref.bilinear(maps, (1, 3))[0, :, 0]
-  np.testing.assert_allclose(found, [0, 2, 4])
+  actual = ref.bilinear(maps, (1, 3))[0, :, 0]
+  np.testing.assert_allclose(actual, [0, 2, 4])
   assert ref.bilinear(maps, (1, 1)).item() == 2
-  # No antialiasing: 2 of 6 look at 1 and at 4.
+  # No antialiasing: 2 of 6 values are read, at 1 and at 4.
   long = np.arange(6.0)[None, None, :, None] ** 2
   np.testing.assert_allclose(ref.bilinear(long, (1, 2)).ravel(), [1, 16])
   both = np.array([[0.0, 4], [8, 12]])[..., None]
@@ -627,7 +631,7 @@ def test_bilinear():
 
 
 def attention_weights(theta=0.0, shared=False):
-  """Weights that pass positive features on in evaluation, doubled."""
+  """Returns weights that double positive features in evaluation mode."""
   outputs = 1 if shared else 2
   second = np.ones((2, 1)) if shared else np.eye(2)
   root = math.sqrt(0.25 - 1e-5)
@@ -654,25 +658,25 @@ def sigmoid(x):
 
 def test_attention():
   maps = np.array([[[1.0, -3.0]]])
-  found = ref.attention(maps, attention_weights(0.5), training=False)
-  np.testing.assert_allclose(found, [[[sigmoid(2.5), sigmoid(0.5)]]])
+  actual = ref.attention(maps, attention_weights(0.5), training=False)
+  np.testing.assert_allclose(actual, [[[sigmoid(2.5), sigmoid(0.5)]]])
   shared = attention_weights(0.5, shared=True)
-  found = ref.attention(np.array([[[1.0, 3.0]]]), shared, training=False)
-  np.testing.assert_allclose(found, [[[sigmoid(8.5)]]])
+  actual = ref.attention(np.array([[[1.0, 3.0]]]), shared, training=False)
+  np.testing.assert_allclose(actual, [[[sigmoid(8.5)]]])
 
 
 def test_attention_in_training_uses_the_batch():
   # As the projection's: after ReLU (0, t), (0, 0), (t, 0), normed again.
   rows = np.array([[99.0, -99], [100, -100], [101, -101]]).reshape(3, 1, 1, 2)
   weights = attention_weights() | {'theta': np.array([0.0, 1.0])}
-  found = ref.attention(rows, weights).reshape(3, 2)
+  actual = ref.attention(rows, weights).reshape(3, 2)
   low, high = -1 / R2, R2
   expected = [
     [sigmoid(low), sigmoid(high + 1)],
     [sigmoid(low), sigmoid(low + 1)],
     [sigmoid(high), sigmoid(low + 1)],
   ]
-  np.testing.assert_allclose(found, expected, atol=2e-5)
+  np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 def test_pixel_attention_embeddings():
@@ -691,13 +695,13 @@ def test_pixel_attention_embeddings():
     'w2': np.eye(2),
     'b2': ZEROS,
   }
-  found = ref.pixel_attention_embeddings(c4, fixed, projection)
+  actual = ref.pixel_attention_embeddings(c4, fixed, projection)
   # Attended: (0.3, 0.6), (0, 0.75), (0.5, 0). Sums 0.9 0.75 0.5, differences
   # -0.3 -0.75 0.5; in sixtieths without their means 11 2 -13 and -7 -34 41.
   a = np.array([11, 2, -13]) / math.sqrt(294)
   b = np.array([-7, -34, 41]) / math.sqrt(2886)
   expected = np.stack([a, b], axis=1) / np.sqrt(a**2 + b**2)[:, None]
-  np.testing.assert_allclose(found, expected, atol=5e-4)
+  np.testing.assert_allclose(actual, expected, atol=5e-4)
   # The attention sees n(X): lengths do not matter.
   np.testing.assert_allclose(
     ref.pixel_attention_embeddings(9 * c4, attention_weights(), projection),
@@ -707,20 +711,20 @@ def test_pixel_attention_embeddings():
 
 def test_cluster_features():
   c4 = np.array([[6.0, 8.0], [0.0, 0.0]]).reshape(2, 1, 1, 2)
-  found = ref.cluster_features(c4, attention_weights())
+  actual = ref.cluster_features(c4, attention_weights())
   # The raw map times the attention of the normalized one.
   f = np.array([6 * sigmoid(1.2), 8 * sigmoid(1.6)])
-  np.testing.assert_allclose(found[0], f / np.linalg.norm(f))
-  np.testing.assert_array_equal(found[1], [0, 0])
+  np.testing.assert_allclose(actual[0], f / np.linalg.norm(f))
+  np.testing.assert_array_equal(actual[1], [0, 0])
   short = np.array([1e-8, 0]).reshape(1, 1, 1, 2)  # 1e-8 is added to a norm
-  found = ref.cluster_features(short, attention_weights())
+  actual = ref.cluster_features(short, attention_weights())
   share = sigmoid(2)
-  np.testing.assert_allclose(found, [[share / (share + 1), 0]])
+  np.testing.assert_allclose(actual, [[share / (share + 1), 0]])
   # Not the mean of normalized positions: the longer one counts more.
   closed = attention_weights() | {'gamma2': np.zeros(2)}
   pair = np.array([[3.0, 0], [0, 1.0]]).reshape(1, 1, 2, 2)
-  found = ref.cluster_features(pair, closed, factor=1)
-  np.testing.assert_allclose(found, [[3 / 10**0.5, 1 / 10**0.5]])
+  actual = ref.cluster_features(pair, closed, factor=1)
+  np.testing.assert_allclose(actual, [[3 / 10**0.5, 1 / 10**0.5]])
 
 
 def test_kmeans():
@@ -753,39 +757,39 @@ def test_pseudo_labels():
   # Three positions: along e, along f, and in between but nearer to f.
   c4 = np.array([[[2.0, 0], [0, 9], [3, 4]]])
   centroids = np.array([[100.0, 0], [0, 0.01]])
-  found = ref.category_map(c4, centroids, (1, 6), factor=1)
-  assert found.tolist() == [[1, 1, 2, 2, 2, 2]]
+  actual = ref.category_map(c4, centroids, (1, 6), factor=1)
+  assert actual.tolist() == [[1, 1, 2, 2, 2, 2]]
   # Attention: sigmoids of 2 n(X), channels averaged.
   one = (sigmoid(2) + 0.5) / 2
   mixed = (sigmoid(1.2) + sigmoid(1.6)) / 2
   weights = attention_weights()
-  found = ref.attention_map(c4, weights, (2, 3), factor=1)
-  np.testing.assert_allclose(found, [[one, one, mixed]] * 2)
+  actual = ref.attention_map(c4, weights, (2, 3), factor=1)
+  np.testing.assert_allclose(actual, [[one, one, mixed]] * 2)
   tau = (one + mixed) / 2
   assert one < mixed
-  found = ref.pseudo_labels(c4, weights, centroids, tau, (1, 3), factor=1)
-  assert found.tolist() == [[0, 0, 2]]
-  found = ref.pseudo_labels(c4, weights, centroids, 0.5, (1, 3), factor=1)
-  assert found.tolist() == [[1, 2, 2]]
+  actual = ref.pseudo_labels(c4, weights, centroids, tau, (1, 3), factor=1)
+  assert actual.tolist() == [[0, 0, 2]]
+  actual = ref.pseudo_labels(c4, weights, centroids, 0.5, (1, 3), factor=1)
+  assert actual.tolist() == [[1, 2, 2]]
   # The attention is enlarged smoothly: half-way to `mixed` is above tau.
-  found = ref.pseudo_labels(c4, weights, centroids, tau, (1, 12), factor=1)
-  assert found[0].tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
+  actual = ref.pseudo_labels(c4, weights, centroids, tau, (1, 12), factor=1)
+  assert actual[0].tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2]
   assert ref.pseudo_labels(c4, weights, centroids, 0, (4, 8)).shape == (4, 8)
 
 
-def test_category_map_enlarges_features_before_the_argmax():
+def test_category_map_upsamples_features_before_the_argmax():
   c4 = np.array([[[9.0, 0], [0, 3.0]]])
   centroids = np.eye(2)
   # At x4 the weights of the second are 0 0 1/8 3/8 5/8 7/8 1 1: 9 (1 - t) and
   # 3 t cross at t = 3/4.
-  found = ref.category_map(c4, centroids, (1, 8))
-  assert found.tolist() == [[1, 1, 1, 1, 1, 2, 2, 2]]
+  actual = ref.category_map(c4, centroids, (1, 8))
+  assert actual.tolist() == [[1, 1, 1, 1, 1, 2, 2, 2]]
 
 
 def test_threshold_labels():
   categories = np.array([[1, 2, 3]])
-  found = ref.threshold_labels(categories, [[0.39, 0.4, 0.41]], 0.4)
-  assert found.tolist() == [[0, 2, 3]]
+  actual = ref.threshold_labels(categories, [[0.39, 0.4, 0.41]], 0.4)
+  assert actual.tolist() == [[0, 2, 3]]
 
 
 # §4 and §5.1
@@ -795,18 +799,18 @@ def test_finetune_loss():
   logits = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]))
   logits = logits.reshape(1, 1, 2, 3)
   labels = np.array([[[0, 1, 2, 1], [1, 1, 1, 1]]])  # reduced: 0, 2
-  found = ref.finetune_loss(logits, labels, (1, 2))
-  assert found == pytest.approx(-(LN(0.5) + LN(0.6)) / 2)
+  actual = ref.finetune_loss(logits, labels, (1, 2))
+  assert actual == pytest.approx(-(LN(0.5) + LN(0.6)) / 2)
   labels[0, 0, 2] = 1000
-  found = ref.finetune_loss(logits, labels, (1, 2), ignore=1000)
-  assert found == pytest.approx(LN(2))
+  actual = ref.finetune_loss(logits, labels, (1, 2), ignore=1000)
+  assert actual == pytest.approx(LN(2))
   assert ref.finetune_loss(logits, labels * 0 + 9, (1, 2), ignore=9) == 0
   # Logits, not probabilities, are interpolated: the middle of three is the
   # geometric mean, sqrt(0.1) : sqrt(0.05) : sqrt(0.15).
-  found = ref.finetune_loss(logits, np.array([[[1, 1, 1]]]), (1, 3))
+  actual = ref.finetune_loss(logits, np.array([[[1, 1, 1]]]), (1, 3))
   roots = [math.sqrt(0.1), math.sqrt(0.05), math.sqrt(0.15)]
   middle = roots[1] / sum(roots)
-  assert found == pytest.approx(-(LN(0.25) + LN(middle) + LN(0.2)) / 3)
+  assert actual == pytest.approx(-(LN(0.25) + LN(middle) + LN(0.2)) / 3)
 
 
 def test_inference_size():
@@ -828,26 +832,26 @@ def test_label_map():
   # 16 pixels are not above 4^2; (4, 1) would have t = 1/2 alone.
   assert ref.label_map(LEAD, (8, 2), limit=4).tolist() == [[1, 0]] * 8
   # 32 are above 2^2: at (2, 4) t is 0 1/4 3/4 1; a tie goes to class 0.
-  found = ref.label_map(LEAD, (4, 8), limit=2)
-  assert found.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]] * 4
+  actual = ref.label_map(LEAD, (4, 8), limit=2)
+  assert actual.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]] * 4
 
 
-def test_label_map_of_large_images_is_reduced_by_either_side():
+def test_label_map_of_large_images_is_limited_on_either_side():
   # (3, 6): t is 0 0 1/3 2/3 1 1; the fifth begins at column ceil(4 * 10 / 6).
-  found = ref.label_map(LEAD, (5, 10), limit=3)
-  assert found.tolist() == [[1] * 7 + [0] * 3] * 5
+  actual = ref.label_map(LEAD, (5, 10), limit=3)
+  assert actual.tolist() == [[1] * 7 + [0] * 3] * 5
   # (2, 4) with the longer side at 4, but (4, 8) with the height at it.
-  found = ref.label_map(LEAD, (5, 10), limit=4, longer=True)
-  assert found.tolist() == [[1] * 5 + [0] * 5] * 5
-  found = ref.label_map(LEAD, (5, 10), limit=4)
-  assert found.tolist() == [[1] * 7 + [0] * 3] * 5
+  actual = ref.label_map(LEAD, (5, 10), limit=4, longer=True)
+  assert actual.tolist() == [[1] * 5 + [0] * 5] * 5
+  actual = ref.label_map(LEAD, (5, 10), limit=4)
+  assert actual.tolist() == [[1] * 7 + [0] * 3] * 5
   # The rows are reduced likewise: (2, 4) has rows of t = 0, 1.
-  found = ref.label_map(LEAD.transpose(1, 0, 2), (5, 10), limit=4, longer=True)
-  assert found.tolist() == [[1] * 10] * 3 + [[0] * 10] * 2
+  actual = ref.label_map(LEAD.transpose(1, 0, 2), (5, 10), limit=4, longer=True)
+  assert actual.tolist() == [[1] * 10] * 3 + [[0] * 10] * 2
   # A tall image has its height at the limit in both.
   tall = LEAD.transpose(1, 0, 2)
-  found = ref.label_map(tall, (10, 5), limit=4, longer=True)
-  assert found.tolist() == [[1] * 5] * 5 + [[0] * 5] * 5
+  actual = ref.label_map(tall, (10, 5), limit=4, longer=True)
+  assert actual.tolist() == [[1] * 5] * 5 + [[0] * 5] * 5
 
 
 # §5.2
@@ -856,8 +860,8 @@ def test_label_map_of_large_images_is_reduced_by_either_side():
 def test_matching_matrix_counts_images():
   predictions = [np.array([[1, 1, 2]]), np.array([[0, 1, 1]])]
   truths = [np.array([[3, 0, 1000]]), np.array([[3, 3, 2]])]
-  found = ref.matching_matrix(predictions, truths, 3)
-  assert found.tolist() == [[0, 1, 2], [0, 0, 1], [0, 0, 0]]
+  actual = ref.matching_matrix(predictions, truths, 3)
+  assert actual.tolist() == [[0, 1, 2], [0, 0, 1], [0, 0, 0]]
 
 
 def test_hungarian():
@@ -867,14 +871,14 @@ def test_hungarian():
   assert matching == {0: 0, 1: 2, 2: 1, 3: 3}
   assert ref.matched_total(matrix, matching) == 21
   assert ref.hungarian(0 * matrix) == {0: 0, 1: 1, 2: 2, 3: 3}
-  found = ref.apply_matching(np.array([[0, 1, 2, 3, 4]]), matching)
-  assert found.tolist() == [[0, 2, 1, 3, 0]]
+  actual = ref.apply_matching(np.array([[0, 1, 2, 3, 4]]), matching)
+  assert actual.tolist() == [[0, 2, 1, 3, 0]]
 
 
 def test_a_bijection_matched_to_itself_scores_100():
   generator = np.random.default_rng(0)
   truths = [generator.integers(0, 5, (6, 7)) for _ in range(8)]
-  # Each image has two of the categories, so that they can be told apart.
+  # Each image has two of the categories, so that they are distinct.
   pairs = [(1, 2), (2, 3), (3, 4), (4, 1), (1, 1), (2, 2), (3, 3), (4, 4)]
   truths = [
     np.where(np.isin(truth, pair), truth, 0)
@@ -909,28 +913,28 @@ def test_knn_label_map():
   query = np.array([[[3.0, 0], [0, 0.5]]])
   # Of (1, 0): 1 for class 2, 0.6 twice for class 1. At 0.07 the nearest wins
   # (exp(0.4 / 0.07) > 2), at 1 the two do (exp(0.4) < 2).
-  found = ref.knn_label_map(query, bank, labels, 3, 0.07, 3)
-  assert found.tolist() == [[2, 0]]
-  found = ref.knn_label_map(query, bank, labels, 3, 1.0, 3)
-  assert found.tolist() == [[1, 1]]
+  actual = ref.knn_label_map(query, bank, labels, 3, 0.07, 3)
+  assert actual.tolist() == [[2, 0]]
+  actual = ref.knn_label_map(query, bank, labels, 3, 1.0, 3)
+  assert actual.tolist() == [[1, 1]]
   # Two neighbors: 1 against 0.6.
-  found = ref.knn_label_map(query, bank, labels, 2, 1.0, 3)
-  assert found.tolist() == [[2, 0]]
+  actual = ref.knn_label_map(query, bank, labels, 2, 1.0, 3)
+  assert actual.tolist() == [[2, 0]]
 
 
 def test_cam_labels():
   # The pooled logits are 1 and 2: category 2, of values 4 0 -2 6.
   logits = np.array([[[1.0, 4], [1, 0], [1, -2], [1, 6]]])
-  found = ref.cam_labels(logits, (1, 4), 0.6)
-  assert found.tolist() == [[2, 0, 0, 2]]  # 2/3 0 0 1
-  assert ref.cam_labels(logits / 9, (1, 4), 0.6).tolist() == found.tolist()
+  actual = ref.cam_labels(logits, (1, 4), 0.6)
+  assert actual.tolist() == [[2, 0, 0, 2]]  # 2/3 0 0 1
+  assert ref.cam_labels(logits / 9, (1, 4), 0.6).tolist() == actual.tolist()
   assert ref.cam_labels(logits, (1, 4), 0.7).tolist() == [[0, 0, 0, 2]]
   assert ref.cam_labels(logits, (1, 4), 1.0).tolist() == [[0, 0, 0, 0]]
-  found = ref.cam_labels(logits, (1, 4), 0.7, 'min-max')
-  assert found.tolist() == [[2, 0, 0, 2]]  # 6/8 2/8 0 1
+  actual = ref.cam_labels(logits, (1, 4), 0.7, 'min-max')
+  assert actual.tolist() == [[2, 0, 0, 2]]  # 6/8 2/8 0 1
   # Scaled, then enlarged: 2/3 2/3 1/2 1/6 0 0 0 0 ... of the first ones.
-  found = ref.cam_labels(logits, (1, 16), 0.4)
-  assert found[0, :5].tolist() == [2, 2, 2, 2, 0]
+  actual = ref.cam_labels(logits, (1, 16), 0.4)
+  assert actual[0, :5].tolist() == [2, 2, 2, 2, 0]
   assert not ref.cam_labels(-1 - logits**2, (1, 4), 0.0).any()
   with pytest.raises(ValueError, match='scaling'):
     ref.cam_labels(logits, (1, 4), 0.5, 'sum')
@@ -943,32 +947,32 @@ def test_miou():
   predictions = [np.array([[0, 1, 1, 2]]), np.array([[1, 1]])]
   truths = [np.array([[0, 0, 1, 1000]]), np.array([[1, 0]])]
   # Over both images: class 0 has 1 of 3, class 1 has 2 of 4; 2 and 3 none.
-  found = ref.ious(predictions, truths, 3)
+  actual = ref.ious(predictions, truths, 3)
   np.testing.assert_allclose(
-    found, [1 / (3 + 1e-10), 2 / (4 + 1e-10), 0, 0], rtol=1e-13
+    actual, [1 / (3 + 1e-10), 2 / (4 + 1e-10), 0, 0], rtol=1e-13
   )
   assert ref.miou(predictions, truths, 3) == pytest.approx(100 * 5 / 24)
-  found = ref.miou(predictions, truths, 3, other=False)
-  assert found == pytest.approx(100 / 6)
+  actual = ref.miou(predictions, truths, 3, other=False)
+  assert actual == pytest.approx(100 / 6)
 
 
-def test_boundary_of_a_full_map_is_its_frame():
-  found = ref.boundary_map(np.full((5, 6), 7))
+def test_boundary_of_a_full_map_is_its_border():
+  actual = ref.boundary_map(np.full((5, 6), 7))
   expected = np.full((5, 6), 8)
   expected[1:-1, 1:-1] = 0
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
 
 
 def test_boundary_map_between_classes():
   labels = np.zeros((5, 5), int)
   labels[:, :2] = 3
-  found = ref.boundary_map(labels)
+  actual = ref.boundary_map(labels)
   expected = np.where(labels == 3, 4, 1)
   expected[1:4, 3] = 0  # all of 3 is a neighbor of 0 or of the border
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
   labels[:, :2] = 1000  # ignored areas make boundaries too
-  found = ref.boundary_map(labels)
-  assert found[2].tolist() == [1001, 1001, 1, 0, 1]
+  actual = ref.boundary_map(labels)
+  assert actual[2].tolist() == [1001, 1001, 1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -976,10 +980,10 @@ def test_boundary_map_between_classes():
   [(0.03, 2), (0.05, 2), (0.07, 4), (0.001, 1)],  # 1.5, 2.5, 3.5, 0.05
 )
 def test_boundary_depth(ratio, depth):
-  found = ref.boundary_map(np.zeros((30, 40), int), ratio)  # diagonal 50
+  actual = ref.boundary_map(np.zeros((30, 40), int), ratio)  # diagonal 50
   interior = (30 - 2 * depth) * (40 - 2 * depth)
-  assert (found == 0).sum() == interior
-  assert not found[depth:-depth, depth:-depth].any()
+  assert (actual == 0).sum() == interior
+  assert not actual[depth:-depth, depth:-depth].any()
 
 
 def test_boundary_miou():
@@ -989,14 +993,14 @@ def test_boundary_miou():
   # Of columns 1 to 4 the true boundary is 4 + 4 + 2 * 3 = 14 - 0: columns 1
   # and 4 (10), rows 0 and 4 of the others (4). The prediction's has the rows
   # and column 4 alone: 8 + 3 = 11, all hits.
-  found = ref.boundary_miou([predicted], [truth], 1)
-  assert found == pytest.approx(100 * 11 / 14 / 2)
+  actual = ref.boundary_miou([predicted], [truth], 1)
+  assert actual == pytest.approx(100 * 11 / 14 / 2)
   assert ref.boundary_miou([predicted], [truth], 1, other=False) == 0
   # A boundary of another class is no hit, and the interior does not count.
-  found = ref.boundary_miou([predicted + 1], [predicted], 1)
-  assert found == 0
-  found = ref.boundary_miou([predicted], [predicted], 1)
-  assert found == pytest.approx(50)
+  actual = ref.boundary_miou([predicted + 1], [predicted], 1)
+  assert actual == 0
+  actual = ref.boundary_miou([predicted], [predicted], 1)
+  assert actual == pytest.approx(50)
 
 
 def test_image_accuracy():
@@ -1009,8 +1013,8 @@ def test_image_accuracy():
     ([[0, 0, 1, 0]], True),  # elsewhere, but it occurs
   ]
   for predicted, correct in cases:
-    found = ref.image_accuracy([np.array(predicted)], [truth], 2)
-    assert found == 100 * correct, predicted
+    actual = ref.image_accuracy([np.array(predicted)], [truth], 2)
+    assert actual == 100 * correct, predicted
   both = [np.array(predicted) for predicted, _ in cases]
   assert ref.image_accuracy(both, [truth] * 5, 2) == pytest.approx(60)
 
@@ -1025,8 +1029,8 @@ def test_f_beta():
   assert ref.f_beta([truth * 0], [truth]) == 0
   assert ref.f_beta([predicted], [truth * 0]) == 0
   # The mean of the images, not of their pixels.
-  found = ref.f_beta([predicted, truth * 0], [truth, truth])
-  assert found == pytest.approx(expected / 2)
+  actual = ref.f_beta([predicted, truth * 0], [truth, truth])
+  assert actual == pytest.approx(expected / 2)
 
 
 def test_size_groups():
@@ -1051,40 +1055,40 @@ def test_miou_by_size():
   # 20 pixels: 10 of 'other', 1 of class 1 (5 %), 9 of class 2 (45 %).
   truth = np.array([[0] * 10, [1] + [2] * 9])
   predicted = np.array([[0] * 8 + [2, 3], [1, 1] + [2] * 8])
-  found = ref.miou_by_size([predicted], [truth], 3)
+  actual = ref.miou_by_size([predicted], [truth], 3)
   # S sees 'other' (8 of 10) and class 1 (1 of 1, its other pixel is left out);
   # classes 2 and 3 do not occur in the split. ML: class 2 has 8 of 10.
-  assert found['S'] == pytest.approx(90)
-  assert found['ML'] == pytest.approx(80)
-  assert math.isnan(found['MS']) and math.isnan(found['L'])
-  found = ref.miou_by_size([predicted], [truth], 3, other=False)
-  assert found['S'] == pytest.approx(100)
-  assert found['ML'] == pytest.approx(80)
+  assert actual['S'] == pytest.approx(90)
+  assert actual['ML'] == pytest.approx(80)
+  assert math.isnan(actual['MS']) and math.isnan(actual['L'])
+  actual = ref.miou_by_size([predicted], [truth], 3, other=False)
+  assert actual['S'] == pytest.approx(100)
+  assert actual['ML'] == pytest.approx(80)
   # The same class is large elsewhere; 'other' of that image is not small's.
   images = [predicted, np.array([[0, 2], [2, 2]])]
   truths = [truth, np.array([[2, 2], [2, 2]])]
-  found = ref.miou_by_size(images, truths, 3)
-  assert found['S'] == pytest.approx(90)
-  assert found['L'] == pytest.approx(75)  # 'other' has no true pixel there
+  actual = ref.miou_by_size(images, truths, 3)
+  assert actual['S'] == pytest.approx(90)
+  assert actual['L'] == pytest.approx(75)  # 'other' has no true pixel there
 
 
 def test_boundary_miou_by_size():
   # 25 pixels: the middle one is class 1 (4 %); 'other' is all boundary.
   truth = np.zeros((5, 5), int)
   truth[2, 2] = 1
-  found = ref.boundary_miou_by_size([truth], [truth], 2)
-  assert found['S'] == pytest.approx(100)
-  assert math.isnan(found['L'])
+  actual = ref.boundary_miou_by_size([truth], [truth], 2)
+  assert actual['S'] == pytest.approx(100)
+  assert math.isnan(actual['L'])
   # Predicted empty: the 16 of the frame are hits of 24, class 1 has none.
-  found = ref.boundary_miou_by_size([truth * 0], [truth], 2)
-  assert found['S'] == pytest.approx(100 * 16 / 24 / 2)
-  found = ref.boundary_miou_by_size([truth * 0], [truth], 2, other=False)
-  assert found['S'] == 0
+  actual = ref.boundary_miou_by_size([truth * 0], [truth], 2)
+  assert actual['S'] == pytest.approx(100 * 16 / 24 / 2)
+  actual = ref.boundary_miou_by_size([truth * 0], [truth], 2, other=False)
+  assert actual['S'] == 0
   # One group alone has the boundaries at its own pixels: 40 % of class 2.
   truth[:, 3:] = 2
-  found = ref.boundary_miou_by_size([truth], [truth], 2)
-  assert found['ML'] == pytest.approx(100)
+  actual = ref.boundary_miou_by_size([truth], [truth], 2)
+  assert actual['ML'] == pytest.approx(100)
   predicted = np.where(truth == 1, 2, truth)
-  found = ref.boundary_miou_by_size([predicted], [truth], 2, other=False)
+  actual = ref.boundary_miou_by_size([predicted], [truth], 2, other=False)
   # The middle is not among ML's pixels.
-  assert found['ML'] == pytest.approx(100) and found['S'] == 0
+  assert actual['ML'] == pytest.approx(100) and actual['S'] == 0

@@ -1,8 +1,11 @@
-"""A host that only meets others: `fake_host.py INDEX COUNT PORT ENDING STALL`.
+"""A host without devices that only connects: for tests of `heartbeat`.
 
-It prints a line when all are there, and ends as asked: 'waits', 'done',
-'mistake' (which a user can mend) or 'crash'; 'works', until SIGUSR1 or for a
-while, and 'stalls' wait, too, but show signs of life.
+  fake_host.py INDEX COUNT PORT BEHAVIOR STALL_TIMEOUT
+
+It prints 'connected' once all hosts are, and then behaves as asked: 'done',
+'user error' and 'crash' end it. 'waits' waits until it is ended, without
+activity; 'works' until it gets SIGUSR1, 'works for a while' for 8 steps and
+'stalls' for one step record activities, and then wait likewise.
 """
 
 import signal
@@ -16,24 +19,26 @@ from segcore.distributed import heartbeat, rendezvous
 STEPS = {'works': 10**6, 'works for a while': 8, 'stalls': 1}
 
 
-def main(index: int, count: int, port: int, ending: str, stall: float) -> int:
+def main(
+  index: int, count: int, port: int, behavior: str, stall_timeout: float
+) -> int:
   group = rendezvous.ProcessGroup(f'127.0.0.1:{port}', count, index)
-  links = rendezvous.connect(group, {'jax': '1'}, timeout=60.0)
-  with heartbeat.HeartbeatMonitor(links, 3.0, stall) as watching:
-    print('all are there', flush=True)
-    stopped = []
-    signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
-    for step in range(STEPS.get(ending, 0)):
+  connections = rendezvous.connect(group, {'jax': '1'}, timeout=60.0)
+  with heartbeat.HeartbeatMonitor(connections, 3.0, stall_timeout) as monitor:
+    print('connected', flush=True)
+    signals = []
+    signal.signal(signal.SIGUSR1, lambda *_: signals.append(1))
+    for step in range(STEPS.get(behavior, 0)):
       progress.record_activity(f'step {step + 1}')
       time.sleep(0.05)
-      if stopped:
+      if signals:
         break
-    while ending == 'waits' or ending in STEPS:
+    while behavior == 'waits' or behavior in STEPS:
       time.sleep(0.1)
-    if ending == 'mistake':
-      watching.abort('the moon is missing', 2, immediately=True)
-    if ending == 'crash':
-      watching.abort('ZeroDivisionError: by 0', 1, immediately=False)
+    if behavior == 'user error':
+      monitor.abort('the data is missing', 2, immediately=True)
+    if behavior == 'crash':
+      monitor.abort('ZeroDivisionError: by 0', 1, immediately=False)
   return 0
 
 

@@ -122,12 +122,12 @@ def test_entropy():
 
 @pytest.mark.parametrize('epoch', [0, 1, 40, 79])
 def test_partition_shrinks(epoch):
-  partition = pseudo_labels.Partition(20.0)
+  partition = pseudo_labels.PartitionOptions(20.0)
   assert_close(
     partition.at(jnp.asarray(epoch / 80)),
     100 * reference.unreliable_share(epoch, 80),
   )
-  still = pseudo_labels.Partition(20.0, dynamic=False)
+  still = pseudo_labels.PartitionOptions(20.0, dynamic=False)
   assert float(still.at(jnp.asarray(epoch / 80))) == 20.0
 
 
@@ -163,7 +163,12 @@ def masks_of(options, seed=0):
     entropies[~of], labels[~of], 0.37, options.anchor_entropy
   )
   found = contrast.candidates(
-    *map(jnp.asarray, (probs, labels, of, reliable, unreliable)), options
+    jnp.asarray(probs),
+    jnp.asarray(labels),
+    jnp.asarray(np.broadcast_to(of[:, None, None], labels.shape)),
+    jnp.asarray(reliable),
+    jnp.asarray(unreliable),
+    options,
   )
   expected = reference.contrast_masks(
     *(probs[of], labels[of], probs[~of], labels[~of]),
@@ -230,7 +235,7 @@ def test_which_unlabeled_cells_are_negatives(kind, expected):
   found = contrast.candidates(
     probs,
     jnp.zeros((1, 1, 2), int),
-    jnp.array([False]),
+    jnp.zeros((1, 1, 2), bool),
     jnp.array([[[True, False]]]),
     jnp.array([[[False, True]]]),
     contrast.ContrastOptions(negatives=kind),
@@ -311,14 +316,14 @@ def test_the_whole_contrastive_loss_on_given_draws():
     rows[c, : sizes[c]] = bank.rows(c)
 
   def loss(x):
-    losses_of = contrast.losses_of_classes(
+    losses_of = contrast.class_losses(
       x.reshape(-1, 3)[at],
       jnp.asarray(means),
       jnp.asarray(rows),
       jnp.asarray(np.array(bank_draws)),
       0.5,
     )
-    return contrast.mean_of_classes(
+    return contrast.mean_over_classes(
       losses_of, jnp.asarray(anchor_counts > 0), jnp.asarray(counts > 0)
     )
 
@@ -338,10 +343,10 @@ def test_the_whole_contrastive_loss_on_given_draws():
 
 def test_one_class_alone_has_no_loss():
   present = jnp.array([True, False])
-  assert contrast.mean_of_classes(jnp.ones(2), present, present) == 0
+  assert contrast.mean_over_classes(jnp.ones(2), present, present) == 0
   both = jnp.array([True, True])
   # A class that has no anchor counts in the mean all the same.
-  assert contrast.mean_of_classes(jnp.ones(2), present, both) == 0.5
+  assert contrast.mean_over_classes(jnp.ones(2), present, both) == 0.5
 
 
 # The bank.
@@ -374,7 +379,9 @@ def test_bank_is_a_queue_of_each_class():
 
 def test_bank_refuses_more_than_it_holds():
   bank = memory_bank.empty((9, 4), 2)
-  with pytest.raises(ValueError, match='5 rows at once do not fit a bank of 4'):
+  with pytest.raises(
+    ValueError, match='smallest capacity of 4 per class, got 5'
+  ):
     memory_bank.push(bank, jnp.zeros((2, 5, 2)), jnp.zeros(2, jnp.int32))
 
 

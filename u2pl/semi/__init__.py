@@ -1,1 +1,1 @@
-"""Semi-supervised methods, one file each."""
+"""Semi-supervised methods, one per file, and the parts that they share."""

@@ -10,13 +10,15 @@ from u2pl import mixing as mixing_lib
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedOptions:
-  """The loss of labeled images.
+  """Options of the loss on labeled images.
 
   Attributes:
-    kind: mean cross entropy, or that of the hardest pixels ('ohem').
-    threshold: of 'ohem': pixels whose class is less probable are hard.
-    kept_per_image: of 'ohem': at least so many pixels count, times the batch.
-    auxiliary: weight of the same loss at a head `aux`; 0 for none.
+    kind: cross entropy of all labeled pixels ('ce'), or of the hardest of them
+      ('ohem', online hard example mining).
+    threshold: for 'ohem': pixels whose true class is less probable are hard.
+    kept_per_image: for 'ohem': least number of pixels kept, per image of the
+      global batch.
+    auxiliary: weight of the same loss on the head `aux`; 0 for no such head.
   """
 
   kind: Literal['ce', 'ohem'] = 'ce'
@@ -28,23 +30,23 @@ class SupervisedOptions:
     for name in ('threshold', 'kept_per_image', 'auxiliary'):
       if getattr(self, name) < 0:
         raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected 0 or more'
+          f'{name}: expected 0 or more, got {getattr(self, name)}'
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ConsistencyOptions:
-  """The loss of unlabeled images against the teacher's labels.
+  """Options of the loss on unlabeled images.
 
   Attributes:
-    filtered: whether unreliable pixels are left out, and the rest weighs the
-      more (Eqs. 12-14).
-    forward: ξ₁, of the cross entropy.
-    reverse: ξ₂, of the reverse cross entropy; above 0 it is U2PL+'s.
-    denoise: whether labels are mended by the prototypes: 'off', or by 'raw' or
-      'l2'-normalized distances (Eqs. 19-20).
+    filtered: whether unreliable pixels are left out and the others weighted up
+      by the inverse of the share that is kept (Eqs. 12-14).
+    forward: ξ₁ of Eq. 16, weight of the cross entropy.
+    reverse: ξ₂ of Eq. 16, weight of the reverse cross entropy; U2PL has 0.
+    denoise: prototypical denoising of the pseudo-labels (Eqs. 19-20): 'off', or
+      with distances of 'raw' or of L2-normalized ('l2') representations.
     mixing: strong augmentation.
-    weight: of all of it, against the labeled images' 1.
+    weight: of this loss; the supervised loss has 1.
   """
 
   filtered: bool = True
@@ -56,52 +58,72 @@ class ConsistencyOptions:
 
   def __post_init__(self):
     if self.weight <= 0:
-      raise ValueError(f'weight: found {self.weight}, expected more than 0')
+      raise ValueError(f'weight: expected more than 0, got {self.weight}')
     if min(self.forward, self.reverse) < 0 or not self.forward + self.reverse:
       raise ValueError(
-        f'forward={self.forward}, reverse={self.reverse}: expected 0 or more, '
-        'and one of them above 0'
+        'forward and reverse: expected 0 or more, and one of them above 0, got '
+        f'forward={self.forward}, reverse={self.reverse}'
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnOptions:
-  """What is learned from, beside the labeled images.
+  """Options of Mean Teacher, U2PL and U2PL+.
 
   Attributes:
-    supervised: loss of labeled images.
-    consistency: loss of unlabeled ones; None learns from labels alone.
-    contrast: between pixels; None for none. Needs consistency.
+    supervised: loss on labeled images.
+    consistency: loss on unlabeled images; None trains on labels alone.
+    contrast: contrastive loss between pixels; None for none. Requires
+      `consistency`.
     partition: share of unreliable pixels.
-    prototype_momentum: of U2PL+'s prototypes (Eq. 18); 0 takes each step's
-      means, as U2PL does.
-    teacher: how it follows the student.
-    warmup_epochs: of labeled images alone.
+    prototype_momentum: m of Eq. 18 (U2PL+); 0 uses the class means of each
+      step, as U2PL does.
+    teacher: EMA teacher.
+    warmup_epochs: epochs of the supervised loss alone, at the start.
   """
 
   supervised: SupervisedOptions = SupervisedOptions()
   consistency: ConsistencyOptions | None = ConsistencyOptions()
   contrast: contrast_lib.ContrastOptions | None = contrast_lib.ContrastOptions()
-  partition: pseudo_labels.Partition = pseudo_labels.Partition()
+  partition: pseudo_labels.PartitionOptions = pseudo_labels.PartitionOptions()
   prototype_momentum: float = 0.0
   teacher: ema.EmaOptions = ema.EmaOptions()
   warmup_epochs: int = 1
 
   def __post_init__(self):
     if self.contrast and not self.consistency:
-      raise ValueError('contrast: found without consistency, expected both')
+      raise ValueError(
+        'contrast: expected None without consistency, got options: set both or '
+        'neither'
+      )
     if not 0 <= self.prototype_momentum < 1:
       raise ValueError(
-        f'prototype_momentum: found {self.prototype_momentum}, expected '
-        '0 <= momentum < 1'
+        'prototype_momentum: expected 0 <= momentum < 1, got '
+        f'{self.prototype_momentum}'
       )
     if self.warmup_epochs < 0:
       raise ValueError(
-        f'warmup_epochs: found {self.warmup_epochs}, expected 0 or more'
+        f'warmup_epochs: expected 0 or more, got {self.warmup_epochs}'
       )
 
   @property
   def needs_representations(self) -> bool:
-    """Whether the network needs a head `rep`."""
-    mended = self.consistency and self.consistency.denoise != 'off'
-    return bool(self.contrast or mended)
+    """Returns whether the network needs a head `rep`."""
+    denoises = self.consistency and self.consistency.denoise != 'off'
+    return bool(self.contrast or denoises)
+
+  @property
+  def student_heads(self) -> tuple[str, ...]:
+    """Returns the heads of the student's forward pass."""
+    heads = ('logits', 'rep') if self.contrast else ('logits',)
+    return (*heads, 'aux') if self.supervised.auxiliary else heads
+
+  @property
+  def teacher_heads(self) -> tuple[str, ...]:
+    """Returns the heads of the teacher's forward pass in training mode."""
+    return ('logits', 'rep') if self.needs_representations else ('logits',)
+
+  @property
+  def anchor_entropy(self) -> Literal['paper', 'released']:
+    """Returns the rule of reliable anchors; without contrast it has no use."""
+    return self.contrast.anchor_entropy if self.contrast else 'paper'

@@ -1,1 +1,1 @@
-"""Parameter names of public weight files, one module a source."""
+"""Names of parameters in public weight files, a module for each source."""

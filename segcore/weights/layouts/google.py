@@ -1,8 +1,8 @@
-"""Public weight files: known by their names, and renamed to ours.
+"""Layouts of Google's public weight files: R50+ViT (and AugReg), and BiT.
 
-A table of layouts, each a family of files. What this project calls otherwise is
-renamed, what a file stacks or pads is taken apart, and of the parameters none
-is dropped: a classifier's layers become parts of their own beside the encoder.
+A table of layouts, each for a family of files. Names are replaced by those of
+this project, and stacked blocks are taken apart. No parameter is dropped: the
+layers of a classifier become parts beside the encoder.
 """
 
 import dataclasses
@@ -13,33 +13,34 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Float, Shaped
 
 from runtime import console
 
-# Where checkpoints of a training keep the parameters, and what else they hold.
+# Prefix of the parameters in a training's checkpoint, and its other arrays.
 _PREFIXES = ('opt/target/', 'params/')
 _NOT_PARAMETERS = re.compile('(opt/(?!target/)|extra/)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A family of files.
+  """The names in a family of files.
 
   Attributes:
-    family: what it is called.
-    sign: a name that files of this family have and no others.
+    family: its name, for messages.
+    marker: a name that all files of this family have, and no others.
     rules: (pattern, replacement), applied to each name one after the other.
   """
 
   family: str
-  sign: str
+  marker: str
   rules: tuple[tuple[str, str], ...]
 
 
 LAYOUTS = (
   # The hybrids of the ViT release and of AugReg: a post-activation ResNet and a
-  # transformer. Modules are counted in one row (LayerNorm_0,
-  # MultiHeadDotProductAttention_1, …) or by their class.
+  # transformer. A block's modules are numbered through (LayerNorm_0,
+  # MultiHeadDotProductAttention_1, …), or for each class apart.
   Layout(
     'R50+ViT',
     'conv_root/kernel',
@@ -71,22 +72,32 @@ LAYOUTS = (
 )
 
 
-def translate(flat: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-  """{'params': {'encoder': tree, 'head': tree}} in float32, by our names.
+def translate(
+  flat: Mapping[str, Shaped[np.ndarray, '...']],
+) -> dict[str, Any] | None:
+  """Translates the weights of a known family to the names of this project.
 
-  None if the names are of none of the families.
+  Args:
+    flat: array by name.
+
+  Returns:
+    {'params': {'encoder': tree, 'head': tree}} in float32; None if the names
+    are of none of the families.
   """
-  found = _without_prefix(flat)
+  params = _without_prefix(flat)
   for layout in LAYOUTS:
-    if layout.sign in found:
-      renamed = {_rename(name, layout): x for name, x in found.items()}
-      console.log(f'these are public weights of the family {layout.family}')
-      return {'params': traverse_util.unflatten_dict(_shaped(renamed), sep='/')}
+    if layout.marker in params:
+      renamed = {_rename(name, layout): x for name, x in params.items()}
+      console.log(f'read public weights of the family {layout.family}')
+      leaves = _normalize_shapes(renamed)
+      return {'params': traverse_util.unflatten_dict(leaves, sep='/')}
   return None
 
 
-def _without_prefix(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The parameters of a training's checkpoint, or all there is."""
+def _without_prefix(
+  flat: Mapping[str, Shaped[np.ndarray, '...']],
+) -> dict[str, Shaped[np.ndarray, '...']]:
+  """Returns the parameters of a training's checkpoint, or all arrays."""
   for prefix in _PREFIXES:
     if any(name.startswith(prefix) for name in flat):
       return {
@@ -103,19 +114,20 @@ def _rename(name: str, layout: Layout) -> str:
   return name
 
 
-def _shaped(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Stacked blocks apart, vectors of norms with one axis, all in float32."""
-  found = {}
+def _normalize_shapes(
+  flat: Mapping[str, Shaped[np.ndarray, '...']],
+) -> dict[str, Float[np.ndarray, '...']]:
+  """Takes stacked blocks apart, and flattens vectors of norms; in float32."""
+  leaves = {}
   for name, x in flat.items():
-    if x.dtype.kind == 'V':  # numpy's files know bfloat16 by its size only.
+    if x.dtype.kind == 'V':  # In .npz, bfloat16 is a type of two raw bytes.
       x = x.view(jnp.bfloat16)
     x = x.astype(np.float32, copy=False)
     if re.search('/gn[^/]*/(scale|bias)$', name):
-      x = x.reshape(-1)
+      x = x.reshape(-1)  # [1, 1, 1, D] in some files.
     if '/encoderblock/' in name:
       for i, layer in enumerate(x):
-        one = name.replace('/encoderblock/', f'/encoderblock_{i}/')
-        found[one] = layer
+        leaves[name.replace('/encoderblock/', f'/encoderblock_{i}/')] = layer
     else:
-      found[name] = x
-  return found
+      leaves[name] = x
+  return leaves

@@ -1,9 +1,9 @@
-"""Weights of ResNets by the names that torch gives them.
+"""Layout of torch's ResNet weights, as torchvision and others publish them.
 
   translate({'layer1.0.conv1.weight': …, …})['params']['encoder']['block1']
 
-Files are `.npz` or `.safetensors`. Torch's own are pickles, which are not
-opened; where torch is installed, a `.pth` becomes the latter by
+Files are `.npz` or `.safetensors`. Torch's own `.pth` files are pickles, which
+are not read; where torch is installed, they are converted by
 
   weights = torch.load('w.pth', weights_only=True)
   safetensors.torch.save_file(weights, 'w.safetensors')
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Shaped
 
 from runtime import console
 
-# Wrappers, from the outside in; what stands beside them is other networks.
+# Prefixes of wrappers, from the outside in; names without are other networks.
 _PREFIXES = ('module.', 'encoder.', 'backbone.')
 _UNIT = re.compile(r'layer(\d+)\.(\d+)\.(.+)')
 _STEM = {
@@ -39,48 +40,51 @@ _LEAVES = {
 }
 
 
-def translate(flat: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-  """The encoder that a torch ResNet's weights are, named for `DilatedResNet`.
+def translate(
+  flat: Mapping[str, Shaped[np.ndarray, '...']],
+) -> dict[str, Any] | None:
+  """Translates the weights of a torch ResNet to the names of `DilatedResNet`.
 
-  The classifier `fc` and what stands beside the prefixes 'module.', 'encoder.'
-  and 'backbone.' are left out, and said. A name that this kind of network has
-  not keeps its name, so that the comparison with the network shows it.
+  The classifier `fc`, and what has none of the prefixes 'module.', 'encoder.'
+  and 'backbone.' if others have, are left out; a line of the log names them.
+  Names that no such network has are kept, so that the comparison with the
+  network lists them.
 
   Args:
     flat: array by name, as 'layer1.0.conv1.weight' [O,I,h,w] or 'bn1.bias'.
 
   Returns:
     {'params': {'encoder': tree}, 'batch_stats': {'encoder': tree}} in float32,
-    or None if the names are not of this kind.
+    or None if the names are not those of a torch ResNet.
   """
-  left = set()
+  left_out = set()
   for prefix in _PREFIXES:
     inside = [name for name in flat if name.startswith(prefix)]
     if inside:
-      left.update(flat.keys() - inside)
+      left_out.update(flat.keys() - inside)
       flat = {name.removeprefix(prefix): flat[name] for name in inside}
   if not any(name.startswith('layer1.0.') for name in flat):
     return None
-  found: dict[str, Any] = {'params': {}, 'batch_stats': {}}
+  leaves: dict[str, Any] = {'params': {}, 'batch_stats': {}}
   for name, value in flat.items():
     if name.startswith('fc.'):
-      left.add(name)
+      left_out.add(name)
     elif not name.endswith('.num_batches_tracked'):
-      kind, path = _place(name)
+      collection, path = _path_of(name)
       if path[-1] == 'kernel' and value.ndim == 4:
-        value = value.transpose(2, 3, 1, 0)
-      found[kind][path] = np.asarray(value, np.float32)
-  if left:
-    tops = sorted({name.split('.')[0] for name in left})
-    console.log(f"torch's weights: left {', '.join(tops)}")
+        value = value.transpose(2, 3, 1, 0)  # [O,I,h,w] to [h,w,I,O].
+      leaves[collection][path] = np.asarray(value, np.float32)
+  if left_out:
+    modules = sorted({name.split('.')[0] for name in left_out})
+    console.log(f"torch's weights: left out {', '.join(modules)}")
   return {
-    kind: {'encoder': traverse_util.unflatten_dict(leaves)}
-    for kind, leaves in found.items()
+    collection: {'encoder': traverse_util.unflatten_dict(tree)}
+    for collection, tree in leaves.items()
   }
 
 
-def _place(name: str) -> tuple[str, tuple[str, ...]]:
-  """The collection and the path of an array."""
+def _path_of(name: str) -> tuple[str, tuple[str, ...]]:
+  """Returns the collection and the path of an array."""
   module, _, leaf = name.rpartition('.')
   unit = _UNIT.fullmatch(module)
   if unit:
@@ -92,5 +96,5 @@ def _place(name: str) -> tuple[str, tuple[str, ...]]:
     return 'params', (*path, leaf)
   if path[-1].startswith('conv') and leaf == 'weight':
     return 'params', (*path, 'kernel')
-  kind, leaf = _LEAVES[leaf]
-  return kind, (*path, leaf)
+  collection, leaf = _LEAVES[leaf]
+  return collection, (*path, leaf)

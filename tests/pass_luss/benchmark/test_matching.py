@@ -11,7 +11,7 @@ from segcore.eval import metrics as metrics_lib
 
 
 def slow_counts(images, num_generated, num_classes):
-  """Pair by pair of ids."""
+  """Counts each pair of ids in a loop."""
   counts = np.zeros((num_generated, num_classes), int)
   for prediction, label in images:
     for g, c in itertools.product(range(num_generated), range(num_classes)):
@@ -46,7 +46,7 @@ def test_counts_by_hand():
 
 
 @pytest.mark.parametrize('sizes', [(4, 4), (6, 3), (2, 5)])
-def test_counts_equal_a_slow_loop(sizes):
+def test_counts_equal_a_loop(sizes):
   images = drawn(0, 20, *sizes)
   counts = counted(images, *sizes)
   assert counts.counts.dtype == np.int64
@@ -82,8 +82,8 @@ def test_match_is_the_best_of_all_bijections(seed):
   assert reached == best == counts.compute()['matched_pairs']
 
 
-def test_categories_left_over_are_other():
-  """From a larger set of classes to a smaller one."""
+def test_surplus_categories_become_other():
+  """More categories than classes, as from a larger data set."""
   counts = matching.Cooccurrence(np.array([[1, 0], [5, 2], [0, 0], [4, 3]]))
   match = counts.match()
   assert match.classes == (0, 0, 1, 0, 2)
@@ -113,9 +113,9 @@ def test_a_bijection_matched_to_itself_scores_100():
   scored = metrics.ImageNetS.empty(50)
   for prediction, label in images:
     scored = scored.update(match.apply(prediction), label, 'image')
-  found = scored.compute()
+  actual = scored.compute()
   for name in ('miou', 'miou_without_other', 'image_accuracy', 'f_beta'):
-    np.testing.assert_allclose(found[name], 1, err_msg=name)
+    np.testing.assert_allclose(actual[name], 1, err_msg=name)
 
 
 def test_match_json(tmp_path):
@@ -134,26 +134,26 @@ def test_match_json(tmp_path):
   'text, reason',
   [
     ('{"1": 1', "Expecting ',' delimiter: line 1 column 8 (char 7)"),
-    ('[0, 1]', 'found a JSON list, no object'),
+    ('[0, 1]', 'expected an object, got a list'),
     (
       '{"1": 1, "x": 2}',
-      "key 'x' found; expected whole numbers to 32767",
+      "expected keys 0…32767, got 'x'",
     ),
     (
       '{"1": 1, "01": 2}',
-      "key '01' found; expected whole numbers to 32767",
+      "expected keys 0…32767, got '01'",
     ),
-    ('{"40000": 1}', "key '40000' found; expected whole numbers to 32767"),
-    ('{"-1": 1}', "key '-1' found; expected whole numbers to 32767"),
-    ('{"1": 1, "1": 2}', "key '1' is there twice"),
-    ('{"1": 1.0}', "key '1' has the value 1.0, no whole number"),
-    ('{"1": true}', "key '1' has the value True, no whole number"),
-    ('{"1": null}', "key '1' has the value None, no whole number"),
-    ('{"0": 1, "1": 2}', "category 0 has class 1; expected 0, 'other'"),
-    ('{"1": -1}', "key '1' has the class -1; expected 0 or more"),
-    ('{"1": 1e5}', "key '1' has the value 100000.0, no whole number"),
-    ('{"1": 100000}', 'classes 0…100000 found; expected 0…32767'),
-    ('{"1": 4}', 'class 4 found; expected 0…3'),
+    ('{"40000": 1}', "expected keys 0…32767, got '40000'"),
+    ('{"-1": 1}', "expected keys 0…32767, got '-1'"),
+    ('{"1": 1, "1": 2}', "expected key '1' once, got it twice"),
+    ('{"1": 1.0}', "expected an integer for key '1', got 1.0"),
+    ('{"1": true}', "expected an integer for key '1', got True"),
+    ('{"1": null}', "expected an integer for key '1', got None"),
+    ('{"0": 1, "1": 2}', "expected class 0, 'other', for category 0, got 1"),
+    ('{"1": -1}', "expected a class from 0 for key '1', got -1"),
+    ('{"1": 1e5}', "expected an integer for key '1', got 100000.0"),
+    ('{"1": 100000}', 'expected classes 0…32767, got 0…100000'),
+    ('{"1": 4}', 'expected classes 0…3, got 4'),
   ],
 )
 def test_refused_match_json(tmp_path, text, reason):
@@ -162,24 +162,24 @@ def test_refused_match_json(tmp_path, text, reason):
   with pytest.raises(errors.BadFile) as error:
     matching.Match.read(path, 3)
   assert str(error.value) == (
-    f'{path}: is no matching {{"0": 0, "1": class, …}}: {reason}; write it '
-    'with --write_match'
+    f'{path}: expected a matching {{"0": 0, "1": class, …}}: {reason}; write '
+    'it with --write_match'
   )
 
 
-def test_odd_files_as_match_json(tmp_path):
+def test_unreadable_match_json(tmp_path):
   with pytest.raises(errors.BadFile, match='cannot be read: No such file'):
     matching.Match.read(tmp_path / 'match.json', 3)
   with pytest.raises(errors.BadFile, match='cannot be read: Is a directory'):
     matching.Match.read(tmp_path, 3)
   for content in (b'\xff\xfe\x00', b'[' * 200_000):
     (tmp_path / 'x').write_bytes(content)
-    with pytest.raises(errors.BadFile, match='is no matching') as error:
+    with pytest.raises(errors.BadFile, match='expected a matching') as error:
       matching.Match.read(tmp_path / 'x', 3)
     assert '\n' not in str(error.value)
 
 
-def test_match_json_where_nothing_can_be_written(tmp_path):
+def test_match_json_in_a_folder_that_cannot_be_created(tmp_path):
   (tmp_path / 'file').write_text('')
   path = tmp_path / 'file' / 'deep' / 'match.json'
   with pytest.raises(errors.UserError) as error:
@@ -195,43 +195,45 @@ def test_messages():
     return str(error.value)
 
   assert refused([[4]], [[1]]) == (
-    'image image: predictions up to 4 found; allowed: 0…3'
+    'image image: expected predictions 0…3, got 4'
   )
-  assert refused([[1]], [[3]]) == (
-    'image image: labels up to 3 found; allowed: 0…2'
-  )
+  assert refused([[1]], [[3]]) == ('image image: expected labels 0…2, got 3')
   assert refused([[-1]], [[1]]) == (
-    'image image: prediction -1 found; allowed: 0 or more'
+    'image image: expected predictions from 0, got -1'
   )
-  with pytest.raises(ValueError, match='0 categories and 2 classes; allowed'):
+  with pytest.raises(ValueError, match='1 or more, got 0 categories and 2'):
     matching.Cooccurrence.empty(0, 2)
   with pytest.raises(ValueError, match=r'cannot merge counts of shapes \(1, 2'):
     matching.Cooccurrence.empty(1, 2).merge(matching.Cooccurrence.empty(2, 2))
   match = matching.Match((0, 1))
-  with pytest.raises(ValueError, match='has id 2, of which .*: expected 0…1'):
+  with pytest.raises(
+    ValueError, match='expected ids 0…1 of the matching, got 2'
+  ):
     match.apply(np.array([[0, 2]]))
-  with pytest.raises(ValueError, match='has id -1, of which'):
+  with pytest.raises(
+    ValueError, match='expected ids 0…1 of the matching, got -1'
+  ):
     match.apply(np.array([[0, -1]]))
-  with pytest.raises(ValueError, match='classes -2…1 found'):
+  with pytest.raises(ValueError, match='got -2…1'):
     matching.Match((0, 1, -2))
 
 
 def test_match_json_of_finer_clusters_with_gaps(tmp_path):
-  """As people write it: two ids of one class, and ids that never occur."""
+  """A hand-written file: many-to-one, and without ids that never occur."""
   path = tmp_path / 'match.json'
   path.write_text('{"1": 2, "2": 2, "5": 1}')
   match = matching.Match.read(path, 2)
   assert match.num_generated == 5
   prediction = np.array([[0, 1, 2, 5]])
   assert match.apply(prediction).tolist() == [[0, 2, 2, 1]]
-  with pytest.raises(ValueError, match='has id 3, of which the matching says'):
+  with pytest.raises(ValueError, match='got 3, which has no class in it'):
     match.apply(np.array([[1, 3, 4]]))
   match.write(path)
   assert json.loads(path.read_text()) == {'0': 0, '1': 2, '2': 2, '5': 1}
 
 
-def test_classes_have_one_name_and_other_ids_in_each_data_set():
-  """Spec §1.2: the same wnid is 3 here and 1 there."""
+def test_match_by_name_of_classes_with_different_ids():
+  """Spec §1.2: the wnid n03 has id 3 in one data set and 1 in the other."""
   known = ('other', 'n01', 'n02', 'n03', 'n04')
   match = matching.match_by_name(known, ('background', 'n03', 'n01'))
   assert match.classes == (0, 2, 0, 1, 0)
@@ -243,17 +245,17 @@ def test_classes_have_one_name_and_other_ids_in_each_data_set():
   with pytest.raises(errors.UserError) as error:
     matching.match_by_name(known, ('other', 'cat', 'dog'))
   assert str(error.value) == (
-    'none of 4 classes (n01, n02, n03, …) is among the 2 of the data (cat, '
-    'dog, …): classes are matched by their names, choose data that shares some'
+    'expected classes with names among the 2 of the data (cat, dog, …), got 4 '
+    'others (n01, n02, n03, …): choose data that shares classes'
   )
 
 
-def test_matched_predictions_go_into_files(tmp_path):
+def test_matched_predictions_can_be_written(tmp_path):
   match = matching.Match((0, 300, 1))
   label = match.apply(np.array([[0, 1, 2]], np.int32))
   png_format.write(tmp_path / 'a.png', label)
   assert png_format.read(tmp_path / 'a.png', 300).tolist() == [[0, 300, 1]]
 
 
-def test_the_examples_are_true():
+def test_doctests():
   assert doctest.testmod(matching).failed == 0

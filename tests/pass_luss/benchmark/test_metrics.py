@@ -16,11 +16,11 @@ SIZES = {'S': (0, 5), 'MS': (5, 25), 'ML': (25, 50), 'L': (50, 100)}
 
 
 def slow_erosion(mask, times):
-  """A ring of zeros, then so many times the least of 3 x 3."""
+  """Erodes a mask with zero padding by a 3x3 square, `times` times."""
   height, width = mask.shape
   mask = np.pad(mask, 1)
   for _ in range(times):
-    # Beyond the ring nothing erodes.
+    # Pixels outside the padding do not erode (spec §6.2).
     around = np.pad(mask, 1, constant_values=True)
     shifted = [
       around[i : i + height + 2, k : k + width + 2]
@@ -32,18 +32,18 @@ def slow_erosion(mask, times):
 
 
 def slow_boundaries(ids):
-  """id + 1 on boundaries, 0 inside; mask by mask."""
+  """Returns id + 1 on boundaries and 0 inside, computed mask by mask."""
   height, width = ids.shape
   distance = max(1, round(0.03 * math.sqrt(height**2 + width**2)))
-  found = np.zeros(ids.shape, int)
+  boundaries = np.zeros(ids.shape, int)
   for c in np.unique(ids):
     mask = ids == c
-    found[mask & ~slow_erosion(mask, distance)] = c + 1
-  return found
+    boundaries[mask & ~slow_erosion(mask, distance)] = c + 1
+  return boundaries
 
 
 def slow_iou(images, c):
-  """Of lists of (prediction, label) pixels; -1 predicted is nothing."""
+  """Computes the IoU of class c, and its number of labeled pixels."""
   both = predicted = labeled = 0
   for prediction, label in images:
     both += int(((prediction == c) & (label == c)).sum())
@@ -53,7 +53,7 @@ def slow_iou(images, c):
 
 
 def slow_values(images, num_classes):
-  """Every metric as the specification says it, class by class."""
+  """Computes every metric by its definition in spec §6, class by class."""
   pixels, edges, right, f_betas = [], [], [], []
   by_size = {size: [] for size in SIZES}
   edges_by_size = {size: [] for size in SIZES}
@@ -115,7 +115,7 @@ def slow_values(images, num_classes):
 
 
 def drawn(rng, height, width, num_classes):
-  """Rectangles of all sizes, some of them ignored."""
+  """Draws rectangles of many sizes, some of them ignored."""
   label = np.zeros((height, width), np.int16)
   for _ in range(rng.integers(0, 6)):
     top, left = rng.integers(0, height), rng.integers(0, width)
@@ -130,7 +130,7 @@ def drawn(rng, height, width, num_classes):
 
 @pytest.fixture(scope='module')
 def images():
-  """Maps of many sizes; class 7 is neither labeled nor predicted."""
+  """Returns maps of many sizes; class 7 is neither labeled nor predicted."""
   rng = np.random.default_rng(0)
   shapes = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 60), (40, 50), (70, 90)]
   shapes += [tuple(rng.integers(1, 80, 2)) for _ in range(25)]
@@ -156,11 +156,11 @@ def counted(images, num_classes=7):
   return metric
 
 
-def assert_values(found, expected):
-  assert found.keys() == expected.keys()
+def assert_values(actual, expected):
+  assert actual.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(
-      found[name], value, rtol=0, atol=1e-12, err_msg=name
+      actual[name], value, rtol=0, atol=1e-12, err_msg=name
     )
 
 
@@ -182,38 +182,40 @@ def test_by_hand():
   prediction = np.zeros((20, 20), np.int32)
   prediction[:5] = 1
   label[19] = -1
-  found = counted([(prediction, label)], 2).compute()
-  # Class 1: 100 of 200 pixels; 'other': 180 valid, all found, 280 predicted.
-  np.testing.assert_allclose(found['iou'], [180 / 280, 100 / 200, 0], atol=1e-9)
-  np.testing.assert_allclose(found['miou'], (9 / 14 + 1 / 2) / 3)
-  np.testing.assert_allclose(found['miou_without_other'], (1 / 2) / 2)
+  actual = counted([(prediction, label)], 2).compute()
+  # Class 1: 100 of 200 pixels; 'other': 180 valid, all actual, 280 predicted.
+  np.testing.assert_allclose(
+    actual['iou'], [180 / 280, 100 / 200, 0], atol=1e-9
+  )
+  np.testing.assert_allclose(actual['miou'], (9 / 14 + 1 / 2) / 3)
+  np.testing.assert_allclose(actual['miou_without_other'], (1 / 2) / 2)
   # Rings of the rectangles. Label: class 1 has 56, 'other' (rows 10 to 18) 54,
   # as its last row stands beside ignored ones. Prediction: class 1 (rows 0 to
   # 4) has 46, 'other' (rows 5 to 19) 20 + 13 * 2 where the label is valid. Both
   # in class 1: 20 + 4 * 2, in 'other': 9 * 2.
   np.testing.assert_allclose(
-    found['boundary_iou'],
+    actual['boundary_iou'],
     [18 / (54 + 46 - 18), 28 / (56 + 46 - 28), 0],
     atol=1e-9,
   )
-  assert found['image_accuracy'] == 1
+  assert actual['image_accuracy'] == 1
   # P = 1, R = 1/2.
-  np.testing.assert_allclose(found['f_beta'], 1.3 * 0.5 / (0.3 + 0.5))
+  np.testing.assert_allclose(actual['f_beta'], 1.3 * 0.5 / (0.3 + 0.5))
   # 200 of 380 pixels are 53 %.
-  np.testing.assert_allclose(found['miou_L'], (9 / 14 + 1 / 2) / 2)
+  np.testing.assert_allclose(actual['miou_L'], (9 / 14 + 1 / 2) / 2)
   for size in ('S', 'MS', 'ML'):
-    assert np.isnan(found[f'miou_{size}'])
-    assert np.isnan(found[f'boundary_miou_{size}'])
+    assert np.isnan(actual[f'miou_{size}'])
+    assert np.isnan(actual[f'boundary_miou_{size}'])
 
 
-def test_equals_slow_loops(images):
+def test_equals_loops(images):
   expected = slow_values(images, 7)
   assert expected['iou'][7] == 0
   assert all(expected[f'miou_{size}'] > 0 for size in SIZES)
   assert_values(counted(images).compute(), expected)
 
 
-def test_each_image_alone_equals_slow_loops(images):
+def test_each_image_alone_equals_loops(images):
   for pair in images:
     assert_values(counted([pair]).compute(), slow_values([pair], 7))
 
@@ -230,14 +232,14 @@ def test_noise_of_919_classes():
   assert_values(counted(pairs, 919).compute(), slow_values(pairs, 919))
 
 
-def test_rows_are_counted_in_blocks(images, monkeypatch):
+def test_result_does_not_depend_on_the_block_size(images, monkeypatch):
   whole = counted(images)
   monkeypatch.setattr(metrics, '_BLOCK', 7)
   assert_same(counted(images), whole)
 
 
 @pytest.mark.parametrize('width', [1, 2, 3, 7])
-def test_boundaries_are_masks_less_their_erosion(images, width):
+def test_boundaries_equal_masks_minus_their_erosion(images, width):
   for _, ids in images:
     expected = np.zeros(ids.shape, bool)
     for c in np.unique(ids):
@@ -245,7 +247,7 @@ def test_boundaries_are_masks_less_their_erosion(images, width):
     np.testing.assert_array_equal(metrics.boundary_mask(ids, width), expected)
 
 
-def test_width_of_boundaries():
+def test_boundary_width():
   # 0.03 * 50 = 1.5 and 0.03 * 150 = 4.5: to the even number, as in Python.
   assert metrics.boundary_width(30, 40) == 2
   assert metrics.boundary_width(90, 120) == 4
@@ -253,8 +255,8 @@ def test_width_of_boundaries():
   assert metrics.boundary_width(1, 1) == 1
 
 
-def test_limits_of_sizes():
-  """5 % of 400 pixels are small, one pixel more is not."""
+def test_limits_of_object_sizes():
+  """20 of 400 pixels, 5 %, are small; 21 are not."""
   for pixels, size in (
     *((1, 'S'), (20, 'S'), (21, 'MS'), (100, 'MS'), (101, 'ML')),
     *((200, 'ML'), (201, 'L'), (400, 'L')),
@@ -262,17 +264,17 @@ def test_limits_of_sizes():
     label = np.zeros(400, np.int16)
     label[:pixels] = 1
     label = label.reshape(20, 20)
-    found = counted([(label.astype(np.int32), label)], 1).compute()
-    filled = [s for s in SIZES if not np.isnan(found[f'miou_{s}'])]
+    actual = counted([(label.astype(np.int32), label)], 1).compute()
+    filled = [s for s in SIZES if not np.isnan(actual[f'miou_{s}'])]
     assert filled == [size], pixels
 
 
-def test_size_is_of_what_is_not_ignored():
+def test_object_size_excludes_ignored_pixels():
   label = np.full((10, 10), -1, np.int16)
   label[0, 0] = 1
-  found = counted([(np.ones((10, 10), np.int32), label)], 1).compute()
-  np.testing.assert_allclose(found['miou_L'], 1)
-  assert np.isnan(found['miou_S'])
+  actual = counted([(np.ones((10, 10), np.int32), label)], 1).compute()
+  np.testing.assert_allclose(actual['miou_L'], 1)
+  assert np.isnan(actual['miou_S'])
 
 
 def test_images_without_foreground():
@@ -282,32 +284,32 @@ def test_images_without_foreground():
     *((other, one, 0, 0), (one, other, 0, 0), (other, other, 0, 0)),
     *((one, one, 1, 1), (one, -one, 0, 0)),
   ):
-    found = counted([(prediction, label)], 2).compute()
-    assert (found['image_accuracy'], found['f_beta']) == (accuracy, f)
+    actual = counted([(prediction, label)], 2).compute()
+    assert (actual['image_accuracy'], actual['f_beta']) == (accuracy, f)
 
 
-def test_first_of_two_largest_classes_counts():
+def test_first_of_two_largest_classes_decides_image_accuracy():
   prediction = np.array([[2, 2, 1, 1]])
   for label, accuracy in ((1, 1), (2, 0)):
-    found = counted([(prediction, np.full((1, 4), label))], 2).compute()
-    assert found['image_accuracy'] == accuracy
+    actual = counted([(prediction, np.full((1, 4), label))], 2).compute()
+    assert actual['image_accuracy'] == accuracy
 
 
-def test_what_is_predicted_on_ignored_pixels_does_not_count():
+def test_predictions_on_ignored_pixels_do_not_count():
   label = np.array([[0, 1, -1, -7]])
   for filled in (0, 1, 2):
     prediction = np.array([[0, 1, filled, filled]])
-    found = counted([(prediction, label)], 2).compute()
-    np.testing.assert_allclose(found['iou'], [1, 1, 0])
-    assert found['f_beta'] == 1 and found['image_accuracy'] == 1
+    actual = counted([(prediction, label)], 2).compute()
+    np.testing.assert_allclose(actual['iou'], [1, 1, 0])
+    assert actual['f_beta'] == 1 and actual['image_accuracy'] == 1
 
 
-def test_perfect():
+def test_perfect_prediction():
   rng = np.random.default_rng(2)
   labels = [np.maximum(drawn(rng, 40, 50, 3), 0) for _ in range(30)]
-  found = counted([(label, label) for label in labels], 3).compute()
+  actual = counted([(label, label) for label in labels], 3).compute()
   for name in ('miou', 'miou_without_other', 'boundary_miou', 'miou_S'):
-    np.testing.assert_allclose(found[name], 1, err_msg=name)
+    np.testing.assert_allclose(actual[name], 1, err_msg=name)
 
 
 def test_merged_equals_all_at_once(images):
@@ -318,12 +320,12 @@ def test_merged_equals_all_at_once(images):
     assert_same(parts[1].merge(parts[0]), whole)
 
 
-def test_no_order_changes_a_bit(images):
+def test_result_does_not_depend_on_the_order(images):
   assert_same(counted(images[::-1]), counted(images))
 
 
 def test_merging_over_simulated_hosts(images, monkeypatch):
-  """Every host's words, stacked by way of jax, as process_allgather does."""
+  """Stacks the arrays of all hosts as process_allgather does."""
   parts = [counted(images[i::3]) for i in range(3)]
 
   def gather(tree):
@@ -340,8 +342,8 @@ def test_merging_over_simulated_hosts(images, monkeypatch):
   assert_same(merged, counted(images))
 
 
-def test_f_is_exact_to_a_part_of_a_billion():
-  """Of thirds, which no binary fraction is."""
+def test_f_is_exact_to_1e_9():
+  """Thirds, which have no finite binary fraction."""
   label = np.array([[1, 0, 0]])
   prediction = np.array([[1, 1, 0]])
   metric = counted([(prediction, label)] * 1000, 1)
@@ -351,23 +353,23 @@ def test_f_is_exact_to_a_part_of_a_billion():
   assert abs(fractions.Fraction(metric.f_beta, 2**40) / 1000 - exact) < 5e-13
 
 
-def test_sums_of_all_of_imagenet_fit():
-  """1.3 million perfect images keep the sum of F in int64."""
+def test_sums_over_imagenet_do_not_overflow():
+  """The sum of F over 1.3 million perfect images fits into int64."""
   metric = counted([(np.ones((1, 1), int), np.ones((1, 1), int))], 1)
   assert 1_300_000 * metric.f_beta < 2**63
 
 
 @pytest.mark.filterwarnings('error')
-def test_nothing_counted_is_nan_without_a_warning():
-  found = metrics.ImageNetS.empty(3).compute()
-  for name, value in found.items():
+def test_no_image_gives_nan_without_a_warning():
+  actual = metrics.ImageNetS.empty(3).compute()
+  for name, value in actual.items():
     assert np.ndim(value) or np.isnan(value), name
   ignored = -np.ones((2, 2), int)
-  found = counted([(np.zeros((2, 2), int), ignored)], 3).compute()
-  assert found['miou'] == 0 and np.isnan(found['miou_S'])
+  actual = counted([(np.zeros((2, 2), int), ignored)], 3).compute()
+  assert actual['miou'] == 0 and np.isnan(actual['miou_S'])
 
 
-def test_it_is_a_metric():
+def test_implements_the_metric_protocol():
   metric = metrics.ImageNetS.empty(3)
   assert isinstance(metric, metrics_lib.Metric)
   counted([(np.zeros((2, 2), int), np.zeros((2, 2), int))], 3)
@@ -376,7 +378,7 @@ def test_it_is_a_metric():
 
 @pytest.fixture
 def unchecked():
-  """Without the hook's checks, as in production: our own are to answer."""
+  """Errors of the metric itself, without the type checks of jaxtyping."""
   jaxtyping.config.update('jaxtyping_disable', True)
   yield
   jaxtyping.config.update('jaxtyping_disable', False)
@@ -389,26 +391,28 @@ def test_messages(unchecked):
     return str(error.value)
 
   assert refused([[0, 3]], [[0, -1]]) == (
-    'image image: predictions 0…3 found; allowed: 0…2'
+    'image image: expected predictions 0…2, got 0…3'
   )
   assert refused([[-1, 1]], [[0, -1]]) == (
-    'image image: predictions -1…1 found; allowed: 0…2'
+    'image image: expected predictions 0…2, got -1…1'
   )
   assert refused([[0, 1]], [[0, 1000]]) == (
-    'image image: label 1000 found; allowed: 0…2, or negative to ignore'
+    'image image: expected labels 0…2, or negative to ignore, got 1000'
   )
   assert refused([[0, 1]], [[0, 1, 1]]) == (
-    'image image: the prediction is 1x2 and the label 1x3; predict at the '
-    'original size'
+    'image image: expected a prediction of the size of the label, 1x3, got '
+    '1x2: predict at the original size'
   )
   assert refused(np.zeros((0, 2), int), np.zeros((0, 2), int)) == (
-    'image image: its label is 0x2; expected at least one pixel'
+    'image image: expected a label of at least one pixel, got 0x2'
   )
-  with pytest.raises(ValueError, match='num_classes is 0; allowed: 1 or more'):
+  with pytest.raises(
+    ValueError, match='num_classes: expected 1 or more, got 0'
+  ):
     metrics.ImageNetS.empty(0)
   with pytest.raises(ValueError, match='counts of 2 and 3 classes'):
     metrics.ImageNetS.empty(2).merge(metrics.ImageNetS.empty(3))
 
 
-def test_the_examples_are_true():
+def test_doctests():
   assert doctest.testmod(metrics).failed == 0

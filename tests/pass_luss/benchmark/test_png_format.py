@@ -31,7 +31,7 @@ def refused(path, data, num_classes=300):
   return message.removeprefix(f'{path}: ')
 
 
-def test_bytes_are_those_of_the_benchmark():
+def test_pixels_equal_those_of_the_benchmark():
   pixels = png_format.encode(np.array([[0, 1, 255, 256, 919, -1, -7]]))
   assert pixels.dtype == np.uint8
   assert pixels.tolist() == [
@@ -42,13 +42,13 @@ def test_bytes_are_those_of_the_benchmark():
   ]
 
 
-def test_every_id_comes_back(tmp_path):
+def test_every_id_survives_a_round_trip(tmp_path):
   label = np.arange(-1, 999, dtype=np.int16).reshape(8, 125)
   path = tmp_path / 'val' / 'n01443537' / 'a.b.png'
   png_format.write(path, label)
-  found = png_format.read(path, 999)
-  assert found.dtype == np.int16
-  np.testing.assert_array_equal(found, label)
+  actual = png_format.read(path, 999)
+  assert actual.dtype == np.int16
+  np.testing.assert_array_equal(actual, label)
   with PIL.Image.open(path) as image:
     assert (image.format, image.mode, image.size) == ('PNG', 'RGB', (125, 8))
 
@@ -62,12 +62,12 @@ def test_ignored_is_allowed_for_any_number_of_classes(tmp_path):
 def test_refused_pixels(tmp_path):
   path = tmp_path / 'a.png'
   assert refused(path, png(rgb((1, 0, 0), (1, 0, 9)))) == (
-    'has B up to 9 (pixels: 1): expected ids as R + 256 G with B = 0, and no '
-    'colors for the eye'
+    'expected ids as R + 256 G and B = 0, got B up to 9 (pixels: 1): write '
+    'ids, not colors of a palette'
   )
   assert refused(path, png(rgb((45, 1, 0), (44, 1, 0), (255, 255, 0)))) == (
-    'has id 65535 (pixels out of range: 2): expected 0…300, or 1000 where '
-    'ignored; is it of another number of classes?'
+    'expected ids 0…300, or 1000 where ignored, got 65535 (pixels out of '
+    'range: 2): check the number of classes'
   )
 
 
@@ -77,15 +77,13 @@ def test_refused_formats(tmp_path):
   palette = PIL.Image.fromarray(gray).convert('P')
   data = io.BytesIO()
   palette.save(data, 'PNG')
-  expected = ': expected RGB of 8 bits, with ids as R + 256 G'
-  for found, mode in (
+  expected = 'expected 8-bit RGB with ids as R + 256 G, got PIL mode'
+  for actual, mode in (
     (png(gray), "'L'"),
     (data.getvalue(), "'P'"),
     (png(np.zeros((2, 2, 4), np.uint8)), "'RGBA'"),
   ):
-    assert refused(path, found) == (
-      f'has pixels of PIL mode {mode} and 8 bits{expected}'
-    )
+    assert refused(path, actual) == (f'{expected} {mode} with 8 bits')
   # RGB of 16 bits, which PIL would silently halve.
   chunks = [
     (b'IHDR', struct.pack('>IIBBBBB', 1, 1, 16, 2, 0, 0, 0)),
@@ -99,9 +97,7 @@ def test_refused_formats(tmp_path):
     + struct.pack('>I', zlib.crc32(name + content))
     for name, content in chunks
   )
-  assert refused(path, wide) == (
-    f"has pixels of PIL mode 'RGB' and 16 bits{expected}"
-  )
+  assert refused(path, wide) == (f"{expected} 'RGB' with 16 bits")
 
 
 def test_damaged_files(tmp_path):
@@ -120,13 +116,15 @@ def test_damaged_files(tmp_path):
     png_format.read(tmp_path / 'b.png', 3)
 
 
-def test_too_large_an_id_is_not_written(tmp_path):
-  with pytest.raises(ValueError, match='id 1000 found; allowed: 0…999, or neg'):
+def test_id_out_of_range_is_not_written(tmp_path):
+  with pytest.raises(
+    ValueError, match='expected ids 0…999, or negative to ignore, got 1000'
+  ):
     png_format.write(tmp_path / 'a.png', np.array([[1000]]))
   assert not list(tmp_path.iterdir())
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'a.png'
   png_format.write(path, np.array([[7]]))
 
@@ -144,7 +142,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
   assert png_format.read(path, 9).tolist() == [[7]]
 
 
-def test_names_are_sorted_paths(tmp_path):
+def test_list_files_returns_sorted_paths(tmp_path):
   for name in (
     *('val/n02/b.png', 'val/n01/z.png', 'val/n01/a.b.png', 'n03/c.png'),
     *('val/n01/._a.png', '.cache/n01/d.png', 'match.json', 'n03/e.PNG.txt'),
@@ -158,7 +156,7 @@ def test_names_are_sorted_paths(tmp_path):
   assert png_format.list_files(tmp_path / 'val')[0] == 'n01/a.b.png'
 
 
-def test_classes_may_be_links(tmp_path):
+def test_folders_of_classes_may_be_links(tmp_path):
   (tmp_path / 'there').mkdir()
   (tmp_path / 'there' / 'a.png').write_bytes(b'')
   (tmp_path / 'val').mkdir()
@@ -172,12 +170,12 @@ def test_folders_without_files(tmp_path):
       png_format.list_files(folder)
     return str(error.value).removeprefix(str(folder))
 
-  expected = ', expected SPLIT/WNID/NAME.png or WNID/NAME.png in it'
-  assert refused(tmp_path / 'x') == f': there is no such folder{expected}'
-  assert refused(tmp_path) == f': holds no PNG file{expected}'
+  expected = ': expected SPLIT/WNID/NAME.png or WNID/NAME.png, got '
+  assert refused(tmp_path / 'x') == f'{expected}no such folder'
+  assert refused(tmp_path) == f'{expected}no PNG file'
   (tmp_path / 'x').write_text('')
-  assert refused(tmp_path / 'x') == f': is a file{expected}'
+  assert refused(tmp_path / 'x') == f'{expected}a file'
 
 
-def test_the_examples_are_true():
+def test_doctests():
   assert doctest.testmod(png_format).failed == 0

@@ -12,7 +12,7 @@ def unit(rows):
 
 
 def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
-  """A bank around some centers, and queries near them."""
+  """Draws a bank around some centers, and queries near them."""
   rng = np.random.default_rng(seed)
   centers = rng.normal(size=(num_classes + 1, dim))
   labels = rng.integers(num_classes + 1, size=num_entries).astype(np.int32)
@@ -25,8 +25,8 @@ def problem(num_entries=60, num_queries=40, dim=8, num_classes=6, seed=0):
 
 
 def vote_slowly(queries, bank, k, temperature, num_classes):
-  """All similarities, in float64."""
-  found = []
+  """Votes with all similarities at once, in float64."""
+  expected = []
   for query in unit(np.float64(queries)):
     cosines = np.float64(bank.features) @ query
     cosines[bank.labels < 0] = -np.inf
@@ -34,21 +34,21 @@ def vote_slowly(queries, bank, k, temperature, num_classes):
     for entry in np.argsort(-cosines, kind='stable')[:k]:
       if bank.labels[entry] >= 0:
         sums[bank.labels[entry]] += np.exp(cosines[entry] / temperature)
-    found.append(int(np.argmax(sums)))
-  return found
+    expected.append(int(np.argmax(sums)))
+  return expected
 
 
 @pytest.mark.parametrize('k', [1, 3, 10, 60])
 @pytest.mark.parametrize('temperature', [0.07, 1.0])
-def test_it_is_the_weighted_vote_of_the_nearest(k, temperature):
+def test_vote_equals_the_transcription(k, temperature):
   bank, queries = problem()
-  found = knn.vote(jnp.asarray(queries), bank, k, temperature)
+  actual = knn.vote(jnp.asarray(queries), bank, k, temperature)
   expected = vote_slowly(queries, bank, k, temperature, num_classes=6)
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
   assert len(set(expected)) > 2
 
 
-def test_the_defaults_are_those_of_the_paper():
+def test_defaults_are_those_of_the_paper():
   bank, queries = problem()
   np.testing.assert_array_equal(
     knn.vote(jnp.asarray(queries), bank),
@@ -58,28 +58,28 @@ def test_the_defaults_are_those_of_the_paper():
 
 @pytest.mark.parametrize('query_rows', [1, 7, 40, 100])
 @pytest.mark.parametrize('bank_rows', [1, 7, 11, 60, 100])
-def test_the_size_of_blocks_changes_nothing(query_rows, bank_rows):
+def test_result_does_not_depend_on_the_block_size(query_rows, bank_rows):
   bank, queries = problem()
-  found = knn.vote(
+  actual = knn.vote(
     jnp.asarray(queries), bank, query_rows=query_rows, bank_rows=bank_rows
   )
   expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
 
 
-def test_eight_devices_vote_as_one():
+def test_eight_devices_equal_one():
   bank, queries = problem()
   one = sharding.make_mesh(devices=jax.devices()[:1])
   alone = knn.make_sharded_vote(one, bank)(queries)
-  found = knn.make_sharded_vote(sharding.make_mesh(), bank)(queries)
-  np.testing.assert_array_equal(found, alone)
-  assert len(found.sharding.device_set) == 8
+  actual = knn.make_sharded_vote(sharding.make_mesh(), bank)(queries)
+  np.testing.assert_array_equal(actual, alone)
+  assert len(actual.sharding.device_set) == 8
   expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize('bank_rows', [9, 100])
-def test_entries_without_a_class_do_nothing(bank_rows):
+def test_entries_without_a_class_are_ignored(bank_rows):
   bank, queries = problem()
   # Each query has an entry of its own, which would be the nearest.
   padded = knn.Bank(
@@ -94,7 +94,7 @@ def test_entries_without_a_class_do_nothing(bank_rows):
   )
 
 
-def test_of_equal_classes_the_lowest_is_taken():
+def test_lowest_of_classes_with_equal_weight_wins():
   eye = np.eye(4, dtype=np.float32)
   bank = knn.Bank(eye, np.array([5, 3, 0, 3], np.int32))
   # Two entries are as near: 5 before 3 in the bank; then 3 and 0.
@@ -103,20 +103,20 @@ def test_of_equal_classes_the_lowest_is_taken():
 
 
 @pytest.mark.parametrize('bank_rows', [1, 2, 9])
-def test_of_entries_that_are_as_near_the_first_vote(bank_rows):
+def test_first_of_equally_near_entries_votes(bank_rows):
   ones = np.full((5, 4), 0.5, np.float32)
   bank = knn.Bank(ones, np.array([7, 7, 2, 2, 2], np.int32))
   for k, expected in ((1, 7), (3, 7), (4, 2), (5, 2)):
-    found = knn.vote(jnp.ones((1, 4)), bank, k, bank_rows=bank_rows)
-    np.testing.assert_array_equal(found, [expected])
+    actual = knn.vote(jnp.ones((1, 4)), bank, k, bank_rows=bank_rows)
+    np.testing.assert_array_equal(actual, [expected])
 
 
 def test_no_entry_votes_twice_where_blocks_overlap():
   ones = np.full((3, 4), 0.5, np.float32)
   bank = knn.Bank(ones, np.array([1, 4, 1], np.int32))
   # The second block of two would be the second and third entry.
-  found = knn.vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
-  np.testing.assert_array_equal(found, [1])
+  actual = knn.vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
+  np.testing.assert_array_equal(actual, [1])
 
 
 def test_one_near_neighbor_outweighs_nine_far_ones():
@@ -129,22 +129,22 @@ def test_one_near_neighbor_outweighs_nine_far_ones():
       np.array([[1.0, 0.0], *far], np.float32),
       np.array([1] + [0] * 9, np.int32),
     )
-    found = knn.vote(jnp.asarray(query), bank)
-    np.testing.assert_array_equal(found, [expected])
+    actual = knn.vote(jnp.asarray(query), bank)
+    np.testing.assert_array_equal(actual, [expected])
 
 
 def test_a_small_temperature_does_not_overflow():
   bank, queries = problem()
-  found = knn.vote(jnp.asarray(queries), bank, temperature=1e-4)
+  actual = knn.vote(jnp.asarray(queries), bank, temperature=1e-4)
   nearest = knn.vote(jnp.asarray(queries), bank, k=1)
-  np.testing.assert_array_equal(found, nearest)
+  np.testing.assert_array_equal(actual, nearest)
 
 
 def test_more_neighbors_than_entries_are_refused():
   bank, queries = problem(num_entries=9)
-  with pytest.raises(ValueError, match='found 10 neighbors, expected 1 to 9'):
+  with pytest.raises(ValueError, match='expected 1 to 9, .*, got 10'):
     knn.vote(jnp.asarray(queries), bank)
-  with pytest.raises(ValueError, match='found 0 neighbors'):
+  with pytest.raises(ValueError, match='got 0'):
     knn.vote(jnp.asarray(queries), bank, k=0)
   half = bank._replace(labels=np.where(bank.labels > 2, -1, bank.labels))
   usable = int(np.sum(half.labels >= 0))
@@ -152,7 +152,7 @@ def test_more_neighbors_than_entries_are_refused():
     knn.make_sharded_vote(sharding.make_mesh(), half, k=9)
 
 
-def test_entries_are_normalised_means_over_all_positions():
+def test_entries_are_normalized_means_over_all_positions():
   features = np.zeros((2, 2, 2, 2), np.float64)
   features[0] = [[[3, 0], [1, 4]], [[0, 2], [0, 2]]]
   features[1] = [[[1, 1], [1, 1]], [[1, 1], [-2, 0]]]
@@ -166,7 +166,7 @@ def test_entries_are_normalised_means_over_all_positions():
   assert bank.labels.dtype == np.int32
 
 
-def test_entries_of_many_classes_in_the_slow_way():
+def test_entries_of_many_classes_equal_a_loop():
   rng = np.random.default_rng(0)
   features = rng.normal(size=(3, 6, 5, 16)).astype(np.float32)
   masks = rng.integers(-1, 4, size=(3, 6, 5)) * 306
@@ -181,20 +181,22 @@ def test_entries_of_many_classes_in_the_slow_way():
   np.testing.assert_allclose(bank.features, entries, atol=1e-6)
 
 
-def test_an_image_without_labels_gives_no_entry():
+def test_image_without_labels_has_no_entry():
   features = np.ones((1, 2, 2, 3), np.float32)
   bank = knn.build_bank(features, np.full((1, 2, 2), -1), 5)
   assert bank.features.shape == (0, 3)
   assert bank.labels.shape == (0,)
 
 
-def test_a_region_of_zeros_stays_finite():
+def test_region_of_zeros_stays_finite():
   features = np.zeros((1, 2, 2, 3), np.float32)
   bank = knn.build_bank(features, np.ones((1, 2, 2), int), 5)
   np.testing.assert_array_equal(bank.features, np.zeros((1, 3)))
 
 
-def test_a_class_that_there_is_not_is_refused():
+def test_class_out_of_range_is_refused():
   features = np.ones((1, 1, 2, 3), np.float32)
-  with pytest.raises(ValueError, match='found class 6, expected 0 to 5'):
+  with pytest.raises(
+    ValueError, match='expected classes 0 to 5 or negative, got 6'
+  ):
     knn.build_bank(features, np.array([[[0, 6]]]), 5)

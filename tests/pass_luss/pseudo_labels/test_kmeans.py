@@ -10,7 +10,7 @@ from segcore.distributed import sharding
 
 
 def mixture(num_rows, dim, parts, seed=0, spread=0.7):
-  """Gaussians around random centers, of length 1."""
+  """Draws L2-normalized features around random centers."""
   rng = np.random.default_rng(seed)
   centers = rng.normal(size=(parts, dim))
   rows = centers[rng.integers(parts, size=num_rows)]
@@ -26,7 +26,7 @@ def placed(features, devices=8):
 
 
 def squared_distances(features, centroids):
-  """[N, K], from differences in float64."""
+  """Computes squared distances [N, K] from differences in float64."""
   features, centroids = np.float64(features), np.float64(centroids)
   return np.stack(
     [np.sum((features - centroid) ** 2, axis=1) for centroid in centroids], 1
@@ -34,7 +34,7 @@ def squared_distances(features, centroids):
 
 
 def split_slowly(centroids, counts):
-  """In numpy; the largest cluster gives half to the first empty one."""
+  """Splits empty clusters in numpy, one after another."""
   centroids, counts = np.array(centroids), np.array(counts)
   up = np.where(np.arange(centroids.shape[1]) % 2 == 0, 1 / 1024, -1 / 1024)
   for empty in range(len(counts)):
@@ -48,7 +48,7 @@ def split_slowly(centroids, counts):
 
 
 def lloyd_slowly(features, initial, num_iterations):
-  """Centroids, objective and assignments from one start, in float64."""
+  """Computes centroids, objective and assignments of a restart in float64."""
   centroids = np.float64(features[initial])
   for _ in range(num_iterations):
     nearest = np.argmin(squared_distances(features, centroids), axis=1)
@@ -62,44 +62,44 @@ def lloyd_slowly(features, initial, num_iterations):
   return centroids, distances.min(1).sum(), distances.argmin(1)
 
 
-def test_it_is_lloyds_algorithm():
+def test_equals_lloyds_algorithm_in_numpy():
   features = mixture(500, 16, parts=9)
   initial = np.arange(7 * 4).reshape(4, 7)
-  found = kmeans.fit(placed(features), initial, num_iterations=6)
+  actual = kmeans.fit(placed(features), initial, num_iterations=6)
   slow = [lloyd_slowly(features, start, 6) for start in initial]
   centroids, objective, assignments = min(slow, key=lambda one: one[1])
-  np.testing.assert_allclose(found.centroids, centroids, atol=1e-5)
-  np.testing.assert_allclose(found.objective, objective, rtol=1e-5)
-  np.testing.assert_array_equal(found.assignments[:500], assignments)
-  assert np.all(np.asarray(found.assignments[500:]) == -1)
+  np.testing.assert_allclose(actual.centroids, centroids, atol=1e-5)
+  np.testing.assert_allclose(actual.objective, objective, rtol=1e-5)
+  np.testing.assert_array_equal(actual.assignments[:500], assignments)
+  assert np.all(np.asarray(actual.assignments[500:]) == -1)
 
 
-def test_from_the_same_rows_faiss_finds_the_same():
+def test_equals_faiss_from_the_same_initial_rows():
   features = mixture(1000, 24, parts=12, spread=0.3)
   initial = np.random.default_rng(3).choice(1000, (1, 10), replace=False)
-  found = kmeans.fit(placed(features), initial, num_iterations=8)
+  actual = kmeans.fit(placed(features), initial, num_iterations=8)
   theirs = faiss.Kmeans(24, 10, niter=8, max_points_per_centroid=10**7)
   theirs.train(features, init_centroids=features[initial[0]])
-  np.testing.assert_allclose(found.centroids, theirs.centroids, atol=1e-5)
+  np.testing.assert_allclose(actual.centroids, theirs.centroids, atol=1e-5)
 
 
-def test_the_best_of_some_restarts_is_as_good_as_that_of_faiss():
+def test_best_restart_is_as_good_as_that_of_faiss():
   features = mixture(3000, 16, parts=20, spread=0.2)
   rows = placed(features)
   initial = kmeans.sample_initial(jax.random.PRNGKey(0), 20, 3000, 12)
-  found = kmeans.fit(rows, initial)
+  actual = kmeans.fit(rows, initial)
   theirs = faiss.Kmeans(
     16, 12, niter=20, nredo=20, seed=1, max_points_per_centroid=10**7
   )
   theirs.train(features)
   best = squared_distances(features, theirs.centroids).min(1).sum()
-  own = squared_distances(features, found.centroids).min(1).sum()
-  np.testing.assert_allclose(found.objective, own, rtol=1e-5)
-  assert found.objective < 1.001 * best
+  own = squared_distances(features, actual.centroids).min(1).sum()
+  np.testing.assert_allclose(actual.objective, own, rtol=1e-5)
+  assert actual.objective < 1.001 * best
 
 
 @pytest.mark.parametrize('num_rows', [256, 251])
-def test_eight_devices_find_what_one_finds(num_rows):
+def test_eight_devices_equal_one(num_rows):
   features = mixture(num_rows, 12, parts=6)
   initial = np.asarray(
     kmeans.sample_initial(jax.random.PRNGKey(1), 3, num_rows, 6)
@@ -113,7 +113,7 @@ def test_eight_devices_find_what_one_finds(num_rows):
   )
 
 
-def test_rows_may_be_split_over_both_axes_of_the_mesh():
+def test_rows_may_be_sharded_over_both_axes_of_the_mesh():
   features = mixture(90, 4, parts=3)
   initial = np.array([[3, 50, 80]])
   both = kmeans.fit(
@@ -124,15 +124,15 @@ def test_rows_may_be_split_over_both_axes_of_the_mesh():
 
 
 @pytest.mark.parametrize('block_rows', [1, 7, 31, 32, 1000])
-def test_the_size_of_blocks_changes_nothing(block_rows):
+def test_result_does_not_depend_on_the_block_size(block_rows):
   features = mixture(250, 8, parts=5)
   initial = np.arange(10).reshape(2, 5)
   rows = placed(features)
   whole = kmeans.fit(rows, initial, 4)
-  found = kmeans.fit(rows, initial, 4, block_rows=block_rows)
-  np.testing.assert_allclose(found.centroids, whole.centroids, atol=1e-5)
-  np.testing.assert_allclose(found.objective, whole.objective, rtol=1e-5)
-  np.testing.assert_array_equal(found.assignments, whole.assignments)
+  actual = kmeans.fit(rows, initial, 4, block_rows=block_rows)
+  np.testing.assert_allclose(actual.centroids, whole.centroids, atol=1e-5)
+  np.testing.assert_allclose(actual.objective, whole.objective, rtol=1e-5)
+  np.testing.assert_array_equal(actual.assignments, whole.assignments)
 
 
 def test_no_iteration_raises_the_objective():
@@ -146,20 +146,20 @@ def test_no_iteration_raises_the_objective():
   assert objectives[-1] < 0.9 * objectives[0]
 
 
-def test_rows_that_only_fill_up_do_nothing():
+def test_padding_does_not_change_the_result():
   features = mixture(96, 8, parts=4)
   initial = np.array([[1, 20, 40], [90, 3, 60]])
   filled = np.concatenate([features, np.full((40, 8), 50.0, np.float32)])
   rows = placed(filled)._replace(count=96)
   alone = kmeans.fit(placed(features), initial, 5)
-  found = kmeans.fit(rows, initial, 5)
-  np.testing.assert_allclose(found.centroids, alone.centroids, atol=1e-5)
-  np.testing.assert_allclose(found.objective, alone.objective, rtol=1e-5)
-  np.testing.assert_array_equal(found.assignments[:96], alone.assignments)
-  assert np.all(np.asarray(found.assignments[96:]) == -1)
+  actual = kmeans.fit(rows, initial, 5)
+  np.testing.assert_allclose(actual.centroids, alone.centroids, atol=1e-5)
+  np.testing.assert_allclose(actual.objective, alone.objective, rtol=1e-5)
+  np.testing.assert_array_equal(actual.assignments[:96], alone.assignments)
+  assert np.all(np.asarray(actual.assignments[96:]) == -1)
 
 
-def test_place_fills_up_with_zeros():
+def test_shard_rows_pads_with_zeros():
   features = np.arange(22.0).reshape(11, 2)
   rows = placed(features)
   assert rows.count == 11
@@ -173,20 +173,20 @@ def test_place_fills_up_with_zeros():
   assert few.values.shape == (8, 2)
 
 
-def test_the_objective_of_tight_clusters_far_out_is_exact():
+def test_objective_of_tight_clusters_far_from_the_origin_is_exact():
   # Its terms are 10⁻¹¹ of the squared lengths of the rows.
   rng = np.random.default_rng(0)
   centers = np.array([[300.0, -200, 100, 50], [-100.0, 400, 80, -300]])
   rows = np.repeat(centers, 40, axis=0) + 1e-3 * rng.normal(size=(80, 4))
   features = rows.astype(np.float32)
-  found = kmeans.fit(placed(features), np.array([[0, 79]]))
-  exact = squared_distances(features, found.centroids).min(1).sum()
-  np.testing.assert_allclose(found.objective, exact, rtol=1e-5)
+  actual = kmeans.fit(placed(features), np.array([[0, 79]]))
+  exact = squared_distances(features, actual.centroids).min(1).sum()
+  np.testing.assert_allclose(actual.objective, exact, rtol=1e-5)
   best = sum(np.sum((half - half.mean(0)) ** 2) for half in np.split(rows, 2))
-  np.testing.assert_allclose(found.objective, best, rtol=0.02)
+  np.testing.assert_allclose(actual.objective, best, rtol=0.02)
 
 
-def test_empty_clusters_are_split_off_the_largest():
+def test_empty_clusters_get_half_of_the_largest():
   counts = np.array([4, 0, 9, 0, 2], np.int32)
   centroids = np.arange(15, dtype=np.float32).reshape(5, 3) + 1
   up, down = np.array([1025, 1023, 1025]), np.array([1023, 1025, 1023])
@@ -195,40 +195,40 @@ def test_empty_clusters_are_split_off_the_largest():
   expected[1] = centroids[2] * up / 1024
   expected[3] = centroids[2] * down / 1024 * up / 1024
   expected[2] = centroids[2] * down / 1024 * down / 1024
-  found = kmeans.split_empty(jnp.asarray(centroids), jnp.asarray(counts))
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
-  np.testing.assert_allclose(split_slowly(centroids, counts), found, rtol=1e-6)
+  actual = kmeans.split_empty(jnp.asarray(centroids), jnp.asarray(counts))
+  np.testing.assert_allclose(actual, expected, rtol=1e-6)
+  np.testing.assert_allclose(split_slowly(centroids, counts), actual, rtol=1e-6)
 
 
-def test_nothing_is_split_where_no_cluster_is_empty_or_none_has_two_rows():
+def test_nothing_is_split_without_an_empty_cluster_or_one_of_two_rows():
   centroids = jnp.arange(6.0).reshape(3, 2)
   for counts in ([1, 5, 2], [1, 0, 1], [0, 0, 0]):
-    found = kmeans.split_empty(centroids, jnp.array(counts))
-    np.testing.assert_array_equal(found, centroids)
+    actual = kmeans.split_empty(centroids, jnp.array(counts))
+    np.testing.assert_array_equal(actual, centroids)
 
 
-def test_as_many_clusters_as_distinct_points_find_all_of_them():
+def test_as_many_clusters_as_distinct_points_have_objective_0():
   points = np.array([[1, 0], [0.9, 0.1], [-1, 0], [0, -1]], np.float32)
   features = np.repeat(points, [5, 1, 3, 2], axis=0)
   # Twice the same point, and never the one beside it: a cluster is empty.
-  found = kmeans.fit(placed(features), np.array([[0, 1, 6, 9]]), 20)
-  assert found.objective < 1e-12
-  centroids = np.asarray(found.centroids)
+  actual = kmeans.fit(placed(features), np.array([[0, 1, 6, 9]]), 20)
+  assert actual.objective < 1e-12
+  centroids = np.asarray(actual.centroids)
   np.testing.assert_allclose(
     centroids[np.lexsort(centroids.T)], points[np.lexsort(points.T)], atol=1e-7
   )
 
 
-def test_repairs_are_those_of_the_slow_way():
+def test_splitting_of_empty_clusters_equals_a_loop():
   features = mixture(200, 6, parts=4)
   features[100:] = features[7]
   initial = np.array([[7, 100, 101, 3, 150]])
-  found = kmeans.fit(placed(features), initial, 3)
+  actual = kmeans.fit(placed(features), initial, 3)
   _, objective, _ = lloyd_slowly(features, initial[0], 3)
-  np.testing.assert_allclose(found.objective, objective, rtol=1e-4)
+  np.testing.assert_allclose(actual.objective, objective, rtol=1e-4)
 
 
-def test_of_restarts_the_best_is_kept_whatever_runs_together(monkeypatch):
+def test_best_restart_is_kept_however_many_run_together(monkeypatch):
   features = mixture(300, 8, parts=10, spread=0.3)
   rows = placed(features)
   initial = kmeans.sample_initial(jax.random.PRNGKey(5), 6, 300, 8)
@@ -236,18 +236,20 @@ def test_of_restarts_the_best_is_kept_whatever_runs_together(monkeypatch):
   objectives = [one.objective for one in alone]
   best = alone[int(np.argmin(objectives))]
   for columns in (8, 16, 24, 1000):
-    monkeypatch.setattr(kmeans, '_MOST_COLUMNS', columns)
-    told = []
-    found = kmeans.fit(
+    monkeypatch.setattr(kmeans, '_MAX_CENTROIDS', columns)
+    reports = []
+    actual = kmeans.fit(
       *(rows, initial, 5),
-      progress=lambda *values, told=told: told.append(values),
+      progress=lambda *values, reports=reports: reports.append(values),
     )
-    np.testing.assert_allclose(found.objective, best.objective, rtol=1e-6)
-    np.testing.assert_allclose(found.centroids, best.centroids, atol=1e-5)
+    np.testing.assert_allclose(actual.objective, best.objective, rtol=1e-6)
+    np.testing.assert_allclose(actual.centroids, best.centroids, atol=1e-5)
     together = min(columns // 8, 6)
-    assert [done for done, _ in told] == list(range(together, 7, together))
+    assert [done for done, _ in reports] == list(range(together, 7, together))
     running = np.minimum.accumulate(objectives)[together - 1 :: together]
-    np.testing.assert_allclose([least for _, least in told], running, rtol=1e-6)
+    np.testing.assert_allclose(
+      [lowest for _, lowest in reports], running, rtol=1e-6
+    )
 
 
 def test_initial_rows_are_distinct_and_uniform():
@@ -265,37 +267,37 @@ def test_initial_rows_are_distinct_and_uniform():
   assert sorted(np.asarray(every)[0].tolist()) == list(range(6))
 
 
-def test_impossible_arguments_are_named():
+def test_invalid_arguments_are_refused():
   rows = placed(mixture(10, 3, parts=2))
-  with pytest.raises(ValueError, match=r'k: found 11 clusters.*1 to 10'):
+  with pytest.raises(ValueError, match=r'k: expected 1 to 10 clusters.*got 11'):
     kmeans.sample_initial(jax.random.PRNGKey(0), 1, 10, 11)
-  with pytest.raises(ValueError, match=r'rows 0 to 10, expected 0 to 9'):
+  with pytest.raises(ValueError, match=r'expected rows 0 to 9, got 0 to 10'):
     kmeans.fit(rows, np.array([[0, 10]]))
-  with pytest.raises(ValueError, match=r'rows -1 to 3, expected 0 to 9'):
+  with pytest.raises(ValueError, match=r'expected rows 0 to 9, got -1 to 3'):
     kmeans.fit(rows, np.array([[-1, 3]]))
   spoilt = mixture(10, 3, parts=2)
   spoilt[4, 1] = np.nan
-  with pytest.raises(ValueError, match='expected finite ones'):
+  with pytest.raises(ValueError, match='expected finite objectives'):
     kmeans.fit(placed(spoilt), np.array([[0, 1]]))
 
 
 @pytest.mark.parametrize('block_rows', [3, 50, 1000])
-def test_assign_finds_the_nearest_and_of_equals_the_first(block_rows):
+def test_assign_returns_the_first_of_the_nearest_centroids(block_rows):
   features = mixture(100, 5, parts=3)
   centroids = mixture(6, 5, parts=6, seed=1)
   centroids[4] = centroids[2]
-  found = kmeans.assign(
+  actual = kmeans.assign(
     jnp.asarray(features), jnp.asarray(centroids), block_rows
   )
   expected = np.argmin(squared_distances(features, centroids), axis=1)
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
   # They have length 1, and so it is the largest cosine, too.
   np.testing.assert_array_equal(
-    found, np.argmax(features @ centroids.T, axis=1)
+    actual, np.argmax(features @ centroids.T, axis=1)
   )
 
 
-def test_sums_are_the_same_in_both_ways():
+def test_segment_sums_equal_one_hot_sums():
   rng = np.random.default_rng(0)
   features = rng.normal(size=(50, 4)).astype(np.float32)
   clusters = rng.integers(8, size=(3, 50)).astype(np.int32)  # 7: left out.
@@ -304,11 +306,11 @@ def test_sums_are_the_same_in_both_ways():
     if clusters[restart, row] < 7:
       expected[restart, clusters[restart, row]] += features[row]
   given = jnp.asarray(features), jnp.asarray(clusters)
-  for way in (kmeans._scattered, kmeans._multiplied):
+  for way in (kmeans._segment_sums, kmeans._one_hot_sums):
     np.testing.assert_allclose(way(*given, k=7), expected, atol=1e-5)
 
 
-def test_of_imagenet_s919_no_device_holds_all_distances_nor_all_features():
+def test_memory_on_imagenet_s919_is_bounded_by_blocks():
   mesh = sharding.make_mesh()
   num_rows, dim, k = 1_181_056, 2048, 919
   values = jax.ShapeDtypeStruct(
@@ -320,14 +322,14 @@ def test_of_imagenet_s919_no_device_holds_all_distances_nor_all_features():
   compiled = kmeans._lloyd.lower(
     *(values, num_rows, initial, 20), mesh=mesh, block_rows=kmeans.BLOCK_ROWS
   ).compile()
-  found = communication.count_collectives(compiled)
-  assert found.pop('all-reduce') > 0
-  assert set(found.values()) == {0}
+  actual = communication.count_collectives(compiled)
+  assert actual.pop('all-reduce') > 0
+  assert set(actual.values()) == {0}
   # Distances of all rows would be 543 MB on each device.
   assert compiled.memory_analysis().temp_size_in_bytes < 150e6
 
 
-def test_scores_of_clusterings_worked_out_by_hand():
+def test_clustering_scores_by_hand():
   score = kmeans.clustering_scores
   labels = np.array([0, 0, 1, 1])
   assert score(np.array([1, 1, 0, 0]), labels) == {'nmi': 1.0, 'accuracy': 1.0}
@@ -346,7 +348,7 @@ def test_scores_of_clusterings_worked_out_by_hand():
   assert swapped['accuracy'] == pytest.approx(4 / 7)
 
 
-def test_scores_of_clusterings_in_the_slow_way():
+def test_clustering_scores_equal_a_loop():
   rng = np.random.default_rng(0)
   labels = rng.integers(5, size=400)
   assignments = np.where(
@@ -362,13 +364,13 @@ def test_scores_of_clusterings_in_the_slow_way():
     for value in np.unique(ids):
       share = np.mean(ids == value)
       entropies -= share * np.log(share)
-  found = kmeans.clustering_scores(assignments, labels)
-  assert found['nmi'] == pytest.approx(mutual / (entropies / 2), rel=1e-12)
-  assert found['accuracy'] == pytest.approx(np.mean(assignments == labels))
+  actual = kmeans.clustering_scores(assignments, labels)
+  assert actual['nmi'] == pytest.approx(mutual / (entropies / 2), rel=1e-12)
+  assert actual['accuracy'] == pytest.approx(np.mean(assignments == labels))
 
 
-def test_scores_refuse_rows_without_an_id():
-  with pytest.raises(ValueError, match='ids from -1 on'):
+def test_clustering_scores_refuse_negative_ids_and_no_rows():
+  with pytest.raises(ValueError, match='rows with ids from -1'):
     kmeans.clustering_scores(np.array([0, -1]), np.array([0, 0]))
-  with pytest.raises(ValueError, match='found 0 rows'):
+  with pytest.raises(ValueError, match='got 0 rows'):
     kmeans.clustering_scores(np.zeros(0, int), np.zeros(0, int))

@@ -19,7 +19,7 @@ def disc(height=60, width=80, radius=15, color=(250, 220, 30)):
 
 
 def slow_lab(color):
-  """CIE 15 and IEC 61966-2-1, a color at a time."""
+  """Converts sRGB to Lab color by color, after IEC 61966-2-1 and CIE 15."""
   r, g, b = (
     c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
     for c in (channel / 255 for channel in color)
@@ -35,7 +35,7 @@ def slow_lab(color):
 
 
 def slow_saliency(regions, colors, palette):
-  """The paper's equations, a pair of colors of a pair of regions at a time."""
+  """Computes the paper's equations in loops over regions and colors."""
   height, width = regions.shape
   pixels = {}
   for row in range(height):
@@ -55,7 +55,7 @@ def slow_saliency(regions, colors, palette):
     to_center[region] = sum(
       math.dist(m[:2], (0.5, 0.5)) for m in members
     ) / len(members)
-  found = []
+  expected = []
   for k in sorted(pixels):
     total = 0.0
     for i in pixels:
@@ -67,12 +67,12 @@ def slow_saliency(regions, colors, palette):
           contrast += f_one * f_other * math.dist(palette[one], palette[other])
       near = math.exp(-math.dist(centroid[k], centroid[i]) / 0.4)
       total += near * len(pixels[i]) * contrast
-    found.append(math.exp(-9 * to_center[k] ** 2) * total)
-  return np.array(found)
+    expected.append(math.exp(-9 * to_center[k] ** 2) * total)
+  return np.array(expected)
 
 
 def blobs(seed=0, height=36, width=48):
-  """An image of a few noisy rectangles."""
+  """Draws an image of a few noisy rectangles."""
   rng = np.random.default_rng(seed)
   image = np.full((height, width, 3), 90, np.int64)
   for _ in range(5):
@@ -82,14 +82,14 @@ def blobs(seed=0, height=36, width=48):
   return image.clip(0, 255).astype(np.uint8)
 
 
-def test_docstrings():
+def test_doctests():
   assert doctest.testmod(saliency).failed == 0
 
 
 def test_saliency_of_two_regions_by_hand():
   # Halves of an image, one of 30 pixels of black, one of 10 pixels that are
   # half black and half a color at a distance of 8: D_r = 4.
-  found = saliency.region_saliency(
+  actual = saliency.region_saliency(
     np.array([[1.0, 0.0], [0.5, 0.5]]),
     np.array([[0.0, 8.0], [8.0, 0.0]]),
     np.array([[0.25, 0.5], [0.65, 0.5]]),
@@ -98,98 +98,98 @@ def test_saliency_of_two_regions_by_hand():
   )
   near = math.exp(-0.4 / 0.4)
   expected = [near * 10 * 4, math.exp(-1) * near * 30 * 4]
-  np.testing.assert_allclose(found, expected, rtol=1e-12)
+  np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
-def test_a_region_has_no_contrast_to_itself():
-  found = saliency.region_saliency(
+def test_region_has_no_contrast_to_itself():
+  actual = saliency.region_saliency(
     np.array([[0.5, 0.5]]),
     np.array([[0.0, 8.0], [8.0, 0.0]]),
     np.array([[0.5, 0.5]]),
     np.array([7]),
     np.array([0.3]),
   )
-  assert found.tolist() == [0]
+  assert actual.tolist() == [0]
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_saliency_is_that_of_the_loops(seed):
+def test_region_saliency_equals_loops(seed):
   rng = np.random.default_rng(seed)
   regions = rng.permutation(np.arange(11 * 7) % 6).reshape(11, 7)
   colors = rng.integers(0, 5, (11, 7))
   palette = rng.normal(size=(5, 3))
-  found = saliency.region_statistics(regions, colors, 5)
+  actual = saliency.region_statistics(regions, colors, 5)
   apart = np.linalg.norm(palette[:, None] - palette, axis=-1)
   np.testing.assert_allclose(
     saliency.region_saliency(
-      found.histograms,
+      actual.histograms,
       apart,
-      found.centroids,
-      found.sizes,
-      found.center_distances,
+      actual.centroids,
+      actual.sizes,
+      actual.center_distances,
     ),
     slow_saliency(regions, colors, palette),
     rtol=1e-9,
   )
 
 
-def test_regions_by_hand():
-  found = saliency.region_statistics(
+def test_region_statistics_by_hand():
+  actual = saliency.region_statistics(
     np.array([[0, 0, 0, 1], [0, 0, 0, 1]]),
     np.array([[2, 0, 0, 2], [2, 0, 0, 2]]),
     4,
   )
   np.testing.assert_allclose(
-    found.histograms, [[2 / 3, 0, 1 / 3, 0], [0, 0, 1, 0]]
+    actual.histograms, [[2 / 3, 0, 1 / 3, 0], [0, 0, 1, 0]]
   )
-  assert found.sizes.tolist() == [6, 2]
-  np.testing.assert_allclose(found.centroids, [[0.375, 0.5], [0.875, 0.5]])
+  assert actual.sizes.tolist() == [6, 2]
+  np.testing.assert_allclose(actual.centroids, [[0.375, 0.5], [0.875, 0.5]])
   # Pixels are 1/4 wide and 1/2 high, so they lie 1/4 above or below.
   near, far = math.hypot(1 / 8, 1 / 4), math.hypot(3 / 8, 1 / 4)
   np.testing.assert_allclose(
-    found.center_distances, [(near + near + far) / 3, far]
+    actual.center_distances, [(near + near + far) / 3, far]
   )
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_a_map_is_that_of_the_loops(seed):
+def test_region_contrast_equals_loops(seed):
   image = blobs(seed)
   regions = saliency.segment_regions(image)
   assert regions.max() >= 3
   palette, colors = saliency.quantize_colors(image)
   slow = slow_saliency(regions, colors, palette.astype(np.float64))
   slow = (slow - slow.min()) / (slow.max() - slow.min())
-  found = saliency.region_contrast(image)
-  assert found.dtype == np.float32
-  np.testing.assert_allclose(found, slow[regions], atol=1e-5)
+  actual = saliency.region_contrast(image)
+  assert actual.dtype == np.float32
+  np.testing.assert_allclose(actual, slow[regions], atol=1e-5)
 
 
-def test_a_disc_is_salient():
+def test_disc_is_salient():
   image, apart = disc()
-  found = saliency.region_contrast(image)
-  assert (found[apart <= 13] == 1).all()
-  assert (found[apart > 17] == 0).all()
+  actual = saliency.region_contrast(image)
+  assert (actual[apart <= 13] == 1).all()
+  assert (actual[apart > 17] == 0).all()
 
 
-def test_a_disc_is_found_at_any_scale():
+def test_disc_is_salient_at_any_scale():
   for factor in (0.5, 4):
     image, apart = disc(int(60 * factor), int(80 * factor), 15 * factor)
-    found = saliency.region_contrast(image)
-    assert (found[apart <= 15 * factor - 2] == 1).all()
-    assert (found[apart > 15 * factor + 2] < 0.1).all()
+    actual = saliency.region_contrast(image)
+    assert (actual[apart <= 15 * factor - 2] == 1).all()
+    assert (actual[apart > 15 * factor + 2] < 0.1).all()
 
 
-def test_the_center_is_salient_and_the_same_at_the_corner_is_not():
+def test_object_at_the_center_is_more_salient_than_at_the_corner():
   image = np.full((60, 80, 3), 128, np.uint8)
   image[20:40, 30:50] = (200, 40, 40)
   image[:20, :20] = (200, 40, 40)
-  found = saliency.region_contrast(image)
-  assert found[30, 40] == 1
-  assert found[5, 5] < 0.05
-  assert found[50, 70] < 0.05
+  actual = saliency.region_contrast(image)
+  assert actual[30, 40] == 1
+  assert actual[5, 5] < 0.05
+  assert actual[50, 70] < 0.05
 
 
-def test_saliency_that_differs_by_rounding_is_none():
+def test_values_that_differ_by_rounding_become_0():
   assert saliency.min_max_normalize(np.array([0.1 + 0.2, 0.3])).tolist() == [
     0,
     0,
@@ -200,36 +200,36 @@ def test_saliency_that_differs_by_rounding_is_none():
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 40), (40, 1), (20, 30)])
 @pytest.mark.parametrize('value', [0, 77, 255])
-def test_a_uniform_image_has_zeros(shape, value):
+def test_uniform_image_has_saliency_0(shape, value):
   image = np.full((*shape, 3), value, np.uint8)
-  found = saliency.region_contrast(image)
-  assert found.shape == shape
-  assert not found.any() and np.isfinite(found).all()
+  actual = saliency.region_contrast(image)
+  assert actual.shape == shape
+  assert not actual.any() and np.isfinite(actual).all()
 
 
 @pytest.mark.parametrize('shape', [(1, 60), (60, 1)])
-def test_an_image_of_one_row_or_column(shape):
+def test_image_of_one_row_or_column(shape):
   line = np.full((60, 3), 20, np.uint8)
   line[22:38] = (240, 240, 60)
-  found = saliency.region_contrast(line.reshape(*shape, 3))
-  assert found.shape == shape
-  found = found.ravel()
-  np.testing.assert_allclose(found[24:36], 1, atol=1e-6)
-  assert max(found[:20].max(), found[40:].max()) < 0.1
+  actual = saliency.region_contrast(line.reshape(*shape, 3))
+  assert actual.shape == shape
+  actual = actual.ravel()
+  np.testing.assert_allclose(actual[24:36], 1, atol=1e-6)
+  assert max(actual[:20].max(), actual[40:].max()) < 0.1
 
 
-def test_lab_is_that_of_the_standards():
+def test_rgb_to_lab_equals_the_standard():
   rng = np.random.default_rng(0)
   colors = rng.integers(0, 256, (50, 3))
   colors[:5] = [[0] * 3, [255] * 3, [255, 0, 0], [0, 255, 0], [0, 0, 255]]
-  found = saliency.rgb_to_lab(colors[None].astype(np.float32))[0]
+  actual = saliency.rgb_to_lab(colors[None].astype(np.float32))[0]
   np.testing.assert_allclose(
-    found, [slow_lab(color) for color in colors], atol=0.02
+    actual, [slow_lab(color) for color in colors], atol=0.02
   )
-  np.testing.assert_allclose(found[2], [53.24, 80.09, 67.20], atol=0.02)
+  np.testing.assert_allclose(actual[2], [53.24, 80.09, 67.20], atol=0.02)
 
 
-def test_rare_colors_become_the_nearest():
+def test_rare_colors_become_the_nearest_kept_color():
   # Of 100 pixels 60 are dark and 35 bright, which is 95 %; 3 and 2 remain.
   row = [10] * 60 + [225] * 20 + [230] * 15 + [40] * 3 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
@@ -242,7 +242,7 @@ def test_rare_colors_become_the_nearest():
   )
 
 
-def test_one_pixel_less_and_the_next_color_is_kept():
+def test_one_color_more_is_kept_below_95_percent():
   row = [10] * 60 + [225] * 34 + [40] * 4 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
   palette, colors = saliency.quantize_colors(image)
@@ -250,7 +250,7 @@ def test_one_pixel_less_and_the_next_color_is_kept():
   assert colors.tolist() == [[0] * 60 + [1] * 34 + [2] * 4 + [1] * 2]
 
 
-def test_levels_are_of_each_channel():
+def test_each_channel_has_12_levels():
   # 21 is the last value of the first of 12 levels, 22 the first of the second.
   image = np.zeros((1, 8, 3), np.uint8)
   image[0, :4] = 21
@@ -268,34 +268,34 @@ def write(path, pixels, mode=None):
   return path
 
 
-def test_maps_are_read_as_they_are(tmp_path):
+def test_read_map_of_the_size_of_its_image(tmp_path):
   pixels = np.array([[0, 51, 255], [102, 204, 1]], np.uint8)
   expected = np.float32([[0, 0.2, 1], [0.4, 0.8, 1 / 255]])
   for mode in ('L', 'RGB'):
-    found = saliency.read_map(write(tmp_path / 'a.png', pixels, mode), (2, 3))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual = saliency.read_map(write(tmp_path / 'a.png', pixels, mode), (2, 3))
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-def test_maps_of_one_bit_are_read(tmp_path):
+def test_read_map_of_one_bit(tmp_path):
   pixels = np.array([[0, 255, 255]], np.uint8)
   path = write(tmp_path / 'a.png', pixels, '1')
   assert saliency.read_map(path, (1, 3)).tolist() == [[0, 1, 1]]
 
 
-def test_maps_are_resized(tmp_path):
+def test_maps_are_resized_bilinearly(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[0, 255], [0, 255]]))
-  found = saliency.read_map(path, (4, 4))
+  actual = saliency.read_map(path, (4, 4))
   # Half-pixel centers: targets lie at -1/4, 1/4, 3/4 and 5/4 of the source.
-  np.testing.assert_allclose(found, [[0, 0.25, 0.75, 1]] * 4, atol=1e-6)
+  np.testing.assert_allclose(actual, [[0, 0.25, 0.75, 1]] * 4, atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(256, 341), (188, 250), (750, 1000)])
-def test_rounded_sizes_are_of_the_same_proportions(tmp_path, size):
+def test_rounded_sizes_have_the_same_aspect_ratio(tmp_path, size):
   path = write(tmp_path / 'a.png', np.full(size, 255, np.uint8))
-  found = saliency.read_map(path, (375, 500))
-  assert found.shape == (375, 500)
-  assert (found == 1).all()
+  actual = saliency.read_map(path, (375, 500))
+  assert actual.shape == (375, 500)
+  assert (actual == 1).all()
 
 
 def refused(path, size=(2, 2)):
@@ -306,21 +306,23 @@ def refused(path, size=(2, 2)):
   return message.removeprefix(f'{path}: ')
 
 
-def test_maps_of_other_proportions_are_refused(tmp_path):
+def test_maps_of_another_aspect_ratio_are_refused(tmp_path):
   path = write(tmp_path / 'a.png', np.zeros((224, 224), np.uint8))
   assert refused(path, (375, 500)) == (
-    'is 224x224 pixels, its image 500x375: expected the same proportions; make '
-    'it from the whole image'
+    'expected the aspect ratio of its image, 500x375, got 224x224: compute it '
+    'on the whole image'
   )
   path = write(tmp_path / 'a.png', np.zeros((500, 375), np.uint8))
-  assert refused(path, (375, 500)).startswith('is 375x500 pixels, its image ')
+  assert refused(path, (375, 500)).startswith(
+    'expected the aspect ratio of its image, 500x375, got 375x500: '
+  )
 
 
 def test_unreadable_maps_are_refused(tmp_path):
   path = tmp_path / 'a.png'
   assert refused(path) == (
-    'cannot be read: No such file or directory; expected a saliency map, make '
-    'it or mend the file'
+    'expected a saliency map, got: No such file or directory: restore the file '
+    'or check its permissions'
   )
   path.write_bytes(b'no image')
   assert refused(path) == 'is no PNG file, or its head is damaged'
@@ -331,13 +333,12 @@ def test_unreadable_maps_are_refused(tmp_path):
   assert refused(path, (40, 40)).startswith('cannot be decoded: ')
 
 
-def test_other_pixels_are_refused(tmp_path):
+def test_other_pixel_formats_are_refused(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[[9, 9, 9], [9, 8, 9]]]))
-  assert refused(path, (1, 2)).startswith('has colors: expected a saliency')
+  assert refused(path, (1, 2)).endswith('got colors')
   path = write(tmp_path / 'a.png', np.full((2, 2), 700, np.uint16))
   assert refused(path) == (
-    "has pixels of PIL mode 'I;16' and 16 bits: expected a saliency map in "
-    'gray of 8 bits'
+    "expected 8-bit gray, got PIL mode 'I;16' with 16 bits"
   )
   path = write(tmp_path / 'a.png', np.zeros((2, 2), np.uint8), 'P')
   assert "PIL mode 'P'" in refused(path)
@@ -346,14 +347,13 @@ def test_other_pixels_are_refused(tmp_path):
 def test_masks_of_zeros_and_ones_are_refused(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[0, 1], [1, 0]]))
   assert refused(path) == (
-    'its largest value is 1: expected 0 to 255; multiply a mask of 0 and 1 by '
-    '255'
+    'expected values 0 to 255, got at most 1: multiply a mask of 0 and 1 by 255'
   )
   path = write(tmp_path / 'a.png', np.zeros((2, 2), np.uint8))
   assert not saliency.read_map(path, (2, 2)).any()
 
 
-def test_maps_are_found_in_the_order_of_ids(tmp_path):
+def test_find_maps_in_the_order_of_ids(tmp_path):
   for name in ('n01/b', 'n02/a.x', 'n01/c', 'top'):
     write(tmp_path / f'{name}.png', np.zeros((1, 1), np.uint8))
   ids = ['n02/a.x', 'n01/b', 'top']
@@ -376,22 +376,21 @@ def test_missing_maps_are_counted_and_named(tmp_path):
   write(tmp_path / 'n01' / 'a.png', np.zeros((1, 1), np.uint8))
   write(tmp_path / 'b.png', np.zeros((1, 1), np.uint8))
   (tmp_path / 'n01' / 'd.jpg').write_bytes(b'')
-  advice = (
-    'expected one for each image, make them or name the folder they are in'
-  )
+  advice = 'add one for each image, or choose the folder that has them'
   assert missing(tmp_path, ['n01/a', 'n01/d', 'b']) == (
-    f'1 of 3 saliency maps are missing (n01/d.png): {advice}'
+    f'expected 3 saliency maps, got 2 (n01/d.png missing): {advice}'
   )
   assert missing(tmp_path, ['n02/a', 'b/x', 'b', *'cde']) == (
-    f'5 of 6 saliency maps are missing (n02/a.png, b/x.png, c.png, …): {advice}'
+    'expected 6 saliency maps, got 1 (n02/a.png, b/x.png, c.png, … missing): '
+    f'{advice}'
   )
 
 
-def test_folders_that_are_none(tmp_path):
-  expected = 'expected the saliency map of each image as ID.png in it'
-  assert missing(tmp_path / 'no', ['a']) == (
-    f'there is no such folder, {expected}'
+def test_missing_folder_and_file_are_refused(tmp_path):
+  expected = (
+    'expected a folder with the saliency map of each image as ID.png, got'
   )
+  assert missing(tmp_path / 'no', ['a']) == f'{expected} no such folder'
   file = tmp_path / 'file'
   file.write_bytes(b'')
-  assert missing(file, ['a']) == f'is a file, {expected}'
+  assert missing(file, ['a']) == f'{expected} a file'

@@ -1,4 +1,4 @@
-"""Operations counted by hand, and those of the paper's network."""
+"""Operations counted by hand, and those of the papers' networks."""
 
 import flax.linen as nn
 import jax
@@ -28,13 +28,16 @@ def total(function, *arguments):
 
 def conv(x, kernel, stride=1, padding='SAME', **fields):
   return jax.lax.conv_general_dilated(
-    *(x, kernel, (stride, stride), padding),
+    x,
+    kernel,
+    (stride, stride),
+    padding,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     **fields,
   )
 
 
-def test_a_matrix_product():
+def test_matrix_product():
   # [5, 7] x [7, 3]: 15 values of 7 multiply-adds.
   assert total(jnp.matmul, shape(5, 7), shape(7, 3)) == 2 * 15 * 7
   assert total(lambda x: jnp.sin(x) + x, shape(5, 7)) == 0
@@ -52,27 +55,39 @@ def test_attention():
   assert total(module.apply, variables, x) == by_hand
 
 
-# (kernel's shape, stride, padding, fields), and multiply-adds of [2, 8, 8, 6].
+# Shape of the kernel, stride, padding, fields; multiply-adds for [2, 8, 8, 6].
 CONVS = {
   'same': ((3, 3, 6, 4), 1, 'SAME', {}, 2 * 64 * 9 * 6 * 4),
   'valid': ((3, 3, 6, 4), 1, 'VALID', {}, 2 * 36 * 9 * 6 * 4),
   'strided': ((3, 3, 6, 4), 2, 'SAME', {}, 2 * 16 * 9 * 6 * 4),
   'pointwise': ((1, 1, 6, 4), 2, 'SAME', {}, 2 * 16 * 6 * 4),
   'dilated': (
-    *((3, 3, 6, 4), 1, 'SAME', {'rhs_dilation': (2, 2)}),
+    (3, 3, 6, 4),
+    1,
+    'SAME',
+    {'rhs_dilation': (2, 2)},
     2 * 64 * 9 * 6 * 4,
   ),
   'grouped': (
-    *((3, 3, 2, 9), 1, 'SAME', {'feature_group_count': 3}),
+    (3, 3, 2, 9),
+    1,
+    'SAME',
+    {'feature_group_count': 3},
     2 * 64 * 9 * 2 * 9,
   ),
   'depthwise': (
-    *((3, 3, 1, 6), 2, 'SAME', {'feature_group_count': 6}),
+    (3, 3, 1, 6),
+    2,
+    'SAME',
+    {'feature_group_count': 6},
     2 * 16 * 9 * 6,
   ),
-  # A transposed convolution: each of the 8 x 8 cells is laid out by 4 taps.
+  # A transposed convolution: each of the 8 x 8 cells meets 4 taps.
   'transposed': (
-    *((2, 2, 6, 4), 1, ((1, 1), (1, 1)), {'lhs_dilation': (2, 2)}),
+    (2, 2, 6, 4),
+    1,
+    ((1, 1), (1, 1)),
+    {'lhs_dilation': (2, 2)},
     2 * 64 * 4 * 6 * 4,
   ),
   # The kernel is larger than the map.
@@ -81,7 +96,7 @@ CONVS = {
 
 
 @pytest.mark.parametrize('name', CONVS)
-def test_a_convolution_and_its_gradients(name):
+def test_convolution_and_its_gradients(name):
   kernel, stride, padding, fields, products = CONVS[name]
   x, kernel = shape(2, 8, 8, 6), shape(*kernel)
 
@@ -89,13 +104,13 @@ def test_a_convolution_and_its_gradients(name):
     return jnp.sum(jnp.sin(conv(x, kernel, stride, padding, **fields)))
 
   assert total(loss, x, kernel) == 2 * products
-  # The layer again, and one gradient or two: each costs what the layer costs.
+  # The forward pass, and one gradient or two: each costs as much again.
   assert total(jax.grad(loss, 0), x, kernel) == 2 * 2 * products
   assert total(jax.grad(loss, 1), x, kernel) == 2 * 2 * products
   assert total(jax.grad(loss, (0, 1)), x, kernel) == 3 * 2 * products
 
 
-def test_what_stands_inside_of_equations():
+def test_inner_jaxprs():
   x, w = shape(5, 7), shape(7, 7)
   one = 2 * 5 * 7 * 7
 
@@ -116,11 +131,11 @@ def test_what_stands_inside_of_equations():
   assert total(either, x, w) == 2 * one
   assert total(jax.vmap(jnp.matmul, (0, None)), shape(3, 5, 7), w) == 3 * one
   assert total(jax.nn.relu, x) == 0  # A custom_jvp, with a jit inside.
-  # 2 forward, 2 again, 2 backward by x.
+  # 2 forward, 2 recomputed, 2 backward with respect to x.
   assert total(jax.grad(remat), x, w) == 6 * one
 
 
-def test_a_rule_of_its_own_for_the_gradient():
+def test_custom_gradient():
   @jax.custom_vjp
   def product(x, w):
     return x @ w
@@ -135,15 +150,15 @@ def test_a_rule_of_its_own_for_the_gradient():
   assert total(gradient, x, w) == 4 * one
 
 
-def test_a_while_counts_one_round_and_says_so():
+def test_while_counts_one_iteration_and_reports_it():
   def loop(x, w):
     return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x) @ w
 
-  found = flops.count(loop, shape(5, 7), shape(7, 7))
-  assert (found.total, found.in_while) == (2 * 490, 490)
+  counted = flops.count(loop, shape(5, 7), shape(7, 7))
+  assert (counted.total, counted.in_while) == (2 * 490, 490)
 
 
-def test_a_shard_map_counts_all_devices():
+def test_shard_map_counts_all_devices():
   mesh = jax.make_mesh((8,), ('rows',), axis_types=(AxisType.Auto,))
   rows = PartitionSpec('rows')
   product = jax.shard_map(
@@ -180,17 +195,17 @@ def test_parts_of_a_gradient(remat):
   assert forward['heads'] == 2 * 16 * 16 * 9 * 8 * 5
   assert forward['other'] == 0
   assert forward['decoder'] > 0 and forward['encoder'] > 0
-  found = flops.count(jax.grad(loss), params['decoder'], params).by_part(
+  backward = flops.count(jax.grad(loss), params['decoder'], params).by_part(
     segmenter.SUBMODULES
   )
-  # The encoder is a constant; the head is passed through by one gradient.
-  assert found['encoder'] == forward['encoder']
-  assert found['heads'] == 2 * forward['heads']
-  # All but the first convolution of the decoder has both gradients, except for
-  # the channels of the skips.
-  again = forward['decoder'] * remat
-  assert 2 < (found['decoder'] - again) / forward['decoder'] < 3
-  assert found['other'] == 0
+  # The encoder gets no gradient; the head gets that of its input only.
+  assert backward['encoder'] == forward['encoder']
+  assert backward['heads'] == 2 * forward['heads']
+  # All convolutions of the decoder but the first have both gradients, without
+  # that of the skips, which belong to the encoder.
+  recomputed = forward['decoder'] * remat
+  assert 2 < (backward['decoder'] - recomputed) / forward['decoder'] < 3
+  assert backward['other'] == 0
 
 
 def test_parts_by_name():
@@ -205,8 +220,8 @@ def test_parts_by_name():
     assert flops.part_of(name, parts) == part
 
 
-# The paper's network: GFLOPs forward of an image, by part, from a list of its
-# layers made by hand; the last head of 3, 60 or 19 classes.
+# DDeP's network (R50+ViT-B/16 and U-Net): GFLOPs of the forward pass of an
+# image by part, from a list of its layers made by hand; 3, 60 or 19 classes.
 TABLE = {
   # side, classes: stem, transformer, decoder and head
   (224, 3): (7.9, 35.2, 60.3),
@@ -230,24 +245,24 @@ def variables():
 
 
 @pytest.mark.parametrize(('side', 'classes'), TABLE)
-def test_the_network_of_the_paper(variables, side, classes):
+def test_hybrid_vit_with_unet(variables, side, classes):
   images = shape(1, side, side, 3)
 
   def forward(variables, images):
     return transunet().apply(variables, images, heads=(f'of_{classes}',))
 
-  # What the transformer adds to the encoder has these names.
+  # The layers that the encoder has in addition to its stem.
   names = ('decoder', 'heads', 'Transformer', 'embedding')
-  found = flops.count(forward, variables, images).by_part(names)
-  stem = found['other']
-  transformer = found['Transformer'] + found['embedding']
-  decoder = found['decoder'] + found['heads']
+  operations = flops.count(forward, variables, images).by_part(names)
+  stem = operations['other']
+  transformer = operations['Transformer'] + operations['embedding']
+  decoder = operations['decoder'] + operations['heads']
   assert [stem / 1e9, transformer / 1e9, decoder / 1e9] == pytest.approx(
     TABLE[side, classes], rel=0.01
   )
 
 
-def test_the_u_net_of_the_paper():
+def test_resnet_with_unet():
   net = segmenter.Segmenter(
     resnet_gn.ResNet((3, 4, 6, 3)),
     unet.UNetDecoder(),
@@ -255,11 +270,11 @@ def test_the_u_net_of_the_paper():
   )
   images = shape(1, 224, 224, 3)
   variables = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)
-  found = flops.count(net.apply, variables, images).by_part(
+  operations = flops.count(net.apply, variables, images).by_part(
     segmenter.SUBMODULES
   )
-  assert found['encoder'] / 1e9 == pytest.approx(8.2, rel=0.01)
-  decoder = found['decoder'] + found['heads']
+  assert operations['encoder'] / 1e9 == pytest.approx(8.2, rel=0.01)
+  decoder = operations['decoder'] + operations['heads']
   assert decoder / 1e9 == pytest.approx(68.6, rel=0.01)
 
 
@@ -280,18 +295,18 @@ def test_denoising_by_a_frozen_encoder_costs_212_gflops_an_image():
   step = flops.count(trained.train_step, state, spec)
   parts = step.by_part(segmenter.SUBMODULES)
   assert step.total / 512 == pytest.approx(212e9, rel=0.01)
-  # Forward only: 7.9 and 35.2.
+  # Forward only: the stem 7.9, the transformer 35.2.
   assert parts['encoder'] / 512 == pytest.approx(43.1e9, rel=0.01)
   assert parts['other'] == 0
 
 
-def test_a_dense_layer_of_flax_has_its_name():
+def test_flax_modules_count_by_name():
   class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
       return nn.Dense(3, name='last')(nn.Dense(5, name='first')(x))
 
   variables = jax.eval_shape(Net().init, jax.random.PRNGKey(0), shape(2, 7))
-  found = flops.count(Net().apply, variables, shape(2, 7))
-  parts = found.by_part(('first', 'last'))
+  counted = flops.count(Net().apply, variables, shape(2, 7))
+  parts = counted.by_part(('first', 'last'))
   assert parts == {'first': 2 * 2 * 5 * 7, 'last': 2 * 2 * 3 * 5, 'other': 0}

@@ -1,8 +1,9 @@
-"""More devices at the same batch a device: the same work, the same exchanges.
+"""Weak scaling: the same work and the same collectives on more devices.
 
-What U2PL's and PASS's devices exchange is held against the lists of
-docs/scaling.md in `test_u2pl_semi` and `test_pass_luss_represent`; 256 devices
-are those of `benchmarks/scaling.py`.
+The collectives of U2PL and PASS are compared with the lists of docs/scaling.md
+in tests/u2pl/semi/test_mean_teacher.py and
+tests/pass_luss/pretrain/test_method.py; `benchmarks/scaling.py` compiles for
+256 devices.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Where the time of a training goes."""
+"""Goodput, utilization and memory."""
 
 import types
 
@@ -34,7 +34,7 @@ def test_shares_of_time(monkeypatch):
   )
   with pytest.raises(ZeroDivisionError), meter.timed('checkpoint'):
     now[0] += 2
-    raise ZeroDivisionError  # What fails took its time, too.
+    raise ZeroDivisionError  # The time until a failure counts, too.
   spend('evaluate', 8)
   now[0] += 10
   # Shares are those since the last reading, goodput is that of all 40 seconds.
@@ -59,11 +59,11 @@ def mesh_of(kind, platform):
 
 
 def unchecked(function):
-  """The function without the check of types, for stand-ins of devices."""
+  """Returns the function without type checks, for fake devices."""
   return getattr(function, '__wrapped__', function)
 
 
-def test_speeds_that_are_known():
+def test_peak_flops_of_known_devices():
   assert (
     unchecked(throughput.peak_flops)(mesh_of('TPU v5 lite', 'tpu'))
     == 4 * 197e12
@@ -93,7 +93,7 @@ def test_memory_of_host_and_device():
   assert known['device_memory_gb'] == 2
 
 
-def test_a_run_says_where_its_time_went(tmp_path, monkeypatch):
+def test_a_run_logs_its_goodput(tmp_path, monkeypatch):
   monkeypatch.setattr(throughput, 'peak_flops', lambda mesh: 1e3)
   loop.run(tmp_path, loop.training())
   lines = metrics_file.read(tmp_path / 'speed.jsonl')
@@ -102,8 +102,8 @@ def test_a_run_says_where_its_time_went(tmp_path, monkeypatch):
     assert 0 <= line['speed/goodput'] <= 1
     assert 0 <= line['speed/input_wait'] <= 1
     assert 0 <= line['speed/checkpoint_stall'] <= 1
-    # The method has no products.
+    # The method has no matrix products.
     assert line['speed/mfu'] == 0
-  # Nothing of it is among what is equal for equal runs.
+  # metrics.jsonl is equal for equal runs, so times are not in it.
   names = {name for line in loop.metrics_lines(tmp_path) for name in line}
   assert not [name for name in names if name.startswith('speed')]

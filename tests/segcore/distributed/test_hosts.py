@@ -21,89 +21,89 @@ from tests.support import runs
 HERE = socket.gethostname()
 
 
-def meet(*known, count=None, timeout=20.0, indices=None):
-  """What each host got of the roll call: names, or the refusal."""
+def connect_hosts(*settings, count=None, timeout=20.0, indices=None):
+  """Returns what each host got: the names of all, or an error message."""
   port = runs.free_port()
-  indices = range(len(known)) if indices is None else indices
-  found = [None] * len(known)
+  indices = range(len(settings)) if indices is None else indices
+  results = [None] * len(settings)
 
-  def come(place, index):
+  def connect(place, index):
     group = rendezvous.ProcessGroup(
-      f'127.0.0.1:{port}', count or len(known), index
+      f'127.0.0.1:{port}', count or len(settings), index
     )
     try:
-      found[place] = rendezvous.connect(group, known[place], timeout).host_names
+      connections = rendezvous.connect(group, settings[place], timeout)
+      results[place] = connections.host_names
     except errors.UserError as error:
-      found[place] = str(error)
+      results[place] = str(error)
 
   threads = [
-    threading.Thread(target=come, args=pair) for pair in enumerate(indices)
+    threading.Thread(target=connect, args=pair) for pair in enumerate(indices)
   ]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  return found
+  return results
 
 
-def test_hosts_that_agree_get_to_know_each_other():
+def test_hosts_with_equal_settings_connect():
   same = {'jax': '1', 'config': {'seed': 0}}
-  assert meet(same, same, same) == [[HERE] * 3] * 3
+  assert connect_hosts(same, same, same) == [[HERE] * 3] * 3
 
 
-def test_hosts_that_differ_are_named():
-  found = meet(
-    *({'jax': '1', 'config': {'a': {'b': 0}}},) * 2,
-    {'jax': '2', 'config': {'a': {'b': 3}}},
+def test_settings_that_differ_are_named():
+  majority = {'jax': '1', 'config': {'a': {'b': 0}}}
+  other = {'jax': '2', 'config': {'a': {'b': 3}}}
+  message = (
+    'the hosts differ, make them equal:\n'
+    f'- jax is 1 on process 0 ({HERE}), process 1 ({HERE}), 2 on process 2 '
+    f'({HERE})\n'
+    f'- config.a.b: 0 -> 3 on process 2 ({HERE})'
   )
-  assert (
-    found
-    == [
-      f'the hosts differ: jax is 1 on process 0 ({HERE}), process 1 ({HERE}), '
-      f'2 on process 2 ({HERE}); config.a.b: 0 -> 3 on process 2 ({HERE}): '
-      'make them equal'
-    ]
-    * 3
-  )
+  assert connect_hosts(majority, majority, other) == [message] * 3
 
 
-def test_absent_hosts_are_named_within_the_time_out():
+def test_missing_hosts_are_named_at_the_timeout():
   start = time.monotonic()
-  found = meet({}, {}, count=5, timeout=1.0, indices=(0, 3))
+  messages = connect_hosts({}, {}, count=5, timeout=1.0, indices=(0, 3))
   assert time.monotonic() - start < 5
-  assert found[0] == found[1]
-  assert found[0].startswith('processes 1, 2, 4 of 5 did not report to 127.')
-  assert f'within 1 s (process 0 ({HERE}), process 3 ({HERE}) did)' in found[0]
+  assert messages[0] == messages[1]
+  assert messages[0].startswith('processes 1, 2, 4 of 5 did not report to 127.')
+  assert (
+    f'within 1 s (process 0 ({HERE}), process 3 ({HERE}) did)' in messages[0]
+  )
 
 
-def test_an_absent_process_0_is_named_by_the_others():
-  (found,) = meet({}, count=2, timeout=0.5, indices=(1,))
-  assert found.startswith('process 0 of 2 did not answer at 127.0.0.1:')
+def test_missing_process_0_is_named_by_the_others():
+  (message,) = connect_hosts({}, count=2, timeout=0.5, indices=(1,))
+  assert message.startswith('process 0 of 2 did not answer at 127.0.0.1:')
 
 
-def test_two_hosts_of_one_number_are_refused():
-  found = meet({}, {}, {}, indices=(0, 1, 1), count=3)
-  assert f'process 1 ({HERE}) came where process 1 ({HERE}) is' in found[0]
-  assert len({*found}) == 1
+def test_two_processes_of_one_number_are_refused():
+  messages = connect_hosts({}, {}, {}, indices=(0, 1, 1), count=3)
+  both = f'got process 1 ({HERE}) and process 1 ({HERE}): '
+  assert both in messages[0]
+  assert len({*messages}) == 1
 
 
-def test_other_numbers_of_processes_are_a_difference():
-  told = {
+def test_numbers_of_processes_that_differ():
+  settings = {
     'process 0 (a)': {'number of processes': 2},
     'process 1 (b)': {'number of processes': 4},
   }
-  assert host_settings.describe_differences(told) == (
-    'the hosts differ: number of processes is 2 on process 0 (a), 4 on process '
-    '1 (b): make them equal'
+  assert host_settings.describe_differences(settings) == (
+    'the hosts differ, make them equal:\n'
+    '- number of processes is 2 on process 0 (a), 4 on process 1 (b)'
   )
 
 
-def test_strangers_at_the_door_do_not_disturb():
+def test_connections_of_other_programs_are_ignored():
   port = runs.free_port()
   group = rendezvous.ProcessGroup(f'127.0.0.1:{port}', 2, 0)
-  found = []
+  results = []
   thread = threading.Thread(
-    target=lambda: found.append(rendezvous.connect(group, {}, timeout=20.0))
+    target=lambda: results.append(rendezvous.connect(group, {}, timeout=20.0))
   )
   thread.start()
   for text in (b'GET / HTTP/1.1\r\n\r\n', b'{"process": 1}\n', b'', b'[1]\n'):
@@ -116,17 +116,17 @@ def test_strangers_at_the_door_do_not_disturb():
         time.sleep(0.01)
   rendezvous.connect(group._replace(index=1), {}, timeout=20.0)
   thread.join()
-  assert found[0].host_names == [HERE] * 2
+  assert results[0].host_names == [HERE] * 2
 
 
-def test_facts_name_code_config_and_libraries():
-  found = host_settings.shared_settings({'seed': 3}, stages='all')
-  assert found['config'] == {'seed': 3}
-  assert {'stages', 'code', 'jax', 'orbax-checkpoint', 'numpy'} <= {*found}
+def test_shared_settings_name_code_config_and_libraries():
+  settings = host_settings.shared_settings({'seed': 3}, stages='all')
+  assert settings['config'] == {'seed': 3}
+  assert {'stages', 'code', 'jax', 'orbax-checkpoint', 'numpy'} <= {*settings}
   assert 'not installed' not in [
-    found[name] for name in host_settings.LIBRARIES
+    settings[name] for name in host_settings.LIBRARIES
   ]
-  assert found == host_settings.shared_settings({'seed': 3}, stages='all')
+  assert settings == host_settings.shared_settings({'seed': 3}, stages='all')
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def set_variables(monkeypatch, **variables):
 
 
 @pytest.mark.usefixtures('_no_variables')
-def test_hosts_that_are_named(monkeypatch):
+def test_hosts_given_by_variables(monkeypatch):
   set_variables(
     monkeypatch,
     JAX_COORDINATOR_ADDRESS='a:1234',
@@ -156,7 +156,7 @@ def test_hosts_that_are_named(monkeypatch):
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'a')
   assert rendezvous.discover(None, 1.0).address == 'a:8482'
   monkeypatch.setenv('JAX_PROCESS_ID', '4')
-  with pytest.raises(errors.UserError, match='found 4, expected 0 to 3'):
+  with pytest.raises(errors.UserError, match='expected 0 to 3, .* got 4'):
     rendezvous.discover(None, 1.0)
   monkeypatch.setenv('JAX_NUM_PROCESSES', '1')
   monkeypatch.setenv('JAX_PROCESS_ID', '0')
@@ -164,7 +164,7 @@ def test_hosts_that_are_named(monkeypatch):
 
 
 @pytest.mark.usefixtures('_no_variables')
-def test_a_tpu_is_known_by_jax_and_not_by_files(monkeypatch):
+def test_tpus_are_detected_on_the_bus_and_not_by_files(monkeypatch):
   # A machine with /dev/vfio but without TPU chips on its bus: a GPU.
   monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', False)
   assert rendezvous.discover(None, 1.0) is None
@@ -183,12 +183,11 @@ def test_a_tpu_is_known_by_jax_and_not_by_files(monkeypatch):
 
 
 @pytest.mark.usefixtures('_no_variables')
-def test_under_slurm_only_tasks_of_srun_are_a_group(monkeypatch):
+def test_under_slurm_only_tasks_of_srun_are_processes_of_a_run(monkeypatch):
   monkeypatch.setattr(clusters.GceTpuCluster, 'is_env_present', lambda: False)
   set_variables(monkeypatch, SLURM_NTASKS='2', SLURM_JOB_ID='4097')
-  assert (
-    rendezvous.discover(None, 1.0) is None
-  )  # In a batch script, outside of srun.
+  # In a batch script, outside of srun.
+  assert rendezvous.discover(None, 1.0) is None
   set_variables(
     monkeypatch,
     SLURM_STEP_NODELIST='n[3-4]',
@@ -197,53 +196,53 @@ def test_under_slurm_only_tasks_of_srun_are_a_group(monkeypatch):
     SLURM_STEP_NUM_NODES='2',
   )
   assert rendezvous.discover(None, 1.0) == ('n3:61441', 2, 1, None)
-  # Of several tasks on a node each has a device.
+  # Several tasks share a node, and each has one of its devices.
   set_variables(monkeypatch, SLURM_NTASKS='8', SLURM_LOCALID='3')
   assert rendezvous.discover(None, 1.0).local_device_ids == (3,)
 
 
 @pytest.mark.usefixtures('_no_variables')
 @pytest.mark.parametrize('devices', [None, (3,)])
-def test_jax_is_told_all_and_finds_out_nothing(monkeypatch, devices):
-  told = {}
+def test_jax_gets_all_arguments_and_detects_nothing(monkeypatch, devices):
+  arguments = {}
   monkeypatch.setattr(
     jax.distributed,
     'initialize',
-    lambda address, **more: told.update(more),
+    lambda address, **more: arguments.update(more),
   )
   hosts._start_among(
     rendezvous.ProcessGroup('n3:61441', 2, 1, devices), command.HostOptions()
   )
-  # As SLURM, jax would take one device of the node.
-  assert told['cluster_detection_method'] == 'deactivate'
-  assert told['local_device_ids'] == devices
+  # By its detection of SLURM, jax would take one device of the node.
+  assert arguments['cluster_detection_method'] == 'deactivate'
+  assert arguments['local_device_ids'] == devices
 
 
-def test_hosts_are_watched_before_jax_joins_them(monkeypatch):
-  happened = []
+def test_monitoring_starts_before_jax(monkeypatch):
+  events = []
   group = rendezvous.ProcessGroup('a:1', 2, 1)
   monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
   monkeypatch.setattr(rendezvous, 'discover', lambda *_: group)
-  monkeypatch.setattr(rendezvous, 'connect', lambda *_: 'links')
+  monkeypatch.setattr(rendezvous, 'connect', lambda *_: 'connections')
   monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *_, **__: happened.append('jax')
+    jax.distributed, 'initialize', lambda *_, **__: events.append('jax')
   )
 
-  class Watching:
-    def __init__(self, links, patience, stall):
-      happened.append((links, patience, stall))
+  class Monitor:
+    def __init__(self, *arguments):
+      events.append(arguments)
 
     def close(self):
-      happened.append('left')
+      events.append('closed')
 
-  monkeypatch.setattr(heartbeat, 'HeartbeatMonitor', Watching)
+  monkeypatch.setattr(heartbeat, 'HeartbeatMonitor', Monitor)
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   with hosts.joined(command.parse(['main', config, '--stall_timeout=7'])):
-    happened.append('work')
-  assert happened == [('links', 60.0, 7.0), 'jax', 'work', 'left']
+    events.append('work')
+  assert events == [('connections', 60.0, 7.0), 'jax', 'work', 'closed']
 
 
-def test_flags_say_where_and_how_long():
+def test_flags_set_port_and_timeouts():
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   flags = ('--coordinator_port=9', '--init_timeout=7', '--peer_timeout=5')
   flags = (*flags, '--stall_timeout=0')
@@ -252,79 +251,85 @@ def test_flags_say_where_and_how_long():
     command.parse(['main', config, '--coordinator_port=0'])
 
 
-class Started:
-  """Hosts without devices, in processes of their own."""
+class FakeHosts:
+  """Processes of `tests.support.fake_host`, which use no devices."""
 
-  def __init__(self, *endings, stall=0.0):
+  def __init__(self, *behaviors, stall_timeout=0.0):
     port = runs.free_port()
     self.processes = [
       subprocess.Popen(
         [
-          *(sys.executable, '-m', 'tests.support.fake_host'),
-          *(str(i), str(len(endings)), str(port), ending, str(stall)),
+          sys.executable,
+          '-m',
+          'tests.support.fake_host',
+          str(i),
+          str(len(behaviors)),
+          str(port),
+          behavior,
+          str(stall_timeout),
         ],
         cwd=runs.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
       )
-      for i, ending in enumerate(endings)
+      for i, behavior in enumerate(behaviors)
     ]
 
-  def wait_until_all_are_there(self):
+  def wait_until_connected(self):
     for process in self.processes:
-      assert process.stdout.readline() == 'all are there\n'
+      assert process.stdout.readline() == 'connected\n'
 
-  def endings(self, but=()):
-    """Last line and exit status of each."""
-    found = []
+  def results(self, exclude=()):
+    """Returns the last line and the exit status of each."""
+    results = []
     for i, process in enumerate(self.processes):
-      if i not in but:
+      if i not in exclude:
         out, _ = process.communicate(timeout=60)
-        found.append((out.strip().rpartition('\n')[2], process.returncode))
-    return found
+        results.append((out.strip().rpartition('\n')[2], process.returncode))
+    return results
 
 
-AGAIN = '; run the same command again on all hosts to go on'
+AGAIN = '; run the same command again on all hosts to continue'
 
 
-def test_a_host_that_is_killed_or_hangs_ends_all_and_is_named():
-  killed = Started('waits', 'waits', 'waits')
-  stopped = Started('waits', 'waits')
-  killed.wait_until_all_are_there()
-  stopped.wait_until_all_are_there()
+def test_killed_and_suspended_hosts_end_all_and_are_named():
+  killed = FakeHosts('waits', 'waits', 'waits')
+  stopped = FakeHosts('waits', 'waits')
+  killed.wait_until_connected()
+  stopped.wait_until_connected()
   killed.processes[1].kill()
   stopped.processes[0].send_signal(signal.SIGSTOP)
   text = f'error: process 1 ({HERE}) is gone: it was killed, or crashed'
-  assert killed.endings(but=[1]) == [(text + AGAIN, 1)] * 2
+  assert killed.results(exclude=[1]) == [(text + AGAIN, 1)] * 2
   text = f'error: process 0 ({HERE}) did not answer for 3 s: hung, stopped or '
-  assert stopped.endings(but=[0]) == [(f'{text}cut off{AGAIN}', 75)]
+  assert stopped.results(exclude=[0]) == [(f'{text}cut off{AGAIN}', 75)]
   stopped.processes[0].kill()
-  killed.endings()
-  stopped.endings()
+  killed.results()
+  stopped.results()
 
 
-def test_a_host_that_stalls_is_named_when_nobody_comes_further():
-  group = Started('works for a while', 'works', 'stalls', stall=1.0)
-  group.wait_until_all_are_there()
+def test_stalled_host_is_named_once_no_host_makes_progress():
+  group = FakeHosts('works for a while', 'works', 'stalls', stall_timeout=1.0)
+  group.wait_until_connected()
   time.sleep(1.5)
-  # As long as somebody comes further, nobody minds.
+  # One process still makes progress.
   assert [process.poll() for process in group.processes] == [None] * 3
   group.processes[1].send_signal(signal.SIGUSR1)
   text = (
-    f'error: nobody has come further for 1 s: process 2 ({HERE}) stopped '
-    'first, after step 1; where more time is needed, give it by '
-    f'--stall_timeout{AGAIN}'
+    f'error: no process has made progress for 1 s: process 2 ({HERE}) stopped '
+    'first, after step 1; if it needs more time, raise --stall_timeout'
+    f'{AGAIN}'
   )
-  assert group.endings() == [(text, 75)] * 3
+  assert group.results() == [(text, 75)] * 3
 
 
-def test_a_host_that_fails_takes_along_those_that_are_not_done():
-  mistaken = Started('waits', 'mistake')
-  crashed = Started('crash', 'waits', 'done')
-  for group in (mistaken, crashed):
-    group.wait_until_all_are_there()
-  text = f'error: process 1 ({HERE}) stopped: the moon is missing'
-  assert mistaken.endings() == [(text, 2), ('', 2)]
+def test_failing_host_ends_those_that_are_not_done():
+  user_error = FakeHosts('waits', 'user error')
+  crashed = FakeHosts('crash', 'waits', 'done')
+  for group in (user_error, crashed):
+    group.wait_until_connected()
+  text = f'error: process 1 ({HERE}) stopped: the data is missing'
+  assert user_error.results() == [(text, 2), ('', 2)]
   text = f'error: process 0 ({HERE}) stopped: ZeroDivisionError: by 0'
-  assert crashed.endings() == [('', 1), (text + AGAIN, 1), ('', 0)]
+  assert crashed.results() == [('', 1), (text + AGAIN, 1), ('', 0)]

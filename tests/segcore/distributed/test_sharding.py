@@ -9,10 +9,12 @@ from segcore.cost import communication
 from segcore.distributed import sharding
 
 
-def test_meshes_have_two_axes():
+def test_mesh_has_two_axes():
   assert dict(sharding.make_mesh().shape) == {'data': 8, 'fsdp': 1}
   assert dict(sharding.make_mesh(fsdp=4).shape) == {'data': 2, 'fsdp': 4}
-  with pytest.raises(errors.UserError, match='fsdp: found 3, expected a div'):
+  with pytest.raises(
+    errors.UserError, match='fsdp: expected a divisor of the 8 devices, got 3'
+  ):
     sharding.make_mesh(fsdp=3)
 
 
@@ -26,8 +28,8 @@ def test_large_leaves_are_split_along_their_largest_axis(monkeypatch):
     'small': jnp.zeros((4, 4)),
     'step': jnp.zeros(()),
   }
-  found = {n: s.spec for n, s in sharding.state_shardings(mesh, state).items()}
-  assert found == {
+  shardings = sharding.state_shardings(mesh, state)
+  assert {name: each.spec for name, each in shardings.items()} == {
     'wide': PartitionSpec(None, 'fsdp'),
     'tall': PartitionSpec('fsdp', None),
     'odd': PartitionSpec(),
@@ -36,7 +38,7 @@ def test_large_leaves_are_split_along_their_largest_axis(monkeypatch):
   }
 
 
-def test_rows_go_to_all_devices_and_come_back_in_order():
+def test_rows_are_sharded_and_read_back_in_order():
   mesh = sharding.make_mesh(fsdp=2)
   rows = np.arange(48.0).reshape(16, 3)
   placed = sharding.make_put_batch(mesh)({'x': rows})['x']
@@ -46,9 +48,9 @@ def test_rows_go_to_all_devices_and_come_back_in_order():
 
 
 @pytest.mark.parametrize('size', [0, 12, 9])
-def test_batches_that_do_not_divide_are_refused(size):
+def test_batch_sizes_that_the_devices_do_not_divide_are_refused(size):
   mesh = sharding.make_mesh()
-  with pytest.raises(errors.UserError, match=f'batch: found {size}, expected'):
+  with pytest.raises(errors.UserError, match=f'batch: expected .* got {size}:'):
     sharding.check_batch_size(size, mesh, 'batch')
   sharding.check_batch_size(24, mesh, 'batch')
 

@@ -1,4 +1,4 @@
-"""Networks as files: the same label maps, without this code base."""
+"""Exported networks predict the same label maps without this code base."""
 
 import json
 import os
@@ -35,8 +35,8 @@ def dilated():
   return segmenter.Segmenter(encoder, decoder, DEEP)
 
 
-def model_of(net, predictor):
-  """A network that was not trained; its scores differ from cell to cell."""
+def random_model(net, predictor):
+  """Builds a network with random parameters, whose scores vary over cells."""
   scores = method.HeadScores(net)
   shapes = jax.eval_shape(
     net.init, jax.random.PRNGKey(0), jnp.zeros((1, 64, 64, 3))
@@ -49,9 +49,9 @@ def model_of(net, predictor):
       return np.ones(leaf.shape, leaf.dtype)
     return (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-  found = jax.tree_util.tree_map_with_path(draw, dict(shapes))
+  variables = jax.tree_util.tree_map_with_path(draw, dict(shapes))
   return predict.Model(
-    state=train_state.inference_state(found, sharding.make_mesh()),
+    state=train_state.inference_state(variables, sharding.make_mesh()),
     predictor=predictor(scores),
     classes=('a', 'b', 'c'),
     palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
@@ -60,22 +60,22 @@ def model_of(net, predictor):
   )
 
 
-def of(multiple, **protocol):
+def label_maps(multiple, **protocol):
   return lambda scores: inference.LabelMaps(
     scores, 3, protocols.ProtocolOptions(**protocol), multiple
   )
 
 
-def found_by(model, image):
-  """The label map of the network itself."""
+def predict_labels(model, image):
+  """Predicts the label map by the network itself."""
   predictor, size = model.predictor, image.shape[:2]
   inputs = predictor.prepare([image], predictor.group(size))
   labels = predictor(jax.device_get(model.state), inputs)
   return np.asarray(labels)[0, : size[0], : size[1]]
 
 
-def image_of(size, seed=0):
-  """Smooth colors, so that classes are areas."""
+def smooth_image(size, seed=0):
+  """Draws smooth colors, so that predicted classes form areas."""
   rng = np.random.default_rng(seed)
   small = rng.integers(0, 256, (5, 6, 3), np.uint8)
   return np.asarray(PIL.Image.fromarray(small).resize(size[::-1]))
@@ -84,9 +84,9 @@ def image_of(size, seed=0):
 @pytest.mark.parametrize(
   ('net', 'predictor'),
   [
-    (tiny_networks.small_unet(HEADS), of(8)),
-    (tiny_networks.hybrid(HEADS), of(16)),
-    (dilated(), of(1, size_multiple=32)),
+    (tiny_networks.small_unet(HEADS), label_maps(8)),
+    (tiny_networks.hybrid(HEADS), label_maps(16)),
+    (dilated(), label_maps(1, size_multiple=32)),
     (
       segmenter.Segmenter(
         resnet.DilatedResNet((1, 1, 1, 1), 8, 'plain', 16),
@@ -98,35 +98,38 @@ def image_of(size, seed=0):
   ],
   ids=['unet', 'vit', 'deeplab', 'pass'],
 )
-def test_images_of_any_size(net, predictor):
-  model = model_of(net, predictor)
-  called = export.program(model).call
-  image = image_of((41, 67))
-  found = np.asarray(called(image[None]))
-  assert (found.dtype, found.shape) == (np.int16, (1, 41, 67))
-  expected = found_by(model, image)
+def test_program_predicts_images_of_any_size(net, predictor):
+  model = random_model(net, predictor)
+  program = export.program(model).call
+  image = smooth_image((41, 67))
+  labels = np.asarray(program(image[None]))
+  assert (labels.dtype, labels.shape) == (np.int16, (1, 41, 67))
+  expected = predict_labels(model, image)
   assert len(np.unique(expected)) > 1
-  assert np.mean(found[0] == expected) > 0.998
+  assert np.mean(labels[0] == expected) > 0.998
 
 
-def test_more_views_need_a_size(tmp_path):
+def test_several_views_need_an_input_size(tmp_path):
   net = tiny_networks.small_unet(HEADS)
-  model = model_of(net, of(8, scales=(0.5, 1.0), flip=True, average='probs'))
+  model = random_model(
+    net, label_maps(8, scales=(0.5, 1.0), flip=True, average='probs')
+  )
   with pytest.raises(errors.UserError, match='scales 0.5, 1.0') as caught:
     export.program(model)
   assert '--export_size=HxW' in str(caught.value)
-  called = export.program(model, (40, 64)).call
-  image = image_of((40, 64))
-  found = np.asarray(called(image[None]))[0]
-  assert np.mean(found == found_by(model, image)) > 0.998
-  # Any other image is resized to it, and its labels back.
+  program = export.program(model, (40, 64)).call
+  image = smooth_image((40, 64))
+  labels = np.asarray(program(image[None]))[0]
+  assert np.mean(labels == predict_labels(model, image)) > 0.998
+  # Images of other sizes are resized to it, and their labels back.
   larger = np.repeat(np.repeat(image, 2, 0), 2, 1)
-  again = np.asarray(called(larger[None]))[0]
-  assert again.shape == (80, 128)
-  assert np.mean(again == np.repeat(np.repeat(found, 2, 0), 2, 1)) > 0.95
+  larger_labels = np.asarray(program(larger[None]))[0]
+  assert larger_labels.shape == (80, 128)
+  expected = np.repeat(np.repeat(labels, 2, 0), 2, 1)
+  assert np.mean(larger_labels == expected) > 0.95
 
 
-def test_symbols_resize_as_numbers_do():
+def test_resizing_with_symbolic_sizes():
   def resized(x, like, align):
     matrix = resize.bilinear_matrix(x.shape[0], like.shape[0], align)
     return jnp.matmul(matrix, x, precision='highest')
@@ -147,26 +150,25 @@ def test_symbols_resize_as_numbers_do():
 
 
 @pytest.mark.parametrize('size', [(20, 31), (60, 55), (41, 90)])
-def test_resized_as_by_pillow(size):
+def test_antialiased_resizing_equals_pillow(size):
   image = np.random.default_rng(1).integers(0, 256, (41, 50, 3), np.uint8)
-  found = np.asarray(resize.antialiased_uint8(jnp.asarray(image)[None], size))[
-    0
-  ]
+  images = jnp.asarray(image)[None]
+  resized = np.asarray(resize.antialiased_uint8(images, size))[0]
   bilinear = PIL.Image.Resampling.BILINEAR
   expected = np.asarray(PIL.Image.fromarray(image).resize(size[::-1], bilinear))
-  difference = np.abs(found.astype(int) - expected)
+  difference = np.abs(resized.astype(int) - expected)
   assert difference.max() <= 1
-  # Its weights are rounded, which decides where halves go.
+  # Pillow's weights are rounded, which decides how ties are rounded.
   assert np.mean(difference > 0) < 0.03
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """A short run, exported."""
+def exported_run(tmp_path_factory):
+  """Trains a short run and exports it; returns its data and folder."""
   root = tmp_path_factory.mktemp('export')
   source, workdir = runs.make_folder(root / 'discs'), root / 'run'
   for arguments in ((), ('--stage=export',)):
-    # So that it has learned something.
+    # Long enough to predict both classes.
     more = (
       '--config.finetune.recipe.num_steps=60',
       '--config.finetune.recipe.evaluate_every=60',
@@ -182,13 +184,13 @@ def finished(tmp_path_factory):
 
 
 def miou(confusion):
-  """Mean over the classes that occur."""
+  """Computes the mean IoU over the classes that occur."""
   union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
   return np.mean((np.diag(confusion) / np.maximum(union, 1))[union > 0])
 
 
-def test_a_finished_run_without_this_code(finished, tmp_path):
-  source, workdir = finished
+def test_example_segments_without_this_code(exported_run, tmp_path):
+  source, workdir = exported_run
   alone = tmp_path / 'elsewhere'
   shutil.copytree(workdir / 'export', alone / 'model')
   example = runs.ROOT / 'examples' / 'segment_exported.py'
@@ -204,7 +206,7 @@ def test_a_finished_run_without_this_code(finished, tmp_path):
     shutil.copy(source / 'images' / f'{name}.jpg', alone / 'images')
   blocked = """
 import runpy, sys
-sys.argv = ['x', 'model', 'images', 'found']
+sys.argv = ['x', 'model', 'images', 'labels']
 runpy.run_path('segment_exported.py', run_name='__main__')
 ours = ('segcore', 'ddep', 'u2pl', 'pass_luss', 'input_pipeline', 'flax')
 assert not [name for name in sys.modules if name.split('.')[0] in ours]
@@ -222,9 +224,9 @@ assert not [name for name in sys.modules if name.split('.')[0] in ours]
   confusion = np.zeros(4, int)
   for name in val:
     truth = np.asarray(PIL.Image.open(source / 'masks' / f'{name}.png'))
-    found = np.asarray(PIL.Image.open(alone / 'found' / f'{name}.png'))
-    assert found.shape == truth.shape
-    pairs = 2 * truth[truth < 2].astype(int) + found[truth < 2]
+    labels = np.asarray(PIL.Image.open(alone / 'labels' / f'{name}.png'))
+    assert labels.shape == truth.shape
+    pairs = 2 * truth[truth < 2].astype(int) + labels[truth < 2]
     confusion += np.bincount(pairs, minlength=4)
   reported = results['splits']['val']
   assert len(val) == reported['num_images'] == 4
@@ -236,16 +238,16 @@ assert not [name for name in sys.modules if name.split('.')[0] in ours]
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--stage=export,evaluate'], '--stage: found export,evaluate, expected'),
-    (['--stage=export', '--dry_run'], '--dry_run is of training'),
+    (['--stage=export,evaluate'], '--stage: expected export alone, got'),
+    (['--stage=export', '--dry_run'], '--dry_run is for training'),
     (
       ['--stage=export', '--export_size=5'],
-      'found 5, expected such as 512x512',
+      '--export_size: expected HEIGHTxWIDTH such as 512x512, got 5',
     ),
     (['--export_size=5x5'], '--export_size is for --stage=export'),
   ],
 )
-def test_what_cannot_be_asked(arguments, message):
+def test_invalid_export_flags_are_refused(arguments, message):
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   with pytest.raises(errors.UserError, match=message):
     command.parse(['main', config, *arguments])

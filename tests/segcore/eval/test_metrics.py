@@ -16,9 +16,9 @@ from segcore.eval import metrics
 
 
 def slow_values(images, num_classes):
-  """The four values from sets of pixels, class by class."""
+  """Computes the four values from sets of pixels, class by class."""
   label = np.concatenate([label.ravel() for _, label in images])
-  prediction = np.concatenate([found.ravel() for found, _ in images])
+  prediction = np.concatenate([pixels.ravel() for pixels, _ in images])
   pixels = [(p, t) for p, t in zip(prediction, label, strict=True) if t >= 0]
   ious, accuracies = [], []
   for c in range(num_classes):
@@ -39,7 +39,7 @@ def slow_values(images, num_classes):
 
 @pytest.fixture
 def unchecked():
-  """Without the hook's checks, as in production: our own are to answer."""
+  """Turns jaxtyping's checks off, so that the metric's own checks run."""
   jaxtyping.config.update('jaxtyping_disable', True)
   yield
   jaxtyping.config.update('jaxtyping_disable', False)
@@ -63,33 +63,33 @@ def updated(metric, images):
   return metric
 
 
-def test_by_hand():
+def test_confusion_matrix_equals_values_by_hand():
   label = np.array([[0, 0, 0, 1], [1, -1, -9, 2]])
   prediction = np.array([[0, 0, 1, 1], [0, 2, 0, 0]])
   metric = metrics.ConfusionMatrix.empty(4).update(prediction, label, 'a')
   np.testing.assert_array_equal(
     metric.counts, [[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
   )
-  found = metric.compute()
+  values = metric.compute()
   # Unions 5, 3, 1, 0.
-  np.testing.assert_allclose(found['iou'], [2 / 5, 1 / 3, 0.0, np.nan])
-  np.testing.assert_allclose(found['miou'], (2 / 5 + 1 / 3 + 0) / 3)
-  np.testing.assert_allclose(found['pixel_accuracy'], 3 / 6)
+  np.testing.assert_allclose(values['iou'], [2 / 5, 1 / 3, 0.0, np.nan])
+  np.testing.assert_allclose(values['miou'], (2 / 5 + 1 / 3 + 0) / 3)
+  np.testing.assert_allclose(values['pixel_accuracy'], 3 / 6)
   np.testing.assert_allclose(
-    found['mean_class_accuracy'], (2 / 3 + 1 / 2 + 0) / 3
+    values['mean_class_accuracy'], (2 / 3 + 1 / 2 + 0) / 3
   )
 
 
-def test_equals_a_slow_loop(images):
-  found = updated(metrics.ConfusionMatrix.empty(6), images).compute()
+def test_confusion_matrix_equals_loop_over_pixels(images):
+  values = updated(metrics.ConfusionMatrix.empty(6), images).compute()
   expected = slow_values(images, 6)
   assert np.isnan(expected['iou'][5]) and expected['iou'][4] == 0.0
-  assert found.keys() == expected.keys()
+  assert values.keys() == expected.keys()
   for name, value in expected.items():
-    np.testing.assert_allclose(found[name], value, err_msg=name)
+    np.testing.assert_allclose(values[name], value, err_msg=name)
 
 
-def test_merged_equals_all_at_once(images):
+def test_merging_equals_counting_all_images(images):
   empty = metrics.ConfusionMatrix.empty(6)
   whole = updated(empty, images)
   for cut in range(len(images) + 1):
@@ -98,21 +98,21 @@ def test_merged_equals_all_at_once(images):
     assert merged.counts.dtype == np.int64
 
 
-def test_update_leaves_the_metric_as_it_was(images):
+def test_update_does_not_change_the_metric(images):
   metric = metrics.ConfusionMatrix.empty(6)
   updated(metric, images)
   assert metric.counts.sum() == 0
 
 
 @pytest.mark.filterwarnings('error')
-def test_nothing_valid_is_nan_without_a_warning():
+def test_no_labeled_pixel_is_nan_without_warning():
   metric = metrics.ConfusionMatrix.empty(3)
   metric = metric.update(np.zeros((2, 2), int), -np.ones((2, 2), int), 'a')
   metric = metric.update(np.zeros((0, 2), int), np.zeros((0, 2), int), 'b')
-  found = metric.compute()
+  values = metric.compute()
   for name in ('miou', 'pixel_accuracy', 'mean_class_accuracy'):
-    assert np.isnan(found[name]), name
-  assert np.isnan(found['iou']).all()
+    assert np.isnan(values[name]), name
+  assert np.isnan(values['iou']).all()
 
 
 def test_class_ids_whose_product_overflows_int16():
@@ -123,14 +123,14 @@ def test_class_ids_whose_product_overflows_int16():
   assert metric.compute()['iou'][918] == 0.5
 
 
-def test_counts_beyond_int32_are_exact():
+def test_counts_above_int32_are_exact():
   big = metrics.ConfusionMatrix(np.array([[3_000_000_000, 1], [0, 2]]))
   merged = big.merge(big).merge(big)
   assert merged.counts[0, 0] == 9_000_000_000
   assert merged.compute()['iou'][0] == 9_000_000_000 / 9_000_000_003
 
 
-def refused(prediction, label, num_classes=3):
+def error_message(prediction, label, num_classes=3):
   with pytest.raises(ValueError) as error:
     metrics.ConfusionMatrix.empty(num_classes).update(
       np.array(prediction), np.array(label), b'n01/x.JPEG'
@@ -138,33 +138,33 @@ def refused(prediction, label, num_classes=3):
   return str(error.value)
 
 
-def test_messages():
-  assert refused([[0, 3]], [[0, -1]]) == (
-    'image n01/x.JPEG: predictions 0…3 found; allowed: 0…2'
+def test_invalid_values_are_refused():
+  assert error_message([[0, 3]], [[0, -1]]) == (
+    'image n01/x.JPEG: expected predictions 0…2, got 0…3'
   )
-  assert refused([[-1, 2]], [[0, 0]]) == (
-    'image n01/x.JPEG: predictions -1…2 found; allowed: 0…2'
+  assert error_message([[-1, 2]], [[0, 0]]) == (
+    'image n01/x.JPEG: expected predictions 0…2, got -1…2'
   )
-  assert refused([[0, 2]], [[0, 255]]) == (
-    'image n01/x.JPEG: label 255 found; allowed: 0…2, or negative to ignore'
+  assert error_message([[0, 2]], [[0, 255]]) == (
+    'image n01/x.JPEG: expected labels 0…2, or negative ones to ignore, got 255'
   )
-  with pytest.raises(ValueError, match='classes is 0; allowed: 1 or more'):
+  with pytest.raises(ValueError, match='num_classes: expected >= 1, got 0'):
     metrics.ConfusionMatrix.empty(0)
-  with pytest.raises(ValueError, match='matrices of 2 and 3 classes'):
+  with pytest.raises(ValueError, match='matrix of 2 classes, got 3'):
     metrics.ConfusionMatrix.empty(2).merge(metrics.ConfusionMatrix.empty(3))
 
 
-def test_sizes_that_differ_are_refused(unchecked):
-  message = refused([[0, 2]], [[0, 1, 2]])
+def test_different_sizes_are_refused(unchecked):
+  message = error_message([[0, 2]], [[0, 1, 2]])
   assert message == (
-    'image n01/x.JPEG: the prediction is 1x2 and the label 1x3; '
-    'predict at the original size'
+    'image n01/x.JPEG: expected a prediction of the size of the label, 1x3, '
+    'got 1x2: predict at the original size'
   )
-  with pytest.raises(ValueError, match='image x: 2 scores for 3 tags'):
+  with pytest.raises(ValueError, match='image x: .* each of 3 tags, got 2'):
     metrics.Accuracy.empty().update(np.zeros(2), np.ones(3, bool), 'x')
 
 
-def test_accuracy_by_hand():
+def test_accuracy_equals_values_by_hand():
   one = metrics.Accuracy.empty()
   one = one.update(np.array([0.1, 0.9]), np.array([False, True]), 'right')
   one = one.update(np.array([0.1, 0.9]), np.array([True, False]), 'wrong')
@@ -172,18 +172,20 @@ def test_accuracy_by_hand():
   two = two.update(np.array([-5.0, -7.0]), np.array([True, True]), 'right')
   two = two.update(np.array([0.1, 0.9]), np.array([False, False]), 'untagged')
   assert one.compute() == {'accuracy': 0.5}
-  assert one.merge(two) == metrics.Accuracy(right=2, total=3)
+  assert one.merge(two) == metrics.Accuracy(correct=2, total=3)
   assert np.isnan(metrics.Accuracy.empty().compute()['accuracy'])
 
 
-def test_a_score_of_nan_is_refused():
-  with pytest.raises(ValueError, match='image x: a score is NaN'):
+def test_nan_scores_are_refused():
+  with pytest.raises(
+    ValueError, match='image x: expected numbers as scores, got NaN'
+  ):
     metrics.Accuracy.empty().update(
       np.array([0.0, np.nan]), np.array([True, False]), 'x'
     )
 
 
-def test_int64_travels_through_jax_without_loss():
+def test_int64_survives_encoding_through_jax():
   counts = np.array([[3_000_000_000, -1], [2**63 - 1, 2**32]])
   words = np.asarray(jnp.asarray(metrics.encode_int64(counts)))
   assert words.dtype == np.uint32
@@ -191,13 +193,13 @@ def test_int64_travels_through_jax_without_loss():
   assert metrics.decode_int64(metrics.encode_int64(2**40), ()) == 2**40
 
 
-def test_one_process_keeps_the_metric():
+def test_merging_in_one_process_returns_the_metric():
   metric = metrics.ConfusionMatrix.empty(2)
   assert metrics.merge_across_hosts(metric) is metric
 
 
 def test_merging_over_simulated_hosts(monkeypatch):
-  """Every host's words, stacked by way of jax, as process_allgather does."""
+  """Stacks the words of all hosts through jax, as process_allgather does."""
   parts = [
     metrics.ConfusionMatrix(np.array([[3_000_000_000 + i, i], [7, 2**33]]))
     for i in range(3)
@@ -250,12 +252,12 @@ def test_merging_over_two_real_processes():
       out, err = process.communicate(timeout=120)
       assert process.returncode == 0, err
       assert (
-        '[[6000000000, 1], [0, 10]] Accuracy(right=1, total=4294967296)'
+        '[[6000000000, 1], [0, 10]] Accuracy(correct=1, total=4294967296)'
       ) in out.splitlines()
   finally:
     for process in processes:
       process.kill()
 
 
-def test_the_examples_are_true():
+def test_docstring_examples_are_true():
   assert doctest.testmod(metrics).failed == 0

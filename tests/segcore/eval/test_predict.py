@@ -10,7 +10,7 @@ PALETTE = ((0, 0, 0), (128, 0, 0))
 
 
 @pytest.mark.parametrize('num_classes', [256, 919])
-def test_label_maps_come_back(tmp_path, num_classes):
+def test_encoded_label_maps_are_lossless(tmp_path, num_classes):
   label = np.arange(num_classes, dtype=np.int16).reshape(1, -1)
   palette = [(i % 256, i // 256, 7) for i in range(num_classes)]
   predict.encode_label(label, palette).save(tmp_path / 'x.png')
@@ -22,9 +22,9 @@ def test_label_maps_come_back(tmp_path, num_classes):
       )
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_folder_is_a_user_error(tmp_path):
   (tmp_path / 'file').touch()
-  out = tmp_path / 'file' / 'found'
+  out = tmp_path / 'file' / 'out'
   with pytest.raises(errors.UserError) as caught, predict.writing(out):
     predict._write_classes(out, CLASSES, PALETTE)
   assert str(caught.value) == (
@@ -33,13 +33,15 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
   )
 
 
-def test_only_predictions_are_written_over(tmp_path):
-  images, out = tmp_path / 'images', tmp_path / 'found'
+def test_only_folders_of_predictions_are_overwritten(tmp_path):
+  images, out = tmp_path / 'images', tmp_path / 'out'
   images.mkdir()
   predict.Request(images, out)
   predict._write_classes(out, CLASSES, PALETTE)
   predict.Request(images, out)
   (tmp_path / 'roads').mkdir()
   (tmp_path / 'roads' / 'classes.txt').touch()
-  with pytest.raises(errors.UserError, match='holds files that are no pred'):
+  with pytest.raises(
+    errors.UserError, match='expected a new folder or one of predictions'
+  ):
     predict.Request(images, tmp_path / 'roads')

@@ -17,7 +17,7 @@ PROTOCOLS = {
   'windows': protocols.ProtocolOptions(
     tiling='sliding_window', window=(32, 48), stride=(21, 32)
   ),
-  'bordered': protocols.ProtocolOptions(
+  'padded': protocols.ProtocolOptions(
     tiling='sliding_window',
     window=(48, 48),
     stride=(48, 48),
@@ -37,32 +37,32 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize('name', PROTOCOLS)
 @pytest.mark.parametrize('size', SIZES)
-def test_the_views_of_a_pixel_share_it(name, size):
+def test_weights_of_a_pixel_sum_to_one(name, size):
   views = PROTOCOLS[name].build(16)(size)
   total = sum(view.weights() for view in views)
   np.testing.assert_allclose(total, np.ones(size), atol=1e-6)
   for view in views:
     height, width = view.input_size
     assert height % 16 == width % 16 == 0
-    # An input is a weighted mean of the image's pixels, or nothing of them.
-    expected = [1.0] if name != 'bordered' else [0.0, 1.0]
+    # An input is a weighted mean of the image's pixels, or padding.
+    expected = [1.0] if name != 'padded' else [0.0, 1.0]
     for read in (view.read_rows, view.read_columns):
       assert set(np.round(read.sum(axis=1), 5)) <= set(expected)
 
 
 @pytest.mark.parametrize('name', PROTOCOLS)
-def test_no_cell_is_a_mean_of_more_than_its_reach(name):
+def test_rows_of_maps_have_at_most_max_taps_nonzeros(name):
   protocol = PROTOCOLS[name]
   for size in [*SIZES, (37, 101), (255, 19)]:
     for view in protocol.build(16)(size):
-      for axis in ('rows', 'columns'):
-        read, write = (getattr(view, f'{w}_{axis}') for w in ('read', 'write'))
+      for read in (view.read_rows, view.read_columns):
         assert np.diff(read.indptr).max() <= protocol.max_taps[0]
+      for write in (view.write_rows, view.write_columns):
         assert np.diff(write.indptr).max() <= protocol.max_taps[1]
 
 
-def windows_of(size, window, stride):
-  """Where each window starts, from what it reads."""
+def window_starts(size, window, stride):
+  """Returns (top, left) of each window, from the pixels that it reads."""
   protocol = protocols.sliding_window(protocols.whole(1), window, stride)
   return [
     (int(view.read_rows.indices[0]), int(view.read_columns.indices[0]))
@@ -70,9 +70,9 @@ def windows_of(size, window, stride):
   ]
 
 
-def test_windows_of_cityscapes_are_8_and_the_last_ones_are_moved_inside():
-  found = windows_of((1024, 2048), (769, 769), (513, 513))
-  assert found == [
+def test_cityscapes_has_8_windows_inside_of_the_image():
+  starts = window_starts((1024, 2048), (769, 769), (513, 513))
+  assert starts == [
     *[(0, 0), (0, 513), (0, 1026), (0, 1279)],
     *[(255, 0), (255, 513), (255, 1026), (255, 1279)],
   ]
@@ -81,17 +81,17 @@ def test_windows_of_cityscapes_are_8_and_the_last_ones_are_moved_inside():
 @pytest.mark.parametrize(
   ('length', 'starts'), [(5, [0]), (6, [0]), (7, [0, 1]), (12, [0, 4, 6])]
 )
-def test_starts_of_windows(length, starts):
-  assert windows_of((length, 6), (6, 6), (4, 4)) == [(s, 0) for s in starts]
+def test_window_starts(length, starts):
+  assert window_starts((length, 6), (6, 6), (4, 4)) == [(s, 0) for s in starts]
 
 
-def test_where_windows_overlap_each_counts_the_same():
+def test_overlapping_windows_have_equal_weights():
   protocol = protocols.sliding_window(protocols.whole(1), (1, 4), (1, 2))
-  found = [view.weights()[0].tolist() for view in protocol((1, 7))]
+  weights = [view.weights()[0].tolist() for view in protocol((1, 7))]
   half, third = 1 / 2, 1 / 3
-  # Starts 0, 2, 3: columns 3 is seen by all three.
+  # Starts 0, 2, 3: column 3 is in all three.
   assert np.allclose(
-    found,
+    weights,
     [
       [1, 1, half, third, 0, 0, 0],
       [0, 0, half, third, half, half, 0],
@@ -100,32 +100,32 @@ def test_where_windows_overlap_each_counts_the_same():
   )
 
 
-def test_the_mirror_view_reads_from_right_to_left():
+def test_flipped_view_reads_columns_in_reverse():
   first, second = protocols.flip_averaged(protocols.whole(4))((1, 3))
   row = np.array([10, 20, 30])
-  # Continued by reflection on its right.
+  # Padded by reflection at the right.
   assert (first.read_columns @ row).tolist() == [10, 20, 30, 30]
   assert (second.read_columns @ row).tolist() == [30, 20, 10, 10]
   assert (first.write_columns @ [1, 2, 3, 4]).tolist() == [1, 2, 3]
   assert (second.write_columns @ [1, 2, 3, 4]).tolist() == [3, 2, 1]
 
 
-def test_images_smaller_than_a_window_are_continued_by_reflection():
+def test_images_smaller_than_a_window_are_padded_by_reflection():
   protocol = protocols.sliding_window(protocols.whole(1), (1, 7), (1, 7))
   (view,) = protocol((1, 3))
   assert (view.read_columns @ [1, 2, 3]).tolist() == [1, 2, 3, 3, 2, 1, 1]
   assert (view.write_columns @ np.arange(7)).tolist() == [0, 1, 2]
 
 
-def test_images_smaller_than_a_window_lie_amid_the_mean_color():
+def test_images_smaller_than_a_window_are_centered_in_it():
   protocol = protocols.sliding_window(
-    protocols.whole(1), (1, 6), (1, 6), bordered=True
+    protocols.whole(1), (1, 6), (1, 6), centered=True
   )
   (view,) = protocol((1, 3))
-  # The smaller half of what is missing is before.
+  # The smaller half of the padding is before.
   assert (view.read_columns @ [1, 2, 3]).tolist() == [0, 1, 2, 3, 0, 0]
   assert (view.write_columns @ np.arange(6)).tolist() == [1, 2, 3]
-  # An axis that is long enough has windows as ever.
+  # An axis that is long enough is not padded.
   assert len(protocol((1, 8))) == 2
 
 
@@ -141,17 +141,17 @@ def test_halves_of_an_odd_width():
 
 @pytest.mark.parametrize('antialias', [False, True])
 @pytest.mark.parametrize('scaled', [(5, 8), (10, 26), (14, 20)])
-def test_scaled_inputs_are_resized_images(scaled, antialias):
+def test_scaled_inputs_equal_resized_images(scaled, antialias):
   image = np.random.default_rng(0).random((10, 13)).astype(np.float32)
   protocol = protocols.rescaled(protocols.whole(1), scaled, antialias)
   (view,) = protocol((10, 13))
-  found = view.read_rows @ image @ view.read_columns.T
+  inputs = view.read_rows @ image @ view.read_columns.T
   if antialias:
     expected = jax.image.resize(image, scaled, 'bilinear')
   else:
     pixels = jax.numpy.asarray(image)[None, :, :, None]
     expected = resize.bilinear(pixels, scaled)[0, :, :, 0]
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(inputs, expected, atol=1e-5)
 
 
 def test_scaled_sizes_are_rounded():
@@ -203,20 +203,19 @@ def test_impossible_protocols_are_refused(fields, message):
     ('whole', 'whole image, single scale'),
     (
       'halves',
-      'left and right half, single scale, with its mirror image; averaged '
-      'logits',
+      'left and right half, single scale, flip; averaged logits',
     ),
     (
       'windows',
-      'windows of 32x48 every 21x32, single scale; averaged logits',
+      'sliding window 32x48, stride 21x32, single scale; averaged logits',
     ),
   ],
 )
-def test_protocols_in_words(name, text):
+def test_protocols_are_described(name, text):
   assert PROTOCOLS[name].describe() == text
 
 
-def test_what_changes_the_numbers_is_said():
+def test_descriptions_name_all_that_changes_the_numbers():
   shrunk = protocols.ProtocolOptions(scales=(0.5,), antialias=True)
   assert 'antialiased' in shrunk.describe()
   assert (
@@ -227,11 +226,11 @@ def test_what_changes_the_numbers_is_said():
     not in protocols.ProtocolOptions(size_multiple=64, flip=True).describe()
   )
   assert 'corners' in protocols.ProtocolOptions(align_corners=True).describe()
-  assert 'mean color' in PROTOCOLS['bordered'].describe()
+  assert 'mean color' in PROTOCOLS['padded'].describe()
 
 
-def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
-  followed = protocols.ProtocolOptions(
+def test_single_view_has_the_scale_nearest_to_1():
+  single = protocols.ProtocolOptions(
     tiling='sliding_window',
     window=(8, 8),
     stride=(4, 4),
@@ -241,16 +240,16 @@ def test_what_is_followed_is_one_view_at_the_scale_nearest_to_1():
     antialias=True,
     size_multiple=64,
   ).single_view()
-  assert followed == protocols.ProtocolOptions(
+  assert single == protocols.ProtocolOptions(
     scales=(1.25,), antialias=True, size_multiple=64
   )
   assert (
-    followed.is_single_view
+    single.is_single_view
     == protocols.ProtocolOptions(scales=(1.25,)).is_single_view
   )
 
 
-def test_what_is_followed_keeps_the_border_and_the_rule_of_training():
-  protocol = dataclasses.replace(PROTOCOLS['bordered'], align_corners=True)
-  followed = protocol.single_view()
-  assert followed == dataclasses.replace(protocol, flip=False)
+def test_single_view_keeps_padding_and_align_corners():
+  protocol = dataclasses.replace(PROTOCOLS['padded'], align_corners=True)
+  single = protocol.single_view()
+  assert single == dataclasses.replace(protocol, flip=False)

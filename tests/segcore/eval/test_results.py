@@ -1,4 +1,4 @@
-"""What a stage reports is in a file, in TensorBoard and in pictures."""
+"""Results of a stage: in results.json, in TensorBoard and as pictures."""
 
 import json
 
@@ -11,25 +11,25 @@ from segcore.train import workspace as workspace_lib
 from tests.support import fake_methods as fakes
 
 
-def test_what_is_reported(tmp_path):
+def test_results_are_written_to_all_places(tmp_path):
   split = fakes.labeled_split([(8, 8)] * 3)
-  place = workspace_lib.Workspace(tmp_path, {}, 'abc')
+  workspace = workspace_lib.Workspace(tmp_path, {}, 'abc')
   panel = np.full((4, 6, 3), 200, np.uint8)
-  results = results_lib.Results(place, step=7)
+  results = results_lib.Results(workspace, step=7)
   iou = np.linspace(0, 1, len(split.classes))
   results.add('val', {'miou': 0.5, 'f': float('nan'), 'iou': iou}, split, panel)
-  results.draw('attention', panel)
-  told, drawn = results.write(protocol='one view')
+  results.write_panel('attention', panel)
+  path, pictures = results.write(protocol='one view')
 
-  found = json.loads(told.read_text())
-  assert (found['protocol'], found['digest']) == ('one view', 'abc')
-  val = found['splits']['val']
+  content = json.loads(path.read_text())
+  assert (content['protocol'], content['digest']) == ('one view', 'abc')
+  val = content['splits']['val']
   assert val['num_images'] == 3
-  # What is no number is none in the file, and not in the curves.
+  # NaN is null in the file, and left out of the curves.
   assert val['metrics'] == {'miou': 0.5, 'f': None}
   assert [*val['per_class']['iou']] == list(split.classes)
   for name in ('val', 'attention'):
-    picture = PIL.Image.open(drawn / f'{name}.png')
+    picture = PIL.Image.open(pictures / f'{name}.png')
     np.testing.assert_array_equal(np.asarray(picture), panel)
 
   events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))

@@ -59,8 +59,8 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.denoise.recipe.batch_size=30'],
-      'config.denoise.recipe.batch_size: found 30, expected a multiple of the '
-      '8 devices',
+      'config.denoise.recipe.batch_size: expected a multiple of the 8 devices, '
+      'got 30',
     ),
     (
       [SHAPES, '--config.denoise.recipe.accumulate=3'],
@@ -92,7 +92,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.operation.fsdp=3'],
-      'fsdp: found 3, expected a divisor of 8 devices',
+      'fsdp: expected a divisor of the 8 devices, got 3',
     ),
     (
       [SHAPES, '--config.finetune.data.name=voc'],
@@ -128,7 +128,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--stage=predict', '--images=x', '--out=x/found'],
-      '--out: found x/found, which is inside of --images=x',
+      '--out: expected a folder outside of --images=x, got x/found',
     ),
     (
       [SHAPES, '--stage=predict', '--images=x', '--out=y'],
@@ -136,7 +136,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--stage=predict', '--images=x', f'--out={CONFIGS}'],
-      'which holds files that are no predictions',
+      '--out: expected a new folder or one of predictions, got',
     ),
     ([SHAPES, '--stage=finetun'], '--stage: found finetun, expected one of'),
     (

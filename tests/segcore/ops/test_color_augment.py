@@ -27,7 +27,7 @@ def images(count=4, size=(6, 9), seed=0):
   return rng.uniform(-1, 1, (count, *size, 3)).astype(np.float32)
 
 
-def unit(image):
+def to_unit_range(image):
   return 0.5 * (np.asarray(image, np.float64) + 1)
 
 
@@ -35,16 +35,16 @@ def mix(image, other, factor):
   return np.clip(factor * image + (1 - factor) * other, 0, 1)
 
 
-def turn_hue(image, turn):
+def shift_hue(image, shift):
   out = np.empty_like(image)
   for at in np.ndindex(image.shape[:2]):
     hue, saturation, value = colorsys.rgb_to_hsv(*image[at])
-    out[at] = colorsys.hsv_to_rgb((hue + turn) % 1.0, saturation, value)
+    out[at] = colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)
   return out
 
 
 def jitter(image, order, factors):
-  """The four changes, one after the other, from their definitions."""
+  """Applies the four operations one after the other, by their definitions."""
   for kind in order:
     factor = factors[kind]
     if kind == 0:
@@ -54,12 +54,12 @@ def jitter(image, order, factors):
     elif kind == 2:
       image = mix(image, (image @ GRAY)[..., None], factor)
     else:
-      image = turn_hue(image, factor)
+      image = shift_hue(image, factor)
   return image
 
 
 def draws(**fields):
-  nothing = color_augment.Draws(
+  unchanged = color_augment.Draws(
     jitter=jnp.array(False),
     order=jnp.arange(4),
     factors=jnp.array([1.0, 1.0, 1.0, 0.0]),
@@ -68,31 +68,31 @@ def draws(**fields):
     sigma=jnp.array(1.0),
     solarize=jnp.array(False),
   )
-  return nothing._replace(**{k: jnp.array(v) for k, v in fields.items()})
+  return unchanged._replace(**{k: jnp.array(v) for k, v in fields.items()})
 
 
 @pytest.mark.parametrize('seed', range(6))
-def test_jitter_is_its_definition(seed):
+def test_jitter_equals_its_definition(seed):
   rng = np.random.default_rng(seed)
   order = rng.permutation(4)
   factors = np.array([*rng.uniform(0.2, 1.8, 3), rng.uniform(-0.2, 0.2)])
   (image,) = images(1, seed=seed)
-  found = color_augment.apply(
+  augmented = color_augment.apply(
     jnp.asarray(image),
     draws(jitter=True, order=order, factors=factors.astype(np.float32)),
     ALL,
   )
-  expected = jitter(unit(image), order, factors)
-  np.testing.assert_allclose(unit(found), expected, atol=3e-4)
+  expected = jitter(to_unit_range(image), order, factors)
+  np.testing.assert_allclose(to_unit_range(augmented), expected, atol=3e-4)
 
 
-def test_nothing_drawn_changes_nothing():
+def test_image_is_unchanged_where_nothing_is_drawn():
   (image,) = images(1)
-  found = color_augment.apply(jnp.asarray(image), draws(), ALL)
-  np.testing.assert_allclose(found, image, atol=1e-6)
+  augmented = color_augment.apply(jnp.asarray(image), draws(), ALL)
+  np.testing.assert_allclose(augmented, image, atol=1e-6)
 
 
-def test_gray_and_solarised_by_hand():
+def test_gray_and_solarized_by_hand():
   image = jnp.array([[[1.0, -1.0, 0.0]], [[-0.6, -0.6, -0.6]]])
   gray = color_augment.apply(image, draws(gray=True), ALL)
   # 0.299 · 1 + 0.114 · 0.5 = 0.356 of 1, and 0.2.
@@ -106,32 +106,34 @@ def test_gray_and_solarised_by_hand():
 
 
 @pytest.mark.parametrize('sigma', [0.1, 0.5, 1.3, 2.0])
-def test_blur_is_that_of_scipy(sigma):
+def test_blur_equals_scipys(sigma):
   (image,) = images(1, (20, 15))
-  found = color_augment.apply(
+  augmented = color_augment.apply(
     jnp.asarray(image), draws(blur=True, sigma=sigma), ALL
   )
   expected = scipy.ndimage.gaussian_filter(
     image.astype(np.float64), (sigma, sigma, 0), mode='nearest', truncate=4.0
   )
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(augmented, expected, atol=1e-5)
 
 
-def test_ranges_and_probabilities_of_what_is_drawn():
+def test_ranges_and_probabilities_of_draws():
   keys = update.row_keys(jax.random.key(0), 4000)
-  found = jax.vmap(lambda key: color_augment.sample(key, ALL))(keys)
+  drawn = jax.vmap(lambda key: color_augment.sample(key, ALL))(keys)
   for name, probability in (
-    *(('jitter', 0.8), ('gray', 0.2), ('blur', 0.5)),
+    ('jitter', 0.8),
+    ('gray', 0.2),
+    ('blur', 0.5),
     ('solarize', 0.2),
   ):
     # A standard deviation is 0.008 at most.
-    assert abs(np.mean(getattr(found, name)) - probability) < 0.03, name
-  factors = np.asarray(found.factors)
+    assert abs(np.mean(getattr(drawn, name)) - probability) < 0.03, name
+  factors = np.asarray(drawn.factors)
   for i, (low, high) in enumerate([(0.2, 1.8)] * 3 + [(-0.2, 0.2)]):
     assert low <= factors[:, i].min() < low + 0.01 * (high - low)
     assert high - 0.01 * (high - low) < factors[:, i].max() <= high
-  assert found.sigma.min() >= 0.1 and found.sigma.max() <= 2.0
-  orders, counts = np.unique(found.order, axis=0, return_counts=True)
+  assert drawn.sigma.min() >= 0.1 and drawn.sigma.max() <= 2.0
+  orders, counts = np.unique(drawn.order, axis=0, return_counts=True)
   assert len(orders) == 24  # 167 each; a standard deviation is 13.
   assert counts.min() > 100
 
@@ -139,34 +141,34 @@ def test_ranges_and_probabilities_of_what_is_drawn():
 def test_factors_are_never_negative():
   options = color_augment.ColorOptions(jitter=1.0, brightness=1.5)
   keys = update.row_keys(jax.random.key(0), 1000)
-  found = jax.vmap(lambda key: color_augment.sample(key, options))(keys)
-  assert found.factors[:, 0].min() >= 0.0
-  assert found.factors[:, 0].max() > 2.4
+  drawn = jax.vmap(lambda key: color_augment.sample(key, options))(keys)
+  assert drawn.factors[:, 0].min() >= 0.0
+  assert drawn.factors[:, 0].max() > 2.4
 
 
-def test_an_example_depends_on_its_own_key_only():
+def test_example_depends_on_its_own_key_only():
   batch = jnp.asarray(images())
   keys = update.row_keys(jax.random.key(3), 4)
   whole = jax.jit(color_augment.augment, static_argnums=2)(batch, keys, ALL)
   for i in range(4):
     alone = color_augment.augment(batch[i : i + 1], keys[i : i + 1], ALL)
     np.testing.assert_allclose(whole[i], alone[0], atol=1e-5)
-  same = color_augment.augment(
+  copies = color_augment.augment(
     jnp.stack([batch[0]] * 4),
     keys,
     color_augment.ColorOptions(jitter=1.0, hue=0.5),
   )
-  assert len({np.asarray(image).tobytes() for image in same}) == 4
+  assert len({np.asarray(image).tobytes() for image in copies}) == 4
 
 
 def test_images_stay_in_range():
   keys = update.row_keys(jax.random.key(1), 64)
-  found = color_augment.augment(jnp.asarray(images(64)), keys, ALL)
-  assert found.min() >= -1.0 - 1e-5
-  assert found.max() <= 1.0 + 1e-5
+  augmented = color_augment.augment(jnp.asarray(images(64)), keys, ALL)
+  assert augmented.min() >= -1.0 - 1e-5
+  assert augmented.max() <= 1.0 + 1e-5
 
 
-def test_one_program_for_8_devices():
+def test_8_devices_equal_one_without_gathering():
   mesh = jax.make_mesh(
     (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
   )
@@ -178,24 +180,24 @@ def test_one_program_for_8_devices():
     return color_augment.augment(batch, keys, ALL)
 
   alone = jax.jit(step)(batch, jax.random.key(0))
-  spread = jax.jit(step, out_shardings=rows)
-  compiled = spread.lower(
+  sharded = jax.jit(step, out_shardings=rows)
+  compiled = sharded.lower(
     jax.device_put(batch, rows), jax.random.key(0)
   ).compile()
   assert 'all-gather' not in compiled.as_text()
-  found = spread(jax.device_put(batch, rows), jax.random.key(0))
-  np.testing.assert_allclose(found, alone, atol=1e-5)
+  augmented = sharded(jax.device_put(batch, rows), jax.random.key(0))
+  np.testing.assert_allclose(augmented, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'jitter': 1.2}, 'jitter: found 1.2, expected 0 to 1'),
-    ({'contrast': -0.1}, 'contrast: found -0.1, expected 0 or more'),
-    ({'hue': 0.6}, 'hue: found 0.6, expected 0 to 0.5'),
-    ({'sigma': (0.0, 1.0)}, 'sigma: found .* expected 0 < low <= high'),
+    ({'jitter': 1.2}, 'jitter: expected 0 to 1, got 1.2'),
+    ({'contrast': -0.1}, 'contrast: expected 0 or more, got -0.1'),
+    ({'hue': 0.6}, 'hue: expected 0 to 0.5, got 0.6'),
+    ({'sigma': (0.0, 1.0)}, 'sigma: expected 0 < low <= high, got '),
   ],
 )
-def test_impossible_options_are_refused(fields, message):
+def test_options_out_of_range_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     color_augment.ColorOptions(**fields)

@@ -9,8 +9,8 @@ import pytest
 from segcore.ops import losses
 
 
-def slow_cross_entropy(logits, labels):
-  """Values and the gradient of their sum, pixel by pixel in float64."""
+def reference_cross_entropy(logits, labels):
+  """Computes values and the gradient of their sum by a loop, in float64."""
   values = np.zeros(labels.shape)
   gradient = np.zeros(logits.shape)
   for index in np.ndindex(labels.shape):
@@ -36,22 +36,22 @@ def pixels():
 def test_cross_entropy_by_hand():
   # Probabilities 1/4 and 3/4.
   logits = jnp.array([[0.0, np.log(3.0)]] * 3)
-  found = losses.cross_entropy(logits, jnp.array([0, 1, -7]))
+  loss = losses.cross_entropy(logits, jnp.array([0, 1, -7]))
   np.testing.assert_allclose(
-    found, [np.log(4), np.log(4 / 3), 0.0], rtol=1e-6, atol=1e-7
+    loss, [np.log(4), np.log(4 / 3), 0.0], rtol=1e-6, atol=1e-7
   )
 
 
-def test_cross_entropy_and_its_gradient_equal_a_slow_loop(pixels):
+def test_cross_entropy_and_its_gradient_equal_a_loop(pixels):
   logits, labels = pixels
-  values, gradient = slow_cross_entropy(logits, labels)
-  found = losses.cross_entropy(jnp.array(logits), jnp.array(labels))
-  np.testing.assert_allclose(found, values, rtol=2e-6, atol=1e-6)
-  found = jax.jit(
+  values, gradient = reference_cross_entropy(logits, labels)
+  loss = losses.cross_entropy(jnp.array(logits), jnp.array(labels))
+  np.testing.assert_allclose(loss, values, rtol=2e-6, atol=1e-6)
+  derived = jax.jit(
     jax.grad(lambda x: losses.cross_entropy(x, jnp.array(labels)).sum())
   )(jnp.array(logits))
-  np.testing.assert_allclose(found, gradient, atol=1e-6)
-  np.testing.assert_array_equal(found[labels < 0], 0.0)
+  np.testing.assert_allclose(derived, gradient, atol=1e-6)
+  np.testing.assert_array_equal(derived[labels < 0], 0.0)
 
 
 def test_cross_entropy_is_finite_at_the_ends_of_float32():
@@ -66,30 +66,30 @@ def test_cross_entropy_is_finite_at_the_ends_of_float32():
 
 def test_cross_entropy_of_bfloat16_is_computed_in_float32():
   logits = jnp.array([[0.0, 5.0, -3.0]], jnp.bfloat16)
-  found = losses.cross_entropy(logits, jnp.array([2]))
-  assert found.dtype == jnp.float32
+  loss = losses.cross_entropy(logits, jnp.array([2]))
+  assert loss.dtype == jnp.float32
   exact = np.log(np.exp([0.0, 5.0, -3.0]).sum()) + 3.0
-  np.testing.assert_allclose(found, [exact], rtol=1e-6)
+  np.testing.assert_allclose(loss, [exact], rtol=1e-6)
 
 
-def test_a_label_beyond_the_classes_gives_nan():
-  found = losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([4, 3]))
-  np.testing.assert_array_equal(np.isnan(found), [True, False])
+def test_labels_out_of_range_give_nan():
+  loss = losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([4, 3]))
+  np.testing.assert_array_equal(np.isnan(loss), [True, False])
 
 
 def test_softmax_tags_equal_labels(pixels):
   logits, labels = pixels[0][0, 0], np.array([3, 0, 4, 2])
   tags = jnp.array(np.eye(5, dtype=bool)[labels])
-  values, _ = slow_cross_entropy(logits, labels)
-  found = losses.tag_cross_entropy(jnp.array(logits), tags, 'softmax')
-  np.testing.assert_allclose(found, values, rtol=2e-6)
+  values, _ = reference_cross_entropy(logits, labels)
+  loss = losses.tag_cross_entropy(jnp.array(logits), tags, 'softmax')
+  np.testing.assert_allclose(loss, values, rtol=2e-6)
 
 
-def test_softmax_tags_other_than_one_give_nan_that_a_mask_removes():
+def test_none_or_several_softmax_tags_give_nan_that_a_mask_removes():
   logits = jnp.zeros((3, 4))
   tags = jnp.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
-  found = losses.tag_cross_entropy(logits, tags, 'softmax')
-  np.testing.assert_array_equal(np.isnan(found), [False, True, True])
+  loss = losses.tag_cross_entropy(logits, tags, 'softmax')
+  np.testing.assert_array_equal(np.isnan(loss), [False, True, True])
 
   mask = jnp.array([True, False, False])
   value, gradient = jax.value_and_grad(
@@ -102,7 +102,7 @@ def test_softmax_tags_other_than_one_give_nan_that_a_mask_removes():
   np.testing.assert_array_equal(gradient[1:], 0.0)
 
 
-def test_softmax_tags_accept_a_class_that_is_ruled_out():
+def test_softmax_tags_accept_a_logit_of_minus_infinity():
   logits = jnp.array([[0.0, 0.0, -jnp.inf]])
   tags = jnp.array([[True, False, False]])
   value, gradient = jax.value_and_grad(
@@ -112,23 +112,22 @@ def test_softmax_tags_accept_a_class_that_is_ruled_out():
   np.testing.assert_allclose(gradient, [[-0.5, 0.5, 0.0]])
 
 
-def test_sigmoid_tags_equal_a_slow_loop():
+def test_sigmoid_tags_equal_a_loop():
   logits = np.array([[0.0, 2.0, -1.0], [4.0, -4.0, 0.5]], np.float32)
   tags = np.array([[1, 0, 1], [0, 0, 0]], bool)
   expected = []
-  for row, wanted in zip(logits.astype(np.float64), tags, strict=True):
+  for row, row_tags in zip(logits.astype(np.float64), tags, strict=True):
     probs = 1 / (1 + np.exp(-row))
     terms = [
-      -np.log(p if w else 1 - p) for p, w in zip(probs, wanted, strict=1)
+      -np.log(p if tag else 1 - p)
+      for p, tag in zip(probs, row_tags, strict=True)
     ]
     expected.append(sum(terms) / 3)
-  found = losses.tag_cross_entropy(
-    jnp.array(logits), jnp.array(tags), 'sigmoid'
-  )
-  np.testing.assert_allclose(found, expected, rtol=2e-6)
+  loss = losses.tag_cross_entropy(jnp.array(logits), jnp.array(tags), 'sigmoid')
+  np.testing.assert_allclose(loss, expected, rtol=2e-6)
 
 
-def test_sigmoid_tags_are_finite_far_out():
+def test_sigmoid_tags_are_finite_for_large_logits():
   logits = jnp.array([[1e4, -1e4]])
   tags = jnp.array([[False, True]])
   value, gradient = jax.value_and_grad(
@@ -139,11 +138,11 @@ def test_sigmoid_tags_are_finite_far_out():
 
 
 def test_squared_error_by_hand_and_in_float32():
-  found = losses.squared_error(
+  loss = losses.squared_error(
     jnp.array([[1.0, -2.0]], jnp.bfloat16), jnp.array([[4.0, -2.5]])
   )
-  assert found.dtype == jnp.float32
-  np.testing.assert_array_equal(found, [[9.0, 0.25]])
+  assert loss.dtype == jnp.float32
+  np.testing.assert_array_equal(loss, [[9.0, 0.25]])
 
 
 def test_masked_equals_sliced():
@@ -169,7 +168,7 @@ def test_parts_add_up_to_the_whole():
   np.testing.assert_allclose(total / count, losses.masked_mean(values, mask))
 
 
-def test_an_empty_mask_has_mean_and_gradient_zero_even_over_nan():
+def test_empty_mask_has_mean_and_gradient_0_even_over_nan():
   values = jnp.array([jnp.nan, jnp.inf])
   value, gradient = jax.value_and_grad(losses.masked_mean)(
     values, jnp.zeros(2, bool)
@@ -178,7 +177,7 @@ def test_an_empty_mask_has_mean_and_gradient_zero_even_over_nan():
   np.testing.assert_array_equal(gradient, [0.0, 0.0])
 
 
-def test_counting_is_exact_beyond_what_float32_counts():
+def test_counts_that_float32_cannot_represent_are_exact():
   mask = jnp.ones(2**24 + 2, bool)
   _, count = jax.jit(losses.masked_sum_and_count)(
     jnp.zeros(mask.shape, jnp.bfloat16), mask
@@ -187,10 +186,12 @@ def test_counting_is_exact_beyond_what_float32_counts():
 
 
 def test_unknown_kind_is_refused():
-  # Without the hook's checks, as in production: our own is to answer.
+  # Without jaxtyping's checks, as in production.
   jaxtyping.config.update('jaxtyping_disable', True)
   try:
-    with pytest.raises(ValueError, match="'hinge'; allowed: softmax, sigmoid"):
+    with pytest.raises(
+      ValueError, match="expected softmax or sigmoid, got 'hinge'"
+    ):
       losses.tag_cross_entropy(
         jnp.zeros((1, 2)), jnp.zeros((1, 2), bool), 'hinge'
       )
@@ -198,5 +199,5 @@ def test_unknown_kind_is_refused():
     jaxtyping.config.update('jaxtyping_disable', False)
 
 
-def test_the_examples_are_true():
+def test_docstring_examples():
   assert doctest.testmod(losses).failed == 0

@@ -134,7 +134,7 @@ def test_recipes_are_held_against_the_devices():
   with pytest.raises(errors.UserError) as caught:
     dataclasses.replace(recipe, batch_size=30).check(mesh, 'config.x')
   assert str(caught.value) == (
-    'config.x.batch_size: found 30, expected a multiple of the 4 devices: '
+    'config.x.batch_size: expected a multiple of the 4 devices, got 30: '
     'change it or use fewer devices'
   )
   with pytest.raises(errors.UserError, match='accumulate: found 3, expected a'):

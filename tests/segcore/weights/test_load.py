@@ -36,53 +36,53 @@ def test_npz_and_safetensors_round_trip(tmp_path):
   }
   safetensors.flax.save_file(flat, tmp_path / 'w.safetensors')
   for name in ('w.npz', 'w.safetensors'):
-    found = load.read_variables(tmp_path / name)
+    variables = load.read_variables(tmp_path / name)
     jax.tree.map(
       lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float32), b),
-      found,
+      variables,
       tree(5.0),
     )
 
 
-def test_a_stage_folder_is_read(tmp_path, monkeypatch):
+def test_stage_folder_is_read(tmp_path, monkeypatch):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(7, {**jax.tree.map(jnp.asarray, tree(3.0)), 'slots': ()})
     checkpoints.wait()
   monkeypatch.chdir(tmp_path.parent)
   relative = pathlib.Path(tmp_path.name)
   for path in (tmp_path, tmp_path / 'checkpoints', relative):
-    found = load.read_variables(path)
+    variables = load.read_variables(path)
     np.testing.assert_array_equal(
-      found['params']['encoder']['conv']['kernel'], np.full((3, 4), 3.0)
+      variables['params']['encoder']['conv']['kernel'], np.full((3, 4), 3.0)
     )
 
 
-def test_takes_named_parts_with_their_statistics(capsys):
-  found = load.select_parts(tree(2.0), shapes(), ('encoder',), 'w.npz')
-  assert set(found['params']) == {'encoder'}
+def test_parts_are_selected_with_their_batch_statistics(capsys):
+  selected = load.select_parts(tree(2.0), shapes(), ('encoder',), 'w.npz')
+  assert set(selected['params']) == {'encoder'}
   np.testing.assert_array_equal(
-    found['batch_stats']['encoder']['bn']['mean'], np.full((4,), 2.0)
+    selected['batch_stats']['encoder']['bn']['mean'], np.full((4,), 2.0)
   )
-  assert 'took encoder from w.npz; left decoder' in capsys.readouterr().out
+  assert 'took encoder from w.npz; left out decoder' in capsys.readouterr().out
 
 
-def test_what_does_not_match_whole_is_refused_with_a_diff():
+def test_mismatch_is_refused_with_a_diff():
   with pytest.raises(errors.UserError) as caught:
     load.select_parts(tree(width=5), shapes(), ('encoder',), 'w.npz')
   assert str(caught.value) == (
-    'params/encoder of w.npz does not fit the network: '
-    'conv/kernel found (3, 5) expected (3, 4)'
+    'params/encoder of w.npz does not fit the network:\n'
+    '- conv/kernel: expected (3, 4), got (3, 5)'
   )
   wrong = tree()
   kernel = wrong['params']['encoder']['conv'].pop('kernel')
   wrong['params']['encoder']['conv']['weight'] = kernel
   with pytest.raises(errors.UserError) as caught:
     load.select_parts(wrong, shapes(), ('encoder',), 'w.npz')
-  assert 'conv/kernel found nothing expected (3, 4)' in str(caught.value)
-  assert 'conv/weight found (3, 4) expected nothing' in str(caught.value)
+  assert '- conv/kernel: expected (3, 4), got nothing' in str(caught.value)
+  assert '- conv/weight: expected nothing, got (3, 4)' in str(caught.value)
 
 
-def test_a_missing_part_is_named():
+def test_missing_part_is_named():
   with pytest.raises(errors.UserError, match='w has no heads; it has encoder'):
     load.select_parts(tree(), shapes(), ('heads',), 'w')
 
@@ -91,8 +91,12 @@ def test_a_missing_part_is_named():
   ('name', 'content', 'message'),
   [
     ('missing.npz', None, 'does not exist: expected the folder of a stage'),
-    ('w.pth', b'x', 'unknown kind of weight file'),
-    ('other.npz', {'stem/kernel': np.ones(3)}, 'expected all to begin with'),
+    ('w.pth', b'x', 'expected a .npz or .safetensors file, got .pth'),
+    (
+      'other.npz',
+      {'stem/kernel': np.ones(3)},
+      'expected names that begin with params/ .* got stem/',
+    ),
     ('w.npz', b'x', 'not a readable .npz file'),
     ('w.safetensors', b'x', 'not a readable .safetensors file'),
   ],
@@ -106,7 +110,7 @@ def test_unreadable_files(tmp_path, name, content, message):
     load.read_variables(tmp_path / name)
 
 
-def test_pickles_are_not_opened(tmp_path):
+def test_pickles_are_not_read(tmp_path):
   np.savez(tmp_path / 'w.npz', x=np.array([{'a': 1}], dtype=object))
   with pytest.raises(errors.UserError, match='not a readable'):
     load.read_variables(tmp_path / 'w.npz')

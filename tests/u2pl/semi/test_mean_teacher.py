@@ -19,7 +19,7 @@ from segcore.train import method, optimizers
 from segcore.train import update as update_lib
 from tests.support import meshes
 from tests.transcriptions import u2pl as reference
-from u2pl import contrast, ema, mixing, pseudo_labels
+from u2pl import contrast, ema, mixing
 from u2pl.semi import mean_teacher
 from u2pl.semi import options as options_lib
 
@@ -538,7 +538,7 @@ def test_what_devices_of_a_step_exchange(trained, warm):
   [
     ({'low_rank': 20}, 'expected low_rank < high_rank'),
     ({'capacity': 40}, 'expected at least num_negatives = 50'),
-    ({'capacity': 400}, 'expected at most the bank of 400 rows'),
+    ({'capacity': 400}, 'expected at most the smallest capacity of 400'),
     ({'temperature': 0.0}, 'temperature'),
   ],
 )
@@ -550,58 +550,6 @@ def test_what_would_silently_be_0_is_refused(fields, message):
 def test_ranks_beyond_the_classes_are_refused():
   with pytest.raises(ValueError, match='less than the 3 classes'):
     contrast.ContrastOptions().check_classes(3)
-
-
-def test_hard_pixels_and_the_auxiliary_head_are_in_the_supervised_loss(trained):
-  """OHEM of both heads over the labeled images of the whole batch."""
-  supervised = options_lib.SupervisedOptions(
-    'ohem', threshold=0.3, kept_per_image=60, auxiliary=0.4
-  )
-  options = dataclasses.replace(
-    PLUS, supervised=supervised, consistency=None, contrast=None
-  )
-  alone = method_of(options, auxiliary=True)
-  rng = np.random.default_rng(0)
-  found = {
-    name: rng.normal(size=(2, 9, 9, CLASSES)).astype(np.float32)
-    for name in ('logits', 'aux')
-  }
-  labels = batch_of()['labeled']['label'][:2]
-  loss = alone._supervised(
-    jax.tree.map(jnp.asarray, found), jnp.asarray(labels, jnp.int32)
-  )
-  wide = {
-    name: np.asarray(
-      pseudo_labels.upsample(jnp.asarray(x), (SIZE, SIZE)), np.float64
-    )
-    for name, x in found.items()
-  }
-  expected = reference.with_auxiliary(
-    *(
-      reference.ohem(wide[name], labels, min_kept=120, threshold=0.3)
-      for name in ('logits', 'aux')
-    )
-  )
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)
-  plain = reference.cross_entropy(wide['logits'], labels)
-  assert abs(float(loss) - plain) > 0.1
-  assert trained.options.supervised.kind == 'ce'
-
-
-def test_the_unlabeled_images_weigh_as_told(warm):
-  logits = jnp.asarray(
-    np.random.default_rng(0).normal(size=(2, 9, 9, CLASSES)), jnp.float32
-  )
-  labels = jnp.asarray(batch_of()['unlabeled']['label'][:2], jnp.int32)
-  lesson = mean_teacher.Lesson(None, labels, labels >= 0, None, {})
-  found = []
-  for weight in (1.0, 0.3):
-    consistency = dataclasses.replace(PLUS.consistency, weight=weight)
-    options = dataclasses.replace(PLUS, consistency=consistency)
-    found.append(method_of(options)._unsupervised(logits, lesson))
-  np.testing.assert_allclose(found[1], 0.3 * found[0], rtol=1e-6)
-  with pytest.raises(ValueError, match='weight'):
-    options_lib.ConsistencyOptions(weight=0.0)
 
 
 def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(

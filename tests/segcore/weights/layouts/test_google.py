@@ -1,4 +1,4 @@
-"""Files with the public names are read whole, in each of their variants."""
+"""Files with the names of Google's public weights, in all their variants."""
 
 import functools
 
@@ -19,26 +19,26 @@ from tests.transcriptions import ddep
 
 @functools.cache
 def expected_of(encoder):
-  """Shapes of a network with this encoder."""
+  """Returns the shapes of a network with this encoder."""
   shapes = jax.eval_shape(
     encoder.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
   )
   return {'params': {'encoder': shapes['params']}}
 
 
-def take(found, encoder, parts=('encoder',), origin='w'):
-  """The parameters of the encoder by their names."""
+def select(variables, encoder, parts=('encoder',), origin='w'):
+  """Returns the encoder's parameters by their names, fitted to an encoder."""
   grid = getattr(encoder, 'grid', None)
-  taken = load_lib.select_parts(
-    found, expected_of(encoder), parts, origin, grid
+  selected = load_lib.select_parts(
+    variables, expected_of(encoder), parts, origin, grid
   )
-  assert set(taken['params']) == {'encoder'}
-  return traverse_util.flatten_dict(taken['params']['encoder'], sep='/')
+  assert set(selected['params']) == {'encoder'}
+  return traverse_util.flatten_dict(selected['params']['encoder'], sep='/')
 
 
 def load(path, encoder, parts=('encoder',)):
-  """The same, of a file."""
-  return take(load_lib.read_variables(path), encoder, parts, str(path))
+  """Returns the same, of a file."""
+  return select(load_lib.read_variables(path), encoder, parts, str(path))
 
 
 def save(path, weights):
@@ -46,9 +46,9 @@ def save(path, weights):
   return path
 
 
-def test_values_arrive_under_our_names(tmp_path):
+def test_hybrid_is_read_under_our_names(tmp_path):
   weights = fake_checkpoints.hybrid()
-  found = load(save(tmp_path / 'w.npz', weights), fake_checkpoints.HYBRID)
+  params = load(save(tmp_path / 'w.npz', weights), fake_checkpoints.HYBRID)
   block = 'Transformer/encoderblock_1'
   for ours, theirs in {
     'conv_root/kernel': 'conv_root/kernel',
@@ -70,9 +70,9 @@ def test_values_arrive_under_our_names(tmp_path):
     expected = weights[theirs]
     if 'gn' in ours:
       expected = expected.ravel()
-    np.testing.assert_array_equal(found[ours], expected)
+    np.testing.assert_array_equal(params[ours], expected)
   kept = [name for name in weights if not name.startswith(('head', 'pre_log'))]
-  assert len(found) == len(kept)
+  assert len(params) == len(kept)
 
 
 @pytest.mark.parametrize(
@@ -87,28 +87,28 @@ def test_values_arrive_under_our_names(tmp_path):
     {'classes': None},
   ],
 )
-def test_variants_of_a_hybrid_file_hold_the_same(variant):
+def test_variants_of_a_hybrid_file_are_read_alike(variant):
   other = fake_checkpoints.hybrid(**variant)
-  if 'prefix' in variant:  # What a training leaves besides.
+  if 'prefix' in variant:  # Other arrays of a training's checkpoint.
     other |= {'opt/state/step': np.ones(3), 'extra/seen': np.ones(2)}
-  expected, found = (
+  expected, params = (
     traverse_util.flatten_dict(google.translate(weights)['params'], sep='/')
     for weights in (fake_checkpoints.hybrid(), other)
   )
-  for name, x in found.items():
+  for name, x in params.items():
     np.testing.assert_array_equal(x, expected[name])
   kinds = {'head' if 'classes' in variant else 'pre_logits'}
-  left = set(expected) - set(found)
-  assert {name.split('/')[0] for name in left} <= kinds
+  absent = set(expected) - set(params)
+  assert {name.split('/')[0] for name in absent} <= kinds
 
 
 def test_stacked_blocks_are_taken_apart(tmp_path):
   stacked = fake_checkpoints.hybrid(stacked=True, numbering='new')
-  found = load(save(tmp_path / 'w.npz', stacked), fake_checkpoints.HYBRID)
+  params = load(save(tmp_path / 'w.npz', stacked), fake_checkpoints.HYBRID)
   name = 'MlpBlock_0/Dense_0/kernel'
   for i in (0, 1):
     np.testing.assert_array_equal(
-      found[f'Transformer/encoderblock_{i}/{name}'],
+      params[f'Transformer/encoderblock_{i}/{name}'],
       stacked[f'Transformer/encoderblock/{name}'][i],
     )
 
@@ -116,15 +116,15 @@ def test_stacked_blocks_are_taken_apart(tmp_path):
 def test_bfloat16_is_widened(tmp_path):
   weights = fake_checkpoints.hybrid()
   weights['cls'] = weights['cls'].astype(jnp.bfloat16)
-  found = load(save(tmp_path / 'w.npz', weights), fake_checkpoints.HYBRID)
-  assert found['cls'].dtype == np.float32
-  np.testing.assert_array_equal(found['cls'], np.float32(weights['cls']))
+  params = load(save(tmp_path / 'w.npz', weights), fake_checkpoints.HYBRID)
+  assert params['cls'].dtype == np.float32
+  np.testing.assert_array_equal(params['cls'], np.float32(weights['cls']))
 
 
-def test_bit_arrives_under_our_names(tmp_path, capsys):
+def test_bit_is_read_under_our_names(tmp_path, capsys):
   weights = fake_checkpoints.bit_m()
   path = save(tmp_path / 'w.npz', weights)
-  found = load(path, fake_checkpoints.BIT)
+  params = load(path, fake_checkpoints.BIT)
   unit = 'resnet/block2/unit01'
   for ours, theirs in {
     'conv_root/kernel': 'resnet/root_block/standardized_conv2d/kernel',
@@ -139,45 +139,45 @@ def test_bit_arrives_under_our_names(tmp_path, capsys):
     'block2/unit1/gn_c/bias': f'{unit}/c/group_norm/beta',
     'gn_last/scale': 'resnet/group_norm/gamma',
   }.items():
-    np.testing.assert_array_equal(found[ours], weights[theirs])
-  assert len(found) == len(weights) - 2
-  said = capsys.readouterr().out
-  assert 'these are public weights of the family BiT' in said
-  assert f'took encoder from {path}; left head\n' in said
+    np.testing.assert_array_equal(params[ours], weights[theirs])
+  assert len(params) == len(weights) - 2
+  out = capsys.readouterr().out
+  assert 'read public weights of the family BiT' in out
+  assert f'took encoder from {path}; left out head\n' in out
 
 
 def test_unit_10_is_not_unit_1(tmp_path):
   weights = fake_checkpoints.bit_m(mids=(8, 16), blocks=(1, 10))
   encoder = fake_checkpoints.BIT.clone(blocks=(1, 10))
-  found = load(save(tmp_path / 'w.npz', weights), encoder)
+  params = load(save(tmp_path / 'w.npz', weights), encoder)
   np.testing.assert_array_equal(
-    found['block2/unit10/conv_a/kernel'],
+    params['block2/unit10/conv_a/kernel'],
     weights['resnet/block2/unit10/a/standardized_conv2d/kernel'],
   )
 
 
-def test_what_is_left_is_said(tmp_path, capsys):
+def test_left_out_parts_are_logged(tmp_path, capsys):
   path = save(tmp_path / 'w.npz', fake_checkpoints.hybrid())
   load(path, fake_checkpoints.HYBRID)
-  said = capsys.readouterr().out
-  assert f'took encoder from {path}; left pre_logits, head\n' in said
+  out = capsys.readouterr().out
+  assert f'took encoder from {path}; left out pre_logits, head\n' in out
 
 
-def test_a_network_without_a_transformer_takes_the_resnet(tmp_path, capsys):
+def test_network_without_a_transformer_takes_the_resnet(tmp_path, capsys):
   weights = fake_checkpoints.hybrid_of_four_blocks()
   path = save(tmp_path / 'w.npz', weights)
-  found = load(path, fake_checkpoints.RESNET)
+  params = load(path, fake_checkpoints.RESNET)
   np.testing.assert_array_equal(
-    found['block4/unit1/conv2/kernel'], weights['block4/unit1/conv2/kernel']
+    params['block4/unit1/conv2/kernel'], weights['block4/unit1/conv2/kernel']
   )
-  assert not any(name.startswith(('Transformer', 'cls')) for name in found)
+  assert not any(name.startswith(('Transformer', 'cls')) for name in params)
   assert (
-    f'took encoder from {path}; left head; left embedding, cls, Transformer of '
-    'the encoder'
+    f'took encoder from {path}; left out head; left out embedding, cls, '
+    'Transformer of the encoder'
   ) in capsys.readouterr().out
 
 
-def test_what_does_not_match_whole_is_refused_with_a_diff(tmp_path):
+def test_mismatch_is_refused_with_a_diff(tmp_path):
   weights = fake_checkpoints.hybrid()
   del weights['gn_root/bias']
   weights['block1/unit1/conv1/kernel'] = np.ones((1, 1, 8, 9), np.float32)
@@ -185,14 +185,14 @@ def test_what_does_not_match_whole_is_refused_with_a_diff(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     load(save(tmp_path / 'w.npz', weights), fake_checkpoints.HYBRID)
   for line in (
-    'gn_root/bias found nothing expected (8,)',
-    'block1/unit1/conv1/kernel found (1, 1, 8, 9) expected (1, 1, 8, 8)',
-    'Transformer/extra/scale found (3,) expected nothing',
+    '- gn_root/bias: expected (8,), got nothing',
+    '- block1/unit1/conv1/kernel: expected (1, 1, 8, 8), got (1, 1, 8, 9)',
+    '- Transformer/extra/scale: expected nothing, got (3,)',
   ):
     assert line in str(caught.value)
 
 
-def test_a_file_of_another_network_is_refused(tmp_path):
+def test_file_of_another_network_is_refused(tmp_path):
   path = save(tmp_path / 'w.npz', fake_checkpoints.bit_m())
   with pytest.raises(errors.UserError, match='does not fit the network'):
     load(path, fake_checkpoints.HYBRID)
@@ -200,7 +200,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     load(path, fake_checkpoints.BIT, ('encoder', 'decoder'))
 
 
-def test_files_in_full_fit_the_networks_in_full():
+def test_files_of_full_size_fit_the_networks():
   for weights, encoder in (
     (fake_checkpoints.hybrid(full=True), hybrid_vit.HybridViT(grid=(32, 32))),
     (
@@ -216,10 +216,10 @@ def test_files_in_full_fit_the_networks_in_full():
     ),
     (fake_checkpoints.bit_m(full=True), bit.BiT()),
   ):
-    found = take(google.translate(weights), encoder)
+    params = select(google.translate(weights), encoder)
     expected = expected_of(encoder)['params']['encoder']
     for name, leaf in traverse_util.flatten_dict(expected, sep='/').items():
-      assert found[name].shape == leaf.shape, name
+      assert params[name].shape == leaf.shape, name
 
 
 # ---- Position tables.
@@ -229,75 +229,80 @@ _TABLE = 'Transformer/posembed_input/pos_embedding'
 
 @pytest.mark.parametrize('use_cls_token', [True, False])
 @pytest.mark.parametrize('grid', [(6, 6), (3, 7), (2, 8)])
-def test_a_table_is_resized_to_the_networks_grid(
+def test_position_table_is_resized_to_the_networks_grid(
   tmp_path, capsys, grid, use_cls_token
 ):
   weights = fake_checkpoints.hybrid()
   encoder = fake_checkpoints.HYBRID.clone(
     grid=grid, use_cls_token=use_cls_token
   )
-  found = load(save(tmp_path / 'w.npz', weights), encoder)
-  # (2, 8) has as many cells as the 4x4 of the file, but is not it.
+  params = load(save(tmp_path / 'w.npz', weights), encoder)
+  # (2, 8) has as many cells as the 4x4 of the file, but another shape.
   expected = ddep.resize_positions(weights[_TABLE], grid)
   np.testing.assert_allclose(
-    found[_TABLE], expected[:, int(not use_cls_token) :], atol=1e-6
+    params[_TABLE], expected[:, int(not use_cls_token) :], atol=1e-6
   )
-  said = capsys.readouterr().out
+  out = capsys.readouterr().out
   resized = f'resized the position table from 4x4 to {grid[0]}x{grid[1]}'
-  assert resized in said
-  left = 'left the class token and its position'
-  assert (left in said) == (not use_cls_token)
-  assert ('cls' in found) == use_cls_token
+  assert resized in out
+  left_out = 'left out the class token and its position'
+  assert (left_out in out) == (not use_cls_token)
+  assert ('cls' in params) == use_cls_token
 
 
-def test_a_table_of_the_networks_grid_is_not_touched(tmp_path, capsys):
+def test_position_table_of_the_networks_grid_is_kept(tmp_path, capsys):
   weights = fake_checkpoints.hybrid()
-  found = load(save(tmp_path / 'w.npz', weights), fake_checkpoints.HYBRID)
-  np.testing.assert_array_equal(found[_TABLE], weights[_TABLE])
+  params = load(save(tmp_path / 'w.npz', weights), fake_checkpoints.HYBRID)
+  np.testing.assert_array_equal(params[_TABLE], weights[_TABLE])
   assert 'resized' not in capsys.readouterr().out
 
 
-def own(grid, known=False):
-  """What `read` gives of a run of ours with this grid."""
+def own_variables(grid, known=False):
+  """Returns variables of a run of this project with this grid."""
   rng = np.random.default_rng(0)
   shapes = expected_of(fake_checkpoints.HYBRID.clone(grid=grid))
-  found = jax.tree.map(
+  variables = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(np.float32), shapes
   )
-  return {**found, 'grid': grid} if known else found
+  return {**variables, 'grid': grid} if known else variables
 
 
-def table_of(found):
-  return traverse_util.flatten_dict(found, sep='/')[f'params/encoder/{_TABLE}']
+def table_of(variables):
+  return traverse_util.flatten_dict(variables, sep='/')[
+    f'params/encoder/{_TABLE}'
+  ]
 
 
 @pytest.mark.parametrize(
   ('old', 'known', 'new'),
   [
     ((3, 3), False, (5, 4)),
-    # The network's own grid, square or not, is taken as it is.
+    # As many cells as the network's grid, which need not be a square.
     ((4, 9), False, (4, 9)),
-    # Where the grid is known, it is not taken for the square it might be.
+    # A grid that is known is not assumed to be a square.
     ((4, 9), True, (6, 6)),
     ((3, 5), True, (4, 4)),
   ],
 )
-def test_tables_of_our_own_runs_are_resized_by_the_same_rule(old, known, new):
-  found = own(old, known)
-  expected = ddep.resize_positions(table_of(found), new, old_grid=old)
-  taken = take(found, fake_checkpoints.HYBRID.clone(grid=new))
-  np.testing.assert_allclose(taken[_TABLE], expected, atol=1e-6)
+def test_position_tables_of_own_runs_are_resized_by_the_same_rule(
+  old, known, new
+):
+  variables = own_variables(old, known)
+  expected = ddep.resize_positions(table_of(variables), new, old_grid=old)
+  params = select(variables, fake_checkpoints.HYBRID.clone(grid=new))
+  np.testing.assert_allclose(params[_TABLE], expected, atol=1e-6)
 
 
-def test_a_grid_that_nothing_tells_is_refused():
+def test_unknown_grid_that_is_no_square_is_refused():
   with pytest.raises(errors.UserError) as caught:
-    take(own((3, 5)), fake_checkpoints.HYBRID)
+    select(own_variables((3, 5)), fake_checkpoints.HYBRID)
   assert str(caught.value).startswith(
-    'the position table of w has 15 cells, which is no square, and nothing says'
+    'the position table of w: expected a square number of cells, since its '
+    'height and width are unknown, got 15: '
   )
 
 
-def test_the_settings_of_a_stage_tell_its_grid(tmp_path):
+def test_grid_is_read_from_the_settings_of_a_stage(tmp_path):
   for grid in ({}, {'grid': (3, 5)}):
     network = {'encoder': {'name': 'hybrid_vit', **grid}}
     json_files.write(

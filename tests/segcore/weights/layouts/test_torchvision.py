@@ -1,4 +1,4 @@
-"""Weights by torch's names: read whole, or refused with the difference."""
+"""Weights with torch's names: read whole, or refused with a diff."""
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,16 @@ def _load(path, stem='deep', unit='bottleneck'):
 def test_files_are_read_whole(tmp_path, capsys, stem, suffix):
   state = torch_arithmetic.resnet_state(stem=stem, classes=10)
   _write(tmp_path / f'w{suffix}', state)
-  found = _load(tmp_path / f'w{suffix}', stem)
-  assert "torch's weights: left fc\n" in capsys.readouterr().out
+  variables = _load(tmp_path / f'w{suffix}', stem)
+  assert "torch's weights: left out fc\n" in capsys.readouterr().out
   # Every array but the counters and the classifier, each in its place.
-  leaves = jax.tree.leaves(found)
+  leaves = jax.tree.leaves(variables)
   skipped = sum(
     name.startswith('fc.') or name.endswith('tracked') for name in state
   )
   assert len(leaves) == len(state) - skipped
-  params = found['params']['encoder']
-  statistics = found['batch_stats']['encoder']
+  params = variables['params']['encoder']
+  statistics = variables['batch_stats']['encoder']
   np.testing.assert_array_equal(
     params['block3']['unit2']['conv2']['kernel'][2, 0, 5, 7],
     state['layer3.1.conv2.weight'][7, 5, 2, 0],
@@ -72,10 +72,10 @@ def test_files_are_read_whole(tmp_path, capsys, stem, suffix):
 def test_basic_units_are_read_whole(tmp_path, stem):
   state = torch_arithmetic.resnet_state(stem=stem, unit='basic')
   _write(tmp_path / 'w.npz', state)
-  found = _load(tmp_path / 'w.npz', stem, 'basic')
+  variables = _load(tmp_path / 'w.npz', stem, 'basic')
   skipped = sum(name.endswith('tracked') for name in state)
-  assert len(jax.tree.leaves(found)) == len(state) - skipped
-  params = found['params']['encoder']
+  assert len(jax.tree.leaves(variables)) == len(state) - skipped
+  params = variables['params']['encoder']
   assert set(params['block1']['unit1']) == {'conv1', 'bn1', 'conv2', 'bn2'}
   for value, name in (
     (params['conv_root']['kernel'], 'conv1.weight'),
@@ -87,12 +87,12 @@ def test_basic_units_are_read_whole(tmp_path, stem):
     ),
   ):
     np.testing.assert_array_equal(value, state[name].transpose(2, 3, 1, 0))
-  statistics = found['batch_stats']['encoder']['block2']['unit1']
+  statistics = variables['batch_stats']['encoder']['block2']['unit1']
   np.testing.assert_array_equal(
     statistics['bn_proj']['mean'], state['layer2.0.downsample.1.running_mean']
   )
   with pytest.raises(
-    errors.UserError, match='block1/unit1/bn3/bias found nothing'
+    errors.UserError, match='- block1/unit1/bn3/bias: expected .* got nothing'
   ):
     _load(tmp_path / 'w.npz', stem)
 
@@ -100,7 +100,7 @@ def test_basic_units_are_read_whole(tmp_path, stem):
 @pytest.mark.parametrize(
   'prefix', ['module.', 'encoder.', 'backbone.', 'module.encoder.']
 )
-def test_wrappers_are_taken_off(capsys, prefix):
+def test_prefixes_of_wrappers_are_removed(capsys, prefix):
   state = torch_arithmetic.resnet_state()
   expected = torchvision.translate(state)
   wrapped = {f'{prefix}{name}': value for name, value in state.items()}
@@ -108,10 +108,10 @@ def test_wrappers_are_taken_off(capsys, prefix):
     outside = prefix.replace('encoder.', '').replace('backbone.', '')
     wrapped[f'{outside}decoder.conv.weight'] = np.ones((1, 1, 1, 1))
     wrapped[f'{outside}classifier.bias'] = np.ones(3)
-  found = torchvision.translate(wrapped)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
-  said = '' if prefix == 'module.' else 'left classifier, decoder\n'
-  assert capsys.readouterr().out.endswith(said)
+  variables = torchvision.translate(wrapped)
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  line = '' if prefix == 'module.' else 'left out classifier, decoder\n'
+  assert capsys.readouterr().out.endswith(line)
 
 
 def test_half_precision_is_widened():
@@ -120,8 +120,8 @@ def test_half_precision_is_widened():
     name: np.asarray(jnp.asarray(value, jnp.bfloat16))
     for name, value in state.items()
   }
-  found = torchvision.translate(halved)
-  assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {
+  variables = torchvision.translate(halved)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
     np.dtype(np.float32)
   }
 
@@ -131,23 +131,23 @@ def test_half_precision_is_widened():
   [
     (
       lambda state: state.pop('layer3.1.bn2.bias'),
-      'block3/unit2/bn2/bias found nothing expected (16,)',
+      '- block3/unit2/bn2/bias: expected (16,), got nothing',
     ),
     (
       lambda state: state.update({'layer1.0.se.fc.weight': np.ones((2, 3))}),
-      'block1/unit1/se.fc/scale found (2, 3) expected nothing',
+      '- block1/unit1/se.fc/scale: expected nothing, got (2, 3)',
     ),
     (
       lambda state: state.update({'conv1.6.weight': np.ones((9, 4, 3, 3))}),
-      'conv_root/kernel found (3, 3, 4, 9) expected (3, 3, 4, 8)',
+      '- conv_root/kernel: expected (3, 3, 4, 8), got (3, 3, 4, 9)',
     ),
     (
       lambda state: state.update({'extra.gamma': np.ones(3)}),
-      'extra/gamma found (3,) expected nothing',
+      '- extra/gamma: expected nothing, got (3,)',
     ),
   ],
 )
-def test_what_does_not_match_whole_is_refused(tmp_path, change, message):
+def test_mismatch_is_refused(tmp_path, change, message):
   state = torch_arithmetic.resnet_state()
   change(state)
   _write(tmp_path / 'w.npz', state)
@@ -161,7 +161,7 @@ def test_missing_statistics_are_refused(tmp_path):
   del state['layer4.0.bn1.running_var']
   _write(tmp_path / 'w.npz', state)
   with pytest.raises(
-    errors.UserError, match='batch_stats/encoder of .*block4/unit1/bn1/var'
+    errors.UserError, match=r'batch_stats/encoder of .*\n- block4/unit1/bn1/var'
   ):
     _load(tmp_path / 'w.npz')
 
@@ -175,5 +175,5 @@ def test_missing_statistics_are_refused(tmp_path):
     (),
   ],
 )
-def test_other_kinds_are_left_to_others(names):
+def test_other_names_are_not_translated(names):
   assert torchvision.translate({n: np.ones(2) for n in names}) is None

@@ -1,0 +1,51 @@
+"""Distance matching against the transcription."""
+
+import jax
+import numpy as np
+
+from pass_luss.pretrain import heads
+from pass_luss.protocols import distance, segment
+from segcore.distributed import sharding
+from tests.pass_luss import support
+from tests.support import fake_methods
+from tests.transcriptions import pass_luss as reference
+
+
+def test_cells_are_classified_by_the_vote_of_regions():
+  split = fake_methods.labeled_split([(32, 32)] * 4)
+  net = support.build_network({'logits': heads.Classifier(2)})
+  mesh = sharding.make_mesh(devices=jax.devices()[:2])
+  options = distance.DistanceOptions(
+    neighbors=3, short_side=32, batch_size=2, temperature=0.07
+  )
+  state = jax.device_put(
+    jax.device_get(support.random_state(net)), sharding.replicated(mesh)
+  )
+  matcher = distance.DistanceMatcher(net, state, options, mesh, support.READING)
+  bank = matcher.build_bank(split)
+  maps, entries, ids = {}, [], []
+  for i in range(4):
+    record = split.records[i]
+    image = segment.records.decode_image(record['image'])
+    deep = support.deepest_features(net, jax.device_get(state), image[None])[0]
+    upsampled = reference._enlarge(deep, 4)
+    maps[record['id']] = upsampled
+    label = segment.records.decode_label(record['label']).astype(int)
+    rows, classes = reference.bank_entries(
+      upsampled, np.where(label < 0, reference.IGNORE, label)
+    )
+    entries.append(rows)
+    ids.append(classes)
+  expected = reference.normalize(np.concatenate(entries))
+  np.testing.assert_array_equal(bank.labels, np.concatenate(ids))
+  np.testing.assert_allclose(bank.features, expected, atol=1e-4)
+  for labels, example in matcher.grid_label_function(bank)(split):
+    expected_labels = reference.knn_label_map(
+      maps[example['id'].item()],
+      expected,
+      np.concatenate(ids),
+      3,
+      0.07,
+      len(split.classes),
+    )
+    assert np.mean(labels != expected_labels) < 0.02

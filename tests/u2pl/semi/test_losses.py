@@ -1,0 +1,114 @@
+"""Supervised and unsupervised losses against the numpy transcription."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.transcriptions import u2pl as reference
+from u2pl import pseudo_labels
+from u2pl.semi import losses
+from u2pl.semi import options as options_lib
+
+CLASSES, SIZE = 5, (33, 33)
+
+
+def labels_of(seed=0):
+  """Coarse labels [2, 33, 33]; some pixels are ignored."""
+  coarse = np.random.default_rng(seed).integers(-1, CLASSES, (2, 4, 4))
+  return coarse.repeat(9, 1).repeat(9, 2)[:, : SIZE[0], : SIZE[1]]
+
+
+def logits_of(seed):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(2, 9, 9, CLASSES)).astype(np.float32)
+
+
+def upsampled(logits):
+  return np.asarray(
+    pseudo_labels.upsample(jnp.asarray(logits), SIZE), np.float64
+  )
+
+
+def test_supervised_loss_is_ohem_of_the_main_and_the_auxiliary_head():
+  options = options_lib.SupervisedOptions(
+    'ohem', threshold=0.3, kept_per_image=60, auxiliary=0.4
+  )
+  outputs = {'logits': logits_of(0), 'aux': logits_of(1)}
+  labels = labels_of()
+  loss = losses.supervised(
+    jax.tree.map(jnp.asarray, outputs), jnp.asarray(labels, jnp.int32), options
+  )
+  main, auxiliary = (
+    reference.ohem(
+      upsampled(outputs[name]), labels, min_kept=120, threshold=0.3
+    )
+    for name in ('logits', 'aux')
+  )
+  np.testing.assert_allclose(
+    loss, reference.with_auxiliary(main, auxiliary), rtol=1e-5
+  )
+  plain = reference.cross_entropy(upsampled(outputs['logits']), labels)
+  assert abs(float(loss) - plain) > 0.1
+
+
+def test_supervised_loss_is_cross_entropy_unless_configured():
+  labels = labels_of()
+  loss = losses.supervised(
+    {'logits': jnp.asarray(logits_of(0))},
+    jnp.asarray(labels, jnp.int32),
+    options_lib.SupervisedOptions(),
+  )
+  expected = reference.cross_entropy(upsampled(logits_of(0)), labels)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('filtered', [True, False])
+@pytest.mark.parametrize('xi', [(1.0, 0.0), (1.0, 0.1)])
+def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(
+  filtered, xi
+):
+  """With `filtered` the mean is divided by the share of pixels kept."""
+  labels = labels_of()
+  kept = (labels >= 0) & (np.random.default_rng(2).random(labels.shape) < 0.7)
+  options = options_lib.ConsistencyOptions(
+    filtered=filtered, forward=xi[0], reverse=xi[1]
+  )
+  loss = losses.unsupervised(
+    jnp.asarray(logits_of(0)),
+    jnp.asarray(labels, jnp.int32),
+    jnp.asarray(kept),
+    options,
+  )
+  expected = reference.symmetric_cross_entropy(
+    upsampled(logits_of(0)), np.where(kept, labels, -1), xi
+  )
+  if filtered:
+    expected *= kept.size / kept.sum()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_unsupervised_loss_is_scaled_by_its_weight():
+  labels = jnp.asarray(labels_of(), jnp.int32)
+  options = options_lib.ConsistencyOptions()
+  full, scaled = (
+    losses.unsupervised(
+      jnp.asarray(logits_of(0)),
+      labels,
+      labels >= 0,
+      dataclasses.replace(options, weight=weight),
+    )
+    for weight in (1.0, 0.3)
+  )
+  np.testing.assert_allclose(scaled, 0.3 * full, rtol=1e-6)
+  with pytest.raises(ValueError, match='weight: expected more than 0, got 0'):
+    options_lib.ConsistencyOptions(weight=0.0)
+
+
+def test_streams_are_split_as_batches_are_joined():
+  outputs = {'logits': jnp.arange(12).reshape(6, 2), 'rep': jnp.arange(6)}
+  labeled, unlabeled = losses.split_streams(outputs)
+  assert labeled['rep'].tolist() == [0, 2, 4]
+  assert unlabeled['logits'].tolist() == [[2, 3], [6, 7], [10, 11]]

@@ -1,0 +1,85 @@
+"""Losses that semi-supervised methods share (spec U2PL §3.1-3.3)."""
+
+from jaxtyping import Array, Bool, Float, Int
+
+from input_pipeline import batch as batch_lib
+from segcore import types
+from segcore.ops import losses
+from u2pl import pseudo_labels
+from u2pl.semi import options as options_lib
+
+
+def split_streams(
+  outputs: dict[str, Array],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """Splits a network's outputs on two joined streams (see `batch.join`).
+
+  Args:
+    outputs: arrays [2B, …] by head.
+
+  Returns:
+    Arrays [B, …] by head of the labeled and of the unlabeled images.
+  """
+  pairs = {name: batch_lib.split(x, 2) for name, x in outputs.items()}
+  labeled = {name: pair[0] for name, pair in pairs.items()}
+  return labeled, {name: pair[1] for name, pair in pairs.items()}
+
+
+def supervised(
+  outputs: dict[str, Array],
+  labels: Int[Array, 'B H W'],
+  options: options_lib.SupervisedOptions,
+) -> types.Scalar:
+  """Computes the supervised loss of the main and the auxiliary head.
+
+  loss(logits) = mean of cross_entropy(upsample(logits), labels) over
+    pixels with label >= 0           kind 'ce' (Eq. 3)
+    the hardest of these pixels      kind 'ohem' (Cityscapes)
+  loss(logits) + options.auxiliary · loss(aux)
+
+  Args:
+    outputs: `logits` and, with an auxiliary weight, `aux`, each [B, h, w, C].
+    labels: ground truth; negative where ignored.
+    options: kind and weights.
+  """
+
+  def mean(logits: Float[Array, 'B h w C']) -> types.Scalar:
+    logits = pseudo_labels.upsample(logits, labels.shape[1:])
+    counted = labels >= 0
+    if options.kind == 'ohem':
+      least = options.kept_per_image * len(labels)
+      counted = losses.hard_example_mask(
+        logits, labels, options.threshold, least
+      )
+    return losses.masked_mean(losses.cross_entropy(logits, labels), counted)
+
+  total = mean(outputs['logits'])
+  if options.auxiliary:
+    total += options.auxiliary * mean(outputs['aux'])
+  return total
+
+
+def unsupervised(
+  logits: Float[Array, 'B h w C'],
+  labels: Int[Array, 'B H W'],
+  kept: Bool[Array, 'B H W'],
+  options: options_lib.ConsistencyOptions,
+) -> types.Scalar:
+  """Computes the loss of the student on the strong view of unlabeled images.
+
+  λ_u · mean of (ξ₁·CE + ξ₂·RCE) over the pixels kept (Eqs. 12-14, 16).
+
+  Args:
+    logits: of the student.
+    labels: pseudo-labels of the strong view.
+    kept: pixels that count.
+    options: weights; without `filtered` λ_u is 1.
+  """
+  loss = pseudo_labels.symmetric_cross_entropy(
+    pseudo_labels.upsample(logits, labels.shape[1:]),
+    labels,
+    options.forward,
+    options.reverse,
+  )
+  weight = pseudo_labels.weight(kept) if options.filtered else 1.0
+  return options.weight * weight * losses.masked_mean(loss, kept)

@@ -1,0 +1,58 @@
+"""Student step: forward pass, gradient of a loss, optimizer step."""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float
+
+from segcore import types
+from segcore.models import segmenter as segmenter_lib
+from segcore.train import method, train_state
+from segcore.train import update as update_lib
+
+# Outputs by head -> total loss, terms to log.
+Loss = Callable[[dict[str, Array]], tuple[types.Scalar, types.Metrics]]
+
+
+def step(
+  segmenter: segmenter_lib.Segmenter,
+  update: update_lib.Update,
+  state: train_state.TrainState,
+  images: Float[Array, 'B H W 3'],
+  heads: tuple[str, ...],
+  loss: Loss,
+  rng: Array,
+) -> tuple[train_state.TrainState, types.Metrics]:
+  """Runs one forward pass in training mode and one update.
+
+  Args:
+    segmenter: network of the student.
+    update: optimizer step.
+    state: of a subclass, whose own fields stay.
+    images: in [-1, 1]; all of them share batch statistics.
+    heads: outputs that the loss needs.
+    loss: of the outputs.
+    rng: key of the dropout.
+
+  Returns:
+    The state after the update; 'loss' and the terms of the loss.
+  """
+
+  def total_loss(params):
+    outputs, batch_stats = method.forward(
+      segmenter,
+      params,
+      state.batch_stats,
+      images,
+      heads=heads,
+      train=segmenter_lib.SUBMODULES,
+      rng=rng,
+    )
+    total, terms = loss(outputs)
+    return total, (terms, batch_stats)
+
+  (total, (terms, batch_stats)), gradient = jax.value_and_grad(
+    total_loss, has_aux=True
+  )(state.params)
+  after = update.apply_gradients(state, gradient, batch_stats)
+  return after, {'loss': total, **terms}
