@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import luss
 from pass_luss import experiment as experiment_lib
 from pass_luss import main, networks
 from pass_luss.protocols import segment
@@ -423,11 +422,12 @@ def test_what_starts_from_a_run_of_pass_takes_its_encoder():
   """DDeP and U2PL on its small network."""
   ddep = importlib.import_module('configs.ddep_shapes')
   config = ddep.get_config('network=pass,init=ddep,encoder=somewhere')
-  assert config.network.encoder.to_dict() == luss.SMALL_RESNET
+  encoder = load('pass_shapes').network.encoder.to_dict()
+  assert config.network.encoder.to_dict() == encoder
   assert config.denoise.start.take == ('encoder',)
   u2pl = importlib.import_module('configs.u2pl_shapes')
   config = u2pl.get_config('network=pass,start=somewhere')
-  assert config.network.encoder.to_dict() == luss.SMALL_RESNET
+  assert config.network.encoder.to_dict() == encoder
   assert config.train.start.take == ('encoder', 'decoder')
 
 

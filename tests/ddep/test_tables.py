@@ -9,6 +9,7 @@ import shlex
 import pytest
 
 from ddep import main as ddep_main
+from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import runner
 
@@ -59,7 +60,7 @@ def networks_checked_once(monkeypatch):
       CHECKED.add(key)
       check(net, size, path)
 
-  monkeypatch.setattr(network, 'check', check_once)
+  monkeypatch.setattr(network, 'check_image_size', check_once)
 
 
 @pytest.mark.parametrize('data', ['pascal', 'ade20k', 'cityscapes'])
