@@ -1,13 +1,13 @@
-"""Scoring ImageNet-S beside a plain loop over classes, and what files cost.
+"""Compares the metric of ImageNet-S with a loop over classes; times files.
 
   python benchmarks/pass_evaluate.py [--images=100] [--classes=919] [--rounds=5]
       [--files=1000] [--out=FILE.json]
 
-Drawn label maps of 500 x 375 pixels, with few and with many predicted ids. The
-plain loop takes the ids of an image one after another: mask, erosion by cv2,
-bincount. Both count in turns on one thread, and have to find the same. Then a
-folder of PNG files is scored as the command line does, and the memory of the
-process is followed; last comes the Hungarian matching.
+Label maps of 500 x 375 pixels are drawn, with few and with many predicted ids.
+The plain loop computes a mask, its erosion by cv2 and counts for each id of an
+image. Both sides alternate on one thread and must agree. Then a folder of PNG
+files is scored as the command line does, with the memory of the process
+recorded, and the Hungarian matching is timed.
 """
 
 import argparse
@@ -36,20 +36,20 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def draw(rng: np.random.Generator, regions: int, ids: np.ndarray) -> np.ndarray:
-  """A map of smooth regions, each of one of the ids."""
+  """Draws a map of smooth regions, each of one of the ids."""
   fields = rng.random((regions, 6, 8)).astype(np.float32)
   grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
   return rng.choice(ids, regions)[np.argmax(grown, axis=0)]
 
 
 def make_pairs(count: int, num_classes: int, regions: int) -> list[Pair]:
-  """Predictions, and labels of two classes with 'other' and ignored pixels."""
+  """Draws predictions, and labels of two classes, 'other' and ignored."""
   rng = np.random.default_rng(0)
   pairs = []
   for _ in range(count):
     classes = rng.choice(num_classes, 2) + 1
     label = draw(rng, 6, np.array([-1, 0, 0, *classes]))
-    # Half right, so that agreement is counted too.
+    # Half of the pixels are correct.
     prediction = draw(rng, regions, np.arange(num_classes + 1))
     right = draw(rng, 4, np.array([0, 1])) > 0
     prediction = np.where(right, np.maximum(label, 0), prediction)
@@ -58,7 +58,7 @@ def make_pairs(count: int, num_classes: int, regions: int) -> list[Pair]:
 
 
 def fast(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
-  """By the metric."""
+  """Computes all values by the metric."""
   total = metrics.ImageNetS.empty(num_classes)
   for prediction, label in pairs:
     total = total.update(prediction, label, 'image')
@@ -66,7 +66,7 @@ def fast(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
 
 
 def plain(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
-  """By loops over the ids of each image and the classes of all of them."""
+  """Computes all values by loops over the ids of each image."""
   side = num_classes + 1
   counts = {
     (kind, size): np.zeros((3, side), np.int64)
@@ -77,10 +77,10 @@ def plain(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
   right, f_beta = 0, 0.0
 
   def add(kind: str, size: str, p: np.ndarray, t: np.ndarray) -> None:
-    found = counts[kind, size]
-    found[0] += np.bincount(t[(t == p) & (t >= 0)], minlength=side)
-    found[1] += np.bincount(p[p >= 0], minlength=side)
-    found[2] += np.bincount(t[t >= 0], minlength=side)
+    count = counts[kind, size]
+    count[0] += np.bincount(t[(t == p) & (t >= 0)], minlength=side)
+    count[1] += np.bincount(p[p >= 0], minlength=side)
+    count[2] += np.bincount(t[t >= 0], minlength=side)
 
   for prediction, label in pairs:
     valid = label >= 0
@@ -118,35 +118,35 @@ def plain(pairs: Sequence[Pair], num_classes: int) -> dict[str, float]:
     'f_beta': f_beta / len(pairs),
     **{
       f'{kind}_{size}': (
-        iou[kind, size][found].mean() if found.any() else float('nan')
+        iou[kind, size][present].mean() if present.any() else float('nan')
       )
-      for size, found in occurs.items()
+      for size, present in occurs.items()
       for kind in ('miou', 'boundary_miou')
     },
   }
 
 
 def plain_boundaries(ids: np.ndarray) -> np.ndarray:
-  """Ids on boundaries, negative inside: a mask and an erosion for each id."""
+  """Returns ids on boundaries and -1 inside, with an erosion for each id."""
   times = max(1, round(0.03 * math.hypot(*ids.shape)))
-  found = np.full(ids.shape, -1, np.int64)
+  boundaries = np.full(ids.shape, -1, np.int64)
   for c in np.unique(ids):
     mask = (ids == c).astype(np.uint8)
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=times)
-    found[(mask > 0) & (eroded[1:-1, 1:-1] == 0)] = c
-  return found
+    boundaries[(mask > 0) & (eroded[1:-1, 1:-1] == 0)] = c
+  return boundaries
 
 
-def seconds(work: Callable[[], object]) -> float:
-  """That the work takes, once."""
+def seconds(function: Callable[[], object]) -> float:
+  """Measures the seconds of one call."""
   start = time.perf_counter()
-  work()
+  function()
   return time.perf_counter() - start
 
 
 def compare(pairs: Sequence[Pair], num_classes: int, rounds: int) -> dict:
-  """Megapixels a second of both, in turns."""
+  """Measures megapixels/s of both sides in turns."""
   ours, theirs = fast(pairs, num_classes), plain(pairs, num_classes)
   for name, value in theirs.items():
     np.testing.assert_allclose(ours[name], value, rtol=1e-9, err_msg=name)
@@ -168,7 +168,7 @@ def compare(pairs: Sequence[Pair], num_classes: int, rounds: int) -> dict:
 
 
 def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
-  """A folder of PNG files, on all threads; memory at every tenth of it."""
+  """Scores a folder of PNG files in threads; records memory 10 times."""
   process = psutil.Process()
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
@@ -198,22 +198,22 @@ def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
 
 
 def match(num_classes: int) -> float:
-  """Seconds of the Hungarian method on counts as of val with a weak network."""
+  """Measures the Hungarian method on counts like those of val."""
   rng = np.random.default_rng(0)
   counts = rng.poisson(0.1, (num_classes, num_classes))
   shuffled = rng.permutation(num_classes)
   counts[np.arange(num_classes), shuffled] += rng.poisson(2, num_classes)
-  found = matching.Cooccurrence(counts.astype(np.int64))
-  return min(seconds(found.match) for _ in range(3))
+  cooccurrence = matching.Cooccurrence(counts.astype(np.int64))
+  return min(seconds(cooccurrence.match) for _ in range(3))
 
 
-def sentence(name: str, found: dict) -> str:
-  """A comparison in words."""
-  low, high = found['least_and_most']
+def sentence(name: str, result: dict) -> str:
+  """Formats a comparison as a sentence."""
+  low, high = result['least_and_most']
   return (
-    f'{name} ({found["ids_a_prediction"]:.0f} ids a prediction): '
-    f'{found["megapixels_a_second"]:.1f} megapixels/s, plain loop '
-    f'{found["of_plain"]:.1f}: {found["times_faster"]:.1f} times faster '
+    f'{name} ({result["ids_a_prediction"]:.0f} ids a prediction): '
+    f'{result["megapixels_a_second"]:.1f} megapixels/s, plain loop '
+    f'{result["of_plain"]:.1f}: {result["times_faster"]:.1f} times faster '
     f'({low:.1f} to {high:.1f})'
   )
 
@@ -228,25 +228,25 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
   cv2.setNumThreads(0)
-  found: dict[str, dict | float] = {}
+  result: dict[str, dict | float] = {}
   for name, regions in (('few', FEW), ('many', MANY)):
     pairs = make_pairs(arguments.images, arguments.classes, regions)
-    found[name] = compare(pairs, arguments.classes, arguments.rounds)
-    print(sentence(name, found[name]), flush=True)
-  found['files'] = score_files(pairs, arguments.classes, arguments.files)
-  memory = found['files']['memory_in_mebibytes']
+    result[name] = compare(pairs, arguments.classes, arguments.rounds)
+    print(sentence(name, result[name]), flush=True)
+  result['files'] = score_files(pairs, arguments.classes, arguments.files)
+  memory = result['files']['memory_in_mebibytes']
   print(
     f'{arguments.files:,} pairs of files on {os.cpu_count()} cores: '
-    f'{found["files"]["megapixels_a_second"]:.1f} megapixels/s; memory '
+    f'{result["files"]["megapixels_a_second"]:.1f} megapixels/s; memory '
     f'{min(memory[1:]):.0f} to {max(memory[1:]):.0f} MiB'
   )
-  found['seconds_of_matching'] = match(arguments.classes)
+  result['seconds_of_matching'] = match(arguments.classes)
   print(
     f'Hungarian matching of {arguments.classes} classes: '
-    f'{1000 * found["seconds_of_matching"]:.0f} ms'
+    f'{1000 * result["seconds_of_matching"]:.0f} ms'
   )
   if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+    pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
 
 
 if __name__ == '__main__':

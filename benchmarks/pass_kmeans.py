@@ -1,15 +1,15 @@
-"""k-means beside Faiss, on a CPU.
+"""Compares k-means with Faiss on a CPU.
 
   python benchmarks/pass_kmeans.py [--rows=64431] [--dim=512] [--clusters=50]
       [--iterations=20] [--restarts 1 4] [--threads=2] [--rounds=5]
       [--out=FILE.json]
 
-The images of ImageNet-S50 as ResNet-18 pools them, drawn from a mixture of
-Gaussians and L2-normalized. Both run as many iterations from as many restarts,
-all rows in each, on the same number of threads, in turns; Faiss as
-`faiss.Kmeans` runs by default, but for the rows that it would leave out. Its
-first centroids are its own draws, so objectives differ by chance: both are
-computed again from the centroids in float64.
+The defaults are the sizes of ImageNet-S50 features of a ResNet-18. Features are
+drawn from a mixture of Gaussians and L2-normalized. Both sides alternate, with
+the same number of iterations, restarts and threads, and use all rows; Faiss
+runs with the defaults of `faiss.Kmeans`, except that it does not subsample
+rows. It draws other initial centroids, so objectives differ by chance; both are
+computed from the centroids in float64.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# Before OpenMP is loaded: its threads spin while they wait, and where another
-# process has the core that makes Faiss four times slower.
+# Before OpenMP is loaded: by default its idle threads spin, which makes Faiss
+# four times slower where another process needs the core.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import faiss
@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 
 def make_features(shape: Shape) -> np.ndarray:
-  """Twice as many Gaussians as clusters, which overlap; rows of length 1."""
+  """Draws L2-normalized rows from twice as many Gaussians as clusters."""
   rng = np.random.default_rng(0)
   centers = rng.standard_normal((2 * shape.clusters, shape.dim), np.float32)
   rows = rng.standard_normal((shape.rows, shape.dim), np.float32)
@@ -54,27 +54,30 @@ def make_features(shape: Shape) -> np.ndarray:
   return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def in_jax(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
-  """From a seed to the centroids of the best restart."""
+def make_jax(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
+  """Builds the function from a seed to the centroids of the best restart."""
   rows = kmeans.shard_rows(sharding.make_mesh(), features)
 
   def run(seed: int) -> np.ndarray:
     initial = kmeans.sample_initial(
-      *(jax.random.PRNGKey(seed), shape.restarts, shape.rows, shape.clusters)
+      jax.random.PRNGKey(seed), shape.restarts, shape.rows, shape.clusters
     )
-    found = kmeans.fit(rows, initial, shape.iterations)
-    jax.block_until_ready(found)
-    return np.asarray(found.centroids)
+    clustering = kmeans.fit(rows, initial, shape.iterations)
+    jax.block_until_ready(clustering)
+    return np.asarray(clustering.centroids)
 
   return run
 
 
-def in_faiss(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
-  """From a seed to the centroids of the best restart."""
+def make_faiss(
+  shape: Shape, features: np.ndarray
+) -> Callable[[int], np.ndarray]:
+  """Builds the function from a seed to the centroids of the best restart."""
 
   def run(seed: int) -> np.ndarray:
     clustering = faiss.Kmeans(
-      *(shape.dim, shape.clusters),
+      shape.dim,
+      shape.clusters,
       niter=shape.iterations,
       nredo=shape.restarts,
       seed=seed + 1,
@@ -87,7 +90,7 @@ def in_faiss(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
 
 
 def exact_objective(features: np.ndarray, centroids: np.ndarray) -> float:
-  """Sum of squared distances to the nearest centroid, in float64."""
+  """Sums the squared distances to the nearest centroids in float64."""
   centroids = centroids.astype(np.float64)
   total = 0.0
   for block in np.array_split(features, max(len(features) // 4096, 1)):
@@ -101,10 +104,13 @@ def exact_objective(features: np.ndarray, centroids: np.ndarray) -> float:
 def compare(
   shape: Shape, features: np.ndarray, rounds: int
 ) -> list[dict[str, float]]:
-  """Seconds, those of all threads together, and objective of both, in turns."""
-  sides = {'jax': in_jax(shape, features), 'faiss': in_faiss(shape, features)}
+  """Measures seconds, CPU seconds and objectives of both sides in turns."""
+  sides = {
+    'jax': make_jax(shape, features),
+    'faiss': make_faiss(shape, features),
+  }
   rows = []
-  # The first round, in which one side compiles, is not counted.
+  # The first round compiles and is not counted.
   for number in range(rounds + 1):
     row = {}
     for name, run in sides.items():
@@ -121,7 +127,7 @@ def compare(
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict:
-  """Medians of the rounds, and how far they went apart."""
+  """Computes the medians of the rounds and their range."""
   ratios = [row['jax'] / row['faiss'] for row in rows]
   return {
     'rounds': list(rows),
@@ -138,16 +144,16 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
   }
 
 
-def sentence(shape: Shape, found: dict) -> str:
-  """A summary in words."""
-  low, high = found['least_and_most']
+def sentence(shape: Shape, result: dict) -> str:
+  """Formats a summary as a sentence."""
+  low, high = result['least_and_most']
   return (
     f'{shape.rows} x {shape.dim}, k = {shape.clusters}, {shape.iterations} '
-    f'iterations, {shape.restarts} restarts: {found["seconds"]:.2f} s; faiss '
-    f'{found["seconds_of_faiss"]:.2f} s: {found["times_faiss"]:.2f} of its '
+    f'iterations, {shape.restarts} restarts: {result["seconds"]:.2f} s; faiss '
+    f'{result["seconds_of_faiss"]:.2f} s: {result["times_faiss"]:.2f} of its '
     f'time ({low:.2f} to {high:.2f}; '
-    f'{found["times_processor_of_faiss"]:.2f} of its processor time), '
-    f'objective {found["objective_over_that_of_faiss"]:.4f} of its own'
+    f'{result["times_processor_of_faiss"]:.2f} of its processor time), '
+    f'objective {result["objective_over_that_of_faiss"]:.4f} of its own'
   )
 
 
@@ -163,20 +169,20 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
-  # Before jax starts its threads: as many as there are cores for it.
+  # Before jax starts its threads, whose number is that of its cores.
   cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
   os.sched_setaffinity(0, cores)
   faiss.omp_set_num_threads(len(cores))
-  found = {'threads': len(cores)}
+  results = {'threads': len(cores)}
   sizes = (arguments.rows, arguments.dim, arguments.clusters)
   for restarts in arguments.restarts:
     shape = Shape(*sizes, arguments.iterations, restarts)
     features = make_features(shape)
     result = summary(compare(shape, features, arguments.rounds))
     print(sentence(shape, result), flush=True)
-    found[f'{restarts} restarts'] = {'shape': shape._asdict(), **result}
+    results[f'{restarts} restarts'] = {'shape': shape._asdict(), **result}
   if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+    pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':

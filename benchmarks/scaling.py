@@ -83,8 +83,8 @@ def measure(
   found = importlib.import_module(f'configs.{file}').get_config(given)
   if int(batch):
     found[name].recipe.batch_size = int(batch)
-  runner = main_of.PROGRAM.build_runner(found, host)
-  plan = dry_run.placed_on(runner.plan(name), asked)
+  stages = main_of.PROGRAM.build(found, host)
+  plan = dry_run.placed_on(stages[name].workload(), asked)
   cost = dry_run.cost(plan)
   with topology.without_compilation_cache():
     said = dry_run.compile_step(plan, plan.remat)
@@ -156,7 +156,9 @@ def published(only: str) -> None:
       compute = dry_run.seconds(
         found['nominal'], chip.peak_flops, count, dry_run.EFFICIENCY
       )
-      times = dry_run.growing(compute, exchanged, chip, count, _GROWING)
+      times = dry_run.weak_scaling_seconds(
+        compute, exchanged, chip, count, _GROWING
+      )
       here = compute + dry_run.exchange_seconds(exchanged, chip, count, count)
       cells = [
         name,

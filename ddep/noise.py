@@ -1,12 +1,12 @@
-"""Noise that is added to images, and what a decoder is asked to find of it.
+"""Noise that is added to images, and the target that a decoder predicts.
 
 Images y are in [-1, 1], noise e is standard normal per pixel and channel, γ is
-the share of an image's power that is kept: 1 where there is no noise.
+the share of the image's power that is kept: 1 without noise.
 
   gamma = sample_gamma(keys, options)
   eps = sample(keys, images.shape)
   noisy = corrupt(images, eps, gamma, options)
-  aim = target(images, eps, gamma, options)
+  prediction_target = target(images, eps, gamma, options)
 """
 
 import dataclasses
@@ -17,32 +17,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Less of an image than this is no image.
+# Below this, no visible trace of the image is left.
 _SMALLEST_GAMMA = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseOptions:
-  """Kind and strength of the noise (spec DDeP §4).
+  """Options of the noise (spec DDeP §4).
 
-  The strength is exactly one of gamma, sigma and gamma_range.
+  The strength is given by exactly one of gamma, sigma and gamma_range.
 
   Attributes:
     kind: 'scaled' attenuates the image so that the variance stays (Eq. 5);
       'simple' adds to it (Eq. 1).
-    gamma: γ of Eq. 5, in (0, 1); 0 where the strength is given otherwise.
-    sigma: σ of Eq. 1, in units of images in [0, 1] for 'simple'; stands for
-      γ = 1 / (1 + σ²); 0 where the strength is given otherwise.
-    gamma_range: least and largest γ, where each image has one of its own; an
-      upper end above 1 leaves some images without noise. (0, 0) where the
-      strength is given otherwise.
-    draw: how γ is drawn from the range (§4.3): 'uniform', and no more than 1;
-      or by a time step: 'linear' takes one of `num_steps` equidistant values,
-      'multiplicative' the product of the first t of these, t < num_steps.
+    gamma: γ of Eq. 5, in (0, 1); 0 if another field gives the strength.
+    sigma: σ of Eq. 1, in units of images in [0, 1] for 'simple'; equivalent to
+      γ = 1 / (1 + σ²); 0 if another field gives the strength.
+    gamma_range: least and largest γ, drawn for each image; an upper end above 1
+      leaves some images without noise. (0, 0) if another field gives the
+      strength.
+    draw: distribution of γ over the range (§4.3): 'uniform', clipped at 1; or a
+      uniform time step: 'linear' has `num_steps` equidistant values,
+      'multiplicative' the products of the first t of these, t < num_steps.
     num_steps: of 'linear' and 'multiplicative'; 0 otherwise.
-    target: what is predicted: 'eps' the noise e, 'x' the clean image, or
-      'eps_scaled' the noise at its magnitude. There is none to be found in an
-      image without noise.
+    target: the prediction target: 'eps' is the noise e, 'x' the clean image,
+      'eps_scaled' the noise times its magnitude. For an image without noise,
+      the targets of noise are 0.
   """
 
   kind: Literal['scaled', 'simple'] = 'scaled'
@@ -55,20 +55,21 @@ class NoiseOptions:
 
   def __post_init__(self):
     if not 0 <= self.gamma < 1:
-      raise ValueError(f'gamma: found {self.gamma}, expected 0 < gamma < 1')
+      raise ValueError(f'gamma: expected 0 < gamma < 1, got {self.gamma}')
     if self.sigma < 0:
-      raise ValueError(f'sigma: found {self.sigma}, expected above 0')
+      raise ValueError(f'sigma: expected above 0, got {self.sigma}')
     ranges = self.gamma_range != (0, 0)
     if sum(map(bool, (self.gamma, self.sigma, ranges))) != 1:
       raise ValueError(
+        'expected exactly one of gamma, sigma and gamma_range, got '
         f'gamma={self.gamma}, sigma={self.sigma} and gamma_range='
-        f'{self.gamma_range}: expected exactly one of them, set the others to 0'
+        f'{self.gamma_range}: set the others to 0'
       )
     least, largest = self.gamma_range
     if ranges and not 0 < least < min(largest, 1):
       raise ValueError(
-        f'gamma_range: found {self.gamma_range}, expected 0 < least < largest, '
-        'and least below 1'
+        'gamma_range: expected 0 < least < largest and least < 1, got '
+        f'{self.gamma_range}'
       )
     self._check_steps(ranges)
 
@@ -80,26 +81,26 @@ class NoiseOptions:
     if (self.num_steps >= 2) != (self.draw != 'uniform'):
       wanted = '0' if self.draw == 'uniform' else 'at least 2'
       raise ValueError(
-        f'num_steps: found {self.num_steps}, expected {wanted} for '
-        f'draw={self.draw!r}'
+        f'num_steps: expected {wanted} for draw={self.draw!r}, got '
+        f'{self.num_steps}'
       )
     if self.draw == 'uniform':
       return
     if self.gamma_range[1] > 1:
       raise ValueError(
-        f'gamma_range: found {self.gamma_range}, expected at most 1 for '
-        f'draw={self.draw!r}'
+        f'gamma_range: expected at most 1 for draw={self.draw!r}, got '
+        f'{self.gamma_range}'
       )
     if self.levels[-1] < _SMALLEST_GAMMA:
       raise ValueError(
-        f'gamma_range={self.gamma_range} and num_steps={self.num_steps}: the '
-        f'last step keeps {self.levels[-1]:.2g} of an image, expected at least '
-        f'{_SMALLEST_GAMMA}'
+        f'gamma_range={self.gamma_range} and num_steps={self.num_steps}: '
+        f'expected the last step to keep at least {_SMALLEST_GAMMA} of the '
+        f'image, got {self.levels[-1]:.2g}'
       )
 
   @property
   def levels(self) -> Float[np.ndarray, 'T']:
-    """γ of each time step, for 'linear' and 'multiplicative'."""
+    """Returns γ of each time step, for 'linear' and 'multiplicative'."""
     least, largest = self.gamma_range
     linear = np.linspace(largest, least, self.num_steps)
     if self.draw == 'linear':
@@ -108,15 +109,16 @@ class NoiseOptions:
 
 
 def sample_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
-  """γ of each image, each from its own key; float32.
+  """Draws γ of each image from its key; float32.
 
   Args:
-    keys: [B] of keys, which may serve for `sample` as well.
-    options: whose strength it is.
+    keys: [B] keys; `sample` may use the same ones.
+    options: of the noise.
   """
   if options.gamma_range == (0, 0):
     gamma = options.gamma or 1 / (1 + options.sigma**2)
     return jnp.full(len(keys), gamma, jnp.float32)
+  # Folded, so that γ is independent of the noise drawn from the same keys.
   keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
   if options.draw == 'uniform':
     least, largest = options.gamma_range
@@ -129,10 +131,10 @@ def sample_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
 
 
 def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:
-  """Draws e, each row from its own key; float32.
+  """Draws the noise e, each row from its own key; float32.
 
   Args:
-    keys: [B] of keys.
+    keys: [B] keys.
     shape: [B, H, W, 3] of the images.
   """
   return jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))(
@@ -143,7 +145,10 @@ def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:
 def magnitude(
   gamma: Float[Array, '*B'], options: NoiseOptions
 ) -> Float[Array, '*B']:
-  """Factor of e: sqrt(1 - γ) for 'scaled', σ = sqrt(1/γ - 1) for 'simple'."""
+  """Computes the factor of e.
+
+  It is sqrt(1 - γ) for 'scaled' and σ = sqrt(1/γ - 1) for 'simple'.
+  """
   power = 1 - gamma
   return jnp.sqrt(power if options.kind == 'scaled' else power / gamma)
 
@@ -154,7 +159,7 @@ def corrupt(
   gamma: Float[Array, 'B'],
   options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
-  """Adds the noise; not clipped.
+  """Adds noise to images; the result is not clipped.
 
   scaled (Eq. 5): sqrt(γ) y + sqrt(1 - γ) e.
   simple (Eq. 1): x + σ e on images x in [0, 1], that is y + 2 σ e.
@@ -172,7 +177,7 @@ def target(
   gamma: Float[Array, 'B'],
   options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
-  """What the prediction is compared with (spec DDeP §4.2)."""
+  """Computes the target of the prediction (spec DDeP §4.2)."""
   gamma = _per_image(gamma)
   match options.target:
     case 'eps':
@@ -185,18 +190,18 @@ def target(
 
 def clean(
   noisy: Float[Array, 'B H W 3'],
-  found: Float[Array, 'B H W 3'],
+  predicted: Float[Array, 'B H W 3'],
   gamma: Float[Array, 'B'],
   options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
-  """The image that a prediction amounts to: `corrupt` solved for it."""
+  """Computes the clean image from a prediction: `corrupt` solved for it."""
   if options.target == 'x':
-    return found
+    return predicted
   gamma = _per_image(gamma)
   added = (
-    found
+    predicted
     if options.target == 'eps_scaled'
-    else (magnitude(gamma, options) * found)
+    else magnitude(gamma, options) * predicted
   )
   if options.kind == 'scaled':
     return (noisy - added) / jnp.sqrt(gamma)

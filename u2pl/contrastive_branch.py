@@ -29,12 +29,12 @@ class BranchState:
   """State of a contrastive branch.
 
   Attributes:
-    bank: negatives of earlier steps; None for a branch without a loss.
-    prototypes: of the classes.
+    bank: `memory_bank.Bank`; None for a branch without a loss.
+    prototypes: `prototypes.Prototypes`.
   """
 
-  bank: memory_bank.Bank | None
-  prototypes: prototypes.Prototypes
+  bank: Any
+  prototypes: Any
 
 
 class PixelMasks(NamedTuple):

@@ -1,7 +1,9 @@
-"""Denoising pretraining: DDeP of a decoder, DeP of the whole network."""
+"""Stage `denoise`: DDeP of a decoder, or DeP of the whole network."""
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,45 +11,103 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from ddep import noise
+from ddep import noise as noise_lib
 from input_pipeline import batch as batch_lib
+from input_pipeline import datasets
+from segcore import types
 from segcore.distributed import sharding
 from segcore.eval import panels
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import start as start_lib
+from segcore.models import heads
 from segcore.ops import losses
-from segcore.train import method, tensorboard, train_state, update
+from segcore.train import loop, tensorboard, train_state
+from segcore.train import method as method_lib
+from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
+
+# Images of the validation split that are denoised during training.
+_NUM_EVALUATED = 32
+_PARTS = ('encoder', 'decoder', 'heads')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoiseOptions:
+  """Options of denoising pretraining.
+
+  Attributes:
+    data: images; their labels are not read.
+    split: trained on.
+    val_split: some of its images are denoised during training.
+    start: parameters of the frozen encoder (DDeP); random ones for DeP.
+    trained: parts that train: ('decoder', 'heads') is DDeP, with 'encoder' DeP.
+    noise: kind and strength of the noise.
+    crop: name and fields of a crop (see `transforms.CROPS`).
+    flips: directions of random flips.
+    recipe: batch size, number of steps, optimizer.
+    also: further images that are trained on.
+  """
+
+  data: datasets.DataOptions
+  split: str = 'train'
+  val_split: str = 'val'
+  start: start_lib.Start = start_lib.Start()
+  trained: tuple[str, ...] = ('decoder', 'heads')
+  noise: noise_lib.NoiseOptions
+  crop: Mapping[str, Any]
+  flips: tuple[str, ...] = ('horizontal',)
+  recipe: update_lib.RecipeOptions
+  also: tuple[data_lib.Images, ...] = ()
+
+  def __post_init__(self):
+    if not self.trained or not set(self.trained) <= set(_PARTS):
+      raise ValueError(
+        f'trained: expected some of {_PARTS}, got {self.trained}'
+      )
+
+  @property
+  def images(self) -> tuple[data_lib.Images, ...]:
+    """Returns all images that are trained on."""
+    return (data_lib.Images(self.data, self.split), *self.also)
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoise(method.SingleLossMethod):
-  """Learns to find the noise in unlabeled images (Eq. 6).
+class Denoise(method_lib.SingleLossMethod):
+  """Predicts the noise added to unlabeled images (Eq. 6).
+
+    gamma ~ its distribution;  eps ~ N(0, 1)
+    noisy = corrupt(image, eps, gamma)
+    loss = mean((head_noise(noisy) - target(image, eps, gamma))**2)
 
   The segmenter has a head `noise` of 3 channels at full resolution. With
-  `update.trained = ('decoder', 'heads')` the encoder is a constant that sees
-  the noisy image (DDeP); with 'encoder' among them the whole network learns
-  (DeP). A conditional decoder is told how noisy each image is; without noise,
-  as in fine-tuning, it takes that for granted.
+  `update.trained = ('decoder', 'heads')` the encoder is frozen and sees the
+  noisy image (DDeP); with 'encoder' among them the whole network trains (DeP).
+  A conditional decoder is given the noise level of each image; in fine-tuning,
+  where it is given none, it assumes none.
 
   Attributes:
     noise: kind and strength of the noise.
   """
 
-  noise: noise.NoiseOptions
+  noise: noise_lib.NoiseOptions
 
-  def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
-    """Sum over values of the squared error of what was found."""
+  def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
+    """Computes the sum of the squared errors of the predicted target."""
     images = batch_lib.to_symmetric(batch['image'])
-    gamma = noise.sample_gamma(keys.rows, self.noise)
-    eps = noise.sample(keys.rows, images.shape)
-    noisy = noise.corrupt(images, eps, gamma, self.noise)
-    found, batch_stats = self.forward(
-      *(params, batch_stats, noisy, 'noise', keys), self._condition(gamma)
+    gamma = noise_lib.sample_gamma(keys.rows, self.noise)
+    eps = noise_lib.sample(keys.rows, images.shape)
+    noisy = noise_lib.corrupt(images, eps, gamma, self.noise)
+    predicted, batch_stats = self.forward(
+      params, batch_stats, noisy, 'noise', keys, self._condition(gamma)
     )
     error = losses.squared_error(
-      found, noise.target(images, eps, gamma, self.noise)
+      predicted, noise_lib.target(images, eps, gamma, self.noise)
     )
     mask = jnp.broadcast_to(batch['mask'][:, None, None, None], error.shape)
     total, count = losses.masked_sum_and_count(error, mask)
-    return update.LossOutput(total, count, {}, batch_stats)
+    return update_lib.LossOutput(total, count, {}, batch_stats)
 
   def predict(
     self,
@@ -55,47 +115,106 @@ class Denoise(method.SingleLossMethod):
     images: Float[Array, 'B H W 3'],
     gamma: Float[Array, 'B'] | None = None,
   ) -> Float[Array, 'B H W 3']:
-    """The noise in images that are noisy already.
+    """Predicts the denoising target of noisy images.
 
     Args:
       state: after training.
-      images: in [-1, 1], but for their noise.
-      gamma: how noisy each is, for a conditional decoder.
+      images: noisy images; without the noise they are in [-1, 1].
+      gamma: noise level of each image, for a conditional decoder.
     """
     return self.apply(state, images, 'noise', self._condition(gamma))
 
   def _condition(
     self, gamma: Float[Array, 'B'] | None
   ) -> Float[Array, 'B'] | None:
-    """What the decoder is told of the noise level."""
     return gamma if self.segmenter.conditional else None
 
 
+class DenoiseStage(experiment_stage.TrainingStage):
+  """Trains the decoder, or the whole network, to denoise images."""
+
+  name = 'denoise'
+
+  @property
+  def options(self) -> DenoiseOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.denoise
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns all images, and the start."""
+    block = self.options
+    read = [data_lib.Images(block.data, block.val_split), *block.images]
+    return experiment_stage.Inputs(
+      tuple(experiment_stage.SplitInput(x.data, x.split) for x in read),
+      block.start,
+    )
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of images without labels."""
+    del num_classes
+    return batch_lib.spec(
+      self.options.recipe.batch_size, self.size, label=False
+    )
+
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens all images that are trained on, as one stream."""
+    split = datasets.concatenate(
+      [self.context.open(x.data, x.split) for x in self.options.images]
+    )
+    return {'': data_lib.ImageStream(split, *self.augmentations())}
+
+  def method(self, context: context_lib.Context, num_classes: int) -> Denoise:
+    """Builds the denoising method."""
+    del num_classes
+    block = self.options
+    net = context.build({'noise': heads.ConvHead(3)}, self.size)
+    return Denoise(net, block.recipe.make_update(block.trained), block.noise)
+
+  def evaluation(
+    self, trained: Denoise, streams: data_lib.Streams
+  ) -> loop.EvaluateFn:
+    """Builds the evaluation on fixed noisy images of the validation split."""
+    block = self.options
+    val = self.context.open(block.data, block.val_split)
+    stream = data_lib.ImageStream(val, *self.augmentations())
+    images = [
+      stream.transform(val.records[i], np.random.default_rng(i))['image']
+      for i in range(min(_NUM_EVALUATED, len(val)))
+    ]
+    return DenoisingPanels(
+      trained,
+      block.val_split,
+      np.stack(images),
+      evaluation.NUM_PANEL_ROWS,
+      self.context.mesh,
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Watch:
-  """What denoising makes of the same few noisy images, as training goes on.
+class DenoisingPanels:
+  """Evaluates denoising of the same few noisy images during training.
 
   Attributes:
     trained: the method.
-    split: which the images are of; the tags begin with it.
+    split: name of the images' split; the first part of the tags.
     images: uint8 [N, H, W, 3].
-    num_pictures: of them that are shown: clean, noisy, denoised.
-    mesh: the devices; each of them looks at all images, one at a time.
+    num_rows: images that the panel shows as clean, noisy, denoised.
+    mesh: the devices; each of them denoises all images, one at a time.
   """
 
   trained: Denoise
   split: str
   images: np.ndarray
-  num_pictures: int
+  num_rows: int
   mesh: Mesh
 
   def __call__(self, state: train_state.TrainState) -> tensorboard.Summaries:
-    """The loss on the images, and a panel; the same on every host."""
-    loss, noisy, restored = jax.device_get(self._look(state, self.images))
+    """Computes the loss and draws the panel; the same on every host."""
+    loss, noisy, denoised = jax.device_get(self._denoise(state, self.images))
     rows = [
       [image, batch_lib.to_uint8(before), batch_lib.to_uint8(after)]
       for image, before, after in zip(
-        self.images[: self.num_pictures], noisy, restored, strict=False
+        self.images[: self.num_rows], noisy, denoised, strict=False
       )
     ]
     panel = panels.draw_grid(rows, ('clean', 'noisy', 'denoised'))
@@ -104,25 +223,25 @@ class Watch:
     )
 
   @functools.cached_property
-  def _look(self):
+  def _denoise(self):
     options = self.trained.noise
 
-    def look_at_one(state, image, key):
+    def denoise_one(state, image, key):
       clean = batch_lib.to_symmetric(image[None])
-      gamma = noise.sample_gamma(key[None], options)
-      eps = noise.sample(key[None], clean.shape)
-      noisy = noise.corrupt(clean, eps, gamma, options)
-      found = self.trained.predict(state, noisy, gamma)
-      aim = noise.target(clean, eps, gamma, options)
-      error = losses.squared_error(found, aim)
-      restored = noise.clean(noisy, found, gamma, options)
-      return jnp.mean(error), noisy[0], restored[0]
+      gamma = noise_lib.sample_gamma(key[None], options)
+      eps = noise_lib.sample(key[None], clean.shape)
+      noisy = noise_lib.corrupt(clean, eps, gamma, options)
+      predicted = self.trained.predict(state, noisy, gamma)
+      target = noise_lib.target(clean, eps, gamma, options)
+      error = losses.squared_error(predicted, target)
+      denoised = noise_lib.clean(noisy, predicted, gamma, options)
+      return jnp.mean(error), noisy[0], denoised[0]
 
-    def look(state, images):
-      keys = update.row_keys(jax.random.PRNGKey(0), len(images))
-      errors, noisy, restored = jax.lax.map(
-        lambda pair: look_at_one(state, *pair), (images, keys)
+    def denoise_all(state, images):
+      keys = update_lib.row_keys(jax.random.PRNGKey(0), len(images))
+      errors, noisy, denoised = jax.lax.map(
+        lambda pair: denoise_one(state, *pair), (images, keys)
       )
-      return jnp.mean(errors), noisy, restored
+      return jnp.mean(errors), noisy, denoised
 
-    return jax.jit(look, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(denoise_all, out_shardings=sharding.replicated(self.mesh))

@@ -1,23 +1,50 @@
-"""Supervised fine-tuning on pixel labels, from whatever came before."""
+"""Stage `finetune`: supervised training on few pixel labels."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Array, Float
 
 from input_pipeline import batch as batch_lib
+from runtime import files
+from segcore import types
+from segcore.eval import evaluator
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import start as start_lib
+from segcore.models import heads
 from segcore.ops import losses
-from segcore.train import method, train_state, update
+from segcore.train import loop, train_state
+from segcore.train import method as method_lib
+from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(data_lib.LabeledData):
+  """Options of fine-tuning.
+
+  Attributes:
+    start: parameters of encoder and decoder before step 0.
+    crop: name and fields of a crop (see `transforms.CROPS`).
+    flips: directions of random flips.
+    recipe: batch size, number of steps, optimizer.
+  """
+
+  start: start_lib.Start = start_lib.Start()
+  crop: Mapping[str, Any]
+  flips: tuple[str, ...] = ('horizontal',)
+  recipe: update_lib.RecipeOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune(method.SingleLossMethod):
-  """Cross entropy of each labeled pixel, in nats; every parameter learns.
+class Finetune(method_lib.SingleLossMethod):
+  """Segments images by a head `logits` at full resolution; all parts train."""
 
-  The segmenter has a head `logits` at full resolution.
-  """
-
-  def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
-    """Sum over the pixels with a label."""
+  def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
+    """Computes the sum over labeled pixels of the cross entropy, in nats."""
     logits, batch_stats = self.forward(
       params,
       batch_stats,
@@ -30,10 +57,80 @@ class Finetune(method.SingleLossMethod):
     total, count = losses.masked_sum_and_count(
       losses.cross_entropy(logits, labels), counted
     )
-    return update.LossOutput(total, count, {}, batch_stats)
+    return update_lib.LossOutput(total, count, {}, batch_stats)
 
   def predict(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w C']:
-    """Class scores."""
+    """Computes the class scores."""
     return self.apply(state, images, 'logits')
+
+
+class FinetuneStage(experiment_stage.TrainingStage):
+  """Trains encoder, decoder and head on the labeled images."""
+
+  name = 'finetune'
+
+  @property
+  def options(self) -> FinetuneOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.finetune
+
+  @property
+  def best_metric(self) -> str:
+    """Returns the mIoU on the validation split."""
+    return f'{self.options.val_split}/miou'
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns the labeled split and the start."""
+    block = self.options
+    labeled = experiment_stage.SplitInput(block.data, block.split, 'label')
+    return experiment_stage.Inputs((labeled,), block.start)
+
+  def check_data(self) -> None:
+    """Refuses images that are both trained on and evaluated on."""
+    self.context.check_disjoint(
+      self.options, self.experiment.evaluate.splits, self.name
+    )
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of images with label maps."""
+    del num_classes
+    return batch_lib.spec(self.options.recipe.batch_size, self.size, label=True)
+
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens the labeled images."""
+    labeled = self.context.labeled(self.options, self.name)
+    data_lib.require_same_labeled_ids(workspace, labeled)
+    stream = data_lib.ImageStream(labeled, *self.augmentations(), ('label',))
+    return {'': stream}
+
+  def method(self, context: context_lib.Context, num_classes: int) -> Finetune:
+    """Builds the segmentation method."""
+    # Small initial logits: the loss starts at log(num_classes).
+    head = heads.ConvHead(num_classes, init_scale=0.1)
+    net = context.build({'logits': head}, self.size)
+    return Finetune(
+      net, self.options.recipe.make_update(('encoder', 'decoder', 'heads'))
+    )
+
+  def evaluation(
+    self, trained: Finetune, streams: data_lib.Streams
+  ) -> loop.EvaluateFn:
+    """Builds the evaluation of the splits that are followed."""
+    return evaluator.combine_evaluators(
+      evaluation.during_training(
+        self.context,
+        trained,
+        self.options,
+        self.options.recipe.batch_size,
+        self.experiment.evaluate.protocol,
+        self.name,
+      )
+    )
+
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Writes names and colors of the classes."""
+    return data_lib.write_classes(workspace, streams[''].split)

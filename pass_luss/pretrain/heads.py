@@ -1,12 +1,13 @@
-"""The heads of representation learning (spec §2.4), and of pixel attention.
+"""The heads of pretraining (spec §2.4, §2.10), attention and classifier.
 
-Each is a head of a `Segmenter`, called on a map of the encoder; training also
-calls their parts, since views of several sizes share them.
+Each is a head of a `Segmenter` and reads a map of the encoder. Objectives call
+their methods in training, since views of several sizes share a head.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ from segcore.models.layers import norm
 
 @dataclasses.dataclass(frozen=True)
 class HeadSizes:
-  """Widths of the heads.
+  """Widths of the heads of SwAV, D2S and P2P.
 
   Attributes:
     hidden: h, of all projections.
@@ -35,11 +36,22 @@ class HeadSizes:
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
       if value < 2:
-        raise ValueError(f'{name}: found {value}, expected 2 or more')
+        raise ValueError(f'{name}: expected 2 or more, got {value}')
 
 
-def _uniform(fan_in: int) -> Callable[..., Array]:
-  """Torch's first values of dense layers and of all biases: ±1/sqrt(fan_in)."""
+class EncoderHead:
+  """A head that reads the encoder's map `map_name`; None for the deepest."""
+
+  reads: ClassVar[str] = 'encoder'
+  stride: ClassVar[int | None] = None
+  map_name: str | None = None
+
+
+def _fan_in_uniform(fan_in: int) -> Callable[..., Array]:
+  """Builds PyTorch's initializer of dense layers and of all biases.
+
+  It is uniform in ±1/sqrt(fan_in).
+  """
   bound = 1.0 / math.sqrt(fan_in)
 
   def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32):
@@ -49,7 +61,8 @@ def _uniform(fan_in: int) -> Callable[..., Array]:
 
 
 def _dense(fan_in: int, size: int, dtype: DTypeLike, name: str) -> nn.Dense:
-  init = _uniform(fan_in)
+  """Builds a dense layer with PyTorch's default initialization."""
+  init = _fan_in_uniform(fan_in)
   return nn.Dense(
     size, kernel_init=init, bias_init=init, dtype=dtype, name=name
   )
@@ -58,27 +71,36 @@ def _dense(fan_in: int, size: int, dtype: DTypeLike, name: str) -> nn.Dense:
 def _conv(
   fan_in: int, size: int, dtype: DTypeLike, name: str, use_bias: bool = False
 ) -> nn.Conv:
-  """A 1x1 convolution."""
+  """Builds a 1x1 convolution with Kaiming-normal fan-out initialization."""
   return nn.Conv(
     size,
     (1, 1),
     use_bias=use_bias,
     kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-    bias_init=_uniform(fan_in),
+    bias_init=_fan_in_uniform(fan_in),
     dtype=dtype,
     name=name,
   )
 
 
-class Projection(nn.Module):
-  """From a pooled map to an embedding of unit length: P of §2.4.
+def _wide(dtype: DTypeLike) -> DTypeLike:
+  """Returns float32 for narrower types.
 
-  Dense, norm, ReLU, dense, and a norm without scale and shift.
+  Last layers run in it: the norm or the loss after them subtracts a mean that
+  may be large, which in bfloat16 would leave few correct digits.
+  """
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+class Projection(nn.Module):
+  """Projects pooled maps to L2-normalized embeddings: P of §2.4.
+
+  Dense, batch norm, ReLU, dense, and a batch norm without scale and shift.
 
   Attributes:
     hidden: width h.
     size: of the embedding.
-    dtype: of the dense layers.
+    dtype: of the first dense layer.
   """
 
   hidden: int
@@ -92,22 +114,22 @@ class Projection(nn.Module):
     """Embeds each row."""
     x = _dense(x.shape[-1], self.hidden, self.dtype, 'dense1')(x)
     x = norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x)
-    # From here on in float32: a mean is taken off, and may be large.
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    dtype = _wide(self.dtype)
     x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2', affine=False)(x)
     return embedding_ops.l2_normalize(x)
 
 
-class PixelLayers(nn.Module):
-  """Three 1x1 convolutions without bias, each with a norm.
+class PixelProjection(nn.Module):
+  """Projects each pixel by three 1x1 convolutions: g_s and p of §2.4.
 
-  ReLU between them; the last norm has no scale and shift.
+  No biases; batch norms after each, ReLU between; the last norm has no scale
+  and shift.
 
   Attributes:
     hidden: width h.
     size: channels of the result.
-    dtype: of the convolutions.
+    dtype: of the first two convolutions.
   """
 
   hidden: int
@@ -118,11 +140,9 @@ class PixelLayers(nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Maps each pixel."""
+    """Projects each pixel."""
     for i, size in enumerate((self.hidden, self.hidden, self.size), start=1):
-      dtype = (
-        self.dtype if i < 3 else jnp.promote_types(self.dtype, jnp.float32)
-      )
+      dtype = self.dtype if i < 3 else _wide(self.dtype)
       x = _conv(x.shape[-1], size, dtype, f'conv{i}')(x)
       x = norm.batch_norm(
         train=train, dtype=dtype, name=f'bn{i}', affine=i < 3
@@ -131,76 +151,73 @@ class PixelLayers(nn.Module):
     return x
 
 
-class Clusters(nn.Module):
-  """An embedding of the image, and the prototypes it is compared with.
+class Clusters(EncoderHead, nn.Module):
+  """The projection of images and the prototypes they are compared with.
 
   Attributes:
     hidden: width of the projection.
     size: of the embedding.
     num_prototypes: K.
-    reads: 'encoder'; its deepest map.
-    stride: None, of the deepest.
-    map_name: name of another map of the encoder.
-    dtype: of the dense layers.
+    dtype: of the projection.
   """
 
   hidden: int
   size: int
   num_prototypes: int
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    """The parts."""
+    """Builds the projection and the prototypes [E, K]."""
     self.projection = Projection(self.hidden, self.size, self.dtype)
     self.prototypes = self.param(
-      'prototypes', _uniform(self.size), (self.size, self.num_prototypes)
+      'prototypes', _fan_in_uniform(self.size), (self.size, self.num_prototypes)
     )
 
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B K']:
-    """Scores of each image against the prototypes, as these are."""
+    """Scores each image, with the prototypes as they are."""
     return self.score(self.embed(embedding_ops.average_pool(x), train))
 
   def embed(
     self, x: Float[Array, 'B D'], train: bool = False
   ) -> Float[Array, 'B E']:
-    """Embeddings of unit length of pooled maps."""
+    """Projects pooled maps to L2-normalized embeddings."""
     return self.projection(x, train)
 
   def score(self, embeddings: Float[Array, 'B E']) -> Float[Array, 'B K']:
-    """Products with the prototypes."""
+    """Computes inner products with the prototypes."""
     return embedding_ops.similarities(embeddings, self.prototypes)
 
+  def fixed_scores(
+    self, embeddings: Float[Array, 'B E']
+  ) -> Float[Array, 'B K']:
+    """Computes `score` without a gradient to the prototypes."""
+    prototypes = jax.lax.stop_gradient(self.prototypes)
+    return embedding_ops.similarities(embeddings, prototypes)
 
-class Shallow(nn.Module):
-  """An embedding of a shallow map: its pixels are mapped before the mean.
+
+class Shallow(EncoderHead, nn.Module):
+  """Embeds a shallow map: pixels are projected, pooled, and projected again.
 
   Attributes:
-    map_name: name of the encoder's map.
-    hidden: width of both parts.
+    hidden: width of both projections.
     size: of the embedding.
-    reads: 'encoder'.
-    stride: None: the map is named.
-    dtype: of the layers.
+    map_name: name of the encoder's map.
+    dtype: of both projections.
   """
 
-  map_name: str | None
   hidden: int
   size: int
-  reads: str = 'encoder'
-  stride: int | None = None
+  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B E']:
-    """Embeds each image, to unit length."""
-    x = PixelLayers(self.hidden, x.shape[-1], self.dtype, name='pixels')(
+    """Computes an L2-normalized embedding of each image."""
+    x = PixelProjection(self.hidden, x.shape[-1], self.dtype, name='pixels')(
       x, train
     )
     return Projection(self.hidden, self.size, self.dtype, name='projection')(
@@ -208,60 +225,59 @@ class Shallow(nn.Module):
     )
 
 
-class Alignment(nn.Module):
-  """Projection and predictor of pixels, for P2P.
+class Alignment(EncoderHead, nn.Module):
+  """The projection p and the predictor q of pixels, for P2P.
 
   Attributes:
     hidden: width of the projection.
     size: of a pixel's embedding.
-    project: whether there is a projection.
-    predict: whether there is a predictor.
-    reads: 'encoder'; its deepest map.
-    stride: None, of the deepest.
-    map_name: name of another map of the encoder.
+    has_projection: whether there is a projection.
+    has_predictor: whether there is a predictor.
     dtype: of the convolutions.
   """
 
   hidden: int
   size: int
-  project: bool = True
-  predict: bool = True
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
+  has_projection: bool = True
+  has_predictor: bool = True
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    """The parts there are."""
-    if self.project:
-      self.projection = PixelLayers(self.hidden, self.size, self.dtype)
-    if self.predict:
+    """Builds the parts there are."""
+    if self.has_projection:
+      self.projection = PixelProjection(self.hidden, self.size, self.dtype)
+    if self.has_predictor:
       self.predictor = Predictor(self.dtype)
 
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """All parts in turn."""
-    return self.predicted(self.projected(x, train), train)
+    """Projects and predicts each pixel."""
+    return self.predict(self.project(x, train), train)
 
-  def projected(
+  def project(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Pixels projected; as they are, without a projection."""
-    return self.projection(x, train) if self.project else x
+    """Projects each pixel; returns the map itself without a projection."""
+    return self.projection(x, train) if self.has_projection else x
 
-  def predicted(
+  def predict(
     self, x: Float[Array, 'B h w E'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """What the other view is expected to show there."""
-    return self.predictor(x, train) if self.predict else x
+    """Predicts the other view's embedding of each pixel.
+
+    Returns the map itself without a predictor.
+    """
+    return self.predictor(x, train) if self.has_predictor else x
 
 
 class Predictor(nn.Module):
-  """1x1 convolution, norm, ReLU and a 1x1 convolution with bias: q of §2.4.
+  """Predicts pixel by pixel: q of §2.4.
+
+  1x1 convolution, batch norm, ReLU and a 1x1 convolution with bias.
 
   Attributes:
-    dtype: of the convolutions.
+    dtype: of the first convolution.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -270,60 +286,54 @@ class Predictor(nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w E'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Maps each pixel; channels stay as many."""
+    """Maps each pixel; the number of channels stays."""
     size = x.shape[-1]
     x = _conv(size, size, self.dtype, 'conv1')(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
-    return _conv(size, size, dtype, 'conv2', use_bias=True)(x)
+    return _conv(size, size, _wide(self.dtype), 'conv2', use_bias=True)(x)
 
 
-class PixelPro(nn.Module):
-  """Projector of PixelPro, and the transform of its propagation (§2.10).
+class PixproHead(EncoderHead, nn.Module):
+  """The projector of PixPro and the transform of its propagation (§2.10).
 
   Attributes:
     hidden: width of the projector.
     size: channels of a pixel's embedding.
-    reads: 'encoder'; its deepest map.
-    stride: None, of the deepest.
-    map_name: name of another map of the encoder.
-    dtype: of the convolutions.
+    dtype: of the projector's first convolution.
   """
 
   hidden: int
   size: int
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    """The parts; biases everywhere."""
+    """Builds both parts, with biases everywhere."""
     self.projector = _Projector(self.hidden, self.size, self.dtype)
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
     self.transform = _conv(
-      self.size, self.size, dtype, 'transform', use_bias=True
+      self.size, self.size, _wide(self.dtype), 'transform', use_bias=True
     )
 
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Both in turn."""
-    return self.transform(self.projected(x, train))
+    """Projects and transforms each pixel."""
+    return self.transform(self.project(x, train))
 
-  def projected(
+  def project(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Pixels projected."""
+    """Projects each pixel."""
     return self.projector(x, train)
 
-  def transformed(self, x: Float[Array, 'B h w E']) -> Float[Array, 'B h w E']:
-    """What is propagated."""
+  def apply_transform(
+    self, x: Float[Array, 'B h w E']
+  ) -> Float[Array, 'B h w E']:
+    """Computes what the propagation averages."""
     return self.transform(x)
 
 
 class _Projector(nn.Module):
-  """Two 1x1 convolutions with bias; norm and ReLU between."""
+  """Two 1x1 convolutions with bias; batch norm and ReLU between."""
 
   hidden: int
   size: int
@@ -333,66 +343,58 @@ class _Projector(nn.Module):
   def __call__(self, x: Array, train: bool) -> Array:
     x = _conv(x.shape[-1], self.hidden, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    dtype = _wide(self.dtype)
     return _conv(self.hidden, self.size, dtype, 'conv2', use_bias=True)(x)
 
 
-class Attention(nn.Module):
-  """How much each channel of each pixel counts: sigmoid(MLP(x) + θ) of §3.1.
+class Attention(EncoderHead, nn.Module):
+  """Pixel attention: sigmoid(MLP(x) + θ) for each channel (§3.1).
 
   Attributes:
     shared: one map for all channels, instead of one for each.
-    reads: 'encoder'; its deepest map.
-    stride: None, of the deepest.
-    map_name: name of another map of the encoder.
-    dtype: of the convolutions.
+    dtype: of the first convolution.
   """
 
   shared: bool = False
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B H W E']:
-    """Attention, in (0, 1), to the map enlarged; E is D, or 1 if shared."""
+    """Computes the attention, in (0, 1), to the upsampled map.
+
+    E is D, or 1 if it is shared.
+    """
     size = x.shape[-1]
     x = embedding_ops.l2_normalize(embedding_ops.upsample(x))
     x = _conv(size, size, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
     channels = 1 if self.shared else size
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    dtype = _wide(self.dtype)
     x = _conv(size, channels, dtype, 'conv2', use_bias=True)(x)
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2')(x)
     threshold = self.param('threshold', nn.initializers.zeros, (channels,))
     return nn.sigmoid(x + threshold)
 
 
-class Classifier(nn.Module):
-  """A 1x1 convolution with bias: a score for each cell of the deepest map.
+class Classifier(EncoderHead, nn.Module):
+  """A 1x1 convolution with bias on the deepest map (§4).
 
   Attributes:
-    num_classes: channels of the result, which is float32 at least.
-    reads: 'encoder'; its deepest map.
-    stride: None, of the deepest.
-    map_name: name of another map of the encoder.
-    dtype: of the convolution.
+    num_classes: channels of the result, which is float32 or wider.
+    dtype: of the network; the convolution is float32 or wider.
   """
 
   num_classes: int
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w C']:
-    """Scores each cell."""
+    """Computes the class scores of each cell."""
     del train
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
-    return _conv(x.shape[-1], self.num_classes, dtype, 'conv', use_bias=True)(x)
+    return _conv(
+      x.shape[-1], self.num_classes, _wide(self.dtype), 'conv', use_bias=True
+    )(x)

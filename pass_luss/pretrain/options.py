@@ -1,31 +1,32 @@
 """The objectives of a pretraining run, as a config states them."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
+from jax.typing import DTypeLike
 
-from pass_luss.pretrain import heads
-from pass_luss.pretrain.objectives import d2s, swav
-from pass_luss.pretrain.objectives import p2p as p2p_lib
+from pass_luss.pretrain import heads, objective
+from pass_luss.pretrain.objectives import d2s, p2p, swav
 from pass_luss.pretrain.objectives import pixpro as pixpro_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveOptions:
-  """What is learned from; at least clusters or PixelPro.
+  """The objectives and how their terms add up; SwAV, PixPro or both.
 
   Attributes:
     clusters: SwAV of all views; None for none.
     alignment: P2P of the large views; None for none.
-    shallow: D2S of the large views; needs clusters.
-    pixpro: PixelPro of the large views; None for none.
-    combine: 'mean': the losses of SwAV and of D2S are averaged (the released
-      code); 'sum': all are added up (the paper).
+    shallow: D2S of the large views; needs SwAV.
+    pixpro: PixPro of the large views; None for none.
+    combine: 'mean': the terms of SwAV and of D2S are averaged, the others
+      added (the released code); 'sum': all are added (the paper).
   """
 
   clusters: swav.SwavOptions | None = swav.SwavOptions()
-  alignment: p2p_lib.P2POptions | None = p2p_lib.P2POptions()
+  alignment: p2p.P2POptions | None = p2p.P2POptions()
   shallow: d2s.D2SOptions = d2s.D2SOptions()
   pixpro: pixpro_lib.PixproOptions | None = None
   combine: Literal['mean', 'sum'] = 'mean'
@@ -33,45 +34,42 @@ class ObjectiveOptions:
   def __post_init__(self):
     if not self.clusters and not self.pixpro:
       raise ValueError(
-        'clusters and pixpro: found neither, expected one of them or both'
+        'clusters and pixpro: expected one of them or both, got None twice'
       )
     if self.shallow.stages and not self.clusters:
       raise ValueError(
-        f'shallow.stages: found {self.shallow.stages} without clusters, whose '
-        'targets they need: expected ()'
+        'shallow.stages: expected () without clusters, whose targets they '
+        f'need, got {self.shallow.stages}'
       )
-    aligned = self.alignment and self.alignment.kind == 'clustering'
-    if aligned and not self.clusters:
+    if not self.clusters and self.alignment and self.alignment.needs_prototypes:
       raise ValueError(
-        "alignment.kind: found 'clustering' without clusters, whose prototypes "
-        'it needs'
+        'alignment.kind: expected one without prototypes, as clusters is None, '
+        f'got {self.alignment.kind!r}'
       )
+
+
+def build(
+  options: ObjectiveOptions, sizes: heads.HeadSizes
+) -> tuple[objective.Objective, ...]:
+  """Builds the objectives; D2S after SwAV, whose targets it reads."""
+  objectives = []
+  if options.clusters:
+    objectives.append(swav.Swav(options.clusters, sizes))
+  if options.shallow.stages:
+    objectives.append(d2s.D2S(options.shallow, sizes, options.clusters))
+  if options.alignment:
+    objectives.append(p2p.P2P(options.alignment, sizes, options.clusters))
+  if options.pixpro:
+    objectives.append(pixpro_lib.Pixpro(options.pixpro))
+  return tuple(objectives)
 
 
 def build_heads(
-  options: ObjectiveOptions, sizes: heads.HeadSizes, dtype: Any
+  objectives: Sequence[objective.Objective], dtype: DTypeLike
 ) -> dict[str, nn.Module]:
-  """The heads that training needs, by name."""
-  found: dict[str, Any] = {}
-  if options.clusters:
-    found['clusters'] = heads.Clusters(
-      sizes.hidden, sizes.embedding, sizes.prototypes, dtype=dtype
-    )
-  for stage in options.shallow.stages:
-    found[f'shallow{stage}'] = heads.Shallow(
-      f'x{stage}', sizes.hidden, sizes.embedding, dtype=dtype
-    )
-  aligned = options.alignment
-  if aligned and (aligned.project or aligned.kind == 'regression'):
-    found['pixels'] = heads.Alignment(
-      sizes.hidden,
-      sizes.embedding,
-      project=aligned.project,
-      predict=aligned.kind == 'regression',
-      dtype=dtype,
-    )
-  if options.pixpro:
-    found['pixpro'] = heads.PixelPro(
-      options.pixpro.hidden, options.pixpro.size, dtype=dtype
-    )
-  return found
+  """Builds the heads of all objectives, by name."""
+  return {
+    name: head
+    for each in objectives
+    for name, head in each.heads(dtype).items()
+  }

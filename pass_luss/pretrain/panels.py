@@ -1,4 +1,4 @@
-"""Pictures and figures of representation learning, from a few fixed images."""
+"""TensorBoard panels and a collapse check of pretraining, on fixed images."""
 
 import dataclasses
 import functools
@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 
 from input_pipeline import batch as batch_lib
-from pass_luss.pretrain import embedding_ops, method
+from pass_luss.pretrain import embedding_ops, objective, view_axis
+from pass_luss.pretrain import method as method_lib
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain.objectives import swav
 from runtime import console
@@ -21,128 +22,161 @@ from segcore.distributed import sharding
 from segcore.eval import panels
 from segcore.train import tensorboard
 
-# Below these, everything looks the same to the network.
-_LEAST_USAGE = 0.2
-_LEAST_SPREAD = 0.002
-# Color of the overlap's border.
-_BORDER = (255, 220, 0)
+# Below these, features or assignments count as collapsed: the same for all
+# images.
+_MIN_USAGE = 0.2
+_MIN_DEVIATION = 0.002
+# RGB of the rectangle drawn around the overlap.
+_OVERLAP_COLOR = (255, 220, 0)
 
 
 @dataclasses.dataclass(eq=False)
 class PretrainPanels:
-  """What training makes of the same few images; the same on every host.
+  """Computes monitoring scalars and draws the views of a few fixed images.
 
   Attributes:
-    trained: the method.
-    batch: its views, boxes and mirrors, as training has them.
-    num_pictures: images of a panel.
-    mesh: the devices; each looks at everything.
+    method: the method that is trained.
+    batch: images, with views, boxes and flips as in training; the same on every
+      host.
+    num_pictures: images drawn.
+    mesh: the devices, each of which computes everything.
   """
 
-  trained: method.Pretrain
+  method: method_lib.Pretrain
   batch: Mapping[str, Any]
   num_pictures: int
   mesh: Mesh
   _warned: bool = False
 
-  def __call__(self, state: method.State) -> tensorboard.Summaries:
-    """Draws the overlaps; says once if everything has become the same."""
-    found = jax.device_get(self._look(state, self.batch))
-    views = found.pop('views')
-    scalars = {f'watch/{name}': float(value) for name, value in found.items()}
-    told = collapse(scalars)
-    if told and not self._warned:
+  def __call__(self, state: objective.State) -> tensorboard.Summaries:
+    """Returns the panel and scalars; warns once if features have collapsed."""
+    outputs = jax.device_get(self._evaluate(state, self.batch))
+    views = outputs.pop('views')
+    scalars = {f'watch/{name}': float(v) for name, v in outputs.items()}
+    warning = collapse_warning(scalars)
+    if warning and not self._warned:
       self._warned = True
-      console.log(told)
-    rows = []
-    for i in range(min(self.num_pictures, len(views['large']))):
-      boxes, flips = self.batch['box_large'][i], self.batch['flip_large'][i]
-      corners = overlap_corners(np.asarray(boxes), np.asarray(flips))
-      row = []
-      for view in (0, 1):
-        image = batch_lib.to_uint8(views['large'][i, view])
-        row.append(framed(image, corners[view]))
-      for view in views.get('small', np.zeros((i + 1, 0)))[i]:
-        image = batch_lib.to_uint8(view)
-        size = row[0].shape[1::-1]
-        row.append(cv2.resize(image, size, interpolation=cv2.INTER_NEAREST))
-      rows.append(row)
+      console.log(warning)
+    count = min(self.num_pictures, len(views['large']))
+    rows = [self._draw_views(views, i) for i in range(count)]
     titles = ['first view', 'second view']
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
     panel = panels.draw_grid(rows, tuple(titles))
     return tensorboard.Summaries(scalars, {'views/panels': panel})
 
-  @functools.cached_property
-  def _look(self):
-    def look(state, batch):
-      views = self.trained.views(batch, jax.random.PRNGKey(0))
-      flat = views['large'].reshape(-1, *views['large'].shape[2:])
-      deep = self.trained.predict(state, flat)
-      pooled = embedding_ops.l2_normalize(
-        jnp.mean(deep.astype(jnp.float32), axis=(1, 2))
+  def _draw_views(
+    self, views: Mapping[str, np.ndarray], index: int
+  ) -> list[UInt8[np.ndarray, '_ _ 3']]:
+    """Draws the views of an image, the overlap marked in the large ones."""
+    corners = overlap_corners(
+      np.asarray(self.batch['box_large'][index]),
+      np.asarray(self.batch['flip_large'][index]),
+    )
+    pictures = [
+      draw_rectangle(
+        batch_lib.to_uint8(views['large'][index, view]), corners[view]
       )
-      found = {
+      for view in (0, 1)
+    ]
+    size = pictures[0].shape[1::-1]
+    if 'small' in views:
+      for view in views['small'][index]:
+        image = batch_lib.to_uint8(view)
+        pictures.append(
+          cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
+        )
+    return pictures
+
+  @functools.cached_property
+  def _evaluate(self):
+    """The compiled function from state and batch to views and scalars."""
+    objectives = self.method.objectives
+    clusters = next((o for o in objectives if isinstance(o, swav.Swav)), None)
+
+    def evaluate(state, batch):
+      # A fixed key: the same colors at every evaluation.
+      views = self.method.views(batch, jax.random.PRNGKey(0))
+      images = view_axis.merge(views['large'])
+      deep = self.method.predict(state, images)
+      pooled = jnp.mean(deep.astype(jnp.float32), axis=(1, 2))
+      outputs = {
         'views': views,
-        'feature_spread': swav.embedding_deviation(pooled),
+        'feature_spread': swav.embedding_deviation(
+          embedding_ops.l2_normalize(pooled)
+        ),
       }
-      clusters = self.trained.options.clusters
       if clusters:
-        scores = self.trained.segmenter.apply(
+        scores = self.method.segmenter.apply(
           {'params': state.params, 'batch_stats': state.batch_stats},
-          flat,
+          images,
           heads=('clusters',),
         )['clusters']
-        probs = jax.nn.softmax(scores / clusters.temperature)
-        found['prototype_usage'] = prototypes_lib.usage(probs)
-      return found
+        probs = jax.nn.softmax(scores / clusters.options.temperature)
+        outputs['prototype_usage'] = prototypes_lib.usage(probs)
+      return outputs
 
-    return jax.jit(look, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(evaluate, out_shardings=sharding.replicated(self.mesh))
 
 
-def collapse(scalars: Mapping[str, float]) -> str:
-  """What is to be said if everything looks the same to the network; or ''."""
+def collapse_warning(scalars: Mapping[str, float]) -> str | None:
+  """Returns a warning if features or assignments have collapsed, else None.
+
+  Args:
+    scalars: 'watch/feature_spread', and 'watch/prototype_usage' if there are
+      prototypes.
+  """
   usage = scalars.get('watch/prototype_usage', 1.0)
-  spread = scalars['watch/feature_spread']
-  if usage >= _LEAST_USAGE and spread >= _LEAST_SPREAD:
-    return ''
+  deviation = scalars['watch/feature_spread']
+  if usage >= _MIN_USAGE and deviation >= _MIN_DEVIATION:
+    return None
   return (
     f'warning: the features have collapsed (prototype usage {usage:.3f}, '
-    f'spread of features {spread:.3f}, of 1): all images look the same to '
-    'the network; lower the learning rate, or raise epsilon'
+    f'spread of features {deviation:.3f}, of 1): they are the same for all '
+    'images; lower the learning rate, or raise epsilon'
   )
 
 
 def overlap_corners(
   boxes: Float[np.ndarray, '2 4'], flips: Bool[np.ndarray, '2']
 ) -> list[tuple[float, float, float, float] | None]:
-  """Where the overlap is in each view: top, left, bottom, right in [0, 1].
+  """Computes where the overlap is in each view.
 
-  None where there is none.
+  Args:
+    boxes: (top, left, height, width) of both views in the image.
+    flips: whether they are flipped, left to right.
+
+  Returns:
+    Top, left, bottom and right in [0, 1], for each view; None without overlap.
   """
   low = boxes[:, :2].max(axis=0)
   high = (boxes[:, :2] + boxes[:, 2:]).min(axis=0)
   if (high <= low).any():
     return [None, None]
-  found = []
+  corners = []
   for box, flip in zip(boxes, flips, strict=True):
     top, left = (low - box[:2]) / box[2:]
     bottom, right = (high - box[:2]) / box[2:]
     if flip:
       left, right = 1 - right, 1 - left
-    found.append((float(top), float(left), float(bottom), float(right)))
-  return found
+    corners.append((float(top), float(left), float(bottom), float(right)))
+  return corners
 
 
-def framed(
+def draw_rectangle(
   image: UInt8[np.ndarray, 'h w 3'],
   corners: tuple[float, float, float, float] | None,
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """The image with a border around a part of it."""
-  image = np.array(image)  # OpenCV draws into it.
+  """Returns a copy of the image with a rectangle of one pixel's width.
+
+  Args:
+    image: is not changed.
+    corners: top, left, bottom and right in [0, 1]; None for no rectangle.
+  """
+  image = np.array(image)  # A copy: OpenCV draws in place.
   if corners is None:
     return image
   height, width = image.shape[:2]
   top, left, bottom, right = corners
   first = (round(left * (width - 1)), round(top * (height - 1)))
   last = (round(right * (width - 1)), round(bottom * (height - 1)))
-  return cv2.rectangle(image, first, last, _BORDER, 1)
+  return cv2.rectangle(image, first, last, _OVERLAP_COLOR, 1)

@@ -14,8 +14,13 @@ from pass_luss.pretrain import embedding_ops
 from segcore import types
 
 
+def select(params: types.Params) -> Float[Array, 'D K']:
+  """Returns the prototypes among all parameters."""
+  return params['heads']['clusters']['prototypes']
+
+
 def normalize(params: types.Params) -> types.Params:
-  """L2-normalizes the prototypes, as before every forward pass."""
+  """L2-normalizes the prototypes among all parameters (spec §2.5)."""
   return _replace(
     lambda prototypes: embedding_ops.l2_normalize(prototypes, axis=0), params
   )
@@ -24,8 +29,8 @@ def normalize(params: types.Params) -> types.Params:
 def freeze(frozen: Bool[Array, ''], new: Any, old: Any) -> Any:
   """Returns the new state, with the old prototypes while they are frozen.
 
-  Their optimizer slots stay as they were, too: weight decay must not gather
-  momentum in the meantime.
+  Dropping their gradient would not do: weight decay would still move them, and
+  gather momentum. So their optimizer slots stay as they were, too.
 
   Args:
     frozen: whether prototypes and their slots are taken from the old state.

@@ -21,7 +21,7 @@ from pass_luss.benchmark import label_folders, matching, metrics, png_format
 from runtime import console, files, threads
 from segcore.eval import evaluator, panels, short_side
 from segcore.eval import metrics as metrics_lib
-from segcore.experiment import context
+from segcore.experiment import evaluation
 from segcore.train import train_state
 
 # Lines of method.txt, which the benchmark's servers require; in the order of
@@ -144,7 +144,7 @@ def draw_panel(
 ) -> np.ndarray:
   """Draws image, mask, label map and errors of some images; see `score`."""
   examples = []
-  for i in splits.evenly_spaced(len(split), context.NUM_PICTURES):
+  for i in splits.evenly_spaced(len(split), evaluation.NUM_PANEL_ROWS):
     prediction, label, _ = _pair(split, folder, i, num_generated)
     if match is not None:
       prediction = match.apply(prediction)

@@ -1,11 +1,11 @@
-"""What a training would compute and cost, before any data is read.
+"""The cost of a training, computed before any data is read.
 
-  for line in dry_run.report(plan, compiles=False):
+  for line in dry_run.report(workload, compiles=False):
     print(line)
 
-Everything follows from shapes: nothing is initialized, nothing is run, and a
-network of any size takes seconds and little memory. Only XLA's own figures need
-the program to be compiled, which for a large network takes minutes.
+Everything follows from shapes: nothing is initialized or run, so that a network
+of any size takes seconds and little memory. Only XLA's own figures need the
+compiled program, which takes minutes for a large network.
 """
 
 import dataclasses
@@ -30,30 +30,31 @@ CHIPS = {
   **{chip.name: chip.peak_flops for chip in topology_lib.CHIPS.values()},
   'H100': 989e12,
 }
-# Parts of them that trainings get out of a chip.
+# Shares of that speed that trainings typically reach.
 EFFICIENCIES = (0.3, 0.4, 0.5)
-# The part that a predicted step is based on.
+# The share assumed for the predicted time of a step.
 EFFICIENCY = 0.4
 # Numbers of devices for which weak scaling is predicted.
-_GROWING = (1, 4, 8, 64, 256, 1024)
+_WEAK_SCALING = (1, 4, 8, 64, 256, 1024)
 
 _PARTS = segmenter.SUBMODULES
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """A training without its data.
+class Workload:
+  """A training, described without its data.
 
   Attributes:
-    build: the method; given True, recomputing in the backward pass (remat).
-    remat: whether the training itself does so.
+    build: builds the method, with activations recomputed in the backward pass
+      (remat) if True is given.
+    remat: whether the training itself uses remat.
     batch_spec: shapes and types of a global batch.
     batch_size: images of a step, globally.
     num_steps: length of the training.
     image_size: height and width of an image of the forward pass.
     mesh: the devices.
-    accumulate: equal parts in which a batch is looked at.
-    notes: what else is to be said, a line each.
+    accumulate: parts of a batch whose gradients are accumulated.
+    notes: further lines of the report.
   """
 
   build: Callable[[bool], method.Method]
@@ -68,14 +69,14 @@ class Plan:
 
 
 class Cost(NamedTuple):
-  """What a training costs by the shapes alone.
+  """The cost of a training that follows from shapes alone.
 
   Attributes:
-    parameters: how many, by part.
-    forward: nominal operations of a prediction of one image, by part.
-    step: nominal operations of a step, by part, without what remat adds.
-    in_while: operations of a step of which only one round is counted.
-    state_bytes: parameters, statistics and optimizer's slots on a device.
+    parameters: number of parameters by part.
+    forward: nominal operations of a forward pass of one image, by part.
+    step: nominal operations of a step by part, without those that remat adds.
+    in_while: operations of a step in loops, counted for one iteration.
+    state_bytes: parameters, batch statistics and optimizer slots on a device.
   """
 
   parameters: Mapping[str, int]
@@ -86,15 +87,15 @@ class Cost(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """What XLA says of a compiled step, on one device.
+  """XLA's figures of a compiled step, for one device.
 
   Attributes:
-    operations: all arithmetic; without padded taps, a loop's body once.
+    operations: all arithmetic; without padded taps, with loop bodies once.
     arguments: bytes of the state and the batch.
-    temporaries: bytes of all that lives within a step only.
-    peak: bytes of arguments, results and temporaries; results that take the
-      place of arguments count once.
-    exchanged: what devices exchange.
+    temporaries: bytes of values that exist within a step only.
+    peak: bytes of arguments, results and temporaries; results in donated
+      buffers count once.
+    exchanged: collectives.
   """
 
   operations: float
@@ -104,16 +105,16 @@ class Compiled(NamedTuple):
   exchanged: tuple[communication.Collective, ...] = ()
 
 
-def cost(plan: Plan) -> Cost:
-  """Counts by the shapes.
+def cost(workload: Workload) -> Cost:
+  """Counts parameters, operations and bytes from the shapes.
 
   Raises:
     UserError: a parameter group matches nothing.
   """
-  trained = plan.build(False)
-  state = loop.state_spec(trained, plan.mesh, plan.batch_spec)
-  image = jax.ShapeDtypeStruct((1, *plan.image_size, 3), jnp.float32)
-  step = flops.count_jaxpr(_traced(plan, trained, state).jaxpr)
+  trained = workload.build(False)
+  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  image = jax.ShapeDtypeStruct((1, *workload.image_size, 3), jnp.float32)
+  step = flops.count_jaxpr(_traced(workload, trained, state).jaxpr)
   return Cost(
     parameters={
       part: sum(x.size for x in jax.tree.leaves(state.params.get(part, ())))
@@ -126,11 +127,11 @@ def cost(plan: Plan) -> Cost:
   )
 
 
-def compile_step(plan: Plan, remat: bool) -> Compiled:
-  """Compiles the step of training for the devices of the mesh."""
-  trained = plan.build(remat)
-  state = loop.state_spec(trained, plan.mesh, plan.batch_spec)
-  compiled = _traced(plan, trained, state).lower().compile()
+def compile_step(workload: Workload, remat: bool) -> Compiled:
+  """Compiles the training step for the devices of the mesh."""
+  trained = workload.build(remat)
+  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  compiled = _traced(workload, trained, state).lower().compile()
   memory = compiled.memory_analysis()
   arguments = memory.argument_size_in_bytes
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -143,23 +144,23 @@ def compile_step(plan: Plan, remat: bool) -> Compiled:
   )
 
 
-def placed_on(plan: Plan, topology: topology_lib.Topology) -> Plan:
+def placed_on(workload: Workload, topology: topology_lib.Topology) -> Workload:
   """The same training on other devices; the global batch stays.
 
   Raises:
     UserError: the batch, or a part of it, does not divide among them.
   """
-  mesh = sharding.make_mesh(plan.mesh.shape['fsdp'], topology.devices())
-  parts = mesh.size * plan.accumulate
-  if plan.batch_size % parts:
+  mesh = sharding.make_mesh(workload.mesh.shape['fsdp'], topology.devices())
+  parts = mesh.size * workload.accumulate
+  if workload.batch_size % parts:
     among = f'{mesh.size} devices' + (
-      f' x {plan.accumulate} parts' if plan.accumulate > 1 else ''
+      f' x {workload.accumulate} parts' if workload.accumulate > 1 else ''
     )
     raise errors.UserError(
-      f'--topology: found {topology}, but a batch of {plan.batch_size} images '
-      f'does not divide among {among}: name fewer, or another stage by --stage'
+      f'--topology={topology}: a batch of {workload.batch_size} images does '
+      f'not divide among {among}: name fewer devices, or another --stage'
     )
-  return dataclasses.replace(plan, mesh=mesh)
+  return dataclasses.replace(workload, mesh=mesh)
 
 
 def exchange_seconds(
@@ -168,18 +169,18 @@ def exchange_seconds(
   compiled_for: int,
   devices: int,
 ) -> float:
-  """Time of exchanges around a ring, which uses two links of each chip.
+  """Computes the time of collectives on a ring over two links of each chip.
 
   An all-reduce of B bytes among n devices sends 2·(n-1)/n·B from each, the
-  others half of that or less. Latency and what is hidden behind arithmetic are
-  left out. At a constant batch a device, what is summed stays as large as it
-  is; what is gathered grows with the devices.
+  other collectives half of that or less. Latency and overlap with arithmetic
+  are left out. At a constant batch a device, reduced arrays keep their size and
+  gathered ones grow with the number of devices.
 
   Args:
-    exchanged: by the program.
-    chip: of all devices.
-    compiled_for: devices of the program.
-    devices: for which the time is wanted.
+    exchanged: collectives of the program.
+    chip: kind of all devices.
+    compiled_for: number of devices of the program.
+    devices: number of devices that the time is for.
   """
   if devices == 1:
     return 0.0
@@ -197,21 +198,23 @@ def exchange_seconds(
   )
 
 
-def growing(
+def weak_scaling_seconds(
   compute: float,
   exchanged: Sequence[communication.Collective],
   chip: topology_lib.Chip,
   compiled_for: int,
   counts: Sequence[int],
 ) -> list[float | None]:
-  """Time of a step on so many devices; None where no slice is that large.
+  """Computes the time of a step on several numbers of devices, in seconds.
+
+  None where no slice of the chip is that large.
 
   Args:
-    compute: time of arithmetic, which stays.
-    exchanged: by the program.
-    chip: of all devices.
-    compiled_for: devices of the program.
-    counts: devices for which the times are wanted.
+    compute: time of the arithmetic on a device, which stays.
+    exchanged: collectives of the program.
+    chip: kind of all devices.
+    compiled_for: number of devices of the program.
+    counts: numbers of devices.
   """
   return [
     compute + exchange_seconds(exchanged, chip, compiled_for, n)
@@ -222,19 +225,19 @@ def growing(
 
 
 def seconds(operations: int, speed: float, chips: int, part: float) -> float:
-  """Time of so many operations.
+  """Computes the time of a number of operations, in seconds.
 
   Args:
     operations: of all chips together.
     speed: of a chip, in operations per second.
-    chips: that share them.
-    part: of the speed that is reached, in (0, 1].
+    chips: number of chips that share them.
+    part: share of the speed that is reached, in (0, 1].
   """
   return operations / (speed * chips * part)
 
 
 def bytes_per_device(state: Any) -> int:
-  """Bytes of the leaves, or of the parts of them, that one device keeps."""
+  """Computes the bytes of the leaves, or their shards, on one device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(state)
@@ -242,75 +245,75 @@ def bytes_per_device(state: Any) -> int:
 
 
 def report(
-  plan: Plan,
+  workload: Workload,
   compiles: bool,
   topology: topology_lib.Topology | None = None,
 ) -> Iterator[str]:
-  """Lines, as they become known.
+  """Yields the lines of the report as they become known.
 
   Args:
-    plan: the training.
-    compiles: whether XLA is asked too, which takes its time.
-    topology: devices to compile for, instead of those of the plan.
+    workload: the training.
+    compiles: report XLA's figures too, which takes minutes.
+    topology: devices to compile for, instead of those of the workload.
 
   Raises:
     UserError: the batch does not divide among the devices.
   """
   return _report(
-    placed_on(plan, topology) if topology else plan, compiles, topology
+    placed_on(workload, topology) if topology else workload, compiles, topology
   )
 
 
 def _report(
-  plan: Plan, compiles: bool, topology: topology_lib.Topology | None
+  workload: Workload, compiles: bool, topology: topology_lib.Topology | None
 ) -> Iterator[str]:
-  found = cost(plan)
-  yield from plan.notes
-  devices, parts = plan.mesh.size, plan.accumulate
+  costs = cost(workload)
+  yield from workload.notes
+  devices, parts = workload.mesh.size, workload.accumulate
   yield (
-    f'{plan.num_steps:,} steps of {plan.batch_size:,} images of '
-    f'{"x".join(map(str, plan.image_size))} ({_many(devices, "device")} x '
-    f'{_many(parts, "part")} x {plan.batch_size // (devices * parts)}): '
-    f'{plan.num_steps * plan.batch_size:,} images seen'
+    f'{workload.num_steps:,} steps of {workload.batch_size:,} images of '
+    f'{"x".join(map(str, workload.image_size))} ({_many(devices, "device")} x '
+    f'{_many(parts, "part")} x {workload.batch_size // (devices * parts)}): '
+    f'{workload.num_steps * workload.batch_size:,} images seen'
   )
   yield ''
-  step = sum(found.step.values())
-  unit, size = ('G', 1e9) if sum(found.forward.values()) > 1e9 else ('M', 1e6)
+  step = sum(costs.step.values())
+  unit, size = ('G', 1e9) if sum(costs.forward.values()) > 1e9 else ('M', 1e6)
   yield from _table(
     ('', *_PARTS, 'other', 'all'),
     [
-      _row('parameters', found.parameters, '{:,.0f}'),
-      _row(f'forward, {unit}FLOPs an image', found.forward, '{:,.1f}', size),
+      _row('parameters', costs.parameters, '{:,.0f}'),
+      _row(f'forward, {unit}FLOPs an image', costs.forward, '{:,.1f}', size),
       _row(
         f'step, {unit}FLOPs an image',
-        found.step,
+        costs.step,
         '{:,.1f}',
-        size * plan.batch_size,
+        size * workload.batch_size,
       ),
     ],
   )
   yield ''
   yield 'FLOPs are nominal: 2 a multiply-add, the same with and without remat'
-  if found.in_while:
-    share = found.in_while / step
-    yield f'{share:.0%} of them are one round of a loop that may have more'
+  if costs.in_while:
+    share = costs.in_while / step
+    yield f'{share:.0%} of them are one iteration of loops that may have more'
   yield (
-    f'parameters, statistics and optimizer: {_bytes(found.state_bytes)} a '
+    f'parameters, statistics and optimizer: {_bytes(costs.state_bytes)} a '
     'device'
   )
   yield ''
   if topology:
-    yield from _elsewhere(plan, step, topology)
+    yield from _elsewhere(workload, step, topology)
     return
-  yield from _times(plan, step)
+  yield from _times(workload, step)
   if compiles:
     yield ''
-    yield from _compiler(plan)
+    yield from _compiler(workload)
 
 
-def _times(plan: Plan, step: int) -> Iterator[str]:
-  """How long all steps take on some chips."""
-  total, chips = step * plan.num_steps, plan.mesh.size
+def _times(workload: Workload, step: int) -> Iterator[str]:
+  """Yields the time of all steps on some chips."""
+  total, chips = step * workload.num_steps, workload.mesh.size
   head = [f'at {part:.0%}' for part in EFFICIENCIES]
   rows = []
   for name, speed in CHIPS.items():
@@ -329,58 +332,62 @@ def _times(plan: Plan, step: int) -> Iterator[str]:
 
 
 def _elsewhere(
-  plan: Plan, step: int, topology: topology_lib.Topology
+  workload: Workload, step: int, topology: topology_lib.Topology
 ) -> Iterator[str]:
-  """What the compiler and the sheets say of devices that are not here."""
+  """Yields the figures of the compiler and the data sheets for a topology."""
   with topology_lib.without_compilation_cache():
-    said = compile_step(plan, plan.remat)
+    compiled = compile_step(workload, workload.remat)
   count, chip = topology.num_devices, topology.chip
   room = f' of {_bytes(int(chip.memory))}' if chip else ''
-  yield f'compiled for {topology}, {"with" if plan.remat else "without"} remat'
+  remat = 'with' if workload.remat else 'without'
+  yield f'compiled for {topology}, {remat} remat'
   yield (
-    f'memory a device: arguments {_bytes(said.arguments)}, temporaries '
-    f'{_bytes(said.temporaries)}, peak {_bytes(said.peak)}{room}'
+    f'memory a device: arguments {_bytes(compiled.arguments)}, temporaries '
+    f'{_bytes(compiled.temporaries)}, peak {_bytes(compiled.peak)}{room}'
   )
-  if chip and said.peak > chip.memory:
+  if chip and compiled.peak > chip.memory:
     yield 'this does not fit: more devices, remat or accumulate'
   yield (
-    f'FLOPs a device: {step / count:.4g} nominal, {said.operations:.4g} by XLA'
+    f'FLOPs a device: {step / count:.4g} nominal, '
+    f'{compiled.operations:.4g} by XLA'
   )
   yield ''
   yield from _table(
     ('exchanged a step', 'number', 'bytes a device'),
     [
       (kind, f'{len(sizes):,}', _bytes(sum(sizes)))
-      for kind, sizes in by_kind(said.exchanged).items()
+      for kind, sizes in by_kind(compiled.exchanged).items()
     ]
     or [('nothing', '-', '-')],
   )
-  if plan.accumulate > 1:
-    yield 'XLA shows a loop over the parts of a batch as one round.'
+  if workload.accumulate > 1:
+    yield 'XLA counts the loop over the parts of a batch as one iteration.'
   yield ''
   chips = [chip] if chip else topology_lib.CHIPS.values()
-  counts = sorted({*_GROWING, count})
+  counts = sorted({*_WEAK_SCALING, count})
   rows = []
   for each in chips:
     compute = seconds(step // count, each.peak_flops, 1, EFFICIENCY)
-    times = growing(compute, said.exchanged, each, count, counts)
+    times = weak_scaling_seconds(
+      compute, compiled.exchanged, each, count, counts
+    )
     rows.append(
       (f'{each.name}, a step', *(_time(t) if t else '-' for t in times))
     )
     rows.append(
       ('  speed a device', *(f'{compute / t:.1%}' if t else '-' for t in times))
     )
-    here = compute + exchange_seconds(said.exchanged, each, count, count)
+    here = compute + exchange_seconds(compiled.exchanged, each, count, count)
     yield (
       f'{each.name}: a step takes {_time(compute)} of arithmetic at '
       f'{EFFICIENCY:.0%} of {each.peak_flops / 1e12:.0f} TFLOP/s and '
       f'{_time(here - compute)} of exchanges over two links of '
       f'{each.link_bandwidth / 1e9:.0f} GB/s, so all steps '
-      f'{console.format_duration(here * plan.num_steps)}'
+      f'{console.format_duration(here * workload.num_steps)}'
     )
   yield ''
   yield (
-    f'weak scaling, {plan.batch_size / count:g} images a device '
+    f'weak scaling, {workload.batch_size / count:g} images a device '
     '(predicted; no overlap, no latency):'
   )
   yield from _table(('devices', *(f'{n:,}' for n in counts)), rows)
@@ -389,47 +396,49 @@ def _elsewhere(
 def by_kind(
   exchanged: Sequence[communication.Collective],
 ) -> dict[str, list[int]]:
-  """Sizes of exchanges by their kind, in bytes."""
-  found: dict[str, list[int]] = {}
+  """Returns the sizes of collectives by kind, in bytes."""
+  sizes: dict[str, list[int]] = {}
   for each in exchanged:
-    found.setdefault(each.kind, []).append(each.size)
-  return found
+    sizes.setdefault(each.kind, []).append(each.size)
+  return sizes
 
 
 def _time(duration: float) -> str:
   return f'{duration:.3g} s' if duration >= 1 else f'{duration * 1e3:.3g} ms'
 
 
-def _compiler(plan: Plan) -> Iterator[str]:
-  """XLA's figures, without and with remat."""
-  devices = plan.mesh.size
-  platform = plan.mesh.devices.flat[0].platform
+def _compiler(workload: Workload) -> Iterator[str]:
+  """Yields XLA's figures, without and with remat."""
+  devices = workload.mesh.size
+  platform = workload.mesh.devices.flat[0].platform
   yield f"XLA's figures for {platform}; other devices take other memory:"
   rows = []
   for remat in (False, True):
-    said = compile_step(plan, remat)
-    here = ' (here)' if remat == plan.remat else ''
-    an_image = said.operations * devices / plan.batch_size
+    compiled = compile_step(workload, remat)
+    here = ' (here)' if remat == workload.remat else ''
+    an_image = compiled.operations * devices / workload.batch_size
     rows.append(
       (
         f'{"with" if remat else "without"} remat{here}',
         f'{an_image / 1e9:,.3f}',
-        *map(_bytes, said[1:4]),
+        *map(_bytes, compiled[1:4]),
       )
     )
   yield from _table(
     ('a device', 'GFLOPs an image', *Compiled._fields[1:4]), rows
   )
-  if plan.accumulate > 1:
-    yield 'XLA counts a loop over the parts of a batch as one round.'
+  if workload.accumulate > 1:
+    yield 'XLA counts the loop over the parts of a batch as one iteration.'
 
 
 def _traced(
-  plan: Plan, trained: method.Method, state: train_state.TrainState
+  workload: Workload, trained: method.Method, state: train_state.TrainState
 ) -> jax.stages.Traced:
-  """The step of training, as a program for the mesh."""
-  step, watch = loop.build_step(trained, plan.mesh, state, plan.batch_spec)
-  return step.trace(state, watch, plan.batch_spec)
+  """Traces the training step for the mesh."""
+  step, checks = loop.build_step(
+    trained, workload.mesh, state, workload.batch_spec
+  )
+  return step.trace(state, checks, workload.batch_spec)
 
 
 def _bytes(size: int) -> str:
@@ -443,7 +452,7 @@ def _many(number: int, thing: str) -> str:
 def _row(
   name: str, values: Mapping[str, int], form: str, unit: float = 1
 ) -> tuple[str, ...]:
-  """A row of the table of parts."""
+  """Formats a row of the table of parts."""
   columns = [values.get(part, 0) for part in (*_PARTS, 'other')]
   shown = (
     form.format(number / unit) if number else '-'
@@ -453,7 +462,7 @@ def _row(
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-  """Aligned columns: the first to the left, numbers to the right."""
+  """Yields aligned lines: the first column to the left, numbers right."""
   widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
   for row in (head, *rows):
     name, *values = (

@@ -1,94 +1,122 @@
-"""From a config to the stages of its experiment: what a method's `main` is."""
+"""From a config to the stages of its experiment: the registry of a method."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
-from jax.sharding import Mesh
 
-from runtime import files
+from runtime import errors, files
 from runtime import options as options_lib
 from segcore.distributed import sharding
 from segcore.eval import predict
-from segcore.experiment import dry_run, stage
+from segcore.experiment import experiment_stage, stage
+from segcore.models import network
+from segcore.train import loop
 
 
-@runtime_checkable
-class Runner(Protocol):
-  """Builds each stage of an experiment."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """The fields that every experiment has; a method adds its stages' blocks.
 
-  experiment: Any
+  Attributes:
+    program: the module whose command line runs it.
+    stages: names of the stages to run, in order.
+    data_dir: folder of the records; '' for the default of TFDS.
+    network: of all stages.
+    operation: how the run is carried out; changes no result.
+    without_files: what to do where data or weights are missing; may be ''.
+  """
 
-  def describe(self, name: str) -> stage.Stage:
-    """Checks what can be checked without data, and describes the stage."""
-    ...
-
-  def plan(self, name: str) -> dry_run.Plan:
-    """A training, as far as it is known without its data."""
-    ...
-
-  def model(self, workdir: files.Path) -> predict.Model:
-    """What a finished run has trained, to predict with."""
-    ...
+  program: str
+  stages: tuple[str, ...]
+  data_dir: str = ''
+  network: network.NetworkOptions
+  operation: loop.OperationOptions = loop.OperationOptions()
+  without_files: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What a command line runs: a kind of experiment.
+  """A kind of experiment, as a command line runs it.
 
   Attributes:
-    options: the fields of a whole config.
-    runner: builds its stages, from these and the devices.
+    experiment: dataclass of a whole config.
+    stages: classes of all stages, each after those it may need.
+    predicts_with: the stage that loads the trained network; has
+      `load_model(workdir)`.
   """
 
-  options: type
-  runner: Callable[[Any, Mesh], Runner]
+  experiment: type[Experiment]
+  stages: tuple[type[experiment_stage.ExperimentStage], ...]
+  predicts_with: type[Any]
+
+  @property
+  def registry(self) -> dict[str, type[experiment_stage.ExperimentStage]]:
+    """Returns the stage classes by name."""
+    return {cls.name: cls for cls in self.stages}
+
+  def build(
+    self, config: ml_collections.ConfigDict, devices: list | None = None
+  ) -> dict[str, experiment_stage.ExperimentStage]:
+    """Builds the stage objects of an experiment by name; opens no data.
+
+    Args:
+      config: the experiment.
+      devices: to run on; all devices of the process by default.
+
+    Raises:
+      UserError: a field is unknown, of a wrong type, or does not fit the
+        others; or a stage is unknown or has no block.
+    """
+    experiment = options_lib.build(self.experiment, config, 'config')
+    registry = self.registry
+    if not experiment.stages or not set(experiment.stages) <= set(registry):
+      raise errors.UserError(
+        f'config.stages: expected some of {tuple(registry)}, got '
+        f'{experiment.stages}'
+      )
+    mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
+    built = {
+      name: registry[name].build(experiment, mesh, tuple(registry))
+      for name in experiment.stages
+    }
+    for name, each in built.items():
+      if each.options is None:
+        raise errors.UserError(
+          f'config.stages: {name} is among {experiment.stages}, but '
+          f'config.{name} is missing'
+        )
+    return built
 
   def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config with all fields, by the defaults of the options."""
-    return options_lib.complete(self.options, config)
+    return options_lib.complete(self.experiment, config)
 
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None
   ) -> Sequence[stage.Stage]:
-    """The stages of an experiment; opens no data.
+    """Returns the stages as they are executed; opens no data.
 
     Args:
       config: the experiment.
-      devices: it is for; all that are at hand by default.
+      devices: to run on; all devices of the process by default.
 
     Raises:
-      UserError: a field is unknown, of a wrong type, or does not fit the
-        others.
+      UserError: as in `build`, or settings do not fit each other.
     """
-    runner = self.build_runner(config, devices)
-    return [runner.describe(name) for name in runner.experiment.stages]
+    stages = tuple(self.build(config, devices).values())
+    return [each.describe(stages) for each in stages]
 
   def load_model(
     self, config: ml_collections.ConfigDict, workdir: files.Path
   ) -> predict.Model:
-    """The trained network of a finished run, to predict with.
+    """Loads the trained network of a finished run.
 
     Raises:
       UserError: the run is not finished.
     """
-    return self.build_runner(config).model(workdir)
-
-  def build_runner(
-    self, config: ml_collections.ConfigDict, devices: list | None = None
-  ) -> Runner:
-    """What builds the stages.
-
-    Raises:
-      UserError: as above.
-    """
-    experiment = options_lib.build(self.options, config, 'config')
-    mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
-    return self.runner(experiment, mesh)
-
-
-def check_stages(stages: Sequence[str], known: Sequence[str]) -> None:
-  """Raises ValueError unless there are some stages, all of them known."""
-  if not stages or not set(stages) <= set(known):
-    raise ValueError(f'stages: found {stages}, expected some of {known}')
+    built = self.build(config)
+    context = next(iter(built.values())).context
+    reader = self.predicts_with(next(iter(built.values())).experiment, context)
+    return reader.load_model(workdir)

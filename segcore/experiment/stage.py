@@ -1,8 +1,9 @@
-"""Stages of an experiment: run once, resumed when interrupted, never mixed up.
+"""Execution of stages: once each, resumable, never with mixed settings.
 
-A stage lives in `workdir/NAME`. `settings.json` there says what it was started
-with, `DONE.json` that it is finished and what it made. Running the same command
-again does what is left; with other settings it is refused.
+A stage writes to `workdir/NAME`. `settings.json` there holds the settings it
+was started with; `DONE.json` marks it as finished and lists its outputs with
+their checksums. Running the same command again does what is left; a folder of
+other settings is refused.
 """
 
 import dataclasses
@@ -16,30 +17,31 @@ from runtime import console, errors, files, json_files, options, progress
 from segcore.cost import topology as topology_lib
 from segcore.train import workspace as workspace_lib
 
-_MOST_DIFFERENCES = 5
+_MAX_DIFFERENCES = 5
+
+# (compile too, devices to compile for) -> lines.
+DryRun = Callable[[bool, topology_lib.Topology | None], Iterable[str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One step of an experiment.
+  """One step of an experiment, ready to be executed.
 
   Attributes:
     name: also the name of its folder.
-    settings: everything that decides its result; not how fast, nor where.
-    run: does it, and returns the files and folders it made.
-    needs: names of the stages whose results it starts from.
-    plan: says in lines, as they become known, what it would compute and what
-      that costs; reads no data. If True is given, it asks the compiler too; if
-      a topology is given, the compiler for these devices.
+    settings: everything that decides its result; nothing that only decides its
+      speed or its place.
+    run: carries it out; returns the files and folders it has made.
+    needs: names of the stages whose results it reads.
+    dry_run: reports in lines what it would compute and cost; reads no data. Its
+      arguments: whether to compile too, and the devices to compile for.
   """
 
   name: str
   settings: Any
   run: Callable[[workspace_lib.Workspace], Sequence[files.Path]]
   needs: tuple[str, ...] = ()
-  plan: Callable[[bool, topology_lib.Topology | None], Iterable[str]] | None = (
-    None
-  )
+  dry_run: DryRun | None = None
 
 
 def run_stages(
@@ -59,10 +61,10 @@ def run_stages(
       that belongs to other settings.
   """
   chosen = _choose(stages, only)
-  planned = check(stages, workdir)
+  settings_by_name = check(stages, workdir)
   preemption = workspace_lib.Preemption()
   for stage in chosen:
-    settings = planned[stage.name]
+    settings = settings_by_name[stage.name]
     progress.record_activity(f'the start of {stage.name}')
     directory = workdir / stage.name
     if is_finished(directory):
@@ -71,7 +73,7 @@ def run_stages(
     for name in stage.needs:
       require_finished(workdir / name, stage.name)
     json_files.write(directory / 'settings.json', settings)
-    place = workspace_lib.Workspace(
+    workspace = workspace_lib.Workspace(
       directory,
       {name: workdir / name for name in stage.needs},
       options.digest(settings),
@@ -80,11 +82,11 @@ def run_stages(
     if preemption.reached():
       raise workspace_lib.Preempted(f'{workdir} is ready to start {stage.name}')
     try:
-      outputs = stage.run(place)
+      outputs = stage.run(workspace)
     except errors.UserError:
-      _forget_unbegun(directory)
+      _remove_unused_settings(directory)
       raise
-    _finish(place, stage.name, outputs)
+    _finish(workspace, stage.name, outputs)
 
 
 def dry_run_stages(
@@ -93,113 +95,112 @@ def dry_run_stages(
   compiles: bool = False,
   topology: topology_lib.Topology | None = None,
 ) -> None:
-  """Says what each stage would compute and cost; runs none, reads no data.
+  """Reports what each stage would compute and cost; runs none, reads no data.
 
   Args:
     stages: as for `run_stages`.
     only: as for `run_stages`.
-    compiles: ask the compiler too, which takes its time.
-    topology: devices to compile for, instead of those at hand.
+    compiles: report the compiler's figures too, which takes minutes.
+    topology: devices to compile for; None for those of this process.
 
   Raises:
     UserError: an unknown name, a stage before one it needs, or devices among
       which a batch cannot be divided.
   """
   all_settings(stages)
-  # All are described before the first is compiled: what is refused, is at once.
-  planned = [
+  # Build all reports before compiling the first: refusals come at once.
+  reports = [
     (
       stage.name,
-      stage.plan(compiles, topology)
-      if stage.plan
-      else ('says no more beforehand',),
+      stage.dry_run(compiles, topology)
+      if stage.dry_run
+      else ('no cost is estimated for this stage',),
     )
     for stage in _choose(stages, only)
   ]
-  for name, lines in planned:
+  for name, lines in reports:
     console.log(f'\n{name}')
     for line in lines:
       console.log(f'  {line}'.rstrip())
 
 
 def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
-  """The stages named, in their order; all of them if none is."""
+  """Returns the named stages in their order; all of them if none is named."""
   names = [stage.name for stage in stages]
   for name in only:
     if name not in names:
       raise errors.UserError(
-        f'--stage: found {name}, expected one of {", ".join(names)}'
+        f'--stage: expected one of {", ".join(names)}, got {name}'
       )
   return [stage for stage in stages if not only or stage.name in only]
 
 
 def is_finished(directory: files.Path) -> bool:
-  """Whether the stage of this folder has nothing left to do."""
+  """Returns whether the stage of this folder is finished."""
   return (directory / 'DONE.json').exists()
 
 
 def check(
   stages: Sequence[Stage], workdir: files.Path
 ) -> dict[str, dict[str, Any]]:
-  """All settings, if what is in the folder was made with them.
+  """Returns all settings by stage, if the folder was made with them.
 
   Raises:
     UserError: the folder belongs to other settings.
   """
-  planned = all_settings(stages)
-  for name, settings in planned.items():
+  settings_by_name = all_settings(stages)
+  for name, settings in settings_by_name.items():
     _refuse_others(workdir / name, settings)
-  return planned
+  return settings_by_name
 
 
 def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
-  """All that decides the result of each stage, by its name.
+  """Returns everything that decides the result of each stage, by name.
 
-  Stages of equal settings make the same, in whatever experiment they stand.
+  Stages with equal settings have equal results, in whatever experiment.
 
   Raises:
     UserError: a stage comes before one it needs.
   """
-  found: dict[str, dict[str, Any]] = {}
+  settings: dict[str, dict[str, Any]] = {}
   for stage in stages:
     for name in stage.needs:
-      if name not in found:
+      if name not in settings:
         raise errors.UserError(
           f'{stage.name} needs {name}, which must come before it: the stages '
           f'are {", ".join(s.name for s in stages)}'
         )
-    before = {name: options.digest(found[name]) for name in stage.needs}
-    found[stage.name] = options.to_dict(
+    before = {name: options.digest(settings[name]) for name in stage.needs}
+    settings[stage.name] = options.to_dict(
       {'settings': stage.settings, 'needs': before}
     )
-  return found
+  return settings
 
 
 def _refuse_others(directory: files.Path, settings: Any) -> None:
   path = directory / 'settings.json'
   if not path.exists():
     return
-  found = json_files.read(path)
-  lines = options.differences(found, settings)
+  lines = options.differences(json_files.read(path), settings)
   if lines:
-    more = len(lines) - _MOST_DIFFERENCES
+    more = len(lines) - _MAX_DIFFERENCES
     raise errors.UserError(
       f'{directory} was made with other settings ('
-      + '; '.join(lines[:_MOST_DIFFERENCES])
+      + '; '.join(lines[:_MAX_DIFFERENCES])
       + (f'; and {more} more' if more > 0 else '')
       + '): choose another --workdir'
     )
 
 
-def _forget_unbegun(directory: files.Path) -> None:
-  """Lets other settings in where nothing was made with the refused ones."""
+def _remove_unused_settings(directory: files.Path) -> None:
+  """Removes the settings of a stage that was refused before it began."""
   settings = directory / 'settings.json'
   if jax.process_index() == 0 and [*directory.iterdir()] == [settings]:
     settings.unlink()
 
 
 def _finish(
-  place: workspace_lib.Workspace, name: str, outputs: Sequence[files.Path]
+  workspace: workspace_lib.Workspace, name: str, outputs: Sequence[files.Path]
 ) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{name} finished')
@@ -214,13 +215,13 @@ def _finish(
     raise FileNotFoundError(f'{name} did not make {", ".join(missing)}')
   if jax.process_index() == 0:
     hashes = {
-      str(file.relative_to(place.directory)): _fingerprint(file)
+      str(file.relative_to(workspace.directory)): _checksum(file)
       for output in made
       for file in files.walk(output)
     }
     json_files.write(
-      place.directory / 'DONE.json',
-      {'stage': name, 'digest': place.digest, 'outputs': hashes},
+      workspace.directory / 'DONE.json',
+      {'stage': name, 'digest': workspace.digest, 'outputs': hashes},
     )
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'{name} marked')
@@ -236,13 +237,13 @@ def require_finished(directory: files.Path, needed_by: str) -> None:
     )
   for name, expected in json_files.read(done)['outputs'].items():
     file = directory / name
-    if not file.is_file() or _fingerprint(file) != expected:
+    if not file.is_file() or _checksum(file) != expected:
       raise errors.UserError(
         f'{file} is missing or changed since {directory.name} was finished: '
         f'restore it, or remove {directory} to run the stage again'
       )
 
 
-def _fingerprint(file: files.Path) -> str:
-  progress.record_activity(f'the fingerprint of {file.name}')
+def _checksum(file: files.Path) -> str:
+  progress.record_activity(f'checksum of {file.name}')
   return files.checksum(file)

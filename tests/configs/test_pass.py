@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss import experiment as experiment_lib
-from pass_luss import main, networks
+from pass_luss import main
 from pass_luss.protocols import segment
-from runtime import errors
-from segcore.distributed import sharding
+from pass_luss.stages import base
+from runtime import errors, options
 from segcore.experiment import config_file, dry_run, stage
 from segcore.train import optimizers
 from segcore.train import update as update_lib
@@ -100,10 +99,8 @@ def test_attention_clusters_and_fine_tuning(name, rate, steps, tau):
 
 def test_the_schedule_is_the_published_one():
   optimizer = load('pass_imagenet_s50').represent.recipe.optimizer
-  options = main.options.build(
-    optimizers.OptimizerOptions, optimizer, 'optimizer'
-  )
-  rate = optimizers.schedule(options, 200 * 251)
+  built = options.build(optimizers.OptimizerOptions, optimizer, 'optimizer')
+  rate = optimizers.schedule(built, 200 * 251)
   for step in (0, 1, 25_000, 50_199):
     expected = reference.swav_learning_rate(step, 50_200)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
@@ -111,10 +108,10 @@ def test_the_schedule_is_the_published_one():
 
 def test_pixel_pros_schedule():
   block = load('pass_imagenet_s300', 'branch=pixpro').represent
-  options = main.options.build(
+  built = options.build(
     optimizers.OptimizerOptions, block.recipe.optimizer, 'optimizer'
   )
-  rate = optimizers.schedule(options, 150_300)
+  rate = optimizers.schedule(built, 150_300)
   for step in (0, 1, 7000, 7515, 100_000):
     expected = reference.pixpro_learning_rate(step, 150_300, 7515)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
@@ -184,12 +181,12 @@ def test_configs_that_cannot_be_run():
     *shapes, stages=('represent', 'segment')
   )
   assert 'expected some of' in refused(*shapes, stages=('pretrain',))
-  assert 'which learns by clusters' in refused(
+  assert 'needs represent.learn.clusters' in refused(
     'pass_shapes',
     'branch=pixpro,clusters=false,protocol=distance',
     stages=('represent', 'attend'),
   )
-  assert 'expected 1: assignments' in refused(
+  assert 'got 2: assignments' in refused(
     *shapes, **{'represent.recipe.accumulate': 2}
   )
   assert 'config.represent.recipe.batch_size' in refused(
@@ -199,10 +196,12 @@ def test_configs_that_cannot_be_run():
     *shapes, **{'represent.large.size': (0, 48)}
   )
   assert 'a split with masks' in refused(*shapes, **{'semi.split': ''})
-  assert 'no block segment_on' in refused(
+  assert 'config.segment_on is missing' in refused(
     *shapes, stages=('represent', 'semi', 'segment_on')
   )
-  assert 'splits: found ()' in refused(*shapes, **{'segment.splits': ()})
+  assert 'splits: expected at least one' in refused(
+    *shapes, **{'segment.splits': ()}
+  )
   assert 'distance: neighbors: expected 1 or more, got 0' in refused(
     *shapes, **{'distance.neighbors': 0}
   )
@@ -236,12 +235,10 @@ def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
   assert settings['settings']['segment_on']['data']['name'] == 'imagenet_s/50'
   needed = {'unsupervised': 'finetune', 'semi': 'semi'}[protocol]
   assert [s.needs for s in stages if s.name == 'segment_on'] == [(needed,)]
-  experiment = main.options.build(experiment_lib.Experiment, config, 'config')
-  runner = main.Runner(experiment, sharding.make_mesh())
   # Classes that were learned from masks have names: val's masks match nothing.
   kinds = {'unsupervised': ['', '', 'label'], 'semi': ['', '']}[protocol]
-  found = runner._reads('segment_on')
-  assert [(data.name, kind) for data, _, kind, _ in found] == [
+  inputs = main.PROGRAM.build(config)['segment_on'].inputs()
+  assert [(split.data.name, split.kind) for split in inputs.splits] == [
     ('imagenet_s/50', kind) for kind in kinds
   ]
 
@@ -284,7 +281,7 @@ def test_submissions_say_what_the_servers_ask_for():
   ):
     config = load(name, 'branch=pixpro')
     for block in ('segment', 'segment_semi', 'distance'):
-      built = main.options.build(
+      built = options.build(
         segment.SubmissionInfo, config[block].about, 'about'
       )
       assert all(dataclasses.astuple(built))
@@ -297,25 +294,23 @@ def test_segments_of_masks_need_no_masks_of_val():
   """Of test alone, say."""
   config = load('pass_shapes', 'protocol=semi')
   config.segment_semi.splits = ('test',)
-  experiment = main.options.build(experiment_lib.Experiment, config, 'config')
-  runner = main.Runner(experiment, sharding.make_mesh())
-  assert [read[1:3] for read in runner._reads('segment_semi')] == [('test', '')]
+  inputs = main.PROGRAM.build(config)['segment_semi'].inputs()
+  assert [(read.split, read.kind) for read in inputs.splits] == [('test', '')]
 
 
 def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
   opened = []
 
-  def open_split(runner, name, *_):
+  def open_split(stage, name, *_):
     opened.append(name)
     return fake_methods.coordinate_split(1)
 
-  monkeypatch.setattr(main.Runner, '_open', open_split)
+  monkeypatch.setattr(base.PassStage, 'open_images', open_split)
   config = load('pass_shapes', 'saliency=somewhere')
   config.label.report = ()
   for threshold, expected in ((-1.0, ['', 'val']), (0.5, [''])):
     config.label.threshold = threshold
-    experiment = main.options.build(experiment_lib.Experiment, config, 'config')
-    main.Runner(experiment, sharding.make_mesh())._labeled_ids()
+    main.PROGRAM.build(config)['label'].image_ids()
     assert opened == expected
     opened.clear()
 
@@ -337,9 +332,7 @@ def test_how_many_images_are_looked_at_at_once_is_no_setting():
 def test_layers_far_from_the_head_learn_less():
   config = load('pass_imagenet_s300', 'semi=imagenet_s')
   optimizer = config.semi.recipe.optimizer
-  built = main.options.build(
-    optimizers.OptimizerOptions, optimizer, 'optimizer'
-  )
+  built = options.build(optimizers.OptimizerOptions, optimizer, 'optimizer')
   factors = {
     path: built.factors(path)
     for path in (
@@ -362,17 +355,16 @@ def test_layers_far_from_the_head_learn_less():
 
 def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
   config = load('pass_imagenet_s300', 'semi=imagenet_s_os16,protocol=semi')
-  optimizer = main.options.build(
+  optimizer = options.build(
     optimizers.OptimizerOptions, config.semi.recipe.optimizer, 'optimizer'
   )
   assert optimizer.factors('encoder/block4/unit1/conv1/kernel')[0] == 0.45
   assert (config.semi.reduction, config.semi.repeated_upsampling) == (4, True)
-  experiment = main.options.build(experiment_lib.Experiment, config, 'config')
-  nets = networks.Networks(experiment, sharding.make_mesh())
+  stages = main.PROGRAM.build(config)
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   shapes, grids = [], []
   for name in ('represent', 'semi'):
-    net = nets.of(name, nets.bench)
+    net = stages[name].method(stages[name].context, 2).segmenter
     scores, variables = jax.eval_shape(
       lambda x, net=net: net.init_with_output(
         jax.random.PRNGKey(0), x, decode=False, method='features'
@@ -405,9 +397,10 @@ def test_a_dry_run_says_the_cost(capsys):
 def test_costs_are_those_of_all_stages():
   """300 and 919 classes: one network, but for the last layer; more steps."""
   names = ('represent', 'attend', 'finetune')
-  runner = main.PROGRAM.build_runner(load('pass_imagenet_s300'))
+  stages = main.PROGRAM.build(load('pass_imagenet_s300'))
   steps = {
-    name: sum(dry_run.cost(runner.plan(name)).step.values()) for name in names
+    name: sum(dry_run.cost(stages[name].workload()).step.values())
+    for name in names
   }
   for size in (300, 919):
     module = importlib.import_module(f'configs.pass_imagenet_s{size}')
@@ -432,7 +425,7 @@ def test_what_starts_from_a_run_of_pass_takes_its_encoder():
 
 
 def test_parts_of_heads_are_taken_by_name():
-  merged = update_lib._with_parts(
+  merged = update_lib._replace_parts(
     {'heads': {'a': 1, 'b': 2}, 'encoder': {'x': 0}}, {'heads': {'a': 3}}
   )
   assert merged == {'heads': {'a': 3, 'b': 2}, 'encoder': {'x': 0}}

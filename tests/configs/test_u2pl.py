@@ -1,4 +1,4 @@
-"""U2PL's configs, and the rows of docs/u2pl_tables.md that they make."""
+"""Tests of U2PL's configs, and of the rows of docs/methods/u2pl_tables.md."""
 
 import collections
 import dataclasses
@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import pytest
 
 from runtime import errors
-from segcore.experiment import cli, config_file, hosts
+from segcore.experiment import cli, config_file, evaluation, hosts
 from segcore.experiment import command as command_lib
 from segcore.models import network
-from segcore.study import runner as runner_lib
+from segcore.study import cli as study_cli
 from segcore.train import optimizers
 from u2pl import main as u2pl_main
 
 ROOT = pathlib.Path(__file__).parents[2]
-DOC = ROOT / 'docs' / 'u2pl_tables.md'
+DOC = ROOT / 'docs' / 'methods' / 'u2pl_tables.md'
 HERE = ['u2pl_camvid', 'u2pl_shapes']
 PAPER = ['u2pl_cityscapes', 'u2pl_voc']
 # Networks whose shapes were followed already, whatever their heads: those with
@@ -65,11 +65,9 @@ def cells(command):
   """The study of a command, and its cells of the first seed."""
   arguments = shlex.split(command)
   assert arguments[:3] == ['python', '-m', 'segcore.study']
-  made = runner_lib._study(
-    *runner_lib._parser().parse_known_args(arguments[3:])
-  )
-  first = dataclasses.replace(made, seeds=(0,))
-  return made, first.final_cells({})
+  study = study_cli.parse(arguments[3:]).study
+  first = dataclasses.replace(study, seeds=(0,))
+  return study, first.final_cells({})
 
 
 @functools.cache
@@ -460,20 +458,20 @@ def test_a_start_takes_the_place_of_the_weights(name):
     (
       'u2pl_voc.py:batch=6',
       (),
-      'config.train: learn.consistency.mixing.group: found 4, expected a '
-      'divisor of the batch of 6',
+      'config.train: learn.consistency.mixing.group: expected a divisor of '
+      'the batch of 6, got 4',
     ),
     (
       'u2pl_voc.py:epochs=1',
       (),
-      'config.train: learn.warmup_epochs: found 1 of 655 steps, expected '
-      'fewer than the 655 steps in all',
+      'config.train: learn.warmup_epochs: expected fewer than the 655 steps '
+      'in all, got 1 of 655 steps',
     ),
     (
       'u2pl_shapes.py',
       ('--config.train.learn.warmup_epochs=20',),
-      'config.train: learn.warmup_epochs: found 20 of 100 steps, expected '
-      'fewer than the 1400 steps in all',
+      'config.train: learn.warmup_epochs: expected fewer than the 1400 steps '
+      'in all, got 20 of 100 steps',
     ),
   ],
 )
@@ -533,13 +531,12 @@ def test_epochs_that_cannot_be_counted_are_refused(argument, message):
 
 def test_what_is_reported_of_voc():
   """One program for images of all sizes, by the rule of training."""
-  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_voc'))
-  reported = runner.experiment.evaluate
-  assert [*reported.frames] == ['', '_framed']
+  stage = u2pl_main.PROGRAM.build(load('u2pl_voc'))['evaluate']
+  reported = stage.options
+  assert [*reported.paddings] == ['', '_framed']
   for protocol in (reported.protocol, reported.protocol.single_view()):
     assert protocol.align_corners
-    scores = runner.reporting.scores(21)
-    maps = runner.bench.label_maps(scores, 21, protocol)
+    maps = evaluation.label_maps(stage.context, stage.scores(21), 21, protocol)
     groups = {maps.group(size) for size in ((375, 500), (500, 333), (513, 513))}
     assert groups == {((513, 513), ((513, 513),))}
 
@@ -559,8 +556,8 @@ def test_a_border_is_scored_only_where_one_is_shown():
   config = load('u2pl_cityscapes')
   with config.evaluate.unlocked():
     config.evaluate.framed = True
-  with pytest.raises(errors.UserError, match='framed=True: found with a proto'):
-    u2pl_main.PROGRAM.build_runner(config)
+  with pytest.raises(errors.UserError, match='framed=True: expected protocol'):
+    u2pl_main.PROGRAM.build(config)
 
 
 def test_images_without_masks_are_the_unlabeled_ones():
@@ -592,17 +589,15 @@ def test_a_fraction_is_refused_where_labels_decide_the_epoch():
 
 
 def test_a_state_of_the_warm_up_is_reported_as_the_students():
-  runner = u2pl_main.PROGRAM.build_runner(load('u2pl_shapes', 'tiny'))
+  stage = u2pl_main.PROGRAM.build(load('u2pl_shapes', 'tiny'))['evaluate']
   names = ('params', 'batch_stats', 'teacher_params', 'teacher_batch_stats')
   found = {name: name for name in names}
   # The warm-up is one epoch of 10 steps.
   for step, expected in ((10, 'params'), (11, 'teacher_params')):
-    reported = runner.reporting.reported({'step': step, **found})
+    reported = stage.select_variables({'step': step, **found})
     assert (reported['step'], reported['params']) == (step, expected)
-  alone = u2pl_main.PROGRAM.build_runner(
-    load('u2pl_shapes', 'tiny,system=sup_only')
-  )
-  reported = alone.reporting.reported({'step': 60, **found})
+  alone = u2pl_main.PROGRAM.build(load('u2pl_shapes', 'tiny,system=sup_only'))
+  reported = alone['evaluate'].select_variables({'step': 60, **found})
   assert reported['params'] == 'params'
 
 
@@ -610,8 +605,8 @@ def test_heads_compute_in_the_networks_type_and_end_in_float32():
   for dtype in ('float32', 'bfloat16'):
     config = load('u2pl_cityscapes', 'tiny')
     config.network.dtype = dtype
-    runner = u2pl_main.PROGRAM.build_runner(config)
-    net = runner._segmenter(runner.bench, 9)
+    train = u2pl_main.PROGRAM.build(config)['train']
+    net = train.build_network(train.context, 9)
     assert set(net.heads.modules) == {'logits', 'rep', 'aux'}
     assert {head.dtype.name for head in net.heads.modules.values()} == {dtype}
     images = jnp.zeros((1, 65, 65, 3))

@@ -7,8 +7,7 @@ import pytest
 
 from ddep import main as ddep_main
 from runtime import errors, json_files
-from segcore.experiment import cli, config_file, hosts
-from segcore.train import workspace as workspace_lib
+from segcore.experiment import cli, config_file, experiment_stage, hosts
 from tests.support import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
@@ -84,12 +83,11 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
   config.denoise.start.path = f'{tmp_path}/w.npz'
   config.denoise.start.take = ('encoder',)
   config.stages = ('denoise', 'finetune', 'evaluate')
-  runner = ddep_main.PROGRAM.build_runner(config)
-  place = workspace_lib.Workspace(tmp_path / 'finetune', {}, '')
+  stages = tuple(ddep_main.PROGRAM.build(config).values())
   with pytest.raises(errors.MissingInput, match='w.npz does not exist'):
-    runner._check_data(place)
+    experiment_stage.check_inputs(stages, tmp_path)
   json_files.write(tmp_path / 'denoise' / 'DONE.json', {})
-  runner._check_data(place)
+  experiment_stage.check_inputs(stages, tmp_path)
 
 
 def test_a_split_that_is_not_there(capsys, source):
@@ -107,8 +105,9 @@ def test_softmax_where_images_have_several_classes(capsys, source):
     "--config.stages=('classify',)",
     '--config.classify.kind=softmax',
   )
-  assert "config.classify.kind: found 'softmax', but image" in found
-  assert "has 2 tags: expected 'sigmoid'" in found
+  expected = "config.classify.kind: expected 'sigmoid', got 'softmax': image"
+  assert expected in found
+  assert 'has 2 tags' in found
 
 
 def test_bad_files_are_named(capsys, source):

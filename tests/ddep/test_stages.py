@@ -254,7 +254,9 @@ def test_denoising_is_watched_on_the_same_noisy_images():
   # A head of zeros finds no noise: the loss is the noise's mean square.
   silent = jax.tree.map(jnp.zeros_like, state.params['heads'])
   state = state.replace(params={**state.params, 'heads': silent})
-  watch = denoise.Watch(trained, 'val', images, 4, sharding.make_mesh())
+  watch = denoise.DenoisingPanels(
+    trained, 'val', images, 4, sharding.make_mesh()
+  )
   found = watch(state)
   keys = update_lib.row_keys(jax.random.PRNGKey(0), 6)
   eps = np.asarray(noise.sample(keys, images.shape))

@@ -1,4 +1,4 @@
-"""Every row of docs/ddep_tables.md is an experiment, and the one it says."""
+"""Tests that every row of docs/methods/ddep_tables.md builds its experiment."""
 
 import collections
 import dataclasses
@@ -11,9 +11,9 @@ import pytest
 from ddep import main as ddep_main
 from segcore.experiment import command as command_lib
 from segcore.models import network
-from segcore.study import runner
+from segcore.study import cli as study_cli
 
-DOC = pathlib.Path(__file__).parents[2] / 'docs' / 'ddep_tables.md'
+DOC = pathlib.Path(__file__).parents[2] / 'docs' / 'methods' / 'ddep_tables.md'
 DECODER = ('decoder', 'heads')
 WHOLE = ('encoder', *DECODER)
 # Networks whose shapes were followed already.
@@ -36,18 +36,19 @@ def cells(command):
   """The study of a command, and its cells of the first seed."""
   arguments = shlex.split(command)
   assert arguments[:3] == ['python', '-m', 'segcore.study']
-  made = runner._study(*runner._parser().parse_known_args(arguments[3:]))
-  if made.sweep:
-    return made, made.swept_cells()
-  first = dataclasses.replace(made, seeds=(0,))
-  return made, first.final_cells({})
+  study = study_cli.parse(arguments[3:]).study
+  if study.sweep:
+    return study, study.sweep_cells()
+  first = dataclasses.replace(study, seeds=(0,))
+  return study, first.final_cells({})
 
 
 @functools.cache
 def config_of(command, column):
   """The config of the first cell, or of the last one."""
-  made, found = cells(command)
-  return command_lib.parse(['study', *found[column].arguments(made)]).config
+  study, first_cells = cells(command)
+  arguments = first_cells[column].arguments(study)
+  return command_lib.parse(['study', *arguments]).config
 
 
 @pytest.fixture(autouse=True)

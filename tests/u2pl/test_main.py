@@ -1,4 +1,4 @@
-"""U2PL from the command line, as a user runs it."""
+"""Runs U2PL from the command line, as a user does."""
 
 import jax
 import numpy as np
@@ -14,14 +14,14 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(source, tmp_path_factory):
-  """An uninterrupted run."""
+  """Returns the folder of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   process = runs.start(source, workdir, method='u2pl')
   assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
-def test_a_run_leaves_what_it_promises(whole):
+def test_a_run_writes_metrics_state_and_results(whole):
   stage = whole / 'train'
   lines = [x for x in runs.read_metrics(stage) if 'train/loss' in x]
   assert [line['step'] for line in lines] == list(range(1, 15))
@@ -35,17 +35,15 @@ def test_a_run_leaves_what_it_promises(whole):
   assert np.any(state['bank']['rows']) and np.all(state['bank']['count'] > 0)
   text = runs.read_log(whole)
   assert '4 labeled and 8 unlabeled images' in text
-  assert 'bank_fill' not in text  # Too much for a line.
+  assert 'bank_fill' not in text  # Too long for the progress line.
   results = runs.read_results(whole)['val']
   assert results['num_images'] == 4
   assert set(results['per_class']['iou']) == {'ground', 'disc'}
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
-  source, whole, tmp_path
-):
-  """Bank, prototypes, teacher and its statistics included."""
+def test_a_killed_run_resumes_bit_for_bit(source, whole, tmp_path):
+  """Compares bank, prototypes and teacher as well."""
   workdir = tmp_path / 'run'
   for step in (2, 7):  # In the warm-up, and with a bank.
     process = runs.start(source, workdir, method='u2pl')
@@ -64,7 +62,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
   assert runs.read_results(workdir) == runs.read_results(whole)
 
 
-def test_another_start_is_refused_in_one_line(source, tmp_path):
+def test_missing_start_is_refused_in_one_line(source, tmp_path):
   workdir = tmp_path / 'run'
   process = runs.start(
     *(source, workdir, '--config.train.start.path=nowhere'),

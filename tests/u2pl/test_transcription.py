@@ -1,4 +1,4 @@
-"""The numpy reference of U2PL against numbers worked out by hand."""
+"""Tests the numpy transcription of U2PL on numbers worked out by hand."""
 
 import math
 
@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from tests.transcriptions import u2pl as ref
+from tests.transcriptions import u2pl_contrast as ref_contrast
 
 LN = math.log
 
 
 def logits_of(true_probs):
-  """Two-class logits, one row of pixels, whose p of class 1 is as given."""
+  """Returns two-class logits of a row of pixels with the given p of class 1."""
   probs = np.array(true_probs)
   return np.log(np.stack([1 - probs, probs], axis=-1))[None, None]
 
 
 def row(values, dtype=int):
-  """A row of pixels as one image, [1,1,W]."""
+  """Returns a row of pixels as one image, [1,1,W]."""
   return np.array(values, dtype)[None, None]
 
 
@@ -45,8 +46,8 @@ def test_cross_entropy_skips_the_ignored():
 def test_ohem(min_kept, kept):
   probs = [0.2, 0.9, 0.6, 0.8, 0.1]
   logits, labels = logits_of(probs), row([1, 1, 1, 1, -1])
-  found = ref.ohem_kept(logits, labels, min_kept)
-  np.testing.assert_array_equal(found, row(kept, bool))
+  actual = ref.ohem_kept(logits, labels, min_kept)
+  np.testing.assert_array_equal(actual, row(kept, bool))
   hard = [-LN(p) for p, keep in zip(probs, kept, strict=True) if keep]
   expected = sum(hard) / len(hard)
   assert ref.ohem(logits, labels, min_kept) == pytest.approx(expected)
@@ -104,10 +105,10 @@ def test_unsupervised_loss():
   labels, entropies = row([1, 1, 0, 1, -1]), row([0, 1, 2, 3, 0], float)
   # gamma is at 0.75 * 3 = 2.25; three of five pixels are left.
   ce, rce = (LN(4) + LN(2) + LN(2)) / 3, LN(1e4) * (0.75 + 0.5 + 0.5) / 3
-  found = ref.unsupervised_loss(logits, labels, entropies, 0.25)
-  assert found == pytest.approx(5 / 3 * ce)
-  found = ref.unsupervised_loss(logits, labels, entropies, 0.25, (1, 0.1))
-  assert found == pytest.approx(5 / 3 * (ce + 0.1 * rce))
+  actual = ref.unsupervised_loss(logits, labels, entropies, 0.25)
+  assert actual == pytest.approx(5 / 3 * ce)
+  actual = ref.unsupervised_loss(logits, labels, entropies, 0.25, (1, 0.1))
+  assert actual == pytest.approx(5 / 3 * (ce + 0.1 * rce))
   assert ref.unsupervised_loss(logits, labels * 0 - 1, entropies, 0.25) == 0
   assert ref.adaptive_weight(np.zeros((2, 3), bool)) == 6
 
@@ -117,7 +118,9 @@ def test_unsupervised_loss():
 
 def test_ranks_of_ties_go_to_the_lower_class():
   probs = np.array([[0.2, 0.5, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]])
-  np.testing.assert_array_equal(ref.ranks(probs), [[1, 0, 2, 3], [0, 1, 2, 3]])
+  np.testing.assert_array_equal(
+    ref_contrast.ranks(probs), [[1, 0, 2, 3], [0, 1, 2, 3]]
+  )
 
 
 def test_contrast_masks():
@@ -126,7 +129,7 @@ def test_contrast_masks():
     [[0.5, 0.3, 0.15, 0.05], [0.3, 0.4, 0.1, 0.2], [0.7, 0.1, 0.15, 0.05]]
   )
   probs = probs[None, None]
-  masks = ref.contrast_masks(
+  masks = ref_contrast.contrast_masks(
     probs_l=probs,
     labels_l=row([0, 2, -1]),
     probs_u=probs,
@@ -137,70 +140,70 @@ def test_contrast_masks():
     r_h=3,
   )
   assert masks.anchors.shape == (2, 1, 3, 4)
-  for found, labeled, unlabeled in [
+  for actual, labeled, unlabeled in [
     (masks.positives, {(0, 0), (1, 2)}, {(0, 1), (2, 0)}),
     # (1, 2) has p = 0.1; (0, 1) has p = 0.3, which is not above 0.3.
     (masks.anchors, {(0, 0)}, {(2, 0)}),
     # Ranks 0 and 1 but the label; of the unreliable pixel rank 2 alone.
     (masks.negatives, {(0, 1), (1, 0), (1, 1)}, {(1, 3)}),
   ]:
-    pairs = [{(x, c) for _, x, c in np.argwhere(image)} for image in found]
+    pairs = [{(x, c) for _, x, c in np.argwhere(image)} for image in actual]
     assert pairs == [labeled, unlabeled]
 
 
 def test_an_ignored_pixel_is_neither_positive_nor_negative():
   probs = np.array([0.4, 0.3, 0.2, 0.1])[None, None, None]
   on = np.ones((1, 1, 1), bool)
-  found = ref.unlabeled_negative_masks(probs, row([1]), on)
-  np.testing.assert_array_equal(found[0, 0, 0], [0, 0, 0, 1])
-  assert not ref.unlabeled_negative_masks(probs, row([-1]), on).any()
-  assert not ref.positive_masks(row([-1]), on, 4).any()
+  actual = ref_contrast.unlabeled_negative_masks(probs, row([1]), on)
+  np.testing.assert_array_equal(actual[0, 0, 0], [0, 0, 0, 1])
+  assert not ref_contrast.unlabeled_negative_masks(probs, row([-1]), on).any()
+  assert not ref_contrast.positive_masks(row([-1]), on, 4).any()
 
 
 def test_class_means():
   features = np.array([[1.0, 0], [3, 2], [5, 5]])[None, None]
-  masks = ref.positive_masks(row([1, 1, 0]), row([1, 1, 0], bool), 3)
-  means, counts = ref.class_means(features, masks)
+  masks = ref_contrast.positive_masks(row([1, 1, 0]), row([1, 1, 0], bool), 3)
+  means, counts = ref_contrast.class_means(features, masks)
   np.testing.assert_array_equal(means, [[0, 0], [2, 1], [0, 0]])
   np.testing.assert_array_equal(counts, [0, 2, 0])
 
 
 def test_info_nce():
-  assert ref.cosine([3, 4], [1, 0]) == pytest.approx(0.6)
-  assert ref.cosine([0, 0], [1, 0]) == 0
+  assert ref_contrast.cosine([3, 4], [1, 0]) == pytest.approx(0.6)
+  assert ref_contrast.cosine([0, 0], [1, 0]) == 0
   anchors, negatives = np.array([[2.0, 0]] * 3), np.full((3, 50, 2), [-3.0, 0])
-  floor = ref.info_nce(anchors, np.array([1.0, 0]), negatives)
+  floor = ref_contrast.info_nce(anchors, np.array([1.0, 0]), negatives)
   assert floor == pytest.approx(LN(1 + 50 * math.exp(-4)))
   # Cosines 1 / 0.6 and 0 / 0.6, one negative at right angles to each.
-  found = ref.info_nce(
+  actual = ref_contrast.info_nce(
     np.array([[5.0, 0], [0, 1]]),
     np.array([3.0, 4]),
     np.array([[[0, 1.0]], [[1.0, 0]]]),
     tau=1,
   )
   expected = (LN(1 + math.exp(-0.6)) + LN(1 + math.exp(-0.8))) / 2
-  assert found == pytest.approx(expected)
+  assert actual == pytest.approx(expected)
 
 
 def test_uniform_to_index():
-  found = ref.uniform_to_index([0, 0.249, 0.25, 0.5, 0.999], 4)
-  np.testing.assert_array_equal(found, [0, 0, 1, 2, 3])
+  actual = ref.uniform_to_index([0, 0.249, 0.25, 0.5, 0.999], 4)
+  np.testing.assert_array_equal(actual, [0, 0, 1, 2, 3])
 
 
 def test_bank_is_first_in_first_out():
-  bank = ref.Bank([2, 3])
+  bank = ref_contrast.Bank([2, 3])
   bank.push(0, np.array([[1.0], [2], [3]]))
   bank.push(0, np.array([[4.0]]))
   bank.push(1, np.array([[5.0], [6]]))
   np.testing.assert_array_equal(bank.rows(0), [[3], [4]])
   np.testing.assert_array_equal(bank.rows(1), [[5], [6]])
   assert (bank.size(0), bank.size(1)) == (2, 2)
-  assert ref.bank_capacities(3) == [50_000, 30_000, 30_000]
+  assert ref_contrast.bank_capacities(3) == [50_000, 30_000, 30_000]
 
 
 @pytest.fixture
 def contrast():
-  """Three classes; class 0 has an anchor and keys, class 1 no anchor."""
+  """Returns three classes: class 0 has anchors and keys, class 1 no anchor."""
   at = {'anchors': [(0, 0), (1, 0)], 'positives': [(0, 0), (1, 0), (2, 1)]}
   at['negatives'] = [(2, 0), (3, 0), (2, 1)]
   masks = {name: np.zeros((1, 1, 4, 3), bool) for name in at}
@@ -209,25 +212,25 @@ def contrast():
       masks[name][0, 0, x, category] = True
   student = np.array([[0.0, 1], [1, 0], [9, 9], [9, 9]])[None, None]
   teacher = np.array([[2.0, 0], [4, 0], [-1, 0], [0, 1]])[None, None]
-  return student, teacher, ref.ContrastMasks(**masks)
+  return student, teacher, ref_contrast.ContrastMasks(**masks)
 
 
 def test_contrastive_step(contrast):
   student, teacher, masks = contrast
-  bank = ref.Bank([4, 4, 4])
+  bank = ref_contrast.Bank([4, 4, 4])
   anchor_draws, bank_draws = {0: [1, 1]}, {0: np.array([[0], [1]])}
-  found = ref.contrastive_step(
+  actual = ref_contrast.contrastive_step(
     student, teacher, masks, bank, anchor_draws, bank_draws
   )
   # Anchor (1,0), positive (3,0), negatives (-1,0) and (0,1): cosines 1, -1, 0.
   expected = (LN(1 + math.exp(-4)) + LN(1 + math.exp(-2))) / 2
-  assert found == pytest.approx(expected / 2)  # V = 2: class 1 counts as 0
+  assert actual == pytest.approx(expected / 2)  # V = 2: class 1 counts as 0
   np.testing.assert_array_equal(bank.rows(0), [[-1, 0], [0, 1]])
   np.testing.assert_array_equal(bank.rows(1), [[-1, 0]])
   assert bank.size(2) == 0
   # Another positive, at right angles to the anchor; a part of the keys.
-  bank = ref.Bank([4, 4, 4])
-  found = ref.contrastive_step(
+  bank = ref_contrast.Bank([4, 4, 4])
+  actual = ref_contrast.contrastive_step(
     student,
     teacher,
     masks,
@@ -238,17 +241,17 @@ def test_contrastive_step(contrast):
     push_draws={0: [1]},
   )
   np.testing.assert_array_equal(bank.rows(0), [[0, 1]])
-  assert found == pytest.approx(LN(2) / 2)
+  assert actual == pytest.approx(LN(2) / 2)
 
 
-def test_one_class_gives_no_contrast_but_pushes(contrast):
+def test_one_class_has_no_loss_but_its_keys_are_pushed(contrast):
   student, teacher, masks = contrast
   masks.positives[..., 1] = False
-  bank = ref.Bank([4, 4, 4])
-  found = ref.contrastive_step(
+  bank = ref_contrast.Bank([4, 4, 4])
+  actual = ref_contrast.contrastive_step(
     student, teacher, masks, bank, {0: [0]}, {0: np.array([[0]])}
   )
-  assert found == 0
+  assert actual == 0
   assert [bank.size(category) for category in range(3)] == [2, 1, 0]
 
 
@@ -256,49 +259,61 @@ def test_one_class_gives_no_contrast_but_pushes(contrast):
 
 
 def test_momentum_prototypes():
-  state = ref.no_prototypes(2, 1)
-  state = ref.update_prototypes(state, np.array([[8.0], [0]]), [3, 0], 0.75)
+  state = ref_contrast.no_prototypes(2, 1)
+  state = ref_contrast.update_prototypes(
+    state, np.array([[8.0], [0]]), [3, 0], 0.75
+  )
   np.testing.assert_array_equal(state.values, [[8], [0]])
   np.testing.assert_array_equal(state.updates, [1, 0])
-  state = ref.update_prototypes(state, np.array([[4.0], [6]]), [1, 1], 0.75)
+  state = ref_contrast.update_prototypes(
+    state, np.array([[4.0], [6]]), [1, 1], 0.75
+  )
   np.testing.assert_array_equal(state.values, [[7], [6]])
-  state = ref.update_prototypes(state, np.array([[0.0], [2]]), [0, 1], 0.75)
+  state = ref_contrast.update_prototypes(
+    state, np.array([[0.0], [2]]), [0, 1], 0.75
+  )
   np.testing.assert_array_equal(state.values, [[7], [5]])
   np.testing.assert_array_equal(state.updates, [2, 2])
 
 
 def test_ramp_is_the_plain_mean_at_first():
-  state = ref.no_prototypes(1, 1)
+  state = ref_contrast.no_prototypes(1, 1)
   for value in (1.0, 3.0, 8.0):
-    state = ref.update_prototypes(state, np.array([[value]]), [1], ramp=True)
+    state = ref_contrast.update_prototypes(
+      state, np.array([[value]]), [1], ramp=True
+    )
   assert state.values[0, 0] == pytest.approx(4)
 
 
 def test_denoising_weights():
   features = np.array([3.0, 4.0])[None, None, None]
   values = np.array([[0, 0], [3, 1], [7, 7]], float)
-  # Distances 5 and 3; the class never seen is at 4.
-  state = ref.Prototypes(values, np.array([1, 1, 0]))
+  # Distances 5 and 3; the class without an update is at 4.
+  state = ref_contrast.Prototypes(values, np.array([1, 1, 0]))
   powers = np.exp([-5.0, -3, -4])
-  found = ref.denoising_weights(features, state)[0, 0, 0]
-  np.testing.assert_allclose(found, powers / powers.sum())
+  actual = ref_contrast.denoising_weights(features, state)[0, 0, 0]
+  np.testing.assert_allclose(actual, powers / powers.sum())
   # Directions (0.6, 0.8) and (1, 0): 0.8^0.5 apart; the same: 0.
-  state = ref.Prototypes(np.array([[2.0, 0], [6, 8]]), np.array([1, 1]))
+  state = ref_contrast.Prototypes(
+    np.array([[2.0, 0], [6, 8]]), np.array([1, 1])
+  )
   powers = np.exp([-math.sqrt(0.8), 0])
-  found = ref.denoising_weights(features, state, 'l2')[0, 0, 0]
-  np.testing.assert_allclose(found, powers / powers.sum())
-  found = ref.denoising_weights(features, ref.no_prototypes(4, 2))
-  np.testing.assert_allclose(found, np.full((1, 1, 1, 4), 0.25))
+  actual = ref_contrast.denoising_weights(features, state, 'l2')[0, 0, 0]
+  np.testing.assert_allclose(actual, powers / powers.sum())
+  actual = ref_contrast.denoising_weights(
+    features, ref_contrast.no_prototypes(4, 2)
+  )
+  np.testing.assert_allclose(actual, np.full((1, 1, 1, 4), 0.25))
   with pytest.raises(ValueError, match='similarity'):
-    ref.denoising_weights(features, state, 'cosine')
+    ref_contrast.denoising_weights(features, state, 'cosine')
 
 
 def test_denoised_labels():
   # Weights (e, 1)/(e+1), then (1, e)/(e+1), and half-half between them.
   features = np.array([[0.0], [1.0]])[None, None]
-  state = ref.Prototypes(np.array([[0.0], [1.0]]), np.array([1, 1]))
+  state = ref_contrast.Prototypes(np.array([[0.0], [1.0]]), np.array([1, 1]))
   probs = np.array([[0.4, 0.6], [0.4, 0.6], [0.7, 0.3]])[None, None]
-  labels, weighted = ref.denoised_labels(probs, features, state)
+  labels, weighted = ref_contrast.denoised_labels(probs, features, state)
   np.testing.assert_array_equal(labels, row([0, 1, 1]))
   low = 1 / (math.e + 1)
   expected = [[0.4 * (1 - low), 0.6 * low], [0.2, 0.3]]
@@ -314,10 +329,10 @@ def test_teacher_decay():
   assert ref.ema_decay(98) == pytest.approx(98 / 99)
   assert ref.ema_decay(1000) == 0.99
   assert ref.ema(np.array(2.0), np.array(6.0), 0.75) == 3
-  found = [ref.teacher_decay(step, 2) for step in range(6)]
-  np.testing.assert_allclose(found, [1, 1, 0, 0, 2 / 3, 3 / 4])
-  found = [ref.teacher_decay(step, 2, sup_only_epoch=0) for step in range(3)]
-  np.testing.assert_allclose(found, [0, 0, 2 / 3])
+  actual = [ref.teacher_decay(step, 2) for step in range(6)]
+  np.testing.assert_allclose(actual, [1, 1, 0, 0, 2 / 3, 3 / 4])
+  actual = [ref.teacher_decay(step, 2, sup_only_epoch=0) for step in range(3)]
+  np.testing.assert_allclose(actual, [0, 0, 2 / 3])
   assert ref.total_loss(1, 2, 3) == pytest.approx(3.3)
 
 
@@ -330,15 +345,15 @@ def test_poly_learning_rate():
 def test_epochs_of_the_published_splits():
   unlabeled = [10490, 10399, 10216, 9850, 9118, 9920, 9259, 7936, 5291]
   unlabeled += [2789, 2603, 2231, 1487]
-  found = [ref.steps_per_epoch(count, 16) for count in unlabeled]
+  actual = [ref.steps_per_epoch(count, 16) for count in unlabeled]
   expected = [655, 649, 638, 615, 569, 620, 578, 496, 330, 174, 162, 139, 92]
-  assert found == expected
+  assert actual == expected
   assert ref.labeled_only_steps_per_epoch(92, 16) * 80 == 480
 
 
 def test_labeled_entries():
-  found = ref.labeled_entries(3, 5, [5, 0, 4, 1, 2, 3])
-  np.testing.assert_array_equal(found, [2, 0, 1, 1, 2])
+  actual = ref.labeled_entries(3, 5, [5, 0, 4, 1, 2, 3])
+  np.testing.assert_array_equal(actual, [2, 0, 1, 1, 2])
   with pytest.raises(ValueError, match='permutation of 6'):
     ref.labeled_entries(3, 5, [0, 1, 2, 3, 4])
 
@@ -347,9 +362,9 @@ def test_labeled_entries():
 
 
 def test_nearest():
-  found = ref.nearest_indices(513, 129)
-  assert found[:6] == [0, 3, 7, 11, 15, 19]
-  assert found[-3:] == [501, 505, 509]
+  actual = ref.nearest_indices(513, 129)
+  assert actual[:6] == [0, 3, 7, 11, 15, 19]
+  assert actual[-3:] == [501, 505, 509]
   picture = np.arange(20).reshape(1, 4, 5)
   np.testing.assert_array_equal(
     ref.nearest(picture, (2, 3)), [[[0, 1, 3], [10, 11, 13]]]
@@ -358,8 +373,8 @@ def test_nearest():
 
 def test_bilinear():
   corners = np.array([[0.0, 3], [6, 9]])[None, ..., None]
-  found = ref.bilinear(corners, (3, 4))[0, ..., 0]
-  np.testing.assert_allclose(found, [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]])
+  actual = ref.bilinear(corners, (3, 4))[0, ..., 0]
+  np.testing.assert_allclose(actual, [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]])
   np.testing.assert_allclose(ref.bilinear(corners, (1, 1)), [[[[0]]]])
   np.testing.assert_allclose(ref.bilinear(corners[:, :1, :1], (2, 2)), 0)
 
@@ -392,5 +407,5 @@ def test_mixing():
 
 def test_numeric_gradient():
   x = np.array([[1.0, -2], [0.5, 3]])
-  found = ref.numeric_gradient(lambda value: (value**3).sum(), x)
-  np.testing.assert_allclose(found, 3 * x**2, rtol=1e-8)
+  actual = ref.numeric_gradient(lambda value: (value**3).sum(), x)
+  np.testing.assert_allclose(actual, 3 * x**2, rtol=1e-8)

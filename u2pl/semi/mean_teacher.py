@@ -74,14 +74,14 @@ class StudentTargets:
     images: float [B, H, W, 3], strong view.
     labels: int [B, H, W], pseudo-labels.
     kept: bool [B, H, W], pixels that the unsupervised loss counts.
-    contrastive: targets of the contrastive loss; None without it.
+    contrastive: `ContrastiveTargets`; None without a contrastive loss.
     scalars: to log.
   """
 
   images: Any
   labels: Any
   kept: Any
-  contrastive: contrastive_branch.ContrastiveTargets | None
+  contrastive: Any
   scalars: Any
 
 

@@ -1,24 +1,40 @@
-"""D2S: the deep features' assignments teach the shallow ones (spec §2.7)."""
+"""D2S: assignments of deep features supervise shallow ones (spec §2.7).
+
+  e_s = P_s(pool(g_s(c_s)))                embedding of stage s of the encoder
+  L_s = 1/2 Σ_{i=1,2} CE(q_i, softmax(e_s(x_v)ᵀ sg(C) / τ))
+
+q_i are SwAV's targets of the large view i and v is the other large view; C are
+SwAV's prototypes, which get no gradient from here (sg).
+"""
 
 import dataclasses
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from input_pipeline import batch as batch_lib
+from pass_luss.pretrain import heads, objective
+from pass_luss.pretrain import prototypes as prototypes_lib
+from pass_luss.pretrain.objectives import swav
+from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
+
+_STAGES = (3, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class D2SOptions:
-  """Which stages are taught, and by what.
+  """Supervised stages and their targets.
 
   Attributes:
     stages: of the encoder, by number: 3 is 'x3'; () for none.
-    targets: of the 'deep' features, or of the stage's 'own' ones.
-    view: whose targets: of the 'other' large view, or the 'same'.
+    targets: assignments of the 'deep' features, or of the stage's 'own' ones.
+    view: whose targets: those of the 'other' large view, or of the 'same'.
   """
 
   stages: tuple[int, ...] = (3,)
@@ -26,13 +42,79 @@ class D2SOptions:
   view: Literal['other', 'same'] = 'other'
 
   def __post_init__(self):
-    known = (3, 2, 1)
-    if len(set(self.stages)) < len(self.stages) or not set(self.stages) <= set(
-      known
+    if len(set(self.stages)) < len(self.stages) or not (
+      set(self.stages) <= set(_STAGES)
     ):
       raise ValueError(
-        f'stages: found {self.stages}, expected some of {known}, each once'
+        f'stages: expected some of {_STAGES}, each once, got {self.stages}'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class D2S(objective.Objective):
+  """The D2S objective.
+
+  Attributes:
+    options: stages and targets.
+    sizes: of the heads.
+    clusters: of SwAV: temperature, and Sinkhorn's options for 'own' targets.
+  """
+
+  options: D2SOptions
+  sizes: heads.HeadSizes
+  clusters: swav.SwavOptions
+
+  name = 'd2s'
+  averaged = True
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds g_s and P_s of each stage."""
+    return {
+      f'shallow{stage}': heads.Shallow(
+        self.sizes.hidden, self.sizes.embedding, f'x{stage}', dtype
+      )
+      for stage in self.options.stages
+    }
+
+  def outputs(
+    self,
+    net: segmenter.Segmenter,
+    views: objective.EncodedViews,
+    batch: batch_lib.Batch,
+  ) -> objective.Arrays:
+    """Scores the shallow embeddings of the large views, [B, 2, K], by stage."""
+    del batch
+    outputs = {}
+    for stage in self.options.stages:
+      shallow = views.large.by_name(f'x{stage}').array
+      embeddings = net.heads.call_method(
+        f'shallow{stage}', '__call__', shallow, True
+      )
+      scores = net.heads.call_method('clusters', 'fixed_scores', embeddings)
+      outputs[str(stage)] = views.split(scores)
+    return outputs
+
+  def targets(self, step: objective.Step) -> objective.Arrays:
+    """Returns q for each stage: SwAV's targets, or the stage's own."""
+    if self.options.targets == 'deep':
+      deep = step.targets['swav']['assignments']
+      return dict.fromkeys(step.outputs[self.name], deep)
+    prototypes = prototypes_lib.select(step.params)
+    return {
+      stage: swav.view_targets(scores, None, prototypes, self.clusters)
+      for stage, scores in step.outputs[self.name].items()
+    }
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L_s of each stage."""
+    targets = step.targets[self.name]
+    terms = {
+      f'loss_shallow{stage}': loss(
+        scores, targets[stage], self.clusters.temperature, self.options.view
+      )
+      for stage, scores in step.outputs[self.name].items()
+    }
+    return objective.LossTerms(terms, {})
 
 
 def loss(
@@ -41,11 +123,11 @@ def loss(
   temperature: float,
   view: Literal['other', 'same'],
 ) -> Scalar:
-  """1/2 Σ_i mean_b(-Σ_k q_ik log softmax(s_v / τ)_k), v = 1-i or i.
+  """Computes 1/2 Σ_i mean_b(-Σ_k q_ik log softmax(s_v / τ)_k), v = 1-i or i.
 
   Args:
     scores: of the shallow features of both views.
-    targets: that sum to 1.
+    targets: q, whose rows sum to 1.
     temperature: τ.
     view: which view's scores a target is compared with.
   """

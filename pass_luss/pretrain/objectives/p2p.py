@@ -1,37 +1,51 @@
 """P2P: pixels of two views that show the same point get the same embedding.
 
-Views remember where they were cut from the image and whether they were
-mirrored, so the points of their overlap are known in both (spec §2.6).
+PASS, the released loss (spec §2.6):
+
+  grids  points of the overlap of views a and b, in either view
+  z      = sample(p(f(v)), grid)               projected, then sampled
+  p_v    = q(z_v)                              predicted
+  L      = -1/2 [mean cos(p_a, sg z_b) + mean cos(p_b, sg z_a)]
+
+The losses of the paper's ablations are in `p2p_variants`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from pass_luss.pretrain import embedding_ops, sinkhorn
-from pass_luss.pretrain.objectives import swav
+from input_pipeline import batch as batch_lib
+from pass_luss.pretrain import (
+  heads,
+  objective,
+  view_axis,
+  view_geometry,
+)
+from pass_luss.pretrain import prototypes as prototypes_lib
+from pass_luss.pretrain.objectives import p2p_variants, swav
+from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
-
-# Far outside of every map: what is read there is 0.
-_NOWHERE = -2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class P2POptions:
-  """Which loss aligns the pixels.
+  """The loss that aligns pixels.
 
   Attributes:
-    kind: 'regression' of the one view's embedding from the other's, without
-      negatives; 'clustering', by the swapped assignments of the pixels to the
+    kind: 'regression' of one view's embedding from the other's, without
+      negatives; 'clustering', by swapped assignments of pixels to SwAV's
       prototypes; 'contrastive', against all other points of the other view.
-    grid: points a side of the overlap.
-    project: whether pixels are projected before; else the deepest map itself
-      is aligned.
-    temperature: of 'contrastive'.
+    grid: n, points a side of the overlap.
+    project: whether pixels are projected by p; else the encoder's deepest map
+      itself is aligned.
+    temperature: τ of 'contrastive'.
   """
 
   kind: Literal['regression', 'clustering', 'contrastive'] = 'regression'
@@ -41,156 +55,163 @@ class P2POptions:
 
   def __post_init__(self):
     if self.grid < 2:
-      raise ValueError(f'grid: found {self.grid}, expected 2 or more')
+      raise ValueError(f'grid: expected 2 or more, got {self.grid}')
     if self.temperature <= 0:
       raise ValueError(
-        f'temperature: found {self.temperature}, expected more than 0'
+        f'temperature: expected more than 0, got {self.temperature}'
       )
-    if self.kind == 'clustering' and not self.project:
+    if self.needs_prototypes and not self.project:
       raise ValueError(
-        "kind='clustering' compares with prototypes, so pixels need to be "
-        'projected: expected project=True'
+        f'project: expected True with kind={self.kind!r}, which compares '
+        'projected pixels with prototypes, got False'
       )
 
+  @property
+  def needs_prototypes(self) -> bool:
+    """Whether the loss compares pixels with SwAV's prototypes."""
+    return KINDS[self.kind].needs_prototypes
 
-def overlap_grids(
-  boxes: Float[Array, 'B 2 4'], flips: Bool[Array, 'B 2'], size: int
-) -> tuple[Float[Array, 'B 2 n'], Float[Array, 'B 2 n'], Bool[Array, 'B']]:
-  """Where the points of the overlap are in either view.
 
-  They span the overlap from edge to edge. A grid of points is the product of
-  its rows and its columns, which are returned apart.
+@dataclasses.dataclass(frozen=True)
+class P2P(objective.Objective):
+  """The P2P objective, on the large views.
 
-  Args:
-    boxes: (top, left, height, width) of both views in the image.
-    flips: which of them are mirrored, left to right.
-    size: n, points a side.
-
-  Returns:
-    Rows and columns, -1 to 1 from edge to edge of the view, and which images
-    have an overlap; in the others, all points are outside.
+  Attributes:
+    options: loss and grid.
+    sizes: of the head.
+    clusters: SwAV's options, for kinds that compare with its prototypes.
   """
-  starts, lengths = boxes[..., :2], boxes[..., 2:]
-  low = jnp.max(starts, axis=1)
-  high = jnp.min(starts + lengths, axis=1)
-  overlap = jnp.all(high > low, axis=-1)
-  share = jnp.linspace(0.0, 1.0, size)
-  points = low[:, None] + share[:, None] * (high - low)[:, None]
-  unit = (points[:, None] - starts[:, :, None]) / lengths[:, :, None]
-  rows, columns = unit[..., 0], unit[..., 1]
-  columns = jnp.where(flips[..., None], 1.0 - columns, columns)
 
-  def placed(coordinates: Array) -> Array:
-    inside = overlap[:, None, None]
-    return jnp.where(inside, 2.0 * coordinates - 1.0, _NOWHERE)
+  options: P2POptions
+  sizes: heads.HeadSizes
+  clusters: swav.SwavOptions | None
 
-  return placed(rows), placed(columns), overlap
+  name = 'p2p'
 
+  @property
+  def kind(self) -> 'Kind':
+    """The loss and what it needs."""
+    return KINDS[self.options.kind]
 
-def sample(
-  features: Float[Array, 'B h w D'],
-  rows: Float[Array, 'B n'],
-  columns: Float[Array, 'B n'],
-) -> Float[Array, 'B n n D']:
-  """Reads maps at a grid of points, bilinearly; around them they are 0.
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds the projection p and the predictor q, as far as used."""
+    if not self._has_head:
+      return {}
+    head = heads.Alignment(
+      self.sizes.hidden,
+      self.sizes.embedding,
+      has_projection=self.options.project,
+      has_predictor=self.kind.predicts,
+      dtype=dtype,
+    )
+    return {'pixels': head}
 
-  A cell's center is half a cell from its edge, so a point on the border of the
-  map is half of its first cell and half nothing. Two matrix products, since
-  the weights of rows and of columns are apart.
-  """
-  weights = [
-    _weights(points, side)
-    for points, side in zip((rows, columns), features.shape[1:3], strict=True)
-  ]
-  exact = jax.lax.Precision.HIGHEST
-  read = jnp.einsum('bih,bhwd->biwd', weights[0], features, precision=exact)
-  return jnp.einsum('bjw,biwd->bijd', weights[1], read, precision=exact)
+  @property
+  def _has_head(self) -> bool:
+    return self.options.project or self.kind.predicts
 
+  def outputs(
+    self,
+    net: segmenter.Segmenter,
+    views: objective.EncodedViews,
+    batch: batch_lib.Batch,
+  ) -> objective.Arrays:
+    """Samples the points of the overlap in both views: z, and q(z)."""
+    rows, columns, overlap = view_geometry.overlap_grids(
+      batch['box_large'], batch['flip_large'], self.options.grid
+    )
+    maps = views.large.deepest.array
+    if self._has_head:
+      maps = net.heads.call_method('pixels', 'project', maps, True)
+    # Sampled after p, as in the released code; the paper projects the samples.
+    sampled = view_geometry.sample(
+      losses.at_least_float32(maps),
+      view_axis.merge(rows),
+      view_axis.merge(columns),
+    )
+    outputs = {'overlap': overlap, 'points': views.split(sampled)}
+    if self.kind.predicts:
+      # One pass for each view: batch statistics of q are those of a view.
+      predictions = [
+        net.heads.call_method(
+          'pixels', 'predict', outputs['points'][:, view], True
+        )
+        for view in (0, 1)
+      ]
+      outputs['predicted'] = jnp.stack(predictions, axis=1)
+    return outputs
 
-def _weights(
-  points: Float[Array, 'B n'], side: int
-) -> Float[Array, 'B n side']:
-  """How much of each cell there is at each point."""
-  index = ((points + 1.0) * side - 1.0) / 2.0
-  distance = jnp.abs(index[..., None] - jnp.arange(side))
-  return jnp.maximum(0.0, 1.0 - distance)
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L, by the kind's formula."""
+    overlap = step.outputs[self.name]['overlap']
+    return objective.LossTerms(
+      {'loss_p2p': self.kind.loss(self, step)},
+      {'overlap_share': jnp.mean(overlap.astype(jnp.float32))},
+    )
 
 
 def regression_loss(
   predicted: Float[Array, 'B 2 n m D'], projected: Float[Array, 'B 2 n m D']
 ) -> Scalar:
-  """-1/2 [mean cos(p_a, z_b) + mean cos(p_b, z_a)]; z has no gradient.
+  """Computes -1/2 [mean cos(p_a, sg z_b) + mean cos(p_b, sg z_a)].
 
-  Over all images and points: those without an overlap count as 0.
+  The means are over all images and points; without an overlap z is 0, so such
+  images add 0.
   """
   other = jax.lax.stop_gradient(projected[:, ::-1])
   return -jnp.mean(_cosine(predicted, other))
 
 
-def contrastive_loss(
-  projected: Float[Array, 'B 2 n m D'],
-  overlap: Bool[Array, 'B'],
-  temperature: float,
-) -> Scalar:
-  """The same point of the other view against its other points.
-
-  -log exp(cos(a_i, b_i) / τ) / Σ_j exp(cos(a_i, b_j) / τ), both ways, mean over
-  all images and points; images without an overlap count as 0. The released
-  code has no such loss: negatives are those of the same image, as the paper's
-  'all other positions' is read here.
-  """
-  batch, _, *grid, size = projected.shape
-  points = embedding_ops.l2_normalize(projected).reshape(
-    batch, 2, grid[0] * grid[1], size
-  )
-  products = jnp.einsum(
-    'bid,bjd->bij', points[:, 0], points[:, 1], precision=embedding_ops.EXACT
-  )
-  scores = products / temperature
-  same = jnp.arange(scores.shape[-1])
-  both = jnp.stack(
-    [-jax.nn.log_softmax(scores, axis=axis)[:, same, same] for axis in (1, 2)]
-  )
-  return jnp.mean(jnp.where(overlap[:, None], both, 0.0))
-
-
-def clustering_loss(
-  projected: Float[Array, 'B 2 n m D'],
-  prototypes: Float[Array, 'D K'],
-  overlap: Bool[Array, 'B'],
-  options: swav.SwavOptions,
-) -> Scalar:
-  """The swapped loss of points in place of images, without a queue.
-
-  The released code has no such loss. Prototypes are constants here; images
-  without an overlap have no part in the assignments, and count as 0.
-  """
-  _, _, *grid, size = projected.shape
-  points = jnp.moveaxis(embedding_ops.l2_normalize(projected), 1, 3).reshape(
-    -1, 2, size
-  )
-  scores = embedding_ops.similarities(points, jax.lax.stop_gradient(prototypes))
-  used = jnp.repeat(overlap, grid[0] * grid[1])
-  found = jnp.stack(
-    [
-      sinkhorn.assign(
-        jax.lax.stop_gradient(scores[:, view]),
-        options.epsilon,
-        options.sinkhorn_iterations,
-        used,
-      )
-      for view in (0, 1)
-    ],
-    axis=1,
-  )
-  # Targets of points that take no part are 0, so their cross entropy is, too.
-  return swav.swapped_loss(scores, found, options.temperature)
-
-
 def _cosine(
   a: Float[Array, '*shape D'], b: Float[Array, '*shape D']
 ) -> Float[Array, '*shape']:
-  """a·b / max(|a|·|b|, 1e-8), and 0 with a gradient of 0 where one is 0."""
+  """Computes a·b / max(|a| |b|, 1e-8); 0, with a gradient of 0, at a = 0."""
   a, b = losses.at_least_float32(a), losses.at_least_float32(b)
+  # The floor is applied to the product of squares, whose root it then is: the
+  # gradient of a root at 0 would be infinite.
   squares = jnp.sum(jnp.square(a), axis=-1) * jnp.sum(jnp.square(b), axis=-1)
   return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A loss of P2P and what it needs.
+
+  Attributes:
+    loss: of the objective, in a step.
+    predicts: whether it compares predictions q(z), not z itself.
+    needs_prototypes: whether it compares pixels with SwAV's prototypes.
+  """
+
+  loss: Callable[[P2P, objective.Step], Scalar]
+  predicts: bool = False
+  needs_prototypes: bool = False
+
+
+def _regression(p2p: P2P, step: objective.Step) -> Scalar:
+  outputs = step.outputs[p2p.name]
+  return regression_loss(outputs['predicted'], outputs['points'])
+
+
+def _contrastive(p2p: P2P, step: objective.Step) -> Scalar:
+  outputs = step.outputs[p2p.name]
+  return p2p_variants.contrastive_loss(
+    outputs['points'], outputs['overlap'], p2p.options.temperature
+  )
+
+
+def _clustering(p2p: P2P, step: objective.Step) -> Scalar:
+  outputs = step.outputs[p2p.name]
+  return p2p_variants.clustering_loss(
+    outputs['points'],
+    prototypes_lib.select(step.params),
+    outputs['overlap'],
+    p2p.clusters,
+  )
+
+
+KINDS = {
+  'regression': Kind(_regression, predicts=True),
+  'contrastive': Kind(_contrastive),
+  'clustering': Kind(_clustering, needs_prototypes=True),
+}

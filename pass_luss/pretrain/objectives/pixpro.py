@@ -1,25 +1,47 @@
-"""PixelPro: pixels agree with the propagated pixels of another view (§2.10)."""
+"""PixPro: each pixel's propagated embedding agrees with the other view.
+
+Xie et al., "Propagate Yourself", arXiv:2011.10043 (spec §2.10):
+
+  x = g(f(v)), k = g'(f'(v))                 pixels; f', g' momentum networks
+  y_i = Σ_j max(cos(x_i, x_j), 0)^γ t(x_j)   propagation (Eq. 3, 4)
+  A(i, j) = distance of cells i, j < 𝒯       positive pairs (Eq. 1)
+  L = -2 mean_A cos(y_i, k_j), from view 1 to 2 plus from 2 to 1   (Eq. 5)
+
+The factor 2 is the official code's. The paper's loss on whole images is not
+used (its weight is 0).
+"""
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
-from pass_luss.pretrain import embedding_ops
+from input_pipeline import batch as batch_lib
+from pass_luss.pretrain import (
+  embedding_ops,
+  heads,
+  momentum,
+  objective,
+  view_geometry,
+)
+from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
 
 @dataclasses.dataclass(frozen=True)
 class PixproOptions:
-  """The PixelPro branch.
+  """Head, propagation and momentum encoder of PixPro.
 
   Attributes:
-    hidden: width of the projector.
+    hidden: width of the projector g.
     size: channels of a pixel's embedding.
-    power: of the similarity in the propagation.
-    distance: cells closer than this, in diagonals of a cell, show the same.
-    decay: of the momentum encoder, at the first step; it rises to 1.
+    power: γ, of the similarity in the propagation.
+    distance: 𝒯: cells closer than this, in diagonals of a cell, are positive.
+    decay: of the momentum encoder at the first step; it rises to 1.
   """
 
   hidden: int = 4096
@@ -30,90 +52,100 @@ class PixproOptions:
 
   def __post_init__(self):
     if not 0 <= self.decay <= 1:
-      raise ValueError(f'decay: found {self.decay}, expected 0 to 1')
+      raise ValueError(f'decay: expected 0 to 1, got {self.decay}')
     for name in ('hidden', 'size', 'power', 'distance'):
       if getattr(self, name) <= 0:
         raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected more than 0'
+          f'{name}: expected more than 0, got {getattr(self, name)}'
         )
 
 
-def propagated(
+@dataclasses.dataclass(frozen=True)
+class Pixpro(objective.Objective):
+  """The PixPro objective, on the large views.
+
+  Attributes:
+    options: head, propagation and momentum encoder.
+  """
+
+  options: PixproOptions
+
+  name = 'pixpro'
+
+  @property
+  def needs_momentum(self) -> momentum.MomentumSpec:
+    """An average of the encoder and of the projector g."""
+    return momentum.MomentumSpec(
+      functools.partial(momentum.cosine_decay, initial=self.options.decay),
+      {'pixpro': ('projector',)},
+    )
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds the projector g and the transform t."""
+    head = heads.PixproHead(self.options.hidden, self.options.size, dtype=dtype)
+    return {'pixpro': head}
+
+  def momentum_outputs(
+    self, net: segmenter.Segmenter, views: objective.EncodedViews
+  ) -> objective.Arrays:
+    """Embeds the pixels of the large views: keys k, L2-normalized."""
+    deep = views.large.deepest.array
+    pixels = net.heads.call_method('pixpro', 'project', deep, True)
+    keys = views.split(embedding_ops.l2_normalize(pixels))
+    return {'keys': keys.reshape(*keys.shape[:2], -1, keys.shape[-1])}
+
+  def outputs(
+    self,
+    net: segmenter.Segmenter,
+    views: objective.EncodedViews,
+    batch: batch_lib.Batch,
+  ) -> objective.Arrays:
+    """Embeds the pixels of the large views and propagates them: y."""
+    del batch
+    deep = views.large.deepest.array
+    pixels = net.heads.call_method('pixpro', 'project', deep, True)
+    transformed = net.heads.call_method('pixpro', 'apply_transform', pixels)
+    propagated = propagate(pixels, transformed, self.options.power)
+    return {'propagated': views.split(propagated)}
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L, in both directions."""
+    keys = step.momentum_outputs[self.name]['keys']
+    propagated = step.outputs[self.name]['propagated']
+    positive = view_geometry.nearby_cells(
+      step.batch['box_large'],
+      step.batch['flip_large'],
+      step.batch['size'],
+      propagated.shape[2:4],
+      self.options.distance,
+    )
+    propagated = propagated.reshape(keys.shape)
+    total = loss(propagated[:, 0], keys[:, 1], positive) + loss(
+      propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
+    )
+    return objective.LossTerms({'loss_pixpro': total}, {})
+
+
+def propagate(
   pixels: Float[Array, 'B h w D'],
   transformed: Float[Array, 'B h w D'],
   power: float,
 ) -> Float[Array, 'B h w D']:
-  """y_i = Σ_j max(cos(x_i, x_j), 0)^power v_j, of unit length.
+  """Computes y_i = Σ_j max(cos(x_i, x_j), 0)^γ v_j, L2-normalized.
 
   Args:
     pixels: x, projected.
-    transformed: v before its normalization.
-    power: the larger, the more only alike pixels count.
+    transformed: t(x), which is L2-normalized here to v.
+    power: γ; the larger, the more only similar pixels count.
   """
-  batch, height, width, size = pixels.shape
-  flat = embedding_ops.l2_normalize(pixels).reshape(batch, height * width, size)
-  values = embedding_ops.l2_normalize(transformed).reshape(
-    batch, height * width, size
-  )
-  alike = (
-    jnp.maximum(
-      jnp.einsum('bid,bjd->bij', flat, flat, precision=embedding_ops.EXACT), 0.0
-    )
-    ** power
-  )
-  found = jnp.einsum(
-    'bij,bjd->bid', alike, values, precision=embedding_ops.EXACT
-  )
-  return embedding_ops.l2_normalize(found).reshape(pixels.shape)
-
-
-def positives(
-  boxes: Float[Array, 'B 2 4'],
-  flips: Bool[Array, 'B 2'],
-  sizes: Int[Array, 'B 2'],
-  grid: tuple[int, int],
-  distance: float,
-) -> Bool[Array, 'B hw hw']:
-  """Which cells of the two views show about the same point.
-
-  The centers of cells are less than `distance` diagonals of the larger cells
-  apart. A view reaches from the center of its first pixel to that of its last,
-  in parts of the image's sides from center to center, as in the official code.
-
-  Args:
-    boxes: (top, left, height, width) of both views.
-    flips: which of them are mirrored.
-    sizes: height and width of the images that the views are of.
-    grid: cells (h, w) of a view.
-    distance: in diagonals.
-  """
-  sides = (sizes - 1).astype(boxes.dtype)
-  lengths = boxes[..., 2:] - 1
-  boxes = jnp.concatenate([boxes[..., :2], lengths], axis=-1)
-  boxes = boxes / jnp.concatenate([sides, sides], axis=-1)[:, None]
-  cells = boxes[..., 2:] / jnp.array(grid, boxes.dtype)
-  places = []
-  for axis, count in enumerate(grid):
-    index = jnp.arange(count) + 0.5
-    offset = index * cells[..., axis, None]
-    if axis == 1:
-      mirrored = boxes[..., 3, None] - offset
-      offset = jnp.where(flips[..., None], mirrored, offset)
-    places.append(boxes[..., axis, None] + offset)
-  rows, columns = places
-  shape = (*boxes.shape[:2], *grid)
-  points = jnp.stack(
-    [
-      jnp.broadcast_to(rows[..., :, None], shape),
-      jnp.broadcast_to(columns[..., None, :], shape),
-    ],
-    axis=-1,
-  ).reshape(*boxes.shape[:2], -1, 2)
-  apart = points[:, 0, :, None] - points[:, 1, None, :]
-  squares = jnp.sum(jnp.square(apart), axis=-1)
-  diagonals = jnp.sum(jnp.square(cells), axis=-1)
-  largest = jnp.max(diagonals, axis=1)[:, None, None]
-  return squares < distance**2 * largest
+  batch, *_, size = pixels.shape
+  flat = embedding_ops.l2_normalize(pixels).reshape(batch, -1, size)
+  values = embedding_ops.l2_normalize(transformed).reshape(batch, -1, size)
+  exact = embedding_ops.EXACT
+  cosines = jnp.einsum('bid,bjd->bij', flat, flat, precision=exact)
+  similarity = jnp.maximum(cosines, 0.0) ** power
+  summed = jnp.einsum('bij,bjd->bid', similarity, values, precision=exact)
+  return embedding_ops.l2_normalize(summed).reshape(pixels.shape)
 
 
 def loss(
@@ -121,12 +153,14 @@ def loss(
   keys: Float[Array, 'B hw D'],
   positive: Bool[Array, 'B hw hw'],
 ) -> Scalar:
-  """-2 mean_b(Σ_pos y_i·k_j / (number of positives + 1e-6)).
+  """Computes -2 mean_b(Σ_A y_i·k_j / (|A| + 1e-6)).
+
+  An image without positive pairs contributes 0, but counts in the mean.
 
   Args:
-    propagated: y of the one view, of unit length.
-    keys: k of the other view by the momentum encoder, of unit length.
-    positive: pairs (i, j).
+    propagated: y of one view, L2-normalized.
+    keys: k of the other view, L2-normalized.
+    positive: A, pairs (i, j).
   """
   scores = jnp.einsum(
     'bid,bjd->bij',
@@ -137,9 +171,3 @@ def loss(
   count = jnp.sum(positive, axis=(1, 2))
   total = jnp.sum(jnp.where(positive, scores, 0.0), axis=(1, 2))
   return -2.0 * jnp.mean(total / (count + 1e-6))
-
-
-def momentum(step: Array, num_steps: int, decay: float) -> Scalar:
-  """1 - (1 - decay) (cos(π k / K) + 1) / 2: from `decay` at step 0 to 1."""
-  share = (jnp.cos(jnp.pi * step / num_steps) + 1.0) / 2.0
-  return 1.0 - (1.0 - decay) * share

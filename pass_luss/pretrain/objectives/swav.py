@@ -1,17 +1,35 @@
-"""SwAV: views of an image predict each other's balanced cluster assignments.
+"""SwAV: each view predicts the balanced cluster assignments of the others.
 
-Scores of embeddings against prototypes become targets by Sinkhorn's algorithm,
-over this batch and a queue of the batches before (spec §2.5).
+Caron et al., arXiv:2006.09882, as PASS trains it (spec §2.4, §2.5):
+
+  z_v = P(pool(f(x_v)))                   L2-normalized embeddings of V views
+  s_v = z_vᵀ C, |c_k| = 1                 scores against K prototypes
+  q_i = Sinkhorn(s_i, scores of queue i)  targets of large view i (Eq. 3-5)
+  L   = 1/2 Σ_{i=1,2} 1/(V-1) Σ_{v≠i} CE(q_i, softmax(s_v / τ))   (Eq. 1, 2, 6)
+
+No gradient flows through q.
 """
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pass_luss.pretrain import embedding_ops, sinkhorn
+from input_pipeline import batch as batch_lib
+from pass_luss.pretrain import (
+  embedding_ops,
+  heads,
+  objective,
+  sinkhorn,
+  view_axis,
+)
+from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
+from segcore import types
+from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
 
@@ -21,12 +39,12 @@ class SwavOptions:
   """Targets, their loss and the queue.
 
   Attributes:
-    temperature: τ, of the predictions.
-    epsilon: of Sinkhorn's algorithm: how sharp targets are.
+    temperature: τ of the predictions.
+    epsilon: ε of Sinkhorn's algorithm: the smaller, the sharper the targets.
     sinkhorn_iterations: of it.
-    queue: embeddings kept of each large view, over all devices; 0: none.
+    queue: embeddings kept of each large view, over all devices; 0: no queue.
     queue_from_step: the queue fills from here on, and is used once it is full.
-    frozen_steps: steps before which prototypes do not learn.
+    frozen_steps: steps before which prototypes are not updated.
   """
 
   temperature: float = 0.1
@@ -40,56 +58,146 @@ class SwavOptions:
     for name in ('temperature', 'epsilon', 'sinkhorn_iterations'):
       if getattr(self, name) <= 0:
         raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected more than 0'
+          f'{name}: expected more than 0, got {getattr(self, name)}'
         )
     for name in ('queue', 'queue_from_step', 'frozen_steps'):
       if getattr(self, name) < 0:
         raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected 0 or more'
+          f'{name}: expected 0 or more, got {getattr(self, name)}'
         )
 
 
-def update_queue(
-  queue: queue_lib.Queue,
-  embeddings: Float[Array, 'B V D'],
-  step: Array,
-  options: SwavOptions,
-) -> queue_lib.Queue:
-  """The queue after a step: from its first step on, with the large views."""
-  begun = step >= options.queue_from_step
-  return jax.tree.map(
-    lambda old, new: jnp.where(begun, new, old),
-    queue,
-    queue_lib.push(queue, embeddings[:, :2]),
-  )
+@dataclasses.dataclass(frozen=True)
+class Swav(objective.Objective):
+  """The SwAV objective, on all views.
+
+  Attributes:
+    options: targets, loss and queue.
+    sizes: of the head.
+  """
+
+  options: SwavOptions
+  sizes: heads.HeadSizes
+
+  name = 'swav'
+  averaged = True
+
+  @property
+  def needs_queue(self) -> queue_lib.QueueSpec | None:
+    """A queue of the embeddings of both large views."""
+    if not self.options.queue:
+      return None
+    return queue_lib.QueueSpec(self.options.queue, self.sizes.embedding)
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds the projection P with the prototypes C."""
+    head = heads.Clusters(
+      self.sizes.hidden,
+      self.sizes.embedding,
+      self.sizes.prototypes,
+      dtype=dtype,
+    )
+    return {'clusters': head}
+
+  def prepare(self, params: types.Params) -> types.Params:
+    """L2-normalizes the prototypes.
+
+    The optimizer starts from the normalized ones, as in the official code,
+    which normalizes them in place.
+    """
+    return prototypes_lib.normalize(params)
+
+  def outputs(
+    self,
+    net: segmenter.Segmenter,
+    views: objective.EncodedViews,
+    batch: batch_lib.Batch,
+  ) -> objective.Arrays:
+    """Embeds and scores all views, in one pass through the head.
+
+    The statistics of its batch norms are thus over all views of all sizes.
+    """
+    del batch
+    rows = view_axis.merge(views.pooled())
+    embeddings = net.heads.call_method('clusters', 'embed', rows, True)
+    scores = net.heads.call_method('clusters', 'score', embeddings)
+    return {
+      'embeddings': views.split(embeddings),
+      'scores': views.split(scores),
+    }
+
+  def targets(self, step: objective.Step) -> objective.Arrays:
+    """Assigns both large views to the prototypes: q."""
+    assignments = view_targets(
+      step.outputs[self.name]['scores'],
+      step.state.queue,
+      prototypes_lib.select(step.params),
+      self.options,
+    )
+    return {'assignments': assignments}
+
+  def loss(self, step: objective.Step) -> objective.LossTerms:
+    """Computes L; logs what shows a collapse of embeddings or prototypes."""
+    outputs = step.outputs[self.name]
+    targets = step.targets[self.name]['assignments']
+    loss = swapped_loss(outputs['scores'], targets, self.options.temperature)
+    scalars = {
+      'prototype_usage': prototypes_lib.usage(view_axis.merge(targets)),
+      'embedding_spread': embedding_deviation(
+        view_axis.merge(outputs['embeddings'][:, :2])
+      ),
+    }
+    if step.state.queue is not None:
+      scalars['queue_fill'] = step.state.queue.count / self.options.queue
+    return objective.LossTerms({'loss_swav': loss}, scalars)
+
+  def after_update(
+    self,
+    old: objective.State,
+    new: objective.State,
+    outputs: objective.Arrays,
+  ) -> objective.State:
+    """Undoes the update of frozen prototypes, and fills the queue."""
+    frozen = old.step < self.options.frozen_steps
+    new = prototypes_lib.freeze(frozen, new, old)
+    if old.queue is None:
+      return new
+    queue = update_queue(
+      old.queue, outputs['embeddings'], old.step, self.options
+    )
+    return new.replace(queue=queue)
 
 
 def view_targets(
-  scores_of_views: Float[Array, 'B V K'],
+  scores: Float[Array, 'B V K'],
   queue: queue_lib.Queue | None,
   prototypes: Float[Array, 'D K'],
   options: SwavOptions,
 ) -> Float[Array, 'B 2 K']:
-  """Targets of both large views, with the queue's help once it is full.
+  """Computes the targets q of both large views.
+
+  A queue takes part once it is full. It holds embeddings, not scores: these are
+  computed anew, with the current prototypes.
 
   Args:
-    scores_of_views: of this batch; the large views are the first two.
-    queue: None for none.
-    prototypes: of now.
+    scores: of this batch; the large views are the first two.
+    queue: embeddings of earlier batches; None for none.
+    prototypes: current ones.
     options: of Sinkhorn's algorithm and the queue.
   """
-  active = jnp.array(False)
-  remembered = 2 * [jnp.zeros((0, prototypes.shape[1]))]
+  full = jnp.array(False)
+  queue_scores = 2 * [jnp.zeros((0, prototypes.shape[1]))]
   if queue is not None:
-    active = queue.count == options.queue
-    # Apart, so that what was written for one view can be written over.
-    remembered = [
+    full = queue.count == options.queue
+    # One product for each view, not one for both: its buffer is free for the
+    # second view once the first is done.
+    queue_scores = [
       embedding_ops.similarities(queue.rows[view], prototypes)
       for view in (0, 1)
     ]
   return jnp.stack(
     [
-      targets(scores_of_views[:, view], remembered[view], active, options)
+      targets(scores[:, view], queue_scores[view], full, options)
       for view in (0, 1)
     ],
     axis=1,
@@ -98,22 +206,22 @@ def view_targets(
 
 def targets(
   scores: Float[Array, 'B K'],
-  remembered: Float[Array, 'L K'],
-  active: Bool[Array, ''],
+  queue_scores: Float[Array, 'L K'],
+  queue_is_full: Bool[Array, ''],
   options: SwavOptions,
 ) -> Float[Array, 'B K']:
-  """Targets of a view, which sum to 1; no gradient flows through them.
+  """Computes the targets of one view; rows sum to 1, without a gradient.
 
   Args:
     scores: of this batch.
-    remembered: of the queue's embeddings, with the prototypes of now.
-    active: whether they take part.
+    queue_scores: of the queue's embeddings, with the current prototypes.
+    queue_is_full: whether they take part.
     options: of Sinkhorn's algorithm.
   """
   blocks = [(jax.lax.stop_gradient(scores), jnp.ones(len(scores), bool))]
-  if len(remembered):
-    used = jnp.broadcast_to(active, (len(remembered),))
-    blocks.append((jax.lax.stop_gradient(remembered), used))
+  if len(queue_scores):
+    used = jnp.broadcast_to(queue_is_full, (len(queue_scores),))
+    blocks.append((jax.lax.stop_gradient(queue_scores), used))
   return sinkhorn.assign_blocks(
     blocks, options.epsilon, options.sinkhorn_iterations
   )[0]
@@ -124,16 +232,17 @@ def swapped_loss(
   targets: Float[Array, 'B 2 K'],
   temperature: float,
 ) -> Scalar:
-  """Cross entropy of each view against the targets of the two large ones.
+  """Computes the cross entropy of each view with the targets of the others.
 
-  L = 1/2 Σ_i 1/(V-1) Σ_{v≠i} mean_b(-Σ_k q_ik log softmax(s_v / τ)_k).
+  L = 1/2 Σ_i 1/(V-1) Σ_{v≠i} mean_b(-Σ_k q_ik log softmax(s_v / τ)_k)
 
   Args:
     scores: of all views; the large ones are the first two.
-    targets: of those two.
+    targets: q of those two.
     temperature: τ.
   """
   log_probs = jax.nn.log_softmax(losses.at_least_float32(scores) / temperature)
+  # All pairs (i, v) in one product; the pairs i = v are subtracted after.
   pairs = jnp.einsum(
     'bik,bvk->iv', targets, log_probs, precision=embedding_ops.EXACT
   )
@@ -143,9 +252,21 @@ def swapped_loss(
   return (jnp.sum(pairs) - own) / (2 * (num_views - 1))
 
 
-def embedding_deviation(embeddings: Float[Array, 'N D']) -> Scalar:
-  """How far unit vectors are apart, in [0, 1]: 0 where all are the same.
+def update_queue(
+  queue: queue_lib.Queue,
+  embeddings: Float[Array, 'B V D'],
+  step: Array,
+  options: SwavOptions,
+) -> queue_lib.Queue:
+  """Stores the embeddings of the large views, from `queue_from_step` on."""
+  started = step >= options.queue_from_step
+  return jax.tree.map(
+    lambda old, new: jnp.where(started, new, old),
+    queue,
+    queue_lib.push(queue, embeddings[:, :2]),
+  )
 
-  One minus the length of their mean.
-  """
+
+def embedding_deviation(embeddings: Float[Array, 'N D']) -> Scalar:
+  """Computes 1 - |mean| of L2-normalized vectors: 0 where all are equal."""
   return 1.0 - jnp.linalg.norm(jnp.mean(embeddings, axis=0))

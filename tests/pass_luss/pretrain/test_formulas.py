@@ -5,10 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pass_luss.pretrain import embedding_ops, heads, sinkhorn
+from pass_luss.pretrain import (
+  embedding_ops,
+  heads,
+  momentum,
+  sinkhorn,
+  view_geometry,
+)
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
-from pass_luss.pretrain.objectives import d2s, p2p, pixpro, swav
+from pass_luss.pretrain.objectives import d2s, p2p, p2p_variants, pixpro, swav
 from segcore.models.layers import norm
 from tests.transcriptions import pass_luss as reference
 
@@ -261,7 +267,7 @@ def official(box):
 
 def test_overlap_grids():
   boxes, flips = boxes_of(8)
-  rows, columns, overlap = p2p.overlap_grids(
+  rows, columns, overlap = view_geometry.overlap_grids(
     jnp.asarray(boxes), jnp.asarray(flips), 7
   )
   assert not overlap[0]
@@ -278,10 +284,10 @@ def test_overlap_grids():
 def test_sampling():
   boxes, flips = boxes_of(5, seed=1)
   features = drawn(5, 6, 4, 3)
-  rows, columns, _ = p2p.overlap_grids(
+  rows, columns, _ = view_geometry.overlap_grids(
     jnp.asarray(boxes), jnp.asarray(flips), 7
   )
-  found = p2p.sample(jnp.asarray(features), rows[:, 0], columns[:, 0])
+  found = view_geometry.sample(jnp.asarray(features), rows[:, 0], columns[:, 0])
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
     grid, _ = reference.overlap_grids(*map(official, box), *flip, 7)
     assert_close(found[i], reference.grid_sample(features[i], grid))
@@ -290,8 +296,12 @@ def test_sampling():
 
 def test_points_of_identical_views_on_the_border_are_half_nothing():
   boxes = jnp.asarray([[[3.0, 4.0, 20.0, 20.0]] * 2])
-  rows, columns, _ = p2p.overlap_grids(boxes, jnp.zeros((1, 2), bool), 7)
-  found = p2p.sample(jnp.ones((1, 7, 7, 1)), rows[:, 0], columns[:, 0])
+  rows, columns, _ = view_geometry.overlap_grids(
+    boxes, jnp.zeros((1, 2), bool), 7
+  )
+  found = view_geometry.sample(
+    jnp.ones((1, 7, 7, 1)), rows[:, 0], columns[:, 0]
+  )
   expected = np.outer([0.5, 1, 1, 1, 1, 1, 0.5], [0.5, 1, 1, 1, 1, 1, 0.5])
   assert_close(found[0, ..., 0], expected)
 
@@ -309,13 +319,15 @@ def test_regression_of_pixels():
     lambda z: z @ matrix,
     7,
   )
-  rows, columns, _ = p2p.overlap_grids(
+  rows, columns, _ = view_geometry.overlap_grids(
     jnp.asarray(boxes), jnp.asarray(flips), 7
   )
 
   def points_of(x):
     return jnp.stack(
-      [p2p.sample(x[:, v], rows[:, v], columns[:, v]) for v in (0, 1)],
+      [
+        view_geometry.sample(x[:, v], rows[:, v], columns[:, v]) for v in (0, 1)
+      ],
       axis=1,
     )
 
@@ -358,7 +370,7 @@ def test_contrast_of_pixels():
   overlap = np.array([True, False, True])
 
   def loss(x):
-    return p2p.contrastive_loss(x, jnp.asarray(overlap), 0.2)
+    return p2p_variants.contrastive_loss(x, jnp.asarray(overlap), 0.2)
 
   def reference_loss(x):
     a, b = x[:, 0], x[:, 1]
@@ -373,7 +385,7 @@ def test_clusters_of_pixels():
   points = drawn(4, 2, 3, 3, SIZE)
   prototypes = units(PROTOTYPES, SIZE, seed=1).T
   overlap = np.array([True, False, True, True])
-  found = p2p.clustering_loss(
+  found = p2p_variants.clustering_loss(
     jnp.asarray(points),
     jnp.asarray(prototypes),
     jnp.asarray(overlap),
@@ -384,7 +396,7 @@ def test_clusters_of_pixels():
     logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
   )
   assert_close(found, expected)
-  gradient = jax.grad(p2p.clustering_loss, (0, 1))(
+  gradient = jax.grad(p2p_variants.clustering_loss, (0, 1))(
     jnp.asarray(points),
     jnp.asarray(prototypes),
     jnp.asarray(overlap),
@@ -401,7 +413,7 @@ def test_clusters_of_pixels():
 def test_propagation():
   pixels = drawn(2, 3, 4, SIZE)
   kernel, bias = drawn(SIZE, SIZE, seed=1), drawn(SIZE, seed=2)
-  found = pixpro.propagated(
+  found = pixpro.propagate(
     jnp.asarray(pixels), jnp.asarray(pixels @ kernel + bias), 2.0
   )
   for i in (0, 1):
@@ -413,7 +425,7 @@ def test_positive_pairs():
   boxes, flips = boxes_of(6, seed=3)
   boxes = np.rint(boxes)
   sizes = np.array([[100, 80]] * 3 + [[95, 120]] * 3)
-  found = pixpro.positives(
+  found = view_geometry.nearby_cells(
     jnp.asarray(boxes), jnp.asarray(flips), jnp.asarray(sizes), (5, 5), 0.7
   )
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
@@ -444,7 +456,7 @@ def test_pixpro_loss():
 
 @pytest.mark.parametrize('step', [0, 1, 37, 100])
 def test_momentum(step):
-  found = pixpro.momentum(jnp.asarray(step), 100, 0.99)
+  found = momentum.cosine_decay(jnp.asarray(step), 100, 0.99)
   assert_close(found, reference.momentum(step, 100, 0.99))
 
 
@@ -494,7 +506,7 @@ def test_projection_of_images():
 
 def test_layers_of_pixels_and_predictor():
   x = drawn(3, 2, 4, SIZE)
-  head = heads.PixelLayers(6, 3, jnp.float64)
+  head = heads.PixelProjection(6, 3, jnp.float64)
   variables = head.init(jax.random.PRNGKey(0), jnp.asarray(x))
   params = with_random_values(variables['params'])
   assert not any('bias' in params[f'conv{i}'] for i in (1, 2, 3))

@@ -65,11 +65,12 @@ def method_of(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
     zero_init=False,
     dtype=dtype,
   )
+  objectives = options_lib.build(options, WIDTHS)
   net = segmenter.Segmenter(
-    encoder, None, options_lib.build_heads(options, WIDTHS, dtype)
+    encoder, None, options_lib.build_heads(objectives, dtype)
   )
   update = update_lib.Update(('encoder', 'heads'), tx, num_steps)
-  return method_lib.Pretrain(net, update, options, COLORS)
+  return method_lib.Pretrain(net, update, objectives, COLORS, options.combine)
 
 
 def batch_of(seed=0, small=True):
@@ -141,7 +142,9 @@ def test_published_parameter_counts(depth, stages, backbone, total):
   encoder, _, widths = published(depth)
   options = options_lib.ObjectiveOptions(shallow=d2s_lib.D2SOptions(stages))
   net = segmenter.Segmenter(
-    encoder, None, options_lib.build_heads(options, widths, jnp.float32)
+    encoder,
+    None,
+    options_lib.build_heads(options_lib.build(options, widths), jnp.float32),
   )
   shapes = jax.eval_shape(
     net.init, jax.random.PRNGKey(0), jnp.zeros((1, 224, 224, 3))
@@ -244,20 +247,20 @@ def test_a_step_is_what_the_transcription_says(begun):
   state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
   params = prototypes_lib.normalize(state.params)
   views = trained.views(batch, jax.random.fold_in(state.rng, state.step))
-  found, _ = jax.jit(trained.look)(params, state.batch_stats, views, batch)
+  found, _ = jax.jit(trained.forward)(params, state.batch_stats, views, batch)
   found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
   prototypes = np.asarray(params['heads']['clusters']['prototypes'], np.float64)
   queue = np.asarray(state.queue.rows, np.float64)
   swav_loss, targets = reference.swav_loss(
-    [found['embeddings'][:, v] @ prototypes for v in range(4)],
+    [found['swav']['embeddings'][:, v] @ prototypes for v in range(4)],
     reference.scores_of_queue(queue, prototypes),
     0.1,
     0.05,
     3,
   )
-  shallow = np.moveaxis(found['shallow3'] @ prototypes, 1, 0)
+  shallow = np.moveaxis(found['d2s']['3'], 1, 0)
   d2s = reference.d2s_loss(shallow, targets, 0.1)
-  p, z = found['predicted'], found['points']
+  p, z = found['p2p']['predicted'], found['p2p']['points']
   p2p = reference.p2p_of(p[:, 0], p[:, 1], z[:, 0], z[:, 1])
   total = reference.total_loss(swav_loss, [d2s], p2p)
   expected = {
@@ -276,7 +279,7 @@ def test_views_go_through_heads_together():
   batch = batch_of()
   state = trained_state(trained, batch)
   views = trained.views(batch, jax.random.PRNGKey(1))
-  found, _ = jax.jit(trained.look)(
+  found, _ = jax.jit(trained.forward)(
     state.params, state.batch_stats, views, batch
   )
 
@@ -304,7 +307,7 @@ def test_views_go_through_heads_together():
     'b2': projection['dense2']['bias'],
   }
   np.testing.assert_allclose(
-    np.asarray(found['embeddings']).reshape(4 * BATCH, -1),
+    np.asarray(found['swav']['embeddings']).reshape(4 * BATCH, -1),
     reference.image_projection(together, weights),
     atol=2e-3,
   )
@@ -403,21 +406,24 @@ def test_momentum_encoder_follows():
 
 @pytest.mark.parametrize('combine', ['mean', 'sum'])
 def test_totals(combine):
-  terms = {
-    'loss_swav': jnp.asarray(3.0),
-    'loss_shallow3': jnp.asarray(1.0),
-    'loss_p2p': jnp.asarray(-0.5),
-  }
-  options = dataclasses.replace(SWAV, combine=combine)
-  trained = dataclasses.replace(method_of(), options=options)
+  def total(options, **terms):
+    options = dataclasses.replace(options, combine=combine)
+    return method_of(options).total(
+      {
+        name: {
+          f'loss_{i}': jnp.asarray(value) for i, value in enumerate(values)
+        }
+        for name, values in terms.items()
+      }
+    )
+
   kind = {'mean': 'code', 'sum': 'paper'}[combine]
   np.testing.assert_allclose(
-    trained._total(terms),
+    total(SWAV, swav=[3.0], d2s=[1.0], p2p=[-0.5]),
     reference.total_loss(3.0, [1.0], -0.5, combine=kind),
   )
-  terms |= {'loss_pixpro': jnp.asarray(-2.0), 'loss_shallow2': jnp.asarray(5.0)}
   np.testing.assert_allclose(
-    trained._total(terms),
+    total(PIXPRO, swav=[3.0], d2s=[1.0, 5.0], p2p=[-0.5], pixpro=[-2.0]),
     reference.pixpro_total_loss(-2.0, 3.0, [1.0, 5.0], -0.5, combine=kind),
   )
 
@@ -486,9 +492,9 @@ def test_ablations_learn_everything_they_have(alternative):
       lambda: options_lib.ObjectiveOptions(
         clusters=None, pixpro=pixpro.PixproOptions()
       ),
-      'without clusters',
+      r'expected \(\) without clusters',
     ),
-    (lambda: d2s_lib.D2SOptions((4,)), 'stages: found'),
+    (lambda: d2s_lib.D2SOptions((4,)), 'stages: expected some'),
     (lambda: p2p_lib.P2POptions(kind='clustering', project=False), 'project'),
     (lambda: swav.SwavOptions(epsilon=0.0), 'epsilon'),
     (lambda: view_colors.ViewColors(large=()), 'expected 2'),

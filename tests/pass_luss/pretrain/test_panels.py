@@ -19,17 +19,19 @@ def test_the_overlap_is_where_both_views_look():
 
 def test_a_border_is_drawn_around_it():
   image = np.zeros((8, 10, 3), np.uint8)
-  drawn = panels.framed(image, (0.0, 0.0, 1.0, 1.0))
+  drawn = panels.draw_rectangle(image, (0.0, 0.0, 1.0, 1.0))
   assert drawn[0].any(-1).all() and drawn[:, 0].any(-1).all()
   assert not drawn[1:-1, 1:-1].any()
   assert not image.any()
-  np.testing.assert_array_equal(panels.framed(image, None), image)
+  np.testing.assert_array_equal(panels.draw_rectangle(image, None), image)
 
 
 def test_collapse_is_noticed():
   fine = {'watch/prototype_usage': 0.9, 'watch/feature_spread': 0.1}
-  assert panels.collapse(fine) == ''
-  assert panels.collapse({'watch/feature_spread': 0.1}) == ''  # No prototypes.
+  assert panels.collapse_warning(fine) is None
+  assert (
+    panels.collapse_warning({'watch/feature_spread': 0.1}) is None
+  )  # No prototypes.
   for name in fine:
-    said = panels.collapse({**fine, name: 0.0001})
-    assert 'collapsed' in said and '\n' not in said
+    warning = panels.collapse_warning({**fine, name: 0.0001})
+    assert 'collapsed' in warning and '\n' not in warning

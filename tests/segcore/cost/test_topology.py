@@ -84,7 +84,7 @@ def test_time_of_a_ring():
   assert exchange('all-reduce', 1) == 0
   sizes = [communication.Collective('all-reduce', 800, '')]
   # Two seconds of arithmetic; the largest slice has 16.
-  times = dry_run.growing(2.0, sizes, chip, 4, (1, 4, 16, 17))
+  times = dry_run.weak_scaling_seconds(2.0, sizes, chip, 4, (1, 4, 16, 17))
   assert times == [2.0, pytest.approx(14), pytest.approx(17), None]
 
 
@@ -128,8 +128,8 @@ def test_devices_that_do_not_divide_the_batch(dry_run_of):
   status, printed = dry_run_of(SHAPES, '--dry_run', '--topology=cpu:3', *SMALL)
   assert (status, printed.out) == (2, '')
   assert printed.err == (
-    'error: --topology: found cpu:3, but a batch of 32 images does not divide '
-    'among 3 devices: name fewer, or another stage by --stage\n'
+    'error: --topology=cpu:3: a batch of 32 images does not divide among 3 '
+    'devices: name fewer devices, or another --stage\n'
   )
 
 

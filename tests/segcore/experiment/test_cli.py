@@ -64,15 +64,15 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.denoise.recipe.accumulate=3'],
-      'config.denoise.recipe.accumulate: found 3, expected a divisor of 2',
+      'config.denoise.recipe.accumulate: expected a divisor of 2',
     ),
     (
       [
         f'{SHAPES}:network=transunet',
         '--config.denoise.crop.size=(60, 64)',
       ],
-      'config.denoise.crop.size = (60, 64): the network does not take it: '
-      'images of 60x64: both sides must be multiples of 16',
+      'config.denoise.crop.size = (60, 64) does not fit the network: '
+      'images: expected sides that are multiples of 16, got 60x64',
     ),
     (
       [SHAPES, '--config.network.decoder.widths=(8, 8)'],
@@ -84,7 +84,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, "--config.stages=('finetune', 'evalute')"],
-      "config: stages: found ('finetune', 'evalute'), expected some of",
+      "got ('finetune', 'evalute')",
     ),
     (
       [SHAPES, "--config.stages=('evaluate',)"],
@@ -106,12 +106,12 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
       [f'{SHAPES}:encoder=nowhere/classify'],
       'config.denoise.start.path: nowhere/classify does not exist',
     ),
-    ([f'{SHAPES}:seed=-1'], 'seed: found -1, expected 0'),
+    ([f'{SHAPES}:seed=-1'], 'seed: expected 0 to 2**31 - 1, got -1'),
     (
       [SHAPES, '--config.finetune.recipe.num_steps=50'],
-      'optimizer.warmup_steps: found 50, expected below num_steps = 50',
+      'optimizer.warmup_steps: expected fewer than num_steps = 50, got 50',
     ),
-    ([f'{SHAPES}:width=0'], 'the network does not take it'),
+    ([f'{SHAPES}:width=0'], 'does not fit the network'),
     (
       [SHAPES, "--config.stages=('finetune', 'denoise', 'classify')"],
       'finetune needs denoise, which must come before it',

@@ -66,7 +66,7 @@ def test_completing_changes_no_experiment():
   scope = {}
   exec(stated.read_text(), scope)  # As stated, without the defaults.
   stated = scope['get_config']()
-  cls = ddep_main.PROGRAM.options
+  cls = ddep_main.PROGRAM.experiment
   assert 'operation' not in stated
   assert options.build(cls, stated, 'config') == options.build(
     cls, config_file.complete(stated), 'config'

@@ -128,7 +128,7 @@ def test_two_stream_on_8_devices_equals_1(whole, by_hand):
 
 def test_bank_is_a_deque(by_hand):
   run = by_hand['two_stream']
-  guesses = jax.jit(run.method.guesses)
+  guesses = jax.jit(run.method.teacher_forward)
   state = run.first
   expected = [
     collections.deque(maxlen=run.method.capacity)
@@ -689,5 +689,5 @@ def test_a_method_that_needs_whole_batches_says_so():
   with pytest.raises(errors.UserError) as caught:
     recipe.check(mesh_of(), 'config.semi', accumulates=False)
   assert str(caught.value).startswith(
-    'config.semi.accumulate: found 2, expected 1'
+    'config.semi.accumulate: expected 1, since this method needs the whole'
   )

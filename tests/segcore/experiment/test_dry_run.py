@@ -1,6 +1,7 @@
 """Costs of trainings that are known by hand, and the command that says them."""
 
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
     update = update_lib.Update(trained, options, 50, accumulate)
     return denoise.Denoise(net, update, noise.NoiseOptions('scaled', gamma=0.9))
 
-  return dry_run.Plan(
+  return dry_run.Workload(
     build=build,
     remat=remat,
     batch_spec=batch_lib.spec(16, (16, 16)),
@@ -251,7 +252,7 @@ def test_a_dry_run_of_one_stage(said):
   assert 'denoise' not in printed.out
   status, printed = said(*arguments, '--stage=evalute')
   assert status == 2
-  assert '--stage: found evalute, expected one of classify' in printed.err
+  assert '--stage: expected one of classify' in printed.err
 
 
 def test_classes_that_only_files_tell_are_assumed(said, monkeypatch, whole):
@@ -273,12 +274,15 @@ def test_a_stage_without_a_plan_runs_nothing(said):
   status, printed = said(
     SHAPES,
     '--dry_run',
-    build=lambda config: [stage.Stage('features', {}, refuse)],
+    program=types.SimpleNamespace(
+      build_stages=lambda config: [stage.Stage('features', {}, refuse)],
+      load_model=lambda: None,
+    ),
   )
   assert status == 0
   assert printed.out.split('\n')[1:] == [
     'features',
-    '  says no more beforehand',
+    '  no cost is estimated for this stage',
     '',
   ]
 
@@ -287,7 +291,7 @@ def test_there_is_no_dry_run_of_predictions(said):
   for flag in ('--dry_run', '--dry_run_xla'):
     status, printed = said(SHAPES, '--stage=predict', flag)
     assert status == 2
-    assert '--dry_run is of training, not of --stage=predict' in printed.err
+    assert '--dry_run is for training, not for --stage=predict' in printed.err
 
 
 def test_large_leaves_count_by_their_share():

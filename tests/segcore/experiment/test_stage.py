@@ -87,7 +87,9 @@ def test_a_damaged_mark_is_one_line(tmp_path):
 
 def test_only_narrows_and_says_what_is_missing(tmp_path):
   log = []
-  with pytest.raises(errors.UserError, match='--stage: found c, expected one'):
+  with pytest.raises(
+    errors.UserError, match='--stage: expected one of a, b, got c'
+  ):
     stage.run_stages(chain(log), tmp_path, only=('c',))
   with pytest.raises(
     errors.UserError, match='b needs a, which is not finished'

@@ -1,0 +1,80 @@
+"""The momentum encoder: an exponential moving average (EMA) of the encoder.
+
+An objective asks for it (`Objective.needs_momentum`); the state holds its
+parameters and its batch statistics. Before each forward pass
+
+  θ_k ← m θ_k + (1 - m) θ_q
+
+with θ_q the encoder's parameters and those of the heads that it shares.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from segcore import types
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentumSpec:
+  """The momentum encoder that an objective asks for.
+
+  Attributes:
+    decay: m as a function of the step and the number of steps.
+    head_modules: of each head, the modules that the momentum encoder has, too.
+  """
+
+  decay: Callable[[Array, int], types.Scalar]
+  head_modules: Mapping[str, tuple[str, ...]]
+
+  def select(self, tree: types.Params) -> types.Params:
+    """Selects the encoder and the shared head modules.
+
+    Args:
+      tree: parameters or batch statistics of the whole network; a module
+        without any is an empty dict.
+    """
+    heads = tree.get('heads', {})
+    return {
+      'encoder': tree.get('encoder', {}),
+      'heads': {
+        name: {
+          module: heads.get(name, {}).get(module, {}) for module in modules
+        }
+        for name, modules in self.head_modules.items()
+      },
+    }
+
+  def update(
+    self,
+    momentum_params: types.Params,
+    params: types.Params,
+    step: Array,
+    num_steps: int,
+  ) -> types.Params:
+    """Moves the momentum parameters toward those of the network.
+
+    Args:
+      momentum_params: θ_k.
+      params: of the whole network, of which θ_q is a part.
+      step: number of finished steps.
+      num_steps: length of the training.
+    """
+    decay = self.decay(step, num_steps)
+    return jax.tree.map(
+      lambda average, online: decay * average + (1.0 - decay) * online,
+      momentum_params,
+      self.select(params),
+    )
+
+
+def cosine_decay(step: Array, num_steps: int, initial: float) -> types.Scalar:
+  """Computes m = 1 - (1 - initial) (cos(π k / K) + 1) / 2.
+
+  It rises from `initial` at step k = 0 to 1 at step K.
+  """
+  share = (jnp.cos(jnp.pi * step / num_steps) + 1.0) / 2.0
+  return 1.0 - (1.0 - initial) * share

@@ -1,0 +1,188 @@
+"""The interface between pretraining and its objectives.
+
+`method.Pretrain` runs the encoder once a step and calls, for each objective:
+
+  prepare            parameters before the forward pass
+  momentum_outputs   its heads on the momentum encoder's maps, no gradient
+  outputs            its heads on the encoder's maps
+  targets            what the outputs are compared with, no gradient
+  loss               its terms of the loss
+  after_update       its part of the state once the parameters were updated
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from input_pipeline import batch as batch_lib
+from pass_luss.pretrain import embedding_ops, momentum, queue, view_axis
+from segcore import types
+from segcore.models import features, segmenter
+from segcore.train import train_state
+
+# Arrays that an objective names itself.
+Arrays = Mapping[str, Array]
+
+
+@flax.struct.dataclass
+class State(train_state.TrainState):
+  """Training state with what objectives keep from step to step.
+
+  Attributes:
+    queue: `queue.Queue` of embeddings; None if no objective needs one.
+    momentum_params: parameters of the momentum encoder and of its heads; None
+      if no objective needs them.
+    momentum_batch_stats: running statistics of the momentum encoder, which are
+      not averages of the encoder's: its own forward passes update them.
+  """
+
+  queue: Any
+  momentum_params: Any
+  momentum_batch_stats: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedViews:
+  """The encoder's maps of the views of a batch.
+
+  Attributes:
+    maps: of each group, 'large' or 'small', with B·V rows.
+    batch_size: B.
+  """
+
+  maps: Mapping[str, features.Features]
+  batch_size: int
+
+  @property
+  def large(self) -> features.Features:
+    """The maps of the two large views."""
+    return self.maps['large']
+
+  def split(self, rows: Array) -> Array:
+    """Reshapes [B·V, …] to [B, V, …]."""
+    return view_axis.split(rows, self.batch_size)
+
+  def pooled(self) -> Float[Array, 'B V D']:
+    """Average-pools the deepest maps of all views, the large ones first."""
+    return jnp.concatenate(
+      [
+        self.split(embedding_ops.average_pool(maps.deepest.array))
+        for maps in self.maps.values()
+      ],
+      axis=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What the targets and the loss of an objective are computed from.
+
+  Attributes:
+    params: parameters that the loss is differentiated with respect to.
+    state: before the update.
+    batch: boxes and flips of the views, sizes of the images.
+    outputs: of all objectives on the encoder, by objective.
+    momentum_outputs: of those that use the momentum encoder, by objective.
+    targets: of all objectives, by objective; while they are computed, those of
+      the objectives listed before.
+  """
+
+  params: types.Params
+  state: State
+  batch: batch_lib.Batch
+  outputs: Mapping[str, Arrays]
+  momentum_outputs: Mapping[str, Arrays]
+  targets: Mapping[str, Arrays]
+
+
+class LossTerms(NamedTuple):
+  """The result of an objective's loss.
+
+  Attributes:
+    terms: to be minimized, under the names they are logged by.
+    scalars: logged only.
+  """
+
+  terms: types.Metrics
+  scalars: types.Metrics
+
+
+class Objective:
+  """One pretraining objective; a subclass is a frozen dataclass of options.
+
+  Attributes:
+    name: key of its arrays in `Step`.
+    averaged: whether its terms are averaged with those of the other objectives
+      that are (spec §2.8: SwAV and D2S), not added to them.
+  """
+
+  name: ClassVar[str]
+  averaged: ClassVar[bool] = False
+
+  @property
+  def needs_queue(self) -> queue.QueueSpec | None:
+    """The queue that it reads and fills; None for none."""
+    return None
+
+  @property
+  def needs_momentum(self) -> momentum.MomentumSpec | None:
+    """The momentum encoder that it compares with; None for none."""
+    return None
+
+  def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
+    """Builds its heads, by the names of their parameters."""
+    raise NotImplementedError
+
+  def prepare(self, params: types.Params) -> types.Params:
+    """Returns the parameters as the forward pass takes them."""
+    return params
+
+  def momentum_outputs(
+    self, net: segmenter.Segmenter, views: EncodedViews
+  ) -> Arrays:
+    """Applies its heads to the momentum encoder's maps of the large views."""
+    raise NotImplementedError
+
+  def outputs(
+    self,
+    net: segmenter.Segmenter,
+    views: EncodedViews,
+    batch: batch_lib.Batch,
+  ) -> Arrays:
+    """Applies its heads in training mode, inside the network.
+
+    Args:
+      net: the network, bound to its parameters.
+      views: the encoder's maps.
+      batch: boxes and flips of the views.
+    """
+    raise NotImplementedError
+
+  def targets(self, step: Step) -> Arrays:
+    """Computes what its outputs are compared with.
+
+    Objectives listed later may read it, too.
+    """
+    del step
+    return {}
+
+  def loss(self, step: Step) -> LossTerms:
+    """Computes its terms of the loss."""
+    raise NotImplementedError
+
+  def after_update(self, old: State, new: State, outputs: Arrays) -> State:
+    """Returns the new state with its own part brought up to date.
+
+    Args:
+      old: state before the update.
+      new: state after it.
+      outputs: its own, before the update.
+    """
+    del old, outputs
+    return new

@@ -1,0 +1,1 @@
+"""The stages of PASS, one module each."""

@@ -1,0 +1,117 @@
+"""Stage `attend`: training of pixel attention (step 2a)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from input_pipeline import datasets, views
+from pass_luss.pretrain import heads as heads_lib
+from pass_luss.pretrain import view_colors
+from pass_luss.pretrain.objectives import swav
+from pass_luss.pseudo_labels import attention
+from pass_luss.stages import base, represent
+from segcore import types
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import experiment_stage
+from segcore.experiment import start as start_lib
+from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttendOptions:
+  """Options of pixel attention.
+
+  Attributes:
+    clusters: its targets, their loss and the queue.
+    shared: one attention for all channels.
+    large: both views.
+    colors: color augmentation of the views.
+    recipe: batch size, number of steps, optimizer.
+  """
+
+  clusters: swav.SwavOptions
+  shared: bool = False
+  large: views.ViewGroup
+  colors: view_colors.ViewColors
+  recipe: update_lib.RecipeOptions
+
+  def __post_init__(self):
+    represent.check_large_views(self.large)
+    represent.check_whole_batch(self.recipe)
+
+  @property
+  def crop(self) -> views.MultiCrop:
+    """Returns the crop of the views."""
+    return views.MultiCrop((self.large,))
+
+
+class AttendStage(base.PassStage, experiment_stage.TrainingStage):
+  """Trains the attention on the pretrained encoder, which is frozen."""
+
+  name = 'attend'
+
+  @property
+  def options(self) -> AttendOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.attend
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Returns height and width of a view."""
+    return self.options.large.size
+
+  @property
+  def size_path(self) -> str:
+    """Returns the path of the field that sets the size."""
+    return f'{self.path}.large.size'
+
+  @property
+  def num_classes_from(self) -> datasets.DataOptions:
+    """Returns the data set of the images."""
+    return self.experiment.images.data
+
+  def settings(self) -> dict[str, object]:
+    """Returns network, block and images."""
+    return {**super().settings(), 'images': self.experiment.images}
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns the images, and the pretrained encoder and projection."""
+    return experiment_stage.Inputs(
+      (self.image_input(),),
+      start_lib.Start('represent', ('encoder', 'heads/clusters')),
+    )
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of views."""
+    del num_classes
+    return self.options.crop.spec(self.options.recipe.batch_size)
+
+  def method(
+    self, context: context_lib.Context, num_classes: int = 0
+  ) -> attention.AttentionMethod:
+    """Builds the attention method; classes play no role."""
+    del num_classes
+    block, pretrained = self.options, self.experiment.represent
+    dtype = jnp.dtype(context.network.dtype)
+    clusters = swav.Swav(pretrained.learn.clusters, pretrained.widths)
+    heads = {
+      **clusters.heads(dtype),
+      'attention': heads_lib.Attention(block.shared, dtype=dtype),
+    }
+    optimizer = dataclasses.replace(
+      block.recipe.optimizer,
+      groups=(attention.FROZEN_PROJECTION, *block.recipe.optimizer.groups),
+    )
+    recipe = dataclasses.replace(block.recipe, optimizer=optimizer)
+    return attention.AttentionMethod(
+      context.build(heads, self.size),
+      recipe.make_update(('heads',)),
+      block.clusters,
+      block.colors,
+    )
+
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens the images."""
+    return {'': data_lib.ViewStream(self.open_images(), self.options.crop)}

@@ -1,0 +1,117 @@
+"""Parts that the stages of PASS share."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from input_pipeline import datasets
+from pass_luss.benchmark import matching
+from pass_luss.protocols import segment
+from runtime import files, options
+from segcore.cost import topology as topology_lib
+from segcore.distributed import sharding
+from segcore.eval import results as results_lib
+from segcore.experiment import context as context_lib
+from segcore.experiment import experiment_stage
+from segcore.train import train_state
+from segcore.weights import checkpoint_reader
+
+
+class PassStage(experiment_stage.ExperimentStage):
+  """A stage of PASS: most work on the images that are clustered."""
+
+  @property
+  def exact_context(self) -> context_lib.Context:
+    """Returns the context with float32 activations, for inference."""
+    return self.context.with_network(dtype='float32')
+
+  def open_images(
+    self,
+    split: str = '',
+    kind: str = '',
+    purpose: str = '',
+    data: datasets.DataOptions | None = None,
+  ) -> datasets.Split:
+    """Opens a split of the images.
+
+    Args:
+      split: name of the split; '' for the images that are clustered.
+      kind: kind of label it must have: 'label', 'tags' or '' for none.
+      purpose: what needs the labels, for the message.
+      data: another data set than that of the images, if given.
+    """
+    images = self.experiment.images
+    return self.context.open(
+      data or images.data, split or images.split, kind, purpose
+    )
+
+  def image_input(
+    self, split: str = '', kind: str = ''
+  ) -> experiment_stage.SplitInput:
+    """Returns a split of the images as an input; arguments as `open_images`."""
+    images = self.experiment.images
+    return experiment_stage.SplitInput(images.data, split or images.split, kind)
+
+  def read_state(
+    self, folder: files.Path
+  ) -> tuple[int, train_state.TrainState]:
+    """Reads step and variables of the last checkpoint of a stage folder."""
+    fields = checkpoint_reader.read(
+      folder / 'checkpoints', ('step', 'params', 'batch_stats')
+    )
+    state = train_state.inference_state(fields, self.context.mesh)
+    return int(fields['step']), state
+
+
+class InferenceStage(PassStage):
+  """A stage that applies a trained network; its block has a `batch_size`."""
+
+  def settings(self) -> Any:
+    """Returns block and images, without fields that change no result."""
+    settings = options.to_dict(
+      {self.name: self.options, 'images': self.experiment.images}
+    )
+    del settings[self.name]['batch_size']
+    settings[self.name].pop('about', None)  # Text of a submission.
+    return settings
+
+  def check(self) -> None:
+    """Checks that batches divide among the devices."""
+    sharding.check_batch_size(
+      self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
+    )
+
+  def dry_run(
+    self, compiles: bool, topology: topology_lib.Topology | None
+  ) -> Iterable[str]:
+    """Reports that there is no estimate: the images decide the cost."""
+    del compiles, topology
+    return ('no cost is estimated: it depends on the images',)
+
+
+def add_scores(
+  results: results_lib.Results,
+  name: str,
+  split: datasets.Split,
+  labels: files.Path,
+  num_categories: int,
+  match: matching.Match | None,
+  more: Mapping[str, float] | None = None,
+) -> None:
+  """Scores the label maps of a split, logs the scores and draws a panel.
+
+  Args:
+    results: of the stage, which the scores are added to.
+    name: of the result.
+    split: the images with their masks.
+    labels: folder of the label maps.
+    num_categories: without the background.
+    match: of categories with classes; None where they are the same.
+    more: further scores.
+  """
+  values = {
+    **segment.score(split, labels, num_categories, match),
+    **(more or {}),
+  }
+  segment.log_scores(values, split, f'{name} ({split.name})')
+  panel = segment.draw_panel(split, labels, num_categories, match)
+  results.add(name, values, split, panel)

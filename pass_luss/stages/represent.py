@@ -1,0 +1,162 @@
+"""Stage `represent`: self-supervised pretraining of the encoder (step 1)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from input_pipeline import datasets, views
+from pass_luss.pretrain import heads as heads_lib
+from pass_luss.pretrain import method as pretrain_method
+from pass_luss.pretrain import options as pretrain_options
+from pass_luss.pretrain import panels, view_colors
+from pass_luss.stages import base
+from segcore import types
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import start as start_lib
+from segcore.models import network
+from segcore.train import loop
+from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
+
+# Images whose views are evaluated during training.
+_NUM_EVALUATED = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepresentOptions:
+  """Options of pretraining.
+
+  Attributes:
+    data: images; their labels are not read.
+    split: trained on.
+    learn: the objectives.
+    widths: sizes of the heads.
+    large: the two views that all objectives use.
+    small: more views, for the clusters only; None for none.
+    colors: color augmentation of the views.
+    recipe: batch size, number of steps, optimizer.
+    start: parameters of the encoder before step 0.
+  """
+
+  data: datasets.DataOptions
+  split: str = 'train'
+  learn: pretrain_options.ObjectiveOptions
+  widths: heads_lib.HeadSizes = heads_lib.HeadSizes()
+  large: views.ViewGroup
+  small: views.ViewGroup | None = None
+  colors: view_colors.ViewColors
+  recipe: update_lib.RecipeOptions
+  start: start_lib.Start = start_lib.Start()
+
+  def __post_init__(self):
+    check_large_views(self.large)
+    if self.small and self.small.name != 'small':
+      raise ValueError(f"small.name: expected 'small', got {self.small.name!r}")
+    if self.small and not self.learn.clusters:
+      raise ValueError(
+        'small: expected None, as only clusters use small views, got views'
+      )
+    check_whole_batch(self.recipe)
+
+  @property
+  def crop(self) -> views.MultiCrop:
+    """Returns the crop of all views."""
+    groups = (self.large, self.small) if self.small else (self.large,)
+    return views.MultiCrop(groups)
+
+
+class RepresentStage(base.PassStage, experiment_stage.TrainingStage):
+  """Trains the encoder on images alone."""
+
+  name = 'represent'
+
+  @property
+  def options(self) -> RepresentOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.represent
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Returns height and width of a large view."""
+    return self.options.large.size
+
+  @property
+  def size_path(self) -> str:
+    """Returns the path of the field that sets the size."""
+    return f'{self.path}.large.size'
+
+  def check(self) -> None:
+    """Checks that batch and views fit devices and network."""
+    super().check()
+    small = self.options.small
+    if small:
+      net = self.method(self.context, num_classes=2).segmenter
+      network.check_image_size(net, small.size, f'{self.path}.small.size')
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns the images and the start."""
+    block = self.options
+    images = experiment_stage.SplitInput(block.data, block.split)
+    return experiment_stage.Inputs((images,), block.start)
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of views."""
+    del num_classes
+    return self.options.crop.spec(self.options.recipe.batch_size)
+
+  def method(
+    self, context: context_lib.Context, num_classes: int = 0
+  ) -> pretrain_method.Pretrain:
+    """Builds the pretraining method; classes play no role."""
+    del num_classes
+    block = self.options
+    objectives = pretrain_options.build(block.learn, block.widths)
+    heads = pretrain_options.build_heads(
+      objectives, jnp.dtype(context.network.dtype)
+    )
+    return pretrain_method.Pretrain(
+      context.build(heads, self.size),
+      block.recipe.make_update(('encoder', 'heads')),
+      objectives,
+      block.colors,
+      block.learn.combine,
+    )
+
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens the images."""
+    block = self.options
+    split = self.context.open(block.data, block.split)
+    return {'': data_lib.ViewStream(split, block.crop)}
+
+  def evaluation(
+    self, trained: pretrain_method.Pretrain, streams: data_lib.Streams
+  ) -> loop.EvaluateFn:
+    """Builds the panels of fixed views."""
+    stream = streams['']
+    count = min(_NUM_EVALUATED, len(stream.split))
+    return panels.PretrainPanels(
+      trained,
+      data_lib.fixed_batch(stream, count),
+      evaluation.NUM_PANEL_ROWS,
+      self.context.mesh,
+    )
+
+
+def check_large_views(large: views.ViewGroup) -> None:
+  """Raises ValueError unless there are two views named 'large'."""
+  if (large.name, large.count) != ('large', 2):
+    raise ValueError(
+      f"large: expected 2 views named 'large', got {large.count} named "
+      f'{large.name!r}'
+    )
+
+
+def check_whole_batch(recipe: update_lib.RecipeOptions) -> None:
+  """Raises ValueError if gradients are accumulated."""
+  if recipe.accumulate != 1:
+    raise ValueError(
+      f'recipe.accumulate: expected 1, got {recipe.accumulate}: assignments '
+      'need the whole batch'
+    )

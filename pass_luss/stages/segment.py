@@ -1,0 +1,295 @@
+"""Stages `segment`, `segment_semi`, `segment_on`: label maps and scores."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+
+from input_pipeline import datasets
+from pass_luss import finetune as finetune_lib
+from pass_luss.benchmark import label_folders, matching
+from pass_luss.protocols import segment as segment_lib
+from pass_luss.pseudo_labels import labeler as labeler_lib
+from pass_luss.stages import base, finetune, threshold
+from runtime import errors, files, json_files
+from segcore.eval import predict, short_side
+from segcore.eval import results as results_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import experiment_stage, stage
+from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
+
+# Of the matched categories and classes.
+_MATCH_FILE = 'match.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentOptions:
+  """Options of label maps of whole splits, and their scores.
+
+  Attributes:
+    splits: that are segmented; those with masks are scored.
+    match_on: the split on which generated categories are matched with classes;
+      a network trained on masks has classes, which are matched by their names.
+    inference: 'logits', or 'cam': the activation of the image's category.
+    threshold: of 'cam'; negative: chosen on `match_on`.
+    short_side: of the images.
+    batch_size: global number of images; changes no result.
+    about: description of the method in a submission.
+  """
+
+  splits: tuple[str, ...] = ('val', 'test')
+  match_on: str = 'val'
+  inference: Literal['logits', 'cam'] = 'logits'
+  threshold: float = -1.0
+  short_side: int = 256
+  batch_size: int = 16
+  about: segment_lib.SubmissionInfo = segment_lib.SubmissionInfo()
+
+  def __post_init__(self):
+    if not self.splits:
+      raise ValueError('splits: expected at least one, got ()')
+
+  def describe(self, by_names: bool) -> str:
+    """Describes the protocol in words, for results.json.
+
+    Args:
+      by_names: whether categories are matched by name, not by overlap.
+    """
+    how = 'by their names' if by_names else f'on {self.match_on}'
+    return (
+      f'{self.inference}, short side {self.short_side}; categories matched '
+      f'with classes {how}'
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentOnOptions(SegmentOptions):
+  """Options of segmenting another, smaller data set (spec PASS §5.6).
+
+  Categories or classes that none of its classes is matched with become 'other'.
+
+  Attributes:
+    data: the data set.
+    trained_by: the stage that trains the network.
+  """
+
+  data: datasets.DataOptions
+  trained_by: Literal['finetune', 'semi']
+
+
+class SegmentingStage(base.InferenceStage):
+  """Segments splits, matches categories with classes, and scores."""
+
+  @property
+  @abc.abstractmethod
+  def trained_by(self) -> finetune.SegmenterStage:
+    """Returns the stage that trains the network."""
+
+  @property
+  def data(self) -> datasets.DataOptions:
+    """Returns the data set that is segmented."""
+    return self.experiment.images.data
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """Returns the stage that trains the network."""
+    return (self.trained_by.name,)
+
+  @property
+  def has_class_names(self) -> bool:
+    """Returns whether the network was trained on masks."""
+    return isinstance(self.trained_by, finetune.SemiStage)
+
+  @property
+  def chooses_threshold(self) -> bool:
+    """Returns whether a threshold is chosen, which needs masks."""
+    return self.options.inference == 'cam' and self.options.threshold < 0
+
+  def segmented(self) -> list[str]:
+    """Returns the splits that are segmented, that of the matching first."""
+    matched = [] if self.has_class_names else [self.options.match_on]
+    return [*dict.fromkeys([*matched, *self.options.splits])]
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns all splits, and the one whose masks are needed."""
+    read = [(split, '') for split in self.segmented()]
+    if not self.has_class_names or self.chooses_threshold:
+      read.append((self.options.match_on, 'label'))
+    return experiment_stage.Inputs(
+      tuple(
+        experiment_stage.SplitInput(self.data, split, kind)
+        for split, kind in read
+      )
+    )
+
+  def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
+    """Writes label maps and the match; scores splits with masks."""
+    block, names = self.options, self.segmented()
+    first = self.open_images(
+      names[0],
+      '' if self.has_class_names else 'label',
+      'matching',
+      self.data,
+    )
+    data_lib.require_same_data(workspace, first)
+    folder = workspace.needed[self.trained_by.name]
+    classes = json_files.read(folder / data_lib.CLASSES_FILE)['classes']
+    match = None
+    if self.has_class_names:
+      match = matching.match_by_name(classes, first.classes)
+    num_categories = len(classes) - 1
+    method = self.trained_by.method(self.exact_context, num_categories + 1)
+    step, state = self.read_state(folder)
+    maps, chosen = self._label_maps(workspace, method, state, num_categories)
+    path = workspace.directory / _MATCH_FILE
+    results = results_lib.Results(workspace, step)
+    outputs = [path, *data_lib.write_classes(workspace, first)]
+    for name in names:
+      split = self.open_images(name, data=self.data)
+      labels = workspace.directory / name
+      label_folders.write(split, maps, labels, workspace, block.short_side)
+      outputs.append(labels)
+      if name == names[0]:
+        match = match or segment_lib.match_categories(
+          split, labels, num_categories
+        )
+        if jax.process_index() == 0:
+          match.write(path)
+      if 'label' in split.label_kinds:
+        base.add_scores(results, name, split, labels, num_categories, match)
+      else:
+        outputs.append(
+          segment_lib.write_submission(split, labels, path, block.about)
+        )
+    written = results.write(
+      stage=self.name,
+      protocol=block.describe(self.has_class_names),
+      step=step,
+      **(chosen.summary() if chosen else {}),
+    )
+    return [*outputs, *written]
+
+  def _label_maps(
+    self,
+    workspace: workspace_lib.Workspace,
+    method: finetune_lib.Finetune,
+    state: train_state.TrainState,
+    num_categories: int,
+  ) -> tuple[
+    label_folders.LabelMapFunction, labeler_lib.ForegroundThreshold | None
+  ]:
+    """Returns the function of label maps, and the threshold of 'cam'."""
+    block, context = self.options, self.context
+    reading = context.operation.reading
+    if block.inference == 'logits':
+      predictor = short_side.LabelMaps(method, block.short_side)
+      maps = segment_lib.label_map_function(
+        predictor, state, block.batch_size, context.mesh, reading
+      )
+      return maps, None
+    labeler = labeler_lib.Labeler(
+      short_side.FeatureMaps(method.activation, block.short_side),
+      state,
+      context.mesh,
+      block.batch_size,
+      reading,
+    )
+    choose_on = None
+    if self.chooses_threshold:
+      choose_on = self.open_images(
+        block.match_on, 'label', 'a threshold', self.data
+      )
+    chosen = threshold.choose(
+      workspace, labeler, num_categories, block.threshold, choose_on
+    )
+    return lambda split: labeler.label_maps(split, chosen.threshold), chosen
+
+
+class SegmentStage(SegmentingStage):
+  """Segments by what was fine-tuned on pseudo-labels."""
+
+  name = 'segment'
+
+  @property
+  def options(self) -> SegmentOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.segment
+
+  @property
+  def trained_by(self) -> finetune.FinetuneStage:
+    """Returns the stage that trains the network."""
+    return finetune.FinetuneStage(self.experiment, self.context)
+
+  def load_model(self, workdir: files.Path) -> predict.Model:
+    """Loads the fine-tuned network; its categories have their classes' names.
+
+    Raises:
+      UserError: fine-tuning or matching is not finished.
+    """
+    folder, matched = workdir / self.trained_by.name, workdir / self.name
+    for needed in (folder, matched):
+      stage.require_finished(needed, 'predict')
+    trained = json_files.read(folder / data_lib.CLASSES_FILE)
+    known = json_files.read(matched / data_lib.CLASSES_FILE)
+    match = matching.Match.read(
+      matched / _MATCH_FILE, len(known['classes']) - 1
+    )
+    block = self.options
+    if block.inference != 'logits':
+      raise errors.UserError(
+        f"config.segment.inference: expected 'logits' for predictions, got "
+        f'{block.inference!r}'
+      )
+    method = self.trained_by.method(self.exact_context, len(trained['classes']))
+    return predict.Model(
+      state=self.read_state(folder)[1],
+      predictor=short_side.LabelMaps(method, block.short_side),
+      classes=tuple(known['classes'][i] for i in match.classes),
+      palette=tuple(tuple(known['palette'][i]) for i in match.classes),
+      batch_size=block.batch_size,
+      mesh=self.context.mesh,
+      reading=self.context.operation.reading,
+    )
+
+
+class SegmentSemiStage(SegmentingStage):
+  """Segments by what was trained on few masks."""
+
+  name = 'segment_semi'
+
+  @property
+  def options(self) -> SegmentOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.segment_semi
+
+  @property
+  def trained_by(self) -> finetune.SemiStage:
+    """Returns the stage that trains the network."""
+    return finetune.SemiStage(self.experiment, self.context)
+
+
+class SegmentOnStage(SegmentingStage):
+  """Segments another data set by either network."""
+
+  name = 'segment_on'
+
+  @property
+  def options(self) -> SegmentOnOptions | None:
+    """Returns the stage's block of the config."""
+    return self.experiment.segment_on
+
+  @property
+  def data(self) -> datasets.DataOptions:
+    """Returns the data set that is segmented."""
+    return self.options.data
+
+  @property
+  def trained_by(self) -> finetune.SegmenterStage:
+    """Returns the stage that the block names."""
+    stages = {
+      cls.name: cls for cls in (finetune.FinetuneStage, finetune.SemiStage)
+    }
+    return stages[self.options.trained_by](self.experiment, self.context)

@@ -1,0 +1,47 @@
+"""The attention threshold of a stage: given, or chosen on images with masks."""
+
+from input_pipeline import datasets
+from pass_luss.pseudo_labels import labeler as labeler_lib
+from runtime import console, json_files
+from segcore.distributed import collectives
+from segcore.train import workspace as workspace_lib
+
+FILE = 'threshold.json'
+
+
+def choose(
+  workspace: workspace_lib.Workspace,
+  labeler: labeler_lib.Labeler,
+  num_categories: int,
+  given: float,
+  choose_on: datasets.Split | None,
+  foreground: labeler_lib.ForegroundFunction | None = None,
+) -> labeler_lib.ForegroundThreshold:
+  """Returns the threshold that attention must reach; writes it to a file.
+
+  Args:
+    workspace: of the stage; a threshold written there before is returned.
+    labeler: computes the attention.
+    num_categories: without the background.
+    given: the threshold unless one is chosen; 0 if negative.
+    choose_on: images with masks, on which the best threshold is chosen; None
+      takes the given one.
+    foreground: supplied foreground, if any.
+  """
+  path = workspace.directory / FILE
+  # Host 0 decides: another host may see its files later.
+  if collectives.broadcast_from_host_0(path.exists()):
+    return labeler_lib.ForegroundThreshold(**json_files.read(path))
+  threshold = labeler_lib.ForegroundThreshold(max(given, 0.0))
+  if choose_on is not None:
+    num_classes = len(choose_on.classes) - 1
+    sweep = labeler.sweep_thresholds(
+      choose_on, num_categories, num_classes, foreground
+    )
+    threshold = labeler_lib.ForegroundThreshold(*sweep.best(), choose_on.name)
+    console.log(
+      f'threshold {threshold.threshold:.2f}: mIoU {threshold.miou:.4f} on '
+      f'{choose_on.name}, the best of those tried'
+    )
+  json_files.write(path, threshold._asdict())
+  return threshold

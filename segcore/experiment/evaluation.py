@@ -1,0 +1,103 @@
+"""Evaluators of whole splits, during training and for the report."""
+
+from input_pipeline import datasets, transforms
+from segcore.eval import evaluator as evaluator_lib
+from segcore.eval import inference, metrics, protocols
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.train import method
+
+# Rows of a panel.
+NUM_PANEL_ROWS = 6
+
+
+def evaluator(
+  context: context_lib.Context,
+  split: datasets.Split,
+  predictor: inference.Predictor,
+  metric: metrics.Metric,
+  target: str,
+  batch_size: int,
+  log_progress: bool = False,
+  padding: transforms.CenterCrop | None = None,
+) -> evaluator_lib.Evaluator:
+  """Builds the comparison of predictions with the labels of a split.
+
+  Args:
+    context: what the experiment is built on.
+    split: the images.
+    predictor: computes the predictions.
+    metric: compares them.
+    target: kind of label: 'label' or 'tags'.
+    batch_size: global number of images.
+    log_progress: whether progress is logged.
+    padding: crops and pads the images first, if given.
+  """
+  predictions = evaluator_lib.Predictions(
+    split=split,
+    predictor=predictor,
+    batch_size=batch_size,
+    mesh=context.mesh,
+    keep=(target,),
+    reading=context.operation.reading,
+    log_progress=log_progress,
+    padding=padding,
+  )
+  num_rows = NUM_PANEL_ROWS if target == 'label' else 0
+  return evaluator_lib.Evaluator(predictions, (metric,), target, num_rows)
+
+
+def label_maps(
+  context: context_lib.Context,
+  scores: method.ScoreModel,
+  num_classes: int,
+  protocol: protocols.ProtocolOptions,
+) -> inference.LabelMaps:
+  """Builds the predictor of label maps by a protocol."""
+  return inference.LabelMaps(
+    scores, num_classes, protocol, context.size_multiple
+  )
+
+
+def segmentation_evaluator(
+  context: context_lib.Context,
+  scores: method.ScoreModel,
+  split: datasets.Split,
+  batch_size: int,
+  protocol: protocols.ProtocolOptions,
+  log_progress: bool = False,
+  padding: transforms.CenterCrop | None = None,
+) -> evaluator_lib.Evaluator:
+  """Builds the evaluator of the confusion matrix of a split."""
+  num_classes = len(split.classes)
+  return evaluator(
+    context,
+    split,
+    label_maps(context, scores, num_classes, protocol),
+    metrics.ConfusionMatrix.empty(num_classes),
+    'label',
+    batch_size,
+    log_progress,
+    padding,
+  )
+
+
+def during_training(
+  context: context_lib.Context,
+  scores: method.ScoreModel,
+  block: data_lib.LabeledData,
+  batch_size: int,
+  protocol: protocols.ProtocolOptions,
+  purpose: str,
+) -> dict[str, evaluator_lib.Evaluator]:
+  """Builds the evaluators of the splits followed during training, by name."""
+  return {
+    name: segmentation_evaluator(
+      context,
+      scores,
+      context.evaluated(block, name, purpose),
+      batch_size,
+      protocol.single_view(),
+    )
+    for name in (block.val_split, *block.follow)
+  }

@@ -1,0 +1,384 @@
+"""The stages of a method: one small class a stage, on these shared bases.
+
+  class FinetuneStage(experiment_stage.TrainingStage):
+    name = 'finetune'
+
+    def inputs(self): ...
+    def streams(self, workspace): ...
+    def method(self, context, num_classes): ...
+    def evaluation(self, trained, streams): ...
+
+Describing the stage, its dry run, the check of its inputs and running it follow
+from these.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from input_pipeline import datasets, loader, transforms
+from runtime import errors, files, options
+from segcore import types
+from segcore.cost import topology as topology_lib
+from segcore.distributed import collectives
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import dry_run, stage
+from segcore.experiment import start as start_lib
+from segcore.models import network as network_lib
+from segcore.train import loop, optimizers
+from segcore.train import method as method_lib
+from segcore.train import workspace as workspace_lib
+
+# Number of classes assumed in a dry run where only the files of a data set tell
+# how many there are.
+_ASSUMED_CLASSES = 21
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInput:
+  """A split that a stage reads.
+
+  Attributes:
+    data: the data set.
+    split: name of the split.
+    kind: kind of label it must have: 'label', 'tags' or '' for none.
+  """
+
+  data: datasets.DataOptions
+  split: str
+  kind: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """Everything that a stage reads, apart from the results of other stages.
+
+  Attributes:
+    splits: of data sets.
+    start: the parameters before step 0.
+  """
+
+  splits: tuple[SplitInput, ...] = ()
+  start: start_lib.Start = start_lib.Start()
+
+
+class ExperimentStage(abc.ABC):
+  """A stage of an experiment.
+
+  Attributes:
+    name: of the stage, of its config block and of its folder.
+    experiment: the whole config as a dataclass.
+    context: network, data and devices of all stages.
+  """
+
+  name: ClassVar[str]
+
+  def __init__(self, experiment: Any, context: context_lib.Context):
+    self.experiment = experiment
+    self.context = context
+
+  @classmethod
+  def build(
+    cls, experiment: Any, mesh: Mesh, stages: Sequence[str]
+  ) -> 'ExperimentStage':
+    """Builds the stage.
+
+    Args:
+      experiment: the whole config; has `network`, `data_dir`, `operation`.
+      mesh: the devices.
+      stages: names of all stages that such an experiment may have.
+    """
+    context = context_lib.Context(
+      experiment.network,
+      experiment.data_dir,
+      experiment.operation,
+      mesh,
+      tuple(stages),
+    )
+    return cls(experiment, context)
+
+  @property
+  @abc.abstractmethod
+  def options(self) -> Any:
+    """Returns the stage's block of the config."""
+
+  @property
+  def path(self) -> str:
+    """Returns the path of its block, for messages."""
+    return f'config.{self.name}'
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """Returns the names of the stages whose results it reads."""
+    return self.inputs().start.needs(self.context.stages)
+
+  @abc.abstractmethod
+  def settings(self) -> Any:
+    """Returns everything that decides the stage's result."""
+
+  @abc.abstractmethod
+  def check(self) -> None:
+    """Checks everything that can be checked without data.
+
+    Raises:
+      UserError: fields do not fit each other, or the devices.
+    """
+
+  @abc.abstractmethod
+  def inputs(self) -> Inputs:
+    """Returns everything that the stage reads from disk."""
+
+  def check_data(self) -> None:
+    """Checks the content of the inputs, which exist and can be opened.
+
+    Raises:
+      UserError: their content does not fit.
+    """
+    return
+
+  @abc.abstractmethod
+  def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
+    """Runs the stage; returns the files and folders it has made."""
+
+  @abc.abstractmethod
+  def dry_run(
+    self, compiles: bool, topology: topology_lib.Topology | None
+  ) -> Iterable[str]:
+    """Reports in lines what the stage would compute and cost.
+
+    Args:
+      compiles: report the compiler's figures too.
+      topology: devices to compile for; None for those of the mesh.
+    """
+
+  def describe(self, stages: Sequence['ExperimentStage']) -> stage.Stage:
+    """Returns the stage as it is executed, once its settings are checked.
+
+    Args:
+      stages: all of the experiment; before the first one runs, the inputs of
+        all are checked.
+
+    Raises:
+      UserError: as in `check`, or a stage it needs is missing.
+    """
+    names = [other.name for other in stages]
+    for needed in self.needs:
+      if needed not in names:
+        raise errors.UserError(
+          f'config.stages: {self.name} needs {needed}, which is not among '
+          f'{tuple(names)}'
+        )
+    self.check()
+
+    def run(workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
+      check_inputs(stages, workspace.directory.parent)
+      return self.run(workspace)
+
+    return stage.Stage(
+      self.name, self.settings(), run, self.needs, self.dry_run
+    )
+
+
+def check_inputs(
+  stages: Sequence[ExperimentStage], workdir: files.Path
+) -> None:
+  """Checks the inputs of all unfinished stages, so that none fails hours later.
+
+  Args:
+    stages: of the experiment.
+    workdir: its folder.
+
+  Raises:
+    UserError: a data set, a split, a kind of label or a weight file is missing,
+      or their content does not fit. Of files, all that are missing are named.
+  """
+  finished = np.array([stage.is_finished(workdir / s.name) for s in stages])
+  # Host 0 decides: another host may see its files later.
+  finished = collectives.broadcast_from_host_0(finished)
+  left = [s for s, done in zip(stages, finished, strict=True) if not done]
+  _require_files(left)
+  opened = set()
+  for each in left:
+    for split in each.inputs().splits:
+      if split not in opened:
+        each.context.open(split.data, split.split, split.kind, each.name)
+        opened.add(split)
+  for each in left:
+    each.check_data()
+
+
+def _require_files(stages: Sequence[ExperimentStage]) -> None:
+  """Raises MissingInput with all that is missing where host 0 looks."""
+  missing: dict[str, None] = {}  # A dict keeps the order and drops repetitions.
+
+  def collect(require: Any, *arguments: Any) -> None:
+    try:
+      require(*arguments)
+    except errors.MissingInput as error:
+      missing[str(error)] = None
+
+  for each in stages if jax.process_index() == 0 else ():
+    inputs, context = each.inputs(), each.context
+    collect(inputs.start.require, context.stages, f'{each.path}.start')
+    for split in inputs.splits:
+      collect(datasets.check_available, split.data, context.data_dir)
+  if collectives.broadcast_from_host_0(bool(missing)):
+    raise errors.MissingInput('; '.join(missing) or 'host 0 misses files')
+
+
+class TrainingStage(ExperimentStage):
+  """A stage that trains a network.
+
+  Its config block has a `recipe`.
+
+  Attributes:
+    best_metric: scalar of the evaluation that decides which checkpoint is kept
+      as the best one; None keeps the latest ones only.
+    zero_terms_until: last step at which a term of the loss may be 0 by design.
+  """
+
+  best_metric: str | None = None
+  zero_terms_until: int = 0
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Returns height and width of the images of a training step."""
+    crop, _ = self.augmentations()
+    return crop.size
+
+  def augmentations(self) -> tuple[Any, transforms.RandomFlip]:
+    """Builds the crop and the random flips of the stage's block."""
+    block = self.options
+    return data_lib.augmentations(block.crop, block.flips, self.path)
+
+  @property
+  def size_path(self) -> str:
+    """Returns the path of the field that sets the size, for messages."""
+    return f'{self.path}.crop.size'
+
+  @property
+  def num_classes_from(self) -> datasets.DataOptions:
+    """Returns the data set that decides the number of classes."""
+    return self.options.data
+
+  @abc.abstractmethod
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns shapes and types of a global batch."""
+
+  @abc.abstractmethod
+  def method(
+    self, context: context_lib.Context, num_classes: int
+  ) -> method_lib.Method:
+    """Builds the method.
+
+    Args:
+      context: its network may differ from the stage's own in `remat`, `dtype`.
+      num_classes: of the training data.
+    """
+
+  @abc.abstractmethod
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens the training data; a single stream has the name ''."""
+
+  def evaluation(
+    self, trained: method_lib.Method, streams: data_lib.Streams
+  ) -> loop.EvaluateFn | None:
+    """Builds the evaluation during training; None for none."""
+    del trained, streams
+    return None
+
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Writes further results after training; returns their files."""
+    del workspace, streams
+    return []
+
+  def settings(self) -> Any:
+    """Returns the network for this size, and the stage's block."""
+    return {'network': self.context.fitted(self.size), self.name: self.options}
+
+  def check(self) -> None:
+    """Checks that batch and images fit devices and network."""
+    self.options.recipe.check(self.context.mesh, f'{self.path}.recipe')
+    # Any number of classes fits.
+    net = self.method(self.context, num_classes=2).segmenter
+    network_lib.check_image_size(net, self.size, self.size_path)
+
+  def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
+    """Trains to the end of the recipe."""
+    recipe, context = self.options.recipe, self.context
+    streams = self.streams(workspace)
+    first = next(iter(streams.values()))
+    trained = self.method(context, len(first.split.classes))
+    evaluation = self.evaluation(trained, streams)
+    for name, stream in streams.items():
+      collectives.check_equal_on_all_hosts(
+        f'the data{name and f" ({name})"}',
+        f'{len(stream.split)} images of version {stream.split.version}',
+      )
+      data_lib.require_same_data(workspace, stream.split, name)
+    batches = loader.Loader(
+      {name: stream.open() for name, stream in streams.items()},
+      recipe.batch_size,
+      recipe.seed,
+      context.operation.reading,
+    )
+    start = self.inputs().start
+    training = loop.TrainingSpec(
+      method=trained,
+      loader=batches,
+      num_steps=recipe.num_steps,
+      seed=recipe.seed,
+      evaluate=evaluation,
+      evaluate_every=recipe.evaluate_every,
+      best=self.best_metric and loop.BestMetric(self.best_metric),
+      loaded=start.read(workspace, trained.segmenter, first.size),
+      summary=optimizers.describe(recipe.optimizer, recipe.num_steps),
+      hparams=options.to_dict(self.options),
+      zero_terms_until=self.zero_terms_until,
+    )
+    loop.train(training, workspace, context.operation, context.mesh)
+    folders = [workspace.directory / name for name in ('checkpoints', 'best')]
+    return [
+      *folders,
+      workspace.directory / 'metrics.jsonl',
+      *self.write_outputs(workspace, streams),
+    ]
+
+  def workload(self) -> dry_run.Workload:
+    """Returns the training as far as it is known without its data."""
+    recipe, data = self.options.recipe, self.num_classes_from
+    notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
+    num_classes = datasets.known_num_classes(data)
+    if num_classes is None:
+      num_classes = _ASSUMED_CLASSES
+      notes.append(
+        f'only the files of {data.name} tell its classes: {num_classes} are '
+        'assumed'
+      )
+    return dry_run.Workload(
+      build=lambda remat: self.method(
+        self.context.with_network(remat=remat), num_classes
+      ),
+      remat=self.context.network.remat,
+      batch_spec=self.batch_spec(num_classes),
+      batch_size=recipe.batch_size,
+      accumulate=recipe.accumulate,
+      num_steps=recipe.num_steps,
+      image_size=self.size,
+      mesh=self.context.mesh,
+      notes=tuple(notes),
+    )
+
+  def dry_run(
+    self, compiles: bool, topology: topology_lib.Topology | None
+  ) -> Iterable[str]:
+    """Reports parameters, operations, memory and time."""
+    return dry_run.report(self.workload(), compiles, topology)

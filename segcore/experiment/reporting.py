@@ -1,0 +1,195 @@
+"""The stage `evaluate`: reports a trained segmentation network."""
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from input_pipeline import transforms
+from runtime import console, files, json_files, options
+from segcore.cost import topology as topology_lib
+from segcore.distributed import sharding
+from segcore.eval import predict, protocols
+from segcore.eval import results as results_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import evaluation, experiment_stage, stage
+from segcore.train import method, train_state
+from segcore.train import workspace as workspace_lib
+from segcore.weights import checkpoint_reader
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+  """Options of the reported evaluation.
+
+  Attributes:
+    splits: of the data set that was trained on; the training split stands for
+      its labeled images.
+    batch_size: global number of images.
+    protocol: inference protocol.
+    which: 'last' reports the state after the last step, 'best' the best one on
+      `val_split`.
+    framed: also report each split as NAME_framed, with the padding around
+      images smaller than the protocol's window counted as class 0.
+  """
+
+  splits: tuple[str, ...] = ('val',)
+  batch_size: int = 8
+  protocol: protocols.ProtocolOptions
+  which: Literal['last', 'best'] = 'last'
+  framed: bool = False
+
+  def __post_init__(self):
+    if self.framed and self.protocol.padding_mode != 'mean':
+      raise ValueError(
+        "framed=True: expected protocol.padding_mode='mean', got "
+        f'{self.protocol.padding_mode!r}, which pads no border'
+      )
+
+  @property
+  def paddings(self) -> dict[str, transforms.CenterCrop | None]:
+    """Returns the padding of images by the suffix of the result's name."""
+    if not self.framed:
+      return {'': None}
+    padded = transforms.CenterCrop(self.protocol.window, 'paper')
+    return {'': None, '_framed': padded}
+
+
+class EvaluateStage(experiment_stage.ExperimentStage):
+  """Evaluates whole images by the protocol of the config, and predicts.
+
+  A method subclasses it, naming the stage that has trained the network.
+
+  Attributes:
+    trained_by: name of that stage.
+    checkpoint_fields: fields of its checkpoints that are read.
+  """
+
+  name = 'evaluate'
+  trained_by: ClassVar[str]
+  checkpoint_fields: ClassVar[tuple[str, ...]] = (
+    'step',
+    'params',
+    'batch_stats',
+  )
+
+  @property
+  def options(self) -> EvaluateOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.evaluate
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """Returns the stage that has trained the network."""
+    return (self.trained_by,)
+
+  @property
+  @abc.abstractmethod
+  def labeled_data(self) -> data_lib.LabeledData:
+    """Returns the data block of the training stage."""
+
+  @abc.abstractmethod
+  def scores(self, num_classes: int) -> method.ScoreModel:
+    """Builds the network whose scores are evaluated."""
+
+  def select_variables(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns 'step', 'params' and 'batch_stats' of what is evaluated.
+
+    Args:
+      fields: of the checkpoint, by name.
+    """
+    return dict(fields)
+
+  def settings(self) -> Any:
+    """Returns the options without the batch size, which changes no result."""
+    settings = options.to_dict(self.options)
+    del settings['batch_size']
+    return settings
+
+  def check(self) -> None:
+    """Checks that batches divide among the devices."""
+    sharding.check_batch_size(
+      self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
+    )
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns no inputs: the training stage names the data they share."""
+    return experiment_stage.Inputs()
+
+  def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
+    """Evaluates each split; writes results.json, curves and pictures."""
+    block, context, labeled = self.options, self.context, self.labeled_data
+    context.check_disjoint(labeled, block.splits, self.trained_by)
+    num_classes = len(context.labeled(labeled, self.trained_by).classes)
+    scores = self.scores(num_classes)
+    step, state = self._read_state(workspace.needed[self.trained_by])
+    results = results_lib.Results(workspace, step)
+    for name in block.splits:
+      split = context.evaluated(labeled, name, self.trained_by)
+      for suffix, padding in block.paddings.items():
+        evaluator = evaluation.segmentation_evaluator(
+          context,
+          scores,
+          split,
+          block.batch_size,
+          block.protocol,
+          log_progress=True,
+          padding=padding,
+        )
+        evaluated = evaluator(state)
+        results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
+        console.log(
+          f'{split.name}{suffix}: mIoU {evaluated.values["miou"]:.4f} over '
+          f'{len(split)} images'
+        )
+    return results.write(
+      protocol=block.protocol.describe(), which=block.which, step=step
+    )
+
+  def load_model(self, workdir: files.Path) -> predict.Model:
+    """Loads the trained network of a run.
+
+    Raises:
+      UserError: its training is not finished.
+    """
+    folder = workdir / self.trained_by
+    stage.require_finished(folder, 'predict')
+    classes = json_files.read(folder / data_lib.CLASSES_FILE)
+    num_classes = len(classes['classes'])
+    _, state = self._read_state(folder)
+    return predict.Model(
+      state=state,
+      predictor=evaluation.label_maps(
+        self.context,
+        self.scores(num_classes),
+        num_classes,
+        self.options.protocol,
+      ),
+      classes=tuple(classes['classes']),
+      palette=tuple((r, g, b) for r, g, b in classes['palette']),
+      batch_size=self.options.batch_size,
+      mesh=self.context.mesh,
+      reading=self.context.operation.reading,
+    )
+
+  def dry_run(
+    self, compiles: bool, topology: topology_lib.Topology | None
+  ) -> Iterable[str]:
+    """Reports the protocol in words; only the data tell the images' sizes."""
+    del compiles, topology
+    block = self.options
+    return [
+      f'{", ".join(block.splits)}: {block.protocol.describe()}',
+      f'by the {block.which} state of {self.trained_by}, {block.batch_size} '
+      'images at once',
+    ]
+
+  def _read_state(
+    self, folder: files.Path
+  ) -> tuple[int, train_state.TrainState]:
+    """Reads the step and the state that are reported."""
+    kept = 'best' if self.options.which == 'best' else 'checkpoints'
+    fields = checkpoint_reader.read(folder / kept, self.checkpoint_fields)
+    variables = self.select_variables(fields)
+    state = train_state.inference_state(variables, self.context.mesh)
+    return int(variables['step']), state

@@ -1,0 +1,79 @@
+"""The source of the parameters before step 0."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from runtime import errors, files
+from segcore.models import segmenter
+from segcore.train import workspace as workspace_lib
+from segcore.weights import load
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Parameters to start from.
+
+  Attributes:
+    path: a stage of this experiment, the stage folder of another run, or a
+      weight file; '' for random values.
+    take: subtrees that are taken: 'encoder', 'decoder', 'heads/NAME'.
+  """
+
+  path: str = ''
+  take: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if bool(self.path) != bool(self.take):
+      raise ValueError(
+        f'expected path and take together or neither of them, got '
+        f'path={self.path!r} and take={self.take}'
+      )
+
+  @property
+  def folder(self) -> files.Path:
+    """Returns the stage folder of another run, or the weight file."""
+    return files.parse_path(self.path, 'path')
+
+  def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
+    """Returns the stage of this experiment that it names, if any.
+
+    Args:
+      stages: names of all stages that such an experiment may have.
+    """
+    return (self.path,) if self.path in stages else ()
+
+  def require(self, stages: Sequence[str], path: str) -> None:
+    """Raises MissingInput unless the folder or file exists.
+
+    Args:
+      stages: as in `needs`.
+      path: path of the config block, for the message.
+    """
+    if self.needs(stages) or not self.path or self.folder.exists():
+      return
+    raise errors.MissingInput(
+      f'{path}.path: {self.path} does not exist: expected a stage, the folder '
+      'of one, or a weight file'
+    )
+
+  def read(
+    self,
+    workspace: workspace_lib.Workspace,
+    net: segmenter.Segmenter,
+    size: tuple[int, int],
+  ) -> dict[str, Any] | None:
+    """Reads the parameters; returns None for random ones.
+
+    Args:
+      workspace: of the stage that starts from them.
+      net: the network they have to fit.
+      size: height and width of the images of training.
+
+    Raises:
+      UserError: they cannot be read, or do not fit.
+    """
+    if not self.path:
+      return None
+    path = workspace.needed.get(self.path, self.folder)
+    return load.load_parts(path, self.take, net, (1, *size, 3))

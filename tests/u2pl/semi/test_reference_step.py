@@ -1,0 +1,221 @@
+"""A whole step of U2PL+ against the numpy transcription."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline import batch as batch_lib
+from segcore.models import segmenter
+from segcore.ops import order_statistics
+from segcore.train import method
+from segcore.train import update as update_lib
+from tests.transcriptions import u2pl as reference
+from tests.transcriptions import u2pl_contrast as contrast_reference
+from tests.u2pl.semi import tiny
+from u2pl import mixing
+
+PLUS = tiny.PLUS
+SHAPE = (tiny.SIZE, tiny.SIZE)
+
+
+def network_outputs(trained, params, stats, images, train, rng=None):
+  images = jnp.asarray(images)
+  forward = jax.jit(
+    lambda: (
+      method.forward(
+        trained.segmenter,
+        params,
+        stats,
+        images,
+        heads=('logits', 'rep'),
+        train=segmenter.SUBMODULES,
+        rng=rng,
+      )[0]
+      if train
+      else trained.segmenter.apply(
+        {'params': params, 'batch_stats': stats},
+        images,
+        heads=('logits', 'rep'),
+      )
+    )
+  )
+  return {k: np.asarray(v, np.float64) for k, v in forward().items()}
+
+
+class NumpyTargets(NamedTuple):
+  """Targets of the student, from the teacher's network outputs on in numpy."""
+
+  images: np.ndarray
+  labels: np.ndarray
+  entropies: np.ndarray
+  alpha: float
+  reliable: np.ndarray
+  unreliable: np.ndarray
+  outputs: dict[str, np.ndarray]
+  prototypes: contrast_reference.Prototypes
+
+
+def numpy_targets(trained, state, batch, rng):
+  """Computes targets with the draws of the same keys; `images` are joined."""
+  mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
+  draws = mixing.sample(
+    mixing_rng,
+    update_lib.row_keys(row_rng, tiny.BATCH),
+    PLUS.consistency.mixing,
+    (tiny.BATCH, *SHAPE),
+    tiny.CLASSES,
+  )
+  labeled, unlabeled = (
+    np.asarray(batch_lib.to_symmetric(jnp.asarray(batch[name]['image'])))
+    for name in ('labeled', 'unlabeled')
+  )
+  # Clean images: labels denoised with the prototypes before the step.
+  teacher = state.teacher_params, state.teacher_batch_stats
+  clean = network_outputs(trained, *teacher, unlabeled, train=False)
+  known = contrast_reference.Prototypes(
+    np.asarray(state.prototypes.vectors, np.float64),
+    np.asarray(state.prototypes.updates),
+  )
+  assert (known.updates > 0).all()
+  probs = reference.softmax(reference.bilinear(clean['logits'], SHAPE))
+  labels, _ = contrast_reference.denoised_labels(probs, clean['rep'], known)
+  # Mixing, in pairs.
+  mixed, mixed_labels = unlabeled.copy(), labels.copy()
+  for g in np.flatnonzero(draws.mixed):
+    rows = slice(2 * g, 2 * g + 2)
+    mixed[rows], mixed_labels[rows] = reference.cutmix(
+      unlabeled[rows], labels[rows], np.asarray(draws.boxes[rows])
+    )
+  assert 0 < np.sum(draws.mixed) < tiny.BATCH // 2
+  # Reliability of the mixed images, after 8 of 40 steps.
+  joined = np.stack([labeled, mixed], 1).reshape(-1, *SHAPE, 3)
+  outputs = network_outputs(trained, *teacher, joined, True, teacher_rng)
+  entropies = reference.entropy(
+    reference.softmax(reference.bilinear(outputs['logits'][1::2], SHAPE))
+  )
+  alpha = reference.unreliable_share(2, 10)
+  reliable, unreliable = reference.reliability_masks(
+    entropies, mixed_labels, alpha
+  )
+  return NumpyTargets(
+    joined,
+    mixed_labels,
+    entropies,
+    alpha,
+    reliable,
+    unreliable,
+    outputs,
+    known,
+  )
+
+
+def numpy_contrast(targets, labels, student, rng):
+  """Computes prototypes, bank and contrastive loss of the step.
+
+  Args:
+    targets: of the step.
+    labels: of the labeled images.
+    student: its representations of the joined images.
+    rng: key of the draws.
+  """
+  features = targets.outputs['rep']
+  cells = features.shape[1:3]
+  probs = reference.softmax(targets.outputs['logits'])
+  masks = contrast_reference.contrast_masks(
+    probs[0::2],
+    reference.nearest(labels, cells),
+    probs[1::2],
+    reference.nearest(targets.labels, cells),
+    reference.nearest(targets.reliable, cells),
+    reference.nearest(targets.unreliable, cells),
+    threshold=0.1,
+    r_l=2,
+    r_h=5,
+  )
+  # The transcription takes labeled images first; rows of the batch alternate.
+  masks = contrast_reference.ContrastMasks(
+    *(
+      np.stack([mask[: tiny.BATCH], mask[tiny.BATCH :]], 1).reshape(
+        -1, *cells, tiny.CLASSES
+      )
+      for mask in masks
+    )
+  )
+  updated = contrast_reference.update_prototypes(
+    targets.prototypes,
+    *contrast_reference.class_means(features, masks.positives),
+    0.9,
+  )
+  pixel_rng, anchor_rng, bank_rng = jax.random.split(rng, 3)
+  priorities = np.asarray(
+    order_statistics.draw_pixel_priorities(
+      update_lib.row_keys(pixel_rng, 2 * tiny.BATCH), cells[0] * cells[1]
+    )
+  ).ravel()
+  bank = contrast_reference.Bank([60, 40, 40, 40, 40])
+  sample = {}
+  for c in range(tiny.CLASSES):
+    at = np.flatnonzero(masks.negatives[..., c])
+    sample[c] = np.sort(np.argsort(-priorities[at], kind='stable')[:16])
+  contrast_reference.push_negatives(bank, features, masks.negatives, sample)
+  anchor_uniforms = np.asarray(
+    jax.random.uniform(anchor_rng, (tiny.CLASSES, 6))
+  )
+  bank_uniforms = np.asarray(jax.random.uniform(bank_rng, (tiny.CLASSES, 6, 4)))
+  anchor_draws, bank_draws = [], []
+  for c in range(tiny.CLASSES):
+    num_anchors = max(int(masks.anchors[..., c].sum()), 1)
+    anchor_draws.append(
+      reference.uniform_to_index(anchor_uniforms[c], num_anchors)
+    )
+    bank_draws.append(reference.uniform_to_index(bank_uniforms[c], 16))
+  loss = contrast_reference.contrastive_loss(
+    student, masks, updated.values, bank, anchor_draws, bank_draws
+  )
+  return updated, bank, loss
+
+
+def test_a_whole_step_equals_the_reference(trained, late, jitted):
+  """Computes in numpy all that follows network outputs and draws."""
+  batch = tiny.draw_batch(11)
+  after, scalars = jitted(late, batch)
+  targets_rng, student_rng = jax.random.split(
+    jax.random.fold_in(late.rng, late.step)
+  )
+  output_rng, draw_rng = jax.random.split(targets_rng)
+  targets = numpy_targets(trained, late, batch, output_rng)
+  student = network_outputs(
+    trained, late.params, late.batch_stats, targets.images, True, student_rng
+  )
+  logits = reference.bilinear(student['logits'], SHAPE)
+  labels = batch['labeled']['label'].astype(int)
+  supervised = reference.cross_entropy(logits[0::2], labels)
+  unsupervised = reference.unsupervised_loss(
+    logits[1::2], targets.labels, targets.entropies, targets.alpha, (1.0, 0.1)
+  )
+  updated, bank, contrastive = numpy_contrast(
+    targets, labels, student['rep'], draw_rng
+  )
+  np.testing.assert_allclose(
+    scalars['reliable_share'], targets.reliable.mean(), atol=2e-4
+  )
+  np.testing.assert_allclose(
+    after.prototypes.vectors, updated.values, rtol=1e-3, atol=1e-5
+  )
+  for c in range(tiny.CLASSES):
+    count = int(after.bank.count[c])
+    assert count == bank.size(c) == 16
+    np.testing.assert_allclose(
+      after.bank.rows[c, :count], bank.rows(c), rtol=1e-4, atol=1e-5
+    )
+  assert contrastive > 0
+  total = reference.total_loss(supervised, unsupervised, contrastive)
+  for name, expected, rtol in (
+    ('loss_supervised', supervised, 1e-4),
+    ('loss_unsupervised', unsupervised, 1e-3),
+    ('loss_contrast', contrastive, 1e-3),
+    ('loss', total, 1e-3),
+  ):
+    np.testing.assert_allclose(scalars[name], expected, rtol=rtol)

@@ -1,0 +1,125 @@
+"""Small networks, batches and training steps to test semi-supervised methods.
+
+Images have a side of 33 pixels, representations 9 cells.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segcore.models import heads as heads_lib
+from segcore.models import segmenter
+from segcore.models.decoders import deeplabv3plus
+from segcore.models.encoders import resnet
+from segcore.train import optimizers
+from segcore.train import update as update_lib
+from u2pl import contrast, mixing
+from u2pl.semi import mean_teacher
+from u2pl.semi import options as options_lib
+
+CLASSES, SIZE, BATCH = 5, 33, 8
+
+
+def make_heads(representation=8, auxiliary=False, dtype=jnp.float32):
+  blocks = {'width': 8, 'dropout_rate': 0.0, 'dtype': dtype}
+  heads = {
+    'logits': heads_lib.ConvBlocksHead(CLASSES, **blocks),
+    'rep': heads_lib.ConvBlocksHead(representation, **blocks),
+  }
+  if auxiliary:
+    heads['aux'] = heads_lib.ConvBlocksHead(
+      CLASSES, num_blocks=1, reads='encoder', map_name='x3', **blocks
+    )
+  return heads
+
+
+def make_network(dtype=jnp.float32, **kwargs):
+  return segmenter.Segmenter(
+    resnet.DilatedResNet(
+      blocks=(1, 1, 1, 1), width=4, multi_grid=(1,), dtype=dtype
+    ),
+    deeplabv3plus.DeepLabV3Plus(
+      width=8, dilations=(1, 2, 3), dropout_rate=0.0, dtype=dtype
+    ),
+    make_heads(dtype=dtype, **kwargs),
+  )
+
+
+PLUS = options_lib.LearnOptions(
+  consistency=options_lib.ConsistencyOptions(
+    reverse=0.1, denoise='raw', mixing=mixing.MixingOptions(group=2)
+  ),
+  contrast=contrast.ContrastOptions(
+    num_anchors=6,
+    num_negatives=4,
+    low_rank=2,
+    high_rank=5,
+    anchor_threshold=0.1,
+    capacity=40,
+    first_capacity=60,
+    max_push=16,
+  ),
+  prototype_momentum=0.9,
+  warmup_epochs=1,
+)
+
+
+def make_method(options=PLUS, num_steps=40, **kwargs):
+  return mean_teacher.MeanTeacher(
+    segmenter=make_network(**kwargs),
+    update=update_lib.Update(
+      segmenter.SUBMODULES,
+      optimizers.OptimizerOptions(
+        name='sgd', learning_rate=0.05, schedule='poly', weight_decay=1e-4
+      ),
+      num_steps,
+    ),
+    options=options,
+    num_classes=CLASSES,
+    steps_per_epoch=4,
+  )
+
+
+def draw_batch(seed=0):
+  rng = np.random.default_rng(seed)
+
+  def stream():
+    # Coarse, as real labels are; some pixels are ignored.
+    coarse = rng.integers(-1, CLASSES, (BATCH, 4, 4))
+    label = coarse.repeat(9, 1).repeat(9, 2)[:, :SIZE, :SIZE]
+    shades = rng.integers(40, 200, CLASSES + 1)[label]
+    image = shades[..., None] + rng.integers(-30, 30, (BATCH, SIZE, SIZE, 3))
+    return {
+      'image': image.astype(np.uint8),
+      'label': label.astype(np.int16),
+      'mask': np.ones(BATCH, bool),
+    }
+
+  return {'labeled': stream(), 'unlabeled': stream()}
+
+
+def batch_spec():
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), draw_batch()
+  )
+
+
+def init_state(trained, step=0, seed=0):
+  init = jax.jit(lambda rng: trained.init(rng, batch_spec(), None))
+  state = init(jax.random.PRNGKey(seed))
+  return state.replace(step=jnp.int32(step))
+
+
+def run_steps(trained, state, count, first=0, jitted=None):
+  step = jitted or jax.jit(trained.train_step)
+  scalars = {}
+  for i in range(first, first + count):
+    state, scalars = step(state, draw_batch(i))
+  return state, scalars
+
+
+def difference(a, b):
+  return max(
+    float(jnp.max(jnp.abs(x - y))) if x.size else 0.0
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )

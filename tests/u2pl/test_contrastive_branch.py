@@ -1,0 +1,285 @@
+"""Contrastive branch: state over steps, targets, loss and denoising."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segcore.ops import order_statistics
+from segcore.train import update as update_lib
+from tests.transcriptions import u2pl as reference
+from tests.transcriptions import u2pl_contrast as contrast_reference
+from u2pl import contrast, contrastive_branch, memory_bank, prototypes
+
+BATCH, CELLS, CLASSES, DIM = 4, (5, 6), 5, 3
+OPTIONS = contrast.ContrastOptions(
+  num_anchors=7,
+  num_negatives=4,
+  low_rank=2,
+  high_rank=4,
+  anchor_threshold=0.1,
+  capacity=20,
+  first_capacity=30,
+  max_push=12,
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_float64():
+  with jax.enable_x64():
+    yield
+
+
+def branch_of(options=OPTIONS, momentum=0.9):
+  return contrastive_branch.ContrastiveBranch(CLASSES, DIM, options, momentum)
+
+
+def inputs_of(seed=0, scale=1):
+  """Features, probabilities, labels and masks, as `update` takes them.
+
+  Args:
+    seed: of the draws.
+    scale: size of the labels and masks, in sizes of the features.
+  """
+  rng = np.random.default_rng(seed)
+  size = (scale * CELLS[0], scale * CELLS[1])
+  labeled = np.zeros((BATCH, *size), bool)
+  labeled[::2] = True
+  reliable = ~labeled & (rng.random(labeled.shape) < 0.6)
+  return (
+    rng.normal(size=(BATCH, *CELLS, DIM)),
+    reference.softmax(rng.normal(scale=2, size=(BATCH, *CELLS, CLASSES))),
+    rng.integers(-1, CLASSES, (BATCH, *size)),
+    contrastive_branch.PixelMasks(labeled, reliable, ~labeled & ~reliable),
+  )
+
+
+def on_device(inputs):
+  return jax.tree.map(jnp.asarray, inputs)
+
+
+def key(seed=0):
+  return jax.random.PRNGKey(seed)
+
+
+def assert_equal_trees(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_two_steps_are_those_of_the_reference():
+  """Masks, prototypes, bank, draws and loss, in slow numpy."""
+  branch = branch_of()
+  state = branch.init()
+  bank = contrast_reference.Bank([30, 20, 20, 20, 20])
+  known = contrast_reference.no_prototypes(CLASSES, DIM)
+  for step in range(2):
+    features, probs, labels, masks = inputs_of(step)
+    state, targets = branch.update(
+      state, *on_device((features, probs, labels, masks)), key(step)
+    )
+    student = np.random.default_rng(10 + step).normal(size=features.shape)
+    loss = branch.loss(jnp.asarray(student), targets, state)
+
+    # The reference takes labeled images first; rows here alternate.
+    expected = contrast_reference.contrast_masks(
+      probs[::2],
+      labels[::2],
+      probs[1::2],
+      labels[1::2],
+      masks.reliable[1::2],
+      masks.unreliable[1::2],
+      threshold=0.1,
+      r_l=2,
+      r_h=4,
+    )
+    expected = contrast_reference.ContrastMasks(
+      *(
+        np.stack([mask[:2], mask[2:]], 1).reshape(BATCH, *CELLS, CLASSES)
+        for mask in expected
+      )
+    )
+    means, counts = contrast_reference.class_means(features, expected.positives)
+    known = contrast_reference.update_prototypes(known, means, counts, 0.9)
+    np.testing.assert_allclose(state.prototypes.vectors, known.values)
+
+    push_rng, anchor_rng, bank_rng = jax.random.split(key(step), 3)
+    priorities = np.asarray(
+      order_statistics.draw_pixel_priorities(
+        update_lib.row_keys(push_rng, BATCH), CELLS[0] * CELLS[1]
+      )
+    ).ravel()
+    sample = {}
+    for c in range(CLASSES):
+      at = np.flatnonzero(expected.negatives[..., c])
+      order = np.argsort(-priorities[at], kind='stable')
+      sample[c] = np.sort(order[: OPTIONS.max_push])
+    contrast_reference.push_negatives(
+      bank, features, expected.negatives, sample
+    )
+    sizes = [bank.size(c) for c in range(CLASSES)]
+    np.testing.assert_array_equal(state.bank.count, sizes)
+    assert step == 0 or 20 in sizes[1:]  # Some ring has wrapped around.
+
+    uniforms = np.asarray(jax.random.uniform(anchor_rng, (CLASSES, 7)))
+    anchor_counts = expected.anchors.sum((0, 1, 2))
+    assert anchor_counts.min() > 0
+    anchor_draws = [
+      reference.uniform_to_index(u, n)
+      for u, n in zip(uniforms, anchor_counts, strict=True)
+    ]
+    uniforms = np.asarray(jax.random.uniform(bank_rng, (CLASSES, 7, 4)))
+    # The reference counts rows from the oldest, the ring from its first slot.
+    bank_draws = []
+    for c, n in enumerate(sizes):
+      slots = reference.uniform_to_index(uniforms[c], n)
+      full = n == state.bank.capacity[c]
+      first = int(state.bank.pointer[c]) if full else 0
+      bank_draws.append((slots - first) % n)
+    np.testing.assert_allclose(
+      loss,
+      contrast_reference.contrastive_loss(
+        student, expected, known.values, bank, anchor_draws, bank_draws
+      ),
+      rtol=1e-6,
+    )
+
+
+def test_without_a_loss_there_are_prototypes_alone():
+  branch = branch_of(options=None, momentum=0.0)
+  state = branch.init()
+  assert state.bank is None
+  features, _, labels, masks = inputs = inputs_of()
+  state, targets = branch.update(state, *on_device(inputs), key())
+  assert targets is None and state.bank is None
+  means, _ = contrast_reference.class_means(
+    features,
+    contrast_reference.positive_masks(
+      labels, masks.labeled | masks.reliable, CLASSES
+    ),
+  )
+  np.testing.assert_allclose(state.prototypes.vectors, means)
+
+
+def test_without_a_bank_only_negatives_of_the_step_are_drawn():
+  branch = branch_of(dataclasses.replace(OPTIONS, bank=False))
+  before, _ = branch.update(branch.init(), *on_device(inputs_of(0)), key(0))
+  after, targets = branch.update(before, *on_device(inputs_of(1)), key(1))
+  alone, _ = branch.update(branch.init(), *on_device(inputs_of(1)), key(1))
+  np.testing.assert_array_equal(after.bank.count, alone.bank.count)
+  for c, count in enumerate(np.asarray(alone.bank.count)):
+    np.testing.assert_array_equal(
+      after.bank.rows[c, :count], alone.bank.rows[c, :count]
+    )
+    assert targets.draws[c].max() < count
+
+
+def test_labels_are_read_at_the_cells_of_the_features():
+  features, probs, labels, masks = inputs_of(scale=3)
+  at_cells = contrastive_branch.PixelMasks(*(m[:, ::3, ::3] for m in masks))
+  branch = branch_of()
+  fine = branch.update(
+    branch.init(), *on_device((features, probs, labels, masks)), key()
+  )
+  coarse = branch.update(
+    branch.init(),
+    *on_device((features, probs, labels[:, ::3, ::3], at_cells)),
+    key(),
+  )
+  assert_equal_trees(fine, coarse)
+
+
+def test_candidates_of_another_rule_take_the_same_way():
+  features, probs, labels, masks = on_device(inputs_of())
+  branch = branch_of()
+  usual = branch.update(branch.init(), features, probs, labels, masks, key())
+  candidates = contrast.candidates(probs, labels, *masks, OPTIONS)
+  given = branch.update_with(branch.init(), features, candidates, key())
+  assert_equal_trees(usual, given)
+
+
+def test_an_image_may_hold_labeled_and_unlabeled_cells():
+  """Each cell follows its own rule, as in images mixed from two domains."""
+  _, probs, labels, masks = on_device(inputs_of())
+  all_cells, none = jnp.ones_like(masks.labeled), jnp.zeros_like(masks.labeled)
+  unlabeled = contrast.candidates(
+    probs, labels, none, ~masks.unreliable, masks.unreliable, OPTIONS
+  )
+  labeled = contrast.candidates(probs, labels, all_cells, none, none, OPTIONS)
+  left = jnp.arange(CELLS[1]) < 3
+  mixed = contrast.candidates(
+    probs,
+    labels,
+    all_cells & left,
+    ~masks.unreliable & ~left,
+    masks.unreliable & ~left,
+    OPTIONS,
+  )
+  for i in range(3):
+    np.testing.assert_array_equal(
+      mixed[i], jnp.where(left[:, None], labeled[i], unlabeled[i])
+    )
+
+
+def test_only_the_student_has_a_gradient():
+  branch = branch_of()
+  state, targets = branch.update(branch.init(), *on_device(inputs_of()), key())
+  gradient = jax.grad(branch.loss)(
+    jnp.asarray(inputs_of(3)[0]), targets, state
+  ).reshape(-1, DIM)
+  anchors = np.unique(np.asarray(targets.anchors)[np.asarray(targets.usable)])
+  nonzero = np.flatnonzero(np.abs(gradient).max(-1))
+  np.testing.assert_array_equal(nonzero, anchors)
+
+
+@pytest.mark.parametrize('kind', ['raw', 'l2'])
+def test_denoising_waits_for_a_prototype_of_every_class(kind):
+  rng = np.random.default_rng(0)
+  features = rng.normal(size=(2, *CELLS, DIM))
+  scores = rng.normal(scale=0.3, size=(2, 9, 11, CLASSES))
+  vectors = rng.normal(size=(CLASSES, DIM))
+  branch = branch_of(options=None)
+
+  def labels(updates, due):
+    state = contrastive_branch.BranchState(
+      None, prototypes.Prototypes(jnp.asarray(vectors), jnp.asarray(updates))
+    )
+    denoised = branch.denoise(
+      state,
+      jnp.asarray(scores),
+      jnp.asarray(features),
+      kind,
+      jnp.asarray(due),
+    )
+    return np.argmax(denoised, -1)
+
+  def expected(updates):
+    known = contrast_reference.Prototypes(vectors, np.array(updates))
+    return contrast_reference.denoised_labels(
+      reference.softmax(scores), features, known, kind
+    )[0]
+
+  every, some = [1, 2, 1, 1, 3], [1, 2, 0, 1, 0]
+  np.testing.assert_array_equal(labels(every, False), expected(every))
+  np.testing.assert_array_equal(labels(some, False), scores.argmax(-1))
+  np.testing.assert_array_equal(labels(some, True), expected(some))
+  assert (labels(every, False) != scores.argmax(-1)).any()
+
+
+def test_scalars_are_the_fill_and_the_share_of_classes_with_a_loss():
+  branch = branch_of()
+  bank = memory_bank.empty(OPTIONS.capacities(CLASSES), DIM)
+  bank = bank.replace(count=jnp.array([15, 20, 0, 5, 10]))
+  state = contrastive_branch.BranchState(bank, None)
+  targets = contrastive_branch.ContrastiveTargets(
+    anchors=None,
+    draws=None,
+    positives=None,
+    usable=jnp.array([True, True, False, True, True]),
+    present=jnp.array([True, True, True, False, True]),
+  )
+  scalars = branch.scalars(state, targets)
+  fill = [float(scalars[f'bank_fill/{c}']) for c in range(CLASSES)]
+  np.testing.assert_allclose(fill, [0.5, 1, 0, 0.25, 0.5])
+  assert scalars['contrasted_share'] == 0.75

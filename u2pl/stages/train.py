@@ -1,0 +1,302 @@
+"""Stage `train`: a student and its EMA teacher, on few labeled images."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline import batch as batch_lib
+from input_pipeline import datasets, splits
+from runtime import console, errors, files
+from segcore import types
+from segcore.eval import evaluator
+from segcore.experiment import context as context_lib
+from segcore.experiment import data as data_lib
+from segcore.experiment import evaluation, experiment_stage
+from segcore.experiment import start as start_lib
+from segcore.models import heads as heads_lib
+from segcore.models import segmenter
+from segcore.train import loop
+from segcore.train import update as update_lib
+from segcore.train import workspace as workspace_lib
+from u2pl import panels
+from u2pl.semi import mean_teacher
+from u2pl.semi import options as semi_options
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+  """Options of the heads of student and teacher.
+
+  Attributes:
+    kind: of the logits: 'blocks' of convolution, norm and ReLU at a quarter of
+      the resolution, or a single 'conv' at full resolution.
+    width: channels of the blocks, of logits and representations.
+    representation: D, channels of a representation; its map has stride 4.
+    auxiliary_stage: name of the encoder's map that the auxiliary head reads.
+  """
+
+  kind: Literal['blocks', 'conv'] = 'blocks'
+  width: int = 256
+  representation: int = 256
+  auxiliary_stage: str = 'x3'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(data_lib.LabeledData):
+  """Options of training on labeled and unlabeled images.
+
+  Attributes:
+    unlabeled: split of the unlabeled images, '' for `split` itself; labeled
+      images are left out of either.
+    learn: the losses and the teacher.
+    heads: of the network.
+    start: parameters of encoder and decoder before step 0, for student and
+      teacher.
+    crop: name and fields of a crop (see `transforms.CROPS`), for both streams.
+    flips: directions of random flips.
+    steps_per_epoch: of the unlabeled images; warm-up, copying of the teacher
+      and the share of unreliable pixels are counted in epochs.
+    recipe: images of each of the two streams, number of steps, optimizer.
+  """
+
+  unlabeled: str = ''
+  learn: semi_options.LearnOptions
+  heads: HeadOptions = HeadOptions()
+  start: start_lib.Start = start_lib.Start()
+  crop: Mapping[str, Any]
+  flips: tuple[str, ...] = ('horizontal',)
+  steps_per_epoch: int
+  recipe: update_lib.RecipeOptions
+
+  def __post_init__(self):
+    if self.steps_per_epoch < 1:
+      raise ValueError(
+        f'steps_per_epoch: expected >= 1, got {self.steps_per_epoch}'
+      )
+    if self.recipe.accumulate != 1:
+      raise ValueError(
+        f'recipe.accumulate: expected 1, got {self.recipe.accumulate}: '
+        'percentiles, prototypes and the bank need the whole batch'
+      )
+    consistency = self.learn.consistency
+    if consistency and self.recipe.batch_size % consistency.mixing.group:
+      raise ValueError(
+        'learn.consistency.mixing.group: expected a divisor of the batch of '
+        f'{self.recipe.batch_size}, got {consistency.mixing.group}'
+      )
+    if consistency and self.warmup_steps >= self.recipe.num_steps:
+      raise ValueError(
+        'learn.warmup_epochs: expected fewer than the '
+        f'{self.recipe.num_steps} steps in all, got '
+        f'{self.learn.warmup_epochs} of {self.steps_per_epoch} steps'
+      )
+
+  @property
+  def warmup_steps(self) -> int:
+    """Returns the number of steps of labeled images alone."""
+    return self.learn.warmup_epochs * self.steps_per_epoch
+
+
+class TrainStage(experiment_stage.TrainingStage):
+  """Trains student and teacher."""
+
+  name = 'train'
+
+  @property
+  def options(self) -> TrainOptions:
+    """Returns the stage's block of the config."""
+    return self.experiment.train
+
+  @property
+  def best_metric(self) -> str:
+    """Returns the mIoU on the validation split."""
+    return f'{self.options.val_split}/miou'
+
+  @property
+  def zero_terms_until(self) -> int:
+    """Returns the end of the warm-up, in which only one term is computed."""
+    return self.options.warmup_steps
+
+  def check(self) -> None:
+    """Checks batch, network and, where it is known, the number of classes."""
+    super().check()
+    num_classes = datasets.known_num_classes(self.options.data)
+    if num_classes is not None:
+      self._check_num_classes(num_classes)
+
+  def inputs(self) -> experiment_stage.Inputs:
+    """Returns labeled and unlabeled images, and the start."""
+    block = self.options
+    read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
+    if block.learn.consistency and block.unlabeled:
+      read.append(experiment_stage.SplitInput(block.data, block.unlabeled))
+    return experiment_stage.Inputs(tuple(read), block.start)
+
+  def check_data(self) -> None:
+    """Refuses leaking images, and too few classes for the contrastive loss."""
+    self.context.check_disjoint(
+      self.options, self.experiment.evaluate.splits, self.name
+    )
+    labeled = self.context.labeled(self.options, self.name)
+    self._check_num_classes(len(labeled.classes))
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of one stream, or of both."""
+    del num_classes
+    block = self.options
+    spec = batch_lib.spec(block.recipe.batch_size, self.size, label=True)
+    if block.learn.consistency is None:
+      return spec
+    return {'labeled': spec, 'unlabeled': spec}
+
+  def method(
+    self, context: context_lib.Context, num_classes: int
+  ) -> mean_teacher.MeanTeacher:
+    """Builds the method."""
+    block = self.options
+    return mean_teacher.MeanTeacher(
+      segmenter=self.build_network(context, num_classes),
+      update=block.recipe.make_update(segmenter.SUBMODULES),
+      options=block.learn,
+      num_classes=num_classes,
+      steps_per_epoch=block.steps_per_epoch,
+    )
+
+  def build_network(
+    self, context: context_lib.Context, num_classes: int
+  ) -> segmenter.Segmenter:
+    """Builds the network of student and teacher."""
+    return context.build(self._heads(num_classes), self.size)
+
+  def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
+    """Opens labeled and unlabeled images, equally many of both."""
+    block = self.options
+    labeled = self.context.labeled(block, self.name)
+    data_lib.require_same_labeled_ids(workspace, labeled)
+    augmentations = self.augmentations()
+
+    def stream(split: datasets.Split, *keep: str) -> data_lib.ImageStream:
+      return data_lib.ImageStream(split, *augmentations, keep)
+
+    batch = block.recipe.batch_size
+    if block.learn.consistency is None:
+      self._log_epoch(f'{len(labeled)} labeled images', len(labeled) / batch)
+      return {'': stream(labeled, 'label')}
+    unlabeled = self._open_unlabeled(labeled)
+    self._log_epoch(
+      f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
+      len(unlabeled) / batch,
+    )
+    entries = splits.repeat_to_length(
+      len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
+    )
+    # Labels of unlabeled images only measure the teacher's accuracy.
+    measured = ('label',) if 'label' in unlabeled.label_kinds else ()
+    return {
+      'labeled': stream(labeled.select(entries), 'label'),
+      'unlabeled': stream(unlabeled, *measured),
+    }
+
+  def evaluation(
+    self, trained: mean_teacher.MeanTeacher, streams: data_lib.Streams
+  ) -> loop.EvaluateFn:
+    """Builds the evaluation of the splits followed, and the teacher's panel."""
+    block = self.options
+    evaluate = evaluator.combine_evaluators(
+      evaluation.during_training(
+        self.context,
+        trained,
+        block,
+        block.recipe.batch_size,
+        self.experiment.evaluate.protocol,
+        self.name,
+      )
+    )
+    if not block.learn.consistency:
+      return evaluate
+    panel = panels.TeacherPanels(
+      trained,
+      self._panel_batch(streams),
+      streams['labeled'].split.palette,
+      evaluation.NUM_PANEL_ROWS,
+      self.context.mesh,
+    )
+    return evaluator.combine_summaries(evaluate, panel)
+
+  def write_outputs(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Sequence[files.Path]:
+    """Writes names and colors of the classes."""
+    return data_lib.write_classes(workspace, next(iter(streams.values())).split)
+
+  def _heads(self, num_classes: int) -> dict[str, Any]:
+    block = self.options
+    blocks = functools.partial(
+      heads_lib.ConvBlocksHead,
+      width=block.heads.width,
+      dtype=jnp.dtype(self.experiment.network.dtype),
+    )
+    if block.heads.kind == 'blocks':
+      heads = {'logits': blocks(num_classes)}
+    else:
+      heads = {'logits': heads_lib.ConvHead(num_classes, init_scale=0.1)}
+    if block.learn.needs_representations:
+      heads['rep'] = blocks(block.heads.representation)
+    if block.learn.supervised.auxiliary:
+      heads['aux'] = blocks(
+        num_classes,
+        num_blocks=1,
+        reads='encoder',
+        map_name=block.heads.auxiliary_stage,
+      )
+    return heads
+
+  def _open_unlabeled(self, labeled: datasets.Split) -> datasets.Split:
+    """Opens the unlabeled images: neither labeled nor held out.
+
+    Raises:
+      UserError: none is left.
+    """
+    block = self.options
+    split = self.context.open(block.data, block.unlabeled or block.split)
+    excluded = set(labeled.ids())
+    if block.subset.held_out:
+      held_out = self.context.evaluated(block, splits.HELD_OUT, self.name)
+      excluded.update(held_out.ids())
+    rest = [i for i, name in enumerate(split.ids()) if name not in excluded]
+    if not rest:
+      raise errors.UserError(
+        f'config.train.subset: all {len(split)} images are labeled: label '
+        'fewer, or name another split in config.train.unlabeled'
+      )
+    return split.select(np.array(rest))
+
+  def _log_epoch(self, images: str, batches: float) -> None:
+    console.log(
+      f'train: {images}, {batches:.1f} batches; an epoch is '
+      f'{self.options.steps_per_epoch} steps'
+    )
+
+  def _panel_batch(self, streams: data_lib.Streams) -> dict[str, Any]:
+    """Builds the fixed batch that the panel shows."""
+    group = self.options.learn.consistency.mixing.group
+    # Images are mixed within groups, so the batch has whole groups.
+    count = -(-evaluation.NUM_PANEL_ROWS // group) * group
+    return {
+      name: data_lib.fixed_batch(stream, count)
+      for name, stream in streams.items()
+    }
+
+  def _check_num_classes(self, num_classes: int) -> None:
+    contrast = self.options.learn.contrast
+    if contrast:
+      try:
+        contrast.check_classes(num_classes)
+      except ValueError as error:
+        raise errors.UserError(
+          f'config.train.learn.contrast: {error}'
+        ) from error
