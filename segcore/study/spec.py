@@ -45,7 +45,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """What is varied, and by which metrics it is judged.
+  """An experiment with the options that are varied and the metrics compared.
 
   Attributes:
     config: config file with the options that all cells share.
