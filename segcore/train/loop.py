@@ -72,7 +72,7 @@ class BestMetric:
 
   Attributes:
     metric: tag of the scalar: 'val/miou'.
-    higher_is_better: whether the largest value is the best.
+    higher_is_better: the largest value is the best, not the smallest.
   """
 
   metric: str
@@ -96,7 +96,7 @@ class TrainingSpec:
     seed: seed of the state's PRNG key.
     evaluate: computes scalars and pictures of a state, or None.
     evaluate_every: steps between evaluations; 0: only after the last step.
-    best: how the best state is chosen, or None to keep only the latest ones.
+    best: metric of the best state, or None to keep only the latest ones.
     loaded: subtrees of parameters to start from (see `Method.init`).
     summary: text for the first line of the log: the optimizer.
     hparams: settings that TensorBoard shows beside the curves.

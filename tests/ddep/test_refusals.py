@@ -1,6 +1,5 @@
 """What the data itself contradicts is refused before the first step."""
 
-import importlib
 import json
 import shutil
 
@@ -8,7 +7,7 @@ import pytest
 
 from ddep import main as ddep_main
 from runtime import errors, json_files
-from segcore.experiment import cli, experiment_stage, hosts
+from segcore.experiment import cli, config_file, experiment_stage, hosts
 from tests.support import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
@@ -69,7 +68,7 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
     f'got {tmp_path}/data/imagenet, which does not exist: give the folder of',
     f'got {tmp_path}/data/pascal_context, which does not exist: give the',
     'VOCtrainval_03-May-2010.tar',
-    'to run it now, on images that it draws itself, add the option tiny',
+    'to run it now, on generated images, add the option tiny',
   ):
     assert part in err
   assert err.count('data/imagenet,') == 1
@@ -77,8 +76,9 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
 
 
 def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
-  config = importlib.import_module('configs.ddep_folder').get_config(
-    f'source={source},ignore=255,val_fraction=0.4,labels=2,tiny'
+  config = config_file.load(
+    f'{runs.ROOT}/configs/ddep_folder.py:source={source},ignore=255,'
+    'val_fraction=0.4,labels=2,tiny'
   )
   config.data_dir = str(tmp_path / 'records')
   config.denoise.start.path = f'{tmp_path}/w.npz'

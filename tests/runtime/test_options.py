@@ -28,6 +28,15 @@ class Outer:
   flag: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  kind: str
+  inner: Inner
+  maybe: Inner | None = None
+  others: tuple[Inner, ...] = (Inner(3.0, (4,)),)
+  free: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def config(**fields):
   return ml_collections.ConfigDict(
     {'kind': 'a', 'inner': {'rate': 1}, **fields}
@@ -43,6 +52,31 @@ def test_builds_nested_blocks_and_widens_ints():
   expected = Outer('a', Inner(2.0, (3, 4)), pair=(1.0, 2.0), free={'x': 1})
   assert actual == expected
   assert isinstance(actual.inner.rate, float)
+
+
+def test_completes_a_block_with_defaults():
+  completed = options.complete(Whole, config(maybe={'rate': 2.0}))
+  assert completed == {
+    'kind': 'a',
+    'inner': {'rate': 1, 'sizes': ()},
+    'maybe': {'rate': 2.0, 'sizes': ()},
+    'others': ({'rate': 3.0, 'sizes': (4,)},),
+    'free': {},
+  }
+  # What no mapping is, and unknown fields, are left for `build` to refuse.
+  assert options.complete(Whole, 3) == 3
+  broken = options.complete(Whole, config(iner={'rate': 1}))
+  with pytest.raises(errors.UserError, match='did you mean inner'):
+    options.build(Whole, broken, 'config')
+
+
+@pytest.mark.parametrize('fields', [{}, {'maybe': {'rate': 1}}, {'others': ()}])
+def test_complete_blocks_build_the_same(fields):
+  block = config(**fields)
+  completed = options.complete(Whole, block)
+  assert options.build(Whole, completed, 'config') == options.build(
+    Whole, block, 'config'
+  )
 
 
 @pytest.mark.parametrize('value', [None, 7, (1, 2, 3)])

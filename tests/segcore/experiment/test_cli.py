@@ -42,9 +42,12 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ([SHAPES, '--confg=3'], "Unknown command line flag 'confg'"),
     ([SHAPES, 'rest'], "expected --name=value, got 'rest'"),
     ([f'{SHAPES}:init=dddep'], 'init=dddep: expected one of ddep, dep'),
-    ([f'{SHAPES}:lables=3'], "config option 'lables' is unknown"),
+    (
+      [f'{SHAPES}:lables=3'],
+      "config option 'lables' is unknown; did you mean 'labels'?",
+    ),
     ([f'{SHAPES}:labels=many'], 'labels=many: expected int'),
-    ([SHAPES, '--config.progam=3'], 'Did you mean "program"'),
+    ([SHAPES, '--config.progam=3'], 'did you mean program?'),
     ([SHAPES, '--config.finetune.recipe.seed=x'], 'seed'),
     (
       [f'{SHAPES}:labels=50,fraction=0.1'],
