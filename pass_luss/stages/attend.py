@@ -19,7 +19,7 @@ from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttendOptions:
   """Options of pixel attention.
 
@@ -32,7 +32,7 @@ class AttendOptions:
   """
 
   clusters: swav.SwavOptions
-  shared: bool
+  shared: bool = False
   large: views.ViewGroup
   colors: view_colors.ViewColors
   recipe: update_lib.RecipeOptions

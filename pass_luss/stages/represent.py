@@ -24,7 +24,7 @@ from segcore.train import workspace as workspace_lib
 _NUM_EVALUATED = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentOptions:
   """Options of pretraining.
 
@@ -41,11 +41,11 @@ class RepresentOptions:
   """
 
   data: datasets.DataOptions
-  split: str
+  split: str = 'train'
   learn: pretrain_options.ObjectiveOptions
-  widths: heads_lib.HeadSizes
+  widths: heads_lib.HeadSizes = heads_lib.HeadSizes()
   large: views.ViewGroup
-  small: views.ViewGroup | None
+  small: views.ViewGroup | None = None
   colors: view_colors.ViewColors
   recipe: update_lib.RecipeOptions
   start: start_lib.Start = start_lib.Start()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from runtime import errors
-from segcore.experiment import cli, evaluation, hosts
+from segcore.experiment import cli, config_file, evaluation, hosts
 from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.study import cli as study_cli
@@ -43,7 +43,8 @@ def networks_checked_once(monkeypatch):
 
 
 def load(name, argument=''):
-  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  module = importlib.import_module(f'configs.{name}')
+  config = config_file.complete(module.get_config(argument))
   config.lock()
   return config
 
@@ -374,7 +375,8 @@ def test_learning_rates_and_decays(name, encoder, others, decay):
 def test_warm_up_and_loss_of_the_papers():
   voc, cityscapes = (load(name).train for name in PAPER[::-1])
   assert (voc.learn.warmup_epochs, cityscapes.learn.warmup_epochs) == (1, 0)
-  assert voc.learn.supervised.to_dict() == {'kind': 'ce', 'auxiliary': 0.0}
+  plain = voc.learn.supervised
+  assert (plain.kind, plain.auxiliary) == ('ce', 0.0)
   hard = cityscapes.learn.supervised
   assert (hard.kind, hard.threshold, hard.auxiliary) == ('ohem', 0.7, 0.4)
   assert 2 * hard.kept_per_image == 100_000

@@ -60,18 +60,18 @@ class _Bucket(fsspec.AbstractFileSystem):
 
   def ls(self, path, detail=True, **_):
     path = self._strip_protocol(path).rstrip('/')
-    found = {}
+    actual = {}
     for name in list(self.objects):
       if name == path:
-        found[name] = self._entry(name, 'file')
+        actual[name] = self._entry(name, 'file')
       elif name.startswith(f'{path}/'):
         first = name[len(path) + 1 :].split('/')[0]
         child = f'{path}/{first}'
         kind = 'file' if child == name else 'directory'
-        found[child] = self._entry(child, kind)
-    if not found:
+        actual[child] = self._entry(child, kind)
+    if not actual:
       raise FileNotFoundError(path)
-    return list(found.values()) if detail else sorted(found)
+    return list(actual.values()) if detail else sorted(actual)
 
   def _entry(self, name, kind):
     size = len(self.objects[name]) if kind == 'file' else 0

@@ -244,7 +244,7 @@ def detail_json(folder, masks, phases):
           },
         }
       )
-  found = {
+  actual = {
     'info': {'description': 'PASCAL in Detail Dataset'},
     'images': images,
     'annos_segmentation': segments,
@@ -252,7 +252,7 @@ def detail_json(folder, masks, phases):
     'categories': [{'category_id': 2, 'name': 'aeroplane'}],
   }
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'trainval_merged.json').write_text(json.dumps(found))
+  (folder / 'trainval_merged.json').write_text(json.dumps(actual))
 
 
 def ade20k(folder, splits):
@@ -503,8 +503,8 @@ def extract(source, target):
   everybody does.
   """
   shutil.copytree(source, target)
-  while found := [p for p in target.rglob('*') if p.suffix in _SUFFIXES]:
-    for archive in found:
+  while actual := [p for p in target.rglob('*') if p.suffix in _SUFFIXES]:
+    for archive in actual:
       folder = archive.parent
       if re.fullmatch(r'n\d{8}', archive.stem):
         folder /= archive.stem
