@@ -47,12 +47,12 @@ def listed_packages():
 
 def packages_on_disk():
   """The packages of the checkout but tests."""
-  found = [
+  folders = [
     path.parent.relative_to(ROOT)
     for top in sorted(ROOT.glob('*/__init__.py'))
     for path in top.parent.rglob('__init__.py')
   ]
-  return {'.'.join(path.parts) for path in found if path.parts[0] != 'tests'}
+  return {'.'.join(path.parts) for path in folders if path.parts[0] != 'tests'}
 
 
 @pytest.fixture(scope='module')
@@ -104,10 +104,10 @@ def test_every_module_is_installed_and_imports(installed, report):
     for package in packages_on_disk()
     for path in (ROOT / package.replace('.', '/')).glob('*.py')
   }
-  found = {
+  actual = {
     path.relative_to(installed).as_posix() for path in installed.rglob('*.py')
   }
-  assert found == expected
+  assert actual == expected
   errors = [entry['error'] for entry in report.values() if entry['error']]
   assert '\n'.join(errors) == ''
   for entry in report.values():

@@ -94,7 +94,7 @@ def test_pictures_and_events_in_a_bucket_have_the_same_bytes(folder, tmp_path):
   assert b'loss' in first
   assert path.read_bytes().startswith(first)
   assert len(path.read_bytes()) > len(first)
-  # A restart waits for a later name, and says so to TensorBoard.
+  # A restart waits for a later name, and marks it for TensorBoard.
   with tensorboard.SummaryWriter(folder / 'events', resume_step=1):
     pass
   names = sorted(p.name for p in (folder / 'events').iterdir())

@@ -564,7 +564,7 @@ def splits_of(name, source, tmp_path, splits):
 
 
 def refusal(name, source, tmp_path):
-  """The one line that says what is wrong with a source."""
+  """The error message about a source."""
   options = datasets.DataOptions(name, source=str(source))
   with pytest.raises(errors.UserError) as caught:
     datasets.builder(options, str(tmp_path / 'records')).check()

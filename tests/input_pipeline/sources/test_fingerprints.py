@@ -102,7 +102,7 @@ def test_only_images_shared_with_held_out_splits_are_described():
 
 
 def planted(images):
-  """100 leaks each: a name, bytes, and the image encoded or scaled anew."""
+  """100 images, encoded or scaled again."""
   rng = np.random.default_rng(0)
   leaks = []
   for i in range(100):
@@ -122,17 +122,21 @@ def planted(images):
 
 
 def check_planted(images):
-  """Of 300 leaks by name, bytes and look: all, all, and 95 at least."""
+  """Plants 100 leaks each by name, bytes and appearance.
+
+  Returns:
+    Numbers of leaks by appearance that are found, and of false alarms.
+  """
   train = fingerprints.ImageIndex.from_samples(
     [sample(f'train/{i}', image) for i, image in enumerate(images[:200])]
   )
   others = images[200:]
-  looks = planted(images)
+  similar = planted(images)
   val = fingerprints.ImageIndex.from_samples(
     [
       *(sample(f'train/{i}', others[i]) for i in range(100)),
       *(sample(f'val/bytes{i}', images[i]) for i in range(100)),
-      *(sample(f'val/look{i}', again) for i, again in enumerate(looks)),
+      *(sample(f'val/similar{i}', again) for i, again in enumerate(similar)),
     ]
   )
   assert len(np.intersect1d(train.ids, val.ids)) == 100
@@ -156,7 +160,7 @@ def test_planted_leaks_among_photographs_are_found():
   folder = pathlib.Path(os.environ['SEG_DATA_DIR'], 'camvid', 'train', 'images')
   files = sorted(folder.glob('*.jpg'))[:300]
   actual, _ = check_planted([file.read_bytes() for file in files])
-  # Neighboring frames of one film do look the same.
+  # False alarms are expected: neighboring frames of a film are similar.
   assert actual >= 95
 
 
@@ -165,23 +169,23 @@ def test_different_photographs_have_distant_hashes():
   folder = pathlib.Path(os.environ['SEG_DATA_DIR'], 'camvid', 'train', 'images')
   # Every tenth frame: ten seconds lie between two of them.
   files = sorted(folder.glob('*.jpg'))[::10]
-  looks = fingerprints.ImageIndex.from_samples(
+  hashes = fingerprints.ImageIndex.from_samples(
     [sample(file.stem, file.read_bytes()) for file in files]
   ).perceptual_hashes
-  pairs = fingerprints.near_duplicates(looks, looks)
+  pairs = fingerprints.near_duplicates(hashes, hashes)
   assert sum(i < j for i, j in pairs) <= 1
 
 
 def test_near_duplicates_differ_in_few_bits():
-  looks = np.array([0, 0b111, 2**64 - 1], np.uint64)
-  assert fingerprints.near_duplicates(looks[:1], looks, max_distance=2) == [
+  hashes = np.array([0, 0b111, 2**64 - 1], np.uint64)
+  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=2) == [
     (0, 0)
   ]
-  assert fingerprints.near_duplicates(looks[:1], looks, max_distance=3) == [
+  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=3) == [
     (0, 0),
     (0, 1),
   ]
-  assert fingerprints.near_duplicates(looks[:1], looks, max_distance=64) == [
+  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=64) == [
     (0, 0),
     (0, 1),
     (0, 2),
