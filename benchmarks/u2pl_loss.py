@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,6 +37,7 @@ from segcore.train import update
 from u2pl import contrast, contrastive_branch, memory_bank, prototypes
 
 try:
+  import plain_u2pl_loss
   import torch
 except ImportError:
   torch = None
@@ -196,77 +197,6 @@ def full_bank(
   )
 
 
-def in_torch(inputs: Inputs, bank: list, options: contrast.ContrastOptions):
-  """Computes the term as the specification reads (spec U2PL §3.4).
-
-  Args:
-    inputs: tensors.
-    bank: a tensor [K, D] for each class; changed in place.
-    options: of the loss.
-
-  Returns:
-    The loss, and its gradient to the student's representation.
-  """
-  num_images, dim = len(inputs.labels), inputs.teacher.shape[-1]
-  num_classes = inputs.scores.shape[-1]
-  student = inputs.student.detach().requires_grad_()
-  teacher_rows = inputs.teacher.reshape(-1, dim)
-  student_rows = student.reshape(-1, dim)
-
-  probs = torch.softmax(inputs.scores, dim=-1)
-  order = torch.argsort(probs, dim=-1, descending=True, stable=True)
-  places = torch.arange(num_classes).expand_as(order)
-  rank = torch.empty_like(order).scatter_(-1, order, places)
-  labeled = (torch.arange(num_images) % 2 == 0)[:, None, None]
-  valid = inputs.labels >= 0
-  usable = valid & (labeled | inputs.reliable)
-
-  anchors, positives = [], []
-  for c, capacity in enumerate(options.capacities(num_classes)):
-    of_class = inputs.labels == c
-    sure = probs[..., c] > options.anchor_threshold
-    positives.append((usable & of_class).flatten().nonzero()[:, 0])
-    anchors.append((usable & of_class & sure).flatten().nonzero()[:, 0])
-    near = labeled & valid & ~of_class & (rank[..., c] < options.low_rank)
-    window = (rank[..., c] >= options.low_rank) & (
-      rank[..., c] < options.high_rank
-    )
-    negatives = near | (inputs.unreliable & valid & window)
-    keys = negatives.flatten().nonzero()[:, 0]
-    if len(keys) > options.max_push:
-      keys = keys[torch.randperm(len(keys))[: options.max_push]]
-    bank[c] = torch.cat([bank[c], teacher_rows[keys]])[-capacity:]
-
-  shape = (options.num_anchors, options.num_negatives)
-  total, num_present = torch.zeros(()), 0
-  for c in range(num_classes):
-    if not len(positives[c]):
-      continue
-    num_present += 1
-    if not len(anchors[c]) or not len(bank[c]):
-      continue
-    drawn = anchors[c][torch.randint(len(anchors[c]), shape[:1])]
-    anchor = student_rows[drawn]
-    positive = teacher_rows[positives[c]].mean(0)
-    negative = bank[c][torch.randint(len(bank[c]), (shape[0] * shape[1],))]
-    compared = torch.cat(
-      [
-        positive.expand(shape[0], 1, dim),
-        negative.reshape(*shape, dim),
-      ],
-      dim=1,
-    )
-    logits = torch.nn.functional.cosine_similarity(
-      anchor[:, None], compared, dim=2, eps=1e-8
-    )
-    total = total + torch.nn.functional.cross_entropy(
-      logits / options.temperature, torch.zeros(shape[0], dtype=torch.long)
-    )
-  loss = total / num_present
-  loss.backward()
-  return loss.detach(), student.grad
-
-
 def torch_inputs(
   inputs: Inputs, shape: Shape, options: contrast.ContrastOptions
 ) -> tuple[Inputs, list]:
@@ -315,7 +245,7 @@ def compare(
     del gradient
     if torch:
       stopwatch = Stopwatch()
-      loss, gradient = in_torch(tensors, bank_of_torch, options)
+      loss, gradient = plain_u2pl_loss.step(tensors, bank_of_torch, options)
       row |= {**stopwatch.read('torch'), 'loss_torch': float(loss)}
       del gradient
       apart = abs(row['loss_jax'] - row['loss_torch'])
@@ -335,77 +265,13 @@ def parts(
   """Measures seconds of each part of the term when compiled alone."""
   inputs = jax.tree.map(jnp.asarray, make_inputs(shape))
   bank = full_bank(shape, options)
-  branch = build_branch(shape, options)
-  cells = shape.side**2
-  max_push = min(options.max_push, shape.images * cells)
-  probs = jax.nn.softmax(inputs.scores)
-
-  def candidates(probs, inputs):
-    return contrast.candidates(
-      probs, inputs.labels, *pixel_masks(inputs), options
-    )
-
-  masks = jax.jit(candidates)(probs, inputs)
-  by_pixel = masks.negatives.reshape(shape.images, cells, shape.classes)
-  anchors = masks.anchors.reshape(by_pixel.shape)
-  keys = update.row_keys(jax.random.PRNGKey(0), shape.images)
-  order = jnp.broadcast_to(jnp.arange(max_push), (shape.classes, max_push))
-  sample = jax.jit(
-    lambda mask, keys: order_statistics.keep_top_priorities(
-      mask, order_statistics.draw_pixel_priorities(keys, cells), max_push
-    )
-  )
-  sampled = sample(by_pixel, keys)
-  at = jax.jit(order_statistics.nth_true)(sampled, order)
-  flat = inputs.teacher.reshape(-1, shape.dim)
-  rows = flat[at]
-  counts = jnp.full(shape.classes, max_push, jnp.int32)
-  draws = (shape.classes, options.num_anchors, options.num_negatives)
-
-  def draw(anchors, rng, count):
-    picked = order_statistics.ranks_from_uniforms(
-      jax.random.uniform(rng, draws[:2]),
-      jnp.sum(anchors, axis=(0, 1), dtype=jnp.int32)[:, None],
-    )
-    drawn = order_statistics.ranks_from_uniforms(
-      jax.random.uniform(rng, draws), count[:, None, None]
-    )
-    return order_statistics.nth_true(anchors, picked), drawn
-
-  picked, drawn = jax.jit(draw)(anchors, jax.random.PRNGKey(0), bank.count)
-  means, _ = jax.jit(prototypes.class_means)(inputs.teacher, masks.positives)
-  targets = contrastive_branch.ContrastiveTargets(
-    anchors=picked,
-    draws=drawn,
-    positives=means,
-    usable=jnp.ones(shape.classes, bool),
-    present=jnp.ones(shape.classes, bool),
-  )
-  state = contrastive_branch.BranchState(
-    bank, prototypes.empty(shape.classes, shape.dim)
-  )
-  work: dict[str, tuple[Callable, tuple]] = {
-    'softmax': (jax.nn.softmax, (inputs.scores,)),
-    'ranks': (contrast.ranks, (probs,)),
-    'ranks and masks': (candidates, (probs, inputs)),
-    'class means': (prototypes.class_means, (inputs.teacher, masks.positives)),
-    'sample negatives': (sample, (by_pixel, keys)),
-    'positions of the sample': (order_statistics.nth_true, (sampled, order)),
-    'gather its rows': (lambda flat, at: flat[at], (flat, at)),
-    'draw anchors, negatives': (
-      draw,
-      (anchors, jax.random.PRNGKey(0), bank.count),
-    ),
-    'InfoNCE': (branch.loss, (inputs.student, targets, state)),
-    'InfoNCE with gradient': (
-      jax.grad(branch.loss),
-      (inputs.student, targets, state),
-    ),
-  }
-  seconds = {
-    name: fastest(jax.jit(part), arguments, rounds)
-    for name, (part, arguments) in work.items()
-  }
+  seconds, rows, counts = {}, None, None
+  for name, part, arguments in list_parts(shape, options, inputs, bank):
+    part = jax.jit(part)
+    seconds[name] = fastest(part, arguments, rounds)
+    if name == 'gather its rows':
+      rows = part(*arguments)
+      counts = jnp.full(shape.classes, rows.shape[1], jnp.int32)
   # In place, so after all that reads the bank.
   write = jax.jit(memory_bank.push, donate_argnums=0)
   times = []
@@ -414,6 +280,57 @@ def parts(
     bank = jax.block_until_ready(write(bank, rows, counts))
     times.append(time.perf_counter() - start)
   return {**seconds, 'write rows to the bank': min(times[1:])}
+
+
+def list_parts(
+  shape: Shape,
+  options: contrast.ContrastOptions,
+  inputs: Inputs,
+  bank: memory_bank.Bank,
+) -> Iterator[tuple[str, Callable, tuple]]:
+  """Yields name, function and arguments of each part that does not write."""
+  branch, cells = build_branch(shape, options), shape.side**2
+  rng = jax.random.PRNGKey(0)
+  probs = jax.nn.softmax(inputs.scores)
+
+  def candidates(probs, inputs):
+    return contrast.candidates(
+      probs, inputs.labels, *pixel_masks(inputs), options
+    )
+
+  masks = jax.jit(candidates)(probs, inputs)
+  yield 'softmax', jax.nn.softmax, (inputs.scores,)
+  yield 'ranks', contrast.ranks, (probs,)
+  yield 'ranks and masks', candidates, (probs, inputs)
+  means = (inputs.teacher, masks.positives)
+  yield 'class means', prototypes.class_means, means
+
+  max_push = min(options.max_push, shape.images * cells)
+  negatives = masks.negatives.reshape(shape.images, cells, shape.classes)
+  keys = update.row_keys(rng, shape.images)
+  order = jnp.broadcast_to(jnp.arange(max_push), (shape.classes, max_push))
+
+  def sample(mask, keys):
+    priorities = order_statistics.draw_pixel_priorities(keys, cells)
+    return order_statistics.keep_top_priorities(mask, priorities, max_push)
+
+  sampled = jax.jit(sample)(negatives, keys)
+  yield 'sample negatives', sample, (negatives, keys)
+  nth_true = order_statistics.nth_true
+  yield 'positions of the sample', nth_true, (sampled, order)
+  flat = inputs.teacher.reshape(-1, shape.dim)
+  at = jax.jit(nth_true)(sampled, order)
+  yield 'gather its rows', lambda flat, at: flat[at], (flat, at)
+
+  state = contrastive_branch.BranchState(
+    bank, prototypes.empty(shape.classes, shape.dim)
+  )
+  state, targets = jax.jit(branch.update_with)(
+    state, inputs.teacher, masks, rng
+  )
+  yield 'InfoNCE', branch.loss, (inputs.student, targets, state)
+  gradient = jax.grad(branch.loss)
+  yield 'InfoNCE with gradient', gradient, (inputs.student, targets, state)
 
 
 def fastest(part: Callable, arguments: tuple, rounds: int) -> float:
@@ -441,8 +358,10 @@ def memory_of(
     tensors, bank = torch_inputs(inputs, shape, options)
     small = Shape(2, 9, shape.classes, dim=2)
     # Torch loads libraries at its first use.
-    in_torch(*torch_inputs(make_inputs(small), small, options), options)
-    peak = added_at_peak(lambda: in_torch(tensors, bank, options))
+    plain_u2pl_loss.step(
+      *torch_inputs(make_inputs(small), small, options), options
+    )
+    peak = added_at_peak(lambda: plain_u2pl_loss.step(tensors, bank, options))
     return {'peak': peak - gradient}
   compiled = in_jax(shape, options)
   arguments = (

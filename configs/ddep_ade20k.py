@@ -1,7 +1,7 @@
 """DDeP on ADE20K: a decoder learns to denoise, then to segment 150 classes.
 
 Paper, Table 3, DDeP 1x: 49.37 / 37.14 / 29.74 % mIoU at 100 / 10 / 5 % of the
-labels. docs/ddep_tables.md has a command for every row.
+labels. docs/methods/ddep_tables.md has a command for every row.
 
 Data:  $SEG_DATA_DIR/ade20k, $SEG_DATA_DIR/imagenet (the full set); or
        records made by `python -m input_pipeline.prepare ade20k`.

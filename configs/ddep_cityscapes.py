@@ -1,7 +1,7 @@
 """DDeP on Cityscapes: a decoder learns to denoise, then to segment streets.
 
 Paper, Fig. 6, DDeP 1x: 80.72 / 76.38 / 73.21 / 64.48 % mIoU at 2975 / 744 / 372
-/ 100 labels. docs/ddep_tables.md has a command for every row.
+/ 100 labels. docs/methods/ddep_tables.md has a command for every row.
 
 Data:  $SEG_DATA_DIR/cityscapes, $SEG_DATA_DIR/imagenet (the full set); or
        records made by `python -m input_pipeline.prepare cityscapes/fine`.

@@ -1,7 +1,7 @@
 """DDeP on Pascal Context: a decoder learns to denoise, then to segment.
 
 Paper, Table 6, DDeP 1x: 60.95 / 52.81 / 48.64 / 42.20 / 19.90 % mIoU at
-100 / 20 / 10 / 5 / 1 % of the labels. docs/ddep_tables.md has every row.
+100 / 20 / 10 / 5 / 1 % of the labels. Every row: docs/methods/ddep_tables.md.
 
 Data:  $SEG_DATA_DIR/pascal_context, $SEG_DATA_DIR/imagenet (the full set); or
        records made by `python -m input_pipeline.prepare pascal_context`.

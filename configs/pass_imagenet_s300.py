@@ -2,7 +2,7 @@
 
 Paper: 18.0 / 18.1 % mIoU on val / test (PASSs), 16.6 / 16.0 (PASSp).
 
-Data:  $SEG_DATA_DIR/imagenet_s (see the README's table).
+Data:  $SEG_DATA_DIR/imagenet_s (see docs/datasets.md).
 Run:   python -m pass_luss.main --config=configs/pass_imagenet_s300.py
        python -m pass_luss.main --config=configs/pass_imagenet_s300.py:tiny
        The first once more, with :on=50 --workdir=runs/pass_imagenet_s300,

@@ -2,7 +2,7 @@
 
 Paper: 29.2 / 29.3 % mIoU on val / test (PASSs), 32.4 / 32.0 (PASSp).
 
-Data:  $SEG_DATA_DIR/imagenet_s (see the README's table).
+Data:  $SEG_DATA_DIR/imagenet_s (see docs/datasets.md).
 Run:   python -m pass_luss.main --config=configs/pass_imagenet_s50.py
        python -m pass_luss.main --config=configs/pass_imagenet_s50.py:tiny
 Cost:  0.5 EFLOPs: 20 minutes at 400 TFLOP/s, by far the most of

@@ -3,7 +3,7 @@
 Representations are learned from all of ImageNet, what follows from ImageNet-S.
 Paper: 11.5 / 11.0 % mIoU on val / test (PASSs), 7.3 / 6.6 (PASSp).
 
-Data:  $SEG_DATA_DIR/imagenet_s and $SEG_DATA_DIR/imagenet (README's table).
+Data:  $SEG_DATA_DIR/imagenet_s and $SEG_DATA_DIR/imagenet (docs/datasets.md).
 Run:   python -m pass_luss.main --config=configs/pass_imagenet_s919.py
        python -m pass_luss.main --config=configs/pass_imagenet_s919.py:tiny
        The first once more, with :on=50 --workdir=runs/pass_imagenet_s919,

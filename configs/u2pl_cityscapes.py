@@ -2,7 +2,7 @@
 
 Hard pixels and an auxiliary head in the supervised loss; windows of 769 pixels
 in the evaluation. U2PL's rows of the paper's Table II stand on AEL, which is
-not here; docs/u2pl_tables.md has a command for every row.
+not here; docs/methods/u2pl_tables.md has a command for every row.
 
 Data:  python -m input_pipeline.prepare cityscapes/fine --source=…
 Start: ImageNet weights of a ResNet-101 with a deep stem (.safetensors or .npz)

@@ -1,7 +1,7 @@
 """U2PL, U2PL+ and its baselines on your own images, of which few have masks.
 
 Data:  a folder with images, masks of the same names, and a class list: see
-       "Your own data" in README.md. With without_mask=unlabeled images may be
+       docs/own_data.md. With without_mask=unlabeled images may be
        without a mask; else the masks of those that are not among the labeled
        ones are used to say how good the pseudo-labels are, no more.
 Run:   python -m u2pl.main \\

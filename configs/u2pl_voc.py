@@ -2,8 +2,8 @@
 
 Labeled are the 1,464 images of VOC ('classic') or the 10,582 with those of SBD
 ('blender'), or a part of them; all others are without labels. The authors' own
-partitions are files: `list=splits/92/labeled.txt`. docs/u2pl_tables.md has a
-command for every row.
+partitions are files: `list=splits/92/labeled.txt`. Every row as a command:
+docs/methods/u2pl_tables.md.
 
 Data:  python -m input_pipeline.prepare voc2012 --source=…
 Start: ImageNet weights of a ResNet-101 with a deep stem (.safetensors or .npz)

@@ -64,7 +64,7 @@ class DataOptions:
   """A data set, and where its own files are.
 
   Attributes:
-    name: as in the README's table: 'camvid', 'imagenet_s/50', 'image_folder'.
+    name: as in docs/datasets.md: 'camvid', 'imagenet_s/50', 'image_folder'.
     source: folder of the files it is made from; '' looks in $SEG_DATA_DIR.
     images: folders only: where the images are in the source.
     masks: image_mask_folder only: where the masks are.

@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     description='Prepares a data set, after an audit of its files.',
     allow_abbrev=False,
   )
-  parser.add_argument('name', help="a data set of the README's table")
+  parser.add_argument('name', help='a data set of docs/datasets.md')
   parser.add_argument(
     '--source', default='', help='folder of its files or archives, or one'
   )

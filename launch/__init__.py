@@ -1,1 +1,1 @@
-"""Starting a run elsewhere, watching it, and deleting what it cost money on."""
+"""Starts jobs on other machines, monitors them and deletes what they cost."""

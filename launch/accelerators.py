@@ -1,4 +1,4 @@
-"""TPU slices by the names people use: how many hosts, chips, which topology.
+"""TPU slices by name: number of hosts and chips, topology, types of the APIs.
 
 accelerators.parse('v5e-64').hosts  # 16
 """
@@ -13,24 +13,24 @@ class Generation:
   """A generation of TPUs.
 
   Attributes:
-    type_prefix: of its accelerator types, as the Cloud TPU API names them.
-    runtime: software of its machines, for the Cloud TPU API; '' if that does
-      not serve it.
-    gke: its name in GKE's node selector.
-    cores: how many a name counts for one chip.
-    topologies: of the slices, by the number in their name.
-    alone: slices of one machine that has all their chips.
+    type_prefix: of its accelerator types in the Cloud TPU API.
+    runtime: default software version of its VMs in the Cloud TPU API; '' if
+      that API does not offer the generation.
+    gke_accelerator: its value of GKE's node selector.
+    cores_per_chip: factor between the number in a slice's name and its chips.
+    topologies: chip layout of each slice by the number in its name.
+    single_host_sizes: sizes of the slices that are one VM with all the chips.
   """
 
   type_prefix: str
   runtime: str
-  gke: str
-  cores: int
+  gke_accelerator: str
+  cores_per_chip: int
   topologies: dict[int, str]
-  alone: tuple[int, ...] = ()
+  single_host_sizes: tuple[int, ...] = ()
 
 
-_FLAT = {
+_TOPOLOGIES_2D = {
   1: '1x1',
   4: '2x2',
   8: '2x4',
@@ -40,7 +40,7 @@ _FLAT = {
   128: '8x16',
   256: '16x16',
 }
-_CUBES = {
+_TOPOLOGIES_3D = {
   8: '2x2x1',
   16: '2x2x2',
   32: '2x2x4',
@@ -54,24 +54,28 @@ _CUBES = {
 }
 
 GENERATIONS = {
-  'v4': Generation('v4', 'tpu-ubuntu2204-base', 'tpu-v4-podslice', 2, _CUBES),
+  'v4': Generation(
+    'v4', 'tpu-ubuntu2204-base', 'tpu-v4-podslice', 2, _TOPOLOGIES_3D
+  ),
   'v5e': Generation(
     'v5litepod',
     'v2-alpha-tpuv5-lite',
     'tpu-v5-lite-podslice',
     1,
-    _FLAT,
+    _TOPOLOGIES_2D,
     (1, 4, 8),
   ),
-  'v5p': Generation('v5p', 'v2-alpha-tpuv5', 'tpu-v5p-slice', 2, _CUBES),
-  'v6e': Generation(
-    'v6e', 'v2-alpha-tpuv6e', 'tpu-v6e-slice', 1, _FLAT, (1, 4, 8)
+  'v5p': Generation(
+    'v5p', 'v2-alpha-tpuv5', 'tpu-v5p-slice', 2, _TOPOLOGIES_3D
   ),
-  'tpu7x': Generation('tpu7x', '', 'tpu7x', 2, _CUBES),
+  'v6e': Generation(
+    'v6e', 'v2-alpha-tpuv6e', 'tpu-v6e-slice', 1, _TOPOLOGIES_2D, (1, 4, 8)
+  ),
+  'tpu7x': Generation('tpu7x', '', 'tpu7x', 2, _TOPOLOGIES_3D),
 }
 
 _CHIPS_PER_HOST = 4
-# How the same generations are called elsewhere.
+# Other names of the same generations.
 _ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v7x': 'tpu7x'}
 
 
@@ -80,8 +84,8 @@ class Accelerator:
   """A TPU slice.
 
   Attributes:
-    name: as people write it: 'v5e-64', 'v4-8'.
-    generation: what it is a slice of.
+    name: as users write it: 'v5e-64', 'v4-8'.
+    generation: the generation of its chips.
     size: the number in its name.
   """
 
@@ -91,32 +95,32 @@ class Accelerator:
 
   @property
   def chips(self) -> int:
-    """How many chips it has.
+    """Number of chips.
 
     >>> parse('v4-8').chips, parse('v5e-64').chips
     (4, 64)
     """
-    return self.size // self.generation.cores
+    return self.size // self.generation.cores_per_chip
 
   @property
   def hosts(self) -> int:
-    """How many machines, each of which runs one process.
+    """Number of machines; each runs one process of the job.
 
     >>> [parse(name).hosts for name in ('v4-8', 'v4-32', 'v5e-8', 'v5e-64')]
     [1, 4, 1, 16]
     """
-    if self.size in self.generation.alone:
+    if self.size in self.generation.single_host_sizes:
       return 1
     return self.chips // _CHIPS_PER_HOST
 
   @property
   def chips_per_host(self) -> int:
-    """How many chips each machine has."""
+    """Number of chips of each machine."""
     return self.chips // self.hosts
 
   @property
   def type(self) -> str:
-    """Its accelerator type of the Cloud TPU API.
+    """Accelerator type in the Cloud TPU API.
 
     >>> parse('v5e-64').type
     'v5litepod-64'
@@ -125,33 +129,33 @@ class Accelerator:
 
   @property
   def topology(self) -> str:
-    """How its chips are laid out: '8x8', '2x2x4'."""
+    """Layout of the chips: '8x8', '2x2x4'."""
     return self.generation.topologies[self.size]
 
 
 def parse(name: str) -> Accelerator:
-  """The slice of a name.
+  """Parses the name of a slice.
 
   Raises:
-    UserError: there is none of this name.
+    UserError: there is no slice of this name.
   """
   text, _, size = name.rpartition('-')
   generation = GENERATIONS.get(_ALIASES.get(text, text))
   if generation is None or not size.isdigit():
     raise errors.UserError(
-      f'--accelerator: found {name!r}, expected one of {_listed()}'
+      f'--accelerator: expected one of {_name_ranges()}, got {name!r}'
     )
   if int(size) not in generation.topologies:
     sizes = ', '.join(map(str, generation.topologies))
     raise errors.UserError(
-      f'--accelerator: found {name!r}, expected {text}- and one of {sizes}'
+      f'--accelerator: expected {text}- and one of {sizes}, got {name!r}'
     )
   return Accelerator(name, generation, int(size))
 
 
-def _listed() -> str:
-  ends = []
+def _name_ranges() -> str:
+  ranges = []
   for name, generation in GENERATIONS.items():
     sizes = list(generation.topologies)
-    ends.append(f'{name}-{sizes[0]} to {name}-{sizes[-1]}')
-  return ', '.join(ends)
+    ranges.append(f'{name}-{sizes[0]} to {name}-{sizes[-1]}')
+  return ', '.join(ranges)

@@ -1,4 +1,4 @@
-"""Running commands so that Ctrl-C never leaves one half done unseen."""
+"""Runs commands so that a request to stop never leaves one half done."""
 
 import contextlib
 import dataclasses
@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 from runtime import errors
 
 _TICK_SECONDS = 0.05
-# What is asked to end has so long until it is killed.
-_ENDING_SECONDS = 3.0
+# From asking an interrupted command to end until it is killed.
+_END_SECONDS = 3.0
 
 
 class Interrupted(Exception):
-  """Somebody asked to stop, by Ctrl-C or SIGTERM."""
+  """The user asked to stop, by Ctrl-C or SIGTERM."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a command left.
+  """The outcome of a command.
 
   Attributes:
-    code: its exit status.
-    out: what it printed; bytes that are no text come back when it is encoded
-      with 'surrogateescape'.
-    err: what it complained.
+    code: exit status.
+    out: standard output; encode it with 'surrogateescape' to get back bytes
+      that are not valid text.
+    err: standard error.
   """
 
   code: int
@@ -35,44 +35,45 @@ class Result:
   err: str
 
   @property
-  def last_line(self) -> str:
-    """The last thing it complained of, or else printed.
+  def error_line(self) -> str:
+    """The last line of standard error, or else of standard output.
 
-    After what gcloud calls an error come hints, so all from there on.
+    gcloud prints hints after its error: all lines from the last `ERROR:` on.
     """
     lines = (self.err.strip() or self.out.strip()).splitlines()
     if not lines:
       return f'exit status {self.code}'
-    told = [i for i, line in enumerate(lines) if line.startswith('ERROR:')]
-    return errors.one_line(' '.join(lines[told[-1] if told else -1 :]))
+    starts = [i for i, line in enumerate(lines) if line.startswith('ERROR:')]
+    return errors.one_line(' '.join(lines[starts[-1] if starts else -1 :]))
 
 
 @dataclasses.dataclass
 class Shell:
-  """Runs commands, one after the other.
+  """Runs commands one after the other and handles requests to stop.
 
   Attributes:
-    requests: how often somebody asked to stop.
-    signal: by which signal, last.
-    deaf: whether requests are only counted, as while deleting.
-    making: whether something is made that has to be there to be deleted.
+    stop_requests: number of requests so far.
+    last_signal: number of the signal that made the last one.
+    is_deferring: whether requests are only counted, as during deletion.
+    is_creating: whether a command is creating something, which must exist
+      before it can be deleted.
   """
 
-  requests: int = 0
-  signal: int = 0
-  deaf: bool = False
-  making: bool = False
+  stop_requests: int = 0
+  last_signal: int = 0
+  is_deferring: bool = False
+  is_creating: bool = False
 
-  def __call__(self, command: Sequence[str], whole: bool = False) -> Result:
+  def __call__(self, command: Sequence[str], creates: bool = False) -> Result:
     """Runs a command to its end.
 
     Args:
-      command: with its arguments; no shell reads them.
-      whole: whether it must not be cut off, since it makes something.
+      command: program and arguments; not interpreted by a shell.
+      creates: whether it creates something and so must not be cut off.
 
     Raises:
-      Interrupted: asked to stop, before or meanwhile.
-      UserError: the command is not installed.
+      Interrupted: the user asked to stop, before or meanwhile.
+      UserError: the program is not installed.
     """
     self.check()
     try:
@@ -81,7 +82,7 @@ class Shell:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Ctrl-C is for this process, which decides what it means.
+        # The terminal sends Ctrl-C to this process only, which handles it.
         start_new_session=True,
       )
     except FileNotFoundError:
@@ -89,16 +90,16 @@ class Shell:
         f'{command[0]} is not installed here: install it, or choose another '
         '--backend'
       ) from None
-    self.making = whole
+    self.is_creating = creates
     while True:
       try:
         out, err = process.communicate(timeout=_TICK_SECONDS)
         break
       except subprocess.TimeoutExpired:
-        if self._due() and not whole:
+        if self._must_stop() and not creates:
           _end_group(process)
           raise Interrupted from None
-    self.making = False
+    self.is_creating = False
     self.check()
     return Result(
       process.returncode,
@@ -107,46 +108,53 @@ class Shell:
     )
 
   def sleep(self, seconds: float) -> None:
-    """Waits; raises Interrupted as soon as somebody asks to stop."""
+    """Waits; raises Interrupted as soon as the user asks to stop."""
     end = time.monotonic() + seconds
     while True:
       self.check()
-      left = end - time.monotonic()
-      if left <= 0:
+      remaining = end - time.monotonic()
+      if remaining <= 0:
         return
-      time.sleep(min(left, _TICK_SECONDS))
+      time.sleep(min(remaining, _TICK_SECONDS))
 
   def check(self) -> None:
-    """Raises Interrupted if somebody asked to stop."""
-    if self._due():
+    """Raises Interrupted if the user asked to stop."""
+    if self._must_stop():
       raise Interrupted
 
-  def _due(self) -> bool:
-    return bool(self.requests) and not self.deaf
+  def _must_stop(self) -> bool:
+    return bool(self.stop_requests) and not self.is_deferring
 
   @contextlib.contextmanager
-  def undisturbed(self) -> Iterator[None]:
-    """What must be done to its end, whoever asks to stop."""
-    before, self.deaf = self.deaf, True
+  def deferring_stop(self) -> Iterator[None]:
+    """Defers requests to stop until the context ends; they are only counted."""
+    before, self.is_deferring = self.is_deferring, True
     try:
       yield
     finally:
-      self.deaf = before
+      self.is_deferring = before
 
   @contextlib.contextmanager
-  def heard(self, say: Callable[[str], None]) -> Iterator[None]:
-    """Counts the signals that ask to stop."""
+  def handling_signals(self, notify: Callable[[str], None]) -> Iterator[None]:
+    """Counts SIGINT and SIGTERM as requests to stop while the context lasts.
 
-    def ask(number: int, _) -> None:
-      self.requests += 1
-      self.signal = number
-      if self.deaf:
-        say('still stopping what was started; please wait')
-      elif self.making:
-        say('what is just being made has to be there first; please wait')
+    Args:
+      notify: shows the user a message if a request has to wait.
+    """
+
+    def request_stop(number: int, _) -> None:
+      self.stop_requests += 1
+      self.last_signal = number
+      if self.is_deferring:
+        notify('still stopping what was started; please wait')
+      elif self.is_creating:
+        notify(
+          'a request is in progress and must finish before it can be undone; '
+          'please wait'
+        )
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, ask) for number in numbers}
+    before = {number: signal.signal(number, request_stop) for number in numbers}
     try:
       yield
     finally:
@@ -155,10 +163,10 @@ class Shell:
 
 
 def _end_group(process: subprocess.Popen) -> None:
-  """Ends a command with all it has started, as gcloud starts ssh."""
-  for sign in (signal.SIGTERM, signal.SIGKILL):
+  """Ends a command and its children, such as the ssh that gcloud starts."""
+  for number in (signal.SIGTERM, signal.SIGKILL):
     with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, sign)
+      os.killpg(process.pid, number)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      process.communicate(timeout=_ENDING_SECONDS)
+      process.communicate(timeout=_END_SECONDS)
       return

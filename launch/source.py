@@ -1,4 +1,4 @@
-"""The code that is shipped: a commit, never what merely lies in the folder."""
+"""The code to ship: a commit, never uncommitted files of the checkout."""
 
 import pathlib
 
@@ -8,43 +8,43 @@ from runtime import errors
 CACHE = pathlib.Path('~/.cache/label_efficient_segmentation/launch')
 
 
-def resolve(run: shell.Shell, commit: str = '') -> str:
-  """The commit to ship, whole.
+def resolve_commit(run: shell.Shell, commit: str = '') -> str:
+  """Returns the full hash of the commit to ship.
 
   Args:
     run: runs git in the current folder.
-    commit: as it was named; '' is the one that is checked out.
+    commit: any name of it; '' for HEAD, which is refused if files differ.
 
   Raises:
-    UserError: there is none, or nobody named one and files differ from it.
+    UserError: there is no such commit, or '' and the checkout is not clean.
   """
   if not commit:
-    # Without locks it does not write its index.
+    # Otherwise `status` may lock the index and rewrite it.
     status = run(['git', '--no-optional-locks', 'status', '--porcelain'])
     if status.code:
       raise errors.UserError(
-        f'cannot tell which code to ship: {status.last_line}; run this in the '
-        "code's own git checkout"
+        f'cannot determine the commit to ship: {status.error_line}; run this '
+        'in a git checkout of the code'
       )
     changed = status.out.splitlines()
     if changed:
+      others = f' and {len(changed) - 1} more' if len(changed) > 1 else ''
       raise errors.UserError(
-        f'{changed[0][3:]} is not committed'
-        + (f', nor are {len(changed) - 1} more' if len(changed) > 1 else '')
-        + ': commit, or name what to ship, as in --commit=HEAD'
+        f'not committed: {changed[0][3:]}{others}; commit first, or choose '
+        'what to ship, as in --commit=HEAD'
       )
   name = f'{commit or "HEAD"}^{{commit}}'
-  found = run(['git', 'rev-parse', '--verify', '--quiet', name])
-  if found.code:
-    raise errors.UserError(f'--commit: found {commit!r}, which is no commit')
-  return found.out.strip()
+  parsed = run(['git', 'rev-parse', '--verify', '--quiet', name])
+  if parsed.code:
+    raise errors.UserError(f'--commit: expected a commit, got {commit!r}')
+  return parsed.out.strip()
 
 
 def archive_path(name: str, commit: str) -> pathlib.Path:
-  """Where the archive of a job lies while it is needed."""
+  """Returns the local path of a job's code archive."""
   return CACHE.expanduser() / f'{name}-{commit[:12]}.tar.gz'
 
 
 def archive_command(commit: str, path: pathlib.Path) -> list[str]:
-  """Writes a commit's files into an archive."""
+  """Returns the command that writes the files of a commit into an archive."""
   return ['git', 'archive', '--format=tar.gz', f'--output={path}', commit]

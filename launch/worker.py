@@ -1,31 +1,34 @@
-"""What happens on a worker, as shell scripts: unpack, install, start, tell.
+"""Shell scripts that run on a worker, and parsers of their output.
 
-A worker's folder holds `tree` (the code), `run.sh`, `pid` (with the boot it is
-of), `log` and, once its process has ended, `exit` with the status. Everything
-that comes from a user is quoted, so that it arrives as it was written.
+A worker's folder holds `tree` (the code), `run.sh`, `pid` (process id and boot
+id), `log` and, once the process has ended, `exit` with its status. All values
+that come from a user are quoted, so that they arrive unchanged.
 """
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from launch import job as jobs
+from runtime import exit_status
 
 _LOG_BYTES = 1_000_000
 LOG_MARK = 'launch-log'
 WORKER_MARK = 'launch-worker'
 
-# After a reboot the number of a process may be another's.
+# A process id means something only within one boot: after a reboot it may
+# belong to another process.
 _READ_PID = """\
 boot_now=$(cat /proc/sys/kernel/random/boot_id)
 read -r pid boot < pid || true
 [ "$boot" = "$boot_now" ] || pid=none
 """
 
-# The hosts of a slice find each other by what its machines are told. jax would
-# do so itself, were it asked to: but a program cannot know before that it runs
-# on several hosts, and files under /dev differ between the generations.
-FIND_HOSTS = """\
+# The hosts of a slice find one another by the metadata of their VMs.
+# jax.distributed.initialize() could do so itself, but a program cannot know in
+# advance that it runs on several hosts and has to call it, and the files under
+# /dev that would show it differ between generations.
+EXPORT_SLICE = """\
 attribute() {{
   curl --fail --silent --show-error --retry 5 \\
     --header 'Metadata-Flavor: Google' \\
@@ -42,13 +45,13 @@ export JAX_PROCESS_ID
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-  """A worker's folder.
+  """The folder of a worker.
 
   Attributes:
-    path: of the folder, from where a worker's commands begin.
-    tree: of the code, from within the folder.
-    python: that runs the job, from within the code.
-    name: what the worker calls itself, as the shell evaluates it.
+    path: absolute, or relative to where the worker's commands start.
+    tree: folder of the code, relative to `path`.
+    python: interpreter that runs the job, relative to `tree`.
+    name: of the worker, as a shell expression.
   """
 
   path: str
@@ -58,24 +61,26 @@ class Folder:
 
   @property
   def quoted(self) -> str:
-    """The path, for a shell."""
+    """The path, quoted for a shell."""
     return shlex.quote(self.path)
 
 
-def wait(ask: str = 'kill -TERM "$child"') -> str:
-  """Waits for what was started last in the background.
+def wait_for_child(on_term: str = 'kill -TERM "$child"') -> str:
+  """Returns a script that waits for the last background process.
 
-  A signal ends the shell's `wait` early, hence the second and third. More
-  signals would confuse it: they are ignored. Bash may lose the status of what
-  ends at the same moment and say -1: then it is to be run again, as is what was
-  asked to stop before it could hear that (143).
+  Leaves its exit status in $code. A signal ends the shell's `wait` early, hence
+  the second and third. Further signals would confuse it and are ignored. Bash
+  may lose the status of a process that ends at the same moment and report -1:
+  then the job is to be run again (75), as is one that ended by SIGTERM before
+  it had installed a handler (143).
 
   Args:
-    ask: passes a request to stop on to it; without single quotes.
+    on_term: command that forwards SIGTERM; without single quotes.
   """
+  restart = exit_status.PREEMPTED
   return f"""\
 child=$!
-trap 'trap "" TERM; {ask}' TERM
+trap 'trap "" TERM; {on_term}' TERM
 wait "$child"
 code=$?
 while kill -0 "$child" 2> /dev/null; do
@@ -84,12 +89,12 @@ done
 wait "$child" 2> /dev/null
 last=$?
 [ "$last" -eq 127 ] || code=$last
-if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={jobs.PREEMPTED}; fi
+if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={restart}; fi
 """
 
 
 def unpack(folder: Folder, archive: str) -> str:
-  """Puts the code where it is run; the archive goes."""
+  """Returns a script that replaces the code by an archive, and deletes that."""
   return f"""\
 set -e
 mkdir -p {folder.quoted}
@@ -101,20 +106,30 @@ rm -f {shlex.quote(archive)}
 
 
 def install(folder: Folder, extra: str) -> str:
-  """Installs what the lock file pins, and what the accelerator needs.
+  """Returns a script that creates the virtual environment of the code.
 
-  The pins are of Python 3.11, which the machines do not have: uv fetches it.
+  The pins are for Python 3.11, which TPU VMs do not have: uv fetches it.
+
+  Args:
+    folder: of the worker.
+    extra: of setup.py, for the accelerator: 'tpu' or 'cuda'.
   """
   return f"""\
 set -e
 cd {folder.quoted}
 python3 -m pip install --quiet --user uv
 [ -x venv/bin/python ] || python3 -m uv venv --quiet --seed --python 3.11 venv
-{requirements(extra)}"""
+{install_requirements(extra)}"""
 
 
-def requirements(extra: str) -> str:
-  """Installs into `venv` what `tree` needs; run from the folder of both."""
+def install_requirements(extra: str) -> str:
+  """Returns a script that installs the pins of `tree`, and itself, in `venv`.
+
+  It runs in the folder of both.
+
+  Args:
+    extra: of setup.py, for the accelerator: 'tpu' or 'cuda'.
+  """
   return f"""\
 cd tree
 ../venv/bin/python -m pip install --quiet --requirement requirements.lock \\
@@ -123,31 +138,42 @@ cd ..
 """
 
 
-def exports(job: jobs.Job) -> str:
-  """Sets the job's environment."""
+def export_environment(job: jobs.Job) -> str:
+  """Returns a script that exports the job's environment variables."""
   return ''.join(
     f'export {name}={shlex.quote(value)}\n' for name, value in job.environment
   )
 
 
-def run(folder: Folder, job: jobs.Job, before: str = '') -> str:
-  """The script that runs the job and leaves its exit status."""
+def run(folder: Folder, job: jobs.Job, setup: str = '') -> str:
+  """Returns the script that runs the job and writes its exit status.
+
+  Args:
+    folder: of the worker.
+    job: the command to run.
+    setup: script that runs before it.
+  """
   command = shlex.join([folder.python, *job.arguments])
   return f"""\
 #!/bin/bash
-# Runs the job; leaves its exit status.
+# Runs the job and writes its exit status.
 here=$PWD
 cd {shlex.quote(folder.tree)} || exit 1
-{exports(job)}{before}{command} &
-{wait()}echo "$code" > "$here/exit.partial"
+{export_environment(job)}{setup}{command} &
+{wait_for_child()}echo "$code" > "$here/exit.partial"
 mv "$here/exit.partial" "$here/exit"
 """
 
 
-def start(folder: Folder, job: jobs.Job, before: str = '') -> str:
-  """Starts the job, detached: it goes on when whoever started it leaves.
+def start(folder: Folder, job: jobs.Job, setup: str = '') -> str:
+  """Returns a script that starts the job unless it runs already.
 
-  Where it runs already, nothing happens.
+  The job is detached: it survives the connection that started it.
+
+  Args:
+    folder: of the worker.
+    job: the command to run.
+    setup: script that runs before it.
   """
   return f"""\
 set -e
@@ -157,17 +183,17 @@ if [ -f pid ] && [ ! -f exit ]; then
   if kill -0 "$pid" 2> /dev/null; then exit 0; fi
 fi
 rm -f exit
-printf '%s' {shlex.quote(run(folder, job, before))} > run.sh
+printf '%s' {shlex.quote(run(folder, job, setup))} > run.sh
 setsid nohup bash run.sh >> log 2>&1 < /dev/null &
 echo "$! $(cat /proc/sys/kernel/random/boot_id)" > pid
 """
 
 
-def tell(folder: Folder) -> str:
-  """Prints a line with the worker's name and how it is.
+def print_state(folder: Folder) -> str:
+  """Returns a script that prints a line with the worker's name and state.
 
-  That is an exit status, or `running`; `lost` if the process is gone without
-  one, `absent` if it was never started.
+  The state is an exit status, `running`, `lost` if the process vanished without
+  one, or `absent` if it was never started.
   """
   return f"""\
 state=absent
@@ -181,16 +207,16 @@ echo "{WORKER_MARK} {folder.name} $state"
 """
 
 
-def log(folder: Folder, seen: int) -> str:
-  """Prints what the job has printed after the bytes that were seen."""
+def print_log(folder: Folder, offset: int) -> str:
+  """Returns a script that prints the job's log from a byte offset on."""
   return f"""\
 echo {LOG_MARK}
-tail -c +{seen + 1} {folder.quoted}/log 2> /dev/null | head -c {_LOG_BYTES}
+tail -c +{offset + 1} {folder.quoted}/log 2> /dev/null | head -c {_LOG_BYTES}
 """
 
 
-def last_words(folder: Folder) -> str:
-  """Prints the last lines of a worker that was not done."""
+def print_failure_log(folder: Folder) -> str:
+  """Returns a script that prints the last lines of a worker that failed."""
   return f"""\
 cd {folder.quoted} 2> /dev/null || exit 0
 case "$(cat exit 2> /dev/null)" in 0) exit 0 ;; esac
@@ -200,42 +226,51 @@ done
 """
 
 
-def stop(folder: Folder, sign: str = 'TERM') -> str:
-  """Asks the job to save and stop; with KILL, ends it and all it started."""
-  target = '"$pid"' if sign == 'TERM' else '-- "-$pid"'
+def stop(folder: Folder, force: bool = False) -> str:
+  """Returns a script that asks the job to save and stop.
+
+  Args:
+    folder: of the worker.
+    force: kill it instead, with all processes that it has started.
+  """
+  number, target = ('KILL', '-- "-$pid"') if force else ('TERM', '"$pid"')
   return f"""\
 cd {folder.quoted} 2> /dev/null || exit 0
 [ -f pid ] || exit 0
 {_READ_PID}\
-kill -{sign} {target} 2> /dev/null || true
+kill -{number} {target} 2> /dev/null || true
 """
 
 
-def read_states(text: str) -> dict[str, str]:
-  """How each worker is, of what `tell` printed on all of them."""
-  found = {}
+def parse_states(text: str) -> dict[str, str]:
+  """Returns each worker's state from the output of `print_state` on all."""
+  states = {}
   for line in text.splitlines():
     parts = line.split()
     if len(parts) == 3 and parts[0] == WORKER_MARK:
-      found[parts[1]] = parts[2]
-  return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+      states[parts[1]] = parts[2]
+  return dict(sorted(states.items(), key=lambda item: _order(item[0])))
 
 
-def read_log(text: str) -> str:
-  """The part of the job's log in what `log` printed."""
+def parse_log(text: str) -> str:
+  """Returns the job's log from the output of `print_log`."""
   return text.partition(f'{LOG_MARK}\n')[2]
 
 
 def _order(name: str) -> tuple[int, str]:
-  """Workers in the order of the number at the end of their name."""
+  """Returns a sort key: the number at the end of a worker's name."""
   number = name.rpartition('-')[2]
   return (int(number) if number.isdigit() else 0, name)
 
 
-def codes(states: Sequence[tuple[str, str]]) -> dict[str, int | None]:
-  """Exit status of each worker; None of those that still run."""
+def exit_codes(states: Mapping[str, str]) -> dict[str, int | None]:
+  """Returns the exit status of each worker, None while it has none.
+
+  Args:
+    states: of each worker, as `parse_states` returns them.
+  """
   words = {'running': None, 'absent': None, 'lost': jobs.LOST}
   return {
     name: words[state] if state in words else int(state)
-    for name, state in states
+    for name, state in states.items()
   }

@@ -1,4 +1,4 @@
-"""Where jobs run: one module a kind of place, all with the same few verbs."""
+"""The places where a job can run: one module each, behind one protocol."""
 
 import dataclasses
 import pathlib
@@ -9,29 +9,30 @@ from typing import Protocol, runtime_checkable
 from launch import job as jobs
 
 
-class Unavailable(Exception):
-  """There is no room now; later there may be."""
+class NoCapacityError(Exception):
+  """Machines were refused for lack of capacity; a later request may succeed."""
 
 
-class Gone(Exception):
-  """The machines were taken away while the job ran, or before."""
+class MachinesLostError(Exception):
+  """The machines were taken away, or will never become ready."""
 
 
-class Deleted(Exception):
-  """Somebody has deleted what was made: it is not to be made again."""
+class JobDeletedError(Exception):
+  """Another user or command deleted the job, which is not to be recreated."""
 
 
-# How what `Backend.pending` says begins where nobody answered.
+# Prefix of the result of `Backend.waiting_for` if the service did not answer.
 NO_ANSWER = 'no answer'
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-  """What an earlier call of the same name has made.
+class Existing:
+  """What an earlier command created under the name of the job.
 
   Attributes:
-    digest: of the job it was made for.
-    commit: of the code that was shipped.
+    digest: `Job.digest` of the job that it was created for; '' if it was not
+      created by this launcher.
+    commit: the commit that was shipped.
   """
 
   digest: str
@@ -40,29 +41,29 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """How a job is.
+  """The state of a job at one poll.
 
   Attributes:
-    codes: exit status of each worker; None of those that have not ended.
-    started: whether it was started at all; None if nobody answered.
-    silence: why nobody answered, if so.
-    log: what it printed since the last report.
-    over: exit status of the whole, once a scheduler has decided it.
+    exit_codes: exit status of each worker; None while it has none.
+    started: whether the job was ever started; None if that is unknown.
+    outage: why not all workers answered; '' if they did.
+    log: what the job printed since the last poll.
+    final_code: exit status of the whole job, if a scheduler has decided it.
   """
 
-  codes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+  exit_codes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
   started: bool | None = None
-  silence: str = ''
+  outage: str = ''
   log: str = ''
-  over: int | None = None
+  final_code: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One thing that is done, for people to read before.
+  """A step of the plan that --dry_run prints.
 
   Attributes:
-    title: what it is for.
+    title: purpose of the step.
     text: a command line, or the content of a file.
   """
 
@@ -71,7 +72,7 @@ class Step:
 
 
 def steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
-  """Steps that are a command each, by their titles."""
+  """Builds steps from commands by their titles."""
   return [
     Step(title, shlex.join(command)) for title, command in commands.items()
   ]
@@ -79,13 +80,13 @@ def steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
 
 @runtime_checkable
 class Backend(Protocol):
-  """A place to run a job.
+  """A place where a job can run.
 
   Attributes:
-    job: what is run.
-    restarts_itself: whether its scheduler starts the job again after status 75
-      and preemption.
-    wait_seconds: for how long it may take until the job can start.
+    job: the job to run.
+    restarts_itself: whether its scheduler restarts the job after status 75 and
+      after preemption.
+    wait_seconds: limit of the time until the job can start; 0 for none.
   """
 
   job: jobs.Job
@@ -93,60 +94,60 @@ class Backend(Protocol):
   wait_seconds: float
 
   @property
-  def where(self) -> str:
-    """Where it looks, in words."""
+  def location(self) -> str:
+    """Description of where jobs of this name are searched."""
 
   def steps(self, commit: str) -> Sequence[Step]:
-    """Everything that would be done, in order, exactly as it would be."""
+    """Returns all steps of a launch, in order and exactly as they are run."""
 
-  def deletion(self, commit: str) -> Sequence[Step]:
-    """The last of these: how all that was made is deleted."""
+  def deletion_steps(self, commit: str) -> Sequence[Step]:
+    """Returns the last of these steps: those that delete the job."""
 
-  def find(self) -> Found | None:
-    """What an earlier call has made, if anything."""
+  def find(self) -> Existing | None:
+    """Returns what an earlier command created under this name, if anything."""
 
   def create(self, commit: str, archive: pathlib.Path) -> None:
-    """Asks for machines, or submits; returns at once.
+    """Requests machines, or submits the job; does not wait for them.
 
     Raises:
-      UserError: refused, for a reason that stays.
-      Unavailable: refused for now.
+      UserError: refused, for a reason that persists.
+      NoCapacityError: refused for now.
     """
 
-  def pending(self) -> str:
-    """What it still waits for; '' once the job can be started or watched.
+  def waiting_for(self) -> str:
+    """Returns what the job waits for; '' once it can be started or polled.
 
     Raises:
-      Gone: it waits in vain.
-      Deleted: there is nothing any more.
+      MachinesLostError: it would wait forever.
+      JobDeletedError: it does not exist any more.
     """
 
-  def prepare(self, archive: pathlib.Path) -> None:
-    """Brings the code there and installs what it needs."""
+  def install(self, archive: pathlib.Path) -> None:
+    """Copies the code to all workers and installs its requirements."""
 
   def start(self) -> None:
-    """Starts the job, detached."""
+    """Starts the job, detached from this process."""
 
   def poll(self) -> Report:
-    """How the job is.
+    """Returns the current state of the job.
 
     Raises:
-      Gone: its machines were taken away.
-      Deleted: there is nothing any more.
+      MachinesLostError: the machines were taken away.
+      JobDeletedError: it does not exist any more.
     """
 
-  def last_words(self) -> str:
-    """The last lines of the workers that failed."""
+  def failure_log(self) -> str:
+    """Returns the last lines of the workers that failed."""
 
-  def stop(self, now: bool = False) -> bool:
-    """Asks the workers to save and stop, or ends them.
+  def stop(self, force: bool = False) -> bool:
+    """Asks the workers to save and stop, or kills them.
 
-    Returns whether there is something to wait for; where deleting lets the
-    workers save, there is not.
+    Returns:
+      Whether to wait for them; False if deleting the job lets them save.
     """
 
-  def leave(self) -> None:
-    """Ends what follows the job on this machine; the job goes on."""
+  def detach(self) -> None:
+    """Ends local processes that follow the job, which itself goes on."""
 
   def delete(self) -> str:
-    """Deletes all that was made; returns what went wrong, '' if nothing."""
+    """Deletes all that was created; returns the problem, '' if none."""

@@ -1,13 +1,12 @@
-"""Processes on this machine, in one group: how a job behaves on several hosts.
+"""Several processes on this machine, as a rehearsal of several hosts.
 
-The committed code is unpacked beside the run and started from there by the
-Python that runs this, so that what works here is what would be shipped.
+The committed code is unpacked in the work folder and runs there with the Python
+of this process, so that what is tested is what would be shipped.
 """
 
 import dataclasses
 import json
 import pathlib
-import shlex
 import shutil
 import socket
 import sys
@@ -21,13 +20,13 @@ _PORTS = range(20000, 32000)
 
 @dataclasses.dataclass
 class Local:
-  """Several processes on this machine.
+  """A group of processes on this machine.
 
   Attributes:
-    job: what is run.
+    job: the job to run.
     run: runs commands.
-    hosts: how many processes.
-    port: of the first, where the others find it; 0 makes one of the name.
+    hosts: number of processes.
+    port: of the coordinator; 0 derives one from the job.
   """
 
   job: jobs.Job
@@ -36,96 +35,95 @@ class Local:
   port: int = 0
   wait_seconds: float = 0.0
   restarts_itself: bool = False
-  _seen: int = 0
+  _log_offset: int = 0
 
   def __post_init__(self):
     if '://' in self.job.workdir:
       raise errors.UserError(
-        f'--workdir: found {self.job.workdir}, expected a folder of this '
-        'machine for --backend=local'
+        '--workdir: expected a folder of this machine for --backend=local, got '
+        f'{self.job.workdir}'
       )
 
   @property
-  def where(self) -> str:
-    """See `Backend`."""
+  def location(self) -> str:
+    """The folder that holds the job, if there is one."""
     return str(self.root)
 
   @property
   def root(self) -> pathlib.Path:
-    """Folder of all that is made for the job."""
+    """Folder of everything that is created for the job."""
     return pathlib.Path(self.job.workdir) / 'launch' / self.job.name
 
   def folder(self, index: int) -> worker.Folder:
-    """Where one process is kept."""
+    """Returns the folder of a process."""
     name = f'worker-{index}'
     return worker.Folder(
       str(self.root / name), str(self.root / 'tree'), sys.executable, name
     )
 
-  def _group(self, index: int) -> str:
-    """What tells a process of the others."""
-    port = self.port or _PORTS[int(self.job.digest, 16) % len(_PORTS)]
+  @property
+  def _port(self) -> int:
+    return self.port or _PORTS[int(self.job.digest, 16) % len(_PORTS)]
+
+  def _export_group(self, index: int) -> str:
+    """Returns a script that exports coordinator, group size and index."""
     return (
-      f'export JAX_COORDINATOR_ADDRESS=127.0.0.1:{port}\n'
+      f'export JAX_COORDINATOR_ADDRESS=127.0.0.1:{self._port}\n'
       f'export JAX_NUM_PROCESSES={self.hosts}\n'
       f'export JAX_PROCESS_ID={index}\n'
     )
 
-  def _scripts(self, archive: pathlib.Path) -> dict[str, str]:
-    everything = worker.Folder(str(self.root))
-    return {
-      'unpack the code': worker.unpack(everything, str(archive)),
-      **{
-        f'start process {i}, detached': f'mkdir -p {self.folder(i).quoted}\n'
-        + worker.start(self.folder(i), self.job, self._group(i))
-        for i in range(self.hosts)
-      },
-    }
+  def _unpack_script(self, archive: pathlib.Path) -> str:
+    return worker.unpack(worker.Folder(str(self.root)), str(archive))
+
+  def _start_script(self, index: int) -> str:
+    folder = self.folder(index)
+    return f'mkdir -p {folder.quoted}\n' + worker.start(
+      folder, self.job, self._export_group(index)
+    )
 
   def steps(self, commit: str) -> list[backends.Step]:
-    """See `Backend`."""
+    """Returns the scripts that unpack, start, poll and kill the processes."""
     archive = source.archive_path(self.job.name, commit)
-    first = source.archive_command(commit, archive)
-    return [
-      backends.Step('the code', shlex.join(first)),
-      *(
-        backends.Step(title, shlex.join(_bash(script)))
-        for title, script in self._scripts(archive).items()
-      ),
-      backends.Step(
-        'watch process 0', shlex.join(_bash(worker.tell(self.folder(0))))
-      ),
-      *self.deletion(commit),
-    ]
+    commands = {
+      'pack the code': source.archive_command(commit, archive),
+      'unpack the code': _bash(self._unpack_script(archive)),
+      **{
+        f'start process {i}, detached': _bash(self._start_script(i))
+        for i in range(self.hosts)
+      },
+      'poll process 0': _bash(worker.print_state(self.folder(0))),
+    }
+    return [*backends.steps(commands), *self.deletion_steps(commit)]
 
-  def deletion(self, commit: str) -> list[backends.Step]:
-    """See `Backend`."""
+  def deletion_steps(self, commit: str) -> list[backends.Step]:
+    """Returns the scripts that kill the processes."""
     return backends.steps(
       {
-        f'at the end, of process {i}': _bash(
-          worker.stop(self.folder(i), 'KILL')
+        f'at the end: kill process {i}': _bash(
+          worker.stop(self.folder(i), force=True)
         )
         for i in range(self.hosts)
       }
     )
 
-  def find(self) -> backends.Found | None:
-    """See `Backend`."""
+  def find(self) -> backends.Existing | None:
+    """Reads the description of the job that `create` wrote."""
     path = self.root / 'job.json'
     if not path.exists():
       return None
-    return backends.Found(**json.loads(path.read_text()))
+    return backends.Existing(**json.loads(path.read_text()))
 
   def create(self, commit: str, archive: pathlib.Path) -> None:
-    """See `Backend`."""
-    port = self._group(0).partition(':')[2].partition('\n')[0]
-    with socket.socket() as free:
-      free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Checks that the port is free and creates the folder of the job."""
+    port = self._port
+    with socket.socket() as probe:
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       try:
-        free.bind(('127.0.0.1', int(port)))
+        probe.bind(('127.0.0.1', port))
       except OSError as error:
         raise errors.UserError(
-          f'--port: {port} is taken ({error.strerror}): name another one'
+          f'--port: {port} is in use ({error.strerror}): choose another one'
         ) from None
     try:
       self.root.mkdir(parents=True, exist_ok=True)
@@ -137,60 +135,60 @@ class Local:
       json.dumps({'digest': self.job.digest, 'commit': commit})
     )
 
-  def pending(self) -> str:
-    """See `Backend`."""
+  def waiting_for(self) -> str:
+    """Returns '': processes can start at once."""
     return ''
 
-  def prepare(self, archive: pathlib.Path) -> None:
-    """See `Backend`."""
-    self._bash(self._scripts(archive)['unpack the code'])
+  def install(self, archive: pathlib.Path) -> None:
+    """Unpacks the code; its requirements are those of this process."""
+    self._run_script(self._unpack_script(archive))
 
   def start(self) -> None:
-    """See `Backend`."""
-    scripts = self._scripts(pathlib.Path())
+    """Starts all processes that do not run yet."""
     for i in range(self.hosts):
-      self._bash(scripts[f'start process {i}, detached'])
+      self._run_script(self._start_script(i))
 
-  def _bash(self, script: str) -> str:
-    result = self.run(_bash(script), whole=True)
+  def _run_script(self, script: str) -> str:
+    result = self.run(_bash(script), creates=True)
     if result.code:
-      raise errors.UserError(f'{self.root}: {result.last_line}')
+      raise errors.UserError(f'{self.root}: {result.error_line}')
     return result.out
 
   def poll(self) -> backends.Report:
-    """See `Backend`."""
-    told = ''.join(
-      self._bash(worker.tell(self.folder(i))) for i in range(self.hosts)
+    """Reads the state of each process and the log of the first."""
+    printed = ''.join(
+      self._run_script(worker.print_state(self.folder(i)))
+      for i in range(self.hosts)
     )
-    states = worker.read_states(told)
-    log = worker.read_log(self._bash(worker.log(self.folder(0), self._seen)))
-    self._seen += len(log.encode(errors='surrogateescape'))
+    states = worker.parse_states(printed)
+    log = worker.parse_log(
+      self._run_script(worker.print_log(self.folder(0), self._log_offset))
+    )
+    self._log_offset += len(log.encode(errors='surrogateescape'))
     return backends.Report(
-      worker.codes(list(states.items())),
-      'absent' not in states.values(),
-      log=log,
+      worker.exit_codes(states), 'absent' not in states.values(), log=log
     )
 
-  def last_words(self) -> str:
-    """See `Backend`."""
+  def failure_log(self) -> str:
+    """Returns the last lines of the processes that failed."""
     return ''.join(
-      self._bash(worker.last_words(self.folder(i))) for i in range(self.hosts)
+      self._run_script(worker.print_failure_log(self.folder(i)))
+      for i in range(self.hosts)
     )
 
-  def stop(self, now: bool = False) -> bool:
-    """See `Backend`."""
-    # Whoever deletes may not know how many there are.
+  def stop(self, force: bool = False) -> bool:
+    """Sends SIGTERM to all processes, or SIGKILL to their groups."""
+    # A command with --delete may not know how many there are.
     for path in self.root.glob('worker-*'):
-      folder = worker.Folder(str(path))
-      self._bash(worker.stop(folder, 'KILL' if now else 'TERM'))
+      self._run_script(worker.stop(worker.Folder(str(path)), force))
     return True
 
-  def leave(self) -> None:
-    """Nothing: nobody follows."""
+  def detach(self) -> None:
+    """Does nothing: no local process follows the job."""
 
   def delete(self) -> str:
-    """Ends the processes; leaves what they printed. See `Backend`."""
-    self.stop(now=True)
+    """Kills the processes and deletes all but their logs."""
+    self.stop(force=True)
     try:
       shutil.rmtree(self.root / 'tree', ignore_errors=True)
       for name in ('run.sh', 'pid', 'exit'):

@@ -154,6 +154,13 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     'Devices that --dry_run compiles for: v4:2x2x1, v5e:16x16, cpu:256.',
     flag_values=values,
   )
+  _define_prediction_flags(values)
+  _define_host_flags(values)
+  flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
+  return values
+
+
+def _define_prediction_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'images', None, 'Folder of images to predict.', flag_values=values
   )
@@ -175,9 +182,6 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_bool(
     'probs', False, 'Write the probability of each class.', flag_values=values
   )
-  _define_host_flags(values)
-  flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
-  return values
 
 
 def _define_host_flags(values: flags.FlagValues) -> None:

@@ -1,1 +1,1 @@
-"""Networks: encoders, decoders and heads that a `Segmenter` puts together."""
+"""Networks: encoders, decoders and heads, and the `Segmenter` of all three."""

@@ -1,4 +1,4 @@
-"""What encoders and decoders return: maps in order, by name and stride."""
+"""Feature maps as encoders and decoders return them: in order, by name."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ class FeatureMap:
   """One feature map.
 
   Attributes:
-    name: what the network calls it ('block2').
+    name: of the stage of the network that returns it, e.g. 'block2'.
     stride: pixels of the image per cell of the map.
-    array: [B, h, w, D]. Typed loosely, for a tree of arrays also travels as a
-      tree of shapes or of shardings.
+    array: [B, h, w, D]. Not typed as an array, since trees of shapes and of
+      shardings have the same structure.
   """
 
   name: str = flax.struct.field(pytree_node=False)
@@ -23,22 +23,26 @@ class FeatureMap:
 
 @flax.struct.dataclass
 class Features:
-  """The maps of a network in the order of computing; strides may repeat."""
+  """Feature maps in the order of computation; several may have one stride."""
 
   maps: tuple[FeatureMap, ...]
 
   @property
   def strides(self) -> tuple[int, ...]:
-    """The strides there are, each once, ascending."""
+    """Returns the different strides in ascending order."""
     return tuple(sorted({each.stride for each in self.maps}))
 
   @property
   def deepest(self) -> FeatureMap:
-    """The last map with the largest stride."""
+    """Returns the last map of the largest stride."""
     return self.at_stride(self.strides[-1])
 
   def at_stride(self, stride: int) -> FeatureMap:
-    """The deepest map with this stride: the last one that was computed."""
+    """Returns the deepest map of a stride: the one computed last.
+
+    Raises:
+      ValueError: there is none.
+    """
     for each in reversed(self.maps):
       if each.stride == stride:
         return each
@@ -48,7 +52,11 @@ class Features:
     )
 
   def by_name(self, name: str) -> FeatureMap:
-    """The map of this name."""
+    """Returns the map of a name.
+
+    Raises:
+      ValueError: there is none.
+    """
     for each in self.maps:
       if each.name == name:
         return each

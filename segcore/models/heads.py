@@ -1,4 +1,8 @@
-"""Heads: from a map of the encoder or decoder to scores."""
+"""Heads, which compute scores or embeddings from a map of encoder or decoder.
+
+A head names the map it reads by three fields, which the `Segmenter` looks up:
+`reads`, the network ('encoder' or 'decoder'), and `stride` or `map_name`.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,20 +10,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models.layers import conv_block
+from segcore.ops import losses
 
 
 class ConvHead(nn.Module):
-  """One convolution with bias: a score or a value for each cell.
+  """A convolution with bias: C scores or values for each cell.
 
   Attributes:
-    out_features: channels of the result, which is float32 at least.
+    out_features: C.
     kernel: height and width of the kernel.
-    reads: whose map it reads, 'encoder' or 'decoder'.
+    reads: network whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
     map_name: name of the map it reads, instead of its stride.
-    init_scale: of the kernel's first values, against a unit variance of the
-      result; 0 for a head that starts at zero.
-    dtype: of the convolution.
+    init_scale: standard deviation of the initial outputs, for inputs of unit
+      variance; 0 for outputs that start at 0.
+    dtype: of the convolution; the output is float32 at least.
   """
 
   out_features: int
@@ -34,7 +39,7 @@ class ConvHead(nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w C']:
-    """Scores each cell."""
+    """Computes the scores of each cell."""
     del train
     conv = nn.Conv(
       self.out_features,
@@ -43,18 +48,18 @@ class ConvHead(nn.Module):
       dtype=self.dtype,
       name='conv',
     )
-    return _at_least_float32(conv(x))
+    return losses.at_least_float32(conv(x))
 
 
 class PoolHead(nn.Module):
-  """The mean over a map and a dense layer: scores for the whole image.
+  """Global average pooling and a dense layer: C scores for the whole image.
 
   Attributes:
-    out_features: channels of the result, which is float32 at least.
-    reads: whose map it reads, 'encoder' or 'decoder'.
+    out_features: C.
+    reads: network whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
     map_name: name of the map it reads, instead of its stride.
-    init_scale: as in `ConvHead`.
+    init_scale: see `ConvHead`.
   """
 
   out_features: int
@@ -67,7 +72,7 @@ class PoolHead(nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B C']:
-    """Scores each image."""
+    """Computes the scores of each image, in float32."""
     del train
     return nn.Dense(
       self.out_features,
@@ -79,19 +84,19 @@ class PoolHead(nn.Module):
 class ConvBlocksHead(nn.Module):
   """3x3 convolutions with batch norm, ReLU and channel dropout, then a 1x1.
 
-  U2PL's classifier and representation (two blocks) and auxiliary classifier
-  (one block, on 'x3'); the representation is not normalized. All convolutions
-  have biases.
+  With two blocks these are U2PL's classifier and representation head, whose
+  output is not normalized; with one block, on 'x3', its auxiliary classifier.
+  All convolutions have biases.
 
   Attributes:
-    out_features: channels of the result, which is float32 at least.
+    out_features: C.
     width: channels of each block.
-    num_blocks: how many there are.
-    reads: whose map it reads, 'encoder' or 'decoder'.
+    num_blocks: number of blocks.
+    reads: network whose map it reads, 'encoder' or 'decoder'.
     stride: of the map it reads; None for the deepest.
     map_name: name of the map it reads, instead of its stride.
-    dropout_rate: share of each block's maps cleared in training.
-    dtype: of the convolutions.
+    dropout_rate: share of each block's channels that are dropped in training.
+    dtype: of the convolutions; the output is float32 at least.
   """
 
   out_features: int
@@ -107,7 +112,7 @@ class ConvBlocksHead(nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w C']:
-    """Scores or represents each cell."""
+    """Computes scores or an embedding of each cell."""
     for i in range(self.num_blocks):
       x = conv_block.ConvBlock(
         self.width,
@@ -116,15 +121,11 @@ class ConvBlocksHead(nn.Module):
         dtype=self.dtype,
         name=f'block{i + 1}',
       )(x, train)
-    # The result itself is never rounded to less than float32.
+    # Scores stay float32: rounded to bfloat16, those of similar classes tie.
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     return conv_block.conv(
       x.shape[-1], self.out_features, 1, dtype=dtype, name='conv'
     )(x)
-
-
-def _at_least_float32(x: Array) -> Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _scaled_init(scale: float) -> nn.initializers.Initializer:

@@ -1,4 +1,4 @@
-"""From a config's block to a `Segmenter`."""
+"""Builds a `Segmenter` from the options of a config."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ DECODERS = {
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
-  """A network, but for its heads.
+  """A network without its heads, which belong to a training stage.
 
   Attributes:
-    encoder: name (see `ENCODERS`) and fields of the module; a grid of
-      (0, 0) is that of the images of training (see `with_position_grid`).
-    decoder: name (see `DECODERS`) and fields of the module; None
-      where all heads read the encoder.
-    dtype: of activations; parameters are float32 always.
-    remat: recompute blocks in the backward pass, to save memory.
+    encoder: name (see `ENCODERS`) and fields of the module; a `grid` of (0, 0)
+      stands for that of the training images (see `with_position_grid`).
+    decoder: name (see `DECODERS`) and fields of the module; None where all
+      heads read the encoder.
+    dtype: of activations; parameters are always float32.
+    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   encoder: Mapping[str, Any]
@@ -48,7 +48,12 @@ class NetworkOptions:
 def with_position_grid(
   network: NetworkOptions, size: tuple[int, int], path: str
 ) -> NetworkOptions:
-  """The network for training on images of this (height, width).
+  """Replaces a position grid of (0, 0) by that of the training images.
+
+  Args:
+    network: options; returned as they are if they give another grid, or none.
+    size: height and width of the images.
+    path: of the options in the config, for messages.
 
   Raises:
     UserError: a name or field of the encoder is unknown.
@@ -63,23 +68,25 @@ def with_position_grid(
 def build(
   network: NetworkOptions, heads: Mapping[str, nn.Module], path: str
 ) -> segmenter.Segmenter:
-  """The network with these heads; without a decoder if none of them reads it.
+  """Builds the network with given heads; with a decoder only if one reads it.
 
   Raises:
-    UserError: a name or field is unknown.
+    UserError: a name or field is unknown, or a head reads a decoder that the
+      options lack.
   """
-  fixed = {'dtype': jnp.dtype(network.dtype), 'remat': network.remat}
+  common = {'dtype': jnp.dtype(network.dtype), 'remat': network.remat}
   encoder = options.build_named(
-    ENCODERS, network.encoder, f'{path}.encoder', **fixed
+    ENCODERS, network.encoder, f'{path}.encoder', **common
   )
   decoder = None
   if any(head.reads == 'decoder' for head in heads.values()):
     if network.decoder is None:
       raise errors.UserError(
-        f'{path}.decoder: found None, expected one: a head reads it'
+        f'{path}.decoder: expected one of {", ".join(DECODERS)}, since a head '
+        'reads it, got None'
       )
     decoder = options.build_named(
-      DECODERS, network.decoder, f'{path}.decoder', **fixed
+      DECODERS, network.decoder, f'{path}.decoder', **common
     )
   return segmenter.Segmenter(encoder, decoder, heads)
 
@@ -87,9 +94,15 @@ def build(
 def check_image_size(
   network: segmenter.Segmenter, size: tuple[int, int], path: str
 ) -> None:
-  """Raises UserError unless images of this (height, width) fit the network.
+  """Checks that images of a size fit the network, by its shapes alone.
 
-  Nothing is computed: only shapes are followed.
+  Args:
+    network: as built.
+    size: height and width of the images.
+    path: of the size in the config, for messages.
+
+  Raises:
+    UserError: they do not fit.
   """
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
   try:
@@ -97,5 +110,5 @@ def check_image_size(
   except (ArithmeticError, TypeError, ValueError) as error:
     reason = ' '.join(str(error).split())
     raise errors.UserError(
-      f'{path} = {size}: the network does not take it: {reason}'
+      f'{path} = {size} does not fit the network: {reason}'
     ) from error

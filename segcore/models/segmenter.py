@@ -1,4 +1,4 @@
-"""The one shape of network: an encoder, a decoder and named heads.
+"""The segmentation network: an encoder, a decoder and named heads.
 
 segmenter = Segmenter(
   HybridViT(), UNetDecoder(), {'noise': ConvHead(3), 'logits': ConvHead(59)}
@@ -18,25 +18,28 @@ from segcore.models import features as features_lib
 SUBMODULES = ('encoder', 'decoder', 'heads')
 
 
-def _parts(train: bool | tuple[str, ...]) -> tuple[str, ...]:
-  """The parts in training mode."""
+def _training_submodules(train: bool | tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the names of the submodules in training mode."""
   if isinstance(train, bool):
     return SUBMODULES if train else ()
-  for part in train:
-    if part not in SUBMODULES:
-      raise ValueError(f'train={part!r} is none of {", ".join(SUBMODULES)}')
+  for name in train:
+    if name not in SUBMODULES:
+      raise ValueError(
+        f'train: expected names among {", ".join(SUBMODULES)}, got {name!r}'
+      )
   return train
 
 
 class Heads(nn.Module):
-  """Modules by name, with their parameters under just these names."""
+  """Head modules by name, whose parameters have the same names."""
 
   modules: Mapping[str, nn.Module]
 
-  preserve_adopted_names = True  # Else flax would call them 'modules_NAME'.
+  preserve_adopted_names = True  # Else flax calls them 'modules_NAME'.
 
   def __post_init__(self) -> None:
     if self.parent is None:
+      # Frozen, since flax hashes modules, as static arguments of jit.
       self.modules = flax.core.FrozenDict(
         {
           name: head.clone(parent=None, name=name)
@@ -46,28 +49,29 @@ class Heads(nn.Module):
     super().__post_init__()
 
   def __call__(
-    self, maps: Mapping[str, Array], train: bool = False
+    self, maps: Mapping[str, Float[Array, 'B ...']], train: bool = False
   ) -> dict[str, Any]:
     """Applies the heads named by the keys to the maps given for them."""
     return {name: self.modules[name](x, train) for name, x in maps.items()}
 
   def call_method(self, name: str, method: str, *arguments: Any) -> Any:
-    """Calls a method of one head, for training that needs its parts."""
+    """Calls a method of one head, for trainings that use its layers."""
     return getattr(self.modules[name], method)(*arguments)
 
 
 class Segmenter(nn.Module):
-  """Encoder, decoder and heads; parameters stand under just these names.
+  """An encoder, a decoder and heads; parameters are under these three names.
 
-  Any parts fit together that keep to this: the encoder maps (images, train) to
-  `Features`, the decoder (features, condition, train) to `Features`; a head
-  says in `reads`, `stride` and `stage` which map it wants and maps (map, train)
-  to an array. Batch statistics and dropout streams are flax's own.
+  Any modules fit together that have these signatures: the encoder maps
+  (images, train) to `Features`, the decoder (features, condition, train) to
+  `Features`, and a head maps (map, train) to an array; its fields `reads`,
+  `stride` and `map_name` select the map. Batch statistics and dropout work as
+  everywhere in flax.
 
   Attributes:
-    encoder: from images in [-1, 1].
+    encoder: of images in [-1, 1].
     decoder: None where all heads read the encoder.
-    heads: by name; the names are the caller's ('logits', 'noise', 'rep').
+    heads: by names of the caller's choice ('logits', 'noise', 'rep').
   """
 
   encoder: nn.Module
@@ -81,7 +85,7 @@ class Segmenter(nn.Module):
 
   @property
   def conditional(self) -> bool:
-    """Whether the decoder reads a noise level of each image."""
+    """Returns whether the decoder is conditioned on a noise level."""
     return getattr(self.decoder, 'conditional', False)
 
   def __call__(
@@ -92,24 +96,24 @@ class Segmenter(nn.Module):
     train: bool | tuple[str, ...] = False,
     condition: Float[Array, 'B'] | None = None,
   ) -> dict[str, Array]:
-    """The results of the heads asked for; what none of them reads is not run.
+    """Computes the outputs of heads; the decoder runs only if one reads it.
 
     Args:
       images: in [-1, 1].
-      heads: their names; all of them by default, as for `init`.
-      train: the parts whose dropout and batch statistics are those of
-        training; True for all of them.
+      heads: their names; None for all, as in `init`.
+      train: the submodules whose dropout and batch statistics are those of
+        training; True for all three.
       condition: the noise level of each image, for a conditional decoder.
     """
     names = tuple(self.heads.modules) if heads is None else tuple(heads)
     for name in names:
-      self._check(name)
+      self._check_head(name)
     decode = any(self.heads.modules[name].reads == 'decoder' for name in names)
-    found = self.features(
+    features = self.features(
       images, decode=decode, train=train, condition=condition
     )
-    maps = {name: self._map(name, found) for name in names}
-    return self.heads(maps, 'heads' in _parts(train))
+    maps = {name: self._map_of_head(name, features) for name in names}
+    return self.heads(maps, 'heads' in _training_submodules(train))
 
   def features(
     self,
@@ -119,21 +123,27 @@ class Segmenter(nn.Module):
     train: bool | tuple[str, ...] = False,
     condition: Float[Array, 'B'] | None = None,
   ) -> dict[str, features_lib.Features]:
-    """The maps themselves: of the 'encoder' and, if it is run, the 'decoder'.
+    """Computes the maps of 'encoder' and, if it runs, 'decoder'.
 
-    Used as `segmenter.apply(variables, images, method='features')`.
+    Called by `segmenter.apply(variables, images, method='features')`.
+
+    Args:
+      images: in [-1, 1].
+      decode: whether the decoder runs, if there is one.
+      train: see `__call__`.
+      condition: see `__call__`.
     """
-    train = _parts(train)
-    found = {'encoder': self.encoder(images, 'encoder' in train)}
+    train = _training_submodules(train)
+    features = {'encoder': self.encoder(images, 'encoder' in train)}
     if decode and self.decoder is not None:
-      found['decoder'] = self.decoder(
-        found['encoder'], condition, 'decoder' in train
+      features['decoder'] = self.decoder(
+        features['encoder'], condition, 'decoder' in train
       )
     elif condition is not None:
-      raise ValueError('a condition was given, but no decoder runs to read it')
-    return found
+      raise ValueError('condition: expected None where no decoder runs')
+    return features
 
-  def _check(self, name: str) -> None:
+  def _check_head(self, name: str) -> None:
     if name not in self.heads.modules:
       raise ValueError(
         f'no head named {name!r}; there are {", ".join(self.heads.modules)}'
@@ -141,18 +151,18 @@ class Segmenter(nn.Module):
     reads = self.heads.modules[name].reads
     if reads not in ('encoder', 'decoder'):
       raise ValueError(
-        f'head {name!r} reads {reads!r}, which is neither encoder nor decoder'
+        f'head {name!r}: expected reads to be encoder or decoder, got {reads!r}'
       )
     if reads == 'decoder' and self.decoder is None:
       raise ValueError(f'head {name!r} reads the decoder, but there is none')
 
-  def _map(
-    self, name: str, found: Mapping[str, features_lib.Features]
+  def _map_of_head(
+    self, name: str, features: Mapping[str, features_lib.Features]
   ) -> Float[Array, 'B h w D']:
     head = self.heads.modules[name]
-    maps = found[head.reads]
+    maps = features[head.reads]
     try:
-      if head.map_name:
+      if head.map_name is not None:
         return maps.by_name(head.map_name).array
       if head.stride is None:
         return maps.deepest.array

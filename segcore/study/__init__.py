@@ -1,1 +1,1 @@
-"""Studies: one experiment over options and seeds."""
+"""Studies: an experiment over options and seeds, as tables and plots."""

@@ -1,9 +1,9 @@
-"""Runs a study from the command line; see `segcore.study.runner`."""
+"""Runs the command line of studies, `segcore.study.cli`."""
 
 import sys
 
 from runtime import exit_status
-from segcore.study import runner
+from segcore.study import cli
 
 if __name__ == '__main__':
-  exit_status.run(lambda: runner.main(sys.argv[1:]))
+  exit_status.run(lambda: cli.main(sys.argv[1:]))

@@ -1,7 +1,7 @@
-"""What a study found: tables and pictures of its cells. Pure but for writing.
+"""Tables and plots of the results of a study.
 
-A row of the table is a combination of all options but the last, a column a
-value of the last one. A cell of the table has one result a seed.
+A row of the table is a combination of values of all options but the last; a
+column is a value of the last option. A cell of the table has a result per seed.
 """
 
 import csv
@@ -19,21 +19,21 @@ import scipy.stats
 
 matplotlib.use('agg')  # No window.
 
-# Of a confidence interval.
+# Level of confidence intervals.
 CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
-  """A trained and evaluated cell.
+class CellResult:
+  """The result of one run of a study.
 
   Attributes:
     row: values of all options but the last: 'init=ddep'.
     column: value of the last option: '50'.
-    seed: of the run; runs of equal seed are paired.
+    seed: seed of the run; runs of equal seed are paired.
     results: metrics by split: {'test': {'miou': 0.35}}.
-    curve: the reported and the training metric along the way: lines with
-      'step' and '<split>/<metric>'.
+    curve: the reported metric by training step: entries with 'step' and
+      '<split>/<metric>'.
     swept: values of the swept options, joined by commas.
   """
 
@@ -45,7 +45,7 @@ class Finished:
   swept: str = ''
 
   def value(self, name: str) -> float:
-    """The result '<split>/<metric>'; NaN if it is not there."""
+    """Returns the metric '<split>/<metric>', NaN if it is missing."""
     split, _, metric = name.partition('/')
     value = self.results.get(split, {}).get(metric)
     return float('nan') if value is None else float(value)
@@ -53,12 +53,12 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Paired difference of two rows at one column.
+  """Paired difference of two rows in one column.
 
   Attributes:
-    mean: of the differences, seed by seed.
-    low: end of the confidence interval (Student's t, two-sided).
-    high: its other end; both NaN for a single pair.
+    mean: mean of the differences over seeds.
+    low: lower end of the confidence interval (Student's t, two-sided).
+    high: upper end; both are NaN for a single pair.
     count: number of pairs.
   """
 
@@ -71,7 +71,7 @@ class Difference:
 def paired_difference(
   ours: Mapping[int, float], theirs: Mapping[int, float]
 ) -> Difference:
-  """Mean of ours - theirs over the seeds both have, with its interval.
+  """Computes the mean of ours - theirs over common seeds, with its interval.
 
   >>> paired_difference({0: 3.0, 1: 5.0}, {0: 1.0, 1: 1.0, 2: 9.0}).mean
   3.0
@@ -85,16 +85,18 @@ def paired_difference(
   if count == 1:
     return Difference(mean, float('nan'), float('nan'), 1)
   error = differences.std(ddof=1) / np.sqrt(count)
-  reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error)
-  return Difference(mean, mean - reach, mean + reach, count)
+  margin = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error)
+  return Difference(mean, mean - margin, mean + margin, count)
 
 
 def choose_swept(
-  cells: Sequence[Finished], select: str
+  cells: Sequence[CellResult], select: str
 ) -> dict[tuple[str, str], str]:
-  """The swept value with the best selected metric, for each row and column.
+  """Chooses the swept values of the largest metric for each (row, column).
 
-  Values that did not finish are missing among the cells; NaN never wins.
+  Args:
+    cells: results of the sweep, without failed runs.
+    select: '<split>/<metric>'; NaN is never chosen.
   """
   best: dict[tuple[str, str], tuple[float, str]] = {}
   for cell in cells:
@@ -106,9 +108,9 @@ def choose_swept(
 
 
 def by_seed(
-  cells: Sequence[Finished], row: str, column: str, name: str
+  cells: Sequence[CellResult], row: str, column: str, name: str
 ) -> dict[int, float]:
-  """The results of a cell of the table, in percent, by seed."""
+  """Returns the metric of a cell of the table by seed, in percent."""
   return {
     cell.seed: 100 * cell.value(name)
     for cell in cells
@@ -118,7 +120,7 @@ def by_seed(
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and sample standard deviation; the latter NaN for one value."""
+  """Computes mean and sample standard deviation, which is NaN for one value."""
   array = np.asarray(values, np.float64)
   if not array.size:
     return float('nan'), float('nan')
@@ -127,36 +129,38 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def markdown(
-  cells: Sequence[Finished],
+  cells: Sequence[CellResult],
   name: str,
   axis: str,
   baseline: str = '',
   also: Sequence[str] = (),
 ) -> str:
-  """Tables of mean ± standard deviation (number of seeds), in percent.
+  """Formats tables of mean ± standard deviation (number of seeds), in percent.
 
-  The reported metric; the same on the images that were trained on; further
-  ones; paired differences.
+  The tables are of the reported metric, of the same metric on the training
+  images, of further metrics, and of paired differences.
 
   Args:
-    cells: all that are finished.
-    name: of the reported metric: 'test/miou'.
+    cells: all results.
+    name: reported metric: 'test/miou'.
     axis: name of the last option.
-    baseline: a row that the others are compared with.
-    also: names of further metrics.
+    baseline: row that the others are compared with, or ''.
+    also: further metrics.
   """
   rows, columns = _rows(cells), _columns(cells)
 
-  def table(name: str, rows: Sequence[str], show) -> list[str]:
+  def table(name: str, rows: Sequence[str], format_cell) -> list[str]:
     head = f'| {name}, % | ' + ' | '.join(f'{axis}={c}' for c in columns) + ' |'
     lines = [head, '|---|' + '---|' * len(columns)]
     for row in rows:
-      lines.append(f'| {row} | {" | ".join(show(row, c) for c in columns)} |')
+      lines.append(
+        f'| {row} | {" | ".join(format_cell(row, c) for c in columns)} |'
+      )
     return lines
 
   def difference(row: str, column: str) -> str:
     ours, theirs = (by_seed(cells, r, column, name) for r in (row, baseline))
-    return _shown_difference(paired_difference(ours, theirs))
+    return _format_difference(paired_difference(ours, theirs))
 
   lines = ['Mean ± standard deviation (number of seeds):']
   train = f'train/{name.partition("/")[2]}'
@@ -165,7 +169,9 @@ def markdown(
       lines += [
         '',
         *table(
-          metric, rows, lambda r, c, m=metric: _shown(by_seed(cells, r, c, m))
+          metric,
+          rows,
+          lambda r, c, m=metric: _format_values(by_seed(cells, r, c, m)),
         ),
       ]
   others = [row for row in rows if row != baseline]
@@ -181,63 +187,68 @@ def markdown(
 
 
 def table_csv(
-  cells: Sequence[Finished], name: str, axis: str, also: Sequence[str] = ()
+  cells: Sequence[CellResult], name: str, axis: str, also: Sequence[str] = ()
 ) -> str:
-  """A line for each cell of the table and metric; mean and std in percent."""
+  """Formats a CSV line per cell of the table and metric, in percent."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(['row', axis, 'swept', 'metric', 'mean', 'std', 'n'])
-  places = itertools.product(_rows(cells), _columns(cells))
-  for (row, column), metric in itertools.product(places, (name, *also)):
-    found = by_seed(cells, row, column, metric)
-    mean, std = mean_and_std(list(found.values()))
+  keys = itertools.product(_rows(cells), _columns(cells))
+  for (row, column), metric in itertools.product(keys, (name, *also)):
+    values = by_seed(cells, row, column, metric)
+    mean, std = mean_and_std(list(values.values()))
     swept = {
       cell.swept for cell in cells if (cell.row, cell.column) == (row, column)
     }
     writer.writerow(
-      [row, column, ' '.join(sorted(swept)), metric, mean, std, len(found)]
+      [row, column, ' '.join(sorted(swept)), metric, mean, std, len(values)]
     )
   return text.getvalue()
 
 
 def write(
   folder: pathlib.Path,
-  cells: Sequence[Finished],
+  cells: Sequence[CellResult],
   name: str,
   axis: str,
   baseline: str = '',
   also: Sequence[str] = (),
 ) -> list[pathlib.Path]:
-  """Writes table.md, table.csv, plot.png and, with curves, curves.png."""
-  made = {
+  """Writes table.md, table.csv, plot.png and, if there are curves, curves.png.
+
+  The arguments are those of `markdown`.
+  """
+  texts = {
     'table.md': markdown(cells, name, axis, baseline, also),
     'table.csv': table_csv(cells, name, axis, also),
   }
-  for file, text in made.items():
+  for file, text in texts.items():
     (folder / file).write_text(text)
   figures = {'plot.png': plot(cells, name, axis)}
   if any(cell.curve for cell in cells):
     figures['curves.png'] = plot_curves(cells, name, axis)
   for file, figure in figures.items():
     figure.savefig(folder / file, dpi=120, bbox_inches='tight')
-  return [folder / file for file in (*made, *figures)]
+  return [folder / file for file in (*texts, *figures)]
 
 
 def plot(
-  cells: Sequence[Finished], name: str, axis: str
+  cells: Sequence[CellResult], name: str, axis: str
 ) -> matplotlib.figure.Figure:
-  """Label efficiency: the metric over the last option, a line a row."""
+  """Plots the metric over the values of the last option, a line per row."""
   figure = matplotlib.figure.Figure(figsize=(6.4, 4.4), layout='constrained')
   axes = figure.subplots()
   columns = _columns(cells)
-  places, numeric = _places(columns)
+  positions, numeric = _positions(columns)
   for i, row in enumerate(_rows(cells)):
-    found = [list(by_seed(cells, row, c, name).values()) for c in columns]
-    stats = [mean_and_std(values) for values in found]
+    values = [list(by_seed(cells, row, c, name).values()) for c in columns]
+    stats = [mean_and_std(v) for v in values]
     means = np.array([mean for mean, _ in stats])
     stds = np.nan_to_num([std for _, std in stats])
     axes.errorbar(
-      *(places, means, stds),
+      positions,
+      means,
+      stds,
       color=_color(i),
       marker='o',
       capsize=3,
@@ -246,9 +257,9 @@ def plot(
   if numeric:
     axes.set_xscale('log')
     axes.minorticks_off()
-  axes.set_xticks(places, columns)
+  axes.set_xticks(positions, columns)
   axes.set_xlabel(axis)
-  axes.set_ylabel(f'{_spelt(name)}, %')
+  axes.set_ylabel(f'{_metric_label(name)}, %')
   counts = {
     len(by_seed(cells, row, column, name))
     for row in _rows(cells)
@@ -262,11 +273,12 @@ def plot(
 
 
 def plot_curves(
-  cells: Sequence[Finished], name: str, axis: str
+  cells: Sequence[CellResult], name: str, axis: str
 ) -> matplotlib.figure.Figure:
-  """The metric over the steps, train beside the reported split, mean of seeds.
+  """Plots the metric over training steps, the mean over seeds.
 
-  One panel a value of the last option.
+  There is a panel per value of the last option, a solid line per row for the
+  reported split, and a dashed one for the training images.
   """
   columns = [c for c in _columns(cells) if any(x.curve for x in cells)]
   figure = matplotlib.figure.Figure(
@@ -278,13 +290,13 @@ def plot_curves(
     for i, row in enumerate(_rows(cells)):
       for key, style in ((name, '-'), (train, '--')):
         steps, means = _mean_curve(cells, row, column, key)
-        # Each kind of line once in the legend, which stands in one panel.
+        # All panels have the same lines; the legend takes those of the first.
         label = f'{row}, {key.partition("/")[0]}'
         axes.plot(steps, means, style, color=_color(i), label=label)
     axes.set_title(f'{axis}={column}', fontsize=10)
     axes.set_xlabel('step')
     axes.grid(alpha=0.3)
-  panels[0].set_ylabel(f'{_spelt(name.partition("/")[2])}, %')
+  panels[0].set_ylabel(f'{_metric_label(name.partition("/")[2])}, %')
   figure.legend(
     *panels[0].get_legend_handles_labels(),
     loc='outside lower center',
@@ -296,7 +308,7 @@ def plot_curves(
 
 
 def _mean_curve(
-  cells: Sequence[Finished], row: str, column: str, key: str
+  cells: Sequence[CellResult], row: str, column: str, key: str
 ) -> tuple[list[int], list[float]]:
   points: dict[int, list[float]] = {}
   for cell in cells:
@@ -308,16 +320,19 @@ def _mean_curve(
   return steps, [float(np.mean(points[step])) for step in steps]
 
 
-def _rows(cells: Sequence[Finished]) -> list[str]:
+def _rows(cells: Sequence[CellResult]) -> list[str]:
   return list(dict.fromkeys(cell.row for cell in cells))
 
 
-def _columns(cells: Sequence[Finished]) -> list[str]:
+def _columns(cells: Sequence[CellResult]) -> list[str]:
   return list(dict.fromkeys(cell.column for cell in cells))
 
 
-def _places(columns: Sequence[str]) -> tuple[list[float], bool]:
-  """Where columns stand on the axis: at their values if those are numbers."""
+def _positions(columns: Sequence[str]) -> tuple[list[float], bool]:
+  """Returns positions of columns on the axis, and whether these are values.
+
+  Columns that are positive numbers stand at their values, others at 0, 1, ….
+  """
   try:
     values = [float(column) for column in columns]
   except ValueError:
@@ -327,15 +342,15 @@ def _places(columns: Sequence[str]) -> tuple[list[float], bool]:
   return values, True
 
 
-def _shown(found: Mapping[int, float]) -> str:
-  if not found:
+def _format_values(values: Mapping[int, float]) -> str:
+  if not values:
     return '-'
-  mean, std = mean_and_std(list(found.values()))
-  spread = '' if np.isnan(std) else f' ± {std:.1f}'
-  return f'{mean:.1f}{spread} ({len(found)})'
+  mean, std = mean_and_std(list(values.values()))
+  deviation = '' if np.isnan(std) else f' ± {std:.1f}'
+  return f'{mean:.1f}{deviation} ({len(values)})'
 
 
-def _shown_difference(difference: Difference) -> str:
+def _format_difference(difference: Difference) -> str:
   if not difference.count:
     return '-'
   if np.isnan(difference.low):
@@ -346,8 +361,7 @@ def _shown_difference(difference: Difference) -> str:
   )
 
 
-def _spelt(name: str) -> str:
-  """A metric as papers spell it."""
+def _metric_label(name: str) -> str:
   return name.replace('miou', 'mIoU').replace('/', ' ')
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints of a stage: the latest and the best, apart from each other.
+"""Checkpoints of a stage: the latest ones and the best one.
 
-Saving is asynchronous and atomic: a step's folder gets its name only when it is
-complete. The folder `checkpoints` holds the latest two steps, `best` the one
-with the best value so far.
+Saving is asynchronous and atomic: the folder of a step is renamed into place
+when it is complete. The folder `checkpoints` holds the latest two steps, `best`
+the step with the best value so far.
 """
 
 import contextlib
@@ -27,11 +27,17 @@ class Checkpoints:
   """Saves and restores the training state of one stage.
 
   with Checkpoints(directory) as checkpoints:
-    found = checkpoints.restore(abstract_state)
+    restored = checkpoints.restore(abstract_state)
     checkpoints.save(100, state)
   """
 
   def __init__(self, directory: files.Path, keep: int = 2):
+    """Opens the checkpoints in the folder of a stage.
+
+    Args:
+      directory: folder of the stage.
+      keep: number of latest checkpoints to keep.
+    """
     self.directory = directory
     self._latest = _manager(directory / 'checkpoints', keep)
     self._best = _manager(directory / 'best', 1)
@@ -40,24 +46,30 @@ class Checkpoints:
     return self
 
   def __exit__(self, *exception) -> None:
-    with _disk(self.directory):
+    with _explaining_full_disk(self.directory):
       self._latest.close()
       self._best.close()
 
   def save(self, step: int, state: Any) -> None:
-    """Starts to save; returns before the state is on disk.
+    """Starts to save a state; returns before it is on disk.
 
     Raises:
-      UserError: the disk is full; the checkpoints before are kept.
+      UserError: the disk is full; earlier checkpoints are kept.
     """
-    with _disk(self.directory):
+    with _explaining_full_disk(self.directory):
       self._latest.save(step, args=_save_args(state, {}))
     progress.record_activity(f'saving step {step} of {self.directory.name}')
 
   def save_best(self, step: int, state: Any, value: float) -> None:
-    """Keeps this state as the best one; returns when it is on disk."""
-    with _disk(self.directory):
-      # A run that was set back comes by the same steps again.
+    """Saves a state as the best one; returns when it is on disk.
+
+    Args:
+      step: step of the state.
+      state: the training state.
+      value: value by which it is the best.
+    """
+    with _explaining_full_disk(self.directory):
+      # A run that resumed from an earlier checkpoint repeats these steps.
       for later in self._best.all_steps():
         if later >= step or self.best_value(before=step) is None:
           self._best.delete(later)
@@ -65,10 +77,10 @@ class Checkpoints:
       self._best.wait_until_finished()
 
   def best_value(self, before: int) -> float | None:
-    """Value of the best state of the steps before the given one.
+    """Returns the value of the best state of earlier steps, or None.
 
-    A run that was set back may find a best state of its own future: it is left
-    out, and will be found again.
+    A run that resumed from an earlier checkpoint may have saved a best state of
+    a later step. It is ignored, since the run will compute it again.
     """
     step = self._best.latest_step()
     if step is None or step >= before:
@@ -79,28 +91,32 @@ class Checkpoints:
     except Exception as error:  # Orbax has no class for damaged files.
       logging.warning(
         'the best state in %s is damaged (%s): the next evaluation replaces it',
-        *(self.directory, str(error).splitlines()[0]),
+        self.directory,
+        str(error).splitlines()[0],
       )
       return None
 
   def wait(self) -> None:
-    """Returns when everything saved is on disk."""
-    with _disk(self.directory):
+    """Returns when all saved states are on disk."""
+    with _explaining_full_disk(self.directory):
       self._latest.wait_until_finished()
       self._best.wait_until_finished()
-    progress.record_activity(f'all of {self.directory.name} was saved')
+    progress.record_activity(f'all states of {self.directory.name} were saved')
 
   def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
-    """The latest state that can be read, placed as `abstract_state` says.
+    """Restores the latest state that can be read on all hosts.
 
-    A damaged checkpoint is set aside and the one before is taken.
+    A damaged checkpoint is renamed, and the one before it is restored.
+
+    Args:
+      abstract_state: shapes, types and shardings of the state.
 
     Returns:
       Step and state, or None if nothing was saved yet.
 
     Raises:
-      UserError: there are checkpoints, and all of them are damaged, or they
-        hold a state of another make.
+      UserError: all checkpoints are damaged, or they hold a state of other
+        names or shapes.
     """
     args = ocp.args.Composite(
       **{_STATE: ocp.args.StandardRestore(abstract_state)}
@@ -118,12 +134,14 @@ class Checkpoints:
         raise
       except Exception as error:  # Orbax has no class for damaged files.
         reason = str(error).splitlines()[0]
-      if _all_hosts(not reason):
-        self._set_aside(damaged)
+      if _on_all_hosts(not reason):
+        self._rename_damaged(damaged)
         return step, state
       logging.warning(
-        'checkpoint %d in %s is damaged (%s): going back to the one before',
-        *(step, self.directory, reason or 'on another host'),
+        'checkpoint %d in %s is damaged (%s): restoring the one before',
+        step,
+        self.directory,
+        reason or 'on another host',
       )
       damaged.append(step)
     if damaged:
@@ -134,7 +152,7 @@ class Checkpoints:
     return None
 
   def _check_layout(self, step: int, abstract_state: Any) -> None:
-    """Raises UserError if the names or shapes are not those expected."""
+    """Raises UserError unless names and shapes are those of the state."""
     folder = self.directory / 'checkpoints' / str(step) / _STATE
     saved = _layout(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
     expected = _layout(
@@ -148,31 +166,31 @@ class Checkpoints:
     if different:
       name = different[0]
       raise errors.UserError(
-        f'{folder} holds another kind of state ({name} found '
-        f'{saved.get(name, "nothing")}, expected '
-        f'{expected.get(name, "nothing")}; {len(different)} differ): go on '
-        'with the version that wrote it, or choose another --workdir'
+        f'{folder} holds another kind of state: {name}: expected '
+        f'{expected.get(name, "nothing")}, got {saved.get(name, "nothing")} '
+        f'({len(different)} arrays differ): resume with the version that wrote '
+        'it, or choose another --workdir'
       )
 
-  def _set_aside(self, steps: Sequence[int]) -> None:
+  def _rename_damaged(self, steps: Sequence[int]) -> None:
     """Renames damaged checkpoints, so that their steps can be saved again."""
     if not steps:
       return
     if jax.process_index() == 0:
       for step in steps:
-        aside = self.directory / f'damaged-{step}'
-        files.remove_folder(aside)
-        (self.directory / 'checkpoints' / str(step)).rename(aside)
+        target = self.directory / f'damaged-{step}'
+        files.remove_folder(target)
+        (self.directory / 'checkpoints' / str(step)).rename(target)
     if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('damaged checkpoints set aside')
+      multihost_utils.sync_global_devices('damaged checkpoints renamed')
     self._latest.reload()
 
 
 class _Manager(ocp.CheckpointManager):
-  """Leaves preemption to the loop.
+  """A checkpoint manager that ignores preemption, which the loop handles.
 
-  Orbax would ask jax whether to stop, with a count of its own: the answer comes
-  once, and the loop would not hear it.
+  Orbax would query jax's preemption sync point with its own step count. jax
+  answers a request only once, so the loop would miss it.
   """
 
   def reached_preemption(self, step: int) -> bool:
@@ -187,7 +205,7 @@ def _manager(directory: files.Path, keep: int) -> _Manager:
 
 
 def _layout(tree: Any) -> dict[str, tuple[int, ...]]:
-  """Shape of each leaf by its path."""
+  """Returns the shape of each array by its path."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path): tuple(leaf.shape)
@@ -205,23 +223,23 @@ def _save_args(state: Any, meta: Mapping[str, Any]) -> ocp.args.Composite:
   )
 
 
-def _all_hosts(good: bool) -> bool:
-  """Whether it is good on every host."""
+def _on_all_hosts(condition: bool) -> bool:
+  """Returns whether a condition is true on every host."""
   if jax.process_count() == 1:
-    return good
-  return bool(multihost_utils.process_allgather(np.int32(good)).all())
+    return condition
+  return bool(multihost_utils.process_allgather(np.int32(condition)).all())
 
 
 @contextlib.contextmanager
-def _disk(directory: files.Path) -> Iterator[None]:
-  """Says in one line that the disk is full, however Orbax puts it."""
+def _explaining_full_disk(directory: files.Path) -> Iterator[None]:
+  """Turns any error of Orbax about a full disk into a UserError."""
   try:
     yield
   except Exception as error:
     full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
     if full or os.strerror(errno.ENOSPC) in str(error):
       raise errors.UserError(
-        f'the disk of {directory} is full: the checkpoints before are kept; '
+        f'the disk of {directory} is full: earlier checkpoints are kept; '
         'free some space and run the same command again'
       ) from error
     raise

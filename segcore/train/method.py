@@ -1,4 +1,4 @@
-"""The contract between a method and the training loop."""
+"""The interface of methods to the training loop, and what they share."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -14,47 +14,57 @@ from segcore.train import update as update_lib
 
 @runtime_checkable
 class Method(Protocol):
-  """One kind of training. All three functions are pure and get jitted."""
+  """Interface of a training method; its functions are pure and get jitted."""
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> train_state.TrainState:
-    """The state before step 0.
+    """Initializes the state at step 0.
 
     Args:
-      rng: the run's key.
+      rng: PRNG key of the run.
       batch_spec: shapes and types of a global batch.
-      loaded: subtrees of parameters and statistics read before, or None.
+      loaded: subtrees of parameters and batch statistics to start from, or
+        None.
     """
 
   def train_step(
     self, state: train_state.TrainState, batch: batch_lib.Batch
   ) -> tuple[train_state.TrainState, types.Metrics]:
-    """One update, and scalars to log; those are checked to be finite."""
+    """Computes one step.
+
+    Returns:
+      The next state, and scalars to log, which the loop checks to be finite.
+    """
 
   def predict(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
-    """Class scores at the network's own grid; images in [-1, 1]."""
+    """Predicts class scores at the network's output resolution.
+
+    Args:
+      state: the training state.
+      images: in [-1, 1].
+    """
 
 
 @runtime_checkable
 class ScoreModel(Protocol):
-  """The part of a method that looks at images: what evaluation needs."""
+  """Interface of a model that predicts scores: what evaluation needs."""
 
   def predict(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
-    """See `Method.predict`."""
+    """Predicts scores of images in [-1, 1], as `Method.predict` does."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadScores:
-  """The scores of one head of a trained network.
+  """Model that predicts the scores of one head of a network.
 
   Attributes:
     segmenter: the network.
-    name: of the head.
+    name: name of the head.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -63,11 +73,11 @@ class HeadScores:
   def predict(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
-    """In evaluation mode."""
-    found = self.segmenter.apply(
+    """Predicts scores of images in [-1, 1], in evaluation mode."""
+    outputs = self.segmenter.apply(
       train_state.variables(state), images, heads=(self.name,)
     )
-    return found[self.name]
+    return outputs[self.name]
 
 
 def forward(
@@ -81,20 +91,23 @@ def forward(
   rng: Array,
   condition: Float[Array, 'B'] | None = None,
 ) -> tuple[dict[str, Array], types.Params]:
-  """A forward pass of training: outputs by head, and the new statistics.
+  """Applies the network in training mode.
 
   Args:
     segmenter: the network.
     params: all of its parameters.
-    batch_stats: all of its statistics.
+    batch_stats: all of its batch statistics.
     images: in [-1, 1].
-    heads: which outputs.
-    train: parts in training mode (dropout, batch statistics); the others run as
-      in evaluation.
-    rng: key of the dropout.
-    condition: the noise level of each image, for a conditional decoder.
+    heads: names of the heads to compute.
+    train: parts in training mode (dropout, batch statistics); the others run in
+      evaluation mode.
+    rng: PRNG key of dropout.
+    condition: noise level of each image, for a conditional decoder.
+
+  Returns:
+    Outputs by head, and all batch statistics after the forward pass.
   """
-  found, changed = segmenter.apply(
+  outputs, updated = segmenter.apply(
     {'params': params, 'batch_stats': batch_stats},
     images,
     heads=heads,
@@ -103,16 +116,16 @@ def forward(
     rngs={'dropout': rng},
     mutable=['batch_stats'],
   )
-  return found, {**batch_stats, **changed.get('batch_stats', {})}
+  return outputs, {**batch_stats, **updated.get('batch_stats', {})}
 
 
 @dataclasses.dataclass(frozen=True)
 class SingleLossMethod:
-  """A method that is one loss over one stream; a subclass writes the loss.
+  """Base class of methods with one loss over one stream of images.
 
   Attributes:
     segmenter: the network.
-    update: what is trained, and how.
+    update: trained parts, optimizer and gradient accumulation.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -121,14 +134,14 @@ class SingleLossMethod:
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> train_state.TrainState:
-    """See `Method.init`."""
+    """Initializes the network and the optimizer."""
     shape = batch_spec['image'].shape
     return self.update.init(self.segmenter, rng, shape, loaded)
 
   def train_step(
     self, state: train_state.TrainState, batch: batch_lib.Batch
   ) -> tuple[train_state.TrainState, types.Metrics]:
-    """One update; 'loss' is the mean over what the loss counts."""
+    """Computes one step; the metric 'loss' is the mean over the count."""
     return self.update(self.loss, state, batch)
 
   def loss(
@@ -138,7 +151,7 @@ class SingleLossMethod:
     batch: batch_lib.Batch,
     keys: update_lib.ForwardKeys,
   ) -> update_lib.LossOutput:
-    """The loss of a microbatch; see `Loss`."""
+    """Computes the loss of a microbatch; implemented by subclasses."""
     raise NotImplementedError
 
   def forward(
@@ -150,12 +163,12 @@ class SingleLossMethod:
     keys: update_lib.ForwardKeys,
     condition: Float[Array, 'B'] | None = None,
   ) -> tuple[Array, types.Params]:
-    """One head's output in training, and the new statistics.
+    """Applies one head in training mode; returns it with the batch statistics.
 
-    Parts that are not trained run as in evaluation. A condition is for a
-    conditional decoder.
+    Parts that are not trained run in evaluation mode. `condition` is the noise
+    level of each image, for a conditional decoder.
     """
-    found, batch_stats = forward(
+    outputs, batch_stats = forward(
       self.segmenter,
       params,
       batch_stats,
@@ -165,7 +178,7 @@ class SingleLossMethod:
       rng=keys.network,
       condition=condition,
     )
-    return found[head], batch_stats
+    return outputs[head], batch_stats
 
   def apply(
     self,
@@ -174,7 +187,10 @@ class SingleLossMethod:
     head: str,
     condition: Float[Array, 'B'] | None = None,
   ) -> Array:
-    """One head's output in evaluation; a condition is for such a decoder."""
+    """Applies one head in evaluation mode.
+
+    `condition` is the noise level of each image, for a conditional decoder.
+    """
     outputs = self.segmenter.apply(
       train_state.variables(state), images, heads=(head,), condition=condition
     )

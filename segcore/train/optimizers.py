@@ -4,9 +4,9 @@
   tx = build(options, num_steps=20_000, params=params)
   state = tx.init(params)
 
-The order within one update is: clip, l2 decay, layer-wise adaptation, momentum
-or Adam, decoupled decay, learning rate, and then each group's own factor. LARC
-adapts and decays in one.
+The order within one update is: clipping, l2 decay, layer-wise adaptation,
+momentum or Adam, decoupled decay, learning rate, factor of the parameter group.
+LARC combines adaptation and decay.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from jaxtyping import Array, Float
 
 from segcore.types import Params
 
-# Pattern of paths, factor of the learning rate, factor of the weight decay.
+# (pattern of paths, learning-rate factor, weight-decay factor).
 ParamGroup = tuple[str, float, float]
 
-# Keeps the divisor of the layer-wise adaptations from 0.
+# Added to the divisor of layer-wise adaptation.
 _ADAPTATION_EPS = 1e-8
 
-# What is left of the learning rate when a fraction `left` of the decay is.
-_SHAPES = {
+# Share of the learning rate when a fraction `left` of the decay remains.
+_DECAY_SHAPES = {
   # sin² (π/2 · left) is (1 + cos(π · done)) / 2, and exact at both ends.
   'cosine': lambda left, _: jnp.square(jnp.sin(left * (math.pi / 2))),
   'poly': lambda left, power: jnp.power(left, power),
@@ -40,32 +40,38 @@ _SHAPES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
-  """Optimizer, schedule, decay and parameter groups; loud about impossibles.
+  """Options of the optimizer, its schedule and its parameter groups.
 
-  name: adam (with decoupled decay: AdamW) or sgd (with l2 decay: torch's SGD).
-  learning_rate: its peak, at the end of the warm-up.
-  schedule: cosine, poly, linear or constant; runs over what the warm-up leaves.
-  poly_power: exponent of poly.
-  final_learning_rate: where the schedule ends.
-  warmup_steps: steps of the linear rise to the peak.
-  warmup_start: share of the peak at which that rise begins.
-  b1, b2, eps: Adam's; eps outside of the square root.
-  momentum, nesterov: of sgd, without dampening.
-  adaptation: of sgd, layer by layer, before the momentum: none; larc, of every
-    parameter; or lars, of those with two axes or more. Weight decay is then
-    part of it, so its mode is l2, and lars decays only what it adapts.
-  trust_coefficient: norm of an adapted gradient over that of its parameter,
-    without weight decay.
-  weight_decay: coefficient for every parameter, biases and norms included;
-    groups say otherwise.
-  weight_decay_mode: decoupled (learning rate x decay x parameter is taken off)
-    or l2 (decay x parameter joins the gradient, before the moments).
-  clip_norm: bound on the global norm of the gradients; 0 turns it off.
-  groups: (pattern, learning-rate factor, weight-decay factor) each. The
-    pattern is searched for in the parameter's path, 'encoder/block1/kernel'
-    (anchor it with ^ and $); the first one found wins, and the rest has factors
-    1 and 1. A learning-rate factor of 0 freezes: no update, no optimizer state,
-    no part in the global norm.
+  Attributes:
+    name: adam (with decoupled decay: AdamW) or sgd (with l2 decay: torch's
+      SGD).
+    learning_rate: peak of the schedule, at the end of the warm-up.
+    schedule: cosine, poly, linear or constant; starts after the warm-up.
+    poly_power: exponent of the poly schedule.
+    final_learning_rate: learning rate at the end of the schedule.
+    warmup_steps: steps of the linear warm-up to the peak.
+    warmup_start: learning rate at step 0 as a fraction of the peak.
+    b1: Adam's decay of the first moment.
+    b2: Adam's decay of the second moment.
+    eps: Adam's epsilon, outside of the square root.
+    momentum: of sgd, without dampening.
+    nesterov: use Nesterov momentum.
+    adaptation: layer-wise adaptation of sgd, before the momentum: none; larc,
+      of every parameter; or lars, of parameters with two axes or more. The mode
+      of weight decay must be l2, and lars decays only what it adapts.
+    trust_coefficient: ratio of the norm of an adapted gradient to the norm of
+      its parameter, without weight decay.
+    weight_decay: coefficient for every parameter, biases and norms included,
+      unless a group changes it.
+    weight_decay_mode: decoupled (learning rate x decay x parameter is
+      subtracted) or l2 (decay x parameter is added to the gradient, before the
+      moments).
+    clip_norm: bound on the global norm of the gradients; 0 for no clipping.
+    groups: (pattern, learning-rate factor, weight-decay factor) each. The
+      pattern is searched for in the parameter's path, 'encoder/block1/kernel'
+      (anchor it with ^ and $); the first match decides, and other parameters
+      have factors 1 and 1. A learning-rate factor of 0 freezes a parameter: no
+      update, no optimizer state, no share in the global norm.
   """
 
   name: str = 'adam'
@@ -90,7 +96,7 @@ class OptimizerOptions:
   def __post_init__(self):
     _check_word('name', self.name, ('adam', 'sgd'))
     _check_word('adaptation', self.adaptation, ('none', 'larc', 'lars'))
-    _check_word('schedule', self.schedule, tuple(_SHAPES))
+    _check_word('schedule', self.schedule, tuple(_DECAY_SHAPES))
     _check_word(
       'weight_decay_mode', self.weight_decay_mode, ('decoupled', 'l2')
     )
@@ -110,35 +116,39 @@ class OptimizerOptions:
     _check_number('weight_decay', self.weight_decay)
     _check_number('clip_norm', self.clip_norm)
     if type(self.warmup_steps) is not int or self.warmup_steps < 0:
-      _refuse('warmup_steps', self.warmup_steps, 'a whole number from 0')
+      _refuse('warmup_steps', self.warmup_steps, 'an integer >= 0')
     if self.warmup_start and not self.warmup_steps:
       _refuse('warmup_start', self.warmup_start, '0 without warmup_steps')
     if self.schedule == 'constant' and self.final_learning_rate:
       _refuse(
-        'final_learning_rate', self.final_learning_rate, '0 where constant'
+        'final_learning_rate',
+        self.final_learning_rate,
+        "0 with schedule='constant'",
       )
     if self.nesterov and (self.name != 'sgd' or not self.momentum):
-      _refuse('nesterov', self.nesterov, 'only sgd with a momentum above 0')
+      _refuse(
+        'nesterov', self.nesterov, "False unless name='sgd' and momentum > 0"
+      )
     if self.adaptation != 'none':
       if self.name != 'sgd':
-        _refuse('adaptation', self.adaptation, f'none where {self.name}')
+        _refuse('adaptation', self.adaptation, f'none with name={self.name!r}')
       if self.weight_decay and self.weight_decay_mode != 'l2':
         _refuse(
           'weight_decay_mode',
           self.weight_decay_mode,
-          f'l2 where {self.adaptation}, which decays the gradient',
+          f'l2 with adaptation={self.adaptation!r}, which decays gradients',
         )
     for index, group in enumerate(self.groups):
       _check_group(f'groups[{index}]', group)
 
   def factors(self, path: str) -> tuple[float, float]:
-    """Factors of the learning rate and weight decay at one parameter."""
+    """Returns the learning-rate and weight-decay factor of a parameter."""
     index = find_group(path, self.groups)
     return (1.0, 1.0) if index is None else self.groups[index][1:]
 
 
 def find_group(path: str, groups: tuple[ParamGroup, ...]) -> int | None:
-  """Index of the first group whose pattern is found in the path, or None.
+  """Returns the index of the first group that matches a path, or None.
 
   >>> groups = (('^decoder/', 10.0, 1.0), ('bias$', 2.0, 0.0))
   >>> find_group('encoder/bias', groups)
@@ -151,14 +161,15 @@ def find_group(path: str, groups: tuple[ParamGroup, ...]) -> int | None:
 
 
 def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
-  """Learning rate by step, in float32; update k, counted from 0, uses step k.
+  """Builds the schedule: learning rate, float32, by step counted from 0.
 
-  With a warm-up of w steps: `warmup_start` of the full rate at step 0, the full
-  rate at w, a straight line between; without one, the full rate at step 0. From
-  there to `num_steps`, where it equals the final rate, it decays with the
-  fraction left (num_steps - step) / (num_steps - w): the last update,
-  num_steps - 1, is one step short of the end, as in torch. Beyond the end it
-  stays there.
+  With a warm-up of w steps the rate is `warmup_start` x peak at step 0, the
+  peak at step w, and linear between. Then it decays with the remaining fraction
+  (num_steps - step) / (num_steps - w), to the final rate at `num_steps`. The
+  last update uses step num_steps - 1, one before the final rate, as in torch.
+
+  Raises:
+    ValueError: `num_steps` is below 1, or not above the warm-up.
 
   >>> options = OptimizerOptions(learning_rate=0.5, schedule='linear')
   >>> rate = schedule(options, num_steps=10)
@@ -166,24 +177,24 @@ def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
   [0.5, 0.25, 0.0]
   """
   if num_steps < 1:
-    _refuse('num_steps', num_steps, '1 or more')
+    _refuse('num_steps', num_steps, '>= 1')
   warmup = options.warmup_steps
   if warmup >= num_steps:
-    _refuse('warmup_steps', warmup, f'fewer than the {num_steps} steps in all')
+    _refuse('warmup_steps', warmup, f'fewer than num_steps = {num_steps}')
   peak, final = options.learning_rate, options.final_learning_rate
-  shape = _SHAPES[options.schedule]
+  decay_shape = _DECAY_SHAPES[options.schedule]
 
   def learning_rate(step) -> Float[Array, '*shape']:
     step = jnp.clip(jnp.asarray(step, jnp.int32), 0, num_steps)
     left = (num_steps - jnp.maximum(step, warmup)) / (num_steps - warmup)
-    share = shape(left, options.poly_power)
-    # As a mix, since final + (peak - final) need not round to the peak.
+    share = decay_shape(left, options.poly_power)
+    # Not final + (peak - final) x share, which need not round to the peak.
     decayed = peak * share + final * (1.0 - share)
     if not warmup:
       return decayed
     start = options.warmup_start
-    risen = peak * (start + (1.0 - start) * (step / warmup))
-    return jnp.where(step < warmup, risen, decayed)
+    warming_up = peak * (start + (1.0 - start) * (step / warmup))
+    return jnp.where(step < warmup, warming_up, decayed)
 
   return learning_rate
 
@@ -191,10 +202,15 @@ def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
 def build(
   options: OptimizerOptions, num_steps: int, params: Params
 ) -> optax.GradientTransformation:
-  """Builds the optimizer of `num_steps` updates.
+  """Builds the optimizer.
 
-  Of `params`, arrays or their shapes, only the paths are read. Raises
-  ValueError for a group that takes no parameter.
+  Args:
+    options: of the optimizer.
+    num_steps: length of the schedule.
+    params: arrays or their shapes; only their paths are read.
+
+  Raises:
+    ValueError: a group matches no parameter.
   """
   paths = list(_paths(params))
   _check_groups(options.groups, paths)
@@ -231,7 +247,7 @@ def build(
 
 
 def describe(options: OptimizerOptions, num_steps: int) -> str:
-  """One line on the optimizer, for the report at start.
+  """Describes the optimizer in one line, for the log.
 
   >>> describe(OptimizerOptions(learning_rate=6e-5, clip_norm=1.0), 1000)
   'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05, cosine to 0 at step 1,000, clip at norm 1'
@@ -243,15 +259,15 @@ def describe(options: OptimizerOptions, num_steps: int) -> str:
     inner = f'momentum {options.momentum:g}{nesterov}'
   parts = [f'{options.name} ({inner})']
   if options.adaptation != 'none':
-    some = ', two axes or more' if options.adaptation == 'lars' else ''
+    axes = ', two axes or more' if options.adaptation == 'lars' else ''
     parts.append(
-      f'{options.adaptation} (trust {options.trust_coefficient:g}{some})'
+      f'{options.adaptation} (trust {options.trust_coefficient:g}{axes})'
     )
   parts.append(f'learning rate {options.learning_rate:g}')
   if options.warmup_steps:
-    rise = f'warm-up of {options.warmup_steps:,} steps'
+    warmup = f'warm-up of {options.warmup_steps:,} steps'
     start = options.warmup_start * options.learning_rate
-    parts.append(f'{rise} from {start:g}' if start else rise)
+    parts.append(f'{warmup} from {start:g}' if start else warmup)
   end = f'to {options.final_learning_rate:g} at step {num_steps:,}'
   power = f' {options.poly_power:g}' if options.schedule == 'poly' else ''
   if options.schedule == 'constant':
@@ -259,8 +275,8 @@ def describe(options: OptimizerOptions, num_steps: int) -> str:
   else:
     parts.append(f'{options.schedule}{power} {end}')
   if options.weight_decay:
-    inside = options.adaptation != 'none'
-    mode = options.adaptation if inside else options.weight_decay_mode
+    adapted = options.adaptation != 'none'
+    mode = options.adaptation if adapted else options.weight_decay_mode
     parts.append(f'{mode} weight decay {options.weight_decay:g}')
   if options.clip_norm:
     parts.append(f'clip at norm {options.clip_norm:g}')
@@ -276,14 +292,14 @@ def describe(options: OptimizerOptions, num_steps: int) -> str:
 def _add_decayed_weights(
   options: OptimizerOptions,
 ) -> optax.GradientTransformation:
-  """optax.add_decayed_weights, with the factor of each group."""
+  """Builds optax.add_decayed_weights with the factor of each group."""
 
   def decay(updates, params):
     if params is None:
       raise ValueError('weight decay needs params: call update(…, params)')
 
     def decay_leaf(path, update, param):
-      if options.adaptation == 'lars' and not _has_axes(param):
+      if options.adaptation == 'lars' and not _is_matrix_like(param):
         return update
       coefficient = options.weight_decay * options.factors(path)[1]
       return update + coefficient * param if coefficient else update
@@ -294,11 +310,11 @@ def _add_decayed_weights(
 
 
 def _scale_by_larc(options: OptimizerOptions) -> optax.GradientTransformation:
-  """Decays the gradients and gives them norms in proportion to the parameters'.
+  """Builds LARC: gradients with norms in proportion to those of parameters.
 
-  g becomes trust·|w|·(g + λw) / (|g| + λ|w| + ε), where λ is the weight decay;
-  if w or g is zero it stays as it is, and nothing is decayed. Source: Apex's
-  LARC without clipping, after You et al. 2017 (LARS), Eq. 6.
+  g becomes trust·|w|·(g + λw) / (|g| + λ|w| + ε), where λ is the weight decay.
+  If w or g is zero, g is unchanged and not decayed. Source: Apex's LARC without
+  clipping, after You et al. 2017 (LARS), Eq. 6.
   """
 
   def adapt(updates, params):
@@ -307,14 +323,14 @@ def _scale_by_larc(options: OptimizerOptions) -> optax.GradientTransformation:
 
     def adapt_leaf(path, update, param):
       decay = options.weight_decay * options.factors(path)[1]
-      size, speed = optax.tree.norm(param), optax.tree.norm(update)
+      param_norm, grad_norm = optax.tree.norm(param), optax.tree.norm(update)
       ratio = (
         options.trust_coefficient
-        * size
-        / (speed + decay * size + _ADAPTATION_EPS)
+        * param_norm
+        / (grad_norm + decay * param_norm + _ADAPTATION_EPS)
       )
       adapted = ratio * (update + decay * param)
-      return jnp.where((size > 0) & (speed > 0), adapted, update)
+      return jnp.where((param_norm > 0) & (grad_norm > 0), adapted, update)
 
     return _map_paths(adapt_leaf, updates, params)
 
@@ -322,21 +338,22 @@ def _scale_by_larc(options: OptimizerOptions) -> optax.GradientTransformation:
 
 
 def _scale_by_lars(options: OptimizerOptions) -> optax.GradientTransformation:
-  """g, decayed before, becomes trust·|w|·g / (|g| + ε), unless one is zero.
+  """Builds LARS: the decayed gradient g becomes trust·|w|·g / (|g| + ε).
 
-  Parameters of one axis or none are left alone. Source: You et al. 2017, with
-  the decay in the norm, as in PixPro's release (Xie et al. 2021).
+  If w or g is zero, g is unchanged; so it is for parameters of fewer than two
+  axes. Source: You et al. 2017, with the decay inside of the norm, as in the
+  release of PixPro (Xie et al. 2021).
   """
   return optax.masked(
     optax.scale_by_trust_ratio(
       trust_coefficient=options.trust_coefficient, eps=_ADAPTATION_EPS
     ),
-    lambda params: jax.tree.map(_has_axes, params),
+    lambda params: jax.tree.map(_is_matrix_like, params),
   )
 
 
-def _has_axes(param: Array) -> bool:
-  """Whether it has two axes or more: no bias, and no scale of a norm."""
+def _is_matrix_like(param: Array) -> bool:
+  """Returns whether a parameter has two axes or more: no bias or norm scale."""
   return param.ndim > 1
 
 
@@ -349,38 +366,39 @@ def _scale_by_group(options: OptimizerOptions) -> optax.GradientTransformation:
 
 
 def _map_paths(function: Callable, tree: Any, *rest: Any) -> Any:
-  """jax.tree.map whose function sees each leaf's path first."""
+  """Maps a function of (path, *leaves) over trees; paths joined by '/'."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, *leaves: function(_joined(path), *leaves), tree, *rest
+    lambda path, *leaves: function(_join(path), *leaves), tree, *rest
   )
 
 
 def _paths(tree: Any) -> Iterator[str]:
   for path, _ in jax.tree_util.tree_leaves_with_path(tree):
-    yield _joined(path)
+    yield _join(path)
 
 
-def _joined(path: tuple) -> str:
+def _join(path: tuple) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _check_groups(groups: tuple[ParamGroup, ...], paths: list[str]) -> None:
-  """Refuses a group that would be without effect."""
-  taken = {find_group(path, groups) for path in paths}
+  """Raises ValueError for a group that has no effect."""
+  used = {find_group(path, groups) for path in paths}
   for index, (pattern, *_) in enumerate(groups):
-    if index in taken:
+    if index in used:
       continue
-    found = [path for path in paths if re.search(pattern, path)]
-    if found:
-      first = groups[find_group(found[0], groups)][0]
+    matches = [path for path in paths if re.search(pattern, path)]
+    if matches:
+      first = groups[find_group(matches[0], groups)][0]
       raise ValueError(
-        f'groups[{index}] {pattern!r} takes no parameter, since earlier groups '
-        f'take what it matches ({found[0]} goes to {first!r}); put it first'
+        f'groups[{index}]: expected a parameter that no earlier group matches, '
+        f'got {pattern!r}, whose {matches[0]} is matched by {first!r} before: '
+        'put it first'
       )
-    some = ', '.join(sorted(paths)[:: max(1, len(paths) // 5)][:5])
+    examples = ', '.join(sorted(paths)[:: max(1, len(paths) // 5)][:5])
     raise ValueError(
-      f'groups[{index}] {pattern!r} matches none of the {len(paths)} '
-      f'parameters; some of them: {some}'
+      f'groups[{index}]: expected a pattern of parameters, got {pattern!r}, '
+      f'which matches none of the {len(paths)} parameters, such as {examples}'
     )
 
 
@@ -396,34 +414,42 @@ def _check_group(field: str, group: Any) -> None:
   _check_number(f'{field} weight-decay factor', weight_decay)
 
 
-def _check_word(field: str, found: Any, allowed: tuple[str, ...]) -> None:
-  if found not in allowed:
-    _refuse(field, found, ', '.join(allowed))
+def _check_word(field: str, value: Any, words: tuple[str, ...]) -> None:
+  if value not in words:
+    _refuse(field, value, f'one of {", ".join(words)}')
 
 
 def _check_number(
   field: str,
-  found: Any,
+  value: Any,
   above: float | None = None,
   below: float | None = None,
   most: float | None = None,
 ) -> None:
-  """Refuses all but finite numbers from 0 on, or within the bounds given."""
-  allowed = 'numbers from 0' if above is None else f'numbers above {above:g}'
+  """Raises ValueError unless a value is a finite number within bounds.
+
+  Args:
+    field: name of the field, for the message.
+    value: the value.
+    above: exclusive lower bound; None for the inclusive bound 0.
+    below: exclusive upper bound.
+    most: inclusive upper bound.
+  """
+  expected = 'a number >= 0' if above is None else f'a number > {above:g}'
   if below is not None:
-    allowed += f' to below {below:g}'
+    expected += f' and < {below:g}'
   if most is not None:
-    allowed += f' to {most:g}'
+    expected += f' and <= {most:g}'
   if (
-    isinstance(found, bool)
-    or not isinstance(found, int | float)
-    or not math.isfinite(found)
-    or (found < 0 if above is None else found <= above)
-    or (below is not None and found >= below)
-    or (most is not None and found > most)
+    isinstance(value, bool)
+    or not isinstance(value, int | float)
+    or not math.isfinite(value)
+    or (value < 0 if above is None else value <= above)
+    or (below is not None and value >= below)
+    or (most is not None and value > most)
   ):
-    _refuse(field, found, allowed)
+    _refuse(field, value, expected)
 
 
-def _refuse(field: str, found: Any, allowed: str) -> None:
-  raise ValueError(f'{field} is {found!r}; allowed: {allowed}')
+def _refuse(field: str, value: Any, expected: str) -> None:
+  raise ValueError(f'{field}: expected {expected}, got {value!r}')

@@ -4,8 +4,8 @@
     writer.write_hparams({'learning_rate': 0.01})
     writer.write_scalars(100, {'train/loss': loss})
 
-The methods are named as in `clu.metric_writers`. One host writes; the others
-hold a `NullWriter`.
+The methods are named as in `clu.metric_writers`. Host 0 writes; the others have
+a `NullWriter`.
 """
 
 import pathlib
@@ -31,16 +31,16 @@ from tensorboard.util import tensor_util
 
 from runtime import files
 
-# The part of a file's name that TensorBoard orders a folder's files by.
-_STARTED = re.compile(r'tfevents\.(\d+)')
+# Start time in a file's name, by which TensorBoard orders files.
+_START_TIME = re.compile(r'tfevents\.(\d+)')
 _MAX_WAIT_SECONDS = 10.0
 
 
 class Summaries(NamedTuple):
-  """What is found out about a state, to be written at its step.
+  """Scalars and pictures of a state, to be written at its step.
 
   Attributes:
-    scalars: by tag: 'val/miou'.
+    scalars: numbers by tag: 'val/miou'.
     images: pictures, uint8 [H, W, 3], by tag.
   """
 
@@ -55,32 +55,36 @@ class SummaryWriter:
     """Opens a new event file.
 
     Args:
-      logdir: Folder of the run; made if missing. In a bucket the file is copied
-        there, as a whole, by each `flush`.
-      resume_step: Number of training steps that a restarted run goes on from,
-        0 if it has to begin anew; None where nothing ran before. TensorBoard
-        then drops what earlier files of the folder hold for later steps (from
-        0: for all), since those will be written again. What they hold for that
-        very step stays: flush before saving a checkpoint.
+      logdir: folder of the run, created if missing. In a bucket, each `flush`
+        uploads the whole file.
+      resume_step: step that a restarted run resumes from, 0 if it starts over;
+        None for the first run in the folder. TensorBoard drops points of later
+        steps (with 0: all points) in earlier files of the folder, since they
+        will be written again. Points of that step are kept: flush before saving
+        a checkpoint.
+
+    Raises:
+      ValueError: `resume_step` is negative.
     """
     if resume_step is not None and resume_step < 0:
-      raise ValueError(f'resume_step is {resume_step}; allowed: 0 or more')
+      raise ValueError(f'resume_step: expected >= 0, got {resume_step}')
     logdir = pathlib.Path(logdir) if isinstance(logdir, str) else logdir
     if resume_step is not None:
       _wait_for_later_name(logdir)
-    self._logdir, self._local, self._copied = logdir, None, 0
+    # A bucket gets copies of a local file.
+    self._logdir, self._local, self._copied_size = logdir, None, 0
     if not files.is_local(logdir):
       self._local = tempfile.TemporaryDirectory(prefix='tensorboard-')
       logdir.mkdir(parents=True, exist_ok=True)
-    # The name holds second, host, process and a count; in containers on a
-    # shared file system host and process may be equal too.
+    # The name has second, host, process and a count. Containers on a shared
+    # file system may share host and process, so a random suffix is added.
     self._file = event_file_writer.EventFileWriter(
       self._local.name if self._local else str(logdir),
       filename_suffix=f'.{uuid.uuid4().hex[:8]}',
     )
     if resume_step is not None:
-      # TensorBoard drops steps >= the record's own. Twice, since it takes the
-      # first record of a folder for the start of the run, and drops nothing.
+      # A START record drops points of steps >= its own. There are two, since
+      # TensorBoard ignores the first one in a folder.
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       first = resume_step + 1 if resume_step else 0
       for _ in range(2):
@@ -88,7 +92,11 @@ class SummaryWriter:
       self.flush()
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Writes numbers, or arrays of one element; stored in float32."""
+    """Writes numbers, or arrays of one element, as float32.
+
+    Raises:
+      ValueError: an array has several elements.
+    """
     self._add_values(
       step,
       [
@@ -100,7 +108,11 @@ class SummaryWriter:
   def write_images(
     self, step: int, images: Mapping[str, UInt8[np.ndarray, 'N H W 3']]
   ) -> None:
-    """Writes batches of RGB pictures, without loss; one tag shows all N."""
+    """Writes batches of RGB pictures as PNG; a tag shows all N of its batch.
+
+    Raises:
+      ValueError: a batch is not uint8 [N, H, W, 3].
+    """
     self._add_values(
       step, [_image_value(tag, batch) for tag, batch in images.items()]
     )
@@ -108,33 +120,33 @@ class SummaryWriter:
   def write_histograms(
     self, step: int, arrays: Mapping[str, Any], num_buckets: int = 30
   ) -> None:
-    """Writes histograms of arrays of any shape, without NaN and infinity."""
+    """Writes histograms of arrays of any shape, ignoring NaN and infinity."""
     self._add_values(
       step,
       [_histogram_value(tag, a, num_buckets) for tag, a in arrays.items()],
     )
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    """Writes texts; TensorBoard renders Markdown."""
+    """Writes texts, which TensorBoard renders as Markdown."""
     for tag, text in texts.items():
       self._add(step, summary=text_summary.text_pb(tag, text))
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes the run's row of the HPARAMS tab.
 
-    Nested dicts are flattened with dots; what is neither number, bool nor str
-    is written as its repr. Runs of equal values share a row.
+    Keys of nested dicts are joined by dots; values that are neither number,
+    bool nor str are written as their repr. Runs of equal values share a row.
     """
     flat = dict(_flat_hparams(hparams))
     self._add(0, summary=hparams_summary.hparams_pb(flat))
 
   def flush(self) -> None:
-    """Returns when everything written so far is in the file."""
+    """Returns when everything written so far is in the file of the folder."""
     self._file.flush()
     self._copy()
 
   def close(self) -> None:
-    """Flushes and closes; may be called twice."""
+    """Flushes and closes the file; may be called twice."""
     self._file.close()
     self._copy()
     if self._local:
@@ -142,14 +154,14 @@ class SummaryWriter:
       self._local = None
 
   def _copy(self) -> None:
-    """Puts the file where it belongs, if it is not written there."""
+    """Copies a local file to the bucket, if it has grown."""
     if not self._local:
       return
     for path in pathlib.Path(self._local.name).iterdir():
       data = path.read_bytes()
-      if len(data) > self._copied:
+      if len(data) > self._copied_size:
         files.write(self._logdir / path.name, data)
-        self._copied = len(data)
+        self._copied_size = len(data)
 
   def __enter__(self) -> 'SummaryWriter':
     return self
@@ -170,30 +182,30 @@ class SummaryWriter:
 
 
 class NullWriter:
-  """A SummaryWriter that writes nothing, for hosts other than 0."""
+  """A SummaryWriter of hosts other than 0, which discards everything."""
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Does nothing."""
+    """Discards scalars, which host 0 writes."""
 
   def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-    """Does nothing."""
+    """Discards images, which host 0 writes."""
 
   def write_histograms(
     self, step: int, arrays: Mapping[str, Any], num_buckets: int = 30
   ) -> None:
-    """Does nothing."""
+    """Discards histograms, which host 0 writes."""
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    """Does nothing."""
+    """Discards texts, which host 0 writes."""
 
   def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-    """Does nothing."""
+    """Discards hparams, which host 0 writes."""
 
   def flush(self) -> None:
-    """Does nothing."""
+    """Returns at once, with nothing to flush."""
 
   def close(self) -> None:
-    """Does nothing."""
+    """Returns at once, with nothing to close."""
 
   def __enter__(self) -> 'NullWriter':
     return self
@@ -205,11 +217,11 @@ class NullWriter:
 def open_writer(
   logdir: files.Path, step: int = 0
 ) -> SummaryWriter | NullWriter:
-  """The writer of this host: host 0 writes, the others do not.
+  """Opens the writer of this host; only host 0 writes.
 
   Args:
     logdir: folder of the run.
-    step: what a restarted run goes on from.
+    step: step that a restarted run resumes from.
   """
   if jax.process_index() != 0:
     return NullWriter()
@@ -217,21 +229,22 @@ def open_writer(
 
 
 def _wait_for_later_name(logdir: files.Path) -> None:
-  """Waits, a second at most as a rule, until a new file would be the last.
+  """Waits until the name of a new file sorts last, usually a second at most.
 
-  TensorBoard reads a folder's files in the order of their names. If the
-  restart's file came before the killed run's, it would drop nothing.
+  TensorBoard reads the files of a folder in the order of their names. If the
+  file of a restarted run came before that of the killed run, TensorBoard would
+  not drop any points.
   """
   if not logdir.exists():
     return
   names = [path.name for path in logdir.iterdir()]
-  matches = [match for name in names if (match := _STARTED.search(name))]
+  matches = [match for name in names if (match := _START_TIME.search(name))]
   if not matches:
     return
   seconds = max(int(match[1]) for match in matches) + 1 - time.time()
   if seconds > _MAX_WAIT_SECONDS:
     logging.warning(
-      '%s holds an event file from %d s ahead of the clock of this machine; '
+      '%s has an event file that is %d s ahead of the clock of this machine: '
       'TensorBoard may show points twice',
       logdir,
       seconds,
@@ -244,7 +257,7 @@ def _number(tag: str, value: Any) -> float:
   array = np.asarray(value)
   if array.size != 1:
     raise ValueError(
-      f'scalar {tag!r} has shape {array.shape}; allowed: one number'
+      f'scalar {tag!r}: expected one number, got shape {array.shape}'
     )
   return float(array.reshape(()))
 
@@ -253,11 +266,11 @@ def _image_value(tag: str, images: Any) -> summary_pb2.Summary.Value:
   images = np.asarray(images)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
     raise ValueError(
-      f'images {tag!r} are {images.dtype} {images.shape}; allowed: uint8 '
-      '(N, H, W, 3)'
+      f'images {tag!r}: expected uint8 (N, H, W, 3), got {images.dtype} '
+      f'{images.shape}'
     )
   _, height, width, _ = images.shape
-  # The plugin's layout: width, height, then one encoded picture after another.
+  # Format of the plugin: width, height, then the encoded pictures.
   strings = [str(width).encode(), str(height).encode()]
   strings += [
     cv2.imencode('.png', image[..., ::-1])[1].tobytes() for image in images
@@ -280,7 +293,7 @@ def _histogram_value(
     counts, edges = np.histogram(values, num_buckets)
   else:
     counts, edges = np.zeros(num_buckets), np.zeros(num_buckets + 1)
-  # The plugin's layout: a row (left edge, right edge, count) a bucket.
+  # Format of the plugin: a row (left edge, right edge, count) per bucket.
   buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
   return summary_pb2.Summary.Value(
     tag=tag,
@@ -297,7 +310,7 @@ def _flat_hparams(hparams: Mapping[str, Any], prefix: str = ''):
     if isinstance(value, Mapping):
       yield from _flat_hparams(value, f'{name}.')
     elif value == '':
-      continue  # Not set; TensorBoard would show an empty filter.
+      continue  # TensorBoard would show an empty filter.
     elif isinstance(value, bool | int | float | str | np.generic):
       yield name, value
     else:

@@ -1,4 +1,4 @@
-"""The state of a training, which a method may extend."""
+"""The training state, which methods extend."""
 
 from typing import Any
 
@@ -13,17 +13,16 @@ from segcore.distributed import sharding
 
 @flax.struct.dataclass
 class TrainState:
-  """All that training changes; a method extends it by subclassing.
+  """Everything that training changes; a method extends it by subclassing.
 
-  A state is also a tree of shapes or of shardings, so its fields are of any
-  type.
+  Trees of shapes and of shardings have the same class, so fields are untyped.
 
   Attributes:
     step: int32 [], number of finished steps.
     params: parameters by part: encoder, decoder, heads.
-    batch_stats: running statistics of normalization; may be empty.
-    opt_state: the optimizer's slots, for trained parameters only.
-    rng: uint32 [2], base key; a step uses `fold_in(rng, step)` and never
+    batch_stats: running statistics of batch normalization; may be empty.
+    opt_state: state of the optimizer, for trained parameters only.
+    rng: uint32 [2], base PRNG key; a step uses `fold_in(rng, step)` and never
       changes it.
   """
 
@@ -35,21 +34,22 @@ class TrainState:
 
 
 def variables(state: TrainState) -> dict[str, types.Params]:
-  """What `Segmenter.apply` takes."""
+  """Returns the variables that `Segmenter.apply` takes."""
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
-def inference_state(found: types.Params, mesh: Mesh) -> TrainState:
-  """A state that only predicts, on every device of the mesh.
+def inference_state(variables: types.Params, mesh: Mesh) -> TrainState:
+  """Builds a state for inference, replicated on the devices of a mesh.
 
   Args:
-    found: 'params' and 'batch_stats', as `pretrained.read` returns them.
+    variables: 'params', and 'batch_stats' if there are any, as read from a
+      checkpoint.
     mesh: the devices.
   """
   state = TrainState(
     step=np.zeros((), np.int32),
-    params=found['params'],
-    batch_stats=found.get('batch_stats', {}),
+    params=variables['params'],
+    batch_stats=variables.get('batch_stats', {}),
     opt_state=(),
     rng=np.zeros(2, np.uint32),
   )

@@ -19,13 +19,13 @@ from segcore.train import optimizers, train_state
 
 
 class LossOutput(NamedTuple):
-  """What a loss finds on a microbatch.
+  """The loss of a microbatch.
 
   Attributes:
     total: sum of the loss over everything that is counted.
-    count: how much was counted: rows, pixels or values.
-    scalars: more to log; means over the microbatch.
-    batch_stats: statistics after this forward pass.
+    count: number of rows, pixels or values in the sum.
+    scalars: further scalars to log, means over the microbatch.
+    batch_stats: batch statistics after this forward pass.
   """
 
   total: types.Scalar
@@ -35,12 +35,12 @@ class LossOutput(NamedTuple):
 
 
 class ForwardKeys(NamedTuple):
-  """Randomness of one look at a microbatch.
+  """PRNG keys of the forward pass of a microbatch.
 
   Attributes:
-    rows: a key for each row, from its index in the global batch; draws from it
-      are the same however the batch is divided.
-    network: one key for all rows, for dropout.
+    rows: [B, 2], a key for each row, derived from its index in the global
+      batch; draws from it are the same however the batch is divided.
+    network: [2], one key for all rows, for dropout.
   """
 
   rows: Array
@@ -54,7 +54,12 @@ Loss = Callable[
 
 
 def row_keys(rng: Array, num_rows: int) -> Array:
-  """A key for each row of a global batch, whatever device holds it."""
+  """Derives a key for each row of a global batch, on whatever device it is.
+
+  Args:
+    rng: key of the step.
+    num_rows: rows of the global batch.
+  """
   return jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(num_rows))
 
 
@@ -66,9 +71,9 @@ class RecipeOptions:
     batch_size: global number of images of a step.
     num_steps: length of the training and of its schedule.
     optimizer: rule, schedule and parameter groups.
-    accumulate: equal parts in which a batch is looked at.
-    evaluate_every: steps between evaluations; 0: only after the last one.
-    seed: of fresh parameters, random draws and the order of the images.
+    accumulate: number of equal microbatches whose gradients are accumulated.
+    evaluate_every: steps between evaluations; 0: only after the last step.
+    seed: seed of initial parameters, random draws and the order of the images.
   """
 
   batch_size: int
@@ -79,58 +84,63 @@ class RecipeOptions:
   seed: int = 0
 
   def __post_init__(self):
-    for name in ('batch_size', 'num_steps', 'accumulate'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
+    for name, value in (
+      ('batch_size', self.batch_size),
+      ('num_steps', self.num_steps),
+      ('accumulate', self.accumulate),
+    ):
+      if value < 1:
+        raise ValueError(f'{name}: expected >= 1, got {value}')
     if not 0 <= self.seed < 2**31:
-      raise ValueError(f'seed: found {self.seed}, expected 0 to 2**31 - 1')
+      raise ValueError(f'seed: expected 0 to 2**31 - 1, got {self.seed}')
     if self.evaluate_every < 0:
       raise ValueError(
-        f'evaluate_every: found {self.evaluate_every}, expected >= 0'
+        f'evaluate_every: expected >= 0, got {self.evaluate_every}'
       )
     if self.optimizer.warmup_steps >= self.num_steps:
       raise ValueError(
-        f'optimizer.warmup_steps: found {self.optimizer.warmup_steps}, '
-        f'expected below num_steps = {self.num_steps}'
+        'optimizer.warmup_steps: expected fewer than num_steps = '
+        f'{self.num_steps}, got {self.optimizer.warmup_steps}'
       )
 
   def check(self, mesh: Mesh, path: str, accumulates: bool = True) -> None:
-    """Raises UserError unless batches and their parts fit the devices.
+    """Raises UserError unless microbatches can be divided among the devices.
 
     Args:
       mesh: the devices.
-      path: where the recipe stands, for messages.
-      accumulates: whether the method can look at a batch in parts: its loss is
-        a sum over a count, and rows do not meet.
+      path: path of the recipe in the config, for messages.
+      accumulates: whether the method supports gradient accumulation: its loss
+        is a sum over a count, and rows of a batch do not interact.
     """
     sharding.check_batch_size(self.batch_size, mesh, f'{path}.batch_size')
     if self.accumulate > 1 and not accumulates:
       raise errors.UserError(
-        f'{path}.accumulate: found {self.accumulate}, expected 1, since this '
-        'method needs the whole batch at once'
+        f'{path}.accumulate: expected 1, since this method needs the whole '
+        f'batch at once, got {self.accumulate}'
       )
     if self.batch_size % (self.accumulate * mesh.size):
       raise errors.UserError(
-        f'{path}.accumulate: found {self.accumulate}, expected a divisor of '
-        f'{self.batch_size // mesh.size} images per device'
+        f'{path}.accumulate: expected a divisor of '
+        f'{self.batch_size // mesh.size} images per device, got '
+        f'{self.accumulate}'
       )
 
   def make_update(self, trained: tuple[str, ...]) -> 'Update':
-    """The update of these parts of the parameters."""
+    """Builds the update of these top-level parts of the parameters."""
     return Update(trained, self.optimizer, self.num_steps, self.accumulate)
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """How a loss that is a sum over a count changes parameters.
+  """Gradient step for a loss that is a sum over a count.
 
   Attributes:
-    trained: top-level parts of the parameters that the gradient is taken of
-      and that have optimizer slots; all others are constants.
+    trained: top-level parts of the parameters that are differentiated and have
+      optimizer state; all others are constants.
     optimizer: rule, schedule and parameter groups.
     num_steps: length of the schedule.
-    accumulate: equal parts in which a batch is looked at; must divide the rows
-      on every device.
+    accumulate: number of equal microbatches; must divide the rows on every
+      device.
   """
 
   trained: tuple[str, ...]
@@ -145,26 +155,26 @@ class Update:
     image_shape: tuple[int, ...],
     loaded: types.Params | None,
   ) -> train_state.TrainState:
-    """Fresh variables with loaded subtrees in their place, at step 0.
+    """Initializes the state at step 0, with loaded subtrees put in.
 
     Args:
       segmenter: a `Segmenter`.
-      rng: the run's key.
-      image_shape: shape [B, H, W, 3] of the images of training.
-      loaded: {'params': {part: tree}, 'batch_stats': {part: tree}}, whose
-        parts replace the fresh ones whole (see `pretrained`); of the heads,
-        one may be there and another not.
+      rng: PRNG key of the run.
+      image_shape: shape [B, H, W, 3] of the training images.
+      loaded: {'params': {part: tree}, 'batch_stats': {part: tree}}, or None.
+        Each part replaces the initialized one completely, except heads, which
+        are replaced one by one.
     """
     init_rng, run_rng = jax.random.split(rng)
     images = jnp.zeros((1, *image_shape[1:]), jnp.float32)
     variables = segmenter.init(init_rng, images)
-    found = loaded or {}
-    params = _with_parts(variables['params'], found.get('params', {}))
+    loaded = loaded or {}
+    params = _replace_parts(variables['params'], loaded.get('params', {}))
     return train_state.TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      batch_stats=_with_parts(
-        variables.get('batch_stats', {}), found.get('batch_stats', {})
+      batch_stats=_replace_parts(
+        variables.get('batch_stats', {}), loaded.get('batch_stats', {})
       ),
       opt_state=self._transformation(params).init(self._trained(params)),
       rng=run_rng,
@@ -173,59 +183,62 @@ class Update:
   def __call__(
     self, loss: Loss, state: train_state.TrainState, batch: batch_lib.Batch
   ) -> tuple[train_state.TrainState, types.Metrics]:
-    """One update.
+    """Computes one training step.
 
-    Sums and counts are added up over the parts and divided once, so the update
-    is that of the whole batch wherever rows do not meet inside the network
-    (batch statistics, dropout).
+    Sums and counts are accumulated over the microbatches and divided once. So
+    the step equals that of the whole batch, except where rows interact inside
+    the network (batch normalization) or share a key (dropout).
 
     Args:
-      loss: sums over what it counts.
+      loss: returns the sum and count of a microbatch.
       state: its step selects the random draws.
       batch: a global batch.
 
     Returns:
-      The state after the update; 'loss', the loss's scalars and 'grad_norm'.
+      The state after the step; 'loss', the scalars of the loss, 'grad_norm'.
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
     rng = jax.random.fold_in(state.rng, state.step)
     row_rng, network_rng = jax.random.split(rng)
 
-    def look_at(microbatch, rows_rng, part):
-      keys = ForwardKeys(rows_rng, jax.random.fold_in(network_rng, part))
+    def gradient_of(microbatch, rows_rng, index):
+      keys = ForwardKeys(rows_rng, jax.random.fold_in(network_rng, index))
 
       def total(trained):
         params = {**state.params, **trained}
-        outcome = loss(params, state.batch_stats, microbatch, keys)
-        return outcome.total, outcome
+        output = loss(params, state.batch_stats, microbatch, keys)
+        return output.total, output
 
       return jax.grad(total, has_aux=True)(self._trained(state.params))
 
-    # Parts are strided, so that each has rows on every device.
-    parts = jax.tree.map(
+    # Microbatches are strided, so that each has rows on every device.
+    microbatches = jax.tree.map(
       lambda x: jnp.moveaxis(
         x.reshape(rows // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0
       ),
       (dict(batch), row_keys(row_rng, rows)),
     )
-    parts = (*parts, jnp.arange(self.accumulate))
-    found = look_at(*jax.tree.map(lambda x: x[0], parts))
+    microbatches = (*microbatches, jnp.arange(self.accumulate))
+    sums = gradient_of(*jax.tree.map(lambda x: x[0], microbatches))
     if self.accumulate > 1:
-      found, _ = jax.lax.scan(
-        lambda sums, part: (jax.tree.map(jnp.add, sums, look_at(*part)), None),
-        found,
-        jax.tree.map(lambda x: x[1:], parts),
+      sums, _ = jax.lax.scan(
+        lambda sums, microbatch: (
+          jax.tree.map(jnp.add, sums, gradient_of(*microbatch)),
+          None,
+        ),
+        sums,
+        jax.tree.map(lambda x: x[1:], microbatches),
       )
-    gradient, outcome = found
-    count = jnp.maximum(outcome.count, 1)
+    gradient, output = sums
+    count = jnp.maximum(output.count, 1)
     gradient = jax.tree.map(lambda g: g / count, gradient)
-    # Each part has moved the same old statistics: their mean is taken.
+    # Each microbatch updates the same old statistics: the mean is taken.
     batch_stats = jax.tree.map(
-      lambda s: s / self.accumulate, outcome.batch_stats
+      lambda s: s / self.accumulate, output.batch_stats
     )
     metrics = {
-      'loss': outcome.total / count,
-      **{n: v / self.accumulate for n, v in outcome.scalars.items()},
+      'loss': output.total / count,
+      **{n: v / self.accumulate for n, v in output.scalars.items()},
       'grad_norm': optax.global_norm(gradient),
     }
     return self.apply_gradients(state, gradient, batch_stats), metrics
@@ -236,14 +249,14 @@ class Update:
     gradient: types.Params,
     batch_stats: types.Params,
   ) -> train_state.TrainState:
-    """The state one step later.
+    """Applies the optimizer to a gradient; returns the state one step later.
 
-    For methods that find their gradient themselves.
+    For methods that compute the gradient themselves.
 
     Args:
-      state: before the step; of a subclass, whose own fields stay.
-      gradient: of the loss by the trained parts.
-      batch_stats: after the forward pass.
+      state: the state before the step; fields of a subclass stay as they are.
+      gradient: gradient of the loss with respect to the trained parts.
+      batch_stats: batch statistics after the forward pass.
     """
     trained = self._trained(state.params)
     updates, opt_state = self._transformation(state.params).update(
@@ -265,10 +278,7 @@ class Update:
     )
 
 
-def _with_parts(fresh: types.Params, found: types.Params) -> types.Params:
-  """The fresh tree with what was found of each part in its place.
-
-  Of the heads, those that were not found stay fresh.
-  """
-  heads = {**fresh.get('heads', {}), **found.get('heads', {})}
-  return {**fresh, **found, **({'heads': heads} if heads else {})}
+def _replace_parts(fresh: types.Params, loaded: types.Params) -> types.Params:
+  """Replaces the parts that were loaded; heads are replaced one by one."""
+  heads = {**fresh.get('heads', {}), **loaded.get('heads', {})}
+  return {**fresh, **loaded, **({'heads': heads} if heads else {})}

@@ -1,4 +1,4 @@
-"""The folders of a running stage, and the agreement of all hosts to stop."""
+"""The folders of a running stage, and the detection of preemption."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from runtime import files
 
 
 class Preempted(Exception):
-  """The machine asked to stop; everything needed to go on is saved."""
+  """Raised when the machine asks to stop; all that resuming needs is saved."""
 
 
 class Preemption:
-  """Whether the machine has asked to stop, agreed on by all hosts.
+  """Detects a request to stop (SIGTERM), in agreement of all hosts.
 
-  Hosts call `reached` equally often. After the request (SIGTERM on any of them)
-  it returns True at one and the same call on all.
+  All hosts must call `reached` equally often. After a request to any host it
+  returns True in the same call on all hosts.
   """
 
   def __init__(self):
-    # Not a training step: calls are counted on from stage to stage.
+    # jax needs a number that increases from stage to stage; steps do not.
     self._calls = 0
 
   def reached(self) -> bool:
-    """True at the call at which everyone is to save and stop."""
+    """Returns True in the call at which all hosts must save and stop."""
     if not jax.distributed.is_initialized():
       return False
     self._calls += 1
@@ -34,13 +34,14 @@ class Preemption:
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-  """Where a stage runs, and where the stages it needs have left their work.
+  """The folders of a running stage, and the detection of preemption.
 
   Attributes:
-    directory: the stage's own folder.
-    needed: folder of each stage it needs.
-    digest: of everything that decides the result, stages before included.
-    preemption: to be asked after every step.
+    directory: folder of the stage.
+    needed: folder of each stage whose results it reads, by name.
+    digest: digest of all settings that decide the result, including those of
+      needed stages.
+    preemption: called after every step.
   """
 
   directory: files.Path

@@ -424,7 +424,7 @@ def test_what_starts_from_a_run_of_pass_takes_its_encoder():
 
 
 def test_parts_of_heads_are_taken_by_name():
-  merged = update_lib._with_parts(
+  merged = update_lib._replace_parts(
     {'heads': {'a': 1, 'b': 2}, 'encoder': {'x': 0}}, {'heads': {'a': 3}}
   )
   assert merged == {'heads': {'a': 3, 'b': 2}, 'encoder': {'x': 0}}

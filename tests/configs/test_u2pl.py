@@ -1,4 +1,4 @@
-"""U2PL's configs, and the rows of docs/u2pl_tables.md that they make."""
+"""Tests of U2PL's configs, and of the rows of docs/methods/u2pl_tables.md."""
 
 import collections
 import dataclasses
@@ -16,12 +16,12 @@ from runtime import errors
 from segcore.experiment import cli, evaluation, hosts
 from segcore.experiment import command as command_lib
 from segcore.models import network
-from segcore.study import runner as runner_lib
+from segcore.study import cli as study_cli
 from segcore.train import optimizers
 from u2pl import main as u2pl_main
 
 ROOT = pathlib.Path(__file__).parents[2]
-DOC = ROOT / 'docs' / 'u2pl_tables.md'
+DOC = ROOT / 'docs' / 'methods' / 'u2pl_tables.md'
 HERE = ['u2pl_camvid', 'u2pl_shapes']
 PAPER = ['u2pl_cityscapes', 'u2pl_voc']
 # Networks whose shapes were followed already, whatever their heads: those with
@@ -64,11 +64,9 @@ def cells(command):
   """The study of a command, and its cells of the first seed."""
   arguments = shlex.split(command)
   assert arguments[:3] == ['python', '-m', 'segcore.study']
-  made = runner_lib._study(
-    *runner_lib._parser().parse_known_args(arguments[3:])
-  )
-  first = dataclasses.replace(made, seeds=(0,))
-  return made, first.final_cells({})
+  study = study_cli.parse(arguments[3:]).study
+  first = dataclasses.replace(study, seeds=(0,))
+  return study, first.final_cells({})
 
 
 @functools.cache

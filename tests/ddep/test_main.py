@@ -98,14 +98,16 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
       with PIL.Image.open(source / 'masks' / f'{path.stem}.png') as image:
         mask = np.asarray(image)
       for truth in (0, 1):
-        for guess in (0, 1):
-          counts[truth, guess] += np.sum((mask == truth) & (label == guess))
+        for predicted in (0, 1):
+          counts[truth, predicted] += np.sum(
+            (mask == truth) & (label == predicted)
+          )
   iou = [
     counts[c, c] / (counts[c].sum() + counts[:, c].sum() - counts[c, c])
     for c in (0, 1)
   ]
-  found = runs.read_results(whole)['val']['per_class']['iou']
-  np.testing.assert_allclose(iou, [found['ground'], found['disc']], atol=1e-9)
+  result = runs.read_results(whole)['val']['per_class']['iou']
+  np.testing.assert_allclose(iou, [result['ground'], result['disc']], atol=1e-9)
   assert (out / 'classes.txt').read_text() == 'ground #000000\ndisc #800000\n'
 
 
@@ -199,8 +201,8 @@ class Group:
 
   def finish(self, codes):
     """Waits for all; they have to exit with these."""
-    found = [runs.wait(p, self.logs[0]) for p in self.processes]
-    assert found == codes, '\n'.join(log.read_text() for log in self.logs)
+    collected = [runs.wait(p, self.logs[0]) for p in self.processes]
+    assert collected == codes, '\n'.join(log.read_text() for log in self.logs)
 
   def last_lines(self):
     return [log.read_text().splitlines()[-1] for log in self.logs]
@@ -268,10 +270,10 @@ def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
   assert max(after) == saved
   assert {step: after[step] for step in before} == before
   Group(source, workdir, 2, 1, only).finish([0, 0])
-  expected, found = losses_of(one_of_4 / 'finetune'), losses_of(stage)
-  assert found.keys() == expected.keys()
-  for step in found:
-    assert found[step] == pytest.approx(expected[step], abs=1e-5)
+  expected, actual = losses_of(one_of_4 / 'finetune'), losses_of(stage)
+  assert actual.keys() == expected.keys()
+  for step in actual:
+    assert actual[step] == pytest.approx(expected[step], abs=1e-5)
   # Host 0 reads the first rows of every batch: one of 4, then two.
   lines = runs.read_metrics(one_of_4 / 'finetune', 'ids')
   ids = [line['ids'] for line in runs.read_metrics(stage, 'ids')]

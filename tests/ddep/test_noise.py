@@ -29,9 +29,9 @@ def images_and_eps():
 def test_scaled_noise_is_equation_5_by_hand():
   image = jnp.full((1, 1, 1, 3), 0.5)
   eps = jnp.array([[[[1.0, -2.0, 0.0]]]])
-  found = corrupt(image, eps, noise.NoiseOptions(gamma=0.64))
+  result = corrupt(image, eps, noise.NoiseOptions(gamma=0.64))
   # sqrt(0.64) = 0.8 and sqrt(1 - 0.64) = 0.6.
-  np.testing.assert_allclose(found[0, 0, 0], [1.0, -0.8, 0.4], atol=1e-6)
+  np.testing.assert_allclose(result[0, 0, 0], [1.0, -0.8, 0.4], atol=1e-6)
 
 
 def test_scaled_noise_equals_the_unit_range_form():
@@ -40,15 +40,15 @@ def test_scaled_noise_equals_the_unit_range_form():
   images, eps = images_and_eps()
   x, g = (images + 1) / 2, 0.95
   unit = math.sqrt(g) * x + (math.sqrt(1 - g) * eps - math.sqrt(g) + 1) / 2
-  found = corrupt(images, eps, noise.NoiseOptions(gamma=g))
-  np.testing.assert_allclose(found, 2 * unit - 1, atol=1e-6)
+  result = corrupt(images, eps, noise.NoiseOptions(gamma=g))
+  np.testing.assert_allclose(result, 2 * unit - 1, atol=1e-6)
 
 
 def test_simple_noise_adds_sigma_in_the_unit_range():
   images, eps = images_and_eps()
-  found = corrupt(images, eps, noise.NoiseOptions(kind='simple', sigma=0.8))
+  result = corrupt(images, eps, noise.NoiseOptions(kind='simple', sigma=0.8))
   np.testing.assert_allclose(
-    (found + 1) / 2, (images + 1) / 2 + 0.8 * eps, atol=1e-6
+    (result + 1) / 2, (images + 1) / 2 + 0.8 * eps, atol=1e-6
   )
 
 
@@ -60,15 +60,15 @@ def test_sigma_and_gamma_name_the_same_noise(sigma):
   by_gamma = corrupt(images, eps, noise.NoiseOptions(gamma=gamma))
   np.testing.assert_allclose(by_sigma, by_gamma, atol=1e-6)
   simple = noise.NoiseOptions(kind='simple', gamma=gamma)
-  found = noise.magnitude(gammas(simple), simple)
-  np.testing.assert_allclose(found, [sigma, sigma], rtol=1e-5)
+  result = noise.magnitude(gammas(simple), simple)
+  np.testing.assert_allclose(result, [sigma, sigma], rtol=1e-5)
 
 
 def test_gamma_of_the_paper_has_the_magnitude_of_its_text():
   # Spec §4.1: 'gamma = 0.95' and 'noise magnitude 0.22'.
   options = noise.NoiseOptions(gamma=0.95)
-  found = noise.magnitude(gammas(options), options)
-  np.testing.assert_allclose(found, [0.2236, 0.2236], atol=1e-4)
+  result = noise.magnitude(gammas(options), options)
+  np.testing.assert_allclose(result, [0.2236, 0.2236], atol=1e-4)
 
 
 def test_scaled_noise_keeps_unit_variance():
@@ -88,8 +88,8 @@ def test_targets():
     ('eps_scaled', 0.6 * eps),
   ):
     options = dataclasses.replace(options, target=target)
-    found = noise.target(images, eps, gammas(options), options)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    actual = noise.target(images, eps, gammas(options), options)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_a_row_draws_the_same_noise_in_any_batch():
@@ -160,8 +160,8 @@ def test_a_perfect_prediction_gives_the_clean_image_back(kind, target):
   noisy = noise.corrupt(images, eps, gamma, options)
   np.testing.assert_array_equal(noisy[2], images[2])
   aim = noise.target(images, eps, gamma, options)
-  found = noise.clean(noisy, aim, gamma, options)
-  np.testing.assert_allclose(found, images, atol=1e-5)
+  result = noise.clean(noisy, aim, gamma, options)
+  np.testing.assert_allclose(result, images, atol=1e-5)
 
 
 def test_a_strength_is_the_same_for_each_image():
@@ -172,10 +172,10 @@ def test_a_strength_is_the_same_for_each_image():
 
 def test_a_range_is_drawn_from_uniformly_and_stops_at_1():
   within = noise.NoiseOptions(gamma_range=(0.9, 0.95))
-  found = np.asarray(gammas(within, 2000))
-  assert found.dtype == np.float32
-  assert 0.9 <= found.min() < 0.901 and 0.949 < found.max() <= 0.95
-  shares, _ = np.histogram(found, bins=5, range=(0.9, 0.95))
+  result = np.asarray(gammas(within, 2000))
+  assert result.dtype == np.float32
+  assert 0.9 <= result.min() < 0.901 and 0.949 < result.max() <= 0.95
+  shares, _ = np.histogram(result, bins=5, range=(0.9, 0.95))
   np.testing.assert_allclose(shares / 2000, 0.2, atol=0.03)
   # A quarter of the range lies above 1.
   beyond = np.asarray(gammas(noise.NoiseOptions(gamma_range=(0.7, 1.1)), 2000))
@@ -194,8 +194,8 @@ def test_a_range_is_drawn_from_uniformly_and_stops_at_1():
 def test_time_steps_are_drawn_evenly(draw, levels):
   options = noise.NoiseOptions(gamma_range=(0.6, 0.9), draw=draw, num_steps=4)
   np.testing.assert_allclose(options.levels, levels)
-  found = np.asarray(gammas(options, 2000))
-  shares = [np.mean(np.isclose(found, level)) for level in levels]
+  result = np.asarray(gammas(options, 2000))
+  shares = [np.mean(np.isclose(result, level)) for level in levels]
   np.testing.assert_allclose(shares, 0.25, atol=0.03)
 
 
@@ -224,10 +224,10 @@ def test_noise_of_one_strength_can_be_read_off_one_image_at_a_time():
   images, eps = images_and_eps()
   options = noise.NoiseOptions(gamma_range=(0.1, 0.9))
   gamma = jnp.array([0.36, 0.64])
-  found = noise.corrupt(images, eps, gamma, options)
+  result = noise.corrupt(images, eps, gamma, options)
   for i, (kept, added) in enumerate(((0.6, 0.8), (0.8, 0.6))):
     np.testing.assert_allclose(
-      found[i], kept * images[i] + added * eps[i], atol=1e-6
+      result[i], kept * images[i] + added * eps[i], atol=1e-6
     )
 
 
@@ -236,8 +236,8 @@ def test_an_image_without_noise_has_none_to_be_found():
   gamma = jnp.array([1.0, 0.64])
   options = noise.NoiseOptions(gamma_range=(0.5, 1.1))
   for target, factor in (('eps', 1.0), ('eps_scaled', 0.6)):
-    found = noise.target(
+    result = noise.target(
       images, eps, gamma, dataclasses.replace(options, target=target)
     )
-    np.testing.assert_array_equal(found[0], np.zeros_like(found[0]))
-    np.testing.assert_allclose(found[1], factor * eps[1], atol=1e-6)
+    np.testing.assert_array_equal(result[0], np.zeros_like(result[0]))
+    np.testing.assert_allclose(result[1], factor * eps[1], atol=1e-6)

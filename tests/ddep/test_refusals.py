@@ -39,8 +39,8 @@ def error_of(capsys, source, options, *arguments):
 
 
 def test_more_labels_than_images(capsys, source):
-  found = error_of(capsys, source, 'init=dep,labels=100')
-  assert '100 labeled images were asked for, the split has' in found
+  message = error_of(capsys, source, 'init=dep,labels=100')
+  assert '100 labeled images were asked for, the split has' in message
   assert not (source.parent / 'run' / 'denoise' / 'checkpoints').exists()
 
 
@@ -91,14 +91,14 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
 
 
 def test_a_split_that_is_not_there(capsys, source):
-  found = error_of(
+  message = error_of(
     capsys, source, 'init=dep', "--config.evaluate.splits=('test',)"
   )
-  assert "has no split 'test': expected one of" in found
+  assert "has no split 'test': expected one of" in message
 
 
 def test_softmax_where_images_have_several_classes(capsys, source):
-  found = error_of(
+  message = error_of(
     capsys,
     source,
     'init=none',
@@ -106,8 +106,8 @@ def test_softmax_where_images_have_several_classes(capsys, source):
     '--config.classify.kind=softmax',
   )
   expected = "config.classify.kind: expected 'sigmoid', got 'softmax': image"
-  assert expected in found
-  assert 'has 2 tags' in found
+  assert expected in message
+  assert 'has 2 tags' in message
 
 
 def test_bad_files_are_named(capsys, source):
@@ -125,8 +125,8 @@ def test_a_folder_that_changed_under_a_run(capsys, source):
   started = source.parent / 'run' / 'finetune'
   started.mkdir(parents=True)
   (started / 'labeled_ids.json').write_text(json.dumps(['gone']))
-  found = error_of(capsys, source, 'init=none')
-  assert 'the choice of labeled images changed since' in found
+  message = error_of(capsys, source, 'init=none')
+  assert 'the choice of labeled images changed since' in message
 
 
 def test_an_image_that_is_labeled_and_held_out(capsys, source):
@@ -149,12 +149,12 @@ def test_an_image_that_is_labeled_and_held_out(capsys, source):
     '--config.finetune.data.masks=masks/{split}',
     '--config.finetune.data.val_fraction=0.0',
   )
-  found = error_of(capsys, source, 'init=none', *folders)
-  assert 'share images by their content: train/99 is val/06' in found
+  message = error_of(capsys, source, 'init=none', *folders)
+  assert 'share images by their content: train/99 is val/06' in message
   (source / 'images' / 'train' / '99.jpg').unlink()
   (source / 'masks' / 'train' / '99.png').unlink()
   listed = source / 'labeled.txt'
   listed.write_text('02\n77\n')
   # Nothing was made with the settings that were refused.
-  found = error_of(capsys, source, f'init=none,list={listed}', *folders)
-  assert "has the line '77', which names no image of the split" in found
+  message = error_of(capsys, source, f'init=none,list={listed}', *folders)
+  assert "has the line '77', which names no image of the split" in message

@@ -108,8 +108,8 @@ def test_denoising_loss_is_the_mean_square_of_equation_6():
   )
   images = np.asarray(batch['image'], np.float32) / 127.5 - 1
   noisy = np.sqrt(0.95) * images + np.sqrt(0.05) * eps
-  found = trained.predict(state, jnp.asarray(noisy, jnp.float32))
-  square = (np.asarray(found) - eps)[[0, 1, 3]] ** 2
+  result = trained.predict(state, jnp.asarray(noisy, jnp.float32))
+  square = (np.asarray(result) - eps)[[0, 1, 3]] ** 2
   assert float(outcome.total / outcome.count) == pytest.approx(
     square.mean(), rel=1e-4
   )
@@ -140,15 +140,23 @@ def test_a_conditional_decoder_is_told_the_noise_of_each_image():
   )
 
   @jax.jit
-  def look(state):
+  def predict_all(state):
     outcome = trained.loss(state.params, state.batch_stats, batch, keys)
-    found = [trained.predict(state, noisy, g) for g in (gamma, jnp.ones(4))]
-    return outcome.total / outcome.count, *found, trained.predict(state, noisy)
+    results = [trained.predict(state, noisy, g) for g in (gamma, jnp.ones(4))]
+    return (
+      outcome.total / outcome.count,
+      *results,
+      trained.predict(state, noisy),
+    )
 
-  loss, told, as_clean, untold = map(np.asarray, look(state))
-  assert float(loss) == pytest.approx(np.mean((told - eps) ** 2), rel=1e-4)
-  assert not np.allclose(told, as_clean, atol=1e-3)
-  np.testing.assert_array_equal(untold, as_clean)
+  loss, conditioned, as_clean, unconditioned = map(
+    np.asarray, predict_all(state)
+  )
+  assert float(loss) == pytest.approx(
+    np.mean((conditioned - eps) ** 2), rel=1e-4
+  )
+  assert not np.allclose(conditioned, as_clean, atol=1e-3)
+  np.testing.assert_array_equal(unconditioned, as_clean)
 
 
 def test_finetuning_ignores_negative_labels_and_padding_rows():
@@ -232,9 +240,9 @@ def test_a_data_parallel_step_only_reduces_gradients():
     .lower(shapes, tiny_networks.spec(batch))
     .compile()
   )
-  found = communication.count_collectives(compiled)
-  assert found['all-reduce'] > 0
-  assert {name: n for name, n in found.items() if name != 'all-reduce'} == {
+  result = communication.count_collectives(compiled)
+  assert result['all-reduce'] > 0
+  assert {name: n for name, n in result.items() if name != 'all-reduce'} == {
     'all-gather': 0,
     'all-to-all': 0,
     'reduce-scatter': 0,
@@ -254,16 +262,16 @@ def test_denoising_is_watched_on_the_same_noisy_images():
   # A head of zeros finds no noise: the loss is the noise's mean square.
   silent = jax.tree.map(jnp.zeros_like, state.params['heads'])
   state = state.replace(params={**state.params, 'heads': silent})
-  watch = denoise.DenoisingPanels(
+  evaluate = denoise.DenoisingPanels(
     trained, 'val', images, 4, sharding.make_mesh()
   )
-  found = watch(state)
+  actual = evaluate(state)
   keys = update_lib.row_keys(jax.random.PRNGKey(0), 6)
   eps = np.asarray(noise.sample(keys, images.shape))
   np.testing.assert_allclose(
-    found.scalars['val/loss'], np.mean(eps**2), rtol=1e-5
+    actual.scalars['val/loss'], np.mean(eps**2), rtol=1e-5
   )
-  panel = found.images['val/panels']
+  panel = actual.images['val/panels']
   # Four rows of tiles of 96 pixels: clean, noisy, denoised.
   assert panel.shape == (14 + 4 * 100, 3 * 100 - 4, 3)
 
@@ -278,4 +286,4 @@ def test_denoising_is_watched_on_the_same_noisy_images():
   assert np.abs(shown(1) - expected).max() <= 1
   restored = np.clip(np.rint((noisy / np.sqrt(0.95) + 1) * 127.5), 0, 255)
   assert np.abs(shown(2) - restored).max() <= 1
-  assert watch(state).scalars == found.scalars
+  assert evaluate(state).scalars == actual.scalars

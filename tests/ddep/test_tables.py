@@ -1,4 +1,4 @@
-"""Every row of docs/ddep_tables.md is an experiment, and the one it says."""
+"""Tests that every row of docs/methods/ddep_tables.md builds its experiment."""
 
 import collections
 import dataclasses
@@ -11,9 +11,9 @@ import pytest
 from ddep import main as ddep_main
 from segcore.experiment import command as command_lib
 from segcore.models import network
-from segcore.study import runner
+from segcore.study import cli as study_cli
 
-DOC = pathlib.Path(__file__).parents[2] / 'docs' / 'ddep_tables.md'
+DOC = pathlib.Path(__file__).parents[2] / 'docs' / 'methods' / 'ddep_tables.md'
 DECODER = ('decoder', 'heads')
 WHOLE = ('encoder', *DECODER)
 # Networks whose shapes were followed already.
@@ -22,32 +22,33 @@ CHECKED = set()
 
 def rows():
   """(table, row, command, number of the paper's numbers), in order."""
-  found, title = [], ''
+  results, title = [], ''
   for line in DOC.read_text().splitlines():
     if line.startswith('## '):
       title = line[3:].partition(':')[0]
     elif '`python -m segcore.study' in line:
       _, row, command, paper, _, _ = (x.strip() for x in line.split('|'))
-      found.append((title, row, command.strip('`'), len(paper.split(' / '))))
-  return found
+      results.append((title, row, command.strip('`'), len(paper.split(' / '))))
+  return results
 
 
 def cells(command):
   """The study of a command, and its cells of the first seed."""
   arguments = shlex.split(command)
   assert arguments[:3] == ['python', '-m', 'segcore.study']
-  made = runner._study(*runner._parser().parse_known_args(arguments[3:]))
-  if made.sweep:
-    return made, made.swept_cells()
-  first = dataclasses.replace(made, seeds=(0,))
-  return made, first.final_cells({})
+  study = study_cli.parse(arguments[3:]).study
+  if study.sweep:
+    return study, study.sweep_cells()
+  first = dataclasses.replace(study, seeds=(0,))
+  return study, first.final_cells({})
 
 
 @functools.cache
 def config_of(command, column):
   """The config of the first cell, or of the last one."""
-  made, found = cells(command)
-  return command_lib.parse(['study', *found[column].arguments(made)]).config
+  study, first_cells = cells(command)
+  arguments = first_cells[column].arguments(study)
+  return command_lib.parse(['study', *arguments]).config
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +82,9 @@ def test_the_sweep_never_looks_at_val():
   [command] = [
     line for line in DOC.read_text().splitlines() if ' --sweep=lr' in line
   ]
-  made, found = cells(command)
+  made, result = cells(command)
   # Three starts, four rates, four decays.
-  assert len({cell.name for cell in found}) == len(found) == 3 * 4 * 4
+  assert len({cell.name for cell in result}) == len(result) == 3 * 4 * 4
   config = config_of(command, 0)
   assert config.finetune.val_split == 'held_out'
   assert config.finetune.subset.held_out == 500
@@ -95,11 +96,11 @@ def test_the_sweep_never_looks_at_val():
 
 def test_a_row_has_a_column_for_each_number():
   for table, row, command, count in rows():
-    made, found = cells(command)
+    made, result = cells(command)
     assert made.report == 'val/miou', (table, row)
     assert len(made.seeds) == 10, (table, row)
     if count > 1:
-      assert len(found) == count, (table, row)
+      assert len(result) == count, (table, row)
 
 
 def test_all_tables_and_figures_are_there():
@@ -121,7 +122,7 @@ def test_all_tables_and_figures_are_there():
 
 
 def facts(config):
-  """What tells one row from another."""
+  """Returns the settings in which rows differ."""
   denoises = 'denoise' in config.stages
   noise = config.denoise.noise
   also = config.denoise.also if 'also' in config.denoise else ()
@@ -149,8 +150,8 @@ def test_rows_of_a_table_differ():
   tables = collections.defaultdict(list)
   for table, _, command, _ in rows():
     tables[table].append(facts(config_of(command, 0)))
-  for table, found in tables.items():
-    assert len({repr(fact) for fact in found}) == len(found), table
+  for table, result in tables.items():
+    assert len({repr(fact) for fact in result}) == len(result), table
 
 
 WEIGHTS = ('encoder',)
@@ -231,8 +232,8 @@ FIXED = (0.95, 0.0, (0.0, 0.0))
 def test_a_row_is_what_it_says(table, row, expected):
   [command] = [c for t, r, c, _ in rows() if (t, r) == (table, row)]
   for column in (0, -1):
-    found = facts(config_of(command, column))
-    assert {name: found[name] for name in expected} == expected
+    actual = facts(config_of(command, column))
+    assert {name: actual[name] for name in expected} == expected
 
 
 def test_columns_differ_in_what_is_varied_last():

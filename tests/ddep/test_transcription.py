@@ -85,8 +85,8 @@ def test_convolution_sums_scipys_correlations(rng):
     ]
     for one in x
   ]  # fmt: skip
-  found = reference.conv2d(x, kernel).transpose(0, 3, 1, 2)
-  np.testing.assert_allclose(found, expected, atol=1e-12)
+  actual = reference.conv2d(x, kernel).transpose(0, 3, 1, 2)
+  np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 def test_pooling_by_hand():
@@ -111,19 +111,19 @@ def test_group_norm_groups_neighboring_channels():
   x = np.array([0.0, 2, 10, 10]).reshape(1, 1, 1, 4)
   scale = np.array([1.0, 2, 3, 4])
   bias = np.array([0.0, 0, 5, 6])
-  found = reference.group_norm(x, scale, bias, groups=2, eps=3.0)
+  result = reference.group_norm(x, scale, bias, groups=2, eps=3.0)
   # The first group has mean 1 and variance 1: 1 / sqrt(1 + 3) = 0.5.
-  np.testing.assert_allclose(found.ravel(), [-0.5, 1, 5, 6])
+  np.testing.assert_allclose(result.ravel(), [-0.5, 1, 5, 6])
   old = [v.reshape(1, 1, 1, 4) for v in (scale, bias)]
   again = reference.group_norm(x, *old, groups=2, eps=3.0)
-  np.testing.assert_array_equal(found, again)
+  np.testing.assert_array_equal(result, again)
   with pytest.raises(ValueError, match='4 channels do not make 3 groups'):
     reference.group_norm(x, scale, bias, groups=3)
 
 
 def test_layer_norm_by_hand():
-  found = reference.layer_norm(np.array([[1.0, 3.0]]), 2.0, 1.0, eps=3.0)
-  np.testing.assert_allclose(found, [[0.0, 2.0]])
+  result = reference.layer_norm(np.array([[1.0, 3.0]]), 2.0, 1.0, eps=3.0)
+  np.testing.assert_allclose(result, [[0.0, 2.0]])
 
 
 def test_gelus_at_known_points():
@@ -185,27 +185,27 @@ def test_resize_equals_scipys_zoom(rng, size, aligned):
 @pytest.mark.parametrize('grid', [(14, 14), (32, 32), (24, 24), (8, 30)])
 def test_positions_keep_the_class_and_zoom_the_grid(rng, grid):
   table = rng.normal(size=(1, 197, 3))
-  found = reference.resize_positions(table, grid)
-  assert found.shape == (1, 1 + grid[0] * grid[1], 3)
-  np.testing.assert_array_equal(found[:, 0], table[:, 0])
+  actual = reference.resize_positions(table, grid)
+  assert actual.shape == (1, 1 + grid[0] * grid[1], 3)
+  np.testing.assert_array_equal(actual[:, 0], table[:, 0])
   square = table[0, 1:].reshape(14, 14, 3)
   expected = ndimage.zoom(square, (grid[0] / 14, grid[1] / 14, 1), order=1)
   np.testing.assert_allclose(
-    found[0, 1:].reshape(*grid, 3), expected, atol=1e-12
+    actual[0, 1:].reshape(*grid, 3), expected, atol=1e-12
   )
   without = reference.resize_positions(table[:, 1:], grid, class_token=False)
-  np.testing.assert_array_equal(without, found[:, 1:])
+  np.testing.assert_array_equal(without, actual[:, 1:])
 
 
 def test_positions_that_are_linear_stay_linear_on_each_axis():
   rows, columns = np.mgrid[:3, :5]
   table = (10.0 * rows + columns).reshape(1, 15, 1)
-  found = reference.resize_positions(
+  actual = reference.resize_positions(
     table, (5, 9), old_grid=(3, 5), class_token=False
   )
   rows, columns = np.mgrid[:5, :9]
   expected = 10 * rows / 2 + columns / 2
-  np.testing.assert_allclose(found.reshape(5, 9), expected)
+  np.testing.assert_allclose(actual.reshape(5, 9), expected)
 
 
 # Encoders.
@@ -303,11 +303,11 @@ def test_stacked_blocks_are_taken_apart():
       stacked[key] = np.stack(both)
     else:
       stacked[key] = flat[key]
-  found = [
+  results = [
     reference.hybrid_encoder(image(1, 32, 32), weights, groups=4)['tokens']
     for weights in (flat, stacked)
   ]
-  np.testing.assert_array_equal(*found)
+  np.testing.assert_array_equal(*results)
 
 
 def test_every_weight_of_the_encoders_is_used(rng):
@@ -454,13 +454,13 @@ def test_a_block_concatenates_the_skip_behind(rng):
     weights[f'block1/{norm}/scale'] = np.ones(1)
     weights[f'block1/{norm}/bias'] = np.zeros(1)
   options = {'layout': 'A1', 'groups': 1, 'eps': 0.0}
-  found = reference.decoder_blocks(maps, weights, **options)[1]
+  actual = reference.decoder_blocks(maps, weights, **options)[1]
 
   def normed(x):
     return np.maximum((x - x.mean()) / x.std(), 0)
 
   expected = normed(normed(maps['skip8'][..., 2:]))
-  np.testing.assert_allclose(found, expected, atol=1e-12)
+  np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 def test_level_modulates_the_norms(rng):
@@ -477,17 +477,17 @@ def test_level_modulates_the_norms(rng):
   }
   level = rng.normal(size=(2, 6))
   plain = reference.decoder(maps, weights, groups=4)
-  found = reference.decoder(maps, weights, groups=4, level=level)
-  assert np.abs(found - plain).max() > 1e-3
+  result = reference.decoder(maps, weights, groups=4, level=level)
+  assert np.abs(result - plain).max() > 1e-3
   zeros = {k: v * ('film' not in k) for k, v in weights.items()}
   silent = reference.decoder(maps, zeros, groups=4, level=level)
   np.testing.assert_array_equal(silent, plain)
 
 
 def test_level_features_by_hand():
-  found = reference.sinusoidal(np.array([2.0]), 4, max_period=100.0)
+  actual = reference.sinusoidal(np.array([2.0]), 4, max_period=100.0)
   expected = [np.sin(2), np.sin(0.2), np.cos(2), np.cos(0.2)]
-  np.testing.assert_allclose(found, [expected])
+  np.testing.assert_allclose(actual, [expected])
   weights = {
     'level/dense1/kernel': np.ones((4, 1)),
     'level/dense1/bias': np.array([1.0]),
@@ -496,8 +496,8 @@ def test_level_features_by_hand():
   }
   # Sines of 0 and cosines of 0: 2 + 1 = 3, and silu(3) = 3 sigmoid(3).
   silu = 3 / (1 + np.exp(-3))
-  found = reference.embed_level(np.array([0.0]), weights)
-  np.testing.assert_allclose(found, [[2 * silu, 3 * silu + 5]])
+  actual = reference.embed_level(np.array([0.0]), weights)
+  np.testing.assert_allclose(actual, [[2 * silu, 3 * silu + 5]])
 
 
 # Counts.
@@ -526,8 +526,8 @@ def test_parameters_of_the_encoders():
 )
 def test_parameters_of_the_decoders(layout, times, expected):
   options = {'layout': layout, 'widths': widths(times)}
-  found = reference.parameters(reference.decoder_layers(224, **options))
-  assert found == expected
+  actual = reference.parameters(reference.decoder_layers(224, **options))
+  assert actual == expected
   rng = np.random.default_rng(0)
   weights = reference.decoder_weights(rng, spread=0, **options)
   assert reference.count_parameters(weights, exclude=()) == expected
@@ -588,10 +588,10 @@ def test_operations_of_transunet(
 
 def test_operations_of_attention_alone_at_1024():
   layers = reference.vit_layers(1024)
-  found = reference.gflops(
+  result = reference.gflops(
     layer for layer in layers if layer.name.endswith('attention')
   )
-  assert found == pytest.approx(619, abs=0.5)
+  assert result == pytest.approx(619, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -599,8 +599,8 @@ def test_operations_of_attention_alone_at_1024():
   [(224, 8.2, 68.6), (512, 42.7, 358), (1024, 171, 1434)],
 )
 def test_operations_of_the_unet(size, encoder, expected):
-  found = reference.gflops(reference.stem_layers(size, **BIT))
-  assert found == pytest.approx(encoder, rel=0.01)
+  actual = reference.gflops(reference.stem_layers(size, **BIT))
+  assert actual == pytest.approx(encoder, rel=0.01)
   # The specification's row has the 3-channel head at every size.
   decoder = reference.decoder_layers(size, layout='unet')
   assert reference.gflops(decoder) == pytest.approx(expected, rel=0.01)
@@ -608,8 +608,8 @@ def test_operations_of_the_unet(size, encoder, expected):
 
 @pytest.mark.parametrize(('times', 'cost'), [(1, 212), (2, 669), (3, 1415)])
 def test_operations_of_a_frozen_step(times, cost):
-  found = reference.frozen_gflops(224, widths=widths(times))
-  assert found == pytest.approx(cost, abs=0.5)
+  result = reference.frozen_gflops(224, widths=widths(times))
+  assert result == pytest.approx(cost, abs=0.5)
 
 
 # Noise.
@@ -635,8 +635,8 @@ def test_simple_noise_by_hand():
 def test_scaled_noise_by_hand():
   clean = np.full((2, 1, 1, 1), 0.5)
   eps = np.ones_like(clean)
-  found = reference.scaled_noise(clean, eps, np.array([0.64, 1.0]))
-  np.testing.assert_allclose(found.ravel(), [0.8 * 0.5 + 0.6, 0.5])
+  result = reference.scaled_noise(clean, eps, np.array([0.64, 1.0]))
+  np.testing.assert_allclose(result.ravel(), [0.8 * 0.5 + 0.6, 0.5])
   # x = 0.75 becomes 0.6 + 0.6 = 1.2, which is 1.4 on [-1, 1].
   unit = reference.scaled_noise(clean, eps, 0.64, 'unit')
   np.testing.assert_allclose(unit.ravel(), [1.4, 1.4])
@@ -681,8 +681,8 @@ def test_loss_is_a_mean():
 
 
 def test_random_gamma_stops_at_one():
-  found = reference.clipped_uniform(np.array([0.0, 0.5, 1.0]), 0.9, 1.2)
-  np.testing.assert_allclose(found, [0.9, 1.0, 1.0])
+  result = reference.clipped_uniform(np.array([0.0, 0.5, 1.0]), 0.9, 1.2)
+  np.testing.assert_allclose(result, [0.9, 1.0, 1.0])
 
 
 def test_schedules_by_hand():

@@ -1,4 +1,4 @@
-"""PASS from the command line, as a user runs it, on a small folder."""
+"""All stages of PASS from the command line, on a small folder."""
 
 import importlib.util
 import json
@@ -18,6 +18,8 @@ from pass_luss.benchmark import png_format
 from pass_luss.pseudo_labels import features
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import errors
+from segcore.eval import export
+from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
@@ -26,7 +28,7 @@ STAGES = (
   *('finetune', 'segment', 'semi', 'segment_semi', 'segment_on'),
 )
 
-# `pass_shapes.py` on a folder of images, and shorter.
+# `pass_shapes.py` on a folder of images, with fewer steps.
 CONFIG = """
 from configs import common, pass_shapes
 
@@ -72,7 +74,7 @@ def get_config(argument=None):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  """A config of 15 images of discs and bars, of odd sizes."""
+  """Returns the path of a config with 15 images of discs and bars."""
   folder = tmp_path_factory.mktemp('shapes')
   rng = np.random.default_rng(0)
   for name in ('images', 'masks', 'bars'):
@@ -89,7 +91,7 @@ def config(tmp_path_factory):
     image[mask > 0] += 120
     cv2.imwrite(str(folder / 'images' / f'{i:02}.png'), image)
     cv2.imwrite(str(folder / 'masks' / f'{i:02}.png'), mask)
-    # The same images in a data set of fewer classes, with ids of its own.
+    # A second data set: the same images with fewer classes and other ids.
     cv2.imwrite(str(folder / 'bars' / f'{i:02}.png'), mask // 2)
   (folder / 'classes.txt').write_text('other\ndisc\nbar\n')
   (folder / 'bars.txt').write_text('other\nbar\n')
@@ -108,7 +110,7 @@ def start(
   *flags: str,
   process: tuple[int, int, int] | None = None,
 ):
-  """Starts a run; `process` is (index, count, port) of a group."""
+  """Starts a run; `process` is (index, number of processes, port)."""
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
@@ -136,7 +138,7 @@ def start(
 
 @pytest.fixture(scope='module')
 def whole(config, tmp_path_factory):
-  """An uninterrupted run."""
+  """Returns the folder of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   assert runs.wait(start(config, workdir), workdir) == 0, runs.read_log(workdir)
   return workdir
@@ -146,7 +148,7 @@ def results_of(workdir, name):
   return json.loads((workdir / name / 'results.json').read_text())['splits']
 
 
-def test_a_run_leaves_what_it_promises(whole):
+def test_outputs_of_all_stages(whole):
   for name in STAGES:
     assert (whole / name / 'DONE.json').exists(), name
   lines = [
@@ -158,12 +160,12 @@ def test_a_run_leaves_what_it_promises(whole):
   )
   assert [line['train/queue_fill'] for line in lines] == [0, 0, 0.5, 1, 1, 1]
 
-  # A label map for each training image, as large as it, of two categories.
+  # A label map of two categories for each training image, of its size.
   labels = png_format.list_files(whole / 'label' / 'train')
   assert len(labels) == 12
   for name in labels:
-    found = png_format.read(whole / 'label' / 'train' / name, 2)
-    assert found.shape[0] in (41, 42, 43) and found.shape[1] in (46, 47)
+    label = png_format.read(whole / 'label' / 'train' / name, 2)
+    assert label.shape[0] in (41, 42, 43) and label.shape[1] in (46, 47)
   assert np.load(whole / 'cluster' / 'centroids.npy').shape == (2, 32)
 
   for name in ('segment', 'segment_semi', 'label'):
@@ -178,30 +180,29 @@ def test_a_run_leaves_what_it_promises(whole):
   assert len(png_format.list_files(whole / 'segment' / 'val')) == 3
 
 
-def test_classes_of_another_data_set_are_found_by_their_names(whole):
-  """The same label maps; what 'bar' is worth has nothing to do with its id."""
+def test_classes_of_another_data_set_are_matched_by_name(whole):
+  """The label maps are the same; the IoU of 'bar' does not depend on its id."""
   match = json.loads((whole / 'segment_on' / 'match.json').read_text())
   assert match == {'0': 0, '1': 0, '2': 1}
-  here, there = whole / 'segment_semi' / 'val', whole / 'segment_on' / 'val'
-  for name in png_format.list_files(here):
+  first, second = whole / 'segment_semi' / 'val', whole / 'segment_on' / 'val'
+  for name in png_format.list_files(first):
     np.testing.assert_array_equal(
-      png_format.read(here / name, 2), png_format.read(there / name, 2)
+      png_format.read(first / name, 2), png_format.read(second / name, 2)
     )
-  of_run, of_bars = (
+  iou, iou_of_second = (
     results_of(whole, name)['val']['per_class']['iou']
     for name in ('segment_semi', 'segment_on')
   )
-  assert set(of_bars) == {'other', 'bar'}
-  assert of_bars['bar'] == of_run['bar']
+  assert set(iou_of_second) == {'other', 'bar'}
+  assert iou_of_second['bar'] == iou['bar']
 
 
-def test_results_say_how_they_were_found(whole):
-  """DESIGN §3: protocol and step, and how a threshold was chosen."""
-  found = {
+def test_results_have_protocol_step_and_threshold(whole):
+  results = {
     name: json.loads((whole / name / 'results.json').read_text())
     for name in ('distance', 'label', 'segment', 'segment_semi')
   }
-  assert {name: (x['protocol'], x['step']) for name, x in found.items()} == {
+  assert {name: (x['protocol'], x['step']) for name, x in results.items()} == {
     'distance': (
       '10 nearest regions of train, temperature 0.07, short side 40; without '
       'matching, and as SPLIT_rematched matched on the split itself',
@@ -222,80 +223,116 @@ def test_results_say_how_they_were_found(whole):
     ),
   }
   chosen = json.loads((whole / 'label' / 'threshold.json').read_text())
-  assert found['label']['threshold'] == chosen['threshold'] >= 0
-  assert found['label']['chosen_on'] == 'image_mask_folder val'
-  assert 'threshold' not in found['segment']
+  assert results['label']['threshold'] == chosen['threshold'] >= 0
+  assert results['label']['chosen_on'] == 'image_mask_folder val'
+  assert 'threshold' not in results['segment']
 
 
-# Stages in this process, on what the run has trained.
+# Stages in this process, from the finished stages of the run.
 
 
-def stages_of(config, **changes):
+def build_stages(config, **changes):
   """Builds the stages of a config by name, on one device."""
   spec = importlib.util.spec_from_file_location('pass_folder', config)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  found = module.get_config()
-  found.update_from_flattened_dict(changes)
-  return main.PROGRAM.build(found, jax.devices()[:1])
+  values = module.get_config()
+  values.update_from_flattened_dict(changes)
+  return main.PROGRAM.build(values, jax.devices()[:1])
 
 
-def place_of(folder, *needed):
+def make_workspace(folder, *needed):
   return workspace_lib.Workspace(
     folder, {path.name: path for path in needed}, 'digest'
   )
 
 
-def test_clusters_are_not_looked_for_again(
+def test_clustering_is_not_repeated_after_an_interruption(
   config, whole, tmp_path, monkeypatch
 ):
-  """What was killed while it read the classes goes on there."""
-  stages = stages_of(config)
-  place = place_of(tmp_path / 'cluster', whole / 'attend')
+  """The stage was killed after it wrote the centroids."""
+  stages = build_stages(config)
+  workspace = make_workspace(tmp_path / 'cluster', whole / 'attend')
 
-  def killed(*_):
+  def interrupt(*_):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(features, 'single_tags', killed)
+    patch.setattr(features, 'single_tags', interrupt)
     with pytest.raises(KeyboardInterrupt):
-      stages['cluster'].run(place)
-  monkeypatch.setattr(features, 'extract', killed)
-  assigned = np.load(place.directory / 'assignments.npy')
-  # Classes that are the clusters, by other numbers.
+      stages['cluster'].run(workspace)
+  monkeypatch.setattr(features, 'extract', interrupt)
+  assigned = np.load(workspace.directory / 'assignments.npy')
+  # Classes that equal the clusters, with other ids.
   monkeypatch.setattr(features, 'single_tags', lambda split: 7 - assigned)
-  outputs = stages['cluster'].run(place)
+  outputs = stages['cluster'].run(workspace)
   assert sorted(path.name for path in outputs) == [
     *('assignments.npy', 'centroids.npy', 'clusters.json')
   ]
-  said = json.loads((place.directory / 'clusters.json').read_text())
-  assert said['nmi'] == said['accuracy'] == pytest.approx(1.0)
-  assert said['num_rows'] == len(assigned) == 12
-  assert not (place.directory / 'features').exists()
+  scores = json.loads((workspace.directory / 'clusters.json').read_text())
+  assert scores['nmi'] == scores['accuracy'] == pytest.approx(1.0)
+  assert scores['num_rows'] == len(assigned) == 12
+  assert not (workspace.directory / 'features').exists()
 
 
-def test_whole_images_learn_the_cluster_that_k_means_gave_them(
+def test_pseudo_labels_of_whole_images_are_their_clusters(
   config, whole, tmp_path
 ):
-  stages = stages_of(config, **{'cluster.kind': 'image', 'label.report': ()})
+  stages = build_stages(config, **{'cluster.kind': 'image', 'label.report': ()})
   clusters, represent = tmp_path / 'cluster', whole / 'represent'
-  stages['cluster'].run(place_of(clusters, represent))
-  # Whatever they are: here no centroids would give the same.
-  given = np.arange(12, dtype=np.int32) // 3 % 2
-  np.save(clusters / 'assignments.npy', given)
-  stages['label'].run(place_of(tmp_path / 'label', represent, clusters))
+  stages['cluster'].run(make_workspace(clusters, represent))
+  # Arbitrary assignments, which no centroids would give.
+  assignments = np.arange(12, dtype=np.int32) // 3 % 2
+  np.save(clusters / 'assignments.npy', assignments)
+  stages['label'].run(make_workspace(tmp_path / 'label', represent, clusters))
   names = stages['label'].open_images().ids()
-  for name, category in zip(names, given, strict=True):
-    found = png_format.read(tmp_path / 'label' / 'train' / f'{name}.png', 2)
-    assert np.unique(found).tolist() == [1 + category]
+  for name, category in zip(names, assignments, strict=True):
+    label = png_format.read(tmp_path / 'label' / 'train' / f'{name}.png', 2)
+    assert np.unique(label).tolist() == [1 + category]
 
 
-def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
+def test_interrupted_labeling_equals_an_uninterrupted_one(
   config, whole, tmp_path, monkeypatch
 ):
-  stages = stages_of(config)
-  place = place_of(tmp_path / 'label', whole / 'attend', whole / 'cluster')
-  _, labeler = stages['label'].build_labeler(place)
+  """Interrupted after some of the pseudo-labels."""
+  stage = build_stages(config)['label']
+  first, second = (
+    make_workspace(tmp_path / name, whole / 'attend', whole / 'cluster')
+    for name in ('first', 'second')
+  )
+  stage.run(first)
+  written = []
+
+  def write_four(path, label):
+    if len(written) == 4:
+      raise KeyboardInterrupt
+    written.append(path)
+    write(path, label)
+
+  write = png_format.write
+  with monkeypatch.context() as patch:
+    patch.setattr(png_format, 'write', write_four)
+    with pytest.raises(KeyboardInterrupt):
+      stage.run(second)
+  stage.run(second)
+  for split, count in (('train', 12), ('val', 3)):
+    names = png_format.list_files(first.directory / split)
+    assert png_format.list_files(second.directory / split) == names
+    assert len(names) == count
+    for name in names:
+      np.testing.assert_array_equal(
+        png_format.read(first.directory / split / name, 2),
+        png_format.read(second.directory / split / name, 2),
+      )
+  assert results_of(tmp_path, 'first') == results_of(tmp_path, 'second')
+
+
+def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
+  stages = build_stages(config)
+  workspace = make_workspace(
+    tmp_path / 'label', whole / 'attend', whole / 'cluster'
+  )
+  _, labeler = stages['label'].build_labeler(workspace)
   swept = []
 
   def sweep(labeler, split, *_):
@@ -303,12 +340,19 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     return labeler_lib.ThresholdSweep.empty(2, 2)
 
   monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
-  found = [
-    stages['label'].choose_threshold(place, labeler, 2) for _ in range(2)
-  ]
-  assert found[0] == found[1] and len(swept) == 1
-  assert found[0].chosen_on == swept[0]
+  first, second = (
+    stages['label'].choose_threshold(workspace, labeler, 2) for _ in range(2)
+  )
+  assert first == second and len(swept) == 1
+  assert first.chosen_on == swept[0]
 
+
+def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
+  stages = build_stages(config)
+  workspace = make_workspace(
+    tmp_path / 'label', whole / 'attend', whole / 'cluster'
+  )
+  _, labeler = stages['label'].build_labeler(workspace)
   drawn = []
   monkeypatch.setattr(
     labeler_lib.panels,
@@ -320,18 +364,21 @@ def test_a_threshold_is_chosen_once_and_the_picture_shows_what_decided(
     height, width = example['size'].tolist()
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
-  some = stages['label'].open_images().select(np.array([3]))
-  labeler.draw_panel(some, whole / 'label' / 'train', left_half)
-  ((((_, decided, _),), names),) = drawn
+  images = stages['label'].open_images().select(np.array([3]))
+  labeler.draw_panel(images, whole / 'label' / 'train', left_half)
+  ((((_, foreground, _),), names),) = drawn
   assert names[1] == 'saliency'
-  half = decided.shape[1] // 2
-  assert (decided[:, :half] == 255).all() and (decided[:, half:] == 0).all()
+  half = foreground.shape[1] // 2
+  assert (foreground[:, :half] == 255).all()
+  assert (foreground[:, half:] == 0).all()
 
 
-def test_too_few_images_are_told_in_one_line(config, whole, tmp_path):
-  stages = stages_of(config, **{'distance.neighbors': 1000})
+def test_too_few_images_are_refused(config, whole, tmp_path):
+  stages = build_stages(config, **{'distance.neighbors': 1000})
   with pytest.raises(errors.UserError) as error:
-    stages['distance'].run(place_of(tmp_path / 'distance', whole / 'represent'))
+    stages['distance'].run(
+      make_workspace(tmp_path / 'distance', whole / 'represent')
+    )
   assert str(error.value) == (
     'config.distance.neighbors: expected at most 24, the number of regions in '
     'image_mask_folder train, got 1000'
@@ -368,35 +415,25 @@ def test_the_evaluate_command_scores_as_the_stage_does(
     assert values[name] == pytest.approx(100 * expected[name])
 
 
-def test_killed_run_equals_an_uninterrupted_one(config, whole, tmp_path):
-  """Killed in a step with a full queue, and among the pseudo-labels."""
+def test_killed_pretraining_equals_an_uninterrupted_one(
+  config, whole, tmp_path
+):
+  """Killed in a step with a full queue."""
   workdir = tmp_path / 'run'
-  stages = ('represent', 'attend', 'cluster', 'label')
-  labels = workdir / 'label' / 'train'
-  for due in (
-    runs.step_logged(workdir / 'represent', 4),
-    lambda: labels.exists() and len([*labels.iterdir()]) > 3,
-  ):
-    process = start(config, workdir, f'--config.stages={stages}')
-    assert runs.signal_when(process, due)
-  process = start(config, workdir, f'--config.stages={stages}')
+  stages = "--config.stages=('represent',)"
+  killed = start(config, workdir, stages)
+  assert runs.signal_when(killed, runs.step_logged(workdir / 'represent', 4))
+  process = start(config, workdir, stages)
   assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  for name in ('represent', 'attend'):
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      runs.read_state(workdir / name),
-      runs.read_state(whole / name),
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    runs.read_state(workdir / 'represent'),
+    runs.read_state(whole / 'represent'),
+  )
+  for file in ('metrics', 'ids'):
+    assert runs.read_metrics(workdir / 'represent', file) == runs.read_metrics(
+      whole / 'represent', file
     )
-    for file in ('metrics', 'ids'):
-      assert runs.read_metrics(workdir / name, file) == runs.read_metrics(
-        whole / name, file
-      )
-  assert results_of(workdir, 'label') == results_of(whole, 'label')
-  names = png_format.list_files(labels)
-  assert names == png_format.list_files(whole / 'label' / 'train')
-  for name in names:
-    expected = (whole / 'label' / 'train' / name).read_bytes()
-    assert (labels / name).read_bytes() == expected
 
 
 def test_data_set_added_to_a_finished_run(config, whole, tmp_path):
@@ -412,10 +449,10 @@ def test_data_set_added_to_a_finished_run(config, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
-  """From the same networks: features, neighbors, labels and scores.
+def test_two_hosts_equal_one(config, whole, tmp_path):
+  """Features, neighbors, labels and scores of the same networks.
 
-  Of three images of val in batches of two, host 1 gets one only.
+  Of the three images of val in batches of two, host 1 gets only one.
   """
   workdir, port = tmp_path / 'two', runs.free_port()
   for name in ('represent', 'attend', 'finetune'):
@@ -439,31 +476,37 @@ def test_two_hosts_make_what_one_makes(config, whole, tmp_path):
     atol=1e-4,
   )
   for name, folder in (
-    *(('label', 'train'), ('label', 'val')),
-    *(('segment', 'val'), ('distance', 'val')),
+    ('label', 'train'),
+    ('label', 'val'),
+    ('segment', 'val'),
+    ('distance', 'val'),
   ):
-    made, expected = workdir / name / folder, whole / name / folder
+    labels, expected = workdir / name / folder, whole / name / folder
     names = png_format.list_files(expected)
-    assert png_format.list_files(made) == names
+    assert png_format.list_files(labels) == names
     differs = [
-      np.mean(png_format.read(made / x, 2) != png_format.read(expected / x, 2))
+      np.mean(
+        png_format.read(labels / x, 2) != png_format.read(expected / x, 2)
+      )
       for x in names
     ]
     assert np.mean(differs) < 0.02, name
   for name in ('distance', 'segment', 'label'):
-    found, expected = (
-      results_of(where, name)['val']['metrics'] for where in (workdir, whole)
+    metrics, expected = (
+      results_of(run, name)['val']['metrics'] for run in (workdir, whole)
     )
-    assert found == pytest.approx(expected, abs=0.03)
+    assert metrics == pytest.approx(expected, abs=0.03)
 
 
-def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
-  """Categories have the names of the classes they were matched with."""
+def test_prediction_by_the_fine_tuned_network(config, whole, tmp_path):
+  """Categories have the names of their matched classes."""
   out = tmp_path / 'out'
   process = start(
     config,
     whole,
-    *('--stage=predict', f'--images={config.parent}/images', f'--out={out}'),
+    '--stage=predict',
+    f'--images={config.parent}/images',
+    f'--out={out}',
   )
   assert runs.wait(process, whole) == 0, runs.read_log(whole)
   assert len([*(out / 'labels').iterdir()]) == 15
@@ -472,33 +515,32 @@ def test_what_was_segmented_can_be_predicted(config, whole, tmp_path):
   )
 
 
-def test_what_was_segmented_can_be_exported(config, whole):
-  """One program for images of all sizes finds the label maps of `segment`."""
-  process = start(config, whole, '--stage=export')
-  assert runs.wait(process, whole) == 0, runs.read_log(whole)
-  known = json.loads((whole / 'export' / 'classes.json').read_text())
-  assert sorted(known['classes']) == ['bar', 'disc', 'other']
+def test_export_of_the_fine_tuned_network(config, whole, tmp_path):
+  """One program for images of all sizes predicts the maps of `segment`."""
+  model = build_stages(config)['segment'].load_model(whole)
+  export.run(model, tmp_path, export.Request())
+  classes = json.loads((tmp_path / 'classes.json').read_text())['classes']
+  assert sorted(classes) == ['bar', 'disc', 'other']
   program = jax.export.deserialize(
-    bytearray((whole / 'export' / 'model.stablehlo').read_bytes())
+    bytearray((tmp_path / 'model.stablehlo').read_bytes())
   )
   names = png_format.list_files(whole / 'segment' / 'val')
   for name in names:
     image = cv2.imread(str(config.parent / 'images' / pathlib.Path(name).name))
-    found = np.asarray(program.call(image[None, ..., ::-1]))[0]
+    label = np.asarray(program.call(image[None, ..., ::-1]))[0]
     expected = png_format.read(whole / 'segment' / 'val' / name, 2)
-    # After six steps classes are near, and Pillow rounds its weights.
-    assert np.mean(found == expected) > 0.97
+    # After six steps logits are close, and Pillow rounds its weights.
+    assert np.mean(label == expected) > 0.97
     assert len(np.unique(expected)) > 1
 
 
-def test_a_missing_saliency_map_is_told_in_one_line(config, whole, tmp_path):
-  process = start(
+def test_missing_saliency_maps_are_refused_before_training(config, tmp_path):
+  stages = build_stages(
     config,
-    whole.with_name('other'),
-    f'--config.label.saliency={tmp_path}/nowhere',
-    *('--config.stages=("represent","attend","cluster","label")',),
-    *('--stage=label',),
+    **{
+      'label.saliency': f'{tmp_path}/maps',
+      'stages': ('represent', 'attend', 'cluster', 'label'),
+    },
   )
-  workdir = whole.with_name('other')
-  assert runs.wait(process, workdir) == 2
-  assert runs.read_log(workdir).count('error: ') == 1
+  with pytest.raises(errors.UserError, match='expected a folder with the sal'):
+    experiment_stage.check_inputs(tuple(stages.values()), tmp_path)

@@ -1,7 +1,6 @@
-"""Weight files with the names of the public ones, and values of no meaning.
+"""Fake weight files: names of public ones, random values.
 
-They are small unless asked for in full; `HYBRID`, `RESNET` and `BIT` are the
-networks that take the small ones.
+They are small by default, for the networks `HYBRID`, `RESNET` and `BIT`.
 """
 
 import numpy as np
@@ -45,20 +44,21 @@ _FOUR_BLOCKS = {'mids': (8, 16, 32, 64), 'blocks': (2, 1, 1, 1)}
 
 
 def hybrid(full: bool = False, **variant) -> dict[str, np.ndarray]:
-  """As `R50+ViT-B_16.npz`; in full it is of zeros, which take no memory."""
+  """Returns weights as of `R50+ViT-B_16.npz`; of full size they are zeros."""
   return _make(ddep.hybrid_vit_checkpoint, _SMALL_HYBRID, full, variant)
 
 
 def hybrid_of_four_blocks() -> dict[str, np.ndarray]:
-  """As AugReg's `R50_L_32`: the ResNet has a fourth block."""
+  """Returns weights as of AugReg's `R50_L_32`, with four ResNet blocks."""
   return hybrid(**_FOUR_BLOCKS, pre_logits=False)
 
 
 def bit_m(full: bool = False, **variant) -> dict[str, np.ndarray]:
-  """As `BiT-M-R50x1.npz`."""
+  """Returns weights as of `BiT-M-R50x1.npz`."""
   return _make(ddep.bit_checkpoint, _SMALL_BIT, full, variant)
 
 
 def _make(make, small, full, variant):
+  # Zeros of full size take no memory until they are written to.
   fields = {'spread': 0.0} if full else small
   return make(np.random.default_rng(0), **{**fields, **variant})

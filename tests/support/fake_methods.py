@@ -1,8 +1,8 @@
-"""Two small methods with all that the real ones ask of the foundation.
+"""Two small methods that use everything the real methods need of the loop.
 
-`TwoStream` has what a teacher with a memory bank needs, `MultiView` what
-clustering of several views with a queue needs. As a program it trains one of
-them, and hangs on the way until it is killed:
+`TwoStream` has a teacher and a memory bank; `MultiView` clusters several views
+with a queue. As a program this module trains one of them, and hangs at a batch
+until it is killed:
 
   python -m tests.support.fake_methods two_stream FOLDER --hangs_at=7
 """
@@ -67,12 +67,12 @@ class TinyEncoder(nn.Module):
 
 @flax.struct.dataclass
 class Bank:
-  """The newest rows of each class, in a ring.
+  """Memory bank: ring buffers of the newest rows of each class.
 
   Attributes:
     rows: [C, capacity, D].
-    pointer: [C], where the next row goes.
-    count: [C], how many rows there are.
+    pointer: [C], index of the next row.
+    count: [C], number of valid rows.
   """
 
   rows: Float[Array, 'C N D']
@@ -81,15 +81,15 @@ class Bank:
 
 
 def push(bank: Bank, rows: Array, labels: Array, limit: int) -> Bank:
-  """Adds the first `limit` rows of each class, in their order."""
+  """Appends the first `limit` rows of each class, in order."""
   capacity = bank.rows.shape[1]
 
   def push_class(class_id, ring, pointer, count):
-    wanted = labels == class_id
-    rank = jnp.cumsum(wanted) - 1
+    selected = labels == class_id
+    rank = jnp.cumsum(selected) - 1
     slot = (pointer + rank) % capacity
-    slot = jnp.where(wanted & (rank < limit), slot, capacity)  # Dropped.
-    num = jnp.minimum(jnp.sum(wanted), limit)
+    slot = jnp.where(selected & (rank < limit), slot, capacity)  # Dropped.
+    num = jnp.minimum(jnp.sum(selected), limit)
     return Bank(
       ring.at[slot].set(rows, mode='drop'),
       (pointer + num) % capacity,
@@ -102,7 +102,7 @@ def push(bank: Bank, rows: Array, labels: Array, limit: int) -> Bank:
 
 @flax.struct.dataclass
 class TwoStreamState(train_state.TrainState):
-  """With a teacher, its own statistics, and what it remembers."""
+  """Training state with a teacher, its batch statistics and a memory bank."""
 
   teacher_params: Any
   teacher_batch_stats: Any
@@ -111,17 +111,17 @@ class TwoStreamState(train_state.TrainState):
 
 @dataclasses.dataclass(frozen=True)
 class TwoStream:
-  """Labels on one stream, a teacher's labels on the other, and contrast.
+  """Mean teacher on a labeled and an unlabeled stream, with contrast.
 
   Attributes:
-    segmenter: with heads `logits` and `rep`.
-    optimizer: of all parameters.
-    num_steps: of the schedule.
-    warmup: steps that look at labeled images only.
-    capacity: rows of the bank, per class.
-    limit: rows that a step adds, per class.
-    contrast: whether there is a bank at all.
-    decay: of the teacher.
+    segmenter: network with heads `logits` and `rep`.
+    optimizer: optimizer of all parameters.
+    num_steps: length of the schedule.
+    warmup: steps that use labeled images only.
+    capacity: rows of the memory bank per class.
+    limit: rows that a step appends per class.
+    contrast: whether the contrastive loss and the memory bank are used.
+    decay: EMA decay of the teacher.
   """
 
   segmenter: segmenter.Segmenter
@@ -152,13 +152,13 @@ class TwoStream:
     )
 
   def train_step(self, state, batch):
-    warm = state.step >= self.warmup
-    return jax.lax.cond(warm, self._both, self._labeled, state, batch)
+    warmed_up = state.step >= self.warmup
+    return jax.lax.cond(warmed_up, self._both, self._labeled, state, batch)
 
   def predict(self, state, images):
-    warm = state.step > self.warmup
+    warmed_up = state.step > self.warmup
     variables = jax.tree.map(
-      lambda teacher, student: jnp.where(warm, teacher, student),
+      lambda teacher, student: jnp.where(warmed_up, teacher, student),
       {
         'params': state.teacher_params,
         'batch_stats': state.teacher_batch_stats,
@@ -167,8 +167,8 @@ class TwoStream:
     )
     return self.segmenter.apply(variables, images, heads=('logits',))['logits']
 
-  def look(self, params, batch_stats, images):
-    """Outputs in training mode, and the statistics after it."""
+  def forward(self, params, batch_stats, images):
+    """Applies the network in training mode; returns outputs and statistics."""
     return method.forward(
       self.segmenter,
       params,
@@ -179,12 +179,12 @@ class TwoStream:
       rng=jax.random.PRNGKey(0),
     )
 
-  def guesses(self, state, batch):
-    """What the teacher sees in both streams, cell by cell.
+  def teacher_forward(self, state, batch):
+    """Applies the teacher to both streams.
 
     Returns:
       Images and labels [2B, …] of the joined streams, the teacher's
-      representations of all cells, and its statistics afterward.
+      representations of all cells, and its batch statistics afterward.
     """
     labeled, unlabeled = batch['labeled'], batch['unlabeled']
     images = batch_lib.to_symmetric(unlabeled['image'])
@@ -199,28 +199,28 @@ class TwoStream:
     pseudo = jnp.argmax(logits, axis=-1)
     rng = jax.random.fold_in(state.rng, state.step)
     keys = update_lib.row_keys(rng, len(images))
-    fading = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
+    brightness = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
     images = batch_lib.join(
-      [batch_lib.to_symmetric(labeled['image']), images * fading]
+      [batch_lib.to_symmetric(labeled['image']), images * brightness]
     )
     labels = batch_lib.join([_cells(labeled['label']), pseudo])
-    found, stats = self.look(
+    outputs, stats = self.forward(
       state.teacher_params, state.teacher_batch_stats, images
     )
-    return images, labels, found['rep'], stats
+    return images, labels, outputs['rep'], stats
 
   def _labeled(self, state, batch):
     images = batch_lib.to_symmetric(batch['labeled']['image'])
     labels = _cells(batch['labeled']['label'])
 
     def loss(params):
-      found, stats = self.look(params, state.batch_stats, images)
-      return _mean_loss(found['logits'], labels), stats
+      outputs, stats = self.forward(params, state.batch_stats, images)
+      return _mean_loss(outputs['logits'], labels), stats
 
     (total, stats), gradient = jax.value_and_grad(loss, has_aux=True)(
       state.params
     )
-    _, teacher_stats = self.look(
+    _, teacher_stats = self.forward(
       state.teacher_params, state.teacher_batch_stats, images
     )
     state = self._update(state, gradient, stats)
@@ -231,24 +231,24 @@ class TwoStream:
     return state, {'loss': total, 'unlabeled': zero, 'contrast': zero}
 
   def _both(self, state, batch):
-    images, labels, rows, teacher_stats = self.guesses(state, batch)
+    images, labels, rows, teacher_stats = self.teacher_forward(state, batch)
     bank = state.bank
     if self.contrast:
       size = rows.shape[-1]
       bank = push(bank, rows.reshape(-1, size), labels.ravel(), self.limit)
 
     def loss(params):
-      found, stats = self.look(params, state.batch_stats, images)
+      outputs, stats = self.forward(params, state.batch_stats, images)
       terms = [
-        _mean_loss(logits, of_stream)
-        for logits, of_stream in zip(
-          batch_lib.split(found['logits'], 2),
+        _mean_loss(logits, stream_labels)
+        for logits, stream_labels in zip(
+          batch_lib.split(outputs['logits'], 2),
           batch_lib.split(labels, 2),
           strict=True,
         )
       ]
       terms.append(
-        self._contrast(found['rep'], labels, bank)
+        self._contrast(outputs['rep'], labels, bank)
         if self.contrast
         else jnp.zeros(())
       )
@@ -272,7 +272,7 @@ class TwoStream:
     }
 
   def _contrast(self, reps, labels, bank):
-    """Class means against what the bank holds of the classes."""
+    """Computes the contrastive loss of class means and the memory bank."""
     counted = jax.nn.one_hot(labels, NUM_CLASSES)
     total = jnp.einsum('bhwc,bhwd->cd', counted, reps)
     count = jnp.sum(counted, axis=(0, 1, 2))
@@ -300,7 +300,7 @@ class TwoStream:
 
 
 def _cells(labels: Int[Array, 'B H W']) -> Int[Array, 'B h w']:
-  """The label in the middle of each cell of the network's grid."""
+  """Returns the label at the center of each cell of the network's grid."""
   return labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].astype(int)
 
 
@@ -309,7 +309,7 @@ def _mean_loss(logits, labels):
 
 
 class Embedding(nn.Module):
-  """A unit vector for each image, and the prototypes it is compared with."""
+  """Head with an L2-normalized embedding per image, and prototypes."""
 
   size: int = 6
   num_prototypes: int = 5
@@ -331,7 +331,7 @@ class Embedding(nn.Module):
 
 @flax.struct.dataclass
 class MultiViewState(train_state.TrainState):
-  """With a queue [2, L, D] of embeddings, newest first, and how many it has."""
+  """Training state with a queue [2, L, D] of embeddings, newest first."""
 
   queue: Float[Array, '2 L D']
   count: Int[Array, '']
@@ -339,11 +339,11 @@ class MultiViewState(train_state.TrainState):
 
 @dataclasses.dataclass(frozen=True)
 class MultiView:
-  """Views of an image are to agree on prototypes, balanced over a queue.
+  """Prediction of prototype assignments between views, as in SwAV.
 
   Attributes:
-    segmenter: with a head `embedding`.
-    update: of all parameters.
+    segmenter: network with a head `embedding`.
+    update: update of all parameters.
     length: rows L of the queue.
   """
 
@@ -398,9 +398,13 @@ class MultiView:
     ]
 
   def embed(self, params, batch_stats, batch):
-    """Embeddings [B, V, D] of all views, the large first; new statistics."""
+    """Embeds all views, the large ones first.
 
-    def look(network, groups):
+    Returns:
+      Embeddings [B, V, D], and the batch statistics afterward.
+    """
+
+    def apply(network, groups):
       pooled = []
       for group in groups:
         rows, count = group.shape[:2]
@@ -409,21 +413,21 @@ class MultiView:
         x = jnp.mean(maps.deepest.array, axis=(1, 2), keepdims=True)
         pooled.append(x.reshape(rows, count, *x.shape[1:]))
       pooled = jnp.concatenate(pooled, axis=1)
-      found = network.heads(
+      outputs = network.heads(
         {'embedding': pooled.reshape(-1, *pooled.shape[2:])}, train=True
       )
-      return found['embedding'].reshape(*pooled.shape[:2], -1)
+      return outputs['embedding'].reshape(*pooled.shape[:2], -1)
 
-    embeddings, changed = self.segmenter.apply(
+    embeddings, updated = self.segmenter.apply(
       {'params': params, 'batch_stats': batch_stats},
       [batch['views_large'], batch['views_small']],
-      method=look,
+      method=apply,
       mutable=['batch_stats'],
     )
-    return embeddings, changed['batch_stats']
+    return embeddings, updated['batch_stats']
 
-  def _targets(self, state, found, view):
-    scores, prototypes = found
+  def _targets(self, state, scores_and_prototypes, view):
+    scores, prototypes = scores_and_prototypes
     return jax.lax.cond(
       state.count == self.length,
       lambda: sinkhorn(
@@ -434,16 +438,16 @@ class MultiView:
 
 
 def normalized(params):
-  """With prototypes of unit length."""
+  """Returns the parameters with L2-normalized prototypes."""
   head = params['heads']['embedding']
   prototypes = head['prototypes']
-  unit = prototypes / jnp.linalg.norm(prototypes, axis=0)
-  head = {**head, 'prototypes': unit}
+  prototypes = prototypes / jnp.linalg.norm(prototypes, axis=0)
+  head = {**head, 'prototypes': prototypes}
   return {**params, 'heads': {**params['heads'], 'embedding': head}}
 
 
 def sinkhorn(scores: Float[Array, 'N K']) -> Float[Array, 'N K']:
-  """Assignments whose rows sum to one, and whose columns are balanced."""
+  """Computes assignments with rows that sum to 1 and balanced columns."""
   q = jnp.exp((scores - jnp.max(scores)) / 0.05)
   for _ in range(3):
     q = q / jnp.sum(q, axis=0)
@@ -467,30 +471,30 @@ def multi_view(num_steps: int = NUM_STEPS, **fields) -> MultiView:
 
 
 def _optimizer() -> optimizers.OptimizerOptions:
-  # Not Adam: it makes a whole step of the rounding of a gradient that is 0.
+  # Not Adam, which turns the rounding error of a zero gradient into a step.
   return optimizers.OptimizerOptions(name='sgd', learning_rate=0.1)
 
 
 def labeled_split(
   sizes: list[tuple[int, int]], num_classes: int = NUM_CLASSES, seed: int = 0
 ) -> datasets.Split:
-  """Images of rectangles whose color tells the class, a little ignored."""
+  """Draws images of rectangles with a color per class and ignored pixels."""
   rng = np.random.default_rng(seed)
   palette = rng.integers(0, 256, (num_classes, 3))
-  found = []
+  examples = []
   for i, size in enumerate(sizes):
     coarse = rng.integers(0, num_classes, (4, 4))
     label = transforms.resize_nearest(coarse, size)
     image = palette[label] + rng.normal(0, 20, (*size, 3))
     label[:2, :3] = batch_lib.IGNORE
-    found.append(make_record(i, image.clip(0, 255), label, num_classes))
-  return make_split(found, num_classes)
+    examples.append(make_record(i, image.clip(0, 255), label, num_classes))
+  return make_split(examples, num_classes)
 
 
 def coordinate_split(
   count: int, size: tuple[int, int] = (40, 48)
 ) -> datasets.Split:
-  """Images that say where a pixel is: red 5x, green 6y, blue its image."""
+  """Draws images with the position in the color: red 5x, green 6y, blue 10i."""
   y, x = np.mgrid[: size[0], : size[1]]
   return make_split(
     [
@@ -504,28 +508,28 @@ def make_record(
   i, image, label=None, num_classes=NUM_CLASSES
 ) -> records.Record:
   _, png = cv2.imencode('.png', image.astype(np.uint8)[..., ::-1])
-  found = {'image': png.tobytes(), 'id': f'image{i:02}'.encode()}
+  record = {'image': png.tobytes(), 'id': f'image{i:02}'.encode()}
   if label is not None:
-    found['label'] = records.encode_label(label, num_classes)
-  return found
+    record['label'] = records.encode_label(label, num_classes)
+  return record
 
 
-def make_split(found, num_classes=NUM_CLASSES) -> datasets.Split:
+def make_split(examples, num_classes=NUM_CLASSES) -> datasets.Split:
   return datasets.Split(
     name='fake train',
     version='fake/1.0.0',
     classes=tuple(f'class{i}' for i in range(num_classes)),
     palette=((0, 0, 0),) * num_classes,
-    label_kinds=('label',) if 'label' in found[0] else (),
-    records=found,
+    label_kinds=('label',) if 'label' in examples[0] else (),
+    records=examples,
     index=fingerprints.ImageIndex.from_samples(
       [
         records.Sample(
-          one['id'].decode(),
-          one['image'],
-          records.decode_image(one['image']),
+          example['id'].decode(),
+          example['image'],
+          records.decode_image(example['image']),
         )
-        for one in found
+        for example in examples
       ]
     ),
   )
@@ -533,7 +537,7 @@ def make_split(found, num_classes=NUM_CLASSES) -> datasets.Split:
 
 @dataclasses.dataclass(frozen=True)
 class TestLoader(loader.Loader):
-  """A loader that can fail, or hang, at the batch of an index."""
+  """A loader that fails, or hangs, at the batch of an index."""
 
   __test__ = False
 
@@ -555,7 +559,7 @@ class TestLoader(loader.Loader):
 
 
 def two_stream_loader(**fields) -> TestLoader:
-  """Batches of labeled and of other images, 16 pixels each way."""
+  """Loads batches of labeled and unlabeled images of 16 x 16 pixels."""
   labeled = labeled_split([(20, 24)] * 11)
   unlabeled = labeled_split([(24, 18)] * 13, seed=1)
   decode = transforms.Decode(NUM_CLASSES)
@@ -563,18 +567,25 @@ def two_stream_loader(**fields) -> TestLoader:
 
 
 def make_two_stream_loader(labeled, labels, unlabeled, **fields) -> TestLoader:
-  """The same of other images, whose labels come from a transform."""
-  cut = (transforms.RandomCrop((16, 16)), transforms.RandomFlip())
+  """Loads two streams of given splits.
+
+  Args:
+    labeled: split of the labeled stream.
+    labels: transform that decodes its images and labels.
+    unlabeled: split of the unlabeled stream.
+    **fields: of the loader.
+  """
+  augmentations = (transforms.RandomCrop((16, 16)), transforms.RandomFlip())
   decode = transforms.Decode(NUM_CLASSES, keep=())
   streams = {
-    'labeled': _stream(labeled, labels, *cut),
-    'unlabeled': _stream(unlabeled, decode, *cut),
+    'labeled': _stream(labeled, labels, *augmentations),
+    'unlabeled': _stream(unlabeled, decode, *augmentations),
   }
   return TestLoader(streams, BATCH_SIZE, seed=3, **fields)
 
 
 def multi_view_loader(**fields) -> TestLoader:
-  """Batches of two views of 24 and three of 16 pixels."""
+  """Loads batches of two views of 24 pixels and three of 16 pixels."""
   crop = views.MultiCrop(
     (
       views.ViewGroup('large', 2, (24, 24), area=(0.4, 1.0)),
@@ -603,23 +614,23 @@ def train(
   mesh,
   batches: TestLoader | None = None,
   loaded=None,
-  **disturbance,
+  **loader_fields,
 ):
-  """Trains a fake through the real loop; returns its last state.
+  """Trains a fake method in the real loop; returns its last state.
 
-  It logs at every step and saves at steps 3, 6 and 8.
+  It logs every step and saves at steps 3, 6 and 8.
   """
-  make, its_own = METHODS[name]
+  make_method, make_loader = METHODS[name]
   training = loop.TrainingSpec(
-    method=make(),
-    loader=batches or its_own(**disturbance),
+    method=make_method(),
+    loader=batches or make_loader(**loader_fields),
     num_steps=NUM_STEPS,
     seed=5,
     loaded=loaded,
   )
-  place = workspace_lib.Workspace(directory, {}, 'digest')
+  workspace = workspace_lib.Workspace(directory, {}, 'digest')
   operation = loop.OperationOptions(log_every=1, save_every=3)
-  return loop.train(training, place, operation, mesh)
+  return loop.train(training, workspace, operation, mesh)
 
 
 if __name__ == '__main__':

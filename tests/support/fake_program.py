@@ -1,6 +1,7 @@
-"""An experiment without training, for studies: its result is a formula.
+"""An experiment without training, for tests of studies.
 
-Each run of a stage leaves a line in `config.log`.
+Its results are a formula of its options. Each run of a stage appends a line to
+the file `config.log`.
 """
 
 import json
@@ -26,9 +27,9 @@ def get_config(argument=None):
     labels=50,
     seed=0,
     lr=1.0,
-    breaks='',  # the init whose evaluation fails
-    wait='',  # file for which evaluations of 100 labels wait
-    silent=False,  # leave no results
+    breaks='',  # init whose evaluation fails
+    wait='',  # file that evaluations of 100 labels wait for
+    silent=False,  # write no results
     log='',
   )
   return ml_collections.ConfigDict(
@@ -42,42 +43,42 @@ def get_config(argument=None):
 
 
 def score(init, labels, seed, lr):
-  """The best rate is 2 for none, 3 for ddep; labels and seeds add up."""
+  """Computes the score; the best learning rate is 2 for none, 3 for ddep."""
   best = {'none': 2.0, 'ddep': 3.0}[init]
   return INITS[init] + labels / 1000 + seed / 100 - abs(lr - best) / 50
 
 
 def build_stages(config):
-  def logged(name, place):
+  def logged(name, workspace):
     with open(config.log, 'a') as file:
       card = os.environ.get('CARD', '')
       file.write(f'{name} {config.init} {card}'.strip() + '\n')
-    place.directory.mkdir(parents=True, exist_ok=True)
+    workspace.directory.mkdir(parents=True, exist_ok=True)
 
-  def pretrain(place):
-    logged('pretrain', place)
-    (place.directory / 'weights.txt').write_text(config.init)
-    path = place.directory / 'results.json'
+  def pretrain(workspace):
+    logged('pretrain', workspace)
+    (workspace.directory / 'weights.txt').write_text(config.init)
+    path = workspace.directory / 'results.json'
     splits = {'val': {'metrics': {'accuracy': INITS[config.init]}}}
     json_files.write(path, {'splits': splits})
-    return [place.directory / 'weights.txt', path]
+    return [workspace.directory / 'weights.txt', path]
 
-  def evaluate(place):
-    logged('evaluate', place)
+  def evaluate(workspace):
+    logged('evaluate', workspace)
     while config.labels == 100 and not os.path.exists(config.wait or '/'):
       time.sleep(0.02)
-      if place.preemption.reached():
+      if workspace.preemption.reached():
         raise workspace_lib.Preempted('saved')
     if config.breaks == config.init:
       raise errors.UserError(f'{config.init} cannot be evaluated')
-    weights = (place.needed['pretrain'] / 'weights.txt').read_text()
+    weights = (workspace.needed['pretrain'] / 'weights.txt').read_text()
     value = score(weights, config.labels, config.seed, config.lr)
     value += config.nested.bonus
     lines = [
       {'step': step, 'train/loss': 0.5, 'test/miou': value * step / 2}
       for step in (1, 2)
     ]
-    (place.directory / 'metrics.jsonl').write_text(
+    (workspace.directory / 'metrics.jsonl').write_text(
       ''.join(json.dumps(line) + '\n' for line in lines)
     )
     splits = {
@@ -85,8 +86,8 @@ def build_stages(config):
       for split, more in (('val', 0.0), ('test', 0.01), ('train', 0.3))
     }
     if config.silent:
-      return [place.directory / 'metrics.jsonl']
-    path = place.directory / 'results.json'
+      return [workspace.directory / 'metrics.jsonl']
+    path = workspace.directory / 'results.json'
     json_files.write(path, {'splits': splits})
     return [path]
 

@@ -1,7 +1,7 @@
-"""Runs the real command line in processes of its own, on a small folder.
+"""Runs the real command line in processes, on a small folder of images.
 
-The folder holds images of odd sizes with palette masks; the run is the tiny
-form of `configs/ddep_folder.py`, cut further.
+The folder has images of odd sizes with palette masks; the run is a shortened
+`configs/ddep_folder.py:tiny`.
 """
 
 import json
@@ -21,7 +21,7 @@ from segcore.weights import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Save, evaluation and log intervals all differ, and all happen.
+# Save, evaluation and log intervals all differ, and all of them occur.
 SHORT = (
   '--config.finetune.recipe.num_steps=14',
   '--config.finetune.recipe.evaluate_every=6',
@@ -60,7 +60,7 @@ def make_folder(folder: pathlib.Path, count: int = 16) -> pathlib.Path:
   return folder
 
 
-# The same of U2PL: a warm-up of one epoch, a copied teacher, then its own.
+# A short run of U2PL: a warm-up of one epoch, then training with the teacher.
 SHORT_U2PL = (
   '--config.train.recipe.num_steps=14',
   '--config.train.recipe.evaluate_every=6',
@@ -82,9 +82,16 @@ def start(
   method: str = 'ddep',
   log: pathlib.Path | None = None,
 ) -> subprocess.Popen:
-  """Starts a run; `process` is (index, count, port) of a group.
+  """Starts a run.
 
-  What it prints is added to `log`: `workdir`.log by default.
+  Args:
+    source: folder of the images.
+    workdir: folder of the run.
+    *arguments: further flags.
+    devices: number of simulated devices.
+    process: (index, count, port) of a process among several hosts.
+    method: 'ddep' or 'u2pl'.
+    log: file that the output is appended to; `workdir`.log by default.
   """
   environment = {
     **os.environ,
@@ -99,13 +106,15 @@ def start(
       'JAX_NUM_PROCESSES': str(count),
       'JAX_PROCESS_ID': str(index),
     }
-  own, short = {
+  method_options, short = {
     'ddep': ('init=none', SHORT),
     'u2pl': ('labels=4', SHORT_U2PL),
   }[method]
-  options = f'source={source},ignore=255,val_fraction=0.4,{own},tiny'
+  options = f'source={source},ignore=255,val_fraction=0.4,{method_options},tiny'
   command = [
-    *(sys.executable, '-m', f'{method}.main'),
+    sys.executable,
+    '-m',
+    f'{method}.main',
     f'--config={ROOT}/configs/{method}_folder.py:{options}',
     f'--config.data_dir={source.parent}/records',
     f'--workdir={workdir}',
@@ -133,12 +142,12 @@ def wait(process: subprocess.Popen, workdir: pathlib.Path) -> int:
 
 
 def read_log(workdir: pathlib.Path) -> str:
-  """What a run has printed so far."""
+  """Returns the output of a run so far."""
   return workdir.with_suffix('.log').read_text()
 
 
 def signal_when(process: subprocess.Popen, due, sign=signal.SIGKILL) -> bool:
-  """Sends the signal as soon as `due()`; False if the run ended before."""
+  """Sends a signal once `due()` is true; returns whether it was sent."""
   while process.poll() is None:
     if due():
       os.kill(process.pid, sign)
@@ -149,44 +158,51 @@ def signal_when(process: subprocess.Popen, due, sign=signal.SIGKILL) -> bool:
 
 
 def checkpoint_half_written(stage: pathlib.Path, step: int):
-  """True while the checkpoint of a step is half written."""
+  """Returns a condition: the checkpoint of a step is being written."""
   return lambda: any(stage.glob(f'checkpoints/{step}.orbax-checkpoint-tmp*'))
 
 
 def step_logged(stage: pathlib.Path, step: int):
-  """True once a step is in the journal."""
+  """Returns a condition: a step is in metrics.jsonl."""
 
-  def found() -> bool:
+  def is_logged() -> bool:
     path = stage / 'metrics.jsonl'
     return path.exists() and f'"step": {step},' in path.read_text()
 
-  return found
+  return is_logged
 
 
 def free_port() -> int:
-  """A port that nobody listens on."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    return free.getsockname()[1]
+  """Returns a port that no process listens on."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
 
 
 def read_state(stage: pathlib.Path) -> dict:
-  """Everything in the last checkpoint of a stage."""
+  """Reads all fields of the last checkpoint of a stage."""
   names = (
-    *('step', 'params', 'batch_stats', 'opt_state', 'rng'),
-    *('teacher_params', 'teacher_batch_stats', 'bank', 'prototypes'),
+    'step',
+    'params',
+    'batch_stats',
+    'opt_state',
+    'rng',
+    'teacher_params',
+    'teacher_batch_stats',
+    'bank',
+    'prototypes',
   )
   return checkpoint_reader.read(stage / 'checkpoints', names)
 
 
 def read_metrics(stage: pathlib.Path, name: str = 'metrics') -> list[dict]:
-  """The lines of a journal."""
+  """Reads the lines of metrics.jsonl, or of another file of that format."""
   lines = (stage / f'{name}.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 
 def read_results(workdir: pathlib.Path) -> dict:
-  """The splits of results.json."""
+  """Reads the splits of results.json."""
   return json.loads((workdir / 'evaluate' / 'results.json').read_text())[
     'splits'
   ]

@@ -1,4 +1,4 @@
-"""Networks small enough to train in a test, by the code of the large ones."""
+"""Networks that are small enough to train in a test."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from segcore.train import optimizers
 
 
 def hybrid(heads, dropout_rate=0.0):
-  """A TransUNet for images of 64 pixels: stride 16, maps of at least 4x4."""
+  """Builds a TransUNet for images of 64 pixels: stride 16, maps of 4x4."""
   encoder = hybrid_vit.HybridViT(
     blocks=(1, 1, 1),
     width=8,
@@ -28,21 +28,21 @@ def hybrid(heads, dropout_rate=0.0):
 
 
 def small_unet(heads):
-  """A U-Net for images of 32 pixels: stride 8."""
+  """Builds a U-Net for images of 32 pixels: stride 8."""
   encoder = resnet_gn.ResNet(blocks=(1, 1), width=8, num_groups=4)
   decoder = unet.UNetDecoder(widths=(16, 8, 8), num_groups=4)
   return segmenter.Segmenter(encoder, decoder, heads)
 
 
 def adam(rate=1e-2, **fields):
-  """Adam at a constant rate."""
+  """Returns options of Adam at a constant learning rate."""
   return optimizers.OptimizerOptions(
     learning_rate=rate, schedule='constant', **fields
   )
 
 
 def images(batch, size, seed=0):
-  """Random uint8 images with labels of 3 classes, some ignored."""
+  """Draws uint8 images with labels of 3 classes, some of them ignored."""
   rng = np.random.default_rng(seed)
   return {
     'image': jnp.asarray(
@@ -56,14 +56,14 @@ def images(batch, size, seed=0):
 
 
 def spec(batch):
-  """Shapes and types of a batch."""
+  """Returns the shapes and types of a batch."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
 
 def initial_state(method, batch, seed=0):
-  """A state as `init` gives, with values drawn by numpy.
+  """Returns a state as `init` does, with values drawn by numpy.
 
-  Compiling jax's random numbers for each kernel takes longer than a test.
+  Compiling jax's random numbers for each kernel would take longer than a test.
   """
   key = jax.random.PRNGKey(seed)
   shapes = jax.eval_shape(lambda rng: method.init(rng, spec(batch), None), key)

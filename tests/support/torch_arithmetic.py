@@ -1,4 +1,4 @@
-"""Torch's layers in numpy, [B,C,H,W] in float64, and weights by torch's names.
+"""Torch's layers in numpy, [B,C,H,W] in float64, and weights of torch's names.
 
 Written from the formulas of torch's documentation, a convolution as a loop over
 its taps; where torch is installed, a test compares them with torch itself.
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def conv(x, weight, bias=None, stride=1, dilation=1):
-  """Padded with dilation·(k-1)/2 zeros on both sides."""
+  """Convolves, with dilation·(k-1)/2 zeros of padding on both sides."""
   k = weight.shape[-1]
   pad = dilation * (k - 1) // 2
   padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
@@ -24,7 +24,7 @@ def conv(x, weight, bias=None, stride=1, dilation=1):
 
 
 def max_pool(x, ceil_mode):
-  """3x3, stride 2, padding 1; windows start in the map or before it."""
+  """Pools 3x3, stride 2, padding 1; windows start in the map or before it."""
   sizes = []
   for n in x.shape[2:]:
     steps = (n + 2 - 3) / 2
@@ -40,7 +40,7 @@ def max_pool(x, ceil_mode):
 
 
 def resize(x, size):
-  """Bilinear, align_corners=True: cell i reads i·(h-1)/(H-1)."""
+  """Resizes bilinearly with align_corners: cell i reads i·(h-1)/(H-1)."""
   for axis, new in zip((2, 3), size, strict=True):
     old = x.shape[axis]
     at = np.arange(new) * (old - 1) / (new - 1)
@@ -54,8 +54,8 @@ def resize(x, size):
 class Layers:
   """Applies the layers of a state dict by name.
 
-  In training, `updated` collects running statistics: 0.9 of the old and 0.1 of
-  the batch's (the biased variance, where torch keeps the unbiased one).
+  In training, `updated` collects running statistics: 0.9 of the old ones plus
+  0.1 of the batch's, with the biased variance where torch's is unbiased.
   """
 
   def __init__(self, state, train):
@@ -73,22 +73,22 @@ class Layers:
       for leaf in ('weight', 'bias', 'running_mean', 'running_var')
     )
     if self.train:
-      found = x.mean((0, 2, 3)), x.var((0, 2, 3))
-      self.updated[f'{name}.running_mean'] = 0.9 * mean + 0.1 * found[0]
-      self.updated[f'{name}.running_var'] = 0.9 * var + 0.1 * found[1]
-      mean, var = found
+      batch_mean, batch_var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+      self.updated[f'{name}.running_mean'] = 0.9 * mean + 0.1 * batch_mean
+      self.updated[f'{name}.running_var'] = 0.9 * var + 0.1 * batch_var
+      mean, var = batch_mean, batch_var
     scale = weight / np.sqrt(var + 1e-5)
     return x * scale[:, None, None] + (bias - mean * scale)[:, None, None]
 
   def block(self, x, conv, norm, **steps):
-    """Convolution, norm, ReLU."""
+    """Applies a convolution, a norm and a ReLU."""
     return np.maximum(self.norm(self.conv(x, conv, **steps), norm), 0)
 
 
 def resnet_state(
   blocks=(1, 1, 2, 3), width=4, stem='deep', unit='bottleneck', classes=0
 ):
-  """A ResNet's state dict, with values that hide nothing."""
+  """Draws a ResNet's state dict, no value of which is an initial 0 or 1."""
   rng = np.random.default_rng(0)
   state = {}
 
@@ -127,7 +127,7 @@ def resnet_state(
         conv(f'{name}.conv{i}', outputs, channels, kernel)
         norm(f'{name}.bn{i}', outputs)
         channels = outputs
-      # Where the first unit of a block strides or changes the channels.
+      # The first unit of a block strides or changes the channels.
       if u == 0 and (b > 0 or before != channels):
         conv(f'{name}.downsample.0', channels, before, 1)
         norm(f'{name}.downsample.1', channels)

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segcore.ops import order_statistics
-from segcore.train import update as update_lib
 from tests.transcriptions import u2pl as reference
 from tests.transcriptions import u2pl_contrast as contrast_reference
+from tests.u2pl import numpy_contrast
 from u2pl import contrast, contrastive_branch, memory_bank, prototypes
 
 BATCH, CELLS, CLASSES, DIM = 4, (5, 6), 5, 3
@@ -37,7 +36,7 @@ def branch_of(options=OPTIONS, momentum=0.9):
 
 
 def inputs_of(seed=0, scale=1):
-  """Features, probabilities, labels and masks, as `update` takes them.
+  """Draws features, probabilities, labels and masks for `update`.
 
   Args:
     seed: of the draws.
@@ -69,7 +68,7 @@ def assert_equal_trees(a, b):
 
 
 def test_two_steps_are_those_of_the_reference():
-  """Masks, prototypes, bank, draws and loss, in slow numpy."""
+  """Compares prototypes, bank and loss with numpy, in two steps."""
   branch = branch_of()
   state = branch.init()
   bank = contrast_reference.Bank([30, 20, 20, 20, 20])
@@ -82,8 +81,7 @@ def test_two_steps_are_those_of_the_reference():
     student = np.random.default_rng(10 + step).normal(size=features.shape)
     loss = branch.loss(jnp.asarray(student), targets, state)
 
-    # The reference takes labeled images first; rows here alternate.
-    expected = contrast_reference.contrast_masks(
+    masks = contrast_reference.contrast_masks(
       probs[::2],
       labels[::2],
       probs[1::2],
@@ -94,56 +92,23 @@ def test_two_steps_are_those_of_the_reference():
       r_l=2,
       r_h=4,
     )
-    expected = contrast_reference.ContrastMasks(
-      *(
-        np.stack([mask[:2], mask[2:]], 1).reshape(BATCH, *CELLS, CLASSES)
-        for mask in expected
-      )
+    expected = numpy_contrast.step(
+      numpy_contrast.interleave(masks),
+      features,
+      student,
+      known,
+      bank,
+      key(step),
+      OPTIONS,
+      momentum=0.9,
     )
-    means, counts = contrast_reference.class_means(features, expected.positives)
-    known = contrast_reference.update_prototypes(known, means, counts, 0.9)
+    known = expected.prototypes
+    assert expected.anchor_counts.min() > 0
+    np.testing.assert_allclose(loss, expected.loss, rtol=1e-6)
     np.testing.assert_allclose(state.prototypes.vectors, known.values)
-
-    push_rng, anchor_rng, bank_rng = jax.random.split(key(step), 3)
-    priorities = np.asarray(
-      order_statistics.draw_pixel_priorities(
-        update_lib.row_keys(push_rng, BATCH), CELLS[0] * CELLS[1]
-      )
-    ).ravel()
-    sample = {}
-    for c in range(CLASSES):
-      at = np.flatnonzero(expected.negatives[..., c])
-      order = np.argsort(-priorities[at], kind='stable')
-      sample[c] = np.sort(order[: OPTIONS.max_push])
-    contrast_reference.push_negatives(
-      bank, features, expected.negatives, sample
-    )
     sizes = [bank.size(c) for c in range(CLASSES)]
     np.testing.assert_array_equal(state.bank.count, sizes)
     assert step == 0 or 20 in sizes[1:]  # Some ring has wrapped around.
-
-    uniforms = np.asarray(jax.random.uniform(anchor_rng, (CLASSES, 7)))
-    anchor_counts = expected.anchors.sum((0, 1, 2))
-    assert anchor_counts.min() > 0
-    anchor_draws = [
-      reference.uniform_to_index(u, n)
-      for u, n in zip(uniforms, anchor_counts, strict=True)
-    ]
-    uniforms = np.asarray(jax.random.uniform(bank_rng, (CLASSES, 7, 4)))
-    # The reference counts rows from the oldest, the ring from its first slot.
-    bank_draws = []
-    for c, n in enumerate(sizes):
-      slots = reference.uniform_to_index(uniforms[c], n)
-      full = n == state.bank.capacity[c]
-      first = int(state.bank.pointer[c]) if full else 0
-      bank_draws.append((slots - first) % n)
-    np.testing.assert_allclose(
-      loss,
-      contrast_reference.contrastive_loss(
-        student, expected, known.values, bank, anchor_draws, bank_draws
-      ),
-      rtol=1e-6,
-    )
 
 
 def test_without_a_loss_there_are_prototypes_alone():
@@ -200,7 +165,7 @@ def test_candidates_of_another_rule_take_the_same_way():
 
 
 def test_an_image_may_hold_labeled_and_unlabeled_cells():
-  """Each cell follows its own rule, as in images mixed from two domains."""
+  """Checks cells of both rules in an image, as mixing of two domains gives."""
   _, probs, labels, masks = on_device(inputs_of())
   all_cells, none = jnp.ones_like(masks.labeled), jnp.zeros_like(masks.labeled)
   unlabeled = contrast.candidates(

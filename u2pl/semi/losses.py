@@ -47,6 +47,8 @@ def supervised(
     logits = pseudo_labels.upsample(logits, labels.shape[1:])
     counted = labels >= 0
     if options.kind == 'ohem':
+      # The authors keep 100,000 pixels of each GPU's two images. Per image of
+      # the global batch the number does not depend on the devices.
       least = options.kept_per_image * len(labels)
       counted = losses.hard_example_mask(
         logits, labels, options.threshold, least
@@ -81,5 +83,7 @@ def unsupervised(
     options.forward,
     options.reverse,
   )
+  # λ_u is all pixels over those kept, so λ_u times the mean is the sum over
+  # the pixels kept divided by all pixels, mixed-in ignored ones included.
   weight = pseudo_labels.weight(kept) if options.filtered else 1.0
   return options.weight * weight * losses.masked_mean(loss, kept)

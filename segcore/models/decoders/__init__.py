@@ -1,1 +1,1 @@
-"""Decoders: from the maps of an encoder to finer ones."""
+"""Decoders, which compute finer feature maps from those of an encoder."""

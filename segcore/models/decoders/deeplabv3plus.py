@@ -1,4 +1,4 @@
-"""The decoder of DeepLabv3+: context at many dilations, joined to fine detail.
+"""The decoder of DeepLabv3+: atrous spatial pyramid pooling and a low level.
 
 DeepLabV3Plus().apply(variables, encoder_features).at_stride(4)
 """
@@ -17,22 +17,23 @@ _STRIDE = 4
 
 
 class DeepLabV3Plus(nn.Module):
-  """Pools the deepest map over five views and joins the map at stride 4.
+  """Atrous spatial pyramid pooling of the deepest map, joined to stride 4.
 
-  The views, in order: the mean over the image; a 1x1; a 3x3 at each dilation.
-  A 3x3 fuses them; the result is resized to the grid of the encoder's deepest
-  map at stride 4, corners aligned, and stands after a 1x1 of that map. Returns
-  'fused', twice the width in channels, stride 4. Sides of any length fit.
+  The branches of the pyramid are the mean over the image, a 1x1, and a 3x3 for
+  each dilation. A 3x3 fuses them, and the result is resized to the encoder's
+  deepest map at stride 4 with aligned corners. Returns 'fused' (stride 4): a
+  1x1 of that map and the resized result, concatenated, with twice the width in
+  channels. Images may have sides of any length.
 
-  Source: Chen et al. 2018, Sec. 3.1, as U2PL (Wang et al. 2022) has it: the
-  low level keeps the full width and the classifier is a head's affair.
+  Source: Chen et al. 2018, Sec. 3.1, in the variant of U2PL (Wang et al. 2022):
+  the low-level map keeps the full width, and the classifier is a head.
 
   Attributes:
-    width: channels of each view, of their fusion and of the low level.
-    dilations: of the 3x3 convolutions over the deepest map.
-    dropout_rate: share of the fused maps cleared in training.
+    width: channels of each branch, of the fusion and of the low-level map.
+    dilations: of the 3x3 convolutions.
+    dropout_rate: share of the fused channels that are dropped in training.
     dtype: of the activations; parameters and statistics are float32.
-    remat: recompute each block in the backward pass instead of storing it.
+    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   width: int = 256
@@ -48,17 +49,21 @@ class DeepLabV3Plus(nn.Module):
     condition: Float[Array, 'B'] | None = None,
     train: bool = False,
   ) -> features_lib.Features:
-    """Decodes.
+    """Decodes the maps of an encoder.
 
     Args:
-      features: of the encoder: a map at stride 4, and a deeper one.
-      condition: must be None; this decoder is told no noise level.
-      train: whether batch norms use and collect the batch's statistics, and
-        dropout is on.
+      features: with a map at stride 4, and a deeper one.
+      condition: None; this decoder cannot be conditioned on a noise level.
+      train: whether dropout is on, and batch statistics are used and collected.
+
+    Raises:
+      ValueError: a map is missing, or a condition is given.
     """
     if condition is not None:
-      raise ValueError('DeepLabv3+ takes no condition: use the U-Net for it')
-    low, deep = self._sources(features)
+      raise ValueError(
+        'condition: DeepLabv3+ has none, expected None: use the U-Net for it'
+      )
+    low, deep = self._low_and_deep(features)
 
     def block(x: Array, name: str, kernel: int = 1, **fields) -> Array:
       module = conv_block.ConvBlock
@@ -70,7 +75,7 @@ class DeepLabV3Plus(nn.Module):
 
     mean = jnp.mean(deep.astype(jnp.float32), axis=(1, 2), keepdims=True)
     pooled = block(mean, 'pool')
-    views = [
+    branches = [
       jnp.broadcast_to(pooled, (*deep.shape[:3], self.width)),
       block(deep, 'conv1x1'),
       *(
@@ -79,7 +84,7 @@ class DeepLabV3Plus(nn.Module):
       ),
     ]
     fused = block(
-      jnp.concatenate(views, axis=-1),
+      jnp.concatenate(branches, axis=-1),
       'fuse',
       3,
       dropout_rate=self.dropout_rate,
@@ -91,13 +96,14 @@ class DeepLabV3Plus(nn.Module):
       (features_lib.FeatureMap('fused', _STRIDE, joined),)
     )
 
-  def _sources(self, features: features_lib.Features) -> tuple[Array, Array]:
-    """The maps at stride 4 and at the largest stride."""
+  def _low_and_deep(
+    self, features: features_lib.Features
+  ) -> tuple[Float[Array, 'B h w D_low'], Float[Array, 'B h_deep w_deep D']]:
+    """Returns the maps at stride 4 and at the largest stride."""
     deep = features.deepest
     if _STRIDE not in features.strides or deep.stride == _STRIDE:
       raise ValueError(
-        f'DeepLabv3+ joins a map at stride {_STRIDE} to a deeper one; the '
-        'encoder has maps at strides '
-        f'{", ".join(map(str, features.strides))}'
+        f'DeepLabv3+: expected a map at stride {_STRIDE} and a deeper one, got '
+        f'maps at strides {", ".join(map(str, features.strides))}'
       )
     return features.at_stride(_STRIDE).array, deep.array

@@ -18,26 +18,31 @@ from segcore.models.layers import norm as norms
 from segcore.models.layers import resize
 
 
-class JoiningConv(nn.Module):
-  """A 3x3 convolution, without bias, of maps that lie side by side.
+class ConcatConv(nn.Module):
+  """A 3x3 convolution, without bias, of the concatenation of maps.
 
-  Each map meets its own part of the kernel, so the joined map is never made,
-  and no gradient is computed by a map that needs none: a frozen encoder's skip.
+  Each map is convolved with its part of the kernel, and the results are added.
+  So the concatenation is never in memory, and no gradient is computed with
+  respect to a map that needs none, as the skip of a frozen encoder.
+
+  Attributes:
+    out_channels: channels of the result.
+    dtype: of the convolution.
   """
 
-  size: int
+  out_channels: int
   dtype: DTypeLike
 
   @nn.compact
   def __call__(
     self, maps: Sequence[Float[Array, 'B h w _']]
-  ) -> Float[Array, 'B h w O']:
-    """The sum of the parts."""
+  ) -> Float[Array, 'B h w D_out']:
+    """Convolves maps of one grid."""
     ends = np.cumsum([x.shape[-1] for x in maps])
     kernel = self.param(
       'kernel',
       nn.initializers.he_normal(),
-      (3, 3, int(ends[-1]), self.size),
+      (3, 3, int(ends[-1]), self.out_channels),
       jnp.float32,
     )
     parts = jnp.split(kernel.astype(self.dtype), ends[:-1], axis=2)
@@ -54,10 +59,20 @@ class JoiningConv(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-  """[Doubles,] joins the skip, then 3x3 convolution, norm and ReLU, n times."""
+  """Upsampling, concatenation of the skip, and 3x3 convolutions with norms.
 
-  size: int
-  doubles: bool
+  Attributes:
+    out_channels: channels of the result.
+    upsamples: whether the input is upsampled by 2.
+    num_convs: number of convolutions, each with a norm and a ReLU.
+    norm: see `UNetDecoder`.
+    num_groups: see `UNetDecoder`.
+    norm_epsilon: see `UNetDecoder`.
+    dtype: of the activations.
+  """
+
+  out_channels: int
+  upsamples: bool
   num_convs: int
   norm: str
   num_groups: int
@@ -67,18 +82,25 @@ class DecoderBlock(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: Float[Array, 'B h w I'],
-    skip: Float[Array, 'B i j S'] | None,
-    embedding: Float[Array, 'B E'] | None,
+    x: Float[Array, 'B h w D'],
+    skip: Float[Array, 'B h_out w_out D_skip'] | None,
+    embedding: Float[Array, 'B D_noise'] | None,
     train: bool,
-  ) -> Float[Array, 'B i j O']:
-    """Decodes one step; i j are h w, or twice that."""
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Applies the block.
+
+    Args:
+      x: map to decode; h_out and w_out are h and w, or twice these.
+      skip: map of the encoder, if one is joined.
+      embedding: of the noise level, if the decoder is conditional.
+      train: whether batch statistics are used and collected.
+    """
     x = x.astype(self.dtype)
-    if self.doubles:
+    if self.upsamples:
       x = resize.upsample2x(x)
     for i in range(1, self.num_convs + 1):
       maps = [x] if skip is None or i > 1 else [x, skip]
-      x = JoiningConv(self.size, self.dtype, name=f'conv{i}')(maps)
+      x = ConcatConv(self.out_channels, self.dtype, name=f'conv{i}')(maps)
       x = norms.make_norm(
         self.norm,
         train=train,
@@ -94,31 +116,32 @@ class DecoderBlock(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-  """Doubles the encoder's deepest map until it has the image's resolution.
+  """Upsamples the encoder's deepest map to the resolution of the image.
 
-  From stride 32 five widths are five doublings. From stride 16 there are only
-  four: the layout says which of five blocks keeps the resolution, and with four
-  widths each block doubles. Any other number of widths is refused.
-  Blocks that arrive at a stride above 1 join the encoder's deepest map of that
-  stride. Returns each block's map: 'up0', 'up1', … Kernels start as
-  He's normal (fan-in, truncated).
+  From stride 2^n, n blocks upsample by 2 each. With n + 1 widths one more block
+  keeps the resolution; the layout decides which. TransUNet's five widths fit
+  stride 32, and stride 16 with such a block.
+
+  A block whose result has a stride above 1 concatenates the encoder's deepest
+  map of that stride. Returns the map of each block: 'up0', 'up1', … Kernels are
+  initialized as He's normal (fan-in, truncated).
   Source: the decoder of TransUNet (Chen et al. 2021), widened by DDeP
   (Brempong et al. 2022, Sec. 5.1), which leaves the layout open.
 
   Attributes:
     widths: channels of the blocks.
-    width_multiplier: multiplies all of them.
-    layout: where there is a block more than there are doublings: 'A' the first
-      one keeps the resolution, 'A1' so it does with a single convolution, 'B'
-      the last one keeps it. Without such a block only 'A' is possible.
+    width_multiplier: multiplies all widths.
+    layout: of n + 1 blocks: in 'A' the first one keeps the resolution, in 'A1'
+      it does so with a single convolution, in 'B' the last one does. With n
+      blocks only 'A' is possible.
     skips: True for a skip at every stride above 1, False for none, or the
       strides that have one. A skip that the encoder lacks is an error.
-    norm: 'group', or 'batch' with running statistics.
+    norm: 'group' or 'batch'; see `norm.make_norm`.
     num_groups: of a group norm.
-    norm_epsilon: of a group norm; a batch norm has 1e-5.
-    conditional: scale and shift each normalized map by the noise level.
+    norm_epsilon: of a group norm; that of a batch norm is 1e-5.
+    conditional: whether each normalized map is modulated by the noise level.
     dtype: of the activations; parameters and statistics are float32.
-    remat: recompute each block in the backward pass instead of storing it.
+    remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
   widths: Sequence[int] = (1024, 512, 256, 128, 64)
@@ -139,27 +162,30 @@ class UNetDecoder(nn.Module):
     condition: Float[Array, 'B'] | None = None,
     train: bool = False,
   ) -> features_lib.Features:
-    """Decodes.
+    """Decodes the maps of an encoder.
 
     Args:
       features: of the encoder.
-      condition: the noise level γ of each image, 1 where there is no noise,
-        for a conditional decoder only; without it all are taken as 1.
-      train: whether batch norms use and collect the batch's statistics.
+      condition: noise level γ of each image, 1 for no noise, for a conditional
+        decoder only; None for 1.
+      train: whether batch statistics are used and collected.
+
+    Raises:
+      ValueError: the widths, the layout, a skip or the condition do not fit.
     """
     x, stride = features.deepest.array, features.deepest.stride
-    doubles = self._doubles(stride)
+    upsamples = self._upsamples(stride)
     embedding = self._embed(condition, len(x))
     block = DecoderBlock
     if self.remat:
       block = nn.remat(DecoderBlock, static_argnums=(4,))
-    stages = []
+    maps = []
     for i, width in enumerate(self.widths):
-      stride = stride // 2 if doubles[i] else stride
-      skip = self._skip(features, stride, x) if doubles[i] else None
+      stride = stride // 2 if upsamples[i] else stride
+      skip = self._skip(features, stride, x) if upsamples[i] else None
       x = block(
         width * self.width_multiplier,
-        doubles[i],
+        upsamples[i],
         1 if self.layout == 'A1' and i == 0 else 2,
         self.norm,
         self.num_groups,
@@ -167,58 +193,61 @@ class UNetDecoder(nn.Module):
         self.dtype,
         name=f'block{i}',
       )(x, skip, embedding, train)
-      stages.append(features_lib.FeatureMap(f'up{i}', stride, x))
-    return features_lib.Features(tuple(stages))
+      maps.append(features_lib.FeatureMap(f'up{i}', stride, x))
+    return features_lib.Features(tuple(maps))
 
-  def _doubles(self, stride: int) -> tuple[bool, ...]:
-    """Which blocks double the resolution."""
-    doublings = stride.bit_length() - 1
-    spare = len(self.widths) - doublings
-    if 2**doublings != stride or spare not in (0, 1):
+  def _upsamples(self, stride: int) -> tuple[bool, ...]:
+    """Returns for each block whether it upsamples."""
+    num_upsamplings = stride.bit_length() - 1
+    num_others = len(self.widths) - num_upsamplings
+    if 2**num_upsamplings != stride or num_others not in (0, 1):
       raise ValueError(
-        f"{len(self.widths)} decoder widths do not fit the encoder's deepest "
-        f'map at stride {stride}: a stride of 2^n takes n or n + 1 widths'
+        'widths: expected n or n + 1 for an encoder whose deepest map has '
+        f'stride 2^n, got {len(self.widths)} for stride {stride}'
       )
-    if self.layout != 'A' and not spare:
+    if self.layout != 'A' and not num_others:
       raise ValueError(
-        f'layout={self.layout!r} is about a block that keeps the resolution; '
-        f'from stride {stride} all of {len(self.widths)} blocks double it'
+        f'layout: expected A, since all {len(self.widths)} blocks upsample '
+        f'from stride {stride}, got {self.layout}'
       )
-    keep, double = (False,) * spare, (True,) * doublings
-    return double + keep if self.layout == 'B' else keep + double
+    keep, upsample = (False,) * num_others, (True,) * num_upsamplings
+    return upsample + keep if self.layout == 'B' else keep + upsample
 
   def _skip(
-    self, features: features_lib.Features, stride: int, x: Array
-  ) -> Array | None:
-    """The map that the doubled x is joined with."""
-    wanted = (
+    self,
+    features: features_lib.Features,
+    stride: int,
+    x: Float[Array, 'B h w D'],
+  ) -> Float[Array, 'B h_out w_out D_skip'] | None:
+    """Returns the encoder's map that is joined to x after its upsampling."""
+    has_skip = (
       stride > 1 if isinstance(self.skips, bool) else stride in self.skips
     )
-    if self.skips is False or not wanted:
+    if self.skips is False or not has_skip:
       return None
     if stride not in features.strides:
       raise ValueError(
-        f'the decoder needs a map at stride {stride} to join; the encoder '
-        f'has maps at strides {", ".join(map(str, features.strides))}'
+        f'skips: expected an encoder with a map at stride {stride}, got maps '
+        f'at strides {", ".join(map(str, features.strides))}'
       )
     skip = features.at_stride(stride)
-    doubled = (2 * x.shape[1], 2 * x.shape[2])
-    if skip.array.shape[1:3] != doubled:
+    height, width = 2 * x.shape[1], 2 * x.shape[2]
+    if skip.array.shape[1:3] != (height, width):
       raise ValueError(
-        f'the skip {skip.name!r} is {skip.array.shape[1]}x'
-        f'{skip.array.shape[2]}, but the map it joins {doubled[0]}x'
-        f'{doubled[1]}: the sides of the images must be multiples of '
-        f'{features.deepest.stride}'
+        f'the skip {skip.name!r}: expected {height}x{width} cells, got '
+        f'{skip.array.shape[1]}x{skip.array.shape[2]}: the sides of the images '
+        f'must be multiples of {features.deepest.stride}'
       )
     return skip.array
 
   def _embed(
     self, condition: Float[Array, 'B'] | None, batch: int
-  ) -> Float[Array, 'B E'] | None:
+  ) -> Float[Array, 'B D_noise'] | None:
+    """Embeds the noise level, if the decoder is conditional."""
     if not self.conditional:
       if condition is not None:
         raise ValueError(
-          'a condition was given to a decoder with conditional=False'
+          'condition: expected None for a decoder with conditional=False'
         )
       return None
     if condition is None:

@@ -1,1 +1,1 @@
-"""Encoders: from images to maps at several strides."""
+"""Encoders, which compute feature maps of images at several strides."""

@@ -20,11 +20,21 @@ from segcore.models.layers import norm as norms
 
 
 class Unit(nn.Module):
-  """A bottleneck: each convolution comes after a norm and a ReLU.
+  """A bottleneck of which each convolution follows a norm and a ReLU.
 
-  h = relu(gn_a(x)); conv_proj(h), or x itself where its shape fits, +
-  conv_c(relu(gn_c(conv_b(relu(gn_b(conv_a(h)))))). The stride is on conv_b and
-  conv_proj.
+    h = relu(gn_a(x))
+    shortcut = conv_proj(h) if stride or channels change else x
+    return shortcut + conv_c(relu(gn_c(conv_b(relu(gn_b(conv_a(h)))))))
+
+  conv_b and conv_proj have the stride.
+
+  Attributes:
+    width: channels of conv_a and conv_b; the result has 4 times as many.
+    stride: of the unit.
+    num_groups: of every norm.
+    norm_epsilon: added to the variance of a group.
+    conv_epsilon: added to the variance of a kernel.
+    dtype: of the activations.
   """
 
   width: int
@@ -35,8 +45,10 @@ class Unit(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B h w I']) -> Float[Array, 'B i j O']:
-    """Applies the unit; O is 4 times the width."""
+  def __call__(
+    self, x: Float[Array, 'B h w D']
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Applies the unit; D_out is 4 times the width."""
     conv = functools.partial(_conv, epsilon=self.conv_epsilon, dtype=self.dtype)
 
     def norm_relu(x: Array, name: str) -> Array:
@@ -45,37 +57,36 @@ class Unit(nn.Module):
       )
       return nn.relu(norm(x))
 
-    size = 4 * self.width
+    out_channels = 4 * self.width
     h = norm_relu(x, 'gn_a')
     shortcut = x
-    if self.stride != 1 or x.shape[-1] != size:
-      shortcut = conv(size, stride=self.stride, name='conv_proj')(h)
+    if self.stride != 1 or x.shape[-1] != out_channels:
+      shortcut = conv(out_channels, stride=self.stride, name='conv_proj')(h)
     h = conv(self.width, name='conv_a')(h)
     h = norm_relu(h, 'gn_b')
     h = conv(self.width, kernel=3, stride=self.stride, name='conv_b')(h)
     h = norm_relu(h, 'gn_c')
-    return shortcut + conv(size, name='conv_c')(h)
+    return shortcut + conv(out_channels, name='conv_c')(h)
 
 
 class BiT(nn.Module):
-  """Pre-activation bottleneck network; sides are padded symmetrically.
+  """The pre-activation bottleneck ResNet of BiT, with symmetric padding.
 
-  Returns 'root' (stride 2, the bare root convolution), 'block1' (4), 'block2'
-  (8), … The last block's map has gone through the last norm and its ReLU, the
-  others are sums that nothing has normalized. Images are [-1, 1], which is what
-  its public weights expect.
-  Source: Kolesnikov et al. 2020; He et al. 2016b.
+  Returns 'root' (stride 2, the root convolution alone), 'block1' (4), 'block2'
+  (8), … The last map is normalized and rectified; all others are sums of
+  residual branches without either. Its public weights are trained on images in
+  [-1, 1], as here. Source: Kolesnikov et al. 2020; He et al. 2016b.
 
   Attributes:
-    blocks: how many units each block has.
+    blocks: number of units in each block.
     width: channels of the root; block b has 4·width·2^(b-1).
     num_groups: of every norm.
     norm_epsilon: added to the variance of a group.
     conv_epsilon: added to the variance of a kernel.
-    skip_norm: normalize the groups of the maps before the last one as well,
-      without parameters: the convolutions that read them have their own.
+    skip_norm: whether the other maps are group-normalized, too, without
+      parameters, since the convolutions that read them have their own.
     dtype: of the activations; parameters and statistics are float32.
-    remat: recompute each unit in the backward pass instead of storing it.
+    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 6, 3)
@@ -89,15 +100,15 @@ class BiT(nn.Module):
 
   @property
   def size_multiple(self) -> int:
-    """Sides of images must be multiples of this: the last stride."""
+    """Returns the last stride: sides of images must be multiples of it."""
     return 2 ** (len(self.blocks) + 1)
 
   @nn.compact
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> features.Features:
-    """Encodes images of any size; sides are halved rounding up."""
-    del train  # Neither dropout nor running statistics.
+    """Encodes images of any size; sides are halved, rounded up."""
+    del train  # There is neither dropout nor batch norm.
     norm = functools.partial(
       norms.GroupNorm, self.num_groups, self.norm_epsilon, dtype=self.dtype
     )
@@ -110,7 +121,8 @@ class BiT(nn.Module):
       name='conv_root',
     )(images)
     maps = {'root': x}
-    # Zeros around values that may be negative: not the pool's own padding.
+    # As the public weights were trained: padded by zeros, which may exceed the
+    # values, and not by -inf as `max_pool` pads.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
     for b, num_units in enumerate(self.blocks):
@@ -136,7 +148,7 @@ class BiT(nn.Module):
     )
 
 
-def _conv(size: int, **fields) -> resnet_gn.StdConv:
+def _conv(out_channels: int, **fields) -> resnet_gn.StdConv:
   return resnet_gn.StdConv(
-    size, epsilon_on='variance', padding='symmetric', **fields
+    out_channels, epsilon_on='variance', padding='symmetric', **fields
   )

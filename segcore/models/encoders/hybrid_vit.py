@@ -2,7 +2,8 @@
 
   HybridViT(grid=(32, 32)).apply(variables, images).by_name('tokens')
 
-Parameter names are those of the public `R50+ViT-B_16`, as flax.linen counts.
+Parameter names are those of the public `R50+ViT-B_16`, with the numbering of
+flax.linen.
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,21 @@ _xavier = nn.initializers.xavier_uniform()
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention; the softmax is taken in float32."""
+  """Multi-head self-attention, with the softmax in float32.
+
+  Attributes:
+    num_heads: number of heads, which must divide D.
+    dtype: of the activations.
+  """
 
   num_heads: int
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    """Lets each token attend to all of its image."""
-    size = x.shape[-1]
-    head_size = size // self.num_heads
+    """Lets each token attend to all tokens of its image."""
+    hidden_size = x.shape[-1]
+    head_size = hidden_size // self.num_heads
 
     def project(name: str) -> Float[Array, 'B T heads head_size']:
       return nn.DenseGeneral(
@@ -50,12 +56,22 @@ class Attention(nn.Module):
     weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
     mixed = jnp.einsum('bhqk,bkhd->bqhd', weights, value)
     return nn.DenseGeneral(
-      size, axis=(-2, -1), kernel_init=_xavier, dtype=self.dtype, name='out'
+      hidden_size,
+      axis=(-2, -1),
+      kernel_init=_xavier,
+      dtype=self.dtype,
+      name='out',
     )(mixed)
 
 
 class Mlp(nn.Module):
-  """Dense, GELU (the tanh form), dense, each followed by dropout."""
+  """Two dense layers with a GELU (tanh form) between, each with dropout.
+
+  Attributes:
+    hidden_size: features between the layers.
+    dropout_rate: share of the features that are dropped in training.
+    dtype: of the activations.
+  """
 
   hidden_size: int
   dropout_rate: float
@@ -65,7 +81,7 @@ class Mlp(nn.Module):
   def __call__(
     self, x: Float[Array, 'B T D'], train: bool
   ) -> Float[Array, 'B T D']:
-    """Maps each token by itself."""
+    """Applies the layers to each token."""
     for i, size in enumerate((self.hidden_size, x.shape[-1])):
       x = nn.Dense(
         size,
@@ -81,7 +97,14 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  """Attention and a perceptron, each normalized before and added after."""
+  """A pre-norm transformer block: attention and perceptron, both residual.
+
+  Attributes:
+    num_heads: of the attention.
+    mlp_dim: features between the layers of the perceptron.
+    dropout_rate: share of the features that are dropped in training.
+    dtype: of the activations.
+  """
 
   num_heads: int
   mlp_dim: int
@@ -92,7 +115,7 @@ class EncoderBlock(nn.Module):
   def __call__(
     self, x: Float[Array, 'B T D'], train: bool
   ) -> Float[Array, 'B T D']:
-    """Applies the block; dropout only if `train`."""
+    """Applies the block; with dropout if `train`."""
     y = nn.LayerNorm(1e-6, self.dtype, name='LayerNorm_0')(x)
     y = Attention(
       self.num_heads, self.dtype, name='MultiHeadDotProductAttention_0'
@@ -105,7 +128,11 @@ class EncoderBlock(nn.Module):
 
 
 class Positions(nn.Module):
-  """Adds a learned embedding of each cell, and of the class token if any."""
+  """Learned position embeddings of the cells, and of the class token if any.
+
+  Attributes:
+    grid: height and width, in cells, of the table.
+  """
 
   grid: tuple[int, int]
 
@@ -113,7 +140,7 @@ class Positions(nn.Module):
   def __call__(
     self, x: Float[Array, 'B T D'], grid: resize.Size
   ) -> Float[Array, 'B T D']:
-    """Adds to x the table for this grid, resized if it is another."""
+    """Adds the embeddings to the tokens of a grid, resizing the table to it."""
     num_extra = x.shape[1] - grid[0] * grid[1]
     table = self.param(
       'pos_embedding',
@@ -127,7 +154,17 @@ class Positions(nn.Module):
 
 
 class Transformer(nn.Module):
-  """Positions, dropout, blocks and a last norm."""
+  """Position embeddings, dropout, transformer blocks and a last layer norm.
+
+  Attributes:
+    grid: height and width, in cells, of the position table.
+    num_layers: number of blocks.
+    num_heads: see `EncoderBlock`.
+    mlp_dim: see `EncoderBlock`.
+    dropout_rate: see `EncoderBlock`.
+    dtype: of the activations.
+    remat: whether blocks are recomputed in the backward pass.
+  """
 
   grid: tuple[int, int]
   num_layers: int
@@ -141,7 +178,7 @@ class Transformer(nn.Module):
   def __call__(
     self, x: Float[Array, 'B T D'], grid: resize.Size, train: bool
   ) -> Float[Array, 'B T D']:
-    """Encodes the tokens of a grid, the class token first if any."""
+    """Encodes the tokens of a grid, of which the first may be a class token."""
     x = Positions(self.grid, name='posembed_input')(x, grid)
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
     block = EncoderBlock
@@ -159,30 +196,33 @@ class Transformer(nn.Module):
 
 
 class HybridViT(nn.Module):
-  """ResNet stem and vision transformer, one token for each stride-16 cell.
+  """A ResNet stem and a vision transformer, with a token for each cell.
 
-  Returns the stages of the stem and then 'tokens' (stride 16, hidden_size
-  channels, the class token dropped). Sides of images are multiples of 16; a
-  grid other than the position table's has the table resized to it. Dropout
-  draws from the stream 'dropout' when training.
+  Returns the maps of the stem and then 'tokens' (stride 16, hidden_size
+  channels, without the class token). Sides of images must be multiples of 16;
+  for a grid other than its own, the position table is resized. In training,
+  dropout draws from the stream 'dropout'.
   Source: Dosovitskiy et al. 2021, R50+ViT-B/16.
 
   Attributes:
-    blocks: units of the stem's blocks, three of them for stride 16.
+    blocks: number of units in each block of the stem; three blocks for
+      stride 16.
     width: channels of the stem's root.
     num_groups: of the stem's norms.
     norm_epsilon: of the stem's norms.
     conv_epsilon: of the stem's standardized kernels.
-    zero_init: units of the stem start as their shortcut alone.
-    hidden_size: channels of a token.
-    num_layers: transformer blocks.
-    num_heads: attention heads.
-    mlp_dim: hidden channels of the perceptrons.
+    zero_init: whether units of the stem start as their shortcut alone.
+    hidden_size: D of a token.
+    num_layers: number of transformer blocks.
+    num_heads: number of attention heads.
+    mlp_dim: features between the layers of the perceptrons.
     dropout_rate: after positions, attention and both dense layers.
-    use_cls_token: attend to a class token as well, as the weights were trained.
+    use_cls_token: whether there is a class token to attend to, as in the
+      training of the public weights.
     grid: height and width, in cells, of the position table.
     dtype: of the activations; parameters, softmax and statistics are float32.
-    remat: recompute each unit and block in the backward pass.
+    remat: whether units and blocks are recomputed in the backward pass, to
+      save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 9)
@@ -203,24 +243,28 @@ class HybridViT(nn.Module):
 
   @property
   def size_multiple(self) -> int:
-    """Sides of images must be multiples of this: the last stride."""
+    """Returns the last stride: sides of images must be multiples of it."""
     return 2 ** (len(self.blocks) + 1)
 
   @nn.compact
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> features.Features:
-    """Encodes images; ValueError if a side does not fit the grid."""
+    """Encodes images whose sides are multiples of the stride.
+
+    Raises:
+      ValueError: they are not, or heads do not divide the hidden size.
+    """
     if self.hidden_size % self.num_heads:
       raise ValueError(
-        f'hidden_size {self.hidden_size} is no multiple of num_heads '
-        f'{self.num_heads}'
+        f'hidden_size: expected a multiple of num_heads={self.num_heads}, got '
+        f'{self.hidden_size}'
       )
     batch, height, width, _ = images.shape
     if height % self.size_multiple or width % self.size_multiple:
       raise ValueError(
-        f'images of {height}x{width}: both sides must be multiples of '
-        f'{self.size_multiple}; pad or crop them'
+        f'images: expected sides that are multiples of {self.size_multiple}, '
+        f'got {height}x{width}: pad or crop them'
       )
     stem = resnet_gn.ResNet(
       self.blocks,
@@ -232,11 +276,12 @@ class HybridViT(nn.Module):
       self.dtype,
       self.remat,
     )
-    nn.share_scope(self, stem)  # The checkpoint has the stem at its top level.
-    stages = stem(images).maps
+    # The public checkpoint has the stem's parameters at its top level.
+    nn.share_scope(self, stem)
+    stem_maps = stem(images).maps
 
     x = nn.Conv(self.hidden_size, (1, 1), dtype=self.dtype, name='embedding')(
-      stages[-1].array
+      stem_maps[-1].array
     )
     grid = (x.shape[1], x.shape[2])
     x = x.reshape(batch, -1, self.hidden_size)
@@ -260,5 +305,5 @@ class HybridViT(nn.Module):
       batch, *grid, self.hidden_size
     )
     return features.Features(
-      (*stages, features.FeatureMap('tokens', self.size_multiple, tokens))
+      (*stem_maps, features.FeatureMap('tokens', self.size_multiple, tokens))
     )

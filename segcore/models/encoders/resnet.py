@@ -1,12 +1,11 @@
-"""ResNets with batch norm whose last blocks may dilate instead of striding.
+"""ResNets with batch norm, whose last blocks may dilate instead of striding.
 
   DilatedResNet(blocks=(3, 4, 23, 3)).apply(variables, images).by_name('x3')
 
-As torchvision has them, ResNet-50 is blocks=(3, 4, 6, 3) and ResNet-18 is
-blocks=(2, 2, 2, 2), unit='basic', both with stem='plain', output_stride=32 and
-zero_init=False.
+torchvision's ResNet-50 has blocks=(3, 4, 6, 3), its ResNet-18 blocks=(2, 2, 2,
+2) and unit='basic', both stem='plain', output_stride=32 and zero_init=False.
 
-Padding and arithmetic are torch's, so that its public weights fit (see
+Padding and arithmetic are torch's, so that its public weights can be used (see
 `segcore.weights.layouts.torchvision`).
 """
 
@@ -22,7 +21,8 @@ from jaxtyping import Array, Float
 from segcore.models import features
 from segcore.models.layers import norm as norms
 
-# Of the images of ImageNet, 0 to 255, by which its public weights are trained.
+# Mean and standard deviation of ImageNet's images, 0 to 255, by which torch's
+# public weights expect images to be standardized.
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
 
@@ -31,16 +31,16 @@ Kind = Literal['bottleneck', 'basic']
 
 
 def _conv(
-  size: int,
+  out_channels: int,
   kernel: int,
   dtype: DTypeLike,
   name: str,
   stride: int = 1,
   dilation: int = 1,
 ) -> nn.Conv:
-  """A convolution without bias, padded alike on both sides."""
+  """Builds a convolution without bias, with symmetric padding."""
   return nn.Conv(
-    size,
+    out_channels,
     (kernel, kernel),
     strides=stride,
     padding=dilation * (kernel // 2),
@@ -55,16 +55,16 @@ def _conv(
 class Unit(nn.Module):
   """Two or three convolutions with norms, added to a shortcut.
 
-  A bottleneck is a 1x1, a 3x3 with the stride, a 1x1 to 4 x width; a basic unit
-  a 3x3 with the stride and a 3x3. Where stride or channels change, the shortcut
-  is a 1x1.
+  A 'bottleneck' is a 1x1, a 3x3 with the stride and a 1x1 to 4 times the width;
+  a 'basic' unit is a 3x3 with the stride and a 3x3. Where stride or channels
+  change, the shortcut is a 1x1.
 
   Attributes:
-    kind: which of them.
-    width: channels within.
+    kind: 'bottleneck' or 'basic'.
+    width: channels of the 3x3.
     stride: of the unit.
-    dilations: of the 3x3 that has the stride, and of the one after it.
-    zero_init: the last norm's scale starts as 0.
+    dilations: of the 3x3 with the stride, and of the other 3x3, if any.
+    zero_init: whether the last norm's scale is initialized with 0.
     dtype: of the activations.
   """
 
@@ -77,9 +77,9 @@ class Unit(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w I'], train: bool
-  ) -> Float[Array, 'B i j O']:
-    """Applies the unit; O is the width, or 4 times that of a bottleneck."""
+    self, x: Float[Array, 'B h w D'], train: bool
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Applies the unit; D_out is the width, or 4 times that of a bottleneck."""
 
     def norm(x: Array, name: str, zero_scale: bool = False) -> Array:
       return norms.batch_norm(
@@ -87,19 +87,19 @@ class Unit(nn.Module):
       )(x)
 
     branch = self._branch()
-    size, shortcut = branch[-1][0], x
-    if self.stride != 1 or x.shape[-1] != size:
-      proj = _conv(size, 1, self.dtype, 'conv_proj', self.stride)
+    out_channels, shortcut = branch[-1][0], x
+    if self.stride != 1 or x.shape[-1] != out_channels:
+      proj = _conv(out_channels, 1, self.dtype, 'conv_proj', self.stride)
       shortcut = norm(proj(x), 'bn_proj')
-    for i, (size, kernel, stride, dilation) in enumerate(branch, 1):
-      x = _conv(size, kernel, self.dtype, f'conv{i}', stride, dilation)(x)
+    for i, (channels, kernel, stride, dilation) in enumerate(branch, 1):
+      x = _conv(channels, kernel, self.dtype, f'conv{i}', stride, dilation)(x)
       last = i == len(branch)
       x = norm(x, f'bn{i}', last and self.zero_init)
       x = nn.relu(shortcut + x if last else x)
     return x
 
   def _branch(self) -> tuple[tuple[int, int, int, int], ...]:
-    """Channels, kernel, stride and dilation of each convolution."""
+    """Returns channels, kernel, stride and dilation of each convolution."""
     width, stride, (first, second) = self.width, self.stride, self.dilations
     if self.kind == 'basic':
       return (width, 3, stride, first), (width, 3, 1, second)
@@ -107,7 +107,17 @@ class Unit(nn.Module):
 
 
 class Block(nn.Module):
-  """Units of one width, each with its dilations; the first takes the stride."""
+  """Units of one width, of which the first has the stride.
+
+  Attributes:
+    kind: of the units.
+    dilations: of each unit.
+    width: of the units.
+    stride: of the first unit.
+    zero_init: see `Unit`.
+    dtype: of the activations.
+    remat: whether units are recomputed in the backward pass.
+  """
 
   kind: Kind
   dilations: tuple[tuple[int, int], ...]
@@ -119,9 +129,9 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w I'], train: bool
-  ) -> Float[Array, 'B i j O']:
-    """Applies the units in turn."""
+    self, x: Float[Array, 'B h w D'], train: bool
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Applies the units one after the other."""
     unit = nn.remat(Unit, static_argnums=(2,)) if self.remat else Unit
     for i, dilations in enumerate(self.dilations):
       x = unit(
@@ -137,37 +147,39 @@ class Block(nn.Module):
 
 
 class DilatedResNet(nn.Module):
-  """Post-activation network with batch norm, at an output stride.
+  """A post-activation ResNet with batch norm, for a given output stride.
 
   Returns 'stem' (stride 2, before the pool), then 'x1' (4), 'x2', 'x3', 'x4';
-  with the small stem, which has no pool, 'x1' has stride 2 and so on. Blocks
-  that would exceed the output stride multiply their dilation by 2 instead; in
-  the first unit of such a block the 3x3 that strides no longer keeps the
-  dilation before it. Images in [-1, 1] are given ImageNet's mean and deviation
-  first, so that the pre-processing travels with the weights.
+  with the small stem, which has no pool, 'x1' has stride 2 and so on. A block
+  whose stride would exceed the output stride doubles the dilation instead; the
+  3x3 of its first unit that would have had the stride keeps the dilation of the
+  block before. Images in [-1, 1] are standardized by ImageNet's mean and
+  standard deviation first, so that preprocessing travels with the weights.
 
-  Sides of any length fit and are halved rounding up (513 → 257 → 129 → 65).
-  The pool after the deep stem adds a cell to even sides, torch's 'ceil_mode',
-  so 512 → 256 → 129; a U-Net, whose maps double exactly, takes the plain stem.
+  Sides of any length are possible; they are halved, rounded up (513 → 257 → 129
+  → 65). The pool after the deep stem adds a cell to even sides, as torch's
+  'ceil_mode' does: 512 → 256 → 129. A U-Net, whose maps double exactly, needs
+  the plain stem.
 
-  Source: He et al. 2016 (a bottleneck's stride is on the 3x3); dilation and
+  Source: He et al. 2016 (a bottleneck's 3x3 has the stride); dilation and
   multi-grid: Chen et al. 2017 (DeepLabv3), Sec. 3; deep stem: Zhao et al. 2017
   (PSPNet).
 
   Attributes:
-    blocks: how many units each block has; (3, 4, 23, 3) is ResNet-101.
-    width: channels of the first block's 3x3; block b returns width·2^(b-1), 4
-      times as many of bottlenecks.
+    blocks: number of units in each block; (3, 4, 23, 3) is ResNet-101.
+    width: channels of the first block's 3x3; block b returns width·2^(b-1)
+      channels, bottlenecks 4 times as many.
     stem: 'deep', three 3x3 of width, width and twice the width; 'plain', one
-      7x7 of width, as torchvision's; or 'small', one 3x3 of width and no pool,
-      for images of some 64 pixels.
+      7x7, as torchvision's; or 'small', one 3x3 without a pool, for images of
+      about 64 pixels.
     output_stride: of the last block.
     multi_grid: factors of the dilations of the last block's units. None for
-      (2, 2, 4) of bottlenecks at output stride 8 and none elsewhere.
-    unit: of two layers or three; see `Unit`.
-    zero_init: units start as their shortcut alone: the last scale is 0.
+      (2, 2, 4) with bottlenecks at output stride 8, and for 1 elsewhere.
+    unit: kind of the units; see `Unit`.
+    zero_init: whether units start as their shortcut alone, by a last norm
+      whose scale is initialized with 0.
     dtype: of the activations; parameters and statistics are float32.
-    remat: recompute each unit in the backward pass instead of storing it.
+    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 23, 3)
@@ -182,9 +194,10 @@ class DilatedResNet(nn.Module):
 
   @property
   def size_multiple(self) -> int:
-    """Any side fits. For images of many sizes an evaluation sets a canvas.
+    """Returns 1: sides of any length are possible.
 
-    Without one it compiles a program for each size.
+    An evaluation on images of many sizes should set a larger size multiple in
+    its protocol, since it compiles a program for each padded size.
     """
     return 1
 
@@ -195,29 +208,29 @@ class DilatedResNet(nn.Module):
     """Encodes images; ValueError if the fields contradict each other."""
     images = (127.5 * (images.astype(jnp.float32) + 1.0) - _MEAN) / _STD
     x = self._stem(images.astype(self.dtype), train)
-    stages = [features.FeatureMap('stem', 2, x)]
+    maps = [features.FeatureMap('stem', 2, x)]
     if self.stem != 'small':
       x = self._pool(x)
     stride = self._stem_stride
-    for b, (step, dilations) in enumerate(self._plan()):
-      stride *= step
+    for b, (block_stride, dilations) in enumerate(self._plan()):
+      stride *= block_stride
       x = Block(
         self.unit,
         dilations,
         self.width * 2**b,
-        step,
+        block_stride,
         self.zero_init,
         self.dtype,
         self.remat,
         name=f'block{b + 1}',
       )(x, train)
-      stages.append(features.FeatureMap(f'x{b + 1}', stride, x))
-    return features.Features(tuple(stages))
+      maps.append(features.FeatureMap(f'x{b + 1}', stride, x))
+    return features.Features(tuple(maps))
 
   def _stem(
     self, x: Float[Array, 'B H W 3'], train: bool
-  ) -> Float[Array, 'B i j D']:
-    """The convolutions before the pool; the last is the root."""
+  ) -> Float[Array, 'B h w D']:
+    """Applies the convolutions before the pool; the last one is the root."""
     width = self.width
     layers = {
       'deep': (
@@ -228,53 +241,57 @@ class DilatedResNet(nn.Module):
       'plain': (('root', width, 7, 2),),
       'small': (('root', width, 3, 2),),
     }[self.stem]
-    for name, size, kernel, stride in layers:
-      x = _conv(size, kernel, self.dtype, f'conv_{name}', stride)(x)
+    for name, channels, kernel, stride in layers:
+      x = _conv(channels, kernel, self.dtype, f'conv_{name}', stride)(x)
       x = norms.batch_norm(train=train, dtype=self.dtype, name=f'bn_{name}')(x)
       x = nn.relu(x)
     return x
 
-  def _pool(self, x: Float[Array, 'B h w D']) -> Float[Array, 'B i j D']:
-    """3x3 of stride 2; what is padded never wins."""
-    # torch's ceil_mode: even sides have one more window, half off the map.
+  def _pool(
+    self, x: Float[Array, 'B h w D']
+  ) -> Float[Array, 'B h_out w_out D']:
+    """Applies a 3x3 max pool of stride 2, padded by -inf."""
+    # torch's ceil_mode: even sides have one more window, mostly on padding.
     pads = [(1, 1 + (self.stem == 'deep' and n % 2 == 0)) for n in x.shape[1:3]]
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)
 
   @property
   def _stem_stride(self) -> int:
-    """The stride at which the blocks begin."""
+    """Returns the stride of the blocks' input."""
     return 2 if self.stem == 'small' else 4
 
   def _plan(self) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
-    """The stride of each block, and the dilations of its units."""
+    """Returns the stride of each block, and the dilations of its units."""
     plan, stride, dilation = [], self._stem_stride, 1
     for b, num_units in enumerate(self.blocks):
-      step, before = (1 if b == 0 else 2), dilation
-      if stride * step > self.output_stride:
-        step, dilation = 1, step * dilation
-      stride *= step
+      block_stride, before = (1 if b == 0 else 2), dilation
+      if stride * block_stride > self.output_stride:
+        block_stride, dilation = 1, block_stride * dilation
+      stride *= block_stride
+      # torch's `_make_layer`: the first 3x3 of a block that dilates instead of
+      # striding has the dilation of the block before.
       first, rest = (before, dilation), (dilation, dilation)
-      plan.append((step, (first, *[rest] * (num_units - 1))))
+      plan.append((block_stride, (first, *[rest] * (num_units - 1))))
     if stride != self.output_stride:
       raise ValueError(
-        f'output_stride={self.output_stride}, but the blocks {self.blocks} end '
-        f'at stride {stride}'
+        f'output_stride: expected the stride {stride}, at which the blocks '
+        f'{self.blocks} end, got {self.output_stride}'
       )
-    step, dilations = plan[-1]
-    grid = self.multi_grid
-    if grid is None:
-      spread = self.output_stride == 8 and self.unit == 'bottleneck'
-      grid = (2, 2, 4) if spread else (1,) * len(dilations)
-    if len(grid) != len(dilations):
+    block_stride, dilations = plan[-1]
+    factors = self.multi_grid
+    if factors is None:
+      dilates = self.output_stride == 8 and self.unit == 'bottleneck'
+      factors = (2, 2, 4) if dilates else (1,) * len(dilations)
+    if len(factors) != len(dilations):
       raise ValueError(
-        f'multi_grid {tuple(grid)} has {len(grid)} factors, but the last block '
-        f'has {len(dilations)} units: give one for each'
+        f'multi_grid: expected a factor for each of the {len(dilations)} units '
+        f'of the last block, got {tuple(factors)}'
       )
     plan[-1] = (
-      step,
+      block_stride,
       tuple(
         (factor * first, factor * second)
-        for (first, second), factor in zip(dilations, grid, strict=True)
+        for (first, second), factor in zip(dilations, factors, strict=True)
       ),
     )
     return plan

@@ -2,9 +2,9 @@
 
   ResNet(blocks=(3, 4, 9)).apply(variables, images).at_stride(8)
 
-The first is the stem of the hybrid vision transformer `R50+ViT-B_16`, whose
-parameter names these are; `blocks=(3, 4, 6, 3)` is the ResNet-50 of its family.
-The pre-activation ResNet (`bit`) is built of the same convolution and blocks.
+With blocks (3, 4, 9) it is the stem of the hybrid vision transformer
+`R50+ViT-B_16`, whose parameter names these are, and with (3, 4, 6, 3) the
+ResNet-50 of that family. `bit` has the same convolution and blocks.
 """
 
 import functools
@@ -22,23 +22,25 @@ from segcore.models.layers import norm as norms
 
 
 class StdConv(nn.Module):
-  """A convolution without bias whose kernels have mean 0 and deviation 1.
+  """A weight-standardized convolution without bias.
 
-  The raw kernel is the parameter, standardized over height, width and input
-  channels at every call, in float32. Source: Qiao et al. 2019.
+  At every call, in float32, the kernel of each output channel is standardized
+  to mean 0 and standard deviation 1 over height, width and input channels.
+  Source: Qiao et al. 2019.
 
   Attributes:
-    size: of the output channels.
+    out_channels: channels of the result.
     kernel: height and width of the kernel.
-    stride: of the output.
+    stride: of the convolution.
     epsilon: keeps the divisor from 0.
-    epsilon_on: what it is added to: the 'deviation', as in the official ViT
-      code, or the 'variance', as in BiT's.
-    padding: TensorFlow's 'same', which pads low sides less, or 'symmetric'.
+    epsilon_on: the quantity that epsilon is added to: the standard 'deviation',
+      as in the official ViT code, or the 'variance', as in BiT's.
+    padding: 'same', as TensorFlow's, which pads top and left less where a
+      stride makes the padding odd; or 'symmetric'.
     dtype: of the convolution.
   """
 
-  size: int
+  out_channels: int
   kernel: int = 1
   stride: int = 1
   epsilon: float = 1e-5
@@ -47,12 +49,14 @@ class StdConv(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B h w I']) -> Float[Array, 'B i j O']:
-    """Convolves; output sides are input sides over the stride, up."""
+  def __call__(
+    self, x: Float[Array, 'B h w D']
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Convolves; sides are divided by the stride, rounded up."""
     kernel = self.param(
       'kernel',
       nn.initializers.lecun_normal(),
-      (self.kernel, self.kernel, x.shape[-1], self.size),
+      (self.kernel, self.kernel, x.shape[-1], self.out_channels),
       jnp.float32,
     )
     kernel = kernel - jnp.mean(kernel, (0, 1, 2))
@@ -63,20 +67,31 @@ class StdConv(nn.Module):
       divisor = jnp.sqrt(variance) + self.epsilon
     kernel = (kernel / divisor).astype(self.dtype)
     x = x.astype(self.dtype)
-    if self.kernel == 1:  # A matrix product: XLA:CPU is twice as fast with it.
+    if self.kernel == 1:  # As a matrix product, twice as fast on a CPU.
       return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-    side = (self.kernel // 2, self.kernel // 2)
+    pad = (self.kernel // 2, self.kernel // 2)
     return jax.lax.conv_general_dilated(
       x,
       kernel,
       window_strides=(self.stride, self.stride),
-      padding='SAME' if self.padding == 'same' else (side, side),
+      padding='SAME' if self.padding == 'same' else (pad, pad),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 
 
 class Unit(nn.Module):
-  """A bottleneck: 1x1, 3x3 with the stride, 1x1 to 4 x width; ReLU after."""
+  """A bottleneck: 1x1, 3x3 with the stride, 1x1, added to a shortcut.
+
+  Attributes:
+    width: channels of the first two convolutions; the result has 4 times as
+      many.
+    stride: of the unit.
+    num_groups: of every norm.
+    norm_epsilon: added to the variance of a group.
+    conv_epsilon: added to the standard deviation of a kernel.
+    zero_init: whether the last norm's scale is initialized with 0.
+    dtype: of the activations.
+  """
 
   width: int
   stride: int
@@ -87,8 +102,10 @@ class Unit(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B h w I']) -> Float[Array, 'B i j O']:
-    """Applies the unit; O is 4 times the width."""
+  def __call__(
+    self, x: Float[Array, 'B h w D']
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Applies the unit; D_out is 4 times the width."""
 
     def conv(x: Array, name: str, **kwargs: int) -> Array:
       return StdConv(
@@ -106,22 +123,24 @@ class Unit(nn.Module):
 
     shortcut = x
     if self.stride != 1 or x.shape[-1] != 4 * self.width:
-      shortcut = conv(x, 'conv_proj', size=4 * self.width, stride=self.stride)
+      shortcut = conv(
+        x, 'conv_proj', out_channels=4 * self.width, stride=self.stride
+      )
       shortcut = norm(shortcut, 'gn_proj')
-    x = nn.relu(norm(conv(x, 'conv1', size=self.width), 'gn1'))
-    x = conv(x, 'conv2', size=self.width, kernel=3, stride=self.stride)
+    x = nn.relu(norm(conv(x, 'conv1', out_channels=self.width), 'gn1'))
+    x = conv(x, 'conv2', out_channels=self.width, kernel=3, stride=self.stride)
     x = nn.relu(norm(x, 'gn2'))
-    x = conv(x, 'conv3', size=4 * self.width)
+    x = conv(x, 'conv3', out_channels=4 * self.width)
     return nn.relu(shortcut + norm(x, 'gn3', self.zero_init))
 
 
 class Block(nn.Module):
-  """Units of one width; the first takes the stride.
+  """Units of one width, of which the first has the stride.
 
   Attributes:
-    num_units: how many.
-    unit: makes one, from its stride and name.
-    stride: of the first.
+    num_units: number of units.
+    unit: builds a unit from its stride and name.
+    stride: of the first unit.
   """
 
   num_units: int
@@ -129,8 +148,10 @@ class Block(nn.Module):
   stride: int
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B h w I']) -> Float[Array, 'B i j O']:
-    """Applies the units in turn."""
+  def __call__(
+    self, x: Float[Array, 'B h w D']
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Applies the units one after the other."""
     for i in range(self.num_units):
       stride = self.stride if i == 0 else 1
       x = self.unit(stride=stride, name=f'unit{i + 1}')(x)
@@ -138,21 +159,22 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Post-activation bottleneck network (v1.5: the stride is on the 3x3).
+  """A post-activation bottleneck ResNet (v1.5: the 3x3 has the stride).
 
   Returns 'root' (stride 2, after its ReLU and before the pool), then 'block1'
-  (4), 'block2' (8), … Images are [-1, 1], which is what its public weights
-  expect. Source: He et al. 2016, as in Dosovitskiy et al. 2021, App. B.
+  (4), 'block2' (8), … Its public weights are trained on images in [-1, 1], as
+  here. Source: He et al. 2016, as in Dosovitskiy et al. 2021, App. B.
 
   Attributes:
-    blocks: how many units each block has.
+    blocks: number of units in each block.
     width: channels of the root; block b has 4·width·2^(b-1).
     num_groups: of every norm.
     norm_epsilon: added to the variance of a group.
     conv_epsilon: added to the standard deviation of a kernel.
-    zero_init: units start as their shortcut alone: the last scale is 0.
+    zero_init: whether units start as their shortcut alone, by a last norm
+      whose scale is initialized with 0.
     dtype: of the activations; parameters and statistics are float32.
-    remat: recompute each unit in the backward pass instead of storing it.
+    remat: whether units are recomputed in the backward pass, to save memory.
   """
 
   blocks: Sequence[int] = (3, 4, 9)
@@ -166,15 +188,15 @@ class ResNet(nn.Module):
 
   @property
   def size_multiple(self) -> int:
-    """Sides of images must be multiples of this: the last stride."""
+    """Returns the last stride: sides of images must be multiples of it."""
     return 2 ** (len(self.blocks) + 1)
 
   @nn.compact
   def __call__(
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> features.Features:
-    """Encodes images of any size; sides are halved rounding up."""
-    del train  # Neither dropout nor running statistics.
+    """Encodes images of any size; sides are halved, rounded up."""
+    del train  # There is neither dropout nor batch norm.
     x = StdConv(
       self.width,
       kernel=7,
@@ -187,7 +209,7 @@ class ResNet(nn.Module):
       self.num_groups, self.norm_epsilon, dtype=self.dtype, name='gn_root'
     )(x)
     x = nn.relu(x)
-    stages = [features.FeatureMap('root', 2, x)]
+    maps = [features.FeatureMap('root', 2, x)]
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     for b, num_units in enumerate(self.blocks):
       unit = functools.partial(
@@ -201,5 +223,5 @@ class ResNet(nn.Module):
       )
       stride = 1 if b == 0 else 2
       x = Block(num_units, unit, stride, name=f'block{b + 1}')(x)
-      stages.append(features.FeatureMap(f'block{b + 1}', 4 * 2**b, x))
-    return features.Features(tuple(stages))
+      maps.append(features.FeatureMap(f'block{b + 1}', 4 * 2**b, x))
+    return features.Features(tuple(maps))

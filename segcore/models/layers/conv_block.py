@@ -1,8 +1,8 @@
-"""Convolution, batch norm, ReLU and channel dropout: what decoders are made of.
+"""The convolution block of decoders: batch norm, ReLU, channel dropout.
 
   ConvBlock(256, dilation=12).apply(variables, x, False)
 
-Kernels and biases start as torch's do.
+Kernels and biases are initialized as torch's are.
 """
 
 import flax.linen as nn
@@ -15,8 +15,8 @@ from segcore.models.layers import norm as norms
 
 
 def conv(
-  fan_in: int,
-  size: int,
+  in_channels: int,
+  out_channels: int,
   kernel: int,
   *,
   dtype: DTypeLike,
@@ -24,26 +24,26 @@ def conv(
   dilation: int = 1,
   use_bias: bool = True,
 ) -> nn.Conv:
-  """A convolution that keeps the grid, with torch's first values.
+  """Builds a convolution that keeps the grid, with torch's initialization.
 
-  These are uniform in ±1/√n, n the inputs of one output; so are the biases.
+  Kernels and biases are uniform in ±1/√n, with the fan-in n.
 
   Args:
-    fan_in: channels of what it reads.
-    size: channels of the result.
+    in_channels: channels of the input.
+    out_channels: channels of the result.
     kernel: height and width of the kernel, odd.
     dtype: of the convolution.
     name: of the parameters.
     dilation: of the kernel.
-    use_bias: whether there is one.
+    use_bias: whether a bias is added.
   """
-  bound = (fan_in * kernel * kernel) ** -0.5
+  bound = (in_channels * kernel * kernel) ** -0.5
 
   def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return nn.Conv(
-    size,
+    out_channels,
     (kernel, kernel),
     kernel_dilation=dilation,
     use_bias=use_bias,
@@ -55,20 +55,21 @@ def conv(
 
 
 class ConvBlock(nn.Module):
-  """Convolution that keeps the grid, batch norm, ReLU, and channel dropout.
+  """A convolution that keeps the grid, batch norm, ReLU and channel dropout.
 
-  Dropout clears whole maps of an example and draws from the stream 'dropout'.
+  Dropout clears whole channels of an example and draws from the stream
+  'dropout'.
 
   Attributes:
-    size: channels of the result.
+    out_channels: channels of the result.
     kernel: height and width of the kernel, odd.
     dilation: of the kernel.
-    use_bias: whether the convolution has one, though a norm follows.
-    dropout_rate: share of the maps that are cleared in training.
+    use_bias: whether the convolution has a bias, although a norm follows.
+    dropout_rate: share of the channels that are dropped in training.
     dtype: of the activations; parameters and statistics are float32.
   """
 
-  size: int
+  out_channels: int
   kernel: int = 3
   dilation: int = 1
   use_bias: bool = False
@@ -77,12 +78,12 @@ class ConvBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w I'], train: bool
-  ) -> Float[Array, 'B h w O']:
-    """Applies the block; dropout and statistics of the batch if `train`."""
+    self, x: Float[Array, 'B h w D'], train: bool
+  ) -> Float[Array, 'B h w D_out']:
+    """Applies the block; with dropout and batch statistics if `train`."""
     x = conv(
       x.shape[-1],
-      self.size,
+      self.out_channels,
       self.kernel,
       dtype=self.dtype,
       name='conv',

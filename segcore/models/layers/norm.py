@@ -1,4 +1,4 @@
-"""Normalization, and its modulation by an embedding of the noise level."""
+"""Normalization, and its conditioning on a noise level."""
 
 import flax.linen as nn
 import jax
@@ -12,18 +12,18 @@ KINDS = ('group', 'batch')
 
 
 class GroupNorm(nn.Module):
-  """Normalizes groups of neighboring channels of each example.
+  """Group normalization: normalizes groups of channels of each example.
 
-  Equal to flax's, and several times faster on a CPU: the pixels are averaged
-  per channel first, so that groups are formed in an array [B, D] only and the
-  map itself meets one multiplication and one addition. Statistics are taken
+  Equal to flax's, and several times faster on a CPU: averages over pixels are
+  taken of each channel first, so that groups are formed in an array [B, D] only
+  and the map itself is multiplied and added to once. Statistics are computed
   in float32. Source: Wu & He 2018, Eq. 1-3.
 
   Attributes:
-    num_groups: how many groups; they must divide the channels.
+    num_groups: number of groups, which must divide the channels.
     epsilon: added to the variance.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
-    affine: scale and shift each channel by parameters; else there are none.
+    affine: whether parameters scale and shift each channel.
     dtype: of the result.
   """
 
@@ -37,23 +37,24 @@ class GroupNorm(nn.Module):
   def __call__(
     self, x: Float[Array, 'B *space D']
   ) -> Float[Array, 'B *space D']:
-    """Normalizes x; a mean is over all axes between the first and last."""
-    size = x.shape[-1]
-    if size % self.num_groups:
+    """Normalizes x over each group and all axes between the first and last."""
+    channels = x.shape[-1]
+    if channels % self.num_groups:
       raise ValueError(
-        f'{"/".join(self.path)}: {size} channels do not form '
-        f'{self.num_groups} groups'
+        f'{"/".join(self.path)}: expected channels whose number is a multiple '
+        f'of num_groups={self.num_groups}, got {channels}'
       )
-    scale, bias = jnp.ones(size), jnp.zeros(size)
+    scale, bias = jnp.ones(channels), jnp.zeros(channels)
     if self.affine:
       init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-      scale = self.param('scale', init, (size,), jnp.float32)
-      bias = self.param('bias', nn.initializers.zeros, (size,), jnp.float32)
+      scale = self.param('scale', init, (channels,), jnp.float32)
+      bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
 
     x = x.astype(jnp.float32)
     space = tuple(range(1, x.ndim - 1))
-    mean = self._over_groups(jnp.mean(x, space))
-    square = self._over_groups(jnp.mean(jnp.square(x), space))
+    mean = self._average_groups(jnp.mean(x, space))
+    square = self._average_groups(jnp.mean(jnp.square(x), space))
+    # E[x²] - E[x]² reads the map once; rounding may make it negative.
     variance = jnp.maximum(square - jnp.square(mean), 0.0)
     factor = jax.lax.rsqrt(variance + self.epsilon) * scale
     offset = bias - mean * factor
@@ -61,7 +62,7 @@ class GroupNorm(nn.Module):
       x * jnp.expand_dims(factor, space) + jnp.expand_dims(offset, space)
     ).astype(self.dtype)
 
-  def _over_groups(self, values: Float[Array, 'B D']) -> Float[Array, 'B D']:
+  def _average_groups(self, values: Float[Array, 'B D']) -> Float[Array, 'B D']:
     """Replaces each channel's value by the mean of its group."""
     groups = values.reshape(len(values), self.num_groups, -1)
     means = jnp.mean(groups, axis=-1, keepdims=True)
@@ -77,20 +78,21 @@ def batch_norm(
   zero_scale: bool = False,
   affine: bool = True,
 ) -> nn.BatchNorm:
-  """Statistics of the global batch in training, running ones otherwise.
+  """Builds a batch norm: batch statistics in training, running ones otherwise.
 
-  As torch's, but that the running variance is that of the batch itself, not
-  the n/(n-1)-fold estimate. The running ones are in 'batch_stats'. Source:
-  Ioffe & Szegedy 2015.
+  Statistics are those of the global batch, on any number of devices. Equal to
+  torch's, except that running variances average the biased variance of the
+  batch, not the unbiased one. They are in the collection 'batch_stats'.
+  Source: Ioffe & Szegedy 2015.
 
   Args:
-    train: whether statistics of the batch are used and collected.
+    train: whether batch statistics are used and collected.
     dtype: of the result.
     name: of the parameters.
-    decay: share of the running statistics that an update keeps; 1 - decay is
-      what torch calls the momentum.
+    decay: share of the running statistics that an update keeps; torch's
+      `momentum` is 1 - decay.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
-    affine: scale and shift each channel by parameters; else there are none.
+    affine: whether parameters scale and shift each channel.
   """
   init = nn.initializers.zeros if zero_scale else nn.initializers.ones
   return nn.BatchNorm(
@@ -114,14 +116,13 @@ def make_norm(
   dtype: DTypeLike,
   name: str,
 ) -> nn.Module:
-  """The norm of a layer, by its name in a config.
+  """Builds a norm by its name in a config.
 
   Args:
-    kind: 'group', or 'batch': statistics of the batch in training, running
-      ones (decay 0.99, collection 'batch_stats') otherwise.
-    train: whether statistics of the batch are used and collected.
+    kind: 'group', or 'batch' for a batch norm with decay 0.99.
+    train: whether batch statistics are used and collected.
     num_groups: of a group norm.
-    epsilon: of a group norm; a batch norm has 1e-5.
+    epsilon: of a group norm; that of a batch norm is 1e-5.
     dtype: of the result.
     name: of the parameters.
   """
@@ -129,44 +130,48 @@ def make_norm(
     return GroupNorm(num_groups, epsilon, dtype=dtype, name=name)
   if kind == 'batch':
     return batch_norm(train=train, dtype=dtype, name=name, decay=0.99)
-  raise ValueError(f'norm={kind!r} is none of {", ".join(KINDS)}')
+  raise ValueError(f'norm: expected {" or ".join(KINDS)}, got {kind!r}')
 
 
 class Modulation(nn.Module):
-  """(1 + s)·x + b, where s and b are read off an embedding.
+  """Feature-wise modulation (1 + s)·x + b, with s and b from an embedding.
 
-  Starts as the identity: the layer that gives s and b is zero at first.
-  Source: Perez et al. 2018 (FiLM), in the form diffusion models use.
+  The layer that computes s and b is initialized with 0, so that the modulation
+  starts as the identity. Source: Perez et al. 2018 (FiLM), in the form that
+  diffusion models use.
   """
 
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B h w D'], embedding: Float[Array, 'B E']
+    self, x: Float[Array, 'B h w D'], embedding: Float[Array, 'B D_noise']
   ) -> Float[Array, 'B h w D']:
     """Modulates each map by its row of the embedding."""
-    both = nn.Dense(
+    parameters = nn.Dense(
       2 * x.shape[-1],
       kernel_init=nn.initializers.zeros,
       dtype=self.dtype,
       name='dense',
     )(embedding)
-    scale, offset = jnp.split(both[:, None, None, :], 2, axis=-1)
+    scale, offset = jnp.split(parameters[:, None, None, :], 2, axis=-1)
     return (1.0 + scale) * x + offset
 
 
 class NoiseEmbedding(nn.Module):
-  """Sinusoids of a noise level in [0, 1], then a two-layer perceptron.
+  """Embedding of a noise level: sinusoids, then a two-layer perceptron.
 
-  Source: Ho et al. 2020, with levels counted as 1000 steps.
+  Source: Ho et al. 2020, where levels in [0, 1] stand for 1000 time steps.
+
+  Attributes:
+    size: D_noise.
   """
 
   size: int = 256
 
   @nn.compact
-  def __call__(self, level: Float[Array, 'B']) -> Float[Array, 'B E']:
-    """Embeds a level each; 1 stands for no noise."""
+  def __call__(self, level: Float[Array, 'B']) -> Float[Array, 'B D_noise']:
+    """Embeds a level of each image in [0, 1], where 1 is no noise."""
     half = self.size // 2
     frequencies = 1000.0 * 1e4 ** (-jnp.arange(half) / half)
     angles = level.astype(jnp.float32)[:, None] * frequencies

@@ -1,7 +1,7 @@
-"""Resizing of maps, without antialiasing, by each rule the sources use.
+"""Resizing of maps, by the rules of torch, Pillow and the official ViT code.
 
-`jax.image.resize` blurs before it shrinks and takes the nearest neighbor at
-half pixels; the networks and protocols rebuilt here do neither.
+`jax.image.resize` antialiases where it shrinks and reads the nearest neighbor
+of half-pixel centers; the networks and protocols of the papers do neither.
 """
 
 from typing import Any
@@ -12,18 +12,19 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped, UInt8
 
-# Height and width. While a program is exported for images of any size, either
-# may be a symbol instead of an int.
+# Height and width. In a program that is exported for images of any size, either
+# may be symbolic (jax.export) instead of an int.
 Size = tuple[Any, Any]
 
 
 @jax.custom_vjp
-def upsample2x(x: Float[Array, 'B h w D']) -> Float[Array, 'B h*2 w*2 D']:
-  """Doubles both sides: bilinear, half-pixel centers, edges repeated.
+def upsample2x(x: Float[Array, 'B h w D']) -> Float[Array, 'B 2*h 2*w D']:
+  """Upsamples by 2: bilinear, half-pixel centers, edges repeated.
 
-  Equal to `jax.image.resize` and to torch's align_corners=False. Written as
-  the fixed 3:1 mix of neighbors that it is, and so is its gradient: the one
-  derived from slices and paddings is several times slower on a CPU.
+  Equal to `jax.image.resize` and to torch's align_corners=False. Every new
+  cell is ¾ of its nearest old cell and ¼ of the next; the gradient is written
+  in the same form, since the one that jax derives from slices and paddings is
+  several times slower on a CPU.
 
   >>> upsample2x(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)).reshape(2, 4)
   Array([[0., 1., 3., 4.],
@@ -33,11 +34,15 @@ def upsample2x(x: Float[Array, 'B h w D']) -> Float[Array, 'B h*2 w*2 D']:
   return doubled.astype(x.dtype)
 
 
-def _upsample2x_forward(x: Array) -> tuple[Array, None]:
+def _upsample2x_forward(
+  x: Float[Array, 'B h w D'],
+) -> tuple[Float[Array, 'B 2*h 2*w D'], None]:
   return upsample2x(x), None
 
 
-def _upsample2x_backward(_: None, gradient: Array) -> tuple[Array]:
+def _upsample2x_backward(
+  _: None, gradient: Float[Array, 'B h_out w_out D']
+) -> tuple[Float[Array, 'B h w D']]:
   halved = _halve(_halve(gradient.astype(jnp.float32), axis=2), axis=1)
   return (halved.astype(gradient.dtype),)
 
@@ -45,28 +50,40 @@ def _upsample2x_backward(_: None, gradient: Array) -> tuple[Array]:
 upsample2x.defvjp(_upsample2x_forward, _upsample2x_backward)
 
 
-def _double(x: Array, axis: int) -> Array:
-  before = _join(x, x, axis, ahead=False)
-  after = _join(x, x, axis, ahead=True)
+def _double(x: Float[Array, '...'], axis: int) -> Float[Array, '...']:
+  """Upsamples one axis by 2."""
+  before = _shift(x, x, axis, ahead=False)
+  after = _shift(x, x, axis, ahead=True)
   pairs = jnp.stack(
     [0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1
   )
   return pairs.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
-def _halve(x: Array, axis: int) -> Array:
-  """The transpose of `_double`."""
+def _halve(x: Float[Array, '...'], axis: int) -> Float[Array, '...']:
+  """Applies the transpose of `_double`."""
   pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
   even = jax.lax.index_in_dim(pairs, 0, axis + 1, keepdims=False)
   odd = jax.lax.index_in_dim(pairs, 1, axis + 1, keepdims=False)
-  # What reached out over an edge when doubling comes back to the edge itself.
-  from_after = _join(even, odd, axis, ahead=True)
-  from_before = _join(odd, even, axis, ahead=False)
+  # An even cell took ¼ from the cell before it, an odd one from the cell after.
+  # Where there was none, it took it from the edge cell itself, to which the
+  # gradient of that share returns.
+  from_after = _shift(even, odd, axis, ahead=True)
+  from_before = _shift(odd, even, axis, ahead=False)
   return 0.75 * (even + odd) + 0.25 * (from_after + from_before)
 
 
-def _join(x: Array, edge: Array, axis: int, *, ahead: bool) -> Array:
-  """x shifted by one cell; the cell that falls free is taken from `edge`."""
+def _shift(
+  x: Float[Array, '*shape'],
+  edge: Float[Array, '*shape'],
+  axis: int,
+  *,
+  ahead: bool,
+) -> Float[Array, '*shape']:
+  """Shifts x by one cell: cell i becomes x[i + 1] if `ahead`, else x[i - 1].
+
+  The cell at the edge that x does not have is that of `edge`.
+  """
   n = x.shape[axis]
   if ahead:
     parts = [(x, 1, n), (edge, n - 1, n)]
@@ -83,11 +100,11 @@ def bilinear(
   size: Size,
   align_corners: bool = False,
 ) -> Float[Array, 'B H W D']:
-  """Reads maps at the cells of another grid, larger or smaller, bilinearly.
+  """Resizes maps to another grid bilinearly, without antialiasing.
 
-  Never antialiased, as torch's `interpolate`. With `align_corners` cell i of n
-  reads coordinate i·(h-1)/(n-1), without it (i+½)·h/n - ½, clamped to the map.
-  Computed in float32 at least, whatever the platform's default.
+  As torch's `interpolate`: with `align_corners` cell i of n reads coordinate
+  i·(h-1)/(n-1), without it (i+½)·h/n - ½, clamped to the map. Computed in
+  float32 at least, whatever the platform's default precision of products.
 
   >>> x = jnp.arange(4.0).reshape(1, 1, 4, 1)
   >>> bilinear(x, (1, 3), align_corners=True).ravel()
@@ -115,19 +132,22 @@ def bilinear_matrix(
   antialias: bool = False,
   dtype: DTypeLike = np.float32,
 ) -> Float[np.ndarray, 'rows columns'] | Float[Array, 'rows columns']:
-  """Row i holds the weights with which cell i of the new axis reads the old.
+  """Computes the weights of bilinear resizing of one axis, as a matrix.
+
+  Row i holds the weights with which cell i of the new axis reads the old one.
 
   Args:
-    old: cells of the axis that is read.
-    new: cells of the result. While a program is exported for images of any
-      size, either may be a symbol; then the weights are computed inside of it.
-    align_corners: as in `bilinear`.
-    antialias: where the axis shrinks, widen the triangle of each cell to the
-      cells it stands for, as `jax.image.resize` and Pillow do.
+    old: number of cells of the axis that is read.
+    new: number of cells of the result. Either may be symbolic; the weights are
+      then computed inside of the exported program.
+    align_corners: see `bilinear`.
+    antialias: whether, where the axis shrinks, the triangle of weights widens
+      to the old cells that a new one covers, as in `jax.image.resize` and
+      Pillow.
     dtype: of the result.
   """
   if not isinstance(old, int) or not isinstance(new, int):
-    return _matrix_of_symbols(old, new, align_corners, antialias, dtype)
+    return _symbolic_matrix(old, new, align_corners, antialias, dtype)
   if antialias and new < old:
     center = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
     distance = np.abs(np.arange(old) - center) * (new / old)
@@ -146,10 +166,10 @@ def bilinear_matrix(
   return matrix
 
 
-def _matrix_of_symbols(
+def _symbolic_matrix(
   old: Any, new: Any, align_corners: bool, antialias: bool, dtype: DTypeLike
 ) -> Float[Array, 'rows columns']:
-  """The same where the numbers of cells are not known yet."""
+  """Computes the matrix of `bilinear_matrix` for symbolic numbers of cells."""
   cells, n, m = jnp.arange(old), jnp.asarray(old), jnp.asarray(new)
   i = jnp.arange(new)[:, None]
   if antialias:
@@ -157,39 +177,41 @@ def _matrix_of_symbols(
     center = (i + 0.5) * (n / m) - 0.5
     triangle = jnp.maximum(0.0, 1.0 - jnp.abs(cells - center) / factor)
     return (triangle / triangle.sum(axis=1, keepdims=True)).astype(dtype)
-  # Fractions of integers, so that where sizes are equal they are exactly 0.
+  # Coordinates are fractions of integers: if both sizes are equal, weights are
+  # exactly 0 and 1, and the map is unchanged.
   if align_corners:
-    above, below = i * (n - 1), jnp.maximum(m - 1, 1)
+    numerator, denominator = i * (n - 1), jnp.maximum(m - 1, 1)
   else:
-    above, below = jnp.clip((2 * i + 1) * n - m, 0, 2 * m * (n - 1)), 2 * m
-  low = jnp.minimum(above // below, jnp.maximum(n - 2, 0))
+    numerator = jnp.clip((2 * i + 1) * n - m, 0, 2 * m * (n - 1))
+    denominator = 2 * m
+  low = jnp.minimum(numerator // denominator, jnp.maximum(n - 2, 0))
   high = jnp.minimum(low + 1, n - 1)
-  share = ((above - low * below) / below).astype(dtype)
+  share = ((numerator - low * denominator) / denominator).astype(dtype)
   return (cells == low) * (1 - share) + (cells == high) * share
 
 
 def antialiased_uint8(
   images: UInt8[Array, 'B H W 3'], size: Size
 ) -> UInt8[Array, 'B h w 3']:
-  """Resizes as Pillow's bilinear does: columns first, rounded in between.
+  """Resizes images as Pillow's bilinear filter: columns, rounding, then rows.
 
-  Sides may be symbols, as in `bilinear_matrix`. Pillow's weights have 22 bits
-  of fraction, so now and then a value differs by 1.
+  Sides may be symbolic. Pillow's weights are rounded to 22 bits, so that a few
+  values differ by 1 from its results.
   """
   exact = jax.lax.Precision.HIGHEST
   x = images.astype(jnp.float32)
   for axis, cells in ((2, size[1]), (1, size[0])):
-    matrix = bilinear_matrix(images.shape[axis], cells, antialias=True)
+    weights = bilinear_matrix(images.shape[axis], cells, antialias=True)
     equation = 'jw,bhwc->bhjc' if axis == 2 else 'ih,bhwc->biwc'
-    # Halves are rounded up.
-    x = jnp.floor(jnp.einsum(equation, matrix, x, precision=exact) + 0.5)
+    # Pillow rounds halves up, jnp.round to even.
+    x = jnp.floor(jnp.einsum(equation, weights, x, precision=exact) + 0.5)
   return jnp.clip(x, 0, 255).astype(jnp.uint8)
 
 
 def nearest_floor(
   x: Shaped[Array, 'B h w *D'], size: tuple[int, int]
 ) -> Shaped[Array, 'B H W *D']:
-  """Reads cell ⌊i·h/H⌋ for cell i: torch's 'nearest', for labels and masks.
+  """Resizes labels or masks: cell i reads cell ⌊i·h/H⌋, as torch's 'nearest'.
 
   >>> nearest_floor(jnp.arange(4).reshape(1, 1, 4), (1, 3)).ravel()
   Array([0, 1, 2], dtype=int32)
@@ -204,24 +226,26 @@ def resize_position_table(
   table: Float[Array, '1 T D'],
   old: tuple[int, int],
   new: Size,
-) -> Float[Array, '1 S D']:
-  """Fits the position embeddings of a grid to another grid.
+) -> Float[Array, '1 T_out D']:
+  """Resizes position embeddings to another grid.
 
-  Bilinear with aligned corners, the rule of the official ViT code, with a
-  factor of its own for each side. A row more than the grid has cells is the
-  class token's; it comes first and is kept as it is.
+  Bilinear with aligned corners, as in the official ViT code, but with different
+  factors for height and width. The row of a class token is kept.
 
   Args:
-    table: one row a cell, row-major, after the class token's row if any.
-    old: height and width of the grid of the table.
-    new: height and width of the grid wanted.
+    table: a row for each cell, row-major, after the class token's row if any.
+    old: height and width of the table's grid.
+    new: height and width of the grid of the result.
+
+  Raises:
+    ValueError: the table has not as many rows as the old grid has cells.
   """
   height, width = old
   num_extra = table.shape[1] - height * width
   if num_extra not in (0, 1):
     raise ValueError(
-      f'a position table of {table.shape[1]} rows does not fit a grid of '
-      f'{height}x{width}, with or without a class token'
+      f'position table: expected {height * width} rows for a grid of '
+      f'{height}x{width}, or one more for a class token, got {table.shape[1]}'
     )
   extra, cells = table[:, :num_extra], table[:, num_extra:]
   grid = cells.reshape(1, height, width, -1)

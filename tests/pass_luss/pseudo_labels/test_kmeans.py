@@ -235,7 +235,7 @@ def test_best_restart_is_kept_however_many_run_together(monkeypatch):
   alone = [kmeans.fit(rows, initial[i : i + 1], 5) for i in range(6)]
   objectives = [one.objective for one in alone]
   best = alone[int(np.argmin(objectives))]
-  for columns in (8, 16, 24, 1000):
+  for columns in (8, 24, 1000):
     monkeypatch.setattr(kmeans, '_MAX_CENTROIDS', columns)
     reports = []
     actual = kmeans.fit(

@@ -61,15 +61,15 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.denoise.recipe.accumulate=3'],
-      'config.denoise.recipe.accumulate: found 3, expected a divisor of 2',
+      'config.denoise.recipe.accumulate: expected a divisor of 2',
     ),
     (
       [
         f'{SHAPES}:network=transunet',
         '--config.denoise.crop.size=(60, 64)',
       ],
-      'config.denoise.crop.size = (60, 64): the network does not take it: '
-      'images of 60x64: both sides must be multiples of 16',
+      'config.denoise.crop.size = (60, 64) does not fit the network: '
+      'images: expected sides that are multiples of 16, got 60x64',
     ),
     (
       [SHAPES, '--config.network.decoder.widths=(8, 8)'],
@@ -103,12 +103,12 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
       [f'{SHAPES}:encoder=nowhere/classify'],
       'config.denoise.start.path: nowhere/classify does not exist',
     ),
-    ([f'{SHAPES}:seed=-1'], 'seed: found -1, expected 0'),
+    ([f'{SHAPES}:seed=-1'], 'seed: expected 0 to 2**31 - 1, got -1'),
     (
       [SHAPES, '--config.finetune.recipe.num_steps=50'],
-      'optimizer.warmup_steps: found 50, expected below num_steps = 50',
+      'optimizer.warmup_steps: expected fewer than num_steps = 50, got 50',
     ),
-    ([f'{SHAPES}:width=0'], 'the network does not take it'),
+    ([f'{SHAPES}:width=0'], 'does not fit the network'),
     (
       [SHAPES, "--config.stages=('finetune', 'denoise', 'classify')"],
       'finetune needs denoise, which must come before it',
@@ -143,23 +143,23 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
   ],
 )
 def test_what_a_user_can_mend_is_one_line(capsys, tmp_path, arguments, message):
-  found = error_of(capsys, *arguments, f'--workdir={tmp_path}/run')
-  assert 'Traceback' not in found
-  assert message in found, found
+  error = error_of(capsys, *arguments, f'--workdir={tmp_path}/run')
+  assert 'Traceback' not in error
+  assert message in error, error
 
 
 def test_camvid_without_photographs_says_where_they_are_looked_for(
   capsys, tmp_path, monkeypatch
 ):
   monkeypatch.delenv('SEG_DATA_DIR', raising=False)
-  found = error_of(
+  error = error_of(
     capsys,
     f'--config={CONFIGS}/ddep_camvid.py',
     f'--config.data_dir={tmp_path}',
     f'--workdir={tmp_path}/run',
   )
-  assert 'camvid' in found
-  assert 'SEG_DATA_DIR' in found
+  assert 'camvid' in error
+  assert 'SEG_DATA_DIR' in error
 
 
 def one_stage(run):
@@ -201,18 +201,18 @@ def test_a_full_disk_anywhere_is_one_line(capsys, tmp_path):
   def full(place):
     raise OSError(28, 'No space left on device')
 
-  found = error_of(
+  error = error_of(
     capsys, SHAPES, f'--workdir={tmp_path}/w', program=one_stage(full)
   )
-  assert 'is full: nothing is lost; free some space' in found
+  assert 'is full: nothing is lost; free some space' in error
 
 
 def test_a_used_workdir_with_another_config_is_refused(capsys, tmp_path):
   program = one_stage(lambda place: [])
   workdir = f'--workdir={tmp_path}/w'
   assert cli.main(program, ['main', SHAPES, workdir]) == 0
-  found = error_of(capsys, f'{SHAPES}:seed=3', workdir, program=program)
-  assert 'settings.seed: 0 -> 3' in found
+  error = error_of(capsys, f'{SHAPES}:seed=3', workdir, program=program)
+  assert 'settings.seed: 0 -> 3' in error
 
 
 def test_default_workdirs_tell_configs_apart():

@@ -37,18 +37,18 @@ def mesh_of(num_devices=8):
   return sharding.make_mesh(devices=jax.devices()[:num_devices])
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
   """Equal to the bit, leaf by leaf."""
   jax.tree_util.tree_map_with_path(
     lambda path, a, b: np.testing.assert_array_equal(
       np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path)
     ),
-    found,
+    actual,
     expected,
   )
 
 
-def assert_close(found, expected, tolerance=1e-5):
+def assert_close(actual, expected, tolerance=1e-5):
   jax.tree_util.tree_map_with_path(
     lambda path, a, b: np.testing.assert_allclose(
       np.asarray(a),
@@ -57,7 +57,7 @@ def assert_close(found, expected, tolerance=1e-5):
       atol=tolerance,
       err_msg=jax.tree_util.keystr(path),
     ),
-    found,
+    actual,
     expected,
   )
 
@@ -72,11 +72,11 @@ def differs(a, b) -> bool:
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   """Uninterrupted runs on 8 devices: folder and last state by name."""
-  found = {}
+  results = {}
   for name in NAMES:
     folder = tmp_path_factory.mktemp(name)
-    found[name] = folder, fakes.train(name, folder, mesh_of())
-  return found
+    results[name] = folder, fakes.train(name, folder, mesh_of())
+  return results
 
 
 @dataclasses.dataclass
@@ -91,7 +91,7 @@ class ByHand:
 
 @pytest.fixture(scope='module')
 def by_hand():
-  found = {}
+  results = {}
   for name, (make, batches) in fakes.METHODS.items():
     fake, source = make(), batches()
     spec = source.element_spec()
@@ -101,8 +101,8 @@ def by_hand():
         loader.drop_host_only(next(read)) for _ in range(fakes.NUM_STEPS)
       ]
     state = init(jax.random.PRNGKey(5))
-    found[name] = ByHand(fake, first, state, jax.jit(fake.train_step))
-  return found
+    results[name] = ByHand(fake, first, state, jax.jit(fake.train_step))
+  return results
 
 
 # 8 devices equal 1.
@@ -128,7 +128,7 @@ def test_two_stream_on_8_devices_equals_1(whole, by_hand):
 
 def test_bank_is_a_deque(by_hand):
   run = by_hand['two_stream']
-  guesses = jax.jit(run.method.guesses)
+  teacher_forward = jax.jit(run.method.teacher_forward)
   state = run.first
   expected = [
     collections.deque(maxlen=run.method.capacity)
@@ -137,7 +137,7 @@ def test_bank_is_a_deque(by_hand):
   pushed = np.zeros(fakes.NUM_CLASSES, int)
   for step, batch in enumerate(run.batches):
     if step >= run.method.warmup:
-      _, labels, rows, _ = jax.device_get(guesses(state, batch))
+      _, labels, rows, _ = jax.device_get(teacher_forward(state, batch))
       for class_id, bank in enumerate(expected):
         mine = rows[labels == class_id][: run.method.limit]
         bank.extend(mine)
@@ -213,9 +213,9 @@ def test_queue_is_a_list_with_the_newest_first(by_hand):
   )
   state, expected = run.first, ([], [])
   for batch in run.batches:
-    found = np.asarray(embed(state, batch))
+    actual = np.asarray(embed(state, batch))
     for view, rows in enumerate(expected):
-      rows[:0] = list(found[:, view])
+      rows[:0] = list(actual[:, view])
       del rows[run.method.length :]
     state, _ = run.step(state, batch)
     assert int(state.count) == len(expected[0])
@@ -288,9 +288,9 @@ def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
   folder, expected = whole['two_stream']
   shutil.copytree(folder / 'checkpoints' / '6', tmp_path / 'checkpoints' / '6')
   mesh = mesh_of(num_devices)
-  found = fakes.train('two_stream', tmp_path, mesh)
-  assert_close(found, expected)
-  for leaf in jax.tree.leaves(found):
+  actual = fakes.train('two_stream', tmp_path, mesh)
+  assert_close(actual, expected)
+  for leaf in jax.tree.leaves(actual):
     assert leaf.sharding == sharding.replicated(mesh)
 
 
@@ -393,14 +393,14 @@ class Experiment:
 
   def cluster(self, place):
     self.log.append('cluster')
-    found = load.read_variables(place.needed['represent'])
+    result = load.read_variables(place.needed['represent'])
     predictions = evaluator_lib.Predictions(
       split=self.split,
       predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
       batch_size=8,
       mesh=self.mesh,
     )
-    pairs = predictions(train_state.inference_state(found, self.mesh))
+    pairs = predictions(train_state.inference_state(result, self.mesh))
     rows = {example['id'].decode(): row for row, example in pairs}
     output = place.directory / 'clusters.npz'
     if self.breaks == 'cluster':
@@ -471,16 +471,16 @@ def test_three_stages_run_once_each(experiment):
 def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
   workdir, first = experiment
   with np.load(workdir / 'cluster' / 'clusters.npz') as file:
-    found = {name: file[name] for name in file.files}
-  assert found['ids'].tolist() == [f'image{i:02}' for i in range(10)]
+    results = {name: file[name] for name in file.files}
+  assert results['ids'].tolist() == [f'image{i:02}' for i in range(10)]
   state = jax.device_get(whole['multi_view'][1])
   decode = transforms.Decode(1, keep=())
   images = np.stack([decode(r)['image'] for r in first.split.records])
   predictor = inference.ImageScores(fakes.multi_view(), fakes.STRIDE)
   rows = predictor(state, {'images': images})
   centers, nearest = k_means(np.asarray(rows), 4)
-  np.testing.assert_allclose(found['centers'], centers, atol=1e-5)
-  np.testing.assert_array_equal(found['nearest'], nearest)
+  np.testing.assert_allclose(results['centers'], centers, atol=1e-5)
+  np.testing.assert_array_equal(results['nearest'], nearest)
 
 
 def test_a_stage_starts_from_the_weights_of_another(experiment, whole):
@@ -518,9 +518,9 @@ def test_changed_clusters_are_not_built_upon(experiment, tmp_path):
 def test_other_fields_of_a_state_can_be_read(whole):
   folder, state = whole['two_stream']
   names = ('teacher_params', 'teacher_batch_stats')
-  found = checkpoint_reader.read(folder / 'checkpoints', names)
-  assert_same(found['teacher_params'], state.teacher_params)
-  assert_same(found['teacher_batch_stats'], state.teacher_batch_stats)
+  result = checkpoint_reader.read(folder / 'checkpoints', names)
+  assert_same(result['teacher_params'], state.teacher_params)
+  assert_same(result['teacher_batch_stats'], state.teacher_batch_stats)
 
 
 # Evaluation.
@@ -597,11 +597,11 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
     padding = ((0, -height % fakes.STRIDE), (0, -width % fakes.STRIDE), (0, 0))
     padded = np.pad(image, padding, mode='symmetric')
     maps = predictor(state, {'images': padded[None], 'views': [None]})
-    found = np.asarray(maps)[0, :height, :width]
+    result = np.asarray(maps)[0, :height, :width]
     for c in range(fakes.NUM_CLASSES):
-      truth, guess = label == c, (found == c) & (label >= 0)
-      shared[c] += np.sum(truth & guess)
-      either[c] += np.sum(truth | guess)
+      truth, predicted = label == c, (result == c) & (label >= 0)
+      shared[c] += np.sum(truth & predicted)
+      either[c] += np.sum(truth | predicted)
   np.testing.assert_allclose(values['iou'], shared / either, atol=1e-4)
   assert values['miou'] == pytest.approx(np.mean(shared / either), abs=1e-4)
   assert np.sum(shared > 0) >= 3  # Most classes are found, and by chance.
@@ -620,13 +620,13 @@ def test_every_image_is_evaluated_once():
 
 def test_919_classes_survive(tmp_path):
   """The class of each pixel is written in red and green of the image."""
-  found = []
+  results = []
   for i, size in enumerate([(31, 37), (40, 30), (33, 31), (31, 37)]):
     label = (np.arange(size[0] * size[1]).reshape(size) + i) % 920 - 1
     shown = np.maximum(label, 0)
     image = np.stack([shown // 256, shown % 256, shown * 0], -1)
-    found.append(fakes.make_record(i, image, label, 919))
-  split = fakes.make_split(found, 919)
+    results.append(fakes.make_record(i, image, label, 919))
+  split = fakes.make_split(results, 919)
 
   def predict(images):
     images = images.astype(jnp.int16)
@@ -668,17 +668,17 @@ def collectives(fake):
 
 
 def test_joined_streams_move_no_rows():
-  found = collectives(fakes.two_stream(contrast=False))
-  assert found.pop('all-reduce') > 0
-  assert not any(found.values()), found
+  result = collectives(fakes.two_stream(contrast=False))
+  assert result.pop('all-reduce') > 0
+  assert not any(result.values()), result
 
 
 def test_the_bank_gathers_what_is_pushed():
   # Representations and labels of the cells, and where they go: not images.
-  found = collectives(fakes.two_stream())
-  assert found['all-to-all'] == 0
-  assert found['collective-permute'] == 0
-  assert 1 <= found['all-gather'] <= 4, found
+  result = collectives(fakes.two_stream())
+  assert result['all-to-all'] == 0
+  assert result['collective-permute'] == 0
+  assert 1 <= result['all-gather'] <= 4, result
 
 
 def test_a_method_that_needs_whole_batches_says_so():
@@ -689,5 +689,5 @@ def test_a_method_that_needs_whole_batches_says_so():
   with pytest.raises(errors.UserError) as caught:
     recipe.check(mesh_of(), 'config.semi', accumulates=False)
   assert str(caught.value).startswith(
-    'config.semi.accumulate: found 2, expected 1'
+    'config.semi.accumulate: expected 1, since this method needs the whole'
   )

@@ -1,4 +1,4 @@
-"""Costs of trainings that are known by hand, and the command that says them."""
+"""Tests of costs known by hand, and of the command that reports them."""
 
 import os
 import types
@@ -119,15 +119,15 @@ def test_the_report_says_what_was_counted(monkeypatch, whole):
 
 def test_xla_says_its_own_figures(whole):
   plan = plan_of()
-  said = dry_run.compile_step(plan, remat=False)
+  compiled = dry_run.compile_step(plan, remat=False)
   # A device has two images. XLA leaves out padded taps, which on maps of 2 to
   # 16 cells are many, and adds norms and noise.
   nominal = sum(whole.step.values()) / 8
-  assert 0.6 * nominal < said.operations < 2 * nominal
+  assert 0.6 * nominal < compiled.operations < 2 * nominal
   images = 2 * 16 * 16 * 3
-  assert said.arguments > whole.state_bytes + images
-  assert said.arguments < whole.state_bytes + images + 100
-  assert said.peak >= said.arguments + said.temporaries
+  assert compiled.arguments > whole.state_bytes + images
+  assert compiled.arguments < whole.state_bytes + images + 100
+  assert compiled.peak >= compiled.arguments + compiled.temporaries
 
 
 def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
@@ -152,7 +152,7 @@ def test_a_batch_is_known_before_its_data(keep):
   records = [{**record, 'tags': [0, 2]} for record in split.records]
   decode = transforms.Decode(5, keep)
   cut = transforms.Compose((decode, transforms.RandomCrop((16, 16))))
-  found = loader.Loader({'': loader.Stream(records, cut)}, 8, 3).element_spec()
+  result = loader.Loader({'': loader.Stream(records, cut)}, 8, 3).element_spec()
   planned = batch_lib.spec(
     8,
     (16, 16),
@@ -160,7 +160,7 @@ def test_a_batch_is_known_before_its_data(keep):
     num_tags=5 if 'tags' in keep else None,
   )
   assert planned == {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in found.items()
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in result.items()
   }
 
 
@@ -195,7 +195,7 @@ def test_classes_of_no_data_set():
 
 
 @pytest.fixture
-def said(capsys, monkeypatch, tmp_path):
+def run_command(capsys, monkeypatch, tmp_path):
   """Runs a command line in an empty folder where no data is."""
   monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'records'))
@@ -219,10 +219,12 @@ def said(capsys, monkeypatch, tmp_path):
     ('none', ['finetune', 'evaluate']),
   ],
 )
-def test_a_dry_run_of_every_init(said, monkeypatch, whole, init, stages):
+def test_a_dry_run_of_every_init(run_command, monkeypatch, whole, init, stages):
   if init != 'ddep':  # Which has all stages: the others need not be counted.
     monkeypatch.setattr(dry_run, 'cost', lambda plan: whole)
-  status, printed = said(f'{SHAPES}:init={init},tiny', '--dry_run', *SMALL)
+  status, printed = run_command(
+    f'{SHAPES}:init={init},tiny', '--dry_run', *SMALL
+  )
   assert status == 0, printed.err
   lines = printed.out.splitlines()
   assert [line for line in lines if line and line[0] != ' '] == stages
@@ -245,20 +247,22 @@ def test_a_dry_run_of_every_init(said, monkeypatch, whole, init, stages):
     ]
 
 
-def test_a_dry_run_of_one_stage(said):
+def test_a_dry_run_of_one_stage(run_command):
   arguments = (f'{SHAPES}:tiny', '--dry_run', *SMALL)
-  _, printed = said(*arguments, '--stage=evaluate')
+  _, printed = run_command(*arguments, '--stage=evaluate')
   assert printed.out.split()[0] == 'evaluate'
   assert 'denoise' not in printed.out
-  status, printed = said(*arguments, '--stage=evalute')
+  status, printed = run_command(*arguments, '--stage=evalute')
   assert status == 2
   assert '--stage: expected one of classify' in printed.err
 
 
-def test_classes_that_only_files_tell_are_assumed(said, monkeypatch, whole):
+def test_an_unknown_number_of_classes_is_assumed(
+  run_command, monkeypatch, whole
+):
   monkeypatch.setattr(dry_run, 'cost', lambda plan: whole)
   runs_folder = f'--config={runs.ROOT}/configs/ddep_folder.py'
-  status, printed = said(
+  status, printed = run_command(
     f'{runs_folder}:source=/photographs,ignore=255,init=none,tiny',
     '--dry_run',
     *SMALL,
@@ -267,11 +271,11 @@ def test_classes_that_only_files_tell_are_assumed(said, monkeypatch, whole):
   assert 'image_mask_folder tell its classes: 21 are assumed' in printed.out
 
 
-def test_a_stage_without_a_plan_runs_nothing(said):
+def test_a_stage_without_an_estimate_runs_nothing(run_command):
   def refuse(place):
     raise AssertionError(place)
 
-  status, printed = said(
+  status, printed = run_command(
     SHAPES,
     '--dry_run',
     program=types.SimpleNamespace(
@@ -287,9 +291,9 @@ def test_a_stage_without_a_plan_runs_nothing(said):
   ]
 
 
-def test_there_is_no_dry_run_of_predictions(said):
+def test_there_is_no_dry_run_of_predictions(run_command):
   for flag in ('--dry_run', '--dry_run_xla'):
-    status, printed = said(SHAPES, '--stage=predict', flag)
+    status, printed = run_command(SHAPES, '--stage=predict', flag)
     assert status == 2
     assert '--dry_run is for training, not for --stage=predict' in printed.err
 

@@ -1,7 +1,7 @@
-"""ResNet, hybrid transformer and U-Net against slow transcriptions in numpy.
+"""ResNet, hybrid transformer and U-Net against reference code in numpy.
 
-The transcriptions are written from the papers' layer lists, in float64, and
-share nothing with the code: a convolution is a loop over its taps.
+It is written from the papers' lists of layers, in float64, and shares nothing
+with the tested code: a convolution is a loop over its taps.
 """
 
 import functools
@@ -17,7 +17,7 @@ from segcore.models.encoders import bit, hybrid_vit, resnet_gn
 
 
 def _params(module, *args, seed=0):
-  """Parameters of the module's shapes, with values that hide nothing."""
+  """Draws parameters of a module, none of them 0 or 1 as initial ones are."""
   shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
   shapes = shapes['params']
   rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def _count(shapes):
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-# ---- Transcriptions.
+# ---- Reference code.
 
 
 def _relu(x):
@@ -61,7 +61,7 @@ def _pad_same(x, kernel, stride, value):
 
 
 def _taps(x, kernel, stride, value):
-  """The padded map as each tap of a kernel sees it."""
+  """Yields the part of the padded map that each tap of a kernel reads."""
   height, width = (-(-n // stride) for n in x.shape[1:3])
   padded = _pad_same(x, kernel, stride, value)
   for i in range(kernel):
@@ -157,7 +157,7 @@ def _attention(x, params):
 
 
 def _positions(table, old, new, num_extra):
-  """Aligned corners: cell i of n reads coordinate i·(old-1)/(n-1)."""
+  """Resizes a table: cell i of n reads coordinate i·(old-1)/(n-1)."""
   table = np.asarray(table[0], np.float64)
   cells = table[num_extra:].reshape(*old, -1)
   rows = list(table[:num_extra])
@@ -199,8 +199,8 @@ def _hybrid_vit(images, params, module):
   return maps
 
 
-def _double(x):
-  """Half-pixel bilinear: cell i reads coordinate (i + ½)/2 - ½, clamped."""
+def _upsample2x(x):
+  """Upsamples by 2:  cell i reads coordinate (i + ½)/2 - ½, clamped."""
   for axis in (1, 2):
     n = x.shape[axis]
     at = np.clip((np.arange(2 * n) + 0.5) / 2 - 0.5, 0, n - 1)
@@ -218,7 +218,7 @@ def _unet(x, skips, params, num_groups, keep_first, embedding=None):
   for i, skip in enumerate(skips):
     p = params[f'block{i}']
     if i or not keep_first:
-      x = _double(x)
+      x = _upsample2x(x)
     if skip is not None:
       x = np.concatenate([x, skip], -1)
     for j in (1, 2):
@@ -234,13 +234,13 @@ def _unet(x, skips, params, num_groups, keep_first, embedding=None):
   return maps
 
 
-def _assert_maps(found, expected, strides):
-  assert {s.name: s.stride for s in found.maps} == strides
-  assert list(expected) == [stage.name for stage in found.maps]
-  for stage in found.maps:
-    assert stage.array.shape == expected[stage.name].shape
+def _assert_maps(maps, expected, strides):
+  assert {x.name: x.stride for x in maps.maps} == strides
+  assert list(expected) == [x.name for x in maps.maps]
+  for x in maps.maps:
+    assert x.array.shape == expected[x.name].shape
     np.testing.assert_allclose(
-      stage.array, expected[stage.name], atol=2e-4, err_msg=stage.name
+      x.array, expected[x.name], atol=2e-4, err_msg=x.name
     )
 
 
@@ -248,16 +248,16 @@ def _assert_maps(found, expected, strides):
 
 
 @pytest.mark.parametrize('size', [(32, 32), (37, 50)])
-def test_resnet_is_its_transcription(size):
+def test_resnet_equals_the_reference(size):
   module = resnet_gn.ResNet((2, 1), width=8, num_groups=4, conv_epsilon=1e-2)
   images = _images(*size)
   params = _params(module, images)
-  found = jax.jit(module.apply)({'params': params}, images)
+  maps = jax.jit(module.apply)({'params': params}, images)
   expected = _resnet(images, params, (2, 1), 4, conv_epsilon=1e-2)
-  _assert_maps(found, expected, {'root': 2, 'block1': 4, 'block2': 8})
+  _assert_maps(maps, expected, {'root': 2, 'block1': 4, 'block2': 8})
 
 
-def test_an_offset_of_its_kernel_does_not_change_a_standardized_convolution():
+def test_standardized_convolution_ignores_an_offset_of_its_kernel():
   conv = resnet_gn.StdConv(4, kernel=3)
   x = _images(8, 8)
   params = _params(conv, x)
@@ -273,7 +273,7 @@ def test_an_offset_of_its_kernel_does_not_change_a_standardized_convolution():
 def test_zero_init_makes_units_start_as_their_shortcut(zero_init):
   module = resnet_gn.ResNet((1,), width=4, num_groups=2, zero_init=zero_init)
 
-  @jax.jit  # Which drops the computing of all parameters but these.
+  @jax.jit  # Computes these parameters only.
   def start():
     params = module.init(jax.random.key(0), _images(16, 16))['params']
     unit = params['block1']['unit1']
@@ -285,13 +285,13 @@ def test_zero_init_makes_units_start_as_their_shortcut(zero_init):
   np.testing.assert_array_equal(scales['gn_proj'], np.ones(16))
 
 
-def test_resnet_50_has_its_size_and_shapes():
+def test_resnet_50_has_the_published_size_and_shapes():
   images = jnp.zeros((1, 64, 96, 3))
-  found, variables = jax.eval_shape(
+  maps, variables = jax.eval_shape(
     resnet_gn.ResNet((3, 4, 6, 3)).init_with_output, jax.random.key(0), images
   )
   assert _count(variables) == 23_508_032
-  assert {s.name: (s.stride, *s.array.shape) for s in found.maps} == {
+  assert {s.name: (s.stride, *s.array.shape) for s in maps.maps} == {
     'root': (2, 1, 32, 48, 64),
     'block1': (4, 1, 16, 24, 256),
     'block2': (8, 1, 8, 12, 512),
@@ -321,19 +321,19 @@ _SMALL = {
     ((96, 64), (3, 5), False),
   ],
 )
-def test_hybrid_vit_is_its_transcription(size, grid, use_cls_token):
+def test_hybrid_vit_equals_the_reference(size, grid, use_cls_token):
   module = hybrid_vit.HybridViT(
     **_SMALL, grid=grid, use_cls_token=use_cls_token
   )
   images = _images(*size)
   params = _params(module, images)
-  found = jax.jit(module.apply)({'params': params}, images)
+  maps = jax.jit(module.apply)({'params': params}, images)
   _assert_maps(
-    found,
+    maps,
     _hybrid_vit(images, params, module),
     {'root': 2, 'block1': 4, 'block2': 8, 'block3': 16, 'tokens': 16},
   )
-  assert found.deepest.name == found.at_stride(16).name == 'tokens'
+  assert maps.deepest.name == maps.at_stride(16).name == 'tokens'
 
 
 def test_hybrid_vit_has_the_size_and_names_of_the_checkpoint():
@@ -370,8 +370,8 @@ def test_hybrid_vit_has_the_size_and_names_of_the_checkpoint():
     assert leaf.shape == shape, path
 
 
-def test_images_off_the_grid_are_refused():
-  with pytest.raises(ValueError, match='64x72: both sides must be multiples'):
+def test_image_sizes_that_do_not_fit_the_stride_are_refused():
+  with pytest.raises(ValueError, match='multiples of 16, got 64x72: '):
     jax.eval_shape(
       hybrid_vit.HybridViT().init, jax.random.key(0), _images(64, 72)
     )
@@ -397,7 +397,7 @@ def test_dropout_is_on_in_training_only():
 
 
 def _maps(*shapes, seed=0):
-  """Features of the given {stride: channels}, for images of 32x48."""
+  """Draws feature maps of (stride, channels), for images of 32x48."""
   rng = np.random.default_rng(seed)
   return features.Features(
     tuple(
@@ -413,14 +413,14 @@ def _maps(*shapes, seed=0):
 
 @pytest.mark.parametrize('keep_first', [True, False])
 @pytest.mark.parametrize('conditional', [False, True])
-def test_unet_is_its_transcription(keep_first, conditional):
+def test_unet_equals_the_reference(keep_first, conditional):
   # Two maps at the deepest stride and two at stride 4: the last ones count.
-  found_maps = _maps((2, 3), (4, 2), (4, 5), (8, 4), (8, 6))
+  inputs = _maps((2, 3), (4, 2), (4, 5), (8, 4), (8, 6))
   widths = (16, 8, 4, 4) if keep_first else (16, 8, 4)
   module = unet.UNetDecoder(widths, num_groups=2, conditional=conditional)
-  params = _params(module, found_maps)
+  params = _params(module, inputs)
   condition = jnp.array([0.5, 1.0]) if conditional else None
-  found = jax.jit(module.apply)({'params': params}, found_maps, condition)
+  maps = jax.jit(module.apply)({'params': params}, inputs, condition)
 
   embedding = None
   if conditional:
@@ -430,7 +430,7 @@ def test_unet_is_its_transcription(keep_first, conditional):
       p = params['embedding'][name]
       embedding = embedding @ np.float64(p['kernel']) + np.asarray(p['bias'])
       embedding = embedding / (1 + np.exp(-embedding))
-  by_name = {s.name: np.float64(s.array) for s in found_maps.maps}
+  by_name = {s.name: np.float64(s.array) for s in inputs.maps}
   skips = [by_name['map2'], by_name['map0'], None]
   skips = [None, *skips] if keep_first else skips
   expected = _unet(by_name['map4'], skips, params, 2, keep_first, embedding)
@@ -438,13 +438,13 @@ def test_unet_is_its_transcription(keep_first, conditional):
   strides = (8, 4, 2, 1) if keep_first else (4, 2, 1)
   # The sinusoids of a level up to 1000 are good to 1e-4 in float32.
   _assert_maps(
-    found,
+    maps,
     {f'up{i}': x for i, x in enumerate(expected)},
     {f'up{i}': stride for i, stride in enumerate(strides)},
   )
 
 
-def test_without_a_condition_a_conditional_decoder_takes_images_as_clean():
+def test_conditional_decoder_assumes_clean_images_without_a_condition():
   maps = _maps((2, 3), (4, 4))
   module = unet.UNetDecoder((8, 4), num_groups=2, conditional=True)
   variables = {'params': _params(module, maps)}
@@ -455,7 +455,7 @@ def test_without_a_condition_a_conditional_decoder_takes_images_as_clean():
   assert not np.allclose(noisy, clean)
 
 
-def test_a_condition_given_to_an_unconditional_decoder_is_refused():
+def test_condition_of_an_unconditional_decoder_is_refused():
   with pytest.raises(ValueError, match='conditional=False'):
     jax.eval_shape(
       unet.UNetDecoder((8, 4)).init,
@@ -471,62 +471,60 @@ def test_a_condition_given_to_an_unconditional_decoder_is_refused():
     (
       ((2, 3), (8, 4)),
       {'widths': (8, 8, 8)},
-      'needs a map at stride 4 to join; the encoder has maps at strides 2, 8',
+      'a map at stride 4, got maps at strides 2, 8',
     ),
     (
       ((2, 3), (4, 3), (8, 4)),
       {'widths': (8, 8)},
-      "2 decoder widths do not fit the encoder's deepest map at stride 8",
+      'widths: expected n or n .* got 2 for stride 8',
     ),
     (
       ((2, 3), (4, 3), (8, 4)),
       {'widths': (8, 8, 8, 8, 8)},
-      '5 decoder widths do not fit',
+      'widths: expected n or n .* got 5 for stride 8',
     ),
     (
       ((1, 3), (8, 4)),
       {'widths': (8, 8, 8), 'skips': (2,)},
-      'needs a map at stride 2 to join; the encoder has maps at strides 1, 8',
+      'a map at stride 2, got maps at strides 1, 8',
     ),
     (
       ((2, 3), (4, 3), (8, 4)),
       {'widths': (8, 8, 8), 'layout': 'B'},
-      "layout='B' is about a block that keeps the resolution; from stride 8",
+      'layout: expected A, since all 3 blocks upsample from stride 8, got B',
     ),
     (
       ((8, 4),),
       {'widths': (8, 8, 8), 'skips': False, 'norm': 'layer'},
-      "norm='layer' is none of group, batch",
+      "norm: expected group or batch, got 'layer'",
     ),
   ],
 )
-def test_an_encoder_that_does_not_fit_is_refused(maps, fields, message):
+def test_encoder_that_does_not_fit_is_refused(maps, fields, message):
   module = unet.UNetDecoder(num_groups=4, **fields)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(module.init, jax.random.key(0), _maps(*maps))
 
 
-def test_a_skip_of_another_size_is_refused():
+def test_skip_of_another_size_is_refused():
   images = jnp.zeros((1, 40, 40, 3))
   encoder = resnet_gn.ResNet((1, 1, 1), width=4, num_groups=2)
-  found, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), images)
+  maps, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), images)
   with pytest.raises(
-    ValueError, match=r"'block2' is 5x5, but the map it joins 6x6: .* of 16"
+    ValueError, match=r"'block2': expected 6x6 cells, got 5x5: .* of 16"
   ):
-    jax.eval_shape(
-      unet.UNetDecoder((8, 8, 8, 8)).init, jax.random.key(0), found
-    )
+    jax.eval_shape(unet.UNetDecoder((8, 8, 8, 8)).init, jax.random.key(0), maps)
 
 
-def test_skips_are_those_asked_for():
+def test_skips_are_joined_as_configured():
   maps = _maps((2, 3), (4, 5), (8, 4))
   for skips, channels in {False: (8, 8, 8), (4,): (13, 8, 8)}.items():
     module = unet.UNetDecoder((8, 8, 8, 8), num_groups=4, skips=skips)
     params = jax.eval_shape(module.init, jax.random.key(0), maps)['params']
-    found = tuple(
+    in_channels = tuple(
       params[f'block{i}']['conv1']['kernel'].shape[2] for i in (1, 2, 3)
     )
-    assert found == channels
+    assert in_channels == channels
 
 
 def test_layouts_differ_in_the_block_that_keeps_the_resolution():
@@ -537,11 +535,11 @@ def test_layouts_differ_in_the_block_that_keeps_the_resolution():
     ('B', [4, 2, 1, 1], 2),
   ):
     module = unet.UNetDecoder((8, 6, 4, 2), layout=layout, num_groups=2)
-    found, variables = jax.eval_shape(
+    maps, variables = jax.eval_shape(
       module.init_with_output, jax.random.key(0), maps
     )
-    assert [stage.stride for stage in found.maps] == strides
-    assert found.at_stride(1).name == 'up3'
+    assert [stage.stride for stage in maps.maps] == strides
+    assert maps.at_stride(1).name == 'up3'
     blocks = [sorted(variables['params'][f'block{i}']) for i in range(4)]
     counts = [sum(name.startswith('conv') for name in b) for b in blocks]
     assert counts == [convs, 2, 2, 2]
@@ -550,8 +548,8 @@ def test_layouts_differ_in_the_block_that_keeps_the_resolution():
 def test_a_width_multiplier_multiplies_every_width():
   maps = _maps((2, 3), (4, 4))
   module = unet.UNetDecoder((8, 6, 4), width_multiplier=3, num_groups=2)
-  found, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), maps)
-  assert [s.array.shape[-1] for s in found.maps] == [24, 18, 12]
+  maps, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), maps)
+  assert [s.array.shape[-1] for s in maps.maps] == [24, 18, 12]
 
 
 def test_a_batch_normed_decoder_keeps_running_statistics():
@@ -576,7 +574,7 @@ def test_a_batch_normed_decoder_keeps_running_statistics():
     )[1]
 
   updated = step(params, stats)
-  x = _double(np.float64(maps.by_name('map1').array))
+  x = _upsample2x(np.float64(maps.by_name('map1').array))
   x = np.concatenate([x, maps.by_name('map0').array], -1)
   x = _conv(x, params['block0']['conv1']['kernel'])
   np.testing.assert_allclose(
@@ -620,22 +618,22 @@ def _assert_same_with_remat(module, *args):
     np.testing.assert_allclose(plain, again, rtol=1e-3, atol=1e-4)
 
 
-def test_recomputing_changes_neither_values_nor_gradients_of_a_resnet():
+def test_remat_of_a_resnet_changes_neither_values_nor_gradients():
   module = resnet_gn.ResNet((1,), width=4, num_groups=2)
   _assert_same_with_remat(module, _images(16, 16, batch=1))
 
 
-def test_recomputing_changes_neither_values_nor_gradients_of_a_bit():
+def test_remat_of_a_bit_changes_neither_values_nor_gradients():
   module = bit.BiT((1,), width=4, num_groups=2)
   _assert_same_with_remat(module, _images(16, 16, batch=1))
 
 
-def test_recomputing_changes_neither_values_nor_gradients_of_a_transformer():
+def test_remat_of_a_transformer_changes_neither_values_nor_gradients():
   module = hybrid_vit.Transformer((4, 4), 1, 2, 8, 0.0, jnp.float32, False)
   x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 8)), jnp.float32)
   _assert_same_with_remat(module, x, (4, 4), True)
 
 
-def test_recomputing_changes_neither_values_nor_gradients_of_a_unet():
+def test_remat_of_a_unet_changes_neither_values_nor_gradients():
   module = unet.UNetDecoder((8, 4), num_groups=2)
   _assert_same_with_remat(module, _maps((2, 3), (4, 4)), None, True)

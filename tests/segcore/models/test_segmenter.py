@@ -1,4 +1,4 @@
-"""Encoder, decoder and heads together: names, sizes, and what is refused."""
+"""Encoder, decoder and heads together: names, sizes and refusals."""
 
 import flax.linen as nn
 import jax
@@ -52,7 +52,7 @@ def small():
 _RESNET_50 = {'name': 'resnet', 'blocks': (3, 4, 6, 3)}
 _HYBRID, _BIT = {'name': 'hybrid_vit'}, {'name': 'bit'}
 _RESNET_101, _DEEPLAB = {'name': 'dilated_resnet'}, {'name': 'deeplabv3plus'}
-_TORCHS_50 = {
+_TORCH_RESNET_50 = {
   'name': 'dilated_resnet',
   'blocks': (3, 4, 6, 3),
   'stem': 'plain',
@@ -61,8 +61,9 @@ _TORCHS_50 = {
 # Two blocks 512 → 256 → 256 with bias and norm, and 21 scores.
 _SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
 
-# Encoder, decoder, parameters of the encoder, of decoder and head: for noise at
-# full resolution, or for 21 classes at the quarter that DeepLab ends at.
+# Encoder, decoder, and numbers of parameters: of the encoder, of decoder and
+# head. The head is of noise at full resolution, or of 21 classes at DeepLab's
+# stride 4.
 _SIZES = (
   (_HYBRID, {'name': 'unet'}, 97_890_112, 28_947_907),
   (_HYBRID, {'name': 'unet', 'width_multiplier': 2}, 97_890_112, 95_570_819),
@@ -80,12 +81,12 @@ _SIZES = (
     97_890_112,
     114_927_939,
   ),
-  # 9·1280·1024 + 9·1024² and two norms at 1/8, and so on down the list.
+  # 9·1280·1024 + 9·1024² and two norms at 1/8, and so on for all blocks.
   (_HYBRID, {'name': 'unet', 'layout': 'B'}, 97_890_112, 31_970_755),
   (_BIT, {'name': 'unet'}, 23_500_352, 50_181_571),
   ({**_BIT, 'skip_norm': True}, {'name': 'unet'}, 23_500_352, 50_181_571),
   (_RESNET_50, {'name': 'unet'}, 23_508_032, 50_181_571),
-  (_TORCHS_50, {'name': 'unet'}, 23_508_032, 50_181_571),
+  (_TORCH_RESNET_50, {'name': 'unet'}, 23_508_032, 50_181_571),
   # Five branches of 29·D·256 kernels read the deepest map, of D channels.
   (_RESNET_101, _DEEPLAB, 42_623_936, 18_222_848 + _SCORES),
   (_RESNET_50, _DEEPLAB, 23_508_032, 18_222_848 + _SCORES),
@@ -95,7 +96,7 @@ _SIZES = (
 
 
 @pytest.mark.parametrize(('encoder', 'decoder', 'encoder_size', 'size'), _SIZES)
-def test_the_networks_of_the_paper_have_their_sizes(
+def test_networks_have_the_published_sizes(
   encoder, decoder, encoder_size, size
 ):
   module = network.build(
@@ -112,7 +113,7 @@ def test_the_networks_of_the_paper_have_their_sizes(
   assert _count(params['decoder']) + _count(params['heads']) == size
 
 
-def test_no_network_is_missing_among_the_sizes():
+def test_every_encoder_and_decoder_is_among_the_sizes():
   counted = {
     (encoder['name'], decoder['name']) for encoder, decoder, *_ in _SIZES
   }
@@ -123,7 +124,7 @@ def test_no_network_is_missing_among_the_sizes():
   }
 
 
-def test_parameters_stand_under_the_names_of_the_parts(small):
+def test_parameters_are_under_the_names_of_the_submodules(small):
   _, variables = small
   params = variables['params']
   assert set(params) == {'encoder', 'decoder', 'heads'}
@@ -134,7 +135,7 @@ def test_parameters_stand_under_the_names_of_the_parts(small):
 
 def test_heads_compute_from_the_maps_they_name(small):
   module, variables = small
-  found = jax.jit(module.apply)(variables, _IMAGES)
+  outputs = jax.jit(module.apply)(variables, _IMAGES)
   maps = jax.jit(lambda v, x: module.apply(v, x, method='features'))(
     variables, _IMAGES
   )
@@ -144,50 +145,54 @@ def test_heads_compute_from_the_maps_they_name(small):
   full = np.asarray(maps['decoder'].at_stride(1).array)
   conv = heads['noise']['conv']
   np.testing.assert_allclose(
-    found['noise'], full @ conv['kernel'][0, 0] + conv['bias'], atol=1e-5
+    outputs['noise'], full @ conv['kernel'][0, 0] + conv['bias'], atol=1e-5
   )
   pooled = np.mean(maps['encoder'].deepest.array, (1, 2))
   dense = heads['classes']['dense']
   np.testing.assert_allclose(
-    found['classes'], pooled @ dense['kernel'] + dense['bias'], atol=1e-5
+    outputs['classes'], pooled @ dense['kernel'] + dense['bias'], atol=1e-5
   )
-  assert found['logits'].shape == (2, 32, 48, 5)
+  assert outputs['logits'].shape == (2, 32, 48, 5)
 
 
-def test_only_what_is_asked_for_is_computed(small):
+def test_only_requested_heads_are_computed(small):
   module, variables = small
-  everything = jax.jit(module.apply)(variables, _IMAGES)
-  # Parameters that are not there cannot have been used.
+  all_outputs = jax.jit(module.apply)(variables, _IMAGES)
+  # Parameters that are missing cannot have been used.
   params = variables['params']
   without_decoder = {
     'encoder': params['encoder'],
     'heads': {'classes': params['heads']['classes']},
   }
-  found = module.apply({'params': without_decoder}, _IMAGES, heads=('classes',))
-  assert list(found) == ['classes']
-  np.testing.assert_allclose(found['classes'], everything['classes'], atol=1e-5)
+  outputs = module.apply(
+    {'params': without_decoder}, _IMAGES, heads=('classes',)
+  )
+  assert list(outputs) == ['classes']
+  np.testing.assert_allclose(
+    outputs['classes'], all_outputs['classes'], atol=1e-5
+  )
   one_head = {**params, 'heads': {'noise': params['heads']['noise']}}
-  found = jax.eval_shape(
+  outputs = jax.eval_shape(
     lambda: module.apply({'params': one_head}, _IMAGES, heads=('noise',))
   )
-  assert list(found) == ['noise']
+  assert list(outputs) == ['noise']
   assert module.apply(variables, _IMAGES, heads=()) == {}
 
 
-def test_heads_apply_to_arrays_of_the_caller(small):
+def test_heads_apply_to_given_maps(small):
   module, variables = small
   x = jnp.ones((3, 1, 1, 32))
-  found = module.apply(
+  outputs = module.apply(
     variables, x, method=lambda module, x: module.heads({'classes': x})
   )
   dense = variables['params']['heads']['classes']['dense']
   expected = np.sum(dense['kernel'], 0) + dense['bias']
   np.testing.assert_allclose(
-    found['classes'], np.tile(expected, (3, 1)), atol=1e-5
+    outputs['classes'], np.tile(expected, (3, 1)), atol=1e-5
   )
 
 
-def test_a_network_without_a_decoder():
+def test_network_without_a_decoder():
   module = segmenter.Segmenter(
     resnet_gn.ResNet((1,), width=4, num_groups=2),
     None,
@@ -199,12 +204,12 @@ def test_a_network_without_a_decoder():
   )
   params = _shapes(module)['params']
   assert set(params) == {'encoder', 'heads'}
-  found = jax.eval_shape(
+  outputs = jax.eval_shape(
     lambda: module.init_with_output(jax.random.key(0), _IMAGES)[0]
   )
-  assert found['aux'].shape == (2, 8, 12, 5)
-  assert found['root'].shape == (2, 16, 24, 5)
-  assert found['named'].shape == (2, 16, 24, 5)
+  assert outputs['aux'].shape == (2, 8, 12, 5)
+  assert outputs['root'].shape == (2, 16, 24, 5)
+  assert outputs['named'].shape == (2, 16, 24, 5)
 
 
 @pytest.mark.parametrize(
@@ -224,21 +229,21 @@ def test_a_network_without_a_decoder():
     ),
     (
       heads_lib.ConvHead(5, reads='teacher'),
-      "head 'x' reads 'teacher', which is neither encoder nor decoder",
+      "head 'x': expected reads to be encoder or decoder, got 'teacher'",
     ),
   ],
 )
-def test_a_head_that_cannot_read_is_refused(head, message):
+def test_head_without_its_map_is_refused(head, message):
   with pytest.raises(ValueError, match=message):
     _shapes(_small({'x': head}))
 
 
-def test_a_head_that_is_not_there_is_refused():
+def test_unknown_head_is_refused():
   with pytest.raises(ValueError, match="no head named 'rep'; there are logits"):
     _shapes(_small(), heads=('rep',))
 
 
-def test_a_head_without_its_decoder_is_refused():
+def test_head_without_its_decoder_is_refused():
   module = segmenter.Segmenter(
     resnet_gn.ResNet((1,)), None, {'logits': heads_lib.ConvHead(5)}
   )
@@ -246,28 +251,28 @@ def test_a_head_without_its_decoder_is_refused():
     _shapes(module)
 
 
-def test_a_condition_that_nobody_reads_is_refused():
+def test_unused_condition_is_refused():
   condition = jnp.ones(2)
   with pytest.raises(ValueError, match='conditional=False'):
     _shapes(_small(), condition=condition)
-  with pytest.raises(ValueError, match='no decoder runs to read it'):
+  with pytest.raises(ValueError, match='expected None where no decoder runs'):
     _shapes(_small(), condition=condition, heads=('classes',))
   conditional = _small(conditional=True)
-  found = _shapes(conditional, condition=condition)
-  assert 'embedding' in found['params']['decoder']
+  outputs = _shapes(conditional, condition=condition)
+  assert 'embedding' in outputs['params']['decoder']
   assert conditional.conditional and not _small().conditional
 
 
-def test_heads_start_as_small_as_asked():
+def test_initial_outputs_of_heads_have_the_scale():
   x = jax.random.normal(jax.random.key(0), (4, 16, 16, 32))
   for scale in (0.0, 0.1, 1.0):
     head = heads_lib.ConvHead(64, init_scale=scale)
-    found, _ = jax.jit(head.init_with_output)(jax.random.key(1), x)
-    inner = found[:, 1:-1, 1:-1]  # Where no tap falls on the padding.
+    outputs, _ = jax.jit(head.init_with_output)(jax.random.key(1), x)
+    inner = outputs[:, 1:-1, 1:-1]  # No tap is on padding.
     np.testing.assert_allclose(jnp.std(inner), scale, rtol=0.1)
   head = heads_lib.PoolHead(3, init_scale=0.0)
-  found, _ = head.init_with_output(jax.random.key(1), x)
-  np.testing.assert_array_equal(found, np.zeros((4, 3)))
+  outputs, _ = head.init_with_output(jax.random.key(1), x)
+  np.testing.assert_array_equal(outputs, np.zeros((4, 3)))
 
 
 def test_bfloat16_is_for_activations_only():
@@ -303,23 +308,23 @@ def test_bfloat16_stays_near_float32(small):
     module.decoder.clone(dtype=jnp.bfloat16),
     {'noise': heads_lib.ConvHead(3, kernel=1, dtype=jnp.bfloat16)},
   )
-  found = jax.jit(halved.apply)(variables, _IMAGES)['noise']
+  outputs = jax.jit(halved.apply)(variables, _IMAGES)['noise']
   expected = jax.jit(module.apply)(variables, _IMAGES)['noise']
-  error = jnp.sqrt(jnp.mean(jnp.square(found - expected)))
+  error = jnp.sqrt(jnp.mean(jnp.square(outputs - expected)))
   assert error < 0.03 * jnp.std(expected)
 
 
-def test_each_part_is_in_training_mode_by_name():
-  seen = {}
+def test_submodules_are_in_training_mode_by_name():
+  modes = {}
 
   class Encoder(nn.Module):
     def __call__(self, images, train):
-      seen['encoder'] = train
+      modes['encoder'] = train
       return features.Features((features.FeatureMap('only', 1, images),))
 
   class Decoder(nn.Module):
     def __call__(self, maps, condition, train):
-      seen['decoder'] = train
+      modes['decoder'] = train
       return maps
 
   class Head(nn.Module):
@@ -328,7 +333,7 @@ def test_each_part_is_in_training_mode_by_name():
     map_name = None
 
     def __call__(self, x, train):
-      seen['heads'] = train
+      modes['heads'] = train
       return x
 
   module = segmenter.Segmenter(Encoder(), Decoder(), {'same': Head()})
@@ -338,12 +343,14 @@ def test_each_part_is_in_training_mode_by_name():
     ('decoder', 'heads'): {'decoder', 'heads'},
   }.items():
     module.apply({}, _IMAGES, train=train)
-    assert {part for part, on in seen.items() if on} == expected
-  with pytest.raises(ValueError, match="train='head' is none of encoder, dec"):
+    assert {part for part, on in modes.items() if on} == expected
+  with pytest.raises(
+    ValueError, match="expected names among encoder, .* got 'head'"
+  ):
     module.apply({}, _IMAGES, train=('head',))
 
 
-def test_batch_statistics_are_flaxs_own():
+def test_batch_statistics_are_a_collection_of_flax():
   module = _small(norm='batch')
   shapes = _shapes(module)
   assert set(shapes['batch_stats']) == {'decoder'}
@@ -356,7 +363,7 @@ def test_batch_statistics_are_flaxs_own():
   )
 
 
-def test_statistics_of_heads_that_are_not_asked_for_stay():
+def test_batch_statistics_of_heads_that_do_not_run_are_kept():
   module = segmenter.Segmenter(
     resnet_gn.ResNet((1,), width=4, num_groups=2),
     None,
@@ -383,12 +390,12 @@ def test_statistics_of_heads_that_are_not_asked_for_stay():
   assert set(updated['batch_stats']['heads']) == {'logits', 'rep'}
 
 
-def test_a_segmenter_is_hashable_and_equal_to_its_like():
+def test_segmenters_of_equal_fields_are_equal_and_hashable():
   assert hash(_small()) == hash(_small())
   assert _small() == _small()
 
 
-def test_every_part_has_its_name_in_the_tables():
+def test_names_of_encoders_and_decoders():
   assert network.ENCODERS['resnet'] is resnet_gn.ResNet
   assert network.ENCODERS['bit'] is bit.BiT
   assert network.ENCODERS['hybrid_vit'] is hybrid_vit.HybridViT

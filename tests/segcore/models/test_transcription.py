@@ -1,7 +1,7 @@
-"""Networks and noise against the specification's transcription in numpy.
+"""Networks and noise against `tests.transcriptions.ddep`, in numpy.
 
-Weights go from a file with the public names through the reader on the one side,
-and straight into `reference_ddep` on the other.
+The networks read their weights from a file with public names, as a stage does;
+the transcription uses the same arrays.
 """
 
 import jax
@@ -35,18 +35,18 @@ def images(height, width):
 
 
 def loaded(tmp_path, encoder, weights):
-  """The encoder's parameters, as a stage would load them."""
+  """Returns the encoder's parameters, read as by a stage."""
   np.savez(tmp_path / 'w.npz', **weights)
   module = segmenter.Segmenter(encoder, None, {'tags': heads.PoolHead(2)})
-  found = load.load_parts(
+  selected = load.load_parts(
     tmp_path / 'w.npz', ('encoder',), module, (1, 64, 64, 3)
   )
-  return {'params': found['params']['encoder']}
+  return {'params': selected['params']['encoder']}
 
 
 def assert_same_maps(encoder, variables, pixels, expected):
-  found = jax.jit(encoder.apply)(variables, jnp.asarray(pixels))
-  maps = {_NAMES[stage.name]: stage.array for stage in found.maps}
+  outputs = jax.jit(encoder.apply)(variables, jnp.asarray(pixels))
+  maps = {_NAMES[each.name]: each.array for each in outputs.maps}
   assert list(maps) == list(expected)
   for name, x in maps.items():
     np.testing.assert_allclose(x, expected[name], atol=2e-4, err_msg=name)
@@ -57,8 +57,8 @@ def assert_same_maps(encoder, variables, pixels, expected):
   ('size', 'grid', 'use_cls_token'),
   [
     ((64, 64), (4, 4), True),
-    ((64, 96), (4, 6), True),  # Resized when it is loaded.
-    ((96, 64), (4, 4), False),  # Resized as the image comes.
+    ((64, 96), (4, 6), True),  # The table is resized when it is read.
+    ((96, 64), (4, 4), False),  # The table is resized in the forward pass.
   ],
 )
 def test_hybrid(tmp_path, size, grid, use_cls_token):
@@ -162,7 +162,7 @@ def test_decoder(layout, conditional):
     num_groups=2,
     conditional=conditional,
   )
-  given = features.Features(
+  inputs = features.Features(
     tuple(
       features.FeatureMap(name, strides[name][0], jnp.asarray(x, jnp.float32))
       for name, x in maps.items()
@@ -171,16 +171,16 @@ def test_decoder(layout, conditional):
 
   @jax.jit
   def run(params, head):
-    found = decoder.apply({'params': params}, given, gamma)
-    convolve = heads.ConvHead(3)
-    finest = found.at_stride(1).array
-    return found, convolve.apply({'params': {'conv': head}}, finest)
+    decoded = decoder.apply({'params': params}, inputs, gamma)
+    conv_head = heads.ConvHead(3)
+    finest = decoded.at_stride(1).array
+    return decoded, conv_head.apply({'params': {'conv': head}}, finest)
 
-  found, scores = run(traverse_util.unflatten_dict(params), head)
+  decoded, scores = run(traverse_util.unflatten_dict(params), head)
   fields = {'layout': layout, 'groups': 2, 'level': level}
   expected = ddep.decoder_blocks(maps, weights, **fields)
-  for stage, x in zip(found.maps, expected, strict=True):
-    np.testing.assert_allclose(stage.array, x, atol=2e-4, err_msg=stage.name)
+  for each, x in zip(decoded.maps, expected, strict=True):
+    np.testing.assert_allclose(each.array, x, atol=2e-4, err_msg=each.name)
   np.testing.assert_allclose(
     scores, ddep.decoder(maps, weights, **fields), atol=2e-4
   )
@@ -206,7 +206,7 @@ def test_noise(kind, target):
   np.testing.assert_allclose(noisy, expected, atol=1e-5)
   expected = ddep.noise_target(target, pixels, eps, **strength)
   if (kind, target) == ('simple', 'eps'):
-    expected[2] = 0  # There is no noise to be found at γ = 1 in any kind.
+    expected[2] = 0  # At γ = 1 there is no noise to predict.
   np.testing.assert_allclose(aim, expected, atol=1e-5)
 
 
@@ -223,8 +223,8 @@ def test_levels_of_time_steps(draw):
 def test_gamma_drawn_from_a_range():
   keys = jax.random.split(jax.random.PRNGKey(0), 50)
   options = noise.NoiseOptions(gamma_range=(0.8, 1.1))
-  found = noise.sample_gamma(keys, options)
+  drawn = noise.sample_gamma(keys, options)
   uniform = [jax.random.uniform(jax.random.fold_in(key, 1)) for key in keys]
   np.testing.assert_allclose(
-    found, ddep.clipped_uniform(uniform, 0.8, 1.1), atol=1e-6
+    drawn, ddep.clipped_uniform(uniform, 0.8, 1.1), atol=1e-6
   )

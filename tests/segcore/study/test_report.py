@@ -14,7 +14,7 @@ def cell(row, column, seed, test, train=0.9, swept='', val=None, curve=()):
     'train': {'miou': train},
     'val': {'miou': val},
   }
-  return report.Finished(row, column, seed, results, curve, swept)
+  return report.CellResult(row, column, seed, results, curve, swept)
 
 
 CELLS = [
@@ -27,19 +27,19 @@ CELLS = [
 ]
 
 
-def test_paired_differences_by_hand():
+def test_paired_difference_equals_values_by_hand():
   # Differences 1, 2, 3, 6: mean 3, variance 14 / 3, t(3 degrees) = 3.18245.
   ours = {0: 11.0, 1: 22.0, 2: 33.0, 3: 46.0, 9: 0.0}
   theirs = {0: 10.0, 1: 20.0, 2: 30.0, 3: 40.0, 8: 5.0}
-  found = report.paired_difference(ours, theirs)
-  reach = 3.18244631 * np.sqrt(14 / 3 / 4)
-  assert found.count == 4
-  assert found.mean == pytest.approx(3.0)
-  assert found.low == pytest.approx(3.0 - reach)
-  assert found.high == pytest.approx(3.0 + reach)
+  difference = report.paired_difference(ours, theirs)
+  margin = 3.18244631 * np.sqrt(14 / 3 / 4)
+  assert difference.count == 4
+  assert difference.mean == pytest.approx(3.0)
+  assert difference.low == pytest.approx(3.0 - margin)
+  assert difference.high == pytest.approx(3.0 + margin)
 
 
-def test_few_pairs_have_no_interval():
+def test_one_pair_has_no_interval():
   one = report.paired_difference({3: 2.0}, {3: 5.0})
   assert (one.mean, one.count) == (-3.0, 1)
   assert np.isnan(one.low)
@@ -48,7 +48,7 @@ def test_few_pairs_have_no_interval():
   assert np.isnan(none.mean)
 
 
-def test_the_sweep_takes_the_best_of_the_selected_metric():
+def test_sweep_chooses_the_largest_selected_metric():
   cells = [
     cell('a', '50', 0, 0.9, val=0.2, swept='1e-4'),
     cell('a', '50', 0, 0.1, val=0.4, swept='1e-3'),
@@ -58,9 +58,9 @@ def test_the_sweep_takes_the_best_of_the_selected_metric():
   assert report.choose_swept(cells, 'val/miou') == {('a', '50'): '1e-3'}
 
 
-def test_the_table():
-  found = report.markdown(CELLS, 'test/miou', 'labels', 'init=none')
-  lines = found.splitlines()
+def test_markdown_has_means_deviations_and_differences():
+  text = report.markdown(CELLS, 'test/miou', 'labels', 'init=none')
+  lines = text.splitlines()
   assert '| test/miou, % | labels=50 | labels=100 |' in lines
   # Of 20 and 24 the standard deviation is sqrt(8) = 2.8, of 26 and 28 1.4.
   assert '| init=none | 22.0 ± 2.8 (2) | 30.0 (1) |' in lines
@@ -71,14 +71,14 @@ def test_the_table():
   assert sum('init=none |' in line for line in lines) == 2
 
 
-def test_a_row_that_failed_leaves_a_gap():
+def test_missing_results_are_dashes():
   cells = [*CELLS, cell('init=dep', '50', 0, float('nan'))]
-  found = report.markdown(cells, 'test/miou', 'labels')
-  assert '| init=dep | - | - |' in found.splitlines()
-  assert 'Difference' not in found
+  text = report.markdown(cells, 'test/miou', 'labels')
+  assert '| init=dep | - | - |' in text.splitlines()
+  assert 'Difference' not in text
 
 
-def test_the_csv_holds_the_same_numbers():
+def test_csv_has_the_same_numbers():
   text = report.table_csv(CELLS, 'test/miou', 'labels')
   rows = list(csv.DictReader(io.StringIO(text)))
   assert [(r['row'], r['labels'], r['n']) for r in rows] == [
@@ -89,25 +89,25 @@ def test_the_csv_holds_the_same_numbers():
   assert float(rows[0]['std']) == pytest.approx(np.sqrt(8))
 
 
-def data_of(figure):
-  """Label, x and y of each line of the first axes."""
+def plotted_data(figure):
+  """Returns label, x and y of each line of the first axes."""
   return [
     (container.get_label(), *container.lines[0].get_data())
     for container in figure.axes[0].containers
   ]
 
 
-def test_the_plot_shows_the_means():
-  none, ddep = data_of(report.plot(CELLS, 'test/miou', 'labels'))
+def test_plot_shows_the_means():
+  none, ddep = plotted_data(report.plot(CELLS, 'test/miou', 'labels'))
   assert none[0] == 'init=none'
   assert none[1].tolist() == [50, 100]
   np.testing.assert_allclose(none[2], [22.0, 30.0])
   np.testing.assert_allclose(ddep[2], [27.0, 33.0])
 
 
-def test_an_axis_of_words_is_plotted_too():
+def test_plot_of_an_option_of_words():
   cells = [cell('a', word, 0, 0.5) for word in ('small', 'large')]
-  ((_, x, y),) = data_of(report.plot(cells, 'test/miou', 'size'))
+  ((_, x, y),) = plotted_data(report.plot(cells, 'test/miou', 'size'))
   assert x.tolist() == [0, 1]
   assert y.tolist() == [50, 50]
 
@@ -124,18 +124,17 @@ def test_curves_are_means_over_seeds():
     cell('a', '50', 1, 0.5, curve=curve(0.2, 0.4)),
   ]
   (axes,) = report.plot_curves(cells, 'test/miou', 'labels').axes
-  found = {line.get_label(): line.get_data() for line in axes.lines}
-  np.testing.assert_array_equal(found['a, test'][0], [10, 20])
-  np.testing.assert_allclose(found['a, test'][1], [15, 35])
-  np.testing.assert_allclose(found['a, train'][1], [30, 70])
+  lines = {line.get_label(): line.get_data() for line in axes.lines}
+  np.testing.assert_array_equal(lines['a, test'][0], [10, 20])
+  np.testing.assert_allclose(lines['a, test'][1], [15, 35])
+  np.testing.assert_allclose(lines['a, train'][1], [30, 70])
 
 
-def test_everything_is_written(tmp_path):
+def test_all_files_are_written(tmp_path):
   cells = [cell('a', '50', 0, 0.5, curve=[{'step': 5, 'test/miou': 0.1}])]
-  found = report.write(tmp_path, cells, 'test/miou', 'labels')
-  assert [path.name for path in found] == [
-    *['table.md', 'table.csv', 'plot.png', 'curves.png']
-  ]
-  for path in found[2:]:
+  paths = report.write(tmp_path, cells, 'test/miou', 'labels')
+  names = [path.name for path in paths]
+  assert names == ['table.md', 'table.csv', 'plot.png', 'curves.png']
+  for path in paths[2:]:
     with PIL.Image.open(path) as image:
       assert np.asarray(image).std() > 0

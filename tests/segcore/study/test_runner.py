@@ -1,4 +1,4 @@
-"""Studies of an experiment whose results are known, in real processes."""
+"""Studies of an experiment whose results are a formula, in real processes."""
 
 import collections
 import csv
@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from segcore.study import runner
+from segcore.study import cli
 from tests.support import fake_program
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -21,21 +21,21 @@ AXES = ('--vary=init=none,ddep', '--vary=labels=50,100')
 
 
 def command(workdir, *arguments, options=''):
-  given = f'log={workdir}.log,{options}'.rstrip(',')
+  options = f'log={workdir}.log,{options}'.rstrip(',')
   return [
-    f'--config={CONFIG}:{given}',
+    f'--config={CONFIG}:{options}',
     f'--workdir={workdir}',
     *arguments,
   ]
 
 
-def runs_of(workdir):
-  """How often each stage was run, by name and init."""
+def count_runs(workdir):
+  """Counts the runs of each stage, by name and init."""
   lines = pathlib.Path(f'{workdir}.log').read_text().splitlines()
   return collections.Counter(lines)
 
 
-def table_of(workdir, metric='test/miou'):
+def read_table(workdir, metric='test/miou'):
   with open(workdir / 'table.csv') as file:
     return {
       (row['row'], row['labels']): row
@@ -46,7 +46,7 @@ def table_of(workdir, metric='test/miou'):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """A study with a sweep, two runs at once."""
+  """Runs a study with a sweep, two runs at once."""
   workdir = tmp_path_factory.mktemp('study') / 'work'
   arguments = command(
     workdir,
@@ -54,13 +54,13 @@ def finished(tmp_path_factory):
     *('--seeds=2', '--sweep=lr=1,2,3', '--sweep_at=100', '--jobs=2'),
     *('--baseline=init=none', '--also=pretrain.val/accuracy,val/miou'),
   )
-  assert runner.main(arguments) == 0
+  assert cli.main(arguments) == 0
   return workdir, arguments
 
 
-def test_the_table_holds_what_the_runs_found(finished):
+def test_table_has_the_results_of_the_runs(finished):
   workdir, _ = finished
-  table = table_of(workdir)
+  table = read_table(workdir)
   assert list(table) == [
     *[('init=none', '50'), ('init=none', '100')],
     *[('init=ddep', '50'), ('init=ddep', '100')],
@@ -68,13 +68,13 @@ def test_the_table_holds_what_the_runs_found(finished):
   for (row, labels), line in table.items():
     init = row.removeprefix('init=')
     rate = {'none': 2.0, 'ddep': 3.0}[init]
-    found = [fake_program.score(init, int(labels), s, rate) for s in (0, 1)]
-    expected = 100 * (sum(found) / 2 + 0.01)
+    scores = [fake_program.score(init, int(labels), s, rate) for s in (0, 1)]
+    expected = 100 * (sum(scores) / 2 + 0.01)
     assert float(line['mean']) == pytest.approx(expected)
     assert line['n'] == '2'
     assert line['swept'] == {'none': '2', 'ddep': '3'}[init]
-  # Stages before the last one report, too.
-  also = table_of(workdir, 'pretrain.val/accuracy')
+  # Metrics of stages before the last one.
+  also = read_table(workdir, 'pretrain.val/accuracy')
   for (row, _), line in also.items():
     accuracy = fake_program.INITS[row.removeprefix('init=')]
     assert float(line['mean']) == pytest.approx(100 * accuracy)
@@ -85,7 +85,7 @@ def test_the_table_holds_what_the_runs_found(finished):
   assert '| init=ddep | +10.0 [+10.0, +10.0] (2) |' in text
 
 
-def test_the_sweep_is_decided_on_val_and_written_down(finished):
+def test_sweep_chooses_on_val_and_is_written(finished):
   workdir, _ = finished
   sweep = json.loads((workdir / 'sweep.json').read_text())
   assert sweep['chosen'] == {'init=none,100': '2', 'init=ddep,100': '3'}
@@ -93,19 +93,19 @@ def test_the_sweep_is_decided_on_val_and_written_down(finished):
   assert all('val/miou' in tried for tried in sweep['tried'])
 
 
-def test_shared_stages_ran_once_and_cells_once(finished):
+def test_shared_stages_and_cells_run_once(finished):
   workdir, _ = finished
-  found = runs_of(workdir)
-  assert found['pretrain none'] == found['pretrain ddep'] == 1
-  # Three of the sweep, of which one is a cell; three more cells.
-  assert found['evaluate none'] == found['evaluate ddep'] == 6
+  counts = count_runs(workdir)
+  assert counts['pretrain none'] == counts['pretrain ddep'] == 1
+  # Three of the sweep, of which one is a cell of the table; three more cells.
+  assert counts['evaluate none'] == counts['evaluate ddep'] == 6
 
 
-def test_a_cell_says_how_it_was_made(finished):
+def test_result_of_a_cell_has_its_options_and_curve(finished):
   workdir, _ = finished
   name = 'init=ddep,labels=50,seed=1,lr=3'
   cell = json.loads((workdir / 'cells' / f'{name}.json').read_text())
-  assert cell['given'] == {
+  assert cell['options'] == {
     'init': 'ddep',
     'labels': '50',
     'seed': '1',
@@ -122,15 +122,15 @@ def test_a_cell_says_how_it_was_made(finished):
 
 def test_finished_cells_are_not_run_again(finished, capsys):
   workdir, arguments = finished
-  before = runs_of(workdir)
+  before = count_runs(workdir)
   table = (workdir / 'table.csv').read_text()
-  assert runner.main(arguments) == 0
-  assert runs_of(workdir) == before
+  assert cli.main(arguments) == 0
+  assert count_runs(workdir) == before
   assert 'study: 8 runs, of which 8 are finished' in capsys.readouterr().out
-  # Without its result the run is asked again, and has nothing left to do.
+  # Without its result the run is started again, and has nothing left to do.
   (workdir / 'cells' / 'init=none,labels=50,seed=0,lr=2.json').unlink()
-  assert runner.main(arguments) == 0
-  assert runs_of(workdir) == before
+  assert cli.main(arguments) == 0
+  assert count_runs(workdir) == before
   assert (workdir / 'table.csv').read_text() == table
 
 
@@ -141,54 +141,57 @@ def test_results_of_another_config_are_refused(finished, capsys):
   cell = json.loads(before)
   cell['digests']['evaluate'] = 'other'
   path.write_text(json.dumps(cell))
-  assert runner.main(arguments) == 2
+  assert cli.main(arguments) == 2
   path.write_text(before)
   assert 'was made with other settings' in capsys.readouterr().err
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
+def test_failed_run_is_named_and_the_others_continue(tmp_path, capsys):
   workdir = tmp_path / 'work'
   arguments = command(workdir, *AXES, options='breaks=ddep')
-  assert runner.main(arguments) == 2
+  assert cli.main(arguments) == 2
   err = capsys.readouterr().err
   assert 'error: init=ddep,labels=50,seed=0: error: ddep cannot be' in err
   assert f'see {workdir}/cells/init=ddep,labels=50,seed=0.log' in err
-  assert list(table_of(workdir)) == [('init=none', '50'), ('init=none', '100')]
+  assert list(read_table(workdir)) == [
+    ('init=none', '50'),
+    ('init=none', '100'),
+  ]
 
 
-def test_fields_of_the_config_can_be_varied_and_set(tmp_path):
+def test_fields_of_the_config_are_varied_and_set(tmp_path):
   workdir = tmp_path / 'work'
   vary = ('--vary=init=none', '--vary=nested.bonus=0.0,0.25')
-  assert runner.main(command(workdir, *vary, '--config.lr=2.0')) == 0
+  assert cli.main(command(workdir, *vary, '--config.lr=2.0')) == 0
   with open(workdir / 'table.csv') as file:
-    found = [float(row['mean']) for row in csv.DictReader(file)]
+    means = [float(row['mean']) for row in csv.DictReader(file)]
   plain = 100 * (fake_program.score('none', 50, 0, 2.0) + 0.01)
-  assert found == pytest.approx([plain, plain + 25])
-  # One only: its encoder was trained alone and became the shared one.
-  assert runs_of(workdir)['pretrain none'] == 1
+  assert means == pytest.approx([plain, plain + 25])
+  # Both cells have one pretraining in common.
+  assert count_runs(workdir)['pretrain none'] == 1
 
 
-def test_more_seeds_use_what_the_first_one_had_trained_alone(tmp_path):
+def test_more_seeds_share_the_pretraining_of_the_first(tmp_path):
   workdir = tmp_path / 'work'
   vary = ('--vary=labels=50',)
-  assert runner.main(command(workdir, *vary)) == 0
-  assert runner.main(command(workdir, *vary, '--seeds=3')) == 0
-  assert runs_of(workdir) == {'pretrain none': 1, 'evaluate none': 3}
-  assert [row['n'] for row in table_of(workdir).values()] == ['3']
-  assert list(table_of(workdir)) == [('fake_program', '50')]
+  assert cli.main(command(workdir, *vary)) == 0
+  assert cli.main(command(workdir, *vary, '--seeds=3')) == 0
+  assert count_runs(workdir) == {'pretrain none': 1, 'evaluate none': 3}
+  assert [row['n'] for row in read_table(workdir).values()] == ['3']
+  assert list(read_table(workdir)) == [('fake_program', '50')]
 
 
-def test_a_single_axis_is_swept_at_one_value_for_all(tmp_path):
+def test_single_axis_is_swept_at_one_value(tmp_path):
   workdir = tmp_path / 'work'
   sweeps = ('--sweep=lr=1,2', '--sweep=nested.bonus=0.25,0.0')
   arguments = ('--vary=labels=50,200', *sweeps, '--sweep_at=200')
-  assert runner.main(command(workdir, *arguments)) == 0
-  table = table_of(workdir)
+  assert cli.main(command(workdir, *arguments)) == 0
+  table = read_table(workdir)
   assert list(table) == [('fake_program', '50'), ('fake_program', '200')]
   assert [row['swept'] for row in table.values()] == ['2,0.25', '2,0.25']
   best = fake_program.score('none', 50, 0, 2.0) + 0.25 + 0.01
-  found = float(table['fake_program', '50']['mean'])
-  assert found == pytest.approx(100 * best)
+  mean = float(table['fake_program', '50']['mean'])
+  assert mean == pytest.approx(100 * best)
   # All combinations were tried.
   tried = json.loads((workdir / 'sweep.json').read_text())['tried']
   assert [(t['lr'], t['nested.bonus']) for t in tried] == [
@@ -197,33 +200,34 @@ def test_a_single_axis_is_swept_at_one_value_for_all(tmp_path):
   ]
 
 
-def test_a_metric_that_is_not_there_stops_the_study(tmp_path, capsys):
+def test_missing_metric_stops_the_study(tmp_path, capsys):
   workdir = tmp_path / 'work'
-  assert runner.main(command(workdir, *AXES, '--report=test/mIoU')) == 2
+  assert cli.main(command(workdir, *AXES, '--report=test/mIoU')) == 2
   err = capsys.readouterr().err
-  assert 'found test/mIoU, expected one of pretrain.val/accuracy, test/' in err
+  assert '--report: expected one of pretrain.val/accuracy, test/' in err
+  assert 'got test/mIoU' in err
   assert err.count('\n') == 1
-  assert runs_of(workdir)['evaluate ddep'] == 0
+  assert count_runs(workdir)['evaluate ddep'] == 0
 
 
-def test_an_experiment_without_results_stops_the_study(tmp_path, capsys):
+def test_missing_results_stop_the_study(tmp_path, capsys):
   workdir = tmp_path / 'work'
   arguments = command(workdir, '--vary=labels=50', options='silent')
-  assert runner.main(arguments) == 2
+  assert cli.main(arguments) == 2
   err = capsys.readouterr().err
-  assert 'the last stage, evaluate, leaves no ' in err
+  assert 'the last stage, evaluate, wrote no ' in err
   assert err.count('\n') == 1
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+def test_unwritable_folder_is_a_user_error(tmp_path, capsys):
   (tmp_path / 'file').touch()
   workdir = tmp_path / 'file' / 'work'
-  assert runner.main(command(workdir, '--vary=labels=50')) == 2
+  assert cli.main(command(workdir, '--vary=labels=50')) == 2
   err = capsys.readouterr().err
   assert err.startswith(f'error: cannot write to {workdir} (Not a directory)')
 
 
-def test_sigterm_stops_the_runs_and_the_next_call_goes_on(tmp_path, capsys):
+def test_sigterm_stops_the_runs_and_the_next_call_resumes(tmp_path, capsys):
   workdir, go = tmp_path / 'work', tmp_path / 'go'
   vary = ('--vary=init=none', '--vary=labels=50,100,200')
   arguments = command(workdir, *vary, options=f'wait={go}')
@@ -235,30 +239,30 @@ def test_sigterm_stops_the_runs_and_the_next_call_goes_on(tmp_path, capsys):
     text=True,
   )
   deadline = time.monotonic() + 120
-  # The second evaluation has begun; it waits until it is asked to stop.
+  # The second evaluation has started; it waits for a signal.
   log = pathlib.Path(f'{workdir}.log')
-  while not log.exists() or runs_of(workdir)['evaluate none'] < 2:
+  while not log.exists() or count_runs(workdir)['evaluate none'] < 2:
     assert time.monotonic() < deadline
     time.sleep(0.02)
-  # Nobody else may work in the folder meanwhile.
-  assert runner.main(arguments) == 2
-  assert 'another study works in' in capsys.readouterr().err
+  # The folder is locked meanwhile.
+  assert cli.main(arguments) == 2
+  assert 'another study uses' in capsys.readouterr().err
   process.send_signal(signal.SIGTERM)
   out, _ = process.communicate(timeout=120)
   assert process.returncode == 75, out
   assert 'stopped: 2 run(s) are left; run the same command again' in out
   assert not (workdir / 'table.csv').exists()
   go.touch()
-  assert runner.main(arguments) == 0
-  assert len(table_of(workdir)) == 3
-  assert runs_of(workdir) == {'pretrain none': 1, 'evaluate none': 4}
+  assert cli.main(arguments) == 0
+  assert len(read_table(workdir)) == 3
+  assert count_runs(workdir) == {'pretrain none': 1, 'evaluate none': 4}
 
 
-def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
+def test_workers_have_different_environments(tmp_path):
   workdir = tmp_path / 'work'
   vary = ('--vary=init=none,ddep', '--vary=labels=50')
-  assert runner.main(command(workdir, *vary, '--each=CARD=0,3')) == 0
-  cards = {line.split()[2] for line in runs_of(workdir)}
+  assert cli.main(command(workdir, *vary, '--each=CARD=0,3')) == 0
+  cards = {line.split()[2] for line in count_runs(workdir)}
   assert cards == {'0', '3'}
 
 
@@ -274,9 +278,9 @@ def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
     ((*AXES, '--baseline=init=x'), 'expected one of init=ddep, init=none'),
     (('--vary=labels=50', '--baseline=labels=50'), 'expected one of fake'),
     ((*AXES, '--report=miou'), 'expected SPLIT/METRIC'),
-    ((*AXES, '--seeds=0'), '--seeds: found 0, expected >= 1'),
-    ((*AXES, '--jobs=0'), '--jobs: found 0, expected >= 1'),
-    ((*AXES, '--sed=3'), "'--sed=3' is no flag"),
+    ((*AXES, '--seeds=0'), '--seeds: expected >= 1, got 0'),
+    ((*AXES, '--jobs=0'), '--jobs: expected >= 1, got 0'),
+    ((*AXES, '--sed=3'), "got '--sed=3'"),
     (('--vary=labels=many,few',), 'labels=many: expected int'),
     (('--vary=color=red',), "'color' is unknown"),
     (
@@ -285,8 +289,8 @@ def test_each_run_at_once_has_its_own_value_of_a_variable(tmp_path):
     ),
   ],
 )
-def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path, capsys):
-  assert runner.main(command(tmp_path / 'work', *arguments)) == 2
+def test_user_errors_are_one_line(arguments, message, tmp_path, capsys):
+  assert cli.main(command(tmp_path / 'work', *arguments)) == 2
   err = capsys.readouterr().err
   assert message in err
   assert err.startswith('error: ')

@@ -15,7 +15,7 @@ from tests.support import tiny_networks
 
 
 class Linear(nn.Module):
-  """A matrix and a vector as the two parts of a network."""
+  """A network of two parts, a matrix and a vector."""
 
   @nn.compact
   def __call__(self, images):
@@ -24,10 +24,10 @@ class Linear(nn.Module):
 
 
 def loss(params, batch_stats, batch, keys):
-  """Sum over counted rows of |x a + b - noise|², counts given by the batch."""
+  """Sums |x a + b - noise|² over the rows in the batch's mask."""
   noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys.rows)
-  found = batch['x'] @ params['a'] + params['b'] - noise
-  error = jnp.sum(found**2, axis=-1)
+  residual = batch['x'] @ params['a'] + params['b'] - noise
+  error = jnp.sum(residual**2, axis=-1)
   count = jnp.sum(batch['mask']).astype(jnp.float32)
   total = jnp.sum(jnp.where(batch['mask'], error, 0.0))
   return update_lib.LossOutput(total, count, {'mean_x': batch['x'].mean()}, {})
@@ -50,7 +50,7 @@ def update(**fields):
   )
 
 
-def test_one_step_of_gradient_descent_by_hand():
+def test_step_equals_gradient_descent_by_hand():
   rule = update()
   state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
   data = batch()
@@ -73,7 +73,7 @@ def test_one_step_of_gradient_descent_by_hand():
 
 
 @pytest.mark.parametrize('accumulate', [2, 4])
-def test_parts_add_up_to_the_whole(accumulate):
+def test_accumulated_step_equals_whole_batch(accumulate):
   whole, parts = update(), update(accumulate=accumulate)
   state = whole.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
   data = batch()
@@ -87,7 +87,7 @@ def test_parts_add_up_to_the_whole(accumulate):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_what_is_not_trained_has_neither_gradient_nor_slots():
+def test_untrained_parts_have_neither_gradient_nor_optimizer_state():
   rule = update(trained=('b',), optimizer=tiny_networks.adam())
   state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
   slots = optax.tree_utils.tree_get(state.opt_state, 'mu')
@@ -97,7 +97,7 @@ def test_what_is_not_trained_has_neither_gradient_nor_slots():
   assert not np.array_equal(after.params['b'], state.params['b'])
 
 
-def test_steps_draw_differently_and_repeatably():
+def test_draws_depend_on_the_step_alone():
   rule = update(optimizer=tiny_networks.adam(1e-9))
   state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
   first, metrics = rule(loss, state, batch())
@@ -117,17 +117,17 @@ def test_loaded_parts_replace_fresh_ones():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'batch_size': 0}, 'batch_size: found 0, expected >= 1'),
-    ({'evaluate_every': -1}, 'evaluate_every: found -1'),
+    ({'batch_size': 0}, 'batch_size: expected >= 1, got 0'),
+    ({'evaluate_every': -1}, 'evaluate_every: expected >= 0, got -1'),
   ],
 )
-def test_impossible_recipes(fields, message):
+def test_invalid_recipes_are_refused(fields, message):
   recipe = {'batch_size': 8, 'num_steps': 10, 'optimizer': tiny_networks.adam()}
   with pytest.raises(ValueError, match=message):
     update_lib.RecipeOptions(**{**recipe, **fields})
 
 
-def test_recipes_are_held_against_the_devices():
+def test_recipes_that_do_not_fit_the_devices_are_refused():
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
   recipe = update_lib.RecipeOptions(32, 10, tiny_networks.adam(), accumulate=4)
   recipe.check(mesh, 'config.x')
@@ -137,23 +137,25 @@ def test_recipes_are_held_against_the_devices():
     'config.x.batch_size: expected a multiple of the 4 devices, got 30: '
     'change it or use fewer devices'
   )
-  with pytest.raises(errors.UserError, match='accumulate: found 3, expected a'):
+  with pytest.raises(
+    errors.UserError, match='accumulate: expected a .*, got 3'
+  ):
     dataclasses.replace(recipe, accumulate=3).check(mesh, 'config.x')
 
 
-def test_statistics_of_parts_are_averaged():
+def test_batch_statistics_of_microbatches_are_averaged():
   def with_statistics(params, batch_stats, batch, keys):
-    outcome = loss(params, batch_stats, batch, keys)
+    output = loss(params, batch_stats, batch, keys)
     mean = 0.9 * batch_stats['mean'] + 0.1 * batch['x'].mean(0)
-    return outcome._replace(batch_stats={'mean': mean})
+    return output._replace(batch_stats={'mean': mean})
 
-  found = []
+  means = []
   for accumulate in (1, 4):
     rule = update(accumulate=accumulate)
     state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
     state = state.replace(batch_stats={'mean': jnp.ones(3)})
     after, _ = rule(with_statistics, state, batch())
-    found.append(after.batch_stats['mean'])
+    means.append(after.batch_stats['mean'])
   expected = 0.9 + 0.1 * np.asarray(batch()['x']).mean(0)
-  for mean in found:
+  for mean in means:
     np.testing.assert_allclose(mean, expected, atol=1e-6)

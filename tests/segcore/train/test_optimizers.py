@@ -35,7 +35,7 @@ def gradients_of(params, num_steps=5):
 
 
 def run(options, params, gradients):
-  """Parameters after one update with each gradient, as training does it."""
+  """Returns the parameters after one jitted update with each gradient."""
   tx = optimizers.build(options, NUM_STEPS, params)
   state = jax.jit(tx.init)(params)
 
@@ -53,8 +53,8 @@ def float64(tree):
   return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-def slow(update_leaf, params, gradients, rates):
-  """Runs `update_leaf(p, g, memory, rate, step)` in float64, leaf by leaf."""
+def reference(update_leaf, params, gradients, rates):
+  """Applies `update_leaf(p, g, memory, rate, step)` in float64 to each leaf."""
 
   def leaf(p, *gs):
     memory = {'m': 0.0, 'v': 0.0}
@@ -65,10 +65,10 @@ def slow(update_leaf, params, gradients, rates):
   return jax.tree.map(leaf, float64(params), *map(float64, gradients))
 
 
-def assert_close(found, expected):
+def assert_close(actual, expected):
   jax.tree.map(
-    lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-6),
-    found,
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6),
+    actual,
     expected,
   )
 
@@ -106,12 +106,12 @@ def test_schedules_equal_their_formulas(name, decay, warmup):
     else:
       share = decay((step - warmup) / (125 - warmup))
       expected = final + (0.6 - final) * share
-    found = rate(jnp.int32(step))
-    assert found.dtype == jnp.float32 and found.shape == ()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+    learning_rate = rate(jnp.int32(step))
+    assert learning_rate.dtype == jnp.float32 and learning_rate.shape == ()
+    np.testing.assert_allclose(learning_rate, expected, rtol=1e-5, atol=1e-9)
 
 
-def test_the_warm_up_may_begin_at_a_share_of_the_peak():
+def test_warmup_starts_at_a_fraction_of_the_peak():
   options = optimizers.OptimizerOptions(
     learning_rate=0.5,
     schedule='linear',
@@ -134,7 +134,7 @@ def test_the_warm_up_may_begin_at_a_share_of_the_peak():
 
 @pytest.mark.parametrize('name', ['cosine', 'poly', 'linear'])
 @pytest.mark.parametrize('warmup', [0, 10_000])
-def test_schedules_are_exact_where_it_matters(name, warmup):
+def test_schedules_are_exact_at_their_ends(name, warmup):
   options = optimizers.OptimizerOptions(
     learning_rate=6e-5,
     schedule=name,
@@ -147,14 +147,14 @@ def test_schedules_are_exact_where_it_matters(name, warmup):
   assert rate(2_500_000) == rate(2_500_001) == np.float32(1e-7)
 
 
-def test_warm_up_must_leave_a_step():
+def test_warmup_must_be_shorter_than_the_schedule():
   options = optimizers.OptimizerOptions(learning_rate=1.0, warmup_steps=10)
   with pytest.raises(ValueError) as error:
     optimizers.schedule(options, 10)
   assert str(error.value) == (
-    'warmup_steps is 10; allowed: fewer than the 10 steps in all'
+    'warmup_steps: expected fewer than num_steps = 10, got 10'
   )
-  with pytest.raises(ValueError, match='num_steps is 0; allowed: 1 or more'):
+  with pytest.raises(ValueError, match='num_steps: expected >= 1, got 0'):
     optimizers.schedule(options, 0)
 
 
@@ -162,7 +162,7 @@ def test_warm_up_must_leave_a_step():
 
 
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
-def test_adam_equals_slow_updates(params, mode):
+def test_adam_equals_reference(params, mode):
   gradients = gradients_of(params)
   options = optimizers.OptimizerOptions(
     name='adam',
@@ -186,7 +186,7 @@ def test_adam_equals_slow_updates(params, mode):
 
   assert_close(
     run(options, params, gradients),
-    slow(leaf, params, gradients, linear_rates(0.1)),
+    reference(leaf, params, gradients, linear_rates(0.1)),
   )
 
 
@@ -194,7 +194,7 @@ def test_adam_equals_slow_updates(params, mode):
   'momentum, nesterov', [(0.0, False), (0.9, False), (0.9, True)]
 )
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
-def test_sgd_equals_slow_updates(params, momentum, nesterov, mode):
+def test_sgd_equals_reference(params, momentum, nesterov, mode):
   gradients = gradients_of(params)
   options = optimizers.OptimizerOptions(
     name='sgd',
@@ -216,11 +216,11 @@ def test_sgd_equals_slow_updates(params, momentum, nesterov, mode):
 
   assert_close(
     run(options, params, gradients),
-    slow(leaf, params, gradients, linear_rates(0.1)),
+    reference(leaf, params, gradients, linear_rates(0.1)),
   )
 
 
-def test_sgd_with_l2_is_the_one_of_torch(params):
+def test_sgd_with_l2_equals_torch(params):
   torch = pytest.importorskip('torch')
   gradients = gradients_of(params)
   options = optimizers.OptimizerOptions(
@@ -238,22 +238,22 @@ def test_sgd_with_l2_is_the_one_of_torch(params):
   for gradient in gradients:
     leaf.grad = torch.tensor(np.array(gradient['encoder']['kernel']))
     sgd.step()
-  found = run(options, params, gradients)['encoder']['kernel']
-  np.testing.assert_allclose(found, leaf.detach().numpy(), rtol=1e-5)
+  kernel = run(options, params, gradients)['encoder']['kernel']
+  np.testing.assert_allclose(kernel, leaf.detach().numpy(), rtol=1e-5)
 
 
-def test_the_rate_of_the_first_update_is_that_of_step_zero(params):
+def test_first_update_uses_the_rate_of_step_zero(params):
   options = optimizers.OptimizerOptions(
     name='sgd', learning_rate=1.0, schedule='linear', warmup_steps=2
   )
   gradients = [jax.tree.map(jnp.ones_like, params)] * 3
   # Momentum 1, 1.9, 2.71 at rates 0, 1/2, 1.
   for num_steps, moved in ((1, 0.0), (2, 0.95), (3, 0.95 + 2.71)):
-    found = run(options, params, gradients[:num_steps])
-    np.testing.assert_allclose(found['encoder']['bias'], [0.5 - moved], 1e-6)
+    after = run(options, params, gradients[:num_steps])
+    np.testing.assert_allclose(after['encoder']['bias'], [0.5 - moved], 1e-6)
 
 
-def test_clip_by_the_norm_over_all_leaves(params):
+def test_clipping_uses_the_global_norm(params):
   options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=1.0,
@@ -278,23 +278,25 @@ def test_clip_by_the_norm_over_all_leaves(params):
 
 
 def adapted(kind, w, g, decay, trust):
-  """The gradient that the momentum sees, in float64."""
-  size = np.sqrt(np.sum(w**2))
+  """Computes the adapted gradient, before momentum, in float64."""
+  w_norm = np.sqrt(np.sum(w**2))
   if kind == 'larc':
-    speed = np.sqrt(np.sum(g**2))
-    if size == 0 or speed == 0:
+    g_norm = np.sqrt(np.sum(g**2))
+    if w_norm == 0 or g_norm == 0:
       return g
-    return (g + decay * w) * trust * size / (speed + decay * size + 1e-8)
+    return (g + decay * w) * trust * w_norm / (g_norm + decay * w_norm + 1e-8)
   if w.ndim <= 1:
     return g
   g = g + decay * w
-  speed = np.sqrt(np.sum(g**2))
-  return g if size == 0 or speed == 0 else g * trust * size / (speed + 1e-8)
+  g_norm = np.sqrt(np.sum(g**2))
+  if w_norm == 0 or g_norm == 0:
+    return g
+  return g * trust * w_norm / (g_norm + 1e-8)
 
 
 @pytest.fixture
 def layers():
-  """Parameters of every rank, some of which are zero."""
+  """Returns parameters of every rank, some of which are zero."""
   rng = np.random.default_rng(1)
   return {
     'conv': {
@@ -311,9 +313,9 @@ def layers():
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
 @pytest.mark.parametrize('decay', [0.0, 0.05])
 @pytest.mark.parametrize('nesterov', [False, True])
-def test_adaptation_equals_slow_updates(layers, kind, decay, nesterov):
+def test_adaptation_equals_reference(layers, kind, decay, nesterov):
   gradients = gradients_of(layers)
-  # One has no gradient at first, others have none from the second step on.
+  # One gradient is zero at first, others are from the second step on.
   gradients[0]['temperature'] = jnp.array(0.0)
   for gradient in gradients[1:]:
     gradient['still'] = jax.tree.map(jnp.zeros_like, layers['still'])
@@ -333,11 +335,11 @@ def test_adaptation_equals_slow_updates(layers, kind, decay, nesterov):
     memory['m'] = 0.9 * memory['m'] + g
     return p - rate * (g + 0.9 * memory['m'] if nesterov else memory['m'])
 
-  expected = slow(leaf, layers, gradients, linear_rates(5.0))
+  expected = reference(leaf, layers, gradients, linear_rates(5.0))
   assert_close(run(options, layers, gradients), expected)
 
 
-def test_an_adapted_step_is_the_trusts_share_of_the_parameter(layers):
+def test_adapted_step_has_the_trust_ratio(layers):
   # Without decay and momentum |Δw| = lr·trust·|w|, whatever the gradient.
   gradient = gradients_of(layers, 1)[0]
   for kind in ('larc', 'lars'):
@@ -358,7 +360,7 @@ def test_an_adapted_step_is_the_trusts_share_of_the_parameter(layers):
       np.testing.assert_allclose(
         moved['conv']['kernel'], 0.5 * 1e-3 * size, rtol=1e-3
       )
-      # What is zero takes the raw step; lars takes it for all of one axis.
+      # Zero parameters take the raw step; with lars, so do those of one axis.
       for path in (('conv', 'bias'), ('zero', 'kernel'), ('norm', 'bias')):
         raw = float(jnp.linalg.norm(scaled[path[0]][path[1]]))
         np.testing.assert_allclose(
@@ -369,7 +371,7 @@ def test_an_adapted_step_is_the_trusts_share_of_the_parameter(layers):
       np.testing.assert_allclose(moved['norm']['scale'], expected, rtol=1e-3)
 
 
-def test_larc_and_lars_take_other_norms_by_hand():
+def test_larc_and_lars_divide_by_different_norms():
   params = {'kernel': jnp.array([[3.0, 4.0]])}
   gradient = {'kernel': jnp.array([[6.0, -8.0]])}
   options = optimizers.OptimizerOptions(
@@ -384,17 +386,17 @@ def test_larc_and_lars_take_other_norms_by_hand():
   # The decayed gradient is (7.5, -6); larc divides by 10 + 0.5·5, lars by its
   # norm √92.25.
   direction = np.array([[7.5, -6.0]])
-  found = run(options, params, [gradient])['kernel']
+  kernel = run(options, params, [gradient])['kernel']
   expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / 12.5 * direction
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(kernel, expected, rtol=1e-6)
   options = dataclasses.replace(options, adaptation='lars')
-  found = run(options, params, [gradient])['kernel']
+  kernel = run(options, params, [gradient])['kernel']
   expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / np.sqrt(92.25) * direction
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
-def test_groups_scale_decay_and_rate_of_what_is_adapted(layers, kind):
+def test_groups_scale_rate_and_decay_of_adapted_parameters(layers, kind):
   options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=2.0,
@@ -411,7 +413,7 @@ def test_groups_scale_decay_and_rate_of_what_is_adapted(layers, kind):
   )
   factors = {'norm': (0, 1), 'conv': (3, 0.5), 'still': (1, 0)}
   gradients = gradients_of(layers)
-  found = run(options, layers, gradients)
+  after = run(options, layers, gradients)
   for name, tree in layers.items():
     rate_factor, decay_factor = factors.get(name, (1, 1))
 
@@ -421,11 +423,11 @@ def test_groups_scale_decay_and_rate_of_what_is_adapted(layers, kind):
       return p - x * rate * memory['m']
 
     trees = [gradient[name] for gradient in gradients]
-    assert_close(found[name], slow(leaf, tree, trees, linear_rates(2.0)))
+    assert_close(after[name], reference(leaf, tree, trees, linear_rates(2.0)))
 
 
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
-def test_norms_are_those_of_all_shards_together(monkeypatch, kind):
+def test_norms_are_computed_over_all_shards(monkeypatch, kind):
   monkeypatch.setattr(sharding, 'MIN_SHARDED_SIZE', 16)
   rng = np.random.default_rng(0)
   params = {
@@ -442,18 +444,18 @@ def test_norms_are_those_of_all_shards_together(monkeypatch, kind):
     trust_coefficient=0.1,
   )
   tx = optimizers.build(options, NUM_STEPS, params)
-  places = sharding.state_shardings(sharding.make_mesh(4), params)
-  assert 'fsdp' in places['kernel'].spec
+  shardings = sharding.state_shardings(sharding.make_mesh(4), params)
+  assert 'fsdp' in shardings['kernel'].spec
 
   def update(params, gradient):
     updates, _ = tx.update(gradient, tx.init(params), params)
     return optax.apply_updates(params, updates)
 
   gradient = gradients_of(params, 1)[0]
-  sharded = [jax.device_put(tree, places) for tree in (params, gradient)]
-  compiled = jax.jit(update, out_shardings=places).lower(*sharded).compile()
+  sharded = [jax.device_put(tree, shardings) for tree in (params, gradient)]
+  compiled = jax.jit(update, out_shardings=shardings).lower(*sharded).compile()
   assert_close(compiled(*sharded), update(params, gradient))
-  # Only norms travel, of 4 bytes each.
+  # Only norms are exchanged, of 4 bytes each.
   exchanged = communication.list_collectives(compiled)
   assert exchanged
   for collective in exchanged:
@@ -466,7 +468,7 @@ GROUPS = (('bias$', 2.0, 0.0), ('^decoder/', 10.0, 0.5), ('encoder', 1.0, 3.0))
 
 
 @pytest.mark.parametrize('mode', ['decoupled', 'l2'])
-def test_groups_by_hand(params, mode):
+def test_groups_equal_values_by_hand(params, mode):
   options = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=0.01,
@@ -476,7 +478,7 @@ def test_groups_by_hand(params, mode):
     weight_decay_mode=mode,
     groups=GROUPS,
   )
-  found = run(options, params, [jax.tree.map(jnp.ones_like, params)])
+  after = run(options, params, [jax.tree.map(jnp.ones_like, params)])
   # p - 0.01·factor·(1 + 0.1·factor·p); without momentum the modes are equal.
   expected = {
     'encoder': {
@@ -487,10 +489,10 @@ def test_groups_by_hand(params, mode):
       'kernel': np.array([[3 - 0.1 * 1.15], [0.25 - 0.1 * 1.0125]]),
     },
   }
-  assert_close(found, expected)
+  assert_close(after, expected)
 
 
-def test_the_first_group_that_matches_wins():
+def test_first_matching_group_decides():
   assert optimizers.find_group('encoder/bias', GROUPS) == 0
   assert optimizers.find_group('decoder/bias', GROUPS) == 0
   assert optimizers.find_group('decoder/bias/x', GROUPS) == 1
@@ -501,7 +503,7 @@ def test_the_first_group_that_matches_wins():
   assert options.factors('heads/x') == (1.0, 1.0)
 
 
-def test_a_factor_of_zero_freezes(params):
+def test_learning_rate_factor_of_zero_freezes(params):
   options = optimizers.OptimizerOptions(
     learning_rate=0.1,
     schedule='constant',
@@ -510,24 +512,24 @@ def test_a_factor_of_zero_freezes(params):
     groups=(('^encoder/', 0.0, 1.0),),
   )
   gradients = gradients_of(params)
-  found = run(options, params, gradients)
+  after = run(options, params, gradients)
   jax.tree.map(
-    np.testing.assert_array_equal, found['encoder'], params['encoder']
+    np.testing.assert_array_equal, after['encoder'], params['encoder']
   )
-  # The rest moves as if it were alone: also the norm is its own.
+  # Frozen parameters have no share in the global norm.
   alone = {'decoder': params['decoder']}
   without = dataclasses.replace(options, groups=())
   expected = run(without, alone, [{'decoder': g['decoder']} for g in gradients])
   jax.tree.map(
-    np.testing.assert_array_equal, found['decoder'], expected['decoder']
+    np.testing.assert_array_equal, after['decoder'], expected['decoder']
   )
-  # And only it has moments: two, as large as it is.
+  # Only trained parameters have moments.
   state = optimizers.build(options, NUM_STEPS, params).init(params)
   sizes = [leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim]
   assert sizes == [2, 2]
 
 
-def test_a_group_without_effect_is_refused(params):
+def test_groups_without_effect_are_refused(params):
   def message(*groups):
     options = optimizers.OptimizerOptions(learning_rate=1.0, groups=groups)
     with pytest.raises(ValueError) as error:
@@ -535,12 +537,14 @@ def test_a_group_without_effect_is_refused(params):
     return str(error.value)
 
   assert message(('bias', 1.0, 0.0), ('head', 10.0, 1.0)) == (
-    "groups[1] 'head' matches none of the 3 parameters; some of them: "
-    'decoder/kernel, encoder/bias, encoder/kernel'
+    "groups[1]: expected a pattern of parameters, got 'head', which matches "
+    'none of the 3 parameters, such as decoder/kernel, encoder/bias, '
+    'encoder/kernel'
   )
   assert message(('encoder', 1.0, 0.0), ('encoder/bias', 10.0, 1.0)) == (
-    "groups[1] 'encoder/bias' takes no parameter, since earlier groups take "
-    "what it matches (encoder/bias goes to 'encoder'); put it first"
+    'groups[1]: expected a parameter that no earlier group matches, got '
+    "'encoder/bias', whose encoder/bias is matched by 'encoder' before: put "
+    'it first'
   )
 
 
@@ -557,9 +561,7 @@ def test_a_group_without_effect_is_refused(params):
     {'name': 'sgd', 'adaptation': 'lars', 'weight_decay_mode': 'l2'},
   ],
 )
-def test_state_is_arrays_that_shapes_and_shardings_describe(
-  params, fields, frozen
-):
+def test_state_has_the_structure_of_its_shapes(params, fields, frozen):
   options = optimizers.OptimizerOptions(
     **fields,
     learning_rate=0.1,
@@ -579,7 +581,7 @@ def test_state_is_arrays_that_shapes_and_shardings_describe(
   assert jax.tree.structure(state) == jax.tree.structure(expected)
   for leaf in jax.tree.leaves(state):
     assert isinstance(leaf, jax.Array) and leaf.sharding == everywhere
-  # An update keeps structure, shapes and types: it can be donated.
+  # An update keeps structure, shapes and types, so the state can be donated.
   updates, after = jax.eval_shape(tx.update, shapes, expected, shapes)
   assert after == expected and updates == shapes
 
@@ -590,101 +592,104 @@ def test_state_is_arrays_that_shapes_and_shardings_describe(
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'name': 'lars'}, "name is 'lars'; allowed: adam, sgd"),
+    ({'name': 'lars'}, "name: expected one of adam, sgd, got 'lars'"),
     (
       {'schedule': 'step'},
-      "schedule is 'step'; allowed: cosine, poly, linear, constant",
+      "schedule: expected one of cosine, poly, linear, constant, got 'step'",
     ),
     (
       {'weight_decay_mode': 'L2'},
-      "weight_decay_mode is 'L2'; allowed: decoupled, l2",
+      "weight_decay_mode: expected one of decoupled, l2, got 'L2'",
     ),
     (
       {'learning_rate': 0.0},
-      'learning_rate is 0.0; allowed: numbers above 0',
+      'learning_rate: expected a number > 0, got 0.0',
     ),
     (
       {'learning_rate': float('nan')},
-      'learning_rate is nan; allowed: numbers above 0',
+      'learning_rate: expected a number > 0, got nan',
     ),
     (
       {'learning_rate': '1e-3'},
-      "learning_rate is '1e-3'; allowed: numbers above 0",
+      "learning_rate: expected a number > 0, got '1e-3'",
     ),
-    ({'poly_power': 0.0}, 'poly_power is 0.0; allowed: numbers above 0'),
+    ({'poly_power': 0.0}, 'poly_power: expected a number > 0, got 0.0'),
     (
       {'final_learning_rate': 2.0},
-      'final_learning_rate is 2.0; allowed: numbers from 0 to 1',
+      'final_learning_rate: expected a number >= 0 and <= 1, got 2.0',
     ),
     (
       {'final_learning_rate': 0.5, 'schedule': 'constant'},
-      'final_learning_rate is 0.5; allowed: 0 where constant',
+      "final_learning_rate: expected 0 with schedule='constant', got 0.5",
     ),
-    ({'b1': 1.0}, 'b1 is 1.0; allowed: numbers from 0 to below 1'),
-    ({'b2': -0.1}, 'b2 is -0.1; allowed: numbers from 0 to below 1'),
-    ({'eps': 0.0}, 'eps is 0.0; allowed: numbers above 0'),
-    ({'momentum': 1.5}, 'momentum is 1.5; allowed: numbers from 0 to below 1'),
+    ({'b1': 1.0}, 'b1: expected a number >= 0 and < 1, got 1.0'),
+    ({'b2': -0.1}, 'b2: expected a number >= 0 and < 1, got -0.1'),
+    ({'eps': 0.0}, 'eps: expected a number > 0, got 0.0'),
+    ({'momentum': 1.5}, 'momentum: expected a number >= 0 and < 1, got 1.5'),
     (
       {'nesterov': True},
-      'nesterov is True; allowed: only sgd with a momentum above 0',
+      "nesterov: expected False unless name='sgd' and momentum > 0, got True",
     ),
     (
       {'nesterov': True, 'name': 'sgd', 'momentum': 0.0},
-      'nesterov is True; allowed: only sgd with a momentum above 0',
+      "nesterov: expected False unless name='sgd' and momentum > 0, got True",
     ),
     (
       {'weight_decay': -1e-4},
-      'weight_decay is -0.0001; allowed: numbers from 0',
+      'weight_decay: expected a number >= 0, got -0.0001',
     ),
-    ({'clip_norm': True}, 'clip_norm is True; allowed: numbers from 0'),
+    ({'clip_norm': True}, 'clip_norm: expected a number >= 0, got True'),
     (
       {'warmup_steps': -1},
-      'warmup_steps is -1; allowed: a whole number from 0',
+      'warmup_steps: expected an integer >= 0, got -1',
     ),
     (
       {'warmup_steps': 1.5},
-      'warmup_steps is 1.5; allowed: a whole number from 0',
+      'warmup_steps: expected an integer >= 0, got 1.5',
     ),
     (
       {'warmup_start': 1.0, 'warmup_steps': 5},
-      'warmup_start is 1.0; allowed: numbers from 0 to below 1',
+      'warmup_start: expected a number >= 0 and < 1, got 1.0',
     ),
     (
       {'warmup_start': 0.01},
-      'warmup_start is 0.01; allowed: 0 without warmup_steps',
+      'warmup_start: expected 0 without warmup_steps, got 0.01',
     ),
     (
       {'name': 'sgd', 'adaptation': 'lamb'},
-      "adaptation is 'lamb'; allowed: none, larc, lars",
+      "adaptation: expected one of none, larc, lars, got 'lamb'",
     ),
-    ({'adaptation': 'larc'}, "adaptation is 'larc'; allowed: none where adam"),
+    (
+      {'adaptation': 'larc'},
+      "adaptation: expected none with name='adam', got 'larc'",
+    ),
     (
       {'name': 'sgd', 'adaptation': 'lars', 'weight_decay': 1e-5},
-      "weight_decay_mode is 'decoupled'; allowed: l2 where lars, which decays "
-      'the gradient',
+      "weight_decay_mode: expected l2 with adaptation='lars', which decays "
+      "gradients, got 'decoupled'",
     ),
     (
       {'trust_coefficient': 0.0},
-      'trust_coefficient is 0.0; allowed: numbers above 0',
+      'trust_coefficient: expected a number > 0, got 0.0',
     ),
     (
       {'groups': (('a', 1.0),)},
-      "groups[0] is ('a', 1.0); allowed: (pattern, learning-rate and "
-      'weight-decay factor)',
+      'groups[0]: expected (pattern, learning-rate and weight-decay factor), '
+      "got ('a', 1.0)",
     ),
     (
       {'groups': (('a', 1.0, 1.0), ('b', -1.0, 1.0))},
-      'groups[1] learning-rate factor is -1.0; allowed: numbers from 0',
+      'groups[1] learning-rate factor: expected a number >= 0, got -1.0',
     ),
     (
       {'groups': (('(', 1.0, 1.0),)},
-      "groups[0] pattern is '('; allowed: a regular expression (missing ), "
-      'unterminated subpattern at position 0)',
+      'groups[0] pattern: expected a regular expression (missing ), '
+      "unterminated subpattern at position 0), got '('",
     ),
   ],
 )
 def test_impossible_options_are_refused(changes, message):
-  # Without the hook's checks, as in production: our own are to answer.
+  # Without jaxtyping's checks, as in production, the options' own checks run.
   jaxtyping.config.update('jaxtyping_disable', True)
   try:
     with pytest.raises(ValueError) as error:

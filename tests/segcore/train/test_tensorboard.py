@@ -35,16 +35,16 @@ def tensor_strings(logdir, tag):
   return event.step, list(event.tensor_proto.string_val)
 
 
-def test_scalars_come_back_equal(tmp_path):
+def test_scalars_are_read_back_equal(tmp_path):
   with tensorboard.SummaryWriter(tmp_path / 'new' / 'folder') as writer:
     writer.write_scalars(1, {'loss': 0.5, 'rate': np.float32(0.1)})
     writer.write_scalars(3, {'loss': jnp.array([0.25]), 'count': 7})
     writer.write_scalars(4, {'loss': float('nan')})
     writer.write_scalars(5, {})
   logdir = tmp_path / 'new' / 'folder'
-  found = points(logdir, 'loss')
-  assert found[:2] == [(1, 0.5), (3, 0.25)]
-  assert found[2][0] == 4 and np.isnan(found[2][1])
+  losses = points(logdir, 'loss')
+  assert losses[:2] == [(1, 0.5), (3, 0.25)]
+  assert losses[2][0] == 4 and np.isnan(losses[2][1])
   assert points(logdir, 'rate') == [(1, np.float32(0.1))]
   assert points(logdir, 'count') == [(3, 7.0)]
 
@@ -54,11 +54,11 @@ def test_a_scalar_of_several_numbers_is_refused(tmp_path):
   with writer, pytest.raises(ValueError) as error:
     writer.write_scalars(1, {'iou': np.zeros(3)})
   assert str(error.value) == (
-    "scalar 'iou' has shape (3,); allowed: one number"
+    "scalar 'iou': expected one number, got shape (3,)"
   )
 
 
-def test_flush_leaves_everything_in_the_file(tmp_path):
+def test_flush_writes_everything_to_the_file(tmp_path):
   writer = tensorboard.SummaryWriter(tmp_path)
   for step in range(50):
     writer.write_scalars(step, {'loss': step})
@@ -68,11 +68,11 @@ def test_flush_leaves_everything_in_the_file(tmp_path):
   writer.close()
 
 
-def test_a_restart_drops_the_later_points_of_the_killed_run(tmp_path):
+def test_restart_drops_later_points_of_the_killed_run(tmp_path):
   with tensorboard.SummaryWriter(tmp_path) as killed:
     for step in (0, 10, 20, 30, 40):
       killed.write_scalars(step, {'loss': step, 'late': step})
-  # The checkpoint is that of step 20; the point of step 20 came before it.
+  # The checkpoint is of step 20, whose point was written before it.
   with tensorboard.SummaryWriter(tmp_path, resume_step=20) as writer:
     assert points(tmp_path, 'loss') == [(0, 0), (10, 10), (20, 20)]
     for step in (30, 40, 50):
@@ -85,13 +85,13 @@ def test_a_restart_drops_the_later_points_of_the_killed_run(tmp_path):
     (40, -40),
     (50, -50),
   ]
-  # Of a tag that the restart did not write again, too.
+  # Also of a tag that the restarted run does not write.
   assert points(tmp_path, 'late') == [(0, 0), (10, 10), (20, 20)]
 
 
-def test_two_restarts_as_the_dashboards_read_them(tmp_path):
-  # Their reader drops nothing at a folder's first START, and turns scalars into
-  # tensors; the other one never drops tensors.
+def test_two_restarts_as_read_by_dashboards(tmp_path):
+  # The reader of dashboards ignores the first START of a folder, and converts
+  # scalars to tensors; the reader above never drops tensors.
   with tensorboard.SummaryWriter(tmp_path) as killed:
     for step in (10, 20, 30):
       killed.write_scalars(step, {'loss': step})
@@ -113,7 +113,7 @@ def test_two_restarts_as_the_dashboards_read_them(tmp_path):
   ] == [(10, b'first'), (20, b'second'), (30, b'third'), (40, b'third')]
 
 
-def test_a_restart_from_nothing_drops_everything(tmp_path):
+def test_restart_from_step_0_drops_everything(tmp_path):
   with tensorboard.SummaryWriter(tmp_path) as killed:
     for step in (0, 10):
       killed.write_scalars(step, {'loss': step})
@@ -122,20 +122,20 @@ def test_a_restart_from_nothing_drops_everything(tmp_path):
   assert points(tmp_path, 'loss') == [(0, 7)]
 
 
-def test_a_negative_resume_step_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='resume_step is -1; allowed: 0 or more'):
+def test_negative_resume_step_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='resume_step: expected >= 0, got -1'):
     tensorboard.SummaryWriter(tmp_path, resume_step=-1)
 
 
-def test_a_clock_that_is_far_behind_is_reported(tmp_path, caplog):
+def test_clock_far_behind_is_reported(tmp_path, caplog):
   (tmp_path / 'events.out.tfevents.9999999999.host.1.0').touch()
-  # Whatever another test has left as absl's verbosity.
+  # Independent of the verbosity of absl that another test has set.
   with caplog.at_level('WARNING', logger='absl'):
     tensorboard.SummaryWriter(tmp_path, resume_step=5).close()
   assert 'ahead of the clock of this machine' in caplog.text
 
 
-def test_two_writers_within_a_second_have_a_file_each(tmp_path):
+def test_writers_within_a_second_have_different_files(tmp_path):
   writers = [tensorboard.SummaryWriter(tmp_path) for _ in range(4)]
   for value, writer in enumerate(writers):
     writer.write_scalars(value, {'loss': value})
@@ -144,8 +144,8 @@ def test_two_writers_within_a_second_have_a_file_each(tmp_path):
   assert sorted(points(tmp_path, 'loss')) == [(i, i) for i in range(4)]
 
 
-def test_the_name_differs_where_host_and_process_do_not(tmp_path, monkeypatch):
-  """As in two containers: same host name, process 1, first writer of each."""
+def test_names_differ_for_equal_host_and_process(tmp_path, monkeypatch):
+  """Simulates two containers with equal host name and process id."""
   writer_module = tensorboard.event_file_writer
   monkeypatch.setattr(socket, 'gethostname', lambda: 'trainer')
   monkeypatch.setattr(os, 'getpid', lambda: 1)
@@ -157,7 +157,7 @@ def test_the_name_differs_where_host_and_process_do_not(tmp_path, monkeypatch):
   assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_images_decode_to_the_same_pixels(tmp_path):
+def test_images_are_read_back_equal(tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
   with tensorboard.SummaryWriter(tmp_path) as writer:
     writer.write_images(9, {'input': images, 'none': images[:0]})
@@ -173,8 +173,8 @@ def test_images_decode_to_the_same_pixels(tmp_path):
   assert metadata.plugin_data.plugin_name == 'images'
 
 
-def test_images_in_another_form_are_refused(tmp_path):
-  # Without the hook's checks, as in production: our own are to answer.
+def test_images_of_other_types_or_shapes_are_refused(tmp_path):
+  # Without jaxtyping's checks, as in production, the writer's own checks run.
   jaxtyping.config.update('jaxtyping_disable', True)
   try:
     with tensorboard.SummaryWriter(tmp_path) as writer:
@@ -182,33 +182,33 @@ def test_images_in_another_form_are_refused(tmp_path):
         with pytest.raises(ValueError) as error:
           writer.write_images(1, {'input': images})
         assert str(error.value) == (
-          f"images 'input' are {images.dtype} {images.shape}; allowed: uint8 "
-          '(N, H, W, 3)'
+          "images 'input': expected uint8 (N, H, W, 3), got "
+          f'{images.dtype} {images.shape}'
         )
   finally:
     jaxtyping.config.update('jaxtyping_disable', False)
 
 
-def test_histogram_by_hand(tmp_path):
+def test_histogram_equals_counts_by_hand(tmp_path):
   array = np.array([[0.0, 1.0, 1.5], [4.0, np.nan, np.inf]])
   with tensorboard.SummaryWriter(tmp_path) as writer:
     writer.write_histograms(2, {'weights': array}, num_buckets=4)
     writer.write_histograms(2, {'empty': np.zeros(0)}, num_buckets=2)
-  found = {}
+  buckets = {}
   for tag in ('weights', 'empty'):
     (event,) = read(tmp_path).Tensors(tag)
-    found[tag] = np.frombuffer(
+    buckets[tag] = np.frombuffer(
       event.tensor_proto.tensor_content, np.float64
     ).reshape(-1, 3)
   np.testing.assert_array_equal(
-    found['weights'], [[0, 1, 1], [1, 2, 2], [2, 3, 0], [3, 4, 1]]
+    buckets['weights'], [[0, 1, 1], [1, 2, 2], [2, 3, 0], [3, 4, 1]]
   )
-  np.testing.assert_array_equal(found['empty'], np.zeros((2, 3)))
+  np.testing.assert_array_equal(buckets['empty'], np.zeros((2, 3)))
   metadata = read(tmp_path).SummaryMetadata('weights')
   assert metadata.plugin_data.plugin_name == 'histograms'
 
 
-def test_texts_come_back_equal(tmp_path):
+def test_texts_are_read_back_equal(tmp_path):
   with tensorboard.SummaryWriter(tmp_path) as writer:
     writer.write_texts(4, {'report': '| a |\nσ = 0.22'})
   step, (text,) = tensor_strings(tmp_path, 'report')
@@ -217,7 +217,7 @@ def test_texts_come_back_equal(tmp_path):
   assert metadata.plugin_data.plugin_name == 'text'
 
 
-def test_hparams_are_those_of_the_plugin(tmp_path):
+def test_hparams_are_read_by_the_plugin(tmp_path):
   with tensorboard.SummaryWriter(tmp_path) as writer:
     writer.write_hparams(
       {
@@ -234,11 +234,11 @@ def test_hparams_are_those_of_the_plugin(tmp_path):
   info = hparams_metadata.parse_session_start_info_plugin_data(
     metadata.plugin_data.content
   )
-  found = {
+  hparams = {
     name: getattr(value, value.WhichOneof('kind'))
     for name, value in info.hparams.items()
   }
-  assert found == {
+  assert hparams == {
     'optimizer.learning_rate': 0.5,
     'optimizer.name': 'sgd',
     'steps': 10.0,
@@ -249,7 +249,7 @@ def test_hparams_are_those_of_the_plugin(tmp_path):
   assert info.start_time_secs > 1e9
 
 
-def test_the_file_opens_with_the_version_of_the_format(tmp_path):
+def test_file_starts_with_the_format_version(tmp_path):
   tensorboard.SummaryWriter(tmp_path, resume_step=7).close()
   (path,) = tmp_path.iterdir()
   first, *starts = event_file_loader.EventFileLoader(str(path)).Load()
@@ -260,7 +260,7 @@ def test_the_file_opens_with_the_version_of_the_format(tmp_path):
     assert start.step == 8
 
 
-def test_the_null_writer_has_every_method_and_writes_nothing(tmp_path):
+def test_null_writer_has_every_method_and_writes_nothing(tmp_path):
   public = {name for name in vars(tensorboard.SummaryWriter) if name[0] != '_'}
   assert public <= set(vars(tensorboard.NullWriter))
   with tensorboard.NullWriter() as writer:
@@ -280,7 +280,7 @@ def test_tensorflow_is_not_imported(tmp_path):
     'print([m for m in sys.modules if m.split(".")[0] in '
     '("tensorflow", "clu", "tensorboardX")])'
   )
-  found = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', program], capture_output=True, text=True, check=True
   )
-  assert found.stdout.strip() == '[]'
+  assert process.stdout.strip() == '[]'

@@ -16,7 +16,7 @@ CLASSES, SIZE = 5, (33, 33)
 
 
 def labels_of(seed=0):
-  """Coarse labels [2, 33, 33]; some pixels are ignored."""
+  """Draws coarse labels [2, 33, 33]; some pixels are ignored."""
   coarse = np.random.default_rng(seed).integers(-1, CLASSES, (2, 4, 4))
   return coarse.repeat(9, 1).repeat(9, 2)[:, : SIZE[0], : SIZE[1]]
 
@@ -70,7 +70,7 @@ def test_supervised_loss_is_cross_entropy_unless_configured():
 def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(
   filtered, xi
 ):
-  """With `filtered` the mean is divided by the share of pixels kept."""
+  """Divides the mean by the share of pixels kept, if `filtered`."""
   labels = labels_of()
   kept = (labels >= 0) & (np.random.default_rng(2).random(labels.shape) < 0.7)
   options = options_lib.ConsistencyOptions(

@@ -8,11 +8,11 @@ import numpy as np
 
 from input_pipeline import batch as batch_lib
 from segcore.models import segmenter
-from segcore.ops import order_statistics
 from segcore.train import method
 from segcore.train import update as update_lib
 from tests.transcriptions import u2pl as reference
 from tests.transcriptions import u2pl_contrast as contrast_reference
+from tests.u2pl import numpy_contrast
 from tests.u2pl.semi import tiny
 from u2pl import mixing
 
@@ -111,70 +111,28 @@ def numpy_targets(trained, state, batch, rng):
   )
 
 
-def numpy_contrast(targets, labels, student, rng):
-  """Computes prototypes, bank and contrastive loss of the step.
+def candidates(targets, labels):
+  """Computes the candidates of the step on the cells of the features.
 
   Args:
     targets: of the step.
     labels: of the labeled images.
-    student: its representations of the joined images.
-    rng: key of the draws.
   """
-  features = targets.outputs['rep']
-  cells = features.shape[1:3]
+  cells = targets.outputs['rep'].shape[1:3]
   probs = reference.softmax(targets.outputs['logits'])
-  masks = contrast_reference.contrast_masks(
-    probs[0::2],
-    reference.nearest(labels, cells),
-    probs[1::2],
-    reference.nearest(targets.labels, cells),
-    reference.nearest(targets.reliable, cells),
-    reference.nearest(targets.unreliable, cells),
-    threshold=0.1,
-    r_l=2,
-    r_h=5,
-  )
-  # The transcription takes labeled images first; rows of the batch alternate.
-  masks = contrast_reference.ContrastMasks(
-    *(
-      np.stack([mask[: tiny.BATCH], mask[tiny.BATCH :]], 1).reshape(
-        -1, *cells, tiny.CLASSES
-      )
-      for mask in masks
+  return numpy_contrast.interleave(
+    contrast_reference.contrast_masks(
+      probs[0::2],
+      reference.nearest(labels, cells),
+      probs[1::2],
+      reference.nearest(targets.labels, cells),
+      reference.nearest(targets.reliable, cells),
+      reference.nearest(targets.unreliable, cells),
+      threshold=0.1,
+      r_l=2,
+      r_h=5,
     )
   )
-  updated = contrast_reference.update_prototypes(
-    targets.prototypes,
-    *contrast_reference.class_means(features, masks.positives),
-    0.9,
-  )
-  pixel_rng, anchor_rng, bank_rng = jax.random.split(rng, 3)
-  priorities = np.asarray(
-    order_statistics.draw_pixel_priorities(
-      update_lib.row_keys(pixel_rng, 2 * tiny.BATCH), cells[0] * cells[1]
-    )
-  ).ravel()
-  bank = contrast_reference.Bank([60, 40, 40, 40, 40])
-  sample = {}
-  for c in range(tiny.CLASSES):
-    at = np.flatnonzero(masks.negatives[..., c])
-    sample[c] = np.sort(np.argsort(-priorities[at], kind='stable')[:16])
-  contrast_reference.push_negatives(bank, features, masks.negatives, sample)
-  anchor_uniforms = np.asarray(
-    jax.random.uniform(anchor_rng, (tiny.CLASSES, 6))
-  )
-  bank_uniforms = np.asarray(jax.random.uniform(bank_rng, (tiny.CLASSES, 6, 4)))
-  anchor_draws, bank_draws = [], []
-  for c in range(tiny.CLASSES):
-    num_anchors = max(int(masks.anchors[..., c].sum()), 1)
-    anchor_draws.append(
-      reference.uniform_to_index(anchor_uniforms[c], num_anchors)
-    )
-    bank_draws.append(reference.uniform_to_index(bank_uniforms[c], 16))
-  loss = contrast_reference.contrastive_loss(
-    student, masks, updated.values, bank, anchor_draws, bank_draws
-  )
-  return updated, bank, loss
 
 
 def test_a_whole_step_equals_the_reference(trained, late, jitted):
@@ -195,8 +153,16 @@ def test_a_whole_step_equals_the_reference(trained, late, jitted):
   unsupervised = reference.unsupervised_loss(
     logits[1::2], targets.labels, targets.entropies, targets.alpha, (1.0, 0.1)
   )
-  updated, bank, contrastive = numpy_contrast(
-    targets, labels, student['rep'], draw_rng
+  bank = contrast_reference.Bank([60, 40, 40, 40, 40])
+  contrastive, updated, _ = numpy_contrast.step(
+    candidates(targets, labels),
+    targets.outputs['rep'],
+    student['rep'],
+    targets.prototypes,
+    bank,
+    draw_rng,
+    PLUS.contrast,
+    PLUS.prototype_momentum,
   )
   np.testing.assert_allclose(
     scalars['reliable_share'], targets.reliable.mean(), atol=2e-4

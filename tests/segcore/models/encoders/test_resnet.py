@@ -1,4 +1,4 @@
-"""The dilated ResNet against torch's arithmetic, under torch's names."""
+"""The dilated ResNet against torch's arithmetic, with torch's names."""
 
 import re
 
@@ -44,7 +44,7 @@ _BASIC_PLANS = {
 
 
 def _branch(x, layers, name, plan):
-  """The convolutions of a unit, before the sum."""
+  """Applies the convolutions of a unit, without the shortcut."""
   if len(plan) == 3:
     stride, first, second = plan
     y = layers.block(
@@ -60,7 +60,7 @@ def _branch(x, layers, name, plan):
   return layers.norm(layers.conv(y, f'{name}.conv3'), f'{name}.bn3')
 
 
-def _transcription(images, layers, plan, stem):
+def _reference(images, layers, plan, stem):
   x = (np.float64(images).transpose(0, 3, 1, 2) + 1) * 127.5
   x = x - np.array([123.675, 116.28, 103.53])[:, None, None]
   x = x / np.array([58.395, 57.12, 57.375])[:, None, None]
@@ -101,7 +101,7 @@ def _transcription(images, layers, plan, stem):
     ('basic', 'small', 16, (64, 49)),
   ],
 )
-def test_it_is_torchs_network(unit, stem, output_stride, size, train):
+def test_resnet_equals_torchs(unit, stem, output_stride, size, train):
   state = torch_arithmetic.resnet_state(stem=stem, unit=unit)
   module = DilatedResNet((1, 1, 2, 3), 4, stem, output_stride, unit=unit)
   if unit == 'basic':
@@ -111,21 +111,21 @@ def test_it_is_torchs_network(unit, stem, output_stride, size, train):
   rng = np.random.default_rng(1)
   images = jnp.asarray(rng.uniform(-1, 1, (2, *size, 3)), jnp.float32)
 
-  found = torchvision.translate(state)
-  variables = {kind: tree['encoder'] for kind, tree in found.items()}
+  translated = torchvision.translate(state)
+  variables = {kind: tree['encoder'] for kind, tree in translated.items()}
   maps, updated = jax.jit(
     lambda v: module.apply(v, images, train, mutable=['batch_stats'])
   )(variables)
 
   layers = torch_arithmetic.Layers(state, train)
-  expected = _transcription(images, layers, plan, stem)
-  assert [stage.name for stage in maps.maps] == list(expected)
-  for stage in maps.maps:
+  expected = _reference(images, layers, plan, stem)
+  assert [x.name for x in maps.maps] == list(expected)
+  for x in maps.maps:
     np.testing.assert_allclose(
-      np.transpose(stage.array, (0, 3, 1, 2)),
-      expected[stage.name],
+      np.transpose(x.array, (0, 3, 1, 2)),
+      expected[x.name],
       atol=2e-4,
-      err_msg=stage.name,
+      err_msg=x.name,
     )
   statistics = torchvision.translate({**state, **layers.updated})
   jax.tree.map(
@@ -136,7 +136,7 @@ def test_it_is_torchs_network(unit, stem, output_stride, size, train):
 
 
 def _count_by_hand(blocks, stem, unit='bottleneck', width=64):
-  """Kernels without biases, and a scale and an offset for each channel."""
+  """Counts kernels without biases, and a scale and an offset a channel."""
   w = width
   total, channels = {
     'deep': (27 * w + 9 * w * w + 18 * w * w + 2 * (4 * w), 2 * w),
@@ -162,7 +162,7 @@ _BASIC = {
   'unit': 'basic',
   'zero_init': False,
 }
-_TORCHVISIONS = {'stem': 'plain', 'output_stride': 32, 'zero_init': False}
+_TORCHVISION = {'stem': 'plain', 'output_stride': 32, 'zero_init': False}
 
 
 @pytest.mark.parametrize(
@@ -178,21 +178,21 @@ _TORCHVISIONS = {'stem': 'plain', 'output_stride': 32, 'zero_init': False}
     ),
     # ResNet-50 and ResNet-18 as torchvision has them.
     (
-      {**_TORCHVISIONS, 'blocks': (3, 4, 6, 3)},
+      {**_TORCHVISION, 'blocks': (3, 4, 6, 3)},
       224,
       (2, 4, 8, 16, 32),
       (112, 56, 28, 14, 7),
       23_508_032,
     ),
     (
-      {**_TORCHVISIONS, **_BASIC},
+      {**_TORCHVISION, **_BASIC},
       224,
       (2, 4, 8, 16, 32),
       (112, 56, 28, 14, 7),
       11_176_512,
     ),
     (
-      {**_TORCHVISIONS, **_BASIC},
+      {**_TORCHVISION, **_BASIC},
       96,
       (2, 4, 8, 16, 32),
       (48, 24, 12, 6, 3),
@@ -215,7 +215,7 @@ _TORCHVISIONS = {'stem': 'plain', 'output_stride': 32, 'zero_init': False}
     ),
   ],
 )
-def test_parameters_and_shapes_at_the_sizes_of_training(
+def test_parameters_and_shapes_for_training_sizes(
   fields, side, strides, sides, total
 ):
   module = DilatedResNet(**fields)
@@ -225,7 +225,7 @@ def test_parameters_and_shapes_at_the_sizes_of_training(
   names = ('stem', 'x1', 'x2', 'x3', 'x4')
   sizes = [64 * 2**b * (1 if module.unit == 'basic' else 4) for b in range(4)]
   sizes = (128 if module.stem == 'deep' else 64, *sizes)
-  assert [(s.name, s.stride, *s.array.shape) for s in maps.maps] == [
+  assert [(x.name, x.stride, *x.array.shape) for x in maps.maps] == [
     (name, stride, 1, n, n, size)
     for name, stride, n, size in zip(names, strides, sides, sizes, strict=True)
   ]
@@ -237,13 +237,11 @@ def test_parameters_and_shapes_at_the_sizes_of_training(
 
 @pytest.mark.parametrize('unit', ['bottleneck', 'basic'])
 @pytest.mark.parametrize(('stem', 'coarse'), [('plain', 32), ('small', 16)])
-def test_dilated_blocks_compute_what_striding_ones_do_and_more(
-  stem, coarse, unit
-):
-  # At every cell of the strided map the dilated one has the same value.
+def test_dilated_blocks_equal_striding_ones_at_their_cells(stem, coarse, unit):
+  # Each cell of the strided map has its value in the dilated one.
   state = torch_arithmetic.resnet_state((1, 2, 2, 2), stem=stem, unit=unit)
-  found = torchvision.translate(state)
-  variables = {kind: tree['encoder'] for kind, tree in found.items()}
+  translated = torchvision.translate(state)
+  variables = {kind: tree['encoder'] for kind, tree in translated.items()}
   rng = np.random.default_rng(1)
   images = jnp.asarray(rng.uniform(-1, 1, (1, 64, 128, 3)), jnp.float32)
 
@@ -259,22 +257,24 @@ def test_dilated_blocks_compute_what_striding_ones_do_and_more(
   )
 
 
-def test_fields_that_contradict_each_other_are_refused():
+def test_contradicting_fields_are_refused():
   images = jnp.zeros((1, 64, 64, 3))
 
   def start(**fields):
     jax.eval_shape(DilatedResNet(**fields).init, jax.random.key(0), images)
 
-  with pytest.raises(ValueError, match=r'=32, but .* \(1, 1\) end at stride 8'):
+  with pytest.raises(
+    ValueError, match=r'expected the stride 8, at which .* \(1, 1\) end, got 32'
+  ):
     start(blocks=(1, 1), output_stride=32)
   with pytest.raises(
-    ValueError, match=r'\(2, 2, 4\) has 3 .* block has 2 units'
+    ValueError, match=r'for each of the 2 units .* got \(2, 2, 4\)'
   ):
     start(blocks=(1, 2), output_stride=8)
   start(blocks=(1, 2), output_stride=8, multi_grid=(1, 1))
   # The default grid is that of bottlenecks.
   start(blocks=(1, 2), output_stride=8, unit='basic')
-  with pytest.raises(ValueError, match=r'=32, but .* end at stride 16'):
+  with pytest.raises(ValueError, match=r'expected the stride 16, .* got 32'):
     start(blocks=(1, 1, 1, 1), output_stride=32, stem='small')
 
 
@@ -286,7 +286,7 @@ def test_fields_that_contradict_each_other_are_refused():
     ('basic', {'conv1': 32 * 9, 'conv2': 32 * 9}),
   ],
 )
-def test_first_values(kind, fans_out, zero_init):
+def test_initialization(kind, fans_out, zero_init):
   unit = resnet.Unit(kind, 32, 1, (1, 1), zero_init, jnp.float32)
   start = jax.jit(lambda x: unit.init(jax.random.key(0), x, False)['params'])
   params = start(jnp.zeros((1, 8, 8, 64)))
@@ -299,17 +299,19 @@ def test_first_values(kind, fans_out, zero_init):
   for name, scale in scales.items():
     np.testing.assert_array_equal(scale, expected if name == last else 1.0)
     np.testing.assert_array_equal(params[name]['bias'], 0.0)
-  # He's: variance 2 over the outputs times the taps.
+  # He's initialization by fan-out: the outputs times the taps.
   for name, fan_out in fans_out.items():
     deviation = np.std(params[name]['kernel'])
     np.testing.assert_allclose(deviation, np.sqrt(2 / fan_out), rtol=0.05)
 
 
 @pytest.mark.parametrize('unit', ['bottleneck', 'basic'])
-def test_recomputing_changes_neither_values_nor_gradients(unit):
+def test_remat_changes_neither_values_nor_gradients(unit):
   state = torch_arithmetic.resnet_state((1,), stem='plain', unit=unit)
-  found = torchvision.translate(state)
-  variables = {kind: tree['encoder']['block1'] for kind, tree in found.items()}
+  translated = torchvision.translate(state)
+  variables = {
+    kind: tree['encoder']['block1'] for kind, tree in translated.items()
+  }
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
 
@@ -327,8 +329,8 @@ def test_recomputing_changes_neither_values_nor_gradients(unit):
     compiled = traced.lower().compile()
     return 'remat' in str(traced.jaxpr), compiled(variables['params'])
 
-  (plain_is, plain), (remat_is, remat) = run(False), run(True)
-  assert (plain_is, remat_is) == (False, True)
+  (plain_has_remat, plain), (has_remat, remat) = run(False), run(True)
+  assert (plain_has_remat, has_remat) == (False, True)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
     plain,
@@ -336,17 +338,17 @@ def test_recomputing_changes_neither_values_nor_gradients(unit):
   )
 
 
-def test_any_size_fits_it_and_multiples_of_the_stride_a_unet_on_it():
+def test_unet_fits_images_of_multiples_of_the_stride():
   encoder = DilatedResNet((1, 1), 4, 'plain', 8, (1,))
   assert encoder.size_multiple == 1
   head = {'logits': heads.ConvHead(3)}
   decoder = unet.UNetDecoder((8, 8, 8), num_groups=2)
-  found, _ = jax.eval_shape(
+  outputs, _ = jax.eval_shape(
     segmenter.Segmenter(encoder, decoder, head).init_with_output,
     jax.random.key(0),
     jnp.zeros((1, 40, 48, 3)),
   )
-  assert found['logits'].shape == (1, 40, 48, 3)
+  assert outputs['logits'].shape == (1, 40, 48, 3)
 
 
 _SMALL = {
@@ -361,15 +363,15 @@ _LOGITS = heads.ConvHead(3)
 
 
 def _logits_shape(encoder, decoder, head=_LOGITS, side=64):
-  """Checks the network as a run does; the shape of its logits."""
+  """Checks a network as a run does, and returns the shape of its logits."""
   module = network.build(
     network.NetworkOptions(encoder, decoder), {'logits': head}, 'network'
   )
   network.check_image_size(module, (side, side), 'size')
-  found, _ = jax.eval_shape(
+  outputs, _ = jax.eval_shape(
     module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
   )
-  return found['logits'].shape
+  return outputs['logits'].shape
 
 
 def test_decoders_fit_small_stems():
@@ -383,21 +385,27 @@ def test_decoders_fit_small_stems():
   assert _logits_shape(fine, three) == (1, 64, 64, 3)
   assert _logits_shape(small, deeplab, quarter) == (1, 16, 16, 3)
   assert _logits_shape(fine, deeplab, quarter) == (1, 16, 16, 3)
-  # A map that is missing, or of other sides, is named.
+  # The message names a map that is missing, or of another size.
   for decoder, side, message in (
     (
       {**four, 'skips': (1,)},
       64,
-      'needs a map at stride 1 to join; the encoder has maps at strides 2, 4,',
+      'skips: expected an encoder with a map at stride 1, got maps at strides '
+      '2, 4,',
     ),
-    (three, 64, 'deepest map at stride 16: a stride of 2^n takes n or n + 1'),
+    (
+      three,
+      64,
+      'widths: expected n or n + 1 for an encoder whose deepest map has '
+      'stride 2^n, got 3 for stride 16',
+    ),
     (four, 72, 'sides of the images must be multiples of 16'),
   ):
     with pytest.raises(errors.UserError, match=re.escape(message)):
       _logits_shape(small, decoder, side=side)
 
 
-def test_the_arithmetic_of_these_tests_is_torchs():
+def test_reference_code_equals_torch():
   torch = pytest.importorskip('torch')
   functional = torch.nn.functional
   rng = np.random.default_rng(0)
@@ -439,5 +447,5 @@ def test_the_arithmetic_of_these_tests_is_torchs():
         )
       )
     pairs.append((layers.updated['bn.running_mean'], arguments[0]))
-    for found, expected in pairs:
-      np.testing.assert_allclose(found, expected.numpy(), atol=1e-10)
+    for actual, expected in pairs:
+      np.testing.assert_allclose(actual, expected.numpy(), atol=1e-10)

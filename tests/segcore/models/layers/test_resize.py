@@ -1,4 +1,4 @@
-"""Resizing rules against one reading of a map at a time, and against scipy."""
+"""Resizing against loops over cells, and against scipy."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def _random(*shape):
 
 
 def _read(x, row, column):
-  """The map at a real coordinate, the edges repeated."""
+  """Interpolates a map at a real coordinate, with its edges repeated."""
   height, width = x.shape[:2]
   row, column = np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
   top, left = int(row), int(column)
@@ -46,39 +46,39 @@ def _bilinear(x, size, align_corners):
 @pytest.mark.parametrize('size', [(9, 4), (4, 9), (5, 7), (3, 2), (1, 1)])
 def test_bilinear_reads_without_antialiasing(size, align_corners):
   x = _random(2, 5, 7, 3)
-  found = resize.bilinear(jnp.asarray(x), size, align_corners)
+  resized = resize.bilinear(jnp.asarray(x), size, align_corners)
   expected = np.stack([_bilinear(each, size, align_corners) for each in x])
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(resized, expected, atol=1e-5)
 
 
 def test_bilinear_of_a_single_cell_repeats_it():
   x = jnp.full((1, 1, 1, 2), 3.0)
   for align_corners in (False, True):
-    found = resize.bilinear(x, (4, 5), align_corners)
-    np.testing.assert_array_equal(found, np.full((1, 4, 5, 2), 3.0))
+    resized = resize.bilinear(x, (4, 5), align_corners)
+    np.testing.assert_array_equal(resized, np.full((1, 4, 5, 2), 3.0))
 
 
 @pytest.mark.parametrize('shape', [(2, 4, 4, 3), (1, 3, 5, 2), (1, 1, 2, 1)])
-def test_upsample2x_is_the_half_pixel_rule(shape):
+def test_upsample2x_equals_bilinear_with_half_pixel_centers(shape):
   x = _random(*shape)
   size = (2 * shape[1], 2 * shape[2])
-  found = resize.upsample2x(jnp.asarray(x))
+  resized = resize.upsample2x(jnp.asarray(x))
   expected = np.stack([_bilinear(each, size, False) for each in x])
-  np.testing.assert_allclose(found, expected, atol=1e-6)
-  theirs = jax.image.resize(x, found.shape, 'bilinear')
-  np.testing.assert_allclose(found, theirs, atol=1e-6)
+  np.testing.assert_allclose(resized, expected, atol=1e-6)
+  of_jax = jax.image.resize(x, resized.shape, 'bilinear')
+  np.testing.assert_allclose(resized, of_jax, atol=1e-6)
 
 
 @pytest.mark.parametrize('shape', [(2, 4, 4, 3), (1, 3, 5, 2), (1, 1, 2, 1)])
-def test_the_gradient_of_upsample2x_is_its_transpose(shape):
+def test_gradient_of_upsample2x_equals_that_of_jax(shape):
   x = jnp.asarray(_random(*shape))
   doubled = (shape[0], 2 * shape[1], 2 * shape[2], shape[3])
   upstream = jnp.asarray(_random(*doubled))
-  (found,) = jax.vjp(resize.upsample2x, x)[1](upstream)
+  (gradient,) = jax.vjp(resize.upsample2x, x)[1](upstream)
   (expected,) = jax.vjp(lambda x: jax.image.resize(x, doubled, 'bilinear'), x)[
     1
   ](upstream)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 def test_upsample2x_keeps_the_type():
@@ -95,32 +95,32 @@ def test_upsample2x_keeps_the_type():
 def test_nearest_floor_reads_the_cell_below(size, channels):
   x = np.random.default_rng(0).integers(-1, 99, (2, 5, 7, *channels))
   x = x.astype(np.int16)
-  found = resize.nearest_floor(jnp.asarray(x), size)
+  resized = resize.nearest_floor(jnp.asarray(x), size)
   expected = np.empty((2, *size, *channels), np.int16)
   for i in range(size[0]):
     for j in range(size[1]):
       expected[:, i, j] = x[:, (i * 5) // size[0], (j * 7) // size[1]]
-  np.testing.assert_array_equal(found, expected)
-  assert found.dtype == jnp.int16
+  np.testing.assert_array_equal(resized, expected)
+  assert resized.dtype == jnp.int16
 
 
 @pytest.mark.parametrize('num_extra', [0, 1])
 @pytest.mark.parametrize('new', [(6, 6), (7, 10), (3, 8), (5, 4)])
-def test_position_tables_are_zoomed_as_by_scipy(num_extra, new):
+def test_resized_position_tables_equal_scipys(num_extra, new):
   old = (4, 5)
   table = _random(1, num_extra + 20, 3)
-  found = resize.resize_position_table(jnp.asarray(table), old, new)
+  resized = resize.resize_position_table(jnp.asarray(table), old, new)
   cells = table[0, num_extra:].reshape(4, 5, 3)
   zoomed = scipy.ndimage.zoom(
     cells, (new[0] / old[0], new[1] / old[1], 1), order=1
   )
   assert zoomed.shape == (*new, 3)
-  np.testing.assert_array_equal(found[:, :num_extra], table[:, :num_extra])
+  np.testing.assert_array_equal(resized[:, :num_extra], table[:, :num_extra])
   np.testing.assert_allclose(
-    found[0, num_extra:], zoomed.reshape(-1, 3), atol=1e-6
+    resized[0, num_extra:], zoomed.reshape(-1, 3), atol=1e-6
   )
 
 
-def test_a_table_of_another_grid_is_refused():
-  with pytest.raises(ValueError, match='22 rows does not fit a grid of 4x5'):
+def test_position_table_of_another_grid_is_refused():
+  with pytest.raises(ValueError, match='20 rows for a grid of 4x5, .* got 22'):
     resize.resize_position_table(jnp.zeros((1, 22, 3)), (4, 5), (8, 8))

@@ -1,0 +1,158 @@
+"""Logs of a training: progress lines, metrics and speed files, TensorBoard."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from runtime import console, files, metrics_file
+from segcore.cost import throughput
+from segcore.train import tensorboard
+
+# The table of parameters, in a stage's folder.
+PARAMETERS_FILE = 'parameters.txt'
+
+# Consecutive logged values of a loss term that are 0 before a warning.
+_MAX_ZEROS = 10
+
+
+class RunLog:
+  """Writes the logs of a training; only host 0 writes files.
+
+  Attributes:
+    progress: the progress line.
+    ids: file of the image ids of each step.
+    meter: measures where the time goes.
+    peak_flops: FLOP/s of the devices together, or None if unknown.
+    step_flops: floating-point operations of a step, once they are counted.
+  """
+
+  def __init__(
+    self,
+    directory: files.Path,
+    start: int,
+    num_steps: int,
+    batch_size: int,
+    mesh: Mesh,
+    meter: throughput.GoodputMeter,
+    hparams: Mapping[str, Any],
+    zero_terms_until: int,
+  ):
+    """Opens the logs, dropping lines that are later than step `start`.
+
+    Args:
+      directory: folder of the stage; has the table of parameters.
+      start: step that the training starts or resumes from.
+      num_steps: length of the training.
+      batch_size: global number of images of a step.
+      mesh: the devices.
+      meter: measures where the time goes.
+      hparams: settings for TensorBoard.
+      zero_terms_until: last step at which a loss term may be 0 by design.
+    """
+    self.meter = meter
+    self.peak_flops = throughput.peak_flops(mesh)
+    self.step_flops = 0
+    self._mesh = mesh
+    # Speeds have a file of their own, so that metrics.jsonl is reproducible.
+    self._speeds = metrics_file.MetricsFile(
+      directory / 'speed.jsonl', step=start
+    )
+    self._metrics = metrics_file.MetricsFile(
+      directory / 'metrics.jsonl', step=start
+    )
+    self.ids = metrics_file.MetricsFile(directory / 'ids.jsonl', step=start)
+    self.progress = console.ProgressLine(
+      directory.name, start, num_steps, batch_size
+    )
+    self._zero_terms = ZeroTermMonitor(zero_terms_until)
+    self._writer = tensorboard.open_writer(directory / 'tensorboard', start)
+    self._writer.write_hparams(hparams)
+    if start == 0 and jax.process_index() == 0:
+      # Indented, so that TensorBoard's Markdown keeps the columns.
+      table = (directory / PARAMETERS_FILE).read_text().splitlines()
+      text = '\n'.join(f'    {line}' for line in table)
+      self._writer.write_texts(0, {'parameters': text})
+
+  def __enter__(self) -> 'RunLog':
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._writer.close()
+    self._flush_files()
+
+  def flush(self) -> None:
+    """Returns when everything that was logged is on disk."""
+    self._writer.flush()
+    self._flush_files()
+
+  def log_step(self, step: int, values: Mapping[str, float]) -> None:
+    """Logs the scalars of a training step, with the speed since the last log.
+
+    Args:
+      step: the finished step.
+      values: scalars by name; those with a '/' are not in the progress line.
+    """
+    printed = {name: v for name, v in values.items() if '/' not in name}
+    speeds = {
+      **self.progress.report(step, printed),
+      **self.meter.read(),
+      **throughput.memory_usage(self._mesh),
+    }
+    if self.peak_flops and 'steps_per_second' in speeds:
+      speeds['mfu'] = throughput.model_flops_utilization(
+        speeds['steps_per_second'], self.step_flops, self.peak_flops
+      )
+    for warning in self._zero_terms.update(step, values):
+      console.log(warning)
+    metrics = {f'train/{name}': value for name, value in values.items()}
+    self._metrics.write(step, metrics)
+    speeds = {f'speed/{name}': value for name, value in speeds.items()}
+    self._speeds.write(step, speeds)
+    self._writer.write_scalars(step, {**metrics, **speeds})
+
+  def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
+    """Logs the scalars and pictures of an evaluation."""
+    values = '  '.join(f'{n} {v:.4g}' for n, v in summaries.scalars.items())
+    console.log(f'{self.progress.name} {step}  evaluated  {values}')
+    self._metrics.write(step, summaries.scalars)
+    self._writer.write_scalars(step, summaries.scalars)
+    self._writer.write_images(
+      step, {tag: image[None] for tag, image in summaries.images.items()}
+    )
+
+  def _flush_files(self) -> None:
+    self._metrics.flush()
+    self.ids.flush()
+    self._speeds.flush()
+
+
+class ZeroTermMonitor:
+  """Warns once about each term of a loss that is always 0.
+
+  A term is a scalar named 'loss_…'. A term that contributes to training is
+  never exactly 0 for long, unless its inputs are empty: a mask without pixels,
+  or a memory bank that is never filled.
+  """
+
+  def __init__(self, zero_terms_until: int):
+    """Starts to count after step `zero_terms_until`."""
+    self._zero_terms_until = zero_terms_until
+    self._num_zeros: dict[str, int] = {}
+
+  def update(self, step: int, values: Mapping[str, float]) -> list[str]:
+    """Counts logged values; returns the warnings that are due."""
+    warnings = []
+    for name, value in values.items():
+      if not name.startswith('loss_') or step <= self._zero_terms_until:
+        continue
+      num_zeros = self._num_zeros.get(name, 0) + 1 if value == 0 else 0
+      self._num_zeros[name] = num_zeros
+      if num_zeros == _MAX_ZEROS:
+        self._num_zeros[name] = -(10**9)  # Warn only once.
+        warnings.append(
+          f'warning: {name} was exactly 0 in the last {_MAX_ZEROS} logs: it '
+          'does not contribute to training'
+        )
+    return warnings

@@ -1,0 +1,135 @@
+"""Requests to stop the launcher, by Ctrl-C and SIGTERM, at any moment."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support import launching
+
+
+@pytest.fixture
+def cloud(tmp_path):
+  made = launching.Cloud(tmp_path)
+  yield made
+  made.kill_processes()
+
+
+def has_called(cloud, *words, times=1):
+  """Returns whether gcloud was called with these two words so often."""
+  calls = [call[3:5] for call in cloud.calls() if len(call) > 4]
+  return calls.count([*words]) >= times
+
+
+def is_backing_off(cloud, launcher):
+  del cloud
+  return 'retry 1' in launcher.err
+
+
+# Scenario of each phase of a launch, and the condition that it has begun.
+PHASES = {
+  'create': (
+    {'slow': {'create': 0.3}},
+    lambda cloud, _: has_called(cloud, 'queued-resources', 'create'),
+  ),
+  'wait': (
+    {'ready': -1},
+    lambda cloud, _: has_called(cloud, 'queued-resources', 'describe', times=4),
+  ),
+  'copy the code': (
+    {'slow': {'scp': 60}},
+    lambda cloud, _: has_called(cloud, 'tpu-vm', 'scp'),
+  ),
+  'install': (
+    {'slow': {'ssh': 0.2}},
+    lambda cloud, _: has_called(cloud, 'tpu-vm', 'ssh', times=3),
+  ),
+  'run': (
+    {'codes': [['wait', 'wait']]},
+    lambda cloud, _: cloud.runs(0) and cloud.runs(1),
+  ),
+  'back off': ({'codes': [[75, 75]]}, is_backing_off),
+  'delete': (
+    {'slow': {'delete': 0.3}},
+    lambda cloud, _: has_called(cloud, 'queued-resources', 'delete'),
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  ('phase', 'number'),
+  [*((phase, signal.SIGINT) for phase in PHASES), ('run', signal.SIGTERM)],
+)
+def test_a_request_to_stop_deletes_everything(cloud, phase, number):
+  scenario, is_due = PHASES[phase]
+  cloud.plan(**scenario)
+  launcher = cloud.start('queued', '--backoff=20')
+  cloud.wait_until(lambda: is_due(cloud, launcher), phase)
+  launcher.interrupt(number)
+  code, out, err = launcher.wait()
+  expected = 130 if number == signal.SIGINT else 75
+  assert code == (0 if phase == 'delete' else expected), err
+  assert cloud.remains() == []
+  if phase == 'copy the code':
+    assert not cloud.has_sleeping_child()
+  if phase == 'run':  # The workers could save.
+    assert '-0, ' in err and '-1: 75' in err, err
+    assert 'saved' in out, out
+
+
+def test_machines_that_become_visible_late_are_deleted(cloud):
+  cloud.plan(lag=3, slow={'create': 0.3})
+  launcher = cloud.start('queued')
+  cloud.wait_until(lambda: 'job' in cloud.state().get('tpus', {}), 'created')
+  launcher.interrupt()
+  code, _, err = launcher.wait()
+  assert code == 130, err
+  assert cloud.remains() == []
+
+
+@pytest.mark.parametrize('backend', ['local', 'gke', 'slurm'])
+def test_ctrl_c_lets_the_job_save(cloud, backend):
+  cloud.plan(codes=[['wait', 'wait']])
+  launcher = cloud.start(backend)
+  cloud.wait_for_workers()
+  if backend == 'gke':
+    cloud.wait_until(lambda: cloud.count_calls('kubectl', 'logs'), 'followed')
+  launcher.interrupt()
+  code, out, err = launcher.wait()
+  assert code == 130, err
+  assert 'saved' in out, out + err
+  assert len(cloud.runs()) == 1
+  assert cloud.remains() == []
+
+
+@pytest.mark.parametrize('backend', ['local', 'gke'])
+def test_another_ctrl_c_kills_the_job(cloud, backend):
+  cloud.plan(codes=[['wait', 'wait']])
+  launcher = cloud.start(backend, '--grace=60')
+  cloud.wait_for_workers()
+  for pid in cloud.processes():  # They do not react to SIGTERM.
+    os.kill(pid, signal.SIGSTOP)
+  launcher.interrupt()
+  cloud.wait_until(lambda: 'Ctrl-C once more' in launcher.err, 'it waits')
+  assert launcher.process.poll() is None
+  launcher.interrupt()
+  code, _, err = launcher.wait()
+  assert code == 130, err
+  assert cloud.remains() == []
+
+
+@pytest.mark.parametrize('backend', ['tpu_vm', 'gke'])
+def test_ctrl_c_with_keep_lets_the_job_run(cloud, backend):
+  cloud.plan(codes=[['wait', 'wait']])
+  launcher = cloud.start(backend, '--keep')
+  cloud.wait_for_workers()
+  if backend == 'gke':
+    cloud.wait_until(lambda: cloud.count_calls('kubectl', 'logs'), 'followed')
+  launcher.interrupt()
+  # The output ends only when no process holds it any longer: none follows the
+  # log.
+  code, _, _ = launcher.wait()
+  assert code == 130
+  kind = 'jobsets' if backend == 'gke' else 'tpus'
+  assert 'job' in cloud.state()[kind]
+  assert len(cloud.processes()) == 2
