@@ -179,7 +179,7 @@ def test_queue_fills_from_its_step_on_newest_first(trained):
 
 def test_losses_of_a_step_equal_the_transcription(trained):
   """From the outputs of the network, with the queue in use."""
-  (states, logged), batches = begun
+  (states, logged), batches = trained
   method = make_method()
   state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
   params = prototypes_lib.normalize(state.params)
@@ -367,7 +367,7 @@ def test_totals(combine):
 
 
 @pytest.mark.parametrize(
-  'alternative',
+  'options',
   [
     dataclasses.replace(
       SWAV,
