@@ -1,15 +1,15 @@
-"""How much of the decoder's own speed the input pipeline keeps.
+"""Compares the input pipeline with bare decoding and with torch's DataLoader.
 
   python benchmarks/input.py [--threads=2] [--rounds=5] [--out=FILE.json]
 
-Images of 500 x 375 pixels with masks, prepared as a user's folder is. For what
-each method does to an image, compared in turns on the same number of threads:
-cv2 decoding the same bytes from memory, and the loader of training (read,
-decode, transform, batch); and, where torch is installed, a
-`torch.utils.data.DataLoader` that does the same with that many processes. Views
-of PASS are resized as by Pillow; beside them torch's DataLoader also does what
-torchvision would, with Pillow alone. Then what each part takes on one thread,
-and whether memory stays flat over 5,000 batches.
+Images of 500 x 375 pixels with masks are prepared like a user's folder. For the
+transforms of each method, three sides alternate on the same number of threads:
+cv2 that decodes the same bytes from memory, the loader of training (read,
+decode, transform, batch) and, where torch is installed, a
+`torch.utils.data.DataLoader` that applies the same transforms in as many
+processes. For PASS, whose views are resized with Pillow's filter, a fourth side
+is a DataLoader with Pillow alone, as torchvision does it. Then each part is
+timed on one thread, and memory is recorded over 5,000 batches.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import psutil
 from input_pipeline import datasets, loader, transforms, views
 from runtime import console
 
-# Photographs of this size are cut or enlarged to what each method takes.
+# Size of the photographs; transforms crop or enlarge them.
 SIZE = (375, 500)
 CROP = (321, 321)
 NUM_IMAGES = 400
@@ -53,7 +53,7 @@ PASS = {
 
 
 def make_folder(folder: pathlib.Path) -> None:
-  """Photographs if there are some, else drawn images; with masks."""
+  """Writes images with masks: photographs of CamVid, or else drawn ones."""
   for name in ('images', 'masks'):
     (folder / name).mkdir(parents=True)
   photographs = sorted(
@@ -70,7 +70,7 @@ def make_folder(folder: pathlib.Path) -> None:
       image = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)
       image = cv2.add(image, rng.integers(0, 12, image.shape, np.uint8))
     image = cv2.resize(image, SIZE[::-1], interpolation=cv2.INTER_AREA)
-    # Regions as annotators draw them: a few, with smooth borders.
+    # Like annotations: a few regions with smooth boundaries.
     fields = rng.random((CLASSES, 4, 5)).astype(np.float32)
     grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
     mask = np.argmax(grown, axis=0).astype(np.uint8)
@@ -85,7 +85,7 @@ def make_folder(folder: pathlib.Path) -> None:
 
 
 def open_split(folder: pathlib.Path) -> datasets.Split:
-  """The folder as records, as training reads it."""
+  """Prepares the folder and opens its records, as training does."""
   options = datasets.DataOptions(
     'image_mask_folder',
     source=str(folder),
@@ -97,7 +97,7 @@ def open_split(folder: pathlib.Path) -> datasets.Split:
 
 
 def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
-  """What a training example goes through, of each method at full size."""
+  """Returns the transforms of a training example of each method."""
   decode = transforms.Decode(CLASSES)
   flip = transforms.RandomFlip()
   return {
@@ -119,14 +119,18 @@ def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class PillowViews:
-  """Decodes, crops, resizes and mirrors with Pillow alone."""
+  """Decodes, crops, resizes and flips with Pillow alone.
+
+  Attributes:
+    groups: views of each resolution.
+  """
 
   groups: tuple[views.ViewGroup, ...]
 
   def __call__(self, record: dict, rng: np.random.Generator) -> dict:
-    """Views of a record, and its size."""
+    """Returns the views of a record and the size of its image."""
     image = PIL.Image.open(io.BytesIO(record['image'])).convert('RGB')
-    found = {'size': np.asarray((image.height, image.width))}
+    example = {'size': np.asarray((image.height, image.width))}
     for group in self.groups:
       cut = []
       for _ in range(group.count):
@@ -139,14 +143,14 @@ class PillowViews:
         if rng.random() < group.flip:
           view = view.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
         cut.append(np.asarray(view))
-      found[f'views_{group.name}'] = np.stack(cut)
-    return found
+      example[f'views_{group.name}'] = np.stack(cut)
+    return example
 
 
 def batches_of(
   split: datasets.Split, transform: transforms.Transform, threads: int
 ) -> Iterator:
-  """Endless batches, as the loop reads them."""
+  """Starts the loader of training; yields batches without end."""
   stream = loader.Stream(split.records, transform)
   reading = loader.ReadOptions(threads=threads, buffered=4 * threads, workers=0)
   made = loader.Loader({'': stream}, BATCH_SIZE, 0, reading)
@@ -159,7 +163,7 @@ def loader_speed(
   threads: int,
   seconds: float,
 ) -> float:
-  """Images a second of the loader."""
+  """Measures the images/s of the loader."""
   with batches_of(split, transform, threads) as batches:
     for _ in range(5):
       next(batches)
@@ -169,7 +173,14 @@ def loader_speed(
 def bare_speed(
   records: Sequence, names: Sequence[str], threads: int, seconds: float
 ) -> float:
-  """Images a second of cv2 decoding what is read, from memory."""
+  """Measures the images/s of cv2 that decodes bytes in memory.
+
+  Args:
+    records: encoded images and masks.
+    names: the fields to decode.
+    threads: number of threads.
+    seconds: duration of the measurement.
+  """
   flags = {'image': cv2.IMREAD_COLOR_RGB, 'label': cv2.IMREAD_UNCHANGED}
 
   def decode(record) -> int:
@@ -187,14 +198,14 @@ def torch_speed(
   threads: int,
   seconds: float,
 ) -> float | None:
-  """Images a second of a torch DataLoader; None without torch."""
+  """Measures the images/s of torch's DataLoader; None without torch."""
   try:
     from torch.utils import data
   except ImportError:
     return None
 
   class Examples(data.Dataset):
-    """The same records and the same transforms."""
+    """The same records and transforms as a map-style data set."""
 
     def __len__(self) -> int:
       return len(records)
@@ -208,7 +219,8 @@ def torch_speed(
       }
 
   loading = data.DataLoader(
-    *(Examples(), BATCH_SIZE),
+    Examples(),
+    BATCH_SIZE,
     shuffle=True,
     num_workers=threads,
     drop_last=True,
@@ -223,7 +235,12 @@ def torch_speed(
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-  """What `work` returns, a second, repeated for some seconds."""
+  """Measures the sum of what `work` returns, per second.
+
+  Args:
+    work: called again and again; returns a count.
+    seconds: duration of the measurement.
+  """
   start, count = time.perf_counter(), 0
   while time.perf_counter() - start < seconds:
     count += work()
@@ -231,10 +248,10 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def parts(split: datasets.Split) -> dict[str, float]:
-  """Milliseconds an image on one thread: decoding, and each transform."""
+  """Measures each part on one thread, in milliseconds per image."""
   rng = np.random.default_rng(0)
   records = [split.records[i] for i in range(100)]
-  found = {
+  milliseconds = {
     'read record': timed(lambda: [split.records[i] for i in range(100)]),
     'cv2 image': timed(
       lambda: [
@@ -253,24 +270,24 @@ def parts(split: datasets.Split) -> dict[str, float]:
     examples = [decode(record, rng) for record in records]
     for transform in rest:
       label = f'{name}: {type(transform).__name__}'
-      # Bound now: the loop goes on.
-      found[label] = timed(
+      # Default arguments bind the values of this iteration.
+      milliseconds[label] = timed(
         lambda transform=transform, examples=examples: [
           transform(example, rng) for example in examples
         ]
       )
       examples = [transform(example, rng) for example in examples]
-    found[f'{name}: batch'] = timed(
+    milliseconds[f'{name}: batch'] = timed(
       lambda examples=examples: [
         loader.stack(examples[i : i + BATCH_SIZE])
         for i in range(0, len(examples), BATCH_SIZE)
       ]
     )
-  return found
+  return milliseconds
 
 
 def timed(work: Callable[[], object], count: int = 100) -> float:
-  """Milliseconds an image of the fastest of three times."""
+  """Measures milliseconds per image: the fastest of three calls."""
   best = float('inf')
   for _ in range(3):
     start = time.perf_counter()
@@ -282,17 +299,17 @@ def timed(work: Callable[[], object], count: int = 100) -> float:
 def memory(
   split: datasets.Split, threads: int, count: int
 ) -> list[tuple[int, float]]:
-  """Resident megabytes along `count` batches."""
-  process, found = psutil.Process(), []
+  """Records the resident memory, in MiB, ten times along `count` batches."""
+  process, sizes = psutil.Process(), []
   progress = console.ProgressLine('memory', 0, count, BATCH_SIZE)
   transform = transforms.Compose(training_transforms()['plain crop'])
   with batches_of(split, transform, threads) as batches:
     for i in range(1, count + 1):
       next(batches)
       if i % max(count // 10, 1) == 0:
-        found.append((i, process.memory_info().rss / 2**20))
-        progress.report(i, {'megabytes': found[-1][1]})
-  return found
+        sizes.append((i, process.memory_info().rss / 2**20))
+        progress.report(i, {'megabytes': sizes[-1][1]})
+  return sizes
 
 
 def main(argv: Sequence[str]) -> None:
@@ -302,7 +319,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--seconds', type=float, default=4.0)
   parser.add_argument('--batches', type=int, default=5000)
-  parser.add_argument('--only', default='', help='methods whose name has this')
+  parser.add_argument('--only', default='', help='part of the names of methods')
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
   cv2.setNumThreads(0)
@@ -340,16 +357,16 @@ def main(argv: Sequence[str]) -> None:
     for name, value in result['milliseconds_an_image'].items():
       print(f'{name:28} {value:.2f} ms')
     result['megabytes'] = memory(split, arguments.threads, arguments.batches)
-  for name, found in result['methods'].items():
-    print(f'{name}: {sentence(found)}')
+  for name, method in result['methods'].items():
+    print(f'{name}: {sentence(method)}')
   if arguments.out:
     pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
 
 
 def summary(rows: Sequence[dict[str, float | None]]) -> dict:
-  """Medians of the rounds, and how far they went apart."""
+  """Computes the medians of the rounds and their range."""
   share = [row['loader'] / row['bare'] for row in rows]
-  found = {
+  result = {
     'rounds': list(rows),
     'images_a_second': statistics.median(row['loader'] for row in rows),
     'share_of_bare_decoding': statistics.median(share),
@@ -358,24 +375,26 @@ def summary(rows: Sequence[dict[str, float | None]]) -> dict:
   for name in ('torch', 'torch and Pillow'):
     if rows[0].get(name):
       ratios = [row['loader'] / row[name] for row in rows]
-      found[f'ratio_to_{name}'] = statistics.median(ratios)
-  return found
+      result[f'ratio_to_{name}'] = statistics.median(ratios)
+  return result
 
 
-def sentence(found: dict) -> str:
-  """A summary in words."""
-  low, high = found['least_and_most']
+def sentence(result: dict) -> str:
+  """Formats a summary as a sentence."""
+  low, high = result['least_and_most']
   torch = (
-    f'{found["ratio_to_torch"]:.2f} times a torch DataLoader'
-    if 'ratio_to_torch' in found
+    f'{result["ratio_to_torch"]:.2f} times a torch DataLoader'
+    if 'ratio_to_torch' in result
     else 'torch is not installed'
   )
-  if 'ratio_to_torch and Pillow' in found:
-    torch += f', {found["ratio_to_torch and Pillow"]:.2f} times one with Pillow'
+  if 'ratio_to_torch and Pillow' in result:
+    torch += (
+      f', {result["ratio_to_torch and Pillow"]:.2f} times one with Pillow'
+    )
   return (
-    f'{found["images_a_second"]:.0f} images/s, '
-    f'{found["share_of_bare_decoding"]:.0%} of bare cv2 decoding ({low:.0%} to '
-    f'{high:.0%}), {torch}'
+    f'{result["images_a_second"]:.0f} images/s, '
+    f'{result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
+    f'({low:.0%} to {high:.0%}), {torch}'
   )
 
 

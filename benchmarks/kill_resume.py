@@ -1,11 +1,11 @@
-"""Kills a training 10 times and holds its end against an uninterrupted one.
+"""Kills a training 10 times and compares its results with an unkilled one.
 
   python benchmarks/kill_resume.py [--kills=10] [--seed=0] [--out=FOLDER]
 
 Runs `configs/ddep_shapes.py:tiny` (classify, denoise, finetune, evaluate) once
 without interruption and once with SIGKILL at random moments, of which one is
-inside a save and one inside an evaluation. Parameters, optimizer state,
-metrics, results and the sequence of image ids must be equal to the bit.
+during a save and one during an evaluation. Parameters, optimizer state,
+metrics, results and the sequence of image ids must be equal bit for bit.
 """
 
 import argparse
@@ -25,13 +25,15 @@ from segcore.weights import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGES = ('classify', 'denoise', 'finetune')
-NUM_STEPS = 60  # of each stage, in the tiny form
+NUM_STEPS = 60  # Of each stage, with the option `tiny`.
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
-  """Starts the run, or goes on with it."""
+  """Starts the run, or resumes it."""
   command = [
-    *(sys.executable, '-m', 'ddep.main'),
+    sys.executable,
+    '-m',
+    'ddep.main',
     f'--config={ROOT}/configs/ddep_shapes.py:tiny',
     '--config.operation.record_ids=True',
     f'--workdir={workdir}',
@@ -43,10 +45,11 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
     )
 
 
-def moments(rng: random.Random, count: int) -> list[tuple[int, str]]:
-  """When to kill: (steps of all stages so far, where), in order.
+def draw_kills(rng: random.Random, count: int) -> list[tuple[int, str]]:
+  """Draws when to kill: one save, one evaluation, the others at random steps.
 
-  Steps are drawn, but for one save and one evaluation.
+  Returns:
+    Pairs (steps of all stages so far, phase), in order.
   """
   stage = rng.randrange(len(STAGES))
   chosen = [
@@ -58,46 +61,46 @@ def moments(rng: random.Random, count: int) -> list[tuple[int, str]]:
   return sorted(chosen)
 
 
-def is_due(workdir: pathlib.Path, position: int, where: str) -> bool:
-  """Whether the run is at that moment or beyond it."""
+def is_due(workdir: pathlib.Path, position: int, phase: str) -> bool:
+  """Returns whether the run is at a moment or past it."""
   stage = workdir / STAGES[position // NUM_STEPS]
   step = position % NUM_STEPS
-  if where == 'in a save':
+  if phase == 'in a save':
     return any(stage.glob(f'checkpoints/{step}.orbax-checkpoint-tmp*'))
-  if where == 'in an evaluation':
+  if phase == 'in an evaluation':
     path = stage / 'metrics.jsonl'
     text = path.read_text() if path.exists() else ''
-    # A step is logged before it is evaluated.
+    # The log of a step precedes its evaluation.
     return f'"step": {step}, "train' in text and f'{step}, "val' not in text
   path = stage / 'ids.jsonl'
   return path.exists() and f'"step": {step},' in path.read_text()
 
 
-def interrupted(
+def run_interrupted(
   workdir: pathlib.Path, kills: list[tuple[int, str]], rng: random.Random
 ) -> list[str]:
-  """Runs to the end through all kills; returns what happened."""
-  story = []
-  for position, where in kills:
+  """Runs to the end through all kills; returns a description of each."""
+  descriptions = []
+  for position, phase in kills:
     process = start(workdir)
-    while process.poll() is None and not is_due(workdir, position, where):
+    while process.poll() is None and not is_due(workdir, position, phase):
       time.sleep(0.002)
-    if where == 'in a step':
+    if phase == 'in a step':
       time.sleep(rng.uniform(0, 0.3))
     process.kill()
     if process.wait() != -9:
-      raise SystemExit(f'it had ended before {where} {position}')
-    story.append(
-      f'{where}, {STAGES[position // NUM_STEPS]} {position % NUM_STEPS}'
+      raise SystemExit(f'expected a run {phase} {position}, got an ended one')
+    descriptions.append(
+      f'{phase}, {STAGES[position // NUM_STEPS]} {position % NUM_STEPS}'
     )
-    print(f'killed {story[-1]}', flush=True)
+    print(f'killed {descriptions[-1]}', flush=True)
   if start(workdir).wait() != 0:
     raise SystemExit((workdir / 'log.txt').read_text())
-  return story
+  return descriptions
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, bool]:
-  """Whether each kind of outcome is equal to the bit."""
+  """Returns for each kind of result whether it is equal bit for bit."""
   equal = {}
   names = ('step', 'params', 'batch_stats', 'opt_state', 'rng')
   for stage in STAGES:
@@ -119,7 +122,7 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, bool]:
 
 
 def main() -> int:
-  """Prints the comparison; 1 if anything differs."""
+  """Prints the comparison; returns 1 if anything differs."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--seed', type=int, default=0)
@@ -134,12 +137,12 @@ def main() -> int:
     raise SystemExit((out / 'whole' / 'log.txt').read_text())
   print('the uninterrupted run is done', flush=True)
   rng = random.Random(arguments.seed)
-  kills = moments(rng, arguments.kills)
-  story = interrupted(out / 'killed', kills, rng)
+  kills = draw_kills(rng, arguments.kills)
+  descriptions = run_interrupted(out / 'killed', kills, rng)
   equal = compare(out / 'whole', out / 'killed')
   for name, same in equal.items():
     print(f'{"equal" if same else "DIFFERENT":>9}  {name}')
-  report = {'kills': story, 'equal': equal}
+  report = {'kills': descriptions, 'equal': equal}
   (out / 'report.json').write_text(json.dumps(report, indent=1))
   print(f'report: {out}/report.json')
   return 0 if all(equal.values()) else 1

@@ -1,18 +1,18 @@
-"""SwAV's targets by Sinkhorn's algorithm beside a plain torch version.
+"""Compares SwAV's Sinkhorn targets with a plain version in torch.
 
   python benchmarks/pass_sinkhorn.py [--batch=64] [--queue=3840]
       [--prototypes=3000] [--dim=128] [--threads=2] [--rounds=15]
       [--out=FILE.json]
 
-The published size: the batch of a device and the whole queue, against 3,000
-prototypes, three iterations in float32. The other side normalizes the matrix
-exp(scores / ε) by its row and its column sums in turn, as the algorithm is
-usually written (spec PASS §2.5); and once more with fewer passes over memory,
-all of them in place and each two divisions joined. All get the same scores on
-the same number of threads, in turns, for one view, for both, and for both with
-the scores of the queue, which a step computes anew. All targets must be within
-1e-6 of those of numpy in float64. Then what each pass over the matrix takes.
-Where torch is not installed ours are timed alone.
+The default sizes are the published ones: the batch of a device and the whole
+queue, 3,000 prototypes, three iterations in float32. The version in torch
+normalizes exp(scores / ε) by its row and its column sums in turn, as the
+algorithm is usually written (spec PASS §2.5); a second one works in place and
+joins two divisions each. All versions get the same scores, on the same number
+of threads, in turns: for one view, for both, and for both together with the
+scores of the queue, which a step recomputes. All targets must be within 1e-6
+of those of numpy in float64. Then each pass over the matrix is timed. Without
+torch only the version of this project is timed.
 """
 
 import argparse
@@ -25,7 +25,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-# Before OpenMP is loaded: its threads would spin on while it is jax's turn.
+# Before OpenMP is loaded: by default its idle threads spin, which would take
+# processor time from jax.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import jax
@@ -45,34 +46,34 @@ TOLERANCE = 1e-6
 
 
 class Inputs(NamedTuple):
-  """What a step has; arrays of any kind.
+  """Inputs of the targets of two views; arrays of any kind.
 
   Attributes:
     scores: [2, B, K], of the batch.
-    remembered: [2, L, K], of the queue.
-    queue: [2, L, D], its embeddings.
+    queue_scores: [2, L, K], of the queue.
+    queue: [2, L, D], embeddings of the queue.
     prototypes: [D, K].
   """
 
   scores: Any
-  remembered: Any
+  queue_scores: Any
   queue: Any
   prototypes: Any
 
 
 def make_inputs(batch: int, queue: int, prototypes: int, dim: int) -> Inputs:
-  """Embeddings about as near to some prototype as after training."""
+  """Draws embeddings as near to some prototype as after training."""
   rng = np.random.default_rng(0)
 
-  def units(*shape: int) -> np.ndarray:
+  def draw_normalized(*shape: int) -> np.ndarray:
     rows = rng.standard_normal((*shape, dim), np.float32)
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
-  centers = units(prototypes)
+  centers = draw_normalized(prototypes)
 
   def embeddings(count: int) -> np.ndarray:
     near = centers[rng.integers(prototypes, size=(2, count))]
-    rows = near + units(2, count)
+    rows = near + draw_normalized(2, count)
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
   new, old = embeddings(batch), embeddings(queue)
@@ -82,71 +83,71 @@ def make_inputs(batch: int, queue: int, prototypes: int, dim: int) -> Inputs:
 def cases_of_jax(
   inputs: Inputs, options: swav.SwavOptions
 ) -> dict[str, tuple[Any, tuple]]:
-  """Of each case, the compiled targets [V, B, K] and what they are given."""
+  """Compiles the targets [V, B, K] of each case; returns them with inputs."""
   placed = Inputs(*map(jnp.asarray, inputs))
   active = jnp.array(True)
 
-  def balance(scores, remembered, active):
+  def balance(scores, queue_scores, active):
     return jnp.stack(
       [
         swav.targets(*of_view, active, options)
-        for of_view in zip(scores, remembered, strict=True)
+        for of_view in zip(scores, queue_scores, strict=True)
       ]
     )
 
-  def remember(scores, rows, prototypes):
+  def balance_with_queue(scores, rows, prototypes):
     queue = queue_lib.Queue(rows, jnp.array(options.queue))
-    found = swav.view_targets(
+    targets = swav.view_targets(
       jnp.moveaxis(scores, 0, 1), queue, prototypes, options
     )
-    return jnp.moveaxis(found, 1, 0)
+    return jnp.moveaxis(targets, 1, 0)
 
-  # Of each view an array: of one array of all, XLA would copy the parts.
-  views = list(placed.scores), list(placed.remembered)
+  # One array per view: XLA would copy the parts of a stacked array.
+  views = list(placed.scores), list(placed.queue_scores)
   first = *(of_views[:1] for of_views in views), active
   both = *views, active
   whole = placed.scores, placed.queue, placed.prototypes
   return {
-    name: (jax.jit(work).lower(*given).compile(), given)
-    for name, work, given in (
+    name: (jax.jit(function).lower(*arguments).compile(), arguments)
+    for name, function, arguments in (
       ('one view', balance, first),
       ('both views', balance, both),
-      ('with the scores of the queue', remember, whole),
+      ('with the scores of the queue', balance_with_queue, whole),
     )
   }
 
 
 def cases_of_torch(
-  inputs: Inputs, balanced: Callable, options: swav.SwavOptions
+  inputs: Inputs, algorithm: Callable, options: swav.SwavOptions
 ) -> dict[str, Callable[[], Any]]:
-  """Likewise, of tensors that share the memory of the inputs.
+  """Builds a function for each case, on tensors that share the inputs' memory.
 
   Args:
     inputs: arrays of numpy.
-    balanced: `as_written` or `joined`.
+    algorithm: `sinkhorn` or `sinkhorn_in_place`.
     options: of Sinkhorn's algorithm.
   """
   tensors = Inputs(*map(torch.from_numpy, inputs))
 
-  def balance(scores, remembered):
+  def balance(scores, queue_scores):
     return torch.stack(
       [
-        balanced(torch.cat(of_view), options)[-len(of_view[1]) :]
-        for of_view in zip(remembered, scores, strict=True)
+        algorithm(torch.cat(of_view), options)[-len(of_view[1]) :]
+        for of_view in zip(queue_scores, scores, strict=True)
       ]
     )
 
   return {
-    'one view': lambda: balance(tensors.scores[:1], tensors.remembered[:1]),
-    'both views': lambda: balance(tensors.scores, tensors.remembered),
+    'one view': lambda: balance(tensors.scores[:1], tensors.queue_scores[:1]),
+    'both views': lambda: balance(tensors.scores, tensors.queue_scores),
     'with the scores of the queue': lambda: balance(
       tensors.scores, tensors.queue @ tensors.prototypes
     ),
   }
 
 
-def as_written(scores: Any, options: swav.SwavOptions) -> Any:
-  """Sinkhorn's algorithm step by step, of a tensor or an array [N, K]."""
+def sinkhorn(scores: Any, options: swav.SwavOptions) -> Any:
+  """Computes Sinkhorn's algorithm step by step on a tensor or array [N, K]."""
   exp = np.exp if isinstance(scores, np.ndarray) else torch.exp
   matrix = exp(scores / options.epsilon).T
   num_prototypes, num_samples = matrix.shape
@@ -160,8 +161,8 @@ def as_written(scores: Any, options: swav.SwavOptions) -> Any:
   return matrix.T
 
 
-def joined(scores: Any, options: swav.SwavOptions) -> Any:
-  """The same of a tensor that may be changed, with fewer passes over it."""
+def sinkhorn_in_place(scores: Any, options: swav.SwavOptions) -> Any:
+  """Computes it in place on a tensor [N, K], with fewer passes over memory."""
   matrix = scores.div_(options.epsilon).exp_()
   num_samples, num_prototypes = matrix.shape
   for i in range(options.sinkhorn_iterations):
@@ -172,26 +173,26 @@ def joined(scores: Any, options: swav.SwavOptions) -> Any:
   return matrix
 
 
-def in_numpy(inputs: Inputs, options: swav.SwavOptions) -> np.ndarray:
-  """Targets [2, B, K] in float64, by which both sides are judged."""
-  joint = np.concatenate([inputs.remembered, inputs.scores], axis=1)
+def reference_targets(inputs: Inputs, options: swav.SwavOptions) -> np.ndarray:
+  """Computes the targets [2, B, K] in float64, as the reference."""
+  joint = np.concatenate([inputs.queue_scores, inputs.scores], axis=1)
   batch = inputs.scores.shape[1]
   return np.stack(
-    [as_written(rows.astype(np.float64), options)[-batch:] for rows in joint]
+    [sinkhorn(rows.astype(np.float64), options)[-batch:] for rows in joint]
   )
 
 
-def apart(found: Any, expected: np.ndarray, name: str) -> float:
-  """The largest difference.
+def check_difference(actual: Any, expected: np.ndarray, name: str) -> float:
+  """Returns the largest absolute difference.
 
   Raises:
-    AssertionError: it is more than is allowed.
+    AssertionError: it exceeds the tolerance.
   """
-  difference = float(np.abs(np.asarray(found) - expected).max())
+  difference = float(np.abs(np.asarray(actual) - expected).max())
   if not difference <= TOLERANCE:
     raise AssertionError(
-      f'targets of {name}: found a difference of {difference:.1e}, expected '
-      f'at most {TOLERANCE:.0e}'
+      f'targets of {name}: expected a difference of at most {TOLERANCE:.0e}, '
+      f'got {difference:.1e}'
     )
   return difference
 
@@ -199,98 +200,99 @@ def apart(found: Any, expected: np.ndarray, name: str) -> float:
 def compare(
   inputs: Inputs, options: swav.SwavOptions, rounds: int
 ) -> dict[str, dict]:
-  """Seconds, those of all threads together, and differences, in turns."""
-  expected = in_numpy(inputs, options)
+  """Measures seconds, processor seconds and differences of all in turns."""
+  expected = reference_targets(inputs, options)
   ours = cases_of_jax(inputs, options)
   others = {
-    name: cases_of_torch(inputs, balanced, options)
-    for name, balanced in TORCH.items()
+    name: cases_of_torch(inputs, algorithm, options)
+    for name, algorithm in TORCH.items()
     if torch
   }
-  found = {}
-  for case, (compiled, given) in ours.items():
+  results = {}
+  for case, (compiled, arguments) in ours.items():
 
-    def jitted(compiled=compiled, given=given):
-      return jax.block_until_ready(compiled(*given))
+    def run(compiled=compiled, arguments=arguments):
+      return jax.block_until_ready(compiled(*arguments))
 
-    sides = {'jax': jitted, **{name: of[case] for name, of in others.items()}}
+    sides = {'jax': run}
+    sides |= {name: functions[case] for name, functions in others.items()}
     rows, differences = [], {}
-    # The first round, in which memory is found, is not counted.
+    # The first round allocates memory and is not counted.
     for number in range(rounds + 1):
       row, targets = {}, {}
-      for name, work in sides.items():
+      for name, function in sides.items():
         start, processor = time.perf_counter(), time.process_time()
-        targets[name] = work()
+        targets[name] = function()
         row[name] = time.perf_counter() - start
         row[f'processor_{name}'] = time.process_time() - processor
       if number:
         rows.append(row)
         continue
       for name, value in targets.items():
-        differences[f'{name} and float64'] = apart(
+        differences[f'{name} and float64'] = check_difference(
           value, expected[: len(value)], f'{name}, {case}'
         )
       for name in others:
-        differences[f'jax and {name}'] = apart(
+        differences[f'jax and {name}'] = check_difference(
           targets['jax'], np.asarray(targets[name]), f'jax and {name}, {case}'
         )
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    found[case] = {
+    results[case] = {
       **summary(rows),
       'differences': differences,
       'temporary_bytes': temporary,
     }
-    print(f'{case}: {sentence(found[case])}', flush=True)
-  return found
+    print(f'{case}: {sentence(results[case])}', flush=True)
+  return results
 
 
 def parts(
   inputs: Inputs, options: swav.SwavOptions, rounds: int
 ) -> dict[str, float]:
-  """Seconds of each pass over one view's matrix of the queue, alone."""
-  scores = jnp.asarray(inputs.remembered[0])
+  """Measures the seconds of each pass over the queue's matrix of one view."""
+  scores = jnp.asarray(inputs.queue_scores[0])
   kernel = jnp.exp(scores / options.epsilon)
-  of_samples, of_prototypes = (jnp.ones(size) for size in kernel.shape)
-  work: dict[str, tuple[Callable, tuple]] = {
+  sample_factors, prototype_factors = (jnp.ones(size) for size in kernel.shape)
+  passes: dict[str, tuple[Callable, tuple]] = {
     'largest score': (jnp.max, (scores,)),
-    'exp, which is written': (
+    'exp, written to memory': (
       lambda scores: jnp.exp(scores / options.epsilon),
       (scores,),
     ),
-    'exp, of which a sum is written': (
+    'exp, summed': (
       lambda scores: jnp.sum(jnp.exp(scores / options.epsilon), axis=1),
       (scores,),
     ),
     'sums over samples': (
       lambda kernel, factors: jnp.sum(kernel * factors[:, None], axis=0),
-      (kernel, of_samples),
+      (kernel, sample_factors),
     ),
     'sums over prototypes': (
       lambda kernel, factors: jnp.sum(kernel * factors, axis=1),
-      (kernel, of_prototypes),
+      (kernel, prototype_factors),
     ),
   }
-  found = {}
-  for name, (part, given) in work.items():
-    jitted = jax.jit(part)
+  results = {}
+  for name, (function, arguments) in passes.items():
+    jitted = jax.jit(function)
     times = []
     for _ in range(rounds + 1):
       start = time.perf_counter()
-      jax.block_until_ready(jitted(*given))
+      jax.block_until_ready(jitted(*arguments))
       times.append(time.perf_counter() - start)
-    found[name] = statistics.median(times[1:])
-  return found
+    results[name] = statistics.median(times[1:])
+  return results
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict:
-  """Medians of the rounds, and how far they went apart."""
-  found = {
+  """Computes the medians of the rounds and their range."""
+  results = {
     'rounds': list(rows),
     'seconds': statistics.median(row['jax'] for row in rows),
   }
   for name in TORCH if torch else ():
     ratios = [row[name] / row['jax'] for row in rows]
-    found[name] = {
+    results[name] = {
       'seconds': statistics.median(row[name] for row in rows),
       'times_ours': statistics.median(ratios),
       'least_and_most': (min(ratios), max(ratios)),
@@ -298,18 +300,18 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
         row[f'processor_{name}'] / row['processor_jax'] for row in rows
       ),
     }
-  return found
+  return results
 
 
-def sentence(found: dict) -> str:
-  """A summary in words."""
-  temporary = found['temporary_bytes'] / MEGABYTE
+def sentence(results: dict) -> str:
+  """Formats a summary as a sentence."""
+  temporary = results['temporary_bytes'] / MEGABYTE
   words = [
-    f'{1000 * found["seconds"]:.0f} ms, {temporary:.0f} MiB beside the scores, '
-    f'at most {max(found["differences"].values()):.0e} apart'
+    f'{1000 * results["seconds"]:.0f} ms, {temporary:.0f} MiB beside the '
+    f'scores, at most {max(results["differences"].values()):.0e} apart'
   ]
   for name in TORCH if torch else ():
-    other = found[name]
+    other = results[name]
     low, high = other['least_and_most']
     words.append(
       f'{name} {1000 * other["seconds"]:.0f} ms, {other["times_ours"]:.1f} '
@@ -319,7 +321,7 @@ def sentence(found: dict) -> str:
   return '; '.join(words if torch else [*words, 'torch is not installed'])
 
 
-TORCH = {'torch': as_written, 'torch joined': joined}
+TORCH = {'torch': sinkhorn, 'torch in place': sinkhorn_in_place}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -333,7 +335,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--rounds', type=int, default=15)
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
-  # Before jax starts its threads: as many as there are cores for it.
+  # Before jax starts its threads, whose number is that of its cores.
   cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
   os.sched_setaffinity(0, cores)
   if torch:
@@ -344,16 +346,16 @@ def main(argv: Sequence[str]) -> None:
   }
   inputs = make_inputs(**shape)
   options = swav.SwavOptions(queue=arguments.queue)
-  found = {
+  results = {
     'shape': shape,
     'threads': len(cores),
     **compare(inputs, options, arguments.rounds),
     'seconds_of_parts': parts(inputs, options, arguments.rounds),
   }
-  for name, value in found['seconds_of_parts'].items():
+  for name, value in results['seconds_of_parts'].items():
     print(f'{name:31} {1000 * value:.1f} ms')
   if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+    pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""How fast records are made, beside only decoding what they are made of.
+"""Compares preparing records with only decoding their files.
 
   python benchmarks/prepare.py [--images=1000] [--rounds=3] [--out=FILE.json]
 
-Drawn JPEG files of 500 x 375 pixels with palette masks, as Pascal VOC has them.
-Compared in turns on as many threads as there are cores: preparing them (list,
-read, decode, check, fingerprint, encode, write), and cv2 decoding image and
-mask of the same files and nothing else. Then what each part takes on one
-thread.
+JPEG files of 500 x 375 pixels are drawn, with palette masks like those of
+Pascal VOC. Two sides alternate on as many threads as there are cores: preparing
+the records (list, read, decode, check, fingerprint, encode, write), and cv2
+that only decodes image and mask of the same files. Then each part is timed on
+one thread.
 """
 
 import argparse
@@ -38,17 +38,17 @@ from runtime import threads
 
 SIZE = (375, 500)
 CLASSES = 21
-TIMED = 100  # Images that the parts are timed on.
+TIMED = 100  # Number of images on which the parts are timed.
 
 
 def make_folder(folder: pathlib.Path, count: int) -> None:
-  """Drawn images without noise, and masks of their regions."""
+  """Draws images without noise, and masks of their regions."""
   for name in ('images', 'masks'):
     (folder / name).mkdir(parents=True)
   rng = np.random.default_rng(0)
   palette = rng.integers(0, 256, (256, 3), np.uint8)
   for i in range(count):
-    # Regions as annotators draw them: a few, with smooth borders.
+    # Like annotations: a few regions with smooth boundaries.
     fields = rng.random((CLASSES, 4, 5)).astype(np.float32)
     grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
     values = np.argmax(grown, axis=0).astype(np.uint8)
@@ -67,7 +67,7 @@ def make_folder(folder: pathlib.Path, count: int) -> None:
 
 
 def builder(folder: pathlib.Path) -> base.Builder:
-  """Of the folder's records."""
+  """Returns the builder of the folder's records."""
   options = datasets.DataOptions(
     'image_mask_folder',
     source=str(folder),
@@ -79,12 +79,12 @@ def builder(folder: pathlib.Path) -> base.Builder:
 
 
 def prepare(folder: pathlib.Path) -> None:
-  """Makes all records, as the command line does, but for the page."""
+  """Prepares all records as the command line does, without its report."""
   builder(folder).download_and_prepare()
 
 
 def decode(folder: pathlib.Path) -> None:
-  """Decodes all images and masks."""
+  """Decodes all images and masks, in threads."""
 
   def both(path: pathlib.Path) -> None:
     cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -98,19 +98,19 @@ def decode(folder: pathlib.Path) -> None:
 def rate(
   work: Callable[[pathlib.Path], None], folder: pathlib.Path, count: int
 ) -> float:
-  """Images a second."""
+  """Measures images/s of a call on a folder of `count` images."""
   start = time.perf_counter()
   work(folder)
   return count / (time.perf_counter() - start)
 
 
 def parts(folder: pathlib.Path) -> dict[str, float]:
-  """Milliseconds an image on one thread: decoding, and what is done to it."""
+  """Measures each part on one thread, in milliseconds per image."""
   made = builder(folder)
   sources = made.sources()['train'][:TIMED]
   images = [source.image.read_bytes() for source in sources]
   labels = [source.mask.read_bytes() for source in sources]
-  samples = [made.sample(source) for source in sources]
+  samples = [made.read_sample(source) for source in sources]
   work: dict[str, Callable[[int], object]] = {
     'cv2 image': lambda i: records.decode_image(images[i]),
     'cv2 mask': lambda i: cv2.imdecode(
@@ -120,7 +120,7 @@ def parts(folder: pathlib.Path) -> dict[str, float]:
       images[i], ('JPEG',)
     ),
     'read and check the mask': lambda i: masks.read_values(sources[i].mask),
-    'all of reading': lambda i: made.sample(sources[i]),
+    'all of reading': lambda i: made.read_sample(sources[i]),
     'fingerprint': lambda i: fingerprints.ImageIndex.from_sample(samples[i]),
     'encode the record': lambda i: made.encode(samples[i]),
     'count': lambda i: class_counts.CountAccumulator(CLASSES).add(samples[i]),
@@ -129,7 +129,7 @@ def parts(folder: pathlib.Path) -> dict[str, float]:
 
 
 def timed(part: Callable[[int], object], count: int) -> float:
-  """Milliseconds an image of the fastest of three times."""
+  """Measures milliseconds per image: the fastest of three passes."""
   best = float('inf')
   for _ in range(3):
     start = time.perf_counter()
@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--out', default='')
   arguments = parser.parse_args(argv)
   cv2.setNumThreads(0)
-  logging.set_verbosity(logging.ERROR)  # TFDS tells of each of its steps.
+  logging.set_verbosity(logging.ERROR)  # TFDS logs each of its steps.
   rows = []
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary) / 'drawn'
@@ -161,17 +161,17 @@ def main(argv: Sequence[str]) -> None:
       rows.append(row)
       shown = '  '.join(f'{name} {value:.0f}' for name, value in row.items())
       print(f'round {number + 1}/{arguments.rounds}, images/s: {shown}')
-    found = summary(rows)
-    found['milliseconds_an_image'] = parts(folder)
-  for name, value in found['milliseconds_an_image'].items():
+    result = summary(rows)
+    result['milliseconds_an_image'] = parts(folder)
+  for name, value in result['milliseconds_an_image'].items():
     print(f'{name:28} {value:.2f} ms')
-  print(sentence(found))
+  print(sentence(result))
   if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(found, indent=1))
+    pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict:
-  """Medians of the rounds, and how far they went apart."""
+  """Computes the medians of the rounds and their range."""
   share = [row['prepare'] / row['bare'] for row in rows]
   return {
     'threads': os.cpu_count(),
@@ -182,13 +182,13 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
   }
 
 
-def sentence(found: dict) -> str:
-  """A summary in words."""
-  low, high = found['least_and_most']
+def sentence(result: dict) -> str:
+  """Formats a summary as a sentence."""
+  low, high = result['least_and_most']
   return (
-    f'{found["images_a_second"]:.0f} images/s on {found["threads"]} cores, '
-    f'{found["share_of_bare_decoding"]:.0%} of bare cv2 decoding ({low:.0%} to '
-    f'{high:.0%})'
+    f'{result["images_a_second"]:.0f} images/s on {result["threads"]} cores, '
+    f'{result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
+    f'({low:.0%} to {high:.0%})'
   )
 
 

@@ -1,13 +1,14 @@
-"""Trains a tiny network for long, and looks at what must not grow.
+"""Trains a tiny network for long and checks memory, compilation and stalls.
 
   MALLOC_ARENA_MAX=2 python benchmarks/soak.py [--steps=20000]
     [--save_every=1000] [--out=FOLDER]
 
 Runs the denoising stage of `configs/ddep_shapes.py:tiny` in this process. After
-step 2 nothing may be compiled again; between the first tenth and the end the
-process's memory may grow by 1 %; saving may hold up the steps for 1 % of the
-time. Exit status 1 if one of them is not kept. Without MALLOC_ARENA_MAX glibc's
-malloc keeps an arena for many of the threads, which fill for some 7,000 steps.
+step 2 nothing may be compiled again, after the first tenth the memory of the
+process may grow by at most 1 %, and saving may stall the steps for at most 1 %
+of the time. The exit status is 1 if a limit is exceeded. Without
+MALLOC_ARENA_MAX glibc's malloc has an arena for many of the threads, and these
+fill for some 7,000 steps.
 """
 
 import argparse
@@ -28,13 +29,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
-class Watched:
-  """Counts steps, and programs that were compiled after which step."""
+class CompilationCounter:
+  """Counts steps, and records after which of them programs were compiled.
+
+  Attributes:
+    steps: number of steps so far.
+    compiled_after: for each compiled program, the steps before it.
+  """
 
   def __init__(self):
     self.steps = 0
     self.compiled_after: list[int] = []
-    self._jitted_step = loop.build_step
+    self._build_step = loop.build_step
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
   def _listen(self, event: str, duration: float, **_) -> None:
@@ -42,37 +48,48 @@ class Watched:
     if event == _COMPILED:
       self.compiled_after.append(self.steps)
 
-  def jitted_step(self, *arguments):
-    """In place of the loop's."""
-    step, watch = self._jitted_step(*arguments)
+  def build_step(self, *arguments):
+    """Replaces `loop.build_step`: calls of its step are counted."""
+    step, monitor = self._build_step(*arguments)
 
     def call(*arguments):
       self.steps += 1
       return step(*arguments)
 
     call.trace = step.trace
-    return call, watch
+    return call, monitor
 
 
 def main() -> int:
-  """Prints the figures; returns the exit status."""
+  """Prints the measurements; returns the exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--steps', type=int, default=20_000)
   parser.add_argument('--save_every', type=int, default=1_000)
   parser.add_argument('--out', type=pathlib.Path)
   arguments = parser.parse_args()
   out = arguments.out or pathlib.Path(tempfile.mkdtemp(prefix='soak'))
+  counter = CompilationCounter()
+  loop.build_step = counter.build_step
+  status = train(arguments.steps, arguments.save_every, out)
+  if status:
+    return status
+  # The evaluation after the last step compiles another program.
+  compiled_again = [
+    step for step in counter.compiled_after if 2 < step < arguments.steps
+  ]
+  return int(not report(arguments.steps, out, len(compiled_again)))
 
-  watched = Watched()
-  loop.build_step = watched.jitted_step
-  status = cli.main(
+
+def train(steps: int, save_every: int, out: pathlib.Path) -> int:
+  """Trains the denoising stage; returns the exit status."""
+  return cli.main(
     ddep_main.PROGRAM,
     [
       'soak',
       f'--config={ROOT}/configs/ddep_shapes.py:init=dep,tiny',
       f'--workdir={out}',
       '--stage=denoise',
-      f'--config.denoise.recipe.num_steps={arguments.steps}',
+      f'--config.denoise.recipe.num_steps={steps}',
       '--config.denoise.recipe.evaluate_every=0',
       '--config.denoise.crop.size=(32, 32)',
       '--config.network.encoder.blocks=(1, 1)',
@@ -80,13 +97,14 @@ def main() -> int:
       '--config.network.encoder.num_groups=4',
       '--config.network.decoder.widths=(16, 8, 8)',
       '--config.network.decoder.num_groups=4',
-      f'--config.operation.log_every={max(1, arguments.steps // 100)}',
-      f'--config.operation.save_every={arguments.save_every}',
+      f'--config.operation.log_every={max(1, steps // 100)}',
+      f'--config.operation.save_every={save_every}',
     ],
   )
-  if status:
-    return status
 
+
+def report(steps: int, out: pathlib.Path, num_compiled: int) -> bool:
+  """Prints the measurements; returns whether they are within the limits."""
   lines = metrics_file.read(out / 'denoise' / 'speed.jsonl')
   values = {
     name: np.array([line[f'speed/{name}'] for line in lines])
@@ -99,23 +117,18 @@ def main() -> int:
     float(np.sum(values[name] * seconds) / np.sum(seconds))
     for name in ('checkpoint_stall', 'input_wait')
   )
-  # The evaluation after the last step has a program of its own.
-  again = [
-    step for step in watched.compiled_after if 2 < step < arguments.steps
-  ]
-  rate = arguments.steps / np.sum(seconds)
   checks = [
     (f'memory grew by {growth:.2%}, to {memory[-1]:.3f} GB', growth < 0.01),
-    (f'{len(again)} programs compiled after step 2', not again),
-    (f'saving held up steps for {stall:.2%} of the time', stall < 0.01),
+    (f'{num_compiled} programs compiled after step 2', not num_compiled),
+    (f'saving stalled steps for {stall:.2%} of the time', stall < 0.01),
   ]
-  print(f'\n{arguments.steps:,} steps, {rate:.1f} a second')
-  for text, kept in checks:
-    print(f'{"kept" if kept else "BROKEN"}: {text}')
+  print(f'\n{steps:,} steps, {steps / np.sum(seconds):.1f} steps/s')
+  for text, is_met in checks:
+    print(f'{"passed" if is_met else "FAILED"}: {text}')
   print(
     f'waiting for input: {wait:.2%}; goodput {lines[-1]["speed/goodput"]:.2%}'
   )
-  return int(not all(kept for _, kept in checks))
+  return all(is_met for _, is_met in checks)
 
 
 if __name__ == '__main__':

@@ -81,7 +81,7 @@ class Predictions:
 
   Attributes:
     split: the images.
-    predictor: how the network is applied.
+    predictor: applies the network.
     batch_size: global number of rows.
     mesh: the devices.
     keep: kinds of labels to read with the images: 'label', 'tags'.
@@ -204,7 +204,7 @@ class Evaluator:
   """Computes metrics of the predictions for a split.
 
   Attributes:
-    predictions: of all images of the split, with the targets.
+    predictions: predictions for all images of the split, with the targets.
     metrics: empty metrics; each is updated with (prediction, target, id) of
       every image.
     target: key of the ground truth in an example: 'label' or 'tags'.
@@ -259,7 +259,7 @@ class Evaluation(NamedTuple):
   """The results of an evaluation.
 
   Attributes:
-    values: of all metrics, by name.
+    values: values of all metrics, by name.
     panel: picture of input, label, prediction and error of some images, uint8
       [H, W, 3], or None.
   """

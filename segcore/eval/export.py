@@ -60,7 +60,7 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
     },
   )
   path = folder / PROGRAM
-  with predict.writing(folder):
+  with predict.explaining_write_errors(folder):
     files.write(path, content)
   restored = jax_export.deserialize(bytearray(path.read_bytes()))
   size = request.size or _COMPARISON_SIZE

@@ -135,14 +135,14 @@ class ImageScores:
   multiple: int
 
   def group(self, size: tuple[int, int]) -> Group:
-    """Implements `Predictor.group`."""
+    """Returns the group of images of this size (see `Predictor`)."""
     padded_size = _round_up(size, self.multiple)
     return Group(padded_size, (padded_size,))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
-    """Implements `Predictor.prepare`."""
+    """Stacks padded images (see `Predictor`)."""
     return {'images': stack_padded(images, group.padded_size)}
 
   def __call__(
@@ -183,7 +183,7 @@ class LabelMaps:
   output: Literal['labels', 'probs'] = 'labels'
 
   def group(self, size: tuple[int, int]) -> Group:
-    """Implements `Predictor.group`."""
+    """Returns the group of images of this size (see `Predictor`)."""
     padded_size = self._padded_size(size)
     if self.protocol.is_single_view:
       # The input is the padded image itself: no maps are needed.
@@ -194,7 +194,7 @@ class LabelMaps:
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
-    """Implements `Predictor.prepare`; adds the maps of each view."""
+    """Stacks padded images and packs the maps of each view."""
     inputs = {'images': stack_padded(images, group.padded_size)}
     if self.protocol.is_single_view:
       return {**inputs, 'views': [None]}

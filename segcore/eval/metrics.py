@@ -184,7 +184,7 @@ class Accuracy:
     Args:
       prediction: score of each class.
       label: tags; True for each class in the image.
-      id: of the image, for messages.
+      id: id of the image, for messages.
 
     Raises:
       ValueError: the numbers of scores and tags differ, or a score is NaN.

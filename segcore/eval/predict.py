@@ -69,7 +69,7 @@ class Model:
 
   Attributes:
     state: its parameters.
-    predictor: how it is applied to images.
+    predictor: applies the network to images.
     classes: name of each class id.
     palette: RGB color of each class id.
     batch_size: global number of images.
@@ -113,7 +113,7 @@ def run(model: Model, request: Request) -> None:
     mesh=model.mesh,
     reading=model.reading,
   )
-  with writing(request.out):
+  with explaining_write_errors(request.out):
     _write_classes(request.out, model.classes, model.palette)
   bar = tqdm.tqdm(
     predictions(model.state),
@@ -122,7 +122,7 @@ def run(model: Model, request: Request) -> None:
     disable=jax.process_index() != 0,
   )
   for prediction, example in bar:
-    with writing(request.out):
+    with explaining_write_errors(request.out):
       _write(request, model, example, prediction)
   console.log(
     f'{len(split)} images predicted'
@@ -132,7 +132,7 @@ def run(model: Model, request: Request) -> None:
 
 
 @contextlib.contextmanager
-def writing(out: pathlib.Path) -> Iterator[None]:
+def explaining_write_errors(out: pathlib.Path) -> Iterator[None]:
   """Turns an OSError while writing to a folder into a UserError."""
   try:
     yield

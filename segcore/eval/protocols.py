@@ -62,8 +62,8 @@ def whole(multiple: int) -> Protocol:
   """Builds the protocol of one view: the image, padded to multiples.
 
   Args:
-    multiple: of the height and width after padding by reflection at the bottom
-      and right.
+    multiple: divides the height and width after padding, which is by reflection
+      at the bottom and right.
   """
 
   def views(size: Size) -> list[View]:
@@ -212,7 +212,7 @@ class ProtocolOptions:
       sides.
     scales: factors by which the image is resized; their scores are averaged.
     flip: average with the horizontally flipped image.
-    average: what is averaged over views before the argmax: 'logits', or
+    average: quantity averaged over views before the argmax: 'logits', or
       'probs' (softmax of each view at the size of the image).
     antialias: blur images before shrinking them.
     align_corners: by which rule a network's scores are enlarged to its input:

@@ -45,7 +45,7 @@ def resize_and_crop(
   """Resizes an image to a short side, then takes a center crop.
 
   Args:
-    image: of any size.
+    image: image of any size.
     short_side: length of the short side; antialiased bilinear, as by Pillow.
     crop: side of the square center crop; 0 for no crop.
   """
@@ -78,7 +78,7 @@ class FeatureMaps:
   crop: int = 0
 
   def group(self, size: tuple[int, int]) -> inference.Group:
-    """Implements `inference.Predictor.group`; outputs are never cropped."""
+    """Returns the group of images of this size; outputs are never cropped."""
     inputs = (self.crop, self.crop) if self.crop else None
     return inference.Group(
       (0, 0), (inputs or resized_size(size, self.short_side),)
@@ -87,7 +87,7 @@ class FeatureMaps:
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
   ) -> dict[str, Any]:
-    """Implements `inference.Predictor.prepare`."""
+    """Stacks the resized and cropped images."""
     return {'images': _stack_resized(images, group, self.short_side, self.crop)}
 
   def __call__(
@@ -126,7 +126,7 @@ class LabelMaps:
   output: Literal['labels', 'probs'] = 'labels'
 
   def group(self, size: tuple[int, int]) -> inference.Group:
-    """Implements `inference.Predictor.group`."""
+    """Returns the group of images of this size."""
     height, width = (
       -(-n // self.size_multiple) * self.size_multiple for n in size
     )
@@ -137,7 +137,7 @@ class LabelMaps:
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
   ) -> dict[str, Any]:
-    """Implements `inference.Predictor.prepare`; adds positions of pixels."""
+    """Stacks the resized images, with the positions of their pixels."""
     positions = [
       np.full((len(images), length), 0.5, np.float32)
       for length in group.padded_size

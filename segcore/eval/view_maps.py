@@ -181,7 +181,7 @@ def argmax_by_rows(
   Unlike `map_row_blocks` it needs no number of rows, so sides may be symbolic.
 
   Args:
-    scores: of the cells of one image.
+    scores: scores of the cells of one image.
     rows: weights of the cells' rows for each row of pixels.
     columns: weights of the cells' columns for each column of pixels.
   """

@@ -38,7 +38,7 @@ class Runner:
 
     Args:
       cells: the cells.
-      purpose: what they are run for, for messages: 'study'.
+      purpose: name of these runs in messages: 'study'.
 
     Raises:
       UserError: a config is wrong, or a result was made with another config.

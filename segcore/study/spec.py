@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from runtime import errors, options
-from segcore.experiment import cli, command, stage
+from segcore.experiment import command, config_file, stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """What is varied, and by which metrics it is judged.
+  """An experiment with the options that are varied and the metrics compared.
 
   Attributes:
     config: config file with the options that all cells share.
@@ -236,7 +236,7 @@ def plan_cell(study: Study, cell: Cell) -> CellPlan:
   config = command.parse(['study', *arguments]).config
   # This process has one device; the number of devices changes no digest.
   config.operation.fsdp = 1
-  program = cli.program_of(config)
+  program = config_file.program_of(config)
   stages = importlib.import_module(program).PROGRAM.build_stages(config)
   settings = stage.all_settings(stages)
   return CellPlan(

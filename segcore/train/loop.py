@@ -72,7 +72,7 @@ class BestMetric:
 
   Attributes:
     metric: tag of the scalar: 'val/miou'.
-    higher_is_better: whether the largest value is the best.
+    higher_is_better: the largest value is the best, not the smallest.
   """
 
   metric: str
@@ -96,7 +96,7 @@ class TrainingSpec:
     seed: seed of the state's PRNG key.
     evaluate: computes scalars and pictures of a state, or None.
     evaluate_every: steps between evaluations; 0: only after the last step.
-    best: how the best state is chosen, or None to keep only the latest ones.
+    best: metric of the best state, or None to keep only the latest ones.
     loaded: subtrees of parameters to start from (see `Method.init`).
     summary: text for the first line of the log: the optimizer.
     hparams: settings that TensorBoard shows beside the curves.
@@ -355,8 +355,8 @@ def state_spec(
 
 
 def build_step(
-  method: method_lib.Method, mesh: Mesh, state, spec: types.BatchSpec
-):
+  method: method_lib.Method, mesh: Mesh, state: Any, spec: types.BatchSpec
+) -> tuple[Callable[..., Any], dict[str, np.int32]]:
   """Builds the jitted step, which also records when a scalar was not finite.
 
   Non-finite scalars are recorded on the devices, so that a step need not wait

@@ -54,7 +54,7 @@ class OptimizerOptions:
     b1: Adam's decay of the first moment.
     b2: Adam's decay of the second moment.
     eps: Adam's epsilon, outside of the square root.
-    momentum: of sgd, without dampening.
+    momentum: momentum of sgd, without dampening.
     nesterov: use Nesterov momentum.
     adaptation: layer-wise adaptation of sgd, before the momentum: none; larc,
       of every parameter; or lars, of parameters with two axes or more. The mode
@@ -205,7 +205,7 @@ def build(
   """Builds the optimizer.
 
   Args:
-    options: of the optimizer.
+    options: options of the optimizer.
     num_steps: length of the schedule.
     params: arrays or their shapes; only their paths are read.
 

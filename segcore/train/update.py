@@ -109,8 +109,8 @@ class RecipeOptions:
     Args:
       mesh: the devices.
       path: path of the recipe in the config, for messages.
-      accumulates: whether the method supports gradient accumulation: its loss
-        is a sum over a count, and rows of a batch do not interact.
+      accumulates: the method supports gradient accumulation: its loss is a sum
+        over a count, and rows of a batch do not interact.
     """
     sharding.check_batch_size(self.batch_size, mesh, f'{path}.batch_size')
     if self.accumulate > 1 and not accumulates:
@@ -197,7 +197,6 @@ class Update:
     Returns:
       The state after the step; 'loss', the scalars of the loss, 'grad_norm'.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0]
     rng = jax.random.fold_in(state.rng, state.step)
     row_rng, network_rng = jax.random.split(rng)
 
@@ -211,14 +210,7 @@ class Update:
 
       return jax.grad(total, has_aux=True)(self._trained(state.params))
 
-    # Microbatches are strided, so that each has rows on every device.
-    microbatches = jax.tree.map(
-      lambda x: jnp.moveaxis(
-        x.reshape(rows // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0
-      ),
-      (dict(batch), row_keys(row_rng, rows)),
-    )
-    microbatches = (*microbatches, jnp.arange(self.accumulate))
+    microbatches = self._split(batch, row_rng)
     sums = gradient_of(*jax.tree.map(lambda x: x[0], microbatches))
     if self.accumulate > 1:
       sums, _ = jax.lax.scan(
@@ -242,6 +234,20 @@ class Update:
       'grad_norm': optax.global_norm(gradient),
     }
     return self.apply_gradients(state, gradient, batch_stats), metrics
+
+  def _split(
+    self, batch: batch_lib.Batch, row_rng: Array
+  ) -> tuple[batch_lib.Batch, Array, Array]:
+    """Splits a batch; returns microbatches, row keys and indices, stacked."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    # Microbatches are strided, so that each has rows on every device.
+    microbatches, keys = jax.tree.map(
+      lambda x: jnp.moveaxis(
+        x.reshape(rows // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0
+      ),
+      (dict(batch), row_keys(row_rng, rows)),
+    )
+    return microbatches, keys, jnp.arange(self.accumulate)
 
   def apply_gradients(
     self,

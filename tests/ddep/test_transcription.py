@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal
 
-from tests.transcriptions import ddep as reference
+from tests.transcriptions import (
+  ddep_checkpoints,
+  ddep_counts,
+  ddep_layers,
+  ddep_networks,
+  ddep_noise,
+)
 
 BIT = {'mids': (64, 128, 256, 512), 'blocks': (3, 4, 6, 3)}
 SMALL = {
@@ -22,7 +28,7 @@ CHANNELS = {'skip2': 8, 'skip4': 16, 'skip8': 32, 'feat16': 32, 'tokens': 12}
 
 
 def widths(times):
-  return [times * width for width in reference.WIDTHS]
+  return [times * width for width in ddep_networks.WIDTHS]
 
 
 def image(*shape):
@@ -50,16 +56,16 @@ def rng():
   ],
 )
 def test_same_padding(n, kernel, stride, expected):
-  assert reference.same_padding(n, kernel, stride) == expected
+  assert ddep_layers.same_padding(n, kernel, stride) == expected
 
 
 def test_convolution_along_one_axis_by_hand():
   x = np.array([1.0, 2, 3, 4]).reshape(1, 1, 4, 1)
   kernel = np.array([1.0, 10, 100]).reshape(1, 3, 1, 1)
-  strided = reference.conv2d(x, kernel, stride=2)
+  strided = ddep_layers.conv2d(x, kernel, stride=2)
   # SAME pads (0, 1): 1 + 20 + 300 and 3 + 40 + 0.
   np.testing.assert_array_equal(strided.ravel(), [321, 43])
-  same = reference.conv2d(x, kernel, np.array([0.5]))
+  same = ddep_layers.conv2d(x, kernel, np.array([0.5]))
   np.testing.assert_array_equal(same.ravel(), [210.5, 321.5, 432.5, 43.5])
 
 
@@ -68,8 +74,8 @@ def test_symmetric_padding_sees_other_pixels_than_same_does():
   kernel = np.zeros((3, 3, 1, 1))
   kernel[0, 0] = 1.0
   options = {'kernel': kernel, 'stride': 2}
-  same = reference.conv2d(x, padding='same', **options)
-  symmetric = reference.conv2d(x, padding=1, **options)
+  same = ddep_layers.conv2d(x, padding='same', **options)
+  symmetric = ddep_layers.conv2d(x, padding=1, **options)
   np.testing.assert_array_equal(same[0, ..., 0], [[1, 3], [9, 11]])
   np.testing.assert_array_equal(symmetric[0, ..., 0], [[0, 0], [0, 6]])
 
@@ -85,25 +91,25 @@ def test_convolution_sums_scipys_correlations(rng):
     ]
     for one in x
   ]  # fmt: skip
-  actual = reference.conv2d(x, kernel).transpose(0, 3, 1, 2)
+  actual = ddep_layers.conv2d(x, kernel).transpose(0, 3, 1, 2)
   np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 def test_pooling_by_hand():
   x = -np.arange(1.0, 17).reshape(1, 4, 4, 1)
-  same = reference.max_pool(x)[0, ..., 0]
+  same = ddep_layers.max_pool(x)[0, ..., 0]
   np.testing.assert_array_equal(same, [[-1, -3], [-9, -11]])
-  zeros = reference.max_pool(x, padding=1, value=0.0)[0, ..., 0]
+  zeros = ddep_layers.max_pool(x, padding=1, value=0.0)[0, ..., 0]
   np.testing.assert_array_equal(zeros, [[0, 0], [0, -6]])
-  infinite = reference.max_pool(x, padding=1)[0, ..., 0]
+  infinite = ddep_layers.max_pool(x, padding=1)[0, ..., 0]
   np.testing.assert_array_equal(infinite, [[-1, -2], [-5, -6]])
 
 
 def test_weight_standardization_by_hand():
   kernel = np.array([1e-5, 3e-5]).reshape(1, 1, 2, 1)  # mean 2e-5, std 1e-5
-  on_std = reference.standardize(kernel, 1e-5)
+  on_std = ddep_layers.standardize(kernel, 1e-5)
   np.testing.assert_allclose(on_std.ravel(), [-0.5, 0.5])
-  on_var = reference.standardize(kernel, 1e-10, 'var')
+  on_var = ddep_layers.standardize(kernel, 1e-10, 'var')
   np.testing.assert_allclose(on_var.ravel(), [-(0.5**0.5), 0.5**0.5])
 
 
@@ -111,28 +117,28 @@ def test_group_norm_groups_neighboring_channels():
   x = np.array([0.0, 2, 10, 10]).reshape(1, 1, 1, 4)
   scale = np.array([1.0, 2, 3, 4])
   bias = np.array([0.0, 0, 5, 6])
-  result = reference.group_norm(x, scale, bias, groups=2, eps=3.0)
+  result = ddep_layers.group_norm(x, scale, bias, groups=2, eps=3.0)
   # The first group has mean 1 and variance 1: 1 / sqrt(1 + 3) = 0.5.
   np.testing.assert_allclose(result.ravel(), [-0.5, 1, 5, 6])
   old = [v.reshape(1, 1, 1, 4) for v in (scale, bias)]
-  again = reference.group_norm(x, *old, groups=2, eps=3.0)
+  again = ddep_layers.group_norm(x, *old, groups=2, eps=3.0)
   np.testing.assert_array_equal(result, again)
-  with pytest.raises(ValueError, match='4 channels do not make 3 groups'):
-    reference.group_norm(x, scale, bias, groups=3)
+  with pytest.raises(ValueError, match='a multiple of 3 channels, got 4'):
+    ddep_layers.group_norm(x, scale, bias, groups=3)
 
 
 def test_layer_norm_by_hand():
-  result = reference.layer_norm(np.array([[1.0, 3.0]]), 2.0, 1.0, eps=3.0)
+  result = ddep_layers.layer_norm(np.array([[1.0, 3.0]]), 2.0, 1.0, eps=3.0)
   np.testing.assert_allclose(result, [[0.0, 2.0]])
 
 
 def test_gelus_at_known_points():
   x = np.array([-1.0, 0.0, 1.0, 2.0])
   np.testing.assert_allclose(
-    reference.gelu_tanh(x), [-0.158808, 0, 0.841192, 1.954598], atol=1e-6
+    ddep_layers.gelu_tanh(x), [-0.158808, 0, 0.841192, 1.954598], atol=1e-6
   )
   np.testing.assert_allclose(
-    reference.gelu_erf(x), [-0.158655, 0, 0.841345, 1.954500], atol=1e-6
+    ddep_layers.gelu_erf(x), [-0.158655, 0, 0.841345, 1.954500], atol=1e-6
   )
 
 
@@ -155,7 +161,7 @@ def test_attention_by_hand():
   x = np.array([[[1.0, 4, 0, 0], [0, 0, 4, 0]]])
   # Scores of token 0: log 3 and 0, so 3/4 and 1/4; of token 1: 1/2 each.
   expected = [[[0.75, 3, 1, 1], [0.5, 2, 2, 1]]]
-  np.testing.assert_allclose(reference.attention(x, weights), expected)
+  np.testing.assert_allclose(ddep_layers.attention(x, weights), expected)
 
 
 # Resizing.
@@ -163,10 +169,10 @@ def test_attention_by_hand():
 
 def test_half_pixel_and_aligned_doubling_by_hand():
   x = np.array([0.0, 4.0]).reshape(1, 1, 2, 1)
-  half = reference.resize(x, (2, 4))
+  half = ddep_layers.resize(x, (2, 4))
   np.testing.assert_allclose(half[0, ..., 0], [[0, 1, 3, 4]] * 2)
   x = np.array([0.0, 3.0]).reshape(1, 1, 2, 1)
-  aligned = reference.resize(x, (1, 4), aligned=True)
+  aligned = ddep_layers.resize(x, (1, 4), aligned=True)
   np.testing.assert_allclose(aligned.ravel(), [0, 1, 2, 3])
 
 
@@ -178,14 +184,14 @@ def test_resize_equals_scipys_zoom(rng, size, aligned):
   options = {} if aligned else {'grid_mode': True, 'mode': 'nearest'}
   expected = ndimage.zoom(x, factors, order=1, **options)
   np.testing.assert_allclose(
-    reference.resize(x, size, aligned), expected, atol=1e-12
+    ddep_layers.resize(x, size, aligned), expected, atol=1e-12
   )
 
 
 @pytest.mark.parametrize('grid', [(14, 14), (32, 32), (24, 24), (8, 30)])
 def test_positions_keep_the_class_and_zoom_the_grid(rng, grid):
   table = rng.normal(size=(1, 197, 3))
-  actual = reference.resize_positions(table, grid)
+  actual = ddep_layers.resize_positions(table, grid)
   assert actual.shape == (1, 1 + grid[0] * grid[1], 3)
   np.testing.assert_array_equal(actual[:, 0], table[:, 0])
   square = table[0, 1:].reshape(14, 14, 3)
@@ -193,14 +199,14 @@ def test_positions_keep_the_class_and_zoom_the_grid(rng, grid):
   np.testing.assert_allclose(
     actual[0, 1:].reshape(*grid, 3), expected, atol=1e-12
   )
-  without = reference.resize_positions(table[:, 1:], grid, class_token=False)
+  without = ddep_layers.resize_positions(table[:, 1:], grid, class_token=False)
   np.testing.assert_array_equal(without, actual[:, 1:])
 
 
 def test_positions_that_are_linear_stay_linear_on_each_axis():
   rows, columns = np.mgrid[:3, :5]
   table = (10.0 * rows + columns).reshape(1, 15, 1)
-  actual = reference.resize_positions(
+  actual = ddep_layers.resize_positions(
     table, (5, 9), old_grid=(3, 5), class_token=False
   )
   rows, columns = np.mgrid[:5, :9]
@@ -212,7 +218,7 @@ def test_positions_that_are_linear_stay_linear_on_each_axis():
 
 
 def test_public_shapes_of_the_hybrid_checkpoint(rng):
-  weights = reference.hybrid_vit_checkpoint(rng, spread=0)
+  weights = ddep_checkpoints.hybrid_vit_checkpoint(rng, std_scale=0)
   block = 'Transformer/encoderblock_11'
   for key, shape in {
     'conv_root/kernel': (7, 7, 3, 64),
@@ -230,12 +236,12 @@ def test_public_shapes_of_the_hybrid_checkpoint(rng):
     assert weights[key].shape == shape, key
   assert sum(value.nbytes for value in weights.values()) // 10**6 == 461
   stem = {k: v for k, v in weights.items() if k[:2] in ('co', 'gn', 'bl')}
-  assert reference.count_parameters(stem) == 11_894_848
-  assert reference.count_parameters(weights) == 97_890_112
+  assert ddep_checkpoints.count_parameters(stem) == 11_894_848
+  assert ddep_checkpoints.count_parameters(weights) == 97_890_112
 
 
 def test_public_shapes_of_the_bit_checkpoint(rng):
-  weights = reference.bit_checkpoint(rng, spread=0)
+  weights = ddep_checkpoints.bit_checkpoint(rng, std_scale=0)
   for key, shape in {
     'resnet/root_block/standardized_conv2d/kernel': (7, 7, 3, 64),
     'resnet/block2/unit01/a/group_norm/gamma': (256,),
@@ -247,13 +253,13 @@ def test_public_shapes_of_the_bit_checkpoint(rng):
     'resnet/head/conv2d/kernel': (1, 1, 2048, 21843),
   }.items():
     assert weights[key].shape == shape, key
-  assert reference.count_parameters(weights) == 23_500_352
+  assert ddep_checkpoints.count_parameters(weights) == 23_500_352
 
 
 @pytest.mark.parametrize('size', [(32, 32), (32, 64), (48, 16), (41, 23)])
 def test_hybrid_maps_have_the_sizes_of_their_strides(rng, size):
-  checkpoint = reference.hybrid_vit_checkpoint(rng, **SMALL)
-  maps = reference.hybrid_encoder(image(2, *size), checkpoint, groups=4)
+  checkpoint = ddep_checkpoints.hybrid_vit_checkpoint(rng, **SMALL)
+  maps = ddep_networks.hybrid_encoder(image(2, *size), checkpoint, groups=4)
   strides = {'skip2': 2, 'skip4': 4, 'skip8': 8, 'feat16': 16, 'tokens': 16}
   assert list(maps) == list(strides)
   for name, stride in strides.items():
@@ -274,12 +280,16 @@ def test_hybrid_maps_have_the_sizes_of_their_strides(rng, size):
 )
 def test_spellings_of_a_checkpoint_agree(variant):
   spellings = [
-    reference.hybrid_vit_checkpoint(np.random.default_rng(0), **SMALL | more)
+    ddep_checkpoints.hybrid_vit_checkpoint(
+      np.random.default_rng(0), **SMALL | more
+    )
     for more in ({}, variant)
   ]
   assert set(spellings[0]) != set(spellings[1]) or 'group_norm_rank' in variant
   plain, other = (
-    reference.hybrid_encoder(image(1, 32, 48), weights, groups=4, prefix=prefix)
+    ddep_networks.hybrid_encoder(
+      image(1, 32, 48), weights, groups=4, prefix=prefix
+    )
     for weights, prefix in zip(
       spellings, ('', variant.get('prefix', '')), strict=True
     )
@@ -290,8 +300,10 @@ def test_spellings_of_a_checkpoint_agree(variant):
 
 def test_stacked_blocks_are_taken_apart():
   options = {**SMALL, 'numbering': 'new'}
-  flat = reference.hybrid_vit_checkpoint(np.random.default_rng(0), **options)
-  stacked = reference.hybrid_vit_checkpoint(
+  flat = ddep_checkpoints.hybrid_vit_checkpoint(
+    np.random.default_rng(0), **options
+  )
+  stacked = ddep_checkpoints.hybrid_vit_checkpoint(
     np.random.default_rng(5), stacked=True, **options
   )
   at = 'Transformer/encoderblock'
@@ -304,20 +316,20 @@ def test_stacked_blocks_are_taken_apart():
     else:
       stacked[key] = flat[key]
   results = [
-    reference.hybrid_encoder(image(1, 32, 32), weights, groups=4)['tokens']
+    ddep_networks.hybrid_encoder(image(1, 32, 32), weights, groups=4)['tokens']
     for weights in (flat, stacked)
   ]
   np.testing.assert_array_equal(*results)
 
 
 def test_every_weight_of_the_encoders_is_used(rng):
-  hybrid = reference.hybrid_vit_checkpoint(rng, **SMALL)
-  bit = reference.bit_checkpoint(
+  hybrid = ddep_checkpoints.hybrid_vit_checkpoint(rng, **SMALL)
+  bit = ddep_checkpoints.bit_checkpoint(
     rng, root=8, mids=(4, 8, 8, 8), blocks=(1, 2, 1, 1), classes=5
   )
   for checkpoint, encoder in (
-    (hybrid, reference.hybrid_encoder),
-    (bit, reference.bit_encoder),
+    (hybrid, ddep_networks.hybrid_encoder),
+    (bit, ddep_networks.bit_encoder),
   ):
     plain = encoder(image(1, 32, 32), checkpoint, groups=4)
     for key, value in checkpoint.items():
@@ -331,10 +343,10 @@ def test_every_weight_of_the_encoders_is_used(rng):
 
 
 def test_class_token_can_be_left_out(rng):
-  checkpoint = reference.hybrid_vit_checkpoint(rng, **SMALL)
+  checkpoint = ddep_checkpoints.hybrid_vit_checkpoint(rng, **SMALL)
   checkpoint = {**checkpoint, 'cls': checkpoint['cls'] + 1.0}
   kept, left = (
-    reference.hybrid_encoder(
+    ddep_networks.hybrid_encoder(
       image(1, 32, 32), checkpoint, groups=4, use_cls_token=use
     )['tokens']
     for use in (True, False)
@@ -344,20 +356,20 @@ def test_class_token_can_be_left_out(rng):
 
 
 def test_four_stages_reach_a_stride_of_32(rng):
-  checkpoint = reference.hybrid_vit_checkpoint(
+  checkpoint = ddep_checkpoints.hybrid_vit_checkpoint(
     rng, **SMALL | {'mids': (4, 8, 8, 8), 'blocks': (1, 1, 1, 2)}
   )
-  maps = reference.stem(image(1, 64, 32), checkpoint, groups=4)
+  maps = ddep_networks.stem(image(1, 64, 32), checkpoint, groups=4)
   assert list(maps) == ['skip2', 'skip4', 'skip8', 'feat16', 'feat32']
   assert maps['feat32'].shape == (1, 2, 1, 32)
   assert min(value.min() for value in maps.values()) == 0.0
 
 
 def test_bit_skips_are_bare_and_its_last_map_is_not(rng):
-  checkpoint = reference.bit_checkpoint(
+  checkpoint = ddep_checkpoints.bit_checkpoint(
     rng, root=8, mids=(4, 8, 8, 8), blocks=(1, 1, 1, 1)
   )
-  maps = reference.bit_encoder(image(1, 64, 32), checkpoint, groups=4)
+  maps = ddep_networks.bit_encoder(image(1, 64, 32), checkpoint, groups=4)
   assert [value.shape[1:] for value in maps.values()] == [
     (32, 16, 8),
     (16, 8, 16),
@@ -367,14 +379,14 @@ def test_bit_skips_are_bare_and_its_last_map_is_not(rng):
   ]
   assert [value.min() < 0 for value in maps.values()] == [True] * 4 + [False]
   root = checkpoint['resnet/root_block/standardized_conv2d/kernel']
-  root = reference.standardize(root.astype(np.float64), 1e-10, 'var')
-  expected = reference.conv2d(image(1, 64, 32), root, stride=2, padding=3)
+  root = ddep_layers.standardize(root.astype(np.float64), 1e-10, 'var')
+  expected = ddep_layers.conv2d(image(1, 64, 32), root, stride=2, padding=3)
   np.testing.assert_array_equal(maps['skip2'], expected)
-  other = reference.bit_encoder(
+  other = ddep_networks.bit_encoder(
     image(1, 64, 32), checkpoint, groups=4, pool_value=-np.inf
   )
   assert np.abs(other['skip4'] - maps['skip4']).max() > 1e-3
-  normed = reference.bit_encoder(
+  normed = ddep_networks.bit_encoder(
     image(1, 64, 32),
     checkpoint,
     groups=4,
@@ -398,7 +410,7 @@ def test_bit_skips_are_bare_and_its_last_map_is_not(rng):
 )
 def test_decoder_layouts_reach_full_size(rng, layout, strides):
   channels = {**CHANNELS, 'feat32': 20}
-  weights = reference.decoder_weights(
+  weights = ddep_checkpoints.decoder_weights(
     rng,
     layout=layout,
     widths=(16, 12, 8, 8, 4),
@@ -412,22 +424,22 @@ def test_decoder_layouts_reach_full_size(rng, layout, strides):
     for name, stride in sides.items()
   }
   options = {'layout': layout, 'groups': 4}
-  blocks = reference.decoder_blocks(maps, weights, **options)
+  blocks = ddep_networks.decoder_blocks(maps, weights, **options)
   assert [block.shape for block in blocks] == [
     (1, 32 // stride, 64 // stride, width)
     for stride, width in zip(strides, (16, 12, 8, 8, 4), strict=True)
   ]
-  logits = reference.decoder(maps, weights, **options)
+  logits = ddep_networks.decoder(maps, weights, **options)
   assert logits.shape == (1, 32, 64, 5)
-  layers = reference.decoder_layers(
+  layers = ddep_counts.decoder_layers(
     (32, 64),
     layout=layout,
     widths=(16, 12, 8, 8, 4),
     channels=channels,
     outputs=5,
   )
-  count = reference.count_parameters(weights, exclude=())
-  assert count == reference.parameters(layers)
+  count = ddep_checkpoints.count_parameters(weights, exclude=())
+  assert count == ddep_counts.parameters(layers)
 
 
 def test_a_block_concatenates_the_skip_behind(rng):
@@ -441,7 +453,7 @@ def test_a_block_concatenates_the_skip_behind(rng):
       ('skip2', 2),
     )
   }
-  weights = reference.decoder_weights(
+  weights = ddep_checkpoints.decoder_weights(
     rng, layout='A1', widths=(2, 1, 1, 1, 1), channels=channels
   )
   # The first convolution of block 1 looks at its fifth channel, the last of
@@ -454,7 +466,7 @@ def test_a_block_concatenates_the_skip_behind(rng):
     weights[f'block1/{norm}/scale'] = np.ones(1)
     weights[f'block1/{norm}/bias'] = np.zeros(1)
   options = {'layout': 'A1', 'groups': 1, 'eps': 0.0}
-  actual = reference.decoder_blocks(maps, weights, **options)[1]
+  actual = ddep_networks.decoder_blocks(maps, weights, **options)[1]
 
   def normed(x):
     return np.maximum((x - x.mean()) / x.std(), 0)
@@ -465,7 +477,7 @@ def test_a_block_concatenates_the_skip_behind(rng):
 
 def test_level_modulates_the_norms(rng):
   options = {'widths': (8, 8, 8, 8, 4), 'channels': CHANNELS}
-  weights = reference.decoder_weights(rng, level_features=6, **options)
+  weights = ddep_checkpoints.decoder_weights(rng, level_features=6, **options)
   maps = {
     name: rng.normal(size=(2, 32 // stride, 32 // stride, CHANNELS[name]))
     for name, stride in (
@@ -476,16 +488,16 @@ def test_level_modulates_the_norms(rng):
     )
   }
   level = rng.normal(size=(2, 6))
-  plain = reference.decoder(maps, weights, groups=4)
-  result = reference.decoder(maps, weights, groups=4, level=level)
+  plain = ddep_networks.decoder(maps, weights, groups=4)
+  result = ddep_networks.decoder(maps, weights, groups=4, level=level)
   assert np.abs(result - plain).max() > 1e-3
   zeros = {k: v * ('film' not in k) for k, v in weights.items()}
-  silent = reference.decoder(maps, zeros, groups=4, level=level)
+  silent = ddep_networks.decoder(maps, zeros, groups=4, level=level)
   np.testing.assert_array_equal(silent, plain)
 
 
 def test_level_features_by_hand():
-  actual = reference.sinusoidal(np.array([2.0]), 4, max_period=100.0)
+  actual = ddep_networks.sinusoidal(np.array([2.0]), 4, max_period=100.0)
   expected = [np.sin(2), np.sin(0.2), np.cos(2), np.cos(0.2)]
   np.testing.assert_allclose(actual, [expected])
   weights = {
@@ -496,7 +508,7 @@ def test_level_features_by_hand():
   }
   # Sines of 0 and cosines of 0: 2 + 1 = 3, and silu(3) = 3 sigmoid(3).
   silu = 3 / (1 + np.exp(-3))
-  actual = reference.embed_level(np.array([0.0]), weights)
+  actual = ddep_networks.embed_level(np.array([0.0]), weights)
   np.testing.assert_allclose(actual, [[2 * silu, 3 * silu + 5]])
 
 
@@ -504,12 +516,12 @@ def test_level_features_by_hand():
 
 
 def test_parameters_of_the_encoders():
-  assert reference.parameters(reference.stem_layers(224)) == 11_894_848
-  assert reference.parameters(reference.vit_layers(224)) == 85_995_264
-  bit = reference.stem_layers(224, preactivation=True, **BIT)
-  assert reference.parameters(bit) == 23_500_352
-  longer = reference.vit_layers(512, grid=32)
-  assert reference.parameters(longer) == 85_995_264 + (1025 - 197) * 768
+  assert ddep_counts.parameters(ddep_counts.stem_layers(224)) == 11_894_848
+  assert ddep_counts.parameters(ddep_counts.vit_layers(224)) == 85_995_264
+  bit = ddep_counts.stem_layers(224, preactivation=True, **BIT)
+  assert ddep_counts.parameters(bit) == 23_500_352
+  longer = ddep_counts.vit_layers(512, grid=32)
+  assert ddep_counts.parameters(longer) == 85_995_264 + (1025 - 197) * 768
 
 
 @pytest.mark.parametrize(
@@ -526,27 +538,27 @@ def test_parameters_of_the_encoders():
 )
 def test_parameters_of_the_decoders(layout, times, expected):
   options = {'layout': layout, 'widths': widths(times)}
-  actual = reference.parameters(reference.decoder_layers(224, **options))
+  actual = ddep_counts.parameters(ddep_counts.decoder_layers(224, **options))
   assert actual == expected
   rng = np.random.default_rng(0)
-  weights = reference.decoder_weights(rng, spread=0, **options)
-  assert reference.count_parameters(weights, exclude=()) == expected
+  weights = ddep_checkpoints.decoder_weights(rng, std_scale=0, **options)
+  assert ddep_checkpoints.count_parameters(weights, exclude=()) == expected
 
 
 def test_parameters_of_the_blocks_and_of_a_wider_head():
-  layers = reference.decoder_layers(224)
+  layers = ddep_counts.decoder_layers(224)
   assert [
     sum(layer.params for layer in layers if layer.name.startswith(name))
     for name in ('block0', 'block1', 'block2', 'block3', 'block4')
   ] == [16_519_168, 9_439_232, 2_360_320, 516_608, 110_848]
-  single = reference.decoder_layers(224, layout='A1')
+  single = ddep_counts.decoder_layers(224, layout='A1')
   assert sum(
     layer.params for layer in single if layer.name.startswith('block0')
   ) == 7_079_936  # fmt: skip
   for times, expected in ((1, 32_889), (2, 65_721), (3, 98_553)):
     few, many = (
-      reference.parameters(
-        reference.decoder_layers(224, widths=widths(times), outputs=outputs)
+      ddep_counts.parameters(
+        ddep_counts.decoder_layers(224, widths=widths(times), outputs=outputs)
       )
       for outputs in (3, 60)
     )
@@ -567,14 +579,14 @@ def test_parameters_of_the_blocks_and_of_a_wider_head():
 def test_operations_of_transunet(
   size, outputs, stem, vit, layout_a, layout_a1, sums
 ):
-  found_stem = reference.gflops(reference.stem_layers(size))
-  found_vit = reference.gflops(reference.vit_layers(size))
+  found_stem = ddep_counts.gflops(ddep_counts.stem_layers(size))
+  found_vit = ddep_counts.gflops(ddep_counts.vit_layers(size))
   assert found_stem == pytest.approx(stem, rel=0.01)
   assert found_vit == pytest.approx(vit, rel=0.01)
   for layout, expected in (('A', layout_a), ('A1', layout_a1)):
     decoders = [
-      reference.gflops(
-        reference.decoder_layers(
+      ddep_counts.gflops(
+        ddep_counts.decoder_layers(
           size, layout=layout, widths=widths(times), outputs=outputs
         )
       )
@@ -587,8 +599,8 @@ def test_operations_of_transunet(
 
 
 def test_operations_of_attention_alone_at_1024():
-  layers = reference.vit_layers(1024)
-  result = reference.gflops(
+  layers = ddep_counts.vit_layers(1024)
+  result = ddep_counts.gflops(
     layer for layer in layers if layer.name.endswith('attention')
   )
   assert result == pytest.approx(619, abs=0.5)
@@ -599,16 +611,16 @@ def test_operations_of_attention_alone_at_1024():
   [(224, 8.2, 68.6), (512, 42.7, 358), (1024, 171, 1434)],
 )
 def test_operations_of_the_unet(size, encoder, expected):
-  actual = reference.gflops(reference.stem_layers(size, **BIT))
+  actual = ddep_counts.gflops(ddep_counts.stem_layers(size, **BIT))
   assert actual == pytest.approx(encoder, rel=0.01)
   # The specification's row has the 3-channel head at every size.
-  decoder = reference.decoder_layers(size, layout='unet')
-  assert reference.gflops(decoder) == pytest.approx(expected, rel=0.01)
+  decoder = ddep_counts.decoder_layers(size, layout='unet')
+  assert ddep_counts.gflops(decoder) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(('times', 'cost'), [(1, 212), (2, 669), (3, 1415)])
 def test_operations_of_a_frozen_step(times, cost):
-  result = reference.frozen_gflops(224, widths=widths(times))
+  result = ddep_counts.frozen_gflops(224, widths=widths(times))
   assert result == pytest.approx(cost, abs=0.5)
 
 
@@ -616,29 +628,29 @@ def test_operations_of_a_frozen_step(times, cost):
 
 
 def test_noise_levels_of_the_paper():
-  assert reference.sigma_of(0.95) == pytest.approx(0.2294, abs=5e-5)
+  assert ddep_noise.sigma_of(0.95) == pytest.approx(0.2294, abs=5e-5)
   assert np.sqrt(1 - 0.95) == pytest.approx(0.2236, abs=5e-5)
-  assert reference.gamma_of(0.22) == pytest.approx(0.9538, abs=5e-5)
-  assert reference.sigma_of(0.90) == pytest.approx(0.3333, abs=5e-5)
-  assert reference.gamma_of(0.8) == pytest.approx(0.61, abs=5e-3)
+  assert ddep_noise.gamma_of(0.22) == pytest.approx(0.9538, abs=5e-5)
+  assert ddep_noise.sigma_of(0.90) == pytest.approx(0.3333, abs=5e-5)
+  assert ddep_noise.gamma_of(0.8) == pytest.approx(0.61, abs=5e-3)
 
 
 def test_simple_noise_by_hand():
   clean = np.full((2, 1, 1, 1), 0.5)
   eps = np.ones_like(clean)
-  unit = reference.simple_noise(clean, eps, 0.25)
+  unit = ddep_noise.simple_noise(clean, eps, 0.25)
   np.testing.assert_allclose(unit.ravel(), [1.0, 1.0])
-  each = reference.simple_noise(clean, eps, np.array([0.25, 1.0]), 'symmetric')
+  each = ddep_noise.simple_noise(clean, eps, np.array([0.25, 1.0]), 'symmetric')
   np.testing.assert_allclose(each.ravel(), [0.75, 1.5])
 
 
 def test_scaled_noise_by_hand():
   clean = np.full((2, 1, 1, 1), 0.5)
   eps = np.ones_like(clean)
-  result = reference.scaled_noise(clean, eps, np.array([0.64, 1.0]))
+  result = ddep_noise.scaled_noise(clean, eps, np.array([0.64, 1.0]))
   np.testing.assert_allclose(result.ravel(), [0.8 * 0.5 + 0.6, 0.5])
   # x = 0.75 becomes 0.6 + 0.6 = 1.2, which is 1.4 on [-1, 1].
-  unit = reference.scaled_noise(clean, eps, 0.64, 'unit')
+  unit = ddep_noise.scaled_noise(clean, eps, 0.64, 'unit')
   np.testing.assert_allclose(unit.ravel(), [1.4, 1.4])
 
 
@@ -646,14 +658,14 @@ def test_the_public_lines_are_equation_5(rng):
   clean = rng.uniform(-1, 1, (3, 4, 5, 3))
   eps = rng.normal(size=clean.shape)
   gamma = np.array([0.9, 0.95, 1.0])
-  unit = reference.scaled_noise_of_unit_image((clean + 1) / 2, eps, gamma)
-  expected = reference.scaled_noise(clean, eps, gamma)
+  unit = ddep_noise.scaled_noise_of_unit_image((clean + 1) / 2, eps, gamma)
+  expected = ddep_noise.scaled_noise(clean, eps, gamma)
   np.testing.assert_allclose(2 * unit - 1, expected, atol=1e-12)
   # And Eq. 5 with sigma: (1 + sigma²)^(-1/2) (y + sigma e).
-  sigma = reference.sigma_of(0.95)
+  sigma = ddep_noise.sigma_of(0.95)
   by_sigma = (clean + sigma * eps) / np.sqrt(1 + sigma**2)
   np.testing.assert_allclose(
-    reference.scaled_noise(clean, eps, 0.95), by_sigma, atol=1e-12
+    ddep_noise.scaled_noise(clean, eps, 0.95), by_sigma, atol=1e-12
   )
 
 
@@ -662,7 +674,7 @@ def test_targets_by_hand():
   eps = np.full_like(clean, 2.0)
 
   def values(kind, **level):
-    return reference.noise_target(kind, clean, eps, **level).ravel().tolist()
+    return ddep_noise.noise_target(kind, clean, eps, **level).ravel().tolist()
 
   gamma = np.array([0.64, 1.0])
   assert values('eps', gamma=gamma) == [2.0, 0.0]
@@ -677,16 +689,16 @@ def test_targets_by_hand():
 
 def test_loss_is_a_mean():
   target = np.array([1.0, -1.0, 3.0, 1.0])
-  assert reference.denoising_loss(np.zeros(4), target) == 3.0
+  assert ddep_noise.denoising_loss(np.zeros(4), target) == 3.0
 
 
 def test_random_gamma_stops_at_one():
-  result = reference.clipped_uniform(np.array([0.0, 0.5, 1.0]), 0.9, 1.2)
+  result = ddep_noise.clipped_uniform(np.array([0.0, 0.5, 1.0]), 0.9, 1.2)
   np.testing.assert_allclose(result, [0.9, 1.0, 1.0])
 
 
 def test_schedules_by_hand():
-  linear = reference.gamma_schedule('linear', 0.5, 0.9, 3)
+  linear = ddep_noise.gamma_schedule('linear', 0.5, 0.9, 3)
   np.testing.assert_allclose(linear, [0.9, 0.7, 0.5])
-  product = reference.gamma_schedule('multiplicative', 0.5, 0.9, 3)
+  product = ddep_noise.gamma_schedule('multiplicative', 0.5, 0.9, 3)
   np.testing.assert_allclose(product, [1.0, 0.9, 0.63])

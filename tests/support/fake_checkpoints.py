@@ -6,7 +6,7 @@ They are small by default, for the networks `HYBRID`, `RESNET` and `BIT`.
 import numpy as np
 
 from segcore.models.encoders import bit, hybrid_vit, resnet_gn
-from tests.transcriptions import ddep
+from tests.transcriptions import ddep_checkpoints
 
 GROUPS = 4
 
@@ -45,7 +45,9 @@ _FOUR_BLOCKS = {'mids': (8, 16, 32, 64), 'blocks': (2, 1, 1, 1)}
 
 def hybrid(full: bool = False, **variant) -> dict[str, np.ndarray]:
   """Returns weights as of `R50+ViT-B_16.npz`; of full size they are zeros."""
-  return _make(ddep.hybrid_vit_checkpoint, _SMALL_HYBRID, full, variant)
+  return _make(
+    ddep_checkpoints.hybrid_vit_checkpoint, _SMALL_HYBRID, full, variant
+  )
 
 
 def hybrid_of_four_blocks() -> dict[str, np.ndarray]:
@@ -55,10 +57,10 @@ def hybrid_of_four_blocks() -> dict[str, np.ndarray]:
 
 def bit_m(full: bool = False, **variant) -> dict[str, np.ndarray]:
   """Returns weights as of `BiT-M-R50x1.npz`."""
-  return _make(ddep.bit_checkpoint, _SMALL_BIT, full, variant)
+  return _make(ddep_checkpoints.bit_checkpoint, _SMALL_BIT, full, variant)
 
 
 def _make(make, small, full, variant):
   # Zeros of full size take no memory until they are written to.
-  fields = {'spread': 0.0} if full else small
+  fields = {'std_scale': 0.0} if full else small
   return make(np.random.default_rng(0), **{**fields, **variant})

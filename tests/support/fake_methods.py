@@ -120,7 +120,7 @@ class TwoStream:
     warmup: steps that use labeled images only.
     capacity: rows of the memory bank per class.
     limit: rows that a step appends per class.
-    contrast: whether the contrastive loss and the memory bank are used.
+    contrast: use the contrastive loss and the memory bank.
     decay: EMA decay of the teacher.
   """
 

@@ -23,8 +23,7 @@ def test_shares_of_time(monkeypatch):
   spend('start', 10)
   spend('input', 1)
   now[0] += 9
-  found = meter.read()
-  assert found == pytest.approx(
+  assert meter.read() == pytest.approx(
     {
       'seconds': 20,
       'input_wait': 0.05,
@@ -86,9 +85,9 @@ def test_peak_flops_of_known_devices():
 
 
 def test_memory_of_host_and_device():
-  found = throughput.memory_usage(sharding.make_mesh())
-  assert set(found) == {'host_memory_gb'}
-  assert 0.1 < found['host_memory_gb'] < 100
+  usage = throughput.memory_usage(sharding.make_mesh())
+  assert set(usage) == {'host_memory_gb'}
+  assert 0.1 < usage['host_memory_gb'] < 100
   known = unchecked(throughput.memory_usage)(mesh_of('TPU v4', 'tpu'))
   assert known['device_memory_gb'] == 2
 

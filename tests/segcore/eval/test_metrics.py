@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from segcore.eval import metrics
 
 
-def slow_values(images, num_classes):
+def reference_values(images, num_classes):
   """Computes the four values from sets of pixels, class by class."""
   label = np.concatenate([label.ravel() for _, label in images])
   prediction = np.concatenate([pixels.ravel() for pixels, _ in images])
@@ -82,7 +82,7 @@ def test_confusion_matrix_equals_values_by_hand():
 
 def test_confusion_matrix_equals_loop_over_pixels(images):
   values = updated(metrics.ConfusionMatrix.empty(6), images).compute()
-  expected = slow_values(images, 6)
+  expected = reference_values(images, 6)
   assert np.isnan(expected['iou'][5]) and expected['iou'][4] == 0.0
   assert values.keys() == expected.keys()
   for name, value in expected.items():

@@ -25,7 +25,10 @@ def test_encoded_label_maps_are_lossless(tmp_path, num_classes):
 def test_unwritable_folder_is_a_user_error(tmp_path):
   (tmp_path / 'file').touch()
   out = tmp_path / 'file' / 'out'
-  with pytest.raises(errors.UserError) as caught, predict.writing(out):
+  with (
+    pytest.raises(errors.UserError) as caught,
+    predict.explaining_write_errors(out),
+  ):
     predict._write_classes(out, CLASSES, PALETTE)
   assert str(caught.value) == (
     f'cannot write to {out} (Not a directory): free some space, or choose '

@@ -1,4 +1,4 @@
-"""Networks and noise against `tests.transcriptions.ddep`, in numpy.
+"""Networks and noise against the numpy code of `tests.transcriptions`.
 
 The networks read their weights from a file with public names, as a stage does;
 the transcription uses the same arrays.
@@ -16,7 +16,7 @@ from segcore.models.decoders import unet
 from segcore.models.layers import norm
 from segcore.weights import load
 from tests.support import fake_checkpoints
-from tests.transcriptions import ddep
+from tests.transcriptions import ddep_checkpoints, ddep_networks, ddep_noise
 
 _GROUPS = fake_checkpoints.GROUPS
 _NAMES = {
@@ -67,7 +67,7 @@ def test_hybrid(tmp_path, size, grid, use_cls_token):
     grid=grid, use_cls_token=use_cls_token
   )
   pixels = images(*size)
-  expected = ddep.hybrid_encoder(
+  expected = ddep_networks.hybrid_encoder(
     pixels, weights, groups=_GROUPS, use_cls_token=use_cls_token
   )
   variables = loaded(tmp_path, encoder, weights)
@@ -78,7 +78,7 @@ def test_hybrid(tmp_path, size, grid, use_cls_token):
 def test_bit(tmp_path, size):
   weights = fake_checkpoints.bit_m()
   encoder, pixels = fake_checkpoints.BIT, images(*size)
-  expected = ddep.bit_encoder(pixels, weights, groups=_GROUPS)
+  expected = ddep_networks.bit_encoder(pixels, weights, groups=_GROUPS)
   variables = loaded(tmp_path, encoder, weights)
   assert_same_maps(encoder, variables, pixels, expected)
 
@@ -88,7 +88,7 @@ def test_bit_with_normed_skips(tmp_path):
   encoder = fake_checkpoints.BIT.clone(skip_norm=True)
   pixels = images(64, 96)
   sizes = {'skip2': 8, 'skip4': 32, 'skip8': 64, 'feat16': 128}
-  expected = ddep.bit_encoder(
+  expected = ddep_networks.bit_encoder(
     pixels,
     weights,
     groups=_GROUPS,
@@ -102,7 +102,7 @@ def test_bit_with_normed_skips(tmp_path):
 def test_post_activation_resnet(tmp_path, size):
   weights = fake_checkpoints.hybrid_of_four_blocks()
   encoder, pixels = fake_checkpoints.RESNET, images(*size)
-  expected = ddep.stem(pixels, weights, groups=_GROUPS)
+  expected = ddep_networks.stem(pixels, weights, groups=_GROUPS)
   variables = loaded(tmp_path, encoder, weights)
   assert_same_maps(encoder, variables, pixels, expected)
 
@@ -133,7 +133,7 @@ def test_decoder(layout, conditional):
     name: rng.normal(size=(2, 32 // stride, 64 // stride, channels))
     for name, (stride, channels) in strides.items()
   }
-  weights = ddep.decoder_weights(
+  weights = ddep_checkpoints.decoder_weights(
     rng,
     layout=layout,
     widths=_WIDTHS,
@@ -178,11 +178,11 @@ def test_decoder(layout, conditional):
 
   decoded, scores = run(traverse_util.unflatten_dict(params), head)
   fields = {'layout': layout, 'groups': 2, 'level': level}
-  expected = ddep.decoder_blocks(maps, weights, **fields)
+  expected = ddep_networks.decoder_blocks(maps, weights, **fields)
   for each, x in zip(decoded.maps, expected, strict=True):
     np.testing.assert_allclose(each.array, x, atol=2e-4, err_msg=each.name)
   np.testing.assert_allclose(
-    scores, ddep.decoder(maps, weights, **fields), atol=2e-4
+    scores, ddep_networks.decoder(maps, weights, **fields), atol=2e-4
   )
 
 
@@ -197,14 +197,14 @@ def test_noise(kind, target):
   noisy = noise.corrupt(*given, options)
   aim = noise.target(*given, options)
   if kind == 'scaled':
-    expected = ddep.scaled_noise(pixels, eps, gamma)
+    expected = ddep_noise.scaled_noise(pixels, eps, gamma)
     strength = {'gamma': gamma}
   else:
-    sigma = ddep.sigma_of(gamma)
-    expected = ddep.simple_noise(pixels, eps, sigma)
+    sigma = ddep_noise.sigma_of(gamma)
+    expected = ddep_noise.simple_noise(pixels, eps, sigma)
     strength = {'sigma': sigma}
   np.testing.assert_allclose(noisy, expected, atol=1e-5)
-  expected = ddep.noise_target(target, pixels, eps, **strength)
+  expected = ddep_noise.noise_target(target, pixels, eps, **strength)
   if (kind, target) == ('simple', 'eps'):
     expected[2] = 0  # At γ = 1 there is no noise to predict.
   np.testing.assert_allclose(aim, expected, atol=1e-5)
@@ -216,7 +216,7 @@ def test_levels_of_time_steps(draw):
     gamma_range=(0.9, 0.999), draw=draw, num_steps=20
   )
   np.testing.assert_allclose(
-    options.levels, ddep.gamma_schedule(draw, 0.9, 0.999, 20)
+    options.levels, ddep_noise.gamma_schedule(draw, 0.9, 0.999, 20)
   )
 
 
@@ -226,5 +226,5 @@ def test_gamma_drawn_from_a_range():
   drawn = noise.sample_gamma(keys, options)
   uniform = [jax.random.uniform(jax.random.fold_in(key, 1)) for key in keys]
   np.testing.assert_allclose(
-    drawn, ddep.clipped_uniform(uniform, 0.8, 1.1), atol=1e-6
+    drawn, ddep_noise.clipped_uniform(uniform, 0.8, 1.1), atol=1e-6
   )

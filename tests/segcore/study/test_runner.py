@@ -51,8 +51,12 @@ def finished(tmp_path_factory):
   arguments = command(
     workdir,
     *AXES,
-    *('--seeds=2', '--sweep=lr=1,2,3', '--sweep_at=100', '--jobs=2'),
-    *('--baseline=init=none', '--also=pretrain.val/accuracy,val/miou'),
+    '--seeds=2',
+    '--sweep=lr=1,2,3',
+    '--sweep_at=100',
+    '--jobs=2',
+    '--baseline=init=none',
+    '--also=pretrain.val/accuracy,val/miou',
   )
   assert cli.main(arguments) == 0
   return workdir, arguments

@@ -14,7 +14,7 @@ from segcore.train import checkpoint
 from segcore.weights import load as load_lib
 from segcore.weights.layouts import google
 from tests.support import fake_checkpoints
-from tests.transcriptions import ddep
+from tests.transcriptions import ddep_layers
 
 
 @functools.cache
@@ -238,7 +238,7 @@ def test_position_table_is_resized_to_the_networks_grid(
   )
   params = load(save(tmp_path / 'w.npz', weights), encoder)
   # (2, 8) has as many cells as the 4x4 of the file, but another shape.
-  expected = ddep.resize_positions(weights[_TABLE], grid)
+  expected = ddep_layers.resize_positions(weights[_TABLE], grid)
   np.testing.assert_allclose(
     params[_TABLE], expected[:, int(not use_cls_token) :], atol=1e-6
   )
@@ -288,7 +288,9 @@ def test_position_tables_of_own_runs_are_resized_by_the_same_rule(
   old, known, new
 ):
   variables = own_variables(old, known)
-  expected = ddep.resize_positions(table_of(variables), new, old_grid=old)
+  expected = ddep_layers.resize_positions(
+    table_of(variables), new, old_grid=old
+  )
   params = select(variables, fake_checkpoints.HYBRID.clone(grid=new))
   np.testing.assert_allclose(params[_TABLE], expected, atol=1e-6)
 
