@@ -152,20 +152,16 @@ class Swav(objective.Objective):
     return objective.LossTerms({'loss_swav': loss}, scalars)
 
   def after_update(
-    self,
-    old: objective.State,
-    new: objective.State,
-    outputs: objective.Arrays,
+    self, step: objective.Step, new: objective.State
   ) -> objective.State:
     """Undoes the update of frozen prototypes, and fills the queue."""
-    # The new state already counts this step.
+    old = step.state  # The new one already counts this step.
     frozen = old.step < self.options.frozen_steps
     new = prototypes_lib.freeze(frozen, new, old)
     if old.queue is None:
       return new
-    queue = update_queue(
-      old.queue, outputs['embeddings'], old.step, self.options
-    )
+    embeddings = step.outputs[self.name]['embeddings']
+    queue = update_queue(old.queue, embeddings, old.step, self.options)
     return new.replace(queue=queue)
 
 
