@@ -11,8 +11,13 @@ Cost:  3.7 EFLOPs: 2.5 hours at 400 TFLOP/s, three quarters of
        it for `represent`; tiny takes a minute a stage on 2 CPU cores.
 """
 
-from configs import common, luss
+from configs import imagenet_s
 
 
 def get_config(argument=None):
-  return luss.imagenet(common.parse(argument, **luss.IMAGENET_S), 300)
+  return imagenet_s.experiment(
+    argument,
+    num_classes=300,
+    num_images=384_862,
+    threshold=0.40,
+  )

@@ -9,8 +9,21 @@ Cost:  0.5 EFLOPs: 20 minutes at 400 TFLOP/s, by far the most of
        it for `represent`; tiny takes a minute a stage on 2 CPU cores.
 """
 
-from configs import common, luss
+from configs import imagenet_s
 
 
 def get_config(argument=None):
-  return luss.imagenet(common.parse(argument, **luss.IMAGENET_S), 50)
+  return imagenet_s.experiment(
+    argument,
+    num_classes=50,
+    num_images=64_431,
+    threshold=0.41,
+    depth=18,
+    epochs=200,
+    multi_crop=True,
+    attention_rate=6.0,
+    queue=2048,
+    frozen_steps=1001,
+    hidden=512,
+    prototypes=500,
+  )

@@ -12,8 +12,15 @@ Cost:  12.0 EFLOPs: 8.3 hours at 400 TFLOP/s, four fifths of
        it for `represent`; tiny takes a minute a stage on 2 CPU cores.
 """
 
-from configs import common, luss
+from configs import imagenet_s
 
 
 def get_config(argument=None):
-  return luss.imagenet(common.parse(argument, **luss.IMAGENET_S), 919)
+  return imagenet_s.experiment(
+    argument,
+    num_classes=919,
+    num_images=1_183_322,
+    threshold=0.37,
+    # All of ImageNet.
+    pretraining=('imagenet/1k', 1_281_167),
+  )

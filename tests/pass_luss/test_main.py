@@ -1,6 +1,5 @@
 """All stages of PASS from the command line, on a small folder."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ from pass_luss.pseudo_labels import features
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import errors
 from segcore.eval import export
-from segcore.experiment import experiment_stage
+from segcore.experiment import config_file, experiment_stage
 from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
@@ -30,19 +29,19 @@ STAGES = (
 
 # `pass_shapes.py` on a folder of images, with fewer steps.
 CONFIG = """
-from configs import common, pass_shapes
+from configs import pass_shapes, shared
 
 def get_config(argument=None):
   config = pass_shapes.get_config('tiny')
-  data = common.data(
-    'image_mask_folder', source={source!r}, images='images', masks='masks',
+  data = shared.block(
+    name='image_mask_folder', source={source!r}, images='images', masks='masks',
     classes='classes.txt', ignore='255', val_fraction=0.4,
   )
   config.data_dir = {records!r}
   config.stages = {stages!r}
   config.network.encoder.width = 4
   config.images.data = config.represent.data = data
-  config.represent.widths = common.block(hidden=8, embedding=4, prototypes=6)
+  config.represent.widths = shared.block(hidden=8, embedding=4, prototypes=6)
   config.represent.learn.clusters.update(
     queue=8, queue_from_step=1, frozen_steps=1
   )
@@ -63,7 +62,7 @@ def get_config(argument=None):
   config.label.report = ('val',)
   config.segment.splits = config.segment_semi.splits = ('val',)
   config.semi.split = 'train'
-  config.segment_on = common.block(
+  config.segment_on = shared.block(
     **config.segment_semi, trained_by='semi',
     data=dict(data.to_dict(), masks='bars', classes='bars.txt'),
   )
@@ -233,10 +232,7 @@ def test_results_have_protocol_step_and_threshold(whole):
 
 def build_stages(config, **changes):
   """Builds the stages of a config by name, on one device."""
-  spec = importlib.util.spec_from_file_location('pass_folder', config)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  values = module.get_config()
+  values = config_file.load(str(config))
   values.update_from_flattened_dict(changes)
   return main.PROGRAM.build(values, jax.devices()[:1])
 
