@@ -67,7 +67,6 @@ def experiment(
   config = shared.block(
     program='pass_luss.main',
     without_files=shared.TINY_ADVICE,
-    stages=luss.stages(options),
     network=networks.resnet(depth),
     images={'data': {'name': f'imagenet_s/{num_classes}'}},
     represent={
@@ -90,6 +89,7 @@ def experiment(
         evaluate_every=5_000,
       ),
     },
+    stages=luss.stages(options),
     distance={'splits': ('val', 'test'), 'batch_size': 16},
     attend={
       'clusters': {'queue': 3840},
@@ -281,16 +281,15 @@ def _generate_images(
   config: ml_collections.ConfigDict, options: SimpleNamespace
 ) -> None:
   """Replaces images and network of the paper by generated and small ones."""
-  single = shared.block(name='shapes/single')
   config.network = networks.small_pass()
-  config.images.data = config.represent.data = single
+  config.images.data.name = config.represent.data.name = 'shapes/single'
   pretraining = config.represent
   pretraining.learn = shared.block(
     **luss.objectives(
       options,
       {'queue': 64, 'queue_from_step': 10, 'frozen_steps': 5},
       pixpro={'hidden': 64, 'size': 32},
-      grid=5,
+      alignment={'grid': 5},
     )
   )
   pretraining.widths.update(hidden=64, embedding=16, prototypes=30)

@@ -71,7 +71,7 @@ def objectives(
   options: SimpleNamespace,
   clusters: dict[str, int],
   pixpro: dict[str, Any] | None = None,
-  grid: int = 7,
+  alignment: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Builds the objectives of pretraining.
 
@@ -80,7 +80,7 @@ def objectives(
     clusters: queue of SwAV (embeddings of each large view, over all devices),
       the step from which it fills, and the step from which prototypes train.
     pixpro: sizes of PixPro that differ from the defaults.
-    grid: points a side of the overlap of two views, for P2P.
+    alignment: fields of P2P that differ from the defaults.
 
   Raises:
     ValueError: no objective is left, or D2S without clusters.
@@ -102,10 +102,14 @@ def objectives(
     '32': (3, 2),
     'off': (),
   }
-  alignment = {'kind': options.p2p, 'grid': grid, 'project': options.project}
+  p2p = {
+    'kind': options.p2p,
+    'project': options.project,
+    **(alignment or {}),
+  }
   return {
     'clusters': clusters if options.clusters else None,
-    'alignment': None if options.p2p == 'off' else alignment,
+    'alignment': None if options.p2p == 'off' else p2p,
     'shallow': {
       'stages': d2s_stages[options.d2s] if options.clusters else (),
       'targets': options.d2s_targets,

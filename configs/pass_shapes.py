@@ -1,9 +1,9 @@
-"""PASS on `shapes`: single shapes are found, grouped and segmented, unlabeled.
+"""PASS on generated images of shapes: nothing has to be downloaded.
 
-Everything is generated here, nothing has to be downloaded.
+Single shapes are segmented into categories without labels.
 
 Run:   python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
-Cost:  8 minutes on 2 CPU cores, 3 of them for the longest training.
+Cost:  8 minutes on 2 CPU cores, 3 of them for the longest stage.
 """
 
 from configs import luss, networks, shared
@@ -24,10 +24,10 @@ def get_config(argument=None):
   finetuning = {'crop': luss.crop(64, 0.3)}
   config = shared.block(
     program='pass_luss.main',
-    stages=luss.stages(options),
     network=networks.small_pass(),
     images={'data': {'name': 'shapes/single'}},
     represent=_represent(options),
+    stages=luss.stages(options),
     distance={
       **_INFERENCE,
       'splits': ('val', 'test'),

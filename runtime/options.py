@@ -116,7 +116,7 @@ def complete(cls: type, block: Any) -> Any:
   """
   if not hasattr(block, 'items'):
     return block
-  values, hints = dict(block.items()), _hints(cls)
+  values, hints = _to_block(block), _hints(cls)
   for field in dataclasses.fields(cls):
     if field.name not in values:
       if field.default is not dataclasses.MISSING:
@@ -132,12 +132,14 @@ def complete(cls: type, block: Any) -> Any:
 
 
 def _to_block(value: Any) -> Any:
-  """Returns the value with dataclasses as dicts of their fields."""
+  """Returns a copy with dataclasses and mappings as dicts."""
   if dataclasses.is_dataclass(value):
     return {
       field.name: _to_block(getattr(value, field.name))
       for field in dataclasses.fields(value)
     }
+  if hasattr(value, 'items'):
+    return {name: _to_block(item) for name, item in value.items()}
   if isinstance(value, tuple):
     return tuple(_to_block(item) for item in value)
   return value
