@@ -17,6 +17,7 @@ PACKAGES = [
   'pass_luss.pretrain.objectives',
   'pass_luss.protocols',
   'pass_luss.pseudo_labels',
+  'pass_luss.stages',
   'runtime',
   'segcore',
   'segcore.cost',
@@ -34,6 +35,7 @@ PACKAGES = [
   'segcore.weights.layouts',
   'u2pl',
   'u2pl.semi',
+  'u2pl.stages',
 ]
 
 REQUIRED = [

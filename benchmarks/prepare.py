@@ -110,7 +110,7 @@ def parts(folder: pathlib.Path) -> dict[str, float]:
   sources = made.sources()['train'][:TIMED]
   images = [source.image.read_bytes() for source in sources]
   labels = [source.mask.read_bytes() for source in sources]
-  samples = [made.sample(source) for source in sources]
+  samples = [made.read_sample(source) for source in sources]
   work: dict[str, Callable[[int], object]] = {
     'cv2 image': lambda i: records.decode_image(images[i]),
     'cv2 mask': lambda i: cv2.imdecode(
@@ -120,7 +120,7 @@ def parts(folder: pathlib.Path) -> dict[str, float]:
       images[i], ('JPEG',)
     ),
     'read and check the mask': lambda i: masks.read_values(sources[i].mask),
-    'all of reading': lambda i: made.sample(sources[i]),
+    'all of reading': lambda i: made.read_sample(sources[i]),
     'fingerprint': lambda i: fingerprints.ImageIndex.from_sample(samples[i]),
     'encode the record': lambda i: made.encode(samples[i]),
     'count': lambda i: class_counts.CountAccumulator(CLASSES).add(samples[i]),

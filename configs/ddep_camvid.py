@@ -11,72 +11,38 @@ Run:   python -m ddep.main --config=configs/ddep_camvid.py
 Cost:  3 to 5 minutes a stage on 2 CPU cores.
 """
 
-from configs import common
+from configs import ddep, networks, shared
+from configs import options as options_lib
+
+_SIZE, _AREA = (96, 128), (0.25, 1.0)
 
 
 def get_config(argument=None):
-  options = common.parse(
+  options = options_lib.parse(
     argument,
     init=['dep', 'ddep', 'supervised', 'none'],
-    labels=0,  # number of labeled images; 0: `fraction` decides
-    fraction=0.0,  # share of the images that is labeled; 0: all
-    list='',  # file that names the labeled images
-    seed=0,  # of the choice of labeled images and of fine-tuning
-    run=0,  # another choice of labeled images with the same seed
-    pretrain_seed=0,  # of the stages before
-    lr=0.0,  # of fine-tuning; 0: what stands below
+    source='',  # folder of the photographs; '': searched in $SEG_DATA_DIR
+    encoder='',  # a finished stage, or a weight file
     width=1,  # factor of the decoder's channels
-    source='',  # folder of the photographs; '' looks in $SEG_DATA_DIR
-    encoder='',  # a finished run's stage, or a weight file
-    **common.NOISE,  # noise, gamma, target, …
-    tiny=False,  # the same code, in a minute a stage
+    **ddep.NOISE,
+    **ddep.SMALL,
   )
-  config = common.block(program='ddep.main', data_dir='')
-
-  config.network = common.small_network(common.SMALL_RESNET, options.width)
-
-  config.classify = common.block(
-    data=common.data('camvid', source=options.source),
-    split='train',
-    val_split='val',
-    kind='sigmoid',  # an image has several classes
-    crop={'name': 'inception', 'size': (96, 128), 'area': (0.1, 1.0)},
-    flips=('horizontal',),
-    recipe=common.recipe(16, 800, common.adam(1e-3, warmup_steps=50), 400),
+  data = {'name': 'camvid', 'source': options.source}
+  noise = ddep.noise(options, gamma=0.95)
+  optimizer = shared.adam(options.lr or 7e-3, warmup_steps=50)
+  return ddep.small(
+    options,
+    encoder=options.encoder,
+    network=networks.small('unet', options.width),
+    **ddep.photo_pretraining(data, _SIZE, _AREA, noise),
+    finetune={
+      'data': data,
+      'subset': shared.subset(options),
+      'crop': {'name': 'inception', 'size': _SIZE, 'area': _AREA},
+      'recipe': shared.recipe(8, 1200, optimizer, evaluate_every=400),
+    },
+    # At the scale of the crops of training.
+    evaluate={
+      'protocol': ddep.WHOLE_IMAGE | {'scales': (0.3,), 'antialias': True}
+    },
   )
-  config.denoise = common.block(
-    data=common.data('camvid', source=options.source),
-    split='train',
-    val_split='val',
-    noise=common.noise(options, gamma=0.95),
-    crop={'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)},
-    flips=('horizontal',),
-    recipe=common.recipe(8, 600, common.adam(2e-3, warmup_steps=50), 200),
-  )
-  config.finetune = common.block(
-    data=common.data('camvid', source=options.source),
-    split='train',
-    val_split='val',
-    follow=(),  # splits that are evaluated along the way too
-    subset=common.subset(options),
-    crop={'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)},
-    flips=('horizontal',),
-    recipe=common.recipe(
-      8, 1200, common.adam(options.lr or 7e-3, warmup_steps=50), 400
-    ),
-  )
-  config.evaluate = common.block(
-    splits=('val',),
-    batch_size=8,
-    # Trained on views of about this scale.
-    protocol=common.protocol(scales=(0.3,), antialias=True),
-    which='last',
-  )
-  config.operation = common.operation()
-  common.set_init(config, options.init)
-  common.set_seeds(config, options)
-  if options.encoder:
-    common.set_encoder(config, options.encoder)
-  if options.tiny:
-    common.make_tiny(config)
-  return config

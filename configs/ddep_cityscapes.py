@@ -14,48 +14,15 @@ Cost:  2.5 M steps of 512 images of denoising, then 4 k steps of 64: 10 days
        tiny takes a minute a stage on 2 CPU cores.
 """
 
-from configs import common
+from configs import ddep, options
 
 
 def get_config(argument=None):
-  # init, network, noise, pretraining, labels, lr, tiny, …
-  options = common.parse(argument, **common.DDEP)
-  config = common.block(
-    program='ddep.main', data_dir='', without_files=common.TINY
+  return ddep.paper(
+    options.parse(argument, **ddep.PAPER),
+    data='cityscapes/fine',
+    num_images=2_975,
+    size=1024,
+    batch_size=64,
+    protocol=ddep.HALVES,
   )
-
-  config.network = common.ddep_network(options)
-
-  config.denoise = common.pretraining(options)
-  config.finetune = common.block(
-    data=common.data('cityscapes/fine'),
-    split='train',
-    val_split='val',
-    follow=(),  # splits that are evaluated along the way too
-    subset=common.subset(options),
-    crop={'name': 'inception', 'size': (1024, 1024), 'area': (0.3, 1.0)},
-    flips=('horizontal',),
-    recipe=common.tuning(options, images=2_975, batch_size=64),
-  )
-  config.evaluate = common.block(
-    splits=('val',),
-    batch_size=8,
-    protocol=common.flipped_halves(),
-    which='last',
-  )
-  config.operation = common.operation(
-    log_every=100,
-    save_every=1000,
-    reading={'threads': 16, 'buffered': 16, 'workers': 0},
-  )
-  common.set_init(config, options.init)
-  common.set_seeds(config, options)
-  common.set_held_out(config, options)
-  if options.tiny:
-    common.put_on_shapes(config)
-    common.make_tiny(config)
-  elif 'classify' in config.stages and not options.encoder:
-    common.set_encoder(config, common.WEIGHTS[options.network])
-  if options.encoder:
-    common.set_encoder(config, options.encoder)
-  return config

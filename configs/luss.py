@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import common
+from configs import common, networks
 
 # Of each size: images of train, of representation learning, and published
 # settings (spec §2.1, §3.1, §3.3).
@@ -231,22 +231,13 @@ def resnet(depth: int) -> ml_collections.ConfigDict:
   )
 
 
-# Its maps of images of 64 pixels: 32, 32, 16, 8, 8 a side.
-SMALL_RESNET = {
-  'name': 'dilated_resnet',
-  'unit': 'basic',
-  'blocks': (1, 1, 1, 1),
-  'width': 16,
-  'stem': 'small',
-  'output_stride': 8,
-  'zero_init': False,
-}
-
-
 def small_network() -> ml_collections.ConfigDict:
   """An encoder for a CPU."""
   return common.block(
-    encoder=SMALL_RESNET, decoder=None, dtype='float32', remat=False
+    encoder=networks.SMALL['pass'][0],
+    decoder=None,
+    dtype='float32',
+    remat=False,
   )
 
 

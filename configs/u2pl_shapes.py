@@ -6,7 +6,7 @@ Run:   python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl,labels=50
 Cost:  3 to 5 minutes on 2 CPU cores.
 """
 
-from configs import common, luss, u2pl
+from configs import common, networks, u2pl
 
 
 def get_config(argument=None):
@@ -33,8 +33,7 @@ def get_config(argument=None):
   )
   config = common.block(program='u2pl.main', data_dir='', without_files='')
   config.stages = ('train', 'evaluate')
-  encoder = {'unet': common.SMALL_RESNET, 'pass': luss.SMALL_RESNET}
-  config.network = common.small_network(encoder[options.network], options.width)
+  config.network = networks.small(options.network, options.width)
   config.train = common.block(
     data=common.data('shapes/scenes'),
     split='train',

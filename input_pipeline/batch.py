@@ -1,4 +1,4 @@
-"""The batch contract: names, types and axis order of what networks are fed.
+"""The batch contract: names, types and axis order of the input of networks.
 
 A batch is a dict of arrays with leading axis B:
 
@@ -6,7 +6,7 @@ A batch is a dict of arrays with leading axis B:
   label  int16  [B, H, W]     class ids; a negative label is ignored
   tags   bool   [B, C]        image-level labels: the classes that occur
   mask   bool   [B]           False on rows that only pad the batch
-  size   int32  [B, 2]        height and width before padding to a canvas
+  size   int32  [B, 2]        height and width of the original image
   id     bytes  [B]           name of the image; stays on the host
 
 Multi-view batches hold one key per resolution instead of `image`:
@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-IGNORE = -1  # Any negative label is ignored; this is the one we write.
+IGNORE = -1  # Any negative label is ignored; this is the one that is written.
 
 # A batch, or several streams of them: {'labeled': …, 'unlabeled': …}.
 Batch = Mapping[str, Any]
 
-# Keys that never travel to a device.
+# Keys that are not transferred to devices.
 HOST_ONLY = ('id',)
 
 
@@ -38,13 +38,13 @@ def spec(
   label: bool = False,
   num_tags: int | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and types of a batch of training, before there is any data.
+  """Returns shapes and types of a training batch, without any data.
 
   Args:
     batch_size: global number of rows B.
     size: height and width.
-    label: with class ids of pixels.
-    num_tags: with this many image-level labels, or without.
+    label: whether the batch has class ids of pixels.
+    num_tags: number C of image-level labels; None without them.
   """
 
   def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
@@ -63,7 +63,7 @@ def to_symmetric(
   images: UInt8[Array, '*B H W 3'],
 ) -> Float[Array, '*B H W 3']:
   """Maps 0…255 to [-1, 1], the image space of everything on the device."""
-  # Not x / 127.5 - 1, which compiled ends above 1.
+  # Not x / 127.5 - 1, which exceeds 1 at x = 255 when compiled.
   return (images.astype(jnp.float32) - 127.5) / 127.5
 
 
@@ -78,16 +78,22 @@ def to_uint8(
 def join(arrays: Sequence[Array]) -> Array:
   """Interleaves V arrays [B, …] into one [B·V, …], B-major.
 
-  Never concatenate along the batch axis: it is sharded, and the rows would
-  have to move between devices. Interleaving keeps each row where it is.
+  The batch axis is sharded over devices: a concatenation along it would move
+  rows between them, interleaving keeps every row on its device.
   """
   stacked = jnp.stack(arrays, axis=1)
   return stacked.reshape((-1, *stacked.shape[2:]))
 
 
 def split(array: Array, num_arrays: int) -> tuple[Array, ...]:
-  """Undoes `join`: [B·V, …] into V arrays [B, …]."""
+  """Splits an array [B·V, …] of `join` into V arrays [B, …].
+
+  Raises:
+    ValueError: the rows do not divide into V arrays.
+  """
   if array.shape[0] % num_arrays:
-    raise ValueError(f'{len(array)} rows are not {num_arrays} joined arrays')
+    raise ValueError(
+      f'array: expected a multiple of {num_arrays} rows, got {len(array)}'
+    )
   stacked = array.reshape((-1, num_arrays, *array.shape[1:]))
   return tuple(stacked[:, i] for i in range(num_arrays))

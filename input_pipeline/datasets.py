@@ -1,8 +1,8 @@
-"""Data sets by name: where their records are, and their splits.
+"""Data sets by name: opens their splits, and prepares their records.
 
-  options = datasets.Options('shapes/scenes')
+  options = datasets.DataOptions('shapes/scenes')
   split = datasets.open_split(options, 'train', data_dir='')
-  split.records[0]          # encoded bytes: see builders/records.py
+  split.records[0]          # encoded bytes: see sources/records.py
 
 A data set that is not prepared yet is prepared when it is opened.
 """
@@ -21,16 +21,16 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 
-from input_pipeline.builders import base, shards
+from input_pipeline import record_views
+from input_pipeline.builders import base, class_list, shards
 from input_pipeline.sources import audit, fingerprints, records
 from runtime import errors, files, progress, threads
 
-# Data sets made from files are looked for in $SEG_DATA_DIR/NAME, unless
-# `source` says where they are.
+# The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
 
-# Module below input_pipeline.builders and class of each data set; imported only
-# when it is asked for.
+# Module below input_pipeline.builders and class of each data set. A module is
+# imported when its data set is opened: each needs other packages.
 _BUILDERS = {
   'shapes': ('shapes', 'Shapes'),
   'camvid': ('camvid', 'Camvid'),
@@ -46,37 +46,40 @@ _BUILDERS = {
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
 
-
-# Reports that this process has printed.
-_TOLD: set[pathlib.Path] = set()
+# Reports that this process has printed: a run opens a data set several times,
+# but reports its skipped files once.
+_PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
 _MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask')
 _FOLDER_FIELDS = (
-  *('images', *_MASK_FIELDS),
-  *('val_fraction', 'split_seed', 'on_bad_example'),
+  'images',
+  *_MASK_FIELDS,
+  'val_fraction',
+  'split_seed',
+  'on_bad_example',
 )
 _FILE_FIELDS = ('source', *_FOLDER_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-  """A data set, and where its own files are.
+  """Names a data set and locates its files.
 
   Attributes:
     name: as in docs/datasets.md: 'camvid', 'imagenet_s/50', 'image_folder'.
-    source: folder of the files it is made from; '' looks in $SEG_DATA_DIR.
-    images: folders only: where the images are in the source.
-    masks: image_mask_folder only: where the masks are.
+    source: folder of the files it is made from; '' is $SEG_DATA_DIR/NAME.
+    images: folders only: folder of the images in the source.
+    masks: image_mask_folder only: folder of the masks in the source.
     classes: image_mask_folder only: file with the class list.
     ignore: image_mask_folder only: value or color of pixels without a class,
       '255' or '255,255,255' or '#ffffff'; '' if there are none.
     without_mask: image_mask_folder only: 'error' refuses images that have no
       mask, 'unlabeled' makes them a split of this name.
-    val_fraction: folders only: part of the images that becomes `val`.
-    split_seed: folders only: chooses which.
-    on_bad_example: folders only: 'error' refuses all for one bad file, 'skip'
-      leaves it out.
+    val_fraction: folders only: fraction of the images that becomes `val`.
+    split_seed: folders only: selects the images of `val`.
+    on_bad_example: folders only: 'error' refuses the data set for one bad file,
+      'skip' skips the file.
   """
 
   name: str
@@ -94,8 +97,8 @@ class DataOptions:
     name, slash, config = self.name.partition('/')
     if name not in _BUILDERS or (slash and not config):
       raise errors.UserError(
-        f'there is no data set {self.name!r}: expected one of '
-        f'{", ".join(_BUILDERS)}'
+        f'name: expected a data set of {", ".join(_BUILDERS)}, got '
+        f'{self.name!r}'
       )
     unread = {'shapes': _FILE_FIELDS, 'image_folder': _MASK_FIELDS}.get(
       name, () if name == 'image_mask_folder' else _FOLDER_FIELDS
@@ -103,46 +106,9 @@ class DataOptions:
     for field in dataclasses.fields(self):
       if field.name in unread and getattr(self, field.name) != field.default:
         raise errors.UserError(
-          f'{field.name} is {getattr(self, field.name)!r}, which {name} does '
-          'not read: leave it out'
+          f'{field.name}: expected no value, as {name} does not read it, got '
+          f'{getattr(self, field.name)!r}: remove it'
         )
-
-
-class _Selected(Sequence[records.Record]):
-  """The records of the given indices, as a random access source."""
-
-  def __init__(self, source: Sequence[records.Record], indices: np.ndarray):
-    self._source = source
-    self._indices = indices
-
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, i) -> records.Record:
-    return self._source[int(self._indices[i])]
-
-  def __repr__(self) -> str:
-    return f'_Selected({len(self)} records)'
-
-
-class _Joined(Sequence[records.Record]):
-  """Sources one after the other, as a random access source."""
-
-  def __init__(self, sources: Sequence[Sequence[records.Record]]):
-    self._sources = sources
-    self._ends = np.cumsum([len(source) for source in sources])
-
-  def __len__(self) -> int:
-    return int(self._ends[-1])
-
-  def __getitem__(self, i) -> records.Record:
-    at = range(len(self))[int(i)]  # Counts from the end, too.
-    k = int(np.searchsorted(self._ends, at, side='right'))
-    source = self._sources[k]
-    return source[at - int(self._ends[k]) + len(source)]
-
-  def __repr__(self) -> str:
-    return f'_Joined({len(self)} records)'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,14 +116,13 @@ class Split:
   """A split of a prepared data set.
 
   Attributes:
-    name: for people: 'shapes/scenes train'.
-    version: of the records it comes from; another one for every state of a
-      folder.
+    name: for messages: 'shapes/scenes train'.
+    version: of its records; differs for every state of a folder.
     classes: name of each class id.
     palette: RGB color of each class id.
-    label_kinds: kinds of label its records have: 'label', 'tags'.
-    records: by index; encoded, see builders/records.py.
-    index: what is known of the images without reading them.
+    label_kinds: kinds of label of its records: 'label', 'tags'.
+    records: by index; encoded, see sources/records.py.
+    index: names, sizes and hashes of the images.
   """
 
   name: str
@@ -172,23 +137,31 @@ class Split:
     return len(self.records)
 
   def select(self, indices: np.ndarray) -> 'Split':
-    """The images of the given indices, as a split of its own."""
+    """Returns the split of the images at the given indices, in their order."""
     if np.array_equal(indices, np.arange(len(self))):
       return self
     name = f'{self.name} ({len(indices)} of {len(self)} images)'
     return dataclasses.replace(
       self,
       name=name,
-      records=_Selected(self.records, indices),
+      records=record_views.Selection(self.records, indices),
       index=self.index.select(indices),
     )
 
   def ids(self) -> list[str]:
-    """The official name of each image."""
+    """Returns the official name of each image."""
     return self.index.names()
 
   def require_labels(self, kind: str, purpose: str) -> None:
-    """Raises UserError unless its records have this kind of label."""
+    """Checks that its records have a kind of label.
+
+    Args:
+      kind: 'label' or 'tags'.
+      purpose: of the labels, for the message.
+
+    Raises:
+      UserError: its records lack the labels.
+    """
     if kind not in self.label_kinds:
       raise errors.UserError(
         f'{self.name} has no {kind}, which {purpose} needs: choose another '
@@ -196,12 +169,12 @@ class Split:
       )
 
   def sizes(self) -> list[tuple[int, int]]:
-    """(height, width) of each image."""
+    """Returns (height, width) of each image."""
     return [(height, width) for height, width in self.index.sizes.tolist()]
 
 
 def default_data_dir() -> str:
-  """Where records are kept: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+  """Returns the folder of records: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
   return str(
     pathlib.Path(
       os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
@@ -210,10 +183,10 @@ def default_data_dir() -> str:
 
 
 def builder(options: DataOptions, data_dir: str = '') -> base.Builder:
-  """The TFDS builder of a data set, prepared or not.
+  """Returns the TFDS builder of a data set, prepared or not.
 
   Raises:
-    UserError: there is no such configuration, or its files are not found.
+    UserError: the config is unknown, or the files are missing.
   """
   name = options.name.partition('/')[0]
   module, cls, config = _class_of(options)
@@ -222,17 +195,17 @@ def builder(options: DataOptions, data_dir: str = '') -> base.Builder:
     kwargs['config'] = config
   if name == 'shapes':
     return cls(**kwargs)
-  source = options.source or _source_of(name)
+  source = options.source or _default_source(name)
   if name in ('image_folder', 'image_mask_folder'):
     return cls(_folder_options(module, options, source), **kwargs)
   return cls(source=source, **kwargs)
 
 
 def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
-  """Module and class of a builder, and the configuration, '' if it has none.
+  """Returns module and class of a builder, and its config, '' without one.
 
   Raises:
-    UserError: there is no such configuration.
+    UserError: the config is unknown.
   """
   name, _, config = options.name.partition('/')
   module_name, class_name = _BUILDERS[name]
@@ -242,69 +215,75 @@ def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
   if config not in (cls.builder_configs or ('',)):
     expected = f'{name}/ with one of {", ".join(cls.builder_configs)}'
     raise errors.UserError(
-      f'there is no data set {options.name!r}: expected '
-      f'{expected if cls.builder_configs else name}'
+      f'name: expected {expected if cls.builder_configs else name}, got '
+      f'{options.name!r}'
     )
   return module, cls, config
 
 
 def known_num_classes(options: DataOptions) -> int | None:
-  """How many classes a data set has; None if only its files tell.
+  """Returns the number of classes of a data set without opening its files.
 
-  Opens none of them, and needs none to be there.
+  Returns:
+    The number; None if the classes are defined by the files.
 
   >>> known_num_classes(DataOptions('cityscapes'))
   19
 
   Raises:
-    UserError: there is no such configuration.
+    UserError: the config is unknown.
   """
   name = options.name.partition('/')[0]
   _, cls, config = _class_of(options)
   if name in ('imagenet', 'image_folder', 'image_mask_folder'):
     return None
   if name == 'imagenet_s':
-    return cls.builder_configs[config].num_classes + 1  # And 'other'.
-  made = cls(
+    return cls.builder_configs[config].num_classes + 1  # With 'other'.
+  data_set = cls(
     data_dir=default_data_dir(), **({'config': config} if config else {})
   )
-  return len(made.contents().classes)
+  return len(data_set.schema().classes)
 
 
 def prepare(
-  options: DataOptions, data_dir: str = '', tell_known: bool = False
+  options: DataOptions, data_dir: str = '', report_existing: bool = False
 ) -> base.Builder:
-  """The builder of a data set, with its records on disk.
+  """Prepares the records of a data set, unless they exist.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
 
   Args:
-    options: which data set.
-    data_dir: where records are kept.
-    tell_known: whether to say so if it is prepared already.
+    options: of the data set.
+    data_dir: folder of records.
+    report_existing: whether to print a line if the records exist.
+
+  Returns:
+    The builder of the prepared data set.
 
   Raises:
     UserError: a file is missing or bad.
   """
-  with _quietly():
-    made = builder(options, data_dir)
+  with _without_tfds_logs():
+    data_set = builder(options, data_dir)
     problem = None
     if _is_host_0():
-      problem = _prepare_on_host_0(made, options, tell_known)
+      problem = _prepare_on_host_0(data_set, options, report_existing)
     if jax.process_count() > 1:
+      # All hosts must raise, or those that go on wait for host 0 forever.
       good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
       if not good and problem is None:
         problem = errors.UserError(f'host 0 could not prepare {options.name}')
-      made = builder(options, data_dir)
+      data_set = builder(options, data_dir)
     if problem is not None:
       raise problem
-    # What another process has prepared is seen by a new builder only.
-    return made if made.info.splits else builder(options, data_dir)
+    # A builder reads its splits when it is created: one that another process
+    # has prepared since needs a new builder.
+    return data_set if data_set.info.splits else builder(options, data_dir)
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-  """Without what TFDS tells of each of its steps; what matters is said here."""
+def _without_tfds_logs() -> Iterator[None]:
+  """Silences the messages of TFDS about each of its steps."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -318,45 +297,50 @@ def _is_host_0() -> bool:
 
 
 def _prepare_on_host_0(
-  made: base.Builder, options: DataOptions, tell_known: bool
+  data_set: base.Builder, options: DataOptions, report_existing: bool
 ) -> errors.UserError | None:
-  """Prepares what is not prepared; returns what went wrong."""
-  report = pathlib.Path(made.data_dir) / base.REPORT
+  """Prepares a data set unless its records exist; returns the error, if any."""
+  report = pathlib.Path(data_set.data_dir) / base.REPORT
   try:
-    known = made.is_prepared()
-    if not known:
-      with files.explaining_os_errors(made.name, made.data_dir):
-        made.download_and_prepare()
-    elif tell_known:
+    existed = data_set.is_prepared()
+    if not existed:
+      with files.explaining_os_errors(data_set.name, data_set.data_dir):
+        data_set.download_and_prepare()
+    elif report_existing:
       print(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # What is left out is said in every run, once.
-    anew = made.on_bad_example == 'skip' and report not in _TOLD
-    if report.exists() and (not known or anew):
-      _TOLD.add(report)
+    # Every run reports the skipped files, once.
+    again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
+    if report.exists() and (not existed or again):
+      _PRINTED_REPORTS.add(report)
       print(report.read_text(), end='', flush=True)
   except errors.UserError as error:
-    if builder(options, str(made.data_dir_root)).is_prepared():
-      return None  # By another process, in the meantime.
+    if builder(options, str(data_set.data_dir_root)).is_prepared():
+      return None  # Another process has prepared it in the meantime.
     return error
   return None
 
 
 def check_available(options: DataOptions, data_dir: str = '') -> None:
-  """Raises Missing unless a data set is prepared, or its files are there.
+  """Checks that a data set is prepared or can be; prepares nothing.
 
-  Nothing is prepared.
+  Raises:
+    MissingInput: neither records nor files of the data set exist.
   """
-  with _quietly():
-    made = builder(options, data_dir)
-    if not made.is_prepared():
-      made.require()
+  with _without_tfds_logs():
+    data_set = builder(options, data_dir)
+    if not data_set.is_prepared():
+      data_set.check_available()
 
 
 def concatenate(splits: Sequence[Split]) -> Split:
-  """The images of several splits, one after the other, without their labels."""
+  """Concatenates the images of several splits, without their labels.
+
+  The classes are those of the first: labels of other data sets would mean
+  something else.
+  """
   first, *others = splits
   if not others:
     return first
@@ -365,63 +349,47 @@ def concatenate(splits: Sequence[Split]) -> Split:
     name=' and '.join(split.name for split in splits),
     version=' and '.join(split.version for split in splits),
     label_kinds=(),
-    records=_Joined([split.records for split in splits]),
+    records=record_views.Concatenation([split.records for split in splits]),
     index=fingerprints.ImageIndex.join([split.index for split in splits]),
   )
 
 
 def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
-  """Opens a split, preparing the data set if need be.
+  """Opens a split; prepares the data set if its records do not exist.
 
   Raises:
     UserError: the data set cannot be prepared, or has no such split.
   """
-  made = prepare(options, data_dir)
-  if split not in made.info.splits:
+  data_set = prepare(options, data_dir)
+  info = data_set.info
+  if split not in info.splits:
     raise errors.UserError(
-      f'{options.name} has no split {split!r}: expected one of '
-      f'{", ".join(made.info.splits)}'
+      f'split: expected one of {", ".join(info.splits)} of {options.name}, got '
+      f'{split!r}'
     )
-  features = made.info.features
+  features = info.features
   encoded = {
     name: tfds.decode.SkipDecoding()
     for name in ('image', 'label')
     if name in features
   }
-  metadata: Any = made.info.metadata
-  lacks = metadata.get('lacks', {}).get(split, ())
+  metadata: Any = info.metadata
+  missing = metadata.get('lacks', {}).get(split, ())
   return Split(
     name=f'{options.name} {split}',
-    version=made.info.full_name,
+    version=info.full_name,
     classes=tuple(metadata['classes']),
     palette=tuple(tuple(color) for color in metadata['palette']),
     label_kinds=tuple(
       kind
       for kind in ('label', 'tags')
-      if kind in features and kind not in lacks
+      if kind in features and kind not in missing
     ),
-    records=made.as_data_source(split, decoders=encoded),
+    records=data_set.as_data_source(split, decoders=encoded),
     index=fingerprints.ImageIndex.read(
-      shards.index_path(pathlib.Path(made.data_dir), split)
+      shards.index_path(pathlib.Path(data_set.data_dir), split)
     ),
   )
-
-
-class _Files(Sequence[records.Record]):
-  """Records that are read from the image files themselves."""
-
-  def __init__(self, examples: Sequence[audit.Example]):
-    self._examples = examples
-
-  def __len__(self) -> int:
-    return len(self._examples)
-
-  def __getitem__(self, i) -> records.Record:
-    example = self._examples[int(i)]
-    return {'image': example.image.read_bytes(), 'id': example.id.encode()}
-
-  def __repr__(self) -> str:
-    return f'_Files({len(self)} images)'
 
 
 def open_folder(
@@ -429,53 +397,68 @@ def open_folder(
   classes: tuple[str, ...],
   palette: tuple[tuple[int, int, int], ...],
 ) -> tuple[Split, tuple[errors.BadFile, ...]]:
-  """The images of a folder as they are, without records; and what is unusable.
+  """Opens the images of a folder without preparing records.
 
-  Every image is decoded once, to see whether it can be.
+  Every image is decoded once, to check that it can be.
+
+  Args:
+    images: the folder; its subfolders are included.
+    classes: name of each class id, for predictions.
+    palette: RGB color of each class id.
+
+  Returns:
+    The split of the usable images, and the files that are not usable.
 
   Raises:
-    UserError: there is no such folder, or no usable image in it.
+    UserError: the folder is missing, or has no usable image.
   """
   listing = audit.list_examples(images)
-  found = [
-    (example, known)
-    for example, known in zip(
-      listing.examples,
-      progress.bar(
-        threads.ordered_map(audit.catching(_look), listing.examples),
-        desc=f'checking {images}',
-        total=len(listing.examples),
+  examples, indices, bad = [], [], [*listing.problems]
+  for example, index in zip(
+    listing.examples,
+    progress.bar(
+      threads.ordered_map(
+        audit.catch_bad_files(_index_example), listing.examples
       ),
-      strict=True,
+      desc=f'checking {images}',
+      total=len(listing.examples),
+    ),
+    strict=True,
+  ):
+    if isinstance(index, errors.BadFile):
+      bad.append(index)
+    else:
+      examples.append(example)
+      indices.append(index)
+  bad = sorted(bad, key=str)
+  if not examples:
+    raise errors.UserError(
+      f'{images}: no image is usable: {bad[0]}; repair that file'
     )
-  ]
-  good = [pair for pair in found if not isinstance(pair[1], errors.BadFile)]
-  bad = [known for _, known in found if isinstance(known, errors.BadFile)]
-  bad = sorted([*listing.problems, *bad], key=str)
-  if not good:
-    raise errors.UserError(f'{images}: no image is usable: {bad[0]}; mend that')
   split = Split(
     name=str(images),
     version='',
     classes=classes,
     palette=palette,
     label_kinds=(),
-    records=_Files([example for example, _ in good]),
-    index=fingerprints.ImageIndex.join([known for _, known in good]),
+    records=record_views.ImageFiles(examples),
+    index=fingerprints.ImageIndex.join(indices),
   )
   return split, tuple(bad)
 
 
-def _look(example: audit.Example) -> fingerprints.ImageIndex:
+def _index_example(example: audit.Example) -> fingerprints.ImageIndex:
   return fingerprints.ImageIndex.from_sample(audit.read_example(example))
 
 
-def _source_of(name: str) -> str:
+def _default_source(name: str) -> str:
+  """Returns $SEG_DATA_DIR/NAME, or '' if the variable is not set."""
   root = os.environ.get(SOURCE_VARIABLE)
   return str(pathlib.Path(root) / name) if root else ''
 
 
 def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
+  """Returns the options of a builder of the module `folders`."""
   common = {
     'source': source,
     'images': options.images,
@@ -489,6 +472,6 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     **common,
     masks=options.masks,
     classes=options.classes,
-    ignore=module.parse_ignore(options.ignore),
+    ignore=class_list.parse_ignore(options.ignore),
     without_mask=options.without_mask,
   )

@@ -1,8 +1,8 @@
-"""Batches whose content is decided by the step alone.
+"""Batches whose content depends on the step alone.
 
-Batch k is made of the global records kB … (k+1)B-1 of a seeded, shuffled,
-endless stream; each host reads its contiguous part of it. Starting at step k is
-a seek, and neither the number of hosts nor of worker processes changes a pixel.
+Batch k consists of the records kB … (k+1)B-1 of a seeded, shuffled, infinite
+stream; each host reads a contiguous part of it. Starting at step k is a seek,
+and neither the number of hosts nor of worker processes changes a pixel.
 
   stream = Stream(split.records, transform)
   loader = Loader({'': stream}, batch_size=32, seed=0)
@@ -28,12 +28,12 @@ from runtime import errors
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-  """How batches are read; changes speed, never content.
+  """Options of reading that affect speed but never content.
 
   Attributes:
-    threads: threads that read and transform, per process.
-    buffered: host batches read ahead.
-    workers: worker processes; 0 reads in threads of the trainer.
+    threads: number of threads that read and transform, per process.
+    buffered: number of batches read ahead on the host.
+    workers: number of worker processes; 0 reads in threads of the trainer.
   """
 
   threads: int = 2
@@ -43,55 +43,61 @@ class ReadOptions:
   def __post_init__(self):
     for name in ('threads', 'buffered'):
       if getattr(self, name) < 1:
-        raise ValueError(f'{name}: found {getattr(self, name)}, expected >= 1')
+        raise ValueError(f'{name}: expected >= 1, got {getattr(self, name)}')
     if self.workers < 0:
-      raise ValueError(f'workers: found {self.workers}, expected >= 0')
+      raise ValueError(f'workers: expected >= 0, got {self.workers}')
 
   def iterate(self, batches: grain.MapDataset) -> grain.DatasetIterator:
-    """An iterator over batches, read ahead."""
+    """Returns an iterator over batches that are read ahead."""
     options = grain.ReadOptions(
       num_threads=self.threads, prefetch_buffer_size=self.buffered
     )
     dataset = batches.to_iter_dataset(options)
     if self.workers:
       dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers), _stay
+        grain.MultiprocessingOptions(num_workers=self.workers), _ignore_sigterm
       )
     return iter(dataset)
 
 
-def _stay(*_) -> None:
-  """Leaves requests to stop to the trainer, who needs batches until it has.
+def _ignore_sigterm(*_) -> None:
+  """Makes a worker process ignore SIGTERM, which the trainer handles.
 
-  SLURM sends SIGTERM to all processes of a job.
+  SLURM sends it to all processes of a job, but the trainer needs batches until
+  it has saved and stopped.
   """
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessShard:
-  """Which part of every global batch this process reads."""
+  """The part of every global batch that one process reads.
+
+  Attributes:
+    index: of the process; of this one by default.
+    count: number of processes.
+  """
 
   index: int = dataclasses.field(default_factory=jax.process_index)
   count: int = dataclasses.field(default_factory=jax.process_count)
 
   def rows(self, batch_size: int) -> int:
-    """Rows of a global batch that belong to this process.
+    """Returns the rows of a global batch that belong to this process.
 
     Raises:
       UserError: the batch does not divide among the processes.
     """
     if batch_size % self.count:
       raise errors.UserError(
-        f'a batch of {batch_size} does not divide among {self.count} hosts: '
-        'change batch_size'
+        f'batch_size: expected a multiple of the {self.count} hosts, got '
+        f'{batch_size}'
       )
     return batch_size // self.count
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """Records, and what is done to each."""
+  """A source of records, and the transform that is applied to each."""
 
   records: Sequence[Any]
   transform: transforms.Transform
@@ -99,11 +105,12 @@ class Stream:
   def __post_init__(self):
     if not len(self.records):
       raise errors.UserError(
-        'a stream has no images: check the split and the number of labels'
+        'expected a stream of images, got none: check the split and the number '
+        'of labels'
       )
 
   def examples(self, seed: int) -> grain.MapDataset:
-    """The endless sequence of examples that all hosts agree on."""
+    """Returns the infinite sequence of examples, the same on all hosts."""
     return (
       grain.MapDataset.source(self.records)
       .seed(seed)
@@ -114,7 +121,7 @@ class Stream:
 
 
 def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-  """Stacks examples to a batch; no row of it is padding."""
+  """Stacks examples into a batch without padding rows."""
   out = {
     name: np.stack([example[name] for example in examples])
     for name in examples[0]
@@ -124,34 +131,36 @@ def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-  """Endless training batches of one or several streams.
+  """Infinite training batches of one or several streams.
 
   Attributes:
-    streams: by name; a single stream named '' gives plain batches, several
-      give a dict of batches.
+    streams: by name; a single stream named '' yields plain batches, several
+      streams yield a dict of batches.
     batch_size: global number of rows B of each stream.
-    seed: decides order and geometry.
-    reading: threads and worker processes.
-    part: the part of this process.
+    seed: of the order of records and of all random transforms.
+    reading: numbers of threads and worker processes.
+    shard: the part of each batch that this process reads.
   """
 
   streams: Mapping[str, Stream]
   batch_size: int
   seed: int
   reading: ReadOptions = ReadOptions()
-  part: ProcessShard = dataclasses.field(default_factory=ProcessShard)
+  shard: ProcessShard = dataclasses.field(default_factory=ProcessShard)
 
   def batches(self) -> grain.MapDataset:
-    """Element k is this host's part of batch k."""
-    rows = self.part.rows(self.batch_size)
+    """Returns this process's parts of the batches, by step."""
+    rows = self.shard.rows(self.batch_size)
     # Local batch j·count + p is the p-th contiguous part of global batch j.
+    # Each stream has its own seed, so that two streams of the same records do
+    # not yield the same image, transformed alike, at the same step.
     parts = [
       stream.examples(self.seed + zlib.crc32(name.encode()) % 2**31).batch(
-        # The length is 2**63 - 1: to round it up overflows.
+        # The infinite length is 2**63 - 1: rounding it up overflows.
         rows,
         drop_remainder=True,
         batch_fn=stack,
-      )[self.part.index :: self.part.count]
+      )[self.shard.index :: self.shard.count]
       for name, stream in self.streams.items()
     ]
     if tuple(self.streams) == ('',):
@@ -162,18 +171,22 @@ class Loader:
     )
 
   def element_spec(self) -> batch_lib.Batch:
-    """Shape and type of a global batch as the devices see it."""
+    """Returns shapes and types of a global batch on the devices."""
 
     def widen(array: np.ndarray) -> jax.ShapeDtypeStruct:
-      shape = (array.shape[0] * self.part.count, *array.shape[1:])
+      shape = (array.shape[0] * self.shard.count, *array.shape[1:])
       return jax.ShapeDtypeStruct(shape, array.dtype)
 
     return jax.tree.map(widen, drop_host_only(self.batches()[0]))
 
   @contextlib.contextmanager
   def start(self, step: int) -> Iterator[Iterator[batch_lib.Batch]]:
-    """Iterates from the batch of `step`; closes what reads on exit."""
-    # A slice, as iterators of several worker processes cannot be set to a step.
+    """Provides the batches from `step` on; stops reading at the end.
+
+    Args:
+      step: of the first batch.
+    """
+    # A slice: iterators with worker processes cannot be set to a step.
     iterator = self.reading.iterate(self.batches()[step:])
     try:
       yield iterator
@@ -182,7 +195,7 @@ class Loader:
 
 
 def drop_host_only(host_batch: batch_lib.Batch) -> dict[str, Any]:
-  """The part of a batch that travels: all but what stays on the host."""
+  """Returns a batch, or streams of batches, without keys of the host."""
   return {
     name: drop_host_only(value) if isinstance(value, Mapping) else value
     for name, value in host_batch.items()
@@ -195,10 +208,16 @@ def prefetch(
   put: Callable[[Any], Any],
   ahead: int = 2,
 ) -> Iterator[Any]:
-  """Keeps `ahead` batches on their way to the devices while one is used."""
-  waiting = collections.deque()
+  """Yields batches on the devices, and transfers the next ones meanwhile.
+
+  Args:
+    batches: on the host.
+    put: starts the transfer of a batch to the devices.
+    ahead: number of transfers that are started ahead.
+  """
+  pending = collections.deque()
   for batch in batches:
-    waiting.append(put(drop_host_only(batch)))
-    if len(waiting) > ahead:
-      yield waiting.popleft()
-  yield from waiting
+    pending.append(put(drop_host_only(batch)))
+    if len(pending) > ahead:
+      yield pending.popleft()
+  yield from pending

@@ -1,4 +1,4 @@
-"""Prepares a data set from the files its site hands out, and checks them.
+"""Checks the files of a data set and prepares its records.
 
   python -m input_pipeline.prepare shapes/scenes
   python -m input_pipeline.prepare voc2012 --source=~/downloads
@@ -6,10 +6,10 @@
   python -m input_pipeline.prepare image_mask_folder --source=~/roads \
       --images=images --masks=masks --classes=classes.txt --ignore=255 --check
 
-Ends with a page about the data, as text and as a picture. With --check nothing
-is prepared. It can be interrupted by SIGINT or SIGTERM (exit status 75) and run
-again. Exits with status 2 and one line that begins with 'error: ' if something
-is to be mended.
+Prints a report about the data, and draws it as a picture. With --check, no
+record is written. When interrupted by SIGINT or SIGTERM it exits with status
+75, and the same command continues. A user error is a line that begins with
+'error: ', and exit status 2.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors, exit_status, files
 
 PICTURE = 'report.png'
-INTERRUPTED = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,36 +36,36 @@ def main(argv: Sequence[str] | None = None) -> int:
   check = arguments.pop('check')
   data_dir = arguments.pop('data_dir')
   shard = arguments.pop('shard')
-  # TFDS tells of each of its steps.
+  # TFDS logs each of its steps.
   logging.set_verbosity(logging.ERROR)
   try:
     options = datasets.DataOptions(**arguments)
-    part = shards_lib.Part.parse(shard)
-    if check and part.count > 1:
+    subset = shards_lib.ShardSubset.parse(shard)
+    if check and subset.count > 1:
       raise errors.UserError(
-        f'--shard={shard} contradicts --check, which looks at all files: leave '
-        'out one of them'
+        f'--shard={shard} contradicts --check, which reads all files: remove '
+        'one of them'
       )
     with _interrupted_by_sigterm():
       if check:
         _check(options, data_dir)
-      elif part.count == 1 or _write(options, data_dir, part):
+      elif subset.count == 1 or _write(options, data_dir, subset):
         _prepare(options, data_dir)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
-    return 2
+    return exit_status.USER_ERROR
   except KeyboardInterrupt:
-    rest = 'finished shards are kept, the same command goes on'
+    state = 'finished shards are kept, the same command continues'
     if check:
-      rest = 'nothing was written'
-    print(f'interrupted: {rest}', file=sys.stderr)
-    return INTERRUPTED
+      state = 'nothing was written'
+    print(f'interrupted: {state}', file=sys.stderr)
+    return exit_status.PREEMPTED
   return 0
 
 
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-  """Treats what schedulers send as Ctrl-C."""
+  """Handles SIGTERM, which schedulers send, like Ctrl-C."""
 
   def interrupt(*_):
     raise KeyboardInterrupt
@@ -79,34 +78,34 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def _write(
-  options: datasets.DataOptions, data_dir: str, part: shards_lib.Part
+  options: datasets.DataOptions, data_dir: str, subset: shards_lib.ShardSubset
 ) -> bool:
-  """Makes the shards of this part; whether all of them are there now."""
-  made = datasets.builder(options, data_dir)
-  if made.is_prepared():
+  """Writes a subset of the shards; returns whether all of them exist now."""
+  data_set = datasets.builder(options, data_dir)
+  if data_set.is_prepared():
     return True
-  shards = made.shards()
-  with files.explaining_os_errors(made.name, made.data_dir):
-    shards.write(part)
-  if missing := shards.missing():
+  writer = data_set.shard_writer()
+  with files.explaining_os_errors(data_set.name, data_set.data_dir):
+    writer.write(subset)
+  if missing := writer.missing():
     print(
-      f'{len(shards) - missing} of {len(shards)} shards are made; the process '
-      'that makes the last one finishes the data set'
+      f'{len(writer) - missing} of {len(writer)} shards are written; the '
+      'process that writes the last one finishes the data set'
     )
   return not missing
 
 
 def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
-  """Prepares, and draws the page."""
-  made = datasets.prepare(options, data_dir, tell_known=True)
-  folder = pathlib.Path(made.data_dir)
+  """Prepares the records, and draws the picture of the report."""
+  data_set = datasets.prepare(options, data_dir, report_existing=True)
+  folder = pathlib.Path(data_set.data_dir)
   indices = {
     split: fingerprints.ImageIndex.read(shards_lib.index_path(folder, split))
-    for split in made.info.splits
+    for split in data_set.info.splits
   }
-  _tell_shared(indices)
+  _warn_of_shared_images(indices)
   counts = class_counts.read(folder / base.COUNTS)
-  split = _shown_split(made, indices)
+  split = _split_to_draw(data_set, indices)
   opened = datasets.open_split(options, split, data_dir)
   decode = transforms.Decode(len(opened.classes), keep=('label', 'tags'))
   samples = []
@@ -121,41 +120,45 @@ def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
         example['tags'].nonzero()[0].tolist() if 'tags' in example else (),
       )
     )
-  contents = records.Contents(opened.classes, opened.palette)
-  _draw(folder / PICTURE, options.name, counts, contents, samples)
+  schema = records.Schema(opened.classes, opened.palette)
+  _draw(folder / PICTURE, options.name, counts, schema, samples)
   print(f'records are in {folder}')
 
 
 def _check(options: datasets.DataOptions, data_dir: str) -> None:
-  """Audits the files and leaves it at that."""
-  made = datasets.builder(options, data_dir)
-  found, indices = made.check()
-  print(found.report())
-  _tell_shared(indices)
-  sources = made.sources()[_shown_split(made, indices)]
-  read = audit.catching(made.sample)
+  """Checks the files and draws the picture, without writing records."""
+  data_set = datasets.builder(options, data_dir)
+  result, indices = data_set.check()
+  print(result.report())
+  _warn_of_shared_images(indices)
+  sources = data_set.sources()[_split_to_draw(data_set, indices)]
+  read = audit.catch_bad_files(data_set.read_sample)
   samples = [
     read(sources[i])
     for i in splits.evenly_spaced(len(sources), report.NUM_SAMPLES)
   ]
   samples = [s for s in samples if isinstance(s, records.Sample)]
   name = f'{options.name.replace("/", "-")}.png'
-  path = pathlib.Path(made.data_dir_root) / 'reports' / name
-  _draw(path, options.name, found.counts, made.contents(), samples)
+  path = pathlib.Path(data_set.data_dir_root) / 'reports' / name
+  _draw(path, options.name, result.counts, data_set.schema(), samples)
   print('this was a check: no record was written')
 
 
-def _tell_shared(indices: Mapping[str, fingerprints.ImageIndex]) -> None:
-  for line in fingerprints.shared(indices):
+def _warn_of_shared_images(
+  indices: Mapping[str, fingerprints.ImageIndex],
+) -> None:
+  for line in fingerprints.describe_shared(indices):
     print(f'warning: {line}')
 
 
-def _shown_split(
-  made: base.Builder, indices: Mapping[str, fingerprints.ImageIndex]
+def _split_to_draw(
+  data_set: base.Builder, indices: Mapping[str, fingerprints.ImageIndex]
 ) -> str:
-  """The first split with labels; else the first."""
-  lacks = made.lacks()
-  labeled = [split for split in indices if 'label' not in lacks.get(split, ())]
+  """Returns the first split with labels, else the first."""
+  missing = data_set.missing_labels()
+  labeled = [
+    split for split in indices if 'label' not in missing.get(split, ())
+  ]
   return (labeled or list(indices))[0]
 
 
@@ -163,7 +166,7 @@ def _draw(
   path: pathlib.Path,
   name: str,
   counts: Mapping[str, class_counts.ClassCounts],
-  contents: records.Contents,
+  schema: records.Schema,
   samples: Sequence[records.Sample],
 ) -> None:
   if not path.exists() or path.name != PICTURE:
@@ -171,31 +174,42 @@ def _draw(
       files.explaining_os_errors(name, path),
       files.atomic_path(path) as partial,
     ):
-      report.draw(partial, name, counts, contents, samples)
-  print(f'the page is in {path}')
+      report.draw(partial, name, counts, schema, samples)
+  print(f'the picture is in {path}')
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='python -m input_pipeline.prepare',
-    description='Prepares a data set, after an audit of its files.',
+    description='Checks the files of a data set and prepares its records.',
     allow_abbrev=False,
   )
   parser.add_argument('name', help='a data set of docs/datasets.md')
   parser.add_argument(
-    '--source', default='', help='folder of its files or archives, or one'
+    '--source',
+    default='',
+    help='folder of its files or archives, or one archive',
   )
-  parser.add_argument('--data_dir', default='', help='where records are kept')
+  parser.add_argument('--data_dir', default='', help='folder of records')
   parser.add_argument(
     '--shard',
     default='0/1',
-    help='i/n: make the i-th of n parts, from 0; one process each, on any '
+    help='i/n: write the shards of process i, from 0, of n processes on '
     'machines that share data_dir',
   )
+  _add_folder_arguments(parser)
+  parser.add_argument(
+    '--check', action='store_true', help='check the files, prepare nothing'
+  )
+  return parser
+
+
+def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments about a user's own folder of images."""
   parser.add_argument(
     '--images',
     default='',
-    help='folder of the images in the source; {split} stands for each split',
+    help='folder of the images in the source; {split} matches each split',
   )
   parser.add_argument(
     '--masks', default='', help='folder of the masks in the source, likewise'
@@ -203,7 +217,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--classes',
     default='',
-    help='file in the source, a class a line: NAME, NAME R,G,B or NAME #rrggbb',
+    help='file in the source with a class per line: NAME, NAME R,G,B or '
+    'NAME #rrggbb',
   )
   parser.add_argument(
     '--ignore',
@@ -220,19 +235,17 @@ def _parser() -> argparse.ArgumentParser:
     '--val_fraction',
     default=0.0,
     type=float,
-    help='part of the images that becomes the split val',
+    help='fraction of the images that becomes the split val',
   )
-  parser.add_argument('--split_seed', default=0, type=int, help='chooses which')
+  parser.add_argument(
+    '--split_seed', default=0, type=int, help='selects the images of val'
+  )
   parser.add_argument(
     '--on_bad_example',
     default='error',
     choices=audit.ON_BAD_EXAMPLE,
-    help='folders: refuse all for one bad file, or leave it out',
+    help='folders: refuse the data set for one bad file, or skip the file',
   )
-  parser.add_argument(
-    '--check', action='store_true', help='audit only, prepare nothing'
-  )
-  return parser
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Which images of a split are labeled: a seeded subset, or a list in a file.
+"""Selection of the labeled images of a split, by a seed or by a list.
 
 Subset(fraction=0.1, seed=0, run=3).labeled_indices(split.ids())
 Subset(list='splits/92/labeled.txt').labeled_indices(split.ids())
@@ -15,29 +15,30 @@ from jaxtyping import Int
 
 from runtime import errors
 
-# The images that a subset sets aside, where a config names a split.
+# Name, in configs, of the split of a subset's held-out images.
 HELD_OUT = 'held_out'
 
-# What lists write behind the name of an image.
+# Suffixes of image names in lists, in the order in which they are removed.
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '_leftImg8bit')
 
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-  """A subset of the training images.
+  """Selects the labeled and the held-out images of a training split.
 
   Attributes:
-    labels: number of images; 0 means that `fraction` or `list` decides. With
-      `list` it must be the list's.
-    fraction: share of the images in (0, 1], rounded half up, at least 1.
-    seed: which subset; the same for every method, so that runs are paired.
-    run: of several with one seed, each another subset.
-    nested: whether the 50 images of a seed and run are among its 100; else
-      every number of images is drawn anew.
-    list: file that names the images, one a line, as U2PL's `labeled.txt`
-      does: a name or a path, with or without its suffix.
-    held_out: images that are set aside, none of them labeled: to decide on
-      learning rates without looking at a benchmark's val.
+    labels: number of labeled images; 0 if `fraction` or `list` determines it.
+      With `list` it must be the list's length.
+    fraction: of the images, in (0, 1]; rounded half up, at least one image.
+    seed: of the selection, which is the same for every method, so that their
+      runs are paired.
+    run: selects another subset for the same seed.
+    nested: whether smaller subsets of a seed and run are part of larger ones;
+      else every number of images is a new draw.
+    list: file that names the labeled images, one per line, as U2PL's
+      `labeled.txt`: a name or a path, with or without suffix.
+    held_out: number of images that are neither labeled nor trained on, for
+      choosing hyperparameters without a benchmark's val.
   """
 
   labels: int = 0
@@ -52,60 +53,59 @@ class Subset:
     for name in ('seed', 'run', 'labels', 'held_out'):
       if getattr(self, name) < 0:
         raise ValueError(
-          f'{name}: found {getattr(self, name)}, expected 0 or more'
+          f'{name}: expected 0 or more, got {getattr(self, name)}'
         )
     if not 0 < self.fraction <= 1:
-      raise ValueError(f'fraction: found {self.fraction}, expected (0, 1]')
+      raise ValueError(f'fraction: expected (0, 1], got {self.fraction}')
     if self.fraction != 1.0:
       for name in ('labels', 'list'):
         if getattr(self, name):
           raise ValueError(
             f'{name}={getattr(self, name)} and fraction={self.fraction} '
-            'contradict each other: give one of them'
+            'contradict each other: set one of them'
           )
 
-  def labeled_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'chosen']:
-    """Returns the sorted indices of the chosen images.
+  def labeled_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'labeled']:
+    """Returns the sorted indices of the labeled images.
 
     Args:
       ids: names of all images.
 
     Raises:
-      UserError: more labels are asked for than there are images, or the list
-        cannot be followed.
+      UserError: there are fewer images than labels, or the list has an error.
     """
     if self.list:
-      found = find(ids, self.list)
-      if self.labels not in (0, len(found)):
+      indices = read_list(self.list, ids)
+      if self.labels not in (0, len(indices)):
         raise errors.UserError(
-          f'list: {self.list} names {len(found)} images, but labels='
-          f'{self.labels}: expected the same number'
+          f'list: expected {self.labels} images as labels={self.labels}, got '
+          f'{len(indices)} in {self.list}'
         )
-      return found
+      return indices
     return np.sort(self._order(ids)[: self._count(len(ids))])
 
-  def held_out_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'held']:
-    """Returns the sorted indices of the images that are held out.
+  def held_out_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'held_out']:
+    """Returns the sorted indices of the held-out images.
 
     Raises:
-      UserError: none are, or there are too few.
+      UserError: `held_out` is 0, or there are too few images.
     """
     if not self.held_out:
       raise errors.UserError(
-        f'the split {HELD_OUT!r} is empty: expected subset.held_out above 0'
+        f'subset.held_out: expected above 0 for the split {HELD_OUT!r}, got 0'
       )
     order = self._order(ids)
     if self.list:
-      order = order[~np.isin(order, find(ids, self.list))]
+      order = order[~np.isin(order, read_list(self.list, ids))]
     if self.held_out > len(order):
       raise errors.UserError(
-        f'held_out: found {self.held_out}, but only {len(order)} images are '
-        'not labeled: hold out fewer'
+        f'held_out: expected at most {len(order)}, the images that are not '
+        f'labeled, got {self.held_out}'
       )
     return np.sort(order[-self.held_out :])
 
   def _order(self, ids: Sequence[str]) -> Int[np.ndarray, 'all']:
-    """All images; the first ones are labeled, the last ones held out."""
+    """Returns a permutation: labeled images are first, held-out ones last."""
     key = () if self.nested and not self.run else (self.run,)
     if not self.nested and not self.list:
       key += (self._count(len(ids)),)
@@ -115,18 +115,18 @@ class Subset:
     return rng.permutation(len(ids))
 
   def _count(self, num_images: int) -> int:
-    """How many images are labeled."""
-    left = num_images - self.held_out
-    # 50 · 0.29 is 14.499999999999998 in floating point, and means 14.5.
-    share = round(num_images * self.fraction, 6)
-    count = self.labels or max(1, math.floor(share + 0.5))
+    """Returns the number of labeled images."""
+    available = num_images - self.held_out
+    # 50 · 0.29 is 14.499999999999998 in floating point, and must count as 14.5.
+    exact = round(num_images * self.fraction, 6)
+    count = self.labels or max(1, math.floor(exact + 0.5))
     if self.fraction == 1.0 and not self.labels:
-      count = max(left, 0)  # All that are not held out.
-    if not 0 < count <= left:
-      held = f', {self.held_out} of them held out' if self.held_out else ''
+      count = max(available, 0)
+    if not 0 < count <= available:
+      held_out = f' without {self.held_out} held out' if self.held_out else ''
       raise errors.UserError(
-        f'{count} labeled images were asked for, the split has {num_images}'
-        f'{held}: ask for fewer'
+        f'labels: expected at most the {num_images} images of the split'
+        f'{held_out}, got {count}'
       )
     return count
 
@@ -134,24 +134,31 @@ class Subset:
 def repeat_to_length(
   num_images: int, length: int, seed: int
 ) -> Int[np.ndarray, 'length']:
-  """Indices of images, each about equally often.
+  """Returns sorted indices of images, each about equally often.
 
-  The images are repeated until there are enough, and `length` of the entries
-  are drawn without replacement (spec U2PL §5.2).
+  The images are repeated until there are at least `length` entries, of which
+  `length` are drawn without replacement (spec U2PL §5.2).
+
+  Args:
+    num_images: number of different images.
+    length: number of indices.
+    seed: of the draw.
   """
   times = -(-length // num_images)
   entries = np.random.default_rng(seed).permutation(times * num_images)
   return np.sort(entries[:length] % num_images)
 
 
-def find(ids: Sequence[str], path: str) -> Int[np.ndarray, 'listed']:
-  """The sorted indices of the images that a list names.
+def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
+  """Reads a list of images and returns their sorted indices.
 
-  An entry names an image by its id, or by the last part of it.
+  Args:
+    path: of a text file with an image per line: its id, or the last part of it.
+    ids: of all images.
 
   Raises:
     UserError: the list cannot be read, is empty, names an image twice or one
-      that is not there.
+      that does not exist.
   """
   try:
     text = pathlib.Path(path).expanduser().read_text('utf-8')
@@ -161,45 +168,48 @@ def find(ids: Sequence[str], path: str) -> Int[np.ndarray, 'listed']:
     ) from error
   entries = [line.strip() for line in text.splitlines() if line.strip()]
   if not entries:
-    raise errors.UserError(f'list: {path} is empty: expected an image a line')
-  places = collections.defaultdict(list)
+    raise errors.UserError(
+      f'list: expected an image per line, got the empty file {path}'
+    )
+  indices = collections.defaultdict(list)
   for i, name in enumerate(ids):
-    for known in {name, _last(name)}:
-      places[known].append(i)
-  found: dict[int, str] = {}
+    for key in {name, _stem(name)}:
+      indices[key].append(i)
+  entry_of: dict[int, str] = {}
   for entry in entries:
-    at = places.get(entry) or places.get(_last(entry), [])
-    if len(at) != 1:
-      what = f'{len(at)} images' if at else 'no image'
+    matches = indices.get(entry) or indices.get(_stem(entry), [])
+    if len(matches) != 1:
+      count = f'{len(matches)} images' if matches else 'no image'
       raise errors.UserError(
         errors.one_line(
-          f'list: {path} has the line {entry!r}, which names {what} of the '
-          f'split (its names are like {ids[0]!r})'
+          f'list: expected one image per line, as {ids[0]!r}, got {entry!r} in '
+          f'{path}, which names {count} of the split'
         )
       )
-    if at[0] in found:
+    index = matches[0]
+    if index in entry_of:
       raise errors.UserError(
         errors.one_line(
-          f'list: {path} has {entry!r} and {found[at[0]]!r}, which are the '
-          'same image'
+          f'list: expected every image once, got {entry_of[index]!r} and '
+          f'{entry!r} in {path}, which are the same image'
         )
       )
-    found[at[0]] = entry
-  return np.array(sorted(found))
+    entry_of[index] = entry
+  return np.array(sorted(entry_of))
 
 
-def _last(name: str) -> str:
-  """The last part of a path, without what lists write behind it."""
+def _stem(name: str) -> str:
+  """Returns the last part of a path, without suffixes."""
   name = name.rpartition('/')[2]
-  for suffix in _SUFFIXES:  # In the order in which they are taken off.
+  for suffix in _SUFFIXES:
     name = name.removesuffix(suffix)
   return name
 
 
-def evenly_spaced(count: int, most: int) -> list[int]:
-  """Returns at most `most` of `count` positions, evenly spaced, in order.
+def evenly_spaced(count: int, max_length: int) -> list[int]:
+  """Returns at most `max_length` of `count` positions, evenly spaced.
 
   >>> evenly_spaced(10, 3)
   [0, 4, 9]
   """
-  return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+  return np.linspace(0, count - 1, min(count, max_length)).astype(int).tolist()

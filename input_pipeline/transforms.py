@@ -1,8 +1,8 @@
-"""Geometry on the host: from a record to an example, one small class each.
+"""Geometric transforms on the host, from a record to an example.
 
-A transform maps (example, random generator) to an example. Whatever draws
-does so in a `sample_*` function of its own; what is drawn is applied by a pure
-function of images, so that both can be tested alone.
+A transform maps (example, random generator) to an example. Random choices are
+made by `sample_*` functions and applied by pure functions of images, so that
+both can be tested alone.
 
   transform = Compose((Decode(num_classes=9), RandomFlip(), Crop((64, 64))))
   example = transform(record, np.random.default_rng(0))
@@ -28,7 +28,7 @@ Padding = tuple[int, int]  # Before and after.
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-  """What a crop finds outside the image.
+  """Color and label of the padding around an image.
 
   Attributes:
     image: value of each color channel. The default is mid-gray, next to 0 in
@@ -42,15 +42,15 @@ class Fill:
   def __post_init__(self):
     if len(self.image) != 3 or not all(0 <= v <= 255 for v in self.image):
       raise ValueError(
-        f'image: found {self.image}, expected three values of 0 to 255'
+        f'image: expected three values of 0 to 255, got {self.image}'
       )
 
 
-# Of ImageNet; 0 after the usual normalization.
+# Mean color of ImageNet, 0 after the usual normalization.
 MEAN_COLOR = (124, 116, 104)
 
-# What a config may name. 'paper' is what U2PL's authors do: class 0 is learned
-# and scored as if it were there.
+# Fills by their names in configs. 'paper' is as in the code of U2PL's authors:
+# padding is trained and evaluated as class 0.
 FILLS = {
   'ignored': Fill(),
   'mean': Fill(MEAN_COLOR),
@@ -60,11 +60,11 @@ FILLS = {
 
 def _check_fill(fill: str) -> None:
   if fill not in FILLS:
-    raise ValueError(f'fill: found {fill!r}, expected one of {tuple(FILLS)}')
+    raise ValueError(f'fill: expected one of {tuple(FILLS)}, got {fill!r}')
 
 
 class Box(NamedTuple):
-  """A rectangle in pixels."""
+  """A rectangle in pixels, which may extend outside of the image."""
 
   top: int
   left: int
@@ -73,15 +73,19 @@ class Box(NamedTuple):
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-  """Raises ValueError unless `size` is a positive (height, width)."""
+  """Checks that a size is a positive (height, width).
+
+  Raises:
+    ValueError: the size is another.
+  """
   if len(size) != 2 or min(size) < 1:
-    raise ValueError(f'{name}: found {size}, expected (height, width) >= 1')
+    raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
 
 
 def resize_nearest(
   label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
 ) -> Shaped[np.ndarray, 'h w']:
-  """Picks pixel floor(i · in / out), in exact integers."""
+  """Resizes a label map: output i is input floor(i · in / out), exactly."""
   rows = np.arange(size[0]) * label.shape[0] // size[0]
   columns = np.arange(size[1]) * label.shape[1] // size[1]
   return label[rows[:, None], columns]
@@ -90,14 +94,14 @@ def resize_nearest(
 def resize_bilinear(
   image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
 ) -> Shaped[np.ndarray, 'h w 3']:
-  """Half-pixel bilinear, not antialiased."""
+  """Resizes bilinearly with half-pixel centers, without antialiasing."""
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def resize_antialiased(
   image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Pillow's bilinear: an axis that shrinks is blurred on the way."""
+  """Resizes bilinearly as Pillow does, with antialiasing of shrinking axes."""
   resized = PIL.Image.fromarray(image).resize(
     size[::-1], PIL.Image.Resampling.BILINEAR
   )
@@ -105,7 +109,11 @@ def resize_antialiased(
 
 
 def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
-  """What [start, start + length) has of [0, size), and lacks on each side."""
+  """Intersects [start, start + length) with [0, size).
+
+  Returns:
+    The intersection, and the missing lengths before and after it.
+  """
   first = min(max(start, 0), size)
   last = min(max(start + length, 0), size)
   before = min(max(-start, 0), length)
@@ -113,16 +121,15 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
 
 
 def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
-  """Cuts the box out of image and label; what lies outside is filled."""
+  """Crops image and label to a box, with padding outside of the image."""
   height, width = example['image'].shape[:2]
   rows, above_below = _overlap(box.top, box.height, height)
   columns, left_right = _overlap(box.left, box.width, width)
-  # All zero for a box inside the image.
   padding = (above_below, left_right)
 
   def cut(array: np.ndarray, value: Any) -> np.ndarray:
     inside = array[rows, columns]
-    if not any(map(any, padding)):
+    if not any(map(any, padding)):  # The box is inside the image.
       return inside
     out = np.empty((box.height, box.width, *array.shape[2:]), array.dtype)
     out[:] = value
@@ -141,7 +148,7 @@ def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
 def resize(
   example: Example, size: tuple[int, int], antialias: bool = False
 ) -> Example:
-  """Resizes image (bilinear) and label (nearest, floor rule)."""
+  """Resizes image (bilinear) and label (`resize_nearest`)."""
   if example['image'].shape[:2] == size:
     return example
   resized = resize_antialiased if antialias else resize_bilinear
@@ -151,14 +158,19 @@ def resize(
   return out
 
 
-# OpenCV's code of each kind of flip.
+# OpenCV's code of each direction.
 FLIPS = {'horizontal': 1, 'vertical': 0}
 
 
 def flip(example: Example, kind: str = 'horizontal') -> Example:
-  """Mirrors image and label left to right, or upside down."""
-  # Copied by OpenCV: a view with negative strides makes batching ten times
-  # slower.
+  """Flips image and label left to right, or upside down.
+
+  Args:
+    example: with an image, and with a label or not.
+    kind: 'horizontal' or 'vertical'.
+  """
+  # OpenCV copies. A view with negative strides, as of np.flip, would make
+  # batching ten times slower.
   return {
     name: cv2.flip(value, FLIPS[kind]) if name in ('image', 'label') else value
     for name, value in example.items()
@@ -167,11 +179,11 @@ def flip(example: Example, kind: str = 'horizontal') -> Example:
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-  """Turns a record into an example: image, label, tags, size and id.
+  """Decodes a record to an example with image, label, tags, size and id.
 
   Attributes:
     num_classes: length of the tag vector.
-    keep: which of 'label' and 'tags' to decode where the record has them.
+    keep: kinds of label to decode if the record has them: 'label', 'tags'.
   """
 
   num_classes: int
@@ -180,13 +192,13 @@ class Decode:
   def __post_init__(self):
     if not set(self.keep) <= {'label', 'tags'}:
       raise ValueError(
-        f"keep: found {self.keep}, expected some of ('label', 'tags')"
+        f"keep: expected some of ('label', 'tags'), got {self.keep}"
       )
 
   def __call__(
     self, record: Example, rng: np.random.Generator | None = None
   ) -> Example:
-    """Decodes; draws nothing, so that evaluation need not give an rng."""
+    """Decodes without random choices; evaluation passes no generator."""
     del rng
     image = records.decode_image(record['image'])
     example = {
@@ -194,9 +206,9 @@ class Decode:
       'size': np.asarray(image.shape[:2], np.int32),
       'id': np.bytes_(record['id']),
     }
-    # A split without masks in a data set with them has empty ones.
+    # Empty in a split without masks of a data set with masks.
     label = record.get('label', b'') if 'label' in self.keep else b''
-    if isinstance(label, np.ndarray):  # Of a source that has read it already.
+    if isinstance(label, np.ndarray):  # Some sources decode labels themselves.
       example['label'] = label
     elif label:
       example['label'] = records.decode_label(label)
@@ -209,11 +221,11 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-  """Mirrors along each of the given directions, each time with a probability.
+  """Flips along each of the given directions with a probability.
 
   Attributes:
-    probability: of each.
-    kinds: 'horizontal' mirrors left to right, 'vertical' upside down.
+    probability: of each flip.
+    kinds: 'horizontal' flips left to right, 'vertical' upside down.
   """
 
   probability: float = 0.5
@@ -222,15 +234,13 @@ class RandomFlip:
   def __post_init__(self):
     if not set(self.kinds) <= set(FLIPS):
       raise ValueError(
-        f'kinds: found {self.kinds}, expected some of {tuple(FLIPS)}'
+        f'kinds: expected some of {tuple(FLIPS)}, got {self.kinds}'
       )
     if not 0 <= self.probability <= 1:
-      raise ValueError(
-        f'probability: found {self.probability}, expected 0 to 1'
-      )
+      raise ValueError(f'probability: expected 0 to 1, got {self.probability}')
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Draws and flips."""
+    """Flips with the given probability."""
     for kind in self.kinds:
       if rng.random() < self.probability:
         example = flip(example, kind)
@@ -239,7 +249,7 @@ class RandomFlip:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-  """Resizes to a fixed (height, width), whatever the aspect."""
+  """Resizes to a fixed (height, width), changing the aspect ratio."""
 
   size: tuple[int, int]
 
@@ -247,7 +257,7 @@ class Resize:
     check_size('size', self.size)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Resizes; draws nothing."""
+    """Resizes without random choices."""
     del rng
     return resize(example, self.size)
 
@@ -255,10 +265,10 @@ class Resize:
 def sample_crop(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
-  """A box of `size`, uniform over the places where it covers most of `image`.
+  """Samples the place of a box of `size`, uniformly inside of the image.
 
-  Along an axis where the image is too small, the image is placed uniformly
-  inside the box.
+  Along an axis where the image is smaller than the box, the image is placed
+  uniformly inside of the box.
   """
   top, left = (
     int(rng.integers(min(n - m, 0), max(n - m, 0) + 1))
@@ -270,9 +280,10 @@ def sample_crop(
 def sample_centered_crop(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
-  """A box of `size`; along an axis where the image is too small, around it.
+  """Samples the place of a box of `size`, uniformly inside of the image.
 
-  Of an odd number of missing pixels the smaller half is before the image.
+  Along an axis where the image is smaller than the box, the image is centered
+  in it; of an odd number of padding pixels, the smaller half comes first.
   """
   top, left = (
     -((m - n) // 2) if n < m else int(rng.integers(0, n - m + 1))
@@ -284,12 +295,13 @@ def sample_centered_crop(
 def sample_scale(
   rng: np.random.Generator, scales: tuple[float, float], balanced: bool
 ) -> float:
-  """A factor, uniform in the range or in each of its parts below and above 1.
+  """Samples a scale factor.
 
   Args:
-    rng: draws.
+    rng: random generator.
     scales: least and largest factor.
-    balanced: enlarge and shrink equally often (spec U2PL §5).
+    balanced: whether factors below and above 1 are equally likely, and uniform
+      in each of these parts (spec U2PL §5); else uniform in the whole range.
   """
   low, high = scales
   if balanced:
@@ -299,18 +311,18 @@ def sample_scale(
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-  """Cuts (height, width) out, after a random scaling where that is asked for.
+  """Crops to a size at a random place, after random scaling.
 
-  What is too small is filled up.
+  An image that is too small is padded.
 
   Attributes:
     size: (height, width) of the output in pixels.
-    scales: least and largest factor by which the image is resized before.
-    balanced: whether it is enlarged as often as it is shrunk.
+    scales: least and largest factor by which the image is resized first.
+    balanced: whether the image is enlarged as often as it is shrunk.
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
-    fill: 'ignored': gray that no loss looks at; 'mean': the mean color, with
-      as little effect; 'paper': the mean color with class 0.
+    fill: of the padding: 'ignored' is gray without a class, 'mean' the mean
+      color without a class, 'paper' the mean color with class 0.
   """
 
   size: tuple[int, int]
@@ -323,16 +335,16 @@ class RandomCrop:
     check_size('size', self.size)
     low, high = self.scales
     if not 0 < low <= high:
-      raise ValueError(f'scales: found {self.scales}, expected 0 < low <= high')
+      raise ValueError(f'scales: expected 0 < low <= high, got {self.scales}')
     if self.balanced and not low <= 1 <= high:
       raise ValueError(
-        f'scales: found {self.scales} with balanced=True, expected low <= 1 <= '
-        'high'
+        'scales: expected low <= 1 <= high with balanced=True, got '
+        f'{self.scales}'
       )
     _check_fill(self.fill)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Draws a scale and a place, resizes and cuts."""
+    """Resizes by a random factor and crops at a random place."""
     shape = example['image'].shape[:2]
     if self.scales != (1.0, 1.0):
       scale = sample_scale(rng, self.scales, self.balanced)
@@ -344,16 +356,16 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class ShortSide:
-  """Resizes so that the shorter side has a length; the aspect is kept."""
+  """Resizes the shorter side to a length, keeping the aspect ratio."""
 
   length: int
 
   def __post_init__(self):
     if self.length < 1:
-      raise ValueError(f'length: found {self.length}, expected >= 1')
+      raise ValueError(f'length: expected >= 1, got {self.length}')
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Resizes; draws nothing."""
+    """Resizes without random choices."""
     del rng
     height, width = example['image'].shape[:2]
     short = min(height, width)
@@ -363,7 +375,7 @@ class ShortSide:
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-  """Cuts the middle out; what is too small is filled up around it.
+  """Crops the center; an image that is too small is padded around it.
 
   Attributes:
     size: (height, width) of the output in pixels.
@@ -380,7 +392,7 @@ class CenterCrop:
   def __call__(
     self, example: Example, rng: np.random.Generator | None = None
   ) -> Example:
-    """Cuts; draws nothing."""
+    """Crops without random choices."""
     del rng
     shape = example['image'].shape[:2]
     top, left = (
@@ -397,10 +409,17 @@ def sample_inception_box(
   aspect: tuple[float, float],
   attempts: int = 10,
 ) -> Box:
-  """A box of random area share and log-uniform aspect (width / height).
+  """Samples a box of random area and log-uniform aspect ratio.
 
-  Where none of the attempts fits: the largest central box whose aspect is in
-  the range.
+  If no attempt fits into the image, it is the largest centered box whose aspect
+  ratio is in the range.
+
+  Args:
+    rng: random generator.
+    image: (height, width) in pixels.
+    area: range of the fraction of the image's area.
+    aspect: range of width / height.
+    attempts: number of boxes that are tried.
   """
   height, width = image
   for _ in range(attempts):
@@ -419,13 +438,15 @@ def sample_inception_box(
 
 @dataclasses.dataclass(frozen=True)
 class InceptionCrop:
-  """Random area and aspect, resized to `size` (spec DDeP §5.3).
+  """Crops a box of random area and aspect ratio, and resizes it to a size.
+
+  This is the augmentation of the Inception networks (spec DDeP §5.3).
 
   Attributes:
     size: (height, width) of the output in pixels.
-    area: range of the share of the image that is kept.
+    area: range of the fraction of the image that is kept.
     aspect: range of width / height of the box.
-    antialias: whether a box that shrinks is blurred, as by Pillow.
+    antialias: whether shrinking is antialiased, as by Pillow.
   """
 
   size: tuple[int, int]
@@ -436,21 +457,19 @@ class InceptionCrop:
   def __post_init__(self):
     check_size('size', self.size)
     if not 0 < self.area[0] <= self.area[1] <= 1:
-      raise ValueError(
-        f'area: found {self.area}, expected 0 < low <= high <= 1'
-      )
+      raise ValueError(f'area: expected 0 < low <= high <= 1, got {self.area}')
     if not 0 < self.aspect[0] <= self.aspect[1]:
-      raise ValueError(f'aspect: found {self.aspect}, expected 0 < low <= high')
+      raise ValueError(f'aspect: expected 0 < low <= high, got {self.aspect}')
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Draws a box, cuts and resizes."""
+    """Crops a random box and resizes it."""
     box = sample_inception_box(
       rng, example['image'].shape[:2], self.area, self.aspect
     )
     return resize(crop(example, box), self.size, self.antialias)
 
 
-# What a config may name as its crop.
+# Crops by their names in configs.
 CROPS = {
   'inception': InceptionCrop,
   'random': RandomCrop,
@@ -461,12 +480,12 @@ CROPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Compose:
-  """Applies transforms one after the other."""
+  """A transform that applies several transforms in order."""
 
   transforms: tuple[Transform, ...]
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Applies them in order, all drawing from the same generator."""
+    """Applies all transforms with the same random generator."""
     for transform in self.transforms:
       example = transform(example, rng)
     return example

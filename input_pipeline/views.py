@@ -1,8 +1,10 @@
-"""Several random crops of one image, with the geometry that produced them.
+"""Several random crops of one image, with their boxes and flips.
 
-views = MultiCrop((ViewGroup('large', 2, (64, 64), area=(0.14, 1.0)),
-                   ViewGroup('small', 6, (32, 32), area=(0.05, 0.14))))
-example = views(example, rng)   # views_large, box_large, flip_large, …
+multi_crop = MultiCrop((
+  ViewGroup('large', 2, (64, 64), area=(0.14, 1.0)),
+  ViewGroup('small', 6, (32, 32), area=(0.05, 0.14)),
+))
+example = multi_crop(example, rng)  # views_large, box_large, flip_large, …
 """
 
 import dataclasses
@@ -17,16 +19,16 @@ from input_pipeline import transforms
 
 @dataclasses.dataclass(frozen=True)
 class ViewGroup:
-  """A group of crops of one resolution.
+  """Describes a group of crops of one resolution.
 
   Attributes:
-    name: the group's name in the batch: `views_NAME`, `box_NAME`, `flip_NAME`.
+    name: of the group in the batch: `views_NAME`, `box_NAME`, `flip_NAME`.
     count: number of crops V.
-    size: (height, width) of each, in pixels.
-    area: range of the share of the image that a crop keeps.
+    size: (height, width) of each crop, in pixels.
+    area: range of the fraction of the image that a crop keeps.
     aspect: range of width / height.
-    flip: probability of a mirror image.
-    antialias: whether a crop that shrinks is blurred, as by Pillow.
+    flip: probability of a horizontal flip.
+    antialias: whether shrinking is antialiased, as by Pillow.
   """
 
   name: str
@@ -40,17 +42,17 @@ class ViewGroup:
   def __post_init__(self):
     if self.count < 1:
       raise ValueError(
-        f'views {self.name}: found count {self.count}, expected >= 1'
+        f'views {self.name}: expected count >= 1, got {self.count}'
       )
     if not 0 <= self.flip <= 1:
-      raise ValueError(f'flip: found {self.flip}, expected 0 to 1')
-    # The crop's own constructor refuses what else is impossible.
+      raise ValueError(f'flip: expected 0 to 1, got {self.flip}')
+    # This constructor checks the remaining fields.
     transforms.InceptionCrop(self.size, self.area, self.aspect)
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiCrop:
-  """Replaces `image` by groups of views.
+  """A transform that replaces `image` by groups of views.
 
   Boxes are (top, left, height, width) in pixels of the original image; a
   flipped view shows its box mirrored.
@@ -62,13 +64,13 @@ class MultiCrop:
     names = tuple(group.name for group in self.groups)
     if not names or len(set(names)) < len(names):
       raise ValueError(
-        f'groups: found the names {names}, expected one or more, all different'
+        f'groups: expected one or more different names, got {names}'
       )
 
   def __call__(
     self, example: transforms.Example, rng: np.random.Generator
   ) -> transforms.Example:
-    """Draws and cuts all views of all groups."""
+    """Crops all views of all groups at random."""
     out = {
       name: value
       for name, value in example.items()
@@ -94,20 +96,18 @@ class MultiCrop:
     return out
 
   def spec(self, batch_size: int) -> dict[str, Any]:
-    """Shapes and types of a batch of training, before there is any data.
+    """Returns shapes and types of a training batch, without any data.
 
     Args:
-      batch_size: global number of rows.
+      batch_size: global number of rows B.
     """
 
     def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
-    found = {'size': rows(jnp.int32, 2), 'mask': rows(jnp.bool_)}
+    out = {'size': rows(jnp.int32, 2), 'mask': rows(jnp.bool_)}
     for group in self.groups:
-      found[f'views_{group.name}'] = rows(
-        jnp.uint8, group.count, *group.size, 3
-      )
-      found[f'box_{group.name}'] = rows(jnp.float32, group.count, 4)
-      found[f'flip_{group.name}'] = rows(jnp.bool_, group.count)
-    return found
+      out[f'views_{group.name}'] = rows(jnp.uint8, group.count, *group.size, 3)
+      out[f'box_{group.name}'] = rows(jnp.float32, group.count, 4)
+      out[f'flip_{group.name}'] = rows(jnp.bool_, group.count)
+    return out

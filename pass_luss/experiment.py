@@ -35,14 +35,14 @@ class Experiment(program_lib.Experiment):
   program: Literal['pass_luss.main']
   images: data_lib.Images
   represent: RepresentOptions
-  distance: DistanceOptions
+  distance: DistanceOptions = DistanceOptions()
   attend: AttendOptions
-  cluster: ClusterOptions
-  label: LabelOptions
+  cluster: ClusterOptions = ClusterOptions()
+  label: LabelOptions = LabelOptions()
   finetune: FinetuneOptions
-  segment: SegmentOptions
+  segment: SegmentOptions = SegmentOptions()
   semi: FinetuneOptions
-  segment_semi: SegmentOptions
+  segment_semi: SegmentOptions = SegmentOptions()
   segment_on: SegmentOnOptions | None = None
 
   def __post_init__(self):

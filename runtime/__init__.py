@@ -1,1 +1,1 @@
-"""Ground floor: errors, exit status, progress, files and settings."""
+"""Shared by all packages: errors, exit status, progress, files, options."""

@@ -1,4 +1,4 @@
-"""Lines printed while training runs: messages, progress, durations."""
+"""Lines that are printed while work runs: messages, progress, durations."""
 
 import contextlib
 import time
@@ -10,45 +10,55 @@ from runtime import progress
 
 
 class ProgressLine:
-  """Prints progress of a training: step, values, speed and ETA."""
+  """Prints the progress of a loop: step, values, speed and time left."""
 
   def __init__(self, name: str, step: int, num_steps: int, batch_size: int):
+    """Starts measuring.
+
+    Args:
+      name: of the work, the first word of every line.
+      step: steps that are done already.
+      num_steps: steps of the whole loop.
+      batch_size: images of a step, of which the speed is a multiple.
+    """
     self.name = name
     self._num_steps = num_steps
     self._batch_size = batch_size
     self._last = (time.monotonic(), step)
 
   def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-    """Prints a line; returns steps/s and images/s since the last one.
+    """Prints a line and returns the speed since the previous one.
 
-    Right after `restart` there is no speed yet: the line and the dict lack it.
+    Returns:
+      `steps_per_second` and `images_per_second`; empty right after `restart`,
+      when no step has been measured.
     """
     progress.record_activity(f'{self.name} {step}')
     now = time.monotonic()
-    then, last_step = self._last
+    last_time, last_step = self._last
     self._last = (now, step)
-    shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
-    told = f'{self.name} {step}/{self._num_steps}  {shown}'
+    formatted = '  '.join(f'{name} {v:.4g}' for name, v in values.items())
+    line = f'{self.name} {step}/{self._num_steps}  {formatted}'
     if step == last_step:
-      log(told.rstrip())
+      log(line.rstrip())
       return {}
-    rate = (step - last_step) / max(now - then, 1e-9)
+    rate = (step - last_step) / max(now - last_time, 1e-9)
     images = rate * self._batch_size
     left = format_duration((self._num_steps - step) / max(rate, 1e-9))
-    log(f'{told}  {rate:.3g} steps/s  {images:.4g} images/s  ETA {left}')
+    log(f'{line}  {rate:.3g} steps/s  {images:.4g} images/s  ETA {left}')
     return {'steps_per_second': rate, 'images_per_second': images}
 
   def restart(self, step: int) -> None:
-    """Forgets what took time up to here: the first step, which compiles."""
+    """Restarts the clock at `step`, after a step that compiled."""
     self._last = (time.monotonic(), step)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Work between steps that is not to count as training time."""
+    """Excludes the time of the block from the speed."""
     start = time.monotonic()
     yield
-    then, step = self._last
-    self._last = (then + time.monotonic() - start, step)
+    last_time, step = self._last
+    self._last = (last_time + time.monotonic() - start, step)
 
 
 def log(text: str) -> None:
@@ -58,7 +68,7 @@ def log(text: str) -> None:
 
 
 def format_duration(seconds: float | int) -> str:
-  """Formats a number of seconds for reading.
+  """Formats a number of seconds in its two largest units.
 
   >>> format_duration(9), format_duration(3700), format_duration(200000)
   ('9s', '1h01m', '2d07h')

@@ -1,26 +1,26 @@
-"""The exceptions for what a user can mend."""
+"""Exceptions for errors that the user can correct."""
 
 from typing import Any
 
 
 class UserError(Exception):
-  """Something the user can mend, said in one line.
+  """An error in the input of the user: a config, a flag, a file.
 
-  The message tells what was found, what was expected and what to do. Command
+  The message is one line: what was expected, what was got, what to do. Command
   lines print it without a traceback and exit with status 2.
   """
 
 
 class MissingInput(UserError):
-  """Data or weights that are expected are not there."""
+  """Data or weights that a stage needs are absent."""
 
 
 class BadFile(UserError):
-  """A file which cannot be used, and why.
+  """A file that cannot be used.
 
   Attributes:
     file: a path, or a member of an archive.
-    reason: what is wrong with it.
+    reason: the problem, without the name of the file.
   """
 
   def __init__(self, file: Any, reason: str):
@@ -29,10 +29,15 @@ class BadFile(UserError):
     self.reason = reason
 
   def __reduce__(self):
+    # By default an exception is pickled with its message as the only argument.
     return BadFile, (self.file, self.reason)
 
 
 def one_line(text: str) -> str:
-  """The text on one line, in characters that every terminal can print."""
+  """Returns the text on one line, in characters that every terminal prints.
+
+  File names may hold line breaks, and bytes that are not UTF-8 (as lone
+  surrogates, which `print` refuses).
+  """
   printable = text.encode('utf-8', 'backslashreplace').decode('utf-8')
   return ' '.join(printable.split())

@@ -1,4 +1,4 @@
-"""How each command line of this project ends its process."""
+"""The end of a process that runs a command line."""
 
 import os
 import select
@@ -8,31 +8,31 @@ from typing import NoReturn
 
 USER_ERROR = 2
 PREEMPTED = 75  # EX_TEMPFAIL: launchers run the same command again.
-INTERRUPTED = 130
-BROKEN_PIPE = 141  # As of a process that is ended by SIGPIPE.
+INTERRUPTED = 130  # 128 + SIGINT, after Ctrl-C.
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a process it ended.
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-  """Ends this process with the exit status that `main` returns.
+  """Runs `main` and ends this process with the exit status it returns.
 
-  When nobody reads what is printed any longer (`… --dry_run | head`), work ends
-  there, without a word, and the exit status is 141.
+  When the reader of standard output closes it (`… --dry_run | head`), the
+  process ends without a message and with exit status 141.
   """
   try:
     code = main()
     sys.stdout.flush()
   except BrokenPipeError:
     out = sys.stdout.fileno()
-    if not _unread(out):
-      raise  # It was another pipe.
-    # What is left to print would fail again when the process ends.
+    if not _is_closed_by_reader(out):
+      raise  # Another pipe is broken.
+    # Otherwise Python flushes the rest at exit, fails again and reports it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), out)
     code = BROKEN_PIPE
   sys.exit(code)
 
 
-def _unread(descriptor: int) -> bool:
-  """Whether this is a pipe or socket whose other end is closed."""
+def _is_closed_by_reader(descriptor: int) -> bool:
+  """Returns whether this is a pipe or socket whose other end is closed."""
   poll = select.poll()
-  poll.register(descriptor, 0)  # Errors are always told.
+  poll.register(descriptor, 0)  # POLLERR is reported even if not asked for.
   return bool(poll.poll(0))

@@ -1,11 +1,11 @@
-"""Files of a work folder, on this machine or in a bucket (`gs://…`).
+"""Files of a work folder, on a local file system or in a bucket (`gs://…`).
 
   workdir = files.parse_path('gs://bucket/run', '--workdir')
   files.write(workdir / 'settings.json', text)
 
-A bucket holds objects. One appears as a whole when it is closed, cannot be
-added to, and is renamed by copying it; there are no empty folders. On a file
-system a file appears as a whole only by being renamed into place.
+A bucket holds objects: one appears complete when it is closed, cannot be
+appended to, and is renamed by copying it; there are no empty folders. On a file
+system, a file appears complete only by being renamed into place.
 """
 
 import contextlib
@@ -21,29 +21,29 @@ from etils import epath
 
 from runtime import errors
 
-# The methods of both are the same, as far as they are used here.
+# Both have the methods that are used here.
 Path = pathlib.Path | epath.Path
 
-# What each kind of address needs.
+# The package that epath needs for each scheme.
 _PACKAGES = {'gs': 'gcsfs'}
 
 
 def parse_path(text: str, name: str) -> Path:
-  """What a user has named: a path, or an address.
+  """Returns the path of a local folder or of a bucket that a user wrote.
 
   Args:
-    text: the path or address.
+    text: a local path, where `~` is expanded, or `gs://BUCKET/FOLDER`.
     name: of the flag or field, for messages.
 
   Raises:
-    UserError: it is in a place of which nothing is known.
+    UserError: the scheme is unknown, or its package is not installed.
   """
   scheme, colon, _ = text.partition('://')
   if not colon:
     return pathlib.Path(text).expanduser()
   if scheme not in _PACKAGES:
     raise errors.UserError(
-      f'{name}: found {text}, expected a folder, or gs://BUCKET/FOLDER'
+      f'{name}: expected a folder or gs://BUCKET/FOLDER, got {text}'
     )
   if not _is_installed(_PACKAGES[scheme]):
     raise errors.UserError(
@@ -57,17 +57,17 @@ def _is_installed(package: str) -> bool:
 
 
 def is_local(path: Path) -> bool:
-  """Whether it is on a file system of this machine."""
+  """Returns whether a path is on a local file system."""
   return isinstance(path, pathlib.Path)
 
 
 def absolute(path: Path) -> Path:
-  """The same, from the root; what is in a bucket is that always."""
+  """Returns the path from the root; a path in a bucket always is."""
   return path.absolute() if is_local(path) else path
 
 
 def write(path: Path, content: str | bytes, durable: bool = True) -> None:
-  """Writes a file atomically: readers find all of it, or what was there before.
+  """Writes a file atomically: readers get the old content or all of the new.
 
   Args:
     path: its folder is created if it is missing.
@@ -103,10 +103,10 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a temporary path that is renamed to `path` when the block ends.
 
-  For writers that want a path instead of an open file. If the block raises, the
+  For writers that need a path instead of an open file. If the block raises, the
   temporary file is removed and `path` stays as it was.
   """
-  # The process number keeps apart processes that write the same file.
+  # Several processes may write the same file; each has its own temporary one.
   temporary = path.with_name(f'{path.name}.{os.getpid()}.partial')
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
@@ -121,8 +121,11 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
   """Turns an OSError of the block into a UserError of one line.
 
   Args:
-    what: is being prepared: the name of a data set or an archive.
+    what: name of the data set or archive that is being prepared.
     path: named in the message if the error names no file.
+
+  Raises:
+    UserError: the block raised an OSError.
   """
   try:
     yield
@@ -137,7 +140,7 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
 
 
 def walk(path: Path) -> Iterator[Path]:
-  """All files of a folder, in order; of a file, itself."""
+  """Yields the files below a folder, sorted; for a file, the file itself."""
   if not path.is_dir():
     yield path
     return
@@ -146,11 +149,11 @@ def walk(path: Path) -> Iterator[Path]:
 
 
 def checksum(path: Path) -> str:
-  """What changes when a file is damaged.
+  """Returns a text that differs when a file is damaged.
 
-  Of files here the digest. Of objects the length: they are written as a whole
-  and checked by the store, and reading them again would cost as much as
-  training with them.
+  For local files, the SHA-256 of the content. For objects in a bucket, the
+  length: they are written as a whole and checked by the store, and to download
+  them again would cost as much as loading them.
   """
   if not is_local(path):
     return f'{path.stat().length} bytes'
@@ -159,5 +162,5 @@ def checksum(path: Path) -> str:
 
 
 def remove_folder(path: Path) -> None:
-  """Removes a folder, if it is there, and all that is in it."""
+  """Removes a folder and all of its content; does nothing if it is missing."""
   epath.Path(path).rmtree(missing_ok=True)

@@ -1,4 +1,4 @@
-"""JSON files of a work folder: written by host 0, read with clear errors."""
+"""JSON files of a work folder, written by host 0 only."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ def read(path: files.Path) -> Any:
   """Returns the content of a file that `write` has written.
 
   Raises:
-    UserError: the file is not valid JSON any longer.
+    UserError: the file is no longer valid JSON.
   """
   try:
     return json.loads(path.read_text())
@@ -41,15 +41,15 @@ def read(path: files.Path) -> Any:
 
 
 def require_unchanged(path: files.Path, content: Any, what: str) -> None:
-  """Writes JSON the first time; later on, refuses any other content.
+  """Writes JSON the first time, and later checks that it is the same.
 
   Args:
-    path: of the file.
+    path: of the file, which is absent the first time.
     content: anything that JSON can hold.
     what: names the content in the message: 'the data set'.
 
   Raises:
-    UserError: the content differs from what the stage was started with.
+    UserError: the content differs from that of the file.
   """
   if path.exists() and read(path) != content:
     raise errors.UserError(

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one line of JSON a logged step."""
+"""The file `metrics.jsonl`, which has one line of JSON per logged step."""
 
 import json
 from collections.abc import Mapping
@@ -10,16 +10,19 @@ from runtime import files
 
 
 class MetricsFile:
-  """Writes one line a logged step, without gaps or repetitions.
+  """Writes one line per logged step, without gaps or repetitions.
 
-  Opening it at step s drops the lines of later steps: a resumed run writes them
-  again. Only host 0 writes. Objects in a bucket cannot be appended to: there,
-  lines are readable after `flush`.
+  Only host 0 writes. Objects in a bucket cannot be appended to: there, lines
+  are readable after `flush`.
   """
 
   def __init__(self, path: files.Path, step: int):
+    """Opens the file and drops the lines of steps after `step`.
+
+    A run that resumes at `step` writes those lines again.
+    """
     self._path = path if jax.process_index() == 0 else None
-    # Of a journal in a bucket, and how many of them are there.
+    # All lines of a file in a bucket, and how many of them are written.
     self._lines: list[str] = []
     self._flushed = 0
     if self._path and path.exists():
@@ -30,7 +33,7 @@ class MetricsFile:
         self._lines, self._flushed = kept, len(kept)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Adds a line."""
+    """Appends a line with the step and the values."""
     if not self._path:
       return
     line = json.dumps({'step': step, **values}) + '\n'
@@ -41,15 +44,15 @@ class MetricsFile:
       self._lines.append(line)
 
   def flush(self) -> None:
-    """Returns when all lines so far can be read by others."""
-    count = len(self._lines)  # Another thread may add some.
+    """Makes all lines so far readable by other processes."""
+    count = len(self._lines)  # Another thread may append meanwhile.
     if count > self._flushed:
       files.write(self._path, ''.join(self._lines[:count]))
       self._flushed = count
 
 
 def _is_kept(line: str, step: int) -> bool:
-  if not line.endswith('\n'):  # Cut off by a kill.
+  if not line.endswith('\n'):  # Truncated: the process was killed.
     return False
   return json.loads(line)['step'] <= step
 

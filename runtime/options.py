@@ -1,6 +1,6 @@
-"""Turns a block of a config into a frozen dataclass, or says what is wrong.
+"""Frozen dataclasses from the blocks of a config, with checked fields.
 
-Below this line of a program there are no config dicts: a stage is built from
+A config dict is opened here and nowhere below: a stage is built from
 dataclasses whose fields are named, typed and documented.
 
   noise = options.build(noise.NoiseOptions, config.noise, 'config.noise')
@@ -22,7 +22,7 @@ from runtime import errors
 
 T = TypeVar('T')
 
-# Fields that flax adds to every module; not for configs.
+# Fields that flax adds to every module; configs do not set them.
 _FLAX = ('parent', 'name')
 
 
@@ -31,26 +31,24 @@ def build(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
 
   Args:
     cls: a dataclass; fields may be dataclasses, tuples, literals, unions with
-      None, mappings and plain types. An int is accepted where a float is due.
+      None, mappings and plain types. An int is accepted for a float.
     block: a mapping (a ConfigDict, for instance) from field to value.
-    path: where the block stands, for messages: 'config.noise'.
-    **fixed: fields that the program sets; the block may not.
+    path: of the block in the config, for messages: 'config.noise'.
+    **fixed: fields that the program sets and the block must not.
 
   Raises:
-    UserError: an unknown or missing field, a wrong type, or whatever the
-      dataclass itself refuses; the message names the field.
+    UserError: a field is unknown or missing, its type is wrong, or the
+      dataclass raises a ValueError; the message names the field.
   """
   if not isinstance(block, Mapping) and not hasattr(block, 'items'):
-    raise errors.UserError(
-      f'{path}: found {block!r}, expected a block of fields'
-    )
-  found = dict(block.items())
+    raise errors.UserError(f'{path}: expected a block of fields, got {block!r}')
+  given = dict(block.items())
   fields = {
     field.name: field
     for field in dataclasses.fields(cls)
     if field.init and not (issubclass(cls, nn.Module) and field.name in _FLAX)
   }
-  for name in found:
+  for name in given:
     if name in fixed:
       raise errors.UserError(f'{path}.{name}: set elsewhere, remove it here')
     if name not in fields:
@@ -58,7 +56,7 @@ def build(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
   hints = _hints(cls)
   values = {
     name: _convert(hints[name], value, f'{path}.{name}')
-    for name, value in found.items()
+    for name, value in given.items()
   }
   values.update(fixed)
   for name, field in fields.items():
@@ -80,9 +78,16 @@ def build_named(
   path: str,
   **fixed: Any,
 ) -> T:
-  """Builds the class that `block['name']` names in the table.
+  """Builds the class of a table that the field `name` of a block selects.
 
-  `fixed` fields come from the program, not from the config.
+  Args:
+    table: class by name.
+    block: the name, and the fields of that class.
+    path: of the block in the config, for messages.
+    **fixed: fields that the program sets and the block must not.
+
+  Raises:
+    UserError: the name is missing or not in the table; or as `build` does.
   """
   values = dict(block.items())
   if 'name' not in values:
@@ -95,8 +100,51 @@ def build_named(
   return build(table[name], values, path, **fixed)
 
 
+def complete(cls: type, block: Any) -> Any:
+  """Adds the fields that a block leaves out, with their defaults.
+
+  A command line can then override any field of an experiment, though its config
+  states only what differs from the defaults. Nothing is checked; see `build`.
+
+  Args:
+    cls: a dataclass, as for `build`.
+    block: a mapping from field to value; anything else is returned unchanged.
+
+  Returns:
+    A dict. Nested blocks are complete too, except those whose class is chosen
+    by a name, such as an encoder.
+  """
+  if not hasattr(block, 'items'):
+    return block
+  values, hints = dict(block.items()), _hints(cls)
+  for field in dataclasses.fields(cls):
+    if field.name not in values:
+      if field.default is not dataclasses.MISSING:
+        values[field.name] = _to_block(field.default)
+      elif field.default_factory is not dataclasses.MISSING:
+        values[field.name] = _to_block(field.default_factory())
+      continue
+    hint = hints[field.name]
+    for nested in (hint, *typing.get_args(hint)):
+      if dataclasses.is_dataclass(nested):
+        values[field.name] = complete(nested, values[field.name])
+  return values
+
+
+def _to_block(value: Any) -> Any:
+  """Returns the value with dataclasses as dicts of their fields."""
+  if dataclasses.is_dataclass(value):
+    return {
+      field.name: _to_block(getattr(value, field.name))
+      for field in dataclasses.fields(value)
+    }
+  if isinstance(value, tuple):
+    return tuple(_to_block(item) for item in value)
+  return value
+
+
 def to_dict(value: Any) -> Any:
-  """A JSON-like copy of dataclasses, tuples and mappings."""
+  """Copies dataclasses, tuples and mappings to dicts and lists, as in JSON."""
   if dataclasses.is_dataclass(value):
     return {
       field.name: to_dict(getattr(value, field.name))
@@ -110,13 +158,13 @@ def to_dict(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-  """16 hex digits that change whenever the settings do."""
+  """Returns 16 hex digits of a hash of the settings."""
   text = json.dumps(to_dict(value), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: Any, new: Any, path: str = '') -> list[str]:
-  """Paths at which two JSON-like trees differ, as 'a.b: 1 -> 2'."""
+  """Lists where two trees of dicts differ, as 'a.b: 1 -> 2'."""
   if isinstance(old, Mapping) and isinstance(new, Mapping):
     return [
       line
@@ -140,14 +188,20 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-  """Returns the value as the hint wants it, or raises UserError."""
+  """Returns the value converted to the type of a hint.
+
+  Raises:
+    UserError: the value is of another type.
+  """
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if hint is Any:
     return value
   if origin is typing.Literal:
     if value in arguments:
       return value
-    raise _wrong(value, f'one of {", ".join(map(repr, arguments))}', path)
+    allowed = ', '.join(map(repr, arguments))
+    expected = f'one of {allowed}' if len(arguments) > 1 else allowed
+    raise _wrong(value, expected, path)
   if origin in (typing.Union, types.UnionType):
     return _convert_union(arguments, value, path)
   if origin is tuple:
@@ -167,7 +221,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, hint) and exact:
       return value
     raise _wrong(value, hint.__name__, path)
-  return value  # Types that only the program sets, such as arrays' dtypes.
+  return value  # A type that only the program sets, such as a dtype.
 
 
 def _convert_union(arguments: Any, value: Any, path: str) -> Any:
@@ -179,11 +233,14 @@ def _convert_union(arguments: Any, value: Any, path: str) -> Any:
     try:
       return _convert(hint, value, path)
     except errors.UserError as error:
-      # The message of the last alternative, if it is the only one.
-      message = error
+      last = error
   if sum(hint is not type(None) for hint in arguments) == 1:
-    raise message
-  names = [getattr(hint, '__name__', str(hint)) for hint in arguments]
+    # `X | None`: the message about X is more specific than 'expected X'.
+    raise last
+  names = [
+    'None' if hint is type(None) else getattr(hint, '__name__', str(hint))
+    for hint in arguments
+  ]
   raise _wrong(value, ' or '.join(names), path)
 
 
@@ -202,5 +259,5 @@ def _convert_tuple(arguments: Any, value: Any, path: str) -> tuple:
 
 def _wrong(value: Any, expected: str, path: str) -> errors.UserError:
   return errors.UserError(
-    f'{path}: found {value!r} ({type(value).__name__}), expected {expected}'
+    f'{path}: expected {expected}, got {value!r} ({type(value).__name__})'
   )

@@ -1,7 +1,8 @@
-"""How far something long has come: a bar on a terminal, else now and then.
+"""Progress of long work: bars, and the last activity of this process.
 
-And when this process has last come further at all: so others notice that it
-stalls (see `segcore.distributed.heartbeat`).
+A bar is drawn on a terminal and printed once a minute to a log. The time of the
+last activity lets other hosts notice that this process stalls (see
+`segcore.distributed.heartbeat`).
 """
 
 import sys
@@ -11,45 +12,48 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-# Seconds between two lines of a log; what is done before that says nothing.
-_PAUSE = 60
+# Seconds between two lines of a log; work that is shorter prints nothing.
+_LOG_INTERVAL = 60
 
 
 class Activity(NamedTuple):
-  """A record_activity of life.
+  """A moment at which this process made progress.
 
   Attributes:
     time: of this process's monotonic clock, in seconds.
-    what: how far it had come.
+    what: what was reached: 'step 7 of denoise'.
   """
 
   time: float
   what: str
 
 
-# A process has one life, and everything in it may show signs of it.
-_signs = [Activity(time.monotonic(), 'its start')]
+# The latest activity. A list of one element and the only module state here: a
+# process stalls as a whole, so code at any depth (reading files, k-means, the
+# training loop) records to one place without being passed an object. The
+# assignment of an element is atomic; threads need no lock.
+_latest = [Activity(time.monotonic(), 'its start')]
 
 
 def record_activity(what: str) -> None:
-  """Says that this process has come further.
+  """Records that this process made progress just now.
 
   Args:
-    what: to where: 'step 7 of denoise'.
+    what: what was reached: 'step 7 of denoise'.
   """
-  _signs[0] = Activity(time.monotonic(), what)
+  _latest[0] = Activity(time.monotonic(), what)
 
 
 def last_activity() -> Activity:
-  """When this process has last come further, and to where."""
-  return _signs[0]
+  """Returns the latest recorded activity of this process."""
+  return _latest[0]
 
 
 class _Bar(tqdm.tqdm):
-  """A bar whose moves are signs of life."""
+  """A progress bar that records an activity at each update."""
 
   def update(self, n: int | float | None = 1) -> bool | None:
-    """See `tqdm`."""
+    """Advances the bar by `n`, as `tqdm.tqdm.update` does."""
     record_activity(f'{self.desc or self.unit} {self.n}'.replace(': ', ' '))
     return super().update(n)
 
@@ -57,7 +61,17 @@ class _Bar(tqdm.tqdm):
 def bar(
   items: Iterable[Any] | None = None, *, unit: str = 'image', **options: Any
 ) -> tqdm.tqdm:
-  """A bar with the time that is left, as tqdm's; it goes to stderr."""
+  """Returns a tqdm bar on stderr, with the estimated time left.
+
+  Args:
+    items: to iterate over; None for a bar that is advanced by `update`.
+    unit: name of an item.
+    **options: those of `tqdm.tqdm`.
+  """
   if not sys.stderr.isatty():
-    options |= {'delay': _PAUSE, 'mininterval': _PAUSE, 'ascii': True}
+    options |= {
+      'delay': _LOG_INTERVAL,
+      'mininterval': _LOG_INTERVAL,
+      'ascii': True,
+    }
   return _Bar(items, unit=unit, **options)

@@ -25,7 +25,7 @@ from segcore.train import workspace as workspace_lib
 _NUM_CHECKED = 100
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifyOptions:
   """Options of the classifier.
 
@@ -40,11 +40,11 @@ class ClassifyOptions:
   """
 
   data: datasets.DataOptions
-  split: str
-  val_split: str
+  split: str = 'train'
+  val_split: str = 'val'
   kind: Literal['softmax', 'sigmoid']
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.RecipeOptions
 
 

@@ -33,7 +33,7 @@ _NUM_EVALUATED = 32
 _PARTS = ('encoder', 'decoder', 'heads')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoiseOptions:
   """Options of denoising pretraining.
 
@@ -51,13 +51,13 @@ class DenoiseOptions:
   """
 
   data: datasets.DataOptions
-  split: str
-  val_split: str
-  start: start_lib.Start
-  trained: tuple[str, ...]
+  split: str = 'train'
+  val_split: str = 'val'
+  start: start_lib.Start = start_lib.Start()
+  trained: tuple[str, ...] = ('decoder', 'heads')
   noise: noise_lib.NoiseOptions
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.RecipeOptions
   also: tuple[data_lib.Images, ...] = ()
 

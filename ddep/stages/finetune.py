@@ -33,9 +33,9 @@ class FinetuneOptions(data_lib.LabeledData):
     recipe: batch size, number of steps, optimizer.
   """
 
-  start: start_lib.Start
+  start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.RecipeOptions
 
 

@@ -1,1 +1,1 @@
-"""TFDS builders: one module a data set; all write the records of `records`."""
+"""TFDS builders, one module per data set, which all write the same records."""

@@ -1,8 +1,8 @@
 """The TFDS builder that all data sets share.
 
-A data set says what each record is made of (`sources`) and how that is read
-(`sample`); checking, writing in shards and going on after an interruption are
-here, the same for all.
+A data set lists the sources of its records (`sources`) and reads the sample of
+one (`read_sample`); checking, writing in shards and resuming after an
+interruption are the same for all of them and implemented here.
 """
 
 import pathlib
@@ -14,130 +14,136 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
-from input_pipeline.builders import shards as shards_lib
+from input_pipeline.builders import shards
 from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors
 
-# What the audit found, beside the records.
+# Files beside the records: the report of the audit, and its counts.
 REPORT = 'audit.txt'
 COUNTS = 'counts.json'
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A TFDS builder of segmentation records, without TensorFlow.
+  """Builds a data set of segmentation records with TFDS, without TensorFlow.
 
-  A data set subclasses it, sets `VERSION`, and gives `contents`, `sources` and
-  `sample`. Records are written to array_record files in the order of `sources`,
-  so that index i of a split is the same image wherever it is prepared.
+  A data set subclasses it, sets `VERSION`, and implements `schema`, `sources`
+  and `read_sample`. Records are written to array_record files in the order of
+  `sources`, so that index i of a split is the same image on every machine.
 
   Attributes:
-    on_bad_example: 'error' refuses all for one bad file, 'skip' leaves it out.
-    remedy: what is to be done about a bad file.
+    on_bad_example: 'error' refuses the data set for one bad file, 'skip' skips
+      the file.
+    remedy: advice in the error message about a bad file.
   """
 
   on_bad_example = 'error'
-  remedy = 'mend it'
+  remedy = 'repair it'
 
-  # TFDS would look beside the code for checksums of downloads, with a package
-  # (importlib_resources) that it does not ask for.
+  # TFDS would search beside the code for checksums of downloads, with a package
+  # (importlib_resources) that it does not require.
   code_path = None
 
   def __init__(self, **kwargs):
     super().__init__(file_format='array_record', **kwargs)
 
-  def contents(self) -> records.Contents:
-    """Classes, colors and which kinds of label there are."""
+  def schema(self) -> records.Schema:
+    """Returns the classes, their colors and the kinds of label."""
     raise NotImplementedError
 
   def sources(self) -> Mapping[str, Sequence[Any]]:
-    """What each record is made of, split by split and in order."""
+    """Returns the sources of the records of each split, in order."""
     raise NotImplementedError
 
-  def require(self) -> None:
-    """Raises Missing if what records are made of is not there at all."""
+  def check_available(self) -> None:
+    """Raises MissingInput if the files of the data set are absent."""
 
-  def sample(self, source: Any) -> records.Sample:
-    """What is in one source.
+  def read_sample(self, source: Any) -> records.Sample:
+    """Reads the sample of one source.
 
     Raises:
-      BadFile: it cannot be used.
+      BadFile: a file of the source cannot be used.
     """
     raise NotImplementedError
 
-  def lacks(self) -> Mapping[str, Sequence[str]]:
-    """Kinds of label, 'label' or 'tags', that only some splits do not have."""
+  def missing_labels(self) -> Mapping[str, Sequence[str]]:
+    """Returns the kinds of label, 'label' or 'tags', that some splits lack."""
     return {}
 
   def stamp(self, source: Any) -> Any:
-    """What changes when the record of a source would; as JSON has it."""
+    """Returns a JSON value that changes when the record of a source does."""
     return source
 
-  def size(self, source: Any) -> int:
-    """Bytes its record will take, about."""
+  def record_size(self, source: Any) -> int:
+    """Returns the approximate bytes of the record of a source."""
     del source
     return 0
 
   def problems(self) -> Sequence[errors.BadFile]:
-    """Files that are known to be bad before any is opened."""
+    """Returns files that are known to be bad before any is opened."""
     return ()
 
   def warnings(self) -> Sequence[str]:
-    """What is odd and does no harm, a line each."""
+    """Returns harmless oddities, a line each."""
     return ()
 
-  def settle(
+  def conclude(
     self,
     counts: Mapping[str, class_counts.ClassCounts],
     bad: Sequence[errors.BadFile],
   ) -> audit.Audit:
-    """Judges what was found in all sources.
+    """Builds the result of reading all sources.
+
+    Args:
+      counts: of each split.
+      bad: files that could not be used.
 
     Raises:
-      UserError: a file is bad and none may be, or a split is left without
-        images.
+      UserError: a file is bad and must not be skipped, or a split has no usable
+        image.
     """
-    return audit.settle(
+    return audit.conclude(
       counts,
       [*self.problems(), *bad],
-      self.contents().classes,
+      self.schema().classes,
       warnings=self.warnings(),
       on_bad_example=self.on_bad_example,
       remedy=self.remedy,
     )
 
   def check(self) -> tuple[audit.Audit, Mapping[str, fingerprints.ImageIndex]]:
-    """Looks at every source and writes nothing.
+    """Reads every source and writes nothing.
 
     Returns:
-      What was found, and the index of each split.
+      The result, and the index of each split.
 
     Raises:
-      UserError: as `settle` does.
+      UserError: as `conclude` does.
     """
     indices: dict[str, list[fingerprints.ImageIndex]] = {}
 
-    def see(split: str, sample: records.Sample) -> None:
-      indices.setdefault(split, []).append(
-        fingerprints.ImageIndex.from_sample(sample)
-      )
+    def add(split: str, sample: records.Sample) -> None:
+      index = fingerprints.ImageIndex.from_sample(sample)
+      indices.setdefault(split, []).append(index)
 
-    num_classes = len(self.contents().classes)
-    counts, bad = audit.count(self.sources(), self.sample, num_classes, see)
+    num_classes = len(self.schema().classes)
+    counts, bad = audit.count(
+      self.sources(), self.read_sample, num_classes, on_sample=add
+    )
+    result = self.conclude(counts, bad)
     join = fingerprints.ImageIndex.join
-    found = self.settle(counts, bad)
-    return found, {split: join(parts) for split, parts in indices.items()}
+    return result, {split: join(parts) for split, parts in indices.items()}
 
   def encode(self, sample: records.Sample) -> bytes:
-    """The serialized record of a sample."""
-    contents = self.contents()
+    """Returns the serialized record of a sample."""
+    schema = self.schema()
     record: dict[str, Any] = {'image': sample.image, 'id': sample.id}
-    if contents.labels:
+    if schema.labels:
       record['label'] = (
         b''
         if sample.label is None
-        else records.encode_label(sample.label, len(contents.classes))
+        else records.encode_label(sample.label, len(schema.classes))
       )
-    if contents.tags:
+    if schema.tags:
       record['tags'] = list(sample.tags)
     features = self.info.features
     serializer = example_serializer.ExampleSerializer(
@@ -146,47 +152,49 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return serializer.serialize_example(features.encode_example(record))
 
   def _info(self) -> tfds.core.DatasetInfo:
-    contents = self.contents()
+    schema = self.schema()
     features: dict[str, Any] = {
       'image': tfds.features.Image(shape=(None, None, 3)),
       'id': tfds.features.Text(),
     }
-    if contents.labels:
+    if schema.labels:
       features['label'] = tfds.features.Image(
         shape=(None, None, 1),
-        dtype=records.label_dtype(len(contents.classes)),
+        dtype=records.label_dtype(len(schema.classes)),
         encoding_format='png',
       )
-    if contents.tags:
+    if schema.tags:
       features['tags'] = tfds.features.Sequence(np.int32)
+    missing = self.missing_labels()
     return tfds.core.DatasetInfo(
       builder=self,
       description=(type(self).__doc__ or self.name).strip(),
       features=tfds.features.FeaturesDict(features),
       disable_shuffling=True,
+      # Stored beside the records: the keys must not change.
       metadata=tfds.core.MetadataDict(
-        classes=list(contents.classes),
-        palette=[list(color) for color in contents.palette],
-        labels=contents.labels,
-        tags=contents.tags,
-        lacks={split: list(kinds) for split, kinds in self.lacks().items()},
+        classes=list(schema.classes),
+        palette=[list(color) for color in schema.palette],
+        labels=schema.labels,
+        tags=schema.tags,
+        lacks={split: list(kinds) for split, kinds in missing.items()},
       ),
     )
 
-  def shards(self) -> shards_lib.Shards:
-    """The shards its records are made in, by one process or several."""
-    return shards_lib.Shards(self, self._parts_dir)
+  def shard_writer(self) -> shards.ShardWriter:
+    """Returns the writer of its shards, for one process or several."""
+    return shards.ShardWriter(self, self._parts_dir)
 
   def _generate_splits(self, dl_manager, download_config):
-    """Makes what shards are missing, and takes them over."""
+    """Writes the missing shards and moves all of them to their final place."""
     del dl_manager, download_config  # Nothing is downloaded.
-    made = self.shards()
-    made.write()
-    found = made.settle()
+    writer = self.shard_writer()
+    writer.write()
+    result = writer.conclude()
     folder = pathlib.Path(self.data_dir)
-    (folder / REPORT).write_text(found.report() + '\n')
-    found.write(folder / COUNTS)
-    made.finish(folder)
+    (folder / REPORT).write_text(result.report() + '\n')
+    class_counts.write(folder / COUNTS, result.counts)
+    writer.finish(folder)
     return [
       tfds.core.SplitInfo(
         name=split,
@@ -194,21 +202,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         num_bytes=num_bytes,
         filename_template=self._get_filename_template(split),
       )
-      for split, lengths, num_bytes in made.lengths()
+      for split, lengths, num_bytes in writer.lengths()
     ]
 
   def _log_download_bytes(self) -> None:
-    """Says nothing: TFDS would tell of a download of unknown size."""
+    """Logs nothing: TFDS would log a download of unknown size."""
 
   def _log_download_done(self) -> None:
-    """Says nothing."""
+    """Logs nothing: there is no download."""
 
   def _post_download_and_prepare_hook(self) -> None:
     shutil.rmtree(self._parts_dir, ignore_errors=True)
 
   @property
   def _parts_dir(self) -> pathlib.Path:
-    """Where shards are kept until all of them are there."""
+    """Folder that keeps finished shards until all of them are written."""
     return pathlib.Path(self.data_dir_root) / '.parts' / self.info.full_name
 
   def _split_generators(self, dl_manager):

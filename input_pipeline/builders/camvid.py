@@ -1,9 +1,9 @@
-"""CamVid: street scenes from a driving car, 11 classes.
+"""CamVid: street scenes from a driving car, with 11 classes.
 
 G. J. Brostow, J. Fauqueur, R. Cipolla: Semantic object classes in video, 2009;
-in the cut to 480x360 pixels and 11 classes of V. Badrinarayanan, A. Kendall,
-R. Cipolla: SegNet, 2017. The frames of a split follow each other in time, and
-those of `val` lie within a sequence of `train`: its scores are optimistic.
+reduced to 480x360 pixels and 11 classes as in V. Badrinarayanan, A. Kendall,
+R. Cipolla: SegNet, 2017. The frames of a split are consecutive, and those of
+`val` lie within a sequence of `train`: scores on it are optimistic.
 """
 
 from collections.abc import Mapping
@@ -45,10 +45,10 @@ PALETTE = (
 )
 UNLABELED = 11
 
-TABLE = masks.table_of(range(len(CLASSES)), ignored=(UNLABELED,))
+TABLE = masks.make_table(range(len(CLASSES)), ignored=(UNLABELED,))
 
 
-class Camvid(files.Official):
+class Camvid(files.OfficialBuilder):
   """CamVid with 11 classes, from SOURCE/{train,val}/{images,labels}.
 
   Images are JPEG files, labels PNG files of class ids with 11 where nothing is
@@ -59,24 +59,28 @@ class Camvid(files.Official):
   layout = '{train,val}/{images,labels}'
   counts: ClassVar = {'train': 367, 'val': 101}
 
-  def contents(self) -> records.Contents:
-    """Eleven classes, with masks and tags."""
-    return records.Contents(CLASSES, PALETTE, labels=True, tags=True)
+  def schema(self) -> records.Schema:
+    """Returns the 11 classes."""
+    return records.Schema(CLASSES, PALETTE, labels=True, tags=True)
 
-  def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
-    """Images and masks of the same names, split by split."""
-    return {split: self._find(found, split) for split in SPLITS}
+  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+    """Pairs images and masks of the same names."""
+    return {split: self._pair(sources, split) for split in SPLITS}
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """Eleven values, and one that is ignored."""
+    """Reads values, of which 11 is ignored."""
     return TABLE.apply(masks.read_values(file))
 
-  def _find(self, found: files.Files, split: str) -> audit.Listing:
-    images = files.pick(found, rf'{split}/images/(?P<id>[^/]+)\.(?:jpe?g|png)')
-    labels = files.pick(found, rf'{split}/labels/(?P<id>[^/]+)\.png')
-    for what, there in (('images', images), ('labels', labels)):
-      if not there:
-        raise self.missing(f'{split}/{what}')
-    return files.examples_of(
-      images, images, labels, split, name=lambda stem: f'{split}/{stem}'
+  def _pair(self, sources: files.Files, split: str) -> audit.Listing:
+    images = files.match_files(
+      sources, rf'{split}/images/(?P<id>[^/]+)\.(?:jpe?g|png)'
+    )
+    labels = files.match_files(sources, rf'{split}/labels/(?P<id>[^/]+)\.png')
+    self.require_files({f'{split}/images': images, f'{split}/labels': labels})
+    return files.pair_examples(
+      images,
+      images,
+      labels,
+      split,
+      official_name=lambda stem: f'{split}/{stem}',
     )

@@ -1,7 +1,8 @@
-"""The builder of data sets whose records are made of files.
+"""Builders of data sets whose records are read from files.
 
-A data set of an official benchmark is an `Official`: it says which archives it
-comes in, where in them its images and masks are, and how many there should be.
+The data set of a published benchmark is an `OfficialBuilder`: it declares the
+names of its archives, the paths of images and masks in them, and the official
+number of images.
 """
 
 import io
@@ -19,14 +20,18 @@ from input_pipeline.builders import base
 from input_pipeline.sources import archives, audit, records
 from runtime import errors
 
+# Files by their path in a source, or by id.
 Files = Mapping[str, archives.File]
 
 
 class FileBuilder(base.Builder):
   """A builder whose sources are `audit.Example`s."""
 
+  # Set per instance, once the files are listed.
+  _listings: Mapping[str, audit.Listing] | None = None
+
   def scan(self) -> Mapping[str, audit.Listing]:
-    """The files of each split; opens none of them.
+    """Lists the files of each split; opens none of them.
 
     Raises:
       UserError: a folder or file is missing.
@@ -34,32 +39,31 @@ class FileBuilder(base.Builder):
     raise NotImplementedError
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """Class ids of a mask, negative where ignored.
+    """Reads the class ids of a mask, negative where ignored.
 
     Raises:
-      UserError: what is wrong with it; without the file's name.
+      UserError: the mask cannot be used; the message does not name the file.
     """
     raise NotImplementedError
 
   def listings(self) -> Mapping[str, audit.Listing]:
-    """The files of each split; listed once."""
+    """Returns the files of each split; lists them once."""
     if self._listings is None:
       self._listings = self.scan()
     return self._listings
 
-  # Set per instance, once listed.
-  _listings: Mapping[str, audit.Listing] | None = None
-
   def sources(self) -> Mapping[str, Sequence[audit.Example]]:
-    """The examples of each split."""
-    return {split: found.examples for split, found in self.listings().items()}
+    """Returns the examples of each split."""
+    return {
+      split: listing.examples for split, listing in self.listings().items()
+    }
 
-  def sample(self, source: audit.Example) -> records.Sample:
-    """Reads image and mask."""
+  def read_sample(self, source: audit.Example) -> records.Sample:
+    """Reads image and mask of an example."""
     return audit.read_example(source, self.read_mask)
 
   def stamp(self, source: audit.Example) -> Any:
-    """Name, and state of the files."""
+    """Returns id and tags of an example, and stamps of its files."""
     return (
       source.id,
       archives.stamp(source.image),
@@ -67,73 +71,76 @@ class FileBuilder(base.Builder):
       source.tags,
     )
 
-  def size(self, source: audit.Example) -> int:
-    """Bytes of the image; those of a label hardly count."""
+  def record_size(self, source: audit.Example) -> int:
+    """Returns the bytes of the image; those of a label are negligible."""
     return archives.size(source.image)
 
   def problems(self) -> Sequence[errors.BadFile]:
-    """What the listings found."""
-    return [p for found in self.listings().values() for p in found.problems]
+    """Returns the problems of all listings."""
+    return [p for listing in self.listings().values() for p in listing.problems]
 
   def warnings(self) -> Sequence[str]:
-    """What the listings found."""
-    return [w for found in self.listings().values() for w in found.warnings]
+    """Returns the warnings of all listings."""
+    return [w for listing in self.listings().values() for w in listing.warnings]
 
 
-class Official(FileBuilder):
-  """A benchmark, made of the files that its site hands out.
+class OfficialBuilder(FileBuilder):
+  """A published benchmark, made from the files that its site distributes.
 
-  A benchmark is whole or it is not that benchmark: a bad file refuses all.
+  A bad file refuses the data set: scores on an incomplete benchmark could not
+  be compared with published ones.
 
   Attributes:
-    patterns: what its archives are called, with wildcards.
+    patterns: names of its archives, with wildcards.
     counts: the official number of images of each split.
-    layout: where its files are, for people.
+    layout: describes its archives or folders in messages.
   """
 
   patterns: ClassVar[Sequence[str]] = ()
   counts: ClassVar[Mapping[str, int]] = {}
   layout: ClassVar[str] = ''
-  remedy = 'get that file again: the records are whole or not made'
+  remedy = 'download that file again: records are made of all files or of none'
 
   def __init__(self, source: str = '', **kwargs: Any):
     """Opens no file yet.
 
     Args:
-      source: folder of the archives or of what was in them, or one archive; not
-        needed once it is prepared.
-      **kwargs: `config`, and `data_dir`, where records are prepared.
+      source: folder of the archives or of their content, or one archive; not
+        needed once the data set is prepared.
+      **kwargs: `config`, and `data_dir`, the folder of prepared records.
     """
     self._source = source
     super().__init__(**kwargs)
-    self._original_state['source'] = source  # What pickling sends.
+    # TFDS pickles a builder as these arguments.
+    self._original_state['source'] = source
 
-  def prepared_contents(self) -> records.Contents | None:
-    """What is in records that are there; None if there are none.
+  def prepared_schema(self) -> records.Schema | None:
+    """Returns the schema of prepared records; None if there are none.
 
-    Where the classes are found in the files, those need not be looked for then.
+    A data set whose classes are read from its files does not need the files
+    then.
     """
     path = pathlib.Path(self.data_dir) / 'metadata.json'
     if not path.exists():
       return None
-    known = json.loads(path.read_text())
-    return records.Contents(
-      tuple(known['classes']),
-      tuple(tuple(color) for color in known['palette']),
-      labels=known['labels'],
-      tags=known['tags'],
+    metadata = json.loads(path.read_text())
+    return records.Schema(
+      tuple(metadata['classes']),
+      tuple(tuple(color) for color in metadata['palette']),
+      labels=metadata['labels'],
+      tags=metadata['tags'],
     )
 
-  def find(self, files: Files) -> Mapping[str, audit.Listing]:
-    """Picks the examples of each split out of all files.
+  def find_examples(self, files: Files) -> Mapping[str, audit.Listing]:
+    """Selects the examples of each split from all files.
 
     Raises:
-      UserError: what is needed is not among them.
+      UserError: a required file is missing.
     """
     raise NotImplementedError
 
-  def require(self) -> None:
-    """Raises Missing unless there is a folder or an archive."""
+  def check_available(self) -> None:
+    """Raises MissingInput unless the source is a folder or an archive."""
     remedy = (
       f'give the folder of {self.name} ({self.layout}), or set SEG_DATA_DIR to '
       f'the folder that holds a folder {self.name}'
@@ -143,153 +150,180 @@ class Official(FileBuilder):
     if not pathlib.Path(self._source).expanduser().exists():
       raise errors.MissingInput(
         errors.one_line(
-          f'source: there is no file or folder {self._source}: {remedy}'
+          f'source: expected a folder or an archive, got {self._source}, which '
+          f'does not exist: {remedy}'
         )
       )
 
   def scan(self) -> Mapping[str, audit.Listing]:
-    """Looks into folders and archives."""
-    self.require()
+    """Lists the files in the folder and its archives."""
+    self.check_available()
     cache = pathlib.Path(self.data_dir_root) / '.unpacked'
     files = archives.find(pathlib.Path(self._source), self.patterns, cache)
-    return self.find(files)
+    return self.find_examples(files)
 
   def warnings(self) -> Sequence[str]:
-    """Counts other than the official ones, too."""
-    found = {split: len(s.examples) for split, s in self.listings().items()}
+    """Returns also a line for each split without the official number."""
+    lengths = {
+      split: len(listing.examples) for split, listing in self.listings().items()
+    }
     return [
       *super().warnings(),
       *(
-        f'{self.name} {split}: found {found.get(split, 0):,} images, the '
-        f'official number is {count:,}: scores on it cannot be compared with '
+        f'{self.name} {split}: expected {count:,} images, the official number, '
+        f'got {lengths.get(split, 0):,}: scores on it cannot be compared with '
         'published ones'
         for split, count in self.counts.items()
-        if found.get(split, 0) != count
+        if lengths.get(split, 0) != count
       ),
     ]
 
-  def missing(self, what: str) -> errors.UserError:
-    """The error for something that is not in the source."""
+  def require_files(self, files_by_path: Mapping[str, Any]) -> None:
+    """Checks that required files are in the source.
+
+    Args:
+      files_by_path: for each path, in words, the files at that path, or a bool.
+
+    Raises:
+      UserError: no file is at one of the paths.
+    """
+    for path, files in files_by_path.items():
+      if not files:
+        raise self.missing_error(path)
+
+  def missing_error(self, path: str) -> errors.UserError:
+    """Returns the error about a path, in words, that the source lacks."""
     return errors.UserError(
       errors.one_line(
-        f'source: found no {what} in {self._source}; {self.name} is expected '
-        f'as {self.layout}'
+        f'source: expected {self.name} as {self.layout}, got {self._source} '
+        f'without {path}'
       )
     )
 
 
-def pick(files: Files, pattern: str) -> dict[str, archives.File]:
-  """Files whose path ends like a pattern, by the pattern's group `id`.
+def match_files(files: Files, pattern: str) -> dict[str, archives.File]:
+  """Selects the files whose path ends like a pattern.
 
   Args:
     files: by path.
-    pattern: a regular expression of whole parts of a path.
+    pattern: a regular expression of whole parts of a path, with a group `id`.
 
   Returns:
-    Files sorted by id, wherever they are.
+    Files by what the group `id` matched, sorted, in whatever folder they are.
 
   Raises:
     BadFile: two files have the same id, or an id is not UTF-8.
   """
-  return {name: file for name, (file, _) in pick_with(files, pattern).items()}
+  matches = match_files_and_group(files, pattern, 'id')
+  return {name: file for name, (file, _) in matches.items()}
 
 
-def pick_with(
-  files: Files, pattern: str, group: str = 'id'
+def match_files_and_group(
+  files: Files, pattern: str, group: str
 ) -> dict[str, tuple[archives.File, str | None]]:
-  """The same, with what another group of the pattern matched."""
-  # What is before the pattern is as short as can be: parts may be optional.
+  """Selects files as `match_files`, each with the match of another group."""
+  # The folders before the pattern match as little as possible, as parts of the
+  # pattern may be optional.
   whole = re.compile(rf'(?:.*?/)??{pattern}')
-  found: dict[str, tuple[archives.File, str | None]] = {}
+  matches: dict[str, tuple[archives.File, str | None]] = {}
   for path, file in files.items():
     match = whole.fullmatch(path)
     if match is None:
       continue
-    if match['id'] in found:
+    if match['id'] in matches:
       raise errors.BadFile(
         file,
-        f'has the same id {match["id"]!r} as {found[match["id"]][0]}: keep one '
-        'of them',
+        f'has the same id {match["id"]!r} as {matches[match["id"]][0]}: keep '
+        'one of them',
       )
     if not audit.is_utf8(match['id']):
       raise errors.BadFile(file, audit.NOT_UTF8)
-    found[match['id']] = (file, match[group])
-  return dict(sorted(found.items()))
+    matches[match['id']] = (file, match[group])
+  return dict(sorted(matches.items()))
 
 
 def read_list(file: archives.File) -> list[str]:
-  """The lines of a text file that are not empty.
+  """Reads the lines of a text file that are not empty.
 
   Raises:
-    BadFile: it cannot be read, has nothing in it or a line twice.
+    BadFile: the file cannot be read, is empty, or has a line twice.
   """
   try:
     text = file.read_bytes().decode()
   except OSError as error:
     raise errors.BadFile(
-      file, f'cannot be read: {error.strerror or error}: get it again'
+      file, f'cannot be read: {error.strerror or error}: download it again'
     ) from error
   except UnicodeDecodeError:
-    raise errors.BadFile(file, 'is not UTF-8 text: get it again') from None
+    raise errors.BadFile(file, 'is not UTF-8 text: download it again') from None
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if not lines:
-    raise errors.BadFile(file, 'is empty: get it again')
+    raise errors.BadFile(file, 'is empty: download it again')
   seen: set[str] = set()
   for line in lines:
     if line in seen:
-      raise errors.BadFile(file, f'lists {line!r} twice: get it again')
+      raise errors.BadFile(file, f'lists {line!r} twice: download it again')
     seen.add(line)
   return lines
 
 
-def examples_of(
+def pair_examples(
   ids: Iterable[str],
   images: Files,
   masks: Files | None,
-  what: str,
-  name: Callable[[str], str] = str,
+  list_name: str,
+  official_name: Callable[[str], str] = str,
 ) -> audit.Listing:
-  """The listed examples; what has no image or mask is a problem.
+  """Builds the examples of listed ids; those without a file are problems.
 
   Args:
     ids: in order.
     images: by id.
     masks: by id; None for images without masks.
-    what: the list they are from, for people.
-    name: from an id to the official name.
+    list_name: of the list of ids, for messages.
+    official_name: returns the official name of an id.
   """
   examples, problems = [], []
   for key in ids:
     if key not in images:
-      problems.append(errors.BadFile(what, f'lists {key}, which has no image'))
+      problems.append(
+        errors.BadFile(list_name, f'lists {key}, which has no image')
+      )
     elif masks is not None and key not in masks:
       problems.append(errors.BadFile(images[key], 'has no mask'))
     else:
       mask = None if masks is None else masks[key]
-      examples.append(audit.Example(name(key), images[key], mask))
+      examples.append(audit.Example(official_name(key), images[key], mask))
   return audit.Listing(tuple(examples), tuple(problems))
 
 
 def read_mat(file: archives.File, name: str, field: str = '') -> np.ndarray:
-  """A variable of a MATLAB file, or a field of a variable that is one struct.
+  """Reads a variable of a MATLAB file, or a field of a variable.
+
+  Args:
+    file: the MATLAB file.
+    name: of the variable.
+    field: of the variable, which then must be a single struct; '' reads the
+      variable itself.
 
   Raises:
-    UserError: it is no such file, or has no such variable or field.
+    UserError: the file is damaged, or lacks the variable or field.
   """
   try:
-    found = scipy.io.loadmat(io.BytesIO(file.read_bytes()))
+    variables = scipy.io.loadmat(io.BytesIO(file.read_bytes()))
   except OSError:
     raise
-  except Exception as error:  # Damaged files make scipy raise anything.
+  except Exception as error:  # scipy raises any exception for damaged files.
     raise errors.UserError(
       errors.one_line(f'cannot be read as a MATLAB file: {error}')
     ) from error
-  if name not in found:
+  if name not in variables:
     raise errors.UserError(f'has no variable {name}: take the official file')
+  value = variables[name]
   if not field:
-    return found[name]
-  if field not in (found[name].dtype.names or ()) or found[name].size != 1:
+    return value
+  if field not in (value.dtype.names or ()) or value.size != 1:
     raise errors.UserError(
       f'has no field {field} in {name}: take the official file'
     )
-  return found[name][field].item()
+  return value[field].item()

@@ -13,15 +13,17 @@ from jaxtyping import Int16
 from input_pipeline.builders import cityscapes, files
 from input_pipeline.sources import archives, audit, masks, records
 
-# Here the license plate is 34.
-TABLE = masks.table_of(cityscapes.RAW_IDS, {*range(35)} - {*cityscapes.RAW_IDS})
+# As Cityscapes, but the license plate is stored as 34.
+TABLE = masks.make_table(
+  cityscapes.RAW_IDS, {*range(35)} - {*cityscapes.RAW_IDS}
+)
 
 
-class Gta5(files.Official):
-  """GTA5 with the 19 classes of Cityscapes; one split, train.
+class Gta5(files.OfficialBuilder):
+  """GTA5 with the 19 classes of Cityscapes and the split train.
 
-  Ids are the official names ('00001'). Some published masks are not as large as
-  their image: these images are left out and listed.
+  Ids are the official names ('00001'). Some published masks differ in size from
+  their image: these images are skipped and reported.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -30,19 +32,17 @@ class Gta5(files.Official):
   counts: ClassVar = {'train': 24966}
   on_bad_example = 'skip'
 
-  def contents(self) -> records.Contents:
-    """The classes of Cityscapes."""
-    return records.Contents(cityscapes.CLASSES, cityscapes.PALETTE, tags=True)
+  def schema(self) -> records.Schema:
+    """Returns the 19 classes of Cityscapes."""
+    return records.Schema(cityscapes.CLASSES, cityscapes.PALETTE, tags=True)
 
-  def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
-    """Images and masks of the same number."""
-    images = files.pick(found, r'images/(?P<id>\d{5})\.png')
-    labels = files.pick(found, r'labels/(?P<id>\d{5})\.png')
-    for what, there in (('images', images), ('labels', labels)):
-      if not there:
-        raise self.missing(f'{what}/*.png')
-    return {'train': files.examples_of(images, images, labels, 'train')}
+  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+    """Pairs images and masks of the same number."""
+    images = files.match_files(sources, r'images/(?P<id>\d{5})\.png')
+    labels = files.match_files(sources, r'labels/(?P<id>\d{5})\.png')
+    self.require_files({'images/*.png': images, 'labels/*.png': labels})
+    return {'train': files.pair_examples(images, images, labels, 'train')}
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """Palette indices are the label ids of Cityscapes."""
+    """Reads palette indices, which are the label ids of Cityscapes."""
     return TABLE.apply(masks.read_values(file))

@@ -1,7 +1,7 @@
-"""ImageNet: ILSVRC2012 (1k), and the full set (21k); images by class.
+"""ImageNet, with image-level labels: ILSVRC2012 (1k) and the full set (21k).
 
 O. Russakovsky et al.: ImageNet large scale visual recognition challenge, 2015.
-Either the official tar files, which are not unpacked, or folders of classes.
+Read from the official tar files, without unpacking, or from folders of classes.
 """
 
 import dataclasses
@@ -14,31 +14,36 @@ from input_pipeline.builders import files
 from input_pipeline.sources import archives, audit, masks, records
 from runtime import errors
 
-# The name tells the class, also in a tar file of one class, without a folder.
+# The file name contains the class: a tar file of one class has no folders.
 TRAIN = r'(?P<id>(?P<wnid>n\d{8})_\d+)\.(?:JPEG|jpe?g)'
 VAL = r'(?:(?P<wnid>n\d{8})/)?(?P<id>ILSVRC2012_val_\d{8})\.(?:JPEG|jpe?g)'
 ARCHIVES = (
-  *('ILSVRC2012_img_train*.tar', 'ILSVRC2012_img_val*.tar'),
-  *('ILSVRC2012_devkit*.tar.gz', 'n[0-9]*.tar', 'fall11_whole*.tar'),
-  *('winter21_whole*.tar', 'winter21_whole*.tar.gz'),
+  'ILSVRC2012_img_train*.tar',
+  'ILSVRC2012_img_val*.tar',
+  'ILSVRC2012_devkit*.tar.gz',
+  'n[0-9]*.tar',
+  'fall11_whole*.tar',
+  'winter21_whole*.tar',
+  'winter21_whole*.tar.gz',
 )
 
-# Images by name, with their classes; None where only the kit knows.
+# Images by name, with their classes; None where only the development kit has
+# the class.
 Classified = Mapping[str, tuple[archives.File, str | None]]
 
 
 @dataclasses.dataclass(eq=False)
 class Config(tfds.core.BuilderConfig):
-  """Which release: its number of images is what is checked."""
+  """The release, with the official number of images of each split."""
 
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-class Imagenet(files.Official):
-  """ImageNet without masks: train, and for 1k val.
+class Imagenet(files.OfficialBuilder):
+  """ImageNet with the split train, and for 1k val; without masks.
 
-  Classes are the WordNet ids, sorted. Ids are 'n01440764/n01440764_10026'; tags
-  are the class.
+  Classes are the WordNet ids, sorted. Ids are 'n01440764/n01440764_10026'. The
+  tag of an image is its class.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -51,12 +56,12 @@ class Imagenet(files.Official):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Those of the release."""
+    """Official number of images of each split of this release."""
     return self.builder_config.counts
 
   @property
   def layout(self) -> str:
-    """The archives of this release."""
+    """Archives of this release."""
     if self.builder_config.name == '21k':
       return (
         'a tar file of tar files of classes, those files (n01440764.tar), or '
@@ -67,31 +72,29 @@ class Imagenet(files.Official):
       'ILSVRC2012_devkit_t12.tar.gz, or folders {train,val}/n01440764/*.JPEG'
     )
 
-  def contents(self) -> records.Contents:
-    """The classes that were found, or that were prepared."""
-    return self.prepared_contents() or self._contents_of(self.wnids())
+  def schema(self) -> records.Schema:
+    """Returns the classes of prepared records, else those of the files."""
+    return self.prepared_schema() or self._make_schema(self.wnids())
 
   def wnids(self) -> Sequence[str]:
-    """Names of the classes, sorted."""
+    """Returns the WordNet ids of the classes, sorted."""
     self.listings()
     return self._wnids
 
-  def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
-    """Images by the folders they are in."""
-    train = files.pick_with(found, TRAIN, 'wnid')
-    if not train:
-      raise self.missing('n01440764/n01440764_10026.JPEG')
+  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+    """Lists the images by their classes."""
+    train = files.match_files_and_group(sources, TRAIN, 'wnid')
+    self.require_files({'n01440764/n01440764_10026.JPEG': train})
     self._wnids = sorted({wnid for _, wnid in train.values()})
     listings = {'train': self._listing(train)}
     if 'val' in self.counts:
-      val = files.pick_with(found, VAL, 'wnid')
-      if not val:
-        raise self.missing('ILSVRC2012_val_00000001.JPEG')
-      listings['val'] = self._listing(self._with_classes(found, val))
+      val = files.match_files_and_group(sources, VAL, 'wnid')
+      self.require_files({'ILSVRC2012_val_00000001.JPEG': val})
+      listings['val'] = self._listing(self._with_classes(sources, val))
     return listings
 
   def _listing(self, images: Classified) -> audit.Listing:
-    """The images, sorted by class and name."""
+    """Builds the examples, sorted by class and name."""
     numbers = {wnid: i for i, wnid in enumerate(self._wnids)}
     examples, problems = [], []
     for key in sorted(images, key=lambda key: (images[key][1], key)):
@@ -104,18 +107,17 @@ class Imagenet(files.Official):
         problems.append(errors.BadFile(file, reason))
     return audit.Listing(tuple(examples), tuple(problems))
 
-  def _with_classes(self, found: files.Files, val: Classified) -> Classified:
-    """Val by its folders, or by what the development kit says."""
+  def _with_classes(self, sources: files.Files, val: Classified) -> Classified:
+    """Returns the images of val with classes, from folders or the kit."""
     if all(wnid for _, wnid in val.values()):
       return val
-    truth = files.pick(
-      found, r'data/(?P<id>ILSVRC2012_validation_ground_truth)\.txt'
+    truth = files.match_files(
+      sources, r'data/(?P<id>ILSVRC2012_validation_ground_truth)\.txt'
     )
-    meta = files.pick(found, r'data/(?P<id>meta)\.mat')
-    if not truth or not meta:
-      raise self.missing(
-        'ILSVRC2012_devkit_t12.tar.gz, which says the classes of val'
-      )
+    meta = files.match_files(sources, r'data/(?P<id>meta)\.mat')
+    self.require_files(
+      {'ILSVRC2012_devkit_t12.tar.gz (the classes of val)': truth and meta}
+    )
     (meta_file,), (truth_file,) = meta.values(), truth.values()
     try:
       synsets = files.read_mat(meta_file, 'synsets').ravel()
@@ -133,11 +135,11 @@ class Imagenet(files.Official):
     except (OSError, LookupError, ValueError) as error:
       raise errors.BadFile(
         truth_file,
-        f'does not say the class of every image of val ({error!r}): get '
+        f'has no class for some image of val ({error!r}): download '
         'ILSVRC2012_devkit_t12.tar.gz again',
       ) from error
 
-  def _contents_of(self, wnids: Sequence[str]) -> records.Contents:
-    return records.Contents(
+  def _make_schema(self, wnids: Sequence[str]) -> records.Schema:
+    return records.Schema(
       tuple(wnids), masks.palette(len(wnids)), labels=False, tags=True
     )

@@ -1,7 +1,8 @@
-"""ImageNet-S: ImageNet with masks, for unsupervised segmentation.
+"""ImageNet-S: a part of ImageNet with masks, for unsupervised segmentation.
 
-S. Gao et al.: Large-scale unsupervised semantic segmentation, 2022. It is made
-of ImageNet (1k), the mask zips, and the official lists of classes and names.
+S. Gao et al.: Large-scale unsupervised semantic segmentation, 2022. Read from
+ImageNet (1k), the zip files of masks, and the official lists of classes and
+names.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from input_pipeline.sources import archives, audit, masks, records
 from runtime import errors
 
 IGNORED = 1000
-# Classes of ImageNet whose images belong to another class in ImageNet-S 919.
+# Classes of ImageNet that are merged into another class in ImageNet-S 919.
 MERGED = {
   'n04356056': 'n04355933',  # sunglasses
   'n04493381': 'n02808440',  # bathtub
@@ -31,7 +32,7 @@ _NAME = re.compile(r'(?P<wnid>n\d{8})/(?P<stem>\w+)\.\w+')
 
 @dataclasses.dataclass(eq=False)
 class Config(tfds.core.BuilderConfig):
-  """Which of the three: its number of classes and of images."""
+  """The variant: its number of classes, and of images of each split."""
 
   num_classes: int = 0
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -46,12 +47,13 @@ def _config(num_classes: int, *counts: int) -> Config:
   )
 
 
-class ImagenetS(files.Official):
-  """ImageNet-S: train and test without masks, train_semi and val with.
+class ImagenetS(files.OfficialBuilder):
+  """ImageNet-S with the splits train, train_semi, val and test.
 
   Class 0 is 'other', the others are in the order of the official list. Ids are
-  'n01443537/ILSVRC2012_val_00000236', as the official folders have them, after
-  merging. Tags of train are its class.
+  'n01443537/ILSVRC2012_val_00000236', with the class after merging, as in the
+  official folders. Only train_semi and val have masks; the tag of an image
+  without a mask is its class.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -64,12 +66,12 @@ class ImagenetS(files.Official):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Those of this size."""
+    """Official number of images of each split of this variant."""
     return self.builder_config.counts
 
   @property
   def layout(self) -> str:
-    """ImageNet, masks and lists."""
+    """ImageNet, masks and lists of this variant."""
     size = self.builder_config.name
     return (
       'ImageNet (its tar files, or {train,val}/n01440764/*.JPEG), '
@@ -77,75 +79,73 @@ class ImagenetS(files.Official):
       'repository (categories, mapping, names)'
     )
 
-  def contents(self) -> records.Contents:
-    """'other', and the classes of the official list."""
-    known = self.prepared_contents()
-    if known:
-      return known
+  def schema(self) -> records.Schema:
+    """Returns 'other' and the classes of the official list."""
+    prepared = self.prepared_schema()
+    if prepared:
+      return prepared
     self.listings()
     classes = ('other', *self._wnids)
-    return records.Contents(classes, masks.palette(len(classes)), tags=True)
+    return records.Schema(classes, masks.palette(len(classes)), tags=True)
 
-  def lacks(self) -> Mapping[str, Sequence[str]]:
-    """Masks of train do not exist, those of test are not public."""
+  def missing_labels(self) -> Mapping[str, Sequence[str]]:
+    """Returns masks for train, which has none, and test, not published."""
     return dict.fromkeys(('train', 'test'), ('label',))
 
-  def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
-    """Images and masks by the official lists."""
+  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+    """Lists images and masks by the official lists."""
     size = self.builder_config.name
     self._wnids = files.read_list(
-      self._list(found, rf'ImageNetS_categories_im{size}\.txt')
+      self._list(sources, rf'ImageNetS_categories_im{size}\.txt')
     )
     if len(self._wnids) != self.builder_config.num_classes:
       raise errors.UserError(
-        f'source: ImageNetS_categories_im{size}.txt has '
-        f'{len(self._wnids)} classes, expected {size}: get the list again'
+        f'source: expected {size} classes in '
+        f'ImageNetS_categories_im{size}.txt, got {len(self._wnids)}: download '
+        'the list again'
       )
-    train = files.pick_with(found, imagenet.TRAIN, 'wnid')
-    val = files.pick(found, imagenet.VAL)
-    for what, there in (
-      ('train/n01440764/*.JPEG', train),
-      ('ILSVRC2012_val_*.JPEG', val),
-    ):
-      if not there:
-        raise self.missing(what)
+    train = files.match_files_and_group(sources, imagenet.TRAIN, 'wnid')
+    val = files.match_files(sources, imagenet.VAL)
+    self.require_files(
+      {'train/n01440764/*.JPEG': train, 'ILSVRC2012_val_*.JPEG': val}
+    )
     semi = self._list(
-      found,
+      sources,
       rf'(?:ImageNetS_im{size}_train_semi|ImageNetSemi_im{size}_train)\.txt',
     )
     mapping = rf'ImageNetS_im{size}_mapping_%s\.txt'
     lists = {
-      'val': self._list(found, mapping % 'val(?:idation)?'),
-      'test': self._list(found, mapping % 'test'),
+      'val': self._list(sources, mapping % 'val(?:idation)?'),
+      'test': self._list(sources, mapping % 'test'),
     }
-    of_train = {key: file for key, (file, _) in train.items()}
+    train_files = {key: file for key, (file, _) in train.items()}
     return {
       'train': self._train(train),
       'train_semi': self._listed(
-        semi, of_train, self._masks(found, 'train-semi-segmentation')
+        semi, train_files, self._masks(sources, 'train-semi-segmentation')
       ),
       'val': self._listed(
-        lists['val'], val, self._masks(found, 'validation-segmentation')
+        lists['val'], val, self._masks(sources, 'validation-segmentation')
       ),
       'test': self._listed(lists['test'], val, None),
     }
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """R + 256 G, where 1000 is ignored."""
+    """Reads class ids stored as R + 256 G, where 1000 is ignored."""
     pixels = masks.read_pixels(file)
     if pixels.ndim != 3:
       raise errors.UserError(
-        'has values, expected RGB: take the masks of the official zip'
+        'expected RGB, got values: take the masks of the official zip'
       )
     wide = pixels.astype(np.int32)
     if wide[..., 2].any():
-      raise errors.UserError('has blue pixels, expected R + 256 G and B = 0')
+      raise errors.UserError('expected R + 256 G and B = 0, got blue pixels')
     num_classes = self.builder_config.num_classes + 1
-    table = masks.table_of(range(num_classes), ignored=(IGNORED,))
+    table = masks.make_table(range(num_classes), ignored=(IGNORED,))
     return table.apply(wide[..., 0] + 256 * wide[..., 1])
 
   def _target(self, wnid: str) -> str:
-    """The class of an ImageNet class."""
+    """Returns the class of an ImageNet class after merging."""
     if self.builder_config.num_classes < 919:
       return wnid
     return MERGED.get(wnid, wnid)
@@ -154,7 +154,7 @@ class ImagenetS(files.Official):
     return {wnid: i for i, wnid in enumerate(self._wnids, 1)}
 
   def _train(self, train: imagenet.Classified) -> audit.Listing:
-    """The images of all listed classes and of those merged into them."""
+    """Lists the images of all classes and of those merged into them."""
     numbers = self._numbers()
     examples = []
     for key, (file, folder) in train.items():
@@ -171,40 +171,47 @@ class ImagenetS(files.Official):
     images: Mapping[str, archives.File],
     labels: Mapping[str, archives.File] | None,
   ) -> audit.Listing:
-    """The images of a list; the name to have is the last of its line."""
+    """Pairs the images and masks of a list.
+
+    Args:
+      names: the list. The last word of a line is the official name; before it,
+        lists of merged classes have the name in ImageNet.
+      images: by name without folder.
+      labels: by official name; None for images without masks.
+    """
     examples, problems = [], []
     numbers = self._numbers()
     for line in files.read_list(names):
       match = _NAME.fullmatch(line.split()[-1])
       if match is None or match['wnid'] not in numbers:
         problems.append(
-          errors.BadFile(names, f'has the line {line!r}, expected CLASS/NAME')
+          errors.BadFile(names, f'expected lines CLASS/NAME, got {line!r}')
         )
         continue
       wnid, stem = match['wnid'], match['stem']
       name = f'{wnid}/{stem}'
       if stem not in images:
-        problems.append(errors.BadFile(names, f'lists {line}: no such image'))
+        problems.append(
+          errors.BadFile(names, f'lists {line}, which has no image')
+        )
       elif labels is not None and name not in labels:
         problems.append(errors.BadFile(images[stem], f'has no mask {name}.png'))
       else:
         mask = None if labels is None else labels[name]
-        # Without a mask, the class of the folder is what is known.
+        # Without a mask, the class of the folder is the only label.
         tags = (numbers[wnid],) if mask is None else None
         examples.append(audit.Example(name, images[stem], mask, tags))
     return audit.Listing(tuple(examples), tuple(problems))
 
-  def _masks(self, found: files.Files, folder: str) -> files.Files:
+  def _masks(self, sources: files.Files, folder: str) -> files.Files:
     size = self.builder_config.name
-    labels = files.pick(
-      found, rf'ImageNetS{size}/{folder}/(?P<id>n\d{{8}}/\w+)\.png'
+    labels = files.match_files(
+      sources, rf'ImageNetS{size}/{folder}/(?P<id>n\d{{8}}/\w+)\.png'
     )
-    if not labels:
-      raise self.missing(f'ImageNetS{size}/{folder}/*/*.png')
+    self.require_files({f'ImageNetS{size}/{folder}/*/*.png': labels})
     return labels
 
-  def _list(self, found: files.Files, name: str) -> archives.File:
-    lists = files.pick(found, rf'(?P<id>{name})')
-    if not lists:
-      raise self.missing(name.replace('\\', ''))
+  def _list(self, sources: files.Files, name: str) -> archives.File:
+    lists = files.match_files(sources, rf'(?P<id>{name})')
+    self.require_files({name.replace('\\', ''): lists})
     return next(iter(lists.values()))

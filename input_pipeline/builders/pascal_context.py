@@ -1,8 +1,9 @@
-"""Pascal Context: VOC 2010 with every pixel labeled, 59 classes.
+"""Pascal Context: VOC 2010 with every pixel labeled, in 59 classes.
 
 R. Mottaghi et al.: The role of context for object detection and semantic
-segmentation in the wild, 2014. Labels are either the official `.mat` files,
-with 459 classes, or `trainval_merged.json` of the Detail API, with the 59 only.
+segmentation in the wild, 2014. Labels are read from the official `.mat` files,
+which have 459 classes, or from `trainval_merged.json` of the Detail API, which
+has only the 59.
 """
 
 import collections
@@ -11,7 +12,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,40 +25,46 @@ from input_pipeline.builders import files
 from input_pipeline.sources import archives, audit, masks, records
 from runtime import errors
 
-# Ids of the 459 classes that are the 59, in the order of the class ids.
+# Among the ids of the 459 classes, those of the 59, in the order of class ids.
 OFFICIAL_IDS = (
-  *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85),
-  *(98, 104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258),
-  *(259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368),
-  *(397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
-)
+  2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85,
+  98, 104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258,
+  259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368,
+  397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)  # fmt: skip
 CLASSES = (
-  *('aeroplane', 'bag', 'bed', 'bedclothes', 'bench', 'bicycle', 'bird'),
-  *('boat', 'book', 'bottle', 'building', 'bus', 'cabinet', 'car', 'cat'),
-  *('ceiling', 'chair', 'cloth', 'computer', 'cow', 'cup', 'curtain', 'dog'),
-  *('door', 'fence', 'floor', 'flower', 'food', 'grass', 'ground', 'horse'),
-  *('keyboard', 'light', 'motorbike', 'mountain', 'mouse', 'person', 'plate'),
-  *('platform', 'pottedplant', 'road', 'rock', 'sheep', 'shelves', 'sidewalk'),
-  *('sign', 'sky', 'snow', 'sofa', 'table', 'track', 'train', 'tree', 'truck'),
-  *('tvmonitor', 'wall', 'water', 'window', 'wood'),
-)
+  'aeroplane', 'bag', 'bed', 'bedclothes', 'bench', 'bicycle', 'bird',
+  'boat', 'book', 'bottle', 'building', 'bus', 'cabinet', 'car', 'cat',
+  'ceiling', 'chair', 'cloth', 'computer', 'cow', 'cup', 'curtain', 'dog',
+  'door', 'fence', 'floor', 'flower', 'food', 'grass', 'ground', 'horse',
+  'keyboard', 'light', 'motorbike', 'mountain', 'mouse', 'person', 'plate',
+  'platform', 'pottedplant', 'road', 'rock', 'sheep', 'shelves', 'sidewalk',
+  'sign', 'sky', 'snow', 'sofa', 'table', 'track', 'train', 'tree', 'truck',
+  'tvmonitor', 'wall', 'water', 'window', 'wood',
+)  # fmt: skip
 NUM_OFFICIAL = 459
 
 
 @dataclasses.dataclass(eq=False)
 class Config(tfds.core.BuilderConfig):
-  """Whether pixels of none of the 59 classes are ignored or a class."""
+  """The variant: 59 classes, or 60 with the background as a class."""
 
   background: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-  """The masks of one image in the Detail API's list, as a file."""
+  """The masks of one image in the list of the Detail API, read like a file.
+
+  Attributes:
+    path: of the list.
+    name: of the image.
+    segments: (class id, run-length encoding, height, width) of each mask.
+  """
 
   path: str
   name: str
-  segments: tuple[tuple[int, str, int, int], ...]  # id, RLE, height, width
+  segments: tuple[tuple[int, str, int, int], ...]
 
   @property
   def size(self) -> int:
@@ -65,40 +72,40 @@ class Annotation:
     return sum(len(counts) for _, counts, _, _ in self.segments)
 
   def stamp(self) -> tuple[Any, ...]:
-    """What changes when an annotation does."""
+    """Returns the path and a digest of the masks."""
     content = hashlib.sha256(self.read_bytes()).hexdigest()
     return (self.path, self.name, content)
 
   def read_bytes(self) -> bytes:
-    """The encoded masks."""
+    """Returns the encoded masks as JSON."""
     return json.dumps(self.segments).encode()
 
   def __str__(self):
     return f'{self.path}:{self.name}'
 
   def values(self) -> np.ndarray:
-    """Ids of the 459 classes [H, W]; 0 where nothing is labeled.
+    """Decodes the ids of the 459 classes [H, W]; 0 where nothing is labeled.
 
     Raises:
-      UserError: its masks cannot be decoded.
+      UserError: a mask cannot be decoded.
     """
     if not self.segments:
-      raise errors.UserError('has no segment: get the list again')
+      raise errors.UserError('has no segment: download the list again')
     _, _, height, width = self.segments[0]
-    found = np.zeros((height, width), np.int32)
+    values = np.zeros((height, width), np.int32)
     for class_id, counts, h, w in self.segments:
       try:
         mask = coco.decode({'size': [h, w], 'counts': counts.encode()})
-        found[mask > 0] = class_id
-      except Exception as error:  # Of C code, for whatever is in the string.
+        values[mask > 0] = class_id
+      except Exception as error:  # pycocotools raises any exception.
         raise errors.UserError(
           errors.one_line(f'has a mask that cannot be decoded: {error}')
         ) from error
-    return found
+    return values
 
 
-class PascalContext(files.Official):
-  """Pascal Context with 59 classes; with 60, where the background is one.
+class PascalContext(files.OfficialBuilder):
+  """Pascal Context with 59 classes, or 60 with the background.
 
   Ids are those of VOC ('2008_000002'). Tags are the classes in the mask.
   """
@@ -116,70 +123,71 @@ class PascalContext(files.Official):
   )
   counts: ClassVar = {'train': 4998, 'val': 5105}
 
-  def contents(self) -> records.Contents:
-    """The 59 classes, after the background where that is one."""
+  def schema(self) -> records.Schema:
+    """Returns the 59 classes, after the background if that is a class."""
     classes = ('background',) * self.builder_config.background + CLASSES
-    return records.Contents(classes, masks.palette(len(classes)), tags=True)
+    return records.Schema(classes, masks.palette(len(classes)), tags=True)
 
-  def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
-    """The images of VOC 2010's main lists."""
-    images = files.pick(found, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg')
+  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+    """Pairs images and labels of the main lists of VOC 2010."""
+    images = files.match_files(sources, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg')
     main = r'VOC2010/ImageSets/Main/(?P<id>train|val)\.txt'
-    lists = files.pick(found, main)
+    lists = files.match_files(sources, main)
     labels: Mapping[str, archives.File]
-    labels = files.pick(found, r'(?P<id>\d{4}_\d{6})\.mat')
-    merged = files.pick(found, r'(?P<id>trainval_merged)\.json')
+    labels = files.match_files(sources, r'(?P<id>\d{4}_\d{6})\.mat')
+    merged = files.match_files(sources, r'(?P<id>trainval_merged)\.json')
     if merged and not labels:
       labels = read_annotations(merged['trainval_merged'])
-    for what, there in (
-      ('VOC2010/JPEGImages/*.jpg', images),
-      ('VOC2010/ImageSets/Main/{train,val}.txt', len(lists) == 2),
-      ('trainval/*.mat or trainval_merged.json', labels),
-    ):
-      if not there:
-        raise self.missing(what)
+    self.require_files(
+      {
+        'VOC2010/JPEGImages/*.jpg': images,
+        'VOC2010/ImageSets/Main/{train,val}.txt': len(lists) == 2,
+        'trainval/*.mat or trainval_merged.json': labels,
+      }
+    )
     return {
-      split: files.examples_of(
+      split: files.pair_examples(
         files.read_list(lists[split]), images, labels, str(lists[split])
       )
       for split in self.counts
     }
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """One of 459 ids a pixel, or one of the 59 of them."""
+    """Reads the id of each pixel and maps it to a class."""
     background = self.builder_config.background
     if isinstance(file, Annotation):
-      return table(background, official=False).apply(file.values())
+      return make_table(background, official=False).apply(file.values())
     values = files.read_mat(file, 'LabelMap')
-    return table(background, official=True).apply(values)
+    return make_table(background, official=True).apply(values)
 
 
 @functools.cache
-def table(background: bool, official: bool) -> masks.Table:
-  """Class ids of the 459 ids.
+def make_table(background: bool, official: bool) -> masks.CodeTable:
+  """Builds the table from the 459 ids to class ids.
 
   Args:
-    background: whether what is none of the 59 is a class, or ignored.
+    background: whether pixels of none of the 59 classes are a class, or
+      ignored.
     official: whether ids other than those of the 59 may occur.
   """
   rest = 0 if background else batch.IGNORE
   ids = dict.fromkeys(range(NUM_OFFICIAL + 1) if official else (0,), rest)
   first = int(background)
-  return masks.Table(
+  return masks.CodeTable(
     {**ids, **{raw: first + i for i, raw in enumerate(OFFICIAL_IDS)}}
   )
 
 
 def read_annotations(file: archives.File) -> Mapping[str, Annotation]:
-  """The masks of the Detail API's list, by VOC id.
+  """Reads the masks of the Detail API's list, by VOC id.
 
   Raises:
-    BadFile: it is not that list.
+    BadFile: the file is not that list.
   """
   try:
-    found = json.loads(file.read_bytes())
+    content = json.loads(file.read_bytes())
     segments = collections.defaultdict(list)
-    for segment in found['annos_segmentation']:
+    for segment in content['annos_segmentation']:
       mask = segment['segmentation']
       height, width = mask['size']
       segments[segment['image_id']].append(
@@ -187,19 +195,15 @@ def read_annotations(file: archives.File) -> Mapping[str, Annotation]:
       )
     return {
       pathlib.PurePath(image['file_name']).stem: Annotation(
-        str(file), image['file_name'], _segments(segments, image['image_id'])
+        str(file),
+        image['file_name'],
+        tuple(segments.get(image['image_id'], ())),
       )
-      for image in found['images']
+      for image in content['images']
     }
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.BadFile(
       file,
-      f'is not the list of the Detail API ({type(error).__name__}: {error}): '
-      'get it again',
+      'expected the list of the Detail API, got another or a damaged one '
+      f'({type(error).__name__}: {error}): download it again',
     ) from error
-
-
-def _segments(
-  found: Mapping[int, Sequence[tuple[int, str, int, int]]], image: int
-) -> tuple[tuple[int, str, int, int], ...]:
-  return tuple(found.get(image, ()))

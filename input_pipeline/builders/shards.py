@@ -1,13 +1,14 @@
-"""Records on disk, in shards that are kept when their making is interrupted.
+"""Writes records in shards, which survive an interruption of the writer.
 
-  made = Shards(builder, folder)
-  made.write(Part(0, 4))  # The first of four processes, on any machines.
-  if not made.missing():
-    found = made.settle()  # An `audit.Audit`, or an error that names a file.
+  writer = ShardWriter(builder, folder)
+  writer.write(ShardSubset(0, 4))  # In the first of four processes.
+  if not writer.missing():
+    result = writer.conclude()  # An `audit.Audit`, or an error.
 
-Each image is decoded and checked when it is written. A shard is made under
-another name and renamed with what is known about it, so what is there is whole;
-one that was made from files that have changed since is made again.
+Each image is decoded and checked when its record is written. A shard is written
+under a temporary name and renamed together with what is known about it, so that
+every shard present is complete; one whose source files have changed since is
+written again.
 """
 
 import contextlib
@@ -18,26 +19,56 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import tqdm
 from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 
-from input_pipeline.sources import audit, class_counts, fingerprints
+from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors, files, progress, threads
 
-if TYPE_CHECKING:
-  from input_pipeline.builders import base
-
-# Images of a shard, but where there are more than this many times MOST_SHARDS.
+# A split has a shard per so many images, but at most MAX_SHARDS of them.
 IMAGES_PER_SHARD = 1000
-MOST_SHARDS = 1024
+MAX_SHARDS = 1024
+
+
+@runtime_checkable
+class RecordSource(Protocol):
+  """Describes what a writer of shards needs of a `base.Builder`."""
+
+  name: str
+  version: Any
+
+  def schema(self) -> records.Schema:
+    """Returns the classes of the records."""
+
+  def sources(self) -> Mapping[str, Sequence[Any]]:
+    """Returns the sources of the records of each split."""
+
+  def read_sample(self, source: Any) -> records.Sample:
+    """Reads the sample of a source, or raises BadFile."""
+
+  def encode(self, sample: records.Sample) -> bytes:
+    """Returns the serialized record of a sample."""
+
+  def stamp(self, source: Any) -> Any:
+    """Returns a JSON value that changes when the record does."""
+
+  def record_size(self, source: Any) -> int:
+    """Returns the approximate bytes of a record."""
+
+  def conclude(
+    self,
+    counts: Mapping[str, class_counts.ClassCounts],
+    bad: Sequence[errors.BadFile],
+  ) -> audit.Audit:
+    """Builds the result of reading all sources, or raises UserError."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-  """Which shards this process makes: every `count`-th, from `index` on."""
+class ShardSubset:
+  """The shards of one process: every `count`-th, starting at `index`."""
 
   index: int = 0
   count: int = 1
@@ -45,32 +76,39 @@ class Part:
   def __post_init__(self):
     if not 0 <= self.index < self.count:
       raise errors.UserError(
-        f'shard: found {self.index}/{self.count}, expected i/n with '
-        '0 <= i < n, e.g. 0/4 to 3/4 on four machines'
+        'shard: expected i/n with 0 <= i < n, e.g. 0/4 to 3/4 on four '
+        f'machines, got {self.index}/{self.count}'
       )
 
   @classmethod
-  def parse(cls, text: str) -> 'Part':
-    """Reads 'i/n'.
+  def parse(cls, text: str) -> 'ShardSubset':
+    """Parses 'i/n'.
 
     Raises:
-      UserError: it is something else.
+      UserError: the text has another form.
     """
     index, slash, count = text.partition('/')
     if not (slash and index.isdecimal() and count.isdecimal()):
       raise errors.UserError(
-        f'shard: found {text!r}, expected i/n, e.g. 0/4 to 3/4 on four machines'
+        f'shard: expected i/n, e.g. 0/4 to 3/4 on four machines, got {text!r}'
       )
     return cls(int(index), int(count))
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A run of the sources of a split."""
+  """A contiguous part of the sources of a split.
+
+  Attributes:
+    split: name of the split.
+    index: of the shard in the split.
+    count: number of shards of the split.
+    sources: of its records, in order.
+  """
 
   split: str
   index: int
-  count: int  # Of shards in the split.
+  count: int
   sources: Sequence[Any]
 
   @property
@@ -79,93 +117,99 @@ class Shard:
     return f'{self.split}-{self.index:05}-of-{self.count:05}'
 
 
-class Shards:
-  """The shards of a data set that is being prepared.
+class ShardWriter:
+  """Writes the shards of a data set, alone or beside other processes.
 
   Attributes:
-    folder: where they are kept.
+    folder: keeps the shards until all of them are written.
   """
 
-  def __init__(self, builder: 'base.Builder', folder: pathlib.Path):
+  def __init__(self, builder: RecordSource, folder: pathlib.Path):
     self.folder = folder
     self._builder = builder
-    self._shards = tuple(_cut(builder.sources()))
+    self._shards = tuple(_divide(builder.sources()))
     self._plans: dict[str, str] = {}
 
-  def write(self, part: Part = Part()) -> None:
-    """Makes what is missing of this part's shards.
+  def write(self, subset: ShardSubset = ShardSubset()) -> None:
+    """Writes those shards of a subset that are not written yet.
 
     Raises:
       UserError: the disk is too small.
-      OSError: it cannot be written to.
+      OSError: the disk cannot be written to.
     """
-    mine = self._shards[part.index :: part.count]
-    todo = [shard for shard in mine if not self._is_made(shard)]
-    if not todo:
+    own = self._shards[subset.index :: subset.count]
+    pending = [shard for shard in own if not self._is_written(shard)]
+    if not pending:
       return
     self.folder.mkdir(parents=True, exist_ok=True)
-    self._check_space(todo)
+    self._check_space(pending)
+    total = sum(len(shard.sources) for shard in own)
     bar = progress.bar(
       desc=f'preparing {self._builder.name}',
-      total=sum(len(shard.sources) for shard in mine),
-      initial=sum(len(s.sources) for s in mine)
-      - sum(len(s.sources) for s in todo),
+      total=total,
+      initial=total - sum(len(shard.sources) for shard in pending),
     )
     with bar:
-      for shard in todo:
-        self._make(shard, bar)
+      for shard in pending:
+        self._write_shard(shard, bar)
 
   def missing(self) -> int:
-    """How many shards are not made yet, by any process."""
-    return sum(not self._is_made(shard) for shard in self._shards)
+    """Returns the number of shards that no process has written yet."""
+    return sum(not self._is_written(shard) for shard in self._shards)
 
   def __len__(self) -> int:
     return len(self._shards)
 
-  def settle(self) -> audit.Audit:
-    """Judges what was found in all shards, and forgets the bad ones.
+  def conclude(self) -> audit.Audit:
+    """Builds the result of reading the sources of all shards.
+
+    Shards with a bad file are removed if that file must not be skipped, so that
+    the next run writes them again; the others are kept.
 
     Raises:
-      UserError: see `base.Builder.settle`; good shards are kept.
+      UserError: as `base.Builder.conclude` does.
     """
-    num_classes = len(self._builder.contents().classes)
-    tallies, bad = {}, []
+    num_classes = len(self._builder.schema().classes)
+    accumulators, bad = {}, []
     for shard in self._shards:
-      about = self._about(shard)
-      tally = tallies.setdefault(
+      about = self._read_about(shard)
+      accumulator = accumulators.setdefault(
         shard.split, class_counts.CountAccumulator(num_classes)
       )
-      tally.merge(class_counts.ClassCounts.of_json(about['counts']))
+      accumulator.merge(class_counts.ClassCounts.from_json(about['counts']))
       bad += [errors.BadFile(*problem) for problem in about['bad']]
     try:
-      return self._builder.settle(
-        {split: tally.counts() for split, tally in tallies.items()}, bad
+      return self._builder.conclude(
+        {split: a.counts() for split, a in accumulators.items()}, bad
       )
     except errors.UserError:
       for shard in self._shards:
-        if self._about(shard)['bad']:
+        if self._read_about(shard)['bad']:
           for suffix in ('.json', '.npz', '.array_record'):
             self._path(shard, suffix).unlink(missing_ok=True)
       raise
 
   def lengths(self) -> Iterator[tuple[str, list[int], int]]:
-    """Name, records of each shard, and bytes of each split."""
+    """Yields each split's name, records of each shard, and total bytes.
+
+    Shards without records are omitted: TFDS does not accept them.
+    """
     for split in dict.fromkeys(shard.split for shard in self._shards):
-      found = [self._about(s) for s in self._shards if s.split == split]
-      found = [about for about in found if about['length']]
+      abouts = [self._read_about(s) for s in self._shards if s.split == split]
+      abouts = [about for about in abouts if about['length']]
       yield (
         split,
-        [about['length'] for about in found],
-        sum(about['bytes'] for about in found),
+        [about['length'] for about in abouts],
+        sum(about['bytes'] for about in abouts),
       )
 
   def finish(self, folder: pathlib.Path) -> None:
-    """Moves records and indices to where TFDS expects them."""
+    """Places records and indices where TFDS expects them."""
     for split, lengths, _ in self.lengths():
       shards = [
         shard
         for shard in self._shards
-        if shard.split == split and self._about(shard)['length']
+        if shard.split == split and self._read_about(shard)['length']
       ]
       template = naming.ShardedFileTemplate(
         data_dir=folder,
@@ -174,78 +218,83 @@ class Shards:
         filetype_suffix='array_record',
       )
       for i, shard in enumerate(shards):
-        place = template.sharded_filepath(
+        target = template.sharded_filepath(
           shard_index=i, num_shards=len(lengths)
         )
-        _take(self._path(shard, '.array_record'), pathlib.Path(place))
+        _link(self._path(shard, '.array_record'), pathlib.Path(target))
       indices = [
         fingerprints.ImageIndex.read(self._path(shard, '.npz'))
         for shard in shards
       ]
       fingerprints.ImageIndex.join(indices).write(index_path(folder, split))
 
-  def _make(self, shard: Shard, bar: tqdm.tqdm) -> None:
-    """Writes records, index, and at last what is known of them."""
+  def _write_shard(self, shard: Shard, bar: tqdm.tqdm) -> None:
+    """Writes records and index, and last the file that marks it complete."""
     builder = self._builder
 
     def read(source):
-      sample = builder.sample(source)
+      sample = builder.read_sample(source)
       return (
         sample,
         builder.encode(sample),
         fingerprints.ImageIndex.from_sample(sample),
       )
 
-    tally = class_counts.CountAccumulator(len(builder.contents().classes))
+    accumulator = class_counts.CountAccumulator(len(builder.schema().classes))
     bad, indices, num_bytes = [], [], 0
-    records = self._path(shard, f'.array_record.{os.getpid()}')
-    writer = array_record_module.ArrayRecordWriter(str(records), 'group_size:1')
+    partial = self._path(shard, f'.array_record.{os.getpid()}')
+    # One record per group: random access decompresses no neighbors.
+    writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
     try:
-      for found in threads.ordered_map(audit.catching(read), shard.sources):
+      for result in threads.ordered_map(
+        audit.catch_bad_files(read), shard.sources
+      ):
         bar.update()
-        if isinstance(found, errors.BadFile):
-          bad.append((str(found.file), found.reason))
+        if isinstance(result, errors.BadFile):
+          bad.append((str(result.file), result.reason))
           continue
-        sample, record, index = found
-        tally.add(sample)
+        sample, record, index = result
+        accumulator.add(sample)
         indices.append(index)
         num_bytes += len(record)
         writer.write(record)
     except BaseException:
-      _abandon(writer, records)
+      _abandon(writer, partial)
       raise
     try:
       writer.close()
-    except Exception as error:  # It knows no other.
-      records.unlink(missing_ok=True)
-      raise OSError(0, f'writing failed ({error})', str(records)) from error
-    records.rename(self._path(shard, '.array_record'))
+    except Exception as error:  # array_record raises no specific class.
+      partial.unlink(missing_ok=True)
+      raise OSError(0, f'writing failed ({error})', str(partial)) from error
+    partial.rename(self._path(shard, '.array_record'))
     if indices:
-      fingerprints.ImageIndex.join(indices).write(self._path(shard, '.npz'))
+      index = fingerprints.ImageIndex.join(indices)
+      index.write(self._path(shard, '.npz'))
     about = {
       'plan': self._plan(shard),
       'length': len(indices),
       'bytes': num_bytes,
-      'counts': dataclasses.asdict(tally.counts()),
+      'counts': dataclasses.asdict(accumulator.counts()),
       'bad': bad,
     }
-    with files.atomic_path(self._path(shard, '.json')) as partial:
-      partial.write_text(json.dumps(about))
+    with files.atomic_path(self._path(shard, '.json')) as path:
+      path.write_text(json.dumps(about))
 
   def _path(self, shard: Shard, suffix: str) -> pathlib.Path:
     return self.folder / f'{shard.name}{suffix}'
 
-  def _about(self, shard: Shard) -> Mapping[str, Any]:
+  def _read_about(self, shard: Shard) -> Mapping[str, Any]:
+    """Reads what is known about a written shard."""
     return json.loads(self._path(shard, '.json').read_text())
 
-  def _is_made(self, shard: Shard) -> bool:
+  def _is_written(self, shard: Shard) -> bool:
     try:
-      return self._about(shard)['plan'] == self._plan(shard)
+      return self._read_about(shard)['plan'] == self._plan(shard)
     except (OSError, ValueError, KeyError):
       return False
 
   def _plan(self, shard: Shard) -> str:
-    """A digest of all that decides the content of a shard."""
+    """Returns a digest of everything that determines the content of a shard."""
     if shard.name not in self._plans:
       stamps = [self._builder.stamp(source) for source in shard.sources]
       text = json.dumps([str(self._builder.version), stamps])
@@ -253,7 +302,7 @@ class Shards:
     return self._plans[shard.name]
 
   def _check_space(self, shards: Sequence[Shard]) -> None:
-    size = self._builder.size
+    size = self._builder.record_size
     needed = sum(size(source) for s in shards for source in s.sources)
     free = shutil.disk_usage(self.folder).free
     if needed > free:
@@ -265,28 +314,29 @@ class Shards:
 
 
 def index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
-  """Where the index of a split is, in the folder of its records."""
+  """Returns the file of a split's index in the folder of its records."""
   return folder / f'index-{split}.npz'
 
 
-def _cut(sources: Mapping[str, Sequence[Any]]) -> Iterator[Shard]:
-  """The shards of all splits, of nearly equal lengths."""
-  for split, listed in sources.items():
-    count = min(-(-len(listed) // IMAGES_PER_SHARD), MOST_SHARDS) or 1
-    ends = [len(listed) * i // count for i in range(count + 1)]
+def _divide(sources: Mapping[str, Sequence[Any]]) -> Iterator[Shard]:
+  """Yields the shards of all splits, of nearly equal lengths."""
+  for split, items in sources.items():
+    count = min(-(-len(items) // IMAGES_PER_SHARD), MAX_SHARDS) or 1
+    ends = [len(items) * i // count for i in range(count + 1)]
     for i in range(count):
-      yield Shard(split, i, count, listed[ends[i] : ends[i + 1]])
+      yield Shard(split, i, count, items[ends[i] : ends[i + 1]])
 
 
-def _take(path: pathlib.Path, place: pathlib.Path) -> None:
-  """A second name for a file, where the disk has that; else a copy."""
+def _link(path: pathlib.Path, target: pathlib.Path) -> None:
+  """Creates a hard link where the file system has them, else a copy."""
   try:
-    os.link(path, place)
+    os.link(path, target)
   except OSError:
-    shutil.copyfile(path, place)
+    shutil.copyfile(path, target)
 
 
-def _abandon(writer: Any, records: pathlib.Path) -> None:
-  with contextlib.suppress(Exception):  # The first error is the one to tell.
+def _abandon(writer: Any, path: pathlib.Path) -> None:
+  # An error of closing would hide the one that is being handled.
+  with contextlib.suppress(Exception):
     writer.close()
-  records.unlink(missing_ok=True)
+  path.unlink(missing_ok=True)

@@ -16,13 +16,13 @@ from input_pipeline.builders import cityscapes, files
 from input_pipeline.sources import archives, audit, masks, records
 from runtime import errors
 
-# The id of each class of Cityscapes; three of them (terrain, truck, train)
+# The id of each class of Cityscapes; three classes (terrain, truck, train)
 # never occur.
 RAW_IDS = (
-  *(3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11),
-)
-NUM_RAW = 23  # 0 is void.
-TABLE = masks.Table(
+  3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11,
+)  # fmt: skip
+NUM_RAW = 23  # Including 0, void.
+TABLE = masks.CodeTable(
   {
     **dict.fromkeys(range(NUM_RAW), batch.IGNORE),
     **{raw: i for i, raw in enumerate(RAW_IDS)},
@@ -30,8 +30,8 @@ TABLE = masks.Table(
 )
 
 
-class Synthia(files.Official):
-  """SYNTHIA-RAND-CITYSCAPES with the 19 classes of Cityscapes; one split.
+class Synthia(files.OfficialBuilder):
+  """SYNTHIA-RAND-CITYSCAPES with the 19 classes of Cityscapes; split train.
 
   Ids are the official names ('0000000').
   """
@@ -44,28 +44,30 @@ class Synthia(files.Official):
   )
   counts: ClassVar = {'train': 9400}
 
-  def contents(self) -> records.Contents:
-    """The classes of Cityscapes."""
-    return records.Contents(cityscapes.CLASSES, cityscapes.PALETTE, tags=True)
+  def schema(self) -> records.Schema:
+    """Returns the 19 classes of Cityscapes."""
+    return records.Schema(cityscapes.CLASSES, cityscapes.PALETTE, tags=True)
 
-  def find(self, found: files.Files) -> Mapping[str, audit.Listing]:
-    """Images and masks of the same number."""
-    images = files.pick(found, r'RGB/(?P<id>\d+)\.png')
-    labels = files.pick(found, r'GT/LABELS/(?P<id>\d+)\.png')
-    for what, there in (('RGB', images), ('GT/LABELS', labels)):
-      if not there:
-        raise self.missing(f'{what}/*.png')
-    return {'train': files.examples_of(images, images, labels, 'train')}
+  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+    """Pairs images and masks of the same number."""
+    images = files.match_files(sources, r'RGB/(?P<id>\d+)\.png')
+    labels = files.match_files(sources, r'GT/LABELS/(?P<id>\d+)\.png')
+    self.require_files({'RGB/*.png': images, 'GT/LABELS/*.png': labels})
+    return {'train': files.pair_examples(images, images, labels, 'train')}
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """The class is in the last channel, as OpenCV orders them, of 16 bits."""
+    """Reads the class from the red channel, of 16 bits.
+
+    OpenCV orders channels as blue, green, red.
+    """
     data = np.frombuffer(file.read_bytes(), np.uint8)
     pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if pixels is None:
-      raise errors.UserError('is no PNG file, or damaged')
+      raise errors.UserError('expected a PNG file, got none or a damaged one')
     if pixels.dtype != np.uint16 or pixels.ndim != 3:
       raise errors.UserError(
-        f'has {pixels.dtype} pixels of shape {pixels.shape}, expected 16 bits '
-        'in three channels: take GT/LABELS of the official archive'
+        'expected 16 bits in three channels, got '
+        f'{pixels.dtype} pixels of shape {pixels.shape}: take GT/LABELS of the '
+        'official archive'
       )
     return TABLE.apply(pixels[..., -1].astype(np.int32))

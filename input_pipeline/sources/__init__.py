@@ -1,1 +1,1 @@
-"""Reading users' and official files: archives, images, masks, their audit."""
+"""From the files of a data set to samples: reading, checking, counting."""

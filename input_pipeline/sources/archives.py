@@ -1,11 +1,11 @@
-"""Files in folders and in archives, read alike; archives are not unpacked.
+"""Files in folders and archives through one interface, without unpacking.
 
   files = archives.find(pathlib.Path('~/voc'), ('VOCtrainval*.tar',), cache)
   files['VOCdevkit/VOC2012/JPEGImages/2007_000027.jpg'].read_bytes()
 
-Members of zip and of plain tar files are read where they lie, also those of tar
-files within a tar file. A compressed tar file cannot be read like that: it is
-decompressed to a plain one once.
+Members of zip files, of plain tar files and of tar files within a tar file are
+read in place. A compressed tar file has no random access: it is decompressed to
+a plain one once.
 """
 
 import bz2
@@ -27,13 +27,13 @@ from typing import Any, Protocol, runtime_checkable
 from runtime import errors, files, progress
 
 GET_AGAIN = 'download it again'
-NOT_OFFICIAL = 'this is not the official archive, get that'
+NOT_OFFICIAL = 'this is not the official archive, download that'
 
-# No official member is larger, and none shrinks more: what claims to be is a
-# bomb, which would fill memory or disk.
+# Limits against decompression bombs, which would fill memory or disk. No member
+# of an official archive is larger or compressed more.
 MAX_MEMBER = 2**31  # Bytes.
 MAX_RATIO = 200
-# What is small may shrink as it likes.
+# Below this size any compression ratio is allowed.
 _HARMLESS = 2**27  # Bytes.
 
 _COMPRESSED = {
@@ -44,46 +44,63 @@ _COMPRESSED = {
 }
 SUFFIXES = ('.zip', '.tar', *_COMPRESSED)
 
+# Exceptions that the readers of archives raise for damaged ones.
 _DAMAGED = (
-  *(EOFError, OSError, RuntimeError, ValueError, NotImplementedError),
-  *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+  EOFError,
+  OSError,
+  RuntimeError,
+  ValueError,
+  NotImplementedError,
+  tarfile.TarError,
+  zipfile.BadZipFile,
+  zlib.error,
+  lzma.LZMAError,
 )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)  # ImageNet has millions.
 class Member:
-  """A file in an archive; reads as a path does."""
+  """A file in an archive, which is read like a path.
+
+  Attributes:
+    archive: the archive as the user named it.
+    path: of the file in the archive.
+    size: bytes, decompressed.
+    check: CRC of a member of a zip file.
+    tar: plain tar file that holds the member: the archive, or its decompressed
+      copy; None for zip files.
+    offset: of the member in that tar file.
+  """
 
   archive: pathlib.Path
   path: str
-  size: int  # Bytes, decompressed.
-  check: int = 0  # CRC of a member of a zip file.
-  # Of a tar file: itself or its decompressed copy, and where the member starts.
+  size: int
+  check: int = 0
   tar: pathlib.Path | None = None
   offset: int = 0
 
   @property
   def name(self) -> str:
-    """The last part of its path."""
+    """Last part of its path."""
     return pathlib.PurePosixPath(self.path).name
 
   @property
   def suffix(self) -> str:
-    """The last suffix of its name."""
+    """Last suffix of its name."""
     return pathlib.PurePosixPath(self.path).suffix
 
   def __str__(self):
     return f'{self.archive}:{self.path}'
 
   def stamp(self) -> tuple[Any, ...]:
-    """Its path, bytes and place."""
+    """Returns what identifies its content without reading it."""
     return self.path, self.size, self.offset, self.check
 
   def read_bytes(self) -> bytes:
-    """Its content.
+    """Reads its content.
 
     Raises:
-      OSError: it cannot be read; with the reason as `strerror`.
+      OSError: it cannot be read; `strerror` is the reason.
     """
     if self.tar is None:
       try:
@@ -92,30 +109,34 @@ class Member:
         raise OSError(0, f'damaged in its archive ({error})') from error
     content = os.pread(_descriptor(self.tar), self.size, self.offset)
     if len(content) < self.size:
-      raise OSError(0, 'its archive is cut off')
+      raise OSError(0, 'its archive is truncated')
     return content
 
 
 @runtime_checkable
-class Piece(Protocol):
-  """What can be read as a file can, e.g. a part of a list of annotations."""
+class FileLike(Protocol):
+  """Anything that is read like a file, e.g. an entry of an annotation list."""
 
   name: str
   size: int
 
   def stamp(self) -> tuple[Any, ...]:
-    """What changes when its content does."""
+    """Returns values that change when its content does."""
 
   def read_bytes(self) -> bytes:
-    """Its content."""
+    """Reads all of its content."""
 
 
-# What a data set is made of.
-File = pathlib.Path | Member | Piece
+# A source of images, masks and lists.
+File = pathlib.Path | Member | FileLike
 
 
 def stamp(file: File | None) -> tuple[Any, ...]:
-  """What changes when a file does: of a path, its suffix, bytes and time."""
+  """Returns values that change when the content of a file does.
+
+  For a path they are its suffix, size and modification time, so that a folder
+  can be moved.
+  """
   if file is None:
     return ()
   if not isinstance(file, pathlib.Path):
@@ -127,7 +148,7 @@ def stamp(file: File | None) -> tuple[Any, ...]:
 
 
 def size(file: File) -> int:
-  """Bytes of a file; 0 of a link to nothing."""
+  """Returns the bytes of a file; 0 for a broken link."""
   if not isinstance(file, pathlib.Path):
     return file.size
   status = _status(file)
@@ -137,21 +158,21 @@ def size(file: File) -> int:
 def find(
   source: pathlib.Path, patterns: Sequence[str], cache: pathlib.Path
 ) -> Mapping[str, File]:
-  """All files of a folder and of the archives in it, or of one archive.
+  """Lists the files of a folder and of the archives in it, or of one archive.
 
-  Where a file is both in a folder and in an archive, that of the folder counts.
+  A file that is in the folder takes precedence over one in an archive.
 
   Args:
     source: a folder, or an archive.
-    patterns: what the wanted archives are called, as `VOCtrainval*.tar`; others
-      in the folder are passed over.
-    cache: folder for what has to be decompressed.
+    patterns: of the names of archives to open, as `VOCtrainval*.tar`; other
+      archives in the folder are not opened.
+    cache: folder for decompressed copies of compressed tar files.
 
   Returns:
     Files by their path in the folder or archive, sorted.
 
   Raises:
-    UserError: there is no such file or folder, or an archive is damaged.
+    UserError: the source is missing, or an archive is damaged.
   """
   source = source.expanduser()
   if source.is_file():
@@ -159,27 +180,27 @@ def find(
   if not source.is_dir():
     raise errors.UserError(
       errors.one_line(
-        f'source: there is no file or folder {source}: give the folder of the '
-        'files or archives, or an archive'
+        f'source: expected a folder or an archive, got {source}, which does '
+        'not exist'
       )
     )
-  found: dict[str, File] = {}
-  opened = []
+  files_by_path: dict[str, File] = {}
+  to_open = []
   for path in _walk(source):
     if path.name.lower().endswith(SUFFIXES) and any(
       fnmatch.fnmatch(path.name, pattern) for pattern in patterns
     ):
-      opened.append(path)
+      to_open.append(path)
     else:
-      found[path.relative_to(source).as_posix()] = path
-  for path in opened:
+      files_by_path[path.relative_to(source).as_posix()] = path
+  for path in to_open:
     for name, member in _members(path, cache).items():
-      found.setdefault(name, member)
-  return dict(sorted(found.items()))
+      files_by_path.setdefault(name, member)
+  return dict(sorted(files_by_path.items()))
 
 
 def _status(path: pathlib.Path) -> os.stat_result | None:
-  """None for a link to nothing, say: whoever reads it will tell of that."""
+  """Returns None for a broken link, say; reading it reports the error."""
   try:
     return path.stat()
   except OSError:
@@ -187,31 +208,31 @@ def _status(path: pathlib.Path) -> os.stat_result | None:
 
 
 def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Files below a folder, in order; hidden ones are passed over."""
-  for where, folders, names in os.walk(folder, followlinks=True):
+  """Yields the files below a folder, sorted, without hidden ones."""
+  for parent, folders, names in os.walk(folder, followlinks=True):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     for name in sorted(names):
       if not name.startswith('.'):
-        yield pathlib.Path(where, name)
+        yield pathlib.Path(parent, name)
 
 
 def _members(archive: pathlib.Path, cache: pathlib.Path) -> dict[str, Member]:
-  """The files in an archive, by their path in it."""
+  """Returns the files in an archive by their path in it."""
   name = archive.name.lower()
   if not name.endswith(SUFFIXES):
     raise errors.UserError(
-      f'source: found {archive}, expected a folder or an archive '
-      f'({", ".join(SUFFIXES)})'
+      f'source: expected a folder or an archive ({", ".join(SUFFIXES)}), got '
+      f'{archive}'
     )
-  with _refusing_damage(archive):
+  with _reporting_damage(archive):
     if name.endswith('.zip'):
       return _checked(archive, _zip_members(archive))
     return _checked(archive, _tar_members(archive, _plain(archive, cache)))
 
 
 @contextlib.contextmanager
-def _refusing_damage(archive: pathlib.Path) -> Iterator[None]:
-  """Turns what readers of archives raise into one line for the user."""
+def _reporting_damage(archive: pathlib.Path) -> Iterator[None]:
+  """Turns the exceptions of readers of archives into a UserError."""
   try:
     yield
   except _DAMAGED as error:
@@ -225,32 +246,32 @@ def _refusing_damage(archive: pathlib.Path) -> Iterator[None]:
 def _checked(
   archive: pathlib.Path, members: Iterable[Member]
 ) -> dict[str, Member]:
-  """The members by their path.
+  """Returns the members by their path.
 
   Raises:
-    UserError: there is what no official archive holds.
+    UserError: a member has a path or a size that no official archive has.
   """
-  found: dict[str, Member] = {}
+  by_path: dict[str, Member] = {}
   for member in members:
     path = pathlib.PurePosixPath(member.path.replace('\\', '/'))
     problem = ''
     if not path.parts:
-      problem = f'holds {member.path!r}, which is no name'
+      problem = f'holds {member.path!r}, which is not a file name'
     elif path.is_absolute() or '..' in path.parts or ':' in path.parts[0]:
-      problem = f'holds {member.path!r}, which points out of it'
-    elif member.path in found:
+      problem = f'holds {member.path!r}, which is a path outside of it'
+    elif member.path in by_path:
       problem = f'holds {member.path!r} twice'
     elif member.size > MAX_MEMBER:
       problem = (
-        f'{member.path} would be {member.size:,} bytes, expected '
-        f'{MAX_MEMBER:,} at most'
+        f'{member.path}: expected at most {MAX_MEMBER:,} bytes, got '
+        f'{member.size:,}'
       )
     if problem:
       raise errors.UserError(
         errors.one_line(f'{archive}: {problem}: {NOT_OFFICIAL}')
       )
-    found[member.path] = member
-  return found
+    by_path[member.path] = member
+  return by_path
 
 
 def _zip_members(archive: pathlib.Path) -> Iterator[Member]:
@@ -263,8 +284,9 @@ def _zip_members(archive: pathlib.Path) -> Iterator[Member]:
     ):
       raise errors.UserError(
         errors.one_line(
-          f'{archive}: {entry.filename} grows from {entry.compress_size:,} to '
-          f'{entry.file_size:,} bytes: {NOT_OFFICIAL}'
+          f'{archive}: {entry.filename} decompresses from '
+          f'{entry.compress_size:,} to {entry.file_size:,} bytes: '
+          f'{NOT_OFFICIAL}'
         )
       )
     yield Member(archive, entry.filename, entry.file_size, check=entry.CRC)
@@ -273,7 +295,7 @@ def _zip_members(archive: pathlib.Path) -> Iterator[Member]:
 def _tar_members(
   archive: pathlib.Path, plain: pathlib.Path
 ) -> Iterator[Member]:
-  """Files in a tar file, and those in tar files in it."""
+  """Yields the files in a tar file, and those of tar files in it."""
   with plain.open('rb') as file:
     entries = _entries(file, 0, plain.stat().st_size)
     for name, offset, length in progress.bar(
@@ -282,7 +304,7 @@ def _tar_members(
       if not name.lower().endswith('.tar'):
         yield Member(archive, name, length, tar=plain, offset=offset)
         continue
-      # n01440764.tar holds what would else lie in the folder n01440764.
+      # ImageNet: n01440764.tar stands for the folder n01440764.
       folder = name[: -len('.tar')]
       for path, at, count in _entries(file, offset, length):
         yield Member(archive, f'{folder}/{path}', count, tar=plain, offset=at)
@@ -291,58 +313,73 @@ def _tar_members(
 def _entries(
   file: io.BufferedIOBase, start: int, length: int
 ) -> Iterator[tuple[str, int, int]]:
-  """Path, offset in `file` and size of each file in a tar file within it."""
+  """Yields path, offset and size of each file of a tar file within `file`.
+
+  Args:
+    file: holds the tar file.
+    start: offset of the tar file; the offsets of its files count from 0, too.
+    length: bytes of the tar file.
+  """
   section = io.BufferedReader(_Section(file, start, length))
   with tarfile.open(fileobj=section, mode='r:') as tar:
     for entry in tar:
-      tar.members = []  # Else it remembers a million of them.
+      tar.members = []  # Otherwise it keeps millions of them.
       if entry.isfile():
         name = entry.name.removeprefix('./')
         yield name, start + entry.offset_data, entry.size
-    # It takes whatever is no header for the end, which is a block of zeros.
+    # tarfile ends silently at anything that is not a header. A complete tar
+    # file ends with blocks of zeros, a truncated one does not.
     section.seek(tar.offset)
     if section.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-      raise tarfile.ReadError('it has no end, cut off?')
+      raise tarfile.ReadError('it has no end, truncated?')
 
 
 class _Section(io.RawIOBase):
-  """A part of a file, as a file."""
+  """A range of bytes of a file, as a file."""
 
   def __init__(self, file: io.BufferedIOBase, start: int, length: int):
     self._file = file
     self._start = start
     self._length = length
-    self._at = 0
+    self._position = 0
 
   def readable(self) -> bool:
-    """Yes."""
+    """Returns True, as `io.RawIOBase` requires of readers."""
     return True
 
   def seekable(self) -> bool:
-    """Yes."""
+    """Returns True, as `io.RawIOBase` requires of `seek`."""
     return True
 
   def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    """Goes to a place in the part."""
-    base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}
-    self._at = base[whence] + offset
-    return self._at
+    """Moves to a position in the range and returns it."""
+    base = {
+      os.SEEK_SET: 0,
+      os.SEEK_CUR: self._position,
+      os.SEEK_END: self._length,
+    }
+    self._position = base[whence] + offset
+    return self._position
 
   def tell(self) -> int:
-    """The place in the part."""
-    return self._at
+    """Returns the position in the range."""
+    return self._position
 
   def readinto(self, buffer) -> int:
-    """Reads up to the end of the part."""
-    count = max(min(len(buffer), self._length - self._at), 0)
-    data = os.pread(self._file.fileno(), count, self._start + self._at)
+    """Reads into a buffer, at most to the end of the range."""
+    count = max(min(len(buffer), self._length - self._position), 0)
+    data = os.pread(self._file.fileno(), count, self._start + self._position)
     buffer[: len(data)] = data
-    self._at += len(data)
+    self._position += len(data)
     return len(data)
 
 
 def _plain(archive: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
-  """A tar file that is not compressed: itself, or a copy in the cache."""
+  """Returns a tar file that is not compressed: itself, or a copy of it.
+
+  The copy in the cache is named after the size and the modification time of the
+  archive, so that a changed archive is decompressed again.
+  """
   name = archive.name.lower()
   opener = next(
     (open_ for end, open_ in _COMPRESSED.items() if name.endswith(end)), None
@@ -367,19 +404,25 @@ def _plain(archive: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
 def _decompressed(
   archive: pathlib.Path, opener: Callable[..., Any], limit: int
 ) -> Iterator[bytes]:
-  """The content of an archive that grows to `limit` bytes at most."""
+  """Yields the content of a compressed file in blocks.
+
+  Raises:
+    UserError: the file is damaged, or its content exceeds `limit` bytes.
+  """
   bar = progress.bar(
     desc=f'decompressing {archive.name}', unit='B', unit_scale=True
   )
   size = 0
-  # Here, where no error can be of the disk that the content is written to.
-  with _refusing_damage(archive), bar, opener(archive, 'rb') as packed:
+  # Errors are caught here and not in the caller, which writes to a disk: its
+  # OSErrors do not mean that the archive is damaged.
+  with _reporting_damage(archive), bar, opener(archive, 'rb') as packed:
     while block := packed.read(2**20):
       bar.update(len(block))
       size += len(block)
       if size > limit:
         raise errors.UserError(
-          f'{archive}: grows to more than {limit:,} bytes: {NOT_OFFICIAL}'
+          f'{archive}: decompresses to more than {limit:,} bytes: '
+          f'{NOT_OFFICIAL}'
         )
       yield block
 

@@ -1,4 +1,4 @@
-"""ClassCounts of images and labeled pixels per class."""
+"""Numbers of images and labeled pixels per class."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from input_pipeline.sources import records
 
 @dataclasses.dataclass(frozen=True)
 class ClassCounts:
-  """What occurs in a split.
+  """Numbers of images and pixels of a split.
 
   Attributes:
     num_images: usable images.
@@ -28,14 +28,19 @@ class ClassCounts:
   ignored: int = 0
 
   @classmethod
-  def of_json(cls, found: Mapping[str, Any]) -> 'ClassCounts':
-    """Undoes `dataclasses.asdict`, after a way through JSON."""
-    lists = {name: tuple(found[name]) for name in ('pixels', 'images')}
-    return cls(**{**found, **lists})
+  def from_json(cls, fields: Mapping[str, Any]) -> 'ClassCounts':
+    """Builds counts from `dataclasses.asdict(counts)` as read from JSON."""
+    lists = {name: tuple(fields[name]) for name in ('pixels', 'images')}
+    return cls(**{**fields, **lists})
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether any image has a label per pixel."""
+    return sum(self.pixels) + self.ignored > 0
 
 
 class CountAccumulator:
-  """Adds up the counts of a split."""
+  """Accumulates the counts of a split, sample by sample."""
 
   def __init__(self, num_classes: int):
     self._num_images = 0
@@ -43,7 +48,7 @@ class CountAccumulator:
     self._images = np.zeros(num_classes, np.int64)
 
   def add(self, sample: records.Sample) -> None:
-    """ClassCounts a sample."""
+    """Adds the label and the tags of a sample."""
     self._num_images += 1
     num_classes = len(self._images)
     present = np.zeros(num_classes, bool)
@@ -56,13 +61,13 @@ class CountAccumulator:
     self._images += present
 
   def merge(self, counts: ClassCounts) -> None:
-    """Adds what was counted elsewhere."""
+    """Adds the counts of other samples of the split."""
     self._num_images += counts.num_images
     self._pixels += np.array((*counts.pixels, counts.ignored), np.int64)
     self._images += np.array(counts.images, np.int64)
 
   def counts(self) -> ClassCounts:
-    """What was counted so far."""
+    """Returns the counts of all samples so far."""
     return ClassCounts(
       num_images=self._num_images,
       pixels=tuple(self._pixels[:-1].tolist()),
@@ -72,6 +77,14 @@ class CountAccumulator:
 
 
 def read(path: pathlib.Path) -> Mapping[str, ClassCounts]:
-  """What `Audit.write` has written."""
-  found = json.loads(path.read_text())
-  return {split: ClassCounts.of_json(counts) for split, counts in found.items()}
+  """Reads the counts of each split from a file of `write`."""
+  splits = json.loads(path.read_text())
+  return {
+    split: ClassCounts.from_json(fields) for split, fields in splits.items()
+  }
+
+
+def write(path: pathlib.Path, counts: Mapping[str, ClassCounts]) -> None:
+  """Writes the counts of each split as JSON."""
+  fields = {split: dataclasses.asdict(c) for split, c in counts.items()}
+  path.write_text(json.dumps(fields))

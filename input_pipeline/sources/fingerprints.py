@@ -1,8 +1,8 @@
-"""Which images are the same: by name, by their bytes, by what they look like.
+"""Duplicate images across splits: by name, by content, by appearance.
 
-An `ImageIndex` stands beside the records of a split: what is asked of all its
-images before a training starts (names, sizes, whether one is in two splits)
-needs no image then.
+The `ImageIndex` of a split is stored beside its records. It answers what is
+asked about all images before training starts (names, sizes, whether an image is
+in two splits) without reading any of them.
 """
 
 import dataclasses
@@ -18,75 +18,82 @@ from jaxtyping import Bool, Int32, Shaped, UInt8, UInt64
 from input_pipeline.sources import records
 from runtime import errors, progress
 
-# Bits of 64 in which two looks of the same photograph may differ: JPEG of
-# quality 30 to 95, PNG, and scaled by 0.5 to 2, in tests on CamVid.
-NEAR = 6
+# Largest number of the 64 bits in which the perceptual hashes of one photograph
+# differ: as JPEG of quality 30 to 95, as PNG, and scaled by 0.5 to 2, measured
+# on CamVid. Hashes of different photographs differ in 32 bits on average.
+MAX_HASH_DISTANCE = 6
+
+# Keys of the fields of an index in its file, which must not change: prepared
+# data sets have such files.
+_KEYS = ('ids', 'sizes', 'digests', 'looks')
 
 _HELD_OUT = {'val', 'test'}
-# So many pairs are named.
-_SHOWN = 5
-_SIDE = 32  # An image is looked at in this many pixels each way.
-_LOW = 8  # Of its cosine transform, the lowest frequencies each way.
+# A warning names at most so many pairs.
+_MAX_LISTED = 5
+_THUMBNAIL = 32  # Side of the image that is hashed, in pixels.
+_FREQUENCIES = 8  # Lowest frequencies of its cosine transform along each axis.
 
 
 def digest(encoded: bytes) -> int:
-  """64 bits that differ where the bytes do."""
-  found = hashlib.blake2b(encoded, digest_size=8).digest()
-  return int.from_bytes(found, 'little')
+  """Returns 64 bits of a hash of the bytes."""
+  blake = hashlib.blake2b(encoded, digest_size=8).digest()
+  return int.from_bytes(blake, 'little')
 
 
-def look(pixels: UInt8[np.ndarray, 'H W 3']) -> int:
-  """64 bits that are nearly the same where images look the same.
+def perceptual_hash(pixels: UInt8[np.ndarray, 'H W 3']) -> int:
+  """Returns 64 bits that are nearly the same for images that look the same.
 
-  Signs of the lowest frequencies of a gray thumbnail's cosine transform, with
-  respect to their median (the "perceptual hash" of C. Zauner, 2010).
+  They are the signs of the lowest frequencies of the cosine transform of a gray
+  thumbnail, relative to the median (C. Zauner: Implementation and benchmarking
+  of perceptual image hash functions, 2010).
   """
   gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-  small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-  low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW].ravel()
+  small = cv2.resize(
+    gray, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA
+  )
+  transform = cv2.dct(small.astype(np.float32))
+  low = transform[:_FREQUENCIES, :_FREQUENCIES].ravel()
   bits = low > np.median(low[1:])  # The first is the mean brightness.
   return int.from_bytes(np.packbits(bits).tobytes(), 'little')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageIndex:
-  """What is known of the images of a split without reading them, in order.
+  """Names, sizes and hashes of the images of a split, in order.
 
   Attributes:
-    ids: the official names.
+    ids: the official names, as bytes.
     sizes: height and width.
-    digests: of the encoded images.
-    looks: see `look`.
+    digests: hashes of the encoded images.
+    perceptual_hashes: of the pixels.
   """
 
   ids: Shaped[np.ndarray, 'N']
   sizes: Int32[np.ndarray, 'N 2']
   digests: UInt64[np.ndarray, 'N']
-  looks: UInt64[np.ndarray, 'N']
+  perceptual_hashes: UInt64[np.ndarray, 'N']
 
   @classmethod
   def from_samples(cls, samples: Iterable[records.Sample]) -> 'ImageIndex':
-    """The index of samples."""
+    """Builds the index of several samples."""
     return cls.join([cls.from_sample(sample) for sample in samples])
 
   @classmethod
   def from_sample(cls, sample: records.Sample) -> 'ImageIndex':
-    """The index of one sample."""
+    """Builds the index of one sample."""
     return cls(
       np.array([sample.id.encode()]),
       np.array([sample.pixels.shape[:2]], np.int32),
       np.array([digest(sample.image)], np.uint64),
-      np.array([look(sample.pixels)], np.uint64),
+      np.array([perceptual_hash(sample.pixels)], np.uint64),
     )
 
   @classmethod
-  def join(cls, parts: Sequence['ImageIndex']) -> 'Index':
-    """One index after the other."""
+  def join(cls, parts: Sequence['ImageIndex']) -> 'ImageIndex':
+    """Concatenates several indices in order."""
     if not parts:
-      nothing = np.zeros(0, np.uint64)
-      return cls(
-        np.zeros(0, 'S1'), np.zeros((0, 2), np.int32), nothing, nothing
-      )
+      empty = np.zeros(0, np.uint64)
+      return cls(np.zeros(0, 'S1'), np.zeros((0, 2), np.int32), empty, empty)
     return cls(
       *(
         np.concatenate([getattr(part, field.name) for part in parts])
@@ -96,114 +103,129 @@ class ImageIndex:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> 'ImageIndex':
-    """What `write` has written."""
+    """Reads a file of `write`."""
     with np.load(path, allow_pickle=False) as arrays:
-      return cls(**arrays)
+      return cls(*(arrays[key] for key in _KEYS))
 
   def write(self, path: pathlib.Path) -> None:
-    """Writes an npz file."""
+    """Writes the arrays as an npz file."""
     with path.open('wb') as file:
-      np.savez(file, **dataclasses.asdict(self))
+      fields = dataclasses.astuple(self)
+      np.savez(file, **dict(zip(_KEYS, fields, strict=True)))
 
   def __len__(self) -> int:
     return len(self.ids)
 
   def select(self, indices: np.ndarray) -> 'ImageIndex':
-    """The index of some of the images."""
+    """Returns the index of the images at the given positions."""
     return ImageIndex(
       *(getattr(self, f.name)[indices] for f in dataclasses.fields(self))
     )
 
   def names(self) -> list[str]:
-    """The ids as text."""
+    """Returns the ids as text."""
     return [name.decode() for name in self.ids]
 
 
 def check_disjoint(
-  first: ImageIndex, second: ImageIndex, what: tuple[str, str]
+  first: ImageIndex, second: ImageIndex, names: tuple[str, str]
 ) -> None:
-  """Refuses splits which share an image.
+  """Checks that two splits share no image.
 
   Args:
-    first: of what is trained on.
-    second: of what is evaluated on.
-    what: names of both, for people.
+    first: index of the images that are trained on.
+    second: index of the images that are evaluated on.
+    names: of both splits, for messages.
 
   Raises:
     UserError: an image is in both, by its name or by its bytes.
   """
-  for name, how in (('ids', 'name'), ('digests', 'content')):
-    mine, theirs = getattr(first, name), getattr(second, name)
-    shared, at, there = np.intersect1d(mine, theirs, return_indices=True)
+  for field, kind in (('ids', 'name'), ('digests', 'content')):
+    shared, at, there = np.intersect1d(
+      getattr(first, field), getattr(second, field), return_indices=True
+    )
     if len(shared):
       count = f' and {len(shared) - 1:,} more' if len(shared) > 1 else ''
       raise errors.UserError(
-        f'{what[0]} and {what[1]} share images by their {how}: '
+        f'{names[0]} and {names[1]} share images by their {kind}: '
         f'{first.ids[at[0]].decode()} is {second.ids[there[0]].decode()}{count}'
         '; take them out of one of the two'
       )
 
 
-def shared(indices: Mapping[str, ImageIndex]) -> list[str]:
-  """Images that what is held out shares with the other splits, a line a pair.
+def describe_shared(indices: Mapping[str, ImageIndex]) -> list[str]:
+  """Describes images that held-out splits share with others, a line per pair.
 
   Args:
-    indices: of the splits; `val` and `test` are held out.
+    indices: of each split; `val` and `test` are held out.
   """
   lines = []
   for first, second in itertools.combinations(indices, 2):
     if not {first, second} & _HELD_OUT:
       continue
-    mine, theirs = indices[first], indices[second]
-    same = {
-      'name': _equal(mine.ids, theirs.ids),
-      'content': _equal(mine.digests, theirs.digests),
+    left, right = indices[first], indices[second]
+    shared = {
+      'name': _equal(left.ids, right.ids),
+      'content': _equal(left.digests, right.digests),
     }
-    known = {pair for pairs in same.values() for pair in pairs}
-    same['look'] = [
-      pair for pair in near(mine.looks, theirs.looks) if pair not in known
+    known = {pair for pairs in shared.values() for pair in pairs}
+    shared['appearance'] = [
+      pair
+      for pair in near_duplicates(
+        left.perceptual_hashes, right.perceptual_hashes
+      )
+      if pair not in known
     ]
-    for how, pairs in same.items():
+    for kind, pairs in shared.items():
       if pairs:
-        shown = ', '.join(
-          f'{mine.ids[i].decode()} = {theirs.ids[j].decode()}'
-          for i, j in pairs[:_SHOWN]
+        listed = ', '.join(
+          f'{left.ids[i].decode()} = {right.ids[j].decode()}'
+          for i, j in pairs[:_MAX_LISTED]
         )
-        more = ' …' if len(pairs) > _SHOWN else ''
+        more = ' …' if len(pairs) > _MAX_LISTED else ''
         lines.append(
-          f'{first} and {second} share images by {how}, {len(pairs):,} pairs: '
-          f'{shown}{more}; scores on {second if second in _HELD_OUT else first}'
-          ' may be too good'
+          f'{first} and {second} share images by {kind}, {len(pairs):,} pairs: '
+          f'{listed}{more}; scores on '
+          f'{second if second in _HELD_OUT else first} may be too good'
         )
   return lines
 
 
 def _equal(first: np.ndarray, second: np.ndarray) -> list[tuple[int, int]]:
-  _, mine, theirs = np.intersect1d(first, second, return_indices=True)
-  return list(zip(mine.tolist(), theirs.tolist(), strict=True))
+  _, left, right = np.intersect1d(first, second, return_indices=True)
+  return list(zip(left.tolist(), right.tolist(), strict=True))
 
 
-def near(
+def near_duplicates(
   first: UInt64[np.ndarray, 'N'],
   second: UInt64[np.ndarray, 'M'],
-  most: int = NEAR,
+  max_distance: int = MAX_HASH_DISTANCE,
 ) -> list[tuple[int, int]]:
-  """Pairs (i, j) of images that look the same, whatever their bytes."""
+  """Returns the pairs (i, j) whose perceptual hashes are close.
+
+  Args:
+    first: hashes of some images.
+    second: hashes of others.
+    max_distance: largest number of bits that may differ.
+  """
   pairs = []
+  # So that a block of distances takes at most 16 MB.
   block = max(2**24 // max(len(second), 1), 1)
   for start in progress.bar(
     range(0, len(first), block),
-    desc='comparing looks',
+    desc='comparing images',
     unit='block',
     delay=1,
     leave=False,
   ):
-    close = _close(first[start : start + block], second, most)
+    close = _is_close(first[start : start + block], second, max_distance)
     pairs += [(start + int(i), int(j)) for i, j in np.argwhere(close)]
   return pairs
 
 
-def _close(
-  first: UInt64[np.ndarray, 'N'], second: UInt64[np.ndarray, 'M'], most: int
+def _is_close(
+  first: UInt64[np.ndarray, 'N'],
+  second: UInt64[np.ndarray, 'M'],
+  max_distance: int,
 ) -> Bool[np.ndarray, 'N M']:
-  return np.bitwise_count(first[:, None] ^ second[None, :]) <= most
+  return np.bitwise_count(first[:, None] ^ second[None, :]) <= max_distance

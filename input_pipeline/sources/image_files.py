@@ -1,4 +1,4 @@
-"""Strict decoding of JPEG and PNG files: damage is an error."""
+"""Decoding of JPEG and PNG files in which any damage is an error."""
 
 import io
 import re
@@ -8,60 +8,63 @@ import PIL.Image
 
 from runtime import errors
 
-_ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 turn the image by 90 degrees.
+# The EXIF tag. Its values 5 to 8 stand for a rotation by 90 degrees.
+_ORIENTATION = 0x0112
 
-# Of a JPEG: a marker with a length, which counts itself; and the marker with
+# A JPEG marker with a length field, which counts itself; and the marker after
 # which compressed data start.
 _SEGMENT = re.compile(rb'\xff([\xc0-\xcf\xda-\xfe])(..)', re.DOTALL)
-_SCAN = b'\xda'
+_START_OF_SCAN = b'\xda'
+_END_OF_IMAGE = b'\xff\xd9'
 
 
 def decode(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
-  """Decodes an image to its last byte, as it is stored: no mode is changed.
+  """Decodes a whole image in the mode in which it is stored.
 
   Args:
     data: the encoded image.
-    formats: names as PIL has them, 'JPEG' and 'PNG'; others are refused.
+    formats: allowed formats by their names in PIL: 'JPEG', 'PNG'.
 
   Raises:
-    UserError: what is wrong with it; without the file's name.
+    UserError: the image is of another format, damaged or truncated; the message
+      does not name the file.
   """
   try:
     image = PIL.Image.open(io.BytesIO(data), formats=formats)
     image.load()
-    if image.format == 'PNG':  # Its checksums are not looked at by decoding.
+    if image.format == 'PNG':  # Decoding does not verify its checksums.
       PIL.Image.open(io.BytesIO(data)).verify()
   except PIL.UnidentifiedImageError:
-    kind = ' or '.join(formats)
     raise errors.UserError(
-      f'is no {kind} file, or its head is damaged'
+      f'is no {" or ".join(formats)} file, or its header is damaged'
     ) from None
-  except Exception as error:  # Damaged files make PIL raise anything.
+  except Exception as error:  # PIL raises any exception for damaged files.
     raise errors.UserError(
       errors.one_line(f'cannot be decoded: {error}')
     ) from error
-  # In a download that was padded with zeros PIL finds nothing missing.
+  # PIL accepts a download that was truncated and padded with zeros.
   if image.format != 'PNG' and not _has_end_marker(data):
-    raise errors.UserError('cannot be decoded: the JPEG has no end, cut off?')
+    raise errors.UserError('cannot be decoded: the JPEG has no end, truncated?')
   return image
 
 
 def _has_end_marker(jpeg: bytes) -> bool:
-  """Whether the marker of the end stands behind the first compressed data.
+  """Returns whether the end marker follows the start of compressed data.
 
-  It cannot stand in them, but in thumbnails before them, and what phones write
-  behind the end may hold any bytes.
+  A search of the whole file would not do: embedded thumbnails have an end
+  marker, too, and come before the compressed data, which cannot contain one.
+  After the end, phones append data of any kind.
   """
   at = 0
-  while (found := _SEGMENT.search(jpeg, at)) and found[1] != _SCAN:
-    at = found.end() - 2 + int.from_bytes(found[2], 'big')
-  return found is not None and jpeg.find(b'\xff\xd9', found.end()) >= 0
+  while (segment := _SEGMENT.search(jpeg, at)) and segment[1] != _START_OF_SCAN:
+    at = segment.end() - 2 + int.from_bytes(segment[2], 'big')
+  return segment is not None and jpeg.find(_END_OF_IMAGE, segment.end()) >= 0
 
 
 def is_rotated_by_exif(image: bytes) -> bool:
-  """Whether the image has an EXIF tag that swaps height and width."""
+  """Returns whether an encoded image has an EXIF tag that swaps its sides."""
   try:
     with PIL.Image.open(io.BytesIO(image)) as opened:
       return opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-  except Exception:  # Nobody promised that EXIF data is whole.
+  except Exception:  # EXIF data may be damaged where the pixels are not.
     return False

@@ -1,4 +1,4 @@
-"""What the pixels of masks mean: files of values or colors to class ids."""
+"""Masks as data sets publish them: stored values or colors to class ids."""
 
 import dataclasses
 import functools
@@ -13,65 +13,67 @@ from runtime import errors
 
 Color = tuple[int, int, int]
 
-# Up to this value a table is looked up directly.
-_DIRECT = 2**16
-# So many colors are named in an error.
-_SHOWN = 8
+# Codes below this are looked up in a dense array, larger ones by bisection.
+_DENSE = 2**16
+# An error lists at most so many colors.
+_MAX_LISTED = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-  """From the codes of a mask's pixels to class ids.
+class CodeTable:
+  """Maps the codes of a mask's pixels to class ids.
+
+  A code is the value of a pixel, or its color as one number (`encode_color`).
 
   Attributes:
     ids: class id of each allowed code; negative where ignored.
-    names: of the class ids, where codes are colors (see `code_of`); else
-      codes are values.
+    names: of the class ids if codes are colors, for messages; else empty.
   """
 
   ids: Mapping[int, int]
   names: Sequence[str] = ()
 
   def apply(self, codes: np.ndarray) -> Int16[np.ndarray, 'H W']:
-    """Looks every pixel up.
+    """Returns the class id of every pixel.
 
     Raises:
-      UserError: a code is not allowed; without the file's name.
+      UserError: a code is not allowed; the message does not name the file.
     """
     if codes.ndim != 2 or codes.dtype.kind not in 'biuf':
       raise errors.UserError(
-        f'has {codes.dtype} values of shape {codes.shape}, expected numbers in '
-        'rows and columns'
+        'expected numbers in rows and columns, got '
+        f'{codes.dtype} values of shape {codes.shape}'
       )
     codes = codes.astype(np.int32)
     keys = np.array(sorted(self.ids), np.int64)
     ids = np.array([self.ids[int(key)] for key in keys], np.int16)
     ids = np.where(ids < 0, batch.IGNORE, ids).astype(np.int16)
-    if keys[-1] < _DIRECT:
-      at = np.full(_DIRECT + 1, -1, np.int16)
-      at[keys] = np.arange(len(keys))
-      at = at[np.minimum(codes, _DIRECT)]
-      unknown = (at < 0) | (codes < 0)
+    if keys[-1] < _DENSE:
+      # The last element stands for all codes that are too large. Negative codes
+      # index from the end and are refused as well.
+      position = np.full(_DENSE + 1, -1, np.int16)
+      position[keys] = np.arange(len(keys))
+      position = position[np.minimum(codes, _DENSE)]
+      unknown = (position < 0) | (codes < 0)
     else:
-      at = np.minimum(np.searchsorted(keys, codes), len(keys) - 1)
-      unknown = keys[at] != codes
+      position = np.minimum(np.searchsorted(keys, codes), len(keys) - 1)
+      unknown = keys[position] != codes
     if unknown.any():
-      raise errors.UserError(self._refusal(codes[unknown]))
-    return ids[at]
+      raise errors.UserError(self._describe_unknown(codes[unknown]))
+    return ids[position]
 
-  def _refusal(self, codes: np.ndarray) -> str:
-    """Says which pixels have no meaning, and which would."""
-    found, counts = np.unique(codes, return_counts=True)
+  def _describe_unknown(self, codes: np.ndarray) -> str:
+    """Describes the allowed codes and the most frequent of the unknown ones."""
+    unknown, counts = np.unique(codes, return_counts=True)
     first = int(counts.argmax())
     count = f'{counts[first]:,} pixels'
     kind = 'color' if self.names else 'value'
-    if len(found) > 1:
-      count += f'; the most frequent of {len(found):,} such {kind}s'
-    code = int(found[first])
-    shown = color_text(color_of(code)) if self.names else code
+    if len(unknown) > 1:
+      count += f'; the most frequent of {len(unknown):,} such {kind}s'
+    code = int(unknown[first])
+    shown = format_color(decode_color(code)) if self.names else code
     return (
-      f'{kind} {shown} ({count}) is no class: allowed are '
-      f'{", ".join(self._allowed())}'
+      f'expected {kind}s {", ".join(self._allowed())}, got {shown} ({count})'
     )
 
   def _allowed(self) -> list[str]:
@@ -79,46 +81,56 @@ class Table:
     ignored = [code for code, i in self.ids.items() if i < 0]
     if not self.names:
       return [
-        *ranges(known),
-        *(f'{values} (ignored)' for values in ranges(ignored)),
+        *format_ranges(known),
+        *(f'{values} (ignored)' for values in format_ranges(ignored)),
       ]
     shown = [
-      f'{color_text(color_of(code))} {self.names[i]!r}'
+      f'{format_color(decode_color(code))} {self.names[i]!r}'
       for code, i in sorted(known.items(), key=lambda item: item[1])
     ]
-    if len(shown) > _SHOWN:
-      shown[_SHOWN:] = [f'… ({len(shown)} classes)']
+    if len(shown) > _MAX_LISTED:
+      shown[_MAX_LISTED:] = [f'… ({len(shown)} classes)']
     return shown + [
-      f'{color_text(color_of(code))} (ignored)' for code in ignored
+      f'{format_color(decode_color(code))} (ignored)' for code in ignored
     ]
 
 
-def table_of(
-  values: Iterable[int], ignored: Iterable[int] = (), names: Sequence[str] = ()
-) -> Table:
-  """The table in which the i-th value is class i."""
-  ids = {value: i for i, value in enumerate(values)}
-  return Table({**ids, **dict.fromkeys(ignored, batch.IGNORE)}, names)
+def make_table(
+  codes: Iterable[int], ignored: Iterable[int] = (), names: Sequence[str] = ()
+) -> CodeTable:
+  """Builds the table in which the i-th code is class i.
+
+  Args:
+    codes: of the classes, in the order of their ids.
+    ignored: codes of pixels without a class.
+    names: of the classes, if codes are colors.
+  """
+  ids = {code: i for i, code in enumerate(codes)}
+  return CodeTable({**ids, **dict.fromkeys(ignored, batch.IGNORE)}, names)
 
 
-def code_of(color: Color) -> int:
-  """A color as one number."""
+def encode_color(color: Color) -> int:
+  """Returns a color as one number, 0xRRGGBB."""
   red, green, blue = color
   return (red << 16) | (green << 8) | blue
 
 
-def color_of(code: int) -> Color:
-  """Undoes `code_of`."""
+def decode_color(code: int) -> Color:
+  """Returns the color of a number 0xRRGGBB."""
   return code >> 16, (code >> 8) & 255, code & 255
 
 
-def color_text(color: Color) -> str:
-  """A color as 'R,G,B'."""
+def format_color(color: Color) -> str:
+  """Formats a color as 'R,G,B'."""
   return ','.join(str(part) for part in color)
 
 
-def ranges(values: Iterable[int]) -> list[str]:
-  """Runs of consecutive values: [0, 2, 3, 4] is ['0', '2…4']."""
+def format_ranges(values: Iterable[int]) -> list[str]:
+  """Formats values with runs of consecutive ones as ranges.
+
+  >>> format_ranges([0, 2, 3, 4])
+  ['0', '2…4']
+  """
   runs: list[list[int]] = []
   for value in sorted(values):
     if runs and value == runs[-1][-1] + 1:
@@ -131,51 +143,52 @@ def ranges(values: Iterable[int]) -> list[str]:
 
 
 def read_pixels(file: archives.File) -> np.ndarray:
-  """The pixels of a mask as they are stored in the PNG.
+  """Reads the pixels of a mask as they are stored in the PNG.
 
-  Palette masks give their indices, not their colors (which OpenCV would
-  give); gray ones of any depth their values.
+  Palette masks give their indices, not their colors (which OpenCV would give);
+  gray masks of any bit depth give their values.
 
   Returns:
     Values [H, W], or colors uint8 [H, W, 3].
 
   Raises:
-    UserError: what is wrong with it; without the file's name.
+    UserError: the file is not such a PNG, or damaged; the message does not name
+      the file.
   """
   data = file.read_bytes()
   image = image_files.decode(data, ('PNG',))
-  depth = data[24]  # Of the PNG's header, in bits.
+  depth = data[24]  # Bits per sample, in the PNG's header.
   if image.mode == 'L' and depth in (2, 4):
-    # PIL stretches these to 0…255.
+    # PIL scales these to 0…255.
     return np.asarray(image) // (255 // (2**depth - 1))
   if image.mode in ('1', 'L', 'P', 'I', 'I;16', 'RGB'):
     return np.asarray(image)
   if image.mode == 'RGBA' and image.getextrema()[3] == (255, 255):
     return np.asarray(image)[..., :3]
   raise errors.UserError(
-    f'has pixels of PIL mode {image.mode!r}: expected a palette, gray of 8 or '
-    '16 bits, or RGB without transparency'
+    'expected a palette, gray of 8 or 16 bits, or RGB without transparency, '
+    f'got pixels of PIL mode {image.mode!r}'
   )
 
 
 def read_values(file: archives.File) -> np.ndarray:
-  """The values [H, W] of a mask that must not be in color.
+  """Reads the values [H, W] of a mask that must not be in color.
 
   Raises:
-    UserError: what is wrong with it; without the file's name.
+    UserError: the mask is in color, or as for `read_pixels`.
   """
   values = read_pixels(file)
   if values.ndim != 2:
     raise errors.UserError(
-      'is an RGB mask, expected values: were its colors written out by a '
-      'viewer? Take the official file'
+      'expected a mask of values, got an RGB mask: a viewer may have written '
+      'its colors; take the official file'
     )
   return values
 
 
 @functools.cache  # Asked for with every record.
 def palette(num_classes: int) -> tuple[Color, ...]:
-  """Colors for classes that come without: those of Pascal VOC.
+  """Returns the colors of Pascal VOC, for classes that have none of their own.
 
   Bits 0, 3, 6, … of a class id are the highest bits of red, bits 1, 4, … those
   of green and 2, 5, … those of blue.

@@ -1,16 +1,16 @@
-"""What a record holds, and what it is made of.
+"""The record format, and the sample from which a record is encoded.
 
 A record is a dict of
 
-  image  the encoded image (JPEG or PNG bytes, as the data set published them)
+  image  the encoded image: JPEG or PNG bytes, as the data set published them
   label  a PNG of class id + 1, 0 where ignored: 8 bits up to 254 classes,
-         16 bits above (only in data sets that have masks; empty in splits
-         without)
-  tags   class ids of the whole image (only in data sets that have them)
-  id     the official name
+         16 bits above; only in data sets with masks, and empty in their splits
+         without masks
+  tags   class ids of the whole image; only in data sets that have them
+  id     the official name of the image
 
-Labels are shifted by one so that no class id is special: every data set is
-decoded by the same line, whatever it calls ignored.
+Labels are shifted by one so that no class id is reserved: labels of all data
+sets are decoded alike, whatever value means "ignored" in their masks.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ Record = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
-  """What the records of a data set mean.
+class Schema:
+  """Describes the classes and the kinds of label of a data set's records.
 
   Attributes:
     classes: name of each class id.
     palette: RGB color of each class id, for pictures.
-    labels: whether records have masks.
+    labels: whether records have a label per pixel.
     tags: whether records have image-level labels.
   """
 
@@ -46,18 +46,19 @@ class Contents:
   def __post_init__(self):
     if len(self.classes) != len(self.palette):
       raise ValueError(
-        f'{len(self.classes)} classes but {len(self.palette)} colors'
+        f'palette: expected {len(self.classes)} colors, one per class, got '
+        f'{len(self.palette)}'
       )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-  """An image with its labels, before it is a record.
+  """An image with its labels, before it is encoded as a record.
 
   Attributes:
     id: the official name.
     image: the encoded image, JPEG or PNG.
-    pixels: the decoded image, RGB.
+    pixels: the decoded image, RGB uint8 [H, W, 3].
     label: class ids, negative where ignored; None without a mask.
     tags: class ids of the whole image.
   """
@@ -70,7 +71,7 @@ class Sample:
 
 
 def label_dtype(num_classes: int) -> type[np.unsignedinteger]:
-  """The type in which class id + 1 is stored: 8 bits up to 254 classes."""
+  """Returns the type in which class id + 1 is stored."""
   return np.uint8 if num_classes <= 254 else np.uint16
 
 
@@ -81,7 +82,9 @@ def encode_label(label: np.ndarray, num_classes: int) -> bytes:
     ValueError: a class id is not below `num_classes`.
   """
   if label.max(initial=-1) >= num_classes:
-    raise ValueError(f'label {label.max()} of {num_classes} classes')
+    raise ValueError(
+      f'label: expected class ids below {num_classes}, got {label.max()}'
+    )
   shifted = np.maximum(label.astype(np.int32) + 1, 0)
   _, png = cv2.imencode('.png', shifted.astype(label_dtype(num_classes)))
   return png.tobytes()
@@ -91,24 +94,27 @@ def decode_label(png: bytes) -> Int16[np.ndarray, 'H W']:
   """Decodes the PNG of a record to class ids; -1 where ignored.
 
   Raises:
-    UserError: the bytes are no image.
+    UserError: the bytes cannot be decoded.
   """
   shifted = _decode(png, cv2.IMREAD_UNCHANGED, 'a label')
-  # In one pass over memory.
+  # IGNORE is -1: this undoes the shift and widens in one pass over memory.
   return np.add(shifted, batch.IGNORE, dtype=np.int16)
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
   """Decodes JPEG or PNG bytes to RGB uint8 [H, W, 3].
 
+  The EXIF orientation is not applied, so that pixels match those of the mask.
+
   Raises:
-    UserError: the bytes are no image.
+    UserError: the bytes cannot be decoded.
   """
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   return _decode(encoded, flags, 'an image')
 
 
 def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
+  # OpenCV raises an exception for an empty buffer.
   pixels = (
     cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
   )

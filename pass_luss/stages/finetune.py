@@ -24,7 +24,7 @@ from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
   """Options of fine-tuning, on pseudo-labels or on given masks.
 
@@ -41,10 +41,10 @@ class FinetuneOptions:
     colors: color augmentation.
   """
 
-  split: str
+  split: str = ''
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
-  reduction: int
+  flips: tuple[str, ...] = ('horizontal',)
+  reduction: int = 2
   recipe: update_lib.RecipeOptions
   repeated_upsampling: bool = False
   output_stride: int = 0

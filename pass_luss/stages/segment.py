@@ -40,7 +40,7 @@ class SegmentOptions:
     about: description of the method in a submission.
   """
 
-  splits: tuple[str, ...]
+  splits: tuple[str, ...] = ('val', 'test')
   match_on: str = 'val'
   inference: Literal['logits', 'cam'] = 'logits'
   threshold: float = -1.0

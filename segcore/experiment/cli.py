@@ -12,7 +12,6 @@ has closed the pipe.
 
 import contextlib
 import errno
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol, runtime_checkable
@@ -110,24 +109,6 @@ def _dry_run_elsewhere(program: Program, parsed: command.Command) -> None:
   devices = parsed.topology.start_simulated_devices(fsdp)[:fsdp]
   stages = program.build_stages(parsed.config, devices)
   stage.dry_run_stages(stages, parsed.stages, topology=parsed.topology)
-
-
-def program_of(config: ml_collections.ConfigDict) -> str:
-  """Returns the module whose command line runs an experiment: 'ddep.main'.
-
-  Raises:
-    UserError: `config.program` is missing or no module.
-  """
-  program = config.program if 'program' in config else ''
-  try:
-    exists = bool(program) and importlib.util.find_spec(program) is not None
-  except ModuleNotFoundError:  # Its package is missing.
-    exists = False
-  if not exists:
-    raise errors.UserError(
-      f'config.program: expected a module such as ddep.main, got {program!r}'
-    )
-  return program
 
 
 @contextlib.contextmanager

@@ -12,13 +12,16 @@ from ml_collections import config_flags
 from runtime import errors, files
 from segcore.cost import topology as topology_lib
 from segcore.eval import export, predict
+from segcore.experiment import config_file
 
-# The message of ml_collections for a ValueError that a config file raises.
-# Other exceptions keep their traceback: they are mistakes in the file itself.
-_REFUSED_BY_CONFIG = re.compile(
-  r'(?P<flag>.*)Error whilst parsing config file:\s+Traceback .*'
-  r'\nValueError: (?P<text>.*)',
-  re.DOTALL,
+# Exceptions for flags that are unknown or do not parse.
+_REFUSED = (
+  flags.Error,
+  AttributeError,
+  LookupError,
+  TypeError,
+  ValueError,
+  errors.UserError,
 )
 
 
@@ -72,7 +75,7 @@ def parse(argv: Sequence[str]) -> Command | None:
   values = _flags(argv)
   try:
     rest = values(list(argv))[1:]
-  except Exception as error:  # A config file may raise anything.
+  except _REFUSED as error:
     raise errors.UserError(_one_line(error)) from error
   # Grain's worker processes ask for absl's own flags.
   flags.FLAGS.mark_as_parsed()
@@ -86,12 +89,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     raise errors.UserError(
       '--config: expected a file such as configs/ddep_shapes.py, got nothing'
     )
-  if not isinstance(config, ml_collections.ConfigDict):
-    # A stand-in for a file that could not be loaded: any access raises.
-    try:
-      config.program  # noqa: B018
-    except OSError as error:
-      raise errors.UserError(_one_line(error)) from error
+  config.lock()
   workdir = values.workdir or default_workdir(
     config_flags.get_config_filename(values['config'])
   )
@@ -119,10 +117,14 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     'config',
     None,
     'Experiment: a file, and options after a colon.',
-    lock_config=True,
+    # Fields of blocks whose class is chosen by a name, such as an encoder, are
+    # not completed; they are checked where the class is built.
+    lock_config=False,
+    accept_new_attributes=True,
     flag_values=values,
     sys_argv=list(argv),
   )
+  values['config'].parser = config_file.Parser()
   flags.DEFINE_string(
     'workdir',
     None,
@@ -288,10 +290,7 @@ def default_workdir(config: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-  refused = _REFUSED_BY_CONFIG.fullmatch(str(error))
-  if refused:
-    return f'{refused["flag"]}{" ".join(refused["text"].split())}'
   # The text of an AttributeError may be quoted, with its line breaks escaped.
   text = ' '.join(str(error).strip('\'"').replace('\\n', ' ').split())
-  known = (flags.Error, ValueError, OSError, errors.UserError)
+  known = (flags.Error, ValueError, errors.UserError)
   return text if isinstance(error, known) else f'{type(error).__name__}: {text}'

@@ -19,10 +19,10 @@ class Images:
   """Images of a data set; their labels are not read."""
 
   data: datasets.DataOptions
-  split: str
+  split: str = 'train'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LabeledData:
   """Images with masks, some of which count as labeled.
 
@@ -37,10 +37,10 @@ class LabeledData:
   """
 
   data: datasets.DataOptions
-  split: str
-  val_split: str
-  follow: tuple[str, ...]
-  subset: splits.Subset
+  split: str = 'train'
+  val_split: str = 'val'
+  follow: tuple[str, ...] = ()
+  subset: splits.Subset = splits.Subset()
 
 
 @dataclasses.dataclass(frozen=True)

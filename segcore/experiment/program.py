@@ -30,9 +30,9 @@ class Experiment:
 
   program: str
   stages: tuple[str, ...]
-  data_dir: str
+  data_dir: str = ''
   network: network.NetworkOptions
-  operation: loop.OperationOptions
+  operation: loop.OperationOptions = loop.OperationOptions()
   without_files: str = ''
 
 
@@ -88,6 +88,10 @@ class Program:
           f'config.{name} is missing'
         )
     return built
+
+  def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config with all fields, by the defaults of the options."""
+    return options_lib.complete(self.experiment, config)
 
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None

@@ -18,7 +18,7 @@ from segcore.train import workspace as workspace_lib
 from segcore.weights import checkpoint_reader
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
   """Options of the reported evaluation.
 
@@ -33,8 +33,8 @@ class EvaluateOptions:
       images smaller than the protocol's window counted as class 0.
   """
 
-  splits: tuple[str, ...]
-  batch_size: int
+  splits: tuple[str, ...] = ('val',)
+  batch_size: int = 8
   protocol: protocols.ProtocolOptions
   which: Literal['last', 'best'] = 'last'
   framed: bool = False

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from runtime import errors, options
-from segcore.experiment import cli, command, stage
+from segcore.experiment import command, config_file, stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +236,7 @@ def plan_cell(study: Study, cell: Cell) -> CellPlan:
   config = command.parse(['study', *arguments]).config
   # This process has one device; the number of devices changes no digest.
   config.operation.fsdp = 1
-  program = cli.program_of(config)
+  program = config_file.program_of(config)
   stages = importlib.import_module(program).PROGRAM.build_stages(config)
   settings = stage.all_settings(stages)
   return CellPlan(

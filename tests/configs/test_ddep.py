@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from configs import common
+from configs import options, shared
 from ddep import main as ddep_main
-from segcore.experiment import stage
+from segcore.experiment import config_file, stage
 
-CONFIGS = pathlib.Path(common.__file__).parent
+CONFIGS = pathlib.Path(shared.__file__).parent
 NAMES = sorted(
   path.stem for path in CONFIGS.glob('*.py') if path.stem.count('_') == 1
 )
@@ -24,7 +24,8 @@ U2PL = [
 
 
 def load(name, argument=''):
-  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  module = importlib.import_module(f'configs.{name}')
+  config = config_file.complete(module.get_config(argument))
   config.lock()
   return config
 
@@ -244,14 +245,15 @@ def test_weights_of_the_paper():
 
 def test_options_are_typed():
   defaults = {'kind': ['a', 'b'], 'count': 3, 'rate': 0.5, 'flag': False}
-  found = common.parse('kind=b,count=4,flag', **defaults)
+  found = options.parse('kind=b,count=4,flag', **defaults)
   assert vars(found) == {'kind': 'b', 'count': 4, 'rate': 0.5, 'flag': True}
-  assert vars(common.parse(None, **defaults)) == {**defaults, 'kind': 'a'}
+  assert vars(options.parse(None, **defaults)) == {**defaults, 'kind': 'a'}
   for text, message in (
-    ('cont=4', "'cont' is unknown, expected some of count, flag"),
+    ('cont=4', "'cont' is unknown; did you mean 'count'. Expected .* count, "),
+    ('other', "'other' is unknown, expected some of count, flag, kind, rate"),
     ('kind=c', 'kind=c: expected one of a, b'),
     ('count=x', 'count=x: expected int'),
     ('flag=yes', 'flag=yes: expected true or false'),
   ):
     with pytest.raises(ValueError, match=message):
-      common.parse(text, **defaults)
+      options.parse(text, **defaults)

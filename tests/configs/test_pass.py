@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import luss
 from pass_luss import main
 from pass_luss.protocols import segment
 from pass_luss.stages import base
 from runtime import errors, options
-from segcore.experiment import dry_run, stage
+from segcore.experiment import config_file, dry_run, stage
 from segcore.train import optimizers
 from segcore.train import update as update_lib
 from tests.support import fake_methods
@@ -24,7 +23,8 @@ ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
 
 
 def load(name, argument=''):
-  config = importlib.import_module(f'configs.{name}').get_config(argument)
+  module = importlib.import_module(f'configs.{name}')
+  config = config_file.complete(module.get_config(argument))
   config.lock()
   return config
 
@@ -415,11 +415,12 @@ def test_what_starts_from_a_run_of_pass_takes_its_encoder():
   """DDeP and U2PL on its small network."""
   ddep = importlib.import_module('configs.ddep_shapes')
   config = ddep.get_config('network=pass,init=ddep,encoder=somewhere')
-  assert config.network.encoder.to_dict() == luss.SMALL_RESNET
+  encoder = load('pass_shapes').network.encoder.to_dict()
+  assert config.network.encoder.to_dict() == encoder
   assert config.denoise.start.take == ('encoder',)
   u2pl = importlib.import_module('configs.u2pl_shapes')
   config = u2pl.get_config('network=pass,start=somewhere')
-  assert config.network.encoder.to_dict() == luss.SMALL_RESNET
+  assert config.network.encoder.to_dict() == encoder
   assert config.train.start.take == ('encoder', 'decoder')
 
 

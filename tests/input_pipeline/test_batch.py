@@ -15,10 +15,10 @@ def grays():
 
 def test_to_symmetric_by_hand():
   pixel = jnp.array([[[[0, 255, 51]]]], jnp.uint8)
-  found = batch.to_symmetric(pixel)
-  assert found.dtype == jnp.float32
+  actual = batch.to_symmetric(pixel)
+  assert actual.dtype == jnp.float32
   # 51 / 127.5 = 0.4.
-  np.testing.assert_allclose(found, [[[[-1.0, 1.0, -0.6]]]], rtol=1e-6)
+  np.testing.assert_allclose(actual, [[[[-1.0, 1.0, -0.6]]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize('compiled', [False, True])
@@ -35,12 +35,12 @@ def test_all_values_survive_the_round_trip(grays, compiled):
 def test_to_uint8_rounds_and_clips():
   # 0.999 is 254.87, -0.997 is 0.38; 1.5 and -7 are outside.
   floats = np.array([[[[0.999, -0.997, 1.5]]], [[[-7.0, 0.6, -0.6]]]])
-  found = batch.to_uint8(floats.astype(np.float32))
-  assert found.dtype == np.uint8
-  assert found.tolist() == [[[[255, 0, 255]]], [[[0, 204, 51]]]]
+  actual = batch.to_uint8(floats.astype(np.float32))
+  assert actual.dtype == np.uint8
+  assert actual.tolist() == [[[[255, 0, 255]]], [[[0, 204, 51]]]]
 
 
-def test_join_is_major_in_the_batch():
+def test_join_is_batch_major():
   joined = batch.join([jnp.array([1, 2]), jnp.array([10, 20])])
   assert joined.tolist() == [1, 10, 2, 20]
   rows = [jnp.array([[i, i], [-i, -i]]) for i in (1, 2, 3)]
@@ -57,7 +57,7 @@ def test_split_by_hand():
 
 
 @pytest.mark.parametrize('count', [1, 2, 5])
-def test_split_undoes_join(count):
+def test_split_inverts_join(count):
   rng = np.random.default_rng(count)
   arrays = [jnp.asarray(rng.normal(size=(4, 3, 2))) for _ in range(count)]
   parts = batch.split(batch.join(arrays), count)
@@ -66,6 +66,8 @@ def test_split_undoes_join(count):
     np.testing.assert_array_equal(part, array)
 
 
-def test_split_refuses_what_was_not_joined():
-  with pytest.raises(ValueError, match=r'^7 rows are not 2 joined arrays$'):
+def test_split_refuses_rows_that_do_not_divide():
+  with pytest.raises(
+    ValueError, match=r'^array: expected a multiple of 2 rows, got 7$'
+  ):
     batch.split(jnp.zeros((7, 3)), 2)

@@ -51,7 +51,9 @@ def message_of(call):
 
 
 @pytest.mark.parametrize('by_variable', [False, True])
-def test_a_data_set_opens(root, tmp_path, monkeypatch, by_variable):
+def test_an_opened_split_has_the_records_of_its_files(
+  root, tmp_path, monkeypatch, by_variable
+):
   if by_variable:
     monkeypatch.setenv('SEG_DATA_DIR', str(root))
     split = open_camvid(tmp_path)
@@ -72,13 +74,13 @@ def test_a_data_set_opens(root, tmp_path, monkeypatch, by_variable):
   assert [int(tag) for tag in record['tags']] == [0, 3]
 
 
-def test_source_goes_before_the_variable(root, tmp_path, monkeypatch):
+def test_source_takes_precedence_over_the_variable(root, tmp_path, monkeypatch):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'elsewhere'))
   split = open_camvid(tmp_path, 'val', source=str(root / 'camvid'))
   assert split.ids() == ['val/0001']
 
 
-def test_what_is_prepared_needs_no_source(root, tmp_path, capsys):
+def test_a_prepared_data_set_needs_no_source(root, tmp_path, capsys):
   open_camvid(tmp_path, source=str(root / 'camvid'))
   assert capsys.readouterr().out  # The audit.
   assert open_camvid(tmp_path, 'val').ids() == ['val/0001']
@@ -94,7 +96,7 @@ def test_sizes_and_ids_of_a_selection(root, tmp_path):
   assert chosen.sizes() == [(1, 4), (4, 1)]
 
 
-def test_splits_are_joined_one_after_the_other(root, tmp_path):
+def test_concatenated_splits_keep_their_order(root, tmp_path):
   train, val = (
     open_camvid(tmp_path, split, source=str(root / 'camvid'))
     for split in ('train', 'val')
@@ -102,8 +104,8 @@ def test_splits_are_joined_one_after_the_other(root, tmp_path):
   joined = datasets.concatenate([train, val])
   names = ['train/0001', 'train/0002', 'train/0003', 'val/0001']
   assert joined.ids() == names
-  found = [joined.records[i]['id'].decode() for i in range(len(joined))]
-  assert found == names
+  actual = [joined.records[i]['id'].decode() for i in range(len(joined))]
+  assert actual == names
   assert joined.records[-1]['id'] == b'val/0001'
   with pytest.raises(IndexError):
     joined.records[4]
@@ -116,25 +118,27 @@ def test_splits_are_joined_one_after_the_other(root, tmp_path):
   assert datasets.concatenate([train]) is train
 
 
-def test_what_is_missing_is_known_before_anything_is_prepared(root, tmp_path):
+def test_check_available_reports_missing_files_and_prepares_nothing(
+  root, tmp_path
+):
   there = datasets.DataOptions('camvid', source=str(root / 'camvid'))
   gone = datasets.DataOptions('camvid', source=str(root / 'nowhere'))
   data_dir = str(tmp_path / 'prepared')
   datasets.check_available(there, data_dir)
-  with pytest.raises(errors.MissingInput, match='there is no file or folder'):
+  with pytest.raises(errors.MissingInput, match='which does not exist'):
     datasets.check_available(gone, data_dir)
   assert not list(tmp_path.rglob('dataset_info.json'))
   datasets.prepare(there, data_dir)
   datasets.check_available(gone, data_dir)
 
 
-def test_require():
+def test_require_labels_names_the_missing_kind():
   split = datasets.Split(
     name='photographs train',
     version='v',
     classes=(),
     palette=(),
-    has=('tags',),
+    label_kinds=('tags',),
     records=[],
     index=fingerprints.ImageIndex.from_samples([]),
   )
@@ -149,11 +153,11 @@ def test_require():
 @pytest.mark.parametrize(
   'name', ['ade', '', 'camvid/', 'image_folder/', 'Shapes/scenes']
 )
-def test_unknown_data_set(name):
+def test_an_unknown_data_set_is_refused(name):
   assert message_of(lambda: datasets.DataOptions(name)) == (
-    f'there is no data set {name!r}: expected one of shapes, camvid, '
-    'voc2012, pascal_context, ade20k, cityscapes, gta5, synthia, imagenet, '
-    'imagenet_s, image_folder, image_mask_folder'
+    'name: expected a data set of shapes, camvid, voc2012, pascal_context, '
+    'ade20k, cityscapes, gta5, synthia, imagenet, imagenet_s, image_folder, '
+    f'image_mask_folder, got {name!r}'
   )
 
 
@@ -165,30 +169,30 @@ def test_unknown_data_set(name):
     ('imagenet_s', 'imagenet_s/ with one of 50, 300, 919'),
   ],
 )
-def test_unknown_configuration(name, expected, tmp_path):
+def test_an_unknown_config_is_refused(name, expected, tmp_path):
   options = datasets.DataOptions(name)
   assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
-    f'there is no data set {name!r}: expected {expected}'
+    f'name: expected {expected}, got {name!r}'
   )
 
 
 @pytest.mark.parametrize('name', ['shapes', 'shapes/scene'])
-def test_unknown_configuration_of_shapes(name, tmp_path):
+def test_an_unknown_config_of_shapes_is_refused(name, tmp_path):
   options = datasets.DataOptions(name)
   assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
-    f'there is no data set {name!r}: expected shapes/ with one of scenes, '
-    'single, source, target, scenes_128, single_128, source_128, target_128'
+    'name: expected shapes/ with one of scenes, single, source, target, '
+    f'scenes_128, single_128, source_128, target_128, got {name!r}'
   )
 
 
-def test_unknown_split(root, tmp_path):
+def test_an_unknown_split_is_refused(root, tmp_path):
   message = message_of(
     lambda: open_camvid(tmp_path, 'test', source=str(root / 'camvid'))
   )
-  assert message == "camvid has no split 'test': expected one of train, val"
+  assert message == "split: expected one of train, val of camvid, got 'test'"
 
 
-def test_no_source(tmp_path):
+def test_an_empty_source_is_refused(tmp_path):
   assert message_of(lambda: open_camvid(tmp_path)) == (
     'source is empty: give the folder of camvid '
     '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
@@ -196,17 +200,17 @@ def test_no_source(tmp_path):
   )
 
 
-def test_source_that_is_not_there(tmp_path, monkeypatch):
+def test_a_missing_source_is_refused(tmp_path, monkeypatch):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
   folder = tmp_path / 'camvid'
   assert message_of(lambda: open_camvid(tmp_path)) == (
-    f'source: there is no file or folder {folder}: give the folder of camvid '
-    '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
-    'holds a folder camvid'
+    f'source: expected a folder or an archive, got {folder}, which does not '
+    'exist: give the folder of camvid ({train,val}/{images,labels}), or set '
+    'SEG_DATA_DIR to the folder that holds a folder camvid'
   )
 
 
-def test_folders_without_a_source(tmp_path):
+def test_folders_need_a_source(tmp_path):
   for name in ('image_folder', 'image_mask_folder'):
     fields = {'masks': 'm', 'classes': 'c'} if 'mask' in name else {}
     options = datasets.DataOptions(name, **fields)
@@ -224,10 +228,10 @@ def test_folders_without_a_source(tmp_path):
     ('shapes/scenes', 'source', 'here'),
   ],
 )
-def test_field_that_a_data_set_does_not_read(name, field, value):
+def test_a_field_that_the_data_set_does_not_read_is_refused(name, field, value):
   assert message_of(lambda: datasets.DataOptions(name, **{field: value})) == (
-    f'{field} is {value!r}, which {name.partition("/")[0]} does not read: '
-    'leave it out'
+    f'{field}: expected no value, as {name.partition("/")[0]} does not read '
+    f'it, got {value!r}: remove it'
   )
 
 
@@ -249,7 +253,7 @@ def test_a_folder_of_images_opens_with_its_options(tmp_path):
   np.testing.assert_array_equal(image, np.full((3, 5, 3), 98))
 
 
-def test_data_that_cannot_be_written(root, tmp_path):
+def test_a_data_dir_that_cannot_be_written_is_reported(root, tmp_path):
   occupied = tmp_path / 'prepared'
   occupied.write_text('a file')
   message = message_of(
@@ -259,17 +263,17 @@ def test_data_that_cannot_be_written(root, tmp_path):
   assert str(occupied) in message
 
 
-def test_default_folder_of_records(monkeypatch):
+def test_default_data_dir(monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', '/data/records')
   assert datasets.default_data_dir() == '/data/records'
   monkeypatch.setenv('TFDS_DATA_DIR', '~/records')
   assert datasets.default_data_dir() == str(pathlib.Path.home() / 'records')
   monkeypatch.delenv('TFDS_DATA_DIR')
-  found = datasets.default_data_dir()
-  assert found == str(pathlib.Path.home() / 'tensorflow_datasets')
+  actual = datasets.default_data_dir()
+  assert actual == str(pathlib.Path.home() / 'tensorflow_datasets')
 
 
-def test_what_another_process_prepares_meanwhile_is_used(
+def test_records_prepared_by_another_process_meanwhile_are_used(
   root, tmp_path, monkeypatch
 ):
   whole = camvid.Camvid.download_and_prepare

@@ -50,13 +50,13 @@ AUGMENT = transforms.Compose(
 ALONE = loader.ProcessShard(0, 1)
 
 
-def loader_of(*, batch_size=4, seed=0, part=ALONE, reading=None, streams=None):
+def loader_of(*, batch_size=4, seed=0, shard=ALONE, reading=None, streams=None):
   return loader.Loader(
     streams or {'': loader.Stream(SEVEN, AUGMENT)},
     batch_size,
     seed,
     reading or loader.ReadOptions(),
-    part,
+    shard,
   )
 
 
@@ -65,18 +65,18 @@ def take(batches, count, step=0):
     return [next(iterator) for _ in range(count)]
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
   """Equal names, types and values, in batches within lists and dicts."""
-  if isinstance(found, list):
-    for one, other in zip(found, expected, strict=True):
+  if isinstance(actual, list):
+    for one, other in zip(actual, expected, strict=True):
       assert_same(one, other)
-  elif isinstance(found, dict):
-    assert set(found) == set(expected)
-    for name in found:
-      assert_same(found[name], expected[name])
+  elif isinstance(actual, dict):
+    assert set(actual) == set(expected)
+    for name in actual:
+      assert_same(actual[name], expected[name])
   else:
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
 
 
 def beside(parts):
@@ -89,10 +89,10 @@ def beside(parts):
 
 
 def ids(batches):
-  return [int(i) for found in batches for i in found['id']]
+  return [int(i) for actual in batches for i in actual['id']]
 
 
-def test_a_batch_is_what_its_records_say():
+def test_a_batch_holds_its_records():
   plain = loader.Stream(SEVEN, transforms.Decode(3, ('label', 'tags')))
   for batch in take(loader_of(streams={'': plain}), 4):
     assert batch['mask'].tolist() == [True] * 4
@@ -106,7 +106,7 @@ def test_a_batch_is_what_its_records_say():
       assert batch['size'][row].tolist() == [SIZE, SIZE]
 
 
-def test_batches_cut_one_endless_stream():
+def test_batches_partition_one_infinite_stream():
   # 28 records, with borders of epochs within the batches of four.
   single = take(loader_of(batch_size=1), 28)
   batches = take(loader_of(batch_size=4), 7)
@@ -120,10 +120,10 @@ def test_starting_at_a_step_is_a_seek(step):
   assert_same(take(loader_of(), 9 - step, step), batches[step:])
 
 
-def test_a_far_step_is_at_once_there():
+def test_seeking_far_is_immediate():
   step = 10**9
-  found, after = take(loader_of(batch_size=7), 2, step)
-  assert sorted(ids([found])) == sorted(ids([after])) == list(range(7))
+  actual, after = take(loader_of(batch_size=7), 2, step)
+  assert sorted(ids([actual])) == sorted(ids([after])) == list(range(7))
   assert_same(take(loader_of(batch_size=7), 1, step + 1), [after])
 
 
@@ -145,19 +145,19 @@ def test_geometry_of_a_record_differs_between_epochs():
   assert min(map(len, seen.values())) >= 4
 
 
-def test_the_seed_decides_order_and_geometry():
+def test_the_seed_determines_order_and_geometry():
   first, again, other = (take(loader_of(seed=s), 3) for s in (3, 3, 4))
   assert_same(again, first)
   assert ids(other) != ids(first)
 
 
 @pytest.mark.parametrize('hosts', [2, 4])
-def test_hosts_read_the_parts_of_the_same_batches(hosts):
+def test_hosts_read_parts_of_the_same_batches(hosts):
   parts = [
-    take(loader_of(part=loader.ProcessShard(i, hosts)), 3, step=2)
+    take(loader_of(shard=loader.ProcessShard(i, hosts)), 3, step=2)
     for i in range(hosts)
   ]
-  together = [beside(list(found)) for found in zip(*parts, strict=True)]
+  together = [beside(list(actual)) for actual in zip(*parts, strict=True)]
   assert_same(together, take(loader_of(), 3, step=2))
 
 
@@ -168,10 +168,10 @@ def test_two_streams_on_two_hosts():
   }
   alone = take(loader_of(streams=streams), 3)
   parts = [
-    take(loader_of(streams=streams, part=loader.ProcessShard(i, 2)), 3)
+    take(loader_of(streams=streams, shard=loader.ProcessShard(i, 2)), 3)
     for i in (0, 1)
   ]
-  together = [beside(list(found)) for found in zip(*parts, strict=True)]
+  together = [beside(list(actual)) for actual in zip(*parts, strict=True)]
   assert_same(together, alone)
 
 
@@ -179,8 +179,8 @@ def test_threads_change_nothing():
   expected = take(
     loader_of(reading=loader.ReadOptions(threads=1, buffered=1)), 6
   )
-  found = take(loader_of(reading=loader.ReadOptions(threads=4, buffered=3)), 6)
-  assert_same(found, expected)
+  actual = take(loader_of(reading=loader.ReadOptions(threads=4, buffered=3)), 6)
+  assert_same(actual, expected)
 
 
 def test_worker_processes_change_nothing():
@@ -192,9 +192,9 @@ def test_worker_processes_change_nothing():
     'unlabeled': loader.Stream(SEVEN, crops),
   }
   part = loader.ProcessShard(1, 2)
-  expected = take(loader_of(streams=streams, part=part), 6, step=1)
+  expected = take(loader_of(streams=streams, shard=part), 6, step=1)
   reading = loader.ReadOptions(threads=1, buffered=1, workers=2)
-  batches = loader_of(streams=streams, part=part, reading=reading)
+  batches = loader_of(streams=streams, shard=part, reading=reading)
   with batches.start(1) as iterator:
     host = [next(iterator) for _ in range(3)]
     workers = multiprocessing.active_children()
@@ -206,7 +206,9 @@ def test_worker_processes_change_nothing():
     assert len(workers) == 2
     assert all(worker.is_alive() for worker in workers)
   assert_same(host, expected[:3])
-  assert_same(device, [loader.drop_host_only(found) for found in expected[3:5]])
+  assert_same(
+    device, [loader.drop_host_only(actual) for actual in expected[3:5]]
+  )
 
 
 def test_two_streams_of_different_lengths():
@@ -216,26 +218,26 @@ def test_two_streams_of_different_lengths():
   }
   batches = take(loader_of(streams=streams), 9)
   for name, length in (('labeled', 5), ('unlabeled', 7)):
-    order = ids([found[name] for found in batches])
+    order = ids([actual[name] for actual in batches])
     assert len(order) == 36
     for start in range(0, 35, length):
       assert sorted(order[start : start + length]) == list(range(length))
   assert_same(take(loader_of(streams=streams), 2, step=7), batches[7:])
 
 
-def test_streams_are_shuffled_apart():
+def test_streams_are_shuffled_independently():
   stream = loader.Stream(SEVEN, AUGMENT)
   batches = take(loader_of(streams={'a': stream, 'b': stream}), 7)
   pairs = [
     pair
-    for found in batches
-    for pair in zip(found['a']['id'], found['b']['id'], strict=True)
+    for actual in batches
+    for pair in zip(actual['a']['id'], actual['b']['id'], strict=True)
   ]
   # 4 of 28 agree by chance; a standard deviation is 1.9.
   assert sum(one == other for one, other in pairs) < 12
 
 
-def test_a_stream_does_not_depend_on_those_beside_it():
+def test_a_stream_does_not_depend_on_other_streams():
   streams = {
     'labeled': loader.Stream(SEVEN[:5], AUGMENT),
     'unlabeled': loader.Stream(SEVEN, AUGMENT),
@@ -243,7 +245,7 @@ def test_a_stream_does_not_depend_on_those_beside_it():
   both = take(loader_of(streams=streams), 3)
   only = {'labeled': streams['labeled']}
   alone = take(loader_of(streams=only), 3)
-  assert_same(alone, [{'labeled': found['labeled']} for found in both])
+  assert_same(alone, [{'labeled': actual['labeled']} for actual in both])
 
 
 def test_views_through_the_loader():
@@ -286,24 +288,24 @@ def test_views_through_the_loader():
       np.testing.assert_array_equal(falling, batch[f'flip_{group.name}'])
 
 
-def test_on_device_drops_what_stays_on_the_host():
+def test_drop_host_only_removes_ids():
   plain = {'image': np.zeros(2), 'id': np.array([b'a', b'b'])}
-  found = loader.drop_host_only({'labeled': plain, 'unlabeled': plain})
-  assert {name: set(value) for name, value in found.items()} == {
+  actual = loader.drop_host_only({'labeled': plain, 'unlabeled': plain})
+  assert {name: set(value) for name, value in actual.items()} == {
     'labeled': {'image'},
     'unlabeled': {'image'},
   }
-  assert found['labeled']['image'] is plain['image']
+  assert actual['labeled']['image'] is plain['image']
 
 
 @pytest.mark.parametrize('hosts', [1, 2])
 def test_element_spec_by_hand(hosts):
-  batches = loader_of(part=loader.ProcessShard(hosts - 1, hosts))
-  found = {
+  batches = loader_of(shard=loader.ProcessShard(hosts - 1, hosts))
+  actual = {
     name: (spec.shape, str(spec.dtype))
     for name, spec in batches.element_spec().items()
   }
-  assert found == {
+  assert actual == {
     'image': ((4, 4, 4, 3), 'uint8'),
     'label': ((4, 4, 4), 'int16'),
     'tags': ((4, 3), 'bool'),
@@ -312,7 +314,7 @@ def test_element_spec_by_hand(hosts):
   }
 
 
-def test_element_spec_is_what_arrives():
+def test_element_spec_matches_the_batches():
   group = views.ViewGroup('small', 2, (3, 5), (0.2, 0.9))
   crops = transforms.Compose((transforms.Decode(3), views.MultiCrop((group,))))
   streams = {
@@ -320,7 +322,8 @@ def test_element_spec_is_what_arrives():
     'unlabeled': loader.Stream(SEVEN, crops),
   }
   hosts = [
-    loader_of(streams=streams, part=loader.ProcessShard(i, 2)) for i in range(2)
+    loader_of(streams=streams, shard=loader.ProcessShard(i, 2))
+    for i in range(2)
   ]
   arrived = beside([take(host, 1)[0] for host in hosts])
   for host in hosts:
@@ -334,43 +337,44 @@ def test_element_spec_is_what_arrives():
   assert spec['unlabeled']['views_small'].shape == (4, 2, 3, 5, 3)
 
 
-def test_a_batch_that_does_not_divide_among_hosts():
-  batches = loader_of(batch_size=6, part=loader.ProcessShard(0, 4))
+def test_a_batch_that_does_not_divide_among_hosts_is_refused():
+  batches = loader_of(batch_size=6, shard=loader.ProcessShard(0, 4))
   with pytest.raises(errors.UserError) as caught:
     batches.batches()
   assert str(caught.value) == (
-    'a batch of 6 does not divide among 4 hosts: change batch_size'
+    'batch_size: expected a multiple of the 4 hosts, got 6'
   )
 
 
-def test_an_empty_stream():
+def test_an_empty_stream_is_refused():
   with pytest.raises(errors.UserError) as caught:
     loader.Stream([], AUGMENT)
   assert str(caught.value) == (
-    'a stream has no images: check the split and the number of labels'
+    'expected a stream of images, got none: check the split and the number of '
+    'labels'
   )
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'threads': 0}, 'threads: found 0, expected >= 1'),
-    ({'buffered': 0}, 'buffered: found 0, expected >= 1'),
-    ({'workers': -1}, 'workers: found -1, expected >= 0'),
+    ({'threads': 0}, 'threads: expected >= 1, got 0'),
+    ({'buffered': 0}, 'buffered: expected >= 1, got 0'),
+    ({'workers': -1}, 'workers: expected >= 0, got -1'),
   ],
 )
-def test_impossible_readings_are_refused(arguments, message):
+def test_invalid_read_options_are_refused(arguments, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
     loader.ReadOptions(**arguments)
 
 
 @pytest.mark.parametrize('ahead', [0, 1, 2, 3])
-def test_prefetched_keeps_order_and_stays_ahead(ahead):
+def test_prefetch_keeps_order_and_stays_ahead(ahead):
   put = []
 
-  def remember(found):
-    put.append(found)
-    return found['step']
+  def remember(actual):
+    put.append(actual)
+    return actual['step']
 
   source = ({'step': i, 'id': b'stays'} for i in itertools.count())
   batches = loader.prefetch(source, remember, ahead)
@@ -380,10 +384,10 @@ def test_prefetched_keeps_order_and_stays_ahead(ahead):
 
 
 @pytest.mark.parametrize('count', [0, 1, 2, 5])
-def test_prefetched_loses_nothing_at_an_end(count):
+def test_prefetch_yields_every_batch_of_a_finite_stream(count):
   source = iter([{'step': i} for i in range(count)])
-  found = loader.prefetch(source, lambda batch: batch['step'], ahead=2)
-  assert list(found) == list(range(count))
+  actual = loader.prefetch(source, lambda batch: batch['step'], ahead=2)
+  assert list(actual) == list(range(count))
 
 
 class Seven(base.Builder):
@@ -391,13 +395,13 @@ class Seven(base.Builder):
 
   VERSION = tfds.core.Version('1.0.0')
 
-  def contents(self):
-    return records.Contents(tuple('abc'), ((0, 0, 0),) * 3, tags=True)
+  def schema(self):
+    return records.Schema(tuple('abc'), ((0, 0, 0),) * 3, tags=True)
 
   def sources(self):
     return {'train': range(7)}
 
-  def sample(self, source):
+  def read_sample(self, source):
     record = SEVEN[source]
     return records.Sample(
       id=record['id'].decode(),
@@ -452,7 +456,7 @@ def test_a_selection_is_read_in_its_order(split):
 def test_a_selection_makes_the_batches_of_its_records(split):
   expected = {'': loader.Stream([SEVEN[1], SEVEN[4], SEVEN[6]], AUGMENT)}
   chosen = split.select(np.array([1, 4, 6]))
-  found = {'': loader.Stream(chosen.records, AUGMENT)}
+  actual = {'': loader.Stream(chosen.records, AUGMENT)}
   assert_same(
-    take(loader_of(streams=found), 4), take(loader_of(streams=expected), 4)
+    take(loader_of(streams=actual), 4), take(loader_of(streams=expected), 4)
   )

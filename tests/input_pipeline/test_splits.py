@@ -32,7 +32,7 @@ def test_number_of_images_of_a_fraction(num_images, fraction, expected):
   assert chosen.min() >= 0 and chosen.max() < num_images
 
 
-def test_number_of_images_as_asked():
+def test_number_of_labeled_images():
   for labels in (1, 100, 2974, 2975):
     assert (
       len(splits.Subset(labels=labels).labeled_indices(names(2975))) == labels
@@ -81,7 +81,7 @@ def test_subsets_are_repeatable_and_differ_across_seeds():
   assert len(set(subsets[0]) & set(subsets[1])) < 12
 
 
-def test_every_image_is_as_likely_as_any_other():
+def test_all_images_are_equally_likely():
   counts = np.zeros(20)
   for seed in range(800):
     counts[splits.Subset(labels=5, seed=seed).labeled_indices(names(20))] += 1
@@ -92,30 +92,30 @@ def test_every_image_is_as_likely_as_any_other():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'labels': -1}, 'labels: found -1, expected 0 or more'),
-    ({'fraction': 0.0}, r'fraction: found 0\.0, expected \(0, 1\]'),
-    ({'fraction': 1.5}, r'fraction: found 1\.5, expected \(0, 1\]'),
-    ({'fraction': float('nan')}, 'fraction: found nan'),
+    ({'labels': -1}, 'labels: expected 0 or more, got -1'),
+    ({'fraction': 0.0}, r'fraction: expected \(0, 1\], got 0\.0'),
+    ({'fraction': 1.5}, r'fraction: expected \(0, 1\], got 1\.5'),
+    ({'fraction': float('nan')}, r'fraction: expected \(0, 1\], got nan'),
     (
       {'labels': 100, 'fraction': 0.5},
-      r'labels=100 and fraction=0\.5 contradict each other: give one',
+      r'labels=100 and fraction=0\.5 contradict each other: set one',
     ),
   ],
 )
-def test_impossible_subsets_are_refused(arguments, message):
+def test_invalid_subsets_are_refused(arguments, message):
   with pytest.raises(ValueError, match=f'^{message}'):
     splits.Subset(**arguments)
 
 
-def test_more_labels_than_images():
+def test_more_labels_than_images_are_refused():
   with pytest.raises(errors.UserError) as caught:
     splits.Subset(labels=81).labeled_indices(names(80))
   assert str(caught.value) == (
-    '81 labeled images were asked for, the split has 80: ask for fewer'
+    'labels: expected at most the 80 images of the split, got 81'
   )
 
 
-def test_runs_of_a_seed_are_other_subsets():
+def test_runs_of_a_seed_differ():
   subsets = [
     splits.Subset(labels=100, seed=0, run=run).labeled_indices(names(2975))
     for run in range(4)
@@ -170,25 +170,26 @@ def test_a_list_names_its_images(tmp_path, ids, lines, expected):
 @pytest.mark.parametrize(
   ('lines', 'message'),
   [
-    ('', 'list: {0} is empty: expected an image a line'),
+    ('', 'list: expected an image per line, got the empty file {0}'),
     (
       'x\n',
-      "list: {0} has the line 'x', which names 2 images of the split (its "
-      "names are like 'a/x')",
+      "list: expected one image per line, as 'a/x', got 'x' in {0}, which "
+      'names 2 images of the split',
     ),
     (
       'd\n',
-      "list: {0} has the line 'd', which names no image of the split (its "
-      "names are like 'a/x')",
+      "list: expected one image per line, as 'a/x', got 'd' in {0}, which "
+      'names no image of the split',
     ),
     (
       'c\nc.png\n',
-      "list: {0} has 'c.png' and 'c', which are the same image",
+      "list: expected every image once, got 'c' and 'c.png' in {0}, which are "
+      'the same image',
     ),
     (None, 'list: cannot read {0}: '),
   ],
 )
-def test_lists_that_cannot_be_followed(tmp_path, lines, message):
+def test_invalid_lists_are_refused(tmp_path, lines, message):
   path = tmp_path / 'labeled.txt'
   if lines is not None:
     path.write_text(lines)
@@ -197,7 +198,7 @@ def test_lists_that_cannot_be_followed(tmp_path, lines, message):
   assert str(caught.value).startswith(message.format(path))
 
 
-def test_a_list_and_a_share_contradict_each_other():
+def test_a_list_with_a_fraction_is_refused():
   with pytest.raises(ValueError, match=r'list=x and fraction=0\.5 contradict'):
     splits.Subset(fraction=0.5, list='x')
 
@@ -208,7 +209,9 @@ def test_a_list_of_another_length_than_expected_is_refused(tmp_path):
   ids = ['a', 'b', 'c']
   chosen = splits.Subset(labels=2, list=str(path)).labeled_indices(ids)
   np.testing.assert_array_equal(chosen, [0, 1])
-  with pytest.raises(errors.UserError, match='names 2 images, but labels=3: '):
+  with pytest.raises(
+    errors.UserError, match='expected 3 images as labels=3, got 2'
+  ):
     splits.Subset(labels=3, list=str(path)).labeled_indices(ids)
 
 
@@ -216,16 +219,20 @@ def test_held_out_images_are_never_labeled():
   ids = [f'{i}' for i in range(40)]
   for labels in (5, 30):
     subset = splits.Subset(labels=labels, held_out=10, seed=3)
-    chosen, held = subset.labeled_indices(ids), subset.held_out_indices(ids)
-    assert (len(chosen), len(held)) == (labels, 10)
-    assert not {*chosen} & {*held}
+    chosen, held_out = subset.labeled_indices(ids), subset.held_out_indices(ids)
+    assert (len(chosen), len(held_out)) == (labels, 10)
+    assert not {*chosen} & {*held_out}
     # To hold images out changes nothing of what is labeled.
     alone = splits.Subset(labels=labels, seed=3).labeled_indices(ids)
     np.testing.assert_array_equal(chosen, alone)
   assert len(splits.Subset(held_out=10).labeled_indices(ids)) == 30
-  with pytest.raises(errors.UserError, match='40, 10 of them held out'):
+  with pytest.raises(
+    errors.UserError, match='40 images of the split without 10 held out'
+  ):
     splits.Subset(labels=31, held_out=10).labeled_indices(ids)
-  with pytest.raises(errors.UserError, match='expected subset.held_out above'):
+  with pytest.raises(
+    errors.UserError, match=r'subset\.held_out: expected above 0'
+  ):
     splits.Subset(labels=3).held_out_indices(ids)
 
 
@@ -235,5 +242,5 @@ def test_held_out_images_are_not_listed(tmp_path):
   names.write_text('1\n4\n7\n')
   subset = splits.Subset(list=str(names), held_out=6)
   assert subset.held_out_indices(ids).tolist() == [0, 2, 3, 5, 6, 8]
-  with pytest.raises(errors.UserError, match='only 6 images are not labeled'):
+  with pytest.raises(errors.UserError, match='held_out: expected at most 6, '):
     splits.Subset(list=str(names), held_out=7).held_out_indices(ids)

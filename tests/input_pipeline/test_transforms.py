@@ -46,64 +46,64 @@ def pixels(example):
 
 def test_resize_nearest_from_513_to_129():
   index = np.arange(513, dtype=np.int16)
-  found = transforms.resize_nearest(np.stack([index] * 2), (1, 129))[0]
-  assert found[:6].tolist() == [0, 3, 7, 11, 15, 19]
-  assert found[-5:].tolist() == [493, 497, 501, 505, 509]
+  actual = transforms.resize_nearest(np.stack([index] * 2), (1, 129))[0]
+  assert actual[:6].tolist() == [0, 3, 7, 11, 15, 19]
+  assert actual[-5:].tolist() == [493, 497, 501, 505, 509]
   column = transforms.resize_nearest(index[:, None], (129, 1))[:, 0]
-  np.testing.assert_array_equal(column, found)
+  np.testing.assert_array_equal(column, actual)
 
 
 def test_resize_nearest_halves_to_even_pixels():
   index = np.arange(224, dtype=np.int16)[None]
-  found = transforms.resize_nearest(index, (1, 112))
-  assert found[0].tolist() == list(range(0, 224, 2))
+  actual = transforms.resize_nearest(index, (1, 112))
+  assert actual[0].tolist() == list(range(0, 224, 2))
 
 
 def test_resize_nearest_doubles_by_repeating():
   label = np.array([[1, -1], [3, 4]], np.int16)
-  found = transforms.resize_nearest(label, (4, 2))
-  assert found.tolist() == [[1, -1], [1, -1], [3, 4], [3, 4]]
-  assert found.dtype == np.int16
+  actual = transforms.resize_nearest(label, (4, 2))
+  assert actual.tolist() == [[1, -1], [1, -1], [3, 4], [3, 4]]
+  assert actual.dtype == np.int16
 
 
-def test_resize_nearest_equals_a_slow_loop():
+def test_resize_nearest_equals_a_loop_in_exact_fractions():
   for rng in draws(20):
     height, width, *size = rng.integers(1, 40, 4).tolist()
     label = rng.integers(-1, 900, (height, width), np.int16)
-    found = transforms.resize_nearest(label, tuple(size))
-    assert found.shape == tuple(size)
+    actual = transforms.resize_nearest(label, tuple(size))
+    assert actual.shape == tuple(size)
     for i in range(size[0]):
       for j in range(size[1]):
         row = math.floor(fractions.Fraction(i * height, size[0]))
         column = math.floor(fractions.Fraction(j * width, size[1]))
-        assert found[i, j] == label[row, column]
+        assert actual[i, j] == label[row, column]
 
 
-def test_resize_bilinear_has_its_samples_between_pixels():
+def test_resize_bilinear_has_half_pixel_centers():
   # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
-  found = transforms.resize_bilinear(rgb([[0, 100]]), (1, 4))
-  np.testing.assert_allclose(found[0, :, 1], [0, 25, 75, 100], atol=1)
+  actual = transforms.resize_bilinear(rgb([[0, 100]]), (1, 4))
+  np.testing.assert_allclose(actual[0, :, 1], [0, 25, 75, 100], atol=1)
   # A fourth: at 1.5, between the inner pixels; the outer ones are not seen.
-  found = transforms.resize_bilinear(rgb([[0, 40, 80, 200]]), (1, 1))
-  np.testing.assert_allclose(found, 60, atol=1)
+  actual = transforms.resize_bilinear(rgb([[0, 40, 80, 200]]), (1, 1))
+  np.testing.assert_allclose(actual, 60, atol=1)
 
 
 def test_resize_of_an_example(example):
-  found = transforms.resize(example, (4, 3))
+  actual = transforms.resize(example, (4, 3))
   # Rows at -0.25, 0.25, 0.75 and 1.25: 10 + 0, 7.5, 22.5, 30.
   np.testing.assert_allclose(
-    found['image'][:, 0, 0].astype(int), [10, 17.5, 32.5, 40], atol=1
+    actual['image'][:, 0, 0].astype(int), [10, 17.5, 32.5, 40], atol=1
   )
-  assert found['label'].tolist() == [[1, 2, 3]] * 2 + [[4, 5, 6]] * 2
-  assert found['id'] == b'a'
+  assert actual['label'].tolist() == [[1, 2, 3]] * 2 + [[4, 5, 6]] * 2
+  assert actual['id'] == b'a'
   unchanged = transforms.resize(example, (2, 3))
   assert pixels(unchanged) == pixels(example)
 
 
 def test_crop_inside(example):
-  found = transforms.crop(example, transforms.Box(1, 1, 1, 2))
-  assert pixels(found) == ([[50, 60]], [[5, 6]])
-  assert found['id'] == b'a'
+  actual = transforms.crop(example, transforms.Box(1, 1, 1, 2))
+  assert pixels(actual) == ([[50, 60]], [[5, 6]])
+  assert actual['id'] == b'a'
 
 
 @pytest.mark.parametrize(
@@ -141,28 +141,28 @@ def test_crop_inside(example):
   ],
 )
 def test_crop_outside_is_padding(example, box, image, label):
-  found = transforms.crop(example, transforms.Box(*box))
-  assert pixels(found) == (image, label)
+  actual = transforms.crop(example, transforms.Box(*box))
+  assert pixels(actual) == (image, label)
 
 
 def test_crop_without_a_label(example):
-  found = transforms.crop(
+  actual = transforms.crop(
     {'image': example['image']}, transforms.Box(0, 2, 1, 2)
   )
-  assert set(found) == {'image'}
-  np.testing.assert_array_equal(found['image'], rgb([[30, 127]]))
+  assert set(actual) == {'image'}
+  np.testing.assert_array_equal(actual['image'], rgb([[30, 127]]))
 
 
-def test_flip(example):
-  found = transforms.flip(example)
-  assert pixels(found) == (
+def test_horizontal_flips_reverse_the_columns(example):
+  actual = transforms.flip(example)
+  assert pixels(actual) == (
     [[30, 20, 10], [60, 50, 40]],
     [[3, 2, 1], [6, 5, 4]],
   )
-  assert found['id'] == b'a'
+  assert actual['id'] == b'a'
 
 
-def test_vertical_flips_turn_rows_round(example):
+def test_vertical_flips_reverse_the_rows(example):
   image, label = pixels(transforms.flip(example, 'vertical'))
   before_image, before_label = pixels(example)
   assert image == before_image[::-1]
@@ -170,11 +170,11 @@ def test_vertical_flips_turn_rows_round(example):
   always = transforms.RandomFlip(1.0, ('horizontal', 'vertical'))
   image, _ = pixels(always(example, np.random.default_rng(0)))
   assert image == [row[::-1] for row in before_image[::-1]]
-  with pytest.raises(ValueError, match='kinds: found .* expected some of'):
+  with pytest.raises(ValueError, match='kinds: expected some of .* got'):
     transforms.RandomFlip(0.5, ('sideways',))
 
 
-def test_random_flip_is_as_frequent_as_asked(example):
+def test_random_flip_has_the_given_probability(example):
   for probability in (0.0, 0.3, 1.0):
     flip = transforms.RandomFlip(probability)
     flipped = 0
@@ -187,12 +187,12 @@ def test_random_flip_is_as_frequent_as_asked(example):
     assert flipped / 500 == pytest.approx(probability, abs=tolerance)
 
 
-def test_sample_crop_reaches_every_place_alike():
+def test_sample_crop_is_uniform_over_places():
   # Three rows to spare; two columns too few.
-  found = [transforms.sample_crop(rng, (8, 5), (5, 7)) for rng in draws(1200)]
+  actual = [transforms.sample_crop(rng, (8, 5), (5, 7)) for rng in draws(1200)]
   places = {(top, left) for top in range(4) for left in (-2, -1, 0)}
   counts = {place: 0 for place in places}
-  for box in found:
+  for box in actual:
     assert (box.height, box.width) == (5, 7)
     counts[box.top, box.left] += 1
   # 100 each; a standard deviation is 9.6.
@@ -202,15 +202,15 @@ def test_sample_crop_reaches_every_place_alike():
 def test_random_crop_of_a_larger_image_is_a_part_of_it(example):
   crop = transforms.RandomCrop((1, 2))
   expected = {(10, 20), (20, 30), (40, 50), (50, 60)}
-  found = set()
+  actual = set()
   for rng in draws(60):
     (image,), (label,) = pixels(crop(example, rng))
     assert image == [10 * i for i in label]
-    found.add(tuple(image))
-  assert found == expected
+    actual.add(tuple(image))
+  assert actual == expected
 
 
-def test_random_crop_of_a_small_image_holds_all_of_it(example):
+def test_random_crop_of_a_small_image_contains_all_of_it(example):
   crop = transforms.RandomCrop((4, 4))
   places = set()
   for rng in draws(100):
@@ -225,24 +225,24 @@ def test_random_crop_of_a_small_image_holds_all_of_it(example):
   assert places == {(t, x) for t in (0, 1, 2) for x in (0, 1)}
 
 
-def test_crops_can_fill_as_the_papers_do(example):
+def test_fill_paper_pads_with_the_mean_color_and_class_0(example):
   crop = transforms.RandomCrop((3, 6), centered=True, fill='paper')
-  found = crop(example, np.random.default_rng(0))
+  actual = crop(example, np.random.default_rng(0))
   # A row is missing and three columns: 0 before and 1 after, 1 and 2.
-  assert found['label'].tolist() == [
+  assert actual['label'].tolist() == [
     [0, 1, 2, 3, 0, 0],
     [0, 4, 5, 6, 0, 0],
     [0, 0, 0, 0, 0, 0],
   ]
-  assert found['image'][0, 0].tolist() == [124, 116, 104]
-  assert found['image'][2].tolist() == [[124, 116, 104]] * 6
-  assert found['image'][1, 1:4, 0].tolist() == [40, 50, 60]
+  assert actual['image'][0, 0].tolist() == [124, 116, 104]
+  assert actual['image'][2].tolist() == [[124, 116, 104]] * 6
+  assert actual['image'][1, 1:4, 0].tolist() == [40, 50, 60]
 
 
-def test_centered_crops_of_large_images_are_anywhere(example):
+def test_centered_crops_of_large_images_are_at_random_places(example):
   crop = transforms.RandomCrop((1, 2), centered=True)
-  found = {tuple(crop(example, rng)['label'][0]) for rng in draws(60)}
-  assert found == {(1, 2), (2, 3), (4, 5), (5, 6)}
+  actual = {tuple(crop(example, rng)['label'][0]) for rng in draws(60)}
+  assert actual == {(1, 2), (2, 3), (4, 5), (5, 6)}
 
 
 def test_random_scales_are_uniform_or_balanced():
@@ -252,8 +252,8 @@ def test_random_scales_are_uniform_or_balanced():
     )
     for kind in (False, True)
   )
-  for found in (uniform, balanced):
-    assert 0.5 <= found.min() < 0.51 and 1.99 < found.max() <= 2.0
+  for actual in (uniform, balanced):
+    assert 0.5 <= actual.min() < 0.51 and 1.99 < actual.max() <= 2.0
   # A third of [0.5, 2] is below 1; a standard deviation is 0.009.
   assert abs(np.mean(uniform < 1) - 1 / 3) < 0.03
   assert abs(np.mean(balanced < 1) - 1 / 2) < 0.03
@@ -263,8 +263,8 @@ def test_random_scales_are_uniform_or_balanced():
 
 def test_a_scaled_crop_resizes_then_cuts(example):
   crop = transforms.RandomCrop((4, 6), scales=(2.0, 2.0))
-  found = crop(example, np.random.default_rng(0))
-  assert found['label'].tolist() == [
+  actual = crop(example, np.random.default_rng(0))
+  assert actual['label'].tolist() == [
     [1, 1, 2, 2, 3, 3],
     [1, 1, 2, 2, 3, 3],
     [4, 4, 5, 5, 6, 6],
@@ -286,7 +286,7 @@ def test_short_side_keeps_the_aspect(example):
   assert resized['label'].tolist() == [[1]]  # 3 · 1 // 2 rows.
 
 
-def test_center_crop_cuts_or_fills(example):
+def test_center_crop_cuts_or_pads(example):
   rng = np.random.default_rng(0)
   cut = transforms.CenterCrop((1, 1))(example, rng)
   assert pixels(cut) == ([[20]], [[2]])
@@ -305,22 +305,25 @@ def test_center_crop_cuts_or_fills(example):
   [
     (
       lambda: transforms.RandomCrop((4, 4), scales=(2.0, 1.0)),
-      r'scales: found \(2.0, 1.0\)',
+      r'scales: expected 0 < low <= high, got \(2.0, 1.0\)',
     ),
     (
       lambda: transforms.RandomCrop((4, 4), scales=(1.5, 2.0), balanced=True),
-      r'scales: found \(1.5, 2.0\) with balanced=True',
+      r'scales: expected .* with balanced=True, got \(1.5, 2.0\)',
     ),
     (
       lambda: transforms.RandomCrop((4, 4), fill='black'),
-      "fill: found 'black', expected one of",
+      "fill: expected one of .* got 'black'",
     ),
-    (lambda: transforms.ShortSide(0), 'length: found 0'),
-    (lambda: transforms.CenterCrop((0, 4)), r'size: found \(0, 4\)'),
-    (lambda: transforms.Fill((0, 0, 256)), r'image: found \(0, 0, 256\)'),
+    (lambda: transforms.ShortSide(0), 'length: expected >= 1, got 0'),
+    (lambda: transforms.CenterCrop((0, 4)), r'size: expected .* got \(0, 4\)'),
+    (
+      lambda: transforms.Fill((0, 0, 256)),
+      r'image: expected .* got \(0, 0, 256\)',
+    ),
   ],
 )
-def test_impossible_crops_are_refused(make, message):
+def test_invalid_crops_are_refused(make, message):
   with pytest.raises(ValueError, match=message):
     make()
 
@@ -337,7 +340,7 @@ def test_inception_box_is_within_its_ranges():
     assert (w - 0.5) / (h + 0.5) <= 4 / 3
 
 
-def test_inception_box_reaches_every_place_alike():
+def test_inception_box_is_uniform_over_places():
   # A third of the area is a box of 2x2.
   counts = {(top, left): 0 for top in range(2) for left in range(3)}
   for rng in draws(600):
@@ -385,7 +388,7 @@ def test_inception_box_is_uniform_in_area_and_log_aspect():
     ((2, 2), (9.0, 9.0), (0, 0, 1, 2)),  # At least a pixel high.
   ],
 )
-def test_inception_box_of_an_impossible_aspect_is_central(
+def test_inception_box_of_an_impossible_aspect_is_centered(
   image, aspect, expected
 ):
   # No box of the whole area has such an aspect.
@@ -394,10 +397,10 @@ def test_inception_box_of_an_impossible_aspect_is_central(
     assert box == expected
 
 
-def test_inception_crop_takes_the_whole_image_if_told_so(example):
+def test_inception_crop_of_the_whole_area_is_the_image(example):
   crop = transforms.InceptionCrop((2, 3), area=(1.0, 1.0), aspect=(1.5, 1.5))
-  found = crop(example, np.random.default_rng(0))
-  assert pixels(found) == pixels(example)
+  actual = crop(example, np.random.default_rng(0))
+  assert pixels(actual) == pixels(example)
 
 
 def test_inception_crop_shows_its_box():
@@ -410,13 +413,13 @@ def test_inception_crop_shows_its_box():
       np.random.default_rng(seed), (40, 40), (0.2, 0.5), (3 / 4, 4 / 3)
     )
     assert top + h <= 40
-    found = crop(example, np.random.default_rng(seed))
-    assert found['image'].shape == (16, 24, 3)
+    actual = crop(example, np.random.default_rng(seed))
+    assert actual['image'].shape == (16, 24, 3)
     at = np.clip((np.arange(24) + 0.5) * w / 24 - 0.5, 0, w - 1) + left
     expected = np.tile(6 * at, (16, 1))
-    np.testing.assert_allclose(found['image'][..., 2], expected, atol=1)
+    np.testing.assert_allclose(actual['image'][..., 2], expected, atol=1)
     columns = [left + j * w // 24 for j in range(24)]
-    assert found['label'].tolist() == [columns] * 16
+    assert actual['label'].tolist() == [columns] * 16
 
 
 @pytest.fixture
@@ -471,7 +474,7 @@ def test_image_and_label_stay_aligned_when_scaled(blocks):
     np.testing.assert_array_equal(red[2:-2, 2:-2][inside], expected[inside])
 
 
-def test_decode():
+def test_decode_returns_image_labels_tags_size_and_id():
   image = np.array([[[255, 0, 7], [1, 2, 3]]], np.uint8)
   record = {
     'image': png(image),
@@ -480,33 +483,33 @@ def test_decode():
     'id': b'val/n0_1',
   }
   rng = np.random.default_rng(0)
-  found = transforms.Decode(919, ('label', 'tags'))(record, rng)
-  assert set(found) == {'image', 'label', 'tags', 'size', 'id'}
-  np.testing.assert_array_equal(found['image'], image)
-  assert found['label'].dtype == np.int16
-  assert found['label'].tolist() == [[-1, 918]]
-  assert found['tags'].dtype == bool
-  assert found['tags'].shape == (919,)
-  assert np.flatnonzero(found['tags']).tolist() == [2, 918]
-  assert found['size'].dtype == np.int32
-  assert found['size'].tolist() == [1, 2]
-  assert found['id'].dtype.kind == 'S'
-  assert found['id'] == b'val/n0_1'
+  actual = transforms.Decode(919, ('label', 'tags'))(record, rng)
+  assert set(actual) == {'image', 'label', 'tags', 'size', 'id'}
+  np.testing.assert_array_equal(actual['image'], image)
+  assert actual['label'].dtype == np.int16
+  assert actual['label'].tolist() == [[-1, 918]]
+  assert actual['tags'].dtype == bool
+  assert actual['tags'].shape == (919,)
+  assert np.flatnonzero(actual['tags']).tolist() == [2, 918]
+  assert actual['size'].dtype == np.int32
+  assert actual['size'].tolist() == [1, 2]
+  assert actual['id'].dtype.kind == 'S'
+  assert actual['id'] == b'val/n0_1'
   assert rng.random() == np.random.default_rng(0).random()
 
 
-def test_decode_takes_the_shift_off_labels():
+def test_decode_shifts_labels_back():
   # As a record's PNG has them: 0 is ignored, 1 is class 0.
   record = {
     'image': png(rgb([[0, 0, 0]])),
     'label': png(np.array([[0, 1, 254]], np.uint8)),
     'id': b'a',
   }
-  found = transforms.Decode(254)(record, np.random.default_rng(0))
-  assert found['label'].tolist() == [[-1, 0, 253]]
+  actual = transforms.Decode(254)(record, np.random.default_rng(0))
+  assert actual['label'].tolist() == [[-1, 0, 253]]
 
 
-def test_decode_keeps_what_it_is_told_to():
+def test_decode_keeps_the_chosen_kinds_of_label():
   record = {
     'image': png(rgb([[0]])),
     'label': records.encode_label(np.array([[1]]), 2),
@@ -520,11 +523,11 @@ def test_decode_keeps_what_it_is_told_to():
   assert 'label' not in tagged
   assert tagged['tags'].tolist() == [False, False]
   bare = {'image': record['image'], 'id': b'a'}
-  found = transforms.Decode(2, ('label', 'tags'))(bare, rng)
-  assert set(found) == {'image', 'size', 'id'}
+  actual = transforms.Decode(2, ('label', 'tags'))(bare, rng)
+  assert set(actual) == {'image', 'size', 'id'}
 
 
-def test_decode_of_a_damaged_image():
+def test_decode_refuses_a_damaged_image():
   record = {'image': png(rgb([[0]]))[:20], 'id': b'a'}
   with pytest.raises(errors.UserError, match='an image of 20 bytes cannot be'):
     transforms.Decode(2)(record, np.random.default_rng(0))
@@ -533,42 +536,51 @@ def test_decode_of_a_damaged_image():
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: transforms.Resize((0, 4)), r'size: found \(0, 4\), expected'),
-    (lambda: transforms.RandomCrop((4, -1)), r'size: found \(4, -1\)'),
-    (lambda: transforms.InceptionCrop((0, 0)), r'size: found \(0, 0\)'),
+    (
+      lambda: transforms.Resize((0, 4)),
+      r'size: expected \(height, width\) >= 1, got \(0, 4\)',
+    ),
+    (
+      lambda: transforms.RandomCrop((4, -1)),
+      r'size: expected .* got \(4, -1\)',
+    ),
+    (
+      lambda: transforms.InceptionCrop((0, 0)),
+      r'size: expected .* got \(0, 0\)',
+    ),
     (
       lambda: transforms.InceptionCrop((4, 4), area=(0.0, 1.0)),
-      r'area: found \(0\.0, 1\.0\), expected 0 < low <= high <= 1',
+      r'area: expected 0 < low <= high <= 1, got \(0\.0, 1\.0\)',
     ),
     (
       lambda: transforms.InceptionCrop((4, 4), area=(0.9, 0.3)),
-      r'area: found \(0\.9, 0\.3\)',
+      r'area: expected .* got \(0\.9, 0\.3\)',
     ),
     (
       lambda: transforms.InceptionCrop((4, 4), area=(0.3, 1.1)),
-      r'area: found \(0\.3, 1\.1\)',
+      r'area: expected .* got \(0\.3, 1\.1\)',
     ),
     (
       lambda: transforms.InceptionCrop((4, 4), aspect=(2.0, 1.0)),
-      r'aspect: found \(2\.0, 1\.0\), expected 0 < low <= high',
+      r'aspect: expected 0 < low <= high, got \(2\.0, 1\.0\)',
     ),
     (
       lambda: transforms.RandomFlip(1.5),
-      r'probability: found 1\.5, expected 0 to 1',
+      r'probability: expected 0 to 1, got 1\.5',
     ),
     (
       lambda: transforms.Decode(3, ('labels',)),
-      r"keep: found \('labels',\), expected some of \('label', 'tags'\)",
+      r"keep: expected some of \('label', 'tags'\), got \('labels',\)",
     ),
   ],
 )
-def test_impossible_arguments_are_named(make, message):
+def test_invalid_arguments_are_named(make, message):
   with pytest.raises(ValueError, match=f'^{message}'):
     make()
 
 
 @pytest.mark.parametrize('name', sorted(transforms.CROPS))
-def test_a_generator_decides_all_also_after_pickling(blocks, name):
+def test_the_generator_determines_the_result_also_after_pickling(blocks, name):
   transform = transforms.Compose(
     (
       transforms.Decode(12),
@@ -584,6 +596,6 @@ def test_a_generator_decides_all_also_after_pickling(blocks, name):
     assert example['image'].shape == (24, 24, 3)
     return example['image'].tobytes() + example['label'].tobytes()
 
-  found = [run(transform, seed) for seed in range(8)]
-  assert [run(sent, seed) for seed in range(8)] == found
-  assert len(set(found)) > (1 if name in ('resize', 'center') else 4)
+  actual = [run(transform, seed) for seed in range(8)]
+  assert [run(sent, seed) for seed in range(8)] == actual
+  assert len(set(actual)) > (1 if name in ('resize', 'center') else 4)

@@ -7,13 +7,13 @@ import pytest
 
 _PROGRAM = """
 import os
-from input_pipeline import command_line
+from runtime import exit_status
 
 def main():
   {body}
   return 3
 
-command_line.run(main)
+exit_status.run(main)
 """
 _PRINTS = 'for n in range(100_000): print(n, flush={flush})'
 # A pipe of the program's own, whose reader has gone.
@@ -32,14 +32,14 @@ def _run(body, tail='| cat', **environ):
   )
 
 
-def test_the_status_of_main_is_that_of_the_process():
+def test_the_process_exits_with_the_status_of_main():
   done = _run('print("all")')
   assert (done.stdout, done.stderr) == ('all\n3\n', '')
 
 
 @pytest.mark.parametrize('flush', [False, True])
 @pytest.mark.parametrize('unbuffered', ['', '1'])
-def test_a_closed_pipe_ends_it_quietly(unbuffered, flush):
+def test_a_closed_stdout_ends_the_process_silently(unbuffered, flush):
   body = _PRINTS.format(flush=flush)
   done = _run(body, '| head -1', PYTHONUNBUFFERED=unbuffered)
   assert (done.stdout, done.stderr) == ('0\n141\n', '')

@@ -16,19 +16,21 @@ from segcore.train import checkpoint, tensorboard
 from segcore.weights import checkpoint_reader
 
 
-def test_addresses_and_paths_are_told_apart(monkeypatch):
+def test_parse_path_distinguishes_buckets_from_local_paths(monkeypatch):
   monkeypatch.setattr(files, '_is_installed', lambda package: False)
   assert files.parse_path('a/b', '') == pathlib.Path('a/b')
   assert files.parse_path('~/b', '') == pathlib.Path.home() / 'b'
   with pytest.raises(errors.UserError, match='needs a package: pip install'):
     files.parse_path('gs://bucket/run', '--workdir')
-  with pytest.raises(errors.UserError, match='--workdir: found s4://b'):
+  with pytest.raises(
+    errors.UserError, match='--workdir: expected a folder or gs.* got s4://b'
+  ):
     files.parse_path('s4://b', '--workdir')
   monkeypatch.setattr(files, '_is_installed', lambda package: True)
-  found = files.parse_path('gs://bucket/run', '--workdir')
-  assert str(found / 'a') == 'gs://bucket/run/a'
-  assert not files.is_local(found)
-  assert str(files.absolute(found)) == 'gs://bucket/run'
+  actual = files.parse_path('gs://bucket/run', '--workdir')
+  assert str(actual / 'a') == 'gs://bucket/run/a'
+  assert not files.is_local(actual)
+  assert str(files.absolute(actual)) == 'gs://bucket/run'
 
 
 def test_files_are_written_and_listed(folder):
@@ -48,19 +50,19 @@ def test_files_are_written_and_listed(folder):
   assert [*files.walk(folder)] == [folder / 'b']
 
 
-def test_a_file_that_is_not_finished_is_as_it_was(folder):
+def test_an_unfinished_write_keeps_the_old_file(folder):
   path = folder / 'deep' / 'x'
   for before in ((), ('x',)):
     with pytest.raises(ZeroDivisionError), files.atomic_file(path) as file:
       file.write(b'half')
       raise ZeroDivisionError
-    found = path.parent.iterdir() if path.parent.exists() else ()
-    assert tuple(entry.name for entry in found) == before
+    actual = path.parent.iterdir() if path.parent.exists() else ()
+    assert tuple(entry.name for entry in actual) == before
     files.write(path, 'old')
   assert path.read_text() == 'old'
 
 
-def test_a_metrics_file_goes_on_where_the_checkpoint_was(folder):
+def test_a_metrics_file_continues_at_the_checkpoint(folder):
   folder.mkdir(parents=True)
   path = folder / 'metrics.jsonl'
   log = metrics_file.MetricsFile(path, step=0)
@@ -72,11 +74,11 @@ def test_a_metrics_file_goes_on_where_the_checkpoint_was(folder):
   assert [x['step'] for x in metrics_file.read(path)] == [1, 2]
   log.write(3, {'loss': 2.0})
   log.flush()
-  found = metrics_file.read(path)
-  assert [(x['step'], x['loss']) for x in found] == [(1, 1), (2, 1), (3, 2)]
+  actual = metrics_file.read(path)
+  assert [(x['step'], x['loss']) for x in actual] == [(1, 1), (2, 1), (3, 2)]
 
 
-def test_pictures_and_events_are_the_same_bytes_as_here(folder, tmp_path):
+def test_pictures_and_events_in_a_bucket_have_the_same_bytes(folder, tmp_path):
   folder.mkdir(parents=True)
   picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
   panels.write_png(folder / 'a.png', picture)
@@ -92,7 +94,7 @@ def test_pictures_and_events_are_the_same_bytes_as_here(folder, tmp_path):
   assert b'loss' in first
   assert path.read_bytes().startswith(first)
   assert len(path.read_bytes()) > len(first)
-  # A restart waits for a later name, and says so to TensorBoard.
+  # A restart waits for a later name, and marks it for TensorBoard.
   with tensorboard.SummaryWriter(folder / 'events', resume_step=1):
     pass
   names = sorted(p.name for p in (folder / 'events').iterdir())
@@ -121,8 +123,8 @@ def test_checkpoints_are_kept_restored_and_set_aside(folder):
     state(0),
   )
   with checkpoint.Checkpoints(folder) as saved:
-    step, found = saved.restore(spec)
-    assert (step, int(found['step']), float(found['w'][5, 5])) == (2, 2, 2.0)
+    step, actual = saved.restore(spec)
+    assert (step, int(actual['step']), float(actual['w'][5, 5])) == (2, 2, 2.0)
     saved.save(3, state(4))
     saved.wait()
   assert (folder / 'damaged-3').is_dir()
@@ -155,7 +157,7 @@ def test_stages_run_once_and_are_verified(folder):
     stage.require_finished(folder / 'one', 'two')
 
 
-def test_the_fake_is_no_file_system(objects):
+def test_the_fake_bucket_does_not_append_or_rename(objects):
   with pytest.raises(NotImplementedError):
     epath.Path('gs://bucket/a').open('a')
   epath.Path('gs://bucket/b/c').mkdir(parents=True)

@@ -15,7 +15,7 @@ class Inner:
 
   def __post_init__(self):
     if self.rate < 0:
-      raise ValueError(f'rate: found {self.rate}, expected 0 or more')
+      raise ValueError(f'rate: expected 0 or more, got {self.rate}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,15 @@ class Outer:
   flag: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  kind: str
+  inner: Inner
+  maybe: Inner | None = None
+  others: tuple[Inner, ...] = (Inner(3.0, (4,)),)
+  free: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def config(**fields):
   return ml_collections.ConfigDict(
     {'kind': 'a', 'inner': {'rate': 1}, **fields}
@@ -35,18 +44,43 @@ def config(**fields):
 
 
 def test_builds_nested_blocks_and_widens_ints():
-  found = options.build(
+  actual = options.build(
     Outer,
     config(inner={'rate': 2, 'sizes': (3, 4)}, pair=(1, 2), free={'x': 1}),
     'config',
   )
   expected = Outer('a', Inner(2.0, (3, 4)), pair=(1.0, 2.0), free={'x': 1})
-  assert found == expected
-  assert isinstance(found.inner.rate, float)
+  assert actual == expected
+  assert isinstance(actual.inner.rate, float)
+
+
+def test_completes_a_block_with_defaults():
+  completed = options.complete(Whole, config(maybe={'rate': 2.0}))
+  assert completed == {
+    'kind': 'a',
+    'inner': {'rate': 1, 'sizes': ()},
+    'maybe': {'rate': 2.0, 'sizes': ()},
+    'others': ({'rate': 3.0, 'sizes': (4,)},),
+    'free': {},
+  }
+  # What no mapping is, and unknown fields, are left for `build` to refuse.
+  assert options.complete(Whole, 3) == 3
+  broken = options.complete(Whole, config(iner={'rate': 1}))
+  with pytest.raises(errors.UserError, match='did you mean inner'):
+    options.build(Whole, broken, 'config')
+
+
+@pytest.mark.parametrize('fields', [{}, {'maybe': {'rate': 1}}, {'others': ()}])
+def test_complete_blocks_build_the_same(fields):
+  block = config(**fields)
+  completed = options.complete(Whole, block)
+  assert options.build(Whole, completed, 'config') == options.build(
+    Whole, block, 'config'
+  )
 
 
 @pytest.mark.parametrize('value', [None, 7, (1, 2, 3)])
-def test_unions_take_each_of_their_kinds(value):
+def test_unions_accept_each_alternative(value):
   assert options.build(Outer, config(maybe=value), 'config').maybe == value
 
 
@@ -59,27 +93,33 @@ def test_unions_take_each_of_their_kinds(value):
       r'config\.inner\.size: unknown name, did you mean sizes\?',
     ),
     ({'inner': {}}, r'config\.inner\.rate: missing'),
-    ({'inner': {'rate': 'x'}}, r"config\.inner\.rate: found 'x' \(str\)"),
-    ({'inner': {'rate': True}}, r'found True \(bool\), expected float'),
-    ({'inner': {'rate': -1}}, r'config\.inner: rate: found -1\.0'),
-    ({'inner': 3}, r'config\.inner: found 3, expected a block of fields'),
-    ({'kind': 'c'}, r"config\.kind: found 'c' .* expected one of 'a', 'b'"),
-    ({'pair': (1, 2, 3)}, r'config\.pair: .* expected 2 values'),
-    ({'pair': (1, 'x')}, r"config\.pair\[1\]: found 'x'"),
-    ({'maybe': 'x'}, r"config\.maybe: found 'x' .* expected int or tuple"),
-    ({'flag': 1}, r'config\.flag: found 1 \(int\), expected bool'),
+    (
+      {'inner': {'rate': 'x'}},
+      r"config\.inner\.rate: expected float, got 'x' \(str\)",
+    ),
+    ({'inner': {'rate': True}}, r'expected float, got True \(bool\)'),
+    (
+      {'inner': {'rate': -1}},
+      r'config\.inner: rate: expected 0 or more, got -1\.0',
+    ),
+    ({'inner': 3}, r'config\.inner: expected a block of fields, got 3'),
+    ({'kind': 'c'}, r"config\.kind: expected one of 'a', 'b', got 'c'"),
+    ({'pair': (1, 2, 3)}, r'config\.pair: expected 2 values'),
+    ({'pair': (1, 'x')}, r"config\.pair\[1\]: expected float, got 'x'"),
+    ({'maybe': 'x'}, r"config\.maybe: expected int or tuple or None, got 'x'"),
+    ({'flag': 1}, r'config\.flag: expected bool, got 1 \(int\)'),
   ],
 )
-def test_a_wrong_field_is_named(fields, message):
+def test_the_error_names_the_wrong_field(fields, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     options.build(Outer, config(**fields), 'config')
   assert '\n' not in str(caught.value)
 
 
-def test_choose_takes_a_class_by_name():
+def test_build_named_selects_a_class_by_name():
   table = {'inner': Inner}
-  found = options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net')
-  assert found == Inner(1.0)
+  actual = options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net')
+  assert actual == Inner(1.0)
   with pytest.raises(errors.UserError, match='net.name: unknown name, did you'):
     options.build_named(table, {'name': 'iner'}, 'net')
   with pytest.raises(errors.UserError, match='net.name: missing'):

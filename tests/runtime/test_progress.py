@@ -20,11 +20,11 @@ def shown(monkeypatch, stream, seconds):
   return stream.getvalue().split('\r')[1:]
 
 
-def test_a_log_says_nothing_of_what_is_short(monkeypatch):
+def test_short_work_prints_nothing_to_a_log(monkeypatch):
   assert shown(monkeypatch, io.StringIO(), 1.0) == []
 
 
-def test_a_log_gets_a_line_a_minute(monkeypatch):
+def test_a_log_gets_a_line_per_minute(monkeypatch):
   before = progress.last_activity().time
   lines = shown(monkeypatch, io.StringIO(), 61.0)
   # Others see that this process goes on.
@@ -37,6 +37,6 @@ def test_a_log_gets_a_line_a_minute(monkeypatch):
   ]
 
 
-def test_a_terminal_gets_a_bar_at_once(monkeypatch):
+def test_a_terminal_gets_a_bar_immediately(monkeypatch):
   lines = shown(monkeypatch, Terminal(), 0.01)
   assert lines[0].startswith('preparing:   0%|')

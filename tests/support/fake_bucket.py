@@ -1,12 +1,12 @@
-"""A bucket in memory, behind both ways in which files in gs:// are reached.
+"""A bucket in memory, behind both interfaces to files in gs://.
 
   with fake_bucket.bucket() as objects:
     epath.Path('gs://bucket/a').write_text('b')
     assert objects == {'bucket/a': b'b'}
 
-etils asks fsspec, here for a file system of this module; TensorStore, with
-which Orbax writes arrays, speaks HTTP to a server of this module, which knows
-as much of Google's JSON API as it needs.
+etils uses fsspec, which gets a file system of this module; TensorStore, with
+which Orbax writes arrays, sends HTTP requests to a server of this module, which
+implements the part of Google's JSON API that is needed.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _TOKEN = 'GOOGLE_AUTH_TOKEN_FOR_TESTING'
 
 
 class Objects(dict):
-  """Content by name; each write counts up a generation."""
+  """Content by name; each write increments the generation of the object."""
 
   def __init__(self):
     super().__init__()
@@ -39,7 +39,7 @@ class Objects(dict):
 
 
 class _Written(io.BytesIO):
-  """Becomes an object when it is closed."""
+  """A file that becomes an object when it is closed."""
 
   def __init__(self, objects, name):
     super().__init__()
@@ -52,7 +52,7 @@ class _Written(io.BytesIO):
 
 
 class _Bucket(fsspec.AbstractFileSystem):
-  """Objects: whole when closed, never added to, without empty folders."""
+  """Objects that appear when closed; no appending, no empty folders."""
 
   protocol = ('gs', 'gcs')
   cachable = False
@@ -60,18 +60,18 @@ class _Bucket(fsspec.AbstractFileSystem):
 
   def ls(self, path, detail=True, **_):
     path = self._strip_protocol(path).rstrip('/')
-    found = {}
+    entries = {}
     for name in list(self.objects):
       if name == path:
-        found[name] = self._entry(name, 'file')
+        entries[name] = self._entry(name, 'file')
       elif name.startswith(f'{path}/'):
         first = name[len(path) + 1 :].split('/')[0]
         child = f'{path}/{first}'
         kind = 'file' if child == name else 'directory'
-        found[child] = self._entry(child, kind)
-    if not found:
+        entries[child] = self._entry(child, kind)
+    if not entries:
       raise FileNotFoundError(path)
-    return list(found.values()) if detail else sorted(found)
+    return list(entries.values()) if detail else sorted(entries)
 
   def _entry(self, name, kind):
     size = len(self.objects[name]) if kind == 'file' else 0
@@ -104,7 +104,7 @@ class _Bucket(fsspec.AbstractFileSystem):
 
   def _open(self, path, mode='rb', **_):
     if 'a' in mode or '+' in mode:
-      raise NotImplementedError('objects cannot be added to')
+      raise NotImplementedError('objects cannot be appended to')
     path = self._strip_protocol(path)
     if 'w' not in mode and path not in self.objects:
       raise FileNotFoundError(path)
@@ -114,7 +114,7 @@ class _Bucket(fsspec.AbstractFileSystem):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """Reading, writing, deleting and listing of objects."""
+  """Reads, writes, deletes and lists objects."""
 
   protocol_version = 'HTTP/1.1'
   objects: Objects
@@ -122,10 +122,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _parse(self):
     url = urllib.parse.urlsplit(self.path)
     parts = url.path.split('/')
-    at = parts.index('b') + 1
+    position = parts.index('b') + 1
     query = dict(urllib.parse.parse_qsl(url.query))
-    name = query.get('name') or urllib.parse.unquote('/'.join(parts[at + 2 :]))
-    return parts[at], f'{parts[at]}/{name}', query
+    name = query.get('name') or urllib.parse.unquote(
+      '/'.join(parts[position + 2 :])
+    )
+    return parts[position], f'{parts[position]}/{name}', query
 
   def _answer(self, code, body=b'', **headers):
     self.send_response(code)
@@ -156,8 +158,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._answer(200, json.dumps(self._meta(name)).encode())
     else:
       content, code = self.objects[name], 200
-      if wanted := self.headers.get('Range'):
-        first, _, last = wanted.removeprefix('bytes=').partition('-')
+      if byte_range := self.headers.get('Range'):
+        first, _, last = byte_range.removeprefix('bytes=').partition('-')
         size, code = len(content), 206
         end = min(int(last) + 1, size) if last else size
         content = content[int(first) : end]
@@ -170,8 +172,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def do_POST(self):
     _, name, query = self._parse()
     body = self.rfile.read(int(self.headers['Content-Length']))
-    now = self.objects.generations[name] if name in self.objects else 0
-    if query.get('ifGenerationMatch', str(now)) != str(now):
+    generation = self.objects.generations[name] if name in self.objects else 0
+    if query.get('ifGenerationMatch', str(generation)) != str(generation):
       self._answer(412)
       return
     self.objects[name] = body
@@ -188,7 +190,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def bucket():
-  """What is in all buckets, while it lasts."""
+  """Replaces all buckets by one in memory; yields its objects."""
   objects = Objects()
   server = http.server.ThreadingHTTPServer(
     ('127.0.0.1', 0), type('Handler', (_Handler,), {'objects': objects})
@@ -203,15 +205,15 @@ def bucket():
   known = dict(registry)
   for name in ('gs', 'gcs'):
     fsspec.register_implementation(name, file_system, clobber=True)
-  asked = backend.fsspec_backend._get_filesystem
-  asked.cache_clear()
+  get_filesystem = backend.fsspec_backend._get_filesystem
+  get_filesystem.cache_clear()
   with (
     mock.patch.dict(os.environ, variables),
-    # Asks Google whether the bucket has folders after all.
+    # It would ask Google whether the bucket has real folders.
     mock.patch.object(gcs_utils, 'get_bucket', lambda name: None),
   ):
     yield objects
-  asked.cache_clear()
+  get_filesystem.cache_clear()
   for name in ('gs', 'gcs'):
     if name in known:
       fsspec.register_implementation(name, known[name], clobber=True)

@@ -103,7 +103,9 @@ def build_stages(config):
 
 
 PROGRAM = types.SimpleNamespace(
-  build_stages=build_stages, load_model=lambda: None
+  complete=lambda config: config,
+  build_stages=build_stages,
+  load_model=lambda: None,
 )
 
 if __name__ == '__main__':

@@ -2,8 +2,8 @@
 
   official.ade20k(folder, {'train': {'ADE_train_00000001': (jpeg, values)}})
 
-Images are the bytes of a file, masks are rows of raw values. Beside what it is
-given, every archive holds some of the other files that the official one has.
+Images are the bytes of a file, masks are rows of stored values. Besides the
+given files, every archive holds some of the other files of the official one.
 """
 
 import io
@@ -32,11 +32,11 @@ _SUFFIXES = ('.tar', '.tgz', '.gz', '.zip')
 
 
 def image(kind, seed, height=4, width=5, mode='RGB'):
-  """Bytes of a small image of noise.
+  """Returns the bytes of a small image of noise.
 
   Args:
     kind: 'JPEG' or 'PNG'.
-    seed: other noise for another one.
+    seed: of the noise.
     height: in pixels.
     width: in pixels.
     mode: of PIL, as 'CMYK'.
@@ -48,28 +48,28 @@ def image(kind, seed, height=4, width=5, mode='RGB'):
 
 
 def gray_png(values):
-  """A PNG of 8-bit values."""
+  """Encodes values as a gray PNG of 8 bits."""
   buffer = io.BytesIO()
   PIL.Image.fromarray(np.array(values, np.uint8)).save(buffer, 'PNG')
   return buffer.getvalue()
 
 
 def palette_png(values):
-  """A PNG whose pixels are indices of colors; two indices share each color.
+  """Encodes values as indices of a palette in which two share each color.
 
-  Whoever reads colors cannot find the indices.
+  The indices cannot be recovered from the colors.
   """
   indices = PIL.Image.fromarray(np.array(values, np.uint8), 'L')
   indices.putpalette([level // 2 for level in range(256) for _ in 'RGB'])
   buffer = io.BytesIO()
   indices.save(buffer, 'PNG')
-  written = PIL.Image.open(buffer)
-  assert (written.mode, buffer.getvalue()[24]) == ('P', 8)
+  opened = PIL.Image.open(buffer)
+  assert (opened.mode, buffer.getvalue()[24]) == ('P', 8)
   return buffer.getvalue()
 
 
 def rgb_coded_png(values):
-  """The PNG of ImageNet-S: R + 256 G."""
+  """Encodes values as ImageNet-S does: R + 256 G."""
   values = np.array(values)
   pixels = np.stack([values % 256, values // 256, 0 * values], -1)
   buffer = io.BytesIO()
@@ -78,9 +78,9 @@ def rgb_coded_png(values):
 
 
 def synthia_png(values):
-  """The 16-bit PNG of SYNTHIA: class ids last, as OpenCV orders channels.
+  """Encodes values as SYNTHIA does: 16 bits, class ids in the red channel.
 
-  Before them are ids of instances, which need all 16 bits.
+  The green channel has ids of instances, which need all 16 bits.
   """
   values = np.array(values, np.uint16)
   instances = np.arange(values.size, dtype=np.uint16).reshape(values.shape)
@@ -91,7 +91,7 @@ def synthia_png(values):
 
 
 def sbd_mat(values):
-  """SBD's `cls/*.mat`: the struct GTcls."""
+  """Encodes values as SBD's `cls/*.mat`: the struct GTcls."""
   values = np.array(values, np.uint8)
   boundaries = np.empty((20, 1), object)
   for i in range(20):
@@ -109,19 +109,19 @@ def sbd_mat(values):
 
 
 def label_map_mat(values):
-  """Pascal Context's `.mat`: ids of 459 classes."""
+  """Encodes ids of the 459 classes as Pascal Context's `.mat`."""
   return _mat(LabelMap=np.array(values, np.uint16))
 
 
 def voc2012(folder, images, masks, lists, sbd):
-  """VOCtrainval_11-May-2012.tar, and SBD's benchmark.tgz.
+  """Writes VOCtrainval_11-May-2012.tar, and SBD's benchmark.tgz.
 
   Args:
-    folder: where the archives are written.
+    folder: of the archives.
     images: bytes of a JPEG by id.
-    masks: values by id, VOC's.
+    masks: VOC's values by id.
     lists: ids of 'train' and of 'val'.
-    sbd: values by id, SBD's; those images are in both archives.
+    sbd: SBD's values by id; these images are in both archives.
   """
   root = 'VOCdevkit/VOC2012'
   segmentation = {**lists, 'trainval': [*lists['train'], *lists['val']]}
@@ -168,10 +168,10 @@ def voc2012(folder, images, masks, lists, sbd):
 
 
 def voc2010(folder, images, lists):
-  """VOCtrainval_03-May-2010.tar, whose images Pascal Context labels.
+  """Writes VOCtrainval_03-May-2010.tar, with the images of Pascal Context.
 
   Args:
-    folder: where the archive is written.
+    folder: of the archive.
     images: bytes of a JPEG by id.
     lists: ids of 'train' and of 'val'.
   """
@@ -197,7 +197,7 @@ def voc2010(folder, images, lists):
 
 
 def label_maps(folder, masks):
-  """trainval.tar.gz of Pascal Context: values by id."""
+  """Writes Pascal Context's trainval.tar.gz from values by id."""
   write_archive(
     folder / 'trainval.tar.gz',
     {
@@ -208,10 +208,10 @@ def label_maps(folder, masks):
 
 
 def detail_json(folder, masks, phases):
-  """trainval_merged.json of the Detail API.
+  """Writes the Detail API's trainval_merged.json.
 
   Args:
-    folder: where the list is written.
+    folder: of the list.
     masks: values by id; 0 has no segment.
     phases: 'train' or 'val' by id.
   """
@@ -244,7 +244,7 @@ def detail_json(folder, masks, phases):
           },
         }
       )
-  found = {
+  content = {
     'info': {'description': 'PASCAL in Detail Dataset'},
     'images': images,
     'annos_segmentation': segments,
@@ -252,11 +252,11 @@ def detail_json(folder, masks, phases):
     'categories': [{'category_id': 2, 'name': 'aeroplane'}],
   }
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'trainval_merged.json').write_text(json.dumps(found))
+  (folder / 'trainval_merged.json').write_text(json.dumps(content))
 
 
 def ade20k(folder, splits):
-  """ADEChallengeData2016.zip; (JPEG, values) of 'train' and 'val' by id."""
+  """Writes ADEChallengeData2016.zip from (JPEG, values) by split and id."""
   root = 'ADEChallengeData2016'
   members = {
     f'{root}/objectInfo150.txt': b'Idx\tRatio\n',
@@ -271,10 +271,10 @@ def ade20k(folder, splits):
 
 
 def cityscapes(folder, splits, kind='gtFine'):
-  """leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, or the coarse.
+  """Writes leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, or coarse.
 
   Args:
-    folder: where the archives are written.
+    folder: of the archives.
     splits: (PNG, values) by official name, split by split.
     kind: 'gtFine'; or 'gtCoarse' for leftImg8bit_trainextra.zip, which has
       train_extra only, and gtCoarse.zip.
@@ -300,10 +300,10 @@ def cityscapes(folder, splits, kind='gtFine'):
 
 
 def gta5(folder, parts):
-  """01_images.zip, 01_labels.zip, 02_images.zip, …
+  """Writes 01_images.zip, 01_labels.zip, 02_images.zip, …
 
   Args:
-    folder: where the archives are written.
+    folder: of the archives.
     parts: (PNG, values) by official name, archive by archive.
   """
   for i, examples in enumerate(parts, 1):
@@ -321,10 +321,10 @@ def gta5(folder, parts):
 
 
 def synthia(folder, examples):
-  """What SYNTHIA_RAND_CITYSCAPES.rar holds, unpacked.
+  """Writes the unpacked content of SYNTHIA_RAND_CITYSCAPES.rar.
 
   Args:
-    folder: where the folder RAND_CITYSCAPES is made.
+    folder: of the folder RAND_CITYSCAPES.
     examples: (PNG, values) by official name.
   """
   members = {}
@@ -337,7 +337,7 @@ def synthia(folder, examples):
 
 
 def imagenet_train(folder, images, name='ILSVRC2012_img_train.tar'):
-  """The tar file of a tar file for each class; JPEGs by 'n01440764_10026'."""
+  """Writes a tar file of tar files of classes; JPEGs by 'n01440764_10026'."""
   classes = {}
   for key, jpeg in images.items():
     classes.setdefault(key.split('_')[0], {})[f'{key}.JPEG'] = jpeg
@@ -348,7 +348,7 @@ def imagenet_train(folder, images, name='ILSVRC2012_img_train.tar'):
 
 
 def imagenet_val(folder, images):
-  """ILSVRC2012_img_val.tar; JPEGs by their number, from 1."""
+  """Writes ILSVRC2012_img_val.tar from JPEGs by their number, from 1."""
   write_archive(
     folder / 'ILSVRC2012_img_val.tar',
     {f'{val_name(i)}.JPEG': jpeg for i, jpeg in images.items()},
@@ -356,10 +356,10 @@ def imagenet_val(folder, images):
 
 
 def imagenet_devkit(folder, wnids, truth):
-  """ILSVRC2012_devkit_t12.tar.gz.
+  """Writes ILSVRC2012_devkit_t12.tar.gz.
 
   Args:
-    folder: where the archive is written.
+    folder: of the archive.
     wnids: of the classes with ILSVRC2012_ID 1, 2, …
     truth: ILSVRC2012_ID of each image of val.
   """
@@ -367,7 +367,7 @@ def imagenet_devkit(folder, wnids, truth):
     *('ILSVRC2012_ID', 'WNID', 'words', 'gloss', 'num_children', 'children'),
     *('wordnet_height', 'num_train_images'),
   ]
-  # Nodes of WordNet that are no class follow.
+  # After the classes come other nodes of WordNet.
   nodes = [*wnids, 'n00001740', 'n00021939']
   synsets = np.zeros((len(nodes), 1), [(name, object) for name in fields])
   for i, wnid in enumerate(nodes):
@@ -390,10 +390,10 @@ def imagenet_devkit(folder, wnids, truth):
 
 
 def imagenet_folders(folder, train, val):
-  """ImageNet as folders of classes.
+  """Writes ImageNet as folders of classes.
 
   Args:
-    folder: where 'train' and 'val' are made.
+    folder: of the folders 'train' and 'val'.
     train: JPEGs by 'n01440764_10026'.
     val: JPEGs by (class, number).
   """
@@ -406,20 +406,20 @@ def imagenet_folders(folder, train, val):
 
 
 def val_name(number):
-  """Name of an image of ImageNet's val, without suffix."""
+  """Returns the name of an image of ImageNet's val, without suffix."""
   return f'ILSVRC2012_val_{number:08}'
 
 
 def imagenet_s(folder, size, wnids, semi, mappings, older=False):
-  """The lists of the ImageNet-S repository.
+  """Writes the lists of the ImageNet-S repository.
 
   Args:
-    folder: where 'data' is made.
+    folder: of the folder 'data'.
     size: 50, 300 or 919.
     wnids: of its classes.
     semi: 'CLASS/NAME' of train-semi, without suffix.
     mappings: pairs (from, to) of such names, of 'validation' and 'test'.
-    older: name and form of the list of train-semi before they were changed.
+    older: whether the list of train-semi has its older name and format.
   """
   if older:
     listed = {
@@ -444,7 +444,7 @@ def imagenet_s(folder, size, wnids, semi, mappings, older=False):
 
 
 def imagenet_s_masks(folder, size, semi, val):
-  """The zip of masks; values by 'CLASS/NAME' of train-semi and of val."""
+  """Writes the zip file of masks from values by 'CLASS/NAME'."""
   parts = {'train-semi-segmentation': semi, 'validation-segmentation': val}
   write_archive(
     folder / IMAGENET_S_ZIPS[size],
@@ -457,7 +457,7 @@ def imagenet_s_masks(folder, size, semi, val):
 
 
 def tar(members, mode='w'):
-  """Bytes of a tar file."""
+  """Returns the bytes of a tar file."""
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode=mode) as archive:
     for name in _folders(members):
@@ -475,7 +475,7 @@ def write_archive(path, members):
   """Writes a zip or tar file, with an entry for each folder.
 
   Args:
-    path: its suffix says which.
+    path: its suffix determines the format.
     members: bytes by path.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -490,7 +490,7 @@ def write_archive(path, members):
 
 
 def write_files(folder, members):
-  """Writes files; bytes by path."""
+  """Writes files from bytes by path."""
   for name, content in members.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
@@ -499,12 +499,12 @@ def write_files(folder, members):
 def extract(source, target):
   """Copies a folder with its archives unpacked, tar files in tar files, too.
 
-  The tar file of a class of ImageNet is unpacked to a folder of its name, as
-  everybody does.
+  The tar file of a class of ImageNet is unpacked to a folder of its name, as is
+  customary.
   """
   shutil.copytree(source, target)
-  while found := [p for p in target.rglob('*') if p.suffix in _SUFFIXES]:
-    for archive in found:
+  while archives := [p for p in target.rglob('*') if p.suffix in _SUFFIXES]:
+    for archive in archives:
       folder = archive.parent
       if re.fullmatch(r'n\d{8}', archive.stem):
         folder /= archive.stem
@@ -523,6 +523,6 @@ def _lines(lines):
 
 
 def _folders(members):
-  """The folders that members are in, outermost first."""
+  """Returns the folders of the members, outermost first."""
   parents = {p for name in members for p in pathlib.PurePosixPath(name).parents}
   return sorted(str(path) for path in parents if path.name)

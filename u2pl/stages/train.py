@@ -63,12 +63,12 @@ class TrainOptions(data_lib.LabeledData):
     recipe: images of each of the two streams, number of steps, optimizer.
   """
 
-  unlabeled: str
+  unlabeled: str = ''
   learn: semi_options.LearnOptions
-  heads: HeadOptions
-  start: start_lib.Start
+  heads: HeadOptions = HeadOptions()
+  start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
-  flips: tuple[str, ...]
+  flips: tuple[str, ...] = ('horizontal',)
   steps_per_epoch: int
   recipe: update_lib.RecipeOptions
 

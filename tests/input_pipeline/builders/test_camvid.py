@@ -46,7 +46,7 @@ def test_records_in_the_order_of_their_names(source, tmp_path):
   builder.download_and_prepare()
   train = builder.as_data_source('train', decoders=DECODERS)
   val = builder.as_data_source('val', decoders=DECODERS)
-  found = [
+  actual = [
     (
       record['id'],
       records.decode_label(record['label']).tolist(),
@@ -54,7 +54,7 @@ def test_records_in_the_order_of_their_names(source, tmp_path):
     )
     for record in [*train, *val]
   ]
-  assert found == [
+  assert actual == [
     (b'train/0001', [[10, 0, -1, 3], [3, 3, -1, 10]], [0, 3, 10]),
     (b'train/0002', [[-1, -1, -1]], []),
     (b'val/0001', [[8], [8], [4]], [4, 8]),
@@ -67,7 +67,7 @@ def test_prepared_records_need_no_source(source, tmp_path):
   data_dir = tmp_path / 'prepared'
   camvid.Camvid(str(source), data_dir=data_dir).download_and_prepare()
   builder = camvid.Camvid(data_dir=data_dir)
-  builder.download_and_prepare()  # Is there already.
+  builder.download_and_prepare()  # Does nothing.
   sent = pickle.dumps(builder.as_data_source('val', decoders=DECODERS))
   assert pickle.loads(sent)[0]['id'] == b'val/0001'
 
@@ -80,25 +80,25 @@ def message_of(builder):
   return message
 
 
-def test_value_that_is_no_class(source, tmp_path):
+def test_an_unknown_mask_value_is_refused(source, tmp_path):
   write_pair(source, 'val/0007', [[12, 12], [0, 1]])
   builder = camvid.Camvid(str(source), data_dir=tmp_path)
   assert message_of(builder) == (
-    f'{source}/val/labels/0007.png: value 12 (2 pixels) is no class: allowed '
-    'are 0…10, 11 (ignored); get that file again: the records are whole or not '
-    'made'
+    f'{source}/val/labels/0007.png: expected values 0…10, 11 (ignored), got 12 '
+    '(2 pixels); download that file again: records are made of all files or of '
+    'none'
   )
 
 
-def test_folder_that_is_not_camvid(source, tmp_path):
+def test_another_folder_is_refused(source, tmp_path):
   builder = camvid.Camvid(str(source / 'train'), data_dir=tmp_path)
   assert message_of(builder) == (
-    f'source: found no train/images in {source}/train; camvid is expected as '
-    '{train,val}/{images,labels}'
+    'source: expected camvid as {train,val}/{images,labels}, got '
+    f'{source}/train without train/images'
   )
 
 
-def test_source_that_is_not_given(tmp_path):
+def test_an_empty_source_is_refused(tmp_path):
   assert message_of(camvid.Camvid(data_dir=tmp_path)) == (
     'source is empty: give the folder of camvid '
     '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
@@ -111,18 +111,18 @@ def photographs():
 
 
 @needs_photographs
-def test_classes_of_the_photographs_are_as_often_as_published(tmp_path):
+def test_class_frequencies_of_the_photographs_are_the_published_ones(tmp_path):
   builder = camvid.Camvid(str(photographs()), data_dir=tmp_path)
-  found, _ = builder.check()
-  train = found.counts['train']
-  assert (train.num_images, found.counts['val'].num_images) == (367, 101)
+  result, _ = builder.check()
+  train = result.counts['train']
+  assert (train.num_images, result.counts['val'].num_images) == (367, 101)
   shares = 100 * np.array([*train.pixels, train.ignored]) / (367 * 480 * 360)
   # Stated by the folder's README, in per cent.
   published = '16.85 23.26 .98 31.66 4.49 9.72 1.17 1.13 5.87 .64 .29 3.95'
   np.testing.assert_allclose(
     shares, [float(share) for share in published.split()], atol=0.005
   )
-  assert found.skipped == found.warnings == ()
+  assert result.skipped == result.warnings == ()
 
 
 @needs_photographs

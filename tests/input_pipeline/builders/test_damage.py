@@ -1,4 +1,4 @@
-"""What is wrong with a data set is said in one line, with file and remedy."""
+"""Every kind of damage is reported in one line, with file and remedy."""
 
 import contextlib
 import io
@@ -23,13 +23,13 @@ import scipy.io
 from input_pipeline import datasets, prepare, transforms
 from input_pipeline.sources import archives, records
 
-SKIP = "; mend or remove them, or set on_bad_example='skip'"
-WHOLE = '; get that file again: the records are whole or not made'
-NOT_OFFICIAL = ': this is not the official archive, get that'
+SKIP = "; repair or remove them, or set on_bad_example='skip'"
+WHOLE = '; download that file again: records are made of all files or of none'
+NOT_OFFICIAL = ': this is not the official archive, download that'
 GET_AGAIN = ': download it again'
-# What a line says of what is to be done, or of what was expected.
+# Words of the part of a message that gives the remedy or the expectation.
 REMEDY = re.compile(
-  r'\b(choose|download|expected|free|get|give|keep|mend|remove|rename|save|take'
+  r'\b(choose|download|expected|free|give|keep|remove|rename|repair|save|take'
   r'|write)\b',
   re.IGNORECASE,
 )
@@ -53,7 +53,7 @@ EXIF_ORIENTATION = 0x0112
 
 
 def photograph(width=32, height=24):
-  """Noise, so that half of a JPEG of it lies behind its tables."""
+  """Noise, so that a JPEG of it is mostly compressed data, not tables."""
   rng = np.random.default_rng(1000 * width + height)
   return rng.integers(0, 256, (height, width, 3), np.uint8)
 
@@ -77,9 +77,9 @@ def jpeg(width=32, height=24, **options):
   return encoded(photograph(width, height), 'JPEG', **options)
 
 
-def turned_jpeg(width=32, height=24):
+def rotated_jpeg(width=32, height=24):
   exif = PIL.Image.Exif()
-  exif[EXIF_ORIENTATION] = 6  # To be turned by 90 degrees when it is shown.
+  exif[EXIF_ORIENTATION] = 6  # Viewers rotate it by 90 degrees.
   return jpeg(width, height, exif=exif)
 
 
@@ -165,8 +165,8 @@ def pack_tar(path, files, mode='w'):
       archive.addfile(entry, io.BytesIO(data))
 
 
-def keep(path, part):
-  """Cuts a file off."""
+def truncate(path, part):
+  """Keeps the first part of a file."""
   data = path.read_bytes()
   path.write_bytes(data[: int(len(data) * part)])
 
@@ -179,7 +179,7 @@ def flip(path, at):
 
 
 def chunk_of(png, kind=b'IDAT'):
-  """Where the content of a PNG's chunk starts, and its length."""
+  """Offset and length of the content of a PNG's chunk."""
   at = png.index(kind)
   return at + 4, struct.unpack('>I', png[at - 4 : at])[0]
 
@@ -193,14 +193,14 @@ HEALTHY = {
 
 
 class Kind(NamedTuple):
-  """A kind of damage, and the refusal that it must meet with.
+  """A kind of damage, and the error message it must cause.
 
   Attributes:
     name: of the data set.
-    damage: spoils its source; returns another source, if any.
-    file: the refusal names it; in the source.
-    words: are in the refusal, too.
-    limits: of `archives`, small enough to be exceeded.
+    damage: damages its source; returns another source, or None.
+    file: in the source, which the message names.
+    words: further parts of the message.
+    limits: constants of `archives`, set low enough to be exceeded.
   """
 
   name: str
@@ -232,17 +232,17 @@ of_folder = 'image_mask_folder'
 
 @kind(of_folder, 'images/b.jpg', 'cannot be decoded: ', 'truncated', SKIP)
 def jpeg_cut_in_the_middle(source):
-  keep(source / 'images/b.jpg', 0.7)
+  truncate(source / 'images/b.jpg', 0.7)
 
 
-@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, cut off?', SKIP)
+@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, truncated?', SKIP)
 def jpeg_padded_with_zeros(source):
   data = (source / 'images/b.jpg').read_bytes()
   kept = data[: int(len(data) * 0.7)]
   write(source / 'images/b.jpg', kept.ljust(len(data), b'\0'))
 
 
-@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, cut off?', SKIP)
+@kind(of_folder, 'images/b.jpg', 'the JPEG has no end, truncated?', SKIP)
 def jpeg_with_a_thumbnail_padded_with_zeros(source):
   data = jpeg(exif=b'Exif\0\0' + jpeg(8, 8))
   write(source / 'images/b.jpg', data[:-400] + bytes(400))
@@ -300,7 +300,7 @@ def png_with_a_wrong_pixel(source):
   replace_by_png(source, change)
 
 
-@kind(of_folder, 'images/b.png', 'or its head is damaged', SKIP)
+@kind(of_folder, 'images/b.png', 'or its header is damaged', SKIP)
 def png_with_a_damaged_head(source):
   def change(data):
     data[chunk_of(data, b'IHDR')[0]] ^= 255
@@ -318,7 +318,7 @@ def image_that_is_a_link_to_nothing(source):
 @kind(of_folder, 'images/b.jpg', 'cannot be read: Input/output error', SKIP)
 def image_that_cannot_be_read(source):
   (source / 'images/b.jpg').unlink()
-  # Whoever asks: permissions do not bind root.
+  # Not by permissions: root may read everything.
   (source / 'images/b.jpg').symlink_to('/proc/self/mem')
 
 
@@ -334,18 +334,18 @@ def name_that_is_not_utf8(source):
     file.rename(file.with_name(os.fsdecode(b'\xff') + suffix))
 
 
-@kind(of_folder, 'images', 'found no image, expected *.jpg, *.jpeg or *.png')
+@kind(of_folder, 'images', 'expected images *.jpg, *.jpeg or *.png, got none')
 def folder_without_images(source):
   shutil.rmtree(source / 'images')
   (source / 'images').mkdir()
 
 
-@kind(of_folder, 'images', 'there is no such folder')
+@kind(of_folder, 'images', 'got no such folder')
 def no_folder_of_images(source):
   shutil.rmtree(source / 'images')
 
 
-@kind(of_folder, '', 'source: there is no folder ')
+@kind(of_folder, '', 'source: expected the folder of the images, got ')
 def no_source(source):
   shutil.rmtree(source)
 
@@ -355,7 +355,7 @@ def no_source(source):
 
 @kind(of_folder, 'masks/b.png', 'cannot be decoded: ', SKIP)
 def mask_cut_off(source):
-  keep(source / 'masks/b.png', 0.6)
+  truncate(source / 'masks/b.png', 0.6)
 
 
 @kind(of_folder, 'masks/b.png', 'cannot be decoded', SKIP)
@@ -377,12 +377,19 @@ def mask_as_jpeg(source):
   write(source / 'masks/b.png', encoded(mask_of(), 'JPEG'))
 
 
-@kind(of_folder, 'masks/b.png', 'mask is 33x24 pixels, its image 32x24', SKIP)
+@kind(
+  of_folder,
+  'masks/b.png',
+  'a mask of 32x24 pixels as its image, got 33x24',
+  SKIP,
+)
 def mask_of_another_size(source):
   write(source / 'masks/b.png', encoded(mask_of(33, 24)))
 
 
-@kind(of_folder, 'masks/b.png', 'the mask is 1x1 pixels, its image 32x24', SKIP)
+@kind(
+  of_folder, 'masks/b.png', 'a mask of 32x24 pixels as its image, got 1x1', SKIP
+)
 def mask_of_one_pixel(source):
   write(source / 'masks/b.png', encoded(np.zeros((1, 1), np.uint8)))
 
@@ -390,18 +397,19 @@ def mask_of_one_pixel(source):
 @kind(
   of_folder,
   'masks/b.png',
-  'the mask is 24x32 pixels, its image 32x24 before the turn in its EXIF tag',
+  'expected a mask of 32x24 pixels as its image, got 24x32; the rotation in '
+  'the EXIF tag of the image is not applied',
   SKIP,
 )
-def mask_turned_as_exif_says(source):
-  write(source / 'images/b.jpg', turned_jpeg())
+def mask_rotated_as_exif_says(source):
+  write(source / 'images/b.jpg', rotated_jpeg())
   write(source / 'masks/b.png', encoded(mask_of(24, 32)))
 
 
 @kind(
   of_folder,
   'masks/b.png',
-  'value 3 (1 pixels) is no class: allowed are 0…2, 255 (ignored)',
+  'expected values 0…2, 255 (ignored), got 3 (1 pixels)',
   SKIP,
 )
 def mask_value_out_of_range(source):
@@ -410,7 +418,7 @@ def mask_value_out_of_range(source):
   write(source / 'masks/b.png', encoded(pixels))
 
 
-@kind(of_folder, 'masks/b.png', 'value 300 (1 pixels) is no class', SKIP)
+@kind(of_folder, 'masks/b.png', '255 (ignored), got 300 (1 pixels)', SKIP)
 def mask_value_of_16_bits_out_of_range(source):
   pixels = mask_of().astype(np.uint16)
   pixels[5, 7] = 300
@@ -420,8 +428,8 @@ def mask_value_of_16_bits_out_of_range(source):
 @kind(
   of_folder,
   'masks/b.png',
-  'is an RGB mask, but the class list has no colors: write its lines as '
-  '`name R,G,B`, or save the mask with a palette',
+  'expected values, as the class list has no colors, got an RGB mask: write '
+  'the lines of the list as `name R,G,B`, or save the mask with a palette',
   SKIP,
 )
 def mask_of_colors(source):
@@ -429,7 +437,7 @@ def mask_of_colors(source):
   write(source / 'masks/b.png', encoded(pixels))
 
 
-@kind('ade20k', ADE, ADE_MASK, 'is an RGB mask', 'Take the official file')
+@kind('ade20k', ADE, ADE_MASK, 'got an RGB mask', 'take the official file')
 def mask_of_colors_in_a_benchmark(source):
   pixels = np.full((4, 5, 3), 120, np.uint8)
   pack_zip(source / ADE, {**ade_files(), ADE_MASK: encoded(pixels)})
@@ -438,8 +446,8 @@ def mask_of_colors_in_a_benchmark(source):
 @kind(
   of_folder,
   'masks/b.png',
-  "has pixels of PIL mode 'RGBA': expected a palette, gray of 8 or 16 bits, "
-  'or RGB without transparency',
+  'expected a palette, gray of 8 or 16 bits, or RGB without transparency, got '
+  "pixels of PIL mode 'RGBA'",
   SKIP,
 )
 def mask_with_alpha(source):
@@ -470,7 +478,7 @@ def mask_that_cannot_be_read(source):
   (source / 'masks/b.png').symlink_to('/proc/self/mem')
 
 
-@kind(of_folder, 'masks', 'there is no such folder')
+@kind(of_folder, 'masks', 'got no such folder')
 def no_folder_of_masks(source):
   shutil.rmtree(source / 'masks')
 
@@ -483,7 +491,7 @@ def no_class_list(source):
   (source / 'classes.txt').unlink()
 
 
-@kind(of_folder, 'classes.txt', 'has 0 classes, expected 1 to 32766')
+@kind(of_folder, 'classes.txt', 'expected 1 to 32766 classes in ')
 def class_list_of_no_bytes(source):
   write(source / 'classes.txt', b'')
 
@@ -493,7 +501,7 @@ def class_list_that_is_not_utf8(source):
   write(source / 'classes.txt', 'sky\nähre\ncar\n'.encode('latin-1'))
 
 
-@kind(of_folder, 'classes.txt', "line 3 names 'sky' a second time")
+@kind(of_folder, 'classes.txt', "line 3: 'sky' is listed twice")
 def class_named_twice(source):
   write(source / 'classes.txt', b'sky\nroad\nsky\n')
 
@@ -517,7 +525,7 @@ def no_mask_in_a_benchmark(source):
   (source / 'train/labels/0001.png').unlink()
 
 
-@kind('camvid', '', 'found no val/labels', '{train,val}/{images,labels}')
+@kind('camvid', '', ' without val/labels', '{train,val}/{images,labels}')
 def no_folder_in_a_benchmark(source):
   shutil.rmtree(source / 'val/labels')
 
@@ -548,12 +556,12 @@ def name_in_a_tar_that_is_not_utf8(source):
   return packed
 
 
-@kind('ade20k', '', 'found no images/training/*', f'{ADE}, or what is in it')
+@kind('ade20k', '', ' without images/training/*', f'{ADE}, or its content')
 def no_archive(source):
   (source / ADE).unlink()
 
 
-@kind('ade20k', '', 'source: there is no file or folder ')
+@kind('ade20k', '', 'source: expected a folder or an archive, got ')
 def no_source_of_a_benchmark(source):
   shutil.rmtree(source)
 
@@ -564,7 +572,7 @@ def source_that_is_no_archive(source):
   write(source, b'Not an archive.')
 
 
-@kind('ade20k', '', 'found no images/training/*', f'{ADE}, or what is in it')
+@kind('ade20k', '', ' without images/training/*', f'{ADE}, or its content')
 def another_archive_of_that_name(source):
   pack_zip(source / ADE, {'holiday/1.jpg': jpeg(5, 4)})
 
@@ -582,7 +590,7 @@ def zip_that_is_a_link_to_nothing(source):
 
 @kind('ade20k', ADE, 'cannot be read as an archive', GET_AGAIN)
 def zip_cut_off(source):
-  keep(source / ADE, 0.5)
+  truncate(source / ADE, 0.5)
 
 
 @kind('ade20k', ADE, ADE_IMAGE, 'damaged in its archive', WHOLE)
@@ -597,23 +605,23 @@ def mask_in_a_zip_cut_off(source):
   pack_zip(source / ADE, {**ade_files(), ADE_MASK: data[:50]})
 
 
-@kind('ade20k', ADE, ADE_MASK, 'value 151 (20 pixels) is no class', WHOLE)
+@kind('ade20k', ADE, ADE_MASK, '0 (ignored), got 151 (20 pixels)', WHOLE)
 def mask_in_a_zip_out_of_range(source):
   pixels = np.full((4, 5), 151, np.uint8)
   pack_zip(source / ADE, {**ade_files(), ADE_MASK: encoded(pixels)})
 
 
-@kind('ade20k', ADE, "'../evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('ade20k', ADE, "'../evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def zip_that_points_out_of_itself(source):
   pack_zip(source / ADE, {**ade_files(), '../evil.jpg': jpeg(5, 4)})
 
 
-@kind('ade20k', ADE, "'/tmp/evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('ade20k', ADE, "'/tmp/evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def zip_of_an_absolute_path(source):
   pack_zip(source / ADE, {**ade_files(), '/tmp/evil.jpg': jpeg(5, 4)})
 
 
-@kind('ade20k', ADE, 'evil.jpg', 'points out of it', NOT_OFFICIAL)
+@kind('ade20k', ADE, 'evil.jpg', 'path outside of it', NOT_OFFICIAL)
 def zip_of_a_path_on_another_drive(source):
   pack_zip(source / ADE, {**ade_files(), 'C:\\evil.jpg': jpeg(5, 4)})
 
@@ -633,18 +641,21 @@ def zip_with_a_member_twice(source):
   return source / ADE
 
 
-@kind(*('ade20k', ADE, 'bomb.jpg grows from ', NOT_OFFICIAL), _HARMLESS=100_000)
+@kind(
+  *('ade20k', ADE, 'bomb.jpg decompresses from ', NOT_OFFICIAL),
+  _HARMLESS=100_000,
+)
 def zip_bomb(source):
   bomb = {**ade_files(), 'bomb.jpg': bytes(200_000)}
   pack_zip(source / ADE, bomb, zipfile.ZIP_DEFLATED)
 
 
-@kind('voc2012', '', 'found no VOC2012/JPEGImages/*.jpg', f'{VOC} and {SBD}')
+@kind('voc2012', '', ' without VOC2012/JPEGImages/*.jpg', f'{VOC} and {SBD}')
 def no_tar(source):
   (source / VOC).unlink()
 
 
-@kind('voc2012', '', 'found no dataset/cls/*.mat (of SBD)', SBD)
+@kind('voc2012', '', ' without dataset/cls/*.mat (of SBD)', SBD)
 def one_archive_of_two(source):
   (source / SBD).unlink()
 
@@ -661,7 +672,7 @@ def tar_cut_off_in_a_file(source):
 
 
 def cut_sbd(source, after):
-  """SBD as a plain tar file of two masks, of which the second is cut off."""
+  """SBD as a plain tar file of two masks, of which the second is truncated."""
   mask = sbd_files()[SBD_MASK]
   second = SBD_MASK.replace('3.mat', '4.mat')
   pack_tar(source / 'benchmark.tar', {SBD_MASK: mask, second: mask})
@@ -680,18 +691,23 @@ def tar_cut_off_between_files(source):
   cut_sbd(source, 0)
 
 
-@kind('voc2012', VOC, "'../evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('voc2012', VOC, "'../evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def tar_that_points_out_of_itself(source):
   pack_tar(source / VOC, {**voc_files(), '../evil.jpg': jpeg(5, 4)})
 
 
-@kind('voc2012', VOC, "'/tmp/evil.jpg'", 'points out of it', NOT_OFFICIAL)
+@kind('voc2012', VOC, "'/tmp/evil.jpg'", 'path outside of it', NOT_OFFICIAL)
 def tar_of_an_absolute_path(source):
   pack_tar(source / VOC, {**voc_files(), '/tmp/evil.jpg': jpeg(5, 4)})
 
 
 @kind(
-  *('voc2012', VOC, 'bomb.jpg would be 200,000 bytes', NOT_OFFICIAL),
+  *(
+    'voc2012',
+    VOC,
+    'bomb.jpg: expected at most 100,000 bytes, got 200,000',
+    NOT_OFFICIAL,
+  ),
   MAX_MEMBER=100_000,
 )
 def tar_with_a_huge_file(source):
@@ -699,7 +715,8 @@ def tar_with_a_huge_file(source):
 
 
 @kind(
-  *('voc2012', SBD, 'grows to more than ', NOT_OFFICIAL), _HARMLESS=1_000_000
+  *('voc2012', SBD, 'decompresses to more than ', NOT_OFFICIAL),
+  _HARMLESS=1_000_000,
 )
 def tgz_bomb(source):
   bomb = {**sbd_files(), 'bomb.mat': bytes(5_000_000)}
@@ -713,7 +730,7 @@ def tgz_that_is_no_gzip(source):
 
 @kind('voc2012', SBD, 'cannot be read as an archive', GET_AGAIN)
 def tgz_cut_off(source):
-  keep(source / SBD, 0.5)
+  truncate(source / SBD, 0.5)
 
 
 @kind('voc2012', SBD, 'cannot be read as an archive', GET_AGAIN)
@@ -744,12 +761,12 @@ def mat_of_text(source):
   pack_tar(source / SBD, {SBD_MASK: data}, 'w:gz')
 
 
-@kind('voc2012', VOC, VOC_TRAIN, 'is empty: get it again')
+@kind('voc2012', VOC, VOC_TRAIN, 'is empty: download it again')
 def list_of_nothing(source):
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: b'\n'})
 
 
-@kind('voc2012', VOC, VOC_TRAIN, "lists '2007_000001' twice: get it again")
+@kind('voc2012', VOC, VOC_TRAIN, "lists '2007_000001' twice: download it again")
 def list_with_a_line_twice(source):
   lines = b'2007_000001\n2008_000003\n2007_000001\n'
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: lines})
@@ -765,7 +782,7 @@ def list_of_an_image_that_is_not_there(source):
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: lines})
 
 
-@kind('voc2012', VOC, VOC_TRAIN, 'is not UTF-8 text: get it again')
+@kind('voc2012', VOC, VOC_TRAIN, 'is not UTF-8 text: download it again')
 def list_that_is_not_utf8(source):
   pack_tar(source / VOC, {**voc_files(), VOC_TRAIN: b'\xff\xfe'})
 
@@ -795,7 +812,7 @@ def options_of(name, source, **more):
 
 
 class Before:
-  """A data set that was prepared before, and all that must be left of it."""
+  """A data set that was prepared before and must stay intact."""
 
   def __init__(self, source, data_dir):
     self.source = source
@@ -807,9 +824,9 @@ class Before:
     return Before(self.source, data_dir)
 
   def check(self):
-    """It opens, and its records are made of its files."""
-    found = self._read()
-    assert {name: found.get(name) for name in self.files} == self.files
+    """Checks that its files are the same, and that its records open."""
+    files = self._read()
+    assert {name: files.get(name) for name in self.files} == self.files
     options = options_of(of_folder, self.source)
     split = datasets.open_split(options, 'train', str(self.data_dir))
     for name, record in zip('abc', split.records, strict=True):
@@ -845,7 +862,7 @@ def before(prepared_before, tmp_path):
 
 
 def refusal(capfd, arguments):
-  """The one line that `prepare` has to say."""
+  """The error line that `prepare` prints, and nothing else."""
   capfd.readouterr()
   status = prepare.main(arguments)
   out, err = capfd.readouterr()
@@ -857,7 +874,7 @@ def refusal(capfd, arguments):
 
 
 @pytest.mark.parametrize('damage', KINDS)
-def test_damage_is_told_in_one_line(
+def test_damage_is_reported_in_one_line(
   damage, before, tmp_path, monkeypatch, capfd
 ):
   name, spoil, file, words, limits = KINDS[damage]
@@ -871,36 +888,36 @@ def test_damage_is_told_in_one_line(
   line = refusal(capfd, arguments)
   for word in (str(named), *words):
     assert word in line
-  said = line.replace(str(tmp_path), '')
-  assert REMEDY.search(said), said
+  message = line.replace(str(tmp_path), '')
+  assert REMEDY.search(message), message
   assert refusal(capfd, [*arguments, '--check']) == line
   before.check()
 
 
 @pytest.mark.parametrize('name', HEALTHY)
-def test_what_the_damage_is_done_to_is_healthy(name, tmp_path, capfd):
+def test_undamaged_sources_pass(name, tmp_path, capfd):
   HEALTHY[name](tmp_path / 'source')
   arguments = arguments_of(name, tmp_path / 'source', tmp_path / 'data')
   assert prepare.main([*arguments, '--check']) == 0
   assert 'error: ' not in ''.join(capfd.readouterr())
 
 
-def test_what_is_bad_can_be_left_out(before, tmp_path, capfd):
+def test_bad_files_can_be_skipped(before, tmp_path, capfd):
   """One folder with an image, or two, of every kind of damage."""
   source = tmp_path / 'source'
   write_folder(source)
   bad = []
-  for damage, found in KINDS.items():
-    if SKIP not in found.words:
+  for damage, case in KINDS.items():
+    if SKIP not in case.words:
       continue
     write_folder(tmp_path / damage)
-    found.damage(tmp_path / damage)
+    case.damage(tmp_path / damage)
     for folder in ('images', 'masks'):
       for file in sorted((tmp_path / damage / folder).iterdir()):
         if file.stem not in ('a', 'c'):
           name = f'{folder}/{damage}{file.name.removeprefix("b")}'
           file.rename(source / name)
-          if name.startswith(found.file.partition('/')[0]):
+          if name.startswith(case.file.partition('/')[0]):
             bad.append(str(source / name))
   assert len(bad) > 20
 
@@ -908,7 +925,7 @@ def test_what_is_bad_can_be_left_out(before, tmp_path, capfd):
   assert prepare.main([*arguments, '--on_bad_example=skip']) == 0
   out, err = capfd.readouterr()
   assert 'error: ' not in out + err
-  assert f'{len(bad)} files are left out:\n' in out
+  assert f'{len(bad)} files are skipped:\n' in out
   for name in bad:
     assert f'\n  {name.encode(errors="backslashreplace").decode()}: ' in out
   options = options_of(of_folder, source, on_bad_example='skip')
@@ -917,11 +934,11 @@ def test_what_is_bad_can_be_left_out(before, tmp_path, capfd):
   before.check()
 
 
-def test_not_all_can_be_left_out(before, tmp_path, capfd):
+def test_a_split_must_keep_an_image(before, tmp_path, capfd):
   source = tmp_path / 'source'
   write_folder(source)
   for name in ('a', 'b', 'c'):
-    keep(source / f'images/{name}.jpg', 0.7)
+    truncate(source / f'images/{name}.jpg', 0.7)
   arguments = arguments_of(of_folder, source, before.data_dir)
   line = refusal(capfd, [*arguments, '--on_bad_example=skip'])
   assert "no image of split 'train' is usable; " in line
@@ -930,7 +947,9 @@ def test_not_all_can_be_left_out(before, tmp_path, capfd):
 
 
 @pytest.mark.parametrize('skip', [False, True], ids=['error', 'skip'])
-def test_what_becomes_bad_later_is_told(skip, before, tmp_path, capfd):
+def test_files_that_become_bad_later_are_reported(
+  skip, before, tmp_path, capfd
+):
   source = tmp_path / 'source'
   write_folder(source)
   arguments = arguments_of(of_folder, source, before.data_dir)
@@ -964,7 +983,7 @@ def largest_file(size):
 
 @pytest.mark.parametrize('below', ['', 'sub'])
 @pytest.mark.parametrize('check', [False, True], ids=['prepare', 'check'])
-def test_data_dir_that_is_a_file(check, below, tmp_path, capfd):
+def test_a_data_dir_that_is_a_file_is_refused(check, below, tmp_path, capfd):
   write_folder(tmp_path / 'source')
   write(tmp_path / 'file', b'Not a folder.')
   data_dir = tmp_path / 'file' / below
@@ -972,12 +991,14 @@ def test_data_dir_that_is_a_file(check, below, tmp_path, capfd):
   line = refusal(capfd, [*arguments, *['--check'] * check])
   assert f'{tmp_path}/file' in line
   assert 'Not a directory' in line
-  said = line.replace(str(tmp_path), '')
-  assert REMEDY.search(said), said
+  message = line.replace(str(tmp_path), '')
+  assert REMEDY.search(message), message
   assert (tmp_path / 'file').read_bytes() == b'Not a folder.'
 
 
-def test_disk_that_is_too_small(before, tmp_path, monkeypatch, capfd):
+def test_a_disk_that_is_too_small_is_reported(
+  before, tmp_path, monkeypatch, capfd
+):
   source = tmp_path / 'source'
   write_folder(source)
   images = [path.stat().st_size for path in (source / 'images').iterdir()]
@@ -994,7 +1015,7 @@ def test_disk_that_is_too_small(before, tmp_path, monkeypatch, capfd):
   before.check()
 
 
-def test_disk_that_is_full_while_records_are_written(before, tmp_path, capfd):
+def test_a_disk_that_fills_up_with_records_is_reported(before, tmp_path, capfd):
   source = tmp_path / 'source'
   write_folder(source)
   arguments = arguments_of(of_folder, source, before.data_dir)
@@ -1011,7 +1032,7 @@ def test_disk_that_is_full_while_records_are_written(before, tmp_path, capfd):
   assert split.ids() == ['a', 'b', 'c']
 
 
-def test_disk_that_is_full_while_an_archive_is_unpacked(
+def test_a_disk_that_fills_up_with_an_archive_is_reported(
   before, tmp_path, capfd
 ):
   source = tmp_path / 'source'
@@ -1021,14 +1042,14 @@ def test_disk_that_is_full_while_an_archive_is_unpacked(
     line = refusal(capfd, arguments)
   assert f'{before.data_dir}/' in line
   assert 'File too large' in line
-  assert 'free space' in line
+  assert 'free some space' in line
   assert 'download' not in line  # The archive is whole.
   before.check()
   assert prepare.main(arguments) == 0
   before.check()
 
 
-def test_disk_that_is_full_while_the_page_is_drawn(before, capfd):
+def test_a_disk_that_fills_up_with_the_picture_is_reported(before, capfd):
   [page] = before.data_dir.rglob('report.png')
   page.unlink()
   arguments = arguments_of(of_folder, before.source, before.data_dir)
@@ -1036,23 +1057,23 @@ def test_disk_that_is_full_while_the_page_is_drawn(before, capfd):
     line = refusal(capfd, arguments)
   assert str(page) in line
   assert 'File too large' in line
-  assert 'free space' in line
+  assert 'free some space' in line
   assert prepare.main(arguments) == 0
   assert PIL.Image.open(page).convert('L').getextrema() == (0, 255)
   before.check()
 
 
-def test_disk_that_is_full_while_a_check_is_drawn(before, tmp_path, capfd):
+def test_a_disk_that_fills_up_in_a_check_is_reported(before, tmp_path, capfd):
   arguments = arguments_of(of_folder, before.source, before.data_dir)
   with largest_file(4000):
     line = refusal(capfd, [*arguments, '--check'])
   assert f'{before.data_dir}/reports/image_mask_folder.png' in line
   assert 'File too large' in line
-  assert 'free space' in line
+  assert 'free some space' in line
   before.check()
 
 
-# What is odd, but no damage.
+# Images that are odd but not damaged.
 
 
 def halves(left, right, height=24, width=32):
@@ -1083,7 +1104,7 @@ def phone_jpeg():
   return data.getvalue()
 
 
-def jpeg_to_be_turned():
+def rotated_smooth_jpeg():
   exif = PIL.Image.Exif()
   exif[EXIF_ORIENTATION] = 6
   return smooth_jpeg(exif=exif)
@@ -1104,8 +1125,8 @@ GRAY = halves((50,), (180,))[..., 0]
 NOISE = photograph()
 ALPHA = np.random.default_rng(0).integers(0, 256, (24, 32, 1), np.uint8)
 
-# Files, and the pixels that training sees. Inks are subtracted from white one
-# after the other: (255 - cyan) (255 - black) / 255, and so on.
+# Files, and the pixels they decode to. Inks are subtracted from white one after
+# the other: (255 - cyan) (255 - black) / 255, and so on.
 ODD = {
   'cmyk.jpg': (
     encoded(
@@ -1116,7 +1137,7 @@ ODD = {
   ),
   'gray.jpg': (encoded(GRAY, 'JPEG'), np.stack([GRAY] * 3, -1)),
   'progressive.jpg': (smooth_jpeg(progressive=True), RED_BLUE),
-  'to_be_turned.jpg': (jpeg_to_be_turned(), RED_BLUE),
+  'rotated_by_exif.jpg': (rotated_smooth_jpeg(), RED_BLUE),
   'of_a_phone.jpg': (phone_jpeg(), RED_BLUE),
   'with_text_behind.jpg': (smooth_jpeg() + b'Hello', RED_BLUE),
   'with_zeros_behind.jpg': (smooth_jpeg() + bytes(99), RED_BLUE),
@@ -1146,7 +1167,7 @@ ODD = {
 
 @pytest.fixture(scope='module')
 def odd_examples(tmp_path_factory):
-  """What training sees of the odd images, by their ids; and what was said."""
+  """The decoded examples of the odd images, by id; and what was printed."""
   source = tmp_path_factory.mktemp('odd') / 'source'
   for name, (data, pixels) in ODD.items():
     height, width = pixels.shape[:2]
@@ -1162,27 +1183,27 @@ def odd_examples(tmp_path_factory):
   split = datasets.open_split(options, 'train', str(data_dir))
   decode = transforms.Decode(len(split.classes))
   examples = (decode(record) for record in split.records)
-  return {found['id'].decode(): found for found in examples}, out.getvalue()
+  return {e['id'].decode(): e for e in examples}, out.getvalue()
 
 
 @pytest.mark.parametrize('name', ODD)
-def test_what_is_odd_is_seen_as_it_is_meant(name, odd_examples):
-  examples, said = odd_examples
-  assert f'/{name}: ' not in said
+def test_odd_images_decode_to_the_intended_pixels(name, odd_examples):
+  examples, printed = odd_examples
+  assert f'/{name}: ' not in printed
   example = examples[pathlib.Path(name).stem]
   expected = ODD[name][1].astype(int)
-  found = example['image'].astype(int)
-  assert found.shape == expected.shape
+  pixels = example['image'].astype(int)
+  assert pixels.shape == expected.shape
   # JPEG is not exact.
   tolerance = 0 if ODD[name][0].startswith(b'\x89PNG') else 3
-  assert np.abs(found - expected).max() <= tolerance
+  assert np.abs(pixels - expected).max() <= tolerance
   label = mask_of(*expected.shape[1::-1]).astype(int)
   np.testing.assert_array_equal(
     example['label'], np.where(label == 255, -1, label)
   )
 
 
-def test_a_folder_with_the_name_of_an_image_is_no_image(tmp_path, capfd):
+def test_a_folder_named_like_an_image_is_not_an_image(tmp_path, capfd):
   source = tmp_path / 'source'
   write_folder(source)
   (source / 'images/b.jpg').unlink()
@@ -1195,7 +1216,7 @@ def test_a_folder_with_the_name_of_an_image_is_no_image(tmp_path, capfd):
 
 
 @pytest.mark.filterwarnings('error')
-def test_masks_may_be_ignored_as_a_whole(tmp_path, capfd):
+def test_masks_may_be_wholly_ignored(tmp_path, capfd):
   """No class has a bar on the page then."""
   source = tmp_path / 'source'
   write_folder(source)
@@ -1207,8 +1228,8 @@ def test_masks_may_be_ignored_as_a_whole(tmp_path, capfd):
 
 
 @pytest.mark.parametrize('name', ['a b', 'ähre', '5$_{$ or 6', '%s {0} \\x'])
-def test_names_are_free(name, tmp_path, capfd):
-  """Also for the page, whose letters have a language of their own."""
+def test_names_may_have_any_characters(name, tmp_path, capfd):
+  """Even those that matplotlib would interpret as mathematics."""
   source = tmp_path / 'source'
   write(source / f'images/{name}.jpg', jpeg())
   write(source / f'masks/{name}.png', encoded(mask_of()))

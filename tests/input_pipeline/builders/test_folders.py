@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from input_pipeline import datasets, prepare
-from input_pipeline.builders import folders
+from input_pipeline.builders import class_list, folders
 from input_pipeline.sources import masks, records
 from runtime import errors
 
@@ -161,7 +161,7 @@ def test_masks_of_every_kind_are_prepared_pixel_by_pixel(
   [record] = builder.as_data_source('train', decoders=LABEL_DECODERS)
   assert record['image'] == (tmp_path / 'roads/images/a.jpg').read_bytes()
   assert list(record['tags']) == [0, 1, 2]
-  assert builder.contents() == records.Contents(
+  assert builder.schema() == records.Schema(
     ('sky', 'main road', 'car'), (SKY, ROAD, CAR), labels=True, tags=True
   )
 
@@ -185,12 +185,12 @@ def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
 def test_mask_with_transparency_is_refused(tmp_path):
   PIL.Image.new('RGBA', (3, 5)).save(tmp_path / 'mask.png')
   assert message_of(masks.read_pixels, tmp_path / 'mask.png') == (
-    "has pixels of PIL mode 'RGBA': expected a palette, gray of 8 or 16 bits, "
-    'or RGB without transparency'
+    'expected a palette, gray of 8 or 16 bits, or RGB without transparency, '
+    "got pixels of PIL mode 'RGBA'"
   )
 
 
-def test_more_classes_than_8_bits_hold(tmp_path):
+def test_more_classes_than_8_bits_are_stored_in_16(tmp_path):
   values = [[0, 299], [254, 255], [256, 65535]]
 
   def write_mask(path):
@@ -203,7 +203,7 @@ def test_more_classes_than_8_bits_hold(tmp_path):
   assert labels(builder) == {'a': [[0, 299], [254, 255], [256, -1]]}
 
 
-def test_an_ignored_line_of_the_list_is_no_class(tmp_path):
+def test_an_ignored_line_of_the_list_is_not_a_class(tmp_path):
   def write_mask(path):
     pixels = np.array([[0, 1, 2]] * 5, np.uint8)
     PIL.Image.fromarray(pixels).save(path)
@@ -211,15 +211,15 @@ def test_an_ignored_line_of_the_list_is_no_class(tmp_path):
   options = make(tmp_path / 'roads', ['a'], write_mask)
   builder = prepared(mask_folder(tmp_path, **options, ignore=0))
   assert labels(builder) == {'a': [[-1, 0, 1]] * 5}
-  assert builder.contents().classes == ('main road', 'car')
-  assert builder.contents().palette == (ROAD, CAR)
+  assert builder.schema().classes == ('main road', 'car')
+  assert builder.schema().palette == (ROAD, CAR)
 
 
 @pytest.mark.parametrize('ignore', [1, ROAD])
 def test_an_ignored_line_is_ignored_by_value_and_by_color(tmp_path, ignore):
   (tmp_path / 'classes.txt').write_text(CLASS_LIST)
-  code = folders.read_classes(tmp_path / 'classes.txt', ignore)
-  assert code == folders.MaskCode(
+  code = class_list.read_classes(tmp_path / 'classes.txt', ignore)
+  assert code == class_list.ClassList(
     names=('sky', 'car'),
     values=(0, 2),
     colors=(SKY, CAR),
@@ -228,12 +228,14 @@ def test_an_ignored_line_is_ignored_by_value_and_by_color(tmp_path, ignore):
   )
 
 
-def test_unknown_value_names_file_value_count_and_what_is_allowed(tmp_path):
+def test_an_unknown_value_is_reported_with_file_count_and_allowed_values(
+  tmp_path,
+):
   options = make(tmp_path / 'roads', ['a', 'b'])
   builder = mask_folder(tmp_path, **options)
   assert message_of(builder.check) == (
-    f'{tmp_path}/roads/masks/a.png: value 255 (3 pixels) is no class: allowed '
-    'are 0…2 (the first of 2 bad files); mend or remove them, or set '
+    f'{tmp_path}/roads/masks/a.png: expected values 0…2, got 255 (3 pixels) '
+    '(the first of 2 bad files); repair or remove them, or set '
     "on_bad_example='skip'"
   )
 
@@ -242,7 +244,7 @@ def test_unknown_values_beside_an_ignored_line(tmp_path):
   options = make(tmp_path / 'roads')
   builder = mask_folder(tmp_path, **options, ignore=1)
   assert (
-    'value 255 (3 pixels) is no class: allowed are 0, 2, 1 (ignored); '
+    'expected values 0, 2, 1 (ignored), got 255 (3 pixels); '
   ) in message_of(builder.check)
 
 
@@ -251,10 +253,9 @@ def test_unknown_colors_are_named(tmp_path):
   options = make(tmp_path / 'roads', ['a'], rgb_mask, class_list)
   builder = mask_folder(tmp_path, **options)
   assert message_of(builder.check).startswith(
-    f'{tmp_path}/roads/masks/a.png: color 0,0,142 (3 pixels; the most '
-    'frequent of 2 such colors) is no class: allowed are '
-    "70,130,180 'sky', 128,64,128 'main road', "
-    "0,0,143 'car'; "
+    f"{tmp_path}/roads/masks/a.png: expected colors 70,130,180 'sky', "
+    "128,64,128 'main road', 0,0,143 'car', got 0,0,142 (3 pixels; the most "
+    'frequent of 2 such colors); '
   )
 
 
@@ -262,15 +263,16 @@ def test_rgb_mask_without_a_color_table_is_refused(tmp_path):
   options = make(tmp_path / 'roads', ['a'], rgb_mask, 'sky\nroad\ncar\n')
   builder = mask_folder(tmp_path, **options)
   assert (
-    'masks/a.png: is an RGB mask, but the class list has no colors: write its '
-    'lines as `name R,G,B`, or save the mask with a palette; '
+    'masks/a.png: expected values, as the class list has no colors, got an RGB '
+    'mask: write the lines of the list as `name R,G,B`, or save the mask with '
+    'a palette; '
   ) in message_of(builder.check)
 
 
-def test_refused_files_leave_nothing_prepared(tmp_path):
+def test_a_refused_data_set_leaves_no_file(tmp_path):
   options = make(tmp_path / 'roads')
   builder = mask_folder(tmp_path, **options)
-  assert 'value 255' in message_of(builder.download_and_prepare)
+  assert 'got 255' in message_of(builder.download_and_prepare)
   left = [path for path in (tmp_path / 'prepared').rglob('*') if path.is_file()]
   assert not left
 
@@ -287,7 +289,7 @@ def test_skipped_files_are_not_prepared(tmp_path):
   ]
 
 
-def test_images_without_a_mask_are_a_split_where_that_is_asked_for(tmp_path):
+def test_images_without_a_mask_become_a_split_on_request(tmp_path):
   options = make(tmp_path / 'roads', [f'{i:02}' for i in range(12)])
   for i in range(5, 12):
     (tmp_path / f'roads/masks/{i:02}.png').unlink()
@@ -298,27 +300,27 @@ def test_images_without_a_mask_are_a_split_where_that_is_asked_for(tmp_path):
     *('image_mask_folder', str(tmp_path / 'roads'), 'images', 'masks'),
     *('classes.txt', '255', 'unlabeled', 0.4),
   )
-  found = {
+  actual = {
     split: datasets.open_split(options, split, str(tmp_path / 'prepared'))
     for split in ('train', 'val', 'unlabeled')
   }
-  assert found['unlabeled'].ids() == [f'{i:02}' for i in range(5, 12)]
-  assert found['unlabeled'].label_kinds == ()
+  assert actual['unlabeled'].ids() == [f'{i:02}' for i in range(5, 12)]
+  assert actual['unlabeled'].label_kinds == ()
   # Val is cut from those that have masks.
-  assert sorted([*found['train'].ids(), *found['val'].ids()]) == [
+  assert sorted([*actual['train'].ids(), *actual['val'].ids()]) == [
     f'{i:02}' for i in range(5)
   ]
-  assert found['train'].label_kinds == ('label', 'tags')
+  assert actual['train'].label_kinds == ('label', 'tags')
 
 
-def test_masks_for_all_leave_no_unlabeled_split(tmp_path):
+def test_no_unlabeled_split_if_every_image_has_a_mask(tmp_path):
   options = make(tmp_path / 'roads', ['a', 'b'])
-  found = mask_folder(tmp_path, **options, without_mask='unlabeled')
-  assert set(found.sources()) == {'train'}
-  assert found.lacks() == {}
+  actual = mask_folder(tmp_path, **options, without_mask='unlabeled')
+  assert set(actual.sources()) == {'train'}
+  assert actual.missing_labels() == {}
 
 
-def test_a_split_of_the_users_may_not_have_the_name_of_those_without(tmp_path):
+def test_a_folder_named_unlabeled_is_refused_with_unlabeled_images(tmp_path):
   options = make(tmp_path / 'roads', [])
   write_image(tmp_path / 'roads/images/unlabeled/x.jpg')
   (tmp_path / 'roads/masks/unlabeled').mkdir()
@@ -327,8 +329,8 @@ def test_a_split_of_the_users_may_not_have_the_name_of_those_without(tmp_path):
     mask_folder, tmp_path, **options, without_mask='unlabeled'
   )
   assert message == (
-    'without_mask=unlabeled: there is a folder of this name at {split}, '
-    'expected others'
+    'without_mask=unlabeled: expected no folder of this name at {split}, got '
+    'one: rename it'
   )
 
 
@@ -345,7 +347,7 @@ def test_image_folder_has_images_and_relative_ids(tmp_path):
     [3, 4, 5],
     [6, 7, 8],
   ]
-  assert builder.contents() == records.Contents((), (), labels=False)
+  assert builder.schema() == records.Schema((), (), labels=False)
 
 
 def test_splits_in_folders(tmp_path):
@@ -431,7 +433,7 @@ def test_a_changed_folder_is_another_config(tmp_path):
   assert len(names) == 6
 
 
-def test_a_changed_folder_is_prepared_anew_and_a_moved_one_is_not(tmp_path):
+def test_a_changed_folder_is_prepared_again_and_a_moved_one_is_not(tmp_path):
   options = make(tmp_path / 'here/roads')
   write_image(tmp_path / 'here/roads/images/without_mask.jpg')
   options['on_bad_example'] = 'skip'
@@ -466,50 +468,51 @@ def test_other_processes_need_the_records_only(tmp_path):
     ({'source': ''}, 'source is empty: give the folder of the images'),
     (
       {'val_fraction': 1.0},
-      'val_fraction is 1.0: expected 0 or more, and below 1',
+      'val_fraction: expected 0 or more, and below 1, got 1.0',
     ),
     (
       {'on_bad_example': 'stop'},
-      "on_bad_example is 'stop': expected one of ('error', 'skip')",
+      "on_bad_example: expected one of ('error', 'skip'), got 'stop'",
     ),
     (
       {'images': 'x{split}', 'masks': '{split}'},
-      "images is 'x{split}': expected {split} once, as a folder of its own",
+      'images: expected {split} once, as the whole name of a folder, got '
+      "'x{split}'",
     ),
     (
       {'images': '{split}/a', 'masks': '{split}/b', 'val_fraction': 0.1},
-      "val_fraction is 0.1, but images='{split}/a' has its splits in folders: "
-      'set val_fraction=0',
+      "val_fraction: expected 0, as images='{split}/a' has its splits in "
+      'folders, got 0.1',
     ),
     ({'masks': ''}, 'masks is empty: give the folder of the masks'),
     ({'classes': ''}, 'classes is empty: give the file of the class list'),
     (
       {'images': '{split}/images'},
-      "masks is 'masks' where images is '{split}/images': expected {split} in "
-      'both or in neither',
+      'masks: expected {split} in both images and masks or in neither, got '
+      "'masks' with images='{split}/images'",
     ),
     (
       {'images': ''},
-      "masks is 'masks', inside images='': expected folders beside each other, "
-      'or masks are taken for images',
+      'masks: expected a folder outside of the images, as every PNG there is '
+      "an image, got 'masks' with images=''",
     ),
     (
       {'without_mask': 'skip'},
-      "without_mask is 'skip': expected one of ('error', 'unlabeled')",
+      "without_mask: expected one of ('error', 'unlabeled'), got 'skip'",
     ),
     (
       {'ignore': -1},
-      'ignore is -1: expected a value of 0 to 65535, a color of three values '
-      'of 0 to 255, or None',
+      'ignore: expected a value of 0 to 65535, a color of three values of 0 to '
+      '255, or None, got -1',
     ),
     (
       {'ignore': (0, 0, 256)},
-      'ignore is (0, 0, 256): expected a value of 0 to 65535, a color of '
-      'three values of 0 to 255, or None',
+      'ignore: expected a value of 0 to 65535, a color of three values of 0 to '
+      '255, or None, got (0, 0, 256)',
     ),
   ],
 )
-def test_options_that_make_no_sense_are_refused(changes, message):
+def test_invalid_options_are_refused(changes, message):
   options = {
     'source': 'x',
     'images': 'images',
@@ -525,61 +528,65 @@ def test_options_that_make_no_sense_are_refused(changes, message):
   [
     (
       {'source': '{0}/no'},
-      'source: there is no folder {0}/no: give the folder of the images',
+      'source: expected the folder of the images, got {0}/no, which does not '
+      'exist',
     ),
     (
       {'masks': 'no'},
-      '{0}/roads/no: there is no such folder, expected one of *.png',
+      '{0}/roads/no: expected a folder of *.png, got no such folder',
     ),
     (
       {'images': 'no/{{split}}', 'masks': 'masks/{{split}}'},
-      'images: there is no folder {0}/roads/no/{{split}}: expected one for '
-      'each split',
+      'images: expected a folder {0}/roads/no/{{split}} for each split, got '
+      'none',
     ),
     (
       {'images': 'images/{{split}}', 'masks': 'masks/{{split}}'},
-      'images: the folder {0}/roads/images/a b cannot be a split: expected a '
-      "name of letters, digits and _, and not 'all'",
+      'images: expected splits named with letters, digits and _, and not '
+      "'all', got the folder {0}/roads/images/a b",
     ),
     (
       {'classes': 'no.txt'},
       'classes: cannot read {0}/roads/no.txt: No such file or directory: give '
-      'a text file with a class a line',
+      'a text file with a class per line',
     ),
   ],
 )
-def test_files_that_are_not_there(tmp_path, changes, message):
+def test_missing_files_are_refused(tmp_path, changes, message):
   options = make(tmp_path / 'roads')
   (tmp_path / 'roads/images/a b').mkdir()
   changes = {key: value.format(tmp_path) for key, value in changes.items()}
-  found = message_of(mask_folder, tmp_path, **{**options, **changes})
-  assert found == message.format(tmp_path)
+  actual = message_of(mask_folder, tmp_path, **{**options, **changes})
+  assert actual == message.format(tmp_path)
 
 
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('a\n\nb', 'line 2 is empty: expected a class, line i names value i of'),
-    ('a\nb\na', "line 3 names 'a' a second time"),
-    ('a 1,2,3\nb #010203', 'line 2 gives 1,2,3 to a second class'),
+    ('a\n\nb', 'line 2: expected a class, as line i names value i of'),
+    ('a\nb\na', "line 3: 'a' is listed twice"),
+    (
+      'a 1,2,3\nb #010203',
+      'line 2: expected another color for each class, got 1,2,3',
+    ),
     ('a 1,2,3\nb', 'line 2: expected a color for every class or for none'),
     ('a\nb 1,2,3', 'line 2: expected a color for every class or for none'),
-    ('a 1,2,256', "line 1: '1,2,256' is no color: expected R,G,B of 0 to 255"),
-    ('', ' has 0 classes, expected 1 to 32766'),
+    ('a 1,2,256', "each or #rrggbb, got '1,2,256'"),
+    ('', ', got 0'),
   ],
 )
-def test_class_lists_that_make_no_sense_are_refused(tmp_path, text, message):
+def test_invalid_class_lists_are_refused(tmp_path, text, message):
   path = tmp_path / 'classes.txt'
   path.write_text(text)
-  found = message_of(folders.read_classes, path)
-  assert found.startswith(f'classes: {path}')
-  assert message in found
+  actual = message_of(class_list.read_classes, path)
+  assert actual.startswith('classes: ') and str(path) in actual
+  assert message in actual
 
 
-def test_class_list_that_is_no_text(tmp_path):
+def test_a_class_list_that_is_not_text_is_refused(tmp_path):
   path = tmp_path / 'classes.txt'
   path.write_bytes(b'\xff\xfe')
-  assert message_of(folders.read_classes, path) == (
+  assert message_of(class_list.read_classes, path) == (
     f'classes: {path} is not UTF-8 text: save it as UTF-8'
   )
 
@@ -587,8 +594,8 @@ def test_class_list_that_is_no_text(tmp_path):
 def test_ignored_color_needs_colors(tmp_path):
   path = tmp_path / 'classes.txt'
   path.write_text('a\nb')
-  assert message_of(folders.read_classes, path, (1, 2, 3)) == (
-    f'ignore is the color 1,2,3, but {path} has no colors: expected a value'
+  assert message_of(class_list.read_classes, path, (1, 2, 3)) == (
+    f'ignore: expected a value, as {path} has no colors, got the color 1,2,3'
   )
 
 
@@ -596,7 +603,7 @@ def test_class_list_of_names_only(tmp_path):
   path = tmp_path / 'classes.txt'
   # With a byte order mark, Windows ends of line and spaces in a name.
   path.write_bytes('\ufeffähre\r\ntraffic light 2\r\n\r\n'.encode())
-  assert folders.read_classes(path, 255) == folders.MaskCode(
+  assert class_list.read_classes(path, 255) == class_list.ClassList(
     names=('ähre', 'traffic light 2'), values=(0, 1), ignored_values=(255,)
   )
 
@@ -625,14 +632,14 @@ def test_palette_is_that_of_pascal_voc():
   ],
 )
 def test_ignore_on_a_command_line(text, ignore):
-  assert folders.parse_ignore(text) == ignore
+  assert class_list.parse_ignore(text) == ignore
 
 
 @pytest.mark.parametrize('text', ['-1', 'white', '1,2', '#fff', '1,2,256'])
-def test_ignore_that_is_nothing(text):
-  assert message_of(folders.parse_ignore, text) == (
-    f'ignore is {text!r}: expected a value as 255, or a color as 255,255,255 '
-    'or #ffffff'
+def test_invalid_ignore_is_refused(text):
+  assert message_of(class_list.parse_ignore, text) == (
+    'ignore: expected a value as 255, or a color as 255,255,255 or #ffffff, '
+    f'got {text!r}'
   )
 
 
@@ -652,7 +659,7 @@ def test_command_line_checks_then_prepares(tmp_path, capsys):
   make(tmp_path / 'roads', ['a', 'b'])
   command = command_line(tmp_path, '--ignore=255')
   assert prepare.main([*command, '--check']) == 0
-  report, _, page = capsys.readouterr().out.partition('the page is in ')
+  report, _, page = capsys.readouterr().out.partition('the picture is in ')
   assert report.startswith('train: 2 images\n')
   page, _, last = page.partition('\n')
   assert PIL.Image.open(page).width > 1000
@@ -661,18 +668,18 @@ def test_command_line_checks_then_prepares(tmp_path, capsys):
 
   assert prepare.main(command) == 0
   out = capsys.readouterr().out
-  assert out.startswith(f'{report}the page is in ')
+  assert out.startswith(f'{report}the picture is in ')
   [records_file] = (tmp_path / 'prepared').rglob('*.array_record*')
   assert out.endswith(f'records are in {records_file.parent}\n')
 
 
-def test_command_line_says_in_one_line_what_to_mend(tmp_path, capsys):
+def test_command_line_reports_user_errors_in_one_line(tmp_path, capsys):
   make(tmp_path / 'roads', ['a'])
   assert prepare.main(command_line(tmp_path)) == 2
   assert capsys.readouterr().err == (
-    f'error: {tmp_path}/roads/masks/a.png: value 255 (3 pixels) is no class: '
-    'allowed are 0…2; mend or remove them, or set '
+    f'error: {tmp_path}/roads/masks/a.png: expected values 0…2, got 255 (3 '
+    'pixels); repair or remove them, or set '
     "on_bad_example='skip'\n"
   )
   assert prepare.main(command_line(tmp_path, '--ignore=white')) == 2
-  assert capsys.readouterr().err.startswith("error: ignore is 'white': ")
+  assert capsys.readouterr().err.startswith('error: ignore: expected ')

@@ -202,7 +202,7 @@ def ade20k(source):
   }
   official.ade20k(source, splits)
   return {
-    split: [labeled(name, *found, ADE20K) for name, found in listed.items()]
+    split: [labeled(name, *actual, ADE20K) for name, actual in listed.items()]
     for split, listed in splits.items()
   }
 
@@ -229,7 +229,7 @@ def cityscapes_fine(source):
   }
   official.cityscapes(source, splits)
   expected = {
-    split: [labeled(key, *found, CITYSCAPES) for key, found in listed.items()]
+    split: [labeled(key, *actual, CITYSCAPES) for key, actual in listed.items()]
     for split, listed in splits.items()
   }
   ((name, (png, _)),) = splits['test'].items()
@@ -247,7 +247,7 @@ def cityscapes_coarse(source):
   official.cityscapes(source, splits, 'gtCoarse')
   return {
     'train_extra': [
-      labeled(name, *found, CITYSCAPES) for name, found in extra.items()
+      labeled(name, *actual, CITYSCAPES) for name, actual in extra.items()
     ]
   }
 
@@ -264,7 +264,7 @@ def gta5(source):
   official.gta5(source, [first, {'02501': examples['02501']}])
   return {
     'train': [
-      labeled(name, *found, CITYSCAPES) for name, found in examples.items()
+      labeled(name, *actual, CITYSCAPES) for name, actual in examples.items()
     ]
   }
 
@@ -276,7 +276,7 @@ def synthia(source):
   official.synthia(source, examples)
   return {
     'train': [
-      labeled(name, *found, SYNTHIA) for name, found in examples.items()
+      labeled(name, *actual, SYNTHIA) for name, actual in examples.items()
     ]
   }
 
@@ -564,7 +564,7 @@ def splits_of(name, source, tmp_path, splits):
 
 
 def refusal(name, source, tmp_path):
-  """The one line that says what is wrong with a source."""
+  """The error message about a source."""
   options = datasets.DataOptions(name, source=str(source))
   with pytest.raises(errors.UserError) as caught:
     datasets.builder(options, str(tmp_path / 'records')).check()
@@ -601,12 +601,12 @@ def moved_away(folder):
 def test_folders_give_the_records_of_the_archives(prepared, case, tmp_path):
   made = prepared(case)
   official.extract(made.source, tmp_path / 'folders')
-  found = splits_of(made.name, tmp_path / 'folders', tmp_path, made.expected)
-  assert found == made.expected
+  actual = splits_of(made.name, tmp_path / 'folders', tmp_path, made.expected)
+  assert actual == made.expected
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_counts_other_than_the_official_ones(prepared, case):
+def test_counts_that_differ_from_the_official_ones_are_warnings(prepared, case):
   made = prepared(case)
   name = made.name.partition('/')[0]
   counts = OFFICIAL_COUNTS.get(made.name) or OFFICIAL_COUNTS[name]
@@ -615,21 +615,21 @@ def test_counts_other_than_the_official_ones(prepared, case):
     line for line in made.printed.splitlines() if 'official number' in line
   ]
   assert warnings == [
-    f'warning: {name} {split}: found {len(made.expected[split])} images, the '
-    f'official number is {count}: scores on it cannot be compared with '
+    f'warning: {name} {split}: expected {count} images, the official number, '
+    f'got {len(made.expected[split])}: scores on it cannot be compared with '
     'published ones'
     for split, count in counts.items()
   ]
 
 
-def test_official_counts_are_no_warning(prepared, tmp_path, monkeypatch):
+def test_official_counts_cause_no_warning(prepared, tmp_path, monkeypatch):
   options = datasets.DataOptions(
     'ade20k', source=str(prepared('ade20k').source)
   )
   builder = datasets.builder(options, str(tmp_path))
   monkeypatch.setattr(type(builder), 'counts', {'train': 2, 'val': 1})
-  found, _ = builder.check()
-  assert found.warnings == ()
+  actual, _ = builder.check()
+  assert actual.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -647,7 +647,7 @@ def test_official_counts_are_no_warning(prepared, tmp_path, monkeypatch):
     ('imagenet_s_919', 920, {0: 'other', 259: 'n04355933', 919: 'n20000919'}),
   ],
 )
-def test_names_of_the_classes(prepared, case, count, names):
+def test_class_names(prepared, case, count, names):
   made = prepared(case)
   split = made.open(next(iter(made.expected)))
   assert len(split.classes) == len(split.palette) == count
@@ -656,7 +656,7 @@ def test_names_of_the_classes(prepared, case, count, names):
     assert list(split.classes) == sorted(split.classes)
 
 
-def test_kinds_of_label(prepared):
+def test_label_kinds_of_splits(prepared):
   assert prepared('cityscapes_fine').open('val').label_kinds == (
     'label',
     'tags',
@@ -684,13 +684,13 @@ def test_one_archive_is_a_source(prepared, tmp_path):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_a_folder_with_something_else(case, tmp_path):
+def test_a_folder_without_the_data_set_is_refused(case, tmp_path):
   name, _ = CASES[case]
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other' / 'notes.txt').write_text('nothing')
   message = refusal(name, tmp_path / 'other', tmp_path)
-  assert message.startswith('source: found no ')
-  assert f'in {tmp_path}/other; {name.partition("/")[0]} is expected' in message
+  assert message.startswith(f'source: expected {name.partition("/")[0]} as ')
+  assert f', got {tmp_path}/other without ' in message
 
 
 def write_one(name, source, values):
@@ -736,13 +736,14 @@ def write_one(name, source, values):
     ('synthia', 'synthia', [[0, 22], [23, 1]], 23),
   ],
 )
-def test_value_that_is_no_class(case, name, values, wrong, tmp_path):
+def test_an_unknown_mask_value_is_refused(case, name, values, wrong, tmp_path):
   file = write_one(case, tmp_path / 'source', values)
   message = refusal(name, tmp_path / 'source', tmp_path)
-  assert f'{file}: value {wrong} (1 pixels) is no class' in message
+  assert f'{file}: expected values ' in message
+  assert f', got {wrong} (1 pixels)' in message
 
 
-def test_image_without_mask(prepared, tmp_path):
+def test_an_image_without_a_mask_is_refused(prepared, tmp_path):
   official.extract(prepared('ade20k').source, tmp_path / 'source')
   root = tmp_path / 'source' / 'ADEChallengeData2016'
   (root / 'annotations/training/ADE_train_00000002.png').unlink()
@@ -751,7 +752,7 @@ def test_image_without_mask(prepared, tmp_path):
   )
 
 
-def test_listed_image_that_is_not_there(prepared, tmp_path):
+def test_a_listed_image_that_is_missing_is_refused(prepared, tmp_path):
   official.extract(prepared('voc2012').source, tmp_path / 'source')
   root = tmp_path / 'source' / 'VOCdevkit' / 'VOC2012'
   (root / 'JPEGImages/2007_000061.jpg').unlink()
@@ -771,8 +772,8 @@ def test_a_city_with_a_hyphen(tmp_path):
   )
   source = tmp_path / 'source'
   official.cityscapes(source, {'train_extra': examples}, 'gtCoarse')
-  found = splits_of('cityscapes/coarse', source, tmp_path, ['train_extra'])
-  assert found['train_extra'] == [
+  actual = splits_of('cityscapes/coarse', source, tmp_path, ['train_extra'])
+  assert actual['train_extra'] == [
     labeled(name, *example, CITYSCAPES) for name, example in examples.items()
   ]
 
@@ -785,39 +786,42 @@ def test_cityscapes_with_all_archives_in_one_folder(tmp_path):
   assert splits_of('cityscapes/coarse', source, tmp_path, coarse) == coarse
 
 
-def test_gta5_masks_of_another_size_are_left_out_and_listed(
+def test_gta5_masks_of_another_size_are_skipped_and_reported(
   tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.setattr(datasets, '_TOLD', set())
+  monkeypatch.setattr(datasets, '_PRINTED_REPORTS', set())
   examples = streets({'00001': [[7, 0]], '00002': [[8, 0]], '00003': [[9, 11]]})
   png, _ = examples['00002']
   official.gta5(
     tmp_path / 'source', [{**examples, '00002': (png, [[8], [8], [8]])}]
   )
-  found = splits_of('gta5', tmp_path / 'source', tmp_path, ['train'])
-  assert found['train'] == [
+  actual = splits_of('gta5', tmp_path / 'source', tmp_path, ['train'])
+  assert actual['train'] == [
     labeled(name, *examples[name], CITYSCAPES) for name in ('00001', '00003')
   ]
   printed = capsys.readouterr().out
-  assert '1 files are left out:' in printed
+  assert '1 files are skipped:' in printed
   assert (
-    f'{tmp_path}/source/01_labels.zip:labels/00002.png: the mask is 1x3 '
-    'pixels, its image 2x1'
+    f'{tmp_path}/source/01_labels.zip:labels/00002.png: expected a mask of 2x1 '
+    'pixels as its image, got 1x3'
   ) in printed
-  # What is left out is said once, and again in every process that opens it.
+  # Skipped files are reported once in every process that opens the data set.
   splits_of('gta5', '', tmp_path, ['train'])
   assert 'labels/00002.png' not in capsys.readouterr().out
-  datasets._TOLD.clear()
+  datasets._PRINTED_REPORTS.clear()
   splits_of('gta5', '', tmp_path, ['train'])
-  assert 'labels/00002.png: the mask is 1x3' in capsys.readouterr().out
+  assert 'labels/00002.png: expected a mask of 2x1' in capsys.readouterr().out
 
 
-def test_synthia_masks_of_eight_bits(tmp_path):
+def test_synthia_masks_of_eight_bits_are_refused(tmp_path):
   official.synthia(tmp_path / 'source', streets({'0000000': [[3, 4]]}))
   file = tmp_path / 'source/RAND_CITYSCAPES/GT/LABELS/0000000.png'
   file.write_bytes(official.gray_png([[3, 4]]))
   message = refusal('synthia', tmp_path / 'source', tmp_path)
-  assert message.startswith(f'{file}: has uint8 pixels of shape (1, 2)')
+  assert message.startswith(
+    f'{file}: expected 16 bits in three channels, got uint8 pixels of shape '
+    '(1, 2)'
+  )
 
 
 def test_imagenet_in_folders_of_classes(tmp_path):
@@ -827,8 +831,10 @@ def test_imagenet_in_folders_of_classes(tmp_path):
   official.imagenet_folders(
     tmp_path / 'source', train, {(classes[i], i): val[i] for i in val}
   )
-  found = splits_of('imagenet', tmp_path / 'source', tmp_path, ['train', 'val'])
-  assert found == {'train': of_train(train), 'val': of_val(val)}
+  actual = splits_of(
+    'imagenet', tmp_path / 'source', tmp_path, ['train', 'val']
+  )
+  assert actual == {'train': of_train(train), 'val': of_val(val)}
 
 
 @pytest.mark.parametrize('name', ['imagenet/1k', 'imagenet/21k'])
@@ -855,19 +861,19 @@ def test_imagenet_21k_in_a_compressed_tar_file(tmp_path):
   }
   (source / 'fall11_whole.tar').unlink()
   official.write_archive(source / 'winter21_whole.tar.gz', members)
-  found = splits_of('imagenet/21k', source, tmp_path, ['train'])
-  assert found == {'train': of_train(train)}
+  actual = splits_of('imagenet/21k', source, tmp_path, ['train'])
+  assert actual == {'train': of_train(train)}
 
 
-def test_imagenet_val_without_its_classes(prepared, tmp_path):
+def test_imagenet_val_without_its_classes_is_refused(prepared, tmp_path):
   shutil.copytree(prepared('imagenet_1k').source, tmp_path / 'source')
   (tmp_path / 'source' / 'ILSVRC2012_devkit_t12.tar.gz').unlink()
   assert refusal('imagenet', tmp_path / 'source', tmp_path).startswith(
-    'source: found no ILSVRC2012_devkit_t12.tar.gz'
+    'source: expected imagenet as '
   )
 
 
-def test_imagenet_devkit_with_too_few_lines(prepared, tmp_path):
+def test_imagenet_devkit_with_too_few_lines_is_refused(prepared, tmp_path):
   source = tmp_path / 'source'
   shutil.copytree(prepared('imagenet_1k').source, source)
   wnids = ['n02105855', 'n01440764', 'n01443537']
@@ -875,15 +881,15 @@ def test_imagenet_devkit_with_too_few_lines(prepared, tmp_path):
   assert 'ground_truth' in refusal('imagenet', source, tmp_path)
 
 
-def test_imagenet_s_with_its_older_list(prepared, tmp_path):
+def test_imagenet_s_with_the_older_list_name(prepared, tmp_path):
   made = prepared('imagenet_s_50')
   source = tmp_path / 'source'
   shutil.copytree(made.source, source)
   (source / 'data/names/ImageNetS_im50_train_semi.txt').unlink()
   names = [record.id for record in made.expected['train_semi']]
   official.imagenet_s(source, 50, IMAGENET_S_50, names, {}, older=True)
-  found = splits_of('imagenet_s/50', source, tmp_path, made.expected)
-  assert found == made.expected
+  actual = splits_of('imagenet_s/50', source, tmp_path, made.expected)
+  assert actual == made.expected
 
 
 @pytest.mark.parametrize(
@@ -895,21 +901,21 @@ def test_imagenet_s_with_its_older_list(prepared, tmp_path):
     (919, 1001, official.rgb_coded_png([[1001, 0]])),
   ],
 )
-def test_imagenet_s_id_that_is_no_class(prepared, size, value, png, tmp_path):
+def test_imagenet_s_refuses_unknown_ids(prepared, size, value, png, tmp_path):
   builder = prepared(f'imagenet_s_{size}').builder()
   (tmp_path / 'mask.png').write_bytes(png)
-  with pytest.raises(errors.UserError, match=rf'^value {value} \(1 pixels\)'):
+  with pytest.raises(errors.UserError, match=rf', got {value} \(1 pixels\)'):
     builder.read_mask(tmp_path / 'mask.png')
 
 
-def test_imagenet_s_masks_in_other_codes(prepared, tmp_path):
+def test_imagenet_s_refuses_masks_in_other_encodings(prepared, tmp_path):
   builder = prepared('imagenet_s_50').builder()
   (tmp_path / 'gray.png').write_bytes(official.gray_png([[1]]))
-  with pytest.raises(errors.UserError, match='has values, expected RGB'):
+  with pytest.raises(errors.UserError, match='expected RGB, got values'):
     builder.read_mask(tmp_path / 'gray.png')
   blue = PIL.Image.fromarray(np.array([[[1, 0, 1]]], np.uint8))
   blue.save(tmp_path / 'blue.png')
-  with pytest.raises(errors.UserError, match='has blue pixels'):
+  with pytest.raises(errors.UserError, match='got blue pixels'):
     builder.read_mask(tmp_path / 'blue.png')
 
 
@@ -947,13 +953,13 @@ def read(monkeypatch):
   """How often each image was read by a builder, by id."""
   counts = collections.Counter()
 
-  sample = files.FileBuilder.sample
+  sample = files.FileBuilder.read_sample
 
   def counted(self, source):
     counts[source.id] += 1
     return sample(self, source)
 
-  monkeypatch.setattr(files.FileBuilder, 'sample', counted)
+  monkeypatch.setattr(files.FileBuilder, 'read_sample', counted)
   return counts
 
 
@@ -980,7 +986,7 @@ def files_below(folder):
     ('gta5', ten_streets, {'train': [2, 2, 1, 2]}),
   ],
 )
-def test_parts_give_the_files_of_one_go(
+def test_shard_subsets_write_the_same_files_as_one_process(
   name, write, lengths, tmp_path, small_shards, read, capsys
 ):
   source = write(tmp_path / 'source')
@@ -992,7 +998,7 @@ def test_parts_give_the_files_of_one_go(
   parts = tmp_path / 'parts'
   for part in ('2/3', '0/3'):
     assert run(name, source, parts, f'--shard={part}') == 0
-    assert 'shards are made; the process' in capsys.readouterr().out
+    assert 'shards are written; the process' in capsys.readouterr().out
   assert not (parts / name).exists()
   assert run(name, source, parts, '--shard=1/3') == 0
   assert set(read.values()) == {1}
@@ -1003,23 +1009,23 @@ def test_parts_give_the_files_of_one_go(
   whole = files_below(tmp_path / 'whole' / name)
   assert files_below(parts / name) == whole
   records = [path for path in whole if '.array_record-' in path]
-  assert len(records) == sum(len(found) for found in lengths.values())
+  assert len(records) == sum(len(actual) for actual in lengths.values())
   # Of the work in progress nothing is left.
   assert not any((parts / '.parts').rglob('*.array_record*'))
-  for split, found in lengths.items():
+  for split, actual in lengths.items():
     opened = datasets.open_split(datasets.DataOptions(name), split, str(parts))
     info = datasets.builder(datasets.DataOptions(name), str(parts)).info
-    assert info.splits[split].shard_lengths == found
+    assert info.splits[split].shard_lengths == actual
     assert [r['id'].decode() for r in opened.records] == opened.ids()
 
 
-def test_a_part_is_made_again_without_reading(
+def test_rerunning_a_shard_subset_reads_nothing(
   tmp_path, small_shards, read, capsys
 ):
   source = ten_scenes(tmp_path / 'source')
   for _ in range(2):
     assert run('ade20k', source, tmp_path / 'records', '--shard=1/3') == 0
-    assert capsys.readouterr().out.startswith('2 of 6 shards are made')
+    assert capsys.readouterr().out.startswith('2 of 6 shards are written')
   # The second and the fifth of the shards of 1 + 2 + 2 + 2 and 1 + 2 images.
   assert dict(read) == {
     'ADE_train_00000002': 1,
@@ -1038,13 +1044,13 @@ def sigterm():
 
 @pytest.mark.parametrize('stop', [ctrl_c, sigterm])
 @pytest.mark.parametrize('flags', [(), ('--shard=0/1',)])
-def test_interrupted_and_run_again(
+def test_an_interrupted_run_continues(
   flags, stop, tmp_path, small_shards, read, monkeypatch, capsys
 ):
   source = ten_scenes(tmp_path / 'source')
   assert run('ade20k', source, tmp_path / 'whole') == 0
   read.clear()
-  counted = files.FileBuilder.sample
+  counted = files.FileBuilder.read_sample
 
   def interrupted(self, source):
     if source.id == 'ADE_train_00000005':
@@ -1053,11 +1059,11 @@ def test_interrupted_and_run_again(
 
   again = tmp_path / 'again'
   with monkeypatch.context() as patch:
-    patch.setattr(files.FileBuilder, 'sample', interrupted)
+    patch.setattr(files.FileBuilder, 'read_sample', interrupted)
     assert run('ade20k', source, again, *flags) == 75
   captured = capsys.readouterr()
   assert captured.err.endswith(
-    'interrupted: finished shards are kept, the same command goes on\n'
+    'interrupted: finished shards are kept, the same command continues\n'
   )
   assert not (again / 'ade20k' / '1.0.0').exists()
   # The third shard is of images 4 and 5; nothing of it is left.
@@ -1076,24 +1082,26 @@ def test_interrupted_and_run_again(
 
 
 @pytest.mark.parametrize('stop', [ctrl_c, sigterm])
-def test_an_interrupted_check(stop, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_check_writes_nothing(
+  stop, tmp_path, monkeypatch, capsys
+):
   source = ten_scenes(tmp_path / 'source')
-  monkeypatch.setattr(files.FileBuilder, 'sample', lambda *_: stop())
+  monkeypatch.setattr(files.FileBuilder, 'read_sample', lambda *_: stop())
   before = signal.getsignal(signal.SIGTERM)
   assert run('ade20k', source, tmp_path / 'records', '--check') == 75
   assert capsys.readouterr().err == 'interrupted: nothing was written\n'
   assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_part_of_a_check(tmp_path, capsys):
+def test_check_refuses_a_shard_subset(tmp_path, capsys):
   assert run('ade20k', tmp_path, tmp_path, '--check', '--shard=0/2') == 2
   assert capsys.readouterr().err == (
-    'error: --shard=0/2 contradicts --check, which looks at all files: leave '
-    'out one of them\n'
+    'error: --shard=0/2 contradicts --check, which reads all files: remove one '
+    'of them\n'
   )
 
 
-def test_what_is_prepared_is_not_read_again(tmp_path, read, capsys):
+def test_prepared_files_are_not_read_again(tmp_path, read, capsys):
   source, records_dir = ten_scenes(tmp_path / 'source'), tmp_path / 'records'
   assert run('ade20k', source, records_dir) == 0
   folder = records_dir / 'ade20k' / '1.0.0'
@@ -1109,7 +1117,7 @@ def test_what_is_prepared_is_not_read_again(tmp_path, read, capsys):
   assert not read
 
 
-def test_shards_of_files_that_have_changed_are_made_again(
+def test_shards_of_changed_files_are_written_again(
   tmp_path, small_shards, read
 ):
   official.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
@@ -1129,7 +1137,7 @@ def test_shards_of_files_that_have_changed_are_made_again(
   assert found_in(split)[0].label == [[149, 149]]
 
 
-def test_bad_file_that_another_part_has_met(
+def test_a_bad_file_of_another_shard_subset_is_reported_at_the_end(
   tmp_path, small_shards, read, capsys
 ):
   official.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
@@ -1140,7 +1148,9 @@ def test_bad_file_that_another_part_has_met(
   mask.write_bytes(official.gray_png([[151, 0]]))
   assert run(*arguments, '--shard=1/2') == 0  # Judged when all are there.
   assert run(*arguments, '--shard=0/2') == 2
-  assert capsys.readouterr().err.startswith(f'error: {mask}: value 151 ')
+  assert capsys.readouterr().err.startswith(
+    f'error: {mask}: expected values 1…150, '
+  )
   mask.write_bytes(whole)
   read.clear()
   assert run(*arguments, '--shard=0/2') == 0
@@ -1155,9 +1165,7 @@ def test_bad_file_that_another_part_has_met(
   ]
 
 
-def test_annotations_that_have_changed_are_read_again(
-  tmp_path, small_shards, read
-):
+def test_changed_annotations_are_read_again(tmp_path, small_shards, read):
   masks = {
     name: [[2, 9]] for name in ('2008_000002', '2008_000003', '2008_000007')
   }
@@ -1178,7 +1186,7 @@ def test_annotations_that_have_changed_are_read_again(
   assert found_in(split)[0].label == [[0, 58]]
 
 
-def test_detail_json_is_damaged(prepared, tmp_path):
+def test_a_damaged_detail_json_is_refused(prepared, tmp_path):
   source = tmp_path / 'source'
   shutil.copytree(prepared('context_59_json').source, source)
   file = source / 'trainval_merged.json'
@@ -1187,4 +1195,4 @@ def test_detail_json_is_damaged(prepared, tmp_path):
   for text in (file.read_text()[:-9], json.dumps(whole)):
     file.write_text(text)
     message = refusal('pascal_context', source, tmp_path)
-    assert message.startswith(f'{file}: is not the list of the Detail API')
+    assert message.startswith(f'{file}: expected the list of the Detail API')

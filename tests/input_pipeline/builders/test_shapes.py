@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline.builders import shapes
+from input_pipeline.builders import shapes, shapes_scene
 from input_pipeline.sources import records
 
 CONFIGS = {config.name: config for config in shapes.Shapes.BUILDER_CONFIGS}
@@ -30,7 +30,7 @@ def drawn(name, split, count):
   """Scene, image and label of the first images of a split."""
   config = CONFIGS[name]
   for index in range(count):
-    _, scene = shapes.scene_of(config, split, index)
+    _, scene = shapes.make_scene(config, split, index)
     yield scene, *shapes.render(scene)[:2]
 
 
@@ -58,22 +58,24 @@ def prepare(monkeypatch, tmp_path):
 
 def a_thing(class_id=1, center=(32.0, 32.0), radius=20.0, angle=0.4):
   tones = np.array([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]])
-  return shapes.Thing(class_id, center, radius, angle, 1.0, 2.0, tones)
+  return shapes_scene.SceneObject(
+    class_id, center, radius, angle, 1.0, 2.0, tones
+  )
 
 
-def test_what_is_prepared_is_read_back(prepare):
+def test_prepared_records_are_read_back(prepare):
   builder = prepare('once')
   assert builder.info.metadata['classes'] == list(shapes.CLASSES)
   for split, count in SMALL.items():
     source = builder.as_data_source(split=split, decoders=SKIP_DECODING)
     assert len(source) == count
-    for index, found in enumerate(source):
-      expected = shapes.draw(CONFIGS['scenes'], split, index)
-      assert found['image'] == expected.image
-      label = records.decode_label(found['label'])
+    for index, actual in enumerate(source):
+      expected = shapes.draw_sample(CONFIGS['scenes'], split, index)
+      assert actual['image'] == expected.image
+      label = records.decode_label(actual['label'])
       np.testing.assert_array_equal(label, expected.label)
-      assert list(found['tags']) == expected.tags
-      assert found['id'].decode() == f'scenes/{split}/0000{index}'
+      assert list(actual['tags']) == expected.tags
+      assert actual['id'].decode() == f'scenes/{split}/0000{index}'
 
 
 def test_two_builds_are_equal_byte_by_byte(prepare):
@@ -95,14 +97,14 @@ def test_preparing_shows_its_progress(prepare, capsys, monkeypatch):
   assert 'preparing shapes: ' in capsys.readouterr().err
 
 
-def test_images_stay_what_they_were():
-  found = {
-    name: pixels_crc(shapes.draw(config, 'train', 0))
+def test_images_never_change():
+  actual = {
+    name: pixels_crc(shapes.draw_sample(config, 'train', 0))
     for name, config in CONFIGS.items()
   }
   # Change VERSION with these: what was trained on older images is no longer
   # comparable.
-  assert found == {
+  assert actual == {
     'scenes': 2502093583,
     'single': 668166123,
     'source': 2612799481,
@@ -116,10 +118,10 @@ def test_images_stay_what_they_were():
 
 def test_an_image_does_not_depend_on_the_others():
   config = CONFIGS['target']
-  late = shapes.draw(config, 'train', 7)
+  late = shapes.draw_sample(config, 'train', 7)
   for index in range(3):
-    shapes.draw(config, 'train', index)
-  again = shapes.draw(config, 'train', 7)
+    shapes.draw_sample(config, 'train', index)
+  again = shapes.draw_sample(config, 'train', 7)
   assert (again.id, again.image, again.tags) == (
     late.id,
     late.image,
@@ -129,14 +131,14 @@ def test_an_image_does_not_depend_on_the_others():
 
 
 def test_splits_and_configurations_share_no_image():
-  found = [
-    pixels_crc(shapes.draw(config, split, index))
+  actual = [
+    pixels_crc(shapes.draw_sample(config, split, index))
     for name, config in CONFIGS.items()
     if config.size == 64
     for split in config.num_images
     for index in range(4)
   ]
-  assert len(set(found)) == len(found) == 4 * (4 + 4 + 3 + 3)
+  assert len(set(actual)) == len(actual) == 4 * (4 + 4 + 3 + 3)
 
 
 def test_number_of_images():
@@ -176,14 +178,16 @@ def test_classes_are_outlines_times_patterns():
 def test_mask_has_the_area_of_its_outline(class_id, area):
   for angle in (0.0, 0.3, 2.0):
     thing = a_thing(class_id, (31.3, 32.8), angle=angle)
-    mask = shapes.coverage(thing, 64) > 0.5
+    mask = shapes_scene.coverage(thing, 64) > 0.5
     assert mask.sum() == pytest.approx(area, rel=0.03)
     middle = np.argwhere(mask).mean(0) + 0.5
     np.testing.assert_allclose(middle, (32.8, 31.3), atol=0.5)
-    assert shapes.visible_part(thing, mask) == pytest.approx(1, abs=0.03)
+    assert shapes_scene.visible_fraction(thing, mask) == pytest.approx(
+      1, abs=0.03
+    )
 
 
-def test_outlines_are_where_their_edges_say():
+def test_outlines_match_their_formulas():
   # Radius 20: the corners of the square and of the cross's bars, 12 wide, are
   # 20 from the middle; the ring's hole has 0.45 of its radius.
   x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5)
@@ -192,17 +196,17 @@ def test_outlines_are_where_their_edges_say():
   cross = (abs(x) < 6) & (abs(y) < 19.079)
   cross |= cross.T
   for class_id, expected in ((3, square), (5, ring), (7, cross)):
-    mask = shapes.coverage(a_thing(class_id, angle=0.0), 64) > 0.5
+    mask = shapes_scene.coverage(a_thing(class_id, angle=0.0), 64) > 0.5
     np.testing.assert_array_equal(mask, expected)
 
 
 def test_later_objects_hide_earlier_ones(scenes):
   back, front = a_thing(1, (25.0, 32.0)), a_thing(4, (40.0, 32.0))
-  scene = dataclasses.replace(scenes[0][0], things=(back, front))
+  scene = dataclasses.replace(scenes[0][0], objects=(back, front))
   _, label = shapes.draw_scene(scene)
   x, y = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
   in_back = (x - 25) ** 2 + (y - 32) ** 2 < 20**2
-  in_front = shapes.coverage(front, 64) > 0.5
+  in_front = shapes_scene.coverage(front, 64) > 0.5
   expected = np.where(in_front, 4, np.where(in_back, 1, 0))
   np.testing.assert_array_equal(label, expected)
 
@@ -214,11 +218,13 @@ def test_patterns_have_clearly_different_scales():
     thing = dataclasses.replace(
       a_thing(class_id), pattern_angle=0.0, pattern_phase=1.0
     )
-    return np.diff(shapes.pattern(thing, 64)[34, 12:52] > 0.5).sum()
+    return np.diff(shapes_scene.pattern(thing, 64)[34, 12:52] > 0.5).sum()
 
   assert changes(1) == 4
   assert changes(2) in (9, 10)
-  periods = [np.multiply(shapes.RADII, p) for p in shapes.PERIODS.values()]
+  periods = [
+    np.multiply(shapes_scene.RADII, p) for p in shapes_scene.PERIODS.values()
+  ]
   (wide, _), (_, small) = periods  # The narrowest stripes, the largest checks.
   assert wide > small
 
@@ -226,16 +232,16 @@ def test_patterns_have_clearly_different_scales():
 def test_tags_are_the_classes_of_the_mask(scenes):
   config = CONFIGS['scenes']
   for index, (scene, _, label) in enumerate(scenes):
-    tags = shapes.draw(config, 'train', index).tags
+    tags = shapes.draw_sample(config, 'train', index).tags
     assert tags == [c for c in np.unique(label).tolist() if c > 0]
-    assert 1 <= len(tags) <= len(scene.things) <= 4
+    assert 1 <= len(tags) <= len(scene.objects) <= 4
     assert label.dtype == np.int16
-  counts = {len(scene.things) for scene, _, _ in scenes}
+  counts = {len(scene.objects) for scene, _, _ in scenes}
   assert counts == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize('split', ['train', 'train_semi', 'val', 'test'])
-def test_single_is_balanced(split):
+def test_single_has_balanced_classes(split):
   # The classes of the whole split; what is drawn is tested on a part below.
   count = CONFIGS['single'].num_images[split]
   rng = np.random.default_rng(0)
@@ -247,15 +253,15 @@ def test_single_shows_one_object(single):
   classes = [label.max() for _, _, label in single]
   assert np.bincount(classes).tolist() == [0] + [40] * 8
   for scene, _, label in single:
-    assert len(np.unique(label[label > 0])) == len(scene.things) == 1
+    assert len(np.unique(label[label > 0])) == len(scene.objects) == 1
 
 
-def test_scenes_show_every_class_alike():
+def test_classes_of_scenes_are_equally_frequent():
   config = CONFIGS['scenes']
   counts = np.zeros(9)
   for index in range(200):
-    _, scene = shapes.scene_of(config, 'unlabeled', index)
-    for thing in scene.things:
+    _, scene = shapes.make_scene(config, 'unlabeled', index)
+    for thing in scene.objects:
       counts[thing.class_id] += 1
   # About 60 of each; five standard deviations of a count are 38.
   np.testing.assert_allclose(counts[1:], counts[1:].mean(), atol=38)
@@ -268,7 +274,7 @@ def test_objects_are_large_and_visible(name):
   radii = []
   for scene, _, label in drawn(name, 'val', 40):
     areas = np.zeros(9)
-    for thing in scene.things:
+    for thing in scene.objects:
       radii.append(thing.radius / scale)
       areas[thing.class_id] += 0.6 * thing.radius**2 * unit[thing.outline]
     visible = np.bincount(label.ravel(), minlength=9)
@@ -277,7 +283,7 @@ def test_objects_are_large_and_visible(name):
   assert 24 < max(radii) <= 26
 
 
-def test_color_says_nothing_about_the_class(single):
+def test_color_is_independent_of_the_class(single):
   colors = np.array([image[label > 0].mean(0) for _, image, label in single])
   classes = np.array([label.max() for _, _, label in single])
   # 4 standard errors of a class's mean: 24 comparisons of which, if nothing
@@ -297,8 +303,8 @@ def test_tones_differ_in_luminance(scenes, single):
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
   for scene, _, _ in itertools.chain(scenes, single):
-    for thing in scene.things:
-      lumas = [luma(c) for c in (*thing.tones, scene.ground)]
+    for thing in scene.objects:
+      lumas = [luma(c) for c in (*thing.tones, scene.background)]
       assert np.diff(np.sort(lumas)).min() >= 0.25 - 1e-9
       assert np.all((thing.tones >= 0) & (thing.tones <= 1))
 
@@ -307,7 +313,7 @@ def test_drawn_objects_show_both_tones(single):
   shown = []
   for scene, _, _ in single[:80]:
     image, label = shapes.draw_scene(scene)
-    dark, light = sorted(scene.things[0].tones.tolist(), key=np.sum)
+    dark, light = sorted(scene.objects[0].tones.tolist(), key=np.sum)
     inside = image[label > 0]
     shares = [np.mean(np.abs(inside - t).max(1) < 0.02) for t in (dark, light)]
     shown.append(min(shares))
@@ -320,7 +326,7 @@ def test_tint_keeps_luma_and_range():
   rng = np.random.default_rng(0)
   for _ in range(100):
     luma = rng.uniform(0.05, 0.95)
-    color = shapes.tint(luma, rng.uniform(0, 7), rng.uniform(0, 1))
+    color = shapes_scene.tint(luma, rng.uniform(0, 7), rng.uniform(0, 1))
     assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma)
     assert -1e-9 <= color.min() <= color.max() <= 1 + 1e-9
 
@@ -344,28 +350,30 @@ def test_target_is_darker_flatter_and_noisier_than_source():
 
 def test_images_are_rgb():
   config = CONFIGS['scenes']
-  _, scene = shapes.scene_of(config, 'train', 0)
+  _, scene = shapes.make_scene(config, 'train', 0)
   image, label, _ = shapes.render(scene)
-  drawn_again = shapes.draw(config, 'train', 0)
+  drawn_again = shapes.draw_sample(config, 'train', 0)
   decoded = records.decode_image(drawn_again.image)
   np.testing.assert_array_equal(decoded, image)
   np.testing.assert_array_equal(drawn_again.pixels, image)
   np.testing.assert_array_equal(drawn_again.label, label)
 
 
-def test_unknown_outline_is_named():
-  with pytest.raises(ValueError, match="'moon' is none of"):
-    shapes.outline_distance('moon', np.zeros((1, 1)), np.zeros((1, 1)))
+def test_an_unknown_outline_is_refused():
+  with pytest.raises(
+    ValueError, match="outline: expected one of .* got 'moon'"
+  ):
+    shapes_scene.outline_distance('moon', np.zeros((1, 1)), np.zeros((1, 1)))
 
 
 def test_tensorflow_is_not_imported():
   code = (
     'import sys\n'
     'from input_pipeline.builders import shapes\n'
-    'shapes.draw(shapes.Shapes.BUILDER_CONFIGS[0], "train", 0)\n'
+    'shapes.draw_sample(shapes.Shapes.BUILDER_CONFIGS[0], "train", 0)\n'
     'print("tensorflow" in sys.modules)\n'
   )
-  found = subprocess.run(
+  actual = subprocess.run(
     [sys.executable, '-c', code], check=True, capture_output=True, text=True
   )
-  assert found.stdout.strip() == 'False'
+  assert actual.stdout.strip() == 'False'

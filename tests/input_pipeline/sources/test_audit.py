@@ -46,9 +46,15 @@ def read_mask(path):
 READ = functools.partial(audit.read_example, read_mask=read_mask)
 
 
+def run(sources, classes, read, *, problems=(), **options):
+  """Audits sources, as a builder does."""
+  counts, bad = audit.count(sources, read, len(classes))
+  return audit.conclude(counts, [*problems, *bad], classes, **options)
+
+
 def audit_images(listing, **options):
   """Audits images without masks."""
-  return audit.run(
+  return run(
     {'train': listing.examples},
     (),
     audit.read_example,
@@ -68,7 +74,7 @@ def make(tmp_path, **masks):
 def refused(listing, **options):
   """The message that refuses these examples."""
   with pytest.raises(errors.UserError) as caught:
-    audit.run(
+    run(
       {'train': listing.examples},
       CLASSES,
       READ,
@@ -106,7 +112,7 @@ def test_listing_pairs_relative_names_in_order(tmp_path):
   )
 
 
-def test_names_with_dots_are_whole(tmp_path):
+def test_only_the_last_suffix_of_a_name_is_removed(tmp_path):
   for name in ('frame.1.jpg', 'frame.2.jpg'):
     write(tmp_path / name, b'')
   listing = audit.list_examples(tmp_path)
@@ -124,19 +130,19 @@ def test_linked_folders_are_followed(tmp_path):
 
 def test_counts_pixels_and_images_of_each_class(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[1, 1, 1], [1, 1, 1]])
-  found = audit.run({'train': listing.examples}, CLASSES, READ)
-  assert found.counts == {
+  actual = run({'train': listing.examples}, CLASSES, READ)
+  assert actual.counts == {
     'train': class_counts.ClassCounts(
       num_images=2, pixels=(2, 9, 0), images=(1, 2, 0), ignored=1
     )
   }
-  assert found.warnings == ("class 'car' occurs in no mask",)
-  assert found.skipped == ()
+  assert actual.warnings == ("class 'car' occurs in no mask",)
+  assert actual.skipped == ()
 
 
 def test_report_is_a_table(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[1, 1, 1], [2, 2, 9]])
-  found = audit.run(
+  actual = run(
     {'train': listing.examples[:1], 'val': listing.examples},
     CLASSES,
     READ,
@@ -158,10 +164,10 @@ def test_report_is_a_table(tmp_path):
     '',
     "warning: class 'car' occurs in no mask",
     '',
-    '1 files are left out:',
+    '1 files are skipped:',
     f'  {tmp_path}/masks/b.png: value 9 is no class',
   )
-  assert found.report() == '\n'.join(table)
+  assert actual.report() == '\n'.join(table)
 
 
 def test_a_split_without_masks_has_no_pixels_in_the_table():
@@ -172,8 +178,8 @@ def test_a_split_without_masks_has_no_pixels_in_the_table():
   ignored = class_counts.ClassCounts(
     num_images=1, pixels=(0, 0), images=(0, 0), ignored=6
   )
-  found = {'a': masked, 'b': tagged, 'c': ignored}
-  assert audit.Audit(found, ('sky', 'road')).report().splitlines()[4:] == [
+  actual = {'a': masked, 'b': tagged, 'c': ignored}
+  assert audit.Audit(actual, ('sky', 'road')).report().splitlines()[4:] == [
     'class             a pixels   share    images           b images'
     '         c pixels   share    images',
     'sky                      3  75.00%         2                  4'
@@ -192,73 +198,74 @@ def test_a_split_without_masks_has_no_pixels_in_the_table():
   ]
 
 
-def test_images_alone_are_only_decoded(tmp_path):
+def test_images_without_masks_are_only_decoded(tmp_path):
   write(tmp_path / 'a.png', image_bytes(5, 4, 'PNG'))
   write(tmp_path / 'b.jpg', image_bytes(5, 4))
   listing = audit.list_examples(tmp_path)
-  found = audit_images(listing)
-  assert found.counts == {'train': class_counts.ClassCounts(num_images=2)}
-  assert found.report() == 'train: 2 images'
+  actual = audit_images(listing)
+  assert actual.counts == {'train': class_counts.ClassCounts(num_images=2)}
+  assert actual.report() == 'train: 2 images'
 
 
 def test_error_names_the_first_file_and_counts_the_others(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[9, 0, 0]] * 2, c=[[9, 0, 0]] * 2)
   write(tmp_path / 'images/a.jpg', b'no image')
   assert refused(listing) == (
-    f'{tmp_path}/images/a.jpg: is no JPEG or PNG file, or its head is damaged '
-    '(the first of 3 bad files); mend or remove them, or set '
+    f'{tmp_path}/images/a.jpg: is no JPEG or PNG file, or its header is '
+    'damaged (the first of 3 bad files); repair or remove them, or set '
     "on_bad_example='skip'"
   )
 
 
-def test_remedy_can_be_given(tmp_path):
+def test_the_error_ends_with_the_remedy(tmp_path):
   listing = make(tmp_path, a=[[9, 0, 0]] * 2)
   assert refused(listing, remedy='get it again') == (
     f'{tmp_path}/masks/a.png: value 9 is no class; get it again'
   )
 
 
-def test_skip_leaves_out_and_tells(tmp_path):
+def test_skipped_files_are_reported(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[9, 0, 0]] * 2, c=GOOD)
   write(tmp_path / 'images/c.jpg', b'')
-  found = audit.run(
+  actual = run(
     {'train': listing.examples}, CLASSES, READ, on_bad_example='skip'
   )
-  assert found.counts['train'].num_images == 1
-  assert found.counts['train'].pixels == (2, 3, 0)
-  assert [problem.file.name for problem in found.skipped] == ['c.jpg', 'b.png']
+  assert actual.counts['train'].num_images == 1
+  assert actual.counts['train'].pixels == (2, 3, 0)
+  assert [problem.file.name for problem in actual.skipped] == ['c.jpg', 'b.png']
 
 
-def test_nothing_usable_is_refused_even_with_skip(tmp_path):
+def test_a_split_without_usable_images_is_refused_even_with_skip(tmp_path):
   listing = make(tmp_path, a=[[9, 0, 0]] * 2)
   assert refused(listing, on_bad_example='skip') == (
     f"no image of split 'train' is usable; {tmp_path}/masks/a.png: value 9 is "
-    'no class; mend them'
+    'no class; repair them'
   )
 
 
 def test_unknown_policy_is_refused(tmp_path):
   message = refused(make(tmp_path, a=GOOD), on_bad_example='ignore')
   assert message == (
-    "on_bad_example is 'ignore': expected one of ('error', 'skip')"
+    "on_bad_example: expected one of ('error', 'skip'), got 'ignore'"
   )
 
 
-def test_size_mismatch_tells_both_sizes(tmp_path):
+def test_a_size_mismatch_is_reported_with_both_sizes(tmp_path):
   listing = make(tmp_path, a=[[0, 0], [0, 0], [0, 0]])
   assert refused(listing).startswith(
-    f'{tmp_path}/masks/a.png: the mask is 2x3 pixels, its image 3x2; '
+    f'{tmp_path}/masks/a.png: expected a mask of 3x2 pixels as its image, got '
+    '2x3; repair or '
   )
 
 
-def test_size_mismatch_by_exif_says_so(tmp_path):
+def test_a_size_mismatch_by_exif_rotation_is_explained(tmp_path):
   listing = make(tmp_path, a=[[0, 0], [0, 0], [0, 0]])
   exif = PIL.Image.Exif()
   exif[0x0112] = 6  # Turned by 90 degrees.
   write(tmp_path / 'images/a.jpg', image_bytes(3, 2, exif=exif))
   assert refused(listing).startswith(
-    f'{tmp_path}/masks/a.png: the mask is 2x3 pixels, its image 3x2 before the '
-    'turn in its EXIF tag, which is not followed; '
+    f'{tmp_path}/masks/a.png: expected a mask of 3x2 pixels as its image, got '
+    '2x3; the rotation in the EXIF tag of the image is not applied; '
   )
 
 
@@ -268,8 +275,8 @@ def test_missing_mask_is_a_problem(tmp_path):
   listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert [example.id for example in listing.examples] == ['a']
   assert refused(listing) == (
-    f'{tmp_path}/images/x/b.jpg: has no mask {tmp_path}/masks/x/b.png; mend or '
-    "remove them, or set on_bad_example='skip'"
+    f'{tmp_path}/images/x/b.jpg: has no mask {tmp_path}/masks/x/b.png; repair '
+    "or remove them, or set on_bad_example='skip'"
   )
 
 
@@ -290,7 +297,7 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
   assert [example.id for example in listing.examples] == ['b']
   assert refused(listing) == (
     f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a' (the "
-    "first of 2 bad files); mend or remove them, or set on_bad_example='skip'"
+    "first of 2 bad files); repair or remove them, or set on_bad_example='skip'"
   )
 
 
@@ -303,44 +310,45 @@ def test_two_masks_of_one_id_are_problems(tmp_path):
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 @pytest.mark.parametrize('part', [0.3, 0.6, 0.9])
-def test_cut_off_image_is_found(tmp_path, kind, part):
+def test_a_truncated_image_is_refused(tmp_path, kind, part):
   data = image_bytes(61, 47, kind)
   listing = make(tmp_path, a=GOOD)
   write(tmp_path / 'images/a.jpg', data[: int(part * len(data))])
   assert 'images/a.jpg: cannot be decoded' in refused(listing)
 
 
-def test_jpeg_without_its_last_byte_is_found(tmp_path):
+def test_a_jpeg_without_its_last_byte_is_refused(tmp_path):
   listing = make(tmp_path, a=GOOD)
   write(tmp_path / 'images/a.jpg', image_bytes(61, 47)[:-1])
   assert 'images/a.jpg: cannot be decoded' in refused(listing)
 
 
-def test_jpeg_filled_up_with_zeros_is_found(tmp_path):
+def test_a_jpeg_padded_with_zeros_is_refused(tmp_path):
   data = image_bytes(61, 47)
   half = len(data) // 2
   listing = make(tmp_path, a=GOOD)
   write(tmp_path / 'images/a.jpg', data[:half] + bytes(len(data) - half))
   assert refused(listing).startswith(
-    f'{tmp_path}/images/a.jpg: cannot be decoded: the JPEG has no end, cut off?'
+    f'{tmp_path}/images/a.jpg: cannot be decoded: the JPEG has no end, '
+    'truncated?'
   )
 
 
-def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path):
+def test_bytes_after_the_end_of_a_jpeg_are_accepted(tmp_path):
   write(tmp_path / 'a.jpg', image_bytes(3, 2) + b'trailer of a camera')
-  found = audit_images(audit.list_examples(tmp_path))
-  assert found.counts['train'].num_images == 1
+  actual = audit_images(audit.list_examples(tmp_path))
+  assert actual.counts['train'].num_images == 1
 
 
 @pytest.mark.parametrize(
   'mode', ['L', 'CMYK', 'RGB', 'P', 'RGBA', 'LA', 'I;16']
 )
-def test_images_of_every_mode_are_taken(tmp_path, mode):
+def test_images_of_every_mode_are_accepted(tmp_path, mode):
   kind = 'JPEG' if mode == 'CMYK' else 'PNG'
   pixels = PIL.Image.new(mode, (3, 2))
   pixels.save(tmp_path / 'a.jpg', kind)
-  found = audit_images(audit.list_examples(tmp_path))
-  assert found.counts['train'].num_images == 1
+  actual = audit_images(audit.list_examples(tmp_path))
+  assert actual.counts['train'].num_images == 1
 
 
 def test_other_formats_are_refused(tmp_path):
@@ -349,19 +357,19 @@ def test_other_formats_are_refused(tmp_path):
   assert 'a.jpg: is no JPEG or PNG file' in refused(listing)
 
 
-def test_mask_that_is_no_png_is_refused(tmp_path):
+def test_a_mask_that_is_not_a_png_is_refused(tmp_path):
   listing = make(tmp_path, a=GOOD)
   write(tmp_path / 'masks/a.png', image_bytes(3, 2))
   assert 'masks/a.png: is no PNG file' in refused(listing)
 
 
-def test_cut_off_mask_is_found(tmp_path):
+def test_a_truncated_mask_is_refused(tmp_path):
   listing = make(tmp_path, a=GOOD)
   write(tmp_path / 'masks/a.png', mask_bytes(GOOD)[:50])
   assert 'masks/a.png: cannot be decoded' in refused(listing)
 
 
-def test_file_that_vanished_is_named(tmp_path):
+def test_a_file_that_vanished_is_reported(tmp_path):
   listing = make(tmp_path, a=GOOD)
   (tmp_path / 'images/a.jpg').unlink()
   assert refused(listing).startswith(
@@ -369,21 +377,21 @@ def test_file_that_vanished_is_named(tmp_path):
   )
 
 
-def test_folders_that_are_empty_or_missing(tmp_path):
+def test_empty_and_missing_folders_are_refused(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     audit.list_examples(tmp_path)
   assert str(caught.value) == (
-    f'{tmp_path}: found no image, expected *.jpg, *.jpeg or *.png'
+    f'{tmp_path}: expected images *.jpg, *.jpeg or *.png, got none'
   )
   write(tmp_path / 'images/a.jpg', b'')
   with pytest.raises(errors.UserError) as caught:
     audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert str(caught.value) == (
-    f'{tmp_path}/masks: there is no such folder, expected one of *.png'
+    f'{tmp_path}/masks: expected a folder of *.png, got no such folder'
   )
 
 
-def test_messages_stay_on_one_line_whatever_a_file_is_called(tmp_path):
+def test_messages_are_one_line_even_if_a_file_name_is_not(tmp_path):
   write(tmp_path / 'two\nlines.jpg', b'')
   listing = audit.list_examples(tmp_path)
   assert f'{tmp_path}/two lines.jpg: is no JPEG or PNG' in refused(listing)

@@ -42,13 +42,15 @@ def index_of(names, first=0):
 def test_an_index_is_written_and_read_back(tmp_path):
   made = index_of(['a', 'bb/c'])
   made.write(tmp_path / 'index.npz')
-  found = fingerprints.ImageIndex.read(tmp_path / 'index.npz')
-  assert found.names() == ['a', 'bb/c']
-  assert found.sizes.tolist() == [[40, 60], [40, 60]]
-  np.testing.assert_array_equal(found.digests, made.digests)
-  np.testing.assert_array_equal(found.looks, made.looks)
-  assert len(found) == 2
-  assert found.select(np.array([1])).names() == ['bb/c']
+  actual = fingerprints.ImageIndex.read(tmp_path / 'index.npz')
+  assert actual.names() == ['a', 'bb/c']
+  assert actual.sizes.tolist() == [[40, 60], [40, 60]]
+  np.testing.assert_array_equal(actual.digests, made.digests)
+  np.testing.assert_array_equal(
+    actual.perceptual_hashes, made.perceptual_hashes
+  )
+  assert len(actual) == 2
+  assert actual.select(np.array([1])).names() == ['bb/c']
   assert len(fingerprints.ImageIndex.from_samples([])) == 0
 
 
@@ -64,7 +66,7 @@ def test_splits_without_common_images_pass():
   fingerprints.check_disjoint(train, val, ('train', 'val'))
 
 
-def test_an_image_of_the_same_name_is_found():
+def test_an_image_of_the_same_name_is_refused():
   train, val = index_of(['a', 'b']), index_of(['c', 'b'], first=2)
   with pytest.raises(errors.UserError) as caught:
     fingerprints.check_disjoint(train, val, ('x train', 'x val'))
@@ -74,7 +76,7 @@ def test_an_image_of_the_same_name_is_found():
   )
 
 
-def test_an_image_of_the_same_bytes_is_found():
+def test_an_image_of_the_same_bytes_is_refused():
   train, val = index_of(['a', 'b', 'c']), index_of(['d', 'e'], first=1)
   with pytest.raises(errors.UserError) as caught:
     fingerprints.check_disjoint(train, val, ('x train', 'x val'))
@@ -84,7 +86,7 @@ def test_an_image_of_the_same_bytes_is_found():
   assert 'b is d' in message or 'c is e' in message
 
 
-def test_what_is_shared_is_told_of_held_out_splits_only():
+def test_only_images_shared_with_held_out_splits_are_described():
   image = encoded(noise(7))
   again = encoded(noise(7), 'JPEG', quality=60)
   indices = {
@@ -92,15 +94,15 @@ def test_what_is_shared_is_told_of_held_out_splits_only():
     'train_aug': fingerprints.ImageIndex.from_samples([sample('t', image)]),
     'val': fingerprints.ImageIndex.from_samples([sample('v', again)]),
   }
-  assert fingerprints.shared(indices) == [
-    f'{split} and val share images by look, 1 pairs: t = v; scores on val may '
-    'be too good'
+  assert fingerprints.describe_shared(indices) == [
+    f'{split} and val share images by appearance, 1 pairs: t = v; scores on '
+    'val may be too good'
     for split in ('train', 'train_aug')
   ]
 
 
 def planted(images):
-  """100 leaks each: a name, bytes, and the image encoded or scaled anew."""
+  """100 images, encoded or scaled again."""
   rng = np.random.default_rng(0)
   leaks = []
   for i in range(100):
@@ -120,30 +122,36 @@ def planted(images):
 
 
 def check_planted(images):
-  """Of 300 leaks by name, bytes and look: all, all, and 95 at least."""
+  """Plants 100 leaks each by name, bytes and appearance.
+
+  Returns:
+    Numbers of leaks by appearance that are found, and of false alarms.
+  """
   train = fingerprints.ImageIndex.from_samples(
     [sample(f'train/{i}', image) for i, image in enumerate(images[:200])]
   )
   others = images[200:]
-  looks = planted(images)
+  similar = planted(images)
   val = fingerprints.ImageIndex.from_samples(
     [
       *(sample(f'train/{i}', others[i]) for i in range(100)),
       *(sample(f'val/bytes{i}', images[i]) for i in range(100)),
-      *(sample(f'val/look{i}', again) for i, again in enumerate(looks)),
+      *(sample(f'val/similar{i}', again) for i, again in enumerate(similar)),
     ]
   )
   assert len(np.intersect1d(train.ids, val.ids)) == 100
   assert len(np.intersect1d(train.digests, val.digests)) == 100
-  pairs = fingerprints.near(train.looks, val.looks[200:])
+  pairs = fingerprints.near_duplicates(
+    train.perceptual_hashes, val.perceptual_hashes[200:]
+  )
   return sum(i == j for i, j in pairs), sum(i != j for i, j in pairs)
 
 
 def test_planted_leaks_among_drawings_are_found():
   config = shapes.Shapes.BUILDER_CONFIGS[0]
-  images = [shapes.draw(config, 'train', i).image for i in range(300)]
-  found, wrong = check_planted(images)
-  assert found >= 95
+  images = [shapes.draw_sample(config, 'train', i).image for i in range(300)]
+  actual, wrong = check_planted(images)
+  assert actual >= 95
   assert wrong == 0  # Of 19,900 pairs of different images.
 
 
@@ -151,28 +159,33 @@ def test_planted_leaks_among_drawings_are_found():
 def test_planted_leaks_among_photographs_are_found():
   folder = pathlib.Path(os.environ['SEG_DATA_DIR'], 'camvid', 'train', 'images')
   files = sorted(folder.glob('*.jpg'))[:300]
-  found, _ = check_planted([file.read_bytes() for file in files])
-  # Neighboring frames of one film do look the same.
-  assert found >= 95
+  actual, _ = check_planted([file.read_bytes() for file in files])
+  # False alarms are expected: neighboring frames of a film are similar.
+  assert actual >= 95
 
 
 @needs_photographs
-def test_different_photographs_look_different():
+def test_different_photographs_have_distant_hashes():
   folder = pathlib.Path(os.environ['SEG_DATA_DIR'], 'camvid', 'train', 'images')
   # Every tenth frame: ten seconds lie between two of them.
   files = sorted(folder.glob('*.jpg'))[::10]
-  looks = fingerprints.ImageIndex.from_samples(
+  hashes = fingerprints.ImageIndex.from_samples(
     [sample(file.stem, file.read_bytes()) for file in files]
-  ).looks
-  pairs = fingerprints.near(looks, looks)
+  ).perceptual_hashes
+  pairs = fingerprints.near_duplicates(hashes, hashes)
   assert sum(i < j for i, j in pairs) <= 1
 
 
-def test_near_is_the_number_of_different_bits():
-  looks = np.array([0, 0b111, 2**64 - 1], np.uint64)
-  assert fingerprints.near(looks[:1], looks, most=2) == [(0, 0)]
-  assert fingerprints.near(looks[:1], looks, most=3) == [(0, 0), (0, 1)]
-  assert fingerprints.near(looks[:1], looks, most=64) == [
+def test_near_duplicates_differ_in_few_bits():
+  hashes = np.array([0, 0b111, 2**64 - 1], np.uint64)
+  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=2) == [
+    (0, 0)
+  ]
+  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=3) == [
+    (0, 0),
+    (0, 1),
+  ]
+  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=64) == [
     (0, 0),
     (0, 1),
     (0, 2),

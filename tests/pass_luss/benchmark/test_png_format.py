@@ -111,7 +111,7 @@ def test_damaged_files(tmp_path):
   for data in (whole[: len(whole) // 2], whole[:-20], bytes(flipped)):
     assert refused(path, data).startswith('cannot be decoded: ')
   for data in (b'', b'\x89PNG', b'GIF89a'):
-    assert refused(path, data) == 'is no PNG file, or its head is damaged'
+    assert refused(path, data) == 'is no PNG file, or its header is damaged'
   with pytest.raises(errors.BadFile, match=r'b\.png: cannot be read: No such'):
     png_format.read(tmp_path / 'b.png', 3)
 

@@ -325,7 +325,7 @@ def test_unreadable_maps_are_refused(tmp_path):
     'or check its permissions'
   )
   path.write_bytes(b'no image')
-  assert refused(path) == 'is no PNG file, or its head is damaged'
+  assert refused(path) == 'is no PNG file, or its header is damaged'
   data = io.BytesIO()
   noise = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
   PIL.Image.fromarray(noise).save(data, 'PNG')

@@ -42,13 +42,16 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ([SHAPES, '--confg=3'], "Unknown command line flag 'confg'"),
     ([SHAPES, 'rest'], "expected --name=value, got 'rest'"),
     ([f'{SHAPES}:init=dddep'], 'init=dddep: expected one of ddep, dep'),
-    ([f'{SHAPES}:lables=3'], "config option 'lables' is unknown"),
+    (
+      [f'{SHAPES}:lables=3'],
+      "config option 'lables' is unknown; did you mean 'labels'?",
+    ),
     ([f'{SHAPES}:labels=many'], 'labels=many: expected int'),
-    ([SHAPES, '--config.progam=3'], 'Did you mean "program"'),
+    ([SHAPES, '--config.progam=3'], 'did you mean program?'),
     ([SHAPES, '--config.finetune.recipe.seed=x'], 'seed'),
     (
       [f'{SHAPES}:labels=50,fraction=0.1'],
-      'labels=50 and fraction=0.1 contradict each other: give one of them',
+      'labels=50 and fraction=0.1 contradict each other: set one of them',
     ),
     (
       [SHAPES, '--config.denoise.noise.sigma=0.2'],
@@ -93,7 +96,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.finetune.data.name=voc'],
-      "there is no data set 'voc'",
+      'name: expected a data set of shapes, camvid',
     ),
     (
       [f'--config={CONFIGS}/ddep_folder.py:source=nowhere'],
@@ -115,7 +118,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.program=u2pl.main'],
-      "config.program: found 'u2pl.main'",
+      "config.program: expected 'ddep.main', got 'u2pl.main'",
     ),
     ([SHAPES, '--images=x'], '--images and --out are for --stage=predict'),
     ([SHAPES, '--stage=predict,finetune'], 'expected predict alone'),

@@ -190,7 +190,7 @@ def test_classes_known_without_files(name, expected, monkeypatch, tmp_path):
 
 
 def test_classes_of_no_data_set():
-  with pytest.raises(errors.UserError, match=r"no data set 'imagenet_s/7'"):
+  with pytest.raises(errors.UserError, match=r"name: .* got 'imagenet_s/7'"):
     datasets.known_num_classes(datasets.DataOptions('imagenet_s/7'))
 
 

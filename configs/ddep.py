@@ -1,0 +1,424 @@
+"""Parts of a config that the experiments of DDeP share.
+
+`paper` builds an experiment of the paper, `small` one for a CPU. Where the
+paper is silent, the values are those of public code of its authors.
+"""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import ml_collections
+
+from configs import networks, shared
+from configs import options as options_lib
+
+# Options of the noise.
+NOISE = {
+  'noise': ['scaled', 'simple'],  # Eq. 5 or Eq. 1
+  'gamma': 0.0,  # γ of Eq. 5; 0: the config's own
+  'sigma': 0.0,  # σ of Eq. 1, of images in [0, 1]; in place of gamma
+  'gamma_range': '',  # LEAST-LARGEST γ, drawn for each image; in place of gamma
+  'draw': ['uniform', 'linear', 'multiplicative'],  # of γ from the range
+  'noise_steps': 0,  # time steps of 'linear' and 'multiplicative'
+  'target': ['eps', 'x', 'eps_scaled'],  # of the prediction
+}
+# Options of the experiments of the paper.
+PAPER = {
+  'init': ['ddep', 'dep', 'supervised', 'none'],
+  'network': ['transunet', 'unet'],  # encoder: hybrid ViT or BiT-M R50x1
+  'encoder': '',  # a finished stage or a weight file; '': public weights
+  'width': 1,  # factor of the decoder's channels
+  'layout': ['A', 'A1', 'B'],  # of the decoder of a transunet
+  'conditional': False,  # condition the decoder on the noise level
+  'pretrain': [
+    'imagenet21k',
+    'voc',
+    'ade20k',
+    'cityscapes',
+  ],  # unlabeled images
+  'pretrain_epochs': 0.0,  # 0: as many steps as 100 epochs of ImageNet-21k
+  'pretrain_steps': 0,  # in place of epochs
+  'pretrain_lr': 0.0,  # 0: 6e-5, and 1e-4 for width 2
+  'pretrain_seed': 0,
+  **NOISE,
+  **shared.LABELED,  # `list` needs `steps`
+  'held_out': 0,  # training images to choose hyperparameters on, without val
+  'lr': 1e-4,  # of fine-tuning
+  'weight_decay': 1e-4,
+  'wd_mode': ['decoupled', 'l2'],
+  'epochs': 100.0,  # of fine-tuning
+  'min_steps': 4000,  # of fine-tuning, however few the images
+  'steps': 0,  # in place of epochs
+  'tiny': False,  # the same code with small networks on generated images
+}
+# Options of the experiments for a CPU.
+SMALL = {
+  **shared.LABELED,
+  'pretrain_seed': 0,  # of the stages before fine-tuning
+  'lr': 0.0,  # of fine-tuning; 0: the config's own
+  'tiny': False,  # 60 steps a stage
+}
+
+_WHOLE = ('encoder', 'decoder', 'heads')
+# By option `init`: the stages, the start of denoising and of fine-tuning (a
+# stage and the parts taken from it), and the parts that denoising trains.
+_INITS = {
+  'ddep': {
+    'stages': ('classify', 'denoise', 'finetune', 'evaluate'),
+    'denoise': {'start': {'path': 'classify', 'take': ('encoder',)}},
+    'finetune': {'start': {'path': 'denoise', 'take': ('encoder', 'decoder')}},
+  },
+  'dep': {
+    'stages': ('denoise', 'finetune', 'evaluate'),
+    'denoise': {'trained': _WHOLE},
+    'finetune': {'start': {'path': 'denoise', 'take': ('encoder', 'decoder')}},
+  },
+  'supervised': {
+    'stages': ('classify', 'finetune', 'evaluate'),
+    'finetune': {'start': {'path': 'classify', 'take': ('encoder',)}},
+  },
+  'none': {'stages': ('finetune', 'evaluate')},
+}
+
+_IMAGENET_IMAGES = 12_743_321
+# By option `pretrain`: the unlabeled images and their number.
+_UNLABELED = {
+  'imagenet21k': (
+    # There is no split but train.
+    {'data': {'name': 'imagenet/21k'}, 'val_split': 'train'},
+    _IMAGENET_IMAGES,
+  ),
+  'voc': ({'data': {'name': 'voc2012'}, 'split': 'train_aug'}, 10_582),
+  'ade20k': ({'data': {'name': 'ade20k'}}, 20_210),
+  'cityscapes': (
+    {
+      'data': {'name': 'cityscapes/fine'},
+      'also': (
+        {'data': {'name': 'cityscapes/coarse'}, 'split': 'train_extra'},
+      ),
+    },
+    2_975 + 19_998,
+  ),
+}
+
+# Evaluation protocols. DDeP averages probabilities, not logits.
+WHOLE_IMAGE = {'average': 'probs'}
+HALVES = {'tiling': 'halves', 'flip': True, 'average': 'probs'}
+_WINDOWS = {
+  'tiling': 'sliding_window',
+  'window': (512, 512),
+  'stride': (341, 341),
+  'size_multiple': 128,
+  'average': 'probs',
+}
+# By option `scales`.
+_PROTOCOLS = {
+  'multi': {
+    **_WINDOWS,
+    'scales': (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+    'flip': True,
+  },
+  'single': _WINDOWS,  # of Table 7
+}
+
+
+def paper_with_windows(
+  argument: str | None, data: str, num_images: int
+) -> ml_collections.ConfigDict:
+  """Builds an experiment of the paper that is evaluated by sliding windows.
+
+  Args:
+    argument: options: those of `PAPER`, and `scales`.
+    data: name of the data set for fine-tuning.
+    num_images: training images of it.
+
+  Raises:
+    ValueError: options are unknown or contradict each other.
+  """
+  options = options_lib.parse(argument, **PAPER, scales=[*_PROTOCOLS])
+  return paper(options, data, num_images, 512, 32, _PROTOCOLS[options.scales])
+
+
+def paper(
+  options: SimpleNamespace,
+  data: str,
+  num_images: int,
+  size: int,
+  batch_size: int,
+  protocol: dict[str, Any],
+) -> ml_collections.ConfigDict:
+  """Builds an experiment of the paper.
+
+  Args:
+    options: with those of `PAPER`.
+    data: name of the data set for fine-tuning.
+    num_images: training images of it.
+    size: of the crops of fine-tuning, in pixels a side.
+    batch_size: of fine-tuning.
+    protocol: of the evaluation.
+
+  Raises:
+    ValueError: options contradict each other.
+  """
+  config = shared.block(
+    program='ddep.main',
+    without_files=shared.TINY_ADVICE,
+    network=networks.unet(
+      options.network,
+      width_multiplier=options.width,
+      layout=options.layout,
+      conditional=options.conditional,
+    ),
+    denoise=_denoise(options),
+    finetune={
+      'data': {'name': data},
+      'subset': shared.subset(options),
+      'crop': {'name': 'inception', 'size': (size, size)},
+      'recipe': _finetune_recipe(options, num_images, batch_size),
+    },
+    evaluate={'protocol': protocol},
+    operation={
+      'log_every': 100,
+      'save_every': 1000,
+      'reading': {'threads': 16, 'buffered': 16},
+    },
+  )
+  _set_stages(config, options)
+  if options.held_out:
+    config.finetune.subset.held_out = options.held_out
+    config.finetune.val_split = 'held_out'
+    config.evaluate.splits = ('held_out', 'val')
+  if options.tiny:
+    _generate_images(config)
+    _shorten(config)
+  if options.encoder:
+    _set_encoder(config, options.encoder)
+  elif 'classify' in config.stages and not options.tiny:
+    _set_encoder(config, networks.WEIGHTS[options.network])
+  return config
+
+
+def small(
+  options: SimpleNamespace, encoder: str = '', **blocks: Any
+) -> ml_collections.ConfigDict:
+  """Builds an experiment for a CPU.
+
+  Args:
+    options: with those of `SMALL`, and `init`.
+    encoder: a finished stage or a weight file, in place of `classify`.
+    **blocks: of the config: network, classify, denoise, finetune, evaluate.
+
+  Raises:
+    ValueError: options contradict each other.
+  """
+  config = shared.block(program='ddep.main', **blocks)
+  _set_stages(config, options)
+  if encoder:
+    _set_encoder(config, encoder)
+  if options.tiny:
+    _shorten(config)
+  return config
+
+
+def photo_pretraining(
+  data: dict[str, Any],
+  size: tuple[int, int],
+  area: tuple[float, float],
+  noise: dict[str, Any],
+) -> dict[str, Any]:
+  """Builds the stages before fine-tuning on a small set of photographs.
+
+  Args:
+    data: the photographs, with masks.
+    size: height and width of the crops, in pixels.
+    area: range of the share of a photograph that is denoised.
+    noise: of denoising.
+  """
+  crop = {'name': 'inception', 'size': size}
+  return {
+    'classify': {
+      'data': data,
+      'kind': 'sigmoid',  # an image has several classes
+      'crop': {**crop, 'area': (0.1, 1.0)},
+      'recipe': shared.recipe(16, 800, shared.adam(1e-3, warmup_steps=50), 400),
+    },
+    'denoise': {
+      'data': data,
+      'noise': noise,
+      'crop': {**crop, 'area': area},
+      'recipe': shared.recipe(8, 600, shared.adam(2e-3, warmup_steps=50), 200),
+    },
+  }
+
+
+def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
+  """Builds the noise of denoising.
+
+  Args:
+    options: with those of `NOISE`.
+    gamma: the strength if no option gives one.
+
+  Raises:
+    ValueError: the range is not LEAST-LARGEST.
+  """
+  strength = {
+    name: getattr(options, name)
+    for name in ('gamma', 'sigma')
+    if getattr(options, name)
+  }
+  if options.gamma_range:
+    strength['gamma_range'] = _range(options.gamma_range)
+  return {
+    'kind': options.noise,
+    'draw': options.draw,
+    'num_steps': options.noise_steps,
+    'target': options.target,
+    **(strength or {'gamma': gamma}),
+  }
+
+
+def _range(text: str) -> tuple[float, float]:
+  least, _, largest = text.partition('-')
+  try:
+    return float(least), float(largest)
+  except ValueError:
+    raise ValueError(
+      f'config option gamma_range={text}: expected LEAST-LARGEST, as 0.9-0.95'
+    ) from None
+
+
+def shapes_classifier() -> dict[str, Any]:
+  """Builds the training of a small encoder on single shapes."""
+  return {
+    'data': {'name': 'shapes/single'},
+    'kind': 'softmax',
+    'crop': {'name': 'inception', 'size': (64, 64), 'area': (0.6, 1.0)},
+    'flips': ('horizontal', 'vertical'),
+    'recipe': shared.recipe(
+      32, 3400, shared.adam(2e-3, warmup_steps=100), 1000
+    ),
+  }
+
+
+def _denoise(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds denoising pretraining: 512 images of 224 pixels a step."""
+  images, num_images = _UNLABELED[options.pretrain]
+  batch_size = 512
+  # As many steps for small data sets as for ImageNet.
+  num_steps = shared.num_steps(100, _IMAGENET_IMAGES, batch_size)
+  if options.pretrain_epochs:
+    num_steps = shared.num_steps(
+      options.pretrain_epochs, num_images, batch_size
+    )
+  num_steps = options.pretrain_steps or num_steps
+  learning_rate = options.pretrain_lr or (1e-4 if options.width == 2 else 6e-5)
+  optimizer = shared.adam(learning_rate, warmup_steps=num_steps // 100)
+  return {
+    **images,
+    'noise': noise(options, gamma=0.95),
+    'crop': {'name': 'inception', 'size': (224, 224)},
+    'recipe': shared.recipe(batch_size, num_steps, optimizer, 10_000),
+  }
+
+
+def _finetune_recipe(
+  options: SimpleNamespace, num_images: int, batch_size: int
+) -> dict[str, Any]:
+  """Builds batch, length and optimizer of fine-tuning.
+
+  Raises:
+    ValueError: the labeled images are a list of unknown length, and `steps` is
+      not given.
+  """
+  if options.list and not options.steps:
+    raise ValueError(
+      f'config option list={options.list}: expected steps=… as well, since '
+      'the number of images, and so the length of an epoch, is unknown'
+    )
+  labeled = options.labels or max(
+    1, math.floor(num_images * (options.fraction or 1.0) + 0.5)
+  )
+  num_steps = options.steps or max(
+    options.min_steps, shared.num_steps(options.epochs, labeled, batch_size)
+  )
+  optimizer = shared.adam(
+    options.lr,
+    warmup_steps=num_steps // 100,  # one epoch of 100
+    weight_decay=options.weight_decay,
+    weight_decay_mode=options.wd_mode,
+  )
+  return shared.recipe(batch_size, num_steps, optimizer, 2_000)
+
+
+def _set_stages(
+  config: ml_collections.ConfigDict, options: SimpleNamespace
+) -> None:
+  """Sets what `init`, `seed` and `pretrain_seed` choose.
+
+  Runs that differ only in `seed` share their pretraining.
+  """
+  config.update(_INITS[options.init])
+  config.finetune.recipe.seed = options.seed
+  for name in {'classify', 'denoise'} & {*config}:
+    config[name].recipe.seed = options.pretrain_seed
+
+
+def _set_encoder(config: ml_collections.ConfigDict, path: str) -> None:
+  """Takes the encoder from elsewhere, which removes the stage `classify`.
+
+  Args:
+    config: whose stages are set.
+    path: a finished stage, or a weight file.
+
+  Raises:
+    ValueError: no stage starts from `classify`.
+  """
+  if 'classify' not in config.stages:
+    raise ValueError(
+      f'config option encoder={path}: nothing starts from an encoder here, '
+      'expected init=ddep or init=supervised'
+    )
+  config.stages = tuple(name for name in config.stages if name != 'classify')
+  for name in ('denoise', 'finetune'):
+    if 'start' in config[name] and config[name].start.path == 'classify':
+      config[name].start.path = path
+
+
+def _generate_images(config: ml_collections.ConfigDict) -> None:
+  """Replaces images and networks of the paper by generated and small ones.
+
+  Stages, noise, layout and protocol stay as the options chose them; 100 images
+  are labeled. A classifier is trained in place of the public weights.
+  """
+  small_encoders = {'hybrid_vit': networks.SMALL_VIT, 'bit': networks.SMALL_BIT}
+  config.network.encoder = shared.block(
+    **small_encoders[config.network.encoder.name]
+  )
+  config.network.decoder.update(networks.SMALL_DECODER)
+  config.network.dtype = 'float32'
+  config.classify = shared.block(**shapes_classifier())
+  config.denoise.update(split='unlabeled', also=(), val_split='val')
+  subset = config.finetune.subset
+  subset.update(labels=100, fraction=1.0, list='')
+  if 'held_out' in subset:
+    subset.held_out = min(subset.held_out, 100)
+  for name, batch_size in (('denoise', 16), ('finetune', 8)):
+    config[name].data = shared.block(name='shapes/scenes')
+    config[name].crop.size = (64, 64)
+    config[name].recipe.batch_size = batch_size
+  config.evaluate.batch_size = 40
+  if config.evaluate.protocol.tiling == 'sliding_window':
+    config.evaluate.protocol.update(
+      window=(64, 64), stride=(43, 43), size_multiple=64
+    )
+  config.without_files = ''
+
+
+def _shorten(config: ml_collections.ConfigDict) -> None:
+  """Cuts every stage to 60 steps."""
+  for name in {'classify', 'denoise', 'finetune'} & {*config}:
+    recipe = config[name].recipe
+    recipe.update(num_steps=60, evaluate_every=30)
+    recipe.optimizer.warmup_steps = 5
+  config.update(operation={'log_every': 10, 'save_every': 20})

@@ -1,0 +1,106 @@
+"""Blocks of a config that experiments of several methods share.
+
+A block states what an experiment chooses. Every other field has the default of
+the options dataclass that the block is built into.
+"""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import ml_collections
+
+# Ends the message about missing data sets or weights.
+TINY_ADVICE = (
+  'to run it now, on generated images, add the option tiny: CONFIG.py:tiny, '
+  'or CONFIG.py:OPTIONS,tiny'
+)
+# Options that choose the labeled images.
+LABELED = {
+  'labels': 0,  # number of labeled images; 0: `fraction` or `list` decides
+  'fraction': 0.0,  # share of the images that is labeled; 0: see `labels`
+  'list': '',  # file with the names of the labeled images
+  'seed': 0,  # of the choice of labeled images, and of the training on them
+  'run': 0,  # another choice of labeled images with the same seed
+}
+# Options that describe a folder of images and masks.
+FOLDER = {
+  'source': '',  # folder that holds all of it
+  'images': 'images',  # in the source
+  'masks': 'masks',  # in the source; PNG, named as the images
+  'classes': 'classes.txt',  # in the source; a line each: name, name #rrggbb
+  'ignore': '',  # value or color of pixels without a class: 255 or #ffffff
+  'val_fraction': 0.2,  # share of the images set aside for evaluation
+  'on_bad_example': ['error', 'skip'],
+}
+
+
+def block(**fields: Any) -> ml_collections.ConfigDict:
+  """Builds a block of a config; nested dicts become blocks too."""
+  return ml_collections.ConfigDict(fields)
+
+
+def adam(learning_rate: float, **fields: Any) -> dict[str, Any]:
+  """Builds Adam with a cosine schedule; gradients are clipped to norm 1."""
+  return {'learning_rate': learning_rate, 'clip_norm': 1.0, **fields}
+
+
+def recipe(
+  batch_size: int,
+  num_steps: int,
+  optimizer: dict[str, Any],
+  evaluate_every: int = 0,
+) -> dict[str, Any]:
+  """Builds batch, length and optimizer of a training.
+
+  Args:
+    batch_size: images of a step, over all devices.
+    num_steps: of the training.
+    optimizer: fields of it.
+    evaluate_every: steps; 0 to evaluate after the last one only.
+  """
+  fields = {
+    'batch_size': batch_size,
+    'num_steps': num_steps,
+    'optimizer': optimizer,
+  }
+  if evaluate_every:
+    fields['evaluate_every'] = evaluate_every
+  return fields
+
+
+def num_steps(epochs: float, num_images: int, batch_size: int) -> int:
+  """Computes the steps of some epochs, with the last batch if it is partial.
+
+  >>> num_steps(100, 12_743_321, 512)
+  2488930
+  """
+  return math.ceil(epochs * num_images / batch_size)
+
+
+def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
+  """Builds the choice of labeled images.
+
+  Args:
+    options: with those of `LABELED`.
+    labels: number of images if no option gives it; 0 for all of them.
+  """
+  amounts = {
+    name: getattr(options, name)
+    for name in ('labels', 'fraction', 'list')
+    if getattr(options, name)
+  }
+  if labels and not amounts:
+    amounts = {'labels': labels}
+  return {**amounts, 'seed': options.seed, 'run': options.run}
+
+
+def folder(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+  """Builds the data set of a folder of images and masks.
+
+  Args:
+    options: with those of `FOLDER`.
+    **fields: further ones of the data set.
+  """
+  fields |= {name: getattr(options, name) for name in FOLDER}
+  return {'name': 'image_mask_folder', **fields}

@@ -1,0 +1,386 @@
+"""Random scenes of the data set Shapes: objects, background, light, camera.
+
+All randomness of an image is sampled here (`sample_scene`), as a `Scene`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+OUTLINES = ('disc', 'square', 'ring', 'cross')
+PATTERNS = ('striped', 'checked')
+
+# Radius of the circle around an outline, relative to the image's side: 13 to 26
+# pixels of 64. The patterns of smaller objects could not be distinguished.
+RADII = (13 / 64, 26 / 64)
+# Length of a pattern's period in radii. The longest period of checks is shorter
+# than the shortest of stripes, whatever the radii.
+PERIODS = {'striped': 1.0, 'checked': 0.42}
+# Least visible fraction of an outline's area.
+MIN_VISIBLE = 0.6
+# An object extends outside of the image by less than this many radii.
+MAX_OUTSIDE = 0.25
+# Least difference between the lumas, in [0, 1], of the two tones of an object
+# and of the mean background, before the camera.
+MIN_CONTRAST = 0.25
+# Clutter differs less from the background than objects do.
+CLUTTER_CONTRAST = 0.15
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+THIRDS = 2 * np.pi / 3 * np.arange(3)  # Hues of red, green and blue.
+CROSS_ARM = 0.3  # Half the width of an arm of a cross, in radii.
+HOLE = 0.45  # Radius of a ring's hole, in radii.
+MAX_TRIES = 20  # Positions tried for an object before it is omitted.
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendering:
+  """Ranges from which clutter, light and camera are sampled.
+
+  Attributes:
+    clutter: number of lines and polygons behind the objects.
+    texture: amplitude of the background's texture, in [0, 1].
+    cells: cells of that texture along the image's side.
+    light: brightness on the brightest side.
+    shade: fraction of the light that is missing on the opposite side.
+    cast: weight of a random color of the light.
+    contrast: factor on the distance to gray, as by haze.
+    blur: standard deviation in pixels of an image of 64.
+    noise: standard deviation of the sensor's noise, in [0, 1].
+  """
+
+  clutter: tuple[int, int] = (4, 12)
+  texture: float = 0.12
+  cells: tuple[int, int] = (2, 24)
+  light: tuple[float, float] = (0.85, 1.0)
+  shade: tuple[float, float] = (0.0, 0.4)
+  cast: tuple[float, float] = (0.0, 0.1)
+  contrast: tuple[float, float] = (0.9, 1.0)
+  blur: tuple[float, float] = (0.3, 0.5)
+  noise: tuple[float, float] = (0.01, 0.03)
+
+
+DAY = Rendering()
+DUSK = Rendering(
+  clutter=(12, 20),
+  texture=0.16,
+  cells=(10, 40),
+  light=(0.55, 0.8),
+  shade=(0.2, 0.5),
+  cast=(0.15, 0.3),
+  contrast=(0.6, 0.8),
+  blur=(0.6, 0.9),
+  noise=(0.03, 0.06),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneObject:
+  """An object of a class.
+
+  Attributes:
+    class_id: determines its outline and its pattern.
+    center: x and y in pixels.
+    radius: of the circle around its outline, in pixels.
+    angle: of its outline, in radians.
+    pattern_angle: of its pattern, in radians.
+    pattern_phase: of its pattern, in radians.
+    tones: its two colors, RGB in [0, 1].
+  """
+
+  class_id: int
+  center: tuple[float, float]
+  radius: float
+  angle: float
+  pattern_angle: float
+  pattern_phase: float
+  tones: Float[np.ndarray, '2 3']
+
+  @property
+  def outline(self) -> str:
+    """Name of its outline."""
+    return OUTLINES[(self.class_id - 1) // len(PATTERNS)]
+
+  @property
+  def pattern(self) -> str:
+    """Name of its pattern."""
+    return PATTERNS[(self.class_id - 1) % len(PATTERNS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clutter:
+  """A filled polygon or a line, which belongs to the background.
+
+  Attributes:
+    points: x and y in pixels; a line has two.
+    tone: its color, RGB in [0, 1].
+    width: of a line, in pixels; 0 for a polygon.
+  """
+
+  points: Int[np.ndarray, 'N 2']
+  tone: Float[np.ndarray, '3']
+  width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """Holds all that is random in an image.
+
+  Attributes:
+    objects: from back to front.
+    background: mean color of the background, RGB in [0, 1].
+    texture: differences from it on coarse grids, [rows, columns, 3] each.
+    clutter: drawn between the background and the objects.
+    light: brightness on the brightest side.
+    shade: fraction of the light that is missing on the opposite side.
+    shade_direction: from the bright to the dark side, in radians.
+    cast: factor on each color channel.
+    contrast: factor on the distance to gray.
+    blur: standard deviation in pixels.
+    noise: added last.
+  """
+
+  objects: tuple[SceneObject, ...]
+  background: Float[np.ndarray, '3']
+  texture: tuple[Float[np.ndarray, '_ _ 3'], ...]
+  clutter: tuple[Clutter, ...]
+  light: float
+  shade: float
+  shade_direction: float
+  cast: Float[np.ndarray, '3']
+  contrast: float
+  blur: float
+  noise: Float[np.ndarray, 'size size 3']
+
+  @property
+  def size(self) -> int:
+    """Side of the image in pixels."""
+    return len(self.noise)
+
+
+def tint(luma: float, hue: float, saturation: float) -> np.ndarray:
+  """Returns an RGB color in [0, 1].
+
+  Args:
+    luma: in [0, 1].
+    hue: in radians.
+    saturation: 1 is the most saturated color of this luma and hue.
+  """
+  chroma = np.cos(hue - THIRDS)
+  chroma -= chroma @ LUMA
+  limit = min((1 - luma) / max(chroma), luma / -min(chroma))
+  return luma + saturation * limit * chroma
+
+
+@functools.cache
+def _pixel_centers(size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns x [1, size] and y [size, 1] of the centers of the pixels."""
+  centers = np.arange(size) + 0.5
+  return centers[None, :], centers[:, None]
+
+
+def local_coordinates(
+  size: int, center: tuple[float, float], radius: float, angle: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns coordinates of all pixels about a center, along rotated axes.
+
+  Args:
+    size: side of the image in pixels.
+    center: x and y of the origin, in pixels.
+    radius: unit of the coordinates, in pixels.
+    angle: of the first axis, in radians.
+  """
+  x, y = _pixel_centers(size)
+  x, y = (x - center[0]) / radius, (y - center[1]) / radius
+  cos, sin = np.cos(angle), np.sin(angle)
+  return cos * x + sin * y, cos * y - sin * x
+
+
+def outline_distance(
+  outline: str, u: np.ndarray, v: np.ndarray
+) -> Float[np.ndarray, 'H W']:
+  """Computes the distance to an outline of radius 1; negative inside.
+
+  It is exact except around corners, which suffices for antialiasing.
+
+  Raises:
+    ValueError: the outline is unknown.
+  """
+  if outline == 'disc':
+    return np.hypot(u, v) - 1
+  if outline == 'square':
+    return np.maximum(np.abs(u), np.abs(v)) - np.sqrt(0.5)
+  if outline == 'ring':
+    return np.abs(np.hypot(u, v) - (1 + HOLE) / 2) - (1 - HOLE) / 2
+  if outline == 'cross':
+    u, v = np.abs(u), np.abs(v)
+    across, along = np.minimum(u, v), np.maximum(u, v)
+    length = np.sqrt(1 - CROSS_ARM**2)
+    return np.maximum(across - CROSS_ARM, along - length)
+  raise ValueError(f'outline: expected one of {OUTLINES}, got {outline!r}')
+
+
+@functools.cache
+def outline_area(outline: str) -> float:
+  """Computes the area of an outline of radius 1."""
+  arm = 2 * CROSS_ARM
+  return {
+    'disc': np.pi,
+    'square': 2.0,
+    'ring': np.pi * (1 - HOLE**2),
+    'cross': 4 * arm * np.sqrt(1 - CROSS_ARM**2) - arm**2,
+  }[outline]
+
+
+def coverage(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
+  """Computes the fraction of each pixel that an object covers.
+
+  The mask of the object is where it exceeds 0.5.
+  """
+  axes = local_coordinates(size, item.center, item.radius, item.angle)
+  distance = outline_distance(item.outline, *axes) * item.radius
+  return np.clip(0.5 - distance, 0, 1)
+
+
+def pattern(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
+  """Computes the weight of the second tone of an object in each pixel.
+
+  The pattern is wide stripes or small checks.
+  """
+  u, v = local_coordinates(size, item.center, item.radius, item.pattern_angle)
+  per_radius = 2 * np.pi / PERIODS[item.pattern]
+  wave = np.sin(per_radius * u + item.pattern_phase)
+  if item.pattern == 'checked':
+    wave = wave * np.sin(per_radius * v)
+  # The transition between the tones is a pixel wide.
+  return np.clip(0.5 + wave * item.radius / per_radius, 0, 1)
+
+
+def visible_fraction(
+  item: SceneObject, visible: Bool[np.ndarray, 'H W']
+) -> float:
+  """Computes the visible pixels of an object relative to its outline's area."""
+  return visible.sum() / (outline_area(item.outline) * item.radius**2)
+
+
+def sample_tint(rng: np.random.Generator, luma: float) -> np.ndarray:
+  """Samples a color of a given luma."""
+  return tint(luma, rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8))
+
+
+def sample_tones(
+  rng: np.random.Generator, background_luma: float
+) -> np.ndarray:
+  """Samples two colors whose lumas differ from each other and the background.
+
+  Returns:
+    RGB in [0, 1], [2, 3].
+  """
+  while True:
+    pairs = rng.uniform(0.1, 0.9, (64, 2))
+    gaps = np.abs(pairs - background_luma).min(1), np.abs(pairs @ [1, -1])
+    (apart,) = np.nonzero(np.minimum(*gaps) >= MIN_CONTRAST)
+    if apart.size:
+      lumas = pairs[apart[0]].tolist()
+      return np.stack([sample_tint(rng, luma) for luma in lumas])
+
+
+def sample_object(
+  rng: np.random.Generator, class_id: int, tones: np.ndarray, size: int
+) -> SceneObject:
+  """Samples position, size and angles of an object, whatever its class."""
+  radius = rng.uniform(*RADII) * size
+  margin = (1 - MAX_OUTSIDE) * radius
+  return SceneObject(
+    class_id=class_id,
+    center=tuple(rng.uniform(margin, size - margin, 2).tolist()),
+    radius=radius,
+    angle=rng.uniform(0, 2 * np.pi),
+    pattern_angle=rng.uniform(0, 2 * np.pi),
+    pattern_phase=rng.uniform(0, 2 * np.pi),
+    tones=tones,
+  )
+
+
+def sample_objects(
+  rng: np.random.Generator,
+  class_ids: Sequence[int],
+  background_luma: float,
+  size: int,
+) -> tuple[SceneObject, ...]:
+  """Samples objects of the given classes such that each remains visible.
+
+  An object for which there is no room is omitted.
+  """
+  objects: list[SceneObject] = []
+  visible: list[np.ndarray] = []
+  for class_id in class_ids:
+    tones = sample_tones(rng, background_luma)
+    for _ in range(MAX_TRIES):
+      item = sample_object(rng, class_id, tones, size)
+      mask = coverage(item, size) > 0.5
+      tried = [*objects, item]
+      remaining = [*(other & ~mask for other in visible), mask]
+      if min(map(visible_fraction, tried, remaining)) >= MIN_VISIBLE:
+        objects, visible = tried, remaining
+        break
+  return tuple(objects)
+
+
+def sample_clutter(
+  rng: np.random.Generator, background_luma: float, size: int
+) -> Clutter:
+  """Samples a line across the image, or a small polygon of 3 to 7 corners."""
+  luma = background_luma + rng.uniform(-1, 1) * CLUTTER_CONTRAST
+  tone = sample_tint(rng, luma)
+  if rng.random() < 0.4:
+    points = rng.uniform(-0.2, 1.2, (2, 2)) * size
+    width = max(1, round(rng.uniform(0.5, 2.5) / 64 * size))
+  else:
+    angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
+    corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    radii = rng.uniform(2 / 64, 7 / 64, 2) * size
+    points = rng.uniform(0, size, 2) + corners * radii
+    width = 0
+  return Clutter(np.rint(points).astype(np.int32), tone, width)
+
+
+def sample_texture(
+  rng: np.random.Generator, rendering: Rendering
+) -> tuple[np.ndarray, ...]:
+  """Samples four grids of noise, from coarse to fine, some stretched."""
+  shapes = np.exp(rng.uniform(*np.log(rendering.cells), (4, 2))).astype(int)
+  return tuple(
+    rendering.texture * rng.uniform(-1, 1, (*shape, 3))
+    for shape in shapes.tolist()
+  )
+
+
+def sample_scene(
+  rng: np.random.Generator,
+  class_ids: Sequence[int],
+  rendering: Rendering,
+  size: int,
+) -> Scene:
+  """Samples a scene with objects of the given classes, from back to front."""
+  background_luma = rng.uniform(0.3, 0.7)
+  noise = rng.uniform(*rendering.noise)
+  return Scene(
+    objects=sample_objects(rng, class_ids, background_luma, size),
+    background=sample_tint(rng, background_luma),
+    texture=sample_texture(rng, rendering),
+    clutter=tuple(
+      sample_clutter(rng, background_luma, size)
+      for _ in range(rng.integers(*rendering.clutter, endpoint=True))
+    ),
+    light=rng.uniform(*rendering.light),
+    shade=rng.uniform(*rendering.shade),
+    shade_direction=rng.uniform(0, 2 * np.pi),
+    cast=1 - rng.uniform(*rendering.cast) * rng.uniform(0, 1, 3),
+    contrast=rng.uniform(*rendering.contrast),
+    blur=rng.uniform(*rendering.blur) / 64 * size,
+    noise=noise * rng.standard_normal((size, size, 3)),
+  )

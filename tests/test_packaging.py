@@ -1,0 +1,121 @@
+"""What is installed holds every package, and importing it starts nothing."""
+
+import ast
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMANDS = (
+  *('ddep.main', 'u2pl.main', 'pass_luss.main', 'pass_luss.evaluate'),
+  *('input_pipeline.prepare', 'segcore.study.__main__', 'launch.__main__'),
+)
+
+# Imports every module below the given folder; prints, by module, its file, the
+# error of its import, and the jax backends that are started by then.
+_IMPORT_ALL = """
+import importlib, json, pathlib, sys, traceback
+
+root = pathlib.Path(sys.argv[1])
+report = {}
+for path in sorted(root.rglob('*.py')):
+  parts = path.relative_to(root).with_suffix('').parts
+  name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+  entry = report[name] = {'file': '', 'error': '', 'backends': []}
+  try:
+    entry['file'] = importlib.import_module(name).__file__
+  except BaseException:
+    entry['error'] = traceback.format_exc()
+  bridge = sys.modules.get('jax._src.xla_bridge')
+  entry['backends'] = sorted(bridge._backends) if bridge else []
+json.dump(report, sys.stdout)
+"""
+
+
+def listed_packages():
+  """The packages that setup.py lists."""
+  for node in ast.parse((ROOT / 'setup.py').read_text()).body:
+    if isinstance(node, ast.Assign) and node.targets[0].id == 'PACKAGES':
+      return ast.literal_eval(node.value)
+  raise AssertionError('setup.py: expected PACKAGES = [...]')
+
+
+def packages_on_disk():
+  """The packages of the checkout but tests."""
+  folders = [
+    path.parent.relative_to(ROOT)
+    for top in sorted(ROOT.glob('*/__init__.py'))
+    for path in top.parent.rglob('__init__.py')
+  ]
+  return {'.'.join(path.parts) for path in folders if path.parts[0] != 'tests'}
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """A folder with the files that setuptools puts into a wheel.
+
+  `build` rather than `bdist_wheel`: older setuptools have that only with the
+  package `wheel`, and nothing is to be downloaded here.
+  """
+  folder = tmp_path_factory.mktemp('packaging')
+  copy = folder / 'checkout'
+  copy.mkdir()
+  for name in ('setup.py', 'pyproject.toml', 'README.md'):
+    shutil.copy(ROOT / name, copy)
+  for top in sorted(ROOT.glob('*/__init__.py')):
+    ignored = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(top.parent, copy / top.parent.name, ignore=ignored)
+  subprocess.run(
+    [sys.executable, 'setup.py', '-q', 'build', '--build-lib', folder / 'lib'],
+    cwd=copy,
+    check=True,
+  )
+  return folder / 'lib'
+
+
+@pytest.fixture(scope='module')
+def report(installed, tmp_path_factory):
+  """What importing every installed module did, by module."""
+  done = subprocess.run(
+    [sys.executable, '-c', _IMPORT_ALL, str(installed)],
+    cwd=tmp_path_factory.mktemp('elsewhere'),
+    env={**os.environ, 'PYTHONPATH': str(installed)},
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  return json.loads(done.stdout)
+
+
+def test_setup_lists_every_package():
+  listed = listed_packages()
+  assert listed == sorted({*listed})
+  assert {*listed} == packages_on_disk()
+
+
+def test_every_module_is_installed_and_imports(installed, report):
+  expected = {
+    path.relative_to(ROOT).as_posix()
+    for package in packages_on_disk()
+    for path in (ROOT / package.replace('.', '/')).glob('*.py')
+  }
+  actual = {
+    path.relative_to(installed).as_posix() for path in installed.rglob('*.py')
+  }
+  assert actual == expected
+  errors = [entry['error'] for entry in report.values() if entry['error']]
+  assert '\n'.join(errors) == ''
+  for entry in report.values():
+    assert pathlib.Path(entry['file']).is_relative_to(installed)
+
+
+def test_no_import_starts_a_jax_backend(report):
+  """So that `jax.distributed.initialize` and flags still can take effect."""
+  assert {*COMMANDS} <= {*report}
+  started = {name for name, entry in report.items() if entry['backends']}
+  assert started == set()
