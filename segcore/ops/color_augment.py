@@ -101,7 +101,7 @@ def sample(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
   )
   identity = jnp.array([1.0, 1.0, 1.0, 0.0])
   low = jnp.maximum(identity - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
-  # A key for each draw, so that an option that is off changes no other draw.
+  # A key for each kind of draw: none depends on whether others are used.
   uniforms = jax.random.uniform(keys[0], (4,))
   return Draws(
     jitter=jax.random.bernoulli(keys[1], options.jitter),

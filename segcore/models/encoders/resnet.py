@@ -208,7 +208,7 @@ class DilatedResNet(nn.Module):
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> features.Features:
     """Encodes images; ValueError if the fields contradict each other."""
-    # In float32, whatever the network's type: 8-bit values need 8 bits.
+    # In float32: pixels are rounded to the network's type once, afterwards.
     images = (127.5 * (images.astype(jnp.float32) + 1.0) - _MEAN) / _STD
     x = self._stem(images.astype(self.dtype), train)
     maps = [features.FeatureMap('stem', 2, x)]
