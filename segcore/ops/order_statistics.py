@@ -119,7 +119,9 @@ def nth_true(
   local = ranks - before[:, :, None]
   in_image = (local >= 0) & (local < per_image[:, :, None])
 
-  def search(running: Array, local: Array) -> Array:
+  def search(
+    running: Int[Array, 'P'], local: Int[Array, 'num_ranks']
+  ) -> Int[Array, 'num_ranks']:
     # The pixel of rank r is the first at which the running count is r + 1.
     target = jnp.clip(local + 1, 0, num_pixels).astype(dtype)
     return jnp.searchsorted(running, target)
