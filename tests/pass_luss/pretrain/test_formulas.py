@@ -16,6 +16,7 @@ from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain.objectives import d2s, p2p, p2p_variants, pixpro, swav
 from segcore.models.layers import norm
+from tests.pass_luss import support
 from tests.transcriptions import pass_luss as reference
 
 BATCH, SIZE, PROTOTYPES = 6, 5, 7
@@ -491,15 +492,7 @@ def test_projection_of_images():
     mutable=['batch_stats'],
   )
   assert set(params) == {'dense1', 'bn1', 'dense2'}
-  weights = {
-    'w1': params['dense1']['kernel'],
-    'b1': params['dense1']['bias'],
-    'gamma': params['bn1']['scale'],
-    'beta': params['bn1']['bias'],
-    'w2': params['dense2']['kernel'],
-    'b2': params['dense2']['bias'],
-  }
-  weights = jax.tree.map(np.asarray, weights)
+  weights = support.projection_weights(params)
   # The last norm and the result are float32 by intention.
   assert_close(found, reference.image_projection(x, weights), rtol=1e-4)
 
