@@ -497,7 +497,7 @@ def test_prototypes_of_momentum_mend_labels_without_contrast():
     ('labels=0,list=mine.txt', 'with list=FILE, too'),
     ('batch=1', 'batch=1: expected 2 or more, as images are mixed'),
     ('system=sup_only,batch=0', 'batch=0: expected 1 or more$'),
-    ('system=mt,equal_steps', 'equal_steps: found with system=mt'),
+    ('system=mt,equal_steps', 'equal_steps: expected .*, got system=mt'),
   ],
 )
 def test_epochs_that_cannot_be_counted_are_refused(argument, message):
@@ -559,9 +559,10 @@ def test_options_of_contrast_are_refused_where_there_is_none():
     load('u2pl_shapes', 'system=cutmix,contrast_weight=1.0')
 
 
-def test_a_fraction_is_refused_where_labels_decide_the_epoch():
-  with pytest.raises(ValueError, match='fraction=0.5: expected labels=NUMBER'):
-    load('u2pl_voc', 'fraction=0.5')
+@pytest.mark.parametrize('name', PAPER)
+def test_a_fraction_is_unknown_where_labels_decide_the_epoch(name):
+  with pytest.raises(ValueError, match="'fraction' is unknown.* labels,"):
+    load(name, 'fraction=0.5')
 
 
 def test_a_state_of_the_warm_up_is_reported_as_the_students():
