@@ -158,7 +158,10 @@ def to_dict(value: Any) -> Any:
 
 
 def check_range(
-  options: Any, *names: str, least: float, most: float | None = None
+  options: Any,
+  *names: str,
+  least: int | float,
+  most: int | float | None = None,
 ) -> None:
   """Checks that fields are numbers from `least` on, and at most `most`.
 
