@@ -205,7 +205,7 @@ def torch_speed(
     return None
 
   class Examples(data.Dataset):
-    """The same records and transforms as a map-style data set."""
+    """A map-style data set of the same records and transforms."""
 
     def __len__(self) -> int:
       return len(records)

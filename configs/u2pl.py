@@ -1,353 +1,437 @@
-"""Blocks that U2PL's experiments share, as functions; and their options."""
+"""Parts of a config that the experiments of U2PL share.
+
+`paper` builds an experiment of the paper, `small` one for a CPU; `losses`
+builds the losses of the system that an option chooses.
+"""
 
 from types import SimpleNamespace
 from typing import Any
 
 import ml_collections
 
-from configs import common
+from configs import networks, shared
 
-# The systems that U2PL is compared with, from labels alone to U2PL+.
+# By option `system`: U2PL+, U2PL, and what they are compared with.
 SYSTEMS = ['u2pl_plus', 'u2pl', 'cutmix', 'classmix', 'mt', 'sup_only']
-
-# Table IV: parts of the method that can be turned on and off.
+# Parts of the method that Table IV turns on and off.
 _PARTS = {
   'bank': 'negatives of earlier steps',
-  'dpa': 'the share of unreliable pixels falls (dynamic partition)',
-  'prt': 'negatives are chosen by rank windows (probability rank threshold)',
-  'un': 'negatives are unreliable pixels',
+  'dpa': 'a falling share of unreliable pixels (dynamic partition)',
+  'prt': 'negatives by rank windows (probability rank threshold)',
+  'un': 'unreliable pixels as negatives',
   'pd': 'prototypical denoising',
   'mp': 'momentum prototypes',
   'sce': 'symmetric cross entropy',
 }
-# What a part is unless it is switched: on where the system has it.
-_SWITCH = ['auto', 'on', 'off']
-SWITCHES = dict.fromkeys(_PARTS, _SWITCH)
+_MIXING = {
+  'u2pl_plus': 'cutmix',
+  'u2pl': 'cutmix',
+  'cutmix': 'cutmix',
+  'classmix': 'classmix',
+  'mt': 'none',
+}
+# Contrast where no option says otherwise.
+_CONTRAST = {'weight': 0.1, 'anchor_entropy': 'paper'}
+# Options of every experiment.
+_METHOD = {
+  'system': SYSTEMS,
+  **{part: ['auto', 'on', 'off'] for part in _PARTS},  # auto: the system's own
+  'contrast_weight': 0.1,  # of the contrastive loss
+  'anchor_entropy': ['paper', 'released'],  # decides which pixels are anchors
+  'start': '',  # a finished stage, for encoder and decoder
+  'tiny': False,  # 60 steps; experiments of the paper: on generated images
+}
+# Options of the experiments of the paper, which add `labels`, `epochs`, `lr`.
+PAPER = {
+  **_METHOD,
+  'list': '',  # file with the names of the labeled images; {labels} in its
+  # path is replaced by their number
+  'seed': 0,  # of the choice of labeled images and of training
+  'run': 0,  # another choice of labeled images with the same seed
+  'equal_steps': False,  # sup_only: as many steps as the other systems
+  'batch': 16,  # labeled images of a step, and as many unlabeled ones
+  'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
+  'network': ['resnet101', 'resnet50', 'transunet'],
+  'encoder': 'auto',  # auto: public weights of the network; '': random values
+}
+# Options of the experiments for a CPU.
+SMALL = {
+  **_METHOD,
+  **shared.LABELED,
+  'lr': 0.0,  # 0: the config's own
+  'encoder': '',  # a finished stage, or a weight file
+}
+
+# Inference upsamples logits as training does: corners on corners.
+WHOLE_IMAGE = {'align_corners': True}
 
 
-def learn(
+def paper(
   options: SimpleNamespace,
-  group: int,
-  bank: dict[str, Any],
-  supervised: dict[str, Any] | None = None,
-  warmup_epochs: int = 1,
-  weight: float = 1.0,
+  *,
+  images: dict[str, Any],
+  size: int,
+  losses: dict[str, Any],
+  steps_per_epoch: int,
+  optimizer: dict[str, Any],
+  epochs_per_evaluation: int,
+  evaluate: dict[str, Any],
 ) -> ml_collections.ConfigDict:
-  """What U2PL, U2PL+ or a baseline learns from.
+  """Builds an experiment of the paper.
 
   Args:
-    options: `system`, one of `SYSTEMS`, and a switch for each part.
-    group: images that are mixed among each other.
-    bank: sizes of the bank and of its draws.
-    supervised: fields of the supervised loss that differ.
-    warmup_epochs: of labeled images alone.
-    weight: of the unlabeled images' loss.
+    options: with those of `PAPER`, `labels` and `epochs`.
+    images: data set and splits.
+    size: of crops, in pixels a side.
+    losses: of training.
+    steps_per_epoch: of training.
+    optimizer: of training.
+    epochs_per_evaluation: between evaluations during training.
+    evaluate: the reported evaluation.
 
   Raises:
-    ValueError: a part is switched on that the system has no place for.
+    ValueError: options contradict each other.
+  """
+  transunet = options.network == 'transunet'
+  if transunet:
+    network = networks.unet('transunet')
+  else:
+    network = networks.deeplabv3plus(options.network)
+  config = shared.block(
+    program='u2pl.main',
+    without_files=shared.TINY_ADVICE,
+    network=network,
+    train={
+      **images,
+      'subset': {
+        'labels': options.labels,
+        'list': options.list.replace('{labels}', str(options.labels)),
+        'seed': options.seed,
+        'run': options.run,
+      },
+      'learn': losses,
+      # Logits at full resolution, where those of DeepLabv3+ are at a quarter.
+      'heads': {'kind': 'conv'} if transunet else {},
+      'start': _start(options, networks.WEIGHTS[options.network]),
+      'crop': {
+        'name': 'random',
+        'size': (size, size),
+        'scales': (0.5, 2.0),
+        'balanced': True,
+        'centered': True,
+        'fill': {'paper': 'paper', 'ignored': 'mean'}[options.pad_label],
+      },
+      'steps_per_epoch': steps_per_epoch,
+      'recipe': shared.recipe(
+        options.batch,
+        steps_per_epoch * options.epochs,
+        optimizer,
+        evaluate_every=epochs_per_evaluation * steps_per_epoch,
+      ),
+    },
+    evaluate=evaluate,
+  )
+  config.train.recipe.seed = options.seed
+  if options.tiny:
+    _generate_images(config)
+    _shorten(config)
+  return config
+
+
+def small(
+  options: SimpleNamespace,
+  *,
+  network: ml_collections.ConfigDict,
+  train: dict[str, Any],
+  labels: int,
+  epochs: int,
+  epochs_per_evaluation: int,
+  learning_rate: float,
+  evaluate: dict[str, Any],
+) -> ml_collections.ConfigDict:
+  """Builds an experiment for a CPU, with 8 images of each kind a step.
+
+  Args:
+    options: with those of `SMALL`.
+    network: of student and teacher.
+    train: data set, crop, losses and `steps_per_epoch` of training.
+    labels: number of labeled images if no option gives it; 0 for all.
+    epochs: of training.
+    epochs_per_evaluation: between evaluations during training.
+    learning_rate: if no option gives it.
+    evaluate: the reported evaluation.
+
+  Raises:
+    ValueError: options contradict each other.
+  """
+  config = shared.block(
+    program='u2pl.main',
+    network=network,
+    train={
+      'subset': shared.subset(options, labels),
+      'heads': {'kind': 'conv', 'width': 32, 'representation': 32},
+      'start': _start(options),
+      'recipe': shared.recipe(
+        8,
+        epochs * train['steps_per_epoch'],
+        shared.adam(options.lr or learning_rate, warmup_steps=50),
+        evaluate_every=epochs_per_evaluation * train['steps_per_epoch'],
+      ),
+      **train,
+    },
+    evaluate=evaluate,
+  )
+  config.train.recipe.seed = options.seed
+  if options.tiny:
+    _shorten(config)
+  return config
+
+
+def small_losses(
+  options: SimpleNamespace, warmup_epochs: int, weight: float, **contrast: Any
+) -> dict[str, Any]:
+  """Builds the losses of training on small images.
+
+  Args:
+    options: with those of `SMALL`.
+    warmup_epochs: of training on labeled images alone.
+    weight: of the loss of unlabeled images.
+    **contrast: further fields of the contrastive loss.
+
+  Raises:
+    ValueError: as `losses`.
+  """
+  sizes = {
+    'num_anchors': 64,
+    'capacity': 2000,
+    'first_capacity': 4000,
+    'max_push': 256,
+  }
+  return losses(
+    options,
+    consistency={'weight': weight},
+    contrast={**sizes, **contrast},
+    warmup_epochs=warmup_epochs,
+  )
+
+
+def losses(
+  options: SimpleNamespace,
+  *,
+  group: int = 4,
+  consistency: dict[str, Any] | None = None,
+  contrast: dict[str, Any] | None = None,
+  **fields: Any,
+) -> dict[str, Any]:
+  """Builds the losses of U2PL, U2PL+ or a baseline.
+
+  Args:
+    options: `system`, a switch for each part, and those of contrast.
+    group: images that are mixed among each other.
+    consistency: further fields of the loss of unlabeled images.
+    contrast: further fields of the contrastive loss.
+    **fields: further ones of training, such as `supervised`.
+
+  Raises:
+    ValueError: a part is turned on, or an option given, that has no effect on
+      the system.
+  """
+  has = _parts(options)
+  contrasts = options.system in ('u2pl', 'u2pl_plus')
+  options_of_contrast = {
+    'weight': options.contrast_weight,
+    'anchor_entropy': options.anchor_entropy,
+  }
+  if not contrasts and options_of_contrast != _CONTRAST:
+    raise ValueError(
+      'config options contrast_weight and anchor_entropy: '
+      f'system={options.system} has no contrast, expected u2pl or u2pl_plus'
+    )
+  return {
+    'consistency': None
+    if options.system == 'sup_only'
+    else {
+      'filtered': contrasts,
+      'reverse': 0.1 if has['sce'] else 0.0,
+      'denoise': 'raw' if has['pd'] else 'off',
+      'mixing': {'kind': _MIXING[options.system], 'group': group},
+      **(consistency or {}),
+    },
+    'contrast': {
+      **options_of_contrast,
+      'by_rank': has['prt'],
+      'negatives': 'unreliable' if has['un'] else 'reliable',
+      'bank': has['bank'],
+      **(contrast or {}),
+    }
+    if contrasts
+    else None,
+    'partition': {'dynamic': has['dpa']},
+    'prototype_momentum': 0.999 if has['mp'] else 0.0,
+    **fields,
+  }
+
+
+def _parts(options: SimpleNamespace) -> dict[str, bool]:
+  """Returns which parts of the method are on.
+
+  Raises:
+    ValueError: a part is turned on that has no effect on the system.
   """
   system = options.system
-  full, plus = system in ('u2pl', 'u2pl_plus'), system == 'u2pl_plus'
-  default = dict.fromkeys(('bank', 'dpa', 'prt', 'un'), full)
-  default |= dict.fromkeys(('pd', 'mp', 'sce'), plus)
+  contrasts, plus = system in ('u2pl', 'u2pl_plus'), system == 'u2pl_plus'
+  own = dict.fromkeys(('bank', 'dpa', 'prt', 'un'), contrasts)
+  own |= dict.fromkeys(('pd', 'mp', 'sce'), plus)
   has = {
-    part: {'auto': default[part], 'on': True, 'off': False}[
-      getattr(options, part)
-    ]
+    part: {'auto': own[part], 'on': True, 'off': False}[getattr(options, part)]
     for part in _PARTS
   }
-  # Without contrast only what mends labels and their loss has a place; and of
-  # prototypes nothing is seen but what they mend.
-  mending = ('pd', 'sce', *(('mp',) if has['pd'] else ()))
-  possible = {
-    'u2pl': tuple(_PARTS),
-    'u2pl_plus': tuple(_PARTS),
-    'sup_only': (),
-  }.get(system, mending)
-  for part in _PARTS:
+  # Without contrast only pseudo-labels and their loss are left to change, and
+  # prototypes matter only to denoise pseudo-labels.
+  possible = ('pd', 'sce', *(('mp',) if has['pd'] else ()))
+  if contrasts:
+    possible = tuple(_PARTS)
+  elif system == 'sup_only':
+    possible = ()
+  for part, meaning in _PARTS.items():
     if getattr(options, part) == 'on' and part not in possible:
       others = [name for name in SYSTEMS if name != 'sup_only']
       where = others if part in ('pd', 'sce') else ['u2pl', 'u2pl_plus']
       also = ', or pd=on beside it' if part == 'mp' and possible else ''
       raise ValueError(
-        f'config option {part}=on: system={system} has no place for '
-        f'{_PARTS[part]}: expected one of {", ".join(where)}{also}'
+        f'config option {part}=on: system={system} has no place for {meaning}: '
+        f'expected one of {", ".join(where)}{also}'
       )
-  consistency = contrast = None
-  if system != 'sup_only':
-    consistency = {
-      'filtered': full,
-      'weight': weight,
-      'forward': 1.0,
-      'reverse': 0.1 if has['sce'] else 0.0,
-      'denoise': 'raw' if has['pd'] else 'off',
-      'mixing': {
-        'kind': {'mt': 'none', 'classmix': 'classmix'}.get(system, 'cutmix'),
-        'probability': 0.5,
-        'group': group,
-      },
-    }
-  if full:
-    contrast = {
-      'weight': 0.1,
-      'temperature': 0.5,
-      'low_rank': 3,
-      'high_rank': 20,
-      'by_rank': has['prt'],
-      'anchor_threshold': 0.3,
-      'anchor_entropy': 'paper',
-      'negatives': 'unreliable' if has['un'] else 'reliable',
-      'bank': has['bank'],
-      **bank,
-    }
-  return common.block(
-    supervised={'kind': 'ce', 'auxiliary': 0.0, **(supervised or {})},
-    consistency=consistency,
-    contrast=contrast,
-    partition={'percent': 20.0, 'dynamic': has['dpa']},
-    prototype_momentum=0.999 if has['mp'] else 0.0,
-    teacher={'decay': 0.99, 'copy_epochs': 1, 'statistics': 'own'},
-    warmup_epochs=warmup_epochs,
-  )
+  return has
 
 
 def steps_per_epoch(
-  options: SimpleNamespace, most_labels: int, num_images: int
+  options: SimpleNamespace, max_labels: int, num_images: int
 ) -> int:
-  """Steps of an epoch of the unlabeled images; for sup_only of the others.
+  """Computes the steps of an epoch.
+
+  It is an epoch of the unlabeled images, without the last batch if it is
+  partial; for sup_only of the labeled ones, with it.
 
   Args:
     options: `system`, `labels`, `batch` and `equal_steps`.
-    most_labels: images that may be labeled.
+    max_labels: images that may be labeled.
     num_images: labeled and unlabeled ones.
 
   Raises:
-    ValueError: there are no such epochs.
+    ValueError: there are too few images of either kind, or `equal_steps` has
+      no effect.
   """
-  alone = options.system == 'sup_only'
-  least = 1 if alone else 2
-  if options.batch < least:
-    why = '' if alone else ', as images are mixed with others of their batch'
+  sup_only = options.system == 'sup_only'
+  min_batch = 1 if sup_only else 2
+  if options.batch < min_batch:
+    reason = '' if sup_only else ', as images are mixed within their batch'
     raise ValueError(
-      f'config option batch={options.batch}: expected {least} or more{why}'
+      f'config option batch={options.batch}: expected {min_batch} or '
+      f'more{reason}'
     )
-  most = min(most_labels, num_images - (0 if alone else options.batch))
+  most = min(max_labels, num_images - (0 if sup_only else options.batch))
   if not 0 < options.labels <= most:
     raise ValueError(
-      f'config option labels={options.labels}: expected 1 to {most}; '
-      'an epoch is counted by it, with list=FILE, too'
+      f'config option labels={options.labels}: expected 1 to {most}; with '
+      'list=FILE, too, as it decides the length of an epoch'
     )
-  if options.equal_steps and not alone:
+  if options.equal_steps and not sup_only:
     raise ValueError(
-      f'config option equal_steps: found with system={options.system}, which '
-      'sets how many steps there are; expected it with sup_only'
+      f'config option equal_steps: expected it with system=sup_only, got '
+      f'system={options.system}, which decides the number of steps'
     )
-  if alone and not options.equal_steps:
+  if sup_only and not options.equal_steps:
     return -(-options.labels // options.batch)
   return (num_images - options.labels) // options.batch
 
 
-def start(options: SimpleNamespace) -> ml_collections.ConfigDict:
-  """Encoder from `encoder`, or encoder and decoder from `start`.
+def sgd(learning_rate: float, **fields: Any) -> dict[str, Any]:
+  """Builds SGD with momentum and L2 decay, and a polynomial schedule to 0."""
+  return {
+    'name': 'sgd',
+    'learning_rate': learning_rate,
+    'schedule': 'poly',
+    'weight_decay': 1e-4,
+    'weight_decay_mode': 'l2',
+    **fields,
+  }
+
+
+def centered(size: int) -> dict[str, Any]:
+  """Builds the protocol of images padded to a size that none exceeds."""
+  return {
+    'tiling': 'sliding_window',
+    'window': (size, size),
+    'stride': (size, size),
+    'padding_mode': 'mean',
+    'size_multiple': size,
+    'align_corners': True,
+  }
+
+
+def _start(options: SimpleNamespace, weights: str = '') -> dict[str, Any]:
+  """Builds the start: of encoder and decoder, of the encoder, or of nothing.
+
+  Args:
+    options: `start`, `encoder`, and `tiny`.
+    weights: file that encoder='auto' stands for.
 
   Raises:
-    ValueError: both are given.
+    ValueError: both options are given.
   """
-  if options.encoder and options.start:
+  encoder = options.encoder
+  if encoder == 'auto' and weights:
+    encoder = '' if options.tiny or options.start else weights
+  if encoder and options.start:
     raise ValueError(
-      f'config options encoder={options.encoder} and start={options.start} '
-      'contradict each other: give one of them'
+      f'config options encoder={encoder} and start={options.start} contradict '
+      'each other: give one of them'
     )
   if options.start:
-    return common.block(path=options.start, take=('encoder', 'decoder'))
-  if options.encoder:
-    return common.block(path=options.encoder, take=('encoder',))
-  return common.block(path='', take=())
+    return {'path': options.start, 'take': ('encoder', 'decoder')}
+  return {'path': encoder, 'take': ('encoder',)} if encoder else {}
 
 
-def set_contrast(
-  config: ml_collections.ConfigDict, options: SimpleNamespace
-) -> None:
-  """Sets `contrast_weight` and `anchor_entropy`.
-
-  Raises:
-    ValueError: they are given to a system without contrast.
-  """
-  if not config.train.learn.contrast:
-    if (options.contrast_weight, options.anchor_entropy) != (0.1, 'paper'):
-      raise ValueError(
-        'config options contrast_weight and anchor_entropy: '
-        f'system={options.system} has no contrast, expected u2pl or u2pl_plus'
-      )
-  else:
-    config.train.learn.contrast.weight = options.contrast_weight
-    config.train.learn.contrast.anchor_entropy = options.anchor_entropy
-
-
-def make_tiny(config: ml_collections.ConfigDict) -> None:
-  """Cuts the training to six epochs of 10 steps; all else stays as it is."""
-  config.train.steps_per_epoch = 10
-  config.train.learn.warmup_epochs = min(config.train.learn.warmup_epochs, 1)
-  recipe = config.train.recipe
-  recipe.num_steps, recipe.evaluate_every = 60, 30
-  recipe.optimizer.warmup_steps = min(recipe.optimizer.warmup_steps, 5)
-  config.operation.update(log_every=10, save_every=20)
-
-
-# Sizes of the paper's bank and of the draws from it.
-BANK = {
-  'num_anchors': 256,
-  'num_negatives': 50,
-  'capacity': 30000,
-  'first_capacity': 50000,
-  'max_push': 4096,
-  'dtype': 'float32',
-}
-
-
-# The same, for small images.
-SMALL_BANK = {
-  'num_anchors': 64,
-  'num_negatives': 50,
-  'capacity': 2000,
-  'first_capacity': 4000,
-  'max_push': 256,
-  'dtype': 'float32',
-}
-
-
-# The networks of the papers' configs, and where their encoders come from.
-WEIGHTS = {
-  'resnet101': 'weights/resnet101_deep.safetensors',
-  'resnet50': 'weights/resnet50_deep.safetensors',
-  'transunet': common.WEIGHTS['transunet'],
-}
-
-
-def published_start(options: SimpleNamespace) -> ml_collections.ConfigDict:
-  """As `start`; without either from the weights of `network`."""
-  if options.encoder == 'auto':
-    known = '' if options.tiny or options.start else WEIGHTS[options.network]
-    options.encoder = known
-  return start(options)
-
-
-def border(options: SimpleNamespace) -> str:
-  """The fill of crops that `pad_label` asks for."""
-  return {'paper': 'paper', 'ignored': 'mean'}[options.pad_label]
-
-
-def protocol(**fields: Any) -> ml_collections.ConfigDict:
-  """How the network looks at an image, with scores enlarged as in training."""
-  return common.protocol(
-    **{'average': 'logits', 'align_corners': True, **fields}
-  )
-
-
-def framed(size: tuple[int, int]) -> ml_collections.ConfigDict:
-  """Images in the middle of a frame of the mean color; none is larger."""
-  return protocol(
-    tiling='sliding_window',
-    window=size,
-    stride=size,
-    padding_mode='mean',
-    size_multiple=size[0],
-  )
-
-
-def deeplab(network: str) -> ml_collections.ConfigDict:
-  """DeepLabv3+ on a ResNet of output stride 8; or TransUNet."""
-  if network == 'transunet':
-    return common.block(
-      encoder={'name': 'hybrid_vit', 'grid': (0, 0)},
-      decoder={'name': 'unet'},
-      dtype='bfloat16',
-      remat=False,
-    )
-  blocks = {'resnet101': (3, 4, 23, 3), 'resnet50': (3, 4, 6, 3)}[network]
-  return common.block(
-    encoder={
-      'name': 'dilated_resnet',
-      'blocks': blocks,
-      'stem': 'deep',
-      'output_stride': 8,
-    },
-    decoder={'name': 'deeplabv3plus'},
-    dtype='bfloat16',
-    remat=False,
-  )
-
-
-def heads(network: str) -> dict[str, Any]:
-  """Scores at a quarter of the resolution; TransUNet's at all of it."""
-  kind = 'conv' if network == 'transunet' else 'blocks'
-  return {'kind': kind, 'width': 256, 'representation': 256}
-
-
-def listed_or_chosen(options: SimpleNamespace) -> ml_collections.ConfigDict:
-  """The images of `list`, or as many as `labels` says.
-
-  '{labels}' in the list's path stands for their number. An epoch is as long as
-  `labels` says, so a list of another length is refused.
-
-  Raises:
-    ValueError: a fraction is given, from which no epoch's length follows.
-  """
-  if options.fraction:
-    raise ValueError(
-      f'config option fraction={options.fraction}: expected labels=NUMBER here'
-    )
-  chosen = common.subset(options)
-  if options.list:
-    chosen.list = options.list.replace('{labels}', str(options.labels))
-  return chosen
-
-
-def shrink(config: ml_collections.ConfigDict) -> None:
-  """Puts drawn images and a small network of the same kind into a config."""
-  train = config.train
+def _generate_images(config: ml_collections.ConfigDict) -> None:
+  """Replaces images and networks of the paper by generated and small ones."""
   transunet = config.network.encoder.name == 'hybrid_vit'
-  config.network = common.small_network(
-    common.SMALL_VIT
-    if transunet
-    else {
-      'name': 'dilated_resnet',
-      'blocks': (1, 1, 1, 3),
-      'width': 8,
-      'stem': 'deep',
-      'output_stride': 8,
-    }
-  )
-  if not transunet:
-    config.network.decoder = common.block(
-      name='deeplabv3plus', width=16, dilations=(1, 2, 3)
-    )
-  train.update(
-    data=common.data('shapes/scenes'),
-    split='train',
-    val_split='val',
-    subset=common.block(
-      labels=100, fraction=1.0, seed=0, run=0, nested=True, list=''
-    ),
-    unlabeled='',
-  )
-  train.crop.size = (64, 64) if transunet else (65, 65)
+  if transunet:
+    config.network = networks.small('transunet')
+  else:
+    config.network = networks.small_deeplabv3plus()
+  size = 64 if transunet else 65
+  train = config.train
+  train.data = shared.block(name='shapes/scenes')
+  train.update(split='train', unlabeled='')
   train.heads.update(width=16, representation=16)
-  told = train.learn
-  told.supervised.kept_per_image = 500
-  told.warmup_epochs = min(told.warmup_epochs, 1)
-  if told.consistency:
-    told.consistency.mixing.group = 4
-  if told.contrast:
-    told.contrast.update(
+  train.subset.update(labels=100, list='', seed=0, run=0)
+  train.crop.size = (size, size)
+  train.learn.update(supervised={'kept_per_image': 500})
+  if train.learn.consistency:
+    train.learn.consistency.mixing.group = 4
+  if train.learn.contrast:
+    train.learn.contrast.update(
       num_anchors=32, capacity=500, first_capacity=1000, max_push=64
     )
   train.recipe.batch_size = 8
-  bordered = config.evaluate.protocol.padding_mode == 'mean'
-  config.evaluate.update(
-    batch_size=40,
-    splits=('val',),
-    protocol=framed(train.crop.size) if bordered else protocol(),
-    which='last',
+  # Padding stays where the experiment of the paper pads.
+  padded = 'padding_mode' in config.evaluate.protocol
+  config.evaluate.protocol = shared.block(
+    **(centered(size) if padded else WHOLE_IMAGE)
   )
-  make_tiny(config)
+  config.evaluate.update(batch_size=40, which='last')
+
+
+def _shorten(config: ml_collections.ConfigDict) -> None:
+  """Cuts the training to six epochs of 10 steps."""
+  config.train.update(
+    steps_per_epoch=10, recipe={'num_steps': 60, 'evaluate_every': 30}
+  )
+  for fields, name, most in (
+    (config.train.learn, 'warmup_epochs', 1),
+    (config.train.recipe.optimizer, 'warmup_steps', 5),
+  ):
+    if name in fields:
+      fields[name] = min(fields[name], most)
+  config.update(operation={'log_every': 10, 'save_every': 20})

@@ -18,5 +18,6 @@ class Experiment(program_lib.Experiment):
   """
 
   program: Literal['u2pl.main']
+  stages: tuple[str, ...] = ('train', 'evaluate')
   train: TrainOptions
   evaluate: EvaluateOptions

@@ -10,7 +10,6 @@ from pass_luss.pretrain import view_colors
 from pass_luss.pretrain.objectives import swav
 from pass_luss.pseudo_labels import attention
 from pass_luss.stages import base, represent
-from segcore import types
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage
@@ -47,7 +46,7 @@ class AttendOptions:
     return views.MultiCrop((self.large,))
 
 
-class AttendStage(base.PassStage, experiment_stage.TrainingStage):
+class AttendStage(base.ViewsStage):
   """Trains the attention on the pretrained encoder, which is frozen."""
 
   name = 'attend'
@@ -56,16 +55,6 @@ class AttendStage(base.PassStage, experiment_stage.TrainingStage):
   def options(self) -> AttendOptions:
     """Returns the stage's block of the config."""
     return self.experiment.attend
-
-  @property
-  def size(self) -> tuple[int, int]:
-    """Returns height and width of a view."""
-    return self.options.large.size
-
-  @property
-  def size_path(self) -> str:
-    """Returns the path of the field that sets the size."""
-    return f'{self.path}.large.size'
 
   @property
   def num_classes_from(self) -> datasets.DataOptions:
@@ -82,11 +71,6 @@ class AttendStage(base.PassStage, experiment_stage.TrainingStage):
       (self.image_input(),),
       start_lib.Start('represent', ('encoder', 'heads/clusters')),
     )
-
-  def batch_spec(self, num_classes: int) -> types.BatchSpec:
-    """Returns the spec of views."""
-    del num_classes
-    return self.options.crop.spec(self.options.recipe.batch_size)
 
   def method(
     self, context: context_lib.Context, num_classes: int = 0

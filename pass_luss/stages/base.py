@@ -7,6 +7,7 @@ from input_pipeline import datasets
 from pass_luss.benchmark import matching
 from pass_luss.protocols import segment
 from runtime import files, options
+from segcore import types
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
 from segcore.eval import results as results_lib
@@ -60,6 +61,25 @@ class PassStage(experiment_stage.ExperimentStage):
     )
     state = train_state.inference_state(fields, self.context.mesh)
     return int(fields['step']), state
+
+
+class ViewsStage(PassStage, experiment_stage.TrainingStage):
+  """A stage that trains on views; its block has `large` and `crop`."""
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Returns height and width of a large view."""
+    return self.options.large.size
+
+  @property
+  def size_path(self) -> str:
+    """Returns the path of the field that sets the size."""
+    return f'{self.path}.large.size'
+
+  def batch_spec(self, num_classes: int) -> types.BatchSpec:
+    """Returns the spec of views."""
+    del num_classes
+    return self.options.crop.spec(self.options.recipe.batch_size)
 
 
 class InferenceStage(PassStage):

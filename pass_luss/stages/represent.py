@@ -10,7 +10,6 @@ from pass_luss.pretrain import method as pretrain_method
 from pass_luss.pretrain import options as pretrain_options
 from pass_luss.pretrain import panels, view_colors
 from pass_luss.stages import base
-from segcore import types
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
@@ -67,7 +66,7 @@ class RepresentOptions:
     return views.MultiCrop(groups)
 
 
-class RepresentStage(base.PassStage, experiment_stage.TrainingStage):
+class RepresentStage(base.ViewsStage):
   """Trains the encoder on images alone."""
 
   name = 'represent'
@@ -76,16 +75,6 @@ class RepresentStage(base.PassStage, experiment_stage.TrainingStage):
   def options(self) -> RepresentOptions:
     """Returns the stage's block of the config."""
     return self.experiment.represent
-
-  @property
-  def size(self) -> tuple[int, int]:
-    """Returns height and width of a large view."""
-    return self.options.large.size
-
-  @property
-  def size_path(self) -> str:
-    """Returns the path of the field that sets the size."""
-    return f'{self.path}.large.size'
 
   def check(self) -> None:
     """Checks that batch and views fit devices and network."""
@@ -100,11 +89,6 @@ class RepresentStage(base.PassStage, experiment_stage.TrainingStage):
     block = self.options
     images = experiment_stage.SplitInput(block.data, block.split)
     return experiment_stage.Inputs((images,), block.start)
-
-  def batch_spec(self, num_classes: int) -> types.BatchSpec:
-    """Returns the spec of views."""
-    del num_classes
-    return self.options.crop.spec(self.options.recipe.batch_size)
 
   def method(
     self, context: context_lib.Context, num_classes: int = 0

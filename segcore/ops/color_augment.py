@@ -101,6 +101,7 @@ def sample(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
   )
   identity = jnp.array([1.0, 1.0, 1.0, 0.0])
   low = jnp.maximum(identity - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
+  # A key for each kind of draw: none depends on whether others are used.
   uniforms = jax.random.uniform(keys[0], (4,))
   return Draws(
     jitter=jax.random.bernoulli(keys[1], options.jitter),
@@ -160,10 +161,12 @@ def jitter_color(
   before it and again after it.
   """
   hue_place = jnp.argmax(draws.order == _HUE)
-  # The three other operations, in their order.
+  # The three other operations in their order; the sort must be stable.
   others = draws.order[jnp.argsort(draws.order == _HUE, stable=True)][:3]
 
-  def blend(image: Array, i: int, active: Array) -> Array:
+  def blend(
+    image: Float[Array, 'H W 3'], i: int, active: Bool[Array, '']
+  ) -> Float[Array, 'H W 3']:
     kind = others[i]
     blended = _blend(image, _blend_partner(image, kind), draws.factors[kind])
     # Without the barrier, XLA recomputes the whole chain of operations before

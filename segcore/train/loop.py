@@ -355,8 +355,8 @@ def state_spec(
 
 
 def build_step(
-  method: method_lib.Method, mesh: Mesh, state, spec: types.BatchSpec
-):
+  method: method_lib.Method, mesh: Mesh, state: Any, spec: types.BatchSpec
+) -> tuple[Callable[..., Any], dict[str, np.int32]]:
   """Builds the jitted step, which also records when a scalar was not finite.
 
   Non-finite scalars are recorded on the devices, so that a step need not wait

@@ -1,8 +1,6 @@
 """Tests of U2PL's configs, and of the rows of docs/methods/u2pl_tables.md."""
 
 import collections
-import dataclasses
-import functools
 import importlib
 import pathlib
 import re
@@ -16,12 +14,11 @@ from runtime import errors
 from segcore.experiment import cli, config_file, evaluation, hosts
 from segcore.experiment import command as command_lib
 from segcore.models import network
-from segcore.study import cli as study_cli
 from segcore.train import optimizers
+from tests.support import tables
 from u2pl import main as u2pl_main
 
 ROOT = pathlib.Path(__file__).parents[2]
-DOC = ROOT / 'docs' / 'methods' / 'u2pl_tables.md'
 HERE = ['u2pl_camvid', 'u2pl_shapes']
 PAPER = ['u2pl_cityscapes', 'u2pl_voc']
 # Networks whose shapes were followed already, whatever their heads: those with
@@ -50,36 +47,12 @@ def load(name, argument=''):
 
 
 def rows():
-  """(table, row, command, number of the paper's numbers), in order."""
-  found, title = [], ''
-  for line in DOC.read_text().splitlines():
-    if line.startswith('## '):
-      title = re.split(r': | \(', line[3:])[0]
-    elif '`python -m segcore.study' in line:
-      _, row, command, paper, _, _ = (x.strip() for x in line.split('|'))
-      found.append((title, row, command.strip('`'), len(paper.split(' / '))))
-  return found
-
-
-def cells(command):
-  """The study of a command, and its cells of the first seed."""
-  arguments = shlex.split(command)
-  assert arguments[:3] == ['python', '-m', 'segcore.study']
-  study = study_cli.parse(arguments[3:]).study
-  first = dataclasses.replace(study, seeds=(0,))
-  return study, first.final_cells({})
-
-
-@functools.cache
-def config_of(command, column):
-  """The config of the first cell, or of the last one."""
-  made, found = cells(command)
-  return command_lib.parse(['study', *found[column].arguments(made)]).config
+  return tables.read('u2pl_tables.md')
 
 
 def of_row(table, row, column=0):
   [command] = [c for t, r, c, _ in rows() if (t, r) == (table, row)]
-  return config_of(command, column)
+  return tables.config_of(command, column)
 
 
 def facts(config):
@@ -119,13 +92,13 @@ def test_all_tables_are_there():
 def test_every_command_is_an_experiment():
   """Nothing of what they need is here: neither data nor weights."""
   for _, _, command, _ in reversed(rows()):
-    stages = u2pl_main.PROGRAM.build_stages(config_of(command, -1))
+    stages = u2pl_main.PROGRAM.build_stages(tables.config_of(command, -1))
     assert [s.name for s in stages] == ['train', 'evaluate'], command
 
 
 def test_a_row_has_a_column_for_each_number():
   for table, row, command, count in rows():
-    made, found = cells(command)
+    made, found = tables.cells(command)
     voc = made.config.startswith('configs/u2pl_voc.py')
     split = 'val_framed' if voc else 'val'
     assert made.report == f'{split}/miou', (table, row)
@@ -146,18 +119,19 @@ def test_columns_are_the_partitions_of_the_papers():
     for found, _, command, _ in rows():
       if found == table:
         blocks = [
-          config_of(command, column).train for column in range(len(labels))
+          tables.config_of(command, column).train
+          for column in range(len(labels))
         ]
         assert [block.subset.labels for block in blocks] == labels
         assert {block.split for block in blocks} == {split}
 
 
 def test_rows_of_a_table_differ():
-  tables = collections.defaultdict(list)
+  settings = collections.defaultdict(list)
   for table, _, command, _ in rows():
     if table != 'What the papers leave open':
-      tables[table].append(facts(config_of(command, 0)))
-  for table, found in tables.items():
+      settings[table].append(facts(tables.config_of(command, 0)))
+  for table, found in settings.items():
     assert len({repr(fact) for fact in found}) == len(found), table
 
 
@@ -168,8 +142,8 @@ def test_a_row_of_two_tables_is_computed_once():
     ('U2PL', 'U2PL'),
     ('U2PL+', 'U2PL+'),
   ):
-    _, blender = cells(by_name['VOC 2012 with SBD, blender', row])
-    _, [cell] = cells(by_name['Table IV', in_four])
+    _, blender = tables.cells(by_name['VOC 2012 with SBD, blender', row])
+    _, [cell] = tables.cells(by_name['Table IV', in_four])
     assert blender[2].name == cell.name
 
 
@@ -252,7 +226,7 @@ def test_parts(row, expected):
 
 def test_where_negatives_come_from():
   found = [
-    facts(config_of(command, 0))
+    facts(tables.config_of(command, 0))
     for table, _, command, _ in rows()
     if table == 'Table III'
   ]
@@ -263,8 +237,8 @@ def test_where_negatives_come_from():
 def test_what_is_left_open():
   def values(row, get):
     [command] = [c for _, r, c, _ in rows() if r.startswith(row)]
-    _, found = cells(command)
-    return [get(config_of(command, i).train) for i in range(len(found))]
+    _, found = tables.cells(command)
+    return [get(tables.config_of(command, i).train) for i in range(len(found))]
 
   assert values('weight', lambda train: train.learn.contrast.weight) == [
     *(0.1, 0.25, 1.0)
@@ -285,7 +259,9 @@ def test_what_is_left_open():
 
 
 def test_the_decoders_rate_of_the_paper():
-  [flag] = re.findall(r'`(--config\.train\S+=".*")`', DOC.read_text())
+  [flag] = re.findall(
+    r'`(--config\.train\S+=".*")`', tables.path_of('u2pl_tables.md').read_text()
+  )
   config = command_lib.parse(
     ['main', f'--config={ROOT}/configs/u2pl_cityscapes.py', *shlex.split(flag)]
   ).config
@@ -521,7 +497,7 @@ def test_prototypes_of_momentum_mend_labels_without_contrast():
     ('labels=0,list=mine.txt', 'with list=FILE, too'),
     ('batch=1', 'batch=1: expected 2 or more, as images are mixed'),
     ('system=sup_only,batch=0', 'batch=0: expected 1 or more$'),
-    ('system=mt,equal_steps', 'equal_steps: found with system=mt'),
+    ('system=mt,equal_steps', 'equal_steps: expected .*, got system=mt'),
   ],
 )
 def test_epochs_that_cannot_be_counted_are_refused(argument, message):
@@ -583,9 +559,10 @@ def test_options_of_contrast_are_refused_where_there_is_none():
     load('u2pl_shapes', 'system=cutmix,contrast_weight=1.0')
 
 
-def test_a_fraction_is_refused_where_labels_decide_the_epoch():
-  with pytest.raises(ValueError, match='fraction=0.5: expected labels=NUMBER'):
-    load('u2pl_voc', 'fraction=0.5')
+@pytest.mark.parametrize('name', PAPER)
+def test_a_fraction_is_unknown_where_labels_decide_the_epoch(name):
+  with pytest.raises(ValueError, match="'fraction' is unknown.* labels,"):
+    load(name, 'fraction=0.5')
 
 
 def test_a_state_of_the_warm_up_is_reported_as_the_students():

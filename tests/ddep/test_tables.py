@@ -1,19 +1,13 @@
 """Tests that every row of docs/methods/ddep_tables.md builds its experiment."""
 
 import collections
-import dataclasses
-import functools
-import pathlib
-import shlex
 
 import pytest
 
 from ddep import main as ddep_main
-from segcore.experiment import command as command_lib
 from segcore.models import network
-from segcore.study import cli as study_cli
+from tests.support import tables
 
-DOC = pathlib.Path(__file__).parents[2] / 'docs' / 'methods' / 'ddep_tables.md'
 DECODER = ('decoder', 'heads')
 WHOLE = ('encoder', *DECODER)
 # Networks whose shapes were followed already.
@@ -21,34 +15,7 @@ CHECKED = set()
 
 
 def rows():
-  """(table, row, command, number of the paper's numbers), in order."""
-  results, title = [], ''
-  for line in DOC.read_text().splitlines():
-    if line.startswith('## '):
-      title = line[3:].partition(':')[0]
-    elif '`python -m segcore.study' in line:
-      _, row, command, paper, _, _ = (x.strip() for x in line.split('|'))
-      results.append((title, row, command.strip('`'), len(paper.split(' / '))))
-  return results
-
-
-def cells(command):
-  """The study of a command, and its cells of the first seed."""
-  arguments = shlex.split(command)
-  assert arguments[:3] == ['python', '-m', 'segcore.study']
-  study = study_cli.parse(arguments[3:]).study
-  if study.sweep:
-    return study, study.sweep_cells()
-  first = dataclasses.replace(study, seeds=(0,))
-  return study, first.final_cells({})
-
-
-@functools.cache
-def config_of(command, column):
-  """The config of the first cell, or of the last one."""
-  study, first_cells = cells(command)
-  arguments = first_cells[column].arguments(study)
-  return command_lib.parse(['study', *arguments]).config
+  return tables.read('ddep_tables.md')
 
 
 @pytest.fixture(autouse=True)
@@ -69,34 +36,38 @@ def test_every_command_is_an_experiment(data):
   """Nothing of what they need is here: neither data nor weights."""
   commands = [command for _, _, command, _ in rows()]
   commands += [
-    line for line in DOC.read_text().splitlines() if ' --sweep=lr' in line
+    line
+    for line in tables.path_of('ddep_tables.md').read_text().splitlines()
+    if ' --sweep=lr' in line
   ]
   commands = [c for c in dict.fromkeys(commands) if f'/ddep_{data}.py' in c]
   assert len(commands) >= 10
   for command in commands:
-    stages = ddep_main.PROGRAM.build_stages(config_of(command, -1))
+    stages = ddep_main.PROGRAM.build_stages(tables.config_of(command, -1))
     assert stages[-1].name == 'evaluate'
 
 
 def test_the_sweep_never_looks_at_val():
   [command] = [
-    line for line in DOC.read_text().splitlines() if ' --sweep=lr' in line
+    line
+    for line in tables.path_of('ddep_tables.md').read_text().splitlines()
+    if ' --sweep=lr' in line
   ]
-  made, result = cells(command)
+  made, result = tables.cells(command)
   # Three starts, four rates, four decays.
   assert len({cell.name for cell in result}) == len(result) == 3 * 4 * 4
-  config = config_of(command, 0)
+  config = tables.config_of(command, 0)
   assert config.finetune.val_split == 'held_out'
   assert config.finetune.subset.held_out == 500
   assert tuple(config.evaluate.splits) == ('held_out',)
   assert made.select == 'held_out/miou'
-  adam = config_of(command, -1).finetune.recipe.optimizer
+  adam = tables.config_of(command, -1).finetune.recipe.optimizer
   assert (adam.learning_rate, adam.weight_decay) == (3e-4, 3e-4)
 
 
 def test_a_row_has_a_column_for_each_number():
   for table, row, command, count in rows():
-    made, result = cells(command)
+    made, result = tables.cells(command)
     assert made.report == 'val/miou', (table, row)
     assert len(made.seeds) == 10, (table, row)
     if count > 1:
@@ -147,10 +118,10 @@ def facts(config):
 
 
 def test_rows_of_a_table_differ():
-  tables = collections.defaultdict(list)
+  settings = collections.defaultdict(list)
   for table, _, command, _ in rows():
-    tables[table].append(facts(config_of(command, 0)))
-  for table, result in tables.items():
+    settings[table].append(facts(tables.config_of(command, 0)))
+  for table, result in settings.items():
     assert len({repr(fact) for fact in result}) == len(result), table
 
 
@@ -232,18 +203,18 @@ FIXED = (0.95, 0.0, (0.0, 0.0))
 def test_a_row_is_what_it_says(table, row, expected):
   [command] = [c for t, r, c, _ in rows() if (t, r) == (table, row)]
   for column in (0, -1):
-    actual = facts(config_of(command, column))
+    actual = facts(tables.config_of(command, column))
     assert {name: actual[name] for name in expected} == expected
 
 
 def test_columns_differ_in_what_is_varied_last():
   by_name = {(t, r): c for t, r, c, _ in rows()}
   table_6 = by_name['Table 6 and Fig. 1', 'DDeP 1x']
-  assert config_of(table_6, 0).finetune.subset.fraction == 1.0
-  assert config_of(table_6, -1).finetune.subset.fraction == 0.01
+  assert tables.config_of(table_6, 0).finetune.subset.fraction == 1.0
+  assert tables.config_of(table_6, -1).finetune.subset.fraction == 0.01
   fig_6 = by_name['Fig. 6', 'DDeP 1x']
-  assert config_of(fig_6, 0).finetune.subset.labels == 2975
-  assert config_of(fig_6, -1).finetune.subset.labels == 100
+  assert tables.config_of(fig_6, 0).finetune.subset.labels == 2975
+  assert tables.config_of(fig_6, -1).finetune.subset.labels == 100
   gammas = by_name['Fig. 5, left', 'ADE20K, gamma']
-  assert config_of(gammas, 0).denoise.noise.gamma == 0.999
-  assert config_of(gammas, -1).denoise.noise.gamma == 0.6
+  assert tables.config_of(gammas, 0).denoise.noise.gamma == 0.999
+  assert tables.config_of(gammas, -1).denoise.noise.gamma == 0.6

@@ -100,7 +100,7 @@ class Swav(objective.Objective):
     return {'clusters': head}
 
   def prepare(self, params: types.Params) -> types.Params:
-    """L2-normalizes the prototypes.
+    """L2-normalizes the prototypes before the forward pass.
 
     The optimizer starts from the normalized ones, as in the official code,
     which normalizes them in place.
@@ -158,6 +158,7 @@ class Swav(objective.Objective):
     outputs: objective.Arrays,
   ) -> objective.State:
     """Undoes the update of frozen prototypes, and fills the queue."""
+    # The new state already counts this step.
     frozen = old.step < self.options.frozen_steps
     new = prototypes_lib.freeze(frozen, new, old)
     if old.queue is None:
@@ -185,6 +186,7 @@ def view_targets(
     prototypes: current ones.
     options: of Sinkhorn's algorithm and the queue.
   """
+  # The reference reads a queue once its last row is not 0: the same moment.
   full = jnp.array(False)
   queue_scores = 2 * [jnp.zeros((0, prototypes.shape[1]))]
   if queue is not None:
@@ -219,6 +221,7 @@ def targets(
     options: of Sinkhorn's algorithm.
   """
   blocks = [(jax.lax.stop_gradient(scores), jnp.ones(len(scores), bool))]
+  # Shapes are static: a queue that is not yet full is masked, not left out.
   if len(queue_scores):
     used = jnp.broadcast_to(queue_is_full, (len(queue_scores),))
     blocks.append((jax.lax.stop_gradient(queue_scores), used))
@@ -241,6 +244,7 @@ def swapped_loss(
     targets: q of those two.
     temperature: τ.
   """
+  # Divided by τ = 0.1, scores span ±10: too much for the digits of bfloat16.
   log_probs = jax.nn.log_softmax(losses.at_least_float32(scores) / temperature)
   # All pairs (i, v) in one product; the pairs i = v are subtracted after.
   pairs = jnp.einsum(
@@ -259,6 +263,7 @@ def update_queue(
   options: SwavOptions,
 ) -> queue_lib.Queue:
   """Stores the embeddings of the large views, from `queue_from_step` on."""
+  # A selection, not a condition: the step is traced, and the push is cheap.
   started = step >= options.queue_from_step
   return jax.tree.map(
     lambda old, new: jnp.where(started, new, old),

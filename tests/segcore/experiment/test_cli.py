@@ -55,7 +55,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
     ),
     (
       [SHAPES, '--config.denoise.noise.sigma=0.2'],
-      'config.denoise.noise: gamma=0.7, sigma=0.2 and gamma_range=(0.0, 0.0): ',
+      'expected exactly one of gamma, sigma and gamma_range, got gamma=0.7',
     ),
     (
       [SHAPES, '--config.denoise.recipe.batch_size=30'],
@@ -138,7 +138,7 @@ def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
       [SHAPES, '--stage=predict', '--images=x', f'--out={CONFIGS}'],
       '--out: expected a new folder or one of predictions, got',
     ),
-    ([SHAPES, '--stage=finetun'], '--stage: found finetun, expected one of'),
+    ([SHAPES, '--stage=finetun'], '--stage: expected one of classify'),
     (
       [SHAPES, '--stage=finetune'],
       'finetune needs denoise, which is not finished',
