@@ -26,7 +26,7 @@ def png(image):
 
 
 def some_records(count):
-  """Record i has the id 'i'; its pixels are all different from each other."""
+  """Yields records with random pixels; record i has the id 'i'."""
   rng = np.random.default_rng(count)
   for i in range(count):
     image = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
@@ -66,7 +66,7 @@ def take(batches, count, step=0):
 
 
 def assert_same(actual, expected):
-  """Equal names, types and values, in batches within lists and dicts."""
+  """Checks names, types and values of batches in lists and dicts."""
   if isinstance(actual, list):
     for one, other in zip(actual, expected, strict=True):
       assert_same(one, other)
@@ -80,7 +80,7 @@ def assert_same(actual, expected):
 
 
 def beside(parts):
-  """The global batch of the parts of several hosts."""
+  """Returns the global batch of the parts of several hosts."""
   if 'mask' in parts[0]:
     return {
       name: np.concatenate([part[name] for part in parts]) for name in parts[0]
@@ -391,7 +391,7 @@ def test_prefetch_yields_every_batch_of_a_finite_stream(count):
 
 
 class Seven(base.Builder):
-  """The seven records, as a data set."""
+  """A data set of the seven records."""
 
   VERSION = tfds.core.Version('1.0.0')
 

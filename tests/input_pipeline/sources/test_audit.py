@@ -29,7 +29,7 @@ def image_bytes(width, height, kind='JPEG', **options):
 
 
 def read_mask(path):
-  """Gray masks of three classes; 255 is ignored, 9 is not allowed."""
+  """Reads gray masks of three classes; 255 is ignored, 9 is not allowed."""
   pixels = np.asarray(image_files.decode(path.read_bytes(), ('PNG',))).astype(
     np.int16
   )
@@ -59,7 +59,7 @@ def audit_images(listing, **options):
 
 
 def make(tmp_path, **masks):
-  """Writes images 3x2 with these masks; lists them."""
+  """Writes images of 3x2 pixels with these masks, and lists them."""
   for name, rows in masks.items():
     write(tmp_path / f'images/{name}.jpg', image_bytes(3, 2))
     write(tmp_path / f'masks/{name}.png', official.gray_png(rows))
@@ -67,7 +67,7 @@ def make(tmp_path, **masks):
 
 
 def refused(listing, **options):
-  """The message that refuses these examples."""
+  """Returns the message of the error about these examples."""
   with pytest.raises(errors.UserError) as caught:
     run(
       {'train': listing.examples},
