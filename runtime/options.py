@@ -159,6 +159,40 @@ def to_dict(value: Any) -> Any:
   return value
 
 
+def check_range(
+  options: Any,
+  *names: str,
+  least: int | float,
+  most: int | float | None = None,
+) -> None:
+  """Checks that fields are numbers from `least` on, and at most `most`.
+
+  Args:
+    options: a dataclass, in its `__post_init__`.
+    *names: names of the fields.
+    least: inclusive lower bound.
+    most: inclusive upper bound; None for no bound.
+
+  Raises:
+    ValueError: the message names the first field out of range.
+  """
+  for name in names:
+    value = getattr(options, name)
+    if most is None and value < least:
+      raise ValueError(f'{name}: expected {least} or more, got {value}')
+    if most is not None and not least <= value <= most:
+      raise ValueError(f'{name}: expected {least} to {most}, got {value}')
+
+
+def check_positive(options: Any, *names: str) -> None:
+  """Checks that fields are more than 0, as `check_range` does."""
+  for name in names:
+    if getattr(options, name) <= 0:
+      raise ValueError(
+        f'{name}: expected more than 0, got {getattr(options, name)}'
+      )
+
+
 def digest(value: Any) -> str:
   """Returns 16 hex digits of a hash of the settings."""
   text = json.dumps(to_dict(value), sort_keys=True)

@@ -62,6 +62,7 @@ def _fan_in_uniform(fan_in: int) -> Callable[..., Array]:
 
 def _dense(fan_in: int, size: int, dtype: DTypeLike, name: str) -> nn.Dense:
   """Builds a dense layer with PyTorch's default initialization."""
+  # Kernels, too: PASS initializes convolutions only, and leaves these alone.
   init = _fan_in_uniform(fan_in)
   return nn.Dense(
     size, kernel_init=init, bias_init=init, dtype=dtype, name=name
@@ -111,11 +112,12 @@ class Projection(nn.Module):
   def __call__(
     self, x: Float[Array, 'B D'], train: bool = False
   ) -> Float[Array, 'B E']:
-    """Embeds each row."""
+    """Embeds each row of pooled features."""
     x = _dense(x.shape[-1], self.hidden, self.dtype, 'dense1')(x)
     x = norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x)
     dtype = _wide(self.dtype)
     x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
+    # The last norm is PASS's addition to the head of SwAV (spec §2.4).
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2', affine=False)(x)
     return embedding_ops.l2_normalize(x)
 
@@ -140,7 +142,8 @@ class PixelProjection(nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Projects each pixel."""
+    """Projects the features of each pixel."""
+    # No biases: the mean that the norm subtracts would cancel them.
     for i, size in enumerate((self.hidden, self.hidden, self.size), start=1):
       dtype = self.dtype if i < 3 else _wide(self.dtype)
       x = _conv(x.shape[-1], size, dtype, f'conv{i}')(x)
@@ -169,6 +172,7 @@ class Clusters(EncoderHead, nn.Module):
   def setup(self):
     """Builds the projection and the prototypes [E, K]."""
     self.projection = Projection(self.hidden, self.size, self.dtype)
+    # Transposed with respect to PyTorch's linear layer, [K, E].
     self.prototypes = self.param(
       'prototypes', _fan_in_uniform(self.size), (self.size, self.num_prototypes)
     )
@@ -322,7 +326,7 @@ class PixproHead(EncoderHead, nn.Module):
   def project(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Projects each pixel."""
+    """Projects the features of each pixel."""
     return self.projector(x, train)
 
   def apply_transform(
@@ -374,6 +378,8 @@ class Attention(EncoderHead, nn.Module):
     dtype = _wide(self.dtype)
     x = _conv(size, channels, dtype, 'conv2', use_bias=True)(x)
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2')(x)
+    # θ = 0 at first. LARC does not scale the gradient of a tensor of zeros, so
+    # the first step of θ is a plain one (spec §2.9).
     threshold = self.param('threshold', nn.initializers.zeros, (channels,))
     return nn.sigmoid(x + threshold)
 

@@ -98,6 +98,7 @@ class Pretrain:
     views = self.views(batch, rng)
     for objective in self.objectives:
       state = state.replace(params=objective.prepare(state.params))
+    # Outside of `loss`: nothing of this pass is stored for a backward pass.
     state, momentum_outputs = self._momentum_forward(state, views)
 
     def loss(params):
@@ -112,6 +113,7 @@ class Pretrain:
       loss, has_aux=True
     )(state.params)
     new = self.update.apply_gradients(state, gradient, stats)
+    # After the update: frozen prototypes are restored, queues take this batch.
     for objective in self.objectives:
       new = objective.after_update(state, new, outputs[objective.name])
     return new, {'loss': total, **scalars}
@@ -175,6 +177,8 @@ class Pretrain:
     )
 
     def network(net: segmenter_lib.Segmenter) -> ArraysByObjective:
+      # Training mode here, too, as in PixPro: batch statistics, and running
+      # ones of this network's own.
       encoded = _encode(net, {'large': views['large']})
       return {
         objective.name: objective.momentum_outputs(net, encoded)
@@ -208,6 +212,7 @@ class Pretrain:
     self, step: objective_lib.Step
   ) -> tuple[types.Scalar, types.Metrics]:
     """Computes the total loss, and all terms and scalars to log."""
+    # Targets first: D2S reads those of SwAV.
     for objective in self.objectives:
       targets = {**step.targets, objective.name: objective.targets(step)}
       step = dataclasses.replace(step, targets=targets)

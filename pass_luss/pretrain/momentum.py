@@ -37,6 +37,8 @@ class MomentumSpec:
       tree: parameters or batch statistics of the whole network; a module
         without any is an empty dict.
     """
+    # Predictors and transforms stay out: the asymmetry between the two networks
+    # keeps their outputs from collapsing.
     heads = tree.get('heads', {})
     return {
       'encoder': tree.get('encoder', {}),
@@ -63,6 +65,8 @@ class MomentumSpec:
       step: number of finished steps.
       num_steps: length of the training.
     """
+    # Parameters only. Batch statistics are the momentum encoder's own: those
+    # of its averaged weights differ from an average of statistics.
     decay = self.decay(step, num_steps)
     return jax.tree.map(
       lambda average, online: decay * average + (1.0 - decay) * online,

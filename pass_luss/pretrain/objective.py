@@ -81,7 +81,7 @@ class EncodedViews:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What the targets and the loss of an objective are computed from.
+  """Inputs of the targets and the loss of an objective, in one step.
 
   Attributes:
     params: parameters that the loss is differentiated with respect to.

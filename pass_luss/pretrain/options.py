@@ -52,6 +52,7 @@ def build(
   options: ObjectiveOptions, sizes: heads.HeadSizes
 ) -> tuple[objective.Objective, ...]:
   """Builds the objectives; D2S after SwAV, whose targets it reads."""
+  # The order is also that of the terms in the sum of the loss.
   objectives = []
   if options.clusters:
     objectives.append(swav.Swav(options.clusters, sizes))

@@ -1,4 +1,4 @@
-"""Where two views of an image overlap, in the coordinates of either view.
+"""Overlaps of two views of an image, in the coordinates of either view.
 
 Views come with the box (top, left, height, width) they were cut from, in
 pixels of the image, and whether they were flipped, left to right.

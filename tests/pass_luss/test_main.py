@@ -323,12 +323,17 @@ def test_interrupted_labeling_equals_an_uninterrupted_one(
   assert results_of(tmp_path, 'first') == results_of(tmp_path, 'second')
 
 
-def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
-  stages = build_stages(config)
+def build_label_stage(config, whole, folder):
+  """Returns the stage `label`, a new workspace of it, and its labeler."""
+  stage = build_stages(config)['label']
   workspace = make_workspace(
-    tmp_path / 'label', whole / 'attend', whole / 'cluster'
+    folder / 'label', whole / 'attend', whole / 'cluster'
   )
-  _, labeler = stages['label'].build_labeler(workspace)
+  return stage, workspace, stage.build_labeler(workspace)[1]
+
+
+def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
+  stage, workspace, labeler = build_label_stage(config, whole, tmp_path)
   swept = []
 
   def sweep(labeler, split, *_):
@@ -337,18 +342,14 @@ def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
 
   monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
   first, second = (
-    stages['label'].choose_threshold(workspace, labeler, 2) for _ in range(2)
+    stage.choose_threshold(workspace, labeler, 2) for _ in range(2)
   )
   assert first == second and len(swept) == 1
   assert first.chosen_on == swept[0]
 
 
 def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
-  stages = build_stages(config)
-  workspace = make_workspace(
-    tmp_path / 'label', whole / 'attend', whole / 'cluster'
-  )
-  _, labeler = stages['label'].build_labeler(workspace)
+  stage, _, labeler = build_label_stage(config, whole, tmp_path)
   drawn = []
   monkeypatch.setattr(
     labeler_lib.panels,
@@ -360,7 +361,7 @@ def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
     height, width = example['size'].tolist()
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
-  images = stages['label'].open_images().select(np.array([3]))
+  images = stage.open_images().select(np.array([3]))
   labeler.draw_panel(images, whole / 'label' / 'train', left_half)
   ((((_, foreground, _),), names),) = drawn
   assert names[1] == 'saliency'
@@ -421,15 +422,7 @@ def test_killed_pretraining_equals_an_uninterrupted_one(
   assert runs.signal_when(killed, runs.step_logged(workdir / 'represent', 4))
   process = start(config, workdir, stages)
   assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    runs.read_state(workdir / 'represent'),
-    runs.read_state(whole / 'represent'),
-  )
-  for file in ('metrics', 'ids'):
-    assert runs.read_metrics(workdir / 'represent', file) == runs.read_metrics(
-      whole / 'represent', file
-    )
+  runs.assert_same_runs(workdir, whole, 'represent')
 
 
 def test_data_set_added_to_a_finished_run(config, whole, tmp_path):

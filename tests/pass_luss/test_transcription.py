@@ -260,7 +260,7 @@ def test_queue():
 
 
 def test_prototypes():
-  actual = ref.unit_prototypes(np.array([[3.0, 0], [4, -2]]))
+  actual = ref.normalize_prototypes(np.array([[3.0, 0], [4, -2]]))
   np.testing.assert_allclose(actual, [[0.6, 0], [0.8, -1]])
   assert ref.prototypes_frozen(1000, 1001)
   assert not ref.prototypes_frozen(1001, 1001)
@@ -371,9 +371,9 @@ def test_cosine_of_short_vectors():
 
 def test_p2p_directions():
   e, f = np.array([[[[1.0, 0]]]]), np.array([[[[0, 1.0]]]])
-  assert ref.p2p_of(e, f, f, -f) == pytest.approx(-0.5)  # 0 and 1
-  assert ref.p2p_of(e, f, e, e) == pytest.approx(-0.5)  # 1 and 0
-  assert ref.p2p_of(e, -f, f, e) == pytest.approx(0)  # 1 and -1
+  assert ref.p2p_cosine_loss(e, f, f, -f) == pytest.approx(-0.5)  # 0 and 1
+  assert ref.p2p_cosine_loss(e, f, e, e) == pytest.approx(-0.5)  # 1 and 0
+  assert ref.p2p_cosine_loss(e, -f, f, e) == pytest.approx(0)  # 1 and -1
 
 
 def test_contrastive_p2p():

@@ -2,7 +2,7 @@
 
 Written from the specification alone (the section signs below are its own).
 Nothing is drawn here and nothing is differentiated: a stopped gradient is a
-value that the caller holds fixed.
+value that the caller passes as a constant.
 
 Symbols: B images, V views, K prototypes, L rows of a queue, D features, h w
 pixels of a feature map, n points a side of a grid, H W pixels of an image, C
@@ -16,11 +16,11 @@ box is (left, top, width, height) in pixels of the source image. Labels: 0 is
       batch_norm(x, gamma, beta, eps)               training; None: no affine
       batch_norm_eval(x, gamma, beta, mean, variance, eps)
       gap(maps)                                     [...,h,w,D] -> [...,D]
-      image_projection(pooled, weights)             [N,D] -> [N,E], unit rows
+      image_projection(pooled, weights)             [N,D] -> [N,E], normalized
       pixel_mlp(maps, weights)                      g_s and P2P's p
       d2s_embedding(maps, pixel_weights, image_weights)
       predictor(maps, weights)                      P2P's q
-§2.5  unit_prototypes(prototypes)                   [D,K]
+§2.5  normalize_prototypes(prototypes)                   [D,K]
       prototypes_frozen(step, steps)
       sinkhorn(scores, epsilon, num_iterations)     [N,K] -> [N,K]
       swav_targets(logits, queue_scores, ...)       [2,B,K] -> [2,B,K]
@@ -34,7 +34,7 @@ box is (left, top, width, height) in pixels of the source image. Labels: 0 is
       grid_sample(features, grid)                   [h,w,D], [n,n,2] -> [n,n,D]
       sample_pairs(projected_a, projected_b, ...)   two [B,n,n,D]
       cosine(a, b)                                  eps 1e-8 on each norm
-      p2p_of(predicted_a, predicted_b, z_a, z_b)
+      p2p_cosine_loss(predicted_a, predicted_b, z_a, z_b)
       p2p_loss(projected_a, projected_b, boxes_a, boxes_b, flips_a, flips_b,
           predict, size)
       contrastive_p2p_loss(predicted_a, predicted_b, z_a, z_b, overlapping,
@@ -49,7 +49,7 @@ box is (left, top, width, height) in pixels of the source image. Labels: 0 is
 §2.10 lars(w, g, weight_decay, trust)               g
       pixpro_learning_rate(step, steps, warmup_steps, base, final)
       momentum(k, total, base), ema(target, online, m)
-      ppm(x, weight, bias, power, clamp)            [h,w,D], unit vectors
+      ppm(x, weight, bias, power, clamp)            [h,w,D], normalized
       pixpro_masks(box_a, box_b, flip_a, flip_b, size, source_size,
           threshold)                                bool [nn,nn]
       pixpro_loss(y_a, y_b, k_a, k_b, masks)
@@ -98,7 +98,7 @@ GROUPS = ('S', 'MS', 'ML', 'L')
 
 
 def encode_ids(ids):
-  """Ids [H,W] as RGB, R = id mod 256 and G = id div 256 (§1.4)."""
+  """Encodes ids [H,W] as RGB: R = id mod 256, G = id div 256 (§1.4)."""
   picture = np.zeros((*np.shape(ids), 3), np.uint8)
   for pixel in np.ndindex(np.shape(ids)):
     value = int(ids[pixel])
@@ -107,7 +107,7 @@ def encode_ids(ids):
 
 
 def decode_ids(picture):
-  """R + 256 G in a wide type, uint8 [H,W,3] -> int [H,W] (§1.4)."""
+  """Decodes R + 256 G in a wide type, uint8 [H,W,3] -> int [H,W] (§1.4)."""
   ids = np.zeros(picture.shape[:2], int)
   for pixel in np.ndindex(ids.shape):
     red, green, _ = picture[pixel]
@@ -119,7 +119,7 @@ def decode_ids(picture):
 
 
 def swav_learning_rate(step, steps, base=0.6, final=0.0006):
-  """Cosine from base at step 0 toward final at step `steps` (§2.1)."""
+  """Decays by a cosine from base at step 0 to final at `steps` (§2.1)."""
   return final + 0.5 * (base - final) * (1 + math.cos(math.pi * step / steps))
 
 
@@ -127,14 +127,14 @@ def swav_learning_rate(step, steps, base=0.6, final=0.0006):
 
 
 def normalize(x):
-  """x / max(|x|, 1e-12) over the last axis (the notation's n)."""
+  """Computes x / max(|x|, 1e-12) over the last axis (the notation's n)."""
   x = np.asarray(x, np.float64)
   norm = np.sqrt((x * x).sum(axis=-1, keepdims=True))
   return x / np.maximum(norm, 1e-12)
 
 
 def batch_norm_eval(x, gamma, beta, mean, variance, eps=1e-5):
-  """Batch norm with given statistics [D]; None for gamma, beta: no affine."""
+  """Normalizes by given statistics [D]; gamma and beta None: no affine."""
   normed = (np.asarray(x, np.float64) - mean) / np.sqrt(variance + eps)
   if gamma is None and beta is None:
     return normed
@@ -142,7 +142,7 @@ def batch_norm_eval(x, gamma, beta, mean, variance, eps=1e-5):
 
 
 def batch_norm(x, gamma=None, beta=None, eps=1e-5):
-  """Batch norm in training: the batch's mean and biased variance.
+  """Normalizes by the batch's mean and biased variance, as in training.
 
   The statistics are over every axis but the last.
   """
@@ -157,12 +157,12 @@ def _relu(x):
 
 
 def gap(maps):
-  """Mean over the positions, [...,h,w,D] -> [...,D]."""
+  """Averages over the positions, [...,h,w,D] -> [...,D]."""
   return np.asarray(maps, np.float64).mean(axis=(-3, -2))
 
 
 def image_projection(pooled, weights):
-  """P4 on the pooled features of all crops together, [N,D] -> [N,E] (§2.4).
+  """Applies P4 to pooled features of all crops, [N,D] -> [N,E] (§2.4).
 
   Args:
     pooled: [N,D].
@@ -174,7 +174,7 @@ def image_projection(pooled, weights):
 
 
 def pixel_mlp(maps, weights):
-  """Three convs without bias, the last norm without affine (§2.4).
+  """Applies three convs without bias, the last norm without affine (§2.4).
 
   Args:
     maps: [B,h,w,D].
@@ -188,12 +188,12 @@ def pixel_mlp(maps, weights):
 
 
 def d2s_embedding(maps, pixel_weights, image_weights):
-  """e_s = P_s(GAP(g_s(c_s))), [B,h,w,D] -> [B,E] (§2.4, §2.7)."""
+  """Computes e_s = P_s(GAP(g_s(c_s))), [B,h,w,D] -> [B,E] (§2.4, §2.7)."""
   return image_projection(gap(pixel_mlp(maps, pixel_weights)), image_weights)
 
 
 def predictor(maps, weights):
-  """P2P's q (§2.4): w1 without bias, gamma, beta, w2, b2."""
+  """Applies P2P's q (§2.4): w1 without bias, gamma, beta, w2, b2."""
   hidden = maps @ weights['w1']
   hidden = _relu(batch_norm(hidden, weights['gamma'], weights['beta']))
   return hidden @ weights['w2'] + weights['b2']
@@ -208,18 +208,18 @@ def _log_softmax(logits):
   return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def unit_prototypes(prototypes):
-  """Prototypes [D,K], each (a column) scaled to length 1 (§2.5)."""
+def normalize_prototypes(prototypes):
+  """L2-normalizes each prototype, a column of [D,K] (§2.5)."""
   return normalize(np.asarray(prototypes).T).T
 
 
 def prototypes_frozen(step, steps):
-  """Whether the prototypes' gradient is dropped at `step`, from 0 (§2.5)."""
+  """Returns whether prototypes are frozen at `step`, from 0 (§2.5)."""
   return step < steps
 
 
 def sinkhorn(scores, epsilon=0.05, num_iterations=3):
-  """Targets of the scores, [N,K] -> [N,K]; rows sum to 1 (§2.5)."""
+  """Computes the targets of scores [N,K]; rows sum to 1 (§2.5)."""
   q = np.exp(np.asarray(scores, np.float64) / epsilon).T
   prototypes, samples = q.shape
   q = q / q.sum()
@@ -232,7 +232,7 @@ def sinkhorn(scores, epsilon=0.05, num_iterations=3):
 
 
 def swav_targets(logits, queue_scores=None, epsilon=0.05, num_iterations=3):
-  """Targets of the two large views, [2,B,K] (§2.5).
+  """Computes the targets of the two large views, [2,B,K] (§2.5).
 
   Args:
     logits: of the two large views, [2,B,K], or of all views.
@@ -251,7 +251,7 @@ def swav_targets(logits, queue_scores=None, epsilon=0.05, num_iterations=3):
 
 
 def crop_weights(views):
-  """Weight in L_swav of target i with crop v, [2,V]; the sum is 1 (§2.5)."""
+  """Computes the weight of target i with crop v, [2,V]; sum 1 (§2.5)."""
   weights = np.zeros((2, views))
   for i in range(2):
     for v in range(views):
@@ -261,7 +261,7 @@ def crop_weights(views):
 
 
 def _target_cross_entropy(targets, logits, temperature):
-  """Mean over the rows of -sum_k q_k log softmax(logits / temperature)_k."""
+  """Averages -sum_k q_k log softmax(logits / temperature)_k over the rows."""
   log_probs = _log_softmax(np.asarray(logits, np.float64) / temperature)
   return -(targets * log_probs).sum(axis=-1).mean()
 
@@ -269,7 +269,7 @@ def _target_cross_entropy(targets, logits, temperature):
 def swav_loss(
   logits, queue_scores=None, temperature=0.1, epsilon=0.05, num_iterations=3
 ):
-  """L_swav and its targets [2,B,K] (§2.5).
+  """Computes L_swav and its targets [2,B,K] (§2.5).
 
   Args:
     logits: V arrays [B,K], embeddings times prototypes; the large views first.
@@ -289,14 +289,14 @@ def swav_loss(
 
 
 def scores_of_queue(queue, prototypes):
-  """Scores of the queued embeddings; None while a last row is 0 (§2.5)."""
+  """Scores the queued embeddings; None while a last row is 0 (§2.5)."""
   if any((queue[i, -1] == 0).all() for i in range(2)):
     return None
   return np.asarray(queue, np.float64) @ prototypes
 
 
 def queue_push(queue, embeddings):
-  """[2,L,D] with [2,B,D] put in front and the oldest rows dropped (§2.5)."""
+  """Puts [2,B,D] in front of [2,L,D] and drops the oldest rows (§2.5)."""
   length = queue.shape[1]
   return np.array(
     [[*embeddings[i], *queue[i]][:length] for i in range(2)], np.float64
@@ -307,7 +307,7 @@ def queue_push(queue, embeddings):
 
 
 def _overlap(box_a, box_b):
-  """Left, top, right, bottom of the intersection, maybe of no area."""
+  """Computes left, top, right, bottom of the intersection, maybe empty."""
   left, top = max(box_a[0], box_b[0]), max(box_a[1], box_b[1])
   right = min(box_a[0] + box_a[2], box_b[0] + box_b[2])
   bottom = min(box_a[1] + box_a[3], box_b[1] + box_b[3])
@@ -315,13 +315,13 @@ def _overlap(box_a, box_b):
 
 
 def overlaps(box_a, box_b):
-  """Whether the boxes' intersection has a positive area (§2.6)."""
+  """Returns whether the boxes' intersection has a positive area (§2.6)."""
   left, top, right, bottom = _overlap(box_a, box_b)
   return bool(right > left and bottom > top)
 
 
 def overlap_grids(box_a, box_b, flip_a, flip_b, size=7):
-  """The same image points in both views' coordinates, two [n,n,2] (§2.6).
+  """Computes image points in both views' coordinates, two [n,n,2] (§2.6).
 
   Entry [row, column] is (x, y) in -1 .. 1; without overlap all are -2.
   """
@@ -341,14 +341,14 @@ def overlap_grids(box_a, box_b, flip_a, flip_b, size=7):
 
 
 def grid_sample(features, grid):
-  """Bilinear samples, zeros outside, half-pixel centers (§2.6).
+  """Samples bilinearly, zeros outside, half-pixel centers (§2.6).
 
   Args:
     features: [h,w,D].
     grid: [n,m,2] of (x, y).
   """
   height, width, dims = features.shape
-  found = np.zeros((*grid.shape[:-1], dims))
+  sampled = np.zeros((*grid.shape[:-1], dims))
   for point in np.ndindex(grid.shape[:-1]):
     x = ((grid[point][0] + 1) * width - 1) / 2
     y = ((grid[point][1] + 1) * height - 1) / 2
@@ -356,14 +356,14 @@ def grid_sample(features, grid):
       for column in (math.floor(x), math.floor(x) + 1):
         if 0 <= row < height and 0 <= column < width:
           weight = (1 - abs(y - row)) * (1 - abs(x - column))
-          found[point] += weight * features[row, column]
-  return found
+          sampled[point] += weight * features[row, column]
+  return sampled
 
 
 def sample_pairs(
   projected_a, projected_b, boxes_a, boxes_b, flips_a, flips_b, size=7
 ):
-  """z of both views, [B,h,w,D] twice -> [B,n,n,D] twice (§2.6)."""
+  """Samples z of both views, [B,h,w,D] twice -> [B,n,n,D] twice (§2.6)."""
   z_a, z_b = [], []
   for b in range(len(projected_a)):
     grid_a, grid_b = overlap_grids(
@@ -375,13 +375,13 @@ def sample_pairs(
 
 
 def cosine(a, b):
-  """Cosine of two [D] vectors, each norm at least 1e-8 (§2.6)."""
+  """Computes the cosine of [D] vectors, each norm at least 1e-8 (§2.6)."""
   norm_a, norm_b = math.sqrt(a @ a), math.sqrt(b @ b)
   return (a @ b) / (max(norm_a, 1e-8) * max(norm_b, 1e-8))
 
 
-def p2p_of(predicted_a, predicted_b, z_a, z_b):
-  """L_p2p of predictions p and targets sg z, all [B,n,n,D] (§2.6)."""
+def p2p_cosine_loss(predicted_a, predicted_b, z_a, z_b):
+  """Computes L_p2p of predictions p and targets sg z, [B,n,n,D] (§2.6)."""
   total = 0.0
   for point in np.ndindex(z_a.shape[:-1]):
     total += cosine(predicted_a[point], z_b[point])
@@ -399,7 +399,7 @@ def p2p_loss(
   predict,
   size=7,
 ):
-  """L_p2p: sampling, prediction, cosines (§2.6).
+  """Computes L_p2p: sampling, prediction, cosines (§2.6).
 
   Args:
     projected_a: p of the first view's whole map, [B,h,w,D].
@@ -414,23 +414,24 @@ def p2p_loss(
   z_a, z_b = sample_pairs(
     projected_a, projected_b, boxes_a, boxes_b, flips_a, flips_b, size
   )
-  return p2p_of(predict(z_a), predict(z_b), z_a, z_b)
+  return p2p_cosine_loss(predict(z_a), predict(z_b), z_a, z_b)
 
 
 def contrastive_p2p_loss(
   predicted_a, predicted_b, z_a, z_b, overlapping, temperature
 ):
-  """InfoNCE among the positions of one image (§2.6, not specified further).
+  """Computes InfoNCE among the positions of one image (§2.6).
 
-  Read so: the logits of position i of one view are its cosines over the
-  temperature with all positions j of the same image's other view; j = i is the
-  positive, the others are the negatives. Mean over images and positions, and
-  over the two directions. An image without overlap is 0 and counts in the mean.
+  The paper says no more than this. Here the logits of position i of one view
+  are its cosines over the temperature with all positions j of the same image's
+  other view; j = i is the positive, the others are negatives. The mean is over
+  images and positions, and over the two directions. An image without overlap
+  is 0 and counts in the mean.
 
   Args:
     predicted_a: [B,n,n,D]; z_a where there is no predictor.
     predicted_b: likewise.
-    z_a: [B,n,n,D], its gradient stopped.
+    z_a: [B,n,n,D], a constant.
     z_b: likewise.
     overlapping: [B] bool.
     temperature: divides the cosines.
@@ -455,9 +456,10 @@ def clustering_p2p_loss(
   epsilon=0.05,
   num_iterations=3,
 ):
-  """SwAV on positions in place of images (§2.6, not specified further).
+  """Computes SwAV's loss on positions in place of images (§2.6).
 
-  Read so: the logits are n(z) times the unit prototypes. Of each view one
+  The paper says no more than this. Here logits are n(z) times normalized
+  prototypes. Of each view one
   Sinkhorn runs over all positions of all images with overlap; its targets
   supervise the other view at the same position. Mean over all images (without
   overlap: 0) and positions, and over the two directions. There is no queue.
@@ -489,7 +491,7 @@ def clustering_p2p_loss(
 
 
 def d2s_loss(shallow_logits, targets, temperature=0.1, same_view=False):
-  """L_s: targets of one view with shallow logits of the other (§2.7).
+  """Computes L_s: targets of one view, shallow logits of the other (§2.7).
 
   Same-stage targets are `swav_targets(shallow_logits)`.
 
@@ -497,7 +499,7 @@ def d2s_loss(shallow_logits, targets, temperature=0.1, same_view=False):
     shallow_logits: [2,B,K].
     targets: [2,B,K], those of L_swav.
     temperature: of the predictions.
-    same_view: whether targets meet the logits of their own view.
+    same_view: whether targets are compared with their own view.
   """
   total = 0.0
   for i in range(2):
@@ -507,7 +509,9 @@ def d2s_loss(shallow_logits, targets, temperature=0.1, same_view=False):
 
 
 def total_loss(swav, d2s, p2p, weights=None, combine='code'):
-  """'code': weighted mean of SwAV and D2S, plus P2P; 'paper': sum (§2.8).
+  """Combines the losses (§2.8).
+
+  'code': the weighted mean of SwAV and D2S, plus P2P; 'paper': the sum.
 
   Args:
     swav: L_swav.
@@ -527,7 +531,7 @@ def total_loss(swav, d2s, p2p, weights=None, combine='code'):
 
 
 def pixpro_total_loss(pixpro, swav, d2s, p2p, weights=None, combine='code'):
-  """L_pixpro + `total_loss` of the others (§2.10, an assumption)."""
+  """Computes L_pixpro + `total_loss` of the others (§2.10, assumed)."""
   return pixpro + total_loss(swav, d2s, p2p, weights, combine)
 
 
@@ -539,7 +543,7 @@ def _norm(x):
 
 
 def larc(w, g, weight_decay=1e-6, trust=0.001):
-  """The scaled gradient; raw if |w| or |g| is 0 (§2.9)."""
+  """Scales a gradient; it stays raw if |w| or |g| is 0 (§2.9)."""
   w, g = np.asarray(w, np.float64), np.asarray(g, np.float64)
   norm_w, norm_g = _norm(w), _norm(g)
   if norm_w == 0 or norm_g == 0:
@@ -549,7 +553,7 @@ def larc(w, g, weight_decay=1e-6, trust=0.001):
 
 
 def sgd_momentum(w, m, g, lr, momentum=0.9):
-  """New w and m; m is None before the first step (§2.9)."""
+  """Computes the new w and m; m is None before the first step (§2.9)."""
   m = g if m is None else momentum * m + g
   return w - lr * m, m
 
@@ -562,7 +566,7 @@ def larc_sgd_steps(
   trust=0.001,
   momentum=0.9,
 ):
-  """Weights after steps of `larc` and `sgd_momentum`, and the momenta (§2.9).
+  """Takes steps of `larc` and `sgd_momentum`; weights and momenta (§2.9).
 
   Args:
     weights: arrays by name; not changed.
@@ -591,7 +595,7 @@ def larc_sgd_steps(
 
 
 def lars(w, g, weight_decay=1e-5, trust=0.001):
-  """PixPro's scaled gradient; raw for tensors of one axis or none (§2.10)."""
+  """Scales a gradient of two axes or more, as PixPro does (§2.10)."""
   w, g = np.asarray(w, np.float64), np.asarray(g, np.float64)
   if w.ndim <= 1:
     return g
@@ -602,7 +606,7 @@ def lars(w, g, weight_decay=1e-5, trust=0.001):
 
 
 def pixpro_learning_rate(step, steps, warmup_steps, base=1.0, final=1e-6):
-  """Linear from base / 100 to base, then cosine over the rest (§2.10)."""
+  """Warms up from base / 100 to base, then decays by a cosine (§2.10)."""
   if step < warmup_steps:
     first = base / 100
     return first + (base - first) * step / warmup_steps
@@ -612,17 +616,17 @@ def pixpro_learning_rate(step, steps, warmup_steps, base=1.0, final=1e-6):
 
 
 def momentum(k, total, base=0.99):
-  """m(k) of the key network, from base to 1 (§2.10)."""
+  """Computes m(k) of the key network, from base to 1 (§2.10)."""
   return 1 - (1 - base) * (math.cos(math.pi * k / total) + 1) / 2
 
 
 def ema(target, online, m):
-  """The key network's parameters, m target + (1 - m) online (§2.10)."""
+  """Computes m target + (1 - m) online, the key network (§2.10)."""
   return m * target + (1 - m) * online
 
 
 def ppm(x, weight, bias, power=2, clamp=0):
-  """Pixel propagation of one map, [h,w,D] -> [h,w,D], unit vectors (§2.10).
+  """Propagates the pixels of a map, [h,w,D] -> [h,w,D], normalized (§2.10).
 
   Args:
     x: projector's output.
@@ -632,19 +636,21 @@ def ppm(x, weight, bias, power=2, clamp=0):
     clamp: least similarity before the power.
   """
   rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-  units = normalize(rows)
+  normalized = normalize(rows)
   values = normalize(rows @ weight + bias)
-  found = np.zeros(rows.shape)
+  propagated = np.zeros(rows.shape)
   for i in range(len(rows)):
     for j in range(len(rows)):
-      found[i] += max(units[i] @ units[j], clamp) ** power * values[j]
-  return normalize(found).reshape(x.shape)
+      propagated[i] += (
+        max(normalized[i] @ normalized[j], clamp) ** power * values[j]
+      )
+  return normalize(propagated).reshape(x.shape)
 
 
 def pixpro_masks(
   box_a, box_b, flip_a, flip_b, size, source_size, threshold=0.7
 ):
-  """Positive pairs of cells in raster order, bool [nn,nn] (§2.10).
+  """Finds positive pairs of cells in raster order, bool [nn,nn] (§2.10).
 
   A crop's first and last pixel are its end points, over (W-1, H-1).
 
@@ -672,20 +678,20 @@ def pixpro_masks(
         for row, column in np.ndindex(size, size)
       ]
     )
-  found = np.zeros((size * size, size * size), bool)
-  for i, j in np.ndindex(found.shape):
+  masks = np.zeros((size * size, size * size), bool)
+  for i, j in np.ndindex(masks.shape):
     distance = math.dist(centers[0][i], centers[1][j]) / max(diagonals)
-    found[i, j] = distance < threshold
-  return found
+    masks[i, j] = distance < threshold
+  return masks
 
 
 def pixpro_loss(y_a, y_b, k_a, k_b, masks):
-  """l(1,2) + l(2,1), l the negative mean similarity of positives (§2.10).
+  """Computes l(1,2) + l(2,1), both over positive pairs (§2.10).
 
   Args:
     y_a: PPM's output of the first view, [B,n,n,D].
     y_b: of the second.
-    k_a: momentum projector's output; scaled to unit vectors here.
+    k_a: momentum projector's output; scaled to normalized vectors here.
     k_b: of the second view.
     masks: [B,nn,nn]; rows are cells of view a, columns of view b.
   """
@@ -706,37 +712,37 @@ def pixpro_loss(y_a, y_b, k_a, k_b, masks):
 
 
 def _between(index, size, target):
-  """Source neighbors of a target index, and the weight of the second."""
+  """Computes a target index's source neighbors, and the second's weight."""
   position = max((index + 0.5) * size / target - 0.5, 0.0)
   first = min(math.floor(position), size - 1)
   return first, min(first + 1, size - 1), position - first
 
 
 def bilinear(maps, size):
-  """[...,h,w,D] -> [...,H,W,D], half-pixel centers, no antialiasing (§11)."""
+  """Resizes [...,h,w,D], half-pixel centers, no antialiasing (§11)."""
   maps = np.asarray(maps, np.float64)
   height, width = maps.shape[-3:-1]
-  found = np.zeros((*maps.shape[:-3], *size, maps.shape[-1]))
+  resized = np.zeros((*maps.shape[:-3], *size, maps.shape[-1]))
   for y in range(size[0]):
     top, bottom, down = _between(y, height, size[0])
     for x in range(size[1]):
       left, right, across = _between(x, width, size[1])
-      found[..., y, x, :] = (
+      resized[..., y, x, :] = (
         (1 - down) * (1 - across) * maps[..., top, left, :]
         + (1 - down) * across * maps[..., top, right, :]
         + down * (1 - across) * maps[..., bottom, left, :]
         + down * across * maps[..., bottom, right, :]
       )
-  return found
+  return resized
 
 
-def _enlarge(maps, factor):
+def upsample(maps, factor):
   height, width = maps.shape[-3:-1]
   return bilinear(maps, (factor * height, factor * width))
 
 
 def attention(maps, weights, training=True):
-  """sigmoid(MLP(F) + theta), [...,h,w,D] -> [...,h,w,D] (§3.1).
+  """Computes sigmoid(MLP(F) + theta), [...,h,w,D] -> [...,h,w,D] (§3.1).
 
   In the shared form the second conv has one output, and so has the result.
 
@@ -763,9 +769,9 @@ def attention(maps, weights, training=True):
 def pixel_attention_embeddings(
   c4, attention_weights, projection_weights, factor=4
 ):
-  """Embeddings of step 2a's training, [B,h,w,D] -> [B,E] (§3.1)."""
-  units = normalize(_enlarge(c4, factor))
-  attended = units * attention(units, attention_weights)
+  """Computes embeddings of step 2a's training, [B,h,w,D] -> [B,E] (§3.1)."""
+  normalized = normalize(upsample(c4, factor))
+  attended = normalized * attention(normalized, attention_weights)
   return image_projection(gap(attended), projection_weights)
 
 
@@ -773,74 +779,74 @@ def pixel_attention_embeddings(
 
 
 def cluster_features(c4, weights, factor=4):
-  """f of each image, [B,h,w,D] -> [B,D]; evaluation (§3.2)."""
-  x = _enlarge(c4, factor)
+  """Computes f of each image, [B,h,w,D] -> [B,D]; evaluation (§3.2)."""
+  x = upsample(c4, factor)
   f = gap(x * attention(normalize(x), weights, training=False))
   return f / (np.sqrt((f * f).sum(axis=-1, keepdims=True)) + 1e-8)
 
 
 def _squared_distances(x, centroids):
-  """[N,D], [C,D] -> [N,C]."""
-  found = np.zeros((len(x), len(centroids)))
-  for i, c in np.ndindex(found.shape):
+  """Computes squared distances of [N,D] to [C,D], [N,C]."""
+  distances = np.zeros((len(x), len(centroids)))
+  for i, c in np.ndindex(distances.shape):
     difference = np.asarray(x[i], np.float64) - centroids[c]
-    found[i, c] = difference @ difference
-  return found
+    distances[i, c] = difference @ difference
+  return distances
 
 
 def nearest_centroids(x, centroids):
-  """Number of the nearest centroid, int [N]; the first of equals (§3.2)."""
+  """Finds the nearest centroids, int [N]; the first of equals (§3.2)."""
   return _squared_distances(x, centroids).argmin(axis=1)
 
 
 def kmeans_objective(x, centroids):
-  """Sum of the squared distances to the nearest centroid (§3.2)."""
+  """Sums the squared distances to the nearest centroid (§3.2)."""
   return _squared_distances(x, centroids).min(axis=1).sum()
 
 
 def lloyd_iteration(x, centroids):
-  """Means of the points of each centroid, [C,D]; an empty one stays (§3.2)."""
+  """Averages the points of each centroid, [C,D]; an empty one stays (§3.2)."""
   nearest = nearest_centroids(x, centroids)
-  found = np.array(centroids, np.float64)
+  means = np.array(centroids, np.float64)
   for c in range(len(centroids)):
     if (nearest == c).any():
-      found[c] = np.asarray(x, np.float64)[nearest == c].mean(axis=0)
-  return found
+      means[c] = np.asarray(x, np.float64)[nearest == c].mean(axis=0)
+  return means
 
 
 # §3.3 Pseudo-labels
 
 
 def floor_nearest(labels, size):
-  """[h,w] -> [H,W], source index floor(i in / out) (§3.3)."""
+  """Resizes [h,w] -> [H,W], source index floor(i in / out) (§3.3)."""
   height, width = labels.shape
-  found = np.zeros(size, labels.dtype)
+  resized = np.zeros(size, labels.dtype)
   for y, x in np.ndindex(*size):
-    found[y, x] = labels[y * height // size[0], x * width // size[1]]
-  return found
+    resized[y, x] = labels[y * height // size[0], x * width // size[1]]
+  return resized
 
 
 def attention_map(c4, weights, size, factor=4):
-  """a of one image at full size, [h,w,D] -> [H,W]; evaluation (§3.3)."""
-  units = normalize(_enlarge(c4, factor))
-  a = attention(units, weights, training=False).mean(axis=-1)
+  """Computes a of one image at full size, [h,w,D] -> [H,W] (§3.3)."""
+  normalized = normalize(upsample(c4, factor))
+  a = attention(normalized, weights, training=False).mean(axis=-1)
   return bilinear(a[..., None], size)[..., 0]
 
 
 def category_map(c4, centroids, size, factor=4):
-  """1 + the centroid of the largest cosine, [h,w,D] -> int [H,W] (§3.3)."""
-  units = normalize(_enlarge(c4, factor))
-  labels = 1 + (units @ normalize(centroids).T).argmax(axis=-1)
+  """Finds 1 + the centroid of the largest cosine, [h,w,D] -> [H,W] (§3.3)."""
+  normalized = normalize(upsample(c4, factor))
+  labels = 1 + (normalized @ normalize(centroids).T).argmax(axis=-1)
   return floor_nearest(labels, size)
 
 
 def threshold_labels(categories, foreground, tau):
-  """Categories [H,W], 0 where the foreground's value < tau (§3.3)."""
+  """Sets categories [H,W] to 0 where the foreground's value < tau (§3.3)."""
   return np.where(np.asarray(foreground) < tau, 0, categories)
 
 
 def pseudo_labels(c4, weights, centroids, tau, size, factor=4):
-  """Pseudo-labels of one image, [h,w,D] -> int [H,W] (§3.3)."""
+  """Computes pseudo-labels of one image, [h,w,D] -> int [H,W] (§3.3)."""
   return threshold_labels(
     category_map(c4, centroids, size, factor),
     attention_map(c4, weights, size, factor),
@@ -852,7 +858,7 @@ def pseudo_labels(c4, weights, centroids, tau, size, factor=4):
 
 
 def finetune_loss(logits, labels, size=(112, 112), ignore=None):
-  """Mean cross entropy at `size`, [B,h,w,C+1] and [B,H,W] (§4, §5.5).
+  """Averages the cross entropy at `size`, [B,h,w,C+1], [B,H,W] (§4, §5.5).
 
   The mean is over the pixels whose label is not `ignore`; 0 if there is none.
   """
@@ -871,17 +877,17 @@ def finetune_loss(logits, labels, size=(112, 112), ignore=None):
 
 
 def inference_size(height, width, short=256):
-  """(h, w) with the short side as given and the long one floored (§5.1)."""
+  """Computes (h, w) with the given short side, the long one floored (§5.1)."""
   if height <= width:
     return short, int(short * width / height)
   return int(short * height / width), short
 
 
 def label_map(logits, size, limit=1000, longer=False):
-  """Labels at full size, [h,w,C+1] -> int [H,W] (§5.1).
+  """Computes labels at full size, [h,w,C+1] -> int [H,W] (§5.1).
 
   Above limit^2 pixels the argmax is taken at (limit, int(limit W / H)) and
-  enlarged by `floor_nearest`.
+  upsampled by `floor_nearest`.
 
   Args:
     logits: [h,w,C+1].
@@ -902,7 +908,7 @@ def label_map(logits, size, limit=1000, longer=False):
 
 
 def matching_matrix(predictions, truths, num_categories):
-  """Images where generated g + 1 and category c + 1 occur, int [C,C] (§5.2)."""
+  """Counts images with generated g + 1 and category c + 1, [C,C] (§5.2)."""
   matrix = np.zeros((num_categories, num_categories), int)
   for predicted, truth in zip(predictions, truths, strict=True):
     for g in set(predicted.ravel().tolist()) - {0, IGNORE}:
@@ -912,12 +918,12 @@ def matching_matrix(predictions, truths, num_categories):
 
 
 def matched_total(matrix, matching):
-  """Sum of the matrix over the pairs of a matching (§5.2)."""
+  """Sums the matrix over the pairs of a matching (§5.2)."""
   return sum(matrix[g - 1, c - 1] for g, c in matching.items() if g > 0)
 
 
 def hungarian(matrix):
-  """A best bijection {generated: category} with 0 -> 0, by trying all (§5.2).
+  """Finds a best bijection {generated: category} by trying all (§5.2).
 
   Several may be best: compare `matched_total`. Of them this is the first in
   the order of the permutations.
@@ -933,21 +939,21 @@ def hungarian(matrix):
 
 
 def apply_matching(labels, matching):
-  """Matched ids; 0 and unmatched ids become 0 (§5.2, §5.6)."""
-  found = np.zeros(labels.shape, int)
+  """Replaces ids by matched ones; unmatched ids become 0 (§5.2, §5.6)."""
+  matched = np.zeros(labels.shape, int)
   for pixel in np.ndindex(labels.shape):
-    found[pixel] = matching.get(int(labels[pixel]), 0)
-  return found
+    matched[pixel] = matching.get(int(labels[pixel]), 0)
+  return matched
 
 
 # §5.3 Distance matching
 
 
 def bank_entries(features, mask):
-  """Embeddings [m,D] and ids [m], ascending, of one image (§5.3).
+  """Computes embeddings [m,D] and ids [m], ascending, of an image (§5.3).
 
   Args:
-    features: enlarged features, [h,w,D].
+    features: upsampled features, [h,w,D].
     mask: [H,W]; reduced to (h, w), where its distinct ids are taken.
   """
   reduced = floor_nearest(mask, features.shape[:2])
@@ -957,35 +963,35 @@ def bank_entries(features, mask):
 
 
 def knn_label_map(features, bank, bank_labels, k, temperature, num_classes):
-  """The k nearest entries' vote at every position, [h,w,D] -> [h,w] (§5.3).
+  """Votes by the k nearest entries at every position, [h,w] (§5.3).
 
   Args:
-    features: enlarged features, [h,w,D].
+    features: upsampled features, [h,w,D].
     bank: [M,D]; of equal neighbors the first, of equal sums the lowest id.
     bank_labels: [M].
     k: neighbors (10).
     temperature: of their weights (0.07).
     num_classes: C + 1.
   """
-  units, queries = normalize(bank), normalize(features)
-  found = np.zeros(features.shape[:2], int)
-  for pixel in np.ndindex(found.shape):
-    similarities = units @ queries[pixel]
-    nearest = sorted(range(len(units)), key=lambda m: -similarities[m])[:k]
+  normalized, queries = normalize(bank), normalize(features)
+  labels = np.zeros(features.shape[:2], int)
+  for pixel in np.ndindex(labels.shape):
+    similarities = normalized @ queries[pixel]
+    nearest = sorted(range(len(normalized)), key=lambda m: -similarities[m])[:k]
     votes = np.zeros(num_classes)
     for m in nearest:
       votes[bank_labels[m]] += math.exp(similarities[m] / temperature)
-    found[pixel] = votes.argmax()
-  return found
+    labels[pixel] = votes.argmax()
+  return labels
 
 
 # §5.4 CAM
 
 
 def cam_labels(logits, size, threshold, scaling='max'):
-  """The image's category where its CAM exceeds the threshold (§5.4).
+  """Assigns the image's category where its CAM exceeds the threshold (§5.4).
 
-  The CAM is scaled first, then enlarged to `size`. One that is 0 after scaling
+  The CAM is scaled first, then upsampled to `size`. One that is 0 after scaling
   gives 'other' everywhere.
 
   Args:
@@ -1004,15 +1010,15 @@ def cam_labels(logits, size, threshold, scaling='max'):
     raise ValueError(f"scaling {scaling!r}: 'max' or 'min-max'")
   if cam.max() > 0:
     cam = cam / cam.max()
-  enlarged = bilinear(cam[..., None], size)[..., 0]
-  return np.where(enlarged > threshold, category + 1, 0)
+  upsampled = bilinear(cam[..., None], size)[..., 0]
+  return np.where(upsampled > threshold, category + 1, 0)
 
 
 # §6 Metrics
 
 
 class _Counts:
-  """TP, predicted and true pixels of each value 0 .. size - 1."""
+  """Counts of TP, predicted and true pixels of each value 0 .. size - 1."""
 
   def __init__(self, size):
     self.hits, self.predicted, self.true = np.zeros((3, size), int)
@@ -1025,13 +1031,13 @@ class _Counts:
       self.true[c] += (truth == c).sum()
 
   def ious(self):
-    """TP / (predicted + true - TP + 1e-10)."""
+    """Computes TP / (predicted + true - TP + 1e-10)."""
     union = self.predicted + self.true - self.hits
     return self.hits / (union + 1e-10)
 
 
 def ious(predictions, truths, num_categories):
-  """IoU of the classes 0 .. C over all images, fractions [C+1] (§6.1).
+  """Computes the IoU of classes 0 .. C over all images, in 0 .. 1 (§6.1).
 
   Args:
     predictions: int [H,W] of each image, matched.
@@ -1046,36 +1052,36 @@ def ious(predictions, truths, num_categories):
 
 
 def miou(predictions, truths, num_categories, other=True):
-  """Mean of `ious` in percent, over 0 .. C or 1 .. C (§6.1)."""
-  found = ious(predictions, truths, num_categories)
-  return 100 * found[0 if other else 1 :].mean()
+  """Averages `ious` in percent, over 0 .. C or 1 .. C (§6.1)."""
+  values = ious(predictions, truths, num_categories)
+  return 100 * values[0 if other else 1 :].mean()
 
 
 def _eroded(mask):
-  """One erosion by a 3x3 square; what is beyond the array does not erode."""
-  found = mask.copy()
+  """Erodes once by a 3x3 square; the array's outside does not erode."""
+  eroded = mask.copy()
   for y, x in np.ndindex(mask.shape):
-    found[y, x] = mask[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].all()
-  return found
+    eroded[y, x] = mask[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].all()
+  return eroded
 
 
 def boundary_map(labels, ratio=0.03):
-  """id + 1 on each id's boundary, 0 in its interior, [H,W] (§6.2)."""
+  """Marks each id's boundary by id + 1, its interior by 0, [H,W] (§6.2)."""
   height, width = labels.shape
   depth = max(1, round(ratio * math.sqrt(height**2 + width**2)))
-  found = np.zeros(labels.shape, int)
+  boundaries = np.zeros(labels.shape, int)
   for i in sorted(set(labels.ravel().tolist())):
     mask = np.pad(labels == i, 1)
     eroded = mask
     for _ in range(depth):
       eroded = _eroded(eroded)
     boundary = (mask & ~eroded)[1:-1, 1:-1]
-    found[boundary] = i + 1
-  return found
+    boundaries[boundary] = i + 1
+  return boundaries
 
 
 def boundary_miou(predictions, truths, num_categories, other=True, ratio=0.03):
-  """mIoU of the boundaries in percent (§6.2)."""
+  """Computes the mIoU of the boundaries in percent (§6.2)."""
   counts = _Counts(num_categories + 2)
   for predicted, truth in zip(predictions, truths, strict=True):
     valid = truth != IGNORE  # the boundaries are those of the full maps
@@ -1086,31 +1092,31 @@ def boundary_miou(predictions, truths, num_categories, other=True, ratio=0.03):
 
 
 def image_accuracy(predictions, truths, num_categories):
-  """Images whose largest predicted category occurs, in percent (§6.3)."""
+  """Counts images whose largest predicted category occurs, percent (§6.3)."""
   correct = 0
   for predicted, truth in zip(predictions, truths, strict=True):
-    shown = predicted[truth != IGNORE]
-    areas = [(shown == c).sum() for c in range(1, num_categories + 1)]
+    predicted_ids = predicted[truth != IGNORE]
+    areas = [(predicted_ids == c).sum() for c in range(1, num_categories + 1)]
     largest = 1 + int(np.argmax(areas))
     correct += areas[largest - 1] > 0 and (truth == largest).any()
   return 100 * correct / len(truths)
 
 
 def f_beta(predictions, truths):
-  """Mean over images of F of the foreground, beta^2 = 0.3, percent (§6.3)."""
+  """Averages F of the foreground over images, beta^2 = 0.3, percent (§6.3)."""
   total = 0.0
   for predicted, truth in zip(predictions, truths, strict=True):
     valid = truth != IGNORE
-    shown, real = predicted[valid] > 0, truth[valid] > 0
-    hits = (shown & real).sum()
+    foreground, true = predicted[valid] > 0, truth[valid] > 0
+    hits = (foreground & true).sum()
     if hits > 0:  # without a hit F is 0 or undefined
-      p, r = hits / shown.sum(), hits / real.sum()
+      p, r = hits / foreground.sum(), hits / true.sum()
       total += 1.3 * p * r / (0.3 * p + r)
   return 100 * total / len(truths)
 
 
 def size_groups(truth, num_categories):
-  """The categories of one image in each group of sizes (§6.4)."""
+  """Groups the categories of an image by size (§6.4)."""
   groups = {name: [] for name in GROUPS}
   pixels = int((truth != IGNORE).sum())
   for c in range(1, num_categories + 1):
@@ -1128,44 +1134,44 @@ def size_groups(truth, num_categories):
   return groups
 
 
-def _by_size(predictions, truths, num_categories, other, shown):
-  """Means in percent over the classes 0 .. C that occur in each group.
+def _by_size(predictions, truths, num_categories, other, values_of):
+  """Averages in percent over the classes 0 .. C that occur in each group.
 
   Args:
     predictions: int [H,W] of each image.
     truths: int [H,W] of each image.
     num_categories: C.
     other: whether class 0 is in the mean.
-    shown: from labels [H,W] to the values counted, -1 where none is.
+    values_of: from labels [H,W] to the values counted, -1 where none is.
   """
   counts = {name: _Counts(num_categories + 1) for name in GROUPS}
   present = {name: set() for name in GROUPS}
   for predicted, truth in zip(predictions, truths, strict=True):
-    predicted_shown, truth_shown = shown(predicted), shown(truth)
+    predicted_values, truth_values = values_of(predicted), values_of(truth)
     for name, members in size_groups(truth, num_categories).items():
       if members:
         chosen = np.isin(truth, [0, *members])
-        counts[name].add(predicted_shown[chosen], truth_shown[chosen])
+        counts[name].add(predicted_values[chosen], truth_values[chosen])
         present[name] |= set(truth[chosen].tolist())
   scores = {}
   for name in GROUPS:
     classes = sorted(present[name] if other else present[name] - {0})
-    found = counts[name].ious()[classes]
-    scores[name] = 100 * found.mean() if classes else math.nan
+    values = counts[name].ious()[classes]
+    scores[name] = 100 * values.mean() if classes else math.nan
   return scores
 
 
 def miou_by_size(predictions, truths, num_categories, other=True):
-  """mIoU of S, MS, ML, L in percent; nan where no category is (§6.4)."""
+  """Computes the mIoU of S, MS, ML, L in percent; nan for none (§6.4)."""
   return _by_size(predictions, truths, num_categories, other, lambda x: x)
 
 
 def boundary_miou_by_size(
   predictions, truths, num_categories, other=True, ratio=0.03
 ):
-  """Boundary mIoU of S, MS, ML, L in percent (§6.4)."""
+  """Computes the boundary mIoU of S, MS, ML, L in percent (§6.4)."""
 
-  def shown(labels):
+  def values_of(labels):
     return boundary_map(labels, ratio) - 1
 
-  return _by_size(predictions, truths, num_categories, other, shown)
+  return _by_size(predictions, truths, num_categories, other, values_of)

@@ -52,7 +52,7 @@ class D2SOptions:
 
 @dataclasses.dataclass(frozen=True)
 class D2S(objective.Objective):
-  """The D2S objective.
+  """The D2S objective, on the large views.
 
   Attributes:
     options: stages and targets.
@@ -99,6 +99,7 @@ class D2S(objective.Objective):
     if self.options.targets == 'deep':
       deep = step.targets['swav']['assignments']
       return dict.fromkeys(step.outputs[self.name], deep)
+    # Without a queue: that of the state holds embeddings of deep features.
     prototypes = prototypes_lib.select(step.params)
     return {
       stage: swav.view_targets(scores, None, prototypes, self.clusters)
@@ -131,6 +132,7 @@ def loss(
     temperature: τ.
     view: which view's scores a target is compared with.
   """
+  # Both views are swapped at once, so that targets stay where they are.
   if view == 'other':
     scores = scores[:, ::-1]
   log_probs = jax.nn.log_softmax(losses.at_least_float32(scores) / temperature)

@@ -68,7 +68,7 @@ class P2POptions:
 
   @property
   def needs_prototypes(self) -> bool:
-    """Whether the loss compares pixels with SwAV's prototypes."""
+    """True if the loss compares pixels with SwAV's prototypes."""
     return KINDS[self.kind].needs_prototypes
 
 
@@ -158,6 +158,8 @@ def regression_loss(
   The means are over all images and points; without an overlap z is 0, so such
   images add 0.
   """
+  # Without the stopped gradient and the predictor, equal embeddings everywhere
+  # would be a minimum that training falls into.
   other = jax.lax.stop_gradient(projected[:, ::-1])
   return -jnp.mean(_cosine(predicted, other))
 

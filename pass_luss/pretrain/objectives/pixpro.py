@@ -27,6 +27,7 @@ from pass_luss.pretrain import (
   objective,
   view_geometry,
 )
+from runtime import options as options_lib
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
@@ -51,13 +52,8 @@ class PixproOptions:
   decay: float = 0.99
 
   def __post_init__(self):
-    if not 0 <= self.decay <= 1:
-      raise ValueError(f'decay: expected 0 to 1, got {self.decay}')
-    for name in ('hidden', 'size', 'power', 'distance'):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f'{name}: expected more than 0, got {getattr(self, name)}'
-        )
+    options_lib.check_range(self, 'decay', least=0, most=1)
+    options_lib.check_positive(self, 'hidden', 'size', 'power', 'distance')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +86,7 @@ class Pixpro(objective.Objective):
   ) -> objective.Arrays:
     """Embeds the pixels of the large views: keys k, L2-normalized."""
     deep = views.large.deepest.array
+    # Without the propagation: keys are the pixels themselves (x' in the paper).
     pixels = net.heads.call_method('pixpro', 'project', deep, True)
     keys = views.split(embedding_ops.l2_normalize(pixels))
     return {'keys': keys.reshape(*keys.shape[:2], -1, keys.shape[-1])}
@@ -119,6 +116,7 @@ class Pixpro(objective.Objective):
       propagated.shape[2:4],
       self.options.distance,
     )
+    # From view 2 to 1 the same pairs count, with their order exchanged.
     propagated = propagated.reshape(keys.shape)
     total = loss(propagated[:, 0], keys[:, 1], positive) + loss(
       propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
@@ -143,6 +141,8 @@ def propagate(
   values = embedding_ops.l2_normalize(transformed).reshape(batch, -1, size)
   exact = embedding_ops.EXACT
   cosines = jnp.einsum('bid,bjd->bij', flat, flat, precision=exact)
+  # A pixel is similar to itself (cos 1), so the sum is never 0; opposite pixels
+  # add nothing.
   similarity = jnp.maximum(cosines, 0.0) ** power
   summed = jnp.einsum('bij,bjd->bid', similarity, values, precision=exact)
   return embedding_ops.l2_normalize(summed).reshape(pixels.shape)
@@ -168,6 +168,7 @@ def loss(
     losses.at_least_float32(keys),
     precision=embedding_ops.EXACT,
   )
+  # Views without an overlap have no pairs: 0 / 1e-6, not 0 / 0.
   count = jnp.sum(positive, axis=(1, 2))
   total = jnp.sum(jnp.where(positive, scores, 0.0), axis=(1, 2))
   return -2.0 * jnp.mean(total / (count + 1e-6))

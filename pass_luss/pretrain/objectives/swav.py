@@ -28,6 +28,7 @@ from pass_luss.pretrain import (
 )
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
+from runtime import options as options_lib
 from segcore import types
 from segcore.models import segmenter
 from segcore.ops import losses
@@ -55,16 +56,12 @@ class SwavOptions:
   frozen_steps: int = 0
 
   def __post_init__(self):
-    for name in ('temperature', 'epsilon', 'sinkhorn_iterations'):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f'{name}: expected more than 0, got {getattr(self, name)}'
-        )
-    for name in ('queue', 'queue_from_step', 'frozen_steps'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: expected 0 or more, got {getattr(self, name)}'
-        )
+    options_lib.check_positive(
+      self, 'temperature', 'epsilon', 'sinkhorn_iterations'
+    )
+    options_lib.check_range(
+      self, 'queue', 'queue_from_step', 'frozen_steps', least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Swav(objective.Objective):
     return {'clusters': head}
 
   def prepare(self, params: types.Params) -> types.Params:
-    """L2-normalizes the prototypes.
+    """L2-normalizes the prototypes before the forward pass.
 
     The optimizer starts from the normalized ones, as in the official code,
     which normalizes them in place.
@@ -158,6 +155,7 @@ class Swav(objective.Objective):
     outputs: objective.Arrays,
   ) -> objective.State:
     """Undoes the update of frozen prototypes, and fills the queue."""
+    # The new state already counts this step.
     frozen = old.step < self.options.frozen_steps
     new = prototypes_lib.freeze(frozen, new, old)
     if old.queue is None:
@@ -185,6 +183,7 @@ def view_targets(
     prototypes: current ones.
     options: of Sinkhorn's algorithm and the queue.
   """
+  # The reference reads a queue once its last row is not 0: the same moment.
   full = jnp.array(False)
   queue_scores = 2 * [jnp.zeros((0, prototypes.shape[1]))]
   if queue is not None:
@@ -219,6 +218,7 @@ def targets(
     options: of Sinkhorn's algorithm.
   """
   blocks = [(jax.lax.stop_gradient(scores), jnp.ones(len(scores), bool))]
+  # Shapes are static: a queue that is not yet full is masked, not left out.
   if len(queue_scores):
     used = jnp.broadcast_to(queue_is_full, (len(queue_scores),))
     blocks.append((jax.lax.stop_gradient(queue_scores), used))
@@ -241,6 +241,7 @@ def swapped_loss(
     targets: q of those two.
     temperature: τ.
   """
+  # Divided by τ = 0.1, scores span ±10: too much for the digits of bfloat16.
   log_probs = jax.nn.log_softmax(losses.at_least_float32(scores) / temperature)
   # All pairs (i, v) in one product; the pairs i = v are subtracted after.
   pairs = jnp.einsum(
@@ -259,6 +260,7 @@ def update_queue(
   options: SwavOptions,
 ) -> queue_lib.Queue:
   """Stores the embeddings of the large views, from `queue_from_step` on."""
+  # A selection, not a condition: the step is traced, and the push is cheap.
   started = step >= options.queue_from_step
   return jax.tree.map(
     lambda old, new: jnp.where(started, new, old),

@@ -1,4 +1,4 @@
-"""Whole steps of representation learning: networks, queue, devices."""
+"""Whole training steps of pretraining: networks, state, devices."""
 
 import dataclasses
 
@@ -20,13 +20,13 @@ from segcore.distributed import sharding
 from segcore.models import segmenter
 from segcore.models.encoders import resnet
 from segcore.ops import color_augment
-from segcore.train import optimizers, train_state
+from segcore.train import checkpoint, optimizers, train_state
 from segcore.train import update as update_lib
 from tests.support import meshes
 from tests.transcriptions import pass_luss as reference
 
 BATCH, LARGE, SMALL = 8, 32, 24
-WIDTHS = heads.HeadSizes(hidden=8, embedding=6, prototypes=5)
+SIZES = heads.HeadSizes(hidden=8, embedding=6, prototypes=5)
 CLUSTERS = swav.SwavOptions(queue=16, queue_from_step=1, frozen_steps=2)
 SWAV = options_lib.ObjectiveOptions(
   clusters=CLUSTERS, alignment=p2p_lib.P2POptions(grid=4)
@@ -55,7 +55,7 @@ COLORS = view_colors.ViewColors(
 )
 
 
-def method_of(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
+def make_method(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
   encoder = resnet.DilatedResNet(
     blocks=(1, 1, 1, 1),
     width=4,
@@ -65,7 +65,7 @@ def method_of(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
     zero_init=False,
     dtype=dtype,
   )
-  objectives = options_lib.build(options, WIDTHS)
+  objectives = options_lib.build(options, SIZES)
   net = segmenter.Segmenter(
     encoder, None, options_lib.build_heads(objectives, dtype)
   )
@@ -73,7 +73,7 @@ def method_of(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
   return method_lib.Pretrain(net, update, objectives, COLORS, options.combine)
 
 
-def batch_of(seed=0, small=True):
+def make_batch(seed=0, small=True):
   rng = np.random.default_rng(seed)
 
   def group(name, count, size):
@@ -88,27 +88,27 @@ def batch_of(seed=0, small=True):
       f'flip_{name}': rng.random((BATCH, count)) < 0.5,
     }
 
-  found = {
+  batch = {
     'size': np.full((BATCH, 2), 64, np.int32),
     'mask': np.ones(BATCH, bool),
     **group('large', 2, LARGE),
   }
   if small:
-    found |= group('small', 2, SMALL)
-  return jax.tree.map(jnp.asarray, found)
+    batch |= group('small', 2, SMALL)
+  return jax.tree.map(jnp.asarray, batch)
 
 
-def spec(batch):
+def batch_spec(batch):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
 
 @pytest.fixture(scope='module')
-def begun():
-  """The state before step 0, and after each of 4 steps; what was logged."""
-  trained = method_of()
-  batches = [batch_of(i) for i in range(4)]
-  states, logged = [trained_state(trained, batches[0])], []
-  step = jax.jit(trained.train_step)
+def trained():
+  """Returns the states before and after each of 4 steps, scalars, batches."""
+  method = make_method()
+  batches = [make_batch(i) for i in range(4)]
+  states, logged = [init_state(method, batches[0])], []
+  step = jax.jit(method.train_step)
   for batch in batches:
     state, scalars = step(states[-1], batch)
     states.append(state)
@@ -116,77 +116,14 @@ def begun():
   return jax.device_get((states, logged)), batches
 
 
-def published(depth):
-  """The network of S50, or of S300 and S919."""
-  kind, blocks = {
-    18: ('basic', (2, 2, 2, 2)),
-    50: ('bottleneck', (3, 4, 6, 3)),
-  }[depth]
-  stages = (3,)
-  widths = (512, 128, 500) if depth == 18 else (2048, 128, 3000)
-  encoder = resnet.DilatedResNet(
-    blocks=blocks, unit=kind, stem='plain', output_stride=32, zero_init=False
-  )
-  return encoder, stages, heads.HeadSizes(*widths)
-
-
-@pytest.mark.parametrize(
-  ('depth', 'stages', 'backbone', 'total'),
-  [
-    (18, (3,), 11_176_512, 12_919_488),
-    (50, (3,), 23_508_032, 47_809_216),
-    (50, (3, 2), 23_508_032, 55_425_856),
-  ],
-)
-def test_published_parameter_counts(depth, stages, backbone, total):
-  encoder, _, widths = published(depth)
-  options = options_lib.ObjectiveOptions(shallow=d2s_lib.D2SOptions(stages))
-  net = segmenter.Segmenter(
-    encoder,
-    None,
-    options_lib.build_heads(options_lib.build(options, widths), jnp.float32),
-  )
-  shapes = jax.eval_shape(
-    net.init, jax.random.PRNGKey(0), jnp.zeros((1, 224, 224, 3))
-  )['params']
-
-  def count(tree):
-    return sum(x.size for x in jax.tree.leaves(tree))
-
-  assert count(shapes['encoder']) == backbone
-  assert count(shapes) == total
-
-
-@pytest.mark.parametrize(
-  ('size', 'expected'), [(512, 527_872), (2048, 8_402_944)]
-)
-def test_published_parameters_of_attention(size, expected):
-  shapes = jax.eval_shape(
-    heads.Attention().init, jax.random.PRNGKey(0), jnp.zeros((1, 7, 7, size))
-  )['params']
-  assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
-
-
-def test_first_values_are_torchs():
-  """Dense layers and biases: uniform, within 1/sqrt(fan_in)."""
-  head = heads.Projection(64, 32)
-  params = head.init(jax.random.PRNGKey(0), jnp.zeros((2, 400)))['params']
-  for name, fan_in in (('dense1', 400), ('dense2', 64)):
-    for leaf in params[name].values():
-      assert np.abs(leaf).max() <= 1 / np.sqrt(fan_in)
-    kernel = np.asarray(params[name]['kernel'])
-    # A uniform distribution's deviation is its bound over the root of 3.
-    np.testing.assert_allclose(kernel.std(), 1 / np.sqrt(3 * fan_in), rtol=0.05)
-
-
-def test_prototypes_wait_and_stay_of_unit_length(begun):
-  (states, _), _ = begun
+def test_prototypes_are_frozen_at_first_and_stay_normalized(trained):
+  (states, _), _ = trained
 
   def prototypes(state):
     return state.params['heads']['clusters']['prototypes']
 
-  first = reference.unit_prototypes(prototypes(states[0]))
-  # Frozen in steps 0 and 1, but renormalized.
+  first = reference.normalize_prototypes(prototypes(states[0]))
+  # Frozen in steps 0 and 1, but normalized.
   for state in states[1:3]:
     np.testing.assert_allclose(prototypes(state), first, rtol=1e-5)
   assert np.abs(prototypes(states[3]) - first).max() > 1e-5
@@ -200,7 +137,7 @@ def test_prototypes_wait_and_stay_of_unit_length(begun):
 
 
 def test_frozen_prototypes_gather_no_momentum_by_decay():
-  """LARS decays before it looks at the gradient."""
+  """LARS decays weights even where the gradient is 0."""
   lars = optimizers.OptimizerOptions(
     name='sgd',
     learning_rate=1.0,
@@ -208,13 +145,13 @@ def test_frozen_prototypes_gather_no_momentum_by_decay():
     weight_decay=1e-2,
     weight_decay_mode='l2',
   )
-  trained = method_of(tx=lars)
-  batch = batch_of()
-  state = trained_state(trained, batch)
-  before = reference.unit_prototypes(
+  method = make_method(tx=lars)
+  batch = make_batch()
+  state = init_state(method, batch)
+  before = reference.normalize_prototypes(
     np.asarray(state.params['heads']['clusters']['prototypes'])
   )
-  step = jax.jit(trained.train_step)
+  step = jax.jit(method.train_step)
   for _ in range(2):
     state, _ = step(state, batch)
   np.testing.assert_allclose(
@@ -227,8 +164,8 @@ def test_frozen_prototypes_gather_no_momentum_by_decay():
   assert len(kept) == 1 and not np.asarray(kept[0]).any()
 
 
-def test_queue_fills_from_its_step_on_and_newest_stand_first(begun):
-  (states, logged), _ = begun
+def test_queue_fills_from_its_step_on_newest_first(trained):
+  (states, logged), _ = trained
   assert [int(state.queue.count) for state in states] == [0, 0, 8, 16, 16]
   np.testing.assert_array_equal(
     states[3].queue.rows[:, BATCH:], states[2].queue.rows[:, :BATCH]
@@ -236,32 +173,32 @@ def test_queue_fills_from_its_step_on_and_newest_stand_first(begun):
   np.testing.assert_allclose(
     np.linalg.norm(states[4].queue.rows, axis=-1), 1.0, rtol=1e-5
   )
-  # What is logged was true before the step.
+  # The fill before the step is logged.
   assert [float(s['queue_fill']) for s in logged] == [0, 0, 0.5, 1]
 
 
-def test_a_step_is_what_the_transcription_says(begun):
-  """Loss, with the queue in use, from the outputs of the network."""
-  (states, logged), batches = begun
-  trained = method_of()
+def test_losses_of_a_step_equal_the_transcription(trained):
+  """From the outputs of the network, with the queue in use."""
+  (states, logged), batches = trained
+  method = make_method()
   state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
   params = prototypes_lib.normalize(state.params)
-  views = trained.views(batch, jax.random.fold_in(state.rng, state.step))
-  found, _ = jax.jit(trained.forward)(params, state.batch_stats, views, batch)
-  found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+  views = method.views(batch, jax.random.fold_in(state.rng, state.step))
+  outputs, _ = jax.jit(method.forward)(params, state.batch_stats, views, batch)
+  outputs = jax.tree.map(lambda x: np.asarray(x, np.float64), outputs)
   prototypes = np.asarray(params['heads']['clusters']['prototypes'], np.float64)
   queue = np.asarray(state.queue.rows, np.float64)
   swav_loss, targets = reference.swav_loss(
-    [found['swav']['embeddings'][:, v] @ prototypes for v in range(4)],
+    [outputs['swav']['embeddings'][:, v] @ prototypes for v in range(4)],
     reference.scores_of_queue(queue, prototypes),
     0.1,
     0.05,
     3,
   )
-  shallow = np.moveaxis(found['d2s']['3'], 1, 0)
+  shallow = np.moveaxis(outputs['d2s']['3'], 1, 0)
   d2s = reference.d2s_loss(shallow, targets, 0.1)
-  p, z = found['p2p']['predicted'], found['p2p']['points']
-  p2p = reference.p2p_of(p[:, 0], p[:, 1], z[:, 0], z[:, 1])
+  p, z = outputs['p2p']['predicted'], outputs['p2p']['points']
+  p2p = reference.p2p_cosine_loss(p[:, 0], p[:, 1], z[:, 0], z[:, 1])
   total = reference.total_loss(swav_loss, [d2s], p2p)
   expected = {
     'loss': total,
@@ -273,13 +210,13 @@ def test_a_step_is_what_the_transcription_says(begun):
     np.testing.assert_allclose(logged[3][name], value, rtol=2e-4)
 
 
-def test_views_go_through_heads_together():
-  """Statistics of the projection are over all views of both sizes."""
-  trained = method_of()
-  batch = batch_of()
-  state = trained_state(trained, batch)
-  views = trained.views(batch, jax.random.PRNGKey(1))
-  found, _ = jax.jit(trained.forward)(
+def test_views_of_all_sizes_pass_the_head_together():
+  """Batch statistics of the projection are over all views of both sizes."""
+  method = make_method()
+  batch = make_batch()
+  state = init_state(method, batch)
+  views = method.views(batch, jax.random.PRNGKey(1))
+  outputs, _ = jax.jit(method.forward)(
     state.params, state.batch_stats, views, batch
   )
 
@@ -290,7 +227,7 @@ def test_views_go_through_heads_together():
   rows = []
   for name in ('large', 'small'):
     flat = views[name].reshape(-1, *views[name].shape[2:])
-    each, _ = trained.segmenter.apply(
+    each, _ = method.segmenter.apply(
       train_state.variables(state), flat, method=pooled, mutable=['batch_stats']
     )
     rows.append(np.asarray(each, np.float64).reshape(BATCH, 2, -1))
@@ -307,16 +244,16 @@ def test_views_go_through_heads_together():
     'b2': projection['dense2']['bias'],
   }
   np.testing.assert_allclose(
-    np.asarray(found['swav']['embeddings']).reshape(4 * BATCH, -1),
+    np.asarray(outputs['swav']['embeddings']).reshape(4 * BATCH, -1),
     reference.image_projection(together, weights),
     atol=2e-3,
   )
 
 
-def trained_state(trained, batch):
-  # Compiled without optimizing, which takes longer than to run it once.
+def init_state(method, batch):
+  # Not optimized: that takes longer than running it once.
   init = jax.jit(
-    lambda rng: trained.init(rng, spec(batch), None),
+    lambda rng: method.init(rng, batch_spec(batch), None),
     compiler_options={'xla_backend_optimization_level': 0},
   )
   return init(jax.random.PRNGKey(0))
@@ -324,11 +261,11 @@ def trained_state(trained, batch):
 
 @pytest.mark.parametrize('fsdp', meshes.SPLIT)
 def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
-  """With all there is: a queue in use, LARC, SwAV and PixelPro together."""
+  """With all parts: a queue in use, LARC, SwAV and PixPro together."""
   with jax.enable_x64():
-    trained = method_of(PIXPRO, jnp.float64)
-    batch = batch_of()
-    state = trained_state(trained, batch)
+    method = make_method(PIXPRO, jnp.float64)
+    batch = make_batch()
+    state = init_state(method, batch)
     state = jax.tree.map(
       lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
     )
@@ -339,9 +276,9 @@ def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
         queue=queue_lib.Queue(jnp.asarray(rows), jnp.asarray(16, jnp.int32)),
       )
     )
-    batches = [batch_of(0), batch_of(1)]
+    batches = [make_batch(0), make_batch(1)]
     one, eight = meshes.one_and_eight(
-      *(trained, state, batches, fsdp, monkeypatch)
+      *(method, state, batches, fsdp, monkeypatch)
     )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
@@ -350,56 +287,57 @@ def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
   )
 
 
-def test_what_devices_of_a_step_exchange():
-  trained = method_of()
-  batch = batch_of()
+def test_collectives_of_a_step():
+  method = make_method()
+  batch = make_batch()
   mesh = sharding.make_mesh()
   shapes = jax.eval_shape(
-    lambda rng: trained.init(rng, spec(batch), None), jax.random.PRNGKey(0)
+    lambda rng: method.init(rng, batch_spec(batch), None), jax.random.PRNGKey(0)
   )
   whole = sharding.replicated(mesh)
   shapes = jax.tree.map(lambda x: x.update(sharding=whole), shapes)
   rows = sharding.batch_sharding(mesh)
-  batches = jax.tree.map(lambda x: x.update(sharding=rows), spec(batch))
-  step = jax.jit(trained.train_step, out_shardings=whole)
+  batches = jax.tree.map(lambda x: x.update(sharding=rows), batch_spec(batch))
+  step = jax.jit(method.train_step, out_shardings=whole)
   compiled = step.lower(shapes, batches).compile()
-  found = communication.list_collectives(compiled)
-  kinds = {kind: [c for c in found if c.kind == kind] for kind, *_ in found}
+  collectives = communication.list_collectives(compiled)
+  kinds = {
+    kind: [c for c in collectives if c.kind == kind] for kind, *_ in collectives
+  }
   assert set(kinds) == {'all-reduce', 'all-gather'}
-  # The new embeddings of both large views, to every device's queue.
+  # New embeddings of both large views, for the replicated queue.
   assert sum(c.size for c in kinds['all-gather']) == 4 * 2 * BATCH * 6
 
 
-def test_momentum_encoder_follows():
-  trained = method_of(PIXPRO, num_steps=10)
-  batch = batch_of(small=False)
-  state = trained_state(trained, batch)
-  slow = state.momentum_params['encoder']['conv_root']['kernel']
-  step = jax.jit(trained.train_step)
+def test_momentum_encoder_is_an_average_with_statistics_of_its_own():
+  method = make_method(PIXPRO, num_steps=10)
+  batch = make_batch(small=False)
+  state = init_state(method, batch)
+  initial = state.momentum_params['encoder']['conv_root']['kernel']
+  step = jax.jit(method.train_step)
   first, scalars = step(state, batch)
   assert np.isfinite(scalars['loss_pixpro'])
-  # It moves before it looks: at step 0 it is still the copy.
+  # Averaged before the forward pass: at step 0 it is still the copy.
   np.testing.assert_array_equal(
-    first.momentum_params['encoder']['conv_root']['kernel'], slow
+    first.momentum_params['encoder']['conv_root']['kernel'], initial
   )
   second, _ = step(first, batch)
   decay = reference.momentum(1, 10)
   np.testing.assert_allclose(
     second.momentum_params['encoder']['conv_root']['kernel'],
     reference.ema(
-      np.asarray(slow),
+      np.asarray(initial),
       np.asarray(first.params['encoder']['conv_root']['kernel']),
       decay,
     ),
     rtol=1e-5,
     atol=1e-7,
   )
-  # Its statistics are its own.
   assert set(second.momentum_params['heads']['pixpro']) == {'projector'}
-  name = ('encoder', 'bn_root', 'mean')
-  own, other = second.momentum_batch_stats, second.batch_stats
-  for part in name:
-    own, other = own[part], other[part]
+  own, other = (
+    stats['encoder']['bn_root']['mean']
+    for stats in (second.momentum_batch_stats, second.batch_stats)
+  )
   assert np.abs(own).max() > 0
   assert np.abs(own - other).max() > 0
 
@@ -408,7 +346,7 @@ def test_momentum_encoder_follows():
 def test_totals(combine):
   def total(options, **terms):
     options = dataclasses.replace(options, combine=combine)
-    return method_of(options).total(
+    return make_method(options).total(
       {
         name: {
           f'loss_{i}': jnp.asarray(value) for i, value in enumerate(values)
@@ -428,21 +366,8 @@ def test_totals(combine):
   )
 
 
-def test_red_is_divided_by_swavs_deviation():
-  """(x - 0.485) / 0.228, though the encoder divides by 0.229."""
-  image = jnp.full((1, 1, 1, 3), 0.3)
-  shown = view_colors.with_red_deviation(image, 0.228)
-  unit = 0.5 * (0.3 + 1)
-  np.testing.assert_allclose(
-    (0.5 * (shown[..., 0] + 1) - 0.485) / 0.229,
-    (unit - 0.485) / 0.228,
-    rtol=1e-5,
-  )
-  np.testing.assert_array_equal(shown[..., 1:], image[..., 1:])
-
-
 @pytest.mark.parametrize(
-  'alternative',
+  'options',
   [
     dataclasses.replace(
       SWAV,
@@ -461,13 +386,13 @@ def test_red_is_divided_by_swavs_deviation():
   ],
   ids=['clustering-own-same', 'contrastive-unprojected', 'pixpro-unprojected'],
 )
-def test_ablations_learn_everything_they_have(alternative):
-  """Every parameter gets a gradient, but for biases before a norm."""
-  trained = method_of(alternative)
-  batch = batch_of(small=alternative.clusters is not None)
-  state = trained_state(trained, batch)
+def test_ablations_update_all_parameters(options):
+  """Every parameter has an effect on the loss."""
+  method = make_method(options)
+  batch = make_batch(small=options.clusters is not None)
+  state = init_state(method, batch)
   state = state.replace(step=jnp.asarray(4, jnp.int32))
-  after, scalars = jax.jit(trained.train_step)(state, batch)
+  after, scalars = jax.jit(method.train_step)(state, batch)
   assert all(np.isfinite(value) for value in scalars.values())
   for path, (old, new) in (
     (jax.tree_util.keystr(path), pair)
@@ -481,25 +406,78 @@ def test_ablations_learn_everything_they_have(alternative):
     assert (old != new).any(), path
 
 
+def test_pixpro_loss_of_a_step_equals_the_transcription():
+  method = make_method(PIXPRO)
+  batch = make_batch()
+  state = init_state(method, batch)
+  _, scalars = jax.jit(method.train_step)(state, batch)
+  params = prototypes_lib.normalize(state.params)
+  views = method.views(batch, jax.random.fold_in(state.rng, state.step))
+  outputs, _ = jax.jit(method.forward)(params, state.batch_stats, views, batch)
+  propagated = np.asarray(outputs['pixpro']['propagated'], np.float64)
+
+  def project(net, images):
+    maps = net.features(images, decode=False, train=True)['encoder']
+    return net.heads.call_method('pixpro', 'project', maps.deepest.array, True)
+
+  # At step 0 the momentum encoder equals the encoder.
+  large = views['large']
+  keys, _ = method.segmenter.apply(
+    train_state.variables(state),
+    large.reshape(-1, *large.shape[2:]),
+    method=project,
+    mutable=['batch_stats'],
+  )
+  keys = reference.normalize(np.asarray(keys)).reshape(propagated.shape)
+  masks = []
+  for box, flip in zip(batch['box_large'], batch['flip_large'], strict=True):
+    (top, left, height, width), (top2, left2, height2, width2) = np.asarray(box)
+    masks.append(
+      reference.pixpro_masks(
+        (left, top, width, height),
+        (left2, top2, width2, height2),
+        *np.asarray(flip),
+        propagated.shape[2],
+        (64, 64),
+        0.7,
+      )
+    )
+  expected = reference.pixpro_loss(
+    propagated[:, 0],
+    propagated[:, 1],
+    keys[:, 0],
+    keys[:, 1],
+    np.array(masks),
+  )
+  np.testing.assert_allclose(scalars['loss_pixpro'], expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize('absent', [None, ()])
+def test_state_without_queue_or_momentum_encoder_is_restored(absent, tmp_path):
+  """Checkpoints written before hold () where None is now."""
+  options = dataclasses.replace(SWAV, clusters=swav.SwavOptions())
+  state = init_state(make_method(options), make_batch())
+  assert (state.queue, state.momentum_params) == (None, None)
+  saved = state.replace(
+    queue=absent, momentum_params=absent, momentum_batch_stats=absent
+  )
+  with checkpoint.Checkpoints(tmp_path / 'represent') as checkpoints:
+    checkpoints.save(0, saved)
+    checkpoints.wait()
+    step, restored = checkpoints.restore(batch_spec(state))
+  assert step == 0
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
 @pytest.mark.parametrize(
-  ('make', 'message'),
+  ('objective', 'need'),
   [
-    (
-      lambda: options_lib.ObjectiveOptions(clusters=None),
-      'expected one of them',
-    ),
-    (
-      lambda: options_lib.ObjectiveOptions(
-        clusters=None, pixpro=pixpro.PixproOptions()
-      ),
-      r'expected \(\) without clusters',
-    ),
-    (lambda: d2s_lib.D2SOptions((4,)), 'stages: expected some'),
-    (lambda: p2p_lib.P2POptions(kind='clustering', project=False), 'project'),
-    (lambda: swav.SwavOptions(epsilon=0.0), 'epsilon'),
-    (lambda: view_colors.ViewColors(large=()), 'expected 2'),
+    (swav.Swav(CLUSTERS, SIZES), 'needs_queue'),
+    (pixpro.Pixpro(pixpro.PixproOptions()), 'needs_momentum'),
   ],
 )
-def test_refusals(make, message):
+def test_a_second_queue_or_momentum_encoder_is_refused(objective, need):
+  message = f'expected at most one with {need}, got {objective.name} and'
   with pytest.raises(ValueError, match=message):
-    make()
+    dataclasses.replace(make_method(), objectives=(objective, objective))

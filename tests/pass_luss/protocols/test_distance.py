@@ -28,7 +28,7 @@ def test_cells_are_classified_by_the_vote_of_regions():
     record = split.records[i]
     image = segment.records.decode_image(record['image'])
     deep = support.deepest_features(net, jax.device_get(state), image[None])[0]
-    upsampled = reference._enlarge(deep, 4)
+    upsampled = reference.upsample(deep, 4)
     maps[record['id']] = upsampled
     label = segment.records.decode_label(record['label']).astype(int)
     rows, classes = reference.bank_entries(

@@ -1,0 +1,186 @@
+"""P2P and its variants against slow numpy transcriptions (spec §2.6)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pass_luss.pretrain import heads, view_geometry
+from pass_luss.pretrain.objectives import p2p, p2p_variants, swav
+from tests.pass_luss.pretrain import arrays
+from tests.pass_luss.pretrain.arrays import PROTOTYPES, SIZE
+from tests.pass_luss.pretrain.objectives import support
+from tests.transcriptions import pass_luss as reference
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+SIZES = heads.HeadSizes(8, SIZE, PROTOTYPES)
+
+
+def test_regression_from_maps_and_its_gradient():
+  boxes, flips = arrays.random_boxes(4, seed=2)
+  maps = arrays.normal(4, 2, 5, 5, SIZE)
+  matrix = arrays.normal(SIZE, SIZE, seed=5)
+  first, second = (
+    np.array([arrays.reference_box(box) for box in boxes[:, view]])
+    for view in (0, 1)
+  )
+  expected = reference.p2p_loss(
+    maps[:, 0],
+    maps[:, 1],
+    first,
+    second,
+    flips[:, 0],
+    flips[:, 1],
+    lambda z: z @ matrix,
+    7,
+  )
+  rows, columns, _ = view_geometry.overlap_grids(
+    jnp.asarray(boxes), jnp.asarray(flips), 7
+  )
+
+  def points(x):
+    return jnp.stack(
+      [
+        view_geometry.sample(x[:, v], rows[:, v], columns[:, v]) for v in (0, 1)
+      ],
+      axis=1,
+    )
+
+  def loss(x, targets):
+    return p2p.regression_loss(points(x) @ matrix, targets)
+
+  z = points(jnp.asarray(maps))
+  arrays.assert_close(loss(jnp.asarray(maps), z), expected)
+
+  # Targets have no gradient: they are constants in the difference.
+  def reference_loss(x):
+    predicted = np.asarray(points(jnp.asarray(x))) @ matrix
+    constant = np.asarray(z)
+    return reference.p2p_cosine_loss(
+      predicted[:, 0], predicted[:, 1], constant[:, 0], constant[:, 1]
+    )
+
+  actual = jax.grad(
+    lambda x: p2p.regression_loss(points(x) @ matrix, points(x))
+  )(jnp.asarray(maps))
+  constant_targets = jax.grad(lambda x: loss(x, z))(jnp.asarray(maps))
+  arrays.assert_close(actual, constant_targets)
+  some = [(1, 0, 2, 2, 1), (2, 1, 1, 3, 0), (3, 0, 4, 4, 4)]
+  for index in some:
+    moved = [maps.copy(), maps.copy()]
+    moved[0][index] += 1e-6
+    moved[1][index] -= 1e-6
+    slope = (reference_loss(moved[0]) - reference_loss(moved[1])) / 2e-6
+    np.testing.assert_allclose(actual[index], slope, rtol=1e-5, atol=1e-9)
+
+
+def test_points_without_an_overlap_have_no_gradient():
+  gradient = jax.grad(lambda z: p2p.regression_loss(z, jnp.zeros_like(z)))(
+    jnp.zeros((1, 2, 3, 3, 4))
+  )
+  assert not np.asarray(gradient).any()
+
+
+def test_contrastive_loss_and_its_gradient():
+  points = arrays.normal(3, 2, 3, 3, SIZE)
+  overlap = np.array([True, False, True])
+
+  def loss(x):
+    return p2p_variants.contrastive_loss(x, jnp.asarray(overlap), 0.2)
+
+  def reference_loss(x):
+    a, b = x[:, 0], x[:, 1]
+    # Both sides of each pair get a gradient, so neither is a constant.
+    return reference.contrastive_p2p_loss(a, b, a, b, overlap, 0.2)
+
+  arrays.assert_close(loss(jnp.asarray(points)), reference_loss(points))
+  arrays.assert_gradient(loss, reference_loss, points)
+
+
+def test_clustering_loss():
+  points = arrays.normal(4, 2, 3, 3, SIZE)
+  prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
+  overlap = np.array([True, False, True, True])
+  actual = p2p_variants.clustering_loss(
+    jnp.asarray(points),
+    jnp.asarray(prototypes),
+    jnp.asarray(overlap),
+    swav.SwavOptions(),
+  )
+  logits = reference.normalize(points) @ prototypes
+  expected = reference.clustering_p2p_loss(
+    logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
+  )
+  arrays.assert_close(actual, expected)
+  gradient = jax.grad(p2p_variants.clustering_loss, (0, 1))(
+    jnp.asarray(points),
+    jnp.asarray(prototypes),
+    jnp.asarray(overlap),
+    swav.SwavOptions(),
+  )
+  assert np.asarray(gradient[0])[0].any()
+  assert not np.asarray(gradient[0])[1].any()
+  assert not np.asarray(gradient[1]).any()
+
+
+@pytest.mark.parametrize('kind', ['regression', 'contrastive', 'clustering'])
+def test_objective_of_each_kind(kind):
+  points = arrays.normal(4, 2, 3, 3, SIZE)
+  predicted = arrays.normal(4, 2, 3, 3, SIZE, seed=1)
+  prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
+  overlap = np.array([True, False, True, True])
+  logits = reference.normalize(points) @ prototypes
+  a, b = points[:, 0], points[:, 1]
+  expected = {
+    'regression': reference.p2p_cosine_loss(
+      predicted[:, 0], predicted[:, 1], a, b
+    ),
+    'contrastive': reference.contrastive_p2p_loss(a, b, a, b, overlap, 0.2),
+    'clustering': reference.clustering_p2p_loss(
+      logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
+    ),
+  }[kind]
+  objective = p2p.P2P(p2p.P2POptions(kind), SIZES, swav.SwavOptions())
+  outputs = {'points': points, 'overlap': overlap, 'predicted': predicted}
+  terms, scalars = objective.loss(
+    support.step(
+      {'p2p': jax.tree.map(jnp.asarray, outputs)},
+      prototypes=jnp.asarray(prototypes),
+    )
+  )
+  arrays.assert_close(terms['loss_p2p'], expected)
+  np.testing.assert_allclose(scalars['overlap_share'], 0.75)
+
+
+@pytest.mark.parametrize(
+  ('options', 'parts'),
+  [
+    (p2p.P2POptions(), (True, True)),
+    (p2p.P2POptions(project=False), (False, True)),
+    (p2p.P2POptions('contrastive'), (True, False)),
+    (p2p.P2POptions('contrastive', project=False), None),
+    (p2p.P2POptions('clustering'), (True, False)),
+  ],
+)
+def test_head_has_the_parts_that_are_used(options, parts):
+  objective = p2p.P2P(options, SIZES, swav.SwavOptions())
+  built = objective.heads(jnp.float32)
+  if parts is None:
+    assert built == {}
+  else:
+    head = built['pixels']
+    assert (head.has_projection, head.has_predictor) == parts
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'kind': 'clustering', 'project': False}, 'project: expected True'),
+    ({'grid': 1}, 'grid: expected 2 or more, got 1'),
+    ({'temperature': 0.0}, 'temperature: expected more than 0, got 0.0'),
+  ],
+)
+def test_refusals(fields, message):
+  with pytest.raises(ValueError, match=message):
+    p2p.P2POptions(**fields)

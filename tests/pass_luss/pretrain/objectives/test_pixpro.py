@@ -1,0 +1,87 @@
+"""PixPro against slow numpy transcriptions (spec §2.10)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pass_luss.pretrain.objectives import pixpro
+from tests.pass_luss.pretrain import arrays
+from tests.pass_luss.pretrain.arrays import SIZE
+from tests.pass_luss.pretrain.objectives import support
+from tests.transcriptions import pass_luss as reference
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+
+def test_propagation():
+  pixels = arrays.normal(2, 3, 4, SIZE)
+  kernel, bias = arrays.normal(SIZE, SIZE, seed=1), arrays.normal(SIZE, seed=2)
+  actual = pixpro.propagate(
+    jnp.asarray(pixels), jnp.asarray(pixels @ kernel + bias), 2.0
+  )
+  for i in (0, 1):
+    expected = reference.ppm(pixels[i], kernel, bias, 2, 0)
+    arrays.assert_close(actual[i], expected.reshape(3, 4, SIZE))
+
+
+def test_loss():
+  y = arrays.normalized(3, 2, 2, 2, SIZE)
+  k = arrays.normalized(3, 2, 2, 2, SIZE, seed=1)
+  masks = np.random.default_rng(2).random((3, 4, 4)) < 0.4
+  masks[1] = False
+  propagated = jnp.asarray(y).reshape(3, 2, 4, SIZE)
+  keys = jnp.asarray(k).reshape(3, 2, 4, SIZE)
+  positive = jnp.asarray(masks)
+  actual = pixpro.loss(propagated[:, 0], keys[:, 1], positive) + pixpro.loss(
+    propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
+  )
+  expected = reference.pixpro_loss(y[:, 0], y[:, 1], k[:, 0], k[:, 1], masks)
+  arrays.assert_close(actual, expected)
+
+
+def test_objective_from_boxes():
+  boxes, flips = arrays.random_boxes(4, seed=3)
+  boxes, source = np.rint(boxes), (95, 120)
+  y = arrays.normalized(4, 2, 5, 5, SIZE)
+  k = arrays.normalized(4, 2, 5, 5, SIZE, seed=1)
+  masks = []
+  for box, flip in zip(boxes, flips, strict=True):
+    first, second = map(arrays.reference_box, box)
+    masks.append(reference.pixpro_masks(first, second, *flip, 5, source, 0.7))
+  expected = reference.pixpro_loss(
+    y[:, 0], y[:, 1], k[:, 0], k[:, 1], np.array(masks)
+  )
+  objective = pixpro.Pixpro(pixpro.PixproOptions(hidden=8, size=SIZE))
+  terms, _ = objective.loss(
+    support.step(
+      {'pixpro': {'propagated': jnp.asarray(y)}},
+      momentum_outputs={
+        'pixpro': {'keys': jnp.asarray(k).reshape(4, 2, 25, SIZE)}
+      },
+      batch={
+        'box_large': jnp.asarray(boxes),
+        'flip_large': jnp.asarray(flips),
+        'size': jnp.asarray([source] * 4),
+      },
+    )
+  )
+  assert expected != 0
+  arrays.assert_close(terms['loss_pixpro'], expected)
+
+
+def test_momentum_decay_is_that_of_the_options():
+  objective = pixpro.Pixpro(pixpro.PixproOptions(decay=0.9))
+  decay = objective.needs_momentum.decay(jnp.asarray(37), 100)
+  arrays.assert_close(decay, reference.momentum(37, 100, 0.9))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'decay': 1.5}, 'decay: expected 0 to 1, got 1.5'),
+    ({'size': 0}, 'size: expected more than 0, got 0'),
+  ],
+)
+def test_refusals(fields, message):
+  with pytest.raises(ValueError, match=message):
+    pixpro.PixproOptions(**fields)

@@ -1,0 +1,167 @@
+"""SwAV against slow numpy transcriptions (spec §2.5)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pass_luss.pretrain import embedding_ops, heads
+from pass_luss.pretrain import queue as queue_lib
+from pass_luss.pretrain.objectives import swav
+from tests.pass_luss.pretrain import arrays
+from tests.pass_luss.pretrain.arrays import BATCH, PROTOTYPES, SIZE
+from tests.pass_luss.pretrain.objectives import support
+from tests.transcriptions import pass_luss as reference
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+SIZES = heads.HeadSizes(8, SIZE, PROTOTYPES)
+LENGTH = 8
+
+
+def full_queue(rows):
+  return queue_lib.Queue(jnp.asarray(rows), jnp.asarray(rows.shape[1]))
+
+
+@pytest.mark.parametrize('full', [True, False])
+def test_targets_use_a_queue_once_it_is_full(full):
+  scores = arrays.normal(BATCH, PROTOTYPES, scale=0.3)
+  queue_scores = arrays.normal(9, PROTOTYPES, seed=1, scale=0.3)
+  actual = swav.targets(
+    jnp.asarray(scores),
+    jnp.asarray(queue_scores),
+    jnp.asarray(full),
+    swav.SwavOptions(),
+  )
+  joint = np.concatenate([queue_scores, scores]) if full else scores
+  arrays.assert_close(actual, reference.sinkhorn(joint, 0.05, 3)[-BATCH:])
+
+
+def test_no_gradient_flows_through_targets():
+  scores = jnp.asarray(arrays.normal(BATCH, PROTOTYPES, scale=0.3))
+  queue_scores = jnp.asarray(arrays.normal(3, PROTOTYPES, scale=0.3))
+
+  def total(s, r):
+    targets = swav.targets(s, r, jnp.asarray(True), swav.SwavOptions())
+    return jnp.sum(targets * jnp.arange(PROTOTYPES))
+
+  for gradient in jax.grad(total, (0, 1))(scores, queue_scores):
+    assert not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize('num_views', [2, 5])
+@pytest.mark.parametrize('queued', [False, True])
+def test_objective_and_its_gradient(num_views, queued):
+  prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
+  embeddings = arrays.normalized(BATCH, num_views, SIZE)
+  queue = arrays.normalized(2, LENGTH, SIZE, seed=3) if queued else None
+  expected, targets = reference.swav_loss(
+    [embeddings[:, v] @ prototypes for v in range(num_views)],
+    reference.scores_of_queue(queue, prototypes) if queued else None,
+    0.1,
+    0.05,
+    3,
+  )
+  objective = swav.Swav(swav.SwavOptions(queue=LENGTH * queued), SIZES)
+
+  def step(x, p):
+    return support.step(
+      {'swav': {'embeddings': x, 'scores': embedding_ops.similarities(x, p)}},
+      prototypes=p,
+      queue=full_queue(queue) if queued else None,
+    )
+
+  def loss(x, p):
+    inputs = step(x, p)
+    computed = {'swav': objective.targets(inputs)}
+    return objective.loss(
+      support.step(inputs.outputs, queue=inputs.state.queue, targets=computed)
+    )
+
+  x, p = jnp.asarray(embeddings), jnp.asarray(prototypes)
+  actual = objective.targets(step(x, p))['assignments']
+  arrays.assert_close(jnp.moveaxis(actual, 1, 0), targets)
+  terms, scalars = loss(x, p)
+  arrays.assert_close(terms['loss_swav'], expected)
+  np.testing.assert_allclose(
+    scalars['embedding_spread'],
+    1 - np.linalg.norm(embeddings[:, :2].reshape(-1, SIZE).mean(0)),
+  )
+  assert ('queue_fill' in scalars) == queued
+
+  # With respect to embeddings and prototypes, while targets are constant.
+  weights = reference.crop_weights(num_views)
+
+  def reference_loss(x, p):
+    total = 0.0
+    for i in (0, 1):
+      for v in range(num_views):
+        logits = x[:, v] @ p / 0.1
+        logits = logits - logits.max(axis=1, keepdims=True)
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        total -= weights[i][v] * np.mean((targets[i] * log_probs).sum(axis=1))
+    return total
+
+  arrays.assert_close(reference_loss(embeddings, prototypes), expected)
+  arrays.assert_gradient(
+    lambda x: loss(x, p).terms['loss_swav'],
+    lambda x: reference_loss(x, prototypes),
+    embeddings,
+  )
+  arrays.assert_gradient(
+    lambda p: loss(x, p).terms['loss_swav'],
+    lambda p: reference_loss(embeddings, p),
+    prototypes,
+  )
+
+
+def test_queue_fills_from_its_step_on():
+  options = swav.SwavOptions(queue=4, queue_from_step=3)
+  new = jnp.asarray(arrays.normal(2, 3, SIZE))
+  empty = queue_lib.empty(swav.Swav(options, SIZES).needs_queue)
+  assert empty.rows.shape == (2, 4, SIZE)
+  before = swav.update_queue(empty, new, jnp.asarray(2), options)
+  assert before.count == 0 and not np.asarray(before.rows).any()
+  after = swav.update_queue(empty, new, jnp.asarray(3), options)
+  assert after.count == 2
+  # Of three views, the large ones are stored.
+  arrays.assert_close(after.rows[:, :2], np.moveaxis(new[:, :2], 1, 0))
+  assert swav.Swav(swav.SwavOptions(), SIZES).needs_queue is None
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_prototypes_are_frozen_before_their_step(step):
+  def state(value):
+    params = {
+      'encoder': jnp.full(2, value),
+      'heads': {'clusters': {'prototypes': jnp.full(2, value)}},
+    }
+    state = support.state(step, params)
+    return state.replace(opt_state={'slot': params})
+
+  objective = swav.Swav(swav.SwavOptions(frozen_steps=2), SIZES)
+  new = objective.after_update(state(1.0), state(3.0), {})
+  expected = 1.0 if step < 2 else 3.0
+  for tree in (new.params, new.opt_state['slot']):
+    assert (tree['heads']['clusters']['prototypes'] == expected).all()
+    assert (tree['encoder'] == 3.0).all()
+
+
+def test_embedding_deviation():
+  apart = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]])
+  np.testing.assert_allclose(swav.embedding_deviation(apart), 1.0)
+  np.testing.assert_allclose(
+    swav.embedding_deviation(jnp.ones((3, 1))), 0.0, atol=1e-9
+  )
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'epsilon': 0.0}, 'epsilon: expected more than 0, got 0.0'),
+    ({'queue': -1}, 'queue: expected 0 or more, got -1'),
+  ],
+)
+def test_refusals(fields, message):
+  with pytest.raises(ValueError, match=message):
+    swav.SwavOptions(**fields)

@@ -1,0 +1,61 @@
+"""Parameter counts of the published networks (spec §2.4, §3.1)."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pass_luss.pretrain import heads
+from pass_luss.pretrain import options as options_lib
+from pass_luss.pretrain.objectives import d2s as d2s_lib
+from segcore.models import segmenter
+from segcore.models.encoders import resnet
+
+
+def published_network(depth):
+  """Builds the encoder and sizes of S50, or of S300 and S919."""
+  kind, blocks = {
+    18: ('basic', (2, 2, 2, 2)),
+    50: ('bottleneck', (3, 4, 6, 3)),
+  }[depth]
+  sizes = (512, 128, 500) if depth == 18 else (2048, 128, 3000)
+  encoder = resnet.DilatedResNet(
+    blocks=blocks, unit=kind, stem='plain', output_stride=32, zero_init=False
+  )
+  return encoder, heads.HeadSizes(*sizes)
+
+
+@pytest.mark.parametrize(
+  ('depth', 'stages', 'backbone', 'total'),
+  [
+    (18, (3,), 11_176_512, 12_919_488),
+    (50, (3,), 23_508_032, 47_809_216),
+    (50, (3, 2), 23_508_032, 55_425_856),
+  ],
+)
+def test_published_parameter_counts(depth, stages, backbone, total):
+  encoder, sizes = published_network(depth)
+  options = options_lib.ObjectiveOptions(shallow=d2s_lib.D2SOptions(stages))
+  net = segmenter.Segmenter(
+    encoder,
+    None,
+    options_lib.build_heads(options_lib.build(options, sizes), jnp.float32),
+  )
+  shapes = jax.eval_shape(
+    net.init, jax.random.PRNGKey(0), jnp.zeros((1, 224, 224, 3))
+  )['params']
+
+  def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+  assert count(shapes['encoder']) == backbone
+  assert count(shapes) == total
+
+
+@pytest.mark.parametrize(
+  ('size', 'expected'), [(512, 527_872), (2048, 8_402_944)]
+)
+def test_published_parameter_counts_of_attention(size, expected):
+  shapes = jax.eval_shape(
+    heads.Attention().init, jax.random.PRNGKey(0), jnp.zeros((1, 7, 7, size))
+  )['params']
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == expected

@@ -1,0 +1,71 @@
+"""Overlaps of views against slow numpy transcriptions (spec §2.6, §2.10)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pass_luss.pretrain import view_geometry
+from tests.pass_luss.pretrain import arrays
+from tests.transcriptions import pass_luss as reference
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+
+def test_overlap_grids():
+  boxes, flips = arrays.random_boxes(8)
+  rows, columns, overlap = view_geometry.overlap_grids(
+    jnp.asarray(boxes), jnp.asarray(flips), 7
+  )
+  assert not overlap[0]
+  assert np.asarray(overlap).sum() >= 4
+  for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+    grids = reference.overlap_grids(*map(arrays.reference_box, box), *flip, 7)
+    for view in (0, 1):
+      actual = np.stack(
+        np.broadcast_arrays(columns[i, view][None], rows[i, view][:, None]), -1
+      )
+      arrays.assert_close(actual, grids[view])
+
+
+def test_sampling():
+  boxes, flips = arrays.random_boxes(5, seed=1)
+  features = arrays.normal(5, 6, 4, 3)
+  rows, columns, _ = view_geometry.overlap_grids(
+    jnp.asarray(boxes), jnp.asarray(flips), 7
+  )
+  actual = view_geometry.sample(
+    jnp.asarray(features), rows[:, 0], columns[:, 0]
+  )
+  for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+    grid, _ = reference.overlap_grids(*map(arrays.reference_box, box), *flip, 7)
+    arrays.assert_close(actual[i], reference.grid_sample(features[i], grid))
+  assert not np.asarray(actual)[0].any()
+
+
+def test_points_on_the_edge_are_half_padding():
+  boxes = jnp.asarray([[[3.0, 4.0, 20.0, 20.0]] * 2])
+  rows, columns, _ = view_geometry.overlap_grids(
+    boxes, jnp.zeros((1, 2), bool), 7
+  )
+  actual = view_geometry.sample(
+    jnp.ones((1, 7, 7, 1)), rows[:, 0], columns[:, 0]
+  )
+  expected = np.outer([0.5, 1, 1, 1, 1, 1, 0.5], [0.5, 1, 1, 1, 1, 1, 0.5])
+  arrays.assert_close(actual[0, ..., 0], expected)
+
+
+def test_nearby_cells():
+  boxes, flips = arrays.random_boxes(6, seed=3)
+  boxes = np.rint(boxes)
+  sizes = np.array([[100, 80]] * 3 + [[95, 120]] * 3)
+  actual = view_geometry.nearby_cells(
+    jnp.asarray(boxes), jnp.asarray(flips), jnp.asarray(sizes), (5, 5), 0.7
+  )
+  for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+    first, second = map(arrays.reference_box, box)
+    expected = reference.pixpro_masks(
+      first, second, *flip, 5, tuple(sizes[i]), 0.7
+    )
+    np.testing.assert_array_equal(actual[i], expected)
+  assert 20 < np.asarray(actual).sum() < 300
+  assert not np.asarray(actual)[0].any()
