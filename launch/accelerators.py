@@ -81,7 +81,7 @@ _ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v7x': 'tpu7x'}
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-  """A TPU slice.
+  """A TPU slice: chips of one generation in a topology.
 
   Attributes:
     name: as users write it: 'v5e-64', 'v4-8'.
@@ -95,7 +95,7 @@ class Accelerator:
 
   @property
   def chips(self) -> int:
-    """Number of chips.
+    """Number of chips of the slice.
 
     >>> parse('v4-8').chips, parse('v5e-64').chips
     (4, 64)

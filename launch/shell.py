@@ -108,7 +108,7 @@ class Shell:
     )
 
   def sleep(self, seconds: float) -> None:
-    """Waits; raises Interrupted as soon as the user asks to stop."""
+    """Sleeps; raises Interrupted as soon as the user asks to stop."""
     end = time.monotonic() + seconds
     while True:
       self.check()

@@ -27,7 +27,7 @@ NO_ANSWER = 'no answer'
 
 @dataclasses.dataclass(frozen=True)
 class Existing:
-  """What an earlier command created under the name of the job.
+  """Describes what an earlier command created under the name of a job.
 
   Attributes:
     digest: `Job.digest` of the job that it was created for; '' if it was not

@@ -24,8 +24,8 @@ _TRANSIENT = (exit_status.PREEMPTED, 137, 143)
 _HOLD_SECONDS = 60
 
 # If the job's process is killed while this shell survives, the reason is lack
-# of memory: a pod that is preempted ends as a whole. Other failures are held
-# back for a minute, since the first failed pod decides whether the JobSet is
+# of memory: a pod that is preempted ends as a whole. Other failures are
+# delayed by a minute, since the first failed pod decides whether the JobSet is
 # restarted: a worker that fails because another one was preempted must be seen
 # after that one.
 _HOLD_FAILURE = f"""\

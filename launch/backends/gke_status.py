@@ -1,4 +1,4 @@
-"""What the JSON of kubectl reveals about a JobSet and its pods."""
+"""Reads the state of a JobSet and its pods from the JSON of kubectl."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ _STARTING = ('PodInitializing', 'ContainerCreating')
 
 
 class Outcome(NamedTuple):
-  """How a JobSet ended.
+  """The end of a JobSet.
 
   Attributes:
     condition: 'Completed' or 'Failed'; '' while it has not ended.

@@ -84,7 +84,7 @@ class Scripts:
 
   @property
   def folder(self) -> worker.Folder:
-    """The same folder, for the scripts of `worker`."""
+    """Folder of the job in the form that `worker` takes."""
     return worker.Folder(str(self.root))
 
   def _options(self) -> list[str]:

@@ -135,7 +135,7 @@ class Tpu:
     )
 
   def create(self, commit: str, archive: pathlib.Path) -> None:
-    """Requests the machines."""
+    """Requests the machines from the API."""
     self._log_offset = self._unreachable_polls = self._absent_polls = 0
     self._was_seen = self._was_ready = False
     result = self.run(self.api.create_command(commit), creates=True)

@@ -17,7 +17,7 @@ _PROVISIONING_FLAGS = {'spot': ['--spot'], 'reserved': ['--reserved']}
 
 
 class Description(NamedTuple):
-  """What the API reports about machines.
+  """The state of machines as the API reports it.
 
   Attributes:
     state: 'READY', 'CREATING', …

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from runtime import errors
 
@@ -91,6 +92,7 @@ def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
   sharding = batch_sharding(mesh)
 
   def put(local: Any) -> Any:
+    # No host holds the global batch: each device gets its rows from its host.
     return jax.tree.map(
       lambda rows: jax.make_array_from_process_local_data(sharding, rows), local
     )
@@ -98,8 +100,9 @@ def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
   return put
 
 
-def local_rows(array: jax.Array) -> np.ndarray:
+def local_rows(array: Shaped[Array, 'B ...']) -> Shaped[np.ndarray, '...']:
   """Returns this host's rows of an array that is sharded as a batch is."""
+  # Shards are listed by device, and rows are to be in the order of the batch.
   shards = sorted(
     array.addressable_shards, key=lambda shard: shard.index[0].start or 0
   )

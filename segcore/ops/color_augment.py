@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from runtime import options as options_lib
 from segcore.types import ExampleKeys
 
 # Indices of the operations in `Draws.factors`; brightness is the first.
@@ -56,16 +57,12 @@ class ColorOptions:
   threshold: float = 0.5
 
   def __post_init__(self):
-    for name in ('jitter', 'gray', 'blur', 'solarize', 'threshold'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'{name}: expected 0 to 1, got {getattr(self, name)}')
-    for name in ('brightness', 'contrast', 'saturation'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: expected 0 or more, got {getattr(self, name)}'
-        )
-    if not 0 <= self.hue <= 0.5:
-      raise ValueError(f'hue: expected 0 to 0.5, got {self.hue}')
+    shares = 'jitter', 'gray', 'blur', 'solarize', 'threshold'
+    options_lib.check_range(self, *shares, least=0, most=1)
+    options_lib.check_range(
+      self, 'brightness', 'contrast', 'saturation', least=0
+    )
+    options_lib.check_range(self, 'hue', least=0, most=0.5)
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 
@@ -101,6 +98,7 @@ def sample(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
   )
   identity = jnp.array([1.0, 1.0, 1.0, 0.0])
   low = jnp.maximum(identity - strength, jnp.array([0.0, 0.0, 0.0, -0.5]))
+  # A key for each kind of draw: none depends on whether others are used.
   uniforms = jax.random.uniform(keys[0], (4,))
   return Draws(
     jitter=jax.random.bernoulli(keys[1], options.jitter),
@@ -160,10 +158,12 @@ def jitter_color(
   before it and again after it.
   """
   hue_place = jnp.argmax(draws.order == _HUE)
-  # The three other operations, in their order.
+  # The three other operations in their order; the sort must be stable.
   others = draws.order[jnp.argsort(draws.order == _HUE, stable=True)][:3]
 
-  def blend(image: Array, i: int, active: Array) -> Array:
+  def blend(
+    image: Float[Array, 'H W 3'], i: int, active: Bool[Array, '']
+  ) -> Float[Array, 'H W 3']:
     kind = others[i]
     blended = _blend(image, _blend_partner(image, kind), draws.factors[kind])
     # Without the barrier, XLA recomputes the whole chain of operations before

@@ -29,6 +29,8 @@ def cross_entropy(
   >>> cross_entropy(jnp.zeros((1, 1, 2, 4)), jnp.array([[[2, -1]]]))
   Array([[[1.3862944, 0.       ]]], dtype=float32)
   """
+  # Optax wraps negative labels around, so they are replaced before and masked
+  # after; `where` and not a product, which would keep NaN of ignored pixels.
   loss = optax.softmax_cross_entropy_with_integer_labels(
     at_least_float32(logits), jnp.maximum(labels, 0)
   )
@@ -71,6 +73,8 @@ def hard_example_mask(
     return valid
   probs = label_probability(jax.lax.stop_gradient(logits), labels)
   probs = jnp.where(valid, probs, 1.0)  # Ignored pixels rank last.
+  # The selection is data, not a subset of fixed size: a threshold that all
+  # devices compute together, instead of a sort of all pixels.
   rank = jnp.asarray(min(valid.size, min_kept) - 1, jnp.int32)
   limit = order_statistics.order_statistic(probs, jnp.ones_like(valid), rank)
   too_few = jnp.sum(valid, dtype=jnp.int32) < min_kept

@@ -11,7 +11,7 @@ exchange a few counts only.
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, Shaped
 
 from segcore.types import ExampleKeys, Scalar
 
@@ -119,7 +119,9 @@ def nth_true(
   local = ranks - before[:, :, None]
   in_image = (local >= 0) & (local < per_image[:, :, None])
 
-  def search(running: Array, local: Array) -> Array:
+  def search(
+    running: Integer[Array, 'P'], local: Int[Array, 'num_ranks']
+  ) -> Int[Array, 'num_ranks']:
     # The pixel of rank r is the first at which the running count is r + 1.
     target = jnp.clip(local + 1, 0, num_pixels).astype(dtype)
     return jnp.searchsorted(running, target)

@@ -8,6 +8,7 @@ from input_pipeline import datasets
 from input_pipeline.builders import camvid
 from input_pipeline.sources import fingerprints, records
 from runtime import errors
+from tests.support import messages
 
 
 def write_pair(source, name, mask):
@@ -40,14 +41,6 @@ def open_camvid(tmp_path, split='train', **options):
   return datasets.open_split(
     datasets.DataOptions('camvid', **options), split, str(tmp_path / 'prepared')
   )
-
-
-def message_of(call):
-  with pytest.raises(errors.UserError) as caught:
-    call()
-  message = str(caught.value)
-  assert '\n' not in message
-  return message
 
 
 @pytest.mark.parametrize('by_variable', [False, True])
@@ -143,7 +136,9 @@ def test_require_labels_names_the_missing_kind():
     index=fingerprints.ImageIndex.from_samples([]),
   )
   split.require_labels('tags', 'classification')
-  message = message_of(lambda: split.require_labels('label', 'fine-tuning'))
+  message = messages.message_of(
+    lambda: split.require_labels('label', 'fine-tuning')
+  )
   assert message == (
     'photographs train has no label, which fine-tuning needs: choose another '
     'data set'
@@ -154,7 +149,7 @@ def test_require_labels_names_the_missing_kind():
   'name', ['ade', '', 'camvid/', 'image_folder/', 'Shapes/scenes']
 )
 def test_an_unknown_data_set_is_refused(name):
-  assert message_of(lambda: datasets.DataOptions(name)) == (
+  assert messages.message_of(lambda: datasets.DataOptions(name)) == (
     'name: expected a data set of shapes, camvid, voc2012, pascal_context, '
     'ade20k, cityscapes, gta5, synthia, imagenet, imagenet_s, image_folder, '
     f'image_mask_folder, got {name!r}'
@@ -171,29 +166,31 @@ def test_an_unknown_data_set_is_refused(name):
 )
 def test_an_unknown_config_is_refused(name, expected, tmp_path):
   options = datasets.DataOptions(name)
-  assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
-    f'name: expected {expected}, got {name!r}'
-  )
+  assert messages.message_of(
+    lambda: datasets.builder(options, str(tmp_path))
+  ) == (f'name: expected {expected}, got {name!r}')
 
 
 @pytest.mark.parametrize('name', ['shapes', 'shapes/scene'])
 def test_an_unknown_config_of_shapes_is_refused(name, tmp_path):
   options = datasets.DataOptions(name)
-  assert message_of(lambda: datasets.builder(options, str(tmp_path))) == (
+  assert messages.message_of(
+    lambda: datasets.builder(options, str(tmp_path))
+  ) == (
     'name: expected shapes/ with one of scenes, single, source, target, '
     f'scenes_128, single_128, source_128, target_128, got {name!r}'
   )
 
 
 def test_an_unknown_split_is_refused(root, tmp_path):
-  message = message_of(
+  message = messages.message_of(
     lambda: open_camvid(tmp_path, 'test', source=str(root / 'camvid'))
   )
   assert message == "split: expected one of train, val of camvid, got 'test'"
 
 
 def test_an_empty_source_is_refused(tmp_path):
-  assert message_of(lambda: open_camvid(tmp_path)) == (
+  assert messages.message_of(lambda: open_camvid(tmp_path)) == (
     'source is empty: give the folder of camvid '
     '({train,val}/{images,labels}), or set SEG_DATA_DIR to the folder that '
     'holds a folder camvid'
@@ -203,7 +200,7 @@ def test_an_empty_source_is_refused(tmp_path):
 def test_a_missing_source_is_refused(tmp_path, monkeypatch):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path))
   folder = tmp_path / 'camvid'
-  assert message_of(lambda: open_camvid(tmp_path)) == (
+  assert messages.message_of(lambda: open_camvid(tmp_path)) == (
     f'source: expected a folder or an archive, got {folder}, which does not '
     'exist: give the folder of camvid ({train,val}/{images,labels}), or set '
     'SEG_DATA_DIR to the folder that holds a folder camvid'
@@ -214,9 +211,9 @@ def test_folders_need_a_source(tmp_path):
   for name in ('image_folder', 'image_mask_folder'):
     fields = {'masks': 'm', 'classes': 'c'} if 'mask' in name else {}
     options = datasets.DataOptions(name, **fields)
-    assert message_of(lambda o=options: datasets.builder(o, str(tmp_path))) == (
-      'source is empty: give the folder of the images'
-    )
+    assert messages.message_of(
+      lambda o=options: datasets.builder(o, str(tmp_path))
+    ) == ('source is empty: give the folder of the images')
 
 
 @pytest.mark.parametrize(
@@ -229,7 +226,9 @@ def test_folders_need_a_source(tmp_path):
   ],
 )
 def test_a_field_that_the_data_set_does_not_read_is_refused(name, field, value):
-  assert message_of(lambda: datasets.DataOptions(name, **{field: value})) == (
+  assert messages.message_of(
+    lambda: datasets.DataOptions(name, **{field: value})
+  ) == (
     f'{field}: expected no value, as {name.partition("/")[0]} does not read '
     f'it, got {value!r}: remove it'
   )
@@ -256,7 +255,7 @@ def test_a_folder_of_images_opens_with_its_options(tmp_path):
 def test_a_data_dir_that_cannot_be_written_is_reported(root, tmp_path):
   occupied = tmp_path / 'prepared'
   occupied.write_text('a file')
-  message = message_of(
+  message = messages.message_of(
     lambda: open_camvid(tmp_path, source=str(root / 'camvid'))
   )
   assert message.startswith('camvid cannot be prepared: ')
@@ -303,7 +302,7 @@ def test_a_folder_opens_without_records(root, tmp_path):
   assert [problem.file.name for problem in skipped] == ['broken.jpg']
   image = records.decode_image(split.records[0]['image'])
   assert image.tolist() == [[[200, 90, 10]]] * 4
-  message = message_of(
+  message = messages.message_of(
     lambda: datasets.open_folder(tmp_path / 'nowhere', ('a',), ((0, 0, 0),))
   )
   assert 'nowhere' in message

@@ -26,7 +26,7 @@ def png(image):
 
 
 def some_records(count):
-  """Record i has the id 'i'; its pixels are all different from each other."""
+  """Yields records with random pixels; record i has the id 'i'."""
   rng = np.random.default_rng(count)
   for i in range(count):
     image = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
@@ -66,7 +66,7 @@ def take(batches, count, step=0):
 
 
 def assert_same(actual, expected):
-  """Equal names, types and values, in batches within lists and dicts."""
+  """Checks names, types and values of batches in lists and dicts."""
   if isinstance(actual, list):
     for one, other in zip(actual, expected, strict=True):
       assert_same(one, other)
@@ -80,7 +80,7 @@ def assert_same(actual, expected):
 
 
 def beside(parts):
-  """The global batch of the parts of several hosts."""
+  """Returns the global batch of the parts of several hosts."""
   if 'mask' in parts[0]:
     return {
       name: np.concatenate([part[name] for part in parts]) for name in parts[0]
@@ -183,14 +183,19 @@ def test_threads_change_nothing():
   assert_same(actual, expected)
 
 
-def test_worker_processes_change_nothing():
-  # Two streams, the second of several resolutions, on one of two hosts.
-  group = views.ViewGroup('small', 2, (3, 3), (0.2, 0.9))
+def two_streams(size):
+  """Returns a stream of whole images and a longer one of two small views."""
+  group = views.ViewGroup('small', 2, size, (0.2, 0.9))
   crops = transforms.Compose((transforms.Decode(3), views.MultiCrop((group,))))
-  streams = {
+  return {
     'labeled': loader.Stream(SEVEN[:5], AUGMENT),
     'unlabeled': loader.Stream(SEVEN, crops),
   }
+
+
+def test_worker_processes_change_nothing():
+  # Two streams, the second of several resolutions, on one of two hosts.
+  streams = two_streams((3, 3))
   part = loader.ProcessShard(1, 2)
   expected = take(loader_of(streams=streams, shard=part), 6, step=1)
   reading = loader.ReadOptions(threads=1, buffered=1, workers=2)
@@ -315,12 +320,7 @@ def test_element_spec_by_hand(hosts):
 
 
 def test_element_spec_matches_the_batches():
-  group = views.ViewGroup('small', 2, (3, 5), (0.2, 0.9))
-  crops = transforms.Compose((transforms.Decode(3), views.MultiCrop((group,))))
-  streams = {
-    'labeled': loader.Stream(SEVEN[:5], AUGMENT),
-    'unlabeled': loader.Stream(SEVEN, crops),
-  }
+  streams = two_streams((3, 5))
   hosts = [
     loader_of(streams=streams, shard=loader.ProcessShard(i, 2))
     for i in range(2)
@@ -391,7 +391,7 @@ def test_prefetch_yields_every_batch_of_a_finite_stream(count):
 
 
 class Seven(base.Builder):
-  """The seven records, as a data set."""
+  """A data set of the seven records."""
 
   VERSION = tfds.core.Version('1.0.0')
 

@@ -1,47 +1,14 @@
 import fractions
-import io
 import math
 import pickle
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from input_pipeline import transforms
 from input_pipeline.sources import records
 from runtime import errors
-
-
-def rgb(values):
-  """An image whose three channels are all these values."""
-  return np.repeat(np.array(values, np.uint8)[..., None], 3, axis=-1)
-
-
-def png(image):
-  file = io.BytesIO()
-  PIL.Image.fromarray(image).save(file, 'PNG')
-  return file.getvalue()
-
-
-def draws(count, seed=0):
-  rng = np.random.default_rng(seed)
-  return (rng for _ in range(count))
-
-
-@pytest.fixture
-def example():
-  """Pixels 10 to 60 and their classes 1 to 6, in two rows of three."""
-  label = np.array([[1, 2, 3], [4, 5, 6]], np.int16)
-  return {'image': rgb(label * 10), 'label': label, 'id': np.bytes_(b'a')}
-
-
-def pixels(example):
-  """Gray values and labels, as lists."""
-  image = example['image']
-  assert image.dtype == np.uint8
-  np.testing.assert_array_equal(image, rgb(image[..., 0]))
-  assert example['label'].dtype == np.int16
-  return image[..., 0].tolist(), example['label'].tolist()
+from tests.support import images
 
 
 def test_resize_nearest_from_513_to_129():
@@ -67,7 +34,7 @@ def test_resize_nearest_doubles_by_repeating():
 
 
 def test_resize_nearest_equals_a_loop_in_exact_fractions():
-  for rng in draws(20):
+  for rng in images.draws(20):
     height, width, *size = rng.integers(1, 40, 4).tolist()
     label = rng.integers(-1, 900, (height, width), np.int16)
     actual = transforms.resize_nearest(label, tuple(size))
@@ -81,10 +48,10 @@ def test_resize_nearest_equals_a_loop_in_exact_fractions():
 
 def test_resize_bilinear_has_half_pixel_centers():
   # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
-  actual = transforms.resize_bilinear(rgb([[0, 100]]), (1, 4))
+  actual = transforms.resize_bilinear(images.rgb([[0, 100]]), (1, 4))
   np.testing.assert_allclose(actual[0, :, 1], [0, 25, 75, 100], atol=1)
   # A fourth: at 1.5, between the inner pixels; the outer ones are not seen.
-  actual = transforms.resize_bilinear(rgb([[0, 40, 80, 200]]), (1, 1))
+  actual = transforms.resize_bilinear(images.rgb([[0, 40, 80, 200]]), (1, 1))
   np.testing.assert_allclose(actual, 60, atol=1)
 
 
@@ -97,12 +64,12 @@ def test_resize_of_an_example(example):
   assert actual['label'].tolist() == [[1, 2, 3]] * 2 + [[4, 5, 6]] * 2
   assert actual['id'] == b'a'
   unchanged = transforms.resize(example, (2, 3))
-  assert pixels(unchanged) == pixels(example)
+  assert images.gray_and_label(unchanged) == images.gray_and_label(example)
 
 
 def test_crop_inside(example):
   actual = transforms.crop(example, transforms.Box(1, 1, 1, 2))
-  assert pixels(actual) == ([[50, 60]], [[5, 6]])
+  assert images.gray_and_label(actual) == ([[50, 60]], [[5, 6]])
   assert actual['id'] == b'a'
 
 
@@ -142,7 +109,7 @@ def test_crop_inside(example):
 )
 def test_crop_outside_is_padding(example, box, image, label):
   actual = transforms.crop(example, transforms.Box(*box))
-  assert pixels(actual) == (image, label)
+  assert images.gray_and_label(actual) == (image, label)
 
 
 def test_crop_without_a_label(example):
@@ -150,12 +117,12 @@ def test_crop_without_a_label(example):
     {'image': example['image']}, transforms.Box(0, 2, 1, 2)
   )
   assert set(actual) == {'image'}
-  np.testing.assert_array_equal(actual['image'], rgb([[30, 127]]))
+  np.testing.assert_array_equal(actual['image'], images.rgb([[30, 127]]))
 
 
 def test_horizontal_flips_reverse_the_columns(example):
   actual = transforms.flip(example)
-  assert pixels(actual) == (
+  assert images.gray_and_label(actual) == (
     [[30, 20, 10], [60, 50, 40]],
     [[3, 2, 1], [6, 5, 4]],
   )
@@ -163,12 +130,12 @@ def test_horizontal_flips_reverse_the_columns(example):
 
 
 def test_vertical_flips_reverse_the_rows(example):
-  image, label = pixels(transforms.flip(example, 'vertical'))
-  before_image, before_label = pixels(example)
+  image, label = images.gray_and_label(transforms.flip(example, 'vertical'))
+  before_image, before_label = images.gray_and_label(example)
   assert image == before_image[::-1]
   assert label == before_label[::-1]
   always = transforms.RandomFlip(1.0, ('horizontal', 'vertical'))
-  image, _ = pixels(always(example, np.random.default_rng(0)))
+  image, _ = images.gray_and_label(always(example, np.random.default_rng(0)))
   assert image == [row[::-1] for row in before_image[::-1]]
   with pytest.raises(ValueError, match='kinds: expected some of .* got'):
     transforms.RandomFlip(0.5, ('sideways',))
@@ -178,8 +145,8 @@ def test_random_flip_has_the_given_probability(example):
   for probability in (0.0, 0.3, 1.0):
     flip = transforms.RandomFlip(probability)
     flipped = 0
-    for rng in draws(500):
-      image, label = pixels(flip(example, rng))
+    for rng in images.draws(500):
+      image, label = images.gray_and_label(flip(example, rng))
       assert (image[0][0], label[0][0]) in ((10, 1), (30, 3))
       flipped += label[0][0] == 3
     # Four standard deviations of 500 draws at 0.3 are 0.08.
@@ -189,7 +156,9 @@ def test_random_flip_has_the_given_probability(example):
 
 def test_sample_crop_is_uniform_over_places():
   # Three rows to spare; two columns too few.
-  actual = [transforms.sample_crop(rng, (8, 5), (5, 7)) for rng in draws(1200)]
+  actual = [
+    transforms.sample_crop(rng, (8, 5), (5, 7)) for rng in images.draws(1200)
+  ]
   places = {(top, left) for top in range(4) for left in (-2, -1, 0)}
   counts = {place: 0 for place in places}
   for box in actual:
@@ -203,8 +172,8 @@ def test_random_crop_of_a_larger_image_is_a_part_of_it(example):
   crop = transforms.RandomCrop((1, 2))
   expected = {(10, 20), (20, 30), (40, 50), (50, 60)}
   actual = set()
-  for rng in draws(60):
-    (image,), (label,) = pixels(crop(example, rng))
+  for rng in images.draws(60):
+    (image,), (label,) = images.gray_and_label(crop(example, rng))
     assert image == [10 * i for i in label]
     actual.add(tuple(image))
   assert actual == expected
@@ -213,8 +182,8 @@ def test_random_crop_of_a_larger_image_is_a_part_of_it(example):
 def test_random_crop_of_a_small_image_contains_all_of_it(example):
   crop = transforms.RandomCrop((4, 4))
   places = set()
-  for rng in draws(100):
-    image, label = map(np.array, pixels(crop(example, rng)))
+  for rng in images.draws(100):
+    image, label = map(np.array, images.gray_and_label(crop(example, rng)))
     rows, columns = np.nonzero(label >= 0)
     top, left = rows.min(), columns.min()
     expected = np.full((4, 4), -1)
@@ -241,14 +210,17 @@ def test_fill_paper_pads_with_the_mean_color_and_class_0(example):
 
 def test_centered_crops_of_large_images_are_at_random_places(example):
   crop = transforms.RandomCrop((1, 2), centered=True)
-  actual = {tuple(crop(example, rng)['label'][0]) for rng in draws(60)}
+  actual = {tuple(crop(example, rng)['label'][0]) for rng in images.draws(60)}
   assert actual == {(1, 2), (2, 3), (4, 5), (5, 6)}
 
 
 def test_random_scales_are_uniform_or_balanced():
   uniform, balanced = (
     np.array(
-      [transforms.sample_scale(rng, (0.5, 2.0), kind) for rng in draws(3000)]
+      [
+        transforms.sample_scale(rng, (0.5, 2.0), kind)
+        for rng in images.draws(3000)
+      ]
     )
     for kind in (False, True)
   )
@@ -289,7 +261,7 @@ def test_short_side_keeps_the_aspect(example):
 def test_center_crop_cuts_or_pads(example):
   rng = np.random.default_rng(0)
   cut = transforms.CenterCrop((1, 1))(example, rng)
-  assert pixels(cut) == ([[20]], [[2]])
+  assert images.gray_and_label(cut) == ([[20]], [[2]])
   filled = transforms.CenterCrop((3, 4))(example, rng)
   assert filled['label'].tolist() == [
     [1, 2, 3, -1],
@@ -328,100 +300,6 @@ def test_invalid_crops_are_refused(make, message):
     make()
 
 
-def test_inception_box_is_within_its_ranges():
-  for rng in draws(2000):
-    top, left, h, w = transforms.sample_inception_box(
-      rng, (400, 600), (0.3, 1.0), (3 / 4, 4 / 3)
-    )
-    assert 0 <= top <= 400 - h and 0 <= left <= 600 - w
-    # Sides are rounded to pixels.
-    assert (h + 0.5) * (w + 0.5) >= 0.3 * 400 * 600
-    assert (w + 0.5) / (h - 0.5) >= 3 / 4
-    assert (w - 0.5) / (h + 0.5) <= 4 / 3
-
-
-def test_inception_box_is_uniform_over_places():
-  # A third of the area is a box of 2x2.
-  counts = {(top, left): 0 for top in range(2) for left in range(3)}
-  for rng in draws(600):
-    top, left, h, w = transforms.sample_inception_box(
-      rng, (3, 4), (1 / 3, 1 / 3), (1.0, 1.0)
-    )
-    assert (h, w) == (2, 2)
-    counts[top, left] += 1
-  # 100 each; a standard deviation is 9.1.
-  np.testing.assert_allclose(list(counts.values()), 100, atol=42)
-
-
-def test_inception_box_is_uniform_in_area_and_log_aspect():
-  # The largest side is sqrt(0.5 * 4 / 3) = 0.82 of the image: all draws fit.
-  boxes = np.array(
-    [
-      transforms.sample_inception_box(
-        rng, (500, 500), (0.1, 0.5), (3 / 4, 4 / 3)
-      )
-      for rng in draws(2000)
-    ]
-  )
-  top, left, h, w = boxes.T
-  # Means and standard deviations of the uniform distributions; the tolerances
-  # are four standard errors.
-  area = h * w / 500**2
-  assert area.mean() == pytest.approx(0.3, abs=0.0104)
-  assert area.std() == pytest.approx(0.4 / np.sqrt(12), abs=0.005)
-  log_aspect = np.log(w / h)
-  width = 2 * np.log(4 / 3)
-  assert log_aspect.mean() == pytest.approx(0, abs=0.015)
-  assert log_aspect.std() == pytest.approx(width / np.sqrt(12), abs=0.007)
-  for place in (top / (500 - h), left / (500 - w)):
-    assert place.mean() == pytest.approx(0.5, abs=0.026)
-    assert place.min() < 0.01 and place.max() > 0.99
-
-
-@pytest.mark.parametrize(
-  ('image', 'aspect', 'expected'),
-  [
-    ((10, 100), (3 / 4, 4 / 3), (0, 43, 10, 13)),  # 10 · 4/3 wide
-    ((100, 10), (3 / 4, 4 / 3), (43, 0, 13, 10)),
-    ((60, 60), (5.0, 6.0), (24, 0, 12, 60)),
-    ((61, 60), (1 / 6, 1 / 5), (0, 24, 61, 12)),
-    ((2, 2), (9.0, 9.0), (0, 0, 1, 2)),  # At least a pixel high.
-  ],
-)
-def test_inception_box_of_an_impossible_aspect_is_centered(
-  image, aspect, expected
-):
-  # No box of the whole area has such an aspect.
-  for rng in draws(5):
-    box = transforms.sample_inception_box(rng, image, (1.0, 1.0), aspect)
-    assert box == expected
-
-
-def test_inception_crop_of_the_whole_area_is_the_image(example):
-  crop = transforms.InceptionCrop((2, 3), area=(1.0, 1.0), aspect=(1.5, 1.5))
-  actual = crop(example, np.random.default_rng(0))
-  assert pixels(actual) == pixels(example)
-
-
-def test_inception_crop_shows_its_box():
-  row = np.arange(40)
-  label = np.tile(row, (40, 1)).astype(np.int16)
-  example = {'image': rgb(label * 6), 'label': label}
-  crop = transforms.InceptionCrop((16, 24), area=(0.2, 0.5))
-  for seed in range(20):
-    top, left, h, w = transforms.sample_inception_box(
-      np.random.default_rng(seed), (40, 40), (0.2, 0.5), (3 / 4, 4 / 3)
-    )
-    assert top + h <= 40
-    actual = crop(example, np.random.default_rng(seed))
-    assert actual['image'].shape == (16, 24, 3)
-    at = np.clip((np.arange(24) + 0.5) * w / 24 - 0.5, 0, w - 1) + left
-    expected = np.tile(6 * at, (16, 1))
-    np.testing.assert_allclose(actual['image'][..., 2], expected, atol=1)
-    columns = [left + j * w // 24 for j in range(24)]
-    assert actual['label'].tolist() == [columns] * 16
-
-
 @pytest.fixture
 def blocks():
   """Blocks of 16x16 pixels of the classes 0 to 11, whose red is 20 a class."""
@@ -431,7 +309,7 @@ def blocks():
   image[..., 0] = 20 * label
   image[..., 1] = 255
   return {
-    'image': png(image),
+    'image': images.png(image),
     'label': records.encode_label(label, 12),
     'id': b'blocks',
   }
@@ -446,7 +324,7 @@ def test_image_and_label_stay_aligned_without_scaling(blocks):
       transforms.RandomFlip(),
     )
   )
-  for rng in draws(20):
+  for rng in images.draws(20):
     example = transform(blocks, rng)
     label, (red, green, _) = example['label'], example['image'].T
     np.testing.assert_array_equal(red.T, np.where(label < 0, 127, 20 * label))
@@ -462,7 +340,7 @@ def test_image_and_label_stay_aligned_when_scaled(blocks):
       transforms.InceptionCrop((48, 48)),
     )
   )
-  for rng in draws(20):
+  for rng in images.draws(20):
     example = transform(blocks, rng)
     label, red = example['label'], example['image'][..., 0]
     # A pixel of the source is at most 1.9 of the output's: further than two
@@ -477,7 +355,7 @@ def test_image_and_label_stay_aligned_when_scaled(blocks):
 def test_decode_returns_image_labels_tags_size_and_id():
   image = np.array([[[255, 0, 7], [1, 2, 3]]], np.uint8)
   record = {
-    'image': png(image),
+    'image': images.png(image),
     'label': records.encode_label(np.array([[-1, 918]]), 919),
     'tags': np.array([918, 2], np.int32),
     'id': b'val/n0_1',
@@ -501,8 +379,8 @@ def test_decode_returns_image_labels_tags_size_and_id():
 def test_decode_shifts_labels_back():
   # As a record's PNG has them: 0 is ignored, 1 is class 0.
   record = {
-    'image': png(rgb([[0, 0, 0]])),
-    'label': png(np.array([[0, 1, 254]], np.uint8)),
+    'image': images.png(images.rgb([[0, 0, 0]])),
+    'label': images.png(np.array([[0, 1, 254]], np.uint8)),
     'id': b'a',
   }
   actual = transforms.Decode(254)(record, np.random.default_rng(0))
@@ -511,7 +389,7 @@ def test_decode_shifts_labels_back():
 
 def test_decode_keeps_the_chosen_kinds_of_label():
   record = {
-    'image': png(rgb([[0]])),
+    'image': images.png(images.rgb([[0]])),
     'label': records.encode_label(np.array([[1]]), 2),
     'tags': [],
     'id': b'a',
@@ -528,7 +406,7 @@ def test_decode_keeps_the_chosen_kinds_of_label():
 
 
 def test_decode_refuses_a_damaged_image():
-  record = {'image': png(rgb([[0]]))[:20], 'id': b'a'}
+  record = {'image': images.png(images.rgb([[0]]))[:20], 'id': b'a'}
   with pytest.raises(errors.UserError, match='an image of 20 bytes cannot be'):
     transforms.Decode(2)(record, np.random.default_rng(0))
 

@@ -24,8 +24,8 @@ def ramp():
   }
 
 
-def seen(start, length, count):
-  """Where `count` half-pixel samples of [start, start + length) lie."""
+def sample_positions(start, length, count):
+  """Returns `count` half-pixel positions in [start, start + length)."""
   at = [(i + 0.5) * length / count - 0.5 for i in range(count)]
   return start + np.clip(at, 0, length - 1)
 
@@ -45,7 +45,7 @@ def test_views_match_their_boxes_and_flips(ramp):
       assert flips.shape == (group.count,) and flips.dtype == bool
       for view, (t, left, h, w), flip in zip(pixels, boxes, flips, strict=True):
         assert t >= 0 and t + h <= HEIGHT and left >= 0 and left + w <= WIDTH
-        x, y = seen(left, w, width), seen(t, h, height)
+        x, y = sample_positions(left, w, width), sample_positions(t, h, height)
         x = x[::-1] if flip else x
         expected = np.zeros(view.shape)
         expected[..., 0] = x
@@ -151,6 +151,6 @@ def test_views_compose_with_other_transforms(ramp):
     actual['flip_large'],
     strict=True,
   ):
-    x = WIDTH - 1 - seen(left, w, 48)
+    x = WIDTH - 1 - sample_positions(left, w, 48)
     expected = x[::-1] if flip else x
     np.testing.assert_allclose(view[0, :, 0], expected, atol=1)

@@ -42,7 +42,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope='module', params=BACKENDS)
 def finished(request, tmp_path_factory):
-  """A job with awkward arguments and environment variables."""
+  """Yields a run whose arguments and variables a shell would interpret."""
   cloud = launching.Cloud(tmp_path_factory.mktemp(request.param))
   flags = [f'--env=TEST_{i}={text}' for i, text in enumerate(AWKWARD)]
   if request.param == 'slurm':
@@ -107,13 +107,6 @@ def test_a_dry_run_prints_the_commands_that_are_run(finished):
   assert verbs[-1] == 'delete'
 
 
-@pytest.fixture
-def cloud(tmp_path):
-  made = launching.Cloud(tmp_path)
-  yield made
-  made.kill_processes()
-
-
 @pytest.mark.parametrize('backend', FEW)
 def test_status_75_restarts_the_job(cloud, backend):
   cloud.plan(codes=[[0, 75], [0, 0]])
@@ -161,21 +154,21 @@ def test_a_job_saves_before_slurms_time_limit(cloud):
 )
 def test_a_failed_worker_fails_the_job(cloud, backend, status):
   cloud.plan(codes=[[0, status]])
-  code, _, err = cloud.launch(backend)
+  code, out, err = cloud.launch(backend)
   assert code == status, err
   assert len(cloud.runs()) == 1
   if backend in ('local', 'queued'):
     assert f'-1: {status}' in err, err
+    assert '-1| run 0 of worker 1' in out, out  # The last lines of its log.
   assert cloud.remains() == []
 
 
-@pytest.mark.parametrize('backend', ['local', 'tpu_vm'])
-def test_the_other_workers_are_killed_after_a_failure(cloud, backend):
+def test_the_other_workers_are_killed_after_a_failure(cloud):
   cloud.plan(codes=[[1, 'wait']])
-  code, out, err = cloud.launch(backend, '--grace=0.2')
+  code, out, err = cloud.launch('tpu_vm', '--grace=0.2')
   assert code == 1
   assert '-1: killed' in err, err
-  assert '| run 0 of worker 0' in out  # Its last lines.
+  assert '| run 0 of worker 0' in out  # The last lines of its log.
   assert cloud.remains() == []
 
 

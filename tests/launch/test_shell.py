@@ -1,4 +1,4 @@
-"""Results of commands."""
+"""Error lines of commands that failed."""
 
 import pytest
 

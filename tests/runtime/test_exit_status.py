@@ -1,4 +1,4 @@
-"""How command lines end: with main's status, or quietly at a closed pipe."""
+"""Processes exit with the status of main, or silently at a closed stdout."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Work folders in a bucket, beside the same on this machine."""
+"""Work folders in a bucket behave as those on a local file system."""
 
 import json
 import pathlib

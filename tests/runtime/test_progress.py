@@ -9,7 +9,7 @@ class Terminal(io.StringIO):
 
 
 def shown(monkeypatch, stream, seconds):
-  """What a bar over ten items writes if each takes so many seconds."""
+  """Returns the lines of a bar over ten items of so many seconds each."""
   monkeypatch.setattr('sys.stderr', stream)
   clock = 0.0
   bar = progress.bar(range(10), desc='preparing')

@@ -1,4 +1,4 @@
-"""What the fakes of gcloud, kubectl and SLURM share: a state and a scenario.
+"""State and scenario that the fakes of gcloud, kubectl and SLURM share.
 
 The fakes store what exists in a file and run what they are given for real, in
 folders in place of machines, so that quoting is tested too. The folder is

@@ -90,7 +90,7 @@ def _make_checkout() -> tuple[tempfile.TemporaryDirectory, str]:
 
 
 class Launcher:
-  """A running launcher.
+  """A process of the launcher.
 
   Attributes:
     process: its process.
@@ -186,7 +186,7 @@ class Cloud:
     ]
 
   def start(self, backend: str, *flags: str, command=()) -> Launcher:
-    """Starts the launcher."""
+    """Starts the launcher with the flags of a backend."""
     return self.start_with(*self.arguments(backend, *flags, command=command))
 
   def start_with(self, *arguments: str) -> Launcher:

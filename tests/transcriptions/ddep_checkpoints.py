@@ -31,9 +31,12 @@ class _Draws:
     if self.std_scale:
       value = self.rng.standard_normal(shape, np.float32)
       value = (value * std * self.std_scale + mean).astype(np.float32)
+      self.weights[self.prefix + key] = value
     else:
-      value = np.zeros(shape, np.float32)
-    self.weights[self.prefix + key] = value
+      self.zeros(key, shape)
+
+  def zeros(self, key, shape):
+    self.weights[self.prefix + key] = np.zeros(shape, np.float32)
 
   def standardized(self, key, shape):
     """Adds a raw kernel whose channels differ in scale and mean.
@@ -82,13 +85,9 @@ def hybrid_vit_checkpoint(
 
   Args:
     rng: source of the values.
-    root: channels after the root convolution.
-    mids: width of each stage's 3x3; a stage returns four times as many.
-    blocks: units of each stage.
-    hidden: width of the ViT.
-    heads: number of attention heads, which must divide `hidden`.
-    mlp: width between the layers of the MLP.
-    layers: number of ViT blocks.
+    root, mids, blocks: channels of the root convolution; channels of each
+      stage's 3x3, a quarter of its output; units of each stage.
+    hidden, heads, mlp, layers: sizes of the ViT.
     grid: side of the stored position grid (14 for 224 pixels).
     classes: outputs of `head`, which is zero; None for no head.
     pre_logits: whether there is this layer; fine-tuned files have none.
@@ -101,73 +100,78 @@ def hybrid_vit_checkpoint(
     stacked: one `encoderblock` with a leading layer axis (big_vision).
     std_scale: factor of every standard deviation; 0 for zeros.
   """
-  make = _Draws(rng, prefix, std_scale)
-  attention_name, norm_name, mlp_name = ddep_networks.module_names(numbering)
+  draws = _Draws(rng, prefix, std_scale)
+  width = _add_stem(draws, (1,) * (group_norm_rank - 1), root, mids, blocks)
+  draws.kernel('embedding', (1, 1, width, hidden), width, (hidden,))
+  draws.add('cls', (1, 1, hidden), 0.5)
+  table = {
+    'posembed_input': 'Transformer/posembed_input/pos_embedding',
+    'top': 'pos_embedding',
+  }[positions_at]
+  draws.add(table, (1, grid * grid + 1, hidden), 0.5)
+  names = ddep_networks.module_names(numbering)
+  if stacked:
+    _add_encoder_block(draws, '', names, (layers,), hidden, heads, mlp)
+  else:
+    for layer in range(layers):
+      _add_encoder_block(draws, f'_{layer}', names, (), hidden, heads, mlp)
+  draws.norm('Transformer/encoder_norm', (hidden,))
+  if pre_logits:
+    draws.kernel('pre_logits', (hidden, hidden), hidden, (hidden,))
+  if classes is not None:
+    draws.zeros('head/kernel', (hidden, classes))
+    draws.zeros('head/bias', (classes,))
+  return draws.weights
+
+
+def _add_stem(draws, norm_axes, root, mids, blocks):
+  """Adds the ResNet stem and returns its width; norms have leading axes."""
 
   def norm(key, channels):
-    make.norm(key, (1,) * (group_norm_rank - 1) + (channels,))
+    draws.norm(key, (*norm_axes, channels))
 
-  make.standardized('conv_root/kernel', (7, 7, 3, root))
+  draws.standardized('conv_root/kernel', (7, 7, 3, root))
   norm('gn_root', root)
   width = root
   for stage, (mid, units) in enumerate(zip(mids, blocks, strict=True), 1):
     for unit in range(1, units + 1):
       at = f'block{stage}/unit{unit}'
-      make.standardized(f'{at}/conv1/kernel', (1, 1, width, mid))
-      make.standardized(f'{at}/conv2/kernel', (3, 3, mid, mid))
-      make.standardized(f'{at}/conv3/kernel', (1, 1, mid, 4 * mid))
+      draws.standardized(f'{at}/conv1/kernel', (1, 1, width, mid))
+      draws.standardized(f'{at}/conv2/kernel', (3, 3, mid, mid))
+      draws.standardized(f'{at}/conv3/kernel', (1, 1, mid, 4 * mid))
       norm(f'{at}/gn1', mid)
       norm(f'{at}/gn2', mid)
       norm(f'{at}/gn3', 4 * mid)
       if unit == 1 and (stage > 1 or width != 4 * mid):
-        make.standardized(f'{at}/conv_proj/kernel', (1, 1, width, 4 * mid))
+        draws.standardized(f'{at}/conv_proj/kernel', (1, 1, width, 4 * mid))
         norm(f'{at}/gn_proj', 4 * mid)
       width = 4 * mid
+  return width
 
+
+def _add_encoder_block(draws, suffix, names, lead, hidden, heads, mlp):
+  """Adds an encoder block, or a stack of all of them with `lead` axes."""
+  attention, norm, perceptron = names
+  at = f'Transformer/encoderblock{suffix}'
   size = hidden // heads
-  make.kernel('embedding', (1, 1, width, hidden), width, (hidden,))
-  make.add('cls', (1, 1, hidden), 0.5)
-  make.add(
-    {
-      'posembed_input': 'Transformer/posembed_input/pos_embedding',
-      'top': 'pos_embedding',
-    }[positions_at],
-    (1, grid * grid + 1, hidden),
-    0.5,
-  )
-  lead = (layers,) if stacked else ()
-  for layer in [None] if stacked else range(layers):
-    at = 'Transformer/encoderblock' + ('' if stacked else f'_{layer}')
-    make.norm(f'{at}/LayerNorm_0', (*lead, hidden))
-    for name in ('query', 'key', 'value'):
-      make.kernel(
-        f'{at}/{attention_name}/{name}',
-        (*lead, hidden, heads, size),
-        hidden,
-        (*lead, heads, size),
-      )
-    make.kernel(
-      f'{at}/{attention_name}/out',
-      (*lead, heads, size, hidden),
+  draws.norm(f'{at}/LayerNorm_0', (*lead, hidden))
+  for name in ('query', 'key', 'value'):
+    draws.kernel(
+      f'{at}/{attention}/{name}',
+      (*lead, hidden, heads, size),
       hidden,
-      (*lead, hidden),
+      (*lead, heads, size),
     )
-    make.norm(f'{at}/{norm_name}', (*lead, hidden))
-    make.kernel(
-      f'{at}/{mlp_name}/Dense_0', (*lead, hidden, mlp), hidden, (*lead, mlp)
-    )
-    make.kernel(
-      f'{at}/{mlp_name}/Dense_1', (*lead, mlp, hidden), mlp, (*lead, hidden)
-    )
-  make.norm('Transformer/encoder_norm', (hidden,))
-  if pre_logits:
-    make.kernel('pre_logits', (hidden, hidden), hidden, (hidden,))
-  if classes is not None:
-    make.weights[f'{prefix}head/kernel'] = np.zeros(
-      (hidden, classes), np.float32
-    )
-    make.weights[f'{prefix}head/bias'] = np.zeros((classes,), np.float32)
-  return make.weights
+  draws.kernel(
+    f'{at}/{attention}/out',
+    (*lead, heads, size, hidden),
+    hidden,
+    (*lead, hidden),
+  )
+  draws.norm(f'{at}/{norm}', (*lead, hidden))
+  at = f'{at}/{perceptron}'
+  draws.kernel(f'{at}/Dense_0', (*lead, hidden, mlp), hidden, (*lead, mlp))
+  draws.kernel(f'{at}/Dense_1', (*lead, mlp, hidden), mlp, (*lead, hidden))
 
 
 def bit_checkpoint(
@@ -184,13 +188,13 @@ def bit_checkpoint(
 
   Arguments are those of `hybrid_vit_checkpoint`.
   """
-  make = _Draws(rng, prefix, std_scale)
+  draws = _Draws(rng, prefix, std_scale)
 
   def conv(key, *shape):
-    make.standardized(f'{key}/standardized_conv2d/kernel', shape)
+    draws.standardized(f'{key}/standardized_conv2d/kernel', shape)
 
   def norm(key, channels):
-    make.norm(f'{key}/group_norm', (channels,), 'gamma', 'beta')
+    draws.norm(f'{key}/group_norm', (channels,), 'gamma', 'beta')
 
   conv('resnet/root_block', 7, 7, 3, root)
   width = root
@@ -208,8 +212,10 @@ def bit_checkpoint(
       width = 4 * mid
   norm('resnet', width)
   if classes is not None:
-    make.kernel('resnet/head/conv2d', (1, 1, width, classes), width, (classes,))
-  return make.weights
+    draws.kernel(
+      'resnet/head/conv2d', (1, 1, width, classes), width, (classes,)
+    )
+  return draws.weights
 
 
 def count_parameters(
@@ -252,7 +258,7 @@ def decoder_weights(
       if layout == 'unet'
       else ddep_networks.HYBRID_CHANNELS
     )
-  make = _Draws(rng, '', std_scale)
+  draws = _Draws(rng, '', std_scale)
   inputs = channels[ddep_networks.source_map(layout)[0]]
   for index, (block, width) in enumerate(
     zip(ddep_networks.LAYOUTS[layout], widths, strict=True)
@@ -261,15 +267,15 @@ def decoder_weights(
       inputs += channels[block.skip]
     for conv in range(1, block.convs + 1):
       at = f'block{index}'
-      make.kernel(f'{at}/conv{conv}', (3, 3, inputs, width), 4.5 * inputs)
-      make.norm(f'{at}/norm{conv}', (width,))
+      draws.kernel(f'{at}/conv{conv}', (3, 3, inputs, width), 4.5 * inputs)
+      draws.norm(f'{at}/norm{conv}', (width,))
       if level_features is not None:
-        make.kernel(
+        draws.kernel(
           f'{at}/film{conv}',
           (level_features, 2 * width),
           level_features,
           (2 * width,),
         )
       inputs = width
-  make.kernel('head', (3, 3, inputs, outputs), 9 * inputs, (outputs,))
-  return make.weights
+  draws.kernel('head', (3, 3, inputs, outputs), 9 * inputs, (outputs,))
+  return draws.weights

@@ -130,6 +130,31 @@ def _under(weights, folder):
   }
 
 
+def _transformer(x, weights, layer_norm_eps, gelu):
+  """Applies the encoder blocks and the last norm to tokens (B, T, D)."""
+  for block in _encoder_blocks(weights):
+
+    def norm(x, name, block=block):
+      scale, bias = block[f'{name}/scale'], block[f'{name}/bias']
+      return ddep_layers.layer_norm(x, scale, bias, layer_norm_eps)
+
+    def dense(x, name, block=block):
+      return x @ block[f'{name}/kernel'] + block[f'{name}/bias']
+
+    x = x + ddep_layers.attention(
+      norm(x, 'LayerNorm_0'), _under(block, 'MultiHeadDotProductAttention_1/')
+    )
+    h = gelu(dense(norm(x, 'LayerNorm_2'), 'MlpBlock_3/Dense_0'))
+    x = x + dense(h, 'MlpBlock_3/Dense_1')
+
+  return ddep_layers.layer_norm(
+    x,
+    weights['Transformer/encoder_norm/scale'],
+    weights['Transformer/encoder_norm/bias'],
+    layer_norm_eps,
+  )
+
+
 def hybrid_encoder(
   image: np.ndarray,
   checkpoint: ddep_layers.Weights,
@@ -184,29 +209,7 @@ def hybrid_encoder(
     x = np.concatenate([first, x], 1)
   else:
     positions = positions[:, 1:]
-  x = x + positions
-
-  for block in _encoder_blocks(weights):
-
-    def norm(x, name, block=block):
-      scale, bias = block[f'{name}/scale'], block[f'{name}/bias']
-      return ddep_layers.layer_norm(x, scale, bias, layer_norm_eps)
-
-    def dense(x, name, block=block):
-      return x @ block[f'{name}/kernel'] + block[f'{name}/bias']
-
-    x = x + ddep_layers.attention(
-      norm(x, 'LayerNorm_0'), _under(block, 'MultiHeadDotProductAttention_1/')
-    )
-    h = gelu(dense(norm(x, 'LayerNorm_2'), 'MlpBlock_3/Dense_0'))
-    x = x + dense(h, 'MlpBlock_3/Dense_1')
-
-  x = ddep_layers.layer_norm(
-    x,
-    weights['Transformer/encoder_norm/scale'],
-    weights['Transformer/encoder_norm/bias'],
-    layer_norm_eps,
-  )
+  x = _transformer(x + positions, weights, layer_norm_eps, gelu)
   x = x[:, int(use_cls_token) :]
   return {**maps, 'tokens': x.reshape(batch, height, width, hidden)}
 
@@ -427,7 +430,7 @@ def sinusoidal(
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-  """Computes x sigmoid(x)."""
+  """Computes x sigmoid(x) of each element."""
   return x * special.expit(x)
 
 

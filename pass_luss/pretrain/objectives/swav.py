@@ -28,6 +28,7 @@ from pass_luss.pretrain import (
 )
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
+from runtime import options as options_lib
 from segcore import types
 from segcore.models import segmenter
 from segcore.ops import losses
@@ -55,16 +56,12 @@ class SwavOptions:
   frozen_steps: int = 0
 
   def __post_init__(self):
-    for name in ('temperature', 'epsilon', 'sinkhorn_iterations'):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f'{name}: expected more than 0, got {getattr(self, name)}'
-        )
-    for name in ('queue', 'queue_from_step', 'frozen_steps'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: expected 0 or more, got {getattr(self, name)}'
-        )
+    options_lib.check_positive(
+      self, 'temperature', 'epsilon', 'sinkhorn_iterations'
+    )
+    options_lib.check_range(
+      self, 'queue', 'queue_from_step', 'frozen_steps', least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

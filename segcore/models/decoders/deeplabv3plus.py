@@ -65,7 +65,9 @@ class DeepLabV3Plus(nn.Module):
       )
     low, deep = self._low_and_deep(features)
 
-    def block(x: Array, name: str, kernel: int = 1, **fields) -> Array:
+    def block(
+      x: Float[Array, 'B h w D'], name: str, kernel: int = 1, **fields
+    ) -> Float[Array, 'B h w D_out']:
       module = conv_block.ConvBlock
       if self.remat:
         module = nn.remat(module, static_argnums=(2,))
@@ -73,6 +75,7 @@ class DeepLabV3Plus(nn.Module):
         x, train
       )
 
+    # In float32: bfloat16 sums of thousands of cells lose the small ones.
     mean = jnp.mean(deep.astype(jnp.float32), axis=(1, 2), keepdims=True)
     pooled = block(mean, 'pool')
     branches = [

@@ -51,7 +51,9 @@ class Unit(nn.Module):
     """Applies the unit; D_out is 4 times the width."""
     conv = functools.partial(_conv, epsilon=self.conv_epsilon, dtype=self.dtype)
 
-    def norm_relu(x: Array, name: str) -> Array:
+    def norm_relu(
+      x: Float[Array, 'B h w D'], name: str
+    ) -> Float[Array, 'B h w D']:
       norm = norms.GroupNorm(
         self.num_groups, self.norm_epsilon, dtype=self.dtype, name=name
       )

@@ -47,6 +47,7 @@ class Attention(nn.Module):
       )(x)
 
     query, key, value = map(project, ('query', 'key', 'value'))
+    # Scores are accumulated and normalized in float32, also for bfloat16.
     scores = jnp.einsum(
       'bqhd,bkhd->bhqk',
       query / jnp.sqrt(head_size).astype(self.dtype),
@@ -148,6 +149,7 @@ class Positions(nn.Module):
       (1, num_extra + self.grid[0] * self.grid[1], x.shape[-1]),
       jnp.float32,
     )
+    # The parameter keeps the grid of the weights; the result has the images'.
     if grid != self.grid:
       table = resize.resize_position_table(table, self.grid, grid)
     return x + table.astype(x.dtype)

@@ -81,7 +81,9 @@ class Unit(nn.Module):
   ) -> Float[Array, 'B h_out w_out D_out']:
     """Applies the unit; D_out is the width, or 4 times that of a bottleneck."""
 
-    def norm(x: Array, name: str, zero_scale: bool = False) -> Array:
+    def norm(
+      x: Float[Array, 'B h w D'], name: str, zero_scale: bool = False
+    ) -> Float[Array, 'B h w D']:
       return norms.batch_norm(
         train=train, dtype=self.dtype, name=name, zero_scale=zero_scale
       )(x)
@@ -206,6 +208,7 @@ class DilatedResNet(nn.Module):
     self, images: Float[Array, 'B H W 3'], train: bool = False
   ) -> features.Features:
     """Encodes images; ValueError if the fields contradict each other."""
+    # In float32: pixels are rounded to the network's type once, afterwards.
     images = (127.5 * (images.astype(jnp.float32) + 1.0) - _MEAN) / _STD
     x = self._stem(images.astype(self.dtype), train)
     maps = [features.FeatureMap('stem', 2, x)]

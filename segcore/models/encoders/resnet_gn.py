@@ -59,6 +59,7 @@ class StdConv(nn.Module):
       (self.kernel, self.kernel, x.shape[-1], self.out_channels),
       jnp.float32,
     )
+    # Two passes: the raw kernel may have a mean far larger than its deviation.
     kernel = kernel - jnp.mean(kernel, (0, 1, 2))
     variance = jnp.mean(jnp.square(kernel), (0, 1, 2))
     if self.epsilon_on == 'variance':
@@ -107,12 +108,16 @@ class Unit(nn.Module):
   ) -> Float[Array, 'B h_out w_out D_out']:
     """Applies the unit; D_out is 4 times the width."""
 
-    def conv(x: Array, name: str, **kwargs: int) -> Array:
+    def conv(
+      x: Float[Array, 'B h w D'], name: str, **kwargs: int
+    ) -> Float[Array, 'B h_out w_out D_out']:
       return StdConv(
         **kwargs, epsilon=self.conv_epsilon, dtype=self.dtype, name=name
       )(x)
 
-    def norm(x: Array, name: str, zero_scale: bool = False) -> Array:
+    def norm(
+      x: Float[Array, 'B h w D'], name: str, zero_scale: bool = False
+    ) -> Float[Array, 'B h w D']:
       return norms.GroupNorm(
         self.num_groups,
         self.norm_epsilon,

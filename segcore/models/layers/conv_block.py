@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from segcore.models.layers import norm as norms
 
@@ -39,7 +39,9 @@ def conv(
   """
   bound = (in_channels * kernel * kernel) ** -0.5
 
-  def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+  def init(
+    key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike
+  ) -> Float[Array, '...']:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return nn.Conv(
@@ -91,6 +93,7 @@ class ConvBlock(nn.Module):
       use_bias=self.use_bias,
     )(x)
     x = norms.batch_norm(train=train, dtype=self.dtype, name='bn')(x)
+    # One draw for all cells of a channel, as torch's Dropout2d.
     return nn.Dropout(
       self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train
     )(nn.relu(x))

@@ -56,6 +56,7 @@ class GroupNorm(nn.Module):
     square = self._average_groups(jnp.mean(jnp.square(x), space))
     # E[x²] - E[x]² reads the map once; rounding may make it negative.
     variance = jnp.maximum(square - jnp.square(mean), 0.0)
+    # Scale and mean are folded into one multiplication and one addition a cell.
     factor = jax.lax.rsqrt(variance + self.epsilon) * scale
     offset = bias - mean * factor
     return (
@@ -173,6 +174,7 @@ class NoiseEmbedding(nn.Module):
   def __call__(self, level: Float[Array, 'B']) -> Float[Array, 'B D_noise']:
     """Embeds a level of each image in [0, 1], where 1 is no noise."""
     half = self.size // 2
+    # Frequencies from 1000 down to 0.1 a unit of the level, in geometric steps.
     frequencies = 1000.0 * 1e4 ** (-jnp.arange(half) / half)
     angles = level.astype(jnp.float32)[:, None] * frequencies
     x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -2,18 +2,16 @@ import hashlib
 import os
 import pickle
 import shutil
-import struct
-import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline import datasets, prepare
-from input_pipeline.builders import class_list, folders
-from input_pipeline.sources import masks, records
-from runtime import errors
+from input_pipeline import datasets
+from input_pipeline.builders import folders
+from input_pipeline.sources import records
+from tests.support import messages
 
 DECODERS = {'image': tfds.decode.SkipDecoding()}
 LABEL_DECODERS = {**DECODERS, 'label': tfds.decode.SkipDecoding()}
@@ -67,29 +65,8 @@ def rgba_mask(path):
   PIL.Image.fromarray(pixels).save(path)
 
 
-def small_gray_png(rows, depth):
-  """A gray PNG of less than 8 bits, which PIL cannot write."""
-
-  def chunk(kind, data):
-    check = zlib.crc32(kind + data)
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', check)
-
-  lines = b''
-  for row in rows:
-    bits = ''.join(f'{value:0{depth}b}' for value in row)
-    bits = bits.ljust(-(-len(bits) // 8) * 8, '0')
-    lines += b'\0' + int(bits, 2).to_bytes(len(bits) // 8, 'big')
-  head = struct.pack('>IIBBBBB', len(rows[0]), len(rows), depth, 0, 0, 0, 0)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', head)
-    + chunk(b'IDAT', zlib.compress(lines))
-    + chunk(b'IEND', b'')
-  )
-
-
 def make(source, names=('a',), write_mask=gray_mask, class_list=CLASS_LIST):
-  """Writes a folder of images and masks; its options but for `ignore`."""
+  """Writes images and masks; returns the options, without `ignore`."""
   (source / 'masks').mkdir(parents=True)
   (source / 'classes.txt').write_text(class_list, 'utf-8')
   for name in names:
@@ -121,7 +98,7 @@ def image_folder(tmp_path, **options):
 
 
 def labels(builder, split='train'):
-  """Class ids of each example, by id, as they are read in training."""
+  """Returns the class ids of each example, by id."""
   source = builder.as_data_source(split, decoders=LABEL_DECODERS)
   return {
     record['id'].decode(): records.decode_label(record['label']).tolist()
@@ -132,14 +109,6 @@ def labels(builder, split='train'):
 def ids(builder, split='train'):
   source = builder.as_data_source(split, decoders=DECODERS)
   return [record['id'].decode() for record in source]
-
-
-def message_of(run, *args, **kwargs):
-  with pytest.raises(errors.UserError) as caught:
-    run(*args, **kwargs)
-  message = str(caught.value)
-  assert '\n' not in message
-  return message
 
 
 @pytest.mark.parametrize(
@@ -163,30 +132,6 @@ def test_masks_of_every_kind_are_prepared_pixel_by_pixel(
   assert list(record['tags']) == [0, 1, 2]
   assert builder.schema() == records.Schema(
     ('sky', 'main road', 'car'), (SKY, ROAD, CAR), labels=True, tags=True
-  )
-
-
-@pytest.mark.parametrize('depth', [1, 2, 4])
-def test_gray_masks_of_few_bits_keep_their_values(tmp_path, depth):
-  rows = [[0, 1, 1, 0, 1], [1, 1, 0, 2**depth - 1, 0]]
-  path = tmp_path / 'mask.png'
-  path.write_bytes(small_gray_png(rows, depth))
-  assert masks.read_pixels(path).tolist() == rows
-
-
-def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
-  rows = [[0, 1, 2], [3, 2, 1]]
-  image = PIL.Image.fromarray(np.array(rows, np.uint8), 'L')
-  image.putpalette([7, 7, 7] * 4)
-  image.save(tmp_path / 'mask.png', bits=2)
-  assert masks.read_pixels(tmp_path / 'mask.png').tolist() == rows
-
-
-def test_mask_with_transparency_is_refused(tmp_path):
-  PIL.Image.new('RGBA', (3, 5)).save(tmp_path / 'mask.png')
-  assert message_of(masks.read_pixels, tmp_path / 'mask.png') == (
-    'expected a palette, gray of 8 or 16 bits, or RGB without transparency, '
-    "got pixels of PIL mode 'RGBA'"
   )
 
 
@@ -215,25 +160,12 @@ def test_an_ignored_line_of_the_list_is_not_a_class(tmp_path):
   assert builder.schema().palette == (ROAD, CAR)
 
 
-@pytest.mark.parametrize('ignore', [1, ROAD])
-def test_an_ignored_line_is_ignored_by_value_and_by_color(tmp_path, ignore):
-  (tmp_path / 'classes.txt').write_text(CLASS_LIST)
-  code = class_list.read_classes(tmp_path / 'classes.txt', ignore)
-  assert code == class_list.ClassList(
-    names=('sky', 'car'),
-    values=(0, 2),
-    colors=(SKY, CAR),
-    ignored_values=(1,),
-    ignored_colors=(ROAD,),
-  )
-
-
 def test_an_unknown_value_is_reported_with_file_count_and_allowed_values(
   tmp_path,
 ):
   options = make(tmp_path / 'roads', ['a', 'b'])
   builder = mask_folder(tmp_path, **options)
-  assert message_of(builder.check) == (
+  assert messages.message_of(builder.check) == (
     f'{tmp_path}/roads/masks/a.png: expected values 0…2, got 255 (3 pixels) '
     '(the first of 2 bad files); repair or remove them, or set '
     "on_bad_example='skip'"
@@ -245,14 +177,14 @@ def test_unknown_values_beside_an_ignored_line(tmp_path):
   builder = mask_folder(tmp_path, **options, ignore=1)
   assert (
     'expected values 0, 2, 1 (ignored), got 255 (3 pixels); '
-  ) in message_of(builder.check)
+  ) in messages.message_of(builder.check)
 
 
 def test_unknown_colors_are_named(tmp_path):
   class_list = CLASS_LIST.replace('0,0,142', '0,0,143')
   options = make(tmp_path / 'roads', ['a'], rgb_mask, class_list)
   builder = mask_folder(tmp_path, **options)
-  assert message_of(builder.check).startswith(
+  assert messages.message_of(builder.check).startswith(
     f"{tmp_path}/roads/masks/a.png: expected colors 70,130,180 'sky', "
     "128,64,128 'main road', 0,0,143 'car', got 0,0,142 (3 pixels; the most "
     'frequent of 2 such colors); '
@@ -266,13 +198,13 @@ def test_rgb_mask_without_a_color_table_is_refused(tmp_path):
     'masks/a.png: expected values, as the class list has no colors, got an RGB '
     'mask: write the lines of the list as `name R,G,B`, or save the mask with '
     'a palette; '
-  ) in message_of(builder.check)
+  ) in messages.message_of(builder.check)
 
 
 def test_a_refused_data_set_leaves_no_file(tmp_path):
   options = make(tmp_path / 'roads')
   builder = mask_folder(tmp_path, **options)
-  assert 'got 255' in message_of(builder.download_and_prepare)
+  assert 'got 255' in messages.message_of(builder.download_and_prepare)
   left = [path for path in (tmp_path / 'prepared').rglob('*') if path.is_file()]
   assert not left
 
@@ -294,7 +226,7 @@ def test_images_without_a_mask_become_a_split_on_request(tmp_path):
   for i in range(5, 12):
     (tmp_path / f'roads/masks/{i:02}.png').unlink()
   options |= {'ignore': 255, 'val_fraction': 0.4}
-  message = message_of(mask_folder(tmp_path, **options).check)
+  message = messages.message_of(mask_folder(tmp_path, **options).check)
   assert "without_mask='unlabeled'" in message
   options = datasets.DataOptions(
     *('image_mask_folder', str(tmp_path / 'roads'), 'images', 'masks'),
@@ -325,7 +257,7 @@ def test_a_folder_named_unlabeled_is_refused_with_unlabeled_images(tmp_path):
   write_image(tmp_path / 'roads/images/unlabeled/x.jpg')
   (tmp_path / 'roads/masks/unlabeled').mkdir()
   options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
-  message = message_of(
+  message = messages.message_of(
     mask_folder, tmp_path, **options, without_mask='unlabeled'
   )
   assert message == (
@@ -398,7 +330,7 @@ def test_val_fraction_follows_the_stated_rule(tmp_path):
 
 def test_val_fraction_that_leaves_a_split_empty_is_refused(tmp_path):
   write_image(tmp_path / 'photos/a.jpg')
-  message = message_of(
+  message = messages.message_of(
     image_folder, tmp_path, source=str(tmp_path / 'photos'), val_fraction=1e-9
   )
   assert message == (
@@ -520,7 +452,9 @@ def test_invalid_options_are_refused(changes, message):
     'classes': 'classes.txt',
     **changes,
   }
-  assert message_of(folders.ImageMaskFolderOptions, **options) == message
+  assert (
+    messages.message_of(folders.ImageMaskFolderOptions, **options) == message
+  )
 
 
 @pytest.mark.parametrize(
@@ -556,130 +490,5 @@ def test_missing_files_are_refused(tmp_path, changes, message):
   options = make(tmp_path / 'roads')
   (tmp_path / 'roads/images/a b').mkdir()
   changes = {key: value.format(tmp_path) for key, value in changes.items()}
-  actual = message_of(mask_folder, tmp_path, **{**options, **changes})
+  actual = messages.message_of(mask_folder, tmp_path, **{**options, **changes})
   assert actual == message.format(tmp_path)
-
-
-@pytest.mark.parametrize(
-  ('text', 'message'),
-  [
-    ('a\n\nb', 'line 2: expected a class, as line i names value i of'),
-    ('a\nb\na', "line 3: 'a' is listed twice"),
-    (
-      'a 1,2,3\nb #010203',
-      'line 2: expected another color for each class, got 1,2,3',
-    ),
-    ('a 1,2,3\nb', 'line 2: expected a color for every class or for none'),
-    ('a\nb 1,2,3', 'line 2: expected a color for every class or for none'),
-    ('a 1,2,256', "each or #rrggbb, got '1,2,256'"),
-    ('', ', got 0'),
-  ],
-)
-def test_invalid_class_lists_are_refused(tmp_path, text, message):
-  path = tmp_path / 'classes.txt'
-  path.write_text(text)
-  actual = message_of(class_list.read_classes, path)
-  assert actual.startswith('classes: ') and str(path) in actual
-  assert message in actual
-
-
-def test_a_class_list_that_is_not_text_is_refused(tmp_path):
-  path = tmp_path / 'classes.txt'
-  path.write_bytes(b'\xff\xfe')
-  assert message_of(class_list.read_classes, path) == (
-    f'classes: {path} is not UTF-8 text: save it as UTF-8'
-  )
-
-
-def test_ignored_color_needs_colors(tmp_path):
-  path = tmp_path / 'classes.txt'
-  path.write_text('a\nb')
-  assert message_of(class_list.read_classes, path, (1, 2, 3)) == (
-    f'ignore: expected a value, as {path} has no colors, got the color 1,2,3'
-  )
-
-
-def test_class_list_of_names_only(tmp_path):
-  path = tmp_path / 'classes.txt'
-  # With a byte order mark, Windows ends of line and spaces in a name.
-  path.write_bytes('\ufeffähre\r\ntraffic light 2\r\n\r\n'.encode())
-  assert class_list.read_classes(path, 255) == class_list.ClassList(
-    names=('ähre', 'traffic light 2'), values=(0, 1), ignored_values=(255,)
-  )
-
-
-def test_palette_is_that_of_pascal_voc():
-  # background, aeroplane, bicycle, bird, boat, …, tv monitor (20).
-  colors = masks.palette(21)
-  assert colors[:5] == (
-    (0, 0, 0),
-    (128, 0, 0),
-    (0, 128, 0),
-    (128, 128, 0),
-    (0, 0, 128),
-  )
-  assert colors[20] == (0, 64, 128)
-  assert len(set(masks.palette(256))) == 256
-
-
-@pytest.mark.parametrize(
-  ('text', 'ignore'),
-  [
-    ('', None),
-    ('255', 255),
-    ('1, 2,3', (1, 2, 3)),
-    ('#ff8001', (255, 128, 1)),
-  ],
-)
-def test_ignore_on_a_command_line(text, ignore):
-  assert class_list.parse_ignore(text) == ignore
-
-
-@pytest.mark.parametrize('text', ['-1', 'white', '1,2', '#fff', '1,2,256'])
-def test_invalid_ignore_is_refused(text):
-  assert message_of(class_list.parse_ignore, text) == (
-    'ignore: expected a value as 255, or a color as 255,255,255 or #ffffff, '
-    f'got {text!r}'
-  )
-
-
-def command_line(tmp_path, *extra):
-  return [
-    'image_mask_folder',
-    f'--source={tmp_path}/roads',
-    f'--data_dir={tmp_path}/prepared',
-    '--images=images',
-    '--masks=masks',
-    '--classes=classes.txt',
-    *extra,
-  ]
-
-
-def test_command_line_checks_then_prepares(tmp_path, capsys):
-  make(tmp_path / 'roads', ['a', 'b'])
-  command = command_line(tmp_path, '--ignore=255')
-  assert prepare.main([*command, '--check']) == 0
-  report, _, page = capsys.readouterr().out.partition('the picture is in ')
-  assert report.startswith('train: 2 images\n')
-  page, _, last = page.partition('\n')
-  assert PIL.Image.open(page).width > 1000
-  assert last == 'this was a check: no record was written\n'
-  assert not list((tmp_path / 'prepared').rglob('*.array_record*'))
-
-  assert prepare.main(command) == 0
-  out = capsys.readouterr().out
-  assert out.startswith(f'{report}the picture is in ')
-  [records_file] = (tmp_path / 'prepared').rglob('*.array_record*')
-  assert out.endswith(f'records are in {records_file.parent}\n')
-
-
-def test_command_line_reports_user_errors_in_one_line(tmp_path, capsys):
-  make(tmp_path / 'roads', ['a'])
-  assert prepare.main(command_line(tmp_path)) == 2
-  assert capsys.readouterr().err == (
-    f'error: {tmp_path}/roads/masks/a.png: expected values 0…2, got 255 (3 '
-    'pixels); repair or remove them, or set '
-    "on_bad_example='skip'\n"
-  )
-  assert prepare.main(command_line(tmp_path, '--ignore=white')) == 2
-  assert capsys.readouterr().err.startswith('error: ignore: expected ')

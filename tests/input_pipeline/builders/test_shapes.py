@@ -1,4 +1,4 @@
-"""The embedded data set: what its images hold, and that they stay the same."""
+"""The data set Shapes: contents of its images, which must never change."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ def pixels_crc(sample):
 
 
 def drawn(name, split, count):
-  """Scene, image and label of the first images of a split."""
+  """Yields scene, image and label of the first images of a split."""
   config = CONFIGS[name]
   for index in range(count):
     _, scene = shapes.make_scene(config, split, index)

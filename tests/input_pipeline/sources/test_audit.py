@@ -9,6 +9,7 @@ import pytest
 
 from input_pipeline.sources import audit, class_counts, image_files
 from runtime import errors
+from tests.support import official
 
 CLASSES = ('sky', 'road', 'car')
 
@@ -27,14 +28,8 @@ def image_bytes(width, height, kind='JPEG', **options):
   return encoded.getvalue()
 
 
-def mask_bytes(rows):
-  encoded = io.BytesIO()
-  PIL.Image.fromarray(np.array(rows, np.uint8)).save(encoded, 'PNG')
-  return encoded.getvalue()
-
-
 def read_mask(path):
-  """Gray masks of three classes; 255 is ignored, 9 is not allowed."""
+  """Reads gray masks of three classes; 255 is ignored, 9 is not allowed."""
   pixels = np.asarray(image_files.decode(path.read_bytes(), ('PNG',))).astype(
     np.int16
   )
@@ -64,15 +59,15 @@ def audit_images(listing, **options):
 
 
 def make(tmp_path, **masks):
-  """Writes images 3x2 with these masks; lists them."""
+  """Writes images of 3x2 pixels with these masks, and lists them."""
   for name, rows in masks.items():
     write(tmp_path / f'images/{name}.jpg', image_bytes(3, 2))
-    write(tmp_path / f'masks/{name}.png', mask_bytes(rows))
+    write(tmp_path / f'masks/{name}.png', official.gray_png(rows))
   return audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
 
 
 def refused(listing, **options):
-  """The message that refuses these examples."""
+  """Returns the message of the error about these examples."""
   with pytest.raises(errors.UserError) as caught:
     run(
       {'train': listing.examples},
@@ -282,7 +277,7 @@ def test_missing_mask_is_a_problem(tmp_path):
 
 def test_mask_without_image_is_a_warning(tmp_path):
   make(tmp_path, a=GOOD)
-  write(tmp_path / 'masks/b.png', mask_bytes(GOOD))
+  write(tmp_path / 'masks/b.png', official.gray_png(GOOD))
   listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert listing.warnings == (
     f'{tmp_path}/masks/b.png: a mask without an image',
@@ -303,7 +298,7 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
 
 def test_two_masks_of_one_id_are_problems(tmp_path):
   make(tmp_path, a=GOOD)
-  write(tmp_path / 'masks/a.PNG', mask_bytes(GOOD))
+  write(tmp_path / 'masks/a.PNG', official.gray_png(GOOD))
   listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert "a.PNG and a.png have the same id 'a'" in refused(listing)
 
@@ -365,7 +360,7 @@ def test_a_mask_that_is_not_a_png_is_refused(tmp_path):
 
 def test_a_truncated_mask_is_refused(tmp_path):
   listing = make(tmp_path, a=GOOD)
-  write(tmp_path / 'masks/a.png', mask_bytes(GOOD)[:50])
+  write(tmp_path / 'masks/a.png', official.gray_png(GOOD)[:50])
   assert 'masks/a.png: cannot be decoded' in refused(listing)
 
 

@@ -1,0 +1,39 @@
+"""The command line that prepares a data set."""
+
+import PIL.Image
+
+from input_pipeline import prepare
+from tests.support import healthy_sources as sources
+
+
+def test_check_reports_and_then_records_are_written(tmp_path, capsys):
+  data_dir = tmp_path / 'prepared'
+  sources.write_folder(tmp_path / 'roads')
+  command = sources.arguments_of(sources.FOLDER, tmp_path / 'roads', data_dir)
+  assert prepare.main([*command, '--check']) == 0
+  report, _, rest = capsys.readouterr().out.partition('the picture is in ')
+  assert report.startswith('train: 3 images\n')
+  picture, _, last = rest.partition('\n')
+  assert PIL.Image.open(picture).width > 1000
+  assert last == 'this was a check: no record was written\n'
+  assert not list(data_dir.rglob('*.array_record*'))
+
+  assert prepare.main(command) == 0
+  out = capsys.readouterr().out
+  assert out.startswith(f'{report}the picture is in ')
+  [records_file] = data_dir.rglob('*.array_record*')
+  assert out.endswith(f'records are in {records_file.parent}\n')
+
+
+def test_user_errors_are_one_line(tmp_path, capsys):
+  source = tmp_path / 'roads'
+  sources.write_folder(source)
+  command = sources.arguments_of(sources.FOLDER, source, tmp_path / 'prepared')
+  assert prepare.main([*command, '--ignore=']) == 2
+  assert capsys.readouterr().err == (
+    f'error: {source}/masks/a.png: expected values 0…2, got 255 (192 pixels) '
+    '(the first of 3 bad files); repair or remove them, or set '
+    "on_bad_example='skip'\n"
+  )
+  assert prepare.main([*command, '--ignore=white']) == 2
+  assert capsys.readouterr().err.startswith('error: ignore: expected ')
