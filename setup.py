@@ -67,7 +67,7 @@ REQUIRED = [
 
 setuptools.setup(
   name='label-efficient-segmentation',
-  version='0.1.0',
+  version='0.2.0',
   description=(
     'Label-efficient semantic segmentation in JAX: DDeP, U2PL and PASS'
   ),
