@@ -9,14 +9,13 @@ decode, transform, batch) and, where torch is installed, a
 `torch.utils.data.DataLoader` that applies the same transforms in as many
 processes. For PASS, whose views are resized with Pillow's filter, a fourth side
 is a DataLoader with Pillow alone, as torchvision does it. Then each part is
-timed on one thread, and memory is recorded over 5,000 batches.
+timed on one thread, and memory is recorded over 5,000 batches. `--only=PART`
+selects methods by a part of their names.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import io
-import json
 import os
 import pathlib
 import statistics
@@ -25,7 +24,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import command_line
 import cv2
+import image_folders
 import numpy as np
 import PIL.Image
 import psutil
@@ -33,12 +34,9 @@ import psutil
 from input_pipeline import datasets, loader, transforms, views
 from runtime import console
 
-# Size of the photographs; transforms crop or enlarge them.
-SIZE = (375, 500)
 CROP = (321, 321)
 NUM_IMAGES = 400
 BATCH_SIZE = 16
-CLASSES = 21
 
 # Views of ImageNet-S50, 2 x 224 + 6 x 96, and of the larger sets, 2 x 224.
 PASS = {
@@ -54,8 +52,7 @@ PASS = {
 
 def make_folder(folder: pathlib.Path) -> None:
   """Writes images with masks: photographs of CamVid, or else drawn ones."""
-  for name in ('images', 'masks'):
-    (folder / name).mkdir(parents=True)
+  image_folders.create(folder)
   photographs = sorted(
     pathlib.Path(os.environ.get('SEG_DATA_DIR', '')).glob(
       'camvid/train/images/*.jpg'
@@ -67,38 +64,27 @@ def make_folder(folder: pathlib.Path) -> None:
       image = cv2.imread(str(photographs[i % len(photographs)]))
     else:
       coarse = rng.integers(0, 256, (47, 63, 3), np.uint8)
-      image = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+      image = cv2.resize(
+        coarse, image_folders.SIZE[::-1], interpolation=cv2.INTER_CUBIC
+      )
       image = cv2.add(image, rng.integers(0, 12, image.shape, np.uint8))
-    image = cv2.resize(image, SIZE[::-1], interpolation=cv2.INTER_AREA)
-    # Like annotations: a few regions with smooth boundaries.
-    fields = rng.random((CLASSES, 4, 5)).astype(np.float32)
-    grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
-    mask = np.argmax(grown, axis=0).astype(np.uint8)
-    cv2.imwrite(
-      str(folder / 'images' / f'{i:03}.jpg'),
-      image,
-      (cv2.IMWRITE_JPEG_QUALITY, 92),
+    image = cv2.resize(
+      image, image_folders.SIZE[::-1], interpolation=cv2.INTER_AREA
     )
+    mask = image_folders.draw_mask(rng)
+    image_folders.write_image(folder / 'images' / f'{i:03}.jpg', image)
     PIL.Image.fromarray(mask).save(folder / 'masks' / f'{i:03}.png')
-  names = ''.join(f'class{i}\n' for i in range(CLASSES))
-  (folder / 'classes.txt').write_text(names)
 
 
 def open_split(folder: pathlib.Path) -> datasets.Split:
   """Prepares the folder and opens its records, as training does."""
-  options = datasets.DataOptions(
-    'image_mask_folder',
-    source=str(folder),
-    images='images',
-    masks='masks',
-    classes='classes.txt',
-  )
+  options = image_folders.data_options(folder)
   return datasets.open_split(options, 'train', str(folder / 'records'))
 
 
 def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
   """Returns the transforms of a training example of each method."""
-  decode = transforms.Decode(CLASSES)
+  decode = transforms.Decode(image_folders.CLASSES)
   flip = transforms.RandomFlip()
   return {
     'plain crop': (decode, transforms.RandomCrop(CROP), flip),
@@ -111,7 +97,10 @@ def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
       ),
     ),
     **{
-      name: (transforms.Decode(CLASSES, keep=()), views.MultiCrop(groups))
+      name: (
+        transforms.Decode(image_folders.CLASSES, keep=()),
+        views.MultiCrop(groups),
+      )
       for name, groups in PASS.items()
     },
   }
@@ -314,14 +303,9 @@ def memory(
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--threads', type=int, default=2)
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--seconds', type=float, default=4.0)
-  parser.add_argument('--batches', type=int, default=5000)
-  parser.add_argument('--only', default='', help='part of the names of methods')
-  parser.add_argument('--out', default='')
-  arguments = parser.parse_args(argv)
+  arguments = command_line.parse(
+    argv, __doc__, threads=2, rounds=5, seconds=4.0, batches=5000, only=''
+  )
   cv2.setNumThreads(0)
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary) / 'photographs'
@@ -359,8 +343,7 @@ def main(argv: Sequence[str]) -> None:
     result['megabytes'] = memory(split, arguments.threads, arguments.batches)
   for name, method in result['methods'].items():
     print(f'{name}: {sentence(method)}')
-  if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
+  command_line.write_results(arguments.out, result)
 
 
 def summary(rows: Sequence[dict[str, float | None]]) -> dict:

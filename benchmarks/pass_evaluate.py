@@ -10,8 +10,6 @@ files is scored as the command line does, with the memory of the process
 recorded, and the Hungarian matching is timed.
 """
 
-import argparse
-import json
 import math
 import os
 import pathlib
@@ -21,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+import command_line
 import cv2
 import numpy as np
 import psutil
@@ -220,13 +219,9 @@ def sentence(name: str, result: dict) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--images', type=int, default=100)
-  parser.add_argument('--classes', type=int, default=919)
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--files', type=int, default=1000)
-  parser.add_argument('--out', default='')
-  arguments = parser.parse_args(argv)
+  arguments = command_line.parse(
+    argv, __doc__, images=100, classes=919, rounds=5, files=1000
+  )
   cv2.setNumThreads(0)
   result: dict[str, dict | float] = {}
   for name, regions in (('few', FEW), ('many', MANY)):
@@ -245,8 +240,7 @@ def main(argv: Sequence[str]) -> None:
     f'Hungarian matching of {arguments.classes} classes: '
     f'{1000 * result["seconds_of_matching"]:.0f} ms'
   )
-  if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
+  command_line.write_results(arguments.out, result)
 
 
 if __name__ == '__main__':

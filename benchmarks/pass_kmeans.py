@@ -12,10 +12,7 @@ rows. It draws other initial centroids, so objectives differ by chance; both are
 computed from the centroids in float64.
 """
 
-import argparse
-import json
 import os
-import pathlib
 import statistics
 import sys
 import time
@@ -26,6 +23,7 @@ from typing import NamedTuple
 # four times slower where another process needs the core.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
+import command_line
 import faiss
 import jax
 import numpy as np
@@ -159,21 +157,18 @@ def sentence(shape: Shape, result: dict) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--rows', type=int, default=64431)
-  parser.add_argument('--dim', type=int, default=512)
-  parser.add_argument('--clusters', type=int, default=50)
-  parser.add_argument('--iterations', type=int, default=20)
-  parser.add_argument('--restarts', type=int, nargs='+', default=[1, 4])
-  parser.add_argument('--threads', type=int, default=os.cpu_count())
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--out', default='')
-  arguments = parser.parse_args(argv)
-  # Before jax starts its threads, whose number is that of its cores.
-  cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
-  os.sched_setaffinity(0, cores)
-  faiss.omp_set_num_threads(len(cores))
-  results = {'threads': len(cores)}
+  arguments = command_line.parse_on_cores(
+    argv,
+    __doc__,
+    rows=64431,
+    dim=512,
+    clusters=50,
+    iterations=20,
+    rounds=5,
+    restarts=[1, 4],
+  )
+  faiss.omp_set_num_threads(arguments.threads)
+  results = {'threads': arguments.threads}
   sizes = (arguments.rows, arguments.dim, arguments.clusters)
   for restarts in arguments.restarts:
     shape = Shape(*sizes, arguments.iterations, restarts)
@@ -181,8 +176,7 @@ def main(argv: Sequence[str]) -> None:
     result = summary(compare(shape, features, arguments.rounds))
     print(sentence(shape, result), flush=True)
     results[f'{restarts} restarts'] = {'shape': shape._asdict(), **result}
-  if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1))
+  command_line.write_results(arguments.out, results)
 
 
 if __name__ == '__main__':

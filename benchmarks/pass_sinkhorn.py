@@ -15,10 +15,7 @@ of those of numpy in float64. Then each pass over the matrix is timed. Without
 torch only the version of this project is timed.
 """
 
-import argparse
-import json
 import os
-import pathlib
 import statistics
 import sys
 import time
@@ -29,6 +26,7 @@ from typing import Any, NamedTuple
 # processor time from jax.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -326,20 +324,11 @@ TORCH = {'torch': sinkhorn, 'torch in place': sinkhorn_in_place}
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--batch', type=int, default=64)
-  parser.add_argument('--queue', type=int, default=3840)
-  parser.add_argument('--prototypes', type=int, default=3000)
-  parser.add_argument('--dim', type=int, default=128)
-  parser.add_argument('--threads', type=int, default=os.cpu_count())
-  parser.add_argument('--rounds', type=int, default=15)
-  parser.add_argument('--out', default='')
-  arguments = parser.parse_args(argv)
-  # Before jax starts its threads, whose number is that of its cores.
-  cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
-  os.sched_setaffinity(0, cores)
+  arguments = command_line.parse_on_cores(
+    argv, __doc__, batch=64, queue=3840, prototypes=3000, dim=128, rounds=15
+  )
   if torch:
-    torch.set_num_threads(len(cores))
+    torch.set_num_threads(arguments.threads)
   shape = {
     name: getattr(arguments, name)
     for name in ('batch', 'queue', 'prototypes', 'dim')
@@ -348,14 +337,13 @@ def main(argv: Sequence[str]) -> None:
   options = swav.SwavOptions(queue=arguments.queue)
   results = {
     'shape': shape,
-    'threads': len(cores),
+    'threads': arguments.threads,
     **compare(inputs, options, arguments.rounds),
     'seconds_of_parts': parts(inputs, options, arguments.rounds),
   }
   for name, value in results['seconds_of_parts'].items():
     print(f'{name:31} {1000 * value:.1f} ms')
-  if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1))
+  command_line.write_results(arguments.out, results)
 
 
 if __name__ == '__main__':

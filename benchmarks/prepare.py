@@ -9,8 +9,6 @@ that only decodes image and mask of the same files. Then each part is timed on
 one thread.
 """
 
-import argparse
-import json
 import os
 import pathlib
 import shutil
@@ -20,7 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+import command_line
 import cv2
+import image_folders
 import numpy as np
 import PIL.Image
 from absl import logging
@@ -36,45 +36,30 @@ from input_pipeline.sources import (
 )
 from runtime import threads
 
-SIZE = (375, 500)
-CLASSES = 21
 TIMED = 100  # Number of images on which the parts are timed.
 
 
 def make_folder(folder: pathlib.Path, count: int) -> None:
   """Draws images without noise, and masks of their regions."""
-  for name in ('images', 'masks'):
-    (folder / name).mkdir(parents=True)
+  image_folders.create(folder)
   rng = np.random.default_rng(0)
   palette = rng.integers(0, 256, (256, 3), np.uint8)
   for i in range(count):
-    # Like annotations: a few regions with smooth boundaries.
-    fields = rng.random((CLASSES, 4, 5)).astype(np.float32)
-    grown = [cv2.resize(field, SIZE[::-1], interpolation=3) for field in fields]
-    values = np.argmax(grown, axis=0).astype(np.uint8)
+    values = image_folders.draw_mask(rng)
     coarse = rng.integers(0, 128, (24, 32, 3), np.uint8)
-    shade = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)
-    cv2.imwrite(
-      str(folder / 'images' / f'{i:05}.jpg'),
-      palette[values] // 2 + shade // 2,
-      (cv2.IMWRITE_JPEG_QUALITY, 92),
+    shade = cv2.resize(
+      coarse, image_folders.SIZE[::-1], interpolation=cv2.INTER_CUBIC
     )
+    image = palette[values] // 2 + shade // 2
+    image_folders.write_image(folder / 'images' / f'{i:05}.jpg', image)
     mask = PIL.Image.fromarray(values)
     mask.putpalette(palette.tobytes())
     mask.save(folder / 'masks' / f'{i:05}.png')
-  names = ''.join(f'class{i}\n' for i in range(CLASSES))
-  (folder / 'classes.txt').write_text(names)
 
 
 def builder(folder: pathlib.Path) -> base.Builder:
   """Returns the builder of the folder's records."""
-  options = datasets.DataOptions(
-    'image_mask_folder',
-    source=str(folder),
-    images='images',
-    masks='masks',
-    classes='classes.txt',
-  )
+  options = image_folders.data_options(folder)
   return datasets.builder(options, str(folder / 'records'))
 
 
@@ -123,7 +108,9 @@ def parts(folder: pathlib.Path) -> dict[str, float]:
     'all of reading': lambda i: made.read_sample(sources[i]),
     'fingerprint': lambda i: fingerprints.ImageIndex.from_sample(samples[i]),
     'encode the record': lambda i: made.encode(samples[i]),
-    'count': lambda i: class_counts.CountAccumulator(CLASSES).add(samples[i]),
+    'count': lambda i: class_counts.CountAccumulator(image_folders.CLASSES).add(
+      samples[i]
+    ),
   }
   return {name: timed(part, len(sources)) for name, part in work.items()}
 
@@ -141,11 +128,7 @@ def timed(part: Callable[[int], object], count: int) -> float:
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--images', type=int, default=1000)
-  parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--out', default='')
-  arguments = parser.parse_args(argv)
+  arguments = command_line.parse(argv, __doc__, images=1000, rounds=3)
   cv2.setNumThreads(0)
   logging.set_verbosity(logging.ERROR)  # TFDS logs each of its steps.
   rows = []
@@ -166,8 +149,7 @@ def main(argv: Sequence[str]) -> None:
   for name, value in result['milliseconds_an_image'].items():
     print(f'{name:28} {value:.2f} ms')
   print(sentence(result))
-  if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1))
+  command_line.write_results(arguments.out, result)
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict:

@@ -13,7 +13,6 @@ The default sizes are those of Pascal VOC: 16 labeled and 16 mixed images, whose
 inputs are 2.2 GB.
 """
 
-import argparse
 import functools
 import gc
 import json
@@ -27,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import command_line
 import cv2
 import jax
 import jax.numpy as jnp
@@ -427,21 +427,18 @@ def sentence(results: dict) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints it."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--images', type=int, default=32)
-  parser.add_argument('--side', type=int, default=129)
-  parser.add_argument('--classes', type=int, default=21)
-  parser.add_argument('--dim', type=int, default=256)
-  parser.add_argument('--threads', type=int, default=os.cpu_count())
-  parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--memory', choices=('jax', 'torch'))
-  parser.add_argument('--out', default='')
-  arguments = parser.parse_args(argv)
+  arguments = command_line.parse_on_cores(
+    argv,
+    __doc__,
+    images=32,
+    side=129,
+    classes=21,
+    dim=256,
+    rounds=5,
+    memory=('', 'jax', 'torch'),
+  )
   if arguments.images < 2 or arguments.images % 2:
-    parser.error(f'--images: expected an even number, got {arguments.images}')
-  # Before jax starts its threads, one for each core that it may use.
-  cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
-  os.sched_setaffinity(0, cores)
+    sys.exit(f'--images: expected an even number, got {arguments.images}')
   shape = Shape(
     arguments.images, arguments.side, arguments.classes, arguments.dim
   )
@@ -460,10 +457,12 @@ def main(argv: Sequence[str]) -> None:
     memory[kind] = json.loads(process.stdout)
     shown = {n: f'{b / MEGABYTE:.0f} MiB' for n, b in memory[kind].items()}
     print(f'memory of {kind}: {shown}', flush=True)
-  results = summary(compare(shape, options, len(cores), arguments.rounds))
+  results = summary(
+    compare(shape, options, arguments.threads, arguments.rounds)
+  )
   results = {
     'shape': shape._asdict(),
-    'threads': len(cores),
+    'threads': arguments.threads,
     **results,
     'memory': memory,
     'seconds_of_parts': parts(shape, options, arguments.rounds),
@@ -471,8 +470,7 @@ def main(argv: Sequence[str]) -> None:
   for name, value in results['seconds_of_parts'].items():
     print(f'{name:28} {1000 * value:.0f} ms')
   print(sentence(results))
-  if arguments.out:
-    pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1))
+  command_line.write_results(arguments.out, results)
 
 
 if __name__ == '__main__':

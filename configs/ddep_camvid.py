@@ -1,10 +1,10 @@
-"""Denoising pretraining on CamVid: 367 photographs of streets, 11 classes.
+"""Denoising pretraining on CamVid, 367 street photographs of 11 classes.
 
-By default the whole U-Net learns to denoise the photographs (DeP) and is then
-fine-tuned on the labeled ones. With `init=ddep` the encoder was trained on
-image-level labels, here or elsewhere (`encoder=`), and the decoder denoises.
+By default the whole U-Net is pretrained by denoising (DeP), then fine-tuned on
+the labeled photographs. With `init=ddep` the encoder is trained on image-level
+labels, here or elsewhere (`encoder=`), and denoising trains the decoder.
 
-Val is one clip that lies inside a training sequence: its score is optimistic.
+Val is one clip from within a training sequence: its score is optimistic.
 
 Data:  $SEG_DATA_DIR/camvid/{train,val}/{images,labels}
 Run:   python -m ddep.main --config=configs/ddep_camvid.py

@@ -1,7 +1,7 @@
 """Denoising pretraining on your own images, then fine-tuning on their masks.
 
-Data:  a folder with images, masks of the same names, and a class list: see
-       docs/own_data.md.
+Data:  a folder of images, masks of the same names and a class list: see "Your
+       own data" in README.md.
 Run:   python -m ddep.main \
          --config=configs/ddep_folder.py:source=roads,ignore=255
 Cost:  about 3 minutes a stage on 2 CPU cores.

@@ -1,7 +1,7 @@
-"""DDeP on `shapes`: an encoder learns to classify, a decoder to denoise.
+"""DDeP on generated images of shapes: nothing has to be downloaded.
 
-Both are then fine-tuned on few labeled scenes. Everything is generated here,
-nothing has to be downloaded.
+The encoder is pretrained by classification, the decoder by denoising; both are
+then fine-tuned on few labeled scenes.
 
 Run:   python -m ddep.main --config=configs/ddep_shapes.py:init=ddep,labels=100
 Cost:  2 to 3 minutes a stage on 2 CPU cores.

@@ -123,3 +123,9 @@ def resnet(depth: int) -> ml_collections.ConfigDict:
     },
     dtype='bfloat16',
   )
+
+
+def small_pass() -> ml_collections.ConfigDict:
+  """Builds the encoder of PASS for a CPU; no decoder."""
+  encoder, _ = SMALL['pass']
+  return shared.block(encoder=encoder)

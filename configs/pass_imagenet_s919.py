@@ -1,19 +1,26 @@
-"""PASS on ImageNet-S 919: a ResNet-50 learns to segment without a label.
+"""PASS on ImageNet-S 919: a ResNet-50 learns to segment without labels.
 
-Representations are learned from all of ImageNet, what follows from ImageNet-S.
+Pretraining is on all of ImageNet, the later stages are on ImageNet-S.
+
 Paper: 11.5 / 11.0 % mIoU on val / test (PASSs), 7.3 / 6.6 (PASSp).
-
-Data:  $SEG_DATA_DIR/imagenet_s and $SEG_DATA_DIR/imagenet (docs/datasets.md).
+Data:  $SEG_DATA_DIR/imagenet_s, $SEG_DATA_DIR/imagenet (see README.md).
 Run:   python -m pass_luss.main --config=configs/pass_imagenet_s919.py
        python -m pass_luss.main --config=configs/pass_imagenet_s919.py:tiny
        The first once more, with :on=50 --workdir=runs/pass_imagenet_s919,
-       segments ImageNet-S 50 with what it has trained.
-Cost:  12.0 EFLOPs: 8.3 hours at 400 TFLOP/s, four fifths of
-       it for `represent`; tiny takes a minute a stage on 2 CPU cores.
+       segments ImageNet-S 50 with the trained network.
+Cost:  12.0 EFLOPs: 8.3 hours at 400 TFLOP/s, four fifths of them pretraining.
+       tiny: a minute a stage on 2 CPU cores.
 """
 
-from configs import common, luss
+from configs import imagenet_s
 
 
 def get_config(argument=None):
-  return luss.imagenet(common.parse(argument, **luss.IMAGENET_S), 919)
+  return imagenet_s.experiment(
+    argument,
+    num_classes=919,
+    num_images=1_183_322,
+    threshold=0.37,
+    # All of ImageNet.
+    pretraining=('imagenet/1k', 1_281_167),
+  )

@@ -1,124 +1,94 @@
-"""PASS on `shapes`: single shapes are found, grouped and segmented, unlabeled.
+"""PASS on generated images of shapes: nothing has to be downloaded.
 
-Everything is generated here, nothing has to be downloaded.
+Single shapes are segmented into categories without labels.
 
 Run:   python -m pass_luss.main --config=configs/pass_shapes.py:branch=swav
-Cost:  8 minutes on 2 CPU cores, 3 of them for the longest training.
+Cost:  8 minutes on 2 CPU cores, 3 of them for the longest stage.
 """
 
-from configs import common, luss
+from configs import luss, networks, shared
+from configs import options as options_lib
 
-# Color says nothing of what a shape is, and learned features would be of
-# little else. Blur would hide the patterns, which are a few pixels wide.
+# Gray, as color says nothing about a shape and would be most of what features
+# encode. No blur, which would hide the patterns: they are a few pixels wide.
 _GRAY = luss.jitter(0.5, saturation=0.0, hue=0.0, gray=1.0, blur=0.0)
+_COLORS = {'large': (_GRAY, _GRAY), 'small': _GRAY}
 # Both views show most of the shape.
-_AREA = (0.5, 1.0)
-_COLORS = {'large': (_GRAY, _GRAY), 'small': _GRAY, 'red_deviation': 0.229}
+_VIEWS = luss.views('large', 2, 48, (0.5, 1.0))
+# Images have 64 pixels a side.
+_INFERENCE = {'short_side': 64, 'batch_size': 40}
 
 
 def get_config(argument=None):
-  # The newer recipes are for images of 224 pixels.
-  options = common.parse(argument, **{**luss.PASS, 'semi': ['pass']})
-  config = common.block(program='pass_luss.main', data_dir='', without_files='')
-  config.network = luss.small_network()
-  config.images = common.block(data=common.data('shapes/single'), split='train')
-  config.represent = _represent(options)
-  config.distance = common.block(
-    bank='train_semi',
-    splits=('val', 'test'),
-    neighbors=10,
-    temperature=0.07,
-    short_side=64,
-    batch_size=40,
-    rematch=False,
-    accuracy_from='train',
-    crop=64,
+  options = options_lib.parse(argument, **luss.PASS)
+  finetuning = {'crop': luss.crop(64, 0.3)}
+  config = shared.block(
+    program='pass_luss.main',
+    network=networks.small_pass(),
+    images={'data': {'name': 'shapes/single'}},
+    represent=_represent(options),
+    stages=luss.stages(options),
+    distance={
+      **_INFERENCE,
+      'splits': ('val', 'test'),
+      'rematch': False,
+      'accuracy_from': 'train',
+      'crop': 64,
+    },
+    attend={
+      'clusters': {'queue': 512},
+      'shared': options.shared_attention,
+      'large': _VIEWS,
+      'colors': _COLORS,
+      # LARC moves a weight by less than a thousandth of its length in a step:
+      # nothing would be learned in so few.
+      'recipe': shared.recipe(64, 300, shared.adam(5e-3)),
+    },
+    cluster={
+      **_INFERENCE,
+      'kind': options.cluster,
+      'crop': 64,
+      'seed': options.seed,
+    },
+    label={
+      **_INFERENCE,
+      'threshold': luss.threshold(options),
+      'saliency': options.saliency,
+      'report': ('val', 'test'),
+    },
+    finetune={
+      **finetuning,
+      'recipe': shared.recipe(32, 600, luss.larc(0.6)),
+    },
+    segment={**_INFERENCE, 'inference': luss.inference(options)},
+    semi={
+      **finetuning,
+      'split': 'train_semi',
+      'recipe': shared.recipe(32, 400, luss.larc(0.6)),
+    },
+    segment_semi=_INFERENCE,
   )
-  config.attend = _attend(options)
-  config.cluster = common.block(
-    kind=options.cluster,
-    iterations=20,
-    restarts=30,
-    short_side=64,
-    crop=64,
-    batch_size=40,
-    seed=options.seed,
-  )
-  config.label = common.block(
-    threshold=luss.threshold(options, published=-1.0),
-    choose_on='val',
-    short_side=64,
-    batch_size=40,
-    saliency=options.saliency,
-    report=('val', 'test'),
-  )
-  config.finetune = common.block(
-    split='',  # the generated labels
-    crop=luss.crop(64, 0.3),
-    flips=('horizontal',),
-    reduction=2,
-    recipe=common.recipe(32, 600, luss.larc(0.6)),
-  )
-  config.segment = luss.segment(options)
-  config.semi = common.block(
-    split='train_semi',
-    crop=luss.crop(64, 0.3),
-    flips=('horizontal',),
-    reduction=2,
-    recipe=common.recipe(32, 400, luss.larc(0.6)),
-  )
-  config.segment_semi = luss.segment(options)
-  config.segment_semi.inference = 'logits'
-  for name in ('segment', 'segment_semi'):
-    config[name].update(short_side=64, batch_size=40)
-  config.stages = luss.stages(options)
-  config.operation = common.operation()
-  luss.set_seeds(config, options)
-  if options.untrained:
-    luss.forget(config)
-  if options.tiny:
-    luss.make_tiny(config)
-  return config
+  return luss.finish(config, options)
 
 
 def _represent(options):
-  return common.block(
-    data=common.data('shapes/single'),
-    split='train',
-    learn=luss.learn(
+  return {
+    'data': {'name': 'shapes/single'},
+    'learn': luss.objectives(
       options,
-      queue=512,
-      queue_from_step=600,
-      frozen_steps=100,
-      grid=7,
-      hidden=256,
-      size=64,
+      {'queue': 512, 'queue_from_step': 600, 'frozen_steps': 100},
+      pixpro={'hidden': 256, 'size': 64},
     ),
-    # More prototypes than channels: else embeddings can avoid all of them. Few
-    # of them, as many would tell backgrounds and sizes apart.
-    widths={'hidden': 128, 'embedding': 16, 'prototypes': 40},
-    large=luss.views('large', 2, 48, _AREA),
-    small=None,
-    colors=_COLORS,
-    start=luss.start(options),
-    recipe=common.recipe(
-      64, 1000, common.adam(options.lr or 2e-3, warmup_steps=20), 500
+    # More prototypes than channels, or embeddings can avoid all of them; but
+    # few, as many would separate backgrounds and sizes.
+    'widths': {'hidden': 128, 'embedding': 16, 'prototypes': 40},
+    'large': _VIEWS,
+    'colors': _COLORS,
+    'start': luss.start(options),
+    'recipe': shared.recipe(
+      64,
+      1000,
+      shared.adam(options.lr or 2e-3, warmup_steps=20),
+      evaluate_every=500,
     ),
-  )
-
-
-def _attend(options):
-  return common.block(
-    clusters={
-      **luss.TARGETS,
-      'queue': 512,
-      'queue_from_step': 0,
-      'frozen_steps': 0,
-    },
-    shared=options.shared_attention,
-    large=luss.views('large', 2, 48, _AREA),
-    colors=_COLORS,
-    # LARC moves weights by less than a thousandth of their length a step: in
-    # so few steps nothing would be learned.
-    recipe=common.recipe(64, 300, common.adam(5e-3)),
-  )
+  }

@@ -36,8 +36,18 @@ FOLDER = {
 
 
 def block(**fields: Any) -> ml_collections.ConfigDict:
-  """Builds a block of a config; nested dicts become blocks too."""
-  return ml_collections.ConfigDict(fields)
+  """Builds a block of a config; nested dicts become blocks too.
+
+  A dict that occurs twice becomes two blocks, as a ConfigDict would make one of
+  it: to override a field of one stage would change the other.
+  """
+  return ml_collections.ConfigDict(_copied(fields))
+
+
+def _copied(value: Any) -> Any:
+  if not hasattr(value, 'items'):
+    return value
+  return {name: _copied(field) for name, field in value.items()}
 
 
 def adam(learning_rate: float, **fields: Any) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def small_losses(
 def losses(
   options: SimpleNamespace,
   *,
-  group: int = 4,
+  mixing: dict[str, Any] | None = None,
   consistency: dict[str, Any] | None = None,
   contrast: dict[str, Any] | None = None,
   **fields: Any,
@@ -227,7 +227,7 @@ def losses(
 
   Args:
     options: `system`, a switch for each part, and those of contrast.
-    group: images that are mixed among each other.
+    mixing: further fields of the strong augmentation.
     consistency: further fields of the loss of unlabeled images.
     contrast: further fields of the contrastive loss.
     **fields: further ones of training, such as `supervised`.
@@ -254,7 +254,7 @@ def losses(
       'filtered': contrasts,
       'reverse': 0.1 if has['sce'] else 0.0,
       'denoise': 'raw' if has['pd'] else 'off',
-      'mixing': {'kind': _MIXING[options.system], 'group': group},
+      'mixing': {'kind': _MIXING[options.system], **(mixing or {})},
       **(consistency or {}),
     },
     'contrast': {

@@ -1,7 +1,7 @@
-"""U2PL, U2PL+ and its baselines on CamVid: 1/16 of 367 photographs labeled.
+"""U2PL, U2PL+ and their baselines on CamVid: 23 of 367 photographs labeled.
 
-The network is that of `ddep_camvid.py`, so a run of DDeP can be its start. Val
-is one clip that lies inside a training sequence: its score is optimistic.
+The network is that of `ddep_camvid.py`, so training can start from a run of
+DDeP. Val is one clip from within a training sequence: its score is optimistic.
 
 Data:  $SEG_DATA_DIR/camvid/{train,val}/{images,labels}
 Run:   python -m u2pl.main --config=configs/u2pl_camvid.py:system=u2pl

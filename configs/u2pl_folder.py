@@ -1,9 +1,9 @@
-"""U2PL, U2PL+ and its baselines on your own images, of which few have masks.
+"""U2PL, U2PL+ and their baselines on your own images, few of them with masks.
 
-Data:  a folder with images, masks of the same names, and a class list: see
-       docs/own_data.md. With without_mask=unlabeled images may be
-       without a mask; else the masks of those that are not among the labeled
-       ones are used to say how good the pseudo-labels are, no more.
+Data:  a folder of images, masks of the same names and a class list: see "Your
+       own data" in README.md. With without_mask=unlabeled some images may have
+       no mask. Otherwise the masks of images that are not labeled only measure
+       the pseudo-labels.
 Run:   python -m u2pl.main \\
          --config=configs/u2pl_folder.py:source=roads,ignore=255,labels=20
 Cost:  5 to 10 minutes on 2 CPU cores.

@@ -1,6 +1,7 @@
-"""U2PL, U2PL+ and its baselines on `shapes`: few labeled scenes, many without.
+"""U2PL, U2PL+ and their baselines on generated scenes of shapes.
 
-The network is that of `ddep_shapes.py`, so a run of DDeP can be its start.
+The network is that of `ddep_shapes.py`, so training can start from a run of
+DDeP. Nothing has to be downloaded.
 
 Run:   python -m u2pl.main --config=configs/u2pl_shapes.py:system=u2pl,labels=50
 Cost:  3 to 5 minutes on 2 CPU cores.

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from runtime import errors
+from runtime import options as options_lib
 
 # Name, in configs, of the split of a subset's held-out images.
 HELD_OUT = 'held_out'
@@ -50,11 +51,7 @@ class Subset:
   held_out: int = 0
 
   def __post_init__(self):
-    for name in ('seed', 'run', 'labels', 'held_out'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: expected 0 or more, got {getattr(self, name)}'
-        )
+    options_lib.check_range(self, 'seed', 'run', 'labels', 'held_out', least=0)
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: expected (0, 1], got {self.fraction}')
     if self.fraction != 1.0:

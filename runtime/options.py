@@ -116,7 +116,7 @@ def complete(cls: type, block: Any) -> Any:
   """
   if not hasattr(block, 'items'):
     return block
-  values, hints = dict(block.items()), _hints(cls)
+  values, hints = _to_block(block), _hints(cls)
   for field in dataclasses.fields(cls):
     if field.name not in values:
       if field.default is not dataclasses.MISSING:
@@ -132,12 +132,14 @@ def complete(cls: type, block: Any) -> Any:
 
 
 def _to_block(value: Any) -> Any:
-  """Returns the value with dataclasses as dicts of their fields."""
+  """Returns a copy with dataclasses and mappings as dicts."""
   if dataclasses.is_dataclass(value):
     return {
       field.name: _to_block(getattr(value, field.name))
       for field in dataclasses.fields(value)
     }
+  if hasattr(value, 'items'):
+    return {name: _to_block(item) for name, item in value.items()}
   if isinstance(value, tuple):
     return tuple(_to_block(item) for item in value)
   return value
@@ -155,6 +157,40 @@ def to_dict(value: Any) -> Any:
   if isinstance(value, tuple | list):
     return [to_dict(item) for item in value]
   return value
+
+
+def check_range(
+  options: Any,
+  *names: str,
+  least: int | float,
+  most: int | float | None = None,
+) -> None:
+  """Checks that fields are numbers from `least` on, and at most `most`.
+
+  Args:
+    options: a dataclass, in its `__post_init__`.
+    *names: names of the fields.
+    least: inclusive lower bound.
+    most: inclusive upper bound; None for no bound.
+
+  Raises:
+    ValueError: the message names the first field out of range.
+  """
+  for name in names:
+    value = getattr(options, name)
+    if most is None and value < least:
+      raise ValueError(f'{name}: expected {least} or more, got {value}')
+    if most is not None and not least <= value <= most:
+      raise ValueError(f'{name}: expected {least} to {most}, got {value}')
+
+
+def check_positive(options: Any, *names: str) -> None:
+  """Checks that fields are more than 0, as `check_range` does."""
+  for name in names:
+    if getattr(options, name) <= 0:
+      raise ValueError(
+        f'{name}: expected more than 0, got {getattr(options, name)}'
+      )
 
 
 def digest(value: Any) -> str:

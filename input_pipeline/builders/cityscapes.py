@@ -108,3 +108,33 @@ class Cityscapes(files.OfficialBuilder):
       )
       self.require_files({f'{kind}/{split}/*/*_{kind}_labelIds.png': labels})
     return files.pair_examples(images, images, labels, split)
+
+
+class RenderedBuilder(files.OfficialBuilder):
+  """A data set of rendered streets with the 19 classes; split train.
+
+  Attributes:
+    folders: of the PNG files of images and of masks.
+    id_pattern: regular expression of a file's name, which is its id.
+  """
+
+  folders: ClassVar[tuple[str, str]]
+  id_pattern: ClassVar[str]
+
+  def schema(self) -> records.Schema:
+    """Returns the 19 classes of Cityscapes."""
+    return records.Schema(CLASSES, PALETTE, tags=True)
+
+  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+    """Pairs images and masks of the same number."""
+    images, labels = (
+      files.match_files(sources, rf'{folder}/(?P<id>{self.id_pattern})\.png')
+      for folder in self.folders
+    )
+    self.require_files(
+      {
+        f'{folder}/*.png': matches
+        for folder, matches in zip(self.folders, (images, labels), strict=True)
+      }
+    )
+    return {'train': files.pair_examples(images, images, labels, 'train')}

@@ -3,7 +3,6 @@
 G. Ros et al.: The SYNTHIA dataset, 2016.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import cv2
@@ -12,8 +11,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline import batch
-from input_pipeline.builders import cityscapes, files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.builders import cityscapes
+from input_pipeline.sources import archives, masks
 from runtime import errors
 
 # The id of each class of Cityscapes; three classes (terrain, truck, train)
@@ -30,7 +29,7 @@ TABLE = masks.CodeTable(
 )
 
 
-class Synthia(files.OfficialBuilder):
+class Synthia(cityscapes.RenderedBuilder):
   """SYNTHIA-RAND-CITYSCAPES with the 19 classes of Cityscapes; split train.
 
   Ids are the official names ('0000000').
@@ -42,18 +41,9 @@ class Synthia(files.OfficialBuilder):
     'RAND_CITYSCAPES/{RGB,GT/LABELS}/*.png, unpacked from '
     'SYNTHIA_RAND_CITYSCAPES.rar (by unrar)'
   )
+  folders = ('RGB', 'GT/LABELS')
+  id_pattern = r'\d+'
   counts: ClassVar = {'train': 9400}
-
-  def schema(self) -> records.Schema:
-    """Returns the 19 classes of Cityscapes."""
-    return records.Schema(cityscapes.CLASSES, cityscapes.PALETTE, tags=True)
-
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
-    """Pairs images and masks of the same number."""
-    images = files.match_files(sources, r'RGB/(?P<id>\d+)\.png')
-    labels = files.match_files(sources, r'GT/LABELS/(?P<id>\d+)\.png')
-    self.require_files({'RGB/*.png': images, 'GT/LABELS/*.png': labels})
-    return {'train': files.pair_examples(images, images, labels, 'train')}
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads the class from the red channel, of 16 bits.

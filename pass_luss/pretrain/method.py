@@ -103,19 +103,21 @@ class Pretrain:
 
     def loss(params):
       outputs, stats = self.forward(params, state.batch_stats, views, batch)
-      step = objective_lib.Step(
-        params, state, batch, outputs, momentum_outputs, {}
+      total, scalars, targets = self._loss(
+        objective_lib.Step(params, state, batch, outputs, momentum_outputs, {})
       )
-      total, scalars = self._loss(step)
-      return total, (scalars, outputs, stats)
+      return total, (scalars, outputs, targets, stats)
 
-    (total, (scalars, outputs, stats)), gradient = jax.value_and_grad(
+    (total, (scalars, outputs, targets, stats)), gradient = jax.value_and_grad(
       loss, has_aux=True
     )(state.params)
     new = self.update.apply_gradients(state, gradient, stats)
     # After the update: frozen prototypes are restored, queues take this batch.
+    step = objective_lib.Step(
+      state.params, state, batch, outputs, momentum_outputs, targets
+    )
     for objective in self.objectives:
-      new = objective.after_update(state, new, outputs[objective.name])
+      new = objective.after_update(step, new)
     return new, {'loss': total, **scalars}
 
   def predict(
@@ -210,8 +212,8 @@ class Pretrain:
 
   def _loss(
     self, step: objective_lib.Step
-  ) -> tuple[types.Scalar, types.Metrics]:
-    """Computes the total loss, and all terms and scalars to log."""
+  ) -> tuple[types.Scalar, types.Metrics, ArraysByObjective]:
+    """Computes the total loss, terms and scalars to log, and the targets."""
     # Targets first: D2S reads those of SwAV.
     for objective in self.objectives:
       targets = {**step.targets, objective.name: objective.targets(step)}
@@ -220,7 +222,7 @@ class Pretrain:
     for objective in self.objectives:
       terms[objective.name], logged = objective.loss(step)
       scalars |= terms[objective.name] | logged
-    return self.total(terms), scalars
+    return self.total(terms), scalars, step.targets
 
   def total(self, terms: Mapping[str, types.Metrics]) -> types.Scalar:
     """Adds up the terms of all objectives (spec §2.8).

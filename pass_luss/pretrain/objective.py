@@ -176,13 +176,12 @@ class Objective:
     """Computes its terms of the loss."""
     raise NotImplementedError
 
-  def after_update(self, old: State, new: State, outputs: Arrays) -> State:
+  def after_update(self, step: Step, new: State) -> State:
     """Returns the new state with its own part brought up to date.
 
     Args:
-      old: state before the update.
-      new: state after it.
-      outputs: its own, before the update.
+      step: inputs of the loss; its state is that before the update.
+      new: state after the update.
     """
-    del old, outputs
+    del step
     return new

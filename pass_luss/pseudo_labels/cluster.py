@@ -9,6 +9,7 @@ from jaxtyping import Float32, Int32
 
 from pass_luss.pseudo_labels import features, kmeans
 from runtime import console, files, json_files
+from runtime import options as options_lib
 from segcore.distributed import sharding
 from segcore.train import workspace as workspace_lib
 
@@ -43,11 +44,8 @@ class ClusterOptions:
   seed: int = 0
 
   def __post_init__(self):
-    for name in ('iterations', 'restarts', 'short_side', 'crop', 'batch_size'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'{name}: expected 1 or more, got {getattr(self, name)}'
-        )
+    counts = 'iterations', 'restarts', 'short_side', 'crop', 'batch_size'
+    options_lib.check_range(self, *counts, least=1)
     if self.crop > self.short_side:
       raise ValueError(
         f'crop: expected at most the short side of {self.short_side}, got '

@@ -7,7 +7,7 @@ import flax.struct
 
 @flax.struct.dataclass
 class FeatureMap:
-  """One feature map.
+  """A feature map, with its name and its stride.
 
   Attributes:
     name: of the stage of the network that returns it, e.g. 'block2'.

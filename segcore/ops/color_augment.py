@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from runtime import options as options_lib
 from segcore.types import ExampleKeys
 
 # Indices of the operations in `Draws.factors`; brightness is the first.
@@ -56,16 +57,12 @@ class ColorOptions:
   threshold: float = 0.5
 
   def __post_init__(self):
-    for name in ('jitter', 'gray', 'blur', 'solarize', 'threshold'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'{name}: expected 0 to 1, got {getattr(self, name)}')
-    for name in ('brightness', 'contrast', 'saturation'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: expected 0 or more, got {getattr(self, name)}'
-        )
-    if not 0 <= self.hue <= 0.5:
-      raise ValueError(f'hue: expected 0 to 0.5, got {self.hue}')
+    shares = 'jitter', 'gray', 'blur', 'solarize', 'threshold'
+    options_lib.check_range(self, *shares, least=0, most=1)
+    options_lib.check_range(
+      self, 'brightness', 'contrast', 'saturation', least=0
+    )
+    options_lib.check_range(self, 'hue', least=0, most=0.5)
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 

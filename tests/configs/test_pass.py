@@ -154,9 +154,9 @@ def test_ablations_say_what_they_say():
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
-    ('clusters=false', 'nothing else to learn from'),
+    ('clusters=false', 'has no other objective'),
     ('branch=pixpro,clusters=false,d2s=3', 'needs clusters=true'),
-    ('branch=pixpro,clusters=false', 'attention learns by clusters'),
+    ('branch=pixpro,clusters=false', 'attention is trained by clusters'),
     ('branch=moco', 'expected one of swav, pixpro'),
     ('epochs=3', 'is unknown'),
   ],

@@ -20,21 +20,11 @@ def source(tmp_path_factory):
 def whole(source, tmp_path_factory):
   """An uninterrupted run on one device."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  process = runs.start(source, workdir)
-  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  return workdir
+  return runs.complete(source, workdir)
 
 
 def assert_same_to_the_bit(one, other):
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    runs.read_state(one / 'finetune'),
-    runs.read_state(other / 'finetune'),
-  )
-  for name in ('metrics', 'ids'):
-    assert runs.read_metrics(one / 'finetune', name) == runs.read_metrics(
-      other / 'finetune', name
-    )
+  runs.assert_same_runs(one, other, 'finetune')
   assert runs.read_results(one) == runs.read_results(other)
 
 
@@ -132,8 +122,7 @@ def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(
   ):
     assert runs.signal_when(runs.start(source, workdir), due), 'ended unkilled'
     assert not (stage / 'DONE.json').exists()
-  process = runs.start(source, workdir)
-  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  runs.complete(source, workdir)
   assert_same_to_the_bit(whole, workdir)
 
 
@@ -148,8 +137,7 @@ def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
   assert f'saved at step {saved}; run the same command' in runs.read_log(
     workdir
   )
-  process = runs.start(source, workdir)
-  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+  runs.complete(source, workdir)
   assert_same_to_the_bit(whole, workdir)
 
 

@@ -442,17 +442,20 @@ def test_decoder_layouts_reach_full_size(rng, layout, strides):
   assert count == ddep_counts.parameters(layers)
 
 
+def random_maps(rng, batch_size, channels):
+  """Draws the maps of an encoder for images of 32 x 32 pixels."""
+  strides = {'tokens': 16, 'skip8': 8, 'skip4': 4, 'skip2': 2}
+  return {
+    name: rng.normal(
+      size=(batch_size, 32 // stride, 32 // stride, channels[name])
+    )
+    for name, stride in strides.items()
+  }
+
+
 def test_a_block_concatenates_the_skip_behind(rng):
   channels = {'tokens': 2, 'skip8': 3, 'skip4': 1, 'skip2': 1}
-  maps = {
-    name: rng.normal(size=(1, 32 // stride, 32 // stride, channels[name]))
-    for name, stride in (
-      ('tokens', 16),
-      ('skip8', 8),
-      ('skip4', 4),
-      ('skip2', 2),
-    )
-  }
+  maps = random_maps(rng, 1, channels)
   weights = ddep_checkpoints.decoder_weights(
     rng, layout='A1', widths=(2, 1, 1, 1, 1), channels=channels
   )
@@ -478,15 +481,7 @@ def test_a_block_concatenates_the_skip_behind(rng):
 def test_level_modulates_the_norms(rng):
   options = {'widths': (8, 8, 8, 8, 4), 'channels': CHANNELS}
   weights = ddep_checkpoints.decoder_weights(rng, level_features=6, **options)
-  maps = {
-    name: rng.normal(size=(2, 32 // stride, 32 // stride, CHANNELS[name]))
-    for name, stride in (
-      ('tokens', 16),
-      ('skip8', 8),
-      ('skip4', 4),
-      ('skip2', 2),
-    )
-  }
+  maps = random_maps(rng, 2, CHANNELS)
   level = rng.normal(size=(2, 6))
   plain = ddep_networks.decoder(maps, weights, groups=4)
   result = ddep_networks.decoder(maps, weights, groups=4, level=level)

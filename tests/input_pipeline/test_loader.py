@@ -183,14 +183,19 @@ def test_threads_change_nothing():
   assert_same(actual, expected)
 
 
-def test_worker_processes_change_nothing():
-  # Two streams, the second of several resolutions, on one of two hosts.
-  group = views.ViewGroup('small', 2, (3, 3), (0.2, 0.9))
+def two_streams(size):
+  """Returns a stream of whole images and a longer one of two small views."""
+  group = views.ViewGroup('small', 2, size, (0.2, 0.9))
   crops = transforms.Compose((transforms.Decode(3), views.MultiCrop((group,))))
-  streams = {
+  return {
     'labeled': loader.Stream(SEVEN[:5], AUGMENT),
     'unlabeled': loader.Stream(SEVEN, crops),
   }
+
+
+def test_worker_processes_change_nothing():
+  # Two streams, the second of several resolutions, on one of two hosts.
+  streams = two_streams((3, 3))
   part = loader.ProcessShard(1, 2)
   expected = take(loader_of(streams=streams, shard=part), 6, step=1)
   reading = loader.ReadOptions(threads=1, buffered=1, workers=2)
@@ -315,12 +320,7 @@ def test_element_spec_by_hand(hosts):
 
 
 def test_element_spec_matches_the_batches():
-  group = views.ViewGroup('small', 2, (3, 5), (0.2, 0.9))
-  crops = transforms.Compose((transforms.Decode(3), views.MultiCrop((group,))))
-  streams = {
-    'labeled': loader.Stream(SEVEN[:5], AUGMENT),
-    'unlabeled': loader.Stream(SEVEN, crops),
-  }
+  streams = two_streams((3, 5))
   hosts = [
     loader_of(streams=streams, shard=loader.ProcessShard(i, 2))
     for i in range(2)

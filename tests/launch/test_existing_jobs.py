@@ -2,17 +2,8 @@
 
 import pytest
 
-from tests.support import launching
-
 # tpu_vm and queued differ little: one of them suffices.
 BACKENDS = ['local', 'queued', 'gke', 'slurm']
-
-
-@pytest.fixture
-def cloud(tmp_path):
-  made = launching.Cloud(tmp_path)
-  yield made
-  made.kill_processes()
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

@@ -5,15 +5,6 @@ import signal
 
 import pytest
 
-from tests.support import launching
-
-
-@pytest.fixture
-def cloud(tmp_path):
-  made = launching.Cloud(tmp_path)
-  yield made
-  made.kill_processes()
-
 
 def has_called(cloud, *words, times=1):
   """Returns whether gcloud was called with these two words so often."""

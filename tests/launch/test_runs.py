@@ -107,13 +107,6 @@ def test_a_dry_run_prints_the_commands_that_are_run(finished):
   assert verbs[-1] == 'delete'
 
 
-@pytest.fixture
-def cloud(tmp_path):
-  made = launching.Cloud(tmp_path)
-  yield made
-  made.kill_processes()
-
-
 @pytest.mark.parametrize('backend', FEW)
 def test_status_75_restarts_the_job(cloud, backend):
   cloud.plan(codes=[[0, 75], [0, 0]])

@@ -18,7 +18,7 @@ CLASSES = 4
 READING = loader_lib.ReadOptions(threads=1, buffered=1)
 
 
-def build_network(heads_by_name):
+def build_network(heads_by_name, dtype=jnp.float32):
   """Builds a dilated ResNet of width 4 and output stride 8, with heads."""
   encoder = resnet.DilatedResNet(
     blocks=(1, 1, 1, 1),
@@ -27,6 +27,7 @@ def build_network(heads_by_name):
     unit='basic',
     output_stride=8,
     zero_init=False,
+    dtype=dtype,
   )
   return segmenter.Segmenter(encoder, None, heads_by_name)
 
@@ -88,6 +89,19 @@ def attention_weights(state):
       f'variance{i}': stats[f'bn{i}']['var'],
     }
   return weights
+
+
+def projection_weights(params):
+  """Returns a projection's parameters as the transcription names them."""
+  weights = {
+    'w1': params['dense1']['kernel'],
+    'b1': params['dense1']['bias'],
+    'gamma': params['bn1']['scale'],
+    'beta': params['bn1']['bias'],
+    'w2': params['dense2']['kernel'],
+    'b2': params['dense2']['bias'],
+  }
+  return jax.tree.map(np.asarray, weights)
 
 
 def deepest_features(net, state, images):

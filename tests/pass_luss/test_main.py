@@ -1,6 +1,5 @@
 """All stages of PASS from the command line, on a small folder."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ from pass_luss.pseudo_labels import features
 from pass_luss.pseudo_labels import labeler as labeler_lib
 from runtime import errors
 from segcore.eval import export
-from segcore.experiment import experiment_stage
+from segcore.experiment import config_file, experiment_stage
 from segcore.train import workspace as workspace_lib
 from tests.support import runs
 
@@ -30,19 +29,19 @@ STAGES = (
 
 # `pass_shapes.py` on a folder of images, with fewer steps.
 CONFIG = """
-from configs import common, pass_shapes
+from configs import pass_shapes, shared
 
 def get_config(argument=None):
   config = pass_shapes.get_config('tiny')
-  data = common.data(
-    'image_mask_folder', source={source!r}, images='images', masks='masks',
+  data = shared.block(
+    name='image_mask_folder', source={source!r}, images='images', masks='masks',
     classes='classes.txt', ignore='255', val_fraction=0.4,
   )
   config.data_dir = {records!r}
   config.stages = {stages!r}
   config.network.encoder.width = 4
   config.images.data = config.represent.data = data
-  config.represent.widths = common.block(hidden=8, embedding=4, prototypes=6)
+  config.represent.widths = shared.block(hidden=8, embedding=4, prototypes=6)
   config.represent.learn.clusters.update(
     queue=8, queue_from_step=1, frozen_steps=1
   )
@@ -63,7 +62,7 @@ def get_config(argument=None):
   config.label.report = ('val',)
   config.segment.splits = config.segment_semi.splits = ('val',)
   config.semi.split = 'train'
-  config.segment_on = common.block(
+  config.segment_on = shared.block(
     **config.segment_semi, trained_by='semi',
     data=dict(data.to_dict(), masks='bars', classes='bars.txt'),
   )
@@ -233,10 +232,7 @@ def test_results_have_protocol_step_and_threshold(whole):
 
 def build_stages(config, **changes):
   """Builds the stages of a config by name, on one device."""
-  spec = importlib.util.spec_from_file_location('pass_folder', config)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  values = module.get_config()
+  values = config_file.load(str(config))
   values.update_from_flattened_dict(changes)
   return main.PROGRAM.build(values, jax.devices()[:1])
 
@@ -327,12 +323,17 @@ def test_interrupted_labeling_equals_an_uninterrupted_one(
   assert results_of(tmp_path, 'first') == results_of(tmp_path, 'second')
 
 
-def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
-  stages = build_stages(config)
+def build_label_stage(config, whole, folder):
+  """Returns the stage `label`, a new workspace of it, and its labeler."""
+  stage = build_stages(config)['label']
   workspace = make_workspace(
-    tmp_path / 'label', whole / 'attend', whole / 'cluster'
+    folder / 'label', whole / 'attend', whole / 'cluster'
   )
-  _, labeler = stages['label'].build_labeler(workspace)
+  return stage, workspace, stage.build_labeler(workspace)[1]
+
+
+def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
+  stage, workspace, labeler = build_label_stage(config, whole, tmp_path)
   swept = []
 
   def sweep(labeler, split, *_):
@@ -341,18 +342,14 @@ def test_threshold_is_chosen_once(config, whole, tmp_path, monkeypatch):
 
   monkeypatch.setattr(labeler_lib.Labeler, 'sweep_thresholds', sweep)
   first, second = (
-    stages['label'].choose_threshold(workspace, labeler, 2) for _ in range(2)
+    stage.choose_threshold(workspace, labeler, 2) for _ in range(2)
   )
   assert first == second and len(swept) == 1
   assert first.chosen_on == swept[0]
 
 
 def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
-  stages = build_stages(config)
-  workspace = make_workspace(
-    tmp_path / 'label', whole / 'attend', whole / 'cluster'
-  )
-  _, labeler = stages['label'].build_labeler(workspace)
+  stage, _, labeler = build_label_stage(config, whole, tmp_path)
   drawn = []
   monkeypatch.setattr(
     labeler_lib.panels,
@@ -364,7 +361,7 @@ def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
     height, width = example['size'].tolist()
     return np.broadcast_to(np.arange(width) < width // 2, (height, width)) / 2
 
-  images = stages['label'].open_images().select(np.array([3]))
+  images = stage.open_images().select(np.array([3]))
   labeler.draw_panel(images, whole / 'label' / 'train', left_half)
   ((((_, foreground, _),), names),) = drawn
   assert names[1] == 'saliency'
@@ -425,15 +422,7 @@ def test_killed_pretraining_equals_an_uninterrupted_one(
   assert runs.signal_when(killed, runs.step_logged(workdir / 'represent', 4))
   process = start(config, workdir, stages)
   assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    runs.read_state(workdir / 'represent'),
-    runs.read_state(whole / 'represent'),
-  )
-  for file in ('metrics', 'ids'):
-    assert runs.read_metrics(workdir / 'represent', file) == runs.read_metrics(
-      whole / 'represent', file
-    )
+  runs.assert_same_runs(workdir, whole, 'represent')
 
 
 def test_data_set_added_to_a_finished_run(config, whole, tmp_path):

@@ -12,7 +12,7 @@ import types
 
 import ml_collections
 
-from configs import common
+from configs import options as options_lib
 from runtime import errors, json_files
 from segcore.experiment import cli, stage
 from segcore.train import workspace as workspace_lib
@@ -21,7 +21,7 @@ INITS = {'none': 0.1, 'ddep': 0.2}
 
 
 def get_config(argument=None):
-  options = common.parse(
+  options = options_lib.parse(
     argument,
     init=list(INITS),
     labels=50,

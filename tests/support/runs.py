@@ -14,12 +14,21 @@ import sys
 import time
 
 import cv2
+import jax
 import numpy as np
 import PIL.Image
 
 from segcore.weights import checkpoint_reader
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+SMALL_NETWORK = (
+  '--config.network.encoder.blocks=(1, 1)',
+  '--config.network.encoder.width=8',
+  '--config.network.encoder.num_groups=4',
+  '--config.network.decoder.widths=(16, 8, 8)',
+  '--config.network.decoder.num_groups=4',
+)
 
 # Save, evaluation and log intervals all differ, and all of them occur.
 SHORT = (
@@ -28,11 +37,7 @@ SHORT = (
   '--config.finetune.recipe.batch_size=4',
   '--config.finetune.crop.size=(32, 32)',
   '--config.evaluate.batch_size=4',
-  '--config.network.encoder.blocks=(1, 1)',
-  '--config.network.encoder.width=8',
-  '--config.network.encoder.num_groups=4',
-  '--config.network.decoder.widths=(16, 8, 8)',
-  '--config.network.decoder.num_groups=4',
+  *SMALL_NETWORK,
   '--config.operation.save_every=4',
   '--config.operation.log_every=1',
   '--config.operation.record_ids=True',
@@ -141,6 +146,15 @@ def wait(process: subprocess.Popen, workdir: pathlib.Path) -> int:
     raise AssertionError(read_log(workdir)) from None
 
 
+def complete(
+  source: pathlib.Path, workdir: pathlib.Path, *arguments, **options
+):
+  """Runs to the end; takes what `start` takes, and returns `workdir`."""
+  process = start(source, workdir, *arguments, **options)
+  assert wait(process, workdir) == 0, read_log(workdir)
+  return workdir
+
+
 def read_log(workdir: pathlib.Path) -> str:
   """Returns the output of a run so far."""
   return workdir.with_suffix('.log').read_text()
@@ -206,3 +220,16 @@ def read_results(workdir: pathlib.Path) -> dict:
   return json.loads((workdir / 'evaluate' / 'results.json').read_text())[
     'splits'
   ]
+
+
+def assert_same_runs(
+  one: pathlib.Path, other: pathlib.Path, stage: str
+) -> None:
+  """Asserts that two runs trained a stage with the same results, to the bit."""
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    read_state(one / stage),
+    read_state(other / stage),
+  )
+  for name in ('metrics', 'ids'):
+    assert read_metrics(one / stage, name) == read_metrics(other / stage, name)

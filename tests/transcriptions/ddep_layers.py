@@ -112,7 +112,7 @@ def layer_norm(
 
 
 def relu(x: np.ndarray) -> np.ndarray:
-  """Computes max(x, 0)."""
+  """Computes max(x, 0) of each element."""
   return np.maximum(x, 0.0)
 
 

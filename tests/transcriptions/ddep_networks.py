@@ -430,7 +430,7 @@ def sinusoidal(
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-  """Computes x sigmoid(x)."""
+  """Computes x sigmoid(x) of each element."""
   return x * special.expit(x)
 
 

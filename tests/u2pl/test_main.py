@@ -1,6 +1,5 @@
 """Runs U2PL from the command line, as a user does."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,9 +15,7 @@ def source(tmp_path_factory):
 def whole(source, tmp_path_factory):
   """Returns the folder of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  process = runs.start(source, workdir, method='u2pl')
-  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  return workdir
+  return runs.complete(source, workdir, method='u2pl')
 
 
 def test_a_run_writes_metrics_state_and_results(whole):
@@ -48,17 +45,8 @@ def test_a_killed_run_resumes_bit_for_bit(source, whole, tmp_path):
   for step in (2, 7):  # In the warm-up, and with a bank.
     process = runs.start(source, workdir, method='u2pl')
     runs.signal_when(process, runs.step_logged(workdir / 'train', step))
-  process = runs.start(source, workdir, method='u2pl')
-  assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    runs.read_state(workdir / 'train'),
-    runs.read_state(whole / 'train'),
-  )
-  for name in ('metrics', 'ids'):
-    assert runs.read_metrics(workdir / 'train', name) == runs.read_metrics(
-      whole / 'train', name
-    )
+  runs.complete(source, workdir, method='u2pl')
+  runs.assert_same_runs(workdir, whole, 'train')
   assert runs.read_results(workdir) == runs.read_results(whole)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from runtime import options as options_lib
 from u2pl import contrast as contrast_lib
 from u2pl import ema, pseudo_labels
 from u2pl import mixing as mixing_lib
@@ -27,11 +28,9 @@ class SupervisedOptions:
   auxiliary: float = 0.0
 
   def __post_init__(self):
-    for name in ('threshold', 'kept_per_image', 'auxiliary'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: expected 0 or more, got {getattr(self, name)}'
-        )
+    options_lib.check_range(
+      self, 'threshold', 'kept_per_image', 'auxiliary', least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from pass_luss.pretrain import (
   objective,
   view_geometry,
 )
+from runtime import options as options_lib
 from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.types import Scalar
@@ -51,13 +52,8 @@ class PixproOptions:
   decay: float = 0.99
 
   def __post_init__(self):
-    if not 0 <= self.decay <= 1:
-      raise ValueError(f'decay: expected 0 to 1, got {self.decay}')
-    for name in ('hidden', 'size', 'power', 'distance'):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f'{name}: expected more than 0, got {getattr(self, name)}'
-        )
+    options_lib.check_range(self, 'decay', least=0, most=1)
+    options_lib.check_positive(self, 'hidden', 'size', 'power', 'distance')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pass_luss.pretrain import (
 )
 from pass_luss.pretrain import prototypes as prototypes_lib
 from pass_luss.pretrain import queue as queue_lib
+from runtime import options as options_lib
 from segcore import types
 from segcore.models import segmenter
 from segcore.ops import losses
@@ -55,16 +56,12 @@ class SwavOptions:
   frozen_steps: int = 0
 
   def __post_init__(self):
-    for name in ('temperature', 'epsilon', 'sinkhorn_iterations'):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f'{name}: expected more than 0, got {getattr(self, name)}'
-        )
-    for name in ('queue', 'queue_from_step', 'frozen_steps'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'{name}: expected 0 or more, got {getattr(self, name)}'
-        )
+    options_lib.check_positive(
+      self, 'temperature', 'epsilon', 'sinkhorn_iterations'
+    )
+    options_lib.check_range(
+      self, 'queue', 'queue_from_step', 'frozen_steps', least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,20 +149,16 @@ class Swav(objective.Objective):
     return objective.LossTerms({'loss_swav': loss}, scalars)
 
   def after_update(
-    self,
-    old: objective.State,
-    new: objective.State,
-    outputs: objective.Arrays,
+    self, step: objective.Step, new: objective.State
   ) -> objective.State:
     """Undoes the update of frozen prototypes, and fills the queue."""
-    # The new state already counts this step.
+    old = step.state  # The new one already counts this step.
     frozen = old.step < self.options.frozen_steps
     new = prototypes_lib.freeze(frozen, new, old)
     if old.queue is None:
       return new
-    queue = update_queue(
-      old.queue, outputs['embeddings'], old.step, self.options
-    )
+    embeddings = step.outputs[self.name]['embeddings']
+    queue = update_queue(old.queue, embeddings, old.step, self.options)
     return new.replace(queue=queue)
 
 

@@ -87,7 +87,7 @@ class DecoderBlock(nn.Module):
     embedding: Float[Array, 'B D_noise'] | None,
     train: bool,
   ) -> Float[Array, 'B h_out w_out D_out']:
-    """Applies the block.
+    """Applies the block to the map of the block before.
 
     Args:
       x: map to decode; h_out and w_out are h and w, or twice these.

@@ -9,6 +9,7 @@ import pytest
 
 from input_pipeline.sources import audit, class_counts, image_files
 from runtime import errors
+from tests.support import official
 
 CLASSES = ('sky', 'road', 'car')
 
@@ -24,12 +25,6 @@ def image_bytes(width, height, kind='JPEG', **options):
   pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
   encoded = io.BytesIO()
   PIL.Image.fromarray(pixels).save(encoded, kind, **options)
-  return encoded.getvalue()
-
-
-def mask_bytes(rows):
-  encoded = io.BytesIO()
-  PIL.Image.fromarray(np.array(rows, np.uint8)).save(encoded, 'PNG')
   return encoded.getvalue()
 
 
@@ -67,7 +62,7 @@ def make(tmp_path, **masks):
   """Writes images of 3x2 pixels with these masks, and lists them."""
   for name, rows in masks.items():
     write(tmp_path / f'images/{name}.jpg', image_bytes(3, 2))
-    write(tmp_path / f'masks/{name}.png', mask_bytes(rows))
+    write(tmp_path / f'masks/{name}.png', official.gray_png(rows))
   return audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
 
 
@@ -282,7 +277,7 @@ def test_missing_mask_is_a_problem(tmp_path):
 
 def test_mask_without_image_is_a_warning(tmp_path):
   make(tmp_path, a=GOOD)
-  write(tmp_path / 'masks/b.png', mask_bytes(GOOD))
+  write(tmp_path / 'masks/b.png', official.gray_png(GOOD))
   listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert listing.warnings == (
     f'{tmp_path}/masks/b.png: a mask without an image',
@@ -303,7 +298,7 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
 
 def test_two_masks_of_one_id_are_problems(tmp_path):
   make(tmp_path, a=GOOD)
-  write(tmp_path / 'masks/a.PNG', mask_bytes(GOOD))
+  write(tmp_path / 'masks/a.PNG', official.gray_png(GOOD))
   listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
   assert "a.PNG and a.png have the same id 'a'" in refused(listing)
 
@@ -365,7 +360,7 @@ def test_a_mask_that_is_not_a_png_is_refused(tmp_path):
 
 def test_a_truncated_mask_is_refused(tmp_path):
   listing = make(tmp_path, a=GOOD)
-  write(tmp_path / 'masks/a.png', mask_bytes(GOOD)[:50])
+  write(tmp_path / 'masks/a.png', official.gray_png(GOOD)[:50])
   assert 'masks/a.png: cannot be decoded' in refused(listing)
 
 

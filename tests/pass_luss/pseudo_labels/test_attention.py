@@ -89,17 +89,9 @@ def test_embeddings_of_attended_features():
     method=deepest,
     mutable=['batch_stats'],
   )
-  projection = jax.tree.map(
-    np.asarray, params['heads']['clusters']['projection']
+  weights = support.projection_weights(
+    params['heads']['clusters']['projection']
   )
-  weights = {
-    'w1': projection['dense1']['kernel'],
-    'b1': projection['dense1']['bias'],
-    'gamma': projection['bn1']['scale'],
-    'beta': projection['bn1']['bias'],
-    'w2': projection['dense2']['kernel'],
-    'b2': projection['dense2']['bias'],
-  }
   expected = reference.pixel_attention_embeddings(
     np.asarray(maps, np.float64), support.attention_weights(state), weights
   )

@@ -298,12 +298,17 @@ def test_rounded_sizes_have_the_same_aspect_ratio(tmp_path, size):
   assert (actual == 1).all()
 
 
-def refused(path, size=(2, 2)):
-  with pytest.raises(errors.BadFile) as error:
-    saliency.read_map(path, size)
+def message_of(error_type, read, path, *args):
+  """Returns the error's message without the path, which is its first part."""
+  with pytest.raises(error_type) as error:
+    read(path, *args)
   message = str(error.value)
   assert message.startswith(f'{path}: ') and '\n' not in message
   return message.removeprefix(f'{path}: ')
+
+
+def refused(path, size=(2, 2)):
+  return message_of(errors.BadFile, saliency.read_map, path, size)
 
 
 def test_maps_of_another_aspect_ratio_are_refused(tmp_path):
@@ -365,11 +370,7 @@ def test_find_maps_in_the_order_of_ids(tmp_path):
 
 
 def missing(folder, ids):
-  with pytest.raises(errors.UserError) as error:
-    saliency.find_maps(folder, ids)
-  message = str(error.value)
-  assert message.startswith(f'{folder}: ') and '\n' not in message
-  return message.removeprefix(f'{folder}: ')
+  return message_of(errors.UserError, saliency.find_maps, folder, ids)
 
 
 def test_missing_maps_are_counted_and_named(tmp_path):

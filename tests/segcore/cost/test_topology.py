@@ -12,13 +12,7 @@ from segcore.experiment import cli, dry_run, hosts
 from tests.support import runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py:tiny'
-SMALL = (
-  '--config.network.encoder.blocks=(1, 1)',
-  '--config.network.encoder.width=8',
-  '--config.network.encoder.num_groups=4',
-  '--config.network.decoder.widths=(16, 8, 8)',
-  '--config.network.decoder.num_groups=4',
-)
+SMALL = runs.SMALL_NETWORK
 
 
 def test_parse():

@@ -177,8 +177,7 @@ def exported_run(tmp_path_factory):
       '--config.operation.save_every=60',
       *arguments,
     )
-    process = runs.start(source, workdir, *more)
-    assert runs.wait(process, workdir) == 0, runs.read_log(workdir)
+    runs.complete(source, workdir, *more)
   assert 'it agrees with the network on 100.00%' in runs.read_log(workdir)
   return source, workdir
 

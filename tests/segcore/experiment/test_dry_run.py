@@ -23,13 +23,7 @@ from segcore.train import update as update_lib
 from tests.support import fake_methods, runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py'
-SMALL = (
-  '--config.network.encoder.blocks=(1, 1)',
-  '--config.network.encoder.width=8',
-  '--config.network.encoder.num_groups=4',
-  '--config.network.decoder.widths=(16, 8, 8)',
-  '--config.network.decoder.num_groups=4',
-)
+SMALL = runs.SMALL_NETWORK
 
 
 def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):

@@ -4,7 +4,7 @@ import pytest
 from tests.support import reference_networks
 
 
-def test_features_name_what_is_missing():
+def test_missing_maps_are_refused_with_the_maps_there_are():
   maps = reference_networks.draw_maps((2, 3), (4, 5))
   with pytest.raises(ValueError, match=r'no map at stride 8; .* strides 2, 4'):
     maps.at_stride(8)

@@ -75,10 +75,25 @@ def test_hybrid(tmp_path, size, grid, use_cls_token):
 
 
 @pytest.mark.parametrize('size', [(64, 64), (70, 37)])
-def test_bit(tmp_path, size):
-  weights = fake_checkpoints.bit_m()
-  encoder, pixels = fake_checkpoints.BIT, images(*size)
-  expected = ddep_networks.bit_encoder(pixels, weights, groups=_GROUPS)
+@pytest.mark.parametrize(
+  ('encoder', 'make_weights', 'transcription'),
+  [
+    (
+      fake_checkpoints.BIT,
+      fake_checkpoints.bit_m,
+      ddep_networks.bit_encoder,
+    ),
+    (
+      fake_checkpoints.RESNET,
+      fake_checkpoints.hybrid_of_four_blocks,
+      ddep_networks.stem,
+    ),
+  ],
+  ids=['bit', 'post_activation_resnet'],
+)
+def test_resnets(tmp_path, size, encoder, make_weights, transcription):
+  weights, pixels = make_weights(), images(*size)
+  expected = transcription(pixels, weights, groups=_GROUPS)
   variables = loaded(tmp_path, encoder, weights)
   assert_same_maps(encoder, variables, pixels, expected)
 
@@ -98,30 +113,15 @@ def test_bit_with_normed_skips(tmp_path):
   assert_same_maps(encoder, variables, pixels, expected)
 
 
-@pytest.mark.parametrize('size', [(64, 64), (70, 37)])
-def test_post_activation_resnet(tmp_path, size):
-  weights = fake_checkpoints.hybrid_of_four_blocks()
-  encoder, pixels = fake_checkpoints.RESNET, images(*size)
-  expected = ddep_networks.stem(pixels, weights, groups=_GROUPS)
-  variables = loaded(tmp_path, encoder, weights)
-  assert_same_maps(encoder, variables, pixels, expected)
-
-
 _WIDTHS = (16, 12, 8, 8, 4)
-_HYBRID_MAPS = {
+_STEM_MAPS = {
   'skip2': (2, 3),
   'skip4': (4, 5),
   'skip8': (8, 6),
   'feat16': (16, 7),
-  'tokens': (16, 8),
 }
-_RESNET_MAPS = {
-  'skip2': (2, 3),
-  'skip4': (4, 5),
-  'skip8': (8, 6),
-  'feat16': (16, 7),
-  'feat32': (32, 8),
-}
+_HYBRID_MAPS = {**_STEM_MAPS, 'tokens': (16, 8)}
+_RESNET_MAPS = {**_STEM_MAPS, 'feat32': (32, 8)}
 
 
 @pytest.mark.parametrize('layout', ['A', 'A1', 'B', 'unet'])

@@ -133,13 +133,18 @@ def test_nonfinite_term_is_named_and_no_later_state_is_saved(tmp_path):
   assert int(state.step) == 11
 
 
-def test_preemption_saves_at_once(tmp_path, monkeypatch):
+def preempt_after(monkeypatch, num_checks):
+  """Requests a stop when the loop has asked for one so often."""
   calls = []
   monkeypatch.setattr(
     workspace_lib.Preemption,
     'reached',
-    lambda self: calls.append(1) or len(calls) == 6,
+    lambda self: calls.append(1) or len(calls) == num_checks,
   )
+
+
+def test_preemption_saves_at_once(tmp_path, monkeypatch):
+  preempt_after(monkeypatch, 6)
   with pytest.raises(workspace_lib.Preempted, match='saved at step 6'):
     run(tmp_path, training())
   assert saved_steps(tmp_path) == {4, 6}
@@ -148,12 +153,7 @@ def test_preemption_saves_at_once(tmp_path, monkeypatch):
 
 
 def test_tensorboard_has_each_point_once_after_a_restart(tmp_path, monkeypatch):
-  calls = []
-  monkeypatch.setattr(
-    workspace_lib.Preemption,
-    'reached',
-    lambda self: calls.append(1) or len(calls) == 7,
-  )
+  preempt_after(monkeypatch, 7)
   with pytest.raises(workspace_lib.Preempted):
     run(tmp_path, training(), log_every=1)
   run(tmp_path, training(), log_every=1)

@@ -1,5 +1,7 @@
 """SwAV against slow numpy transcriptions (spec §2.5)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,7 +142,8 @@ def test_prototypes_are_frozen_before_their_step(step):
     return state.replace(opt_state={'slot': params})
 
   objective = swav.Swav(swav.SwavOptions(frozen_steps=2), SIZES)
-  new = objective.after_update(state(1.0), state(3.0), {})
+  inputs = dataclasses.replace(support.step({}), state=state(1.0))
+  new = objective.after_update(inputs, state(3.0))
   expected = 1.0 if step < 2 else 3.0
   for tree in (new.params, new.opt_state['slot']):
     assert (tree['heads']['clusters']['prototypes'] == expected).all()

@@ -73,32 +73,29 @@ def test_groups_that_do_not_divide_the_channels_are_refused():
     norm.GroupNorm().init(jax.random.key(0), jnp.zeros((1, 4, 4, 24)))
 
 
+def make_norm(kind, train):
+  return norm.make_norm(
+    kind,
+    train=train,
+    num_groups=1,
+    epsilon=1e-6,
+    dtype=jnp.float32,
+    name='norm',
+  )
+
+
 def test_unknown_norm_is_refused():
   with pytest.raises(
     ValueError, match="norm: expected group or batch, got 'layer'"
   ):
-    norm.make_norm(
-      'layer',
-      train=True,
-      num_groups=1,
-      epsilon=1e-6,
-      dtype=jnp.float32,
-      name='norm',
-    )
+    make_norm('layer', train=True)
 
 
 def test_batch_norm_collects_and_then_uses_running_statistics():
   x = jnp.asarray(np.random.default_rng(2).normal(3.0, 2.0, (4, 4, 4, 2)))
 
   def layer(train):
-    return norm.make_norm(
-      'batch',
-      train=train,
-      num_groups=1,
-      epsilon=1e-6,
-      dtype=jnp.float32,
-      name='norm',
-    )
+    return make_norm('batch', train)
 
   variables = layer(True).init(jax.random.key(0), x)
   output, updated = layer(True).apply(variables, x, mutable=['batch_stats'])
