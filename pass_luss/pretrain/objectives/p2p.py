@@ -131,7 +131,8 @@ class P2P(objective.Objective):
     )
     outputs = {'overlap': overlap, 'points': views.split(sampled)}
     if self.kind.predicts:
-      # One pass for each view: batch statistics of q are those of a view.
+      # One pass for each view: batch statistics of q are those of a view. The
+      # released code passes both views as one batch (spec §2.6).
       predictions = [
         net.heads.call_method(
           'pixels', 'predict', outputs['points'][:, view], True
