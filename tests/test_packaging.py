@@ -1,4 +1,4 @@
-"""What is installed holds every package, and importing it starts nothing."""
+"""The installed files are complete, and importing them starts no backend."""
 
 import ast
 import json
@@ -80,7 +80,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def report(installed, tmp_path_factory):
-  """What importing every installed module did, by module."""
+  """Imports every installed module; returns the result of each."""
   done = subprocess.run(
     [sys.executable, '-c', _IMPORT_ALL, str(installed)],
     cwd=tmp_path_factory.mktemp('elsewhere'),

@@ -35,7 +35,7 @@ class ClassCounts:
 
   @property
   def has_masks(self) -> bool:
-    """Whether any image has a label per pixel."""
+    """True if any image has a label per pixel."""
     return sum(self.pixels) + self.ignored > 0
 
 
