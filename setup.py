@@ -81,6 +81,7 @@ setuptools.setup(
       'pytest>=9',
       'pytest-xdist>=3.8',
       'ruff>=0.17',
+      'setuptools>=77',  # Builds the wheel of the packaging test.
     ],
     'docs': ['mkdocs-material>=9.8,<10', 'mkdocstrings[python]>=1.0.8,<2'],
     'gcs': ['gcsfs>=2026.7'],  # For work folders in gs://.

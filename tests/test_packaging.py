@@ -57,11 +57,7 @@ def packages_on_disk():
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-  """A folder with the files that setuptools puts into a wheel.
-
-  `build` rather than `bdist_wheel`: older setuptools have that only with the
-  package `wheel`, and nothing is to be downloaded here.
-  """
+  """Builds a wheel and installs it, without dependencies, into a folder."""
   folder = tmp_path_factory.mktemp('packaging')
   copy = folder / 'checkout'
   copy.mkdir()
@@ -70,12 +66,29 @@ def installed(tmp_path_factory):
   for top in sorted(ROOT.glob('*/__init__.py')):
     ignored = shutil.ignore_patterns('__pycache__')
     shutil.copytree(top.parent, copy / top.parent.name, ignore=ignored)
+  pip = (sys.executable, '-m', 'pip', '--quiet', '--no-python-version-warning')
+  # Without isolation, which would download setuptools.
   subprocess.run(
-    [sys.executable, 'setup.py', '-q', 'build', '--build-lib', folder / 'lib'],
+    [
+      *pip,
+      'wheel',
+      '--no-build-isolation',
+      '--no-deps',
+      '--wheel-dir',
+      '.',
+      '.',
+    ],
     cwd=copy,
     check=True,
   )
-  return folder / 'lib'
+  [wheel] = copy.glob('*.whl')
+  library = folder / 'lib'
+  subprocess.run(
+    [*pip, 'install', '--no-deps', '--no-index', '--target', library, wheel],
+    cwd=copy,
+    check=True,
+  )
+  return library
 
 
 @pytest.fixture(scope='module')
