@@ -78,3 +78,11 @@ def folder(request, tmp_path):
 
   request.getfixturevalue('objects')
   return files.parse_path('gs://bucket/run', '--workdir')
+
+
+@pytest.fixture(scope='session')
+def discs(tmp_path_factory):
+  """Returns a folder of drawn images with masks, for whole command lines."""
+  from tests.support import runs
+
+  return runs.make_folder(tmp_path_factory.mktemp('data') / 'discs')

@@ -12,15 +12,10 @@ from tests.support import runs
 
 
 @pytest.fixture(scope='module')
-def source(tmp_path_factory):
-  return runs.make_folder(tmp_path_factory.mktemp('data') / 'discs')
-
-
-@pytest.fixture(scope='module')
-def whole(source, tmp_path_factory):
+def whole(discs, tmp_path_factory):
   """An uninterrupted run on one device."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  return runs.complete(source, workdir)
+  return runs.complete(discs, workdir)
 
 
 def assert_same_to_the_bit(one, other):
@@ -49,16 +44,16 @@ def test_a_run_leaves_what_it_promises(whole):
   assert 'ETA' in text
 
 
-def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
+def test_predictions_of_a_folder_are_those_of_the_evaluation(discs, whole):
   photos, out = whole.parent / 'photos', whole.parent / 'found'
   photos.mkdir()
-  for path in sorted((source / 'images').iterdir()):
+  for path in sorted((discs / 'images').iterdir()):
     # A dot in a name is no suffix.
     (photos / 'day.1').mkdir(exist_ok=True)
     (photos / 'day.1' / path.name).write_bytes(path.read_bytes())
   (photos / 'torn.jpg').write_bytes(path.read_bytes()[:300])
   process = runs.start(
-    source,
+    discs,
     whole,
     *('--stage=predict', f'--images={photos}', f'--out={out}', '--probs'),
   )
@@ -85,7 +80,7 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
     np.testing.assert_array_equal(probs.argmax(-1)[sure], label[sure])
     assert (out / 'overlays' / 'day.1' / f'{path.stem}.png').exists()
     if path.stem not in {i.split('/')[-1] for i in trained}:
-      with PIL.Image.open(source / 'masks' / f'{path.stem}.png') as image:
+      with PIL.Image.open(discs / 'masks' / f'{path.stem}.png') as image:
         mask = np.asarray(image)
       for truth in (0, 1):
         for predicted in (0, 1):
@@ -101,9 +96,9 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(source, whole):
   assert (out / 'classes.txt').read_text() == 'ground #000000\ndisc #800000\n'
 
 
-def test_finished_work_is_not_done_twice(source, whole):
+def test_finished_work_is_not_done_twice(discs, whole):
   before = runs.read_log(whole)
-  process = runs.start(source, whole)
+  process = runs.start(discs, whole)
   assert runs.wait(process, whole) == 0
   added = runs.read_log(whole)[len(before) :]
   assert 'finetune is finished already' in added
@@ -111,7 +106,7 @@ def test_finished_work_is_not_done_twice(source, whole):
 
 
 def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(
-  source, whole, tmp_path
+  discs, whole, tmp_path
 ):
   workdir = tmp_path / 'run'
   stage = workdir / 'finetune'
@@ -120,16 +115,16 @@ def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(
     runs.checkpoint_half_written(stage, 4),
     runs.step_logged(stage, 6),
   ):
-    assert runs.signal_when(runs.start(source, workdir), due), 'ended unkilled'
+    assert runs.signal_when(runs.start(discs, workdir), due), 'ended unkilled'
     assert not (stage / 'DONE.json').exists()
-  runs.complete(source, workdir)
+  runs.complete(discs, workdir)
   assert_same_to_the_bit(whole, workdir)
 
 
-def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
+def test_sigterm_saves_and_exits_75(discs, whole, tmp_path):
   workdir = tmp_path / 'run'
   stage = workdir / 'finetune'
-  process = runs.start(source, workdir)
+  process = runs.start(discs, workdir)
   assert runs.signal_when(process, runs.step_logged(stage, 3), signal.SIGTERM)
   assert process.returncode == 75, runs.read_log(workdir)
   saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
@@ -137,7 +132,7 @@ def test_sigterm_saves_and_exits_75(source, whole, tmp_path):
   assert f'saved at step {saved}; run the same command' in runs.read_log(
     workdir
   )
-  runs.complete(source, workdir)
+  runs.complete(discs, workdir)
   assert_same_to_the_bit(whole, workdir)
 
 
@@ -151,32 +146,32 @@ PROTOCOL = (
 
 
 @pytest.fixture(scope='module')
-def one_of_4(source, tmp_path_factory):
+def one_of_4(discs, tmp_path_factory):
   """An uninterrupted run on 4 devices of one host."""
   workdir = tmp_path_factory.mktemp('one') / 'run'
-  alone = runs.start(source, workdir, *PROTOCOL, devices=4)
+  alone = runs.start(discs, workdir, *PROTOCOL, devices=4)
   assert runs.wait(alone, workdir) == 0, runs.read_log(workdir)
   return workdir
 
 
 @pytest.fixture(scope='module')
-def two_of_2(source, tmp_path_factory):
+def two_of_2(discs, tmp_path_factory):
   """The same on 2 hosts of 2 devices."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
-  Group(source, workdir, 2, 2).finish([0, 0])
+  Group(discs, workdir, 2, 2).finish([0, 0])
   return workdir
 
 
 class Group:
   """A run on several hosts that have a log each."""
 
-  def __init__(self, source, workdir, count, devices, *arguments):
+  def __init__(self, discs, workdir, count, devices, *arguments):
     port = runs.free_port()
     self.workdir = workdir
     self.logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
     self.processes = [
       runs.start(
-        source,
+        discs,
         workdir,
         *PROTOCOL,
         *arguments,
@@ -221,33 +216,33 @@ def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
 @pytest.mark.slow
 @pytest.mark.parametrize(('count', 'devices'), [(2, 2), (4, 1)])
 def test_hosts_of_which_one_was_killed_end_as_if_not(
-  source, tmp_path, count, devices
+  discs, tmp_path, count, devices
 ):
   whole, workdir = tmp_path / 'whole', tmp_path / 'run'
-  Group(source, whole, count, devices).finish([0] * count)
-  group = Group(source, workdir, count, devices)
+  Group(discs, whole, count, devices).finish([0] * count)
+  group = Group(discs, workdir, count, devices)
   due = runs.step_logged(workdir / 'finetune', 6)
   assert runs.signal_when(group.processes[0], due)
   group.finish([-signal.SIGKILL, *[1] * (count - 1)])
   for line in group.last_lines()[1:]:
     assert re.match(r'error: process 0 \(.+\) is gone', line)
-  Group(source, workdir, count, devices).finish([0] * count)
+  Group(discs, workdir, count, devices).finish([0] * count)
   assert_same_to_the_bit(whole, workdir)
 
 
 @pytest.mark.slow
-def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
+def test_4_hosts_are_killed_stopped_and_go_on_as_2(discs, one_of_4, tmp_path):
   workdir = tmp_path / 'run'
   stage = workdir / 'finetune'
   only = '--stage=finetune'
-  group = Group(source, workdir, 4, 1, only)
+  group = Group(discs, workdir, 4, 1, only)
   assert runs.signal_when(group.processes[2], runs.step_logged(stage, 5))
   group.finish([1, 1, -signal.SIGKILL, 1])
   for i in (0, 1, 3):
     assert re.match(r'error: process 2 \(.+\) is gone', group.last_lines()[i])
   before = losses_of(stage)
   # One of them is asked to stop: all do, at one step.
-  group = Group(source, workdir, 4, 1, only)
+  group = Group(discs, workdir, 4, 1, only)
   assert runs.signal_when(
     group.processes[3], runs.step_logged(stage, 7), signal.SIGTERM
   )
@@ -257,7 +252,7 @@ def test_4_hosts_are_killed_stopped_and_go_on_as_2(source, one_of_4, tmp_path):
   after = losses_of(stage)
   assert max(after) == saved
   assert {step: after[step] for step in before} == before
-  Group(source, workdir, 2, 1, only).finish([0, 0])
+  Group(discs, workdir, 2, 1, only).finish([0, 0])
   expected, actual = losses_of(one_of_4 / 'finetune'), losses_of(stage)
   assert actual.keys() == expected.keys()
   for step in actual:

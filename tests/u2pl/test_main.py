@@ -7,15 +7,10 @@ from tests.support import runs
 
 
 @pytest.fixture(scope='module')
-def source(tmp_path_factory):
-  return runs.make_folder(tmp_path_factory.mktemp('data') / 'discs')
-
-
-@pytest.fixture(scope='module')
-def whole(source, tmp_path_factory):
+def whole(discs, tmp_path_factory):
   """Returns the folder of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  return runs.complete(source, workdir, method='u2pl')
+  return runs.complete(discs, workdir, method='u2pl')
 
 
 def test_a_run_writes_metrics_state_and_results(whole):
@@ -39,21 +34,21 @@ def test_a_run_writes_metrics_state_and_results(whole):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_bit_for_bit(source, whole, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(discs, whole, tmp_path):
   """Compares bank, prototypes and teacher as well."""
   workdir = tmp_path / 'run'
   for step in (2, 7):  # In the warm-up, and with a bank.
-    process = runs.start(source, workdir, method='u2pl')
+    process = runs.start(discs, workdir, method='u2pl')
     runs.signal_when(process, runs.step_logged(workdir / 'train', step))
-  runs.complete(source, workdir, method='u2pl')
+  runs.complete(discs, workdir, method='u2pl')
   runs.assert_same_runs(workdir, whole, 'train')
   assert runs.read_results(workdir) == runs.read_results(whole)
 
 
-def test_missing_start_is_refused_in_one_line(source, tmp_path):
+def test_missing_start_is_refused_in_one_line(discs, tmp_path):
   workdir = tmp_path / 'run'
   process = runs.start(
-    *(source, workdir, '--config.train.start.path=nowhere'),
+    *(discs, workdir, '--config.train.start.path=nowhere'),
     '--config.train.start.take=("encoder", "decoder")',
     method='u2pl',
   )

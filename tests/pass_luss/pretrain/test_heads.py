@@ -7,6 +7,7 @@ import pytest
 
 from pass_luss.pretrain import heads
 from segcore.models.layers import norm
+from tests.pass_luss import support
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import BATCH, SIZE
 from tests.transcriptions import pass_luss as reference
@@ -44,15 +45,7 @@ def test_projection_of_images():
     mutable=['batch_stats'],
   )
   assert set(params) == {'dense1', 'bn1', 'dense2'}
-  weights = {
-    'w1': params['dense1']['kernel'],
-    'b1': params['dense1']['bias'],
-    'gamma': params['bn1']['scale'],
-    'beta': params['bn1']['bias'],
-    'w2': params['dense2']['kernel'],
-    'b2': params['dense2']['bias'],
-  }
-  weights = jax.tree.map(np.asarray, weights)
+  weights = support.projection_weights(params)
   # The last norm and the result are float32 by design.
   arrays.assert_close(actual, reference.image_projection(x, weights), rtol=1e-4)
 

@@ -17,11 +17,10 @@ from pass_luss.pretrain.objectives import p2p as p2p_lib
 from pass_luss.pretrain.objectives import pixpro, swav
 from segcore.cost import communication
 from segcore.distributed import sharding
-from segcore.models import segmenter
-from segcore.models.encoders import resnet
 from segcore.ops import color_augment
 from segcore.train import checkpoint, optimizers, train_state
 from segcore.train import update as update_lib
+from tests.pass_luss import support
 from tests.support import meshes
 from tests.transcriptions import pass_luss as reference
 
@@ -56,19 +55,8 @@ COLORS = view_colors.ViewColors(
 
 
 def make_method(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
-  encoder = resnet.DilatedResNet(
-    blocks=(1, 1, 1, 1),
-    width=4,
-    stem='small',
-    unit='basic',
-    output_stride=8,
-    zero_init=False,
-    dtype=dtype,
-  )
   objectives = options_lib.build(options, SIZES)
-  net = segmenter.Segmenter(
-    encoder, None, options_lib.build_heads(objectives, dtype)
-  )
+  net = support.build_network(options_lib.build_heads(objectives, dtype), dtype)
   update = update_lib.Update(('encoder', 'heads'), tx, num_steps)
   return method_lib.Pretrain(net, update, objectives, COLORS, options.combine)
 
@@ -232,17 +220,8 @@ def test_views_of_all_sizes_pass_the_head_together():
     )
     rows.append(np.asarray(each, np.float64).reshape(BATCH, 2, -1))
   together = np.concatenate(rows, axis=1).reshape(4 * BATCH, -1)
-  projection = jax.tree.map(
-    np.asarray, state.params['heads']['clusters']['projection']
-  )
-  weights = {
-    'w1': projection['dense1']['kernel'],
-    'b1': projection['dense1']['bias'],
-    'gamma': projection['bn1']['scale'],
-    'beta': projection['bn1']['bias'],
-    'w2': projection['dense2']['kernel'],
-    'b2': projection['dense2']['bias'],
-  }
+  projection = state.params['heads']['clusters']['projection']
+  weights = support.projection_weights(projection)
   np.testing.assert_allclose(
     np.asarray(outputs['swav']['embeddings']).reshape(4 * BATCH, -1),
     reference.image_projection(together, weights),
