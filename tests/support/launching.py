@@ -261,10 +261,14 @@ class Cloud:
         ids.append(int(path.name))
     return ids
 
-  def has_sleeping_child(self) -> bool:
-    """Returns whether a child process of a slow gcloud still lives."""
+  def has_sleeping_child(self, seconds: float) -> bool:
+    """Returns whether the child of a gcloud slow by these seconds still lives.
+
+    Any process of the machine counts, so the number should be an odd one.
+    """
+    command = f'sleep\0{seconds}\0'.encode()
     return any(
-      path.read_bytes() == b'sleep\x0060\0'
+      path.read_bytes() == command
       for path in pathlib.Path('/proc').glob('[0-9]*/cmdline')
       if os.access(path, os.R_OK)
     )
