@@ -109,11 +109,11 @@ class NoiseOptions:
 
 
 def sample_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
-  """Draws γ of each image from its key; float32.
+  """Draws the noise level γ of each image from its key; float32.
 
   Args:
-    keys: [B] keys; `sample` may use the same ones.
-    options: of the noise.
+    keys: [B] keys; safe to use in `sample` too, as γ folds them.
+    options: options of the noise.
   """
   if options.gamma_range == (0, 0):
     gamma = options.gamma or 1 / (1 + options.sigma**2)

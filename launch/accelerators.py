@@ -134,7 +134,7 @@ class Accelerator:
 
 
 def parse(name: str) -> Accelerator:
-  """Parses the name of a slice.
+  """Parses the name of a TPU slice, such as 'v5e-16'.
 
   Raises:
     UserError: there is no slice of this name.

@@ -29,11 +29,11 @@ _PACKAGES = {'gs': 'gcsfs'}
 
 
 def parse_path(text: str, name: str) -> Path:
-  """Returns the path of a local folder or of a bucket that a user wrote.
+  """Parses a user's path of a local folder, or of a folder in a bucket.
 
   Args:
     text: a local path, where `~` is expanded, or `gs://BUCKET/FOLDER`.
-    name: of the flag or field, for messages.
+    name: name of the flag or field, for messages.
 
   Raises:
     UserError: the scheme is unknown, or its package is not installed.

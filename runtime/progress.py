@@ -21,7 +21,7 @@ class Activity(NamedTuple):
 
   Attributes:
     time: of this process's monotonic clock, in seconds.
-    what: what was reached: 'step 7 of denoise'.
+    what: the progress, such as 'step 7 of denoise'.
   """
 
   time: float
@@ -39,7 +39,7 @@ def record_activity(what: str) -> None:
   """Records that this process made progress just now.
 
   Args:
-    what: what was reached: 'step 7 of denoise'.
+    what: the progress, such as 'step 7 of denoise'.
   """
   _latest[0] = Activity(time.monotonic(), what)
 

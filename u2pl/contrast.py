@@ -178,10 +178,10 @@ def candidates(
   unreliable: Bool[Array, 'B h w'],
   options: ContrastOptions,
 ) -> Candidates:
-  """Computes which cells may be anchors, positives and negatives of a class.
+  """Computes which feature cells may be anchors, positives and negatives.
 
   Args:
-    probs: of the teacher.
+    probs: class probabilities of the teacher.
     labels: ground truth or pseudo-labels; negative where ignored.
     labeled: cells with ground truth.
     reliable: unlabeled cells with a reliable pseudo-label.
@@ -225,10 +225,10 @@ def class_losses(
   """Computes the mean InfoNCE of each class's anchors (Eq. 10).
 
   Args:
-    anchors: of the student; the only argument with a gradient.
+    anchors: features of the student; the only argument with a gradient.
     positives: prototype of each class.
-    rows: of the memory bank.
-    draws: rows of its class that each anchor is compared with.
+    rows: negative features in the memory bank.
+    draws: indices of the rows that are each anchor's negatives.
     temperature: τ.
   """
   return _class_losses(temperature, anchors, positives, rows, draws)
@@ -299,7 +299,7 @@ def mean_over_classes(
   usable: Bool[Array, 'C'],
   present: Bool[Array, 'C'],
 ) -> Scalar:
-  """Computes the sum over usable classes divided by the number of present ones.
+  """Computes the mean loss over present classes, unusable ones counting as 0.
 
   0 unless at least two classes are present (spec §3.4). A present class that is
   not usable counts as 0 in the mean, as in the released code.

@@ -29,11 +29,11 @@ class Bank:
 def empty(
   capacity: tuple[int, ...], size: int, dtype: DTypeLike = jnp.float32
 ) -> Bank:
-  """Returns a bank without rows.
+  """Returns an empty memory bank.
 
   Args:
     capacity: number of rows of each class.
-    size: D of a row.
+    size: D, the length of a row.
     dtype: of the stored rows.
   """
   num_classes = len(capacity)
@@ -86,5 +86,5 @@ def clear(bank: Bank) -> Bank:
 
 
 def fill(bank: Bank) -> Float[Array, 'C']:
-  """Computes the share of each class's capacity that is in use, 0 to 1."""
+  """Computes the share of each class's rows that are filled, 0 to 1."""
   return bank.count / jnp.asarray(bank.capacity, jnp.float32)

@@ -160,11 +160,11 @@ def find(
 ) -> Mapping[str, File]:
   """Lists the files of a folder and of the archives in it, or of one archive.
 
-  A file that is in the folder takes precedence over one in an archive.
+  A file of the folder hides one at the same path in an archive.
 
   Args:
     source: a folder, or an archive.
-    patterns: of the names of archives to open, as `VOCtrainval*.tar`; other
+    patterns: name patterns of archives to open, `VOCtrainval*.tar`; other
       archives in the folder are not opened.
     cache: folder for decompressed copies of compressed tar files.
 

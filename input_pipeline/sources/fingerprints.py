@@ -154,10 +154,10 @@ def check_disjoint(
 
 
 def describe_shared(indices: Mapping[str, ImageIndex]) -> list[str]:
-  """Describes images that held-out splits share with others, a line per pair.
+  """Describes images that a held-out split shares with another split.
 
   Args:
-    indices: of each split; `val` and `test` are held out.
+    indices: image index by split; `val` and `test` are held out.
   """
   lines = []
   for first, second in itertools.combinations(indices, 2):

@@ -142,7 +142,7 @@ def draw_panel(
   num_generated: int,
   match: matching.Match | None,
 ) -> np.ndarray:
-  """Draws image, mask, label map and errors of some images; see `score`."""
+  """Draws image, mask, label map and errors; arguments as in `score`."""
   examples = []
   for i in splits.evenly_spaced(len(split), evaluation.NUM_PANEL_ROWS):
     prediction, label, _ = _pair(split, folder, i, num_generated)

@@ -127,15 +127,15 @@ def fit(
   block_rows: int = BLOCK_ROWS,
   progress: Callable[[int, float], Any] | None = None,
 ) -> Clustering:
-  """Runs k-means with restarts and keeps the one of the lowest objective.
+  """Runs k-means with restarts; returns the one with the lowest objective.
 
-  The objective is that of the returned centroids, after the last update. Of
-  equal restarts the first is kept.
+  The objective is that of the returned centroids, after the last update. On a
+  tie the first restart wins.
 
   Args:
     rows: features to cluster.
     initial: for each restart, the rows that are its initial centroids.
-    num_iterations: assignments and updates; without a test of convergence.
+    num_iterations: number of assignments and updates, all of which run.
     block_rows: rows whose distances are in memory at a time on each device;
       changes the result only by the rounding of sums.
     progress: called with finished restarts and the lowest objective so far.
@@ -185,9 +185,9 @@ def assign(
   centroids: Float[Array, 'K D'],
   block_rows: int = BLOCK_ROWS,
 ) -> Int[Array, 'N']:
-  """Returns the nearest centroid of each row; of equally near ones the first.
+  """Returns the index of each row's nearest centroid, the lowest one on a tie.
 
-  With L2-normalized centroids it is that of the largest cosine similarity.
+  With L2-normalized centroids it has the largest cosine similarity.
   """
 
   def visit(clusters: Array, block: Array, _: Array, start: Array) -> Array:

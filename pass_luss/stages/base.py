@@ -120,12 +120,12 @@ def add_scores(
   """Scores the label maps of a split, logs the scores and draws a panel.
 
   Args:
-    results: of the stage, which the scores are added to.
-    name: of the result.
+    results: the stage's results; the scores are added to them.
+    name: name of the result.
     split: the images with their masks.
     labels: folder of the label maps.
-    num_categories: without the background.
-    match: of categories with classes; None where they are the same.
+    num_categories: number of categories without the background.
+    match: the class of each category; None where they are the same.
     more: further scores.
   """
   values = {

@@ -31,10 +31,10 @@ _MAX_LISTED = 6
 
 
 def shared_settings(config: Any, **more: Any) -> dict[str, Any]:
-  """Returns what must be equal on all hosts, by name.
+  """Returns the settings that must be equal on all hosts, by name.
 
   Hosts that differ in any of it trace different programs, whose collectives
-  wait for each other without end, or read different data without a sign.
+  wait for each other without end, or silently read different data.
 
   Args:
     config: of the experiment.

@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 
 def run(model: predict.Model, folder: files.Path, request: Request) -> None:
-  """Writes the files, reads them back, and compares them with the network.
+  """Exports the network, and compares the exported program with it.
 
   Raises:
     UserError: the network or its protocol needs images of a fixed size, or the

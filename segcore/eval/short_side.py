@@ -214,11 +214,11 @@ def map_scores(
   not fit in memory.
 
   Args:
-    scores: scores of the cells.
+    scores: class scores on the feature grid.
     rows: vertical positions, from 0 at the upper edge of the map to 1 at the
       lower edge.
     columns: horizontal positions, from 0 at the left edge to 1 at the right.
-    function: from scores [B, n, W, C] to [B, n, W, …].
+    function: maps the scores of n rows, [B, n, W, C], to [B, n, W, …].
   """
   exact = jax.lax.Precision.HIGHEST
   batch, height, width, classes = scores.shape

@@ -90,7 +90,7 @@ def during_training(
   protocol: protocols.ProtocolOptions,
   purpose: str,
 ) -> dict[str, evaluator_lib.Evaluator]:
-  """Builds the evaluators of the splits followed during training, by name."""
+  """Builds the evaluators of the splits evaluated during training, by name."""
   return {
     name: segmentation_evaluator(
       context,

@@ -94,12 +94,12 @@ def build(
 def check_image_size(
   network: segmenter.Segmenter, size: tuple[int, int], path: str
 ) -> None:
-  """Checks that images of a size fit the network, by its shapes alone.
+  """Checks that the network accepts images of a size; follows shapes only.
 
   Args:
-    network: as built.
+    network: the network.
     size: height and width of the images.
-    path: of the size in the config, for messages.
+    path: path of the field with the size, for messages.
 
   Raises:
     UserError: they do not fit.

@@ -92,11 +92,11 @@ def paired_difference(
 def choose_swept(
   cells: Sequence[CellResult], select: str
 ) -> dict[tuple[str, str], str]:
-  """Chooses the swept values of the largest metric for each (row, column).
+  """Chooses the swept values with the best metric for each cell of the table.
 
   Args:
     cells: results of the sweep, without failed runs.
-    select: '<split>/<metric>'; NaN is never chosen.
+    select: metric to compare, '<split>/<metric>'; NaN is never chosen.
   """
   best: dict[tuple[str, str], tuple[float, str]] = {}
   for cell in cells:
