@@ -27,18 +27,27 @@ flags.FLAGS.mark_as_parsed()
 # Files that take longest are begun first (`--no-loadscope-reorder`), or one
 # worker would be left with them when the other has nothing to do.
 LONGEST = (
-  'u2pl/semi/test_mean_teacher.py',
-  'pass_luss/test_main.py',
   'ddep/test_main.py',
   'pass_luss/pretrain/test_method.py',
-  'u2pl/test_main.py',
-  'segcore/study/test_runner.py',
   'ddep/test_stages.py',
+  'u2pl/semi/test_reference_step.py',
+  'u2pl/test_contrastive_branch.py',
+  'segcore/study/test_runner.py',
+  'u2pl/test_contrast.py',
+  'u2pl/test_panels.py',
   'segcore/eval/test_export.py',
+  'u2pl/semi/test_mean_teacher.py',
+  'pass_luss/test_main.py',
+  'u2pl/test_main.py',
+  'segcore/ops/test_color_augment.py',
   'segcore/experiment/test_cli.py',
+  'segcore/experiment/test_contracts.py',
   'segcore/distributed/test_hosts.py',
-  'segcore/train/test_loop.py',
   'segcore/eval/test_inference.py',
+  'u2pl/test_pseudo_labels.py',
+  'segcore/train/test_loop.py',
+  'configs/test_pass.py',
+  'test_packaging.py',
 )
 
 
