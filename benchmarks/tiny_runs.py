@@ -118,25 +118,25 @@ def record(method: str, config: str, scratch: pathlib.Path) -> dict[str, Any]:
 
 def describe_stage(stage: pathlib.Path) -> dict[str, Any]:
   """Returns the metrics, parameters and results that a stage has written."""
-  found: dict[str, Any] = {}
+  description: dict[str, Any] = {}
   if (stage / 'metrics.jsonl').exists():
     lines = (stage / 'metrics.jsonl').read_text().splitlines()
-    found['metrics'] = [json.loads(line) for line in lines]
+    description['metrics'] = [json.loads(line) for line in lines]
   if (stage / 'checkpoints').exists():
     state = checkpoint_reader.read(
       stage / 'checkpoints', ('params', 'batch_stats')
     )
     leaves = flax.traverse_util.flatten_dict(state, sep='/')
-    found['params'] = {
+    description['params'] = {
       path: [list(np.shape(leaf)), str(leaf.dtype), digest(np.asarray(leaf))]
       for path, leaf in sorted(leaves.items())
     }
   if (stage / 'results.json').exists():
     results = json.loads((stage / 'results.json').read_text())
-    found['results'] = {
+    description['results'] = {
       name: split['metrics'] for name, split in results['splits'].items()
     }
-  return found
+  return description
 
 
 def digest(array: np.ndarray) -> str:
@@ -166,22 +166,22 @@ def differences(before: Any, after: Any, path: str = '') -> Iterator[str]:
 
 def record_all(out: pathlib.Path, only: str, jobs: int) -> int:
   """Records the runs whose config contains `only`; returns how many failed."""
-  found = json.loads(out.read_text()) if out.exists() else {}
+  recorded = json.loads(out.read_text()) if out.exists() else {}
 
   def run(method: str, config: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-      found[config] = record(method, config, pathlib.Path(scratch))
+      recorded[config] = record(method, config, pathlib.Path(scratch))
     # Whole or not at all: other tools may read it while runs go on.
     temporary = out.with_suffix('.tmp')
-    temporary.write_text(json.dumps(found, indent=1, sort_keys=True))
+    temporary.write_text(json.dumps(recorded, indent=1, sort_keys=True))
     temporary.replace(out)
-    state = 'failed' if 'error' in found[config] else 'ok'
-    print(f'{len(found)}/{len(RUNS)} {config}: {state}', flush=True)
+    state = 'failed' if 'error' in recorded[config] else 'ok'
+    print(f'{len(recorded)}/{len(RUNS)} {config}: {state}', flush=True)
 
-  wanted = [(m, c) for m, c in RUNS if only in c and c not in found]
+  wanted = [(m, c) for m, c in RUNS if only in c and c not in recorded]
   with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     list(pool.map(lambda pair: run(*pair), wanted))
-  return sum('error' in stages for stages in found.values())
+  return sum('error' in stages for stages in recorded.values())
 
 
 def main() -> int:

@@ -130,7 +130,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
     return {'': stream}
 
   def method(self, context: context_lib.Context, num_classes: int) -> Classify:
-    """Builds the classifier."""
+    """Builds the classifier with a head of `num_classes` scores."""
     net = context.build({'tags': heads.PoolHead(num_classes)}, self.size)
     update = self.options.recipe.make_update(('encoder', 'heads'))
     return Classify(net, update, self.options.kind)

@@ -24,7 +24,7 @@ from segcore.train import workspace as workspace_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(data_lib.LabeledData):
-  """Options of fine-tuning.
+  """Options of fine-tuning on the labeled images.
 
   Attributes:
     start: parameters of encoder and decoder before step 0.

@@ -97,5 +97,5 @@ class AttendStage(base.ViewsStage):
     )
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
-    """Opens the images."""
+    """Opens the images as a stream of views."""
     return {'': data_lib.ViewStream(self.open_images(), self.options.crop)}

@@ -54,7 +54,7 @@ class ClusterStage(ClusteredStage):
     return (self.trained_by.name,)
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images."""
+    """Returns the images that are clustered."""
     return experiment_stage.Inputs((self.image_input(),))
 
   def check_data(self) -> None:

@@ -25,7 +25,7 @@ _NUM_EVALUATED = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentOptions:
-  """Options of pretraining.
+  """Options of self-supervised pretraining.
 
   Attributes:
     data: images; their labels are not read.
@@ -109,7 +109,7 @@ class RepresentStage(base.ViewsStage):
     )
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
-    """Opens the images."""
+    """Opens the images as a stream of views."""
     block = self.options
     split = self.context.open(block.data, block.split)
     return {'': data_lib.ViewStream(split, block.crop)}

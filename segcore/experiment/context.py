@@ -1,4 +1,4 @@
-"""What the stages of an experiment are built on: network, data, devices."""
+"""Network, data and devices that the stages of an experiment share."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from segcore.train import loop
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What the stages of an experiment are built on.
+  """Network, data and devices that the stages of an experiment share.
 
   Attributes:
     network: of all stages.

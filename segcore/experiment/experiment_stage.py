@@ -87,7 +87,7 @@ class ExperimentStage(abc.ABC):
   def build(
     cls, experiment: Any, mesh: Mesh, stages: Sequence[str]
   ) -> 'ExperimentStage':
-    """Builds the stage.
+    """Builds the stage of an experiment.
 
     Args:
       experiment: the whole config; has `network`, `data_dir`, `operation`.
@@ -275,7 +275,7 @@ class TrainingStage(ExperimentStage):
   def method(
     self, context: context_lib.Context, num_classes: int
   ) -> method_lib.Method:
-    """Builds the method.
+    """Builds the method that the stage trains.
 
     Args:
       context: its network may differ from the stage's own in `remat`, `dtype`.

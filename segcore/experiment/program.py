@@ -116,7 +116,6 @@ class Program:
     Raises:
       UserError: the run is not finished.
     """
-    built = self.build(config)
-    context = next(iter(built.values())).context
-    reader = self.predicts_with(next(iter(built.values())).experiment, context)
+    first = next(iter(self.build(config).values()))
+    reader = self.predicts_with(first.experiment, first.context)
     return reader.load_model(workdir)
