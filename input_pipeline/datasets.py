@@ -363,6 +363,11 @@ def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
   data_set = prepare(options, data_dir)
   info = data_set.info
   if split not in info.splits:
+    if options.without_mask == split:
+      raise errors.UserError(
+        f'without_mask={split}: expected images without a mask in '
+        f'{options.source}, got a mask for each: leave unlabeled=same out'
+      )
     raise errors.UserError(
       f'split: expected one of {", ".join(info.splits)} of {options.name}, got '
       f'{split!r}'
