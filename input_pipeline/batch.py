@@ -32,7 +32,7 @@ Batch = Mapping[str, Any]
 HOST_ONLY = ('id',)
 
 
-def spec(
+def batch_spec(
   batch_size: int,
   size: tuple[int, int],
   label: bool = False,
@@ -59,7 +59,7 @@ def spec(
   }
 
 
-def to_symmetric(
+def batch_images_to_symmetric(
   images: UInt8[Array, '*B H W 3'],
 ) -> Float[Array, '*B H W 3']:
   """Maps 0…255 to [-1, 1], the image space of everything on the device."""
@@ -67,7 +67,7 @@ def to_symmetric(
   return (images.astype(jnp.float32) - 127.5) / 127.5
 
 
-def to_uint8(
+def batch_images_to_uint8(
   images: Float[np.ndarray, '*B H W 3'],
 ) -> UInt8[np.ndarray, '*B H W 3']:
   """Maps [-1, 1] back to 0…255, clipped and rounded; for pictures."""
@@ -75,7 +75,7 @@ def to_uint8(
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def join(arrays: Sequence[Array]) -> Array:
+def join_batch_rows(arrays: Sequence[Array]) -> Array:
   """Interleaves V arrays [B, …] into one [B·V, …], B-major.
 
   The batch axis is sharded over devices: a concatenation along it would move
@@ -85,8 +85,8 @@ def join(arrays: Sequence[Array]) -> Array:
   return stacked.reshape((-1, *stacked.shape[2:]))
 
 
-def split(array: Array, num_arrays: int) -> tuple[Array, ...]:
-  """Splits an array [B·V, …] of `join` into V arrays [B, …].
+def split_batch_rows(array: Array, num_arrays: int) -> tuple[Array, ...]:
+  """Splits an array [B·V, …] of `join_batch_rows` into V arrays [B, …].
 
   Raises:
     ValueError: the rows do not divide into V arrays.

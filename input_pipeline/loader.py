@@ -120,7 +120,9 @@ class Stream:
     )
 
 
-def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def stack_examples(
+  examples: Sequence[Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
   """Stacks examples into a batch without padding rows."""
   out = {
     name: np.stack([example[name] for example in examples])
@@ -159,7 +161,7 @@ class Loader:
         # The infinite length is 2**63 - 1: rounding it up overflows.
         rows,
         drop_remainder=True,
-        batch_fn=stack,
+        batch_fn=stack_examples,
       )[self.shard.index :: self.shard.count]
       for name, stream in self.streams.items()
     ]
@@ -177,7 +179,7 @@ class Loader:
       shape = (array.shape[0] * self.shard.count, *array.shape[1:])
       return jax.ShapeDtypeStruct(shape, array.dtype)
 
-    return jax.tree.map(widen, drop_host_only(self.batches()[0]))
+    return jax.tree.map(widen, drop_host_only_keys(self.batches()[0]))
 
   @contextlib.contextmanager
   def start(self, step: int) -> Iterator[Iterator[batch_lib.Batch]]:
@@ -194,16 +196,16 @@ class Loader:
       iterator.close()
 
 
-def drop_host_only(host_batch: batch_lib.Batch) -> dict[str, Any]:
+def drop_host_only_keys(host_batch: batch_lib.Batch) -> dict[str, Any]:
   """Returns a batch, or streams of batches, without keys of the host."""
   return {
-    name: drop_host_only(value) if isinstance(value, Mapping) else value
+    name: drop_host_only_keys(value) if isinstance(value, Mapping) else value
     for name, value in host_batch.items()
     if name not in batch_lib.HOST_ONLY
   }
 
 
-def prefetch(
+def prefetch_batches(
   batches: Iterator[batch_lib.Batch],
   put: Callable[[Any], Any],
   ahead: int = 2,
@@ -217,7 +219,7 @@ def prefetch(
   """
   pending = collections.deque()
   for batch in batches:
-    pending.append(put(drop_host_only(batch)))
+    pending.append(put(drop_host_only_keys(batch)))
     if len(pending) > ahead:
       yield pending.popleft()
   yield from pending

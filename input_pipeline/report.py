@@ -15,7 +15,7 @@ _MAX_NAMES = 60
 _COLUMNS = 4
 
 
-def overlay(
+def overlay_label_colors(
   sample: records.Sample, palette: Sequence[tuple[int, int, int]]
 ) -> UInt8[np.ndarray, 'H W 3']:
   """Overlays an image with the colors of its label, except ignored pixels."""
@@ -26,7 +26,7 @@ def overlay(
   return np.where(sample.label[..., None] < 0, sample.pixels, mixed)
 
 
-def draw(
+def draw_dataset_report(
   path: pathlib.Path,
   title: str,
   counts: Mapping[str, class_counts.ClassCounts],
@@ -55,7 +55,7 @@ def draw(
   for axis in axes:
     axis.set_axis_off()
   for axis, sample in zip(axes, samples, strict=False):
-    axis.imshow(overlay(sample, schema.palette))
+    axis.imshow(overlay_label_colors(sample, schema.palette))
     names = [schema.classes[i] for i in sample.tags]
     shown = ', '.join(names[:4]) + (' …' if len(names) > 4 else '')
     axis.set_title(f'{sample.id}\n{shown}', fontsize=7, parse_math=False)

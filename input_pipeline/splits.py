@@ -51,7 +51,9 @@ class Subset:
   held_out: int = 0
 
   def __post_init__(self):
-    options_lib.check_range(self, 'seed', 'run', 'labels', 'held_out', least=0)
+    options_lib.check_options_in_range(
+      self, 'seed', 'run', 'labels', 'held_out', least=0
+    )
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: expected (0, 1], got {self.fraction}')
     if self.fraction != 1.0:
@@ -72,7 +74,7 @@ class Subset:
       UserError: there are fewer images than labels, or the list has an error.
     """
     if self.list:
-      indices = read_list(self.list, ids)
+      indices = read_image_list(self.list, ids)
       if self.labels not in (0, len(indices)):
         raise errors.UserError(
           f'list: expected {self.labels} images as labels={self.labels}, got '
@@ -93,7 +95,7 @@ class Subset:
       )
     order = self._order(ids)
     if self.list:
-      order = order[~np.isin(order, read_list(self.list, ids))]
+      order = order[~np.isin(order, read_image_list(self.list, ids))]
     if self.held_out > len(order):
       raise errors.UserError(
         f'held_out: expected at most {len(order)}, the images that are not '
@@ -128,7 +130,7 @@ class Subset:
     return count
 
 
-def repeat_to_length(
+def repeat_images_to_length(
   num_images: int, length: int, seed: int
 ) -> Int[np.ndarray, 'length']:
   """Returns sorted indices of images, each about equally often.
@@ -146,7 +148,7 @@ def repeat_to_length(
   return np.sort(entries[:length] % num_images)
 
 
-def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
+def read_image_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
   """Reads a list of images and returns their sorted indices.
 
   Args:
@@ -161,7 +163,7 @@ def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
     text = pathlib.Path(path).expanduser().read_text('utf-8')
   except (OSError, UnicodeDecodeError) as error:
     raise errors.UserError(
-      errors.one_line(f'list: cannot read {path}: {error}')
+      errors.format_on_one_line(f'list: cannot read {path}: {error}')
     ) from error
   entries = [line.strip() for line in text.splitlines() if line.strip()]
   if not entries:
@@ -178,7 +180,7 @@ def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
     if len(matches) != 1:
       count = f'{len(matches)} images' if matches else 'no image'
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'list: expected one image per line, as {ids[0]!r}, got {entry!r} in '
           f'{path}, which names {count} of the split'
         )
@@ -186,7 +188,7 @@ def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
     index = matches[0]
     if index in entry_of:
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'list: expected every image once, got {entry_of[index]!r} and '
           f'{entry!r} in {path}, which are the same image'
         )
@@ -203,10 +205,10 @@ def _stem(name: str) -> str:
   return name
 
 
-def evenly_spaced(count: int, max_length: int) -> list[int]:
+def evenly_spaced_image_indices(count: int, max_length: int) -> list[int]:
   """Returns at most `max_length` of `count` positions, evenly spaced.
 
-  >>> evenly_spaced(10, 3)
+  >>> evenly_spaced_image_indices(10, 3)
   [0, 4, 9]
   """
   return np.linspace(0, count - 1, min(count, max_length)).astype(int).tolist()

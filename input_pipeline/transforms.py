@@ -72,7 +72,7 @@ class Box(NamedTuple):
   width: int
 
 
-def check_size(name: str, size: tuple[int, int]) -> None:
+def check_image_size(name: str, size: tuple[int, int]) -> None:
   """Checks that a size is a positive (height, width).
 
   Raises:
@@ -82,7 +82,7 @@ def check_size(name: str, size: tuple[int, int]) -> None:
     raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
 
 
-def resize_nearest(
+def resize_label_nearest(
   label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
 ) -> Shaped[np.ndarray, 'h w']:
   """Resizes a label map: output i is input floor(i · in / out), exactly."""
@@ -91,14 +91,14 @@ def resize_nearest(
   return label[rows[:, None], columns]
 
 
-def resize_bilinear(
+def resize_image_bilinear(
   image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
 ) -> Shaped[np.ndarray, 'h w 3']:
   """Resizes bilinearly with half-pixel centers, without antialiasing."""
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def resize_antialiased(
+def resize_image_antialiased(
   image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Resizes bilinearly as Pillow does, with antialiasing of shrinking axes."""
@@ -120,7 +120,7 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
   return slice(first, last), (before, length - before - (last - first))
 
 
-def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
+def crop_example(example: Example, box: Box, fill: Fill = Fill()) -> Example:
   """Crops image and label to a box, with padding outside of the image."""
   height, width = example['image'].shape[:2]
   rows, above_below = _overlap(box.top, box.height, height)
@@ -145,16 +145,16 @@ def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
   return out
 
 
-def resize(
+def resize_example(
   example: Example, size: tuple[int, int], antialias: bool = False
 ) -> Example:
-  """Resizes image (bilinear) and label (`resize_nearest`)."""
+  """Resizes image (bilinear) and label (`resize_label_nearest`)."""
   if example['image'].shape[:2] == size:
     return example
-  resized = resize_antialiased if antialias else resize_bilinear
+  resized = resize_image_antialiased if antialias else resize_image_bilinear
   out = {**example, 'image': resized(example['image'], size)}
   if 'label' in example:
-    out['label'] = resize_nearest(example['label'], size)
+    out['label'] = resize_label_nearest(example['label'], size)
   return out
 
 
@@ -162,7 +162,7 @@ def resize(
 FLIPS = {'horizontal': 1, 'vertical': 0}
 
 
-def flip(example: Example, kind: str = 'horizontal') -> Example:
+def flip_example(example: Example, kind: str = 'horizontal') -> Example:
   """Flips image and label left to right, or upside down.
 
   Args:
@@ -200,7 +200,7 @@ class Decode:
   ) -> Example:
     """Decodes without random choices; evaluation passes no generator."""
     del rng
-    image = records.decode_image(record['image'])
+    image = records.decode_record_image(record['image'])
     example = {
       'image': image,
       'size': np.asarray(image.shape[:2], np.int32),
@@ -211,7 +211,7 @@ class Decode:
     if isinstance(label, np.ndarray):  # Some sources decode labels themselves.
       example['label'] = label
     elif label:
-      example['label'] = records.decode_label(label)
+      example['label'] = records.decode_record_label(label)
     if 'tags' in self.keep and 'tags' in record:
       tags = np.zeros(self.num_classes, bool)
       tags[np.asarray(record['tags'], np.int64)] = True
@@ -243,7 +243,7 @@ class RandomFlip:
     """Flips with the given probability."""
     for kind in self.kinds:
       if rng.random() < self.probability:
-        example = flip(example, kind)
+        example = flip_example(example, kind)
     return example
 
 
@@ -254,15 +254,15 @@ class Resize:
   size: tuple[int, int]
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes without random choices."""
     del rng
-    return resize(example, self.size)
+    return resize_example(example, self.size)
 
 
-def sample_crop(
+def sample_crop_box(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
   """Samples the place of a box of `size`, uniformly inside of the image.
@@ -277,7 +277,7 @@ def sample_crop(
   return Box(top, left, *size)
 
 
-def sample_centered_crop(
+def sample_centered_crop_box(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
   """Samples the place of a box of `size`, uniformly inside of the image.
@@ -292,7 +292,7 @@ def sample_centered_crop(
   return Box(top, left, *size)
 
 
-def sample_scale(
+def sample_image_scale(
   rng: np.random.Generator, scales: tuple[float, float], balanced: bool
 ) -> float:
   """Samples a scale factor.
@@ -332,7 +332,7 @@ class RandomCrop:
   fill: str = 'ignored'
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     low, high = self.scales
     if not 0 < low <= high:
       raise ValueError(f'scales: expected 0 < low <= high, got {self.scales}')
@@ -347,11 +347,13 @@ class RandomCrop:
     """Resizes by a random factor and crops at a random place."""
     shape = example['image'].shape[:2]
     if self.scales != (1.0, 1.0):
-      scale = sample_scale(rng, self.scales, self.balanced)
+      scale = sample_image_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
-      example = resize(example, shape)
-    sample = sample_centered_crop if self.centered else sample_crop
-    return crop(example, sample(rng, shape, self.size), FILLS[self.fill])
+      example = resize_example(example, shape)
+    sample = sample_centered_crop_box if self.centered else sample_crop_box
+    return crop_example(
+      example, sample(rng, shape, self.size), FILLS[self.fill]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,7 +372,7 @@ class ShortSide:
     height, width = example['image'].shape[:2]
     short = min(height, width)
     size = (max(side * self.length // short, 1) for side in (height, width))
-    return resize(example, tuple(size))
+    return resize_example(example, tuple(size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,7 +388,7 @@ class CenterCrop:
   fill: str = 'ignored'
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     _check_fill(self.fill)
 
   def __call__(
@@ -399,7 +401,7 @@ class CenterCrop:
       (n - m) // 2 if n >= m else -((m - n) // 2)
       for n, m in zip(shape, self.size, strict=True)
     )
-    return crop(example, Box(top, left, *self.size), FILLS[self.fill])
+    return crop_example(example, Box(top, left, *self.size), FILLS[self.fill])
 
 
 def sample_inception_box(
@@ -455,7 +457,7 @@ class InceptionCrop:
   antialias: bool = False
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     if not 0 < self.area[0] <= self.area[1] <= 1:
       raise ValueError(f'area: expected 0 < low <= high <= 1, got {self.area}')
     if not 0 < self.aspect[0] <= self.aspect[1]:
@@ -466,7 +468,7 @@ class InceptionCrop:
     box = sample_inception_box(
       rng, example['image'].shape[:2], self.area, self.aspect
     )
-    return resize(crop(example, box), self.size, self.antialias)
+    return resize_example(crop_example(example, box), self.size, self.antialias)
 
 
 # Crops by their names in configs.

@@ -84,10 +84,12 @@ class MultiCrop:
           rng, image['image'].shape[:2], group.area, group.aspect
         )
         flipped = bool(rng.random() < group.flip)
-        view = transforms.resize(
-          transforms.crop(image, box), group.size, group.antialias
+        view = transforms.resize_example(
+          transforms.crop_example(image, box), group.size, group.antialias
         )
-        views.append((transforms.flip(view) if flipped else view)['image'])
+        views.append(
+          (transforms.flip_example(view) if flipped else view)['image']
+        )
         boxes.append(box)
         flips.append(flipped)
       out[f'views_{group.name}'] = np.stack(views)

@@ -1,6 +1,6 @@
 """TPU slices by name: number of hosts and chips, topology, types of the APIs.
 
-accelerators.parse('v5e-64').hosts  # 16
+accelerators.parse_accelerator('v5e-64').hosts  # 16
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ class Accelerator:
   def chips(self) -> int:
     """Number of chips of the slice.
 
-    >>> parse('v4-8').chips, parse('v5e-64').chips
+    >>> parse_accelerator('v4-8').chips, parse_accelerator('v5e-64').chips
     (4, 64)
     """
     return self.size // self.generation.cores_per_chip
@@ -106,7 +106,8 @@ class Accelerator:
   def hosts(self) -> int:
     """Number of machines; each runs one process of the job.
 
-    >>> [parse(name).hosts for name in ('v4-8', 'v4-32', 'v5e-8', 'v5e-64')]
+    >>> names = 'v4-8', 'v4-32', 'v5e-8', 'v5e-64'
+    >>> [parse_accelerator(name).hosts for name in names]
     [1, 4, 1, 16]
     """
     if self.size in self.generation.single_host_sizes:
@@ -122,7 +123,7 @@ class Accelerator:
   def type(self) -> str:
     """Accelerator type in the Cloud TPU API.
 
-    >>> parse('v5e-64').type
+    >>> parse_accelerator('v5e-64').type
     'v5litepod-64'
     """
     return f'{self.generation.type_prefix}-{self.size}'
@@ -133,7 +134,7 @@ class Accelerator:
     return self.generation.topologies[self.size]
 
 
-def parse(name: str) -> Accelerator:
+def parse_accelerator(name: str) -> Accelerator:
   """Parses the name of a TPU slice, such as 'v5e-16'.
 
   Raises:

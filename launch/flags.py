@@ -10,7 +10,7 @@ from runtime import errors
 _PROVISIONING = ('on_demand', 'spot', 'reserved')
 
 
-def parse(
+def parse_launch_flags(
   argv: Sequence[str], usage: str, names: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
   """Parses the flags; returns them and the command after `--`.

@@ -52,15 +52,15 @@ class Job:
   @property
   def digest(self) -> str:
     """Digest of command and machines, to detect another job of this name."""
-    return digest(self.arguments, self.environment, self.machines)
+    return job_digest(self.arguments, self.environment, self.machines)
 
 
-def digest(*content: Sequence) -> str:
+def job_digest(*content: Sequence) -> str:
   """Returns the first ten hexadecimal digits of a hash of the content."""
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:10]
 
 
-def from_command(
+def job_from_command(
   command: Sequence[str],
   workdir: str,
   environment: Sequence[str] = (),
@@ -118,10 +118,10 @@ def _default_name(arguments: Sequence[str], environment: Sequence) -> str:
   words = re.sub('[^a-z0-9]+', '-', (stem or arguments[1]).lower()).strip('-')
   if not words[:1].isalpha():
     words = f'run-{words}'
-  return f'{words[:29].strip("-")}-{digest(arguments, environment)[:6]}'
+  return f'{words[:29].strip("-")}-{job_digest(arguments, environment)[:6]}'
 
 
-def combine_exit_codes(exit_codes: Mapping[str, int | None]) -> int:
+def combine_worker_exit_codes(exit_codes: Mapping[str, int | None]) -> int:
   """Combines the exit statuses of all workers into that of the job.
 
   A user error (2) takes precedence over other failures, and those over a
@@ -129,11 +129,13 @@ def combine_exit_codes(exit_codes: Mapping[str, int | None]) -> int:
   others noticed, they ask for a restart; if all others were done, the job
   failed.
 
-  >>> combine_exit_codes({'a': 0, 'b': 75}), combine_exit_codes({'a': 0})
-  (75, 0)
-  >>> combine_exit_codes({'a': 75, 'b': 1})
+  >>> combine_worker_exit_codes({'a': 0, 'b': 75})
+  75
+  >>> combine_worker_exit_codes({'a': 0})
+  0
+  >>> combine_worker_exit_codes({'a': 75, 'b': 1})
   1
-  >>> [combine_exit_codes({'a': code, 'b': None}) for code in (75, 0)]
+  >>> [combine_worker_exit_codes({'a': code, 'b': None}) for code in (75, 0)]
   [75, 1]
   """
   codes = [*exit_codes.values()]
@@ -149,10 +151,10 @@ def combine_exit_codes(exit_codes: Mapping[str, int | None]) -> int:
   return DONE if codes and not any(codes) else exit_status.PREEMPTED
 
 
-def format_exit_codes(exit_codes: Mapping[str, int | None]) -> str:
+def format_worker_exit_codes(exit_codes: Mapping[str, int | None]) -> str:
   """Lists the exit statuses, grouping workers of equal status.
 
-  >>> format_exit_codes({'w-0': 0, 'w-1': 75, 'w-2': 0})
+  >>> format_worker_exit_codes({'w-0': 0, 'w-1': 75, 'w-2': 0})
   'w-0, w-2: 0; w-1: 75'
   """
   words = {None: 'killed', LOST: 'lost'}

@@ -44,7 +44,9 @@ class Result:
     if not lines:
       return f'exit status {self.code}'
     starts = [i for i, line in enumerate(lines) if line.startswith('ERROR:')]
-    return errors.one_line(' '.join(lines[starts[-1] if starts else -1 :]))
+    return errors.format_on_one_line(
+      ' '.join(lines[starts[-1] if starts else -1 :])
+    )
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ from runtime import errors
 CACHE = pathlib.Path('~/.cache/label_efficient_segmentation/launch')
 
 
-def resolve_commit(run: shell.Shell, commit: str = '') -> str:
+def resolve_code_commit(run: shell.Shell, commit: str = '') -> str:
   """Returns the full hash of the commit to ship.
 
   Args:
@@ -40,11 +40,11 @@ def resolve_commit(run: shell.Shell, commit: str = '') -> str:
   return parsed.out.strip()
 
 
-def archive_path(name: str, commit: str) -> pathlib.Path:
+def code_archive_path(name: str, commit: str) -> pathlib.Path:
   """Returns the local path of a job's code archive."""
   return CACHE.expanduser() / f'{name}-{commit[:12]}.tar.gz'
 
 
-def archive_command(commit: str, path: pathlib.Path) -> list[str]:
+def code_archive_command(commit: str, path: pathlib.Path) -> list[str]:
   """Returns the command that writes the files of a commit into an archive."""
   return ['git', 'archive', '--format=tar.gz', f'--output={path}', commit]

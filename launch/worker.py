@@ -65,7 +65,7 @@ class Folder:
     return shlex.quote(self.path)
 
 
-def wait_for_child(on_term: str = 'kill -TERM "$child"') -> str:
+def wait_for_child_script(on_term: str = 'kill -TERM "$child"') -> str:
   """Returns a script that waits for the last background process.
 
   Leaves its exit status in $code. A signal ends the shell's `wait` early, hence
@@ -93,7 +93,7 @@ if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={restart}; fi
 """
 
 
-def unpack(folder: Folder, archive: str) -> str:
+def unpack_code_script(folder: Folder, archive: str) -> str:
   """Returns a script that replaces the code by an archive, and deletes that."""
   return f"""\
 set -e
@@ -105,7 +105,7 @@ rm -f {shlex.quote(archive)}
 """
 
 
-def install(folder: Folder, extra: str) -> str:
+def install_code_script(folder: Folder, extra: str) -> str:
   """Returns a script that creates the virtual environment of the code.
 
   The pins are for Python 3.11, which TPU VMs do not have: uv fetches it.
@@ -119,10 +119,10 @@ set -e
 cd {folder.quoted}
 python3 -m pip install --quiet --user uv
 [ -x venv/bin/python ] || python3 -m uv venv --quiet --seed --python 3.11 venv
-{install_requirements(extra)}"""
+{install_requirements_script(extra)}"""
 
 
-def install_requirements(extra: str) -> str:
+def install_requirements_script(extra: str) -> str:
   """Returns a script that installs the pins of `tree`, and itself, in `venv`.
 
   It runs in the folder of both.
@@ -138,14 +138,14 @@ cd ..
 """
 
 
-def export_environment(job: jobs.Job) -> str:
+def export_environment_script(job: jobs.Job) -> str:
   """Returns a script that exports the job's environment variables."""
   return ''.join(
     f'export {name}={shlex.quote(value)}\n' for name, value in job.environment
   )
 
 
-def run(folder: Folder, job: jobs.Job, setup: str = '') -> str:
+def run_job_script(folder: Folder, job: jobs.Job, setup: str = '') -> str:
   """Returns the script that runs the job and writes its exit status.
 
   Args:
@@ -159,13 +159,13 @@ def run(folder: Folder, job: jobs.Job, setup: str = '') -> str:
 # Runs the job and writes its exit status.
 here=$PWD
 cd {shlex.quote(folder.tree)} || exit 1
-{export_environment(job)}{setup}{command} &
-{wait_for_child()}echo "$code" > "$here/exit.partial"
+{export_environment_script(job)}{setup}{command} &
+{wait_for_child_script()}echo "$code" > "$here/exit.partial"
 mv "$here/exit.partial" "$here/exit"
 """
 
 
-def start(folder: Folder, job: jobs.Job, setup: str = '') -> str:
+def start_job_script(folder: Folder, job: jobs.Job, setup: str = '') -> str:
   """Returns a script that starts the job unless it runs already.
 
   The job is detached: it survives the connection that started it.
@@ -183,13 +183,13 @@ if [ -f pid ] && [ ! -f exit ]; then
   if kill -0 "$pid" 2> /dev/null; then exit 0; fi
 fi
 rm -f exit
-printf '%s' {shlex.quote(run(folder, job, setup))} > run.sh
+printf '%s' {shlex.quote(run_job_script(folder, job, setup))} > run.sh
 setsid nohup bash run.sh >> log 2>&1 < /dev/null &
 echo "$! $(cat /proc/sys/kernel/random/boot_id)" > pid
 """
 
 
-def print_state(folder: Folder) -> str:
+def print_state_script(folder: Folder) -> str:
   """Returns a script that prints a line with the worker's name and state.
 
   The state is an exit status, `running`, `lost` if the process vanished without
@@ -207,7 +207,7 @@ echo "{WORKER_MARK} {folder.name} $state"
 """
 
 
-def print_log(folder: Folder, offset: int) -> str:
+def print_log_script(folder: Folder, offset: int) -> str:
   """Returns a script that prints the job's log from a byte offset on."""
   return f"""\
 echo {LOG_MARK}
@@ -215,7 +215,7 @@ tail -c +{offset + 1} {folder.quoted}/log 2> /dev/null | head -c {_LOG_BYTES}
 """
 
 
-def print_failure_log(folder: Folder) -> str:
+def print_failure_log_script(folder: Folder) -> str:
   """Returns a script that prints the last lines of a worker that failed."""
   return f"""\
 cd {folder.quoted} 2> /dev/null || exit 0
@@ -226,7 +226,7 @@ done
 """
 
 
-def stop(folder: Folder, force: bool = False) -> str:
+def stop_job_script(folder: Folder, force: bool = False) -> str:
   """Returns a script that asks the job to save and stop.
 
   Args:
@@ -242,8 +242,8 @@ kill -{number} {target} 2> /dev/null || true
 """
 
 
-def parse_states(text: str) -> dict[str, str]:
-  """Returns each worker's state from the output of `print_state` on all."""
+def parse_worker_states(text: str) -> dict[str, str]:
+  """Parses the output of `print_state_script` to the state of each worker."""
   states = {}
   for line in text.splitlines():
     parts = line.split()
@@ -252,8 +252,8 @@ def parse_states(text: str) -> dict[str, str]:
   return dict(sorted(states.items(), key=lambda item: _order(item[0])))
 
 
-def parse_log(text: str) -> str:
-  """Returns the job's log from the output of `print_log`."""
+def parse_worker_log(text: str) -> str:
+  """Parses the output of `print_log_script` to the log of the job."""
   return text.partition(f'{LOG_MARK}\n')[2]
 
 
@@ -263,11 +263,11 @@ def _order(name: str) -> tuple[int, str]:
   return (int(number) if number.isdigit() else 0, name)
 
 
-def exit_codes(states: Mapping[str, str]) -> dict[str, int | None]:
+def worker_exit_codes(states: Mapping[str, str]) -> dict[str, int | None]:
   """Returns the exit status of each worker, None while it has none.
 
   Args:
-    states: of each worker, as `parse_states` returns them.
+    states: of each worker, as `parse_worker_states` returns them.
   """
   words = {'running': None, 'absent': None, 'lost': jobs.LOST}
   return {

@@ -40,12 +40,12 @@ class ProgressLine:
     formatted = '  '.join(f'{name} {v:.4g}' for name, v in values.items())
     line = f'{self.name} {step}/{self._num_steps}  {formatted}'
     if step == last_step:
-      log(line.rstrip())
+      print_line(line.rstrip())
       return {}
     rate = (step - last_step) / max(now - last_time, 1e-9)
     images = rate * self._batch_size
     left = format_duration((self._num_steps - step) / max(rate, 1e-9))
-    log(f'{line}  {rate:.3g} steps/s  {images:.4g} images/s  ETA {left}')
+    print_line(f'{line}  {rate:.3g} steps/s  {images:.4g} images/s  ETA {left}')
     return {'steps_per_second': rate, 'images_per_second': images}
 
   def restart(self, step: int) -> None:
@@ -61,7 +61,7 @@ class ProgressLine:
     self._last = (last_time + time.monotonic() - start, step)
 
 
-def log(text: str) -> None:
+def print_line(text: str) -> None:
   """Prints a line from host 0; the other hosts print nothing."""
   if jax.process_index() == 0:
     print(text, flush=True)

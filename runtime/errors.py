@@ -24,7 +24,7 @@ class BadFile(UserError):
   """
 
   def __init__(self, file: Any, reason: str):
-    super().__init__(one_line(f'{file}: {reason}'))
+    super().__init__(format_on_one_line(f'{file}: {reason}'))
     self.file = file
     self.reason = reason
 
@@ -33,7 +33,7 @@ class BadFile(UserError):
     return BadFile, (self.file, self.reason)
 
 
-def one_line(text: str) -> str:
+def format_on_one_line(text: str) -> str:
   """Returns the text on one line, in characters that every terminal prints.
 
   File names may hold line breaks, and bytes that are not UTF-8 (as lone

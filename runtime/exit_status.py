@@ -12,7 +12,7 @@ INTERRUPTED = 130  # 128 + SIGINT, after Ctrl-C.
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a process it ended.
 
 
-def run(main: Callable[[], int]) -> NoReturn:
+def exit_with_status(main: Callable[[], int]) -> NoReturn:
   """Runs `main` and ends this process with the exit status it returns.
 
   When the reader of standard output closes it (`… --dry_run | head`), the

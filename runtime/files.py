@@ -1,7 +1,7 @@
 """Files of a work folder, on a local file system or in a bucket (`gs://…`).
 
-  workdir = files.parse_path('gs://bucket/run', '--workdir')
-  files.write(workdir / 'settings.json', text)
+  workdir = files.parse_file_path('gs://bucket/run', '--workdir')
+  files.write_atomically(workdir / 'settings.json', text)
 
 A bucket holds objects: one appears complete when it is closed, cannot be
 appended to, and is renamed by copying it; there are no empty folders. On a file
@@ -28,7 +28,7 @@ Path = pathlib.Path | epath.Path
 _PACKAGES = {'gs': 'gcsfs'}
 
 
-def parse_path(text: str, name: str) -> Path:
+def parse_file_path(text: str, name: str) -> Path:
   """Parses a user's path of a local folder, or of a folder in a bucket.
 
   Args:
@@ -56,17 +56,19 @@ def _is_installed(package: str) -> bool:
   return importlib.util.find_spec(package) is not None
 
 
-def is_local(path: Path) -> bool:
+def is_local_path(path: Path) -> bool:
   """Returns whether a path is on a local file system."""
   return isinstance(path, pathlib.Path)
 
 
-def absolute(path: Path) -> Path:
+def absolute_path(path: Path) -> Path:
   """Returns the path from the root; a path in a bucket always is."""
-  return path.absolute() if is_local(path) else path
+  return path.absolute() if is_local_path(path) else path
 
 
-def write(path: Path, content: str | bytes, durable: bool = True) -> None:
+def write_atomically(
+  path: Path, content: str | bytes, durable: bool = True
+) -> None:
   """Writes a file atomically: readers get the old content or all of the new.
 
   Args:
@@ -85,9 +87,9 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
   Args:
     path: its folder is created if it is missing; may be in a bucket.
-    durable: as in `write`.
+    durable: as in `write_atomically`.
   """
-  if not is_local(path):
+  if not is_local_path(path):
     content = io.BytesIO()
     yield content
     path.write_bytes(content.getvalue())
@@ -131,7 +133,7 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
     yield
   except OSError as error:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{what} cannot be prepared: {error.strerror or error} '
         f'({error.filename or path}): free some space or correct the path, '
         'and run the same command again; finished parts are kept'
@@ -139,23 +141,23 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
     ) from error
 
 
-def walk(path: Path) -> Iterator[Path]:
+def walk_files(path: Path) -> Iterator[Path]:
   """Yields the files below a folder, sorted; for a file, the file itself."""
   if not path.is_dir():
     yield path
     return
   for entry in sorted(path.iterdir()):
-    yield from walk(entry)
+    yield from walk_files(entry)
 
 
-def checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
   """Returns a text that differs when a file is damaged.
 
   For local files, the SHA-256 of the content. For objects in a bucket, the
   length: they are written as a whole and checked by the store, and to download
   them again would cost as much as loading them.
   """
-  if not is_local(path):
+  if not is_local_path(path):
     return f'{path.stat().length} bytes'
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -28,8 +28,8 @@ class MetricsFile:
     if self._path and path.exists():
       lines = path.read_text().splitlines(keepends=True)
       kept = [line for line in lines if _is_kept(line, step)]
-      files.write(path, ''.join(kept), durable=False)
-      if not files.is_local(path):
+      files.write_atomically(path, ''.join(kept), durable=False)
+      if not files.is_local_path(path):
         self._lines, self._flushed = kept, len(kept)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ class MetricsFile:
     if not self._path:
       return
     line = json.dumps({'step': step, **values}) + '\n'
-    if files.is_local(self._path):
+    if files.is_local_path(self._path):
       with open(self._path, 'a') as file:
         file.write(line)
     else:
@@ -47,7 +47,7 @@ class MetricsFile:
     """Makes all lines so far readable by other processes."""
     count = len(self._lines)  # Another thread may append meanwhile.
     if count > self._flushed:
-      files.write(self._path, ''.join(self._lines[:count]))
+      files.write_atomically(self._path, ''.join(self._lines[:count]))
       self._flushed = count
 
 
@@ -57,6 +57,6 @@ def _is_kept(line: str, step: int) -> bool:
   return json.loads(line)['step'] <= step
 
 
-def read(path: files.Path) -> list[dict[str, Any]]:
+def read_metrics_file(path: files.Path) -> list[dict[str, Any]]:
   """Returns the lines of a `metrics.jsonl`, each as a dict."""
   return [json.loads(line) for line in path.read_text().splitlines()]

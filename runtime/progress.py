@@ -58,7 +58,7 @@ class _Bar(tqdm.tqdm):
     return super().update(n)
 
 
-def bar(
+def progress_bar(
   items: Iterable[Any] | None = None, *, unit: str = 'image', **options: Any
 ) -> tqdm.tqdm:
   """Returns a tqdm bar on stderr, with the estimated time left.

@@ -10,7 +10,7 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
-def ordered_map(
+def map_in_threads(
   function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
   """Yields `function(item)` in the order of the items, computed in threads.

@@ -144,7 +144,7 @@ class Config(tfds.core.BuilderConfig):
   unlabeled: bool = False
 
 
-def split_of(example_id: str, val_fraction: float, seed: int) -> str:
+def split_of_example(example_id: str, val_fraction: float, seed: int) -> str:
   """Returns 'val' or 'train', by a hash of the id and the seed."""
   digest = hashlib.sha256(f'{seed}:{example_id}'.encode()).digest()
   position = int.from_bytes(digest[:8], 'big') / 2**64
@@ -213,7 +213,7 @@ class ImageMaskFolder(ImageFolder):
   def schema(self) -> records.Schema:
     """Returns the classes of the list, in its colors or in Pascal VOC's."""
     classes = self.builder_config.classes
-    colors = classes.colors or masks.palette(len(classes.names))
+    colors = classes.colors or masks.voc_palette(len(classes.names))
     return records.Schema(classes.names, colors, labels=True, tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
@@ -228,7 +228,7 @@ class ImageMaskFolder(ImageFolder):
   def _read_classes(self) -> class_list.ClassList:
     options = self._options
     path = pathlib.Path(options.source).expanduser() / options.classes
-    return class_list.read_classes(path, options.ignore)
+    return class_list.read_class_list(path, options.ignore)
 
 
 def _check_pattern(field: str, pattern: str) -> None:
@@ -268,7 +268,7 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
   mask_pattern = options.masks if has_masks else None
   without_mask = options.without_mask if has_masks else None
   if SPLIT not in options.images:
-    listing = audit.list_examples(
+    listing = audit.list_image_examples(
       source / options.images,
       None if mask_pattern is None else source / mask_pattern,
       without_mask=without_mask,
@@ -276,7 +276,7 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
     listings = {'train': listing}
   else:
     listings = {
-      split: audit.list_examples(
+      split: audit.list_image_examples(
         source / options.images.replace(SPLIT, split),
         None
         if mask_pattern is None
@@ -348,7 +348,9 @@ def _cut_val(
     return {'train': listing}
   cut = {'train': [], 'val': []}
   for example in listing.examples:
-    split = split_of(example.id, options.val_fraction, options.split_seed)
+    split = split_of_example(
+      example.id, options.val_fraction, options.split_seed
+    )
     cut[split].append(example)
   for split, examples in cut.items():
     if not examples and listing.examples:
@@ -373,8 +375,8 @@ def _config_name(
     (
       split,
       example.id,
-      *archives.stamp(example.image),
-      *archives.stamp(example.mask),
+      *archives.source_file_stamp(example.image),
+      *archives.source_file_stamp(example.mask),
     )
     for split, listing in listings.items()
     for example in listing.examples

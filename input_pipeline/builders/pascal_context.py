@@ -99,7 +99,9 @@ class Annotation:
         values[mask > 0] = class_id
       except Exception as error:  # pycocotools raises any exception.
         raise errors.UserError(
-          errors.one_line(f'has a mask that cannot be decoded: {error}')
+          errors.format_on_one_line(
+            f'has a mask that cannot be decoded: {error}'
+          )
         ) from error
     return values
 
@@ -126,18 +128,20 @@ class PascalContext(files.OfficialBuilder):
   def schema(self) -> records.Schema:
     """Returns the 59 classes, after the background if that is a class."""
     classes = ('background',) * self.builder_config.background + CLASSES
-    return records.Schema(classes, masks.palette(len(classes)), tags=True)
+    return records.Schema(classes, masks.voc_palette(len(classes)), tags=True)
 
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
     """Pairs images and labels of the main lists of VOC 2010."""
-    images = files.match_files(sources, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg')
+    images = files.match_source_files(
+      sources, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg'
+    )
     main = r'VOC2010/ImageSets/Main/(?P<id>train|val)\.txt'
-    lists = files.match_files(sources, main)
+    lists = files.match_source_files(sources, main)
     labels: Mapping[str, archives.File]
-    labels = files.match_files(sources, r'(?P<id>\d{4}_\d{6})\.mat')
-    merged = files.match_files(sources, r'(?P<id>trainval_merged)\.json')
+    labels = files.match_source_files(sources, r'(?P<id>\d{4}_\d{6})\.mat')
+    merged = files.match_source_files(sources, r'(?P<id>trainval_merged)\.json')
     if merged and not labels:
-      labels = read_annotations(merged['trainval_merged'])
+      labels = read_mask_annotations(merged['trainval_merged'])
     self.require_files(
       {
         'VOC2010/JPEGImages/*.jpg': images,
@@ -146,8 +150,11 @@ class PascalContext(files.OfficialBuilder):
       }
     )
     return {
-      split: files.pair_examples(
-        files.read_list(lists[split]), images, labels, str(lists[split])
+      split: files.pair_images_and_masks(
+        files.read_official_list(lists[split]),
+        images,
+        labels,
+        str(lists[split]),
       )
       for split in self.counts
     }
@@ -156,13 +163,17 @@ class PascalContext(files.OfficialBuilder):
     """Reads the id of each pixel and maps it to a class."""
     background = self.builder_config.background
     if isinstance(file, Annotation):
-      return make_table(background, official=False).apply(file.values())
-    values = files.read_mat(file, 'LabelMap')
-    return make_table(background, official=True).apply(values)
+      return make_pascal_context_table(background, official=False).apply(
+        file.values()
+      )
+    values = files.read_mat_file(file, 'LabelMap')
+    return make_pascal_context_table(background, official=True).apply(values)
 
 
 @functools.cache
-def make_table(background: bool, official: bool) -> masks.CodeTable:
+def make_pascal_context_table(
+  background: bool, official: bool
+) -> masks.CodeTable:
   """Builds the table from the 459 ids to class ids.
 
   Args:
@@ -178,7 +189,7 @@ def make_table(background: bool, official: bool) -> masks.CodeTable:
   )
 
 
-def read_annotations(file: archives.File) -> Mapping[str, Annotation]:
+def read_mask_annotations(file: archives.File) -> Mapping[str, Annotation]:
   """Reads the masks of the Detail API's list, by VOC id.
 
   Raises:

@@ -161,7 +161,7 @@ class Scene:
     return len(self.noise)
 
 
-def tint(luma: float, hue: float, saturation: float) -> np.ndarray:
+def scene_tint(luma: float, hue: float, saturation: float) -> np.ndarray:
   """Returns an RGB color in [0, 1].
 
   Args:
@@ -182,7 +182,7 @@ def _pixel_centers(size: int) -> tuple[np.ndarray, np.ndarray]:
   return centers[None, :], centers[:, None]
 
 
-def local_coordinates(
+def scene_coordinates(
   size: int, center: tuple[float, float], radius: float, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns coordinates of all pixels about a center, along rotated axes.
@@ -199,7 +199,7 @@ def local_coordinates(
   return cos * x + sin * y, cos * y - sin * x
 
 
-def outline_distance(
+def object_outline_distance(
   outline: str, u: np.ndarray, v: np.ndarray
 ) -> Float[np.ndarray, 'H W']:
   """Computes the distance to an outline of radius 1; negative inside.
@@ -224,7 +224,7 @@ def outline_distance(
 
 
 @functools.cache
-def outline_area(outline: str) -> float:
+def object_outline_area(outline: str) -> float:
   """Computes the area of an outline of radius 1."""
   arm = 2 * CROSS_ARM
   return {
@@ -235,22 +235,26 @@ def outline_area(outline: str) -> float:
   }[outline]
 
 
-def coverage(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
+def scene_object_coverage(
+  item: SceneObject, size: int
+) -> Float[np.ndarray, 'size size']:
   """Computes the fraction of each pixel that an object covers.
 
   The mask of the object is where it exceeds 0.5.
   """
-  axes = local_coordinates(size, item.center, item.radius, item.angle)
-  distance = outline_distance(item.outline, *axes) * item.radius
+  axes = scene_coordinates(size, item.center, item.radius, item.angle)
+  distance = object_outline_distance(item.outline, *axes) * item.radius
   return np.clip(0.5 - distance, 0, 1)
 
 
-def pattern(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
+def scene_object_pattern(
+  item: SceneObject, size: int
+) -> Float[np.ndarray, 'size size']:
   """Computes the weight of the second tone of an object in each pixel.
 
   The pattern is wide stripes or small checks.
   """
-  u, v = local_coordinates(size, item.center, item.radius, item.pattern_angle)
+  u, v = scene_coordinates(size, item.center, item.radius, item.pattern_angle)
   per_radius = 2 * np.pi / PERIODS[item.pattern]
   wave = np.sin(per_radius * u + item.pattern_phase)
   if item.pattern == 'checked':
@@ -259,19 +263,19 @@ def pattern(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
   return np.clip(0.5 + wave * item.radius / per_radius, 0, 1)
 
 
-def visible_fraction(
+def scene_object_visibility(
   item: SceneObject, visible: Bool[np.ndarray, 'H W']
 ) -> float:
   """Computes the visible pixels of an object relative to its outline's area."""
-  return visible.sum() / (outline_area(item.outline) * item.radius**2)
+  return visible.sum() / (object_outline_area(item.outline) * item.radius**2)
 
 
-def sample_tint(rng: np.random.Generator, luma: float) -> np.ndarray:
+def sample_scene_tint(rng: np.random.Generator, luma: float) -> np.ndarray:
   """Samples a color of a given luma."""
-  return tint(luma, rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8))
+  return scene_tint(luma, rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8))
 
 
-def sample_tones(
+def sample_scene_tones(
   rng: np.random.Generator, background_luma: float
 ) -> np.ndarray:
   """Samples two colors whose lumas differ from each other and the background.
@@ -285,10 +289,10 @@ def sample_tones(
     (apart,) = np.nonzero(np.minimum(*gaps) >= MIN_CONTRAST)
     if apart.size:
       lumas = pairs[apart[0]].tolist()
-      return np.stack([sample_tint(rng, luma) for luma in lumas])
+      return np.stack([sample_scene_tint(rng, luma) for luma in lumas])
 
 
-def sample_object(
+def sample_scene_object(
   rng: np.random.Generator, class_id: int, tones: np.ndarray, size: int
 ) -> SceneObject:
   """Samples position, size and angles of an object, whatever its class."""
@@ -305,7 +309,7 @@ def sample_object(
   )
 
 
-def sample_objects(
+def sample_scene_objects(
   rng: np.random.Generator,
   class_ids: Sequence[int],
   background_luma: float,
@@ -318,24 +322,24 @@ def sample_objects(
   objects: list[SceneObject] = []
   visible: list[np.ndarray] = []
   for class_id in class_ids:
-    tones = sample_tones(rng, background_luma)
+    tones = sample_scene_tones(rng, background_luma)
     for _ in range(MAX_TRIES):
-      item = sample_object(rng, class_id, tones, size)
-      mask = coverage(item, size) > 0.5
+      item = sample_scene_object(rng, class_id, tones, size)
+      mask = scene_object_coverage(item, size) > 0.5
       tried = [*objects, item]
       remaining = [*(other & ~mask for other in visible), mask]
-      if min(map(visible_fraction, tried, remaining)) >= MIN_VISIBLE:
+      if min(map(scene_object_visibility, tried, remaining)) >= MIN_VISIBLE:
         objects, visible = tried, remaining
         break
   return tuple(objects)
 
 
-def sample_clutter(
+def sample_scene_clutter(
   rng: np.random.Generator, background_luma: float, size: int
 ) -> Clutter:
   """Samples a line across the image, or a small polygon of 3 to 7 corners."""
   luma = background_luma + rng.uniform(-1, 1) * CLUTTER_CONTRAST
-  tone = sample_tint(rng, luma)
+  tone = sample_scene_tint(rng, luma)
   if rng.random() < 0.4:
     points = rng.uniform(-0.2, 1.2, (2, 2)) * size
     width = max(1, round(rng.uniform(0.5, 2.5) / 64 * size))
@@ -348,7 +352,7 @@ def sample_clutter(
   return Clutter(np.rint(points).astype(np.int32), tone, width)
 
 
-def sample_texture(
+def sample_scene_texture(
   rng: np.random.Generator, rendering: Rendering
 ) -> tuple[np.ndarray, ...]:
   """Samples four grids of noise, from coarse to fine, some stretched."""
@@ -369,11 +373,11 @@ def sample_scene(
   background_luma = rng.uniform(0.3, 0.7)
   noise = rng.uniform(*rendering.noise)
   return Scene(
-    objects=sample_objects(rng, class_ids, background_luma, size),
-    background=sample_tint(rng, background_luma),
-    texture=sample_texture(rng, rendering),
+    objects=sample_scene_objects(rng, class_ids, background_luma, size),
+    background=sample_scene_tint(rng, background_luma),
+    texture=sample_scene_texture(rng, rendering),
     clutter=tuple(
-      sample_clutter(rng, background_luma, size)
+      sample_scene_clutter(rng, background_luma, size)
       for _ in range(rng.integers(*rendering.clutter, endpoint=True))
     ),
     light=rng.uniform(*rendering.light),

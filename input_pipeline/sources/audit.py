@@ -1,9 +1,12 @@
 """Checks the files of a data set, and reports what they hold.
 
-  listing = audit.list_examples(images, masks)
-  read = functools.partial(audit.read_example, read_mask=read_mask)
-  counts, bad = audit.count({'train': listing.examples}, read, len(classes))
-  print(audit.conclude(counts, [*listing.problems, *bad], classes).report())
+  listing = audit.list_image_examples(images, masks)
+  read = functools.partial(audit.read_image_example, read_mask=read_mask)
+  counts, bad = audit.count_source_classes(
+    {'train': listing.examples}, read, len(classes)
+  )
+  result = audit.conclude_audit(counts, [*listing.problems, *bad], classes)
+  print(result.report())
 
 Every image and every mask is decoded once, in threads. The result is either an
 error that names the first bad file, or an `Audit` that lists the skipped ones.
@@ -130,7 +133,7 @@ class Audit:
       yield row.rstrip()
 
 
-def list_examples(
+def list_image_examples(
   images: pathlib.Path,
   masks: pathlib.Path | None = None,
   prefix: str = '',
@@ -155,7 +158,7 @@ def list_examples(
   image_files_by_stem = _files_by_stem(images, IMAGE_SUFFIXES)
   if not image_files_by_stem:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{images}: expected images *.jpg, *.jpeg or *.png, got none'
       )
     )
@@ -165,7 +168,7 @@ def list_examples(
     if len(files) > 1:
       # It is unknown to which of them the mask, or the id, belongs.
       problems += _duplicate_ids(stem, files)
-    elif not is_utf8(stem):
+    elif not is_utf8_file_name(stem):
       problems.append(errors.BadFile(files[0], NOT_UTF8))
     elif masks is None or (
       stem not in mask_files and without_mask == 'unlabeled'
@@ -184,14 +187,14 @@ def list_examples(
     else:
       examples.append(Example(prefix + stem, files[0], mask_files[stem][0]))
   warnings = tuple(
-    errors.one_line(f'{files[0]}: a mask without an image')
+    errors.format_on_one_line(f'{files[0]}: a mask without an image')
     for stem, files in sorted(mask_files.items())
     if stem not in image_files_by_stem
   )
   return Listing(tuple(examples), tuple(problems), warnings)
 
 
-def count(
+def count_source_classes(
   sources: Mapping[str, Sequence[Item]],
   read: Callable[[Item], records.Sample],
   num_classes: int,
@@ -211,8 +214,8 @@ def count(
   counts, bad = {}, []
   for split, items in sources.items():
     accumulator = class_counts.CountAccumulator(num_classes)
-    results = threads.ordered_map(catch_bad_files(read), items)
-    for result in progress.bar(
+    results = threads.map_in_threads(catch_bad_files(read), items)
+    for result in progress.progress_bar(
       results, desc=f'checking {split}', total=len(items)
     ):
       if isinstance(result, errors.BadFile):
@@ -224,7 +227,7 @@ def count(
   return counts, bad
 
 
-def conclude(
+def conclude_audit(
   counts: Mapping[str, class_counts.ClassCounts],
   bad: Sequence[errors.BadFile],
   classes: Sequence[str],
@@ -288,7 +291,7 @@ def catch_bad_files(
   return catching
 
 
-def read_example(
+def read_image_example(
   example: Example,
   read_mask: Callable[[Any], np.ndarray] | None = None,
 ) -> records.Sample:
@@ -334,11 +337,11 @@ def _naming_file(
 def _read_image(file: archives.File) -> tuple[bytes, np.ndarray]:
   """Returns bytes and pixels of an image that is complete."""
   data = file.read_bytes()
-  image_files.decode(data, ('JPEG', 'PNG'))
+  image_files.decode_image_file(data, ('JPEG', 'PNG'))
   # Decoded a second time, by the decoder that is used in training: PIL detects
   # damage that OpenCV accepts, and OpenCV refuses some files that PIL reads.
   try:
-    return data, records.decode_image(data)
+    return data, records.decode_record_image(data)
   except (errors.UserError, cv2.error):
     raise errors.UserError('cannot be decoded by OpenCV') from None
 
@@ -355,7 +358,7 @@ def _size_mismatch(
   return reason
 
 
-def is_utf8(text: str) -> bool:
+def is_utf8_file_name(text: str) -> bool:
   """Returns whether a file name is valid UTF-8.
 
   Python represents bytes that cannot be decoded by lone surrogates.
@@ -369,7 +372,7 @@ def _files_by_stem(
   """Lists the files with the given suffixes by their path without suffix."""
   if not folder.is_dir():
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{folder}: expected a folder of '
         f'{", ".join(f"*{suffix}" for suffix in suffixes)}, got no such folder'
       )

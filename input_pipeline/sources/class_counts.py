@@ -76,15 +76,17 @@ class CountAccumulator:
     )
 
 
-def read(path: pathlib.Path) -> Mapping[str, ClassCounts]:
-  """Reads the counts of each split from a file of `write`."""
+def read_class_counts(path: pathlib.Path) -> Mapping[str, ClassCounts]:
+  """Reads the counts of each split from a file of `write_class_counts`."""
   splits = json.loads(path.read_text())
   return {
     split: ClassCounts.from_json(fields) for split, fields in splits.items()
   }
 
 
-def write(path: pathlib.Path, counts: Mapping[str, ClassCounts]) -> None:
+def write_class_counts(
+  path: pathlib.Path, counts: Mapping[str, ClassCounts]
+) -> None:
   """Writes the counts of each split as JSON."""
   fields = {split: dataclasses.asdict(c) for split, c in counts.items()}
   path.write_text(json.dumps(fields))

@@ -34,7 +34,7 @@ _THUMBNAIL = 32  # Side of the image that is hashed, in pixels.
 _FREQUENCIES = 8  # Lowest frequencies of its cosine transform along each axis.
 
 
-def digest(encoded: bytes) -> int:
+def image_digest(encoded: bytes) -> int:
   """Returns 64 bits of a hash of the bytes."""
   blake = hashlib.blake2b(encoded, digest_size=8).digest()
   return int.from_bytes(blake, 'little')
@@ -84,7 +84,7 @@ class ImageIndex:
     return cls(
       np.array([sample.id.encode()]),
       np.array([sample.pixels.shape[:2]], np.int32),
-      np.array([digest(sample.image)], np.uint64),
+      np.array([image_digest(sample.image)], np.uint64),
       np.array([perceptual_hash(sample.pixels)], np.uint64),
     )
 
@@ -127,7 +127,7 @@ class ImageIndex:
     return [name.decode() for name in self.ids]
 
 
-def check_disjoint(
+def check_splits_disjoint(
   first: ImageIndex, second: ImageIndex, names: tuple[str, str]
 ) -> None:
   """Checks that two splits share no image.
@@ -153,7 +153,7 @@ def check_disjoint(
       )
 
 
-def describe_shared(indices: Mapping[str, ImageIndex]) -> list[str]:
+def describe_shared_images(indices: Mapping[str, ImageIndex]) -> list[str]:
   """Describes images that a held-out split shares with another split.
 
   Args:
@@ -171,7 +171,7 @@ def describe_shared(indices: Mapping[str, ImageIndex]) -> list[str]:
     known = {pair for pairs in shared.values() for pair in pairs}
     shared['appearance'] = [
       pair
-      for pair in near_duplicates(
+      for pair in near_duplicate_images(
         left.perceptual_hashes, right.perceptual_hashes
       )
       if pair not in known
@@ -196,7 +196,7 @@ def _equal(first: np.ndarray, second: np.ndarray) -> list[tuple[int, int]]:
   return list(zip(left.tolist(), right.tolist(), strict=True))
 
 
-def near_duplicates(
+def near_duplicate_images(
   first: UInt64[np.ndarray, 'N'],
   second: UInt64[np.ndarray, 'M'],
   max_distance: int = MAX_HASH_DISTANCE,
@@ -211,7 +211,7 @@ def near_duplicates(
   pairs = []
   # So that a block of distances takes at most 16 MB.
   block = max(2**24 // max(len(second), 1), 1)
-  for start in progress.bar(
+  for start in progress.progress_bar(
     range(0, len(first), block),
     desc='comparing images',
     unit='block',

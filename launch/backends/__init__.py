@@ -71,7 +71,7 @@ class Step:
   text: str
 
 
-def steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
+def build_launch_steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
   """Builds steps from commands by their titles."""
   return [
     Step(title, shlex.join(command)) for title, command in commands.items()

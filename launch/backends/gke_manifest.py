@@ -245,10 +245,10 @@ cd /work
 mkdir -p tree
 tar -xzf code.tar.gz -C tree
 python3 -m venv venv
-{worker.install_requirements('tpu')}set +e
+{worker.install_requirements_script('tpu')}set +e
 cd tree
 {command} &
-{worker.wait_for_child()}{_HOLD_FAILURE}"""
+{worker.wait_for_child_script()}{_HOLD_FAILURE}"""
 
 
 _VOLUME_MOUNT = {'name': 'work', 'mountPath': '/work'}

@@ -163,7 +163,7 @@ BACKENDS = {
 }
 
 
-def build(
+def build_backend(
   arguments: argparse.Namespace, job: jobs.Job, run: shell.Shell
 ) -> backends.Backend:
   """Builds the backend that the flags ask for.
@@ -194,5 +194,7 @@ def build(
     if getattr(arguments, flag) is not None
   }
   if 'accelerator' in values:
-    values['accelerator'] = accelerators.parse(values['accelerator'])
+    values['accelerator'] = accelerators.parse_accelerator(
+      values['accelerator']
+    )
   return backend.build(job, run, values, arguments)

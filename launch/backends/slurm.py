@@ -57,13 +57,13 @@ class Slurm:
     return ['sbatch', '--parsable', str(self.root / 'job.sh')]
 
   def _unpack_command(self, archive: pathlib.Path) -> list[str]:
-    script = worker.unpack(self.scripts.folder, str(archive))
+    script = worker.unpack_code_script(self.scripts.folder, str(archive))
     return ['bash', '-c', script]
 
   def steps(self, commit: str) -> list[backends.Step]:
     """Returns the files and commands from submitting the job to canceling."""
-    archive = source.archive_path(self.job.name, commit)
-    code = shlex.join(source.archive_command(commit, archive))
+    archive = source.code_archive_path(self.job.name, commit)
+    code = shlex.join(source.code_archive_command(commit, archive))
     files = {
       'install.sh': self.scripts.install(),
       'task.sh': self.scripts.task(),
@@ -86,7 +86,9 @@ class Slurm:
 
   def deletion_steps(self, commit: str) -> list[backends.Step]:
     """Returns the command that cancels the job."""
-    return backends.steps({'at the end, if it exists': ['scancel', 'JOB']})
+    return backends.build_launch_steps(
+      {'at the end, if it exists': ['scancel', 'JOB']}
+    )
 
   def find(self) -> backends.Existing | None:
     """Reads the description of the job that `create` wrote."""

@@ -13,7 +13,7 @@ SMALL = ['ddep_camvid', 'ddep_folder', 'ddep_shapes']
 
 def load(name, argument=''):
   module = importlib.import_module(f'configs.{name}')
-  config = config_file.complete(module.get_config(argument))
+  config = config_file.complete_config(module.get_config(argument))
   config.lock()
   return config
 
@@ -60,11 +60,15 @@ def test_inits_wire_the_stages(argument, expected):
 
 def test_how_many_images_are_evaluated_at_once_is_no_setting():
   config = load('ddep_shapes', 'init=none')
-  before = stage.all_settings(ddep_main.PROGRAM.build_stages(config))
+  before = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
   config.evaluate.batch_size = 8
-  assert stage.all_settings(ddep_main.PROGRAM.build_stages(config)) == before
+  assert (
+    stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config)) == before
+  )
   config.evaluate.protocol.flip = True
-  assert stage.all_settings(ddep_main.PROGRAM.build_stages(config)) != before
+  assert (
+    stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config)) != before
+  )
 
 
 def test_what_learns_in_denoising_is_ddep_or_dep():
@@ -148,7 +152,7 @@ def test_a_grid_of_the_images_is_that_of_each_stage():
   assert stages[0].settings['network'].encoder['grid'] == (4, 4)
   config = load('ddep_pascal', 'tiny')
   config.denoise.crop.size = (32, 64)
-  found = stage.all_settings(ddep_main.PROGRAM.build_stages(config))
+  found = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
   grids = {
     name: found[name]['settings']['network']['encoder']['grid']
     for name in ('classify', 'denoise', 'finetune')

@@ -133,7 +133,7 @@ class TrainStage(experiment_stage.TrainingStage):
   def check(self) -> None:
     """Checks batch, network and, where it is known, the number of classes."""
     super().check()
-    num_classes = datasets.known_num_classes(self.options.data)
+    num_classes = datasets.known_dataset_num_classes(self.options.data)
     if num_classes is not None:
       self._check_num_classes(num_classes)
 
@@ -158,7 +158,7 @@ class TrainStage(experiment_stage.TrainingStage):
     """Returns the spec of one stream, or of both."""
     del num_classes
     block = self.options
-    spec = batch_lib.spec(block.recipe.batch_size, self.size, label=True)
+    spec = batch_lib.batch_spec(block.recipe.batch_size, self.size, label=True)
     if block.learn.consistency is None:
       return spec
     return {'labeled': spec, 'unlabeled': spec}
@@ -186,7 +186,7 @@ class TrainStage(experiment_stage.TrainingStage):
     """Opens labeled and unlabeled images, equally many of both."""
     block = self.options
     labeled = self.context.labeled(block, self.name)
-    data_lib.require_same_labeled_ids(workspace, labeled)
+    data_lib.require_same_stage_labels(workspace, labeled)
     augmentations = self.augmentations()
 
     def stream(split: datasets.Split, *keep: str) -> data_lib.ImageStream:
@@ -201,7 +201,7 @@ class TrainStage(experiment_stage.TrainingStage):
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
     )
-    entries = splits.repeat_to_length(
+    entries = splits.repeat_images_to_length(
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Labels of unlabeled images only measure the teacher's accuracy.
@@ -217,7 +217,7 @@ class TrainStage(experiment_stage.TrainingStage):
     """Builds the evaluation of the splits followed, and the teacher's panel."""
     block = self.options
     evaluate = evaluator.combine_evaluators(
-      evaluation.during_training(
+      evaluation.build_training_stage_evaluators(
         self.context,
         trained,
         block,
@@ -241,7 +241,9 @@ class TrainStage(experiment_stage.TrainingStage):
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:
     """Writes names and colors of the classes."""
-    return data_lib.write_classes(workspace, next(iter(streams.values())).split)
+    return data_lib.write_stage_classes(
+      workspace, next(iter(streams.values())).split
+    )
 
   def _heads(self, num_classes: int) -> dict[str, Any]:
     block = self.options
@@ -295,7 +297,7 @@ class TrainStage(experiment_stage.TrainingStage):
     return split.select(np.array(rest))
 
   def _log_epoch(self, images: str, batches: float) -> None:
-    console.log(
+    console.print_line(
       f'train: {images}, {batches:.1f} batches; an epoch is '
       f'{self.options.steps_per_epoch} steps'
     )
@@ -306,7 +308,7 @@ class TrainStage(experiment_stage.TrainingStage):
     # Images are mixed within groups, so the batch has whole groups.
     count = -(-evaluation.NUM_PANEL_ROWS // group) * group
     return {
-      name: data_lib.fixed_batch(stream, count)
+      name: data_lib.fixed_panel_batch(stream, count)
       for name, stream in streams.items()
     }
 
