@@ -40,7 +40,7 @@ class Finetune(method.SingleLossMethod):
   def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
     """Computes the cross entropy, summed over labeled pixels or images."""
     images = batch_lib.to_symmetric(batch['image'])
-    images = color_augment.augment(images, keys.rows, self.colors)
+    images = color_augment.augment_colors(images, keys.rows, self.colors)
     logits, batch_stats = self.forward(
       params, batch_stats, images, 'logits', keys
     )
@@ -51,10 +51,10 @@ class Finetune(method.SingleLossMethod):
       logits = jnp.mean(logits, axis=(1, 2), keepdims=True)
     else:
       size = tuple(n // self.reduction for n in labels.shape[1:])
-      labels = resize.nearest_floor(labels, size)
+      labels = resize.resize_nearest_floor(labels, size)
       while self.repeated_upsampling and 2 * logits.shape[1] <= size[0]:
         logits = resize.upsample2x(logits)
-      logits = resize.bilinear(logits, size)
+      logits = resize.resize_bilinear(logits, size)
     counted = (labels >= 0) & batch['mask'][:, None, None]
     total, count = losses.masked_sum_and_count(
       losses.cross_entropy(logits, labels), counted

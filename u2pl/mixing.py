@@ -5,8 +5,8 @@ next one of its group (the last with the first); a group is mixed as a whole or
 not at all. A group is the batch of one GPU in the authors' runs (spec U2PL §5),
 so the result does not depend on the number of devices.
 
-  draws = sample(rng, keys, options, labels.shape, num_classes)
-  images, labels = mix(images, labels, draws, options)
+  draws = sample_mixing_draws(rng, keys, options, labels.shape, num_classes)
+  images, labels = mix_unlabeled_images(images, labels, draws, options)
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Draws(NamedTuple):
   priorities: Float[Array, 'B C']
 
 
-def sample(
+def sample_mixing_draws(
   rng: Array,
   keys: Array,
   options: MixingOptions,
@@ -87,12 +87,12 @@ def sample(
   )
   return Draws(
     chance < options.probability,
-    boxes(uniforms[:, :3], height, width),
+    cutmix_boxes(uniforms[:, :3], height, width),
     uniforms[:, 3:],
   )
 
 
-def boxes(
+def cutmix_boxes(
   uniforms: Float[Array, 'B 3'], height: int, width: int
 ) -> Int[Array, 'B 4']:
   """Computes boxes of half the image's area from uniform numbers in [0, 1).
@@ -124,7 +124,7 @@ def boxes(
   return jnp.stack([top, left, h, w], axis=1)
 
 
-def box_mask(
+def cutmix_box_mask(
   boxes: Int[Array, 'B 4'], height: int, width: int
 ) -> Bool[Array, 'B H W']:
   """Computes a mask of the pixels in each image's box."""
@@ -136,7 +136,7 @@ def box_mask(
   )
 
 
-def kept_class_mask(
+def classmix_kept_mask(
   labels: Int[Array, 'B H W'], priorities: Float[Array, 'B C']
 ) -> Bool[Array, 'B H W']:
   """Computes a mask of the pixels whose class ClassMix keeps.
@@ -160,7 +160,7 @@ def kept_class_mask(
   return at_pixel(kept, labels) & (labels >= 0)
 
 
-def mix(
+def mix_unlabeled_images(
   images: Float[Array, 'B H W 3'],
   labels: Int[Array, 'B H W'],
   draws: Draws,
@@ -171,9 +171,9 @@ def mix(
     return images, labels
   mixed = jnp.repeat(draws.mixed, options.group)[:, None, None]
   if options.kind == 'classmix':
-    own = kept_class_mask(labels, draws.priorities)
+    own = classmix_kept_mask(labels, draws.priorities)
   else:
-    own = ~box_mask(draws.boxes, *labels.shape[1:])
+    own = ~cutmix_box_mask(draws.boxes, *labels.shape[1:])
   own = own | ~mixed
   if options.kind == 'cutout':
     color = jnp.asarray(_CUTOUT_COLOR, images.dtype)

@@ -1,9 +1,9 @@
 """Scores a folder of predictions against a folder of ground truth.
 
 folders = FolderPair.from_folders(gt, pred, num_classes=50, num_generated=50)
-match = match_categories(folders)
-metric, num_pixels = score(folders, match)
-values = to_json(metric.compute())
+match = match_category_folders(folders)
+metric, num_pixels = score_category_folders(folders, match)
+values = benchmark_scores_to_json(metric.compute())
 """
 
 import dataclasses
@@ -66,8 +66,8 @@ class FolderPair:
     Raises:
       UserError: a folder is missing or empty, or a file is in one folder only.
     """
-    names = png_format.list_files(gt)
-    predicted = png_format.list_files(pred)
+    names = png_format.list_imagenet_s_pngs(gt)
+    predicted = png_format.list_imagenet_s_pngs(pred)
     if not set(names) & set(predicted):
       raise errors.UserError(
         errors.one_line(
@@ -115,9 +115,11 @@ class FolderPair:
 
   def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads the prediction and the label of an image, and checks them."""
-    label = png_format.read(self.gt / name, self.num_classes)
+    label = png_format.read_imagenet_s_png(self.gt / name, self.num_classes)
     # All ids are read, so that the message below can give advice.
-    prediction = png_format.read(self.pred / name, png_format.MAX_CLASSES)
+    prediction = png_format.read_imagenet_s_png(
+      self.pred / name, png_format.MAX_CLASSES
+    )
     if ignored := np.count_nonzero(prediction < 0):
       raise errors.BadFile(
         self.pred / name,
@@ -140,7 +142,7 @@ class FolderPair:
     return prediction, label
 
 
-def match_categories(folders: FolderPair) -> matching.Match:
+def match_category_folders(folders: FolderPair) -> matching.Match:
   """Matches generated categories with classes (Hungarian method).
 
   Raises:
@@ -150,13 +152,15 @@ def match_categories(folders: FolderPair) -> matching.Match:
     folders.num_generated, folders.num_classes
   )
   pairs = folders.map(
-    lambda prediction, label, _: matching.present_ids(prediction, label),
+    lambda prediction, label, _: matching.present_category_ids(
+      prediction, label
+    ),
     'matching',
   )
   return counts.update_all(pairs).match()
 
 
-def score(
+def score_category_folders(
   folders: FolderPair, match: matching.Match | None = None
 ) -> tuple[metrics.ImageNetS, int]:
   """Counts all images; returns the metric and the number of pixels.
@@ -178,7 +182,9 @@ def score(
       except ValueError as error:
         reason = f'{error}{folders.advice}'
         raise errors.BadFile(folders.pred / name, reason) from error
-    counts = metrics.count_image(prediction, label, name, folders.num_classes)
+    counts = metrics.count_imagenet_s_image(
+      prediction, label, name, folders.num_classes
+    )
     return counts, label.size
 
   total, num_pixels = metrics.ImageNetS.empty(folders.num_classes), 0
@@ -187,7 +193,9 @@ def score(
   return total, num_pixels
 
 
-def to_json(values: metrics_lib.Values) -> Mapping[str, object]:
+def benchmark_scores_to_json(
+  values: metrics_lib.Values,
+) -> Mapping[str, object]:
   """Converts values of `metrics.ImageNetS` to percent; NaN becomes None."""
 
   def percent(name: str) -> float | None:
@@ -205,8 +213,8 @@ def to_json(values: metrics_lib.Values) -> Mapping[str, object]:
   }
 
 
-def format_table(values: Mapping[str, object]) -> str:
-  """Formats the result of `to_json` as a table of several lines."""
+def format_benchmark_table(values: Mapping[str, object]) -> str:
+  """Formats the result of `benchmark_scores_to_json` as lines of a table."""
   lines = [_COLUMNS]
   for name in _METRICS:
     row = values[name], *values.get(f'{name}_by_size', {}).values()

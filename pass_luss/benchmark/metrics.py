@@ -3,7 +3,7 @@
   metric = ImageNetS.empty(num_classes=50)
   for prediction, label, id in images:
     metric = metric.update(prediction, label, id)
-  values = metrics.merge_across_hosts(metric).compute()
+  values = metrics.merge_metrics_across_hosts(metric).compute()
 
 Predictions are classes 0…C with 'other' as 0, after matching, at the original
 size of the image; labels are the same, or negative where ignored. All counts
@@ -86,7 +86,9 @@ class ImageNetS:
         or a prediction is not in 0…C, also at ignored pixels.
     """
     num_classes = self.regions.shape[-1] - 1
-    return self.merge(count_image(prediction, label, id, num_classes))
+    return self.merge(
+      count_imagenet_s_image(prediction, label, id, num_classes)
+    )
 
   def merge(self, other: 'ImageNetS') -> 'ImageNetS':
     """Returns the counts over the images of both."""
@@ -136,7 +138,7 @@ class ImageNetS:
     return {**values, 'iou': iou[0], 'boundary_iou': boundary_iou[0]}
 
 
-def count_image(
+def count_imagenet_s_image(
   prediction: Int[np.ndarray, 'H W'],
   label: Int[np.ndarray, 'H W'],
   id: bytes | str,

@@ -119,7 +119,7 @@ class Projection(nn.Module):
     x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
     # The last norm is PASS's addition to the head of SwAV (spec §2.4).
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2', affine=False)(x)
-    return embedding_ops.l2_normalize(x)
+    return embedding_ops.l2_normalize_embeddings(x)
 
 
 class PixelProjection(nn.Module):
@@ -181,7 +181,9 @@ class Clusters(EncoderHead, nn.Module):
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B K']:
     """Scores each image, with the prototypes as they are."""
-    return self.score(self.embed(embedding_ops.average_pool(x), train))
+    return self.score(
+      self.embed(embedding_ops.average_pool_embeddings(x), train)
+    )
 
   def embed(
     self, x: Float[Array, 'B D'], train: bool = False
@@ -191,14 +193,14 @@ class Clusters(EncoderHead, nn.Module):
 
   def score(self, embeddings: Float[Array, 'B E']) -> Float[Array, 'B K']:
     """Computes inner products with the prototypes."""
-    return embedding_ops.similarities(embeddings, self.prototypes)
+    return embedding_ops.prototype_similarities(embeddings, self.prototypes)
 
   def fixed_scores(
     self, embeddings: Float[Array, 'B E']
   ) -> Float[Array, 'B K']:
     """Computes `score` without a gradient to the prototypes."""
     prototypes = jax.lax.stop_gradient(self.prototypes)
-    return embedding_ops.similarities(embeddings, prototypes)
+    return embedding_ops.prototype_similarities(embeddings, prototypes)
 
 
 class Shallow(EncoderHead, nn.Module):
@@ -225,7 +227,7 @@ class Shallow(EncoderHead, nn.Module):
       x, train
     )
     return Projection(self.hidden, self.size, self.dtype, name='projection')(
-      embedding_ops.average_pool(x), train
+      embedding_ops.average_pool_embeddings(x), train
     )
 
 
@@ -371,7 +373,9 @@ class Attention(EncoderHead, nn.Module):
     E is D, or 1 if it is shared.
     """
     size = x.shape[-1]
-    x = embedding_ops.l2_normalize(embedding_ops.upsample(x))
+    x = embedding_ops.l2_normalize_embeddings(
+      embedding_ops.upsample_embeddings(x)
+    )
     x = _conv(size, size, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
     channels = 1 if self.shared else size

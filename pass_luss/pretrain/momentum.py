@@ -75,7 +75,9 @@ class MomentumSpec:
     )
 
 
-def cosine_decay(step: Array, num_steps: int, initial: float) -> types.Scalar:
+def momentum_encoder_decay(
+  step: Array, num_steps: int, initial: float
+) -> types.Scalar:
   """Computes m = 1 - (1 - initial) (cos(π k / K) + 1) / 2.
 
   It rises from `initial` at step k = 0 to 1 at step K.

@@ -66,13 +66,13 @@ class EncodedViews:
 
   def split(self, rows: Array) -> Array:
     """Reshapes [B·V, …] to [B, V, …]."""
-    return view_axis.split(rows, self.batch_size)
+    return view_axis.split_view_axis(rows, self.batch_size)
 
   def pooled(self) -> Float[Array, 'B V D']:
     """Average-pools the deepest maps of all views, the large ones first."""
     return jnp.concatenate(
       [
-        self.split(embedding_ops.average_pool(maps.deepest.array))
+        self.split(embedding_ops.average_pool_embeddings(maps.deepest.array))
         for maps in self.maps.values()
       ],
       axis=1,

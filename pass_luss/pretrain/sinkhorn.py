@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from segcore.ops import losses
 
 
-def assign(
+def sinkhorn_assign(
   scores: Float[Array, 'N K'],
   epsilon: float,
   num_iterations: int,
@@ -32,10 +32,10 @@ def assign(
   """
   if used is None:
     used = jnp.ones(len(scores), bool)
-  return assign_blocks([(scores, used)], epsilon, num_iterations)[0]
+  return sinkhorn_assign_blocks([(scores, used)], epsilon, num_iterations)[0]
 
 
-def assign_blocks(
+def sinkhorn_assign_blocks(
   blocks: Sequence[tuple[Float[Array, '_ K'], Bool[Array, '_']]],
   epsilon: float,
   num_iterations: int,
@@ -49,7 +49,7 @@ def assign_blocks(
   the queue is replicated.
 
   Args:
-    blocks: scores and used samples of each block, as in `assign`.
+    blocks: scores and used samples of each block, as in `sinkhorn_assign`.
     epsilon: ε, the weight of the entropy.
     num_iterations: at least 1.
   """

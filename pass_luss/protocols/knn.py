@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbor classification of features by cosine similarity.
 
-  bank = knn.build_bank(features, masks, num_classes=919)
-  vote = knn.make_sharded_vote(mesh, bank)
+  bank = knn.build_knn_bank(features, masks, num_classes=919)
+  vote = knn.make_sharded_knn_vote(mesh, bank)
   classes = vote(queries)
 
 In distance matching the neighbors are regions of labeled images (spec §5.3).
@@ -37,7 +37,7 @@ class Bank(NamedTuple):
   labels: Int32[Array | np.ndarray, 'M']
 
 
-def build_bank(
+def build_knn_bank(
   features: Float[np.ndarray, 'B h w D'],
   masks: Int[np.ndarray, 'B h w'],
   num_classes: int,
@@ -74,7 +74,7 @@ def build_bank(
   )
 
 
-def vote(
+def knn_vote(
   queries: Float[Array, 'Q D'],
   bank: Bank,
   k: int = 10,
@@ -118,7 +118,7 @@ def vote(
   return jax.lax.map(classify, _l2_normalize(queries), batch_size=query_rows)
 
 
-def make_sharded_vote(
+def make_sharded_knn_vote(
   mesh: Mesh,
   bank: Bank,
   k: int = 10,
@@ -127,15 +127,15 @@ def make_sharded_vote(
   query_rows: int = QUERY_ROWS,
   bank_rows: int = BANK_ROWS,
 ) -> Callable[[Float[Array, 'Q D']], Int32[Array, 'Q']]:
-  """Builds `vote` on a mesh: queries are sharded, the bank is replicated.
+  """Builds `knn_vote` on a mesh: queries are sharded, the bank is replicated.
 
   Args:
     mesh: with the axes of `sharding.make_mesh`.
     bank: the same on all hosts.
-    k: as in `vote`.
-    temperature: as in `vote`.
-    query_rows: as in `vote`, per device.
-    bank_rows: as in `vote`.
+    k: as in `knn_vote`.
+    temperature: as in `knn_vote`.
+    query_rows: as in `knn_vote`, per device.
+    bank_rows: as in `knn_vote`.
 
   Returns:
     A function from queries [Q, D] to classes [Q]; Q must be a multiple of the
@@ -150,7 +150,7 @@ def make_sharded_vote(
   sharded_vote = jax.jit(
     jax.shard_map(
       functools.partial(
-        vote,
+        knn_vote,
         k=k,
         temperature=temperature,
         query_rows=query_rows,

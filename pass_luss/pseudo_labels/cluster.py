@@ -65,7 +65,7 @@ def fit_centroids(
   Raises:
     Preempted: the machine asked to stop; features are kept, restarts are not.
   """
-  initial = kmeans.sample_initial(
+  initial = kmeans.sample_initial_centroids(
     jax.random.PRNGKey(options.seed), options.restarts, len(rows), num_clusters
   )
   console.log(
@@ -79,8 +79,8 @@ def fit_centroids(
     if workspace.preemption.reached():
       raise workspace_lib.Preempted(f'{workspace.directory} keeps its features')
 
-  return kmeans.fit(
-    kmeans.shard_rows(mesh, rows),
+  return kmeans.fit_kmeans(
+    kmeans.shard_feature_rows(mesh, rows),
     initial,
     options.iterations,
     progress=report,
@@ -102,23 +102,23 @@ def write_clustering(
   replicated = sharding.replicated(clustering.assignments.sharding.mesh)
   assignments = jax.device_put(clustering.assignments, replicated)
   if jax.process_index() == 0:
-    features.write_array(
+    features.write_feature_array(
       folder / ASSIGNMENTS, np.asarray(assignments)[:num_rows]
     )
     json_files.write(
       folder / SCORES,
       {'objective': clustering.objective, 'num_rows': num_rows},
     )
-    features.write_array(
+    features.write_feature_array(
       folder / CENTROIDS, np.asarray(clustering.centroids, np.float32)
     )
 
 
 def read_centroids(folder: files.Path) -> Float32[np.ndarray, 'K D']:
   """Reads the centroids from the folder of a finished stage."""
-  return features.read_array(folder / CENTROIDS)
+  return features.read_feature_array(folder / CENTROIDS)
 
 
-def read_assignments(folder: files.Path) -> Int32[np.ndarray, 'N']:
+def read_cluster_assignments(folder: files.Path) -> Int32[np.ndarray, 'N']:
   """Reads the cluster of each row, from 0, from a finished stage's folder."""
-  return features.read_array(folder / ASSIGNMENTS)
+  return features.read_feature_array(folder / ASSIGNMENTS)

@@ -115,12 +115,12 @@ def category_function(
     A function of state and images that returns [B, h, w, 2]: the category of
     the centroid of the largest cosine similarity, and the attention in [0, 1].
   """
-  centroids = embedding_ops.l2_normalize(jnp.asarray(centroids))
+  centroids = embedding_ops.l2_normalize_embeddings(jnp.asarray(centroids))
 
   def categories_and_attention(
     state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w 2']:
-    variables = train_state.variables(state)
+    variables = train_state.train_state_variables(state)
     if kind == 'attended':
       maps, weights = attention_lib.features_and_attention(
         segmenter, variables, images
@@ -130,14 +130,14 @@ def category_function(
       deepest = segmenter.apply(
         variables, images, decode=False, method='features'
       )['encoder'].deepest.array
-      maps = embedding_ops.upsample(deepest)
+      maps = embedding_ops.upsample_embeddings(deepest)
       attention = jnp.ones(maps.shape[:3])
       if kind == 'image':
         # Centroids are of whole images: all cells get the image's category.
         mean = jnp.mean(maps, axis=(1, 2), keepdims=True)
         maps = jnp.broadcast_to(mean, maps.shape)
-    similarities = embedding_ops.similarities(
-      embedding_ops.l2_normalize(maps), centroids.T
+    similarities = embedding_ops.prototype_similarities(
+      embedding_ops.l2_normalize_embeddings(maps), centroids.T
     )
     categories = 1 + jnp.argmax(similarities, axis=-1)
     return jnp.stack([categories.astype(jnp.float32), attention], axis=-1)
@@ -174,16 +174,16 @@ def foreground_function(
   if name == 'rc':
     return lambda example: saliency.region_contrast(example['image'])
   folder = pathlib.Path(name).expanduser()
-  saliency.find_maps(folder, ids)
+  saliency.find_saliency_maps(folder, ids)
 
   def read_saliency(example: Mapping[str, Any]) -> np.ndarray:
     path = label_folders.label_path(folder, example['id'].item().decode())
-    return saliency.read_map(path, tuple(example['size'].tolist()))
+    return saliency.read_saliency_map(path, tuple(example['size'].tolist()))
 
   return read_saliency
 
 
-def label_map(
+def category_label_map(
   categories: Int[np.ndarray, 'h w'],
   foreground: Float[np.ndarray, 'H W'],
   threshold: float,
@@ -195,9 +195,9 @@ def label_map(
     foreground: attention or saliency of each pixel.
     threshold: τ.
   """
-  labels = short_side_lib.resize_labels(categories, foreground.shape).astype(
-    np.int16
-  )
+  labels = short_side_lib.resize_predicted_labels(
+    categories, foreground.shape
+  ).astype(np.int16)
   return np.where(foreground < threshold, np.int16(0), labels)
 
 
@@ -212,7 +212,7 @@ def resize_attention(
 # Many images share a height or width; a matrix is slow to build.
 @functools.lru_cache(maxsize=512)
 def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
-  return resize.bilinear_matrix(old, new)
+  return resize.bilinear_resize_matrix(old, new)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -353,7 +353,7 @@ class Labeler:
         category = image_categories[example['id'].item().decode()]
         categories = np.full_like(categories, category)
       probability = attention if foreground is None else foreground(example)
-      return label_map(categories, probability, threshold), example
+      return category_label_map(categories, probability, threshold), example
 
     # In threads: computing region contrast is slow.
     return threads.ordered_map(build, self.predict(split))
@@ -375,7 +375,7 @@ class Labeler:
     """
     rows, palette = [], masks.palette(np.iinfo(np.int16).max)
     for _, attention, example in self.predict(split):
-      label = png_format.read(
+      label = png_format.read_imagenet_s_png(
         label_folders.label_path(folder, example['id'].item().decode()),
         png_format.MAX_CLASSES,
       )
@@ -386,13 +386,13 @@ class Labeler:
         [
           example['image'],
           np.repeat(gray[..., None], 3, axis=-1),
-          panels.colorize(label, palette[: int(label.max()) + 1]),
+          panels.colorize_label_map(label, palette[: int(label.max()) + 1]),
         ]
       )
     if not rows:
       return None
     title = 'attention' if foreground is None else 'saliency'
-    return panels.draw_grid(rows, ('image', title, 'pseudo-label'))
+    return panels.draw_picture_grid(rows, ('image', title, 'pseudo-label'))
 
   def sweep_thresholds(
     self,
@@ -413,6 +413,8 @@ class Labeler:
     for categories, attention, example in self.predict(split, ('label',)):
       label = example['label']
       probability = attention if foreground is None else foreground(example)
-      categories = short_side_lib.resize_labels(categories, label.shape)
+      categories = short_side_lib.resize_predicted_labels(
+        categories, label.shape
+      )
       sweep.update(categories, probability, label)
-    return metrics.merge_across_hosts(sweep)
+    return metrics.merge_metrics_across_hosts(sweep)

@@ -9,7 +9,7 @@ from segcore.train import workspace as workspace_lib
 FILE = 'threshold.json'
 
 
-def choose(
+def choose_attention_threshold(
   workspace: workspace_lib.Workspace,
   labeler: labeler_lib.Labeler,
   num_categories: int,

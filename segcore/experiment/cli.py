@@ -96,9 +96,9 @@ def execute(program: Program, parsed: command.Command) -> None:
     stage.check(stages, parsed.workdir)
     model = program.load_model(parsed.config, parsed.workdir)
     if isinstance(parsed.request, export.Request):
-      export.run(model, parsed.workdir / 'export', parsed.request)
+      export.export_network(model, parsed.workdir / 'export', parsed.request)
     else:
-      predict.run(model, parsed.request)
+      predict.predict_images(model, parsed.request)
 
 
 def _dry_run_elsewhere(program: Program, parsed: command.Command) -> None:

@@ -65,7 +65,7 @@ def with_position_grid(
   return dataclasses.replace(network, encoder={**network.encoder, 'grid': grid})
 
 
-def build(
+def build_network(
   network: NetworkOptions, heads: Mapping[str, nn.Module], path: str
 ) -> segmenter.Segmenter:
   """Builds the network with given heads; with a decoder only if one reads it.
@@ -91,7 +91,7 @@ def build(
   return segmenter.Segmenter(encoder, decoder, heads)
 
 
-def check_image_size(
+def check_network_image_size(
   network: segmenter.Segmenter, size: tuple[int, int], path: str
 ) -> None:
   """Checks that the network accepts images of a size; follows shapes only.

@@ -1,7 +1,7 @@
 """Order statistics and random selection over all pixels of a global batch.
 
   gamma = percentile(entropy, valid, 80.0)
-  pixels = nth_true(candidates, ranks)
+  pixels = nth_true_pixels(candidates, ranks)
 
 Sorting or gathering pixels of a batch that is sharded over devices would move
 all of them. These functions search by bisection and by counting, so devices
@@ -97,7 +97,7 @@ def ranks_from_uniforms(
   return jnp.clip(ranks, 0, jnp.maximum(counts - 1, 0))
 
 
-def nth_true(
+def nth_true_pixels(
   mask: Bool[Array, 'B P C'], ranks: Int[Array, 'C num_ranks']
 ) -> Int[Array, 'C num_ranks']:
   """Finds the pixels of given ranks under each class's mask.

@@ -116,7 +116,7 @@ class TrainingSpec:
   zero_terms_until: int = 0
 
 
-def train(
+def run_training_loop(
   training: TrainingSpec,
   workspace: workspace_lib.Workspace,
   operation: OperationOptions,
@@ -150,7 +150,9 @@ def train(
       batches = itertools.islice(batches, training.num_steps - start)
       if operation.record_ids:
         batches = _record_ids(batches, log.ids, start)
-      step_fn, nonfinite_steps = build_step(training.method, mesh, state, spec)
+      step_fn, nonfinite_steps = build_jitted_train_step(
+        training.method, mesh, state, spec
+      )
       if log.peak_flops:
         # The first step reuses this trace.
         traced = step_fn.trace(state, nonfinite_steps, spec)
@@ -323,7 +325,7 @@ class _Run:
     )
 
 
-def state_spec(
+def train_state_spec(
   method: method_lib.Method,
   mesh: Mesh,
   spec: types.BatchSpec,
@@ -354,7 +356,7 @@ def state_spec(
   )
 
 
-def build_step(
+def build_jitted_train_step(
   method: method_lib.Method, mesh: Mesh, state: Any, spec: types.BatchSpec
 ) -> tuple[Callable[..., Any], dict[str, np.int32]]:
   """Builds the jitted step, which also records when a scalar was not finite.
@@ -365,7 +367,7 @@ def build_step(
   Args:
     method: the method to train.
     mesh: the devices.
-    state: arrays, or what `state_spec` returns.
+    state: arrays, or what `train_state_spec` returns.
     spec: shapes and types of a global batch.
 
   Returns:
@@ -408,7 +410,9 @@ def _restore_or_init(
   checkpoints: checkpoint.Checkpoints,
 ) -> tuple[int, train_state.TrainState]:
   """Returns the step and state to start from."""
-  abstract_state = state_spec(training.method, mesh, spec, training.loaded)
+  abstract_state = train_state_spec(
+    training.method, mesh, spec, training.loaded
+  )
   restored = checkpoints.restore(abstract_state)
   if restored is not None:
     return restored

@@ -67,7 +67,9 @@ class RunLog:
       directory.name, start, num_steps, batch_size
     )
     self._zero_terms = ZeroTermMonitor(zero_terms_until)
-    self._writer = tensorboard.open_writer(directory / 'tensorboard', start)
+    self._writer = tensorboard.open_tensorboard_writer(
+      directory / 'tensorboard', start
+    )
     self._writer.write_hparams(hparams)
     if start == 0 and jax.process_index() == 0:
       # Indented, so that TensorBoard's Markdown keeps the columns.

@@ -150,10 +150,10 @@ class MeanTeacher:
     labels = batch['labeled']['label']
 
     def loss(outputs):
-      labeled, strong = losses.split_streams(outputs)
+      labeled, strong = losses.split_student_outputs(outputs)
       # L_s on labels (Eq. 3), L_u on pseudo-labels (Eqs. 12-14, 16).
-      supervised = losses.supervised(labeled, labels, options.supervised)
-      unsupervised = losses.unsupervised(
+      supervised = losses.supervised_loss(labeled, labels, options.supervised)
+      unsupervised = losses.unsupervised_loss(
         strong['logits'], targets.labels, targets.kept, options.consistency
       )
       terms = {'loss_supervised': supervised, 'loss_unsupervised': unsupervised}
@@ -189,7 +189,9 @@ class MeanTeacher:
       branch, contrastive = self.branch.update(
         state.branch,
         features,
-        jax.nn.softmax(pseudo_labels.upsample(logits, features.shape[1:3])),
+        jax.nn.softmax(
+          pseudo_labels.upsample_teacher_scores(logits, features.shape[1:3])
+        ),
         batch_lib.join([labels, output.labels]),
         _pixel_masks(output.reliability),
         draw_rng,
@@ -214,14 +216,16 @@ class MeanTeacher:
     weak = batch_lib.to_symmetric(batch['unlabeled']['image'])
     weak_labels = self.pseudo_label(state, weak)
     # Strong view: images and pseudo-labels are mixed alike.
-    draws = mixing.sample(
+    draws = mixing.sample_mixing_draws(
       mixing_rng,
-      update_lib.row_keys(row_rng, len(weak)),
+      update_lib.row_prng_keys(row_rng, len(weak)),
       options.mixing,
       weak_labels.shape,
       self.num_classes,
     )
-    strong, labels = mixing.mix(weak, weak_labels, draws, options.mixing)
+    strong, labels = mixing.mix_unlabeled_images(
+      weak, weak_labels, draws, options.mixing
+    )
     # Teacher in training mode on both streams: entropy, ranks, representations.
     labeled = batch_lib.to_symmetric(batch['labeled']['image'])
     outputs, state = self.teacher.forward(
@@ -232,12 +236,12 @@ class MeanTeacher:
     )
     # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
     _, logits = batch_lib.split(outputs['logits'], 2)
-    logits = pseudo_labels.upsample(logits, weak.shape[1:3])
-    entropy, valid = pseudo_labels.entropy(logits), labels >= 0
+    logits = pseudo_labels.upsample_teacher_scores(logits, weak.shape[1:3])
+    entropy, valid = pseudo_labels.pixel_entropy(logits), labels >= 0
     percent = self.options.partition.at(
       _progress(state.step, self.steps_per_epoch, self.update.num_steps)
     )
-    reliability = pseudo_labels.partition(
+    reliability = pseudo_labels.partition_by_entropy(
       entropy, valid, percent, self.options.anchor_entropy
     )
     kept = reliability.reliable if options.filtered else valid
@@ -254,7 +258,9 @@ class MeanTeacher:
     outputs = self.segmenter.apply(
       self.teacher.variables(state), images, heads=heads
     )
-    scores = pseudo_labels.upsample(outputs['logits'], images.shape[1:3])
+    scores = pseudo_labels.upsample_teacher_scores(
+      outputs['logits'], images.shape[1:3]
+    )
     if denoise != 'off':
       epoch_done = state.step >= self.warmup_steps + self.steps_per_epoch
       scores = self.branch.denoise(
@@ -286,7 +292,7 @@ class MeanTeacher:
   def reported(self, state: State) -> dict[str, types.Params]:
     """Returns the variables that are evaluated."""
     if not self.options.consistency:
-      return train_state.variables(state)
+      return train_state.train_state_variables(state)
     return self.teacher.reported(state)
 
   @property
@@ -323,7 +329,7 @@ class MeanTeacher:
     images = batch_lib.to_symmetric(batch['image'])
 
     def loss(outputs):
-      return losses.supervised(
+      return losses.supervised_loss(
         outputs, batch['label'], self.options.supervised
       ), {}
 
@@ -333,7 +339,7 @@ class MeanTeacher:
     self, state: State, images: Array, loss: student.Loss, rng: Array
   ) -> tuple[State, types.Metrics]:
     heads = self.options.student_heads
-    return student.step(
+    return student.student_step(
       self.segmenter, self.update, state, images, heads, loss, rng
     )
 

@@ -14,7 +14,7 @@ from segcore.train import update as update_lib
 Loss = Callable[[dict[str, Array]], tuple[types.Scalar, types.Metrics]]
 
 
-def step(
+def student_step(
   segmenter: segmenter_lib.Segmenter,
   update: update_lib.Update,
   state: train_state.TrainState,
@@ -39,7 +39,7 @@ def step(
   """
 
   def total_loss(params):
-    outputs, batch_stats = method.forward(
+    outputs, batch_stats = method.training_forward_pass(
       segmenter,
       params,
       state.batch_stats,

@@ -225,7 +225,7 @@ class TrainStage(experiment_stage.TrainingStage):
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
     )
-    return evaluator.combine_summaries(evaluate, panel)
+    return evaluator.combine_evaluation_summaries(evaluate, panel)
 
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams

@@ -100,9 +100,9 @@ class D2S(objective.Objective):
       deep = step.targets['swav']['assignments']
       return dict.fromkeys(step.outputs[self.name], deep)
     # Without a queue: that of the state holds embeddings of deep features.
-    prototypes = prototypes_lib.select(step.params)
+    prototypes = prototypes_lib.select_prototype_parameters(step.params)
     return {
-      stage: swav.view_targets(scores, None, prototypes, self.clusters)
+      stage: swav.swav_view_targets(scores, None, prototypes, self.clusters)
       for stage, scores in step.outputs[self.name].items()
     }
 
@@ -110,7 +110,7 @@ class D2S(objective.Objective):
     """Computes L_s of each stage."""
     targets = step.targets[self.name]
     terms = {
-      f'loss_shallow{stage}': loss(
+      f'loss_shallow{stage}': d2s_loss(
         scores, targets[stage], self.clusters.temperature, self.options.view
       )
       for stage, scores in step.outputs[self.name].items()
@@ -118,7 +118,7 @@ class D2S(objective.Objective):
     return objective.LossTerms(terms, {})
 
 
-def loss(
+def d2s_loss(
   scores: Float[Array, 'B 2 K'],
   targets: Float[Array, 'B 2 K'],
   temperature: float,

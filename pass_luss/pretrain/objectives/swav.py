@@ -102,7 +102,7 @@ class Swav(objective.Objective):
     The optimizer starts from the normalized ones, as in the official code,
     which normalizes them in place.
     """
-    return prototypes_lib.normalize(params)
+    return prototypes_lib.l2_normalize_prototypes(params)
 
   def outputs(
     self,
@@ -115,7 +115,7 @@ class Swav(objective.Objective):
     The statistics of its batch norms are thus over all views of all sizes.
     """
     del batch
-    rows = view_axis.merge(views.pooled())
+    rows = view_axis.merge_view_axis(views.pooled())
     embeddings = net.heads.call_method('clusters', 'embed', rows, True)
     scores = net.heads.call_method('clusters', 'score', embeddings)
     return {
@@ -125,10 +125,10 @@ class Swav(objective.Objective):
 
   def targets(self, step: objective.Step) -> objective.Arrays:
     """Assigns both large views to the prototypes: q."""
-    assignments = view_targets(
+    assignments = swav_view_targets(
       step.outputs[self.name]['scores'],
       step.state.queue,
-      prototypes_lib.select(step.params),
+      prototypes_lib.select_prototype_parameters(step.params),
       self.options,
     )
     return {'assignments': assignments}
@@ -137,11 +137,15 @@ class Swav(objective.Objective):
     """Computes L; logs what shows a collapse of embeddings or prototypes."""
     outputs = step.outputs[self.name]
     targets = step.targets[self.name]['assignments']
-    loss = swapped_loss(outputs['scores'], targets, self.options.temperature)
+    loss = swapped_prediction_loss(
+      outputs['scores'], targets, self.options.temperature
+    )
     scalars = {
-      'prototype_usage': prototypes_lib.usage(view_axis.merge(targets)),
+      'prototype_usage': prototypes_lib.prototype_usage(
+        view_axis.merge_view_axis(targets)
+      ),
       'embedding_spread': embedding_deviation(
-        view_axis.merge(outputs['embeddings'][:, :2])
+        view_axis.merge_view_axis(outputs['embeddings'][:, :2])
       ),
     }
     if step.state.queue is not None:
@@ -154,15 +158,17 @@ class Swav(objective.Objective):
     """Undoes the update of frozen prototypes, and fills the queue."""
     old = step.state  # The new one already counts this step.
     frozen = old.step < self.options.frozen_steps
-    new = prototypes_lib.freeze(frozen, new, old)
+    new = prototypes_lib.freeze_prototypes(frozen, new, old)
     if old.queue is None:
       return new
     embeddings = step.outputs[self.name]['embeddings']
-    queue = update_queue(old.queue, embeddings, old.step, self.options)
+    queue = update_embedding_queue(
+      old.queue, embeddings, old.step, self.options
+    )
     return new.replace(queue=queue)
 
 
-def view_targets(
+def swav_view_targets(
   scores: Float[Array, 'B V K'],
   queue: queue_lib.Queue | None,
   prototypes: Float[Array, 'D K'],
@@ -187,19 +193,19 @@ def view_targets(
     # One product for each view, not one for both: its buffer is free for the
     # second view once the first is done.
     queue_scores = [
-      embedding_ops.similarities(queue.rows[view], prototypes)
+      embedding_ops.prototype_similarities(queue.rows[view], prototypes)
       for view in (0, 1)
     ]
   return jnp.stack(
     [
-      targets(scores[:, view], queue_scores[view], full, options)
+      swav_targets(scores[:, view], queue_scores[view], full, options)
       for view in (0, 1)
     ],
     axis=1,
   )
 
 
-def targets(
+def swav_targets(
   scores: Float[Array, 'B K'],
   queue_scores: Float[Array, 'L K'],
   queue_is_full: Bool[Array, ''],
@@ -218,12 +224,12 @@ def targets(
   if len(queue_scores):
     used = jnp.broadcast_to(queue_is_full, (len(queue_scores),))
     blocks.append((jax.lax.stop_gradient(queue_scores), used))
-  return sinkhorn.assign_blocks(
+  return sinkhorn.sinkhorn_assign_blocks(
     blocks, options.epsilon, options.sinkhorn_iterations
   )[0]
 
 
-def swapped_loss(
+def swapped_prediction_loss(
   scores: Float[Array, 'B V K'],
   targets: Float[Array, 'B 2 K'],
   temperature: float,
@@ -249,7 +255,7 @@ def swapped_loss(
   return (jnp.sum(pairs) - own) / (2 * (num_views - 1))
 
 
-def update_queue(
+def update_embedding_queue(
   queue: queue_lib.Queue,
   embeddings: Float[Array, 'B V D'],
   step: Array,
@@ -261,7 +267,7 @@ def update_queue(
   return jax.tree.map(
     lambda old, new: jnp.where(started, new, old),
     queue,
-    queue_lib.push(queue, embeddings[:, :2]),
+    queue_lib.enqueue_embeddings(queue, embeddings[:, :2]),
   )
 
 

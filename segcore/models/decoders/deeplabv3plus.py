@@ -92,7 +92,7 @@ class DeepLabV3Plus(nn.Module):
       3,
       dropout_rate=self.dropout_rate,
     )
-    fused = resize.bilinear(fused, low.shape[1:3], align_corners=True)
+    fused = resize.resize_bilinear(fused, low.shape[1:3], align_corners=True)
     low = block(low, 'low', use_bias=True)
     joined = jnp.concatenate([low, fused], axis=-1)
     return features_lib.Features(

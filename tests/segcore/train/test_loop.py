@@ -66,7 +66,9 @@ def run(directory, spec, **fields):
     **{'log_every': 3, 'save_every': 4, **fields}
   )
   workspace = workspace_lib.Workspace(directory, {}, 'digest')
-  return loop.train(spec, workspace, operation, sharding.make_mesh())
+  return loop.run_training_loop(
+    spec, workspace, operation, sharding.make_mesh()
+  )
 
 
 def metrics_lines(directory):
@@ -109,7 +111,14 @@ def test_callbacks_run_when_they_are_due(tmp_path):
     x['step'] for x in metrics_lines(tmp_path) if 'val/score' in x
   ] == evaluated
   assert saved_steps(tmp_path) == {8, 11}
-  assert int(checkpoint_reader.read(tmp_path / 'best', ('step',))['step']) == 5
+  assert (
+    int(
+      checkpoint_reader.read_checkpoint_fields(tmp_path / 'best', ('step',))[
+        'step'
+      ]
+    )
+    == 5
+  )
   # 11 batches of 8 of an endless stream of 24 numbers: three whole epochs and
   # two thirds of the fourth.
   assert int(state.step) == 11
@@ -126,7 +135,7 @@ def test_nonfinite_term_is_named_and_no_later_state_is_saved(tmp_path):
   assert 'term was not finite at step 6' in str(caught.value)
   assert 'loss' not in str(caught.value).split(' was not')[0]
   assert saved_steps(tmp_path) == {4}
-  state = checkpoint_reader.read(tmp_path / 'checkpoints')
+  state = checkpoint_reader.read_checkpoint_fields(tmp_path / 'checkpoints')
   assert np.isfinite(state['params']['sum'])
   # Without the error, the run resumes from there.
   state = run(tmp_path, training())
