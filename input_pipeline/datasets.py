@@ -381,6 +381,11 @@ def open_dataset_split(
   data_set = prepare_dataset(options, data_dir)
   info = data_set.info
   if split not in info.splits:
+    if options.without_mask == split:
+      raise errors.UserError(
+        f'without_mask={split}: expected images without a mask in '
+        f'{options.source}, got a mask for each: leave unlabeled=same out'
+      )
     raise errors.UserError(
       f'split: expected one of {", ".join(info.splits)} of {options.name}, got '
       f'{split!r}'

@@ -179,7 +179,10 @@ def list_image_examples(
     elif stem not in mask_files:
       reason = f'has no mask {masks / stem}.png'
       if without_mask:
-        reason += " (without_mask='unlabeled' accepts it without)"
+        reason += (
+          '; to train on it without one: option unlabeled=same of a folder '
+          "config, or field without_mask='unlabeled'"
+        )
       problems.append(errors.BadFile(files[0], reason))
     elif len(mask_files[stem]) > 1:
       problems += _duplicate_ids(stem, mask_files[stem])

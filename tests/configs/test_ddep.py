@@ -218,3 +218,31 @@ def test_weights_of_the_paper():
     assert 'weights' not in str(config.denoise.start) + str(
       config.finetune.start
     )
+
+
+@pytest.mark.parametrize(
+  ('unlabeled', 'expected'),
+  [
+    ('same', ('image_mask_folder', 'images', 'unlabeled', 'unlabeled')),
+    ('more', ('image_folder', 'more', 'error', 'train')),
+  ],
+)
+def test_unlabeled_photographs_are_denoised_too(unlabeled, expected):
+  config = load('ddep_folder', f'source=x,unlabeled={unlabeled}')
+  [also] = config.denoise.also
+  assert (
+    *(also['data']['name'], also['data']['images']),
+    *(also['data'].get('without_mask', 'error'), also['split']),
+  ) == expected
+  without_mask = 'unlabeled' if unlabeled == 'same' else 'error'
+  assert config.denoise.data.without_mask == without_mask
+  assert config.finetune.data.without_mask == without_mask
+  assert (
+    ddep_main.PROGRAM.build(config)['denoise'].options.also[0].split
+    == (expected[-1])
+  )
+
+
+def test_unlabeled_photographs_need_denoising():
+  with pytest.raises(ValueError, match='unlabeled=same: expected init=dep'):
+    load('ddep_folder', 'source=x,init=none,unlabeled=same')

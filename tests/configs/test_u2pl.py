@@ -543,8 +543,20 @@ def test_images_without_masks_are_the_unlabeled_ones():
   assert (train.unlabeled, train.data.without_mask) == ('unlabeled',) * 2
   # All that have a mask are labeled.
   assert (train.subset.labels, train.subset.fraction) == (0, 1.0)
+  assert load('u2pl_folder', 'source=x,unlabeled=same').train == train
   train = load('u2pl_folder', 'source=x').train
   assert (train.unlabeled, train.subset.fraction) == ('', 0.25)
+
+
+def test_images_of_another_folder_are_the_unlabeled_ones():
+  train = load('u2pl_folder', 'source=x,unlabeled=more').train
+  assert (train.unlabeled, train.data.without_mask) == ('train', 'error')
+  assert train.subset.fraction == 1.0
+  assert train.unlabeled_data.name == 'image_folder'
+  assert (train.unlabeled_data.source, train.unlabeled_data.images) == (
+    'x',
+    'more',
+  )
 
 
 def test_windows_of_each_network():

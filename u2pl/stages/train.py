@@ -52,6 +52,7 @@ class TrainOptions(data_lib.LabeledData):
   Attributes:
     unlabeled: split of the unlabeled images, '' for `split` itself; labeled
       images are left out of either.
+    unlabeled_data: data set of that split; None for `data`.
     learn: the losses and the teacher.
     heads: of the network.
     start: parameters of encoder and decoder before step 0, for student and
@@ -64,6 +65,7 @@ class TrainOptions(data_lib.LabeledData):
   """
 
   unlabeled: str = ''
+  unlabeled_data: datasets.DataOptions | None = None
   learn: semi_options.LearnOptions
   heads: HeadOptions = HeadOptions()
   start: start_lib.Start = start_lib.Start()
@@ -94,6 +96,13 @@ class TrainOptions(data_lib.LabeledData):
         f'{self.recipe.num_steps} steps in all, got '
         f'{self.learn.warmup_epochs} of {self.steps_per_epoch} steps'
       )
+
+  @property
+  def unlabeled_images(self) -> data_lib.Images:
+    """Returns data set and split of the unlabeled images."""
+    return data_lib.Images(
+      self.unlabeled_data or self.data, self.unlabeled or self.split
+    )
 
   @property
   def warmup_steps(self) -> int:
@@ -132,8 +141,9 @@ class TrainStage(experiment_stage.TrainingStage):
     """Returns labeled and unlabeled images, and the start."""
     block = self.options
     read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
-    if block.learn.consistency and block.unlabeled:
-      read.append(experiment_stage.SplitInput(block.data, block.unlabeled))
+    if block.learn.consistency:
+      images = block.unlabeled_images
+      read.append(experiment_stage.SplitInput(images.data, images.split))
     return experiment_stage.Inputs(tuple(read), block.start)
 
   def check_data(self) -> None:
@@ -260,16 +270,25 @@ class TrainStage(experiment_stage.TrainingStage):
   def _open_unlabeled(self, labeled: datasets.Split) -> datasets.Split:
     """Opens the unlabeled images: neither labeled nor held out.
 
+    Of another data set, images of the validation split are left out, too; they
+    are compared by content, as names may recur.
+
     Raises:
       UserError: none is left.
     """
     block = self.options
-    split = self.context.open(block.data, block.unlabeled or block.split)
-    excluded = set(labeled.ids())
+    images = block.unlabeled_images
+    split = self.context.open(images.data, images.split)
+    excluded = [labeled]
     if block.subset.held_out:
-      held_out = self.context.evaluated(block, splits.HELD_OUT, self.name)
-      excluded.update(held_out.ids())
-    rest = [i for i, name in enumerate(split.ids()) if name not in excluded]
+      excluded.append(self.context.evaluated(block, splits.HELD_OUT, self.name))
+    if images.data == block.data:
+      names = {name for other in excluded for name in other.ids()}
+      rest = [i for i, name in enumerate(split.ids()) if name not in names]
+    else:
+      excluded.append(self.context.open(block.data, block.val_split))
+      digests = np.concatenate([other.index.digests for other in excluded])
+      rest = np.flatnonzero(~np.isin(split.index.digests, digests)).tolist()
     if not rest:
       raise errors.UserError(
         f'config.train.subset: all {len(split)} images are labeled: label '
