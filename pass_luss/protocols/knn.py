@@ -2,7 +2,7 @@
 
   bank = knn.build_knn_bank(features, masks, num_classes=919)
   vote = knn.make_sharded_knn_vote(mesh, bank)
-  classes = vote(queries)
+  classes = knn_vote(queries)
 
 In distance matching the neighbors are regions of labeled images (spec §5.3).
 Class 0, 'other', votes like any other class.
@@ -145,7 +145,9 @@ def make_sharded_knn_vote(
     ValueError: fewer than k entries have a class.
   """
   _check_k(k, int(np.sum(np.asarray(bank.labels) >= 0)))
-  place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+  place = functools.partial(
+    jax.device_put, device=sharding.replicated_sharding(mesh)
+  )
   sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()
   sharded_vote = jax.jit(
     jax.shard_map(

@@ -130,7 +130,7 @@ def write_feature_array(path: files.Path, array: np.ndarray) -> None:
   """Writes an array as .npy atomically; `path` may be in a bucket."""
   content = io.BytesIO()
   np.save(content, array)
-  files.write(path, content.getvalue())
+  files.write_atomically(path, content.getvalue())
 
 
 def read_feature_array(path: files.Path) -> Shaped[np.ndarray, '...']:
@@ -143,7 +143,7 @@ def read_single_tags(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
   if 'tags' not in split.label_kinds:
     return None
   tags = list(
-    threads.ordered_map(
+    threads.map_in_threads(
       lambda i: np.asarray(split.records[i]['tags']), range(len(split))
     )
   )

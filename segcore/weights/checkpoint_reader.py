@@ -1,6 +1,6 @@
 """Reads fields of a saved training state, without the training that saved it.
 
-checkpoint_reader.read_checkpoint_fields(
+fields = checkpoint_reader.read_checkpoint_fields(
   directory / 'checkpoints', ('params', 'batch_stats')
 )
 """
@@ -40,7 +40,7 @@ def read_checkpoint_fields(
       f'did you mean {" or ".join(below)}?' if below else 'train it first'
     )
     raise errors.UserError(f'no checkpoint in {directory}: {advice}')
-  folder = files.absolute(directory) / str(max(steps)) / STATE
+  folder = files.absolute_path(directory) / str(max(steps)) / STATE
   try:
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree
