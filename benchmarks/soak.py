@@ -82,7 +82,7 @@ def main() -> int:
 
 def train(steps: int, save_every: int, out: pathlib.Path) -> int:
   """Trains the denoising stage; returns the exit status."""
-  return cli.main(
+  return cli.run_command_line(
     ddep_main.PROGRAM,
     [
       'soak',
@@ -105,7 +105,7 @@ def train(steps: int, save_every: int, out: pathlib.Path) -> int:
 
 def report(steps: int, out: pathlib.Path, num_compiled: int) -> bool:
   """Prints the measurements; returns whether they are within the limits."""
-  lines = metrics_file.read(out / 'denoise' / 'speed.jsonl')
+  lines = metrics_file.read_metrics_file(out / 'denoise' / 'speed.jsonl')
   values = {
     name: np.array([line[f'speed/{name}'] for line in lines])
     for name in ('seconds', 'host_memory_gb', 'checkpoint_stall', 'input_wait')

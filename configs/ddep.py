@@ -226,6 +226,7 @@ def photo_pretraining(
   size: tuple[int, int],
   area: tuple[float, float],
   noise: dict[str, Any],
+  also: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
   """Builds the stages before fine-tuning on a small set of photographs.
 
@@ -234,6 +235,7 @@ def photo_pretraining(
     size: height and width of the crops, in pixels.
     area: range of the share of a photograph that is denoised.
     noise: of denoising.
+    also: further images that are denoised: data sets and splits.
   """
   crop = {'name': 'inception', 'size': size}
   return {
@@ -245,6 +247,7 @@ def photo_pretraining(
     },
     'denoise': {
       'data': data,
+      'also': also,
       'noise': noise,
       'crop': {**crop, 'area': area},
       'recipe': shared.recipe(8, 600, shared.adam(2e-3, warmup_steps=50), 200),

@@ -30,13 +30,14 @@ class Subset:
   Attributes:
     labels: number of labeled images; 0 if `fraction` or `list` determines it.
       With `list` it must be the list's length.
-    fraction: of the images, in (0, 1]; rounded half up, at least one image.
-    seed: of the selection, which is the same for every method, so that their
-      runs are paired.
-    run: selects another subset for the same seed.
+    fraction: fraction of the images that is labeled, in (0, 1]; the number of
+      images is rounded half up and at least 1.
+    seed: seed of the selection, which is the same for every method, so that the
+      runs of several methods are paired.
+    run: number of the selection; each number is another draw for one seed.
     nested: whether smaller subsets of a seed and run are part of larger ones;
       else every number of images is a new draw.
-    list: file that names the labeled images, one per line, as U2PL's
+    list: path of a file that names the labeled images, one per line, as U2PL's
       `labeled.txt`: a name or a path, with or without suffix.
     held_out: number of images that are neither labeled nor trained on, for
       choosing hyperparameters without a benchmark's val.
@@ -51,7 +52,9 @@ class Subset:
   held_out: int = 0
 
   def __post_init__(self):
-    options_lib.check_range(self, 'seed', 'run', 'labels', 'held_out', least=0)
+    options_lib.check_options_in_range(
+      self, 'seed', 'run', 'labels', 'held_out', least=0
+    )
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: expected (0, 1], got {self.fraction}')
     if self.fraction != 1.0:
@@ -72,7 +75,7 @@ class Subset:
       UserError: there are fewer images than labels, or the list has an error.
     """
     if self.list:
-      indices = read_list(self.list, ids)
+      indices = read_image_list(self.list, ids)
       if self.labels not in (0, len(indices)):
         raise errors.UserError(
           f'list: expected {self.labels} images as labels={self.labels}, got '
@@ -84,6 +87,9 @@ class Subset:
   def held_out_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'held_out']:
     """Returns the sorted indices of the held-out images.
 
+    Args:
+      ids: names of all images.
+
     Raises:
       UserError: `held_out` is 0, or there are too few images.
     """
@@ -93,7 +99,7 @@ class Subset:
       )
     order = self._order(ids)
     if self.list:
-      order = order[~np.isin(order, read_list(self.list, ids))]
+      order = order[~np.isin(order, read_image_list(self.list, ids))]
     if self.held_out > len(order):
       raise errors.UserError(
         f'held_out: expected at most {len(order)}, the images that are not '
@@ -112,7 +118,7 @@ class Subset:
     return rng.permutation(len(ids))
 
   def _count(self, num_images: int) -> int:
-    """Returns the number of labeled images."""
+    """Computes the number of labeled images."""
     available = num_images - self.held_out
     # 50 · 0.29 is 14.499999999999998 in floating point, and must count as 14.5.
     exact = round(num_images * self.fraction, 6)
@@ -128,30 +134,31 @@ class Subset:
     return count
 
 
-def repeat_to_length(
+def repeat_images_to_length(
   num_images: int, length: int, seed: int
 ) -> Int[np.ndarray, 'length']:
-  """Returns sorted indices of images, each about equally often.
+  """Repeats images to a given number; returns their sorted indices.
 
-  The images are repeated until there are at least `length` entries, of which
-  `length` are drawn without replacement (spec U2PL §5.2).
+  All images are repeated equally often until there are at least `length`
+  entries, of which `length` are drawn without replacement (spec U2PL §5.2).
 
   Args:
     num_images: number of different images.
-    length: number of indices.
-    seed: of the draw.
+    length: number of indices to return.
+    seed: seed of the draw.
   """
   times = -(-length // num_images)
   entries = np.random.default_rng(seed).permutation(times * num_images)
   return np.sort(entries[:length] % num_images)
 
 
-def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
+def read_image_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
   """Reads a list of images and returns their sorted indices.
 
   Args:
-    path: of a text file with an image per line: its id, or the last part of it.
-    ids: of all images.
+    path: path of a text file with one image per line, given by its id or by the
+      last part of its id.
+    ids: ids of all images of the split.
 
   Raises:
     UserError: the list cannot be read, is empty, names an image twice or one
@@ -161,7 +168,7 @@ def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
     text = pathlib.Path(path).expanduser().read_text('utf-8')
   except (OSError, UnicodeDecodeError) as error:
     raise errors.UserError(
-      errors.one_line(f'list: cannot read {path}: {error}')
+      errors.format_on_one_line(f'list: cannot read {path}: {error}')
     ) from error
   entries = [line.strip() for line in text.splitlines() if line.strip()]
   if not entries:
@@ -178,7 +185,7 @@ def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
     if len(matches) != 1:
       count = f'{len(matches)} images' if matches else 'no image'
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'list: expected one image per line, as {ids[0]!r}, got {entry!r} in '
           f'{path}, which names {count} of the split'
         )
@@ -186,7 +193,7 @@ def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
     index = matches[0]
     if index in entry_of:
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'list: expected every image once, got {entry_of[index]!r} and '
           f'{entry!r} in {path}, which are the same image'
         )
@@ -203,10 +210,14 @@ def _stem(name: str) -> str:
   return name
 
 
-def evenly_spaced(count: int, max_length: int) -> list[int]:
-  """Returns at most `max_length` of `count` positions, evenly spaced.
+def evenly_spaced_image_indices(count: int, max_length: int) -> list[int]:
+  """Chooses evenly spaced images; returns their indices, from 0.
 
-  >>> evenly_spaced(10, 3)
+  Args:
+    count: number of images.
+    max_length: largest number of indices to return.
+
+  >>> evenly_spaced_image_indices(10, 3)
   [0, 4, 9]
   """
   return np.linspace(0, count - 1, min(count, max_length)).astype(int).tolist()

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     _run(_parser().parse_args(argv))
   except errors.UserError as error:
-    print(f'error: {errors.one_line(str(error))}', file=sys.stderr)
+    print(f'error: {errors.format_on_one_line(str(error))}', file=sys.stderr)
     return exit_status.USER_ERROR
   except KeyboardInterrupt:
     print('interrupted: nothing was scored', file=sys.stderr)
@@ -163,4 +163,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  exit_status.run(main)
+  exit_status.exit_with_status(main)

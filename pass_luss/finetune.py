@@ -39,7 +39,7 @@ class Finetune(method.SingleLossMethod):
 
   def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
     """Computes the cross entropy, summed over labeled pixels or images."""
-    images = batch_lib.to_symmetric(batch['image'])
+    images = batch_lib.batch_images_to_symmetric(batch['image'])
     images = color_augment.augment(images, keys.rows, self.colors)
     logits, batch_stats = self.forward(
       params, batch_stats, images, 'logits', keys

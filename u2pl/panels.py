@@ -60,7 +60,7 @@ class TeacherPanels:
           self.batch['unlabeled']['image'][i],
           panels.colorize(outputs['weak_labels'][i], self.palette),
           panels.colorize(outputs['student'][i], self.palette),
-          batch_lib.to_uint8(outputs['images'][i]),
+          batch_lib.batch_images_to_uint8(outputs['images'][i]),
           _gray(outputs['entropy'][i] / np.log(self.trained.num_classes)),
           panels.colorize(kept, self.palette),
         ]
@@ -76,7 +76,7 @@ class TeacherPanels:
       _, output = self.trained.teacher_output(
         state, batch, jax.random.PRNGKey(0)
       )
-      images = batch_lib.to_symmetric(batch['unlabeled']['image'])
+      images = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
       logits = self.trained.segmenter.apply(
         train_state.variables(state), images, heads=('logits',)
       )['logits']
@@ -90,7 +90,9 @@ class TeacherPanels:
         'kept': output.kept,
       }
 
-    return jax.jit(compute, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(
+      compute, out_shardings=sharding.replicated_sharding(self.mesh)
+    )
 
 
 def _gray(values: np.ndarray) -> np.ndarray:

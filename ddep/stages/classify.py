@@ -64,7 +64,7 @@ class Classify(method_lib.SingleLossMethod):
     scores, batch_stats = self.forward(
       params,
       batch_stats,
-      batch_lib.to_symmetric(batch['image']),
+      batch_lib.batch_images_to_symmetric(batch['image']),
       'tags',
       keys,
     )
@@ -115,7 +115,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
 
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of images with tags."""
-    return batch_lib.spec(
+    return batch_lib.batch_spec(
       self.options.recipe.batch_size,
       self.size,
       label=False,
@@ -141,7 +141,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
     """Builds the evaluation of the accuracy on the validation split."""
     block = self.options
     val = self.context.open(block.data, block.val_split, 'tags', self.name)
-    accuracy = evaluation.evaluator(
+    accuracy = evaluation.build_stage_evaluator(
       self.context,
       val,
       inference.ImageScores(trained, self.context.size_multiple),

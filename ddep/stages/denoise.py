@@ -95,7 +95,7 @@ class Denoise(method_lib.SingleLossMethod):
 
   def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
     """Computes the sum of the squared errors of the predicted target."""
-    images = batch_lib.to_symmetric(batch['image'])
+    images = batch_lib.batch_images_to_symmetric(batch['image'])
     gamma = noise_lib.sample_gamma(keys.rows, self.noise)
     eps = noise_lib.sample(keys.rows, images.shape)
     noisy = noise_lib.corrupt(images, eps, gamma, self.noise)
@@ -152,13 +152,13 @@ class DenoiseStage(experiment_stage.TrainingStage):
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of images without labels."""
     del num_classes
-    return batch_lib.spec(
+    return batch_lib.batch_spec(
       self.options.recipe.batch_size, self.size, label=False
     )
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
     """Opens all images that are trained on, as one stream."""
-    split = datasets.concatenate(
+    split = datasets.concatenate_splits(
       [self.context.open(x.data, x.split) for x in self.options.images]
     )
     return {'': data_lib.ImageStream(split, *self.augmentations())}
@@ -212,7 +212,11 @@ class DenoisingPanels:
     """Computes the loss and draws the panel; the same on every host."""
     loss, noisy, denoised = jax.device_get(self._denoise(state, self.images))
     rows = [
-      [image, batch_lib.to_uint8(before), batch_lib.to_uint8(after)]
+      [
+        image,
+        batch_lib.batch_images_to_uint8(before),
+        batch_lib.batch_images_to_uint8(after),
+      ]
       for image, before, after in zip(
         self.images[: self.num_rows], noisy, denoised, strict=False
       )
@@ -227,7 +231,7 @@ class DenoisingPanels:
     options = self.trained.noise
 
     def denoise_one(state, image, key):
-      clean = batch_lib.to_symmetric(image[None])
+      clean = batch_lib.batch_images_to_symmetric(image[None])
       gamma = noise_lib.sample_gamma(key[None], options)
       eps = noise_lib.sample(key[None], clean.shape)
       noisy = noise_lib.corrupt(clean, eps, gamma, options)
@@ -244,4 +248,6 @@ class DenoisingPanels:
       )
       return jnp.mean(errors), noisy, denoised
 
-    return jax.jit(denoise_all, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(
+      denoise_all, out_shardings=sharding.replicated_sharding(self.mesh)
+    )

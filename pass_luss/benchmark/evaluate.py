@@ -70,7 +70,7 @@ class FolderPair:
     predicted = png_format.list_files(pred)
     if not set(names) & set(predicted):
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'{gt} and {pred}: expected the same paths in both, got {names[0]} '
           f'and {predicted[0]}: is one of the folders a level deeper?'
         )
@@ -90,7 +90,7 @@ class FolderPair:
         )
     if problems:
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'{"; ".join(problems)}; expected the same paths below both folders'
         )
       )
@@ -108,10 +108,12 @@ class FolderPair:
     Raises:
       BadFile: a file cannot be used, or the sizes of two differ.
     """
-    results = threads.ordered_map(
+    results = threads.map_in_threads(
       lambda name: function(*self._read(name), name), self.names
     )
-    yield from progress.bar(results, desc=description, total=len(self.names))
+    yield from progress.progress_bar(
+      results, desc=description, total=len(self.names)
+    )
 
   def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads the prediction and the label of an image, and checks them."""

@@ -87,7 +87,7 @@ def write(
   progress = console.ProgressLine(folder.name, 0, len(starts), _BLOCK)
   for block, start in enumerate(starts, start=1):
     part = split.select(left[start : start + _BLOCK])
-    for _ in threads.ordered_map(write_file, maps(part)):
+    for _ in threads.map_in_threads(write_file, maps(part)):
       pass
     progress.report(block, {})
     if workspace.preemption.reached():
@@ -148,7 +148,7 @@ def with_pseudo_labels(
     split,
     name=f'{split.name} with pseudo-labels',
     classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
-    palette=masks.palette(num_generated + 1),
+    palette=masks.voc_palette(num_generated + 1),
     label_kinds=('label',),
     records=PseudoLabeledRecords(split.records, folder, num_generated),
   )

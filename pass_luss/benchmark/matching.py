@@ -106,13 +106,13 @@ class Match:
       if class_id != _UNMATCHED
     }
     try:
-      files.write(path, json.dumps(content, indent=1) + '\n')
+      files.write_atomically(path, json.dumps(content, indent=1) + '\n')
     except OSError as error:
       full = error.errno in (errno.ENOSPC, errno.EDQUOT)
       # Missing folders are created: the failing path may be one of them.
       where = f': {error.filename}' if error.filename else ''
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'cannot write {path} ({error.strerror or error}{where}): '
           + ('free some space, or ' if full else '')
           + 'choose a folder that exists and is writable'

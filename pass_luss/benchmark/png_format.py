@@ -116,10 +116,10 @@ def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
   PIL.Image.fromarray(encode(label)).save(content, format='PNG')
   try:
     # Not durable: an fsync for each of a million files would take hours.
-    files.write(path, content.getvalue(), durable=False)
+    files.write_atomically(path, content.getvalue(), durable=False)
   except OSError as error:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'cannot write {path} ({error.strerror or error}): free some space, or '
         'choose another folder'
       )
@@ -138,7 +138,9 @@ def list_files(folder: pathlib.Path) -> Sequence[str]:
   """
   if not folder.is_dir():
     problem = 'a file' if folder.exists() else 'no such folder'
-    raise errors.UserError(errors.one_line(f'{folder}: {_EXPECTED}{problem}'))
+    raise errors.UserError(
+      errors.format_on_one_line(f'{folder}: {_EXPECTED}{problem}')
+    )
 
   def refuse(error: OSError) -> None:
     raise errors.BadFile(
@@ -158,12 +160,14 @@ def list_files(folder: pathlib.Path) -> Sequence[str]:
       if name.endswith('.png') and not name.startswith('.')
     ]
   if not paths:
-    raise errors.UserError(errors.one_line(f'{folder}: {_EXPECTED}no PNG file'))
+    raise errors.UserError(
+      errors.format_on_one_line(f'{folder}: {_EXPECTED}no PNG file')
+    )
   return sorted(paths)
 
 
 def _pixels(data: bytes) -> UInt8[np.ndarray, 'H W 3']:
-  image = image_files.decode(data, ('PNG',))
+  image = image_files.decode_image_file(data, ('PNG',))
   if image.mode != 'RGB' or data[_BIT_DEPTH_OFFSET] != 8:
     raise errors.UserError(
       f'expected 8-bit RGB with ids as R + 256 G, got PIL mode {image.mode!r} '

@@ -56,7 +56,7 @@ class PretrainPanels:
     warning = collapse_warning(scalars)
     if warning and not self._warned:
       self._warned = True
-      console.log(warning)
+      console.print_line(warning)
     count = min(self.num_pictures, len(views['large']))
     rows = [self._draw_views(views, i) for i in range(count)]
     titles = ['first view', 'second view']
@@ -74,14 +74,15 @@ class PretrainPanels:
     )
     pictures = [
       draw_rectangle(
-        batch_lib.to_uint8(views['large'][index, view]), corners[view]
+        batch_lib.batch_images_to_uint8(views['large'][index, view]),
+        corners[view],
       )
       for view in (0, 1)
     ]
     size = pictures[0].shape[1::-1]
     if 'small' in views:
       for view in views['small'][index]:
-        image = batch_lib.to_uint8(view)
+        image = batch_lib.batch_images_to_uint8(view)
         pictures.append(
           cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
         )
@@ -115,7 +116,9 @@ class PretrainPanels:
         outputs['prototype_usage'] = prototypes_lib.usage(probs)
       return outputs
 
-    return jax.jit(evaluate, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(
+      evaluate, out_shardings=sharding.replicated_sharding(self.mesh)
+    )
 
 
 def collapse_warning(scalars: Mapping[str, float]) -> str | None:

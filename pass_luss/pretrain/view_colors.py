@@ -68,7 +68,7 @@ def augment(
   ):
     if f'views_{group}' not in batch:
       continue
-    images = batch_lib.to_symmetric(batch[f'views_{group}'])
+    images = batch_lib.batch_images_to_symmetric(batch[f'views_{group}'])
     # Views with equal options are augmented by one call, others by one each:
     # every call is compiled anew.
     parts = jnp.split(images, len(options), axis=1)

@@ -145,7 +145,9 @@ def make_sharded_vote(
     ValueError: fewer than k entries have a class.
   """
   _check_k(k, int(np.sum(np.asarray(bank.labels) >= 0)))
-  place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+  place = functools.partial(
+    jax.device_put, device=sharding.replicated_sharding(mesh)
+  )
   sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()
   sharded_vote = jax.jit(
     jax.shard_map(

@@ -98,7 +98,7 @@ def match_categories(
     num_generated: number of categories without 'other'.
   """
   counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
-  pairs = threads.ordered_map(
+  pairs = threads.map_in_threads(
     lambda i: matching.present_ids(*_pair(split, folder, i, num_generated)[:2]),
     _local_indices(split),
   )
@@ -131,7 +131,7 @@ def score(
     return metrics.count_image(prediction, label, name, num_classes)
 
   total = metrics.ImageNetS.empty(num_classes)
-  for counted in threads.ordered_map(count, _local_indices(split)):
+  for counted in threads.map_in_threads(count, _local_indices(split)):
     total = total.merge(counted)
   return metrics_lib.merge_across_hosts(total).compute()
 
@@ -144,11 +144,13 @@ def draw_panel(
 ) -> np.ndarray:
   """Draws image, mask, label map and errors; arguments as in `score`."""
   examples = []
-  for i in splits.evenly_spaced(len(split), evaluation.NUM_PANEL_ROWS):
+  for i in splits.evenly_spaced_image_indices(
+    len(split), evaluation.NUM_PANEL_ROWS
+  ):
     prediction, label, _ = _pair(split, folder, i, num_generated)
     if match is not None:
       prediction = match.apply(prediction)
-    image = records.decode_image(split.records[i]['image'])
+    image = records.decode_record_image(split.records[i]['image'])
     examples.append(panels.Example(image, label, prediction))
   return panels.draw_panels(examples, split.classes, split.palette)
 
@@ -195,7 +197,7 @@ def log_scores(
   values: metrics_lib.Values, split: datasets.Split, name: str
 ) -> None:
   """Logs the main scores of a split in one line."""
-  console.log(
+  console.print_line(
     f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
     f'{values["boundary_miou"]:.4f}, image accuracy '
     f'{values["image_accuracy"]:.4f}, F {values["f_beta"]:.4f} over '
@@ -222,4 +224,4 @@ def _pair(
   prediction = png_format.read(
     label_folders.label_path(folder, name), num_generated
   )
-  return prediction, records.decode_label(record['label']), name
+  return prediction, records.decode_record_label(record['label']), name

@@ -45,7 +45,7 @@ class ClusterOptions:
 
   def __post_init__(self):
     counts = 'iterations', 'restarts', 'short_side', 'crop', 'batch_size'
-    options_lib.check_range(self, *counts, least=1)
+    options_lib.check_options_in_range(self, *counts, least=1)
     if self.crop > self.short_side:
       raise ValueError(
         f'crop: expected at most the short side of {self.short_side}, got '
@@ -68,7 +68,7 @@ def fit_centroids(
   initial = kmeans.sample_initial(
     jax.random.PRNGKey(options.seed), options.restarts, len(rows), num_clusters
   )
-  console.log(
+  console.print_line(
     f'k-means: {len(rows):,} rows of {rows.shape[1]}, {num_clusters} clusters, '
     f'{options.restarts} restarts of {options.iterations} iterations'
   )
@@ -99,13 +99,15 @@ def write_clustering(
     clustering: of all rows.
     num_rows: number of rows without the padding.
   """
-  replicated = sharding.replicated(clustering.assignments.sharding.mesh)
+  replicated = sharding.replicated_sharding(
+    clustering.assignments.sharding.mesh
+  )
   assignments = jax.device_put(clustering.assignments, replicated)
   if jax.process_index() == 0:
     features.write_array(
       folder / ASSIGNMENTS, np.asarray(assignments)[:num_rows]
     )
-    json_files.write(
+    json_files.write_json(
       folder / SCORES,
       {'objective': clustering.objective, 'num_rows': num_rows},
     )

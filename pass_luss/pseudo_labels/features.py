@@ -128,7 +128,7 @@ def write_array(path: files.Path, array: np.ndarray) -> None:
   """Writes an array as .npy atomically; `path` may be in a bucket."""
   content = io.BytesIO()
   np.save(content, array)
-  files.write(path, content.getvalue())
+  files.write_atomically(path, content.getvalue())
 
 
 def read_array(path: files.Path) -> Shaped[np.ndarray, '...']:
@@ -141,7 +141,7 @@ def single_tags(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
   if 'tags' not in split.label_kinds:
     return None
   tags = list(
-    threads.ordered_map(
+    threads.map_in_threads(
       lambda i: np.asarray(split.records[i]['tags']), range(len(split))
     )
   )

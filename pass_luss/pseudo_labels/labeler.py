@@ -356,7 +356,7 @@ class Labeler:
       return label_map(categories, probability, threshold), example
 
     # In threads: computing region contrast is slow.
-    return threads.ordered_map(build, self.predict(split))
+    return threads.map_in_threads(build, self.predict(split))
 
   def draw_panel(
     self,
@@ -373,7 +373,7 @@ class Labeler:
       folder: of their label maps.
       foreground: replaces attention; None for attention.
     """
-    rows, palette = [], masks.palette(np.iinfo(np.int16).max)
+    rows, palette = [], masks.voc_palette(np.iinfo(np.int16).max)
     for _, attention, example in self.predict(split):
       label = png_format.read(
         label_folders.label_path(folder, example['id'].item().decode()),

@@ -235,7 +235,7 @@ def find_maps(
   if not folder.is_dir():
     problem = 'a file' if folder.exists() else 'no such folder'
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{folder}: expected a folder with the saliency map of each image as '
         f'ID.png, got {problem}'
       )
@@ -252,7 +252,7 @@ def find_maps(
     named = ', '.join(missing[:_MAX_NAMED])
     more = ', …' if len(missing) > _MAX_NAMED else ''
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{folder}: expected {len(paths):,} saliency maps, got '
         f'{len(paths) - len(missing):,} ({named}{more} missing): add one for '
         'each image, or choose the folder that has them'
@@ -298,7 +298,7 @@ def read_map(
 
 def _gray(data: bytes) -> UInt8[np.ndarray, 'H W']:
   """Decodes the pixels of a map; errors lack the file's name."""
-  image = image_files.decode(data, ('PNG',))
+  image = image_files.decode_image_file(data, ('PNG',))
   bits = data[_BIT_DEPTH_OFFSET]
   if image.mode not in ('1', 'L', 'RGB') or bits > 8:
     raise errors.UserError(

@@ -87,7 +87,7 @@ class InferenceStage(PassStage):
 
   def settings(self) -> Any:
     """Returns block and images, without fields that change no result."""
-    settings = options.to_dict(
+    settings = options.options_to_dict(
       {self.name: self.options, 'images': self.experiment.images}
     )
     del settings[self.name]['batch_size']
@@ -96,7 +96,7 @@ class InferenceStage(PassStage):
 
   def check(self) -> None:
     """Checks that batches divide among the devices."""
-    sharding.check_batch_size(
+    sharding.check_batch_divides_devices(
       self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
     )
 

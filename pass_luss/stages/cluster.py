@@ -64,7 +64,7 @@ class ClusterStage(ClusteredStage):
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes centroids and assignments; scores them where there are tags."""
     split, folder = self.open_images(), workspace.directory
-    data_lib.require_same_data(workspace, split)
+    data_lib.require_same_stage_data(workspace, split)
     self.check_rows(split)
     # The centroids are written last. Host 0 decides: another host may see its
     # files later.
@@ -145,9 +145,9 @@ class ClusterStage(ClusteredStage):
       return
     assignments = cluster_lib.read_assignments(folder)
     scores = kmeans.clustering_scores(assignments, tags)
-    console.log(
+    console.print_line(
       f'clusters against classes: NMI {scores["nmi"]:.4f}, accuracy '
       f'{scores["accuracy"]:.4f}'
     )
     path = folder / cluster_lib.SCORES
-    json_files.write(path, json_files.read(path) | scores)
+    json_files.write_json(path, json_files.read_json(path) | scores)

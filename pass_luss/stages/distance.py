@@ -42,11 +42,11 @@ class DistanceStage(base.InferenceStage):
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes label maps of each split, and scores those with masks."""
     block = self.options
-    data_lib.require_same_data(workspace, self.open_images())
+    data_lib.require_same_stage_data(workspace, self.open_images())
     step, matcher = self.build_matcher(workspace)
     labeled = self.open_images(block.bank, 'label', 'distance matching')
     bank = matcher.build_bank(labeled)
-    console.log(f'{labeled.name}: {len(bank.labels)} regions')
+    console.print_line(f'{labeled.name}: {len(bank.labels)} regions')
     grid_maps = matcher.grid_label_function(bank)
 
     def maps(split: datasets.Split) -> Any:

@@ -71,7 +71,7 @@ class LabelStage(cluster.ClusteredStage):
     """Writes label maps of the images and of the reported splits."""
     block = self.options
     train = self.open_images()
-    data_lib.require_same_data(workspace, train)
+    data_lib.require_same_stage_data(workspace, train)
     num_categories = len(train.classes) - 1
     step, labeler = self.build_labeler(workspace)
     foreground = labeler_lib.foreground_function(
@@ -98,7 +98,9 @@ class LabelStage(cluster.ClusteredStage):
         match = segment.match_categories(split, labels, num_categories)
       base.add_scores(results, name, split, labels, num_categories, match)
       outputs.append(labels)
-    rows = splits.evenly_spaced(len(train), evaluation.NUM_PANEL_ROWS)
+    rows = splits.evenly_spaced_image_indices(
+      len(train), evaluation.NUM_PANEL_ROWS
+    )
     panel = labeler.draw_panel(train.select(np.array(rows)), folder, foreground)
     if panel is not None:
       results.write_panel('attention', panel)

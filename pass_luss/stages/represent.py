@@ -122,7 +122,7 @@ class RepresentStage(base.ViewsStage):
     count = min(_NUM_EVALUATED, len(stream.split))
     return panels.PretrainPanels(
       trained,
-      data_lib.fixed_batch(stream, count),
+      data_lib.fixed_panel_batch(stream, count),
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
     )

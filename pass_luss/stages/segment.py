@@ -134,9 +134,9 @@ class SegmentingStage(base.InferenceStage):
       'matching',
       self.data,
     )
-    data_lib.require_same_data(workspace, first)
+    data_lib.require_same_stage_data(workspace, first)
     folder = workspace.needed[self.trained_by.name]
-    classes = json_files.read(folder / data_lib.CLASSES_FILE)['classes']
+    classes = json_files.read_json(folder / data_lib.CLASSES_FILE)['classes']
     match = None
     if self.has_class_names:
       match = matching.match_by_name(classes, first.classes)
@@ -146,7 +146,7 @@ class SegmentingStage(base.InferenceStage):
     maps, chosen = self._label_maps(workspace, method, state, num_categories)
     path = workspace.directory / _MATCH_FILE
     results = results_lib.Results(workspace, step)
-    outputs = [path, *data_lib.write_classes(workspace, first)]
+    outputs = [path, *data_lib.write_stage_classes(workspace, first)]
     for name in names:
       split = self.open_images(name, data=self.data)
       labels = workspace.directory / name
@@ -231,9 +231,9 @@ class SegmentStage(SegmentingStage):
     """
     folder, matched = workdir / self.trained_by.name, workdir / self.name
     for needed in (folder, matched):
-      stage.require_finished(needed, 'predict')
-    trained = json_files.read(folder / data_lib.CLASSES_FILE)
-    known = json_files.read(matched / data_lib.CLASSES_FILE)
+      stage.require_finished_stage(needed, 'predict')
+    trained = json_files.read_json(folder / data_lib.CLASSES_FILE)
+    known = json_files.read_json(matched / data_lib.CLASSES_FILE)
     match = matching.Match.read(
       matched / _MATCH_FILE, len(known['classes']) - 1
     )

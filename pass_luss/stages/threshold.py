@@ -31,7 +31,7 @@ def choose(
   path = workspace.directory / FILE
   # Host 0 decides: another host may see its files later.
   if collectives.broadcast_from_host_0(path.exists()):
-    return labeler_lib.ForegroundThreshold(**json_files.read(path))
+    return labeler_lib.ForegroundThreshold(**json_files.read_json(path))
   threshold = labeler_lib.ForegroundThreshold(max(given, 0.0))
   if choose_on is not None:
     num_classes = len(choose_on.classes) - 1
@@ -39,9 +39,9 @@ def choose(
       choose_on, num_categories, num_classes, foreground
     )
     threshold = labeler_lib.ForegroundThreshold(*sweep.best(), choose_on.name)
-    console.log(
+    console.print_line(
       f'threshold {threshold.threshold:.2f}: mIoU {threshold.miou:.4f} on '
       f'{choose_on.name}, the best of those tried'
     )
-  json_files.write(path, threshold._asdict())
+  json_files.write_json(path, threshold._asdict())
   return threshold

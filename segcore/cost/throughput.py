@@ -116,6 +116,20 @@ def model_flops_utilization(
   return steps_per_second * operations / peak_speed
 
 
+def arithmetic_seconds(
+  operations: int, speed: float, chips: int, part: float
+) -> float:
+  """Computes the time of a number of operations, in seconds.
+
+  Args:
+    operations: of all chips together.
+    speed: of a chip, in operations per second.
+    chips: number of chips that share them.
+    part: share of the speed that is reached, in (0, 1].
+  """
+  return operations / (speed * chips * part)
+
+
 def memory_usage(mesh: Mesh) -> Mapping[str, float]:
   """Returns GB that this process uses on its host and on its first device.
 

@@ -1,6 +1,6 @@
 """Devices of other machines, for which programs are compiled but not run.
 
-  target = topology.parse('v5e:16x16')
+  target = topology.parse_topology('v5e:16x16')
   with topology.without_compilation_cache():
     mesh = sharding.make_mesh(devices=target.devices())
 
@@ -142,10 +142,10 @@ class Topology:
     return list(description.devices)
 
 
-def parse(text: str) -> Topology:
+def parse_topology(text: str) -> Topology:
   """Parses a topology: a kind and a shape, or a number of devices.
 
-  >>> parse('v5e:16x16')
+  >>> parse_topology('v5e:16x16')
   Topology(kind='v5e', shape=(16, 16))
 
   Raises:

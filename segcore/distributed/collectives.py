@@ -59,6 +59,6 @@ def check_equal_on_all_hosts(name: str, value: str) -> None:
   for index, received in enumerate(multihost_utils.process_allgather(row)):
     host, host_value = json.loads(received.tobytes())
     settings[rendezvous.process_name(index, host)] = {name: host_value}
-  problem = host_settings.describe_differences(settings)
+  problem = host_settings.describe_host_differences(settings)
   if problem:
     raise errors.UserError(problem)

@@ -1,7 +1,7 @@
 """Rendezvous of a run's hosts: finds them, and connects them before jax starts.
 
-  group = rendezvous.discover(port=None, timeout=300)
-  connections = rendezvous.connect(group, settings, timeout=300)
+  group = rendezvous.discover_process_group(port=None, timeout=300)
+  connections = rendezvous.connect_processes(group, settings, timeout=300)
 
 Before jax starts, every process reports to process 0 over TCP, at the address
 where jax's coordination service will listen later. Left to itself, jax ends a
@@ -108,7 +108,9 @@ class Connections(NamedTuple):
   index: int
 
 
-def discover(port: int | None, timeout: float) -> ProcessGroup | None:
+def discover_process_group(
+  port: int | None, timeout: float
+) -> ProcessGroup | None:
   """Finds the processes of this run.
 
   They are given by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
@@ -166,8 +168,8 @@ def _group_of_cluster(
   except (OSError, RuntimeError, ValueError) as error:
     raise errors.UserError(
       f'the hosts of this {cluster.name} are unknown '
-      f'({errors.one_line(str(error))}): set JAX_COORDINATOR_ADDRESS, '
-      'JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
+      f'({errors.format_on_one_line(str(error))}): set '
+      'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
     ) from error
 
 
@@ -226,14 +228,14 @@ def _integer_variable(name: str) -> int:
   return int(text)
 
 
-def connect(
+def connect_processes(
   group: ProcessGroup, settings: Mapping[str, Any], timeout: float
 ) -> Connections:
   """Connects all processes; returns when all are there with equal settings.
 
   Args:
     group: the processes that are expected.
-    settings: those of this host (see `host_settings.shared_settings`).
+    settings: those of this host (see `host_settings.shared_host_settings`).
     timeout: seconds.
 
   Raises:
@@ -271,13 +273,15 @@ def _collect_reports(
           ready.unregister(key.fileobj)
           key.fileobj.close()
   settings = reports.settings
-  problem = reports.conflict or host_settings.describe_differences(settings)
+  problem = reports.conflict or host_settings.describe_host_differences(
+    settings
+  )
   if reports.missing and not problem:
     problem = (
       f'{_numbered(reports.missing)} of {group.count} did not report to '
       f'{group.address} within {timeout:g} s '
-      f'({host_settings.shorten(list(settings))} did): start what is missing, '
-      'or raise --init_timeout'
+      f'({host_settings.shorten_host_list(list(settings))} did): start what is '
+      'missing, or raise --init_timeout'
     )
   # All get the same answer: each host's log then names the reason.
   answer = {'problem': problem} if problem else {'names': reports.host_names}
@@ -412,7 +416,9 @@ def _receive_answer(channel: Channel, deadline: float) -> dict[str, Any]:
 
 def _numbered(processes: Sequence[int]) -> str:
   noun = 'process' if len(processes) == 1 else 'processes'
-  return f'{noun} {host_settings.shorten([str(p) for p in processes])}'
+  return (
+    f'{noun} {host_settings.shorten_host_list([str(p) for p in processes])}'
+  )
 
 
 def process_name(index: int, host: str) -> str:

@@ -49,7 +49,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -65,7 +65,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
   def place(leaf) -> NamedSharding:
     axes = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
     if fsdp == 1 or not axes or np.prod(leaf.shape) < MIN_SHARDED_SIZE:
-      return replicated(mesh)
+      return replicated_sharding(mesh)
     axis = max(axes, key=lambda i: leaf.shape[i])
     spec = [None] * len(leaf.shape)
     spec[axis] = 'fsdp'
@@ -74,7 +74,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
   return jax.tree.map(place, state)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
+def check_batch_divides_devices(batch_size: int, mesh: Mesh, name: str) -> None:
   """Raises UserError unless the devices divide the batch size."""
   if batch_size < 1 or batch_size % mesh.size:
     raise errors.UserError(
@@ -83,7 +83,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
     )
 
 
-def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
+def make_batch_sharder(mesh: Mesh) -> Callable[[Any], Any]:
   """Returns a function that turns this host's rows into global arrays.
 
   Its argument is a tree of numpy arrays, of which each host holds as many rows
@@ -100,7 +100,9 @@ def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
   return put
 
 
-def local_rows(array: Shaped[Array, 'B ...']) -> Shaped[np.ndarray, '...']:
+def rows_of_this_host(
+  array: Shaped[Array, 'B ...'],
+) -> Shaped[np.ndarray, '...']:
   """Returns this host's rows of an array that is sharded as a batch is."""
   # Shards are listed by device, and rows are to be in the order of the batch.
   shards = sorted(

@@ -101,7 +101,7 @@ class Predictions:
   padding: transforms.CenterCrop | None = None
 
   def __post_init__(self):
-    sharding.check_batch_size(
+    sharding.check_batch_divides_devices(
       self.batch_size, self.mesh, 'batch_size of evaluation'
     )
 
@@ -114,7 +114,7 @@ class Predictions:
     Label maps are cropped to the image. The order of images is that of
     `plan_batches`.
     """
-    put = sharding.make_put_batch(self.mesh)
+    put = sharding.make_batch_sharder(self.mesh)
     progress_line = console.ProgressLine(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )
@@ -125,7 +125,7 @@ class Predictions:
       for done, batch in enumerate(iterator, start=1):
         progress.record_activity(f'batch {done} of {self.split.name}')
         outputs = self.predictor(state, put(batch['inputs']))
-        rows = sharding.local_rows(self._shard_rows(outputs))
+        rows = sharding.rows_of_this_host(self._shard_rows(outputs))
         padded_size = batch['group'].padded_size
         for prediction, example in zip(rows, batch['examples'], strict=True):
           if example is None:
@@ -227,7 +227,7 @@ class Evaluator:
     """
     updated = list(self.metrics)
     panel_examples = []
-    panel_indices = splits.evenly_spaced(
+    panel_indices = splits.evenly_spaced_image_indices(
       self.predictions.local_count(), self.num_pictures
     )
     for i, (prediction, example) in enumerate(self.predictions(state)):

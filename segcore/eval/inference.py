@@ -155,7 +155,7 @@ class ImageScores:
   def _scores(self):
     return jax.jit(
       lambda state, images: self.method.predict(
-        state, batch_lib.to_symmetric(images)
+        state, batch_lib.batch_images_to_symmetric(images)
       )
     )
 
@@ -269,7 +269,8 @@ class LabelMaps:
       return self(state, inputs)[:, : size[0], : size[1]]
     padded_size = self._padded_size(size)
     scores = self._scores(
-      state, batch_lib.to_symmetric(_pad_on_device(images, padded_size))
+      state,
+      batch_lib.batch_images_to_symmetric(_pad_on_device(images, padded_size)),
     )
     aligned = self.protocol.align_corners
     rows, columns = (

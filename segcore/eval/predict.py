@@ -93,11 +93,11 @@ def run(model: Model, request: Request) -> None:
     UserError: there is no image, the method has no probabilities, or the
       results cannot be written.
   """
-  split, skipped = datasets.open_folder(
+  split, skipped = datasets.open_image_folder(
     request.images, model.classes, model.palette
   )
   for problem in skipped:
-    console.log(f'skipped: {problem}')
+    console.print_line(f'skipped: {problem}')
   predictor = model.predictor
   if request.probs:
     if not isinstance(predictor, inference.LabelMaps):
@@ -124,7 +124,7 @@ def run(model: Model, request: Request) -> None:
   for prediction, example in bar:
     with explaining_write_errors(request.out):
       _write(request, model, example, prediction)
-  console.log(
+  console.print_line(
     f'{len(split)} images predicted'
     + (f', {len(skipped)} skipped' if skipped else '')
     + f': {request.out}'
@@ -196,4 +196,4 @@ def _write_classes(
     for name, color in zip(classes, palette, strict=True)
   ]
   (out / 'classes.txt').write_text('\n'.join(lines) + '\n')
-  json_files.write(out / _MARKER, {'classes': classes, 'palette': palette})
+  json_files.write_json(out / _MARKER, {'classes': classes, 'palette': palette})

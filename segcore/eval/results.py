@@ -67,7 +67,7 @@ class Results:
     """
     self._writer.close()
     path = self._workspace.directory / 'results.json'
-    json_files.write(
+    json_files.write_json(
       path,
       {**fields, 'digest': self._workspace.digest, 'splits': self._splits},
     )

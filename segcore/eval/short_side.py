@@ -51,7 +51,7 @@ def resize_and_crop(
   """
   size = resized_size(image.shape[:2], short_side)
   if image.shape[:2] != size:
-    image = transforms.resize_antialiased(image, size)
+    image = transforms.resize_image_antialiased(image, size)
   if crop:
     # As torchvision: halves are rounded to even.
     top, left = (round((n - crop) / 2) for n in image.shape[:2])
@@ -99,7 +99,9 @@ class FeatureMaps:
   @functools.cached_property
   def _function(self):
     return jax.jit(
-      lambda state, images: self.function(state, batch_lib.to_symmetric(images))
+      lambda state, images: self.function(
+        state, batch_lib.batch_images_to_symmetric(images)
+      )
     )
 
 
@@ -189,7 +191,7 @@ class LabelMaps:
   def _scores(self):
     return jax.jit(
       lambda state, images: self.method.predict(
-        state, batch_lib.to_symmetric(images)
+        state, batch_lib.batch_images_to_symmetric(images)
       ).astype(jnp.float32)
     )
 
@@ -241,7 +243,7 @@ def resize_labels(
   labels: Int[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Int[np.ndarray, 'H W']:
   """Resizes labels by nearest neighbor: pixel i takes cell ⌊i·h/H⌋."""
-  return transforms.resize_nearest(labels, size)
+  return transforms.resize_label_nearest(labels, size)
 
 
 def _bilinear_weights(

@@ -71,12 +71,12 @@ def network_input(images, view, fill):
     fill: RGB color where the view reads no pixel, or None.
   """
   exact = jax.lax.Precision.HIGHEST
-  symmetric = batch_lib.to_symmetric(images)
+  symmetric = batch_lib.batch_images_to_symmetric(images)
   if view is None:
     return symmetric
   if fill is not None:
     # Rows of the maps that read nothing yield 0, which is the fill color then.
-    fill = batch_lib.to_symmetric(jnp.array([[fill]], jnp.uint8))
+    fill = batch_lib.batch_images_to_symmetric(jnp.array([[fill]], jnp.uint8))
     symmetric -= fill
   height, width = images.shape[1:3]
   rows = dense(view['read_rows'], height)

@@ -73,7 +73,7 @@ class Context:
     Raises:
       UserError: the split is missing, or has no such labels.
     """
-    opened = datasets.open_split(data, split, self.data_dir)
+    opened = datasets.open_dataset_split(data, split, self.data_dir)
     if kind:
       opened.require_labels(kind, purpose)
     return opened
@@ -118,6 +118,6 @@ class Context:
       opened = self.evaluated(block, name, purpose)
       if name != block.split:
         labeled = self.labeled(block, purpose)
-        fingerprints.check_disjoint(
+        fingerprints.check_splits_disjoint(
           labeled.index, opened.index, (labeled.name, opened.name)
         )

@@ -60,7 +60,9 @@ def with_position_grid(
   """
   if 'grid' not in network.encoder or list(network.encoder['grid']) != [0, 0]:
     return network
-  module = options.build_named(ENCODERS, network.encoder, f'{path}.encoder')
+  module = options.build_named_options(
+    ENCODERS, network.encoder, f'{path}.encoder'
+  )
   grid = tuple(n // module.size_multiple for n in size)
   return dataclasses.replace(network, encoder={**network.encoder, 'grid': grid})
 
@@ -75,7 +77,7 @@ def build(
       options lack.
   """
   common = {'dtype': jnp.dtype(network.dtype), 'remat': network.remat}
-  encoder = options.build_named(
+  encoder = options.build_named_options(
     ENCODERS, network.encoder, f'{path}.encoder', **common
   )
   decoder = None
@@ -85,7 +87,7 @@ def build(
         f'{path}.decoder: expected one of {", ".join(DECODERS)}, since a head '
         'reads it, got None'
       )
-    decoder = options.build_named(
+    decoder = options.build_named_options(
       DECODERS, network.decoder, f'{path}.decoder', **common
     )
   return segmenter.Segmenter(encoder, decoder, heads)

@@ -58,11 +58,11 @@ class ColorOptions:
 
   def __post_init__(self):
     shares = 'jitter', 'gray', 'blur', 'solarize', 'threshold'
-    options_lib.check_range(self, *shares, least=0, most=1)
-    options_lib.check_range(
+    options_lib.check_options_in_range(self, *shares, least=0, most=1)
+    options_lib.check_options_in_range(
       self, 'brightness', 'contrast', 'saturation', least=0
     )
-    options_lib.check_range(self, 'hue', least=0, most=0.5)
+    options_lib.check_options_in_range(self, 'hue', least=0, most=0.5)
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 

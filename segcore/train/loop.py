@@ -166,7 +166,7 @@ def train(
       if log.peak_flops:
         # The first step reuses this trace.
         traced = step_fn.trace(state, nonfinite_steps, spec)
-        log.step_flops = flops.count_jaxpr(traced.jaxpr).total
+        log.step_flops = flops.count_jaxpr_flops(traced.jaxpr).total
       run = _Run(training, workspace, operation, checkpoints, log)
       with interrupts.stopping_gently(
         workspace.preemption.request,
@@ -176,8 +176,10 @@ def train(
         return run.train(
           state,
           step_fn,
-          jax.device_put(nonfinite_steps, sharding.replicated(mesh)),
-          loader_lib.prefetch(batches, sharding.make_put_batch(mesh)),
+          jax.device_put(nonfinite_steps, sharding.replicated_sharding(mesh)),
+          loader_lib.prefetch_batches(
+            batches, sharding.make_batch_sharder(mesh)
+          ),
           start,
         )
 
@@ -383,7 +385,10 @@ def build_step(
       one program serves all steps.
   """
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  whole, rows = (
+    sharding.replicated_sharding(mesh),
+    sharding.batch_sharding(mesh),
+  )
   # Types include the mesh: only with it is the step traced just once.
   train_step = jax.jit(method.train_step)
   batch = jax.tree.map(lambda x: x.update(sharding=rows), spec)
@@ -453,7 +458,7 @@ def _log_start(
     name: sum(x.size for x in jax.tree.leaves(tree))
     for name, tree in state.params.items()
   }
-  console.log(
+  console.print_line(
     f'{workspace.directory.name}: '
     + ('' if start == 0 else f'resuming from step {start}; ')
     + f'{training.num_steps} steps of {training.loader.batch_size} images on '

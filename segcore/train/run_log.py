@@ -116,7 +116,7 @@ class RunLog:
         speeds['steps_per_second'], self.step_flops, self.peak_flops
       )
     for warning in self._zero_terms.update(step, values):
-      console.log(warning)
+      console.print_line(warning)
     metrics = {f'train/{name}': value for name, value in values.items()}
     self._metrics.write(step, metrics)
     speeds = {f'speed/{name}': value for name, value in speeds.items()}
@@ -126,7 +126,7 @@ class RunLog:
   def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
     """Logs the scalars and pictures of an evaluation."""
     values = '  '.join(f'{n} {v:.4g}' for n, v in summaries.scalars.items())
-    console.log(f'{self.progress.name} {step}  evaluated  {values}')
+    console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
     self._metrics.write(step, summaries.scalars)
     self._writer.write_scalars(step, summaries.scalars)
     self._writer.write_images(

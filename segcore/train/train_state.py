@@ -53,4 +53,4 @@ def inference_state(variables: types.Params, mesh: Mesh) -> TrainState:
     opt_state=(),
     rng=np.zeros(2, np.uint32),
   )
-  return jax.device_put(state, sharding.replicated(mesh))
+  return jax.device_put(state, sharding.replicated_sharding(mesh))

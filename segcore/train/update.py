@@ -112,7 +112,9 @@ class RecipeOptions:
       accumulates: the method supports gradient accumulation: its loss is a sum
         over a count, and rows of a batch do not interact.
     """
-    sharding.check_batch_size(self.batch_size, mesh, f'{path}.batch_size')
+    sharding.check_batch_divides_devices(
+      self.batch_size, mesh, f'{path}.batch_size'
+    )
     if self.accumulate > 1 and not accumulates:
       raise errors.UserError(
         f'{path}.accumulate: expected 1, since this method needs the whole '

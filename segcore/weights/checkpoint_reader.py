@@ -38,7 +38,7 @@ def read(
       f'did you mean {" or ".join(below)}?' if below else 'train it first'
     )
     raise errors.UserError(f'no checkpoint in {directory}: {advice}')
-  folder = files.absolute(directory) / str(max(steps)) / STATE
+  folder = files.absolute_path(directory) / str(max(steps)) / STATE
   try:
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree

@@ -162,7 +162,9 @@ def select_parts(
   left_out = [name for name in variables['params'] if name not in taken]
   if left_out:
     notes = [f'left out {", ".join(left_out)}', *notes]
-  console.log('; '.join([f'took {", ".join(parts)} from {origin}', *notes]))
+  console.print_line(
+    '; '.join([f'took {", ".join(parts)} from {origin}', *notes])
+  )
   return selected
 
 
@@ -209,7 +211,7 @@ def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
   """Returns {'grid': …} of the network of a stage, if its settings give one."""
   if not path.exists():
     return {}
-  settings = json_files.read(path)['settings']
+  settings = json_files.read_json(path)['settings']
   encoder = settings.get('network', {}).get('encoder', {})
   return {'grid': tuple(encoder['grid'])} if 'grid' in encoder else {}
 

@@ -41,7 +41,7 @@ def run(trained, batches, devices=1):
   """Trains on a mesh of the given size, through jit as the loop does."""
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   rows = sharding.batch_sharding(mesh)
-  whole = sharding.replicated(mesh)
+  whole = sharding.replicated_sharding(mesh)
   state = jax.device_put(
     tiny_networks.initial_state(trained, batches[0]), whole
   )
@@ -170,7 +170,8 @@ def test_finetuning_ignores_negative_labels_and_padding_rows():
   keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 4), KEY)
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   logits = np.asarray(
-    trained.predict(state, batch_lib.to_symmetric(batch['image'])), np.float64
+    trained.predict(state, batch_lib.batch_images_to_symmetric(batch['image'])),
+    np.float64,
   )
   logits -= logits.max(-1, keepdims=True)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -202,7 +203,7 @@ def test_classification_learns_two_colors():
   state, losses = run(trained, [batch] * 20)
   assert losses[0] == pytest.approx(np.log(2), abs=0.7)
   assert losses[-1] < 0.1
-  scores = trained.predict(state, batch_lib.to_symmetric(red))
+  scores = trained.predict(state, batch_lib.batch_images_to_symmetric(red))
   np.testing.assert_array_equal(scores.argmax(-1), np.arange(8) % 2)
 
 
@@ -234,8 +235,11 @@ def test_a_data_parallel_step_only_reduces_gradients():
   compiled = (
     jax.jit(
       trained.train_step,
-      in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
-      out_shardings=sharding.replicated(mesh),
+      in_shardings=(
+        sharding.replicated_sharding(mesh),
+        sharding.batch_sharding(mesh),
+      ),
+      out_shardings=sharding.replicated_sharding(mesh),
     )
     .lower(shapes, tiny_networks.spec(batch))
     .compile()

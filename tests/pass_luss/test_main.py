@@ -232,7 +232,7 @@ def test_results_have_protocol_step_and_threshold(whole):
 
 def build_stages(config, **changes):
   """Builds the stages of a config by name, on one device."""
-  values = config_file.load(str(config))
+  values = config_file.load_config(str(config))
   values.update_from_flattened_dict(changes)
   return main.PROGRAM.build(values, jax.devices()[:1])
 
@@ -532,4 +532,4 @@ def test_missing_saliency_maps_are_refused_before_training(config, tmp_path):
     },
   )
   with pytest.raises(errors.UserError, match='expected a folder with the sal'):
-    experiment_stage.check_inputs(tuple(stages.values()), tmp_path)
+    experiment_stage.check_stage_inputs(tuple(stages.values()), tmp_path)

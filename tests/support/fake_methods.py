@@ -187,7 +187,7 @@ class TwoStream:
       representations of all cells, and its batch statistics afterward.
     """
     labeled, unlabeled = batch['labeled'], batch['unlabeled']
-    images = batch_lib.to_symmetric(unlabeled['image'])
+    images = batch_lib.batch_images_to_symmetric(unlabeled['image'])
     logits = self.segmenter.apply(
       {
         'params': state.teacher_params,
@@ -200,17 +200,20 @@ class TwoStream:
     rng = jax.random.fold_in(state.rng, state.step)
     keys = update_lib.row_keys(rng, len(images))
     brightness = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
-    images = batch_lib.join(
-      [batch_lib.to_symmetric(labeled['image']), images * brightness]
+    images = batch_lib.join_batch_rows(
+      [
+        batch_lib.batch_images_to_symmetric(labeled['image']),
+        images * brightness,
+      ]
     )
-    labels = batch_lib.join([_cells(labeled['label']), pseudo])
+    labels = batch_lib.join_batch_rows([_cells(labeled['label']), pseudo])
     outputs, stats = self.forward(
       state.teacher_params, state.teacher_batch_stats, images
     )
     return images, labels, outputs['rep'], stats
 
   def _labeled(self, state, batch):
-    images = batch_lib.to_symmetric(batch['labeled']['image'])
+    images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     labels = _cells(batch['labeled']['label'])
 
     def loss(params):
@@ -242,8 +245,8 @@ class TwoStream:
       terms = [
         _mean_loss(logits, stream_labels)
         for logits, stream_labels in zip(
-          batch_lib.split(outputs['logits'], 2),
-          batch_lib.split(labels, 2),
+          batch_lib.split_batch_rows(outputs['logits'], 2),
+          batch_lib.split_batch_rows(labels, 2),
           strict=True,
         )
       ]
@@ -408,7 +411,9 @@ class MultiView:
       pooled = []
       for group in groups:
         rows, count = group.shape[:2]
-        images = batch_lib.to_symmetric(group.reshape(-1, *group.shape[2:]))
+        images = batch_lib.batch_images_to_symmetric(
+          group.reshape(-1, *group.shape[2:])
+        )
         maps = network.features(images, train=True)['encoder']
         x = jnp.mean(maps.deepest.array, axis=(1, 2), keepdims=True)
         pooled.append(x.reshape(rows, count, *x.shape[1:]))
@@ -484,7 +489,7 @@ def labeled_split(
   examples = []
   for i, size in enumerate(sizes):
     coarse = rng.integers(0, num_classes, (4, 4))
-    label = transforms.resize_nearest(coarse, size)
+    label = transforms.resize_label_nearest(coarse, size)
     image = palette[label] + rng.normal(0, 20, (*size, 3))
     label[:2, :3] = batch_lib.IGNORE
     examples.append(make_record(i, image.clip(0, 255), label, num_classes))
@@ -510,7 +515,7 @@ def make_record(
   _, png = cv2.imencode('.png', image.astype(np.uint8)[..., ::-1])
   record = {'image': png.tobytes(), 'id': f'image{i:02}'.encode()}
   if label is not None:
-    record['label'] = records.encode_label(label, num_classes)
+    record['label'] = records.encode_record_label(label, num_classes)
   return record
 
 
@@ -527,7 +532,7 @@ def make_split(examples, num_classes=NUM_CLASSES) -> datasets.Split:
         records.Sample(
           example['id'].decode(),
           example['image'],
-          records.decode_image(example['image']),
+          records.decode_record_image(example['image']),
         )
         for example in examples
       ]

@@ -47,7 +47,9 @@ def test_each_column_shows_its_map(trained, late, rows):
     np.testing.assert_array_equal(image, batch['unlabeled']['image'][i])
     expected = panels_lib.colorize(output.weak_labels[i], PALETTE)
     np.testing.assert_array_equal(weak_labels, expected)
-    np.testing.assert_array_equal(mixed, batch_lib.to_uint8(output.images[i]))
+    np.testing.assert_array_equal(
+      mixed, batch_lib.batch_images_to_uint8(output.images[i])
+    )
     # White is log C, the largest entropy.
     expected = 255 * output.entropy[i] / np.log(tiny.CLASSES)
     assert np.abs(entropy.astype(float) - expected[..., None]).max() < 0.51
@@ -62,7 +64,8 @@ def test_the_student_is_shown_on_images_before_mixing(trained, late, rows):
   images = jnp.asarray(tiny.draw_batch(3)['unlabeled']['image'])
   alone = late.replace(step=0 * late.step)  # The student is reported.
   logits = np.asarray(
-    trained.predict(alone, batch_lib.to_symmetric(images)), np.float64
+    trained.predict(alone, batch_lib.batch_images_to_symmetric(images)),
+    np.float64,
   )
   labels = logits.argmax(-1)
   for i, row in enumerate(rows):

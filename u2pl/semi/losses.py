@@ -12,7 +12,7 @@ from u2pl.semi import options as options_lib
 def split_streams(
   outputs: dict[str, Array],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Splits a network's outputs on two joined streams (see `batch.join`).
+  """Splits a network's outputs on the rows of `batch.join_batch_rows`.
 
   Args:
     outputs: arrays [2B, …] by head.
@@ -20,7 +20,9 @@ def split_streams(
   Returns:
     Arrays [B, …] by head of the labeled and of the unlabeled images.
   """
-  pairs = {name: batch_lib.split(x, 2) for name, x in outputs.items()}
+  pairs = {
+    name: batch_lib.split_batch_rows(x, 2) for name, x in outputs.items()
+  }
   labeled = {name: pair[0] for name, pair in pairs.items()}
   return labeled, {name: pair[1] for name, pair in pairs.items()}
 

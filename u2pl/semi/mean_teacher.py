@@ -168,8 +168,8 @@ class MeanTeacher:
 
     # Student forward on both streams in one pass, gradient, update; then the
     # EMA teacher, θ_t ← d·θ_t + (1 - d)·θ_s.
-    images = batch_lib.to_symmetric(batch['labeled']['image'])
-    images = batch_lib.join([images, targets.images])
+    images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
+    images = batch_lib.join_batch_rows([images, targets.images])
     after, metrics = self._student_step(state, images, loss, student_rng)
     after = self.teacher.update(state, after)
     return after, {**metrics, **targets.scalars}
@@ -190,7 +190,7 @@ class MeanTeacher:
         state.branch,
         features,
         jax.nn.softmax(pseudo_labels.upsample(logits, features.shape[1:3])),
-        batch_lib.join([labels, output.labels]),
+        batch_lib.join_batch_rows([labels, output.labels]),
         _pixel_masks(output.reliability),
         draw_rng,
       )
@@ -211,7 +211,7 @@ class MeanTeacher:
     options = self.options.consistency
     mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
     # Pseudo-labels: argmax on the weak view, denoised in U2PL+ (Eqs. 19-20).
-    weak = batch_lib.to_symmetric(batch['unlabeled']['image'])
+    weak = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
     weak_labels = self.pseudo_label(state, weak)
     # Strong view: images and pseudo-labels are mixed alike.
     draws = mixing.sample(
@@ -223,15 +223,15 @@ class MeanTeacher:
     )
     strong, labels = mixing.mix(weak, weak_labels, draws, options.mixing)
     # Teacher in training mode on both streams: entropy, ranks, representations.
-    labeled = batch_lib.to_symmetric(batch['labeled']['image'])
+    labeled = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     outputs, state = self.teacher.forward(
       state,
-      batch_lib.join([labeled, strong]),
+      batch_lib.join_batch_rows([labeled, strong]),
       self.options.teacher_heads,
       teacher_rng,
     )
     # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
-    _, logits = batch_lib.split(outputs['logits'], 2)
+    _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
     logits = pseudo_labels.upsample(logits, weak.shape[1:3])
     entropy, valid = pseudo_labels.entropy(logits), labels >= 0
     percent = self.options.partition.at(
@@ -266,7 +266,7 @@ class MeanTeacher:
     self, state: State, batch: batch_lib.Batch, rng: Array
   ) -> tuple[State, StudentTargets]:
     """Updates the teacher's statistics; returns targets without a label."""
-    images = batch_lib.to_symmetric(batch['labeled']['image'])
+    images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     heads = self.options.teacher_heads
     _, state = self.teacher.forward(state, images, heads, rng)
     # Zeros, of the structure that `teach` returns: branches have to agree.
@@ -320,7 +320,7 @@ class MeanTeacher:
     self, state: State, batch: batch_lib.Batch, rng: Array
   ) -> tuple[State, types.Metrics]:
     """Runs one step of the supervised baseline."""
-    images = batch_lib.to_symmetric(batch['image'])
+    images = batch_lib.batch_images_to_symmetric(batch['image'])
 
     def loss(outputs):
       return losses.supervised(
@@ -352,9 +352,9 @@ def _pixel_masks(
   """Returns masks of labeled images and strong views, joined."""
   none = jnp.zeros_like(reliability.anchors)
   return contrastive_branch.PixelMasks(
-    labeled=batch_lib.join([~none, none]),
-    reliable=batch_lib.join([none, reliability.anchors]),
-    unreliable=batch_lib.join([none, reliability.unreliable]),
+    labeled=batch_lib.join_batch_rows([~none, none]),
+    reliable=batch_lib.join_batch_rows([none, reliability.anchors]),
+    unreliable=batch_lib.join_batch_rows([none, reliability.unreliable]),
   )
 
 

@@ -28,7 +28,7 @@ class SupervisedOptions:
   auxiliary: float = 0.0
 
   def __post_init__(self):
-    options_lib.check_range(
+    options_lib.check_options_in_range(
       self, 'threshold', 'kept_per_image', 'auxiliary', least=0
     )
 

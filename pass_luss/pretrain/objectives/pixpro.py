@@ -52,8 +52,10 @@ class PixproOptions:
   decay: float = 0.99
 
   def __post_init__(self):
-    options_lib.check_range(self, 'decay', least=0, most=1)
-    options_lib.check_positive(self, 'hidden', 'size', 'power', 'distance')
+    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
+    options_lib.check_options_positive(
+      self, 'hidden', 'size', 'power', 'distance'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

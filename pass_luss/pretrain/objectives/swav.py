@@ -56,10 +56,10 @@ class SwavOptions:
   frozen_steps: int = 0
 
   def __post_init__(self):
-    options_lib.check_positive(
+    options_lib.check_options_positive(
       self, 'temperature', 'epsilon', 'sinkhorn_iterations'
     )
-    options_lib.check_range(
+    options_lib.check_options_in_range(
       self, 'queue', 'queue_from_step', 'frozen_steps', least=0
     )
 

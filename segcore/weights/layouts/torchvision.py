@@ -76,7 +76,7 @@ def translate(
       leaves[collection][path] = np.asarray(value, np.float32)
   if left_out:
     modules = sorted({name.split('.')[0] for name in left_out})
-    console.log(f"torch's weights: left out {', '.join(modules)}")
+    console.print_line(f"torch's weights: left out {', '.join(modules)}")
   return {
     collection: {'encoder': traverse_util.unflatten_dict(tree)}
     for collection, tree in leaves.items()

@@ -273,7 +273,7 @@ def test_collectives_of_a_step():
   shapes = jax.eval_shape(
     lambda rng: method.init(rng, batch_spec(batch), None), jax.random.PRNGKey(0)
   )
-  whole = sharding.replicated(mesh)
+  whole = sharding.replicated_sharding(mesh)
   shapes = jax.tree.map(lambda x: x.update(sharding=whole), shapes)
   rows = sharding.batch_sharding(mesh)
   batches = jax.tree.map(lambda x: x.update(sharding=rows), batch_spec(batch))

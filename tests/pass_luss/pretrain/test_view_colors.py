@@ -65,7 +65,9 @@ def test_without_augmentation_views_are_only_scaled():
   views = augment(batch, (plain, plain))
   assert set(views) == {'large'}
   np.testing.assert_allclose(
-    views['large'], batch_lib.to_symmetric(batch['views_large']), atol=1e-6
+    views['large'],
+    batch_lib.batch_images_to_symmetric(batch['views_large']),
+    atol=1e-6,
   )
 
 

@@ -317,7 +317,7 @@ def test_memory_on_imagenet_s919_is_bounded_by_blocks():
     (num_rows, dim), jnp.float32, sharding=sharding.batch_sharding(mesh)
   )
   initial = jax.ShapeDtypeStruct(
-    (1, k), jnp.int32, sharding=sharding.replicated(mesh)
+    (1, k), jnp.int32, sharding=sharding.replicated_sharding(mesh)
   )
   compiled = kmeans._lloyd.lower(
     *(values, num_rows, initial, 20), mesh=mesh, block_rows=kmeans.BLOCK_ROWS

@@ -249,4 +249,4 @@ assert not [name for name in sys.modules if name.split('.')[0] in ours]
 def test_invalid_export_flags_are_refused(arguments, message):
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   with pytest.raises(errors.UserError, match=message):
-    command.parse(['main', config, *arguments])
+    command.parse_command(['main', config, *arguments])

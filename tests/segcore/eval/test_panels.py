@@ -78,9 +78,9 @@ def test_legend_of_many_classes_has_several_lines():
 
 
 def test_evenly_spaced_positions():
-  assert splits.evenly_spaced(3, 8) == [0, 1, 2]
-  assert splits.evenly_spaced(100, 3) == [0, 49, 99]
-  assert splits.evenly_spaced(0, 4) == []
+  assert splits.evenly_spaced_image_indices(3, 8) == [0, 1, 2]
+  assert splits.evenly_spaced_image_indices(100, 3) == [0, 49, 99]
+  assert splits.evenly_spaced_image_indices(0, 4) == []
 
 
 def test_pictures_are_written_without_loss(tmp_path):

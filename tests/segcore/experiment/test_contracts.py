@@ -98,7 +98,7 @@ def by_hand():
     init = jax.jit(lambda rng, fake=fake, spec=spec: fake.init(rng, spec, None))
     with source.start(0) as read:
       first = [
-        loader.drop_host_only(next(read)) for _ in range(fakes.NUM_STEPS)
+        loader.drop_host_only_keys(next(read)) for _ in range(fakes.NUM_STEPS)
       ]
     state = init(jax.random.PRNGKey(5))
     results[name] = ByHand(fake, first, state, jax.jit(fake.train_step))
@@ -291,7 +291,7 @@ def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
   actual = fakes.train('two_stream', tmp_path, mesh)
   assert_close(actual, expected)
   for leaf in jax.tree.leaves(actual):
-    assert leaf.sharding == sharding.replicated(mesh)
+    assert leaf.sharding == sharding.replicated_sharding(mesh)
 
 
 @pytest.fixture(scope='module')
@@ -340,8 +340,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name, killed, whole):
 
 
 def assert_same_metrics(folder, expected):
-  lines = metrics_file.read(folder / 'metrics.jsonl')
-  assert lines == metrics_file.read(expected / 'metrics.jsonl')
+  lines = metrics_file.read_metrics_file(folder / 'metrics.jsonl')
+  assert lines == metrics_file.read_metrics_file(expected / 'metrics.jsonl')
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -585,7 +585,7 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
   state, mesh = by_hand['two_stream'].first, mesh_of()
   predictor = label_maps(fakes.two_stream())
   matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
-  placed = jax.device_put(state, sharding.replicated(mesh))
+  placed = jax.device_put(state, sharding.replicated_sharding(mesh))
   values = evaluator(split, predictor, matrix, mesh)(placed).values
 
   decode = transforms.Decode(fakes.NUM_CLASSES)
@@ -642,8 +642,8 @@ def test_919_classes_survive(tmp_path):
   crop = transforms.RandomCrop((30, 30))
   stream = loader.Stream(split.records, transforms.Compose((decode, crop)))
   with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
-    put = sharding.make_put_batch(mesh)
-    batch = put(loader.drop_host_only(next(batches)))
+    put = sharding.make_batch_sharder(mesh)
+    batch = put(loader.drop_host_only_keys(next(batches)))
   assert batch['label'].dtype == jnp.int16
   assert int(batch['label'].max()) == 918
   known = predict(batch['image'])
@@ -661,8 +661,11 @@ def collectives(fake):
   )
   step = jax.jit(
     fake.train_step,
-    in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
-    out_shardings=sharding.replicated(mesh),
+    in_shardings=(
+      sharding.replicated_sharding(mesh),
+      sharding.batch_sharding(mesh),
+    ),
+    out_shardings=sharding.replicated_sharding(mesh),
   )
   return communication.count_collectives(step.lower(state, spec).compile())
 

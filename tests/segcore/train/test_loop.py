@@ -43,7 +43,7 @@ class SumMethod:
   def train_step(self, state, batch):
     step = state.step + 1
     total = state.params['sum'] + jnp.sum(
-      batch_lib.to_symmetric(batch['image'])
+      batch_lib.batch_images_to_symmetric(batch['image'])
     )
     term = jnp.where(step == self.nan_at, jnp.nan, 1.0)
     metrics = {'loss': total + term, 'term': term, 'other': jnp.zeros(())}

@@ -68,7 +68,9 @@ def numpy_targets(trained, state, batch, rng):
     tiny.CLASSES,
   )
   labeled, unlabeled = (
-    np.asarray(batch_lib.to_symmetric(jnp.asarray(batch[name]['image'])))
+    np.asarray(
+      batch_lib.batch_images_to_symmetric(jnp.asarray(batch[name]['image']))
+    )
     for name in ('labeled', 'unlabeled')
   )
   # Clean images: labels denoised with the prototypes before the step.

@@ -307,7 +307,7 @@ def test_unknown_grid_that_is_no_square_is_refused():
 def test_grid_is_read_from_the_settings_of_a_stage(tmp_path):
   for grid in ({}, {'grid': (3, 5)}):
     network = {'encoder': {'name': 'hybrid_vit', **grid}}
-    json_files.write(
+    json_files.write_json(
       tmp_path / 'settings.json', {'settings': {'network': network}}
     )
     variables = {'params': {'encoder': {'x': jnp.ones(2)}}, 'batch_stats': {}}
