@@ -6,8 +6,8 @@
 
 Exit status: 0 when the last stage is done; 75 when the run was asked to stop
 and everything needed to resume is saved, or another host does not answer (run
-the same command again); 2 for user errors; 141 when the reader of the output
-has closed the pipe.
+the same command again); 2 for user errors; 130 when Ctrl-C quit at once; 141
+when the reader of the output has closed the pipe.
 """
 
 import contextlib

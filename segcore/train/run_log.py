@@ -89,6 +89,18 @@ class RunLog:
     self._writer.flush()
     self._flush_files()
 
+  def print_step(
+    self, step: int, values: Mapping[str, float]
+  ) -> dict[str, float]:
+    """Prints the progress line; returns the speed since the previous one.
+
+    Args:
+      step: the finished step.
+      values: scalars by name; those with a '/' are not printed.
+    """
+    printed = {name: v for name, v in values.items() if '/' not in name}
+    return self.progress.report(step, printed)
+
   def log_step(self, step: int, values: Mapping[str, float]) -> None:
     """Logs the scalars of a training step, with the speed since the last log.
 
@@ -96,9 +108,8 @@ class RunLog:
       step: the finished step.
       values: scalars by name; those with a '/' are not in the progress line.
     """
-    printed = {name: v for name, v in values.items() if '/' not in name}
     speeds = {
-      **self.progress.report(step, printed),
+      **self.print_step(step, values),
       **self.meter.read(),
       **throughput.memory_usage(self._mesh),
     }
