@@ -39,7 +39,8 @@ class NoiseOptions:
     draw: distribution of γ over the range (§4.3): 'uniform', clipped at 1; or a
       uniform time step: 'linear' has `num_steps` equidistant values,
       'multiplicative' the products of the first t of these, t < num_steps.
-    num_steps: of 'linear' and 'multiplicative'; 0 otherwise.
+    num_steps: number of diffusion steps of the kinds 'linear' and
+      'multiplicative'; 0 for the other kinds.
     target: the prediction target: 'eps' is the noise e, 'x' the clean image,
       'eps_scaled' the noise times its magnitude. For an image without noise,
       the targets of noise are 0.

@@ -25,7 +25,7 @@ class Finetune(method.SingleLossMethod):
   Attributes:
     level: 'pixels', or 'images' where a label map is constant: the mean logits
       of all cells are trained on the image's category.
-    reduction: of level 'pixels': factor by which label maps are downsampled, by
+    reduction: factor of level 'pixels' by which label maps are downsampled, by
       floor-nearest; logits are upsampled to that size.
     repeated_upsampling: whether logits are upsampled by 2 repeatedly on the way
       there, instead of at once; predictions are then upsampled by 2 as well.

@@ -58,7 +58,7 @@ class ContrastOptions:
     first_capacity: rows for class 0, the background; 0 for `capacity`.
     max_push: largest number of rows that a step enqueues for each class, a
       uniform sample of its negatives.
-    dtype: in which the bank keeps rows.
+    dtype: dtype of the rows in the bank.
   """
 
   weight: float = 0.1
@@ -134,7 +134,7 @@ class Candidates(NamedTuple):
   """Cells that may be drawn for each class.
 
   Attributes:
-    anchors: of the student (Eqs. 21-23).
+    anchors: cells that may be anchors of the class (Eqs. 21-23).
     positives: cells whose mean is the class's prototype (Eq. 17).
     negatives: cells that are not of the class (Eqs. 25-28).
   """
@@ -311,7 +311,7 @@ def mean_over_present_classes(
   not usable counts as 0 in the mean, as in the released code.
 
   Args:
-    losses: of each class.
+    losses: mean InfoNCE of each class.
     usable: classes with an anchor and a row in the bank.
     present: classes with a trusted label.
   """

@@ -77,7 +77,8 @@ class ContrastiveBranch:
   Attributes:
     num_classes: C.
     feature_size: D of a representation.
-    options: of the loss; None for prototypes alone, to denoise pseudo-labels.
+    options: options of the loss; None for prototypes alone, to denoise
+      pseudo-labels.
     prototype_momentum: m of Eq. 18; 0 takes the class means of each step.
   """
 
@@ -112,11 +113,11 @@ class ContrastiveBranch:
     """Updates prototypes and bank, then draws the targets of this step.
 
     Args:
-      state: before the step.
+      state: state of the branch before the step.
       features: representations of the teacher, without gradient.
-      probs: of the teacher, at the features' cells.
+      probs: class probabilities of the teacher, at the features' cells.
       labels: ground truth and pseudo-labels; negative where ignored.
-      masks: at the resolution of the labels.
+      masks: masks of pixels at the resolution of the labels.
       rng: key of this step's draws.
 
     Returns:
@@ -188,8 +189,9 @@ class ContrastiveBranch:
 
     Args:
       features: representations of the student, of the batch of `update`.
-      targets: of this step.
-      state: after `update`; the draws are rows of its bank.
+      targets: targets of this step.
+      state: state of the branch that `update` returned, since the draws are
+        rows of its bank.
     """
     flat = features.reshape(-1, features.shape[-1])
     losses = contrast.class_contrast_losses(
@@ -214,10 +216,10 @@ class ContrastiveBranch:
     """Denoises scores with the prototypes (Eqs. 19-20).
 
     Args:
-      state: before this step's update.
+      state: state of the branch before this step's update.
       scores: logits of the teacher.
       features: its representations of the same images.
-      kind: of distance, as in `prototypes.class_prototype_distances`.
+      kind: kind of distance, as in `prototypes.class_prototype_distances`.
       due: whether to denoise even if a class has no prototype yet; a class that
         never occurs would put it off forever.
     """

@@ -44,8 +44,10 @@ class TeacherState(train_state.TrainState):
   """Training state of a student with an EMA teacher.
 
   Attributes:
-    teacher_params: as `params`; None without a teacher.
-    teacher_batch_stats: as `batch_stats`; None without a teacher.
+    teacher_params: parameters of the teacher, structured as `params`; None
+      without a teacher.
+    teacher_batch_stats: batch statistics of the teacher, structured as
+      `batch_stats`; None without a teacher.
   """
 
   teacher_params: Any
@@ -62,8 +64,9 @@ def ema_decay_at_step(
 
   Args:
     step: k, steps since the end of the warm-up; negative before.
-    options: of the teacher.
-    steps_per_epoch: of the unlabeled images.
+    options: options of the teacher.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once.
   """
   ramp = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
   is_copy = step < options.copy_epochs * steps_per_epoch
@@ -94,11 +97,12 @@ class EmaTeacher:
   """Exponential moving average of the student.
 
   Attributes:
-    segmenter: of student and teacher.
+    segmenter: network of both student and teacher.
     options: decay and batch statistics.
     warmup_steps: steps before the teacher is used; its parameters do not change
       in them.
-    steps_per_epoch: of the unlabeled images.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once.
   """
 
   segmenter: segmenter_lib.Segmenter

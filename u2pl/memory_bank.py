@@ -34,7 +34,7 @@ def empty_memory_bank(
   Args:
     capacity: number of rows of each class.
     size: D, the length of a row.
-    dtype: of the stored rows.
+    dtype: dtype of the stored rows.
   """
   num_classes = len(capacity)
   return Bank(
@@ -51,8 +51,8 @@ def push_negatives(
   """Enqueues the first `counts` rows of each class over the oldest ones.
 
   Args:
-    bank: before the step.
-    rows: in the order in which they are enqueued.
+    bank: memory bank before the step.
+    rows: features of each class, in the order in which they are enqueued.
     counts: number of valid rows of each class, up to R.
 
   Raises:

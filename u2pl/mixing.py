@@ -32,7 +32,7 @@ class MixingOptions:
     kind: 'cutmix' (a box of half the area comes from the partner), 'cutout'
       (the box is filled with the mean color and ignored), 'classmix' (half of
       the classes stay, all other pixels come from the partner), or 'none'.
-    probability: that a group is mixed.
+    probability: probability that a group is mixed, 0 to 1.
     group: number of images that are mixed with each other; divides the batch.
   """
 
@@ -56,7 +56,8 @@ class Draws(NamedTuple):
   Attributes:
     mixed: whether each of G groups is mixed.
     boxes: top, left, height, width of each image's box, in pixels.
-    priorities: of each class in each image; ClassMix keeps the largest.
+    priorities: random priority of each class in each image; ClassMix keeps the
+      largest ones.
   """
 
   mixed: Bool[Array, 'G']
@@ -101,7 +102,8 @@ def cutmix_boxes(
   H·W / 2 divided by it, rounded; the position is uniform.
 
   Args:
-    uniforms: for the width, the top and the left edge.
+    uniforms: uniform numbers in [0, 1) for the width, the top and the left
+      edge.
     height: H of the images, in pixels.
     width: W of the images; at least 4.
 

@@ -65,7 +65,7 @@ def update_class_prototypes(
 
   Args:
     old: prototypes before the step.
-    means: of this step's cells.
+    means: mean features of this step's cells.
     counts: cells of each class.
     momentum: m; 0 takes the means of this step alone.
   """
@@ -88,8 +88,8 @@ def class_prototype_distances(
   denoising neither favors nor excludes it.
 
   Args:
-    features: of the teacher.
-    prototypes: of the classes.
+    features: features of the teacher.
+    prototypes: prototypes of the classes.
     kind: 'l2' L2-normalizes features and prototypes first; 'raw' does not.
   """
   vectors = prototypes.vectors.astype(features.dtype)
@@ -134,8 +134,8 @@ def denoise_with_class_prototypes(
   Args:
     scores: logits of the teacher at the resolution of the image.
     features: its representations; weights are upsampled from their cells.
-    prototypes: from before this step's update.
-    kind: of distance, as in `class_prototype_distances`.
+    prototypes: prototypes before this step's update.
+    kind: kind of distance, as in `class_prototype_distances`.
   """
   upsampled = pseudo_labels.upsample_teacher_scores(
     class_prototype_weights(features, prototypes, kind), scores.shape[1:3]

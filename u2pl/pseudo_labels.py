@@ -91,10 +91,11 @@ def partition_by_entropy(
   number of devices; the authors' are of one GPU's images.
 
   Args:
-    entropies: of the teacher, in nats.
+    entropies: entropies of the teacher's predictions, in nats.
     valid: pixels with a pseudo-label.
     percent: α_t in percent.
-    anchor_entropy: as in `contrast.ContrastOptions`.
+    anchor_entropy: rule for anchors, as in
+      `contrast.ContrastOptions.anchor_entropy`.
   """
   gamma = order_statistics.percentile(entropies, valid, 100 - percent)
   reliable = valid & (entropies < gamma)
@@ -128,7 +129,7 @@ def symmetric_cross_entropy(
   negative.
 
   Args:
-    logits: of the student.
+    logits: logits of the student.
     labels: pseudo-labels.
     forward: ξ₁.
     reverse: ξ₂; 0 leaves the cross entropy.

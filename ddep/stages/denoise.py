@@ -118,7 +118,7 @@ class Denoise(method_lib.SingleLossMethod):
     """Predicts the denoising target of noisy images.
 
     Args:
-      state: after training.
+      state: training state whose network predicts the noise.
       images: noisy images; without the noise they are in [-1, 1].
       gamma: noise level of each image, for a conditional decoder.
     """

@@ -40,8 +40,8 @@ class FolderPair:
     gt: folder of the ground truth.
     pred: folder of the predictions.
     names: relative paths of the files in both folders.
-    num_classes: of the ground truth, without 'other'.
-    num_generated: of the predictions, without 'other'.
+    num_classes: number of classes of the ground truth, without 'other'.
+    num_generated: number of categories of the predictions, without 'other'.
     advice: end of the error message where a prediction has a larger id.
   """
 
@@ -169,7 +169,8 @@ def score_category_folders(
 
   Args:
     folders: predictions and ground truth.
-    match: of predicted categories with classes; None for predicted classes.
+    match: mapping from predicted categories to classes; None where predictions
+      are classes.
 
   Raises:
     BadFile: as `FolderPair.map`, or a category has no class in the matching.

@@ -65,10 +65,11 @@ def write_missing_label_maps(
   Args:
     split: the images.
     maps: computes the label maps of a split.
-    folder: of the label maps.
-    workspace: of the stage.
-    short_side: of the network's input, in pixels. Images of equal input size
-      are processed together, since they share batches and compiled programs.
+    folder: folder of the label maps.
+    workspace: workspace of the stage.
+    short_side: short side of the network's input, in pixels. Images of one
+      input size are processed together, since they share batches and compiled
+      programs.
 
   Raises:
     Preempted: the machine asked to stop; written files are kept.
@@ -105,7 +106,7 @@ class PseudoLabeledRecords(Sequence[records.Record]):
 
   Args:
     source: records of the images.
-    folder: of their label maps.
+    folder: folder of the label maps.
     num_classes: the largest id of a label map.
   """
 

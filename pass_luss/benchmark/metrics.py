@@ -46,8 +46,8 @@ class ImageNetS:
   Attributes:
     regions: pixels of each class. The first axis is all pixels, then each of
       `SIZES`; the second is true positives, predicted, labeled.
-    boundaries: the same of boundary pixels. True positives are on the boundary
-      of the class in both prediction and label.
+    boundaries: counts as in `regions`, of boundary pixels only; true positives
+      are on the boundary of the class in both prediction and label.
     images: number of images.
     num_correct: number of images whose largest predicted class is in the label.
     f_beta: sum of F over images, in units of 2^-40.
@@ -290,7 +290,7 @@ def _count_by_group(
 
   Args:
     maps: prediction, label, and the boundary masks of label and prediction.
-    group: of each class.
+    group: index of the group of each class.
     side: C + 1.
   """
   # The first flat index of each (on the label's boundary, label from -1).

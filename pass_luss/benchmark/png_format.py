@@ -95,7 +95,7 @@ def read_imagenet_s_png(
 
   Args:
     file: a path, or a member of an archive.
-    num_classes: without 'other'; at most 999.
+    num_classes: number of classes without 'other', at most 999.
 
   Raises:
     BadFile: the file cannot be read, is damaged, is no PNG of 8-bit RGB, or

@@ -25,7 +25,7 @@ class HeadSizes:
 
   Attributes:
     hidden: h, of all projections.
-    embedding: of images and of pixels.
+    embedding: number of features of the embeddings of images and of pixels.
     prototypes: K.
   """
 
@@ -100,8 +100,8 @@ class Projection(nn.Module):
 
   Attributes:
     hidden: width h.
-    size: of the embedding.
-    dtype: of the first dense layer.
+    size: number of features of the embedding.
+    dtype: dtype of the first dense layer.
   """
 
   hidden: int
@@ -131,7 +131,7 @@ class PixelProjection(nn.Module):
   Attributes:
     hidden: width h.
     size: channels of the result.
-    dtype: of the first two convolutions.
+    dtype: dtype of the first two convolutions.
   """
 
   hidden: int
@@ -159,9 +159,9 @@ class Clusters(EncoderHead, nn.Module):
 
   Attributes:
     hidden: width of the projection.
-    size: of the embedding.
+    size: number of features of the embedding.
     num_prototypes: K.
-    dtype: of the projection.
+    dtype: dtype of the projection.
   """
 
   hidden: int
@@ -208,9 +208,9 @@ class Shallow(EncoderHead, nn.Module):
 
   Attributes:
     hidden: width of both projections.
-    size: of the embedding.
+    size: number of features of the embedding.
     map_name: name of the encoder's map.
-    dtype: of both projections.
+    dtype: dtype of both projections.
   """
 
   hidden: int
@@ -236,10 +236,10 @@ class Alignment(EncoderHead, nn.Module):
 
   Attributes:
     hidden: width of the projection.
-    size: of a pixel's embedding.
+    size: number of features of a pixel's embedding.
     has_projection: whether there is a projection.
     has_predictor: whether there is a predictor.
-    dtype: of the convolutions.
+    dtype: dtype of the convolutions.
   """
 
   hidden: int
@@ -283,7 +283,7 @@ class Predictor(nn.Module):
   1x1 convolution, batch norm, ReLU and a 1x1 convolution with bias.
 
   Attributes:
-    dtype: of the first convolution.
+    dtype: dtype of the first convolution.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -305,7 +305,7 @@ class PixproHead(EncoderHead, nn.Module):
   Attributes:
     hidden: width of the projector.
     size: channels of a pixel's embedding.
-    dtype: of the projector's first convolution.
+    dtype: dtype of the projector's first convolution.
   """
 
   hidden: int
@@ -358,7 +358,7 @@ class Attention(EncoderHead, nn.Module):
 
   Attributes:
     shared: one map for all channels, instead of one for each.
-    dtype: of the first convolution.
+    dtype: dtype of the first convolution.
   """
 
   shared: bool = False
@@ -393,7 +393,7 @@ class Classifier(EncoderHead, nn.Module):
 
   Attributes:
     num_classes: channels of the result, which is float32 or wider.
-    dtype: of the network; the convolution is float32 or wider.
+    dtype: dtype of the network; the convolution is float32 or wider.
   """
 
   num_classes: int

@@ -36,7 +36,7 @@ class Pretrain:
 
   Attributes:
     segmenter: the encoder and the heads of the objectives.
-    update: of all parameters.
+    update: gradient step of all parameters.
     objectives: each after those whose targets it reads.
     colors: augmentation of the views.
     combine: 'mean': the terms of the `averaged` objectives are averaged and
@@ -231,7 +231,7 @@ class Pretrain:
     """Adds up the terms of all objectives (spec §2.8).
 
     Args:
-      terms: by objective, in the order of the objectives.
+      terms: terms of the loss by objective, in the order of the objectives.
     """
     averaged = [
       value

@@ -27,7 +27,7 @@ def sinkhorn_assign(
     scores: cosine similarities of samples and prototypes.
     epsilon: ε, the weight of the entropy: the smaller, the closer each row is
       to a single prototype.
-    num_iterations: at least 1.
+    num_iterations: number of iterations, at least 1.
     used: samples that take part; the rows of the others are 0. All by default.
   """
   if used is None:
@@ -51,7 +51,7 @@ def sinkhorn_assign_blocks(
   Args:
     blocks: scores and used samples of each block, as in `sinkhorn_assign`.
     epsilon: ε, the weight of the entropy.
-    num_iterations: at least 1.
+    num_iterations: number of iterations, at least 1.
   """
   # Unused samples are masked after the maximum over K: a mask of [N, K] would
   # be written to memory, too.

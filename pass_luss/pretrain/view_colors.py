@@ -20,8 +20,8 @@ class ViewColors:
   """Color augmentation of each group of views.
 
   Attributes:
-    large: of the first and of the second large view.
-    small: of all small views.
+    large: augmentation of the first and of the second large view.
+    small: augmentation of all small views.
     red_deviation: standard deviation that red is divided by. SwAV's code has
       0.228 where ImageNet's is 0.229, and PASS inherits it (spec §2.2).
   """
@@ -52,7 +52,7 @@ def augment_view_colors(
   2 and more the small ones.
 
   Args:
-    batch: with `views_large`, and `views_small` if there are any.
+    batch: batch with `views_large`, and `views_small` if there are any.
     rng: key of the step.
     colors: augmentation of each group.
 
@@ -95,8 +95,9 @@ def rescale_red_of_views(
   The encoder itself divides by ImageNet's 0.229.
 
   Args:
-    images: in [-1, 1].
-    deviation: that red is to be divided by, for values in [0, 1].
+    images: images in [-1, 1].
+    deviation: standard deviation of red that the encoder is to assume, for
+      values in [0, 1].
   """
   factor = _RED_DEVIATION / deviation
   if factor == 1.0:

@@ -22,8 +22,8 @@ def view_overlap_grids(
   rows and its columns, which are returned apart (spec §2.6, geometry).
 
   Args:
-    boxes: of both views.
-    flips: of both views.
+    boxes: crop boxes of both views.
+    flips: horizontal flips of both views.
     size: n, points a side.
 
   Returns:
@@ -92,8 +92,8 @@ def nearby_view_cells(
   diagonal of the larger cells (spec §2.10).
 
   Args:
-    boxes: of both views.
-    flips: of both views.
+    boxes: crop boxes of both views.
+    flips: horizontal flips of both views.
     sizes: height and width of the images.
     grid: cells (h, w) of a view.
     distance: threshold.

@@ -31,10 +31,11 @@ class DistanceOptions:
 
   Attributes:
     bank: split with masks whose regions are the neighbors.
-    splits: to segment; those with masks are scored.
+    splits: names of the splits to segment; those with masks are scored.
     neighbors: k of the kNN vote.
-    temperature: of the neighbors' weights, in units of cosine similarity.
-    short_side: of the images, in pixels.
+    temperature: temperature of the neighbors' weights, in units of cosine
+      similarity.
+    short_side: short side of the resized images, in pixels.
     batch_size: global; does not change the result.
     rematch: whether to score a second time after Hungarian matching of
       predicted with true classes, as the released script does.
@@ -93,8 +94,8 @@ class DistanceMatcher:
 
   Attributes:
     segmenter: network; the features are its encoder's deepest map.
-    state: of the network.
-    options: of the protocol.
+    state: training state of the network.
+    options: options of the protocol.
     mesh: the devices.
     reading: options of the input pipeline.
   """
@@ -226,7 +227,8 @@ class _VotePredictor(short_side_lib.FeatureMaps):
   """Predicts the class of each cell by the vote of its nearest neighbors.
 
   Attributes:
-    vote: as returned by `knn.make_sharded_knn_vote`.
+    vote: function from queries to classes, built by
+      `knn.make_sharded_knn_vote`.
   """
 
   vote: Callable[[Array], Array] = dataclasses.field(kw_only=True)

@@ -51,7 +51,7 @@ def build_knn_bank(
   Args:
     features: not necessarily normalized.
     masks: 0 to `num_classes`; negative where ignored.
-    num_classes: without 'other'.
+    num_classes: number of classes without 'other'.
 
   Raises:
     ValueError: a mask has a class above `num_classes`.
@@ -91,9 +91,9 @@ def knn_vote(
 
   Args:
     queries: not necessarily normalized.
-    bank: at least k entries with a class.
+    bank: labeled features, of which at least k have a class.
     k: number of neighbors.
-    temperature: in units of cosine similarity.
+    temperature: temperature of the weights, in units of cosine similarity.
     query_rows: block size of the queries.
     bank_rows: block size of the bank.
 
@@ -130,12 +130,12 @@ def make_sharded_knn_vote(
   """Builds `knn_vote` on a mesh: queries are sharded, the bank is replicated.
 
   Args:
-    mesh: with the axes of `sharding.make_mesh`.
-    bank: the same on all hosts.
-    k: as in `knn_vote`.
-    temperature: as in `knn_vote`.
-    query_rows: as in `knn_vote`, per device.
-    bank_rows: as in `knn_vote`.
+    mesh: device mesh with the axes of `sharding.make_mesh`.
+    bank: labeled features, the same on all hosts.
+    k: number of neighbors that vote.
+    temperature: temperature of the weights, in units of cosine similarity.
+    query_rows: number of queries that a device compares at a time.
+    bank_rows: number of entries of the bank that are compared at a time.
 
   Returns:
     A function from queries [Q, D] to classes [Q]; Q must be a multiple of the

@@ -45,7 +45,7 @@ class SubmissionInfo:
     data: training data.
     scheme: training scheme, such as 'SSL' for self-supervised.
     networks: architectures.
-    link: to the paper or project.
+    link: URL of the paper or project.
     description: method description.
   """
 
@@ -94,7 +94,7 @@ def match_label_map_files(
 
   Args:
     split: images with masks.
-    folder: of their label maps.
+    folder: folder of the label maps.
     num_generated: number of categories without 'other'.
   """
   counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
@@ -119,9 +119,10 @@ def score_label_map_files(
 
   Args:
     split: images with masks.
-    folder: of their label maps.
+    folder: folder of the label maps.
     num_generated: number of categories without 'other'.
-    match: of categories with classes; None where predictions are classes.
+    match: mapping from predicted categories to classes; None where predictions
+      are classes.
 
   Returns:
     The values of `metrics.ImageNetS`.
@@ -169,7 +170,7 @@ def write_submission(
 
   Args:
     split: the images.
-    folder: of their label maps, <wnid>/<name>.png.
+    folder: folder of the label maps, <wnid>/<name>.png.
     match: path of match.json; None where predictions are classes.
     about: content of method.txt.
 

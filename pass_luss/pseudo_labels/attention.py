@@ -173,7 +173,7 @@ def features_and_attention(
   Args:
     segmenter: network with the head `attention`.
     variables: its parameters and batch statistics.
-    images: in [-1, 1].
+    images: images in [-1, 1].
   """
 
   def forward(net: nn.Module, images: Array) -> tuple[Array, Array]:

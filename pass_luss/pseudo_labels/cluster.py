@@ -29,10 +29,10 @@ class ClusterOptions:
     kind: unit of clustering, see `features.Kind`.
     iterations: assignments and updates of each restart.
     restarts: k-means runs; the one of the lowest objective is kept.
-    short_side: of the images, in pixels.
+    short_side: short side of the resized images, in pixels.
     crop: side of the center crop, in pixels.
     batch_size: global; does not change the result.
-    seed: of the initial centroids.
+    seed: seed of the initial centroids.
   """
 
   kind: features.Kind = 'attended'
@@ -95,8 +95,8 @@ def write_clustering(
   The centroids are written last: where they exist, all outputs do.
 
   Args:
-    folder: of the stage.
-    clustering: of all rows.
+    folder: folder of the stage.
+    clustering: centroids and the cluster of every row.
     num_rows: number of rows without the padding.
   """
   replicated = sharding.replicated_sharding(

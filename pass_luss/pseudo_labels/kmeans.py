@@ -70,9 +70,9 @@ def shard_feature_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
   """Shards rows over a mesh, padded with zeros to a multiple of its devices.
 
   Args:
-    mesh: with the axes of `sharding.make_mesh`.
-    features: the same on all hosts, for instance a memory map: each host reads
-      only the rows of its own devices.
+    mesh: device mesh with the axes of `sharding.make_mesh`.
+    features: array that is the same on all hosts, for instance a memory map;
+      each host reads only the rows of its own devices.
   """
   count, dim = features.shape
   padded = -(-count // mesh.size) * mesh.size
@@ -136,7 +136,8 @@ def fit_kmeans(
 
   Args:
     rows: features to cluster.
-    initial: for each restart, the rows that are its initial centroids.
+    initial: indices of the rows that are the initial centroids, for each
+      restart.
     num_iterations: number of assignments and updates, all of which run.
     block_rows: rows whose distances are in memory at a time on each device;
       changes the result only by the rounding of sums.
@@ -231,7 +232,7 @@ def split_empty_clusters(
   is the first largest, so that the result is deterministic.
 
   Args:
-    centroids: of all clusters; those of empty ones are ignored.
+    centroids: centroids of all clusters; those of empty clusters are ignored.
     counts: number of rows of each cluster; their sum is at least K.
   """
   dim = centroids.shape[1]

@@ -43,7 +43,7 @@ class LabelOptions:
     threshold: τ: pixels of lower attention become 'other'. Negative: the
       threshold of the highest mIoU on `choose_on`, as in the released code.
     choose_on: split with masks to choose a threshold and a matching on.
-    short_side: of the images, in pixels.
+    short_side: short side of the resized images, in pixels.
     batch_size: global; does not change the result.
     saliency: foreground instead of attention: 'rc' for region contrast, or a
       folder with a saliency map of each image; '' for attention.
@@ -108,7 +108,7 @@ def category_function(
 
   Args:
     segmenter: the network; of kind 'attended', with the head `attention`.
-    centroids: of the categories 1…K.
+    centroids: centroids of the categories 1…K.
     kind: unit of clustering; attention is 1 unless it is 'attended'.
 
   Returns:
@@ -151,7 +151,7 @@ def categories_by_id(
   """Returns the category 1…K of each image that was clustered as a whole.
 
   Args:
-    ids: of the images, in the order in which they were clustered.
+    ids: ids of the images, in the order in which they were clustered.
     clusters: cluster of each image, from 0.
   """
   return dict(zip(ids, (1 + clusters).tolist(), strict=True))
@@ -163,8 +163,9 @@ def foreground_function(
   """Builds the function that replaces attention; None for attention itself.
 
   Args:
-    name: as in `LabelOptions.saliency`.
-    ids: of the images whose maps must exist, if they are read from a folder.
+    name: method of saliency, as in `LabelOptions.saliency`.
+    ids: ids of the images whose maps must exist, if maps are read from a
+      folder.
 
   Raises:
     UserError: a saliency map is missing.
@@ -297,7 +298,7 @@ class Labeler:
   Attributes:
     predictor: predicts category and foreground of each cell, [h, w, 2], as
       built from `category_function`, or a class and its activation (CAM).
-    state: of the network.
+    state: training state of the network.
     mesh: the devices.
     batch_size: global number of images.
     reading: options of the input pipeline.
@@ -370,7 +371,7 @@ class Labeler:
 
     Args:
       split: the images.
-      folder: of their label maps.
+      folder: folder of the label maps.
       foreground: replaces attention; None for attention.
     """
     rows, palette = [], masks.voc_palette(np.iinfo(np.int16).max)

@@ -226,8 +226,8 @@ def find_saliency_maps(
   """Returns the path of the saliency map of each image, FOLDER/ID.png.
 
   Args:
-    folder: of the maps.
-    ids: of the images; 'WNID/NAME' if the maps are in folders of classes.
+    folder: folder of the saliency maps.
+    ids: ids of the images; 'WNID/NAME' if the maps are in folders of classes.
 
   Raises:
     UserError: the folder is missing or cannot be read, or maps are missing.

@@ -37,7 +37,7 @@ class PassStage(experiment_stage.ExperimentStage):
     Args:
       split: name of the split; '' for the images that are clustered.
       kind: kind of label it must have: 'label', 'tags' or '' for none.
-      purpose: what needs the labels, for the message.
+      purpose: description of the work that needs labels, for the message.
       data: another data set than that of the images, if given.
     """
     images = self.experiment.images

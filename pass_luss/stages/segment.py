@@ -30,12 +30,13 @@ class SegmentOptions:
   """Options of label maps of whole splits, and their scores.
 
   Attributes:
-    splits: that are segmented; those with masks are scored.
+    splits: names of the splits to segment; those with masks are scored.
     match_on: the split on which generated categories are matched with classes;
       a network trained on masks has classes, which are matched by their names.
     inference: 'logits', or 'cam': the activation of the image's category.
-    threshold: of 'cam'; negative: chosen on `match_on`.
-    short_side: of the images.
+    threshold: threshold of class activation maps ('cam'); if negative, it is
+      chosen on the split `match_on`.
+    short_side: short side of the resized images, in pixels.
     batch_size: global number of images; changes no result.
     about: description of the method in a submission.
   """

@@ -320,7 +320,7 @@ class LabelMaps:
       pending: scores and view of each view that is not in the total.
       total: sum of votes [B, H, W, C], or None.
       padded_size: (H, W).
-      function: from votes [B, n, W, C] to [B, n, W, …].
+      function: function from votes [B, n, W, C] to [B, n, W, …].
     """
     batch = (pending[0][0] if pending else total).shape[0]
     row_arrays, vote_functions = [], []

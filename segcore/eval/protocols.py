@@ -216,8 +216,8 @@ class ProtocolOptions:
     average: quantity averaged over views before the argmax: 'logits', or
       'probs' (softmax of each view at the size of the image).
     antialias: blur images before shrinking them.
-    align_corners: by which rule a network's scores are enlarged to its input:
-      corners on corners, or half-pixel centers.
+    align_corners: whether a network's scores are enlarged to the size of its
+      input with corners on corners; else with half-pixel centers.
     size_multiple: images are padded to multiples of this, and one program is
       compiled for each padded size and size of input; 0: the network's stride.
       A single view of the whole image applies the network to the padded image,

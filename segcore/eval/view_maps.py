@@ -149,7 +149,7 @@ def map_pixel_row_blocks(
   Limits memory where the function computes scores [B, n, W, C] for n rows.
 
   Args:
-    function: from arrays of n rows, [B, n, …], to an array [B, n, …].
+    function: function from arrays of n rows, [B, n, …], to an array [B, n, …].
     arrays: a tree of arrays [B, H, …].
     shape: (B, H, W, C) of all scores, which decides the number of rows n of a
       block.

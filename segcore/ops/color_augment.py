@@ -44,7 +44,7 @@ class ColorOptions:
     blur: probability of a Gaussian blur.
     sigma: range of its standard deviation, in pixels.
     solarize: probability of inverting values above the threshold.
-    threshold: of solarizing, in [0, 1].
+    threshold: threshold of solarization, in [0, 1].
   """
 
   jitter: float = 0.0
@@ -74,8 +74,9 @@ class Draws(NamedTuple):
 
   Attributes:
     jitter: whether color is jittered.
-    order: in which brightness (0), contrast, saturation and hue (3) change.
-    factors: of brightness, contrast and saturation; the last is the shift of
+    order: order of the changes of brightness (0), contrast (1), saturation (2)
+      and hue (3).
+    factors: factors of brightness, contrast and saturation, then the shift of
       the hue.
     gray: whether the image is converted to gray.
     blur: whether the image is blurred.
@@ -189,7 +190,7 @@ def gaussian_blur(
   but is slower, both on a TPU's matrix unit and on a CPU.
 
   Args:
-    image: of any range.
+    image: image with values of any range.
     sigma: standard deviation in pixels.
     max_sigma: the largest value of sigma, which sets the size of the kernel.
   """

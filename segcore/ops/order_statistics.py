@@ -27,7 +27,7 @@ def order_statistic(
 
   Args:
     values: no NaN under the mask.
-    mask: at least one value is under it.
+    mask: mask with at least one true element.
     rank: int [], from 0; clipped to the number of values.
   """
   keys = _to_keys(values)
@@ -103,8 +103,8 @@ def nth_true_pixels(
   """Finds the pixels of given ranks under each class's mask.
 
   Args:
-    mask: of the pixels of each class.
-    ranks: from 0, in the order of images and then pixels.
+    mask: mask of the pixels of each class.
+    ranks: ranks from 0, in the order of images and then pixels.
 
   Returns:
     Indices b·P + p; 0 for a rank that is not less than the class's count.
@@ -142,8 +142,8 @@ def keep_top_priorities(
   the same one on any number of devices.
 
   Args:
-    mask: of the pixels of each class.
-    priorities: of each pixel, not negative.
+    mask: mask of the pixels of each class.
+    priorities: non-negative priority of each pixel.
     max_count: number of pixels of a class that are kept; more are kept where
       several pixels share the lowest of their priorities.
   """
@@ -173,7 +173,7 @@ def draw_pixel_priorities(
   """Draws uniform integers from 0 to 2³¹ - 1 for the pixels of each image.
 
   Args:
-    keys: of the images of the global batch.
+    keys: keys of the images of the global batch.
     num_pixels: P.
   """
 

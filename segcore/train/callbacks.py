@@ -33,7 +33,8 @@ class IntervalTimer:
     """Starts the clock.
 
     Args:
-      minutes: of the interval; 0 for one that never ends.
+      minutes: length of the interval in minutes; 0 for an interval that never
+        ends.
       compare_every: steps after which several hosts ask host 0, which makes
         them wait for each other; a single host checks after every step.
     """

@@ -44,7 +44,7 @@ class Method(Protocol):
 
     Args:
       state: the training state.
-      images: in [-1, 1].
+      images: images in [-1, 1].
     """
 
 
@@ -97,7 +97,7 @@ def training_forward_pass(
     segmenter: the network.
     params: all of its parameters.
     batch_stats: all of its batch statistics.
-    images: in [-1, 1].
+    images: images in [-1, 1].
     heads: names of the heads to compute.
     train: parts in training mode (dropout, batch statistics); the others run in
       evaluation mode.

@@ -94,7 +94,7 @@ def load_weight_parts(
   """Reads parts of the parameters of a network, as `Update.init` expects them.
 
   Args:
-    path: see `read_weight_variables`.
+    path: folder or file, as in `read_weight_variables`.
     parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
     segmenter: the network.
     image_shape: (B, H, W, 3) of its images.
@@ -129,10 +129,10 @@ def select_weight_parts(
   as many cells, else a square.
 
   Args:
-    variables: as `read_weight_variables` returns them.
+    variables: variables by collection, as `read_weight_variables` returns them.
     expected: shapes of the network's {'params': …, 'batch_stats': …}.
     parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
-    origin: where the variables were read, for messages.
+    origin: folder or file that the variables come from, for messages.
     grid: height and width of the network's position table, if it has one.
 
   Returns:
@@ -235,7 +235,7 @@ def _fit_encoder(
     wanted: shapes of the network's encoder.
     old_grid: height and width of the position table, if known.
     new_grid: height and width of the network's position table, if it has one.
-    origin: where the parameters were read, for messages.
+    origin: folder or file that the parameters come from, for messages.
 
   Returns:
     The parameters, and notes on each change.

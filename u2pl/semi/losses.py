@@ -74,7 +74,7 @@ def unsupervised_loss(
   λ_u · mean of (ξ₁·CE + ξ₂·RCE) over the pixels kept (Eqs. 12-14, 16).
 
   Args:
-    logits: of the student.
+    logits: logits of the student.
     labels: pseudo-labels of the strong view.
     kept: pixels that count.
     options: weights; without `filtered` λ_u is 1.

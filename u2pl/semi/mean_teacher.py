@@ -32,7 +32,7 @@ class State(ema.TeacherState):
 
   Attributes:
     bank: memory bank; None without contrast.
-    prototypes: of the classes; None without representations.
+    prototypes: prototypes of the classes; None without representations.
   """
 
   bank: Any
@@ -51,10 +51,11 @@ class TeacherOutput(NamedTuple):
     images: strong view (mixed images), in [-1, 1].
     labels: pseudo-labels of the strong view.
     weak_labels: pseudo-labels of the images before mixing.
-    entropy: of the teacher on the strong view, in nats.
-    reliability: of the strong view's pixels.
+    entropy: entropy of the teacher's prediction for the strong view, in nats.
+    reliability: partition of the strong view's pixels by reliability.
     kept: pixels of the strong view that the unsupervised loss counts.
-    outputs: of the teacher on labeled images and strong views, joined; by head.
+    outputs: outputs of the teacher by head, for labeled images and strong views
+      joined.
   """
 
   images: Float[Array, 'B H W 3']
@@ -75,7 +76,7 @@ class StudentTargets:
     labels: int [B, H, W], pseudo-labels.
     kept: bool [B, H, W], pixels that the unsupervised loss counts.
     contrastive: `ContrastiveTargets`; None without a contrastive loss.
-    scalars: to log.
+    scalars: scalars to log, by name.
   """
 
   images: Any
@@ -94,11 +95,12 @@ class MeanTeacher:
   'labeled' and 'unlabeled'; without consistency they are plain labeled ones.
 
   Attributes:
-    segmenter: of student and teacher.
+    segmenter: network of both student and teacher.
     update: optimizer step of the student.
     options: losses, teacher and contrastive branch.
     num_classes: C.
-    steps_per_epoch: of the unlabeled images.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once.
   """
 
   segmenter: segmenter_lib.Segmenter

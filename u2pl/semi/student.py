@@ -28,10 +28,10 @@ def student_step(
   Args:
     segmenter: network of the student.
     update: optimizer step.
-    state: of a subclass, whose own fields stay.
-    images: in [-1, 1]; all of them share batch statistics.
+    state: training state; fields that a subclass adds are kept.
+    images: images in [-1, 1]; all of them share batch statistics.
     heads: outputs that the loss needs.
-    loss: of the outputs.
+    loss: function from the outputs by head to the loss.
     rng: key of the dropout.
 
   Returns:

@@ -78,7 +78,7 @@ class P2P(objective.Objective):
 
   Attributes:
     options: loss and grid.
-    sizes: of the head.
+    sizes: widths of the head.
     clusters: SwAV's options, for kinds that compare with its prototypes.
   """
 
@@ -181,7 +181,7 @@ class Kind:
   """A loss of P2P and what it needs.
 
   Attributes:
-    loss: of the objective, in a step.
+    loss: function that computes the loss of an objective in a step.
     predicts: whether it compares predictions q(z), not z itself.
     needs_prototypes: whether it compares pixels with SwAV's prototypes.
   """

@@ -60,7 +60,7 @@ def p2p_clustering_loss(
 
   Args:
     projected: z of both views.
-    prototypes: of SwAV.
+    prototypes: prototypes of SwAV.
     overlap: whether the views of an image overlap.
     options: temperature, and Sinkhorn's options.
   """

@@ -42,7 +42,8 @@ class PixproOptions:
     size: channels of a pixel's embedding.
     power: γ, of the similarity in the propagation.
     distance: 𝒯: cells closer than this, in diagonals of a cell, are positive.
-    decay: of the momentum encoder at the first step; it rises to 1.
+    decay: decay of the momentum encoder at the first step; it rises to 1 at the
+      last.
   """
 
   hidden: int = 4096

@@ -42,7 +42,7 @@ class SwavOptions:
   Attributes:
     temperature: τ of the predictions.
     epsilon: ε of Sinkhorn's algorithm: the smaller, the sharper the targets.
-    sinkhorn_iterations: of it.
+    sinkhorn_iterations: number of iterations of Sinkhorn's algorithm.
     queue: embeddings kept of each large view, over all devices; 0: no queue.
     queue_from_step: the queue fills from here on, and is used once it is full.
     frozen_steps: steps before which prototypes are not updated.
@@ -70,7 +70,7 @@ class Swav(objective.Objective):
 
   Attributes:
     options: targets, loss and queue.
-    sizes: of the head.
+    sizes: widths of the head.
   """
 
   options: SwavOptions
@@ -180,10 +180,10 @@ def swav_view_targets(
   computed anew, with the current prototypes.
 
   Args:
-    scores: of this batch; the large views are the first two.
+    scores: scores of this batch; the large views are the first two.
     queue: embeddings of earlier batches; None for none.
     prototypes: current ones.
-    options: of Sinkhorn's algorithm and the queue.
+    options: options of Sinkhorn's algorithm and of the queue.
   """
   # The reference reads a queue once its last row is not 0: the same moment.
   full = jnp.array(False)
@@ -214,10 +214,11 @@ def swav_targets(
   """Computes the targets of one view; rows sum to 1, without a gradient.
 
   Args:
-    scores: of this batch.
-    queue_scores: of the queue's embeddings, with the current prototypes.
+    scores: scores of one view of this batch.
+    queue_scores: scores of the queue's embeddings, computed with the current
+      prototypes.
     queue_is_full: whether they take part.
-    options: of Sinkhorn's algorithm.
+    options: options of Sinkhorn's algorithm.
   """
   blocks = [(jax.lax.stop_gradient(scores), jnp.ones(len(scores), bool))]
   # Shapes are static: a queue that is not yet full is masked, not left out.
@@ -239,7 +240,7 @@ def swapped_prediction_loss(
   L = 1/2 Σ_i 1/(V-1) Σ_{v≠i} mean_b(-Σ_k q_ik log softmax(s_v / τ)_k)
 
   Args:
-    scores: of all views; the large ones are the first two.
+    scores: scores of all views; the large ones are the first two.
     targets: q of those two.
     temperature: τ.
   """

@@ -140,11 +140,12 @@ def bilinear_resize_matrix(
     old: number of cells of the axis that is read.
     new: number of cells of the result. Either may be symbolic; the weights are
       then computed inside of the exported program.
-    align_corners: see `resize_bilinear`.
+    align_corners: whether the corner cells of both grids coincide, as in
+      `resize_bilinear`.
     antialias: whether, where the axis shrinks, the triangle of weights widens
       to the old cells that a new one covers, as in `jax.image.resize` and
       Pillow.
-    dtype: of the result.
+    dtype: dtype of the result.
   """
   if not isinstance(old, int) or not isinstance(new, int):
     return _symbolic_matrix(old, new, align_corners, antialias, dtype)
