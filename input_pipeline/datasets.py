@@ -46,8 +46,7 @@ _BUILDERS = {
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
 
-# Reports that this process has printed: a run opens a data set several times,
-# but reports its skipped files once.
+# Reports of skipped files that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
@@ -67,19 +66,21 @@ class DataOptions:
   """Names a data set and locates its files.
 
   Attributes:
-    name: as in docs/datasets.md: 'camvid', 'imagenet_s/50', 'image_folder'.
-    source: folder of the files it is made from; '' is $SEG_DATA_DIR/NAME.
-    images: folders only: folder of the images in the source.
-    masks: image_mask_folder only: folder of the masks in the source.
-    classes: image_mask_folder only: file with the class list.
-    ignore: image_mask_folder only: value or color of pixels without a class,
-      '255' or '255,255,255' or '#ffffff'; '' if there are none.
-    without_mask: image_mask_folder only: 'error' refuses images that have no
-      mask, 'unlabeled' makes them a split of this name.
-    val_fraction: folders only: fraction of the images that becomes `val`.
-    split_seed: folders only: selects the images of `val`.
-    on_bad_example: folders only: 'error' refuses the data set for one bad file,
-      'skip' skips the file.
+    name: name of a data set in docs/datasets.md: 'camvid', 'imagenet_s/50',
+      'image_folder'.
+    source: folder of the files the data set is made from; '' is
+      $SEG_DATA_DIR/NAME.
+    images: folder of the images in `source`; folders only.
+    masks: folder of the masks in `source`; image_mask_folder only.
+    classes: file with the class list; image_mask_folder only.
+    ignore: value or color of pixels without a class, '255' or '255,255,255' or
+      '#ffffff'; '' if there are none; image_mask_folder only.
+    without_mask: treatment of images that have no mask: 'error' refuses them,
+      'unlabeled' makes them a split of this name; image_mask_folder only.
+    val_fraction: fraction of the images that becomes `val`; folders only.
+    split_seed: seed that selects the images of `val`; folders only.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file; folders only.
   """
 
   name: str
@@ -116,12 +117,12 @@ class Split:
   """A split of a prepared data set.
 
   Attributes:
-    name: for messages: 'shapes/scenes train'.
-    version: of its records; differs for every state of a folder.
+    name: name of data set and split, for messages: 'shapes/scenes train'.
+    version: version of the records, which differs for every state of a folder.
     classes: name of each class id.
-    palette: RGB color of each class id.
-    label_kinds: kinds of label of its records: 'label', 'tags'.
-    records: by index; encoded, see sources/records.py.
+    palette: RGB color of each class id, 0 to 255.
+    label_kinds: kinds of label that the records have: 'label', 'tags'.
+    records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
   """
 
@@ -137,7 +138,7 @@ class Split:
     return len(self.records)
 
   def select(self, indices: np.ndarray) -> 'Split':
-    """Returns the split of the images at the given indices, in their order."""
+    """Returns the split of the images at the given indices, in that order."""
     if np.array_equal(indices, np.arange(len(self))):
       return self
     name = f'{self.name} ({len(indices)} of {len(self)} images)'
@@ -153,14 +154,14 @@ class Split:
     return self.index.names()
 
   def require_labels(self, kind: str, purpose: str) -> None:
-    """Checks that its records have a kind of label.
+    """Checks that the records have a kind of label.
 
     Args:
-      kind: 'label' or 'tags'.
-      purpose: of the labels, for the message.
+      kind: kind of label: 'label' or 'tags'.
+      purpose: name of the part that needs the labels, for the message.
 
     Raises:
-      UserError: its records lack the labels.
+      UserError: the records lack the labels.
     """
     if kind not in self.label_kinds:
       raise errors.UserError(
@@ -169,7 +170,7 @@ class Split:
       )
 
   def sizes(self) -> list[tuple[int, int]]:
-    """Returns (height, width) of each image."""
+    """Returns (height, width) of each image in pixels."""
     return [(height, width) for height, width in self.index.sizes.tolist()]
 
 
@@ -183,7 +184,11 @@ def default_data_dir() -> str:
 
 
 def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
-  """Returns the TFDS builder of a data set, prepared or not.
+  """Creates the TFDS builder of a data set, prepared or not.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     UserError: the config is unknown, or the files are missing.
@@ -202,7 +207,7 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
 
 
 def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
-  """Returns module and class of a builder, and its config, '' without one.
+  """Returns module, class and config of a builder; the config may be ''.
 
   Raises:
     UserError: the config is unknown.
@@ -253,8 +258,8 @@ def prepare_dataset(
   Process 0 prepares while the others wait. The audit of the files is printed.
 
   Args:
-    options: of the data set.
-    data_dir: folder of records.
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
     report_existing: whether to print a line if the records exist.
 
   Returns:
@@ -269,7 +274,7 @@ def prepare_dataset(
     if _is_host_0():
       problem = _prepare_on_host_0(data_set, options, report_existing)
     if jax.process_count() > 1:
-      # All hosts must raise, or those that go on wait for host 0 forever.
+      # All hosts must raise: a host that went on would wait for host 0 forever.
       good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
       if not good and problem is None:
         problem = errors.UserError(f'host 0 could not prepare {options.name}')
@@ -285,7 +290,7 @@ def prepare_dataset(
 
 @contextlib.contextmanager
 def _without_tfds_logs() -> Iterator[None]:
-  """Silences the messages of TFDS about each of its steps."""
+  """Silences the log messages of TFDS, one for each of its steps."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -313,7 +318,7 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # Every run reports the skipped files, once.
+    # A run opens a data set several times, but reports its skipped files once.
     again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
     if report.exists() and (not existed or again):
       _PRINTED_REPORTS.add(report)
@@ -326,7 +331,11 @@ def _prepare_on_host_0(
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
-  """Checks that a data set is prepared or can be; prepares nothing.
+  """Checks that a data set is prepared, or that its files are available.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     MissingInput: neither records nor files of the data set exist.
@@ -340,8 +349,8 @@ def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
 def concatenate_splits(splits: Sequence[Split]) -> Split:
   """Concatenates the images of several splits, without their labels.
 
-  The classes are those of the first: labels of other data sets would mean
-  something else.
+  The result has the classes of the first split. The labels are dropped because
+  a class id means another class in each data set.
   """
   first, *others = splits
   if not others:
@@ -360,6 +369,11 @@ def open_dataset_split(
   options: DataOptions, split: str, data_dir: str = ''
 ) -> Split:
   """Opens a split; prepares the data set if its records do not exist.
+
+  Args:
+    options: name and location of the data set.
+    split: name of the split: 'train'.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     UserError: the data set cannot be prepared, or has no such split.
@@ -408,12 +422,13 @@ def open_image_folder(
 ) -> tuple[Split, tuple[errors.BadFile, ...]]:
   """Opens the images of a folder without preparing records.
 
-  Every image is decoded once, to check that it can be.
+  Every image is decoded once: a damaged file is reported before the predictions
+  of hours are lost.
 
   Args:
-    images: the folder; its subfolders are included.
-    classes: name of each class id, for predictions.
-    palette: RGB color of each class id.
+    images: folder of the images, which may be in its subfolders.
+    classes: name of each class id of the predictions.
+    palette: RGB color of each class id, 0 to 255.
 
   Returns:
     The split of the usable images, and the files that are not usable.

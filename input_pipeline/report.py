@@ -18,7 +18,12 @@ _COLUMNS = 4
 def overlay_label_colors(
   sample: records.Sample, palette: Sequence[tuple[int, int, int]]
 ) -> UInt8[np.ndarray, 'H W 3']:
-  """Overlays an image with the colors of its label, except ignored pixels."""
+  """Overlays an image with the colors of its class ids, except where ignored.
+
+  Args:
+    sample: image with a label; without a label its pixels are returned.
+    palette: RGB color of each class id, 0 to 255.
+  """
   if sample.label is None:
     return sample.pixels
   colors = np.array(palette, np.uint8)[np.maximum(sample.label, 0)]
@@ -36,10 +41,10 @@ def draw_dataset_report(
   """Draws the class frequencies and some samples as a PNG file.
 
   Args:
-    path: of the file.
+    path: path of the PNG file.
     title: name of the data set.
-    counts: of each split.
-    schema: classes and colors.
+    counts: numbers of images and labeled pixels of each split, by its name.
+    schema: names and colors of the classes.
     samples: images to show.
   """
   rows = -(-len(samples) // _COLUMNS)

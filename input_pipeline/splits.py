@@ -30,13 +30,14 @@ class Subset:
   Attributes:
     labels: number of labeled images; 0 if `fraction` or `list` determines it.
       With `list` it must be the list's length.
-    fraction: of the images, in (0, 1]; rounded half up, at least one image.
-    seed: of the selection, which is the same for every method, so that their
-      runs are paired.
-    run: selects another subset for the same seed.
+    fraction: fraction of the images that is labeled, in (0, 1]; the number of
+      images is rounded half up and at least 1.
+    seed: seed of the selection, which is the same for every method, so that the
+      runs of several methods are paired.
+    run: number of the selection; each number is another draw for one seed.
     nested: whether smaller subsets of a seed and run are part of larger ones;
       else every number of images is a new draw.
-    list: file that names the labeled images, one per line, as U2PL's
+    list: path of a file that names the labeled images, one per line, as U2PL's
       `labeled.txt`: a name or a path, with or without suffix.
     held_out: number of images that are neither labeled nor trained on, for
       choosing hyperparameters without a benchmark's val.
@@ -86,6 +87,9 @@ class Subset:
   def held_out_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'held_out']:
     """Returns the sorted indices of the held-out images.
 
+    Args:
+      ids: names of all images.
+
     Raises:
       UserError: `held_out` is 0, or there are too few images.
     """
@@ -114,7 +118,7 @@ class Subset:
     return rng.permutation(len(ids))
 
   def _count(self, num_images: int) -> int:
-    """Returns the number of labeled images."""
+    """Computes the number of labeled images."""
     available = num_images - self.held_out
     # 50 · 0.29 is 14.499999999999998 in floating point, and must count as 14.5.
     exact = round(num_images * self.fraction, 6)
@@ -133,15 +137,15 @@ class Subset:
 def repeat_images_to_length(
   num_images: int, length: int, seed: int
 ) -> Int[np.ndarray, 'length']:
-  """Returns sorted indices of images, each about equally often.
+  """Repeats images to a given number; returns their sorted indices.
 
-  The images are repeated until there are at least `length` entries, of which
-  `length` are drawn without replacement (spec U2PL §5.2).
+  All images are repeated equally often until there are at least `length`
+  entries, of which `length` are drawn without replacement (spec U2PL §5.2).
 
   Args:
     num_images: number of different images.
-    length: number of indices.
-    seed: of the draw.
+    length: number of indices to return.
+    seed: seed of the draw.
   """
   times = -(-length // num_images)
   entries = np.random.default_rng(seed).permutation(times * num_images)
@@ -152,8 +156,9 @@ def read_image_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
   """Reads a list of images and returns their sorted indices.
 
   Args:
-    path: of a text file with an image per line: its id, or the last part of it.
-    ids: of all images.
+    path: path of a text file with one image per line, given by its id or by the
+      last part of its id.
+    ids: ids of all images of the split.
 
   Raises:
     UserError: the list cannot be read, is empty, names an image twice or one
@@ -206,7 +211,11 @@ def _stem(name: str) -> str:
 
 
 def evenly_spaced_image_indices(count: int, max_length: int) -> list[int]:
-  """Returns at most `max_length` of `count` positions, evenly spaced.
+  """Chooses evenly spaced images; returns their indices, from 0.
+
+  Args:
+    count: number of images.
+    max_length: largest number of indices to return.
 
   >>> evenly_spaced_image_indices(10, 3)
   [0, 4, 9]

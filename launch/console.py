@@ -12,12 +12,12 @@ _REPEAT_SECONDS = 600.0
 
 
 def print_launcher_message(text: str) -> None:
-  """Prints a message of the launcher itself."""
+  """Prints a message of the launcher itself to stderr."""
   print(f'launch: {text}', file=sys.stderr, flush=True)
 
 
 def print_job_log(text: str) -> None:
-  """Prints a part of the job's log, byte for byte."""
+  """Prints a part of the log of the job to stdout, byte for byte."""
   if text:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode(errors='surrogateescape'))
@@ -36,7 +36,7 @@ class OutageNotifier:
     """Records the result of a poll.
 
     Args:
-      outage: why nobody answered; '' if somebody did.
+      outage: reason why no worker answered; '' if one did.
     """
     if not outage:
       self._polls = 0

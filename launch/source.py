@@ -12,8 +12,9 @@ def resolve_code_commit(run: shell.Shell, commit: str = '') -> str:
   """Returns the full hash of the commit to ship.
 
   Args:
-    run: runs git in the current folder.
-    commit: any name of it; '' for HEAD, which is refused if files differ.
+    run: shell that runs git in the current folder.
+    commit: name of the commit, in any form of git; '' for HEAD, which is
+      refused if files of the checkout differ from it.
 
   Raises:
     UserError: there is no such commit, or '' and the checkout is not clean.
@@ -41,7 +42,12 @@ def resolve_code_commit(run: shell.Shell, commit: str = '') -> str:
 
 
 def code_archive_path(name: str, commit: str) -> pathlib.Path:
-  """Returns the local path of a job's code archive."""
+  """Returns the local path of the code archive of a job.
+
+  Args:
+    name: name of the job.
+    commit: full hash of the commit.
+  """
   return CACHE.expanduser() / f'{name}-{commit[:12]}.tar.gz'
 
 

@@ -29,7 +29,7 @@ _SAVING_POLL = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Retries and waiting times.
+  """Holds the numbers of retries and the waiting times.
 
   Attributes:
     retries: number of restarts.
@@ -38,7 +38,7 @@ class Limits:
     poll: seconds between two polls.
     grace: seconds that workers have for saving after they were asked to stop,
       or after another one has ended.
-    keep: delete nothing at the end.
+    keep: whether nothing is deleted at the end.
     reset_after: seconds of running after which retries are counted anew.
   """
 
@@ -64,11 +64,13 @@ class Supervisor:
   """Runs one job in one place.
 
   Attributes:
-    backend: the place.
-    run: runs commands and counts requests to stop.
-    limits: retries and waiting times.
-    resolve_commit: returns the commit to ship; called only when needed.
-    pack: writes the archive of a commit, if it is missing.
+    backend: place in which the job runs.
+    run: shell that runs commands and counts requests to stop.
+    limits: numbers of retries and waiting times.
+    resolve_commit: function that returns the hash of the commit to ship; called
+      only when needed.
+    pack: function that writes the archive of a commit, if it is missing, and
+      returns its path.
     is_commit_named: whether the user named the commit.
   """
 
@@ -164,7 +166,7 @@ class Supervisor:
     """Takes over what an earlier command created.
 
     Raises:
-      UserError: it belongs to another job, commit or kind of machines.
+      UserError: the name belongs to another job, commit or kind of machines.
     """
     job = self.backend.job
     difference = ''
@@ -332,12 +334,12 @@ def _wait_until_ready(
   """Waits until the job can be started or polled.
 
   Args:
-    backend: the place of the job.
-    run: waits.
+    backend: place in which the job runs.
+    run: shell, whose sleep ends when the user asks to stop.
     poll: seconds between two polls.
 
   Raises:
-    _StartTimeout: it took longer than the backend allows.
+    _StartTimeout: the wait took longer than the backend allows.
   """
   start, shown = time.monotonic(), ''
   while waiting := backend.waiting_for():
@@ -353,7 +355,15 @@ def _wait_until_ready(
 def delete_job_with_retries(
   backend: backends.Backend, run: shell.Shell, limits: Limits
 ) -> bool:
-  """Deletes everything, despite requests to stop; returns whether it worked."""
+  """Deletes everything of a job, and retries; returns whether that worked.
+
+  Requests to stop are deferred until the end.
+
+  Args:
+    backend: place in which the job runs.
+    run: shell that counts requests to stop.
+    limits: waiting times between retries.
+  """
   name = backend.job.name
   with run.deferring_stop():
     shown = ''

@@ -48,10 +48,11 @@ class Folder:
   """The folder of a worker.
 
   Attributes:
-    path: absolute, or relative to where the worker's commands start.
+    path: path of the folder, absolute or relative to the folder in which the
+      commands of the worker start.
     tree: folder of the code, relative to `path`.
-    python: interpreter that runs the job, relative to `tree`.
-    name: of the worker, as a shell expression.
+    python: path of the Python interpreter of the job, relative to `tree`.
+    name: name of the worker, as a shell expression.
   """
 
   path: str
@@ -61,21 +62,22 @@ class Folder:
 
   @property
   def quoted(self) -> str:
-    """The path, quoted for a shell."""
+    """Returns the path, quoted for a shell."""
     return shlex.quote(self.path)
 
 
 def wait_for_child_script(on_term: str = 'kill -TERM "$child"') -> str:
   """Returns a script that waits for the last background process.
 
-  Leaves its exit status in $code. A signal ends the shell's `wait` early, hence
-  the second and third. Further signals would confuse it and are ignored. Bash
-  may lose the status of a process that ends at the same moment and report -1:
-  then the job is to be run again (75), as is one that ended by SIGTERM before
-  it had installed a handler (143).
+  The script leaves the exit status of the process in $code. A signal ends
+  `wait` of the shell early, so that the script calls it three times; further
+  signals are ignored. Bash may lose the status of a process that ends at the
+  moment of a signal, and report -1: then the job is to be run again (75). The
+  same holds for a process that SIGTERM ended before it had installed a handler
+  (143).
 
   Args:
-    on_term: command that forwards SIGTERM; without single quotes.
+    on_term: shell command that forwards SIGTERM, without single quotes.
   """
   restart = exit_status.PREEMPTED
   return f"""\
@@ -94,7 +96,7 @@ if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={restart}; fi
 
 
 def unpack_code_script(folder: Folder, archive: str) -> str:
-  """Returns a script that replaces the code by an archive, and deletes that."""
+  """Returns a script that unpacks the code archive and then deletes it."""
   return f"""\
 set -e
 mkdir -p {folder.quoted}
@@ -111,8 +113,8 @@ def install_code_script(folder: Folder, extra: str) -> str:
   The pins are for Python 3.11, which TPU VMs do not have: uv fetches it.
 
   Args:
-    folder: of the worker.
-    extra: of setup.py, for the accelerator: 'tpu' or 'cuda'.
+    folder: folder of the worker.
+    extra: extra of setup.py for the accelerator: 'tpu' or 'cuda'.
   """
   return f"""\
 set -e
@@ -123,12 +125,13 @@ python3 -m pip install --quiet --user uv
 
 
 def install_requirements_script(extra: str) -> str:
-  """Returns a script that installs the pins of `tree`, and itself, in `venv`.
+  """Returns a script that installs the code and its pinned requirements.
 
-  It runs in the folder of both.
+  The script runs in the folder of the worker, which has the code in `tree` and
+  the virtual environment in `venv`.
 
   Args:
-    extra: of setup.py, for the accelerator: 'tpu' or 'cuda'.
+    extra: extra of setup.py for the accelerator: 'tpu' or 'cuda'.
   """
   return f"""\
 cd tree
@@ -149,7 +152,7 @@ def run_job_script(folder: Folder, job: jobs.Job, setup: str = '') -> str:
   """Returns the script that runs the job and writes its exit status.
 
   Args:
-    folder: of the worker.
+    folder: folder of the worker.
     job: the command to run.
     setup: script that runs before it.
   """
@@ -171,7 +174,7 @@ def start_job_script(folder: Folder, job: jobs.Job, setup: str = '') -> str:
   The job is detached: it survives the connection that started it.
 
   Args:
-    folder: of the worker.
+    folder: folder of the worker.
     job: the command to run.
     setup: script that runs before it.
   """
@@ -193,7 +196,7 @@ def print_state_script(folder: Folder) -> str:
   """Returns a script that prints a line with the worker's name and state.
 
   The state is an exit status, `running`, `lost` if the process vanished without
-  one, or `absent` if it was never started.
+  an exit status, or `absent` if it was never started.
   """
   return f"""\
 state=absent
@@ -230,8 +233,9 @@ def stop_job_script(folder: Folder, force: bool = False) -> str:
   """Returns a script that asks the job to save and stop.
 
   Args:
-    folder: of the worker.
-    force: kill it instead, with all processes that it has started.
+    folder: folder of the worker.
+    force: whether the job is killed instead, with all processes that it has
+      started.
   """
   number, target = ('KILL', '-- "-$pid"') if force else ('TERM', '"$pid"')
   return f"""\
@@ -264,10 +268,10 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def worker_exit_codes(states: Mapping[str, str]) -> dict[str, int | None]:
-  """Returns the exit status of each worker, None while it has none.
+  """Returns the exit status of each worker, None before its end.
 
   Args:
-    states: of each worker, as `parse_worker_states` returns them.
+    states: state of each worker, as `parse_worker_states` returns them.
   """
   words = {'running': None, 'absent': None, 'lost': jobs.LOST}
   return {

@@ -13,13 +13,13 @@ class ProgressLine:
   """Prints the progress of a loop: step, values, speed and time left."""
 
   def __init__(self, name: str, step: int, num_steps: int, batch_size: int):
-    """Starts measuring.
+    """Starts the clock of the speed.
 
     Args:
-      name: of the work, the first word of every line.
-      step: steps that are done already.
-      num_steps: steps of the whole loop.
-      batch_size: images of a step, of which the speed is a multiple.
+      name: name of the work, the first word of every line.
+      step: number of steps that are done already.
+      num_steps: number of steps of the whole loop.
+      batch_size: number of images of a step, for the speed in images.
     """
     self.name = name
     self._num_steps = num_steps
@@ -27,11 +27,15 @@ class ProgressLine:
     self._last = (time.monotonic(), step)
 
   def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-    """Prints a line and returns the speed since the previous one.
+    """Prints a line and returns the speed since the previous line.
+
+    Args:
+      step: number of steps that are done now.
+      values: scalars to print, by name.
 
     Returns:
-      `steps_per_second` and `images_per_second`; empty right after `restart`,
-      when no step has been measured.
+      `steps_per_second` and `images_per_second`; an empty dict right after
+      `restart`, when no step has been measured.
     """
     progress.record_activity(f'{self.name} {step}')
     now = time.monotonic()

@@ -4,7 +4,7 @@ from typing import Any
 
 
 class UserError(Exception):
-  """An error in the input of the user: a config, a flag, a file.
+  """Reports an error in the input of the user: a config, a flag, a file.
 
   The message is one line: what was expected, what was got, what to do. Command
   lines print it without a traceback and exit with status 2.
@@ -12,15 +12,15 @@ class UserError(Exception):
 
 
 class MissingInput(UserError):
-  """Data or weights that a stage needs are absent."""
+  """Reports that data or weights that a stage needs are absent."""
 
 
 class BadFile(UserError):
-  """A file that cannot be used.
+  """Reports a file that cannot be used.
 
   Attributes:
-    file: a path, or a member of an archive.
-    reason: the problem, without the name of the file.
+    file: path of the file, or the member of an archive.
+    reason: description of the problem, without the name of the file.
   """
 
   def __init__(self, file: Any, reason: str):
@@ -34,7 +34,7 @@ class BadFile(UserError):
 
 
 def format_on_one_line(text: str) -> str:
-  """Returns the text on one line, in characters that every terminal prints.
+  """Formats a text on one line, in characters that every terminal prints.
 
   File names may hold line breaks, and bytes that are not UTF-8 (as lone
   surrogates, which `print` refuses).

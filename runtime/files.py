@@ -21,7 +21,7 @@ from etils import epath
 
 from runtime import errors
 
-# Both have the methods that are used here.
+# The two classes share all methods that are used on work folders.
 Path = pathlib.Path | epath.Path
 
 # The package that epath needs for each scheme.
@@ -62,7 +62,7 @@ def is_local_path(path: Path) -> bool:
 
 
 def absolute_path(path: Path) -> Path:
-  """Returns the path from the root; a path in a bucket always is."""
+  """Returns a local path from the root, and a path in a bucket as it is."""
   return path.absolute() if is_local_path(path) else path
 
 
@@ -72,10 +72,10 @@ def write_atomically(
   """Writes a file atomically: readers get the old content or all of the new.
 
   Args:
-    path: its folder is created if it is missing.
+    path: path of the file; a missing folder is created.
     content: text (written as UTF-8) or bytes.
-    durable: flush to the disk before returning, so that it survives a power
-      failure.
+    durable: whether the content is flushed to the disk before the function
+      returns, so that it survives a power failure.
   """
   with atomic_file(path, durable) as file:
     file.write(content.encode() if isinstance(content, str) else content)
@@ -86,8 +86,8 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
   """Opens a binary file that appears at `path` when the block ends normally.
 
   Args:
-    path: its folder is created if it is missing; may be in a bucket.
-    durable: as in `write_atomically`.
+    path: path of the file, local or in a bucket; a missing folder is created.
+    durable: whether the content is flushed to the disk before the block ends.
   """
   if not is_local_path(path):
     content = io.BytesIO()
@@ -124,7 +124,7 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
 
   Args:
     what: name of the data set or archive that is being prepared.
-    path: named in the message if the error names no file.
+    path: path that the message names if the error names no file.
 
   Raises:
     UserError: the block raised an OSError.
@@ -142,7 +142,7 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
 
 
 def walk_files(path: Path) -> Iterator[Path]:
-  """Yields the files below a folder, sorted; for a file, the file itself."""
+  """Yields the files below a folder, sorted; yields a single file itself."""
   if not path.is_dir():
     yield path
     return
@@ -151,11 +151,11 @@ def walk_files(path: Path) -> Iterator[Path]:
 
 
 def file_checksum(path: Path) -> str:
-  """Returns a text that differs when a file is damaged.
+  """Returns a text that differs after the file was damaged.
 
-  For local files, the SHA-256 of the content. For objects in a bucket, the
-  length: they are written as a whole and checked by the store, and to download
-  them again would cost as much as loading them.
+  The text is the SHA-256 of a local file, and the length of an object in a
+  bucket: the store writes and checks objects as a whole, and downloading one to
+  hash it would cost as much as loading it.
   """
   if not is_local_path(path):
     return f'{path.stat().length} bytes'

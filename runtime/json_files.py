@@ -26,7 +26,7 @@ def write_json(path: files.Path, content: Any) -> None:
 
 
 def read_json(path: files.Path) -> Any:
-  """Returns the content of a file that `write_json` has written.
+  """Reads the content of a file that `write_json` has written.
 
   Raises:
     UserError: the file is no longer valid JSON.
@@ -41,12 +41,12 @@ def read_json(path: files.Path) -> Any:
 
 
 def require_unchanged_json(path: files.Path, content: Any, what: str) -> None:
-  """Writes JSON the first time, and later checks that it is the same.
+  """Writes JSON the first time, and later checks that the content is the same.
 
   Args:
-    path: of the file, which is absent the first time.
-    content: anything that JSON can hold.
-    what: names the content in the message: 'the data set'.
+    path: path of the file, which is absent the first time.
+    content: any value that JSON can hold.
+    what: name of the content in the message: 'the data set'.
 
   Raises:
     UserError: the content differs from that of the file.

@@ -20,9 +20,14 @@ class MetricsFile:
     """Opens the file and drops the lines of steps after `step`.
 
     A run that resumes at `step` writes those lines again.
+
+    Args:
+      path: path of the file, which need not exist.
+      step: last step whose line is kept.
     """
     self._path = path if jax.process_index() == 0 else None
-    # All lines of a file in a bucket, and how many of them are written.
+    # All lines of a file in a bucket, and the number of those already written:
+    # an object cannot be appended to, so every flush writes all lines again.
     self._lines: list[str] = []
     self._flushed = 0
     if self._path and path.exists():
@@ -33,7 +38,7 @@ class MetricsFile:
         self._lines, self._flushed = kept, len(kept)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Appends a line with the step and the values."""
+    """Appends a line with the step and the scalars by name."""
     if not self._path:
       return
     line = json.dumps({'step': step, **values}) + '\n'
@@ -58,5 +63,5 @@ def _is_kept(line: str, step: int) -> bool:
 
 
 def read_metrics_file(path: files.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a `metrics.jsonl`, each as a dict."""
+  """Reads the lines of a `metrics.jsonl`, each as a dict of scalars by name."""
   return [json.loads(line) for line in path.read_text().splitlines()]

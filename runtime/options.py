@@ -32,11 +32,12 @@ def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
   """Builds a dataclass from a mapping, recursively.
 
   Args:
-    cls: a dataclass; fields may be dataclasses, tuples, literals, unions with
-      None, mappings and plain types. An int is accepted for a float.
-    block: a mapping (a ConfigDict, for instance) from field to value.
-    path: of the block in the config, for messages: 'config.noise'.
-    **fixed: fields that the program sets and the block must not.
+    cls: dataclass to build; its fields may be dataclasses, tuples, literals,
+      unions with None, mappings and plain types. An int is accepted for a
+      float.
+    block: mapping (a ConfigDict, for instance) from field to value.
+    path: path of the block in the config, for messages: 'config.noise'.
+    **fixed: values of fields that the program sets and the block must not.
 
   Raises:
     UserError: a field is unknown or missing, its type is wrong, or the
@@ -80,13 +81,13 @@ def build_named_options(
   path: str,
   **fixed: Any,
 ) -> T:
-  """Builds the class of a table that the field `name` of a block selects.
+  """Builds an object of the class that the field `name` of a block selects.
 
   Args:
-    table: class by name.
-    block: the name, and the fields of that class.
-    path: of the block in the config, for messages.
-    **fixed: fields that the program sets and the block must not.
+    table: classes by name.
+    block: mapping with the field `name` and the fields of that class.
+    path: path of the block in the config, for messages.
+    **fixed: values of fields that the program sets and the block must not.
 
   Raises:
     UserError: the name is missing or not in the table, or `build_options`
@@ -111,12 +112,12 @@ def complete_options(cls: type, block: Any) -> Any:
   `build_options`.
 
   Args:
-    cls: a dataclass, as for `build_options`.
-    block: a mapping from field to value; anything else is returned unchanged.
+    cls: dataclass of the block.
+    block: mapping from field to value; any other value is returned unchanged.
 
   Returns:
-    A dict. Nested blocks are complete too, except those whose class is chosen
-    by a name, such as an encoder.
+    A dict of all fields. Nested blocks are complete too, except those whose
+    class is chosen by a name, such as an encoder.
   """
   if not hasattr(block, 'items'):
     return block
@@ -136,7 +137,7 @@ def complete_options(cls: type, block: Any) -> Any:
 
 
 def _to_block(value: Any) -> Any:
-  """Returns a copy with dataclasses and mappings as dicts."""
+  """Copies a value, with dataclasses and mappings as dicts."""
   if dataclasses.is_dataclass(value):
     return {
       field.name: _to_block(getattr(value, field.name))
@@ -172,7 +173,7 @@ def check_options_in_range(
   """Checks that fields are numbers from `least` on, and at most `most`.
 
   Args:
-    options: a dataclass, in its `__post_init__`.
+    options: the dataclass to check, in its `__post_init__`.
     *names: names of the fields.
     least: inclusive lower bound.
     most: inclusive upper bound; None for no bound.
@@ -189,7 +190,15 @@ def check_options_in_range(
 
 
 def check_options_positive(options: Any, *names: str) -> None:
-  """Checks that fields are more than 0, as `check_options_in_range` does."""
+  """Checks that fields are numbers above 0.
+
+  Args:
+    options: the dataclass to check, in its `__post_init__`.
+    *names: names of the fields.
+
+  Raises:
+    ValueError: the message names the first field that is 0 or less.
+  """
   for name in names:
     if getattr(options, name) <= 0:
       raise ValueError(
@@ -198,13 +207,19 @@ def check_options_positive(options: Any, *names: str) -> None:
 
 
 def options_digest(value: Any) -> str:
-  """Returns 16 hex digits of a hash of the settings."""
+  """Computes 16 hexadecimal digits of a hash of the settings."""
   text = json.dumps(options_to_dict(value), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def option_differences(old: Any, new: Any, path: str = '') -> list[str]:
-  """Lists where two trees of dicts differ, as 'a.b: 1 -> 2'."""
+  """Lists the differences of two nested dicts, each as 'a.b: 1 -> 2'.
+
+  Args:
+    old: dict, or a leaf value, before the arrow.
+    new: dict, or a leaf value, after the arrow.
+    path: path of both in the outermost dicts, joined by dots.
+  """
   if isinstance(old, Mapping) and isinstance(new, Mapping):
     return [
       line
@@ -263,7 +278,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, hint) and exact:
       return value
     raise _wrong(value, hint.__name__, path)
-  return value  # A type that only the program sets, such as a dtype.
+  # The hint is no class, as that of a dtype: only the program sets such fields.
+  return value
 
 
 def _convert_union(arguments: Any, value: Any, path: str) -> Any:

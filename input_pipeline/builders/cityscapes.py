@@ -41,8 +41,8 @@ class Config(tfds.core.BuilderConfig):
   """The annotation: `fine` of 5,000 images, or `coarse` of 19,998 others.
 
   Attributes:
-    annotation: part of the official names of archives, folders and masks.
-    splits: their names.
+    annotation: name of the annotation in archives, folders and masks.
+    splits: names of the splits.
   """
 
   annotation: str = 'gtFine'
@@ -83,7 +83,7 @@ class Cityscapes(files.OfficialBuilder):
     return records.Schema(CLASSES, PALETTE, tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
-    """Returns both kinds for test, whose masks are empty, as would be tags."""
+    """Returns both kinds of label for test, whose official masks are empty."""
     tests = {'test'} & {*self.builder_config.splits}
     return dict.fromkeys(tests, ('label', 'tags'))
 
@@ -114,7 +114,7 @@ class RenderedBuilder(files.OfficialBuilder):
   """A data set of rendered streets with the 19 classes; split train.
 
   Attributes:
-    folders: of the PNG files of images and of masks.
+    folders: names of the folders of images and of masks, which are PNG files.
     id_pattern: regular expression of a file's name, which is its id.
   """
 

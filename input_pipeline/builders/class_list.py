@@ -22,9 +22,10 @@ class ClassList:
   """The classes of masks, and the values and colors that stand for them.
 
   Attributes:
-    names: of each class id.
-    values: of each class id in palette and gray masks.
-    colors: of each class id in RGB masks; empty if the list has no colors.
+    names: name of each class id.
+    values: value of each class id in palette and gray masks.
+    colors: color of each class id in RGB masks; empty if the list has no
+      colors.
     ignored_values: values of pixels without a class.
     ignored_colors: colors of pixels without a class.
   """
@@ -63,7 +64,7 @@ class ClassList:
 
 
 def parse_class_color(text: str) -> masks.Color:
-  """Parses 'R,G,B' or '#rrggbb'.
+  """Parses a color: 'R,G,B' or '#rrggbb'.
 
   Raises:
     UserError: the text has another form.
@@ -81,7 +82,13 @@ def parse_class_color(text: str) -> masks.Color:
 
 
 def parse_ignored_mask_value(text: str) -> int | masks.Color | None:
-  """Parses `ignore` of a command line: '', '255', '255,255,255', '#ffffff'.
+  """Parses the value or color of ignored pixels: '255' or '#ffffff'.
+
+  Args:
+    text: '' if no pixels are ignored, or a value, or a color.
+
+  Returns:
+    The value, the color, or None for ''.
 
   Raises:
     UserError: the text has another form.
@@ -105,11 +112,17 @@ def read_class_list(
 ) -> ClassList:
   """Reads a class list: `name`, `name R,G,B` or `name #rrggbb` per line.
 
-  A line whose value (its number, from 0) or color is `ignore` is not a class;
-  the class ids of the lines below it are one less than their values.
+  The value of a class is the number of its line, from 0. A line whose value or
+  color is `ignore` is not a class; the class ids of the lines below it are one
+  less than their values.
+
+  Args:
+    path: path of the text file.
+    ignore: value or color of pixels without a class; None if there are none.
 
   Raises:
-    UserError: the file cannot be read, or a line is wrong, which is named.
+    UserError: the file cannot be read, or a line is wrong; the message names
+      the line.
   """
   try:
     lines = path.read_text('utf-8-sig').rstrip().splitlines()

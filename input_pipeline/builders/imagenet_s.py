@@ -89,7 +89,7 @@ class ImagenetS(files.OfficialBuilder):
     return records.Schema(classes, masks.voc_palette(len(classes)), tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
-    """Returns masks for train, which has none, and test, not published."""
+    """Returns 'label' for train and test, of which no masks are published."""
     return dict.fromkeys(('train', 'test'), ('label',))
 
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
@@ -145,7 +145,7 @@ class ImagenetS(files.OfficialBuilder):
     return table.apply(wide[..., 0] + 256 * wide[..., 1])
 
   def _target(self, wnid: str) -> str:
-    """Returns the class of an ImageNet class after merging."""
+    """Returns the class into which a class of ImageNet is merged."""
     if self.builder_config.num_classes < 919:
       return wnid
     return MERGED.get(wnid, wnid)
@@ -174,10 +174,10 @@ class ImagenetS(files.OfficialBuilder):
     """Pairs the images and masks of a list.
 
     Args:
-      names: the list. The last word of a line is the official name; before it,
-        lists of merged classes have the name in ImageNet.
-      images: by name without folder.
-      labels: by official name; None for images without masks.
+      names: list file. The last word of a line is the official name; lists of
+        merged classes have the name in ImageNet before it.
+      images: image files by their name without folder.
+      labels: mask files by official name; None for images without masks.
     """
     examples, problems = [], []
     numbers = self._numbers()

@@ -57,9 +57,10 @@ class Annotation:
   """The masks of one image in the list of the Detail API, read like a file.
 
   Attributes:
-    path: of the list.
-    name: of the image.
-    segments: (class id, run-length encoding, height, width) of each mask.
+    path: path of the list.
+    name: name of the image.
+    segments: (class id, run-length encoding, height, width) of each mask, sizes
+      in pixels.
   """
 
   path: str
@@ -68,7 +69,7 @@ class Annotation:
 
   @property
   def size(self) -> int:
-    """Bytes of the encoded masks."""
+    """Returns the size of the encoded masks in bytes."""
     return sum(len(counts) for _, counts, _, _ in self.segments)
 
   def stamp(self) -> tuple[Any, ...]:
@@ -126,7 +127,7 @@ class PascalContext(files.OfficialBuilder):
   counts: ClassVar = {'train': 4998, 'val': 5105}
 
   def schema(self) -> records.Schema:
-    """Returns the 59 classes, after the background if that is a class."""
+    """Returns the 59 classes, preceded by the background if it is a class."""
     classes = ('background',) * self.builder_config.background + CLASSES
     return records.Schema(classes, masks.voc_palette(len(classes)), tags=True)
 
@@ -174,12 +175,12 @@ class PascalContext(files.OfficialBuilder):
 def make_pascal_context_table(
   background: bool, official: bool
 ) -> masks.CodeTable:
-  """Builds the table from the 459 ids to class ids.
+  """Builds the table from the 459 official ids to class ids.
 
   Args:
-    background: whether pixels of none of the 59 classes are a class, or
-      ignored.
-    official: whether ids other than those of the 59 may occur.
+    background: whether pixels of none of the 59 classes are a class; else they
+      are ignored.
+    official: whether ids other than those of the 59 classes may occur.
   """
   rest = 0 if background else batch.IGNORE
   ids = dict.fromkeys(range(NUM_OFFICIAL + 1) if official else (0,), rest)

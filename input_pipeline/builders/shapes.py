@@ -53,8 +53,8 @@ class Config(tfds.core.BuilderConfig):
 
   Attributes:
     size: side of the images in pixels.
-    max_objects: an image shows 1 to this many objects; with 1 the classes of a
-      split are balanced.
+    max_objects: largest number of objects in an image, which shows at least 1;
+      with 1 the classes of a split are balanced.
     rendering: ranges of clutter, light and camera.
     num_images: number of images of each split.
   """
@@ -68,7 +68,7 @@ class Config(tfds.core.BuilderConfig):
 def draw_scene_background(
   scene: shapes_scene.Scene,
 ) -> Float[np.ndarray, 'size size 3']:
-  """Draws a textured color with clutter on it, in [0, 1]."""
+  """Draws the textured background with its clutter, in [0, 1]."""
   sides = scene.size, scene.size
   image = np.zeros((*sides, 3))
   for grid in scene.texture:
@@ -110,11 +110,11 @@ def draw_scene(
 def photograph_scene(
   image: Float[np.ndarray, 'size size 3'], scene: shapes_scene.Scene
 ) -> UInt8[np.ndarray, 'size size 3']:
-  """Applies the scene's light, haze, blur of the lens and noise of the sensor.
+  """Applies light, haze, blur of the lens and noise of the sensor to an image.
 
   Args:
-    image: in uniform white light, in [0, 1].
-    scene: holds the light and the camera.
+    image: image in uniform white light, in [0, 1].
+    scene: the scene, of which light and camera are used.
   """
   middle = scene.size / 2, scene.size / 2
   u, _ = shapes_scene.scene_coordinates(
@@ -160,10 +160,15 @@ def sample_scene_classes(
 def make_scene(
   config: Config, split: str, index: int
 ) -> tuple[str, shapes_scene.Scene]:
-  """Samples the scene of an image, seeded by the image's name.
+  """Samples the scene of an image, seeded by the name of the image.
+
+  Args:
+    config: variant of the data set.
+    split: name of the split.
+    index: index of the image in the split.
 
   Returns:
-    The name, and the scene.
+    The name of the image, and the scene.
   """
   name = f'{config.name}/{split}/{index:05}'
   rng = np.random.default_rng(list(name.encode()))
@@ -176,7 +181,13 @@ def make_scene(
 def draw_labeled_scene(
   config: Config, split: str, index: int
 ) -> records.Sample:
-  """Draws an image of the data set with its labels."""
+  """Draws an image of the data set with its labels.
+
+  Args:
+    config: variant of the data set.
+    split: name of the split.
+    index: index of the image in the split.
+  """
   name, scene = make_scene(config, split, index)
   image, label, tags = render_scene(scene)
   _, png = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

@@ -82,13 +82,13 @@ class SceneObject:
   """An object of a class.
 
   Attributes:
-    class_id: determines its outline and its pattern.
-    center: x and y in pixels.
-    radius: of the circle around its outline, in pixels.
-    angle: of its outline, in radians.
-    pattern_angle: of its pattern, in radians.
-    pattern_phase: of its pattern, in radians.
-    tones: its two colors, RGB in [0, 1].
+    class_id: class, which determines outline and pattern.
+    center: x and y of the center in pixels.
+    radius: radius of the circle around the outline, in pixels.
+    angle: rotation of the outline, in radians.
+    pattern_angle: rotation of the pattern, in radians.
+    pattern_phase: phase of the pattern, in radians.
+    tones: two colors of the pattern, RGB in [0, 1].
   """
 
   class_id: int
@@ -101,12 +101,12 @@ class SceneObject:
 
   @property
   def outline(self) -> str:
-    """Name of its outline."""
+    """Returns the name of the outline."""
     return OUTLINES[(self.class_id - 1) // len(PATTERNS)]
 
   @property
   def pattern(self) -> str:
-    """Name of its pattern."""
+    """Returns the name of the pattern."""
     return PATTERNS[(self.class_id - 1) % len(PATTERNS)]
 
 
@@ -115,9 +115,9 @@ class Clutter:
   """A filled polygon or a line, which belongs to the background.
 
   Attributes:
-    points: x and y in pixels; a line has two.
-    tone: its color, RGB in [0, 1].
-    width: of a line, in pixels; 0 for a polygon.
+    points: x and y of the corners in pixels; a line has two.
+    tone: RGB color in [0, 1].
+    width: width of a line in pixels; 0 for a polygon.
   """
 
   points: Int[np.ndarray, 'N 2']
@@ -130,17 +130,18 @@ class Scene:
   """Holds all that is random in an image.
 
   Attributes:
-    objects: from back to front.
+    objects: objects from back to front.
     background: mean color of the background, RGB in [0, 1].
-    texture: differences from it on coarse grids, [rows, columns, 3] each.
-    clutter: drawn between the background and the objects.
+    texture: differences from that color on coarse grids, each
+      [rows, columns, 3].
+    clutter: lines and polygons between the background and the objects.
     light: brightness on the brightest side.
     shade: fraction of the light that is missing on the opposite side.
-    shade_direction: from the bright to the dark side, in radians.
+    shade_direction: direction from the bright to the dark side, in radians.
     cast: factor on each color channel.
     contrast: factor on the distance to gray.
-    blur: standard deviation in pixels.
-    noise: added last.
+    blur: standard deviation of the blur in pixels.
+    noise: noise of the sensor, which is added last, in units of [0, 1].
   """
 
   objects: tuple[SceneObject, ...]
@@ -157,17 +158,18 @@ class Scene:
 
   @property
   def size(self) -> int:
-    """Side of the image in pixels."""
+    """Returns the side of the image in pixels."""
     return len(self.noise)
 
 
 def scene_tint(luma: float, hue: float, saturation: float) -> np.ndarray:
-  """Returns an RGB color in [0, 1].
+  """Returns an RGB color in [0, 1] of a luma, hue and saturation.
 
   Args:
-    luma: in [0, 1].
-    hue: in radians.
-    saturation: 1 is the most saturated color of this luma and hue.
+    luma: brightness in [0, 1].
+    hue: angle on the color circle, in radians.
+    saturation: fraction, in [0, 1], of the largest saturation that RGB has at
+      this luma and hue.
   """
   chroma = np.cos(hue - THIRDS)
   chroma -= chroma @ LUMA
@@ -191,7 +193,7 @@ def scene_coordinates(
     size: side of the image in pixels.
     center: x and y of the origin, in pixels.
     radius: unit of the coordinates, in pixels.
-    angle: of the first axis, in radians.
+    angle: angle of the first axis, in radians.
   """
   x, y = _pixel_centers(size)
   x, y = (x - center[0]) / radius, (y - center[1]) / radius
@@ -266,12 +268,17 @@ def scene_object_pattern(
 def scene_object_visibility(
   item: SceneObject, visible: Bool[np.ndarray, 'H W']
 ) -> float:
-  """Computes the visible pixels of an object relative to its outline's area."""
+  """Computes the number of visible pixels relative to the area of the outline.
+
+  Args:
+    item: the object.
+    visible: mask of the pixels in which no other object covers it.
+  """
   return visible.sum() / (object_outline_area(item.outline) * item.radius**2)
 
 
 def sample_scene_tint(rng: np.random.Generator, luma: float) -> np.ndarray:
-  """Samples a color of a given luma."""
+  """Samples an RGB color in [0, 1] of a given luma."""
   return scene_tint(luma, rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8))
 
 
@@ -280,8 +287,12 @@ def sample_scene_tones(
 ) -> np.ndarray:
   """Samples two colors whose lumas differ from each other and the background.
 
+  Args:
+    rng: random generator.
+    background_luma: luma of the background's mean color, in [0, 1].
+
   Returns:
-    RGB in [0, 1], [2, 3].
+    Two RGB colors in [0, 1], as an array [2, 3].
   """
   while True:
     pairs = rng.uniform(0.1, 0.9, (64, 2))

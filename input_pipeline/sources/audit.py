@@ -49,9 +49,9 @@ class Example:
   """Names the files of an image and its labels; none is opened.
 
   Attributes:
-    id: its official name.
-    image: a file, or a member of an archive.
-    mask: likewise; None without a mask.
+    id: official name of the image.
+    image: image file, or a member of an archive.
+    mask: mask file, or a member of an archive; None without a mask.
     tags: class ids of the whole image; None for those that occur in the mask.
   """
 
@@ -66,8 +66,8 @@ class Listing:
   """Lists the examples of a folder, by the names of its files.
 
   Attributes:
-    examples: sorted by id, without repeated ids; each with a mask if masks are
-      expected and must not be missing.
+    examples: examples sorted by id, without repeated ids; each has a mask if
+      masks are expected and must not be missing.
     problems: files that cannot be examples.
     warnings: harmless oddities, a line each.
   """
@@ -82,9 +82,10 @@ class Audit:
   """The result of checking all files of a data set.
 
   Attributes:
-    counts: of the usable examples of each split.
-    classes: names of the class ids; empty without masks.
-    skipped: bad files; empty unless skipping them was asked for.
+    counts: numbers of usable images and labeled pixels of each split, by its
+      name.
+    classes: name of each class id; empty without masks.
+    skipped: bad files that were skipped.
     warnings: harmless oddities, a line each.
   """
 
@@ -139,18 +140,19 @@ def list_image_examples(
   prefix: str = '',
   without_mask: str | None = None,
 ) -> Listing:
-  """Lists images, in subfolders too, with the masks of the same relative names.
+  """Lists the images of a folder, with the masks of the same relative paths.
 
-  Names are compared without their suffix: `images/a/b.jpg` is the example
-  `a/b`, whose mask is `masks/a/b.png`. Hidden files are ignored.
+  Subfolders are included. Paths are compared without their suffix:
+  `images/a/b.jpg` is the example `a/b`, whose mask is `masks/a/b.png`. Hidden
+  files are ignored.
 
   Args:
     images: folder of JPEG and PNG files.
     masks: folder of PNG files; None for images without masks.
     prefix: prepended to every id.
-    without_mask: 'unlabeled' lists an image that has no mask as an example
-      without one; 'error' and None make it a problem, and the message of
-      'error' mentions the option.
+    without_mask: treatment of images that have no mask: 'unlabeled' lists them
+      as examples without a mask; 'error' and None make them problems, and the
+      message of 'error' mentions this option.
 
   Raises:
     UserError: a folder is missing, or holds no image.
@@ -203,13 +205,14 @@ def count_source_classes(
   """Reads all sources and counts images and pixels per class.
 
   Args:
-    sources: of each split.
-    read: reads the sample of a source; raises BadFile.
-    num_classes: of the labels.
-    on_sample: called with each usable sample and its split, in order.
+    sources: sources of each split, by its name.
+    read: function that reads the sample of a source, or raises BadFile.
+    num_classes: number of classes of the labels.
+    on_sample: function that is called with the name of the split and each
+      usable sample, in order.
 
   Returns:
-    The counts of each split, and the sources that cannot be used.
+    The counts of each split, and the files that cannot be used.
   """
   counts, bad = {}, []
   for split, items in sources.items():
@@ -239,12 +242,12 @@ def conclude_audit(
   """Builds the result of an audit, unless bad files must not be skipped.
 
   Args:
-    counts: of each split.
+    counts: numbers of images and labeled pixels of each split, by its name.
     bad: files that cannot be used.
     classes: name of each class id.
     warnings: harmless oddities that are already known, a line each.
-    on_bad_example: 'error' refuses the data set for one bad file, 'skip' does
-      not.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file.
     remedy: advice in the error message.
 
   Raises:
@@ -280,7 +283,11 @@ def conclude_audit(
 def catch_bad_files(
   read: Callable[[Item], Result],
 ) -> Callable[[Item], Result | errors.BadFile]:
-  """Wraps a function so that it returns a BadFile instead of raising it."""
+  """Wraps a function so that it returns a BadFile instead of raising it.
+
+  In a map over threads, an exception would end the iteration at the first bad
+  file.
+  """
 
   def catching(item: Item) -> Result | errors.BadFile:
     try:
@@ -298,9 +305,9 @@ def read_image_example(
   """Reads and decodes the files of an example.
 
   Args:
-    example: its files.
-    read_mask: returns the class ids [H, W] of a mask file, negative where
-      ignored; raises a UserError that does not name the file.
+    example: names of the files.
+    read_mask: function that reads the class ids [H, W] of a mask file, negative
+      where ignored; its UserError need not name the file.
 
   Raises:
     BadFile: image or mask cannot be used, or their sizes differ.
@@ -324,7 +331,7 @@ def read_image_example(
 def _naming_file(
   file: archives.File, read: Callable[[archives.File], Result]
 ) -> Result:
-  """Returns `read(file)`; raises its errors as a BadFile with the name."""
+  """Returns `read(file)`; its errors become a BadFile that names the file."""
   try:
     return read(file)
   except errors.UserError as error:
@@ -335,7 +342,7 @@ def _naming_file(
 
 
 def _read_image(file: archives.File) -> tuple[bytes, np.ndarray]:
-  """Returns bytes and pixels of an image that is complete."""
+  """Reads the bytes and the pixels of an image file, which must be complete."""
   data = file.read_bytes()
   image_files.decode_image_file(data, ('JPEG', 'PNG'))
   # Decoded a second time, by the decoder that is used in training: PIL detects

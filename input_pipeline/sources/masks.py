@@ -27,8 +27,8 @@ class CodeTable:
   `encode_mask_color` returns it.
 
   Attributes:
-    ids: class id of each allowed code; negative where ignored.
-    names: of the class ids if codes are colors, for messages; else empty.
+    ids: class id of each allowed code; a negative id is ignored.
+    names: name of each class id if codes are colors, for messages; else empty.
   """
 
   ids: Mapping[int, int]
@@ -103,22 +103,22 @@ def make_code_table(
   """Builds the table in which the i-th code is class i.
 
   Args:
-    codes: of the classes, in the order of their ids.
+    codes: codes of the classes, in the order of their ids.
     ignored: codes of pixels without a class.
-    names: of the classes, if codes are colors.
+    names: names of the classes if codes are colors, else empty.
   """
   ids = {code: i for i, code in enumerate(codes)}
   return CodeTable({**ids, **dict.fromkeys(ignored, batch.IGNORE)}, names)
 
 
 def encode_mask_color(color: Color) -> int:
-  """Returns a color as one number, 0xRRGGBB."""
+  """Encodes a color as one number, 0xRRGGBB."""
   red, green, blue = color
   return (red << 16) | (green << 8) | blue
 
 
 def decode_mask_color(code: int) -> Color:
-  """Returns the color of a number 0xRRGGBB."""
+  """Decodes a number 0xRRGGBB to its color (red, green, blue)."""
   return code >> 16, (code >> 8) & 255, code & 255
 
 
@@ -128,7 +128,7 @@ def format_mask_color(color: Color) -> str:
 
 
 def format_code_ranges(values: Iterable[int]) -> list[str]:
-  """Formats values with runs of consecutive ones as ranges.
+  """Formats the codes of a mask, consecutive ones as a range.
 
   >>> format_code_ranges([0, 2, 3, 4])
   ['0', '2…4']
@@ -177,7 +177,8 @@ def read_mask_values(file: archives.File) -> np.ndarray:
   """Reads the values [H, W] of a mask that must not be in color.
 
   Raises:
-    UserError: the mask is in color, or as for `read_mask_pixels`.
+    UserError: the file is no PNG of gray or palette values, or is damaged; the
+      message does not name the file.
   """
   values = read_mask_pixels(file)
   if values.ndim != 2:
@@ -190,7 +191,7 @@ def read_mask_values(file: archives.File) -> np.ndarray:
 
 @functools.cache  # Asked for with every record.
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
-  """Returns the colors of Pascal VOC, for classes that have none of their own.
+  """Returns the colors of Pascal VOC, for classes without colors of their own.
 
   Bits 0, 3, 6, … of a class id are the highest bits of red, bits 1, 4, … those
   of green and 2, 5, … those of blue.

@@ -24,9 +24,9 @@ class Gke:
   """The JobSet of a job, which restarts its pods itself.
 
   Attributes:
-    manifest: of the JobSet.
-    kubectl: the commands for the JobSet.
-    run: runs commands.
+    manifest: manifest of the JobSet.
+    kubectl: commands of kubectl for the JobSet.
+    run: shell that runs the commands.
     wait_seconds: limit of the time until all pods run.
     pause: seconds between two polls of a deletion.
   """
@@ -52,12 +52,12 @@ class Gke:
 
   @property
   def job(self) -> jobs.Job:
-    """The job to run."""
+    """Returns the job to run."""
     return self.manifest.job
 
   @property
   def location(self) -> str:
-    """Namespace and context of the JobSet."""
+    """Returns namespace and context of the JobSet."""
     return (
       f'namespace {self.kubectl.namespace or "of the context"} of '
       f'{self.kubectl.context or "the current context"}'
@@ -65,7 +65,7 @@ class Gke:
 
   @property
   def manifest_path(self) -> pathlib.Path:
-    """Local path of the manifest."""
+    """Returns the local path of the manifest."""
     return source.CACHE.expanduser() / f'{self.job.name}.json'
 
   def steps(self, commit: str) -> list[backends.Step]:

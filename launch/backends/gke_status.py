@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 def jobset_outcome(jobset: dict[str, Any]) -> Outcome:
-  """Returns how the JobSet ended, if it did."""
+  """Reads the outcome of a JobSet, which is empty before its end."""
   for condition in jobset.get('status', {}).get('conditions', []):
     if condition['status'] == 'True' and condition['type'] in (
       'Completed',
@@ -47,7 +47,7 @@ def pod_worker_index(pod: dict[str, Any]) -> str:
 
 
 def container_exit_codes(pod: dict[str, Any]) -> dict[str, int | None]:
-  """Returns the exit status of each container, None while it has none."""
+  """Returns the exit status of each container, None before its end."""
   return {
     name: state.get('terminated', {}).get('exitCode')
     for name, state in _container_states(pod)
@@ -55,12 +55,12 @@ def container_exit_codes(pod: dict[str, Any]) -> dict[str, int | None]:
 
 
 def pod_exit_code(pod: dict[str, Any]) -> int | None:
-  """Returns the exit status of the job in a pod, None while it has none."""
+  """Returns the exit status of the job in a pod, None before its end."""
   return container_exit_codes(pod).get(gke_manifest.MAIN_CONTAINER)
 
 
 def pod_blocker(pod: dict[str, Any]) -> str:
-  """Returns what prevents a pod from starting, such as a missing image."""
+  """Returns the reason that prevents a pod from starting: a missing image."""
   for name, state in _container_states(pod):
     waiting = state.get('waiting', {})
     if waiting.get('reason', _STARTING[0]) not in _STARTING:

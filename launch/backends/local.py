@@ -24,9 +24,9 @@ class Local:
 
   Attributes:
     job: the job to run.
-    run: runs commands.
+    run: shell that runs the commands.
     hosts: number of processes.
-    port: of the coordinator; 0 derives one from the job.
+    port: port of the coordinator; 0 derives one from the job.
   """
 
   job: jobs.Job
@@ -46,12 +46,12 @@ class Local:
 
   @property
   def location(self) -> str:
-    """The folder that holds the job, if there is one."""
+    """Returns the folder of the job, which need not exist."""
     return str(self.root)
 
   @property
   def root(self) -> pathlib.Path:
-    """Folder of everything that is created for the job."""
+    """Returns the folder of everything that is created for the job."""
     return pathlib.Path(self.job.workdir) / 'launch' / self.job.name
 
   def folder(self, index: int) -> worker.Folder:

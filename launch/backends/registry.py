@@ -31,14 +31,14 @@ _QUEUE_WAIT = 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A backend: its flags, and how it is built from them.
+  """Describes the flags of a backend, and builds the backend from them.
 
   Attributes:
-    required: flags that have to be given.
-    optional: flags that may be given.
+    required: names of the flags that have to be given.
+    optional: names of the flags that may be given.
     deletes_in_workdir: whether deleting a job needs its work folder.
-    build: builds it from the job, the shell, its flags by name, and all
-      arguments.
+    build: function that builds the backend from the job, the shell, the values
+      of these flags by name, and all parsed arguments.
   """
 
   required: tuple[str, ...]

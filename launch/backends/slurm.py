@@ -25,9 +25,9 @@ class Slurm:
   """A job of SLURM.
 
   Attributes:
-    scripts: what is submitted.
-    run: runs commands.
-    wait_seconds: limit of the time until it starts; 0 for none.
+    scripts: scripts that are submitted.
+    run: shell that runs the commands.
+    wait_seconds: limit of the time until the job starts; 0 for none.
   """
 
   scripts: slurm_scripts.Scripts
@@ -45,12 +45,12 @@ class Slurm:
 
   @property
   def location(self) -> str:
-    """The folder that holds the job, if there is one."""
+    """Returns the folder of the job, which need not exist."""
     return str(self.root)
 
   @property
   def root(self) -> pathlib.Path:
-    """Folder of everything that is created for the job."""
+    """Returns the folder of everything that is created for the job."""
     return self.scripts.root
 
   def _submit_command(self) -> list[str]:
@@ -142,10 +142,11 @@ class Slurm:
     return state if state in _WAITING_STATES else ''
 
   def _read_state(self) -> str:
-    """Returns SLURM's state of the job.
+    """Reads SLURM's state of the job.
 
-    It is '' if the job does not exist any more, `_UNKNOWN` if SLURM did not
-    answer.
+    Returns:
+      The state; '' if the job does not exist any more, `_UNKNOWN` if SLURM did
+      not answer.
     """
     if not self._id:
       return ''

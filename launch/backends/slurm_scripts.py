@@ -47,7 +47,7 @@ class Scripts:
     account: account to charge; '' for the default.
     time: time limit, after which the job is requeued: '24:00:00'.
     python: interpreter on the nodes that creates the virtual environment.
-    extra: of setup.py, for the accelerator: 'cuda' or 'tpu'.
+    extra: extra of setup.py for the accelerator: 'cuda' or 'tpu'.
     retries: number of times the job is requeued after status 75.
     grace: seconds that the other workers have once one has ended.
     also: more options of sbatch.

@@ -196,7 +196,7 @@ class Tpu:
 
     Raises:
       MachinesLostError: the machines are gone.
-      UserError: it failed on machines that exist.
+      UserError: the command failed on machines that exist.
     """
     failures = unreachable = 0
     while failures < _MAX_FAILURES and unreachable < _MAX_UNREACHABLE:

@@ -37,7 +37,7 @@ class TpuApi(abc.ABC):
   Attributes:
     job: the job that the machines are for, and named after.
     accelerator: the TPU slice to request.
-    zone: where to create it.
+    zone: zone of the machines.
     project: Google Cloud project that owns it.
     provisioning: 'on_demand', 'spot' or 'reserved'.
     runtime: software version of the VMs; '' for the default of the generation.
