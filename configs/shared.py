@@ -70,7 +70,7 @@ def recipe(
 
   Args:
     batch_size: images of a step, over all devices.
-    num_steps: of the training.
+    num_steps: number of training steps.
     optimizer: fields of it.
     evaluate_every: steps; 0 to evaluate after the last one only.
   """
@@ -97,7 +97,7 @@ def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
   """Builds the choice of labeled images.
 
   Args:
-    options: with those of `LABELED`.
+    options: parsed options, among them those of `LABELED`.
     labels: number of images if no option gives it; 0 for all of them.
   """
   amounts = {
@@ -114,7 +114,7 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
   """Builds the data set of a folder of images and masks.
 
   Args:
-    options: with those of `FOLDER`.
+    options: parsed options, among them those of `FOLDER`.
   """
   fields = {name: getattr(options, name) for name in FOLDER}
   if fields.pop('unlabeled') == _SAME_FOLDER:
@@ -126,7 +126,7 @@ def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
   """Builds data set and split of the images without masks; None without any.
 
   Args:
-    options: with those of `FOLDER`.
+    options: parsed options, among them those of `FOLDER`.
   """
   if not options.unlabeled:
     return None

@@ -55,18 +55,20 @@ class ReadOptions:
     dataset = batches.to_iter_dataset(options)
     if self.workers:
       dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers), _ignore_sigterm
+        grain.MultiprocessingOptions(num_workers=self.workers),
+        _ignore_stop_signals,
       )
     return iter(dataset)
 
 
-def _ignore_sigterm(*_) -> None:
-  """Makes a worker process ignore SIGTERM, which the trainer handles.
+def _ignore_stop_signals(*_) -> None:
+  """Makes a worker process ignore SIGTERM and SIGINT; the trainer handles them.
 
-  SLURM sends it to all processes of a job, but the trainer needs batches until
-  it has saved and stopped.
+  SLURM sends the one to all processes of a job, a terminal the other at Ctrl-C,
+  but the trainer needs batches until it has saved and stopped.
   """
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

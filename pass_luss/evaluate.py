@@ -61,12 +61,12 @@ def _run(arguments: argparse.Namespace) -> None:
     arguments.gt, arguments.pred, num_classes, num_generated, advice
   )
   if arguments.rematch:
-    match = evaluate.match_categories(folders)
+    match = evaluate.match_category_folders(folders)
     if arguments.write_match:
       match.write(arguments.write_match)
       print(f'wrote the matching to {arguments.write_match}')
   start = time.perf_counter()
-  metric, num_pixels = evaluate.score(folders, match)
+  metric, num_pixels = evaluate.score_category_folders(folders, match)
   seconds = time.perf_counter() - start
   megapixels = num_pixels / 1e6
   print(
@@ -79,8 +79,8 @@ def _run(arguments: argparse.Namespace) -> None:
       f'{absent} of {num_classes} classes are absent from the ground truth and '
       'count as 0: check --num_classes'
     )
-  values = evaluate.to_json(metric.compute())
-  print(evaluate.format_table(values))
+  values = evaluate.benchmark_scores_to_json(metric.compute())
+  print(evaluate.format_benchmark_table(values))
   print(json.dumps(values, allow_nan=False))
 
 

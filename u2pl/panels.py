@@ -58,15 +58,15 @@ class TeacherPanels:
       rows.append(
         [
           self.batch['unlabeled']['image'][i],
-          panels.colorize(outputs['weak_labels'][i], self.palette),
-          panels.colorize(outputs['student'][i], self.palette),
+          panels.colorize_label_map(outputs['weak_labels'][i], self.palette),
+          panels.colorize_label_map(outputs['student'][i], self.palette),
           batch_lib.batch_images_to_uint8(outputs['images'][i]),
           _gray(outputs['entropy'][i] / np.log(self.trained.num_classes)),
-          panels.colorize(kept, self.palette),
+          panels.colorize_label_map(kept, self.palette),
         ]
       )
     return tensorboard.Summaries(
-      {}, {'teacher/panels': panels.draw_grid(rows, _TITLES)}
+      {}, {'teacher/panels': panels.draw_picture_grid(rows, _TITLES)}
     )
 
   @functools.cached_property
@@ -78,9 +78,9 @@ class TeacherPanels:
       )
       images = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
       logits = self.trained.segmenter.apply(
-        train_state.variables(state), images, heads=('logits',)
+        train_state.train_state_variables(state), images, heads=('logits',)
       )['logits']
-      scores = pseudo_labels.upsample(logits, images.shape[1:3])
+      scores = pseudo_labels.upsample_teacher_scores(logits, images.shape[1:3])
       return {
         'student': jnp.argmax(scores, axis=-1).astype(jnp.int32),
         'images': output.images,

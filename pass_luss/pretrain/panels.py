@@ -61,19 +61,19 @@ class PretrainPanels:
     rows = [self._draw_views(views, i) for i in range(count)]
     titles = ['first view', 'second view']
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
-    panel = panels.draw_grid(rows, tuple(titles))
+    panel = panels.draw_picture_grid(rows, tuple(titles))
     return tensorboard.Summaries(scalars, {'views/panels': panel})
 
   def _draw_views(
     self, views: Mapping[str, np.ndarray], index: int
   ) -> list[UInt8[np.ndarray, '_ _ 3']]:
     """Draws the views of an image, the overlap marked in the large ones."""
-    corners = overlap_corners(
+    corners = view_overlap_corners(
       np.asarray(self.batch['box_large'][index]),
       np.asarray(self.batch['flip_large'][index]),
     )
     pictures = [
-      draw_rectangle(
+      draw_overlap_rectangle(
         batch_lib.batch_images_to_uint8(views['large'][index, view]),
         corners[view],
       )
@@ -97,13 +97,13 @@ class PretrainPanels:
     def evaluate(state, batch):
       # A fixed key: the same colors at every evaluation.
       views = self.method.views(batch, jax.random.PRNGKey(0))
-      images = view_axis.merge(views['large'])
+      images = view_axis.merge_view_axis(views['large'])
       deep = self.method.predict(state, images)
       pooled = jnp.mean(deep.astype(jnp.float32), axis=(1, 2))
       outputs = {
         'views': views,
         'feature_spread': swav.embedding_deviation(
-          embedding_ops.l2_normalize(pooled)
+          embedding_ops.l2_normalize_embeddings(pooled)
         ),
       }
       if clusters:
@@ -113,7 +113,7 @@ class PretrainPanels:
           heads=('clusters',),
         )['clusters']
         probs = jax.nn.softmax(scores / clusters.options.temperature)
-        outputs['prototype_usage'] = prototypes_lib.usage(probs)
+        outputs['prototype_usage'] = prototypes_lib.prototype_usage(probs)
       return outputs
 
     return jax.jit(
@@ -139,7 +139,7 @@ def collapse_warning(scalars: Mapping[str, float]) -> str | None:
   )
 
 
-def overlap_corners(
+def view_overlap_corners(
   boxes: Float[np.ndarray, '2 4'], flips: Bool[np.ndarray, '2']
 ) -> list[tuple[float, float, float, float] | None]:
   """Computes where the overlap is in each view.
@@ -165,7 +165,7 @@ def overlap_corners(
   return corners
 
 
-def draw_rectangle(
+def draw_overlap_rectangle(
   image: UInt8[np.ndarray, 'h w 3'],
   corners: tuple[float, float, float, float] | None,
 ) -> UInt8[np.ndarray, 'h w 3']:

@@ -36,8 +36,8 @@ class FinetuneOptions:
     recipe: batch size, number of steps, optimizer.
     repeated_upsampling: whether logits are upsampled by 2 repeatedly, instead
       of at once to the size of the reduced label maps.
-    output_stride: of the encoder, whose last blocks are dilated for it; 0 for
-      that of `network`.
+    output_stride: output stride of the encoder, reached by dilating its last
+      blocks; 0 for that of `network`.
     colors: color augmentation.
   """
 

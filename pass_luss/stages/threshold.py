@@ -9,7 +9,7 @@ from segcore.train import workspace as workspace_lib
 FILE = 'threshold.json'
 
 
-def choose(
+def choose_attention_threshold(
   workspace: workspace_lib.Workspace,
   labeler: labeler_lib.Labeler,
   num_categories: int,
@@ -20,9 +20,10 @@ def choose(
   """Returns the threshold that attention must reach; writes it to a file.
 
   Args:
-    workspace: of the stage; a threshold written there before is returned.
+    workspace: workspace of the stage; a threshold that its folder already
+      contains is returned.
     labeler: computes the attention.
-    num_categories: without the background.
+    num_categories: number of categories without the background.
     given: the threshold unless one is chosen; 0 if negative.
     choose_on: images with masks, on which the best threshold is chosen; None
       takes the given one.

@@ -6,8 +6,8 @@
 
 Exit status: 0 when the last stage is done; 75 when the run was asked to stop
 and everything needed to resume is saved, or another host does not answer (run
-the same command again); 2 for user errors; 141 when the reader of the output
-has closed the pipe.
+the same command again); 2 for user errors; 130 when Ctrl-C quit at once; 141
+when the reader of the output has closed the pipe.
 """
 
 import contextlib
@@ -98,9 +98,9 @@ def execute_command(program: Program, parsed: command.Command) -> None:
     stage.check_stage_settings(stages, parsed.workdir)
     model = program.load_model(parsed.config, parsed.workdir)
     if isinstance(parsed.request, export.Request):
-      export.run(model, parsed.workdir / 'export', parsed.request)
+      export.export_network(model, parsed.workdir / 'export', parsed.request)
     else:
-      predict.run(model, parsed.request)
+      predict.predict_images(model, parsed.request)
 
 
 def _dry_run_elsewhere(program: Program, parsed: command.Command) -> None:

@@ -46,13 +46,15 @@ class Context:
     self, heads: Mapping[str, Any], size: tuple[int, int]
   ) -> segmenter.Segmenter:
     """Builds the network with these heads for images of this size."""
-    return network_lib.build(self.fitted(size), heads, 'config.network')
+    return network_lib.build_network(self.fitted(size), heads, 'config.network')
 
   @property
   def size_multiple(self) -> int:
     """Returns what the sides of the network's images are multiples of."""
     encoder_only = {'tags': heads_lib.PoolHead(1)}
-    built = network_lib.build(self.network, encoder_only, 'config.network')
+    built = network_lib.build_network(
+      self.network, encoder_only, 'config.network'
+    )
     return built.encoder.size_multiple
 
   def open(

@@ -112,7 +112,7 @@ def count_workload_cost(workload: Workload) -> Cost:
     UserError: a parameter group matches nothing.
   """
   trained = workload.build(False)
-  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  state = loop.train_state_spec(trained, workload.mesh, workload.batch_spec)
   image = jax.ShapeDtypeStruct((1, *workload.image_size, 3), jnp.float32)
   step = flops.count_jaxpr_flops(_traced(workload, trained, state).jaxpr)
   return Cost(
@@ -130,7 +130,7 @@ def count_workload_cost(workload: Workload) -> Cost:
 def compile_workload_step(workload: Workload, remat: bool) -> Compiled:
   """Compiles the training step for the devices of the mesh."""
   trained = workload.build(remat)
-  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  state = loop.train_state_spec(trained, workload.mesh, workload.batch_spec)
   compiled = _traced(workload, trained, state).lower().compile()
   memory = compiled.memory_analysis()
   arguments = memory.argument_size_in_bytes
@@ -365,7 +365,7 @@ def _traced(
   workload: Workload, trained: method.Method, state: train_state.TrainState
 ) -> jax.stages.Traced:
   """Traces the training step for the mesh."""
-  step, checks = loop.build_step(
+  step, checks = loop.build_jitted_train_step(
     trained, workload.mesh, state, workload.batch_spec
   )
   return step.trace(state, checks, workload.batch_spec)

@@ -313,7 +313,7 @@ class TrainingStage(ExperimentStage):
     self.options.recipe.check(self.context.mesh, f'{self.path}.recipe')
     # Any number of classes fits.
     net = self.method(self.context, num_classes=2).segmenter
-    network_lib.check_image_size(net, self.size, self.size_path)
+    network_lib.check_network_image_size(net, self.size, self.size_path)
 
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains to the end of the recipe."""
@@ -344,11 +344,11 @@ class TrainingStage(ExperimentStage):
       evaluate_every=recipe.evaluate_every,
       best=self.best_metric and loop.BestMetric(self.best_metric),
       loaded=start.read(workspace, trained.segmenter, first.size),
-      summary=optimizers.describe(recipe.optimizer, recipe.num_steps),
+      summary=optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps),
       hparams=options.options_to_dict(self.options),
       zero_terms_until=self.zero_terms_until,
     )
-    loop.train(training, workspace, context.operation, context.mesh)
+    loop.run_training_loop(training, workspace, context.operation, context.mesh)
     folders = [workspace.directory / name for name in ('checkpoints', 'best')]
     return [
       *folders,
@@ -359,7 +359,7 @@ class TrainingStage(ExperimentStage):
   def workload(self) -> dry_run.Workload:
     """Returns the training as far as it is known without its data."""
     recipe, data = self.options.recipe, self.num_classes_from
-    notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
+    notes = [optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps)]
     num_classes = datasets.known_dataset_num_classes(data)
     if num_classes is None:
       num_classes = _ASSUMED_CLASSES

@@ -189,7 +189,9 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   ) -> tuple[int, train_state.TrainState]:
     """Reads the step and the state that are reported."""
     kept = 'best' if self.options.which == 'best' else 'checkpoints'
-    fields = checkpoint_reader.read(folder / kept, self.checkpoint_fields)
+    fields = checkpoint_reader.read_checkpoint_fields(
+      folder / kept, self.checkpoint_fields
+    )
     variables = self.select_variables(fields)
-    state = train_state.inference_state(variables, self.context.mesh)
+    state = train_state.inference_train_state(variables, self.context.mesh)
     return int(variables['step']), state

@@ -76,4 +76,4 @@ class Start:
     if not self.path:
       return None
     path = workspace.needed.get(self.path, self.folder)
-    return load.load_parts(path, self.take, net, (1, *size, 3))
+    return load.load_weight_parts(path, self.take, net, (1, *size, 3))

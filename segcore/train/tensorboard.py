@@ -214,7 +214,7 @@ class NullWriter:
     pass
 
 
-def open_writer(
+def open_tensorboard_writer(
   logdir: files.Path, step: int = 0
 ) -> SummaryWriter | NullWriter:
   """Opens the writer of this host; only host 0 writes.

@@ -53,7 +53,7 @@ Loss = Callable[
 ]
 
 
-def row_keys(rng: Array, num_rows: int) -> Array:
+def row_prng_keys(rng: Array, num_rows: int) -> Array:
   """Derives a key for each row of a global batch, on whatever device it is.
 
   Args:
@@ -247,7 +247,7 @@ class Update:
       lambda x: jnp.moveaxis(
         x.reshape(rows // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0
       ),
-      (dict(batch), row_keys(row_rng, rows)),
+      (dict(batch), row_prng_keys(row_rng, rows)),
     )
     return microbatches, keys, jnp.arange(self.accumulate)
 
@@ -281,7 +281,7 @@ class Update:
     return {name: params[name] for name in self.trained}
 
   def _transformation(self, params) -> optax.GradientTransformation:
-    return optimizers.build(
+    return optimizers.build_optimizer(
       self.optimizer, self.num_steps, self._trained(params)
     )
 

@@ -1,6 +1,8 @@
 """Reads fields of a saved training state, without the training that saved it.
 
-checkpoint_reader.read(directory / 'checkpoints', ('params', 'batch_stats'))
+fields = checkpoint_reader.read_checkpoint_fields(
+  directory / 'checkpoints', ('params', 'batch_stats')
+)
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from runtime import errors, files
 STATE = 'state'
 
 
-def read(
+def read_checkpoint_fields(
   directory: files.Path, names: Sequence[str] = ('params', 'batch_stats')
 ) -> dict[str, Any]:
   """Reads fields of the latest state in a folder of checkpoints.

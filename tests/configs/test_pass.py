@@ -102,7 +102,7 @@ def test_the_schedule_is_the_published_one():
   built = options.build_options(
     optimizers.OptimizerOptions, optimizer, 'optimizer'
   )
-  rate = optimizers.schedule(built, 200 * 251)
+  rate = optimizers.learning_rate_schedule(built, 200 * 251)
   for step in (0, 1, 25_000, 50_199):
     expected = reference.swav_learning_rate(step, 50_200)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
@@ -113,7 +113,7 @@ def test_pixel_pros_schedule():
   built = options.build_options(
     optimizers.OptimizerOptions, block.recipe.optimizer, 'optimizer'
   )
-  rate = optimizers.schedule(built, 150_300)
+  rate = optimizers.learning_rate_schedule(built, 150_300)
   for step in (0, 1, 7000, 7515, 100_000):
     expected = reference.pixpro_learning_rate(step, 150_300, 7515)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)

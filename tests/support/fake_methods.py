@@ -163,13 +163,13 @@ class TwoStream:
         'params': state.teacher_params,
         'batch_stats': state.teacher_batch_stats,
       },
-      train_state.variables(state),
+      train_state.train_state_variables(state),
     )
     return self.segmenter.apply(variables, images, heads=('logits',))['logits']
 
   def forward(self, params, batch_stats, images):
     """Applies the network in training mode; returns outputs and statistics."""
-    return method.forward(
+    return method.training_forward_pass(
       self.segmenter,
       params,
       batch_stats,
@@ -198,7 +198,7 @@ class TwoStream:
     )['logits']
     pseudo = jnp.argmax(logits, axis=-1)
     rng = jax.random.fold_in(state.rng, state.step)
-    keys = update_lib.row_keys(rng, len(images))
+    keys = update_lib.row_prng_keys(rng, len(images))
     brightness = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
     images = batch_lib.join_batch_rows(
       [
@@ -292,7 +292,9 @@ class TwoStream:
     )
 
   def _update(self, state, gradient, batch_stats):
-    tx = optimizers.build(self.optimizer, self.num_steps, state.params)
+    tx = optimizers.build_optimizer(
+      self.optimizer, self.num_steps, state.params
+    )
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     return state.replace(
       step=state.step + 1,
@@ -396,9 +398,9 @@ class MultiView:
     return state.replace(queue=queue, count=count), {'loss': total}
 
   def predict(self, state, images):
-    return self.segmenter.apply(train_state.variables(state), images)[
-      'embedding'
-    ]
+    return self.segmenter.apply(
+      train_state.train_state_variables(state), images
+    )['embedding']
 
   def embed(self, params, batch_stats, batch):
     """Embeds all views, the large ones first.
@@ -635,7 +637,7 @@ def train(
   )
   workspace = workspace_lib.Workspace(directory, {}, 'digest')
   operation = loop.OperationOptions(log_every=1, save_every=3)
-  return loop.train(training, workspace, operation, mesh)
+  return loop.run_training_loop(training, workspace, operation, mesh)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from u2pl import main as u2pl_main
 
 
 def train_stage(source, options):
-  config = config_file.load(
+  config = config_file.load_config(
     f'{runs.ROOT}/configs/u2pl_folder.py:source={source},ignore=255,'
     f'val_fraction=0.4,{options}'
   )

@@ -32,8 +32,8 @@ class HeadOptions:
   """Options of the heads of student and teacher.
 
   Attributes:
-    kind: of the logits: 'blocks' of convolution, norm and ReLU at a quarter of
-      the resolution, or a single 'conv' at full resolution.
+    kind: kind of the head 'logits': 'blocks' of convolution, norm and ReLU at a
+      quarter of the resolution, or a single 'conv' at full resolution.
     width: channels of the blocks, of logits and representations.
     representation: D, channels of a representation; its map has stride 4.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
@@ -54,13 +54,14 @@ class TrainOptions(data_lib.LabeledData):
       images are left out of either.
     unlabeled_data: data set of that split; None for `data`.
     learn: the losses and the teacher.
-    heads: of the network.
+    heads: options of the network's heads.
     start: parameters of encoder and decoder before step 0, for student and
       teacher.
     crop: name and fields of a crop (see `transforms.CROPS`), for both streams.
     flips: directions of random flips.
-    steps_per_epoch: of the unlabeled images; warm-up, copying of the teacher
-      and the share of unreliable pixels are counted in epochs.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once; warm-up, copying of the teacher and the share of unreliable pixels
+      are counted in epochs.
     recipe: images of each of the two streams, number of steps, optimizer.
   """
 
@@ -235,7 +236,7 @@ class TrainStage(experiment_stage.TrainingStage):
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
     )
-    return evaluator.combine_summaries(evaluate, panel)
+    return evaluator.combine_evaluation_summaries(evaluate, panel)
 
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams

@@ -72,7 +72,7 @@ LAYOUTS = (
 )
 
 
-def translate(
+def translate_google_weights(
   flat: Mapping[str, Shaped[np.ndarray, '...']],
 ) -> dict[str, Any] | None:
   """Translates the weights of a known family to the names of this project.

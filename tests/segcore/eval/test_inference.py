@@ -288,7 +288,9 @@ def test_scores_are_upsampled_as_in_training_of_u2pl():
   scores = label_maps.method.predict(
     STATE, batch_lib.batch_images_to_symmetric(images)
   )
-  expected = jnp.argmax(pseudo_labels.upsample(scores, (33, 49)), axis=-1)
+  expected = jnp.argmax(
+    pseudo_labels.upsample_teacher_scores(scores, (33, 49)), axis=-1
+  )
   labels = predict(label_maps, [image])[0]
   np.testing.assert_array_equal(labels, expected[0])
   label = jax.jit(functools.partial(label_maps.label, STATE))

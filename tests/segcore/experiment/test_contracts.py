@@ -393,14 +393,14 @@ class Experiment:
 
   def cluster(self, place):
     self.log.append('cluster')
-    result = load.read_variables(place.needed['represent'])
+    result = load.read_weight_variables(place.needed['represent'])
     predictions = evaluator_lib.Predictions(
       split=self.split,
       predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
       batch_size=8,
       mesh=self.mesh,
     )
-    pairs = predictions(train_state.inference_state(result, self.mesh))
+    pairs = predictions(train_state.inference_train_state(result, self.mesh))
     rows = {example['id'].decode(): row for row, example in pairs}
     output = place.directory / 'clusters.npz'
     if self.breaks == 'cluster':
@@ -418,7 +418,7 @@ class Experiment:
     decode = transforms.Decode(fakes.NUM_CLASSES)
     labels = transforms.Compose((decode, ClusterLabels(clusters)))
     self.batches = fakes.make_two_stream_loader(self.split, labels, self.split)
-    self.loaded = load.load_parts(
+    self.loaded = load.load_weight_parts(
       place.needed['represent'],
       ('encoder',),
       fakes.two_stream().segmenter,
@@ -518,7 +518,9 @@ def test_changed_clusters_are_not_built_upon(experiment, tmp_path):
 def test_other_fields_of_a_state_can_be_read(whole):
   folder, state = whole['two_stream']
   names = ('teacher_params', 'teacher_batch_stats')
-  result = checkpoint_reader.read(folder / 'checkpoints', names)
+  result = checkpoint_reader.read_checkpoint_fields(
+    folder / 'checkpoints', names
+  )
   assert_same(result['teacher_params'], state.teacher_params)
   assert_same(result['teacher_batch_stats'], state.teacher_batch_stats)
 
@@ -611,7 +613,7 @@ def test_every_image_is_evaluated_once():
   split = fakes.labeled_split(SIZES)
   for num_devices in (1, 8):
     mesh = mesh_of(num_devices)
-    state = train_state.inference_state({'params': {}}, mesh)
+    state = train_state.inference_train_state({'params': {}}, mesh)
     predictor = Drawn(lambda images: images[..., 0])
     seen = evaluator(split, predictor, Seen(), mesh)(state).values
     expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
@@ -634,7 +636,7 @@ def test_919_classes_survive(tmp_path):
 
   matrix = metrics.ConfusionMatrix.empty(919)
   mesh = mesh_of()
-  state = train_state.inference_state({'params': {}}, mesh)
+  state = train_state.inference_train_state({'params': {}}, mesh)
   values = evaluator(split, Drawn(predict), matrix, mesh)(state).values
   np.testing.assert_array_equal(values['iou'], np.ones(919))
 

@@ -84,7 +84,7 @@ def test_parts_of_a_batch_cost_what_the_batch_costs(whole):
 
 def test_what_a_device_keeps(whole):
   plan = plan_of(trained=segmenter.SUBMODULES)
-  both = loop.state_spec(plan.build(False), plan.mesh, plan.batch_spec)
+  both = loop.train_state_spec(plan.build(False), plan.mesh, plan.batch_spec)
   size = sum(whole.parameters.values())
   # Parameters and two moments of Adam, then step, Adam's step, the schedule's
   # step and a key of two.
