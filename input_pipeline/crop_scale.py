@@ -2,7 +2,7 @@
 
   fitted = FittedCrop().fit(split_sizes, counts.objects)
   fitted.crop             # an InceptionCrop for these images
-  fitted.reason           # why, in words
+  fitted.source           # what it was chosen from, in words
 
 Crops have the shape of the images and a size that a CPU can train on. They show
 most of an image, unless its objects would become too small: then they show a
@@ -36,11 +36,11 @@ class FittedScale(NamedTuple):
 
   Attributes:
     crop: the crop.
-    reason: what it was chosen from, in words.
+    source: what it was chosen from, in words.
   """
 
   crop: transforms.InceptionCrop
-  reason: str
+  source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,8 @@ class FittedCrop:
 
   def fit(
     self,
-    sizes: Sequence[tuple[int, int]],
-    objects: Sequence[int] = (),
+    sizes: Sequence[tuple[int, int]] | np.ndarray,
+    objects: Sequence[int] | np.ndarray = (),
   ) -> FittedScale:
     """Chooses the crop.
 
@@ -96,7 +96,7 @@ class FittedCrop:
       height, width = np.median(np.asarray(sizes), axis=0).tolist()
       median = height, width
     size = self.size if any(self.size) else self._choose_size(median)
-    smallest = object_sizes.quantile(objects, _SMALL_OBJECTS)
+    smallest = object_sizes.share_quantile(objects, _SMALL_OBJECTS)
     area = self.area
     if not any(area):
       area = self._choose_area(size, median, smallest)
@@ -105,7 +105,7 @@ class FittedCrop:
     return FittedScale(crop, _describe(median, smallest))
 
   def _choose_size(self, median: tuple[float, float] | None) -> tuple[int, int]:
-    """Returns a size of about `num_pixels` pixels in the shape of the images."""
+    """Returns a size of about `num_pixels`, in the shape of the images."""
     height, width = median or (1.0, 1.0)
     aspect = min(max(width / height, 1 / _MAX_ASPECT), _MAX_ASPECT)
     sides = (
@@ -137,13 +137,13 @@ class FittedCrop:
     return round(_LEAST_AREA * high, 3), high
 
 
-def short_side(crop: transforms.InceptionCrop) -> int:
+def training_short_side(crop: transforms.InceptionCrop) -> int:
   """Computes the short side of whole images at the scale of training crops.
 
   At this side an image has as many pixels, compared with a crop, as if the crop
   showed the mean of its range of areas.
 
-  >>> short_side(transforms.InceptionCrop((96, 144), (0.4, 1.0)))
+  >>> training_short_side(transforms.InceptionCrop((96, 144), (0.4, 1.0)))
   115
   """
   mean_area = sum(crop.area) / 2

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
 from input_pipeline.builders import base, class_list, shards
-from input_pipeline.sources import audit, fingerprints, records
+from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors, files, progress, threads
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
@@ -413,6 +413,14 @@ def open_dataset_split(
       shards.split_index_path(pathlib.Path(data_set.data_dir), split)
     ),
   )
+
+
+def read_split_counts(
+  options: DataOptions, split: str, data_dir: str = ''
+) -> class_counts.ClassCounts:
+  """Reads the counts of a split of a prepared data set."""
+  folder = pathlib.Path(dataset_builder(options, data_dir).data_dir)
+  return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
 def open_image_folder(

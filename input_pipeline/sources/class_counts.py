@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.sources import records
+from input_pipeline.sources import object_sizes, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +20,20 @@ class ClassCounts:
     pixels: number of labeled pixels of each class, [C].
     images: number of images in which each class occurs, [C].
     ignored: number of pixels without a class.
+    objects: histogram of the sizes of objects (see `object_sizes`); empty where
+      it was not measured.
   """
 
   num_images: int
   pixels: tuple[int, ...] = ()
   images: tuple[int, ...] = ()
   ignored: int = 0
+  objects: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'ClassCounts':
     """Builds counts from `dataclasses.asdict(counts)` as read from JSON."""
-    lists = {name: tuple(fields[name]) for name in ('pixels', 'images')}
+    lists = {n: tuple(v) for n, v in fields.items() if isinstance(v, list)}
     return cls(**{**fields, **lists})
 
   @property
@@ -46,6 +49,7 @@ class CountAccumulator:
     self._num_images = 0
     self._pixels = np.zeros(num_classes + 1, np.int64)  # The last: ignored.
     self._images = np.zeros(num_classes, np.int64)
+    self._objects = np.zeros(object_sizes.NUM_BINS, np.int64)
 
   def add(self, sample: records.Sample) -> None:
     """Adds the label and the tags of a sample."""
@@ -57,6 +61,9 @@ class CountAccumulator:
       pixels = np.bincount(ids.ravel(), minlength=num_classes + 1)
       self._pixels += pixels
       present |= pixels[:num_classes] > 0
+      self._objects += object_sizes.share_histogram(
+        object_sizes.object_shares(sample.label)
+      )
     present[list(sample.tags)] = True
     self._images += present
 
@@ -65,6 +72,8 @@ class CountAccumulator:
     self._num_images += counts.num_images
     self._pixels += np.array((*counts.pixels, counts.ignored), np.int64)
     self._images += np.array(counts.images, np.int64)
+    if counts.objects:
+      self._objects += np.array(counts.objects, np.int64)
 
   def counts(self) -> ClassCounts:
     """Returns the counts of all samples so far."""
@@ -73,6 +82,7 @@ class CountAccumulator:
       pixels=tuple(self._pixels[:-1].tolist()),
       images=tuple(self._images.tolist()),
       ignored=int(self._pixels[-1]),
+      objects=tuple(self._objects.tolist()),
     )
 
 

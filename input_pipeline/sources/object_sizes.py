@@ -35,13 +35,17 @@ def object_shares(label: Int16[np.ndarray, 'H W']) -> list[float]:
   return shares
 
 
-def histogram(shares: Sequence[float]) -> Int64[np.ndarray, 'B']:
+def share_histogram(
+  shares: Sequence[float] | np.ndarray,
+) -> Int64[np.ndarray, 'B']:
   """Counts shares by bin."""
   bins = [min(int(-2 * math.log2(s)), NUM_BINS - 1) for s in shares]
   return np.bincount(bins, minlength=NUM_BINS).astype(np.int64)
 
 
-def quantile(counts: Sequence[int], fraction: float) -> float | None:
+def share_quantile(
+  counts: Sequence[int] | np.ndarray, fraction: float
+) -> float | None:
   """Returns the share below which a fraction of the objects is.
 
   Args:
@@ -51,7 +55,7 @@ def quantile(counts: Sequence[int], fraction: float) -> float | None:
   Returns:
     The middle of a bin, on a logarithmic scale; None without objects.
 
-  >>> round(quantile(histogram([0.01, 0.04, 0.5]), 0.5), 3)
+  >>> round(share_quantile(share_histogram([0.01, 0.04, 0.5]), 0.5), 3)
   0.037
   """
   if not sum(counts):

@@ -37,14 +37,13 @@ class Group(NamedTuple):
 
   Attributes:
     padded_size: (height, width) to which each image is padded.
-    input_sizes: (height, width) of the network's input for each view.
-    resized_size: (height, width) to which each image is padded after it was
-      resized; (0, 0) where images are not resized.
+    input_sizes: (height, width) of the network's input for each view; before
+      them, where a protocol resizes images to a short side, the size to which
+      each image is padded after that.
   """
 
   padded_size: tuple[int, int]
   input_sizes: tuple[tuple[int, int], ...]
-  resized_size: tuple[int, int] = (0, 0)
 
 
 @runtime_checkable
@@ -196,17 +195,19 @@ class LabelMaps:
     if not self.protocol.short_side:
       return Group(padded_size, input_sizes)
     resized_size = _round_up(self.protocol.resized_size(size), self.multiple)
-    return Group(padded_size, input_sizes, resized_size)
+    return Group(padded_size, (resized_size, *input_sizes))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
     """Stacks padded images and packs the maps of each view."""
+    input_sizes = group.input_sizes
     if self.protocol.short_side:
+      resized_size, *input_sizes = input_sizes
       resized = [
         image if image is None else self._resize(image) for image in images
       ]
-      inputs = {'images': stack_padded_images(resized, group.resized_size)}
+      inputs = {'images': stack_padded_images(resized, resized_size)}
     else:
       inputs = {'images': stack_padded_images(images, group.padded_size)}
     if self.protocol.is_single_view:
@@ -218,7 +219,7 @@ class LabelMaps:
     ]
     packed = []
     read_taps, write_taps = self.protocol.max_taps
-    for i, (h, w) in enumerate(group.input_sizes):
+    for i, (h, w) in enumerate(input_sizes):
       of_images = [v and v[i] for v in views]
       packed.append(
         {
@@ -285,7 +286,7 @@ class LabelMaps:
     resized_size = self._symbolic_resized_size(size)
     padded_size = self._padded_size(size)
     if self.protocol.short_side:
-      images = resize.antialiased_uint8(images, resized_size)
+      images = resize.resize_antialiased_uint8(images, resized_size)
       padded_size = _round_up(resized_size, self.multiple)
     scores = self._scores(
       state,
@@ -317,7 +318,7 @@ class LabelMaps:
     inputs = self.prepare([np.zeros((*size, 3), np.uint8)], self.group(size))
     if self.protocol.short_side:
       resized_size = self.protocol.resized_size(size)
-      images = resize.antialiased_uint8(images, resized_size)
+      images = resize.resize_antialiased_uint8(images, resized_size)
     stacked_size = inputs['images'].shape[1:3]
     inputs['images'] = _pad_on_device(images, stacked_size)
     return self(state, inputs)[:, : size[0], : size[1]]
