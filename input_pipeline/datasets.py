@@ -46,6 +46,9 @@ _BUILDERS = {
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
 
+# Data sets that are a user's own folder.
+_FOLDERS = ('image_folder', 'image_mask_folder')
+
 # Reports that this process has printed: a run opens a data set several times,
 # but reports its skipped files once.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
@@ -123,6 +126,8 @@ class Split:
     label_kinds: kinds of label of its records: 'label', 'tags'.
     records: by index; encoded, see sources/records.py.
     index: names, sizes and hashes of the images.
+    folder: of the images, if ids are paths in it, with `{split}` for the first
+      part of the ids; '' if ids are official names.
   """
 
   name: str
@@ -132,6 +137,7 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
+  folder: str = ''
 
   def __len__(self) -> int:
     return len(self.records)
@@ -196,7 +202,7 @@ def builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   if name == 'shapes':
     return cls(**kwargs)
   source = options.source or _default_source(name)
-  if name in ('image_folder', 'image_mask_folder'):
+  if name in _FOLDERS:
     return cls(_folder_options(module, options, source), **kwargs)
   return cls(source=source, **kwargs)
 
@@ -389,6 +395,7 @@ def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
     index=fingerprints.ImageIndex.read(
       shards.index_path(pathlib.Path(data_set.data_dir), split)
     ),
+    folder=_images_folder(options),
   )
 
 
@@ -449,6 +456,15 @@ def open_folder(
 
 def _index_example(example: audit.Example) -> fingerprints.ImageIndex:
   return fingerprints.ImageIndex.from_sample(audit.read_example(example))
+
+
+def _images_folder(options: DataOptions) -> str:
+  """Returns the path of the images of a folder; '' for other data sets."""
+  name = options.name.partition('/')[0]
+  if name not in _FOLDERS:
+    return ''
+  source = pathlib.Path(options.source or _default_source(name)).expanduser()
+  return os.path.abspath(source / options.images)
 
 
 def _default_source(name: str) -> str:
