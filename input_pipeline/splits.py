@@ -28,13 +28,14 @@ class Subset:
   Attributes:
     labels: number of labeled images; 0 if `fraction` or `list` determines it.
       With `list` it must be the list's length.
-    fraction: of the images, in (0, 1]; rounded half up, at least one image.
-    seed: of the selection, which is the same for every method, so that their
-      runs are paired.
-    run: selects another subset for the same seed.
+    fraction: fraction of the images that is labeled, in (0, 1]; the number of
+      images is rounded half up and at least 1.
+    seed: seed of the selection, which is the same for every method, so that the
+      runs of several methods are paired.
+    run: number of the selection; each number is another draw for one seed.
     nested: whether smaller subsets of a seed and run are part of larger ones;
       else every number of images is a new draw.
-    list: file that names the labeled images, one per line, as U2PL's
+    list: path of a file that names the labeled images, one per line, as U2PL's
       `labeled.txt`: a name or a path, with or without suffix. Folders count:
       `bochum/000.jpg` is not the image `aachen/000`.
     held_out: number of images that are neither labeled nor trained on, for
@@ -50,7 +51,9 @@ class Subset:
   held_out: int = 0
 
   def __post_init__(self):
-    options_lib.check_range(self, 'seed', 'run', 'labels', 'held_out', least=0)
+    options_lib.check_options_in_range(
+      self, 'seed', 'run', 'labels', 'held_out', least=0
+    )
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: expected (0, 1], got {self.fraction}')
     if self.fraction != 1.0:
@@ -68,13 +71,13 @@ class Subset:
 
     Args:
       ids: names of all images.
-      folder: of the images, as in `read_list`.
+      folder: folder of the images, as in `read_image_list`.
 
     Raises:
       UserError: there are fewer images than labels, or the list has an error.
     """
     if self.list:
-      indices = read_list(self.list, ids, folder)
+      indices = read_image_list(self.list, ids, folder)
       if self.labels not in (0, len(indices)):
         raise errors.UserError(
           f'list: expected {self.labels} images as labels={self.labels}, got '
@@ -90,7 +93,7 @@ class Subset:
 
     Args:
       ids: names of all images.
-      folder: of the images, as in `read_list`.
+      folder: folder of the images, as in `read_image_list`.
 
     Raises:
       UserError: `held_out` is 0, or there are too few images.
@@ -101,7 +104,7 @@ class Subset:
       )
     order = self._order(ids)
     if self.list:
-      order = order[~np.isin(order, read_list(self.list, ids, folder))]
+      order = order[~np.isin(order, read_image_list(self.list, ids, folder))]
     if self.held_out > len(order):
       raise errors.UserError(
         f'held_out: expected at most {len(order)}, the images that are not '
@@ -120,7 +123,7 @@ class Subset:
     return rng.permutation(len(ids))
 
   def _count(self, num_images: int) -> int:
-    """Returns the number of labeled images."""
+    """Computes the number of labeled images."""
     available = num_images - self.held_out
     # 50 · 0.29 is 14.499999999999998 in floating point, and must count as 14.5.
     exact = round(num_images * self.fraction, 6)
@@ -136,34 +139,34 @@ class Subset:
     return count
 
 
-def repeat_to_length(
+def repeat_images_to_length(
   num_images: int, length: int, seed: int
 ) -> Int[np.ndarray, 'length']:
-  """Returns sorted indices of images, each about equally often.
+  """Repeats images to a given number; returns their sorted indices.
 
-  The images are repeated until there are at least `length` entries, of which
-  `length` are drawn without replacement (spec U2PL §5.2).
+  All images are repeated equally often until there are at least `length`
+  entries, of which `length` are drawn without replacement (spec U2PL §5.2).
 
   Args:
     num_images: number of different images.
-    length: number of indices.
-    seed: of the draw.
+    length: number of indices to return.
+    seed: seed of the draw.
   """
   times = -(-length // num_images)
   entries = np.random.default_rng(seed).permutation(times * num_images)
   return np.sort(entries[:length] % num_images)
 
 
-def read_list(
+def read_image_list(
   path: str, ids: Sequence[str], folder: str = ''
 ) -> Int[np.ndarray, 'listed']:
   """Reads a list of images and returns their sorted indices.
 
   Args:
-    path: of a text file with an image per line: its id, the last parts of it,
-      or the path of its file. What follows as a second column is ignored if it
-      is another file of the same name, as in `JPEGImages/a.jpg labels/a.png`.
-    ids: of all images.
+    path: path of a text file with one image per line: its id, the last parts of
+      its id, or the path of its file. A second column is ignored if it is a
+      file of the same name, as in `JPEGImages/a.jpg labels/a.png`.
+    ids: ids of all images of the split.
     folder: path of the folder of the images, with `{split}` if ids begin with
       their split; '' if ids are official names, whatever the folders.
 
@@ -190,20 +193,24 @@ def read_list(
     else:
       entry_of[matches[0]] = entry
   if problems:
-    raise errors.UserError(errors.join(problems))
+    raise errors.UserError(errors.format_problem_lines(problems))
   return np.array(sorted(entry_of))
 
 
 def _read_lines(path: str) -> list[str]:
   """Reads the lines of a list that are not empty."""
   try:
-    text = text_files.decode(pathlib.Path(path).expanduser().read_bytes())
+    text = text_files.decode_text_file(
+      pathlib.Path(path).expanduser().read_bytes()
+    )
   except OSError as error:
     raise errors.UserError(
-      errors.one_line(f'list: cannot read {path}: {error}')
+      errors.format_on_one_line(f'list: cannot read {path}: {error}')
     ) from error
   except errors.UserError as error:
-    raise errors.UserError(errors.one_line(f'list: {path} {error}')) from error
+    raise errors.UserError(
+      errors.format_on_one_line(f'list: {path} {error}')
+    ) from error
   entries = [line.strip() for line in text.split('\n') if line.strip()]
   if not entries:
     raise errors.UserError(
@@ -220,8 +227,8 @@ def _find(index: image_ids.IdIndex, entry: str) -> Sequence[int]:
   matches = index.find(first)
   for other in others:
     # Of another image, it would be a second one on the line.
-    if image_ids.name_of(other) != image_ids.name_of(first) and (
-      not image_ids.has_suffix(other) or index.find(other)
+    if image_ids.image_name(other) != image_ids.image_name(first) and (
+      not image_ids.has_image_suffix(other) or index.find(other)
     ):
       return []
   return matches
@@ -248,10 +255,14 @@ def _describe(
   return 'no image of the split'
 
 
-def evenly_spaced(count: int, max_length: int) -> list[int]:
-  """Returns at most `max_length` of `count` positions, evenly spaced.
+def evenly_spaced_image_indices(count: int, max_length: int) -> list[int]:
+  """Chooses evenly spaced images; returns their indices, from 0.
 
-  >>> evenly_spaced(10, 3)
+  Args:
+    count: number of images.
+    max_length: largest number of indices to return.
+
+  >>> evenly_spaced_image_indices(10, 3)
   [0, 4, 9]
   """
   return np.linspace(0, count - 1, min(count, max_length)).astype(int).tolist()

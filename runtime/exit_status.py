@@ -12,8 +12,8 @@ INTERRUPTED = 130  # 128 + SIGINT, after Ctrl-C.
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a process it ended.
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-  """Runs `main` and ends this process with the exit status it returns.
+def exit_with_status(main: Callable[[], int]) -> NoReturn:
+  """Runs `main` and ends this process with the exit status that it returns.
 
   When the reader of standard output closes it (`… --dry_run | head`), the
   process ends without a message and with exit status 141.
@@ -32,7 +32,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _is_closed_by_reader(descriptor: int) -> bool:
-  """Returns whether this is a pipe or socket whose other end is closed."""
+  """Returns whether the other end of a pipe or socket is closed."""
   poll = select.poll()
   poll.register(descriptor, 0)  # POLLERR is reported even if not asked for.
   return bool(poll.poll(0))

@@ -22,9 +22,10 @@ class ClassList:
   """The classes of masks, and the values and colors that stand for them.
 
   Attributes:
-    names: of each class id.
-    values: of each class id in palette and gray masks.
-    colors: of each class id in RGB masks; empty if the list has no colors.
+    names: name of each class id.
+    values: value of each class id in palette and gray masks.
+    colors: color of each class id in RGB masks; empty if the list has no
+      colors.
     ignored_values: values of pixels without a class.
     ignored_colors: colors of pixels without a class.
     notes: what a user should know of how the list was read, a sentence each.
@@ -44,26 +45,28 @@ class ClassList:
       UserError: the mask is damaged or has other values or colors; the message
         does not name the file.
     """
-    pixels = masks.read_pixels(file)
+    pixels = masks.read_mask_pixels(file)
     if pixels.ndim == 2:
-      return masks.make_table(self.values, self.ignored_values).apply(pixels)
+      return masks.make_code_table(self.values, self.ignored_values).apply(
+        pixels
+      )
     if not self.colors:
       raise errors.UserError(
         'expected values, as the class list has no colors, got an RGB mask: '
         'write the lines of the list as `name R,G,B`, or save the mask with a '
         'palette'
       )
-    table = masks.make_table(
-      map(masks.encode_color, self.colors),
-      map(masks.encode_color, self.ignored_colors),
+    table = masks.make_code_table(
+      map(masks.encode_mask_color, self.colors),
+      map(masks.encode_mask_color, self.ignored_colors),
       self.names,
     )
     # `encode_color` of all pixels at once.
     return table.apply(pixels.astype(np.int32) @ [1 << 16, 1 << 8, 1])
 
 
-def parse_color(text: str) -> masks.Color:
-  """Parses 'R,G,B' or '#rrggbb'.
+def parse_class_color(text: str) -> masks.Color:
+  """Parses a color: 'R,G,B' or '#rrggbb'.
 
   Raises:
     UserError: the text has another form.
@@ -71,7 +74,7 @@ def parse_color(text: str) -> masks.Color:
   text = text.strip()
   if re.fullmatch(_COLOR, text):
     if text.startswith('#'):
-      return masks.decode_color(int(text[1:], 16))
+      return masks.decode_mask_color(int(text[1:], 16))
     red, green, blue = (int(part) for part in text.split(','))
     if max(red, green, blue) <= 255:
       return red, green, blue
@@ -80,8 +83,14 @@ def parse_color(text: str) -> masks.Color:
   )
 
 
-def parse_ignore(text: str) -> int | masks.Color | None:
-  """Parses `ignore` of a command line: '', '255', '255,255,255', '#ffffff'.
+def parse_ignored_mask_value(text: str) -> int | masks.Color | None:
+  """Parses the value or color of ignored pixels: '255' or '#ffffff'.
+
+  Args:
+    text: '' if no pixels are ignored, or a value, or a color.
+
+  Returns:
+    The value, the color, or None for ''.
 
   Raises:
     UserError: the text has another form.
@@ -92,7 +101,7 @@ def parse_ignore(text: str) -> int | masks.Color | None:
   if re.fullmatch(r'\d+', text):
     return int(text)
   try:
-    return parse_color(text)
+    return parse_class_color(text)
   except errors.UserError:
     raise errors.UserError(
       'ignore: expected a value as 255, or a color as 255,255,255 or #ffffff, '
@@ -100,7 +109,7 @@ def parse_ignore(text: str) -> int | masks.Color | None:
     ) from None
 
 
-def read_classes(
+def read_class_list(
   path: pathlib.Path, ignore: int | masks.Color | None = None
 ) -> ClassList:
   """Reads a class list: `name`, `name R,G,B` or `name #rrggbb` per line.
@@ -111,11 +120,16 @@ def read_classes(
   or color is `ignore` is not a class; the class ids of the lines below it are
   one less.
 
+  Args:
+    path: path of the text file.
+    ignore: value or color of pixels without a class; None if there are none.
+
   Raises:
-    UserError: the file cannot be read, or a line is wrong, which is named.
+    UserError: the file cannot be read, or a line is wrong; the message names
+      the line.
   """
   try:
-    text = text_files.decode(path.read_bytes())
+    text = text_files.decode_text_file(path.read_bytes())
   except OSError as error:
     reason = error.strerror or error
     raise errors.UserError(
@@ -125,7 +139,7 @@ def read_classes(
   except errors.UserError as error:
     raise errors.UserError(f'classes: {path} {error}') from error
   try:
-    entries, note = class_list_forms.parse(text)
+    entries, note = class_list_forms.parse_class_list(text)
     lines = _read_lines(entries)
   except errors.UserError as error:
     raise errors.UserError(f'classes: {path}, {error}') from error
@@ -154,9 +168,9 @@ def _read_lines(entries: Sequence[class_list_forms.Entry]) -> list[_Line]:
   colors: set[masks.Color] = set()
   for position, entry in enumerate(entries):
     where = f'line {entry.line}'
-    name = image_ids.normalize(entry.name)
+    name = image_ids.compose_unicode(entry.name)
     try:
-      color = parse_color(entry.color) if entry.color else None
+      color = parse_class_color(entry.color) if entry.color else None
     except errors.UserError as error:
       raise errors.UserError(f'{where}: {error}') from error
     value = position if entry.value is None else entry.value
@@ -171,7 +185,7 @@ def _read_lines(entries: Sequence[class_list_forms.Entry]) -> list[_Line]:
     if color in colors:
       raise errors.UserError(
         f'{where}: expected another color for each class, got '
-        f'{masks.format_color(color)} twice'
+        f'{masks.format_mask_color(color)} twice'
       )
     if lines and (color is None) != (lines[0].color is None):
       raise errors.UserError(
@@ -199,7 +213,7 @@ def _make_class_list(
   if isinstance(ignore, tuple) and not has_colors:
     raise errors.UserError(
       f'ignore: expected a value, as {path} has no colors, got the color '
-      f'{masks.format_color(ignore)}'
+      f'{masks.format_mask_color(ignore)}'
     )
   kept, ignored = [], []
   for line in lines:
@@ -225,7 +239,9 @@ def _make_class_list(
     colors=tuple(line.color for line in kept if line.color),
     ignored_values=tuple(values),
     ignored_colors=tuple(colors),
-    notes=tuple(map(errors.one_line, [*notes, *_ignored_notes(path, ignored)])),
+    notes=tuple(
+      map(errors.format_on_one_line, [*notes, *_ignored_notes(path, ignored)])
+    ),
   )
 
 

@@ -1,6 +1,7 @@
 """The forms in which tools write class lists.
 
-  entries, note = parse('# label:color_rgb:parts:actions\nsky:0,0,9::\n')
+  text = '# label:color_rgb:parts:actions\nsky:0,0,9::\n'
+  entries, note = parse_class_list(text)
   entries  # [Entry(line=2, name='sky', color=(0, 0, 9))]
   note     # "is read as CVAT's labelmap: NAME:R,G,B:parts:actions"
 
@@ -73,7 +74,7 @@ Lines = Sequence[tuple[int, str]]
 Form = Callable[[Lines], tuple[list[Entry], str] | None]
 
 
-def parse(text: str) -> tuple[list[Entry], str]:
+def parse_class_list(text: str) -> tuple[list[Entry], str]:
   """Parses the text of a class list.
 
   Returns:

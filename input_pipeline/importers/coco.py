@@ -23,13 +23,13 @@ _NOTES = (
 )
 
 
-def read(path: pathlib.Path) -> regions.Annotations:
+def read_coco(path: pathlib.Path) -> regions.Annotations:
   """Reads a COCO file with `images`, `annotations` and `categories`.
 
   Raises:
     UserError: the file cannot be read, or an annotation is wrong.
   """
-  content = read_json(path)
+  content = read_json_object(path)
   tables = [content.get(k) for k in ('images', 'annotations', 'categories')]
   if not all(isinstance(table, list) for table in tables):
     raise errors.BadFile(
@@ -73,13 +73,13 @@ def read(path: pathlib.Path) -> regions.Annotations:
     notes.append(f'coco: {crowds:,} crowds (iscrowd) are ignored')
   return regions.Annotations(
     annotated,
-    tuple(filter(None, map(regions.class_of, labels.values()))),
+    tuple(filter(None, map(regions.class_of_label, labels.values()))),
     tuple(notes),
     tuple(other_shapes),
   )
 
 
-def read_json(path: pathlib.Path) -> Mapping[str, Any]:
+def read_json_object(path: pathlib.Path) -> Mapping[str, Any]:
   """Reads a file that holds a JSON object.
 
   Raises:
@@ -129,7 +129,7 @@ def _read_image(
         f'{where}: category {annotation["category_id"]} is not among '
         '`categories`'
       )
-    label = regions.class_of(labels[annotation['category_id']])
+    label = regions.class_of_label(labels[annotation['category_id']])
     crowd = bool(annotation.get('iscrowd'))
     if not annotation.get('segmentation'):
       other_shapes.append(f'a box of {label!r} in {image["file_name"]}')
@@ -172,11 +172,11 @@ def _read_region(
   if isinstance(counts, str):
     bitmap = {'size': [*size], 'counts': counts.encode()}
   else:  # Lengths of the runs in columns.
-    bitmap = regions.encode_bitmap(decode_runs(counts, size[::-1]).T)
+    bitmap = regions.encode_bitmap(decode_run_lengths(counts, size[::-1]).T)
   return regions.Region(label, bitmap=bitmap)
 
 
-def decode_runs(counts: Any, size: tuple[int, int]) -> np.ndarray:
+def decode_run_lengths(counts: Any, size: tuple[int, int]) -> np.ndarray:
   """Decodes the lengths of runs in rows, of which the first is outside.
 
   Args:

@@ -1,7 +1,8 @@
 """Writes the masks and the class list of a folder from annotations.
 
   options = ImportOptions('coco', 'instances.json')
-  lines = convert(options, folder)  # What was written, for the user.
+  result = convert_annotations(options, folder)
+  result.lines  # What was read and written, for the user.
 
 Masks are PNG files of values in the folder of the masks, beside a marker file
 that lists them: masks of other origin are never overwritten.
@@ -22,7 +23,11 @@ from input_pipeline.importers import coco, cvat, labelme, regions
 from input_pipeline.sources import audit, image_ids, masks
 from runtime import errors, files, progress, threads
 
-READERS = {'coco': coco.read, 'labelme': labelme.read, 'cvat': cvat.read}
+READERS = {
+  'coco': coco.read_coco,
+  'labelme': labelme.read_labelme,
+  'cvat': cvat.read_cvat,
+}
 # The kind of data set that is made, and where its parts are by default.
 DATA_SET = 'image_mask_folder'
 DEFAULTS = {'images': 'images', 'masks': 'masks', 'classes': 'classes.txt'}
@@ -118,7 +123,7 @@ class _Values:
   ignored: int
 
 
-def convert(options: ImportOptions, folder: Folder) -> Result:
+def convert_annotations(options: ImportOptions, folder: Folder) -> Result:
   """Writes a mask for each annotated image, and the class list.
 
   Raises:
@@ -153,7 +158,7 @@ def convert(options: ImportOptions, folder: Folder) -> Result:
     )
   if empty:
     lines.append(f'{options.tool}: {empty:,} regions cover no pixel')
-  return Result(values.ignored, tuple(map(errors.one_line, lines)))
+  return Result(values.ignored, tuple(map(errors.format_on_one_line, lines)))
 
 
 def _find(options: ImportOptions, folder: Folder) -> pathlib.Path:
@@ -166,7 +171,7 @@ def _find(options: ImportOptions, folder: Folder) -> pathlib.Path:
 
 
 def _describe_other_shapes(shapes: Sequence[str]) -> str:
-  return errors.join(
+  return errors.format_problem_lines(
     [
       f'annotations: expected regions, got {len(shapes):,} boxes, lines or '
       'points, which have no pixels of a class: draw regions, or leave these '
@@ -180,7 +185,7 @@ def _match_images(
   annotated: Sequence[regions.AnnotatedImage], images: pathlib.Path
 ) -> dict[str, regions.AnnotatedImage]:
   """Returns the annotations of images by their ids, sorted."""
-  ids = [example.id for example in audit.list_examples(images).examples]
+  ids = [example.id for example in audit.list_image_examples(images).examples]
   index = image_ids.IdIndex(ids, os.path.abspath(images))
   by_id: dict[str, regions.AnnotatedImage] = {}
   problems = []
@@ -202,7 +207,7 @@ def _match_images(
     else:
       by_id[id] = image
   if problems:
-    raise errors.UserError(errors.join(problems))
+    raise errors.UserError(errors.format_problem_lines(problems))
   return dict(sorted(by_id.items()))
 
 
@@ -216,13 +221,15 @@ def _assign_values(labels: Sequence[str], folder: Folder) -> _Values:
   path = folder.path(folder.classes)
   if not path.exists():
     others = [name for name in names if name != _BACKGROUND]
-    files.write(path, ''.join(f'{name}\n' for name in (_BACKGROUND, *others)))
-  classes = class_list.read_classes(path, folder.ignore)
+    files.write_atomically(
+      path, ''.join(f'{name}\n' for name in (_BACKGROUND, *others))
+    )
+  classes = class_list.read_class_list(path, folder.ignore)
   values = dict(zip(classes.names, classes.values, strict=True))
   values = {_class_name(name): value for name, value in values.items()}
   if missing := [name for name in names if name not in values]:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'classes: expected a line for each label, got none for '
         f'{", ".join(map(repr, missing))} in {path}: add them, or remove the '
         'file, so that a new one is written'
@@ -240,7 +247,7 @@ def _assign_values(labels: Sequence[str], folder: Folder) -> _Values:
 
 def _class_name(label: str) -> str:
   """Returns the name of a class in lists."""
-  name = image_ids.normalize(' '.join(label.split()))
+  name = image_ids.compose_unicode(' '.join(label.split()))
   return _BACKGROUND if name.strip('_').casefold() == _BACKGROUND else name
 
 
@@ -252,7 +259,7 @@ def _check_overwrites(target: pathlib.Path, ids: Mapping[str, object]) -> None:
   ]
   if foreign:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'masks: expected a folder without masks, got {target} with '
         f'{_mask_path(target, foreign[0])} and {len(foreign) - 1:,} more: '
         'choose another folder of masks'
@@ -271,7 +278,7 @@ def _write_masks(
   def write(item: tuple[str, regions.AnnotatedImage]) -> int:
     id, image = item
     mask, empty = image.paint(values.by_label, values.background)
-    files.write(
+    files.write_atomically(
       _mask_path(target, id),
       _encode(mask, max(*values.by_label.values(), values.background), palette),
       durable=False,
@@ -280,19 +287,21 @@ def _write_masks(
 
   before = _read_marker(target)
   # Before the masks, so that those of an interrupted import can be overwritten.
-  files.write(
+  files.write_atomically(
     target / _MARKER, json.dumps(sorted({*before, *annotated}), indent=0)
   )
   total = sum(
-    progress.bar(
-      threads.ordered_map(write, annotated.items()),
+    progress.progress_bar(
+      threads.map_in_threads(write, annotated.items()),
       desc='writing masks',
       total=len(annotated),
     )
   )
   for id in {*before} - {*annotated}:
     _mask_path(target, id).unlink(missing_ok=True)
-  files.write(target / _MARKER, json.dumps(sorted(annotated), indent=0))
+  files.write_atomically(
+    target / _MARKER, json.dumps(sorted(annotated), indent=0)
+  )
   return total
 
 
@@ -309,7 +318,7 @@ def _encode(mask: np.ndarray, largest: int, palette: bytes) -> bytes:
 
 
 def _palette() -> bytes:
-  colors = masks.palette(_MAX_8_BIT + 1)
+  colors = masks.voc_palette(_MAX_8_BIT + 1)
   return bytes(part for color in colors for part in color)
 
 

@@ -20,7 +20,7 @@ _OTHERS = ('box', 'polyline', 'points', 'cuboid', 'skeleton')
 _ENTITY = b'<!ENTITY'
 
 
-def read(path: pathlib.Path) -> regions.Annotations:
+def read_cvat(path: pathlib.Path) -> regions.Annotations:
   """Reads `annotations.xml`, as exported in the format "CVAT for images".
 
   The labels are in the order of the task, or of their first use.
@@ -60,7 +60,7 @@ def read(path: pathlib.Path) -> regions.Annotations:
     if name.text
   ]
   labels += [region.label for image in images for region in image.regions]
-  classes = dict.fromkeys(filter(None, map(regions.class_of, labels)))
+  classes = dict.fromkeys(filter(None, map(regions.class_of_label, labels)))
   return regions.Annotations(
     images, tuple(classes), (_NOTE,), tuple(other_shapes)
   )
@@ -81,7 +81,7 @@ def _read_image(
         other_shapes.append(f'a {shape.tag} of {label!r} in {name}')
       elif shape.tag in _REGIONS:
         order = int(shape.get('z_order', '0'))
-        region = _read_shape(shape, regions.class_of(label))
+        region = _read_shape(shape, regions.class_of_label(label))
         ordered.append((order, region))
   except KeyError as error:
     raise errors.BadFile(
@@ -112,7 +112,9 @@ def _read_shape(shape: ElementTree.Element, label: str) -> regions.Region:
   )
   if min(width, height) < 1:
     raise errors.UserError(f'expected a mask with pixels, got {width}x{height}')
-  bitmap = coco.decode_runs(attributes['rle'].split(','), (height, width))
+  bitmap = coco.decode_run_lengths(
+    attributes['rle'].split(','), (height, width)
+  )
   return regions.Region(
     label, bitmap=regions.encode_bitmap(bitmap), corner=(left, top)
   )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.importers import coco, regions
-from input_pipeline.sources import archives, image_files
+from input_pipeline.sources import image_files
 from runtime import errors
 
 _NOTE = (
@@ -24,7 +24,7 @@ _NOTE = (
 )
 
 
-def read(folder: pathlib.Path) -> regions.Annotations:
+def read_labelme(folder: pathlib.Path) -> regions.Annotations:
   """Reads the JSON files of a folder and its subfolders.
 
   The labels are in alphabetical order.
@@ -37,11 +37,11 @@ def read(folder: pathlib.Path) -> regions.Annotations:
       f'annotations: expected the folder of the JSON files of LabelMe, got '
       f'{folder}, which is {"a file" if folder.exists() else "missing"}'
     )
-  paths = [
+  paths = sorted(
     path
-    for path in archives.list_files(folder)[0]
-    if path.suffix.lower() == '.json'
-  ]
+    for path in folder.rglob('*')
+    if path.suffix.lower() == '.json' and not path.name.startswith('.')
+  )
   if not paths:
     raise errors.UserError(
       f'annotations: expected JSON files of LabelMe in {folder}, got none'
@@ -57,7 +57,7 @@ def read(folder: pathlib.Path) -> regions.Annotations:
 def _read_file(
   path: pathlib.Path, folder: pathlib.Path, other_shapes: list[str]
 ) -> regions.AnnotatedImage:
-  content = coco.read_json(path)
+  content = coco.read_json_object(path)
   try:
     size = int(content['imageHeight']), int(content['imageWidth'])
     shapes = content['shapes']
@@ -66,7 +66,7 @@ def _read_file(
     for number, shape in enumerate(shapes, 1):
       label = str(shape['label'])
       try:
-        region = _read_shape(shape, regions.class_of(label))
+        region = _read_shape(shape, regions.class_of_label(label))
       except errors.UserError as error:
         raise errors.BadFile(
           path, f'shape {number}, {label!r}: {error}'
@@ -121,4 +121,6 @@ def _decode(text: str) -> np.ndarray:
     raise errors.UserError(
       'expected a mask as a PNG file in base64, got other characters'
     ) from None
-  return np.asarray(image_files.decode(data, ('PNG',)).convert('L')) > 0
+  return (
+    np.asarray(image_files.decode_image_file(data, ('PNG',)).convert('L')) > 0
+  )

@@ -48,12 +48,12 @@ class Region:
     count = 0
     for polygon in self.polygons:
       rows, columns = _bounds(polygon, mask.shape)
-      inside = rasterize(
+      inside = rasterize_polygon(
         polygon - [columns.start, rows.start],
         (rows.stop - rows.start, columns.stop - columns.start),
       )
       mask[rows, columns][inside] = value
-      count += np.count_nonzero(inside)
+      count += int(np.count_nonzero(inside))
     if self.bitmap is not None:
       bitmap = _decode(self.bitmap)
       (left, top), (height, width) = self.corner, bitmap.shape
@@ -64,7 +64,7 @@ class Region:
           f'got {_size(bitmap.shape)} at column {left}, row {top}'
         )
       part[bitmap] = value
-      count += np.count_nonzero(bitmap)
+      count += int(np.count_nonzero(bitmap))
     return count
 
   def area(self) -> float:
@@ -136,12 +136,12 @@ class Annotations:
   other_shapes: tuple[str, ...] = ()
 
 
-def class_of(label: str) -> str:
+def class_of_label(label: str) -> str:
   """Returns the class of a label; '' for `__ignore__`, which is no class."""
   return '' if label == _IGNORE else label
 
 
-def rasterize(
+def rasterize_polygon(
   polygon: Polygon, size: tuple[int, int]
 ) -> Bool[np.ndarray, 'H W']:
   """Returns the pixels whose center is inside of an outline.
@@ -187,14 +187,18 @@ def make_polygon(points: Iterable[Any]) -> Polygon:
   return polygon
 
 
-def make_box(first: Sequence[float | int], second: Sequence[float]) -> Polygon:
+def make_box(
+  first: Sequence[float | int], second: Sequence[float | int]
+) -> Polygon:
   """Returns the outline of a box with two opposite corners (x, y)."""
   (x0, y0), (x1, y1) = first, second
   return make_polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
 def make_ellipse(
-  center: Sequence[float | int], radii: Sequence[float], degrees: float | int = 0.0
+  center: Sequence[float | int],
+  radii: Sequence[float | int],
+  degrees: float | int = 0.0,
 ) -> Polygon:
   """Returns the outline of an ellipse.
 

@@ -37,8 +37,8 @@ class DigestCache:
 
   def digests(self, paths: Sequence[pathlib.Path]) -> list[str]:
     """Returns a digest of the content of each file; '' if it cannot be read."""
-    results = threads.ordered_map(self._digest, paths)
-    bar = progress.bar(
+    results = threads.map_in_threads(self._digest, paths)
+    bar = progress.progress_bar(
       results, desc='reading files', total=len(paths), delay=_DELAY
     )
     keys = [os.path.abspath(path) for path in paths]

@@ -23,22 +23,22 @@ SPLIT = '{split}'
 _MAX_SIMILAR = 3
 
 
-def normalize(name: str) -> str:
+def compose_unicode(name: str) -> str:
   """Returns a name in the composed Unicode form (NFC)."""
   return unicodedata.normalize('NFC', name)
 
 
-def name_of(path: str) -> str:
+def image_name(path: str) -> str:
   """Returns the last part of a path, without the endings of images.
 
-  >>> name_of('leftImg8bit/train/a_000_leftImg8bit.png')
+  >>> image_name('leftImg8bit/train/a_000_leftImg8bit.png')
   'a_000'
   """
   parts = _parts(_clean(path))
   return _without_ending(parts[-1]) if parts else ''
 
 
-def has_suffix(path: str) -> bool:
+def has_image_suffix(path: str) -> bool:
   """Returns whether a path ends as a file of an image or a mask."""
   return _SUFFIX.search(path) is not None
 
@@ -55,7 +55,7 @@ class IdIndex:
         paths; with `{split}` in it, ids begin with the name of their split. ''
         if the ids are official names, whatever the folders.
     """
-    self._ids = [_parts(name) for name in map(normalize, ids)]
+    self._ids = [_parts(name) for name in map(compose_unicode, ids)]
     self._paths = [_path_parts(parts, folder) for parts in self._ids]
     self._by_id = collections.defaultdict(list)
     self._by_name = collections.defaultdict(list)
@@ -88,7 +88,7 @@ class IdIndex:
 
   def similar(self, entry: str) -> list[str]:
     """Returns ids with the same last part, whatever their folders and case."""
-    name = name_of(entry).casefold()
+    name = image_name(entry).casefold()
     return [
       '/'.join(self._ids[i])
       for other, indices in self._by_name.items()
@@ -116,7 +116,7 @@ class IdIndex:
 
 def _clean(entry: str) -> str:
   """Returns the name of an entry without quotes, with slashes."""
-  entry = normalize(entry.strip().strip('"\'').strip())
+  entry = compose_unicode(entry.strip().strip('"\'').strip())
   return entry.replace('\\', '/')
 
 
@@ -126,7 +126,7 @@ def _parts(path: str) -> list[str]:
 
 def _path_parts(parts: Sequence[str], folder: str) -> list[str]:
   """Returns the path of an image, from its id and the folder of the images."""
-  above = [normalize(part) for part in pathlib.PurePath(folder).parts]
+  above = [compose_unicode(part) for part in pathlib.PurePath(folder).parts]
   if SPLIT in above:
     split, *parts = parts
     above = [split if part == SPLIT else part for part in above]

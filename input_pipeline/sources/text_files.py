@@ -16,13 +16,13 @@ _ENCODINGS = (
 )
 
 
-def decode(data: bytes) -> str:
+def decode_text_file(data: bytes) -> str:
   r"""Decodes the text of a file; every end of line becomes '\n'.
 
   UTF-16, as the Notepad of Windows saves "Unicode", is recognized by its byte
   order mark; all else must be UTF-8.
 
-  >>> decode('\ufeffa\r\nb'.encode('utf-16-le'))
+  >>> decode_text_file('\ufeffa\r\nb'.encode('utf-16-le'))
   'a\nb'
 
   Raises:

@@ -69,8 +69,8 @@ class Manifest:
     accelerator: the TPU slice whose nodes run the pods.
     provisioning: 'on_demand', 'spot' or 'reserved'.
     reservation: name of the reservation, for 'reserved'.
-    image: of the pods; must contain Python 3.11 and bash.
-    fetch_image: of the container that fetches the code; must contain gcloud.
+    image: container image of the pods, with Python 3.11 and bash.
+    fetch_image: image of the container that fetches the code, with gcloud.
     service_account: Kubernetes service account with access to the bucket; ''
       for the default of the namespace.
     retries: number of times that the JobSet is restarted.
@@ -245,10 +245,10 @@ cd /work
 mkdir -p tree
 tar -xzf code.tar.gz -C tree
 python3 -m venv venv
-{worker.install_requirements('tpu')}set +e
+{worker.install_requirements_script('tpu')}set +e
 cd tree
 {command} &
-{worker.wait_for_child()}{_HOLD_FAILURE}"""
+{worker.wait_for_child_script()}{_HOLD_FAILURE}"""
 
 
 _VOLUME_MOUNT = {'name': 'work', 'mountPath': '/work'}

@@ -16,7 +16,7 @@ PLAIN = dict(zip(NAMES, (0, 1, 2), strict=True))
 def read(tmp_path, text, ignore=None):
   path = tmp_path / 'classes.txt'
   path.write_bytes(text if isinstance(text, bytes) else text.encode())
-  return class_list.read_classes(path, ignore)
+  return class_list.read_class_list(path, ignore)
 
 
 def note(tmp_path, text):

@@ -21,7 +21,7 @@ def disc(center, radius, size, vertices=400):
 )
 def test_a_disc_agrees_with_its_outline(center, radius):
   points, expected = disc(center, radius, (80, 100))
-  actual = regions.rasterize(regions.make_polygon(points), (80, 100))
+  actual = regions.rasterize_polygon(regions.make_polygon(points), (80, 100))
   area = np.pi * radius**2
   assert abs(actual.sum() - area) < 0.01 * area
   # Pixels that differ have their center within half a pixel of the circle.
@@ -57,7 +57,7 @@ def test_outlines_across_the_border_are_clipped():
 
 def test_an_ellipse_is_rotated_clockwise():
   ellipse = regions.make_ellipse((40, 40), (30, 6), 30)
-  actual = regions.rasterize(ellipse, (80, 80))
+  actual = regions.rasterize_polygon(ellipse, (80, 80))
   assert abs(actual.sum() - np.pi * 30 * 6) < 0.01 * np.pi * 30 * 6
   # To the right it lies lower, where y is larger.
   y, x = np.nonzero(actual)

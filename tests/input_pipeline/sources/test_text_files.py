@@ -18,7 +18,7 @@ from tests.support import messages
   ],
 )
 def test_text_of_every_editor_is_the_same(data):
-  assert text_files.decode(data) == 's00\ns02\n'
+  assert text_files.decode_text_file(data) == 's00\ns02\n'
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,6 @@ def test_text_of_every_editor_is_the_same(data):
   ],
 )
 def test_other_bytes_are_refused(data, message):
-  assert messages.message_of(text_files.decode, data).startswith(message)
+  assert messages.message_of(text_files.decode_text_file, data).startswith(
+    message
+  )
