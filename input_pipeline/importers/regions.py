@@ -243,7 +243,8 @@ def _bounds(polygon: Polygon, size: tuple[int, ...]) -> tuple[slice, slice]:
   limit = np.array(size[::-1])
   low = np.clip(np.floor(polygon.min(0)), 0, limit).astype(int)
   high = np.clip(np.ceil(polygon.max(0)), low, limit).astype(int)
-  return slice(low[1], high[1]), slice(low[0], high[0])
+  columns, rows = map(slice, low.tolist(), high.tolist())
+  return rows, columns
 
 
 def _signed_area(polygon: Polygon) -> float:

@@ -275,7 +275,7 @@ S_NAMES = [f's{i:02}' for i in range(12)]
 def test_lists_as_users_write_them(tmp_path, ids, data, expected):
   path = tmp_path / 'labeled.txt'
   path.write_bytes(data)
-  assert splits.read_list(str(path), ids).tolist() == expected
+  assert splits.read_image_list(str(path), ids).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_entries_that_name_no_image_are_refused_together(
   path = tmp_path / 'labeled.txt'
   path.write_bytes(data)
   with pytest.raises(errors.UserError) as caught:
-    splits.read_list(str(path), ['aachen/000', 'bochum/001'])
+    splits.read_image_list(str(path), ['aachen/000', 'bochum/001'])
   assert str(caught.value) == message.format(path)
 
 
@@ -319,7 +319,7 @@ def test_a_long_list_of_another_data_set_is_a_short_message(tmp_path):
   path = tmp_path / 'labeled.txt'
   path.write_text('\n'.join(f'x{i}' for i in range(500)))
   with pytest.raises(errors.UserError) as caught:
-    splits.read_list(str(path), S_NAMES)
+    splits.read_image_list(str(path), S_NAMES)
   lines = str(caught.value).splitlines()
   assert len(lines) == errors.MAX_LINES
   assert lines[-1] == '… and 489 more'
