@@ -26,10 +26,10 @@ class Collective(NamedTuple):
   """One collective operation of a compiled program.
 
   Attributes:
-    kind: one of `KINDS`.
-    size: bytes of the result, on each device.
-    source: the operation of the traced program that it belongs to, by the
-      name that jax gives it.
+    kind: kind of the collective, one of `KINDS`.
+    size: size of the result on each device, in bytes.
+    source: name that jax gives to the operation of the traced program from
+      which the compiler made the collective.
   """
 
   kind: str

@@ -28,8 +28,8 @@ class FlopCount:
   Attributes:
     by_name: operations by name stack, as flax and `jax.named_scope` write it:
       'transpose(jvp(Segmenter))/Segmenter.features/decoder/block0/conv1'.
-    in_while: the part of them in bodies of `while` loops, each counted for one
-      iteration, since only running it shows how many there are.
+    in_while: number of those operations that are in bodies of `while` loops,
+      each counted for one iteration, as the number of iterations is unknown.
   """
 
   by_name: Mapping[str, int]
@@ -62,7 +62,12 @@ def part_of_name_stack(name: str, parts: Sequence[str]) -> str:
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> FlopCount:
-  """Counts the operations of a function of arrays or shapes, without a run."""
+  """Counts the operations of a function, which is traced and not run.
+
+  Args:
+    function: function of arrays.
+    *arguments: arrays, or their shapes, or trees of them.
+  """
   return count_jaxpr_flops(jax.make_jaxpr(function)(*arguments))
 
 
@@ -86,8 +91,8 @@ class _Operations:
   """The operations of one equation.
 
   Attributes:
-    name: its name stack.
-    number: of operations.
+    name: name stack of the equation.
+    number: number of operations.
     in_while: whether the equation is inside of a `while`.
   """
 
@@ -155,9 +160,9 @@ def _count_conv(eqn: core.JaxprEqn) -> int:
   """Counts the operations of a convolution, or of one of its two gradients.
 
   A gradient costs as much as the convolution itself: each cell of the kernel
-  meets each cell of the smaller of two maps, the layer's input and its output.
-  The larger one is strided over, or is the smaller one with zeros put between
-  its cells (a transposed convolution), which cost nothing.
+  is multiplied with each cell of the smaller of the layer's input and output.
+  The larger of the two is visited with a stride, or is the smaller one with
+  zeros between its cells (a transposed convolution), which cost nothing.
 
   In the gradient with respect to the kernel, input and output are convolved
   and the result is the kernel; jax then puts the "batch" axis of the result

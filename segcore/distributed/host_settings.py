@@ -33,12 +33,12 @@ _MAX_LISTED = 6
 def shared_host_settings(config: Any, **more: Any) -> dict[str, Any]:
   """Returns the settings that must be equal on all hosts, by name.
 
-  Hosts that differ in any of it trace different programs, whose collectives
-  wait for each other without end, or silently read different data.
+  Hosts that differ in one of these settings trace different programs, whose
+  collectives wait for each other without end, or silently read different data.
 
   Args:
-    config: of the experiment.
-    **more: further values by name, e.g. the stages to run.
+    config: config of the experiment.
+    **more: further values by name, such as the stages to run.
   """
   return {
     'config': options.options_to_dict(config),
@@ -85,7 +85,7 @@ def describe_host_differences(settings: Mapping[str, Mapping[str, Any]]) -> str:
   """Describes the settings that are not equal on all hosts, one a line.
 
   Args:
-    settings: by host, its settings by name.
+    settings: settings by name, of each host by its name.
 
   Returns:
     An error message, or '' if all are equal.
@@ -108,7 +108,12 @@ def describe_host_differences(settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _differences(name: str, values: Mapping[str, Any]) -> list[str]:
-  """Describes the differences of one setting, of which values are by host."""
+  """Describes the differences of one setting.
+
+  Args:
+    name: name of the setting.
+    values: value of each host, by the name of the host.
+  """
   hosts: dict[str, list[str]] = {}
   value_of = {}
   for host, value in values.items():
@@ -132,12 +137,12 @@ def _differences(name: str, values: Mapping[str, Any]) -> list[str]:
   return [f'{name} is {", ".join(each)}']
 
 
-def shorten_host_list(texts: Sequence[str]) -> str:
-  """Joins texts by commas; of many, only the first, with a count of the rest.
+def shorten_host_list(names: Sequence[str]) -> str:
+  """Joins names of hosts by commas; of many, the first and a count of the rest.
 
   >>> shorten_host_list(['1', '2'])
   '1, 2'
   """
-  omitted = len(texts) - _MAX_LISTED
-  joined = ', '.join(texts[:_MAX_LISTED])
+  omitted = len(names) - _MAX_LISTED
+  joined = ', '.join(names[:_MAX_LISTED])
   return f'{joined} and {omitted} more' if omitted > 0 else joined

@@ -37,7 +37,7 @@ class ProcessGroup(NamedTuple):
   Attributes:
     address: host:port of process 0.
     count: number of processes.
-    index: of this process, from 0.
+    index: index of this process, from 0.
     local_device_ids: devices of this process, where several processes share a
       machine; None for all devices that it sees.
   """
@@ -52,12 +52,14 @@ class Channel:
   """A TCP connection to one process that carries one JSON object a line."""
 
   def __init__(self, connection: socket.socket):
+    # A host that hangs does not empty its buffers: without a limit, sending to
+    # it would block the heartbeats to all others.
     connection.settimeout(_SEND_SECONDS)
     self._connection = connection
     self._incomplete = b''
 
   def fileno(self) -> int:
-    """Returns the file descriptor, by which a selector waits for messages."""
+    """Returns the file descriptor on which a selector waits for messages."""
     return self._connection.fileno()
 
   def send(self, **message: Any) -> bool:
@@ -79,6 +81,7 @@ class Channel:
       data = self._connection.recv(1 << 16)
     except OSError:
       return None
+    # TCP delivers bytes, not messages: a line may arrive in several parts.
     *lines, self._incomplete = (self._incomplete + data).split(b'\n')
     if not data or len(self._incomplete) > _MAX_MESSAGE_BYTES:
       return None
@@ -89,7 +92,7 @@ class Channel:
     return messages if all(isinstance(m, dict) for m in messages) else None
 
   def close(self) -> None:
-    """Closes the connection, which the other end receives as its end."""
+    """Closes the connection; at the other end, `receive` then returns None."""
     self._connection.close()
 
 
@@ -97,10 +100,10 @@ class Connections(NamedTuple):
   """Open connections between the processes of a run: a star around process 0.
 
   Attributes:
-    channels: by process; process 0 has one to each other process, and these
-      have one to process 0 only.
-    host_names: by process.
-    index: of this process.
+    channels: connections by the index of the process at the other end; process
+      0 is connected to each other process, these to process 0 only.
+    host_names: name of the host of each process.
+    index: index of this process.
   """
 
   channels: Mapping[int, Channel]
@@ -111,13 +114,14 @@ class Connections(NamedTuple):
 def discover_process_group(
   port: int | None, timeout: float
 ) -> ProcessGroup | None:
-  """Finds the processes of this run.
+  """Discovers the processes of this run.
 
-  They are given by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
-  and JAX_PROCESS_ID; without these, jax finds them on TPUs and under `srun`.
+  The environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID define them; without these variables, jax discovers them on
+  TPUs and under `srun`.
 
   Args:
-    port: of process 0; None for the port of the variable, or jax's.
+    port: port of process 0; None for that of the variable, or jax's default.
     timeout: seconds to wait until the name of process 0's host resolves.
 
   Returns:
@@ -175,7 +179,8 @@ def _group_of_cluster(
 
 def _detect_cluster() -> type[clusters.ClusterEnv] | None:
   """Returns jax's description of SLURM or of a TPU slice, if this is one."""
-  # A batch script outside of srun has the job's variables, but is one process.
+  # A batch script outside of `srun` has the variables of the job, too, but is a
+  # single process, which would wait for the tasks of the job forever.
   if os.environ.get('SLURM_NTASKS', '1') != '1' and (
     clusters.SlurmCluster.is_env_present()
   ):
@@ -231,16 +236,17 @@ def _integer_variable(name: str) -> int:
 def connect_processes(
   group: ProcessGroup, settings: Mapping[str, Any], timeout: float
 ) -> Connections:
-  """Connects all processes; returns when all are there with equal settings.
+  """Connects all processes; returns once all have reported equal settings.
 
   Args:
-    group: the processes that are expected.
-    settings: those of this host (see `host_settings.shared_host_settings`).
-    timeout: seconds.
+    group: processes that are expected.
+    settings: settings of this host by name (see
+      `host_settings.shared_host_settings`).
+    timeout: seconds in which all processes have to report.
 
   Raises:
-    UserError: a process is missing, or settings differ; the message, the same
-      on all hosts, names which.
+    UserError: a process is missing, or settings differ; the message is the same
+      on all hosts and names the processes or settings.
   """
   report = {
     'process': group.index,
@@ -283,7 +289,7 @@ def _collect_reports(
       f'({host_settings.shorten_host_list(list(settings))} did): start what is '
       'missing, or raise --init_timeout'
     )
-  # All get the same answer: each host's log then names the reason.
+  # All processes get the same answer: the log of each host names the reason.
   answer = {'problem': problem} if problem else {'names': reports.host_names}
   for channel in reports.channels.values():
     channel.send(**answer)
@@ -296,8 +302,8 @@ class _Reports:
   """Reports that process 0 has received.
 
   Attributes:
-    channels: to the processes that have reported.
-    conflict: an error message if two processes have the same number, else ''.
+    channels: connections to the processes that have reported, by their index.
+    conflict: error message if two processes have the same index, else ''.
   """
 
   def __init__(self, group: ProcessGroup, own_report: dict[str, Any]):
@@ -307,10 +313,11 @@ class _Reports:
     self.conflict = ''
 
   def receive(self, channel: Channel) -> bool:
-    """Receives reports; returns False if the channel is to be closed.
+    """Receives the reports on a channel.
 
-    That is if its other end is gone, or is no process of this project: a port
-    that listens on a network may be scanned.
+    Returns:
+      Whether to keep the channel open; False if its other end is gone, or is no
+      process of this project, as a port scanner.
     """
     messages = channel.receive()
     if messages is None:
