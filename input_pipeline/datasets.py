@@ -46,6 +46,9 @@ _BUILDERS = {
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
 
+# Data sets that are a user's own folder.
+_FOLDERS = ('image_folder', 'image_mask_folder')
+
 # Reports of skipped files that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
@@ -124,6 +127,8 @@ class Split:
     label_kinds: kinds of label that the records have: 'label', 'tags'.
     records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
+    folder: of the images, if ids are paths in it, with `{split}` for the first
+      part of the ids; '' if ids are official names.
   """
 
   name: str
@@ -133,6 +138,7 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
+  folder: str = ''
 
   def __len__(self) -> int:
     return len(self.records)
@@ -201,7 +207,7 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   if name == 'shapes':
     return cls(**kwargs)
   source = options.source or _default_source(name)
-  if name in ('image_folder', 'image_mask_folder'):
+  if name in _FOLDERS:
     return cls(_folder_options(module, options, source), **kwargs)
   return cls(source=source, **kwargs)
 
@@ -412,6 +418,7 @@ def open_dataset_split(
     index=fingerprints.ImageIndex.read(
       shards.split_index_path(pathlib.Path(data_set.data_dir), split)
     ),
+    folder=_images_folder(options),
   )
 
 
@@ -473,6 +480,15 @@ def open_image_folder(
 
 def _index_example(example: audit.Example) -> fingerprints.ImageIndex:
   return fingerprints.ImageIndex.from_sample(audit.read_image_example(example))
+
+
+def _images_folder(options: DataOptions) -> str:
+  """Returns the path of the images of a folder; '' for other data sets."""
+  name = options.name.partition('/')[0]
+  if name not in _FOLDERS:
+    return ''
+  source = pathlib.Path(options.source or _default_source(name)).expanduser()
+  return os.path.abspath(source / options.images)
 
 
 def _default_source(name: str) -> str:

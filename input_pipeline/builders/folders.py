@@ -227,6 +227,10 @@ class ImageMaskFolder(ImageFolder):
     unlabeled = self.builder_config.unlabeled
     return {UNLABELED: ('label', 'tags')} if unlabeled else {}
 
+  def warnings(self) -> Sequence[str]:
+    """Returns also how the class list was read, if not line by line."""
+    return [*self.builder_config.classes.notes, *super().warnings()]
+
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads class ids by the class list."""
     return self.builder_config.classes.read_mask(file)
@@ -370,6 +374,13 @@ def _cut_val(
   }
 
 
+def _code(classes: class_list.ClassList) -> Mapping[str, Any]:
+  """Returns what a class list says about masks."""
+  fields = dataclasses.asdict(classes)
+  del fields['notes']  # They name the path of the list.
+  return fields
+
+
 def _config_name(
   options: ImageFolderOptions,
   classes: class_list.ClassList | None,
@@ -396,7 +407,7 @@ def _config_name(
   # Prepared data sets are recognized by the digest of this text: its keys must
   # not change.
   state = {
-    'code': dataclasses.asdict(classes) if classes else None,
+    'code': _code(classes) if classes else None,
     'files': files,
     'on_bad_example': options.on_bad_example,
     'split_seed': options.split_seed,

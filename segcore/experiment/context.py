@@ -85,7 +85,7 @@ class Context:
   ) -> datasets.Split:
     """Opens the labeled images of a block."""
     split = self.open(block.data, block.split, 'label', purpose)
-    return split.select(block.subset.labeled_indices(split.ids()))
+    return split.select(block.subset.labeled_indices(split.ids(), split.folder))
 
   def evaluated(
     self, block: data_lib.LabeledData, name: str, purpose: str
@@ -101,7 +101,9 @@ class Context:
       return self.labeled(block, purpose)
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
-      return split.select(block.subset.held_out_indices(split.ids()))
+      return split.select(
+        block.subset.held_out_indices(split.ids(), split.folder)
+      )
     return self.open(block.data, name, 'label', purpose)
 
   def check_disjoint(

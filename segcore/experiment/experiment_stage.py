@@ -231,7 +231,9 @@ def _require_files(stages: Sequence[ExperimentStage]) -> None:
     for split in inputs.splits:
       collect(datasets.check_dataset_available, split.data, context.data_dir)
   if collectives.broadcast_from_host_0(bool(missing)):
-    raise errors.MissingInput('; '.join(missing) or 'host 0 misses files')
+    raise errors.MissingInput(
+      errors.format_problem_lines([*missing]) or 'host 0 misses files'
+    )
 
 
 class TrainingStage(ExperimentStage):

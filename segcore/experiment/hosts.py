@@ -33,7 +33,12 @@ def describe_user_error(
   missing = isinstance(error, errors.MissingInput)
   if missing and parsed and 'without_files' in parsed.config:
     advice = parsed.config.without_files
-  return f'{error}; {advice}' if advice else str(error)
+  message = str(error)
+  if not advice:
+    return message
+  # Several problems are a line each, and so is the advice about them.
+  separator = '\n' if '\n' in message else '; '
+  return f'{message}{separator}{advice}'
 
 
 @contextlib.contextmanager
