@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
 from input_pipeline.builders import base, class_list, shards
-from input_pipeline.sources import audit, class_counts, fingerprints, records
-from runtime import errors, files, progress, threads
+from input_pipeline.sources import class_counts, fingerprints, records
+from runtime import errors, files
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
@@ -45,6 +45,9 @@ _BUILDERS = {
   'image_folder': ('folders', 'ImageFolder'),
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
+
+# Data sets that are a user's own folder.
+_FOLDERS = ('image_folder', 'image_mask_folder')
 
 # Reports of skipped files that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
@@ -124,6 +127,8 @@ class Split:
     label_kinds: kinds of label that the records have: 'label', 'tags'.
     records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
+    folder: of the images, if ids are paths in it, with `{split}` for the first
+      part of the ids; '' if ids are official names.
   """
 
   name: str
@@ -133,6 +138,7 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
+  folder: str = ''
 
   def __len__(self) -> int:
     return len(self.records)
@@ -201,7 +207,7 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   if name == 'shapes':
     return cls(**kwargs)
   source = options.source or _default_source(name)
-  if name in ('image_folder', 'image_mask_folder'):
+  if name in _FOLDERS:
     return cls(_folder_options(module, options, source), **kwargs)
   return cls(source=source, **kwargs)
 
@@ -412,6 +418,7 @@ def open_dataset_split(
     index=fingerprints.ImageIndex.read(
       shards.split_index_path(pathlib.Path(data_set.data_dir), split)
     ),
+    folder=_images_folder(options),
   )
 
 
@@ -423,64 +430,13 @@ def read_split_counts(
   return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
-def open_image_folder(
-  images: pathlib.Path,
-  classes: tuple[str, ...],
-  palette: tuple[tuple[int, int, int], ...],
-) -> tuple[Split, tuple[errors.BadFile, ...]]:
-  """Opens the images of a folder without preparing records.
-
-  Every image is decoded once: a damaged file is reported before the predictions
-  of hours are lost.
-
-  Args:
-    images: folder of the images, which may be in its subfolders.
-    classes: name of each class id of the predictions.
-    palette: RGB color of each class id, 0 to 255.
-
-  Returns:
-    The split of the usable images, and the files that are not usable.
-
-  Raises:
-    UserError: the folder is missing, or has no usable image.
-  """
-  listing = audit.list_image_examples(images)
-  examples, indices, bad = [], [], [*listing.problems]
-  for example, index in zip(
-    listing.examples,
-    progress.progress_bar(
-      threads.map_in_threads(
-        audit.catch_bad_files(_index_example), listing.examples
-      ),
-      desc=f'checking {images}',
-      total=len(listing.examples),
-    ),
-    strict=True,
-  ):
-    if isinstance(index, errors.BadFile):
-      bad.append(index)
-    else:
-      examples.append(example)
-      indices.append(index)
-  bad = sorted(bad, key=str)
-  if not examples:
-    raise errors.UserError(
-      f'{images}: no image is usable: {bad[0]}; repair that file'
-    )
-  split = Split(
-    name=str(images),
-    version='',
-    classes=classes,
-    palette=palette,
-    label_kinds=(),
-    records=record_views.ImageFiles(examples),
-    index=fingerprints.ImageIndex.join(indices),
-  )
-  return split, tuple(bad)
-
-
-def _index_example(example: audit.Example) -> fingerprints.ImageIndex:
-  return fingerprints.ImageIndex.from_sample(audit.read_image_example(example))
+def _images_folder(options: DataOptions) -> str:
+  """Returns the path of the images of a folder; '' for other data sets."""
+  name = options.name.partition('/')[0]
+  if name not in _FOLDERS:
+    return ''
+  source = pathlib.Path(options.source or _default_source(name)).expanduser()
+  return os.path.abspath(source / options.images)
 
 
 def _default_source(name: str) -> str:

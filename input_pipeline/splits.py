@@ -4,23 +4,21 @@ Subset(fraction=0.1, seed=0, run=3).labeled_indices(split.ids())
 Subset(list='splits/92/labeled.txt').labeled_indices(split.ids())
 """
 
-import collections
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from input_pipeline.sources import image_ids, text_files
 from runtime import errors
 from runtime import options as options_lib
 
 # Name, in configs, of the split of a subset's held-out images.
 HELD_OUT = 'held_out'
-
-# Suffixes of image names in lists, in the order in which they are removed.
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '_leftImg8bit')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Subset:
     nested: whether smaller subsets of a seed and run are part of larger ones;
       else every number of images is a new draw.
     list: path of a file that names the labeled images, one per line, as U2PL's
-      `labeled.txt`: a name or a path, with or without suffix.
+      `labeled.txt`: a name or a path, with or without suffix. Folders count:
+      `bochum/000.jpg` is not the image `aachen/000`.
     held_out: number of images that are neither labeled nor trained on, for
       choosing hyperparameters without a benchmark's val.
   """
@@ -65,17 +64,20 @@ class Subset:
             'contradict each other: set one of them'
           )
 
-  def labeled_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'labeled']:
+  def labeled_indices(
+    self, ids: Sequence[str], folder: str = ''
+  ) -> Int[np.ndarray, 'labeled']:
     """Returns the sorted indices of the labeled images.
 
     Args:
       ids: names of all images.
+      folder: folder of the images, as in `read_image_list`.
 
     Raises:
       UserError: there are fewer images than labels, or the list has an error.
     """
     if self.list:
-      indices = read_image_list(self.list, ids)
+      indices = read_image_list(self.list, ids, folder)
       if self.labels not in (0, len(indices)):
         raise errors.UserError(
           f'list: expected {self.labels} images as labels={self.labels}, got '
@@ -84,11 +86,14 @@ class Subset:
       return indices
     return np.sort(self._order(ids)[: self._count(len(ids))])
 
-  def held_out_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'held_out']:
+  def held_out_indices(
+    self, ids: Sequence[str], folder: str = ''
+  ) -> Int[np.ndarray, 'held_out']:
     """Returns the sorted indices of the held-out images.
 
     Args:
       ids: names of all images.
+      folder: folder of the images, as in `read_image_list`.
 
     Raises:
       UserError: `held_out` is 0, or there are too few images.
@@ -99,7 +104,7 @@ class Subset:
       )
     order = self._order(ids)
     if self.list:
-      order = order[~np.isin(order, read_image_list(self.list, ids))]
+      order = order[~np.isin(order, read_image_list(self.list, ids, folder))]
     if self.held_out > len(order):
       raise errors.UserError(
         f'held_out: expected at most {len(order)}, the images that are not '
@@ -152,62 +157,102 @@ def repeat_images_to_length(
   return np.sort(entries[:length] % num_images)
 
 
-def read_image_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
+def read_image_list(
+  path: str, ids: Sequence[str], folder: str = ''
+) -> Int[np.ndarray, 'listed']:
   """Reads a list of images and returns their sorted indices.
 
   Args:
-    path: path of a text file with one image per line, given by its id or by the
-      last part of its id.
+    path: path of a text file with one image per line: its id, the last parts of
+      its id, or the path of its file. A second column is ignored if it is a
+      file of the same name, as in `JPEGImages/a.jpg labels/a.png`.
     ids: ids of all images of the split.
+    folder: path of the folder of the images, with `{split}` if ids begin with
+      their split; '' if ids are official names, whatever the folders.
 
   Raises:
     UserError: the list cannot be read, is empty, names an image twice or one
       that does not exist.
   """
+  entries = _read_lines(path)
+  index = image_ids.IdIndex(ids, folder)
+  entry_of: dict[int, str] = {}
+  problems = []
+  for entry in entries:
+    matches = _find(index, entry)
+    if len(matches) != 1:
+      problems.append(
+        f'list: expected one image per line, as {ids[0]!r}, got {entry!r} in '
+        f'{path}, which names {_describe(index, entry, matches, ids)}'
+      )
+    elif matches[0] in entry_of:
+      problems.append(
+        f'list: expected every image once, got {entry_of[matches[0]]!r} and '
+        f'{entry!r} in {path}, which are the same image'
+      )
+    else:
+      entry_of[matches[0]] = entry
+  if problems:
+    raise errors.UserError(errors.format_problem_lines(problems))
+  return np.array(sorted(entry_of))
+
+
+def _read_lines(path: str) -> list[str]:
+  """Reads the lines of a list that are not empty."""
   try:
-    text = pathlib.Path(path).expanduser().read_text('utf-8')
-  except (OSError, UnicodeDecodeError) as error:
+    text = text_files.decode_text_file(
+      pathlib.Path(path).expanduser().read_bytes()
+    )
+  except OSError as error:
     raise errors.UserError(
       errors.format_on_one_line(f'list: cannot read {path}: {error}')
     ) from error
-  entries = [line.strip() for line in text.splitlines() if line.strip()]
+  except errors.UserError as error:
+    raise errors.UserError(
+      errors.format_on_one_line(f'list: {path} {error}')
+    ) from error
+  entries = [line.strip() for line in text.split('\n') if line.strip()]
   if not entries:
     raise errors.UserError(
       f'list: expected an image per line, got the empty file {path}'
     )
-  indices = collections.defaultdict(list)
-  for i, name in enumerate(ids):
-    for key in {name, _stem(name)}:
-      indices[key].append(i)
-  entry_of: dict[int, str] = {}
-  for entry in entries:
-    matches = indices.get(entry) or indices.get(_stem(entry), [])
-    if len(matches) != 1:
-      count = f'{len(matches)} images' if matches else 'no image'
-      raise errors.UserError(
-        errors.format_on_one_line(
-          f'list: expected one image per line, as {ids[0]!r}, got {entry!r} in '
-          f'{path}, which names {count} of the split'
-        )
-      )
-    index = matches[0]
-    if index in entry_of:
-      raise errors.UserError(
-        errors.format_on_one_line(
-          f'list: expected every image once, got {entry_of[index]!r} and '
-          f'{entry!r} in {path}, which are the same image'
-        )
-      )
-    entry_of[index] = entry
-  return np.array(sorted(entry_of))
+  return entries
 
 
-def _stem(name: str) -> str:
-  """Returns the last part of a path, without suffixes."""
-  name = name.rpartition('/')[2]
-  for suffix in _SUFFIXES:
-    name = name.removesuffix(suffix)
-  return name
+def _find(index: image_ids.IdIndex, entry: str) -> Sequence[int]:
+  """Returns the images that a line names, by its first column if by none."""
+  if matches := index.find(entry):
+    return matches
+  first, *others = re.split(r'[\s,;]+', entry)
+  matches = index.find(first)
+  for other in others:
+    # Of another image, it would be a second one on the line.
+    if image_ids.image_name(other) != image_ids.image_name(first) and (
+      not image_ids.has_image_suffix(other) or index.find(other)
+    ):
+      return []
+  return matches
+
+
+def _describe(
+  index: image_ids.IdIndex,
+  entry: str,
+  matches: Sequence[int],
+  ids: Sequence[str],
+) -> str:
+  """Describes what an entry names, if not one image."""
+  if matches:
+    return (
+      f'{len(matches)} images of the split: give the folders, as in '
+      f'{ids[matches[0]]!r}'
+    )
+  similar = index.similar(entry)
+  if similar:
+    shown = ', '.join(repr(name) for name in similar)
+    return (
+      f'no image of the split; similar is {shown}: folders and upper case count'
+    )
+  return 'no image of the split'
 
 
 def evenly_spaced_image_indices(count: int, max_length: int) -> list[int]:

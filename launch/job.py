@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from runtime import errors, exit_status
 
-DONE = 0
-FAILED = 1
-# Of a process that vanished without an exit status: its machine rebooted.
+# In place of the exit status of a process that vanished without one, because
+# its machine rebooted: no process can exit with it.
 LOST = -1
 
 _NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
@@ -144,13 +143,16 @@ def combine_worker_exit_codes(exit_codes: Mapping[str, int | None]) -> int:
   if exit_status.USER_ERROR in codes:
     return exit_status.USER_ERROR
   failures = [
-    c for c in codes if c not in (DONE, exit_status.PREEMPTED, LOST, None)
+    code
+    for code in codes
+    if code not in (exit_status.SUCCESS, exit_status.PREEMPTED, LOST, None)
   ]
   if failures:
     return failures[0]
   if None in codes and not {exit_status.PREEMPTED, LOST} & {*codes}:
-    return FAILED
-  return DONE if codes and not any(codes) else exit_status.PREEMPTED
+    return exit_status.FAILURE
+  all_succeeded = codes and not any(codes)
+  return exit_status.SUCCESS if all_succeeded else exit_status.PREEMPTED
 
 
 def format_worker_exit_codes(exit_codes: Mapping[str, int | None]) -> str:

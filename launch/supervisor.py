@@ -96,7 +96,7 @@ class Supervisor:
     Raises:
       UserError: the user has to correct something; all is deleted before.
     """
-    code = jobs.FAILED
+    code = exit_status.FAILURE
     try:
       code = self._run_with_retries()
     except shell.Interrupted:
@@ -141,13 +141,13 @@ class Supervisor:
           f'{name} was deleted by another command ({error})'
         )
         self._is_running = False
-        return jobs.FAILED
+        return exit_status.FAILURE
       except backends.MachinesLostError as error:
         reason = f'the machines are lost ({error})'
         self._is_running = False
         if not self._delete():
           console.print_launcher_message(reason)
-          return jobs.FAILED
+          return exit_status.FAILURE
       if time.monotonic() - self._start_time >= self.limits.reset_after:
         attempt = 0
       attempt += 1
@@ -261,7 +261,7 @@ class Supervisor:
     self._hung = is_interrupted and None in report.exit_codes.values()
     if self._hung:
       console.print_job_log(self.backend.failure_log())
-    if code == jobs.DONE or is_interrupted:
+    if code == exit_status.SUCCESS or is_interrupted:
       return code
     log = self.backend.failure_log()
     if not self.backend.restarts_itself and code != exit_status.USER_ERROR:
@@ -319,7 +319,7 @@ class Supervisor:
         'attaches to it, with --delete it is deleted'
       )
       return code
-    return code if self._delete() else code or jobs.FAILED
+    return code if self._delete() else code or exit_status.FAILURE
 
   def _delete(self) -> bool:
     self._exists = not delete_job_with_retries(

@@ -79,7 +79,7 @@ def wait_for_child_script(on_term: str = 'kill -TERM "$child"') -> str:
   Args:
     on_term: shell command that forwards SIGTERM, without single quotes.
   """
-  restart = exit_status.PREEMPTED
+  restart, terminated = exit_status.PREEMPTED, exit_status.TERMINATED
   return f"""\
 child=$!
 trap 'trap "" TERM; {on_term}' TERM
@@ -91,7 +91,7 @@ done
 wait "$child" 2> /dev/null
 last=$?
 [ "$last" -eq 127 ] || code=$last
-if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={restart}; fi
+if [ "$code" -lt 0 ] || [ "$code" -eq {terminated} ]; then code={restart}; fi
 """
 
 

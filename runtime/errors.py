@@ -1,13 +1,18 @@
-"""Exceptions for errors that the user can correct."""
+"""Exceptions for errors that the user can correct, and their messages."""
 
+from collections.abc import Sequence
 from typing import Any
+
+# Lines of a message about several problems.
+MAX_LINES = 12
 
 
 class UserError(Exception):
   """Reports an error in the input of the user: a config, a flag, a file.
 
-  The message is one line: what was expected, what was got, what to do. Command
-  lines print it without a traceback and exit with status 2.
+  The message is what was expected, what was got, what to do; several problems
+  are a line each. Command lines print it without a traceback and exit with
+  status 2.
   """
 
 
@@ -31,6 +36,25 @@ class BadFile(UserError):
   def __reduce__(self):
     # By default an exception is pickled with its message as the only argument.
     return BadFile, (self.file, self.reason)
+
+
+def format_problem_lines(
+  problems: Sequence[str], max_lines: int = MAX_LINES
+) -> str:
+  """Joins problems as the lines of a message, with the number of those left.
+
+  >>> format_problem_lines(['a: empty', 'b: empty', 'c: empty'], 2).splitlines()
+  ['a: empty', '… and 2 more']
+
+  Args:
+    problems: a message each.
+    max_lines: largest number of lines of the result.
+  """
+  lines = [format_on_one_line(problem) for problem in problems]
+  if len(lines) > max_lines:
+    kept = max_lines - 1
+    lines[kept:] = [f'… and {len(lines) - kept:,} more']
+  return '\n'.join(lines)
 
 
 def format_on_one_line(text: str) -> str:

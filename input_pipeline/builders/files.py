@@ -17,7 +17,7 @@ import scipy.io
 from jaxtyping import Int16
 
 from input_pipeline.builders import base
-from input_pipeline.sources import archives, audit, records
+from input_pipeline.sources import archives, audit, records, text_files
 from runtime import errors
 
 # Files by their path in a source, or by id.
@@ -269,12 +269,12 @@ def read_official_list(file: archives.File) -> list[str]:
     BadFile: the file cannot be read, is empty, or has a line twice.
   """
   try:
-    text = file.read_bytes().decode()
+    text = text_files.decode_text_file(file.read_bytes())
   except OSError as error:
     raise errors.BadFile(
       file, f'cannot be read: {error.strerror or error}: download it again'
     ) from error
-  except UnicodeDecodeError:
+  except errors.UserError:
     raise errors.BadFile(file, 'is not UTF-8 text: download it again') from None
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if not lines:

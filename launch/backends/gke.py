@@ -11,7 +11,7 @@ from launch import backends, shell, source
 from launch import job as jobs
 from launch.backends import gke_manifest, gke_status
 from launch.backends import kubectl as kubectl_lib
-from runtime import errors
+from runtime import errors, exit_status
 
 # Added to the pods' own time for saving until a deletion counts as failed.
 _DELETION_SECONDS = 60.0
@@ -193,7 +193,7 @@ class Gke:
     if any(map(gke_status.pod_ran_out_of_memory, pods)):
       # It would do so again after a restart.
       self._failure_message = 'a pod ran out of memory'
-      return backends.Report(exit_codes, True, final_code=jobs.FAILED)
+      return backends.Report(exit_codes, True, final_code=exit_status.FAILURE)
     if not outcome.condition:
       return backends.Report(exit_codes, True)
     self._follower.finish()
@@ -284,8 +284,8 @@ def _remove_command(url: str) -> list[str]:
 def _final_code(condition: str, exit_codes: Mapping[str, int | None]) -> int:
   """Returns the exit status of a JobSet that has ended."""
   if condition == 'Completed':
-    return jobs.DONE
+    return exit_status.SUCCESS
   known = {n: c for n, c in exit_codes.items() if c is not None}
   if not known:
-    return jobs.FAILED  # No pod got as far as running the job.
-  return jobs.combine_worker_exit_codes(known) or jobs.FAILED
+    return exit_status.FAILURE  # No pod got as far as running the job.
+  return jobs.combine_worker_exit_codes(known) or exit_status.FAILURE

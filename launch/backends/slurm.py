@@ -10,7 +10,7 @@ import shutil
 from launch import backends, shell, source, worker
 from launch import job as jobs
 from launch.backends import slurm_scripts
-from runtime import errors
+from runtime import errors, exit_status
 
 _UNKNOWN = '?'
 _WAITING_STATES = ('PENDING', 'CONFIGURING', 'REQUEUED')
@@ -195,7 +195,7 @@ class Slurm:
           'canceled, ran out of time, or could not install its requirements; '
           f'see sacct --jobs={self._id}\n'
         )
-        final_code = jobs.FAILED
+        final_code = exit_status.FAILURE
     else:
       self._missing_polls = 0
     outage = self._outage if state == _UNKNOWN else ''

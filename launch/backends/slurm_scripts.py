@@ -12,26 +12,32 @@ from collections.abc import Sequence
 
 from launch import job as jobs
 from launch import worker
-from runtime import errors
+from runtime import errors, exit_status
 
 _SIGNAL_SECONDS = 120
 # Reaches the tasks but not the script; srun would kill its tasks on SIGTERM.
 _SIGNAL_TASKS = 'scancel --signal=TERM "$SLURM_JOB_ID"'
 
-# `job.combine_worker_exit_codes` in bash.
-COMBINE_EXIT_CODES = """\
+# Status after which the batch script requeues the job.
+_RESTART = exit_status.PREEMPTED
+
+# `job.combine_worker_exit_codes` in bash, for the nodes, on which no launcher
+# runs; a test compares both.
+COMBINE_EXIT_CODES = f"""\
 result=0 killed=
-for worker in $(seq 0 {last}); do
+for worker in $(seq 0 {{last}}); do
   code=$(cat "$root/exit.$worker" 2> /dev/null || echo killed)
   case "$code" in
     0) ;;
     killed) killed=yes ;;
-    2) result=2 ;;
-    75) if [ "$result" -eq 0 ]; then result=75; fi ;;
-    *) if [ "$result" -eq 0 ] || [ "$result" -eq 75 ]; then result=$code; fi ;;
+    {exit_status.USER_ERROR}) result={exit_status.USER_ERROR} ;;
+    {_RESTART}) if [ "$result" -eq 0 ]; then result={_RESTART}; fi ;;
+    *) if [ "$result" -eq 0 ] \
+|| [ "$result" -eq {_RESTART} ]; then result=$code; fi ;;
   esac
 done
-if [ "$result" -eq 0 ] && [ -n "$killed" ]; then result=1; fi
+if [ "$result" -eq 0 ] && [ -n "$killed" ]; \
+then result={exit_status.FAILURE}; fi
 """
 
 
@@ -148,9 +154,9 @@ fi
 srun --kill-on-bad-exit=0 --wait={wait} bash "$root/task.sh" &
 {worker.wait_for_child_script(_SIGNAL_TASKS)}{combine}\
 restarts=${{SLURM_RESTART_COUNT:-0}}
-if [ "$result" -eq 75 ] && [ ! -f stopping ] \\
+if [ "$result" -eq {_RESTART} ] && [ ! -f stopping ] \\
     && [ "$restarts" -lt {self.retries} ]; then
-  scontrol requeue "$SLURM_JOB_ID" && exit 75
+  scontrol requeue "$SLURM_JOB_ID" && exit {_RESTART}
 fi
 echo "$result" > result.partial
 mv result.partial result

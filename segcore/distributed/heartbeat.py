@@ -26,12 +26,13 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from runtime import progress
+from runtime import exit_status, progress
 from segcore.distributed import rendezvous
 
 # Exit statuses after another process crashed, which it may do again, and after
 # one hung or was cut off: on the latter, launchers repeat the command.
-EXIT_PEER_LOST, EXIT_PEER_SILENT = 1, 75
+EXIT_PEER_LOST = exit_status.FAILURE
+EXIT_PEER_SILENT = exit_status.PREEMPTED
 
 # Time for processes that fail for the same reason to report it themselves.
 _GRACE_SECONDS = 5.0

@@ -17,6 +17,10 @@ def test_an_ignored_line_is_ignored_by_value_and_by_color(tmp_path, ignore):
     colors=(SKY, CAR),
     ignored_values=(1,),
     ignored_colors=(ROAD,),
+    notes=(
+      f"classes: {tmp_path}/classes.txt: 'main road', value 1, is no class, as "
+      'it is that of ignore: its pixels are ignored',
+    ),
   )
 
 
@@ -45,7 +49,7 @@ def test_invalid_class_lists_are_refused(tmp_path, text, message):
 
 def test_a_class_list_that_is_not_text_is_refused(tmp_path):
   path = tmp_path / 'classes.txt'
-  path.write_bytes(b'\xff\xfe')
+  path.write_bytes('ähre'.encode('latin-1'))
   assert messages.message_of(class_list.read_class_list, path) == (
     f'classes: {path} is not UTF-8 text: save it as UTF-8'
   )
