@@ -426,7 +426,8 @@ def read_split_counts(
   options: DataOptions, split: str, data_dir: str = ''
 ) -> class_counts.ClassCounts:
   """Reads the counts of a split of a prepared data set."""
-  folder = pathlib.Path(dataset_builder(options, data_dir).data_dir)
+  with _without_tfds_logs():
+    folder = pathlib.Path(dataset_builder(options, data_dir).data_dir)
   return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 

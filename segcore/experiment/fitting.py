@@ -1,5 +1,6 @@
 """Crops that are chosen from the data, before the stages of a run are built."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -39,7 +40,7 @@ def fit_crops(
   for name in names:
     block = config[name]
     crop = options.build_named_options(
-      data_lib.CROPS, block.crop, f'config.{name}.crop'
+      data_lib.CROPS, block.crop.to_dict(), f'config.{name}.crop'
     )
     chosen = _read_started_crop(workdir / name, name)
     if chosen is None:
@@ -47,7 +48,7 @@ def fit_crops(
         datasets.DataOptions, block.data, f'config.{name}.data'
       )
       inception, source = choose(crop, data, block.split)
-      chosen = {'name': 'inception', **options.options_to_dict(inception)}
+      chosen = {'name': 'inception', **dataclasses.asdict(inception)}
       line = f'{crop_scale.describe_crop(inception)}, chosen for {source}'
       stages_by_line.setdefault(line, []).append(name)
     given = {
@@ -58,8 +59,8 @@ def fit_crops(
     fitted[name].crop = ml_collections.ConfigDict({**chosen, **given})
   for line, stages in stages_by_line.items():
     console.print_line(
-      f'crops of {", ".join(stages)}: {line}; other ones by the options '
-      'size=HEIGHTxWIDTH and crop=LEAST-LARGEST of the config'
+      f'crops of {", ".join(stages)}: {line}\n'
+      '  (other ones: size=HEIGHTxWIDTH, crop=LEAST-LARGEST in the options)'
     )
   fitted.lock()
   return fitted
