@@ -110,9 +110,9 @@ class Checkpoints:
     """
     step, value = self._best.latest_step(), None
     if step is not None and step < before:
-      folder = files.absolute(self.directory) / 'best' / str(step)
+      folder = files.absolute_path(self.directory) / 'best' / str(step)
       try:
-        value = manifest.read_value(folder)
+        value = manifest.read_best_value(folder)
       except Exception as error:  # Orbax has no class for damaged files.
         logging.warning(
           'the best state in %s is damaged (%s): the next evaluation replaces '
@@ -194,10 +194,10 @@ class Checkpoints:
     Orbax's manager would wait for all hosts after it has restored: for ever, if
     one of them cannot.
     """
-    folder = files.absolute(self.directory) / 'checkpoints' / str(step)
+    folder = files.absolute_path(self.directory) / 'checkpoints' / str(step)
     progress.record_activity(f'restoring step {step} of {self.directory.name}')
     try:
-      saved = manifest.read(folder)
+      saved = manifest.read_manifest(folder)
       problem = _layout_problem(folder, saved, abstract_state)
       if problem:
         return _Attempt(_OTHER_KIND, problem)
@@ -236,7 +236,7 @@ class _Manager(ocp.CheckpointManager):
 
 def _manager(directory: files.Path, keep: int) -> _Manager:
   return _Manager(
-    files.absolute(directory),
+    files.absolute_path(directory),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
   )
 
@@ -250,11 +250,11 @@ def _layout_problem(
     ValueError: Orbax's metadata are damaged: they contradict the manifest.
   """
   tree = ocp.PyTreeCheckpointHandler().metadata(folder / manifest.STATE).tree
-  layout = manifest.layout_of(manifest.arrays_of(tree))
+  layout = manifest.array_layouts(manifest.arrays_by_path(tree))
   if saved is not None and layout != saved.layout:
     name = _differences(layout, saved.layout)[0]
     raise ValueError(f'{name}: its metadata contradict the manifest')
-  expected = manifest.layout_of(manifest.arrays_of(abstract_state))
+  expected = manifest.array_layouts(manifest.arrays_by_path(abstract_state))
   different = _differences(layout, expected)
   if not different:
     return ''
@@ -287,7 +287,7 @@ def _contrast(
 def _compare(attempt: _Attempt) -> str:
   """Describes how a restored state differs from the one that was saved."""
   try:
-    attempt.saved.check(manifest.arrays_of(attempt.state))
+    attempt.saved.check(manifest.arrays_by_path(attempt.state))
   except ValueError as error:
     return _first_line(error)
   return ''
@@ -303,7 +303,7 @@ def _save_args(state: Any, values: Mapping[str, Any]) -> ocp.args.Composite:
   return ocp.args.Composite(
     **{
       manifest.STATE: ocp.args.StandardSave(state),
-      manifest.META: ocp.args.JsonSave(manifest.make(state, values)),
+      manifest.META: ocp.args.JsonSave(manifest.make_manifest(state, values)),
     }
   )
 

@@ -1,6 +1,8 @@
 """Reads fields of a saved training state, without the training that saved it.
 
-checkpoint_reader.read(directory / 'checkpoints', ('params', 'batch_stats'))
+fields = checkpoint_reader.read_checkpoint_fields(
+  directory / 'checkpoints', ('params', 'batch_stats')
+)
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from runtime import errors, files
 from segcore.weights import manifest
 
 
-def read(
+def read_checkpoint_fields(
   directory: files.Path, names: Sequence[str] = ('params', 'batch_stats')
 ) -> dict[str, Any]:
   """Reads fields of the latest state in a folder of checkpoints.
@@ -37,12 +39,12 @@ def read(
       f'did you mean {" or ".join(below)}?' if below else 'train it first'
     )
     raise errors.UserError(f'no checkpoint in {directory}: {advice}')
-  folder = files.absolute(directory) / str(max(steps))
+  folder = files.absolute_path(directory) / str(max(steps))
   try:
-    saved = manifest.read(folder)
+    saved = manifest.read_manifest(folder)
     fields = _restore(folder / manifest.STATE, names)
     if saved is not None:
-      saved.check(manifest.arrays_of(fields))
+      saved.check(manifest.arrays_by_path(fields))
     return fields
   except Exception as error:  # Orbax has no class for damaged files.
     lines = str(error).splitlines() or [type(error).__name__]

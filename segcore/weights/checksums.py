@@ -32,7 +32,7 @@ _STEP, _MIX_1, _MIX_2 = (
 )
 
 
-def of_arrays(arrays: dict[str, Any]) -> dict[str, int]:
+def array_checksums(arrays: dict[str, Any]) -> dict[str, int]:
   """Computes the checksum of each array; all hosts must call it together.
 
   Args:
@@ -53,7 +53,9 @@ def of_arrays(arrays: dict[str, Any]) -> dict[str, int]:
   return dict(zip(arrays, map(int, local), strict=True))
 
 
-def of_shard(array: Shaped[np.ndarray, '...'], start: tuple[int, ...]) -> int:
+def shard_checksum(
+  array: Shaped[np.ndarray, '...'], start: tuple[int, ...]
+) -> int:
   """Computes the part of a shard in the checksum of the whole array.
 
   Args:
@@ -115,12 +117,14 @@ def _of_local(array: Any) -> int:
   the array is replicated: then each host counts its own.
   """
   if not isinstance(array, jax.Array):
-    return of_shard(np.asarray(array), (0,) * np.ndim(array))
+    return shard_checksum(np.asarray(array), (0,) * np.ndim(array))
   if array.is_fully_replicated:
-    return of_shard(np.asarray(array.addressable_data(0)), (0,) * array.ndim)
+    return shard_checksum(
+      np.asarray(array.addressable_data(0)), (0,) * array.ndim
+    )
   total = 0
   for shard in array.addressable_shards:
     if shard.replica_id == 0:
       start = tuple(part.start or 0 for part in shard.index)
-      total += of_shard(np.asarray(shard.data), start)
+      total += shard_checksum(np.asarray(shard.data), start)
   return total % 2**64

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: shape, type and checksum of every array.
 
-  meta = manifest.make(state, {'value': 0.7})   # Saved as the item `meta`.
-  saved = manifest.read(folder)                 # None in older checkpoints.
+  meta = manifest.make_manifest(state, {'value': 0.7})  # For the item `meta`.
+  saved = manifest.read_manifest(folder)  # None in older checkpoints.
   saved.check(arrays)
 
 Orbax keeps no checksums: a flipped bit would be restored as another number, and
@@ -61,7 +61,7 @@ class Manifest:
     Raises:
       ValueError: an array differs; the message names the first one.
     """
-    actual = checksums.of_arrays(dict(arrays))
+    actual = checksums.array_checksums(dict(arrays))
     different = [
       name for name, value in actual.items() if value != self.checksums[name]
     ]
@@ -73,7 +73,7 @@ class Manifest:
       )
 
 
-def arrays_of(tree: Any) -> dict[str, Any]:
+def arrays_by_path(tree: Any) -> dict[str, Any]:
   """Returns the arrays of a state, or of a part of it, by path."""
   serialized = ocp.tree.serialize_tree(tree, keep_empty_nodes=True)
   leaves, _ = jax.tree_util.tree_flatten_with_path(serialized)
@@ -84,14 +84,14 @@ def arrays_of(tree: Any) -> dict[str, Any]:
   }
 
 
-def layout_of(arrays: Mapping[str, Any]) -> dict[str, Layout]:
+def array_layouts(arrays: Mapping[str, Any]) -> dict[str, Layout]:
   """Returns shape and type of arrays, or of descriptions of them."""
   return {
     name: Layout(tuple(x.shape), str(x.dtype)) for name, x in arrays.items()
   }
 
 
-def make(state: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def make_manifest(state: Any, values: Mapping[str, Any]) -> dict[str, Any]:
   """Makes the content of a manifest; all hosts must call it together.
 
   Args:
@@ -101,19 +101,19 @@ def make(state: Any, values: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     A mapping for JSON.
   """
-  arrays = arrays_of(state)
-  sums = checksums.of_arrays(arrays)
+  arrays = arrays_by_path(state)
+  sums = checksums.array_checksums(arrays)
   content = {
     **values,
     _ARRAYS: {
       name: [list(layout.shape), layout.dtype, f'{sums[name]:016x}']
-      for name, layout in layout_of(arrays).items()
+      for name, layout in array_layouts(arrays).items()
     },
   }
   return {**content, _DIGEST: _digest(content)}
 
 
-def read(folder: files.Path) -> Manifest | None:
+def read_manifest(folder: files.Path) -> Manifest | None:
   """Reads the manifest of a checkpoint.
 
   Args:
@@ -140,7 +140,7 @@ def read(folder: files.Path) -> Manifest | None:
   )
 
 
-def read_value(folder: files.Path) -> float:
+def read_best_value(folder: files.Path) -> float:
   """Reads the value by which a state was the best one.
 
   Raises:

@@ -22,7 +22,9 @@ _MAX_COMPRESSION = 100
 _SMALL = 2**24
 
 
-def read(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
+def read_weight_file(
+  path: pathlib.Path,
+) -> dict[str, Shaped[np.ndarray, '...']]:
   """Reads all arrays of a file.
 
   Raises:
@@ -92,6 +94,6 @@ def _read_safetensors(
 _READERS = {
   '.npz': _read_npz,
   '.safetensors': _read_safetensors,
-  **dict.fromkeys(pth.SUFFIXES, pth.read),
+  **dict.fromkeys(pth.SUFFIXES, pth.read_torch_file),
 }
 SUFFIXES = tuple(_READERS)

@@ -1,6 +1,7 @@
 """Layout of torch's ResNet weights, as torchvision and others publish them.
 
-  translate({'layer1.0.conv1.weight': …, …})['params']['encoder']['block1']
+  arrays = {'layer1.0.conv1.weight': …, …}
+  translate_torchvision_weights(arrays)['params']['encoder']['block1']
 
 Files are torch's own, `.npz` or `.safetensors`.
 """
@@ -37,7 +38,7 @@ _LEAVES = {
 }
 
 
-def translate(
+def translate_torchvision_weights(
   flat: Mapping[str, Shaped[np.ndarray, '...']],
 ) -> dict[str, Any] | None:
   """Translates the weights of a torch ResNet to the names of `DilatedResNet`.
@@ -78,7 +79,7 @@ def translate(
     modules = sorted({name.split('.')[0] for name in left_out})
     notes.append(f'left out {", ".join(modules)}')
   if notes:
-    console.log(f"torch's weights: {'; '.join(notes)}")
+    console.print_line(f"torch's weights: {'; '.join(notes)}")
   return {
     collection: {'encoder': traverse_util.unflatten_dict(tree)}
     for collection, tree in leaves.items()

@@ -1,6 +1,6 @@
 """A machine that runs the pickles of torch files and can only build data.
 
-  content = pickle_machine.run(file, names, resolve)
+  content = pickle_machine.run_pickle(file, names, resolve)
 
 A pickle is a program: for Python's own reader, loading one may call anything
 that can be imported. Here, a name stands for what a table of the caller holds
@@ -46,7 +46,7 @@ class Stateful:
     raise NotImplementedError
 
 
-def run(
+def run_pickle(
   file: io.BytesIO | mmap.mmap,
   names: Mapping[str, Any],
   resolve: Callable[[Any], Any],
@@ -184,7 +184,7 @@ def _set_items(target: Any, items: Any) -> dict[Any, Any]:
   _require(target, dict)
   keys = items[::2]
   for key in keys:
-    require_key(key)
+    require_pickle_key(key)
   target.update(zip(keys, items[1::2], strict=True))
   return target
 
@@ -197,12 +197,12 @@ def _extend(target: Any, items: list[Any]) -> None:
 def _add(target: Any, items: list[Any]) -> set[Any]:
   _require(target, set)
   for item in items:
-    require_key(item)
+    require_pickle_key(item)
   target.update(items)
   return target
 
 
-def require_key(value: Any) -> None:
+def require_pickle_key(value: Any) -> None:
   """Raises Refused unless a value may be a key of a mapping or be in a set."""
   _require(value, _KEYS)
 

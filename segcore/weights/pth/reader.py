@@ -1,6 +1,6 @@
 """Reads the weight files that torch saves: `.pth`, `.pt`, `.pth.tar`, `.bin`.
 
-  weights = reader.read(pathlib.Path('resnet50.pth'))
+  weights = reader.read_torch_file(pathlib.Path('resnet50.pth'))
   weights['layer1.0.conv1.weight']     # [O, I, h, w]
 
 Two formats are read. Since torch 1.6, a file is a zip archive with a pickle
@@ -33,7 +33,7 @@ _LEGACY_VERSION = 1001
 _MAX_SHARING = 8
 
 
-def read(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
+def read_torch_file(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
   """Reads the state dict of a file.
 
   A line of the log names what was taken of a whole training's file.
@@ -53,7 +53,7 @@ def read(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
   with open(path, 'rb') as file:
     try:
       content, little_endian = _read_content(file, size)
-      selected, notes = state_dict.select(content)
+      selected, notes = state_dict.select_state_dict(content)
       total = sum(tensor.num_bytes for tensor in selected.values())
       if total > _MAX_SHARING * size:
         raise ValueError(f'its tensors have {total} bytes, the file {size}')
@@ -73,7 +73,7 @@ def read(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
         path, f'is not a readable file of torch ({text}): fetch it again'
       ) from error
   if notes:
-    console.log(f'{path}: {"; ".join(notes)}')
+    console.print_line(f'{path}: {"; ".join(notes)}')
   return arrays
 
 
@@ -129,7 +129,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> tuple[Any, bool]:
     return storages[key]
 
   data = io.BytesIO(archive.read(pickle))
-  content = pickle_machine.run(data, tensors.NAMES, resolve)
+  content = pickle_machine.run_pickle(data, tensors.NAMES, resolve)
   return content, little_endian
 
 
@@ -166,7 +166,7 @@ def _check_members(
 
 def _read_legacy(mapped: mmap.mmap, file: BinaryIO) -> tuple[Any, bool]:
   def run(resolve: Callable[[Any], Any] = _no_storage) -> Any:
-    return pickle_machine.run(mapped, tensors.NAMES, resolve)
+    return pickle_machine.run_pickle(mapped, tensors.NAMES, resolve)
 
   if run() != _LEGACY_MAGIC:
     raise ValueError('a pickle, but not one of torch.save')
@@ -237,7 +237,7 @@ def _once(load: Callable[[], bytes]) -> Callable[[], bytes]:
   """Returns a function that keeps the bytes for the tensors that share them."""
   kept: list[bytes] = []
 
-  def read() -> bytes:
+  def read_torch_file() -> bytes:
     if not kept:
       kept.append(load())
     return kept[0]

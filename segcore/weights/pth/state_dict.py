@@ -18,7 +18,9 @@ _MAX_DEPTH = 6
 _MAX_TENSORS = 100_000
 
 
-def select(content: Any) -> tuple[dict[str, tensors.Tensor], list[str]]:
+def select_state_dict(
+  content: Any,
+) -> tuple[dict[str, tensors.Tensor], list[str]]:
   """Returns the tensors of the state dict in a file, and notes on the choice.
 
   Wrappers such as 'state_dict' or 'teacher' are opened, one in the other;

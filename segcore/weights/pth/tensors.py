@@ -64,7 +64,7 @@ class Storage:
 
   def part(self, offset: int, size: int) -> 'Storage':
     """Returns a view of consecutive elements."""
-    check_view(self.size, offset, (size,), (1,))
+    check_storage_view(self.size, offset, (size,), (1,))
     return dataclasses.replace(self, size=size, offset=self.offset + offset)
 
   def of_type(self, dtype: np.dtype) -> 'Storage':
@@ -125,7 +125,7 @@ class Tensor:
     return view.astype(storage.dtype, copy=False)
 
 
-def check_view(
+def check_storage_view(
   size: int, offset: Any, shape: tuple[Any, ...], strides: tuple[Any, ...]
 ) -> None:
   """Checks that a view lies within a storage.
@@ -165,7 +165,7 @@ def _tensor(
 ) -> Tensor:
   if not isinstance(storage, Storage):
     raise ValueError('a tensor without a storage')
-  check_view(storage.size, offset, tuple(shape), tuple(strides))
+  check_storage_view(storage.size, offset, tuple(shape), tuple(strides))
   return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -223,14 +223,14 @@ def _mapping(*arguments: Any) -> dict[Any, Any]:
   for argument in given:
     pairs = argument.items() if isinstance(argument, dict) else argument
     for key, value in pairs:
-      pickle_machine.require_key(key)
+      pickle_machine.require_pickle_key(key)
       items[key] = value
   return items
 
 
 def _set(items: Any = ()) -> set[Any]:
   for item in items:
-    pickle_machine.require_key(item)
+    pickle_machine.require_pickle_key(item)
   return set(items)
 
 

@@ -164,7 +164,7 @@ def test_checkpoints_without_a_manifest_are_restored(saved, content, caplog):
   assert step == 3
   np.testing.assert_array_equal(restored['slots'][0], [0.0, 3.0, 6.0])
   assert 'was saved without checksums, by an earlier version' in caplog.text
-  fields = checkpoint_reader.read(saved / 'checkpoints')
+  fields = checkpoint_reader.read_checkpoint_fields(saved / 'checkpoints')
   assert fields['params']['encoder']['kernel'].shape == (4, 8)
 
 
@@ -179,11 +179,14 @@ def test_the_reader_refuses_damaged_arrays(saved):
   file = largest_file(folder)
   flip(file, file.stat().st_size // 2)
   # What is asked for is checked, and nothing else.
-  assert int(checkpoint_reader.read(folder, ('step',))['step']) == 9
+  assert (
+    int(checkpoint_reader.read_checkpoint_fields(folder, ('step',))['step'])
+    == 9
+  )
   with pytest.raises(
     errors.UserError, match="'params'.*: the checksum differs"
   ):
-    checkpoint_reader.read(folder)
+    checkpoint_reader.read_checkpoint_fields(folder)
 
 
 HOSTS = 3
@@ -350,7 +353,9 @@ def test_best_states_of_later_steps_are_ignored(tmp_path):
     # … and saved again.
     checkpoints.save_best(30, state(30.0), 0.7)
     checkpoints.wait()
-  best = checkpoint_reader.read(tmp_path / 'best', ('params', 'step'))
+  best = checkpoint_reader.read_checkpoint_fields(
+    tmp_path / 'best', ('params', 'step')
+  )
   assert int(best['step']) == 30
   assert set(best) == {'params', 'step'}
   assert isinstance(best['params']['encoder']['kernel'], np.ndarray)
@@ -358,11 +363,11 @@ def test_best_states_of_later_steps_are_ignored(tmp_path):
 
 def test_reading_an_empty_folder_is_an_error(tmp_path):
   with pytest.raises(errors.UserError, match='no checkpoint in .*: train it'):
-    checkpoint_reader.read(tmp_path)
+    checkpoint_reader.read_checkpoint_fields(tmp_path)
   # The folder of a run instead of that of its stage.
   (tmp_path / 'train/checkpoints').mkdir(parents=True)
   with pytest.raises(errors.UserError, match='did you mean .*/train[?]'):
-    checkpoint_reader.read(tmp_path)
+    checkpoint_reader.read_checkpoint_fields(tmp_path)
 
 
 def test_full_disk_is_a_user_error(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ SHAPES = (
 
 
 def checksum(array):
-  return checksums.of_arrays({'x': array})['x']
+  return checksums.array_checksums({'x': array})['x']
 
 
 def draw(shape, dtype=np.float32):
@@ -75,7 +75,7 @@ def test_shards_add_up_to_the_whole(axis):
   for i, part in enumerate(parts):
     start = [0, 0]
     start[axis] = i * part.shape[axis]
-    total += checksums.of_shard(part, tuple(start))
+    total += checksums.shard_checksum(part, tuple(start))
   assert total % 2**64 == checksum(array)
   mesh = sharding.make_mesh(fsdp=4)
   spec = [None, None]
@@ -90,14 +90,14 @@ def test_shards_add_up_to_the_whole(axis):
 
 def test_a_manifest_names_the_array_that_differs():
   state = {'a': {'kernel': jnp.ones((4, 4))}, 'slots': (jnp.zeros(3),)}
-  content = manifest.make(state, {'value': 0.5})
+  content = manifest.make_manifest(state, {'value': 0.5})
   saved = manifest.Manifest(
-    manifest.layout_of(manifest.arrays_of(state)),
+    manifest.array_layouts(manifest.arrays_by_path(state)),
     {name: int(x[2], 16) for name, x in content['arrays'].items()},
     {},
   )
-  saved.check(manifest.arrays_of(state))
+  saved.check(manifest.arrays_by_path(state))
   saved.check({"['slots'][0]": jnp.zeros(3)})  # A part of the arrays.
   state['slots'] = (jnp.zeros(3).at[1].set(1e-30),)
   with pytest.raises(ValueError, match=r"^\['slots'\]\[0\]: the checksum diff"):
-    saved.check(manifest.arrays_of(state))
+    saved.check(manifest.arrays_by_path(state))

@@ -229,7 +229,7 @@ def test_malicious_files_are_refused_and_nothing_is_executed(tmp_path, name):
   file_name, write, words = REFUSED[name]
   write(tmp_path / file_name)
   with pytest.raises(errors.UserError) as caught:
-    load.read_variables(tmp_path / file_name)
+    load.read_weight_variables(tmp_path / file_name)
   message = str(caught.value)
   assert '\n' not in message
   for word in (str(tmp_path / file_name), *words):

@@ -45,7 +45,7 @@ def assert_equal(actual, expected):
 @formats
 def test_all_types_round_trip(tmp_path, save, capsys):
   save(tmp_path / 'w.pth', torch_files.tensors(arrays()))
-  assert_equal(reader.read(tmp_path / 'w.pth'), arrays())
+  assert_equal(reader.read_torch_file(tmp_path / 'w.pth'), arrays())
   assert capsys.readouterr().out == ''
 
 
@@ -53,14 +53,14 @@ def test_all_types_round_trip(tmp_path, save, capsys):
 def test_all_protocols_are_read(tmp_path, protocol):
   content = torch_files.tensors(arrays())
   torch_files.save_zip(tmp_path / 'w.pt', content, protocol, root='resnet')
-  assert_equal(reader.read(tmp_path / 'w.pt'), arrays())
+  assert_equal(reader.read_torch_file(tmp_path / 'w.pt'), arrays())
 
 
 def test_big_endian_files_are_read(tmp_path):
   expected = {'a': np.arange(6, dtype=np.float32).reshape(2, 3)}
   content = torch_files.tensors(expected)
   torch_files.save_zip(tmp_path / 'w.pth', content, big=True)
-  assert_equal(reader.read(tmp_path / 'w.pth'), expected)
+  assert_equal(reader.read_torch_file(tmp_path / 'w.pth'), expected)
 
 
 @formats
@@ -85,7 +85,7 @@ def test_views_are_resolved(tmp_path, save):
     'none': np.zeros((0, 9), np.float32),
     'repeated': np.array([[4, 5]] * 3, np.float32),
   }
-  assert_equal(reader.read(tmp_path / 'w.pth'), expected)
+  assert_equal(reader.read_torch_file(tmp_path / 'w.pth'), expected)
 
 
 def test_views_of_storages_in_old_files(tmp_path):
@@ -94,7 +94,7 @@ def test_views_of_storages_in_old_files(tmp_path):
   content = {'a': torch_files.view(storage, (2, 2), (2, 1), 1)}
   torch_files.save_legacy(tmp_path / 'w.pth', content)
   expected = {'a': np.array([[5, 6], [7, 8]], np.int16)}
-  assert_equal(reader.read(tmp_path / 'w.pth'), expected)
+  assert_equal(reader.read_torch_file(tmp_path / 'w.pth'), expected)
 
 
 def test_floats_of_8_bits_and_parameters(tmp_path):
@@ -106,7 +106,7 @@ def test_floats_of_8_bits_and_parameters(tmp_path):
   }
   torch_files.save_zip(tmp_path / 'w.bin', content)
   expected = {'small': small, 'weight': weight}
-  assert_equal(reader.read(tmp_path / 'w.bin'), expected)
+  assert_equal(reader.read_torch_file(tmp_path / 'w.bin'), expected)
 
 
 def numpy_scalar(value):
@@ -157,7 +157,7 @@ def training(wrappers):
 def test_wrappers_are_opened_and_named(tmp_path, capsys, save, wrap, taken):
   expected = {'a.weight': np.arange(4, dtype=np.float32)}
   save(tmp_path / 'w.pth.tar', training(wrap(torch_files.tensors(expected))))
-  assert_equal(reader.read(tmp_path / 'w.pth.tar'), expected)
+  assert_equal(reader.read_torch_file(tmp_path / 'w.pth.tar'), expected)
   line = capsys.readouterr().out
   assert line.startswith(f'{tmp_path}/w.pth.tar: took {taken}; left out epoch')
   assert 'optimizer' in line
@@ -170,7 +170,7 @@ def test_nested_mappings_are_joined_by_dots(tmp_path):
     'optimizer': {'state': torch_files.tensors({'x': np.zeros(1)})},
   }
   torch_files.save_zip(tmp_path / 'w.pth', content)
-  names = [*reader.read(tmp_path / 'w.pth')]
+  names = [*reader.read_torch_file(tmp_path / 'w.pth')]
   assert names == ['encoder.conv.weight', 'head.bias']
 
 
@@ -203,7 +203,7 @@ def test_files_cut_anywhere_are_refused(tmp_path, save):
   for length in np.linspace(0, len(data) - 1, 30, dtype=int):
     cut.write_bytes(data[:length])
     with pytest.raises(errors.BadFile, match='is not a readable file of torch'):
-      reader.read(cut)
+      reader.read_torch_file(cut)
 
 
 @formats
@@ -217,7 +217,7 @@ def test_flipped_bits_raise_nothing_else(tmp_path, save):
     changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
     damaged.write_bytes(changed)
     try:
-      values = reader.read(damaged)
+      values = reader.read_torch_file(damaged)
     except errors.BadFile:
       refused += 1
     else:
@@ -239,7 +239,7 @@ def test_flipped_bits_raise_nothing_else(tmp_path, save):
 def test_other_files_are_named(tmp_path, content, message):
   (tmp_path / 'w.pth').write_bytes(content)
   with pytest.raises(errors.UserError) as caught:
-    load.read_variables(tmp_path / 'w.pth')
+    load.read_weight_variables(tmp_path / 'w.pth')
   assert message in str(caught.value)
   assert str(tmp_path / 'w.pth') in str(caught.value)
 
@@ -257,4 +257,4 @@ def test_other_files_are_named(tmp_path, content, message):
 def test_files_without_a_state_dict_are_refused(tmp_path, content):
   torch_files.save_zip(tmp_path / 'w.pth', content)
   with pytest.raises(errors.BadFile, match='expected a state dict, tensors by'):
-    reader.read(tmp_path / 'w.pth')
+    reader.read_torch_file(tmp_path / 'w.pth')
