@@ -146,7 +146,7 @@ def read_best_value(folder: files.Path) -> float:
   Raises:
     Exception: it is damaged.
   """
-  manifest = read(folder)
+  manifest = read_manifest(folder)
   if manifest is None:
     return ocp.JsonCheckpointHandler().restore(folder / META)['value']
   return manifest.values['value']

@@ -237,7 +237,7 @@ def _once(load: Callable[[], bytes]) -> Callable[[], bytes]:
   """Returns a function that keeps the bytes for the tensors that share them."""
   kept: list[bytes] = []
 
-  def read_torch_file() -> bytes:
+  def read() -> bytes:
     if not kept:
       kept.append(load())
     return kept[0]

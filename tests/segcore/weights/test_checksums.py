@@ -83,9 +83,9 @@ def test_shards_add_up_to_the_whole(axis):
   split = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
   assert not split.is_fully_replicated
   assert checksum(split) == checksum(array)
-  assert checksum(jax.device_put(array, sharding.replicated(mesh))) == checksum(
-    array
-  )
+  assert checksum(
+    jax.device_put(array, sharding.replicated_sharding(mesh))
+  ) == checksum(array)
 
 
 def test_a_manifest_names_the_array_that_differs():
