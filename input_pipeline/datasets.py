@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
 from input_pipeline.builders import base, class_list, shards
-from input_pipeline.sources import audit, fingerprints, records
-from runtime import errors, files, progress, threads
+from input_pipeline.sources import fingerprints, image_files, records
+from runtime import errors, files
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
@@ -51,10 +51,12 @@ _BUILDERS = {
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
-_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask')
+_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask', 'mask_codes')
+_READING_FIELDS = ('follow_exif', 'image_depth', 'max_megapixels')
 _FOLDER_FIELDS = (
   'images',
   *_MASK_FIELDS,
+  *_READING_FIELDS,
   'val_fraction',
   'split_seed',
   'on_bad_example',
@@ -76,6 +78,11 @@ class DataOptions:
       '255' or '255,255,255' or '#ffffff'; '' if there are none.
     without_mask: image_mask_folder only: 'error' refuses images that have no
       mask, 'unlabeled' makes them a split of this name.
+    mask_codes: image_mask_folder only: 'auto', 'values' or 'colors', what
+      palette and gray masks count by where the class list has colors.
+    follow_exif: folders only: turn images as their EXIF tag says.
+    image_depth: folders only: bits of the values in images of 16 bits.
+    max_megapixels: folders only: larger images are refused.
     val_fraction: folders only: fraction of the images that becomes `val`.
     split_seed: folders only: selects the images of `val`.
     on_bad_example: folders only: 'error' refuses the data set for one bad file,
@@ -92,6 +99,10 @@ class DataOptions:
   val_fraction: float = 0.0
   split_seed: int = 0
   on_bad_example: str = 'error'
+  mask_codes: str = 'auto'
+  follow_exif: bool = False
+  image_depth: int = 16
+  max_megapixels: int = image_files.MAX_MEGAPIXELS
 
   def __post_init__(self):
     name, slash, config = self.name.partition('/')
@@ -109,6 +120,13 @@ class DataOptions:
           f'{field.name}: expected no value, as {name} does not read it, got '
           f'{getattr(self, field.name)!r}: remove it'
         )
+
+  @property
+  def reading(self) -> image_files.ImageOptions:
+    """Returns the options that define the pixels of image files."""
+    return image_files.ImageOptions(
+      **{name: getattr(self, name) for name in _READING_FIELDS}
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -392,65 +410,6 @@ def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
   )
 
 
-def open_folder(
-  images: pathlib.Path,
-  classes: tuple[str, ...],
-  palette: tuple[tuple[int, int, int], ...],
-) -> tuple[Split, tuple[errors.BadFile, ...]]:
-  """Opens the images of a folder without preparing records.
-
-  Every image is decoded once, to check that it can be.
-
-  Args:
-    images: the folder; its subfolders are included.
-    classes: name of each class id, for predictions.
-    palette: RGB color of each class id.
-
-  Returns:
-    The split of the usable images, and the files that are not usable.
-
-  Raises:
-    UserError: the folder is missing, or has no usable image.
-  """
-  listing = audit.list_examples(images)
-  examples, indices, bad = [], [], [*listing.problems]
-  for example, index in zip(
-    listing.examples,
-    progress.bar(
-      threads.ordered_map(
-        audit.catch_bad_files(_index_example), listing.examples
-      ),
-      desc=f'checking {images}',
-      total=len(listing.examples),
-    ),
-    strict=True,
-  ):
-    if isinstance(index, errors.BadFile):
-      bad.append(index)
-    else:
-      examples.append(example)
-      indices.append(index)
-  bad = sorted(bad, key=str)
-  if not examples:
-    raise errors.UserError(
-      f'{images}: no image is usable: {bad[0]}; repair that file'
-    )
-  split = Split(
-    name=str(images),
-    version='',
-    classes=classes,
-    palette=palette,
-    label_kinds=(),
-    records=record_views.ImageFiles(examples),
-    index=fingerprints.ImageIndex.join(indices),
-  )
-  return split, tuple(bad)
-
-
-def _index_example(example: audit.Example) -> fingerprints.ImageIndex:
-  return fingerprints.ImageIndex.from_sample(audit.read_example(example))
-
-
 def _default_source(name: str) -> str:
   """Returns $SEG_DATA_DIR/NAME, or '' if the variable is not set."""
   root = os.environ.get(SOURCE_VARIABLE)
@@ -465,6 +424,7 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     'val_fraction': options.val_fraction,
     'split_seed': options.split_seed,
     'on_bad_example': options.on_bad_example,
+    'reading': options.reading,
   }
   if options.name == 'image_folder':
     return module.ImageFolderOptions(**common)
@@ -474,4 +434,5 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     classes=options.classes,
     ignore=class_list.parse_ignore(options.ignore),
     without_mask=options.without_mask,
+    mask_codes=options.mask_codes,
   )

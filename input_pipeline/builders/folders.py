@@ -31,7 +31,14 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline.builders import class_list, files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import (
+  archives,
+  audit,
+  image_files,
+  mask_reader,
+  masks,
+  records,
+)
 from input_pipeline.sources.audit import Listing
 from runtime import errors
 
@@ -51,6 +58,7 @@ class ImageFolderOptions:
     split_seed: selects the images of `val`.
     on_bad_example: 'error' refuses the data set for one bad file, 'skip' skips
       the file.
+    reading: define the pixels of the images.
   """
 
   source: str
@@ -58,6 +66,7 @@ class ImageFolderOptions:
   val_fraction: float = 0.0
   split_seed: int = 0
   on_bad_example: str = 'error'
+  reading: image_files.ImageOptions = image_files.AS_STORED
 
   def __post_init__(self):
     if not self.source:
@@ -93,12 +102,15 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       If it is one of the class list's, that line is not a class.
     without_mask: 'error' refuses images that have no mask, 'unlabeled' makes
       them a split of this name.
+    mask_codes: what palette and gray masks count by, one of
+      `mask_reader.CODES`.
   """
 
   masks: str
   classes: str
   ignore: int | masks.Color | None = None
   without_mask: str = 'error'
+  mask_codes: str = 'auto'
 
   def __post_init__(self):
     super().__post_init__()
@@ -106,6 +118,11 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       raise errors.UserError(
         f'without_mask: expected one of {audit.WITHOUT_MASK}, got '
         f'{self.without_mask!r}'
+      )
+    if self.mask_codes not in mask_reader.CODES:
+      raise errors.UserError(
+        f'mask_codes: expected one of {mask_reader.CODES}, got '
+        f'{self.mask_codes!r}'
       )
     if not self.masks:
       raise errors.UserError('masks is empty: give the folder of the masks')
@@ -181,6 +198,7 @@ class ImageFolder(files.FileBuilder):
     """
     self._options = options
     self.on_bad_example = options.on_bad_example
+    self.image_options = options.reading
     super().__init__(config=config or self._config(), **kwargs)
     # TFDS pickles a builder as these arguments.
     self._original_state['options'] = options
@@ -223,7 +241,22 @@ class ImageMaskFolder(ImageFolder):
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads class ids by the class list."""
-    return self.builder_config.classes.read_mask(file)
+    reader = self.builder_config.classes.reader(
+      self._options.mask_codes, self._options.reading.follow_exif
+    )
+    return reader.read(file)
+
+  def read_sample(self, source: audit.Example) -> records.Sample:
+    """Reads image and mask, and the colors of a palette that do not count."""
+    sample = super().read_sample(source)
+    classes = self.builder_config.classes
+    if source.mask is None or classes.colors:
+      return sample
+    palette = masks.read_palette(source.mask)
+    values = [classes.values[i] for i in sample.tags]
+    colors = {value: palette[value] for value in values if value in palette}
+    traits = dataclasses.replace(sample.traits, palette=colors)
+    return dataclasses.replace(sample, traits=traits)
 
   def _read_classes(self) -> class_list.ClassList:
     options = self._options
@@ -362,6 +395,23 @@ def _cut_val(
   }
 
 
+def _reading_state(
+  options: ImageFolderOptions, classes: class_list.ClassList | None
+) -> Mapping[str, Any]:
+  """Returns what determines the pixels of records, beside the class list.
+
+  Options that have their defaults are left out, so that data sets that were
+  prepared before there were such options are recognized.
+  """
+  state = {}
+  if options.reading != image_files.AS_STORED:
+    state['reading'] = dataclasses.asdict(options.reading)
+  if classes and classes.colors:
+    # Before there was this option, the values of palettes counted.
+    state['mask_codes'] = options.mask_codes
+  return state
+
+
 def _config_name(
   options: ImageFolderOptions,
   classes: class_list.ClassList | None,
@@ -393,6 +443,7 @@ def _config_name(
     'on_bad_example': options.on_bad_example,
     'split_seed': options.split_seed,
     'val_fraction': options.val_fraction,
+    **_reading_state(options, classes),
   }
   text = json.dumps(state, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -56,6 +56,9 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
       'classes': model.classes,
       'palette': model.palette,
       'size': request.size,
+      # Of the reader of images in examples/segment_exported.py.
+      'follow_exif': model.image_options.follow_exif,
+      'image_depth': model.image_options.image_depth,
       'platforms': PLATFORMS,
     },
   )
