@@ -1,7 +1,7 @@
 """Data sets by name: opens their splits, and prepares their records.
 
   options = datasets.DataOptions('shapes/scenes')
-  split = datasets.open_split(options, 'train', data_dir='')
+  split = datasets.open_dataset_split(options, 'train', data_dir='')
   split.records[0]          # encoded bytes: see sources/records.py
 
 A data set that is not prepared yet is prepared when it is opened.
@@ -200,7 +200,7 @@ def default_data_dir() -> str:
   )
 
 
-def builder(options: DataOptions, data_dir: str = '') -> base.Builder:
+def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   """Returns the TFDS builder of a data set, prepared or not.
 
   Raises:
@@ -239,13 +239,13 @@ def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
   return module, cls, config
 
 
-def known_num_classes(options: DataOptions) -> int | None:
+def known_dataset_num_classes(options: DataOptions) -> int | None:
   """Returns the number of classes of a data set without opening its files.
 
   Returns:
     The number; None if the classes are defined by the files.
 
-  >>> known_num_classes(DataOptions('cityscapes'))
+  >>> known_dataset_num_classes(DataOptions('cityscapes'))
   19
 
   Raises:
@@ -263,7 +263,7 @@ def known_num_classes(options: DataOptions) -> int | None:
   return len(data_set.schema().classes)
 
 
-def prepare(
+def prepare_dataset(
   options: DataOptions, data_dir: str = '', report_existing: bool = False
 ) -> base.Builder:
   """Prepares the records of a data set, unless they exist.
@@ -282,7 +282,7 @@ def prepare(
     UserError: a file is missing or bad.
   """
   with _without_tfds_logs():
-    data_set = builder(options, data_dir)
+    data_set = dataset_builder(options, data_dir)
     problem = None
     if _is_host_0():
       problem = _prepare_on_host_0(data_set, options, report_existing)
@@ -291,12 +291,14 @@ def prepare(
       good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
       if not good and problem is None:
         problem = errors.UserError(f'host 0 could not prepare {options.name}')
-      data_set = builder(options, data_dir)
+      data_set = dataset_builder(options, data_dir)
     if problem is not None:
       raise problem
     # A builder reads its splits when it is created: one that another process
     # has prepared since needs a new builder.
-    return data_set if data_set.info.splits else builder(options, data_dir)
+    return (
+      data_set if data_set.info.splits else dataset_builder(options, data_dir)
+    )
 
 
 @contextlib.contextmanager
@@ -335,25 +337,25 @@ def _prepare_on_host_0(
       _PRINTED_REPORTS.add(report)
       print(report.read_text(), end='', flush=True)
   except errors.UserError as error:
-    if builder(options, str(data_set.data_dir_root)).is_prepared():
+    if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
     return error
   return None
 
 
-def check_available(options: DataOptions, data_dir: str = '') -> None:
+def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
   """Checks that a data set is prepared or can be; prepares nothing.
 
   Raises:
     MissingInput: neither records nor files of the data set exist.
   """
   with _without_tfds_logs():
-    data_set = builder(options, data_dir)
+    data_set = dataset_builder(options, data_dir)
     if not data_set.is_prepared():
       data_set.check_available()
 
 
-def concatenate(splits: Sequence[Split]) -> Split:
+def concatenate_splits(splits: Sequence[Split]) -> Split:
   """Concatenates the images of several splits, without their labels.
 
   The classes are those of the first: labels of other data sets would mean
@@ -372,13 +374,15 @@ def concatenate(splits: Sequence[Split]) -> Split:
   )
 
 
-def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
+def open_dataset_split(
+  options: DataOptions, split: str, data_dir: str = ''
+) -> Split:
   """Opens a split; prepares the data set if its records do not exist.
 
   Raises:
     UserError: the data set cannot be prepared, or has no such split.
   """
-  data_set = prepare(options, data_dir)
+  data_set = prepare_dataset(options, data_dir)
   info = data_set.info
   if split not in info.splits:
     raise errors.UserError(
@@ -405,7 +409,7 @@ def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
     ),
     records=data_set.as_data_source(split, decoders=encoded),
     index=fingerprints.ImageIndex.read(
-      shards.index_path(pathlib.Path(data_set.data_dir), split)
+      shards.split_index_path(pathlib.Path(data_set.data_dir), split)
     ),
   )
 
@@ -432,7 +436,7 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     **common,
     masks=options.masks,
     classes=options.classes,
-    ignore=class_list.parse_ignore(options.ignore),
+    ignore=class_list.parse_ignored_mask_value(options.ignore),
     without_mask=options.without_mask,
     mask_codes=options.mask_codes,
   )

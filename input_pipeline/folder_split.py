@@ -1,6 +1,6 @@
 """A folder of images as a split, without preparing records.
 
-opened = folder_split.open_folder(folder, classes, palette)
+opened = folder_split.open_image_folder(folder, classes, palette)
 opened.split.records[0]
 opened.skipped   # Every other file, with the reason.
 """
@@ -30,7 +30,7 @@ class FolderSplit:
   skipped: tuple[errors.BadFile, ...]
 
 
-def open_folder(
+def open_image_folder(
   images: pathlib.Path,
   classes: tuple[str, ...],
   palette: tuple[tuple[int, int, int], ...],
@@ -49,10 +49,10 @@ def open_folder(
   Raises:
     UserError: the folder is missing, or has no usable image.
   """
-  listing = audit.list_examples(images)
+  listing = audit.list_image_examples(images)
   usable, bad = [], [*listing.problems, *listing.left_out]
-  for result in progress.bar(
-    threads.ordered_map(
+  for result in progress.progress_bar(
+    threads.map_in_threads(
       audit.catch_bad_files(functools.partial(_check, options=options)),
       listing.examples,
     ),
@@ -105,7 +105,7 @@ class _Image:
 
 def _check(example: audit.Example, options: image_files.ImageOptions) -> _Image:
   """Decodes an image; raises BadFile."""
-  sample = audit.read_example(example, image_options=options)
+  sample = audit.read_image_example(example, image_options=options)
   orientation = sample.traits.orientation
   stored = sample.traits.as_stored
   index = fingerprints.ImageIndex.from_sample(sample)

@@ -88,7 +88,7 @@ def _write(
   options: datasets.DataOptions, data_dir: str, subset: shards_lib.ShardSubset
 ) -> bool:
   """Writes a subset of the shards; returns whether all of them exist now."""
-  data_set = datasets.builder(options, data_dir)
+  data_set = datasets.dataset_builder(options, data_dir)
   if data_set.is_prepared():
     return True
   writer = data_set.shard_writer()
@@ -104,19 +104,21 @@ def _write(
 
 def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   """Prepares the records, and draws the picture of the report."""
-  data_set = datasets.prepare(options, data_dir, report_existing=True)
+  data_set = datasets.prepare_dataset(options, data_dir, report_existing=True)
   folder = pathlib.Path(data_set.data_dir)
   indices = {
-    split: fingerprints.ImageIndex.read(shards_lib.index_path(folder, split))
+    split: fingerprints.ImageIndex.read(
+      shards_lib.split_index_path(folder, split)
+    )
     for split in data_set.info.splits
   }
   _warn_of_shared_images(indices)
-  counts = class_counts.read(folder / base.COUNTS)
+  counts = class_counts.read_class_counts(folder / base.COUNTS)
   split = _split_to_draw(data_set, indices)
-  opened = datasets.open_split(options, split, data_dir)
+  opened = datasets.open_dataset_split(options, split, data_dir)
   decode = transforms.Decode(len(opened.classes), keep=('label', 'tags'))
   samples = []
-  for i in splits.evenly_spaced(len(opened), report.NUM_SAMPLES):
+  for i in splits.evenly_spaced_image_indices(len(opened), report.NUM_SAMPLES):
     example = decode(opened.records[i])
     samples.append(
       records.Sample(
@@ -134,7 +136,7 @@ def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
 
 def _check(options: datasets.DataOptions, data_dir: str) -> None:
   """Checks the files and draws the picture, without writing records."""
-  data_set = datasets.builder(options, data_dir)
+  data_set = datasets.dataset_builder(options, data_dir)
   result, indices = data_set.check()
   print(result.report())
   _warn_of_shared_images(indices)
@@ -142,7 +144,9 @@ def _check(options: datasets.DataOptions, data_dir: str) -> None:
   read = audit.catch_bad_files(data_set.read_sample)
   samples = [
     read(sources[i])
-    for i in splits.evenly_spaced(len(sources), report.NUM_SAMPLES)
+    for i in splits.evenly_spaced_image_indices(
+      len(sources), report.NUM_SAMPLES
+    )
   ]
   samples = [s for s in samples if isinstance(s, records.Sample)]
   name = f'{options.name.replace("/", "-")}.png'
@@ -154,7 +158,7 @@ def _check(options: datasets.DataOptions, data_dir: str) -> None:
 def _warn_of_shared_images(
   indices: Mapping[str, fingerprints.ImageIndex],
 ) -> None:
-  for line in fingerprints.describe_shared(indices):
+  for line in fingerprints.describe_shared_images(indices):
     print(f'warning: {line}')
 
 
@@ -181,7 +185,7 @@ def _draw(
       files.explaining_os_errors(name, path),
       files.atomic_path(path) as partial,
     ):
-      report.draw(partial, name, counts, schema, samples)
+      report.draw_dataset_report(partial, name, counts, schema, samples)
   print(f'the picture is in {path}')
 
 
@@ -284,4 +288,4 @@ def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == '__main__':
-  exit_status.run(main)
+  exit_status.exit_with_status(main)

@@ -71,7 +71,7 @@ class ImageFiles(Sequence[records.Record]):
     example = self._examples[int(i)]
     image = example.image.read_bytes()
     if not self._as_stored[int(i)]:
-      image = image_files.read(image, self._options).encoded
+      image = image_files.read_image_file(image, self._options).encoded
     return {'image': image, 'id': example.id.encode()}
 
   def __repr__(self) -> str:

@@ -112,7 +112,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       UserError: a file is bad and must not be skipped, or a split has no usable
         image.
     """
-    return audit.conclude(
+    return audit.conclude_audit(
       counts,
       [*self.problems(), *bad],
       self.schema().classes,
@@ -139,7 +139,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       indices.setdefault(split, []).append(index)
 
     num_classes = len(self.schema().classes)
-    counts, bad = audit.count(
+    counts, bad = audit.count_source_classes(
       self.sources(), self.read_sample, num_classes, on_sample=add
     )
     result = self.conclude(counts, bad, traits)
@@ -154,7 +154,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       record['label'] = (
         b''
         if sample.label is None
-        else records.encode_label(sample.label, len(schema.classes))
+        else records.encode_record_label(sample.label, len(schema.classes))
       )
     if schema.tags:
       record['tags'] = list(sample.tags)
@@ -173,7 +173,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if schema.labels:
       features['label'] = tfds.features.Image(
         shape=(None, None, 1),
-        dtype=records.label_dtype(len(schema.classes)),
+        dtype=records.record_label_dtype(len(schema.classes)),
         encoding_format='png',
       )
     if schema.tags:
@@ -206,7 +206,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     result = writer.conclude()
     folder = pathlib.Path(self.data_dir)
     (folder / REPORT).write_text(result.report() + '\n')
-    class_counts.write(folder / COUNTS, result.counts)
+    class_counts.write_class_counts(folder / COUNTS, result.counts)
     writer.finish(folder)
     return [
       tfds.core.SplitInfo(

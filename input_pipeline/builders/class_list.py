@@ -52,7 +52,7 @@ class ClassList:
     )
 
 
-def parse_color(text: str) -> masks.Color:
+def parse_class_color(text: str) -> masks.Color:
   """Parses 'R,G,B' or '#rrggbb'.
 
   Raises:
@@ -61,7 +61,7 @@ def parse_color(text: str) -> masks.Color:
   text = text.strip()
   if re.fullmatch(_COLOR, text):
     if text.startswith('#'):
-      return masks.decode_color(int(text[1:], 16))
+      return masks.decode_mask_color(int(text[1:], 16))
     red, green, blue = (int(part) for part in text.split(','))
     if max(red, green, blue) <= 255:
       return red, green, blue
@@ -70,7 +70,7 @@ def parse_color(text: str) -> masks.Color:
   )
 
 
-def parse_ignore(text: str) -> int | masks.Color | None:
+def parse_ignored_mask_value(text: str) -> int | masks.Color | None:
   """Parses `ignore` of a command line: '', '255', '255,255,255', '#ffffff'.
 
   Raises:
@@ -82,7 +82,7 @@ def parse_ignore(text: str) -> int | masks.Color | None:
   if re.fullmatch(r'\d+', text):
     return int(text)
   try:
-    return parse_color(text)
+    return parse_class_color(text)
   except errors.UserError:
     raise errors.UserError(
       'ignore: expected a value as 255, or a color as 255,255,255 or #ffffff, '
@@ -90,7 +90,7 @@ def parse_ignore(text: str) -> int | masks.Color | None:
     ) from None
 
 
-def read_classes(
+def read_class_list(
   path: pathlib.Path, ignore: int | masks.Color | None = None
 ) -> ClassList:
   """Reads a class list: `name`, `name R,G,B` or `name #rrggbb` per line.
@@ -124,7 +124,7 @@ def read_classes(
       )
     names.append(match['name'])
     try:
-      colors.append(match['color'] and parse_color(match['color']))
+      colors.append(match['color'] and parse_class_color(match['color']))
     except errors.UserError as error:
       raise errors.UserError(f'{where}: {error}') from error
     if names[-1] in names[:-1]:
@@ -134,7 +134,7 @@ def read_classes(
     if colors[-1] and colors[-1] in colors[:-1]:
       raise errors.UserError(
         f'{where}: expected another color for each class, got '
-        f'{masks.format_color(colors[-1])} twice'
+        f'{masks.format_mask_color(colors[-1])} twice'
       )
     if (colors[-1] is None) != (colors[0] is None):
       raise errors.UserError(
@@ -153,7 +153,7 @@ def _make_class_list(
   if isinstance(ignore, tuple) and not colors:
     raise errors.UserError(
       f'ignore: expected a value, as {path} has no colors, got the color '
-      f'{masks.format_color(ignore)}'
+      f'{masks.format_mask_color(ignore)}'
     )
   values = range(len(names))
   kept = [i for i in values if ignore not in (i, *colors[i : i + 1])]

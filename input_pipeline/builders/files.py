@@ -60,20 +60,20 @@ class FileBuilder(base.Builder):
 
   def read_sample(self, source: audit.Example) -> records.Sample:
     """Reads image and mask of an example."""
-    return audit.read_example(source, self.read_mask, self.image_options)
+    return audit.read_image_example(source, self.read_mask, self.image_options)
 
   def stamp(self, source: audit.Example) -> Any:
     """Returns id and tags of an example, and stamps of its files."""
     return (
       source.id,
-      archives.stamp(source.image),
-      archives.stamp(source.mask),
+      archives.source_file_stamp(source.image),
+      archives.source_file_stamp(source.mask),
       source.tags,
     )
 
   def record_size(self, source: audit.Example) -> int:
     """Returns the bytes of the image; those of a label are negligible."""
-    return archives.size(source.image)
+    return archives.source_file_size(source.image)
 
   def problems(self) -> Sequence[errors.BadFile]:
     """Returns the problems of all listings."""
@@ -153,7 +153,7 @@ class OfficialBuilder(FileBuilder):
       raise errors.MissingInput(f'source is empty: {remedy}')
     if not pathlib.Path(self._source).expanduser().exists():
       raise errors.MissingInput(
-        errors.one_line(
+        errors.format_on_one_line(
           f'source: expected a folder or an archive, got {self._source}, which '
           f'does not exist: {remedy}'
         )
@@ -163,7 +163,9 @@ class OfficialBuilder(FileBuilder):
     """Lists the files in the folder and its archives."""
     self.check_available()
     cache = pathlib.Path(self.data_dir_root) / '.unpacked'
-    files = archives.find(pathlib.Path(self._source), self.patterns, cache)
+    files = archives.find_source_files(
+      pathlib.Path(self._source), self.patterns, cache
+    )
     return self.find_examples(files)
 
   def warnings(self) -> Sequence[str]:
@@ -198,7 +200,7 @@ class OfficialBuilder(FileBuilder):
   def missing_error(self, path: str) -> errors.UserError:
     """Returns the error about a path, in words, that the source lacks."""
     return errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'source: expected {self.name} as {self.layout}, got {self._source} '
         f'without {path}'
       )
@@ -240,7 +242,7 @@ def match_files_and_group(
         f'has the same id {match["id"]!r} as {matches[match["id"]][0]}: keep '
         'one of them',
       )
-    if not audit.is_utf8(match['id']):
+    if not audit.is_utf8_file_name(match['id']):
       raise errors.BadFile(file, audit.NOT_UTF8)
     matches[match['id']] = (file, match[group])
   return dict(sorted(matches.items()))
@@ -319,7 +321,7 @@ def read_mat(file: archives.File, name: str, field: str = '') -> np.ndarray:
     raise
   except Exception as error:  # scipy raises any exception for damaged files.
     raise errors.UserError(
-      errors.one_line(f'cannot be read as a MATLAB file: {error}')
+      errors.format_on_one_line(f'cannot be read as a MATLAB file: {error}')
     ) from error
   if name not in variables:
     raise errors.UserError(f'has no variable {name}: take the official file')

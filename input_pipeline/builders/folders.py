@@ -231,7 +231,7 @@ class ImageMaskFolder(ImageFolder):
   def schema(self) -> records.Schema:
     """Returns the classes of the list, in its colors or in Pascal VOC's."""
     classes = self.builder_config.classes
-    colors = classes.colors or masks.palette(len(classes.names))
+    colors = classes.colors or masks.voc_palette(len(classes.names))
     return records.Schema(classes.names, colors, labels=True, tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
@@ -252,7 +252,7 @@ class ImageMaskFolder(ImageFolder):
     classes = self.builder_config.classes
     if source.mask is None or classes.colors:
       return sample
-    palette = masks.read_palette(source.mask)
+    palette = masks.read_mask_palette(source.mask)
     values = [classes.values[i] for i in sample.tags]
     colors = {value: palette[value] for value in values if value in palette}
     traits = dataclasses.replace(sample.traits, palette=colors)
@@ -261,7 +261,7 @@ class ImageMaskFolder(ImageFolder):
   def _read_classes(self) -> class_list.ClassList:
     options = self._options
     path = pathlib.Path(options.source).expanduser() / options.classes
-    return class_list.read_classes(path, options.ignore)
+    return class_list.read_class_list(path, options.ignore)
 
 
 def _check_pattern(field: str, pattern: str) -> None:
@@ -301,7 +301,7 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
   mask_pattern = options.masks if has_masks else None
   without_mask = options.without_mask if has_masks else None
   if SPLIT not in options.images:
-    listing = audit.list_examples(
+    listing = audit.list_image_examples(
       source / options.images,
       None if mask_pattern is None else source / mask_pattern,
       without_mask=without_mask,
@@ -309,7 +309,7 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
     listings = {'train': listing}
   else:
     listings = {
-      split: audit.list_examples(
+      split: audit.list_image_examples(
         source / options.images.replace(SPLIT, split),
         None
         if mask_pattern is None
@@ -423,8 +423,8 @@ def _config_name(
     (
       split,
       example.id,
-      *archives.stamp(example.image),
-      *archives.stamp(example.mask),
+      *archives.source_file_stamp(example.image),
+      *archives.source_file_stamp(example.mask),
     )
     for split, listing in listings.items()
     for example in listing.examples

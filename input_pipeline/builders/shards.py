@@ -151,7 +151,7 @@ class ShardWriter:
     self.folder.mkdir(parents=True, exist_ok=True)
     self._check_space(pending)
     total = sum(len(shard.sources) for shard in own)
-    bar = progress.bar(
+    bar = progress.progress_bar(
       desc=f'preparing {self._builder.name}',
       total=total,
       initial=total - sum(len(shard.sources) for shard in pending),
@@ -235,7 +235,9 @@ class ShardWriter:
         fingerprints.ImageIndex.read(self._path(shard, '.npz'))
         for shard in shards
       ]
-      fingerprints.ImageIndex.join(indices).write(index_path(folder, split))
+      fingerprints.ImageIndex.join(indices).write(
+        split_index_path(folder, split)
+      )
 
   def _write_shard(self, shard: Shard, bar: tqdm.tqdm) -> None:
     """Writes records and index, and last the file that marks it complete."""
@@ -256,7 +258,7 @@ class ShardWriter:
     # One record per group: random access decompresses no neighbors.
     writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
     try:
-      for result in threads.ordered_map(
+      for result in threads.map_in_threads(
         audit.catch_bad_files(read), shard.sources
       ):
         bar.update()
@@ -325,7 +327,7 @@ class ShardWriter:
       )
 
 
-def index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
+def split_index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
   """Returns the file of a split's index in the folder of its records."""
   return folder / f'index-{split}.npz'
 

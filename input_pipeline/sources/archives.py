@@ -1,6 +1,6 @@
 """Files in folders and archives through one interface, without unpacking.
 
-  files = archives.find(pathlib.Path('~/voc'), ('VOCtrainval*.tar',), cache)
+  files = archives.find_source_files(pathlib.Path('~/voc'), ('VOCtrainval*.tar',), cache)
   files['VOCdevkit/VOC2012/JPEGImages/2007_000027.jpg'].read_bytes()
 
 Members of zip files, of plain tar files and of tar files within a tar file are
@@ -131,7 +131,7 @@ class FileLike(Protocol):
 File = pathlib.Path | Member | FileLike
 
 
-def stamp(file: File | None) -> tuple[Any, ...]:
+def source_file_stamp(file: File | None) -> tuple[Any, ...]:
   """Returns values that change when the content of a file does.
 
   For a path they are its suffix, size and modification time, so that a folder
@@ -147,7 +147,7 @@ def stamp(file: File | None) -> tuple[Any, ...]:
   return file.suffix, status.st_size, status.st_mtime_ns
 
 
-def size(file: File) -> int:
+def source_file_size(file: File) -> int:
   """Returns the bytes of a file; 0 for a broken link."""
   if not isinstance(file, pathlib.Path):
     return file.size
@@ -155,7 +155,7 @@ def size(file: File) -> int:
   return status.st_size if status else 0
 
 
-def find(
+def find_source_files(
   source: pathlib.Path, patterns: Sequence[str], cache: pathlib.Path
 ) -> Mapping[str, File]:
   """Lists the files of a folder and of the archives in it, or of one archive.
@@ -179,14 +179,14 @@ def find(
     return dict(sorted(_members(source, cache).items()))
   if not source.is_dir():
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'source: expected a folder or an archive, got {source}, which does '
         'not exist'
       )
     )
   files_by_path: dict[str, File] = {}
   to_open = []
-  for path in list_files(source)[0]:
+  for path in list_folder_files(source)[0]:
     if path.name.lower().endswith(SUFFIXES) and any(
       fnmatch.fnmatch(path.name, pattern) for pattern in patterns
     ):
@@ -207,7 +207,7 @@ def _status(path: pathlib.Path) -> os.stat_result | None:
     return None
 
 
-def list_files(
+def list_folder_files(
   folder: pathlib.Path,
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
   """Lists the files below a folder, sorted, without hidden ones.
@@ -277,7 +277,7 @@ def _reporting_damage(archive: pathlib.Path) -> Iterator[None]:
     yield
   except _DAMAGED as error:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{archive}: cannot be read as an archive ({error}): {GET_AGAIN}'
       )
     ) from error
@@ -308,7 +308,7 @@ def _checked(
       )
     if problem:
       raise errors.UserError(
-        errors.one_line(f'{archive}: {problem}: {NOT_OFFICIAL}')
+        errors.format_on_one_line(f'{archive}: {problem}: {NOT_OFFICIAL}')
       )
     by_path[member.path] = member
   return by_path
@@ -323,7 +323,7 @@ def _zip_members(archive: pathlib.Path) -> Iterator[Member]:
       and entry.file_size > MAX_RATIO * entry.compress_size
     ):
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'{archive}: {entry.filename} decompresses from '
           f'{entry.compress_size:,} to {entry.file_size:,} bytes: '
           f'{NOT_OFFICIAL}'
@@ -338,7 +338,7 @@ def _tar_members(
   """Yields the files in a tar file, and those of tar files in it."""
   with plain.open('rb') as file:
     entries = _entries(file, 0, plain.stat().st_size)
-    for name, offset, length in progress.bar(
+    for name, offset, length in progress.progress_bar(
       entries, desc=f'indexing {archive.name}', unit=' file'
     ):
       if not name.lower().endswith('.tar'):
@@ -449,7 +449,7 @@ def _decompressed(
   Raises:
     UserError: the file is damaged, or its content exceeds `limit` bytes.
   """
-  bar = progress.bar(
+  bar = progress.progress_bar(
     desc=f'decompressing {archive.name}', unit='B', unit_scale=True
   )
   size = 0

@@ -1,9 +1,9 @@
 """Checks the files of a data set, and reports what they hold.
 
-  listing = audit.list_examples(images, masks)
-  read = functools.partial(audit.read_example, read_mask=read_mask)
-  counts, bad = audit.count({'train': listing.examples}, read, len(classes))
-  print(audit.conclude(counts, [*listing.problems, *bad], classes).report())
+  listing = audit.list_image_examples(images, masks)
+  read = functools.partial(audit.read_image_example, read_mask=read_mask)
+  counts, bad = audit.count_source_classes({'train': listing.examples}, read, len(classes))
+  print(audit.conclude_audit(counts, [*listing.problems, *bad], classes).report())
 
 Every image and every mask is decoded once, in threads. The result is either an
 error that names the first bad file, or an `Audit` that lists the skipped ones.
@@ -93,7 +93,7 @@ class Listing:
     listed = [str(problem.file) for problem in self.left_out[:_MAX_LISTED]]
     more = ', …' if len(self.left_out) > _MAX_LISTED else ''
     return [
-      errors.one_line(
+      errors.format_on_one_line(
         f'{len(self.left_out):,} files are left out, as they are no images or '
         f'masks by their endings: {", ".join(listed)}{more}'
       )
@@ -156,7 +156,7 @@ class Audit:
       yield row.rstrip()
 
 
-def list_examples(
+def list_image_examples(
   images: pathlib.Path,
   masks: pathlib.Path | None = None,
   prefix: str = '',
@@ -182,7 +182,7 @@ def list_examples(
   if not images_by_stem:
     there = f'; it holds {left_out[0].file.name}, …' if left_out else ''
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{images}: expected images ({_wildcards(IMAGE_SUFFIXES)}), got none'
         f'{there}'
       )
@@ -200,7 +200,7 @@ def list_examples(
     if len(files) > 1:
       # It is unknown to which of them the mask, or the id, belongs.
       problems += _duplicate_ids(stem, files)
-    elif not is_utf8(stem):
+    elif not is_utf8_file_name(stem):
       problems.append(errors.BadFile(files[0], NOT_UTF8))
     elif stem not in mask_files and stem in lossy:
       problems.append(errors.BadFile(lossy[stem], _LOSSY))
@@ -218,7 +218,7 @@ def list_examples(
     else:
       examples.append(Example(prefix + stem, files[0], mask_files[stem][0]))
   warnings = tuple(
-    errors.one_line(f'{files[0]}: a mask without an image')
+    errors.format_on_one_line(f'{files[0]}: a mask without an image')
     for stem, files in sorted(mask_files.items())
     if stem not in images_by_stem
   )
@@ -231,7 +231,7 @@ def list_examples(
   )
 
 
-def count(
+def count_source_classes(
   sources: Mapping[str, Sequence[Item]],
   read: Callable[[Item], records.Sample],
   num_classes: int,
@@ -251,8 +251,8 @@ def count(
   counts, bad = {}, []
   for split, items in sources.items():
     accumulator = class_counts.CountAccumulator(num_classes)
-    results = threads.ordered_map(catch_bad_files(read), items)
-    for result in progress.bar(
+    results = threads.map_in_threads(catch_bad_files(read), items)
+    for result in progress.progress_bar(
       results, desc=f'checking {split}', total=len(items)
     ):
       if isinstance(result, errors.BadFile):
@@ -264,7 +264,7 @@ def count(
   return counts, bad
 
 
-def conclude(
+def conclude_audit(
   counts: Mapping[str, class_counts.ClassCounts],
   bad: Sequence[errors.BadFile],
   classes: Sequence[str],
@@ -304,7 +304,10 @@ def conclude(
     counts=counts,
     classes=tuple(classes),
     skipped=tuple(bad),
-    warnings=(*warnings, *label_checks.describe(counts, classes)),
+    warnings=(
+      *warnings,
+      *label_checks.describe_label_problems(counts, classes),
+    ),
   )
 
 
@@ -322,7 +325,7 @@ def catch_bad_files(
   return catching
 
 
-def read_example(
+def read_image_example(
   example: Example,
   read_mask: Callable[[Any], np.ndarray] | None = None,
   image_options: image_files.ImageOptions = image_files.AS_STORED,
@@ -340,7 +343,7 @@ def read_example(
   """
   image = _naming_file(
     example.image,
-    lambda file: image_files.read(file.read_bytes(), image_options),
+    lambda file: image_files.read_image_file(file.read_bytes(), image_options),
   )
   label = None
   if read_mask is not None and example.mask is not None:
@@ -395,7 +398,7 @@ def _size_mismatch(
   return reason
 
 
-def is_utf8(text: str) -> bool:
+def is_utf8_file_name(text: str) -> bool:
   """Returns whether a file name is valid UTF-8.
 
   Python represents bytes that cannot be decoded by lone surrogates.
@@ -414,13 +417,13 @@ def _files_by_stem(
   """
   if not folder.is_dir():
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{folder}: expected a folder of {_wildcards(suffixes)}, got '
         f'{"a file" if folder.exists() else "no such folder"}'
       )
     )
   files, others = collections.defaultdict(list), []
-  paths, loops = archives.list_files(folder)
+  paths, loops = archives.list_folder_files(folder)
   for path in paths:
     if path.suffix.lower() in suffixes:
       stem = path.relative_to(folder).with_suffix('').as_posix()

@@ -82,7 +82,7 @@ class CountAccumulator:
     )
 
 
-def total(counts: Iterable[ClassCounts]) -> ClassCounts:
+def total_class_counts(counts: Iterable[ClassCounts]) -> ClassCounts:
   """Returns the counts of several splits of the same classes together."""
   counts = tuple(counts)
   accumulator = CountAccumulator(
@@ -94,15 +94,17 @@ def total(counts: Iterable[ClassCounts]) -> ClassCounts:
   return accumulator.counts()
 
 
-def read(path: pathlib.Path) -> Mapping[str, ClassCounts]:
-  """Reads the counts of each split from a file of `write`."""
+def read_class_counts(path: pathlib.Path) -> Mapping[str, ClassCounts]:
+  """Reads the counts of each split from a file of `write_class_counts`."""
   splits = json.loads(path.read_text())
   return {
     split: ClassCounts.from_json(fields) for split, fields in splits.items()
   }
 
 
-def write(path: pathlib.Path, counts: Mapping[str, ClassCounts]) -> None:
+def write_class_counts(
+  path: pathlib.Path, counts: Mapping[str, ClassCounts]
+) -> None:
   """Writes the counts of each split as JSON."""
   fields = {split: dataclasses.asdict(c) for split, c in counts.items()}
   path.write_text(json.dumps(fields))

@@ -161,7 +161,7 @@ class TraitCounter:
     listed = '; '.join(
       f'value {value} is '
       + ', '.join(
-        f'{masks.format_color(masks.decode_color(color))} in {names.count:,} '
+        f'{masks.format_mask_color(masks.decode_mask_color(color))} in {names.count:,} '
         f'masks ({names})'
         for color, names in colors.items()
       )

@@ -1,6 +1,6 @@
 """Decoding of image files in which any damage is an error.
 
-content = image_files.read(data, ImageOptions(follow_exif=True))
+content = image_files.read_image_file(data, ImageOptions(follow_exif=True))
 content.encoded, content.pixels   # Of a record: JPEG or PNG, and RGB.
 """
 
@@ -134,7 +134,9 @@ class ImageContent:
   as_stored: bool
 
 
-def read(data: bytes, options: ImageOptions = AS_STORED) -> ImageContent:
+def read_image_file(
+  data: bytes, options: ImageOptions = AS_STORED
+) -> ImageContent:
   """Decodes the bytes of an image file to those of a record and its pixels.
 
   JPEG and PNG files stay as they are. Others, those that are turned, and those
@@ -144,7 +146,7 @@ def read(data: bytes, options: ImageOptions = AS_STORED) -> ImageContent:
     UserError: the image is damaged, too large, or of an unknown format or kind;
       the message does not name the file.
   """
-  decoded = decode_file(data, FORMATS, options.max_megapixels)
+  decoded = decode_stored_image(data, FORMATS, options.max_megapixels)
   turned = options.follow_exif and decoded.orientation != UPRIGHT
   deep = decoded.depth == 16
   rescaled = deep and options.image_depth < 16
@@ -155,7 +157,7 @@ def read(data: bytes, options: ImageOptions = AS_STORED) -> ImageContent:
     elif decoded.format in _STORED:
       # By the decoder that is used in training: PIL detects damage that OpenCV
       # accepts, and OpenCV refuses some files that PIL reads.
-      pixels = records.decode_image(data)
+      pixels = records.decode_record_image(data)
     else:
       pixels = _convert(decoded.image)
   except cv2.error:
@@ -164,7 +166,7 @@ def read(data: bytes, options: ImageOptions = AS_STORED) -> ImageContent:
   as_stored = not (turned or rescaled or decoded.format not in _STORED)
   encoded = data
   if not as_stored:
-    pixels = turn(pixels, decoded.orientation) if turned else pixels
+    pixels = turn_by_exif(pixels, decoded.orientation) if turned else pixels
     _, png = cv2.imencode('.png', pixels[..., ::-1])
     encoded = png.tobytes()
   return ImageContent(
@@ -172,7 +174,7 @@ def read(data: bytes, options: ImageOptions = AS_STORED) -> ImageContent:
   )
 
 
-def decode(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
+def decode_image_file(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
   """Decodes a whole image in the mode in which it is stored.
 
   Args:
@@ -180,12 +182,12 @@ def decode(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
     formats: allowed formats by their names in PIL: 'JPEG', 'PNG'.
 
   Raises:
-    UserError: as `decode_file`.
+    UserError: as `decode_stored_image`.
   """
-  return decode_file(data, formats).image
+  return decode_stored_image(data, formats).image
 
 
-def decode_file(
+def decode_stored_image(
   data: bytes, formats: Sequence[str], max_megapixels: int = MAX_MEGAPIXELS
 ) -> Decoded:
   """Decodes a whole image in the mode and orientation in which it is stored.
@@ -200,7 +202,7 @@ def decode_file(
       one of several in its file; the message does not name the file.
   """
   try:
-    image = open_header(data, formats)
+    image = open_image_header(data, formats)
     _check_size(*image.size, max_megapixels)
     kind = 'JPEG' if image.format == _MPO else image.format
     _check_frames(image)
@@ -208,7 +210,7 @@ def decode_file(
     orientation = _orientation(image)
     image.load()
     if kind == 'PNG':  # Decoding does not verify its checksums.
-      open_header(data, ('PNG',)).verify()
+      open_image_header(data, ('PNG',)).verify()
   except errors.UserError:
     raise
   except PIL.UnidentifiedImageError:
@@ -217,7 +219,7 @@ def decode_file(
     ) from None
   except Exception as error:  # PIL raises any exception for damaged files.
     raise errors.UserError(
-      errors.one_line(f'cannot be decoded: {error}')
+      errors.format_on_one_line(f'cannot be decoded: {error}')
     ) from error
   # PIL accepts a download that was truncated and padded with zeros.
   if kind == 'JPEG' and not _has_end_marker(data):
@@ -227,7 +229,7 @@ def decode_file(
   return Decoded(image, kind, depth, orientation)
 
 
-def turn(
+def turn_by_exif(
   pixels: Shaped[np.ndarray, 'H W *channels'], orientation: int
 ) -> Shaped[np.ndarray, 'h w *channels']:
   """Turns stored pixels as viewers do for an EXIF orientation, 1 to 8.
@@ -244,23 +246,23 @@ def turn(
   return np.ascontiguousarray(pixels)
 
 
-def turn_back(
+def turn_back_by_exif(
   pixels: Shaped[np.ndarray, 'h w *channels'], orientation: int
 ) -> Shaped[np.ndarray, 'H W *channels']:
-  """Inverts `turn`."""
-  return turn(pixels, _INVERSE.get(orientation, orientation))
+  """Inverts `turn_by_exif`."""
+  return turn_by_exif(pixels, _INVERSE.get(orientation, orientation))
 
 
-def deep_colors(data: bytes) -> UInt16[np.ndarray, 'H W 3']:
+def decode_16_bit_colors(data: bytes) -> UInt16[np.ndarray, 'H W 3']:
   """Decodes the RGB values of a PNG or TIFF of 16 bits, which PIL reduces to 8.
 
   Raises:
     UserError: the bytes cannot be decoded.
   """
-  return _deep_values(data, decode_file(data, ('PNG', 'TIFF')))
+  return _deep_values(data, decode_stored_image(data, ('PNG', 'TIFF')))
 
 
-def open_header(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
+def open_image_header(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
   """Reads the header of an image of any size, and decodes no pixel."""
   with _PIL_LIMIT_LOCK:
     limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
@@ -313,7 +315,7 @@ def _deep_values(data: bytes, decoded: Decoded) -> UInt16[np.ndarray, 'H W 3']:
   if values is None or values.dtype != np.uint16:
     raise errors.UserError('cannot be decoded by OpenCV as 16 bits per value')
   if decoded.format == 'TIFF':  # OpenCV turns these, asked or not.
-    values = turn_back(values, decoded.orientation)
+    values = turn_back_by_exif(values, decoded.orientation)
   if values.ndim == 2:
     return np.stack([values] * 3, axis=-1)
   return values[..., 2::-1]  # From BGR or BGRA.

@@ -8,7 +8,7 @@ from input_pipeline.sources import class_counts
 _MAX_LINES = 10
 
 
-def describe(
+def describe_label_problems(
   counts: Mapping[str, class_counts.ClassCounts], classes: Sequence[str]
 ) -> list[str]:
   """Describes what is odd about the labels of a data set, a line each.
@@ -17,7 +17,7 @@ def describe(
     counts: of each split.
     classes: name of each class id.
   """
-  total = class_counts.total(counts.values())
+  total = class_counts.total_class_counts(counts.values())
   absent = [
     name
     for name, images in zip(classes, total.images, strict=False)

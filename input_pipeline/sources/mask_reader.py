@@ -51,7 +51,7 @@ class MaskReader:
       UserError: the mask is damaged, has other values or colors, or its values
         and colors contradict each other; the message does not name the file.
     """
-    mask = masks.read(file, follow_exif=self.follow_exif)
+    mask = masks.read_stored_mask(file, follow_exif=self.follow_exif)
     if mask.palette is None:
       if not self.colors:
         raise errors.UserError(
@@ -59,7 +59,7 @@ class MaskReader:
           'write the lines of the list as `name R,G,B`, or save the mask with '
           'a palette'
         )
-      return self._by_color.apply(masks.encode_colors(mask.pixels))
+      return self._by_color.apply(masks.encode_mask_colors(mask.pixels))
     if not self.colors or self.codes == 'values':
       return self._by_value.apply(mask.pixels)
     if mask.is_gray:
@@ -68,13 +68,13 @@ class MaskReader:
 
   @property
   def _by_value(self) -> masks.CodeTable:
-    return masks.make_table(self.values, self.ignored_values)
+    return masks.make_code_table(self.values, self.ignored_values)
 
   @property
   def _by_color(self) -> masks.CodeTable:
-    return masks.make_table(
-      map(masks.encode_color, self.colors),
-      map(masks.encode_color, self.ignored_colors),
+    return masks.make_code_table(
+      map(masks.encode_mask_color, self.colors),
+      map(masks.encode_mask_color, self.ignored_colors),
       self.names,
     )
 
@@ -92,7 +92,7 @@ class MaskReader:
       )
     # Whatever their color: such a value was given by itself.
     ignored = np.isin(mask.pixels, self._ignored_beside_list)
-    known = masks.encode_color(self.colors[0])
+    known = masks.encode_mask_color(self.colors[0])
     codes = np.where(ignored, known, mask.palette[mask.pixels])
     try:
       ids = self._by_color.apply(codes)
@@ -107,7 +107,7 @@ class MaskReader:
     """Returns class ids by the grays or by the values, whichever fit."""
     gray, by_value = self._gray_table(), self._by_value
     colors = [*self.colors, *self.ignored_colors]
-    all_gray = all(masks.is_gray(color) for color in colors)
+    all_gray = all(masks.is_gray_color(color) for color in colors)
     used = mask.used_values()
     fits_gray = gray.covers(mask.palette[used])
     fits_value = by_value.covers(used)

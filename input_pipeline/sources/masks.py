@@ -31,7 +31,7 @@ _MAX_LISTED = 8
 class CodeTable:
   """Maps the codes of a mask's pixels to class ids.
 
-  A code is the value of a pixel, or its color as one number (`encode_color`).
+  A code is the value of a pixel, or its color as one number (`encode_mask_color`).
 
   Attributes:
     ids: class id of each allowed code; negative where ignored.
@@ -83,7 +83,7 @@ class CodeTable:
     if len(unknown) > 1:
       count += f'; the most frequent of {len(unknown):,} such {kind}s'
     code = int(unknown[first])
-    shown = format_color(decode_color(code)) if self.names else code
+    shown = format_mask_color(decode_mask_color(code)) if self.names else code
     return (
       f'expected {kind}s {", ".join(self._allowed())}, got {shown} ({count})'
     )
@@ -93,21 +93,22 @@ class CodeTable:
     ignored = [code for code, i in self.ids.items() if i < 0]
     if not self.names:
       return [
-        *format_ranges(known),
-        *(f'{values} (ignored)' for values in format_ranges(ignored)),
+        *format_code_ranges(known),
+        *(f'{values} (ignored)' for values in format_code_ranges(ignored)),
       ]
     shown = [
-      f'{format_color(decode_color(code))} {self.names[i]!r}'
+      f'{format_mask_color(decode_mask_color(code))} {self.names[i]!r}'
       for code, i in sorted(known.items(), key=lambda item: item[1])
     ]
     if len(shown) > _MAX_LISTED:
       shown[_MAX_LISTED:] = [f'… ({len(shown)} classes)']
     return shown + [
-      f'{format_color(decode_color(code))} (ignored)' for code in ignored
+      f'{format_mask_color(decode_mask_color(code))} (ignored)'
+      for code in ignored
     ]
 
 
-def make_table(
+def make_code_table(
   codes: Iterable[int], ignored: Iterable[int] = (), names: Sequence[str] = ()
 ) -> CodeTable:
   """Builds the table in which the i-th code is class i.
@@ -121,38 +122,38 @@ def make_table(
   return CodeTable({**ids, **dict.fromkeys(ignored, batch.IGNORE)}, names)
 
 
-def encode_color(color: Color) -> int:
+def encode_mask_color(color: Color) -> int:
   """Returns a color as one number, 0xRRGGBB."""
   red, green, blue = color
   return (red << 16) | (green << 8) | blue
 
 
-def encode_colors(
+def encode_mask_colors(
   colors: UInt8[np.ndarray, '*shape 3'],
 ) -> Int32[np.ndarray, '*shape']:
   """Returns colors as numbers 0xRRGGBB."""
   return colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
-def decode_color(code: int) -> Color:
+def decode_mask_color(code: int) -> Color:
   """Returns the color of a number 0xRRGGBB."""
   return code >> 16, (code >> 8) & 255, code & 255
 
 
-def is_gray(color: Color) -> bool:
+def is_gray_color(color: Color) -> bool:
   """Returns whether red, green and blue are equal."""
   return len(set(color)) == 1
 
 
-def format_color(color: Color) -> str:
+def format_mask_color(color: Color) -> str:
   """Formats a color as 'R,G,B'."""
   return ','.join(str(part) for part in color)
 
 
-def format_ranges(values: Iterable[int]) -> list[str]:
+def format_code_ranges(values: Iterable[int]) -> list[str]:
   """Formats values with runs of consecutive ones as ranges.
 
-  >>> format_ranges([0, 2, 3, 4])
+  >>> format_code_ranges([0, 2, 3, 4])
   ['0', '2…4']
   """
   runs: list[list[int]] = []
@@ -172,7 +173,7 @@ class StoredMask:
 
   Attributes:
     pixels: values [H, W], of a palette or gray; or colors uint8 [H, W, 3].
-    palette: color of each value as one number (`encode_color`); -1 where a gray
+    palette: color of each value as one number (`encode_mask_color`); -1 where a gray
       value of 16 bits is no color of 8. None for masks in RGB.
     is_gray: whether it is a gray mask.
   """
@@ -190,11 +191,11 @@ class StoredMask:
 
   def turned(self, orientation: int) -> 'StoredMask':
     """Returns the mask turned by an EXIF orientation."""
-    pixels = image_files.turn(self.pixels, orientation)
+    pixels = image_files.turn_by_exif(self.pixels, orientation)
     return dataclasses.replace(self, pixels=pixels)
 
 
-def read_pixels(
+def read_mask_pixels(
   file: archives.File, formats: Sequence[str] = ('PNG',)
 ) -> np.ndarray:
   """Reads the pixels of a mask as they are stored in the file.
@@ -206,12 +207,12 @@ def read_pixels(
     Values [H, W], or colors uint8 [H, W, 3].
 
   Raises:
-    UserError: as `read`.
+    UserError: as `read_stored_mask`.
   """
-  return read(file, formats).pixels
+  return read_stored_mask(file, formats).pixels
 
 
-def read(
+def read_stored_mask(
   file: archives.File,
   formats: Sequence[str] = FORMATS,
   follow_exif: bool = False,
@@ -230,7 +231,7 @@ def read(
   data = file.read_bytes()
   # Lossy formats are decoded to be refused with the reason.
   lossy = _LOSSY if len(formats) > 1 else ()
-  decoded = image_files.decode_file(data, (*formats, *lossy))
+  decoded = image_files.decode_stored_image(data, (*formats, *lossy))
   compression = str(decoded.image.info.get('compression', ''))
   if decoded.format in lossy or compression.endswith(('jpeg', 'webp')):
     raise errors.UserError(
@@ -241,17 +242,17 @@ def read(
   return mask.turned(decoded.orientation) if follow_exif else mask
 
 
-def read_palette(file: archives.File) -> Mapping[int, int]:
+def read_mask_palette(file: archives.File) -> Mapping[int, int]:
   """Returns the color of each value of a palette mask; empty for other masks.
 
   Raises:
     UserError: the file is damaged; the message does not name it.
   """
-  image = image_files.open_header(file.read_bytes(), FORMATS)
+  image = image_files.open_image_header(file.read_bytes(), FORMATS)
   if image.mode != 'P':
     return {}
   colors = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
-  return dict(enumerate(encode_colors(colors).tolist()))
+  return dict(enumerate(encode_mask_colors(colors).tolist()))
 
 
 def _stored(decoded: image_files.Decoded, data: bytes) -> StoredMask:
@@ -263,16 +264,16 @@ def _stored(decoded: image_files.Decoded, data: bytes) -> StoredMask:
     image = image.convert(image.mode.removesuffix('A'))
   if image.mode == 'RGB':
     if depth == 16:
-      return StoredMask(_eight_bits(image_files.deep_colors(data)))
+      return StoredMask(_eight_bits(image_files.decode_16_bit_colors(data)))
     return StoredMask(np.asarray(image))
   values = np.asarray(image)
   if image.mode == '1':
     values = values.astype(np.uint8)
   if image.mode == 'L' and depth == 16:  # With alpha: PIL reduced it to 8 bits.
-    values = image_files.deep_colors(data)[..., 0]
+    values = image_files.decode_16_bit_colors(data)[..., 0]
   if image.mode == 'P':
     colors = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
-    return StoredMask(values, encode_colors(colors))
+    return StoredMask(values, encode_mask_colors(colors))
   if image.mode == 'L' and depth in (2, 4):
     values = values // (255 // (2**depth - 1))  # PIL scales these to 0…255.
   elif image.mode == 'I' and not 0 <= values.min() <= values.max() < 2**16:
@@ -316,7 +317,7 @@ def _eight_bits(
   other = colors[(colors % 257).any(axis=-1)]
   raise errors.UserError(
     'expected colors of 8 bits, also if stored in 16, got '
-    f'{format_color(tuple(other[0].tolist()))} of 65535 ({len(other):,} pixels)'
+    f'{format_mask_color(tuple(other[0].tolist()))} of 65535 ({len(other):,} pixels)'
   )
 
 
@@ -327,13 +328,13 @@ def _unknown_kind(image: PIL.Image.Image) -> errors.UserError:
   )
 
 
-def read_values(file: archives.File) -> np.ndarray:
+def read_mask_values(file: archives.File) -> np.ndarray:
   """Reads the values [H, W] of a mask that must not be in color.
 
   Raises:
-    UserError: the mask is in color, or as for `read_pixels`.
+    UserError: the mask is in color, or as for `read_mask_pixels`.
   """
-  values = read_pixels(file)
+  values = read_mask_pixels(file)
   if values.ndim != 2:
     raise errors.UserError(
       'expected a mask of values, got an RGB mask: a viewer may have written '
@@ -343,7 +344,7 @@ def read_values(file: archives.File) -> np.ndarray:
 
 
 @functools.cache  # Asked for with every record.
-def palette(num_classes: int) -> tuple[Color, ...]:
+def voc_palette(num_classes: int) -> tuple[Color, ...]:
   """Returns the colors of Pascal VOC, for classes that have none of their own.
 
   Bits 0, 3, 6, … of a class id are the highest bits of red, bits 1, 4, … those

@@ -93,12 +93,12 @@ class Sample:
   traits: Traits | None = None
 
 
-def label_dtype(num_classes: int) -> type[np.unsignedinteger]:
+def record_label_dtype(num_classes: int) -> type[np.unsignedinteger]:
   """Returns the type in which class id + 1 is stored."""
   return np.uint8 if num_classes <= 254 else np.uint16
 
 
-def encode_label(label: np.ndarray, num_classes: int) -> bytes:
+def encode_record_label(label: np.ndarray, num_classes: int) -> bytes:
   """Encodes class ids [H, W] (negative: ignored) as the PNG of a record.
 
   Raises:
@@ -109,11 +109,11 @@ def encode_label(label: np.ndarray, num_classes: int) -> bytes:
       f'label: expected class ids below {num_classes}, got {label.max()}'
     )
   shifted = np.maximum(label.astype(np.int32) + 1, 0)
-  _, png = cv2.imencode('.png', shifted.astype(label_dtype(num_classes)))
+  _, png = cv2.imencode('.png', shifted.astype(record_label_dtype(num_classes)))
   return png.tobytes()
 
 
-def decode_label(png: bytes) -> Int16[np.ndarray, 'H W']:
+def decode_record_label(png: bytes) -> Int16[np.ndarray, 'H W']:
   """Decodes the PNG of a record to class ids; -1 where ignored.
 
   Raises:
@@ -124,7 +124,7 @@ def decode_label(png: bytes) -> Int16[np.ndarray, 'H W']:
   return np.add(shifted, batch.IGNORE, dtype=np.int16)
 
 
-def decode_image(encoded: bytes) -> np.ndarray:
+def decode_record_image(encoded: bytes) -> np.ndarray:
   """Decodes JPEG or PNG bytes to RGB uint8 [H, W, 3].
 
   The EXIF orientation is not applied, so that pixels match those of the mask.

@@ -136,7 +136,7 @@ class SegmentingStage(base.InferenceStage):
     )
     data_lib.require_same_data(workspace, first)
     folder = workspace.needed[self.trained_by.name]
-    classes = json_files.read(folder / data_lib.CLASSES_FILE)['classes']
+    classes = json_files.read_json(folder / data_lib.CLASSES_FILE)['classes']
     match = None
     if self.has_class_names:
       match = matching.match_by_name(classes, first.classes)
@@ -232,8 +232,8 @@ class SegmentStage(SegmentingStage):
     folder, matched = workdir / self.trained_by.name, workdir / self.name
     for needed in (folder, matched):
       stage.require_finished(needed, 'predict')
-    trained = json_files.read(folder / data_lib.CLASSES_FILE)
-    known = json_files.read(matched / data_lib.CLASSES_FILE)
+    trained = json_files.read_json(folder / data_lib.CLASSES_FILE)
+    known = json_files.read_json(matched / data_lib.CLASSES_FILE)
     match = matching.Match.read(
       matched / _MATCH_FILE, len(known['classes']) - 1
     )

@@ -50,7 +50,7 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   if jax.process_index() != 0:
     return
   content = bytes(exported.serialize())
-  json_files.write(
+  json_files.write_json(
     folder / CLASSES,
     {
       'classes': model.classes,
@@ -64,7 +64,7 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   )
   path = folder / PROGRAM
   with predict.explaining_write_errors(folder):
-    files.write(path, content)
+    files.write_atomically(path, content)
   restored = jax_export.deserialize(bytearray(path.read_bytes()))
   size = request.size or _COMPARISON_SIZE
   image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
@@ -73,7 +73,7 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   inputs = model.predictor.prepare([image[0]], group)
   expected = np.asarray(model.predictor(jax.device_get(model.state), inputs))
   same = np.mean(labels == expected[:, : size[0], : size[1]])
-  console.log(
+  console.print_line(
     f'exported: {path}, {len(content) / 1e6:,.1f} MB; read back, it agrees '
     f'with the network on {same:.2%} of a {size[0]}x{size[1]} image of noise'
   )

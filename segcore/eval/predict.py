@@ -92,7 +92,7 @@ class Model:
   image_options: image_files.ImageOptions = image_files.AS_STORED
 
 
-def run(model: Model, request: Request) -> None:
+def predict_images(model: Model, request: Request) -> None:
   """Predicts every image that can be read, and logs the others.
 
   Raises:
@@ -104,12 +104,12 @@ def run(model: Model, request: Request) -> None:
     options = dataclasses.replace(
       options, max_megapixels=request.max_megapixels
     )
-  opened = folder_split.open_folder(
+  opened = folder_split.open_image_folder(
     request.images, model.classes, model.palette, options
   )
   split, skipped = opened.split, opened.skipped
   for problem in skipped:
-    console.log(f'skipped: {problem}')
+    console.print_line(f'skipped: {problem}')
   predictor = model.predictor
   if request.probs:
     if not isinstance(predictor, inference.LabelMaps):
@@ -137,7 +137,7 @@ def run(model: Model, request: Request) -> None:
     with explaining_write_errors(request.out):
       orientation = opened.orientations.get(example['id'].decode())
       _write(request, model, example, prediction, orientation)
-  console.log(
+  console.print_line(
     f'{len(split)} images predicted'
     + (f', {len(skipped)} skipped' if skipped else '')
     + f': {request.out}'
@@ -156,7 +156,7 @@ def explaining_write_errors(out: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def encode_label(
+def encode_predicted_label_map(
   label: Int[np.ndarray, 'H W'], palette: Sequence[tuple[int, int, int]]
 ) -> PIL.Image.Image:
   """Encodes a label map as a palette PNG, or as 16-bit gray if it is too long.
@@ -182,8 +182,8 @@ def _write(
   """Writes the results of an image, turned back to the pixels of its file."""
   name, image = example['id'].decode(), example['image']
   if orientation is not None:
-    prediction = image_files.turn_back(prediction, orientation)
-    image = image_files.turn_back(image, orientation)
+    prediction = image_files.turn_back_by_exif(prediction, orientation)
+    image = image_files.turn_back_by_exif(image, orientation)
 
   def path(kind: str, suffix: str) -> pathlib.Path:
     # Not `with_suffix`: names may have dots.
@@ -195,10 +195,10 @@ def _write(
   if request.probs:
     label = np.argmax(prediction, axis=-1)
     _write_probs(path('probs', '.npz'), prediction)
-  encode_label(label, model.palette).save(path('labels', '.png'))
+  encode_predicted_label_map(label, model.palette).save(path('labels', '.png'))
   if request.overlays:
     overlay = panels.draw_overlay(image, label, model.palette)
-    panels.write_png(path('overlays', '.png'), overlay)
+    panels.write_picture_png(path('overlays', '.png'), overlay)
 
 
 def _write_probs(path: pathlib.Path, probs: Float[np.ndarray, 'H W C']) -> None:
@@ -217,4 +217,4 @@ def _write_classes(
     for name, color in zip(classes, palette, strict=True)
   ]
   (out / 'classes.txt').write_text('\n'.join(lines) + '\n')
-  json_files.write(out / _MARKER, {'classes': classes, 'palette': palette})
+  json_files.write_json(out / _MARKER, {'classes': classes, 'palette': palette})

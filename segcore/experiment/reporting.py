@@ -138,7 +138,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
-        console.log(
+        console.print_line(
           f'{split.name}{suffix}: mIoU {evaluated.values["miou"]:.4f} over '
           f'{len(split)} images'
         )
@@ -154,7 +154,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     """
     folder = workdir / self.trained_by
     stage.require_finished(folder, 'predict')
-    classes = json_files.read(folder / data_lib.CLASSES_FILE)
+    classes = json_files.read_json(folder / data_lib.CLASSES_FILE)
     num_classes = len(classes['classes'])
     _, state = self._read_state(folder)
     return predict.Model(

@@ -87,7 +87,9 @@ def options(source, **fields):
 def check(source, **fields):
   """Checks a folder of `write`; returns the audit."""
   data_dir = str(source.parent / 'records')
-  return datasets.builder(options(source, **fields), data_dir).check()[0]
+  return datasets.dataset_builder(options(source, **fields), data_dir).check()[
+    0
+  ]
 
 
 def counts(source, **fields):
