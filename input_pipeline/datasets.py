@@ -46,8 +46,10 @@ _BUILDERS = {
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
 
-# Reports that this process has printed: a run opens a data set several times,
-# but reports its skipped files once.
+# Data sets that are a user's own folder.
+_FOLDERS = ('image_folder', 'image_mask_folder')
+
+# Reports of skipped files that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
@@ -69,24 +71,26 @@ class DataOptions:
   """Names a data set and locates its files.
 
   Attributes:
-    name: as in docs/datasets.md: 'camvid', 'imagenet_s/50', 'image_folder'.
-    source: folder of the files it is made from; '' is $SEG_DATA_DIR/NAME.
-    images: folders only: folder of the images in the source.
-    masks: image_mask_folder only: folder of the masks in the source.
-    classes: image_mask_folder only: file with the class list.
-    ignore: image_mask_folder only: value or color of pixels without a class,
-      '255' or '255,255,255' or '#ffffff'; '' if there are none.
-    without_mask: image_mask_folder only: 'error' refuses images that have no
-      mask, 'unlabeled' makes them a split of this name.
-    mask_codes: image_mask_folder only: 'auto', 'values' or 'colors', what
-      palette and gray masks count by where the class list has colors.
-    follow_exif: folders only: turn images as their EXIF tag says.
-    image_depth: folders only: bits of the values in images of 16 bits.
-    max_megapixels: folders only: larger images are refused.
-    val_fraction: folders only: fraction of the images that becomes `val`.
-    split_seed: folders only: selects the images of `val`.
-    on_bad_example: folders only: 'error' refuses the data set for one bad file,
-      'skip' skips the file.
+    name: name of a data set in docs/datasets.md: 'camvid', 'imagenet_s/50',
+      'image_folder'.
+    source: folder of the files the data set is made from; '' is
+      $SEG_DATA_DIR/NAME.
+    images: folder of the images in `source`; folders only.
+    masks: folder of the masks in `source`; image_mask_folder only.
+    classes: file with the class list; image_mask_folder only.
+    ignore: value or color of pixels without a class, '255' or '255,255,255' or
+      '#ffffff'; '' if there are none; image_mask_folder only.
+    without_mask: treatment of images that have no mask: 'error' refuses them,
+      'unlabeled' makes them a split of this name; image_mask_folder only.
+    mask_codes: what palette and gray masks count by where the class list has
+      colors, 'auto', 'values' or 'colors'; image_mask_folder only.
+    follow_exif: whether images are turned as their EXIF tag says; folders only.
+    image_depth: bits of the values in images of 16 bits; folders only.
+    max_megapixels: limit above which images are refused; folders only.
+    val_fraction: fraction of the images that becomes `val`; folders only.
+    split_seed: seed that selects the images of `val`; folders only.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file; folders only.
   """
 
   name: str
@@ -134,13 +138,15 @@ class Split:
   """A split of a prepared data set.
 
   Attributes:
-    name: for messages: 'shapes/scenes train'.
-    version: of its records; differs for every state of a folder.
+    name: name of data set and split, for messages: 'shapes/scenes train'.
+    version: version of the records, which differs for every state of a folder.
     classes: name of each class id.
-    palette: RGB color of each class id.
-    label_kinds: kinds of label of its records: 'label', 'tags'.
-    records: by index; encoded, see sources/records.py.
+    palette: RGB color of each class id, 0 to 255.
+    label_kinds: kinds of label that the records have: 'label', 'tags'.
+    records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
+    folder: of the images, if ids are paths in it, with `{split}` for the first
+      part of the ids; '' if ids are official names.
   """
 
   name: str
@@ -150,12 +156,13 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
+  folder: str = ''
 
   def __len__(self) -> int:
     return len(self.records)
 
   def select(self, indices: np.ndarray) -> 'Split':
-    """Returns the split of the images at the given indices, in their order."""
+    """Returns the split of the images at the given indices, in that order."""
     if np.array_equal(indices, np.arange(len(self))):
       return self
     name = f'{self.name} ({len(indices)} of {len(self)} images)'
@@ -171,14 +178,14 @@ class Split:
     return self.index.names()
 
   def require_labels(self, kind: str, purpose: str) -> None:
-    """Checks that its records have a kind of label.
+    """Checks that the records have a kind of label.
 
     Args:
-      kind: 'label' or 'tags'.
-      purpose: of the labels, for the message.
+      kind: kind of label: 'label' or 'tags'.
+      purpose: name of the part that needs the labels, for the message.
 
     Raises:
-      UserError: its records lack the labels.
+      UserError: the records lack the labels.
     """
     if kind not in self.label_kinds:
       raise errors.UserError(
@@ -187,7 +194,7 @@ class Split:
       )
 
   def sizes(self) -> list[tuple[int, int]]:
-    """Returns (height, width) of each image."""
+    """Returns (height, width) of each image in pixels."""
     return [(height, width) for height, width in self.index.sizes.tolist()]
 
 
@@ -201,7 +208,11 @@ def default_data_dir() -> str:
 
 
 def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
-  """Returns the TFDS builder of a data set, prepared or not.
+  """Creates the TFDS builder of a data set, prepared or not.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     UserError: the config is unknown, or the files are missing.
@@ -214,13 +225,13 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   if name == 'shapes':
     return cls(**kwargs)
   source = options.source or _default_source(name)
-  if name in ('image_folder', 'image_mask_folder'):
+  if name in _FOLDERS:
     return cls(_folder_options(module, options, source), **kwargs)
   return cls(source=source, **kwargs)
 
 
 def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
-  """Returns module and class of a builder, and its config, '' without one.
+  """Returns module, class and config of a builder; the config may be ''.
 
   Raises:
     UserError: the config is unknown.
@@ -271,8 +282,8 @@ def prepare_dataset(
   Process 0 prepares while the others wait. The audit of the files is printed.
 
   Args:
-    options: of the data set.
-    data_dir: folder of records.
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
     report_existing: whether to print a line if the records exist.
 
   Returns:
@@ -287,7 +298,7 @@ def prepare_dataset(
     if _is_host_0():
       problem = _prepare_on_host_0(data_set, options, report_existing)
     if jax.process_count() > 1:
-      # All hosts must raise, or those that go on wait for host 0 forever.
+      # All hosts must raise: a host that went on would wait for host 0 forever.
       good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
       if not good and problem is None:
         problem = errors.UserError(f'host 0 could not prepare {options.name}')
@@ -303,7 +314,7 @@ def prepare_dataset(
 
 @contextlib.contextmanager
 def _without_tfds_logs() -> Iterator[None]:
-  """Silences the messages of TFDS about each of its steps."""
+  """Silences the log messages of TFDS, one for each of its steps."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -331,7 +342,7 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # Every run reports the skipped files, once.
+    # A run opens a data set several times, but reports its skipped files once.
     again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
     if report.exists() and (not existed or again):
       _PRINTED_REPORTS.add(report)
@@ -344,7 +355,11 @@ def _prepare_on_host_0(
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
-  """Checks that a data set is prepared or can be; prepares nothing.
+  """Checks that a data set is prepared, or that its files are available.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     MissingInput: neither records nor files of the data set exist.
@@ -358,8 +373,8 @@ def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
 def concatenate_splits(splits: Sequence[Split]) -> Split:
   """Concatenates the images of several splits, without their labels.
 
-  The classes are those of the first: labels of other data sets would mean
-  something else.
+  The result has the classes of the first split. The labels are dropped because
+  a class id means another class in each data set.
   """
   first, *others = splits
   if not others:
@@ -379,12 +394,22 @@ def open_dataset_split(
 ) -> Split:
   """Opens a split; prepares the data set if its records do not exist.
 
+  Args:
+    options: name and location of the data set.
+    split: name of the split: 'train'.
+    data_dir: folder of records; '' for `default_data_dir`.
+
   Raises:
     UserError: the data set cannot be prepared, or has no such split.
   """
   data_set = prepare_dataset(options, data_dir)
   info = data_set.info
   if split not in info.splits:
+    if options.without_mask == split:
+      raise errors.UserError(
+        f'without_mask={split}: expected images without a mask in '
+        f'{options.source}, got a mask for each: leave unlabeled=same out'
+      )
     raise errors.UserError(
       f'split: expected one of {", ".join(info.splits)} of {options.name}, got '
       f'{split!r}'
@@ -411,7 +436,17 @@ def open_dataset_split(
     index=fingerprints.ImageIndex.read(
       shards.split_index_path(pathlib.Path(data_set.data_dir), split)
     ),
+    folder=_images_folder(options),
   )
+
+
+def _images_folder(options: DataOptions) -> str:
+  """Returns the path of the images of a folder; '' for other data sets."""
+  name = options.name.partition('/')[0]
+  if name not in _FOLDERS:
+    return ''
+  source = pathlib.Path(options.source or _default_source(name)).expanduser()
+  return os.path.abspath(source / options.images)
 
 
 def _default_source(name: str) -> str:

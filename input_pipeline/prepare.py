@@ -5,11 +5,14 @@
   python -m input_pipeline.prepare imagenet --source=/data --shard=0/4
   python -m input_pipeline.prepare image_mask_folder --source=~/roads \
       --images=images --masks=masks --classes=classes.txt --ignore=255 --check
+  python -m input_pipeline.prepare --from=coco --annotations=instances.json \
+      --source=~/roads --check
 
 Prints a report about the data, and draws it as a picture. With --check, no
-record is written. When interrupted by SIGINT or SIGTERM it exits with status
-75, and the same command continues. A user error is a line that begins with
-'error: ', and exit status 2.
+record is written. With --from, masks and a class list are first written from
+the annotations of COCO, LabelMe or CVAT. When interrupted by SIGINT or SIGTERM
+it exits with status 75, and the same command continues. User errors are lines
+of which the first begins with 'error: ', and exit status 2.
 """
 
 import argparse
@@ -18,12 +21,14 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
 from input_pipeline import datasets, report, splits, transforms
-from input_pipeline.builders import base
+from input_pipeline.builders import base, class_list
 from input_pipeline.builders import shards as shards_lib
+from input_pipeline.importers import conversion
 from input_pipeline.sources import (
   audit,
   class_counts,
@@ -36,16 +41,21 @@ from runtime import errors, exit_status, files
 
 PICTURE = 'report.png'
 
+_IMPORT_FLAGS = ('tool', 'annotations', 'other_shapes', 'without_shapes')
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit status."""
   arguments = vars(_parser().parse_args(argv))
+  imported = {name: arguments.pop(name) for name in _IMPORT_FLAGS}
   check = arguments.pop('check')
   data_dir = arguments.pop('data_dir')
   shard = arguments.pop('shard')
   # TFDS logs each of its steps.
   logging.set_verbosity(logging.ERROR)
   try:
+    if imported['tool']:
+      arguments = _import(imported, arguments)
     options = datasets.DataOptions(**arguments)
     subset = shards_lib.ShardSubset.parse(shard)
     if check and subset.count > 1:
@@ -68,6 +78,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'interrupted: {state}', file=sys.stderr)
     return exit_status.PREEMPTED
   return 0
+
+
+def _import(
+  imported: Mapping[str, str], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes masks and class list from annotations.
+
+  Args:
+    imported: arguments about the annotations.
+    arguments: all others.
+
+  Returns:
+    The arguments of the data set with those masks.
+  """
+  arguments = {
+    **arguments,
+    'name': arguments['name'] or conversion.DATA_SET,
+    **{
+      name: arguments[name] or default
+      for name, default in conversion.DEFAULTS.items()
+    },
+  }
+  if arguments['name'] != conversion.DATA_SET:
+    raise errors.UserError(
+      f'--from: expected no name, or {conversion.DATA_SET}, got '
+      f'{arguments["name"]}'
+    )
+  ignore = class_list.parse_ignored_mask_value(arguments['ignore'])
+  if isinstance(ignore, tuple):
+    raise errors.UserError(
+      'ignore: expected a value with --from, as masks of values are written, '
+      f'got the color {arguments["ignore"]}'
+    )
+  result = conversion.convert_annotations(
+    conversion.ImportOptions(**imported),
+    conversion.Folder(
+      *(arguments[name] for name in ('source', *conversion.DEFAULTS)), ignore
+    ),
+  )
+  for line in result.lines:
+    print(line)
+  return {**arguments, 'ignore': str(result.ignore)}
 
 
 @contextlib.contextmanager
@@ -195,7 +247,12 @@ def _parser() -> argparse.ArgumentParser:
     description='Checks the files of a data set and prepares its records.',
     allow_abbrev=False,
   )
-  parser.add_argument('name', help='a data set of docs/datasets.md')
+  parser.add_argument(
+    'name',
+    nargs='?',
+    default='',
+    help='a data set of docs/datasets.md; with --from it may be left out',
+  )
   parser.add_argument(
     '--source',
     default='',
@@ -209,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     'machines that share data_dir',
   )
   _add_folder_arguments(parser)
+  _add_import_arguments(parser)
   parser.add_argument(
     '--check', action='store_true', help='check the files, prepare nothing'
   )
@@ -284,6 +342,38 @@ def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     default=image_files.MAX_MEGAPIXELS,
     type=int,
     help='refuse larger images',
+  )
+
+
+def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments about annotations of labeling tools."""
+  parser.add_argument(
+    '--from',
+    dest='tool',
+    default='',
+    choices=[*conversion.READERS],
+    help='write masks and class list from annotations of this tool first; '
+    'images, masks and classes are then images, masks and classes.txt in the '
+    'source unless given',
+  )
+  parser.add_argument(
+    '--annotations',
+    default='',
+    help='with --from: JSON file of COCO, XML file of CVAT, or folder of the '
+    'JSON files of LabelMe (by default that of the images)',
+  )
+  parser.add_argument(
+    '--other_shapes',
+    default='error',
+    choices=conversion.OTHER_SHAPES,
+    help='with --from: refuse boxes, lines and points, or leave them out',
+  )
+  parser.add_argument(
+    '--without_shapes',
+    default='background',
+    choices=conversion.WITHOUT_SHAPES,
+    help='with --from: an image in which nothing is annotated is all '
+    'background, or has no mask',
   )
 
 

@@ -31,9 +31,9 @@ class Fill:
   """Color and label of the padding around an image.
 
   Attributes:
-    image: value of each color channel. The default is mid-gray, next to 0 in
-      the image space of the device.
-    label: class id; negative is ignored.
+    image: value of each color channel, 0 to 255; the default is mid-gray, which
+      is nearly 0 on the device.
+    label: class id; a negative id is ignored.
   """
 
   image: tuple[int, int, int] = (127, 127, 127)
@@ -72,36 +72,53 @@ class Box(NamedTuple):
   width: int
 
 
-def check_size(name: str, size: tuple[int, int]) -> None:
+def check_image_size(name: str, size: tuple[int, int]) -> None:
   """Checks that a size is a positive (height, width).
 
   Raises:
-    ValueError: the size is another.
+    ValueError: the size is no pair, or a side is less than 1.
   """
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
 
 
-def resize_nearest(
+def resize_label_nearest(
   label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
 ) -> Shaped[np.ndarray, 'h w']:
-  """Resizes a label map: output i is input floor(i · in / out), exactly."""
+  """Resizes a label map by nearest neighbors.
+
+  Along each axis, output i is input floor(i · in / out), computed in integers.
+
+  Args:
+    label: class ids.
+    size: (height, width) of the output in pixels.
+  """
   rows = np.arange(size[0]) * label.shape[0] // size[0]
   columns = np.arange(size[1]) * label.shape[1] // size[1]
   return label[rows[:, None], columns]
 
 
-def resize_bilinear(
+def resize_image_bilinear(
   image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
 ) -> Shaped[np.ndarray, 'h w 3']:
-  """Resizes bilinearly with half-pixel centers, without antialiasing."""
+  """Resizes an image bilinearly, without antialiasing.
+
+  Args:
+    image: image of bytes or floats; the centers of pixels are at half-integers.
+    size: (height, width) of the output in pixels.
+  """
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def resize_antialiased(
+def resize_image_antialiased(
   image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Resizes bilinearly as Pillow does, with antialiasing of shrinking axes."""
+  """Resizes an image bilinearly as Pillow does, antialiased where it shrinks.
+
+  Args:
+    image: RGB image.
+    size: (height, width) of the output in pixels.
+  """
   resized = PIL.Image.fromarray(image).resize(
     size[::-1], PIL.Image.Resampling.BILINEAR
   )
@@ -120,8 +137,14 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
   return slice(first, last), (before, length - before - (last - first))
 
 
-def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
-  """Crops image and label to a box, with padding outside of the image."""
+def crop_example(example: Example, box: Box, fill: Fill = Fill()) -> Example:
+  """Crops image and label to a box, with padding outside of the image.
+
+  Args:
+    example: example with `image` [H, W, 3] and, maybe, `label` [H, W].
+    box: rectangle in pixels.
+    fill: color and class id of the padding.
+  """
   height, width = example['image'].shape[:2]
   rows, above_below = _overlap(box.top, box.height, height)
   columns, left_right = _overlap(box.left, box.width, width)
@@ -145,16 +168,22 @@ def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
   return out
 
 
-def resize(
+def resize_example(
   example: Example, size: tuple[int, int], antialias: bool = False
 ) -> Example:
-  """Resizes image (bilinear) and label (`resize_nearest`)."""
+  """Resizes the image bilinearly and the label by nearest neighbors.
+
+  Args:
+    example: example with `image` [H, W, 3] and, maybe, `label` [H, W].
+    size: (height, width) of the output in pixels.
+    antialias: whether the image is antialiased where it shrinks.
+  """
   if example['image'].shape[:2] == size:
     return example
-  resized = resize_antialiased if antialias else resize_bilinear
+  resized = resize_image_antialiased if antialias else resize_image_bilinear
   out = {**example, 'image': resized(example['image'], size)}
   if 'label' in example:
-    out['label'] = resize_nearest(example['label'], size)
+    out['label'] = resize_label_nearest(example['label'], size)
   return out
 
 
@@ -162,12 +191,12 @@ def resize(
 FLIPS = {'horizontal': 1, 'vertical': 0}
 
 
-def flip(example: Example, kind: str = 'horizontal') -> Example:
+def flip_example(example: Example, kind: str = 'horizontal') -> Example:
   """Flips image and label left to right, or upside down.
 
   Args:
-    example: with an image, and with a label or not.
-    kind: 'horizontal' or 'vertical'.
+    example: example with `image` [H, W, 3] and, maybe, `label` [H, W].
+    kind: 'horizontal' (left to right) or 'vertical' (upside down).
   """
   # OpenCV copies. A view with negative strides, as of np.flip, would make
   # batching ten times slower.
@@ -182,7 +211,7 @@ class Decode:
   """Decodes a record to an example with image, label, tags, size and id.
 
   Attributes:
-    num_classes: length of the tag vector.
+    num_classes: number of classes, the length of `tags`.
     keep: kinds of label to decode if the record has them: 'label', 'tags'.
   """
 
@@ -200,7 +229,7 @@ class Decode:
   ) -> Example:
     """Decodes without random choices; evaluation passes no generator."""
     del rng
-    image = records.decode_image(record['image'])
+    image = records.decode_record_image(record['image'])
     example = {
       'image': image,
       'size': np.asarray(image.shape[:2], np.int32),
@@ -211,7 +240,7 @@ class Decode:
     if isinstance(label, np.ndarray):  # Some sources decode labels themselves.
       example['label'] = label
     elif label:
-      example['label'] = records.decode_label(label)
+      example['label'] = records.decode_record_label(label)
     if 'tags' in self.keep and 'tags' in record:
       tags = np.zeros(self.num_classes, bool)
       tags[np.asarray(record['tags'], np.int64)] = True
@@ -224,8 +253,8 @@ class RandomFlip:
   """Flips along each of the given directions with a probability.
 
   Attributes:
-    probability: of each flip.
-    kinds: 'horizontal' flips left to right, 'vertical' upside down.
+    probability: probability of a flip along each direction, in [0, 1].
+    kinds: directions: 'horizontal' is left to right, 'vertical' upside down.
   """
 
   probability: float = 0.5
@@ -243,7 +272,7 @@ class RandomFlip:
     """Flips with the given probability."""
     for kind in self.kinds:
       if rng.random() < self.probability:
-        example = flip(example, kind)
+        example = flip_example(example, kind)
     return example
 
 
@@ -254,21 +283,26 @@ class Resize:
   size: tuple[int, int]
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes without random choices."""
     del rng
-    return resize(example, self.size)
+    return resize_example(example, self.size)
 
 
-def sample_crop(
+def sample_crop_box(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
-  """Samples the place of a box of `size`, uniformly inside of the image.
+  """Samples the place of a crop, uniformly inside of the image.
 
-  Along an axis where the image is smaller than the box, the image is placed
-  uniformly inside of the box.
+  Along an axis where the image is smaller than the crop, the image is placed
+  uniformly inside of the crop.
+
+  Args:
+    rng: random generator.
+    image: (height, width) of the image in pixels.
+    size: (height, width) of the crop in pixels.
   """
   top, left = (
     int(rng.integers(min(n - m, 0), max(n - m, 0) + 1))
@@ -277,13 +311,18 @@ def sample_crop(
   return Box(top, left, *size)
 
 
-def sample_centered_crop(
+def sample_centered_crop_box(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
-  """Samples the place of a box of `size`, uniformly inside of the image.
+  """Samples the place of a crop, uniformly inside of the image.
 
-  Along an axis where the image is smaller than the box, the image is centered
-  in it; of an odd number of padding pixels, the smaller half comes first.
+  Along an axis where the image is smaller than the crop, the image is centered
+  in the crop; of an odd number of padding pixels, the smaller half comes first.
+
+  Args:
+    rng: random generator.
+    image: (height, width) of the image in pixels.
+    size: (height, width) of the crop in pixels.
   """
   top, left = (
     -((m - n) // 2) if n < m else int(rng.integers(0, n - m + 1))
@@ -292,7 +331,7 @@ def sample_centered_crop(
   return Box(top, left, *size)
 
 
-def sample_scale(
+def sample_image_scale(
   rng: np.random.Generator, scales: tuple[float, float], balanced: bool
 ) -> float:
   """Samples a scale factor.
@@ -300,8 +339,8 @@ def sample_scale(
   Args:
     rng: random generator.
     scales: least and largest factor.
-    balanced: whether factors below and above 1 are equally likely, and uniform
-      in each of these parts (spec U2PL §5); else uniform in the whole range.
+    balanced: whether the factor is below 1 in half of the cases, and uniform
+      below and above 1 (spec U2PL §5); else it is uniform in the whole range.
   """
   low, high = scales
   if balanced:
@@ -321,8 +360,8 @@ class RandomCrop:
     balanced: whether the image is enlarged as often as it is shrunk.
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
-    fill: of the padding: 'ignored' is gray without a class, 'mean' the mean
-      color without a class, 'paper' the mean color with class 0.
+    fill: name of the padding: 'ignored' is gray without a class, 'mean' the
+      mean color without a class, 'paper' the mean color with class 0.
   """
 
   size: tuple[int, int]
@@ -332,7 +371,7 @@ class RandomCrop:
   fill: str = 'ignored'
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     low, high = self.scales
     if not 0 < low <= high:
       raise ValueError(f'scales: expected 0 < low <= high, got {self.scales}')
@@ -347,11 +386,13 @@ class RandomCrop:
     """Resizes by a random factor and crops at a random place."""
     shape = example['image'].shape[:2]
     if self.scales != (1.0, 1.0):
-      scale = sample_scale(rng, self.scales, self.balanced)
+      scale = sample_image_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
-      example = resize(example, shape)
-    sample = sample_centered_crop if self.centered else sample_crop
-    return crop(example, sample(rng, shape, self.size), FILLS[self.fill])
+      example = resize_example(example, shape)
+    sample = sample_centered_crop_box if self.centered else sample_crop_box
+    return crop_example(
+      example, sample(rng, shape, self.size), FILLS[self.fill]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,7 +411,7 @@ class ShortSide:
     height, width = example['image'].shape[:2]
     short = min(height, width)
     size = (max(side * self.length // short, 1) for side in (height, width))
-    return resize(example, tuple(size))
+    return resize_example(example, tuple(size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,14 +420,14 @@ class CenterCrop:
 
   Attributes:
     size: (height, width) of the output in pixels.
-    fill: as in `RandomCrop`.
+    fill: name of the padding: 'ignored', 'mean' or 'paper' (see `RandomCrop`).
   """
 
   size: tuple[int, int]
   fill: str = 'ignored'
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     _check_fill(self.fill)
 
   def __call__(
@@ -399,7 +440,7 @@ class CenterCrop:
       (n - m) // 2 if n >= m else -((m - n) // 2)
       for n, m in zip(shape, self.size, strict=True)
     )
-    return crop(example, Box(top, left, *self.size), FILLS[self.fill])
+    return crop_example(example, Box(top, left, *self.size), FILLS[self.fill])
 
 
 def sample_inception_box(
@@ -411,15 +452,15 @@ def sample_inception_box(
 ) -> Box:
   """Samples a box of random area and log-uniform aspect ratio.
 
-  If no attempt fits into the image, it is the largest centered box whose aspect
-  ratio is in the range.
+  If no sampled box fits into the image, the result is the largest centered box
+  whose aspect ratio is in the range.
 
   Args:
     rng: random generator.
-    image: (height, width) in pixels.
-    area: range of the fraction of the image's area.
-    aspect: range of width / height.
-    attempts: number of boxes that are tried.
+    image: (height, width) of the image in pixels.
+    area: range of the area of the box, as a fraction of the image's area.
+    aspect: range of width / height of the box.
+    attempts: number of boxes that are sampled before the centered one is used.
   """
   height, width = image
   for _ in range(attempts):
@@ -444,7 +485,7 @@ class InceptionCrop:
 
   Attributes:
     size: (height, width) of the output in pixels.
-    area: range of the fraction of the image that is kept.
+    area: range of the area of the box, as a fraction of the image's area.
     aspect: range of width / height of the box.
     antialias: whether shrinking is antialiased, as by Pillow.
   """
@@ -455,7 +496,7 @@ class InceptionCrop:
   antialias: bool = False
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     if not 0 < self.area[0] <= self.area[1] <= 1:
       raise ValueError(f'area: expected 0 < low <= high <= 1, got {self.area}')
     if not 0 < self.aspect[0] <= self.aspect[1]:
@@ -466,7 +507,7 @@ class InceptionCrop:
     box = sample_inception_box(
       rng, example['image'].shape[:2], self.area, self.aspect
     )
-    return resize(crop(example, box), self.size, self.antialias)
+    return resize_example(crop_example(example, box), self.size, self.antialias)
 
 
 # Crops by their names in configs.

@@ -38,8 +38,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   `sources`, so that index i of a split is the same image on every machine.
 
   Attributes:
-    on_bad_example: 'error' refuses the data set for one bad file, 'skip' skips
-      the file.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file.
     remedy: advice in the error message about a bad file.
     image_options: define the pixels of image files.
   """
@@ -79,11 +79,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {}
 
   def stamp(self, source: Any) -> Any:
-    """Returns a JSON value that changes when the record of a source does."""
+    """Returns a JSON value that changes when the record of a source changes."""
     return source
 
   def record_size(self, source: Any) -> int:
-    """Returns the approximate bytes of the record of a source."""
+    """Estimates the size of the record of a source in bytes."""
     del source
     return 0
 
@@ -104,7 +104,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Builds the result of reading all sources.
 
     Args:
-      counts: of each split.
+      counts: numbers of images and labeled pixels of each split, by its name.
       bad: files that could not be used.
       traits: of the files of all splits.
 
@@ -128,7 +128,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       The result, and the index of each split.
 
     Raises:
-      UserError: as `conclude` does.
+      UserError: a file is bad and must not be skipped, or a split has no usable
+        image.
     """
     indices: dict[str, list[fingerprints.ImageIndex]] = {}
     traits = file_traits.TraitCounter()
@@ -195,7 +196,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def shard_writer(self) -> shards.ShardWriter:
-    """Returns the writer of its shards, for one process or several."""
+    """Creates the writer of the shards, for one process or several."""
     return shards.ShardWriter(self, self._parts_dir)
 
   def _generate_splits(self, dl_manager, download_config):

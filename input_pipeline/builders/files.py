@@ -17,7 +17,7 @@ import scipy.io
 from jaxtyping import Int16
 
 from input_pipeline.builders import base
-from input_pipeline.sources import archives, audit, records
+from input_pipeline.sources import archives, audit, records, text_files
 from runtime import errors
 
 # Files by their path in a source, or by id.
@@ -47,7 +47,7 @@ class FileBuilder(base.Builder):
     raise NotImplementedError
 
   def listings(self) -> Mapping[str, audit.Listing]:
-    """Returns the files of each split; lists them once."""
+    """Returns the files of each split, which are listed on the first call."""
     if self._listings is None:
       self._listings = self.scan()
     return self._listings
@@ -72,7 +72,7 @@ class FileBuilder(base.Builder):
     )
 
   def record_size(self, source: audit.Example) -> int:
-    """Returns the bytes of the image; those of a label are negligible."""
+    """Returns the size of the image file in bytes; a label adds little."""
     return archives.source_file_size(source.image)
 
   def problems(self) -> Sequence[errors.BadFile]:
@@ -95,9 +95,9 @@ class OfficialBuilder(FileBuilder):
   be compared with published ones.
 
   Attributes:
-    patterns: names of its archives, with wildcards.
-    counts: the official number of images of each split.
-    layout: describes its archives or folders in messages.
+    patterns: names of the archives, with wildcards.
+    counts: official number of images of each split.
+    layout: description of the archives or folders, for messages.
   """
 
   patterns: ClassVar[Sequence[str]] = ()
@@ -106,7 +106,7 @@ class OfficialBuilder(FileBuilder):
   remedy = 'download that file again: records are made of all files or of none'
 
   def __init__(self, source: str = '', **kwargs: Any):
-    """Opens no file yet.
+    """Keeps the location of the files and opens none of them.
 
     Args:
       source: folder of the archives or of their content, or one archive; not
@@ -119,10 +119,10 @@ class OfficialBuilder(FileBuilder):
     self._original_state['source'] = source
 
   def prepared_schema(self) -> records.Schema | None:
-    """Returns the schema of prepared records; None if there are none.
+    """Returns the schema of prepared records; None if no records exist.
 
-    A data set whose classes are read from its files does not need the files
-    then.
+    With it, a data set whose classes are read from its files does not need the
+    files once it is prepared.
     """
     path = pathlib.Path(self.data_dir) / 'metadata.json'
     if not path.exists():
@@ -169,7 +169,7 @@ class OfficialBuilder(FileBuilder):
     return self.find_examples(files)
 
   def warnings(self) -> Sequence[str]:
-    """Returns also a line for each split without the official number."""
+    """Returns the warnings of all listings and of wrong numbers of images."""
     lengths = {
       split: len(listing.examples) for split, listing in self.listings().items()
     }
@@ -188,17 +188,22 @@ class OfficialBuilder(FileBuilder):
     """Checks that required files are in the source.
 
     Args:
-      files_by_path: for each path, in words, the files at that path, or a bool.
+      files_by_path: description of each required path, with the files at that
+        path or whether there are any.
 
     Raises:
-      UserError: no file is at one of the paths.
+      UserError: there is no file at one of the paths.
     """
     for path, files in files_by_path.items():
       if not files:
         raise self.missing_error(path)
 
   def missing_error(self, path: str) -> errors.UserError:
-    """Returns the error about a path, in words, that the source lacks."""
+    """Builds the error about a path that the source lacks.
+
+    Args:
+      path: description of the path.
+    """
     return errors.UserError(
       errors.format_on_one_line(
         f'source: expected {self.name} as {self.layout}, got {self._source} '
@@ -207,27 +212,40 @@ class OfficialBuilder(FileBuilder):
     )
 
 
-def match_files(files: Files, pattern: str) -> dict[str, archives.File]:
-  """Selects the files whose path ends like a pattern.
+def match_source_files(files: Files, pattern: str) -> dict[str, archives.File]:
+  """Selects the files whose path ends with a match of a pattern.
 
   Args:
-    files: by path.
-    pattern: a regular expression of whole parts of a path, with a group `id`.
+    files: files by their path.
+    pattern: regular expression of the last whole parts of a path, with a group
+      `id`.
 
   Returns:
-    Files by what the group `id` matched, sorted, in whatever folder they are.
+    Files by the text of the group `id`, sorted.
 
   Raises:
     BadFile: two files have the same id, or an id is not UTF-8.
   """
-  matches = match_files_and_group(files, pattern, 'id')
+  matches = match_and_group_source_files(files, pattern, 'id')
   return {name: file for name, (file, _) in matches.items()}
 
 
-def match_files_and_group(
+def match_and_group_source_files(
   files: Files, pattern: str, group: str
 ) -> dict[str, tuple[archives.File, str | None]]:
-  """Selects files as `match_files`, each with the match of another group."""
+  """Selects files by a pattern, with the text of a second group of it.
+
+  Args:
+    files: files by their path.
+    pattern: regular expression as for `match_source_files`.
+    group: name of the second group.
+
+  Returns:
+    Pairs (file, text of the second group, if it matched) by id, sorted.
+
+  Raises:
+    BadFile: two files have the same id, or an id is not UTF-8.
+  """
   # The folders before the pattern match as little as possible, as parts of the
   # pattern may be optional.
   whole = re.compile(rf'(?:.*?/)??{pattern}')
@@ -248,19 +266,19 @@ def match_files_and_group(
   return dict(sorted(matches.items()))
 
 
-def read_list(file: archives.File) -> list[str]:
+def read_official_list(file: archives.File) -> list[str]:
   """Reads the lines of a text file that are not empty.
 
   Raises:
     BadFile: the file cannot be read, is empty, or has a line twice.
   """
   try:
-    text = file.read_bytes().decode()
+    text = text_files.decode_text_file(file.read_bytes())
   except OSError as error:
     raise errors.BadFile(
       file, f'cannot be read: {error.strerror or error}: download it again'
     ) from error
-  except UnicodeDecodeError:
+  except errors.UserError:
     raise errors.BadFile(file, 'is not UTF-8 text: download it again') from None
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if not lines:
@@ -273,7 +291,7 @@ def read_list(file: archives.File) -> list[str]:
   return lines
 
 
-def pair_examples(
+def pair_images_and_masks(
   ids: Iterable[str],
   images: Files,
   masks: Files | None,
@@ -283,11 +301,11 @@ def pair_examples(
   """Builds the examples of listed ids; those without a file are problems.
 
   Args:
-    ids: in order.
-    images: by id.
-    masks: by id; None for images without masks.
-    list_name: of the list of ids, for messages.
-    official_name: returns the official name of an id.
+    ids: ids of the examples, in order.
+    images: image files by id.
+    masks: mask files by id; None for images without masks.
+    list_name: name of the list of ids, for messages.
+    official_name: function from an id to the official name of the example.
   """
   examples, problems = [], []
   for key in ids:
@@ -303,14 +321,16 @@ def pair_examples(
   return audit.Listing(tuple(examples), tuple(problems))
 
 
-def read_mat(file: archives.File, name: str, field: str = '') -> np.ndarray:
+def read_mat_file(
+  file: archives.File, name: str, field: str = ''
+) -> np.ndarray:
   """Reads a variable of a MATLAB file, or a field of a variable.
 
   Args:
-    file: the MATLAB file.
-    name: of the variable.
-    field: of the variable, which then must be a single struct; '' reads the
-      variable itself.
+    file: MATLAB file, before version 7.3.
+    name: name of the variable.
+    field: name of a field of the variable, which then must be a single struct;
+      '' to read the variable itself.
 
   Raises:
     UserError: the file is damaged, or lacks the variable or field.

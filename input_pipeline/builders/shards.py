@@ -59,10 +59,10 @@ class RecordSource(Protocol):
     """Returns the serialized record of a sample."""
 
   def stamp(self, source: Any) -> Any:
-    """Returns a JSON value that changes when the record does."""
+    """Returns a JSON value that changes when the record changes."""
 
   def record_size(self, source: Any) -> int:
-    """Returns the approximate bytes of a record."""
+    """Estimates the size of a record in bytes."""
 
   def conclude(
     self,
@@ -108,9 +108,9 @@ class Shard:
 
   Attributes:
     split: name of the split.
-    index: of the shard in the split.
+    index: index of the shard in the split, from 0.
     count: number of shards of the split.
-    sources: of its records, in order.
+    sources: sources of the shard's records, in order.
   """
 
   split: str
@@ -120,7 +120,7 @@ class Shard:
 
   @property
   def name(self) -> str:
-    """Name of its files, without suffix."""
+    """Returns the name of the shard's files, without suffix."""
     return f'{self.split}-{self.index:05}-of-{self.count:05}'
 
 
@@ -128,7 +128,7 @@ class ShardWriter:
   """Writes the shards of a data set, alone or beside other processes.
 
   Attributes:
-    folder: keeps the shards until all of them are written.
+    folder: folder of the shards until all of them are written.
   """
 
   def __init__(self, builder: RecordSource, folder: pathlib.Path):
@@ -174,7 +174,8 @@ class ShardWriter:
     the next run writes them again; the others are kept.
 
     Raises:
-      UserError: as `base.Builder.conclude` does.
+      UserError: a file is bad and must not be skipped, or a split has no usable
+        image.
     """
     num_classes = len(self._builder.schema().classes)
     accumulators, bad = {}, []
@@ -199,7 +200,7 @@ class ShardWriter:
       raise
 
   def lengths(self) -> Iterator[tuple[str, list[int], int]]:
-    """Yields each split's name, records of each shard, and total bytes.
+    """Yields (name, records of each shard, total bytes) of each split.
 
     Shards without records are omitted: TFDS does not accept them.
     """
@@ -298,7 +299,7 @@ class ShardWriter:
     return self.folder / f'{shard.name}{suffix}'
 
   def _read_about(self, shard: Shard) -> Mapping[str, Any]:
-    """Reads what is known about a written shard."""
+    """Reads the file that describes a written shard."""
     return json.loads(self._path(shard, '.json').read_text())
 
   def _is_written(self, shard: Shard) -> bool:
@@ -328,7 +329,7 @@ class ShardWriter:
 
 
 def split_index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
-  """Returns the file of a split's index in the folder of its records."""
+  """Returns the path of the index of a split in the folder of its records."""
   return folder / f'index-{split}.npz'
 
 

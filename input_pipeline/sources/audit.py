@@ -2,8 +2,11 @@
 
   listing = audit.list_image_examples(images, masks)
   read = functools.partial(audit.read_image_example, read_mask=read_mask)
-  counts, bad = audit.count_source_classes({'train': listing.examples}, read, len(classes))
-  print(audit.conclude_audit(counts, [*listing.problems, *bad], classes).report())
+  counts, bad = audit.count_source_classes(
+    {'train': listing.examples}, read, len(classes)
+  )
+  result = audit.conclude_audit(counts, [*listing.problems, *bad], classes)
+  print(result.report())
 
 Every image and every mask is decoded once, in threads. The result is either an
 error that names the first bad file, or an `Audit` that lists the skipped ones.
@@ -56,9 +59,9 @@ class Example:
   """Names the files of an image and its labels; none is opened.
 
   Attributes:
-    id: its official name.
-    image: a file, or a member of an archive.
-    mask: likewise; None without a mask.
+    id: official name of the image.
+    image: image file, or a member of an archive.
+    mask: mask file, or a member of an archive; None without a mask.
     tags: class ids of the whole image; None for those that occur in the mask.
   """
 
@@ -73,8 +76,8 @@ class Listing:
   """Lists the examples of a folder, by the names of its files.
 
   Attributes:
-    examples: sorted by id, without repeated ids; each with a mask if masks are
-      expected and must not be missing.
+    examples: examples sorted by id, without repeated ids; each has a mask if
+      masks are expected and must not be missing.
     problems: files that cannot be examples.
     warnings: harmless oddities, a line each.
     left_out: files that are no image or mask by their ending, and links that
@@ -105,9 +108,10 @@ class Audit:
   """The result of checking all files of a data set.
 
   Attributes:
-    counts: of the usable examples of each split.
-    classes: names of the class ids; empty without masks.
-    skipped: bad files; empty unless skipping them was asked for.
+    counts: numbers of usable images and labeled pixels of each split, by its
+      name.
+    classes: name of each class id; empty without masks.
+    skipped: bad files that were skipped.
     warnings: harmless oddities, a line each.
   """
 
@@ -162,18 +166,19 @@ def list_image_examples(
   prefix: str = '',
   without_mask: str | None = None,
 ) -> Listing:
-  """Lists images, in subfolders too, with the masks of the same relative names.
+  """Lists the images of a folder, with the masks of the same relative paths.
 
-  Names are compared without their suffix: `images/a/b.jpg` is the example
-  `a/b`, whose mask is `masks/a/b.png`. Hidden files are ignored.
+  Subfolders are included. Paths are compared without their suffix:
+  `images/a/b.jpg` is the example `a/b`, whose mask is `masks/a/b.png`. Hidden
+  files are ignored.
 
   Args:
     images: folder of files with `IMAGE_SUFFIXES`.
     masks: folder of files with `MASK_SUFFIXES`; None for images without masks.
     prefix: prepended to every id.
-    without_mask: 'unlabeled' lists an image that has no mask as an example
-      without one; 'error' and None make it a problem, and the message of
-      'error' mentions the option.
+    without_mask: treatment of images that have no mask: 'unlabeled' lists them
+      as examples without a mask; 'error' and None make them problems, and the
+      message of 'error' mentions this option.
 
   Raises:
     UserError: a folder is missing, or holds no image.
@@ -211,7 +216,10 @@ def list_image_examples(
     elif stem not in mask_files:
       reason = f'has no mask {masks / stem}.png'
       if without_mask:
-        reason += " (without_mask='unlabeled' accepts it without)"
+        reason += (
+          '; to train on it without one: option unlabeled=same of a folder '
+          "config, or field without_mask='unlabeled'"
+        )
       problems.append(errors.BadFile(files[0], reason))
     elif len(mask_files[stem]) > 1:
       problems += _duplicate_ids(stem, mask_files[stem])
@@ -240,13 +248,14 @@ def count_source_classes(
   """Reads all sources and counts images and pixels per class.
 
   Args:
-    sources: of each split.
-    read: reads the sample of a source; raises BadFile.
-    num_classes: of the labels.
-    on_sample: called with each usable sample and its split, in order.
+    sources: sources of each split, by its name.
+    read: function that reads the sample of a source, or raises BadFile.
+    num_classes: number of classes of the labels.
+    on_sample: function that is called with the name of the split and each
+      usable sample, in order.
 
   Returns:
-    The counts of each split, and the sources that cannot be used.
+    The counts of each split, and the files that cannot be used.
   """
   counts, bad = {}, []
   for split, items in sources.items():
@@ -276,12 +285,12 @@ def conclude_audit(
   """Builds the result of an audit, unless bad files must not be skipped.
 
   Args:
-    counts: of each split.
+    counts: numbers of images and labeled pixels of each split, by its name.
     bad: files that cannot be used.
     classes: name of each class id.
     warnings: harmless oddities that are already known, a line each.
-    on_bad_example: 'error' refuses the data set for one bad file, 'skip' does
-      not.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file.
     remedy: advice in the error message.
 
   Raises:
@@ -314,7 +323,11 @@ def conclude_audit(
 def catch_bad_files(
   read: Callable[[Item], Result],
 ) -> Callable[[Item], Result | errors.BadFile]:
-  """Wraps a function so that it returns a BadFile instead of raising it."""
+  """Wraps a function so that it returns a BadFile instead of raising it.
+
+  In a map over threads, an exception would end the iteration at the first bad
+  file.
+  """
 
   def catching(item: Item) -> Result | errors.BadFile:
     try:
@@ -333,10 +346,10 @@ def read_image_example(
   """Reads and decodes the files of an example.
 
   Args:
-    example: its files.
-    read_mask: returns the class ids [H, W] of a mask file, negative where
-      ignored; raises a UserError that does not name the file.
-    image_options: define the pixels of the image.
+    example: names of the files.
+    read_mask: function that reads the class ids [H, W] of a mask file, negative
+      where ignored; its UserError need not name the file.
+    image_options: definition of the pixels of image files.
 
   Raises:
     BadFile: image or mask cannot be used, or their sizes differ.
@@ -368,7 +381,7 @@ def read_image_example(
 def _naming_file(
   file: archives.File, read: Callable[[archives.File], Result]
 ) -> Result:
-  """Returns `read(file)`; raises its errors as a BadFile with the name."""
+  """Returns `read(file)`; its errors become a BadFile that names the file."""
   try:
     return read(file)
   except errors.UserError as error:

@@ -13,14 +13,14 @@ from input_pipeline.sources import records
 
 @dataclasses.dataclass(frozen=True)
 class ClassCounts:
-  """Numbers of images and pixels of a split.
+  """Holds the numbers of images and labeled pixels of a split.
 
   Attributes:
-    num_images: usable images.
-    pixels: labeled pixels of each class, [C].
-    images: images in which each class occurs, [C].
-    ignored: pixels of no class.
-    blank: images whose mask has no pixel of a class.
+    num_images: number of usable images.
+    pixels: number of labeled pixels of each class, [C].
+    images: number of images in which each class occurs, [C].
+    ignored: number of pixels without a class.
+    blank: number of images whose mask has no pixel of a class.
   """
 
   num_images: int
@@ -37,7 +37,7 @@ class ClassCounts:
 
   @property
   def has_masks(self) -> bool:
-    """True if any image has a label per pixel."""
+    """Returns whether any image has a label per pixel."""
     return sum(self.pixels) + self.ignored > 0
 
 
@@ -95,7 +95,7 @@ def total_class_counts(counts: Iterable[ClassCounts]) -> ClassCounts:
 
 
 def read_class_counts(path: pathlib.Path) -> Mapping[str, ClassCounts]:
-  """Reads the counts of each split from a file of `write_class_counts`."""
+  """Reads the counts of each split that `write_class_counts` has written."""
   splits = json.loads(path.read_text())
   return {
     split: ClassCounts.from_json(fields) for split, fields in splits.items()

@@ -160,11 +160,7 @@ class TraitCounter:
       return ()
     listed = '; '.join(
       f'value {value} is '
-      + ', '.join(
-        f'{masks.format_mask_color(masks.decode_mask_color(color))} in {names.count:,} '
-        f'masks ({names})'
-        for color, names in colors.items()
-      )
+      + ', '.join(_describe_color(*item) for item in colors.items())
       for value, colors in sorted(differing.items())[:_MAX_VALUES]
     )
     more = '; …' if len(differing) > _MAX_VALUES else ''
@@ -173,3 +169,9 @@ class TraitCounter:
       'as the class list has no colors; if the colors are right, write the '
       'lines of the list as `name R,G,B`'
     ]
+
+
+def _describe_color(color: int, names: NameCounter) -> str:
+  """Formats a color with the number and names of the masks that have it."""
+  formatted = masks.format_mask_color(masks.decode_mask_color(color))
+  return f'{formatted} in {names.count:,} masks ({names})'

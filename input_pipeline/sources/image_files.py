@@ -178,8 +178,8 @@ def decode_image_file(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
   """Decodes a whole image in the mode in which it is stored.
 
   Args:
-    data: the encoded image.
-    formats: allowed formats by their names in PIL: 'JPEG', 'PNG'.
+    data: bytes of the encoded image.
+    formats: names of the allowed formats in PIL: 'JPEG', 'PNG'.
 
   Raises:
     UserError: as `decode_stored_image`.

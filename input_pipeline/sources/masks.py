@@ -18,6 +18,9 @@ Color = tuple[int, int, int]
 FORMATS = ('PNG', 'TIFF', 'BMP', 'GIF')
 _LOSSY = ('JPEG', 'WEBP')
 
+# Offset of the kind of pixels in a PNG, and one of its values.
+_PNG_COLOR_TYPE, _GRAY_WITH_ALPHA = 25, 4
+
 # The color of gray level g is g times this number.
 GRAY = 0x010101
 
@@ -31,11 +34,12 @@ _MAX_LISTED = 8
 class CodeTable:
   """Maps the codes of a mask's pixels to class ids.
 
-  A code is the value of a pixel, or its color as one number (`encode_mask_color`).
+  A code is the value of a pixel, or its color as one number, as
+  `encode_mask_color` returns it.
 
   Attributes:
-    ids: class id of each allowed code; negative where ignored.
-    names: of the class ids if codes are colors, for messages; else empty.
+    ids: class id of each allowed code; a negative id is ignored.
+    names: name of each class id if codes are colors, for messages; else empty.
   """
 
   ids: Mapping[int, int]
@@ -114,16 +118,16 @@ def make_code_table(
   """Builds the table in which the i-th code is class i.
 
   Args:
-    codes: of the classes, in the order of their ids.
+    codes: codes of the classes, in the order of their ids.
     ignored: codes of pixels without a class.
-    names: of the classes, if codes are colors.
+    names: names of the classes if codes are colors, else empty.
   """
   ids = {code: i for i, code in enumerate(codes)}
   return CodeTable({**ids, **dict.fromkeys(ignored, batch.IGNORE)}, names)
 
 
 def encode_mask_color(color: Color) -> int:
-  """Returns a color as one number, 0xRRGGBB."""
+  """Encodes a color as one number, 0xRRGGBB."""
   red, green, blue = color
   return (red << 16) | (green << 8) | blue
 
@@ -151,7 +155,7 @@ def format_mask_color(color: Color) -> str:
 
 
 def format_code_ranges(values: Iterable[int]) -> list[str]:
-  """Formats values with runs of consecutive ones as ranges.
+  """Formats the codes of a mask, consecutive ones as a range.
 
   >>> format_code_ranges([0, 2, 3, 4])
   ['0', '2…4']
@@ -173,8 +177,9 @@ class StoredMask:
 
   Attributes:
     pixels: values [H, W], of a palette or gray; or colors uint8 [H, W, 3].
-    palette: color of each value as one number (`encode_mask_color`); -1 where a gray
-      value of 16 bits is no color of 8. None for masks in RGB.
+    palette: color of each value as one number, as `encode_mask_color` returns
+      it; -1 where a gray value of 16 bits is no color of 8. None for masks in
+      RGB.
     is_gray: whether it is a gray mask.
   """
 
@@ -262,15 +267,17 @@ def _stored(decoded: image_files.Decoded, data: bytes) -> StoredMask:
     if image.getextrema()[-1] != (255, 255):
       raise _unknown_kind(image)
     image = image.convert(image.mode.removesuffix('A'))
+  if depth == 16 and image.mode in ('L', 'RGB'):  # PIL reduced it to 8 bits.
+    deep = image_files.decode_16_bit_colors(data)
+    # PIL also reads gray with alpha as RGB with alpha.
+    if image.mode == 'L' or data[_PNG_COLOR_TYPE] == _GRAY_WITH_ALPHA:
+      return StoredMask(deep[..., 0], _gray_palette(depth), is_gray=True)
+    return StoredMask(_eight_bits(deep))
   if image.mode == 'RGB':
-    if depth == 16:
-      return StoredMask(_eight_bits(image_files.decode_16_bit_colors(data)))
     return StoredMask(np.asarray(image))
   values = np.asarray(image)
   if image.mode == '1':
     values = values.astype(np.uint8)
-  if image.mode == 'L' and depth == 16:  # With alpha: PIL reduced it to 8 bits.
-    values = image_files.decode_16_bit_colors(data)[..., 0]
   if image.mode == 'P':
     colors = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
     return StoredMask(values, encode_mask_colors(colors))
@@ -315,9 +322,10 @@ def _eight_bits(
     if not (colors % factor).any():
       return (colors // factor).astype(np.uint8)
   other = colors[(colors % 257).any(axis=-1)]
+  shown = format_mask_color(tuple(other[0].tolist()))
   raise errors.UserError(
-    'expected colors of 8 bits, also if stored in 16, got '
-    f'{format_mask_color(tuple(other[0].tolist()))} of 65535 ({len(other):,} pixels)'
+    f'expected colors of 8 bits, also if stored in 16, got {shown} of 65535 '
+    f'({len(other):,} pixels)'
   )
 
 
@@ -332,7 +340,8 @@ def read_mask_values(file: archives.File) -> np.ndarray:
   """Reads the values [H, W] of a mask that must not be in color.
 
   Raises:
-    UserError: the mask is in color, or as for `read_mask_pixels`.
+    UserError: the file is no PNG of gray or palette values, or is damaged; the
+      message does not name the file.
   """
   values = read_mask_pixels(file)
   if values.ndim != 2:
@@ -345,7 +354,7 @@ def read_mask_values(file: archives.File) -> np.ndarray:
 
 @functools.cache  # Asked for with every record.
 def voc_palette(num_classes: int) -> tuple[Color, ...]:
-  """Returns the colors of Pascal VOC, for classes that have none of their own.
+  """Returns the colors of Pascal VOC, for classes without colors of their own.
 
   Bits 0, 3, 6, … of a class id are the highest bits of red, bits 1, 4, … those
   of green and 2, 5, … those of blue.

@@ -36,7 +36,7 @@ class Pretrain:
 
   Attributes:
     segmenter: the encoder and the heads of the objectives.
-    update: of all parameters.
+    update: gradient step of all parameters.
     objectives: each after those whose targets it reads.
     colors: augmentation of the views.
     combine: 'mean': the terms of the `averaged` objectives are averaged and
@@ -83,7 +83,7 @@ class Pretrain:
     momentum, queue = self._momentum, self._queue
     return objective_lib.State(
       **vars(state),
-      queue=queue_lib.empty(queue) if queue else None,
+      queue=queue_lib.empty_embedding_queue(queue) if queue else None,
       momentum_params=momentum.select(state.params) if momentum else None,
       momentum_batch_stats=(
         momentum.select(state.batch_stats) if momentum else None
@@ -125,7 +125,10 @@ class Pretrain:
   ) -> Float[Array, 'B h w D']:
     """Computes the encoder's deepest map, in evaluation mode."""
     features = self.segmenter.apply(
-      train_state.variables(state), images, decode=False, method='features'
+      train_state.train_state_variables(state),
+      images,
+      decode=False,
+      method='features',
     )
     return features['encoder'].deepest.array
 
@@ -133,7 +136,7 @@ class Pretrain:
     self, batch: batch_lib.Batch, rng: Array
   ) -> dict[str, Float[Array, 'B V h w 3']]:
     """Returns the views in [-1, 1], by group, with augmented colors."""
-    return view_colors.augment(batch, rng, self.colors)
+    return view_colors.augment_view_colors(batch, rng, self.colors)
 
   def forward(
     self,
@@ -228,7 +231,7 @@ class Pretrain:
     """Adds up the terms of all objectives (spec §2.8).
 
     Args:
-      terms: by objective, in the order of the objectives.
+      terms: terms of the loss by objective, in the order of the objectives.
     """
     averaged = [
       value
@@ -251,9 +254,9 @@ def _encode(
 ) -> objective_lib.EncodedViews:
   """Applies the encoder in training mode, once to each group of views."""
   maps = {
-    group: net.features(view_axis.merge(images), decode=False, train=True)[
-      'encoder'
-    ]
+    group: net.features(
+      view_axis.merge_view_axis(images), decode=False, train=True
+    )['encoder']
     for group, images in views.items()
   }
   return objective_lib.EncodedViews(maps, len(views['large']))

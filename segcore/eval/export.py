@@ -39,14 +39,16 @@ class Request(NamedTuple):
   size: tuple[int, int] | None = None
 
 
-def run(model: predict.Model, folder: files.Path, request: Request) -> None:
+def export_network(
+  model: predict.Model, folder: files.Path, request: Request
+) -> None:
   """Exports the network, and compares the exported program with it.
 
   Raises:
     UserError: the network or its protocol needs images of a fixed size, or the
       folder cannot be written.
   """
-  exported = program(model, request.size)
+  exported = build_exported_program(model, request.size)
   if jax.process_index() != 0:
     return
   content = bytes(exported.serialize())
@@ -79,7 +81,7 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   )
 
 
-def program(
+def build_exported_program(
   model: predict.Model, size: tuple[int, int] | None = None
 ) -> jax_export.Exported:
   """Builds the program, for images of any size.
@@ -98,7 +100,7 @@ def program(
   def label(images: UInt8[Array, '1 H W 3']) -> Int16[Array, '1 H W']:
     if size is None:
       return model.predictor.label(state, images)
-    resized = resize.antialiased_uint8(images, size)
+    resized = resize.resize_antialiased_uint8(images, size)
     labels = model.predictor.label(state, resized)
     for axis, (old, new) in enumerate(
       zip(size, images.shape[1:3], strict=True), 1

@@ -66,7 +66,7 @@ class Command(NamedTuple):
   hosts: HostOptions = HostOptions()
 
 
-def parse(argv: Sequence[str]) -> Command | None:
+def parse_command(argv: Sequence[str]) -> Command | None:
   """Parses a command line; returns None after printing the help text.
 
   Raises:
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str]) -> Command | None:
   )
   return Command(
     config,
-    files.absolute(files.parse_path(workdir, '--workdir')),
+    files.absolute_path(files.parse_file_path(workdir, '--workdir')),
     tuple(values.stage),
     _request(values),
     values.dry_run or values.dry_run_xla,
@@ -283,7 +283,7 @@ def _topology(values: flags.FlagValues) -> topology_lib.Topology | None:
     return None
   if not values.dry_run and not values.dry_run_xla:
     raise errors.UserError('--topology is for --dry_run')
-  return topology_lib.parse(values.topology)
+  return topology_lib.parse_topology(values.topology)
 
 
 def default_workdir(config: str) -> str:

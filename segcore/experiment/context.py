@@ -46,13 +46,15 @@ class Context:
     self, heads: Mapping[str, Any], size: tuple[int, int]
   ) -> segmenter.Segmenter:
     """Builds the network with these heads for images of this size."""
-    return network_lib.build(self.fitted(size), heads, 'config.network')
+    return network_lib.build_network(self.fitted(size), heads, 'config.network')
 
   @property
   def size_multiple(self) -> int:
     """Returns what the sides of the network's images are multiples of."""
     encoder_only = {'tags': heads_lib.PoolHead(1)}
-    built = network_lib.build(self.network, encoder_only, 'config.network')
+    built = network_lib.build_network(
+      self.network, encoder_only, 'config.network'
+    )
     return built.encoder.size_multiple
 
   def open(
@@ -73,7 +75,7 @@ class Context:
     Raises:
       UserError: the split is missing, or has no such labels.
     """
-    opened = datasets.open_split(data, split, self.data_dir)
+    opened = datasets.open_dataset_split(data, split, self.data_dir)
     if kind:
       opened.require_labels(kind, purpose)
     return opened
@@ -83,7 +85,7 @@ class Context:
   ) -> datasets.Split:
     """Opens the labeled images of a block."""
     split = self.open(block.data, block.split, 'label', purpose)
-    return split.select(block.subset.labeled_indices(split.ids()))
+    return split.select(block.subset.labeled_indices(split.ids(), split.folder))
 
   def evaluated(
     self, block: data_lib.LabeledData, name: str, purpose: str
@@ -99,7 +101,9 @@ class Context:
       return self.labeled(block, purpose)
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
-      return split.select(block.subset.held_out_indices(split.ids()))
+      return split.select(
+        block.subset.held_out_indices(split.ids(), split.folder)
+      )
     return self.open(block.data, name, 'label', purpose)
 
   def check_disjoint(
@@ -118,6 +122,6 @@ class Context:
       opened = self.evaluated(block, name, purpose)
       if name != block.split:
         labeled = self.labeled(block, purpose)
-        fingerprints.check_disjoint(
+        fingerprints.check_splits_disjoint(
           labeled.index, opened.index, (labeled.name, opened.name)
         )

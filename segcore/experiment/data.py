@@ -107,7 +107,7 @@ class ViewStream:
 Streams = Mapping[str, ImageStream | ViewStream]
 
 
-def augmentations(
+def augmentations_from_config(
   crop: Mapping[str, Any], flips: tuple[str, ...], path: str
 ) -> tuple[Any, transforms.RandomFlip]:
   """Builds the crop and the random flips of a config block.
@@ -121,12 +121,16 @@ def augmentations(
     UserError: a field is wrong.
   """
   return (
-    options.build_named(transforms.CROPS, crop, f'{path}.crop'),
-    options.build(transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'),
+    options.build_named_options(transforms.CROPS, crop, f'{path}.crop'),
+    options.build_options(
+      transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'
+    ),
   )
 
 
-def fixed_batch(stream: ImageStream | ViewStream, count: int) -> dict[str, Any]:
+def fixed_panel_batch(
+  stream: ImageStream | ViewStream, count: int
+) -> dict[str, Any]:
   """Builds a batch of augmented images that is the same on every call.
 
   Args:
@@ -141,19 +145,21 @@ def fixed_batch(stream: ImageStream | ViewStream, count: int) -> dict[str, Any]:
     )
     for i in range(count)
   ]
-  return loader.drop_host_only(loader.stack(examples))
+  return loader.drop_host_only_keys(loader.stack_examples(examples))
 
 
-def write_classes(
+def write_stage_classes(
   workspace: workspace_lib.Workspace, split: datasets.Split
 ) -> Sequence[files.Path]:
   """Writes names and colors of the classes; returns the file."""
   path = workspace.directory / CLASSES_FILE
-  json_files.write(path, {'classes': split.classes, 'palette': split.palette})
+  json_files.write_json(
+    path, {'classes': split.classes, 'palette': split.palette}
+  )
   return [path]
 
 
-def require_same_labeled_ids(
+def require_same_stage_labels(
   workspace: workspace_lib.Workspace, labeled: datasets.Split
 ) -> None:
   """Writes the ids of the labeled images; refuses others later on.
@@ -161,14 +167,14 @@ def require_same_labeled_ids(
   Raises:
     UserError: they are not those that the stage was started with.
   """
-  json_files.require_unchanged(
+  json_files.require_unchanged_json(
     workspace.directory / 'labeled_ids.json',
     labeled.ids(),
     'the choice of labeled images',
   )
 
 
-def require_same_data(
+def require_same_stage_data(
   workspace: workspace_lib.Workspace, split: datasets.Split, name: str = ''
 ) -> None:
   """Writes version and size of a split; refuses others later on.
@@ -181,7 +187,7 @@ def require_same_data(
   Raises:
     UserError: they are not those that the stage was started with.
   """
-  json_files.require_unchanged(
+  json_files.require_unchanged_json(
     workspace.directory / f'data{name and "_" + name}.json',
     {'version': split.version, 'num_images': len(split)},
     'the data set',

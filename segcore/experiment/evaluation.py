@@ -11,7 +11,7 @@ from segcore.train import method
 NUM_PANEL_ROWS = 6
 
 
-def evaluator(
+def build_stage_evaluator(
   context: context_lib.Context,
   split: datasets.Split,
   predictor: inference.Predictor,
@@ -47,7 +47,7 @@ def evaluator(
   return evaluator_lib.Evaluator(predictions, (metric,), target, num_rows)
 
 
-def label_maps(
+def build_stage_predictor(
   context: context_lib.Context,
   scores: method.ScoreModel,
   num_classes: int,
@@ -59,7 +59,7 @@ def label_maps(
   )
 
 
-def segmentation_evaluator(
+def build_stage_segmentation_evaluator(
   context: context_lib.Context,
   scores: method.ScoreModel,
   split: datasets.Split,
@@ -70,10 +70,10 @@ def segmentation_evaluator(
 ) -> evaluator_lib.Evaluator:
   """Builds the evaluator of the confusion matrix of a split."""
   num_classes = len(split.classes)
-  return evaluator(
+  return build_stage_evaluator(
     context,
     split,
-    label_maps(context, scores, num_classes, protocol),
+    build_stage_predictor(context, scores, num_classes, protocol),
     metrics.ConfusionMatrix.empty(num_classes),
     'label',
     batch_size,
@@ -82,7 +82,7 @@ def segmentation_evaluator(
   )
 
 
-def during_training(
+def build_training_stage_evaluators(
   context: context_lib.Context,
   scores: method.ScoreModel,
   block: data_lib.LabeledData,
@@ -92,7 +92,7 @@ def during_training(
 ) -> dict[str, evaluator_lib.Evaluator]:
   """Builds the evaluators of the splits evaluated during training, by name."""
   return {
-    name: segmentation_evaluator(
+    name: build_stage_segmentation_evaluator(
       context,
       scores,
       context.evaluated(block, name, purpose),

@@ -177,7 +177,7 @@ class ExperimentStage(abc.ABC):
     self.check()
 
     def run(workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
-      check_inputs(stages, workspace.directory.parent)
+      check_stage_inputs(stages, workspace.directory.parent)
       return self.run(workspace)
 
     return stage.Stage(
@@ -185,7 +185,7 @@ class ExperimentStage(abc.ABC):
     )
 
 
-def check_inputs(
+def check_stage_inputs(
   stages: Sequence[ExperimentStage], workdir: files.Path
 ) -> None:
   """Checks the inputs of all unfinished stages, so that none fails hours later.
@@ -198,7 +198,9 @@ def check_inputs(
     UserError: a data set, a split, a kind of label or a weight file is missing,
       or their content does not fit. Of files, all that are missing are named.
   """
-  finished = np.array([stage.is_finished(workdir / s.name) for s in stages])
+  finished = np.array(
+    [stage.is_stage_finished(workdir / s.name) for s in stages]
+  )
   # Host 0 decides: another host may see its files later.
   finished = collectives.broadcast_from_host_0(finished)
   left = [s for s, done in zip(stages, finished, strict=True) if not done]
@@ -227,9 +229,11 @@ def _require_files(stages: Sequence[ExperimentStage]) -> None:
     inputs, context = each.inputs(), each.context
     collect(inputs.start.require, context.stages, f'{each.path}.start')
     for split in inputs.splits:
-      collect(datasets.check_available, split.data, context.data_dir)
+      collect(datasets.check_dataset_available, split.data, context.data_dir)
   if collectives.broadcast_from_host_0(bool(missing)):
-    raise errors.MissingInput('; '.join(missing) or 'host 0 misses files')
+    raise errors.MissingInput(
+      errors.format_problem_lines([*missing]) or 'host 0 misses files'
+    )
 
 
 class TrainingStage(ExperimentStage):
@@ -255,7 +259,9 @@ class TrainingStage(ExperimentStage):
   def augmentations(self) -> tuple[Any, transforms.RandomFlip]:
     """Builds the crop and the random flips of the stage's block."""
     block = self.options
-    return data_lib.augmentations(block.crop, block.flips, self.path)
+    return data_lib.augmentations_from_config(
+      block.crop, block.flips, self.path
+    )
 
   @property
   def size_path(self) -> str:
@@ -309,7 +315,7 @@ class TrainingStage(ExperimentStage):
     self.options.recipe.check(self.context.mesh, f'{self.path}.recipe')
     # Any number of classes fits.
     net = self.method(self.context, num_classes=2).segmenter
-    network_lib.check_image_size(net, self.size, self.size_path)
+    network_lib.check_network_image_size(net, self.size, self.size_path)
 
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains to the end of the recipe."""
@@ -323,7 +329,7 @@ class TrainingStage(ExperimentStage):
         f'the data{name and f" ({name})"}',
         f'{len(stream.split)} images of version {stream.split.version}',
       )
-      data_lib.require_same_data(workspace, stream.split, name)
+      data_lib.require_same_stage_data(workspace, stream.split, name)
     batches = loader.Loader(
       {name: stream.open() for name, stream in streams.items()},
       recipe.batch_size,
@@ -340,11 +346,11 @@ class TrainingStage(ExperimentStage):
       evaluate_every=recipe.evaluate_every,
       best=self.best_metric and loop.BestMetric(self.best_metric),
       loaded=start.read(workspace, trained.segmenter, first.size),
-      summary=optimizers.describe(recipe.optimizer, recipe.num_steps),
-      hparams=options.to_dict(self.options),
+      summary=optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps),
+      hparams=options.options_to_dict(self.options),
       zero_terms_until=self.zero_terms_until,
     )
-    loop.train(training, workspace, context.operation, context.mesh)
+    loop.run_training_loop(training, workspace, context.operation, context.mesh)
     folders = [workspace.directory / name for name in ('checkpoints', 'best')]
     return [
       *folders,
@@ -355,8 +361,8 @@ class TrainingStage(ExperimentStage):
   def workload(self) -> dry_run.Workload:
     """Returns the training as far as it is known without its data."""
     recipe, data = self.options.recipe, self.num_classes_from
-    notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
-    num_classes = datasets.known_num_classes(data)
+    notes = [optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps)]
+    num_classes = datasets.known_dataset_num_classes(data)
     if num_classes is None:
       num_classes = _ASSUMED_CLASSES
       notes.append(
@@ -381,4 +387,4 @@ class TrainingStage(ExperimentStage):
     self, compiles: bool, topology: topology_lib.Topology | None
   ) -> Iterable[str]:
     """Reports parameters, operations, memory and time."""
-    return dry_run.report(self.workload(), compiles, topology)
+    return dry_run.report_workload(self.workload(), compiles, topology)

@@ -20,12 +20,12 @@ _NEVER_SECONDS = 10**8
 _MAX_MESSAGE = 500
 
 
-def print_error(text: str) -> None:
+def print_user_error(text: str) -> None:
   """Prints a user error to stderr, on every host."""
   print(f'error: {text}', file=sys.stderr, flush=True)
 
 
-def describe_error(
+def describe_user_error(
   error: errors.UserError, parsed: command.Command | None
 ) -> str:
   """Returns the message, with the config's advice where files are missing."""
@@ -33,11 +33,16 @@ def describe_error(
   missing = isinstance(error, errors.MissingInput)
   if missing and parsed and 'without_files' in parsed.config:
     advice = parsed.config.without_files
-  return f'{error}; {advice}' if advice else str(error)
+  message = str(error)
+  if not advice:
+    return message
+  # Several problems are a line each, and so is the advice about them.
+  separator = '\n' if '\n' in message else '; '
+  return f'{message}{separator}{advice}'
 
 
 @contextlib.contextmanager
-def joined(parsed: command.Command) -> Iterator[None]:
+def joined_hosts(parsed: command.Command) -> Iterator[None]:
   """Joins the other hosts, if there are any; no host goes on without another.
 
   If this process fails inside the block, the others print why and end too.
@@ -49,17 +54,19 @@ def joined(parsed: command.Command) -> Iterator[None]:
   if jax.distributed.is_initialized():
     yield
     return
-  group = rendezvous.discover(options.coordinator_port, options.init_timeout)
+  group = rendezvous.discover_process_group(
+    options.coordinator_port, options.init_timeout
+  )
   if group is None:
     _start_alone()
     yield
     return
-  settings = host_settings.shared_settings(
+  settings = host_settings.shared_host_settings(
     parsed.config,
     workdir=str(parsed.workdir),
     stages=','.join(parsed.stages) or 'all',
   )
-  links = rendezvous.connect(group, settings, options.init_timeout)
+  links = rendezvous.connect_processes(group, settings, options.init_timeout)
   monitor = heartbeat.HeartbeatMonitor(
     links, options.peer_timeout, options.stall_timeout
   )
@@ -70,14 +77,14 @@ def joined(parsed: command.Command) -> Iterator[None]:
     monitor.close()
     raise
   except errors.UserError as error:
-    message = describe_error(error, parsed)
-    print_error(message)
+    message = describe_user_error(error, parsed)
+    print_user_error(message)
     monitor.abort(message, exit_status.USER_ERROR, immediately=True)
   except KeyboardInterrupt:
     monitor.abort('interrupted', exit_status.INTERRUPTED, immediately=True)
   except BaseException as error:
     traceback.print_exc()
-    message = errors.one_line(f'{type(error).__name__}: {error}')
+    message = errors.format_on_one_line(f'{type(error).__name__}: {error}')
     monitor.abort(
       message[:_MAX_MESSAGE], heartbeat.EXIT_PEER_LOST, immediately=False
     )

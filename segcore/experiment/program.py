@@ -69,7 +69,7 @@ class Program:
       UserError: a field is unknown, of a wrong type, or does not fit the
         others; or a stage is unknown or has no block.
     """
-    experiment = options_lib.build(self.experiment, config, 'config')
+    experiment = options_lib.build_options(self.experiment, config, 'config')
     registry = self.registry
     if not experiment.stages or not set(experiment.stages) <= set(registry):
       raise errors.UserError(
@@ -91,7 +91,7 @@ class Program:
 
   def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config with all fields, by the defaults of the options."""
-    return options_lib.complete(self.experiment, config)
+    return options_lib.complete_options(self.experiment, config)
 
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None

@@ -102,13 +102,13 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   def settings(self) -> Any:
     """Returns the options without the batch size, which changes no result."""
-    settings = options.to_dict(self.options)
+    settings = options.options_to_dict(self.options)
     del settings['batch_size']
     return settings
 
   def check(self) -> None:
     """Checks that batches divide among the devices."""
-    sharding.check_batch_size(
+    sharding.check_batch_divides_devices(
       self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
     )
 
@@ -127,7 +127,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     for name in block.splits:
       split = context.evaluated(labeled, name, self.trained_by)
       for suffix, padding in block.paddings.items():
-        evaluator = evaluation.segmentation_evaluator(
+        evaluator = evaluation.build_stage_segmentation_evaluator(
           context,
           scores,
           split,
@@ -153,13 +153,13 @@ class EvaluateStage(experiment_stage.ExperimentStage):
       UserError: its training is not finished.
     """
     folder = workdir / self.trained_by
-    stage.require_finished(folder, 'predict')
+    stage.require_finished_stage(folder, 'predict')
     classes = json_files.read_json(folder / data_lib.CLASSES_FILE)
     num_classes = len(classes['classes'])
     _, state = self._read_state(folder)
     return predict.Model(
       state=state,
-      predictor=evaluation.label_maps(
+      predictor=evaluation.build_stage_predictor(
         self.context,
         self.scores(num_classes),
         num_classes,
@@ -190,7 +190,9 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   ) -> tuple[int, train_state.TrainState]:
     """Reads the step and the state that are reported."""
     kept = 'best' if self.options.which == 'best' else 'checkpoints'
-    fields = checkpoint_reader.read(folder / kept, self.checkpoint_fields)
+    fields = checkpoint_reader.read_checkpoint_fields(
+      folder / kept, self.checkpoint_fields
+    )
     variables = self.select_variables(fields)
-    state = train_state.inference_state(variables, self.context.mesh)
+    state = train_state.inference_train_state(variables, self.context.mesh)
     return int(variables['step']), state

@@ -61,22 +61,22 @@ def run_stages(
       that belongs to other settings.
   """
   chosen = _choose(stages, only)
-  settings_by_name = check(stages, workdir)
+  settings_by_name = check_stage_settings(stages, workdir)
   preemption = workspace_lib.Preemption()
   for stage in chosen:
     settings = settings_by_name[stage.name]
     progress.record_activity(f'the start of {stage.name}')
     directory = workdir / stage.name
-    if is_finished(directory):
-      console.log(f'{stage.name} is finished already: {directory}')
+    if is_stage_finished(directory):
+      console.print_line(f'{stage.name} is finished already: {directory}')
       continue
     for name in stage.needs:
-      require_finished(workdir / name, stage.name)
-    json_files.write(directory / 'settings.json', settings)
+      require_finished_stage(workdir / name, stage.name)
+    json_files.write_json(directory / 'settings.json', settings)
     workspace = workspace_lib.Workspace(
       directory,
       {name: workdir / name for name in stage.needs},
-      options.digest(settings),
+      options.options_digest(settings),
       preemption,
     )
     if preemption.reached():
@@ -107,7 +107,7 @@ def dry_run_stages(
     UserError: an unknown name, a stage before one it needs, or devices among
       which a batch cannot be divided.
   """
-  all_settings(stages)
+  settings_by_stage(stages)
   # Build all reports before compiling the first: refusals come at once.
   reports = [
     (
@@ -119,9 +119,9 @@ def dry_run_stages(
     for stage in _choose(stages, only)
   ]
   for name, lines in reports:
-    console.log(f'\n{name}')
+    console.print_line(f'\n{name}')
     for line in lines:
-      console.log(f'  {line}'.rstrip())
+      console.print_line(f'  {line}'.rstrip())
 
 
 def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
@@ -135,12 +135,12 @@ def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
   return [stage for stage in stages if not only or stage.name in only]
 
 
-def is_finished(directory: files.Path) -> bool:
+def is_stage_finished(directory: files.Path) -> bool:
   """Returns whether the stage of this folder is finished."""
   return (directory / 'DONE.json').exists()
 
 
-def check(
+def check_stage_settings(
   stages: Sequence[Stage], workdir: files.Path
 ) -> dict[str, dict[str, Any]]:
   """Returns all settings by stage, if the folder was made with them.
@@ -148,13 +148,13 @@ def check(
   Raises:
     UserError: the folder belongs to other settings.
   """
-  settings_by_name = all_settings(stages)
+  settings_by_name = settings_by_stage(stages)
   for name, settings in settings_by_name.items():
     _refuse_others(workdir / name, settings)
   return settings_by_name
 
 
-def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+def settings_by_stage(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
   """Returns everything that decides the result of each stage, by name.
 
   Stages with equal settings have equal results, in whatever experiment.
@@ -170,8 +170,10 @@ def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
           f'{stage.name} needs {name}, which must come before it: the stages '
           f'are {", ".join(s.name for s in stages)}'
         )
-    before = {name: options.digest(settings[name]) for name in stage.needs}
-    settings[stage.name] = options.to_dict(
+    before = {
+      name: options.options_digest(settings[name]) for name in stage.needs
+    }
+    settings[stage.name] = options.options_to_dict(
       {'settings': stage.settings, 'needs': before}
     )
   return settings
@@ -181,7 +183,7 @@ def _refuse_others(directory: files.Path, settings: Any) -> None:
   path = directory / 'settings.json'
   if not path.exists():
     return
-  lines = options.differences(json_files.read(path), settings)
+  lines = options.option_differences(json_files.read_json(path), settings)
   if lines:
     more = len(lines) - _MAX_DIFFERENCES
     raise errors.UserError(
@@ -209,7 +211,7 @@ def _finish(
     str(output)
     for output in outputs
     # A bucket has no empty folders.
-    if output not in made and (files.is_local(output) or output.suffix)
+    if output not in made and (files.is_local_path(output) or output.suffix)
   ]
   if missing:
     raise FileNotFoundError(f'{name} did not make {", ".join(missing)}')
@@ -217,9 +219,9 @@ def _finish(
     hashes = {
       str(file.relative_to(workspace.directory)): _checksum(file)
       for output in made
-      for file in files.walk(output)
+      for file in files.walk_files(output)
     }
-    json_files.write(
+    json_files.write_json(
       workspace.directory / 'DONE.json',
       {'stage': name, 'digest': workspace.digest, 'outputs': hashes},
     )
@@ -227,7 +229,7 @@ def _finish(
     multihost_utils.sync_global_devices(f'{name} marked')
 
 
-def require_finished(directory: files.Path, needed_by: str) -> None:
+def require_finished_stage(directory: files.Path, needed_by: str) -> None:
   """Raises UserError unless the stage is finished and its files are whole."""
   done = directory / 'DONE.json'
   if not done.exists():
@@ -235,7 +237,7 @@ def require_finished(directory: files.Path, needed_by: str) -> None:
       f'{needed_by} needs {directory.name}, which is not finished in '
       f'{directory.parent}: run --stage={directory.name} first'
     )
-  for name, expected in json_files.read(done)['outputs'].items():
+  for name, expected in json_files.read_json(done)['outputs'].items():
     file = directory / name
     if not file.is_file() or _checksum(file) != expected:
       raise errors.UserError(
@@ -246,4 +248,4 @@ def require_finished(directory: files.Path, needed_by: str) -> None:
 
 def _checksum(file: files.Path) -> str:
   progress.record_activity(f'checksum of {file.name}')
-  return files.checksum(file)
+  return files.file_checksum(file)

@@ -33,7 +33,7 @@ class Start:
   @property
   def folder(self) -> files.Path:
     """Returns the stage folder of another run, or the weight file."""
-    return files.parse_path(self.path, 'path')
+    return files.parse_file_path(self.path, 'path')
 
   def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
     """Returns the stage of this experiment that it names, if any.
@@ -76,4 +76,4 @@ class Start:
     if not self.path:
       return None
     path = workspace.needed.get(self.path, self.folder)
-    return load.load_parts(path, self.take, net, (1, *size, 3))
+    return load.load_weight_parts(path, self.take, net, (1, *size, 3))

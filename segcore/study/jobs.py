@@ -86,7 +86,7 @@ class Workers:
         asked_to_stop = True
         for _, process, _ in running.values():
           process.send_signal(signal.SIGTERM)
-        console.log(f'stopping: {len(running)} run(s) save first')
+        console.print_line(f'stopping: {len(running)} run(s) save first')
       if self.stopping and not running:
         left = len(waiting) + interrupted
         raise workspace_lib.Preempted(f'{left} run(s) are left')
@@ -104,7 +104,7 @@ class Workers:
       if time.monotonic() - last_status > _STATUS_SECONDS:
         last_status = time.monotonic()
         for job, _, _ in running.values():
-          console.log(f'  {job.name}: {_last_line(job.log)}')
+          console.print_line(f'  {job.name}: {_last_line(job.log)}')
       for worker, (job, process, start) in list(running.items()):
         if process.poll() is None:
           continue
@@ -148,7 +148,7 @@ class Workers:
 
   def _fail(self, job: Job, status: int) -> None:
     self.failed[job.name] = f'{_last_line(job.log)}; see {job.log}'
-    console.log(f'{job.name} failed ({status}): {self.failed[job.name]}')
+    console.print_line(f'{job.name} failed ({status}): {self.failed[job.name]}')
 
 
 def _last_line(log: pathlib.Path) -> str:

@@ -13,22 +13,22 @@ from tests.support import images
 
 def test_resize_nearest_from_513_to_129():
   index = np.arange(513, dtype=np.int16)
-  actual = transforms.resize_nearest(np.stack([index] * 2), (1, 129))[0]
+  actual = transforms.resize_label_nearest(np.stack([index] * 2), (1, 129))[0]
   assert actual[:6].tolist() == [0, 3, 7, 11, 15, 19]
   assert actual[-5:].tolist() == [493, 497, 501, 505, 509]
-  column = transforms.resize_nearest(index[:, None], (129, 1))[:, 0]
+  column = transforms.resize_label_nearest(index[:, None], (129, 1))[:, 0]
   np.testing.assert_array_equal(column, actual)
 
 
 def test_resize_nearest_halves_to_even_pixels():
   index = np.arange(224, dtype=np.int16)[None]
-  actual = transforms.resize_nearest(index, (1, 112))
+  actual = transforms.resize_label_nearest(index, (1, 112))
   assert actual[0].tolist() == list(range(0, 224, 2))
 
 
 def test_resize_nearest_doubles_by_repeating():
   label = np.array([[1, -1], [3, 4]], np.int16)
-  actual = transforms.resize_nearest(label, (4, 2))
+  actual = transforms.resize_label_nearest(label, (4, 2))
   assert actual.tolist() == [[1, -1], [1, -1], [3, 4], [3, 4]]
   assert actual.dtype == np.int16
 
@@ -37,7 +37,7 @@ def test_resize_nearest_equals_a_loop_in_exact_fractions():
   for rng in images.draws(20):
     height, width, *size = rng.integers(1, 40, 4).tolist()
     label = rng.integers(-1, 900, (height, width), np.int16)
-    actual = transforms.resize_nearest(label, tuple(size))
+    actual = transforms.resize_label_nearest(label, tuple(size))
     assert actual.shape == tuple(size)
     for i in range(size[0]):
       for j in range(size[1]):
@@ -48,27 +48,29 @@ def test_resize_nearest_equals_a_loop_in_exact_fractions():
 
 def test_resize_bilinear_has_half_pixel_centers():
   # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
-  actual = transforms.resize_bilinear(images.rgb([[0, 100]]), (1, 4))
+  actual = transforms.resize_image_bilinear(images.rgb([[0, 100]]), (1, 4))
   np.testing.assert_allclose(actual[0, :, 1], [0, 25, 75, 100], atol=1)
   # A fourth: at 1.5, between the inner pixels; the outer ones are not seen.
-  actual = transforms.resize_bilinear(images.rgb([[0, 40, 80, 200]]), (1, 1))
+  actual = transforms.resize_image_bilinear(
+    images.rgb([[0, 40, 80, 200]]), (1, 1)
+  )
   np.testing.assert_allclose(actual, 60, atol=1)
 
 
 def test_resize_of_an_example(example):
-  actual = transforms.resize(example, (4, 3))
+  actual = transforms.resize_example(example, (4, 3))
   # Rows at -0.25, 0.25, 0.75 and 1.25: 10 + 0, 7.5, 22.5, 30.
   np.testing.assert_allclose(
     actual['image'][:, 0, 0].astype(int), [10, 17.5, 32.5, 40], atol=1
   )
   assert actual['label'].tolist() == [[1, 2, 3]] * 2 + [[4, 5, 6]] * 2
   assert actual['id'] == b'a'
-  unchanged = transforms.resize(example, (2, 3))
+  unchanged = transforms.resize_example(example, (2, 3))
   assert images.gray_and_label(unchanged) == images.gray_and_label(example)
 
 
 def test_crop_inside(example):
-  actual = transforms.crop(example, transforms.Box(1, 1, 1, 2))
+  actual = transforms.crop_example(example, transforms.Box(1, 1, 1, 2))
   assert images.gray_and_label(actual) == ([[50, 60]], [[5, 6]])
   assert actual['id'] == b'a'
 
@@ -108,12 +110,12 @@ def test_crop_inside(example):
   ],
 )
 def test_crop_outside_is_padding(example, box, image, label):
-  actual = transforms.crop(example, transforms.Box(*box))
+  actual = transforms.crop_example(example, transforms.Box(*box))
   assert images.gray_and_label(actual) == (image, label)
 
 
 def test_crop_without_a_label(example):
-  actual = transforms.crop(
+  actual = transforms.crop_example(
     {'image': example['image']}, transforms.Box(0, 2, 1, 2)
   )
   assert set(actual) == {'image'}
@@ -121,7 +123,7 @@ def test_crop_without_a_label(example):
 
 
 def test_horizontal_flips_reverse_the_columns(example):
-  actual = transforms.flip(example)
+  actual = transforms.flip_example(example)
   assert images.gray_and_label(actual) == (
     [[30, 20, 10], [60, 50, 40]],
     [[3, 2, 1], [6, 5, 4]],
@@ -130,7 +132,9 @@ def test_horizontal_flips_reverse_the_columns(example):
 
 
 def test_vertical_flips_reverse_the_rows(example):
-  image, label = images.gray_and_label(transforms.flip(example, 'vertical'))
+  image, label = images.gray_and_label(
+    transforms.flip_example(example, 'vertical')
+  )
   before_image, before_label = images.gray_and_label(example)
   assert image == before_image[::-1]
   assert label == before_label[::-1]
@@ -157,7 +161,8 @@ def test_random_flip_has_the_given_probability(example):
 def test_sample_crop_is_uniform_over_places():
   # Three rows to spare; two columns too few.
   actual = [
-    transforms.sample_crop(rng, (8, 5), (5, 7)) for rng in images.draws(1200)
+    transforms.sample_crop_box(rng, (8, 5), (5, 7))
+    for rng in images.draws(1200)
   ]
   places = {(top, left) for top in range(4) for left in (-2, -1, 0)}
   counts = {place: 0 for place in places}
@@ -218,7 +223,7 @@ def test_random_scales_are_uniform_or_balanced():
   uniform, balanced = (
     np.array(
       [
-        transforms.sample_scale(rng, (0.5, 2.0), kind)
+        transforms.sample_image_scale(rng, (0.5, 2.0), kind)
         for rng in images.draws(3000)
       ]
     )
@@ -310,7 +315,7 @@ def blocks():
   image[..., 1] = 255
   return {
     'image': images.png(image),
-    'label': records.encode_label(label, 12),
+    'label': records.encode_record_label(label, 12),
     'id': b'blocks',
   }
 
@@ -356,7 +361,7 @@ def test_decode_returns_image_labels_tags_size_and_id():
   image = np.array([[[255, 0, 7], [1, 2, 3]]], np.uint8)
   record = {
     'image': images.png(image),
-    'label': records.encode_label(np.array([[-1, 918]]), 919),
+    'label': records.encode_record_label(np.array([[-1, 918]]), 919),
     'tags': np.array([918, 2], np.int32),
     'id': b'val/n0_1',
   }
@@ -390,7 +395,7 @@ def test_decode_shifts_labels_back():
 def test_decode_keeps_the_chosen_kinds_of_label():
   record = {
     'image': images.png(images.rgb([[0]])),
-    'label': records.encode_label(np.array([[1]]), 2),
+    'label': records.encode_record_label(np.array([[1]]), 2),
     'tags': [],
     'id': b'a',
   }

@@ -192,9 +192,7 @@ def name_that_is_not_utf8(source):
     file.rename(file.with_name(os.fsdecode(b'\xff') + suffix))
 
 
-@kind(
-  sources.FOLDER, 'images', 'expected images *.jpg, *.jpeg or *.png, got none'
-)
+@kind(sources.FOLDER, 'images', 'expected images (*.jpg, *.jpeg, *.png, ')
 def folder_without_images(source):
   shutil.rmtree(source / 'images')
   (source / 'images').mkdir()

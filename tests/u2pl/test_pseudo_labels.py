@@ -20,7 +20,7 @@ def _in_float64():
 def test_entropy():
   logits = inputs.draw(2, 3, inputs.CLASSES)
   inputs.assert_close(
-    pseudo_labels.entropy(jnp.asarray(logits)),
+    pseudo_labels.pixel_entropy(jnp.asarray(logits)),
     reference.entropy(reference.softmax(logits)),
   )
 
@@ -46,15 +46,16 @@ def test_percentile_and_weight(percent):
   inputs.assert_close(gamma, reference.percentile(values, valid, percent))
   kept = valid & (values < np.asarray(gamma))
   inputs.assert_close(
-    pseudo_labels.weight(jnp.asarray(kept)), reference.adaptive_weight(kept)
+    pseudo_labels.reliable_pixel_weight(jnp.asarray(kept)),
+    reference.adaptive_weight(kept),
   )
-  assert float(pseudo_labels.weight(jnp.zeros(9, bool))) == 9.0
+  assert float(pseudo_labels.reliable_pixel_weight(jnp.zeros(9, bool))) == 9.0
 
 
 @pytest.mark.parametrize('anchor_entropy', ['paper', 'released'])
 def test_partition_by_entropy(anchor_entropy):
   entropies, labels = np.abs(inputs.draw(2, 7, 5)), inputs.draw_labels(2, 7, 5)
-  actual = pseudo_labels.partition(
+  actual = pseudo_labels.partition_by_entropy(
     jnp.asarray(entropies),
     jnp.asarray(labels >= 0),
     jnp.asarray(37.0),
@@ -90,5 +91,5 @@ def test_symmetric_cross_entropy(xi):
 
 def test_scores_are_upsampled_with_aligned_corners():
   scores = inputs.draw(1, 5, 4, 3)
-  actual = pseudo_labels.upsample(jnp.asarray(scores), (9, 13))
+  actual = pseudo_labels.upsample_teacher_scores(jnp.asarray(scores), (9, 13))
   inputs.assert_close(actual, reference.bilinear(scores, (9, 13)))
