@@ -12,15 +12,13 @@ belongs to `val` if the first 8 bytes of sha256('SEED:ID'), as a big-endian
 fraction of 2**64, are below `val_fraction`, else to `train`. Thus an image
 keeps its split when others are added or removed.
 
-The name of a TFDS config ends with a digest of the options and of the names,
-sizes and modification times of all files. A changed folder is another config
-and is prepared again; a folder that was moved is the same.
+The name of a TFDS config is a digest of the options and of the names and the
+content of all files. A changed folder is another config and is prepared again;
+one that was moved, copied or renamed is the same, however its path is spelled.
 """
 
 import dataclasses
 import hashlib
-import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline.builders import class_list, files
+from input_pipeline.builders import class_list, files, folder_state
 from input_pipeline.sources import (
   archives,
   audit,
@@ -204,10 +202,15 @@ class ImageFolder(files.FileBuilder):
     """
     self._options = options
     self.on_bad_example = options.on_bad_example
+    self._digests = folder_state.open_digest_cache(
+      options.source, kwargs.get('data_dir')
+    )
     self.image_options = options.reading
     super().__init__(config=config or self._config(), **kwargs)
     # TFDS pickles a builder as these arguments.
     self._original_state['options'] = options
+    if self.is_prepared():  # The folder may have been moved since.
+      self._digests.write()
 
   def schema(self) -> records.Schema:
     """Returns a schema without classes and without kinds of label."""
@@ -221,11 +224,21 @@ class ImageFolder(files.FileBuilder):
     """Describes the state of the folder."""
     listings = self.listings()
     classes = self._read_classes()
-    name = _config_name(self._options, classes, listings)
+    name = folder_state.folder_state_digest(
+      pathlib.Path(self._options.source).expanduser(),
+      _settings(self._options),
+      classes,
+      listings,
+      self._digests,
+    )
     return Config(name=name, classes=classes, unlabeled=UNLABELED in listings)
 
   def _read_classes(self) -> class_list.ClassList | None:
     return None
+
+  def _post_download_and_prepare_hook(self) -> None:
+    super()._post_download_and_prepare_hook()
+    self._digests.write()
 
 
 class ImageMaskFolder(ImageFolder):
@@ -407,64 +420,14 @@ def _cut_val(
   }
 
 
-def _reading_state(
-  options: ImageFolderOptions, classes: class_list.ClassList | None
-) -> Mapping[str, Any]:
-  """Returns what determines the pixels of records, beside the class list.
-
-  Options that have their defaults are left out, so that data sets that were
-  prepared before there were such options are recognized.
-  """
-  state = {}
-  if options.reading != image_files.AS_STORED:
-    state['reading'] = dataclasses.asdict(options.reading)
-  if classes and classes.colors:
-    # Before there was this option, the values of palettes counted.
-    state['mask_codes'] = options.mask_codes
-  return state
-
-
-def _code(classes: class_list.ClassList) -> Mapping[str, Any]:
-  """Returns what a class list says about masks."""
-  fields = dataclasses.asdict(classes)
-  del fields['notes']  # They name the path of the list.
-  return fields
-
-
-def _config_name(
-  options: ImageFolderOptions,
-  classes: class_list.ClassList | None,
-  listings: Mapping[str, Listing],
-) -> str:
-  """Returns the folder's name with a digest of what determines its records."""
-  source = pathlib.Path(options.source).expanduser()
-  files = [
-    (
-      split,
-      example.id,
-      *archives.source_file_stamp(example.image),
-      *archives.source_file_stamp(example.mask),
-    )
-    for split, listing in listings.items()
-    for example in listing.examples
-  ]
-  # A new bad file must be reported, so it makes another state, too.
-  files += [
-    (split, os.path.relpath(problem.file, source))
-    for split, listing in listings.items()
-    for problem in listing.problems
-  ]
-  # Prepared data sets are recognized by the digest of this text: its keys must
-  # not change.
-  state = {
-    'code': _code(classes) if classes else None,
-    'files': files,
+def _settings(options: ImageFolderOptions) -> Mapping[str, Any]:
+  """Returns the options that determine records, beside files and classes."""
+  settings = {
     'on_bad_example': options.on_bad_example,
+    'reading': dataclasses.asdict(options.reading),
     'split_seed': options.split_seed,
     'val_fraction': options.val_fraction,
-    **_reading_state(options, classes),
   }
-  text = json.dumps(state, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  name = source.resolve().name
-  return f'{re.sub(r"[^a-zA-Z0-9_]", "_", name) or "root"}-{digest}'
+  if isinstance(options, ImageMaskFolderOptions):
+    settings['mask_codes'] = options.mask_codes
+  return settings

@@ -20,7 +20,7 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from input_pipeline import folder_split
+from input_pipeline import image_folder
 from input_pipeline import loader as loader_lib
 from input_pipeline.sources import image_files
 from runtime import console, errors, json_files
@@ -104,7 +104,7 @@ def predict_images(model: Model, request: Request) -> None:
     options = dataclasses.replace(
       options, max_megapixels=request.max_megapixels
     )
-  opened = folder_split.open_image_folder(
+  opened = image_folder.open_image_folder(
     request.images, model.classes, model.palette, options
   )
   split, skipped = opened.split, opened.skipped

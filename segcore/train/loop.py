@@ -256,7 +256,7 @@ class _Run:
   @contextlib.contextmanager
   def _timing_start(self, step: int) -> Iterator[None]:
     """Counts the first step, which compiles, as start-up time."""
-    console.log(
+    console.print_line(
       f'{self.workspace.directory.name}: compiling the training step, about a '
       'minute; more for a large network'
     )

@@ -1,6 +1,6 @@
 """A folder of images as a split, without preparing records.
 
-opened = folder_split.open_image_folder(folder, classes, palette)
+opened = image_folder.open_image_folder(folder, classes, palette)
 opened.split.records[0]
 opened.skipped   # Every other file, with the reason.
 """
