@@ -387,7 +387,7 @@ def _squared_distances(
 
 
 def _local_count(values: Float[Array, 'N D'], count: Any, mesh: Mesh) -> Array:
-  """Returns the rows from this device's first one to the start of the padding."""
+  """Returns the number of rows from this device's first to the padding."""
   return count - jax.lax.axis_index(mesh.axis_names) * len(values)
 
 

@@ -257,6 +257,7 @@ class SegmentStage(SegmentingStage):
       batch_size=block.batch_size,
       mesh=self.context.mesh,
       reading=self.context.operation.reading,
+      image_options=self.data.reading,
     )
 
 
