@@ -42,8 +42,8 @@ class Request:
     out: folder of the results.
     overlays: whether to write images blended with their predictions.
     probs: whether to write the probability of each class.
-    max_megapixels: size above which images are skipped, in million pixels; 0 for
-      the limit of the training data.
+    max_megapixels: size above which images are skipped, in million pixels; 0
+      for the limit of the training data.
   """
 
   images: pathlib.Path
