@@ -43,7 +43,7 @@ class Program(Protocol):
 
 
 def run_program(program: Program) -> NoReturn:
-  """Runs the command line of this process and exits."""
+  """Runs the command line of this process and exits with its status."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   # Orbax's threads log with a traceback what they raise as well.
@@ -54,7 +54,12 @@ def run_program(program: Program) -> NoReturn:
 
 
 def run_command_line(program: Program, argv: Sequence[str]) -> int:
-  """Runs a command line; returns the exit status."""
+  """Runs a command line of training; returns the exit status.
+
+  Args:
+    program: builder of the stages.
+    argv: words of the command line, with the name of the program.
+  """
   parsed = None
   try:
     parsed = command.parse_command(argv)
@@ -83,7 +88,7 @@ def run_command_line(program: Program, argv: Sequence[str]) -> int:
 
 
 def execute_command(program: Program, parsed: command.Command) -> None:
-  """Carries out a parsed command: stages, a dry run, a prediction, an export.
+  """Runs what a command line asks for: stages, dry run, prediction or export.
 
   Raises:
     UserError: a setting or an input is wrong.
@@ -105,8 +110,8 @@ def execute_command(program: Program, parsed: command.Command) -> None:
 
 def _dry_run_elsewhere(program: Program, parsed: command.Command) -> None:
   """Reports the cost on devices that are not here; joins no other hosts."""
-  # Built on the smallest mesh that the experiment allows: only the stages that
-  # were named have to fit the devices.
+  # The stages are built on the smallest mesh that the experiment allows, since
+  # only those that --stage names have to fit the devices of the topology.
   fsdp = parsed.config.operation.fsdp
   devices = parsed.topology.start_simulated_devices(fsdp)[:fsdp]
   stages = program.build_stages(parsed.config, devices)

@@ -29,7 +29,7 @@ class HostOptions(NamedTuple):
   """Options of the rendezvous and the heartbeat of several hosts.
 
   Attributes:
-    coordinator_port: of process 0; None for that of the environment.
+    coordinator_port: port of process 0; None for that of the environment.
     init_timeout: seconds in which all hosts have to join.
     peer_timeout: seconds without a heartbeat after which a host is lost.
     stall_timeout: seconds without progress on any host after which the run
@@ -46,12 +46,12 @@ class Command(NamedTuple):
   """Holds a parsed command line of training.
 
   Attributes:
-    config: the experiment, locked.
-    workdir: folder of the run, absolute, or an address (gs://…).
-    stages: names of the stages to run; all of them if empty.
-    request: a prediction or an export to carry out instead of stages.
-    dry_run: only report what the stages would compute and cost.
-    compiles: report the figures of the compiler too.
+    config: config of the experiment, locked.
+    workdir: folder of the run: an absolute path, or an address (gs://…).
+    stages: names of the stages to run; all stages if empty.
+    request: prediction or export to run instead of the stages.
+    dry_run: whether only the cost of the stages is reported.
+    compiles: whether the figures of the compiler are reported, too.
     topology: devices of the dry run; None for those of this process.
     hosts: options of the rendezvous and the heartbeat.
   """
@@ -67,7 +67,7 @@ class Command(NamedTuple):
 
 
 def parse_command(argv: Sequence[str]) -> Command | None:
-  """Parses a command line; returns None after printing the help text.
+  """Parses the command line of training; returns None after --help.
 
   Raises:
     UserError: a flag is unknown, or the config does not load.
@@ -184,6 +184,13 @@ def _define_prediction_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'probs', False, 'Write the probability of each class.', flag_values=values
   )
+  flags.DEFINE_integer(
+    'max_megapixels',
+    0,
+    'Skip larger images; 0: by the limit of the training data.',
+    lower_bound=0,
+    flag_values=values,
+  )
 
 
 def _define_host_flags(values: flags.FlagValues) -> None:
@@ -247,6 +254,7 @@ def _request(
     pathlib.Path(values.out).expanduser(),
     values.overlays,
     values.probs,
+    values.max_megapixels,
   )
 
 
@@ -279,7 +287,7 @@ def _topology(values: flags.FlagValues) -> topology_lib.Topology | None:
 
 
 def default_workdir(config: str) -> str:
-  """Returns runs/<name of the config file>-<its options>.
+  """Returns the default work folder, runs/<config file>-<options>.
 
   >>> default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
   'runs/ddep_shapes-init=dep,labels=50'

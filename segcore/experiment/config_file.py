@@ -17,7 +17,7 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
   """Loads a config file, completes it and returns it unlocked.
 
   Args:
-    argument: 'configs/ddep_shapes.py', or with options after a colon:
+    argument: path of a config file, with options after a colon, if any:
       'configs/ddep_shapes.py:init=dep,tiny'.
 
   Raises:

@@ -20,10 +20,10 @@ class Context:
   """Network, data and devices that the stages of an experiment share.
 
   Attributes:
-    network: of all stages.
+    network: options of the network of all stages.
     data_dir: folder of the records; '' for the default of TFDS.
-    operation: how the run is carried out; changes no result.
-    mesh: the devices.
+    operation: options of speed and intervals, which change no result.
+    mesh: mesh of the devices.
     stages: names of all stages that such an experiment may have.
   """
 
@@ -50,7 +50,7 @@ class Context:
 
   @property
   def size_multiple(self) -> int:
-    """Returns what the sides of the network's images are multiples of."""
+    """Returns the number of pixels of which image sides must be multiples."""
     encoder_only = {'tags': heads_lib.PoolHead(1)}
     built = network_lib.build_network(
       self.network, encoder_only, 'config.network'
@@ -67,10 +67,11 @@ class Context:
     """Opens a split.
 
     Args:
-      data: the data set.
+      data: name and location of the data set.
       split: name of the split.
-      kind: kind of label it must have: 'label', 'tags' or '' for none.
-      purpose: what needs the labels, for the message.
+      kind: kind of label that the split must have: 'label', 'tags', or '' for
+        none.
+      purpose: name of the part that needs the labels, for the message.
 
     Raises:
       UserError: the split is missing, or has no such labels.
@@ -83,7 +84,12 @@ class Context:
   def labeled(
     self, block: data_lib.LabeledData, purpose: str
   ) -> datasets.Split:
-    """Opens the labeled images of a block."""
+    """Opens the labeled images of a data block.
+
+    Args:
+      block: data block of the training.
+      purpose: name of the part that needs the masks, for the message.
+    """
     split = self.open(block.data, block.split, 'label', purpose)
     return split.select(block.subset.labeled_indices(split.ids(), split.folder))
 
@@ -93,9 +99,11 @@ class Context:
     """Opens a split with masks for evaluation.
 
     Args:
-      block: its training split stands for the labeled images.
-      name: of the split; 'held_out' for the images that the subset sets aside.
-      purpose: what needs the masks, for the message.
+      block: data block of the training; of its training split, the labeled
+        images are opened.
+      name: name of the split; 'held_out' for the images that the subset sets
+        aside.
+      purpose: name of the part that needs the masks, for the message.
     """
     if name == block.split:
       return self.labeled(block, purpose)
@@ -112,7 +120,12 @@ class Context:
     reported: Sequence[str],
     purpose: str,
   ) -> None:
-    """Opens all splits of training and report; refuses leaking images.
+    """Checks that no evaluated split shares an image with the labeled ones.
+
+    Args:
+      block: data block of the training.
+      reported: names of the splits that are evaluated after the training.
+      purpose: name of the part that needs the masks, for the message.
 
     Raises:
       UserError: a split is missing or has no masks, or shares an image with the

@@ -45,15 +45,15 @@ class Workload:
   """A training, described without its data.
 
   Attributes:
-    build: builds the method, with activations recomputed in the backward pass
-      (remat) if True is given.
+    build: function that builds the method; its argument is whether activations
+      are recomputed in the backward pass (remat).
     remat: whether the training itself uses remat.
     batch_spec: shapes and types of a global batch.
-    batch_size: images of a step, globally.
-    num_steps: length of the training.
-    image_size: height and width of an image of the forward pass.
-    mesh: the devices.
-    accumulate: parts of a batch whose gradients are accumulated.
+    batch_size: global number of images of a step.
+    num_steps: number of steps of the training.
+    image_size: (height, width) of an image of the forward pass, in pixels.
+    mesh: mesh of the devices.
+    accumulate: number of parts of a batch whose gradients are accumulated.
     notes: further lines of the report.
   """
 
@@ -76,7 +76,8 @@ class Cost(NamedTuple):
     forward: nominal operations of a forward pass of one image, by part.
     step: nominal operations of a step by part, without those that remat adds.
     in_while: operations of a step in loops, counted for one iteration.
-    state_bytes: parameters, batch statistics and optimizer slots on a device.
+    state_bytes: size of parameters, batch statistics and optimizer slots on a
+      device, in bytes.
   """
 
   parameters: Mapping[str, int]
@@ -90,12 +91,13 @@ class Compiled(NamedTuple):
   """XLA's figures of a compiled step, for one device.
 
   Attributes:
-    operations: all arithmetic; without padded taps, with loop bodies once.
-    arguments: bytes of the state and the batch.
-    temporaries: bytes of values that exist within a step only.
-    peak: bytes of arguments, results and temporaries; results in donated
-      buffers count once.
-    exchanged: collectives.
+    operations: number of all arithmetic operations, without those on padding;
+      the body of a loop counts once.
+    arguments: size of state and batch in bytes.
+    temporaries: size of the values that exist within a step only, in bytes.
+    peak: size of arguments, results and temporaries in bytes; results in
+      donated buffers count once.
+    exchanged: collectives of a step.
   """
 
   operations: float
@@ -147,7 +149,7 @@ def compile_workload_step(workload: Workload, remat: bool) -> Compiled:
 def place_workload_on(
   workload: Workload, topology: topology_lib.Topology
 ) -> Workload:
-  """The same training on other devices; the global batch stays.
+  """Describes the same training, of the same global batch, on other devices.
 
   Raises:
     UserError: the batch, or a part of it, does not divide among them.
@@ -166,7 +168,11 @@ def place_workload_on(
 
 
 def state_bytes_per_device(state: Any) -> int:
-  """Computes the bytes of the leaves, or their shards, on one device."""
+  """Computes the size of a state on one device, in bytes.
+
+  Args:
+    state: tree of arrays, or of their shapes and shardings.
+  """
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(state)
@@ -178,11 +184,11 @@ def report_workload(
   compiles: bool,
   topology: topology_lib.Topology | None = None,
 ) -> Iterator[str]:
-  """Yields the lines of the report as they become known.
+  """Yields the lines of the report on a workload, as they become known.
 
   Args:
-    workload: the training.
-    compiles: report XLA's figures too, which takes minutes.
+    workload: training to report on.
+    compiles: whether XLA's figures are reported, too, which takes minutes.
     topology: devices to compile for, instead of those of the workload.
 
   Raises:

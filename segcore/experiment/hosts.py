@@ -28,7 +28,12 @@ def print_user_error(text: str) -> None:
 def describe_user_error(
   error: errors.UserError, parsed: command.Command | None
 ) -> str:
-  """Returns the message, with the config's advice where files are missing."""
+  """Formats a user error, with the advice of the config if files are missing.
+
+  Args:
+    error: the error.
+    parsed: command line; None if it could not be parsed.
+  """
   advice = ''
   missing = isinstance(error, errors.MissingInput)
   if missing and parsed and 'without_files' in parsed.config:
@@ -43,12 +48,16 @@ def describe_user_error(
 
 @contextlib.contextmanager
 def joined_hosts(parsed: command.Command) -> Iterator[None]:
-  """Joins the other hosts, if there are any; no host goes on without another.
+  """Joins the other hosts of the run, if there are any.
 
-  If this process fails inside the block, the others print why and end too.
+  If this process fails inside the block, all other processes print the reason
+  and end, too. If another process fails or is lost, this one ends.
+
+  Args:
+    parsed: command line, whose config all hosts must share.
 
   Raises:
-    UserError: a host is missing, or its settings differ from the others'.
+    UserError: a host is missing, or the settings of the hosts differ.
   """
   options = parsed.hosts
   if jax.distributed.is_initialized():
@@ -95,8 +104,8 @@ def joined_hosts(parsed: command.Command) -> Iterator[None]:
 def _start_alone() -> None:
   """Initializes jax's distributed runtime with this process alone.
 
-  So that a request to stop (SIGTERM) is handled by one mechanism on a laptop
-  and on a pod.
+  The runtime handles requests to stop (SIGTERM): with it, one mechanism serves
+  a laptop and a pod.
   """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))

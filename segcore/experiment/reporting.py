@@ -23,14 +23,15 @@ class EvaluateOptions:
   """Options of the reported evaluation.
 
   Attributes:
-    splits: of the data set that was trained on; the training split stands for
-      its labeled images.
-    batch_size: global number of images.
+    splits: names of splits of the training's data set; of the training split,
+      the labeled images are evaluated.
+    batch_size: global number of images of a batch.
     protocol: inference protocol.
-    which: 'last' reports the state after the last step, 'best' the best one on
-      `val_split`.
-    framed: also report each split as NAME_framed, with the padding around
-      images smaller than the protocol's window counted as class 0.
+    which: checkpoint to evaluate: 'last' is the state after the last step,
+      'best' the best one on `val_split`.
+    framed: whether each split is also reported as NAME_framed, where the
+      padding around images smaller than the protocol's window counts as
+      class 0.
   """
 
   splits: tuple[str, ...] = ('val',)
@@ -61,8 +62,8 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   A method subclasses it, naming the stage that has trained the network.
 
   Attributes:
-    trained_by: name of that stage.
-    checkpoint_fields: fields of its checkpoints that are read.
+    trained_by: name of the stage that has trained the network.
+    checkpoint_fields: names of the fields of a checkpoint that are read.
   """
 
   name = 'evaluate'
@@ -93,10 +94,10 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     """Builds the network whose scores are evaluated."""
 
   def select_variables(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns 'step', 'params' and 'batch_stats' of what is evaluated.
+    """Selects 'step', 'params' and 'batch_stats' of the evaluated network.
 
     Args:
-      fields: of the checkpoint, by name.
+      fields: fields of the checkpoint by name.
     """
     return dict(fields)
 
@@ -150,7 +151,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     """Loads the trained network of a run.
 
     Raises:
-      UserError: its training is not finished.
+      UserError: the training of the run is not finished.
     """
     folder = workdir / self.trained_by
     stage.require_finished_stage(folder, 'predict')
@@ -170,6 +171,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
       batch_size=self.options.batch_size,
       mesh=self.context.mesh,
       reading=self.context.operation.reading,
+      image_options=self.labeled_data.data.reading,
     )
 
   def dry_run(

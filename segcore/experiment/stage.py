@@ -28,13 +28,15 @@ class Stage:
   """One step of an experiment, ready to be executed.
 
   Attributes:
-    name: also the name of its folder.
-    settings: everything that decides its result; nothing that only decides its
-      speed or its place.
-    run: carries it out; returns the files and folders it has made.
-    needs: names of the stages whose results it reads.
-    dry_run: reports in lines what it would compute and cost; reads no data. Its
-      arguments: whether to compile too, and the devices to compile for.
+    name: name of the stage and of its folder.
+    settings: all settings that decide the result, and none that only decide
+      speed or place.
+    run: function that runs the stage and returns the files and folders that it
+      has written.
+    needs: names of the stages whose results this stage reads.
+    dry_run: function that reports in lines what the stage would compute and
+      cost, without data; its arguments are whether to compile, too, and the
+      devices to compile for.
   """
 
   name: str
@@ -52,9 +54,9 @@ def run_stages(
   """Runs the stages that are not finished, in order.
 
   Args:
-    stages: in an order in which each comes after those it needs.
+    stages: stages of the experiment, each after those that it needs.
     workdir: folder of the experiment.
-    only: names to run; all of them by default.
+    only: names of the stages to run; all stages if empty.
 
   Raises:
     UserError: an unknown name, a needed stage that is not finished, or a folder
@@ -98,9 +100,10 @@ def dry_run_stages(
   """Reports what each stage would compute and cost; runs none, reads no data.
 
   Args:
-    stages: as for `run_stages`.
-    only: as for `run_stages`.
-    compiles: report the compiler's figures too, which takes minutes.
+    stages: stages of the experiment, each after those that it needs.
+    only: names of the stages to report; all stages if empty.
+    compiles: whether the figures of the compiler are reported, too, which takes
+      minutes.
     topology: devices to compile for; None for those of this process.
 
   Raises:
@@ -136,14 +139,18 @@ def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
 
 
 def is_stage_finished(directory: files.Path) -> bool:
-  """Returns whether the stage of this folder is finished."""
+  """Returns whether the stage in a folder is finished."""
   return (directory / 'DONE.json').exists()
 
 
 def check_stage_settings(
   stages: Sequence[Stage], workdir: files.Path
 ) -> dict[str, dict[str, Any]]:
-  """Returns all settings by stage, if the folder was made with them.
+  """Checks that a work folder belongs to these stages; returns their settings.
+
+  Args:
+    stages: stages of the experiment, each after those that it needs.
+    workdir: folder of the experiment.
 
   Raises:
     UserError: the folder belongs to other settings.
@@ -155,12 +162,12 @@ def check_stage_settings(
 
 
 def settings_by_stage(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
-  """Returns everything that decides the result of each stage, by name.
+  """Collects the settings that decide the result of each stage, by its name.
 
   Stages with equal settings have equal results, in whatever experiment.
 
   Raises:
-    UserError: a stage comes before one it needs.
+    UserError: a stage comes before one that it needs.
   """
   settings: dict[str, dict[str, Any]] = {}
   for stage in stages:
@@ -230,7 +237,15 @@ def _finish(
 
 
 def require_finished_stage(directory: files.Path, needed_by: str) -> None:
-  """Raises UserError unless the stage is finished and its files are whole."""
+  """Checks that a stage is finished and that its files are undamaged.
+
+  Args:
+    directory: folder of the stage.
+    needed_by: name of the stage that reads its results, for the message.
+
+  Raises:
+    UserError: the stage is not finished, or a file is missing or damaged.
+  """
   done = directory / 'DONE.json'
   if not done.exists():
     raise errors.UserError(

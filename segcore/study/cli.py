@@ -32,8 +32,8 @@ class Command(NamedTuple):
   """A parsed command line.
 
   Attributes:
-    study: the study.
-    workdir: folder of all runs and the report, absolute.
+    study: study to run.
+    workdir: absolute path of the folder of all runs and the report.
     environments: environment variables of each worker.
   """
 
@@ -43,7 +43,7 @@ class Command(NamedTuple):
 
 
 def run_study_command(argv: Sequence[str]) -> int:
-  """Runs a command line; returns the exit status."""
+  """Runs the command line of a study; returns the exit status."""
   # This process only reads configs; the devices are for its runs.
   jax.config.update('jax_platforms', 'cpu')
   workers = jobs.Workers([])
@@ -66,7 +66,7 @@ def run_study_command(argv: Sequence[str]) -> int:
 
 
 def parse_study_command(argv: Sequence[str]) -> Command:
-  """Parses a command line.
+  """Parses the command line of a study.
 
   Raises:
     UserError: a flag is unknown, or its value is not allowed.

@@ -25,9 +25,10 @@ class Job:
     name: unique name, for messages.
     command: command line of the process.
     log: file of its output.
-    needs: names of jobs that must succeed before it starts.
-    prepare: called right before the start.
-    finish: called with the duration in seconds after the process succeeded.
+    needs: names of the jobs that must succeed before this one starts.
+    prepare: function that is called right before the start.
+    finish: function of the duration in seconds, called after the process
+      succeeded.
   """
 
   name: str
@@ -43,8 +44,7 @@ class Workers:
   """Runs jobs, several at once.
 
   Attributes:
-    environments: environment variables of each worker; there is one worker for
-      each item.
+    environments: environment variables of each worker, one item per worker.
     lock: file descriptor that every process inherits, or -1. The lock is held
       as long as one of them lives.
     stopping: exit status of the study once a signal asked it to stop, else 0.

@@ -58,7 +58,7 @@ class Difference:
   Attributes:
     mean: mean of the differences over seeds.
     low: lower end of the confidence interval (Student's t, two-sided).
-    high: upper end; both are NaN for a single pair.
+    high: upper end of the interval; both ends are NaN for a single pair.
     count: number of pairs.
   """
 
@@ -71,7 +71,11 @@ class Difference:
 def paired_seed_difference(
   ours: Mapping[int, float], theirs: Mapping[int, float]
 ) -> Difference:
-  """Computes the mean of ours - theirs over common seeds, with its interval.
+  """Computes the mean difference over common seeds, with a confidence interval.
+
+  Args:
+    ours: metric of one row by seed.
+    theirs: metric of the other row by seed, which is subtracted.
 
   >>> paired_seed_difference({0: 3.0, 1: 5.0}, {0: 1.0, 1: 1.0, 2: 9.0}).mean
   3.0
@@ -97,6 +101,9 @@ def choose_swept_values(
   Args:
     cells: results of the sweep, without failed runs.
     select: metric to compare, '<split>/<metric>'; NaN is never chosen.
+
+  Returns:
+    The values, joined by commas, by (row, column).
   """
   best: dict[tuple[str, str], tuple[float, str]] = {}
   for cell in cells:
@@ -110,7 +117,14 @@ def choose_swept_values(
 def metric_by_seed(
   cells: Sequence[CellResult], row: str, column: str, name: str
 ) -> dict[int, float]:
-  """Returns the metric of a cell of the table by seed, in percent."""
+  """Returns the metric of a cell of the table by seed, in percent.
+
+  Args:
+    cells: results of all runs.
+    row: row of the cell.
+    column: column of the cell.
+    name: name of the metric: 'test/miou'.
+  """
   return {
     cell.seed: 100 * cell.value(name)
     for cell in cells
@@ -120,7 +134,11 @@ def metric_by_seed(
 
 
 def mean_and_std_over_seeds(values: Sequence[float]) -> tuple[float, float]:
-  """Computes mean and sample standard deviation, which is NaN for one value."""
+  """Computes mean and sample standard deviation; the latter may be NaN.
+
+  Args:
+    values: a value per seed; of a single one, the deviation is NaN.
+  """
   array = np.asarray(values, np.float64)
   if not array.size:
     return float('nan'), float('nan')
@@ -141,11 +159,11 @@ def markdown_tables(
   images, of further metrics, and of paired differences.
 
   Args:
-    cells: all results.
-    name: reported metric: 'test/miou'.
+    cells: results of all runs.
+    name: name of the reported metric: 'test/miou'.
     axis: name of the last option.
-    baseline: row that the others are compared with, or ''.
-    also: further metrics.
+    baseline: row that the others are compared with; '' for no comparison.
+    also: names of further metrics.
   """
   rows, columns = _rows(cells), _columns(cells)
 
@@ -191,7 +209,14 @@ def markdown_tables(
 def csv_table(
   cells: Sequence[CellResult], name: str, axis: str, also: Sequence[str] = ()
 ) -> str:
-  """Formats a CSV line per cell of the table and metric, in percent."""
+  """Formats a CSV line per cell of the table and metric, in percent.
+
+  Args:
+    cells: results of all runs.
+    name: name of the reported metric: 'test/miou'.
+    axis: name of the last option.
+    also: names of further metrics.
+  """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(['row', axis, 'swept', 'metric', 'mean', 'std', 'n'])
@@ -218,7 +243,16 @@ def write_study_report(
 ) -> list[pathlib.Path]:
   """Writes table.md, table.csv, plot.png and, if there are curves, curves.png.
 
-  The arguments are those of `markdown_tables`.
+  Args:
+    folder: folder of the files.
+    cells: results of all runs.
+    name: name of the reported metric: 'test/miou'.
+    axis: name of the last option.
+    baseline: row that the others are compared with; '' for no comparison.
+    also: names of further metrics.
+
+  Returns:
+    The paths of the files.
   """
   texts = {
     'table.md': markdown_tables(cells, name, axis, baseline, also),
@@ -237,7 +271,13 @@ def write_study_report(
 def plot_study_metric(
   cells: Sequence[CellResult], name: str, axis: str
 ) -> matplotlib.figure.Figure:
-  """Plots the metric over the values of the last option, a line per row."""
+  """Plots the metric over the values of the last option, a line per row.
+
+  Args:
+    cells: results of all runs.
+    name: name of the metric: 'test/miou'.
+    axis: name of the last option.
+  """
   figure = matplotlib.figure.Figure(figsize=(6.4, 4.4), layout='constrained')
   axes = figure.subplots()
   columns = _columns(cells)
@@ -282,7 +322,12 @@ def plot_study_curves(
   """Plots the metric over training steps, the mean over seeds.
 
   There is a panel per value of the last option, a solid line per row for the
-  reported split, and a dashed one for the training images.
+  reported split, and a dashed line for the training images.
+
+  Args:
+    cells: results of all runs, with curves.
+    name: name of the metric: 'test/miou'.
+    axis: name of the last option.
   """
   columns = [c for c in _columns(cells) if any(x.curve for x in cells)]
   figure = matplotlib.figure.Figure(

@@ -20,9 +20,9 @@ class Runner:
   """Runs the cells of a study that are not finished yet.
 
   Attributes:
-    study: the study.
+    study: study whose cells are run.
     workdir: folder of all runs and the report.
-    workers: run the processes.
+    workers: workers that run the processes.
   """
 
   study: spec_lib.Study
@@ -37,7 +37,7 @@ class Runner:
     """Runs cells; returns their results in order, without failed ones.
 
     Args:
-      cells: the cells.
+      cells: cells to run.
       purpose: name of these runs in messages: 'study'.
 
     Raises:
@@ -256,6 +256,14 @@ def run_study(
   study: spec_lib.Study, workdir: pathlib.Path, workers: jobs_lib.Workers
 ) -> list[report.CellResult]:
   """Runs the sweep and the cells that are not finished; writes the report.
+
+  Args:
+    study: study to run.
+    workdir: folder of all runs and the report.
+    workers: workers that run the processes.
+
+  Returns:
+    The results of the cells of the table, without failed runs.
 
   Raises:
     UserError: a config is wrong, or the results lack a requested metric.
