@@ -95,7 +95,8 @@ def load_weight_parts(
 
   Args:
     path: folder or file, as in `read_weight_variables`.
-    parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
+    parts: names of parts: 'encoder', 'decoder', 'heads', or of one head:
+      'heads/logits'.
     segmenter: the network.
     image_shape: (B, H, W, 3) of its images.
 
@@ -124,14 +125,15 @@ def select_weight_parts(
 ) -> dict[str, Any]:
   """Selects parts of variables, and fits and checks them for a network.
 
-  A position table of another grid is resized (see `resize_position_table`). The
-  grid it has is the one that was read; if none was, the network's if that has
-  as many cells, else a square.
+  A position table of another grid is resized (see `resize_position_table`). Its
+  own grid is the one that was read with the variables; without one it is the
+  network's grid if that has as many cells, else a square.
 
   Args:
     variables: variables by collection, as `read_weight_variables` returns them.
     expected: shapes of the network's {'params': …, 'batch_stats': …}.
-    parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
+    parts: names of parts: 'encoder', 'decoder', 'heads', or of one head:
+      'heads/logits'.
     origin: folder or file that the variables come from, for messages.
     grid: height and width of the network's position table, if it has one.
 
@@ -231,7 +233,7 @@ def _fit_encoder(
   """Fits an encoder's parameters to a network.
 
   Args:
-    given: parameters.
+    given: parameters of the encoder that was read.
     wanted: shapes of the network's encoder.
     old_grid: height and width of the position table, if known.
     new_grid: height and width of the network's position table, if it has one.
