@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ class ClassCounts:
     pixels: number of labeled pixels of each class, [C].
     images: number of images in which each class occurs, [C].
     ignored: number of pixels without a class.
+    blank: number of images whose mask has no pixel of a class.
     objects: histogram of the sizes of objects (see `object_sizes`); empty where
       it was not measured.
   """
@@ -28,6 +29,7 @@ class ClassCounts:
   pixels: tuple[int, ...] = ()
   images: tuple[int, ...] = ()
   ignored: int = 0
+  blank: int = 0
   objects: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
   @classmethod
@@ -49,6 +51,7 @@ class CountAccumulator:
     self._num_images = 0
     self._pixels = np.zeros(num_classes + 1, np.int64)  # The last: ignored.
     self._images = np.zeros(num_classes, np.int64)
+    self._blank = 0
     self._objects = np.zeros(object_sizes.NUM_BINS, np.int64)
 
   def add(self, sample: records.Sample) -> None:
@@ -61,6 +64,7 @@ class CountAccumulator:
       pixels = np.bincount(ids.ravel(), minlength=num_classes + 1)
       self._pixels += pixels
       present |= pixels[:num_classes] > 0
+      self._blank += not present.any()
       self._objects += object_sizes.share_histogram(
         object_sizes.object_shares(sample.label)
       )
@@ -72,6 +76,7 @@ class CountAccumulator:
     self._num_images += counts.num_images
     self._pixels += np.array((*counts.pixels, counts.ignored), np.int64)
     self._images += np.array(counts.images, np.int64)
+    self._blank += counts.blank
     if counts.objects:
       self._objects += np.array(counts.objects, np.int64)
 
@@ -82,8 +87,21 @@ class CountAccumulator:
       pixels=tuple(self._pixels[:-1].tolist()),
       images=tuple(self._images.tolist()),
       ignored=int(self._pixels[-1]),
+      blank=self._blank,
       objects=tuple(self._objects.tolist()),
     )
+
+
+def total_class_counts(counts: Iterable[ClassCounts]) -> ClassCounts:
+  """Returns the counts of several splits of the same classes together."""
+  counts = tuple(counts)
+  accumulator = CountAccumulator(
+    max((len(c.images) for c in counts), default=0)
+  )
+  for each in counts:
+    if each.images:
+      accumulator.merge(each)
+  return accumulator.counts()
 
 
 def read_class_counts(path: pathlib.Path) -> Mapping[str, ClassCounts]:
