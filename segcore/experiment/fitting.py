@@ -68,7 +68,8 @@ def fit_crops(
 
 def is_fitted_crop(crop: Any) -> bool:
   """Returns whether a block names a crop that is chosen from the data."""
-  return 'name' in crop and crop['name'] == _FITTED
+  # The crops of PASS are objects, not blocks.
+  return hasattr(crop, 'items') and dict(crop.items()).get('name') == _FITTED
 
 
 def _has_fitted_crop(config: ml_collections.ConfigDict, name: str) -> bool:
