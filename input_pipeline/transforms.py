@@ -1,24 +1,21 @@
 """Geometric transforms on the host, from a record to an example.
 
 A transform maps (example, random generator) to an example. Random choices are
-made by `sample_*` functions and applied by pure functions of images, so that
-both can be tested alone.
+made by `sample_*` functions, here and in `crop_boxes`, and applied by pure
+functions of images, so that both can be tested alone.
 
   transform = Compose((Decode(num_classes=9), RandomFlip(), Crop((64, 64))))
   example = transform(record, np.random.default_rng(0))
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import PIL.Image
-from jaxtyping import Shaped, UInt8
 
-from input_pipeline import batch
+from input_pipeline import batch, crop_boxes, resampling
 from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
@@ -45,6 +42,11 @@ class Fill:
         f'image: expected three values of 0 to 255, got {self.image}'
       )
 
+  @property
+  def is_ignored(self) -> bool:
+    """True if the padding has no class: nothing is learned from it."""
+    return self.label < 0
+
 
 # Mean color of ImageNet, 0 after the usual normalization.
 MEAN_COLOR = (124, 116, 104)
@@ -58,18 +60,20 @@ FILLS = {
 }
 
 
-def _check_fill(fill: str) -> None:
-  if fill not in FILLS:
-    raise ValueError(f'fill: expected one of {tuple(FILLS)}, got {fill!r}')
+# Rules by which a label map is resized, by their names in configs. 'released'
+# is that of U2PL's authors (spec U2PL §5), half a pixel beside the image.
+LABEL_RULES = {
+  'centers': resampling.resize_nearest,
+  'released': resampling.resize_nearest_floor,
+}
+
+# Maps of an example that have a value for each pixel of its image.
+_PIXEL_MAPS = ('label', 'valid')
 
 
-class Box(NamedTuple):
-  """A rectangle in pixels, which may extend outside of the image."""
-
-  top: int
-  left: int
-  height: int
-  width: int
+def _check_choice(name: str, value: str, table: Mapping[str, Any]) -> None:
+  if value not in table:
+    raise ValueError(f'{name}: expected one of {tuple(table)}, got {value!r}')
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
@@ -80,32 +84,6 @@ def check_size(name: str, size: tuple[int, int]) -> None:
   """
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
-
-
-def resize_nearest(
-  label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
-) -> Shaped[np.ndarray, 'h w']:
-  """Resizes a label map: output i is input floor(i · in / out), exactly."""
-  rows = np.arange(size[0]) * label.shape[0] // size[0]
-  columns = np.arange(size[1]) * label.shape[1] // size[1]
-  return label[rows[:, None], columns]
-
-
-def resize_bilinear(
-  image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
-) -> Shaped[np.ndarray, 'h w 3']:
-  """Resizes bilinearly with half-pixel centers, without antialiasing."""
-  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def resize_antialiased(
-  image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
-) -> UInt8[np.ndarray, 'h w 3']:
-  """Resizes bilinearly as Pillow does, with antialiasing of shrinking axes."""
-  resized = PIL.Image.fromarray(image).resize(
-    size[::-1], PIL.Image.Resampling.BILINEAR
-  )
-  return np.asarray(resized)
 
 
 def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
@@ -120,8 +98,8 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
   return slice(first, last), (before, length - before - (last - first))
 
 
-def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
-  """Crops image and label to a box, with padding outside of the image."""
+def crop(example: Example, box: crop_boxes.Box, fill: Fill = Fill()) -> Example:
+  """Crops image and pixel maps to a box, with padding outside of the image."""
   height, width = example['image'].shape[:2]
   rows, above_below = _overlap(box.top, box.height, height)
   columns, left_right = _overlap(box.left, box.width, width)
@@ -139,23 +117,41 @@ def crop(example: Example, box: Box, fill: Fill = Fill()) -> Example:
     ] = inside
     return out
 
-  out = {**example, 'image': cut(example['image'], fill.image)}
-  if 'label' in example:
-    out['label'] = cut(example['label'], fill.label)
-  return out
+  values = {
+    'image': fill.image,
+    'label': fill.label,
+    'valid': not fill.is_ignored,
+  }
+  return {
+    name: cut(value, values[name]) if name in values else value
+    for name, value in example.items()
+  }
 
 
 def resize(
-  example: Example, size: tuple[int, int], antialias: bool = False
+  example: Example,
+  size: tuple[int, int],
+  antialias: bool = False,
+  label_resize: str = 'centers',
 ) -> Example:
-  """Resizes image (bilinear) and label (`resize_nearest`)."""
+  """Resizes image (bilinear) and pixel maps (nearest).
+
+  Args:
+    example: with an image, and with a label or not.
+    size: (height, width) of the result.
+    antialias: whether shrinking the image is antialiased, as by Pillow.
+    label_resize: rule of the pixel maps, one of `LABEL_RULES`.
+  """
   if example['image'].shape[:2] == size:
     return example
-  resized = resize_antialiased if antialias else resize_bilinear
-  out = {**example, 'image': resized(example['image'], size)}
-  if 'label' in example:
-    out['label'] = resize_nearest(example['label'], size)
-  return out
+  functions = dict.fromkeys(_PIXEL_MAPS, LABEL_RULES[label_resize])
+  functions['image'] = (
+    resampling.resize_antialiased if antialias else resampling.resize_bilinear
+  )
+  return {
+    name: functions[name](value, size) if name in functions else value
+    for name, value in example.items()
+  }
 
 
 # OpenCV's code of each direction.
@@ -163,7 +159,7 @@ FLIPS = {'horizontal': 1, 'vertical': 0}
 
 
 def flip(example: Example, kind: str = 'horizontal') -> Example:
-  """Flips image and label left to right, or upside down.
+  """Flips image and pixel maps left to right, or upside down.
 
   Args:
     example: with an image, and with a label or not.
@@ -171,10 +167,15 @@ def flip(example: Example, kind: str = 'horizontal') -> Example:
   """
   # OpenCV copies. A view with negative strides, as of np.flip, would make
   # batching ten times slower.
-  return {
-    name: cv2.flip(value, FLIPS[kind]) if name in ('image', 'label') else value
-    for name, value in example.items()
+  flipped = {
+    name: cv2.flip(example[name], FLIPS[kind])
+    for name in ('image', 'label')
+    if name in example
   }
+  if 'valid' in example:  # OpenCV has no maps of bool.
+    valid = cv2.flip(example['valid'].view(np.uint8), FLIPS[kind])
+    flipped['valid'] = valid.view(bool)
+  return {**example, **flipped}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +184,18 @@ class Decode:
 
   Attributes:
     num_classes: length of the tag vector.
-    keep: kinds of label to decode if the record has them: 'label', 'tags'.
+    keep: kinds of label to decode if the record has them, 'label' and 'tags';
+      'valid' adds a map of the pixels of the image, which crops extend by
+      their padding: False where it is ignored.
   """
 
   num_classes: int
   keep: tuple[str, ...] = ('label',)
 
   def __post_init__(self):
-    if not set(self.keep) <= {'label', 'tags'}:
+    if not set(self.keep) <= {'label', 'tags', 'valid'}:
       raise ValueError(
-        f"keep: expected some of ('label', 'tags'), got {self.keep}"
+        f"keep: expected some of ('label', 'tags', 'valid'), got {self.keep}"
       )
 
   def __call__(
@@ -206,6 +209,8 @@ class Decode:
       'size': np.asarray(image.shape[:2], np.int32),
       'id': np.bytes_(record['id']),
     }
+    if 'valid' in self.keep:
+      example['valid'] = np.ones(image.shape[:2], bool)
     # Empty in a split without masks of a data set with masks.
     label = record.get('label', b'') if 'label' in self.keep else b''
     if isinstance(label, np.ndarray):  # Some sources decode labels themselves.
@@ -252,6 +257,7 @@ class Resize:
   """Resizes to a fixed (height, width), changing the aspect ratio."""
 
   size: tuple[int, int]
+  ignores_padding: ClassVar[bool] = False
 
   def __post_init__(self):
     check_size('size', self.size)
@@ -260,36 +266,6 @@ class Resize:
     """Resizes without random choices."""
     del rng
     return resize(example, self.size)
-
-
-def sample_crop(
-  rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
-) -> Box:
-  """Samples the place of a box of `size`, uniformly inside of the image.
-
-  Along an axis where the image is smaller than the box, the image is placed
-  uniformly inside of the box.
-  """
-  top, left = (
-    int(rng.integers(min(n - m, 0), max(n - m, 0) + 1))
-    for n, m in zip(image, size, strict=True)
-  )
-  return Box(top, left, *size)
-
-
-def sample_centered_crop(
-  rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
-) -> Box:
-  """Samples the place of a box of `size`, uniformly inside of the image.
-
-  Along an axis where the image is smaller than the box, the image is centered
-  in it; of an odd number of padding pixels, the smaller half comes first.
-  """
-  top, left = (
-    -((m - n) // 2) if n < m else int(rng.integers(0, n - m + 1))
-    for n, m in zip(image, size, strict=True)
-  )
-  return Box(top, left, *size)
 
 
 def sample_scale(
@@ -323,6 +299,8 @@ class RandomCrop:
       placed at random.
     fill: of the padding: 'ignored' is gray without a class, 'mean' the mean
       color without a class, 'paper' the mean color with class 0.
+    label_resize: rule by which the label is scaled: 'centers' as the image,
+      'released' that of U2PL's authors, half a pixel beside it.
   """
 
   size: tuple[int, int]
@@ -330,6 +308,7 @@ class RandomCrop:
   balanced: bool = False
   centered: bool = False
   fill: str = 'ignored'
+  label_resize: str = 'centers'
 
   def __post_init__(self):
     check_size('size', self.size)
@@ -341,7 +320,13 @@ class RandomCrop:
         'scales: expected low <= 1 <= high with balanced=True, got '
         f'{self.scales}'
       )
-    _check_fill(self.fill)
+    _check_choice('fill', self.fill, FILLS)
+    _check_choice('label_resize', self.label_resize, LABEL_RULES)
+
+  @property
+  def ignores_padding(self) -> bool:
+    """True if crops may be padded, by pixels without a class."""
+    return FILLS[self.fill].is_ignored
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes by a random factor and crops at a random place."""
@@ -349,8 +334,12 @@ class RandomCrop:
     if self.scales != (1.0, 1.0):
       scale = sample_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
-      example = resize(example, shape)
-    sample = sample_centered_crop if self.centered else sample_crop
+      example = resize(example, shape, label_resize=self.label_resize)
+    sample = (
+      crop_boxes.sample_centered_crop
+      if self.centered
+      else crop_boxes.sample_crop
+    )
     return crop(example, sample(rng, shape, self.size), FILLS[self.fill])
 
 
@@ -387,7 +376,12 @@ class CenterCrop:
 
   def __post_init__(self):
     check_size('size', self.size)
-    _check_fill(self.fill)
+    _check_choice('fill', self.fill, FILLS)
+
+  @property
+  def ignores_padding(self) -> bool:
+    """True if crops may be padded, by pixels without a class."""
+    return FILLS[self.fill].is_ignored
 
   def __call__(
     self, example: Example, rng: np.random.Generator | None = None
@@ -399,41 +393,9 @@ class CenterCrop:
       (n - m) // 2 if n >= m else -((m - n) // 2)
       for n, m in zip(shape, self.size, strict=True)
     )
-    return crop(example, Box(top, left, *self.size), FILLS[self.fill])
-
-
-def sample_inception_box(
-  rng: np.random.Generator,
-  image: tuple[int, int],
-  area: tuple[float, float],
-  aspect: tuple[float, float],
-  attempts: int = 10,
-) -> Box:
-  """Samples a box of random area and log-uniform aspect ratio.
-
-  If no attempt fits into the image, it is the largest centered box whose aspect
-  ratio is in the range.
-
-  Args:
-    rng: random generator.
-    image: (height, width) in pixels.
-    area: range of the fraction of the image's area.
-    aspect: range of width / height.
-    attempts: number of boxes that are tried.
-  """
-  height, width = image
-  for _ in range(attempts):
-    target = height * width * rng.uniform(*area)
-    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-    h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
-    if 0 < h <= height and 0 < w <= width:
-      top = int(rng.integers(0, height - h + 1))
-      left = int(rng.integers(0, width - w + 1))
-      return Box(top, left, h, w)
-  ratio = min(max(width / height, aspect[0]), aspect[1])
-  h = min(height, max(round(width / ratio), 1))
-  w = min(width, max(round(height * ratio), 1))
-  return Box((height - h) // 2, (width - w) // 2, h, w)
+    return crop(
+      example, crop_boxes.Box(top, left, *self.size), FILLS[self.fill]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -453,6 +415,7 @@ class InceptionCrop:
   area: tuple[float, float] = (0.3, 1.0)
   aspect: tuple[float, float] = (3 / 4, 4 / 3)
   antialias: bool = False
+  ignores_padding: ClassVar[bool] = False
 
   def __post_init__(self):
     check_size('size', self.size)
@@ -463,13 +426,13 @@ class InceptionCrop:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Crops a random box and resizes it."""
-    box = sample_inception_box(
+    box = crop_boxes.sample_inception_box(
       rng, example['image'].shape[:2], self.area, self.aspect
     )
     return resize(crop(example, box), self.size, self.antialias)
 
 
-# Crops by their names in configs.
+# Crops by their names in configs. Each has a `size` and `ignores_padding`.
 CROPS = {
   'inception': InceptionCrop,
   'random': RandomCrop,

@@ -1,58 +1,12 @@
-import fractions
-import math
 import pickle
 
 import numpy as np
 import pytest
 
-from input_pipeline import transforms
+from input_pipeline import crop_boxes, transforms
 from input_pipeline.sources import records
 from runtime import errors
 from tests.support import images
-
-
-def test_resize_nearest_from_513_to_129():
-  index = np.arange(513, dtype=np.int16)
-  actual = transforms.resize_nearest(np.stack([index] * 2), (1, 129))[0]
-  assert actual[:6].tolist() == [0, 3, 7, 11, 15, 19]
-  assert actual[-5:].tolist() == [493, 497, 501, 505, 509]
-  column = transforms.resize_nearest(index[:, None], (129, 1))[:, 0]
-  np.testing.assert_array_equal(column, actual)
-
-
-def test_resize_nearest_halves_to_even_pixels():
-  index = np.arange(224, dtype=np.int16)[None]
-  actual = transforms.resize_nearest(index, (1, 112))
-  assert actual[0].tolist() == list(range(0, 224, 2))
-
-
-def test_resize_nearest_doubles_by_repeating():
-  label = np.array([[1, -1], [3, 4]], np.int16)
-  actual = transforms.resize_nearest(label, (4, 2))
-  assert actual.tolist() == [[1, -1], [1, -1], [3, 4], [3, 4]]
-  assert actual.dtype == np.int16
-
-
-def test_resize_nearest_equals_a_loop_in_exact_fractions():
-  for rng in images.draws(20):
-    height, width, *size = rng.integers(1, 40, 4).tolist()
-    label = rng.integers(-1, 900, (height, width), np.int16)
-    actual = transforms.resize_nearest(label, tuple(size))
-    assert actual.shape == tuple(size)
-    for i in range(size[0]):
-      for j in range(size[1]):
-        row = math.floor(fractions.Fraction(i * height, size[0]))
-        column = math.floor(fractions.Fraction(j * width, size[1]))
-        assert actual[i, j] == label[row, column]
-
-
-def test_resize_bilinear_has_half_pixel_centers():
-  # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
-  actual = transforms.resize_bilinear(images.rgb([[0, 100]]), (1, 4))
-  np.testing.assert_allclose(actual[0, :, 1], [0, 25, 75, 100], atol=1)
-  # A fourth: at 1.5, between the inner pixels; the outer ones are not seen.
-  actual = transforms.resize_bilinear(images.rgb([[0, 40, 80, 200]]), (1, 1))
-  np.testing.assert_allclose(actual, 60, atol=1)
 
 
 def test_resize_of_an_example(example):
@@ -68,7 +22,7 @@ def test_resize_of_an_example(example):
 
 
 def test_crop_inside(example):
-  actual = transforms.crop(example, transforms.Box(1, 1, 1, 2))
+  actual = transforms.crop(example, crop_boxes.Box(1, 1, 1, 2))
   assert images.gray_and_label(actual) == ([[50, 60]], [[5, 6]])
   assert actual['id'] == b'a'
 
@@ -108,16 +62,44 @@ def test_crop_inside(example):
   ],
 )
 def test_crop_outside_is_padding(example, box, image, label):
-  actual = transforms.crop(example, transforms.Box(*box))
+  actual = transforms.crop(example, crop_boxes.Box(*box))
   assert images.gray_and_label(actual) == (image, label)
 
 
 def test_crop_without_a_label(example):
   actual = transforms.crop(
-    {'image': example['image']}, transforms.Box(0, 2, 1, 2)
+    {'image': example['image']}, crop_boxes.Box(0, 2, 1, 2)
   )
   assert set(actual) == {'image'}
   np.testing.assert_array_equal(actual['image'], images.rgb([[30, 127]]))
+
+
+@pytest.mark.parametrize(('fill', 'padding'), [('mean', 0), ('paper', 1)])
+def test_valid_is_false_on_ignored_padding(fill, padding):
+  record = {'image': images.png(images.rgb([[1, 2, 3], [4, 5, 6]])), 'id': b'a'}
+  crop = transforms.RandomCrop((3, 8), (2.0, 2.0), fill=fill)
+  assert crop.ignores_padding == (padding == 0)
+  decode = transforms.Decode(2, ('valid',))
+  for rng in images.draws(10):
+    example = transforms.RandomFlip()(crop(decode(record, rng), rng), rng)
+    valid = example['valid']
+    assert valid.dtype == bool
+    # Of two rows and three columns, doubled, three rows and all columns.
+    inside = (example['image'] != transforms.MEAN_COLOR).any(-1)
+    assert inside.sum() == 18
+    np.testing.assert_array_equal(valid, inside | (padding == 1))
+
+
+def test_valid_is_asked_for():
+  record = {'image': images.png(images.rgb([[1, 2, 3]])), 'id': b'a'}
+  assert 'valid' not in transforms.Decode(2, ('label',))(record)
+  for name, ignores in (
+    ('inception', False),
+    ('resize', False),
+    ('random', True),
+    ('center', True),
+  ):
+    assert transforms.CROPS[name]((4, 4)).ignores_padding == ignores
 
 
 def test_horizontal_flips_reverse_the_columns(example):
@@ -157,7 +139,7 @@ def test_random_flip_has_the_given_probability(example):
 def test_sample_crop_is_uniform_over_places():
   # Three rows to spare; two columns too few.
   actual = [
-    transforms.sample_crop(rng, (8, 5), (5, 7)) for rng in images.draws(1200)
+    crop_boxes.sample_crop(rng, (8, 5), (5, 7)) for rng in images.draws(1200)
   ]
   places = {(top, left) for top in range(4) for left in (-2, -1, 0)}
   counts = {place: 0 for place in places}
@@ -242,9 +224,13 @@ def test_a_scaled_crop_resizes_then_cuts(example):
     [4, 4, 5, 5, 6, 6],
     [4, 4, 5, 5, 6, 6],
   ]
-  # int(s · side): half of three columns is one.
+  # int(s · side): half of three columns is one, whose center is in the second.
   small = transforms.RandomCrop((1, 1), scales=(0.5, 0.5))
-  assert small(example, np.random.default_rng(0))['label'].tolist() == [[1]]
+  assert small(example, np.random.default_rng(0))['label'].tolist() == [[5]]
+  released = transforms.RandomCrop(
+    (1, 1), scales=(0.5, 0.5), label_resize='released'
+  )
+  assert released(example, np.random.default_rng(0))['label'].tolist() == [[1]]
 
 
 def test_short_side_keeps_the_aspect(example):
@@ -255,7 +241,7 @@ def test_short_side_keeps_the_aspect(example):
     name: np.swapaxes(example[name], 0, 1) for name in ('image', 'label')
   }
   resized = transforms.ShortSide(1)(turned, np.random.default_rng(0))
-  assert resized['label'].tolist() == [[1]]  # 3 · 1 // 2 rows.
+  assert resized['label'].tolist() == [[5]]  # 3 · 1 // 2 rows.
 
 
 def test_center_crop_cuts_or_pads(example):
@@ -286,6 +272,10 @@ def test_center_crop_cuts_or_pads(example):
     (
       lambda: transforms.RandomCrop((4, 4), fill='black'),
       "fill: expected one of .* got 'black'",
+    ),
+    (
+      lambda: transforms.RandomCrop((4, 4), label_resize='floor'),
+      "label_resize: expected one of .*'released'.* got 'floor'",
     ),
     (lambda: transforms.ShortSide(0), 'length: expected >= 1, got 0'),
     (lambda: transforms.CenterCrop((0, 4)), r'size: expected .* got \(0, 4\)'),
@@ -448,7 +438,7 @@ def test_decode_refuses_a_damaged_image():
     ),
     (
       lambda: transforms.Decode(3, ('labels',)),
-      r"keep: expected some of \('label', 'tags'\), got \('labels',\)",
+      r"keep: expected some of \('label', 'tags', 'valid'\), got \('labels',\)",
     ),
   ],
 )

@@ -46,9 +46,21 @@ def test_percentile_and_weight(percent):
   inputs.assert_close(gamma, reference.percentile(values, valid, percent))
   kept = valid & (values < np.asarray(gamma))
   inputs.assert_close(
-    pseudo_labels.weight(jnp.asarray(kept)), reference.adaptive_weight(kept)
+    pseudo_labels.weight(jnp.asarray(kept), kept.size),
+    reference.adaptive_weight(kept),
   )
-  assert float(pseudo_labels.weight(jnp.zeros(9, bool))) == 9.0
+  assert float(pseudo_labels.weight(jnp.zeros(9, bool), 9)) == 9.0
+  assert float(pseudo_labels.weight(jnp.ones(4, bool), 6)) == 1.5
+
+
+def test_padding_has_no_label_and_does_not_count():
+  labels = jnp.arange(6).reshape(1, 2, 3)
+  valid = jnp.array([[[True, False, True], [False, True, True]]])
+  actual, count = pseudo_labels.ignore_padding(labels, valid)
+  assert actual.tolist() == [[[0, -1, 2], [-1, 4, 5]]]
+  assert int(count) == 4
+  actual, count = pseudo_labels.ignore_padding(labels, None)
+  assert actual is labels and int(count) == 6
 
 
 @pytest.mark.parametrize('anchor_entropy', ['paper', 'released'])

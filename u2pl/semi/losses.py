@@ -65,6 +65,7 @@ def unsupervised(
   logits: Float[Array, 'B h w C'],
   labels: Int[Array, 'B H W'],
   kept: Bool[Array, 'B H W'],
+  num_pixels: Int[Array, ''] | int,
   options: options_lib.ConsistencyOptions,
 ) -> types.Scalar:
   """Computes the loss of the student on the strong view of unlabeled images.
@@ -75,6 +76,7 @@ def unsupervised(
     logits: of the student.
     labels: pseudo-labels of the strong view.
     kept: pixels that count.
+    num_pixels: number of pixels of the images, without ignored padding.
     options: weights; without `filtered` λ_u is 1.
   """
   loss = pseudo_labels.symmetric_cross_entropy(
@@ -83,7 +85,5 @@ def unsupervised(
     options.forward,
     options.reverse,
   )
-  # λ_u is all pixels over those kept, so λ_u times the mean is the sum over
-  # the pixels kept divided by all pixels, mixed-in ignored ones included.
-  weight = pseudo_labels.weight(kept) if options.filtered else 1.0
+  weight = pseudo_labels.weight(kept, num_pixels) if options.filtered else 1.0
   return options.weight * weight * losses.masked_mean(loss, kept)
