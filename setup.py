@@ -8,6 +8,7 @@ PACKAGES = [
   'ddep.stages',
   'input_pipeline',
   'input_pipeline.builders',
+  'input_pipeline.importers',
   'input_pipeline.sources',
   'launch',
   'launch.backends',

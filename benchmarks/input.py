@@ -79,7 +79,7 @@ def make_folder(folder: pathlib.Path) -> None:
 def open_split(folder: pathlib.Path) -> datasets.Split:
   """Prepares the folder and opens its records, as training does."""
   options = image_folders.data_options(folder)
-  return datasets.open_split(options, 'train', str(folder / 'records'))
+  return datasets.open_dataset_split(options, 'train', str(folder / 'records'))
 
 
 def training_transforms() -> dict[str, tuple[transforms.Transform, ...]]:
@@ -268,7 +268,7 @@ def parts(split: datasets.Split) -> dict[str, float]:
       examples = [transform(example, rng) for example in examples]
     milliseconds[f'{name}: batch'] = timed(
       lambda examples=examples: [
-        loader.stack(examples[i : i + BATCH_SIZE])
+        loader.stack_examples(examples[i : i + BATCH_SIZE])
         for i in range(0, len(examples), BATCH_SIZE)
       ]
     )

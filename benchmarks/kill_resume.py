@@ -105,7 +105,7 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, bool]:
   names = ('step', 'params', 'batch_stats', 'opt_state', 'rng')
   for stage in STAGES:
     states = [
-      checkpoint_reader.read(w / stage / 'checkpoints', names)
+      checkpoint_reader.read_checkpoint_fields(w / stage / 'checkpoints', names)
       for w in (one, other)
     ]
     same = jax.tree.map(np.array_equal, *states)

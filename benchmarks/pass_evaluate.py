@@ -173,8 +173,12 @@ def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
     folder = pathlib.Path(temporary)
     for i in range(count):
       prediction, label = pairs[i % len(pairs)]
-      png_format.write(folder / 'gt' / 'n0' / f'{i:06}.png', label)
-      png_format.write(folder / 'pred' / 'n0' / f'{i:06}.png', prediction)
+      png_format.write_imagenet_s_png(
+        folder / 'gt' / 'n0' / f'{i:06}.png', label
+      )
+      png_format.write_imagenet_s_png(
+        folder / 'pred' / 'n0' / f'{i:06}.png', prediction
+      )
     folders = evaluate.FolderPair.from_folders(
       folder / 'gt', folder / 'pred', num_classes, num_classes
     )
@@ -182,7 +186,10 @@ def score_files(pairs: Sequence[Pair], num_classes: int, count: int) -> dict:
     total = metrics.ImageNetS.empty(num_classes)
     start = time.perf_counter()
     counted = folders.map(
-      lambda p, t, name: metrics.count_image(p, t, name, num_classes), 'scoring'
+      lambda p, t, name: metrics.count_imagenet_s_image(
+        p, t, name, num_classes
+      ),
+      'scoring',
     )
     for i, one in enumerate(counted):
       total = total.merge(one)

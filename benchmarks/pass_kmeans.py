@@ -54,13 +54,13 @@ def make_features(shape: Shape) -> np.ndarray:
 
 def make_jax(shape: Shape, features: np.ndarray) -> Callable[[int], np.ndarray]:
   """Builds the function from a seed to the centroids of the best restart."""
-  rows = kmeans.shard_rows(sharding.make_mesh(), features)
+  rows = kmeans.shard_feature_rows(sharding.make_mesh(), features)
 
   def run(seed: int) -> np.ndarray:
-    initial = kmeans.sample_initial(
+    initial = kmeans.sample_initial_centroids(
       jax.random.PRNGKey(seed), shape.restarts, shape.rows, shape.clusters
     )
-    clustering = kmeans.fit(rows, initial, shape.iterations)
+    clustering = kmeans.fit_kmeans(rows, initial, shape.iterations)
     jax.block_until_ready(clustering)
     return np.asarray(clustering.centroids)
 

@@ -88,14 +88,14 @@ def cases_of_jax(
   def balance(scores, queue_scores, active):
     return jnp.stack(
       [
-        swav.targets(*of_view, active, options)
+        swav.swav_targets(*of_view, active, options)
         for of_view in zip(scores, queue_scores, strict=True)
       ]
     )
 
   def balance_with_queue(scores, rows, prototypes):
     queue = queue_lib.Queue(rows, jnp.array(options.queue))
-    targets = swav.view_targets(
+    targets = swav.swav_view_targets(
       jnp.moveaxis(scores, 0, 1), queue, prototypes, options
     )
     return jnp.moveaxis(targets, 1, 0)

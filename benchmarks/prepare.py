@@ -60,7 +60,7 @@ def make_folder(folder: pathlib.Path, count: int) -> None:
 def builder(folder: pathlib.Path) -> base.Builder:
   """Returns the builder of the folder's records."""
   options = image_folders.data_options(folder)
-  return datasets.builder(options, str(folder / 'records'))
+  return datasets.dataset_builder(options, str(folder / 'records'))
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -76,7 +76,7 @@ def decode(folder: pathlib.Path) -> None:
     mask = folder / 'masks' / f'{path.stem}.png'
     cv2.imdecode(np.fromfile(mask, np.uint8), cv2.IMREAD_UNCHANGED)
 
-  for _ in threads.ordered_map(both, sorted((folder / 'images').iterdir())):
+  for _ in threads.map_in_threads(both, sorted((folder / 'images').iterdir())):
     pass
 
 
@@ -97,14 +97,16 @@ def parts(folder: pathlib.Path) -> dict[str, float]:
   labels = [source.mask.read_bytes() for source in sources]
   samples = [made.read_sample(source) for source in sources]
   work: dict[str, Callable[[int], object]] = {
-    'cv2 image': lambda i: records.decode_image(images[i]),
+    'cv2 image': lambda i: records.decode_record_image(images[i]),
     'cv2 mask': lambda i: cv2.imdecode(
       np.frombuffer(labels[i], np.uint8), cv2.IMREAD_UNCHANGED
     ),
-    'check the JPEG to its end': lambda i: image_files.decode(
+    'check the JPEG to its end': lambda i: image_files.decode_image_file(
       images[i], ('JPEG',)
     ),
-    'read and check the mask': lambda i: masks.read_values(sources[i].mask),
+    'read and check the mask': lambda i: masks.read_mask_values(
+      sources[i].mask
+    ),
     'all of reading': lambda i: made.read_sample(sources[i]),
     'fingerprint': lambda i: fingerprints.ImageIndex.from_sample(samples[i]),
     'encode the record': lambda i: made.encode(samples[i]),

@@ -16,7 +16,7 @@ import pathlib
 import subprocess
 import sys
 
-from segcore.cost import communication, topology
+from segcore.cost import communication, throughput, topology
 from segcore.experiment import dry_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def measure(
     devices: a topology.
     batch: global batch size; '0' for that of the config.
   """
-  target = topology.parse(devices)
+  target = topology.parse_topology(devices)
   devices_here = target.start_simulated_devices(1)[:1]
   method = importlib.import_module(module)
   file, _, options = config.partition(':')
@@ -94,10 +94,10 @@ def measure(
   if int(batch):
     experiment[name].recipe.batch_size = int(batch)
   stages = method.PROGRAM.build(experiment, devices_here)
-  plan = dry_run.placed_on(stages[name].workload(), target)
-  cost = dry_run.cost(plan)
+  plan = dry_run.place_workload_on(stages[name].workload(), target)
+  cost = dry_run.count_workload_cost(plan)
   with topology.without_compilation_cache():
-    compiled = dry_run.compile_step(plan, plan.remat)
+    compiled = dry_run.compile_workload_step(plan, plan.remat)
   trained = plan.build(False).update.trained
   return {
     'devices': target.num_devices,
@@ -132,7 +132,7 @@ def format_collectives(measured: dict) -> str:
   ]
   return ', '.join(
     f'{kind} {len(sizes)} ({sum(sizes) / 1e6:.2f} MB)'
-    for kind, sizes in dry_run.by_kind(exchanged).items()
+    for kind, sizes in communication.collective_bytes_by_kind(exchanged).items()
   )
 
 
@@ -163,18 +163,18 @@ def published(only: str) -> None:
       continue
     for devices in topologies:
       measured = measure_in_process(module, config, stage, devices, '0')
-      count, chip = measured['devices'], topology.parse(devices).chip
+      count, chip = measured['devices'], topology.parse_topology(devices).chip
       exchanged = [
         communication.Collective(*collective)
         for collective in measured['exchanged']
       ]
-      compute = dry_run.seconds(
+      compute = throughput.arithmetic_seconds(
         measured['nominal'], chip.peak_flops, count, dry_run.EFFICIENCY
       )
-      times = dry_run.weak_scaling_seconds(
+      times = communication.weak_scaling_seconds(
         compute, exchanged, chip, count, _GROWTH
       )
-      exchange = dry_run.exchange_seconds(exchanged, chip, count, count)
+      exchange = communication.collective_seconds(exchanged, chip, count, count)
       cells = [
         name,
         devices,

@@ -40,7 +40,7 @@ class CompilationCounter:
   def __init__(self):
     self.steps = 0
     self.compiled_after: list[int] = []
-    self._build_step = loop.build_step
+    self._build_step = loop.build_jitted_train_step
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
   def _listen(self, event: str, duration: float, **_) -> None:
@@ -49,7 +49,7 @@ class CompilationCounter:
       self.compiled_after.append(self.steps)
 
   def build_step(self, *arguments):
-    """Replaces `loop.build_step`: calls of its step are counted."""
+    """Replaces `loop.build_jitted_train_step` by one that counts calls."""
     step, monitor = self._build_step(*arguments)
 
     def call(*arguments):
@@ -69,7 +69,7 @@ def main() -> int:
   arguments = parser.parse_args()
   out = arguments.out or pathlib.Path(tempfile.mkdtemp(prefix='soak'))
   counter = CompilationCounter()
-  loop.build_step = counter.build_step
+  loop.build_jitted_train_step = counter.build_step
   status = train(arguments.steps, arguments.save_every, out)
   if status:
     return status
@@ -82,7 +82,7 @@ def main() -> int:
 
 def train(steps: int, save_every: int, out: pathlib.Path) -> int:
   """Trains the denoising stage; returns the exit status."""
-  return cli.main(
+  return cli.run_command_line(
     ddep_main.PROGRAM,
     [
       'soak',
@@ -105,7 +105,7 @@ def train(steps: int, save_every: int, out: pathlib.Path) -> int:
 
 def report(steps: int, out: pathlib.Path, num_compiled: int) -> bool:
   """Prints the measurements; returns whether they are within the limits."""
-  lines = metrics_file.read(out / 'denoise' / 'speed.jsonl')
+  lines = metrics_file.read_metrics_file(out / 'denoise' / 'speed.jsonl')
   values = {
     name: np.array([line[f'speed/{name}'] for line in lines])
     for name in ('seconds', 'host_memory_gb', 'checkpoint_stall', 'input_wait')

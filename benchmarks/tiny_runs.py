@@ -123,7 +123,7 @@ def describe_stage(stage: pathlib.Path) -> dict[str, Any]:
     lines = (stage / 'metrics.jsonl').read_text().splitlines()
     description['metrics'] = [json.loads(line) for line in lines]
   if (stage / 'checkpoints').exists():
-    state = checkpoint_reader.read(
+    state = checkpoint_reader.read_checkpoint_fields(
       stage / 'checkpoints', ('params', 'batch_stats')
     )
     leaves = flax.traverse_util.flatten_dict(state, sep='/')

@@ -145,7 +145,7 @@ def in_jax(shape: Shape, options: contrast.ContrastOptions) -> Callable:
 
   def term(bank: memory_bank.Bank, inputs: Inputs, rng: jax.Array):
     state = contrastive_branch.BranchState(
-      bank, prototypes.empty(shape.classes, shape.dim)
+      bank, prototypes.empty_class_prototypes(shape.classes, shape.dim)
     )
     state, targets = branch.update(
       state,
@@ -180,7 +180,9 @@ def empty_bank(
   shape: Shape, options: contrast.ContrastOptions
 ) -> memory_bank.Bank:
   """Returns a bank without rows, as training starts."""
-  return memory_bank.empty(options.capacities(shape.classes), shape.dim)
+  return memory_bank.empty_memory_bank(
+    options.capacities(shape.classes), shape.dim
+  )
 
 
 def full_bank(
@@ -273,7 +275,7 @@ def parts(
       rows = part(*arguments)
       counts = jnp.full(shape.classes, rows.shape[1], jnp.int32)
   # In place, so after all that reads the bank.
-  write = jax.jit(memory_bank.push, donate_argnums=0)
+  write = jax.jit(memory_bank.push_negatives, donate_argnums=0)
   times = []
   for _ in range(rounds + 1):
     start = time.perf_counter()
@@ -294,20 +296,20 @@ def list_parts(
   probs = jax.nn.softmax(inputs.scores)
 
   def candidates(probs, inputs):
-    return contrast.candidates(
+    return contrast.contrast_candidates(
       probs, inputs.labels, *pixel_masks(inputs), options
     )
 
   masks = jax.jit(candidates)(probs, inputs)
   yield 'softmax', jax.nn.softmax, (inputs.scores,)
-  yield 'ranks', contrast.ranks, (probs,)
+  yield 'ranks', contrast.class_probability_ranks, (probs,)
   yield 'ranks and masks', candidates, (probs, inputs)
   means = (inputs.teacher, masks.positives)
-  yield 'class means', prototypes.class_means, means
+  yield 'class means', prototypes.class_mean_features, means
 
   max_push = min(options.max_push, shape.images * cells)
   negatives = masks.negatives.reshape(shape.images, cells, shape.classes)
-  keys = update.row_keys(rng, shape.images)
+  keys = update.row_prng_keys(rng, shape.images)
   order = jnp.broadcast_to(jnp.arange(max_push), (shape.classes, max_push))
 
   def sample(mask, keys):
@@ -316,14 +318,14 @@ def list_parts(
 
   sampled = jax.jit(sample)(negatives, keys)
   yield 'sample negatives', sample, (negatives, keys)
-  nth_true = order_statistics.nth_true
+  nth_true = order_statistics.nth_true_pixels
   yield 'positions of the sample', nth_true, (sampled, order)
   flat = inputs.teacher.reshape(-1, shape.dim)
   at = jax.jit(nth_true)(sampled, order)
   yield 'gather its rows', lambda flat, at: flat[at], (flat, at)
 
   state = contrastive_branch.BranchState(
-    bank, prototypes.empty(shape.classes, shape.dim)
+    bank, prototypes.empty_class_prototypes(shape.classes, shape.dim)
   )
   state, targets = jax.jit(branch.update_with)(
     state, inputs.teacher, masks, rng

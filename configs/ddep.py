@@ -154,12 +154,12 @@ def paper(
   """Builds an experiment of the paper.
 
   Args:
-    options: with those of `PAPER`.
+    options: parsed options, among them those of `PAPER`.
     data: name of the data set for fine-tuning.
     num_images: training images of it.
-    size: of the crops of fine-tuning, in pixels a side.
-    batch_size: of fine-tuning.
-    protocol: of the evaluation.
+    size: side of the square crops of fine-tuning, in pixels.
+    batch_size: number of images in a batch of fine-tuning.
+    protocol: block of the evaluation protocol.
 
   Raises:
     ValueError: options contradict each other.
@@ -208,9 +208,10 @@ def small(
   """Builds an experiment for a CPU.
 
   Args:
-    options: with those of `SMALL`, and `init`.
+    options: parsed options, among them those of `SMALL`, and `init`.
     encoder: a finished stage or a weight file, in place of `classify`.
-    **blocks: of the config: network, classify, denoise, finetune, evaluate.
+    **blocks: blocks of the config: network, classify, denoise, finetune,
+      evaluate.
 
   Raises:
     ValueError: options contradict each other.
@@ -229,6 +230,7 @@ def photo_pretraining(
   size: tuple[int, int],
   area: tuple[float, float],
   noise: dict[str, Any],
+  also: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
   """Builds the stages before fine-tuning on a small set of photographs.
 
@@ -236,7 +238,8 @@ def photo_pretraining(
     data: the photographs, with masks.
     size: height and width of the crops, in pixels.
     area: range of the share of a photograph that is denoised.
-    noise: of denoising.
+    noise: block of the noise of denoising.
+    also: further images that are denoised: data sets and splits.
   """
   crop = {'name': 'inception', 'size': size}
   return {
@@ -248,6 +251,7 @@ def photo_pretraining(
     },
     'denoise': {
       'data': data,
+      'also': also,
       'noise': noise,
       'crop': {**crop, 'area': area},
       'recipe': shared.recipe(8, 600, shared.adam(2e-3, warmup_steps=50), 200),
@@ -259,7 +263,7 @@ def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
   """Builds the noise of denoising.
 
   Args:
-    options: with those of `NOISE`.
+    options: parsed options, among them those of `NOISE`.
     gamma: the strength if no option gives one.
 
   Raises:

@@ -1,7 +1,8 @@
 """Denoising pretraining on your own images, then fine-tuning on their masks.
 
-Data:  a folder of images, masks of the same names and a class list: see "Your
-       own data" in README.md.
+Data:  a folder of images, masks of the same names and a class list: see
+       docs/own_data.md. With unlabeled=same some images may have no mask, with
+       unlabeled=FOLDER there are further images: denoising trains on them, too.
 Run:   python -m ddep.main \
          --config=configs/ddep_folder.py:source=roads,ignore=255
 Cost:  about 3 minutes a stage on 2 CPU cores.
@@ -20,12 +21,23 @@ def get_config(argument=None):
     init=['dep', 'none'],
     **ddep.SMALL,
   )
-  data = shared.folder(options)
+  data, unlabeled = shared.folder(options), shared.unlabeled_images(options)
+  if unlabeled and options.init == 'none':
+    raise ValueError(
+      f'config option unlabeled={options.unlabeled}: expected init=dep, as '
+      'init=none trains on images with masks alone'
+    )
   optimizer = shared.adam(options.lr or 2e-3, warmup_steps=50)
   return ddep.small(
     options,
     network=networks.small('unet'),
-    **ddep.photo_pretraining(data, _SIZE, _AREA, noise={'gamma': 0.95}),
+    **ddep.photo_pretraining(
+      data,
+      _SIZE,
+      _AREA,
+      noise={'gamma': 0.95},
+      also=(unlabeled,) if unlabeled else (),
+    ),
     finetune={
       'data': data,
       'subset': shared.subset(options),

@@ -50,7 +50,7 @@ def stages(options: SimpleNamespace) -> tuple[str, ...]:
   """Returns the stages of a protocol, in order.
 
   Args:
-    options: with those of `PASS`.
+    options: parsed options, among them those of `PASS`.
 
   Raises:
     ValueError: attention needs clusters, and there are none.
@@ -78,7 +78,7 @@ def objectives(
   """Builds the objectives of pretraining.
 
   Args:
-    options: with those of `PASS`.
+    options: parsed options, among them those of `PASS`.
     clusters: queue of SwAV (embeddings of each large view, over all devices),
       the step from which it fills, and the step from which prototypes train.
     pixpro: sizes of PixPro that differ from the defaults.
@@ -183,8 +183,8 @@ def threshold(options: SimpleNamespace, published: float = -1.0) -> float:
   """Returns the threshold of attention or saliency; negative: the best on val.
 
   Args:
-    options: with those of `PASS`.
-    published: that of attention in the paper.
+    options: parsed options, among them those of `PASS`.
+    published: threshold of attention that the paper reports.
 
   Raises:
     ValueError: `threshold` is no number.

@@ -17,7 +17,8 @@ def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
 
   Args:
     argument: options of the command line; None or '' for the defaults.
-    **defaults: by name, a str, int, float, bool or list of str.
+    **defaults: default of each option by its name: a str, int, float, bool or
+      list of str.
 
   Raises:
     ValueError: an option is unknown, or its value has another type.

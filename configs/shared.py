@@ -32,7 +32,12 @@ FOLDER = {
   'ignore': '',  # value or color of pixels without a class: 255 or #ffffff
   'val_fraction': 0.2,  # share of the images set aside for evaluation
   'on_bad_example': ['error', 'skip'],
+  # Images without masks that are trained on, too: a folder of them (in the
+  # source, or an absolute path); or 'same', those of `images` without a mask.
+  'unlabeled': '',
 }
+# Value of `unlabeled`, and the split that it makes.
+_SAME_FOLDER, _UNLABELED = 'same', 'unlabeled'
 
 
 def block(**fields: Any) -> ml_collections.ConfigDict:
@@ -65,7 +70,7 @@ def recipe(
 
   Args:
     batch_size: images of a step, over all devices.
-    num_steps: of the training.
+    num_steps: number of training steps.
     optimizer: fields of it.
     evaluate_every: steps; 0 to evaluate after the last one only.
   """
@@ -92,7 +97,7 @@ def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
   """Builds the choice of labeled images.
 
   Args:
-    options: with those of `LABELED`.
+    options: parsed options, among them those of `LABELED`.
     labels: number of images if no option gives it; 0 for all of them.
   """
   amounts = {
@@ -105,12 +110,32 @@ def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
   return {**amounts, 'seed': options.seed, 'run': options.run}
 
 
-def folder(options: SimpleNamespace, **fields: Any) -> dict[str, Any]:
+def folder(options: SimpleNamespace) -> dict[str, Any]:
   """Builds the data set of a folder of images and masks.
 
   Args:
-    options: with those of `FOLDER`.
-    **fields: further ones of the data set.
+    options: parsed options, among them those of `FOLDER`.
   """
-  fields |= {name: getattr(options, name) for name in FOLDER}
+  fields = {name: getattr(options, name) for name in FOLDER}
+  if fields.pop('unlabeled') == _SAME_FOLDER:
+    fields['without_mask'] = _UNLABELED
   return {'name': 'image_mask_folder', **fields}
+
+
+def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
+  """Builds data set and split of the images without masks; None without any.
+
+  Args:
+    options: parsed options, among them those of `FOLDER`.
+  """
+  if not options.unlabeled:
+    return None
+  if options.unlabeled == _SAME_FOLDER:
+    return {'data': folder(options), 'split': _UNLABELED}
+  data = {
+    'name': 'image_folder',
+    'source': options.source,
+    'images': options.unlabeled,
+    'on_bad_example': options.on_bad_example,
+  }
+  return {'data': data, 'split': 'train'}

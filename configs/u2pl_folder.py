@@ -1,9 +1,9 @@
 """U2PL, U2PL+ and their baselines on your own images, few of them with masks.
 
-Data:  a folder of images, masks of the same names and a class list: see "Your
-       own data" in README.md. With without_mask=unlabeled some images may have
-       no mask. Otherwise the masks of images that are not labeled only measure
-       the pseudo-labels.
+Data:  a folder of images, masks of the same names and a class list: see
+       docs/own_data.md. With unlabeled=same images without a mask are the
+       unlabeled ones, with unlabeled=FOLDER those of another folder. Otherwise
+       they are images with masks, which only measure the pseudo-labels.
 Run:   python -m u2pl.main \\
          --config=configs/u2pl_folder.py:source=roads,ignore=255,labels=20
 Cost:  5 to 10 minutes on 2 CPU cores.
@@ -17,7 +17,7 @@ def get_config(argument=None):
   options = options_lib.parse(
     argument,
     **shared.FOLDER,
-    without_mask=['error', 'unlabeled'],  # images that have no mask
+    without_mask=['error', 'unlabeled'],  # unlabeled: as unlabeled=same
     # Of 50 steps, on labeled images alone, before there are pseudo-labels.
     warmup_epochs=10,
     # Of the loss of unlabeled images; 1 in the papers, with better teachers.
@@ -26,15 +26,19 @@ def get_config(argument=None):
     low_rank=1,
     **u2pl.SMALL,  # fraction is 0.25 by default, or 1 of those with a mask
   )
-  separate = options.without_mask == 'unlabeled'
-  if not (options.labels or options.list or separate):
+  if options.without_mask == 'unlabeled':
+    options.unlabeled = options.unlabeled or 'same'
+  unlabeled = shared.unlabeled_images(options)
+  elsewhere = unlabeled and unlabeled['data'] != shared.folder(options)
+  if not (options.labels or options.list or unlabeled):
     options.fraction = options.fraction or 0.25
   return u2pl.small(
     options,
     network=networks.small('unet'),
     train={
-      'data': shared.folder(options, without_mask=options.without_mask),
-      'unlabeled': 'unlabeled' if separate else '',
+      'data': shared.folder(options),
+      'unlabeled': unlabeled['split'] if unlabeled else '',
+      **({'unlabeled_data': unlabeled['data']} if elsewhere else {}),
       'crop': {'name': 'inception', 'size': (96, 96), 'area': (0.05, 0.5)},
       'learn': u2pl.small_losses(
         options,

@@ -3,10 +3,10 @@
 Images y are in [-1, 1], noise e is standard normal per pixel and channel, γ is
 the share of the image's power that is kept: 1 without noise.
 
-  gamma = sample_gamma(keys, options)
-  eps = sample(keys, images.shape)
-  noisy = corrupt(images, eps, gamma, options)
-  prediction_target = target(images, eps, gamma, options)
+  gamma = sample_noise_gamma(keys, options)
+  eps = sample_noise(keys, images.shape)
+  noisy = corrupt_with_noise(images, eps, gamma, options)
+  prediction_target = denoising_target(images, eps, gamma, options)
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ class NoiseOptions:
     draw: distribution of γ over the range (§4.3): 'uniform', clipped at 1; or a
       uniform time step: 'linear' has `num_steps` equidistant values,
       'multiplicative' the products of the first t of these, t < num_steps.
-    num_steps: of 'linear' and 'multiplicative'; 0 otherwise.
+    num_steps: number of diffusion steps of the kinds 'linear' and
+      'multiplicative'; 0 for the other kinds.
     target: the prediction target: 'eps' is the noise e, 'x' the clean image,
       'eps_scaled' the noise times its magnitude. For an image without noise,
       the targets of noise are 0.
@@ -126,11 +127,11 @@ class NoiseOptions:
     return np.cumprod([1.0, *linear[:-1]])
 
 
-def sample_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
+def sample_noise_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
   """Draws the noise level γ of each image from its key; float32.
 
   Args:
-    keys: [B] keys; safe to use in `sample` too, as γ folds them.
+    keys: [B] keys; safe to use in `sample_noise` too, as γ folds them.
     options: options of the noise.
   """
   if options.gamma_range == (0, 0):
@@ -148,7 +149,9 @@ def sample_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
   return jnp.asarray(options.levels, jnp.float32)[steps(keys)]
 
 
-def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:
+def sample_noise(
+  keys: Array, shape: tuple[int, ...]
+) -> Float[Array, 'B H W 3']:
   """Draws the noise e, each row from its own key; float32.
 
   Args:
@@ -160,7 +163,7 @@ def sample(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'B H W 3']:
   )
 
 
-def magnitude(
+def noise_magnitude(
   gamma: Float[Array, '*B'], options: NoiseOptions
 ) -> Float[Array, '*B']:
   """Computes the factor of e, in units of the noise space.
@@ -171,7 +174,7 @@ def magnitude(
   return jnp.sqrt(power if options.kind == 'scaled' else power / gamma)
 
 
-def corrupt(
+def corrupt_with_noise(
   images: Float[Array, 'B H W 3'],
   eps: Float[Array, 'B H W 3'],
   gamma: Float[Array, 'B'],
@@ -185,13 +188,13 @@ def corrupt(
   mapped back to [-1, 1]: simple noise is y + 2 σ e.
   """
   gamma = _per_image(gamma)
-  added = magnitude(gamma, options) * eps
+  added = noise_magnitude(gamma, options) * eps
   if options.kind == 'scaled':
     images = _attenuate(images, jnp.sqrt(gamma), options)
   return images + options.unit * added
 
 
-def target(
+def denoising_target(
   images: Float[Array, 'B H W 3'],
   eps: Float[Array, 'B H W 3'],
   gamma: Float[Array, 'B'],
@@ -205,23 +208,23 @@ def target(
     case 'x':
       return images
     case 'eps_scaled':
-      return magnitude(gamma, options) * eps
+      return noise_magnitude(gamma, options) * eps
 
 
-def clean(
+def denoised_images(
   noisy: Float[Array, 'B H W 3'],
   predicted: Float[Array, 'B H W 3'],
   gamma: Float[Array, 'B'],
   options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
-  """Computes the clean image from a prediction: `corrupt` solved for it."""
+  """Computes the clean images from the noisy ones and a prediction."""
   if options.target == 'x':
     return predicted
   gamma = _per_image(gamma)
   added = (
     predicted
     if options.target == 'eps_scaled'
-    else magnitude(gamma, options) * predicted
+    else noise_magnitude(gamma, options) * predicted
   )
   images = noisy - options.unit * added
   if options.kind == 'scaled':

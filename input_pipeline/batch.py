@@ -36,7 +36,7 @@ Batch = Mapping[str, Any]
 HOST_ONLY = ('id',)
 
 
-def spec(
+def batch_spec(
   batch_size: int,
   size: tuple[int, int],
   label: bool = False,
@@ -47,9 +47,9 @@ def spec(
 
   Args:
     batch_size: global number of rows B.
-    size: height and width.
-    label: whether the batch has class ids of pixels.
-    num_tags: number C of image-level labels; None without them.
+    size: (height, width) of the images in pixels.
+    label: whether the batch has a class id per pixel.
+    num_tags: number C of image-level labels; None for a batch without tags.
     valid: whether the batch marks ignored padding.
   """
 
@@ -66,34 +66,42 @@ def spec(
   }
 
 
-def to_symmetric(
+def batch_images_to_symmetric(
   images: UInt8[Array, '*B H W 3'],
 ) -> Float[Array, '*B H W 3']:
-  """Maps 0…255 to [-1, 1], the image space of everything on the device."""
+  """Maps pixels from 0…255 to [-1, 1], the range of images on the device."""
   # Not x / 127.5 - 1, which exceeds 1 at x = 255 when compiled.
   return (images.astype(jnp.float32) - 127.5) / 127.5
 
 
-def to_uint8(
+def batch_images_to_uint8(
   images: Float[np.ndarray, '*B H W 3'],
 ) -> UInt8[np.ndarray, '*B H W 3']:
-  """Maps [-1, 1] back to 0…255, clipped and rounded; for pictures."""
+  """Maps pixels from [-1, 1] back to 0…255, clipped and rounded."""
   scaled = (np.asarray(images, np.float32) + 1.0) * 127.5
   return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def join(arrays: Sequence[Array]) -> Array:
-  """Interleaves V arrays [B, …] into one [B·V, …], B-major.
+def join_batch_rows(arrays: Sequence[Array]) -> Array:
+  """Interleaves V arrays [B, …] into one array [B·V, …].
 
-  The batch axis is sharded over devices: a concatenation along it would move
-  rows between them, interleaving keeps every row on its device.
+  Row b of array v becomes row b·V + v.
+
+  Args:
+    arrays: V arrays of the same shape and type.
   """
+  # The batch axis is sharded over devices: a concatenation along it would move
+  # rows between devices, interleaving keeps every row on its device.
   stacked = jnp.stack(arrays, axis=1)
   return stacked.reshape((-1, *stacked.shape[2:]))
 
 
-def split(array: Array, num_arrays: int) -> tuple[Array, ...]:
-  """Splits an array [B·V, …] of `join` into V arrays [B, …].
+def split_batch_rows(array: Array, num_arrays: int) -> tuple[Array, ...]:
+  """Splits an array [B·V, …] of `join_batch_rows` into V arrays [B, …].
+
+  Args:
+    array: array whose row b·V + v belongs to row b of the v-th result.
+    num_arrays: number V of arrays.
 
   Raises:
     ValueError: the rows do not divide into V arrays.

@@ -1,4 +1,7 @@
-"""Boxes of random crops: places and sizes, apart from any pixels."""
+"""Random places, sizes and scales of crops.
+
+box = crop_boxes.sample_crop_box(rng, image=(375, 500), size=(321, 321))
+"""
 
 import math
 from typing import NamedTuple
@@ -15,13 +18,18 @@ class Box(NamedTuple):
   width: int
 
 
-def sample_crop(
+def sample_crop_box(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
-  """Samples the place of a box of `size`, uniformly inside of the image.
+  """Samples the place of a crop, uniformly inside of the image.
 
-  Along an axis where the image is smaller than the box, the image is placed
-  uniformly inside of the box.
+  Along an axis where the image is smaller than the crop, the image is placed
+  uniformly inside of the crop.
+
+  Args:
+    rng: random generator.
+    image: (height, width) of the image in pixels.
+    size: (height, width) of the crop in pixels.
   """
   top, left = (
     int(rng.integers(min(n - m, 0), max(n - m, 0) + 1))
@@ -30,19 +38,41 @@ def sample_crop(
   return Box(top, left, *size)
 
 
-def sample_centered_crop(
+def sample_centered_crop_box(
   rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
 ) -> Box:
-  """Samples the place of a box of `size`, uniformly inside of the image.
+  """Samples the place of a crop, uniformly inside of the image.
 
-  Along an axis where the image is smaller than the box, the image is centered
-  in it; of an odd number of padding pixels, the smaller half comes first.
+  Along an axis where the image is smaller than the crop, the image is centered
+  in the crop; of an odd number of padding pixels, the smaller half comes first.
+
+  Args:
+    rng: random generator.
+    image: (height, width) of the image in pixels.
+    size: (height, width) of the crop in pixels.
   """
   top, left = (
     -((m - n) // 2) if n < m else int(rng.integers(0, n - m + 1))
     for n, m in zip(image, size, strict=True)
   )
   return Box(top, left, *size)
+
+
+def sample_image_scale(
+  rng: np.random.Generator, scales: tuple[float, float], balanced: bool
+) -> float:
+  """Samples a scale factor.
+
+  Args:
+    rng: random generator.
+    scales: least and largest factor.
+    balanced: whether the factor is below 1 in half of the cases, and uniform
+      below and above 1 (spec U2PL §5); else it is uniform in the whole range.
+  """
+  low, high = scales
+  if balanced:
+    low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
+  return float(rng.uniform(low, high))
 
 
 def sample_inception_box(
@@ -54,15 +84,15 @@ def sample_inception_box(
 ) -> Box:
   """Samples a box of random area and log-uniform aspect ratio.
 
-  If no attempt fits into the image, it is the largest centered box whose aspect
-  ratio is in the range.
+  If no sampled box fits into the image, the result is the largest centered box
+  whose aspect ratio is in the range.
 
   Args:
     rng: random generator.
-    image: (height, width) in pixels.
-    area: range of the fraction of the image's area.
-    aspect: range of width / height.
-    attempts: number of boxes that are tried.
+    image: (height, width) of the image in pixels.
+    area: range of the area of the box, as a fraction of the image's area.
+    aspect: range of width / height of the box.
+    attempts: number of boxes that are sampled before the centered one is used.
   """
   height, width = image
   for _ in range(attempts):

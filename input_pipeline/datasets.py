@@ -1,7 +1,7 @@
 """Data sets by name: opens their splits, and prepares their records.
 
   options = datasets.DataOptions('shapes/scenes')
-  split = datasets.open_split(options, 'train', data_dir='')
+  split = datasets.open_dataset_split(options, 'train', data_dir='')
   split.records[0]          # encoded bytes: see sources/records.py
 
 A data set that is not prepared yet is prepared when it is opened.
@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
 from input_pipeline.builders import base, class_list, shards
-from input_pipeline.sources import audit, fingerprints, records
-from runtime import errors, files, progress, threads
+from input_pipeline.sources import fingerprints, records
+from runtime import errors, files
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
@@ -46,8 +46,10 @@ _BUILDERS = {
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
 
-# Reports that this process has printed: a run opens a data set several times,
-# but reports its skipped files once.
+# Data sets that are a user's own folder.
+_FOLDERS = ('image_folder', 'image_mask_folder')
+
+# Reports of skipped files that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
@@ -67,19 +69,21 @@ class DataOptions:
   """Names a data set and locates its files.
 
   Attributes:
-    name: as in docs/datasets.md: 'camvid', 'imagenet_s/50', 'image_folder'.
-    source: folder of the files it is made from; '' is $SEG_DATA_DIR/NAME.
-    images: folders only: folder of the images in the source.
-    masks: image_mask_folder only: folder of the masks in the source.
-    classes: image_mask_folder only: file with the class list.
-    ignore: image_mask_folder only: value or color of pixels without a class,
-      '255' or '255,255,255' or '#ffffff'; '' if there are none.
-    without_mask: image_mask_folder only: 'error' refuses images that have no
-      mask, 'unlabeled' makes them a split of this name.
-    val_fraction: folders only: fraction of the images that becomes `val`.
-    split_seed: folders only: selects the images of `val`.
-    on_bad_example: folders only: 'error' refuses the data set for one bad file,
-      'skip' skips the file.
+    name: name of a data set in docs/datasets.md: 'camvid', 'imagenet_s/50',
+      'image_folder'.
+    source: folder of the files the data set is made from; '' is
+      $SEG_DATA_DIR/NAME.
+    images: folder of the images in `source`; folders only.
+    masks: folder of the masks in `source`; image_mask_folder only.
+    classes: file with the class list; image_mask_folder only.
+    ignore: value or color of pixels without a class, '255' or '255,255,255' or
+      '#ffffff'; '' if there are none; image_mask_folder only.
+    without_mask: treatment of images that have no mask: 'error' refuses them,
+      'unlabeled' makes them a split of this name; image_mask_folder only.
+    val_fraction: fraction of the images that becomes `val`; folders only.
+    split_seed: seed that selects the images of `val`; folders only.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file; folders only.
   """
 
   name: str
@@ -116,13 +120,15 @@ class Split:
   """A split of a prepared data set.
 
   Attributes:
-    name: for messages: 'shapes/scenes train'.
-    version: of its records; differs for every state of a folder.
+    name: name of data set and split, for messages: 'shapes/scenes train'.
+    version: version of the records, which differs for every state of a folder.
     classes: name of each class id.
-    palette: RGB color of each class id.
-    label_kinds: kinds of label of its records: 'label', 'tags'.
-    records: by index; encoded, see sources/records.py.
+    palette: RGB color of each class id, 0 to 255.
+    label_kinds: kinds of label that the records have: 'label', 'tags'.
+    records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
+    folder: of the images, if ids are paths in it, with `{split}` for the first
+      part of the ids; '' if ids are official names.
   """
 
   name: str
@@ -132,12 +138,13 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
+  folder: str = ''
 
   def __len__(self) -> int:
     return len(self.records)
 
   def select(self, indices: np.ndarray) -> 'Split':
-    """Returns the split of the images at the given indices, in their order."""
+    """Returns the split of the images at the given indices, in that order."""
     if np.array_equal(indices, np.arange(len(self))):
       return self
     name = f'{self.name} ({len(indices)} of {len(self)} images)'
@@ -153,14 +160,14 @@ class Split:
     return self.index.names()
 
   def require_labels(self, kind: str, purpose: str) -> None:
-    """Checks that its records have a kind of label.
+    """Checks that the records have a kind of label.
 
     Args:
-      kind: 'label' or 'tags'.
-      purpose: of the labels, for the message.
+      kind: kind of label: 'label' or 'tags'.
+      purpose: name of the part that needs the labels, for the message.
 
     Raises:
-      UserError: its records lack the labels.
+      UserError: the records lack the labels.
     """
     if kind not in self.label_kinds:
       raise errors.UserError(
@@ -169,7 +176,7 @@ class Split:
       )
 
   def sizes(self) -> list[tuple[int, int]]:
-    """Returns (height, width) of each image."""
+    """Returns (height, width) of each image in pixels."""
     return [(height, width) for height, width in self.index.sizes.tolist()]
 
 
@@ -182,8 +189,12 @@ def default_data_dir() -> str:
   )
 
 
-def builder(options: DataOptions, data_dir: str = '') -> base.Builder:
-  """Returns the TFDS builder of a data set, prepared or not.
+def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
+  """Creates the TFDS builder of a data set, prepared or not.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     UserError: the config is unknown, or the files are missing.
@@ -196,13 +207,13 @@ def builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   if name == 'shapes':
     return cls(**kwargs)
   source = options.source or _default_source(name)
-  if name in ('image_folder', 'image_mask_folder'):
+  if name in _FOLDERS:
     return cls(_folder_options(module, options, source), **kwargs)
   return cls(source=source, **kwargs)
 
 
 def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
-  """Returns module and class of a builder, and its config, '' without one.
+  """Returns module, class and config of a builder; the config may be ''.
 
   Raises:
     UserError: the config is unknown.
@@ -221,13 +232,13 @@ def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
   return module, cls, config
 
 
-def known_num_classes(options: DataOptions) -> int | None:
+def known_dataset_num_classes(options: DataOptions) -> int | None:
   """Returns the number of classes of a data set without opening its files.
 
   Returns:
     The number; None if the classes are defined by the files.
 
-  >>> known_num_classes(DataOptions('cityscapes'))
+  >>> known_dataset_num_classes(DataOptions('cityscapes'))
   19
 
   Raises:
@@ -245,7 +256,7 @@ def known_num_classes(options: DataOptions) -> int | None:
   return len(data_set.schema().classes)
 
 
-def prepare(
+def prepare_dataset(
   options: DataOptions, data_dir: str = '', report_existing: bool = False
 ) -> base.Builder:
   """Prepares the records of a data set, unless they exist.
@@ -253,8 +264,8 @@ def prepare(
   Process 0 prepares while the others wait. The audit of the files is printed.
 
   Args:
-    options: of the data set.
-    data_dir: folder of records.
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
     report_existing: whether to print a line if the records exist.
 
   Returns:
@@ -264,26 +275,28 @@ def prepare(
     UserError: a file is missing or bad.
   """
   with _without_tfds_logs():
-    data_set = builder(options, data_dir)
+    data_set = dataset_builder(options, data_dir)
     problem = None
     if _is_host_0():
       problem = _prepare_on_host_0(data_set, options, report_existing)
     if jax.process_count() > 1:
-      # All hosts must raise, or those that go on wait for host 0 forever.
+      # All hosts must raise: a host that went on would wait for host 0 forever.
       good = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
       if not good and problem is None:
         problem = errors.UserError(f'host 0 could not prepare {options.name}')
-      data_set = builder(options, data_dir)
+      data_set = dataset_builder(options, data_dir)
     if problem is not None:
       raise problem
     # A builder reads its splits when it is created: one that another process
     # has prepared since needs a new builder.
-    return data_set if data_set.info.splits else builder(options, data_dir)
+    return (
+      data_set if data_set.info.splits else dataset_builder(options, data_dir)
+    )
 
 
 @contextlib.contextmanager
 def _without_tfds_logs() -> Iterator[None]:
-  """Silences the messages of TFDS about each of its steps."""
+  """Silences the log messages of TFDS, one for each of its steps."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -311,35 +324,39 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # Every run reports the skipped files, once.
+    # A run opens a data set several times, but reports its skipped files once.
     again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
     if report.exists() and (not existed or again):
       _PRINTED_REPORTS.add(report)
       print(report.read_text(), end='', flush=True)
   except errors.UserError as error:
-    if builder(options, str(data_set.data_dir_root)).is_prepared():
+    if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
     return error
   return None
 
 
-def check_available(options: DataOptions, data_dir: str = '') -> None:
-  """Checks that a data set is prepared or can be; prepares nothing.
+def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
+  """Checks that a data set is prepared, or that its files are available.
+
+  Args:
+    options: name and location of the data set.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     MissingInput: neither records nor files of the data set exist.
   """
   with _without_tfds_logs():
-    data_set = builder(options, data_dir)
+    data_set = dataset_builder(options, data_dir)
     if not data_set.is_prepared():
       data_set.check_available()
 
 
-def concatenate(splits: Sequence[Split]) -> Split:
+def concatenate_splits(splits: Sequence[Split]) -> Split:
   """Concatenates the images of several splits, without their labels.
 
-  The classes are those of the first: labels of other data sets would mean
-  something else.
+  The result has the classes of the first split. The labels are dropped because
+  a class id means another class in each data set.
   """
   first, *others = splits
   if not others:
@@ -354,15 +371,27 @@ def concatenate(splits: Sequence[Split]) -> Split:
   )
 
 
-def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
+def open_dataset_split(
+  options: DataOptions, split: str, data_dir: str = ''
+) -> Split:
   """Opens a split; prepares the data set if its records do not exist.
+
+  Args:
+    options: name and location of the data set.
+    split: name of the split: 'train'.
+    data_dir: folder of records; '' for `default_data_dir`.
 
   Raises:
     UserError: the data set cannot be prepared, or has no such split.
   """
-  data_set = prepare(options, data_dir)
+  data_set = prepare_dataset(options, data_dir)
   info = data_set.info
   if split not in info.splits:
+    if options.without_mask == split:
+      raise errors.UserError(
+        f'without_mask={split}: expected images without a mask in '
+        f'{options.source}, got a mask for each: leave unlabeled=same out'
+      )
     raise errors.UserError(
       f'split: expected one of {", ".join(info.splits)} of {options.name}, got '
       f'{split!r}'
@@ -387,68 +416,19 @@ def open_split(options: DataOptions, split: str, data_dir: str = '') -> Split:
     ),
     records=data_set.as_data_source(split, decoders=encoded),
     index=fingerprints.ImageIndex.read(
-      shards.index_path(pathlib.Path(data_set.data_dir), split)
+      shards.split_index_path(pathlib.Path(data_set.data_dir), split)
     ),
+    folder=_images_folder(options),
   )
 
 
-def open_folder(
-  images: pathlib.Path,
-  classes: tuple[str, ...],
-  palette: tuple[tuple[int, int, int], ...],
-) -> tuple[Split, tuple[errors.BadFile, ...]]:
-  """Opens the images of a folder without preparing records.
-
-  Every image is decoded once, to check that it can be.
-
-  Args:
-    images: the folder; its subfolders are included.
-    classes: name of each class id, for predictions.
-    palette: RGB color of each class id.
-
-  Returns:
-    The split of the usable images, and the files that are not usable.
-
-  Raises:
-    UserError: the folder is missing, or has no usable image.
-  """
-  listing = audit.list_examples(images)
-  examples, indices, bad = [], [], [*listing.problems]
-  for example, index in zip(
-    listing.examples,
-    progress.bar(
-      threads.ordered_map(
-        audit.catch_bad_files(_index_example), listing.examples
-      ),
-      desc=f'checking {images}',
-      total=len(listing.examples),
-    ),
-    strict=True,
-  ):
-    if isinstance(index, errors.BadFile):
-      bad.append(index)
-    else:
-      examples.append(example)
-      indices.append(index)
-  bad = sorted(bad, key=str)
-  if not examples:
-    raise errors.UserError(
-      f'{images}: no image is usable: {bad[0]}; repair that file'
-    )
-  split = Split(
-    name=str(images),
-    version='',
-    classes=classes,
-    palette=palette,
-    label_kinds=(),
-    records=record_views.ImageFiles(examples),
-    index=fingerprints.ImageIndex.join(indices),
-  )
-  return split, tuple(bad)
-
-
-def _index_example(example: audit.Example) -> fingerprints.ImageIndex:
-  return fingerprints.ImageIndex.from_sample(audit.read_example(example))
+def _images_folder(options: DataOptions) -> str:
+  """Returns the path of the images of a folder; '' for other data sets."""
+  name = options.name.partition('/')[0]
+  if name not in _FOLDERS:
+    return ''
+  source = pathlib.Path(options.source or _default_source(name)).expanduser()
+  return os.path.abspath(source / options.images)
 
 
 def _default_source(name: str) -> str:
@@ -472,6 +452,6 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     **common,
     masks=options.masks,
     classes=options.classes,
-    ignore=class_list.parse_ignore(options.ignore),
+    ignore=class_list.parse_ignored_mask_value(options.ignore),
     without_mask=options.without_mask,
   )

@@ -48,25 +48,27 @@ class ReadOptions:
       raise ValueError(f'workers: expected >= 0, got {self.workers}')
 
   def iterate(self, batches: grain.MapDataset) -> grain.DatasetIterator:
-    """Returns an iterator over batches that are read ahead."""
+    """Returns an iterator that reads batches ahead of their use."""
     options = grain.ReadOptions(
       num_threads=self.threads, prefetch_buffer_size=self.buffered
     )
     dataset = batches.to_iter_dataset(options)
     if self.workers:
       dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self.workers), _ignore_sigterm
+        grain.MultiprocessingOptions(num_workers=self.workers),
+        _ignore_stop_signals,
       )
     return iter(dataset)
 
 
-def _ignore_sigterm(*_) -> None:
-  """Makes a worker process ignore SIGTERM, which the trainer handles.
+def _ignore_stop_signals(*_) -> None:
+  """Makes a worker process ignore SIGTERM and SIGINT; the trainer handles them.
 
-  SLURM sends it to all processes of a job, but the trainer needs batches until
-  it has saved and stopped.
+  SLURM sends the one to all processes of a job, a terminal the other at Ctrl-C,
+  but the trainer needs batches until it has saved and stopped.
   """
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +76,15 @@ class ProcessShard:
   """The part of every global batch that one process reads.
 
   Attributes:
-    index: of the process; of this one by default.
-    count: number of processes.
+    index: index of the process, from 0; by default, of this process.
+    count: number of processes; by default, of this run.
   """
 
   index: int = dataclasses.field(default_factory=jax.process_index)
   count: int = dataclasses.field(default_factory=jax.process_count)
 
   def rows(self, batch_size: int) -> int:
-    """Returns the rows of a global batch that belong to this process.
+    """Returns the number of rows of a global batch that this process reads.
 
     Raises:
       UserError: the batch does not divide among the processes.
@@ -97,7 +99,12 @@ class ProcessShard:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """A source of records, and the transform that is applied to each."""
+  """Holds records and the transform that is applied to each of them.
+
+  Attributes:
+    records: encoded records by index.
+    transform: random transform from a record to an example of arrays.
+  """
 
   records: Sequence[Any]
   transform: transforms.Transform
@@ -111,6 +118,8 @@ class Stream:
 
   def examples(self, seed: int) -> grain.MapDataset:
     """Returns the infinite sequence of examples, the same on all hosts."""
+    # Grain seeds the generator of an example with the seed and the index alone,
+    # so that neither hosts nor worker processes nor a restart change it.
     return (
       grain.MapDataset.source(self.records)
       .seed(seed)
@@ -120,8 +129,10 @@ class Stream:
     )
 
 
-def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-  """Stacks examples into a batch without padding rows."""
+def stack_examples(
+  examples: Sequence[Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+  """Stacks examples of equal shapes into a batch without padding rows."""
   out = {
     name: np.stack([example[name] for example in examples])
     for name in examples[0]
@@ -134,10 +145,10 @@ class Loader:
   """Infinite training batches of one or several streams.
 
   Attributes:
-    streams: by name; a single stream named '' yields plain batches, several
-      streams yield a dict of batches.
+    streams: streams by name; a single stream named '' yields plain batches,
+      several streams yield a dict of batches by stream.
     batch_size: global number of rows B of each stream.
-    seed: of the order of records and of all random transforms.
+    seed: seed of the order of records and of all random transforms.
     reading: numbers of threads and worker processes.
     shard: the part of each batch that this process reads.
   """
@@ -149,7 +160,7 @@ class Loader:
   shard: ProcessShard = dataclasses.field(default_factory=ProcessShard)
 
   def batches(self) -> grain.MapDataset:
-    """Returns this process's parts of the batches, by step."""
+    """Returns the sequence of this process's parts of the batches, by step."""
     rows = self.shard.rows(self.batch_size)
     # Local batch j·count + p is the p-th contiguous part of global batch j.
     # Each stream has its own seed, so that two streams of the same records do
@@ -159,7 +170,7 @@ class Loader:
         # The infinite length is 2**63 - 1: rounding it up overflows.
         rows,
         drop_remainder=True,
-        batch_fn=stack,
+        batch_fn=stack_examples,
       )[self.shard.index :: self.shard.count]
       for name, stream in self.streams.items()
     ]
@@ -177,14 +188,17 @@ class Loader:
       shape = (array.shape[0] * self.shard.count, *array.shape[1:])
       return jax.ShapeDtypeStruct(shape, array.dtype)
 
-    return jax.tree.map(widen, drop_host_only(self.batches()[0]))
+    return jax.tree.map(widen, drop_host_only_keys(self.batches()[0]))
 
   @contextlib.contextmanager
   def start(self, step: int) -> Iterator[Iterator[batch_lib.Batch]]:
     """Provides the batches from `step` on; stops reading at the end.
 
     Args:
-      step: of the first batch.
+      step: number of the first batch, from 0.
+
+    Yields:
+      An iterator over this process's parts of the batches.
     """
     # A slice: iterators with worker processes cannot be set to a step.
     iterator = self.reading.iterate(self.batches()[step:])
@@ -194,30 +208,33 @@ class Loader:
       iterator.close()
 
 
-def drop_host_only(host_batch: batch_lib.Batch) -> dict[str, Any]:
-  """Returns a batch, or streams of batches, without keys of the host."""
+def drop_host_only_keys(host_batch: batch_lib.Batch) -> dict[str, Any]:
+  """Returns a batch, or a dict of batches, without the keys of `HOST_ONLY`."""
   return {
-    name: drop_host_only(value) if isinstance(value, Mapping) else value
+    name: drop_host_only_keys(value) if isinstance(value, Mapping) else value
     for name, value in host_batch.items()
     if name not in batch_lib.HOST_ONLY
   }
 
 
-def prefetch(
+def prefetch_batches(
   batches: Iterator[batch_lib.Batch],
   put: Callable[[Any], Any],
   ahead: int = 2,
 ) -> Iterator[Any]:
-  """Yields batches on the devices, and transfers the next ones meanwhile.
+  """Yields batches on the devices while the next ones are transferred.
 
   Args:
-    batches: on the host.
-    put: starts the transfer of a batch to the devices.
+    batches: batches on the host.
+    put: function that starts the transfer of a batch to the devices and returns
+      the batch there.
     ahead: number of transfers that are started ahead.
   """
+  # `put` returns before the transfer ends, so that transfers overlap with the
+  # step. Each batch that is transferred ahead takes memory of the devices.
   pending = collections.deque()
   for batch in batches:
-    pending.append(put(drop_host_only(batch)))
+    pending.append(put(drop_host_only_keys(batch)))
     if len(pending) > ahead:
       yield pending.popleft()
   yield from pending

@@ -5,11 +5,14 @@
   python -m input_pipeline.prepare imagenet --source=/data --shard=0/4
   python -m input_pipeline.prepare image_mask_folder --source=~/roads \
       --images=images --masks=masks --classes=classes.txt --ignore=255 --check
+  python -m input_pipeline.prepare --from=coco --annotations=instances.json \
+      --source=~/roads --check
 
 Prints a report about the data, and draws it as a picture. With --check, no
-record is written. When interrupted by SIGINT or SIGTERM it exits with status
-75, and the same command continues. A user error is a line that begins with
-'error: ', and exit status 2.
+record is written. With --from, masks and a class list are first written from
+the annotations of COCO, LabelMe or CVAT. When interrupted by SIGINT or SIGTERM
+it exits with status 75, and the same command continues. User errors are lines
+of which the first begins with 'error: ', and exit status 2.
 """
 
 import argparse
@@ -18,27 +21,34 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
 from input_pipeline import datasets, report, splits, transforms
-from input_pipeline.builders import base
+from input_pipeline.builders import base, class_list
 from input_pipeline.builders import shards as shards_lib
+from input_pipeline.importers import conversion
 from input_pipeline.sources import audit, class_counts, fingerprints, records
 from runtime import errors, exit_status, files
 
 PICTURE = 'report.png'
 
+_IMPORT_FLAGS = ('tool', 'annotations', 'other_shapes', 'without_shapes')
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit status."""
   arguments = vars(_parser().parse_args(argv))
+  imported = {name: arguments.pop(name) for name in _IMPORT_FLAGS}
   check = arguments.pop('check')
   data_dir = arguments.pop('data_dir')
   shard = arguments.pop('shard')
   # TFDS logs each of its steps.
   logging.set_verbosity(logging.ERROR)
   try:
+    if imported['tool']:
+      arguments = _import(imported, arguments)
     options = datasets.DataOptions(**arguments)
     subset = shards_lib.ShardSubset.parse(shard)
     if check and subset.count > 1:
@@ -63,6 +73,48 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
+def _import(
+  imported: Mapping[str, str], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes masks and class list from annotations.
+
+  Args:
+    imported: arguments about the annotations.
+    arguments: all others.
+
+  Returns:
+    The arguments of the data set with those masks.
+  """
+  arguments = {
+    **arguments,
+    'name': arguments['name'] or conversion.DATA_SET,
+    **{
+      name: arguments[name] or default
+      for name, default in conversion.DEFAULTS.items()
+    },
+  }
+  if arguments['name'] != conversion.DATA_SET:
+    raise errors.UserError(
+      f'--from: expected no name, or {conversion.DATA_SET}, got '
+      f'{arguments["name"]}'
+    )
+  ignore = class_list.parse_ignored_mask_value(arguments['ignore'])
+  if isinstance(ignore, tuple):
+    raise errors.UserError(
+      'ignore: expected a value with --from, as masks of values are written, '
+      f'got the color {arguments["ignore"]}'
+    )
+  result = conversion.convert_annotations(
+    conversion.ImportOptions(**imported),
+    conversion.Folder(
+      *(arguments[name] for name in ('source', *conversion.DEFAULTS)), ignore
+    ),
+  )
+  for line in result.lines:
+    print(line)
+  return {**arguments, 'ignore': str(result.ignore)}
+
+
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
   """Handles SIGTERM, which schedulers send, like Ctrl-C."""
@@ -81,7 +133,7 @@ def _write(
   options: datasets.DataOptions, data_dir: str, subset: shards_lib.ShardSubset
 ) -> bool:
   """Writes a subset of the shards; returns whether all of them exist now."""
-  data_set = datasets.builder(options, data_dir)
+  data_set = datasets.dataset_builder(options, data_dir)
   if data_set.is_prepared():
     return True
   writer = data_set.shard_writer()
@@ -97,19 +149,21 @@ def _write(
 
 def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   """Prepares the records, and draws the picture of the report."""
-  data_set = datasets.prepare(options, data_dir, report_existing=True)
+  data_set = datasets.prepare_dataset(options, data_dir, report_existing=True)
   folder = pathlib.Path(data_set.data_dir)
   indices = {
-    split: fingerprints.ImageIndex.read(shards_lib.index_path(folder, split))
+    split: fingerprints.ImageIndex.read(
+      shards_lib.split_index_path(folder, split)
+    )
     for split in data_set.info.splits
   }
   _warn_of_shared_images(indices)
-  counts = class_counts.read(folder / base.COUNTS)
+  counts = class_counts.read_class_counts(folder / base.COUNTS)
   split = _split_to_draw(data_set, indices)
-  opened = datasets.open_split(options, split, data_dir)
+  opened = datasets.open_dataset_split(options, split, data_dir)
   decode = transforms.Decode(len(opened.classes), keep=('label', 'tags'))
   samples = []
-  for i in splits.evenly_spaced(len(opened), report.NUM_SAMPLES):
+  for i in splits.evenly_spaced_image_indices(len(opened), report.NUM_SAMPLES):
     example = decode(opened.records[i])
     samples.append(
       records.Sample(
@@ -127,7 +181,7 @@ def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
 
 def _check(options: datasets.DataOptions, data_dir: str) -> None:
   """Checks the files and draws the picture, without writing records."""
-  data_set = datasets.builder(options, data_dir)
+  data_set = datasets.dataset_builder(options, data_dir)
   result, indices = data_set.check()
   print(result.report())
   _warn_of_shared_images(indices)
@@ -135,7 +189,9 @@ def _check(options: datasets.DataOptions, data_dir: str) -> None:
   read = audit.catch_bad_files(data_set.read_sample)
   samples = [
     read(sources[i])
-    for i in splits.evenly_spaced(len(sources), report.NUM_SAMPLES)
+    for i in splits.evenly_spaced_image_indices(
+      len(sources), report.NUM_SAMPLES
+    )
   ]
   samples = [s for s in samples if isinstance(s, records.Sample)]
   name = f'{options.name.replace("/", "-")}.png'
@@ -147,7 +203,7 @@ def _check(options: datasets.DataOptions, data_dir: str) -> None:
 def _warn_of_shared_images(
   indices: Mapping[str, fingerprints.ImageIndex],
 ) -> None:
-  for line in fingerprints.describe_shared(indices):
+  for line in fingerprints.describe_shared_images(indices):
     print(f'warning: {line}')
 
 
@@ -174,7 +230,7 @@ def _draw(
       files.explaining_os_errors(name, path),
       files.atomic_path(path) as partial,
     ):
-      report.draw(partial, name, counts, schema, samples)
+      report.draw_dataset_report(partial, name, counts, schema, samples)
   print(f'the picture is in {path}')
 
 
@@ -184,7 +240,12 @@ def _parser() -> argparse.ArgumentParser:
     description='Checks the files of a data set and prepares its records.',
     allow_abbrev=False,
   )
-  parser.add_argument('name', help='a data set of docs/datasets.md')
+  parser.add_argument(
+    'name',
+    nargs='?',
+    default='',
+    help='a data set of docs/datasets.md; with --from it may be left out',
+  )
   parser.add_argument(
     '--source',
     default='',
@@ -198,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     'machines that share data_dir',
   )
   _add_folder_arguments(parser)
+  _add_import_arguments(parser)
   parser.add_argument(
     '--check', action='store_true', help='check the files, prepare nothing'
   )
@@ -248,5 +310,37 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments about annotations of labeling tools."""
+  parser.add_argument(
+    '--from',
+    dest='tool',
+    default='',
+    choices=[*conversion.READERS],
+    help='write masks and class list from annotations of this tool first; '
+    'images, masks and classes are then images, masks and classes.txt in the '
+    'source unless given',
+  )
+  parser.add_argument(
+    '--annotations',
+    default='',
+    help='with --from: JSON file of COCO, XML file of CVAT, or folder of the '
+    'JSON files of LabelMe (by default that of the images)',
+  )
+  parser.add_argument(
+    '--other_shapes',
+    default='error',
+    choices=conversion.OTHER_SHAPES,
+    help='with --from: refuse boxes, lines and points, or leave them out',
+  )
+  parser.add_argument(
+    '--without_shapes',
+    default='background',
+    choices=conversion.WITHOUT_SHAPES,
+    help='with --from: an image in which nothing is annotated is all '
+    'background, or has no mask',
+  )
+
+
 if __name__ == '__main__':
-  exit_status.run(main)
+  exit_status.exit_with_status(main)

@@ -1,4 +1,8 @@
-"""Random-access sequences of records, made of others or of image files."""
+"""Random-access sequences of records, without a copy of any record.
+
+The loader shuffles by index, so every source of records is a `Sequence`. It is
+pickled for worker processes: the views keep positions and paths, never content.
+"""
 
 from collections.abc import Sequence
 
@@ -8,9 +12,15 @@ from input_pipeline.sources import audit, records
 
 
 class Selection(Sequence[records.Record]):
-  """A random-access view of the records at the given indices."""
+  """A view of the records of another sequence at the given indices."""
 
   def __init__(self, source: Sequence[records.Record], indices: np.ndarray):
+    """Keeps the indices and reads no record.
+
+    Args:
+      source: the records to choose from.
+      indices: int array [N] of positions in `source`; repetitions are allowed.
+    """
     self._source = source
     self._indices = indices
 
@@ -25,17 +35,22 @@ class Selection(Sequence[records.Record]):
 
 
 class Concatenation(Sequence[records.Record]):
-  """A random-access concatenation of several sources."""
+  """The records of several sequences, one after the other."""
 
   def __init__(self, sources: Sequence[Sequence[records.Record]]):
     self._sources = sources
+    # Position after the last record of each sequence.
     self._ends = np.cumsum([len(source) for source in sources])
 
   def __len__(self) -> int:
     return int(self._ends[-1])
 
   def __getitem__(self, i) -> records.Record:
-    position = range(len(self))[int(i)]  # Accepts negative indices.
+    # `range` maps negative indices, which files of records refuse, to positive
+    # ones, and raises the IndexError that ends an iteration.
+    position = range(len(self))[int(i)]
+    # side='right': the position that ends a sequence is the start of the next,
+    # and sequences without records are skipped.
     k = int(np.searchsorted(self._ends, position, side='right'))
     source = self._sources[k]
     return source[position - int(self._ends[k]) + len(source)]
@@ -45,7 +60,7 @@ class Concatenation(Sequence[records.Record]):
 
 
 class ImageFiles(Sequence[records.Record]):
-  """A random-access source of records read from the image files."""
+  """The images of a folder as records, read from their files on access."""
 
   def __init__(self, examples: Sequence[audit.Example]):
     self._examples = examples

@@ -15,10 +15,15 @@ _MAX_NAMES = 60
 _COLUMNS = 4
 
 
-def overlay(
+def overlay_label_colors(
   sample: records.Sample, palette: Sequence[tuple[int, int, int]]
 ) -> UInt8[np.ndarray, 'H W 3']:
-  """Overlays an image with the colors of its label, except ignored pixels."""
+  """Overlays an image with the colors of its class ids, except where ignored.
+
+  Args:
+    sample: image with a label; without a label its pixels are returned.
+    palette: RGB color of each class id, 0 to 255.
+  """
   if sample.label is None:
     return sample.pixels
   colors = np.array(palette, np.uint8)[np.maximum(sample.label, 0)]
@@ -26,7 +31,7 @@ def overlay(
   return np.where(sample.label[..., None] < 0, sample.pixels, mixed)
 
 
-def draw(
+def draw_dataset_report(
   path: pathlib.Path,
   title: str,
   counts: Mapping[str, class_counts.ClassCounts],
@@ -36,10 +41,10 @@ def draw(
   """Draws the class frequencies and some samples as a PNG file.
 
   Args:
-    path: of the file.
+    path: path of the PNG file.
     title: name of the data set.
-    counts: of each split.
-    schema: classes and colors.
+    counts: numbers of images and labeled pixels of each split, by its name.
+    schema: names and colors of the classes.
     samples: images to show.
   """
   rows = -(-len(samples) // _COLUMNS)
@@ -55,7 +60,7 @@ def draw(
   for axis in axes:
     axis.set_axis_off()
   for axis, sample in zip(axes, samples, strict=False):
-    axis.imshow(overlay(sample, schema.palette))
+    axis.imshow(overlay_label_colors(sample, schema.palette))
     names = [schema.classes[i] for i in sample.tags]
     shown = ', '.join(names[:4]) + (' …' if len(names) > 4 else '')
     axis.set_title(f'{sample.id}\n{shown}', fontsize=7, parse_math=False)

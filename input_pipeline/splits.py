@@ -4,23 +4,21 @@ Subset(fraction=0.1, seed=0, run=3).labeled_indices(split.ids())
 Subset(list='splits/92/labeled.txt').labeled_indices(split.ids())
 """
 
-import collections
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from input_pipeline.sources import image_ids, text_files
 from runtime import errors
 from runtime import options as options_lib
 
 # Name, in configs, of the split of a subset's held-out images.
 HELD_OUT = 'held_out'
-
-# Suffixes of image names in lists, in the order in which they are removed.
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '_leftImg8bit')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +28,16 @@ class Subset:
   Attributes:
     labels: number of labeled images; 0 if `fraction` or `list` determines it.
       With `list` it must be the list's length.
-    fraction: of the images, in (0, 1]; rounded half up, at least one image.
-    seed: of the selection, which is the same for every method, so that their
-      runs are paired.
-    run: selects another subset for the same seed.
+    fraction: fraction of the images that is labeled, in (0, 1]; the number of
+      images is rounded half up and at least 1.
+    seed: seed of the selection, which is the same for every method, so that the
+      runs of several methods are paired.
+    run: number of the selection; each number is another draw for one seed.
     nested: whether smaller subsets of a seed and run are part of larger ones;
       else every number of images is a new draw.
-    list: file that names the labeled images, one per line, as U2PL's
-      `labeled.txt`: a name or a path, with or without suffix.
+    list: path of a file that names the labeled images, one per line, as U2PL's
+      `labeled.txt`: a name or a path, with or without suffix. Folders count:
+      `bochum/000.jpg` is not the image `aachen/000`.
     held_out: number of images that are neither labeled nor trained on, for
       choosing hyperparameters without a benchmark's val.
   """
@@ -51,7 +51,9 @@ class Subset:
   held_out: int = 0
 
   def __post_init__(self):
-    options_lib.check_range(self, 'seed', 'run', 'labels', 'held_out', least=0)
+    options_lib.check_options_in_range(
+      self, 'seed', 'run', 'labels', 'held_out', least=0
+    )
     if not 0 < self.fraction <= 1:
       raise ValueError(f'fraction: expected (0, 1], got {self.fraction}')
     if self.fraction != 1.0:
@@ -62,17 +64,20 @@ class Subset:
             'contradict each other: set one of them'
           )
 
-  def labeled_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'labeled']:
+  def labeled_indices(
+    self, ids: Sequence[str], folder: str = ''
+  ) -> Int[np.ndarray, 'labeled']:
     """Returns the sorted indices of the labeled images.
 
     Args:
       ids: names of all images.
+      folder: folder of the images, as in `read_image_list`.
 
     Raises:
       UserError: there are fewer images than labels, or the list has an error.
     """
     if self.list:
-      indices = read_list(self.list, ids)
+      indices = read_image_list(self.list, ids, folder)
       if self.labels not in (0, len(indices)):
         raise errors.UserError(
           f'list: expected {self.labels} images as labels={self.labels}, got '
@@ -81,8 +86,14 @@ class Subset:
       return indices
     return np.sort(self._order(ids)[: self._count(len(ids))])
 
-  def held_out_indices(self, ids: Sequence[str]) -> Int[np.ndarray, 'held_out']:
+  def held_out_indices(
+    self, ids: Sequence[str], folder: str = ''
+  ) -> Int[np.ndarray, 'held_out']:
     """Returns the sorted indices of the held-out images.
+
+    Args:
+      ids: names of all images.
+      folder: folder of the images, as in `read_image_list`.
 
     Raises:
       UserError: `held_out` is 0, or there are too few images.
@@ -93,7 +104,7 @@ class Subset:
       )
     order = self._order(ids)
     if self.list:
-      order = order[~np.isin(order, read_list(self.list, ids))]
+      order = order[~np.isin(order, read_image_list(self.list, ids, folder))]
     if self.held_out > len(order):
       raise errors.UserError(
         f'held_out: expected at most {len(order)}, the images that are not '
@@ -112,7 +123,7 @@ class Subset:
     return rng.permutation(len(ids))
 
   def _count(self, num_images: int) -> int:
-    """Returns the number of labeled images."""
+    """Computes the number of labeled images."""
     available = num_images - self.held_out
     # 50 · 0.29 is 14.499999999999998 in floating point, and must count as 14.5.
     exact = round(num_images * self.fraction, 6)
@@ -128,85 +139,130 @@ class Subset:
     return count
 
 
-def repeat_to_length(
+def repeat_images_to_length(
   num_images: int, length: int, seed: int
 ) -> Int[np.ndarray, 'length']:
-  """Returns sorted indices of images, each about equally often.
+  """Repeats images to a given number; returns their sorted indices.
 
-  The images are repeated until there are at least `length` entries, of which
-  `length` are drawn without replacement (spec U2PL §5.2).
+  All images are repeated equally often until there are at least `length`
+  entries, of which `length` are drawn without replacement (spec U2PL §5.2).
 
   Args:
     num_images: number of different images.
-    length: number of indices.
-    seed: of the draw.
+    length: number of indices to return.
+    seed: seed of the draw.
   """
   times = -(-length // num_images)
   entries = np.random.default_rng(seed).permutation(times * num_images)
   return np.sort(entries[:length] % num_images)
 
 
-def read_list(path: str, ids: Sequence[str]) -> Int[np.ndarray, 'listed']:
+def read_image_list(
+  path: str, ids: Sequence[str], folder: str = ''
+) -> Int[np.ndarray, 'listed']:
   """Reads a list of images and returns their sorted indices.
 
   Args:
-    path: of a text file with an image per line: its id, or the last part of it.
-    ids: of all images.
+    path: path of a text file with one image per line: its id, the last parts of
+      its id, or the path of its file. A second column is ignored if it is a
+      file of the same name, as in `JPEGImages/a.jpg labels/a.png`.
+    ids: ids of all images of the split.
+    folder: path of the folder of the images, with `{split}` if ids begin with
+      their split; '' if ids are official names, whatever the folders.
 
   Raises:
     UserError: the list cannot be read, is empty, names an image twice or one
       that does not exist.
   """
+  entries = _read_lines(path)
+  index = image_ids.IdIndex(ids, folder)
+  entry_of: dict[int, str] = {}
+  problems = []
+  for entry in entries:
+    matches = _find(index, entry)
+    if len(matches) != 1:
+      problems.append(
+        f'list: expected one image per line, as {ids[0]!r}, got {entry!r} in '
+        f'{path}, which names {_describe(index, entry, matches, ids)}'
+      )
+    elif matches[0] in entry_of:
+      problems.append(
+        f'list: expected every image once, got {entry_of[matches[0]]!r} and '
+        f'{entry!r} in {path}, which are the same image'
+      )
+    else:
+      entry_of[matches[0]] = entry
+  if problems:
+    raise errors.UserError(errors.format_problem_lines(problems))
+  return np.array(sorted(entry_of))
+
+
+def _read_lines(path: str) -> list[str]:
+  """Reads the lines of a list that are not empty."""
   try:
-    text = pathlib.Path(path).expanduser().read_text('utf-8')
-  except (OSError, UnicodeDecodeError) as error:
+    text = text_files.decode_text_file(
+      pathlib.Path(path).expanduser().read_bytes()
+    )
+  except OSError as error:
     raise errors.UserError(
-      errors.one_line(f'list: cannot read {path}: {error}')
+      errors.format_on_one_line(f'list: cannot read {path}: {error}')
     ) from error
-  entries = [line.strip() for line in text.splitlines() if line.strip()]
+  except errors.UserError as error:
+    raise errors.UserError(
+      errors.format_on_one_line(f'list: {path} {error}')
+    ) from error
+  entries = [line.strip() for line in text.split('\n') if line.strip()]
   if not entries:
     raise errors.UserError(
       f'list: expected an image per line, got the empty file {path}'
     )
-  indices = collections.defaultdict(list)
-  for i, name in enumerate(ids):
-    for key in {name, _stem(name)}:
-      indices[key].append(i)
-  entry_of: dict[int, str] = {}
-  for entry in entries:
-    matches = indices.get(entry) or indices.get(_stem(entry), [])
-    if len(matches) != 1:
-      count = f'{len(matches)} images' if matches else 'no image'
-      raise errors.UserError(
-        errors.one_line(
-          f'list: expected one image per line, as {ids[0]!r}, got {entry!r} in '
-          f'{path}, which names {count} of the split'
-        )
-      )
-    index = matches[0]
-    if index in entry_of:
-      raise errors.UserError(
-        errors.one_line(
-          f'list: expected every image once, got {entry_of[index]!r} and '
-          f'{entry!r} in {path}, which are the same image'
-        )
-      )
-    entry_of[index] = entry
-  return np.array(sorted(entry_of))
+  return entries
 
 
-def _stem(name: str) -> str:
-  """Returns the last part of a path, without suffixes."""
-  name = name.rpartition('/')[2]
-  for suffix in _SUFFIXES:
-    name = name.removesuffix(suffix)
-  return name
+def _find(index: image_ids.IdIndex, entry: str) -> Sequence[int]:
+  """Returns the images that a line names, by its first column if by none."""
+  if matches := index.find(entry):
+    return matches
+  first, *others = re.split(r'[\s,;]+', entry)
+  matches = index.find(first)
+  for other in others:
+    # Of another image, it would be a second one on the line.
+    if image_ids.image_name(other) != image_ids.image_name(first) and (
+      not image_ids.has_image_suffix(other) or index.find(other)
+    ):
+      return []
+  return matches
 
 
-def evenly_spaced(count: int, max_length: int) -> list[int]:
-  """Returns at most `max_length` of `count` positions, evenly spaced.
+def _describe(
+  index: image_ids.IdIndex,
+  entry: str,
+  matches: Sequence[int],
+  ids: Sequence[str],
+) -> str:
+  """Describes what an entry names, if not one image."""
+  if matches:
+    return (
+      f'{len(matches)} images of the split: give the folders, as in '
+      f'{ids[matches[0]]!r}'
+    )
+  similar = index.similar(entry)
+  if similar:
+    shown = ', '.join(repr(name) for name in similar)
+    return (
+      f'no image of the split; similar is {shown}: folders and upper case count'
+    )
+  return 'no image of the split'
 
-  >>> evenly_spaced(10, 3)
+
+def evenly_spaced_image_indices(count: int, max_length: int) -> list[int]:
+  """Chooses evenly spaced images; returns their indices, from 0.
+
+  Args:
+    count: number of images.
+    max_length: largest number of indices to return.
+
+  >>> evenly_spaced_image_indices(10, 3)
   [0, 4, 9]
   """
   return np.linspace(0, count - 1, min(count, max_length)).astype(int).tolist()

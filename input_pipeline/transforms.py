@@ -1,8 +1,8 @@
 """Geometric transforms on the host, from a record to an example.
 
 A transform maps (example, random generator) to an example. Random choices are
-made by `sample_*` functions, here and in `crop_boxes`, and applied by pure
-functions of images, so that both can be tested alone.
+made first (crops by `crop_boxes`) and then applied by functions without
+randomness, so that both can be tested alone.
 
   transform = Compose((Decode(num_classes=9), RandomFlip(), Crop((64, 64))))
   example = transform(record, np.random.default_rng(0))
@@ -28,9 +28,9 @@ class Fill:
   """Color and label of the padding around an image.
 
   Attributes:
-    image: value of each color channel. The default is mid-gray, next to 0 in
-      the image space of the device.
-    label: class id; negative is ignored.
+    image: value of each color channel, 0 to 255; the default is mid-gray, which
+      is nearly 0 on the device.
+    label: class id; a negative id is ignored.
   """
 
   image: tuple[int, int, int] = (127, 127, 127)
@@ -63,8 +63,8 @@ FILLS = {
 # Rules by which a label map is resized, by their names in configs. 'released'
 # is that of U2PL's authors (spec U2PL §5), half a pixel beside the image.
 LABEL_RULES = {
-  'centers': resampling.resize_nearest,
-  'released': resampling.resize_nearest_floor,
+  'centers': resampling.resize_label_nearest,
+  'released': resampling.resize_label_by_floor,
 }
 
 # Maps of an example that have a value for each pixel of its image.
@@ -76,11 +76,11 @@ def _check_choice(name: str, value: str, table: Mapping[str, Any]) -> None:
     raise ValueError(f'{name}: expected one of {tuple(table)}, got {value!r}')
 
 
-def check_size(name: str, size: tuple[int, int]) -> None:
+def check_image_size(name: str, size: tuple[int, int]) -> None:
   """Checks that a size is a positive (height, width).
 
   Raises:
-    ValueError: the size is another.
+    ValueError: the size is no pair, or a side is less than 1.
   """
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
@@ -98,8 +98,17 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
   return slice(first, last), (before, length - before - (last - first))
 
 
-def crop(example: Example, box: crop_boxes.Box, fill: Fill = Fill()) -> Example:
-  """Crops image and pixel maps to a box, with padding outside of the image."""
+def crop_example(
+  example: Example, box: crop_boxes.Box, fill: Fill = Fill()
+) -> Example:
+  """Crops image and pixel maps to a box, with padding outside of the image.
+
+  Args:
+    example: example with `image` [H, W, 3] and, maybe, `label` and `valid`
+      [H, W].
+    box: rectangle in pixels.
+    fill: color and class id of the padding.
+  """
   height, width = example['image'].shape[:2]
   rows, above_below = _overlap(box.top, box.height, height)
   columns, left_right = _overlap(box.left, box.width, width)
@@ -128,25 +137,28 @@ def crop(example: Example, box: crop_boxes.Box, fill: Fill = Fill()) -> Example:
   }
 
 
-def resize(
+def resize_example(
   example: Example,
   size: tuple[int, int],
   antialias: bool = False,
   label_resize: str = 'centers',
 ) -> Example:
-  """Resizes image (bilinear) and pixel maps (nearest).
+  """Resizes the image bilinearly and pixel maps by nearest neighbors.
 
   Args:
-    example: with an image, and with a label or not.
-    size: (height, width) of the result.
-    antialias: whether shrinking the image is antialiased, as by Pillow.
+    example: example with `image` [H, W, 3] and, maybe, `label` and `valid`
+      [H, W].
+    size: (height, width) of the output in pixels.
+    antialias: whether the image is antialiased where it shrinks.
     label_resize: rule of the pixel maps, one of `LABEL_RULES`.
   """
   if example['image'].shape[:2] == size:
     return example
   functions = dict.fromkeys(_PIXEL_MAPS, LABEL_RULES[label_resize])
   functions['image'] = (
-    resampling.resize_antialiased if antialias else resampling.resize_bilinear
+    resampling.resize_image_antialiased
+    if antialias
+    else resampling.resize_image_bilinear
   )
   return {
     name: functions[name](value, size) if name in functions else value
@@ -158,12 +170,13 @@ def resize(
 FLIPS = {'horizontal': 1, 'vertical': 0}
 
 
-def flip(example: Example, kind: str = 'horizontal') -> Example:
+def flip_example(example: Example, kind: str = 'horizontal') -> Example:
   """Flips image and pixel maps left to right, or upside down.
 
   Args:
-    example: with an image, and with a label or not.
-    kind: 'horizontal' or 'vertical'.
+    example: example with `image` [H, W, 3] and, maybe, `label` and `valid`
+      [H, W].
+    kind: 'horizontal' (left to right) or 'vertical' (upside down).
   """
   # OpenCV copies. A view with negative strides, as of np.flip, would make
   # batching ten times slower.
@@ -183,7 +196,7 @@ class Decode:
   """Decodes a record to an example with image, label, tags, size and id.
 
   Attributes:
-    num_classes: length of the tag vector.
+    num_classes: number of classes, the length of `tags`.
     keep: kinds of label to decode if the record has them, 'label' and 'tags';
       'valid' adds a map of the pixels of the image, which crops extend by
       their padding: False where it is ignored.
@@ -203,7 +216,7 @@ class Decode:
   ) -> Example:
     """Decodes without random choices; evaluation passes no generator."""
     del rng
-    image = records.decode_image(record['image'])
+    image = records.decode_record_image(record['image'])
     example = {
       'image': image,
       'size': np.asarray(image.shape[:2], np.int32),
@@ -216,7 +229,7 @@ class Decode:
     if isinstance(label, np.ndarray):  # Some sources decode labels themselves.
       example['label'] = label
     elif label:
-      example['label'] = records.decode_label(label)
+      example['label'] = records.decode_record_label(label)
     if 'tags' in self.keep and 'tags' in record:
       tags = np.zeros(self.num_classes, bool)
       tags[np.asarray(record['tags'], np.int64)] = True
@@ -229,8 +242,8 @@ class RandomFlip:
   """Flips along each of the given directions with a probability.
 
   Attributes:
-    probability: of each flip.
-    kinds: 'horizontal' flips left to right, 'vertical' upside down.
+    probability: probability of a flip along each direction, in [0, 1].
+    kinds: directions: 'horizontal' is left to right, 'vertical' upside down.
   """
 
   probability: float = 0.5
@@ -248,7 +261,7 @@ class RandomFlip:
     """Flips with the given probability."""
     for kind in self.kinds:
       if rng.random() < self.probability:
-        example = flip(example, kind)
+        example = flip_example(example, kind)
     return example
 
 
@@ -260,29 +273,12 @@ class Resize:
   ignores_padding: ClassVar[bool] = False
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes without random choices."""
     del rng
-    return resize(example, self.size)
-
-
-def sample_scale(
-  rng: np.random.Generator, scales: tuple[float, float], balanced: bool
-) -> float:
-  """Samples a scale factor.
-
-  Args:
-    rng: random generator.
-    scales: least and largest factor.
-    balanced: whether factors below and above 1 are equally likely, and uniform
-      in each of these parts (spec U2PL §5); else uniform in the whole range.
-  """
-  low, high = scales
-  if balanced:
-    low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
-  return float(rng.uniform(low, high))
+    return resize_example(example, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +293,8 @@ class RandomCrop:
     balanced: whether the image is enlarged as often as it is shrunk.
     centered: whether an image smaller than the crop is centered in it, else
       placed at random.
-    fill: of the padding: 'ignored' is gray without a class, 'mean' the mean
-      color without a class, 'paper' the mean color with class 0.
+    fill: name of the padding: 'ignored' is gray without a class, 'mean' the
+      mean color without a class, 'paper' the mean color with class 0.
     label_resize: rule by which the label is scaled: 'centers' as the image,
       'released' that of U2PL's authors, half a pixel beside it.
   """
@@ -311,7 +307,7 @@ class RandomCrop:
   label_resize: str = 'centers'
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     low, high = self.scales
     if not 0 < low <= high:
       raise ValueError(f'scales: expected 0 < low <= high, got {self.scales}')
@@ -332,15 +328,17 @@ class RandomCrop:
     """Resizes by a random factor and crops at a random place."""
     shape = example['image'].shape[:2]
     if self.scales != (1.0, 1.0):
-      scale = sample_scale(rng, self.scales, self.balanced)
+      scale = crop_boxes.sample_image_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
-      example = resize(example, shape, label_resize=self.label_resize)
+      example = resize_example(example, shape, label_resize=self.label_resize)
     sample = (
-      crop_boxes.sample_centered_crop
+      crop_boxes.sample_centered_crop_box
       if self.centered
-      else crop_boxes.sample_crop
+      else crop_boxes.sample_crop_box
     )
-    return crop(example, sample(rng, shape, self.size), FILLS[self.fill])
+    return crop_example(
+      example, sample(rng, shape, self.size), FILLS[self.fill]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +357,7 @@ class ShortSide:
     height, width = example['image'].shape[:2]
     short = min(height, width)
     size = (max(side * self.length // short, 1) for side in (height, width))
-    return resize(example, tuple(size))
+    return resize_example(example, tuple(size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,14 +366,14 @@ class CenterCrop:
 
   Attributes:
     size: (height, width) of the output in pixels.
-    fill: as in `RandomCrop`.
+    fill: name of the padding: 'ignored', 'mean' or 'paper' (see `RandomCrop`).
   """
 
   size: tuple[int, int]
   fill: str = 'ignored'
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     _check_choice('fill', self.fill, FILLS)
 
   @property
@@ -393,7 +391,7 @@ class CenterCrop:
       (n - m) // 2 if n >= m else -((m - n) // 2)
       for n, m in zip(shape, self.size, strict=True)
     )
-    return crop(
+    return crop_example(
       example, crop_boxes.Box(top, left, *self.size), FILLS[self.fill]
     )
 
@@ -406,7 +404,7 @@ class InceptionCrop:
 
   Attributes:
     size: (height, width) of the output in pixels.
-    area: range of the fraction of the image that is kept.
+    area: range of the area of the box, as a fraction of the image's area.
     aspect: range of width / height of the box.
     antialias: whether shrinking is antialiased, as by Pillow.
   """
@@ -418,7 +416,7 @@ class InceptionCrop:
   ignores_padding: ClassVar[bool] = False
 
   def __post_init__(self):
-    check_size('size', self.size)
+    check_image_size('size', self.size)
     if not 0 < self.area[0] <= self.area[1] <= 1:
       raise ValueError(f'area: expected 0 < low <= high <= 1, got {self.area}')
     if not 0 < self.aspect[0] <= self.aspect[1]:
@@ -429,7 +427,7 @@ class InceptionCrop:
     box = crop_boxes.sample_inception_box(
       rng, example['image'].shape[:2], self.area, self.aspect
     )
-    return resize(crop(example, box), self.size, self.antialias)
+    return resize_example(crop_example(example, box), self.size, self.antialias)
 
 
 # Crops by their names in configs. Each has a `size` and `ignores_padding`.

@@ -22,12 +22,13 @@ class ViewGroup:
   """Describes a group of crops of one resolution.
 
   Attributes:
-    name: of the group in the batch: `views_NAME`, `box_NAME`, `flip_NAME`.
+    name: name of the group in the keys of a batch: `views_NAME`, `box_NAME`,
+      `flip_NAME`.
     count: number of crops V.
     size: (height, width) of each crop, in pixels.
-    area: range of the fraction of the image that a crop keeps.
-    aspect: range of width / height.
-    flip: probability of a horizontal flip.
+    area: range of the area of a crop, as a fraction of the image's area.
+    aspect: range of width / height of a crop.
+    flip: probability of a horizontal flip, in [0, 1].
     antialias: whether shrinking is antialiased, as by Pillow.
   """
 
@@ -56,6 +57,9 @@ class MultiCrop:
 
   Boxes are (top, left, height, width) in pixels of the original image; a
   flipped view shows its box mirrored.
+
+  Attributes:
+    groups: groups of crops, each with another name.
   """
 
   groups: tuple[ViewGroup, ...]
@@ -84,10 +88,12 @@ class MultiCrop:
           rng, image['image'].shape[:2], group.area, group.aspect
         )
         flipped = bool(rng.random() < group.flip)
-        view = transforms.resize(
-          transforms.crop(image, box), group.size, group.antialias
+        view = transforms.resize_example(
+          transforms.crop_example(image, box), group.size, group.antialias
         )
-        views.append((transforms.flip(view) if flipped else view)['image'])
+        views.append(
+          (transforms.flip_example(view) if flipped else view)['image']
+        )
         boxes.append(box)
         flips.append(flipped)
       out[f'views_{group.name}'] = np.stack(views)

@@ -42,22 +42,28 @@ def main(argv: Sequence[str]) -> int:
   run = shell.Shell()
   try:
     usage = __doc__.partition('\n')[0]
-    arguments, command = flags.parse(argv, usage, list(registry.BACKENDS))
+    arguments, command = flags.parse_launch_flags(
+      argv, usage, list(registry.BACKENDS)
+    )
     job = _build_job(arguments, command)
-    backend = registry.build(arguments, job, run)
-    with run.handling_signals(console.notify):
+    backend = registry.build_backend(arguments, job, run)
+    with run.handling_signals(console.print_launcher_message):
       if arguments.dry_run and arguments.delete:
         steps = backend.deletion_steps(arguments.commit or 'COMMIT')
         return _print_steps(job.name, steps)
       if arguments.dry_run:
-        commit = source.resolve_commit(run, arguments.commit)
+        commit = source.resolve_code_commit(run, arguments.commit)
         title = f'{job.name}: commit {commit}'
         return _print_steps(title, backend.steps(commit))
       if arguments.delete:
         return _delete(backend)
       return _launch(arguments, backend, run)
   except errors.UserError as error:
-    print(f'error: {errors.one_line(str(error))}', file=sys.stderr, flush=True)
+    print(
+      f'error: {errors.format_on_one_line(str(error))}',
+      file=sys.stderr,
+      flush=True,
+    )
     return exit_status.USER_ERROR
   except shell.Interrupted:
     return exit_status.INTERRUPTED
@@ -69,11 +75,11 @@ def _launch(
   archives: list[pathlib.Path] = []
 
   def pack(commit: str) -> pathlib.Path:
-    path = source.archive_path(backend.job.name, commit)
+    path = source.code_archive_path(backend.job.name, commit)
     archives.append(path)
     if not path.exists():
       path.parent.mkdir(parents=True, exist_ok=True)
-      result = run(source.archive_command(commit, path))
+      result = run(source.code_archive_command(commit, path))
       if result.code:
         path.unlink(missing_ok=True)
         raise errors.UserError(
@@ -93,7 +99,7 @@ def _launch(
     backend,
     run,
     limits,
-    resolve_commit=lambda: source.resolve_commit(run, arguments.commit),
+    resolve_commit=lambda: source.resolve_code_commit(run, arguments.commit),
     pack=pack,
     is_commit_named=bool(arguments.commit),
   )
@@ -116,7 +122,7 @@ def _delete(backend: backends.Backend) -> int:
   name = backend.job.name
   existing = backend.find()
   if existing is None:
-    console.notify(f'{name} does not exist: {backend.location}')
+    console.print_launcher_message(f'{name} does not exist: {backend.location}')
     return 0
   if not existing.digest:
     raise errors.UserError(
@@ -124,7 +130,7 @@ def _delete(backend: backends.Backend) -> int:
     )
   if problem := backend.delete():
     raise errors.UserError(f'deleting {name} failed: {problem}')
-  console.notify(f'deleted: {name}')
+  console.print_launcher_message(f'deleted: {name}')
   return 0
 
 
@@ -140,7 +146,9 @@ def _build_job(
       if getattr(arguments, flag)
     ]
     name = arguments.name or ''
-    return jobs.from_command(command, workdir, arguments.env, name, machines)
+    return jobs.job_from_command(
+      command, workdir, arguments.env, name, machines
+    )
   backend = registry.BACKENDS[arguments.backend]
   if not workdir and backend.deletes_in_workdir:
     raise errors.UserError(
@@ -165,4 +173,4 @@ def _parse_workdir(text: str) -> str:
 
 
 if __name__ == '__main__':
-  exit_status.run(lambda: main(sys.argv[1:]))
+  exit_status.exit_with_status(lambda: main(sys.argv[1:]))

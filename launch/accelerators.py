@@ -1,6 +1,6 @@
 """TPU slices by name: number of hosts and chips, topology, types of the APIs.
 
-accelerators.parse('v5e-64').hosts  # 16
+accelerators.parse_accelerator('v5e-64').hosts  # 16
 """
 
 import dataclasses
@@ -13,12 +13,14 @@ class Generation:
   """A generation of TPUs.
 
   Attributes:
-    type_prefix: of its accelerator types in the Cloud TPU API.
+    type_prefix: prefix of the accelerator types in the Cloud TPU API.
     runtime: default software version of its VMs in the Cloud TPU API; '' if
       that API does not offer the generation.
-    gke_accelerator: its value of GKE's node selector.
-    cores_per_chip: factor between the number in a slice's name and its chips.
-    topologies: chip layout of each slice by the number in its name.
+    gke_accelerator: value of GKE's node selector.
+    cores_per_chip: quotient of the number in the name of a slice and the number
+      of its chips.
+    topologies: number of chips along each axis, '4x8', by the number in the
+      name of a slice.
     single_host_sizes: sizes of the slices that are one VM with all the chips.
   """
 
@@ -84,9 +86,9 @@ class Accelerator:
   """A TPU slice: chips of one generation in a topology.
 
   Attributes:
-    name: as users write it: 'v5e-64', 'v4-8'.
-    generation: the generation of its chips.
-    size: the number in its name.
+    name: name of the slice as users write it: 'v5e-64', 'v4-8'.
+    generation: generation of the chips.
+    size: number in the name of the slice.
   """
 
   name: str
@@ -95,18 +97,19 @@ class Accelerator:
 
   @property
   def chips(self) -> int:
-    """Number of chips of the slice.
+    """Returns the number of chips of the slice.
 
-    >>> parse('v4-8').chips, parse('v5e-64').chips
+    >>> parse_accelerator('v4-8').chips, parse_accelerator('v5e-64').chips
     (4, 64)
     """
     return self.size // self.generation.cores_per_chip
 
   @property
   def hosts(self) -> int:
-    """Number of machines; each runs one process of the job.
+    """Returns the number of machines, each of which runs one process.
 
-    >>> [parse(name).hosts for name in ('v4-8', 'v4-32', 'v5e-8', 'v5e-64')]
+    >>> names = 'v4-8', 'v4-32', 'v5e-8', 'v5e-64'
+    >>> [parse_accelerator(name).hosts for name in names]
     [1, 4, 1, 16]
     """
     if self.size in self.generation.single_host_sizes:
@@ -115,25 +118,25 @@ class Accelerator:
 
   @property
   def chips_per_host(self) -> int:
-    """Number of chips of each machine."""
+    """Returns the number of chips of each machine."""
     return self.chips // self.hosts
 
   @property
   def type(self) -> str:
-    """Accelerator type in the Cloud TPU API.
+    """Returns the accelerator type in the Cloud TPU API.
 
-    >>> parse('v5e-64').type
+    >>> parse_accelerator('v5e-64').type
     'v5litepod-64'
     """
     return f'{self.generation.type_prefix}-{self.size}'
 
   @property
   def topology(self) -> str:
-    """Layout of the chips: '8x8', '2x2x4'."""
+    """Returns the number of chips along each axis: '8x8', '2x2x4'."""
     return self.generation.topologies[self.size]
 
 
-def parse(name: str) -> Accelerator:
+def parse_accelerator(name: str) -> Accelerator:
   """Parses the name of a TPU slice, such as 'v5e-16'.
 
   Raises:

@@ -11,13 +11,13 @@ _OUTAGE_POLLS = 3
 _REPEAT_SECONDS = 600.0
 
 
-def notify(text: str) -> None:
-  """Prints a message of the launcher itself."""
+def print_launcher_message(text: str) -> None:
+  """Prints a message of the launcher itself to stderr."""
   print(f'launch: {text}', file=sys.stderr, flush=True)
 
 
-def print_log(text: str) -> None:
-  """Prints a part of the job's log, byte for byte."""
+def print_job_log(text: str) -> None:
+  """Prints a part of the log of the job to stdout, byte for byte."""
   if text:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode(errors='surrogateescape'))
@@ -36,7 +36,7 @@ class OutageNotifier:
     """Records the result of a poll.
 
     Args:
-      outage: why nobody answered; '' if somebody did.
+      outage: reason why no worker answered; '' if one did.
     """
     if not outage:
       self._polls = 0
@@ -46,5 +46,5 @@ class OutageNotifier:
     if self._polls == 1:
       self._since, self._notified = time.strftime('%H:%M:%S'), -math.inf
     if self._polls >= _OUTAGE_POLLS and now - self._notified >= _REPEAT_SECONDS:
-      notify(f'unreachable since {self._since}: {outage}')
+      print_launcher_message(f'unreachable since {self._since}: {outage}')
       self._notified = now

@@ -10,15 +10,15 @@ from runtime import errors
 _PROVISIONING = ('on_demand', 'spot', 'reserved')
 
 
-def parse(
+def parse_launch_flags(
   argv: Sequence[str], usage: str, names: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses the flags; returns them and the command after `--`.
+  """Parses a command line; returns its flags and the command after `--`.
 
   Args:
-    argv: the command line without the program.
-    usage: shown by --help.
-    names: of the backends.
+    argv: words of the command line without the program.
+    usage: text shown by --help.
+    names: names of the backends.
 
   Raises:
     UserError: a flag is unknown or has a wrong value.
@@ -32,7 +32,7 @@ def parse(
 
 
 class _Parser(argparse.ArgumentParser):
-  """Raises a UserError, which is shown in one line, instead of exiting."""
+  """Parses flags; raises a UserError of one line instead of exiting."""
 
   def error(self, message: str) -> NoReturn:
     raise errors.UserError(message.removeprefix('argument '))

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from runtime import errors, exit_status
 
-DONE = 0
-FAILED = 1
-# Of a process that vanished without an exit status: its machine rebooted.
+# In place of the exit status of a process that vanished without one, because
+# its machine rebooted: no process can exit with it.
 LOST = -1
 
 _NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
@@ -22,12 +21,13 @@ class Job:
   """A Python command line and the name under which it runs.
 
   Attributes:
-    name: shared by everything that is created for the job; lower-case letters,
+    name: name of everything that is created for the job: lower-case letters,
       digits and hyphens.
-    arguments: of Python: ('-m', 'ddep.main', '--config=…', '--workdir=…').
+    arguments: arguments of Python: ('-m', 'ddep.main', '--config=…',
+      '--workdir=…').
     workdir: work folder, accessible from every worker.
     environment: pairs (name, value) of environment variables.
-    machines: the flags that choose the machines.
+    machines: flags that choose the machines.
   """
 
   name: str
@@ -51,16 +51,16 @@ class Job:
 
   @property
   def digest(self) -> str:
-    """Digest of command and machines, to detect another job of this name."""
-    return digest(self.arguments, self.environment, self.machines)
+    """Returns a digest of command and machines; differs for another job."""
+    return job_digest(self.arguments, self.environment, self.machines)
 
 
-def digest(*content: Sequence) -> str:
-  """Returns the first ten hexadecimal digits of a hash of the content."""
+def job_digest(*content: Sequence) -> str:
+  """Computes ten hexadecimal digits of a hash of the content."""
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:10]
 
 
-def from_command(
+def job_from_command(
   command: Sequence[str],
   workdir: str,
   environment: Sequence[str] = (),
@@ -70,11 +70,12 @@ def from_command(
   """Builds the job of a command line.
 
   Args:
-    command: of Python: '-m', the module, its flags; without --workdir.
-    workdir: appended to the flags.
-    environment: 'NAME=VALUE' each.
-    name: derived from the config and the command if empty.
-    machines: the flags that choose the machines.
+    command: arguments of Python: '-m', the module and its flags, without
+      --workdir.
+    workdir: work folder, which is appended as --workdir.
+    environment: environment variables, each 'NAME=VALUE'.
+    name: name of the job; '' derives one from the config and the command.
+    machines: flags that choose the machines.
 
   Raises:
     UserError: an argument is missing or malformed.
@@ -118,41 +119,46 @@ def _default_name(arguments: Sequence[str], environment: Sequence) -> str:
   words = re.sub('[^a-z0-9]+', '-', (stem or arguments[1]).lower()).strip('-')
   if not words[:1].isalpha():
     words = f'run-{words}'
-  return f'{words[:29].strip("-")}-{digest(arguments, environment)[:6]}'
+  return f'{words[:29].strip("-")}-{job_digest(arguments, environment)[:6]}'
 
 
-def combine_exit_codes(exit_codes: Mapping[str, int | None]) -> int:
+def combine_worker_exit_codes(exit_codes: Mapping[str, int | None]) -> int:
   """Combines the exit statuses of all workers into that of the job.
 
-  A user error (2) takes precedence over other failures, and those over a
-  request to be restarted (75). A worker that had to be killed (None) hung: if
-  others noticed, they ask for a restart; if all others were done, the job
-  failed.
+  A user error (2) takes precedence over other failures, and other failures over
+  a request to be restarted (75). A worker that hung had to be killed and has no
+  status (None): the job is restarted if another worker asks for it, and has
+  failed if all others were done.
 
-  >>> combine_exit_codes({'a': 0, 'b': 75}), combine_exit_codes({'a': 0})
-  (75, 0)
-  >>> combine_exit_codes({'a': 75, 'b': 1})
+  >>> combine_worker_exit_codes({'a': 0, 'b': 75})
+  75
+  >>> combine_worker_exit_codes({'a': 0})
+  0
+  >>> combine_worker_exit_codes({'a': 75, 'b': 1})
   1
-  >>> [combine_exit_codes({'a': code, 'b': None}) for code in (75, 0)]
+  >>> [combine_worker_exit_codes({'a': code, 'b': None}) for code in (75, 0)]
   [75, 1]
   """
   codes = [*exit_codes.values()]
   if exit_status.USER_ERROR in codes:
     return exit_status.USER_ERROR
   failures = [
-    c for c in codes if c not in (DONE, exit_status.PREEMPTED, LOST, None)
+    code
+    for code in codes
+    if code not in (exit_status.SUCCESS, exit_status.PREEMPTED, LOST, None)
   ]
   if failures:
     return failures[0]
   if None in codes and not {exit_status.PREEMPTED, LOST} & {*codes}:
-    return FAILED
-  return DONE if codes and not any(codes) else exit_status.PREEMPTED
+    return exit_status.FAILURE
+  all_succeeded = codes and not any(codes)
+  return exit_status.SUCCESS if all_succeeded else exit_status.PREEMPTED
 
 
-def format_exit_codes(exit_codes: Mapping[str, int | None]) -> str:
-  """Lists the exit statuses, grouping workers of equal status.
+def format_worker_exit_codes(exit_codes: Mapping[str, int | None]) -> str:
+  """Formats the exit statuses, with the workers of equal status together.
 
-  >>> format_exit_codes({'w-0': 0, 'w-1': 75, 'w-2': 0})
+  >>> format_worker_exit_codes({'w-0': 0, 'w-1': 75, 'w-2': 0})
   'w-0, w-2: 0; w-1: 75'
   """
   words = {None: 'killed', LOST: 'lost'}

@@ -16,7 +16,7 @@ _END_SECONDS = 3.0
 
 
 class Interrupted(Exception):
-  """The user asked to stop, by Ctrl-C or SIGTERM."""
+  """Reports that the user asked to stop, by Ctrl-C or SIGTERM."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +36,18 @@ class Result:
 
   @property
   def error_line(self) -> str:
-    """The last line of standard error, or else of standard output.
+    """Returns the last line of standard error, or else of standard output.
 
-    gcloud prints hints after its error: all lines from the last `ERROR:` on.
+    gcloud prints hints after its error: of its output, all lines from the last
+    `ERROR:` on are returned.
     """
     lines = (self.err.strip() or self.out.strip()).splitlines()
     if not lines:
       return f'exit status {self.code}'
     starts = [i for i, line in enumerate(lines) if line.startswith('ERROR:')]
-    return errors.one_line(' '.join(lines[starts[-1] if starts else -1 :]))
+    return errors.format_on_one_line(
+      ' '.join(lines[starts[-1] if starts else -1 :])
+    )
 
 
 @dataclasses.dataclass
@@ -52,8 +55,8 @@ class Shell:
   """Runs commands one after the other and handles requests to stop.
 
   Attributes:
-    stop_requests: number of requests so far.
-    last_signal: number of the signal that made the last one.
+    stop_requests: number of requests to stop so far.
+    last_signal: number of the signal of the last request.
     is_deferring: whether requests are only counted, as during deletion.
     is_creating: whether a command is creating something, which must exist
       before it can be deleted.
@@ -69,7 +72,8 @@ class Shell:
 
     Args:
       command: program and arguments; not interpreted by a shell.
-      creates: whether it creates something and so must not be cut off.
+      creates: whether the command creates something and therefore must not be
+        ended early.
 
     Raises:
       Interrupted: the user asked to stop, before or meanwhile.
@@ -139,7 +143,8 @@ class Shell:
     """Counts SIGINT and SIGTERM as requests to stop while the context lasts.
 
     Args:
-      notify: shows the user a message if a request has to wait.
+      notify: function that shows the user a message, called when a request has
+        to wait.
     """
 
     def request_stop(number: int, _) -> None:

@@ -8,12 +8,13 @@ from runtime import errors
 CACHE = pathlib.Path('~/.cache/label_efficient_segmentation/launch')
 
 
-def resolve_commit(run: shell.Shell, commit: str = '') -> str:
+def resolve_code_commit(run: shell.Shell, commit: str = '') -> str:
   """Returns the full hash of the commit to ship.
 
   Args:
-    run: runs git in the current folder.
-    commit: any name of it; '' for HEAD, which is refused if files differ.
+    run: shell that runs git in the current folder.
+    commit: name of the commit, in any form of git; '' for HEAD, which is
+      refused if files of the checkout differ from it.
 
   Raises:
     UserError: there is no such commit, or '' and the checkout is not clean.
@@ -40,11 +41,16 @@ def resolve_commit(run: shell.Shell, commit: str = '') -> str:
   return parsed.out.strip()
 
 
-def archive_path(name: str, commit: str) -> pathlib.Path:
-  """Returns the local path of a job's code archive."""
+def code_archive_path(name: str, commit: str) -> pathlib.Path:
+  """Returns the local path of the code archive of a job.
+
+  Args:
+    name: name of the job.
+    commit: full hash of the commit.
+  """
   return CACHE.expanduser() / f'{name}-{commit[:12]}.tar.gz'
 
 
-def archive_command(commit: str, path: pathlib.Path) -> list[str]:
+def code_archive_command(commit: str, path: pathlib.Path) -> list[str]:
   """Returns the command that writes the files of a commit into an archive."""
   return ['git', 'archive', '--format=tar.gz', f'--output={path}', commit]

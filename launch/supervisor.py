@@ -29,7 +29,7 @@ _SAVING_POLL = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Retries and waiting times.
+  """Holds the numbers of retries and the waiting times.
 
   Attributes:
     retries: number of restarts.
@@ -38,7 +38,7 @@ class Limits:
     poll: seconds between two polls.
     grace: seconds that workers have for saving after they were asked to stop,
       or after another one has ended.
-    keep: delete nothing at the end.
+    keep: whether nothing is deleted at the end.
     reset_after: seconds of running after which retries are counted anew.
   """
 
@@ -64,11 +64,13 @@ class Supervisor:
   """Runs one job in one place.
 
   Attributes:
-    backend: the place.
-    run: runs commands and counts requests to stop.
-    limits: retries and waiting times.
-    resolve_commit: returns the commit to ship; called only when needed.
-    pack: writes the archive of a commit, if it is missing.
+    backend: place in which the job runs.
+    run: shell that runs commands and counts requests to stop.
+    limits: numbers of retries and waiting times.
+    resolve_commit: function that returns the hash of the commit to ship; called
+      only when needed.
+    pack: function that writes the archive of a commit, if it is missing, and
+      returns its path.
     is_commit_named: whether the user named the commit.
   """
 
@@ -94,7 +96,7 @@ class Supervisor:
     Raises:
       UserError: the user has to correct something; all is deleted before.
     """
-    code = jobs.FAILED
+    code = exit_status.FAILURE
     try:
       code = self._run_with_retries()
     except shell.Interrupted:
@@ -102,7 +104,9 @@ class Supervisor:
       code = exit_status.INTERRUPTED if is_sigint else exit_status.PREEMPTED
       self._let_workers_save()
     except _StartTimeout as timeout:
-      console.notify(f'{timeout}: given up; run the same command to retry')
+      console.print_launcher_message(
+        f'{timeout}: given up; run the same command to retry'
+      )
       code = exit_status.PREEMPTED
     finally:
       code = self._clean_up(code)
@@ -133,25 +137,27 @@ class Supervisor:
         reason = f'no capacity at present ({refusal})'
       except backends.JobDeletedError as error:
         name = self.backend.job.name
-        console.notify(f'{name} was deleted by another command ({error})')
+        console.print_launcher_message(
+          f'{name} was deleted by another command ({error})'
+        )
         self._is_running = False
-        return jobs.FAILED
+        return exit_status.FAILURE
       except backends.MachinesLostError as error:
         reason = f'the machines are lost ({error})'
         self._is_running = False
         if not self._delete():
-          console.notify(reason)
-          return jobs.FAILED
+          console.print_launcher_message(reason)
+          return exit_status.FAILURE
       if time.monotonic() - self._start_time >= self.limits.reset_after:
         attempt = 0
       attempt += 1
       if attempt > self.limits.retries:
-        console.notify(
+        console.print_launcher_message(
           f'{reason}; no retries left: run the same command to go on'
         )
         return exit_status.PREEMPTED
       pause = self.limits.pause(attempt)
-      console.notify(
+      console.print_launcher_message(
         f'{reason}: retry {attempt} of {self.limits.retries} in {pause:g} s'
       )
       self.run.sleep(pause)
@@ -160,7 +166,7 @@ class Supervisor:
     """Takes over what an earlier command created.
 
     Raises:
-      UserError: it belongs to another job, commit or kind of machines.
+      UserError: the name belongs to another job, commit or kind of machines.
     """
     job = self.backend.job
     difference = ''
@@ -174,16 +180,18 @@ class Supervisor:
         'name, or delete it with --delete'
       )
     self._exists, self._commit = True, existing.commit
-    console.notify(f'attached to {job.name} with commit {existing.commit}')
+    console.print_launcher_message(
+      f'attached to {job.name} with commit {existing.commit}'
+    )
     if not self.limits.keep:
-      console.notify(
+      console.print_launcher_message(
         'Ctrl-C stops and deletes it; to follow it only, add --keep'
       )
 
   def _create(self) -> None:
     """Requests machines, or submits the job."""
     job = self.backend.job
-    console.notify(f'{job.name}: commit {self._commit}')
+    console.print_launcher_message(f'{job.name}: commit {self._commit}')
     archive = self.pack(self._commit)
     # From here on something may exist, whatever the answer is.
     self._exists = True
@@ -200,12 +208,14 @@ class Supervisor:
     while (report := self._poll()).started is None:
       self.run.sleep(self.limits.poll)
     if not report.started:
-      console.notify(f'installing commit {self._commit}')
+      console.print_launcher_message(f'installing commit {self._commit}')
       self.backend.install(self.pack(self._commit))
     if not report.started or self._is_restart:
       self.backend.start()
-      console.notify('started; it continues if this command is killed')
-    console.print_log(report.log)
+      console.print_launcher_message(
+        'started; it continues if this command is killed'
+      )
+    console.print_job_log(report.log)
     self._is_running, self._is_restart = True, True
     self._start_time = time.monotonic()
     code = self._wait_for_end()
@@ -227,29 +237,31 @@ class Supervisor:
     first_end = None
     while True:
       report = self._poll()
-      console.print_log(report.log)
+      console.print_job_log(report.log)
       has_scheduler = self.backend.restarts_itself
       code = _exit_code(report, has_scheduler)
       has_ended = any(code is not None for code in report.exit_codes.values())
       if code is None and has_ended and not has_scheduler:
         first_end = first_end or time.monotonic()
         if time.monotonic() - first_end > self.limits.grace:
-          console.notify('one worker has ended; killing the others')
+          console.print_launcher_message(
+            'one worker has ended; killing the others'
+          )
           self.backend.stop(force=True)
-          code = jobs.combine_exit_codes(report.exit_codes)
+          code = jobs.combine_worker_exit_codes(report.exit_codes)
       if code is not None:
         return self._handle_end(report, code)
       self.run.sleep(self.limits.poll)
 
   def _handle_end(self, report: backends.Report, code: int) -> int:
     """Shows how the workers ended; returns the exit status of the job."""
-    shown = jobs.format_exit_codes(report.exit_codes) or code
-    console.notify(f'exit status by worker: {shown}')
+    shown = jobs.format_worker_exit_codes(report.exit_codes) or code
+    console.print_launcher_message(f'exit status by worker: {shown}')
     is_interrupted = code == exit_status.PREEMPTED
     self._hung = is_interrupted and None in report.exit_codes.values()
     if self._hung:
-      console.print_log(self.backend.failure_log())
-    if code == jobs.DONE or is_interrupted:
+      console.print_job_log(self.backend.failure_log())
+    if code == exit_status.SUCCESS or is_interrupted:
       return code
     log = self.backend.failure_log()
     if not self.backend.restarts_itself and code != exit_status.USER_ERROR:
@@ -260,7 +272,7 @@ class Supervisor:
         if waiting and not waiting.startswith(backends.NO_ANSWER):
           raise backends.MachinesLostError(waiting)
         self.run.sleep(self.limits.poll)
-    console.print_log(log)
+    console.print_job_log(log)
     return code
 
   def _let_workers_save(self) -> None:
@@ -272,18 +284,20 @@ class Supervisor:
     with self.run.deferring_stop():
       try:
         if not self.backend.stop():
-          console.notify(
+          console.print_launcher_message(
             'the workers may save while they are deleted; Ctrl-C once more '
             'kills them'
           )
           return
-        console.notify('the workers may save; Ctrl-C once more kills them')
+        console.print_launcher_message(
+          'the workers may save; Ctrl-C once more kills them'
+        )
         while time.monotonic() < end and self.run.stop_requests == requests:
           report = self._poll()
-          console.print_log(report.log)
+          console.print_job_log(report.log)
           if _exit_code(report, self.backend.restarts_itself) is not None:
-            codes = jobs.format_exit_codes(report.exit_codes)
-            console.notify(f'exit status by worker: {codes}')
+            codes = jobs.format_worker_exit_codes(report.exit_codes)
+            console.print_launcher_message(f'exit status by worker: {codes}')
             return
           self.run.sleep(min(self.limits.poll, _SAVING_POLL))
         self.backend.stop(force=True)
@@ -292,7 +306,7 @@ class Supervisor:
         backends.JobDeletedError,
         errors.UserError,
       ) as error:
-        console.notify(f'the workers could not save: {error}')
+        console.print_launcher_message(f'the workers could not save: {error}')
 
   def _clean_up(self, code: int) -> int:
     """Deletes what was created, unless it is to be kept."""
@@ -300,15 +314,17 @@ class Supervisor:
       return code
     if self.limits.keep:
       self.backend.detach()
-      console.notify(
+      console.print_launcher_message(
         f'{self.backend.job.name} is kept and may cost money: the same command '
         'attaches to it, with --delete it is deleted'
       )
       return code
-    return code if self._delete() else code or jobs.FAILED
+    return code if self._delete() else code or exit_status.FAILURE
 
   def _delete(self) -> bool:
-    self._exists = not delete_with_retries(self.backend, self.run, self.limits)
+    self._exists = not delete_job_with_retries(
+      self.backend, self.run, self.limits
+    )
     return not self._exists
 
 
@@ -318,17 +334,17 @@ def _wait_until_ready(
   """Waits until the job can be started or polled.
 
   Args:
-    backend: the place of the job.
-    run: waits.
+    backend: place in which the job runs.
+    run: shell, whose sleep ends when the user asks to stop.
     poll: seconds between two polls.
 
   Raises:
-    _StartTimeout: it took longer than the backend allows.
+    _StartTimeout: the wait took longer than the backend allows.
   """
   start, shown = time.monotonic(), ''
   while waiting := backend.waiting_for():
     if waiting != shown:
-      console.notify(f'waiting: {waiting}')
+      console.print_launcher_message(f'waiting: {waiting}')
       shown = waiting
     limit = backend.wait_seconds
     if limit and time.monotonic() - start > limit:
@@ -336,24 +352,34 @@ def _wait_until_ready(
     run.sleep(poll)
 
 
-def delete_with_retries(
+def delete_job_with_retries(
   backend: backends.Backend, run: shell.Shell, limits: Limits
 ) -> bool:
-  """Deletes everything, despite requests to stop; returns whether it worked."""
+  """Deletes everything of a job, and retries; returns whether that worked.
+
+  Requests to stop are deferred until the end.
+
+  Args:
+    backend: place in which the job runs.
+    run: shell that counts requests to stop.
+    limits: waiting times between retries.
+  """
   name = backend.job.name
   with run.deferring_stop():
     shown = ''
     for attempt in range(1, _MAX_DELETIONS + 1):
       problem = backend.delete()
       if not problem:
-        console.notify(f'deleted: {name}')
+        console.print_launcher_message(f'deleted: {name}')
         return True
       if problem != shown:
-        console.notify(f'deleting {name} failed and is retried: {problem}')
+        console.print_launcher_message(
+          f'deleting {name} failed and is retried: {problem}'
+        )
         shown = problem
       if attempt < _MAX_DELETIONS:
         run.sleep(min(limits.pause(attempt), _MAX_DELETION_PAUSE))
-  console.notify(
+  console.print_launcher_message(
     f'{name} MAY STILL COST MONEY: run the same command with --delete'
   )
   return False
@@ -375,4 +401,4 @@ def _exit_code(report: backends.Report, has_scheduler: bool) -> int | None:
     return report.final_code
   if not report.exit_codes or None in report.exit_codes.values():
     return None
-  return jobs.combine_exit_codes(report.exit_codes)
+  return jobs.combine_worker_exit_codes(report.exit_codes)

@@ -48,10 +48,11 @@ class Folder:
   """The folder of a worker.
 
   Attributes:
-    path: absolute, or relative to where the worker's commands start.
+    path: path of the folder, absolute or relative to the folder in which the
+      commands of the worker start.
     tree: folder of the code, relative to `path`.
-    python: interpreter that runs the job, relative to `tree`.
-    name: of the worker, as a shell expression.
+    python: path of the Python interpreter of the job, relative to `tree`.
+    name: name of the worker, as a shell expression.
   """
 
   path: str
@@ -61,23 +62,24 @@ class Folder:
 
   @property
   def quoted(self) -> str:
-    """The path, quoted for a shell."""
+    """Returns the path, quoted for a shell."""
     return shlex.quote(self.path)
 
 
-def wait_for_child(on_term: str = 'kill -TERM "$child"') -> str:
+def wait_for_child_script(on_term: str = 'kill -TERM "$child"') -> str:
   """Returns a script that waits for the last background process.
 
-  Leaves its exit status in $code. A signal ends the shell's `wait` early, hence
-  the second and third. Further signals would confuse it and are ignored. Bash
-  may lose the status of a process that ends at the same moment and report -1:
-  then the job is to be run again (75), as is one that ended by SIGTERM before
-  it had installed a handler (143).
+  The script leaves the exit status of the process in $code. A signal ends
+  `wait` of the shell early, so that the script calls it three times; further
+  signals are ignored. Bash may lose the status of a process that ends at the
+  moment of a signal, and report -1: then the job is to be run again (75). The
+  same holds for a process that SIGTERM ended before it had installed a handler
+  (143).
 
   Args:
-    on_term: command that forwards SIGTERM; without single quotes.
+    on_term: shell command that forwards SIGTERM, without single quotes.
   """
-  restart = exit_status.PREEMPTED
+  restart, terminated = exit_status.PREEMPTED, exit_status.TERMINATED
   return f"""\
 child=$!
 trap 'trap "" TERM; {on_term}' TERM
@@ -89,12 +91,12 @@ done
 wait "$child" 2> /dev/null
 last=$?
 [ "$last" -eq 127 ] || code=$last
-if [ "$code" -lt 0 ] || [ "$code" -eq 143 ]; then code={restart}; fi
+if [ "$code" -lt 0 ] || [ "$code" -eq {terminated} ]; then code={restart}; fi
 """
 
 
-def unpack(folder: Folder, archive: str) -> str:
-  """Returns a script that replaces the code by an archive, and deletes that."""
+def unpack_code_script(folder: Folder, archive: str) -> str:
+  """Returns a script that unpacks the code archive and then deletes it."""
   return f"""\
 set -e
 mkdir -p {folder.quoted}
@@ -105,30 +107,31 @@ rm -f {shlex.quote(archive)}
 """
 
 
-def install(folder: Folder, extra: str) -> str:
+def install_code_script(folder: Folder, extra: str) -> str:
   """Returns a script that creates the virtual environment of the code.
 
   The pins are for Python 3.11, which TPU VMs do not have: uv fetches it.
 
   Args:
-    folder: of the worker.
-    extra: of setup.py, for the accelerator: 'tpu' or 'cuda'.
+    folder: folder of the worker.
+    extra: extra of setup.py for the accelerator: 'tpu' or 'cuda'.
   """
   return f"""\
 set -e
 cd {folder.quoted}
 python3 -m pip install --quiet --user uv
 [ -x venv/bin/python ] || python3 -m uv venv --quiet --seed --python 3.11 venv
-{install_requirements(extra)}"""
+{install_requirements_script(extra)}"""
 
 
-def install_requirements(extra: str) -> str:
-  """Returns a script that installs the pins of `tree`, and itself, in `venv`.
+def install_requirements_script(extra: str) -> str:
+  """Returns a script that installs the code and its pinned requirements.
 
-  It runs in the folder of both.
+  The script runs in the folder of the worker, which has the code in `tree` and
+  the virtual environment in `venv`.
 
   Args:
-    extra: of setup.py, for the accelerator: 'tpu' or 'cuda'.
+    extra: extra of setup.py for the accelerator: 'tpu' or 'cuda'.
   """
   return f"""\
 cd tree
@@ -138,18 +141,18 @@ cd ..
 """
 
 
-def export_environment(job: jobs.Job) -> str:
+def export_environment_script(job: jobs.Job) -> str:
   """Returns a script that exports the job's environment variables."""
   return ''.join(
     f'export {name}={shlex.quote(value)}\n' for name, value in job.environment
   )
 
 
-def run(folder: Folder, job: jobs.Job, setup: str = '') -> str:
+def run_job_script(folder: Folder, job: jobs.Job, setup: str = '') -> str:
   """Returns the script that runs the job and writes its exit status.
 
   Args:
-    folder: of the worker.
+    folder: folder of the worker.
     job: the command to run.
     setup: script that runs before it.
   """
@@ -159,19 +162,19 @@ def run(folder: Folder, job: jobs.Job, setup: str = '') -> str:
 # Runs the job and writes its exit status.
 here=$PWD
 cd {shlex.quote(folder.tree)} || exit 1
-{export_environment(job)}{setup}{command} &
-{wait_for_child()}echo "$code" > "$here/exit.partial"
+{export_environment_script(job)}{setup}{command} &
+{wait_for_child_script()}echo "$code" > "$here/exit.partial"
 mv "$here/exit.partial" "$here/exit"
 """
 
 
-def start(folder: Folder, job: jobs.Job, setup: str = '') -> str:
+def start_job_script(folder: Folder, job: jobs.Job, setup: str = '') -> str:
   """Returns a script that starts the job unless it runs already.
 
   The job is detached: it survives the connection that started it.
 
   Args:
-    folder: of the worker.
+    folder: folder of the worker.
     job: the command to run.
     setup: script that runs before it.
   """
@@ -183,17 +186,17 @@ if [ -f pid ] && [ ! -f exit ]; then
   if kill -0 "$pid" 2> /dev/null; then exit 0; fi
 fi
 rm -f exit
-printf '%s' {shlex.quote(run(folder, job, setup))} > run.sh
+printf '%s' {shlex.quote(run_job_script(folder, job, setup))} > run.sh
 setsid nohup bash run.sh >> log 2>&1 < /dev/null &
 echo "$! $(cat /proc/sys/kernel/random/boot_id)" > pid
 """
 
 
-def print_state(folder: Folder) -> str:
+def print_state_script(folder: Folder) -> str:
   """Returns a script that prints a line with the worker's name and state.
 
   The state is an exit status, `running`, `lost` if the process vanished without
-  one, or `absent` if it was never started.
+  an exit status, or `absent` if it was never started.
   """
   return f"""\
 state=absent
@@ -207,7 +210,7 @@ echo "{WORKER_MARK} {folder.name} $state"
 """
 
 
-def print_log(folder: Folder, offset: int) -> str:
+def print_log_script(folder: Folder, offset: int) -> str:
   """Returns a script that prints the job's log from a byte offset on."""
   return f"""\
 echo {LOG_MARK}
@@ -215,7 +218,7 @@ tail -c +{offset + 1} {folder.quoted}/log 2> /dev/null | head -c {_LOG_BYTES}
 """
 
 
-def print_failure_log(folder: Folder) -> str:
+def print_failure_log_script(folder: Folder) -> str:
   """Returns a script that prints the last lines of a worker that failed."""
   return f"""\
 cd {folder.quoted} 2> /dev/null || exit 0
@@ -226,12 +229,13 @@ done
 """
 
 
-def stop(folder: Folder, force: bool = False) -> str:
+def stop_job_script(folder: Folder, force: bool = False) -> str:
   """Returns a script that asks the job to save and stop.
 
   Args:
-    folder: of the worker.
-    force: kill it instead, with all processes that it has started.
+    folder: folder of the worker.
+    force: whether the job is killed instead, with all processes that it has
+      started.
   """
   number, target = ('KILL', '-- "-$pid"') if force else ('TERM', '"$pid"')
   return f"""\
@@ -242,8 +246,8 @@ kill -{number} {target} 2> /dev/null || true
 """
 
 
-def parse_states(text: str) -> dict[str, str]:
-  """Returns each worker's state from the output of `print_state` on all."""
+def parse_worker_states(text: str) -> dict[str, str]:
+  """Parses the output of `print_state_script` to the state of each worker."""
   states = {}
   for line in text.splitlines():
     parts = line.split()
@@ -252,8 +256,8 @@ def parse_states(text: str) -> dict[str, str]:
   return dict(sorted(states.items(), key=lambda item: _order(item[0])))
 
 
-def parse_log(text: str) -> str:
-  """Returns the job's log from the output of `print_log`."""
+def parse_worker_log(text: str) -> str:
+  """Parses the output of `print_log_script` to the log of the job."""
   return text.partition(f'{LOG_MARK}\n')[2]
 
 
@@ -263,11 +267,11 @@ def _order(name: str) -> tuple[int, str]:
   return (int(number) if number.isdigit() else 0, name)
 
 
-def exit_codes(states: Mapping[str, str]) -> dict[str, int | None]:
-  """Returns the exit status of each worker, None while it has none.
+def worker_exit_codes(states: Mapping[str, str]) -> dict[str, int | None]:
+  """Returns the exit status of each worker, None before its end.
 
   Args:
-    states: of each worker, as `parse_states` returns them.
+    states: state of each worker, as `parse_worker_states` returns them.
   """
   words = {'running': None, 'absent': None, 'lost': jobs.LOST}
   return {

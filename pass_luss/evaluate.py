@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     _run(_parser().parse_args(argv))
   except errors.UserError as error:
-    print(f'error: {errors.one_line(str(error))}', file=sys.stderr)
+    print(f'error: {errors.format_on_one_line(str(error))}', file=sys.stderr)
     return exit_status.USER_ERROR
   except KeyboardInterrupt:
     print('interrupted: nothing was scored', file=sys.stderr)
@@ -61,12 +61,12 @@ def _run(arguments: argparse.Namespace) -> None:
     arguments.gt, arguments.pred, num_classes, num_generated, advice
   )
   if arguments.rematch:
-    match = evaluate.match_categories(folders)
+    match = evaluate.match_category_folders(folders)
     if arguments.write_match:
       match.write(arguments.write_match)
       print(f'wrote the matching to {arguments.write_match}')
   start = time.perf_counter()
-  metric, num_pixels = evaluate.score(folders, match)
+  metric, num_pixels = evaluate.score_category_folders(folders, match)
   seconds = time.perf_counter() - start
   megapixels = num_pixels / 1e6
   print(
@@ -79,8 +79,8 @@ def _run(arguments: argparse.Namespace) -> None:
       f'{absent} of {num_classes} classes are absent from the ground truth and '
       'count as 0: check --num_classes'
     )
-  values = evaluate.to_json(metric.compute())
-  print(evaluate.format_table(values))
+  values = evaluate.benchmark_scores_to_json(metric.compute())
+  print(evaluate.format_benchmark_table(values))
   print(json.dumps(values, allow_nan=False))
 
 
@@ -163,4 +163,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  exit_status.run(main)
+  exit_status.exit_with_status(main)

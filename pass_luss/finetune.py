@@ -25,7 +25,7 @@ class Finetune(method.SingleLossMethod):
   Attributes:
     level: 'pixels', or 'images' where a label map is constant: the mean logits
       of all cells are trained on the image's category.
-    reduction: of level 'pixels': factor by which label maps are downsampled, by
+    reduction: factor of level 'pixels' by which label maps are downsampled, by
       floor-nearest; logits are upsampled to that size.
     repeated_upsampling: whether logits are upsampled by 2 repeatedly on the way
       there, instead of at once; predictions are then upsampled by 2 as well.
@@ -39,8 +39,8 @@ class Finetune(method.SingleLossMethod):
 
   def loss(self, params, batch_stats, batch, keys) -> update.LossOutput:
     """Computes the cross entropy, summed over labeled pixels or images."""
-    images = batch_lib.to_symmetric(batch['image'])
-    images = color_augment.augment(images, keys.rows, self.colors)
+    images = batch_lib.batch_images_to_symmetric(batch['image'])
+    images = color_augment.augment_colors(images, keys.rows, self.colors)
     logits, batch_stats = self.forward(
       params, batch_stats, images, 'logits', keys
     )
@@ -51,10 +51,10 @@ class Finetune(method.SingleLossMethod):
       logits = jnp.mean(logits, axis=(1, 2), keepdims=True)
     else:
       size = tuple(n // self.reduction for n in labels.shape[1:])
-      labels = resize.nearest_floor(labels, size)
+      labels = resize.resize_nearest_floor(labels, size)
       while self.repeated_upsampling and 2 * logits.shape[1] <= size[0]:
         logits = resize.upsample2x(logits)
-      logits = resize.bilinear(logits, size)
+      logits = resize.resize_bilinear(logits, size)
     counted = (labels >= 0) & batch['mask'][:, None, None]
     total, count = losses.masked_sum_and_count(
       losses.cross_entropy(logits, labels), counted

@@ -33,4 +33,4 @@ PROGRAM = program.Program(
 )
 
 if __name__ == '__main__':
-  cli.run(PROGRAM)
+  cli.run_program(PROGRAM)

@@ -13,13 +13,13 @@ class ProgressLine:
   """Prints the progress of a loop: step, values, speed and time left."""
 
   def __init__(self, name: str, step: int, num_steps: int, batch_size: int):
-    """Starts measuring.
+    """Starts the clock of the speed.
 
     Args:
-      name: of the work, the first word of every line.
-      step: steps that are done already.
-      num_steps: steps of the whole loop.
-      batch_size: images of a step, of which the speed is a multiple.
+      name: name of the work, the first word of every line.
+      step: number of steps that are done already.
+      num_steps: number of steps of the whole loop.
+      batch_size: number of images of a step, for the speed in images.
     """
     self.name = name
     self._num_steps = num_steps
@@ -27,11 +27,15 @@ class ProgressLine:
     self._last = (time.monotonic(), step)
 
   def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-    """Prints a line and returns the speed since the previous one.
+    """Prints a line and returns the speed since the previous line.
+
+    Args:
+      step: number of steps that are done now.
+      values: scalars to print, by name.
 
     Returns:
-      `steps_per_second` and `images_per_second`; empty right after `restart`,
-      when no step has been measured.
+      `steps_per_second` and `images_per_second`; an empty dict right after
+      `restart`, when no step has been measured.
     """
     progress.record_activity(f'{self.name} {step}')
     now = time.monotonic()
@@ -40,12 +44,12 @@ class ProgressLine:
     formatted = '  '.join(f'{name} {v:.4g}' for name, v in values.items())
     line = f'{self.name} {step}/{self._num_steps}  {formatted}'
     if step == last_step:
-      log(line.rstrip())
+      print_line(line.rstrip())
       return {}
     rate = (step - last_step) / max(now - last_time, 1e-9)
     images = rate * self._batch_size
     left = format_duration((self._num_steps - step) / max(rate, 1e-9))
-    log(f'{line}  {rate:.3g} steps/s  {images:.4g} images/s  ETA {left}')
+    print_line(f'{line}  {rate:.3g} steps/s  {images:.4g} images/s  ETA {left}')
     return {'steps_per_second': rate, 'images_per_second': images}
 
   def restart(self, step: int) -> None:
@@ -61,7 +65,7 @@ class ProgressLine:
     self._last = (last_time + time.monotonic() - start, step)
 
 
-def log(text: str) -> None:
+def print_line(text: str) -> None:
   """Prints a line from host 0; the other hosts print nothing."""
   if jax.process_index() == 0:
     print(text, flush=True)

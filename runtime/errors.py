@@ -1,30 +1,35 @@
-"""Exceptions for errors that the user can correct."""
+"""Exceptions for errors that the user can correct, and their messages."""
 
+from collections.abc import Sequence
 from typing import Any
+
+# Lines of a message about several problems.
+MAX_LINES = 12
 
 
 class UserError(Exception):
-  """An error in the input of the user: a config, a flag, a file.
+  """Reports an error in the input of the user: a config, a flag, a file.
 
-  The message is one line: what was expected, what was got, what to do. Command
-  lines print it without a traceback and exit with status 2.
+  The message is what was expected, what was got, what to do; several problems
+  are a line each. Command lines print it without a traceback and exit with
+  status 2.
   """
 
 
 class MissingInput(UserError):
-  """Data or weights that a stage needs are absent."""
+  """Reports that data or weights that a stage needs are absent."""
 
 
 class BadFile(UserError):
-  """A file that cannot be used.
+  """Reports a file that cannot be used.
 
   Attributes:
-    file: a path, or a member of an archive.
-    reason: the problem, without the name of the file.
+    file: path of the file, or the member of an archive.
+    reason: description of the problem, without the name of the file.
   """
 
   def __init__(self, file: Any, reason: str):
-    super().__init__(one_line(f'{file}: {reason}'))
+    super().__init__(format_on_one_line(f'{file}: {reason}'))
     self.file = file
     self.reason = reason
 
@@ -33,8 +38,27 @@ class BadFile(UserError):
     return BadFile, (self.file, self.reason)
 
 
-def one_line(text: str) -> str:
-  """Returns the text on one line, in characters that every terminal prints.
+def format_problem_lines(
+  problems: Sequence[str], max_lines: int = MAX_LINES
+) -> str:
+  """Joins problems as the lines of a message, with the number of those left.
+
+  >>> format_problem_lines(['a: empty', 'b: empty', 'c: empty'], 2).splitlines()
+  ['a: empty', '… and 2 more']
+
+  Args:
+    problems: a message each.
+    max_lines: largest number of lines of the result.
+  """
+  lines = [format_on_one_line(problem) for problem in problems]
+  if len(lines) > max_lines:
+    kept = max_lines - 1
+    lines[kept:] = [f'… and {len(lines) - kept:,} more']
+  return '\n'.join(lines)
+
+
+def format_on_one_line(text: str) -> str:
+  """Formats a text on one line, in characters that every terminal prints.
 
   File names may hold line breaks, and bytes that are not UTF-8 (as lone
   surrogates, which `print` refuses).

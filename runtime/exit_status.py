@@ -1,4 +1,4 @@
-"""The end of a process that runs a command line."""
+"""Exit statuses of command lines, which launchers and schedulers read, too."""
 
 import os
 import select
@@ -6,14 +6,19 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+SUCCESS = 0
+FAILURE = 1  # Of Python after an exception, and of most programs.
 USER_ERROR = 2
 PREEMPTED = 75  # EX_TEMPFAIL: launchers run the same command again.
-INTERRUPTED = 130  # 128 + SIGINT, after Ctrl-C.
-BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a process it ended.
+# 128 + the number of a signal, as a shell reports a process that it ended.
+INTERRUPTED = 130  # SIGINT, after Ctrl-C.
+KILLED = 137  # SIGKILL, also for lack of memory.
+BROKEN_PIPE = 141  # SIGPIPE.
+TERMINATED = 143  # SIGTERM.
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-  """Runs `main` and ends this process with the exit status it returns.
+def exit_with_status(main: Callable[[], int]) -> NoReturn:
+  """Runs `main` and ends this process with the exit status that it returns.
 
   When the reader of standard output closes it (`… --dry_run | head`), the
   process ends without a message and with exit status 141.
@@ -32,7 +37,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _is_closed_by_reader(descriptor: int) -> bool:
-  """Returns whether this is a pipe or socket whose other end is closed."""
+  """Returns whether the other end of a pipe or socket is closed."""
   poll = select.poll()
   poll.register(descriptor, 0)  # POLLERR is reported even if not asked for.
   return bool(poll.poll(0))

@@ -1,7 +1,7 @@
 """Files of a work folder, on a local file system or in a bucket (`gs://…`).
 
-  workdir = files.parse_path('gs://bucket/run', '--workdir')
-  files.write(workdir / 'settings.json', text)
+  workdir = files.parse_file_path('gs://bucket/run', '--workdir')
+  files.write_atomically(workdir / 'settings.json', text)
 
 A bucket holds objects: one appears complete when it is closed, cannot be
 appended to, and is renamed by copying it; there are no empty folders. On a file
@@ -21,14 +21,14 @@ from etils import epath
 
 from runtime import errors
 
-# Both have the methods that are used here.
+# The two classes share all methods that are used on work folders.
 Path = pathlib.Path | epath.Path
 
 # The package that epath needs for each scheme.
 _PACKAGES = {'gs': 'gcsfs'}
 
 
-def parse_path(text: str, name: str) -> Path:
+def parse_file_path(text: str, name: str) -> Path:
   """Parses a user's path of a local folder, or of a folder in a bucket.
 
   Args:
@@ -56,24 +56,26 @@ def _is_installed(package: str) -> bool:
   return importlib.util.find_spec(package) is not None
 
 
-def is_local(path: Path) -> bool:
+def is_local_path(path: Path) -> bool:
   """Returns whether a path is on a local file system."""
   return isinstance(path, pathlib.Path)
 
 
-def absolute(path: Path) -> Path:
-  """Returns the path from the root; a path in a bucket always is."""
-  return path.absolute() if is_local(path) else path
+def absolute_path(path: Path) -> Path:
+  """Returns a local path from the root, and a path in a bucket as it is."""
+  return path.absolute() if is_local_path(path) else path
 
 
-def write(path: Path, content: str | bytes, durable: bool = True) -> None:
+def write_atomically(
+  path: Path, content: str | bytes, durable: bool = True
+) -> None:
   """Writes a file atomically: readers get the old content or all of the new.
 
   Args:
-    path: its folder is created if it is missing.
+    path: path of the file; a missing folder is created.
     content: text (written as UTF-8) or bytes.
-    durable: flush to the disk before returning, so that it survives a power
-      failure.
+    durable: whether the content is flushed to the disk before the function
+      returns, so that it survives a power failure.
   """
   with atomic_file(path, durable) as file:
     file.write(content.encode() if isinstance(content, str) else content)
@@ -84,10 +86,10 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
   """Opens a binary file that appears at `path` when the block ends normally.
 
   Args:
-    path: its folder is created if it is missing; may be in a bucket.
-    durable: as in `write`.
+    path: path of the file, local or in a bucket; a missing folder is created.
+    durable: whether the content is flushed to the disk before the block ends.
   """
-  if not is_local(path):
+  if not is_local_path(path):
     content = io.BytesIO()
     yield content
     path.write_bytes(content.getvalue())
@@ -122,7 +124,7 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
 
   Args:
     what: name of the data set or archive that is being prepared.
-    path: named in the message if the error names no file.
+    path: path that the message names if the error names no file.
 
   Raises:
     UserError: the block raised an OSError.
@@ -131,7 +133,7 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
     yield
   except OSError as error:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{what} cannot be prepared: {error.strerror or error} '
         f'({error.filename or path}): free some space or correct the path, '
         'and run the same command again; finished parts are kept'
@@ -139,23 +141,23 @@ def explaining_os_errors(what: str, path: Path | str) -> Iterator[None]:
     ) from error
 
 
-def walk(path: Path) -> Iterator[Path]:
-  """Yields the files below a folder, sorted; for a file, the file itself."""
+def walk_files(path: Path) -> Iterator[Path]:
+  """Yields the files below a folder, sorted; yields a single file itself."""
   if not path.is_dir():
     yield path
     return
   for entry in sorted(path.iterdir()):
-    yield from walk(entry)
+    yield from walk_files(entry)
 
 
-def checksum(path: Path) -> str:
-  """Returns a text that differs when a file is damaged.
+def file_checksum(path: Path) -> str:
+  """Returns a text that differs after the file was damaged.
 
-  For local files, the SHA-256 of the content. For objects in a bucket, the
-  length: they are written as a whole and checked by the store, and to download
-  them again would cost as much as loading them.
+  The text is the SHA-256 of a local file, and the length of an object in a
+  bucket: the store writes and checks objects as a whole, and downloading one to
+  hash it would cost as much as loading it.
   """
-  if not is_local(path):
+  if not is_local_path(path):
     return f'{path.stat().length} bytes'
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -8,7 +8,7 @@ import jax
 from runtime import errors, files
 
 
-def write(path: files.Path, content: Any) -> None:
+def write_json(path: files.Path, content: Any) -> None:
   """Writes JSON atomically from host 0; the other hosts write nothing.
 
   Raises:
@@ -17,7 +17,7 @@ def write(path: files.Path, content: Any) -> None:
   if jax.process_index() != 0:
     return
   try:
-    files.write(path, json.dumps(content, indent=1, sort_keys=True))
+    files.write_atomically(path, json.dumps(content, indent=1, sort_keys=True))
   except OSError as error:
     raise errors.UserError(
       f'cannot write {path} ({error.strerror or error}): free some space, or '
@@ -25,8 +25,8 @@ def write(path: files.Path, content: Any) -> None:
     ) from error
 
 
-def read(path: files.Path) -> Any:
-  """Returns the content of a file that `write` has written.
+def read_json(path: files.Path) -> Any:
+  """Reads the content of a file that `write_json` has written.
 
   Raises:
     UserError: the file is no longer valid JSON.
@@ -40,20 +40,20 @@ def read(path: files.Path) -> Any:
     ) from error
 
 
-def require_unchanged(path: files.Path, content: Any, what: str) -> None:
-  """Writes JSON the first time, and later checks that it is the same.
+def require_unchanged_json(path: files.Path, content: Any, what: str) -> None:
+  """Writes JSON the first time, and later checks that the content is the same.
 
   Args:
-    path: of the file, which is absent the first time.
-    content: anything that JSON can hold.
-    what: names the content in the message: 'the data set'.
+    path: path of the file, which is absent the first time.
+    content: any value that JSON can hold.
+    what: name of the content in the message: 'the data set'.
 
   Raises:
     UserError: the content differs from that of the file.
   """
-  if path.exists() and read(path) != content:
+  if path.exists() and read_json(path) != content:
     raise errors.UserError(
       f'{what} changed since {path.parent} was started (see {path.name}): put '
       'it back, or choose another --workdir'
     )
-  write(path, content)
+  write_json(path, content)

@@ -20,24 +20,29 @@ class MetricsFile:
     """Opens the file and drops the lines of steps after `step`.
 
     A run that resumes at `step` writes those lines again.
+
+    Args:
+      path: path of the file, which need not exist.
+      step: last step whose line is kept.
     """
     self._path = path if jax.process_index() == 0 else None
-    # All lines of a file in a bucket, and how many of them are written.
+    # All lines of a file in a bucket, and the number of those already written:
+    # an object cannot be appended to, so every flush writes all lines again.
     self._lines: list[str] = []
     self._flushed = 0
     if self._path and path.exists():
       lines = path.read_text().splitlines(keepends=True)
       kept = [line for line in lines if _is_kept(line, step)]
-      files.write(path, ''.join(kept), durable=False)
-      if not files.is_local(path):
+      files.write_atomically(path, ''.join(kept), durable=False)
+      if not files.is_local_path(path):
         self._lines, self._flushed = kept, len(kept)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Appends a line with the step and the values."""
+    """Appends a line with the step and the scalars by name."""
     if not self._path:
       return
     line = json.dumps({'step': step, **values}) + '\n'
-    if files.is_local(self._path):
+    if files.is_local_path(self._path):
       with open(self._path, 'a') as file:
         file.write(line)
     else:
@@ -47,7 +52,7 @@ class MetricsFile:
     """Makes all lines so far readable by other processes."""
     count = len(self._lines)  # Another thread may append meanwhile.
     if count > self._flushed:
-      files.write(self._path, ''.join(self._lines[:count]))
+      files.write_atomically(self._path, ''.join(self._lines[:count]))
       self._flushed = count
 
 
@@ -57,6 +62,6 @@ def _is_kept(line: str, step: int) -> bool:
   return json.loads(line)['step'] <= step
 
 
-def read(path: files.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a `metrics.jsonl`, each as a dict."""
+def read_metrics_file(path: files.Path) -> list[dict[str, Any]]:
+  """Reads the lines of a `metrics.jsonl`, each as a dict of scalars by name."""
   return [json.loads(line) for line in path.read_text().splitlines()]

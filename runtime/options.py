@@ -3,7 +3,9 @@
 A config dict is opened here and nowhere below: a stage is built from
 dataclasses whose fields are named, typed and documented.
 
-  noise = options.build(noise.NoiseOptions, config.noise, 'config.noise')
+  noise = options.build_options(
+    noise.NoiseOptions, config.noise, 'config.noise'
+  )
 """
 
 import dataclasses
@@ -26,15 +28,16 @@ T = TypeVar('T')
 _FLAX = ('parent', 'name')
 
 
-def build(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
+def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
   """Builds a dataclass from a mapping, recursively.
 
   Args:
-    cls: a dataclass; fields may be dataclasses, tuples, literals, unions with
-      None, mappings and plain types. An int is accepted for a float.
-    block: a mapping (a ConfigDict, for instance) from field to value.
-    path: of the block in the config, for messages: 'config.noise'.
-    **fixed: fields that the program sets and the block must not.
+    cls: dataclass to build; its fields may be dataclasses, tuples, literals,
+      unions with None, mappings and plain types. An int is accepted for a
+      float.
+    block: mapping (a ConfigDict, for instance) from field to value.
+    path: path of the block in the config, for messages: 'config.noise'.
+    **fixed: values of fields that the program sets and the block must not.
 
   Raises:
     UserError: a field is unknown or missing, its type is wrong, or the
@@ -72,22 +75,23 @@ def build(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
     raise errors.UserError(f'{path}: {error}') from error
 
 
-def build_named(
+def build_named_options(
   table: Mapping[str, type[T]],
   block: Mapping[str, Any],
   path: str,
   **fixed: Any,
 ) -> T:
-  """Builds the class of a table that the field `name` of a block selects.
+  """Builds an object of the class that the field `name` of a block selects.
 
   Args:
-    table: class by name.
-    block: the name, and the fields of that class.
-    path: of the block in the config, for messages.
-    **fixed: fields that the program sets and the block must not.
+    table: classes by name.
+    block: mapping with the field `name` and the fields of that class.
+    path: path of the block in the config, for messages.
+    **fixed: values of fields that the program sets and the block must not.
 
   Raises:
-    UserError: the name is missing or not in the table; or as `build` does.
+    UserError: the name is missing or not in the table, or `build_options`
+      refuses the block.
   """
   values = dict(block.items())
   if 'name' not in values:
@@ -97,22 +101,23 @@ def build_named(
   name = values.pop('name')
   if name not in table:
     raise errors.UserError(f'{path}.name: {_unknown(name, list(table))}')
-  return build(table[name], values, path, **fixed)
+  return build_options(table[name], values, path, **fixed)
 
 
-def complete(cls: type, block: Any) -> Any:
+def complete_options(cls: type, block: Any) -> Any:
   """Adds the fields that a block leaves out, with their defaults.
 
   A command line can then override any field of an experiment, though its config
-  states only what differs from the defaults. Nothing is checked; see `build`.
+  states only what differs from the defaults. The fields are checked later, by
+  `build_options`.
 
   Args:
-    cls: a dataclass, as for `build`.
-    block: a mapping from field to value; anything else is returned unchanged.
+    cls: dataclass of the block.
+    block: mapping from field to value; any other value is returned unchanged.
 
   Returns:
-    A dict. Nested blocks are complete too, except those whose class is chosen
-    by a name, such as an encoder.
+    A dict of all fields. Nested blocks are complete too, except those whose
+    class is chosen by a name, such as an encoder.
   """
   if not hasattr(block, 'items'):
     return block
@@ -127,12 +132,12 @@ def complete(cls: type, block: Any) -> Any:
     hint = hints[field.name]
     for nested in (hint, *typing.get_args(hint)):
       if dataclasses.is_dataclass(nested):
-        values[field.name] = complete(nested, values[field.name])
+        values[field.name] = complete_options(nested, values[field.name])
   return values
 
 
 def _to_block(value: Any) -> Any:
-  """Returns a copy with dataclasses and mappings as dicts."""
+  """Copies a value, with dataclasses and mappings as dicts."""
   if dataclasses.is_dataclass(value):
     return {
       field.name: _to_block(getattr(value, field.name))
@@ -145,21 +150,21 @@ def _to_block(value: Any) -> Any:
   return value
 
 
-def to_dict(value: Any) -> Any:
+def options_to_dict(value: Any) -> Any:
   """Copies dataclasses, tuples and mappings to dicts and lists, as in JSON."""
   if dataclasses.is_dataclass(value):
     return {
-      field.name: to_dict(getattr(value, field.name))
+      field.name: options_to_dict(getattr(value, field.name))
       for field in dataclasses.fields(value)
     }
   if hasattr(value, 'items'):
-    return {str(name): to_dict(item) for name, item in value.items()}
+    return {str(name): options_to_dict(item) for name, item in value.items()}
   if isinstance(value, tuple | list):
-    return [to_dict(item) for item in value]
+    return [options_to_dict(item) for item in value]
   return value
 
 
-def check_range(
+def check_options_in_range(
   options: Any,
   *names: str,
   least: int | float,
@@ -168,7 +173,7 @@ def check_range(
   """Checks that fields are numbers from `least` on, and at most `most`.
 
   Args:
-    options: a dataclass, in its `__post_init__`.
+    options: the dataclass to check, in its `__post_init__`.
     *names: names of the fields.
     least: inclusive lower bound.
     most: inclusive upper bound; None for no bound.
@@ -184,8 +189,16 @@ def check_range(
       raise ValueError(f'{name}: expected {least} to {most}, got {value}')
 
 
-def check_positive(options: Any, *names: str) -> None:
-  """Checks that fields are more than 0, as `check_range` does."""
+def check_options_positive(options: Any, *names: str) -> None:
+  """Checks that fields are numbers above 0.
+
+  Args:
+    options: the dataclass to check, in its `__post_init__`.
+    *names: names of the fields.
+
+  Raises:
+    ValueError: the message names the first field that is 0 or less.
+  """
   for name in names:
     if getattr(options, name) <= 0:
       raise ValueError(
@@ -193,19 +206,25 @@ def check_positive(options: Any, *names: str) -> None:
       )
 
 
-def digest(value: Any) -> str:
-  """Returns 16 hex digits of a hash of the settings."""
-  text = json.dumps(to_dict(value), sort_keys=True)
+def options_digest(value: Any) -> str:
+  """Computes 16 hexadecimal digits of a hash of the settings."""
+  text = json.dumps(options_to_dict(value), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(old: Any, new: Any, path: str = '') -> list[str]:
-  """Lists where two trees of dicts differ, as 'a.b: 1 -> 2'."""
+def option_differences(old: Any, new: Any, path: str = '') -> list[str]:
+  """Lists the differences of two nested dicts, each as 'a.b: 1 -> 2'.
+
+  Args:
+    old: dict, or a leaf value, before the arrow.
+    new: dict, or a leaf value, after the arrow.
+    path: path of both in the outermost dicts, joined by dots.
+  """
   if isinstance(old, Mapping) and isinstance(new, Mapping):
     return [
       line
       for name in sorted({*old, *new})
-      for line in differences(
+      for line in option_differences(
         old.get(name), new.get(name), f'{path}.{name}'.lstrip('.')
       )
     ]
@@ -243,12 +262,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
   if origin is tuple:
     return _convert_tuple(arguments, value, path)
   if dataclasses.is_dataclass(hint):
-    return value if isinstance(value, hint) else build(hint, value, path)
+    return (
+      value if isinstance(value, hint) else build_options(hint, value, path)
+    )
   if (origin or hint) is Sequence:
     return _convert_tuple((*arguments, Ellipsis), value, path)
   if (origin or hint) is Mapping:
     if hasattr(value, 'items'):
-      return to_dict(value)
+      return options_to_dict(value)
     raise _wrong(value, 'a block of fields', path)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -257,7 +278,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, hint) and exact:
       return value
     raise _wrong(value, hint.__name__, path)
-  return value  # A type that only the program sets, such as a dtype.
+  # The hint is no class, as that of a dtype: only the program sets such fields.
+  return value
 
 
 def _convert_union(arguments: Any, value: Any, path: str) -> Any:

@@ -20,8 +20,8 @@ class Activity(NamedTuple):
   """A moment at which this process made progress.
 
   Attributes:
-    time: of this process's monotonic clock, in seconds.
-    what: the progress, such as 'step 7 of denoise'.
+    time: time of the progress on this process's monotonic clock, in seconds.
+    what: description of the progress, such as 'step 7 of denoise'.
   """
 
   time: float
@@ -39,7 +39,7 @@ def record_activity(what: str) -> None:
   """Records that this process made progress just now.
 
   Args:
-    what: the progress, such as 'step 7 of denoise'.
+    what: description of the progress, such as 'step 7 of denoise'.
   """
   _latest[0] = Activity(time.monotonic(), what)
 
@@ -58,15 +58,16 @@ class _Bar(tqdm.tqdm):
     return super().update(n)
 
 
-def bar(
+def progress_bar(
   items: Iterable[Any] | None = None, *, unit: str = 'image', **options: Any
 ) -> tqdm.tqdm:
   """Returns a tqdm bar on stderr, with the estimated time left.
 
   Args:
-    items: to iterate over; None for a bar that is advanced by `update`.
-    unit: name of an item.
-    **options: those of `tqdm.tqdm`.
+    items: the items over which the bar iterates; None for a bar that the caller
+      advances with `update`.
+    unit: name of one item, shown after the count.
+    **options: further arguments of `tqdm.tqdm`.
   """
   if not sys.stderr.isatty():
     options |= {

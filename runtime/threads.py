@@ -1,4 +1,4 @@
-"""Work in threads, with results in order."""
+"""A map over items in threads, which keeps the order of the items."""
 
 import collections
 import concurrent.futures
@@ -10,7 +10,7 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
-def ordered_map(
+def map_in_threads(
   function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
   """Yields `function(item)` in the order of the items, computed in threads.
@@ -19,8 +19,9 @@ def ordered_map(
   consumed, so that memory stays bounded for endless `items`.
 
   Args:
-    function: called in a thread; what it raises is raised here.
-    items: consumed in this thread.
+    function: function of one item, called in a thread; an exception that it
+      raises is raised again by this iterator.
+    items: the items, which are read in the thread of the caller.
   """
   threads = os.cpu_count() or 1
   pending = collections.deque()

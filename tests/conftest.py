@@ -86,7 +86,7 @@ def folder(request, tmp_path):
   from runtime import files
 
   request.getfixturevalue('objects')
-  return files.parse_path('gs://bucket/run', '--workdir')
+  return files.parse_file_path('gs://bucket/run', '--workdir')
 
 
 @pytest.fixture(scope='session')

@@ -3,12 +3,16 @@
 Everything here is on the cells of the representation map, a quarter of the
 image's side in the papers (spec U2PL §1).
 
-  masks = candidates(probs, labels, labeled, reliable, unreliable, options)
-  losses = class_losses(anchors, positives, bank.rows, draws, temperature)
-  loss = mean_over_classes(losses, usable, present)
+  masks = contrast_candidates(
+    probs, labels, labeled, reliable, unreliable, options
+  )
+  losses = class_contrast_losses(
+    anchors, positives, bank.rows, draws, temperature
+  )
+  loss = mean_over_present_classes(losses, usable, present)
 
 `contrastive_branch` chooses anchors and rows of the bank between the first two
-lines.
+statements.
 """
 
 import dataclasses
@@ -54,7 +58,7 @@ class ContrastOptions:
     first_capacity: rows for class 0, the background; 0 for `capacity`.
     max_push: largest number of rows that a step enqueues for each class, a
       uniform sample of its negatives.
-    dtype: in which the bank keeps rows.
+    dtype: dtype of the rows in the bank.
   """
 
   weight: float = 0.1
@@ -130,7 +134,7 @@ class Candidates(NamedTuple):
   """Cells that may be drawn for each class.
 
   Attributes:
-    anchors: of the student (Eqs. 21-23).
+    anchors: cells that may be anchors of the class (Eqs. 21-23).
     positives: cells whose mean is the class's prototype (Eq. 17).
     negatives: cells that are not of the class (Eqs. 25-28).
   """
@@ -140,7 +144,9 @@ class Candidates(NamedTuple):
   negatives: Bool[Array, 'B h w C']
 
 
-def ranks(probs: Float[Array, '*shape C']) -> Int[Array, '*shape C']:
+def class_probability_ranks(
+  probs: Float[Array, '*shape C'],
+) -> Int[Array, '*shape C']:
   """Computes O of Eq. 25, the number of classes that are more probable.
 
   Of equally probable classes the one of lower id comes first.
@@ -152,7 +158,7 @@ def ranks(probs: Float[Array, '*shape C']) -> Int[Array, '*shape C']:
   return jnp.sum((other > own) | first, axis=-1, dtype=jnp.int32)
 
 
-def positives(
+def positive_cells(
   labels: Int[Array, 'B h w'],
   labeled: Bool[Array, 'B h w'],
   reliable: Bool[Array, 'B h w'],
@@ -170,7 +176,7 @@ def positives(
   return of_class & ((labels >= 0) & (labeled | reliable))[..., None]
 
 
-def candidates(
+def contrast_candidates(
   probs: Float[Array, 'B h w C'],
   labels: Int[Array, 'B h w'],
   labeled: Bool[Array, 'B h w'],
@@ -189,10 +195,10 @@ def candidates(
     options: thresholds.
   """
   num_classes = probs.shape[-1]
-  rank = ranks(probs)
+  rank = class_probability_ranks(probs)
   valid = labels >= 0
   of_class = labels[..., None] == jnp.arange(num_classes)
-  positive = positives(labels, labeled, reliable, num_classes)
+  positive = positive_cells(labels, labeled, reliable, num_classes)
   anchors = positive & (probs > options.anchor_threshold)
   # Labeled: not of the class, but the teacher confuses it with the class: a
   # hard negative (Eq. 26).
@@ -215,7 +221,7 @@ def candidates(
   )
 
 
-def class_losses(
+def class_contrast_losses(
   anchors: Float[Array, 'C M D'],
   positives: Float[Array, 'C D'],
   rows: Float[Array, 'C K D'],
@@ -294,7 +300,7 @@ def info_nce(
   return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
 
 
-def mean_over_classes(
+def mean_over_present_classes(
   losses: Float[Array, 'C'],
   usable: Bool[Array, 'C'],
   present: Bool[Array, 'C'],
@@ -305,7 +311,7 @@ def mean_over_classes(
   not usable counts as 0 in the mean, as in the released code.
 
   Args:
-    losses: of each class.
+    losses: mean InfoNCE of each class.
     usable: classes with an anchor and a row in the bank.
     present: classes with a trusted label.
   """

@@ -77,7 +77,8 @@ class ContrastiveBranch:
   Attributes:
     num_classes: C.
     feature_size: D of a representation.
-    options: of the loss; None for prototypes alone, to denoise pseudo-labels.
+    options: options of the loss; None for prototypes alone, to denoise
+      pseudo-labels.
     prototype_momentum: m of Eq. 18; 0 takes the class means of each step.
   """
 
@@ -90,13 +91,14 @@ class ContrastiveBranch:
     """Returns the state before step 0: an empty bank, no prototype."""
     bank = None
     if self.options:
-      bank = memory_bank.empty(
+      bank = memory_bank.empty_memory_bank(
         self.options.capacities(self.num_classes),
         self.feature_size,
         jnp.dtype(self.options.dtype),
       )
     return BranchState(
-      bank, prototypes.empty(self.num_classes, self.feature_size)
+      bank,
+      prototypes.empty_class_prototypes(self.num_classes, self.feature_size),
     )
 
   def update(
@@ -111,27 +113,27 @@ class ContrastiveBranch:
     """Updates prototypes and bank, then draws the targets of this step.
 
     Args:
-      state: before the step.
+      state: state of the branch before the step.
       features: representations of the teacher, without gradient.
-      probs: of the teacher, at the features' cells.
+      probs: class probabilities of the teacher, at the features' cells.
       labels: ground truth and pseudo-labels; negative where ignored.
-      masks: at the resolution of the labels.
+      masks: masks of pixels at the resolution of the labels.
       rng: key of this step's draws.
 
     Returns:
       The state after the step, and the targets; None without a loss.
     """
     cells = features.shape[1:3]
-    labels = resize.nearest_floor(labels, cells)
+    labels = resize.resize_nearest_floor(labels, cells)
     labeled, reliable, unreliable = (
-      resize.nearest_floor(mask, cells) for mask in masks
+      resize.resize_nearest_floor(mask, cells) for mask in masks
     )
     if not self.options:
-      positives = contrast.positives(
+      positives = contrast.positive_cells(
         labels, labeled, reliable, self.num_classes
       )
       return self._update_prototypes(state, features, positives)[0], None
-    candidates = contrast.candidates(
+    candidates = contrast.contrast_candidates(
       probs, labels, labeled, reliable, unreliable, self.options
     )
     return self.update_with(state, features, candidates, rng)
@@ -148,7 +150,11 @@ class ContrastiveBranch:
       state, features, candidates.positives
     )
     push_rng, anchor_rng, bank_rng = jax.random.split(rng, 3)
-    bank = state.bank if self.options.bank else memory_bank.clear(state.bank)
+    bank = (
+      state.bank
+      if self.options.bank
+      else memory_bank.clear_memory_bank(state.bank)
+    )
     # Before the draws, so that negatives of this step can be drawn: else the
     # first step, and every step without a bank, would have none (spec §3.4).
     bank = self._push(bank, features, candidates.negatives, push_rng)
@@ -166,7 +172,7 @@ class ContrastiveBranch:
       bank.count[:, None, None],
     )
     return state.replace(bank=bank), ContrastiveTargets(
-      anchors=order_statistics.nth_true(anchors, ranks),
+      anchors=order_statistics.nth_true_pixels(anchors, ranks),
       draws=draws,
       positives=state.prototypes.vectors,
       usable=(num_anchors > 0) & (bank.count > 0),
@@ -183,18 +189,21 @@ class ContrastiveBranch:
 
     Args:
       features: representations of the student, of the batch of `update`.
-      targets: of this step.
-      state: after `update`; the draws are rows of its bank.
+      targets: targets of this step.
+      state: state of the branch that `update` returned, since the draws are
+        rows of its bank.
     """
     flat = features.reshape(-1, features.shape[-1])
-    losses = contrast.class_losses(
+    losses = contrast.class_contrast_losses(
       flat[targets.anchors],
       targets.positives,
       state.bank.rows,
       targets.draws,
       self.options.temperature,
     )
-    return contrast.mean_over_classes(losses, targets.usable, targets.present)
+    return contrast.mean_over_present_classes(
+      losses, targets.usable, targets.present
+    )
 
   def denoise(
     self,
@@ -207,14 +216,16 @@ class ContrastiveBranch:
     """Denoises scores with the prototypes (Eqs. 19-20).
 
     Args:
-      state: before this step's update.
+      state: state of the branch before this step's update.
       scores: logits of the teacher.
       features: its representations of the same images.
-      kind: of distance, as in `prototypes.distances`.
+      kind: kind of distance, as in `prototypes.class_prototype_distances`.
       due: whether to denoise even if a class has no prototype yet; a class that
         never occurs would put it off forever.
     """
-    denoised = prototypes.denoise(scores, features, state.prototypes, kind)
+    denoised = prototypes.denoise_with_class_prototypes(
+      scores, features, state.prototypes, kind
+    )
     ready = due | jnp.all(state.prototypes.updates > 0)
     return jnp.where(ready, denoised, scores)
 
@@ -222,7 +233,7 @@ class ContrastiveBranch:
     self, state: BranchState, targets: ContrastiveTargets
   ) -> dict[str, Scalar]:
     """Returns the fill of the bank and the share of classes with a loss."""
-    fill = memory_bank.fill(state.bank)
+    fill = memory_bank.memory_bank_fill(state.bank)
     num_present = jnp.sum(targets.present, dtype=jnp.float32)
     num_used = jnp.sum(targets.present & targets.usable, dtype=jnp.float32)
     return {
@@ -237,8 +248,8 @@ class ContrastiveBranch:
     positives: Bool[Array, 'B h w C'],
   ) -> tuple[BranchState, Int[Array, 'C']]:
     """Applies Eqs. 17-18; returns the cells of each class as well."""
-    means, counts = prototypes.class_means(features, positives)
-    updated = prototypes.update(
+    means, counts = prototypes.class_mean_features(features, positives)
+    updated = prototypes.update_class_prototypes(
       state.prototypes, means, counts, self.prototype_momentum
     )
     return state.replace(prototypes=updated), counts
@@ -261,16 +272,16 @@ class ContrastiveBranch:
     # Each pixel's priority comes from its image's key, so that the sample is
     # the same on any number of devices.
     priorities = order_statistics.draw_pixel_priorities(
-      update_lib.row_keys(rng, num_images), num_pixels
+      update_lib.row_prng_keys(rng, num_images), num_pixels
     )
     sampled = order_statistics.keep_top_priorities(mask, priorities, max_push)
     ranks = jnp.broadcast_to(jnp.arange(max_push), (self.num_classes, max_push))
     # Rows of whichever device, replicated: the largest transfer of a step.
     flat = features.reshape(-1, features.shape[-1])
-    rows = flat[order_statistics.nth_true(sampled, ranks)]
+    rows = flat[order_statistics.nth_true_pixels(sampled, ranks)]
     counts = jnp.sum(sampled, axis=(0, 1), dtype=jnp.int32)
     # More are sampled where priorities are equal; the first max_push are taken.
-    return memory_bank.push(bank, rows, jnp.minimum(counts, max_push))
+    return memory_bank.push_negatives(bank, rows, jnp.minimum(counts, max_push))
 
 
 def _by_pixel(mask: Bool[Array, 'B h w C']) -> Bool[Array, 'B P C']:

@@ -44,15 +44,17 @@ class TeacherState(train_state.TrainState):
   """Training state of a student with an EMA teacher.
 
   Attributes:
-    teacher_params: as `params`; None without a teacher.
-    teacher_batch_stats: as `batch_stats`; None without a teacher.
+    teacher_params: parameters of the teacher, structured as `params`; None
+      without a teacher.
+    teacher_batch_stats: batch statistics of the teacher, structured as
+      `batch_stats`; None without a teacher.
   """
 
   teacher_params: Any
   teacher_batch_stats: Any
 
 
-def decay_at(
+def ema_decay_at_step(
   step: Int[Array, ''], options: EmaOptions, steps_per_epoch: int
 ) -> types.Scalar:
   """Computes the decay d of the update θ_t ← d·θ_t + (1 - d)·θ_s.
@@ -62,8 +64,9 @@ def decay_at(
 
   Args:
     step: k, steps since the end of the warm-up; negative before.
-    options: of the teacher.
-    steps_per_epoch: of the unlabeled images.
+    options: options of the teacher.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once.
   """
   ramp = 1 - 1 / (jnp.maximum(step, 0).astype(jnp.float32) + 1)
   is_copy = step < options.copy_epochs * steps_per_epoch
@@ -71,7 +74,7 @@ def decay_at(
   return jnp.where(step < 0, 1.0, decay)
 
 
-def average(
+def ema_average(
   teacher: types.Params, student: types.Params, decay: ArrayLike
 ) -> types.Params:
   """Computes decay·teacher + (1 - decay)·student, leaf by leaf."""
@@ -80,7 +83,7 @@ def average(
   )
 
 
-def select(
+def select_teacher_tree(
   condition: Bool[Array, ''], if_true: types.Params, if_false: types.Params
 ) -> types.Params:
   """Returns one of two trees of the same structure, chosen on the device."""
@@ -94,11 +97,12 @@ class EmaTeacher:
   """Exponential moving average of the student.
 
   Attributes:
-    segmenter: of student and teacher.
+    segmenter: network of both student and teacher.
     options: decay and batch statistics.
     warmup_steps: steps before the teacher is used; its parameters do not change
       in them.
-    steps_per_epoch: of the unlabeled images.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -115,7 +119,7 @@ class EmaTeacher:
 
   def decay(self, state: TeacherState) -> types.Scalar:
     """Computes the decay of the step that starts at `state`."""
-    return decay_at(
+    return ema_decay_at_step(
       state.step - self.warmup_steps, self.options, self.steps_per_epoch
     )
 
@@ -127,12 +131,14 @@ class EmaTeacher:
     """
     is_copy = self.decay(state) == 0
     state = state.replace(
-      teacher_params=select(is_copy, state.params, state.teacher_params)
+      teacher_params=select_teacher_tree(
+        is_copy, state.params, state.teacher_params
+      )
     )
     if self.options.statistics == 'own':
       return state
     return state.replace(
-      teacher_batch_stats=select(
+      teacher_batch_stats=select_teacher_tree(
         is_copy, state.batch_stats, state.teacher_batch_stats
       )
     )
@@ -151,7 +157,7 @@ class EmaTeacher:
       the teacher keeps its own. In evaluation mode only, the authors' teacher
       was much worse (spec U2PL §0, row 7).
     """
-    outputs, batch_stats = method.forward(
+    outputs, batch_stats = method.training_forward_pass(
       self.segmenter,
       state.teacher_params,
       state.teacher_batch_stats,
@@ -174,11 +180,11 @@ class EmaTeacher:
     decay = self.decay(before)
     batch_stats = before.teacher_batch_stats
     if self.options.statistics == 'ema':
-      batch_stats = average(batch_stats, after.batch_stats, decay)
+      batch_stats = ema_average(batch_stats, after.batch_stats, decay)
     elif self.options.statistics == 'copy':
       batch_stats = after.batch_stats
     return after.replace(
-      teacher_params=average(before.teacher_params, after.params, decay),
+      teacher_params=ema_average(before.teacher_params, after.params, decay),
       teacher_batch_stats=batch_stats,
     )
 
@@ -186,6 +192,8 @@ class EmaTeacher:
     """Returns the teacher's variables, or the student's in the warm-up."""
     # After the last step of the warm-up, `step` equals its number of steps.
     in_warm_up = state.step <= self.warmup_steps
-    return select(
-      in_warm_up, train_state.variables(state), self.variables(state)
+    return select_teacher_tree(
+      in_warm_up,
+      train_state.train_state_variables(state),
+      self.variables(state),
     )

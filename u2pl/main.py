@@ -14,4 +14,4 @@ PROGRAM = program.Program(
 )
 
 if __name__ == '__main__':
-  cli.run(PROGRAM)
+  cli.run_program(PROGRAM)

@@ -26,7 +26,7 @@ class Bank:
   capacity: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
-def empty(
+def empty_memory_bank(
   capacity: tuple[int, ...], size: int, dtype: DTypeLike = jnp.float32
 ) -> Bank:
   """Returns an empty memory bank.
@@ -34,7 +34,7 @@ def empty(
   Args:
     capacity: number of rows of each class.
     size: D, the length of a row.
-    dtype: of the stored rows.
+    dtype: dtype of the stored rows.
   """
   num_classes = len(capacity)
   return Bank(
@@ -45,14 +45,14 @@ def empty(
   )
 
 
-def push(
+def push_negatives(
   bank: Bank, rows: Float[Array, 'C R D'], counts: Int[Array, 'C']
 ) -> Bank:
   """Enqueues the first `counts` rows of each class over the oldest ones.
 
   Args:
-    bank: before the step.
-    rows: in the order in which they are enqueued.
+    bank: memory bank before the step.
+    rows: features of each class, in the order in which they are enqueued.
     counts: number of valid rows of each class, up to R.
 
   Raises:
@@ -79,12 +79,12 @@ def push(
   )
 
 
-def clear(bank: Bank) -> Bank:
+def clear_memory_bank(bank: Bank) -> Bank:
   """Returns the bank without rows; their memory is kept."""
   zeros = jnp.zeros_like(bank.count)
   return bank.replace(count=zeros, pointer=zeros)
 
 
-def fill(bank: Bank) -> Float[Array, 'C']:
+def memory_bank_fill(bank: Bank) -> Float[Array, 'C']:
   """Computes the share of each class's rows that are filled, 0 to 1."""
   return bank.count / jnp.asarray(bank.capacity, jnp.float32)

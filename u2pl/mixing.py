@@ -5,8 +5,8 @@ next one of its group (the last with the first); a group is mixed as a whole or
 not at all. A group is the batch of one GPU in the authors' runs (spec U2PL §5),
 so the result does not depend on the number of devices.
 
-  draws = sample(rng, keys, options, labels.shape, num_classes)
-  images, labels = mix(images, labels, draws, options)
+  draws = sample_mixing_draws(rng, keys, options, labels.shape, num_classes)
+  images, labels = mix_unlabeled_images(images, labels, draws, options)
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class MixingOptions:
     kind: 'cutmix' (a box of half the area comes from the partner), 'cutout'
       (the box is filled with the mean color and ignored), 'classmix' (half of
       the classes stay, all other pixels come from the partner), or 'none'.
-    probability: that a group is mixed.
+    probability: probability that a group is mixed, 0 to 1.
     group: number of images that are mixed with each other; divides the batch.
   """
 
@@ -56,7 +56,8 @@ class Draws(NamedTuple):
   Attributes:
     mixed: whether each of G groups is mixed.
     boxes: top, left, height, width of each image's box, in pixels.
-    priorities: of each class in each image; ClassMix keeps the largest.
+    priorities: random priority of each class in each image; ClassMix keeps the
+      largest ones.
   """
 
   mixed: Bool[Array, 'G']
@@ -64,7 +65,7 @@ class Draws(NamedTuple):
   priorities: Float[Array, 'B C']
 
 
-def sample(
+def sample_mixing_draws(
   rng: Array,
   keys: Array,
   options: MixingOptions,
@@ -87,12 +88,12 @@ def sample(
   )
   return Draws(
     chance < options.probability,
-    boxes(uniforms[:, :3], height, width),
+    cutmix_boxes(uniforms[:, :3], height, width),
     uniforms[:, 3:],
   )
 
 
-def boxes(
+def cutmix_boxes(
   uniforms: Float[Array, 'B 3'], height: int, width: int
 ) -> Int[Array, 'B 4']:
   """Computes boxes of half the image's area from uniform numbers in [0, 1).
@@ -101,7 +102,8 @@ def boxes(
   H·W / 2 divided by it, rounded; the position is uniform.
 
   Args:
-    uniforms: for the width, the top and the left edge.
+    uniforms: uniform numbers in [0, 1) for the width, the top and the left
+      edge.
     height: H of the images, in pixels.
     width: W of the images; at least 4.
 
@@ -124,7 +126,7 @@ def boxes(
   return jnp.stack([top, left, h, w], axis=1)
 
 
-def box_mask(
+def cutmix_box_mask(
   boxes: Int[Array, 'B 4'], height: int, width: int
 ) -> Bool[Array, 'B H W']:
   """Computes a mask of the pixels in each image's box."""
@@ -136,7 +138,7 @@ def box_mask(
   )
 
 
-def kept_class_mask(
+def classmix_kept_mask(
   labels: Int[Array, 'B H W'], priorities: Float[Array, 'B C']
 ) -> Bool[Array, 'B H W']:
   """Computes a mask of the pixels whose class ClassMix keeps.
@@ -160,7 +162,7 @@ def kept_class_mask(
   return at_pixel(kept, labels) & (labels >= 0)
 
 
-def mix(
+def mix_unlabeled_images(
   images: Float[Array, 'B H W 3'],
   labels: Int[Array, 'B H W'],
   draws: Draws,
@@ -171,9 +173,9 @@ def mix(
     return images, labels
   mixed = jnp.repeat(draws.mixed, options.group)[:, None, None]
   if options.kind == 'classmix':
-    own = kept_class_mask(labels, draws.priorities)
+    own = classmix_kept_mask(labels, draws.priorities)
   else:
-    own = ~box_mask(draws.boxes, *labels.shape[1:])
+    own = ~cutmix_box_mask(draws.boxes, *labels.shape[1:])
   own = own | ~mixed
   if options.kind == 'cutout':
     color = jnp.asarray(_CUTOUT_COLOR, images.dtype)

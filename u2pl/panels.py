@@ -58,15 +58,15 @@ class TeacherPanels:
       rows.append(
         [
           self.batch['unlabeled']['image'][i],
-          panels.colorize(outputs['weak_labels'][i], self.palette),
-          panels.colorize(outputs['student'][i], self.palette),
-          batch_lib.to_uint8(outputs['images'][i]),
+          panels.colorize_label_map(outputs['weak_labels'][i], self.palette),
+          panels.colorize_label_map(outputs['student'][i], self.palette),
+          batch_lib.batch_images_to_uint8(outputs['images'][i]),
           _gray(outputs['entropy'][i] / np.log(self.trained.num_classes)),
-          panels.colorize(kept, self.palette),
+          panels.colorize_label_map(kept, self.palette),
         ]
       )
     return tensorboard.Summaries(
-      {}, {'teacher/panels': panels.draw_grid(rows, _TITLES)}
+      {}, {'teacher/panels': panels.draw_picture_grid(rows, _TITLES)}
     )
 
   @functools.cached_property
@@ -76,11 +76,11 @@ class TeacherPanels:
       _, output = self.trained.teacher_output(
         state, batch, jax.random.PRNGKey(0)
       )
-      images = batch_lib.to_symmetric(batch['unlabeled']['image'])
+      images = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
       logits = self.trained.segmenter.apply(
-        train_state.variables(state), images, heads=('logits',)
+        train_state.train_state_variables(state), images, heads=('logits',)
       )['logits']
-      scores = pseudo_labels.upsample(logits, images.shape[1:3])
+      scores = pseudo_labels.upsample_teacher_scores(logits, images.shape[1:3])
       return {
         'student': jnp.argmax(scores, axis=-1).astype(jnp.int32),
         'images': output.images,
@@ -90,7 +90,9 @@ class TeacherPanels:
         'kept': output.kept,
       }
 
-    return jax.jit(compute, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(
+      compute, out_shardings=sharding.replicated_sharding(self.mesh)
+    )
 
 
 def _gray(values: np.ndarray) -> np.ndarray:

@@ -27,14 +27,14 @@ class Prototypes:
   updates: Any
 
 
-def empty(num_classes: int, size: int) -> Prototypes:
+def empty_class_prototypes(num_classes: int, size: int) -> Prototypes:
   """Returns prototypes [num_classes, size] without any update."""
   return Prototypes(
     jnp.zeros((num_classes, size)), jnp.zeros(num_classes, jnp.int32)
   )
 
 
-def class_means(
+def class_mean_features(
   features: Float[Array, 'B h w D'], mask: Bool[Array, 'B h w C']
 ) -> tuple[Float[Array, 'C D'], Int[Array, 'C']]:
   """Computes each class's mean feature (Eq. 17) and its number of cells.
@@ -52,7 +52,7 @@ def class_means(
   return sums / jnp.maximum(counts, 1)[:, None], counts
 
 
-def update(
+def update_class_prototypes(
   old: Prototypes,
   means: Float[Array, 'C D'],
   counts: Int[Array, 'C'],
@@ -65,7 +65,7 @@ def update(
 
   Args:
     old: prototypes before the step.
-    means: of this step's cells.
+    means: mean features of this step's cells.
     counts: cells of each class.
     momentum: m; 0 takes the means of this step alone.
   """
@@ -77,7 +77,7 @@ def update(
   )
 
 
-def distances(
+def class_prototype_distances(
   features: Float[Array, 'B h w D'],
   prototypes: Prototypes,
   kind: Literal['raw', 'l2'],
@@ -88,8 +88,8 @@ def distances(
   denoising neither favors nor excludes it.
 
   Args:
-    features: of the teacher.
-    prototypes: of the classes.
+    features: features of the teacher.
+    prototypes: prototypes of the classes.
     kind: 'l2' L2-normalizes features and prototypes first; 'raw' does not.
   """
   vectors = prototypes.vectors.astype(features.dtype)
@@ -114,16 +114,16 @@ def distances(
   return jnp.where(known, euclidean, total / jnp.maximum(jnp.sum(known), 1))
 
 
-def weights(
+def class_prototype_weights(
   features: Float[Array, 'B h w D'],
   prototypes: Prototypes,
   kind: Literal['raw', 'l2'],
 ) -> Float[Array, 'B h w C']:
   """Computes w of Eq. 19, the softmax over classes of the negative distance."""
-  return jax.nn.softmax(-distances(features, prototypes, kind))
+  return jax.nn.softmax(-class_prototype_distances(features, prototypes, kind))
 
 
-def denoise(
+def denoise_with_class_prototypes(
   scores: Float[Array, 'B H W C'],
   features: Float[Array, 'B h w D'],
   prototypes: Prototypes,
@@ -134,11 +134,11 @@ def denoise(
   Args:
     scores: logits of the teacher at the resolution of the image.
     features: its representations; weights are upsampled from their cells.
-    prototypes: from before this step's update.
-    kind: of distance, as in `distances`.
+    prototypes: prototypes before this step's update.
+    kind: kind of distance, as in `class_prototype_distances`.
   """
-  upsampled = pseudo_labels.upsample(
-    weights(features, prototypes, kind), scores.shape[1:3]
+  upsampled = pseudo_labels.upsample_teacher_scores(
+    class_prototype_weights(features, prototypes, kind), scores.shape[1:3]
   )
   # The product may underflow to 0 for every class; the sum of logarithms keeps
   # the order of the classes.

@@ -55,7 +55,7 @@ def ignore_padding(
   """Replaces the pseudo-labels of ignored padding by a negative label.
 
   Args:
-    labels: of the teacher.
+    labels: pseudo-labels of the teacher.
     valid: False on ignored padding; None if there is none.
 
   Returns:
@@ -80,24 +80,24 @@ class Reliability(NamedTuple):
   anchors: Bool[Array, 'B H W']
 
 
-def upsample(
+def upsample_teacher_scores(
   scores: Float[Array, 'B h w C'], size: tuple[int, int]
 ) -> Float[Array, 'B H W C']:
   """Resizes scores bilinearly with aligned corners, as the authors do (§1)."""
-  return resize.bilinear(scores, size, align_corners=True)
+  return resize.resize_bilinear(scores, size, align_corners=True)
 
 
-def entropy(logits: Float[Array, '*shape C']) -> Float[Array, '*shape']:
+def pixel_entropy(logits: Float[Array, '*shape C']) -> Float[Array, '*shape']:
   """Computes each pixel's entropy in nats, -Σ p log(p + 1e-10) (Eq. 11).
 
-  >>> entropy(jnp.zeros((1, 4)))
+  >>> pixel_entropy(jnp.zeros((1, 4)))
   Array([1.3862944], dtype=float32)
   """
   probs = jax.nn.softmax(losses.at_least_float32(logits))
   return -jnp.sum(probs * jnp.log(probs + _ENTROPY_EPSILON), axis=-1)
 
 
-def partition(
+def partition_by_entropy(
   entropies: Float[Array, 'B H W'],
   valid: Bool[Array, 'B H W'],
   percent: Scalar,
@@ -109,10 +109,11 @@ def partition(
   number of devices; the authors' are of one GPU's images.
 
   Args:
-    entropies: of the teacher, in nats.
+    entropies: entropies of the teacher's predictions, in nats.
     valid: pixels with a pseudo-label.
     percent: α_t in percent.
-    anchor_entropy: as in `contrast.ContrastOptions`.
+    anchor_entropy: rule for anchors, as in
+      `contrast.ContrastOptions.anchor_entropy`.
   """
   gamma = order_statistics.percentile(entropies, valid, 100 - percent)
   reliable = valid & (entropies < gamma)
@@ -125,7 +126,7 @@ def partition(
   return Reliability(reliable, valid & (entropies >= gamma), anchors)
 
 
-def weight(
+def reliable_pixel_weight(
   kept: Bool[Array, '*shape'], num_pixels: Int[Array, ''] | int
 ) -> Scalar:
   """Computes λ_u of Eq. 14, all pixels over those kept.
@@ -153,7 +154,7 @@ def symmetric_cross_entropy(
   negative.
 
   Args:
-    logits: of the student.
+    logits: logits of the student.
     labels: pseudo-labels.
     forward: ξ₁.
     reverse: ξ₂; 0 leaves the cross entropy.

@@ -64,7 +64,7 @@ class Classify(method_lib.SingleLossMethod):
     scores, batch_stats = self.forward(
       params,
       batch_stats,
-      batch_lib.to_symmetric(batch['image']),
+      batch_lib.batch_images_to_symmetric(batch['image']),
       'tags',
       keys,
     )
@@ -111,11 +111,11 @@ class ClassifyStage(experiment_stage.TrainingStage):
     block = self.options
     for name in (block.split, block.val_split):
       split = self.context.open(block.data, name, 'tags', self.name)
-      check_tags(split, block.kind)
+      check_classifier_tags(split, block.kind)
 
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of images with tags."""
-    return batch_lib.spec(
+    return batch_lib.batch_spec(
       self.options.recipe.batch_size,
       self.size,
       label=False,
@@ -141,7 +141,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
     """Builds the evaluation of the accuracy on the validation split."""
     block = self.options
     val = self.context.open(block.data, block.val_split, 'tags', self.name)
-    accuracy = evaluation.evaluator(
+    accuracy = evaluation.build_stage_evaluator(
       self.context,
       val,
       inference.ImageScores(trained, self.context.size_multiple),
@@ -152,7 +152,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
     return evaluator.combine_evaluators({block.val_split: accuracy})
 
 
-def check_tags(split: datasets.Split, kind: str) -> None:
+def check_classifier_tags(split: datasets.Split, kind: str) -> None:
   """Raises UserError for 'softmax' where an image does not have one tag."""
   if kind != 'softmax':
     return

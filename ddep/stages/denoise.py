@@ -95,15 +95,15 @@ class Denoise(method_lib.SingleLossMethod):
 
   def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
     """Computes the sum of the squared errors of the predicted target."""
-    images = batch_lib.to_symmetric(batch['image'])
-    gamma = noise_lib.sample_gamma(keys.rows, self.noise)
-    eps = noise_lib.sample(keys.rows, images.shape)
-    noisy = noise_lib.corrupt(images, eps, gamma, self.noise)
+    images = batch_lib.batch_images_to_symmetric(batch['image'])
+    gamma = noise_lib.sample_noise_gamma(keys.rows, self.noise)
+    eps = noise_lib.sample_noise(keys.rows, images.shape)
+    noisy = noise_lib.corrupt_with_noise(images, eps, gamma, self.noise)
     predicted, batch_stats = self.forward(
       params, batch_stats, noisy, 'noise', keys, self._condition(gamma)
     )
     error = losses.squared_error(
-      predicted, noise_lib.target(images, eps, gamma, self.noise)
+      predicted, noise_lib.denoising_target(images, eps, gamma, self.noise)
     )
     mask = jnp.broadcast_to(batch['mask'][:, None, None, None], error.shape)
     total, count = losses.masked_sum_and_count(error, mask)
@@ -118,7 +118,7 @@ class Denoise(method_lib.SingleLossMethod):
     """Predicts the denoising target of noisy images.
 
     Args:
-      state: after training.
+      state: training state whose network predicts the noise.
       images: noisy images; without the noise they are in [-1, 1].
       gamma: noise level of each image, for a conditional decoder.
     """
@@ -152,13 +152,13 @@ class DenoiseStage(experiment_stage.TrainingStage):
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of images without labels."""
     del num_classes
-    return batch_lib.spec(
+    return batch_lib.batch_spec(
       self.options.recipe.batch_size, self.size, label=False
     )
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
     """Opens all images that are trained on, as one stream."""
-    split = datasets.concatenate(
+    split = datasets.concatenate_splits(
       [self.context.open(x.data, x.split) for x in self.options.images]
     )
     return {'': data_lib.ImageStream(split, *self.augmentations())}
@@ -212,12 +212,16 @@ class DenoisingPanels:
     """Computes the loss and draws the panel; the same on every host."""
     loss, noisy, denoised = jax.device_get(self._denoise(state, self.images))
     rows = [
-      [image, batch_lib.to_uint8(before), batch_lib.to_uint8(after)]
+      [
+        image,
+        batch_lib.batch_images_to_uint8(before),
+        batch_lib.batch_images_to_uint8(after),
+      ]
       for image, before, after in zip(
         self.images[: self.num_rows], noisy, denoised, strict=False
       )
     ]
-    panel = panels.draw_grid(rows, ('clean', 'noisy', 'denoised'))
+    panel = panels.draw_picture_grid(rows, ('clean', 'noisy', 'denoised'))
     return tensorboard.Summaries(
       {f'{self.split}/loss': float(loss)}, {f'{self.split}/panels': panel}
     )
@@ -227,21 +231,23 @@ class DenoisingPanels:
     options = self.trained.noise
 
     def denoise_one(state, image, key):
-      clean = batch_lib.to_symmetric(image[None])
-      gamma = noise_lib.sample_gamma(key[None], options)
-      eps = noise_lib.sample(key[None], clean.shape)
-      noisy = noise_lib.corrupt(clean, eps, gamma, options)
+      clean = batch_lib.batch_images_to_symmetric(image[None])
+      gamma = noise_lib.sample_noise_gamma(key[None], options)
+      eps = noise_lib.sample_noise(key[None], clean.shape)
+      noisy = noise_lib.corrupt_with_noise(clean, eps, gamma, options)
       predicted = self.trained.predict(state, noisy, gamma)
-      target = noise_lib.target(clean, eps, gamma, options)
+      target = noise_lib.denoising_target(clean, eps, gamma, options)
       error = losses.squared_error(predicted, target)
-      denoised = noise_lib.clean(noisy, predicted, gamma, options)
+      denoised = noise_lib.denoised_images(noisy, predicted, gamma, options)
       return jnp.mean(error), noisy[0], denoised[0]
 
     def denoise_all(state, images):
-      keys = update_lib.row_keys(jax.random.PRNGKey(0), len(images))
+      keys = update_lib.row_prng_keys(jax.random.PRNGKey(0), len(images))
       errors, noisy, denoised = jax.lax.map(
         lambda pair: denoise_one(state, *pair), (images, keys)
       )
       return jnp.mean(errors), noisy, denoised
 
-    return jax.jit(denoise_all, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(
+      denoise_all, out_shardings=sharding.replicated_sharding(self.mesh)
+    )

@@ -48,7 +48,7 @@ class Finetune(method_lib.SingleLossMethod):
     logits, batch_stats = self.forward(
       params,
       batch_stats,
-      batch_lib.to_symmetric(batch['image']),
+      batch_lib.batch_images_to_symmetric(batch['image']),
       'logits',
       keys,
     )
@@ -96,12 +96,14 @@ class FinetuneStage(experiment_stage.TrainingStage):
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of images with label maps."""
     del num_classes
-    return batch_lib.spec(self.options.recipe.batch_size, self.size, label=True)
+    return batch_lib.batch_spec(
+      self.options.recipe.batch_size, self.size, label=True
+    )
 
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
     """Opens the labeled images."""
     labeled = self.context.labeled(self.options, self.name)
-    data_lib.require_same_labeled_ids(workspace, labeled)
+    data_lib.require_same_stage_labels(workspace, labeled)
     stream = data_lib.ImageStream(labeled, *self.augmentations(), ('label',))
     return {'': stream}
 
@@ -119,7 +121,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
   ) -> loop.EvaluateFn:
     """Builds the evaluation of the splits that are followed."""
     return evaluator.combine_evaluators(
-      evaluation.during_training(
+      evaluation.build_training_stage_evaluators(
         self.context,
         trained,
         self.options,
@@ -133,4 +135,4 @@ class FinetuneStage(experiment_stage.TrainingStage):
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:
     """Writes names and colors of the classes."""
-    return data_lib.write_classes(workspace, streams[''].split)
+    return data_lib.write_stage_classes(workspace, streams[''].split)

@@ -39,7 +39,7 @@ CLASSES = (
   'radiator', 'glass', 'clock', 'flag',
 )  # fmt: skip
 # Value 0 is 'other'; value k is class k - 1.
-TABLE = masks.make_table(range(1, len(CLASSES) + 1), ignored=(0,))
+TABLE = masks.make_code_table(range(1, len(CLASSES) + 1), ignored=(0,))
 
 _FOLDERS = {'train': 'training', 'val': 'validation'}
 
@@ -58,22 +58,26 @@ class Ade20k(files.OfficialBuilder):
 
   def schema(self) -> records.Schema:
     """Returns the 150 classes."""
-    return records.Schema(CLASSES, masks.palette(len(CLASSES)), tags=True)
+    return records.Schema(CLASSES, masks.voc_palette(len(CLASSES)), tags=True)
 
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
     """Pairs images and masks of the same names."""
     listings = {}
     for split, folder in _FOLDERS.items():
-      images = files.match_files(sources, rf'images/{folder}/(?P<id>\w+)\.jpg')
-      labels = files.match_files(
+      images = files.match_source_files(
+        sources, rf'images/{folder}/(?P<id>\w+)\.jpg'
+      )
+      labels = files.match_source_files(
         sources, rf'annotations/{folder}/(?P<id>\w+)\.png'
       )
       self.require_files(
         {f'images/{folder}/*': images, f'annotations/{folder}/*': labels}
       )
-      listings[split] = files.pair_examples(images, images, labels, split)
+      listings[split] = files.pair_images_and_masks(
+        images, images, labels, split
+      )
     return listings
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads values, of which 0 is ignored."""
-    return TABLE.apply(masks.read_values(file))
+    return TABLE.apply(masks.read_mask_values(file))

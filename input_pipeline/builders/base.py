@@ -31,8 +31,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   `sources`, so that index i of a split is the same image on every machine.
 
   Attributes:
-    on_bad_example: 'error' refuses the data set for one bad file, 'skip' skips
-      the file.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file.
     remedy: advice in the error message about a bad file.
   """
 
@@ -70,11 +70,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {}
 
   def stamp(self, source: Any) -> Any:
-    """Returns a JSON value that changes when the record of a source does."""
+    """Returns a JSON value that changes when the record of a source changes."""
     return source
 
   def record_size(self, source: Any) -> int:
-    """Returns the approximate bytes of the record of a source."""
+    """Estimates the size of the record of a source in bytes."""
     del source
     return 0
 
@@ -94,14 +94,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Builds the result of reading all sources.
 
     Args:
-      counts: of each split.
+      counts: numbers of images and labeled pixels of each split, by its name.
       bad: files that could not be used.
 
     Raises:
       UserError: a file is bad and must not be skipped, or a split has no usable
         image.
     """
-    return audit.conclude(
+    return audit.conclude_audit(
       counts,
       [*self.problems(), *bad],
       self.schema().classes,
@@ -117,7 +117,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       The result, and the index of each split.
 
     Raises:
-      UserError: as `conclude` does.
+      UserError: a file is bad and must not be skipped, or a split has no usable
+        image.
     """
     indices: dict[str, list[fingerprints.ImageIndex]] = {}
 
@@ -126,7 +127,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       indices.setdefault(split, []).append(index)
 
     num_classes = len(self.schema().classes)
-    counts, bad = audit.count(
+    counts, bad = audit.count_source_classes(
       self.sources(), self.read_sample, num_classes, on_sample=add
     )
     result = self.conclude(counts, bad)
@@ -141,7 +142,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       record['label'] = (
         b''
         if sample.label is None
-        else records.encode_label(sample.label, len(schema.classes))
+        else records.encode_record_label(sample.label, len(schema.classes))
       )
     if schema.tags:
       record['tags'] = list(sample.tags)
@@ -160,7 +161,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if schema.labels:
       features['label'] = tfds.features.Image(
         shape=(None, None, 1),
-        dtype=records.label_dtype(len(schema.classes)),
+        dtype=records.record_label_dtype(len(schema.classes)),
         encoding_format='png',
       )
     if schema.tags:
@@ -182,7 +183,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def shard_writer(self) -> shards.ShardWriter:
-    """Returns the writer of its shards, for one process or several."""
+    """Creates the writer of the shards, for one process or several."""
     return shards.ShardWriter(self, self._parts_dir)
 
   def _generate_splits(self, dl_manager, download_config):
@@ -193,7 +194,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     result = writer.conclude()
     folder = pathlib.Path(self.data_dir)
     (folder / REPORT).write_text(result.report() + '\n')
-    class_counts.write(folder / COUNTS, result.counts)
+    class_counts.write_class_counts(folder / COUNTS, result.counts)
     writer.finish(folder)
     return [
       tfds.core.SplitInfo(

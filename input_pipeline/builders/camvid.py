@@ -45,7 +45,7 @@ PALETTE = (
 )
 UNLABELED = 11
 
-TABLE = masks.make_table(range(len(CLASSES)), ignored=(UNLABELED,))
+TABLE = masks.make_code_table(range(len(CLASSES)), ignored=(UNLABELED,))
 
 
 class Camvid(files.OfficialBuilder):
@@ -69,15 +69,17 @@ class Camvid(files.OfficialBuilder):
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads values, of which 11 is ignored."""
-    return TABLE.apply(masks.read_values(file))
+    return TABLE.apply(masks.read_mask_values(file))
 
   def _pair(self, sources: files.Files, split: str) -> audit.Listing:
-    images = files.match_files(
+    images = files.match_source_files(
       sources, rf'{split}/images/(?P<id>[^/]+)\.(?:jpe?g|png)'
     )
-    labels = files.match_files(sources, rf'{split}/labels/(?P<id>[^/]+)\.png')
+    labels = files.match_source_files(
+      sources, rf'{split}/labels/(?P<id>[^/]+)\.png'
+    )
     self.require_files({f'{split}/images': images, f'{split}/labels': labels})
-    return files.pair_examples(
+    return files.pair_images_and_masks(
       images,
       images,
       labels,

@@ -33,7 +33,7 @@ RAW_IDS = (
   7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33,
 )  # fmt: skip
 # All other ids are ignored. The license plate's, -1, is stored as 255.
-TABLE = masks.make_table(RAW_IDS, {*range(34), 255} - {*RAW_IDS})
+TABLE = masks.make_code_table(RAW_IDS, {*range(34), 255} - {*RAW_IDS})
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,8 +41,8 @@ class Config(tfds.core.BuilderConfig):
   """The annotation: `fine` of 5,000 images, or `coarse` of 19,998 others.
 
   Attributes:
-    annotation: part of the official names of archives, folders and masks.
-    splits: their names.
+    annotation: name of the annotation in archives, folders and masks.
+    splits: names of the splits.
   """
 
   annotation: str = 'gtFine'
@@ -83,7 +83,7 @@ class Cityscapes(files.OfficialBuilder):
     return records.Schema(CLASSES, PALETTE, tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
-    """Returns both kinds for test, whose masks are empty, as would be tags."""
+    """Returns both kinds of label for test, whose official masks are empty."""
     tests = {'test'} & {*self.builder_config.splits}
     return dict.fromkeys(tests, ('label', 'tags'))
 
@@ -93,28 +93,28 @@ class Cityscapes(files.OfficialBuilder):
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads label ids and maps them to train ids."""
-    return TABLE.apply(masks.read_values(file))
+    return TABLE.apply(masks.read_mask_values(file))
 
   def _pair(self, sources: files.Files, split: str) -> audit.Listing:
     kind = self.builder_config.annotation
-    images = files.match_files(
+    images = files.match_source_files(
       sources, rf'leftImg8bit/{split}/[^/]+/(?P<id>[^/]+)_leftImg8bit\.png'
     )
     self.require_files({f'leftImg8bit/{split}/*/*_leftImg8bit.png': images})
     labels = None
     if split not in self.missing_labels():
-      labels = files.match_files(
+      labels = files.match_source_files(
         sources, rf'{kind}/{split}/[^/]+/(?P<id>[^/]+)_{kind}_labelIds\.png'
       )
       self.require_files({f'{kind}/{split}/*/*_{kind}_labelIds.png': labels})
-    return files.pair_examples(images, images, labels, split)
+    return files.pair_images_and_masks(images, images, labels, split)
 
 
 class RenderedBuilder(files.OfficialBuilder):
   """A data set of rendered streets with the 19 classes; split train.
 
   Attributes:
-    folders: of the PNG files of images and of masks.
+    folders: names of the folders of images and of masks, which are PNG files.
     id_pattern: regular expression of a file's name, which is its id.
   """
 
@@ -128,7 +128,9 @@ class RenderedBuilder(files.OfficialBuilder):
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
     """Pairs images and masks of the same number."""
     images, labels = (
-      files.match_files(sources, rf'{folder}/(?P<id>{self.id_pattern})\.png')
+      files.match_source_files(
+        sources, rf'{folder}/(?P<id>{self.id_pattern})\.png'
+      )
       for folder in self.folders
     )
     self.require_files(
@@ -137,4 +139,6 @@ class RenderedBuilder(files.OfficialBuilder):
         for folder, matches in zip(self.folders, (images, labels), strict=True)
       }
     )
-    return {'train': files.pair_examples(images, images, labels, 'train')}
+    return {
+      'train': files.pair_images_and_masks(images, images, labels, 'train')
+    }

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int16
 
-from input_pipeline.sources import archives, masks
+from input_pipeline.builders import class_list_forms
+from input_pipeline.sources import archives, image_ids, masks, text_files
 from runtime import errors
 
 MAX_CLASSES = 2**15 - 2  # Class id + 1 must fit into int16.
 
 _COLOR = r'#[0-9a-fA-F]{6}|\d+\s*,\s*\d+\s*,\s*\d+'
-_CLASS_LINE = re.compile(rf'(?P<name>.*?\S)(?:\s+(?P<color>{_COLOR}))?\s*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,13 @@ class ClassList:
   """The classes of masks, and the values and colors that stand for them.
 
   Attributes:
-    names: of each class id.
-    values: of each class id in palette and gray masks.
-    colors: of each class id in RGB masks; empty if the list has no colors.
+    names: name of each class id.
+    values: value of each class id in palette and gray masks.
+    colors: color of each class id in RGB masks; empty if the list has no
+      colors.
     ignored_values: values of pixels without a class.
     ignored_colors: colors of pixels without a class.
+    notes: what a user should know of how the list was read, a sentence each.
   """
 
   names: tuple[str, ...]
@@ -34,6 +36,7 @@ class ClassList:
   colors: tuple[masks.Color, ...] = ()
   ignored_values: tuple[int, ...] = ()
   ignored_colors: tuple[masks.Color, ...] = ()
+  notes: tuple[str, ...] = ()
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads the class ids of a mask file, -1 where ignored.
@@ -42,26 +45,28 @@ class ClassList:
       UserError: the mask is damaged or has other values or colors; the message
         does not name the file.
     """
-    pixels = masks.read_pixels(file)
+    pixels = masks.read_mask_pixels(file)
     if pixels.ndim == 2:
-      return masks.make_table(self.values, self.ignored_values).apply(pixels)
+      return masks.make_code_table(self.values, self.ignored_values).apply(
+        pixels
+      )
     if not self.colors:
       raise errors.UserError(
         'expected values, as the class list has no colors, got an RGB mask: '
         'write the lines of the list as `name R,G,B`, or save the mask with a '
         'palette'
       )
-    table = masks.make_table(
-      map(masks.encode_color, self.colors),
-      map(masks.encode_color, self.ignored_colors),
+    table = masks.make_code_table(
+      map(masks.encode_mask_color, self.colors),
+      map(masks.encode_mask_color, self.ignored_colors),
       self.names,
     )
     # `encode_color` of all pixels at once.
     return table.apply(pixels.astype(np.int32) @ [1 << 16, 1 << 8, 1])
 
 
-def parse_color(text: str) -> masks.Color:
-  """Parses 'R,G,B' or '#rrggbb'.
+def parse_class_color(text: str) -> masks.Color:
+  """Parses a color: 'R,G,B' or '#rrggbb'.
 
   Raises:
     UserError: the text has another form.
@@ -69,7 +74,7 @@ def parse_color(text: str) -> masks.Color:
   text = text.strip()
   if re.fullmatch(_COLOR, text):
     if text.startswith('#'):
-      return masks.decode_color(int(text[1:], 16))
+      return masks.decode_mask_color(int(text[1:], 16))
     red, green, blue = (int(part) for part in text.split(','))
     if max(red, green, blue) <= 255:
       return red, green, blue
@@ -78,8 +83,14 @@ def parse_color(text: str) -> masks.Color:
   )
 
 
-def parse_ignore(text: str) -> int | masks.Color | None:
-  """Parses `ignore` of a command line: '', '255', '255,255,255', '#ffffff'.
+def parse_ignored_mask_value(text: str) -> int | masks.Color | None:
+  """Parses the value or color of ignored pixels: '255' or '#ffffff'.
+
+  Args:
+    text: '' if no pixels are ignored, or a value, or a color.
+
+  Returns:
+    The value, the color, or None for ''.
 
   Raises:
     UserError: the text has another form.
@@ -90,7 +101,7 @@ def parse_ignore(text: str) -> int | masks.Color | None:
   if re.fullmatch(r'\d+', text):
     return int(text)
   try:
-    return parse_color(text)
+    return parse_class_color(text)
   except errors.UserError:
     raise errors.UserError(
       'ignore: expected a value as 255, or a color as 255,255,255 or #ffffff, '
@@ -98,90 +109,147 @@ def parse_ignore(text: str) -> int | masks.Color | None:
     ) from None
 
 
-def read_classes(
+def read_class_list(
   path: pathlib.Path, ignore: int | masks.Color | None = None
 ) -> ClassList:
   """Reads a class list: `name`, `name R,G,B` or `name #rrggbb` per line.
 
-  A line whose value (its number, from 0) or color is `ignore` is not a class;
-  the class ids of the lines below it are one less than their values.
+  Lists of labelme, CVAT and Roboflow, tables with a head line, and lines of
+  `VALUE NAME` are recognized by their form (`class_list_forms`), which `notes`
+  name. A line whose value (its number, from 0, unless the list gives values)
+  or color is `ignore` is not a class; the class ids of the lines below it are
+  one less.
+
+  Args:
+    path: path of the text file.
+    ignore: value or color of pixels without a class; None if there are none.
 
   Raises:
-    UserError: the file cannot be read, or a line is wrong, which is named.
+    UserError: the file cannot be read, or a line is wrong; the message names
+      the line.
   """
   try:
-    lines = path.read_text('utf-8-sig').rstrip().splitlines()
+    text = text_files.decode_text_file(path.read_bytes())
   except OSError as error:
     reason = error.strerror or error
     raise errors.UserError(
       f'classes: cannot read {path}: {reason}: give a text file with a class '
       'per line'
     ) from error
-  except UnicodeDecodeError as error:
-    raise errors.UserError(
-      f'classes: {path} is not UTF-8 text: save it as UTF-8'
-    ) from error
-  names, colors = [], []
-  for number, line in enumerate(lines, 1):
-    where = f'classes: {path}, line {number}'
-    match = _CLASS_LINE.fullmatch(line.strip())
-    if match is None:
-      raise errors.UserError(
-        f'{where}: expected a class, as line i names value i of the masks, got '
-        'an empty line'
-      )
-    names.append(match['name'])
+  except errors.UserError as error:
+    raise errors.UserError(f'classes: {path} {error}') from error
+  try:
+    entries, note = class_list_forms.parse_class_list(text)
+    lines = _read_lines(entries)
+  except errors.UserError as error:
+    raise errors.UserError(f'classes: {path}, {error}') from error
+  notes = [f'classes: {path} {note}'] if note else []
+  return _make_class_list(path, lines, ignore, notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+  """A line of a class list: name ('' for no class), value and color."""
+
+  name: str
+  value: int
+  color: masks.Color | None
+
+
+def _read_lines(entries: Sequence[class_list_forms.Entry]) -> list[_Line]:
+  """Reads the colors and fills in the values of lines that differ.
+
+  Raises:
+    UserError: a line is wrong, which is named, without the file.
+  """
+  lines: list[_Line] = []
+  names: set[str] = set()
+  values: set[int] = set()
+  colors: set[masks.Color] = set()
+  for position, entry in enumerate(entries):
+    where = f'line {entry.line}'
+    name = image_ids.compose_unicode(entry.name)
     try:
-      colors.append(match['color'] and parse_color(match['color']))
+      color = parse_class_color(entry.color) if entry.color else None
     except errors.UserError as error:
       raise errors.UserError(f'{where}: {error}') from error
-    if names[-1] in names[:-1]:
+    value = position if entry.value is None else entry.value
+    if name in names:
       raise errors.UserError(
-        f'{where}: {names[-1]!r} is listed twice: rename one of the two'
+        f'{where}: {name!r} is listed twice: rename one of the two'
       )
-    if colors[-1] and colors[-1] in colors[:-1]:
+    if value in values:
+      raise errors.UserError(
+        f'{where}: expected another value for each class, got {value} twice'
+      )
+    if color in colors:
       raise errors.UserError(
         f'{where}: expected another color for each class, got '
-        f'{masks.format_color(colors[-1])} twice'
+        f'{masks.format_mask_color(color)} twice'
       )
-    if (colors[-1] is None) != (colors[0] is None):
+    if lines and (color is None) != (lines[0].color is None):
       raise errors.UserError(
         f'{where}: expected a color for every class or for none, got some'
       )
-  return _make_class_list(path, names, [c for c in colors if c], ignore)
+    if not 0 <= value < 2**16:
+      raise errors.UserError(
+        f'{where}: expected a value of 0 to 65535, got {value}'
+      )
+    lines.append(_Line(name, value, color))
+    names.add(name)
+    values.add(value)
+    colors |= {color} if color else set()
+  return lines
 
 
 def _make_class_list(
   path: pathlib.Path,
-  names: Sequence[str],
-  colors: Sequence[masks.Color],
+  lines: Sequence[_Line],
   ignore: int | masks.Color | None,
+  notes: Sequence[str],
 ) -> ClassList:
-  """Builds the class list without the ignored line."""
-  if isinstance(ignore, tuple) and not colors:
+  """Builds the class list without the ignored lines."""
+  has_colors = bool(lines) and lines[0].color is not None
+  if isinstance(ignore, tuple) and not has_colors:
     raise errors.UserError(
       f'ignore: expected a value, as {path} has no colors, got the color '
-      f'{masks.format_color(ignore)}'
+      f'{masks.format_mask_color(ignore)}'
     )
-  values = range(len(names))
-  kept = [i for i in values if ignore not in (i, *colors[i : i + 1])]
-  ignored = [i for i in values if i not in kept]
+  kept, ignored = [], []
+  for line in lines:
+    is_class = line.name and (
+      ignore is None or ignore not in (line.value, line.color)
+    )
+    (kept if is_class else ignored).append(line)
   if not 0 < len(kept) <= MAX_CLASSES:
     raise errors.UserError(
       f'classes: expected 1 to {MAX_CLASSES} classes in {path}, got {len(kept)}'
     )
   # The value and the color of an ignored line are both ignored. `ignore` may
   # also be a value or color that is not in the list.
-  ignored_values = ignored or ([ignore] if isinstance(ignore, int) else [])
-  ignored_colors = (
-    [colors[i] for i in ignored]
-    if ignored
-    else [ignore] * isinstance(ignore, tuple)
-  )
+  values = [line.value for line in ignored]
+  colors = [line.color for line in ignored if line.color]
+  if isinstance(ignore, int) and ignore not in values:
+    values.append(ignore)
+  if isinstance(ignore, tuple) and ignore not in colors:
+    colors.append(ignore)
   return ClassList(
-    names=tuple(names[i] for i in kept),
-    values=tuple(kept),
-    colors=tuple(colors[i] for i in kept) if colors else (),
-    ignored_values=tuple(ignored_values),
-    ignored_colors=tuple(ignored_colors) if colors else (),
+    names=tuple(line.name for line in kept),
+    values=tuple(line.value for line in kept),
+    colors=tuple(line.color for line in kept if line.color),
+    ignored_values=tuple(values),
+    ignored_colors=tuple(colors),
+    notes=tuple(
+      map(errors.format_on_one_line, [*notes, *_ignored_notes(path, ignored)])
+    ),
   )
+
+
+def _ignored_notes(path: pathlib.Path, ignored: Sequence[_Line]) -> list[str]:
+  """Returns a sentence for each named line that is ignored."""
+  return [
+    f'classes: {path}: {line.name!r}, value {line.value}, is no class, as it '
+    'is that of ignore: its pixels are ignored'
+    for line in ignored
+    if line.name
+  ]

@@ -17,7 +17,7 @@ import scipy.io
 from jaxtyping import Int16
 
 from input_pipeline.builders import base
-from input_pipeline.sources import archives, audit, records
+from input_pipeline.sources import archives, audit, records, text_files
 from runtime import errors
 
 # Files by their path in a source, or by id.
@@ -47,7 +47,7 @@ class FileBuilder(base.Builder):
     raise NotImplementedError
 
   def listings(self) -> Mapping[str, audit.Listing]:
-    """Returns the files of each split; lists them once."""
+    """Returns the files of each split, which are listed on the first call."""
     if self._listings is None:
       self._listings = self.scan()
     return self._listings
@@ -60,20 +60,20 @@ class FileBuilder(base.Builder):
 
   def read_sample(self, source: audit.Example) -> records.Sample:
     """Reads image and mask of an example."""
-    return audit.read_example(source, self.read_mask)
+    return audit.read_image_example(source, self.read_mask)
 
   def stamp(self, source: audit.Example) -> Any:
     """Returns id and tags of an example, and stamps of its files."""
     return (
       source.id,
-      archives.stamp(source.image),
-      archives.stamp(source.mask),
+      archives.source_file_stamp(source.image),
+      archives.source_file_stamp(source.mask),
       source.tags,
     )
 
   def record_size(self, source: audit.Example) -> int:
-    """Returns the bytes of the image; those of a label are negligible."""
-    return archives.size(source.image)
+    """Returns the size of the image file in bytes; a label adds little."""
+    return archives.source_file_size(source.image)
 
   def problems(self) -> Sequence[errors.BadFile]:
     """Returns the problems of all listings."""
@@ -91,9 +91,9 @@ class OfficialBuilder(FileBuilder):
   be compared with published ones.
 
   Attributes:
-    patterns: names of its archives, with wildcards.
-    counts: the official number of images of each split.
-    layout: describes its archives or folders in messages.
+    patterns: names of the archives, with wildcards.
+    counts: official number of images of each split.
+    layout: description of the archives or folders, for messages.
   """
 
   patterns: ClassVar[Sequence[str]] = ()
@@ -102,7 +102,7 @@ class OfficialBuilder(FileBuilder):
   remedy = 'download that file again: records are made of all files or of none'
 
   def __init__(self, source: str = '', **kwargs: Any):
-    """Opens no file yet.
+    """Keeps the location of the files and opens none of them.
 
     Args:
       source: folder of the archives or of their content, or one archive; not
@@ -115,10 +115,10 @@ class OfficialBuilder(FileBuilder):
     self._original_state['source'] = source
 
   def prepared_schema(self) -> records.Schema | None:
-    """Returns the schema of prepared records; None if there are none.
+    """Returns the schema of prepared records; None if no records exist.
 
-    A data set whose classes are read from its files does not need the files
-    then.
+    With it, a data set whose classes are read from its files does not need the
+    files once it is prepared.
     """
     path = pathlib.Path(self.data_dir) / 'metadata.json'
     if not path.exists():
@@ -149,7 +149,7 @@ class OfficialBuilder(FileBuilder):
       raise errors.MissingInput(f'source is empty: {remedy}')
     if not pathlib.Path(self._source).expanduser().exists():
       raise errors.MissingInput(
-        errors.one_line(
+        errors.format_on_one_line(
           f'source: expected a folder or an archive, got {self._source}, which '
           f'does not exist: {remedy}'
         )
@@ -159,11 +159,13 @@ class OfficialBuilder(FileBuilder):
     """Lists the files in the folder and its archives."""
     self.check_available()
     cache = pathlib.Path(self.data_dir_root) / '.unpacked'
-    files = archives.find(pathlib.Path(self._source), self.patterns, cache)
+    files = archives.find_source_files(
+      pathlib.Path(self._source), self.patterns, cache
+    )
     return self.find_examples(files)
 
   def warnings(self) -> Sequence[str]:
-    """Returns also a line for each split without the official number."""
+    """Returns the warnings of all listings and of wrong numbers of images."""
     lengths = {
       split: len(listing.examples) for split, listing in self.listings().items()
     }
@@ -182,46 +184,64 @@ class OfficialBuilder(FileBuilder):
     """Checks that required files are in the source.
 
     Args:
-      files_by_path: for each path, in words, the files at that path, or a bool.
+      files_by_path: description of each required path, with the files at that
+        path or whether there are any.
 
     Raises:
-      UserError: no file is at one of the paths.
+      UserError: there is no file at one of the paths.
     """
     for path, files in files_by_path.items():
       if not files:
         raise self.missing_error(path)
 
   def missing_error(self, path: str) -> errors.UserError:
-    """Returns the error about a path, in words, that the source lacks."""
+    """Builds the error about a path that the source lacks.
+
+    Args:
+      path: description of the path.
+    """
     return errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'source: expected {self.name} as {self.layout}, got {self._source} '
         f'without {path}'
       )
     )
 
 
-def match_files(files: Files, pattern: str) -> dict[str, archives.File]:
-  """Selects the files whose path ends like a pattern.
+def match_source_files(files: Files, pattern: str) -> dict[str, archives.File]:
+  """Selects the files whose path ends with a match of a pattern.
 
   Args:
-    files: by path.
-    pattern: a regular expression of whole parts of a path, with a group `id`.
+    files: files by their path.
+    pattern: regular expression of the last whole parts of a path, with a group
+      `id`.
 
   Returns:
-    Files by what the group `id` matched, sorted, in whatever folder they are.
+    Files by the text of the group `id`, sorted.
 
   Raises:
     BadFile: two files have the same id, or an id is not UTF-8.
   """
-  matches = match_files_and_group(files, pattern, 'id')
+  matches = match_and_group_source_files(files, pattern, 'id')
   return {name: file for name, (file, _) in matches.items()}
 
 
-def match_files_and_group(
+def match_and_group_source_files(
   files: Files, pattern: str, group: str
 ) -> dict[str, tuple[archives.File, str | None]]:
-  """Selects files as `match_files`, each with the match of another group."""
+  """Selects files by a pattern, with the text of a second group of it.
+
+  Args:
+    files: files by their path.
+    pattern: regular expression as for `match_source_files`.
+    group: name of the second group.
+
+  Returns:
+    Pairs (file, text of the second group, if it matched) by id, sorted.
+
+  Raises:
+    BadFile: two files have the same id, or an id is not UTF-8.
+  """
   # The folders before the pattern match as little as possible, as parts of the
   # pattern may be optional.
   whole = re.compile(rf'(?:.*?/)??{pattern}')
@@ -236,25 +256,25 @@ def match_files_and_group(
         f'has the same id {match["id"]!r} as {matches[match["id"]][0]}: keep '
         'one of them',
       )
-    if not audit.is_utf8(match['id']):
+    if not audit.is_utf8_file_name(match['id']):
       raise errors.BadFile(file, audit.NOT_UTF8)
     matches[match['id']] = (file, match[group])
   return dict(sorted(matches.items()))
 
 
-def read_list(file: archives.File) -> list[str]:
+def read_official_list(file: archives.File) -> list[str]:
   """Reads the lines of a text file that are not empty.
 
   Raises:
     BadFile: the file cannot be read, is empty, or has a line twice.
   """
   try:
-    text = file.read_bytes().decode()
+    text = text_files.decode_text_file(file.read_bytes())
   except OSError as error:
     raise errors.BadFile(
       file, f'cannot be read: {error.strerror or error}: download it again'
     ) from error
-  except UnicodeDecodeError:
+  except errors.UserError:
     raise errors.BadFile(file, 'is not UTF-8 text: download it again') from None
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if not lines:
@@ -267,7 +287,7 @@ def read_list(file: archives.File) -> list[str]:
   return lines
 
 
-def pair_examples(
+def pair_images_and_masks(
   ids: Iterable[str],
   images: Files,
   masks: Files | None,
@@ -277,11 +297,11 @@ def pair_examples(
   """Builds the examples of listed ids; those without a file are problems.
 
   Args:
-    ids: in order.
-    images: by id.
-    masks: by id; None for images without masks.
-    list_name: of the list of ids, for messages.
-    official_name: returns the official name of an id.
+    ids: ids of the examples, in order.
+    images: image files by id.
+    masks: mask files by id; None for images without masks.
+    list_name: name of the list of ids, for messages.
+    official_name: function from an id to the official name of the example.
   """
   examples, problems = [], []
   for key in ids:
@@ -297,14 +317,16 @@ def pair_examples(
   return audit.Listing(tuple(examples), tuple(problems))
 
 
-def read_mat(file: archives.File, name: str, field: str = '') -> np.ndarray:
+def read_mat_file(
+  file: archives.File, name: str, field: str = ''
+) -> np.ndarray:
   """Reads a variable of a MATLAB file, or a field of a variable.
 
   Args:
-    file: the MATLAB file.
-    name: of the variable.
-    field: of the variable, which then must be a single struct; '' reads the
-      variable itself.
+    file: MATLAB file, before version 7.3.
+    name: name of the variable.
+    field: name of a field of the variable, which then must be a single struct;
+      '' to read the variable itself.
 
   Raises:
     UserError: the file is damaged, or lacks the variable or field.
@@ -315,7 +337,7 @@ def read_mat(file: archives.File, name: str, field: str = '') -> np.ndarray:
     raise
   except Exception as error:  # scipy raises any exception for damaged files.
     raise errors.UserError(
-      errors.one_line(f'cannot be read as a MATLAB file: {error}')
+      errors.format_on_one_line(f'cannot be read as a MATLAB file: {error}')
     ) from error
   if name not in variables:
     raise errors.UserError(f'has no variable {name}: take the official file')

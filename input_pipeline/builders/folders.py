@@ -48,9 +48,9 @@ class ImageFolderOptions:
     images: folder of the images in `source`; '' is `source` itself. With
       `{split}` as one of its parts, each folder there is a split.
     val_fraction: fraction of the images that becomes `val`, in [0, 1).
-    split_seed: selects the images of `val`.
-    on_bad_example: 'error' refuses the data set for one bad file, 'skip' skips
-      the file.
+    split_seed: seed that selects the images of `val`.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file.
   """
 
   source: str
@@ -90,9 +90,9 @@ class ImageMaskFolderOptions(ImageFolderOptions):
     classes: file in `source` with a class per line: `name`, `name R,G,B` or
       `name #rrggbb`. Line i, from 0, names value i of the masks.
     ignore: value, or color, of pixels without a class; None if there are none.
-      If it is one of the class list's, that line is not a class.
-    without_mask: 'error' refuses images that have no mask, 'unlabeled' makes
-      them a split of this name.
+      A line of the class list with this value or color is not a class.
+    without_mask: treatment of images that have no mask: 'error' refuses them,
+      'unlabeled' makes them a split of this name.
   """
 
   masks: str
@@ -133,8 +133,8 @@ class Config(tfds.core.BuilderConfig):
   """The state of a folder; its name contains a digest of its content.
 
   Attributes:
-    classes: of the masks; None without masks.
-    unlabeled: whether some images have no mask, where others have one.
+    classes: class list of the masks; None for images without masks.
+    unlabeled: whether some images have no mask while others have one.
   """
 
   # Without repr: TFDS logs configs, and there may be thousands of classes.
@@ -144,8 +144,14 @@ class Config(tfds.core.BuilderConfig):
   unlabeled: bool = False
 
 
-def split_of(example_id: str, val_fraction: float, seed: int) -> str:
-  """Returns 'val' or 'train', by a hash of the id and the seed."""
+def split_of_example(example_id: str, val_fraction: float, seed: int) -> str:
+  """Chooses the split of an example, 'val' or 'train', by a hash of its id.
+
+  Args:
+    example_id: id of the example.
+    val_fraction: fraction of the examples that becomes `val`, in [0, 1).
+    seed: seed of the hash.
+  """
   digest = hashlib.sha256(f'{seed}:{example_id}'.encode()).digest()
   position = int.from_bytes(digest[:8], 'big') / 2**64
   return 'val' if position < val_fraction else 'train'
@@ -171,9 +177,9 @@ class ImageFolder(files.FileBuilder):
     """Lists the folder, unless its state is given.
 
     Args:
-      options: locate the images.
-      config: of another builder of the folder. A pickled builder is sent with
-        it, so that other processes need not list the folder.
+      options: location of the images, and definition of their splits.
+      config: state of the folder that another builder has listed; a pickled
+        builder contains it, so that other processes need not list the folder.
       **kwargs: `data_dir`, the folder of prepared records.
 
     Raises:
@@ -186,7 +192,7 @@ class ImageFolder(files.FileBuilder):
     self._original_state['options'] = options
 
   def schema(self) -> records.Schema:
-    """Returns no classes, and no kind of label."""
+    """Returns a schema without classes and without kinds of label."""
     return records.Schema((), (), labels=False, tags=False)
 
   def scan(self) -> Mapping[str, Listing]:
@@ -211,15 +217,19 @@ class ImageMaskFolder(ImageFolder):
     super().__init__(options, **kwargs)
 
   def schema(self) -> records.Schema:
-    """Returns the classes of the list, in its colors or in Pascal VOC's."""
+    """Returns the classes of the list, in its colors or those of Pascal VOC."""
     classes = self.builder_config.classes
-    colors = classes.colors or masks.palette(len(classes.names))
+    colors = classes.colors or masks.voc_palette(len(classes.names))
     return records.Schema(classes.names, colors, labels=True, tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
-    """Returns both kinds for the images without a mask, if there are any."""
+    """Returns both kinds of label for the split 'unlabeled', if it exists."""
     unlabeled = self.builder_config.unlabeled
     return {UNLABELED: ('label', 'tags')} if unlabeled else {}
+
+  def warnings(self) -> Sequence[str]:
+    """Returns also how the class list was read, if not line by line."""
+    return [*self.builder_config.classes.notes, *super().warnings()]
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads class ids by the class list."""
@@ -228,7 +238,7 @@ class ImageMaskFolder(ImageFolder):
   def _read_classes(self) -> class_list.ClassList:
     options = self._options
     path = pathlib.Path(options.source).expanduser() / options.classes
-    return class_list.read_classes(path, options.ignore)
+    return class_list.read_class_list(path, options.ignore)
 
 
 def _check_pattern(field: str, pattern: str) -> None:
@@ -268,7 +278,7 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
   mask_pattern = options.masks if has_masks else None
   without_mask = options.without_mask if has_masks else None
   if SPLIT not in options.images:
-    listing = audit.list_examples(
+    listing = audit.list_image_examples(
       source / options.images,
       None if mask_pattern is None else source / mask_pattern,
       without_mask=without_mask,
@@ -276,7 +286,7 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
     listings = {'train': listing}
   else:
     listings = {
-      split: audit.list_examples(
+      split: audit.list_image_examples(
         source / options.images.replace(SPLIT, split),
         None
         if mask_pattern is None
@@ -348,7 +358,9 @@ def _cut_val(
     return {'train': listing}
   cut = {'train': [], 'val': []}
   for example in listing.examples:
-    split = split_of(example.id, options.val_fraction, options.split_seed)
+    split = split_of_example(
+      example.id, options.val_fraction, options.split_seed
+    )
     cut[split].append(example)
   for split, examples in cut.items():
     if not examples and listing.examples:
@@ -362,6 +374,13 @@ def _cut_val(
   }
 
 
+def _code(classes: class_list.ClassList) -> Mapping[str, Any]:
+  """Returns what a class list says about masks."""
+  fields = dataclasses.asdict(classes)
+  del fields['notes']  # They name the path of the list.
+  return fields
+
+
 def _config_name(
   options: ImageFolderOptions,
   classes: class_list.ClassList | None,
@@ -373,8 +392,8 @@ def _config_name(
     (
       split,
       example.id,
-      *archives.stamp(example.image),
-      *archives.stamp(example.mask),
+      *archives.source_file_stamp(example.image),
+      *archives.source_file_stamp(example.mask),
     )
     for split, listing in listings.items()
     for example in listing.examples
@@ -388,7 +407,7 @@ def _config_name(
   # Prepared data sets are recognized by the digest of this text: its keys must
   # not change.
   state = {
-    'code': dataclasses.asdict(classes) if classes else None,
+    'code': _code(classes) if classes else None,
     'files': files,
     'on_bad_example': options.on_bad_example,
     'split_seed': options.split_seed,

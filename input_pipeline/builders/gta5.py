@@ -13,7 +13,7 @@ from input_pipeline.builders import cityscapes
 from input_pipeline.sources import archives, masks
 
 # As Cityscapes, but the license plate is stored as 34.
-TABLE = masks.make_table(
+TABLE = masks.make_code_table(
   cityscapes.RAW_IDS, {*range(35)} - {*cityscapes.RAW_IDS}
 )
 
@@ -35,4 +35,4 @@ class Gta5(cityscapes.RenderedBuilder):
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads palette indices, which are the label ids of Cityscapes."""
-    return TABLE.apply(masks.read_values(file))
+    return TABLE.apply(masks.read_mask_values(file))

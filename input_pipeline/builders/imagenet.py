@@ -83,12 +83,12 @@ class Imagenet(files.OfficialBuilder):
 
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
     """Lists the images by their classes."""
-    train = files.match_files_and_group(sources, TRAIN, 'wnid')
+    train = files.match_and_group_source_files(sources, TRAIN, 'wnid')
     self.require_files({'n01440764/n01440764_10026.JPEG': train})
     self._wnids = sorted({wnid for _, wnid in train.values()})
     listings = {'train': self._listing(train)}
     if 'val' in self.counts:
-      val = files.match_files_and_group(sources, VAL, 'wnid')
+      val = files.match_and_group_source_files(sources, VAL, 'wnid')
       self.require_files({'ILSVRC2012_val_00000001.JPEG': val})
       listings['val'] = self._listing(self._with_classes(sources, val))
     return listings
@@ -111,16 +111,16 @@ class Imagenet(files.OfficialBuilder):
     """Returns the images of val with classes, from folders or the kit."""
     if all(wnid for _, wnid in val.values()):
       return val
-    truth = files.match_files(
+    truth = files.match_source_files(
       sources, r'data/(?P<id>ILSVRC2012_validation_ground_truth)\.txt'
     )
-    meta = files.match_files(sources, r'data/(?P<id>meta)\.mat')
+    meta = files.match_source_files(sources, r'data/(?P<id>meta)\.mat')
     self.require_files(
       {'ILSVRC2012_devkit_t12.tar.gz (the classes of val)': truth and meta}
     )
     (meta_file,), (truth_file,) = meta.values(), truth.values()
     try:
-      synsets = files.read_mat(meta_file, 'synsets').ravel()
+      synsets = files.read_mat_file(meta_file, 'synsets').ravel()
       wnid_of = {
         int(synset['ILSVRC2012_ID'].item()): str(synset['WNID'].item())
         for synset in synsets
@@ -141,5 +141,5 @@ class Imagenet(files.OfficialBuilder):
 
   def _make_schema(self, wnids: Sequence[str]) -> records.Schema:
     return records.Schema(
-      tuple(wnids), masks.palette(len(wnids)), labels=False, tags=True
+      tuple(wnids), masks.voc_palette(len(wnids)), labels=False, tags=True
     )

@@ -86,16 +86,16 @@ class ImagenetS(files.OfficialBuilder):
       return prepared
     self.listings()
     classes = ('other', *self._wnids)
-    return records.Schema(classes, masks.palette(len(classes)), tags=True)
+    return records.Schema(classes, masks.voc_palette(len(classes)), tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:
-    """Returns masks for train, which has none, and test, not published."""
+    """Returns 'label' for train and test, of which no masks are published."""
     return dict.fromkeys(('train', 'test'), ('label',))
 
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
     """Lists images and masks by the official lists."""
     size = self.builder_config.name
-    self._wnids = files.read_list(
+    self._wnids = files.read_official_list(
       self._list(sources, rf'ImageNetS_categories_im{size}\.txt')
     )
     if len(self._wnids) != self.builder_config.num_classes:
@@ -104,8 +104,8 @@ class ImagenetS(files.OfficialBuilder):
         f'ImageNetS_categories_im{size}.txt, got {len(self._wnids)}: download '
         'the list again'
       )
-    train = files.match_files_and_group(sources, imagenet.TRAIN, 'wnid')
-    val = files.match_files(sources, imagenet.VAL)
+    train = files.match_and_group_source_files(sources, imagenet.TRAIN, 'wnid')
+    val = files.match_source_files(sources, imagenet.VAL)
     self.require_files(
       {'train/n01440764/*.JPEG': train, 'ILSVRC2012_val_*.JPEG': val}
     )
@@ -132,7 +132,7 @@ class ImagenetS(files.OfficialBuilder):
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads class ids stored as R + 256 G, where 1000 is ignored."""
-    pixels = masks.read_pixels(file)
+    pixels = masks.read_mask_pixels(file)
     if pixels.ndim != 3:
       raise errors.UserError(
         'expected RGB, got values: take the masks of the official zip'
@@ -141,11 +141,11 @@ class ImagenetS(files.OfficialBuilder):
     if wide[..., 2].any():
       raise errors.UserError('expected R + 256 G and B = 0, got blue pixels')
     num_classes = self.builder_config.num_classes + 1
-    table = masks.make_table(range(num_classes), ignored=(IGNORED,))
+    table = masks.make_code_table(range(num_classes), ignored=(IGNORED,))
     return table.apply(wide[..., 0] + 256 * wide[..., 1])
 
   def _target(self, wnid: str) -> str:
-    """Returns the class of an ImageNet class after merging."""
+    """Returns the class into which a class of ImageNet is merged."""
     if self.builder_config.num_classes < 919:
       return wnid
     return MERGED.get(wnid, wnid)
@@ -174,14 +174,14 @@ class ImagenetS(files.OfficialBuilder):
     """Pairs the images and masks of a list.
 
     Args:
-      names: the list. The last word of a line is the official name; before it,
-        lists of merged classes have the name in ImageNet.
-      images: by name without folder.
-      labels: by official name; None for images without masks.
+      names: list file. The last word of a line is the official name; lists of
+        merged classes have the name in ImageNet before it.
+      images: image files by their name without folder.
+      labels: mask files by official name; None for images without masks.
     """
     examples, problems = [], []
     numbers = self._numbers()
-    for line in files.read_list(names):
+    for line in files.read_official_list(names):
       match = _NAME.fullmatch(line.split()[-1])
       if match is None or match['wnid'] not in numbers:
         problems.append(
@@ -205,13 +205,13 @@ class ImagenetS(files.OfficialBuilder):
 
   def _masks(self, sources: files.Files, folder: str) -> files.Files:
     size = self.builder_config.name
-    labels = files.match_files(
+    labels = files.match_source_files(
       sources, rf'ImageNetS{size}/{folder}/(?P<id>n\d{{8}}/\w+)\.png'
     )
     self.require_files({f'ImageNetS{size}/{folder}/*/*.png': labels})
     return labels
 
   def _list(self, sources: files.Files, name: str) -> archives.File:
-    lists = files.match_files(sources, rf'(?P<id>{name})')
+    lists = files.match_source_files(sources, rf'(?P<id>{name})')
     self.require_files({name.replace('\\', ''): lists})
     return next(iter(lists.values()))

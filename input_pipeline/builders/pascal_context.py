@@ -57,9 +57,10 @@ class Annotation:
   """The masks of one image in the list of the Detail API, read like a file.
 
   Attributes:
-    path: of the list.
-    name: of the image.
-    segments: (class id, run-length encoding, height, width) of each mask.
+    path: path of the list.
+    name: name of the image.
+    segments: (class id, run-length encoding, height, width) of each mask, sizes
+      in pixels.
   """
 
   path: str
@@ -68,7 +69,7 @@ class Annotation:
 
   @property
   def size(self) -> int:
-    """Bytes of the encoded masks."""
+    """Returns the size of the encoded masks in bytes."""
     return sum(len(counts) for _, counts, _, _ in self.segments)
 
   def stamp(self) -> tuple[Any, ...]:
@@ -99,7 +100,9 @@ class Annotation:
         values[mask > 0] = class_id
       except Exception as error:  # pycocotools raises any exception.
         raise errors.UserError(
-          errors.one_line(f'has a mask that cannot be decoded: {error}')
+          errors.format_on_one_line(
+            f'has a mask that cannot be decoded: {error}'
+          )
         ) from error
     return values
 
@@ -124,20 +127,22 @@ class PascalContext(files.OfficialBuilder):
   counts: ClassVar = {'train': 4998, 'val': 5105}
 
   def schema(self) -> records.Schema:
-    """Returns the 59 classes, after the background if that is a class."""
+    """Returns the 59 classes, preceded by the background if it is a class."""
     classes = ('background',) * self.builder_config.background + CLASSES
-    return records.Schema(classes, masks.palette(len(classes)), tags=True)
+    return records.Schema(classes, masks.voc_palette(len(classes)), tags=True)
 
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
     """Pairs images and labels of the main lists of VOC 2010."""
-    images = files.match_files(sources, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg')
+    images = files.match_source_files(
+      sources, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg'
+    )
     main = r'VOC2010/ImageSets/Main/(?P<id>train|val)\.txt'
-    lists = files.match_files(sources, main)
+    lists = files.match_source_files(sources, main)
     labels: Mapping[str, archives.File]
-    labels = files.match_files(sources, r'(?P<id>\d{4}_\d{6})\.mat')
-    merged = files.match_files(sources, r'(?P<id>trainval_merged)\.json')
+    labels = files.match_source_files(sources, r'(?P<id>\d{4}_\d{6})\.mat')
+    merged = files.match_source_files(sources, r'(?P<id>trainval_merged)\.json')
     if merged and not labels:
-      labels = read_annotations(merged['trainval_merged'])
+      labels = read_mask_annotations(merged['trainval_merged'])
     self.require_files(
       {
         'VOC2010/JPEGImages/*.jpg': images,
@@ -146,8 +151,11 @@ class PascalContext(files.OfficialBuilder):
       }
     )
     return {
-      split: files.pair_examples(
-        files.read_list(lists[split]), images, labels, str(lists[split])
+      split: files.pair_images_and_masks(
+        files.read_official_list(lists[split]),
+        images,
+        labels,
+        str(lists[split]),
       )
       for split in self.counts
     }
@@ -156,19 +164,23 @@ class PascalContext(files.OfficialBuilder):
     """Reads the id of each pixel and maps it to a class."""
     background = self.builder_config.background
     if isinstance(file, Annotation):
-      return make_table(background, official=False).apply(file.values())
-    values = files.read_mat(file, 'LabelMap')
-    return make_table(background, official=True).apply(values)
+      return make_pascal_context_table(background, official=False).apply(
+        file.values()
+      )
+    values = files.read_mat_file(file, 'LabelMap')
+    return make_pascal_context_table(background, official=True).apply(values)
 
 
 @functools.cache
-def make_table(background: bool, official: bool) -> masks.CodeTable:
-  """Builds the table from the 459 ids to class ids.
+def make_pascal_context_table(
+  background: bool, official: bool
+) -> masks.CodeTable:
+  """Builds the table from the 459 official ids to class ids.
 
   Args:
-    background: whether pixels of none of the 59 classes are a class, or
-      ignored.
-    official: whether ids other than those of the 59 may occur.
+    background: whether pixels of none of the 59 classes are a class; else they
+      are ignored.
+    official: whether ids other than those of the 59 classes may occur.
   """
   rest = 0 if background else batch.IGNORE
   ids = dict.fromkeys(range(NUM_OFFICIAL + 1) if official else (0,), rest)
@@ -178,7 +190,7 @@ def make_table(background: bool, official: bool) -> masks.CodeTable:
   )
 
 
-def read_annotations(file: archives.File) -> Mapping[str, Annotation]:
+def read_mask_annotations(file: archives.File) -> Mapping[str, Annotation]:
   """Reads the masks of the Detail API's list, by VOC id.
 
   Raises:

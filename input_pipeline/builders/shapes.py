@@ -10,9 +10,9 @@ information. The name of an image seeds its random generator
 splits share one.
 
 A scene is sampled first (`shapes_scene.sample_scene`); drawing (`draw_scene`)
-and simulating the camera (`photograph`) are deterministic functions of it. All
-is computed in float64, whose rounding differs between processors too little to
-change 8 bits.
+and simulating the camera (`photograph_scene`) are deterministic functions of
+it. All is computed in float64, whose rounding differs between processors too
+little to change 8 bits.
 """
 
 import dataclasses
@@ -53,8 +53,8 @@ class Config(tfds.core.BuilderConfig):
 
   Attributes:
     size: side of the images in pixels.
-    max_objects: an image shows 1 to this many objects; with 1 the classes of a
-      split are balanced.
+    max_objects: largest number of objects in an image, which shows at least 1;
+      with 1 the classes of a split are balanced.
     rendering: ranges of clutter, light and camera.
     num_images: number of images of each split.
   """
@@ -65,10 +65,10 @@ class Config(tfds.core.BuilderConfig):
   num_images: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def draw_background(
+def draw_scene_background(
   scene: shapes_scene.Scene,
 ) -> Float[np.ndarray, 'size size 3']:
-  """Draws a textured color with clutter on it, in [0, 1]."""
+  """Draws the textured background with its clutter, in [0, 1]."""
   sides = scene.size, scene.size
   image = np.zeros((*sides, 3))
   for grid in scene.texture:
@@ -94,11 +94,11 @@ def draw_scene(
   Returns:
     The image in [0, 1], and its class ids.
   """
-  image = draw_background(scene)
+  image = draw_scene_background(scene)
   label = np.zeros((scene.size, scene.size), np.int16)
   for item in scene.objects:
-    coverage = shapes_scene.coverage(item, scene.size)
-    weight = shapes_scene.pattern(item, scene.size)[..., None]
+    coverage = shapes_scene.scene_object_coverage(item, scene.size)
+    weight = shapes_scene.scene_object_pattern(item, scene.size)[..., None]
     first, second = item.tones
     touched = coverage > 0
     surface = first + weight[touched] * (second - first)
@@ -107,17 +107,17 @@ def draw_scene(
   return np.clip(image, 0, 1), label
 
 
-def photograph(
+def photograph_scene(
   image: Float[np.ndarray, 'size size 3'], scene: shapes_scene.Scene
 ) -> UInt8[np.ndarray, 'size size 3']:
-  """Applies the scene's light, haze, blur of the lens and noise of the sensor.
+  """Applies light, haze, blur of the lens and noise of the sensor to an image.
 
   Args:
-    image: in uniform white light, in [0, 1].
-    scene: holds the light and the camera.
+    image: image in uniform white light, in [0, 1].
+    scene: the scene, of which light and camera are used.
   """
   middle = scene.size / 2, scene.size / 2
-  u, _ = shapes_scene.local_coordinates(
+  u, _ = shapes_scene.scene_coordinates(
     scene.size, middle, float(scene.size), scene.shade_direction
   )
   light = scene.light * (1 - scene.shade * (0.5 + u / np.sqrt(2)))
@@ -128,7 +128,7 @@ def photograph(
   return np.rint(255 * image).astype(np.uint8)
 
 
-def render(
+def render_scene(
   scene: shapes_scene.Scene,
 ) -> tuple[
   UInt8[np.ndarray, 'size size 3'], Int16[np.ndarray, 'size size'], list[int]
@@ -140,10 +140,10 @@ def render(
   """
   image, label = draw_scene(scene)
   tags = sorted({item.class_id for item in scene.objects})
-  return photograph(image, scene), label, tags
+  return photograph_scene(image, scene), label, tags
 
 
-def sample_classes(
+def sample_scene_classes(
   rng: np.random.Generator, index: int, max_objects: int
 ) -> list[int]:
   """Samples the classes of the objects of an image.
@@ -160,23 +160,36 @@ def sample_classes(
 def make_scene(
   config: Config, split: str, index: int
 ) -> tuple[str, shapes_scene.Scene]:
-  """Samples the scene of an image, seeded by the image's name.
+  """Samples the scene of an image, seeded by the name of the image.
+
+  Args:
+    config: variant of the data set.
+    split: name of the split.
+    index: index of the image in the split.
 
   Returns:
-    The name, and the scene.
+    The name of the image, and the scene.
   """
   name = f'{config.name}/{split}/{index:05}'
   rng = np.random.default_rng(list(name.encode()))
-  class_ids = sample_classes(rng, index, config.max_objects)
+  class_ids = sample_scene_classes(rng, index, config.max_objects)
   return name, shapes_scene.sample_scene(
     rng, class_ids, config.rendering, config.size
   )
 
 
-def draw_sample(config: Config, split: str, index: int) -> records.Sample:
-  """Draws an image of the data set with its labels."""
+def draw_labeled_scene(
+  config: Config, split: str, index: int
+) -> records.Sample:
+  """Draws an image of the data set with its labels.
+
+  Args:
+    config: variant of the data set.
+    split: name of the split.
+    index: index of the image in the split.
+  """
   name, scene = make_scene(config, split, index)
-  image, label, tags = render(scene)
+  image, label, tags = render_scene(scene)
   _, png = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
   return records.Sample(name, png.tobytes(), image, label, tags)
 
@@ -223,4 +236,4 @@ class Shapes(base.Builder):
 
   def read_sample(self, source: tuple[str, int]) -> records.Sample:
     """Draws the image of a split and index."""
-    return draw_sample(self.builder_config, *source)
+    return draw_labeled_scene(self.builder_config, *source)

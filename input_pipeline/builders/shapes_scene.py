@@ -82,13 +82,13 @@ class SceneObject:
   """An object of a class.
 
   Attributes:
-    class_id: determines its outline and its pattern.
-    center: x and y in pixels.
-    radius: of the circle around its outline, in pixels.
-    angle: of its outline, in radians.
-    pattern_angle: of its pattern, in radians.
-    pattern_phase: of its pattern, in radians.
-    tones: its two colors, RGB in [0, 1].
+    class_id: class, which determines outline and pattern.
+    center: x and y of the center in pixels.
+    radius: radius of the circle around the outline, in pixels.
+    angle: rotation of the outline, in radians.
+    pattern_angle: rotation of the pattern, in radians.
+    pattern_phase: phase of the pattern, in radians.
+    tones: two colors of the pattern, RGB in [0, 1].
   """
 
   class_id: int
@@ -101,12 +101,12 @@ class SceneObject:
 
   @property
   def outline(self) -> str:
-    """Name of its outline."""
+    """Returns the name of the outline."""
     return OUTLINES[(self.class_id - 1) // len(PATTERNS)]
 
   @property
   def pattern(self) -> str:
-    """Name of its pattern."""
+    """Returns the name of the pattern."""
     return PATTERNS[(self.class_id - 1) % len(PATTERNS)]
 
 
@@ -115,9 +115,9 @@ class Clutter:
   """A filled polygon or a line, which belongs to the background.
 
   Attributes:
-    points: x and y in pixels; a line has two.
-    tone: its color, RGB in [0, 1].
-    width: of a line, in pixels; 0 for a polygon.
+    points: x and y of the corners in pixels; a line has two.
+    tone: RGB color in [0, 1].
+    width: width of a line in pixels; 0 for a polygon.
   """
 
   points: Int[np.ndarray, 'N 2']
@@ -130,17 +130,18 @@ class Scene:
   """Holds all that is random in an image.
 
   Attributes:
-    objects: from back to front.
+    objects: objects from back to front.
     background: mean color of the background, RGB in [0, 1].
-    texture: differences from it on coarse grids, [rows, columns, 3] each.
-    clutter: drawn between the background and the objects.
+    texture: differences from that color on coarse grids, each
+      [rows, columns, 3].
+    clutter: lines and polygons between the background and the objects.
     light: brightness on the brightest side.
     shade: fraction of the light that is missing on the opposite side.
-    shade_direction: from the bright to the dark side, in radians.
+    shade_direction: direction from the bright to the dark side, in radians.
     cast: factor on each color channel.
     contrast: factor on the distance to gray.
-    blur: standard deviation in pixels.
-    noise: added last.
+    blur: standard deviation of the blur in pixels.
+    noise: noise of the sensor, which is added last, in units of [0, 1].
   """
 
   objects: tuple[SceneObject, ...]
@@ -157,17 +158,18 @@ class Scene:
 
   @property
   def size(self) -> int:
-    """Side of the image in pixels."""
+    """Returns the side of the image in pixels."""
     return len(self.noise)
 
 
-def tint(luma: float, hue: float, saturation: float) -> np.ndarray:
-  """Returns an RGB color in [0, 1].
+def scene_tint(luma: float, hue: float, saturation: float) -> np.ndarray:
+  """Returns an RGB color in [0, 1] of a luma, hue and saturation.
 
   Args:
-    luma: in [0, 1].
-    hue: in radians.
-    saturation: 1 is the most saturated color of this luma and hue.
+    luma: brightness in [0, 1].
+    hue: angle on the color circle, in radians.
+    saturation: fraction, in [0, 1], of the largest saturation that RGB has at
+      this luma and hue.
   """
   chroma = np.cos(hue - THIRDS)
   chroma -= chroma @ LUMA
@@ -182,7 +184,7 @@ def _pixel_centers(size: int) -> tuple[np.ndarray, np.ndarray]:
   return centers[None, :], centers[:, None]
 
 
-def local_coordinates(
+def scene_coordinates(
   size: int, center: tuple[float, float], radius: float, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns coordinates of all pixels about a center, along rotated axes.
@@ -191,7 +193,7 @@ def local_coordinates(
     size: side of the image in pixels.
     center: x and y of the origin, in pixels.
     radius: unit of the coordinates, in pixels.
-    angle: of the first axis, in radians.
+    angle: angle of the first axis, in radians.
   """
   x, y = _pixel_centers(size)
   x, y = (x - center[0]) / radius, (y - center[1]) / radius
@@ -199,7 +201,7 @@ def local_coordinates(
   return cos * x + sin * y, cos * y - sin * x
 
 
-def outline_distance(
+def object_outline_distance(
   outline: str, u: np.ndarray, v: np.ndarray
 ) -> Float[np.ndarray, 'H W']:
   """Computes the distance to an outline of radius 1; negative inside.
@@ -224,7 +226,7 @@ def outline_distance(
 
 
 @functools.cache
-def outline_area(outline: str) -> float:
+def object_outline_area(outline: str) -> float:
   """Computes the area of an outline of radius 1."""
   arm = 2 * CROSS_ARM
   return {
@@ -235,22 +237,26 @@ def outline_area(outline: str) -> float:
   }[outline]
 
 
-def coverage(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
+def scene_object_coverage(
+  item: SceneObject, size: int
+) -> Float[np.ndarray, 'size size']:
   """Computes the fraction of each pixel that an object covers.
 
   The mask of the object is where it exceeds 0.5.
   """
-  axes = local_coordinates(size, item.center, item.radius, item.angle)
-  distance = outline_distance(item.outline, *axes) * item.radius
+  axes = scene_coordinates(size, item.center, item.radius, item.angle)
+  distance = object_outline_distance(item.outline, *axes) * item.radius
   return np.clip(0.5 - distance, 0, 1)
 
 
-def pattern(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
+def scene_object_pattern(
+  item: SceneObject, size: int
+) -> Float[np.ndarray, 'size size']:
   """Computes the weight of the second tone of an object in each pixel.
 
   The pattern is wide stripes or small checks.
   """
-  u, v = local_coordinates(size, item.center, item.radius, item.pattern_angle)
+  u, v = scene_coordinates(size, item.center, item.radius, item.pattern_angle)
   per_radius = 2 * np.pi / PERIODS[item.pattern]
   wave = np.sin(per_radius * u + item.pattern_phase)
   if item.pattern == 'checked':
@@ -259,25 +265,34 @@ def pattern(item: SceneObject, size: int) -> Float[np.ndarray, 'size size']:
   return np.clip(0.5 + wave * item.radius / per_radius, 0, 1)
 
 
-def visible_fraction(
+def scene_object_visibility(
   item: SceneObject, visible: Bool[np.ndarray, 'H W']
 ) -> float:
-  """Computes the visible pixels of an object relative to its outline's area."""
-  return visible.sum() / (outline_area(item.outline) * item.radius**2)
+  """Computes the number of visible pixels relative to the area of the outline.
+
+  Args:
+    item: the object.
+    visible: mask of the pixels in which no other object covers it.
+  """
+  return visible.sum() / (object_outline_area(item.outline) * item.radius**2)
 
 
-def sample_tint(rng: np.random.Generator, luma: float) -> np.ndarray:
-  """Samples a color of a given luma."""
-  return tint(luma, rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8))
+def sample_scene_tint(rng: np.random.Generator, luma: float) -> np.ndarray:
+  """Samples an RGB color in [0, 1] of a given luma."""
+  return scene_tint(luma, rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.8))
 
 
-def sample_tones(
+def sample_scene_tones(
   rng: np.random.Generator, background_luma: float
 ) -> np.ndarray:
   """Samples two colors whose lumas differ from each other and the background.
 
+  Args:
+    rng: random generator.
+    background_luma: luma of the background's mean color, in [0, 1].
+
   Returns:
-    RGB in [0, 1], [2, 3].
+    Two RGB colors in [0, 1], as an array [2, 3].
   """
   while True:
     pairs = rng.uniform(0.1, 0.9, (64, 2))
@@ -285,10 +300,10 @@ def sample_tones(
     (apart,) = np.nonzero(np.minimum(*gaps) >= MIN_CONTRAST)
     if apart.size:
       lumas = pairs[apart[0]].tolist()
-      return np.stack([sample_tint(rng, luma) for luma in lumas])
+      return np.stack([sample_scene_tint(rng, luma) for luma in lumas])
 
 
-def sample_object(
+def sample_scene_object(
   rng: np.random.Generator, class_id: int, tones: np.ndarray, size: int
 ) -> SceneObject:
   """Samples position, size and angles of an object, whatever its class."""
@@ -305,7 +320,7 @@ def sample_object(
   )
 
 
-def sample_objects(
+def sample_scene_objects(
   rng: np.random.Generator,
   class_ids: Sequence[int],
   background_luma: float,
@@ -318,24 +333,24 @@ def sample_objects(
   objects: list[SceneObject] = []
   visible: list[np.ndarray] = []
   for class_id in class_ids:
-    tones = sample_tones(rng, background_luma)
+    tones = sample_scene_tones(rng, background_luma)
     for _ in range(MAX_TRIES):
-      item = sample_object(rng, class_id, tones, size)
-      mask = coverage(item, size) > 0.5
+      item = sample_scene_object(rng, class_id, tones, size)
+      mask = scene_object_coverage(item, size) > 0.5
       tried = [*objects, item]
       remaining = [*(other & ~mask for other in visible), mask]
-      if min(map(visible_fraction, tried, remaining)) >= MIN_VISIBLE:
+      if min(map(scene_object_visibility, tried, remaining)) >= MIN_VISIBLE:
         objects, visible = tried, remaining
         break
   return tuple(objects)
 
 
-def sample_clutter(
+def sample_scene_clutter(
   rng: np.random.Generator, background_luma: float, size: int
 ) -> Clutter:
   """Samples a line across the image, or a small polygon of 3 to 7 corners."""
   luma = background_luma + rng.uniform(-1, 1) * CLUTTER_CONTRAST
-  tone = sample_tint(rng, luma)
+  tone = sample_scene_tint(rng, luma)
   if rng.random() < 0.4:
     points = rng.uniform(-0.2, 1.2, (2, 2)) * size
     width = max(1, round(rng.uniform(0.5, 2.5) / 64 * size))
@@ -348,7 +363,7 @@ def sample_clutter(
   return Clutter(np.rint(points).astype(np.int32), tone, width)
 
 
-def sample_texture(
+def sample_scene_texture(
   rng: np.random.Generator, rendering: Rendering
 ) -> tuple[np.ndarray, ...]:
   """Samples four grids of noise, from coarse to fine, some stretched."""
@@ -369,11 +384,11 @@ def sample_scene(
   background_luma = rng.uniform(0.3, 0.7)
   noise = rng.uniform(*rendering.noise)
   return Scene(
-    objects=sample_objects(rng, class_ids, background_luma, size),
-    background=sample_tint(rng, background_luma),
-    texture=sample_texture(rng, rendering),
+    objects=sample_scene_objects(rng, class_ids, background_luma, size),
+    background=sample_scene_tint(rng, background_luma),
+    texture=sample_scene_texture(rng, rendering),
     clutter=tuple(
-      sample_clutter(rng, background_luma, size)
+      sample_scene_clutter(rng, background_luma, size)
       for _ in range(rng.integers(*rendering.clutter, endpoint=True))
     ),
     light=rng.uniform(*rendering.light),

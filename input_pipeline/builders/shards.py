@@ -53,10 +53,10 @@ class RecordSource(Protocol):
     """Returns the serialized record of a sample."""
 
   def stamp(self, source: Any) -> Any:
-    """Returns a JSON value that changes when the record does."""
+    """Returns a JSON value that changes when the record changes."""
 
   def record_size(self, source: Any) -> int:
-    """Returns the approximate bytes of a record."""
+    """Estimates the size of a record in bytes."""
 
   def conclude(
     self,
@@ -101,9 +101,9 @@ class Shard:
 
   Attributes:
     split: name of the split.
-    index: of the shard in the split.
+    index: index of the shard in the split, from 0.
     count: number of shards of the split.
-    sources: of its records, in order.
+    sources: sources of the shard's records, in order.
   """
 
   split: str
@@ -113,7 +113,7 @@ class Shard:
 
   @property
   def name(self) -> str:
-    """Name of its files, without suffix."""
+    """Returns the name of the shard's files, without suffix."""
     return f'{self.split}-{self.index:05}-of-{self.count:05}'
 
 
@@ -121,7 +121,7 @@ class ShardWriter:
   """Writes the shards of a data set, alone or beside other processes.
 
   Attributes:
-    folder: keeps the shards until all of them are written.
+    folder: folder of the shards until all of them are written.
   """
 
   def __init__(self, builder: RecordSource, folder: pathlib.Path):
@@ -144,7 +144,7 @@ class ShardWriter:
     self.folder.mkdir(parents=True, exist_ok=True)
     self._check_space(pending)
     total = sum(len(shard.sources) for shard in own)
-    bar = progress.bar(
+    bar = progress.progress_bar(
       desc=f'preparing {self._builder.name}',
       total=total,
       initial=total - sum(len(shard.sources) for shard in pending),
@@ -167,7 +167,8 @@ class ShardWriter:
     the next run writes them again; the others are kept.
 
     Raises:
-      UserError: as `base.Builder.conclude` does.
+      UserError: a file is bad and must not be skipped, or a split has no usable
+        image.
     """
     num_classes = len(self._builder.schema().classes)
     accumulators, bad = {}, []
@@ -190,7 +191,7 @@ class ShardWriter:
       raise
 
   def lengths(self) -> Iterator[tuple[str, list[int], int]]:
-    """Yields each split's name, records of each shard, and total bytes.
+    """Yields (name, records of each shard, total bytes) of each split.
 
     Shards without records are omitted: TFDS does not accept them.
     """
@@ -226,7 +227,9 @@ class ShardWriter:
         fingerprints.ImageIndex.read(self._path(shard, '.npz'))
         for shard in shards
       ]
-      fingerprints.ImageIndex.join(indices).write(index_path(folder, split))
+      fingerprints.ImageIndex.join(indices).write(
+        split_index_path(folder, split)
+      )
 
   def _write_shard(self, shard: Shard, bar: tqdm.tqdm) -> None:
     """Writes records and index, and last the file that marks it complete."""
@@ -246,7 +249,7 @@ class ShardWriter:
     # One record per group: random access decompresses no neighbors.
     writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
     try:
-      for result in threads.ordered_map(
+      for result in threads.map_in_threads(
         audit.catch_bad_files(read), shard.sources
       ):
         bar.update()
@@ -284,7 +287,7 @@ class ShardWriter:
     return self.folder / f'{shard.name}{suffix}'
 
   def _read_about(self, shard: Shard) -> Mapping[str, Any]:
-    """Reads what is known about a written shard."""
+    """Reads the file that describes a written shard."""
     return json.loads(self._path(shard, '.json').read_text())
 
   def _is_written(self, shard: Shard) -> bool:
@@ -313,8 +316,8 @@ class ShardWriter:
       )
 
 
-def index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
-  """Returns the file of a split's index in the folder of its records."""
+def split_index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
+  """Returns the path of the index of a split in the folder of its records."""
   return folder / f'index-{split}.npz'
 
 

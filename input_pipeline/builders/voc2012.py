@@ -23,7 +23,7 @@ CLASSES = (
   'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
 )  # fmt: skip
 VOID = 255
-TABLE = masks.make_table(range(len(CLASSES)), ignored=(VOID,))
+TABLE = masks.make_code_table(range(len(CLASSES)), ignored=(VOID,))
 
 
 class Voc2012(files.OfficialBuilder):
@@ -41,17 +41,19 @@ class Voc2012(files.OfficialBuilder):
 
   def schema(self) -> records.Schema:
     """Returns the background and 20 classes."""
-    return records.Schema(CLASSES, masks.palette(len(CLASSES)), tags=True)
+    return records.Schema(CLASSES, masks.voc_palette(len(CLASSES)), tags=True)
 
   def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
     """Pairs images and masks of the official lists, and of their union."""
-    images = files.match_files(sources, r'VOC2012/JPEGImages/(?P<id>\w+)\.jpg')
-    fine = files.match_files(
+    images = files.match_source_files(
+      sources, r'VOC2012/JPEGImages/(?P<id>\w+)\.jpg'
+    )
+    fine = files.match_source_files(
       sources, r'VOC2012/SegmentationClass/(?P<id>\w+)\.png'
     )
     sets = r'VOC2012/ImageSets/Segmentation/(?P<id>train|val)\.txt'
-    lists = files.match_files(sources, sets)
-    coarse = files.match_files(sources, r'dataset/cls/(?P<id>\w+)\.mat')
+    lists = files.match_source_files(sources, sets)
+    coarse = files.match_source_files(sources, r'dataset/cls/(?P<id>\w+)\.mat')
     self.require_files(
       {
         'VOC2012/JPEGImages/*.jpg': images,
@@ -60,11 +62,13 @@ class Voc2012(files.OfficialBuilder):
         'dataset/cls/*.mat (of SBD)': coarse,
       }
     )
-    ids = {split: files.read_list(file) for split, file in lists.items()}
+    ids = {
+      split: files.read_official_list(file) for split, file in lists.items()
+    }
     ids['train_aug'] = sorted({*coarse, *ids['train']} - {*ids['val']})
     labels = {'train': fine, 'val': fine, 'train_aug': coarse | fine}
     return {
-      split: files.pair_examples(
+      split: files.pair_images_and_masks(
         ids[split], images, labels[split], str(lists.get(split, 'SBD'))
       )
       for split in self.counts
@@ -73,7 +77,7 @@ class Voc2012(files.OfficialBuilder):
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads a palette PNG of VOC, or a `.mat` file of SBD."""
     if file.name.endswith('.mat'):
-      values = files.read_mat(file, 'GTcls', 'Segmentation')
+      values = files.read_mat_file(file, 'GTcls', 'Segmentation')
     else:
-      values = masks.read_values(file)
+      values = masks.read_mask_values(file)
     return TABLE.apply(values)

@@ -1,6 +1,8 @@
 """Files in folders and archives through one interface, without unpacking.
 
-  files = archives.find(pathlib.Path('~/voc'), ('VOCtrainval*.tar',), cache)
+  files = archives.find_source_files(
+    pathlib.Path('~/voc'), ('VOCtrainval*.tar',), cache
+  )
   files['VOCdevkit/VOC2012/JPEGImages/2007_000027.jpg'].read_bytes()
 
 Members of zip files, of plain tar files and of tar files within a tar file are
@@ -63,13 +65,13 @@ class Member:
   """A file in an archive, which is read like a path.
 
   Attributes:
-    archive: the archive as the user named it.
-    path: of the file in the archive.
-    size: bytes, decompressed.
+    archive: path of the archive as the user named it.
+    path: path of the file in the archive.
+    size: decompressed size in bytes.
     check: CRC of a member of a zip file.
-    tar: plain tar file that holds the member: the archive, or its decompressed
-      copy; None for zip files.
-    offset: of the member in that tar file.
+    tar: plain tar file that holds the member, which is the archive or its
+      decompressed copy; None for zip files.
+    offset: position of the content in that tar file, in bytes.
   """
 
   archive: pathlib.Path
@@ -81,26 +83,26 @@ class Member:
 
   @property
   def name(self) -> str:
-    """Last part of its path."""
+    """Returns the last part of the path in the archive."""
     return pathlib.PurePosixPath(self.path).name
 
   @property
   def suffix(self) -> str:
-    """Last suffix of its name."""
+    """Returns the last suffix of the name: '.png'."""
     return pathlib.PurePosixPath(self.path).suffix
 
   def __str__(self):
     return f'{self.archive}:{self.path}'
 
   def stamp(self) -> tuple[Any, ...]:
-    """Returns what identifies its content without reading it."""
+    """Returns values that identify the content without reading it."""
     return self.path, self.size, self.offset, self.check
 
   def read_bytes(self) -> bytes:
-    """Reads its content.
+    """Reads the content.
 
     Raises:
-      OSError: it cannot be read; `strerror` is the reason.
+      OSError: the content cannot be read; `strerror` is the reason.
     """
     if self.tar is None:
       try:
@@ -115,23 +117,23 @@ class Member:
 
 @runtime_checkable
 class FileLike(Protocol):
-  """Anything that is read like a file, e.g. an entry of an annotation list."""
+  """An object that is read like a file, such as an entry of a list of masks."""
 
   name: str
   size: int
 
   def stamp(self) -> tuple[Any, ...]:
-    """Returns values that change when its content does."""
+    """Returns values that change when the content does."""
 
   def read_bytes(self) -> bytes:
-    """Reads all of its content."""
+    """Reads the whole content."""
 
 
 # A source of images, masks and lists.
 File = pathlib.Path | Member | FileLike
 
 
-def stamp(file: File | None) -> tuple[Any, ...]:
+def source_file_stamp(file: File | None) -> tuple[Any, ...]:
   """Returns values that change when the content of a file does.
 
   For a path they are its suffix, size and modification time, so that a folder
@@ -147,15 +149,15 @@ def stamp(file: File | None) -> tuple[Any, ...]:
   return file.suffix, status.st_size, status.st_mtime_ns
 
 
-def size(file: File) -> int:
-  """Returns the bytes of a file; 0 for a broken link."""
+def source_file_size(file: File) -> int:
+  """Returns the size of a file in bytes; 0 for a broken link."""
   if not isinstance(file, pathlib.Path):
     return file.size
   status = _status(file)
   return status.st_size if status else 0
 
 
-def find(
+def find_source_files(
   source: pathlib.Path, patterns: Sequence[str], cache: pathlib.Path
 ) -> Mapping[str, File]:
   """Lists the files of a folder and of the archives in it, or of one archive.
@@ -164,8 +166,8 @@ def find(
 
   Args:
     source: a folder, or an archive.
-    patterns: name patterns of archives to open, `VOCtrainval*.tar`; other
-      archives in the folder are not opened.
+    patterns: name patterns of the archives to open, such as
+      `VOCtrainval*.tar`; other archives in the folder are not opened.
     cache: folder for decompressed copies of compressed tar files.
 
   Returns:
@@ -179,7 +181,7 @@ def find(
     return dict(sorted(_members(source, cache).items()))
   if not source.is_dir():
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'source: expected a folder or an archive, got {source}, which does '
         'not exist'
       )
@@ -200,7 +202,7 @@ def find(
 
 
 def _status(path: pathlib.Path) -> os.stat_result | None:
-  """Returns None for a broken link, say; reading it reports the error."""
+  """Returns the status of a file; None if it has none, as a broken link."""
   try:
     return path.stat()
   except OSError:
@@ -237,7 +239,7 @@ def _reporting_damage(archive: pathlib.Path) -> Iterator[None]:
     yield
   except _DAMAGED as error:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{archive}: cannot be read as an archive ({error}): {GET_AGAIN}'
       )
     ) from error
@@ -268,7 +270,7 @@ def _checked(
       )
     if problem:
       raise errors.UserError(
-        errors.one_line(f'{archive}: {problem}: {NOT_OFFICIAL}')
+        errors.format_on_one_line(f'{archive}: {problem}: {NOT_OFFICIAL}')
       )
     by_path[member.path] = member
   return by_path
@@ -283,7 +285,7 @@ def _zip_members(archive: pathlib.Path) -> Iterator[Member]:
       and entry.file_size > MAX_RATIO * entry.compress_size
     ):
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'{archive}: {entry.filename} decompresses from '
           f'{entry.compress_size:,} to {entry.file_size:,} bytes: '
           f'{NOT_OFFICIAL}'
@@ -298,7 +300,7 @@ def _tar_members(
   """Yields the files in a tar file, and those of tar files in it."""
   with plain.open('rb') as file:
     entries = _entries(file, 0, plain.stat().st_size)
-    for name, offset, length in progress.bar(
+    for name, offset, length in progress.progress_bar(
       entries, desc=f'indexing {archive.name}', unit=' file'
     ):
       if not name.lower().endswith('.tar'):
@@ -316,9 +318,10 @@ def _entries(
   """Yields path, offset and size of each file of a tar file within `file`.
 
   Args:
-    file: holds the tar file.
-    start: offset of the tar file; the offsets of its files count from 0, too.
-    length: bytes of the tar file.
+    file: file that holds the tar file.
+    start: position of the tar file in `file`, in bytes; the offsets that are
+      yielded count from the start of `file`, too.
+    length: size of the tar file in bytes.
   """
   section = io.BufferedReader(_Section(file, start, length))
   with tarfile.open(fileobj=section, mode='r:') as tar:
@@ -375,7 +378,7 @@ class _Section(io.RawIOBase):
 
 
 def _plain(archive: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
-  """Returns a tar file that is not compressed: itself, or a copy of it.
+  """Returns an uncompressed tar file: the archive, or a decompressed copy.
 
   The copy in the cache is named after the size and the modification time of the
   archive, so that a changed archive is decompressed again.
@@ -409,7 +412,7 @@ def _decompressed(
   Raises:
     UserError: the file is damaged, or its content exceeds `limit` bytes.
   """
-  bar = progress.bar(
+  bar = progress.progress_bar(
     desc=f'decompressing {archive.name}', unit='B', unit_scale=True
   )
   size = 0

@@ -1,9 +1,12 @@
 """Checks the files of a data set, and reports what they hold.
 
-  listing = audit.list_examples(images, masks)
-  read = functools.partial(audit.read_example, read_mask=read_mask)
-  counts, bad = audit.count({'train': listing.examples}, read, len(classes))
-  print(audit.conclude(counts, [*listing.problems, *bad], classes).report())
+  listing = audit.list_image_examples(images, masks)
+  read = functools.partial(audit.read_image_example, read_mask=read_mask)
+  counts, bad = audit.count_source_classes(
+    {'train': listing.examples}, read, len(classes)
+  )
+  result = audit.conclude_audit(counts, [*listing.problems, *bad], classes)
+  print(result.report())
 
 Every image and every mask is decoded once, in threads. The result is either an
 error that names the first bad file, or an `Audit` that lists the skipped ones.
@@ -46,9 +49,9 @@ class Example:
   """Names the files of an image and its labels; none is opened.
 
   Attributes:
-    id: its official name.
-    image: a file, or a member of an archive.
-    mask: likewise; None without a mask.
+    id: official name of the image.
+    image: image file, or a member of an archive.
+    mask: mask file, or a member of an archive; None without a mask.
     tags: class ids of the whole image; None for those that occur in the mask.
   """
 
@@ -63,8 +66,8 @@ class Listing:
   """Lists the examples of a folder, by the names of its files.
 
   Attributes:
-    examples: sorted by id, without repeated ids; each with a mask if masks are
-      expected and must not be missing.
+    examples: examples sorted by id, without repeated ids; each has a mask if
+      masks are expected and must not be missing.
     problems: files that cannot be examples.
     warnings: harmless oddities, a line each.
   """
@@ -79,9 +82,10 @@ class Audit:
   """The result of checking all files of a data set.
 
   Attributes:
-    counts: of the usable examples of each split.
-    classes: names of the class ids; empty without masks.
-    skipped: bad files; empty unless skipping them was asked for.
+    counts: numbers of usable images and labeled pixels of each split, by its
+      name.
+    classes: name of each class id; empty without masks.
+    skipped: bad files that were skipped.
     warnings: harmless oddities, a line each.
   """
 
@@ -130,24 +134,25 @@ class Audit:
       yield row.rstrip()
 
 
-def list_examples(
+def list_image_examples(
   images: pathlib.Path,
   masks: pathlib.Path | None = None,
   prefix: str = '',
   without_mask: str | None = None,
 ) -> Listing:
-  """Lists images, in subfolders too, with the masks of the same relative names.
+  """Lists the images of a folder, with the masks of the same relative paths.
 
-  Names are compared without their suffix: `images/a/b.jpg` is the example
-  `a/b`, whose mask is `masks/a/b.png`. Hidden files are ignored.
+  Subfolders are included. Paths are compared without their suffix:
+  `images/a/b.jpg` is the example `a/b`, whose mask is `masks/a/b.png`. Hidden
+  files are ignored.
 
   Args:
     images: folder of JPEG and PNG files.
     masks: folder of PNG files; None for images without masks.
     prefix: prepended to every id.
-    without_mask: 'unlabeled' lists an image that has no mask as an example
-      without one; 'error' and None make it a problem, and the message of
-      'error' mentions the option.
+    without_mask: treatment of images that have no mask: 'unlabeled' lists them
+      as examples without a mask; 'error' and None make them problems, and the
+      message of 'error' mentions this option.
 
   Raises:
     UserError: a folder is missing, or holds no image.
@@ -155,7 +160,7 @@ def list_examples(
   image_files_by_stem = _files_by_stem(images, IMAGE_SUFFIXES)
   if not image_files_by_stem:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{images}: expected images *.jpg, *.jpeg or *.png, got none'
       )
     )
@@ -165,7 +170,7 @@ def list_examples(
     if len(files) > 1:
       # It is unknown to which of them the mask, or the id, belongs.
       problems += _duplicate_ids(stem, files)
-    elif not is_utf8(stem):
+    elif not is_utf8_file_name(stem):
       problems.append(errors.BadFile(files[0], NOT_UTF8))
     elif masks is None or (
       stem not in mask_files and without_mask == 'unlabeled'
@@ -174,21 +179,24 @@ def list_examples(
     elif stem not in mask_files:
       reason = f'has no mask {masks / stem}.png'
       if without_mask:
-        reason += " (without_mask='unlabeled' accepts it without)"
+        reason += (
+          '; to train on it without one: option unlabeled=same of a folder '
+          "config, or field without_mask='unlabeled'"
+        )
       problems.append(errors.BadFile(files[0], reason))
     elif len(mask_files[stem]) > 1:
       problems += _duplicate_ids(stem, mask_files[stem])
     else:
       examples.append(Example(prefix + stem, files[0], mask_files[stem][0]))
   warnings = tuple(
-    errors.one_line(f'{files[0]}: a mask without an image')
+    errors.format_on_one_line(f'{files[0]}: a mask without an image')
     for stem, files in sorted(mask_files.items())
     if stem not in image_files_by_stem
   )
   return Listing(tuple(examples), tuple(problems), warnings)
 
 
-def count(
+def count_source_classes(
   sources: Mapping[str, Sequence[Item]],
   read: Callable[[Item], records.Sample],
   num_classes: int,
@@ -197,19 +205,20 @@ def count(
   """Reads all sources and counts images and pixels per class.
 
   Args:
-    sources: of each split.
-    read: reads the sample of a source; raises BadFile.
-    num_classes: of the labels.
-    on_sample: called with each usable sample and its split, in order.
+    sources: sources of each split, by its name.
+    read: function that reads the sample of a source, or raises BadFile.
+    num_classes: number of classes of the labels.
+    on_sample: function that is called with the name of the split and each
+      usable sample, in order.
 
   Returns:
-    The counts of each split, and the sources that cannot be used.
+    The counts of each split, and the files that cannot be used.
   """
   counts, bad = {}, []
   for split, items in sources.items():
     accumulator = class_counts.CountAccumulator(num_classes)
-    results = threads.ordered_map(catch_bad_files(read), items)
-    for result in progress.bar(
+    results = threads.map_in_threads(catch_bad_files(read), items)
+    for result in progress.progress_bar(
       results, desc=f'checking {split}', total=len(items)
     ):
       if isinstance(result, errors.BadFile):
@@ -221,7 +230,7 @@ def count(
   return counts, bad
 
 
-def conclude(
+def conclude_audit(
   counts: Mapping[str, class_counts.ClassCounts],
   bad: Sequence[errors.BadFile],
   classes: Sequence[str],
@@ -233,12 +242,12 @@ def conclude(
   """Builds the result of an audit, unless bad files must not be skipped.
 
   Args:
-    counts: of each split.
+    counts: numbers of images and labeled pixels of each split, by its name.
     bad: files that cannot be used.
     classes: name of each class id.
     warnings: harmless oddities that are already known, a line each.
-    on_bad_example: 'error' refuses the data set for one bad file, 'skip' does
-      not.
+    on_bad_example: treatment of a bad file: 'error' refuses the data set,
+      'skip' skips the file.
     remedy: advice in the error message.
 
   Raises:
@@ -274,7 +283,11 @@ def conclude(
 def catch_bad_files(
   read: Callable[[Item], Result],
 ) -> Callable[[Item], Result | errors.BadFile]:
-  """Wraps a function so that it returns a BadFile instead of raising it."""
+  """Wraps a function so that it returns a BadFile instead of raising it.
+
+  In a map over threads, an exception would end the iteration at the first bad
+  file.
+  """
 
   def catching(item: Item) -> Result | errors.BadFile:
     try:
@@ -285,16 +298,16 @@ def catch_bad_files(
   return catching
 
 
-def read_example(
+def read_image_example(
   example: Example,
   read_mask: Callable[[Any], np.ndarray] | None = None,
 ) -> records.Sample:
   """Reads and decodes the files of an example.
 
   Args:
-    example: its files.
-    read_mask: returns the class ids [H, W] of a mask file, negative where
-      ignored; raises a UserError that does not name the file.
+    example: names of the files.
+    read_mask: function that reads the class ids [H, W] of a mask file, negative
+      where ignored; its UserError need not name the file.
 
   Raises:
     BadFile: image or mask cannot be used, or their sizes differ.
@@ -318,7 +331,7 @@ def read_example(
 def _naming_file(
   file: archives.File, read: Callable[[archives.File], Result]
 ) -> Result:
-  """Returns `read(file)`; raises its errors as a BadFile with the name."""
+  """Returns `read(file)`; its errors become a BadFile that names the file."""
   try:
     return read(file)
   except errors.UserError as error:
@@ -329,13 +342,13 @@ def _naming_file(
 
 
 def _read_image(file: archives.File) -> tuple[bytes, np.ndarray]:
-  """Returns bytes and pixels of an image that is complete."""
+  """Reads the bytes and the pixels of an image file, which must be complete."""
   data = file.read_bytes()
-  image_files.decode(data, ('JPEG', 'PNG'))
+  image_files.decode_image_file(data, ('JPEG', 'PNG'))
   # Decoded a second time, by the decoder that is used in training: PIL detects
   # damage that OpenCV accepts, and OpenCV refuses some files that PIL reads.
   try:
-    return data, records.decode_image(data)
+    return data, records.decode_record_image(data)
   except (errors.UserError, cv2.error):
     raise errors.UserError('cannot be decoded by OpenCV') from None
 
@@ -352,7 +365,7 @@ def _size_mismatch(
   return reason
 
 
-def is_utf8(text: str) -> bool:
+def is_utf8_file_name(text: str) -> bool:
   """Returns whether a file name is valid UTF-8.
 
   Python represents bytes that cannot be decoded by lone surrogates.
@@ -366,7 +379,7 @@ def _files_by_stem(
   """Lists the files with the given suffixes by their path without suffix."""
   if not folder.is_dir():
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{folder}: expected a folder of '
         f'{", ".join(f"*{suffix}" for suffix in suffixes)}, got no such folder'
       )

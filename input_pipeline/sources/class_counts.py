@@ -13,13 +13,13 @@ from input_pipeline.sources import records
 
 @dataclasses.dataclass(frozen=True)
 class ClassCounts:
-  """Numbers of images and pixels of a split.
+  """Holds the numbers of images and labeled pixels of a split.
 
   Attributes:
-    num_images: usable images.
-    pixels: labeled pixels of each class, [C].
-    images: images in which each class occurs, [C].
-    ignored: pixels of no class.
+    num_images: number of usable images.
+    pixels: number of labeled pixels of each class, [C].
+    images: number of images in which each class occurs, [C].
+    ignored: number of pixels without a class.
   """
 
   num_images: int
@@ -35,7 +35,7 @@ class ClassCounts:
 
   @property
   def has_masks(self) -> bool:
-    """True if any image has a label per pixel."""
+    """Returns whether any image has a label per pixel."""
     return sum(self.pixels) + self.ignored > 0
 
 
@@ -76,15 +76,17 @@ class CountAccumulator:
     )
 
 
-def read(path: pathlib.Path) -> Mapping[str, ClassCounts]:
-  """Reads the counts of each split from a file of `write`."""
+def read_class_counts(path: pathlib.Path) -> Mapping[str, ClassCounts]:
+  """Reads the counts of each split that `write_class_counts` has written."""
   splits = json.loads(path.read_text())
   return {
     split: ClassCounts.from_json(fields) for split, fields in splits.items()
   }
 
 
-def write(path: pathlib.Path, counts: Mapping[str, ClassCounts]) -> None:
+def write_class_counts(
+  path: pathlib.Path, counts: Mapping[str, ClassCounts]
+) -> None:
   """Writes the counts of each split as JSON."""
   fields = {split: dataclasses.asdict(c) for split, c in counts.items()}
   path.write_text(json.dumps(fields))

@@ -1,8 +1,8 @@
 """Duplicate images across splits: by name, by content, by appearance.
 
-The `ImageIndex` of a split is stored beside its records. It answers what is
-asked about all images before training starts (names, sizes, whether an image is
-in two splits) without reading any of them.
+The `ImageIndex` of a split is stored beside its records. Names and sizes of the
+images, and images that two splits share, are read from it before training
+starts, without reading an image.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ _THUMBNAIL = 32  # Side of the image that is hashed, in pixels.
 _FREQUENCIES = 8  # Lowest frequencies of its cosine transform along each axis.
 
 
-def digest(encoded: bytes) -> int:
-  """Returns 64 bits of a hash of the bytes."""
+def image_digest(encoded: bytes) -> int:
+  """Computes 64 bits of a hash of the bytes of an image file."""
   blake = hashlib.blake2b(encoded, digest_size=8).digest()
   return int.from_bytes(blake, 'little')
 
 
 def perceptual_hash(pixels: UInt8[np.ndarray, 'H W 3']) -> int:
-  """Returns 64 bits that are nearly the same for images that look the same.
+  """Computes 64 bits of which few differ between images of similar appearance.
 
-  They are the signs of the lowest frequencies of the cosine transform of a gray
-  thumbnail, relative to the median (C. Zauner: Implementation and benchmarking
-  of perceptual image hash functions, 2010).
+  A bit states whether one of the lowest frequencies of the cosine transform of
+  a gray thumbnail is above their median (C. Zauner: Implementation and
+  benchmarking of perceptual image hash functions, 2010).
   """
   gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
   small = cv2.resize(
@@ -62,10 +62,10 @@ class ImageIndex:
   """Names, sizes and hashes of the images of a split, in order.
 
   Attributes:
-    ids: the official names, as bytes.
-    sizes: height and width.
-    digests: hashes of the encoded images.
-    perceptual_hashes: of the pixels.
+    ids: official name of each image, as bytes.
+    sizes: height and width of each image in pixels.
+    digests: hash of the bytes of each image file.
+    perceptual_hashes: perceptual hash of the pixels of each image.
   """
 
   ids: Shaped[np.ndarray, 'N']
@@ -84,7 +84,7 @@ class ImageIndex:
     return cls(
       np.array([sample.id.encode()]),
       np.array([sample.pixels.shape[:2]], np.int32),
-      np.array([digest(sample.image)], np.uint64),
+      np.array([image_digest(sample.image)], np.uint64),
       np.array([perceptual_hash(sample.pixels)], np.uint64),
     )
 
@@ -103,7 +103,7 @@ class ImageIndex:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> 'ImageIndex':
-    """Reads a file of `write`."""
+    """Reads an index from a file that `write` has written."""
     with np.load(path, allow_pickle=False) as arrays:
       return cls(*(arrays[key] for key in _KEYS))
 
@@ -117,7 +117,7 @@ class ImageIndex:
     return len(self.ids)
 
   def select(self, indices: np.ndarray) -> 'ImageIndex':
-    """Returns the index of the images at the given positions."""
+    """Returns the index of the images at the given positions, in that order."""
     return ImageIndex(
       *(getattr(self, f.name)[indices] for f in dataclasses.fields(self))
     )
@@ -127,7 +127,7 @@ class ImageIndex:
     return [name.decode() for name in self.ids]
 
 
-def check_disjoint(
+def check_splits_disjoint(
   first: ImageIndex, second: ImageIndex, names: tuple[str, str]
 ) -> None:
   """Checks that two splits share no image.
@@ -135,10 +135,10 @@ def check_disjoint(
   Args:
     first: index of the images that are trained on.
     second: index of the images that are evaluated on.
-    names: of both splits, for messages.
+    names: names of both splits, for messages.
 
   Raises:
-    UserError: an image is in both, by its name or by its bytes.
+    UserError: both splits have an image of the same name or the same bytes.
   """
   for field, kind in (('ids', 'name'), ('digests', 'content')):
     shared, at, there = np.intersect1d(
@@ -153,7 +153,7 @@ def check_disjoint(
       )
 
 
-def describe_shared(indices: Mapping[str, ImageIndex]) -> list[str]:
+def describe_shared_images(indices: Mapping[str, ImageIndex]) -> list[str]:
   """Describes images that a held-out split shares with another split.
 
   Args:
@@ -171,7 +171,7 @@ def describe_shared(indices: Mapping[str, ImageIndex]) -> list[str]:
     known = {pair for pairs in shared.values() for pair in pairs}
     shared['appearance'] = [
       pair
-      for pair in near_duplicates(
+      for pair in near_duplicate_images(
         left.perceptual_hashes, right.perceptual_hashes
       )
       if pair not in known
@@ -196,7 +196,7 @@ def _equal(first: np.ndarray, second: np.ndarray) -> list[tuple[int, int]]:
   return list(zip(left.tolist(), right.tolist(), strict=True))
 
 
-def near_duplicates(
+def near_duplicate_images(
   first: UInt64[np.ndarray, 'N'],
   second: UInt64[np.ndarray, 'M'],
   max_distance: int = MAX_HASH_DISTANCE,
@@ -204,14 +204,14 @@ def near_duplicates(
   """Returns the pairs (i, j) whose perceptual hashes are close.
 
   Args:
-    first: hashes of some images.
-    second: hashes of others.
+    first: perceptual hashes of the images i.
+    second: perceptual hashes of the images j.
     max_distance: largest number of bits that may differ.
   """
   pairs = []
   # So that a block of distances takes at most 16 MB.
   block = max(2**24 // max(len(second), 1), 1)
-  for start in progress.bar(
+  for start in progress.progress_bar(
     range(0, len(first), block),
     desc='comparing images',
     unit='block',

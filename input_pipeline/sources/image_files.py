@@ -18,12 +18,12 @@ _START_OF_SCAN = b'\xda'
 _END_OF_IMAGE = b'\xff\xd9'
 
 
-def decode(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
+def decode_image_file(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
   """Decodes a whole image in the mode in which it is stored.
 
   Args:
-    data: the encoded image.
-    formats: allowed formats by their names in PIL: 'JPEG', 'PNG'.
+    data: bytes of the encoded image.
+    formats: names of the allowed formats in PIL: 'JPEG', 'PNG'.
 
   Raises:
     UserError: the image is of another format, damaged or truncated; the message
@@ -40,7 +40,7 @@ def decode(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
     ) from None
   except Exception as error:  # PIL raises any exception for damaged files.
     raise errors.UserError(
-      errors.one_line(f'cannot be decoded: {error}')
+      errors.format_on_one_line(f'cannot be decoded: {error}')
     ) from error
   # PIL accepts a download that was truncated and padded with zeros.
   if image.format != 'PNG' and not _has_end_marker(data):

@@ -23,11 +23,12 @@ _MAX_LISTED = 8
 class CodeTable:
   """Maps the codes of a mask's pixels to class ids.
 
-  A code is the value of a pixel, or its color as one number (`encode_color`).
+  A code is the value of a pixel, or its color as one number, as
+  `encode_mask_color` returns it.
 
   Attributes:
-    ids: class id of each allowed code; negative where ignored.
-    names: of the class ids if codes are colors, for messages; else empty.
+    ids: class id of each allowed code; a negative id is ignored.
+    names: name of each class id if codes are colors, for messages; else empty.
   """
 
   ids: Mapping[int, int]
@@ -71,7 +72,7 @@ class CodeTable:
     if len(unknown) > 1:
       count += f'; the most frequent of {len(unknown):,} such {kind}s'
     code = int(unknown[first])
-    shown = format_color(decode_color(code)) if self.names else code
+    shown = format_mask_color(decode_mask_color(code)) if self.names else code
     return (
       f'expected {kind}s {", ".join(self._allowed())}, got {shown} ({count})'
     )
@@ -81,54 +82,55 @@ class CodeTable:
     ignored = [code for code, i in self.ids.items() if i < 0]
     if not self.names:
       return [
-        *format_ranges(known),
-        *(f'{values} (ignored)' for values in format_ranges(ignored)),
+        *format_code_ranges(known),
+        *(f'{values} (ignored)' for values in format_code_ranges(ignored)),
       ]
     shown = [
-      f'{format_color(decode_color(code))} {self.names[i]!r}'
+      f'{format_mask_color(decode_mask_color(code))} {self.names[i]!r}'
       for code, i in sorted(known.items(), key=lambda item: item[1])
     ]
     if len(shown) > _MAX_LISTED:
       shown[_MAX_LISTED:] = [f'… ({len(shown)} classes)']
     return shown + [
-      f'{format_color(decode_color(code))} (ignored)' for code in ignored
+      f'{format_mask_color(decode_mask_color(code))} (ignored)'
+      for code in ignored
     ]
 
 
-def make_table(
+def make_code_table(
   codes: Iterable[int], ignored: Iterable[int] = (), names: Sequence[str] = ()
 ) -> CodeTable:
   """Builds the table in which the i-th code is class i.
 
   Args:
-    codes: of the classes, in the order of their ids.
+    codes: codes of the classes, in the order of their ids.
     ignored: codes of pixels without a class.
-    names: of the classes, if codes are colors.
+    names: names of the classes if codes are colors, else empty.
   """
   ids = {code: i for i, code in enumerate(codes)}
   return CodeTable({**ids, **dict.fromkeys(ignored, batch.IGNORE)}, names)
 
 
-def encode_color(color: Color) -> int:
-  """Returns a color as one number, 0xRRGGBB."""
+def encode_mask_color(color: Color) -> int:
+  """Encodes a color as one number, 0xRRGGBB."""
   red, green, blue = color
   return (red << 16) | (green << 8) | blue
 
 
-def decode_color(code: int) -> Color:
-  """Returns the color of a number 0xRRGGBB."""
+def decode_mask_color(code: int) -> Color:
+  """Decodes a number 0xRRGGBB to its color (red, green, blue)."""
   return code >> 16, (code >> 8) & 255, code & 255
 
 
-def format_color(color: Color) -> str:
+def format_mask_color(color: Color) -> str:
   """Formats a color as 'R,G,B'."""
   return ','.join(str(part) for part in color)
 
 
-def format_ranges(values: Iterable[int]) -> list[str]:
-  """Formats values with runs of consecutive ones as ranges.
+def format_code_ranges(values: Iterable[int]) -> list[str]:
+  """Formats the codes of a mask, consecutive ones as a range.
 
-  >>> format_ranges([0, 2, 3, 4])
+  >>> format_code_ranges([0, 2, 3, 4])
   ['0', '2…4']
   """
   runs: list[list[int]] = []
@@ -142,7 +144,7 @@ def format_ranges(values: Iterable[int]) -> list[str]:
   ]
 
 
-def read_pixels(file: archives.File) -> np.ndarray:
+def read_mask_pixels(file: archives.File) -> np.ndarray:
   """Reads the pixels of a mask as they are stored in the PNG.
 
   Palette masks give their indices, not their colors (which OpenCV would give);
@@ -156,7 +158,7 @@ def read_pixels(file: archives.File) -> np.ndarray:
       the file.
   """
   data = file.read_bytes()
-  image = image_files.decode(data, ('PNG',))
+  image = image_files.decode_image_file(data, ('PNG',))
   depth = data[24]  # Bits per sample, in the PNG's header.
   if image.mode == 'L' and depth in (2, 4):
     # PIL scales these to 0…255.
@@ -171,13 +173,14 @@ def read_pixels(file: archives.File) -> np.ndarray:
   )
 
 
-def read_values(file: archives.File) -> np.ndarray:
+def read_mask_values(file: archives.File) -> np.ndarray:
   """Reads the values [H, W] of a mask that must not be in color.
 
   Raises:
-    UserError: the mask is in color, or as for `read_pixels`.
+    UserError: the file is no PNG of gray or palette values, or is damaged; the
+      message does not name the file.
   """
-  values = read_pixels(file)
+  values = read_mask_pixels(file)
   if values.ndim != 2:
     raise errors.UserError(
       'expected a mask of values, got an RGB mask: a viewer may have written '
@@ -187,8 +190,8 @@ def read_values(file: archives.File) -> np.ndarray:
 
 
 @functools.cache  # Asked for with every record.
-def palette(num_classes: int) -> tuple[Color, ...]:
-  """Returns the colors of Pascal VOC, for classes that have none of their own.
+def voc_palette(num_classes: int) -> tuple[Color, ...]:
+  """Returns the colors of Pascal VOC, for classes without colors of their own.
 
   Bits 0, 3, 6, … of a class id are the highest bits of red, bits 1, 4, … those
   of green and 2, 5, … those of blue.

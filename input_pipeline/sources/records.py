@@ -56,10 +56,10 @@ class Sample:
   """An image with its labels, before it is encoded as a record.
 
   Attributes:
-    id: the official name.
-    image: the encoded image, JPEG or PNG.
-    pixels: the decoded image, RGB uint8 [H, W, 3].
-    label: class ids, negative where ignored; None without a mask.
+    id: official name of the image.
+    image: bytes of the encoded image, JPEG or PNG.
+    pixels: decoded image, RGB uint8 [H, W, 3].
+    label: class id of each pixel, negative where ignored; None without a mask.
     tags: class ids of the whole image.
   """
 
@@ -70,13 +70,17 @@ class Sample:
   tags: Sequence[int] = ()
 
 
-def label_dtype(num_classes: int) -> type[np.unsignedinteger]:
-  """Returns the type in which class id + 1 is stored."""
+def record_label_dtype(num_classes: int) -> type[np.unsignedinteger]:
+  """Returns the integer type of a stored label, which is class id + 1."""
   return np.uint8 if num_classes <= 254 else np.uint16
 
 
-def encode_label(label: np.ndarray, num_classes: int) -> bytes:
-  """Encodes class ids [H, W] (negative: ignored) as the PNG of a record.
+def encode_record_label(label: np.ndarray, num_classes: int) -> bytes:
+  """Encodes class ids as the PNG of a record.
+
+  Args:
+    label: int array [H, W] of class ids, negative where ignored.
+    num_classes: number of classes, which decides the bit depth.
 
   Raises:
     ValueError: a class id is not below `num_classes`.
@@ -86,11 +90,11 @@ def encode_label(label: np.ndarray, num_classes: int) -> bytes:
       f'label: expected class ids below {num_classes}, got {label.max()}'
     )
   shifted = np.maximum(label.astype(np.int32) + 1, 0)
-  _, png = cv2.imencode('.png', shifted.astype(label_dtype(num_classes)))
+  _, png = cv2.imencode('.png', shifted.astype(record_label_dtype(num_classes)))
   return png.tobytes()
 
 
-def decode_label(png: bytes) -> Int16[np.ndarray, 'H W']:
+def decode_record_label(png: bytes) -> Int16[np.ndarray, 'H W']:
   """Decodes the PNG of a record to class ids; -1 where ignored.
 
   Raises:
@@ -101,10 +105,11 @@ def decode_label(png: bytes) -> Int16[np.ndarray, 'H W']:
   return np.add(shifted, batch.IGNORE, dtype=np.int16)
 
 
-def decode_image(encoded: bytes) -> np.ndarray:
+def decode_record_image(encoded: bytes) -> np.ndarray:
   """Decodes JPEG or PNG bytes to RGB uint8 [H, W, 3].
 
-  The EXIF orientation is not applied, so that pixels match those of the mask.
+  The EXIF orientation is not applied: masks have the orientation of the stored
+  pixels.
 
   Raises:
     UserError: the bytes cannot be decoded.

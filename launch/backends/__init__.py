@@ -30,9 +30,9 @@ class Existing:
   """Describes what an earlier command created under the name of a job.
 
   Attributes:
-    digest: `Job.digest` of the job that it was created for; '' if it was not
-      created by this launcher.
-    commit: the commit that was shipped.
+    digest: `Job.digest` of the job at that time; '' if another program has
+      created what exists.
+    commit: hash of the commit that was shipped.
   """
 
   digest: str
@@ -46,8 +46,8 @@ class Report:
   Attributes:
     exit_codes: exit status of each worker; None while it has none.
     started: whether the job was ever started; None if that is unknown.
-    outage: why not all workers answered; '' if they did.
-    log: what the job printed since the last poll.
+    outage: reason why not all workers answered; '' if all did.
+    log: text that the job has printed since the last poll.
     final_code: exit status of the whole job, if a scheduler has decided it.
   """
 
@@ -71,8 +71,8 @@ class Step:
   text: str
 
 
-def steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
-  """Builds steps from commands by their titles."""
+def build_launch_steps(commands: Mapping[str, Sequence[str]]) -> list[Step]:
+  """Builds the steps of a launch from shell commands by their titles."""
   return [
     Step(title, shlex.join(command)) for title, command in commands.items()
   ]
@@ -95,7 +95,7 @@ class Backend(Protocol):
 
   @property
   def location(self) -> str:
-    """Description of where jobs of this name are searched."""
+    """Describes the place in which jobs of this name are searched."""
 
   def steps(self, commit: str) -> Sequence[Step]:
     """Returns all steps of a launch, in order and exactly as they are run."""
@@ -110,16 +110,16 @@ class Backend(Protocol):
     """Requests machines, or submits the job; does not wait for them.
 
     Raises:
-      UserError: refused, for a reason that persists.
-      NoCapacityError: refused for now.
+      UserError: the request was refused, for a reason that persists.
+      NoCapacityError: the request was refused for now.
     """
 
   def waiting_for(self) -> str:
     """Returns what the job waits for; '' once it can be started or polled.
 
     Raises:
-      MachinesLostError: it would wait forever.
-      JobDeletedError: it does not exist any more.
+      MachinesLostError: the machines will never become ready.
+      JobDeletedError: the job does not exist any more.
     """
 
   def install(self, archive: pathlib.Path) -> None:
@@ -133,7 +133,7 @@ class Backend(Protocol):
 
     Raises:
       MachinesLostError: the machines were taken away.
-      JobDeletedError: it does not exist any more.
+      JobDeletedError: the job does not exist any more.
     """
 
   def failure_log(self) -> str:

@@ -11,7 +11,7 @@ from launch import backends, shell, source
 from launch import job as jobs
 from launch.backends import gke_manifest, gke_status
 from launch.backends import kubectl as kubectl_lib
-from runtime import errors
+from runtime import errors, exit_status
 
 # Added to the pods' own time for saving until a deletion counts as failed.
 _DELETION_SECONDS = 60.0
@@ -24,9 +24,9 @@ class Gke:
   """The JobSet of a job, which restarts its pods itself.
 
   Attributes:
-    manifest: of the JobSet.
-    kubectl: the commands for the JobSet.
-    run: runs commands.
+    manifest: manifest of the JobSet.
+    kubectl: commands of kubectl for the JobSet.
+    run: shell that runs the commands.
     wait_seconds: limit of the time until all pods run.
     pause: seconds between two polls of a deletion.
   """
@@ -52,12 +52,12 @@ class Gke:
 
   @property
   def job(self) -> jobs.Job:
-    """The job to run."""
+    """Returns the job to run."""
     return self.manifest.job
 
   @property
   def location(self) -> str:
-    """Namespace and context of the JobSet."""
+    """Returns namespace and context of the JobSet."""
     return (
       f'namespace {self.kubectl.namespace or "of the context"} of '
       f'{self.kubectl.context or "the current context"}'
@@ -65,16 +65,16 @@ class Gke:
 
   @property
   def manifest_path(self) -> pathlib.Path:
-    """Local path of the manifest."""
+    """Returns the local path of the manifest."""
     return source.CACHE.expanduser() / f'{self.job.name}.json'
 
   def steps(self, commit: str) -> list[backends.Step]:
     """Returns manifest and commands from creating the JobSet to deleting."""
-    archive = source.archive_path(self.job.name, commit)
+    archive = source.code_archive_path(self.job.name, commit)
     url = self.manifest.archive_url(commit)
     before = {
       'check whether it exists': self.kubectl.get_jobset(),
-      'pack the code': source.archive_command(commit, archive),
+      'pack the code': source.code_archive_command(commit, archive),
       'upload the code': _upload_command(archive, url),
     }
     after = {
@@ -89,17 +89,17 @@ class Gke:
       ),
     }
     return [
-      *backends.steps(before),
+      *backends.build_launch_steps(before),
       backends.Step(
         f'the file {self.manifest_path}', self.manifest.dump(commit)
       ),
-      *backends.steps(after),
+      *backends.build_launch_steps(after),
       *self.deletion_steps(commit),
     ]
 
   def deletion_steps(self, commit: str) -> list[backends.Step]:
     """Returns the commands that delete the JobSet and its code."""
-    return backends.steps(
+    return backends.build_launch_steps(
       {
         'at the end, whatever happened': self.kubectl.delete_jobset(),
         'poll until it is deleted': self.kubectl.get_jobset(),
@@ -156,13 +156,13 @@ class Gke:
       return f'{backends.NO_ANSWER} ({error})'
     if jobset is None:
       raise backends.JobDeletedError('there is no JobSet')
-    if gke_status.outcome(jobset).condition:
+    if gke_status.jobset_outcome(jobset).condition:
       return ''
     hosts = self.manifest.accelerator.hosts
-    missing = hosts - sum(map(gke_status.has_begun, pods))
+    missing = hosts - sum(map(gke_status.pod_has_begun, pods))
     if missing <= 0:
       return ''
-    blocker = next(filter(None, map(gke_status.blocker, pods)), '')
+    blocker = next(filter(None, map(gke_status.pod_blocker, pods)), '')
     reason = f' ({blocker})' if blocker else ''
     return f'{missing} of {hosts} pods{reason}'
 
@@ -185,15 +185,15 @@ class Gke:
       pods, key=lambda pod: pod['metadata'].get('creationTimestamp', '')
     ):
       self._record(pod)
-    outcome = gke_status.outcome(jobset)
+    outcome = gke_status.jobset_outcome(jobset)
     self._failure_message = outcome.message
     exit_codes = dict(
       sorted(self._exit_codes.items(), key=lambda item: int(item[0][7:]))
     )
-    if any(map(gke_status.ran_out_of_memory, pods)):
+    if any(map(gke_status.pod_ran_out_of_memory, pods)):
       # It would do so again after a restart.
       self._failure_message = 'a pod ran out of memory'
-      return backends.Report(exit_codes, True, final_code=jobs.FAILED)
+      return backends.Report(exit_codes, True, final_code=exit_status.FAILURE)
     if not outcome.condition:
       return backends.Report(exit_codes, True)
     self._follower.finish()
@@ -202,14 +202,16 @@ class Gke:
 
   def _record(self, pod: dict[str, Any]) -> None:
     """Stores how a pod ended, and follows the log of the first worker."""
-    index, name = gke_status.worker_index(pod), pod['metadata']['name']
-    worker, code = f'worker-{index}', gke_status.exit_code(pod)
+    index, name = gke_status.pod_worker_index(pod), pod['metadata']['name']
+    worker, code = f'worker-{index}', gke_status.pod_exit_code(pod)
     self._exit_codes[worker] = code
     self._failures.pop(worker, None)
-    failed = [c for c, code in gke_status.exit_codes(pod).items() if code]
+    failed = [
+      c for c, code in gke_status.container_exit_codes(pod).items() if code
+    ]
     if failed:
       self._failures[worker] = name, failed[0]
-    if index == '0' and gke_status.has_begun(pod):
+    if index == '0' and gke_status.pod_has_begun(pod):
       self._follower.follow(name, is_alive=code is None)
 
   def failure_log(self) -> str:
@@ -282,8 +284,8 @@ def _remove_command(url: str) -> list[str]:
 def _final_code(condition: str, exit_codes: Mapping[str, int | None]) -> int:
   """Returns the exit status of a JobSet that has ended."""
   if condition == 'Completed':
-    return jobs.DONE
+    return exit_status.SUCCESS
   known = {n: c for n, c in exit_codes.items() if c is not None}
   if not known:
-    return jobs.FAILED  # No pod got as far as running the job.
-  return jobs.combine_exit_codes(known) or jobs.FAILED
+    return exit_status.FAILURE  # No pod got as far as running the job.
+  return jobs.combine_worker_exit_codes(known) or exit_status.FAILURE

@@ -20,7 +20,13 @@ MAIN_CONTAINER, FETCH_CONTAINER = 'main', 'fetch'
 
 # Exit statuses of a pod that do not mean that the job is wrong: interrupted
 # and saved, killed, terminated.
-_TRANSIENT = (exit_status.PREEMPTED, 137, 143)
+_TRANSIENT = (
+  exit_status.PREEMPTED,
+  exit_status.KILLED,
+  exit_status.TERMINATED,
+)
+# Exit statuses that a pod reports at once.
+_NOT_HELD = (exit_status.SUCCESS, exit_status.USER_ERROR, *_TRANSIENT)
 _HOLD_SECONDS = 60
 
 # If the job's process is killed while this shell survives, the reason is lack
@@ -29,12 +35,12 @@ _HOLD_SECONDS = 60
 # restarted: a worker that fails because another one was preempted must be seen
 # after that one.
 _HOLD_FAILURE = f"""\
-if [ "$code" -eq 137 ]; then
+if [ "$code" -eq {exit_status.KILLED} ]; then
   echo 'error: killed: out of memory?' >&2
-  exit 1
+  exit {exit_status.FAILURE}
 fi
 case "$code" in
-  0|2|{'|'.join(map(str, _TRANSIENT))}) ;;
+  {'|'.join(map(str, _NOT_HELD))}) ;;
   *) sleep {_HOLD_SECONDS} & child=$!; wait "$child" ;;
 esac
 exit "$code"
@@ -69,8 +75,8 @@ class Manifest:
     accelerator: the TPU slice whose nodes run the pods.
     provisioning: 'on_demand', 'spot' or 'reserved'.
     reservation: name of the reservation, for 'reserved'.
-    image: of the pods; must contain Python 3.11 and bash.
-    fetch_image: of the container that fetches the code; must contain gcloud.
+    image: container image of the pods, with Python 3.11 and bash.
+    fetch_image: image of the container that fetches the code, with gcloud.
     service_account: Kubernetes service account with access to the bucket; ''
       for the default of the namespace.
     retries: number of times that the JobSet is restarted.
@@ -240,15 +246,16 @@ exec {copy}
     command = shlex.join(['../venv/bin/python', *self.job.arguments])
     return f"""\
 set -e
-trap 'exit 143' TERM  # The first process of a pod has no default handler.
+trap 'exit {exit_status.TERMINATED}' TERM  \
+# The first process of a pod has no default handler.
 cd /work
 mkdir -p tree
 tar -xzf code.tar.gz -C tree
 python3 -m venv venv
-{worker.install_requirements('tpu')}set +e
+{worker.install_requirements_script('tpu')}set +e
 cd tree
 {command} &
-{worker.wait_for_child()}{_HOLD_FAILURE}"""
+{worker.wait_for_child_script()}{_HOLD_FAILURE}"""
 
 
 _VOLUME_MOUNT = {'name': 'work', 'mountPath': '/work'}

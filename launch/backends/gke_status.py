@@ -22,55 +22,55 @@ class Outcome(NamedTuple):
   message: str
 
 
-def outcome(jobset: dict[str, Any]) -> Outcome:
-  """Returns how the JobSet ended, if it did."""
+def jobset_outcome(jobset: dict[str, Any]) -> Outcome:
+  """Reads the outcome of a JobSet, which is empty before its end."""
   for condition in jobset.get('status', {}).get('conditions', []):
     if condition['status'] == 'True' and condition['type'] in (
       'Completed',
       'Failed',
     ):
-      message = errors.one_line(condition.get('message', ''))
+      message = errors.format_on_one_line(condition.get('message', ''))
       return Outcome(condition['type'], message)
   return Outcome('', '')
 
 
-def has_begun(pod: dict[str, Any]) -> bool:
+def pod_has_begun(pod: dict[str, Any]) -> bool:
   """Returns whether the containers of a pod run or have run."""
   return pod['status'].get('phase') not in (None, 'Pending')
 
 
-def worker_index(pod: dict[str, Any]) -> str:
+def pod_worker_index(pod: dict[str, Any]) -> str:
   """Returns the index of a pod in its job."""
   meta = pod['metadata']
   notes = {**meta.get('labels', {}), **meta.get('annotations', {})}
   return notes.get(_INDEX, '0')
 
 
-def exit_codes(pod: dict[str, Any]) -> dict[str, int | None]:
-  """Returns the exit status of each container, None while it has none."""
+def container_exit_codes(pod: dict[str, Any]) -> dict[str, int | None]:
+  """Returns the exit status of each container, None before its end."""
   return {
     name: state.get('terminated', {}).get('exitCode')
     for name, state in _container_states(pod)
   }
 
 
-def exit_code(pod: dict[str, Any]) -> int | None:
-  """Returns the exit status of the job in a pod, None while it has none."""
-  return exit_codes(pod).get(gke_manifest.MAIN_CONTAINER)
+def pod_exit_code(pod: dict[str, Any]) -> int | None:
+  """Returns the exit status of the job in a pod, None before its end."""
+  return container_exit_codes(pod).get(gke_manifest.MAIN_CONTAINER)
 
 
-def blocker(pod: dict[str, Any]) -> str:
-  """Returns what prevents a pod from starting, such as a missing image."""
+def pod_blocker(pod: dict[str, Any]) -> str:
+  """Returns the reason that prevents a pod from starting: a missing image."""
   for name, state in _container_states(pod):
     waiting = state.get('waiting', {})
     if waiting.get('reason', _STARTING[0]) not in _STARTING:
-      message = errors.one_line(waiting.get('message', ''))
+      message = errors.format_on_one_line(waiting.get('message', ''))
       separator = ': ' if message else ''
       return f'{name}: {waiting["reason"]}{separator}{message}'
   return ''
 
 
-def ran_out_of_memory(pod: dict[str, Any]) -> bool:
+def pod_ran_out_of_memory(pod: dict[str, Any]) -> bool:
   """Returns whether a container was killed for lack of memory."""
   return any(
     state.get('terminated', {}).get('reason') == 'OOMKilled'

@@ -12,9 +12,9 @@ class Kubectl:
   """Builds the commands for one JobSet.
 
   Attributes:
-    name: of the JobSet.
-    context: of kubectl; '' for the current one.
-    namespace: of the JobSet; '' for that of the context.
+    name: name of the JobSet.
+    context: context of kubectl; '' for the current one.
+    namespace: namespace of the JobSet; '' for that of the context.
   """
 
   name: str
@@ -84,9 +84,9 @@ class LogFollower:
   """A background process that prints the log of one container.
 
   Attributes:
-    kubectl: builds the command.
+    kubectl: builder of the command.
     container: name of the container.
-    pod: the pod that is followed; '' before the first.
+    pod: name of the pod that is followed; '' before the first.
   """
 
   kubectl: Kubectl
@@ -96,11 +96,11 @@ class LogFollower:
   _was_broken: bool = False
 
   def follow(self, pod: str, is_alive: bool) -> None:
-    """Prints the log of a pod from now on; reconnects if that broke off.
+    """Starts to print the log of a pod, or reconnects to it.
 
     Args:
       pod: name of the pod.
-      is_alive: whether it still runs.
+      is_alive: whether the pod still runs.
     """
     command = self.kubectl.follow_log(pod, self.container)
     if pod == self.pod:

@@ -24,9 +24,9 @@ class Local:
 
   Attributes:
     job: the job to run.
-    run: runs commands.
+    run: shell that runs the commands.
     hosts: number of processes.
-    port: of the coordinator; 0 derives one from the job.
+    port: port of the coordinator; 0 derives one from the job.
   """
 
   job: jobs.Job
@@ -46,12 +46,12 @@ class Local:
 
   @property
   def location(self) -> str:
-    """The folder that holds the job, if there is one."""
+    """Returns the folder of the job, which need not exist."""
     return str(self.root)
 
   @property
   def root(self) -> pathlib.Path:
-    """Folder of everything that is created for the job."""
+    """Returns the folder of everything that is created for the job."""
     return pathlib.Path(self.job.workdir) / 'launch' / self.job.name
 
   def folder(self, index: int) -> worker.Folder:
@@ -74,34 +74,39 @@ class Local:
     )
 
   def _unpack_script(self, archive: pathlib.Path) -> str:
-    return worker.unpack(worker.Folder(str(self.root)), str(archive))
+    return worker.unpack_code_script(
+      worker.Folder(str(self.root)), str(archive)
+    )
 
   def _start_script(self, index: int) -> str:
     folder = self.folder(index)
-    return f'mkdir -p {folder.quoted}\n' + worker.start(
+    return f'mkdir -p {folder.quoted}\n' + worker.start_job_script(
       folder, self.job, self._export_group(index)
     )
 
   def steps(self, commit: str) -> list[backends.Step]:
     """Returns the scripts that unpack, start, poll and kill the processes."""
-    archive = source.archive_path(self.job.name, commit)
+    archive = source.code_archive_path(self.job.name, commit)
     commands = {
-      'pack the code': source.archive_command(commit, archive),
+      'pack the code': source.code_archive_command(commit, archive),
       'unpack the code': _bash(self._unpack_script(archive)),
       **{
         f'start process {i}, detached': _bash(self._start_script(i))
         for i in range(self.hosts)
       },
-      'poll process 0': _bash(worker.print_state(self.folder(0))),
+      'poll process 0': _bash(worker.print_state_script(self.folder(0))),
     }
-    return [*backends.steps(commands), *self.deletion_steps(commit)]
+    return [
+      *backends.build_launch_steps(commands),
+      *self.deletion_steps(commit),
+    ]
 
   def deletion_steps(self, commit: str) -> list[backends.Step]:
     """Returns the scripts that kill the processes."""
-    return backends.steps(
+    return backends.build_launch_steps(
       {
         f'at the end: kill process {i}': _bash(
-          worker.stop(self.folder(i), force=True)
+          worker.stop_job_script(self.folder(i), force=True)
         )
         for i in range(self.hosts)
       }
@@ -157,22 +162,24 @@ class Local:
   def poll(self) -> backends.Report:
     """Reads the state of each process and the log of the first."""
     printed = ''.join(
-      self._run_script(worker.print_state(self.folder(i)))
+      self._run_script(worker.print_state_script(self.folder(i)))
       for i in range(self.hosts)
     )
-    states = worker.parse_states(printed)
-    log = worker.parse_log(
-      self._run_script(worker.print_log(self.folder(0), self._log_offset))
+    states = worker.parse_worker_states(printed)
+    log = worker.parse_worker_log(
+      self._run_script(
+        worker.print_log_script(self.folder(0), self._log_offset)
+      )
     )
     self._log_offset += len(log.encode(errors='surrogateescape'))
     return backends.Report(
-      worker.exit_codes(states), 'absent' not in states.values(), log=log
+      worker.worker_exit_codes(states), 'absent' not in states.values(), log=log
     )
 
   def failure_log(self) -> str:
     """Returns the last lines of the processes that failed."""
     return ''.join(
-      self._run_script(worker.print_failure_log(self.folder(i)))
+      self._run_script(worker.print_failure_log_script(self.folder(i)))
       for i in range(self.hosts)
     )
 
@@ -180,7 +187,7 @@ class Local:
     """Sends SIGTERM to all processes, or SIGKILL to their groups."""
     # A command with --delete may not know how many there are.
     for path in self.root.glob('worker-*'):
-      self._run_script(worker.stop(worker.Folder(str(path)), force))
+      self._run_script(worker.stop_job_script(worker.Folder(str(path)), force))
     return True
 
   def detach(self) -> None:

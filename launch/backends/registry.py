@@ -31,14 +31,14 @@ _QUEUE_WAIT = 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A backend: its flags, and how it is built from them.
+  """Describes the flags of a backend, and builds the backend from them.
 
   Attributes:
-    required: flags that have to be given.
-    optional: flags that may be given.
+    required: names of the flags that have to be given.
+    optional: names of the flags that may be given.
     deletes_in_workdir: whether deleting a job needs its work folder.
-    build: builds it from the job, the shell, its flags by name, and all
-      arguments.
+    build: function that builds the backend from the job, the shell, the values
+      of these flags by name, and all parsed arguments.
   """
 
   required: tuple[str, ...]
@@ -163,7 +163,7 @@ BACKENDS = {
 }
 
 
-def build(
+def build_backend(
   arguments: argparse.Namespace, job: jobs.Job, run: shell.Shell
 ) -> backends.Backend:
   """Builds the backend that the flags ask for.
@@ -194,5 +194,7 @@ def build(
     if getattr(arguments, flag) is not None
   }
   if 'accelerator' in values:
-    values['accelerator'] = accelerators.parse(values['accelerator'])
+    values['accelerator'] = accelerators.parse_accelerator(
+      values['accelerator']
+    )
   return backend.build(job, run, values, arguments)

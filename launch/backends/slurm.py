@@ -10,7 +10,7 @@ import shutil
 from launch import backends, shell, source, worker
 from launch import job as jobs
 from launch.backends import slurm_scripts
-from runtime import errors
+from runtime import errors, exit_status
 
 _UNKNOWN = '?'
 _WAITING_STATES = ('PENDING', 'CONFIGURING', 'REQUEUED')
@@ -25,9 +25,9 @@ class Slurm:
   """A job of SLURM.
 
   Attributes:
-    scripts: what is submitted.
-    run: runs commands.
-    wait_seconds: limit of the time until it starts; 0 for none.
+    scripts: scripts that are submitted.
+    run: shell that runs the commands.
+    wait_seconds: limit of the time until the job starts; 0 for none.
   """
 
   scripts: slurm_scripts.Scripts
@@ -45,25 +45,25 @@ class Slurm:
 
   @property
   def location(self) -> str:
-    """The folder that holds the job, if there is one."""
+    """Returns the folder of the job, which need not exist."""
     return str(self.root)
 
   @property
   def root(self) -> pathlib.Path:
-    """Folder of everything that is created for the job."""
+    """Returns the folder of everything that is created for the job."""
     return self.scripts.root
 
   def _submit_command(self) -> list[str]:
     return ['sbatch', '--parsable', str(self.root / 'job.sh')]
 
   def _unpack_command(self, archive: pathlib.Path) -> list[str]:
-    script = worker.unpack(self.scripts.folder, str(archive))
+    script = worker.unpack_code_script(self.scripts.folder, str(archive))
     return ['bash', '-c', script]
 
   def steps(self, commit: str) -> list[backends.Step]:
     """Returns the files and commands from submitting the job to canceling."""
-    archive = source.archive_path(self.job.name, commit)
-    code = shlex.join(source.archive_command(commit, archive))
+    archive = source.code_archive_path(self.job.name, commit)
+    code = shlex.join(source.code_archive_command(commit, archive))
     files = {
       'install.sh': self.scripts.install(),
       'task.sh': self.scripts.task(),
@@ -86,7 +86,9 @@ class Slurm:
 
   def deletion_steps(self, commit: str) -> list[backends.Step]:
     """Returns the command that cancels the job."""
-    return backends.steps({'at the end, if it exists': ['scancel', 'JOB']})
+    return backends.build_launch_steps(
+      {'at the end, if it exists': ['scancel', 'JOB']}
+    )
 
   def find(self) -> backends.Existing | None:
     """Reads the description of the job that `create` wrote."""
@@ -140,10 +142,11 @@ class Slurm:
     return state if state in _WAITING_STATES else ''
 
   def _read_state(self) -> str:
-    """Returns SLURM's state of the job.
+    """Reads SLURM's state of the job.
 
-    It is '' if the job does not exist any more, `_UNKNOWN` if SLURM did not
-    answer.
+    Returns:
+      The state; '' if the job does not exist any more, `_UNKNOWN` if SLURM did
+      not answer.
     """
     if not self._id:
       return ''
@@ -192,7 +195,7 @@ class Slurm:
           'canceled, ran out of time, or could not install its requirements; '
           f'see sacct --jobs={self._id}\n'
         )
-        final_code = jobs.FAILED
+        final_code = exit_status.FAILURE
     else:
       self._missing_polls = 0
     outage = self._outage if state == _UNKNOWN else ''

@@ -12,26 +12,32 @@ from collections.abc import Sequence
 
 from launch import job as jobs
 from launch import worker
-from runtime import errors
+from runtime import errors, exit_status
 
 _SIGNAL_SECONDS = 120
 # Reaches the tasks but not the script; srun would kill its tasks on SIGTERM.
 _SIGNAL_TASKS = 'scancel --signal=TERM "$SLURM_JOB_ID"'
 
-# `job.combine_exit_codes` in bash.
-COMBINE_EXIT_CODES = """\
+# Status after which the batch script requeues the job.
+_RESTART = exit_status.PREEMPTED
+
+# `job.combine_worker_exit_codes` in bash, for the nodes, on which no launcher
+# runs; a test compares both.
+COMBINE_EXIT_CODES = f"""\
 result=0 killed=
-for worker in $(seq 0 {last}); do
+for worker in $(seq 0 {{last}}); do
   code=$(cat "$root/exit.$worker" 2> /dev/null || echo killed)
   case "$code" in
     0) ;;
     killed) killed=yes ;;
-    2) result=2 ;;
-    75) if [ "$result" -eq 0 ]; then result=75; fi ;;
-    *) if [ "$result" -eq 0 ] || [ "$result" -eq 75 ]; then result=$code; fi ;;
+    {exit_status.USER_ERROR}) result={exit_status.USER_ERROR} ;;
+    {_RESTART}) if [ "$result" -eq 0 ]; then result={_RESTART}; fi ;;
+    *) if [ "$result" -eq 0 ] \
+|| [ "$result" -eq {_RESTART} ]; then result=$code; fi ;;
   esac
 done
-if [ "$result" -eq 0 ] && [ -n "$killed" ]; then result=1; fi
+if [ "$result" -eq 0 ] && [ -n "$killed" ]; \
+then result={exit_status.FAILURE}; fi
 """
 
 
@@ -47,7 +53,7 @@ class Scripts:
     account: account to charge; '' for the default.
     time: time limit, after which the job is requeued: '24:00:00'.
     python: interpreter on the nodes that creates the virtual environment.
-    extra: of setup.py, for the accelerator: 'cuda' or 'tpu'.
+    extra: extra of setup.py for the accelerator: 'cuda' or 'tpu'.
     retries: number of times the job is requeued after status 75.
     grace: seconds that the other workers have once one has ended.
     also: more options of sbatch.
@@ -109,7 +115,7 @@ class Scripts:
 
   def install(self) -> str:
     """Returns the script that installs the requirements."""
-    return f'set -e\n{worker.install_requirements(self.extra)}'
+    return f'set -e\n{worker.install_requirements_script(self.extra)}'
 
   def task(self) -> str:
     """Returns the script of each process."""
@@ -120,7 +126,7 @@ class Scripts:
 root={self.folder.quoted}
 cd "$root/tree" || exit 1
 {command} &
-{worker.wait_for_child()}echo "$code" > "$root/exit.$SLURM_PROCID"
+{worker.wait_for_child_script()}echo "$code" > "$root/exit.$SLURM_PROCID"
 exit "$code"
 """
 
@@ -141,16 +147,16 @@ if [ ! -f installed ]; then
   bash install.sh || exit 1
   touch installed
 fi
-{worker.export_environment(self.job)}\
+{worker.export_environment_script(self.job)}\
 # srun does not inherit this option from sbatch.
 [ -z "${{SLURM_CPUS_PER_TASK:-}}" ] \\
   || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 srun --kill-on-bad-exit=0 --wait={wait} bash "$root/task.sh" &
-{worker.wait_for_child(_SIGNAL_TASKS)}{combine}\
+{worker.wait_for_child_script(_SIGNAL_TASKS)}{combine}\
 restarts=${{SLURM_RESTART_COUNT:-0}}
-if [ "$result" -eq 75 ] && [ ! -f stopping ] \\
+if [ "$result" -eq {_RESTART} ] && [ ! -f stopping ] \\
     && [ "$restarts" -lt {self.retries} ]; then
-  scontrol requeue "$SLURM_JOB_ID" && exit 75
+  scontrol requeue "$SLURM_JOB_ID" && exit {_RESTART}
 fi
 echo "$result" > result.partial
 mv result.partial result

@@ -91,10 +91,10 @@ class Tpu:
 
   def steps(self, commit: str) -> list[backends.Step]:
     """Returns the gcloud commands from creating the machines to deleting."""
-    archive = source.archive_path(self.job.name, commit)
+    archive = source.code_archive_path(self.job.name, commit)
     commands = {
       'check whether they exist': self.api.describe_command(),
-      'pack the code': source.archive_command(commit, archive),
+      'pack the code': source.code_archive_command(commit, archive),
       'create': self.api.create_command(commit),
       'wait until they are ready': self.api.describe_command(),
       'copy the code': self._workers.copy_code(archive),
@@ -106,11 +106,14 @@ class Tpu:
       'the last lines of failed workers': self._workers.print_failure_log(),
       'on Ctrl-C: let the job save': self._workers.stop(),
     }
-    return [*backends.steps(commands), *self.deletion_steps(commit)]
+    return [
+      *backends.build_launch_steps(commands),
+      *self.deletion_steps(commit),
+    ]
 
   def deletion_steps(self, commit: str) -> list[backends.Step]:
     """Returns the command that deletes the machines."""
-    return backends.steps(
+    return backends.build_launch_steps(
       {'at the end, whatever happened': self.api.delete_command()}
     )
 
@@ -193,7 +196,7 @@ class Tpu:
 
     Raises:
       MachinesLostError: the machines are gone.
-      UserError: it failed on machines that exist.
+      UserError: the command failed on machines that exist.
     """
     failures = unreachable = 0
     while failures < _MAX_FAILURES and unreachable < _MAX_UNREACHABLE:
@@ -214,17 +217,17 @@ class Tpu:
   def poll(self) -> backends.Report:
     """Asks all workers for their state, and the first for its log."""
     result = self.run(self._workers.print_state())
-    states = worker.parse_states(result.out)
+    states = worker.parse_worker_states(result.out)
     if len(states) < self.api.accelerator.hosts:
       outage = self._handle_outage(len(states), result.error_line)
       return backends.Report(outage=outage)
     self._unreachable_polls = 0
-    log = worker.parse_log(
+    log = worker.parse_worker_log(
       self.run(self._workers.print_log(self._log_offset)).out
     )
     self._log_offset += len(log.encode(errors='surrogateescape'))
     return backends.Report(
-      worker.exit_codes(states), 'absent' not in states.values(), log=log
+      worker.worker_exit_codes(states), 'absent' not in states.values(), log=log
     )
 
   def _handle_outage(self, num_answers: int, error: str) -> str:

@@ -37,7 +37,7 @@ class TpuApi(abc.ABC):
   Attributes:
     job: the job that the machines are for, and named after.
     accelerator: the TPU slice to request.
-    zone: where to create it.
+    zone: zone of the machines.
     project: Google Cloud project that owns it.
     provisioning: 'on_demand', 'spot' or 'reserved'.
     runtime: software version of the VMs; '' for the default of the generation.
@@ -176,7 +176,7 @@ class QueuedResourceApi(TpuApi):
     nodes = described.get('tpu', {}).get('nodeSpec', [{}])
     return Description(
       state.get('state', ''),
-      errors.one_line(error.get('message', '')),
+      errors.format_on_one_line(error.get('message', '')),
       nodes[0].get('node', {}).get('labels', {}),
     )
 
@@ -206,31 +206,35 @@ class WorkerCommands:
 
   def unpack(self) -> list[str]:
     """Returns the command that unpacks the archive on all workers."""
-    return self.api.ssh_command(worker.unpack(self._folder, self._archive))
+    return self.api.ssh_command(
+      worker.unpack_code_script(self._folder, self._archive)
+    )
 
   def install(self) -> list[str]:
     """Returns the command that installs the requirements on all workers."""
-    return self.api.ssh_command(worker.install(self._folder, 'tpu'))
+    return self.api.ssh_command(worker.install_code_script(self._folder, 'tpu'))
 
   def start(self) -> list[str]:
     """Returns the command that starts the job on all workers."""
     hosts = self.api.accelerator.hosts
     setup = worker.EXPORT_SLICE.format(hosts=hosts) if hosts > 1 else ''
-    script = worker.start(self._folder, self.api.job, setup)
+    script = worker.start_job_script(self._folder, self.api.job, setup)
     return self.api.ssh_command(script)
 
   def print_state(self) -> list[str]:
     """Returns the command that prints the state of all workers."""
-    return self.api.ssh_command(worker.print_state(self._folder))
+    return self.api.ssh_command(worker.print_state_script(self._folder))
 
   def print_log(self, offset: int) -> list[str]:
     """Returns the command that prints the first worker's log from an offset."""
-    return self.api.ssh_command(worker.print_log(self._folder, offset), '0')
+    return self.api.ssh_command(
+      worker.print_log_script(self._folder, offset), '0'
+    )
 
   def print_failure_log(self) -> list[str]:
     """Returns the command that prints the last lines of failed workers."""
-    return self.api.ssh_command(worker.print_failure_log(self._folder))
+    return self.api.ssh_command(worker.print_failure_log_script(self._folder))
 
   def stop(self, force: bool = False) -> list[str]:
     """Returns the command that sends SIGTERM, or SIGKILL, to all workers."""
-    return self.api.ssh_command(worker.stop(self._folder, force))
+    return self.api.ssh_command(worker.stop_job_script(self._folder, force))

@@ -1,9 +1,9 @@
 """Scores a folder of predictions against a folder of ground truth.
 
 folders = FolderPair.from_folders(gt, pred, num_classes=50, num_generated=50)
-match = match_categories(folders)
-metric, num_pixels = score(folders, match)
-values = to_json(metric.compute())
+match = match_category_folders(folders)
+metric, num_pixels = score_category_folders(folders, match)
+values = benchmark_scores_to_json(metric.compute())
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class FolderPair:
     gt: folder of the ground truth.
     pred: folder of the predictions.
     names: relative paths of the files in both folders.
-    num_classes: of the ground truth, without 'other'.
-    num_generated: of the predictions, without 'other'.
+    num_classes: number of classes of the ground truth, without 'other'.
+    num_generated: number of categories of the predictions, without 'other'.
     advice: end of the error message where a prediction has a larger id.
   """
 
@@ -66,11 +66,11 @@ class FolderPair:
     Raises:
       UserError: a folder is missing or empty, or a file is in one folder only.
     """
-    names = png_format.list_files(gt)
-    predicted = png_format.list_files(pred)
+    names = png_format.list_imagenet_s_pngs(gt)
+    predicted = png_format.list_imagenet_s_pngs(pred)
     if not set(names) & set(predicted):
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'{gt} and {pred}: expected the same paths in both, got {names[0]} '
           f'and {predicted[0]}: is one of the folders a level deeper?'
         )
@@ -90,7 +90,7 @@ class FolderPair:
         )
     if problems:
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'{"; ".join(problems)}; expected the same paths below both folders'
         )
       )
@@ -108,16 +108,20 @@ class FolderPair:
     Raises:
       BadFile: a file cannot be used, or the sizes of two differ.
     """
-    results = threads.ordered_map(
+    results = threads.map_in_threads(
       lambda name: function(*self._read(name), name), self.names
     )
-    yield from progress.bar(results, desc=description, total=len(self.names))
+    yield from progress.progress_bar(
+      results, desc=description, total=len(self.names)
+    )
 
   def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads the prediction and the label of an image, and checks them."""
-    label = png_format.read(self.gt / name, self.num_classes)
+    label = png_format.read_imagenet_s_png(self.gt / name, self.num_classes)
     # All ids are read, so that the message below can give advice.
-    prediction = png_format.read(self.pred / name, png_format.MAX_CLASSES)
+    prediction = png_format.read_imagenet_s_png(
+      self.pred / name, png_format.MAX_CLASSES
+    )
     if ignored := np.count_nonzero(prediction < 0):
       raise errors.BadFile(
         self.pred / name,
@@ -140,7 +144,7 @@ class FolderPair:
     return prediction, label
 
 
-def match_categories(folders: FolderPair) -> matching.Match:
+def match_category_folders(folders: FolderPair) -> matching.Match:
   """Matches generated categories with classes (Hungarian method).
 
   Raises:
@@ -150,20 +154,23 @@ def match_categories(folders: FolderPair) -> matching.Match:
     folders.num_generated, folders.num_classes
   )
   pairs = folders.map(
-    lambda prediction, label, _: matching.present_ids(prediction, label),
+    lambda prediction, label, _: matching.present_category_ids(
+      prediction, label
+    ),
     'matching',
   )
   return counts.update_all(pairs).match()
 
 
-def score(
+def score_category_folders(
   folders: FolderPair, match: matching.Match | None = None
 ) -> tuple[metrics.ImageNetS, int]:
   """Counts all images; returns the metric and the number of pixels.
 
   Args:
     folders: predictions and ground truth.
-    match: of predicted categories with classes; None for predicted classes.
+    match: mapping from predicted categories to classes; None where predictions
+      are classes.
 
   Raises:
     BadFile: as `FolderPair.map`, or a category has no class in the matching.
@@ -178,7 +185,9 @@ def score(
       except ValueError as error:
         reason = f'{error}{folders.advice}'
         raise errors.BadFile(folders.pred / name, reason) from error
-    counts = metrics.count_image(prediction, label, name, folders.num_classes)
+    counts = metrics.count_imagenet_s_image(
+      prediction, label, name, folders.num_classes
+    )
     return counts, label.size
 
   total, num_pixels = metrics.ImageNetS.empty(folders.num_classes), 0
@@ -187,7 +196,9 @@ def score(
   return total, num_pixels
 
 
-def to_json(values: metrics_lib.Values) -> Mapping[str, object]:
+def benchmark_scores_to_json(
+  values: metrics_lib.Values,
+) -> Mapping[str, object]:
   """Converts values of `metrics.ImageNetS` to percent; NaN becomes None."""
 
   def percent(name: str) -> float | None:
@@ -205,8 +216,8 @@ def to_json(values: metrics_lib.Values) -> Mapping[str, object]:
   }
 
 
-def format_table(values: Mapping[str, object]) -> str:
-  """Formats the result of `to_json` as a table of several lines."""
+def format_benchmark_table(values: Mapping[str, object]) -> str:
+  """Formats the result of `benchmark_scores_to_json` as lines of a table."""
   lines = [_COLUMNS]
   for name in _METRICS:
     row = values[name], *values.get(f'{name}_by_size', {}).values()

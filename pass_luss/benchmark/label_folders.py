@@ -34,7 +34,7 @@ def label_path(folder: files.Path, name: str) -> files.Path:
   return folder / f'{name}.png'
 
 
-def missing_indices(
+def indices_without_label_map(
   split: datasets.Split, folder: files.Path
 ) -> Int[np.ndarray, 'n']:
   """Returns the images without a label map, as host 0 sees the folder."""
@@ -53,7 +53,7 @@ def missing_indices(
   return np.flatnonzero(collectives.broadcast_from_host_0(exists) == 0)
 
 
-def write(
+def write_missing_label_maps(
   split: datasets.Split,
   maps: LabelMapFunction,
   folder: files.Path,
@@ -65,29 +65,32 @@ def write(
   Args:
     split: the images.
     maps: computes the label maps of a split.
-    folder: of the label maps.
-    workspace: of the stage.
-    short_side: of the network's input, in pixels. Images of equal input size
-      are processed together, since they share batches and compiled programs.
+    folder: folder of the label maps.
+    workspace: workspace of the stage.
+    short_side: short side of the network's input, in pixels. Images of one
+      input size are processed together, since they share batches and compiled
+      programs.
 
   Raises:
     Preempted: the machine asked to stop; written files are kept.
   """
-  left = missing_indices(split, folder)
+  left = indices_without_label_map(split, folder)
   sizes = [
-    short_side_lib.resized_size(size, short_side) for size in split.sizes()
+    short_side_lib.short_side_size(size, short_side) for size in split.sizes()
   ]
   left = np.array(sorted(left.tolist(), key=lambda i: (sizes[i], i)), int)
 
   def write_file(prediction: tuple[np.ndarray, Mapping[str, Any]]) -> None:
     label, example = prediction
-    png_format.write(label_path(folder, example['id'].item().decode()), label)
+    png_format.write_imagenet_s_png(
+      label_path(folder, example['id'].item().decode()), label
+    )
 
   starts = range(0, len(left), _BLOCK)
   progress = console.ProgressLine(folder.name, 0, len(starts), _BLOCK)
   for block, start in enumerate(starts, start=1):
     part = split.select(left[start : start + _BLOCK])
-    for _ in threads.ordered_map(write_file, maps(part)):
+    for _ in threads.map_in_threads(write_file, maps(part)):
       pass
     progress.report(block, {})
     if workspace.preemption.reached():
@@ -103,7 +106,7 @@ class PseudoLabeledRecords(Sequence[records.Record]):
 
   Args:
     source: records of the images.
-    folder: of their label maps.
+    folder: folder of the label maps.
     num_classes: the largest id of a label map.
   """
 
@@ -120,7 +123,7 @@ class PseudoLabeledRecords(Sequence[records.Record]):
   def __getitem__(self, i) -> records.Record:
     record = self._source[int(i)]
     path = label_path(self._folder, record['id'].decode())
-    label = png_format.read(path, self._num_classes)
+    label = png_format.read_imagenet_s_png(path, self._num_classes)
     return {**record, 'label': label}
 
   def __repr__(self) -> str:
@@ -137,7 +140,7 @@ def with_pseudo_labels(
   Raises:
     UserError: some of the label maps are missing.
   """
-  missing = missing_indices(split, folder)
+  missing = indices_without_label_map(split, folder)
   if len(missing):
     raise errors.UserError(
       f'{folder}: expected label maps of {len(split):,} images, got '
@@ -148,7 +151,7 @@ def with_pseudo_labels(
     split,
     name=f'{split.name} with pseudo-labels',
     classes=('other', *(f'category {i + 1}' for i in range(num_generated))),
-    palette=masks.palette(num_generated + 1),
+    palette=masks.voc_palette(num_generated + 1),
     label_kinds=('label',),
     records=PseudoLabeledRecords(split.records, folder, num_generated),
   )

@@ -3,15 +3,16 @@
   counts = matching.Cooccurrence.empty(num_generated=50, num_classes=50)
   for prediction, label, id in images:
     counts = counts.update(prediction, label, id)
-  match = metrics.merge_across_hosts(counts).match()
+  match = metrics.merge_metrics_across_hosts(counts).match()
   match.write(folder / 'match.json')
   matched = match.apply(prediction)
 
 The numbers of categories that were learned without labels are arbitrary. They
 are matched with the classes on val, and test uses the matching of val; classes
 that were learned from labels are matched with those of another data set by name
-(`match_by_name`). Source: the ImageNet-S benchmark (Gao et al., Large-scale
-unsupervised semantic segmentation, 2022), fully unsupervised protocol.
+(`match_classes_by_name`). Source: the ImageNet-S benchmark (Gao et al.,
+Large-scale unsupervised semantic segmentation, 2022), fully unsupervised
+protocol.
 """
 
 import dataclasses
@@ -106,13 +107,13 @@ class Match:
       if class_id != _UNMATCHED
     }
     try:
-      files.write(path, json.dumps(content, indent=1) + '\n')
+      files.write_atomically(path, json.dumps(content, indent=1) + '\n')
     except OSError as error:
       full = error.errno in (errno.ENOSPC, errno.EDQUOT)
       # Missing folders are created: the failing path may be one of them.
       where = f': {error.filename}' if error.filename else ''
       raise errors.UserError(
-        errors.one_line(
+        errors.format_on_one_line(
           f'cannot write {path} ({error.strerror or error}{where}): '
           + ('free some space, or ' if full else '')
           + 'choose a folder that exists and is writable'
@@ -188,13 +189,13 @@ class Cooccurrence:
       ValueError: a category or a class is out of range.
     """
     try:
-      return self.update_all([present_ids(prediction, label)])
+      return self.update_all([present_category_ids(prediction, label)])
     except ValueError as error:
       name = id.decode() if isinstance(id, bytes) else id
       raise ValueError(f'image {name}: {error}') from None
 
   def update_all(self, pairs: Iterable[Pair]) -> 'Cooccurrence':
-    """Returns the counts with more images, given as pairs of `present_ids`.
+    """Adds images, each given as its pair of `present_category_ids`.
 
     Raises:
       ValueError: a category or a class is out of range.
@@ -240,13 +241,16 @@ class Cooccurrence:
     return {'matched_pairs': float(total)}
 
 
-def match_by_name(predicted: Sequence[str], target: Sequence[str]) -> Match:
+def match_classes_by_name(
+  predicted: Sequence[str], target: Sequence[str]
+) -> Match:
   """Matches the classes of two data sets by their names (spec §1.2, §5.6).
 
   Class 0 of both is 'other', whatever its name. Classes that the target lacks
   become 'other'.
 
-  >>> match_by_name(('other', 'cat', 'dog', 'cow'), ('other', 'cow', 'cat'))
+  >>> predicted = ('other', 'cat', 'dog', 'cow')
+  >>> match_classes_by_name(predicted, ('other', 'cow', 'cat'))
   Match(classes=(0, 2, 0, 1))
 
   Args:
@@ -267,7 +271,7 @@ def match_by_name(predicted: Sequence[str], target: Sequence[str]) -> Match:
   return Match(classes)
 
 
-def present_ids(
+def present_category_ids(
   prediction: Int[np.ndarray, 'H W'], label: Int[np.ndarray, 'H W']
 ) -> Pair:
   """Returns the sorted categories and classes of an image, without 0.

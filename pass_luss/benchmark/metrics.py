@@ -3,7 +3,7 @@
   metric = ImageNetS.empty(num_classes=50)
   for prediction, label, id in images:
     metric = metric.update(prediction, label, id)
-  values = metrics.merge_across_hosts(metric).compute()
+  values = metrics.merge_metrics_across_hosts(metric).compute()
 
 Predictions are classes 0…C with 'other' as 0, after matching, at the original
 size of the image; labels are the same, or negative where ignored. All counts
@@ -46,8 +46,8 @@ class ImageNetS:
   Attributes:
     regions: pixels of each class. The first axis is all pixels, then each of
       `SIZES`; the second is true positives, predicted, labeled.
-    boundaries: the same of boundary pixels. True positives are on the boundary
-      of the class in both prediction and label.
+    boundaries: counts as in `regions`, of boundary pixels only; true positives
+      are on the boundary of the class in both prediction and label.
     images: number of images.
     num_correct: number of images whose largest predicted class is in the label.
     f_beta: sum of F over images, in units of 2^-40.
@@ -86,7 +86,9 @@ class ImageNetS:
         or a prediction is not in 0…C, also at ignored pixels.
     """
     num_classes = self.regions.shape[-1] - 1
-    return self.merge(count_image(prediction, label, id, num_classes))
+    return self.merge(
+      count_imagenet_s_image(prediction, label, id, num_classes)
+    )
 
   def merge(self, other: 'ImageNetS') -> 'ImageNetS':
     """Returns the counts over the images of both."""
@@ -136,7 +138,7 @@ class ImageNetS:
     return {**values, 'iou': iou[0], 'boundary_iou': boundary_iou[0]}
 
 
-def count_image(
+def count_imagenet_s_image(
   prediction: Int[np.ndarray, 'H W'],
   label: Int[np.ndarray, 'H W'],
   id: bytes | str,
@@ -288,7 +290,7 @@ def _count_by_group(
 
   Args:
     maps: prediction, label, and the boundary masks of label and prediction.
-    group: of each class.
+    group: index of the group of each class.
     side: C + 1.
   """
   # The first flat index of each (on the label's boundary, label from -1).

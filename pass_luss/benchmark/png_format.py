@@ -1,7 +1,9 @@
 """PNG files of ImageNet-S: label maps of ground truth and predictions.
 
-  label = png_format.read(path, num_classes=50)
-  png_format.write(out / 'val/n01443537/ILSVRC2012_val_00000236.png', label)
+  label = png_format.read_imagenet_s_png(path, num_classes=50)
+  png_format.write_imagenet_s_png(
+    out / 'val/n01443537/ILSVRC2012_val_00000236.png', label
+  )
 
 A pixel is 8-bit RGB: its id is R + 256 G, and B is 0. Id 0 is 'other', 1 to C
 are the classes, and 1000 is ignored, which is -1 in arrays. Source: the
@@ -33,10 +35,12 @@ _EXPECTED = 'expected SPLIT/WNID/NAME.png or WNID/NAME.png, got '
 _BIT_DEPTH_OFFSET = 24
 
 
-def encode(label: Int[np.ndarray, 'H W']) -> UInt8[np.ndarray, 'H W 3']:
+def encode_ids_as_rgb(
+  label: Int[np.ndarray, 'H W'],
+) -> UInt8[np.ndarray, 'H W 3']:
   """Encodes ids as RGB; negative ids become 1000.
 
-  >>> encode(np.array([[0, 258, -1]])).tolist()
+  >>> encode_ids_as_rgb(np.array([[0, 258, -1]])).tolist()
   [[[0, 0, 0], [2, 1, 0], [232, 3, 0]]]
 
   Raises:
@@ -52,12 +56,13 @@ def encode(label: Int[np.ndarray, 'H W']) -> UInt8[np.ndarray, 'H W 3']:
   return np.stack([red, green, np.zeros_like(red)], axis=-1)
 
 
-def decode(
+def decode_ids_from_rgb(
   pixels: UInt8[np.ndarray, 'H W 3'], num_classes: int
 ) -> Int16[np.ndarray, 'H W']:
-  """Decodes RGB to ids 0…num_classes, and -1 for 1000; inverts `encode`.
+  """Decodes RGB to ids 0…num_classes, and to -1 where the id is 1000.
 
-  >>> decode(np.array([[[2, 1, 0], [232, 3, 0]]], np.uint8), 300).tolist()
+  >>> pixels = np.array([[[2, 1, 0], [232, 3, 0]]], np.uint8)
+  >>> decode_ids_from_rgb(pixels, 300).tolist()
   [[258, -1]]
 
   Raises:
@@ -83,21 +88,21 @@ def decode(
   return label
 
 
-def read(
+def read_imagenet_s_png(
   file: archives.File | files.Path, num_classes: int
 ) -> Int16[np.ndarray, 'H W']:
   """Reads the ids 0…num_classes of a file, -1 where ignored.
 
   Args:
     file: a path, or a member of an archive.
-    num_classes: without 'other'; at most 999.
+    num_classes: number of classes without 'other', at most 999.
 
   Raises:
     BadFile: the file cannot be read, is damaged, is no PNG of 8-bit RGB, or
-      has pixels that `decode` refuses.
+      has pixels that `decode_ids_from_rgb` refuses.
   """
   try:
-    return decode(_pixels(file.read_bytes()), num_classes)
+    return decode_ids_from_rgb(_pixels(file.read_bytes()), num_classes)
   except errors.UserError as error:
     raise errors.BadFile(file, str(error)) from error
   except OSError as error:
@@ -105,7 +110,9 @@ def read(
     raise errors.BadFile(file, reason) from error
 
 
-def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
+def write_imagenet_s_png(
+  path: files.Path, label: Int[np.ndarray, 'H W']
+) -> None:
   """Writes a file atomically, and creates the folders above it.
 
   Raises:
@@ -113,20 +120,20 @@ def write(path: files.Path, label: Int[np.ndarray, 'H W']) -> None:
     ValueError: an id is 1000 or more.
   """
   content = io.BytesIO()
-  PIL.Image.fromarray(encode(label)).save(content, format='PNG')
+  PIL.Image.fromarray(encode_ids_as_rgb(label)).save(content, format='PNG')
   try:
     # Not durable: an fsync for each of a million files would take hours.
-    files.write(path, content.getvalue(), durable=False)
+    files.write_atomically(path, content.getvalue(), durable=False)
   except OSError as error:
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'cannot write {path} ({error.strerror or error}): free some space, or '
         'choose another folder'
       )
     ) from error
 
 
-def list_files(folder: pathlib.Path) -> Sequence[str]:
+def list_imagenet_s_pngs(folder: pathlib.Path) -> Sequence[str]:
   """Lists the PNG files below a folder as sorted relative paths with '/'.
 
   They are 'SPLIT/WNID/NAME.png', or 'WNID/NAME.png' in the folder of a split.
@@ -138,7 +145,9 @@ def list_files(folder: pathlib.Path) -> Sequence[str]:
   """
   if not folder.is_dir():
     problem = 'a file' if folder.exists() else 'no such folder'
-    raise errors.UserError(errors.one_line(f'{folder}: {_EXPECTED}{problem}'))
+    raise errors.UserError(
+      errors.format_on_one_line(f'{folder}: {_EXPECTED}{problem}')
+    )
 
   def refuse(error: OSError) -> None:
     raise errors.BadFile(
@@ -158,12 +167,14 @@ def list_files(folder: pathlib.Path) -> Sequence[str]:
       if name.endswith('.png') and not name.startswith('.')
     ]
   if not paths:
-    raise errors.UserError(errors.one_line(f'{folder}: {_EXPECTED}no PNG file'))
+    raise errors.UserError(
+      errors.format_on_one_line(f'{folder}: {_EXPECTED}no PNG file')
+    )
   return sorted(paths)
 
 
 def _pixels(data: bytes) -> UInt8[np.ndarray, 'H W 3']:
-  image = image_files.decode(data, ('PNG',))
+  image = image_files.decode_image_file(data, ('PNG',))
   if image.mode != 'RGB' or data[_BIT_DEPTH_OFFSET] != 8:
     raise errors.UserError(
       f'expected 8-bit RGB with ids as R + 256 G, got PIL mode {image.mode!r} '

@@ -16,20 +16,20 @@ EXACT = jax.lax.Precision.HIGHEST
 _MIN_NORM = 1e-12
 
 
-def average_pool(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
+def average_pool_embeddings(x: Float[Array, 'B h w D']) -> Float[Array, 'B D']:
   """Averages each map over its positions, in float32 or wider."""
   return jnp.mean(losses.at_least_float32(x), axis=(1, 2))
 
 
-def upsample(x: Float[Array, 'B h w D']) -> Float[Array, 'B H W D']:
+def upsample_embeddings(x: Float[Array, 'B h w D']) -> Float[Array, 'B H W D']:
   """Enlarges maps four times bilinearly, in float32 or wider."""
   height, width = x.shape[1:3]
-  return resize.bilinear(
+  return resize.resize_bilinear(
     losses.at_least_float32(x), (UPSAMPLING * height, UPSAMPLING * width)
   )
 
 
-def l2_normalize(
+def l2_normalize_embeddings(
   vectors: Float[Array, '*shape D'], axis: int = -1
 ) -> Float[Array, '*shape D']:
   """Divides vectors by their L2 norms, in float32 or wider; 0 stays 0."""
@@ -40,7 +40,7 @@ def l2_normalize(
   return vectors * jax.lax.rsqrt(jnp.maximum(square, _MIN_NORM**2))
 
 
-def similarities(
+def prototype_similarities(
   embeddings: Float[Array, '*shape D'], prototypes: Float[Array, 'D K']
 ) -> Float[Array, '*shape K']:
   """Computes inner products with prototypes, at full float32 precision.

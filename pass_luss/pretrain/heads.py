@@ -25,7 +25,7 @@ class HeadSizes:
 
   Attributes:
     hidden: h, of all projections.
-    embedding: of images and of pixels.
+    embedding: number of features of the embeddings of images and of pixels.
     prototypes: K.
   """
 
@@ -100,8 +100,8 @@ class Projection(nn.Module):
 
   Attributes:
     hidden: width h.
-    size: of the embedding.
-    dtype: of the first dense layer.
+    size: number of features of the embedding.
+    dtype: dtype of the first dense layer.
   """
 
   hidden: int
@@ -119,7 +119,7 @@ class Projection(nn.Module):
     x = _dense(self.hidden, self.size, dtype, 'dense2')(nn.relu(x))
     # The last norm is PASS's addition to the head of SwAV (spec §2.4).
     x = norm.batch_norm(train=train, dtype=dtype, name='bn2', affine=False)(x)
-    return embedding_ops.l2_normalize(x)
+    return embedding_ops.l2_normalize_embeddings(x)
 
 
 class PixelProjection(nn.Module):
@@ -131,7 +131,7 @@ class PixelProjection(nn.Module):
   Attributes:
     hidden: width h.
     size: channels of the result.
-    dtype: of the first two convolutions.
+    dtype: dtype of the first two convolutions.
   """
 
   hidden: int
@@ -159,9 +159,9 @@ class Clusters(EncoderHead, nn.Module):
 
   Attributes:
     hidden: width of the projection.
-    size: of the embedding.
+    size: number of features of the embedding.
     num_prototypes: K.
-    dtype: of the projection.
+    dtype: dtype of the projection.
   """
 
   hidden: int
@@ -181,7 +181,9 @@ class Clusters(EncoderHead, nn.Module):
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B K']:
     """Scores each image, with the prototypes as they are."""
-    return self.score(self.embed(embedding_ops.average_pool(x), train))
+    return self.score(
+      self.embed(embedding_ops.average_pool_embeddings(x), train)
+    )
 
   def embed(
     self, x: Float[Array, 'B D'], train: bool = False
@@ -191,14 +193,14 @@ class Clusters(EncoderHead, nn.Module):
 
   def score(self, embeddings: Float[Array, 'B E']) -> Float[Array, 'B K']:
     """Computes inner products with the prototypes."""
-    return embedding_ops.similarities(embeddings, self.prototypes)
+    return embedding_ops.prototype_similarities(embeddings, self.prototypes)
 
   def fixed_scores(
     self, embeddings: Float[Array, 'B E']
   ) -> Float[Array, 'B K']:
     """Computes `score` without a gradient to the prototypes."""
     prototypes = jax.lax.stop_gradient(self.prototypes)
-    return embedding_ops.similarities(embeddings, prototypes)
+    return embedding_ops.prototype_similarities(embeddings, prototypes)
 
 
 class Shallow(EncoderHead, nn.Module):
@@ -206,9 +208,9 @@ class Shallow(EncoderHead, nn.Module):
 
   Attributes:
     hidden: width of both projections.
-    size: of the embedding.
+    size: number of features of the embedding.
     map_name: name of the encoder's map.
-    dtype: of both projections.
+    dtype: dtype of both projections.
   """
 
   hidden: int
@@ -225,7 +227,7 @@ class Shallow(EncoderHead, nn.Module):
       x, train
     )
     return Projection(self.hidden, self.size, self.dtype, name='projection')(
-      embedding_ops.average_pool(x), train
+      embedding_ops.average_pool_embeddings(x), train
     )
 
 
@@ -234,10 +236,10 @@ class Alignment(EncoderHead, nn.Module):
 
   Attributes:
     hidden: width of the projection.
-    size: of a pixel's embedding.
+    size: number of features of a pixel's embedding.
     has_projection: whether there is a projection.
     has_predictor: whether there is a predictor.
-    dtype: of the convolutions.
+    dtype: dtype of the convolutions.
   """
 
   hidden: int
@@ -281,7 +283,7 @@ class Predictor(nn.Module):
   1x1 convolution, batch norm, ReLU and a 1x1 convolution with bias.
 
   Attributes:
-    dtype: of the first convolution.
+    dtype: dtype of the first convolution.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -303,7 +305,7 @@ class PixproHead(EncoderHead, nn.Module):
   Attributes:
     hidden: width of the projector.
     size: channels of a pixel's embedding.
-    dtype: of the projector's first convolution.
+    dtype: dtype of the projector's first convolution.
   """
 
   hidden: int
@@ -356,7 +358,7 @@ class Attention(EncoderHead, nn.Module):
 
   Attributes:
     shared: one map for all channels, instead of one for each.
-    dtype: of the first convolution.
+    dtype: dtype of the first convolution.
   """
 
   shared: bool = False
@@ -371,7 +373,9 @@ class Attention(EncoderHead, nn.Module):
     E is D, or 1 if it is shared.
     """
     size = x.shape[-1]
-    x = embedding_ops.l2_normalize(embedding_ops.upsample(x))
+    x = embedding_ops.l2_normalize_embeddings(
+      embedding_ops.upsample_embeddings(x)
+    )
     x = _conv(size, size, self.dtype, 'conv1', use_bias=True)(x)
     x = nn.relu(norm.batch_norm(train=train, dtype=self.dtype, name='bn1')(x))
     channels = 1 if self.shared else size
@@ -389,7 +393,7 @@ class Classifier(EncoderHead, nn.Module):
 
   Attributes:
     num_classes: channels of the result, which is float32 or wider.
-    dtype: of the network; the convolution is float32 or wider.
+    dtype: dtype of the network; the convolution is float32 or wider.
   """
 
   num_classes: int

@@ -37,7 +37,7 @@ class Pretrain:
 
   Attributes:
     segmenter: the encoder and the heads of the objectives.
-    update: of all parameters.
+    update: gradient step of all parameters.
     objectives: each after those whose targets it reads.
     colors: augmentation of the views.
     combine: 'mean': the terms of the `averaged` objectives are averaged and
@@ -88,7 +88,7 @@ class Pretrain:
     momentum, queue = self._momentum, self._queue
     return objective_lib.State(
       **vars(state),
-      queue=queue_lib.empty(queue) if queue else None,
+      queue=queue_lib.empty_embedding_queue(queue) if queue else None,
       momentum_params=momentum.select(state.params) if momentum else None,
       momentum_batch_stats=(
         momentum.select(state.batch_stats) if momentum else None
@@ -130,7 +130,10 @@ class Pretrain:
   ) -> Float[Array, 'B h w D']:
     """Computes the encoder's deepest map, in evaluation mode."""
     features = self.segmenter.apply(
-      train_state.variables(state), images, decode=False, method='features'
+      train_state.train_state_variables(state),
+      images,
+      decode=False,
+      method='features',
     )
     return features['encoder'].deepest.array
 
@@ -138,7 +141,7 @@ class Pretrain:
     self, batch: batch_lib.Batch, rng: Array
   ) -> dict[str, Float[Array, 'B V h w 3']]:
     """Returns the views in [-1, 1], by group, with augmented colors."""
-    return view_colors.augment(batch, rng, self.colors)
+    return view_colors.augment_view_colors(batch, rng, self.colors)
 
   def forward(
     self,
@@ -234,7 +237,7 @@ class Pretrain:
     """Adds up the terms of all objectives (spec §2.8).
 
     Args:
-      terms: by objective, in the order of the objectives.
+      terms: terms of the loss by objective, in the order of the objectives.
     """
     averaged = [
       value
@@ -262,7 +265,9 @@ def _encode(
   def encode(images: Float[Array, 'N h w 3']) -> features_lib.Features:
     return net.features(images, decode=False, train=True)['encoder']
 
-  apply = view_axis.apply_by_view if by_view else view_axis.apply_merged
+  apply = (
+    view_axis.apply_to_each_view if by_view else view_axis.apply_to_all_views
+  )
   return objective_lib.EncodedViews(
     {group: apply(encode, images) for group, images in views.items()},
     len(views['large']),

@@ -24,7 +24,8 @@ class MomentumSpec:
 
   Attributes:
     decay: m as a function of the step and the number of steps.
-    head_modules: of each head, the modules that the momentum encoder has, too.
+    head_modules: names of the modules of each head that the momentum encoder
+      has, too.
   """
 
   decay: Callable[[Array, int], types.Scalar]
@@ -61,7 +62,7 @@ class MomentumSpec:
 
     Args:
       momentum_params: θ_k.
-      params: of the whole network, of which θ_q is a part.
+      params: parameters of the whole network, of which θ_q is a part.
       step: number of finished steps.
       num_steps: length of the training.
     """
@@ -75,7 +76,9 @@ class MomentumSpec:
     )
 
 
-def cosine_decay(step: Array, num_steps: int, initial: float) -> types.Scalar:
+def momentum_encoder_decay(
+  step: Array, num_steps: int, initial: float
+) -> types.Scalar:
   """Computes m = 1 - (1 - initial) (cos(π k / K) + 1) / 2.
 
   It rises from `initial` at step k = 0 to 1 at step K.

@@ -52,7 +52,8 @@ class EncodedViews:
   """The encoder's maps of the views of a batch.
 
   Attributes:
-    maps: of each group, 'large' or 'small', with B·V rows.
+    maps: encoder's maps of each group of views, 'large' or 'small', with B·V
+      rows.
     batch_size: B.
     by_view: whether each view was encoded by itself, with batch statistics of
       its own, and heads are to do the same.
@@ -69,20 +70,20 @@ class EncodedViews:
 
   def split(self, rows: Array) -> Array:
     """Reshapes [B·V, …] to [B, V, …]."""
-    return view_axis.split(rows, self.batch_size)
+    return view_axis.split_view_axis(rows, self.batch_size)
 
   def apply(self, function: Callable[[Array], Array], rows: Array) -> Array:
     """Applies a head in training mode to rows [B·V, …] of the large views."""
     views = self.split(rows)
     if self.by_view:
-      return view_axis.apply_by_view(function, views)
-    return view_axis.apply_merged(function, views)
+      return view_axis.apply_to_each_view(function, views)
+    return view_axis.apply_to_all_views(function, views)
 
   def pooled(self) -> Float[Array, 'B V D']:
     """Average-pools the deepest maps of all views, the large ones first."""
     return jnp.concatenate(
       [
-        self.split(embedding_ops.average_pool(maps.deepest.array))
+        self.split(embedding_ops.average_pool_embeddings(maps.deepest.array))
         for maps in self.maps.values()
       ],
       axis=1,
@@ -95,12 +96,12 @@ class Step:
 
   Attributes:
     params: parameters that the loss is differentiated with respect to.
-    state: before the update.
+    state: training state before the update.
     batch: boxes and flips of the views, sizes of the images.
-    outputs: of all objectives on the encoder, by objective.
-    momentum_outputs: of those that use the momentum encoder, by objective.
-    targets: of all objectives, by objective; while they are computed, those of
-      the objectives listed before.
+    outputs: outputs computed from the encoder, by objective.
+    momentum_outputs: outputs computed from the momentum encoder, by objective.
+    targets: targets by objective; while targets are computed, only those of the
+      objectives listed earlier.
   """
 
   params: types.Params
@@ -115,7 +116,7 @@ class LossTerms(NamedTuple):
   """The result of an objective's loss.
 
   Attributes:
-    terms: to be minimized, under the names they are logged by.
+    terms: terms to be minimized, by the names under which they are logged.
     scalars: logged only.
   """
 

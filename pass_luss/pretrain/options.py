@@ -48,7 +48,7 @@ class ObjectiveOptions:
       )
 
 
-def build(
+def build_objectives(
   options: ObjectiveOptions, sizes: heads.HeadSizes
 ) -> tuple[objective.Objective, ...]:
   """Builds the objectives; D2S after SwAV, whose targets it reads."""
@@ -65,7 +65,7 @@ def build(
   return tuple(objectives)
 
 
-def build_heads(
+def build_objective_heads(
   objectives: Sequence[objective.Objective], dtype: DTypeLike
 ) -> dict[str, nn.Module]:
   """Builds the heads of all objectives, by name."""

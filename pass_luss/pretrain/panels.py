@@ -56,32 +56,33 @@ class PretrainPanels:
     warning = collapse_warning(scalars)
     if warning and not self._warned:
       self._warned = True
-      console.log(warning)
+      console.print_line(warning)
     count = min(self.num_pictures, len(views['large']))
     rows = [self._draw_views(views, i) for i in range(count)]
     titles = ['first view', 'second view']
     titles += [f'small {k + 1}' for k in range(len(rows[0]) - 2)]
-    panel = panels.draw_grid(rows, tuple(titles))
+    panel = panels.draw_picture_grid(rows, tuple(titles))
     return tensorboard.Summaries(scalars, {'views/panels': panel})
 
   def _draw_views(
     self, views: Mapping[str, np.ndarray], index: int
   ) -> list[UInt8[np.ndarray, '_ _ 3']]:
     """Draws the views of an image, the overlap marked in the large ones."""
-    corners = overlap_corners(
+    corners = view_overlap_corners(
       np.asarray(self.batch['box_large'][index]),
       np.asarray(self.batch['flip_large'][index]),
     )
     pictures = [
-      draw_rectangle(
-        batch_lib.to_uint8(views['large'][index, view]), corners[view]
+      draw_overlap_rectangle(
+        batch_lib.batch_images_to_uint8(views['large'][index, view]),
+        corners[view],
       )
       for view in (0, 1)
     ]
     size = pictures[0].shape[1::-1]
     if 'small' in views:
       for view in views['small'][index]:
-        image = batch_lib.to_uint8(view)
+        image = batch_lib.batch_images_to_uint8(view)
         pictures.append(
           cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)
         )
@@ -96,13 +97,13 @@ class PretrainPanels:
     def evaluate(state, batch):
       # A fixed key: the same colors at every evaluation.
       views = self.method.views(batch, jax.random.PRNGKey(0))
-      images = view_axis.merge(views['large'])
+      images = view_axis.merge_view_axis(views['large'])
       deep = self.method.predict(state, images)
       pooled = jnp.mean(deep.astype(jnp.float32), axis=(1, 2))
       outputs = {
         'views': views,
         'feature_spread': swav.embedding_deviation(
-          embedding_ops.l2_normalize(pooled)
+          embedding_ops.l2_normalize_embeddings(pooled)
         ),
       }
       if clusters:
@@ -112,10 +113,12 @@ class PretrainPanels:
           heads=('clusters',),
         )['clusters']
         probs = jax.nn.softmax(scores / clusters.options.temperature)
-        outputs['prototype_usage'] = prototypes_lib.usage(probs)
+        outputs['prototype_usage'] = prototypes_lib.prototype_usage(probs)
       return outputs
 
-    return jax.jit(evaluate, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(
+      evaluate, out_shardings=sharding.replicated_sharding(self.mesh)
+    )
 
 
 def collapse_warning(scalars: Mapping[str, float]) -> str | None:
@@ -136,7 +139,7 @@ def collapse_warning(scalars: Mapping[str, float]) -> str | None:
   )
 
 
-def overlap_corners(
+def view_overlap_corners(
   boxes: Float[np.ndarray, '2 4'], flips: Bool[np.ndarray, '2']
 ) -> list[tuple[float, float, float, float] | None]:
   """Computes where the overlap is in each view.
@@ -162,7 +165,7 @@ def overlap_corners(
   return corners
 
 
-def draw_rectangle(
+def draw_overlap_rectangle(
   image: UInt8[np.ndarray, 'h w 3'],
   corners: tuple[float, float, float, float] | None,
 ) -> UInt8[np.ndarray, 'h w 3']:

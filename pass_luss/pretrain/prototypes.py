@@ -14,19 +14,22 @@ from pass_luss.pretrain import embedding_ops
 from segcore import types
 
 
-def select(params: types.Params) -> Float[Array, 'D K']:
+def select_prototype_parameters(params: types.Params) -> Float[Array, 'D K']:
   """Returns the prototypes among all parameters."""
   return params['heads']['clusters']['prototypes']
 
 
-def normalize(params: types.Params) -> types.Params:
+def l2_normalize_prototypes(params: types.Params) -> types.Params:
   """L2-normalizes the prototypes among all parameters (spec §2.5)."""
   return _replace(
-    lambda prototypes: embedding_ops.l2_normalize(prototypes, axis=0), params
+    lambda prototypes: embedding_ops.l2_normalize_embeddings(
+      prototypes, axis=0
+    ),
+    params,
   )
 
 
-def freeze(frozen: Bool[Array, ''], new: Any, old: Any) -> Any:
+def freeze_prototypes(frozen: Bool[Array, ''], new: Any, old: Any) -> Any:
   """Returns the new state, with the old prototypes while they are frozen.
 
   Dropping their gradient would not do: weight decay would still move them, and
@@ -62,7 +65,7 @@ def _replace(
   return {**params, 'heads': {**params['heads'], 'clusters': changed}}
 
 
-def usage(targets: Float[Array, 'N K']) -> types.Scalar:
+def prototype_usage(targets: Float[Array, 'N K']) -> types.Scalar:
   """Computes how evenly prototypes are used: 1 all equally, 0 only one.
 
   That is the entropy of the mean target, divided by its maximum log K.

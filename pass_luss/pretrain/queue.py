@@ -43,13 +43,15 @@ class Queue:
   count: Any
 
 
-def empty(spec: QueueSpec) -> Queue:
+def empty_embedding_queue(spec: QueueSpec) -> Queue:
   """Returns a queue without rows."""
   rows = jnp.zeros((spec.num_lists, spec.length, spec.size))
   return Queue(rows, jnp.zeros((), jnp.int32))
 
 
-def push(queue: Queue, embeddings: Float[Array, 'B 2 D']) -> Queue:
+def enqueue_embeddings(
+  queue: Queue, embeddings: Float[Array, 'B 2 D']
+) -> Queue:
   """Stores a batch at the front and drops the oldest rows; no gradient."""
   length = queue.rows.shape[1]
   new = jax.lax.stop_gradient(jnp.moveaxis(embeddings, 1, 0))[:, :length]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from segcore.ops import losses
 
 
-def assign(
+def sinkhorn_assign(
   scores: Float[Array, 'N K'],
   epsilon: float,
   num_iterations: int,
@@ -27,15 +27,15 @@ def assign(
     scores: cosine similarities of samples and prototypes.
     epsilon: ε, the weight of the entropy: the smaller, the closer each row is
       to a single prototype.
-    num_iterations: at least 1.
+    num_iterations: number of iterations, at least 1.
     used: samples that take part; the rows of the others are 0. All by default.
   """
   if used is None:
     used = jnp.ones(len(scores), bool)
-  return assign_blocks([(scores, used)], epsilon, num_iterations)[0]
+  return sinkhorn_assign_blocks([(scores, used)], epsilon, num_iterations)[0]
 
 
-def assign_blocks(
+def sinkhorn_assign_blocks(
   blocks: Sequence[tuple[Float[Array, '_ K'], Bool[Array, '_']]],
   epsilon: float,
   num_iterations: int,
@@ -49,9 +49,9 @@ def assign_blocks(
   the queue is replicated.
 
   Args:
-    blocks: scores and used samples of each block, as in `assign`.
+    blocks: scores and used samples of each block, as in `sinkhorn_assign`.
     epsilon: ε, the weight of the entropy.
-    num_iterations: at least 1.
+    num_iterations: number of iterations, at least 1.
   """
   # Unused samples are masked after the maximum over K: a mask of [N, K] would
   # be written to memory, too.

@@ -20,8 +20,8 @@ class ViewColors:
   """Color augmentation of each group of views.
 
   Attributes:
-    large: of the first and of the second large view.
-    small: of all small views.
+    large: augmentation of the first and of the second large view.
+    small: augmentation of all small views.
     red_deviation: standard deviation that red is divided by. SwAV's code has
       0.228 where ImageNet's is 0.229, and PASS inherits it (spec §2.2).
   """
@@ -42,7 +42,7 @@ class ViewColors:
       )
 
 
-def augment(
+def augment_view_colors(
   batch: batch_lib.Batch, rng: Array, colors: ViewColors
 ) -> dict[str, Float[Array, 'B V h w 3']]:
   """Converts views to [-1, 1] and augments their colors.
@@ -52,14 +52,14 @@ def augment(
   2 and more the small ones.
 
   Args:
-    batch: with `views_large`, and `views_small` if there are any.
+    batch: batch with `views_large`, and `views_small` if there are any.
     rng: key of the step.
     colors: augmentation of each group.
 
   Returns:
     Views by group: 'large', and 'small' if there are any.
   """
-  keys = update_lib.row_keys(rng, len(batch['views_large']))
+  keys = update_lib.row_prng_keys(rng, len(batch['views_large']))
   first, second = colors.large
   views = {}
   for group, options, first_view in (
@@ -68,26 +68,26 @@ def augment(
   ):
     if f'views_{group}' not in batch:
       continue
-    images = batch_lib.to_symmetric(batch[f'views_{group}'])
+    images = batch_lib.batch_images_to_symmetric(batch[f'views_{group}'])
     # Views with equal options are augmented by one call, others by one each:
     # every call is compiled anew.
     parts = jnp.split(images, len(options), axis=1)
     augmented, number = [], first_view
     for part, part_options in zip(parts, options, strict=True):
       count = part.shape[1]
-      part_keys = view_axis.merge(_view_keys(keys, number, count))
-      rows = color_augment.augment(
-        view_axis.merge(part), part_keys, part_options
+      part_keys = view_axis.merge_view_axis(_view_keys(keys, number, count))
+      rows = color_augment.augment_colors(
+        view_axis.merge_view_axis(part), part_keys, part_options
       )
-      augmented.append(view_axis.split(rows, len(images)))
+      augmented.append(view_axis.split_view_axis(rows, len(images)))
       number += count
-    views[group] = with_red_deviation(
+    views[group] = rescale_red_of_views(
       jnp.concatenate(augmented, axis=1), colors.red_deviation
     )
   return views
 
 
-def with_red_deviation(
+def rescale_red_of_views(
   images: Float[Array, '*shape 3'], deviation: float
 ) -> Float[Array, '*shape 3']:
   """Scales red so that the encoder divides it by another deviation.
@@ -95,8 +95,9 @@ def with_red_deviation(
   The encoder itself divides by ImageNet's 0.229.
 
   Args:
-    images: in [-1, 1].
-    deviation: that red is to be divided by, for values in [0, 1].
+    images: images in [-1, 1].
+    deviation: standard deviation of red that the encoder is to assume, for
+      values in [0, 1].
   """
   factor = _RED_DEVIATION / deviation
   if factor == 1.0:

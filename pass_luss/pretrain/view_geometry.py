@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 # Coordinate of points without an overlap: more than a cell outside of [-1, 1]
-# for every map of 2 cells or more, so that `sample` reads zeros there.
+# for every map of 2 cells or more: `sample_view_maps` reads zeros there.
 _OUTSIDE = -2.0
 
 
-def overlap_grids(
+def view_overlap_grids(
   boxes: Float[Array, 'B 2 4'], flips: Bool[Array, 'B 2'], size: int
 ) -> tuple[Float[Array, 'B 2 n'], Float[Array, 'B 2 n'], Bool[Array, 'B']]:
   """Computes where a grid of points over the overlap is in either view.
@@ -22,8 +22,8 @@ def overlap_grids(
   rows and its columns, which are returned apart (spec §2.6, geometry).
 
   Args:
-    boxes: of both views.
-    flips: of both views.
+    boxes: crop boxes of both views.
+    flips: horizontal flips of both views.
     size: n, points a side.
 
   Returns:
@@ -48,7 +48,7 @@ def overlap_grids(
   return to_grid(rows), to_grid(columns), overlap
 
 
-def sample(
+def sample_view_maps(
   features: Float[Array, 'B h w D'],
   rows: Float[Array, 'B n'],
   columns: Float[Array, 'B n'],
@@ -79,7 +79,7 @@ def _linear_weights(
   return jnp.maximum(0.0, 1.0 - distance)
 
 
-def nearby_cells(
+def nearby_view_cells(
   boxes: Float[Array, 'B 2 4'],
   flips: Bool[Array, 'B 2'],
   sizes: Int[Array, 'B 2'],
@@ -92,8 +92,8 @@ def nearby_cells(
   diagonal of the larger cells (spec §2.10).
 
   Args:
-    boxes: of both views.
-    flips: of both views.
+    boxes: crop boxes of both views.
+    flips: horizontal flips of both views.
     sizes: height and width of the images.
     grid: cells (h, w) of a view.
     distance: threshold.

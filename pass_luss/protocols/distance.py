@@ -31,10 +31,11 @@ class DistanceOptions:
 
   Attributes:
     bank: split with masks whose regions are the neighbors.
-    splits: to segment; those with masks are scored.
+    splits: names of the splits to segment; those with masks are scored.
     neighbors: k of the kNN vote.
-    temperature: of the neighbors' weights, in units of cosine similarity.
-    short_side: of the images, in pixels.
+    temperature: temperature of the neighbors' weights, in units of cosine
+      similarity.
+    short_side: short side of the resized images, in pixels.
     batch_size: global; does not change the result.
     rematch: whether to score a second time after Hungarian matching of
       predicted with true classes, as the released script does.
@@ -93,8 +94,8 @@ class DistanceMatcher:
 
   Attributes:
     segmenter: network; the features are its encoder's deepest map.
-    state: of the network.
-    options: of the protocol.
+    state: training state of the network.
+    options: options of the protocol.
     mesh: the devices.
     reading: options of the input pipeline.
   """
@@ -117,17 +118,17 @@ class DistanceMatcher:
     predictions = self._predictions(split, predictor, ('label',))
     entries, labels = [], []
     for feature_map, example in predictions(self.state):
-      mask = short_side_lib.resize_labels(
+      mask = short_side_lib.resize_predicted_labels(
         example['label'], feature_map.shape[:2]
       )
-      regions = knn.build_bank(
+      regions = knn.build_knn_bank(
         feature_map[None], mask[None], len(split.classes) - 1
       )
       entries.extend(regions.features)
       labels.extend(regions.labels)
     bank = knn.Bank(
-      gather.all_gather(entries, np.float32),
-      gather.all_gather(labels, np.int32),
+      gather.all_gather_predictions(entries, np.float32),
+      gather.all_gather_predictions(labels, np.int32),
     )
     self.options.check_neighbors(len(bank.labels), f'regions in {split.name}')
     return bank
@@ -146,7 +147,7 @@ class DistanceMatcher:
       A function of a split that yields (classes [h, w], example) of each image
       of this host.
     """
-    vote = knn.make_sharded_vote(
+    vote = knn.make_sharded_knn_vote(
       self.mesh, bank, self.options.neighbors, self.options.temperature
     )
     predictor = _VotePredictor(
@@ -169,12 +170,15 @@ class DistanceMatcher:
     Raises:
       UserError: fewer than k images are tagged.
     """
-    labels, truth = features.single_tags(tagged), features.single_tags(split)
+    labels, truth = (
+      features.read_single_tags(tagged),
+      features.read_single_tags(split),
+    )
     if labels is None or truth is None:
       return None
     self.options.check_neighbors(len(tagged), f'images in {tagged.name}')
     bank = knn.Bank(self._image_features(tagged), labels.astype(np.int32))
-    predicted = knn.vote(
+    predicted = knn.knn_vote(
       jnp.asarray(self._image_features(split)),
       bank,
       self.options.neighbors,
@@ -187,7 +191,7 @@ class DistanceMatcher:
   ) -> Float32[np.ndarray, 'N D']:
     """Computes L2-normalized features of whole images, in the split's order."""
     predictor = short_side_lib.FeatureMaps(
-      features.feature_function(self.segmenter, 'image'),
+      features.clustering_feature_function(self.segmenter, 'image'),
       self.options.short_side,
       self.options.crop,
     )
@@ -210,9 +214,12 @@ class DistanceMatcher:
   ) -> Float[Array, 'B h w D']:
     """Computes the upsampled deepest feature map."""
     deepest = self.segmenter.apply(
-      train_state.variables(state), images, decode=False, method='features'
+      train_state.train_state_variables(state),
+      images,
+      decode=False,
+      method='features',
     )['encoder'].deepest.array
-    return embedding_ops.upsample(deepest).astype(jnp.float32)
+    return embedding_ops.upsample_embeddings(deepest).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,7 +227,8 @@ class _VotePredictor(short_side_lib.FeatureMaps):
   """Predicts the class of each cell by the vote of its nearest neighbors.
 
   Attributes:
-    vote: as returned by `knn.make_sharded_vote`.
+    vote: function from queries to classes, built by
+      `knn.make_sharded_knn_vote`.
   """
 
   vote: Callable[[Array], Array] = dataclasses.field(kw_only=True)

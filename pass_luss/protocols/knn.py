@@ -1,8 +1,8 @@
 """Weighted k-nearest-neighbor classification of features by cosine similarity.
 
-  bank = knn.build_bank(features, masks, num_classes=919)
-  vote = knn.make_sharded_vote(mesh, bank)
-  classes = vote(queries)
+  bank = knn.build_knn_bank(features, masks, num_classes=919)
+  vote = knn.make_sharded_knn_vote(mesh, bank)
+  classes = knn_vote(queries)
 
 In distance matching the neighbors are regions of labeled images (spec §5.3).
 Class 0, 'other', votes like any other class.
@@ -37,7 +37,7 @@ class Bank(NamedTuple):
   labels: Int32[Array | np.ndarray, 'M']
 
 
-def build_bank(
+def build_knn_bank(
   features: Float[np.ndarray, 'B h w D'],
   masks: Int[np.ndarray, 'B h w'],
   num_classes: int,
@@ -51,7 +51,7 @@ def build_bank(
   Args:
     features: not necessarily normalized.
     masks: 0 to `num_classes`; negative where ignored.
-    num_classes: without 'other'.
+    num_classes: number of classes without 'other'.
 
   Raises:
     ValueError: a mask has a class above `num_classes`.
@@ -74,7 +74,7 @@ def build_bank(
   )
 
 
-def vote(
+def knn_vote(
   queries: Float[Array, 'Q D'],
   bank: Bank,
   k: int = 10,
@@ -91,9 +91,9 @@ def vote(
 
   Args:
     queries: not necessarily normalized.
-    bank: at least k entries with a class.
+    bank: labeled features, of which at least k have a class.
     k: number of neighbors.
-    temperature: in units of cosine similarity.
+    temperature: temperature of the weights, in units of cosine similarity.
     query_rows: block size of the queries.
     bank_rows: block size of the bank.
 
@@ -118,7 +118,7 @@ def vote(
   return jax.lax.map(classify, _l2_normalize(queries), batch_size=query_rows)
 
 
-def make_sharded_vote(
+def make_sharded_knn_vote(
   mesh: Mesh,
   bank: Bank,
   k: int = 10,
@@ -127,15 +127,15 @@ def make_sharded_vote(
   query_rows: int = QUERY_ROWS,
   bank_rows: int = BANK_ROWS,
 ) -> Callable[[Float[Array, 'Q D']], Int32[Array, 'Q']]:
-  """Builds `vote` on a mesh: queries are sharded, the bank is replicated.
+  """Builds `knn_vote` on a mesh: queries are sharded, the bank is replicated.
 
   Args:
-    mesh: with the axes of `sharding.make_mesh`.
-    bank: the same on all hosts.
-    k: as in `vote`.
-    temperature: as in `vote`.
-    query_rows: as in `vote`, per device.
-    bank_rows: as in `vote`.
+    mesh: device mesh with the axes of `sharding.make_mesh`.
+    bank: labeled features, the same on all hosts.
+    k: number of neighbors that vote.
+    temperature: temperature of the weights, in units of cosine similarity.
+    query_rows: number of queries that a device compares at a time.
+    bank_rows: number of entries of the bank that are compared at a time.
 
   Returns:
     A function from queries [Q, D] to classes [Q]; Q must be a multiple of the
@@ -145,12 +145,14 @@ def make_sharded_vote(
     ValueError: fewer than k entries have a class.
   """
   _check_k(k, int(np.sum(np.asarray(bank.labels) >= 0)))
-  place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+  place = functools.partial(
+    jax.device_put, device=sharding.replicated_sharding(mesh)
+  )
   sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()
   sharded_vote = jax.jit(
     jax.shard_map(
       functools.partial(
-        vote,
+        knn_vote,
         k=k,
         temperature=temperature,
         query_rows=query_rows,

@@ -45,7 +45,7 @@ class SubmissionInfo:
     data: training data.
     scheme: training scheme, such as 'SSL' for self-supervised.
     networks: architectures.
-    link: to the paper or project.
+    link: URL of the paper or project.
     description: method description.
   """
 
@@ -82,10 +82,10 @@ def resize_label_maps(
   for labels, example in grids:
     size = tuple(example['size'].tolist())
     labels = np.asarray(labels).astype(np.int16)
-    yield short_side.resize_labels(labels, size), example
+    yield short_side.resize_predicted_labels(labels, size), example
 
 
-def match_categories(
+def match_label_map_files(
   split: datasets.Split, folder: files.Path, num_generated: int
 ) -> matching.Match:
   """Matches the categories of label map files with the classes of the masks.
@@ -94,18 +94,22 @@ def match_categories(
 
   Args:
     split: images with masks.
-    folder: of their label maps.
+    folder: folder of the label maps.
     num_generated: number of categories without 'other'.
   """
   counts = matching.Cooccurrence.empty(num_generated, _num_classes(split))
-  pairs = threads.ordered_map(
-    lambda i: matching.present_ids(*_pair(split, folder, i, num_generated)[:2]),
+  pairs = threads.map_in_threads(
+    lambda i: matching.present_category_ids(
+      *_pair(split, folder, i, num_generated)[:2]
+    ),
     _local_indices(split),
   )
-  return metrics_lib.merge_across_hosts(counts.update_all(pairs)).match()
+  return metrics_lib.merge_metrics_across_hosts(
+    counts.update_all(pairs)
+  ).match()
 
 
-def score(
+def score_label_map_files(
   split: datasets.Split,
   folder: files.Path,
   num_generated: int,
@@ -115,9 +119,10 @@ def score(
 
   Args:
     split: images with masks.
-    folder: of their label maps.
+    folder: folder of the label maps.
     num_generated: number of categories without 'other'.
-    match: of categories with classes; None where predictions are classes.
+    match: mapping from predicted categories to classes; None where predictions
+      are classes.
 
   Returns:
     The values of `metrics.ImageNetS`.
@@ -128,27 +133,29 @@ def score(
     prediction, label, name = _pair(split, folder, i, num_generated)
     if match is not None:
       prediction = match.apply(prediction)
-    return metrics.count_image(prediction, label, name, num_classes)
+    return metrics.count_imagenet_s_image(prediction, label, name, num_classes)
 
   total = metrics.ImageNetS.empty(num_classes)
-  for counted in threads.ordered_map(count, _local_indices(split)):
+  for counted in threads.map_in_threads(count, _local_indices(split)):
     total = total.merge(counted)
-  return metrics_lib.merge_across_hosts(total).compute()
+  return metrics_lib.merge_metrics_across_hosts(total).compute()
 
 
-def draw_panel(
+def draw_label_map_panel(
   split: datasets.Split,
   folder: files.Path,
   num_generated: int,
   match: matching.Match | None,
 ) -> np.ndarray:
-  """Draws image, mask, label map and errors; arguments as in `score`."""
+  """Draws image, mask, label map and errors of evenly spaced images."""
   examples = []
-  for i in splits.evenly_spaced(len(split), evaluation.NUM_PANEL_ROWS):
+  for i in splits.evenly_spaced_image_indices(
+    len(split), evaluation.NUM_PANEL_ROWS
+  ):
     prediction, label, _ = _pair(split, folder, i, num_generated)
     if match is not None:
       prediction = match.apply(prediction)
-    image = records.decode_image(split.records[i]['image'])
+    image = records.decode_record_image(split.records[i]['image'])
     examples.append(panels.Example(image, label, prediction))
   return panels.draw_panels(examples, split.classes, split.palette)
 
@@ -163,7 +170,7 @@ def write_submission(
 
   Args:
     split: the images.
-    folder: of their label maps, <wnid>/<name>.png.
+    folder: folder of the label maps, <wnid>/<name>.png.
     match: path of match.json; None where predictions are classes.
     about: content of method.txt.
 
@@ -191,11 +198,11 @@ def write_submission(
   return path
 
 
-def log_scores(
+def log_label_map_scores(
   values: metrics_lib.Values, split: datasets.Split, name: str
 ) -> None:
   """Logs the main scores of a split in one line."""
-  console.log(
+  console.print_line(
     f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
     f'{values["boundary_miou"]:.4f}, image accuracy '
     f'{values["image_accuracy"]:.4f}, F {values["f_beta"]:.4f} over '
@@ -219,7 +226,7 @@ def _pair(
   """Reads the label map and the mask of the i-th image, and its id."""
   record = split.records[i]
   name = record['id'].decode()
-  prediction = png_format.read(
+  prediction = png_format.read_imagenet_s_png(
     label_folders.label_path(folder, name), num_generated
   )
-  return prediction, records.decode_label(record['label']), name
+  return prediction, records.decode_record_label(record['label']), name

@@ -61,7 +61,9 @@ class AttentionMethod:
     queue = None
     if self.options.queue:
       size = self.segmenter.heads.modules['clusters'].size
-      queue = queue_lib.empty(queue_lib.QueueSpec(self.options.queue, size))
+      queue = queue_lib.empty_embedding_queue(
+        queue_lib.QueueSpec(self.options.queue, size)
+      )
     return AttentionState(**vars(state), queue=queue)
 
   def train_step(
@@ -69,18 +71,26 @@ class AttentionMethod:
   ) -> tuple[AttentionState, types.Metrics]:
     """Computes one update of attention and prototypes by the SwAV loss."""
     rng = jax.random.fold_in(state.rng, state.step)
-    views = view_colors.augment(batch, rng, self.colors)['large']
-    state = state.replace(params=prototypes_lib.normalize(state.params))
+    views = view_colors.augment_view_colors(batch, rng, self.colors)['large']
+    state = state.replace(
+      params=prototypes_lib.l2_normalize_prototypes(state.params)
+    )
     encoder = state.params['encoder']
 
     def loss(head_params):
       params = {'encoder': encoder, 'heads': head_params}
       (embeddings, mean), stats = self._embed(params, state.batch_stats, views)
       prototypes = head_params['clusters']['prototypes']
-      scores = embedding_ops.similarities(embeddings, prototypes)
-      targets = swav.view_targets(scores, state.queue, prototypes, self.options)
-      total = swav.swapped_loss(scores, targets, self.options.temperature)
-      usage = prototypes_lib.usage(targets.reshape(-1, targets.shape[-1]))
+      scores = embedding_ops.prototype_similarities(embeddings, prototypes)
+      targets = swav.swav_view_targets(
+        scores, state.queue, prototypes, self.options
+      )
+      total = swav.swapped_prediction_loss(
+        scores, targets, self.options.temperature
+      )
+      usage = prototypes_lib.prototype_usage(
+        targets.reshape(-1, targets.shape[-1])
+      )
       return total, (embeddings, mean, usage, stats)
 
     (total, (embeddings, mean, usage, stats)), gradient = jax.value_and_grad(
@@ -89,10 +99,10 @@ class AttentionMethod:
     new = self.update.apply_gradients(state, {'heads': gradient}, stats)
     # As in SwAV, the prototypes are frozen for the first iterations.
     frozen = state.step < self.options.frozen_steps
-    new = prototypes_lib.freeze(frozen, new, state)
+    new = prototypes_lib.freeze_prototypes(frozen, new, state)
     if state.queue is not None:
       new = new.replace(
-        queue=swav.update_queue(
+        queue=swav.update_embedding_queue(
           state.queue, embeddings, state.step, self.options
         )
       )
@@ -107,7 +117,7 @@ class AttentionMethod:
   ) -> Float[Array, 'B h w D']:
     """Computes the attention weights, [0, 1], in evaluation mode."""
     return features_and_attention(
-      self.segmenter, train_state.variables(state), images
+      self.segmenter, train_state.train_state_variables(state), images
     )[1]
 
   def _embed(
@@ -127,10 +137,16 @@ class AttentionMethod:
       deep = jax.lax.stop_gradient(maps.deepest.array)
       weights = net.heads.call_method('attention', '__call__', deep, True)
       attended = (
-        embedding_ops.l2_normalize(embedding_ops.upsample(deep)) * weights
+        embedding_ops.l2_normalize_embeddings(
+          embedding_ops.upsample_embeddings(deep)
+        )
+        * weights
       )
       embeddings = net.heads.call_method(
-        'clusters', 'embed', embedding_ops.average_pool(attended), True
+        'clusters',
+        'embed',
+        embedding_ops.average_pool_embeddings(attended),
+        True,
       )
       return embeddings, jnp.mean(weights)
 
@@ -157,12 +173,12 @@ def features_and_attention(
   Args:
     segmenter: network with the head `attention`.
     variables: its parameters and batch statistics.
-    images: in [-1, 1].
+    images: images in [-1, 1].
   """
 
   def forward(net: nn.Module, images: Array) -> tuple[Array, Array]:
     deep = net.features(images, decode=False)['encoder'].deepest.array
     weights = net.heads.call_method('attention', '__call__', deep, False)
-    return embedding_ops.upsample(deep), weights
+    return embedding_ops.upsample_embeddings(deep), weights
 
   return segmenter.apply(variables, images, method=forward)

@@ -29,10 +29,10 @@ class ClusterOptions:
     kind: unit of clustering, see `features.Kind`.
     iterations: assignments and updates of each restart.
     restarts: k-means runs; the one of the lowest objective is kept.
-    short_side: of the images, in pixels.
+    short_side: short side of the resized images, in pixels.
     crop: side of the center crop, in pixels.
     batch_size: global; does not change the result.
-    seed: of the initial centroids.
+    seed: seed of the initial centroids.
   """
 
   kind: features.Kind = 'attended'
@@ -45,7 +45,7 @@ class ClusterOptions:
 
   def __post_init__(self):
     counts = 'iterations', 'restarts', 'short_side', 'crop', 'batch_size'
-    options_lib.check_range(self, *counts, least=1)
+    options_lib.check_options_in_range(self, *counts, least=1)
     if self.crop > self.short_side:
       raise ValueError(
         f'crop: expected at most the short side of {self.short_side}, got '
@@ -65,10 +65,10 @@ def fit_centroids(
   Raises:
     Preempted: the machine asked to stop; features are kept, restarts are not.
   """
-  initial = kmeans.sample_initial(
+  initial = kmeans.sample_initial_centroids(
     jax.random.PRNGKey(options.seed), options.restarts, len(rows), num_clusters
   )
-  console.log(
+  console.print_line(
     f'k-means: {len(rows):,} rows of {rows.shape[1]}, {num_clusters} clusters, '
     f'{options.restarts} restarts of {options.iterations} iterations'
   )
@@ -79,8 +79,8 @@ def fit_centroids(
     if workspace.preemption.reached():
       raise workspace_lib.Preempted(f'{workspace.directory} keeps its features')
 
-  return kmeans.fit(
-    kmeans.shard_rows(mesh, rows),
+  return kmeans.fit_kmeans(
+    kmeans.shard_feature_rows(mesh, rows),
     initial,
     options.iterations,
     progress=report,
@@ -95,30 +95,32 @@ def write_clustering(
   The centroids are written last: where they exist, all outputs do.
 
   Args:
-    folder: of the stage.
-    clustering: of all rows.
+    folder: folder of the stage.
+    clustering: centroids and the cluster of every row.
     num_rows: number of rows without the padding.
   """
-  replicated = sharding.replicated(clustering.assignments.sharding.mesh)
+  replicated = sharding.replicated_sharding(
+    clustering.assignments.sharding.mesh
+  )
   assignments = jax.device_put(clustering.assignments, replicated)
   if jax.process_index() == 0:
-    features.write_array(
+    features.write_feature_array(
       folder / ASSIGNMENTS, np.asarray(assignments)[:num_rows]
     )
-    json_files.write(
+    json_files.write_json(
       folder / SCORES,
       {'objective': clustering.objective, 'num_rows': num_rows},
     )
-    features.write_array(
+    features.write_feature_array(
       folder / CENTROIDS, np.asarray(clustering.centroids, np.float32)
     )
 
 
 def read_centroids(folder: files.Path) -> Float32[np.ndarray, 'K D']:
   """Reads the centroids from the folder of a finished stage."""
-  return features.read_array(folder / CENTROIDS)
+  return features.read_feature_array(folder / CENTROIDS)
 
 
-def read_assignments(folder: files.Path) -> Int32[np.ndarray, 'N']:
+def read_cluster_assignments(folder: files.Path) -> Int32[np.ndarray, 'N']:
   """Reads the cluster of each row, from 0, from a finished stage's folder."""
-  return features.read_array(folder / ASSIGNMENTS)
+  return features.read_feature_array(folder / ASSIGNMENTS)

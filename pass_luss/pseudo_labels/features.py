@@ -34,7 +34,7 @@ _EPSILON = 1e-8
 Kind = Literal['attended', 'image', 'pixel']
 
 
-def feature_function(
+def clustering_feature_function(
   segmenter: segmenter_lib.Segmenter, kind: Kind
 ) -> short_side_lib.ForwardFn:
   """Builds the function from images to L2-normalized features.
@@ -51,17 +51,19 @@ def feature_function(
   def features(
     state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
-    variables = train_state.variables(state)
+    variables = train_state.train_state_variables(state)
     if kind == 'attended':
       maps, weights = attention.features_and_attention(
         segmenter, variables, images
       )
-      rows = embedding_ops.average_pool(maps * weights)
+      rows = embedding_ops.average_pool_embeddings(maps * weights)
     else:
       maps = segmenter.apply(
         variables, images, decode=False, method='features'
       )['encoder'].deepest.array
-      rows = embedding_ops.average_pool(maps) if kind == 'image' else maps
+      rows = (
+        embedding_ops.average_pool_embeddings(maps) if kind == 'image' else maps
+      )
     rows = rows.astype(jnp.float32)
     norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / (norm + _EPSILON)
@@ -69,7 +71,7 @@ def feature_function(
   return features
 
 
-def extract(
+def extract_clustering_features(
   split: datasets.Split,
   predictor: short_side_lib.FeatureMaps,
   state: train_state.TrainState,
@@ -94,7 +96,7 @@ def extract(
     path = folder / f'{start:09}.npy'
     # Host 0 decides for all: on local disks the others see no file.
     if collectives.broadcast_from_host_0(path.exists()):
-      rows = read_array(path)
+      rows = read_feature_array(path)
     else:
       indices = np.arange(start, min(start + BLOCK, len(split)))
       rows = gather.predict_in_order(
@@ -108,7 +110,7 @@ def extract(
           f'{workspace.directory} keeps its finished features'
         )
       if jax.process_index() == 0:
-        write_array(path, rows)
+        write_feature_array(path, rows)
       progress.report(done, {})
     if result is None:
       result = np.empty((len(split), *rows.shape[1:]), np.float32)
@@ -116,7 +118,7 @@ def extract(
   return result
 
 
-def delete(workspace: workspace_lib.Workspace) -> None:
+def delete_feature_files(workspace: workspace_lib.Workspace) -> None:
   """Deletes the stage's feature files; acts on host 0 only."""
   if jax.process_index() == 0:
     # Leftover files cost space, but are no reason to fail a finished stage.
@@ -124,24 +126,24 @@ def delete(workspace: workspace_lib.Workspace) -> None:
       files.remove_folder(workspace.directory / 'features')
 
 
-def write_array(path: files.Path, array: np.ndarray) -> None:
+def write_feature_array(path: files.Path, array: np.ndarray) -> None:
   """Writes an array as .npy atomically; `path` may be in a bucket."""
   content = io.BytesIO()
   np.save(content, array)
-  files.write(path, content.getvalue())
+  files.write_atomically(path, content.getvalue())
 
 
-def read_array(path: files.Path) -> Shaped[np.ndarray, '...']:
-  """Reads an array that `write_array` has written."""
+def read_feature_array(path: files.Path) -> Shaped[np.ndarray, '...']:
+  """Reads an array that `write_feature_array` has written."""
   return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
 
 
-def single_tags(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
+def read_single_tags(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
   """Reads the class of each image; None unless each has exactly one tag."""
   if 'tags' not in split.label_kinds:
     return None
   tags = list(
-    threads.ordered_map(
+    threads.map_in_threads(
       lambda i: np.asarray(split.records[i]['tags']), range(len(split))
     )
   )

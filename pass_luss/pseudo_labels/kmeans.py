@@ -1,8 +1,10 @@
 """k-means of features that are sharded over the devices of a mesh.
 
-  rows = kmeans.shard_rows(mesh, features)
-  initial = kmeans.sample_initial(rng, restarts=30, num_rows=rows.count, k=919)
-  clustering = kmeans.fit(rows, initial, num_iterations=20)
+  rows = kmeans.shard_feature_rows(mesh, features)
+  initial = kmeans.sample_initial_centroids(
+    rng, restarts=30, num_rows=rows.count, k=919
+  )
+  clustering = kmeans.fit_kmeans(rows, initial, num_iterations=20)
   kmeans.clustering_scores(clustering.assignments[: rows.count], classes)
 
 Lloyd's algorithm on squared Euclidean distances, like Faiss' flat L2 clustering
@@ -64,13 +66,13 @@ class Clustering(NamedTuple):
   assignments: jax.Array
 
 
-def shard_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
+def shard_feature_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
   """Shards rows over a mesh, padded with zeros to a multiple of its devices.
 
   Args:
-    mesh: with the axes of `sharding.make_mesh`.
-    features: the same on all hosts, for instance a memory map: each host reads
-      only the rows of its own devices.
+    mesh: device mesh with the axes of `sharding.make_mesh`.
+    features: array that is the same on all hosts, for instance a memory map;
+      each host reads only the rows of its own devices.
   """
   count, dim = features.shape
   padded = -(-count // mesh.size) * mesh.size
@@ -86,7 +88,7 @@ def shard_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
   return Rows(values, count)
 
 
-def sample_initial(
+def sample_initial_centroids(
   rng: Array, restarts: int, num_rows: int, k: int
 ) -> Int[Array, 'R K']:
   """Draws k distinct rows as the initial centroids of each restart.
@@ -119,7 +121,7 @@ def sample_initial(
   return jax.vmap(draw)(jnp.arange(restarts))
 
 
-def fit(
+def fit_kmeans(
   rows: Rows,
   initial: Int[Array | np.ndarray, 'R K'],
   num_iterations: int = 20,
@@ -134,7 +136,8 @@ def fit(
 
   Args:
     rows: features to cluster.
-    initial: for each restart, the rows that are its initial centroids.
+    initial: indices of the rows that are the initial centroids, for each
+      restart.
     num_iterations: number of assignments and updates, all of which run.
     block_rows: rows whose distances are in memory at a time on each device;
       changes the result only by the rounding of sums.
@@ -180,7 +183,7 @@ def fit(
   return Clustering(best_centroids, best, assignments)
 
 
-def assign(
+def assign_to_centroids(
   features: Float[Array, 'N D'],
   centroids: Float[Array, 'K D'],
   block_rows: int = BLOCK_ROWS,
@@ -191,7 +194,7 @@ def assign(
   """
 
   def visit(clusters: Array, block: Array, _: Array, start: Array) -> Array:
-    block_clusters = nearest(block, centroids[None])[0]
+    block_clusters = nearest_centroids(block, centroids[None])[0]
     return jax.lax.dynamic_update_slice_in_dim(
       clusters, block_clusters, start, 0
     )
@@ -200,7 +203,7 @@ def assign(
   return _fold_blocks(visit, clusters, features, len(features), block_rows)
 
 
-def nearest(
+def nearest_centroids(
   features: Float[Array, 'N D'], centroids: Float[Array, 'R K D']
 ) -> Int[Array, 'R N']:
   """Returns the nearest centroid of each row in each of R sets of centroids.
@@ -218,7 +221,7 @@ def nearest(
   return jnp.min(jnp.where(distances == least, order, k), axis=1)
 
 
-def split_empty(
+def split_empty_clusters(
   centroids: Float[Array, 'K D'], counts: Int[Array, 'K']
 ) -> Float[Array, 'K D']:
   """Replaces each empty cluster by half of the cluster largest at that time.
@@ -229,7 +232,7 @@ def split_empty(
   is the first largest, so that the result is deterministic.
 
   Args:
-    centroids: of all clusters; those of empty ones are ignored.
+    centroids: centroids of all clusters; those of empty clusters are ignored.
     counts: number of rows of each cluster; their sum is at least K.
   """
   dim = centroids.shape[1]
@@ -410,7 +413,7 @@ def _update(
   restarts, k, _ = centroids.shape
 
   def visit(carry: Any, block: Array, valid: Array, _: Array) -> Any:
-    clusters = jnp.where(valid, nearest(block, centroids), k)
+    clusters = jnp.where(valid, nearest_centroids(block, centroids), k)
     ones = jnp.ones(len(block), jnp.int32)
     count_rows = jax.vmap(lambda row: jax.ops.segment_sum(ones, row, k))
     sums, counts = carry
@@ -419,7 +422,7 @@ def _update(
   carry = jnp.zeros_like(centroids), jnp.zeros((restarts, k), jnp.int32)
   sums, counts = jax.lax.psum(fold(visit, carry), mesh.axis_names)
   means = sums / jnp.maximum(counts, 1)[..., None]
-  return jax.vmap(split_empty)(means, counts)
+  return jax.vmap(split_empty_clusters)(means, counts)
 
 
 def _objectives(
@@ -430,7 +433,7 @@ def _objectives(
   """Sums the squared distances of all rows; runs on each device."""
 
   def visit(total: Array, block: Array, valid: Array, _: Array) -> Array:
-    clusters = nearest(block, centroids)
+    clusters = nearest_centroids(block, centroids)
     distances = _squared_distances(block, centroids, clusters)
     return total + jnp.sum(jnp.where(valid, distances, 0), axis=-1)
 
@@ -486,7 +489,7 @@ def _assign_rows(
   """Returns the nearest centroid of each row; -1 for padding."""
 
   def on_device(values: Array, count: Array, centroids: Array) -> Array:
-    clusters = assign(values, centroids, block_rows)
+    clusters = assign_to_centroids(values, centroids, block_rows)
     local_count = _local_count(values, count, mesh)
     return jnp.where(jnp.arange(len(values)) < local_count, clusters, -1)
 

@@ -43,7 +43,7 @@ class LabelOptions:
     threshold: τ: pixels of lower attention become 'other'. Negative: the
       threshold of the highest mIoU on `choose_on`, as in the released code.
     choose_on: split with masks to choose a threshold and a matching on.
-    short_side: of the images, in pixels.
+    short_side: short side of the resized images, in pixels.
     batch_size: global; does not change the result.
     saliency: foreground instead of attention: 'rc' for region contrast, or a
       folder with a saliency map of each image; '' for attention.
@@ -108,19 +108,19 @@ def category_function(
 
   Args:
     segmenter: the network; of kind 'attended', with the head `attention`.
-    centroids: of the categories 1…K.
+    centroids: centroids of the categories 1…K.
     kind: unit of clustering; attention is 1 unless it is 'attended'.
 
   Returns:
     A function of state and images that returns [B, h, w, 2]: the category of
     the centroid of the largest cosine similarity, and the attention in [0, 1].
   """
-  centroids = embedding_ops.l2_normalize(jnp.asarray(centroids))
+  centroids = embedding_ops.l2_normalize_embeddings(jnp.asarray(centroids))
 
   def categories_and_attention(
     state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w 2']:
-    variables = train_state.variables(state)
+    variables = train_state.train_state_variables(state)
     if kind == 'attended':
       maps, weights = attention_lib.features_and_attention(
         segmenter, variables, images
@@ -130,14 +130,14 @@ def category_function(
       deepest = segmenter.apply(
         variables, images, decode=False, method='features'
       )['encoder'].deepest.array
-      maps = embedding_ops.upsample(deepest)
+      maps = embedding_ops.upsample_embeddings(deepest)
       attention = jnp.ones(maps.shape[:3])
       if kind == 'image':
         # Centroids are of whole images: all cells get the image's category.
         mean = jnp.mean(maps, axis=(1, 2), keepdims=True)
         maps = jnp.broadcast_to(mean, maps.shape)
-    similarities = embedding_ops.similarities(
-      embedding_ops.l2_normalize(maps), centroids.T
+    similarities = embedding_ops.prototype_similarities(
+      embedding_ops.l2_normalize_embeddings(maps), centroids.T
     )
     categories = 1 + jnp.argmax(similarities, axis=-1)
     return jnp.stack([categories.astype(jnp.float32), attention], axis=-1)
@@ -151,7 +151,7 @@ def categories_by_id(
   """Returns the category 1…K of each image that was clustered as a whole.
 
   Args:
-    ids: of the images, in the order in which they were clustered.
+    ids: ids of the images, in the order in which they were clustered.
     clusters: cluster of each image, from 0.
   """
   return dict(zip(ids, (1 + clusters).tolist(), strict=True))
@@ -163,8 +163,9 @@ def foreground_function(
   """Builds the function that replaces attention; None for attention itself.
 
   Args:
-    name: as in `LabelOptions.saliency`.
-    ids: of the images whose maps must exist, if they are read from a folder.
+    name: method of saliency, as in `LabelOptions.saliency`.
+    ids: ids of the images whose maps must exist, if maps are read from a
+      folder.
 
   Raises:
     UserError: a saliency map is missing.
@@ -174,16 +175,16 @@ def foreground_function(
   if name == 'rc':
     return lambda example: saliency.region_contrast(example['image'])
   folder = pathlib.Path(name).expanduser()
-  saliency.find_maps(folder, ids)
+  saliency.find_saliency_maps(folder, ids)
 
   def read_saliency(example: Mapping[str, Any]) -> np.ndarray:
     path = label_folders.label_path(folder, example['id'].item().decode())
-    return saliency.read_map(path, tuple(example['size'].tolist()))
+    return saliency.read_saliency_map(path, tuple(example['size'].tolist()))
 
   return read_saliency
 
 
-def label_map(
+def category_label_map(
   categories: Int[np.ndarray, 'h w'],
   foreground: Float[np.ndarray, 'H W'],
   threshold: float,
@@ -195,9 +196,9 @@ def label_map(
     foreground: attention or saliency of each pixel.
     threshold: τ.
   """
-  labels = short_side_lib.resize_labels(categories, foreground.shape).astype(
-    np.int16
-  )
+  labels = short_side_lib.resize_predicted_labels(
+    categories, foreground.shape
+  ).astype(np.int16)
   return np.where(foreground < threshold, np.int16(0), labels)
 
 
@@ -212,7 +213,7 @@ def resize_attention(
 # Many images share a height or width; a matrix is slow to build.
 @functools.lru_cache(maxsize=512)
 def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
-  return resize.bilinear_matrix(old, new)
+  return resize.bilinear_resize_matrix(old, new)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -297,7 +298,7 @@ class Labeler:
   Attributes:
     predictor: predicts category and foreground of each cell, [h, w, 2], as
       built from `category_function`, or a class and its activation (CAM).
-    state: of the network.
+    state: training state of the network.
     mesh: the devices.
     batch_size: global number of images.
     reading: options of the input pipeline.
@@ -353,10 +354,10 @@ class Labeler:
         category = image_categories[example['id'].item().decode()]
         categories = np.full_like(categories, category)
       probability = attention if foreground is None else foreground(example)
-      return label_map(categories, probability, threshold), example
+      return category_label_map(categories, probability, threshold), example
 
     # In threads: computing region contrast is slow.
-    return threads.ordered_map(build, self.predict(split))
+    return threads.map_in_threads(build, self.predict(split))
 
   def draw_panel(
     self,
@@ -370,12 +371,12 @@ class Labeler:
 
     Args:
       split: the images.
-      folder: of their label maps.
+      folder: folder of the label maps.
       foreground: replaces attention; None for attention.
     """
-    rows, palette = [], masks.palette(np.iinfo(np.int16).max)
+    rows, palette = [], masks.voc_palette(np.iinfo(np.int16).max)
     for _, attention, example in self.predict(split):
-      label = png_format.read(
+      label = png_format.read_imagenet_s_png(
         label_folders.label_path(folder, example['id'].item().decode()),
         png_format.MAX_CLASSES,
       )
@@ -386,13 +387,13 @@ class Labeler:
         [
           example['image'],
           np.repeat(gray[..., None], 3, axis=-1),
-          panels.colorize(label, palette[: int(label.max()) + 1]),
+          panels.colorize_label_map(label, palette[: int(label.max()) + 1]),
         ]
       )
     if not rows:
       return None
     title = 'attention' if foreground is None else 'saliency'
-    return panels.draw_grid(rows, ('image', title, 'pseudo-label'))
+    return panels.draw_picture_grid(rows, ('image', title, 'pseudo-label'))
 
   def sweep_thresholds(
     self,
@@ -413,6 +414,8 @@ class Labeler:
     for categories, attention, example in self.predict(split, ('label',)):
       label = example['label']
       probability = attention if foreground is None else foreground(example)
-      categories = short_side_lib.resize_labels(categories, label.shape)
+      categories = short_side_lib.resize_predicted_labels(
+        categories, label.shape
+      )
       sweep.update(categories, probability, label)
-    return metrics.merge_across_hosts(sweep)
+    return metrics.merge_metrics_across_hosts(sweep)

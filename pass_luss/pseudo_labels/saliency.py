@@ -1,8 +1,8 @@
 """Saliency maps of images: computed by region contrast, or read from files.
 
   saliency = region_contrast(image)
-  paths = find_maps(folder, ids)
-  saliency = read_map(paths[0], (375, 500))
+  paths = find_saliency_maps(folder, ids)
+  saliency = read_saliency_map(paths[0], (375, 500))
 
 Region contrast (RC) is a hand-crafted method without training. Source: Cheng et
 al., Global Contrast based Salient Region Detection, CVPR 2011 and TPAMI 2015,
@@ -80,7 +80,7 @@ def region_contrast(
     statistics.sizes,
     statistics.center_distances,
   )
-  return min_max_normalize(saliency)[regions]
+  return min_max_normalize_saliency(saliency)[regions]
 
 
 def segment_regions(
@@ -206,12 +206,12 @@ def region_saliency(
   return prior * np.sum(weights * contrasts, axis=1)
 
 
-def min_max_normalize(
+def min_max_normalize_saliency(
   values: Float[np.ndarray, ' R'],
 ) -> Float32[np.ndarray, ' R']:
   """Rescales non-negative values to [0, 1]; returns 0 if all are equal.
 
-  >>> min_max_normalize(np.array([2.0, 6.0, 3.0])).tolist()
+  >>> min_max_normalize_saliency(np.array([2.0, 6.0, 3.0])).tolist()
   [0.0, 1.0, 0.25]
   """
   low, high = values.min(), values.max()
@@ -220,14 +220,14 @@ def min_max_normalize(
   return ((values - low) / (high - low)).astype(np.float32)
 
 
-def find_maps(
+def find_saliency_maps(
   folder: pathlib.Path, ids: Sequence[str]
 ) -> Sequence[pathlib.Path]:
   """Returns the path of the saliency map of each image, FOLDER/ID.png.
 
   Args:
-    folder: of the maps.
-    ids: of the images; 'WNID/NAME' if the maps are in folders of classes.
+    folder: folder of the saliency maps.
+    ids: ids of the images; 'WNID/NAME' if the maps are in folders of classes.
 
   Raises:
     UserError: the folder is missing or cannot be read, or maps are missing.
@@ -235,7 +235,7 @@ def find_maps(
   if not folder.is_dir():
     problem = 'a file' if folder.exists() else 'no such folder'
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{folder}: expected a folder with the saliency map of each image as '
         f'ID.png, got {problem}'
       )
@@ -252,7 +252,7 @@ def find_maps(
     named = ', '.join(missing[:_MAX_NAMED])
     more = ', …' if len(missing) > _MAX_NAMED else ''
     raise errors.UserError(
-      errors.one_line(
+      errors.format_on_one_line(
         f'{folder}: expected {len(paths):,} saliency maps, got '
         f'{len(paths) - len(missing):,} ({named}{more} missing): add one for '
         'each image, or choose the folder that has them'
@@ -261,7 +261,7 @@ def find_maps(
   return paths
 
 
-def read_map(
+def read_saliency_map(
   file: archives.File, size: tuple[int, int]
 ) -> Float32[np.ndarray, 'H W']:
   """Reads a saliency map in [0, 1], resized bilinearly to its image.
@@ -298,7 +298,7 @@ def read_map(
 
 def _gray(data: bytes) -> UInt8[np.ndarray, 'H W']:
   """Decodes the pixels of a map; errors lack the file's name."""
-  image = image_files.decode(data, ('PNG',))
+  image = image_files.decode_image_file(data, ('PNG',))
   bits = data[_BIT_DEPTH_OFFSET]
   if image.mode not in ('1', 'L', 'RGB') or bits > 8:
     raise errors.UserError(

@@ -37,7 +37,7 @@ class PassStage(experiment_stage.ExperimentStage):
     Args:
       split: name of the split; '' for the images that are clustered.
       kind: kind of label it must have: 'label', 'tags' or '' for none.
-      purpose: what needs the labels, for the message.
+      purpose: description of the work that needs labels, for the message.
       data: another data set than that of the images, if given.
     """
     images = self.experiment.images
@@ -56,10 +56,10 @@ class PassStage(experiment_stage.ExperimentStage):
     self, folder: files.Path
   ) -> tuple[int, train_state.TrainState]:
     """Reads step and variables of the last checkpoint of a stage folder."""
-    fields = checkpoint_reader.read(
+    fields = checkpoint_reader.read_checkpoint_fields(
       folder / 'checkpoints', ('step', 'params', 'batch_stats')
     )
-    state = train_state.inference_state(fields, self.context.mesh)
+    state = train_state.inference_train_state(fields, self.context.mesh)
     return int(fields['step']), state
 
 
@@ -87,7 +87,7 @@ class InferenceStage(PassStage):
 
   def settings(self) -> Any:
     """Returns block and images, without fields that change no result."""
-    settings = options.to_dict(
+    settings = options.options_to_dict(
       {self.name: self.options, 'images': self.experiment.images}
     )
     del settings[self.name]['batch_size']
@@ -96,7 +96,7 @@ class InferenceStage(PassStage):
 
   def check(self) -> None:
     """Checks that batches divide among the devices."""
-    sharding.check_batch_size(
+    sharding.check_batch_divides_devices(
       self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
     )
 
@@ -108,7 +108,7 @@ class InferenceStage(PassStage):
     return ('no cost is estimated: it depends on the images',)
 
 
-def add_scores(
+def add_label_map_scores(
   results: results_lib.Results,
   name: str,
   split: datasets.Split,
@@ -129,9 +129,9 @@ def add_scores(
     more: further scores.
   """
   values = {
-    **segment.score(split, labels, num_categories, match),
+    **segment.score_label_map_files(split, labels, num_categories, match),
     **(more or {}),
   }
-  segment.log_scores(values, split, f'{name} ({split.name})')
-  panel = segment.draw_panel(split, labels, num_categories, match)
+  segment.log_label_map_scores(values, split, f'{name} ({split.name})')
+  panel = segment.draw_label_map_panel(split, labels, num_categories, match)
   results.add(name, values, split, panel)

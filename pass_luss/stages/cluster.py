@@ -64,7 +64,7 @@ class ClusterStage(ClusteredStage):
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes centroids and assignments; scores them where there are tags."""
     split, folder = self.open_images(), workspace.directory
-    data_lib.require_same_data(workspace, split)
+    data_lib.require_same_stage_data(workspace, split)
     self.check_rows(split)
     # The centroids are written last. Host 0 decides: another host may see its
     # files later.
@@ -74,7 +74,7 @@ class ClusterStage(ClusteredStage):
     # On host 0 only: the others need not read all tags.
     if jax.process_index() == 0 and self.options.kind != 'pixel':
       self._write_scores(split, folder)
-    features.delete(workspace)
+    features.delete_feature_files(workspace)
     return [folder / name for name in cluster_lib.FILES]
 
   def check_rows(self, split: datasets.Split) -> None:
@@ -118,12 +118,12 @@ class ClusterStage(ClusteredStage):
     """Extracts the features of all images, fits and writes the centroids."""
     block, context = self.options, self.context
     feature_maps = short_side.FeatureMaps(
-      features.feature_function(self.build_network(), block.kind),
+      features.clustering_feature_function(self.build_network(), block.kind),
       block.short_side,
       block.crop,
     )
     _, state = self.read_state(workspace.needed[self.trained_by.name])
-    extracted = features.extract(
+    extracted = features.extract_clustering_features(
       split,
       feature_maps,
       state,
@@ -140,14 +140,14 @@ class ClusterStage(ClusteredStage):
 
   def _write_scores(self, split: datasets.Split, folder: files.Path) -> None:
     """Writes how well clusters agree with the tags, where images have one."""
-    tags = features.single_tags(split)
+    tags = features.read_single_tags(split)
     if tags is None:
       return
-    assignments = cluster_lib.read_assignments(folder)
+    assignments = cluster_lib.read_cluster_assignments(folder)
     scores = kmeans.clustering_scores(assignments, tags)
-    console.log(
+    console.print_line(
       f'clusters against classes: NMI {scores["nmi"]:.4f}, accuracy '
       f'{scores["accuracy"]:.4f}'
     )
     path = folder / cluster_lib.SCORES
-    json_files.write(path, json_files.read(path) | scores)
+    json_files.write_json(path, json_files.read_json(path) | scores)

@@ -42,11 +42,11 @@ class DistanceStage(base.InferenceStage):
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes label maps of each split, and scores those with masks."""
     block = self.options
-    data_lib.require_same_data(workspace, self.open_images())
+    data_lib.require_same_stage_data(workspace, self.open_images())
     step, matcher = self.build_matcher(workspace)
     labeled = self.open_images(block.bank, 'label', 'distance matching')
     bank = matcher.build_bank(labeled)
-    console.log(f'{labeled.name}: {len(bank.labels)} regions')
+    console.print_line(f'{labeled.name}: {len(bank.labels)} regions')
     grid_maps = matcher.grid_label_function(bank)
 
     def maps(split: datasets.Split) -> Any:
@@ -56,7 +56,9 @@ class DistanceStage(base.InferenceStage):
     for name in block.splits:
       split = self.open_images(name)
       folder = workspace.directory / name
-      label_folders.write(split, maps, folder, workspace, block.short_side)
+      label_folders.write_missing_label_maps(
+        split, maps, folder, workspace, block.short_side
+      )
       outputs.append(folder)
       if 'label' in split.label_kinds:
         self._score(results, name, split, folder, matcher)
@@ -100,9 +102,11 @@ class DistanceStage(base.InferenceStage):
       if accuracy is not None:
         more = {'knn_accuracy': accuracy}
     num_categories = len(split.classes) - 1
-    base.add_scores(results, name, split, folder, num_categories, None, more)
+    base.add_label_map_scores(
+      results, name, split, folder, num_categories, None, more
+    )
     if block.rematch:
-      match = segment.match_categories(split, folder, num_categories)
-      base.add_scores(
+      match = segment.match_label_map_files(split, folder, num_categories)
+      base.add_label_map_scores(
         results, f'{name}_rematched', split, folder, num_categories, match
       )

@@ -36,8 +36,8 @@ class FinetuneOptions:
     recipe: batch size, number of steps, optimizer.
     repeated_upsampling: whether logits are upsampled by 2 repeatedly, instead
       of at once to the size of the reduced label maps.
-    output_stride: of the encoder, whose last blocks are dilated for it; 0 for
-      that of `network`.
+    output_stride: output stride of the encoder, reached by dilating its last
+      blocks; 0 for that of `network`.
     colors: color augmentation.
   """
 
@@ -72,7 +72,9 @@ class SegmenterStage(base.PassStage, experiment_stage.TrainingStage):
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of images with label maps."""
     del num_classes
-    return batch_lib.spec(self.options.recipe.batch_size, self.size, label=True)
+    return batch_lib.batch_spec(
+      self.options.recipe.batch_size, self.size, label=True
+    )
 
   def method(
     self, context: context_lib.Context, num_classes: int
@@ -110,7 +112,7 @@ class SegmenterStage(base.PassStage, experiment_stage.TrainingStage):
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:
     """Writes names and colors of the classes."""
-    return data_lib.write_classes(workspace, streams[''].split)
+    return data_lib.write_stage_classes(workspace, streams[''].split)
 
 
 class FinetuneStage(SegmenterStage):

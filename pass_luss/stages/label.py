@@ -71,7 +71,7 @@ class LabelStage(cluster.ClusteredStage):
     """Writes label maps of the images and of the reported splits."""
     block = self.options
     train = self.open_images()
-    data_lib.require_same_data(workspace, train)
+    data_lib.require_same_stage_data(workspace, train)
     num_categories = len(train.classes) - 1
     step, labeler = self.build_labeler(workspace)
     foreground = labeler_lib.foreground_function(
@@ -87,18 +87,26 @@ class LabelStage(cluster.ClusteredStage):
       maps, image_categories=self._image_categories(workspace, train)
     )
     folder = workspace.directory / 'train'
-    label_folders.write(train, train_maps, folder, workspace, block.short_side)
+    label_folders.write_missing_label_maps(
+      train, train_maps, folder, workspace, block.short_side
+    )
     outputs = [folder, workspace.directory / threshold.FILE]
     results, match = results_lib.Results(workspace, step), None
     for name in self.reported():
       split = self.open_images(name, 'label', 'a report')
       labels = workspace.directory / name
-      label_folders.write(split, maps, labels, workspace, block.short_side)
+      label_folders.write_missing_label_maps(
+        split, maps, labels, workspace, block.short_side
+      )
       if match is None:
-        match = segment.match_categories(split, labels, num_categories)
-      base.add_scores(results, name, split, labels, num_categories, match)
+        match = segment.match_label_map_files(split, labels, num_categories)
+      base.add_label_map_scores(
+        results, name, split, labels, num_categories, match
+      )
       outputs.append(labels)
-    rows = splits.evenly_spaced(len(train), evaluation.NUM_PANEL_ROWS)
+    rows = splits.evenly_spaced_image_indices(
+      len(train), evaluation.NUM_PANEL_ROWS
+    )
     panel = labeler.draw_panel(train.select(np.array(rows)), folder, foreground)
     if panel is not None:
       results.write_panel('attention', panel)
@@ -141,7 +149,7 @@ class LabelStage(cluster.ClusteredStage):
     choose_on = None
     if self.chooses_threshold:
       choose_on = self.open_images(block.choose_on, 'label', 'a threshold')
-    return threshold.choose(
+    return threshold.choose_attention_threshold(
       workspace,
       labeler,
       num_categories,
@@ -156,5 +164,7 @@ class LabelStage(cluster.ClusteredStage):
     """Returns the category of each image by id, where whole images have one."""
     if self.experiment.cluster.kind != 'image':
       return None
-    assignments = cluster_lib.read_assignments(workspace.needed['cluster'])
+    assignments = cluster_lib.read_cluster_assignments(
+      workspace.needed['cluster']
+    )
     return labeler_lib.categories_by_id(train.ids(), assignments)

@@ -82,7 +82,9 @@ class RepresentStage(base.ViewsStage):
     small = self.options.small
     if small:
       net = self.method(self.context, num_classes=2).segmenter
-      network.check_image_size(net, small.size, f'{self.path}.small.size')
+      network.check_network_image_size(
+        net, small.size, f'{self.path}.small.size'
+      )
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images and the start."""
@@ -96,8 +98,8 @@ class RepresentStage(base.ViewsStage):
     """Builds the pretraining method; classes play no role."""
     del num_classes
     block = self.options
-    objectives = pretrain_options.build(block.learn, block.widths)
-    heads = pretrain_options.build_heads(
+    objectives = pretrain_options.build_objectives(block.learn, block.widths)
+    heads = pretrain_options.build_objective_heads(
       objectives, jnp.dtype(context.network.dtype)
     )
     return pretrain_method.Pretrain(
@@ -122,7 +124,7 @@ class RepresentStage(base.ViewsStage):
     count = min(_NUM_EVALUATED, len(stream.split))
     return panels.PretrainPanels(
       trained,
-      data_lib.fixed_batch(stream, count),
+      data_lib.fixed_panel_batch(stream, count),
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
     )

@@ -30,12 +30,13 @@ class SegmentOptions:
   """Options of label maps of whole splits, and their scores.
 
   Attributes:
-    splits: that are segmented; those with masks are scored.
+    splits: names of the splits to segment; those with masks are scored.
     match_on: the split on which generated categories are matched with classes;
       a network trained on masks has classes, which are matched by their names.
     inference: 'logits', or 'cam': the activation of the image's category.
-    threshold: of 'cam'; negative: chosen on `match_on`.
-    short_side: of the images.
+    threshold: threshold of class activation maps ('cam'); if negative, it is
+      chosen on the split `match_on`.
+    short_side: short side of the resized images, in pixels.
     batch_size: global number of images; changes no result.
     about: description of the method in a submission.
   """
@@ -134,32 +135,36 @@ class SegmentingStage(base.InferenceStage):
       'matching',
       self.data,
     )
-    data_lib.require_same_data(workspace, first)
+    data_lib.require_same_stage_data(workspace, first)
     folder = workspace.needed[self.trained_by.name]
-    classes = json_files.read(folder / data_lib.CLASSES_FILE)['classes']
+    classes = json_files.read_json(folder / data_lib.CLASSES_FILE)['classes']
     match = None
     if self.has_class_names:
-      match = matching.match_by_name(classes, first.classes)
+      match = matching.match_classes_by_name(classes, first.classes)
     num_categories = len(classes) - 1
     method = self.trained_by.method(self.exact_context, num_categories + 1)
     step, state = self.read_state(folder)
     maps, chosen = self._label_maps(workspace, method, state, num_categories)
     path = workspace.directory / _MATCH_FILE
     results = results_lib.Results(workspace, step)
-    outputs = [path, *data_lib.write_classes(workspace, first)]
+    outputs = [path, *data_lib.write_stage_classes(workspace, first)]
     for name in names:
       split = self.open_images(name, data=self.data)
       labels = workspace.directory / name
-      label_folders.write(split, maps, labels, workspace, block.short_side)
+      label_folders.write_missing_label_maps(
+        split, maps, labels, workspace, block.short_side
+      )
       outputs.append(labels)
       if name == names[0]:
-        match = match or segment_lib.match_categories(
+        match = match or segment_lib.match_label_map_files(
           split, labels, num_categories
         )
         if jax.process_index() == 0:
           match.write(path)
       if 'label' in split.label_kinds:
-        base.add_scores(results, name, split, labels, num_categories, match)
+        base.add_label_map_scores(
+          results, name, split, labels, num_categories, match
+        )
       else:
         outputs.append(
           segment_lib.write_submission(split, labels, path, block.about)
@@ -202,7 +207,7 @@ class SegmentingStage(base.InferenceStage):
       choose_on = self.open_images(
         block.match_on, 'label', 'a threshold', self.data
       )
-    chosen = threshold.choose(
+    chosen = threshold.choose_attention_threshold(
       workspace, labeler, num_categories, block.threshold, choose_on
     )
     return lambda split: labeler.label_maps(split, chosen.threshold), chosen
@@ -231,9 +236,9 @@ class SegmentStage(SegmentingStage):
     """
     folder, matched = workdir / self.trained_by.name, workdir / self.name
     for needed in (folder, matched):
-      stage.require_finished(needed, 'predict')
-    trained = json_files.read(folder / data_lib.CLASSES_FILE)
-    known = json_files.read(matched / data_lib.CLASSES_FILE)
+      stage.require_finished_stage(needed, 'predict')
+    trained = json_files.read_json(folder / data_lib.CLASSES_FILE)
+    known = json_files.read_json(matched / data_lib.CLASSES_FILE)
     match = matching.Match.read(
       matched / _MATCH_FILE, len(known['classes']) - 1
     )

@@ -9,7 +9,7 @@ from segcore.train import workspace as workspace_lib
 FILE = 'threshold.json'
 
 
-def choose(
+def choose_attention_threshold(
   workspace: workspace_lib.Workspace,
   labeler: labeler_lib.Labeler,
   num_categories: int,
@@ -20,9 +20,10 @@ def choose(
   """Returns the threshold that attention must reach; writes it to a file.
 
   Args:
-    workspace: of the stage; a threshold written there before is returned.
+    workspace: workspace of the stage; a threshold that its folder already
+      contains is returned.
     labeler: computes the attention.
-    num_categories: without the background.
+    num_categories: number of categories without the background.
     given: the threshold unless one is chosen; 0 if negative.
     choose_on: images with masks, on which the best threshold is chosen; None
       takes the given one.
@@ -31,7 +32,7 @@ def choose(
   path = workspace.directory / FILE
   # Host 0 decides: another host may see its files later.
   if collectives.broadcast_from_host_0(path.exists()):
-    return labeler_lib.ForegroundThreshold(**json_files.read(path))
+    return labeler_lib.ForegroundThreshold(**json_files.read_json(path))
   threshold = labeler_lib.ForegroundThreshold(max(given, 0.0))
   if choose_on is not None:
     num_classes = len(choose_on.classes) - 1
@@ -39,9 +40,9 @@ def choose(
       choose_on, num_categories, num_classes, foreground
     )
     threshold = labeler_lib.ForegroundThreshold(*sweep.best(), choose_on.name)
-    console.log(
+    console.print_line(
       f'threshold {threshold.threshold:.2f}: mIoU {threshold.miou:.4f} on '
       f'{choose_on.name}, the best of those tried'
     )
-  json_files.write(path, threshold._asdict())
+  json_files.write_json(path, threshold._asdict())
   return threshold

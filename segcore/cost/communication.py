@@ -6,9 +6,12 @@ communication.count_collectives(step.lower(state, batch).compile())
 import collections
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+
+from segcore.cost import topology as topology_lib
 
 KINDS = (
   'all-reduce',
@@ -23,10 +26,10 @@ class Collective(NamedTuple):
   """One collective operation of a compiled program.
 
   Attributes:
-    kind: one of `KINDS`.
-    size: bytes of the result, on each device.
-    source: the operation of the traced program that it belongs to, by the
-      name that jax gives it.
+    kind: kind of the collective, one of `KINDS`.
+    size: size of the result on each device, in bytes.
+    source: name that jax gives to the operation of the traced program from
+      which the compiler made the collective.
   """
 
   kind: str
@@ -65,6 +68,77 @@ def count_collectives(compiled: jax.stages.Compiled) -> dict[str, int]:
   """
   counts = collections.Counter(c.kind for c in list_collectives(compiled))
   return {kind: counts[kind] for kind in KINDS}
+
+
+def collective_bytes_by_kind(
+  exchanged: Sequence[Collective],
+) -> dict[str, list[int]]:
+  """Returns the sizes of collectives by kind, in bytes."""
+  sizes: dict[str, list[int]] = {}
+  for each in exchanged:
+    sizes.setdefault(each.kind, []).append(each.size)
+  return sizes
+
+
+def collective_seconds(
+  exchanged: Sequence[Collective],
+  chip: topology_lib.Chip,
+  compiled_for: int,
+  devices: int,
+) -> float:
+  """Computes the time of collectives on a ring over two links of each chip.
+
+  An all-reduce of B bytes among n devices sends 2·(n-1)/n·B from each, the
+  other collectives half of that or less. Latency and overlap with arithmetic
+  are left out. At a constant batch a device, reduced arrays keep their size and
+  gathered ones grow with the number of devices.
+
+  Args:
+    exchanged: collectives of the program.
+    chip: kind of all devices.
+    compiled_for: number of devices of the program.
+    devices: number of devices that the time is for.
+  """
+  if devices == 1:
+    return 0.0
+  share = (devices - 1) / devices
+  growth = devices / compiled_for
+  sent = {
+    'all-reduce': 2 * share,
+    'all-gather': share * growth,
+    'all-to-all': share,
+    'reduce-scatter': devices - 1,  # Sizes are those of the result.
+    'collective-permute': 1,
+  }
+  return sum(sent[c.kind] * c.size for c in exchanged) / (
+    2 * chip.link_bandwidth
+  )
+
+
+def weak_scaling_seconds(
+  compute: float,
+  exchanged: Sequence[Collective],
+  chip: topology_lib.Chip,
+  compiled_for: int,
+  counts: Sequence[int],
+) -> list[float | None]:
+  """Computes the time of a step on several numbers of devices, in seconds.
+
+  None where no slice of the chip is that large.
+
+  Args:
+    compute: time of the arithmetic on a device, which stays.
+    exchanged: collectives of the program.
+    chip: kind of all devices.
+    compiled_for: number of devices of the program.
+    counts: numbers of devices.
+  """
+  return [
+    compute + collective_seconds(exchanged, chip, compiled_for, n)
+    if n <= chip.max_slice_chips
+    else None
+    for n in counts
+  ]
 
 
 def _itemsize(dtype: str) -> int:

@@ -1,6 +1,7 @@
 """Nominal operations of a program: 2 for each multiply-add of a matrix product.
 
-  flop_count = flops.count(train_step, state, batch)  # arrays or their shapes
+  # The arguments are arrays or their shapes.
+  flop_count = flops.count_flops(train_step, state, batch)
   flop_count.total, flop_count.by_part(('encoder', 'decoder', 'heads'))
 
 Matrix products and convolutions are counted by walking the jaxpr, taps on
@@ -27,8 +28,8 @@ class FlopCount:
   Attributes:
     by_name: operations by name stack, as flax and `jax.named_scope` write it:
       'transpose(jvp(Segmenter))/Segmenter.features/decoder/block0/conv1'.
-    in_while: the part of them in bodies of `while` loops, each counted for one
-      iteration, since only running it shows how many there are.
+    in_while: number of those operations that are in bodies of `while` loops,
+      each counted for one iteration, as the number of iterations is unknown.
   """
 
   by_name: Mapping[str, int]
@@ -40,31 +41,37 @@ class FlopCount:
     return sum(self.by_name.values())
 
   def by_part(self, parts: Sequence[str]) -> dict[str, int]:
-    """Returns the operations of each part, and of 'other' (see `part_of`)."""
+    """Returns the operations of each part, and of 'other'."""
     totals = dict.fromkeys((*parts, 'other'), 0)
     for name, operations in self.by_name.items():
-      totals[part_of(name, parts)] += operations
+      totals[part_of_name_stack(name, parts)] += operations
     return totals
 
 
-def part_of(name: str, parts: Sequence[str]) -> str:
-  """Returns the first word of a name stack that is one of the parts, or 'other'.
+def part_of_name_stack(name: str, parts: Sequence[str]) -> str:
+  """Returns the part that a name stack belongs to, or 'other'.
 
-  Operations of a gradient have the name of the operation they differentiate.
+  The part is the first word of the stack that is one of `parts`. Operations of
+  a gradient have the name of the operation they differentiate.
 
-  >>> part_of('transpose(jvp(Net))/decoder/block0/conv1', ('encoder', 'decoder'))
+  >>> part_of_name_stack('jvp(Net)/decoder/block0', ('encoder', 'decoder'))
   'decoder'
-  """  # noqa: E501
+  """
   words = re.findall(r'[\w.]+', name)
   return next((word for word in words if word in parts), 'other')
 
 
-def count(function: Callable[..., Any], *arguments: Any) -> FlopCount:
-  """Counts the operations of a function of arrays or shapes, without a run."""
-  return count_jaxpr(jax.make_jaxpr(function)(*arguments))
+def count_flops(function: Callable[..., Any], *arguments: Any) -> FlopCount:
+  """Counts the operations of a function, which is traced and not run.
+
+  Args:
+    function: function of arrays.
+    *arguments: arrays, or their shapes, or trees of them.
+  """
+  return count_jaxpr_flops(jax.make_jaxpr(function)(*arguments))
 
 
-def count_jaxpr(program: core.ClosedJaxpr) -> FlopCount:
+def count_jaxpr_flops(program: core.ClosedJaxpr) -> FlopCount:
   """Counts the operations of a traced program.
 
   The body of a `scan` counts once an iteration, that of a `while` once; of a
@@ -84,8 +91,8 @@ class _Operations:
   """The operations of one equation.
 
   Attributes:
-    name: its name stack.
-    number: of operations.
+    name: name stack of the equation.
+    number: number of operations.
     in_while: whether the equation is inside of a `while`.
   """
 
@@ -153,9 +160,9 @@ def _count_conv(eqn: core.JaxprEqn) -> int:
   """Counts the operations of a convolution, or of one of its two gradients.
 
   A gradient costs as much as the convolution itself: each cell of the kernel
-  meets each cell of the smaller of two maps, the layer's input and its output.
-  The larger one is strided over, or is the smaller one with zeros put between
-  its cells (a transposed convolution), which cost nothing.
+  is multiplied with each cell of the smaller of the layer's input and output.
+  The larger of the two is visited with a stride, or is the smaller one with
+  zeros between its cells (a transposed convolution), which cost nothing.
 
   In the gradient with respect to the kernel, input and output are convolved
   and the result is the kernel; jax then puts the "batch" axis of the result

@@ -70,8 +70,8 @@ class GoodputMeter:
       seconds: length of the window, since the last call.
       input_wait: share of the window spent waiting for batches.
       checkpoint_stall: share of the window spent copying the state to save it.
-      goodput: share of the time since the meter was created that was of no
-        kind, so that was spent on steps and logging.
+      goodput: share of the time since the meter was created that was spent on
+        steps and logging, that is on no `Kind` of other work.
     """
     now = time.monotonic()
     window = max(now - self._last_read, 1e-9)
@@ -103,12 +103,12 @@ def peak_flops(mesh: Mesh) -> float | None:
 def model_flops_utilization(
   steps_per_second: float, operations: int, peak_speed: float
 ) -> float:
-  """Computes the MFU: the share of the peak that a step's operations use.
+  """Computes the model FLOPs utilization: the used share of the peak speed.
 
   Args:
-    steps_per_second: of the training.
-    operations: of a step, on all devices (see `flops`).
-    peak_speed: operations per second of all devices (see `peak_flops`).
+    steps_per_second: speed of the training.
+    operations: number of operations of a step, on all devices (see `flops`).
+    peak_speed: peak operations per second of all devices (see `peak_flops`).
 
   >>> model_flops_utilization(2.0, 10**12, 8e12)
   0.25
@@ -116,10 +116,25 @@ def model_flops_utilization(
   return steps_per_second * operations / peak_speed
 
 
-def memory_usage(mesh: Mesh) -> Mapping[str, float]:
-  """Returns GB that this process uses on its host and on its first device.
+def arithmetic_seconds(
+  operations: int, speed: float, chips: int, part: float
+) -> float:
+  """Computes the time of a number of operations, in seconds.
 
-  Values that the platform does not report are left out.
+  Args:
+    operations: number of operations of all chips together.
+    speed: peak speed of a chip, in operations per second.
+    chips: number of chips that share them.
+    part: fraction of the peak speed that is reached, in (0, 1].
+  """
+  return operations / (speed * chips * part)
+
+
+def memory_usage(mesh: Mesh) -> Mapping[str, float]:
+  """Measures the memory of this process on its host and its first device.
+
+  Returns:
+    Sizes in GB by name; without those that the platform does not report.
   """
   usage = {}
   if _STATM.exists():

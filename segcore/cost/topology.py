@@ -1,6 +1,6 @@
 """Devices of other machines, for which programs are compiled but not run.
 
-  target = topology.parse('v5e:16x16')
+  target = topology.parse_topology('v5e:16x16')
   with topology.without_compilation_cache():
     mesh = sharding.make_mesh(devices=target.devices())
 
@@ -27,13 +27,13 @@ class Chip:
   """The data sheet of a kind of chip.
 
   Attributes:
-    name: in tables: 'TPU v4'.
-    peak_flops: dense bfloat16 operations per second, as stated by its vendor.
+    name: name in tables: 'TPU v4'.
+    peak_flops: dense bfloat16 operations per second, as stated by the vendor.
     link_bandwidth: bytes per second over one link to a neighbor, in one
       direction.
-    memory: bytes of a chip.
-    max_slice_chips: chips of the largest slice; slices are joined by a slower
-      network.
+    memory: size of the memory in bytes.
+    max_slice_chips: number of chips of the largest slice; a slower network
+      joins several slices.
   """
 
   name: str
@@ -70,8 +70,9 @@ class Topology:
   """A slice of TPU chips, or a number of simulated devices.
 
   Attributes:
-    kind: one of `CHIPS`, or 'cpu'.
-    shape: sides of the slice in chips; the number of simulated devices.
+    kind: key of `CHIPS`, or 'cpu' for simulated devices.
+    shape: number of chips along each side of the slice; for 'cpu', the number
+      of simulated devices.
   """
 
   kind: str
@@ -91,10 +92,11 @@ class Topology:
     return CHIPS.get(self.kind)
 
   def start_simulated_devices(self, min_devices: int) -> list[jax.Device]:
-    """Starts simulated devices; to be called before jax has started any.
+    """Starts simulated devices, before jax has started any devices.
 
     Args:
-      min_devices: number that is needed whatever the topology.
+      min_devices: smallest number of devices to start; a topology of more
+        simulated devices starts as many as it has.
 
     Raises:
       UserError: jax has already started with fewer.
@@ -142,10 +144,10 @@ class Topology:
     return list(description.devices)
 
 
-def parse(text: str) -> Topology:
+def parse_topology(text: str) -> Topology:
   """Parses a topology: a kind and a shape, or a number of devices.
 
-  >>> parse('v5e:16x16')
+  >>> parse_topology('v5e:16x16')
   Topology(kind='v5e', shape=(16, 16))
 
   Raises:

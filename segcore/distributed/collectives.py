@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from runtime import errors
 from segcore.distributed import host_settings, rendezvous
 
-# An all-gather needs arrays of one size: what a host sends is padded to this.
+# An all-gather needs arrays of one size: every host pads its bytes to this one.
 _MAX_BYTES = 256
 
 
@@ -28,9 +28,11 @@ def broadcast_from_host_0(
 ) -> Shaped[np.ndarray, '*shape']:
   """Returns the value of host 0 on every host.
 
+  Decisions that depend on files are made by host 0 alone, since on network
+  disks a file may appear later on some hosts than on others.
+
   Args:
-    value: of the same shape and type on all hosts. A host's own answer to
-      "does this file exist" may differ from the others' on network disks.
+    value: array or bool, of the same shape and type on all hosts.
   """
   if jax.process_count() == 1:
     return np.asarray(value)
@@ -41,8 +43,8 @@ def check_equal_on_all_hosts(name: str, value: str) -> None:
   """Checks that a value is the same on all hosts.
 
   Args:
-    name: of the value in the message, as 'the labeled images'.
-    value: text; only a digest is compared if it is long.
+    name: name of the value in the message, such as 'the labeled images'.
+    value: text to compare; of a long text, a digest is compared and named.
 
   Raises:
     UserError: the value differs; the message names hosts and values.
@@ -59,6 +61,6 @@ def check_equal_on_all_hosts(name: str, value: str) -> None:
   for index, received in enumerate(multihost_utils.process_allgather(row)):
     host, host_value = json.loads(received.tobytes())
     settings[rendezvous.process_name(index, host)] = {name: host_value}
-  problem = host_settings.describe_differences(settings)
+  problem = host_settings.describe_host_differences(settings)
   if problem:
     raise errors.UserError(problem)

@@ -26,12 +26,13 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from runtime import progress
+from runtime import exit_status, progress
 from segcore.distributed import rendezvous
 
 # Exit statuses after another process crashed, which it may do again, and after
 # one hung or was cut off: on the latter, launchers repeat the command.
-EXIT_PEER_LOST, EXIT_PEER_SILENT = 1, 75
+EXIT_PEER_LOST = exit_status.FAILURE
+EXIT_PEER_SILENT = exit_status.PREEMPTED
 
 # Time for processes that fail for the same reason to report it themselves.
 _GRACE_SECONDS = 5.0
@@ -55,8 +56,8 @@ class _Exit(NamedTuple):
 class HeartbeatMonitor:
   """Monitors the other processes of a run, and reports the end of this one.
 
-  As a context manager it reports on leaving without an error that this process
-  is done, after which the others no longer expect heartbeats of it.
+  As a context manager, it calls `close` when the block ends without an error:
+  the other processes then no longer expect heartbeats of this one.
   """
 
   def __init__(
@@ -68,10 +69,10 @@ class HeartbeatMonitor:
     """Starts the thread that sends and receives heartbeats.
 
     Args:
-      connections: to the other processes.
+      connections: connections to the other processes.
       timeout: seconds without a heartbeat after which a process counts as lost.
-      stall_timeout: seconds after which all exit if no process has made
-        progress; 0 for never.
+      stall_timeout: seconds without progress of any process after which all
+        exit; 0 for no limit.
     """
     self._host_names = connections.host_names
     self._index = connections.index
@@ -92,6 +93,7 @@ class HeartbeatMonitor:
     self._selector = selectors.DefaultSelector()
     for index, channel in self._channels.items():
       self._selector.register(channel, selectors.EVENT_READ, index)
+    # A daemon, so that an exception in the main thread can end the process.
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -104,6 +106,8 @@ class HeartbeatMonitor:
 
   def close(self) -> None:
     """Reports that this process is done, and stops monitoring."""
+    # The thread has to end first: two threads that write to one connection
+    # could mix the bytes of their messages.
     self._closed.set()
     self._thread.join()
     self._broadcast(done=True)
@@ -112,13 +116,14 @@ class HeartbeatMonitor:
     """Reports that this process has failed, and ends it.
 
     Args:
-      reason: of the failure, for the messages of the others.
-      status: exit status of this process, and of those it takes along.
-      immediately: whether to skip the wait for news of a lost host, which may
-        be the true reason for this failure.
+      reason: description of the failure, for the messages of the others.
+      status: exit status of this process and of all others.
+      immediately: whether to skip the wait for a message about a lost host; a
+        failed collective is often only the effect of such a loss.
     """
     if not immediately:
-      # If the news comes, the thread ends the process during this sleep.
+      # If a message about a lost host arrives, the thread ends the process
+      # during this sleep.
       time.sleep(_COORDINATOR_DELAY_SECONDS)
     with self._lock:
       if self._exit is None:
@@ -127,8 +132,9 @@ class HeartbeatMonitor:
         self._broadcast(failed=reason, status=status, grace=True)
         self._exit = _Exit(math.inf, '', status)
     message = self._exit.message
-    # Process 0 stays until the others have closed their connections, for its
-    # end ends jax's coordination service; the others only flush their report.
+    # Process 0 waits until the others have closed their connections, because
+    # jax's coordination service ends with it and then aborts them. The others
+    # only wait until their report is sent.
     if self._index and not message:
       limit = 1.0
     elif message:
@@ -173,7 +179,7 @@ class HeartbeatMonitor:
         self._exit_if_due(now)
 
   def _send_heartbeat(self, now: float) -> None:
-    # An age, not a time: clocks of different hosts cannot be compared.
+    # An age instead of a time: clocks of different hosts cannot be compared.
     last, activity = progress.last_activity()
     self._broadcast(age=now - last, activity=activity)
 
@@ -206,7 +212,8 @@ class HeartbeatMonitor:
     self, index: int, message: dict[str, Any], now: float
   ) -> None:
     reason, status = message['failed'], message['status']
-    # Process 0 relays what it receives, with the name of the process before it.
+    # The connections form a star: process 0 relays the message to all others,
+    # preceded by the name of the process that failed.
     if not self._index:
       reason = f'{self._process_name(index)} stopped: {reason}'
       # A crash in a collective is often the effect of a host that hangs and
@@ -238,14 +245,17 @@ class HeartbeatMonitor:
     )
 
   def _exit_if_stalled(self, now: float) -> None:
-    """Ends all if none has made progress; only process 0 hears all others."""
+    """Ends all processes if none of them has made progress.
+
+    Only process 0 checks, as it alone receives the heartbeats of all others.
+    """
     activities = {0: progress.last_activity(), **self._activities}
     newest = max(activity.time for activity in activities.values())
     idle = now - max(newest, self._resumed_at)
     if not self._stall_timeout or idle <= self._stall_timeout:
       return
     oldest = min(activity.time for activity in activities.values())
-    # The others wait for these; the last activity of the others is later.
+    # All other processes wait for these, so that their last activity is later.
     first = [
       index
       for index, activity in activities.items()
@@ -279,7 +289,7 @@ class HeartbeatMonitor:
     if self._exit is None:
       return
     deadline, message, status = self._exit
-    # Once nobody is connected, there is nobody to wait for.
+    # Without connections there is no process left to wait for.
     if now < deadline and not (message and not self._channels):
       return
     advice = ''

@@ -1,7 +1,7 @@
 """Settings that must be equal on all hosts of a run, and their differences.
 
-settings = host_settings.shared_settings(config, stages='all')
-host_settings.describe_differences({'a': settings, 'b': settings_of_b})
+settings = host_settings.shared_host_settings(config, stages='all')
+host_settings.describe_host_differences({'a': settings, 'b': settings_of_b})
 """
 
 import hashlib
@@ -30,18 +30,18 @@ _PROJECT = 'label-efficient-segmentation'
 _MAX_LISTED = 6
 
 
-def shared_settings(config: Any, **more: Any) -> dict[str, Any]:
+def shared_host_settings(config: Any, **more: Any) -> dict[str, Any]:
   """Returns the settings that must be equal on all hosts, by name.
 
-  Hosts that differ in any of it trace different programs, whose collectives
-  wait for each other without end, or silently read different data.
+  Hosts that differ in one of these settings trace different programs, whose
+  collectives wait for each other without end, or silently read different data.
 
   Args:
-    config: of the experiment.
-    **more: further values by name, e.g. the stages to run.
+    config: config of the experiment.
+    **more: further values by name, such as the stages to run.
   """
   return {
-    'config': options.to_dict(config),
+    'config': options.options_to_dict(config),
     **more,
     'code': _code_version(),
     **{name: _package_version(name) for name in LIBRARIES},
@@ -81,11 +81,11 @@ def _package_version(name: str) -> str:
     return 'not installed'
 
 
-def describe_differences(settings: Mapping[str, Mapping[str, Any]]) -> str:
+def describe_host_differences(settings: Mapping[str, Mapping[str, Any]]) -> str:
   """Describes the settings that are not equal on all hosts, one a line.
 
   Args:
-    settings: by host, its settings by name.
+    settings: settings by name, of each host by its name.
 
   Returns:
     An error message, or '' if all are equal.
@@ -108,7 +108,12 @@ def describe_differences(settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _differences(name: str, values: Mapping[str, Any]) -> list[str]:
-  """Describes the differences of one setting, of which values are by host."""
+  """Describes the differences of one setting.
+
+  Args:
+    name: name of the setting.
+    values: value of each host, by the name of the host.
+  """
   hosts: dict[str, list[str]] = {}
   value_of = {}
   for host, value in values.items():
@@ -121,22 +126,23 @@ def _differences(name: str, values: Mapping[str, Any]) -> list[str]:
   most, *others = sorted(hosts, key=lambda key: -len(hosts[key]))
   if isinstance(value_of[most], Mapping):
     return [
-      f'{name}.{line} on {shorten(hosts[other])}'
+      f'{name}.{line} on {shorten_host_list(hosts[other])}'
       for other in others
-      for line in options.differences(value_of[most], value_of[other])
+      for line in options.option_differences(value_of[most], value_of[other])
     ]
   each = [
-    f'{value_of[key]} on {shorten(hosts[key])}' for key in (most, *others)
+    f'{value_of[key]} on {shorten_host_list(hosts[key])}'
+    for key in (most, *others)
   ]
   return [f'{name} is {", ".join(each)}']
 
 
-def shorten(texts: Sequence[str]) -> str:
-  """Joins texts by commas; of many, only the first, with a count of the rest.
+def shorten_host_list(names: Sequence[str]) -> str:
+  """Joins names of hosts by commas; of many, the first and a count of the rest.
 
-  >>> shorten(['1', '2'])
+  >>> shorten_host_list(['1', '2'])
   '1, 2'
   """
-  omitted = len(texts) - _MAX_LISTED
-  joined = ', '.join(texts[:_MAX_LISTED])
+  omitted = len(names) - _MAX_LISTED
+  joined = ', '.join(names[:_MAX_LISTED])
   return f'{joined} and {omitted} more' if omitted > 0 else joined

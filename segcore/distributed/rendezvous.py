@@ -1,7 +1,7 @@
 """Rendezvous of a run's hosts: finds them, and connects them before jax starts.
 
-  group = rendezvous.discover(port=None, timeout=300)
-  connections = rendezvous.connect(group, settings, timeout=300)
+  group = rendezvous.discover_process_group(port=None, timeout=300)
+  connections = rendezvous.connect_processes(group, settings, timeout=300)
 
 Before jax starts, every process reports to process 0 over TCP, at the address
 where jax's coordination service will listen later. Left to itself, jax ends a
@@ -37,7 +37,7 @@ class ProcessGroup(NamedTuple):
   Attributes:
     address: host:port of process 0.
     count: number of processes.
-    index: of this process, from 0.
+    index: index of this process, from 0.
     local_device_ids: devices of this process, where several processes share a
       machine; None for all devices that it sees.
   """
@@ -52,12 +52,14 @@ class Channel:
   """A TCP connection to one process that carries one JSON object a line."""
 
   def __init__(self, connection: socket.socket):
+    # A host that hangs does not empty its buffers: without a limit, sending to
+    # it would block the heartbeats to all others.
     connection.settimeout(_SEND_SECONDS)
     self._connection = connection
     self._incomplete = b''
 
   def fileno(self) -> int:
-    """Returns the file descriptor, by which a selector waits for messages."""
+    """Returns the file descriptor on which a selector waits for messages."""
     return self._connection.fileno()
 
   def send(self, **message: Any) -> bool:
@@ -79,6 +81,7 @@ class Channel:
       data = self._connection.recv(1 << 16)
     except OSError:
       return None
+    # TCP delivers bytes, not messages: a line may arrive in several parts.
     *lines, self._incomplete = (self._incomplete + data).split(b'\n')
     if not data or len(self._incomplete) > _MAX_MESSAGE_BYTES:
       return None
@@ -89,7 +92,7 @@ class Channel:
     return messages if all(isinstance(m, dict) for m in messages) else None
 
   def close(self) -> None:
-    """Closes the connection, which the other end receives as its end."""
+    """Closes the connection; at the other end, `receive` then returns None."""
     self._connection.close()
 
 
@@ -97,10 +100,10 @@ class Connections(NamedTuple):
   """Open connections between the processes of a run: a star around process 0.
 
   Attributes:
-    channels: by process; process 0 has one to each other process, and these
-      have one to process 0 only.
-    host_names: by process.
-    index: of this process.
+    channels: connections by the index of the process at the other end; process
+      0 is connected to each other process, these to process 0 only.
+    host_names: name of the host of each process.
+    index: index of this process.
   """
 
   channels: Mapping[int, Channel]
@@ -108,14 +111,17 @@ class Connections(NamedTuple):
   index: int
 
 
-def discover(port: int | None, timeout: float) -> ProcessGroup | None:
-  """Finds the processes of this run.
+def discover_process_group(
+  port: int | None, timeout: float
+) -> ProcessGroup | None:
+  """Discovers the processes of this run.
 
-  They are given by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
-  and JAX_PROCESS_ID; without these, jax finds them on TPUs and under `srun`.
+  The environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID define them; without these variables, jax discovers them on
+  TPUs and under `srun`.
 
   Args:
-    port: of process 0; None for the port of the variable, or jax's.
+    port: port of process 0; None for that of the variable, or jax's default.
     timeout: seconds to wait until the name of process 0's host resolves.
 
   Returns:
@@ -166,14 +172,15 @@ def _group_of_cluster(
   except (OSError, RuntimeError, ValueError) as error:
     raise errors.UserError(
       f'the hosts of this {cluster.name} are unknown '
-      f'({errors.one_line(str(error))}): set JAX_COORDINATOR_ADDRESS, '
-      'JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
+      f'({errors.format_on_one_line(str(error))}): set '
+      'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
     ) from error
 
 
 def _detect_cluster() -> type[clusters.ClusterEnv] | None:
   """Returns jax's description of SLURM or of a TPU slice, if this is one."""
-  # A batch script outside of srun has the job's variables, but is one process.
+  # A batch script outside of `srun` has the variables of the job, too, but is a
+  # single process, which would wait for the tasks of the job forever.
   if os.environ.get('SLURM_NTASKS', '1') != '1' and (
     clusters.SlurmCluster.is_env_present()
   ):
@@ -226,19 +233,20 @@ def _integer_variable(name: str) -> int:
   return int(text)
 
 
-def connect(
+def connect_processes(
   group: ProcessGroup, settings: Mapping[str, Any], timeout: float
 ) -> Connections:
-  """Connects all processes; returns when all are there with equal settings.
+  """Connects all processes; returns once all have reported equal settings.
 
   Args:
-    group: the processes that are expected.
-    settings: those of this host (see `host_settings.shared_settings`).
-    timeout: seconds.
+    group: processes that are expected.
+    settings: settings of this host by name (see
+      `host_settings.shared_host_settings`).
+    timeout: seconds in which all processes have to report.
 
   Raises:
-    UserError: a process is missing, or settings differ; the message, the same
-      on all hosts, names which.
+    UserError: a process is missing, or settings differ; the message is the same
+      on all hosts and names the processes or settings.
   """
   report = {
     'process': group.index,
@@ -271,15 +279,17 @@ def _collect_reports(
           ready.unregister(key.fileobj)
           key.fileobj.close()
   settings = reports.settings
-  problem = reports.conflict or host_settings.describe_differences(settings)
+  problem = reports.conflict or host_settings.describe_host_differences(
+    settings
+  )
   if reports.missing and not problem:
     problem = (
       f'{_numbered(reports.missing)} of {group.count} did not report to '
       f'{group.address} within {timeout:g} s '
-      f'({host_settings.shorten(list(settings))} did): start what is missing, '
-      'or raise --init_timeout'
+      f'({host_settings.shorten_host_list(list(settings))} did): start what is '
+      'missing, or raise --init_timeout'
     )
-  # All get the same answer: each host's log then names the reason.
+  # All processes get the same answer: the log of each host names the reason.
   answer = {'problem': problem} if problem else {'names': reports.host_names}
   for channel in reports.channels.values():
     channel.send(**answer)
@@ -292,8 +302,8 @@ class _Reports:
   """Reports that process 0 has received.
 
   Attributes:
-    channels: to the processes that have reported.
-    conflict: an error message if two processes have the same number, else ''.
+    channels: connections to the processes that have reported, by their index.
+    conflict: error message if two processes have the same index, else ''.
   """
 
   def __init__(self, group: ProcessGroup, own_report: dict[str, Any]):
@@ -303,10 +313,11 @@ class _Reports:
     self.conflict = ''
 
   def receive(self, channel: Channel) -> bool:
-    """Receives reports; returns False if the channel is to be closed.
+    """Receives the reports on a channel.
 
-    That is if its other end is gone, or is no process of this project: a port
-    that listens on a network may be scanned.
+    Returns:
+      Whether to keep the channel open; False if its other end is gone, or is no
+      process of this project, as a port scanner.
     """
     messages = channel.receive()
     if messages is None:
@@ -412,7 +423,9 @@ def _receive_answer(channel: Channel, deadline: float) -> dict[str, Any]:
 
 def _numbered(processes: Sequence[int]) -> str:
   noun = 'process' if len(processes) == 1 else 'processes'
-  return f'{noun} {host_settings.shorten([str(p) for p in processes])}'
+  return (
+    f'{noun} {host_settings.shorten_host_list([str(p) for p in processes])}'
+  )
 
 
 def process_name(index: int, host: str) -> str:

@@ -22,7 +22,7 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
 
   Args:
     fsdp: number of devices over which large leaves of the state are split.
-    devices: of the mesh; None for all devices of all hosts.
+    devices: devices of the mesh; None for all devices of all hosts.
 
   Raises:
     UserError: fsdp does not divide the number of devices.
@@ -49,7 +49,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -59,13 +59,20 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
   A leaf of at least `MIN_SHARDED_SIZE` elements is split over `fsdp` along its
   largest axis that fsdp divides; all other leaves are replicated.
+
+  Args:
+    mesh: mesh with the axes `data` and `fsdp`.
+    state: tree of arrays, or of their shapes.
+
+  Returns:
+    A tree of the same structure.
   """
   fsdp = mesh.shape['fsdp']
 
   def place(leaf) -> NamedSharding:
     axes = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
     if fsdp == 1 or not axes or np.prod(leaf.shape) < MIN_SHARDED_SIZE:
-      return replicated(mesh)
+      return replicated_sharding(mesh)
     axis = max(axes, key=lambda i: leaf.shape[i])
     spec = [None] * len(leaf.shape)
     spec[axis] = 'fsdp'
@@ -74,8 +81,17 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
   return jax.tree.map(place, state)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
-  """Raises UserError unless the devices divide the batch size."""
+def check_batch_divides_devices(batch_size: int, mesh: Mesh, name: str) -> None:
+  """Checks that a batch divides among the devices.
+
+  Args:
+    batch_size: global number of rows of a batch.
+    mesh: mesh of the devices.
+    name: path of the field of the batch size, for the message.
+
+  Raises:
+    UserError: the batch size is no multiple of the number of devices.
+  """
   if batch_size < 1 or batch_size % mesh.size:
     raise errors.UserError(
       f'{name}: expected a multiple of the {mesh.size} devices, got '
@@ -83,11 +99,12 @@ def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
     )
 
 
-def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
-  """Returns a function that turns this host's rows into global arrays.
+def make_batch_sharder(mesh: Mesh) -> Callable[[Any], Any]:
+  """Returns a function that turns the rows of each host into global arrays.
 
-  Its argument is a tree of numpy arrays, of which each host holds as many rows
-  as its devices have of the global batch.
+  The function maps a tree of NumPy arrays to a tree of arrays that are sharded
+  over the mesh. On each host, the NumPy arrays have as many rows as the devices
+  of that host hold of the global batch.
   """
   sharding = batch_sharding(mesh)
 
@@ -100,8 +117,17 @@ def make_put_batch(mesh: Mesh) -> Callable[[Any], Any]:
   return put
 
 
-def local_rows(array: Shaped[Array, 'B ...']) -> Shaped[np.ndarray, '...']:
-  """Returns this host's rows of an array that is sharded as a batch is."""
+def rows_of_this_host(
+  array: Shaped[Array, 'B ...'],
+) -> Shaped[np.ndarray, '...']:
+  """Returns this host's rows of an array that is sharded as a batch is.
+
+  Args:
+    array: global array, whose rows are sharded over all devices.
+
+  Returns:
+    The rows on the devices of this host, in the order of the batch.
+  """
   # Shards are listed by device, and rows are to be in the order of the batch.
   shards = sorted(
     array.addressable_shards, key=lambda shard: shard.index[0].start or 0

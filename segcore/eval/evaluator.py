@@ -40,7 +40,7 @@ class PlannedBatch(NamedTuple):
   indices: tuple[int, ...]
 
 
-def plan_batches(
+def plan_evaluation_batches(
   sizes: Sequence[tuple[int, int]],
   batch_size: int,
   group: Callable[[tuple[int, int]], inference.Group],
@@ -101,7 +101,7 @@ class Predictions:
   padding: transforms.CenterCrop | None = None
 
   def __post_init__(self):
-    sharding.check_batch_size(
+    sharding.check_batch_divides_devices(
       self.batch_size, self.mesh, 'batch_size of evaluation'
     )
 
@@ -112,9 +112,9 @@ class Predictions:
 
     All hosts must iterate to the end, since each batch runs on all devices.
     Label maps are cropped to the image. The order of images is that of
-    `plan_batches`.
+    `plan_evaluation_batches`.
     """
-    put = sharding.make_put_batch(self.mesh)
+    put = sharding.make_batch_sharder(self.mesh)
     progress_line = console.ProgressLine(
       f'evaluating {self.split.name}', 0, len(self._plan), self.batch_size
     )
@@ -125,7 +125,7 @@ class Predictions:
       for done, batch in enumerate(iterator, start=1):
         progress.record_activity(f'batch {done} of {self.split.name}')
         outputs = self.predictor(state, put(batch['inputs']))
-        rows = sharding.local_rows(self._shard_rows(outputs))
+        rows = sharding.rows_of_this_host(self._shard_rows(outputs))
         padded_size = batch['group'].padded_size
         for prediction, example in zip(rows, batch['examples'], strict=True):
           if example is None:
@@ -164,7 +164,7 @@ class Predictions:
           f'{larger[1]}'
         )
       sizes = [self.padding.size] * len(sizes)
-    return plan_batches(sizes, self.batch_size, self.predictor.group)
+    return plan_evaluation_batches(sizes, self.batch_size, self.predictor.group)
 
   @functools.cached_property
   def _local_rows(self) -> slice:
@@ -227,7 +227,7 @@ class Evaluator:
     """
     updated = list(self.metrics)
     panel_examples = []
-    panel_indices = splits.evenly_spaced(
+    panel_indices = splits.evenly_spaced_image_indices(
       self.predictions.local_count(), self.num_pictures
     )
     for i, (prediction, example) in enumerate(self.predictions(state)):
@@ -241,7 +241,7 @@ class Evaluator:
     values: dict[str, float | np.ndarray] = {}
     for metric in updated:
       for name, value in (
-        metrics_lib.merge_across_hosts(metric).compute().items()
+        metrics_lib.merge_metrics_across_hosts(metric).compute().items()
       ):
         if name in values:
           raise ValueError(
@@ -268,7 +268,7 @@ class Evaluation(NamedTuple):
   panel: np.ndarray | None
 
 
-def combine_summaries(
+def combine_evaluation_summaries(
   *functions: Callable[[train_state.TrainState], tensorboard.Summaries],
 ) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
   """Builds one evaluation function from several whose tags differ."""
@@ -297,7 +297,7 @@ def combine_evaluators(
       {
         f'{split}/{name}': value
         for split, evaluation in evaluations.items()
-        for name, value in scalars(evaluation.values).items()
+        for name, value in evaluation_scalars(evaluation.values).items()
       },
       {
         f'{split}/panels': evaluation.panel
@@ -309,7 +309,7 @@ def combine_evaluators(
   return evaluate
 
 
-def to_json(
+def evaluation_to_json(
   values: metrics_lib.Values, split: datasets.Split
 ) -> dict[str, Any]:
   """Returns the entry of a split in `results.json`; NaN becomes null."""
@@ -330,6 +330,6 @@ def to_json(
   }
 
 
-def scalars(values: metrics_lib.Values) -> dict[str, float]:
+def evaluation_scalars(values: metrics_lib.Values) -> dict[str, float]:
   """Returns the values that are numbers, without those per class."""
   return {n: float(v) for n, v in values.items() if not np.ndim(v)}

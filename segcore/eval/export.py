@@ -39,18 +39,20 @@ class Request(NamedTuple):
   size: tuple[int, int] | None = None
 
 
-def run(model: predict.Model, folder: files.Path, request: Request) -> None:
+def export_network(
+  model: predict.Model, folder: files.Path, request: Request
+) -> None:
   """Exports the network, and compares the exported program with it.
 
   Raises:
     UserError: the network or its protocol needs images of a fixed size, or the
       folder cannot be written.
   """
-  exported = program(model, request.size)
+  exported = build_exported_program(model, request.size)
   if jax.process_index() != 0:
     return
   content = bytes(exported.serialize())
-  json_files.write(
+  json_files.write_json(
     folder / CLASSES,
     {
       'classes': model.classes,
@@ -61,7 +63,7 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   )
   path = folder / PROGRAM
   with predict.explaining_write_errors(folder):
-    files.write(path, content)
+    files.write_atomically(path, content)
   restored = jax_export.deserialize(bytearray(path.read_bytes()))
   size = request.size or _COMPARISON_SIZE
   image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
@@ -70,13 +72,13 @@ def run(model: predict.Model, folder: files.Path, request: Request) -> None:
   inputs = model.predictor.prepare([image[0]], group)
   expected = np.asarray(model.predictor(jax.device_get(model.state), inputs))
   same = np.mean(labels == expected[:, : size[0], : size[1]])
-  console.log(
+  console.print_line(
     f'exported: {path}, {len(content) / 1e6:,.1f} MB; read back, it agrees '
     f'with the network on {same:.2%} of a {size[0]}x{size[1]} image of noise'
   )
 
 
-def program(
+def build_exported_program(
   model: predict.Model, size: tuple[int, int] | None = None
 ) -> jax_export.Exported:
   """Builds the program, for images of any size.
@@ -95,7 +97,7 @@ def program(
   def label(images: UInt8[Array, '1 H W 3']) -> Int16[Array, '1 H W']:
     if size is None:
       return model.predictor.label(state, images)
-    resized = resize.antialiased_uint8(images, size)
+    resized = resize.resize_antialiased_uint8(images, size)
     labels = model.predictor.label(state, resized)
     for axis, (old, new) in enumerate(
       zip(size, images.shape[1:3], strict=True), 1

@@ -24,10 +24,10 @@ def predict_in_order(
   for row, example in predictions(state):
     rows.append(row)
     indices.append(index_by_id[example['id'].item().decode()])
-  return gather_in_order(rows, indices)
+  return gather_predictions_in_order(rows, indices)
 
 
-def gather_in_order(
+def gather_predictions_in_order(
   rows: Sequence[np.ndarray], indices: Sequence[int]
 ) -> Float32[np.ndarray, 'N ...']:
   """Gathers the rows of all hosts and places each at its index.
@@ -36,13 +36,15 @@ def gather_in_order(
     rows: arrays of equal shape, of this host.
     indices: index of each row; over all hosts a permutation of 0…N-1.
   """
-  gathered = all_gather(rows, np.float32)
+  gathered = all_gather_predictions(rows, np.float32)
   result = np.empty_like(gathered)
-  result[all_gather(indices, np.int32)] = gathered
+  result[all_gather_predictions(indices, np.int32)] = gathered
   return result
 
 
-def all_gather(rows: Sequence[Any], dtype: type[np.number]) -> np.ndarray:
+def all_gather_predictions(
+  rows: Sequence[Any], dtype: type[np.number]
+) -> np.ndarray:
   """Concatenates the rows of all hosts, in the order of the hosts.
 
   Args:

@@ -86,7 +86,7 @@ class Labeler(Predictor, Protocol):
     ...
 
 
-def stack_padded(
+def stack_padded_images(
   images: Sequence[np.ndarray | None], size: tuple[int, int]
 ) -> UInt8[np.ndarray, 'B H W 3']:
   """Stacks images, padded to a size by reflection at the bottom and right.
@@ -108,7 +108,7 @@ def stack_padded(
 
 
 def _pad_on_device(images: Array, size: resize.Size) -> Array:
-  """Pads as `stack_padded` does, in a traceable function."""
+  """Pads as `stack_padded_images` does, in a traceable function."""
   for axis, length in enumerate(size, 1):
     n = images.shape[axis]
     position = jnp.arange(length) % (2 * n)
@@ -143,7 +143,7 @@ class ImageScores:
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
     """Stacks padded images (see `Predictor`)."""
-    return {'images': stack_padded(images, group.padded_size)}
+    return {'images': stack_padded_images(images, group.padded_size)}
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
@@ -155,7 +155,7 @@ class ImageScores:
   def _scores(self):
     return jax.jit(
       lambda state, images: self.method.predict(
-        state, batch_lib.to_symmetric(images)
+        state, batch_lib.batch_images_to_symmetric(images)
       )
     )
 
@@ -195,7 +195,7 @@ class LabelMaps:
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
     """Stacks padded images and packs the maps of each view."""
-    inputs = {'images': stack_padded(images, group.padded_size)}
+    inputs = {'images': stack_padded_images(images, group.padded_size)}
     if self.protocol.is_single_view:
       return {**inputs, 'views': [None]}
     height, width = group.padded_size
@@ -209,16 +209,16 @@ class LabelMaps:
       of_images = [v and v[i] for v in views]
       packed.append(
         {
-          'read_rows': view_maps.pack(
+          'read_rows': view_maps.pack_view_maps(
             [v and v.read_rows for v in of_images], h, read_taps
           ),
-          'read_columns': view_maps.pack(
+          'read_columns': view_maps.pack_view_maps(
             [v and v.read_columns for v in of_images], w, read_taps
           ),
-          'write_rows': view_maps.pack(
+          'write_rows': view_maps.pack_view_maps(
             [v and v.write_rows for v in of_images], height, write_taps
           ),
-          'write_columns': view_maps.pack(
+          'write_columns': view_maps.pack_view_maps(
             [v and v.write_columns for v in of_images], width, write_taps
           ),
         }
@@ -234,7 +234,7 @@ class LabelMaps:
     pending, total = [], None
     size, limit = 0, padded_size[0] * padded_size[1] * self.num_classes
     for view in inputs['views']:
-      network_input = view_maps.network_input(images, view, self._fill)
+      network_input = view_maps.view_network_input(images, view, self._fill)
       scores = self._scores(state, network_input)
       pending.append((scores, view))
       size += math.prod(scores.shape[1:])
@@ -269,16 +269,17 @@ class LabelMaps:
       return self(state, inputs)[:, : size[0], : size[1]]
     padded_size = self._padded_size(size)
     scores = self._scores(
-      state, batch_lib.to_symmetric(_pad_on_device(images, padded_size))
+      state,
+      batch_lib.batch_images_to_symmetric(_pad_on_device(images, padded_size)),
     )
     aligned = self.protocol.align_corners
     rows, columns = (
-      jnp.asarray(resize.bilinear_matrix(grid, n, aligned)[:cropped])
+      jnp.asarray(resize.bilinear_resize_matrix(grid, n, aligned)[:cropped])
       for grid, n, cropped in zip(
         scores.shape[1:3], padded_size, size, strict=True
       )
     )
-    return view_maps.argmax_by_rows(scores, rows, columns)
+    return view_maps.argmax_scores_by_rows(scores, rows, columns)
 
   @functools.cached_property
   def _scores(self):
@@ -319,7 +320,7 @@ class LabelMaps:
       pending: scores and view of each view that is not in the total.
       total: sum of votes [B, H, W, C], or None.
       padded_size: (H, W).
-      function: from votes [B, n, W, C] to [B, n, W, …].
+      function: function from votes [B, n, W, C] to [B, n, W, …].
     """
     batch = (pending[0][0] if pending else total).shape[0]
     row_arrays, vote_functions = [], []
@@ -328,7 +329,7 @@ class LabelMaps:
         row_arrays.append(scores)
         vote_functions.append(lambda rows: rows)
       else:
-        rows, columns = view_maps.upsampling_matrices(
+        rows, columns = view_maps.score_upsampling_matrices(
           scores, view, padded_size, self.protocol.align_corners
         )
         row_arrays.append(rows)
@@ -340,7 +341,7 @@ class LabelMaps:
         votes = vote(rows) if votes is None else votes + vote(rows)
       return function(votes)
 
-    return view_maps.map_row_blocks(
+    return view_maps.map_pixel_row_blocks(
       apply_to_block,
       (total, row_arrays),
       (batch, *padded_size, self.num_classes),
@@ -375,14 +376,14 @@ class LabelMaps:
       [B, n, W, C], times the weight of the view at each pixel.
     """
     if self._averages_logits:
-      return view_maps.upsample(scores, rows, columns)
+      return view_maps.upsample_view_scores(scores, rows, columns)
     row_weights = jnp.sum(rows, axis=2)
     column_weights = jnp.sum(columns, axis=2)
     probs = jax.nn.softmax(
-      view_maps.upsample(
+      view_maps.upsample_view_scores(
         scores,
-        view_maps.normalize_rows(rows, row_weights),
-        view_maps.normalize_rows(columns, column_weights),
+        view_maps.normalize_view_rows(rows, row_weights),
+        view_maps.normalize_view_rows(columns, column_weights),
       )
     )
     weights = row_weights[:, :, None] * column_weights[:, None, :]

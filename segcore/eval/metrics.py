@@ -3,7 +3,7 @@
   metric = ConfusionMatrix.empty(num_classes=21)
   for prediction, label, id in images:
     metric = metric.update(prediction, label, id)
-  values = merge_across_hosts(metric).compute()
+  values = merge_metrics_across_hosts(metric).compute()
 
 Counts are int64 numpy arrays: the pixels of ImageNet-S val alone overflow
 int32, the largest integer type of jax by default.
@@ -212,7 +212,7 @@ class Accuracy:
     return {'accuracy': self.correct / self.total if self.total else np.nan}
 
 
-def merge_across_hosts(metric: C) -> C:
+def merge_metrics_across_hosts(metric: C) -> C:
   """Merges the metrics of all processes, exactly; each gets the same result.
 
   Every process must call it, with counts of the same shapes. With one process
@@ -224,12 +224,12 @@ def merge_across_hosts(metric: C) -> C:
     field.name: getattr(metric, field.name)
     for field in dataclasses.fields(metric)
   }
-  sent = {name: encode_int64(value) for name, value in fields.items()}
+  sent = {name: encode_int64_counts(value) for name, value in fields.items()}
   received = multihost_utils.process_allgather(sent)
   metrics = []
   for process in range(jax.process_count()):
     counts = {
-      name: decode_int64(received[name][process], np.shape(value))
+      name: decode_int64_counts(received[name][process], np.shape(value))
       for name, value in fields.items()
     }
     metrics.append(
@@ -244,7 +244,7 @@ def merge_across_hosts(metric: C) -> C:
   return functools.reduce(lambda merged, other: merged.merge(other), metrics)
 
 
-def encode_int64(
+def encode_int64_counts(
   counts: Int64[np.ndarray, '*shape'] | int,
 ) -> UInt32[np.ndarray, 'N']:
   """Views int64 counts as two uint32 words each.
@@ -254,10 +254,10 @@ def encode_int64(
   return np.asarray(counts, np.int64).reshape(-1).view(np.uint32)
 
 
-def decode_int64(
+def decode_int64_counts(
   words: UInt32[np.ndarray, 'N'], shape: tuple[int, ...]
 ) -> Int64[np.ndarray, '...']:
-  """Inverts `encode_int64`; returns counts of the given shape."""
+  """Inverts `encode_int64_counts`; returns counts of the given shape."""
   return np.ascontiguousarray(words).view(np.int64).reshape(shape)
 
 

@@ -33,7 +33,7 @@ _TILE_SIZES = (96, 256)
 _MAX_CLASSES = 40
 
 
-def colorize(
+def colorize_label_map(
   label: Int[np.ndarray, 'H W'], palette: Sequence[Color]
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Colors a label map by class; negative labels are gray."""
@@ -48,7 +48,7 @@ def draw_overlay(
   opacity: float = 0.5,
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Blends an image with its colored label map; ignored pixels stay."""
-  mixed = (1 - opacity) * image + opacity * colorize(label, palette)
+  mixed = (1 - opacity) * image + opacity * colorize_label_map(label, palette)
   mixed = np.rint(mixed).astype(np.uint8)
   return np.where((label >= 0)[..., None], mixed, image)
 
@@ -63,7 +63,7 @@ def draw_errors(
   return picture
 
 
-def draw_grid(
+def draw_picture_grid(
   rows: Sequence[Sequence[UInt8[np.ndarray, '_ _ 3']]],
   titles: Sequence[str],
 ) -> UInt8[np.ndarray, 'height width 3']:
@@ -76,7 +76,7 @@ def draw_grid(
     rows: pictures by row and column; those of a row have the same size.
     titles: titles of the columns.
   """
-  tile = tile_size([picture for row in rows for picture in row])
+  tile = panel_tile_size([picture for row in rows for picture in row])
   line = _line_height(tile)
   tiles = [[_resize_to_fit(picture, tile) for picture in row] for row in rows]
   width = max(p.shape[1] for row in tiles for p in row)
@@ -95,13 +95,13 @@ def draw_grid(
   return _draw_texts(output, positions, titles, tile)
 
 
-def tile_size(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
-  """Returns the side of the square that `draw_grid` resizes pictures to fit."""
+def panel_tile_size(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
+  """Returns the side of the squares of `draw_picture_grid`, in pixels."""
   longest = max(max(picture.shape[:2]) for picture in images)
   return min(max(longest, _TILE_SIZES[0]), _TILE_SIZES[1])
 
 
-def draw_legend(
+def draw_class_legend(
   classes: Sequence[str], palette: Sequence[Color], width: int, tile: int
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Draws names of classes beside their colors, in as many columns as fit.
@@ -129,7 +129,7 @@ def draw_legend(
   return _draw_texts(output, positions, [name for name, _ in entries], tile)
 
 
-def stack_vertically(
+def stack_pictures(
   first: UInt8[np.ndarray, 'H W 3'], second: UInt8[np.ndarray, 'h w 3']
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Stacks two pictures, the second below the first."""
@@ -161,26 +161,28 @@ def draw_panels(
   rows = [
     [
       example.image,
-      colorize(example.label, palette),
-      colorize(example.prediction, palette),
+      colorize_label_map(example.label, palette),
+      colorize_label_map(example.prediction, palette),
       draw_errors(example.label, example.prediction),
     ]
     for example in examples
   ]
-  picture = draw_grid(rows, ('input', 'label', 'prediction', 'error'))
+  picture = draw_picture_grid(rows, ('input', 'label', 'prediction', 'error'))
   maps = [m for e in examples for m in (e.label, e.prediction)]
   class_ids = np.unique(np.concatenate([m.ravel() for m in maps]))
   class_ids = [int(i) for i in class_ids if i >= 0][:_MAX_CLASSES]
-  legend = draw_legend(
+  legend = draw_class_legend(
     [classes[i] for i in class_ids],
     [palette[i] for i in class_ids],
     picture.shape[1],
-    tile_size([example.image for example in examples]),
+    panel_tile_size([example.image for example in examples]),
   )
-  return stack_vertically(picture, legend)
+  return stack_pictures(picture, legend)
 
 
-def write_png(path: files.Path, picture: UInt8[np.ndarray, 'H W 3']) -> None:
+def write_picture_png(
+  path: files.Path, picture: UInt8[np.ndarray, 'H W 3']
+) -> None:
   """Writes a picture as a PNG file."""
   encoded = io.BytesIO()
   PIL.Image.fromarray(picture).save(encoded, format='PNG')

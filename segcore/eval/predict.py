@@ -20,7 +20,7 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from input_pipeline import datasets
+from input_pipeline import image_folder
 from input_pipeline import loader as loader_lib
 from runtime import console, errors, json_files
 from segcore.eval import evaluator, inference, panels
@@ -86,18 +86,18 @@ class Model:
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 
 
-def run(model: Model, request: Request) -> None:
+def predict_images(model: Model, request: Request) -> None:
   """Predicts every image that can be read, and logs the others.
 
   Raises:
     UserError: there is no image, the method has no probabilities, or the
       results cannot be written.
   """
-  split, skipped = datasets.open_folder(
+  split, skipped = image_folder.open_image_folder(
     request.images, model.classes, model.palette
   )
   for problem in skipped:
-    console.log(f'skipped: {problem}')
+    console.print_line(f'skipped: {problem}')
   predictor = model.predictor
   if request.probs:
     if not isinstance(predictor, inference.LabelMaps):
@@ -124,7 +124,7 @@ def run(model: Model, request: Request) -> None:
   for prediction, example in bar:
     with explaining_write_errors(request.out):
       _write(request, model, example, prediction)
-  console.log(
+  console.print_line(
     f'{len(split)} images predicted'
     + (f', {len(skipped)} skipped' if skipped else '')
     + f': {request.out}'
@@ -143,7 +143,7 @@ def explaining_write_errors(out: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def encode_label(
+def encode_predicted_label_map(
   label: Int[np.ndarray, 'H W'], palette: Sequence[tuple[int, int, int]]
 ) -> PIL.Image.Image:
   """Encodes a label map as a palette PNG, or as 16-bit gray if it is too long.
@@ -174,10 +174,10 @@ def _write(
   if request.probs:
     label = np.argmax(prediction, axis=-1)
     _write_probs(path('probs', '.npz'), prediction)
-  encode_label(label, model.palette).save(path('labels', '.png'))
+  encode_predicted_label_map(label, model.palette).save(path('labels', '.png'))
   if request.overlays:
     overlay = panels.draw_overlay(example['image'], label, model.palette)
-    panels.write_png(path('overlays', '.png'), overlay)
+    panels.write_picture_png(path('overlays', '.png'), overlay)
 
 
 def _write_probs(path: pathlib.Path, probs: Float[np.ndarray, 'H W C']) -> None:
@@ -196,4 +196,4 @@ def _write_classes(
     for name, color in zip(classes, palette, strict=True)
   ]
   (out / 'classes.txt').write_text('\n'.join(lines) + '\n')
-  json_files.write(out / _MARKER, {'classes': classes, 'palette': palette})
+  json_files.write_json(out / _MARKER, {'classes': classes, 'palette': palette})

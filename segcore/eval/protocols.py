@@ -1,6 +1,7 @@
 """Evaluation protocols: flip averaging, multiple scales, windows, halves.
 
-  protocol = flip_averaged(multi_scale(whole(16), (0.75, 1.0, 1.25)))
+  scales = multi_scale_views(whole_image_views(16), (0.75, 1.0, 1.25))
+  protocol = flip_averaged_views(scales)
   views = protocol((375, 500))       # six views of an image of this size
 
 A protocol maps the size of an image to views. A view consists of linear maps of
@@ -58,7 +59,7 @@ class View:
 Protocol = Callable[[Size], list[View]]
 
 
-def whole(multiple: int) -> Protocol:
+def whole_image_views(multiple: int) -> Protocol:
   """Builds the protocol of one view: the image, padded to multiples.
 
   Args:
@@ -76,7 +77,7 @@ def whole(multiple: int) -> Protocol:
   return views
 
 
-def flip_averaged(protocol: Protocol) -> Protocol:
+def flip_averaged_views(protocol: Protocol) -> Protocol:
   """Adds the view of the horizontally flipped image to each view."""
 
   def views(size: Size) -> list[View]:
@@ -94,7 +95,7 @@ def flip_averaged(protocol: Protocol) -> Protocol:
   return views
 
 
-def multi_scale(
+def multi_scale_views(
   protocol: Protocol, scales: Sequence[float], antialias: bool = False
 ) -> Protocol:
   """Averages the views of the image at several scales.
@@ -115,7 +116,7 @@ def multi_scale(
     scaled_views = []
     for scale in scales:
       scaled = tuple(max(1, int(n * scale + 0.5)) for n in size)
-      scaled_views += rescaled(protocol, scaled, antialias)(size)
+      scaled_views += rescaled_views(protocol, scaled, antialias)(size)
     return [
       dataclasses.replace(view, write_rows=view.write_rows / len(scales))
       for view in scaled_views
@@ -124,7 +125,7 @@ def multi_scale(
   return views
 
 
-def rescaled(
+def rescaled_views(
   protocol: Protocol, scaled: Size, antialias: bool = False
 ) -> Protocol:
   """Applies a protocol to the image resized to (height, width) `scaled`."""
@@ -132,8 +133,8 @@ def rescaled(
   def views(size: Size) -> list[View]:
     pairs = [
       (
-        Map(resize.bilinear_matrix(n, m, antialias=antialias)),
-        Map(resize.bilinear_matrix(m, n)),
+        Map(resize.bilinear_resize_matrix(n, m, antialias=antialias)),
+        Map(resize.bilinear_resize_matrix(m, n)),
       )
       for n, m in zip(size, scaled, strict=True)
     ]
@@ -142,7 +143,7 @@ def rescaled(
   return views
 
 
-def sliding_window(
+def sliding_window_views(
   protocol: Protocol, window: Size, stride: Size, centered: bool = False
 ) -> Protocol:
   """Applies a protocol to windows; overlapping windows have equal weights.
@@ -182,7 +183,7 @@ def sliding_window(
   return views
 
 
-def halves(protocol: Protocol) -> Protocol:
+def half_image_views(protocol: Protocol) -> Protocol:
   """Applies a protocol to the left and the right half of the image."""
 
   def views(size: Size) -> list[View]:
@@ -215,8 +216,8 @@ class ProtocolOptions:
     average: quantity averaged over views before the argmax: 'logits', or
       'probs' (softmax of each view at the size of the image).
     antialias: blur images before shrinking them.
-    align_corners: by which rule a network's scores are enlarged to its input:
-      corners on corners, or half-pixel centers.
+    align_corners: whether a network's scores are enlarged to the size of its
+      input with corners on corners; else with half-pixel centers.
     size_multiple: images are padded to multiples of this, and one program is
       compiled for each padded size and size of input; 0: the network's stride.
       A single view of the whole image applies the network to the padded image,
@@ -287,16 +288,16 @@ class ProtocolOptions:
 
   def build(self, multiple: int) -> Protocol:
     """Builds the protocol for a network whose inputs are such multiples."""
-    protocol = whole(multiple)
+    protocol = whole_image_views(multiple)
     if self.tiling == 'sliding_window':
-      protocol = sliding_window(
+      protocol = sliding_window_views(
         protocol, self.window, self.stride, self.padding_mode == 'mean'
       )
     elif self.tiling == 'halves':
-      protocol = halves(protocol)
+      protocol = half_image_views(protocol)
     if self.scales != (1.0,):
-      protocol = multi_scale(protocol, self.scales, self.antialias)
-    return flip_averaged(protocol) if self.flip else protocol
+      protocol = multi_scale_views(protocol, self.scales, self.antialias)
+    return flip_averaged_views(protocol) if self.flip else protocol
 
   def describe(self) -> str:
     """Describes the protocol in words, for `results.json`.

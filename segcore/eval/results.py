@@ -27,7 +27,9 @@ class Results:
     self._step = step
     self._pictures = workspace.directory / 'pictures'
     self._pictures.mkdir(parents=True, exist_ok=True)
-    self._writer = tensorboard.open_writer(workspace.directory / 'tensorboard')
+    self._writer = tensorboard.open_tensorboard_writer(
+      workspace.directory / 'tensorboard'
+    )
     self._splits: dict[str, Any] = {}
 
   def add(
@@ -45,7 +47,7 @@ class Results:
       split: the evaluated images.
       panel: uint8 [H, W, 3].
     """
-    self._splits[name] = entry = evaluator.to_json(values, split)
+    self._splits[name] = entry = evaluator.evaluation_to_json(values, split)
     known = {k: v for k, v in entry['metrics'].items() if v is not None}
     self._writer.write_scalars(
       self._step, {f'{name}/{k}': v for k, v in known.items()}
@@ -57,7 +59,7 @@ class Results:
     """Writes a picture, uint8 [H, W, 3], as a PNG and to TensorBoard."""
     self._writer.write_images(self._step, {f'{name}/panels': panel[None]})
     if jax.process_index() == 0:
-      panels.write_png(self._pictures / f'{name}.png', panel)
+      panels.write_picture_png(self._pictures / f'{name}.png', panel)
 
   def write(self, **fields: Any) -> list[files.Path]:
     """Writes results.json; returns the paths of all outputs.
@@ -67,7 +69,7 @@ class Results:
     """
     self._writer.close()
     path = self._workspace.directory / 'results.json'
-    json_files.write(
+    json_files.write_json(
       path,
       {**fields, 'digest': self._workspace.digest, 'splits': self._splits},
     )

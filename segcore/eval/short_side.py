@@ -27,10 +27,10 @@ from segcore.train import train_state
 ForwardFn = Callable[[train_state.TrainState, Array], Array]
 
 
-def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+def short_side_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
   """Computes (height, width) for a short side; the long side is rounded down.
 
-  >>> resized_size((375, 500), 256)
+  >>> short_side_size((375, 500), 256)
   (256, 341)
   """
   height, width = size
@@ -39,7 +39,7 @@ def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
   return short_side * height // width, short_side
 
 
-def resize_and_crop(
+def resize_and_center_crop(
   image: UInt8[np.ndarray, 'H W 3'], short_side: int, crop: int = 0
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Resizes an image to a short side, then takes a center crop.
@@ -49,9 +49,9 @@ def resize_and_crop(
     short_side: length of the short side; antialiased bilinear, as by Pillow.
     crop: side of the square center crop; 0 for no crop.
   """
-  size = resized_size(image.shape[:2], short_side)
+  size = short_side_size(image.shape[:2], short_side)
   if image.shape[:2] != size:
-    image = resampling.resize_antialiased(image, size)
+    image = resampling.resize_image_antialiased(image, size)
   if crop:
     # As torchvision: halves are rounded to even.
     top, left = (round((n - crop) / 2) for n in image.shape[:2])
@@ -81,7 +81,7 @@ class FeatureMaps:
     """Returns the group of images of this size; outputs are never cropped."""
     inputs = (self.crop, self.crop) if self.crop else None
     return inference.Group(
-      (0, 0), (inputs or resized_size(size, self.short_side),)
+      (0, 0), (inputs or short_side_size(size, self.short_side),)
     )
 
   def prepare(
@@ -99,7 +99,9 @@ class FeatureMaps:
   @functools.cached_property
   def _function(self):
     return jax.jit(
-      lambda state, images: self.function(state, batch_lib.to_symmetric(images))
+      lambda state, images: self.function(
+        state, batch_lib.batch_images_to_symmetric(images)
+      )
     )
 
 
@@ -131,7 +133,7 @@ class LabelMaps:
       -(-n // self.size_multiple) * self.size_multiple for n in size
     )
     return inference.Group(
-      (height, width), (resized_size(size, self.short_side),)
+      (height, width), (short_side_size(size, self.short_side),)
     )
 
   def prepare(
@@ -175,7 +177,9 @@ class LabelMaps:
       core.max_dim(self.short_side * n // shorter, self.short_side)
       for n in size
     )
-    scores = self._scores(state, resize.antialiased_uint8(images, resized_size))
+    scores = self._scores(
+      state, resize.resize_antialiased_uint8(images, resized_size)
+    )
     is_large = jnp.asarray(height) * jnp.asarray(width) > self.max_side**2
     reduced_size = (self.max_side, self.max_side * width // height)
     matrices = []
@@ -183,13 +187,13 @@ class LabelMaps:
       count = jnp.where(is_large, m, n)
       position = (jnp.arange(n) * count // n + 0.5) / count
       matrices.append(_bilinear_weights(position[None], cells)[0])
-    return view_maps.argmax_by_rows(scores, *matrices)
+    return view_maps.argmax_scores_by_rows(scores, *matrices)
 
   @functools.cached_property
   def _scores(self):
     return jax.jit(
       lambda state, images: self.method.predict(
-        state, batch_lib.to_symmetric(images)
+        state, batch_lib.batch_images_to_symmetric(images)
       ).astype(jnp.float32)
     )
 
@@ -199,10 +203,12 @@ class LabelMaps:
       'labels': lambda votes: jnp.argmax(votes, axis=-1).astype(jnp.int16),
       'probs': jax.nn.softmax,
     }[self.output]
-    return jax.jit(functools.partial(map_scores, function=function))
+    return jax.jit(
+      functools.partial(map_interpolated_scores, function=function)
+    )
 
 
-def map_scores(
+def map_interpolated_scores(
   scores: Float[Array, 'B h w C'],
   rows: Float[Array, 'B H'],
   columns: Float[Array, 'B W'],
@@ -234,10 +240,12 @@ def map_scores(
     return function(votes)
 
   shape = (batch, rows.shape[1], columns.shape[1], classes)
-  return view_maps.map_row_blocks(block, _bilinear_weights(rows, height), shape)
+  return view_maps.map_pixel_row_blocks(
+    block, _bilinear_weights(rows, height), shape
+  )
 
 
-def resize_labels(
+def resize_predicted_labels(
   labels: Int[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Int[np.ndarray, 'H W']:
   """Resizes labels by the floor rule: pixel i takes cell ⌊i·h/H⌋.
@@ -245,7 +253,7 @@ def resize_labels(
   As PASS does, between the cells of a feature grid and pixels (spec PASS §3.3,
   §5.1, §5.3). A label that belongs to an image is resized by `resampling`.
   """
-  return resampling.resize_nearest_floor(labels, size)
+  return resampling.resize_label_by_floor(labels, size)
 
 
 def _bilinear_weights(
@@ -289,5 +297,5 @@ def _stack_resized(
   rows = np.zeros((len(images), *group.input_sizes[0], 3), np.uint8)
   for row, image in zip(rows, images, strict=True):
     if image is not None:
-      row[:] = resize_and_crop(image, short_side, crop)
+      row[:] = resize_and_center_crop(image, short_side, crop)
   return rows

@@ -34,7 +34,7 @@ class Packed(NamedTuple):
   weight: Any
 
 
-def pack(
+def pack_view_maps(
   maps: Sequence[protocols.Map | None], length: int, taps: int
 ) -> Packed:
   """Packs sparse maps to `length` rows of `taps` nonzeros each.
@@ -54,7 +54,7 @@ def pack(
   return Packed(index, weight)
 
 
-def dense(packed: Packed, width: int) -> Array:
+def dense_view_maps(packed: Packed, width: int) -> Array:
   """Builds the dense matrices [B, n, width], on the device."""
   rows = jnp.zeros((*packed.index.shape[:2], width), jnp.float32)
   add = jax.vmap(jax.vmap(lambda row, i, w: row.at[i].add(w)))
@@ -62,7 +62,7 @@ def dense(packed: Packed, width: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames='fill')
-def network_input(images, view, fill):
+def view_network_input(images, view, fill):
   """Computes the network's input of a view, in [-1, 1].
 
   Args:
@@ -71,22 +71,22 @@ def network_input(images, view, fill):
     fill: RGB color where the view reads no pixel, or None.
   """
   exact = jax.lax.Precision.HIGHEST
-  symmetric = batch_lib.to_symmetric(images)
+  symmetric = batch_lib.batch_images_to_symmetric(images)
   if view is None:
     return symmetric
   if fill is not None:
     # Rows of the maps that read nothing yield 0, which is the fill color then.
-    fill = batch_lib.to_symmetric(jnp.array([[fill]], jnp.uint8))
+    fill = batch_lib.batch_images_to_symmetric(jnp.array([[fill]], jnp.uint8))
     symmetric -= fill
   height, width = images.shape[1:3]
-  rows = dense(view['read_rows'], height)
-  columns = dense(view['read_columns'], width)
+  rows = dense_view_maps(view['read_rows'], height)
+  columns = dense_view_maps(view['read_columns'], width)
   inputs = jnp.einsum('bih,bhwc->biwc', rows, symmetric, precision=exact)
   inputs = jnp.einsum('bjw,biwc->bijc', columns, inputs, precision=exact)
   return inputs if fill is None else inputs + fill
 
 
-def upsampling_matrices(
+def score_upsampling_matrices(
   scores: Array,
   view: Mapping[str, Packed] | None,
   padded_size: tuple[int, int],
@@ -107,26 +107,28 @@ def upsampling_matrices(
   for axis, name in enumerate(('rows', 'columns')):
     grid = scores.shape[1 + axis]
     if view is None:
-      matrix = resize.bilinear_matrix(grid, padded_size[axis], align_corners)
+      matrix = resize.bilinear_resize_matrix(
+        grid, padded_size[axis], align_corners
+      )
       matrix = jnp.broadcast_to(matrix, (len(scores), *matrix.shape))
     else:
       # From the scores to the input, then from the input to the image.
       length = view[f'read_{name}'].index.shape[1]
       matrix = jnp.matmul(
-        dense(view[f'write_{name}'], length),
-        resize.bilinear_matrix(grid, length, align_corners),
+        dense_view_maps(view[f'write_{name}'], length),
+        resize.bilinear_resize_matrix(grid, length, align_corners),
         precision=jax.lax.Precision.HIGHEST,
       )
     matrices.append(matrix)
   return matrices
 
 
-def normalize_rows(matrix: Array, weights: Array) -> Array:
+def normalize_view_rows(matrix: Array, weights: Array) -> Array:
   """Divides rows by their sums; rows outside of the view stay 0."""
   return matrix / jnp.where(weights > 0, weights, 1.0)[..., None]
 
 
-def upsample(
+def upsample_view_scores(
   scores: Float[Array, 'B h w C'],
   rows: Float[Array, 'B H h'],
   columns: Float[Array, 'B W w'],
@@ -137,7 +139,7 @@ def upsample(
   return jnp.einsum('bjw,bnwc->bnjc', columns, heightened, precision=exact)
 
 
-def map_row_blocks(
+def map_pixel_row_blocks(
   function: Callable[[Any], Array],
   arrays: Any,
   shape: tuple[int, int, int, int],
@@ -147,7 +149,7 @@ def map_row_blocks(
   Limits memory where the function computes scores [B, n, W, C] for n rows.
 
   Args:
-    function: from arrays of n rows, [B, n, …], to an array [B, n, …].
+    function: function from arrays of n rows, [B, n, …], to an array [B, n, …].
     arrays: a tree of arrays [B, H, …].
     shape: (B, H, W, C) of all scores, which decides the number of rows n of a
       block.
@@ -171,14 +173,15 @@ def map_row_blocks(
   return outputs.reshape(batch, count * rows, *outputs.shape[3:])[:, :height]
 
 
-def argmax_by_rows(
+def argmax_scores_by_rows(
   scores: Float[Array, '1 h w C'],
   rows: Float[Array, 'H h'],
   columns: Float[Array, 'W w'],
 ) -> Int16[Array, '1 H W']:
   """Upsamples scores and takes the argmax, one row of pixels at a time.
 
-  Unlike `map_row_blocks` it needs no number of rows, so sides may be symbolic.
+  Unlike `map_pixel_row_blocks`, this function needs no number of rows, so sides
+  may be symbolic.
 
   Args:
     scores: scores of the cells of one image.

@@ -2,12 +2,12 @@
 
   PROGRAM = program.Program(experiment.Experiment, STAGES, predicts='finetune')
   if __name__ == '__main__':
-    cli.run(PROGRAM)
+    cli.run_program(PROGRAM)
 
 Exit status: 0 when the last stage is done; 75 when the run was asked to stop
 and everything needed to resume is saved, or another host does not answer (run
-the same command again); 2 for user errors; 141 when the reader of the output
-has closed the pipe.
+the same command again); 2 for user errors; 130 when Ctrl-C quit at once; 141
+when the reader of the output has closed the pipe.
 """
 
 import contextlib
@@ -42,46 +42,53 @@ class Program(Protocol):
     ...
 
 
-def run(program: Program) -> NoReturn:
-  """Runs the command line of this process and exits."""
+def run_program(program: Program) -> NoReturn:
+  """Runs the command line of this process and exits with its status."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   # Orbax's threads log with a traceback what they raise as well.
   logging.get_absl_logger().addFilter(
     lambda record: 'orbax' not in record.pathname
   )
-  exit_status.run(lambda: main(program, sys.argv))
+  exit_status.exit_with_status(lambda: run_command_line(program, sys.argv))
 
 
-def main(program: Program, argv: Sequence[str]) -> int:
-  """Runs a command line; returns the exit status."""
+def run_command_line(program: Program, argv: Sequence[str]) -> int:
+  """Runs a command line of training; returns the exit status.
+
+  Args:
+    program: builder of the stages.
+    argv: words of the command line, with the name of the program.
+  """
   parsed = None
   try:
-    parsed = command.parse(argv)
+    parsed = command.parse_command(argv)
     if parsed is None:
       return 0
     if parsed.topology:
       _dry_run_elsewhere(program, parsed)
       return 0
-    with hosts.joined(parsed), _explaining_full_disk(parsed.workdir):
-      execute(program, parsed)
+    with hosts.joined_hosts(parsed), _explaining_full_disk(parsed.workdir):
+      execute_command(program, parsed)
       if parsed.dry_run:
         return 0
   except errors.UserError as error:
-    hosts.print_error(hosts.describe_error(error, parsed))
+    hosts.print_user_error(hosts.describe_user_error(error, parsed))
     return exit_status.USER_ERROR
   except workspace.Preempted as stopped:
-    console.log(f'stopped: {stopped}; run the same command again to go on')
+    console.print_line(
+      f'stopped: {stopped}; run the same command again to go on'
+    )
     return exit_status.PREEMPTED
   except KeyboardInterrupt:
-    console.log('interrupted; run the same command again to go on')
+    console.print_line('interrupted; run the same command again to go on')
     return exit_status.INTERRUPTED
-  console.log(f'done: {parsed.workdir}')
+  console.print_line(f'done: {parsed.workdir}')
   return 0
 
 
-def execute(program: Program, parsed: command.Command) -> None:
-  """Carries out a parsed command: stages, a dry run, a prediction, an export.
+def execute_command(program: Program, parsed: command.Command) -> None:
+  """Runs what a command line asks for: stages, dry run, prediction or export.
 
   Raises:
     UserError: a setting or an input is wrong.
@@ -93,18 +100,18 @@ def execute(program: Program, parsed: command.Command) -> None:
   elif parsed.request is None:
     stage.run_stages(stages, parsed.workdir, parsed.stages)
   else:
-    stage.check(stages, parsed.workdir)
+    stage.check_stage_settings(stages, parsed.workdir)
     model = program.load_model(parsed.config, parsed.workdir)
     if isinstance(parsed.request, export.Request):
-      export.run(model, parsed.workdir / 'export', parsed.request)
+      export.export_network(model, parsed.workdir / 'export', parsed.request)
     else:
-      predict.run(model, parsed.request)
+      predict.predict_images(model, parsed.request)
 
 
 def _dry_run_elsewhere(program: Program, parsed: command.Command) -> None:
   """Reports the cost on devices that are not here; joins no other hosts."""
-  # Built on the smallest mesh that the experiment allows: only the stages that
-  # were named have to fit the devices.
+  # The stages are built on the smallest mesh that the experiment allows, since
+  # only those that --stage names have to fit the devices of the topology.
   fsdp = parsed.config.operation.fsdp
   devices = parsed.topology.start_simulated_devices(fsdp)[:fsdp]
   stages = program.build_stages(parsed.config, devices)

@@ -29,7 +29,7 @@ class HostOptions(NamedTuple):
   """Options of the rendezvous and the heartbeat of several hosts.
 
   Attributes:
-    coordinator_port: of process 0; None for that of the environment.
+    coordinator_port: port of process 0; None for that of the environment.
     init_timeout: seconds in which all hosts have to join.
     peer_timeout: seconds without a heartbeat after which a host is lost.
     stall_timeout: seconds without progress on any host after which the run
@@ -46,12 +46,12 @@ class Command(NamedTuple):
   """Holds a parsed command line of training.
 
   Attributes:
-    config: the experiment, locked.
-    workdir: folder of the run, absolute, or an address (gs://…).
-    stages: names of the stages to run; all of them if empty.
-    request: a prediction or an export to carry out instead of stages.
-    dry_run: only report what the stages would compute and cost.
-    compiles: report the figures of the compiler too.
+    config: config of the experiment, locked.
+    workdir: folder of the run: an absolute path, or an address (gs://…).
+    stages: names of the stages to run; all stages if empty.
+    request: prediction or export to run instead of the stages.
+    dry_run: whether only the cost of the stages is reported.
+    compiles: whether the figures of the compiler are reported, too.
     topology: devices of the dry run; None for those of this process.
     hosts: options of the rendezvous and the heartbeat.
   """
@@ -66,8 +66,8 @@ class Command(NamedTuple):
   hosts: HostOptions = HostOptions()
 
 
-def parse(argv: Sequence[str]) -> Command | None:
-  """Parses a command line; returns None after printing the help text.
+def parse_command(argv: Sequence[str]) -> Command | None:
+  """Parses the command line of training; returns None after --help.
 
   Raises:
     UserError: a flag is unknown, or the config does not load.
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str]) -> Command | None:
   )
   return Command(
     config,
-    files.absolute(files.parse_path(workdir, '--workdir')),
+    files.absolute_path(files.parse_file_path(workdir, '--workdir')),
     tuple(values.stage),
     _request(values),
     values.dry_run or values.dry_run_xla,
@@ -275,11 +275,11 @@ def _topology(values: flags.FlagValues) -> topology_lib.Topology | None:
     return None
   if not values.dry_run and not values.dry_run_xla:
     raise errors.UserError('--topology is for --dry_run')
-  return topology_lib.parse(values.topology)
+  return topology_lib.parse_topology(values.topology)
 
 
 def default_workdir(config: str) -> str:
-  """Returns runs/<name of the config file>-<its options>.
+  """Returns the default work folder, runs/<config file>-<options>.
 
   >>> default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
   'runs/ddep_shapes-init=dep,labels=50'

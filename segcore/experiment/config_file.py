@@ -13,11 +13,11 @@ from absl import flags
 from runtime import errors
 
 
-def load(argument: str) -> ml_collections.ConfigDict:
+def load_config(argument: str) -> ml_collections.ConfigDict:
   """Loads a config file, completes it and returns it unlocked.
 
   Args:
-    argument: 'configs/ddep_shapes.py', or with options after a colon:
+    argument: path of a config file, with options after a colon, if any:
       'configs/ddep_shapes.py:init=dep,tiny'.
 
   Raises:
@@ -39,20 +39,22 @@ def load(argument: str) -> ml_collections.ConfigDict:
   except Exception as error:
     # A mistake in the file, not in the command line: the traceback helps.
     raise RuntimeError(f'--config={argument}: get_config failed') from error
-  return complete(config)
+  return complete_config(config)
 
 
-def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def complete_config(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
   """Adds the fields that a config leaves out, with their defaults.
 
   Raises:
     UserError: `config.program` is missing or no module.
   """
-  program = importlib.import_module(program_of(config)).PROGRAM
+  program = importlib.import_module(program_of_config(config)).PROGRAM
   return ml_collections.ConfigDict(program.complete(config))
 
 
-def program_of(config: ml_collections.ConfigDict) -> str:
+def program_of_config(config: ml_collections.ConfigDict) -> str:
   """Returns the module whose command line runs an experiment: 'ddep.main'.
 
   Raises:
@@ -75,7 +77,7 @@ class Parser(flags.ArgumentParser):
 
   def parse(self, argument: str) -> ml_collections.ConfigDict:
     """Loads the config file that the flag names."""
-    return load(argument)
+    return load_config(argument)
 
   def flag_type(self) -> str:
     """Returns the type of the flag's value, for the help text."""

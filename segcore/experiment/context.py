@@ -20,10 +20,10 @@ class Context:
   """Network, data and devices that the stages of an experiment share.
 
   Attributes:
-    network: of all stages.
+    network: options of the network of all stages.
     data_dir: folder of the records; '' for the default of TFDS.
-    operation: how the run is carried out; changes no result.
-    mesh: the devices.
+    operation: options of speed and intervals, which change no result.
+    mesh: mesh of the devices.
     stages: names of all stages that such an experiment may have.
   """
 
@@ -46,13 +46,15 @@ class Context:
     self, heads: Mapping[str, Any], size: tuple[int, int]
   ) -> segmenter.Segmenter:
     """Builds the network with these heads for images of this size."""
-    return network_lib.build(self.fitted(size), heads, 'config.network')
+    return network_lib.build_network(self.fitted(size), heads, 'config.network')
 
   @property
   def size_multiple(self) -> int:
-    """Returns what the sides of the network's images are multiples of."""
+    """Returns the number of pixels of which image sides must be multiples."""
     encoder_only = {'tags': heads_lib.PoolHead(1)}
-    built = network_lib.build(self.network, encoder_only, 'config.network')
+    built = network_lib.build_network(
+      self.network, encoder_only, 'config.network'
+    )
     return built.encoder.size_multiple
 
   def open(
@@ -65,15 +67,16 @@ class Context:
     """Opens a split.
 
     Args:
-      data: the data set.
+      data: name and location of the data set.
       split: name of the split.
-      kind: kind of label it must have: 'label', 'tags' or '' for none.
-      purpose: what needs the labels, for the message.
+      kind: kind of label that the split must have: 'label', 'tags', or '' for
+        none.
+      purpose: name of the part that needs the labels, for the message.
 
     Raises:
       UserError: the split is missing, or has no such labels.
     """
-    opened = datasets.open_split(data, split, self.data_dir)
+    opened = datasets.open_dataset_split(data, split, self.data_dir)
     if kind:
       opened.require_labels(kind, purpose)
     return opened
@@ -81,9 +84,14 @@ class Context:
   def labeled(
     self, block: data_lib.LabeledData, purpose: str
   ) -> datasets.Split:
-    """Opens the labeled images of a block."""
+    """Opens the labeled images of a data block.
+
+    Args:
+      block: data block of the training.
+      purpose: name of the part that needs the masks, for the message.
+    """
     split = self.open(block.data, block.split, 'label', purpose)
-    return split.select(block.subset.labeled_indices(split.ids()))
+    return split.select(block.subset.labeled_indices(split.ids(), split.folder))
 
   def evaluated(
     self, block: data_lib.LabeledData, name: str, purpose: str
@@ -91,15 +99,19 @@ class Context:
     """Opens a split with masks for evaluation.
 
     Args:
-      block: its training split stands for the labeled images.
-      name: of the split; 'held_out' for the images that the subset sets aside.
-      purpose: what needs the masks, for the message.
+      block: data block of the training; of its training split, the labeled
+        images are opened.
+      name: name of the split; 'held_out' for the images that the subset sets
+        aside.
+      purpose: name of the part that needs the masks, for the message.
     """
     if name == block.split:
       return self.labeled(block, purpose)
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
-      return split.select(block.subset.held_out_indices(split.ids()))
+      return split.select(
+        block.subset.held_out_indices(split.ids(), split.folder)
+      )
     return self.open(block.data, name, 'label', purpose)
 
   def check_disjoint(
@@ -108,7 +120,12 @@ class Context:
     reported: Sequence[str],
     purpose: str,
   ) -> None:
-    """Opens all splits of training and report; refuses leaking images.
+    """Checks that no evaluated split shares an image with the labeled ones.
+
+    Args:
+      block: data block of the training.
+      reported: names of the splits that are evaluated after the training.
+      purpose: name of the part that needs the masks, for the message.
 
     Raises:
       UserError: a split is missing or has no masks, or shares an image with the
@@ -118,6 +135,6 @@ class Context:
       opened = self.evaluated(block, name, purpose)
       if name != block.split:
         labeled = self.labeled(block, purpose)
-        fingerprints.check_disjoint(
+        fingerprints.check_splits_disjoint(
           labeled.index, opened.index, (labeled.name, opened.name)
         )

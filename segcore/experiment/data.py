@@ -28,12 +28,12 @@ class LabeledData:
 
   Attributes:
     data: a data set with masks.
-    split: its labeled subset is trained on.
-    val_split: evaluated during training; 'held_out' is the part of `split` that
-      the subset sets aside.
-    follow: further splits evaluated during training, for a curve; the training
-      split stands for its labeled images.
-    subset: chooses the labeled images.
+    split: name of the split whose labeled images are trained on.
+    val_split: name of the split evaluated during training; 'held_out' is the
+      part of `split` that the subset sets aside.
+    follow: names of further splits evaluated during training, for a curve; of
+      the training split, the labeled images are evaluated.
+    subset: selection of the labeled images.
   """
 
   data: datasets.DataOptions
@@ -48,10 +48,10 @@ class ImageStream:
   """Augmented images of a split.
 
   Attributes:
-    split: the images.
-    crop: one of `transforms.CROPS`.
+    split: images to augment.
+    crop: crop of one of the classes of `transforms.CROPS`.
     flips: random flips.
-    keep: kinds of label that examples hold.
+    keep: kinds of label in the examples: 'label', 'tags'.
   """
 
   split: datasets.Split
@@ -80,8 +80,8 @@ class ViewStream:
   """Several views of each image of a split.
 
   Attributes:
-    split: the images.
-    crop: cuts the views.
+    split: images to augment.
+    crop: random crops that cut the views from an image.
   """
 
   split: datasets.Split
@@ -107,33 +107,38 @@ class ViewStream:
 Streams = Mapping[str, ImageStream | ViewStream]
 
 
-def augmentations(
+def augmentations_from_config(
   crop: Mapping[str, Any], flips: tuple[str, ...], path: str
 ) -> tuple[Any, transforms.RandomFlip]:
   """Builds the crop and the random flips of a config block.
 
   Args:
     crop: name and fields of a crop (see `transforms.CROPS`).
-    flips: directions.
-    path: path of the block, for messages.
+    flips: directions of the flips: 'horizontal', 'vertical'.
+    path: path of the block in the config, for messages.
 
   Raises:
     UserError: a field is wrong.
   """
   return (
-    options.build_named(transforms.CROPS, crop, f'{path}.crop'),
-    options.build(transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'),
+    options.build_named_options(transforms.CROPS, crop, f'{path}.crop'),
+    options.build_options(
+      transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'
+    ),
   )
 
 
-def fixed_batch(stream: ImageStream | ViewStream, count: int) -> dict[str, Any]:
+def fixed_panel_batch(
+  stream: ImageStream | ViewStream, count: int
+) -> dict[str, Any]:
   """Builds a batch of augmented images that is the same on every call.
 
   Args:
-    stream: its split is sampled evenly: in a split with repeated entries, the
-      first ones may all be one image.
-    count: images of the batch.
+    stream: augmented images of a split.
+    count: number of images of the batch.
   """
+  # Evenly spaced: in a split with repeated entries, the first ones may all be
+  # the same image.
   records = stream.split.records
   examples = [
     stream.transform(
@@ -141,47 +146,54 @@ def fixed_batch(stream: ImageStream | ViewStream, count: int) -> dict[str, Any]:
     )
     for i in range(count)
   ]
-  return loader.drop_host_only(loader.stack(examples))
+  return loader.drop_host_only_keys(loader.stack_examples(examples))
 
 
-def write_classes(
+def write_stage_classes(
   workspace: workspace_lib.Workspace, split: datasets.Split
 ) -> Sequence[files.Path]:
-  """Writes names and colors of the classes; returns the file."""
+  """Writes names and colors of the classes; returns the path of the file."""
   path = workspace.directory / CLASSES_FILE
-  json_files.write(path, {'classes': split.classes, 'palette': split.palette})
+  json_files.write_json(
+    path, {'classes': split.classes, 'palette': split.palette}
+  )
   return [path]
 
 
-def require_same_labeled_ids(
+def require_same_stage_labels(
   workspace: workspace_lib.Workspace, labeled: datasets.Split
 ) -> None:
-  """Writes the ids of the labeled images; refuses others later on.
+  """Checks that a stage continues with the labeled images of its start.
+
+  The first call writes the ids of the images to the folder of the stage.
 
   Raises:
-    UserError: they are not those that the stage was started with.
+    UserError: the stage was started with other labeled images.
   """
-  json_files.require_unchanged(
+  json_files.require_unchanged_json(
     workspace.directory / 'labeled_ids.json',
     labeled.ids(),
     'the choice of labeled images',
   )
 
 
-def require_same_data(
+def require_same_stage_data(
   workspace: workspace_lib.Workspace, split: datasets.Split, name: str = ''
 ) -> None:
-  """Writes version and size of a split; refuses others later on.
+  """Checks that a stage continues with the data of its start.
+
+  The first call writes version and size of the split to the folder of the
+  stage.
 
   Args:
-    workspace: of the stage.
-    split: read by the stage.
-    name: of the stream, if the stage reads several.
+    workspace: folders of the stage.
+    split: split that the stage reads.
+    name: name of the stream, if the stage reads several; else ''.
 
   Raises:
-    UserError: they are not those that the stage was started with.
+    UserError: the stage was started with other data.
   """
-  json_files.require_unchanged(
+  json_files.require_unchanged_json(
     workspace.directory / f'data{name and "_" + name}.json',
     {'version': split.version, 'num_images': len(split)},
     'the data set',

@@ -1,6 +1,6 @@
 """The cost of a training, computed before any data is read.
 
-  for line in dry_run.report(workload, compiles=False):
+  for line in dry_run.report_workload(workload, compiles=False):
     print(line)
 
 Everything follows from shapes: nothing is initialized or run, so that a network
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from runtime import console, errors
 from segcore import types
-from segcore.cost import communication, flops
+from segcore.cost import communication, flops, throughput
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
 from segcore.models import segmenter
@@ -45,15 +45,15 @@ class Workload:
   """A training, described without its data.
 
   Attributes:
-    build: builds the method, with activations recomputed in the backward pass
-      (remat) if True is given.
+    build: function that builds the method; its argument is whether activations
+      are recomputed in the backward pass (remat).
     remat: whether the training itself uses remat.
     batch_spec: shapes and types of a global batch.
-    batch_size: images of a step, globally.
-    num_steps: length of the training.
-    image_size: height and width of an image of the forward pass.
-    mesh: the devices.
-    accumulate: parts of a batch whose gradients are accumulated.
+    batch_size: global number of images of a step.
+    num_steps: number of steps of the training.
+    image_size: (height, width) of an image of the forward pass, in pixels.
+    mesh: mesh of the devices.
+    accumulate: number of parts of a batch whose gradients are accumulated.
     notes: further lines of the report.
   """
 
@@ -76,7 +76,8 @@ class Cost(NamedTuple):
     forward: nominal operations of a forward pass of one image, by part.
     step: nominal operations of a step by part, without those that remat adds.
     in_while: operations of a step in loops, counted for one iteration.
-    state_bytes: parameters, batch statistics and optimizer slots on a device.
+    state_bytes: size of parameters, batch statistics and optimizer slots on a
+      device, in bytes.
   """
 
   parameters: Mapping[str, int]
@@ -90,12 +91,13 @@ class Compiled(NamedTuple):
   """XLA's figures of a compiled step, for one device.
 
   Attributes:
-    operations: all arithmetic; without padded taps, with loop bodies once.
-    arguments: bytes of the state and the batch.
-    temporaries: bytes of values that exist within a step only.
-    peak: bytes of arguments, results and temporaries; results in donated
-      buffers count once.
-    exchanged: collectives.
+    operations: number of all arithmetic operations, without those on padding;
+      the body of a loop counts once.
+    arguments: size of state and batch in bytes.
+    temporaries: size of the values that exist within a step only, in bytes.
+    peak: size of arguments, results and temporaries in bytes; results in
+      donated buffers count once.
+    exchanged: collectives of a step.
   """
 
   operations: float
@@ -105,32 +107,32 @@ class Compiled(NamedTuple):
   exchanged: tuple[communication.Collective, ...] = ()
 
 
-def cost(workload: Workload) -> Cost:
+def count_workload_cost(workload: Workload) -> Cost:
   """Counts parameters, operations and bytes from the shapes.
 
   Raises:
     UserError: a parameter group matches nothing.
   """
   trained = workload.build(False)
-  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  state = loop.train_state_spec(trained, workload.mesh, workload.batch_spec)
   image = jax.ShapeDtypeStruct((1, *workload.image_size, 3), jnp.float32)
-  step = flops.count_jaxpr(_traced(workload, trained, state).jaxpr)
+  step = flops.count_jaxpr_flops(_traced(workload, trained, state).jaxpr)
   return Cost(
     parameters={
       part: sum(x.size for x in jax.tree.leaves(state.params.get(part, ())))
       for part in _PARTS
     },
-    forward=flops.count(trained.predict, state, image).by_part(_PARTS),
+    forward=flops.count_flops(trained.predict, state, image).by_part(_PARTS),
     step=step.by_part(_PARTS),
     in_while=step.in_while,
-    state_bytes=bytes_per_device(state),
+    state_bytes=state_bytes_per_device(state),
   )
 
 
-def compile_step(workload: Workload, remat: bool) -> Compiled:
+def compile_workload_step(workload: Workload, remat: bool) -> Compiled:
   """Compiles the training step for the devices of the mesh."""
   trained = workload.build(remat)
-  state = loop.state_spec(trained, workload.mesh, workload.batch_spec)
+  state = loop.train_state_spec(trained, workload.mesh, workload.batch_spec)
   compiled = _traced(workload, trained, state).lower().compile()
   memory = compiled.memory_analysis()
   arguments = memory.argument_size_in_bytes
@@ -144,8 +146,10 @@ def compile_step(workload: Workload, remat: bool) -> Compiled:
   )
 
 
-def placed_on(workload: Workload, topology: topology_lib.Topology) -> Workload:
-  """The same training on other devices; the global batch stays.
+def place_workload_on(
+  workload: Workload, topology: topology_lib.Topology
+) -> Workload:
+  """Describes the same training, of the same global batch, on other devices.
 
   Raises:
     UserError: the batch, or a part of it, does not divide among them.
@@ -163,111 +167,44 @@ def placed_on(workload: Workload, topology: topology_lib.Topology) -> Workload:
   return dataclasses.replace(workload, mesh=mesh)
 
 
-def exchange_seconds(
-  exchanged: Sequence[communication.Collective],
-  chip: topology_lib.Chip,
-  compiled_for: int,
-  devices: int,
-) -> float:
-  """Computes the time of collectives on a ring over two links of each chip.
-
-  An all-reduce of B bytes among n devices sends 2·(n-1)/n·B from each, the
-  other collectives half of that or less. Latency and overlap with arithmetic
-  are left out. At a constant batch a device, reduced arrays keep their size and
-  gathered ones grow with the number of devices.
+def state_bytes_per_device(state: Any) -> int:
+  """Computes the size of a state on one device, in bytes.
 
   Args:
-    exchanged: collectives of the program.
-    chip: kind of all devices.
-    compiled_for: number of devices of the program.
-    devices: number of devices that the time is for.
+    state: tree of arrays, or of their shapes and shardings.
   """
-  if devices == 1:
-    return 0.0
-  share = (devices - 1) / devices
-  growth = devices / compiled_for
-  sent = {
-    'all-reduce': 2 * share,
-    'all-gather': share * growth,
-    'all-to-all': share,
-    'reduce-scatter': devices - 1,  # Sizes are those of the result.
-    'collective-permute': 1,
-  }
-  return sum(sent[c.kind] * c.size for c in exchanged) / (
-    2 * chip.link_bandwidth
-  )
-
-
-def weak_scaling_seconds(
-  compute: float,
-  exchanged: Sequence[communication.Collective],
-  chip: topology_lib.Chip,
-  compiled_for: int,
-  counts: Sequence[int],
-) -> list[float | None]:
-  """Computes the time of a step on several numbers of devices, in seconds.
-
-  None where no slice of the chip is that large.
-
-  Args:
-    compute: time of the arithmetic on a device, which stays.
-    exchanged: collectives of the program.
-    chip: kind of all devices.
-    compiled_for: number of devices of the program.
-    counts: numbers of devices.
-  """
-  return [
-    compute + exchange_seconds(exchanged, chip, compiled_for, n)
-    if n <= chip.max_slice_chips
-    else None
-    for n in counts
-  ]
-
-
-def seconds(operations: int, speed: float, chips: int, part: float) -> float:
-  """Computes the time of a number of operations, in seconds.
-
-  Args:
-    operations: of all chips together.
-    speed: of a chip, in operations per second.
-    chips: number of chips that share them.
-    part: share of the speed that is reached, in (0, 1].
-  """
-  return operations / (speed * chips * part)
-
-
-def bytes_per_device(state: Any) -> int:
-  """Computes the bytes of the leaves, or their shards, on one device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(state)
   )
 
 
-def report(
+def report_workload(
   workload: Workload,
   compiles: bool,
   topology: topology_lib.Topology | None = None,
 ) -> Iterator[str]:
-  """Yields the lines of the report as they become known.
+  """Yields the lines of the report on a workload, as they become known.
 
   Args:
-    workload: the training.
-    compiles: report XLA's figures too, which takes minutes.
+    workload: training to report on.
+    compiles: whether XLA's figures are reported, too, which takes minutes.
     topology: devices to compile for, instead of those of the workload.
 
   Raises:
     UserError: the batch does not divide among the devices.
   """
   return _report(
-    placed_on(workload, topology) if topology else workload, compiles, topology
+    place_workload_on(workload, topology) if topology else workload,
+    compiles,
+    topology,
   )
 
 
 def _report(
   workload: Workload, compiles: bool, topology: topology_lib.Topology | None
 ) -> Iterator[str]:
-  costs = cost(workload)
+  costs = count_workload_cost(workload)
   yield from workload.notes
   devices, parts = workload.mesh.size, workload.accumulate
   yield (
@@ -317,7 +254,10 @@ def _times(workload: Workload, step: int) -> Iterator[str]:
   head = [f'at {part:.0%}' for part in EFFICIENCIES]
   rows = []
   for name, speed in CHIPS.items():
-    times = (seconds(total, speed, chips, part) for part in EFFICIENCIES)
+    times = (
+      throughput.arithmetic_seconds(total, speed, chips, part)
+      for part in EFFICIENCIES
+    )
     rows.append(
       (
         f'{name}, {speed / 1e12:.0f} TFLOP/s',
@@ -336,7 +276,7 @@ def _elsewhere(
 ) -> Iterator[str]:
   """Yields the figures of the compiler and the data sheets for a topology."""
   with topology_lib.without_compilation_cache():
-    compiled = compile_step(workload, workload.remat)
+    compiled = compile_workload_step(workload, workload.remat)
   count, chip = topology.num_devices, topology.chip
   room = f' of {_bytes(int(chip.memory))}' if chip else ''
   remat = 'with' if workload.remat else 'without'
@@ -356,7 +296,9 @@ def _elsewhere(
     ('exchanged a step', 'number', 'bytes a device'),
     [
       (kind, f'{len(sizes):,}', _bytes(sum(sizes)))
-      for kind, sizes in by_kind(compiled.exchanged).items()
+      for kind, sizes in communication.collective_bytes_by_kind(
+        compiled.exchanged
+      ).items()
     ]
     or [('nothing', '-', '-')],
   )
@@ -367,8 +309,10 @@ def _elsewhere(
   counts = sorted({*_WEAK_SCALING, count})
   rows = []
   for each in chips:
-    compute = seconds(step // count, each.peak_flops, 1, EFFICIENCY)
-    times = weak_scaling_seconds(
+    compute = throughput.arithmetic_seconds(
+      step // count, each.peak_flops, 1, EFFICIENCY
+    )
+    times = communication.weak_scaling_seconds(
       compute, compiled.exchanged, each, count, counts
     )
     rows.append(
@@ -377,7 +321,9 @@ def _elsewhere(
     rows.append(
       ('  speed a device', *(f'{compute / t:.1%}' if t else '-' for t in times))
     )
-    here = compute + exchange_seconds(compiled.exchanged, each, count, count)
+    here = compute + communication.collective_seconds(
+      compiled.exchanged, each, count, count
+    )
     yield (
       f'{each.name}: a step takes {_time(compute)} of arithmetic at '
       f'{EFFICIENCY:.0%} of {each.peak_flops / 1e12:.0f} TFLOP/s and '
@@ -393,16 +339,6 @@ def _elsewhere(
   yield from _table(('devices', *(f'{n:,}' for n in counts)), rows)
 
 
-def by_kind(
-  exchanged: Sequence[communication.Collective],
-) -> dict[str, list[int]]:
-  """Returns the sizes of collectives by kind, in bytes."""
-  sizes: dict[str, list[int]] = {}
-  for each in exchanged:
-    sizes.setdefault(each.kind, []).append(each.size)
-  return sizes
-
-
 def _time(duration: float) -> str:
   return f'{duration:.3g} s' if duration >= 1 else f'{duration * 1e3:.3g} ms'
 
@@ -414,7 +350,7 @@ def _compiler(workload: Workload) -> Iterator[str]:
   yield f"XLA's figures for {platform}; other devices take other memory:"
   rows = []
   for remat in (False, True):
-    compiled = compile_step(workload, remat)
+    compiled = compile_workload_step(workload, remat)
     here = ' (here)' if remat == workload.remat else ''
     an_image = compiled.operations * devices / workload.batch_size
     rows.append(
@@ -435,7 +371,7 @@ def _traced(
   workload: Workload, trained: method.Method, state: train_state.TrainState
 ) -> jax.stages.Traced:
   """Traces the training step for the mesh."""
-  step, checks = loop.build_step(
+  step, checks = loop.build_jitted_train_step(
     trained, workload.mesh, state, workload.batch_spec
   )
   return step.trace(state, checks, workload.batch_spec)

@@ -11,7 +11,7 @@ from segcore.train import method
 NUM_PANEL_ROWS = 6
 
 
-def evaluator(
+def build_stage_evaluator(
   context: context_lib.Context,
   split: datasets.Split,
   predictor: inference.Predictor,
@@ -24,14 +24,14 @@ def evaluator(
   """Builds the comparison of predictions with the labels of a split.
 
   Args:
-    context: what the experiment is built on.
-    split: the images.
-    predictor: computes the predictions.
-    metric: compares them.
+    context: network options, data and devices of the experiment.
+    split: images with labels.
+    predictor: function from images to predictions.
+    metric: empty metric, to which predictions and labels are added.
     target: kind of label: 'label' or 'tags'.
-    batch_size: global number of images.
+    batch_size: global number of images of a batch.
     log_progress: whether progress is logged.
-    padding: crops and pads the images first, if given.
+    padding: crop and padding of the images before the network, if any.
   """
   predictions = evaluator_lib.Predictions(
     split=split,
@@ -47,19 +47,26 @@ def evaluator(
   return evaluator_lib.Evaluator(predictions, (metric,), target, num_rows)
 
 
-def label_maps(
+def build_stage_predictor(
   context: context_lib.Context,
   scores: method.ScoreModel,
   num_classes: int,
   protocol: protocols.ProtocolOptions,
 ) -> inference.LabelMaps:
-  """Builds the predictor of label maps by a protocol."""
+  """Builds the predictor of label maps by a protocol.
+
+  Args:
+    context: network options, data and devices of the experiment.
+    scores: network with a score per class and pixel.
+    num_classes: number of classes.
+    protocol: inference protocol.
+  """
   return inference.LabelMaps(
     scores, num_classes, protocol, context.size_multiple
   )
 
 
-def segmentation_evaluator(
+def build_stage_segmentation_evaluator(
   context: context_lib.Context,
   scores: method.ScoreModel,
   split: datasets.Split,
@@ -68,12 +75,22 @@ def segmentation_evaluator(
   log_progress: bool = False,
   padding: transforms.CenterCrop | None = None,
 ) -> evaluator_lib.Evaluator:
-  """Builds the evaluator of the confusion matrix of a split."""
+  """Builds the evaluator of the confusion matrix of a split.
+
+  Args:
+    context: network options, data and devices of the experiment.
+    scores: network with a score per class and pixel.
+    split: images with masks.
+    batch_size: global number of images of a batch.
+    protocol: inference protocol.
+    log_progress: whether progress is logged.
+    padding: crop and padding of the images before the network, if any.
+  """
   num_classes = len(split.classes)
-  return evaluator(
+  return build_stage_evaluator(
     context,
     split,
-    label_maps(context, scores, num_classes, protocol),
+    build_stage_predictor(context, scores, num_classes, protocol),
     metrics.ConfusionMatrix.empty(num_classes),
     'label',
     batch_size,
@@ -82,7 +99,7 @@ def segmentation_evaluator(
   )
 
 
-def during_training(
+def build_training_stage_evaluators(
   context: context_lib.Context,
   scores: method.ScoreModel,
   block: data_lib.LabeledData,
@@ -90,9 +107,18 @@ def during_training(
   protocol: protocols.ProtocolOptions,
   purpose: str,
 ) -> dict[str, evaluator_lib.Evaluator]:
-  """Builds the evaluators of the splits evaluated during training, by name."""
+  """Builds the evaluators of the splits evaluated during training, by name.
+
+  Args:
+    context: network options, data and devices of the experiment.
+    scores: network with a score per class and pixel.
+    block: data block of the training, which names the splits.
+    batch_size: global number of images of a batch.
+    protocol: inference protocol, of which the variant with one view is used.
+    purpose: name of the part that needs the masks, for messages.
+  """
   return {
-    name: segmentation_evaluator(
+    name: build_stage_segmentation_evaluator(
       context,
       scores,
       context.evaluated(block, name, purpose),

@@ -60,8 +60,8 @@ class Inputs:
   """Everything that a stage reads, apart from the results of other stages.
 
   Attributes:
-    splits: of data sets.
-    start: the parameters before step 0.
+    splits: splits of data sets.
+    start: source of the parameters before step 0.
   """
 
   splits: tuple[SplitInput, ...] = ()
@@ -72,9 +72,9 @@ class ExperimentStage(abc.ABC):
   """A stage of an experiment.
 
   Attributes:
-    name: of the stage, of its config block and of its folder.
-    experiment: the whole config as a dataclass.
-    context: network, data and devices of all stages.
+    name: name of the stage, of its config block and of its folder.
+    experiment: whole config as a dataclass.
+    context: network options, data and devices of all stages.
   """
 
   name: ClassVar[str]
@@ -90,8 +90,8 @@ class ExperimentStage(abc.ABC):
     """Builds the stage of an experiment.
 
     Args:
-      experiment: the whole config; has `network`, `data_dir`, `operation`.
-      mesh: the devices.
+      experiment: whole config, with `network`, `data_dir` and `operation`.
+      mesh: mesh of the devices.
       stages: names of all stages that such an experiment may have.
     """
     context = context_lib.Context(
@@ -110,21 +110,21 @@ class ExperimentStage(abc.ABC):
 
   @property
   def path(self) -> str:
-    """Returns the path of its block, for messages."""
+    """Returns the path of the stage's block in the config, for messages."""
     return f'config.{self.name}'
 
   @property
   def needs(self) -> tuple[str, ...]:
-    """Returns the names of the stages whose results it reads."""
+    """Returns the names of the stages whose results this stage reads."""
     return self.inputs().start.needs(self.context.stages)
 
   @abc.abstractmethod
   def settings(self) -> Any:
-    """Returns everything that decides the stage's result."""
+    """Returns all settings that decide the result of the stage."""
 
   @abc.abstractmethod
   def check(self) -> None:
-    """Checks everything that can be checked without data.
+    """Checks the settings, as far as that needs no data.
 
     Raises:
       UserError: fields do not fit each other, or the devices.
@@ -132,19 +132,19 @@ class ExperimentStage(abc.ABC):
 
   @abc.abstractmethod
   def inputs(self) -> Inputs:
-    """Returns everything that the stage reads from disk."""
+    """Returns the data and the parameters that the stage reads from disk."""
 
   def check_data(self) -> None:
     """Checks the content of the inputs, which exist and can be opened.
 
     Raises:
-      UserError: their content does not fit.
+      UserError: the content of an input does not fit.
     """
     return
 
   @abc.abstractmethod
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
-    """Runs the stage; returns the files and folders it has made."""
+    """Runs the stage; returns the files and folders that it has written."""
 
   @abc.abstractmethod
   def dry_run(
@@ -153,19 +153,19 @@ class ExperimentStage(abc.ABC):
     """Reports in lines what the stage would compute and cost.
 
     Args:
-      compiles: report the compiler's figures too.
+      compiles: whether the figures of the compiler are reported, too.
       topology: devices to compile for; None for those of the mesh.
     """
 
   def describe(self, stages: Sequence['ExperimentStage']) -> stage.Stage:
-    """Returns the stage as it is executed, once its settings are checked.
+    """Checks the settings and returns the stage in the form that is executed.
 
     Args:
-      stages: all of the experiment; before the first one runs, the inputs of
-        all are checked.
+      stages: all stages of the experiment, whose inputs are checked before the
+        first of them runs.
 
     Raises:
-      UserError: as in `check`, or a stage it needs is missing.
+      UserError: settings do not fit each other, or a needed stage is missing.
     """
     names = [other.name for other in stages]
     for needed in self.needs:
@@ -177,7 +177,7 @@ class ExperimentStage(abc.ABC):
     self.check()
 
     def run(workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
-      check_inputs(stages, workspace.directory.parent)
+      check_stage_inputs(stages, workspace.directory.parent)
       return self.run(workspace)
 
     return stage.Stage(
@@ -185,20 +185,22 @@ class ExperimentStage(abc.ABC):
     )
 
 
-def check_inputs(
+def check_stage_inputs(
   stages: Sequence[ExperimentStage], workdir: files.Path
 ) -> None:
   """Checks the inputs of all unfinished stages, so that none fails hours later.
 
   Args:
-    stages: of the experiment.
-    workdir: its folder.
+    stages: all stages of the experiment.
+    workdir: folder of the experiment.
 
   Raises:
     UserError: a data set, a split, a kind of label or a weight file is missing,
-      or their content does not fit. Of files, all that are missing are named.
+      or the content of one does not fit. The message names all missing files.
   """
-  finished = np.array([stage.is_finished(workdir / s.name) for s in stages])
+  finished = np.array(
+    [stage.is_stage_finished(workdir / s.name) for s in stages]
+  )
   # Host 0 decides: another host may see its files later.
   finished = collectives.broadcast_from_host_0(finished)
   left = [s for s, done in zip(stages, finished, strict=True) if not done]
@@ -214,7 +216,7 @@ def check_inputs(
 
 
 def _require_files(stages: Sequence[ExperimentStage]) -> None:
-  """Raises MissingInput with all that is missing where host 0 looks."""
+  """Raises MissingInput with all files that are missing on host 0."""
   missing: dict[str, None] = {}  # A dict keeps the order and drops repetitions.
 
   def collect(require: Any, *arguments: Any) -> None:
@@ -227,9 +229,11 @@ def _require_files(stages: Sequence[ExperimentStage]) -> None:
     inputs, context = each.inputs(), each.context
     collect(inputs.start.require, context.stages, f'{each.path}.start')
     for split in inputs.splits:
-      collect(datasets.check_available, split.data, context.data_dir)
+      collect(datasets.check_dataset_available, split.data, context.data_dir)
   if collectives.broadcast_from_host_0(bool(missing)):
-    raise errors.MissingInput('; '.join(missing) or 'host 0 misses files')
+    raise errors.MissingInput(
+      errors.format_problem_lines([*missing]) or 'host 0 misses files'
+    )
 
 
 class TrainingStage(ExperimentStage):
@@ -240,7 +244,8 @@ class TrainingStage(ExperimentStage):
   Attributes:
     best_metric: scalar of the evaluation that decides which checkpoint is kept
       as the best one; None keeps the latest ones only.
-    zero_terms_until: last step at which a term of the loss may be 0 by design.
+    zero_terms_until: last step at which a term of the loss may be 0 by design;
+      later, such a term is reported as a likely mistake.
   """
 
   best_metric: str | None = None
@@ -255,7 +260,9 @@ class TrainingStage(ExperimentStage):
   def augmentations(self) -> tuple[Any, transforms.RandomFlip]:
     """Builds the crop and the random flips of the stage's block."""
     block = self.options
-    return data_lib.augmentations(block.crop, block.flips, self.path)
+    return data_lib.augmentations_from_config(
+      block.crop, block.flips, self.path
+    )
 
   @property
   def size_path(self) -> str:
@@ -278,38 +285,44 @@ class TrainingStage(ExperimentStage):
     """Builds the method that the stage trains.
 
     Args:
-      context: its network may differ from the stage's own in `remat`, `dtype`.
-      num_classes: of the training data.
+      context: network options, data and devices; `remat` and `dtype` may differ
+        from those of the stage's own context.
+      num_classes: number of classes of the training data.
     """
 
   @abc.abstractmethod
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
-    """Opens the training data; a single stream has the name ''."""
+    """Opens the streams of training data by name; a single one is named ''."""
 
   def evaluation(
     self, trained: method_lib.Method, streams: data_lib.Streams
   ) -> loop.EvaluateFn | None:
-    """Builds the evaluation during training; None for none."""
+    """Builds the evaluation during training; returns None without one.
+
+    Args:
+      trained: method that is trained.
+      streams: streams of training data by name.
+    """
     del trained, streams
     return None
 
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:
-    """Writes further results after training; returns their files."""
+    """Writes further results after training; returns the paths of the files."""
     del workspace, streams
     return []
 
   def settings(self) -> Any:
-    """Returns the network for this size, and the stage's block."""
+    """Returns the network options for the image size, and the stage's block."""
     return {'network': self.context.fitted(self.size), self.name: self.options}
 
   def check(self) -> None:
     """Checks that batch and images fit devices and network."""
     self.options.recipe.check(self.context.mesh, f'{self.path}.recipe')
-    # Any number of classes fits.
+    # The number of classes, which only data tell, does not matter here.
     net = self.method(self.context, num_classes=2).segmenter
-    network_lib.check_image_size(net, self.size, self.size_path)
+    network_lib.check_network_image_size(net, self.size, self.size_path)
 
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Trains to the end of the recipe."""
@@ -323,7 +336,7 @@ class TrainingStage(ExperimentStage):
         f'the data{name and f" ({name})"}',
         f'{len(stream.split)} images of version {stream.split.version}',
       )
-      data_lib.require_same_data(workspace, stream.split, name)
+      data_lib.require_same_stage_data(workspace, stream.split, name)
     batches = loader.Loader(
       {name: stream.open() for name, stream in streams.items()},
       recipe.batch_size,
@@ -340,11 +353,11 @@ class TrainingStage(ExperimentStage):
       evaluate_every=recipe.evaluate_every,
       best=self.best_metric and loop.BestMetric(self.best_metric),
       loaded=start.read(workspace, trained.segmenter, first.size),
-      summary=optimizers.describe(recipe.optimizer, recipe.num_steps),
-      hparams=options.to_dict(self.options),
+      summary=optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps),
+      hparams=options.options_to_dict(self.options),
       zero_terms_until=self.zero_terms_until,
     )
-    loop.train(training, workspace, context.operation, context.mesh)
+    loop.run_training_loop(training, workspace, context.operation, context.mesh)
     folders = [workspace.directory / name for name in ('checkpoints', 'best')]
     return [
       *folders,
@@ -353,10 +366,10 @@ class TrainingStage(ExperimentStage):
     ]
 
   def workload(self) -> dry_run.Workload:
-    """Returns the training as far as it is known without its data."""
+    """Describes the training, as far as the config decides it without data."""
     recipe, data = self.options.recipe, self.num_classes_from
-    notes = [optimizers.describe(recipe.optimizer, recipe.num_steps)]
-    num_classes = datasets.known_num_classes(data)
+    notes = [optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps)]
+    num_classes = datasets.known_dataset_num_classes(data)
     if num_classes is None:
       num_classes = _ASSUMED_CLASSES
       notes.append(
@@ -381,4 +394,4 @@ class TrainingStage(ExperimentStage):
     self, compiles: bool, topology: topology_lib.Topology | None
   ) -> Iterable[str]:
     """Reports parameters, operations, memory and time."""
-    return dry_run.report(self.workload(), compiles, topology)
+    return dry_run.report_workload(self.workload(), compiles, topology)

@@ -20,46 +20,62 @@ _NEVER_SECONDS = 10**8
 _MAX_MESSAGE = 500
 
 
-def print_error(text: str) -> None:
+def print_user_error(text: str) -> None:
   """Prints a user error to stderr, on every host."""
   print(f'error: {text}', file=sys.stderr, flush=True)
 
 
-def describe_error(
+def describe_user_error(
   error: errors.UserError, parsed: command.Command | None
 ) -> str:
-  """Returns the message, with the config's advice where files are missing."""
+  """Formats a user error, with the advice of the config if files are missing.
+
+  Args:
+    error: the error.
+    parsed: command line; None if it could not be parsed.
+  """
   advice = ''
   missing = isinstance(error, errors.MissingInput)
   if missing and parsed and 'without_files' in parsed.config:
     advice = parsed.config.without_files
-  return f'{error}; {advice}' if advice else str(error)
+  message = str(error)
+  if not advice:
+    return message
+  # Several problems are a line each, and so is the advice about them.
+  separator = '\n' if '\n' in message else '; '
+  return f'{message}{separator}{advice}'
 
 
 @contextlib.contextmanager
-def joined(parsed: command.Command) -> Iterator[None]:
-  """Joins the other hosts, if there are any; no host goes on without another.
+def joined_hosts(parsed: command.Command) -> Iterator[None]:
+  """Joins the other hosts of the run, if there are any.
 
-  If this process fails inside the block, the others print why and end too.
+  If this process fails inside the block, all other processes print the reason
+  and end, too. If another process fails or is lost, this one ends.
+
+  Args:
+    parsed: command line, whose config all hosts must share.
 
   Raises:
-    UserError: a host is missing, or its settings differ from the others'.
+    UserError: a host is missing, or the settings of the hosts differ.
   """
   options = parsed.hosts
   if jax.distributed.is_initialized():
     yield
     return
-  group = rendezvous.discover(options.coordinator_port, options.init_timeout)
+  group = rendezvous.discover_process_group(
+    options.coordinator_port, options.init_timeout
+  )
   if group is None:
     _start_alone()
     yield
     return
-  settings = host_settings.shared_settings(
+  settings = host_settings.shared_host_settings(
     parsed.config,
     workdir=str(parsed.workdir),
     stages=','.join(parsed.stages) or 'all',
   )
-  links = rendezvous.connect(group, settings, options.init_timeout)
+  links = rendezvous.connect_processes(group, settings, options.init_timeout)
   monitor = heartbeat.HeartbeatMonitor(
     links, options.peer_timeout, options.stall_timeout
   )
@@ -70,14 +86,14 @@ def joined(parsed: command.Command) -> Iterator[None]:
     monitor.close()
     raise
   except errors.UserError as error:
-    message = describe_error(error, parsed)
-    print_error(message)
+    message = describe_user_error(error, parsed)
+    print_user_error(message)
     monitor.abort(message, exit_status.USER_ERROR, immediately=True)
   except KeyboardInterrupt:
     monitor.abort('interrupted', exit_status.INTERRUPTED, immediately=True)
   except BaseException as error:
     traceback.print_exc()
-    message = errors.one_line(f'{type(error).__name__}: {error}')
+    message = errors.format_on_one_line(f'{type(error).__name__}: {error}')
     monitor.abort(
       message[:_MAX_MESSAGE], heartbeat.EXIT_PEER_LOST, immediately=False
     )
@@ -88,8 +104,8 @@ def joined(parsed: command.Command) -> Iterator[None]:
 def _start_alone() -> None:
   """Initializes jax's distributed runtime with this process alone.
 
-  So that a request to stop (SIGTERM) is handled by one mechanism on a laptop
-  and on a pod.
+  The runtime handles requests to stop (SIGTERM): with it, one mechanism serves
+  a laptop and a pod.
   """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))

@@ -17,15 +17,15 @@ from segcore.train import loop
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """The fields that every experiment has; a method adds its stages' blocks.
+  """Holds the fields of every experiment; a method adds blocks of its stages.
 
   Attributes:
-    program: the module whose command line runs it.
+    program: name of the module whose command line runs the experiment.
     stages: names of the stages to run, in order.
     data_dir: folder of the records; '' for the default of TFDS.
-    network: of all stages.
-    operation: how the run is carried out; changes no result.
-    without_files: what to do where data or weights are missing; may be ''.
+    network: options of the network of all stages.
+    operation: options of speed and intervals, which change no result.
+    without_files: advice in the message about missing data or weights; or ''.
   """
 
   program: str
@@ -42,9 +42,9 @@ class Program:
 
   Attributes:
     experiment: dataclass of a whole config.
-    stages: classes of all stages, each after those it may need.
-    predicts_with: the stage that loads the trained network; has
-      `load_model(workdir)`.
+    stages: classes of all stages, each after the stages that it may need.
+    predicts_with: class of the stage that loads the trained network by its
+      method `load_model(workdir)`.
   """
 
   experiment: type[Experiment]
@@ -62,14 +62,14 @@ class Program:
     """Builds the stage objects of an experiment by name; opens no data.
 
     Args:
-      config: the experiment.
-      devices: to run on; all devices of the process by default.
+      config: config of the experiment.
+      devices: devices to run on; None for all devices of all hosts.
 
     Raises:
       UserError: a field is unknown, of a wrong type, or does not fit the
         others; or a stage is unknown or has no block.
     """
-    experiment = options_lib.build(self.experiment, config, 'config')
+    experiment = options_lib.build_options(self.experiment, config, 'config')
     registry = self.registry
     if not experiment.stages or not set(experiment.stages) <= set(registry):
       raise errors.UserError(
@@ -90,8 +90,8 @@ class Program:
     return built
 
   def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config with all fields, by the defaults of the options."""
-    return options_lib.complete(self.experiment, config)
+    """Adds the fields that a config leaves out, with their defaults."""
+    return options_lib.complete_options(self.experiment, config)
 
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None
@@ -99,11 +99,11 @@ class Program:
     """Returns the stages as they are executed; opens no data.
 
     Args:
-      config: the experiment.
-      devices: to run on; all devices of the process by default.
+      config: config of the experiment.
+      devices: devices to run on; None for all devices of all hosts.
 
     Raises:
-      UserError: as in `build`, or settings do not fit each other.
+      UserError: a field or a stage is wrong, or settings do not fit each other.
     """
     stages = tuple(self.build(config, devices).values())
     return [each.describe(stages) for each in stages]

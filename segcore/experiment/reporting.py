@@ -23,14 +23,15 @@ class EvaluateOptions:
   """Options of the reported evaluation.
 
   Attributes:
-    splits: of the data set that was trained on; the training split stands for
-      its labeled images.
-    batch_size: global number of images.
+    splits: names of splits of the training's data set; of the training split,
+      the labeled images are evaluated.
+    batch_size: global number of images of a batch.
     protocol: inference protocol.
-    which: 'last' reports the state after the last step, 'best' the best one on
-      `val_split`.
-    framed: also report each split as NAME_framed, with the padding around
-      images smaller than the protocol's window counted as class 0.
+    which: checkpoint to evaluate: 'last' is the state after the last step,
+      'best' the best one on `val_split`.
+    framed: whether each split is also reported as NAME_framed, where the
+      padding around images smaller than the protocol's window counts as
+      class 0.
   """
 
   splits: tuple[str, ...] = ('val',)
@@ -61,8 +62,8 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   A method subclasses it, naming the stage that has trained the network.
 
   Attributes:
-    trained_by: name of that stage.
-    checkpoint_fields: fields of its checkpoints that are read.
+    trained_by: name of the stage that has trained the network.
+    checkpoint_fields: names of the fields of a checkpoint that are read.
   """
 
   name = 'evaluate'
@@ -93,22 +94,22 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     """Builds the network whose scores are evaluated."""
 
   def select_variables(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns 'step', 'params' and 'batch_stats' of what is evaluated.
+    """Selects 'step', 'params' and 'batch_stats' of the evaluated network.
 
     Args:
-      fields: of the checkpoint, by name.
+      fields: fields of the checkpoint by name.
     """
     return dict(fields)
 
   def settings(self) -> Any:
     """Returns the options without the batch size, which changes no result."""
-    settings = options.to_dict(self.options)
+    settings = options.options_to_dict(self.options)
     del settings['batch_size']
     return settings
 
   def check(self) -> None:
     """Checks that batches divide among the devices."""
-    sharding.check_batch_size(
+    sharding.check_batch_divides_devices(
       self.options.batch_size, self.context.mesh, f'{self.path}.batch_size'
     )
 
@@ -127,7 +128,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     for name in block.splits:
       split = context.evaluated(labeled, name, self.trained_by)
       for suffix, padding in block.paddings.items():
-        evaluator = evaluation.segmentation_evaluator(
+        evaluator = evaluation.build_stage_segmentation_evaluator(
           context,
           scores,
           split,
@@ -138,7 +139,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
-        console.log(
+        console.print_line(
           f'{split.name}{suffix}: mIoU {evaluated.values["miou"]:.4f} over '
           f'{len(split)} images'
         )
@@ -150,16 +151,16 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     """Loads the trained network of a run.
 
     Raises:
-      UserError: its training is not finished.
+      UserError: the training of the run is not finished.
     """
     folder = workdir / self.trained_by
-    stage.require_finished(folder, 'predict')
-    classes = json_files.read(folder / data_lib.CLASSES_FILE)
+    stage.require_finished_stage(folder, 'predict')
+    classes = json_files.read_json(folder / data_lib.CLASSES_FILE)
     num_classes = len(classes['classes'])
     _, state = self._read_state(folder)
     return predict.Model(
       state=state,
-      predictor=evaluation.label_maps(
+      predictor=evaluation.build_stage_predictor(
         self.context,
         self.scores(num_classes),
         num_classes,
@@ -189,7 +190,9 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   ) -> tuple[int, train_state.TrainState]:
     """Reads the step and the state that are reported."""
     kept = 'best' if self.options.which == 'best' else 'checkpoints'
-    fields = checkpoint_reader.read(folder / kept, self.checkpoint_fields)
+    fields = checkpoint_reader.read_checkpoint_fields(
+      folder / kept, self.checkpoint_fields
+    )
     variables = self.select_variables(fields)
-    state = train_state.inference_state(variables, self.context.mesh)
+    state = train_state.inference_train_state(variables, self.context.mesh)
     return int(variables['step']), state

@@ -28,13 +28,15 @@ class Stage:
   """One step of an experiment, ready to be executed.
 
   Attributes:
-    name: also the name of its folder.
-    settings: everything that decides its result; nothing that only decides its
-      speed or its place.
-    run: carries it out; returns the files and folders it has made.
-    needs: names of the stages whose results it reads.
-    dry_run: reports in lines what it would compute and cost; reads no data. Its
-      arguments: whether to compile too, and the devices to compile for.
+    name: name of the stage and of its folder.
+    settings: all settings that decide the result, and none that only decide
+      speed or place.
+    run: function that runs the stage and returns the files and folders that it
+      has written.
+    needs: names of the stages whose results this stage reads.
+    dry_run: function that reports in lines what the stage would compute and
+      cost, without data; its arguments are whether to compile, too, and the
+      devices to compile for.
   """
 
   name: str
@@ -52,31 +54,31 @@ def run_stages(
   """Runs the stages that are not finished, in order.
 
   Args:
-    stages: in an order in which each comes after those it needs.
+    stages: stages of the experiment, each after those that it needs.
     workdir: folder of the experiment.
-    only: names to run; all of them by default.
+    only: names of the stages to run; all stages if empty.
 
   Raises:
     UserError: an unknown name, a needed stage that is not finished, or a folder
       that belongs to other settings.
   """
   chosen = _choose(stages, only)
-  settings_by_name = check(stages, workdir)
+  settings_by_name = check_stage_settings(stages, workdir)
   preemption = workspace_lib.Preemption()
   for stage in chosen:
     settings = settings_by_name[stage.name]
     progress.record_activity(f'the start of {stage.name}')
     directory = workdir / stage.name
-    if is_finished(directory):
-      console.log(f'{stage.name} is finished already: {directory}')
+    if is_stage_finished(directory):
+      console.print_line(f'{stage.name} is finished already: {directory}')
       continue
     for name in stage.needs:
-      require_finished(workdir / name, stage.name)
-    json_files.write(directory / 'settings.json', settings)
+      require_finished_stage(workdir / name, stage.name)
+    json_files.write_json(directory / 'settings.json', settings)
     workspace = workspace_lib.Workspace(
       directory,
       {name: workdir / name for name in stage.needs},
-      options.digest(settings),
+      options.options_digest(settings),
       preemption,
     )
     if preemption.reached():
@@ -98,16 +100,17 @@ def dry_run_stages(
   """Reports what each stage would compute and cost; runs none, reads no data.
 
   Args:
-    stages: as for `run_stages`.
-    only: as for `run_stages`.
-    compiles: report the compiler's figures too, which takes minutes.
+    stages: stages of the experiment, each after those that it needs.
+    only: names of the stages to report; all stages if empty.
+    compiles: whether the figures of the compiler are reported, too, which takes
+      minutes.
     topology: devices to compile for; None for those of this process.
 
   Raises:
     UserError: an unknown name, a stage before one it needs, or devices among
       which a batch cannot be divided.
   """
-  all_settings(stages)
+  settings_by_stage(stages)
   # Build all reports before compiling the first: refusals come at once.
   reports = [
     (
@@ -119,9 +122,9 @@ def dry_run_stages(
     for stage in _choose(stages, only)
   ]
   for name, lines in reports:
-    console.log(f'\n{name}')
+    console.print_line(f'\n{name}')
     for line in lines:
-      console.log(f'  {line}'.rstrip())
+      console.print_line(f'  {line}'.rstrip())
 
 
 def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
@@ -135,32 +138,36 @@ def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
   return [stage for stage in stages if not only or stage.name in only]
 
 
-def is_finished(directory: files.Path) -> bool:
-  """Returns whether the stage of this folder is finished."""
+def is_stage_finished(directory: files.Path) -> bool:
+  """Returns whether the stage in a folder is finished."""
   return (directory / 'DONE.json').exists()
 
 
-def check(
+def check_stage_settings(
   stages: Sequence[Stage], workdir: files.Path
 ) -> dict[str, dict[str, Any]]:
-  """Returns all settings by stage, if the folder was made with them.
+  """Checks that a work folder belongs to these stages; returns their settings.
+
+  Args:
+    stages: stages of the experiment, each after those that it needs.
+    workdir: folder of the experiment.
 
   Raises:
     UserError: the folder belongs to other settings.
   """
-  settings_by_name = all_settings(stages)
+  settings_by_name = settings_by_stage(stages)
   for name, settings in settings_by_name.items():
     _refuse_others(workdir / name, settings)
   return settings_by_name
 
 
-def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
-  """Returns everything that decides the result of each stage, by name.
+def settings_by_stage(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+  """Collects the settings that decide the result of each stage, by its name.
 
   Stages with equal settings have equal results, in whatever experiment.
 
   Raises:
-    UserError: a stage comes before one it needs.
+    UserError: a stage comes before one that it needs.
   """
   settings: dict[str, dict[str, Any]] = {}
   for stage in stages:
@@ -170,8 +177,10 @@ def all_settings(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
           f'{stage.name} needs {name}, which must come before it: the stages '
           f'are {", ".join(s.name for s in stages)}'
         )
-    before = {name: options.digest(settings[name]) for name in stage.needs}
-    settings[stage.name] = options.to_dict(
+    before = {
+      name: options.options_digest(settings[name]) for name in stage.needs
+    }
+    settings[stage.name] = options.options_to_dict(
       {'settings': stage.settings, 'needs': before}
     )
   return settings
@@ -181,7 +190,7 @@ def _refuse_others(directory: files.Path, settings: Any) -> None:
   path = directory / 'settings.json'
   if not path.exists():
     return
-  lines = options.differences(json_files.read(path), settings)
+  lines = options.option_differences(json_files.read_json(path), settings)
   if lines:
     more = len(lines) - _MAX_DIFFERENCES
     raise errors.UserError(
@@ -209,7 +218,7 @@ def _finish(
     str(output)
     for output in outputs
     # A bucket has no empty folders.
-    if output not in made and (files.is_local(output) or output.suffix)
+    if output not in made and (files.is_local_path(output) or output.suffix)
   ]
   if missing:
     raise FileNotFoundError(f'{name} did not make {", ".join(missing)}')
@@ -217,9 +226,9 @@ def _finish(
     hashes = {
       str(file.relative_to(workspace.directory)): _checksum(file)
       for output in made
-      for file in files.walk(output)
+      for file in files.walk_files(output)
     }
-    json_files.write(
+    json_files.write_json(
       workspace.directory / 'DONE.json',
       {'stage': name, 'digest': workspace.digest, 'outputs': hashes},
     )
@@ -227,15 +236,23 @@ def _finish(
     multihost_utils.sync_global_devices(f'{name} marked')
 
 
-def require_finished(directory: files.Path, needed_by: str) -> None:
-  """Raises UserError unless the stage is finished and its files are whole."""
+def require_finished_stage(directory: files.Path, needed_by: str) -> None:
+  """Checks that a stage is finished and that its files are undamaged.
+
+  Args:
+    directory: folder of the stage.
+    needed_by: name of the stage that reads its results, for the message.
+
+  Raises:
+    UserError: the stage is not finished, or a file is missing or damaged.
+  """
   done = directory / 'DONE.json'
   if not done.exists():
     raise errors.UserError(
       f'{needed_by} needs {directory.name}, which is not finished in '
       f'{directory.parent}: run --stage={directory.name} first'
     )
-  for name, expected in json_files.read(done)['outputs'].items():
+  for name, expected in json_files.read_json(done)['outputs'].items():
     file = directory / name
     if not file.is_file() or _checksum(file) != expected:
       raise errors.UserError(
@@ -246,4 +263,4 @@ def require_finished(directory: files.Path, needed_by: str) -> None:
 
 def _checksum(file: files.Path) -> str:
   progress.record_activity(f'checksum of {file.name}')
-  return files.checksum(file)
+  return files.file_checksum(file)

@@ -12,12 +12,13 @@ from segcore.weights import load
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """Parameters to start from.
+  """Locates the parameters with which a training starts.
 
   Attributes:
-    path: a stage of this experiment, the stage folder of another run, or a
-      weight file; '' for random values.
-    take: subtrees that are taken: 'encoder', 'decoder', 'heads/NAME'.
+    path: name of a stage of this experiment, path of the stage folder of
+      another run, or path of a weight file; '' for random values.
+    take: names of the subtrees that are read: 'encoder', 'decoder',
+      'heads/NAME'.
   """
 
   path: str = ''
@@ -33,10 +34,10 @@ class Start:
   @property
   def folder(self) -> files.Path:
     """Returns the stage folder of another run, or the weight file."""
-    return files.parse_path(self.path, 'path')
+    return files.parse_file_path(self.path, 'path')
 
   def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
-    """Returns the stage of this experiment that it names, if any.
+    """Returns the stage of this experiment that has the parameters, if any.
 
     Args:
       stages: names of all stages that such an experiment may have.
@@ -47,7 +48,7 @@ class Start:
     """Raises MissingInput unless the folder or file exists.
 
     Args:
-      stages: as in `needs`.
+      stages: names of all stages that such an experiment may have.
       path: path of the config block, for the message.
     """
     if self.needs(stages) or not self.path or self.folder.exists():
@@ -63,17 +64,17 @@ class Start:
     net: segmenter.Segmenter,
     size: tuple[int, int],
   ) -> dict[str, Any] | None:
-    """Reads the parameters; returns None for random ones.
+    """Reads the parameters; returns None for random values.
 
     Args:
-      workspace: of the stage that starts from them.
-      net: the network they have to fit.
-      size: height and width of the images of training.
+      workspace: folders of the stage that starts from these parameters.
+      net: network that the parameters have to fit.
+      size: (height, width) of the images of training, in pixels.
 
     Raises:
-      UserError: they cannot be read, or do not fit.
+      UserError: the parameters cannot be read, or do not fit the network.
     """
     if not self.path:
       return None
     path = workspace.needed.get(self.path, self.folder)
-    return load.load_parts(path, self.take, net, (1, *size, 3))
+    return load.load_weight_parts(path, self.take, net, (1, *size, 3))

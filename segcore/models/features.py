@@ -10,7 +10,7 @@ class FeatureMap:
   """A feature map, with its name and its stride.
 
   Attributes:
-    name: of the stage of the network that returns it, e.g. 'block2'.
+    name: name of the stage of the network that returns the map, e.g. 'block2'.
     stride: pixels of the image per cell of the map.
     array: [B, h, w, D]. Not typed as an array, since trees of shapes and of
       shardings have the same structure.

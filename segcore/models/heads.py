@@ -20,11 +20,11 @@ class ConvHead(nn.Module):
     out_features: C.
     kernel: height and width of the kernel.
     reads: network whose map it reads, 'encoder' or 'decoder'.
-    stride: of the map it reads; None for the deepest.
+    stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map it reads, instead of its stride.
     init_scale: standard deviation of the initial outputs, for inputs of unit
       variance; 0 for outputs that start at 0.
-    dtype: of the convolution; the output is float32 at least.
+    dtype: dtype of the convolution; the output is float32 at least.
   """
 
   out_features: int
@@ -57,9 +57,9 @@ class PoolHead(nn.Module):
   Attributes:
     out_features: C.
     reads: network whose map it reads, 'encoder' or 'decoder'.
-    stride: of the map it reads; None for the deepest.
+    stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map it reads, instead of its stride.
-    init_scale: see `ConvHead`.
+    init_scale: factor of the kernel's initial values, as in `ConvHead`.
   """
 
   out_features: int
@@ -93,10 +93,10 @@ class ConvBlocksHead(nn.Module):
     width: channels of each block.
     num_blocks: number of blocks.
     reads: network whose map it reads, 'encoder' or 'decoder'.
-    stride: of the map it reads; None for the deepest.
+    stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map it reads, instead of its stride.
     dropout_rate: share of each block's channels that are dropped in training.
-    dtype: of the convolutions; the output is float32 at least.
+    dtype: dtype of the convolutions; the output is float32 at least.
   """
 
   out_features: int

@@ -35,7 +35,7 @@ class NetworkOptions:
       stands for that of the training images (see `with_position_grid`).
     decoder: name (see `DECODERS`) and fields of the module; None where all
       heads read the encoder.
-    dtype: of activations; parameters are always float32.
+    dtype: dtype of the activations; parameters are always float32.
     remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
@@ -53,19 +53,21 @@ def with_position_grid(
   Args:
     network: options; returned as they are if they give another grid, or none.
     size: height and width of the images.
-    path: of the options in the config, for messages.
+    path: path of the options in the config, for messages.
 
   Raises:
     UserError: a name or field of the encoder is unknown.
   """
   if 'grid' not in network.encoder or list(network.encoder['grid']) != [0, 0]:
     return network
-  module = options.build_named(ENCODERS, network.encoder, f'{path}.encoder')
+  module = options.build_named_options(
+    ENCODERS, network.encoder, f'{path}.encoder'
+  )
   grid = tuple(n // module.size_multiple for n in size)
   return dataclasses.replace(network, encoder={**network.encoder, 'grid': grid})
 
 
-def build(
+def build_network(
   network: NetworkOptions, heads: Mapping[str, nn.Module], path: str
 ) -> segmenter.Segmenter:
   """Builds the network with given heads; with a decoder only if one reads it.
@@ -75,7 +77,7 @@ def build(
       options lack.
   """
   common = {'dtype': jnp.dtype(network.dtype), 'remat': network.remat}
-  encoder = options.build_named(
+  encoder = options.build_named_options(
     ENCODERS, network.encoder, f'{path}.encoder', **common
   )
   decoder = None
@@ -85,13 +87,13 @@ def build(
         f'{path}.decoder: expected one of {", ".join(DECODERS)}, since a head '
         'reads it, got None'
       )
-    decoder = options.build_named(
+    decoder = options.build_named_options(
       DECODERS, network.decoder, f'{path}.decoder', **common
     )
   return segmenter.Segmenter(encoder, decoder, heads)
 
 
-def check_image_size(
+def check_network_image_size(
   network: segmenter.Segmenter, size: tuple[int, int], path: str
 ) -> None:
   """Checks that the network accepts images of a size; follows shapes only.

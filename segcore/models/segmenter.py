@@ -69,9 +69,10 @@ class Segmenter(nn.Module):
   everywhere in flax.
 
   Attributes:
-    encoder: of images in [-1, 1].
+    encoder: module that encodes images in [-1, 1].
     decoder: None where all heads read the encoder.
-    heads: by names of the caller's choice ('logits', 'noise', 'rep').
+    heads: head modules by names of the caller's choice ('logits', 'noise',
+      'rep').
   """
 
   encoder: nn.Module
@@ -99,7 +100,7 @@ class Segmenter(nn.Module):
     """Computes the outputs of heads; the decoder runs only if one reads it.
 
     Args:
-      images: in [-1, 1].
+      images: images in [-1, 1].
       heads: their names; None for all, as in `init`.
       train: the submodules whose dropout and batch statistics are those of
         training; True for all three.
@@ -128,10 +129,10 @@ class Segmenter(nn.Module):
     Called by `segmenter.apply(variables, images, method='features')`.
 
     Args:
-      images: in [-1, 1].
+      images: images in [-1, 1].
       decode: whether the decoder runs, if there is one.
-      train: see `__call__`.
-      condition: see `__call__`.
+      train: whether the network runs in training mode, as in `__call__`.
+      condition: noise level of each image, as in `__call__`.
     """
     train = _training_submodules(train)
     features = {'encoder': self.encoder(images, 'encoder' in train)}

@@ -1,11 +1,13 @@
 """Random color augmentation on the device, with a key for each example.
 
-  keys = update.row_keys(rng, len(images))
-  images = augment(images, keys, ColorOptions(jitter=0.8, gray=0.2, blur=0.5))
+  keys = update.row_prng_keys(rng, len(images))
+  options = ColorOptions(jitter=0.8, gray=0.2, blur=0.5)
+  images = augment_colors(images, keys, options)
 
-`sample` draws the random values of an example; `apply` is a function of them.
-An example's key is that of its place in the global batch, so that any number of
-devices computes the same images.
+`sample_color_draws` draws the random values of an example, and
+`apply_color_draws` computes its image from them. The key of an example is
+derived from its index in the global batch, so that any number of devices
+computes the same images.
 """
 
 import dataclasses
@@ -42,7 +44,7 @@ class ColorOptions:
     blur: probability of a Gaussian blur.
     sigma: range of its standard deviation, in pixels.
     solarize: probability of inverting values above the threshold.
-    threshold: of solarizing, in [0, 1].
+    threshold: threshold of solarization, in [0, 1].
   """
 
   jitter: float = 0.0
@@ -58,11 +60,11 @@ class ColorOptions:
 
   def __post_init__(self):
     shares = 'jitter', 'gray', 'blur', 'solarize', 'threshold'
-    options_lib.check_range(self, *shares, least=0, most=1)
-    options_lib.check_range(
+    options_lib.check_options_in_range(self, *shares, least=0, most=1)
+    options_lib.check_options_in_range(
       self, 'brightness', 'contrast', 'saturation', least=0
     )
-    options_lib.check_range(self, 'hue', least=0, most=0.5)
+    options_lib.check_options_in_range(self, 'hue', least=0, most=0.5)
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 
@@ -72,8 +74,9 @@ class Draws(NamedTuple):
 
   Attributes:
     jitter: whether color is jittered.
-    order: in which brightness (0), contrast, saturation and hue (3) change.
-    factors: of brightness, contrast and saturation; the last is the shift of
+    order: order of the changes of brightness (0), contrast (1), saturation (2)
+      and hue (3).
+    factors: factors of brightness, contrast and saturation, then the shift of
       the hue.
     gray: whether the image is converted to gray.
     blur: whether the image is blurred.
@@ -90,7 +93,7 @@ class Draws(NamedTuple):
   solarize: Bool[Array, '']
 
 
-def sample(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
+def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
   """Draws the random values of one example."""
   keys = jax.random.split(rng, 7)
   strength = jnp.array(
@@ -113,7 +116,7 @@ def sample(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
   )
 
 
-def apply(
+def apply_color_draws(
   image: Float[Array, 'H W 3'], draws: Draws, options: ColorOptions
 ) -> Float[Array, 'H W 3']:
   """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
@@ -134,7 +137,7 @@ def apply(
   return 2.0 * x - 1.0
 
 
-def augment(
+def augment_colors(
   images: Float[Array, 'B H W 3'],
   keys: ExampleKeys,
   options: ColorOptions,
@@ -142,7 +145,7 @@ def augment(
   """Augments each image of a batch in [-1, 1], with its own key."""
 
   def augment_one(image, key):
-    return apply(image, sample(key, options), options)
+    return apply_color_draws(image, sample_color_draws(key, options), options)
 
   return jax.vmap(augment_one)(images, keys)
 
@@ -187,7 +190,7 @@ def gaussian_blur(
   but is slower, both on a TPU's matrix unit and on a CPU.
 
   Args:
-    image: of any range.
+    image: image with values of any range.
     sigma: standard deviation in pixels.
     max_sigma: the largest value of sigma, which sets the size of the kernel.
   """

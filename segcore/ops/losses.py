@@ -63,7 +63,7 @@ def hard_example_mask(
   Source: Shrivastava et al. 2016, as U2PL (Wang et al. 2022) has it.
 
   Args:
-    logits: of the pixels of all images.
+    logits: logits of the pixels of all images.
     labels: negative where ignored; such pixels are never kept.
     threshold: probability.
     min_kept: number of pixels of the whole batch.
@@ -94,7 +94,7 @@ def tag_cross_entropy(
   """Computes the cross entropy of image-level labels, in nats.
 
   Args:
-    logits: of each image.
+    logits: logits of each image.
     tags: the classes in each image.
     kind: 'softmax' for exactly one tag an image: none or several give NaN
       (padding rows of a batch have none and must be masked); 'sigmoid' for any

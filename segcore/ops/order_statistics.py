@@ -1,7 +1,7 @@
 """Order statistics and random selection over all pixels of a global batch.
 
   gamma = percentile(entropy, valid, 80.0)
-  pixels = nth_true(candidates, ranks)
+  pixels = nth_true_pixels(candidates, ranks)
 
 Sorting or gathering pixels of a batch that is sharded over devices would move
 all of them. These functions search by bisection and by counting, so devices
@@ -27,7 +27,7 @@ def order_statistic(
 
   Args:
     values: no NaN under the mask.
-    mask: at least one value is under it.
+    mask: mask with at least one true element.
     rank: int [], from 0; clipped to the number of values.
   """
   keys = _to_keys(values)
@@ -97,14 +97,14 @@ def ranks_from_uniforms(
   return jnp.clip(ranks, 0, jnp.maximum(counts - 1, 0))
 
 
-def nth_true(
+def nth_true_pixels(
   mask: Bool[Array, 'B P C'], ranks: Int[Array, 'C num_ranks']
 ) -> Int[Array, 'C num_ranks']:
   """Finds the pixels of given ranks under each class's mask.
 
   Args:
-    mask: of the pixels of each class.
-    ranks: from 0, in the order of images and then pixels.
+    mask: mask of the pixels of each class.
+    ranks: ranks from 0, in the order of images and then pixels.
 
   Returns:
     Indices b·P + p; 0 for a rank that is not less than the class's count.
@@ -142,8 +142,8 @@ def keep_top_priorities(
   the same one on any number of devices.
 
   Args:
-    mask: of the pixels of each class.
-    priorities: of each pixel, not negative.
+    mask: mask of the pixels of each class.
+    priorities: non-negative priority of each pixel.
     max_count: number of pixels of a class that are kept; more are kept where
       several pixels share the lowest of their priorities.
   """
@@ -173,7 +173,7 @@ def draw_pixel_priorities(
   """Draws uniform integers from 0 to 2³¹ - 1 for the pixels of each image.
 
   Args:
-    keys: of the images of the global batch.
+    keys: keys of the images of the global batch.
     num_pixels: P.
   """
 

@@ -6,4 +6,4 @@ from runtime import exit_status
 from segcore.study import cli
 
 if __name__ == '__main__':
-  exit_status.run(lambda: cli.main(sys.argv[1:]))
+  exit_status.exit_with_status(lambda: cli.run_study_command(sys.argv[1:]))

@@ -32,8 +32,8 @@ class Command(NamedTuple):
   """A parsed command line.
 
   Attributes:
-    study: the study.
-    workdir: folder of all runs and the report, absolute.
+    study: study to run.
+    workdir: absolute path of the folder of all runs and the report.
     environments: environment variables of each worker.
   """
 
@@ -42,29 +42,31 @@ class Command(NamedTuple):
   environments: list[dict[str, str]]
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs a command line; returns the exit status."""
+def run_study_command(argv: Sequence[str]) -> int:
+  """Runs the command line of a study; returns the exit status."""
   # This process only reads configs; the devices are for its runs.
   jax.config.update('jax_platforms', 'cpu')
   workers = jobs.Workers([])
   try:
-    command = parse(argv)
+    command = parse_study_command(argv)
     workers.environments = command.environments
     with _handling_signals(workers), _locked(command.workdir) as workers.lock:
-      runner.run(command.study, command.workdir, workers)
+      runner.run_study(command.study, command.workdir, workers)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return exit_status.USER_ERROR
   except workspace_lib.Preempted as stopped:
-    console.log(f'stopped: {stopped}; run the same command again to resume')
+    console.print_line(
+      f'stopped: {stopped}; run the same command again to resume'
+    )
     return workers.stopping
   for name, reason in workers.failed.items():
     print(f'error: {name}: {reason}', file=sys.stderr, flush=True)
   return exit_status.USER_ERROR if workers.failed else 0
 
 
-def parse(argv: Sequence[str]) -> Command:
-  """Parses a command line.
+def parse_study_command(argv: Sequence[str]) -> Command:
+  """Parses the command line of a study.
 
   Raises:
     UserError: a flag is unknown, or its value is not allowed.

@@ -25,9 +25,10 @@ class Job:
     name: unique name, for messages.
     command: command line of the process.
     log: file of its output.
-    needs: names of jobs that must succeed before it starts.
-    prepare: called right before the start.
-    finish: called with the duration in seconds after the process succeeded.
+    needs: names of the jobs that must succeed before this one starts.
+    prepare: function that is called right before the start.
+    finish: function of the duration in seconds, called after the process
+      succeeded.
   """
 
   name: str
@@ -43,8 +44,7 @@ class Workers:
   """Runs jobs, several at once.
 
   Attributes:
-    environments: environment variables of each worker; there is one worker for
-      each item.
+    environments: environment variables of each worker, one item per worker.
     lock: file descriptor that every process inherits, or -1. The lock is held
       as long as one of them lives.
     stopping: exit status of the study once a signal asked it to stop, else 0.
@@ -86,7 +86,7 @@ class Workers:
         asked_to_stop = True
         for _, process, _ in running.values():
           process.send_signal(signal.SIGTERM)
-        console.log(f'stopping: {len(running)} run(s) save first')
+        console.print_line(f'stopping: {len(running)} run(s) save first')
       if self.stopping and not running:
         left = len(waiting) + interrupted
         raise workspace_lib.Preempted(f'{left} run(s) are left')
@@ -104,7 +104,7 @@ class Workers:
       if time.monotonic() - last_status > _STATUS_SECONDS:
         last_status = time.monotonic()
         for job, _, _ in running.values():
-          console.log(f'  {job.name}: {_last_line(job.log)}')
+          console.print_line(f'  {job.name}: {_last_line(job.log)}')
       for worker, (job, process, start) in list(running.items()):
         if process.poll() is None:
           continue
@@ -148,7 +148,7 @@ class Workers:
 
   def _fail(self, job: Job, status: int) -> None:
     self.failed[job.name] = f'{_last_line(job.log)}; see {job.log}'
-    console.log(f'{job.name} failed ({status}): {self.failed[job.name]}')
+    console.print_line(f'{job.name} failed ({status}): {self.failed[job.name]}')
 
 
 def _last_line(log: pathlib.Path) -> str:

@@ -58,7 +58,7 @@ class Difference:
   Attributes:
     mean: mean of the differences over seeds.
     low: lower end of the confidence interval (Student's t, two-sided).
-    high: upper end; both are NaN for a single pair.
+    high: upper end of the interval; both ends are NaN for a single pair.
     count: number of pairs.
   """
 
@@ -68,12 +68,16 @@ class Difference:
   count: int
 
 
-def paired_difference(
+def paired_seed_difference(
   ours: Mapping[int, float], theirs: Mapping[int, float]
 ) -> Difference:
-  """Computes the mean of ours - theirs over common seeds, with its interval.
+  """Computes the mean difference over common seeds, with a confidence interval.
 
-  >>> paired_difference({0: 3.0, 1: 5.0}, {0: 1.0, 1: 1.0, 2: 9.0}).mean
+  Args:
+    ours: metric of one row by seed.
+    theirs: metric of the other row by seed, which is subtracted.
+
+  >>> paired_seed_difference({0: 3.0, 1: 5.0}, {0: 1.0, 1: 1.0, 2: 9.0}).mean
   3.0
   """
   seeds = sorted(set(ours) & set(theirs))
@@ -89,7 +93,7 @@ def paired_difference(
   return Difference(mean, mean - margin, mean + margin, count)
 
 
-def choose_swept(
+def choose_swept_values(
   cells: Sequence[CellResult], select: str
 ) -> dict[tuple[str, str], str]:
   """Chooses the swept values with the best metric for each cell of the table.
@@ -97,6 +101,9 @@ def choose_swept(
   Args:
     cells: results of the sweep, without failed runs.
     select: metric to compare, '<split>/<metric>'; NaN is never chosen.
+
+  Returns:
+    The values, joined by commas, by (row, column).
   """
   best: dict[tuple[str, str], tuple[float, str]] = {}
   for cell in cells:
@@ -107,10 +114,17 @@ def choose_swept(
   return {key: swept for key, (_, swept) in best.items()}
 
 
-def by_seed(
+def metric_by_seed(
   cells: Sequence[CellResult], row: str, column: str, name: str
 ) -> dict[int, float]:
-  """Returns the metric of a cell of the table by seed, in percent."""
+  """Returns the metric of a cell of the table by seed, in percent.
+
+  Args:
+    cells: results of all runs.
+    row: row of the cell.
+    column: column of the cell.
+    name: name of the metric: 'test/miou'.
+  """
   return {
     cell.seed: 100 * cell.value(name)
     for cell in cells
@@ -119,8 +133,12 @@ def by_seed(
   }
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-  """Computes mean and sample standard deviation, which is NaN for one value."""
+def mean_and_std_over_seeds(values: Sequence[float]) -> tuple[float, float]:
+  """Computes mean and sample standard deviation; the latter may be NaN.
+
+  Args:
+    values: a value per seed; of a single one, the deviation is NaN.
+  """
   array = np.asarray(values, np.float64)
   if not array.size:
     return float('nan'), float('nan')
@@ -128,7 +146,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
   return float(array.mean()), std
 
 
-def markdown(
+def markdown_tables(
   cells: Sequence[CellResult],
   name: str,
   axis: str,
@@ -141,11 +159,11 @@ def markdown(
   images, of further metrics, and of paired differences.
 
   Args:
-    cells: all results.
-    name: reported metric: 'test/miou'.
+    cells: results of all runs.
+    name: name of the reported metric: 'test/miou'.
     axis: name of the last option.
-    baseline: row that the others are compared with, or ''.
-    also: further metrics.
+    baseline: row that the others are compared with; '' for no comparison.
+    also: names of further metrics.
   """
   rows, columns = _rows(cells), _columns(cells)
 
@@ -159,8 +177,10 @@ def markdown(
     return lines
 
   def difference(row: str, column: str) -> str:
-    ours, theirs = (by_seed(cells, r, column, name) for r in (row, baseline))
-    return _format_difference(paired_difference(ours, theirs))
+    ours, theirs = (
+      metric_by_seed(cells, r, column, name) for r in (row, baseline)
+    )
+    return _format_difference(paired_seed_difference(ours, theirs))
 
   lines = ['Mean ± standard deviation (number of seeds):']
   train = f'train/{name.partition("/")[2]}'
@@ -171,7 +191,7 @@ def markdown(
         *table(
           metric,
           rows,
-          lambda r, c, m=metric: _format_values(by_seed(cells, r, c, m)),
+          lambda r, c, m=metric: _format_values(metric_by_seed(cells, r, c, m)),
         ),
       ]
   others = [row for row in rows if row != baseline]
@@ -186,17 +206,24 @@ def markdown(
   return '\n'.join(lines) + '\n'
 
 
-def table_csv(
+def csv_table(
   cells: Sequence[CellResult], name: str, axis: str, also: Sequence[str] = ()
 ) -> str:
-  """Formats a CSV line per cell of the table and metric, in percent."""
+  """Formats a CSV line per cell of the table and metric, in percent.
+
+  Args:
+    cells: results of all runs.
+    name: name of the reported metric: 'test/miou'.
+    axis: name of the last option.
+    also: names of further metrics.
+  """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(['row', axis, 'swept', 'metric', 'mean', 'std', 'n'])
   keys = itertools.product(_rows(cells), _columns(cells))
   for (row, column), metric in itertools.product(keys, (name, *also)):
-    values = by_seed(cells, row, column, metric)
-    mean, std = mean_and_std(list(values.values()))
+    values = metric_by_seed(cells, row, column, metric)
+    mean, std = mean_and_std_over_seeds(list(values.values()))
     swept = {
       cell.swept for cell in cells if (cell.row, cell.column) == (row, column)
     }
@@ -206,7 +233,7 @@ def table_csv(
   return text.getvalue()
 
 
-def write(
+def write_study_report(
   folder: pathlib.Path,
   cells: Sequence[CellResult],
   name: str,
@@ -216,33 +243,50 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes table.md, table.csv, plot.png and, if there are curves, curves.png.
 
-  The arguments are those of `markdown`.
+  Args:
+    folder: folder of the files.
+    cells: results of all runs.
+    name: name of the reported metric: 'test/miou'.
+    axis: name of the last option.
+    baseline: row that the others are compared with; '' for no comparison.
+    also: names of further metrics.
+
+  Returns:
+    The paths of the files.
   """
   texts = {
-    'table.md': markdown(cells, name, axis, baseline, also),
-    'table.csv': table_csv(cells, name, axis, also),
+    'table.md': markdown_tables(cells, name, axis, baseline, also),
+    'table.csv': csv_table(cells, name, axis, also),
   }
   for file, text in texts.items():
     (folder / file).write_text(text)
-  figures = {'plot.png': plot(cells, name, axis)}
+  figures = {'plot.png': plot_study_metric(cells, name, axis)}
   if any(cell.curve for cell in cells):
-    figures['curves.png'] = plot_curves(cells, name, axis)
+    figures['curves.png'] = plot_study_curves(cells, name, axis)
   for file, figure in figures.items():
     figure.savefig(folder / file, dpi=120, bbox_inches='tight')
   return [folder / file for file in (*texts, *figures)]
 
 
-def plot(
+def plot_study_metric(
   cells: Sequence[CellResult], name: str, axis: str
 ) -> matplotlib.figure.Figure:
-  """Plots the metric over the values of the last option, a line per row."""
+  """Plots the metric over the values of the last option, a line per row.
+
+  Args:
+    cells: results of all runs.
+    name: name of the metric: 'test/miou'.
+    axis: name of the last option.
+  """
   figure = matplotlib.figure.Figure(figsize=(6.4, 4.4), layout='constrained')
   axes = figure.subplots()
   columns = _columns(cells)
   positions, numeric = _positions(columns)
   for i, row in enumerate(_rows(cells)):
-    values = [list(by_seed(cells, row, c, name).values()) for c in columns]
-    stats = [mean_and_std(v) for v in values]
+    values = [
+      list(metric_by_seed(cells, row, c, name).values()) for c in columns
+    ]
+    stats = [mean_and_std_over_seeds(v) for v in values]
     means = np.array([mean for mean, _ in stats])
     stds = np.nan_to_num([std for _, std in stats])
     axes.errorbar(
@@ -261,7 +305,7 @@ def plot(
   axes.set_xlabel(axis)
   axes.set_ylabel(f'{_metric_label(name)}, %')
   counts = {
-    len(by_seed(cells, row, column, name))
+    len(metric_by_seed(cells, row, column, name))
     for row in _rows(cells)
     for column in columns
   } - {0}
@@ -272,13 +316,18 @@ def plot(
   return figure
 
 
-def plot_curves(
+def plot_study_curves(
   cells: Sequence[CellResult], name: str, axis: str
 ) -> matplotlib.figure.Figure:
   """Plots the metric over training steps, the mean over seeds.
 
   There is a panel per value of the last option, a solid line per row for the
-  reported split, and a dashed one for the training images.
+  reported split, and a dashed line for the training images.
+
+  Args:
+    cells: results of all runs, with curves.
+    name: name of the metric: 'test/miou'.
+    axis: name of the last option.
   """
   columns = [c for c in _columns(cells) if any(x.curve for x in cells)]
   figure = matplotlib.figure.Figure(
@@ -345,7 +394,7 @@ def _positions(columns: Sequence[str]) -> tuple[list[float], bool]:
 def _format_values(values: Mapping[int, float]) -> str:
   if not values:
     return '-'
-  mean, std = mean_and_std(list(values.values()))
+  mean, std = mean_and_std_over_seeds(list(values.values()))
   deviation = '' if np.isnan(std) else f' ± {std:.1f}'
   return f'{mean:.1f}{deviation} ({len(values)})'
 

@@ -20,9 +20,9 @@ class Runner:
   """Runs the cells of a study that are not finished yet.
 
   Attributes:
-    study: the study.
+    study: study whose cells are run.
     workdir: folder of all runs and the report.
-    workers: run the processes.
+    workers: workers that run the processes.
   """
 
   study: spec_lib.Study
@@ -37,7 +37,7 @@ class Runner:
     """Runs cells; returns their results in order, without failed ones.
 
     Args:
-      cells: the cells.
+      cells: cells to run.
       purpose: name of these runs in messages: 'study'.
 
     Raises:
@@ -46,7 +46,7 @@ class Runner:
     """
     plans = [spec_lib.plan_cell(self.study, cell) for cell in cells]
     todo = [plan for plan in plans if not self._is_finished(plan)]
-    console.log(
+    console.print_line(
       f'{purpose}: {len(plans)} runs, of which {len(plans) - len(todo)} are '
       'finished'
     )
@@ -152,7 +152,7 @@ class Runner:
     path = self._result_path(plan.cell)
     if not path.exists():
       return False
-    if json_files.read(path)['digests'] != dict(plan.digests):
+    if json_files.read_json(path)['digests'] != dict(plan.digests):
       raise errors.UserError(
         f'{path} was made with other settings than the config has now: choose '
         'another --workdir'
@@ -174,7 +174,7 @@ class Runner:
       'results': _collect_results(folder, list(plan.digests)),
       'curve': self._collect_curve(folder, list(plan.digests)),
     }
-    json_files.write(self._result_path(plan.cell), content)
+    json_files.write_json(self._result_path(plan.cell), content)
     self._seconds.append(seconds)
     self._left -= 1
     result = self._read(plan.cell)
@@ -182,7 +182,7 @@ class Runner:
     mean = sum(self._seconds) / len(self._seconds)
     eta = mean * self._left / len(self.workers.environments)
     names = sorted({name for _, name in self.study.requested_metrics()})
-    console.log(
+    console.print_line(
       f'{plan.cell.name}  '
       + '  '.join(f'{n} {100 * result.value(n):.1f} %' for n in names)
       + f'  {console.format_duration(seconds)}  {self._left} left'
@@ -210,14 +210,14 @@ class Runner:
     points = []
     for name in stages:
       path = folder / name / 'metrics.jsonl'
-      for line in metrics_file.read(path) if path.exists() else []:
+      for line in metrics_file.read_metrics_file(path) if path.exists() else []:
         values = {k: v for k, v in line.items() if k.endswith(f'/{metric}')}
         if values:
           points.append({'step': line['step'], **values})
     return points
 
   def _read(self, cell: spec_lib.Cell) -> report.CellResult:
-    content = json_files.read(self._result_path(cell))
+    content = json_files.read_json(self._result_path(cell))
     return report.CellResult(
       **{
         field.name: content[field.name]
@@ -243,7 +243,7 @@ def _collect_results(
     if path.exists():
       results |= {
         split if is_last else f'{name}.{split}': content['metrics']
-        for split, content in json_files.read(path)['splits'].items()
+        for split, content in json_files.read_json(path)['splits'].items()
       }
     elif is_last:
       raise errors.UserError(
@@ -252,10 +252,18 @@ def _collect_results(
   return results
 
 
-def run(
+def run_study(
   study: spec_lib.Study, workdir: pathlib.Path, workers: jobs_lib.Workers
 ) -> list[report.CellResult]:
   """Runs the sweep and the cells that are not finished; writes the report.
+
+  Args:
+    study: study to run.
+    workdir: folder of all runs and the report.
+    workers: workers that run the processes.
+
+  Returns:
+    The results of the cells of the table, without failed runs.
 
   Raises:
     UserError: a config is wrong, or the results lack a requested metric.
@@ -267,7 +275,7 @@ def run(
   chosen = _run_sweep(runner) if study.sweep else {}
   results = runner.run(study.final_cells(chosen), 'study')
   if results:
-    paths = report.write(
+    paths = report.write_study_report(
       workdir,
       results,
       study.report,
@@ -276,8 +284,8 @@ def run(
       study.also,
     )
     print((workdir / 'table.md').read_text())
-    console.log('written: ' + ', '.join(map(str, paths)))
-    console.log(
+    console.print_line('written: ' + ', '.join(map(str, paths)))
+    console.print_line(
       f'panels: {workdir}/cells/*/evaluate/pictures; curves: tensorboard '
       f'--logdir={workdir}/cells'
     )
@@ -294,12 +302,14 @@ def _run_sweep(runner: Runner) -> dict[tuple[str, str], str]:
   names = ' and '.join(axis.name for axis in study.sweep)
   cells = study.sweep_cells()
   results = runner.run(cells, f'sweep of {names}')
-  chosen = report.choose_swept(results, study.select)
+  chosen = report.choose_swept_values(results, study.select)
   missing = {(cell.row, cell.column) for cell in cells} - set(chosen)
   for row, column in sorted(missing):
-    console.log(f'{row},{column}: no run of the sweep has a {study.select}')
+    console.print_line(
+      f'{row},{column}: no run of the sweep has a {study.select}'
+    )
   chosen_by_name = {f'{row},{column}': v for (row, column), v in chosen.items()}
-  json_files.write(
+  json_files.write_json(
     runner.workdir / 'sweep.json',
     {
       'chosen': chosen_by_name,
@@ -317,7 +327,7 @@ def _run_sweep(runner: Runner) -> dict[tuple[str, str], str]:
   for name, values in chosen_by_name.items():
     for axis, value in zip(study.sweep, values.split(','), strict=True):
       at_end = value in (axis.values[0], axis.values[-1])
-      console.log(
+      console.print_line(
         f'{name}: {axis.name}={value}'
         + (
           ', an end of the values tried: a wider sweep may do better'

@@ -233,14 +233,14 @@ def plan_cell(study: Study, cell: Cell) -> CellPlan:
     UserError: the config does not have these options.
   """
   arguments = cell.arguments(study)
-  config = command.parse(['study', *arguments]).config
+  config = command.parse_command(['study', *arguments]).config
   # This process has one device; the number of devices changes no digest.
   config.operation.fsdp = 1
-  program = config_file.program_of(config)
+  program = config_file.program_of_config(config)
   stages = importlib.import_module(program).PROGRAM.build_stages(config)
-  settings = stage.all_settings(stages)
+  settings = stage.settings_by_stage(stages)
   return CellPlan(
     cell,
     program,
-    {name: options.digest(values) for name, values in settings.items()},
+    {name: options.options_digest(values) for name, values in settings.items()},
   )

@@ -199,7 +199,7 @@ class _Manager(ocp.CheckpointManager):
 
 def _manager(directory: files.Path, keep: int) -> _Manager:
   return _Manager(
-    files.absolute(directory),
+    files.absolute_path(directory),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
   )
 

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,17 @@ from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import loader as loader_lib
-from runtime import console, errors, metrics_file, progress
+from runtime import console, errors, interrupts, metrics_file, progress
 from segcore import types
 from segcore.cost import flops, throughput
 from segcore.distributed import sharding
-from segcore.train import checkpoint, run_log, tensorboard, train_state
+from segcore.train import (
+  callbacks,
+  checkpoint,
+  run_log,
+  tensorboard,
+  train_state,
+)
 from segcore.train import method as method_lib
 from segcore.train import workspace as workspace_lib
 
@@ -32,6 +38,8 @@ from segcore.train import workspace as workspace_lib
 # '<split>/<name>'.
 EvaluateFn = Callable[[train_state.TrainState], tensorboard.Summaries]
 
+# Steps after a start that are printed whatever the interval of the log.
+_NUM_FIRST_STEPS = 3
 # Step of a scalar that has always been finite, in `nonfinite_steps`.
 _NEVER = np.iinfo(np.int32).max
 
@@ -44,6 +52,7 @@ class OperationOptions:
     log_every: steps between progress lines, lines of metrics.jsonl and
       TensorBoard points.
     save_every: steps between checkpoints.
+    save_minutes: minutes after which a checkpoint is saved earlier; 0: never.
     fsdp: devices over which large leaves of the state are sharded.
     record_ids: write the ids of each step's images (host 0's rows) to
       `ids.jsonl`.
@@ -52,6 +61,7 @@ class OperationOptions:
 
   log_every: int = 50
   save_every: int = 500
+  save_minutes: float = 2.0
   fsdp: int = 1
   record_ids: bool = False
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
@@ -64,6 +74,8 @@ class OperationOptions:
     ):
       if value < 1:
         raise ValueError(f'{name}: expected >= 1, got {value}')
+    if not self.save_minutes >= 0:
+      raise ValueError(f'save_minutes: expected >= 0, got {self.save_minutes}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +128,7 @@ class TrainingSpec:
   zero_terms_until: int = 0
 
 
-def train(
+def run_training_loop(
   training: TrainingSpec,
   workspace: workspace_lib.Workspace,
   operation: OperationOptions,
@@ -126,7 +138,7 @@ def train(
 
   Raises:
     UserError: a loss term is no longer finite, or the disk is full.
-    Preempted: the machine asked to stop; the state is saved.
+    Preempted: the machine or the user asked to stop; the state is saved.
   """
   meter = throughput.GoodputMeter()
   with checkpoint.Checkpoints(workspace.directory) as checkpoints:
@@ -150,19 +162,28 @@ def train(
       batches = itertools.islice(batches, training.num_steps - start)
       if operation.record_ids:
         batches = _record_ids(batches, log.ids, start)
-      step_fn, nonfinite_steps = build_step(training.method, mesh, state, spec)
+      step_fn, nonfinite_steps = build_jitted_train_step(
+        training.method, mesh, state, spec
+      )
       if log.peak_flops:
         # The first step reuses this trace.
         traced = step_fn.trace(state, nonfinite_steps, spec)
-        log.step_flops = flops.count_jaxpr(traced.jaxpr).total
+        log.step_flops = flops.count_jaxpr_flops(traced.jaxpr).total
       run = _Run(training, workspace, operation, checkpoints, log)
-      return run.train(
-        state,
-        step_fn,
-        jax.device_put(nonfinite_steps, sharding.replicated(mesh)),
-        loader_lib.prefetch(batches, sharding.make_put_batch(mesh)),
-        start,
-      )
+      with interrupts.stopping_gently(
+        workspace.preemption.request,
+        f'{workspace.directory.name}: stopping after this step, which is '
+        'saved; Ctrl-C again quits at once',
+      ):
+        return run.train(
+          state,
+          step_fn,
+          jax.device_put(nonfinite_steps, sharding.replicated_sharding(mesh)),
+          loader_lib.prefetch_batches(
+            batches, sharding.make_batch_sharder(mesh)
+          ),
+          start,
+        )
 
 
 def _record_ids(
@@ -183,40 +204,6 @@ def _record_ids(
     yield batch
 
 
-class StepResult(NamedTuple):
-  """Outcome of a training step, as callbacks receive it.
-
-  Attributes:
-    step: number of finished steps.
-    state: the state after the step.
-    metrics: scalars of the step, on the devices.
-  """
-
-  step: int
-  state: train_state.TrainState
-  metrics: types.Metrics
-
-
-@dataclasses.dataclass(frozen=True)
-class Callback:
-  """Periodic work between steps; also due after the last step.
-
-  Attributes:
-    run: the work.
-    every: steps between runs; 0: only after the last step.
-    on_preemption: also due when the training is about to stop.
-  """
-
-  run: Callable[[StepResult], None]
-  every: int
-  on_preemption: bool = False
-
-  def is_due(self, step: int, is_last: bool, stopping: bool) -> bool:
-    """Returns whether the work is due after a step."""
-    periodic = self.every > 0 and step % self.every == 0
-    return is_last or periodic or (stopping and self.on_preemption)
-
-
 @dataclasses.dataclass
 class _Run:
   """The steps of one training and its callbacks."""
@@ -226,10 +213,17 @@ class _Run:
   operation: OperationOptions
   checkpoints: checkpoint.Checkpoints
   log: run_log.RunLog
+  save_timer: callbacks.IntervalTimer = dataclasses.field(init=False)
+
+  def __post_init__(self):
+    operation = self.operation
+    self.save_timer = callbacks.IntervalTimer(
+      operation.save_minutes, compare_every=operation.log_every
+    )
 
   def train(self, state, step_fn, nonfinite_steps, batches, start: int):
     """Runs the steps after `start`; returns the last state."""
-    callbacks = self._callbacks()
+    periodic = self._callbacks()
     for step in range(start + 1, self.training.num_steps + 1):
       with self.log.meter.timed('input'):
         batch = next(batches)
@@ -244,11 +238,13 @@ class _Run:
       name = self.workspace.directory.name
       progress.record_activity(f'step {step} of {name}')
       is_last = step == self.training.num_steps
-      due = [c for c in callbacks if c.is_due(step, is_last, stopping)]
+      due = [c for c in periodic if c.is_due(step, is_last, stopping)]
       if due:
         self._check_finite(nonfinite_steps)
+      elif step - start <= _NUM_FIRST_STEPS:
+        self._print(step, metrics)
       for callback in due:
-        callback.run(StepResult(step, state, metrics))
+        callback.run(callbacks.StepResult(step, state, metrics))
       if stopping:
         self.checkpoints.wait()
         raise workspace_lib.Preempted(
@@ -260,26 +256,40 @@ class _Run:
   @contextlib.contextmanager
   def _timing_start(self, step: int) -> Iterator[None]:
     """Counts the first step, which compiles, as start-up time."""
+    console.print_line(
+      f'{self.workspace.directory.name}: compiling the training step, about a '
+      'minute; more for a large network'
+    )
     with self.log.meter.timed('start'):
       yield
       self.log.progress.restart(step)
 
-  def _callbacks(self) -> list[Callback]:
+  def _callbacks(self) -> list[callbacks.Callback]:
     """Builds the callbacks, in the order in which they run."""
-    callbacks = [Callback(self._log, self.operation.log_every)]
+    periodic = [callbacks.Callback(self._log, self.operation.log_every)]
     if self.training.evaluate is not None:
       every = self.training.evaluate_every
-      callbacks.append(Callback(self._evaluate, every))
-    callbacks.append(
-      Callback(self._save, self.operation.save_every, on_preemption=True)
+      periodic.append(callbacks.Callback(self._evaluate, every))
+    periodic.append(
+      callbacks.Callback(
+        self._save,
+        self.operation.save_every,
+        on_preemption=True,
+        timer=self.save_timer,
+      )
     )
-    return callbacks
+    return periodic
 
-  def _log(self, result: StepResult) -> None:
+  def _print(self, step: int, metrics: types.Metrics) -> None:
+    """Prints one of the first steps, which shows that the training runs."""
+    values = jax.device_get(metrics)
+    self.log.print_step(step, {n: float(v) for n, v in values.items()})
+
+  def _log(self, result: callbacks.StepResult) -> None:
     values = jax.device_get(result.metrics)
     self.log.log_step(result.step, {n: float(v) for n, v in values.items()})
 
-  def _evaluate(self, result: StepResult) -> None:
+  def _evaluate(self, result: callbacks.StepResult) -> None:
     timed = self.log.meter.timed
     with self.log.progress.paused(), timed('evaluate'):
       summaries = self.training.evaluate(result.state)
@@ -294,12 +304,13 @@ class _Run:
           result.step, result.state, summaries.scalars[best.metric]
         )
 
-  def _save(self, result: StepResult) -> None:
+  def _save(self, result: callbacks.StepResult) -> None:
     # Logs up to this step must survive a kill: a resumed run will not write
     # them again.
     self.log.flush()
     with self.log.meter.timed('checkpoint'):
       self.checkpoints.save(result.step, result.state)
+    self.save_timer.restart()
 
   def _check_finite(self, nonfinite_steps: Mapping[str, jax.Array]) -> None:
     """Raises UserError if a scalar of any step so far was not finite."""
@@ -323,7 +334,7 @@ class _Run:
     )
 
 
-def state_spec(
+def train_state_spec(
   method: method_lib.Method,
   mesh: Mesh,
   spec: types.BatchSpec,
@@ -354,7 +365,7 @@ def state_spec(
   )
 
 
-def build_step(
+def build_jitted_train_step(
   method: method_lib.Method, mesh: Mesh, state: Any, spec: types.BatchSpec
 ) -> tuple[Callable[..., Any], dict[str, np.int32]]:
   """Builds the jitted step, which also records when a scalar was not finite.
@@ -365,7 +376,7 @@ def build_step(
   Args:
     method: the method to train.
     mesh: the devices.
-    state: arrays, or what `state_spec` returns.
+    state: arrays, or what `train_state_spec` returns.
     spec: shapes and types of a global batch.
 
   Returns:
@@ -376,7 +387,10 @@ def build_step(
       one program serves all steps.
   """
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  whole, rows = (
+    sharding.replicated_sharding(mesh),
+    sharding.batch_sharding(mesh),
+  )
   # Types include the mesh: only with it is the step traced just once.
   train_step = jax.jit(method.train_step)
   batch = jax.tree.map(lambda x: x.update(sharding=rows), spec)
@@ -408,7 +422,9 @@ def _restore_or_init(
   checkpoints: checkpoint.Checkpoints,
 ) -> tuple[int, train_state.TrainState]:
   """Returns the step and state to start from."""
-  abstract_state = state_spec(training.method, mesh, spec, training.loaded)
+  abstract_state = train_state_spec(
+    training.method, mesh, spec, training.loaded
+  )
   restored = checkpoints.restore(abstract_state)
   if restored is not None:
     return restored
@@ -446,7 +462,7 @@ def _log_start(
     name: sum(x.size for x in jax.tree.leaves(tree))
     for name, tree in state.params.items()
   }
-  console.log(
+  console.print_line(
     f'{workspace.directory.name}: '
     + ('' if start == 0 else f'resuming from step {start}; ')
     + f'{training.num_steps} steps of {training.loader.batch_size} images on '

@@ -44,7 +44,7 @@ class Method(Protocol):
 
     Args:
       state: the training state.
-      images: in [-1, 1].
+      images: images in [-1, 1].
     """
 
 
@@ -75,12 +75,12 @@ class HeadScores:
   ) -> Float[Array, 'B ...']:
     """Predicts scores of images in [-1, 1], in evaluation mode."""
     outputs = self.segmenter.apply(
-      train_state.variables(state), images, heads=(self.name,)
+      train_state.train_state_variables(state), images, heads=(self.name,)
     )
     return outputs[self.name]
 
 
-def forward(
+def training_forward_pass(
   segmenter: segmenter_lib.Segmenter,
   params: types.Params,
   batch_stats: types.Params,
@@ -97,7 +97,7 @@ def forward(
     segmenter: the network.
     params: all of its parameters.
     batch_stats: all of its batch statistics.
-    images: in [-1, 1].
+    images: images in [-1, 1].
     heads: names of the heads to compute.
     train: parts in training mode (dropout, batch statistics); the others run in
       evaluation mode.
@@ -168,7 +168,7 @@ class SingleLossMethod:
     Parts that are not trained run in evaluation mode. `condition` is the noise
     level of each image, for a conditional decoder.
     """
-    outputs, batch_stats = forward(
+    outputs, batch_stats = training_forward_pass(
       self.segmenter,
       params,
       batch_stats,
@@ -192,6 +192,9 @@ class SingleLossMethod:
     `condition` is the noise level of each image, for a conditional decoder.
     """
     outputs = self.segmenter.apply(
-      train_state.variables(state), images, heads=(head,), condition=condition
+      train_state.train_state_variables(state),
+      images,
+      heads=(head,),
+      condition=condition,
     )
     return outputs[head]

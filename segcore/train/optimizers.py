@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules, built from a config's block.
 
   options = OptimizerOptions(name='sgd', learning_rate=0.01, schedule='poly')
-  tx = build(options, num_steps=20_000, params=params)
+  tx = build_optimizer(options, num_steps=20_000, params=params)
   state = tx.init(params)
 
 The order within one update is: clipping, l2 decay, layer-wise adaptation,
@@ -143,15 +143,17 @@ class OptimizerOptions:
 
   def factors(self, path: str) -> tuple[float, float]:
     """Returns the learning-rate and weight-decay factor of a parameter."""
-    index = find_group(path, self.groups)
+    index = find_parameter_group(path, self.groups)
     return (1.0, 1.0) if index is None else self.groups[index][1:]
 
 
-def find_group(path: str, groups: tuple[ParamGroup, ...]) -> int | None:
+def find_parameter_group(
+  path: str, groups: tuple[ParamGroup, ...]
+) -> int | None:
   """Returns the index of the first group that matches a path, or None.
 
   >>> groups = (('^decoder/', 10.0, 1.0), ('bias$', 2.0, 0.0))
-  >>> find_group('encoder/bias', groups)
+  >>> find_parameter_group('encoder/bias', groups)
   1
   """
   for index, (pattern, *_) in enumerate(groups):
@@ -160,7 +162,9 @@ def find_group(path: str, groups: tuple[ParamGroup, ...]) -> int | None:
   return None
 
 
-def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
+def learning_rate_schedule(
+  options: OptimizerOptions, num_steps: int
+) -> optax.Schedule:
   """Builds the schedule: learning rate, float32, by step counted from 0.
 
   With a warm-up of w steps the rate is `warmup_start` x peak at step 0, the
@@ -172,7 +176,7 @@ def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
     ValueError: `num_steps` is below 1, or not above the warm-up.
 
   >>> options = OptimizerOptions(learning_rate=0.5, schedule='linear')
-  >>> rate = schedule(options, num_steps=10)
+  >>> rate = learning_rate_schedule(options, num_steps=10)
   >>> [float(rate(step)) for step in (0, 5, 10)]
   [0.5, 0.25, 0.0]
   """
@@ -199,7 +203,7 @@ def schedule(options: OptimizerOptions, num_steps: int) -> optax.Schedule:
   return learning_rate
 
 
-def build(
+def build_optimizer(
   options: OptimizerOptions, num_steps: int, params: Params
 ) -> optax.GradientTransformation:
   """Builds the optimizer.
@@ -232,7 +236,9 @@ def build(
     steps.append(optax.trace(options.momentum, options.nesterov))
   if options.weight_decay and options.weight_decay_mode == 'decoupled':
     steps.append(_add_decayed_weights(options))
-  steps.append(optax.scale_by_learning_rate(schedule(options, num_steps)))
+  steps.append(
+    optax.scale_by_learning_rate(learning_rate_schedule(options, num_steps))
+  )
   if learning_rates - {0.0, 1.0}:
     steps.append(_scale_by_group(options))
   trained = optax.chain(*steps)
@@ -246,10 +252,10 @@ def build(
   )
 
 
-def describe(options: OptimizerOptions, num_steps: int) -> str:
+def describe_optimizer(options: OptimizerOptions, num_steps: int) -> str:
   """Describes the optimizer in one line, for the log.
 
-  >>> describe(OptimizerOptions(learning_rate=6e-5, clip_norm=1.0), 1000)
+  >>> describe_optimizer(OptimizerOptions(learning_rate=6e-5, clip_norm=1.0), 1000)
   'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 6e-05, cosine to 0 at step 1,000, clip at norm 1'
   """  # noqa: E501
   if options.name == 'adam':
@@ -383,13 +389,13 @@ def _join(path: tuple) -> str:
 
 def _check_groups(groups: tuple[ParamGroup, ...], paths: list[str]) -> None:
   """Raises ValueError for a group that has no effect."""
-  used = {find_group(path, groups) for path in paths}
+  used = {find_parameter_group(path, groups) for path in paths}
   for index, (pattern, *_) in enumerate(groups):
     if index in used:
       continue
     matches = [path for path in paths if re.search(pattern, path)]
     if matches:
-      first = groups[find_group(matches[0], groups)][0]
+      first = groups[find_parameter_group(matches[0], groups)][0]
       raise ValueError(
         f'groups[{index}]: expected a parameter that no earlier group matches, '
         f'got {pattern!r}, whose {matches[0]} is matched by {first!r} before: '

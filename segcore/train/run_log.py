@@ -67,7 +67,9 @@ class RunLog:
       directory.name, start, num_steps, batch_size
     )
     self._zero_terms = ZeroTermMonitor(zero_terms_until)
-    self._writer = tensorboard.open_writer(directory / 'tensorboard', start)
+    self._writer = tensorboard.open_tensorboard_writer(
+      directory / 'tensorboard', start
+    )
     self._writer.write_hparams(hparams)
     if start == 0 and jax.process_index() == 0:
       # Indented, so that TensorBoard's Markdown keeps the columns.
@@ -87,6 +89,18 @@ class RunLog:
     self._writer.flush()
     self._flush_files()
 
+  def print_step(
+    self, step: int, values: Mapping[str, float]
+  ) -> dict[str, float]:
+    """Prints the progress line; returns the speed since the previous one.
+
+    Args:
+      step: the finished step.
+      values: scalars by name; those with a '/' are not printed.
+    """
+    printed = {name: v for name, v in values.items() if '/' not in name}
+    return self.progress.report(step, printed)
+
   def log_step(self, step: int, values: Mapping[str, float]) -> None:
     """Logs the scalars of a training step, with the speed since the last log.
 
@@ -94,9 +108,8 @@ class RunLog:
       step: the finished step.
       values: scalars by name; those with a '/' are not in the progress line.
     """
-    printed = {name: v for name, v in values.items() if '/' not in name}
     speeds = {
-      **self.progress.report(step, printed),
+      **self.print_step(step, values),
       **self.meter.read(),
       **throughput.memory_usage(self._mesh),
     }
@@ -105,7 +118,7 @@ class RunLog:
         speeds['steps_per_second'], self.step_flops, self.peak_flops
       )
     for warning in self._zero_terms.update(step, values):
-      console.log(warning)
+      console.print_line(warning)
     metrics = {f'train/{name}': value for name, value in values.items()}
     self._metrics.write(step, metrics)
     speeds = {f'speed/{name}': value for name, value in speeds.items()}
@@ -115,7 +128,7 @@ class RunLog:
   def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
     """Logs the scalars and pictures of an evaluation."""
     values = '  '.join(f'{n} {v:.4g}' for n, v in summaries.scalars.items())
-    console.log(f'{self.progress.name} {step}  evaluated  {values}')
+    console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
     self._metrics.write(step, summaries.scalars)
     self._writer.write_scalars(step, summaries.scalars)
     self._writer.write_images(

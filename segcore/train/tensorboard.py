@@ -73,7 +73,7 @@ class SummaryWriter:
       _wait_for_later_name(logdir)
     # A bucket gets copies of a local file.
     self._logdir, self._local, self._copied_size = logdir, None, 0
-    if not files.is_local(logdir):
+    if not files.is_local_path(logdir):
       self._local = tempfile.TemporaryDirectory(prefix='tensorboard-')
       logdir.mkdir(parents=True, exist_ok=True)
     # The name has second, host, process and a count. Containers on a shared
@@ -160,7 +160,7 @@ class SummaryWriter:
     for path in pathlib.Path(self._local.name).iterdir():
       data = path.read_bytes()
       if len(data) > self._copied_size:
-        files.write(self._logdir / path.name, data)
+        files.write_atomically(self._logdir / path.name, data)
         self._copied_size = len(data)
 
   def __enter__(self) -> 'SummaryWriter':
@@ -214,7 +214,7 @@ class NullWriter:
     pass
 
 
-def open_writer(
+def open_tensorboard_writer(
   logdir: files.Path, step: int = 0
 ) -> SummaryWriter | NullWriter:
   """Opens the writer of this host; only host 0 writes.

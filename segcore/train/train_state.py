@@ -33,12 +33,12 @@ class TrainState:
   rng: Any
 
 
-def variables(state: TrainState) -> dict[str, types.Params]:
+def train_state_variables(state: TrainState) -> dict[str, types.Params]:
   """Returns the variables that `Segmenter.apply` takes."""
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
-def inference_state(variables: types.Params, mesh: Mesh) -> TrainState:
+def inference_train_state(variables: types.Params, mesh: Mesh) -> TrainState:
   """Builds a state for inference, replicated on the devices of a mesh.
 
   Args:
@@ -53,4 +53,4 @@ def inference_state(variables: types.Params, mesh: Mesh) -> TrainState:
     opt_state=(),
     rng=np.zeros(2, np.uint32),
   )
-  return jax.device_put(state, sharding.replicated(mesh))
+  return jax.device_put(state, sharding.replicated_sharding(mesh))

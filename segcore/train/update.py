@@ -53,7 +53,7 @@ Loss = Callable[
 ]
 
 
-def row_keys(rng: Array, num_rows: int) -> Array:
+def row_prng_keys(rng: Array, num_rows: int) -> Array:
   """Derives a key for each row of a global batch, on whatever device it is.
 
   Args:
@@ -112,7 +112,9 @@ class RecipeOptions:
       accumulates: the method supports gradient accumulation: its loss is a sum
         over a count, and rows of a batch do not interact.
     """
-    sharding.check_batch_size(self.batch_size, mesh, f'{path}.batch_size')
+    sharding.check_batch_divides_devices(
+      self.batch_size, mesh, f'{path}.batch_size'
+    )
     if self.accumulate > 1 and not accumulates:
       raise errors.UserError(
         f'{path}.accumulate: expected 1, since this method needs the whole '
@@ -245,7 +247,7 @@ class Update:
       lambda x: jnp.moveaxis(
         x.reshape(rows // self.accumulate, self.accumulate, *x.shape[1:]), 1, 0
       ),
-      (dict(batch), row_keys(row_rng, rows)),
+      (dict(batch), row_prng_keys(row_rng, rows)),
     )
     return microbatches, keys, jnp.arange(self.accumulate)
 
@@ -279,7 +281,7 @@ class Update:
     return {name: params[name] for name in self.trained}
 
   def _transformation(self, params) -> optax.GradientTransformation:
-    return optimizers.build(
+    return optimizers.build_optimizer(
       self.optimizer, self.num_steps, self._trained(params)
     )
 

@@ -1,6 +1,8 @@
 """The folders of a running stage, and the detection of preemption."""
 
 import dataclasses
+import os
+import signal
 from collections.abc import Mapping
 
 import jax
@@ -14,7 +16,7 @@ class Preempted(Exception):
 
 
 class Preemption:
-  """Detects a request to stop (SIGTERM), in agreement of all hosts.
+  """Detects a request to stop (SIGTERM, Ctrl-C), in agreement of all hosts.
 
   All hosts must call `reached` equally often. After a request to any host it
   returns True in the same call on all hosts.
@@ -23,11 +25,19 @@ class Preemption:
   def __init__(self):
     # jax needs a number that increases from stage to stage; steps do not.
     self._calls = 0
+    self._requested = False
+
+  def request(self) -> None:
+    """Asks all hosts to stop."""
+    if jax.distributed.is_initialized():
+      # jax's handler of the signal informs the other hosts.
+      os.kill(os.getpid(), signal.SIGTERM)
+    self._requested = True
 
   def reached(self) -> bool:
     """Returns True in the call at which all hosts must save and stop."""
     if not jax.distributed.is_initialized():
-      return False
+      return self._requested
     self._calls += 1
     return multihost_utils.reached_preemption_sync_point(self._calls)
 

@@ -1,6 +1,8 @@
 """Reads fields of a saved training state, without the training that saved it.
 
-checkpoint_reader.read(directory / 'checkpoints', ('params', 'batch_stats'))
+fields = checkpoint_reader.read_checkpoint_fields(
+  directory / 'checkpoints', ('params', 'batch_stats')
+)
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from runtime import errors, files
 STATE = 'state'
 
 
-def read(
+def read_checkpoint_fields(
   directory: files.Path, names: Sequence[str] = ('params', 'batch_stats')
 ) -> dict[str, Any]:
   """Reads fields of the latest state in a folder of checkpoints.
@@ -38,7 +40,7 @@ def read(
       f'did you mean {" or ".join(below)}?' if below else 'train it first'
     )
     raise errors.UserError(f'no checkpoint in {directory}: {advice}')
-  folder = files.absolute(directory) / str(max(steps)) / STATE
+  folder = files.absolute_path(directory) / str(max(steps)) / STATE
   try:
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(folder).tree

@@ -28,7 +28,10 @@ from segcore.weights.layouts import google, torchvision
 _MAX_LINES = 8
 _COLLECTIONS = ('params/', 'batch_stats/')
 # From public names to those of this project; None if the names are others.
-_TRANSLATORS = (torchvision.translate, google.translate)
+_TRANSLATORS = (
+  torchvision.translate_torchvision_weights,
+  google.translate_google_weights,
+)
 # Modules of a hybrid transformer's encoder in addition to its ResNet.
 _TRANSFORMER = ('embedding', 'cls', 'Transformer')
 _TABLE = ('Transformer', 'posembed_input', 'pos_embedding')
@@ -36,7 +39,7 @@ _TABLE = ('Transformer', 'posembed_input', 'pos_embedding')
 Grid = tuple[int, int]
 
 
-def read_variables(path: files.Path) -> dict[str, Any]:
+def read_weight_variables(path: files.Path) -> dict[str, Any]:
   """Reads parameters and batch statistics from a folder or a file.
 
   Args:
@@ -54,7 +57,9 @@ def read_variables(path: files.Path) -> dict[str, Any]:
   """
   if path.is_dir():
     inner = path / 'checkpoints'
-    variables = checkpoint_reader.read(inner if inner.is_dir() else path)
+    variables = checkpoint_reader.read_checkpoint_fields(
+      inner if inner.is_dir() else path
+    )
     settings = (path if inner.is_dir() else path.parent) / 'settings.json'
     return {**variables, **_grid_of_settings(settings)}
   if not path.is_file():
@@ -80,7 +85,7 @@ def read_variables(path: files.Path) -> dict[str, Any]:
   )
 
 
-def load_parts(
+def load_weight_parts(
   path: files.Path,
   parts: tuple[str, ...],
   segmenter: nn.Module,
@@ -89,7 +94,7 @@ def load_parts(
   """Reads parts of the parameters of a network, as `Update.init` expects them.
 
   Args:
-    path: see `read_variables`.
+    path: folder or file, as in `read_weight_variables`.
     parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
     segmenter: the network.
     image_shape: (B, H, W, 3) of its images.
@@ -100,17 +105,17 @@ def load_parts(
   images = jax.ShapeDtypeStruct((1, *image_shape[1:]), np.float32)
   expected = jax.eval_shape(segmenter.init, jax.random.PRNGKey(0), images)
   grid = getattr(segmenter.encoder, 'grid', None)
-  variables = read_variables(path)
-  return select_parts(variables, expected, parts, str(path), grid)
+  variables = read_weight_variables(path)
+  return select_weight_parts(variables, expected, parts, str(path), grid)
 
 
-def write_npz(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
-  """Writes an `.npz` file that `read_variables` reads."""
+def write_weights_npz(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
+  """Writes an `.npz` file that `read_weight_variables` reads."""
   flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep='/')
   np.savez(path, **flat)
 
 
-def select_parts(
+def select_weight_parts(
   variables: Mapping[str, Any],
   expected: Mapping[str, Any],
   parts: tuple[str, ...],
@@ -124,10 +129,10 @@ def select_parts(
   as many cells, else a square.
 
   Args:
-    variables: as `read_variables` returns them.
+    variables: variables by collection, as `read_weight_variables` returns them.
     expected: shapes of the network's {'params': …, 'batch_stats': …}.
     parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
-    origin: where the variables were read, for messages.
+    origin: folder or file that the variables come from, for messages.
     grid: height and width of the network's position table, if it has one.
 
   Returns:
@@ -162,7 +167,9 @@ def select_parts(
   left_out = [name for name in variables['params'] if name not in taken]
   if left_out:
     notes = [f'left out {", ".join(left_out)}', *notes]
-  console.log('; '.join([f'took {", ".join(parts)} from {origin}', *notes]))
+  console.print_line(
+    '; '.join([f'took {", ".join(parts)} from {origin}', *notes])
+  )
   return selected
 
 
@@ -209,7 +216,7 @@ def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
   """Returns {'grid': …} of the network of a stage, if its settings give one."""
   if not path.exists():
     return {}
-  settings = json_files.read(path)['settings']
+  settings = json_files.read_json(path)['settings']
   encoder = settings.get('network', {}).get('encoder', {})
   return {'grid': tuple(encoder['grid'])} if 'grid' in encoder else {}
 
@@ -228,7 +235,7 @@ def _fit_encoder(
     wanted: shapes of the network's encoder.
     old_grid: height and width of the position table, if known.
     new_grid: height and width of the network's position table, if it has one.
-    origin: where the parameters were read, for messages.
+    origin: folder or file that the parameters come from, for messages.
 
   Returns:
     The parameters, and notes on each change.

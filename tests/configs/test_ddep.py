@@ -13,7 +13,7 @@ SMALL = ['ddep_camvid', 'ddep_folder', 'ddep_shapes']
 
 def load(name, argument=''):
   module = importlib.import_module(f'configs.{name}')
-  config = config_file.complete(module.get_config(argument))
+  config = config_file.complete_config(module.get_config(argument))
   config.lock()
   return config
 
@@ -60,11 +60,15 @@ def test_inits_wire_the_stages(argument, expected):
 
 def test_how_many_images_are_evaluated_at_once_is_no_setting():
   config = load('ddep_shapes', 'init=none')
-  before = stage.all_settings(ddep_main.PROGRAM.build_stages(config))
+  before = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
   config.evaluate.batch_size = 8
-  assert stage.all_settings(ddep_main.PROGRAM.build_stages(config)) == before
+  assert (
+    stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config)) == before
+  )
   config.evaluate.protocol.flip = True
-  assert stage.all_settings(ddep_main.PROGRAM.build_stages(config)) != before
+  assert (
+    stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config)) != before
+  )
 
 
 def test_what_learns_in_denoising_is_ddep_or_dep():
@@ -148,7 +152,7 @@ def test_a_grid_of_the_images_is_that_of_each_stage():
   assert stages[0].settings['network'].encoder['grid'] == (4, 4)
   config = load('ddep_pascal', 'tiny')
   config.denoise.crop.size = (32, 64)
-  found = stage.all_settings(ddep_main.PROGRAM.build_stages(config))
+  found = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
   grids = {
     name: found[name]['settings']['network']['encoder']['grid']
     for name in ('classify', 'denoise', 'finetune')
@@ -219,3 +223,31 @@ def test_weights_of_the_paper():
     assert 'weights' not in str(config.denoise.start) + str(
       config.finetune.start
     )
+
+
+@pytest.mark.parametrize(
+  ('unlabeled', 'expected'),
+  [
+    ('same', ('image_mask_folder', 'images', 'unlabeled', 'unlabeled')),
+    ('more', ('image_folder', 'more', 'error', 'train')),
+  ],
+)
+def test_unlabeled_photographs_are_denoised_too(unlabeled, expected):
+  config = load('ddep_folder', f'source=x,unlabeled={unlabeled}')
+  [also] = config.denoise.also
+  assert (
+    *(also['data']['name'], also['data']['images']),
+    *(also['data'].get('without_mask', 'error'), also['split']),
+  ) == expected
+  without_mask = 'unlabeled' if unlabeled == 'same' else 'error'
+  assert config.denoise.data.without_mask == without_mask
+  assert config.finetune.data.without_mask == without_mask
+  assert (
+    ddep_main.PROGRAM.build(config)['denoise'].options.also[0].split
+    == (expected[-1])
+  )
+
+
+def test_unlabeled_photographs_need_denoising():
+  with pytest.raises(ValueError, match='unlabeled=same: expected init=dep'):
+    load('ddep_folder', 'source=x,init=none,unlabeled=same')

@@ -27,7 +27,7 @@ def module_of(name):
 
 def experiment_of(config):
   program = importlib.import_module(config.program).PROGRAM
-  return options_lib.build(program.experiment, config, 'config')
+  return options_lib.build_options(program.experiment, config, 'config')
 
 
 def test_there_are_configs_of_each_method():
@@ -39,7 +39,7 @@ def test_there_are_configs_of_each_method():
 @pytest.mark.parametrize('name', NAMES)
 def test_completing_changes_no_experiment(name):
   stated = module_of(name).get_config()
-  completed = config_file.complete(stated)
+  completed = config_file.complete_config(stated)
   assert experiment_of(stated) == experiment_of(completed)
   assert len(str(completed)) > len(str(stated))
 
@@ -57,7 +57,7 @@ def blocks_of(value):
 def test_no_block_is_that_of_two_stages(name, argument):
   """Else an override of one would change the other."""
   stated = module_of(name).get_config(argument)
-  for config in (stated, config_file.complete(stated)):
+  for config in (stated, config_file.complete_config(stated)):
     blocks = [id(block) for block in blocks_of(config)]
     assert len({*blocks}) == len(blocks)
 

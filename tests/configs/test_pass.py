@@ -24,7 +24,7 @@ ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
 
 def load(name, argument=''):
   module = importlib.import_module(f'configs.{name}')
-  config = config_file.complete(module.get_config(argument))
+  config = config_file.complete_config(module.get_config(argument))
   config.lock()
   return config
 
@@ -99,8 +99,10 @@ def test_attention_clusters_and_fine_tuning(name, rate, steps, tau):
 
 def test_the_schedule_is_the_published_one():
   optimizer = load('pass_imagenet_s50').represent.recipe.optimizer
-  built = options.build(optimizers.OptimizerOptions, optimizer, 'optimizer')
-  rate = optimizers.schedule(built, 200 * 251)
+  built = options.build_options(
+    optimizers.OptimizerOptions, optimizer, 'optimizer'
+  )
+  rate = optimizers.learning_rate_schedule(built, 200 * 251)
   for step in (0, 1, 25_000, 50_199):
     expected = reference.swav_learning_rate(step, 50_200)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
@@ -108,10 +110,10 @@ def test_the_schedule_is_the_published_one():
 
 def test_pixel_pros_schedule():
   block = load('pass_imagenet_s300', 'branch=pixpro').represent
-  built = options.build(
+  built = options.build_options(
     optimizers.OptimizerOptions, block.recipe.optimizer, 'optimizer'
   )
-  rate = optimizers.schedule(built, 150_300)
+  rate = optimizers.learning_rate_schedule(built, 150_300)
   for step in (0, 1, 7000, 7515, 100_000):
     expected = reference.pixpro_learning_rate(step, 150_300, 7515)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
@@ -232,10 +234,12 @@ def test_protocols_are_rows_of_stages():
 def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
   """The stages before are as they were, so they are not run again."""
   name, argument = 'pass_imagenet_s919', f'protocol={protocol}'
-  before = stage.all_settings(main.PROGRAM.build_stages(load(name, argument)))
+  before = stage.settings_by_stage(
+    main.PROGRAM.build_stages(load(name, argument))
+  )
   config = load(name, f'{argument},on=50')
   stages = main.PROGRAM.build_stages(config)
-  after = stage.all_settings(stages)
+  after = stage.settings_by_stage(stages)
   settings = after.pop('segment_on')
   assert after == before
   assert settings['settings']['segment_on']['data']['name'] == 'imagenet_s/50'
@@ -287,7 +291,7 @@ def test_submissions_say_what_the_servers_ask_for():
   ):
     config = load(name, 'branch=pixpro')
     for block in ('segment', 'segment_semi', 'distance'):
-      built = options.build(
+      built = options.build_options(
         segment.SubmissionInfo, config[block].about, 'about'
       )
       assert all(dataclasses.astuple(built))
@@ -323,22 +327,24 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
 def test_how_many_images_are_looked_at_at_once_is_no_setting():
   config = load('pass_shapes')
-  before = stage.all_settings(main.PROGRAM.build_stages(config))
+  before = stage.settings_by_stage(main.PROGRAM.build_stages(config))
   for name in ('cluster', 'label', 'segment'):
     config[name].batch_size = 8
-  assert stage.all_settings(main.PROGRAM.build_stages(config)) == before
+  assert stage.settings_by_stage(main.PROGRAM.build_stages(config)) == before
   named = load('pass_imagenet_s50', 'protocol=distance')
-  settings = stage.all_settings(main.PROGRAM.build_stages(named))
+  settings = stage.settings_by_stage(main.PROGRAM.build_stages(named))
   named.distance.about.name = 'ours'  # Nor is what is said of the method.
-  assert stage.all_settings(main.PROGRAM.build_stages(named)) == settings
+  assert stage.settings_by_stage(main.PROGRAM.build_stages(named)) == settings
   config.cluster.restarts = 2
-  assert stage.all_settings(main.PROGRAM.build_stages(config)) != before
+  assert stage.settings_by_stage(main.PROGRAM.build_stages(config)) != before
 
 
 def test_layers_far_from_the_head_learn_less():
   config = load('pass_imagenet_s300', 'semi=imagenet_s')
   optimizer = config.semi.recipe.optimizer
-  built = options.build(optimizers.OptimizerOptions, optimizer, 'optimizer')
+  built = options.build_options(
+    optimizers.OptimizerOptions, optimizer, 'optimizer'
+  )
   factors = {
     path: built.factors(path)
     for path in (
@@ -361,7 +367,7 @@ def test_layers_far_from_the_head_learn_less():
 
 def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
   config = load('pass_imagenet_s300', 'semi=imagenet_s_os16,protocol=semi')
-  optimizer = options.build(
+  optimizer = options.build_options(
     optimizers.OptimizerOptions, config.semi.recipe.optimizer, 'optimizer'
   )
   assert optimizer.factors('encoder/block4/unit1/conv1/kernel')[0] == 0.45
@@ -405,7 +411,9 @@ def test_costs_are_those_of_all_stages():
   names = ('represent', 'attend', 'finetune')
   stages = main.PROGRAM.build(load('pass_imagenet_s300'))
   steps = {
-    name: sum(dry_run.cost(stages[name].workload()).step.values())
+    name: sum(
+      dry_run.count_workload_cost(stages[name].workload()).step.values()
+    )
     for name in names
   }
   for size in (300, 919):

@@ -29,19 +29,19 @@ CHECKED = set()
 @pytest.fixture(autouse=True)
 def networks_checked_once(monkeypatch):
   """Many rows have the same network."""
-  check = network.check_image_size
+  check = network.check_network_image_size
 
   def check_once(net, size, path):
     if (key := (repr(net.encoder), repr(net.decoder), size)) not in CHECKED:
       CHECKED.add(key)
       check(net, size, path)
 
-  monkeypatch.setattr(network, 'check_image_size', check_once)
+  monkeypatch.setattr(network, 'check_network_image_size', check_once)
 
 
 def load(name, argument=''):
   module = importlib.import_module(f'configs.{name}')
-  config = config_file.complete(module.get_config(argument))
+  config = config_file.complete_config(module.get_config(argument))
   config.lock()
   return config
 
@@ -262,7 +262,7 @@ def test_the_decoders_rate_of_the_paper():
   [flag] = re.findall(
     r'`(--config\.train\S+=".*")`', tables.path_of('u2pl_tables.md').read_text()
   )
-  config = command_lib.parse(
+  config = command_lib.parse_command(
     ['main', f'--config={ROOT}/configs/u2pl_cityscapes.py', *shlex.split(flag)]
   ).config
   u2pl_main.PROGRAM.build_stages(config)
@@ -453,7 +453,7 @@ def test_a_start_takes_the_place_of_the_weights(name):
 )
 def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
   monkeypatch.setattr(hosts, '_start_alone', lambda: None)
-  status = cli.main(
+  status = cli.run_command_line(
     u2pl_main.PROGRAM,
     [
       'main',
@@ -512,7 +512,9 @@ def test_what_is_reported_of_voc():
   assert [*reported.paddings] == ['', '_framed']
   for protocol in (reported.protocol, reported.protocol.single_view()):
     assert protocol.align_corners
-    maps = evaluation.label_maps(stage.context, stage.scores(21), 21, protocol)
+    maps = evaluation.build_stage_predictor(
+      stage.context, stage.scores(21), 21, protocol
+    )
     groups = {maps.group(size) for size in ((375, 500), (500, 333), (513, 513))}
     assert groups == {((513, 513), ((513, 513),))}
 
@@ -560,8 +562,20 @@ def test_images_without_masks_are_the_unlabeled_ones():
   assert (train.unlabeled, train.data.without_mask) == ('unlabeled',) * 2
   # All that have a mask are labeled.
   assert (train.subset.labels, train.subset.fraction) == (0, 1.0)
+  assert load('u2pl_folder', 'source=x,unlabeled=same').train == train
   train = load('u2pl_folder', 'source=x').train
   assert (train.unlabeled, train.subset.fraction) == ('', 0.25)
+
+
+def test_images_of_another_folder_are_the_unlabeled_ones():
+  train = load('u2pl_folder', 'source=x,unlabeled=more').train
+  assert (train.unlabeled, train.data.without_mask) == ('train', 'error')
+  assert train.subset.fraction == 1.0
+  assert train.unlabeled_data.name == 'image_folder'
+  assert (train.unlabeled_data.source, train.unlabeled_data.images) == (
+    'x',
+    'more',
+  )
 
 
 def test_windows_of_each_network():

@@ -10,13 +10,15 @@ from ddep import noise
 
 
 def gammas(options, count=2):
-  return noise.sample_gamma(
+  return noise.sample_noise_gamma(
     jax.random.split(jax.random.PRNGKey(0), count), options
   )
 
 
 def corrupt(images, eps, options):
-  return noise.corrupt(images, eps, gammas(options, len(images)), options)
+  return noise.corrupt_with_noise(
+    images, eps, gammas(options, len(images)), options
+  )
 
 
 def images_and_eps():
@@ -73,7 +75,7 @@ def test_noise_spaces_by_hand(kind, space, expected):
   np.testing.assert_allclose(result[0, 0, 0], expected, atol=1e-6)
   factor = {'scaled': 0.6, 'simple': 0.75}[kind]
   scaled = dataclasses.replace(options, target='eps_scaled')
-  aim = noise.target(image, eps, gammas(options, 1), scaled)
+  aim = noise.denoising_target(image, eps, gammas(options, 1), scaled)
   np.testing.assert_allclose(aim, factor * eps, atol=1e-6)
 
 
@@ -111,21 +113,23 @@ def test_sigma_and_gamma_name_the_same_noise(sigma):
   by_gamma = corrupt(images, eps, noise.NoiseOptions(gamma=gamma))
   np.testing.assert_allclose(by_sigma, by_gamma, atol=1e-6)
   simple = noise.NoiseOptions(kind='simple', gamma=gamma)
-  result = noise.magnitude(gammas(simple), simple)
+  result = noise.noise_magnitude(gammas(simple), simple)
   np.testing.assert_allclose(result, [sigma, sigma], rtol=1e-5)
 
 
 def test_gamma_of_the_paper_has_the_magnitude_of_its_text():
   # Spec §4.1: 'gamma = 0.95' and 'noise magnitude 0.22'.
   options = noise.NoiseOptions(gamma=0.95)
-  result = noise.magnitude(gammas(options), options)
+  result = noise.noise_magnitude(gammas(options), options)
   np.testing.assert_allclose(result, [0.2236, 0.2236], atol=1e-4)
 
 
 def test_scaled_noise_keeps_unit_variance():
   keys = jax.random.split(jax.random.PRNGKey(0), 2)
-  images = noise.sample(keys, (2, 64, 64, 3))  # Unit variance itself.
-  eps = noise.sample(jax.random.split(jax.random.PRNGKey(1), 2), images.shape)
+  images = noise.sample_noise(keys, (2, 64, 64, 3))  # Unit variance itself.
+  eps = noise.sample_noise(
+    jax.random.split(jax.random.PRNGKey(1), 2), images.shape
+  )
   noisy = corrupt(images, eps, noise.NoiseOptions(gamma=0.6))
   assert float(jnp.var(noisy)) == pytest.approx(1.0, abs=0.03)
 
@@ -139,21 +143,21 @@ def test_targets():
     ('eps_scaled', 0.6 * eps),
   ):
     options = dataclasses.replace(options, target=target)
-    actual = noise.target(images, eps, gammas(options), options)
+    actual = noise.denoising_target(images, eps, gammas(options), options)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_a_row_draws_the_same_noise_in_any_batch():
   keys = jax.random.split(jax.random.PRNGKey(3), 8)
-  whole = noise.sample(keys, (8, 4, 4, 3))
-  part = noise.sample(keys[2:5], (3, 4, 4, 3))
+  whole = noise.sample_noise(keys, (8, 4, 4, 3))
+  part = noise.sample_noise(keys[2:5], (3, 4, 4, 3))
   np.testing.assert_array_equal(whole[2:5], part)
   assert not np.array_equal(whole[0], whole[1])
 
 
 def test_noise_is_standard_normal():
   keys = jax.random.split(jax.random.PRNGKey(3), 4)
-  draws = np.asarray(noise.sample(keys, (4, 64, 64, 3))).ravel()
+  draws = np.asarray(noise.sample_noise(keys, (4, 64, 64, 3))).ravel()
   assert draws.dtype == np.float32
   assert abs(draws.mean()) < 0.02
   assert abs(draws.std() - 1) < 0.02
@@ -211,10 +215,10 @@ def test_a_perfect_prediction_gives_the_clean_image_back(kind, space, target):
   # A noise of its own for each image, and one image without.
   images, eps = jnp.tile(images, (3, 1, 1, 1)), jnp.tile(eps, (3, 1, 1, 1))
   gamma = jnp.array([0.3, 0.7, 1.0])
-  noisy = noise.corrupt(images, eps, gamma, options)
+  noisy = noise.corrupt_with_noise(images, eps, gamma, options)
   np.testing.assert_array_equal(noisy[2], images[2])
-  aim = noise.target(images, eps, gamma, options)
-  result = noise.clean(noisy, aim, gamma, options)
+  aim = noise.denoising_target(images, eps, gamma, options)
+  result = noise.denoised_images(noisy, aim, gamma, options)
   np.testing.assert_allclose(result, images, atol=1e-5)
 
 
@@ -259,8 +263,8 @@ def test_a_row_draws_the_same_strength_in_any_batch():
     noise.NoiseOptions(gamma_range=(0.5, 0.9)),
     noise.NoiseOptions(gamma_range=(0.5, 0.9), draw='linear', num_steps=50),
   ):
-    whole = noise.sample_gamma(keys, options)
-    part = noise.sample_gamma(keys[2:5], options)
+    whole = noise.sample_noise_gamma(keys, options)
+    part = noise.sample_noise_gamma(keys[2:5], options)
     np.testing.assert_array_equal(whole[2:5], part)
     assert len(np.unique(whole)) > 4
 
@@ -268,8 +272,10 @@ def test_a_row_draws_the_same_strength_in_any_batch():
 def test_a_strength_tells_nothing_of_the_noise():
   # Both are drawn from the key of the row, by keys of their own.
   keys = jax.random.split(jax.random.PRNGKey(0), 2000)
-  gamma = noise.sample_gamma(keys, noise.NoiseOptions(gamma_range=(0.1, 0.9)))
-  eps = noise.sample(keys, (2000, 1, 1, 3))[:, 0, 0]
+  gamma = noise.sample_noise_gamma(
+    keys, noise.NoiseOptions(gamma_range=(0.1, 0.9))
+  )
+  eps = noise.sample_noise(keys, (2000, 1, 1, 3))[:, 0, 0]
   for channel in range(3):
     assert abs(np.corrcoef(gamma, eps[:, channel])[0, 1]) < 0.08
 
@@ -278,7 +284,7 @@ def test_noise_of_one_strength_can_be_read_off_one_image_at_a_time():
   images, eps = images_and_eps()
   options = noise.NoiseOptions(gamma_range=(0.1, 0.9))
   gamma = jnp.array([0.36, 0.64])
-  result = noise.corrupt(images, eps, gamma, options)
+  result = noise.corrupt_with_noise(images, eps, gamma, options)
   for i, (kept, added) in enumerate(((0.6, 0.8), (0.8, 0.6))):
     np.testing.assert_allclose(
       result[i], kept * images[i] + added * eps[i], atol=1e-6
@@ -290,7 +296,7 @@ def test_an_image_without_noise_has_none_to_be_found():
   gamma = jnp.array([1.0, 0.64])
   options = noise.NoiseOptions(gamma_range=(0.5, 1.1))
   for target, factor in (('eps', 1.0), ('eps_scaled', 0.6)):
-    result = noise.target(
+    result = noise.denoising_target(
       images, eps, gamma, dataclasses.replace(options, target=target)
     )
     np.testing.assert_array_equal(result[0], np.zeros_like(result[0]))

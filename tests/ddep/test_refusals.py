@@ -20,7 +20,7 @@ def source(tmp_path, monkeypatch):
 
 
 def error_of(capsys, source, options, *arguments):
-  status = cli.main(
+  status = cli.run_command_line(
     ddep_main.PROGRAM,
     [
       'main',
@@ -48,7 +48,7 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
   monkeypatch.setattr(hosts, '_start_alone', lambda: None)
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'data'))
   config = f'{runs.ROOT}/configs/ddep_pascal.py:encoder={tmp_path}/w.npz'
-  status = cli.main(
+  status = cli.run_command_line(
     ddep_main.PROGRAM,
     [
       'main',
@@ -76,7 +76,7 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
 
 
 def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
-  config = config_file.load(
+  config = config_file.load_config(
     f'{runs.ROOT}/configs/ddep_folder.py:source={source},ignore=255,'
     'val_fraction=0.4,labels=2,tiny'
   )
@@ -86,9 +86,9 @@ def test_what_finished_stages_have_read_is_not_asked_for(tmp_path, source):
   config.stages = ('denoise', 'finetune', 'evaluate')
   stages = tuple(ddep_main.PROGRAM.build(config).values())
   with pytest.raises(errors.MissingInput, match='w.npz does not exist'):
-    experiment_stage.check_inputs(stages, tmp_path)
-  json_files.write(tmp_path / 'denoise' / 'DONE.json', {})
-  experiment_stage.check_inputs(stages, tmp_path)
+    experiment_stage.check_stage_inputs(stages, tmp_path)
+  json_files.write_json(tmp_path / 'denoise' / 'DONE.json', {})
+  experiment_stage.check_stage_inputs(stages, tmp_path)
 
 
 def test_a_split_that_is_not_there(capsys, source):

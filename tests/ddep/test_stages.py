@@ -41,7 +41,7 @@ def run(trained, batches, devices=1):
   """Trains on a mesh of the given size, through jit as the loop does."""
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   rows = sharding.batch_sharding(mesh)
-  whole = sharding.replicated(mesh)
+  whole = sharding.replicated_sharding(mesh)
   state = jax.device_put(
     tiny_networks.initial_state(trained, batches[0]), whole
   )
@@ -86,7 +86,7 @@ def test_a_frozen_encoder_runs_without_dropout():
   plain = ddep(network=transunet(dropout_rate=0.0))
   dropping = ddep(network=transunet(dropout_rate=0.9))
   state = tiny_networks.initial_state(plain, batch)
-  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 8), KEY)
+  keys = update_lib.ForwardKeys(update_lib.row_prng_keys(KEY, 8), KEY)
   args = (state.params, state.batch_stats, batch, keys)
   assert float(plain.loss(*args).total) == float(dropping.loss(*args).total)
   whole = ddep(ALL, transunet(dropout_rate=0.9))
@@ -98,7 +98,7 @@ def test_denoising_loss_is_the_mean_square_of_equation_6():
   batch['mask'] = jnp.array([True, True, False, True])
   trained = ddep()
   state = tiny_networks.initial_state(trained, batch)
-  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 4), KEY)
+  keys = update_lib.ForwardKeys(update_lib.row_prng_keys(KEY, 4), KEY)
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   eps = np.stack(
     [
@@ -125,9 +125,9 @@ def test_a_conditional_decoder_is_told_the_noise_of_each_image():
     ddep(network=conditional), noise=noise.NoiseOptions(gamma_range=(0.2, 0.9))
   )
   batch = tiny_networks.images(4, 32)
-  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 4), KEY)
-  gamma = noise.sample_gamma(keys.rows, trained.noise)
-  eps = np.asarray(noise.sample(keys.rows, batch['image'].shape))
+  keys = update_lib.ForwardKeys(update_lib.row_prng_keys(KEY, 4), KEY)
+  gamma = noise.sample_noise_gamma(keys.rows, trained.noise)
+  eps = np.asarray(noise.sample_noise(keys.rows, batch['image'].shape))
   kept, added = (np.sqrt(x)[:, None, None, None] for x in (gamma, 1 - gamma))
   images = np.asarray(batch['image'], np.float32) / 127.5 - 1
   noisy = jnp.asarray(kept * images + added * eps, jnp.float32)
@@ -167,10 +167,11 @@ def test_finetuning_ignores_negative_labels_and_padding_rows():
   batch = tiny_networks.images(4, 32)
   batch['mask'] = jnp.array([True, False, True, True])
   state = tiny_networks.initial_state(trained, batch)
-  keys = update_lib.ForwardKeys(update_lib.row_keys(KEY, 4), KEY)
+  keys = update_lib.ForwardKeys(update_lib.row_prng_keys(KEY, 4), KEY)
   outcome = trained.loss(state.params, state.batch_stats, batch, keys)
   logits = np.asarray(
-    trained.predict(state, batch_lib.to_symmetric(batch['image'])), np.float64
+    trained.predict(state, batch_lib.batch_images_to_symmetric(batch['image'])),
+    np.float64,
   )
   logits -= logits.max(-1, keepdims=True)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -202,7 +203,7 @@ def test_classification_learns_two_colors():
   state, losses = run(trained, [batch] * 20)
   assert losses[0] == pytest.approx(np.log(2), abs=0.7)
   assert losses[-1] < 0.1
-  scores = trained.predict(state, batch_lib.to_symmetric(red))
+  scores = trained.predict(state, batch_lib.batch_images_to_symmetric(red))
   np.testing.assert_array_equal(scores.argmax(-1), np.arange(8) % 2)
 
 
@@ -234,8 +235,11 @@ def test_a_data_parallel_step_only_reduces_gradients():
   compiled = (
     jax.jit(
       trained.train_step,
-      in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
-      out_shardings=sharding.replicated(mesh),
+      in_shardings=(
+        sharding.replicated_sharding(mesh),
+        sharding.batch_sharding(mesh),
+      ),
+      out_shardings=sharding.replicated_sharding(mesh),
     )
     .lower(shapes, tiny_networks.spec(batch))
     .compile()
@@ -266,8 +270,8 @@ def test_denoising_is_watched_on_the_same_noisy_images():
     trained, 'val', images, 4, sharding.make_mesh()
   )
   actual = evaluate(state)
-  keys = update_lib.row_keys(jax.random.PRNGKey(0), 6)
-  eps = np.asarray(noise.sample(keys, images.shape))
+  keys = update_lib.row_prng_keys(jax.random.PRNGKey(0), 6)
+  eps = np.asarray(noise.sample_noise(keys, images.shape))
   np.testing.assert_allclose(
     actual.scalars['val/loss'], np.mean(eps**2), rtol=1e-5
   )

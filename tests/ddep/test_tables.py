@@ -21,14 +21,14 @@ def rows():
 @pytest.fixture(autouse=True)
 def networks_checked_once(monkeypatch):
   """Many rows have the same network."""
-  check = network.check_image_size
+  check = network.check_network_image_size
 
   def check_once(net, size, path):
     if (key := (repr(net), size)) not in CHECKED:
       CHECKED.add(key)
       check(net, size, path)
 
-  monkeypatch.setattr(network, 'check_image_size', check_once)
+  monkeypatch.setattr(network, 'check_network_image_size', check_once)
 
 
 @pytest.mark.parametrize('data', ['pascal', 'ade20k', 'cityscapes'])

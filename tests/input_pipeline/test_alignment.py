@@ -35,13 +35,13 @@ def crops(side):
 
   def canvas(example, rng):
     shape = example['image'].shape[:2]
-    box = crop_boxes.sample_centered_crop(rng, shape, wide)
-    return transforms.crop(example, box, black)
+    box = crop_boxes.sample_centered_crop_box(rng, shape, wide)
+    return transforms.crop_example(example, box, black)
 
   def flipped(kind):
     def apply(example, rng):
       example = transforms.InceptionCrop(square, (0.6, 1.0))(example, rng)
-      return transforms.flip(example, kind)
+      return transforms.flip_example(example, kind)
 
     return apply
 

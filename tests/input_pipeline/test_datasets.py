@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline import datasets
+from input_pipeline import datasets, image_folder
 from input_pipeline.builders import camvid
 from input_pipeline.sources import fingerprints, records
 from runtime import errors
@@ -38,7 +38,7 @@ def no_source(monkeypatch):
 
 
 def open_camvid(tmp_path, split='train', **options):
-  return datasets.open_split(
+  return datasets.open_dataset_split(
     datasets.DataOptions('camvid', **options), split, str(tmp_path / 'prepared')
   )
 
@@ -60,9 +60,9 @@ def test_an_opened_split_has_the_records_of_its_files(
   assert split.palette[3] == (128, 64, 128)
   assert split.label_kinds == ('label', 'tags')
   record = split.records[1]
-  label = records.decode_label(record['label'])
+  label = records.decode_record_label(record['label'])
   assert label.tolist() == [[-1, 0, 3], [3, 3, 3]]
-  image = records.decode_image(record['image'])
+  image = records.decode_record_image(record['image'])
   assert image.tolist() == [[[200, 90, 10]] * 3] * 2
   assert [int(tag) for tag in record['tags']] == [0, 3]
 
@@ -94,7 +94,7 @@ def test_concatenated_splits_keep_their_order(root, tmp_path):
     open_camvid(tmp_path, split, source=str(root / 'camvid'))
     for split in ('train', 'val')
   )
-  joined = datasets.concatenate([train, val])
+  joined = datasets.concatenate_splits([train, val])
   names = ['train/0001', 'train/0002', 'train/0003', 'val/0001']
   assert joined.ids() == names
   actual = [joined.records[i]['id'].decode() for i in range(len(joined))]
@@ -108,7 +108,7 @@ def test_concatenated_splits_keep_their_order(root, tmp_path):
   assert joined.label_kinds == ()
   picked = joined.select(np.array([0, 3]))
   assert picked.records[1]['id'] == b'val/0001'
-  assert datasets.concatenate([train]) is train
+  assert datasets.concatenate_splits([train]) is train
 
 
 def test_check_available_reports_missing_files_and_prepares_nothing(
@@ -117,12 +117,12 @@ def test_check_available_reports_missing_files_and_prepares_nothing(
   there = datasets.DataOptions('camvid', source=str(root / 'camvid'))
   gone = datasets.DataOptions('camvid', source=str(root / 'nowhere'))
   data_dir = str(tmp_path / 'prepared')
-  datasets.check_available(there, data_dir)
+  datasets.check_dataset_available(there, data_dir)
   with pytest.raises(errors.MissingInput, match='which does not exist'):
-    datasets.check_available(gone, data_dir)
+    datasets.check_dataset_available(gone, data_dir)
   assert not list(tmp_path.rglob('dataset_info.json'))
-  datasets.prepare(there, data_dir)
-  datasets.check_available(gone, data_dir)
+  datasets.prepare_dataset(there, data_dir)
+  datasets.check_dataset_available(gone, data_dir)
 
 
 def test_require_labels_names_the_missing_kind():
@@ -167,7 +167,7 @@ def test_an_unknown_data_set_is_refused(name):
 def test_an_unknown_config_is_refused(name, expected, tmp_path):
   options = datasets.DataOptions(name)
   assert messages.message_of(
-    lambda: datasets.builder(options, str(tmp_path))
+    lambda: datasets.dataset_builder(options, str(tmp_path))
   ) == (f'name: expected {expected}, got {name!r}')
 
 
@@ -175,7 +175,7 @@ def test_an_unknown_config_is_refused(name, expected, tmp_path):
 def test_an_unknown_config_of_shapes_is_refused(name, tmp_path):
   options = datasets.DataOptions(name)
   assert messages.message_of(
-    lambda: datasets.builder(options, str(tmp_path))
+    lambda: datasets.dataset_builder(options, str(tmp_path))
   ) == (
     'name: expected shapes/ with one of scenes, single, source, target, '
     f'scenes_128, single_128, source_128, target_128, got {name!r}'
@@ -212,7 +212,7 @@ def test_folders_need_a_source(tmp_path):
     fields = {'masks': 'm', 'classes': 'c'} if 'mask' in name else {}
     options = datasets.DataOptions(name, **fields)
     assert messages.message_of(
-      lambda o=options: datasets.builder(o, str(tmp_path))
+      lambda o=options: datasets.dataset_builder(o, str(tmp_path))
     ) == ('source is empty: give the folder of the images')
 
 
@@ -243,12 +243,14 @@ def test_a_folder_of_images_opens_with_its_options(tmp_path):
   options = datasets.DataOptions(
     'image_folder', source=str(tmp_path / 'mine'), images='photos'
   )
-  split = datasets.open_split(options, 'train', str(tmp_path / 'prepared'))
+  split = datasets.open_dataset_split(
+    options, 'train', str(tmp_path / 'prepared')
+  )
   assert split.ids() == ['a', 'b']
   assert split.sizes() == [(3, 5)] * 2
   assert split.classes == split.label_kinds == ()
   assert set(split.records[0]) == {'image', 'id'}
-  image = records.decode_image(split.records[1]['image'])
+  image = records.decode_record_image(split.records[1]['image'])
   np.testing.assert_array_equal(image, np.full((3, 5, 3), 98))
 
 
@@ -295,14 +297,16 @@ def test_records_prepared_by_another_process_meanwhile_are_used(
 def test_a_folder_opens_without_records(root, tmp_path):
   folder = root / 'camvid' / 'train' / 'images'
   (folder / 'broken.jpg').write_bytes(b'no image')
-  split, skipped = datasets.open_folder(folder, ('a',), ((1, 2, 3),))
+  split, skipped = image_folder.open_image_folder(folder, ('a',), ((1, 2, 3),))
   assert split.ids() == ['0001', '0002', '0003']
   assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
   assert split.label_kinds == ()
   assert [problem.file.name for problem in skipped] == ['broken.jpg']
-  image = records.decode_image(split.records[0]['image'])
+  image = records.decode_record_image(split.records[0]['image'])
   assert image.tolist() == [[[200, 90, 10]]] * 4
   message = messages.message_of(
-    lambda: datasets.open_folder(tmp_path / 'nowhere', ('a',), ((0, 0, 0),))
+    lambda: image_folder.open_image_folder(
+      tmp_path / 'nowhere', ('a',), ((0, 0, 0),)
+    )
   )
   assert 'nowhere' in message

@@ -33,7 +33,7 @@ def some_records(count):
     label = rng.integers(-1, 3, (SIZE, SIZE))
     yield {
       'image': png(image),
-      'label': records.encode_label(label, 3),
+      'label': records.encode_record_label(label, 3),
       'tags': [i % 3],
       'id': str(i).encode(),
     }
@@ -206,13 +206,13 @@ def test_worker_processes_change_nothing():
     for worker in workers:  # They go on until the trainer has saved.
       os.kill(worker.pid, signal.SIGTERM)
     # What went to a device stays when its shared memory is given back.
-    ahead = loader.prefetch(iterator, jax.device_put, ahead=1)
+    ahead = loader.prefetch_batches(iterator, jax.device_put, ahead=1)
     device = [next(ahead) for _ in range(2)]
     assert len(workers) == 2
     assert all(worker.is_alive() for worker in workers)
   assert_same(host, expected[:3])
   assert_same(
-    device, [loader.drop_host_only(actual) for actual in expected[3:5]]
+    device, [loader.drop_host_only_keys(actual) for actual in expected[3:5]]
   )
 
 
@@ -295,7 +295,7 @@ def test_views_through_the_loader():
 
 def test_drop_host_only_removes_ids():
   plain = {'image': np.zeros(2), 'id': np.array([b'a', b'b'])}
-  actual = loader.drop_host_only({'labeled': plain, 'unlabeled': plain})
+  actual = loader.drop_host_only_keys({'labeled': plain, 'unlabeled': plain})
   assert {name: set(value) for name, value in actual.items()} == {
     'labeled': {'image'},
     'unlabeled': {'image'},
@@ -377,7 +377,7 @@ def test_prefetch_keeps_order_and_stays_ahead(ahead):
     return actual['step']
 
   source = ({'step': i, 'id': b'stays'} for i in itertools.count())
-  batches = loader.prefetch(source, remember, ahead)
+  batches = loader.prefetch_batches(source, remember, ahead)
   for step in range(6):
     assert next(batches) == step
     assert put == [{'step': i} for i in range(step + 1 + ahead)]
@@ -386,7 +386,7 @@ def test_prefetch_keeps_order_and_stays_ahead(ahead):
 @pytest.mark.parametrize('count', [0, 1, 2, 5])
 def test_prefetch_yields_every_batch_of_a_finite_stream(count):
   source = iter([{'step': i} for i in range(count)])
-  actual = loader.prefetch(source, lambda batch: batch['step'], ahead=2)
+  actual = loader.prefetch_batches(source, lambda batch: batch['step'], ahead=2)
   assert list(actual) == list(range(count))
 
 
@@ -406,8 +406,8 @@ class Seven(base.Builder):
     return records.Sample(
       id=record['id'].decode(),
       image=record['image'],
-      pixels=records.decode_image(record['image']),
-      label=records.decode_label(record['label']),
+      pixels=records.decode_record_image(record['image']),
+      label=records.decode_record_label(record['label']),
       tags=record['tags'],
     )
 
@@ -429,7 +429,7 @@ def split(tmp_path):
     label_kinds=('label', 'tags'),
     records=source,
     index=fingerprints.ImageIndex.read(
-      shards.index_path(pathlib.Path(made.data_dir), 'train')
+      shards.split_index_path(pathlib.Path(made.data_dir), 'train')
     ),
   )
 

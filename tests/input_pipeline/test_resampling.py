@@ -15,40 +15,40 @@ from tests.support import images
 def test_nearest_reads_the_pixel_at_the_center():
   index = np.arange(5, dtype=np.int16)[None]
   # Centers at 5/6, 15/6 and 25/6; at 5/16, 15/16, 25/16, …
-  assert resampling.resize_nearest(index, (1, 3)).tolist() == [[0, 2, 4]]
-  actual = resampling.resize_nearest(index, (1, 8))
+  assert resampling.resize_label_nearest(index, (1, 3)).tolist() == [[0, 2, 4]]
+  actual = resampling.resize_label_nearest(index, (1, 8))
   assert actual.tolist() == [[0, 0, 1, 2, 2, 3, 4, 4]]
 
 
 def test_nearest_from_513_to_129():
   index = np.arange(513, dtype=np.int16)
-  actual = resampling.resize_nearest(np.stack([index] * 2), (1, 129))[0]
+  actual = resampling.resize_label_nearest(np.stack([index] * 2), (1, 129))[0]
   # Centers at 1.99, 5.97, 9.94, …, and 511.01.
   assert actual[:6].tolist() == [1, 5, 9, 13, 17, 21]
   assert actual[-5:].tolist() == [495, 499, 503, 507, 511]
-  column = resampling.resize_nearest(index[:, None], (129, 1))[:, 0]
+  column = resampling.resize_label_nearest(index[:, None], (129, 1))[:, 0]
   np.testing.assert_array_equal(column, actual)
 
 
 def test_nearest_halves_to_the_pixels_after_the_centers():
   index = np.arange(224, dtype=np.int16)[None]
-  actual = resampling.resize_nearest(index, (1, 112))
+  actual = resampling.resize_label_nearest(index, (1, 112))
   assert actual[0].tolist() == list(range(1, 224, 2))
 
 
 def test_floor_rule_from_513_to_129_and_halved():
   index = np.arange(513, dtype=np.int16)
-  actual = resampling.resize_nearest_floor(np.stack([index] * 2), (1, 129))[0]
+  actual = resampling.resize_label_by_floor(np.stack([index] * 2), (1, 129))[0]
   assert actual[:6].tolist() == [0, 3, 7, 11, 15, 19]
   assert actual[-5:].tolist() == [493, 497, 501, 505, 509]
-  column = resampling.resize_nearest_floor(index[:, None], (129, 1))[:, 0]
+  column = resampling.resize_label_by_floor(index[:, None], (129, 1))[:, 0]
   np.testing.assert_array_equal(column, actual)
-  halved = resampling.resize_nearest_floor(index[None, :224], (1, 112))
+  halved = resampling.resize_label_by_floor(index[None, :224], (1, 112))
   assert halved[0].tolist() == list(range(0, 224, 2))
 
 
 @pytest.mark.parametrize(
-  'resize', [resampling.resize_nearest, resampling.resize_nearest_floor]
+  'resize', [resampling.resize_label_nearest, resampling.resize_label_by_floor]
 )
 def test_nearest_doubles_by_repeating(resize):
   label = np.array([[1, -1], [3, 4]], np.int16)
@@ -60,8 +60,8 @@ def test_nearest_doubles_by_repeating(resize):
 @pytest.mark.parametrize(
   ('resize', 'offset'),
   [
-    (resampling.resize_nearest, fractions.Fraction(1, 2)),
-    (resampling.resize_nearest_floor, 0),
+    (resampling.resize_label_nearest, fractions.Fraction(1, 2)),
+    (resampling.resize_label_by_floor, 0),
   ],
 )
 def test_nearest_equals_a_loop_in_exact_fractions(resize, offset):
@@ -82,7 +82,7 @@ def test_nearest_equals_pillow_and_opencv():
   for rng in images.draws(20):
     height, width, *size = rng.integers(1, 300, 4).tolist()
     label = rng.integers(0, 255, (height, width), np.uint8)
-    actual = resampling.resize_nearest(label, tuple(size))
+    actual = resampling.resize_label_nearest(label, tuple(size))
     pillow = PIL.Image.fromarray(label).resize(
       size[::-1], PIL.Image.Resampling.NEAREST
     )
@@ -101,8 +101,10 @@ def test_nearest_equals_pillow_and_opencv():
 
 def test_bilinear_has_half_pixel_centers():
   # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
-  actual = resampling.resize_bilinear(images.rgb([[0, 100]]), (1, 4))
+  actual = resampling.resize_image_bilinear(images.rgb([[0, 100]]), (1, 4))
   np.testing.assert_allclose(actual[0, :, 1], [0, 25, 75, 100], atol=1)
   # A fourth: at 1.5, between the inner pixels; the outer ones are not seen.
-  actual = resampling.resize_bilinear(images.rgb([[0, 40, 80, 200]]), (1, 1))
+  actual = resampling.resize_image_bilinear(
+    images.rgb([[0, 40, 80, 200]]), (1, 1)
+  )
   np.testing.assert_allclose(actual, 60, atol=1)

@@ -174,7 +174,7 @@ def test_a_list_names_its_images(tmp_path, ids, lines, expected):
     (
       'x\n',
       "list: expected one image per line, as 'a/x', got 'x' in {0}, which "
-      'names 2 images of the split',
+      "names 2 images of the split: give the folders, as in 'a/x'",
     ),
     (
       'd\n',
@@ -244,3 +244,82 @@ def test_held_out_images_are_not_listed(tmp_path):
   assert subset.held_out_indices(ids).tolist() == [0, 2, 3, 5, 6, 8]
   with pytest.raises(errors.UserError, match='held_out: expected at most 6, '):
     splits.Subset(list=str(names), held_out=7).held_out_indices(ids)
+
+
+S_NAMES = [f's{i:02}' for i in range(12)]
+
+
+@pytest.mark.parametrize(
+  ('ids', 'data', 'expected'),
+  [
+    # Saved by Notepad: byte order mark, CRLF, an empty line.
+    (S_NAMES, b'\xef\xbb\xbfs00\r\ns02\r\ns04\r\ns05\r\n\r\n', [0, 2, 4, 5]),
+    (S_NAMES, 's00\r\ns02\r\n'.encode('utf-16'), [0, 2]),
+    # Of `ls`.
+    (S_NAMES, b's00.JPG\ns01.JPG\ns02.JPG\n', [0, 1, 2]),
+    (S_NAMES, b'"s00.jpeg"\n.\\images\\s03.PNG\n', [0, 3]),
+    # With folders.
+    (['aachen/000', 'bochum/001'], b'images/aachen/000.jpg\n', [0]),
+    (['aachen/000', 'bochum/000'], b'bochum/000.jpg\n', [1]),
+    # With a second column, the mask.
+    (['2007_01', '2007_02'], b'JPEGImages/2007_02.jpg Masks/2007_02.png', [1]),
+    (
+      ['aachen_000_001', 'x'],
+      b'a/aachen_000_001_leftImg8bit.png\tb/aachen_000_001_gtFine_labelIds.png',
+      [0],
+    ),
+    (['my photo', 'b'], b'my photo.jpg\n', [0]),
+    (['caf\u00e9', 'b'], 'cafe\u0301.jpg\n'.encode(), [0]),
+  ],
+)
+def test_lists_as_users_write_them(tmp_path, ids, data, expected):
+  path = tmp_path / 'labeled.txt'
+  path.write_bytes(data)
+  assert splits.read_image_list(str(path), ids).tolist() == expected
+
+
+@pytest.mark.parametrize(
+  ('data', 'message'),
+  [
+    (
+      b'bochum/000.jpg\n',
+      "list: expected one image per line, as 'aachen/000', got "
+      "'bochum/000.jpg' in {0}, which names no image of the split; similar is "
+      "'aachen/000': folders and upper case count",
+    ),
+    (
+      b'AACHEN/000\naachen/002\naachen/000\n000.png',
+      "list: expected one image per line, as 'aachen/000', got 'AACHEN/000' in "
+      "{0}, which names no image of the split; similar is 'aachen/000': "
+      'folders and upper case count\n'
+      "list: expected one image per line, as 'aachen/000', got 'aachen/002' in "
+      '{0}, which names no image of the split\n'
+      "list: expected every image once, got 'aachen/000' and '000.png' in {0}, "
+      'which are the same image',
+    ),
+    (  # Two images on a line.
+      b'aachen/000 bochum/001\n',
+      "list: expected one image per line, as 'aachen/000', got 'aachen/000 "
+      "bochum/001' in {0}, which names no image of the split; similar is "
+      "'bochum/001': folders and upper case count",
+    ),
+  ],
+)
+def test_entries_that_name_no_image_are_refused_together(
+  tmp_path, data, message
+):
+  path = tmp_path / 'labeled.txt'
+  path.write_bytes(data)
+  with pytest.raises(errors.UserError) as caught:
+    splits.read_image_list(str(path), ['aachen/000', 'bochum/001'])
+  assert str(caught.value) == message.format(path)
+
+
+def test_a_long_list_of_another_data_set_is_a_short_message(tmp_path):
+  path = tmp_path / 'labeled.txt'
+  path.write_text('\n'.join(f'x{i}' for i in range(500)))
+  with pytest.raises(errors.UserError) as caught:
+    splits.read_image_list(str(path), S_NAMES)
+  lines = str(caught.value).splitlines()
+  assert len(lines) == errors.MAX_LINES
+  assert lines[-1] == '… and 489 more'

@@ -10,19 +10,19 @@ from tests.support import images
 
 
 def test_resize_of_an_example(example):
-  actual = transforms.resize(example, (4, 3))
+  actual = transforms.resize_example(example, (4, 3))
   # Rows at -0.25, 0.25, 0.75 and 1.25: 10 + 0, 7.5, 22.5, 30.
   np.testing.assert_allclose(
     actual['image'][:, 0, 0].astype(int), [10, 17.5, 32.5, 40], atol=1
   )
   assert actual['label'].tolist() == [[1, 2, 3]] * 2 + [[4, 5, 6]] * 2
   assert actual['id'] == b'a'
-  unchanged = transforms.resize(example, (2, 3))
+  unchanged = transforms.resize_example(example, (2, 3))
   assert images.gray_and_label(unchanged) == images.gray_and_label(example)
 
 
 def test_crop_inside(example):
-  actual = transforms.crop(example, crop_boxes.Box(1, 1, 1, 2))
+  actual = transforms.crop_example(example, crop_boxes.Box(1, 1, 1, 2))
   assert images.gray_and_label(actual) == ([[50, 60]], [[5, 6]])
   assert actual['id'] == b'a'
 
@@ -62,12 +62,12 @@ def test_crop_inside(example):
   ],
 )
 def test_crop_outside_is_padding(example, box, image, label):
-  actual = transforms.crop(example, crop_boxes.Box(*box))
+  actual = transforms.crop_example(example, crop_boxes.Box(*box))
   assert images.gray_and_label(actual) == (image, label)
 
 
 def test_crop_without_a_label(example):
-  actual = transforms.crop(
+  actual = transforms.crop_example(
     {'image': example['image']}, crop_boxes.Box(0, 2, 1, 2)
   )
   assert set(actual) == {'image'}
@@ -103,7 +103,7 @@ def test_valid_is_asked_for():
 
 
 def test_horizontal_flips_reverse_the_columns(example):
-  actual = transforms.flip(example)
+  actual = transforms.flip_example(example)
   assert images.gray_and_label(actual) == (
     [[30, 20, 10], [60, 50, 40]],
     [[3, 2, 1], [6, 5, 4]],
@@ -112,7 +112,9 @@ def test_horizontal_flips_reverse_the_columns(example):
 
 
 def test_vertical_flips_reverse_the_rows(example):
-  image, label = images.gray_and_label(transforms.flip(example, 'vertical'))
+  image, label = images.gray_and_label(
+    transforms.flip_example(example, 'vertical')
+  )
   before_image, before_label = images.gray_and_label(example)
   assert image == before_image[::-1]
   assert label == before_label[::-1]
@@ -139,7 +141,8 @@ def test_random_flip_has_the_given_probability(example):
 def test_sample_crop_is_uniform_over_places():
   # Three rows to spare; two columns too few.
   actual = [
-    crop_boxes.sample_crop(rng, (8, 5), (5, 7)) for rng in images.draws(1200)
+    crop_boxes.sample_crop_box(rng, (8, 5), (5, 7))
+    for rng in images.draws(1200)
   ]
   places = {(top, left) for top in range(4) for left in (-2, -1, 0)}
   counts = {place: 0 for place in places}
@@ -200,7 +203,7 @@ def test_random_scales_are_uniform_or_balanced():
   uniform, balanced = (
     np.array(
       [
-        transforms.sample_scale(rng, (0.5, 2.0), kind)
+        crop_boxes.sample_image_scale(rng, (0.5, 2.0), kind)
         for rng in images.draws(3000)
       ]
     )
@@ -300,7 +303,7 @@ def blocks():
   image[..., 1] = 255
   return {
     'image': images.png(image),
-    'label': records.encode_label(label, 12),
+    'label': records.encode_record_label(label, 12),
     'id': b'blocks',
   }
 
@@ -346,7 +349,7 @@ def test_decode_returns_image_labels_tags_size_and_id():
   image = np.array([[[255, 0, 7], [1, 2, 3]]], np.uint8)
   record = {
     'image': images.png(image),
-    'label': records.encode_label(np.array([[-1, 918]]), 919),
+    'label': records.encode_record_label(np.array([[-1, 918]]), 919),
     'tags': np.array([918, 2], np.int32),
     'id': b'val/n0_1',
   }
@@ -380,7 +383,7 @@ def test_decode_shifts_labels_back():
 def test_decode_keeps_the_chosen_kinds_of_label():
   record = {
     'image': images.png(images.rgb([[0]])),
-    'label': records.encode_label(np.array([[1]]), 2),
+    'label': records.encode_record_label(np.array([[1]]), 2),
     'tags': [],
     'id': b'a',
   }

@@ -23,7 +23,7 @@ from launch import accelerators
   ],
 )
 def test_slices(name, expected):
-  parsed = accelerators.parse(name)
+  parsed = accelerators.parse_accelerator(name)
   assert expected == (
     parsed.hosts,
     parsed.chips_per_host,
@@ -35,7 +35,7 @@ def test_slices(name, expected):
 def test_every_topology_has_as_many_chips_as_its_slice():
   for name, generation in accelerators.GENERATIONS.items():
     for size in generation.topologies:
-      parsed = accelerators.parse(f'{name}-{size}')
+      parsed = accelerators.parse_accelerator(f'{name}-{size}')
       chips = math.prod(map(int, parsed.topology.split('x')))
       assert parsed.chips == chips
       assert parsed.hosts * parsed.chips_per_host == chips

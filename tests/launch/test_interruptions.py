@@ -100,6 +100,9 @@ def test_another_ctrl_c_kills_the_job(cloud, backend):
   cloud.plan(codes=[['wait', 'wait']])
   launcher = cloud.start(backend, '--grace=60')
   cloud.wait_for_workers()
+  if backend == 'gke':
+    # Its pods start before the launcher knows that the job runs.
+    cloud.wait_until(lambda: cloud.count_calls('kubectl', 'logs'), 'followed')
   for pid in cloud.processes():  # They do not react to SIGTERM.
     os.kill(pid, signal.SIGSTOP)
   launcher.interrupt()

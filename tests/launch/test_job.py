@@ -16,14 +16,14 @@ from runtime import errors
 )
 def test_malformed_commands_are_refused(command, message):
   with pytest.raises(errors.UserError, match=message):
-    jobs.from_command(command, 'runs/a')
+    jobs.job_from_command(command, 'runs/a')
 
 
 def test_the_same_command_has_the_same_name():
   command = ['-m', 'ddep.main', '--config=configs/a.py:x', 'b']
-  job = jobs.from_command(command, 'runs/a')
-  other = jobs.from_command([*command, '--more'], 'runs/a')
-  assert jobs.from_command(command, 'runs/a') == job
+  job = jobs.job_from_command(command, 'runs/a')
+  other = jobs.job_from_command([*command, '--more'], 'runs/a')
+  assert jobs.job_from_command(command, 'runs/a') == job
   assert job.name != other.name
   assert job.name.startswith('a-')
 
@@ -44,12 +44,12 @@ def test_the_same_command_has_the_same_name():
 )
 def test_combined_exit_codes(exit_codes, combined):
   by_worker = dict(zip('ab', exit_codes, strict=True))
-  assert jobs.combine_exit_codes(by_worker) == combined
+  assert jobs.combine_worker_exit_codes(by_worker) == combined
 
 
 def test_memory_is_kept_from_growing_unless_the_user_decides():
   command = ['-m', 'ddep.main']
-  job = jobs.from_command(command, 'r', ['A=1'])
+  job = jobs.job_from_command(command, 'r', ['A=1'])
   assert job.environment == (('MALLOC_ARENA_MAX', '2'), ('A', '1'))
-  job = jobs.from_command(command, 'r', ['MALLOC_ARENA_MAX=5'])
+  job = jobs.job_from_command(command, 'r', ['MALLOC_ARENA_MAX=5'])
   assert job.environment == (('MALLOC_ARENA_MAX', '5'),)

@@ -19,7 +19,7 @@ class FakeBackend(local.Local):
   """
 
   def __init__(self, runs, deletions=()):
-    super().__init__(jobs.from_command(['-m', 'a'], 'r'), shell.Shell())
+    super().__init__(jobs.job_from_command(['-m', 'a'], 'r'), shell.Shell())
     self.runs, self.deletions = list(runs), list(deletions)
     self.calls = []
     self.num_polls = 0

@@ -57,7 +57,7 @@ def random_state(net):
     )
 
   variables = jax.tree_util.tree_map_with_path(draw, shapes)
-  return train_state.inference_state(variables, sharding.make_mesh())
+  return train_state.inference_train_state(variables, sharding.make_mesh())
 
 
 def random_images(count=2, size=(32, 40), seed=0):
@@ -107,7 +107,7 @@ def projection_weights(params):
 def deepest_features(net, state, images):
   """Returns the encoder's deepest map of uint8 images, in float64."""
   maps = net.apply(
-    train_state.variables(state),
+    train_state.train_state_variables(state),
     to_symmetric(images),
     decode=False,
     method='features',

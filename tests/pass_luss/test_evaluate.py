@@ -32,7 +32,7 @@ def labels(num_classes=5, count=12):
 
 def write(folder, maps):
   for name, label in maps.items():
-    png_format.write(folder / name, label)
+    png_format.write_imagenet_s_png(folder / name, label)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def refused(capsys, argv):
 def test_equals_the_metric(capsys, folders):
   metric = metrics.ImageNetS.empty(5)
   for name, label in labels().items():
-    prediction = png_format.read(folders / 'pred' / name, 5)
+    prediction = png_format.read_imagenet_s_png(folders / 'pred' / name, 5)
     metric = metric.update(prediction, label, name)
   values = metric.compute()
   actual = scored(capsys, flags(folders))
@@ -214,7 +214,9 @@ def test_folders_without_a_common_path(capsys, folders):
 
 def test_different_sizes(capsys, folders):
   name = next(iter(labels()))
-  png_format.write(folders / 'pred' / name, np.zeros((7, 9), np.int16))
+  png_format.write_imagenet_s_png(
+    folders / 'pred' / name, np.zeros((7, 9), np.int16)
+  )
   height, width = labels()[name].shape
   for more in ((), ('--rematch',)):
     assert refused(capsys, flags(folders, *more)) == (
@@ -227,11 +229,11 @@ def test_ids_out_of_range(capsys, folders):
   name = next(iter(labels()))
   path = folders / 'pred' / name
   label = labels()[name]
-  png_format.write(path, np.where(label > 0, 6, 0))
+  png_format.write_imagenet_s_png(path, np.where(label > 0, 6, 0))
   message = refused(capsys, flags(folders))
   assert message.startswith(f'{path}: expected ids 0…5, got 6 (')
-  png_format.write(path, label * 0)
-  png_format.write(folders / 'gt' / name, label + 1)
+  png_format.write_imagenet_s_png(path, label * 0)
+  png_format.write_imagenet_s_png(folders / 'gt' / name, label + 1)
   assert refused(capsys, flags(folders, num_classes=1)).startswith(
     f'{folders}/gt/{name}: expected ids 0…1, or 1000 where ignored, got 2 ('
   )
@@ -242,7 +244,7 @@ def test_ignored_pixels_in_predictions(capsys, folders):
   path = folders / 'pred' / name
   label = np.zeros_like(labels()[name])
   label[0, :2] = -1
-  png_format.write(path, label)
+  png_format.write_imagenet_s_png(path, label)
   assert refused(capsys, flags(folders)) == (
     f'{path}: expected ids 0…5 in a prediction, got 1000, which ground truth '
     "ignores (pixels: 2): write 0 for 'other'"
@@ -295,8 +297,12 @@ def test_invalid_match_json(capsys, folders):
   assert 'expected classes 0…5, got 9' in refused(capsys, argv)
   # Of fewer categories than are predicted, and without one that is.
   first, *_, last = (folders / 'pred' / name for name in labels())
-  png_format.write(last, png_format.read(last, 5) * 0 + 5)
-  png_format.write(first, png_format.read(first, 5) * 0 + 2)
+  png_format.write_imagenet_s_png(
+    last, png_format.read_imagenet_s_png(last, 5) * 0 + 5
+  )
+  png_format.write_imagenet_s_png(
+    first, png_format.read_imagenet_s_png(first, 5) * 0 + 2
+  )
   path.write_text('{"1": 1, "3": 3, "5": 2, "4": 4}')
   advice = (
     f': the largest key of --match={path} is 5; add the missing ids to it, '
@@ -314,7 +320,9 @@ def test_invalid_match_json(capsys, folders):
 
 def test_ids_above_num_generated(capsys, folders):
   path = folders / 'pred' / next(iter(labels()))
-  png_format.write(path, png_format.read(path, 5) * 0 + 7)
+  png_format.write_imagenet_s_png(
+    path, png_format.read_imagenet_s_png(path, 5) * 0 + 7
+  )
   assert refused(capsys, flags(folders, '--rematch')).endswith(
     ': set --num_generated to the number of predicted ids'
   )
@@ -333,6 +341,6 @@ def test_interrupted(capsys, folders, monkeypatch):
   def interrupt(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(benchmark_evaluate, 'score', interrupt)
+  monkeypatch.setattr(benchmark_evaluate, 'score_category_folders', interrupt)
   assert evaluate.main(flags(folders)) == 75
   assert capsys.readouterr().err == 'interrupted: nothing was scored\n'

@@ -36,7 +36,7 @@ def loss_and_logits(method, label):
     'mask': jnp.ones(2, bool),
   }
   keys = update.ForwardKeys(
-    update.row_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
+    update.row_prng_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
   )
   outcome = method.loss(state.params, state.batch_stats, batch, keys)
   logits, _ = method.forward(
@@ -103,7 +103,7 @@ def test_activation_maps():
   logits = np.asarray(method.predict(state, images), np.float64)
   for activation, scores in zip(activations, logits, strict=True):
     for threshold in (0.2, 0.5):
-      labels = labeler.label_map(
+      labels = labeler.category_label_map(
         activation[..., 0].astype(int),
         labeler.resize_attention(activation[..., 1], (32, 40)),
         threshold,

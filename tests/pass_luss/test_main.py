@@ -160,10 +160,10 @@ def test_outputs_of_all_stages(whole):
   assert [line['train/queue_fill'] for line in lines] == [0, 0, 0.5, 1, 1, 1]
 
   # A label map of two categories for each training image, of its size.
-  labels = png_format.list_files(whole / 'label' / 'train')
+  labels = png_format.list_imagenet_s_pngs(whole / 'label' / 'train')
   assert len(labels) == 12
   for name in labels:
-    label = png_format.read(whole / 'label' / 'train' / name, 2)
+    label = png_format.read_imagenet_s_png(whole / 'label' / 'train' / name, 2)
     assert label.shape[0] in (41, 42, 43) and label.shape[1] in (46, 47)
   assert np.load(whole / 'cluster' / 'centroids.npy').shape == (2, 32)
 
@@ -176,7 +176,7 @@ def test_outputs_of_all_stages(whole):
   assert set(results_of(whole, 'distance')) == {'val', 'val_rematched'}
   match = json.loads((whole / 'segment' / 'match.json').read_text())
   assert match['0'] == 0 and sorted(match.values()) == [0, 1, 2]
-  assert len(png_format.list_files(whole / 'segment' / 'val')) == 3
+  assert len(png_format.list_imagenet_s_pngs(whole / 'segment' / 'val')) == 3
 
 
 def test_classes_of_another_data_set_are_matched_by_name(whole):
@@ -184,9 +184,10 @@ def test_classes_of_another_data_set_are_matched_by_name(whole):
   match = json.loads((whole / 'segment_on' / 'match.json').read_text())
   assert match == {'0': 0, '1': 0, '2': 1}
   first, second = whole / 'segment_semi' / 'val', whole / 'segment_on' / 'val'
-  for name in png_format.list_files(first):
+  for name in png_format.list_imagenet_s_pngs(first):
     np.testing.assert_array_equal(
-      png_format.read(first / name, 2), png_format.read(second / name, 2)
+      png_format.read_imagenet_s_png(first / name, 2),
+      png_format.read_imagenet_s_png(second / name, 2),
     )
   iou, iou_of_second = (
     results_of(whole, name)['val']['per_class']['iou']
@@ -232,7 +233,7 @@ def test_results_have_protocol_step_and_threshold(whole):
 
 def build_stages(config, **changes):
   """Builds the stages of a config by name, on one device."""
-  values = config_file.load(str(config))
+  values = config_file.load_config(str(config))
   values.update_from_flattened_dict(changes)
   return main.PROGRAM.build(values, jax.devices()[:1])
 
@@ -254,13 +255,13 @@ def test_clustering_is_not_repeated_after_an_interruption(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(features, 'single_tags', interrupt)
+    patch.setattr(features, 'read_single_tags', interrupt)
     with pytest.raises(KeyboardInterrupt):
       stages['cluster'].run(workspace)
-  monkeypatch.setattr(features, 'extract', interrupt)
+  monkeypatch.setattr(features, 'extract_clustering_features', interrupt)
   assigned = np.load(workspace.directory / 'assignments.npy')
   # Classes that equal the clusters, with other ids.
-  monkeypatch.setattr(features, 'single_tags', lambda split: 7 - assigned)
+  monkeypatch.setattr(features, 'read_single_tags', lambda split: 7 - assigned)
   outputs = stages['cluster'].run(workspace)
   assert sorted(path.name for path in outputs) == [
     *('assignments.npy', 'centroids.npy', 'clusters.json')
@@ -283,7 +284,9 @@ def test_pseudo_labels_of_whole_images_are_their_clusters(
   stages['label'].run(make_workspace(tmp_path / 'label', represent, clusters))
   names = stages['label'].open_images().ids()
   for name, category in zip(names, assignments, strict=True):
-    label = png_format.read(tmp_path / 'label' / 'train' / f'{name}.png', 2)
+    label = png_format.read_imagenet_s_png(
+      tmp_path / 'label' / 'train' / f'{name}.png', 2
+    )
     assert np.unique(label).tolist() == [1 + category]
 
 
@@ -305,20 +308,20 @@ def test_interrupted_labeling_equals_an_uninterrupted_one(
     written.append(path)
     write(path, label)
 
-  write = png_format.write
+  write = png_format.write_imagenet_s_png
   with monkeypatch.context() as patch:
-    patch.setattr(png_format, 'write', write_four)
+    patch.setattr(png_format, 'write_imagenet_s_png', write_four)
     with pytest.raises(KeyboardInterrupt):
       stage.run(second)
   stage.run(second)
   for split, count in (('train', 12), ('val', 3)):
-    names = png_format.list_files(first.directory / split)
-    assert png_format.list_files(second.directory / split) == names
+    names = png_format.list_imagenet_s_pngs(first.directory / split)
+    assert png_format.list_imagenet_s_pngs(second.directory / split) == names
     assert len(names) == count
     for name in names:
       np.testing.assert_array_equal(
-        png_format.read(first.directory / split / name, 2),
-        png_format.read(second.directory / split / name, 2),
+        png_format.read_imagenet_s_png(first.directory / split / name, 2),
+        png_format.read_imagenet_s_png(second.directory / split / name, 2),
       )
   assert results_of(tmp_path, 'first') == results_of(tmp_path, 'second')
 
@@ -394,11 +397,11 @@ def test_the_evaluate_command_scores_as_the_stage_does(
   whole, config, tmp_path, capsys
 ):
   masks = tmp_path / 'gt'
-  for name in png_format.list_files(whole / 'segment' / 'val'):
+  for name in png_format.list_imagenet_s_pngs(whole / 'segment' / 'val'):
     mask = cv2.imread(
       str(config.parent / 'masks' / pathlib.Path(name).name), -1
     )
-    png_format.write(masks / name, mask.astype(int))
+    png_format.write_imagenet_s_png(masks / name, mask.astype(int))
   flags = (
     f'--gt={masks}',
     f'--pred={whole}/segment/val',
@@ -471,11 +474,12 @@ def test_two_hosts_equal_one(config, whole, tmp_path):
     ('distance', 'val'),
   ):
     labels, expected = workdir / name / folder, whole / name / folder
-    names = png_format.list_files(expected)
-    assert png_format.list_files(labels) == names
+    names = png_format.list_imagenet_s_pngs(expected)
+    assert png_format.list_imagenet_s_pngs(labels) == names
     differs = [
       np.mean(
-        png_format.read(labels / x, 2) != png_format.read(expected / x, 2)
+        png_format.read_imagenet_s_png(labels / x, 2)
+        != png_format.read_imagenet_s_png(expected / x, 2)
       )
       for x in names
     ]
@@ -507,17 +511,19 @@ def test_prediction_by_the_fine_tuned_network(config, whole, tmp_path):
 def test_export_of_the_fine_tuned_network(config, whole, tmp_path):
   """One program for images of all sizes predicts the maps of `segment`."""
   model = build_stages(config)['segment'].load_model(whole)
-  export.run(model, tmp_path, export.Request())
+  export.export_network(model, tmp_path, export.Request())
   classes = json.loads((tmp_path / 'classes.json').read_text())['classes']
   assert sorted(classes) == ['bar', 'disc', 'other']
   program = jax.export.deserialize(
     bytearray((tmp_path / 'model.stablehlo').read_bytes())
   )
-  names = png_format.list_files(whole / 'segment' / 'val')
+  names = png_format.list_imagenet_s_pngs(whole / 'segment' / 'val')
   for name in names:
     image = cv2.imread(str(config.parent / 'images' / pathlib.Path(name).name))
     label = np.asarray(program.call(image[None, ..., ::-1]))[0]
-    expected = png_format.read(whole / 'segment' / 'val' / name, 2)
+    expected = png_format.read_imagenet_s_png(
+      whole / 'segment' / 'val' / name, 2
+    )
     # After six steps logits are close, and Pillow rounds its weights.
     assert np.mean(label == expected) > 0.97
     assert len(np.unique(expected)) > 1
@@ -532,4 +538,4 @@ def test_missing_saliency_maps_are_refused_before_training(config, tmp_path):
     },
   )
   with pytest.raises(errors.UserError, match='expected a folder with the sal'):
-    experiment_stage.check_inputs(tuple(stages.values()), tmp_path)
+    experiment_stage.check_stage_inputs(tuple(stages.values()), tmp_path)

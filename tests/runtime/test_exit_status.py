@@ -13,7 +13,7 @@ def main():
   {body}
   return 3
 
-exit_status.run(main)
+exit_status.exit_with_status(main)
 """
 _PRINTS = 'for n in range(100_000): print(n, flush={flush})'
 # A pipe of the program's own, whose reader has gone.

@@ -12,7 +12,11 @@ def test_resuming_drops_later_lines_and_a_truncated_one(tmp_path):
     file.write('{"step": 40, "tra')  # Killed while writing.
   second = metrics_file.MetricsFile(path, step=20)
   second.write(30, {'train/loss': 10.0})
-  assert [line['step'] for line in metrics_file.read(path)] == [10, 20, 30]
+  assert [line['step'] for line in metrics_file.read_metrics_file(path)] == [
+    10,
+    20,
+    30,
+  ]
   assert json.loads(path.read_text().splitlines()[0]) == {
     'step': 10,
     'train/loss': 10 / 3,

@@ -44,7 +44,7 @@ def config(**fields):
 
 
 def test_builds_nested_blocks_and_widens_ints():
-  actual = options.build(
+  actual = options.build_options(
     Outer,
     config(inner={'rate': 2, 'sizes': (3, 4)}, pair=(1, 2), free={'x': 1}),
     'config',
@@ -55,7 +55,7 @@ def test_builds_nested_blocks_and_widens_ints():
 
 
 def test_completes_a_block_with_defaults():
-  completed = options.complete(Whole, config(maybe={'rate': 2.0}))
+  completed = options.complete_options(Whole, config(maybe={'rate': 2.0}))
   assert completed == {
     'kind': 'a',
     'inner': {'rate': 1, 'sizes': ()},
@@ -64,24 +64,26 @@ def test_completes_a_block_with_defaults():
     'free': {},
   }
   # What no mapping is, and unknown fields, are left for `build` to refuse.
-  assert options.complete(Whole, 3) == 3
-  broken = options.complete(Whole, config(iner={'rate': 1}))
+  assert options.complete_options(Whole, 3) == 3
+  broken = options.complete_options(Whole, config(iner={'rate': 1}))
   with pytest.raises(errors.UserError, match='did you mean inner'):
-    options.build(Whole, broken, 'config')
+    options.build_options(Whole, broken, 'config')
 
 
 @pytest.mark.parametrize('fields', [{}, {'maybe': {'rate': 1}}, {'others': ()}])
 def test_complete_blocks_build_the_same(fields):
   block = config(**fields)
-  completed = options.complete(Whole, block)
-  assert options.build(Whole, completed, 'config') == options.build(
-    Whole, block, 'config'
-  )
+  completed = options.complete_options(Whole, block)
+  assert options.build_options(
+    Whole, completed, 'config'
+  ) == options.build_options(Whole, block, 'config')
 
 
 @pytest.mark.parametrize('value', [None, 7, (1, 2, 3)])
 def test_unions_accept_each_alternative(value):
-  assert options.build(Outer, config(maybe=value), 'config').maybe == value
+  assert (
+    options.build_options(Outer, config(maybe=value), 'config').maybe == value
+  )
 
 
 @pytest.mark.parametrize(
@@ -112,45 +114,49 @@ def test_unions_accept_each_alternative(value):
 )
 def test_the_error_names_the_wrong_field(fields, message):
   with pytest.raises(errors.UserError, match=message) as caught:
-    options.build(Outer, config(**fields), 'config')
+    options.build_options(Outer, config(**fields), 'config')
   assert '\n' not in str(caught.value)
 
 
 def test_build_named_selects_a_class_by_name():
   table = {'inner': Inner}
-  actual = options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net')
+  actual = options.build_named_options(
+    table, {'name': 'inner', 'rate': 1.0}, 'net'
+  )
   assert actual == Inner(1.0)
   with pytest.raises(errors.UserError, match='net.name: unknown name, did you'):
-    options.build_named(table, {'name': 'iner'}, 'net')
+    options.build_named_options(table, {'name': 'iner'}, 'net')
   with pytest.raises(errors.UserError, match='net.name: missing'):
-    options.build_named(table, {'rate': 1.0}, 'net')
+    options.build_named_options(table, {'rate': 1.0}, 'net')
   with pytest.raises(errors.UserError, match='net.rate: set elsewhere'):
-    options.build_named(table, {'name': 'inner', 'rate': 1.0}, 'net', rate=2.0)
+    options.build_named_options(
+      table, {'name': 'inner', 'rate': 1.0}, 'net', rate=2.0
+    )
 
 
 def test_fields_out_of_range_are_refused():
   inner = Inner(0.5, (1,))
-  options.check_range(inner, 'rate', least=0)
-  options.check_range(inner, 'rate', least=0, most=0.5)
-  options.check_positive(inner, 'rate')
+  options.check_options_in_range(inner, 'rate', least=0)
+  options.check_options_in_range(inner, 'rate', least=0, most=0.5)
+  options.check_options_positive(inner, 'rate')
   with pytest.raises(ValueError, match='^rate: expected 1 or more, got 0.5$'):
-    options.check_range(inner, 'rate', least=1)
+    options.check_options_in_range(inner, 'rate', least=1)
   with pytest.raises(ValueError, match='^rate: expected 0 to 0.4, got 0.5$'):
-    options.check_range(inner, 'rate', least=0, most=0.4)
+    options.check_options_in_range(inner, 'rate', least=0, most=0.4)
   with pytest.raises(ValueError, match='^rate: expected more than 0, got 0.0$'):
-    options.check_positive(Inner(0.0), 'rate')
+    options.check_options_positive(Inner(0.0), 'rate')
 
 
 def test_digest_depends_on_content_alone():
-  one = options.digest(Inner(1.0, (1, 2)))
-  assert one == options.digest({'sizes': [1, 2], 'rate': 1.0})
-  assert one != options.digest(Inner(1.0, (2, 1)))
+  one = options.options_digest(Inner(1.0, (1, 2)))
+  assert one == options.options_digest({'sizes': [1, 2], 'rate': 1.0})
+  assert one != options.options_digest(Inner(1.0, (2, 1)))
 
 
 def test_differences_name_the_paths():
   old = {'a': 1, 'b': {'c': 2, 'd': 3}}
   new = {'a': 1, 'b': {'c': 5}, 'e': 4}
-  assert options.differences(old, new) == [
+  assert options.option_differences(old, new) == [
     'b.c: 2 -> 5',
     'b.d: 3 -> None',
     'e: None -> 4',

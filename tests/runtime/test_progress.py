@@ -12,7 +12,7 @@ def shown(monkeypatch, stream, seconds):
   """Returns the lines of a bar over ten items of so many seconds each."""
   monkeypatch.setattr('sys.stderr', stream)
   clock = 0.0
-  bar = progress.bar(range(10), desc='preparing')
+  bar = progress.progress_bar(range(10), desc='preparing')
   bar._time = lambda: clock
   bar.start_t = bar.last_print_t = 0.0
   for _ in bar:

@@ -19,7 +19,7 @@ def test_results_are_in_the_order_of_the_items():
 
   if (os.cpu_count() or 1) == 1:
     released.set()
-  assert list(threads.ordered_map(function, range(40))) == [
+  assert list(threads.map_in_threads(function, range(40))) == [
     i * i for i in range(40)
   ]
 
@@ -32,14 +32,14 @@ def test_few_results_are_computed_ahead():
       begun.append(i)
       yield i
 
-  results = threads.ordered_map(lambda i: i, items())
+  results = threads.map_in_threads(lambda i: i, items())
   assert [next(results) for _ in range(3)] == [0, 1, 2]
   assert len(begun) <= 3 + 4 * (os.cpu_count() or 1) + 1
   results.close()
 
 
 def test_an_error_is_raised_at_its_place():
-  results = threads.ordered_map(lambda i: 1 // i, [1, 1, 0, 1])
+  results = threads.map_in_threads(lambda i: 1 // i, [1, 1, 0, 1])
   assert [next(results), next(results)] == [1, 1]
   with pytest.raises(ZeroDivisionError):
     next(results)

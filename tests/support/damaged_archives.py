@@ -392,5 +392,5 @@ def list_of_an_image_that_is_not_there(source):
 def list_that_is_not_utf8(source):
   sources.pack_tar(
     source / sources.VOC,
-    {**sources.voc_files(), sources.VOC_TRAIN: b'\xff\xfe'},
+    {**sources.voc_files(), sources.VOC_TRAIN: b'\xff\xfea'},
   )

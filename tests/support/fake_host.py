@@ -23,7 +23,7 @@ def main(
   index: int, count: int, port: int, behavior: str, stall_timeout: float
 ) -> int:
   group = rendezvous.ProcessGroup(f'127.0.0.1:{port}', count, index)
-  connections = rendezvous.connect(group, {'jax': '1'}, timeout=60.0)
+  connections = rendezvous.connect_processes(group, {'jax': '1'}, timeout=60.0)
   with heartbeat.HeartbeatMonitor(connections, 3.0, stall_timeout) as monitor:
     print('connected', flush=True)
     signals = []

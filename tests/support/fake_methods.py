@@ -163,13 +163,13 @@ class TwoStream:
         'params': state.teacher_params,
         'batch_stats': state.teacher_batch_stats,
       },
-      train_state.variables(state),
+      train_state.train_state_variables(state),
     )
     return self.segmenter.apply(variables, images, heads=('logits',))['logits']
 
   def forward(self, params, batch_stats, images):
     """Applies the network in training mode; returns outputs and statistics."""
-    return method.forward(
+    return method.training_forward_pass(
       self.segmenter,
       params,
       batch_stats,
@@ -187,7 +187,7 @@ class TwoStream:
       representations of all cells, and its batch statistics afterward.
     """
     labeled, unlabeled = batch['labeled'], batch['unlabeled']
-    images = batch_lib.to_symmetric(unlabeled['image'])
+    images = batch_lib.batch_images_to_symmetric(unlabeled['image'])
     logits = self.segmenter.apply(
       {
         'params': state.teacher_params,
@@ -198,19 +198,22 @@ class TwoStream:
     )['logits']
     pseudo = jnp.argmax(logits, axis=-1)
     rng = jax.random.fold_in(state.rng, state.step)
-    keys = update_lib.row_keys(rng, len(images))
+    keys = update_lib.row_prng_keys(rng, len(images))
     brightness = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
-    images = batch_lib.join(
-      [batch_lib.to_symmetric(labeled['image']), images * brightness]
+    images = batch_lib.join_batch_rows(
+      [
+        batch_lib.batch_images_to_symmetric(labeled['image']),
+        images * brightness,
+      ]
     )
-    labels = batch_lib.join([_cells(labeled['label']), pseudo])
+    labels = batch_lib.join_batch_rows([_cells(labeled['label']), pseudo])
     outputs, stats = self.forward(
       state.teacher_params, state.teacher_batch_stats, images
     )
     return images, labels, outputs['rep'], stats
 
   def _labeled(self, state, batch):
-    images = batch_lib.to_symmetric(batch['labeled']['image'])
+    images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     labels = _cells(batch['labeled']['label'])
 
     def loss(params):
@@ -242,8 +245,8 @@ class TwoStream:
       terms = [
         _mean_loss(logits, stream_labels)
         for logits, stream_labels in zip(
-          batch_lib.split(outputs['logits'], 2),
-          batch_lib.split(labels, 2),
+          batch_lib.split_batch_rows(outputs['logits'], 2),
+          batch_lib.split_batch_rows(labels, 2),
           strict=True,
         )
       ]
@@ -289,7 +292,9 @@ class TwoStream:
     )
 
   def _update(self, state, gradient, batch_stats):
-    tx = optimizers.build(self.optimizer, self.num_steps, state.params)
+    tx = optimizers.build_optimizer(
+      self.optimizer, self.num_steps, state.params
+    )
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     return state.replace(
       step=state.step + 1,
@@ -393,9 +398,9 @@ class MultiView:
     return state.replace(queue=queue, count=count), {'loss': total}
 
   def predict(self, state, images):
-    return self.segmenter.apply(train_state.variables(state), images)[
-      'embedding'
-    ]
+    return self.segmenter.apply(
+      train_state.train_state_variables(state), images
+    )['embedding']
 
   def embed(self, params, batch_stats, batch):
     """Embeds all views, the large ones first.
@@ -408,7 +413,9 @@ class MultiView:
       pooled = []
       for group in groups:
         rows, count = group.shape[:2]
-        images = batch_lib.to_symmetric(group.reshape(-1, *group.shape[2:]))
+        images = batch_lib.batch_images_to_symmetric(
+          group.reshape(-1, *group.shape[2:])
+        )
         maps = network.features(images, train=True)['encoder']
         x = jnp.mean(maps.deepest.array, axis=(1, 2), keepdims=True)
         pooled.append(x.reshape(rows, count, *x.shape[1:]))
@@ -484,7 +491,7 @@ def labeled_split(
   examples = []
   for i, size in enumerate(sizes):
     coarse = rng.integers(0, num_classes, (4, 4))
-    label = resampling.resize_nearest(coarse, size)
+    label = resampling.resize_label_nearest(coarse, size)
     image = palette[label] + rng.normal(0, 20, (*size, 3))
     label[:2, :3] = batch_lib.IGNORE
     examples.append(make_record(i, image.clip(0, 255), label, num_classes))
@@ -510,7 +517,7 @@ def make_record(
   _, png = cv2.imencode('.png', image.astype(np.uint8)[..., ::-1])
   record = {'image': png.tobytes(), 'id': f'image{i:02}'.encode()}
   if label is not None:
-    record['label'] = records.encode_label(label, num_classes)
+    record['label'] = records.encode_record_label(label, num_classes)
   return record
 
 
@@ -527,7 +534,7 @@ def make_split(examples, num_classes=NUM_CLASSES) -> datasets.Split:
         records.Sample(
           example['id'].decode(),
           example['image'],
-          records.decode_image(example['image']),
+          records.decode_record_image(example['image']),
         )
         for example in examples
       ]
@@ -630,7 +637,7 @@ def train(
   )
   workspace = workspace_lib.Workspace(directory, {}, 'digest')
   operation = loop.OperationOptions(log_every=1, save_every=3)
-  return loop.train(training, workspace, operation, mesh)
+  return loop.run_training_loop(training, workspace, operation, mesh)
 
 
 if __name__ == '__main__':

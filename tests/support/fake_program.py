@@ -60,7 +60,7 @@ def build_stages(config):
     (workspace.directory / 'weights.txt').write_text(config.init)
     path = workspace.directory / 'results.json'
     splits = {'val': {'metrics': {'accuracy': INITS[config.init]}}}
-    json_files.write(path, {'splits': splits})
+    json_files.write_json(path, {'splits': splits})
     return [workspace.directory / 'weights.txt', path]
 
   def evaluate(workspace):
@@ -88,7 +88,7 @@ def build_stages(config):
     if config.silent:
       return [workspace.directory / 'metrics.jsonl']
     path = workspace.directory / 'results.json'
-    json_files.write(path, {'splits': splits})
+    json_files.write_json(path, {'splits': splits})
     return [path]
 
   return [
@@ -109,4 +109,4 @@ PROGRAM = types.SimpleNamespace(
 )
 
 if __name__ == '__main__':
-  sys.exit(cli.main(PROGRAM, sys.argv))
+  sys.exit(cli.run_command_line(PROGRAM, sys.argv))

@@ -18,9 +18,9 @@ def one_and_eight(trained, state, batches, fsdp, monkeypatch):
     shardings = sharding.state_shardings(mesh, state)
     is_split = any('fsdp' in x.spec for x in jax.tree.leaves(shardings))
     assert is_split == (num_parts > 1)
-    replicated = sharding.replicated(mesh)
+    replicated = sharding.replicated_sharding(mesh)
     step = jax.jit(trained.train_step, out_shardings=(shardings, replicated))
-    put = sharding.make_put_batch(mesh)
+    put = sharding.make_batch_sharder(mesh)
     new, scalars = jax.device_put(state, shardings), {}
     for batch in batches:
       new, scalars = step(new, put(batch))

@@ -88,7 +88,7 @@ def read_records(split):
     Expected(
       record['id'].decode(),
       record['image'],
-      records.decode_label(record['label']).tolist()
+      records.decode_record_label(record['label']).tolist()
       if 'label' in split.label_kinds
       else None,
       [int(tag) for tag in record['tags']],

@@ -206,7 +206,7 @@ def read_state(stage: pathlib.Path) -> dict:
     'bank',
     'prototypes',
   )
-  return checkpoint_reader.read(stage / 'checkpoints', names)
+  return checkpoint_reader.read_checkpoint_fields(stage / 'checkpoints', names)
 
 
 def read_metrics(stage: pathlib.Path, name: str = 'metrics') -> list[dict]:

@@ -51,7 +51,7 @@ def cells(command: str) -> tuple[Any, Any]:
   """Returns the study of a command, and its cells of the first seed."""
   arguments = shlex.split(command)
   assert arguments[:3] == ['python', '-m', 'segcore.study']
-  study = study_cli.parse(arguments[3:]).study
+  study = study_cli.parse_study_command(arguments[3:]).study
   if study.sweep:
     return study, study.sweep_cells()
   first = dataclasses.replace(study, seeds=(0,))
@@ -63,4 +63,4 @@ def config_of(command: str, column: int) -> Any:
   """Returns the config of the first cell, or of the last one for -1."""
   study, first_cells = cells(command)
   arguments = first_cells[column].arguments(study)
-  return command_lib.parse(['study', *arguments]).config
+  return command_lib.parse_command(['study', *arguments]).config

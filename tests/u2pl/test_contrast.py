@@ -36,7 +36,7 @@ def masks_of(options, seed=0):
   reliable[~labeled], unreliable[~labeled] = reference.reliability_masks(
     entropies[~labeled], labels[~labeled], 0.37, options.anchor_entropy
   )
-  actual = contrast.candidates(
+  actual = contrast.contrast_candidates(
     jnp.asarray(probs),
     jnp.asarray(labels),
     jnp.asarray(np.broadcast_to(labeled[:, None, None], labels.shape)),
@@ -89,11 +89,12 @@ def test_without_ranks_cells_are_negatives_of_all_other_classes():
 
 def test_ranks_of_equal_probabilities():
   probs = np.array([[0.25, 0.25, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]])
-  actual = contrast.ranks(jnp.asarray(probs))
+  actual = contrast.class_probability_ranks(jnp.asarray(probs))
   np.testing.assert_array_equal(actual, [[1, 2, 0, 3], [1, 2, 3, 0]])
   random = reference.softmax(inputs.draw(3, 4, inputs.CLASSES))
   np.testing.assert_array_equal(
-    contrast.ranks(jnp.asarray(random)), contrast_reference.ranks(random)
+    contrast.class_probability_ranks(jnp.asarray(random)),
+    contrast_reference.ranks(random),
   )
 
 
@@ -108,7 +109,7 @@ def test_ranks_of_equal_probabilities():
 )
 def test_source_of_unlabeled_negatives(kind, expected):
   probs = jnp.asarray(reference.softmax(np.zeros((1, 1, 2, inputs.CLASSES))))
-  actual = contrast.candidates(
+  actual = contrast.contrast_candidates(
     probs,
     jnp.zeros((1, 1, 2), int),
     jnp.zeros((1, 1, 2), bool),
@@ -189,20 +190,20 @@ def test_the_whole_contrastive_loss_on_given_draws():
     np.asarray(picked)[anchor_counts > 0],
     np.array(anchor_draws)[anchor_counts > 0],
   )
-  at = order_statistics.nth_true(by_pixel[0], picked)
+  at = order_statistics.nth_true_pixels(by_pixel[0], picked)
   rows = np.zeros((inputs.CLASSES, 11, 3))
   for c in range(inputs.CLASSES):
     rows[c, : sizes[c]] = bank.rows(c)
 
   def loss(x):
-    losses_of = contrast.class_losses(
+    losses_of = contrast.class_contrast_losses(
       x.reshape(-1, 3)[at],
       jnp.asarray(means),
       jnp.asarray(rows),
       jnp.asarray(np.array(bank_draws)),
       0.5,
     )
-    return contrast.mean_over_classes(
+    return contrast.mean_over_present_classes(
       losses_of, jnp.asarray(anchor_counts > 0), jnp.asarray(counts > 0)
     )
 
@@ -213,7 +214,7 @@ def test_the_whole_contrastive_loss_on_given_draws():
 
   inputs.assert_close(loss(jnp.asarray(student)), reference_loss(student))
   inputs.assert_gradient(loss, reference_loss, student)
-  actual_means, actual_counts = prototypes.class_means(
+  actual_means, actual_counts = prototypes.class_mean_features(
     jnp.asarray(teacher), actual.positives
   )
   inputs.assert_close(actual_means, means)
@@ -222,10 +223,10 @@ def test_the_whole_contrastive_loss_on_given_draws():
 
 def test_loss_is_0_unless_two_classes_are_present():
   present = jnp.array([True, False])
-  assert contrast.mean_over_classes(jnp.ones(2), present, present) == 0
+  assert contrast.mean_over_present_classes(jnp.ones(2), present, present) == 0
   both = jnp.array([True, True])
   # A present class without an anchor counts in the mean.
-  assert contrast.mean_over_classes(jnp.ones(2), present, both) == 0.5
+  assert contrast.mean_over_present_classes(jnp.ones(2), present, both) == 0.5
 
 
 def test_capacities():

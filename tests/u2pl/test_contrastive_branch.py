@@ -159,7 +159,7 @@ def test_candidates_of_another_rule_take_the_same_way():
   features, probs, labels, masks = on_device(inputs_of())
   branch = branch_of()
   usual = branch.update(branch.init(), features, probs, labels, masks, key())
-  candidates = contrast.candidates(probs, labels, *masks, OPTIONS)
+  candidates = contrast.contrast_candidates(probs, labels, *masks, OPTIONS)
   given = branch.update_with(branch.init(), features, candidates, key())
   assert_equal_trees(usual, given)
 
@@ -168,12 +168,14 @@ def test_an_image_may_hold_labeled_and_unlabeled_cells():
   """Checks cells of both rules in an image, as mixing of two domains gives."""
   _, probs, labels, masks = on_device(inputs_of())
   all_cells, none = jnp.ones_like(masks.labeled), jnp.zeros_like(masks.labeled)
-  unlabeled = contrast.candidates(
+  unlabeled = contrast.contrast_candidates(
     probs, labels, none, ~masks.unreliable, masks.unreliable, OPTIONS
   )
-  labeled = contrast.candidates(probs, labels, all_cells, none, none, OPTIONS)
+  labeled = contrast.contrast_candidates(
+    probs, labels, all_cells, none, none, OPTIONS
+  )
   left = jnp.arange(CELLS[1]) < 3
-  mixed = contrast.candidates(
+  mixed = contrast.contrast_candidates(
     probs,
     labels,
     all_cells & left,
@@ -234,7 +236,7 @@ def test_denoising_waits_for_a_prototype_of_every_class(kind):
 
 def test_scalars_are_the_fill_and_the_share_of_classes_with_a_loss():
   branch = branch_of()
-  bank = memory_bank.empty(OPTIONS.capacities(CLASSES), DIM)
+  bank = memory_bank.empty_memory_bank(OPTIONS.capacities(CLASSES), DIM)
   bank = bank.replace(count=jnp.array([15, 20, 0, 5, 10]))
   state = contrastive_branch.BranchState(bank, None)
   targets = contrastive_branch.ContrastiveTargets(

@@ -113,14 +113,14 @@ def test_options_out_of_range_are_refused(options, message):
 def test_decay_is_that_of_the_reference():
   options = ema.EmaOptions()
   for k in (0, 1, 9, 10, 50, 98, 99, 100, 5000):
-    actual = ema.decay_at(jnp.asarray(k), options, 10)
+    actual = ema.ema_decay_at_step(jnp.asarray(k), options, 10)
     # `step` of the reference counts from the start of the run.
     inputs.assert_close(actual, reference.teacher_decay(10 + k, 10), rtol=1e-7)
 
 
 def test_average_of_parameters():
   teacher_params, student = {'a': inputs.draw(3)}, {'a': inputs.draw(3, seed=1)}
-  actual = ema.average(teacher_params, student, 0.9)
+  actual = ema.ema_average(teacher_params, student, 0.9)
   inputs.assert_close(
     actual['a'], reference.ema(teacher_params['a'], student['a'], 0.9)
   )

@@ -75,7 +75,7 @@ def test_hardest_pixels(least, threshold):
 
 def test_labels_are_resized_by_the_floor_rule():
   labels = inputs.draw_labels(1, 513, 9)
-  actual = resize.nearest_floor(jnp.asarray(labels), (129, 4))
+  actual = resize.resize_nearest_floor(jnp.asarray(labels), (129, 4))
   np.testing.assert_array_equal(actual, reference.nearest(labels, (129, 4)))
 
 
@@ -83,7 +83,7 @@ def test_poly_schedule():
   options = optimizers.OptimizerOptions(
     name='sgd', learning_rate=0.01, schedule='poly', poly_power=0.9
   )
-  rate = optimizers.schedule(options, 50)
+  rate = optimizers.learning_rate_schedule(options, 50)
   for step in (0, 1, 25, 49):
     inputs.assert_close(
       rate(step), reference.poly_learning_rate(0.01, step, 50), rtol=1e-5

@@ -17,9 +17,9 @@ def _in_float64():
 
 def test_bank_is_a_queue_of_each_class():
   capacity = (11, 7, 7)
-  bank = memory_bank.empty(capacity, 2, jnp.float64)
+  bank = memory_bank.empty_memory_bank(capacity, 2, jnp.float64)
   expected = contrast_reference.Bank(list(capacity))
-  push = jax.jit(memory_bank.push)
+  push = jax.jit(memory_bank.push_negatives)
   rng = np.random.default_rng(0)
   for step in range(1000):
     rows = rng.normal(size=(3, 7, 2))
@@ -41,8 +41,10 @@ def test_bank_is_a_queue_of_each_class():
 
 
 def test_bank_refuses_more_than_it_holds():
-  bank = memory_bank.empty((9, 4), 2)
+  bank = memory_bank.empty_memory_bank((9, 4), 2)
   with pytest.raises(
     ValueError, match='smallest capacity of 4 per class, got 5'
   ):
-    memory_bank.push(bank, jnp.zeros((2, 5, 2)), jnp.zeros(2, jnp.int32))
+    memory_bank.push_negatives(
+      bank, jnp.zeros((2, 5, 2)), jnp.zeros(2, jnp.int32)
+    )

@@ -20,7 +20,7 @@ def _in_float64():
 def test_boxes(size):
   uniforms = np.random.default_rng(0).random((500, 3))
   uniforms[0], uniforms[1] = 0.0, 1 - 1e-12
-  actual = np.asarray(mixing.boxes(jnp.asarray(uniforms), *size))
+  actual = np.asarray(mixing.cutmix_boxes(jnp.asarray(uniforms), *size))
   expected = [reference.box_from_uniform(u, size) for u in uniforms]
   np.testing.assert_array_equal(actual, expected)
   top, left, height, width = actual.T
@@ -52,7 +52,7 @@ def draws_of(boxes, mixed=True, classes=None):
 def test_boxes_are_mixed(kind):
   images, labels = pair()
   boxes = np.array([(0, 0, 4, 6), (1, 2, 5, 5), (2, 1, 3, 7), (0, 3, 6, 4)])
-  actual = mixing.mix(
+  actual = mixing.mix_unlabeled_images(
     *map(jnp.asarray, (images, labels)),
     draws_of(boxes),
     mixing.MixingOptions(kind=kind),
@@ -77,7 +77,7 @@ def test_classes_are_mixed():
     kept = present[np.argsort(-priority[present])][: len(present) // 2]
     chosen.append(kept)
     assert len(kept) == reference.classmix_count(label)
-  actual = mixing.mix(
+  actual = mixing.mix_unlabeled_images(
     *map(jnp.asarray, (images, labels)),
     draws_of(np.zeros((4, 4), int), classes=priorities),
     mixing.MixingOptions(kind='classmix'),
@@ -91,7 +91,7 @@ def test_classes_are_mixed():
 def test_a_group_that_is_not_mixed_does_not_change(kind):
   images, labels = pair()
   boxes = np.tile([1, 1, 4, 6], (4, 1))
-  actual = mixing.mix(
+  actual = mixing.mix_unlabeled_images(
     *map(jnp.asarray, (images, labels)),
     draws_of(boxes, mixed=False),
     mixing.MixingOptions(kind=kind),
@@ -108,7 +108,7 @@ def test_partners_are_neighbors_in_the_group():
     jnp.tile(jnp.array([0, 0, 4, 4]), (6, 1)),
     jnp.zeros((6, 2)),
   )
-  actual, _ = mixing.mix(
+  actual, _ = mixing.mix_unlabeled_images(
     jnp.asarray(images),
     jnp.asarray(labels),
     draws,
@@ -119,7 +119,7 @@ def test_partners_are_neighbors_in_the_group():
 
 def test_half_of_the_groups_are_mixed_and_widths_are_uniform():
   keys = jax.random.split(jax.random.PRNGKey(0), 4000)
-  draws = mixing.sample(
+  draws = mixing.sample_mixing_draws(
     jax.random.PRNGKey(1), keys, mixing.MixingOptions(), (4000, 64, 64), 3
   )
   share = float(draws.mixed.mean())

@@ -27,7 +27,7 @@ def rows(trained, late):
     trained, tiny.draw_batch(3), PALETTE, 3, sharding.make_mesh()
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(panels_lib, 'draw_grid', capture)
+    patch.setattr(panels_lib, 'draw_picture_grid', capture)
     for _ in range(2):
       summaries = panel(late)
   assert set(summaries.images) == {'teacher/panels'}
@@ -45,15 +45,17 @@ def test_each_column_shows_its_map(trained, late, rows):
   for i, row in enumerate(rows):
     image, weak_labels, _, mixed, entropy, reliable = row
     np.testing.assert_array_equal(image, batch['unlabeled']['image'][i])
-    expected = panels_lib.colorize(output.weak_labels[i], PALETTE)
+    expected = panels_lib.colorize_label_map(output.weak_labels[i], PALETTE)
     np.testing.assert_array_equal(weak_labels, expected)
-    np.testing.assert_array_equal(mixed, batch_lib.to_uint8(output.images[i]))
+    np.testing.assert_array_equal(
+      mixed, batch_lib.batch_images_to_uint8(output.images[i])
+    )
     # White is log C, the largest entropy.
     expected = 255 * output.entropy[i] / np.log(tiny.CLASSES)
     assert np.abs(entropy.astype(float) - expected[..., None]).max() < 0.51
     gray = (reliable == panels_lib.IGNORED).all(-1)
     np.testing.assert_array_equal(gray, ~output.kept[i])
-    colored = panels_lib.colorize(output.labels[i], PALETTE)
+    colored = panels_lib.colorize_label_map(output.labels[i], PALETTE)
     np.testing.assert_array_equal(reliable[~gray], colored[~gray])
     assert 0 < gray.mean() < 1
 
@@ -62,10 +64,11 @@ def test_the_student_is_shown_on_images_before_mixing(trained, late, rows):
   images = jnp.asarray(tiny.draw_batch(3)['unlabeled']['image'])
   alone = late.replace(step=0 * late.step)  # The student is reported.
   logits = np.asarray(
-    trained.predict(alone, batch_lib.to_symmetric(images)), np.float64
+    trained.predict(alone, batch_lib.batch_images_to_symmetric(images)),
+    np.float64,
   )
   labels = logits.argmax(-1)
   for i, row in enumerate(rows):
     # At the corners of the cells, which upsampling with aligned corners keeps.
-    expected = panels_lib.colorize(labels[i], PALETTE)
+    expected = panels_lib.colorize_label_map(labels[i], PALETTE)
     np.testing.assert_array_equal(row[2][::4, ::4], expected)

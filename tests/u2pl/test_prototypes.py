@@ -18,7 +18,7 @@ def _in_float64():
 
 
 def test_prototypes_are_the_moving_average_of_classes_that_occur():
-  actual = prototypes.empty(inputs.CLASSES, 4)
+  actual = prototypes.empty_class_prototypes(inputs.CLASSES, 4)
   expected = contrast_reference.no_prototypes(inputs.CLASSES, 4)
   rng = np.random.default_rng(0)
   for _ in range(5):
@@ -28,7 +28,7 @@ def test_prototypes_are_the_moving_average_of_classes_that_occur():
     expected = contrast_reference.update_prototypes(
       expected, means, counts, 0.9
     )
-    actual = prototypes.update(
+    actual = prototypes.update_class_prototypes(
       actual, jnp.asarray(means), jnp.asarray(counts), 0.9
     )
   inputs.assert_close(actual.vectors, expected.values)
@@ -44,7 +44,7 @@ def test_denoising_weights(kind, num_known):
     inputs.draw(inputs.CLASSES, 8, seed=1),
   )
   updates = (np.arange(inputs.CLASSES) < num_known).astype(int)
-  actual = prototypes.weights(
+  actual = prototypes.class_prototype_weights(
     jnp.asarray(features),
     prototypes.Prototypes(jnp.asarray(vectors), jnp.asarray(updates)),
     kind,
@@ -54,7 +54,7 @@ def test_denoising_weights(kind, num_known):
     actual, contrast_reference.denoising_weights(features, known, kind)
   )
   probs = reference.softmax(inputs.draw(2, 5, 7, inputs.CLASSES, seed=3))
-  denoised = pseudo_labels.upsample(actual, (5, 7)) * probs
+  denoised = pseudo_labels.upsample_teacher_scores(actual, (5, 7)) * probs
   labels, weighted = contrast_reference.denoised_labels(
     probs, features, known, kind
   )

@@ -20,7 +20,7 @@ def _in_float64():
 def test_entropy():
   logits = inputs.draw(2, 3, inputs.CLASSES)
   inputs.assert_close(
-    pseudo_labels.entropy(jnp.asarray(logits)),
+    pseudo_labels.pixel_entropy(jnp.asarray(logits)),
     reference.entropy(reference.softmax(logits)),
   )
 
@@ -46,11 +46,13 @@ def test_percentile_and_weight(percent):
   inputs.assert_close(gamma, reference.percentile(values, valid, percent))
   kept = valid & (values < np.asarray(gamma))
   inputs.assert_close(
-    pseudo_labels.weight(jnp.asarray(kept), kept.size),
+    pseudo_labels.reliable_pixel_weight(jnp.asarray(kept), kept.size),
     reference.adaptive_weight(kept),
   )
-  assert float(pseudo_labels.weight(jnp.zeros(9, bool), 9)) == 9.0
-  assert float(pseudo_labels.weight(jnp.ones(4, bool), 6)) == 1.5
+  none = jnp.zeros(9, bool)
+  assert float(pseudo_labels.reliable_pixel_weight(none, 9)) == 9.0
+  four = jnp.ones(4, bool)
+  assert float(pseudo_labels.reliable_pixel_weight(four, 6)) == 1.5
 
 
 def test_padding_has_no_label_and_does_not_count():
@@ -66,7 +68,7 @@ def test_padding_has_no_label_and_does_not_count():
 @pytest.mark.parametrize('anchor_entropy', ['paper', 'released'])
 def test_partition_by_entropy(anchor_entropy):
   entropies, labels = np.abs(inputs.draw(2, 7, 5)), inputs.draw_labels(2, 7, 5)
-  actual = pseudo_labels.partition(
+  actual = pseudo_labels.partition_by_entropy(
     jnp.asarray(entropies),
     jnp.asarray(labels >= 0),
     jnp.asarray(37.0),
@@ -102,5 +104,5 @@ def test_symmetric_cross_entropy(xi):
 
 def test_scores_are_upsampled_with_aligned_corners():
   scores = inputs.draw(1, 5, 4, 3)
-  actual = pseudo_labels.upsample(jnp.asarray(scores), (9, 13))
+  actual = pseudo_labels.upsample_teacher_scores(jnp.asarray(scores), (9, 13))
   inputs.assert_close(actual, reference.bilinear(scores, (9, 13)))

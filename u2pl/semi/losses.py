@@ -9,10 +9,10 @@ from u2pl import pseudo_labels
 from u2pl.semi import options as options_lib
 
 
-def split_streams(
+def split_student_outputs(
   outputs: dict[str, Array],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Splits a network's outputs on two joined streams (see `batch.join`).
+  """Splits a network's outputs on the rows of `batch.join_batch_rows`.
 
   Args:
     outputs: arrays [2B, …] by head.
@@ -20,12 +20,14 @@ def split_streams(
   Returns:
     Arrays [B, …] by head of the labeled and of the unlabeled images.
   """
-  pairs = {name: batch_lib.split(x, 2) for name, x in outputs.items()}
+  pairs = {
+    name: batch_lib.split_batch_rows(x, 2) for name, x in outputs.items()
+  }
   labeled = {name: pair[0] for name, pair in pairs.items()}
   return labeled, {name: pair[1] for name, pair in pairs.items()}
 
 
-def supervised(
+def supervised_loss(
   outputs: dict[str, Array],
   labels: Int[Array, 'B H W'],
   options: options_lib.SupervisedOptions,
@@ -44,7 +46,7 @@ def supervised(
   """
 
   def mean(logits: Float[Array, 'B h w C']) -> types.Scalar:
-    logits = pseudo_labels.upsample(logits, labels.shape[1:])
+    logits = pseudo_labels.upsample_teacher_scores(logits, labels.shape[1:])
     counted = labels >= 0
     if options.kind == 'ohem':
       # The authors keep 100,000 pixels of each GPU's two images. Per image of
@@ -61,7 +63,7 @@ def supervised(
   return total
 
 
-def unsupervised(
+def unsupervised_loss(
   logits: Float[Array, 'B h w C'],
   labels: Int[Array, 'B H W'],
   kept: Bool[Array, 'B H W'],
@@ -73,17 +75,19 @@ def unsupervised(
   λ_u · mean of (ξ₁·CE + ξ₂·RCE) over the pixels kept (Eqs. 12-14, 16).
 
   Args:
-    logits: of the student.
+    logits: logits of the student.
     labels: pseudo-labels of the strong view.
     kept: pixels that count.
     num_pixels: number of pixels of the images, without ignored padding.
     options: weights; without `filtered` λ_u is 1.
   """
   loss = pseudo_labels.symmetric_cross_entropy(
-    pseudo_labels.upsample(logits, labels.shape[1:]),
+    pseudo_labels.upsample_teacher_scores(logits, labels.shape[1:]),
     labels,
     options.forward,
     options.reverse,
   )
-  weight = pseudo_labels.weight(kept, num_pixels) if options.filtered else 1.0
+  weight = 1.0
+  if options.filtered:
+    weight = pseudo_labels.reliable_pixel_weight(kept, num_pixels)
   return options.weight * weight * losses.masked_mean(loss, kept)

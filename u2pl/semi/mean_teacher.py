@@ -32,7 +32,7 @@ class State(ema.TeacherState):
 
   Attributes:
     bank: memory bank; None without contrast.
-    prototypes: of the classes; None without representations.
+    prototypes: prototypes of the classes; None without representations.
   """
 
   bank: Any
@@ -51,11 +51,12 @@ class TeacherOutput(NamedTuple):
     images: strong view (mixed images), in [-1, 1].
     labels: pseudo-labels of the strong view.
     weak_labels: pseudo-labels of the images before mixing.
-    entropy: of the teacher on the strong view, in nats.
-    reliability: of the strong view's pixels.
+    entropy: entropy of the teacher's prediction for the strong view, in nats.
+    reliability: partition of the strong view's pixels by reliability.
     kept: pixels of the strong view that the unsupervised loss counts.
     num_pixels: number of pixels, without ignored padding.
-    outputs: of the teacher on labeled images and strong views, joined; by head.
+    outputs: outputs of the teacher by head, for labeled images and strong views
+      joined.
   """
 
   images: Float[Array, 'B H W 3']
@@ -78,7 +79,7 @@ class StudentTargets:
     kept: bool [B, H, W], pixels that the unsupervised loss counts.
     num_pixels: int, number of pixels, without ignored padding.
     contrastive: `ContrastiveTargets`; None without a contrastive loss.
-    scalars: to log.
+    scalars: scalars to log, by name.
   """
 
   images: Any
@@ -98,11 +99,12 @@ class MeanTeacher:
   'labeled' and 'unlabeled'; without consistency they are plain labeled ones.
 
   Attributes:
-    segmenter: of student and teacher.
+    segmenter: network of both student and teacher.
     update: optimizer step of the student.
     options: losses, teacher and contrastive branch.
     num_classes: C.
-    steps_per_epoch: of the unlabeled images.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -139,7 +141,7 @@ class MeanTeacher:
     targets_rng, student_rng = jax.random.split(rng)
     if not options.consistency:
       loss = _supervised_loss(batch['label'], options.supervised)
-      images = batch_lib.to_symmetric(batch['image'])
+      images = batch_lib.batch_images_to_symmetric(batch['image'])
       return self._student_step(state, images, loss, student_rng)
 
     # Teacher forward, pseudo-labels and their reliability, strong view, and the
@@ -156,10 +158,10 @@ class MeanTeacher:
     labels = batch['labeled']['label']
 
     def loss(outputs):
-      labeled, strong = losses.split_streams(outputs)
+      labeled, strong = losses.split_student_outputs(outputs)
       # L_s on labels (Eq. 3), L_u on pseudo-labels (Eqs. 12-14, 16).
-      supervised = losses.supervised(labeled, labels, options.supervised)
-      unsupervised = losses.unsupervised(
+      supervised = losses.supervised_loss(labeled, labels, options.supervised)
+      unsupervised = losses.unsupervised_loss(
         strong['logits'],
         targets.labels,
         targets.kept,
@@ -178,8 +180,8 @@ class MeanTeacher:
 
     # Student forward on both streams in one pass, gradient, update; then the
     # EMA teacher, θ_t ← d·θ_t + (1 - d)·θ_s.
-    images = batch_lib.to_symmetric(batch['labeled']['image'])
-    images = batch_lib.join([images, targets.images])
+    images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
+    images = batch_lib.join_batch_rows([images, targets.images])
     after, metrics = self._student_step(state, images, loss, student_rng)
     after = self.teacher.update(state, after)
     return after, {**metrics, **targets.scalars}
@@ -199,8 +201,10 @@ class MeanTeacher:
       branch, contrastive = self.branch.update(
         state.branch,
         features,
-        jax.nn.softmax(pseudo_labels.upsample(logits, features.shape[1:3])),
-        batch_lib.join([labels, output.labels]),
+        jax.nn.softmax(
+          pseudo_labels.upsample_teacher_scores(logits, features.shape[1:3])
+        ),
+        batch_lib.join_batch_rows([labels, output.labels]),
         _pixel_masks(output.reliability),
         draw_rng,
       )
@@ -222,37 +226,38 @@ class MeanTeacher:
     options = self.options.consistency
     mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
     # Pseudo-labels: argmax on the weak view, denoised in U2PL+ (Eqs. 19-20).
-    weak = batch_lib.to_symmetric(batch['unlabeled']['image'])
-    weak_labels = self.pseudo_label(state, weak)
+    weak = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
     # Ignored padding gets none, and so takes part in nothing that follows.
     weak_labels, num_pixels = pseudo_labels.ignore_padding(
-      weak_labels, batch['unlabeled'].get('valid')
+      self.pseudo_label(state, weak), batch['unlabeled'].get('valid')
     )
     # Strong view: images and pseudo-labels are mixed alike.
-    draws = mixing.sample(
+    draws = mixing.sample_mixing_draws(
       mixing_rng,
-      update_lib.row_keys(row_rng, len(weak)),
+      update_lib.row_prng_keys(row_rng, len(weak)),
       options.mixing,
       weak_labels.shape,
       self.num_classes,
     )
-    strong, labels = mixing.mix(weak, weak_labels, draws, options.mixing)
+    strong, labels = mixing.mix_unlabeled_images(
+      weak, weak_labels, draws, options.mixing
+    )
     # Teacher in training mode on both streams: entropy, ranks, representations.
-    labeled = batch_lib.to_symmetric(batch['labeled']['image'])
+    labeled = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     outputs, state = self.teacher.forward(
       state,
-      batch_lib.join([labeled, strong]),
+      batch_lib.join_batch_rows([labeled, strong]),
       self.options.teacher_heads,
       teacher_rng,
     )
     # Reliability: entropy below its (100 - α_t)-th percentile (Eqs. 11-15).
-    _, logits = batch_lib.split(outputs['logits'], 2)
-    logits = pseudo_labels.upsample(logits, weak.shape[1:3])
-    entropy, valid = pseudo_labels.entropy(logits), labels >= 0
+    _, logits = batch_lib.split_batch_rows(outputs['logits'], 2)
+    logits = pseudo_labels.upsample_teacher_scores(logits, weak.shape[1:3])
+    entropy, valid = pseudo_labels.pixel_entropy(logits), labels >= 0
     percent = self.options.partition.at(
       _progress(state.step, self.steps_per_epoch, self.update.num_steps)
     )
-    reliability = pseudo_labels.partition(
+    reliability = pseudo_labels.partition_by_entropy(
       entropy, valid, percent, self.options.anchor_entropy
     )
     kept = reliability.reliable if options.filtered else valid
@@ -270,7 +275,9 @@ class MeanTeacher:
     outputs = self.segmenter.apply(
       self.teacher.variables(state), images, heads=heads
     )
-    scores = pseudo_labels.upsample(outputs['logits'], images.shape[1:3])
+    scores = pseudo_labels.upsample_teacher_scores(
+      outputs['logits'], images.shape[1:3]
+    )
     if denoise != 'off':
       epoch_done = state.step >= self.warmup_steps + self.steps_per_epoch
       scores = self.branch.denoise(
@@ -282,7 +289,7 @@ class MeanTeacher:
     self, state: State, batch: batch_lib.Batch, rng: Array
   ) -> tuple[State, StudentTargets]:
     """Updates the teacher's statistics; returns targets without a label."""
-    images = batch_lib.to_symmetric(batch['labeled']['image'])
+    images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     heads = self.options.teacher_heads
     _, state = self.teacher.forward(state, images, heads, rng)
     # Zeros, of the structure that `teach` returns: branches have to agree.
@@ -302,7 +309,7 @@ class MeanTeacher:
   def reported(self, state: State) -> dict[str, types.Params]:
     """Returns the variables that are evaluated."""
     if not self.options.consistency:
-      return train_state.variables(state)
+      return train_state.train_state_variables(state)
     return self.teacher.reported(state)
 
   @property
@@ -336,7 +343,7 @@ class MeanTeacher:
     self, state: State, images: Array, loss: student.Loss, rng: Array
   ) -> tuple[State, types.Metrics]:
     heads = self.options.student_heads
-    return student.step(
+    return student.student_step(
       self.segmenter, self.update, state, images, heads, loss, rng
     )
 
@@ -345,7 +352,7 @@ def _supervised_loss(
   labels: Int[Array, 'B H W'], options: options_lib.SupervisedOptions
 ) -> student.Loss:
   """Builds the loss of the supervised baseline."""
-  return lambda outputs: (losses.supervised(outputs, labels, options), {})
+  return lambda outputs: (losses.supervised_loss(outputs, labels, options), {})
 
 
 def _progress(
@@ -362,9 +369,9 @@ def _pixel_masks(
   """Returns masks of labeled images and strong views, joined."""
   none = jnp.zeros_like(reliability.anchors)
   return contrastive_branch.PixelMasks(
-    labeled=batch_lib.join([~none, none]),
-    reliable=batch_lib.join([none, reliability.anchors]),
-    unreliable=batch_lib.join([none, reliability.unreliable]),
+    labeled=batch_lib.join_batch_rows([~none, none]),
+    reliable=batch_lib.join_batch_rows([none, reliability.anchors]),
+    unreliable=batch_lib.join_batch_rows([none, reliability.unreliable]),
   )
 
 

@@ -16,8 +16,9 @@ class SupervisedOptions:
   Attributes:
     kind: cross entropy of all labeled pixels ('ce'), or of the hardest of them
       ('ohem', online hard example mining).
-    threshold: for 'ohem': pixels whose true class is less probable are hard.
-    kept_per_image: for 'ohem': least number of pixels kept, per image of the
+    threshold: probability of the true class below which a pixel is hard, for
+      'ohem'.
+    kept_per_image: least number of pixels that 'ohem' keeps, per image of the
       global batch.
     auxiliary: weight of the same loss on the head `aux`; 0 for no such head.
   """
@@ -28,7 +29,7 @@ class SupervisedOptions:
   auxiliary: float = 0.0
 
   def __post_init__(self):
-    options_lib.check_range(
+    options_lib.check_options_in_range(
       self, 'threshold', 'kept_per_image', 'auxiliary', least=0
     )
 
@@ -45,7 +46,7 @@ class ConsistencyOptions:
     denoise: prototypical denoising of the pseudo-labels (Eqs. 19-20): 'off', or
       with distances of 'raw' or of L2-normalized ('l2') representations.
     mixing: strong augmentation.
-    weight: of this loss; the supervised loss has 1.
+    weight: weight of this loss; that of the supervised loss is 1.
   """
 
   filtered: bool = True

@@ -14,7 +14,7 @@ from segcore.train import update as update_lib
 Loss = Callable[[dict[str, Array]], tuple[types.Scalar, types.Metrics]]
 
 
-def step(
+def student_step(
   segmenter: segmenter_lib.Segmenter,
   update: update_lib.Update,
   state: train_state.TrainState,
@@ -28,10 +28,10 @@ def step(
   Args:
     segmenter: network of the student.
     update: optimizer step.
-    state: of a subclass, whose own fields stay.
-    images: in [-1, 1]; all of them share batch statistics.
+    state: training state; fields that a subclass adds are kept.
+    images: images in [-1, 1]; all of them share batch statistics.
     heads: outputs that the loss needs.
-    loss: of the outputs.
+    loss: function from the outputs by head to the loss.
     rng: key of the dropout.
 
   Returns:
@@ -39,7 +39,7 @@ def step(
   """
 
   def total_loss(params):
-    outputs, batch_stats = method.forward(
+    outputs, batch_stats = method.training_forward_pass(
       segmenter,
       params,
       state.batch_stats,

@@ -32,8 +32,8 @@ class HeadOptions:
   """Options of the heads of student and teacher.
 
   Attributes:
-    kind: of the logits: 'blocks' of convolution, norm and ReLU at a quarter of
-      the resolution, or a single 'conv' at full resolution.
+    kind: kind of the head 'logits': 'blocks' of convolution, norm and ReLU at a
+      quarter of the resolution, or a single 'conv' at full resolution.
     width: channels of the blocks, of logits and representations.
     representation: D, channels of a representation; its map has stride 4.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
@@ -52,18 +52,21 @@ class TrainOptions(data_lib.LabeledData):
   Attributes:
     unlabeled: split of the unlabeled images, '' for `split` itself; labeled
       images are left out of either.
+    unlabeled_data: data set of that split; None for `data`.
     learn: the losses and the teacher.
-    heads: of the network.
+    heads: options of the network's heads.
     start: parameters of encoder and decoder before step 0, for student and
       teacher.
     crop: name and fields of a crop (see `transforms.CROPS`), for both streams.
     flips: directions of random flips.
-    steps_per_epoch: of the unlabeled images; warm-up, copying of the teacher
-      and the share of unreliable pixels are counted in epochs.
+    steps_per_epoch: number of steps in which all unlabeled images are read
+      once; warm-up, copying of the teacher and the share of unreliable pixels
+      are counted in epochs.
     recipe: images of each of the two streams, number of steps, optimizer.
   """
 
   unlabeled: str = ''
+  unlabeled_data: datasets.DataOptions | None = None
   learn: semi_options.LearnOptions
   heads: HeadOptions = HeadOptions()
   start: start_lib.Start = start_lib.Start()
@@ -96,6 +99,13 @@ class TrainOptions(data_lib.LabeledData):
       )
 
   @property
+  def unlabeled_images(self) -> data_lib.Images:
+    """Returns data set and split of the unlabeled images."""
+    return data_lib.Images(
+      self.unlabeled_data or self.data, self.unlabeled or self.split
+    )
+
+  @property
   def warmup_steps(self) -> int:
     """Returns the number of steps of labeled images alone."""
     return self.learn.warmup_epochs * self.steps_per_epoch
@@ -124,7 +134,7 @@ class TrainStage(experiment_stage.TrainingStage):
   def check(self) -> None:
     """Checks batch, network and, where it is known, the number of classes."""
     super().check()
-    num_classes = datasets.known_num_classes(self.options.data)
+    num_classes = datasets.known_dataset_num_classes(self.options.data)
     if num_classes is not None:
       self._check_num_classes(num_classes)
 
@@ -132,8 +142,9 @@ class TrainStage(experiment_stage.TrainingStage):
     """Returns labeled and unlabeled images, and the start."""
     block = self.options
     read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
-    if block.learn.consistency and block.unlabeled:
-      read.append(experiment_stage.SplitInput(block.data, block.unlabeled))
+    if block.learn.consistency:
+      images = block.unlabeled_images
+      read.append(experiment_stage.SplitInput(images.data, images.split))
     return experiment_stage.Inputs(tuple(read), block.start)
 
   def check_data(self) -> None:
@@ -149,7 +160,7 @@ class TrainStage(experiment_stage.TrainingStage):
     del num_classes
     block = self.options
     spec = functools.partial(
-      batch_lib.spec, block.recipe.batch_size, self.size, label=True
+      batch_lib.batch_spec, block.recipe.batch_size, self.size, label=True
     )
     if block.learn.consistency is None:
       return spec()
@@ -179,7 +190,7 @@ class TrainStage(experiment_stage.TrainingStage):
     """Opens labeled and unlabeled images, equally many of both."""
     block = self.options
     labeled = self.context.labeled(block, self.name)
-    data_lib.require_same_labeled_ids(workspace, labeled)
+    data_lib.require_same_stage_labels(workspace, labeled)
     augmentations = self.augmentations()
 
     def stream(split: datasets.Split, *keep: str) -> data_lib.ImageStream:
@@ -194,7 +205,7 @@ class TrainStage(experiment_stage.TrainingStage):
       f'{len(labeled)} labeled and {len(unlabeled)} unlabeled images',
       len(unlabeled) / batch,
     )
-    entries = splits.repeat_to_length(
+    entries = splits.repeat_images_to_length(
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Labels of unlabeled images only measure the teacher's accuracy.
@@ -212,7 +223,7 @@ class TrainStage(experiment_stage.TrainingStage):
     """Builds the evaluation of the splits followed, and the teacher's panel."""
     block = self.options
     evaluate = evaluator.combine_evaluators(
-      evaluation.during_training(
+      evaluation.build_training_stage_evaluators(
         self.context,
         trained,
         block,
@@ -230,13 +241,15 @@ class TrainStage(experiment_stage.TrainingStage):
       evaluation.NUM_PANEL_ROWS,
       self.context.mesh,
     )
-    return evaluator.combine_summaries(evaluate, panel)
+    return evaluator.combine_evaluation_summaries(evaluate, panel)
 
   def write_outputs(
     self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
   ) -> Sequence[files.Path]:
     """Writes names and colors of the classes."""
-    return data_lib.write_classes(workspace, next(iter(streams.values())).split)
+    return data_lib.write_stage_classes(
+      workspace, next(iter(streams.values())).split
+    )
 
   def _heads(self, num_classes: int) -> dict[str, Any]:
     block = self.options
@@ -263,16 +276,25 @@ class TrainStage(experiment_stage.TrainingStage):
   def _open_unlabeled(self, labeled: datasets.Split) -> datasets.Split:
     """Opens the unlabeled images: neither labeled nor held out.
 
+    Of another data set, images of the validation split are left out, too; they
+    are compared by content, as names may recur.
+
     Raises:
       UserError: none is left.
     """
     block = self.options
-    split = self.context.open(block.data, block.unlabeled or block.split)
-    excluded = set(labeled.ids())
+    images = block.unlabeled_images
+    split = self.context.open(images.data, images.split)
+    excluded = [labeled]
     if block.subset.held_out:
-      held_out = self.context.evaluated(block, splits.HELD_OUT, self.name)
-      excluded.update(held_out.ids())
-    rest = [i for i, name in enumerate(split.ids()) if name not in excluded]
+      excluded.append(self.context.evaluated(block, splits.HELD_OUT, self.name))
+    if images.data == block.data:
+      names = {name for other in excluded for name in other.ids()}
+      rest = [i for i, name in enumerate(split.ids()) if name not in names]
+    else:
+      excluded.append(self.context.open(block.data, block.val_split))
+      digests = np.concatenate([other.index.digests for other in excluded])
+      rest = np.flatnonzero(~np.isin(split.index.digests, digests)).tolist()
     if not rest:
       raise errors.UserError(
         f'config.train.subset: all {len(split)} images are labeled: label '
@@ -281,7 +303,7 @@ class TrainStage(experiment_stage.TrainingStage):
     return split.select(np.array(rest))
 
   def _log_epoch(self, images: str, batches: float) -> None:
-    console.log(
+    console.print_line(
       f'train: {images}, {batches:.1f} batches; an epoch is '
       f'{self.options.steps_per_epoch} steps'
     )
@@ -292,7 +314,7 @@ class TrainStage(experiment_stage.TrainingStage):
     # Images are mixed within groups, so the batch has whole groups.
     count = -(-evaluation.NUM_PANEL_ROWS // group) * group
     return {
-      name: data_lib.fixed_batch(stream, count)
+      name: data_lib.fixed_panel_batch(stream, count)
       for name, stream in streams.items()
     }
 

@@ -32,7 +32,8 @@ class D2SOptions:
   """Supervised stages and their targets.
 
   Attributes:
-    stages: of the encoder, by number: 3 is 'x3'; () for none.
+    stages: numbers of the supervised stages of the encoder: 3 is 'x3'; () for
+      none.
     targets: assignments of the 'deep' features, or of the stage's 'own' ones.
     view: whose targets: those of the 'other' large view, or of the 'same'.
   """
@@ -56,8 +57,9 @@ class D2S(objective.Objective):
 
   Attributes:
     options: stages and targets.
-    sizes: of the heads.
-    clusters: of SwAV: temperature, and Sinkhorn's options for 'own' targets.
+    sizes: widths of the heads.
+    clusters: options of SwAV: temperature, and Sinkhorn's options for 'own'
+      targets.
   """
 
   options: D2SOptions
@@ -100,9 +102,9 @@ class D2S(objective.Objective):
       deep = step.targets['swav']['assignments']
       return dict.fromkeys(step.outputs[self.name], deep)
     # Without a queue: that of the state holds embeddings of deep features.
-    prototypes = prototypes_lib.select(step.params)
+    prototypes = prototypes_lib.select_prototype_parameters(step.params)
     return {
-      stage: swav.view_targets(scores, None, prototypes, self.clusters)
+      stage: swav.swav_view_targets(scores, None, prototypes, self.clusters)
       for stage, scores in step.outputs[self.name].items()
     }
 
@@ -110,7 +112,7 @@ class D2S(objective.Objective):
     """Computes L_s of each stage."""
     targets = step.targets[self.name]
     terms = {
-      f'loss_shallow{stage}': loss(
+      f'loss_shallow{stage}': d2s_loss(
         scores, targets[stage], self.clusters.temperature, self.options.view
       )
       for stage, scores in step.outputs[self.name].items()
@@ -118,7 +120,7 @@ class D2S(objective.Objective):
     return objective.LossTerms(terms, {})
 
 
-def loss(
+def d2s_loss(
   scores: Float[Array, 'B 2 K'],
   targets: Float[Array, 'B 2 K'],
   temperature: float,
@@ -127,10 +129,10 @@ def loss(
   """Computes 1/2 Σ_i mean_b(-Σ_k q_ik log softmax(s_v / τ)_k), v = 1-i or i.
 
   Args:
-    scores: of the shallow features of both views.
+    scores: scores of the shallow features of both views.
     targets: q, whose rows sum to 1.
     temperature: τ.
-    view: which view's scores a target is compared with.
+    view: view whose scores a target is compared with.
   """
   # Both views are swapped at once, so that targets stay where they are.
   if view == 'other':

@@ -86,7 +86,7 @@ class P2P(objective.Objective):
 
   Attributes:
     options: loss and grid.
-    sizes: of the head.
+    sizes: widths of the head.
     clusters: SwAV's options, for kinds that compare with its prototypes.
   """
 
@@ -125,17 +125,17 @@ class P2P(objective.Objective):
     batch: batch_lib.Batch,
   ) -> objective.Arrays:
     """Samples the points of the overlap in both views: z, and q(z)."""
-    rows, columns, overlap = view_geometry.overlap_grids(
+    rows, columns, overlap = view_geometry.view_overlap_grids(
       batch['box_large'], batch['flip_large'], self.options.grid
     )
     maps = views.large.deepest.array
     if self._has_head:
       maps = net.heads.call_method('pixels', 'project', maps, True)
     # Sampled after p, as in the released code; the paper projects the samples.
-    sampled = view_geometry.sample(
+    sampled = view_geometry.sample_view_maps(
       losses.at_least_float32(maps),
-      view_axis.merge(rows),
-      view_axis.merge(columns),
+      view_axis.merge_view_axis(rows),
+      view_axis.merge_view_axis(columns),
     )
     outputs = {'overlap': overlap, 'points': views.split(sampled)}
     if self.kind.predicts:
@@ -158,12 +158,12 @@ class P2P(objective.Objective):
 # How q is applied to both views, by the option `predictor_statistics`. The
 # released code passes both as one batch (spec §2.6).
 PREDICTIONS = {
-  'joint': view_axis.apply_merged,
-  'per_view': view_axis.apply_by_view,
+  'joint': view_axis.apply_to_all_views,
+  'per_view': view_axis.apply_to_each_view,
 }
 
 
-def regression_loss(
+def p2p_regression_loss(
   predicted: Float[Array, 'B 2 n m D'], projected: Float[Array, 'B 2 n m D']
 ) -> Scalar:
   """Computes -1/2 [mean cos(p_a, sg z_b) + mean cos(p_b, sg z_a)].
@@ -193,7 +193,7 @@ class Kind:
   """A loss of P2P and what it needs.
 
   Attributes:
-    loss: of the objective, in a step.
+    loss: function that computes the loss of an objective in a step.
     predicts: whether it compares predictions q(z), not z itself.
     needs_prototypes: whether it compares pixels with SwAV's prototypes.
   """
@@ -205,21 +205,21 @@ class Kind:
 
 def _regression(p2p: P2P, step: objective.Step) -> Scalar:
   outputs = step.outputs[p2p.name]
-  return regression_loss(outputs['predicted'], outputs['points'])
+  return p2p_regression_loss(outputs['predicted'], outputs['points'])
 
 
 def _contrastive(p2p: P2P, step: objective.Step) -> Scalar:
   outputs = step.outputs[p2p.name]
-  return p2p_variants.contrastive_loss(
+  return p2p_variants.p2p_contrastive_loss(
     outputs['points'], outputs['overlap'], p2p.options.temperature
   )
 
 
 def _clustering(p2p: P2P, step: objective.Step) -> Scalar:
   outputs = step.outputs[p2p.name]
-  return p2p_variants.clustering_loss(
+  return p2p_variants.p2p_clustering_loss(
     outputs['points'],
-    prototypes_lib.select(step.params),
+    prototypes_lib.select_prototype_parameters(step.params),
     outputs['overlap'],
     p2p.clusters,
   )

@@ -12,7 +12,7 @@ from pass_luss.pretrain.objectives import swav
 from segcore.types import Scalar
 
 
-def contrastive_loss(
+def p2p_contrastive_loss(
   projected: Float[Array, 'B 2 n m D'],
   overlap: Bool[Array, 'B'],
   temperature: float,
@@ -29,7 +29,7 @@ def contrastive_loss(
     temperature: τ.
   """
   batch, _, *grid, size = projected.shape
-  points = embedding_ops.l2_normalize(projected).reshape(
+  points = embedding_ops.l2_normalize_embeddings(projected).reshape(
     batch, 2, grid[0] * grid[1], size
   )
   cosines = jnp.einsum(
@@ -47,7 +47,7 @@ def contrastive_loss(
   return jnp.mean(jnp.where(overlap[:, None], both, 0.0))
 
 
-def clustering_loss(
+def p2p_clustering_loss(
   projected: Float[Array, 'B 2 n m D'],
   prototypes: Float[Array, 'D K'],
   overlap: Bool[Array, 'B'],
@@ -60,19 +60,21 @@ def clustering_loss(
 
   Args:
     projected: z of both views.
-    prototypes: of SwAV.
+    prototypes: prototypes of SwAV.
     overlap: whether the views of an image overlap.
     options: temperature, and Sinkhorn's options.
   """
   _, _, *grid, size = projected.shape
-  points = jnp.moveaxis(embedding_ops.l2_normalize(projected), 1, 3).reshape(
-    -1, 2, size
+  points = jnp.moveaxis(
+    embedding_ops.l2_normalize_embeddings(projected), 1, 3
+  ).reshape(-1, 2, size)
+  scores = embedding_ops.prototype_similarities(
+    points, jax.lax.stop_gradient(prototypes)
   )
-  scores = embedding_ops.similarities(points, jax.lax.stop_gradient(prototypes))
   used = jnp.repeat(overlap, grid[0] * grid[1])
   targets = jnp.stack(
     [
-      sinkhorn.assign(
+      sinkhorn.sinkhorn_assign(
         jax.lax.stop_gradient(scores[:, view]),
         options.epsilon,
         options.sinkhorn_iterations,
@@ -83,4 +85,4 @@ def clustering_loss(
     axis=1,
   )
   # Targets of unused points are 0, and so is their cross entropy.
-  return swav.swapped_loss(scores, targets, options.temperature)
+  return swav.swapped_prediction_loss(scores, targets, options.temperature)

@@ -42,7 +42,8 @@ class PixproOptions:
     size: channels of a pixel's embedding.
     power: γ, of the similarity in the propagation.
     distance: 𝒯: cells closer than this, in diagonals of a cell, are positive.
-    decay: of the momentum encoder at the first step; it rises to 1.
+    decay: decay of the momentum encoder at the first step; it rises to 1 at the
+      last.
   """
 
   hidden: int = 4096
@@ -52,8 +53,10 @@ class PixproOptions:
   decay: float = 0.99
 
   def __post_init__(self):
-    options_lib.check_range(self, 'decay', least=0, most=1)
-    options_lib.check_positive(self, 'hidden', 'size', 'power', 'distance')
+    options_lib.check_options_in_range(self, 'decay', least=0, most=1)
+    options_lib.check_options_positive(
+      self, 'hidden', 'size', 'power', 'distance'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,9 @@ class Pixpro(objective.Objective):
   def needs_momentum(self) -> momentum.MomentumSpec:
     """An average of the encoder and of the projector g."""
     return momentum.MomentumSpec(
-      functools.partial(momentum.cosine_decay, initial=self.options.decay),
+      functools.partial(
+        momentum.momentum_encoder_decay, initial=self.options.decay
+      ),
       {'pixpro': ('projector',)},
     )
 
@@ -90,7 +95,7 @@ class Pixpro(objective.Objective):
     """Embeds the pixels of the large views: keys k, L2-normalized."""
     # Without the propagation: keys are the pixels themselves (x' in the paper).
     pixels = _project(net, views)
-    keys = views.split(embedding_ops.l2_normalize(pixels))
+    keys = views.split(embedding_ops.l2_normalize_embeddings(pixels))
     return {'keys': keys.reshape(*keys.shape[:2], -1, keys.shape[-1])}
 
   def outputs(
@@ -103,14 +108,14 @@ class Pixpro(objective.Objective):
     del batch
     pixels = _project(net, views)
     transformed = net.heads.call_method('pixpro', 'apply_transform', pixels)
-    propagated = propagate(pixels, transformed, self.options.power)
+    propagated = propagate_pixels(pixels, transformed, self.options.power)
     return {'propagated': views.split(propagated)}
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
     """Computes L, in both directions."""
     keys = step.momentum_outputs[self.name]['keys']
     propagated = step.outputs[self.name]['propagated']
-    positive = view_geometry.nearby_cells(
+    positive = view_geometry.nearby_view_cells(
       step.batch['box_large'],
       step.batch['flip_large'],
       step.batch['size'],
@@ -119,7 +124,7 @@ class Pixpro(objective.Objective):
     )
     # From view 2 to 1 the same pairs count, with their order exchanged.
     propagated = propagated.reshape(keys.shape)
-    total = loss(propagated[:, 0], keys[:, 1], positive) + loss(
+    total = pixpro_loss(propagated[:, 0], keys[:, 1], positive) + pixpro_loss(
       propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
     )
     return objective.LossTerms({'loss_pixpro': total}, {})
@@ -135,7 +140,7 @@ def _project(
   )
 
 
-def propagate(
+def propagate_pixels(
   pixels: Float[Array, 'B h w D'],
   transformed: Float[Array, 'B h w D'],
   power: float,
@@ -148,18 +153,20 @@ def propagate(
     power: γ; the larger, the more only similar pixels count.
   """
   batch, *_, size = pixels.shape
-  flat = embedding_ops.l2_normalize(pixels).reshape(batch, -1, size)
-  values = embedding_ops.l2_normalize(transformed).reshape(batch, -1, size)
+  flat = embedding_ops.l2_normalize_embeddings(pixels).reshape(batch, -1, size)
+  values = embedding_ops.l2_normalize_embeddings(transformed).reshape(
+    batch, -1, size
+  )
   exact = embedding_ops.EXACT
   cosines = jnp.einsum('bid,bjd->bij', flat, flat, precision=exact)
   # A pixel is similar to itself (cos 1), so the sum is never 0; opposite pixels
   # add nothing.
   similarity = jnp.maximum(cosines, 0.0) ** power
   summed = jnp.einsum('bij,bjd->bid', similarity, values, precision=exact)
-  return embedding_ops.l2_normalize(summed).reshape(pixels.shape)
+  return embedding_ops.l2_normalize_embeddings(summed).reshape(pixels.shape)
 
 
-def loss(
+def pixpro_loss(
   propagated: Float[Array, 'B hw D'],
   keys: Float[Array, 'B hw D'],
   positive: Bool[Array, 'B hw hw'],

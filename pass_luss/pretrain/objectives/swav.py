@@ -42,7 +42,7 @@ class SwavOptions:
   Attributes:
     temperature: τ of the predictions.
     epsilon: ε of Sinkhorn's algorithm: the smaller, the sharper the targets.
-    sinkhorn_iterations: of it.
+    sinkhorn_iterations: number of iterations of Sinkhorn's algorithm.
     queue: embeddings kept of each large view, over all devices; 0: no queue.
     queue_from_step: the queue fills from here on, and is used once it is full.
     frozen_steps: steps before which prototypes are not updated.
@@ -56,10 +56,10 @@ class SwavOptions:
   frozen_steps: int = 0
 
   def __post_init__(self):
-    options_lib.check_positive(
+    options_lib.check_options_positive(
       self, 'temperature', 'epsilon', 'sinkhorn_iterations'
     )
-    options_lib.check_range(
+    options_lib.check_options_in_range(
       self, 'queue', 'queue_from_step', 'frozen_steps', least=0
     )
 
@@ -70,7 +70,7 @@ class Swav(objective.Objective):
 
   Attributes:
     options: targets, loss and queue.
-    sizes: of the head.
+    sizes: widths of the head.
   """
 
   options: SwavOptions
@@ -102,7 +102,7 @@ class Swav(objective.Objective):
     The optimizer starts from the normalized ones, as in the official code,
     which normalizes them in place.
     """
-    return prototypes_lib.normalize(params)
+    return prototypes_lib.l2_normalize_prototypes(params)
 
   def outputs(
     self,
@@ -115,7 +115,7 @@ class Swav(objective.Objective):
     The statistics of its batch norms are thus over all views of all sizes.
     """
     del batch
-    rows = view_axis.merge(views.pooled())
+    rows = view_axis.merge_view_axis(views.pooled())
     embeddings = net.heads.call_method('clusters', 'embed', rows, True)
     scores = net.heads.call_method('clusters', 'score', embeddings)
     return {
@@ -125,10 +125,10 @@ class Swav(objective.Objective):
 
   def targets(self, step: objective.Step) -> objective.Arrays:
     """Assigns both large views to the prototypes: q."""
-    assignments = view_targets(
+    assignments = swav_view_targets(
       step.outputs[self.name]['scores'],
       step.state.queue,
-      prototypes_lib.select(step.params),
+      prototypes_lib.select_prototype_parameters(step.params),
       self.options,
     )
     return {'assignments': assignments}
@@ -137,11 +137,15 @@ class Swav(objective.Objective):
     """Computes L; logs what shows a collapse of embeddings or prototypes."""
     outputs = step.outputs[self.name]
     targets = step.targets[self.name]['assignments']
-    loss = swapped_loss(outputs['scores'], targets, self.options.temperature)
+    loss = swapped_prediction_loss(
+      outputs['scores'], targets, self.options.temperature
+    )
     scalars = {
-      'prototype_usage': prototypes_lib.usage(view_axis.merge(targets)),
+      'prototype_usage': prototypes_lib.prototype_usage(
+        view_axis.merge_view_axis(targets)
+      ),
       'embedding_spread': embedding_deviation(
-        view_axis.merge(outputs['embeddings'][:, :2])
+        view_axis.merge_view_axis(outputs['embeddings'][:, :2])
       ),
     }
     if step.state.queue is not None:
@@ -154,15 +158,17 @@ class Swav(objective.Objective):
     """Undoes the update of frozen prototypes, and fills the queue."""
     old = step.state  # The new one already counts this step.
     frozen = old.step < self.options.frozen_steps
-    new = prototypes_lib.freeze(frozen, new, old)
+    new = prototypes_lib.freeze_prototypes(frozen, new, old)
     if old.queue is None:
       return new
     embeddings = step.outputs[self.name]['embeddings']
-    queue = update_queue(old.queue, embeddings, old.step, self.options)
+    queue = update_embedding_queue(
+      old.queue, embeddings, old.step, self.options
+    )
     return new.replace(queue=queue)
 
 
-def view_targets(
+def swav_view_targets(
   scores: Float[Array, 'B V K'],
   queue: queue_lib.Queue | None,
   prototypes: Float[Array, 'D K'],
@@ -174,10 +180,10 @@ def view_targets(
   computed anew, with the current prototypes.
 
   Args:
-    scores: of this batch; the large views are the first two.
+    scores: scores of this batch; the large views are the first two.
     queue: embeddings of earlier batches; None for none.
     prototypes: current ones.
-    options: of Sinkhorn's algorithm and the queue.
+    options: options of Sinkhorn's algorithm and of the queue.
   """
   # The reference reads a queue once its last row is not 0: the same moment.
   full = jnp.array(False)
@@ -187,19 +193,19 @@ def view_targets(
     # One product for each view, not one for both: its buffer is free for the
     # second view once the first is done.
     queue_scores = [
-      embedding_ops.similarities(queue.rows[view], prototypes)
+      embedding_ops.prototype_similarities(queue.rows[view], prototypes)
       for view in (0, 1)
     ]
   return jnp.stack(
     [
-      targets(scores[:, view], queue_scores[view], full, options)
+      swav_targets(scores[:, view], queue_scores[view], full, options)
       for view in (0, 1)
     ],
     axis=1,
   )
 
 
-def targets(
+def swav_targets(
   scores: Float[Array, 'B K'],
   queue_scores: Float[Array, 'L K'],
   queue_is_full: Bool[Array, ''],
@@ -208,22 +214,23 @@ def targets(
   """Computes the targets of one view; rows sum to 1, without a gradient.
 
   Args:
-    scores: of this batch.
-    queue_scores: of the queue's embeddings, with the current prototypes.
+    scores: scores of one view of this batch.
+    queue_scores: scores of the queue's embeddings, computed with the current
+      prototypes.
     queue_is_full: whether they take part.
-    options: of Sinkhorn's algorithm.
+    options: options of Sinkhorn's algorithm.
   """
   blocks = [(jax.lax.stop_gradient(scores), jnp.ones(len(scores), bool))]
   # Shapes are static: a queue that is not yet full is masked, not left out.
   if len(queue_scores):
     used = jnp.broadcast_to(queue_is_full, (len(queue_scores),))
     blocks.append((jax.lax.stop_gradient(queue_scores), used))
-  return sinkhorn.assign_blocks(
+  return sinkhorn.sinkhorn_assign_blocks(
     blocks, options.epsilon, options.sinkhorn_iterations
   )[0]
 
 
-def swapped_loss(
+def swapped_prediction_loss(
   scores: Float[Array, 'B V K'],
   targets: Float[Array, 'B 2 K'],
   temperature: float,
@@ -233,7 +240,7 @@ def swapped_loss(
   L = 1/2 Σ_i 1/(V-1) Σ_{v≠i} mean_b(-Σ_k q_ik log softmax(s_v / τ)_k)
 
   Args:
-    scores: of all views; the large ones are the first two.
+    scores: scores of all views; the large ones are the first two.
     targets: q of those two.
     temperature: τ.
   """
@@ -249,7 +256,7 @@ def swapped_loss(
   return (jnp.sum(pairs) - own) / (2 * (num_views - 1))
 
 
-def update_queue(
+def update_embedding_queue(
   queue: queue_lib.Queue,
   embeddings: Float[Array, 'B V D'],
   step: Array,
@@ -261,7 +268,7 @@ def update_queue(
   return jax.tree.map(
     lambda old, new: jnp.where(started, new, old),
     queue,
-    queue_lib.push(queue, embeddings[:, :2]),
+    queue_lib.enqueue_embeddings(queue, embeddings[:, :2]),
   )
 
 

@@ -30,9 +30,9 @@ class DeepLabV3Plus(nn.Module):
 
   Attributes:
     width: channels of each branch, of the fusion and of the low-level map.
-    dilations: of the 3x3 convolutions.
+    dilations: dilations of the 3x3 convolutions.
     dropout_rate: share of the fused channels that are dropped in training.
-    dtype: of the activations; parameters and statistics are float32.
+    dtype: dtype of the activations; parameters and statistics are float32.
     remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
@@ -52,7 +52,7 @@ class DeepLabV3Plus(nn.Module):
     """Decodes the maps of an encoder.
 
     Args:
-      features: with a map at stride 4, and a deeper one.
+      features: encoder's maps, one of them at stride 4 and one deeper.
       condition: None; this decoder cannot be conditioned on a noise level.
       train: whether dropout is on, and batch statistics are used and collected.
 
@@ -92,7 +92,7 @@ class DeepLabV3Plus(nn.Module):
       3,
       dropout_rate=self.dropout_rate,
     )
-    fused = resize.bilinear(fused, low.shape[1:3], align_corners=True)
+    fused = resize.resize_bilinear(fused, low.shape[1:3], align_corners=True)
     low = block(low, 'low', use_bias=True)
     joined = jnp.concatenate([low, fused], axis=-1)
     return features_lib.Features(

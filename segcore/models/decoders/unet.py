@@ -27,7 +27,7 @@ class ConcatConv(nn.Module):
 
   Attributes:
     out_channels: channels of the result.
-    dtype: of the convolution.
+    dtype: dtype of the convolution.
   """
 
   out_channels: int
@@ -65,10 +65,10 @@ class DecoderBlock(nn.Module):
     out_channels: channels of the result.
     upsamples: whether the input is upsampled by 2.
     num_convs: number of convolutions, each with a norm and a ReLU.
-    norm: see `UNetDecoder`.
-    num_groups: see `UNetDecoder`.
-    norm_epsilon: see `UNetDecoder`.
-    dtype: of the activations.
+    norm: kind of norm, as in `UNetDecoder`.
+    num_groups: number of groups of a group norm.
+    norm_epsilon: constant added to the variance by a group norm.
+    dtype: dtype of the activations.
   """
 
   out_channels: int
@@ -92,7 +92,7 @@ class DecoderBlock(nn.Module):
     Args:
       x: map to decode; h_out and w_out are h and w, or twice these.
       skip: map of the encoder, if one is joined.
-      embedding: of the noise level, if the decoder is conditional.
+      embedding: embedding of the noise level, if the decoder is conditional.
       train: whether batch statistics are used and collected.
     """
     x = x.astype(self.dtype)
@@ -131,16 +131,17 @@ class UNetDecoder(nn.Module):
   Attributes:
     widths: channels of the blocks.
     width_multiplier: multiplies all widths.
-    layout: of n + 1 blocks: in 'A' the first one keeps the resolution, in 'A1'
-      it does so with a single convolution, in 'B' the last one does. With n
-      blocks only 'A' is possible.
+    layout: arrangement of the n + 1 blocks: in 'A' the first one keeps the
+      resolution, in 'A1' it does so with a single convolution, in 'B' the last
+      one does. With n blocks only 'A' is possible.
     skips: True for a skip at every stride above 1, False for none, or the
       strides that have one. A skip that the encoder lacks is an error.
     norm: 'group' or 'batch'; see `norm.make_norm`.
-    num_groups: of a group norm.
-    norm_epsilon: of a group norm; that of a batch norm is 1e-5.
+    num_groups: number of groups of a group norm.
+    norm_epsilon: constant added to the variance by a group norm; a batch norm
+      adds 1e-5.
     conditional: whether each normalized map is modulated by the noise level.
-    dtype: of the activations; parameters and statistics are float32.
+    dtype: dtype of the activations; parameters and statistics are float32.
     remat: whether blocks are recomputed in the backward pass, to save memory.
   """
 
@@ -165,7 +166,7 @@ class UNetDecoder(nn.Module):
     """Decodes the maps of an encoder.
 
     Args:
-      features: of the encoder.
+      features: feature maps of the encoder.
       condition: noise level γ of each image, 1 for no noise, for a conditional
         decoder only; None for 1.
       train: whether batch statistics are used and collected.

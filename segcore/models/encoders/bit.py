@@ -30,11 +30,11 @@ class Unit(nn.Module):
 
   Attributes:
     width: channels of conv_a and conv_b; the result has 4 times as many.
-    stride: of the unit.
-    num_groups: of every norm.
-    norm_epsilon: added to the variance of a group.
-    conv_epsilon: added to the variance of a kernel.
-    dtype: of the activations.
+    stride: stride of the unit.
+    num_groups: number of groups of every norm.
+    norm_epsilon: constant added to the variance of a group.
+    conv_epsilon: constant added to the variance of a kernel.
+    dtype: dtype of the activations.
   """
 
   width: int
@@ -82,12 +82,12 @@ class BiT(nn.Module):
   Attributes:
     blocks: number of units in each block.
     width: channels of the root; block b has 4·width·2^(b-1).
-    num_groups: of every norm.
-    norm_epsilon: added to the variance of a group.
-    conv_epsilon: added to the variance of a kernel.
+    num_groups: number of groups of every norm.
+    norm_epsilon: constant added to the variance of a group.
+    conv_epsilon: constant added to the variance of a kernel.
     skip_norm: whether the other maps are group-normalized, too, without
       parameters, since the convolutions that read them have their own.
-    dtype: of the activations; parameters and statistics are float32.
+    dtype: dtype of the activations; parameters and statistics are float32.
     remat: whether units are recomputed in the backward pass, to save memory.
   """
 

@@ -26,7 +26,7 @@ class Attention(nn.Module):
 
   Attributes:
     num_heads: number of heads, which must divide D.
-    dtype: of the activations.
+    dtype: dtype of the activations.
   """
 
   num_heads: int
@@ -71,7 +71,7 @@ class Mlp(nn.Module):
   Attributes:
     hidden_size: features between the layers.
     dropout_rate: share of the features that are dropped in training.
-    dtype: of the activations.
+    dtype: dtype of the activations.
   """
 
   hidden_size: int
@@ -101,10 +101,10 @@ class EncoderBlock(nn.Module):
   """A pre-norm transformer block: attention and perceptron, both residual.
 
   Attributes:
-    num_heads: of the attention.
+    num_heads: number of attention heads.
     mlp_dim: features between the layers of the perceptron.
     dropout_rate: share of the features that are dropped in training.
-    dtype: of the activations.
+    dtype: dtype of the activations.
   """
 
   num_heads: int
@@ -161,10 +161,10 @@ class Transformer(nn.Module):
   Attributes:
     grid: height and width, in cells, of the position table.
     num_layers: number of blocks.
-    num_heads: see `EncoderBlock`.
-    mlp_dim: see `EncoderBlock`.
-    dropout_rate: see `EncoderBlock`.
-    dtype: of the activations.
+    num_heads: number of attention heads.
+    mlp_dim: number of features between the layers of the perceptrons.
+    dropout_rate: share of the features that are dropped in training.
+    dtype: dtype of the activations.
     remat: whether blocks are recomputed in the backward pass.
   """
 
@@ -210,19 +210,22 @@ class HybridViT(nn.Module):
     blocks: number of units in each block of the stem; three blocks for
       stride 16.
     width: channels of the stem's root.
-    num_groups: of the stem's norms.
-    norm_epsilon: of the stem's norms.
-    conv_epsilon: of the stem's standardized kernels.
+    num_groups: number of groups of the stem's norms.
+    norm_epsilon: constant added to the variance by the stem's norms.
+    conv_epsilon: constant added to the standard deviation of the stem's
+      kernels.
     zero_init: whether units of the stem start as their shortcut alone.
     hidden_size: D of a token.
     num_layers: number of transformer blocks.
     num_heads: number of attention heads.
     mlp_dim: features between the layers of the perceptrons.
-    dropout_rate: after positions, attention and both dense layers.
+    dropout_rate: share of features that dropout removes after positions,
+      attention and both dense layers.
     use_cls_token: whether there is a class token to attend to, as in the
       training of the public weights.
     grid: height and width, in cells, of the position table.
-    dtype: of the activations; parameters, softmax and statistics are float32.
+    dtype: dtype of the activations; parameters, softmax and statistics are
+      float32.
     remat: whether units and blocks are recomputed in the backward pass, to
       save memory.
   """

@@ -62,10 +62,11 @@ class Unit(nn.Module):
   Attributes:
     kind: 'bottleneck' or 'basic'.
     width: channels of the 3x3.
-    stride: of the unit.
-    dilations: of the 3x3 with the stride, and of the other 3x3, if any.
+    stride: stride of the unit.
+    dilations: dilation of the 3x3 convolution with the stride, and of the other
+      3x3 convolution, if any.
     zero_init: whether the last norm's scale is initialized with 0.
-    dtype: of the activations.
+    dtype: dtype of the activations.
   """
 
   kind: Kind
@@ -112,12 +113,12 @@ class Block(nn.Module):
   """Units of one width, of which the first has the stride.
 
   Attributes:
-    kind: of the units.
-    dilations: of each unit.
-    width: of the units.
-    stride: of the first unit.
-    zero_init: see `Unit`.
-    dtype: of the activations.
+    kind: kind of the units.
+    dilations: dilations of each unit.
+    width: width of the units.
+    stride: stride of the first unit.
+    zero_init: whether the last norm's scale is initialized with 0.
+    dtype: dtype of the activations.
     remat: whether units are recomputed in the backward pass.
   """
 
@@ -174,13 +175,13 @@ class DilatedResNet(nn.Module):
     stem: 'deep', three 3x3 of width, width and twice the width; 'plain', one
       7x7, as torchvision's; or 'small', one 3x3 without a pool, for images of
       about 64 pixels.
-    output_stride: of the last block.
+    output_stride: stride of the last block's map.
     multi_grid: factors of the dilations of the last block's units. None for
       (2, 2, 4) with bottlenecks at output stride 8, and for 1 elsewhere.
     unit: kind of the units; see `Unit`.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
-    dtype: of the activations; parameters and statistics are float32.
+    dtype: dtype of the activations; parameters and statistics are float32.
     remat: whether units are recomputed in the backward pass, to save memory.
   """
 

@@ -31,13 +31,13 @@ class StdConv(nn.Module):
   Attributes:
     out_channels: channels of the result.
     kernel: height and width of the kernel.
-    stride: of the convolution.
+    stride: stride of the convolution.
     epsilon: keeps the divisor from 0.
     epsilon_on: the quantity that epsilon is added to: the standard 'deviation',
       as in the official ViT code, or the 'variance', as in BiT's.
     padding: 'same', as TensorFlow's, which pads top and left less where a
       stride makes the padding odd; or 'symmetric'.
-    dtype: of the convolution.
+    dtype: dtype of the convolution.
   """
 
   out_channels: int
@@ -86,12 +86,12 @@ class Unit(nn.Module):
   Attributes:
     width: channels of the first two convolutions; the result has 4 times as
       many.
-    stride: of the unit.
-    num_groups: of every norm.
-    norm_epsilon: added to the variance of a group.
-    conv_epsilon: added to the standard deviation of a kernel.
+    stride: stride of the unit.
+    num_groups: number of groups of every norm.
+    norm_epsilon: constant added to the variance of a group.
+    conv_epsilon: constant added to the standard deviation of a kernel.
     zero_init: whether the last norm's scale is initialized with 0.
-    dtype: of the activations.
+    dtype: dtype of the activations.
   """
 
   width: int
@@ -145,7 +145,7 @@ class Block(nn.Module):
   Attributes:
     num_units: number of units.
     unit: builds a unit from its stride and name.
-    stride: of the first unit.
+    stride: stride of the first unit.
   """
 
   num_units: int
@@ -173,12 +173,12 @@ class ResNet(nn.Module):
   Attributes:
     blocks: number of units in each block.
     width: channels of the root; block b has 4·width·2^(b-1).
-    num_groups: of every norm.
-    norm_epsilon: added to the variance of a group.
-    conv_epsilon: added to the standard deviation of a kernel.
+    num_groups: number of groups of every norm.
+    norm_epsilon: constant added to the variance of a group.
+    conv_epsilon: constant added to the standard deviation of a kernel.
     zero_init: whether units start as their shortcut alone, by a last norm
       whose scale is initialized with 0.
-    dtype: of the activations; parameters and statistics are float32.
+    dtype: dtype of the activations; parameters and statistics are float32.
     remat: whether units are recomputed in the backward pass, to save memory.
   """
 

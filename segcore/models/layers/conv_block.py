@@ -32,9 +32,9 @@ def conv(
     in_channels: channels of the input.
     out_channels: channels of the result.
     kernel: height and width of the kernel, odd.
-    dtype: of the convolution.
-    name: of the parameters.
-    dilation: of the kernel.
+    dtype: dtype of the convolution.
+    name: name of the parameters.
+    dilation: dilation of the kernel.
     use_bias: whether a bias is added.
   """
   bound = (in_channels * kernel * kernel) ** -0.5
@@ -65,10 +65,10 @@ class ConvBlock(nn.Module):
   Attributes:
     out_channels: channels of the result.
     kernel: height and width of the kernel, odd.
-    dilation: of the kernel.
+    dilation: dilation of the kernel.
     use_bias: whether the convolution has a bias, although a norm follows.
     dropout_rate: share of the channels that are dropped in training.
-    dtype: of the activations; parameters and statistics are float32.
+    dtype: dtype of the activations; parameters and statistics are float32.
   """
 
   out_channels: int

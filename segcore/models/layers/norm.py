@@ -21,10 +21,10 @@ class GroupNorm(nn.Module):
 
   Attributes:
     num_groups: number of groups, which must divide the channels.
-    epsilon: added to the variance.
+    epsilon: constant added to the variance.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
     affine: whether parameters scale and shift each channel.
-    dtype: of the result.
+    dtype: dtype of the result.
   """
 
   num_groups: int = 32
@@ -88,8 +88,8 @@ def batch_norm(
 
   Args:
     train: whether batch statistics are used and collected.
-    dtype: of the result.
-    name: of the parameters.
+    dtype: dtype of the result.
+    name: name of the parameters.
     decay: share of the running statistics that an update keeps; torch's
       `momentum` is 1 - decay.
     zero_scale: start from a scale of 0, for the last norm of a residual branch.
@@ -122,10 +122,11 @@ def make_norm(
   Args:
     kind: 'group', or 'batch' for a batch norm with decay 0.99.
     train: whether batch statistics are used and collected.
-    num_groups: of a group norm.
-    epsilon: of a group norm; that of a batch norm is 1e-5.
-    dtype: of the result.
-    name: of the parameters.
+    num_groups: number of groups of a group norm.
+    epsilon: constant added to the variance by a group norm; a batch norm adds
+      1e-5.
+    dtype: dtype of the result.
+    name: name of the parameters.
   """
   if kind == 'group':
     return GroupNorm(num_groups, epsilon, dtype=dtype, name=name)

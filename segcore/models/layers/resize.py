@@ -95,7 +95,7 @@ def _shift(
   )
 
 
-def bilinear(
+def resize_bilinear(
   x: Float[Array, 'B h w D'],
   size: Size,
   align_corners: bool = False,
@@ -107,25 +107,25 @@ def bilinear(
   float32 at least, whatever the platform's default precision of products.
 
   >>> x = jnp.arange(4.0).reshape(1, 1, 4, 1)
-  >>> bilinear(x, (1, 3), align_corners=True).ravel()
+  >>> resize_bilinear(x, (1, 3), align_corners=True).ravel()
   Array([0. , 1.5, 3. ], dtype=float32)
   """
   result = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   exact = jax.lax.Precision.HIGHEST
   if size[0] != x.shape[1]:
-    rows = bilinear_matrix(
+    rows = bilinear_resize_matrix(
       x.shape[1], size[0], align_corners, dtype=result.dtype
     )
     result = jnp.einsum('ih,bhwd->biwd', rows, result, precision=exact)
   if size[1] != x.shape[2]:
-    columns = bilinear_matrix(
+    columns = bilinear_resize_matrix(
       x.shape[2], size[1], align_corners, dtype=result.dtype
     )
     result = jnp.einsum('jw,biwd->bijd', columns, result, precision=exact)
   return result.astype(x.dtype)
 
 
-def bilinear_matrix(
+def bilinear_resize_matrix(
   old: Any,
   new: Any,
   align_corners: bool = False,
@@ -140,11 +140,12 @@ def bilinear_matrix(
     old: number of cells of the axis that is read.
     new: number of cells of the result. Either may be symbolic; the weights are
       then computed inside of the exported program.
-    align_corners: see `bilinear`.
+    align_corners: whether the corner cells of both grids coincide, as in
+      `resize_bilinear`.
     antialias: whether, where the axis shrinks, the triangle of weights widens
       to the old cells that a new one covers, as in `jax.image.resize` and
       Pillow.
-    dtype: of the result.
+    dtype: dtype of the result.
   """
   if not isinstance(old, int) or not isinstance(new, int):
     return _symbolic_matrix(old, new, align_corners, antialias, dtype)
@@ -169,7 +170,7 @@ def bilinear_matrix(
 def _symbolic_matrix(
   old: Any, new: Any, align_corners: bool, antialias: bool, dtype: DTypeLike
 ) -> Float[Array, 'rows columns']:
-  """Computes the matrix of `bilinear_matrix` for symbolic numbers of cells."""
+  """Computes `bilinear_resize_matrix` for symbolic numbers of cells."""
   cells, n, m = jnp.arange(old), jnp.asarray(old), jnp.asarray(new)
   i = jnp.arange(new)[:, None]
   if antialias:
@@ -190,7 +191,7 @@ def _symbolic_matrix(
   return (cells == low) * (1 - share) + (cells == high) * share
 
 
-def antialiased_uint8(
+def resize_antialiased_uint8(
   images: UInt8[Array, 'B H W 3'], size: Size
 ) -> UInt8[Array, 'B h w 3']:
   """Resizes images as Pillow's bilinear filter: columns, rounding, then rows.
@@ -201,19 +202,19 @@ def antialiased_uint8(
   exact = jax.lax.Precision.HIGHEST
   x = images.astype(jnp.float32)
   for axis, cells in ((2, size[1]), (1, size[0])):
-    weights = bilinear_matrix(images.shape[axis], cells, antialias=True)
+    weights = bilinear_resize_matrix(images.shape[axis], cells, antialias=True)
     equation = 'jw,bhwc->bhjc' if axis == 2 else 'ih,bhwc->biwc'
     # Pillow rounds halves up, jnp.round to even.
     x = jnp.floor(jnp.einsum(equation, weights, x, precision=exact) + 0.5)
   return jnp.clip(x, 0, 255).astype(jnp.uint8)
 
 
-def nearest_floor(
+def resize_nearest_floor(
   x: Shaped[Array, 'B h w *D'], size: tuple[int, int]
 ) -> Shaped[Array, 'B H W *D']:
   """Resizes labels or masks: cell i reads cell ⌊i·h/H⌋, as torch's 'nearest'.
 
-  >>> nearest_floor(jnp.arange(4).reshape(1, 1, 4), (1, 3)).ravel()
+  >>> resize_nearest_floor(jnp.arange(4).reshape(1, 1, 4), (1, 3)).ravel()
   Array([0, 1, 2], dtype=int32)
   """
   for axis, (old, new) in enumerate(zip(x.shape[1:3], size, strict=True), 1):
@@ -249,5 +250,5 @@ def resize_position_table(
     )
   extra, cells = table[:, :num_extra], table[:, num_extra:]
   grid = cells.reshape(1, height, width, -1)
-  grid = bilinear(grid, new, align_corners=True)
+  grid = resize_bilinear(grid, new, align_corners=True)
   return jnp.concatenate([extra, grid.reshape(1, -1, table.shape[-1])], axis=1)

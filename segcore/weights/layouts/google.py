@@ -72,7 +72,7 @@ LAYOUTS = (
 )
 
 
-def translate(
+def translate_google_weights(
   flat: Mapping[str, Shaped[np.ndarray, '...']],
 ) -> dict[str, Any] | None:
   """Translates the weights of a known family to the names of this project.
@@ -88,7 +88,7 @@ def translate(
   for layout in LAYOUTS:
     if layout.marker in params:
       renamed = {_rename(name, layout): x for name, x in params.items()}
-      console.log(f'read public weights of the family {layout.family}')
+      console.print_line(f'read public weights of the family {layout.family}')
       leaves = _normalize_shapes(renamed)
       return {'params': traverse_util.unflatten_dict(leaves, sep='/')}
   return None

@@ -1,6 +1,7 @@
 """Layout of torch's ResNet weights, as torchvision and others publish them.
 
-  translate({'layer1.0.conv1.weight': …, …})['params']['encoder']['block1']
+  arrays = {'layer1.0.conv1.weight': …, …}
+  translate_torchvision_weights(arrays)['params']['encoder']['block1']
 
 Files are `.npz` or `.safetensors`. Torch's own `.pth` files are pickles, which
 are not read; where torch is installed, they are converted by
@@ -40,7 +41,7 @@ _LEAVES = {
 }
 
 
-def translate(
+def translate_torchvision_weights(
   flat: Mapping[str, Shaped[np.ndarray, '...']],
 ) -> dict[str, Any] | None:
   """Translates the weights of a torch ResNet to the names of `DilatedResNet`.
@@ -76,7 +77,7 @@ def translate(
       leaves[collection][path] = np.asarray(value, np.float32)
   if left_out:
     modules = sorted({name.split('.')[0] for name in left_out})
-    console.log(f"torch's weights: left out {', '.join(modules)}")
+    console.print_line(f"torch's weights: left out {', '.join(modules)}")
   return {
     collection: {'encoder': traverse_util.unflatten_dict(tree)}
     for collection, tree in leaves.items()

@@ -27,7 +27,7 @@ class Before:
     files = self._read()
     assert {name: files.get(name) for name in self.files} == self.files
     options = sources.options_of(sources.FOLDER, self.source)
-    split = datasets.open_split(options, 'train', str(self.data_dir))
+    split = datasets.open_dataset_split(options, 'train', str(self.data_dir))
     for name, record in zip('abc', split.records, strict=True):
       assert record['id'] == name.encode()
       image = (self.source / f'images/{name}.jpg').read_bytes()
@@ -35,7 +35,7 @@ class Before:
       label = sources.mask_of().astype(np.int16)
       label[label == 255] = -1
       np.testing.assert_array_equal(
-        records.decode_label(record['label']), label
+        records.decode_record_label(record['label']), label
       )
 
   def _read(self):

@@ -49,7 +49,7 @@ def test_records_in_the_order_of_their_names(source, tmp_path):
   actual = [
     (
       record['id'],
-      records.decode_label(record['label']).tolist(),
+      records.decode_record_label(record['label']).tolist(),
       [int(tag) for tag in record['tags']],
     )
     for record in [*train, *val]
@@ -148,6 +148,6 @@ def test_photographs_are_prepared_unchanged(tmp_path):
       assert record['image'] == stem.with_suffix('.jpg').read_bytes()
       stem = photographs() / record['id'].decode().replace('/', '/labels/', 1)
       mask = np.asarray(PIL.Image.open(stem.with_suffix('.png'))).astype(int)
-      label = records.decode_label(record['label'])
+      label = records.decode_record_label(record['label'])
       np.testing.assert_array_equal(label, np.where(mask == 11, -1, mask))
       assert list(record['tags']) == sorted(set(mask.ravel()) - {11})

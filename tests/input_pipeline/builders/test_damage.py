@@ -67,7 +67,7 @@ def test_bad_files_can_be_skipped(before, tmp_path, capfd):
   for name in bad:
     assert f'\n  {name.encode(errors="backslashreplace").decode()}: ' in out
   options = sources.options_of(sources.FOLDER, source, on_bad_example='skip')
-  split = datasets.open_split(options, 'train', str(before.data_dir))
+  split = datasets.open_dataset_split(options, 'train', str(before.data_dir))
   assert split.ids() == ['a', 'b', 'c']
   before.check()
 

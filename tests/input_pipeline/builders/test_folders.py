@@ -101,7 +101,7 @@ def labels(builder, split='train'):
   """Returns the class ids of each example, by id."""
   source = builder.as_data_source(split, decoders=LABEL_DECODERS)
   return {
-    record['id'].decode(): records.decode_label(record['label']).tolist()
+    record['id'].decode(): records.decode_record_label(record['label']).tolist()
     for record in source
   }
 
@@ -233,7 +233,9 @@ def test_images_without_a_mask_become_a_split_on_request(tmp_path):
     *('classes.txt', '255', 'unlabeled', 0.4),
   )
   actual = {
-    split: datasets.open_split(options, split, str(tmp_path / 'prepared'))
+    split: datasets.open_dataset_split(
+      options, split, str(tmp_path / 'prepared')
+    )
     for split in ('train', 'val', 'unlabeled')
   }
   assert actual['unlabeled'].ids() == [f'{i:02}' for i in range(5, 12)]
@@ -274,7 +276,7 @@ def test_image_folder_has_images_and_relative_ids(tmp_path):
   source = builder.as_data_source('train', decoders=DECODERS)
   assert set(source[0]) == {'image', 'id'}
   assert source[2]['image'] == (tmp_path / 'photos/sub/c.JPG').read_bytes()
-  assert records.decode_image(source[1]['image'])[0].tolist() == [
+  assert records.decode_record_image(source[1]['image'])[0].tolist() == [
     [0, 1, 2],
     [3, 4, 5],
     [6, 7, 8],

@@ -73,7 +73,7 @@ def test_a_disk_that_fills_up_with_records_is_reported(before, tmp_path, capfd):
   assert prepare.main(arguments) == 0
   before.check()
   options = sources.options_of(sources.FOLDER, source)
-  split = datasets.open_split(options, 'train', str(before.data_dir))
+  split = datasets.open_dataset_split(options, 'train', str(before.data_dir))
   assert split.ids() == ['a', 'b', 'c']
 
 

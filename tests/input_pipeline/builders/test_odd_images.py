@@ -120,7 +120,7 @@ def odd_examples(tmp_path_factory):
   with contextlib.redirect_stdout(io.StringIO()) as out:
     assert prepare.main([*arguments, '--on_bad_example=skip']) == 0
   options = sources.options_of(sources.FOLDER, source, on_bad_example='skip')
-  split = datasets.open_split(options, 'train', str(data_dir))
+  split = datasets.open_dataset_split(options, 'train', str(data_dir))
   decode = transforms.Decode(len(split.classes))
   examples = (decode(record) for record in split.records)
   return {e['id'].decode(): e for e in examples}, out.getvalue()
@@ -179,6 +179,6 @@ def test_names_may_have_any_characters(name, tmp_path, capfd):
   arguments = sources.arguments_of(sources.FOLDER, source, tmp_path / 'data')
   assert prepare.main(arguments) == 0
   options = sources.options_of(sources.FOLDER, source)
-  split = datasets.open_split(options, 'train', str(tmp_path / 'data'))
+  split = datasets.open_dataset_split(options, 'train', str(tmp_path / 'data'))
   assert split.ids() == [name]
   assert split.classes == (name, 'road', 'car')

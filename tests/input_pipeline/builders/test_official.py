@@ -53,10 +53,12 @@ class Prepared:
 
   def open(self, split):
     options = datasets.DataOptions(self.name)
-    return datasets.open_split(options, split, str(self.data_dir))
+    return datasets.open_dataset_split(options, split, str(self.data_dir))
 
   def builder(self):
-    return datasets.builder(datasets.DataOptions(self.name), str(self.data_dir))
+    return datasets.dataset_builder(
+      datasets.DataOptions(self.name), str(self.data_dir)
+    )
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +73,7 @@ def prepared(tmp_path_factory):
     expected = write(source)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
       options = datasets.DataOptions(name, source=str(source))
-      datasets.prepare(options, str(data_dir))
+      datasets.prepare_dataset(options, str(data_dir))
     return Prepared(name, source, data_dir, expected, printed.getvalue())
 
   return make
@@ -87,7 +89,7 @@ def splits_of(name, source, tmp_path, splits):
   options = datasets.DataOptions(name, source=str(source))
   return {
     split: cases.read_records(
-      datasets.open_split(options, split, str(tmp_path / 'records'))
+      datasets.open_dataset_split(options, split, str(tmp_path / 'records'))
     )
     for split in splits
   }
@@ -97,7 +99,7 @@ def refusal(name, source, tmp_path):
   """The error message about a source."""
   options = datasets.DataOptions(name, source=str(source))
   with pytest.raises(errors.UserError) as caught:
-    datasets.builder(options, str(tmp_path / 'records')).check()
+    datasets.dataset_builder(options, str(tmp_path / 'records')).check()
   message = str(caught.value)
   assert '\n' not in message
   return message
@@ -156,7 +158,7 @@ def test_official_counts_cause_no_warning(prepared, tmp_path, monkeypatch):
   options = datasets.DataOptions(
     'ade20k', source=str(prepared('ade20k').source)
   )
-  builder = datasets.builder(options, str(tmp_path))
+  builder = datasets.dataset_builder(options, str(tmp_path))
   monkeypatch.setattr(type(builder), 'counts', {'train': 2, 'val': 1})
   actual, _ = builder.check()
   assert actual.warnings == ()

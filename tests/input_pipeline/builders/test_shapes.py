@@ -22,7 +22,7 @@ SKIP_DECODING = {
 
 
 def pixels_crc(sample):
-  image = records.decode_image(sample.image)
+  image = records.decode_record_image(sample.image)
   return zlib.crc32(image.tobytes() + sample.label.astype('<i2').tobytes())
 
 
@@ -31,7 +31,7 @@ def drawn(name, split, count):
   config = CONFIGS[name]
   for index in range(count):
     _, scene = shapes.make_scene(config, split, index)
-    yield scene, *shapes.render(scene)[:2]
+    yield scene, *shapes.render_scene(scene)[:2]
 
 
 @pytest.fixture(scope='module')
@@ -70,9 +70,9 @@ def test_prepared_records_are_read_back(prepare):
     source = builder.as_data_source(split=split, decoders=SKIP_DECODING)
     assert len(source) == count
     for index, actual in enumerate(source):
-      expected = shapes.draw_sample(CONFIGS['scenes'], split, index)
+      expected = shapes.draw_labeled_scene(CONFIGS['scenes'], split, index)
       assert actual['image'] == expected.image
-      label = records.decode_label(actual['label'])
+      label = records.decode_record_label(actual['label'])
       np.testing.assert_array_equal(label, expected.label)
       assert list(actual['tags']) == expected.tags
       assert actual['id'].decode() == f'scenes/{split}/0000{index}'
@@ -99,7 +99,7 @@ def test_preparing_shows_its_progress(prepare, capsys, monkeypatch):
 
 def test_images_never_change():
   actual = {
-    name: pixels_crc(shapes.draw_sample(config, 'train', 0))
+    name: pixels_crc(shapes.draw_labeled_scene(config, 'train', 0))
     for name, config in CONFIGS.items()
   }
   # Change VERSION with these: what was trained on older images is no longer
@@ -118,10 +118,10 @@ def test_images_never_change():
 
 def test_an_image_does_not_depend_on_the_others():
   config = CONFIGS['target']
-  late = shapes.draw_sample(config, 'train', 7)
+  late = shapes.draw_labeled_scene(config, 'train', 7)
   for index in range(3):
-    shapes.draw_sample(config, 'train', index)
-  again = shapes.draw_sample(config, 'train', 7)
+    shapes.draw_labeled_scene(config, 'train', index)
+  again = shapes.draw_labeled_scene(config, 'train', 7)
   assert (again.id, again.image, again.tags) == (
     late.id,
     late.image,
@@ -132,7 +132,7 @@ def test_an_image_does_not_depend_on_the_others():
 
 def test_splits_and_configurations_share_no_image():
   actual = [
-    pixels_crc(shapes.draw_sample(config, split, index))
+    pixels_crc(shapes.draw_labeled_scene(config, split, index))
     for name, config in CONFIGS.items()
     if config.size == 64
     for split in config.num_images
@@ -178,11 +178,11 @@ def test_classes_are_outlines_times_patterns():
 def test_mask_has_the_area_of_its_outline(class_id, area):
   for angle in (0.0, 0.3, 2.0):
     thing = a_thing(class_id, (31.3, 32.8), angle=angle)
-    mask = shapes_scene.coverage(thing, 64) > 0.5
+    mask = shapes_scene.scene_object_coverage(thing, 64) > 0.5
     assert mask.sum() == pytest.approx(area, rel=0.03)
     middle = np.argwhere(mask).mean(0) + 0.5
     np.testing.assert_allclose(middle, (32.8, 31.3), atol=0.5)
-    assert shapes_scene.visible_fraction(thing, mask) == pytest.approx(
+    assert shapes_scene.scene_object_visibility(thing, mask) == pytest.approx(
       1, abs=0.03
     )
 
@@ -196,7 +196,9 @@ def test_outlines_match_their_formulas():
   cross = (abs(x) < 6) & (abs(y) < 19.079)
   cross |= cross.T
   for class_id, expected in ((3, square), (5, ring), (7, cross)):
-    mask = shapes_scene.coverage(a_thing(class_id, angle=0.0), 64) > 0.5
+    mask = (
+      shapes_scene.scene_object_coverage(a_thing(class_id, angle=0.0), 64) > 0.5
+    )
     np.testing.assert_array_equal(mask, expected)
 
 
@@ -206,7 +208,7 @@ def test_later_objects_hide_earlier_ones(scenes):
   _, label = shapes.draw_scene(scene)
   x, y = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
   in_back = (x - 25) ** 2 + (y - 32) ** 2 < 20**2
-  in_front = shapes_scene.coverage(front, 64) > 0.5
+  in_front = shapes_scene.scene_object_coverage(front, 64) > 0.5
   expected = np.where(in_front, 4, np.where(in_back, 1, 0))
   np.testing.assert_array_equal(label, expected)
 
@@ -218,7 +220,9 @@ def test_patterns_have_clearly_different_scales():
     thing = dataclasses.replace(
       a_thing(class_id), pattern_angle=0.0, pattern_phase=1.0
     )
-    return np.diff(shapes_scene.pattern(thing, 64)[34, 12:52] > 0.5).sum()
+    return np.diff(
+      shapes_scene.scene_object_pattern(thing, 64)[34, 12:52] > 0.5
+    ).sum()
 
   assert changes(1) == 4
   assert changes(2) in (9, 10)
@@ -232,7 +236,7 @@ def test_patterns_have_clearly_different_scales():
 def test_tags_are_the_classes_of_the_mask(scenes):
   config = CONFIGS['scenes']
   for index, (scene, _, label) in enumerate(scenes):
-    tags = shapes.draw_sample(config, 'train', index).tags
+    tags = shapes.draw_labeled_scene(config, 'train', index).tags
     assert tags == [c for c in np.unique(label).tolist() if c > 0]
     assert 1 <= len(tags) <= len(scene.objects) <= 4
     assert label.dtype == np.int16
@@ -245,7 +249,7 @@ def test_single_has_balanced_classes(split):
   # The classes of the whole split; what is drawn is tested on a part below.
   count = CONFIGS['single'].num_images[split]
   rng = np.random.default_rng(0)
-  classes = [shapes.sample_classes(rng, i, 1) for i in range(count)]
+  classes = [shapes.sample_scene_classes(rng, i, 1) for i in range(count)]
   assert np.bincount(np.ravel(classes)).tolist() == [0] + [count // 8] * 8
 
 
@@ -326,7 +330,7 @@ def test_tint_keeps_luma_and_range():
   rng = np.random.default_rng(0)
   for _ in range(100):
     luma = rng.uniform(0.05, 0.95)
-    color = shapes_scene.tint(luma, rng.uniform(0, 7), rng.uniform(0, 1))
+    color = shapes_scene.scene_tint(luma, rng.uniform(0, 7), rng.uniform(0, 1))
     assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma)
     assert -1e-9 <= color.min() <= color.max() <= 1 + 1e-9
 
@@ -351,9 +355,9 @@ def test_target_is_darker_flatter_and_noisier_than_source():
 def test_images_are_rgb():
   config = CONFIGS['scenes']
   _, scene = shapes.make_scene(config, 'train', 0)
-  image, label, _ = shapes.render(scene)
-  drawn_again = shapes.draw_sample(config, 'train', 0)
-  decoded = records.decode_image(drawn_again.image)
+  image, label, _ = shapes.render_scene(scene)
+  drawn_again = shapes.draw_labeled_scene(config, 'train', 0)
+  decoded = records.decode_record_image(drawn_again.image)
   np.testing.assert_array_equal(decoded, image)
   np.testing.assert_array_equal(drawn_again.pixels, image)
   np.testing.assert_array_equal(drawn_again.label, label)
@@ -363,14 +367,16 @@ def test_an_unknown_outline_is_refused():
   with pytest.raises(
     ValueError, match="outline: expected one of .* got 'moon'"
   ):
-    shapes_scene.outline_distance('moon', np.zeros((1, 1)), np.zeros((1, 1)))
+    shapes_scene.object_outline_distance(
+      'moon', np.zeros((1, 1)), np.zeros((1, 1))
+    )
 
 
 def test_tensorflow_is_not_imported():
   code = (
     'import sys\n'
     'from input_pipeline.builders import shapes\n'
-    'shapes.draw_sample(shapes.Shapes.BUILDER_CONFIGS[0], "train", 0)\n'
+    'shapes.draw_labeled_scene(shapes.Shapes.BUILDER_CONFIGS[0], "train", 0)\n'
     'print("tensorflow" in sys.modules)\n'
   )
   actual = subprocess.run(

@@ -42,7 +42,9 @@ def ten_streets(source):
 def small_shards(monkeypatch):
   """Writes two images per shard, and empty pictures."""
   monkeypatch.setattr(shards, 'IMAGES_PER_SHARD', 2)
-  monkeypatch.setattr(report, 'draw', lambda path, *_: path.touch())
+  monkeypatch.setattr(
+    report, 'draw_dataset_report', lambda path, *_: path.touch()
+  )
 
 
 @pytest.fixture
@@ -110,8 +112,10 @@ def test_shard_subsets_write_the_same_files_as_one_process(
   # Of the work in progress nothing is left.
   assert not any((parts / '.parts').rglob('*.array_record*'))
   for split, actual in lengths.items():
-    opened = datasets.open_split(datasets.DataOptions(name), split, str(parts))
-    info = datasets.builder(datasets.DataOptions(name), str(parts)).info
+    opened = datasets.open_dataset_split(
+      datasets.DataOptions(name), split, str(parts)
+    )
+    info = datasets.dataset_builder(datasets.DataOptions(name), str(parts)).info
     assert info.splits[split].shard_lengths == actual
     assert [r['id'].decode() for r in opened.records] == opened.ids()
 
@@ -228,7 +232,7 @@ def test_shards_of_changed_files_are_written_again(
   assert run('ade20k', tmp_path / 'source', records_dir) == 0
   assert read['ADE_train_00000001'] == 2
   assert set(read.values()) == {1, 2}
-  split = datasets.open_split(
+  split = datasets.open_dataset_split(
     datasets.DataOptions('ade20k'), 'train', str(records_dir)
   )
   assert cases.read_records(split)[0].label == [[149, 149]]
@@ -254,7 +258,7 @@ def test_a_bad_file_of_another_shard_subset_is_reported_at_the_end(
   assert 'ADE_train_00000003' not in read  # It is of the other part.
   assert run(*arguments, '--shard=1/2') == 0
   assert dict(read) == {'ADE_train_00000002': 1, 'ADE_train_00000003': 1}
-  split = datasets.open_split(
+  split = datasets.open_dataset_split(
     datasets.DataOptions('ade20k'), 'train', str(tmp_path / 'records')
   )
   assert [record.label for record in cases.read_records(split)] == [
@@ -277,7 +281,7 @@ def test_changed_annotations_are_read_again(tmp_path, small_shards, read):
   assert run(*arguments, '--shard=0/2') == 0
   official.detail_json(source, {**masks, '2008_000002': [[2, 458]]}, phases)
   assert run(*arguments) == 0
-  split = datasets.open_split(
+  split = datasets.open_dataset_split(
     datasets.DataOptions('pascal_context/59'),
     'train',
     str(tmp_path / 'records'),

@@ -30,21 +30,21 @@ def image_bytes(width, height, kind='JPEG', **options):
 
 def read_mask(path):
   """Reads gray masks of three classes; 255 is ignored, 9 is not allowed."""
-  pixels = np.asarray(image_files.decode(path.read_bytes(), ('PNG',))).astype(
-    np.int16
-  )
+  pixels = np.asarray(
+    image_files.decode_image_file(path.read_bytes(), ('PNG',))
+  ).astype(np.int16)
   if (pixels == 9).any():
     raise errors.UserError('value 9 is no class')
   return np.where(pixels == 255, -1, pixels)
 
 
-READ = functools.partial(audit.read_example, read_mask=read_mask)
+READ = functools.partial(audit.read_image_example, read_mask=read_mask)
 
 
 def run(sources, classes, read, *, problems=(), **options):
   """Audits sources, as a builder does."""
-  counts, bad = audit.count(sources, read, len(classes))
-  return audit.conclude(counts, [*problems, *bad], classes, **options)
+  counts, bad = audit.count_source_classes(sources, read, len(classes))
+  return audit.conclude_audit(counts, [*problems, *bad], classes, **options)
 
 
 def audit_images(listing, **options):
@@ -52,7 +52,7 @@ def audit_images(listing, **options):
   return run(
     {'train': listing.examples},
     (),
-    audit.read_example,
+    audit.read_image_example,
     problems=listing.problems,
     **options,
   )
@@ -63,7 +63,7 @@ def make(tmp_path, **masks):
   for name, rows in masks.items():
     write(tmp_path / f'images/{name}.jpg', image_bytes(3, 2))
     write(tmp_path / f'masks/{name}.png', official.gray_png(rows))
-  return audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  return audit.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
 
 
 def refused(listing, **options):
@@ -89,7 +89,7 @@ def test_listing_pairs_relative_names_in_order(tmp_path):
     write(tmp_path / 'images' / name, b'')
   for name in ('b.png', 'a/c.PNG', 'a/B.png', 'a/._c.png'):
     write(tmp_path / 'masks' / name, b'')
-  listing = audit.list_examples(
+  listing = audit.list_image_examples(
     tmp_path / 'images', tmp_path / 'masks', prefix='val/'
   )
   assert listing == audit.Listing(
@@ -110,7 +110,7 @@ def test_listing_pairs_relative_names_in_order(tmp_path):
 def test_only_the_last_suffix_of_a_name_is_removed(tmp_path):
   for name in ('frame.1.jpg', 'frame.2.jpg'):
     write(tmp_path / name, b'')
-  listing = audit.list_examples(tmp_path)
+  listing = audit.list_image_examples(tmp_path)
   assert [example.id for example in listing.examples] == ['frame.1', 'frame.2']
   assert not listing.problems
 
@@ -119,7 +119,7 @@ def test_linked_folders_are_followed(tmp_path):
   write(tmp_path / 'elsewhere/x.jpg', b'')
   (tmp_path / 'images').mkdir()
   (tmp_path / 'images/link').symlink_to(tmp_path / 'elsewhere')
-  listing = audit.list_examples(tmp_path / 'images')
+  listing = audit.list_image_examples(tmp_path / 'images')
   assert [example.id for example in listing.examples] == ['link/x']
 
 
@@ -196,7 +196,7 @@ def test_a_split_without_masks_has_no_pixels_in_the_table():
 def test_images_without_masks_are_only_decoded(tmp_path):
   write(tmp_path / 'a.png', image_bytes(5, 4, 'PNG'))
   write(tmp_path / 'b.jpg', image_bytes(5, 4))
-  listing = audit.list_examples(tmp_path)
+  listing = audit.list_image_examples(tmp_path)
   actual = audit_images(listing)
   assert actual.counts == {'train': class_counts.ClassCounts(num_images=2)}
   assert actual.report() == 'train: 2 images'
@@ -267,7 +267,7 @@ def test_a_size_mismatch_by_exif_rotation_is_explained(tmp_path):
 def test_missing_mask_is_a_problem(tmp_path):
   make(tmp_path, a=GOOD)
   write(tmp_path / 'images/x/b.jpg', image_bytes(3, 2))
-  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  listing = audit.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
   assert [example.id for example in listing.examples] == ['a']
   assert refused(listing) == (
     f'{tmp_path}/images/x/b.jpg: has no mask {tmp_path}/masks/x/b.png; repair '
@@ -278,7 +278,7 @@ def test_missing_mask_is_a_problem(tmp_path):
 def test_mask_without_image_is_a_warning(tmp_path):
   make(tmp_path, a=GOOD)
   write(tmp_path / 'masks/b.png', official.gray_png(GOOD))
-  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  listing = audit.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
   assert listing.warnings == (
     f'{tmp_path}/masks/b.png: a mask without an image',
   )
@@ -288,7 +288,7 @@ def test_mask_without_image_is_a_warning(tmp_path):
 def test_two_files_of_one_id_are_both_problems(tmp_path):
   make(tmp_path, a=GOOD, b=GOOD)
   write(tmp_path / 'images/a.png', image_bytes(3, 2, 'PNG'))
-  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  listing = audit.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
   assert [example.id for example in listing.examples] == ['b']
   assert refused(listing) == (
     f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a' (the "
@@ -299,7 +299,7 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
 def test_two_masks_of_one_id_are_problems(tmp_path):
   make(tmp_path, a=GOOD)
   write(tmp_path / 'masks/a.PNG', official.gray_png(GOOD))
-  listing = audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+  listing = audit.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
   assert "a.PNG and a.png have the same id 'a'" in refused(listing)
 
 
@@ -331,7 +331,7 @@ def test_a_jpeg_padded_with_zeros_is_refused(tmp_path):
 
 def test_bytes_after_the_end_of_a_jpeg_are_accepted(tmp_path):
   write(tmp_path / 'a.jpg', image_bytes(3, 2) + b'trailer of a camera')
-  actual = audit_images(audit.list_examples(tmp_path))
+  actual = audit_images(audit.list_image_examples(tmp_path))
   assert actual.counts['train'].num_images == 1
 
 
@@ -342,13 +342,13 @@ def test_images_of_every_mode_are_accepted(tmp_path, mode):
   kind = 'JPEG' if mode == 'CMYK' else 'PNG'
   pixels = PIL.Image.new(mode, (3, 2))
   pixels.save(tmp_path / 'a.jpg', kind)
-  actual = audit_images(audit.list_examples(tmp_path))
+  actual = audit_images(audit.list_image_examples(tmp_path))
   assert actual.counts['train'].num_images == 1
 
 
 def test_other_formats_are_refused(tmp_path):
   write(tmp_path / 'a.jpg', image_bytes(3, 2, 'BMP'))
-  listing = audit.list_examples(tmp_path)
+  listing = audit.list_image_examples(tmp_path)
   assert 'a.jpg: is no JPEG or PNG file' in refused(listing)
 
 
@@ -374,13 +374,13 @@ def test_a_file_that_vanished_is_reported(tmp_path):
 
 def test_empty_and_missing_folders_are_refused(tmp_path):
   with pytest.raises(errors.UserError) as caught:
-    audit.list_examples(tmp_path)
+    audit.list_image_examples(tmp_path)
   assert str(caught.value) == (
     f'{tmp_path}: expected images *.jpg, *.jpeg or *.png, got none'
   )
   write(tmp_path / 'images/a.jpg', b'')
   with pytest.raises(errors.UserError) as caught:
-    audit.list_examples(tmp_path / 'images', tmp_path / 'masks')
+    audit.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
   assert str(caught.value) == (
     f'{tmp_path}/masks: expected a folder of *.png, got no such folder'
   )
@@ -388,7 +388,7 @@ def test_empty_and_missing_folders_are_refused(tmp_path):
 
 def test_messages_are_one_line_even_if_a_file_name_is_not(tmp_path):
   write(tmp_path / 'two\nlines.jpg', b'')
-  listing = audit.list_examples(tmp_path)
+  listing = audit.list_image_examples(tmp_path)
   assert f'{tmp_path}/two lines.jpg: is no JPEG or PNG' in refused(listing)
 
 
@@ -397,7 +397,7 @@ def test_names_that_are_not_utf8_are_problems(tmp_path):
     write(pathlib.Path(os.fsdecode(bytes(tmp_path) + b'/\xff.jpg')), b'')
   except OSError:
     pytest.skip('this file system has no names that are not UTF-8')
-  message = refused(audit.list_examples(tmp_path))
+  message = refused(audit.list_image_examples(tmp_path))
   assert message.startswith(
     f'{tmp_path}/\\udcff.jpg: its name is not UTF-8: rename it; '
   )

@@ -24,7 +24,7 @@ def encoded(pixels, kind='PNG', **options):
 
 
 def sample(name, image):
-  return records.Sample(name, image, records.decode_image(image))
+  return records.Sample(name, image, records.decode_record_image(image))
 
 
 def noise(seed, size=(40, 60)):
@@ -57,19 +57,21 @@ def test_an_index_is_written_and_read_back(tmp_path):
 def test_digests_differ_with_a_bit():
   data = encoded(noise(0))
   other = data[:-1] + bytes([data[-1] ^ 1])
-  assert fingerprints.digest(data) == fingerprints.digest(bytes(data))
-  assert fingerprints.digest(data) != fingerprints.digest(other)
+  assert fingerprints.image_digest(data) == fingerprints.image_digest(
+    bytes(data)
+  )
+  assert fingerprints.image_digest(data) != fingerprints.image_digest(other)
 
 
 def test_splits_without_common_images_pass():
   train, val = index_of(['a', 'b']), index_of(['c', 'd'], first=2)
-  fingerprints.check_disjoint(train, val, ('train', 'val'))
+  fingerprints.check_splits_disjoint(train, val, ('train', 'val'))
 
 
 def test_an_image_of_the_same_name_is_refused():
   train, val = index_of(['a', 'b']), index_of(['c', 'b'], first=2)
   with pytest.raises(errors.UserError) as caught:
-    fingerprints.check_disjoint(train, val, ('x train', 'x val'))
+    fingerprints.check_splits_disjoint(train, val, ('x train', 'x val'))
   assert str(caught.value) == (
     'x train and x val share images by their name: b is b; take them out of '
     'one of the two'
@@ -79,7 +81,7 @@ def test_an_image_of_the_same_name_is_refused():
 def test_an_image_of_the_same_bytes_is_refused():
   train, val = index_of(['a', 'b', 'c']), index_of(['d', 'e'], first=1)
   with pytest.raises(errors.UserError) as caught:
-    fingerprints.check_disjoint(train, val, ('x train', 'x val'))
+    fingerprints.check_splits_disjoint(train, val, ('x train', 'x val'))
   message = str(caught.value)
   assert message.startswith('x train and x val share images by their content: ')
   assert ' and 1 more; ' in message
@@ -94,7 +96,7 @@ def test_only_images_shared_with_held_out_splits_are_described():
     'train_aug': fingerprints.ImageIndex.from_samples([sample('t', image)]),
     'val': fingerprints.ImageIndex.from_samples([sample('v', again)]),
   }
-  assert fingerprints.describe_shared(indices) == [
+  assert fingerprints.describe_shared_images(indices) == [
     f'{split} and val share images by appearance, 1 pairs: t = v; scores on '
     'val may be too good'
     for split in ('train', 'train_aug')
@@ -106,7 +108,7 @@ def planted(images):
   rng = np.random.default_rng(0)
   leaks = []
   for i in range(100):
-    pixels = records.decode_image(images[i])
+    pixels = records.decode_record_image(images[i])
     match i % 4:
       case 0 | 1:
         quality = int(rng.integers(30, 96))
@@ -141,7 +143,7 @@ def check_planted(images):
   )
   assert len(np.intersect1d(train.ids, val.ids)) == 100
   assert len(np.intersect1d(train.digests, val.digests)) == 100
-  pairs = fingerprints.near_duplicates(
+  pairs = fingerprints.near_duplicate_images(
     train.perceptual_hashes, val.perceptual_hashes[200:]
   )
   return sum(i == j for i, j in pairs), sum(i != j for i, j in pairs)
@@ -149,7 +151,9 @@ def check_planted(images):
 
 def test_planted_leaks_among_drawings_are_found():
   config = shapes.Shapes.BUILDER_CONFIGS[0]
-  images = [shapes.draw_sample(config, 'train', i).image for i in range(300)]
+  images = [
+    shapes.draw_labeled_scene(config, 'train', i).image for i in range(300)
+  ]
   actual, wrong = check_planted(images)
   assert actual >= 95
   assert wrong == 0  # Of 19,900 pairs of different images.
@@ -172,20 +176,24 @@ def test_different_photographs_have_distant_hashes():
   hashes = fingerprints.ImageIndex.from_samples(
     [sample(file.stem, file.read_bytes()) for file in files]
   ).perceptual_hashes
-  pairs = fingerprints.near_duplicates(hashes, hashes)
+  pairs = fingerprints.near_duplicate_images(hashes, hashes)
   assert sum(i < j for i, j in pairs) <= 1
 
 
 def test_near_duplicates_differ_in_few_bits():
   hashes = np.array([0, 0b111, 2**64 - 1], np.uint64)
-  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=2) == [
-    (0, 0)
-  ]
-  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=3) == [
+  assert fingerprints.near_duplicate_images(
+    hashes[:1], hashes, max_distance=2
+  ) == [(0, 0)]
+  assert fingerprints.near_duplicate_images(
+    hashes[:1], hashes, max_distance=3
+  ) == [
     (0, 0),
     (0, 1),
   ]
-  assert fingerprints.near_duplicates(hashes[:1], hashes, max_distance=64) == [
+  assert fingerprints.near_duplicate_images(
+    hashes[:1], hashes, max_distance=64
+  ) == [
     (0, 0),
     (0, 1),
     (0, 2),

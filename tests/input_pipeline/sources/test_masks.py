@@ -35,7 +35,7 @@ def test_gray_masks_of_few_bits_keep_their_values(tmp_path, depth):
   rows = [[0, 1, 1, 0, 1], [1, 1, 0, 2**depth - 1, 0]]
   path = tmp_path / 'mask.png'
   path.write_bytes(small_gray_png(rows, depth))
-  assert masks.read_pixels(path).tolist() == rows
+  assert masks.read_mask_pixels(path).tolist() == rows
 
 
 def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
@@ -43,12 +43,12 @@ def test_palette_masks_of_few_bits_keep_their_indices(tmp_path):
   image = PIL.Image.fromarray(np.array(rows, np.uint8), 'L')
   image.putpalette([7, 7, 7] * 4)
   image.save(tmp_path / 'mask.png', bits=2)
-  assert masks.read_pixels(tmp_path / 'mask.png').tolist() == rows
+  assert masks.read_mask_pixels(tmp_path / 'mask.png').tolist() == rows
 
 
 def test_mask_with_transparency_is_refused(tmp_path):
   PIL.Image.new('RGBA', (3, 5)).save(tmp_path / 'mask.png')
-  assert messages.message_of(masks.read_pixels, tmp_path / 'mask.png') == (
+  assert messages.message_of(masks.read_mask_pixels, tmp_path / 'mask.png') == (
     'expected a palette, gray of 8 or 16 bits, or RGB without transparency, '
     "got pixels of PIL mode 'RGBA'"
   )
@@ -56,7 +56,7 @@ def test_mask_with_transparency_is_refused(tmp_path):
 
 def test_palette_is_that_of_pascal_voc():
   # background, aeroplane, bicycle, bird, boat, …, tv monitor (20).
-  colors = masks.palette(21)
+  colors = masks.voc_palette(21)
   assert colors[:5] == (
     (0, 0, 0),
     (128, 0, 0),
@@ -65,4 +65,4 @@ def test_palette_is_that_of_pascal_voc():
     (0, 0, 128),
   )
   assert colors[20] == (0, 64, 128)
-  assert len(set(masks.palette(256))) == 256
+  assert len(set(masks.voc_palette(256))) == 256

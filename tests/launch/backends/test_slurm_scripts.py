@@ -37,4 +37,4 @@ def test_the_batch_script_combines_exit_codes_as_the_launcher_does(
     check=True,
   ).stdout
   expected = {str(i): code for i, code in enumerate(exit_codes)}
-  assert int(printed) == jobs.combine_exit_codes(expected)
+  assert int(printed) == jobs.combine_worker_exit_codes(expected)

@@ -26,8 +26,8 @@ class FakeGcloud(shell.Shell):
 
 @pytest.mark.parametrize('num_answers', [0, 1])
 def test_machines_are_lost_only_if_others_can_be_reached(num_answers):
-  job = jobs.from_command(['-m', 'a'], 'gs://b')
-  slice_of_two = accelerators.parse('v4-16')
+  job = jobs.job_from_command(['-m', 'a'], 'gs://b')
+  slice_of_two = accelerators.parse_accelerator('v4-16')
   api = tpu_api.QueuedResourceApi(job, slice_of_two, 'z', 'p')
   backend = tpu.Tpu(api, FakeGcloud(num_answers))
   outages = [backend.poll().outage for _ in range(19)]

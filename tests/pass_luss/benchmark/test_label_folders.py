@@ -15,12 +15,14 @@ def test_records_get_the_label_maps_of_the_folder(tmp_path):
   rng = np.random.default_rng(0)
   labels = rng.integers(0, support.CLASSES + 1, (3, 40, 48))
   for name, label in zip(split.ids()[:2], labels, strict=False):
-    png_format.write(label_folders.label_path(tmp_path, name), label)
+    png_format.write_imagenet_s_png(
+      label_folders.label_path(tmp_path, name), label
+    )
   with pytest.raises(
     errors.UserError, match='expected label maps of 3 images, got 2'
   ):
     label_folders.with_pseudo_labels(split, tmp_path, support.CLASSES)
-  png_format.write(
+  png_format.write_imagenet_s_png(
     label_folders.label_path(tmp_path, split.ids()[2]), labels[2]
   )
   labeled = label_folders.with_pseudo_labels(split, tmp_path, support.CLASSES)
@@ -52,9 +54,15 @@ def test_images_of_equal_input_size_share_a_block(folder, monkeypatch):
       yield np.ones(size, int), {'id': np.bytes_(name)}
 
   with pytest.raises(workspace_lib.Preempted, match='keeps the labels it has'):
-    label_folders.write(split, maps, folder / 'val', workspace, 12)
-  label_folders.write(split, maps, folder / 'val', workspace, 12)
+    label_folders.write_missing_label_maps(
+      split, maps, folder / 'val', workspace, 12
+    )
+  label_folders.write_missing_label_maps(
+    split, maps, folder / 'val', workspace, 12
+  )
   # Input sizes are (12, 12) twice and (12, 16) three times; blocks hold 2.
   ids = split.ids()
   assert blocks == [[ids[1], ids[3]], [ids[0], ids[2]], [ids[4]]]
-  assert len(label_folders.missing_indices(split, folder / 'val')) == 0
+  assert (
+    len(label_folders.indices_without_label_map(split, folder / 'val')) == 0
+  )

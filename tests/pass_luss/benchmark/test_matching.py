@@ -59,12 +59,12 @@ def test_merged_equals_all_at_once():
   for cut in range(10):
     merged = counted(images[:cut]).merge(counted(images[cut:]))
     np.testing.assert_array_equal(merged.counts, whole.counts)
-  pairs = [matching.present_ids(*image) for image in images]
+  pairs = [matching.present_category_ids(*image) for image in images]
   np.testing.assert_array_equal(
     counted([]).update_all(pairs).counts, whole.counts
   )
   assert isinstance(whole, metrics_lib.Metric)
-  assert metrics_lib.merge_across_hosts(whole) is whole
+  assert metrics_lib.merge_metrics_across_hosts(whole) is whole
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -235,15 +235,15 @@ def test_match_json_of_finer_clusters_with_gaps(tmp_path):
 def test_match_by_name_of_classes_with_different_ids():
   """Spec §1.2: the wnid n03 has id 3 in one data set and 1 in the other."""
   known = ('other', 'n01', 'n02', 'n03', 'n04')
-  match = matching.match_by_name(known, ('background', 'n03', 'n01'))
+  match = matching.match_classes_by_name(known, ('background', 'n03', 'n01'))
   assert match.classes == (0, 2, 0, 1, 0)
-  assert matching.match_by_name(known, known).classes == (0, 1, 2, 3, 4)
+  assert matching.match_classes_by_name(known, known).classes == (0, 1, 2, 3, 4)
   # What is called 'other' elsewhere is no class.
-  assert matching.match_by_name(
+  assert matching.match_classes_by_name(
     ('other', 'a'), ('x', 'other', 'a')
   ).classes == (0, 2)
   with pytest.raises(errors.UserError) as error:
-    matching.match_by_name(known, ('other', 'cat', 'dog'))
+    matching.match_classes_by_name(known, ('other', 'cat', 'dog'))
   assert str(error.value) == (
     'expected classes with names among the 2 of the data (cat, dog, …), got 4 '
     'others (n01, n02, n03, …): choose data that shares classes'
@@ -253,8 +253,10 @@ def test_match_by_name_of_classes_with_different_ids():
 def test_matched_predictions_can_be_written(tmp_path):
   match = matching.Match((0, 300, 1))
   label = match.apply(np.array([[0, 1, 2]], np.int32))
-  png_format.write(tmp_path / 'a.png', label)
-  assert png_format.read(tmp_path / 'a.png', 300).tolist() == [[0, 300, 1]]
+  png_format.write_imagenet_s_png(tmp_path / 'a.png', label)
+  assert png_format.read_imagenet_s_png(tmp_path / 'a.png', 300).tolist() == [
+    [0, 300, 1]
+  ]
 
 
 def test_doctests():

@@ -330,14 +330,14 @@ def test_merging_over_simulated_hosts(images, monkeypatch):
 
   def gather(tree):
     words = [
-      {n: metrics_lib.encode_int64(getattr(part, n)) for n in tree}
+      {n: metrics_lib.encode_int64_counts(getattr(part, n)) for n in tree}
       for part in parts
     ]
     return {n: np.asarray(jnp.stack([w[n] for w in words])) for n in tree}
 
   monkeypatch.setattr(metrics_lib.jax, 'process_count', lambda: 3)
   monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
-  merged = metrics_lib.merge_across_hosts(parts[1])
+  merged = metrics_lib.merge_metrics_across_hosts(parts[1])
   assert_same(merged, functools.reduce(lambda a, b: a.merge(b), parts))
   assert_same(merged, counted(images))
 

@@ -25,14 +25,16 @@ def rgb(*pixels):
 def refused(path, data, num_classes=300):
   path.write_bytes(data)
   with pytest.raises(errors.BadFile) as error:
-    png_format.read(path, num_classes)
+    png_format.read_imagenet_s_png(path, num_classes)
   message = str(error.value)
   assert message.startswith(f'{path}: ') and '\n' not in message
   return message.removeprefix(f'{path}: ')
 
 
 def test_pixels_equal_those_of_the_benchmark():
-  pixels = png_format.encode(np.array([[0, 1, 255, 256, 919, -1, -7]]))
+  pixels = png_format.encode_ids_as_rgb(
+    np.array([[0, 1, 255, 256, 919, -1, -7]])
+  )
   assert pixels.dtype == np.uint8
   assert pixels.tolist() == [
     [
@@ -45,8 +47,8 @@ def test_pixels_equal_those_of_the_benchmark():
 def test_every_id_survives_a_round_trip(tmp_path):
   label = np.arange(-1, 999, dtype=np.int16).reshape(8, 125)
   path = tmp_path / 'val' / 'n01443537' / 'a.b.png'
-  png_format.write(path, label)
-  actual = png_format.read(path, 999)
+  png_format.write_imagenet_s_png(path, label)
+  actual = png_format.read_imagenet_s_png(path, 999)
   assert actual.dtype == np.int16
   np.testing.assert_array_equal(actual, label)
   with PIL.Image.open(path) as image:
@@ -56,7 +58,7 @@ def test_every_id_survives_a_round_trip(tmp_path):
 def test_ignored_is_allowed_for_any_number_of_classes(tmp_path):
   path = tmp_path / 'a.png'
   path.write_bytes(png(rgb((232, 3, 0), (5, 0, 0))))
-  assert png_format.read(path, 5).tolist() == [[-1, 5]]
+  assert png_format.read_imagenet_s_png(path, 5).tolist() == [[-1, 5]]
 
 
 def test_refused_pixels(tmp_path):
@@ -113,33 +115,33 @@ def test_damaged_files(tmp_path):
   for data in (b'', b'\x89PNG', b'GIF89a'):
     assert refused(path, data) == 'is no PNG file, or its header is damaged'
   with pytest.raises(errors.BadFile, match=r'b\.png: cannot be read: No such'):
-    png_format.read(tmp_path / 'b.png', 3)
+    png_format.read_imagenet_s_png(tmp_path / 'b.png', 3)
 
 
 def test_id_out_of_range_is_not_written(tmp_path):
   with pytest.raises(
     ValueError, match='expected ids 0…999, or negative to ignore, got 1000'
   ):
-    png_format.write(tmp_path / 'a.png', np.array([[1000]]))
+    png_format.write_imagenet_s_png(tmp_path / 'a.png', np.array([[1000]]))
   assert not list(tmp_path.iterdir())
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'a.png'
-  png_format.write(path, np.array([[7]]))
+  png_format.write_imagenet_s_png(path, np.array([[7]]))
 
   def full(self, target):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(pathlib.Path, 'rename', full)
   with pytest.raises(errors.UserError) as error:
-    png_format.write(path, np.array([[8]]))
+    png_format.write_imagenet_s_png(path, np.array([[8]]))
   assert str(error.value) == (
     f'cannot write {path} (No space left on device): free some space, or '
     'choose another folder'
   )
   assert list(tmp_path.iterdir()) == [path]
-  assert png_format.read(path, 9).tolist() == [[7]]
+  assert png_format.read_imagenet_s_png(path, 9).tolist() == [[7]]
 
 
 def test_list_files_returns_sorted_paths(tmp_path):
@@ -150,10 +152,10 @@ def test_list_files_returns_sorted_paths(tmp_path):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b'')
-  assert png_format.list_files(tmp_path) == [
+  assert png_format.list_imagenet_s_pngs(tmp_path) == [
     *('n03/c.png', 'val/n01/a.b.png', 'val/n01/z.png', 'val/n02/b.png')
   ]
-  assert png_format.list_files(tmp_path / 'val')[0] == 'n01/a.b.png'
+  assert png_format.list_imagenet_s_pngs(tmp_path / 'val')[0] == 'n01/a.b.png'
 
 
 def test_folders_of_classes_may_be_links(tmp_path):
@@ -161,13 +163,13 @@ def test_folders_of_classes_may_be_links(tmp_path):
   (tmp_path / 'there' / 'a.png').write_bytes(b'')
   (tmp_path / 'val').mkdir()
   (tmp_path / 'val' / 'n01').symlink_to(tmp_path / 'there')
-  assert png_format.list_files(tmp_path / 'val') == ['n01/a.png']
+  assert png_format.list_imagenet_s_pngs(tmp_path / 'val') == ['n01/a.png']
 
 
 def test_folders_without_files(tmp_path):
   def refused(folder):
     with pytest.raises(errors.UserError) as error:
-      png_format.list_files(folder)
+      png_format.list_imagenet_s_pngs(folder)
     return str(error.value).removeprefix(str(folder))
 
   expected = ': expected SPLIT/WNID/NAME.png or WNID/NAME.png, got '

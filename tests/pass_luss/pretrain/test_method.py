@@ -55,8 +55,10 @@ COLORS = view_colors.ViewColors(
 
 
 def make_method(options=SWAV, dtype=jnp.float32, num_steps=20, tx=LARC):
-  objectives = options_lib.build(options, SIZES)
-  net = support.build_network(options_lib.build_heads(objectives, dtype), dtype)
+  objectives = options_lib.build_objectives(options, SIZES)
+  net = support.build_network(
+    options_lib.build_objective_heads(objectives, dtype), dtype
+  )
   update = update_lib.Update(('encoder', 'heads'), tx, num_steps)
   return method_lib.Pretrain(net, update, objectives, COLORS, options.combine)
 
@@ -170,7 +172,7 @@ def test_losses_of_a_step_equal_the_transcription(trained):
   (states, logged), batches = trained
   method = make_method()
   state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
-  params = prototypes_lib.normalize(state.params)
+  params = prototypes_lib.l2_normalize_prototypes(state.params)
   views = method.views(batch, jax.random.fold_in(state.rng, state.step))
   outputs, _ = jax.jit(method.forward)(params, state.batch_stats, views, batch)
   outputs = jax.tree.map(lambda x: np.asarray(x, np.float64), outputs)
@@ -210,13 +212,16 @@ def test_views_of_all_sizes_pass_the_head_together():
 
   def pooled(net, images):
     maps = net.features(images, decode=False, train=True)['encoder']
-    return embedding_ops.average_pool(maps.deepest.array)
+    return embedding_ops.average_pool_embeddings(maps.deepest.array)
 
   rows = []
   for name in ('large', 'small'):
     flat = views[name].reshape(-1, *views[name].shape[2:])
     each, _ = method.segmenter.apply(
-      train_state.variables(state), flat, method=pooled, mutable=['batch_stats']
+      train_state.train_state_variables(state),
+      flat,
+      method=pooled,
+      mutable=['batch_stats'],
     )
     rows.append(np.asarray(each, np.float64).reshape(BATCH, 2, -1))
   together = np.concatenate(rows, axis=1).reshape(4 * BATCH, -1)
@@ -251,7 +256,7 @@ def test_pixpro_alone_encodes_one_view_after_the_other():
       'pixpro', 'project', maps.deepest.array, True
     )
     values = net.heads.call_method('pixpro', 'apply_transform', pixels)
-    return pixpro.propagate(pixels, values, 2.0)
+    return pixpro.propagate_pixels(pixels, values, 2.0)
 
   @jax.jit
   def one_view(batch_stats, images):
@@ -322,7 +327,7 @@ def test_collectives_of_a_step():
   shapes = jax.eval_shape(
     lambda rng: method.init(rng, batch_spec(batch), None), jax.random.PRNGKey(0)
   )
-  whole = sharding.replicated(mesh)
+  whole = sharding.replicated_sharding(mesh)
   shapes = jax.tree.map(lambda x: x.update(sharding=whole), shapes)
   rows = sharding.batch_sharding(mesh)
   batches = jax.tree.map(lambda x: x.update(sharding=rows), batch_spec(batch))
@@ -439,7 +444,7 @@ def test_pixpro_loss_of_a_step_equals_the_transcription():
   batch = make_batch()
   state = init_state(method, batch)
   _, scalars = jax.jit(method.train_step)(state, batch)
-  params = prototypes_lib.normalize(state.params)
+  params = prototypes_lib.l2_normalize_prototypes(state.params)
   views = method.views(batch, jax.random.fold_in(state.rng, state.step))
   outputs, _ = jax.jit(method.forward)(params, state.batch_stats, views, batch)
   propagated = np.asarray(outputs['pixpro']['propagated'], np.float64)
@@ -451,7 +456,7 @@ def test_pixpro_loss_of_a_step_equals_the_transcription():
   # At step 0 the momentum encoder equals the encoder.
   large = views['large']
   keys, _ = method.segmenter.apply(
-    train_state.variables(state),
+    train_state.train_state_variables(state),
     large.reshape(-1, *large.shape[2:]),
     method=project,
     mutable=['batch_stats'],

@@ -13,14 +13,14 @@ from tests.transcriptions import pass_luss as reference
 pytestmark = pytest.mark.usefixtures('float64')
 
 SPEC = momentum.MomentumSpec(
-  functools.partial(momentum.cosine_decay, initial=0.99),
+  functools.partial(momentum.momentum_encoder_decay, initial=0.99),
   {'pixpro': ('projector',)},
 )
 
 
 @pytest.mark.parametrize('step', [0, 1, 37, 100])
 def test_cosine_decay(step):
-  actual = momentum.cosine_decay(jnp.asarray(step), 100, 0.99)
+  actual = momentum.momentum_encoder_decay(jnp.asarray(step), 100, 0.99)
   arrays.assert_close(actual, reference.momentum(step, 100, 0.99))
 
 

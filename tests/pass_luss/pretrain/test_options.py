@@ -39,9 +39,11 @@ SIZES = heads.HeadSizes(8, 6, 5)
   ],
 )
 def test_objectives_and_their_heads(options, names, head_names):
-  objectives = options_lib.build(options, SIZES)
+  objectives = options_lib.build_objectives(options, SIZES)
   assert tuple(o.name for o in objectives) == names
-  assert set(options_lib.build_heads(objectives, 'float32')) == head_names
+  assert (
+    set(options_lib.build_objective_heads(objectives, 'float32')) == head_names
+  )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_published_parameter_counts(depth, stages, backbone, total):
   net = segmenter.Segmenter(
     encoder,
     None,
-    options_lib.build_heads(options_lib.build(options, sizes), jnp.float32),
+    options_lib.build_objective_heads(
+      options_lib.build_objectives(options, sizes), jnp.float32
+    ),
   )
   shapes = jax.eval_shape(
     net.init, jax.random.PRNGKey(0), jnp.zeros((1, 224, 224, 3))

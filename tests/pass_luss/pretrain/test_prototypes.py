@@ -21,16 +21,16 @@ def test_normalized_prototypes():
     'encoder': encoder,
     'heads': {'clusters': {'prototypes': jnp.asarray(prototypes)}},
   }
-  normalized = prototypes_lib.normalize(params)
+  normalized = prototypes_lib.l2_normalize_prototypes(params)
   arrays.assert_close(
-    prototypes_lib.select(normalized),
+    prototypes_lib.select_prototype_parameters(normalized),
     reference.normalize_prototypes(prototypes),
   )
   assert normalized['encoder'] is encoder
 
 
 def test_normalization_of_zeros_has_a_finite_gradient():
-  gradient = jax.grad(lambda x: embedding_ops.l2_normalize(x).sum())(
+  gradient = jax.grad(lambda x: embedding_ops.l2_normalize_embeddings(x).sum())(
     jnp.zeros(3)
   )
   assert np.isfinite(gradient).all()
@@ -39,8 +39,10 @@ def test_normalization_of_zeros_has_a_finite_gradient():
 def test_usage_is_1_for_even_and_0_for_a_single_prototype():
   even = jnp.full((4, 8), 1 / 8)
   single = jnp.zeros((4, 8)).at[:, 2].set(1.0)
-  np.testing.assert_allclose(prototypes_lib.usage(even), 1.0)
-  np.testing.assert_allclose(prototypes_lib.usage(single), 0.0, atol=1e-9)
+  np.testing.assert_allclose(prototypes_lib.prototype_usage(even), 1.0)
+  np.testing.assert_allclose(
+    prototypes_lib.prototype_usage(single), 0.0, atol=1e-9
+  )
   # Half of 4 prototypes, evenly: log 2 / log 4.
   half = jnp.asarray([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
-  np.testing.assert_allclose(prototypes_lib.usage(half), 0.5)
+  np.testing.assert_allclose(prototypes_lib.prototype_usage(half), 0.5)

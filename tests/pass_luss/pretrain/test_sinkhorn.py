@@ -18,7 +18,7 @@ def test_equals_the_transcription(iterations):
     arrays.normalized(BATCH, SIZE)
     @ arrays.normalized(PROTOTYPES, SIZE, seed=1).T
   )
-  actual = sinkhorn.assign(jnp.asarray(scores), 0.05, iterations)
+  actual = sinkhorn.sinkhorn_assign(jnp.asarray(scores), 0.05, iterations)
   arrays.assert_close(actual, reference.sinkhorn(scores, 0.05, iterations))
 
 
@@ -27,7 +27,7 @@ def test_float32_at_the_published_size():
   rows = reference.normalize(rng.normal(size=(400, 128)))
   prototypes = reference.normalize(rng.normal(size=(300, 128)))
   scores = (rows @ prototypes.T).astype(np.float32)
-  actual = sinkhorn.assign(jnp.asarray(scores), 0.05, 3)
+  actual = sinkhorn.sinkhorn_assign(jnp.asarray(scores), 0.05, 3)
   assert actual.dtype == jnp.float32
   expected = reference.sinkhorn(scores.astype(np.float64), 0.05, 3)
   np.testing.assert_allclose(actual, expected, atol=1e-6)
@@ -36,7 +36,7 @@ def test_float32_at_the_published_size():
 def test_extreme_scores_stay_finite():
   scores = np.full((4, 3), -1.0, np.float32)
   scores[0, 0] = 1.0
-  actual = np.asarray(sinkhorn.assign(jnp.asarray(scores), 0.05, 3))
+  actual = np.asarray(sinkhorn.sinkhorn_assign(jnp.asarray(scores), 0.05, 3))
   assert np.isfinite(actual).all()
   np.testing.assert_allclose(actual.sum(1), 1.0, rtol=1e-5)
 
@@ -44,7 +44,9 @@ def test_extreme_scores_stay_finite():
 def test_unused_samples_change_nothing():
   scores = arrays.normal(BATCH, PROTOTYPES, scale=0.3)
   used = np.array([True, False, True, True, False, True])
-  actual = sinkhorn.assign(jnp.asarray(scores), 0.05, 3, jnp.asarray(used))
+  actual = sinkhorn.sinkhorn_assign(
+    jnp.asarray(scores), 0.05, 3, jnp.asarray(used)
+  )
   arrays.assert_close(actual[used], reference.sinkhorn(scores[used], 0.05, 3))
   assert not np.asarray(actual)[~used].any()
 
@@ -55,5 +57,5 @@ def test_blocks_equal_their_concatenation():
     (jnp.asarray(part), jnp.ones(len(part), bool))
     for part in (scores[:2], scores[2:])
   ]
-  actual = np.concatenate(sinkhorn.assign_blocks(blocks, 0.05, 3))
+  actual = np.concatenate(sinkhorn.sinkhorn_assign_blocks(blocks, 0.05, 3))
   arrays.assert_close(actual, reference.sinkhorn(scores, 0.05, 3))

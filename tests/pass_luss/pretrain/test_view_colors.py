@@ -24,7 +24,7 @@ def random_batch(rows=6):
 
 def augment(batch, large=(GRAY, GRAY)):
   colors = view_colors.ViewColors(large=large, small=GRAY)
-  return view_colors.augment(batch, jax.random.PRNGKey(0), colors)
+  return view_colors.augment_view_colors(batch, jax.random.PRNGKey(0), colors)
 
 
 def gray_views(views):
@@ -65,14 +65,16 @@ def test_without_augmentation_views_are_only_scaled():
   views = augment(batch, (plain, plain))
   assert set(views) == {'large'}
   np.testing.assert_allclose(
-    views['large'], batch_lib.to_symmetric(batch['views_large']), atol=1e-6
+    views['large'],
+    batch_lib.batch_images_to_symmetric(batch['views_large']),
+    atol=1e-6,
   )
 
 
 def test_red_is_divided_by_the_deviation_of_swav():
   """(x - 0.485) / 0.228, though the encoder divides by 0.229."""
   image = jnp.full((1, 1, 1, 3), 0.3)
-  scaled = view_colors.with_red_deviation(image, 0.228)
+  scaled = view_colors.rescale_red_of_views(image, 0.228)
   value = 0.5 * (0.3 + 1)
   np.testing.assert_allclose(
     (0.5 * (scaled[..., 0] + 1) - 0.485) / 0.229,

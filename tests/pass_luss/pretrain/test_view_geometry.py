@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 def test_overlap_grids():
   boxes, flips = arrays.random_boxes(8)
-  rows, columns, overlap = view_geometry.overlap_grids(
+  rows, columns, overlap = view_geometry.view_overlap_grids(
     jnp.asarray(boxes), jnp.asarray(flips), 7
   )
   assert not overlap[0]
@@ -30,10 +30,10 @@ def test_overlap_grids():
 def test_sampling():
   boxes, flips = arrays.random_boxes(5, seed=1)
   features = arrays.normal(5, 6, 4, 3)
-  rows, columns, _ = view_geometry.overlap_grids(
+  rows, columns, _ = view_geometry.view_overlap_grids(
     jnp.asarray(boxes), jnp.asarray(flips), 7
   )
-  actual = view_geometry.sample(
+  actual = view_geometry.sample_view_maps(
     jnp.asarray(features), rows[:, 0], columns[:, 0]
   )
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
@@ -44,10 +44,10 @@ def test_sampling():
 
 def test_points_on_the_edge_are_half_padding():
   boxes = jnp.asarray([[[3.0, 4.0, 20.0, 20.0]] * 2])
-  rows, columns, _ = view_geometry.overlap_grids(
+  rows, columns, _ = view_geometry.view_overlap_grids(
     boxes, jnp.zeros((1, 2), bool), 7
   )
-  actual = view_geometry.sample(
+  actual = view_geometry.sample_view_maps(
     jnp.ones((1, 7, 7, 1)), rows[:, 0], columns[:, 0]
   )
   expected = np.outer([0.5, 1, 1, 1, 1, 1, 0.5], [0.5, 1, 1, 1, 1, 1, 0.5])
@@ -58,7 +58,7 @@ def test_nearby_cells():
   boxes, flips = arrays.random_boxes(6, seed=3)
   boxes = np.rint(boxes)
   sizes = np.array([[100, 80]] * 3 + [[95, 120]] * 3)
-  actual = view_geometry.nearby_cells(
+  actual = view_geometry.nearby_view_cells(
     jnp.asarray(boxes), jnp.asarray(flips), jnp.asarray(sizes), (5, 5), 0.7
   )
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):

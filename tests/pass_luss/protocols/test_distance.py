@@ -19,7 +19,8 @@ def test_cells_are_classified_by_the_vote_of_regions():
     neighbors=3, short_side=32, batch_size=2, temperature=0.07
   )
   state = jax.device_put(
-    jax.device_get(support.random_state(net)), sharding.replicated(mesh)
+    jax.device_get(support.random_state(net)),
+    sharding.replicated_sharding(mesh),
   )
   matcher = distance.DistanceMatcher(net, state, options, mesh, support.READING)
   bank = matcher.build_bank(split)

@@ -42,7 +42,7 @@ def vote_slowly(queries, bank, k, temperature, num_classes):
 @pytest.mark.parametrize('temperature', [0.07, 1.0])
 def test_vote_equals_the_transcription(k, temperature):
   bank, queries = problem()
-  actual = knn.vote(jnp.asarray(queries), bank, k, temperature)
+  actual = knn.knn_vote(jnp.asarray(queries), bank, k, temperature)
   expected = vote_slowly(queries, bank, k, temperature, num_classes=6)
   np.testing.assert_array_equal(actual, expected)
   assert len(set(expected)) > 2
@@ -51,8 +51,8 @@ def test_vote_equals_the_transcription(k, temperature):
 def test_defaults_are_those_of_the_paper():
   bank, queries = problem()
   np.testing.assert_array_equal(
-    knn.vote(jnp.asarray(queries), bank),
-    knn.vote(jnp.asarray(queries), bank, k=10, temperature=0.07),
+    knn.knn_vote(jnp.asarray(queries), bank),
+    knn.knn_vote(jnp.asarray(queries), bank, k=10, temperature=0.07),
   )
 
 
@@ -60,7 +60,7 @@ def test_defaults_are_those_of_the_paper():
 @pytest.mark.parametrize('bank_rows', [1, 7, 11, 60, 100])
 def test_result_does_not_depend_on_the_block_size(query_rows, bank_rows):
   bank, queries = problem()
-  actual = knn.vote(
+  actual = knn.knn_vote(
     jnp.asarray(queries), bank, query_rows=query_rows, bank_rows=bank_rows
   )
   expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
@@ -70,8 +70,8 @@ def test_result_does_not_depend_on_the_block_size(query_rows, bank_rows):
 def test_eight_devices_equal_one():
   bank, queries = problem()
   one = sharding.make_mesh(devices=jax.devices()[:1])
-  alone = knn.make_sharded_vote(one, bank)(queries)
-  actual = knn.make_sharded_vote(sharding.make_mesh(), bank)(queries)
+  alone = knn.make_sharded_knn_vote(one, bank)(queries)
+  actual = knn.make_sharded_knn_vote(sharding.make_mesh(), bank)(queries)
   np.testing.assert_array_equal(actual, alone)
   assert len(actual.sharding.device_set) == 8
   expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
@@ -89,8 +89,8 @@ def test_entries_without_a_class_are_ignored(bank_rows):
     ),
   )
   np.testing.assert_array_equal(
-    knn.vote(jnp.asarray(queries), padded, bank_rows=bank_rows),
-    knn.vote(jnp.asarray(queries), bank),
+    knn.knn_vote(jnp.asarray(queries), padded, bank_rows=bank_rows),
+    knn.knn_vote(jnp.asarray(queries), bank),
   )
 
 
@@ -99,7 +99,7 @@ def test_lowest_of_classes_with_equal_weight_wins():
   bank = knn.Bank(eye, np.array([5, 3, 0, 3], np.int32))
   # Two entries are as near: 5 before 3 in the bank; then 3 and 0.
   queries = jnp.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
-  np.testing.assert_array_equal(knn.vote(queries, bank, k=2), [3, 0])
+  np.testing.assert_array_equal(knn.knn_vote(queries, bank, k=2), [3, 0])
 
 
 @pytest.mark.parametrize('bank_rows', [1, 2, 9])
@@ -107,7 +107,7 @@ def test_first_of_equally_near_entries_votes(bank_rows):
   ones = np.full((5, 4), 0.5, np.float32)
   bank = knn.Bank(ones, np.array([7, 7, 2, 2, 2], np.int32))
   for k, expected in ((1, 7), (3, 7), (4, 2), (5, 2)):
-    actual = knn.vote(jnp.ones((1, 4)), bank, k, bank_rows=bank_rows)
+    actual = knn.knn_vote(jnp.ones((1, 4)), bank, k, bank_rows=bank_rows)
     np.testing.assert_array_equal(actual, [expected])
 
 
@@ -115,7 +115,7 @@ def test_no_entry_votes_twice_where_blocks_overlap():
   ones = np.full((3, 4), 0.5, np.float32)
   bank = knn.Bank(ones, np.array([1, 4, 1], np.int32))
   # The second block of two would be the second and third entry.
-  actual = knn.vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
+  actual = knn.knn_vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
   np.testing.assert_array_equal(actual, [1])
 
 
@@ -129,27 +129,27 @@ def test_one_near_neighbor_outweighs_nine_far_ones():
       np.array([[1.0, 0.0], *far], np.float32),
       np.array([1] + [0] * 9, np.int32),
     )
-    actual = knn.vote(jnp.asarray(query), bank)
+    actual = knn.knn_vote(jnp.asarray(query), bank)
     np.testing.assert_array_equal(actual, [expected])
 
 
 def test_a_small_temperature_does_not_overflow():
   bank, queries = problem()
-  actual = knn.vote(jnp.asarray(queries), bank, temperature=1e-4)
-  nearest = knn.vote(jnp.asarray(queries), bank, k=1)
+  actual = knn.knn_vote(jnp.asarray(queries), bank, temperature=1e-4)
+  nearest = knn.knn_vote(jnp.asarray(queries), bank, k=1)
   np.testing.assert_array_equal(actual, nearest)
 
 
 def test_more_neighbors_than_entries_are_refused():
   bank, queries = problem(num_entries=9)
   with pytest.raises(ValueError, match='expected 1 to 9, .*, got 10'):
-    knn.vote(jnp.asarray(queries), bank)
+    knn.knn_vote(jnp.asarray(queries), bank)
   with pytest.raises(ValueError, match='got 0'):
-    knn.vote(jnp.asarray(queries), bank, k=0)
+    knn.knn_vote(jnp.asarray(queries), bank, k=0)
   half = bank._replace(labels=np.where(bank.labels > 2, -1, bank.labels))
   usable = int(np.sum(half.labels >= 0))
   with pytest.raises(ValueError, match=f'expected 1 to {usable}, '):
-    knn.make_sharded_vote(sharding.make_mesh(), half, k=9)
+    knn.make_sharded_knn_vote(sharding.make_mesh(), half, k=9)
 
 
 def test_entries_are_normalized_means_over_all_positions():
@@ -157,7 +157,7 @@ def test_entries_are_normalized_means_over_all_positions():
   features[0] = [[[3, 0], [1, 4]], [[0, 2], [0, 2]]]
   features[1] = [[[1, 1], [1, 1]], [[1, 1], [-2, 0]]]
   masks = np.array([[[0, 2], [2, -1]], [[-1, -1], [-1, 1]]])
-  bank = knn.build_bank(features, masks, num_classes=2)
+  bank = knn.build_knn_bank(features, masks, num_classes=2)
   np.testing.assert_array_equal(bank.labels, [0, 2, 1])
   # (3, 0) and (1, 6) and (-2, 0), each over its length.
   expected = [[1, 0], [1 / np.sqrt(37), 6 / np.sqrt(37)], [-1, 0]]
@@ -170,7 +170,7 @@ def test_entries_of_many_classes_equal_a_loop():
   rng = np.random.default_rng(0)
   features = rng.normal(size=(3, 6, 5, 16)).astype(np.float32)
   masks = rng.integers(-1, 4, size=(3, 6, 5)) * 306
-  bank = knn.build_bank(features, masks, num_classes=919)
+  bank = knn.build_knn_bank(features, masks, num_classes=919)
   entries, labels = [], []
   for feature, mask in zip(np.float64(features), masks, strict=True):
     for value in sorted(set(mask[mask >= 0].tolist())):
@@ -183,14 +183,14 @@ def test_entries_of_many_classes_equal_a_loop():
 
 def test_image_without_labels_has_no_entry():
   features = np.ones((1, 2, 2, 3), np.float32)
-  bank = knn.build_bank(features, np.full((1, 2, 2), -1), 5)
+  bank = knn.build_knn_bank(features, np.full((1, 2, 2), -1), 5)
   assert bank.features.shape == (0, 3)
   assert bank.labels.shape == (0,)
 
 
 def test_region_of_zeros_stays_finite():
   features = np.zeros((1, 2, 2, 3), np.float32)
-  bank = knn.build_bank(features, np.ones((1, 2, 2), int), 5)
+  bank = knn.build_knn_bank(features, np.ones((1, 2, 2), int), 5)
   np.testing.assert_array_equal(bank.features, np.zeros((1, 3)))
 
 
@@ -199,4 +199,4 @@ def test_class_out_of_range_is_refused():
   with pytest.raises(
     ValueError, match='expected classes 0 to 5 or negative, got 6'
   ):
-    knn.build_bank(features, np.array([[[0, 6]]]), 5)
+    knn.build_knn_bank(features, np.array([[[0, 6]]]), 5)

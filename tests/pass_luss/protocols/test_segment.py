@@ -32,12 +32,12 @@ def test_permuted_ground_truth_scores_100_percent_after_matching(folder):
       label = segment.records.decode_label(record['label'])
       yield permutation[np.maximum(label, 0)], {'id': np.bytes_(record['id'])}
 
-  label_folders.write(split, maps, folder, workspace, 40)
-  match = segment.match_categories(split, folder, count)
+  label_folders.write_missing_label_maps(split, maps, folder, workspace, 40)
+  match = segment.match_label_map_files(split, folder, count)
   assert match.classes == (0, 2, 3, 1)
-  values = segment.score(split, folder, count, match)
+  values = segment.score_label_map_files(split, folder, count, match)
   assert values['miou'] == pytest.approx(1.0)
-  assert segment.score(split, folder, count, None)['miou'] < 0.5
+  assert segment.score_label_map_files(split, folder, count, None)['miou'] < 0.5
 
   # Existing files are kept; only missing ones are computed.
   computed = []
@@ -46,10 +46,14 @@ def test_permuted_ground_truth_scores_100_percent_after_matching(folder):
     computed.extend(part.ids())
     return maps(part)
 
-  label_folders.write(split, recorded_maps, folder, workspace, 40)
+  label_folders.write_missing_label_maps(
+    split, recorded_maps, folder, workspace, 40
+  )
   assert computed == []
   label_folders.label_path(folder, split.ids()[2]).unlink()
-  label_folders.write(split, recorded_maps, folder, workspace, 40)
+  label_folders.write_missing_label_maps(
+    split, recorded_maps, folder, workspace, 40
+  )
   assert computed == [split.ids()[2]]
 
 
@@ -57,7 +61,7 @@ def test_submission_zip(folder):
   folder = folder / 'test'
   split = fake_methods.coordinate_split(2)
   for name in split.ids():
-    png_format.write(folder / f'{name}.png', np.array([[0, 2]]))
+    png_format.write_imagenet_s_png(folder / f'{name}.png', np.array([[0, 2]]))
   match = folder.parent / 'match.json'
   matching.Match((0, 2, 1)).write(match)
   about = segment.SubmissionInfo(name='ours', networks='ResNet-18')

@@ -73,7 +73,7 @@ def test_embeddings_of_attended_features():
   rng = np.random.default_rng(0)
   views = rng.integers(0, 256, (3, 2, 32, 32, 3), np.uint8)
   _, state = support.build_attention_network()
-  params = prototypes_lib.normalize(state.params)
+  params = prototypes_lib.l2_normalize_prototypes(state.params)
   (embeddings, _), _ = method._embed(
     params, state.batch_stats, support.to_symmetric(views)
   )

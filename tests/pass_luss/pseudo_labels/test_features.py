@@ -19,7 +19,7 @@ def test_features_of_each_kind():
   images = support.random_images()
 
   def compute(kind):
-    function = features.feature_function(net, kind)
+    function = features.clustering_feature_function(net, kind)
     return function(state, support.to_symmetric(images))
 
   deep = support.deepest_features(net, state, images)
@@ -43,12 +43,12 @@ def test_extraction_resumes_block_by_block(folder, monkeypatch):
     jax.debug.callback(lambda x: calls.append(1), images[0, 0, 0, 0])
     return jnp.mean(images, axis=(1, 2))
 
-  state = train_state.inference_state({'params': {}}, mesh)
+  state = train_state.inference_train_state({'params': {}}, mesh)
   workspace = workspace_lib.Workspace(folder, {}, 'digest')
 
   def extract():
     predictor = short_side.FeatureMaps(mean_colors, 40)
-    rows = features.extract(
+    rows = features.extract_clustering_features(
       split, predictor, state, 2, mesh, support.READING, workspace
     )
     jax.effects_barrier()
@@ -61,5 +61,5 @@ def test_extraction_resumes_block_by_block(folder, monkeypatch):
   (folder / 'features' / '000000002.npy').unlink()
   np.testing.assert_array_equal(extract(), first)
   assert len(calls) == 4
-  features.delete(workspace)
+  features.delete_feature_files(workspace)
   assert not (folder / 'features').exists()

@@ -20,7 +20,7 @@ def mixture(num_rows, dim, parts, seed=0, spread=0.7):
 
 
 def placed(features, devices=8):
-  return kmeans.shard_rows(
+  return kmeans.shard_feature_rows(
     sharding.make_mesh(devices=jax.devices()[:devices]), features
   )
 
@@ -65,7 +65,7 @@ def lloyd_slowly(features, initial, num_iterations):
 def test_equals_lloyds_algorithm_in_numpy():
   features = mixture(500, 16, parts=9)
   initial = np.arange(7 * 4).reshape(4, 7)
-  actual = kmeans.fit(placed(features), initial, num_iterations=6)
+  actual = kmeans.fit_kmeans(placed(features), initial, num_iterations=6)
   slow = [lloyd_slowly(features, start, 6) for start in initial]
   centroids, objective, assignments = min(slow, key=lambda one: one[1])
   np.testing.assert_allclose(actual.centroids, centroids, atol=1e-5)
@@ -77,7 +77,7 @@ def test_equals_lloyds_algorithm_in_numpy():
 def test_equals_faiss_from_the_same_initial_rows():
   features = mixture(1000, 24, parts=12, spread=0.3)
   initial = np.random.default_rng(3).choice(1000, (1, 10), replace=False)
-  actual = kmeans.fit(placed(features), initial, num_iterations=8)
+  actual = kmeans.fit_kmeans(placed(features), initial, num_iterations=8)
   theirs = faiss.Kmeans(24, 10, niter=8, max_points_per_centroid=10**7)
   theirs.train(features, init_centroids=features[initial[0]])
   np.testing.assert_allclose(actual.centroids, theirs.centroids, atol=1e-5)
@@ -86,8 +86,8 @@ def test_equals_faiss_from_the_same_initial_rows():
 def test_best_restart_is_as_good_as_that_of_faiss():
   features = mixture(3000, 16, parts=20, spread=0.2)
   rows = placed(features)
-  initial = kmeans.sample_initial(jax.random.PRNGKey(0), 20, 3000, 12)
-  actual = kmeans.fit(rows, initial)
+  initial = kmeans.sample_initial_centroids(jax.random.PRNGKey(0), 20, 3000, 12)
+  actual = kmeans.fit_kmeans(rows, initial)
   theirs = faiss.Kmeans(
     16, 12, niter=20, nredo=20, seed=1, max_points_per_centroid=10**7
   )
@@ -102,10 +102,10 @@ def test_best_restart_is_as_good_as_that_of_faiss():
 def test_eight_devices_equal_one(num_rows):
   features = mixture(num_rows, 12, parts=6)
   initial = np.asarray(
-    kmeans.sample_initial(jax.random.PRNGKey(1), 3, num_rows, 6)
+    kmeans.sample_initial_centroids(jax.random.PRNGKey(1), 3, num_rows, 6)
   )
-  one = kmeans.fit(placed(features, 1), initial, 5)
-  eight = kmeans.fit(placed(features, 8), initial, 5)
+  one = kmeans.fit_kmeans(placed(features, 1), initial, 5)
+  eight = kmeans.fit_kmeans(placed(features, 8), initial, 5)
   np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
   np.testing.assert_allclose(one.objective, eight.objective, rtol=1e-5)
   np.testing.assert_array_equal(
@@ -116,10 +116,10 @@ def test_eight_devices_equal_one(num_rows):
 def test_rows_may_be_sharded_over_both_axes_of_the_mesh():
   features = mixture(90, 4, parts=3)
   initial = np.array([[3, 50, 80]])
-  both = kmeans.fit(
-    kmeans.shard_rows(sharding.make_mesh(fsdp=2), features), initial
+  both = kmeans.fit_kmeans(
+    kmeans.shard_feature_rows(sharding.make_mesh(fsdp=2), features), initial
   )
-  one = kmeans.fit(placed(features, 1), initial)
+  one = kmeans.fit_kmeans(placed(features, 1), initial)
   np.testing.assert_allclose(both.centroids, one.centroids, atol=1e-5)
 
 
@@ -128,8 +128,8 @@ def test_result_does_not_depend_on_the_block_size(block_rows):
   features = mixture(250, 8, parts=5)
   initial = np.arange(10).reshape(2, 5)
   rows = placed(features)
-  whole = kmeans.fit(rows, initial, 4)
-  actual = kmeans.fit(rows, initial, 4, block_rows=block_rows)
+  whole = kmeans.fit_kmeans(rows, initial, 4)
+  actual = kmeans.fit_kmeans(rows, initial, 4, block_rows=block_rows)
   np.testing.assert_allclose(actual.centroids, whole.centroids, atol=1e-5)
   np.testing.assert_allclose(actual.objective, whole.objective, rtol=1e-5)
   np.testing.assert_array_equal(actual.assignments, whole.assignments)
@@ -138,8 +138,8 @@ def test_result_does_not_depend_on_the_block_size(block_rows):
 def test_no_iteration_raises_the_objective():
   features = mixture(600, 10, parts=30)
   rows = placed(features)
-  initial = kmeans.sample_initial(jax.random.PRNGKey(2), 1, 600, 12)
-  objectives = [kmeans.fit(rows, initial, n).objective for n in range(9)]
+  initial = kmeans.sample_initial_centroids(jax.random.PRNGKey(2), 1, 600, 12)
+  objectives = [kmeans.fit_kmeans(rows, initial, n).objective for n in range(9)]
   start = squared_distances(features, features[np.asarray(initial)[0]])
   np.testing.assert_allclose(objectives[0], start.min(1).sum(), rtol=1e-5)
   assert np.all(np.diff(objectives) <= 1e-6 * objectives[0])
@@ -151,8 +151,8 @@ def test_padding_does_not_change_the_result():
   initial = np.array([[1, 20, 40], [90, 3, 60]])
   filled = np.concatenate([features, np.full((40, 8), 50.0, np.float32)])
   rows = placed(filled)._replace(count=96)
-  alone = kmeans.fit(placed(features), initial, 5)
-  actual = kmeans.fit(rows, initial, 5)
+  alone = kmeans.fit_kmeans(placed(features), initial, 5)
+  actual = kmeans.fit_kmeans(rows, initial, 5)
   np.testing.assert_allclose(actual.centroids, alone.centroids, atol=1e-5)
   np.testing.assert_allclose(actual.objective, alone.objective, rtol=1e-5)
   np.testing.assert_array_equal(actual.assignments[:96], alone.assignments)
@@ -179,7 +179,7 @@ def test_objective_of_tight_clusters_far_from_the_origin_is_exact():
   centers = np.array([[300.0, -200, 100, 50], [-100.0, 400, 80, -300]])
   rows = np.repeat(centers, 40, axis=0) + 1e-3 * rng.normal(size=(80, 4))
   features = rows.astype(np.float32)
-  actual = kmeans.fit(placed(features), np.array([[0, 79]]))
+  actual = kmeans.fit_kmeans(placed(features), np.array([[0, 79]]))
   exact = squared_distances(features, actual.centroids).min(1).sum()
   np.testing.assert_allclose(actual.objective, exact, rtol=1e-5)
   best = sum(np.sum((half - half.mean(0)) ** 2) for half in np.split(rows, 2))
@@ -195,7 +195,9 @@ def test_empty_clusters_get_half_of_the_largest():
   expected[1] = centroids[2] * up / 1024
   expected[3] = centroids[2] * down / 1024 * up / 1024
   expected[2] = centroids[2] * down / 1024 * down / 1024
-  actual = kmeans.split_empty(jnp.asarray(centroids), jnp.asarray(counts))
+  actual = kmeans.split_empty_clusters(
+    jnp.asarray(centroids), jnp.asarray(counts)
+  )
   np.testing.assert_allclose(actual, expected, rtol=1e-6)
   np.testing.assert_allclose(split_slowly(centroids, counts), actual, rtol=1e-6)
 
@@ -203,7 +205,7 @@ def test_empty_clusters_get_half_of_the_largest():
 def test_nothing_is_split_without_an_empty_cluster_or_one_of_two_rows():
   centroids = jnp.arange(6.0).reshape(3, 2)
   for counts in ([1, 5, 2], [1, 0, 1], [0, 0, 0]):
-    actual = kmeans.split_empty(centroids, jnp.array(counts))
+    actual = kmeans.split_empty_clusters(centroids, jnp.array(counts))
     np.testing.assert_array_equal(actual, centroids)
 
 
@@ -211,7 +213,7 @@ def test_as_many_clusters_as_distinct_points_have_objective_0():
   points = np.array([[1, 0], [0.9, 0.1], [-1, 0], [0, -1]], np.float32)
   features = np.repeat(points, [5, 1, 3, 2], axis=0)
   # Twice the same point, and never the one beside it: a cluster is empty.
-  actual = kmeans.fit(placed(features), np.array([[0, 1, 6, 9]]), 20)
+  actual = kmeans.fit_kmeans(placed(features), np.array([[0, 1, 6, 9]]), 20)
   assert actual.objective < 1e-12
   centroids = np.asarray(actual.centroids)
   np.testing.assert_allclose(
@@ -223,7 +225,7 @@ def test_splitting_of_empty_clusters_equals_a_loop():
   features = mixture(200, 6, parts=4)
   features[100:] = features[7]
   initial = np.array([[7, 100, 101, 3, 150]])
-  actual = kmeans.fit(placed(features), initial, 3)
+  actual = kmeans.fit_kmeans(placed(features), initial, 3)
   _, objective, _ = lloyd_slowly(features, initial[0], 3)
   np.testing.assert_allclose(actual.objective, objective, rtol=1e-4)
 
@@ -231,14 +233,14 @@ def test_splitting_of_empty_clusters_equals_a_loop():
 def test_best_restart_is_kept_however_many_run_together(monkeypatch):
   features = mixture(300, 8, parts=10, spread=0.3)
   rows = placed(features)
-  initial = kmeans.sample_initial(jax.random.PRNGKey(5), 6, 300, 8)
-  alone = [kmeans.fit(rows, initial[i : i + 1], 5) for i in range(6)]
+  initial = kmeans.sample_initial_centroids(jax.random.PRNGKey(5), 6, 300, 8)
+  alone = [kmeans.fit_kmeans(rows, initial[i : i + 1], 5) for i in range(6)]
   objectives = [one.objective for one in alone]
   best = alone[int(np.argmin(objectives))]
   for columns in (8, 24, 1000):
     monkeypatch.setattr(kmeans, '_MAX_CENTROIDS', columns)
     reports = []
-    actual = kmeans.fit(
+    actual = kmeans.fit_kmeans(
       *(rows, initial, 5),
       progress=lambda *values, reports=reports: reports.append(values),
     )
@@ -254,31 +256,37 @@ def test_best_restart_is_kept_however_many_run_together(monkeypatch):
 
 def test_initial_rows_are_distinct_and_uniform():
   drawn = np.asarray(
-    kmeans.sample_initial(jax.random.PRNGKey(0), 4000, num_rows=6, k=3)
+    kmeans.sample_initial_centroids(
+      jax.random.PRNGKey(0), 4000, num_rows=6, k=3
+    )
   )
   assert all(len(set(row)) == 3 for row in drawn.tolist())
   # 20 sets of three, 200 times each but for chance (σ = 13.8).
   sets, counts = np.unique(np.sort(drawn, axis=1), axis=0, return_counts=True)
   assert len(sets) == 20
   assert np.all(np.abs(counts - 200) < 5 * 13.8)
-  first = kmeans.sample_initial(jax.random.PRNGKey(0), 2, num_rows=6, k=3)
+  first = kmeans.sample_initial_centroids(
+    jax.random.PRNGKey(0), 2, num_rows=6, k=3
+  )
   np.testing.assert_array_equal(drawn[:2], first)
-  every = kmeans.sample_initial(jax.random.PRNGKey(0), 1, num_rows=6, k=6)
+  every = kmeans.sample_initial_centroids(
+    jax.random.PRNGKey(0), 1, num_rows=6, k=6
+  )
   assert sorted(np.asarray(every)[0].tolist()) == list(range(6))
 
 
 def test_invalid_arguments_are_refused():
   rows = placed(mixture(10, 3, parts=2))
   with pytest.raises(ValueError, match=r'k: expected 1 to 10 clusters.*got 11'):
-    kmeans.sample_initial(jax.random.PRNGKey(0), 1, 10, 11)
+    kmeans.sample_initial_centroids(jax.random.PRNGKey(0), 1, 10, 11)
   with pytest.raises(ValueError, match=r'expected rows 0 to 9, got 0 to 10'):
-    kmeans.fit(rows, np.array([[0, 10]]))
+    kmeans.fit_kmeans(rows, np.array([[0, 10]]))
   with pytest.raises(ValueError, match=r'expected rows 0 to 9, got -1 to 3'):
-    kmeans.fit(rows, np.array([[-1, 3]]))
+    kmeans.fit_kmeans(rows, np.array([[-1, 3]]))
   spoilt = mixture(10, 3, parts=2)
   spoilt[4, 1] = np.nan
   with pytest.raises(ValueError, match='expected finite objectives'):
-    kmeans.fit(placed(spoilt), np.array([[0, 1]]))
+    kmeans.fit_kmeans(placed(spoilt), np.array([[0, 1]]))
 
 
 @pytest.mark.parametrize('block_rows', [3, 50, 1000])
@@ -286,7 +294,7 @@ def test_assign_returns_the_first_of_the_nearest_centroids(block_rows):
   features = mixture(100, 5, parts=3)
   centroids = mixture(6, 5, parts=6, seed=1)
   centroids[4] = centroids[2]
-  actual = kmeans.assign(
+  actual = kmeans.assign_to_centroids(
     jnp.asarray(features), jnp.asarray(centroids), block_rows
   )
   expected = np.argmin(squared_distances(features, centroids), axis=1)
@@ -317,7 +325,7 @@ def test_memory_on_imagenet_s919_is_bounded_by_blocks():
     (num_rows, dim), jnp.float32, sharding=sharding.batch_sharding(mesh)
   )
   initial = jax.ShapeDtypeStruct(
-    (1, k), jnp.int32, sharding=sharding.replicated(mesh)
+    (1, k), jnp.int32, sharding=sharding.replicated_sharding(mesh)
   )
   compiled = kmeans._lloyd.lower(
     *(values, num_rows, initial, 20), mesh=mesh, block_rows=kmeans.BLOCK_ROWS

@@ -44,7 +44,7 @@ def test_pseudo_labels():
       attention, reference.attention_map(deep, weights, size), atol=1e-4
     )
     for threshold in (0.0, 0.5, 0.6):
-      labels = labeler.label_map(
+      labels = labeler.category_label_map(
         grids[i, ..., 0].astype(int), attention, threshold
       )
       expected = reference.pseudo_labels(

@@ -190,12 +190,19 @@ def test_object_at_the_center_is_more_salient_than_at_the_corner():
 
 
 def test_values_that_differ_by_rounding_become_0():
-  assert saliency.min_max_normalize(np.array([0.1 + 0.2, 0.3])).tolist() == [
+  assert saliency.min_max_normalize_saliency(
+    np.array([0.1 + 0.2, 0.3])
+  ).tolist() == [
     0,
     0,
   ]
-  assert saliency.min_max_normalize(np.array([0.0, 0.0])).tolist() == [0, 0]
-  assert saliency.min_max_normalize(np.array([1e-9, 2e-9])).tolist() == [0, 1]
+  assert saliency.min_max_normalize_saliency(np.array([0.0, 0.0])).tolist() == [
+    0,
+    0,
+  ]
+  assert saliency.min_max_normalize_saliency(
+    np.array([1e-9, 2e-9])
+  ).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 40), (40, 1), (20, 30)])
@@ -272,7 +279,9 @@ def test_read_map_of_the_size_of_its_image(tmp_path):
   pixels = np.array([[0, 51, 255], [102, 204, 1]], np.uint8)
   expected = np.float32([[0, 0.2, 1], [0.4, 0.8, 1 / 255]])
   for mode in ('L', 'RGB'):
-    actual = saliency.read_map(write(tmp_path / 'a.png', pixels, mode), (2, 3))
+    actual = saliency.read_saliency_map(
+      write(tmp_path / 'a.png', pixels, mode), (2, 3)
+    )
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
@@ -280,12 +289,12 @@ def test_read_map_of_the_size_of_its_image(tmp_path):
 def test_read_map_of_one_bit(tmp_path):
   pixels = np.array([[0, 255, 255]], np.uint8)
   path = write(tmp_path / 'a.png', pixels, '1')
-  assert saliency.read_map(path, (1, 3)).tolist() == [[0, 1, 1]]
+  assert saliency.read_saliency_map(path, (1, 3)).tolist() == [[0, 1, 1]]
 
 
 def test_maps_are_resized_bilinearly(tmp_path):
   path = write(tmp_path / 'a.png', np.uint8([[0, 255], [0, 255]]))
-  actual = saliency.read_map(path, (4, 4))
+  actual = saliency.read_saliency_map(path, (4, 4))
   # Half-pixel centers: targets lie at -1/4, 1/4, 3/4 and 5/4 of the source.
   np.testing.assert_allclose(actual, [[0, 0.25, 0.75, 1]] * 4, atol=1e-6)
 
@@ -293,7 +302,7 @@ def test_maps_are_resized_bilinearly(tmp_path):
 @pytest.mark.parametrize('size', [(256, 341), (188, 250), (750, 1000)])
 def test_rounded_sizes_have_the_same_aspect_ratio(tmp_path, size):
   path = write(tmp_path / 'a.png', np.full(size, 255, np.uint8))
-  actual = saliency.read_map(path, (375, 500))
+  actual = saliency.read_saliency_map(path, (375, 500))
   assert actual.shape == (375, 500)
   assert (actual == 1).all()
 
@@ -308,7 +317,7 @@ def message_of(error_type, read, path, *args):
 
 
 def refused(path, size=(2, 2)):
-  return message_of(errors.BadFile, saliency.read_map, path, size)
+  return message_of(errors.BadFile, saliency.read_saliency_map, path, size)
 
 
 def test_maps_of_another_aspect_ratio_are_refused(tmp_path):
@@ -355,14 +364,14 @@ def test_masks_of_zeros_and_ones_are_refused(tmp_path):
     'expected values 0 to 255, got at most 1: multiply a mask of 0 and 1 by 255'
   )
   path = write(tmp_path / 'a.png', np.zeros((2, 2), np.uint8))
-  assert not saliency.read_map(path, (2, 2)).any()
+  assert not saliency.read_saliency_map(path, (2, 2)).any()
 
 
 def test_find_maps_in_the_order_of_ids(tmp_path):
   for name in ('n01/b', 'n02/a.x', 'n01/c', 'top'):
     write(tmp_path / f'{name}.png', np.zeros((1, 1), np.uint8))
   ids = ['n02/a.x', 'n01/b', 'top']
-  assert saliency.find_maps(tmp_path, ids) == [
+  assert saliency.find_saliency_maps(tmp_path, ids) == [
     tmp_path / 'n02' / 'a.x.png',
     tmp_path / 'n01' / 'b.png',
     tmp_path / 'top.png',
@@ -370,7 +379,7 @@ def test_find_maps_in_the_order_of_ids(tmp_path):
 
 
 def missing(folder, ids):
-  return message_of(errors.UserError, saliency.find_maps, folder, ids)
+  return message_of(errors.UserError, saliency.find_saliency_maps, folder, ids)
 
 
 def test_missing_maps_are_counted_and_named(tmp_path):

@@ -23,7 +23,7 @@ def shape(*sizes):
 
 
 def total(function, *arguments):
-  return flops.count(function, *arguments).total
+  return flops.count_flops(function, *arguments).total
 
 
 def conv(x, kernel, stride=1, padding='SAME', **fields):
@@ -154,7 +154,7 @@ def test_while_counts_one_iteration_and_reports_it():
   def loop(x, w):
     return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x) @ w
 
-  counted = flops.count(loop, shape(5, 7), shape(7, 7))
+  counted = flops.count_flops(loop, shape(5, 7), shape(7, 7))
   assert (counted.total, counted.in_while) == (2 * 490, 490)
 
 
@@ -189,15 +189,15 @@ def test_parts_of_a_gradient(remat):
     return jnp.zeros(images.shape)
 
   params = variables['params']
-  forward = flops.count(net.apply, variables, images).by_part(
+  forward = flops.count_flops(net.apply, variables, images).by_part(
     segmenter.SUBMODULES
   )
   assert forward['heads'] == 2 * 16 * 16 * 9 * 8 * 5
   assert forward['other'] == 0
   assert forward['decoder'] > 0 and forward['encoder'] > 0
-  backward = flops.count(jax.grad(loss), params['decoder'], params).by_part(
-    segmenter.SUBMODULES
-  )
+  backward = flops.count_flops(
+    jax.grad(loss), params['decoder'], params
+  ).by_part(segmenter.SUBMODULES)
   # The encoder gets no gradient; the head gets that of its input only.
   assert backward['encoder'] == forward['encoder']
   assert backward['heads'] == 2 * forward['heads']
@@ -217,7 +217,7 @@ def test_parts_by_name():
     'my_encoder/conv': 'other',
     '': 'other',
   }.items():
-    assert flops.part_of(name, parts) == part
+    assert flops.part_of_name_stack(name, parts) == part
 
 
 # DDeP's network (R50+ViT-B/16 and U-Net): GFLOPs of the forward pass of an
@@ -253,7 +253,7 @@ def test_hybrid_vit_with_unet(variables, side, classes):
 
   # The layers that the encoder has in addition to its stem.
   names = ('decoder', 'heads', 'Transformer', 'embedding')
-  operations = flops.count(forward, variables, images).by_part(names)
+  operations = flops.count_flops(forward, variables, images).by_part(names)
   stem = operations['other']
   transformer = operations['Transformer'] + operations['embedding']
   decoder = operations['decoder'] + operations['heads']
@@ -270,7 +270,7 @@ def test_resnet_with_unet():
   )
   images = shape(1, 224, 224, 3)
   variables = jax.eval_shape(net.init, jax.random.PRNGKey(0), images)
-  operations = flops.count(net.apply, variables, images).by_part(
+  operations = flops.count_flops(net.apply, variables, images).by_part(
     segmenter.SUBMODULES
   )
   assert operations['encoder'] / 1e9 == pytest.approx(8.2, rel=0.01)
@@ -288,11 +288,11 @@ def test_denoising_by_a_frozen_encoder_costs_212_gflops_an_image():
   trained = denoise.Denoise(
     net, update, noise.NoiseOptions('scaled', gamma=0.95)
   )
-  spec = batch_lib.spec(512, (224, 224))
+  spec = batch_lib.batch_spec(512, (224, 224))
   state = jax.eval_shape(
     lambda rng: trained.init(rng, spec, None), jax.random.PRNGKey(0)
   )
-  step = flops.count(trained.train_step, state, spec)
+  step = flops.count_flops(trained.train_step, state, spec)
   parts = step.by_part(segmenter.SUBMODULES)
   assert step.total / 512 == pytest.approx(212e9, rel=0.01)
   # Forward only: the stem 7.9, the transformer 35.2.
@@ -307,6 +307,6 @@ def test_flax_modules_count_by_name():
       return nn.Dense(3, name='last')(nn.Dense(5, name='first')(x))
 
   variables = jax.eval_shape(Net().init, jax.random.PRNGKey(0), shape(2, 7))
-  counted = flops.count(Net().apply, variables, shape(2, 7))
+  counted = flops.count_flops(Net().apply, variables, shape(2, 7))
   parts = counted.by_part(('first', 'last'))
   assert parts == {'first': 2 * 2 * 5 * 7, 'last': 2 * 2 * 3 * 5, 'other': 0}

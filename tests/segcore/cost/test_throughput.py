@@ -95,7 +95,7 @@ def test_memory_of_host_and_device():
 def test_a_run_logs_its_goodput(tmp_path, monkeypatch):
   monkeypatch.setattr(throughput, 'peak_flops', lambda mesh: 1e3)
   loop.run(tmp_path, loop.training())
-  lines = metrics_file.read(tmp_path / 'speed.jsonl')
+  lines = metrics_file.read_metrics_file(tmp_path / 'speed.jsonl')
   assert [line['step'] for line in lines] == [3, 6, 9, 11]
   for line in lines:
     assert 0 <= line['speed/goodput'] <= 1
@@ -106,3 +106,10 @@ def test_a_run_logs_its_goodput(tmp_path, monkeypatch):
   # metrics.jsonl is equal for equal runs, so times are not in it.
   names = {name for line in loop.metrics_lines(tmp_path) for name in line}
   assert not [name for name in names if name.startswith('speed')]
+
+
+def test_time_at_an_efficiency():
+  # 275 TFLOP/s on 4 chips at half their speed: 550 TFLOP a second.
+  assert throughput.arithmetic_seconds(
+    55 * 10**14, 275e12, 4, 0.5
+  ) == pytest.approx(10)

@@ -8,7 +8,7 @@ import pytest
 from ddep import main as ddep_main
 from runtime import errors
 from segcore.cost import communication, topology
-from segcore.experiment import cli, dry_run, hosts
+from segcore.experiment import cli, hosts
 from tests.support import runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py:tiny'
@@ -16,12 +16,12 @@ SMALL = runs.SMALL_NETWORK
 
 
 def test_parse():
-  parsed = topology.parse('v5e:16x16')
+  parsed = topology.parse_topology('v5e:16x16')
   assert (parsed.num_devices, parsed.chip.name) == (256, 'TPU v5e')
   assert str(parsed) == 'v5e:16x16'
-  assert topology.parse('v4:2x2x4').num_devices == 16
-  assert topology.parse('cpu:8') == topology.Topology('cpu', (8,))
-  assert topology.parse('cpu:8').chip is None
+  assert topology.parse_topology('v4:2x2x4').num_devices == 16
+  assert topology.parse_topology('cpu:8') == topology.Topology('cpu', (8,))
+  assert topology.parse_topology('cpu:8').chip is None
 
 
 @pytest.mark.parametrize(
@@ -37,20 +37,20 @@ def test_parse():
 )
 def test_parse_refuses_other_devices(text, message):
   with pytest.raises(errors.UserError, match=message):
-    topology.parse(text)
+    topology.parse_topology(text)
 
 
 def test_devices_need_libtpu(monkeypatch):
   monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(errors.UserError, match='v4:2x2x1 needs libtpu'):
-    topology.parse('v4:2x2x1').devices()
+    topology.parse_topology('v4:2x2x1').devices()
 
 
 def test_more_simulated_devices_than_jax_has_started():
   assert len(jax.devices()) == 8
   with pytest.raises(errors.UserError) as caught:
-    topology.parse('cpu:256').start_simulated_devices(1)
+    topology.parse_topology('cpu:256').start_simulated_devices(1)
   assert str(caught.value).startswith(
     '--topology: expected at least 256 simulated devices for cpu:256, got 8, '
     'with which jax has already started'
@@ -64,7 +64,7 @@ def test_time_of_a_ring():
 
   def exchange(kind, count):
     sizes = [communication.Collective(kind, size, '') for size in (700, 100)]
-    return dry_run.exchange_seconds(sizes, chip, 4, count)
+    return communication.collective_seconds(sizes, chip, 4, count)
 
   # Two links of 50 bytes a second send 100; of 800 bytes a device sends 2·3/4.
   assert exchange('all-reduce', 4) == pytest.approx(12)
@@ -78,7 +78,9 @@ def test_time_of_a_ring():
   assert exchange('all-reduce', 1) == 0
   sizes = [communication.Collective('all-reduce', 800, '')]
   # Two seconds of arithmetic; the largest slice has 16.
-  times = dry_run.weak_scaling_seconds(2.0, sizes, chip, 4, (1, 4, 16, 17))
+  times = communication.weak_scaling_seconds(
+    2.0, sizes, chip, 4, (1, 4, 16, 17)
+  )
   assert times == [2.0, pytest.approx(14), pytest.approx(17), None]
 
 
@@ -89,11 +91,11 @@ def dry_run_of(capsys, monkeypatch, tmp_path):
   def refuse():
     raise AssertionError('a dry run for other devices starts none')
 
-  monkeypatch.setattr(hosts, 'joined', refuse)
+  monkeypatch.setattr(hosts, 'joined_hosts', refuse)
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments):
-    status = cli.main(ddep_main.PROGRAM, ['main', *arguments])
+    status = cli.run_command_line(ddep_main.PROGRAM, ['main', *arguments])
     assert not list(tmp_path.iterdir())
     return status, capsys.readouterr()
 

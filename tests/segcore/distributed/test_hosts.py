@@ -32,7 +32,9 @@ def connect_hosts(*settings, count=None, timeout=20.0, indices=None):
       f'127.0.0.1:{port}', count or len(settings), index
     )
     try:
-      connections = rendezvous.connect(group, settings[place], timeout)
+      connections = rendezvous.connect_processes(
+        group, settings[place], timeout
+      )
       results[place] = connections.host_names
     except errors.UserError as error:
       results[place] = str(error)
@@ -92,7 +94,7 @@ def test_numbers_of_processes_that_differ():
     'process 0 (a)': {'number of processes': 2},
     'process 1 (b)': {'number of processes': 4},
   }
-  assert host_settings.describe_differences(settings) == (
+  assert host_settings.describe_host_differences(settings) == (
     'the hosts differ, make them equal:\n'
     '- number of processes is 2 on process 0 (a), 4 on process 1 (b)'
   )
@@ -103,7 +105,9 @@ def test_connections_of_other_programs_are_ignored():
   group = rendezvous.ProcessGroup(f'127.0.0.1:{port}', 2, 0)
   results = []
   thread = threading.Thread(
-    target=lambda: results.append(rendezvous.connect(group, {}, timeout=20.0))
+    target=lambda: results.append(
+      rendezvous.connect_processes(group, {}, timeout=20.0)
+    )
   )
   thread.start()
   for text in (b'GET / HTTP/1.1\r\n\r\n', b'{"process": 1}\n', b'', b'[1]\n'):
@@ -114,19 +118,21 @@ def test_connections_of_other_programs_are_ignored():
         break
       except ConnectionRefusedError:
         time.sleep(0.01)
-  rendezvous.connect(group._replace(index=1), {}, timeout=20.0)
+  rendezvous.connect_processes(group._replace(index=1), {}, timeout=20.0)
   thread.join()
   assert results[0].host_names == [HERE] * 2
 
 
 def test_shared_settings_name_code_config_and_libraries():
-  settings = host_settings.shared_settings({'seed': 3}, stages='all')
+  settings = host_settings.shared_host_settings({'seed': 3}, stages='all')
   assert settings['config'] == {'seed': 3}
   assert {'stages', 'code', 'jax', 'orbax-checkpoint', 'numpy'} <= {*settings}
   assert 'not installed' not in [
     settings[name] for name in host_settings.LIBRARIES
   ]
-  assert settings == host_settings.shared_settings({'seed': 3}, stages='all')
+  assert settings == host_settings.shared_host_settings(
+    {'seed': 3}, stages='all'
+  )
 
 
 @pytest.fixture
@@ -151,23 +157,23 @@ def test_hosts_given_by_variables(monkeypatch):
     JAX_NUM_PROCESSES='4',
     JAX_PROCESS_ID='3',
   )
-  assert rendezvous.discover(None, 1.0) == ('a:1234', 4, 3, None)
-  assert rendezvous.discover(99, 1.0) == ('a:99', 4, 3, None)
+  assert rendezvous.discover_process_group(None, 1.0) == ('a:1234', 4, 3, None)
+  assert rendezvous.discover_process_group(99, 1.0) == ('a:99', 4, 3, None)
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'a')
-  assert rendezvous.discover(None, 1.0).address == 'a:8482'
+  assert rendezvous.discover_process_group(None, 1.0).address == 'a:8482'
   monkeypatch.setenv('JAX_PROCESS_ID', '4')
   with pytest.raises(errors.UserError, match='expected 0 to 3, .* got 4'):
-    rendezvous.discover(None, 1.0)
+    rendezvous.discover_process_group(None, 1.0)
   monkeypatch.setenv('JAX_NUM_PROCESSES', '1')
   monkeypatch.setenv('JAX_PROCESS_ID', '0')
-  assert rendezvous.discover(None, 1.0) is None
+  assert rendezvous.discover_process_group(None, 1.0) is None
 
 
 @pytest.mark.usefixtures('_no_variables')
 def test_tpus_are_detected_on_the_bus_and_not_by_files(monkeypatch):
   # A machine with /dev/vfio but without TPU chips on its bus: a GPU.
   monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', False)
-  assert rendezvous.discover(None, 1.0) is None
+  assert rendezvous.discover_process_group(None, 1.0) is None
   metadata = {
     'agent-worker-number': '1',
     'worker-network-endpoints': 'x:y:10.0.0.1,x:y:10.0.0.2',
@@ -178,8 +184,13 @@ def test_tpus_are_detected_on_the_bus_and_not_by_files(monkeypatch):
     cloud_tpu_cluster, 'get_metadata', lambda key: (metadata[key], 200)
   )
   monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
-  assert rendezvous.discover(None, 1.0) == ('10.0.0.1:8482', 2, 1, None)
-  assert rendezvous.discover(7000, 1.0).address == '10.0.0.1:7000'
+  assert rendezvous.discover_process_group(None, 1.0) == (
+    '10.0.0.1:8482',
+    2,
+    1,
+    None,
+  )
+  assert rendezvous.discover_process_group(7000, 1.0).address == '10.0.0.1:7000'
 
 
 @pytest.mark.usefixtures('_no_variables')
@@ -187,7 +198,7 @@ def test_under_slurm_only_tasks_of_srun_are_processes_of_a_run(monkeypatch):
   monkeypatch.setattr(clusters.GceTpuCluster, 'is_env_present', lambda: False)
   set_variables(monkeypatch, SLURM_NTASKS='2', SLURM_JOB_ID='4097')
   # In a batch script, outside of srun.
-  assert rendezvous.discover(None, 1.0) is None
+  assert rendezvous.discover_process_group(None, 1.0) is None
   set_variables(
     monkeypatch,
     SLURM_STEP_NODELIST='n[3-4]',
@@ -195,10 +206,15 @@ def test_under_slurm_only_tasks_of_srun_are_processes_of_a_run(monkeypatch):
     SLURM_LOCALID='0',
     SLURM_STEP_NUM_NODES='2',
   )
-  assert rendezvous.discover(None, 1.0) == ('n3:61441', 2, 1, None)
+  assert rendezvous.discover_process_group(None, 1.0) == (
+    'n3:61441',
+    2,
+    1,
+    None,
+  )
   # Several tasks share a node, and each has one of its devices.
   set_variables(monkeypatch, SLURM_NTASKS='8', SLURM_LOCALID='3')
-  assert rendezvous.discover(None, 1.0).local_device_ids == (3,)
+  assert rendezvous.discover_process_group(None, 1.0).local_device_ids == (3,)
 
 
 @pytest.mark.usefixtures('_no_variables')
@@ -222,8 +238,8 @@ def test_monitoring_starts_before_jax(monkeypatch):
   events = []
   group = rendezvous.ProcessGroup('a:1', 2, 1)
   monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
-  monkeypatch.setattr(rendezvous, 'discover', lambda *_: group)
-  monkeypatch.setattr(rendezvous, 'connect', lambda *_: 'connections')
+  monkeypatch.setattr(rendezvous, 'discover_process_group', lambda *_: group)
+  monkeypatch.setattr(rendezvous, 'connect_processes', lambda *_: 'connections')
   monkeypatch.setattr(
     jax.distributed, 'initialize', lambda *_, **__: events.append('jax')
   )
@@ -237,7 +253,9 @@ def test_monitoring_starts_before_jax(monkeypatch):
 
   monkeypatch.setattr(heartbeat, 'HeartbeatMonitor', Monitor)
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
-  with hosts.joined(command.parse(['main', config, '--stall_timeout=7'])):
+  with hosts.joined_hosts(
+    command.parse_command(['main', config, '--stall_timeout=7'])
+  ):
     events.append('work')
   assert events == [('connections', 60.0, 7.0), 'jax', 'work', 'closed']
 
@@ -246,9 +264,14 @@ def test_flags_set_port_and_timeouts():
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   flags = ('--coordinator_port=9', '--init_timeout=7', '--peer_timeout=5')
   flags = (*flags, '--stall_timeout=0')
-  assert command.parse(['main', config, *flags]).hosts == (9, 7.0, 5.0, 0.0)
+  assert command.parse_command(['main', config, *flags]).hosts == (
+    9,
+    7.0,
+    5.0,
+    0.0,
+  )
   with pytest.raises(errors.UserError, match='coordinator_port'):
-    command.parse(['main', config, '--coordinator_port=0'])
+    command.parse_command(['main', config, '--coordinator_port=0'])
 
 
 class FakeHosts:

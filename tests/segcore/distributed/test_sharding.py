@@ -41,23 +41,26 @@ def test_large_leaves_are_split_along_their_largest_axis(monkeypatch):
 def test_rows_are_sharded_and_read_back_in_order():
   mesh = sharding.make_mesh(fsdp=2)
   rows = np.arange(48.0).reshape(16, 3)
-  placed = sharding.make_put_batch(mesh)({'x': rows})['x']
+  placed = sharding.make_batch_sharder(mesh)({'x': rows})['x']
   assert len(placed.sharding.device_set) == 8
   assert placed.addressable_shards[0].data.shape == (2, 3)
-  np.testing.assert_array_equal(sharding.local_rows(placed), rows)
+  np.testing.assert_array_equal(sharding.rows_of_this_host(placed), rows)
 
 
 @pytest.mark.parametrize('size', [0, 12, 9])
 def test_batch_sizes_that_the_devices_do_not_divide_are_refused(size):
   mesh = sharding.make_mesh()
   with pytest.raises(errors.UserError, match=f'batch: expected .* got {size}:'):
-    sharding.check_batch_size(size, mesh, 'batch')
-  sharding.check_batch_size(24, mesh, 'batch')
+    sharding.check_batch_divides_devices(size, mesh, 'batch')
+  sharding.check_batch_divides_devices(24, mesh, 'batch')
 
 
 def test_collectives_are_counted():
   mesh = sharding.make_mesh()
-  rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  rows, whole = (
+    sharding.batch_sharding(mesh),
+    sharding.replicated_sharding(mesh),
+  )
   x = jax.ShapeDtypeStruct((16, 4), jnp.float32)
 
   def count(function, out):

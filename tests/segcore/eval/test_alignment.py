@@ -88,7 +88,9 @@ def test_inference_at_a_short_side_is_aligned(side):
   maps = short_side.LabelMaps(
     types.SimpleNamespace(predict=predict), short_side=int(0.8 * side)
   )
-  state = train_state.inference_state({'params': {}}, sharding.make_mesh())
+  state = train_state.inference_train_state(
+    {'params': {}}, sharding.make_mesh()
+  )
   pairs = []
   for example in drawn(side, 4):
     height, width = size = example['image'].shape[:2]

@@ -51,7 +51,7 @@ def random_model(net, predictor):
 
   variables = jax.tree_util.tree_map_with_path(draw, dict(shapes))
   return predict.Model(
-    state=train_state.inference_state(variables, sharding.make_mesh()),
+    state=train_state.inference_train_state(variables, sharding.make_mesh()),
     predictor=predictor(scores),
     classes=('a', 'b', 'c'),
     palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
@@ -100,7 +100,7 @@ def smooth_image(size, seed=0):
 )
 def test_program_predicts_images_of_any_size(net, predictor):
   model = random_model(net, predictor)
-  program = export.program(model).call
+  program = export.build_exported_program(model).call
   image = smooth_image((41, 67))
   labels = np.asarray(program(image[None]))
   assert (labels.dtype, labels.shape) == (np.int16, (1, 41, 67))
@@ -115,9 +115,9 @@ def test_several_views_need_an_input_size(tmp_path):
     net, label_maps(8, scales=(0.5, 1.0), flip=True, average='probs')
   )
   with pytest.raises(errors.UserError, match='scales 0.5, 1.0') as caught:
-    export.program(model)
+    export.build_exported_program(model)
   assert '--export_size=HxW' in str(caught.value)
-  program = export.program(model, (40, 64)).call
+  program = export.build_exported_program(model, (40, 64)).call
   image = smooth_image((40, 64))
   labels = np.asarray(program(image[None]))[0]
   assert np.mean(labels == predict_labels(model, image)) > 0.998
@@ -131,7 +131,7 @@ def test_several_views_need_an_input_size(tmp_path):
 
 def test_resizing_with_symbolic_sizes():
   def resized(x, like, align):
-    matrix = resize.bilinear_matrix(x.shape[0], like.shape[0], align)
+    matrix = resize.bilinear_resize_matrix(x.shape[0], like.shape[0], align)
     return jnp.matmul(matrix, x, precision='highest')
 
   for align in (False, True):
@@ -144,7 +144,7 @@ def test_resizing_with_symbolic_sizes():
     for new in (1, 3, 7, 12):
       np.testing.assert_allclose(
         call(x, np.zeros(new, np.float32)),
-        resize.bilinear_matrix(7, new, align) @ x,
+        resize.bilinear_resize_matrix(7, new, align) @ x,
         rtol=1e-6,
       )
 
@@ -153,7 +153,7 @@ def test_resizing_with_symbolic_sizes():
 def test_antialiased_resizing_equals_pillow(size):
   image = np.random.default_rng(1).integers(0, 256, (41, 50, 3), np.uint8)
   images = jnp.asarray(image)[None]
-  resized = np.asarray(resize.antialiased_uint8(images, size))[0]
+  resized = np.asarray(resize.resize_antialiased_uint8(images, size))[0]
   bilinear = PIL.Image.Resampling.BILINEAR
   expected = np.asarray(PIL.Image.fromarray(image).resize(size[::-1], bilinear))
   difference = np.abs(resized.astype(int) - expected)
@@ -249,4 +249,4 @@ assert not [name for name in sys.modules if name.split('.')[0] in ours]
 def test_invalid_export_flags_are_refused(arguments, message):
   config = f'--config={runs.ROOT}/configs/ddep_shapes.py'
   with pytest.raises(errors.UserError, match=message):
-    command.parse(['main', config, *arguments])
+    command.parse_command(['main', config, *arguments])

@@ -53,13 +53,17 @@ def test_every_host_gathers_uneven_rows_in_order(on_hosts, shape):
 
   def gather(host):
     local = indices[host]
-    return gather_lib.gather_in_order([rows[i] for i in local], local)
+    return gather_lib.gather_predictions_in_order(
+      [rows[i] for i in local], local
+    )
 
   for gathered in on_hosts(gather):
     np.testing.assert_array_equal(gathered, rows)
 
 
 def test_one_host_orders_its_rows_without_collectives():
-  gathered = gather_lib.gather_in_order([np.ones(2), np.zeros(2)], [1, 0])
+  gathered = gather_lib.gather_predictions_in_order(
+    [np.ones(2), np.zeros(2)], [1, 0]
+  )
   np.testing.assert_array_equal(gathered, [[0, 0], [1, 1]])
   assert gathered.dtype == np.float32

@@ -145,7 +145,9 @@ def softmax(scores):
 
 
 def symmetric(image):
-  return np.asarray(batch_lib.to_symmetric(jnp.asarray(image)), np.float64)
+  return np.asarray(
+    batch_lib.batch_images_to_symmetric(jnp.asarray(image)), np.float64
+  )
 
 
 def test_scales_and_flips_equal_a_loop():
@@ -259,7 +261,7 @@ def test_one_evaluation_of_images_of_many_sizes(fields):
     predictions, (metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES),), 'label', 3
   )
   ids, intersection, union = [], np.zeros(5), np.zeros(5)
-  state = jax.device_put(STATE, sharding.replicated(mesh))
+  state = jax.device_put(STATE, sharding.replicated_sharding(mesh))
   for prediction, example in predictions(state):
     ids.append(example['id'])
     assert prediction.shape == example['label'].shape
@@ -283,8 +285,12 @@ def test_scores_are_upsampled_as_in_training_of_u2pl():
   label_maps = predictor(
     lambda x: pointwise(x)[:, ::4, ::4], align_corners=True
   )
-  scores = label_maps.method.predict(STATE, batch_lib.to_symmetric(images))
-  expected = jnp.argmax(pseudo_labels.upsample(scores, (33, 49)), axis=-1)
+  scores = label_maps.method.predict(
+    STATE, batch_lib.batch_images_to_symmetric(images)
+  )
+  expected = jnp.argmax(
+    pseudo_labels.upsample_teacher_scores(scores, (33, 49)), axis=-1
+  )
   labels = predict(label_maps, [image])[0]
   np.testing.assert_array_equal(labels, expected[0])
   label = jax.jit(functools.partial(label_maps.label, STATE))
@@ -326,7 +332,7 @@ def test_padding_of_an_evaluation_has_class_0():
   )
   mesh = sharding.make_mesh()
   padding = transforms.CenterCrop((32, 32), 'paper')
-  state = jax.device_put(STATE, sharding.replicated(mesh))
+  state = jax.device_put(STATE, sharding.replicated_sharding(mesh))
   unpadded, padded = (
     evaluator_lib.Predictions(
       split, predictor, 8, mesh, ('label',), padding=each
@@ -369,7 +375,7 @@ def test_evaluation_uses_no_worker_processes():
     protocols.ProtocolOptions(flip=True),
     16,
   )
-  state = jax.device_put(STATE, sharding.replicated(mesh))
+  state = jax.device_put(STATE, sharding.replicated_sharding(mesh))
   reading = loader.ReadOptions(workers=1)
   predictions = evaluator_lib.Predictions(
     split, predictor, 8, mesh, reading=reading
@@ -391,7 +397,7 @@ def test_metrics_with_equal_names_are_refused():
   matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
   evaluator = evaluator_lib.Evaluator(predictions, (matrix, matrix), 'label')
   with pytest.raises(ValueError, match="different names, got 'miou' twice"):
-    evaluator(jax.device_put(STATE, sharding.replicated(mesh)))
+    evaluator(jax.device_put(STATE, sharding.replicated_sharding(mesh)))
 
 
 def test_919_classes_at_1000_by_1333_stay_under_2_gb():

@@ -187,15 +187,19 @@ def test_nan_scores_are_refused():
 
 def test_int64_survives_encoding_through_jax():
   counts = np.array([[3_000_000_000, -1], [2**63 - 1, 2**32]])
-  words = np.asarray(jnp.asarray(metrics.encode_int64(counts)))
+  words = np.asarray(jnp.asarray(metrics.encode_int64_counts(counts)))
   assert words.dtype == np.uint32
-  np.testing.assert_array_equal(metrics.decode_int64(words, (2, 2)), counts)
-  assert metrics.decode_int64(metrics.encode_int64(2**40), ()) == 2**40
+  np.testing.assert_array_equal(
+    metrics.decode_int64_counts(words, (2, 2)), counts
+  )
+  assert (
+    metrics.decode_int64_counts(metrics.encode_int64_counts(2**40), ()) == 2**40
+  )
 
 
 def test_merging_in_one_process_returns_the_metric():
   metric = metrics.ConfusionMatrix.empty(2)
-  assert metrics.merge_across_hosts(metric) is metric
+  assert metrics.merge_metrics_across_hosts(metric) is metric
 
 
 def test_merging_over_simulated_hosts(monkeypatch):
@@ -207,12 +211,12 @@ def test_merging_over_simulated_hosts(monkeypatch):
 
   def gather(tree):
     assert tree.keys() == {'counts'}
-    words = [metrics.encode_int64(part.counts) for part in parts]
+    words = [metrics.encode_int64_counts(part.counts) for part in parts]
     return {'counts': np.asarray(jnp.stack(words))}
 
   monkeypatch.setattr(metrics.jax, 'process_count', lambda: 3)
   monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
-  merged = metrics.merge_across_hosts(parts[1])
+  merged = metrics.merge_metrics_across_hosts(parts[1])
   expected = functools.reduce(lambda a, b: a.merge(b), parts)
   np.testing.assert_array_equal(merged.counts, expected.counts)
   np.testing.assert_array_equal(
@@ -229,8 +233,10 @@ def test_merging_over_two_real_processes():
     port, process = sys.argv[1], int(sys.argv[2])
     jax.distributed.initialize(f'127.0.0.1:{port}', 2, process)
     counts = np.array([[3_000_000_000, process], [0, 5]])
-    matrix = metrics.merge_across_hosts(metrics.ConfusionMatrix(counts))
-    accuracy = metrics.merge_across_hosts(metrics.Accuracy(process, 2**31))
+    matrix = metrics.merge_metrics_across_hosts(metrics.ConfusionMatrix(counts))
+    accuracy = metrics.merge_metrics_across_hosts(
+        metrics.Accuracy(process, 2**31)
+    )
     print(matrix.counts.tolist(), accuracy)
   """
   with socket.socket() as free:

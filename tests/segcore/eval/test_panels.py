@@ -10,7 +10,7 @@ GRAY = panels.IGNORED
 
 
 def test_labels_have_the_colors_of_their_classes():
-  assert panels.colorize(LABEL, PALETTE).tolist() == [
+  assert panels.colorize_label_map(LABEL, PALETTE).tolist() == [
     [[0, 0, 0], [200, 0, 0]],
     [[0, 100, 50], list(GRAY)],
   ]
@@ -55,36 +55,38 @@ def test_panels_show_every_map_and_the_classes_in_them():
 
 def test_pictures_of_different_shapes_share_a_grid():
   wide, tall = np.zeros((10, 40, 3), np.uint8), np.zeros((120, 30, 3), np.uint8)
-  picture = panels.draw_grid([[wide, wide], [tall, tall]], ('x', 'y'))
+  picture = panels.draw_picture_grid([[wide, wide], [tall, tall]], ('x', 'y'))
   assert picture.shape == (18 + 30 + 120 + 2 * 4, 2 * 120 + 4, 3)
 
 
 def test_shrinking_averages_and_enlarging_keeps_colors():
   fine = np.indices((512, 512)).sum(axis=0) % 2 * np.uint8(255)
   fine = np.repeat(fine[..., None].astype(np.uint8), 3, axis=2)
-  shrunk = panels.draw_grid([[fine]], ('x',))
+  shrunk = panels.draw_picture_grid([[fine]], ('x',))
   assert shrunk.shape[1] == 256
   assert np.abs(shrunk[38 : 38 + 256].astype(int) - 127).max() <= 1
-  enlarged = panels.draw_grid([[fine[:2, :2]]], ('x',))[14 : 14 + 96]
+  enlarged = panels.draw_picture_grid([[fine[:2, :2]]], ('x',))[14 : 14 + 96]
   assert enlarged.shape[1] == 96
   assert set(np.unique(enlarged)) == {0, 255}
 
 
 def test_legend_of_many_classes_has_several_lines():
   names = [f'class {i}' for i in range(100)]
-  legend = panels.draw_legend(names, [(i, 0, 0) for i in range(100)], 600, 120)
+  legend = panels.draw_class_legend(
+    names, [(i, 0, 0) for i in range(100)], 600, 120
+  )
   assert legend.shape[1] == 600
   assert legend.shape[0] > 100
 
 
 def test_evenly_spaced_positions():
-  assert splits.evenly_spaced(3, 8) == [0, 1, 2]
-  assert splits.evenly_spaced(100, 3) == [0, 49, 99]
-  assert splits.evenly_spaced(0, 4) == []
+  assert splits.evenly_spaced_image_indices(3, 8) == [0, 1, 2]
+  assert splits.evenly_spaced_image_indices(100, 3) == [0, 49, 99]
+  assert splits.evenly_spaced_image_indices(0, 4) == []
 
 
 def test_pictures_are_written_without_loss(tmp_path):
   picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-  panels.write_png(tmp_path / 'x.png', picture)
+  panels.write_picture_png(tmp_path / 'x.png', picture)
   with PIL.Image.open(tmp_path / 'x.png') as image:
     np.testing.assert_array_equal(np.asarray(image), picture)

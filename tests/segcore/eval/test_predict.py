@@ -13,7 +13,7 @@ PALETTE = ((0, 0, 0), (128, 0, 0))
 def test_encoded_label_maps_are_lossless(tmp_path, num_classes):
   label = np.arange(num_classes, dtype=np.int16).reshape(1, -1)
   palette = [(i % 256, i // 256, 7) for i in range(num_classes)]
-  predict.encode_label(label, palette).save(tmp_path / 'x.png')
+  predict.encode_predicted_label_map(label, palette).save(tmp_path / 'x.png')
   with PIL.Image.open(tmp_path / 'x.png') as image:
     np.testing.assert_array_equal(np.asarray(image), label)
     if num_classes == 256:

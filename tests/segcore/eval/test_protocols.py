@@ -63,7 +63,9 @@ def test_rows_of_maps_have_at_most_max_taps_nonzeros(name):
 
 def window_starts(size, window, stride):
   """Returns (top, left) of each window, from the pixels that it reads."""
-  protocol = protocols.sliding_window(protocols.whole(1), window, stride)
+  protocol = protocols.sliding_window_views(
+    protocols.whole_image_views(1), window, stride
+  )
   return [
     (int(view.read_rows.indices[0]), int(view.read_columns.indices[0]))
     for view in protocol(size)
@@ -86,7 +88,9 @@ def test_window_starts(length, starts):
 
 
 def test_overlapping_windows_have_equal_weights():
-  protocol = protocols.sliding_window(protocols.whole(1), (1, 4), (1, 2))
+  protocol = protocols.sliding_window_views(
+    protocols.whole_image_views(1), (1, 4), (1, 2)
+  )
   weights = [view.weights()[0].tolist() for view in protocol((1, 7))]
   half, third = 1 / 2, 1 / 3
   # Starts 0, 2, 3: column 3 is in all three.
@@ -101,7 +105,9 @@ def test_overlapping_windows_have_equal_weights():
 
 
 def test_flipped_view_reads_columns_in_reverse():
-  first, second = protocols.flip_averaged(protocols.whole(4))((1, 3))
+  first, second = protocols.flip_averaged_views(protocols.whole_image_views(4))(
+    (1, 3)
+  )
   row = np.array([10, 20, 30])
   # Padded by reflection at the right.
   assert (first.read_columns @ row).tolist() == [10, 20, 30, 30]
@@ -111,15 +117,17 @@ def test_flipped_view_reads_columns_in_reverse():
 
 
 def test_images_smaller_than_a_window_are_padded_by_reflection():
-  protocol = protocols.sliding_window(protocols.whole(1), (1, 7), (1, 7))
+  protocol = protocols.sliding_window_views(
+    protocols.whole_image_views(1), (1, 7), (1, 7)
+  )
   (view,) = protocol((1, 3))
   assert (view.read_columns @ [1, 2, 3]).tolist() == [1, 2, 3, 3, 2, 1, 1]
   assert (view.write_columns @ np.arange(7)).tolist() == [0, 1, 2]
 
 
 def test_images_smaller_than_a_window_are_centered_in_it():
-  protocol = protocols.sliding_window(
-    protocols.whole(1), (1, 6), (1, 6), centered=True
+  protocol = protocols.sliding_window_views(
+    protocols.whole_image_views(1), (1, 6), (1, 6), centered=True
   )
   (view,) = protocol((1, 3))
   # The smaller half of the padding is before.
@@ -130,7 +138,9 @@ def test_images_smaller_than_a_window_are_centered_in_it():
 
 
 def test_halves_of_an_odd_width():
-  left, right = protocols.halves(protocols.whole(1))((1, 5))
+  left, right = protocols.half_image_views(protocols.whole_image_views(1))(
+    (1, 5)
+  )
   assert (left.read_columns @ np.arange(5)).tolist() == [0, 1]
   assert (right.read_columns @ np.arange(5)).tolist() == [2, 3, 4]
   assert [v.weights()[0].tolist() for v in (left, right)] == [
@@ -143,19 +153,23 @@ def test_halves_of_an_odd_width():
 @pytest.mark.parametrize('scaled', [(5, 8), (10, 26), (14, 20)])
 def test_scaled_inputs_equal_resized_images(scaled, antialias):
   image = np.random.default_rng(0).random((10, 13)).astype(np.float32)
-  protocol = protocols.rescaled(protocols.whole(1), scaled, antialias)
+  protocol = protocols.rescaled_views(
+    protocols.whole_image_views(1), scaled, antialias
+  )
   (view,) = protocol((10, 13))
   inputs = view.read_rows @ image @ view.read_columns.T
   if antialias:
     expected = jax.image.resize(image, scaled, 'bilinear')
   else:
     pixels = jax.numpy.asarray(image)[None, :, :, None]
-    expected = resize.bilinear(pixels, scaled)[0, :, :, 0]
+    expected = resize.resize_bilinear(pixels, scaled)[0, :, :, 0]
   np.testing.assert_allclose(inputs, expected, atol=1e-5)
 
 
 def test_scaled_sizes_are_rounded():
-  protocol = protocols.multi_scale(protocols.whole(1), (0.5, 1.75))
+  protocol = protocols.multi_scale_views(
+    protocols.whole_image_views(1), (0.5, 1.75)
+  )
   assert [view.input_size for view in protocol((375, 501))] == [
     *[(188, 251), (656, 877)]
   ]

@@ -23,20 +23,22 @@ def random_image(size):
   'size', [(375, 500), (500, 333), (256, 256), (300, 301), (1, 7)]
 )
 def test_resized_size(size):
-  assert short_side.resized_size(size, 256) == reference.inference_size(*size)
+  assert short_side.short_side_size(size, 256) == reference.inference_size(
+    *size
+  )
 
 
 def test_resize_and_crop():
   image = random_image((60, 90))
-  assert short_side.resize_and_crop(image, 40).shape == (40, 60, 3)
-  middle = short_side.resize_and_crop(image, 40, 32)
+  assert short_side.resize_and_center_crop(image, 40).shape == (40, 60, 3)
+  middle = short_side.resize_and_center_crop(image, 40, 32)
   np.testing.assert_array_equal(
-    middle, short_side.resize_and_crop(image, 40)[4:36, 14:46]
+    middle, short_side.resize_and_center_crop(image, 40)[4:36, 14:46]
   )
   # Antialiased: a bright pixel contributes to all that it covers.
   dot = np.zeros((64, 64, 3), np.uint8)
   dot[32, 32] = 255
-  assert 0 < short_side.resize_and_crop(dot, 16).max() < 255
+  assert 0 < short_side.resize_and_center_crop(dot, 16).max() < 255
 
 
 @pytest.mark.parametrize('largest', [1000, 20])
@@ -55,7 +57,9 @@ def test_label_maps(largest):
   images = [random_image((48, 60)), random_image((40, 50))]
   groups = [maps.group(x.shape[:2]) for x in images]
   assert groups[0] == groups[1] == ((64, 64), ((24, 30),))
-  state = train_state.inference_state({'params': {}}, sharding.make_mesh())
+  state = train_state.inference_train_state(
+    {'params': {}}, sharding.make_mesh()
+  )
   labels = np.asarray(maps(state, maps.prepare(images, groups[0])))
   for row, image, score in zip(labels, images, scores, strict=True):
     height, width = image.shape[:2]

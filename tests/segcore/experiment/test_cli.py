@@ -26,7 +26,7 @@ def _no_group(monkeypatch):
 
 def error_of(capsys, *arguments, program=ddep_main.PROGRAM):
   """Runs a command line that must fail; returns its one line of error."""
-  status = cli.main(program, ['main', *arguments])
+  status = cli.run_command_line(program, ['main', *arguments])
   err = capsys.readouterr().err
   assert status == exit_status.USER_ERROR, err
   assert err.startswith('error: ')
@@ -177,7 +177,7 @@ def one_stage(run):
 def test_exit_status_of_each_ending(capsys, tmp_path):
   def status(run, name='w'):
     arguments = ['main', SHAPES, f'--workdir={tmp_path / name}']
-    return cli.main(one_stage(run), arguments)
+    return cli.run_command_line(one_stage(run), arguments)
 
   def preempted(place):
     raise workspace_lib.Preempted('only saved at step 7')
@@ -197,7 +197,9 @@ def test_a_bug_is_not_dressed_up_as_a_users_mistake(tmp_path):
     raise ZeroDivisionError
 
   with pytest.raises(ZeroDivisionError):
-    cli.main(one_stage(breaks), ['main', SHAPES, f'--workdir={tmp_path}/w'])
+    cli.run_command_line(
+      one_stage(breaks), ['main', SHAPES, f'--workdir={tmp_path}/w']
+    )
 
 
 def test_a_full_disk_anywhere_is_one_line(capsys, tmp_path):
@@ -213,7 +215,7 @@ def test_a_full_disk_anywhere_is_one_line(capsys, tmp_path):
 def test_a_used_workdir_with_another_config_is_refused(capsys, tmp_path):
   program = one_stage(lambda place: [])
   workdir = f'--workdir={tmp_path}/w'
-  assert cli.main(program, ['main', SHAPES, workdir]) == 0
+  assert cli.run_command_line(program, ['main', SHAPES, workdir]) == 0
   error = error_of(capsys, f'{SHAPES}:seed=3', workdir, program=program)
   assert 'settings.seed: 0 -> 3' in error
 
@@ -230,7 +232,7 @@ def test_default_workdirs_tell_configs_apart():
 
 
 def test_help_lists_the_flags(capsys):
-  assert cli.main(ddep_main.PROGRAM, ['main', '--help']) == 0
+  assert cli.run_command_line(ddep_main.PROGRAM, ['main', '--help']) == 0
   out = capsys.readouterr().out
   for flag in ('--config', '--workdir', '--stage'):
     assert flag in out
@@ -238,7 +240,7 @@ def test_help_lists_the_flags(capsys):
 
 def test_only_host_0_speaks(capsys, monkeypatch):
   monkeypatch.setattr(console.jax, 'process_index', lambda: 1)
-  console.log('hello')
+  console.print_line('hello')
   assert capsys.readouterr().out == ''
   assert 'tensorflow' not in sys.modules
 

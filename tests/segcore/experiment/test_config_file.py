@@ -11,7 +11,7 @@ SHAPES = f'{runs.ROOT}/configs/ddep_shapes.py'
 
 
 def overridden(*flags):
-  return command.parse(['main', f'--config={SHAPES}', *flags]).config
+  return command.parse_command(['main', f'--config={SHAPES}', *flags]).config
 
 
 def test_what_a_config_leaves_out_can_be_overridden():
@@ -68,8 +68,8 @@ def test_completing_changes_no_experiment():
   stated = scope['get_config']()
   cls = ddep_main.PROGRAM.experiment
   assert 'operation' not in stated
-  assert options.build(cls, stated, 'config') == options.build(
-    cls, config_file.complete(stated), 'config'
+  assert options.build_options(cls, stated, 'config') == options.build_options(
+    cls, config_file.complete_config(stated), 'config'
   )
 
 
@@ -81,18 +81,18 @@ def write(folder, text):
 
 def test_files_that_are_no_config(tmp_path):
   with pytest.raises(errors.UserError, match='nowhere.py'):
-    config_file.load('nowhere.py')
+    config_file.load_config('nowhere.py')
   with pytest.raises(errors.UserError, match='expected a Python file'):
-    config_file.load(str(tmp_path))
+    config_file.load_config(str(tmp_path))
   refusing = write(
     tmp_path, 'def get_config(x):\n  raise ValueError("not " + x)'
   )
   with pytest.raises(errors.UserError, match=r'config\.py:abc: not abc'):
-    config_file.load(f'{refusing}:abc')
+    config_file.load_config(f'{refusing}:abc')
   # A mistake in the file keeps its traceback.
   broken = write(tmp_path, 'def get_config():\n  return {}["program"]')
   with pytest.raises(RuntimeError, match='get_config failed') as caught:
-    config_file.load(broken)
+    config_file.load_config(broken)
   assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -103,4 +103,4 @@ def test_a_program_that_is_no_module(tmp_path):
     '  return ml_collections.ConfigDict({"program": "dddep.main"})\n'
   )
   with pytest.raises(errors.UserError, match='config.program: expected a mod'):
-    config_file.load(write(tmp_path, text))
+    config_file.load_config(write(tmp_path, text))

@@ -98,7 +98,7 @@ def by_hand():
     init = jax.jit(lambda rng, fake=fake, spec=spec: fake.init(rng, spec, None))
     with source.start(0) as read:
       first = [
-        loader.drop_host_only(next(read)) for _ in range(fakes.NUM_STEPS)
+        loader.drop_host_only_keys(next(read)) for _ in range(fakes.NUM_STEPS)
       ]
     state = init(jax.random.PRNGKey(5))
     results[name] = ByHand(fake, first, state, jax.jit(fake.train_step))
@@ -291,7 +291,7 @@ def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
   actual = fakes.train('two_stream', tmp_path, mesh)
   assert_close(actual, expected)
   for leaf in jax.tree.leaves(actual):
-    assert leaf.sharding == sharding.replicated(mesh)
+    assert leaf.sharding == sharding.replicated_sharding(mesh)
 
 
 @pytest.fixture(scope='module')
@@ -340,8 +340,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(name, killed, whole):
 
 
 def assert_same_metrics(folder, expected):
-  lines = metrics_file.read(folder / 'metrics.jsonl')
-  assert lines == metrics_file.read(expected / 'metrics.jsonl')
+  lines = metrics_file.read_metrics_file(folder / 'metrics.jsonl')
+  assert lines == metrics_file.read_metrics_file(expected / 'metrics.jsonl')
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -393,14 +393,14 @@ class Experiment:
 
   def cluster(self, place):
     self.log.append('cluster')
-    result = load.read_variables(place.needed['represent'])
+    result = load.read_weight_variables(place.needed['represent'])
     predictions = evaluator_lib.Predictions(
       split=self.split,
       predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
       batch_size=8,
       mesh=self.mesh,
     )
-    pairs = predictions(train_state.inference_state(result, self.mesh))
+    pairs = predictions(train_state.inference_train_state(result, self.mesh))
     rows = {example['id'].decode(): row for row, example in pairs}
     output = place.directory / 'clusters.npz'
     if self.breaks == 'cluster':
@@ -418,7 +418,7 @@ class Experiment:
     decode = transforms.Decode(fakes.NUM_CLASSES)
     labels = transforms.Compose((decode, ClusterLabels(clusters)))
     self.batches = fakes.make_two_stream_loader(self.split, labels, self.split)
-    self.loaded = load.load_parts(
+    self.loaded = load.load_weight_parts(
       place.needed['represent'],
       ('encoder',),
       fakes.two_stream().segmenter,
@@ -518,7 +518,9 @@ def test_changed_clusters_are_not_built_upon(experiment, tmp_path):
 def test_other_fields_of_a_state_can_be_read(whole):
   folder, state = whole['two_stream']
   names = ('teacher_params', 'teacher_batch_stats')
-  result = checkpoint_reader.read(folder / 'checkpoints', names)
+  result = checkpoint_reader.read_checkpoint_fields(
+    folder / 'checkpoints', names
+  )
   assert_same(result['teacher_params'], state.teacher_params)
   assert_same(result['teacher_batch_stats'], state.teacher_batch_stats)
 
@@ -585,7 +587,7 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
   state, mesh = by_hand['two_stream'].first, mesh_of()
   predictor = label_maps(fakes.two_stream())
   matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
-  placed = jax.device_put(state, sharding.replicated(mesh))
+  placed = jax.device_put(state, sharding.replicated_sharding(mesh))
   values = evaluator(split, predictor, matrix, mesh)(placed).values
 
   decode = transforms.Decode(fakes.NUM_CLASSES)
@@ -611,7 +613,7 @@ def test_every_image_is_evaluated_once():
   split = fakes.labeled_split(SIZES)
   for num_devices in (1, 8):
     mesh = mesh_of(num_devices)
-    state = train_state.inference_state({'params': {}}, mesh)
+    state = train_state.inference_train_state({'params': {}}, mesh)
     predictor = Drawn(lambda images: images[..., 0])
     seen = evaluator(split, predictor, Seen(), mesh)(state).values
     expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
@@ -634,7 +636,7 @@ def test_919_classes_survive(tmp_path):
 
   matrix = metrics.ConfusionMatrix.empty(919)
   mesh = mesh_of()
-  state = train_state.inference_state({'params': {}}, mesh)
+  state = train_state.inference_train_state({'params': {}}, mesh)
   values = evaluator(split, Drawn(predict), matrix, mesh)(state).values
   np.testing.assert_array_equal(values['iou'], np.ones(919))
 
@@ -642,8 +644,8 @@ def test_919_classes_survive(tmp_path):
   crop = transforms.RandomCrop((30, 30))
   stream = loader.Stream(split.records, transforms.Compose((decode, crop)))
   with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
-    put = sharding.make_put_batch(mesh)
-    batch = put(loader.drop_host_only(next(batches)))
+    put = sharding.make_batch_sharder(mesh)
+    batch = put(loader.drop_host_only_keys(next(batches)))
   assert batch['label'].dtype == jnp.int16
   assert int(batch['label'].max()) == 918
   known = predict(batch['image'])
@@ -661,8 +663,11 @@ def collectives(fake):
   )
   step = jax.jit(
     fake.train_step,
-    in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
-    out_shardings=sharding.replicated(mesh),
+    in_shardings=(
+      sharding.replicated_sharding(mesh),
+      sharding.batch_sharding(mesh),
+    ),
+    out_shardings=sharding.replicated_sharding(mesh),
   )
   return communication.count_collectives(step.lower(state, spec).compile())
 

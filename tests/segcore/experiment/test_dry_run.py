@@ -40,7 +40,7 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
   return dry_run.Workload(
     build=build,
     remat=remat,
-    batch_spec=batch_lib.spec(16, (16, 16)),
+    batch_spec=batch_lib.batch_spec(16, (16, 16)),
     batch_size=16,
     num_steps=50,
     image_size=(16, 16),
@@ -51,7 +51,7 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
 
 @pytest.fixture(scope='module')
 def whole():
-  return dry_run.cost(plan_of())
+  return dry_run.count_workload_cost(plan_of())
 
 
 def test_costs_known_by_hand(whole):
@@ -79,28 +79,25 @@ def test_costs_known_by_hand(whole):
 
 
 def test_parts_of_a_batch_cost_what_the_batch_costs(whole):
-  assert dry_run.cost(plan_of(accumulate=2)) == whole
+  assert dry_run.count_workload_cost(plan_of(accumulate=2)) == whole
 
 
 def test_what_a_device_keeps(whole):
   plan = plan_of(trained=segmenter.SUBMODULES)
-  both = loop.state_spec(plan.build(False), plan.mesh, plan.batch_spec)
+  both = loop.train_state_spec(plan.build(False), plan.mesh, plan.batch_spec)
   size = sum(whole.parameters.values())
   # Parameters and two moments of Adam, then step, Adam's step, the schedule's
   # step and a key of two.
-  assert dry_run.bytes_per_device(both) == 4 * (3 * size + 5)
+  assert dry_run.state_bytes_per_device(both) == 4 * (3 * size + 5)
   learning = whole.parameters['decoder'] + whole.parameters['heads']
   assert whole.state_bytes == 4 * (size + 2 * learning + 5)
 
 
-def test_time_at_an_efficiency():
-  # 275 TFLOP/s on 4 chips at half their speed: 550 TFLOP a second.
-  assert dry_run.seconds(55 * 10**14, 275e12, 4, 0.5) == pytest.approx(10)
-
-
 def test_the_report_says_what_was_counted(monkeypatch, whole):
-  monkeypatch.setattr(dry_run, 'cost', lambda plan: whole)
-  text = '\n'.join(dry_run.report(plan_of(accumulate=2, remat=True), False))
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  text = '\n'.join(
+    dry_run.report_workload(plan_of(accumulate=2, remat=True), False)
+  )
   assert '50 steps of 16 images of 16x16 (8 devices x 2 parts x 1)' in text
   assert ': 800 images seen' in text
   assert f'{whole.parameters["encoder"]:,}' in text
@@ -113,7 +110,7 @@ def test_the_report_says_what_was_counted(monkeypatch, whole):
 
 def test_xla_says_its_own_figures(whole):
   plan = plan_of()
-  compiled = dry_run.compile_step(plan, remat=False)
+  compiled = dry_run.compile_workload_step(plan, remat=False)
   # A device has two images. XLA leaves out padded taps, which on maps of 2 to
   # 16 cells are many, and adds norms and noise.
   nominal = sum(whole.step.values()) / 8
@@ -125,13 +122,13 @@ def test_xla_says_its_own_figures(whole):
 
 
 def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
-  monkeypatch.setattr(dry_run, 'cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
   monkeypatch.setattr(
     dry_run,
-    'compile_step',
+    'compile_workload_step',
     lambda plan, remat: dry_run.Compiled(4e9 + 2e9 * remat, 10**8, 2**30, 9),
   )
-  text = list(dry_run.report(plan_of(remat=True), compiles=True))
+  text = list(dry_run.report_workload(plan_of(remat=True), compiles=True))
   # Eight devices, 16 images.
   assert [' '.join(line.split()) for line in text[-3:]] == [
     'a device GFLOPs an image arguments temporaries peak',
@@ -147,7 +144,7 @@ def test_a_batch_is_known_before_its_data(keep):
   decode = transforms.Decode(5, keep)
   cut = transforms.Compose((decode, transforms.RandomCrop((16, 16))))
   result = loader.Loader({'': loader.Stream(records, cut)}, 8, 3).element_spec()
-  planned = batch_lib.spec(
+  planned = batch_lib.batch_spec(
     8,
     (16, 16),
     label='label' in keep,
@@ -179,13 +176,15 @@ def test_a_batch_is_known_before_its_data(keep):
 def test_classes_known_without_files(name, expected, monkeypatch, tmp_path):
   monkeypatch.setenv('SEG_DATA_DIR', str(tmp_path / 'nothing'))
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'none'))
-  assert datasets.known_num_classes(datasets.DataOptions(name)) == expected
+  assert (
+    datasets.known_dataset_num_classes(datasets.DataOptions(name)) == expected
+  )
   assert not list(tmp_path.iterdir())
 
 
 def test_classes_of_no_data_set():
   with pytest.raises(errors.UserError, match=r"name: .* got 'imagenet_s/7'"):
-    datasets.known_num_classes(datasets.DataOptions('imagenet_s/7'))
+    datasets.known_dataset_num_classes(datasets.DataOptions('imagenet_s/7'))
 
 
 @pytest.fixture
@@ -197,7 +196,7 @@ def run_command(capsys, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
 
   def run(*arguments, program=ddep_main.PROGRAM):
-    status = cli.main(program, ['main', *arguments])
+    status = cli.run_command_line(program, ['main', *arguments])
     assert os.listdir(tmp_path) == []
     return status, capsys.readouterr()
 
@@ -215,7 +214,7 @@ def run_command(capsys, monkeypatch, tmp_path):
 )
 def test_a_dry_run_of_every_init(run_command, monkeypatch, whole, init, stages):
   if init != 'ddep':  # Which has all stages: the others need not be counted.
-    monkeypatch.setattr(dry_run, 'cost', lambda plan: whole)
+    monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
   status, printed = run_command(
     f'{SHAPES}:init={init},tiny', '--dry_run', *SMALL
   )
@@ -254,7 +253,7 @@ def test_a_dry_run_of_one_stage(run_command):
 def test_an_unknown_number_of_classes_is_assumed(
   run_command, monkeypatch, whole
 ):
-  monkeypatch.setattr(dry_run, 'cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
   runs_folder = f'--config={runs.ROOT}/configs/ddep_folder.py'
   status, printed = run_command(
     f'{runs_folder}:source=/photographs,ignore=255,init=none,tiny',
@@ -303,4 +302,4 @@ def test_large_leaves_count_by_their_share():
     shapes,
     sharding.state_shardings(mesh, shapes),
   )
-  assert dry_run.bytes_per_device(placed) == 4 * 3 * 512 * 256 + 80
+  assert dry_run.state_bytes_per_device(placed) == 4 * 3 * 512 * 256 + 80

@@ -99,7 +99,7 @@ _SIZES = (
 def test_networks_have_the_published_sizes(
   encoder, decoder, encoder_size, size
 ):
-  module = network.build(
+  module = network.build_network(
     network.NetworkOptions(encoder, decoder),
     {
       'head': heads_lib.ConvBlocksHead(21)

@@ -38,7 +38,7 @@ def loaded(tmp_path, encoder, weights):
   """Returns the encoder's parameters, read as by a stage."""
   np.savez(tmp_path / 'w.npz', **weights)
   module = segmenter.Segmenter(encoder, None, {'tags': heads.PoolHead(2)})
-  selected = load.load_parts(
+  selected = load.load_weight_parts(
     tmp_path / 'w.npz', ('encoder',), module, (1, 64, 64, 3)
   )
   return {'params': selected['params']['encoder']}
@@ -194,8 +194,8 @@ def test_noise(kind, target):
   gamma = np.array([0.95, 0.5, 1.0])
   options = noise.NoiseOptions(kind=kind, gamma_range=(0.4, 1.1), target=target)
   given = [jnp.asarray(x, jnp.float32) for x in (pixels, eps, gamma)]
-  noisy = noise.corrupt(*given, options)
-  aim = noise.target(*given, options)
+  noisy = noise.corrupt_with_noise(*given, options)
+  aim = noise.denoising_target(*given, options)
   if kind == 'scaled':
     expected = ddep_noise.scaled_noise(pixels, eps, gamma)
     strength = {'gamma': gamma}
@@ -223,7 +223,7 @@ def test_levels_of_time_steps(draw):
 def test_gamma_drawn_from_a_range():
   keys = jax.random.split(jax.random.PRNGKey(0), 50)
   options = noise.NoiseOptions(gamma_range=(0.8, 1.1))
-  drawn = noise.sample_gamma(keys, options)
+  drawn = noise.sample_noise_gamma(keys, options)
   uniform = [jax.random.uniform(jax.random.fold_in(key, 1)) for key in keys]
   np.testing.assert_allclose(
     drawn, ddep_noise.clipped_uniform(uniform, 0.8, 1.1), atol=1e-6

@@ -77,7 +77,7 @@ def test_jitter_equals_its_definition(seed):
   order = rng.permutation(4)
   factors = np.array([*rng.uniform(0.2, 1.8, 3), rng.uniform(-0.2, 0.2)])
   (image,) = images(1, seed=seed)
-  augmented = color_augment.apply(
+  augmented = color_augment.apply_color_draws(
     jnp.asarray(image),
     draws(jitter=True, order=order, factors=factors.astype(np.float32)),
     ALL,
@@ -88,17 +88,17 @@ def test_jitter_equals_its_definition(seed):
 
 def test_image_is_unchanged_where_nothing_is_drawn():
   (image,) = images(1)
-  augmented = color_augment.apply(jnp.asarray(image), draws(), ALL)
+  augmented = color_augment.apply_color_draws(jnp.asarray(image), draws(), ALL)
   np.testing.assert_allclose(augmented, image, atol=1e-6)
 
 
 def test_gray_and_solarized_by_hand():
   image = jnp.array([[[1.0, -1.0, 0.0]], [[-0.6, -0.6, -0.6]]])
-  gray = color_augment.apply(image, draws(gray=True), ALL)
+  gray = color_augment.apply_color_draws(image, draws(gray=True), ALL)
   # 0.299 · 1 + 0.114 · 0.5 = 0.356 of 1, and 0.2.
   np.testing.assert_allclose(gray[0, 0], [2 * 0.356 - 1] * 3, atol=3e-4)
   np.testing.assert_allclose(gray[1, 0], [-0.6] * 3, atol=3e-4)
-  inverted = color_augment.apply(image, draws(solarize=True), ALL)
+  inverted = color_augment.apply_color_draws(image, draws(solarize=True), ALL)
   # In [0, 1]: 1, 0, 0.5 become 0, 0, 0.5; 0.2 stays.
   np.testing.assert_allclose(
     inverted, [[[-1, -1, 0]], [[-0.6, -0.6, -0.6]]], atol=1e-6
@@ -108,7 +108,7 @@ def test_gray_and_solarized_by_hand():
 @pytest.mark.parametrize('sigma', [0.1, 0.5, 1.3, 2.0])
 def test_blur_equals_scipys(sigma):
   (image,) = images(1, (20, 15))
-  augmented = color_augment.apply(
+  augmented = color_augment.apply_color_draws(
     jnp.asarray(image), draws(blur=True, sigma=sigma), ALL
   )
   expected = scipy.ndimage.gaussian_filter(
@@ -118,8 +118,8 @@ def test_blur_equals_scipys(sigma):
 
 
 def test_ranges_and_probabilities_of_draws():
-  keys = update.row_keys(jax.random.key(0), 4000)
-  drawn = jax.vmap(lambda key: color_augment.sample(key, ALL))(keys)
+  keys = update.row_prng_keys(jax.random.key(0), 4000)
+  drawn = jax.vmap(lambda key: color_augment.sample_color_draws(key, ALL))(keys)
   for name, probability in (
     ('jitter', 0.8),
     ('gray', 0.2),
@@ -140,20 +140,24 @@ def test_ranges_and_probabilities_of_draws():
 
 def test_factors_are_never_negative():
   options = color_augment.ColorOptions(jitter=1.0, brightness=1.5)
-  keys = update.row_keys(jax.random.key(0), 1000)
-  drawn = jax.vmap(lambda key: color_augment.sample(key, options))(keys)
+  keys = update.row_prng_keys(jax.random.key(0), 1000)
+  drawn = jax.vmap(lambda key: color_augment.sample_color_draws(key, options))(
+    keys
+  )
   assert drawn.factors[:, 0].min() >= 0.0
   assert drawn.factors[:, 0].max() > 2.4
 
 
 def test_example_depends_on_its_own_key_only():
   batch = jnp.asarray(images())
-  keys = update.row_keys(jax.random.key(3), 4)
-  whole = jax.jit(color_augment.augment, static_argnums=2)(batch, keys, ALL)
+  keys = update.row_prng_keys(jax.random.key(3), 4)
+  whole = jax.jit(color_augment.augment_colors, static_argnums=2)(
+    batch, keys, ALL
+  )
   for i in range(4):
-    alone = color_augment.augment(batch[i : i + 1], keys[i : i + 1], ALL)
+    alone = color_augment.augment_colors(batch[i : i + 1], keys[i : i + 1], ALL)
     np.testing.assert_allclose(whole[i], alone[0], atol=1e-5)
-  copies = color_augment.augment(
+  copies = color_augment.augment_colors(
     jnp.stack([batch[0]] * 4),
     keys,
     color_augment.ColorOptions(jitter=1.0, hue=0.5),
@@ -162,8 +166,8 @@ def test_example_depends_on_its_own_key_only():
 
 
 def test_images_stay_in_range():
-  keys = update.row_keys(jax.random.key(1), 64)
-  augmented = color_augment.augment(jnp.asarray(images(64)), keys, ALL)
+  keys = update.row_prng_keys(jax.random.key(1), 64)
+  augmented = color_augment.augment_colors(jnp.asarray(images(64)), keys, ALL)
   assert augmented.min() >= -1.0 - 1e-5
   assert augmented.max() <= 1.0 + 1e-5
 
@@ -176,8 +180,8 @@ def test_8_devices_equal_one_without_gathering():
   batch = jnp.asarray(images(8))
 
   def step(batch, rng):
-    keys = update.row_keys(rng, len(batch))
-    return color_augment.augment(batch, keys, ALL)
+    keys = update.row_prng_keys(rng, len(batch))
+    return color_augment.augment_colors(batch, keys, ALL)
 
   alone = jax.jit(step)(batch, jax.random.key(0))
   sharded = jax.jit(step, out_shardings=rows)

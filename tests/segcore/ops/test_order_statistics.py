@@ -78,7 +78,7 @@ def test_nth_true_counts_images_then_pixels():
   mask = np.random.default_rng(0).random((3, 50, 4)) < 0.3
   ranks = np.tile(np.arange(60), (4, 1))
   indices = np.asarray(
-    order_statistics.nth_true(jnp.asarray(mask), jnp.asarray(ranks))
+    order_statistics.nth_true_pixels(jnp.asarray(mask), jnp.asarray(ranks))
   )
   for c in range(4):
     expected = np.flatnonzero(mask[:, :, c])
@@ -90,7 +90,7 @@ def test_nth_true_counts_images_then_pixels():
 def test_nth_true_of_large_images(size):
   mask = jnp.ones((2, size, 1), bool)
   ranks = jnp.array([[0, size - 1, size, 2 * size - 1, 2 * size]])
-  indices = order_statistics.nth_true(mask, ranks)
+  indices = order_statistics.nth_true_pixels(mask, ranks)
   assert indices.tolist() == [[0, size - 1, size, 2 * size - 1, 0]]
 
 

@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
     '--baseline=init=none',
     '--also=pretrain.val/accuracy,val/miou',
   )
-  assert cli.main(arguments) == 0
+  assert cli.run_study_command(arguments) == 0
   return workdir, arguments
 
 
@@ -128,12 +128,12 @@ def test_finished_cells_are_not_run_again(finished, capsys):
   workdir, arguments = finished
   before = count_runs(workdir)
   table = (workdir / 'table.csv').read_text()
-  assert cli.main(arguments) == 0
+  assert cli.run_study_command(arguments) == 0
   assert count_runs(workdir) == before
   assert 'study: 8 runs, of which 8 are finished' in capsys.readouterr().out
   # Without its result the run is started again, and has nothing left to do.
   (workdir / 'cells' / 'init=none,labels=50,seed=0,lr=2.json').unlink()
-  assert cli.main(arguments) == 0
+  assert cli.run_study_command(arguments) == 0
   assert count_runs(workdir) == before
   assert (workdir / 'table.csv').read_text() == table
 
@@ -145,7 +145,7 @@ def test_results_of_another_config_are_refused(finished, capsys):
   cell = json.loads(before)
   cell['digests']['evaluate'] = 'other'
   path.write_text(json.dumps(cell))
-  assert cli.main(arguments) == 2
+  assert cli.run_study_command(arguments) == 2
   path.write_text(before)
   assert 'was made with other settings' in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_results_of_another_config_are_refused(finished, capsys):
 def test_failed_run_is_named_and_the_others_continue(tmp_path, capsys):
   workdir = tmp_path / 'work'
   arguments = command(workdir, *AXES, options='breaks=ddep')
-  assert cli.main(arguments) == 2
+  assert cli.run_study_command(arguments) == 2
   err = capsys.readouterr().err
   assert 'error: init=ddep,labels=50,seed=0: error: ddep cannot be' in err
   assert f'see {workdir}/cells/init=ddep,labels=50,seed=0.log' in err
@@ -166,7 +166,7 @@ def test_failed_run_is_named_and_the_others_continue(tmp_path, capsys):
 def test_fields_of_the_config_are_varied_and_set(tmp_path):
   workdir = tmp_path / 'work'
   vary = ('--vary=init=none', '--vary=nested.bonus=0.0,0.25')
-  assert cli.main(command(workdir, *vary, '--config.lr=2.0')) == 0
+  assert cli.run_study_command(command(workdir, *vary, '--config.lr=2.0')) == 0
   with open(workdir / 'table.csv') as file:
     means = [float(row['mean']) for row in csv.DictReader(file)]
   plain = 100 * (fake_program.score('none', 50, 0, 2.0) + 0.01)
@@ -178,8 +178,8 @@ def test_fields_of_the_config_are_varied_and_set(tmp_path):
 def test_more_seeds_share_the_pretraining_of_the_first(tmp_path):
   workdir = tmp_path / 'work'
   vary = ('--vary=labels=50',)
-  assert cli.main(command(workdir, *vary)) == 0
-  assert cli.main(command(workdir, *vary, '--seeds=3')) == 0
+  assert cli.run_study_command(command(workdir, *vary)) == 0
+  assert cli.run_study_command(command(workdir, *vary, '--seeds=3')) == 0
   assert count_runs(workdir) == {'pretrain none': 1, 'evaluate none': 3}
   assert [row['n'] for row in read_table(workdir).values()] == ['3']
   assert list(read_table(workdir)) == [('fake_program', '50')]
@@ -189,7 +189,7 @@ def test_single_axis_is_swept_at_one_value(tmp_path):
   workdir = tmp_path / 'work'
   sweeps = ('--sweep=lr=1,2', '--sweep=nested.bonus=0.25,0.0')
   arguments = ('--vary=labels=50,200', *sweeps, '--sweep_at=200')
-  assert cli.main(command(workdir, *arguments)) == 0
+  assert cli.run_study_command(command(workdir, *arguments)) == 0
   table = read_table(workdir)
   assert list(table) == [('fake_program', '50'), ('fake_program', '200')]
   assert [row['swept'] for row in table.values()] == ['2,0.25', '2,0.25']
@@ -206,7 +206,9 @@ def test_single_axis_is_swept_at_one_value(tmp_path):
 
 def test_missing_metric_stops_the_study(tmp_path, capsys):
   workdir = tmp_path / 'work'
-  assert cli.main(command(workdir, *AXES, '--report=test/mIoU')) == 2
+  assert (
+    cli.run_study_command(command(workdir, *AXES, '--report=test/mIoU')) == 2
+  )
   err = capsys.readouterr().err
   assert '--report: expected one of pretrain.val/accuracy, test/' in err
   assert 'got test/mIoU' in err
@@ -217,7 +219,7 @@ def test_missing_metric_stops_the_study(tmp_path, capsys):
 def test_missing_results_stop_the_study(tmp_path, capsys):
   workdir = tmp_path / 'work'
   arguments = command(workdir, '--vary=labels=50', options='silent')
-  assert cli.main(arguments) == 2
+  assert cli.run_study_command(arguments) == 2
   err = capsys.readouterr().err
   assert 'the last stage, evaluate, wrote no ' in err
   assert err.count('\n') == 1
@@ -226,7 +228,7 @@ def test_missing_results_stop_the_study(tmp_path, capsys):
 def test_unwritable_folder_is_a_user_error(tmp_path, capsys):
   (tmp_path / 'file').touch()
   workdir = tmp_path / 'file' / 'work'
-  assert cli.main(command(workdir, '--vary=labels=50')) == 2
+  assert cli.run_study_command(command(workdir, '--vary=labels=50')) == 2
   err = capsys.readouterr().err
   assert err.startswith(f'error: cannot write to {workdir} (Not a directory)')
 
@@ -249,7 +251,7 @@ def test_sigterm_stops_the_runs_and_the_next_call_resumes(tmp_path, capsys):
     assert time.monotonic() < deadline
     time.sleep(0.02)
   # The folder is locked meanwhile.
-  assert cli.main(arguments) == 2
+  assert cli.run_study_command(arguments) == 2
   assert 'another study uses' in capsys.readouterr().err
   process.send_signal(signal.SIGTERM)
   out, _ = process.communicate(timeout=120)
@@ -257,7 +259,7 @@ def test_sigterm_stops_the_runs_and_the_next_call_resumes(tmp_path, capsys):
   assert 'stopped: 2 run(s) are left; run the same command again' in out
   assert not (workdir / 'table.csv').exists()
   go.touch()
-  assert cli.main(arguments) == 0
+  assert cli.run_study_command(arguments) == 0
   assert len(read_table(workdir)) == 3
   assert count_runs(workdir) == {'pretrain none': 1, 'evaluate none': 4}
 
@@ -265,7 +267,7 @@ def test_sigterm_stops_the_runs_and_the_next_call_resumes(tmp_path, capsys):
 def test_workers_have_different_environments(tmp_path):
   workdir = tmp_path / 'work'
   vary = ('--vary=init=none,ddep', '--vary=labels=50')
-  assert cli.main(command(workdir, *vary, '--each=CARD=0,3')) == 0
+  assert cli.run_study_command(command(workdir, *vary, '--each=CARD=0,3')) == 0
   cards = {line.split()[2] for line in count_runs(workdir)}
   assert cards == {'0', '3'}
 
@@ -294,7 +296,7 @@ def test_workers_have_different_environments(tmp_path):
   ],
 )
 def test_user_errors_are_one_line(arguments, message, tmp_path, capsys):
-  assert cli.main(command(tmp_path / 'work', *arguments)) == 2
+  assert cli.run_study_command(command(tmp_path / 'work', *arguments)) == 2
   err = capsys.readouterr().err
   assert message in err
   assert err.startswith('error: ')

@@ -140,7 +140,9 @@ def test_best_states_of_later_steps_are_ignored(tmp_path):
     # … and saved again.
     checkpoints.save_best(30, state(30.0), 0.7)
     checkpoints.wait()
-  best = checkpoint_reader.read(tmp_path / 'best', ('params', 'step'))
+  best = checkpoint_reader.read_checkpoint_fields(
+    tmp_path / 'best', ('params', 'step')
+  )
   assert int(best['step']) == 30
   assert set(best) == {'params', 'step'}
   assert isinstance(best['params']['encoder']['kernel'], np.ndarray)
@@ -148,11 +150,11 @@ def test_best_states_of_later_steps_are_ignored(tmp_path):
 
 def test_reading_an_empty_folder_is_an_error(tmp_path):
   with pytest.raises(errors.UserError, match='no checkpoint in .*: train it'):
-    checkpoint_reader.read(tmp_path)
+    checkpoint_reader.read_checkpoint_fields(tmp_path)
   # The folder of a run instead of that of its stage.
   (tmp_path / 'train/checkpoints').mkdir(parents=True)
   with pytest.raises(errors.UserError, match='did you mean .*/train[?]'):
-    checkpoint_reader.read(tmp_path)
+    checkpoint_reader.read_checkpoint_fields(tmp_path)
 
 
 def test_full_disk_is_a_user_error(tmp_path, monkeypatch):

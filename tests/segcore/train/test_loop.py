@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import signal
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,13 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import loader
 from runtime import errors, progress
 from segcore.distributed import sharding
-from segcore.train import loop, run_log, tensorboard, train_state
+from segcore.train import (
+  callbacks,
+  loop,
+  run_log,
+  tensorboard,
+  train_state,
+)
 from segcore.train import workspace as workspace_lib
 from segcore.weights import checkpoint_reader
 
@@ -35,7 +43,7 @@ class SumMethod:
   def train_step(self, state, batch):
     step = state.step + 1
     total = state.params['sum'] + jnp.sum(
-      batch_lib.to_symmetric(batch['image'])
+      batch_lib.batch_images_to_symmetric(batch['image'])
     )
     term = jnp.where(step == self.nan_at, jnp.nan, 1.0)
     metrics = {'loss': total + term, 'term': term, 'other': jnp.zeros(())}
@@ -66,7 +74,9 @@ def run(directory, spec, **fields):
     **{'log_every': 3, 'save_every': 4, **fields}
   )
   workspace = workspace_lib.Workspace(directory, {}, 'digest')
-  return loop.train(spec, workspace, operation, sharding.make_mesh())
+  return loop.run_training_loop(
+    spec, workspace, operation, sharding.make_mesh()
+  )
 
 
 def metrics_lines(directory):
@@ -109,7 +119,14 @@ def test_callbacks_run_when_they_are_due(tmp_path):
     x['step'] for x in metrics_lines(tmp_path) if 'val/score' in x
   ] == evaluated
   assert saved_steps(tmp_path) == {8, 11}
-  assert int(checkpoint_reader.read(tmp_path / 'best', ('step',))['step']) == 5
+  assert (
+    int(
+      checkpoint_reader.read_checkpoint_fields(tmp_path / 'best', ('step',))[
+        'step'
+      ]
+    )
+    == 5
+  )
   # 11 batches of 8 of an endless stream of 24 numbers: three whole epochs and
   # two thirds of the fourth.
   assert int(state.step) == 11
@@ -126,7 +143,7 @@ def test_nonfinite_term_is_named_and_no_later_state_is_saved(tmp_path):
   assert 'term was not finite at step 6' in str(caught.value)
   assert 'loss' not in str(caught.value).split(' was not')[0]
   assert saved_steps(tmp_path) == {4}
-  state = checkpoint_reader.read(tmp_path / 'checkpoints')
+  state = checkpoint_reader.read_checkpoint_fields(tmp_path / 'checkpoints')
   assert np.isfinite(state['params']['sum'])
   # Without the error, the run resumes from there.
   state = run(tmp_path, training())
@@ -150,6 +167,59 @@ def test_preemption_saves_at_once(tmp_path, monkeypatch):
   assert saved_steps(tmp_path) == {4, 6}
   run(tmp_path, training())
   assert [x['step'] for x in metrics_lines(tmp_path)] == [3, 6, 9, 11]
+
+
+def test_ctrl_c_saves_the_step_at_which_it_is_noticed(tmp_path, capsys):
+  """The step after a second of waiting, in which the signal is handled."""
+
+  def evaluate(state):
+    if int(state.step) == 6:
+      signal.raise_signal(signal.SIGINT)
+      time.sleep(1.0)
+    return tensorboard.Summaries({})
+
+  spec = training(evaluate=evaluate, evaluate_every=2)
+  with pytest.raises(workspace_lib.Preempted, match='saved at step 7'):
+    run(tmp_path, spec)
+  assert saved_steps(tmp_path) == {4, 7}
+  assert 'stopping after this step, which is saved' in capsys.readouterr().out
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_checkpoints_are_saved_by_minutes_too(tmp_path, monkeypatch):
+  seconds = [0.0]
+  monkeypatch.setattr(callbacks.time, 'monotonic', lambda: seconds[0])
+
+  def evaluate(state):
+    seconds[0] += 25.0
+    return tensorboard.Summaries({})
+
+  # It is 75 s after step 4, which is evaluated until 100 s and saved; a minute
+  # later, at 175 s, step 8 is done.
+  spec = training(evaluate=evaluate, evaluate_every=1)
+  run(tmp_path, spec, save_every=100, save_minutes=1.0)
+  assert saved_steps(tmp_path) == {8, 11}
+  # With several hosts, host 0 decides, after steps that are logged.
+  timer = callbacks.IntervalTimer(1.0, compare_every=4)
+  seconds[0] += 61
+  monkeypatch.setattr(callbacks.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(
+    callbacks.collectives, 'broadcast_from_host_0', lambda value: not value
+  )
+  assert [timer.is_over(step) for step in (3, 4, 5)] == [False, False, False]
+  timer.restart()
+  assert [timer.is_over(step) for step in (7, 8)] == [False, True]
+  assert not callbacks.IntervalTimer(0.0, 1).is_over(8)
+
+
+def test_compiling_and_the_first_steps_are_printed(tmp_path, capsys):
+  run(tmp_path, training(), log_every=11)
+  lines = capsys.readouterr().out.splitlines()
+  first = [line.split('  ')[0].split()[-1] for line in lines if 'loss' in line]
+  assert first == ['1/11', '2/11', '3/11', '11/11']
+  assert 'compiling the training step, about a minute' in lines[1]
+  # The file has the steps of the interval only.
+  assert [x['step'] for x in metrics_lines(tmp_path)] == [11]
 
 
 def test_tensorboard_has_each_point_once_after_a_restart(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def gradients_of(params, num_steps=5):
 
 def run(options, params, gradients):
   """Returns the parameters after one jitted update with each gradient."""
-  tx = optimizers.build(options, NUM_STEPS, params)
+  tx = optimizers.build_optimizer(options, NUM_STEPS, params)
   state = jax.jit(tx.init)(params)
 
   @jax.jit
@@ -99,7 +99,7 @@ def test_schedules_equal_their_formulas(name, decay, warmup):
     final_learning_rate=final,
     warmup_steps=warmup,
   )
-  rate = optimizers.schedule(options, 125)
+  rate = optimizers.learning_rate_schedule(options, 125)
   for step in (0, 1, 7, 24, 25, 26, 60, 100, 124, 125):
     if step < warmup:
       expected = 0.6 * step / warmup
@@ -118,7 +118,7 @@ def test_warmup_starts_at_a_fraction_of_the_peak():
     warmup_steps=100,
     warmup_start=0.01,
   )
-  rate = optimizers.schedule(options, 200)
+  rate = optimizers.learning_rate_schedule(options, 200)
   # A line from 0.005 to 0.5, and one from there to 0.
   for step, expected in {
     0: 0.005,
@@ -141,7 +141,7 @@ def test_schedules_are_exact_at_their_ends(name, warmup):
     final_learning_rate=1e-7,
     warmup_steps=warmup,
   )
-  rate = jax.jit(optimizers.schedule(options, 2_500_000))
+  rate = jax.jit(optimizers.learning_rate_schedule(options, 2_500_000))
   assert rate(0) == np.float32(0.0 if warmup else 6e-5)
   assert rate(warmup) == np.float32(6e-5)
   assert rate(2_500_000) == rate(2_500_001) == np.float32(1e-7)
@@ -150,12 +150,12 @@ def test_schedules_are_exact_at_their_ends(name, warmup):
 def test_warmup_must_be_shorter_than_the_schedule():
   options = optimizers.OptimizerOptions(learning_rate=1.0, warmup_steps=10)
   with pytest.raises(ValueError) as error:
-    optimizers.schedule(options, 10)
+    optimizers.learning_rate_schedule(options, 10)
   assert str(error.value) == (
     'warmup_steps: expected fewer than num_steps = 10, got 10'
   )
   with pytest.raises(ValueError, match='num_steps: expected >= 1, got 0'):
-    optimizers.schedule(options, 0)
+    optimizers.learning_rate_schedule(options, 0)
 
 
 # Updates.
@@ -443,7 +443,7 @@ def test_norms_are_computed_over_all_shards(monkeypatch, kind):
     adaptation=kind,
     trust_coefficient=0.1,
   )
-  tx = optimizers.build(options, NUM_STEPS, params)
+  tx = optimizers.build_optimizer(options, NUM_STEPS, params)
   shardings = sharding.state_shardings(sharding.make_mesh(4), params)
   assert 'fsdp' in shardings['kernel'].spec
 
@@ -493,11 +493,11 @@ def test_groups_equal_values_by_hand(params, mode):
 
 
 def test_first_matching_group_decides():
-  assert optimizers.find_group('encoder/bias', GROUPS) == 0
-  assert optimizers.find_group('decoder/bias', GROUPS) == 0
-  assert optimizers.find_group('decoder/bias/x', GROUPS) == 1
-  assert optimizers.find_group('a/decoder/x', GROUPS) is None
-  assert optimizers.find_group('a/encoder/x', GROUPS) == 2
+  assert optimizers.find_parameter_group('encoder/bias', GROUPS) == 0
+  assert optimizers.find_parameter_group('decoder/bias', GROUPS) == 0
+  assert optimizers.find_parameter_group('decoder/bias/x', GROUPS) == 1
+  assert optimizers.find_parameter_group('a/decoder/x', GROUPS) is None
+  assert optimizers.find_parameter_group('a/encoder/x', GROUPS) == 2
   options = optimizers.OptimizerOptions(learning_rate=1.0, groups=GROUPS)
   assert options.factors('decoder/x') == (10.0, 0.5)
   assert options.factors('heads/x') == (1.0, 1.0)
@@ -524,7 +524,7 @@ def test_learning_rate_factor_of_zero_freezes(params):
     np.testing.assert_array_equal, after['decoder'], expected['decoder']
   )
   # Only trained parameters have moments.
-  state = optimizers.build(options, NUM_STEPS, params).init(params)
+  state = optimizers.build_optimizer(options, NUM_STEPS, params).init(params)
   sizes = [leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim]
   assert sizes == [2, 2]
 
@@ -533,7 +533,7 @@ def test_groups_without_effect_are_refused(params):
   def message(*groups):
     options = optimizers.OptimizerOptions(learning_rate=1.0, groups=groups)
     with pytest.raises(ValueError) as error:
-      optimizers.build(options, NUM_STEPS, params)
+      optimizers.build_optimizer(options, NUM_STEPS, params)
     return str(error.value)
 
   assert message(('bias', 1.0, 0.0), ('head', 10.0, 1.0)) == (
@@ -570,7 +570,7 @@ def test_state_has_the_structure_of_its_shapes(params, fields, frozen):
     groups=(('bias', 0.0 if frozen else 3.0, 0.0),),
   )
   shapes = jax.eval_shape(lambda: params)
-  tx = optimizers.build(options, NUM_STEPS, shapes)
+  tx = optimizers.build_optimizer(options, NUM_STEPS, shapes)
   expected = jax.eval_shape(tx.init, shapes)
   mesh = jax.make_mesh(
     (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
@@ -700,7 +700,7 @@ def test_impossible_options_are_refused(changes, message):
 
 
 def test_describe():
-  assert optimizers.describe(
+  assert optimizers.describe_optimizer(
     optimizers.OptimizerOptions(
       name='sgd',
       learning_rate=0.01,
@@ -724,19 +724,19 @@ def test_describe():
     weight_decay_mode='l2',
     adaptation='larc',
   )
-  assert optimizers.describe(larc, 300_600) == (
+  assert optimizers.describe_optimizer(larc, 300_600) == (
     'sgd (momentum 0.9), larc (trust 0.001), learning rate 0.6, cosine to '
     '0.0006 at step 300,600, larc weight decay 1e-06'
   )
   lars = dataclasses.replace(
     larc, adaptation='lars', warmup_steps=5, warmup_start=0.01
   )
-  assert optimizers.describe(lars, 10) == (
+  assert optimizers.describe_optimizer(lars, 10) == (
     'sgd (momentum 0.9), lars (trust 0.001, two axes or more), learning rate '
     '0.6, warm-up of 5 steps from 0.006, cosine to 0.0006 at step 10, lars '
     'weight decay 1e-06'
   )
-  assert optimizers.describe(
+  assert optimizers.describe_optimizer(
     optimizers.OptimizerOptions(learning_rate=1e-3, schedule='constant'), 5000
   ) == (
     'adam (b1 0.9, b2 0.999, eps 1e-08), learning rate 0.001, constant for '

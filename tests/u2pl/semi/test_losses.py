@@ -28,7 +28,7 @@ def logits_of(seed):
 
 def upsampled(logits):
   return np.asarray(
-    pseudo_labels.upsample(jnp.asarray(logits), SIZE), np.float64
+    pseudo_labels.upsample_teacher_scores(jnp.asarray(logits), SIZE), np.float64
   )
 
 
@@ -38,7 +38,7 @@ def test_supervised_loss_is_ohem_of_the_main_and_the_auxiliary_head():
   )
   outputs = {'logits': logits_of(0), 'aux': logits_of(1)}
   labels = labels_of()
-  loss = losses.supervised(
+  loss = losses.supervised_loss(
     jax.tree.map(jnp.asarray, outputs), jnp.asarray(labels, jnp.int32), options
   )
   main, auxiliary = (
@@ -56,7 +56,7 @@ def test_supervised_loss_is_ohem_of_the_main_and_the_auxiliary_head():
 
 def test_supervised_loss_is_cross_entropy_unless_configured():
   labels = labels_of()
-  loss = losses.supervised(
+  loss = losses.supervised_loss(
     {'logits': jnp.asarray(logits_of(0))},
     jnp.asarray(labels, jnp.int32),
     options_lib.SupervisedOptions(),
@@ -76,7 +76,7 @@ def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(
   options = options_lib.ConsistencyOptions(
     filtered=filtered, forward=xi[0], reverse=xi[1]
   )
-  loss = losses.unsupervised(
+  loss = losses.unsupervised_loss(
     jnp.asarray(logits_of(0)),
     jnp.asarray(labels, jnp.int32),
     jnp.asarray(kept),
@@ -95,7 +95,7 @@ def test_unsupervised_loss_is_scaled_by_its_weight():
   labels = jnp.asarray(labels_of(), jnp.int32)
   options = options_lib.ConsistencyOptions()
   full, scaled = (
-    losses.unsupervised(
+    losses.unsupervised_loss(
       jnp.asarray(logits_of(0)),
       labels,
       labels >= 0,
@@ -111,6 +111,6 @@ def test_unsupervised_loss_is_scaled_by_its_weight():
 
 def test_streams_are_split_as_batches_are_joined():
   outputs = {'logits': jnp.arange(12).reshape(6, 2), 'rep': jnp.arange(6)}
-  labeled, unlabeled = losses.split_streams(outputs)
+  labeled, unlabeled = losses.split_student_outputs(outputs)
   assert labeled['rep'].tolist() == [0, 2, 4]
   assert unlabeled['logits'].tolist() == [[2, 3], [6, 7], [10, 11]]

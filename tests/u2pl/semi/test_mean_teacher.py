@@ -203,7 +203,7 @@ def test_eight_devices_are_one_in_float64(warm, fsdp, monkeypatch):
 
 def test_collectives_of_a_step(trained, warm):
   mesh = sharding.make_mesh()
-  state = jax.device_put(warm[0], sharding.replicated(mesh))
+  state = jax.device_put(warm[0], sharding.replicated_sharding(mesh))
   rows = sharding.batch_sharding(mesh)
   shapes = jax.tree.map(lambda x: x.update(sharding=rows), tiny.batch_spec())
   compiled = jax.jit(trained.train_step).lower(state, shapes).compile()

@@ -45,12 +45,14 @@ def test_pixels_of_padding_take_no_part(taught):
   # Padding is mixed as the images are.
   mixing_rng, row_rng, _ = jax.random.split(key, 3)
   options = trained.options.consistency.mixing
-  draws = mixing.sample(
-    *(mixing_rng, update_lib.row_keys(row_rng, tiny.BATCH), options),
+  draws = mixing.sample_mixing_draws(
+    *(mixing_rng, update_lib.row_prng_keys(row_rng, tiny.BATCH), options),
     *(SHAPE, tiny.CLASSES),
   )
   images = jnp.zeros((*SHAPE, 3))
-  _, mixed = mixing.mix(images, jnp.where(valid, 0, -1), draws, options)
+  _, mixed = mixing.mix_unlabeled_images(
+    images, jnp.where(valid, 0, -1), draws, options
+  )
   mixed = np.asarray(mixed) >= 0
   assert (mixed != valid).any()
   np.testing.assert_array_equal(output.labels >= 0, mixed)
@@ -93,7 +95,7 @@ def test_padding_around_images_does_not_change_the_loss(filtered):
   def loss(logits, labels, kept, valid):
     labels, count = pseudo_labels.ignore_padding(jnp.asarray(labels), valid)
     kept = jnp.asarray(kept) & (labels >= 0)
-    return losses.unsupervised(
+    return losses.unsupervised_loss(
       jnp.asarray(logits), labels, kept, count, options
     )
 
@@ -128,7 +130,7 @@ def test_padding_is_neither_anchor_nor_positive_nor_negative():
     *(branch.init(), jnp.asarray(features), probs, jnp.asarray(labels)),
     *(jax.tree.map(jnp.asarray, masks), jax.random.PRNGKey(0)),
   )
-  assert memory_bank.fill(state.bank).min() > 0
+  assert memory_bank.memory_bank_fill(state.bank).min() > 0
   assert np.abs(state.bank.rows).max() < 10
   assert np.abs(state.prototypes.vectors).max() < 10
   assert targets.usable.all()

@@ -24,7 +24,7 @@ def network_outputs(trained, params, stats, images, train, rng=None):
   images = jnp.asarray(images)
   forward = jax.jit(
     lambda: (
-      method.forward(
+      method.training_forward_pass(
         trained.segmenter,
         params,
         stats,
@@ -60,15 +60,17 @@ class NumpyTargets(NamedTuple):
 def numpy_targets(trained, state, batch, rng):
   """Computes targets with the draws of the same keys; `images` are joined."""
   mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
-  draws = mixing.sample(
+  draws = mixing.sample_mixing_draws(
     mixing_rng,
-    update_lib.row_keys(row_rng, tiny.BATCH),
+    update_lib.row_prng_keys(row_rng, tiny.BATCH),
     PLUS.consistency.mixing,
     (tiny.BATCH, *SHAPE),
     tiny.CLASSES,
   )
   labeled, unlabeled = (
-    np.asarray(batch_lib.to_symmetric(jnp.asarray(batch[name]['image'])))
+    np.asarray(
+      batch_lib.batch_images_to_symmetric(jnp.asarray(batch[name]['image']))
+    )
     for name in ('labeled', 'unlabeled')
   )
   # Clean images: labels denoised with the prototypes before the step.

@@ -31,7 +31,7 @@ def test_loss_and_its_gradient(view):
   targets = random_targets()
 
   def loss(x):
-    return d2s.loss(x, jnp.asarray(np.moveaxis(targets, 0, 1)), 0.1, view)
+    return d2s.d2s_loss(x, jnp.asarray(np.moveaxis(targets, 0, 1)), 0.1, view)
 
   def reference_loss(x):
     return reference.d2s_loss(

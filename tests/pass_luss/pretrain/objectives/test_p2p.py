@@ -35,20 +35,21 @@ def test_regression_from_maps_and_its_gradient():
     lambda z: z @ matrix,
     7,
   )
-  rows, columns, _ = view_geometry.overlap_grids(
+  rows, columns, _ = view_geometry.view_overlap_grids(
     jnp.asarray(boxes), jnp.asarray(flips), 7
   )
 
   def points(x):
     return jnp.stack(
       [
-        view_geometry.sample(x[:, v], rows[:, v], columns[:, v]) for v in (0, 1)
+        view_geometry.sample_view_maps(x[:, v], rows[:, v], columns[:, v])
+        for v in (0, 1)
       ],
       axis=1,
     )
 
   def loss(x, targets):
-    return p2p.regression_loss(points(x) @ matrix, targets)
+    return p2p.p2p_regression_loss(points(x) @ matrix, targets)
 
   z = points(jnp.asarray(maps))
   arrays.assert_close(loss(jnp.asarray(maps), z), expected)
@@ -62,7 +63,7 @@ def test_regression_from_maps_and_its_gradient():
     )
 
   actual = jax.grad(
-    lambda x: p2p.regression_loss(points(x) @ matrix, points(x))
+    lambda x: p2p.p2p_regression_loss(points(x) @ matrix, points(x))
   )(jnp.asarray(maps))
   constant_targets = jax.grad(lambda x: loss(x, z))(jnp.asarray(maps))
   arrays.assert_close(actual, constant_targets)
@@ -131,7 +132,7 @@ def test_statistics_of_the_predictor():
 
 
 def test_points_without_an_overlap_have_no_gradient():
-  gradient = jax.grad(lambda z: p2p.regression_loss(z, jnp.zeros_like(z)))(
+  gradient = jax.grad(lambda z: p2p.p2p_regression_loss(z, jnp.zeros_like(z)))(
     jnp.zeros((1, 2, 3, 3, 4))
   )
   assert not np.asarray(gradient).any()
@@ -142,7 +143,7 @@ def test_contrastive_loss_and_its_gradient():
   overlap = np.array([True, False, True])
 
   def loss(x):
-    return p2p_variants.contrastive_loss(x, jnp.asarray(overlap), 0.2)
+    return p2p_variants.p2p_contrastive_loss(x, jnp.asarray(overlap), 0.2)
 
   def reference_loss(x):
     a, b = x[:, 0], x[:, 1]
@@ -157,7 +158,7 @@ def test_clustering_loss():
   points = arrays.normal(4, 2, 3, 3, SIZE)
   prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
   overlap = np.array([True, False, True, True])
-  actual = p2p_variants.clustering_loss(
+  actual = p2p_variants.p2p_clustering_loss(
     jnp.asarray(points),
     jnp.asarray(prototypes),
     jnp.asarray(overlap),
@@ -168,7 +169,7 @@ def test_clustering_loss():
     logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
   )
   arrays.assert_close(actual, expected)
-  gradient = jax.grad(p2p_variants.clustering_loss, (0, 1))(
+  gradient = jax.grad(p2p_variants.p2p_clustering_loss, (0, 1))(
     jnp.asarray(points),
     jnp.asarray(prototypes),
     jnp.asarray(overlap),

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('float64')
 def test_propagation():
   pixels = arrays.normal(2, 3, 4, SIZE)
   kernel, bias = arrays.normal(SIZE, SIZE, seed=1), arrays.normal(SIZE, seed=2)
-  actual = pixpro.propagate(
+  actual = pixpro.propagate_pixels(
     jnp.asarray(pixels), jnp.asarray(pixels @ kernel + bias), 2.0
   )
   for i in (0, 1):
@@ -32,7 +32,9 @@ def test_loss():
   propagated = jnp.asarray(y).reshape(3, 2, 4, SIZE)
   keys = jnp.asarray(k).reshape(3, 2, 4, SIZE)
   positive = jnp.asarray(masks)
-  actual = pixpro.loss(propagated[:, 0], keys[:, 1], positive) + pixpro.loss(
+  actual = pixpro.pixpro_loss(
+    propagated[:, 0], keys[:, 1], positive
+  ) + pixpro.pixpro_loss(
     propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
   )
   expected = reference.pixpro_loss(y[:, 0], y[:, 1], k[:, 0], k[:, 1], masks)

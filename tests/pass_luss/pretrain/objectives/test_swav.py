@@ -29,7 +29,7 @@ def full_queue(rows):
 def test_targets_use_a_queue_once_it_is_full(full):
   scores = arrays.normal(BATCH, PROTOTYPES, scale=0.3)
   queue_scores = arrays.normal(9, PROTOTYPES, seed=1, scale=0.3)
-  actual = swav.targets(
+  actual = swav.swav_targets(
     jnp.asarray(scores),
     jnp.asarray(queue_scores),
     jnp.asarray(full),
@@ -44,7 +44,7 @@ def test_no_gradient_flows_through_targets():
   queue_scores = jnp.asarray(arrays.normal(3, PROTOTYPES, scale=0.3))
 
   def total(s, r):
-    targets = swav.targets(s, r, jnp.asarray(True), swav.SwavOptions())
+    targets = swav.swav_targets(s, r, jnp.asarray(True), swav.SwavOptions())
     return jnp.sum(targets * jnp.arange(PROTOTYPES))
 
   for gradient in jax.grad(total, (0, 1))(scores, queue_scores):
@@ -68,7 +68,12 @@ def test_objective_and_its_gradient(num_views, queued):
 
   def step(x, p):
     return support.step(
-      {'swav': {'embeddings': x, 'scores': embedding_ops.similarities(x, p)}},
+      {
+        'swav': {
+          'embeddings': x,
+          'scores': embedding_ops.prototype_similarities(x, p),
+        }
+      },
       prototypes=p,
       queue=full_queue(queue) if queued else None,
     )
@@ -120,11 +125,11 @@ def test_objective_and_its_gradient(num_views, queued):
 def test_queue_fills_from_its_step_on():
   options = swav.SwavOptions(queue=4, queue_from_step=3)
   new = jnp.asarray(arrays.normal(2, 3, SIZE))
-  empty = queue_lib.empty(swav.Swav(options, SIZES).needs_queue)
+  empty = queue_lib.empty_embedding_queue(swav.Swav(options, SIZES).needs_queue)
   assert empty.rows.shape == (2, 4, SIZE)
-  before = swav.update_queue(empty, new, jnp.asarray(2), options)
+  before = swav.update_embedding_queue(empty, new, jnp.asarray(2), options)
   assert before.count == 0 and not np.asarray(before.rows).any()
-  after = swav.update_queue(empty, new, jnp.asarray(3), options)
+  after = swav.update_embedding_queue(empty, new, jnp.asarray(3), options)
   assert after.count == 2
   # Of three views, the large ones are stored.
   arrays.assert_close(after.rows[:, :2], np.moveaxis(new[:, :2], 1, 0))

@@ -210,7 +210,7 @@ def test_network_of_a_config_has_its_dtype():
     remat=True,
   )
   heads = {'logits': heads_lib.ConvBlocksHead(3, 4, dtype=jnp.bfloat16)}
-  module = network.build(options, heads, 'config.network')
+  module = network.build_network(options, heads, 'config.network')
   images = jnp.zeros((1, 33, 33, 3))
   outputs, variables = jax.eval_shape(
     module.init_with_output, jax.random.key(0), images
@@ -225,7 +225,7 @@ def test_network_of_a_config_has_its_dtype():
 
   options.encoder['output_stride'] = 12
   with pytest.raises(errors.UserError, match=r'output_stride: .*\b12\b'):
-    network.build(options, heads, 'config.network')
+    network.build_network(options, heads, 'config.network')
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_resnet_equals_torchs(unit, stem, output_stride, size, train):
   rng = np.random.default_rng(1)
   images = jnp.asarray(rng.uniform(-1, 1, (2, *size, 3)), jnp.float32)
 
-  translated = torchvision.translate(state)
+  translated = torchvision.translate_torchvision_weights(state)
   variables = {kind: tree['encoder'] for kind, tree in translated.items()}
   maps, updated = jax.jit(
     lambda v: module.apply(v, images, train, mutable=['batch_stats'])
@@ -127,7 +127,9 @@ def test_resnet_equals_torchs(unit, stem, output_stride, size, train):
       atol=2e-4,
       err_msg=x.name,
     )
-  statistics = torchvision.translate({**state, **layers.updated})
+  statistics = torchvision.translate_torchvision_weights(
+    {**state, **layers.updated}
+  )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
     updated['batch_stats'],
@@ -240,7 +242,7 @@ def test_parameters_and_shapes_for_training_sizes(
 def test_dilated_blocks_equal_striding_ones_at_their_cells(stem, coarse, unit):
   # Each cell of the strided map has its value in the dilated one.
   state = torch_arithmetic.resnet_state((1, 2, 2, 2), stem=stem, unit=unit)
-  translated = torchvision.translate(state)
+  translated = torchvision.translate_torchvision_weights(state)
   variables = {kind: tree['encoder'] for kind, tree in translated.items()}
   rng = np.random.default_rng(1)
   images = jnp.asarray(rng.uniform(-1, 1, (1, 64, 128, 3)), jnp.float32)
@@ -308,7 +310,7 @@ def test_initialization(kind, fans_out, zero_init):
 @pytest.mark.parametrize('unit', ['bottleneck', 'basic'])
 def test_remat_changes_neither_values_nor_gradients(unit):
   state = torch_arithmetic.resnet_state((1,), stem='plain', unit=unit)
-  translated = torchvision.translate(state)
+  translated = torchvision.translate_torchvision_weights(state)
   variables = {
     kind: tree['encoder']['block1'] for kind, tree in translated.items()
   }
@@ -355,10 +357,10 @@ _LOGITS = heads.ConvHead(3)
 
 def _logits_shape(encoder, decoder, head=_LOGITS, side=64):
   """Checks a network as a run does, and returns the shape of its logits."""
-  module = network.build(
+  module = network.build_network(
     network.NetworkOptions(encoder, decoder), {'logits': head}, 'network'
   )
-  network.check_image_size(module, (side, side), 'size')
+  network.check_network_image_size(module, (side, side), 'size')
   outputs, _ = jax.eval_shape(
     module.init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3))
   )

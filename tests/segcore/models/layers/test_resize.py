@@ -46,7 +46,7 @@ def _bilinear(x, size, align_corners):
 @pytest.mark.parametrize('size', [(9, 4), (4, 9), (5, 7), (3, 2), (1, 1)])
 def test_bilinear_reads_without_antialiasing(size, align_corners):
   x = _random(2, 5, 7, 3)
-  resized = resize.bilinear(jnp.asarray(x), size, align_corners)
+  resized = resize.resize_bilinear(jnp.asarray(x), size, align_corners)
   expected = np.stack([_bilinear(each, size, align_corners) for each in x])
   np.testing.assert_allclose(resized, expected, atol=1e-5)
 
@@ -54,7 +54,7 @@ def test_bilinear_reads_without_antialiasing(size, align_corners):
 def test_bilinear_of_a_single_cell_repeats_it():
   x = jnp.full((1, 1, 1, 2), 3.0)
   for align_corners in (False, True):
-    resized = resize.bilinear(x, (4, 5), align_corners)
+    resized = resize.resize_bilinear(x, (4, 5), align_corners)
     np.testing.assert_array_equal(resized, np.full((1, 4, 5, 2), 3.0))
 
 
@@ -95,7 +95,7 @@ def test_upsample2x_keeps_the_type():
 def test_nearest_floor_reads_the_cell_below(size, channels):
   x = np.random.default_rng(0).integers(-1, 99, (2, 5, 7, *channels))
   x = x.astype(np.int16)
-  resized = resize.nearest_floor(jnp.asarray(x), size)
+  resized = resize.resize_nearest_floor(jnp.asarray(x), size)
   expected = np.empty((2, *size, *channels), np.int16)
   for i in range(size[0]):
     for j in range(size[1]):

@@ -29,7 +29,7 @@ def expected_of(encoder):
 def select(variables, encoder, parts=('encoder',), origin='w'):
   """Returns the encoder's parameters by their names, fitted to an encoder."""
   grid = getattr(encoder, 'grid', None)
-  selected = load_lib.select_parts(
+  selected = load_lib.select_weight_parts(
     variables, expected_of(encoder), parts, origin, grid
   )
   assert set(selected['params']) == {'encoder'}
@@ -38,7 +38,7 @@ def select(variables, encoder, parts=('encoder',), origin='w'):
 
 def load(path, encoder, parts=('encoder',)):
   """Returns the same, of a file."""
-  return select(load_lib.read_variables(path), encoder, parts, str(path))
+  return select(load_lib.read_weight_variables(path), encoder, parts, str(path))
 
 
 def save(path, weights):
@@ -92,7 +92,9 @@ def test_variants_of_a_hybrid_file_are_read_alike(variant):
   if 'prefix' in variant:  # Other arrays of a training's checkpoint.
     other |= {'opt/state/step': np.ones(3), 'extra/seen': np.ones(2)}
   expected, params = (
-    traverse_util.flatten_dict(google.translate(weights)['params'], sep='/')
+    traverse_util.flatten_dict(
+      google.translate_google_weights(weights)['params'], sep='/'
+    )
     for weights in (fake_checkpoints.hybrid(), other)
   )
   for name, x in params.items():
@@ -216,7 +218,7 @@ def test_files_of_full_size_fit_the_networks():
     ),
     (fake_checkpoints.bit_m(full=True), bit.BiT()),
   ):
-    params = select(google.translate(weights), encoder)
+    params = select(google.translate_google_weights(weights), encoder)
     expected = expected_of(encoder)['params']['encoder']
     for name, leaf in traverse_util.flatten_dict(expected, sep='/').items():
       assert params[name].shape == leaf.shape, name
@@ -307,7 +309,7 @@ def test_unknown_grid_that_is_no_square_is_refused():
 def test_grid_is_read_from_the_settings_of_a_stage(tmp_path):
   for grid in ({}, {'grid': (3, 5)}):
     network = {'encoder': {'name': 'hybrid_vit', **grid}}
-    json_files.write(
+    json_files.write_json(
       tmp_path / 'settings.json', {'settings': {'network': network}}
     )
     variables = {'params': {'encoder': {'x': jnp.ones(2)}}, 'batch_stats': {}}
@@ -315,4 +317,6 @@ def test_grid_is_read_from_the_settings_of_a_stage(tmp_path):
       checkpoints.save(1 + len(grid), variables)
       checkpoints.wait()
     for path in (tmp_path, tmp_path / 'checkpoints'):
-      assert load_lib.read_variables(path).get('grid') == grid.get('grid')
+      assert load_lib.read_weight_variables(path).get('grid') == grid.get(
+        'grid'
+      )

@@ -29,7 +29,7 @@ def _write(path, state):
 
 def _load(path, stem='deep', unit='bottleneck'):
   module = _segmenter(stem, unit)
-  return load.load_parts(path, ('encoder',), module, (1, 64, 64, 3))
+  return load.load_weight_parts(path, ('encoder',), module, (1, 64, 64, 3))
 
 
 @pytest.mark.parametrize('stem', ['deep', 'plain'])
@@ -102,13 +102,13 @@ def test_basic_units_are_read_whole(tmp_path, stem):
 )
 def test_prefixes_of_wrappers_are_removed(capsys, prefix):
   state = torch_arithmetic.resnet_state()
-  expected = torchvision.translate(state)
+  expected = torchvision.translate_torchvision_weights(state)
   wrapped = {f'{prefix}{name}': value for name, value in state.items()}
   if prefix != 'module.':
     outside = prefix.replace('encoder.', '').replace('backbone.', '')
     wrapped[f'{outside}decoder.conv.weight'] = np.ones((1, 1, 1, 1))
     wrapped[f'{outside}classifier.bias'] = np.ones(3)
-  variables = torchvision.translate(wrapped)
+  variables = torchvision.translate_torchvision_weights(wrapped)
   jax.tree.map(np.testing.assert_array_equal, variables, expected)
   line = '' if prefix == 'module.' else 'left out classifier, decoder\n'
   assert capsys.readouterr().out.endswith(line)
@@ -120,7 +120,7 @@ def test_half_precision_is_widened():
     name: np.asarray(jnp.asarray(value, jnp.bfloat16))
     for name, value in state.items()
   }
-  variables = torchvision.translate(halved)
+  variables = torchvision.translate_torchvision_weights(halved)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
     np.dtype(np.float32)
   }
@@ -176,4 +176,7 @@ def test_missing_statistics_are_refused(tmp_path):
   ],
 )
 def test_other_names_are_not_translated(names):
-  assert torchvision.translate({n: np.ones(2) for n in names}) is None
+  assert (
+    torchvision.translate_torchvision_weights({n: np.ones(2) for n in names})
+    is None
+  )

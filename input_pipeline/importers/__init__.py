@@ -1,0 +1,1 @@
+"""Annotations of labeling tools, which become masks and a class list."""
