@@ -5,6 +5,7 @@ ClassMix; without consistency it is supervised training.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -139,10 +140,12 @@ class MeanTeacher:
     """
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     targets_rng, student_rng = jax.random.split(rng)
+    step = functools.partial(student.student_step, self.segmenter, self.update)
+    heads = options.student_heads
     if not options.consistency:
       loss = _supervised_loss(batch['label'], options.supervised)
       images = batch_lib.batch_images_to_symmetric(batch['image'])
-      return self._student_step(state, images, loss, student_rng)
+      return step(state, images, heads, loss, student_rng)
 
     # Teacher forward, pseudo-labels and their reliability, strong view, and the
     # contrastive targets. Gradients stay outside of the branches: XLA computes
@@ -182,7 +185,7 @@ class MeanTeacher:
     # EMA teacher, θ_t ← d·θ_t + (1 - d)·θ_s.
     images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     images = batch_lib.join_batch_rows([images, targets.images])
-    after, metrics = self._student_step(state, images, loss, student_rng)
+    after, metrics = step(state, images, heads, loss, student_rng)
     after = self.teacher.update(state, after)
     return after, {**metrics, **targets.scalars}
 
@@ -337,14 +340,6 @@ class MeanTeacher:
       self.segmenter.heads.modules['rep'].out_features,
       self.options.contrast,
       self.options.prototype_momentum,
-    )
-
-  def _student_step(
-    self, state: State, images: Array, loss: student.Loss, rng: Array
-  ) -> tuple[State, types.Metrics]:
-    heads = self.options.student_heads
-    return student.student_step(
-      self.segmenter, self.update, state, images, heads, loss, rng
     )
 
 
