@@ -31,7 +31,7 @@ import numpy as np
 import PIL.Image
 import psutil
 
-from input_pipeline import datasets, loader, transforms, views
+from input_pipeline import crop_boxes, datasets, loader, transforms, views
 from runtime import console
 
 CROP = (321, 321)
@@ -123,7 +123,7 @@ class PillowViews:
     for group in self.groups:
       cut = []
       for _ in range(group.count):
-        box = transforms.sample_inception_box(
+        box = crop_boxes.sample_inception_box(
           rng, (image.height, image.width), group.area, group.aspect
         )
         view = image.crop(

@@ -1,24 +1,23 @@
 """Geometric transforms on the host, from a record to an example.
 
 A transform maps (example, random generator) to an example. Random choices are
-made by `sample_*` functions and applied by pure functions of images, so that
-both can be tested alone.
+made first (crops by `crop_boxes`) and then applied by functions without
+randomness, so that both can be tested alone.
 
   transform = Compose((Decode(num_classes=9), RandomFlip(), Crop((64, 64))))
   example = transform(record, np.random.default_rng(0))
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 from jaxtyping import Shaped, UInt8
 
-from input_pipeline import batch
+from input_pipeline import batch, crop_boxes
 from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
@@ -61,15 +60,6 @@ FILLS = {
 def _check_fill(fill: str) -> None:
   if fill not in FILLS:
     raise ValueError(f'fill: expected one of {tuple(FILLS)}, got {fill!r}')
-
-
-class Box(NamedTuple):
-  """A rectangle in pixels, which may extend outside of the image."""
-
-  top: int
-  left: int
-  height: int
-  width: int
 
 
 def check_image_size(name: str, size: tuple[int, int]) -> None:
@@ -137,7 +127,9 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
   return slice(first, last), (before, length - before - (last - first))
 
 
-def crop_example(example: Example, box: Box, fill: Fill = Fill()) -> Example:
+def crop_example(
+  example: Example, box: crop_boxes.Box, fill: Fill = Fill()
+) -> Example:
   """Crops image and label to a box, with padding outside of the image.
 
   Args:
@@ -291,63 +283,6 @@ class Resize:
     return resize_example(example, self.size)
 
 
-def sample_crop_box(
-  rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
-) -> Box:
-  """Samples the place of a crop, uniformly inside of the image.
-
-  Along an axis where the image is smaller than the crop, the image is placed
-  uniformly inside of the crop.
-
-  Args:
-    rng: random generator.
-    image: (height, width) of the image in pixels.
-    size: (height, width) of the crop in pixels.
-  """
-  top, left = (
-    int(rng.integers(min(n - m, 0), max(n - m, 0) + 1))
-    for n, m in zip(image, size, strict=True)
-  )
-  return Box(top, left, *size)
-
-
-def sample_centered_crop_box(
-  rng: np.random.Generator, image: tuple[int, int], size: tuple[int, int]
-) -> Box:
-  """Samples the place of a crop, uniformly inside of the image.
-
-  Along an axis where the image is smaller than the crop, the image is centered
-  in the crop; of an odd number of padding pixels, the smaller half comes first.
-
-  Args:
-    rng: random generator.
-    image: (height, width) of the image in pixels.
-    size: (height, width) of the crop in pixels.
-  """
-  top, left = (
-    -((m - n) // 2) if n < m else int(rng.integers(0, n - m + 1))
-    for n, m in zip(image, size, strict=True)
-  )
-  return Box(top, left, *size)
-
-
-def sample_image_scale(
-  rng: np.random.Generator, scales: tuple[float, float], balanced: bool
-) -> float:
-  """Samples a scale factor.
-
-  Args:
-    rng: random generator.
-    scales: least and largest factor.
-    balanced: whether the factor is below 1 in half of the cases, and uniform
-      below and above 1 (spec U2PL §5); else it is uniform in the whole range.
-  """
-  low, high = scales
-  if balanced:
-    low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
-  return float(rng.uniform(low, high))
-
-
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
   """Crops to a size at a random place, after random scaling.
@@ -386,10 +321,14 @@ class RandomCrop:
     """Resizes by a random factor and crops at a random place."""
     shape = example['image'].shape[:2]
     if self.scales != (1.0, 1.0):
-      scale = sample_image_scale(rng, self.scales, self.balanced)
+      scale = crop_boxes.sample_image_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
       example = resize_example(example, shape)
-    sample = sample_centered_crop_box if self.centered else sample_crop_box
+    sample = (
+      crop_boxes.sample_centered_crop_box
+      if self.centered
+      else crop_boxes.sample_crop_box
+    )
     return crop_example(
       example, sample(rng, shape, self.size), FILLS[self.fill]
     )
@@ -440,41 +379,9 @@ class CenterCrop:
       (n - m) // 2 if n >= m else -((m - n) // 2)
       for n, m in zip(shape, self.size, strict=True)
     )
-    return crop_example(example, Box(top, left, *self.size), FILLS[self.fill])
-
-
-def sample_inception_box(
-  rng: np.random.Generator,
-  image: tuple[int, int],
-  area: tuple[float, float],
-  aspect: tuple[float, float],
-  attempts: int = 10,
-) -> Box:
-  """Samples a box of random area and log-uniform aspect ratio.
-
-  If no sampled box fits into the image, the result is the largest centered box
-  whose aspect ratio is in the range.
-
-  Args:
-    rng: random generator.
-    image: (height, width) of the image in pixels.
-    area: range of the area of the box, as a fraction of the image's area.
-    aspect: range of width / height of the box.
-    attempts: number of boxes that are sampled before the centered one is used.
-  """
-  height, width = image
-  for _ in range(attempts):
-    target = height * width * rng.uniform(*area)
-    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-    h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
-    if 0 < h <= height and 0 < w <= width:
-      top = int(rng.integers(0, height - h + 1))
-      left = int(rng.integers(0, width - w + 1))
-      return Box(top, left, h, w)
-  ratio = min(max(width / height, aspect[0]), aspect[1])
-  h = min(height, max(round(width / ratio), 1))
-  w = min(width, max(round(height * ratio), 1))
-  return Box((height - h) // 2, (width - w) // 2, h, w)
+    return crop_example(
+      example, crop_boxes.Box(top, left, *self.size), FILLS[self.fill]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -504,7 +411,7 @@ class InceptionCrop:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Crops a random box and resizes it."""
-    box = sample_inception_box(
+    box = crop_boxes.sample_inception_box(
       rng, example['image'].shape[:2], self.area, self.aspect
     )
     return resize_example(crop_example(example, box), self.size, self.antialias)

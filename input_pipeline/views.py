@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from input_pipeline import transforms
+from input_pipeline import crop_boxes, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MultiCrop:
     for group in self.groups:
       views, boxes, flips = [], [], []
       for _ in range(group.count):
-        box = transforms.sample_inception_box(
+        box = crop_boxes.sample_inception_box(
           rng, image['image'].shape[:2], group.area, group.aspect
         )
         flipped = bool(rng.random() < group.flip)

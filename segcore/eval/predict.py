@@ -20,7 +20,7 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from input_pipeline import datasets
+from input_pipeline import image_folder
 from input_pipeline import loader as loader_lib
 from runtime import console, errors, json_files
 from segcore.eval import evaluator, inference, panels
@@ -93,7 +93,7 @@ def predict_images(model: Model, request: Request) -> None:
     UserError: there is no image, the method has no probabilities, or the
       results cannot be written.
   """
-  split, skipped = datasets.open_image_folder(
+  split, skipped = image_folder.open_image_folder(
     request.images, model.classes, model.palette
   )
   for problem in skipped:

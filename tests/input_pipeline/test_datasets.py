@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline import datasets
+from input_pipeline import datasets, image_folder
 from input_pipeline.builders import camvid
 from input_pipeline.sources import fingerprints, records
 from runtime import errors
@@ -297,7 +297,7 @@ def test_records_prepared_by_another_process_meanwhile_are_used(
 def test_a_folder_opens_without_records(root, tmp_path):
   folder = root / 'camvid' / 'train' / 'images'
   (folder / 'broken.jpg').write_bytes(b'no image')
-  split, skipped = datasets.open_image_folder(folder, ('a',), ((1, 2, 3),))
+  split, skipped = image_folder.open_image_folder(folder, ('a',), ((1, 2, 3),))
   assert split.ids() == ['0001', '0002', '0003']
   assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
   assert split.label_kinds == ()
@@ -305,7 +305,7 @@ def test_a_folder_opens_without_records(root, tmp_path):
   image = records.decode_record_image(split.records[0]['image'])
   assert image.tolist() == [[[200, 90, 10]]] * 4
   message = messages.message_of(
-    lambda: datasets.open_image_folder(
+    lambda: image_folder.open_image_folder(
       tmp_path / 'nowhere', ('a',), ((0, 0, 0),)
     )
   )

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from input_pipeline import transforms
+from input_pipeline import crop_boxes, transforms
 from tests.support import images
 
 
 def test_inception_box_is_within_its_ranges():
   for rng in images.draws(2000):
-    top, left, h, w = transforms.sample_inception_box(
+    top, left, h, w = crop_boxes.sample_inception_box(
       rng, (400, 600), (0.3, 1.0), (3 / 4, 4 / 3)
     )
     assert 0 <= top <= 400 - h and 0 <= left <= 600 - w
@@ -21,7 +21,7 @@ def test_inception_box_is_uniform_over_places():
   # A third of the area is a box of 2x2.
   counts = {(top, left): 0 for top in range(2) for left in range(3)}
   for rng in images.draws(600):
-    top, left, h, w = transforms.sample_inception_box(
+    top, left, h, w = crop_boxes.sample_inception_box(
       rng, (3, 4), (1 / 3, 1 / 3), (1.0, 1.0)
     )
     assert (h, w) == (2, 2)
@@ -34,7 +34,7 @@ def test_inception_box_is_uniform_in_area_and_log_aspect():
   # The largest side is sqrt(0.5 * 4 / 3) = 0.82 of the image: all draws fit.
   boxes = np.array(
     [
-      transforms.sample_inception_box(
+      crop_boxes.sample_inception_box(
         rng, (500, 500), (0.1, 0.5), (3 / 4, 4 / 3)
       )
       for rng in images.draws(2000)
@@ -70,7 +70,7 @@ def test_inception_box_of_an_impossible_aspect_is_centered(
 ):
   # No box of the whole area has such an aspect.
   for rng in images.draws(5):
-    box = transforms.sample_inception_box(rng, image, (1.0, 1.0), aspect)
+    box = crop_boxes.sample_inception_box(rng, image, (1.0, 1.0), aspect)
     assert box == expected
 
 
@@ -86,7 +86,7 @@ def test_inception_crop_shows_its_box():
   example = {'image': images.rgb(label * 6), 'label': label}
   crop = transforms.InceptionCrop((16, 24), area=(0.2, 0.5))
   for seed in range(20):
-    top, left, h, w = transforms.sample_inception_box(
+    top, left, h, w = crop_boxes.sample_inception_box(
       np.random.default_rng(seed), (40, 40), (0.2, 0.5), (3 / 4, 4 / 3)
     )
     assert top + h <= 40

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from input_pipeline import transforms
+from input_pipeline import crop_boxes, transforms
 from input_pipeline.sources import records
 from runtime import errors
 from tests.support import images
@@ -70,7 +70,7 @@ def test_resize_of_an_example(example):
 
 
 def test_crop_inside(example):
-  actual = transforms.crop_example(example, transforms.Box(1, 1, 1, 2))
+  actual = transforms.crop_example(example, crop_boxes.Box(1, 1, 1, 2))
   assert images.gray_and_label(actual) == ([[50, 60]], [[5, 6]])
   assert actual['id'] == b'a'
 
@@ -110,13 +110,13 @@ def test_crop_inside(example):
   ],
 )
 def test_crop_outside_is_padding(example, box, image, label):
-  actual = transforms.crop_example(example, transforms.Box(*box))
+  actual = transforms.crop_example(example, crop_boxes.Box(*box))
   assert images.gray_and_label(actual) == (image, label)
 
 
 def test_crop_without_a_label(example):
   actual = transforms.crop_example(
-    {'image': example['image']}, transforms.Box(0, 2, 1, 2)
+    {'image': example['image']}, crop_boxes.Box(0, 2, 1, 2)
   )
   assert set(actual) == {'image'}
   np.testing.assert_array_equal(actual['image'], images.rgb([[30, 127]]))
@@ -161,7 +161,7 @@ def test_random_flip_has_the_given_probability(example):
 def test_sample_crop_is_uniform_over_places():
   # Three rows to spare; two columns too few.
   actual = [
-    transforms.sample_crop_box(rng, (8, 5), (5, 7))
+    crop_boxes.sample_crop_box(rng, (8, 5), (5, 7))
     for rng in images.draws(1200)
   ]
   places = {(top, left) for top in range(4) for left in (-2, -1, 0)}
@@ -223,7 +223,7 @@ def test_random_scales_are_uniform_or_balanced():
   uniform, balanced = (
     np.array(
       [
-        transforms.sample_image_scale(rng, (0.5, 2.0), kind)
+        crop_boxes.sample_image_scale(rng, (0.5, 2.0), kind)
         for rng in images.draws(3000)
       ]
     )
