@@ -13,6 +13,9 @@ from runtime import errors
 
 Color = tuple[int, int, int]
 
+# Code of pixels without a class in the masks of ImageNet-S.
+IMAGENET_S_IGNORED = 1000
+
 # Codes below this are looked up in a dense array, larger ones by bisection.
 _DENSE = 2**16
 # An error lists at most so many colors.

@@ -13,12 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
+from etils import epy
 from jax.experimental import multihost_utils
 
 from runtime import errors, files, progress
 from segcore.weights import checkpoint_reader
+
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 _STATE, _META = checkpoint_reader.STATE, 'meta'
 
@@ -186,19 +189,18 @@ class Checkpoints:
     self._latest.reload()
 
 
-class _Manager(ocp.CheckpointManager):
-  """A checkpoint manager that ignores preemption, which the loop handles.
+def _manager(directory: files.Path, keep: int) -> 'ocp.CheckpointManager':
+  """Creates a checkpoint manager that ignores preemption: the loop handles it.
 
   Orbax would query jax's preemption sync point with its own step count. jax
   answers a request only once, so the loop would miss it.
   """
 
-  def reached_preemption(self, step: int) -> bool:
-    return False
+  class Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+      return False
 
-
-def _manager(directory: files.Path, keep: int) -> _Manager:
-  return _Manager(
+  return Manager(
     files.absolute_path(directory),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
   )
@@ -214,7 +216,7 @@ def _layout(tree: Any) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _save_args(state: Any, meta: Mapping[str, Any]) -> ocp.args.Composite:
+def _save_args(state: Any, meta: Mapping[str, Any]) -> 'ocp.args.Composite':
   return ocp.args.Composite(
     **{
       _STATE: ocp.args.StandardSave(state),

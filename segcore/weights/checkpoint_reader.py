@@ -10,9 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from runtime import errors, files
+
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 # Name of the state among the items of a checkpoint.
 STATE = 'state'
