@@ -12,9 +12,9 @@ belongs to `val` if the first 8 bytes of sha256('SEED:ID'), as a big-endian
 fraction of 2**64, are below `val_fraction`, else to `train`. Thus an image
 keeps its split when others are added or removed.
 
-The name of a TFDS config ends with a digest of the options and of the names,
-sizes and modification times of all files. A changed folder is another config
-and is prepared again; a folder that was moved is the same.
+The name of a TFDS config is a digest of the options and of the names and the
+content of all files. A changed folder is another config and is prepared again;
+one that was moved, copied or renamed is the same, however its path is spelled.
 """
 
 import dataclasses
@@ -31,7 +31,13 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline.builders import class_list, files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import (
+  archives,
+  audit,
+  file_digests,
+  masks,
+  records,
+)
 from input_pipeline.sources.audit import Listing
 from runtime import errors
 
@@ -187,9 +193,12 @@ class ImageFolder(files.FileBuilder):
     """
     self._options = options
     self.on_bad_example = options.on_bad_example
+    self._digests = _digest_cache(options.source, kwargs.get('data_dir'))
     super().__init__(config=config or self._config(), **kwargs)
     # TFDS pickles a builder as these arguments.
     self._original_state['options'] = options
+    if self.is_prepared():  # The folder may have been moved since.
+      self._digests.write()
 
   def schema(self) -> records.Schema:
     """Returns a schema without classes and without kinds of label."""
@@ -203,11 +212,15 @@ class ImageFolder(files.FileBuilder):
     """Describes the state of the folder."""
     listings = self.listings()
     classes = self._read_classes()
-    name = _config_name(self._options, classes, listings)
+    name = _config_name(self._options, classes, listings, self._digests)
     return Config(name=name, classes=classes, unlabeled=UNLABELED in listings)
 
   def _read_classes(self) -> class_list.ClassList | None:
     return None
+
+  def _post_download_and_prepare_hook(self) -> None:
+    super()._post_download_and_prepare_hook()
+    self._digests.write()
 
 
 class ImageMaskFolder(ImageFolder):
@@ -381,22 +394,48 @@ def _code(classes: class_list.ClassList) -> Mapping[str, Any]:
   return fields
 
 
+def _digest_cache(source: str, data_dir: Any) -> file_digests.DigestCache:
+  """Returns the digests of the files of a source, beside prepared records."""
+  if data_dir is None:
+    return file_digests.DigestCache(None)
+  path = os.path.abspath(pathlib.Path(source).expanduser())
+  name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+  return file_digests.DigestCache(
+    pathlib.Path(data_dir) / '.digests' / f'{name}.json'
+  )
+
+
 def _config_name(
   options: ImageFolderOptions,
   classes: class_list.ClassList | None,
   listings: Mapping[str, Listing],
+  digests: file_digests.DigestCache,
 ) -> str:
-  """Returns the folder's name with a digest of what determines its records."""
+  """Returns a digest of what determines the records of a folder."""
   source = pathlib.Path(options.source).expanduser()
+  examples = [
+    (split, example)
+    for split, listing in listings.items()
+    for example in listing.examples
+  ]
+  paths = [
+    path
+    for _, example in examples
+    for path in (example.image, example.mask)
+    if path is not None
+  ]
+  digest_of = dict(zip(paths, digests.digests(paths), strict=True))
   files = [
     (
       split,
       example.id,
-      *archives.source_file_stamp(example.image),
-      *archives.source_file_stamp(example.mask),
+      *(
+        (path.suffix.lower(), digest_of[path])
+        for path in (example.image, example.mask)
+        if path is not None
+      ),
     )
-    for split, listing in listings.items()
-    for example in listing.examples
+    for split, example in examples
   ]
   # A new bad file must be reported, so it makes another state, too.
   files += [
@@ -414,6 +453,4 @@ def _config_name(
     'val_fraction': options.val_fraction,
   }
   text = json.dumps(state, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  name = source.resolve().name
-  return f'{re.sub(r"[^a-zA-Z0-9_]", "_", name) or "root"}-{digest}'
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
