@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
 from input_pipeline.builders import class_list, shards
-from input_pipeline.sources import fingerprints, records
+from input_pipeline.sources import fingerprints, image_files, records
 from runtime import errors, files
 
 with epy.lazy_imports():
@@ -58,10 +58,12 @@ _FOLDERS = ('image_folder', 'image_mask_folder')
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
-_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask')
+_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask', 'mask_codes')
+_READING_FIELDS = ('follow_exif', 'image_depth', 'max_megapixels')
 _FOLDER_FIELDS = (
   'images',
   *_MASK_FIELDS,
+  *_READING_FIELDS,
   'val_fraction',
   'split_seed',
   'on_bad_example',
@@ -85,6 +87,11 @@ class DataOptions:
       '#ffffff'; '' if there are none; image_mask_folder only.
     without_mask: treatment of images that have no mask: 'error' refuses them,
       'unlabeled' makes them a split of this name; image_mask_folder only.
+    mask_codes: what palette and gray masks count by where the class list has
+      colors, 'auto', 'values' or 'colors'; image_mask_folder only.
+    follow_exif: whether images are turned as their EXIF tag says; folders only.
+    image_depth: bits of the values in images of 16 bits; folders only.
+    max_megapixels: limit above which images are refused; folders only.
     val_fraction: fraction of the images that becomes `val`; folders only.
     split_seed: seed that selects the images of `val`; folders only.
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
@@ -101,6 +108,10 @@ class DataOptions:
   val_fraction: float = 0.0
   split_seed: int = 0
   on_bad_example: str = 'error'
+  mask_codes: str = 'auto'
+  follow_exif: bool = False
+  image_depth: int = 16
+  max_megapixels: int = image_files.MAX_MEGAPIXELS
 
   def __post_init__(self):
     name, slash, config = self.name.partition('/')
@@ -118,6 +129,13 @@ class DataOptions:
           f'{field.name}: expected no value, as {name} does not read it, got '
           f'{getattr(self, field.name)!r}: remove it'
         )
+
+  @property
+  def reading(self) -> image_files.ImageOptions:
+    """Returns the options that define the pixels of image files."""
+    return image_files.ImageOptions(
+      **{name: getattr(self, name) for name in _READING_FIELDS}
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -450,6 +468,7 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     'val_fraction': options.val_fraction,
     'split_seed': options.split_seed,
     'on_bad_example': options.on_bad_example,
+    'reading': options.reading,
   }
   if options.name == 'image_folder':
     return module.ImageFolderOptions(**common)
@@ -459,4 +478,5 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     classes=options.classes,
     ignore=class_list.parse_ignored_mask_value(options.ignore),
     without_mask=options.without_mask,
+    mask_codes=options.mask_codes,
   )

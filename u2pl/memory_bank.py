@@ -33,7 +33,7 @@ def empty_memory_bank(
 
   Args:
     capacity: number of rows of each class.
-    size: D, the length of a row.
+    size: number D of features of a row.
     dtype: dtype of the stored rows.
   """
   num_classes = len(capacity)
@@ -56,8 +56,8 @@ def push_negatives(
     counts: number of valid rows of each class, up to R.
 
   Raises:
-    ValueError: R is larger than the smallest capacity; a slot would be written
-      twice.
+    ValueError: R is larger than the smallest capacity, so that a slot would be
+      written twice.
   """
   num_rows = rows.shape[1]
   if num_rows > min(bank.capacity):
@@ -80,7 +80,7 @@ def push_negatives(
 
 
 def clear_memory_bank(bank: Bank) -> Bank:
-  """Returns the bank without rows; their memory is kept."""
+  """Returns the bank with all rows unused, without freeing their memory."""
   zeros = jnp.zeros_like(bank.count)
   return bank.replace(count=zeros, pointer=zeros)
 

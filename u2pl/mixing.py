@@ -78,8 +78,8 @@ def sample_mixing_draws(
     rng: key of the groups' draws.
     keys: one key for each image, [B]: its draws do not depend on the device.
     options: probability and group.
-    shape: B, H, W of the images.
-    num_classes: C.
+    shape: number, height and width (B, H, W) of the images.
+    num_classes: number C of classes.
   """
   num_images, height, width = shape
   chance = jax.random.uniform(rng, (num_images // options.group,))
@@ -104,8 +104,8 @@ def cutmix_boxes(
   Args:
     uniforms: uniform numbers in [0, 1) for the width, the top and the left
       edge.
-    height: H of the images, in pixels.
-    width: W of the images; at least 4.
+    height: height H of the images, in pixels.
+    width: width W of the images, at least 4 pixels.
 
   Raises:
     ValueError: the images are too narrow.

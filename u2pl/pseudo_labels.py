@@ -26,7 +26,7 @@ class PartitionOptions:
   """Share of pixels that counts as unreliable (dynamic partition adjustment).
 
   Attributes:
-    percent: α₀ of Eq. 15, at the first step.
+    percent: share α₀ of Eq. 15 at the first step, in percent.
     dynamic: whether the share decreases linearly to 0 at the last step; else it
       is constant.
   """
@@ -87,8 +87,8 @@ def partition_by_entropy(
 ) -> Reliability:
   """Splits pixels at γ_t, the (100 - α_t)-th percentile of the entropy.
 
-  Percentiles are of the global batch, so the result does not depend on the
-  number of devices; the authors' are of one GPU's images.
+  The percentile is that of the global batch, so the result does not depend on
+  the number of devices; the authors take that of the images of one GPU.
 
   Args:
     entropies: entropies of the teacher's predictions, in nats.
@@ -111,7 +111,7 @@ def partition_by_entropy(
 def reliable_pixel_weight(kept: Bool[Array, '*shape']) -> Scalar:
   """Computes λ_u of Eq. 14, all pixels over those kept.
 
-  At most the number of all pixels, where none is kept.
+  Where no pixel is kept, the weight is the number of all pixels.
   """
   return kept.size / jnp.maximum(jnp.sum(kept), 1).astype(jnp.float32)
 
@@ -125,14 +125,14 @@ def symmetric_cross_entropy(
   """Computes ξ₁·CE + ξ₂·RCE of each pixel in nats (Eq. 16).
 
   The reverse cross entropy exchanges prediction and label, the one-hot label
-  clipped from below at 1e-4: it is -log(1e-4)·(1 - p_y). 0 where the label is
-  negative.
+  clipped from below at 1e-4: it is -log(1e-4)·(1 - p_y). Both are 0 where the
+  label is negative.
 
   Args:
     logits: logits of the student.
     labels: pseudo-labels.
-    forward: ξ₁.
-    reverse: ξ₂; 0 leaves the cross entropy.
+    forward: weight ξ₁ of the cross entropy.
+    reverse: weight ξ₂ of the reverse cross entropy; 0 leaves it out.
   """
   loss = forward * losses.cross_entropy(logits, labels)
   if not reverse:

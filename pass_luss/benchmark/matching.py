@@ -261,7 +261,7 @@ def match_classes_by_name(
     target: names of the classes of the masks.
 
   Raises:
-    UserError: they have no class in common.
+    UserError: the data sets have no class in common.
   """
   ids = {name: i for i, name in enumerate(target) if i}
   classes = (0, *(ids.get(name, 0) for name in predicted[1:]))

@@ -58,7 +58,7 @@ class Predictor(Protocol):
 
     Args:
       images: uint8 [H, W, 3] each, all of the group; None for an empty row.
-      group: their group.
+      group: group of the images.
 
     Returns:
       Arrays with a row for each image.
@@ -127,8 +127,8 @@ class ImageScores:
   """Predictor of one row of scores or features for each image.
 
   Attributes:
-    method: its `predict` returns a row for each image.
-    multiple: sides of the network's input are multiples of it.
+    method: model whose `predict` returns a row for each image.
+    multiple: number of pixels that divides the sides of the network's input.
   """
 
   method: method_lib.ScoreModel
@@ -169,10 +169,11 @@ class LabelMaps:
   memory.
 
   Attributes:
-    method: its `predict` returns scores at the network's output resolution.
+    method: model whose `predict` returns scores at the network's output
+      resolution.
     num_classes: number of classes C of the scores.
     protocol: the evaluation protocol.
-    multiple: sides of the network's input are multiples of it.
+    multiple: number of pixels that divides the sides of the network's input.
     output: 'labels', or 'probs' for the averaged probabilities.
   """
 
@@ -349,7 +350,7 @@ class LabelMaps:
 
   @property
   def _fill(self) -> tuple[int, int, int] | None:
-    """Color of an input where a view reads no pixel."""
+    """Returns the color of an input where a view reads no pixel."""
     if self.protocol.padding_mode == 'mean':
       return transforms.MEAN_COLOR
     return None

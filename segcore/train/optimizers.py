@@ -55,10 +55,10 @@ class OptimizerOptions:
     b2: Adam's decay of the second moment.
     eps: Adam's epsilon, outside of the square root.
     momentum: momentum of sgd, without dampening.
-    nesterov: use Nesterov momentum.
-    adaptation: layer-wise adaptation of sgd, before the momentum: none; larc,
-      of every parameter; or lars, of parameters with two axes or more. The mode
-      of weight decay must be l2, and lars decays only what it adapts.
+    nesterov: whether to use Nesterov momentum.
+    adaptation: layer-wise adaptation of sgd before the momentum: 'none', 'larc'
+      of every parameter, or 'lars' of parameters with two axes or more. The
+      mode of weight decay must be l2, and lars decays only what it adapts.
     trust_coefficient: ratio of the norm of an adapted gradient to the norm of
       its parameter, without weight decay.
     weight_decay: coefficient for every parameter, biases and norms included,

@@ -82,7 +82,7 @@ def _shift(
 ) -> Float[Array, '*shape']:
   """Shifts x by one cell: cell i becomes x[i + 1] if `ahead`, else x[i - 1].
 
-  The cell at the edge that x does not have is that of `edge`.
+  `edge` supplies the cell that x lacks at its end.
   """
   n = x.shape[axis]
   if ahead:
@@ -102,9 +102,9 @@ def resize_bilinear(
 ) -> Float[Array, 'B H W D']:
   """Resizes maps to another grid bilinearly, without antialiasing.
 
-  As torch's `interpolate`: with `align_corners` cell i of n reads coordinate
-  i·(h-1)/(n-1), without it (i+½)·h/n - ½, clamped to the map. Computed in
-  float32 at least, whatever the platform's default precision of products.
+  Follows torch's `interpolate`. With `align_corners`, cell i of n reads the
+  coordinate i·(h-1)/(n-1), else (i+½)·h/n - ½ clamped to the map. Products are
+  computed in float32 at least.
 
   >>> x = jnp.arange(4.0).reshape(1, 1, 4, 1)
   >>> resize_bilinear(x, (1, 3), align_corners=True).ravel()

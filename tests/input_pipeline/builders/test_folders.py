@@ -40,8 +40,9 @@ def write_image(path, width=3, height=5):
 
 def palette_mask(path):
   image = PIL.Image.fromarray(np.array(VALUES, np.uint8), 'L')
-  # Colors that are all wrong: only the index counts.
-  image.putpalette([9, 9, 9] * 256)
+  colors = np.zeros((256, 3), np.uint8)
+  colors[[0, 1, 2, 255]] = SKY, ROAD, CAR, VOID
+  image.putpalette(colors.tobytes())
   assert image.mode == 'P'
   image.save(path)
 
@@ -524,7 +525,8 @@ def test_invalid_options_are_refused(changes, message):
     ),
     (
       {'masks': 'no'},
-      '{0}/roads/no: expected a folder of *.png, got no such folder',
+      '{0}/roads/no: expected a folder of *.png, *.tif, *.tiff, *.bmp or '
+      '*.gif, got no such folder',
     ),
     (
       {'images': 'no/{{split}}', 'masks': 'masks/{{split}}'},
