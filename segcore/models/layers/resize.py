@@ -151,8 +151,8 @@ def bilinear_resize_matrix(
   if not isinstance(old, int) or not isinstance(new, int):
     return _symbolic_matrix(old, new, align_corners, antialias, dtype)
   if antialias and new < old:
-    # Weights outside of the map are cut off and the rest is normalized: edges are
-    # not repeated, as in Pillow.
+    # Weights outside of the map are cut off and the rest is normalized: edges
+    # are not repeated, as in Pillow.
     center = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
     distance = np.abs(np.arange(old) - center) * (new / old)
     triangle = np.maximum(0.0, 1.0 - distance)
