@@ -25,7 +25,7 @@ _SMALLEST_GAMMA = 1e-4
 class NoiseOptions:
   """Options of the noise (spec DDeP §4).
 
-  The strength is given by exactly one of gamma, sigma and gamma_range.
+  Exactly one of gamma, sigma and gamma_range gives the strength.
 
   Attributes:
     kind: 'scaled' attenuates the image so that the variance stays (Eq. 5);
@@ -131,7 +131,8 @@ def sample_noise_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
   """Draws the noise level γ of each image from its key; float32.
 
   Args:
-    keys: [B] keys; safe to use in `sample_noise` too, as γ folds them.
+    keys: [B] PRNG keys. They may be passed to `sample_noise` too, since a
+      constant is folded into them here.
     options: options of the noise.
   """
   if options.gamma_range == (0, 0):
@@ -155,8 +156,8 @@ def sample_noise(
   """Draws the noise e, each row from its own key; float32.
 
   Args:
-    keys: [B] keys.
-    shape: [B, H, W, 3] of the images.
+    keys: [B] PRNG keys, one for each image.
+    shape: shape [B, H, W, 3] of the images.
   """
   return jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))(
     keys
@@ -166,7 +167,7 @@ def sample_noise(
 def noise_magnitude(
   gamma: Float[Array, '*B'], options: NoiseOptions
 ) -> Float[Array, '*B']:
-  """Computes the factor of e, in units of the noise space.
+  """Computes the factor of the noise e, in units of the noise space.
 
   It is sqrt(1 - γ) for 'scaled' and σ = sqrt(1/γ - 1) for 'simple'.
   """

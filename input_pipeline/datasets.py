@@ -17,14 +17,19 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
+from etils import epy
 from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
-from input_pipeline.builders import base, class_list, shards
-from input_pipeline.sources import fingerprints, records
+from input_pipeline.builders import class_list, shards
+from input_pipeline.sources import fingerprints, image_files, records
 from runtime import errors, files
+
+with epy.lazy_imports():
+  import tensorflow_datasets as tfds
+
+  from input_pipeline.builders import base
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
@@ -53,10 +58,12 @@ _FOLDERS = ('image_folder', 'image_mask_folder')
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
-_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask')
+_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask', 'mask_codes')
+_READING_FIELDS = ('follow_exif', 'image_depth', 'max_megapixels')
 _FOLDER_FIELDS = (
   'images',
   *_MASK_FIELDS,
+  *_READING_FIELDS,
   'val_fraction',
   'split_seed',
   'on_bad_example',
@@ -80,6 +87,11 @@ class DataOptions:
       '#ffffff'; '' if there are none; image_mask_folder only.
     without_mask: treatment of images that have no mask: 'error' refuses them,
       'unlabeled' makes them a split of this name; image_mask_folder only.
+    mask_codes: what palette and gray masks count by where the class list has
+      colors, 'auto', 'values' or 'colors'; image_mask_folder only.
+    follow_exif: whether images are turned as their EXIF tag says; folders only.
+    image_depth: bits of the values in images of 16 bits; folders only.
+    max_megapixels: limit above which images are refused; folders only.
     val_fraction: fraction of the images that becomes `val`; folders only.
     split_seed: seed that selects the images of `val`; folders only.
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
@@ -96,6 +108,10 @@ class DataOptions:
   val_fraction: float = 0.0
   split_seed: int = 0
   on_bad_example: str = 'error'
+  mask_codes: str = 'auto'
+  follow_exif: bool = False
+  image_depth: int = 16
+  max_megapixels: int = image_files.MAX_MEGAPIXELS
 
   def __post_init__(self):
     name, slash, config = self.name.partition('/')
@@ -113,6 +129,13 @@ class DataOptions:
           f'{field.name}: expected no value, as {name} does not read it, got '
           f'{getattr(self, field.name)!r}: remove it'
         )
+
+  @property
+  def reading(self) -> image_files.ImageOptions:
+    """Returns the options that define the pixels of image files."""
+    return image_files.ImageOptions(
+      **{name: getattr(self, name) for name in _READING_FIELDS}
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +212,7 @@ def default_data_dir() -> str:
   )
 
 
-def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
+def dataset_builder(options: DataOptions, data_dir: str = '') -> 'base.Builder':
   """Creates the TFDS builder of a data set, prepared or not.
 
   Args:
@@ -212,7 +235,7 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   return cls(source=source, **kwargs)
 
 
-def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
+def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
   """Returns module, class and config of a builder; the config may be ''.
 
   Raises:
@@ -258,7 +281,7 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
 
 def prepare_dataset(
   options: DataOptions, data_dir: str = '', report_existing: bool = False
-) -> base.Builder:
+) -> 'base.Builder':
   """Prepares the records of a data set, unless they exist.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
@@ -310,7 +333,7 @@ def _is_host_0() -> bool:
 
 
 def _prepare_on_host_0(
-  data_set: base.Builder, options: DataOptions, report_existing: bool
+  data_set: 'base.Builder', options: DataOptions, report_existing: bool
 ) -> errors.UserError | None:
   """Prepares a data set unless its records exist; returns the error, if any."""
   report = pathlib.Path(data_set.data_dir) / base.REPORT
@@ -445,6 +468,7 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     'val_fraction': options.val_fraction,
     'split_seed': options.split_seed,
     'on_bad_example': options.on_bad_example,
+    'reading': options.reading,
   }
   if options.name == 'image_folder':
     return module.ImageFolderOptions(**common)
@@ -454,4 +478,5 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     classes=options.classes,
     ignore=class_list.parse_ignored_mask_value(options.ignore),
     without_mask=options.without_mask,
+    mask_codes=options.mask_codes,
   )

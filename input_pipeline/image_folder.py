@@ -1,53 +1,67 @@
-"""The images of a folder as a split, without preparing records."""
+"""A folder of images as a split, without preparing records.
 
+opened = image_folder.open_image_folder(folder, classes, palette)
+opened.split.records[0]
+opened.skipped   # Every other file, with the reason.
+"""
+
+import dataclasses
+import functools
 import pathlib
+from collections.abc import Mapping
 
 from input_pipeline import datasets, record_views
-from input_pipeline.sources import audit, fingerprints
+from input_pipeline.sources import audit, fingerprints, image_files
 from runtime import errors, progress, threads
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSplit:
+  """The images of a folder.
+
+  Attributes:
+    split: the usable images.
+    orientations: EXIF value, by id, of the images that are turned.
+    skipped: all other files.
+  """
+
+  split: datasets.Split
+  orientations: Mapping[str, int]
+  skipped: tuple[errors.BadFile, ...]
 
 
 def open_image_folder(
   images: pathlib.Path,
   classes: tuple[str, ...],
   palette: tuple[tuple[int, int, int], ...],
-) -> tuple[datasets.Split, tuple[errors.BadFile, ...]]:
+  options: image_files.ImageOptions = image_files.AS_STORED,
+) -> FolderSplit:
   """Opens the images of a folder without preparing records.
 
-  Every image is decoded once: a damaged file is reported before the predictions
-  of hours are lost.
+  Every image is decoded once, to check that it can be.
 
   Args:
-    images: folder of the images, which may be in its subfolders.
-    classes: name of each class id of the predictions.
-    palette: RGB color of each class id, 0 to 255.
-
-  Returns:
-    The split of the usable images, and the files that are not usable.
+    images: the folder; its subfolders are included.
+    classes: name of each class id, for predictions.
+    palette: RGB color of each class id.
+    options: define the pixels of the images.
 
   Raises:
     UserError: the folder is missing, or has no usable image.
   """
   listing = audit.list_image_examples(images)
-  examples, indices, bad = [], [], [*listing.problems]
-  for example, index in zip(
-    listing.examples,
-    progress.progress_bar(
-      threads.map_in_threads(
-        audit.catch_bad_files(_index_example), listing.examples
-      ),
-      desc=f'checking {images}',
-      total=len(listing.examples),
+  usable, bad = [], [*listing.problems, *listing.left_out]
+  for result in progress.progress_bar(
+    threads.map_in_threads(
+      audit.catch_bad_files(functools.partial(_check, options=options)),
+      listing.examples,
     ),
-    strict=True,
+    desc=f'checking {images}',
+    total=len(listing.examples),
   ):
-    if isinstance(index, errors.BadFile):
-      bad.append(index)
-    else:
-      examples.append(example)
-      indices.append(index)
+    (bad if isinstance(result, errors.BadFile) else usable).append(result)
   bad = sorted(bad, key=str)
-  if not examples:
+  if not usable:
     raise errors.UserError(
       f'{images}: no image is usable: {bad[0]}; repair that file'
     )
@@ -57,11 +71,42 @@ def open_image_folder(
     classes=classes,
     palette=palette,
     label_kinds=(),
-    records=record_views.ImageFiles(examples),
-    index=fingerprints.ImageIndex.join(indices),
+    records=record_views.ImageFiles(
+      [image.example for image in usable],
+      options,
+      [image.as_stored for image in usable],
+    ),
+    index=fingerprints.ImageIndex.join([image.index for image in usable]),
   )
-  return split, tuple(bad)
+  orientations = {
+    image.example.id: image.orientation
+    for image in usable
+    if options.follow_exif and image.orientation != image_files.UPRIGHT
+  }
+  return FolderSplit(split, orientations, tuple(bad))
 
 
-def _index_example(example: audit.Example) -> fingerprints.ImageIndex:
-  return fingerprints.ImageIndex.from_sample(audit.read_image_example(example))
+@dataclasses.dataclass(frozen=True)
+class _Image:
+  """A usable image.
+
+  Attributes:
+    example: its file.
+    index: its name, size and hashes.
+    orientation: EXIF value.
+    as_stored: whether its record holds the bytes of its file.
+  """
+
+  example: audit.Example
+  index: fingerprints.ImageIndex
+  orientation: int
+  as_stored: bool
+
+
+def _check(example: audit.Example, options: image_files.ImageOptions) -> _Image:
+  """Decodes an image; raises BadFile."""
+  sample = audit.read_image_example(example, image_options=options)
+  orientation = sample.traits.orientation
+  stored = sample.traits.as_stored
+  index = fingerprints.ImageIndex.from_sample(sample)
+  return _Image(example, index, orientation, stored)

@@ -24,13 +24,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
+from etils import epy
 
 from input_pipeline import datasets, report, splits, transforms
-from input_pipeline.builders import base, class_list
+from input_pipeline.builders import class_list
 from input_pipeline.builders import shards as shards_lib
 from input_pipeline.importers import conversion
-from input_pipeline.sources import audit, class_counts, fingerprints, records
+from input_pipeline.sources import (
+  audit,
+  class_counts,
+  fingerprints,
+  image_files,
+  mask_reader,
+  records,
+)
 from runtime import errors, exit_status, files
+
+with epy.lazy_imports():
+  from input_pipeline.builders import base
 
 PICTURE = 'report.png'
 
@@ -208,7 +219,7 @@ def _warn_of_shared_images(
 
 
 def _split_to_draw(
-  data_set: base.Builder, indices: Mapping[str, fingerprints.ImageIndex]
+  data_set: 'base.Builder', indices: Mapping[str, fingerprints.ImageIndex]
 ) -> str:
   """Returns the first split with labels, else the first."""
   missing = data_set.missing_labels()
@@ -293,6 +304,7 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     choices=audit.WITHOUT_MASK,
     help='refuse images that have no mask, or make them a split of this name',
   )
+  _add_reading_arguments(parser)
   parser.add_argument(
     '--val_fraction',
     default=0.0,
@@ -307,6 +319,33 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     default='error',
     choices=audit.ON_BAD_EXAMPLE,
     help='folders: refuse the data set for one bad file, or skip the file',
+  )
+
+
+def _add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments about the pixels of a folder's images and masks."""
+  parser.add_argument(
+    '--mask_codes',
+    default='auto',
+    choices=mask_reader.CODES,
+    help='what palette and gray masks count by where the class list has colors',
+  )
+  parser.add_argument(
+    '--follow_exif',
+    action='store_true',
+    help='turn images as their EXIF tag says and viewers do',
+  )
+  parser.add_argument(
+    '--image_depth',
+    default=16,
+    type=int,
+    help='bits of the values in images of 16 bits, e.g. 12',
+  )
+  parser.add_argument(
+    '--max_megapixels',
+    default=image_files.MAX_MEGAPIXELS,
+    type=int,
+    help='refuse larger images',
   )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline.sources import audit, records
+from input_pipeline.sources import audit, image_files, records
 
 
 class Selection(Sequence[records.Record]):
@@ -62,15 +62,32 @@ class Concatenation(Sequence[records.Record]):
 class ImageFiles(Sequence[records.Record]):
   """The images of a folder as records, read from their files on access."""
 
-  def __init__(self, examples: Sequence[audit.Example]):
+  def __init__(
+    self,
+    examples: Sequence[audit.Example],
+    options: image_files.ImageOptions,
+    as_stored: Sequence[bool],
+  ):
+    """Reads no file yet.
+
+    Args:
+      examples: the images.
+      options: define their pixels.
+      as_stored: whether a record holds the bytes of a file as they are.
+    """
     self._examples = examples
+    self._options = options
+    self._as_stored = as_stored
 
   def __len__(self) -> int:
     return len(self._examples)
 
   def __getitem__(self, i) -> records.Record:
     example = self._examples[int(i)]
-    return {'image': example.image.read_bytes(), 'id': example.id.encode()}
+    image = example.image.read_bytes()
+    if not self._as_stored[int(i)]:
+      image = image_files.read_image_file(image, self._options).encoded
+    return {'image': image, 'id': example.id.encode()}
 
   def __repr__(self) -> str:
     return f'ImageFiles({len(self)} images)'

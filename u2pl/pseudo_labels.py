@@ -27,7 +27,7 @@ class PartitionOptions:
   """Share of pixels that counts as unreliable (dynamic partition adjustment).
 
   Attributes:
-    percent: α₀ of Eq. 15, at the first step.
+    percent: share α₀ of Eq. 15 at the first step, in percent.
     dynamic: whether the share decreases linearly to 0 at the last step; else it
       is constant.
   """
@@ -105,8 +105,8 @@ def partition_by_entropy(
 ) -> Reliability:
   """Splits pixels at γ_t, the (100 - α_t)-th percentile of the entropy.
 
-  Percentiles are of the global batch, so the result does not depend on the
-  number of devices; the authors' are of one GPU's images.
+  The percentile is that of the global batch, so the result does not depend on
+  the number of devices; the authors take that of the images of one GPU.
 
   Args:
     entropies: entropies of the teacher's predictions, in nats.
@@ -115,6 +115,8 @@ def partition_by_entropy(
     anchor_entropy: rule for anchors, as in
       `contrast.ContrastOptions.anchor_entropy`.
   """
+  # γ_t: pixels strictly below it are reliable. At α_t = 0 all are, except those
+  # of the largest entropy.
   gamma = order_statistics.percentile(entropies, valid, 100 - percent)
   reliable = valid & (entropies < gamma)
   anchors = reliable
@@ -131,7 +133,7 @@ def reliable_pixel_weight(
 ) -> Scalar:
   """Computes λ_u of Eq. 14, all pixels over those kept.
 
-  At most the number of all pixels, where none is kept.
+  Where no pixel is kept, the weight is the number of all pixels.
 
   Args:
     kept: pixels that count.
@@ -150,18 +152,20 @@ def symmetric_cross_entropy(
   """Computes ξ₁·CE + ξ₂·RCE of each pixel in nats (Eq. 16).
 
   The reverse cross entropy exchanges prediction and label, the one-hot label
-  clipped from below at 1e-4: it is -log(1e-4)·(1 - p_y). 0 where the label is
-  negative.
+  clipped from below at 1e-4: it is -log(1e-4)·(1 - p_y). Both are 0 where the
+  label is negative.
 
   Args:
     logits: logits of the student.
     labels: pseudo-labels.
-    forward: ξ₁.
-    reverse: ξ₂; 0 leaves the cross entropy.
+    forward: weight ξ₁ of the cross entropy.
+    reverse: weight ξ₂ of the reverse cross entropy; 0 leaves it out.
   """
   loss = forward * losses.cross_entropy(logits, labels)
   if not reverse:
     return loss
+  # RCE = -Σ_c p_c log(clip(one-hot_c)): the label's term is log 1 = 0, and the
+  # other classes have 1 - p_y together.
   backward = -jnp.log(_LABEL_FLOOR) * (
     1 - losses.label_probability(logits, labels)
   )

@@ -15,7 +15,14 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
 from input_pipeline.builders import shards
-from input_pipeline.sources import audit, class_counts, fingerprints, records
+from input_pipeline.sources import (
+  audit,
+  class_counts,
+  file_traits,
+  fingerprints,
+  image_files,
+  records,
+)
 from runtime import errors
 
 # Files beside the records: the report of the audit, and its counts.
@@ -34,10 +41,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
       'skip' skips the file.
     remedy: advice in the error message about a bad file.
+    image_options: define the pixels of image files.
   """
 
   on_bad_example = 'error'
   remedy = 'repair it'
+  image_options = image_files.AS_STORED
 
   # TFDS would search beside the code for checksums of downloads, with a package
   # (importlib_resources) that it does not require.
@@ -90,12 +99,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self,
     counts: Mapping[str, class_counts.ClassCounts],
     bad: Sequence[errors.BadFile],
+    traits: file_traits.TraitCounter,
   ) -> audit.Audit:
     """Builds the result of reading all sources.
 
     Args:
       counts: numbers of images and labeled pixels of each split, by its name.
       bad: files that could not be used.
+      traits: of the files of all splits.
 
     Raises:
       UserError: a file is bad and must not be skipped, or a split has no usable
@@ -105,7 +116,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       counts,
       [*self.problems(), *bad],
       self.schema().classes,
-      warnings=self.warnings(),
+      warnings=[*self.warnings(), *traits.warnings(self.image_options)],
       on_bad_example=self.on_bad_example,
       remedy=self.remedy,
     )
@@ -121,8 +132,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         image.
     """
     indices: dict[str, list[fingerprints.ImageIndex]] = {}
+    traits = file_traits.TraitCounter()
 
     def add(split: str, sample: records.Sample) -> None:
+      traits.add(sample)
       index = fingerprints.ImageIndex.from_sample(sample)
       indices.setdefault(split, []).append(index)
 
@@ -130,7 +143,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     counts, bad = audit.count_source_classes(
       self.sources(), self.read_sample, num_classes, on_sample=add
     )
-    result = self.conclude(counts, bad)
+    result = self.conclude(counts, bad, traits)
     join = fingerprints.ImageIndex.join
     return result, {split: join(parts) for split, parts in indices.items()}
 

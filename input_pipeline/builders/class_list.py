@@ -5,11 +5,8 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Int16
-
 from input_pipeline.builders import class_list_forms
-from input_pipeline.sources import archives, image_ids, masks, text_files
+from input_pipeline.sources import image_ids, mask_reader, masks, text_files
 from runtime import errors
 
 MAX_CLASSES = 2**15 - 2  # Class id + 1 must fit into int16.
@@ -38,31 +35,24 @@ class ClassList:
   ignored_colors: tuple[masks.Color, ...] = ()
   notes: tuple[str, ...] = ()
 
-  def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
-    """Reads the class ids of a mask file, -1 where ignored.
+  def reader(
+    self, codes: str = 'auto', follow_exif: bool = False
+  ) -> mask_reader.MaskReader:
+    """Returns the reader of its masks.
 
-    Raises:
-      UserError: the mask is damaged or has other values or colors; the message
-        does not name the file.
+    Args:
+      codes: what palette and gray masks count by, one of `mask_reader.CODES`.
+      follow_exif: turn masks that have an EXIF orientation of their own.
     """
-    pixels = masks.read_mask_pixels(file)
-    if pixels.ndim == 2:
-      return masks.make_code_table(self.values, self.ignored_values).apply(
-        pixels
-      )
-    if not self.colors:
-      raise errors.UserError(
-        'expected values, as the class list has no colors, got an RGB mask: '
-        'write the lines of the list as `name R,G,B`, or save the mask with a '
-        'palette'
-      )
-    table = masks.make_code_table(
-      map(masks.encode_mask_color, self.colors),
-      map(masks.encode_mask_color, self.ignored_colors),
+    return mask_reader.MaskReader(
       self.names,
+      self.values,
+      self.colors,
+      self.ignored_values,
+      self.ignored_colors,
+      codes,
+      follow_exif,
     )
-    # `encode_color` of all pixels at once.
-    return table.apply(pixels.astype(np.int32) @ [1 << 16, 1 << 8, 1])
 
 
 def parse_class_color(text: str) -> masks.Color:

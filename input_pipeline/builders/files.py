@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.io
+from etils import epy
 from jaxtyping import Int16
 
 from input_pipeline.builders import base
 from input_pipeline.sources import archives, audit, records, text_files
 from runtime import errors
+
+with epy.lazy_imports():
+  import scipy.io
 
 # Files by their path in a source, or by id.
 Files = Mapping[str, archives.File]
@@ -60,7 +63,7 @@ class FileBuilder(base.Builder):
 
   def read_sample(self, source: audit.Example) -> records.Sample:
     """Reads image and mask of an example."""
-    return audit.read_image_example(source, self.read_mask)
+    return audit.read_image_example(source, self.read_mask, self.image_options)
 
   def stamp(self, source: audit.Example) -> Any:
     """Returns id and tags of an example, and stamps of its files."""
@@ -80,8 +83,12 @@ class FileBuilder(base.Builder):
     return [p for listing in self.listings().values() for p in listing.problems]
 
   def warnings(self) -> Sequence[str]:
-    """Returns the warnings of all listings."""
-    return [w for listing in self.listings().values() for w in listing.warnings]
+    """Returns the warnings of all listings, and the files left out."""
+    return [
+      warning
+      for listing in self.listings().values()
+      for warning in (*listing.warnings, *listing.summarize_left_out())
+    ]
 
 
 class OfficialBuilder(FileBuilder):

@@ -12,15 +12,13 @@ belongs to `val` if the first 8 bytes of sha256('SEED:ID'), as a big-endian
 fraction of 2**64, are below `val_fraction`, else to `train`. Thus an image
 keeps its split when others are added or removed.
 
-The name of a TFDS config ends with a digest of the options and of the names,
-sizes and modification times of all files. A changed folder is another config
-and is prepared again; a folder that was moved is the same.
+The name of a TFDS config is a digest of the options and of the names and the
+content of all files. A changed folder is another config and is prepared again;
+one that was moved, copied or renamed is the same, however its path is spelled.
 """
 
 import dataclasses
 import hashlib
-import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -30,8 +28,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
-from input_pipeline.builders import class_list, files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.builders import class_list, files, folder_state
+from input_pipeline.sources import (
+  archives,
+  audit,
+  image_files,
+  mask_reader,
+  masks,
+  records,
+)
 from input_pipeline.sources.audit import Listing
 from runtime import errors
 
@@ -51,6 +56,7 @@ class ImageFolderOptions:
     split_seed: seed that selects the images of `val`.
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
       'skip' skips the file.
+    reading: definition of the pixels of image files.
   """
 
   source: str
@@ -58,6 +64,7 @@ class ImageFolderOptions:
   val_fraction: float = 0.0
   split_seed: int = 0
   on_bad_example: str = 'error'
+  reading: image_files.ImageOptions = image_files.AS_STORED
 
   def __post_init__(self):
     if not self.source:
@@ -93,12 +100,15 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       A line of the class list with this value or color is not a class.
     without_mask: treatment of images that have no mask: 'error' refuses them,
       'unlabeled' makes them a split of this name.
+    mask_codes: what palette and gray masks count by, one of
+      `mask_reader.CODES`.
   """
 
   masks: str
   classes: str
   ignore: int | masks.Color | None = None
   without_mask: str = 'error'
+  mask_codes: str = 'auto'
 
   def __post_init__(self):
     super().__post_init__()
@@ -106,6 +116,11 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       raise errors.UserError(
         f'without_mask: expected one of {audit.WITHOUT_MASK}, got '
         f'{self.without_mask!r}'
+      )
+    if self.mask_codes not in mask_reader.CODES:
+      raise errors.UserError(
+        f'mask_codes: expected one of {mask_reader.CODES}, got '
+        f'{self.mask_codes!r}'
       )
     if not self.masks:
       raise errors.UserError('masks is empty: give the folder of the masks')
@@ -187,9 +202,15 @@ class ImageFolder(files.FileBuilder):
     """
     self._options = options
     self.on_bad_example = options.on_bad_example
+    self._digests = folder_state.open_digest_cache(
+      options.source, kwargs.get('data_dir')
+    )
+    self.image_options = options.reading
     super().__init__(config=config or self._config(), **kwargs)
     # TFDS pickles a builder as these arguments.
     self._original_state['options'] = options
+    if self.is_prepared():  # The folder may have been moved since.
+      self._digests.write()
 
   def schema(self) -> records.Schema:
     """Returns a schema without classes and without kinds of label."""
@@ -203,11 +224,21 @@ class ImageFolder(files.FileBuilder):
     """Describes the state of the folder."""
     listings = self.listings()
     classes = self._read_classes()
-    name = _config_name(self._options, classes, listings)
+    name = folder_state.folder_state_digest(
+      pathlib.Path(self._options.source).expanduser(),
+      _settings(self._options),
+      classes,
+      listings,
+      self._digests,
+    )
     return Config(name=name, classes=classes, unlabeled=UNLABELED in listings)
 
   def _read_classes(self) -> class_list.ClassList | None:
     return None
+
+  def _post_download_and_prepare_hook(self) -> None:
+    super()._post_download_and_prepare_hook()
+    self._digests.write()
 
 
 class ImageMaskFolder(ImageFolder):
@@ -233,7 +264,22 @@ class ImageMaskFolder(ImageFolder):
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
     """Reads class ids by the class list."""
-    return self.builder_config.classes.read_mask(file)
+    reader = self.builder_config.classes.reader(
+      self._options.mask_codes, self._options.reading.follow_exif
+    )
+    return reader.read(file)
+
+  def read_sample(self, source: audit.Example) -> records.Sample:
+    """Reads image and mask, and the colors of a palette that do not count."""
+    sample = super().read_sample(source)
+    classes = self.builder_config.classes
+    if source.mask is None or classes.colors:
+      return sample
+    palette = masks.read_mask_palette(source.mask)
+    values = [classes.values[i] for i in sample.tags]
+    colors = {value: palette[value] for value in values if value in palette}
+    traits = dataclasses.replace(sample.traits, palette=colors)
+    return dataclasses.replace(sample, traits=traits)
 
   def _read_classes(self) -> class_list.ClassList:
     options = self._options
@@ -374,46 +420,14 @@ def _cut_val(
   }
 
 
-def _code(classes: class_list.ClassList) -> Mapping[str, Any]:
-  """Returns what a class list says about masks."""
-  fields = dataclasses.asdict(classes)
-  del fields['notes']  # They name the path of the list.
-  return fields
-
-
-def _config_name(
-  options: ImageFolderOptions,
-  classes: class_list.ClassList | None,
-  listings: Mapping[str, Listing],
-) -> str:
-  """Returns the folder's name with a digest of what determines its records."""
-  source = pathlib.Path(options.source).expanduser()
-  files = [
-    (
-      split,
-      example.id,
-      *archives.source_file_stamp(example.image),
-      *archives.source_file_stamp(example.mask),
-    )
-    for split, listing in listings.items()
-    for example in listing.examples
-  ]
-  # A new bad file must be reported, so it makes another state, too.
-  files += [
-    (split, os.path.relpath(problem.file, source))
-    for split, listing in listings.items()
-    for problem in listing.problems
-  ]
-  # Prepared data sets are recognized by the digest of this text: its keys must
-  # not change.
-  state = {
-    'code': _code(classes) if classes else None,
-    'files': files,
+def _settings(options: ImageFolderOptions) -> Mapping[str, Any]:
+  """Returns the options that determine records, beside files and classes."""
+  settings = {
     'on_bad_example': options.on_bad_example,
+    'reading': dataclasses.asdict(options.reading),
     'split_seed': options.split_seed,
     'val_fraction': options.val_fraction,
   }
-  text = json.dumps(state, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  name = source.resolve().name
-  return f'{re.sub(r"[^a-zA-Z0-9_]", "_", name) or "root"}-{digest}'
+  if isinstance(options, ImageMaskFolderOptions):
+    settings['mask_codes'] = options.mask_codes
+  return settings

@@ -23,10 +23,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import tqdm
 from array_record.python import array_record_module
-from tensorflow_datasets.core import naming
+from etils import epy
 
-from input_pipeline.sources import audit, class_counts, fingerprints, records
+from input_pipeline.sources import (
+  audit,
+  class_counts,
+  file_traits,
+  fingerprints,
+  records,
+)
 from runtime import errors, files, progress, threads
+
+with epy.lazy_imports():
+  from tensorflow_datasets.core import naming
 
 # A split has a shard per so many images, but at most MAX_SHARDS of them.
 IMAGES_PER_SHARD = 1000
@@ -62,6 +71,7 @@ class RecordSource(Protocol):
     self,
     counts: Mapping[str, class_counts.ClassCounts],
     bad: Sequence[errors.BadFile],
+    traits: file_traits.TraitCounter,
   ) -> audit.Audit:
     """Builds the result of reading all sources, or raises UserError."""
 
@@ -172,6 +182,7 @@ class ShardWriter:
     """
     num_classes = len(self._builder.schema().classes)
     accumulators, bad = {}, []
+    traits = file_traits.TraitCounter()
     for shard in self._shards:
       about = self._read_about(shard)
       accumulator = accumulators.setdefault(
@@ -179,9 +190,10 @@ class ShardWriter:
       )
       accumulator.merge(class_counts.ClassCounts.from_json(about['counts']))
       bad += [errors.BadFile(*problem) for problem in about['bad']]
+      traits.merge(about.get('traits', {}))
     try:
       return self._builder.conclude(
-        {split: a.counts() for split, a in accumulators.items()}, bad
+        {split: a.counts() for split, a in accumulators.items()}, bad, traits
       )
     except errors.UserError:
       for shard in self._shards:
@@ -244,6 +256,7 @@ class ShardWriter:
       )
 
     accumulator = class_counts.CountAccumulator(len(builder.schema().classes))
+    traits = file_traits.TraitCounter()
     bad, indices, num_bytes = [], [], 0
     partial = self._path(shard, f'.array_record.{os.getpid()}')
     # One record per group: random access decompresses no neighbors.
@@ -258,6 +271,7 @@ class ShardWriter:
           continue
         sample, record, index = result
         accumulator.add(sample)
+        traits.add(sample)
         indices.append(index)
         num_bytes += len(record)
         writer.write(record)
@@ -279,6 +293,7 @@ class ShardWriter:
       'bytes': num_bytes,
       'counts': dataclasses.asdict(accumulator.counts()),
       'bad': bad,
+      'traits': traits.to_json(),
     }
     with files.atomic_path(self._path(shard, '.json')) as path:
       path.write_text(json.dumps(about))

@@ -188,7 +188,7 @@ def find_source_files(
     )
   files_by_path: dict[str, File] = {}
   to_open = []
-  for path in _walk(source):
+  for path in list_folder_files(source)[0]:
     if path.name.lower().endswith(SUFFIXES) and any(
       fnmatch.fnmatch(path.name, pattern) for pattern in patterns
     ):
@@ -209,13 +209,53 @@ def _status(path: pathlib.Path) -> os.stat_result | None:
     return None
 
 
-def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields the files below a folder, sorted, without hidden ones."""
-  for parent, folders, names in os.walk(folder, followlinks=True):
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    for name in sorted(names):
-      if not name.startswith('.'):
-        yield pathlib.Path(parent, name)
+def list_folder_files(
+  folder: pathlib.Path,
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """Lists the files below a folder, sorted, without hidden ones.
+
+  Links to folders are followed, except to a folder that contains them, which
+  would never end.
+
+  Returns:
+    The files, and the links that are not followed.
+
+  Raises:
+    UserError: a folder cannot be read.
+  """
+  paths, loops = [], []
+  containing = {str(folder): frozenset({_identity(folder)})}
+  for parent, folders, names in os.walk(
+    folder, followlinks=True, onerror=_refuse_folder
+  ):
+    above = containing.pop(parent)
+    followed = []
+    for name in sorted(name for name in folders if not name.startswith('.')):
+      path = pathlib.Path(parent, name)
+      if (identity := _identity(path)) in above:
+        loops.append(path)
+      else:
+        containing[os.path.join(parent, name)] = above | {identity}
+        followed.append(name)
+    folders[:] = followed  # In place: os.walk enters these.
+    paths += [
+      pathlib.Path(parent, name)
+      for name in sorted(names)
+      if not name.startswith('.')
+    ]
+  return paths, loops
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+  """Returns what all links to a folder have in common."""
+  status = folder.stat()
+  return status.st_dev, status.st_ino
+
+
+def _refuse_folder(error: OSError) -> None:
+  raise errors.BadFile(
+    error.filename, f'cannot be read: {error.strerror or error}'
+  ) from error
 
 
 def _members(archive: pathlib.Path, cache: pathlib.Path) -> dict[str, Member]:

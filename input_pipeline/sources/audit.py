@@ -14,24 +14,34 @@ error that names the first bad file, or an `Audit` that lists the skipped ones.
 
 import collections
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 
 from input_pipeline.sources import (
   archives,
   class_counts,
   image_files,
+  label_checks,
   records,
 )
 from runtime import errors, progress, threads
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
-MASK_SUFFIXES = ('.png',)
+IMAGE_SUFFIXES = (
+  *('.jpg', '.jpeg', '.png'),
+  *('.tif', '.tiff', '.bmp', '.webp', '.gif'),
+)
+MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp', '.gif')
+# Endings of images that are no masks.
+_LOSSY_SUFFIXES = ('.jpg', '.jpeg', '.webp')
+_LOSSY = (
+  'lossy compression changes the values of a mask: save it as PNG from its '
+  'source'
+)
+# A summary names at most so many files.
+_MAX_LISTED = 10
 NOT_UTF8 = 'its name is not UTF-8: rename it'
 # Values of `on_bad_example`: refuse the data set, or skip the file.
 ON_BAD_EXAMPLE = ('error', 'skip')
@@ -70,11 +80,27 @@ class Listing:
       masks are expected and must not be missing.
     problems: files that cannot be examples.
     warnings: harmless oddities, a line each.
+    left_out: files that are no image or mask by their ending, and links that
+      are not followed.
   """
 
   examples: tuple[Example, ...]
   problems: tuple[errors.BadFile, ...] = ()
   warnings: tuple[str, ...] = ()
+  left_out: tuple[errors.BadFile, ...] = ()
+
+  def summarize_left_out(self) -> list[str]:
+    """Returns a line that counts the files left out and names some, if any."""
+    if not self.left_out:
+      return []
+    listed = [str(problem.file) for problem in self.left_out[:_MAX_LISTED]]
+    more = ', …' if len(self.left_out) > _MAX_LISTED else ''
+    return [
+      errors.format_on_one_line(
+        f'{len(self.left_out):,} files are left out, as they are no images or '
+        f'masks by their endings: {", ".join(listed)}{more}'
+      )
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +173,8 @@ def list_image_examples(
   files are ignored.
 
   Args:
-    images: folder of JPEG and PNG files.
-    masks: folder of PNG files; None for images without masks.
+    images: folder of files with `IMAGE_SUFFIXES`.
+    masks: folder of files with `MASK_SUFFIXES`; None for images without masks.
     prefix: prepended to every id.
     without_mask: treatment of images that have no mask: 'unlabeled' lists them
       as examples without a mask; 'error' and None make them problems, and the
@@ -157,21 +183,32 @@ def list_image_examples(
   Raises:
     UserError: a folder is missing, or holds no image.
   """
-  image_files_by_stem = _files_by_stem(images, IMAGE_SUFFIXES)
-  if not image_files_by_stem:
+  images_by_stem, left_out = _files_by_stem(images, IMAGE_SUFFIXES)
+  if not images_by_stem:
+    there = f'; it holds {left_out[0].file.name}, …' if left_out else ''
     raise errors.UserError(
       errors.format_on_one_line(
-        f'{images}: expected images *.jpg, *.jpeg or *.png, got none'
+        f'{images}: expected images ({_wildcards(IMAGE_SUFFIXES)}), got none'
+        f'{there}'
       )
     )
-  mask_files = {} if masks is None else _files_by_stem(masks, MASK_SUFFIXES)
+  mask_files, other_masks = {}, []
+  if masks is not None:
+    mask_files, other_masks = _files_by_stem(masks, MASK_SUFFIXES)
+  lossy = {
+    problem.file.relative_to(masks).with_suffix('').as_posix(): problem.file
+    for problem in other_masks
+    if problem.file.suffix.lower() in _LOSSY_SUFFIXES
+  }
   examples, problems = [], []
-  for stem, files in sorted(image_files_by_stem.items()):
+  for stem, files in sorted(images_by_stem.items()):
     if len(files) > 1:
       # It is unknown to which of them the mask, or the id, belongs.
       problems += _duplicate_ids(stem, files)
     elif not is_utf8_file_name(stem):
       problems.append(errors.BadFile(files[0], NOT_UTF8))
+    elif stem not in mask_files and stem in lossy:
+      problems.append(errors.BadFile(lossy[stem], _LOSSY))
     elif masks is None or (
       stem not in mask_files and without_mask == 'unlabeled'
     ):
@@ -191,9 +228,15 @@ def list_image_examples(
   warnings = tuple(
     errors.format_on_one_line(f'{files[0]}: a mask without an image')
     for stem, files in sorted(mask_files.items())
-    if stem not in image_files_by_stem
+    if stem not in images_by_stem
   )
-  return Listing(tuple(examples), tuple(problems), warnings)
+  refused = {problem.file for problem in problems}
+  return Listing(
+    tuple(examples),
+    tuple(problems),
+    warnings,
+    tuple(p for p in (*left_out, *other_masks) if p.file not in refused),
+  )
 
 
 def count_source_classes(
@@ -266,17 +309,14 @@ def conclude_audit(
     if not split_counts.num_images:
       reason = f'; {_summarize(bad, "repair them")}' if bad else ''
       raise errors.UserError(f'no image of split {split!r} is usable{reason}')
-  labeled = any(sum(c.pixels) for c in counts.values())
-  absent = [
-    f'class {name!r} occurs in no {"mask" if labeled else "image"}'
-    for i, name in enumerate(classes)
-    if not any(c.images[i] for c in counts.values())
-  ]
   return Audit(
     counts=counts,
     classes=tuple(classes),
     skipped=tuple(bad),
-    warnings=(*warnings, *absent),
+    warnings=(
+      *warnings,
+      *label_checks.describe_label_problems(counts, classes),
+    ),
   )
 
 
@@ -301,6 +341,7 @@ def catch_bad_files(
 def read_image_example(
   example: Example,
   read_mask: Callable[[Any], np.ndarray] | None = None,
+  image_options: image_files.ImageOptions = image_files.AS_STORED,
 ) -> records.Sample:
   """Reads and decodes the files of an example.
 
@@ -308,24 +349,33 @@ def read_image_example(
     example: names of the files.
     read_mask: function that reads the class ids [H, W] of a mask file, negative
       where ignored; its UserError need not name the file.
+    image_options: definition of the pixels of image files.
 
   Raises:
     BadFile: image or mask cannot be used, or their sizes differ.
   """
-  image, pixels = _naming_file(example.image, _read_image)
+  image = _naming_file(
+    example.image,
+    lambda file: image_files.read_image_file(file.read_bytes(), image_options),
+  )
   label = None
   if read_mask is not None and example.mask is not None:
     label = _naming_file(example.mask, read_mask)
-    if label.shape != pixels.shape[:2]:
+    if label.shape != image.pixels.shape[:2]:
       raise errors.BadFile(
-        example.mask, _size_mismatch(label.shape, pixels.shape[:2], image)
+        example.mask, _size_mismatch(label.shape, image, image_options)
       )
   tags = example.tags
   if tags is None:
     # np.unique would sort the pixels, which takes as long as decoding.
     present = () if label is None else np.bincount(label[label >= 0])
     tags = np.flatnonzero(present).tolist()
-  return records.Sample(example.id, image, pixels, label, tags)
+  traits = records.Traits(
+    image.orientation, image.depth, image.peak, image.as_stored
+  )
+  return records.Sample(
+    example.id, image.encoded, image.pixels, label, tags, traits
+  )
 
 
 def _naming_file(
@@ -341,27 +391,23 @@ def _naming_file(
     raise errors.BadFile(file, reason) from error
 
 
-def _read_image(file: archives.File) -> tuple[bytes, np.ndarray]:
-  """Reads the bytes and the pixels of an image file, which must be complete."""
-  data = file.read_bytes()
-  image_files.decode_image_file(data, ('JPEG', 'PNG'))
-  # Decoded a second time, by the decoder that is used in training: PIL detects
-  # damage that OpenCV accepts, and OpenCV refuses some files that PIL reads.
-  try:
-    return data, records.decode_record_image(data)
-  except (errors.UserError, cv2.error):
-    raise errors.UserError('cannot be decoded by OpenCV') from None
-
-
 def _size_mismatch(
-  mask_size: tuple[int, ...], image_size: tuple[int, ...], image: bytes
+  mask_size: tuple[int, ...],
+  image: image_files.ImageContent,
+  options: image_files.ImageOptions,
 ) -> str:
+  height, width = image.pixels.shape[:2]
   reason = (
-    f'expected a mask of {image_size[1]}x{image_size[0]} pixels as its image, '
-    f'got {mask_size[1]}x{mask_size[0]}'
+    f'expected a mask of {width}x{height} pixels as its image, got '
+    f'{mask_size[1]}x{mask_size[0]}'
   )
-  if mask_size == image_size[::-1] and image_files.is_rotated_by_exif(image):
-    reason += '; the rotation in the EXIF tag of the image is not applied'
+  if mask_size == (width, height) and image.orientation >= 5:
+    reason += '; the rotation in the EXIF tag of the image is '
+    reason += (
+      'applied: set follow_exif=False'
+      if options.follow_exif
+      else 'not applied: set follow_exif=True'
+    )
   return reason
 
 
@@ -375,24 +421,40 @@ def is_utf8_file_name(text: str) -> bool:
 
 def _files_by_stem(
   folder: pathlib.Path, suffixes: Sequence[str]
-) -> dict[str, list[pathlib.Path]]:
-  """Lists the files with the given suffixes by their path without suffix."""
+) -> tuple[dict[str, list[pathlib.Path]], list[errors.BadFile]]:
+  """Lists the files of a folder.
+
+  Returns:
+    The files with one of the suffixes, by their path without it; and the
+    others.
+  """
   if not folder.is_dir():
     raise errors.UserError(
       errors.format_on_one_line(
-        f'{folder}: expected a folder of '
-        f'{", ".join(f"*{suffix}" for suffix in suffixes)}, got no such folder'
+        f'{folder}: expected a folder of {_wildcards(suffixes)}, got '
+        f'{"a file" if folder.exists() else "no such folder"}'
       )
     )
-  files = collections.defaultdict(list)
-  for parent, folders, names in os.walk(folder, followlinks=True):
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    for name in sorted(names):
-      path = pathlib.Path(parent, name)
-      if path.suffix.lower() in suffixes and not name.startswith('.'):
-        stem = path.relative_to(folder).with_suffix('').as_posix()
-        files[stem].append(path)
-  return dict(files)
+  files, others = collections.defaultdict(list), []
+  paths, loops = archives.list_folder_files(folder)
+  for path in paths:
+    if path.suffix.lower() in suffixes:
+      stem = path.relative_to(folder).with_suffix('').as_posix()
+      files[stem].append(path)
+    else:
+      reason = f'expected {_wildcards(suffixes)} by its ending'
+      others.append(errors.BadFile(path, reason))
+  others += [
+    errors.BadFile(path, 'is a link to a folder that contains it')
+    for path in loops
+  ]
+  return dict(files), others
+
+
+def _wildcards(suffixes: Sequence[str]) -> str:
+  """Formats suffixes as '*.jpg, *.png or *.gif'."""
+  *first, last = (f'*{suffix}' for suffix in suffixes)
+  return f'{", ".join(first)} or {last}'
 
 
 def _duplicate_ids(

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ class ClassCounts:
     pixels: number of labeled pixels of each class, [C].
     images: number of images in which each class occurs, [C].
     ignored: number of pixels without a class.
+    blank: number of images whose mask has no pixel of a class.
   """
 
   num_images: int
   pixels: tuple[int, ...] = ()
   images: tuple[int, ...] = ()
   ignored: int = 0
+  blank: int = 0
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'ClassCounts':
@@ -46,6 +48,7 @@ class CountAccumulator:
     self._num_images = 0
     self._pixels = np.zeros(num_classes + 1, np.int64)  # The last: ignored.
     self._images = np.zeros(num_classes, np.int64)
+    self._blank = 0
 
   def add(self, sample: records.Sample) -> None:
     """Adds the label and the tags of a sample."""
@@ -57,6 +60,7 @@ class CountAccumulator:
       pixels = np.bincount(ids.ravel(), minlength=num_classes + 1)
       self._pixels += pixels
       present |= pixels[:num_classes] > 0
+      self._blank += not present.any()
     present[list(sample.tags)] = True
     self._images += present
 
@@ -65,6 +69,7 @@ class CountAccumulator:
     self._num_images += counts.num_images
     self._pixels += np.array((*counts.pixels, counts.ignored), np.int64)
     self._images += np.array(counts.images, np.int64)
+    self._blank += counts.blank
 
   def counts(self) -> ClassCounts:
     """Returns the counts of all samples so far."""
@@ -73,7 +78,20 @@ class CountAccumulator:
       pixels=tuple(self._pixels[:-1].tolist()),
       images=tuple(self._images.tolist()),
       ignored=int(self._pixels[-1]),
+      blank=self._blank,
     )
+
+
+def total_class_counts(counts: Iterable[ClassCounts]) -> ClassCounts:
+  """Returns the counts of several splits of the same classes together."""
+  counts = tuple(counts)
+  accumulator = CountAccumulator(
+    max((len(c.images) for c in counts), default=0)
+  )
+  for each in counts:
+    if each.images:
+      accumulator.merge(each)
+  return accumulator.counts()
 
 
 def read_class_counts(path: pathlib.Path) -> Mapping[str, ClassCounts]:

@@ -4,9 +4,10 @@
   cache.digests(paths)  # Reads the files that are new or of another time.
   cache.write()
 
-A file is known by its path, size and modification time; then it is not read.
+A file that is known by its path, size and modification time is not read.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -19,40 +20,48 @@ _DIGEST_BYTES = 16
 # Seconds before a progress bar appears.
 _DELAY = 2
 
+# Size, modification time in nanoseconds, and digest of a file.
+Entry = list[int | str]
+
 
 class DigestCache:
-  """Digests of files, kept in a JSON file."""
+  """Holds digests of files, and keeps them in a JSON file."""
 
-  def __init__(self, path: pathlib.Path):
-    """Reads the file; one that is missing or damaged counts as empty."""
+  def __init__(self, path: pathlib.Path | None):
+    """Opens nothing yet.
+
+    Args:
+      path: path of the JSON file, which may be missing; None to keep the
+        digests in this process only.
+    """
     self._path = path
-    self._known: dict[str, list[int | str]] = {}
+    self._known: dict[str, Entry] = {}
     self._changed = False
-    try:
-      content = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):
-      content = {}
-    if isinstance(content, dict):
-      self._known = content
 
   def digests(self, paths: Sequence[pathlib.Path]) -> list[str]:
     """Returns a digest of the content of each file; '' if it cannot be read."""
-    results = threads.map_in_threads(self._digest, paths)
-    bar = progress.progress_bar(
-      results, desc='reading files', total=len(paths), delay=_DELAY
-    )
+    before = self._read()
     keys = [os.path.abspath(path) for path in paths]
-    current = dict(zip(keys, bar, strict=True))
-    self._changed = current != self._known
-    self._known = current
-    return [str(current[key][-1]) for key in keys]
+    bar = progress.progress_bar(
+      threads.map_in_threads(
+        lambda key: _file_entry(key, before.get(key, [])), keys
+      ),
+      desc='reading files',
+      unit=' files',
+      total=len(keys),
+      delay=_DELAY,
+    )
+    self._known = dict(zip(keys, bar, strict=True))
+    self._changed = self._known != before
+    return [str(self._known[key][-1]) for key in keys]
 
   def write(self) -> None:
-    """Writes the digests if they have changed, unless the folder is read-only.
+    """Writes the digests if they have changed.
 
-    Without them, all files are read again the next time.
+    Nothing is written to a folder that is read-only: then the files are read
+    again the next time.
     """
-    if not self._changed:
+    if not self._changed or self._path is None:
       return
     try:
       with files.atomic_path(self._path) as partial:
@@ -61,18 +70,35 @@ class DigestCache:
     except OSError:
       pass
 
-  def _digest(self, path: pathlib.Path) -> list[int | str]:
-    """Returns size, modification time in nanoseconds, and digest."""
+  def _read(self) -> dict[str, Entry]:
+    """Reads the JSON file; one that is missing or damaged counts as empty."""
+    if self._path is None:
+      return {}
     try:
-      status = path.stat()
-      state = [status.st_size, status.st_mtime_ns]
-      known = self._known.get(os.path.abspath(path), [])
-      if known[:-1] == state:
-        return known
-      with path.open('rb') as file:
-        digest = hashlib.file_digest(
-          file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        )
-      return [*state, digest.hexdigest()]
-    except OSError:
-      return [0, 0, '']
+      content = json.loads(self._path.read_text('utf-8'))
+    except (OSError, ValueError):
+      return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _file_entry(path: str, known: Entry) -> Entry:
+  """Returns the entry of a file, the known one if it has not changed."""
+  try:
+    status = os.stat(path)
+    state = [status.st_size, status.st_mtime_ns]
+    if known[:-1] == state:
+      return known
+    return [*state, _digest_file(path, *state)]
+  except OSError:
+    return [0, 0, '']
+
+
+# A run opens a folder several times before its digests are written.
+@functools.lru_cache(2**20)
+def _digest_file(path: str, size: int, mtime: int) -> str:
+  """Returns the digest of a file of this size and modification time."""
+  del size, mtime  # They only tell a changed file from the one before.
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(
+      file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    ).hexdigest()

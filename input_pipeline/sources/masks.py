@@ -5,13 +5,27 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int16
+import PIL.Image
+from jaxtyping import Int16, Int32, Integer, UInt8, UInt16
 
 from input_pipeline import batch
 from input_pipeline.sources import archives, image_files
 from runtime import errors
 
 Color = tuple[int, int, int]
+
+# Code of pixels without a class in the masks of ImageNet-S.
+IMAGENET_S_IGNORED = 1000
+
+# Formats of masks by their names in PIL; and formats that change values.
+FORMATS = ('PNG', 'TIFF', 'BMP', 'GIF')
+_LOSSY = ('JPEG', 'WEBP')
+
+# Offset of the kind of pixels in a PNG, and one of its values.
+_PNG_COLOR_TYPE, _GRAY_WITH_ALPHA = 25, 4
+
+# The color of gray level g is g times this number.
+GRAY = 0x010101
 
 # Codes below this are looked up in a dense array, larger ones by bisection.
 _DENSE = 2**16
@@ -33,6 +47,10 @@ class CodeTable:
 
   ids: Mapping[int, int]
   names: Sequence[str] = ()
+
+  def covers(self, codes: np.ndarray) -> bool:
+    """Returns whether all codes are allowed."""
+    return all(code in self.ids for code in codes.tolist())
 
   def apply(self, codes: np.ndarray) -> Int16[np.ndarray, 'H W']:
     """Returns the class id of every pixel.
@@ -117,9 +135,21 @@ def encode_mask_color(color: Color) -> int:
   return (red << 16) | (green << 8) | blue
 
 
+def encode_mask_colors(
+  colors: UInt8[np.ndarray, '*shape 3'],
+) -> Int32[np.ndarray, '*shape']:
+  """Returns colors as numbers 0xRRGGBB."""
+  return colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+
+
 def decode_mask_color(code: int) -> Color:
-  """Decodes a number 0xRRGGBB to its color (red, green, blue)."""
+  """Returns the color of a number 0xRRGGBB."""
   return code >> 16, (code >> 8) & 255, code & 255
+
+
+def is_gray_color(color: Color) -> bool:
+  """Returns whether red, green and blue are equal."""
+  return len(set(color)) == 1
 
 
 def format_mask_color(color: Color) -> str:
@@ -144,8 +174,39 @@ def format_code_ranges(values: Iterable[int]) -> list[str]:
   ]
 
 
-def read_mask_pixels(file: archives.File) -> np.ndarray:
-  """Reads the pixels of a mask as they are stored in the PNG.
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredMask:
+  """The pixels of a mask as they are stored in its file.
+
+  Attributes:
+    pixels: values [H, W], of a palette or gray; or colors uint8 [H, W, 3].
+    palette: color of each value as one number, as `encode_mask_color` returns
+      it; -1 where a gray value of 16 bits is no color of 8. None for masks in
+      RGB.
+    is_gray: whether it is a gray mask.
+  """
+
+  pixels: np.ndarray
+  palette: Int32[np.ndarray, 'N'] | None = None
+  is_gray: bool = False
+
+  def used_values(self) -> Integer[np.ndarray, 'K']:
+    """Returns the values that occur, sorted."""
+    if self.pixels.dtype.itemsize > 1:
+      return np.unique(self.pixels)
+    # np.unique would sort the pixels.
+    return np.flatnonzero(np.bincount(self.pixels.ravel()))
+
+  def turned(self, orientation: int) -> 'StoredMask':
+    """Returns the mask turned by an EXIF orientation."""
+    pixels = image_files.turn_by_exif(self.pixels, orientation)
+    return dataclasses.replace(self, pixels=pixels)
+
+
+def read_mask_pixels(
+  file: archives.File, formats: Sequence[str] = ('PNG',)
+) -> np.ndarray:
+  """Reads the pixels of a mask as they are stored in the file.
 
   Palette masks give their indices, not their colors (which OpenCV would give);
   gray masks of any bit depth give their values.
@@ -154,20 +215,125 @@ def read_mask_pixels(file: archives.File) -> np.ndarray:
     Values [H, W], or colors uint8 [H, W, 3].
 
   Raises:
-    UserError: the file is not such a PNG, or damaged; the message does not name
-      the file.
+    UserError: as `read_stored_mask`.
+  """
+  return read_stored_mask(file, formats).pixels
+
+
+def read_stored_mask(
+  file: archives.File,
+  formats: Sequence[str] = FORMATS,
+  follow_exif: bool = False,
+) -> StoredMask:
+  """Reads a mask.
+
+  Args:
+    file: the mask.
+    formats: allowed formats by their names in PIL.
+    follow_exif: turn a mask that has an EXIF orientation of its own.
+
+  Raises:
+    UserError: the file is of a lossy or unknown format or kind, or damaged; the
+      message does not name the file.
   """
   data = file.read_bytes()
-  image = image_files.decode_image_file(data, ('PNG',))
-  depth = data[24]  # Bits per sample, in the PNG's header.
+  # Lossy formats are decoded to be refused with the reason.
+  lossy = _LOSSY if len(formats) > 1 else ()
+  decoded = image_files.decode_stored_image(data, (*formats, *lossy))
+  compression = str(decoded.image.info.get('compression', ''))
+  if decoded.format in lossy or compression.endswith(('jpeg', 'webp')):
+    raise errors.UserError(
+      f'is compressed as {decoded.format}, which may change the values of a '
+      'mask: save it as PNG from its source'
+    )
+  mask = _stored(decoded, data)
+  return mask.turned(decoded.orientation) if follow_exif else mask
+
+
+def read_mask_palette(file: archives.File) -> Mapping[int, int]:
+  """Returns the color of each value of a palette mask; empty for other masks.
+
+  Raises:
+    UserError: the file is damaged; the message does not name it.
+  """
+  image = image_files.open_image_header(file.read_bytes(), FORMATS)
+  if image.mode != 'P':
+    return {}
+  colors = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
+  return dict(enumerate(encode_mask_colors(colors).tolist()))
+
+
+def _stored(decoded: image_files.Decoded, data: bytes) -> StoredMask:
+  """Returns the pixels of a decoded mask."""
+  image, depth = decoded.image, decoded.depth
+  if image.mode in ('LA', 'RGBA'):
+    if image.getextrema()[-1] != (255, 255):
+      raise _unknown_kind(image)
+    image = image.convert(image.mode.removesuffix('A'))
+  if depth == 16 and image.mode in ('L', 'RGB'):  # PIL reduced it to 8 bits.
+    deep = image_files.decode_16_bit_colors(data)
+    # PIL also reads gray with alpha as RGB with alpha.
+    if image.mode == 'L' or data[_PNG_COLOR_TYPE] == _GRAY_WITH_ALPHA:
+      return StoredMask(deep[..., 0], _gray_palette(depth), is_gray=True)
+    return StoredMask(_eight_bits(deep))
+  if image.mode == 'RGB':
+    return StoredMask(np.asarray(image))
+  values = np.asarray(image)
+  if image.mode == '1':
+    values = values.astype(np.uint8)
+  if image.mode == 'P':
+    colors = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
+    return StoredMask(values, encode_mask_colors(colors))
   if image.mode == 'L' and depth in (2, 4):
-    # PIL scales these to 0…255.
-    return np.asarray(image) // (255 // (2**depth - 1))
-  if image.mode in ('1', 'L', 'P', 'I', 'I;16', 'RGB'):
-    return np.asarray(image)
-  if image.mode == 'RGBA' and image.getextrema()[3] == (255, 255):
-    return np.asarray(image)[..., :3]
+    values = values // (255 // (2**depth - 1))  # PIL scales these to 0…255.
+  elif image.mode == 'I' and not 0 <= values.min() <= values.max() < 2**16:
+    raise errors.UserError(
+      f'expected values of 0 to 65535, got {values.min()} to {values.max()}'
+    )
+  elif image.mode not in ('1', 'L', 'I') and not image.mode.startswith('I;16'):
+    raise _unknown_kind(image)
+  return StoredMask(values, _gray_palette(depth), is_gray=True)
+
+
+def _gray_palette(depth: int) -> Int32[np.ndarray, 'N']:
+  """Returns the colors of gray values, of which 0 is black and the last white.
+
+  Values of 16 bits are colors if they are multiples of 257.
+  """
+  if depth <= 8:
+    levels = np.arange(2**depth, dtype=np.int32) * 255 // (2**depth - 1)
+  else:
+    levels = np.arange(2**16, dtype=np.int32)
+    levels = np.where(levels % 257 == 0, levels // 257, -1)
+  return np.where(levels < 0, -1, levels * GRAY).astype(np.int32)
+
+
+def _eight_bits(
+  colors: UInt16[np.ndarray, 'H W 3'],
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Returns the colors of 8 bits that a file of 16 bits holds.
+
+  They are its values if none exceeds 255, else its values over 257 or 256, the
+  usual factors.
+
+  Raises:
+    UserError: the file holds other colors.
+  """
+  if colors.max() <= 255:
+    return colors.astype(np.uint8)
+  for factor in (257, 256):
+    if not (colors % factor).any():
+      return (colors // factor).astype(np.uint8)
+  other = colors[(colors % 257).any(axis=-1)]
+  shown = format_mask_color(tuple(other[0].tolist()))
   raise errors.UserError(
+    f'expected colors of 8 bits, also if stored in 16, got {shown} of 65535 '
+    f'({len(other):,} pixels)'
+  )
+
+
+def _unknown_kind(image: PIL.Image.Image) -> errors.UserError:
+  return errors.UserError(
     'expected a palette, gray of 8 or 16 bits, or RGB without transparency, '
     f'got pixels of PIL mode {image.mode!r}'
   )

@@ -2,7 +2,8 @@
 
 A record is a dict of
 
-  image  the encoded image: JPEG or PNG bytes, as the data set published them
+  image  the encoded image: JPEG or PNG bytes, as the data set published them;
+         images of other formats, turned or rescaled ones as PNG
   label  a PNG of class id + 1, 0 where ignored: 8 bits up to 254 classes,
          16 bits above; only in data sets with masks, and empty in their splits
          without masks
@@ -51,6 +52,26 @@ class Schema:
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class Traits:
+  """What the files of a sample say beside its pixels and label.
+
+  Attributes:
+    orientation: EXIF value of the image file, 1 (upright) to 8.
+    depth: bits per value of the image file.
+    peak: largest value in the image file.
+    as_stored: whether the record holds the bytes of the image file.
+    palette: color of each value that occurs in a palette mask whose colors do
+      not count, as one number.
+  """
+
+  orientation: int = 1
+  depth: int = 8
+  peak: int = 255
+  as_stored: bool = True
+  palette: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
   """An image with its labels, before it is encoded as a record.
@@ -61,6 +82,7 @@ class Sample:
     pixels: decoded image, RGB uint8 [H, W, 3].
     label: class id of each pixel, negative where ignored; None without a mask.
     tags: class ids of the whole image.
+    traits: of its files; None if it is not read from files.
   """
 
   id: str
@@ -68,6 +90,7 @@ class Sample:
   pixels: np.ndarray
   label: Int16[np.ndarray, 'H W'] | None = None
   tags: Sequence[int] = ()
+  traits: Traits | None = None
 
 
 def record_label_dtype(num_classes: int) -> type[np.unsignedinteger]:

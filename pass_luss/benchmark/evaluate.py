@@ -39,7 +39,8 @@ class FolderPair:
   Attributes:
     gt: folder of the ground truth.
     pred: folder of the predictions.
-    names: relative paths of the files in both folders.
+    files: files of the ground truth and of the prediction, by the name of the
+      image.
     num_classes: number of classes of the ground truth, without 'other'.
     num_generated: number of categories of the predictions, without 'other'.
     advice: end of the error message where a prediction has a larger id.
@@ -47,7 +48,7 @@ class FolderPair:
 
   gt: pathlib.Path
   pred: pathlib.Path
-  names: tuple[str, ...]
+  files: Mapping[str, tuple[pathlib.Path, pathlib.Path]]
   num_classes: int
   num_generated: int
   advice: str = ''
@@ -66,13 +67,14 @@ class FolderPair:
     Raises:
       UserError: a folder is missing or empty, or a file is in one folder only.
     """
-    names = png_format.list_imagenet_s_pngs(gt)
-    predicted = png_format.list_imagenet_s_pngs(pred)
-    if not set(names) & set(predicted):
+    names = png_format.find_imagenet_s_pngs(gt)
+    predicted = png_format.find_imagenet_s_pngs(pred)
+    if not names.keys() & predicted.keys():
       raise errors.UserError(
         errors.format_on_one_line(
-          f'{gt} and {pred}: expected the same paths in both, got {names[0]} '
-          f'and {predicted[0]}: is one of the folders a level deeper?'
+          f'{gt} and {pred}: expected the same paths in both, got '
+          f'{next(iter(names))} and {next(iter(predicted))}: is one of the '
+          'folders a level deeper?'
         )
       )
     problems = []
@@ -94,7 +96,8 @@ class FolderPair:
           f'{"; ".join(problems)}; expected the same paths below both folders'
         )
       )
-    return cls(gt, pred, tuple(names), num_classes, num_generated, advice)
+    pairs = {name: (path, predicted[name]) for name, path in names.items()}
+    return cls(gt, pred, pairs, num_classes, num_generated, advice)
 
   def map(
     self,
@@ -103,41 +106,40 @@ class FolderPair:
   ) -> Iterator[Result]:
     """Yields function(prediction, label, name) of each image, in order.
 
-    It is called in threads, and a progress bar is shown.
+    The function runs in threads, and a progress bar is shown.
 
     Raises:
       BadFile: a file cannot be used, or the sizes of two differ.
     """
     results = threads.map_in_threads(
-      lambda name: function(*self._read(name), name), self.names
+      lambda name: function(*self._read(name), name), self.files
     )
     yield from progress.progress_bar(
-      results, desc=description, total=len(self.names)
+      results, desc=description, total=len(self.files)
     )
 
   def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads the prediction and the label of an image, and checks them."""
-    label = png_format.read_imagenet_s_png(self.gt / name, self.num_classes)
+    label_path, path = self.files[name]
+    label = png_format.read_imagenet_s_png(label_path, self.num_classes)
     # All ids are read, so that the message below can give advice.
-    prediction = png_format.read_imagenet_s_png(
-      self.pred / name, png_format.MAX_CLASSES
-    )
+    prediction = png_format.read_imagenet_s_png(path, png_format.MAX_CLASSES)
     if ignored := np.count_nonzero(prediction < 0):
       raise errors.BadFile(
-        self.pred / name,
+        path,
         f'expected ids 0…{self.num_generated} in a prediction, got '
         f'{png_format.IGNORED}, which ground truth ignores (pixels: '
         f"{ignored:,}): write 0 for 'other'",
       )
     if (too_large := prediction > self.num_generated).any():
       raise errors.BadFile(
-        self.pred / name,
+        path,
         f'expected ids 0…{self.num_generated}, got {prediction.max()} (pixels '
         f'out of range: {np.count_nonzero(too_large):,}){self.advice}',
       )
     if prediction.shape != label.shape:
       raise errors.BadFile(
-        self.pred / name,
+        path,
         f'expected the size of its ground truth, {_size(label)}, got '
         f'{_size(prediction)}: predict at the original size',
       )
@@ -184,7 +186,7 @@ def score_category_folders(
         prediction = match.apply(prediction)
       except ValueError as error:
         reason = f'{error}{folders.advice}'
-        raise errors.BadFile(folders.pred / name, reason) from error
+        raise errors.BadFile(folders.files[name][1], reason) from error
     counts = metrics.count_imagenet_s_image(
       prediction, label, name, folders.num_classes
     )

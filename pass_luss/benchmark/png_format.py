@@ -14,7 +14,7 @@ segmentation, 2022).
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -22,11 +22,10 @@ import PIL.Image
 from jaxtyping import Int, Int16, UInt8
 
 from input_pipeline import batch
-from input_pipeline.builders import imagenet_s
-from input_pipeline.sources import archives, image_files
+from input_pipeline.sources import archives, image_files, image_ids, masks
 from runtime import errors, files
 
-IGNORED = imagenet_s.IGNORED
+IGNORED = masks.IMAGENET_S_IGNORED
 MAX_CLASSES = IGNORED - 1
 
 _EXPECTED = 'expected SPLIT/WNID/NAME.png or WNID/NAME.png, got '
@@ -137,11 +136,25 @@ def list_imagenet_s_pngs(folder: pathlib.Path) -> Sequence[str]:
   """Lists the PNG files below a folder as sorted relative paths with '/'.
 
   They are 'SPLIT/WNID/NAME.png', or 'WNID/NAME.png' in the folder of a split.
-  Hidden files, which archivers leave behind, are skipped.
 
   Raises:
-    UserError: the folder is missing or has no PNG file, or one below it cannot
-      be read.
+    UserError: as for `find_imagenet_s_pngs`.
+  """
+  return [*find_imagenet_s_pngs(folder)]
+
+
+def find_imagenet_s_pngs(
+  folder: pathlib.Path,
+) -> Mapping[str, pathlib.Path]:
+  """Finds the PNG files below a folder by their names, sorted.
+
+  A name is the relative path with '/', in the composed Unicode form, that ends
+  with '.png'; the file may end with '.PNG'. Hidden files, which archivers leave
+  behind, are skipped.
+
+  Raises:
+    UserError: the folder is missing or has no PNG file, one below it cannot be
+      read, or two files have the same name.
   """
   if not folder.is_dir():
     problem = 'a file' if folder.exists() else 'no such folder'
@@ -154,23 +167,29 @@ def list_imagenet_s_pngs(folder: pathlib.Path) -> Sequence[str]:
       error.filename, f'cannot be read: {error.strerror}'
     ) from error
 
-  paths = []
+  paths: dict[str, pathlib.Path] = {}
   for parent, folders, names in os.walk(
     folder, onerror=refuse, followlinks=True
   ):
     # In place, so that os.walk does not enter hidden folders.
     folders[:] = [name for name in folders if not name.startswith('.')]
-    relative = pathlib.Path(parent).relative_to(folder)
-    paths += [
-      (relative / name).as_posix()
-      for name in names
-      if name.endswith('.png') and not name.startswith('.')
-    ]
+    for name in sorted(names):
+      path = pathlib.Path(parent, name)
+      if name.startswith('.') or path.suffix.lower() != '.png':
+        continue
+      key = image_ids.compose_unicode(
+        path.relative_to(folder).with_suffix('.png').as_posix()
+      )
+      if key in paths:
+        raise errors.BadFile(
+          path, f'is the image of {paths[key].name!r}, too: keep one of them'
+        )
+      paths[key] = path
   if not paths:
     raise errors.UserError(
       errors.format_on_one_line(f'{folder}: {_EXPECTED}no PNG file')
     )
-  return sorted(paths)
+  return dict(sorted(paths.items()))
 
 
 def _pixels(data: bytes) -> UInt8[np.ndarray, 'H W 3']:

@@ -38,7 +38,7 @@ class Pretrain:
   Attributes:
     segmenter: the encoder and the heads of the objectives.
     update: gradient step of all parameters.
-    objectives: each after those whose targets it reads.
+    objectives: objectives, each listed after those whose targets it reads.
     colors: augmentation of the views.
     combine: 'mean': the terms of the `averaged` objectives are averaged and
       the others added; 'sum': all are added.
@@ -98,7 +98,7 @@ class Pretrain:
   def train_step(
     self, state: objective_lib.State, batch: batch_lib.Batch
   ) -> tuple[objective_lib.State, types.Metrics]:
-    """Updates all parameters once, then what objectives keep in the state."""
+    """Updates all parameters once, then the queue and the prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
     views = self.views(batch, rng)
     for objective in self.objectives:

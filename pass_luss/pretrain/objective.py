@@ -54,7 +54,7 @@ class EncodedViews:
   Attributes:
     maps: encoder's maps of each group of views, 'large' or 'small', with B·V
       rows.
-    batch_size: B.
+    batch_size: number B of images.
     by_view: whether each view was encoded by itself, with batch statistics of
       its own, and heads are to do the same.
   """
@@ -65,7 +65,7 @@ class EncodedViews:
 
   @property
   def large(self) -> features.Features:
-    """The maps of the two large views."""
+    """Returns the maps of the two large views."""
     return self.maps['large']
 
   def split(self, rows: Array) -> Array:
@@ -117,7 +117,7 @@ class LossTerms(NamedTuple):
 
   Attributes:
     terms: terms to be minimized, by the names under which they are logged.
-    scalars: logged only.
+    scalars: further scalars that are logged and not minimized.
   """
 
   terms: types.Metrics
@@ -129,8 +129,8 @@ class Objective:
 
   Attributes:
     name: key of its arrays in `Step`.
-    averaged: whether its terms are averaged with those of the other objectives
-      that are (spec §2.8: SwAV and D2S), not added to them.
+    averaged: whether its terms are averaged with those of SwAV and D2S (spec
+      §2.8); else they are added to that average.
     encodes_by_view: whether, where it is the only objective, each view is
       encoded by itself, with batch statistics of its own.
   """
@@ -141,12 +141,12 @@ class Objective:
 
   @property
   def needs_queue(self) -> queue.QueueSpec | None:
-    """The queue that it reads and fills; None for none."""
+    """Returns the size of the queue that it reads and fills, or None."""
     return None
 
   @property
   def needs_momentum(self) -> momentum.MomentumSpec | None:
-    """The momentum encoder that it compares with; None for none."""
+    """Returns the momentum encoder that it compares with, or None."""
     return None
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
@@ -179,9 +179,9 @@ class Objective:
     raise NotImplementedError
 
   def targets(self, step: Step) -> Arrays:
-    """Computes what its outputs are compared with.
+    """Computes the targets that its outputs are compared with.
 
-    Objectives listed later may read it, too.
+    Objectives listed later may read these targets, too.
     """
     del step
     return {}
@@ -191,10 +191,10 @@ class Objective:
     raise NotImplementedError
 
   def after_update(self, step: Step, new: State) -> State:
-    """Returns the new state with its own part brought up to date.
+    """Returns the new state with the objective's own fields updated.
 
     Args:
-      step: inputs of the loss; its state is that before the update.
+      step: inputs of the loss, with the state before the update.
       new: state after the update.
     """
     del step

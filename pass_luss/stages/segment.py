@@ -214,7 +214,7 @@ class SegmentingStage(base.InferenceStage):
 
 
 class SegmentStage(SegmentingStage):
-  """Segments by what was fine-tuned on pseudo-labels."""
+  """Segments images by the network that was fine-tuned on pseudo-labels."""
 
   name = 'segment'
 
@@ -257,11 +257,12 @@ class SegmentStage(SegmentingStage):
       batch_size=block.batch_size,
       mesh=self.context.mesh,
       reading=self.context.operation.reading,
+      image_options=self.data.reading,
     )
 
 
 class SegmentSemiStage(SegmentingStage):
-  """Segments by what was trained on few masks."""
+  """Segments images by the network that was trained on few masks."""
 
   name = 'segment_semi'
 

@@ -58,6 +58,9 @@ def export_network(
       'classes': model.classes,
       'palette': model.palette,
       'size': request.size,
+      # Of the reader of images in examples/segment_exported.py.
+      'follow_exif': model.image_options.follow_exif,
+      'image_depth': model.image_options.image_depth,
       'platforms': PLATFORMS,
     },
   )

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from input_pipeline import image_folder
 from input_pipeline import loader as loader_lib
+from input_pipeline.sources import image_files
 from runtime import console, errors, json_files
 from segcore.eval import evaluator, inference, panels
 from segcore.train import train_state
@@ -39,14 +40,17 @@ class Request:
   Attributes:
     images: folder of images; its subfolders are included.
     out: folder of the results.
-    overlays: write images with their prediction laid over.
-    probs: write the probability of each class.
+    overlays: whether to write images blended with their predictions.
+    probs: whether to write the probability of each class.
+    max_megapixels: size above which images are skipped, in million pixels; 0
+      for the limit of the training data.
   """
 
   images: pathlib.Path
   out: pathlib.Path
   overlays: bool = True
   probs: bool = False
+  max_megapixels: int = 0
 
   def __post_init__(self):
     images, out = self.images.resolve(), self.out.resolve()
@@ -68,13 +72,14 @@ class Model:
   """A trained network with all that prediction needs.
 
   Attributes:
-    state: its parameters.
-    predictor: applies the network to images.
+    state: training state with the parameters.
+    predictor: predictor that applies the network to images.
     classes: name of each class id.
     palette: RGB color of each class id.
     batch_size: global number of images.
     mesh: the devices.
     reading: number of threads that decode images.
+    image_options: define the pixels of images, as in training.
   """
 
   state: train_state.TrainState
@@ -84,6 +89,7 @@ class Model:
   batch_size: int
   mesh: Mesh
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
+  image_options: image_files.ImageOptions = image_files.AS_STORED
 
 
 def predict_images(model: Model, request: Request) -> None:
@@ -93,9 +99,15 @@ def predict_images(model: Model, request: Request) -> None:
     UserError: there is no image, the method has no probabilities, or the
       results cannot be written.
   """
-  split, skipped = image_folder.open_image_folder(
-    request.images, model.classes, model.palette
+  options = model.image_options
+  if request.max_megapixels:
+    options = dataclasses.replace(
+      options, max_megapixels=request.max_megapixels
+    )
+  opened = image_folder.open_image_folder(
+    request.images, model.classes, model.palette, options
   )
+  split, skipped = opened.split, opened.skipped
   for problem in skipped:
     console.print_line(f'skipped: {problem}')
   predictor = model.predictor
@@ -123,7 +135,8 @@ def predict_images(model: Model, request: Request) -> None:
   )
   for prediction, example in bar:
     with explaining_write_errors(request.out):
-      _write(request, model, example, prediction)
+      orientation = opened.orientations.get(example['id'].decode())
+      _write(request, model, example, prediction, orientation)
   console.print_line(
     f'{len(split)} images predicted'
     + (f', {len(skipped)} skipped' if skipped else '')
@@ -160,9 +173,17 @@ def encode_predicted_label_map(
 
 
 def _write(
-  request: Request, model: Model, example, prediction: np.ndarray
+  request: Request,
+  model: Model,
+  example,
+  prediction: np.ndarray,
+  orientation: int | None,
 ) -> None:
-  name = example['id'].decode()
+  """Writes the results of an image, turned back to the pixels of its file."""
+  name, image = example['id'].decode(), example['image']
+  if orientation is not None:
+    prediction = image_files.turn_back_by_exif(prediction, orientation)
+    image = image_files.turn_back_by_exif(image, orientation)
 
   def path(kind: str, suffix: str) -> pathlib.Path:
     # Not `with_suffix`: names may have dots.
@@ -176,7 +197,7 @@ def _write(
     _write_probs(path('probs', '.npz'), prediction)
   encode_predicted_label_map(label, model.palette).save(path('labels', '.png'))
   if request.overlays:
-    overlay = panels.draw_overlay(example['image'], label, model.palette)
+    overlay = panels.draw_overlay(image, label, model.palette)
     panels.write_picture_png(path('overlays', '.png'), overlay)
 
 

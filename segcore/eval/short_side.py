@@ -114,9 +114,11 @@ class LabelMaps:
   resized by nearest neighbor.
 
   Attributes:
-    method: its `predict` returns scores at the network's output resolution.
+    method: model whose `predict` returns scores at the network's output
+      resolution.
     short_side: length of the short side of the network's input, in pixels.
-    size_multiple: label maps are padded to multiples of it, to share programs.
+    size_multiple: number of pixels to whose multiples label maps are padded, to
+      share programs.
     max_side: number of rows of the largest label map.
     output: 'labels', or 'probs' for the probability of each class.
   """
@@ -224,7 +226,7 @@ def map_interpolated_scores(
     rows: vertical positions, from 0 at the upper edge of the map to 1 at the
       lower edge.
     columns: horizontal positions, from 0 at the left edge to 1 at the right.
-    function: maps the scores of n rows, [B, n, W, C], to [B, n, W, …].
+    function: function from the scores of n rows, [B, n, W, C], to [B, n, W, …].
   """
   exact = jax.lax.Precision.HIGHEST
   batch, height, width, classes = scores.shape

@@ -184,6 +184,13 @@ def _define_prediction_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'probs', False, 'Write the probability of each class.', flag_values=values
   )
+  flags.DEFINE_integer(
+    'max_megapixels',
+    0,
+    'Skip larger images; 0: by the limit of the training data.',
+    lower_bound=0,
+    flag_values=values,
+  )
 
 
 def _define_host_flags(values: flags.FlagValues) -> None:
@@ -247,6 +254,7 @@ def _request(
     pathlib.Path(values.out).expanduser(),
     values.overlays,
     values.probs,
+    values.max_megapixels,
   )
 
 

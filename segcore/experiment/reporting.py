@@ -171,6 +171,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
       batch_size=self.options.batch_size,
       mesh=self.context.mesh,
       reading=self.context.operation.reading,
+      image_options=self.labeled_data.data.reading,
     )
 
   def dry_run(

@@ -297,7 +297,8 @@ def test_records_prepared_by_another_process_meanwhile_are_used(
 def test_a_folder_opens_without_records(root, tmp_path):
   folder = root / 'camvid' / 'train' / 'images'
   (folder / 'broken.jpg').write_bytes(b'no image')
-  split, skipped = image_folder.open_image_folder(folder, ('a',), ((1, 2, 3),))
+  opened = image_folder.open_image_folder(folder, ('a',), ((1, 2, 3),))
+  split, skipped = opened.split, opened.skipped
   assert split.ids() == ['0001', '0002', '0003']
   assert split.sizes() == [(4, 1), (2, 3), (1, 4)]
   assert split.label_kinds == ()

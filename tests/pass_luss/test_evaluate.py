@@ -68,6 +68,14 @@ def refused(capsys, argv):
   return line.removeprefix('error: ')
 
 
+def test_endings_in_upper_case_are_scored(capsys, folders):
+  expected = scored(capsys, flags(folders))
+  for i, path in enumerate(sorted((folders / 'pred').rglob('*.png'))):
+    if i % 2:
+      path.rename(path.with_suffix('.PNG'))
+  assert scored(capsys, flags(folders)) == expected
+
+
 def test_equals_the_metric(capsys, folders):
   metric = metrics.ImageNetS.empty(5)
   for name, label in labels().items():

@@ -76,27 +76,47 @@ def jpeg_with_a_thumbnail_padded_with_zeros(source):
   sources.write(source / 'images/b.jpg', data[:-400] + bytes(400))
 
 
-@kind(sources.FOLDER, 'images/b.jpg', 'is no JPEG or PNG file', SKIP)
+@kind(
+  sources.FOLDER,
+  'images/b.jpg',
+  'is no JPEG, PNG, TIFF, BMP, WEBP or GIF file',
+  SKIP,
+)
 def jpeg_of_no_bytes(source):
   sources.write(source / 'images/b.jpg', b'')
 
 
-@kind(sources.FOLDER, 'images/b.jpg', 'is no JPEG or PNG file', SKIP)
+@kind(
+  sources.FOLDER,
+  'images/b.jpg',
+  'is no JPEG, PNG, TIFF, BMP, WEBP or GIF file',
+  SKIP,
+)
 def text_called_jpg(source):
   sources.write(source / 'images/b.jpg', b'<html>404 Not Found</html>\n')
 
 
-@kind(sources.FOLDER, 'images/b.jpg', 'is no JPEG or PNG file', SKIP)
-def gif_called_jpg(source):
+@kind(
+  sources.FOLDER,
+  'images/b.jpg',
+  'is no JPEG, PNG, TIFF, BMP, WEBP or GIF file',
+  SKIP,
+)
+def ppm_called_jpg(source):
   sources.write(
-    source / 'images/b.jpg', sources.encoded(sources.photograph(), 'GIF')
+    source / 'images/b.jpg', sources.encoded(sources.photograph(), 'PPM')
   )
 
 
-@kind(sources.FOLDER, 'images/b.jpg', 'is no JPEG or PNG file', SKIP)
-def bmp_called_jpg(source):
+@kind(
+  sources.FOLDER,
+  'images/b.jpg',
+  'is no JPEG, PNG, TIFF, BMP, WEBP or GIF file',
+  SKIP,
+)
+def tga_called_jpg(source):
   sources.write(
-    source / 'images/b.jpg', sources.encoded(sources.photograph(), 'BMP')
+    source / 'images/b.jpg', sources.encoded(sources.photograph(), 'TGA')
   )
 
 
@@ -172,9 +192,7 @@ def name_that_is_not_utf8(source):
     file.rename(file.with_name(os.fsdecode(b'\xff') + suffix))
 
 
-@kind(
-  sources.FOLDER, 'images', 'expected images *.jpg, *.jpeg or *.png, got none'
-)
+@kind(sources.FOLDER, 'images', 'expected images (*.jpg, *.jpeg, *.png, ')
 def folder_without_images(source):
   shutil.rmtree(source / 'images')
   (source / 'images').mkdir()
@@ -214,7 +232,7 @@ def mask_with_a_wrong_pixel(source):
   sources.write(source / 'masks/b.png', data)
 
 
-@kind(sources.FOLDER, 'masks/b.png', 'is no PNG file', SKIP)
+@kind(sources.FOLDER, 'masks/b.png', 'is compressed as JPEG', SKIP)
 def mask_as_jpeg(source):
   sources.write(
     source / 'masks/b.png', sources.encoded(sources.mask_of(), 'JPEG')

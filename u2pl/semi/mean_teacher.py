@@ -28,8 +28,8 @@ from u2pl.semi import options as options_lib
 class State(ema.TeacherState):
   """Training state of student, EMA teacher and contrastive branch.
 
-  The fields of the branch's state stand here one by one: their paths in
-  checkpoints are older than the branch.
+  The branch's state has no field of its own: paths in checkpoints, which must
+  stay, name its bank and its prototypes one by one.
 
   Attributes:
     bank: memory bank; None without contrast.
@@ -103,7 +103,7 @@ class MeanTeacher:
     segmenter: network of both student and teacher.
     update: optimizer step of the student.
     options: losses, teacher and contrastive branch.
-    num_classes: C.
+    num_classes: number C of classes.
     steps_per_epoch: number of steps in which all unlabeled images are read
       once.
   """

@@ -42,10 +42,10 @@ class P2POptions:
     kind: 'regression' of one view's embedding from the other's, without
       negatives; 'clustering', by swapped assignments of pixels to SwAV's
       prototypes; 'contrastive', against all other points of the other view.
-    grid: n, points a side of the overlap.
+    grid: number n of points on each side of the overlap.
     project: whether pixels are projected by p; else the encoder's deepest map
       itself is aligned.
-    temperature: τ of 'contrastive'.
+    temperature: temperature τ of kind 'contrastive'.
     predictor_statistics: batch statistics of the predictor: 'joint' over both
       views, as in the released code, or 'per_view'.
   """
@@ -76,7 +76,7 @@ class P2POptions:
 
   @property
   def needs_prototypes(self) -> bool:
-    """True if the loss compares pixels with SwAV's prototypes."""
+    """Returns whether the loss compares pixels with SwAV's prototypes."""
     return KINDS[self.kind].needs_prototypes
 
 
@@ -98,7 +98,7 @@ class P2P(objective.Objective):
 
   @property
   def kind(self) -> 'Kind':
-    """The loss and what it needs."""
+    """Returns the loss and its requirements."""
     return KINDS[self.options.kind]
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
@@ -190,12 +190,12 @@ def _cosine(
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A loss of P2P and what it needs.
+  """A loss of P2P and its requirements.
 
   Attributes:
     loss: function that computes the loss of an objective in a step.
-    predicts: whether it compares predictions q(z), not z itself.
-    needs_prototypes: whether it compares pixels with SwAV's prototypes.
+    predicts: whether the loss compares predictions q(z) instead of z.
+    needs_prototypes: whether the loss compares pixels with SwAV's prototypes.
   """
 
   loss: Callable[[P2P, objective.Step], Scalar]

@@ -40,8 +40,9 @@ class PixproOptions:
   Attributes:
     hidden: width of the projector g.
     size: channels of a pixel's embedding.
-    power: γ, of the similarity in the propagation.
-    distance: 𝒯: cells closer than this, in diagonals of a cell, are positive.
+    power: exponent γ of the similarity in the propagation.
+    distance: threshold 𝒯, in diagonals of a cell, below which cells are
+      positive.
     decay: decay of the momentum encoder at the first step; it rises to 1 at the
       last.
   """
@@ -76,7 +77,7 @@ class Pixpro(objective.Objective):
 
   @property
   def needs_momentum(self) -> momentum.MomentumSpec:
-    """An average of the encoder and of the projector g."""
+    """Returns the momentum average of the encoder and of the projector g."""
     return momentum.MomentumSpec(
       functools.partial(
         momentum.momentum_encoder_decay, initial=self.options.decay
@@ -148,9 +149,9 @@ def propagate_pixels(
   """Computes y_i = Σ_j max(cos(x_i, x_j), 0)^γ v_j, L2-normalized.
 
   Args:
-    pixels: x, projected.
-    transformed: t(x), which is L2-normalized here to v.
-    power: γ; the larger, the more only similar pixels count.
+    pixels: projected pixels x.
+    transformed: transformed pixels t(x), which are L2-normalized here to v.
+    power: exponent γ; a larger one gives dissimilar pixels less weight.
   """
   batch, *_, size = pixels.shape
   flat = embedding_ops.l2_normalize_embeddings(pixels).reshape(batch, -1, size)
@@ -176,9 +177,9 @@ def pixpro_loss(
   An image without positive pairs contributes 0, but counts in the mean.
 
   Args:
-    propagated: y of one view, L2-normalized.
-    keys: k of the other view, L2-normalized.
-    positive: A, pairs (i, j).
+    propagated: L2-normalized embeddings y of one view.
+    keys: L2-normalized embeddings k of the other view.
+    positive: mask A of the positive pairs (i, j).
   """
   scores = jnp.einsum(
     'bid,bjd->bij',

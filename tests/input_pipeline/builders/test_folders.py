@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
 from input_pipeline.builders import folders
-from input_pipeline.sources import records
+from input_pipeline.sources import file_digests, records
 from tests.support import messages
 
 DECODERS = {'image': tfds.decode.SkipDecoding()}
@@ -40,8 +40,9 @@ def write_image(path, width=3, height=5):
 
 def palette_mask(path):
   image = PIL.Image.fromarray(np.array(VALUES, np.uint8), 'L')
-  # Colors that are all wrong: only the index counts.
-  image.putpalette([9, 9, 9] * 256)
+  colors = np.zeros((256, 3), np.uint8)
+  colors[[0, 1, 2, 255]] = SKY, ROAD, CAR, VOID
+  image.putpalette(colors.tobytes())
   assert image.mode == 'P'
   image.save(path)
 
@@ -350,21 +351,60 @@ def test_a_changed_folder_is_another_config(tmp_path):
     return builder.builder_config.name
 
   first = name()
-  assert first.startswith('my_roads-')
   assert name() == first
   names = {first, name(on_bad_example='skip'), name(split_seed=1)}
   assert len(names) == 3
 
-  os.utime(source / 'masks/a.png', ns=(1, 1))
+  pixels = np.array(VALUES, np.uint8)
+  pixels[0, 0] = 2  # Of the same size in bytes, and another content.
+  PIL.Image.fromarray(pixels).save(source / 'masks/a.png')
   names.add(name())
   assert len(names) == 4
   write_image(source / 'images/a.jpg', 4, 5)
-  os.utime(source / 'images/a.jpg', ns=(2, 2))
   names.add(name())
   assert len(names) == 5
   (source / 'classes.txt').write_text(CLASS_LIST.replace('car', 'cart'))
   names.add(name())
   assert len(names) == 6
+  (source / 'images/b.jpg').rename(source / 'images/c.jpg')
+  (source / 'masks/b.png').rename(source / 'masks/c.png')
+  names.add(name())
+  assert len(names) == 7
+
+
+def test_the_time_of_a_file_and_the_spelling_of_a_path_are_no_setting(
+  tmp_path, monkeypatch
+):
+  options = make(tmp_path / 'roads', ['a', 'b'])
+
+  def name(source):
+    builder = mask_folder(
+      tmp_path, **{**options, 'source': str(source), 'ignore': 255}
+    )
+    return builder.builder_config.name
+
+  first = name(tmp_path / 'roads')
+  os.utime(tmp_path / 'roads/masks/a.png', ns=(1, 1))
+  # Copied without its times, renamed, and linked.
+  shutil.copytree(
+    tmp_path / 'roads', tmp_path / 'copy', copy_function=shutil.copyfile
+  )
+  (tmp_path / 'link').symlink_to(tmp_path / 'roads')
+  monkeypatch.chdir(tmp_path)
+  names = {
+    name(source)
+    for source in (
+      'roads',
+      'roads/',
+      './roads/../roads',
+      f'{tmp_path}//roads',
+      'link',
+      tmp_path / 'copy',
+    )
+  }
+  assert names == {first}
+  (tmp_path / 'roads/images/a.jpg').rename(tmp_path / 'roads/images/a.JPG')
+  assert name('roads') == first
 
 
 def test_a_changed_folder_is_prepared_again_and_a_moved_one_is_not(tmp_path):
@@ -383,6 +423,22 @@ def test_a_changed_folder_is_prepared_again_and_a_moved_one_is_not(tmp_path):
   changed = prepared(mask_folder(tmp_path, **options, ignore=255))
   assert ids(changed) == ['a', 'b']
   assert ids(first) == ['a']
+
+
+def test_files_are_read_for_their_digests_once(tmp_path, monkeypatch):
+  options = make(tmp_path / 'roads')
+  prepared(mask_folder(tmp_path, **options, ignore=255))
+  read = []
+  monkeypatch.setattr(
+    file_digests, '_digest_file', lambda path, *_: read.append(path) or 'x'
+  )
+  mask_folder(tmp_path, **options, ignore=255)
+  assert not read
+  shutil.move(tmp_path / 'roads', tmp_path / 'moved')
+  mask_folder(
+    tmp_path, **{**options, 'source': str(tmp_path / 'moved')}, ignore=255
+  )
+  assert len(read) == 2
 
 
 def test_other_processes_need_the_records_only(tmp_path):
@@ -469,7 +525,8 @@ def test_invalid_options_are_refused(changes, message):
     ),
     (
       {'masks': 'no'},
-      '{0}/roads/no: expected a folder of *.png, got no such folder',
+      '{0}/roads/no: expected a folder of *.png, *.tif, *.tiff, *.bmp or '
+      '*.gif, got no such folder',
     ),
     (
       {'images': 'no/{{split}}', 'masks': 'masks/{{split}}'},

@@ -46,6 +46,7 @@ def test_a_disk_that_is_too_small_is_reported(
 ):
   source = tmp_path / 'source'
   sources.write_folder(source)
+  (source / 'classes.txt').write_text('sky\nroad\nbus\n')  # Not prepared.
   images = [path.stat().st_size for path in (source / 'images').iterdir()]
   arguments = sources.arguments_of(sources.FOLDER, source, before.data_dir)
   usage = types.SimpleNamespace(total=10**6, used=10**6, free=sum(images) - 1)
@@ -63,6 +64,7 @@ def test_a_disk_that_is_too_small_is_reported(
 def test_a_disk_that_fills_up_with_records_is_reported(before, tmp_path, capfd):
   source = tmp_path / 'source'
   sources.write_folder(source)
+  (source / 'classes.txt').write_text('sky\nroad\nbus\n')  # Not prepared.
   arguments = sources.arguments_of(sources.FOLDER, source, before.data_dir)
   with largest_file(10_000):  # The three records take ten times that.
     line = sources.refusal(capfd, arguments)

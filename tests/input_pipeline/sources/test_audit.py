@@ -103,8 +103,15 @@ def test_listing_pairs_relative_names_in_order(tmp_path):
       audit.Example(
         'val/b', tmp_path / 'images/b.JPG', tmp_path / 'masks/b.png'
       ),
-    )
+    ),
+    left_out=listing.left_out,
   )
+  [notes] = listing.left_out
+  assert notes.file == tmp_path / 'images/notes.txt'
+  assert listing.summarize_left_out() == [
+    '1 files are left out, as they are no images or masks by their endings: '
+    f'{tmp_path}/images/notes.txt'
+  ]
 
 
 def test_only_the_last_suffix_of_a_name_is_removed(tmp_path):
@@ -131,7 +138,11 @@ def test_counts_pixels_and_images_of_each_class(tmp_path):
       num_images=2, pixels=(2, 9, 0), images=(1, 2, 0), ignored=1
     )
   }
-  assert actual.warnings == ("class 'car' occurs in no mask",)
+  assert actual.warnings == (
+    "class 'car' occurs in no mask",
+    "8.33% of the pixels are ignored and 'car' occurs nowhere: check that the "
+    'ignored value does not stand for a class',
+  )
   assert actual.skipped == ()
 
 
@@ -158,6 +169,8 @@ def test_report_is_a_table(tmp_path):
     '(ignored)                1  16.67%                          1  16.67%',
     '',
     "warning: class 'car' occurs in no mask",
+    "warning: 16.67% of the pixels are ignored and 'car' occurs nowhere: check "
+    'that the ignored value does not stand for a class',
     '',
     '1 files are skipped:',
     f'  {tmp_path}/masks/b.png: value 9 is no class',
@@ -206,9 +219,9 @@ def test_error_names_the_first_file_and_counts_the_others(tmp_path):
   listing = make(tmp_path, a=GOOD, b=[[9, 0, 0]] * 2, c=[[9, 0, 0]] * 2)
   write(tmp_path / 'images/a.jpg', b'no image')
   assert refused(listing) == (
-    f'{tmp_path}/images/a.jpg: is no JPEG or PNG file, or its header is '
-    'damaged (the first of 3 bad files); repair or remove them, or set '
-    "on_bad_example='skip'"
+    f'{tmp_path}/images/a.jpg: is no JPEG, PNG, TIFF, BMP, WEBP or GIF '
+    'file, or its header is damaged (the first of 3 bad files); '
+    "repair or remove them, or set on_bad_example='skip'"
   )
 
 
@@ -260,7 +273,8 @@ def test_a_size_mismatch_by_exif_rotation_is_explained(tmp_path):
   write(tmp_path / 'images/a.jpg', image_bytes(3, 2, exif=exif))
   assert refused(listing).startswith(
     f'{tmp_path}/masks/a.png: expected a mask of 3x2 pixels as its image, got '
-    '2x3; the rotation in the EXIF tag of the image is not applied; '
+    '2x3; the rotation in the EXIF tag of the image is not applied: '
+    'set follow_exif=True; '
   )
 
 
@@ -347,9 +361,9 @@ def test_images_of_every_mode_are_accepted(tmp_path, mode):
 
 
 def test_other_formats_are_refused(tmp_path):
-  write(tmp_path / 'a.jpg', image_bytes(3, 2, 'BMP'))
+  write(tmp_path / 'a.jpg', image_bytes(3, 2, 'PPM'))
   listing = audit.list_image_examples(tmp_path)
-  assert 'a.jpg: is no JPEG or PNG file' in refused(listing)
+  assert 'a.jpg: is no JPEG, PNG, TIFF, BMP,' in refused(listing)
 
 
 def test_a_mask_that_is_not_a_png_is_refused(tmp_path):
@@ -376,20 +390,22 @@ def test_empty_and_missing_folders_are_refused(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     audit.list_image_examples(tmp_path)
   assert str(caught.value) == (
-    f'{tmp_path}: expected images *.jpg, *.jpeg or *.png, got none'
+    f'{tmp_path}: expected images (*.jpg, *.jpeg, *.png, *.tif, *.tiff, *.bmp, '
+    '*.webp or *.gif), got none'
   )
   write(tmp_path / 'images/a.jpg', b'')
   with pytest.raises(errors.UserError) as caught:
     audit.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
   assert str(caught.value) == (
-    f'{tmp_path}/masks: expected a folder of *.png, got no such folder'
+    f'{tmp_path}/masks: expected a folder of *.png, *.tif, *.tiff, *.bmp or '
+    '*.gif, got no such folder'
   )
 
 
 def test_messages_are_one_line_even_if_a_file_name_is_not(tmp_path):
   write(tmp_path / 'two\nlines.jpg', b'')
   listing = audit.list_image_examples(tmp_path)
-  assert f'{tmp_path}/two lines.jpg: is no JPEG or PNG' in refused(listing)
+  assert f'{tmp_path}/two lines.jpg: is no JPEG, PNG,' in refused(listing)
 
 
 def test_names_that_are_not_utf8_are_problems(tmp_path):

@@ -1,33 +1,22 @@
 import struct
-import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from input_pipeline.sources import masks
-from tests.support import messages
+from tests.support import messages, png_chunks
 
 
 def small_gray_png(rows, depth):
   """A gray PNG of less than 8 bits, which PIL cannot write."""
-
-  def chunk(kind, data):
-    check = zlib.crc32(kind + data)
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', check)
-
   lines = b''
   for row in rows:
     bits = ''.join(f'{value:0{depth}b}' for value in row)
     bits = bits.ljust(-(-len(bits) // 8) * 8, '0')
     lines += b'\0' + int(bits, 2).to_bytes(len(bits) // 8, 'big')
   head = struct.pack('>IIBBBBB', len(rows[0]), len(rows), depth, 0, 0, 0, 0)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', head)
-    + chunk(b'IDAT', zlib.compress(lines))
-    + chunk(b'IEND', b'')
-  )
+  return png_chunks.assemble(head, lines)
 
 
 @pytest.mark.parametrize('depth', [1, 2, 4])

@@ -2,6 +2,7 @@ import doctest
 import io
 import pathlib
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -181,3 +182,21 @@ def test_folders_without_files(tmp_path):
 
 def test_doctests():
   assert doctest.testmod(png_format).failed == 0
+
+
+def test_names_are_those_of_all_systems(tmp_path):
+  composed, decomposed = (
+    unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD')
+  )
+  for name in ('n01/a.PNG', f'n02/{decomposed}.Png', 'n03/b.png'):
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.write_bytes(b'')
+  assert png_format.find_imagenet_s_pngs(tmp_path) == {
+    'n01/a.png': tmp_path / 'n01/a.PNG',
+    f'n02/{composed}.png': tmp_path / f'n02/{decomposed}.Png',
+    'n03/b.png': tmp_path / 'n03/b.png',
+  }
+  (tmp_path / 'n01/a.png').write_bytes(b'')
+  with pytest.raises(errors.UserError, match="is the image of 'a.PNG', too"):
+    png_format.find_imagenet_s_pngs(tmp_path)
