@@ -97,6 +97,8 @@ def partition_by_entropy(
     anchor_entropy: rule for anchors, as in
       `contrast.ContrastOptions.anchor_entropy`.
   """
+  # γ_t: pixels strictly below it are reliable. At α_t = 0 all are, except those
+  # of the largest entropy.
   gamma = order_statistics.percentile(entropies, valid, 100 - percent)
   reliable = valid & (entropies < gamma)
   anchors = reliable
@@ -137,6 +139,8 @@ def symmetric_cross_entropy(
   loss = forward * losses.cross_entropy(logits, labels)
   if not reverse:
     return loss
+  # RCE = -Σ_c p_c log(clip(one-hot_c)): the label's term is log 1 = 0, and the
+  # other classes have 1 - p_y together.
   backward = -jnp.log(_LABEL_FLOOR) * (
     1 - losses.label_probability(logits, labels)
   )

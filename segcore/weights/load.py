@@ -16,13 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
-from jaxtyping import Shaped
 
 from runtime import console, errors, files, json_files
 from segcore.models.layers import resize
-from segcore.weights import checkpoint_reader
+from segcore.weights import checkpoint_reader, weight_files
 from segcore.weights.layouts import google, torchvision
 
 _MAX_LINES = 8
@@ -43,8 +41,8 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
   """Reads parameters and batch statistics from a folder or a file.
 
   Args:
-    path: a stage's folder; a `checkpoints` or `best` folder; or an `.npz` or
-      `.safetensors` file, either with names of this project, like
+    path: a stage's folder; a `checkpoints` or `best` folder; or a file (see
+      `weight_files`), either with names of this project, like
       'params/encoder/conv_root/kernel', or with those of public weights (see
       `layouts`), whose classifier becomes a part beside the encoder.
 
@@ -64,10 +62,10 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
     return {**variables, **_grid_of_settings(settings)}
   if not path.is_file():
     raise errors.UserError(
-      f'{path} does not exist: expected the folder of a stage, or a .npz or '
-      '.safetensors file'
+      f'{path} does not exist: expected the folder of a stage, or a file '
+      f'{", ".join(weight_files.SUFFIXES)}'
     )
-  flat = _read_file(path)
+  flat = weight_files.read_weight_file(path)
   for translate in _TRANSLATORS:
     variables = translate(flat)
     if variables is not None:
@@ -180,38 +178,6 @@ def _subtree(tree: Mapping[str, Any], part: str) -> Any:
   for name in part.split('/'):
     tree = tree.get(name, {})
   return tree
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
-  with np.load(path, allow_pickle=False) as file:
-    return dict(file)
-
-
-def _read_safetensors(
-  path: pathlib.Path,
-) -> dict[str, Shaped[np.ndarray, '...']]:
-  # As jax arrays: numpy has no bfloat16, and safetensors' reader fails on it.
-  with safetensors.safe_open(path, 'flax') as file:
-    return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-
-
-_READERS = {'.npz': _read_npz, '.safetensors': _read_safetensors}
-
-
-def _read_file(path: files.Path) -> dict[str, Shaped[np.ndarray, '...']]:
-  reader = _READERS.get(path.suffix)
-  if reader is None:
-    raise errors.UserError(
-      f'{path}: expected a {" or ".join(_READERS)} file, got '
-      f'{path.suffix or "no suffix"}'
-    )
-  try:
-    return reader(path)
-  except Exception as error:
-    raise errors.UserError(
-      f'{path} is not a readable {path.suffix} file '
-      f'({str(error).splitlines()[0]}): fetch it again'
-    ) from error
 
 
 def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
