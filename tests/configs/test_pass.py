@@ -16,8 +16,8 @@ from runtime import errors, options
 from segcore.experiment import config_file, dry_run, stage
 from segcore.train import optimizers
 from segcore.train import update as update_lib
-from tests.support import fake_methods
-from tests.transcriptions import pass_luss as reference
+from tests.support import fake_data
+from tests.transcriptions import pass_updates
 
 ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
 
@@ -104,7 +104,7 @@ def test_the_schedule_is_the_published_one():
   )
   rate = optimizers.learning_rate_schedule(built, 200 * 251)
   for step in (0, 1, 25_000, 50_199):
-    expected = reference.swav_learning_rate(step, 50_200)
+    expected = pass_updates.swav_learning_rate(step, 50_200)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_pixel_pros_schedule():
   )
   rate = optimizers.learning_rate_schedule(built, 150_300)
   for step in (0, 1, 7000, 7515, 100_000):
-    expected = reference.pixpro_learning_rate(step, 150_300, 7515)
+    expected = pass_updates.pixpro_learning_rate(step, 150_300, 7515)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
   assert block.learn.shallow.stages == (3, 2)
   first, second = block.colors.large
@@ -307,7 +307,7 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
   def open_split(stage, name, *_):
     opened.append(name)
-    return fake_methods.coordinate_split(1)
+    return fake_data.coordinate_split(1)
 
   monkeypatch.setattr(base.PassStage, 'open_images', open_split)
   config = load('pass_shapes', 'saliency=somewhere')

@@ -10,7 +10,7 @@ from pass_luss.pretrain.objectives import p2p, p2p_variants, swav
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import PROTOTYPES, SIZE
 from tests.pass_luss.pretrain.objectives import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -25,7 +25,7 @@ def test_regression_from_maps_and_its_gradient():
     np.array([arrays.reference_box(box) for box in boxes[:, view]])
     for view in (0, 1)
   )
-  expected = reference.p2p_loss(
+  expected = pass_pretraining.p2p_loss(
     maps[:, 0],
     maps[:, 1],
     first,
@@ -58,7 +58,7 @@ def test_regression_from_maps_and_its_gradient():
   def reference_loss(x):
     predicted = np.asarray(points(jnp.asarray(x))) @ matrix
     constant = np.asarray(z)
-    return reference.p2p_cosine_loss(
+    return pass_pretraining.p2p_cosine_loss(
       predicted[:, 0], predicted[:, 1], constant[:, 0], constant[:, 1]
     )
 
@@ -93,7 +93,7 @@ def test_contrastive_loss_and_its_gradient():
   def reference_loss(x):
     a, b = x[:, 0], x[:, 1]
     # Both sides of each pair get a gradient, so neither is a constant.
-    return reference.contrastive_p2p_loss(a, b, a, b, overlap, 0.2)
+    return pass_pretraining.contrastive_p2p_loss(a, b, a, b, overlap, 0.2)
 
   arrays.assert_close(loss(jnp.asarray(points)), reference_loss(points))
   arrays.assert_gradient(loss, reference_loss, points)
@@ -109,8 +109,8 @@ def test_clustering_loss():
     jnp.asarray(overlap),
     swav.SwavOptions(),
   )
-  logits = reference.normalize(points) @ prototypes
-  expected = reference.clustering_p2p_loss(
+  logits = pass_pretraining.normalize(points) @ prototypes
+  expected = pass_pretraining.clustering_p2p_loss(
     logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
   )
   arrays.assert_close(actual, expected)
@@ -131,14 +131,16 @@ def test_objective_of_each_kind(kind):
   predicted = arrays.normal(4, 2, 3, 3, SIZE, seed=1)
   prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
   overlap = np.array([True, False, True, True])
-  logits = reference.normalize(points) @ prototypes
+  logits = pass_pretraining.normalize(points) @ prototypes
   a, b = points[:, 0], points[:, 1]
   expected = {
-    'regression': reference.p2p_cosine_loss(
+    'regression': pass_pretraining.p2p_cosine_loss(
       predicted[:, 0], predicted[:, 1], a, b
     ),
-    'contrastive': reference.contrastive_p2p_loss(a, b, a, b, overlap, 0.2),
-    'clustering': reference.clustering_p2p_loss(
+    'contrastive': pass_pretraining.contrastive_p2p_loss(
+      a, b, a, b, overlap, 0.2
+    ),
+    'clustering': pass_pretraining.clustering_p2p_loss(
       logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
     ),
   }[kind]

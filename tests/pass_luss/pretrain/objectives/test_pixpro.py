@@ -8,7 +8,7 @@ from pass_luss.pretrain.objectives import pixpro
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import SIZE
 from tests.pass_luss.pretrain.objectives import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pixpro, pass_updates
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -20,7 +20,7 @@ def test_propagation():
     jnp.asarray(pixels), jnp.asarray(pixels @ kernel + bias), 2.0
   )
   for i in (0, 1):
-    expected = reference.ppm(pixels[i], kernel, bias, 2, 0)
+    expected = pass_pixpro.ppm(pixels[i], kernel, bias, 2, 0)
     arrays.assert_close(actual[i], expected.reshape(3, 4, SIZE))
 
 
@@ -37,7 +37,7 @@ def test_loss():
   ) + pixpro.pixpro_loss(
     propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
   )
-  expected = reference.pixpro_loss(y[:, 0], y[:, 1], k[:, 0], k[:, 1], masks)
+  expected = pass_pixpro.pixpro_loss(y[:, 0], y[:, 1], k[:, 0], k[:, 1], masks)
   arrays.assert_close(actual, expected)
 
 
@@ -49,8 +49,8 @@ def test_objective_from_boxes():
   masks = []
   for box, flip in zip(boxes, flips, strict=True):
     first, second = map(arrays.reference_box, box)
-    masks.append(reference.pixpro_masks(first, second, *flip, 5, source, 0.7))
-  expected = reference.pixpro_loss(
+    masks.append(pass_pixpro.pixpro_masks(first, second, *flip, 5, source, 0.7))
+  expected = pass_pixpro.pixpro_loss(
     y[:, 0], y[:, 1], k[:, 0], k[:, 1], np.array(masks)
   )
   objective = pixpro.Pixpro(pixpro.PixproOptions(hidden=8, size=SIZE))
@@ -74,7 +74,7 @@ def test_objective_from_boxes():
 def test_momentum_decay_is_that_of_the_options():
   objective = pixpro.Pixpro(pixpro.PixproOptions(decay=0.9))
   decay = objective.needs_momentum.decay(jnp.asarray(37), 100)
-  arrays.assert_close(decay, reference.momentum(37, 100, 0.9))
+  arrays.assert_close(decay, pass_updates.momentum(37, 100, 0.9))
 
 
 @pytest.mark.parametrize(
