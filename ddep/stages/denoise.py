@@ -39,8 +39,9 @@ class DenoiseOptions:
 
   Attributes:
     data: images; their labels are not read.
-    split: trained on.
-    val_split: some of its images are denoised during training.
+    split: name of the training split.
+    val_split: name of the split of which some images are denoised during
+      training.
     start: parameters of the frozen encoder (DDeP); random ones for DeP.
     trained: parts that train: ('decoder', 'heads') is DDeP, with 'encoder' DeP.
     noise: kind and strength of the noise.
@@ -78,14 +79,14 @@ class Denoise(method_lib.SingleLossMethod):
   """Predicts the noise added to unlabeled images (Eq. 6).
 
     gamma ~ its distribution;  eps ~ N(0, 1)
-    noisy = corrupt(image, eps, gamma)
-    loss = mean((head_noise(noisy) - target(image, eps, gamma))**2)
+    noisy = corrupt_with_noise(image, eps, gamma)
+    loss = mean((head_noise(noisy) - denoising_target(image, eps, gamma))**2)
 
   The segmenter has a head `noise` of 3 channels at full resolution. With
   `update.trained = ('decoder', 'heads')` the encoder is frozen and sees the
   noisy image (DDeP); with 'encoder' among them the whole network trains (DeP).
-  A conditional decoder is given the noise level of each image; in fine-tuning,
-  where it is given none, it assumes none.
+  A conditional decoder receives the noise level of each image; in fine-tuning
+  it receives no level and assumes an image without noise.
 
   Attributes:
     noise: kind and strength of the noise.

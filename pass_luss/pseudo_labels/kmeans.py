@@ -19,11 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
+from etils import epy
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from segcore.distributed import sharding
+
+with epy.lazy_imports():
+  import scipy.optimize
 
 # Full float32 products: TPUs and GPUs would round the factors by default.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -139,9 +142,10 @@ def fit_kmeans(
     initial: indices of the rows that are the initial centroids, for each
       restart.
     num_iterations: number of assignments and updates, all of which run.
-    block_rows: rows whose distances are in memory at a time on each device;
-      changes the result only by the rounding of sums.
-    progress: called with finished restarts and the lowest objective so far.
+    block_rows: number of rows whose distances are in memory at a time on each
+      device; changes the result only by the rounding of sums.
+    progress: function that is called with the number of finished restarts and
+      the lowest objective so far.
 
   Raises:
     ValueError: `initial` has rows out of range, or features are not finite.
@@ -299,7 +303,7 @@ def _entropy(probs: Float[np.ndarray, 'N']) -> float:
 
 
 def _num_parallel(restarts: int, k: int) -> int:
-  """Returns how many restarts run together: a divisor, for a single program."""
+  """Returns the number of restarts that run together, which divides all."""
   return max(
     n
     for n in range(1, restarts + 1)
@@ -386,7 +390,7 @@ def _squared_distances(
 
 
 def _local_count(values: Float[Array, 'N D'], count: Any, mesh: Mesh) -> Array:
-  """Returns how many of this device's rows are no padding, or more if all."""
+  """Returns the number of rows from this device's first to the padding."""
   return count - jax.lax.axis_index(mesh.axis_names) * len(values)
 
 

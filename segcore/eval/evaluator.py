@@ -14,9 +14,9 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
+from etils import epy
 from jax.sharding import Mesh
 
 from input_pipeline import datasets, splits, transforms
@@ -26,6 +26,9 @@ from segcore.distributed import sharding
 from segcore.eval import inference, panels
 from segcore.eval import metrics as metrics_lib
 from segcore.train import tensorboard, train_state
+
+with epy.lazy_imports():
+  import grain
 
 
 class PlannedBatch(NamedTuple):
@@ -45,12 +48,12 @@ def plan_evaluation_batches(
   batch_size: int,
   group: Callable[[tuple[int, int]], inference.Group],
 ) -> list[PlannedBatch]:
-  """Divides images by group into batches, filled up with empty rows.
+  """Divides images by group into batches; empty rows complete the last ones.
 
   Args:
     sizes: (height, width) of each image.
     batch_size: rows of a batch.
-    group: returns the group of images of a size.
+    group: function from the size of an image to its group.
   """
   group_by_size = {size: group(size) for size in set(sizes)}
   indices_by_group = collections.defaultdict(list)
@@ -81,14 +84,14 @@ class Predictions:
 
   Attributes:
     split: the images.
-    predictor: applies the network.
+    predictor: predictor that applies the network.
     batch_size: global number of rows.
     mesh: the devices.
     keep: kinds of labels to read with the images: 'label', 'tags'.
     reading: number of threads; worker processes are not used.
-    log_progress: print progress lines.
-    padding: applied to each image and its label first; the padding is then
-      evaluated like the image.
+    log_progress: whether to print progress lines.
+    padding: crop that pads each image and its label before prediction; the
+      padding is evaluated like the image.
   """
 
   split: datasets.Split
@@ -168,13 +171,13 @@ class Predictions:
 
   @functools.cached_property
   def _local_rows(self) -> slice:
-    """Rows of a global batch that this host loads."""
+    """Returns the rows of a global batch that this host loads."""
     shard = loader_lib.ProcessShard()
     rows = shard.rows(self.batch_size)
     return slice(shard.index * rows, (shard.index + 1) * rows)
 
   @functools.cached_property
-  def _batches(self) -> grain.MapDataset:
+  def _batches(self) -> 'grain.MapDataset':
     decode = transforms.Decode(len(self.split.classes), self.keep)
     records = self.split.records
 

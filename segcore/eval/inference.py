@@ -58,7 +58,7 @@ class Predictor(Protocol):
 
     Args:
       images: uint8 [H, W, 3] each, all of the group; None for an empty row.
-      group: their group.
+      group: group of the images.
 
     Returns:
       Arrays with a row for each image.
@@ -111,6 +111,8 @@ def _pad_on_device(images: Array, size: resize.Size) -> Array:
   """Pads as `stack_padded_images` does, in a traceable function."""
   for axis, length in enumerate(size, 1):
     n = images.shape[axis]
+    # Reflection has period 2n, edges included, as BORDER_REFLECT. Sides may be
+    # symbolic, so the indices are computed in the program.
     position = jnp.arange(length) % (2 * n)
     source = jnp.minimum(position, 2 * n - 1 - position)
     images = jnp.take(images, source, axis=axis)
@@ -127,8 +129,8 @@ class ImageScores:
   """Predictor of one row of scores or features for each image.
 
   Attributes:
-    method: its `predict` returns a row for each image.
-    multiple: sides of the network's input are multiples of it.
+    method: model whose `predict` returns a row for each image.
+    multiple: number of pixels that divides the sides of the network's input.
   """
 
   method: method_lib.ScoreModel
@@ -169,10 +171,11 @@ class LabelMaps:
   memory.
 
   Attributes:
-    method: its `predict` returns scores at the network's output resolution.
+    method: model whose `predict` returns scores at the network's output
+      resolution.
     num_classes: number of classes C of the scores.
     protocol: the evaluation protocol.
-    multiple: sides of the network's input are multiples of it.
+    multiple: number of pixels that divides the sides of the network's input.
     output: 'labels', or 'probs' for the averaged probabilities.
   """
 
@@ -281,6 +284,8 @@ class LabelMaps:
     )
     return view_maps.argmax_scores_by_rows(scores, rows, columns)
 
+  # Cached, since each call of jax.jit would compile again. The state is an
+  # argument, so that evaluations of later states share the program.
   @functools.cached_property
   def _scores(self):
     return jax.jit(
@@ -325,6 +330,7 @@ class LabelMaps:
     batch = (pending[0][0] if pending else total).shape[0]
     row_arrays, vote_functions = [], []
     for scores, view in pending:
+      # Scores at full resolution need no upsampling matrices.
       if view is None and scores.shape[1:3] == padded_size:
         row_arrays.append(scores)
         vote_functions.append(lambda rows: rows)
@@ -349,7 +355,7 @@ class LabelMaps:
 
   @property
   def _fill(self) -> tuple[int, int, int] | None:
-    """Color of an input where a view reads no pixel."""
+    """Returns the color of an input where a view reads no pixel."""
     if self.protocol.padding_mode == 'mean':
       return transforms.MEAN_COLOR
     return None
@@ -377,6 +383,8 @@ class LabelMaps:
     """
     if self._averages_logits:
       return view_maps.upsample_view_scores(scores, rows, columns)
+    # The maps include the weight of the view at each pixel. The softmax needs
+    # plain logits, so weights are divided out before and multiplied in after.
     row_weights = jnp.sum(rows, axis=2)
     column_weights = jnp.sum(columns, axis=2)
     probs = jax.nn.softmax(

@@ -17,10 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-import scipy.sparse
+from etils import epy
 from jaxtyping import Float, Int
 
 from segcore.models.layers import resize
+
+with epy.lazy_imports():
+  import scipy.sparse
 
 Size = tuple[int, int]
 # A linear map from one axis to another, [cells of the target, of the source].
@@ -47,7 +50,7 @@ class View:
 
   @property
   def input_size(self) -> Size:
-    """Height and width of the network's input."""
+    """Returns height and width of the network's input."""
     return self.read_rows.shape[0], self.read_columns.shape[0]
 
   def weights(self) -> Float[np.ndarray, 'H W']:
@@ -63,7 +66,7 @@ def whole_image_views(multiple: int) -> Protocol:
   """Builds the protocol of one view: the image, padded to multiples.
 
   Args:
-    multiple: divides the height and width after padding, which is by reflection
+    multiple: number that divides height and width after padding by reflection
       at the bottom and right.
   """
 
@@ -101,10 +104,10 @@ def multi_scale_views(
   """Averages the views of the image at several scales.
 
   Args:
-    protocol: applied to each resized image.
+    protocol: protocol that is applied to each resized image.
     scales: factors of height and width, which are rounded.
-    antialias: blur images before shrinking them. Scores are resized bilinearly,
-      without antialiasing.
+    antialias: whether to blur images before shrinking them. Scores are resized
+      bilinearly, without antialiasing.
 
   Raises:
     ValueError: there is no scale, or one is not above 0.
@@ -153,11 +156,11 @@ def sliding_window_views(
   right, or on all sides.
 
   Args:
-    protocol: applied to each window.
+    protocol: protocol that is applied to each window.
     window: height and width in pixels.
     stride: distance of windows, downward and to the right.
-    centered: center an image smaller than the window; the padding reads no
-      pixel, and `inference` fills it with a color.
+    centered: whether to center an image smaller than the window; its padding
+      reads no pixel, and `inference` fills it with a color.
 
   Raises:
     ValueError: a size is below 1, or the stride is above the window.
@@ -212,10 +215,10 @@ class ProtocolOptions:
       'reflection' at the bottom and right, or 'mean', the mean color on all
       sides.
     scales: factors by which the image is resized; their scores are averaged.
-    flip: average with the horizontally flipped image.
+    flip: whether to average with the horizontally flipped image.
     average: quantity averaged over views before the argmax: 'logits', or
       'probs' (softmax of each view at the size of the image).
-    antialias: blur images before shrinking them.
+    antialias: whether to blur images before shrinking them.
     align_corners: whether a network's scores are enlarged to the size of its
       input with corners on corners; else with half-pixel centers.
     size_multiple: images are padded to multiples of this, and one program is
@@ -271,12 +274,12 @@ class ProtocolOptions:
 
   @property
   def is_single_view(self) -> bool:
-    """True for a single view of the whole image at its own scale."""
+    """Returns whether there is one view: the whole image at its own scale."""
     return self.tiling == 'whole' and self.scales == (1.0,) and not self.flip
 
   @property
   def max_taps(self) -> tuple[int, int]:
-    """Largest number of nonzeros in a row of the read and the write maps.
+    """Returns the most nonzeros in a row of the read and of the write maps.
 
     An upper bound for images of every size, so that packed maps of images of
     different sizes have one shape.
@@ -287,7 +290,7 @@ class ProtocolOptions:
     return (antialiased if self.antialias else 2), 2
 
   def build(self, multiple: int) -> Protocol:
-    """Builds the protocol for a network whose inputs are such multiples."""
+    """Builds the protocol of a network with inputs of a given size multiple."""
     protocol = whole_image_views(multiple)
     if self.tiling == 'sliding_window':
       protocol = sliding_window_views(
