@@ -16,8 +16,11 @@ from configs import options as options_lib
 # Options of the noise.
 NOISE = {
   'noise': ['scaled', 'simple'],  # Eq. 5 or Eq. 1
+  # Images that the equation is applied to: in [-1, 1], or in [0, 1]; auto: as
+  # in the public code, symmetric for scaled and unit for simple.
+  'noise_space': ['auto', 'symmetric', 'unit'],
   'gamma': 0.0,  # γ of Eq. 5; 0: the config's own
-  'sigma': 0.0,  # σ of Eq. 1, of images in [0, 1]; in place of gamma
+  'sigma': 0.0,  # σ of Eq. 1, in the noise space; in place of gamma
   'gamma_range': '',  # LEAST-LARGEST γ, drawn for each image; in place of gamma
   'draw': ['uniform', 'linear', 'multiplicative'],  # of γ from the range
   'noise_steps': 0,  # time steps of 'linear' and 'multiplicative'
@@ -274,6 +277,7 @@ def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
     )
   return {
     'kind': options.noise,
+    'noise_space': options.noise_space,
     'draw': options.draw,
     'num_steps': options.noise_steps,
     'target': options.target,

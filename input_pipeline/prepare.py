@@ -24,9 +24,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
+from etils import epy
 
 from input_pipeline import crop_scale, datasets, report, splits, transforms
-from input_pipeline.builders import base, class_list
+from input_pipeline.builders import class_list
 from input_pipeline.builders import shards as shards_lib
 from input_pipeline.importers import conversion
 from input_pipeline.sources import (
@@ -38,6 +39,9 @@ from input_pipeline.sources import (
   records,
 )
 from runtime import errors, exit_status, files
+
+with epy.lazy_imports():
+  from input_pipeline.builders import base
 
 PICTURE = 'report.png'
 
@@ -233,7 +237,7 @@ def _print_crop(
 
 
 def _split_to_draw(
-  data_set: base.Builder, indices: Mapping[str, fingerprints.ImageIndex]
+  data_set: 'base.Builder', indices: Mapping[str, fingerprints.ImageIndex]
 ) -> str:
   """Returns the first split with labels, else the first."""
   missing = data_set.missing_labels()

@@ -3,12 +3,15 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import matplotlib.figure
 import numpy as np
+from etils import epy
 from jaxtyping import UInt8
 
 from input_pipeline import overlays
 from input_pipeline.sources import class_counts, records
+
+with epy.lazy_imports():
+  import matplotlib.figure
 
 NUM_SAMPLES = 8
 # The names of more classes than these are not legible under their bars.

@@ -14,9 +14,9 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
+from etils import epy
 from jax.sharding import Mesh
 
 from input_pipeline import datasets, splits, transforms
@@ -26,6 +26,9 @@ from segcore.distributed import sharding
 from segcore.eval import class_report, confusion_picture, inference, panels
 from segcore.eval import metrics as metrics_lib
 from segcore.train import tensorboard, train_state
+
+with epy.lazy_imports():
+  import grain
 
 
 class PlannedBatch(NamedTuple):
@@ -174,7 +177,7 @@ class Predictions:
     return slice(shard.index * rows, (shard.index + 1) * rows)
 
   @functools.cached_property
-  def _batches(self) -> grain.MapDataset:
+  def _batches(self) -> 'grain.MapDataset':
     decode = transforms.Decode(len(self.split.classes), self.keep)
     records = self.split.records
 

@@ -114,6 +114,8 @@ def _pad_on_device(images: Array, size: resize.Size) -> Array:
   """Pads as `stack_padded_images` does, in a traceable function."""
   for axis, length in enumerate(size, 1):
     n = images.shape[axis]
+    # Reflection has period 2n, edges included, as BORDER_REFLECT. Sides may be
+    # symbolic, so the indices are computed in the program.
     position = jnp.arange(length) % (2 * n)
     source = jnp.minimum(position, 2 * n - 1 - position)
     images = jnp.take(images, source, axis=axis)
@@ -324,6 +326,8 @@ class LabelMaps:
     inputs['images'] = _pad_on_device(images, stacked_size)
     return self(state, inputs)[:, : size[0], : size[1]]
 
+  # Cached, since each call of jax.jit would compile again. The state is an
+  # argument, so that evaluations of later states share the program.
   @functools.cached_property
   def _scores(self):
     return jax.jit(
@@ -368,6 +372,7 @@ class LabelMaps:
     batch = (pending[0][0] if pending else total).shape[0]
     row_arrays, vote_functions = [], []
     for scores, view in pending:
+      # Scores at full resolution need no upsampling matrices.
       if view is None and scores.shape[1:3] == padded_size:
         row_arrays.append(scores)
         vote_functions.append(lambda rows: rows)
@@ -439,6 +444,8 @@ class LabelMaps:
     """
     if self._averages_logits:
       return view_maps.upsample_view_scores(scores, rows, columns)
+    # The maps include the weight of the view at each pixel. The softmax needs
+    # plain logits, so weights are divided out before and multiplied in after.
     row_weights = jnp.sum(rows, axis=2)
     column_weights = jnp.sum(columns, axis=2)
     probs = jax.nn.softmax(

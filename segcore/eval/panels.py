@@ -234,7 +234,7 @@ def _resize_to_fit(picture: np.ndarray, tile: int) -> np.ndarray:
   factor = tile / max(picture.shape[:2])
   height, width = (max(1, round(n * factor)) for n in picture.shape[:2])
   # Class colors are not mixed by enlarging; shrinking averages.
-  interpolation = cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA
+  interpolation = cv2.INTER_NEAREST_EXACT if factor > 1 else cv2.INTER_AREA
   return cv2.resize(picture, (width, height), interpolation=interpolation)
 
 

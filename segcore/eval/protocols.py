@@ -17,10 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-import scipy.sparse
+from etils import epy
 from jaxtyping import Float, Int
 
 from segcore.models.layers import resize
+
+with epy.lazy_imports():
+  import scipy.sparse
 
 Size = tuple[int, int]
 # A linear map from one axis to another, [cells of the target, of the source].

@@ -20,7 +20,7 @@ from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols, view_maps
 from segcore.train import train_state
 from tests.segcore.eval import test_protocols
-from tests.support import fake_methods as fakes
+from tests.support import fake_data
 from u2pl import pseudo_labels
 
 PROTOCOLS = test_protocols.PROTOCOLS
@@ -281,7 +281,7 @@ SIZES = [(30, 600), (600, 33), (31, 47), (257, 300), (45, 45), (46, 46)]
   ],
 )
 def test_one_evaluation_of_images_of_many_sizes(fields):
-  split = fakes.labeled_split(SIZES)
+  split = fake_data.labeled_split(SIZES)
   options = protocols.ProtocolOptions(size_multiple=64, **fields)
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: pointwise(images)[..., :3]), 3, options, 16
@@ -291,14 +291,17 @@ def test_one_evaluation_of_images_of_many_sizes(fields):
     split, predictor, 8, mesh, keep=('label',)
   )
   evaluator = evaluator_lib.Evaluator(
-    predictions, (metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES),), 'label', 3
+    predictions,
+    (metrics.ConfusionMatrix.empty(fake_data.NUM_CLASSES),),
+    'label',
+    3,
   )
   ids, intersection, union = [], np.zeros(5), np.zeros(5)
   state = jax.device_put(STATE, sharding.replicated_sharding(mesh))
   for prediction, example in predictions(state):
     ids.append(example['id'])
     assert prediction.shape == example['label'].shape
-    for c in range(fakes.NUM_CLASSES):
+    for c in range(fake_data.NUM_CLASSES):
       truth = example['label'] == c
       predicted = (prediction == c) & (example['label'] >= 0)
       intersection[c] += np.sum(truth & predicted)
@@ -306,7 +309,7 @@ def test_one_evaluation_of_images_of_many_sizes(fields):
   assert sorted(ids) == sorted(i.encode() for i in split.ids())
   values, panel = evaluator(state)
   assert dataclasses.replace(evaluator, num_pictures=0)(state).panel is None
-  iou = intersection[: fakes.NUM_CLASSES] / union[: fakes.NUM_CLASSES]
+  iou = intersection[: fake_data.NUM_CLASSES] / union[: fake_data.NUM_CLASSES]
   assert values['miou'] == pytest.approx(np.nanmean(iou), abs=1e-12)
   assert panel.dtype == np.uint8
 
@@ -356,7 +359,7 @@ def test_small_images_are_padded_with_the_mean_color():
 
 
 def test_padding_of_an_evaluation_has_class_0():
-  split = fakes.labeled_split([(20, 32), (32, 9), (32, 32)])
+  split = fake_data.labeled_split([(20, 32), (32, 9), (32, 32)])
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: pointwise(images)[..., :3]),
     3,
@@ -387,7 +390,7 @@ def test_padding_of_an_evaluation_has_class_0():
 
 def test_images_larger_than_the_padded_size_are_refused():
   predictions = evaluator_lib.Predictions(
-    fakes.labeled_split([(20, 33)]),
+    fake_data.labeled_split([(20, 33)]),
     predictor(pointwise, **MEAN_PADDED),
     8,
     sharding.make_mesh(),
@@ -400,7 +403,7 @@ def test_images_larger_than_the_padded_size_are_refused():
 
 
 def test_evaluation_uses_no_worker_processes():
-  split = fakes.labeled_split([(30, 30)] * 3)
+  split = fake_data.labeled_split([(30, 30)] * 3)
   mesh = sharding.make_mesh()
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: images),
@@ -419,7 +422,7 @@ def test_evaluation_uses_no_worker_processes():
 
 
 def test_metrics_with_equal_names_are_refused():
-  split = fakes.labeled_split([(30, 30)])
+  split = fake_data.labeled_split([(30, 30)])
   mesh = sharding.make_mesh()
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: images), 3, protocols.ProtocolOptions(), 16
@@ -427,7 +430,7 @@ def test_metrics_with_equal_names_are_refused():
   predictions = evaluator_lib.Predictions(
     split, predictor, 8, mesh, keep=('label',)
   )
-  matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
+  matrix = metrics.ConfusionMatrix.empty(fake_data.NUM_CLASSES)
   evaluator = evaluator_lib.Evaluator(predictions, (matrix, matrix), 'label')
   with pytest.raises(ValueError, match="different names, got 'miou' twice"):
     evaluator(jax.device_put(STATE, sharding.replicated_sharding(mesh)))
