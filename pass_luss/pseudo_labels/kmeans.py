@@ -19,11 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
+from etils import epy
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from segcore.distributed import sharding
+
+with epy.lazy_imports():
+  import scipy.optimize
 
 # Full float32 products: TPUs and GPUs would round the factors by default.
 _EXACT = jax.lax.Precision.HIGHEST
