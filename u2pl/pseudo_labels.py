@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from input_pipeline import batch as batch_lib
 from segcore.models.layers import resize
 from segcore.ops import losses, order_statistics
 from segcore.types import Scalar
@@ -46,6 +47,23 @@ class PartitionOptions:
     """
     left = 1 - progress if self.dynamic else jnp.ones_like(progress)
     return self.percent * left
+
+
+def ignore_padding(
+  labels: Int[Array, 'B H W'], valid: Bool[Array, 'B H W'] | None
+) -> tuple[Int[Array, 'B H W'], Int[Array, '']]:
+  """Replaces the pseudo-labels of ignored padding by a negative label.
+
+  Args:
+    labels: pseudo-labels of the teacher.
+    valid: False on ignored padding; None if there is none.
+
+  Returns:
+    The labels, and the number of pixels without ignored padding.
+  """
+  if valid is None:
+    return labels, jnp.asarray(labels.size)
+  return jnp.where(valid, labels, batch_lib.IGNORE), jnp.sum(valid)
 
 
 class Reliability(NamedTuple):
@@ -110,12 +128,19 @@ def partition_by_entropy(
   return Reliability(reliable, valid & (entropies >= gamma), anchors)
 
 
-def reliable_pixel_weight(kept: Bool[Array, '*shape']) -> Scalar:
+def reliable_pixel_weight(
+  kept: Bool[Array, '*shape'], num_pixels: Int[Array, ''] | int
+) -> Scalar:
   """Computes λ_u of Eq. 14, all pixels over those kept.
 
   Where no pixel is kept, the weight is the number of all pixels.
+
+  Args:
+    kept: pixels that count.
+    num_pixels: number of all pixels without ignored padding; those that Cutout
+      ignores count, as in the released code.
   """
-  return kept.size / jnp.maximum(jnp.sum(kept), 1).astype(jnp.float32)
+  return num_pixels / jnp.maximum(jnp.sum(kept), 1).astype(jnp.float32)
 
 
 def symmetric_cross_entropy(

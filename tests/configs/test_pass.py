@@ -145,6 +145,11 @@ def test_ablations_say_what_they_say():
   assert alone.alignment is None and alone.shallow.stages == ()
   assert learned('p2p=contrastive').alignment.kind == 'contrastive'
   assert not learned('project=false').alignment.project
+  statistics = ('joint', 'per_view')
+  assert statistics == tuple(
+    learned(argument).alignment.predictor_statistics
+    for argument in ('', 'predictor_statistics=per_view')
+  )
   assert learned('d2s=32,d2s_view=same').shallow.view == 'same'
   assert learned('d2s_targets=own').shallow.targets == 'own'
   pixpro = learned('branch=pixpro,clusters=false,protocol=distance')
@@ -160,6 +165,7 @@ def test_ablations_say_what_they_say():
     ('branch=pixpro,clusters=false,d2s=3', 'needs clusters=true'),
     ('branch=pixpro,clusters=false', 'attention is trained by clusters'),
     ('branch=moco', 'expected one of swav, pixpro'),
+    ('p2p=off,predictor_statistics=per_view', 'p2p=off has no predictor'),
     ('epochs=3', 'is unknown'),
   ],
 )

@@ -47,6 +47,7 @@ def random(shape, seed=0):
     ),
     ('d2s_loss', {'temperature': 0.1, 'same_view': False}),
     ('overlap_grids sample_pairs p2p_loss', {'size': 7}),
+    ('p2p_loss', {'statistics': 'joint'}),
     ('larc larc_sgd_steps', {'weight_decay': 1e-6, 'trust': 1e-3}),
     ('sgd_momentum larc_sgd_steps', {'momentum': 0.9}),
     ('lars', {'weight_decay': 1e-5, 'trust': 1e-3}),
@@ -401,6 +402,23 @@ def test_p2p_compares_the_same_points():
   assert pass_pretraining.p2p_loss(maps, maps, *arguments) > -0.9
 
 
+def test_p2p_predicts_both_views_as_one_batch():
+  maps = random((3, 7, 7, 2))
+  box = [(2, 2, 9, 9)] * 3
+  sizes = []
+
+  def predict(z):
+    sizes.append(len(z))
+    return z
+
+  for statistics in ('joint', 'per_view'):
+    pass_pretraining.p2p_loss(
+      *(maps, maps, box, box, [False] * 3, [True] * 3, predict),
+      statistics=statistics,
+    )
+  assert sizes == [6, 3, 3]
+
+
 def test_cosine_of_short_vectors():
   assert pass_pretraining.cosine(
     np.array([3.0, 4]), np.array([2.0, 0])
@@ -565,6 +583,24 @@ def test_lars():
   np.testing.assert_allclose(actual, expected)
   np.testing.assert_array_equal(pass_updates.lars(w[0], g[0], 0.5), g[0])
   np.testing.assert_array_equal(pass_updates.lars(0 * w, g, 0.5), g)
+
+
+def test_pixpro_projector():
+  weights = {
+    'w1': np.array([[1.0, -1.0]]),
+    'b1': np.array([5.0, -5.0]),  # Subtracted with the mean.
+    'gamma': 2 * ONES,
+    'beta': ZEROS,
+    'w2': np.array([[1.0], [3.0]]),
+    'b2': np.array([7.0]),
+  }
+  maps = np.array([99.0, 100, 101]).reshape(1, 1, 3, 1)
+  # ±sqrt(3/2) after the norm; twice that where it is positive.
+  t = math.sqrt(1.5)
+  actual = pass_pixpro.pixpro_projector(maps, weights)
+  np.testing.assert_allclose(
+    actual.ravel(), [7 + 6 * t, 7, 7 + 2 * t], atol=1e-4
+  )
 
 
 def test_pixpro_learning_rate_and_momentum():

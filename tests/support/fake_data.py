@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, loader, transforms, views
+from input_pipeline import datasets, loader, resampling, transforms, views
 from input_pipeline.sources import fingerprints, records
 
 NUM_CLASSES = 4
@@ -24,7 +24,7 @@ def labeled_split(
   examples = []
   for i, size in enumerate(sizes):
     coarse = rng.integers(0, num_classes, (4, 4))
-    label = transforms.resize_label_nearest(coarse, size)
+    label = resampling.resize_label_nearest(coarse, size)
     image = palette[label] + rng.normal(0, 20, (*size, 3))
     label[:2, :3] = batch_lib.IGNORE
     examples.append(make_record(i, image.clip(0, 255), label, num_classes))

@@ -3,7 +3,8 @@
 See `pass_pretraining` for symbols and conventions.
 
 §2.8  pixpro_total_loss(pixpro, swav, d2s, p2p, weights, combine)
-§2.10 ppm(x, weight, bias, power, clamp)            [h,w,D], normalized
+§2.10 pixpro_projector(maps, weights)               [N,h,w,D]
+      ppm(x, weight, bias, power, clamp)            [h,w,D], normalized
       pixpro_masks(box_a, box_b, flip_a, flip_b, size, source_size,
           threshold)                                bool [nn,nn]
       pixpro_loss(y_a, y_b, k_a, k_b, masks)
@@ -19,6 +20,20 @@ from tests.transcriptions import pass_pretraining
 def pixpro_total_loss(pixpro, swav, d2s, p2p, weights=None, combine='code'):
   """Computes L_pixpro + `total_loss` of the others (§2.10, assumed)."""
   return pixpro + pass_pretraining.total_loss(swav, d2s, p2p, weights, combine)
+
+
+def pixpro_projector(maps, weights):
+  """Applies PixPro's projector (§2.10): w1, b1, gamma, beta, w2, b2.
+
+  Args:
+    maps: [N,h,w,D], of one batch: the official model calls it with one view.
+    weights: by name.
+  """
+  hidden = maps @ weights['w1'] + weights['b1']
+  normed = pass_pretraining.batch_norm(
+    hidden, weights['gamma'], weights['beta']
+  )
+  return np.maximum(normed, 0.0) @ weights['w2'] + weights['b2']
 
 
 def ppm(x, weight, bias, power=2, clamp=0):

@@ -34,7 +34,7 @@ box is (left, top, width, height) in pixels of the source image. Labels: 0 is
       cosine(a, b)                                  eps 1e-8 on each norm
       p2p_cosine_loss(predicted_a, predicted_b, z_a, z_b)
       p2p_loss(projected_a, projected_b, boxes_a, boxes_b, flips_a, flips_b,
-          predict, size)
+          predict, size, statistics)
       contrastive_p2p_loss(predicted_a, predicted_b, z_a, z_b, overlapping,
           temperature)
       clustering_p2p_loss(logits_a, logits_b, overlapping, ...)
@@ -321,6 +321,7 @@ def p2p_loss(
   flips_b,
   predict,
   size=7,
+  statistics='joint',
 ):
   """Computes L_p2p: sampling, prediction, cosines (§2.6).
 
@@ -331,13 +332,20 @@ def p2p_loss(
     boxes_b: B boxes.
     flips_a: B bools.
     flips_b: B bools.
-    predict: from [B,n,n,D] to [B,n,n,D], called for one view at a time.
+    predict: from [N,n,n,D] to [N,n,n,D].
     size: n.
+    statistics: 'joint': both views are one batch of the predictor, as in the
+      released code; 'per_view': it is called for one view at a time.
   """
   z_a, z_b = sample_pairs(
     projected_a, projected_b, boxes_a, boxes_b, flips_a, flips_b, size
   )
-  return p2p_cosine_loss(predict(z_a), predict(z_b), z_a, z_b)
+  if statistics == 'joint':
+    predicted = predict(np.concatenate([z_a, z_b]))
+    predicted_a, predicted_b = predicted[: len(z_a)], predicted[len(z_a) :]
+  else:
+    predicted_a, predicted_b = predict(z_a), predict(z_b)
+  return p2p_cosine_loss(predicted_a, predicted_b, z_a, z_b)
 
 
 def contrastive_p2p_loss(

@@ -234,6 +234,55 @@ def test_views_of_all_sizes_pass_the_head_together():
   )
 
 
+def test_pixpro_alone_encodes_one_view_after_the_other():
+  """As two forward passes of the official model: outputs and statistics."""
+  alone = options_lib.ObjectiveOptions(
+    clusters=None,
+    alignment=None,
+    shallow=d2s_lib.D2SOptions(()),
+    pixpro=pixpro.PixproOptions(hidden=8, size=6),
+  )
+  method = make_method(alone)
+  batch = make_batch(small=False)
+  state = init_state(method, batch)
+  views = method.views(batch, jax.random.PRNGKey(1))
+  outputs, stats = jax.jit(method.forward)(
+    state.params, state.batch_stats, views, batch
+  )
+
+  def propagated(net, images):
+    maps = net.features(images, decode=False, train=True)['encoder']
+    pixels = net.heads.call_method(
+      'pixpro', 'project', maps.deepest.array, True
+    )
+    values = net.heads.call_method('pixpro', 'apply_transform', pixels)
+    return pixpro.propagate_pixels(pixels, values, 2.0)
+
+  @jax.jit
+  def one_view(batch_stats, images):
+    return method.segmenter.apply(
+      {'params': state.params, 'batch_stats': batch_stats},
+      images,
+      method=propagated,
+      mutable=['batch_stats'],
+    )
+
+  expected_stats = state.batch_stats
+  for view in (0, 1):
+    expected, changed = one_view(expected_stats, views['large'][:, view])
+    expected_stats = {**expected_stats, **changed['batch_stats']}
+    np.testing.assert_allclose(
+      outputs['pixpro']['propagated'][:, view], expected, atol=2e-5
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    stats,
+    expected_stats,
+  )
+  # With SwAV beside it all views of a size are one batch.
+  assert not make_method(PIXPRO)._encodes_by_view
+
+
 def init_state(method, batch):
   # Not optimized: that takes longer than running it once.
   init = jax.jit(

@@ -76,6 +76,61 @@ def test_regression_from_maps_and_its_gradient():
     np.testing.assert_allclose(actual[index], slope, rtol=1e-5, atol=1e-9)
 
 
+def head_weights(params):
+  """Returns weights of p and q as the transcription names them."""
+  projection, predictor = params['projection'], params['predictor']
+  return {
+    'w1': projection['conv1']['kernel'][0, 0],
+    'gamma1': projection['bn1']['scale'],
+    'beta1': projection['bn1']['bias'],
+    'w2': projection['conv2']['kernel'][0, 0],
+    'gamma2': projection['bn2']['scale'],
+    'beta2': projection['bn2']['bias'],
+    'w3': projection['conv3']['kernel'][0, 0],
+  }, {
+    'w1': predictor['conv1']['kernel'][0, 0],
+    'gamma': predictor['bn1']['scale'],
+    'beta': predictor['bn1']['bias'],
+    'w2': predictor['conv2']['kernel'][0, 0],
+    'b2': predictor['conv2']['bias'],
+  }
+
+
+def test_statistics_of_the_predictor():
+  """From maps to the loss, with the heads' batch norms in training mode."""
+  count = 3
+  boxes, flips = arrays.random_boxes(count, seed=2)
+  # The views differ in mean and scale, so that their statistics do.
+  maps = arrays.normal(count, 2, 5, 5, SIZE)
+  maps[:, 1] = 2 * maps[:, 1] + 1
+  batch = {'box_large': jnp.asarray(boxes), 'flip_large': jnp.asarray(flips)}
+  first, second = (
+    [arrays.reference_box(box) for box in boxes[:, view]] for view in (0, 1)
+  )
+  losses = {}
+  for statistics in ('joint', 'per_view'):
+    objective = p2p.P2P(
+      p2p.P2POptions(grid=4, predictor_statistics=statistics), SIZES, None
+    )
+    head = objective.heads(jnp.float64)['pixels']
+    net, params = support.bind('pixels', head, maps[:, 0])
+    outputs = objective.outputs(net, support.encoded(maps), batch)
+    terms, _ = objective.loss(support.step({'p2p': outputs}))
+    projection, predictor = head_weights(params)
+    projected = pass_pretraining.pixel_mlp(
+      maps.reshape(-1, *maps.shape[2:]), projection
+    ).reshape(maps.shape)
+    losses[statistics] = pass_pretraining.p2p_loss(
+      *(projected[:, 0], projected[:, 1], first, second),
+      *(flips[:, 0], flips[:, 1]),
+      lambda z, weights=predictor: pass_pretraining.predictor(z, weights),
+      4,
+      statistics,
+    )
+    np.testing.assert_allclose(terms['loss_p2p'], losses[statistics], rtol=1e-6)
+  assert abs(losses['joint'] - losses['per_view']) > 1e-3
+
+
 def test_points_without_an_overlap_have_no_gradient():
   gradient = jax.grad(lambda z: p2p.p2p_regression_loss(z, jnp.zeros_like(z)))(
     jnp.zeros((1, 2, 3, 3, 4))
@@ -180,6 +235,10 @@ def test_head_has_the_parts_that_are_used(options, parts):
   ('fields', 'message'),
   [
     ({'kind': 'clustering', 'project': False}, 'project: expected True'),
+    (
+      {'kind': 'contrastive', 'predictor_statistics': 'per_view'},
+      "expected joint with kind='contrastive', which has no predictor",
+    ),
     ({'grid': 1}, 'grid: expected 2 or more, got 1'),
     ({'temperature': 0.0}, 'temperature: expected more than 0, got 0.0'),
   ],
