@@ -51,6 +51,9 @@ PAPER = {
   'equal_steps': False,  # sup_only: as many steps as the other systems
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
+  # Rule by which labels are scaled: as images, or as in the released code, half
+  # a pixel beside them.
+  'label_resize': ['centers', 'released'],
   'network': ['resnet101', 'resnet50', 'transunet'],
   'encoder': 'auto',  # auto: public weights of the network; '': random values
 }
@@ -144,6 +147,7 @@ def _scaled_crop(options: SimpleNamespace, size: int) -> dict[str, Any]:
     'balanced': True,
     'centered': True,
     'fill': {'paper': 'paper', 'ignored': 'mean'}[options.pad_label],
+    'label_resize': options.label_resize,
   }
 
 

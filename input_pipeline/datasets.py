@@ -17,14 +17,24 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
+from etils import epy
 from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
-from input_pipeline.builders import base, class_list, shards
-from input_pipeline.sources import fingerprints, image_files, records
+from input_pipeline.builders import class_list, shards
+from input_pipeline.sources import (
+  class_counts,
+  fingerprints,
+  image_files,
+  records,
+)
 from runtime import errors, files
+
+with epy.lazy_imports():
+  import tensorflow_datasets as tfds
+
+  from input_pipeline.builders import base
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
@@ -207,7 +217,7 @@ def default_data_dir() -> str:
   )
 
 
-def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
+def dataset_builder(options: DataOptions, data_dir: str = '') -> 'base.Builder':
   """Creates the TFDS builder of a data set, prepared or not.
 
   Args:
@@ -230,7 +240,7 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   return cls(source=source, **kwargs)
 
 
-def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
+def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
   """Returns module, class and config of a builder; the config may be ''.
 
   Raises:
@@ -276,7 +286,7 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
 
 def prepare_dataset(
   options: DataOptions, data_dir: str = '', report_existing: bool = False
-) -> base.Builder:
+) -> 'base.Builder':
   """Prepares the records of a data set, unless they exist.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
@@ -328,7 +338,7 @@ def _is_host_0() -> bool:
 
 
 def _prepare_on_host_0(
-  data_set: base.Builder, options: DataOptions, report_existing: bool
+  data_set: 'base.Builder', options: DataOptions, report_existing: bool
 ) -> errors.UserError | None:
   """Prepares a data set unless its records exist; returns the error, if any."""
   report = pathlib.Path(data_set.data_dir) / base.REPORT
@@ -438,6 +448,15 @@ def open_dataset_split(
     ),
     folder=_images_folder(options),
   )
+
+
+def read_split_counts(
+  options: DataOptions, split: str, data_dir: str = ''
+) -> class_counts.ClassCounts:
+  """Reads the counts of a split of a prepared data set."""
+  with _without_tfds_logs():
+    folder = pathlib.Path(dataset_builder(options, data_dir).data_dir)
+  return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
 def _images_folder(options: DataOptions) -> str:

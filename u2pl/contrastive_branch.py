@@ -124,6 +124,8 @@ class ContrastiveBranch:
     Returns:
       The state after the step, and the targets; None without a loss.
     """
+    # Labels and masks are resized to the cells, not features to the pixels:
+    # representations are compared at their own stride (spec §1).
     cells = features.shape[1:3]
     labels = resize.resize_nearest_floor(labels, cells)
     labeled, reliable, unreliable = (
@@ -194,6 +196,8 @@ class ContrastiveBranch:
       state: state of the branch that `update` returned, since the draws are
         rows of its bank.
     """
+    # Anchors are indices of cells: the teacher selects them, and the student's
+    # representations at these cells get the gradient.
     flat = features.reshape(-1, features.shape[-1])
     losses = contrast.class_contrast_losses(
       flat[targets.anchors],
@@ -227,6 +231,7 @@ class ContrastiveBranch:
     denoised = prototypes.denoise_with_class_prototypes(
       scores, features, state.prototypes, kind
     )
+    # A class without a prototype has no distance of its own (Eq. 19).
     ready = due | jnp.all(state.prototypes.updates > 0)
     return jnp.where(ready, denoised, scores)
 

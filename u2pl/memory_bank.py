@@ -65,6 +65,8 @@ def push_negatives(
       f'rows: expected at most the smallest capacity of {min(bank.capacity)} '
       f'per class, got {num_rows}'
     )
+  # A ring of each class within its own capacity, in one array of the largest:
+  # class 0, the background, has more rows than the others.
   capacity = jnp.asarray(bank.capacity, jnp.int32)
   rank = jnp.arange(num_rows, dtype=jnp.int32)
   slot = (bank.pointer[:, None] + rank) % capacity[:, None]

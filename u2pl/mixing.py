@@ -81,6 +81,8 @@ def sample_mixing_draws(
     shape: number, height and width (B, H, W) of the images.
     num_classes: number C of classes.
   """
+  # A key of each image for what differs between images, and one of the step for
+  # what its group shares.
   num_images, height, width = shape
   chance = jax.random.uniform(rng, (num_images // options.group,))
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (3 + num_classes,)))(
@@ -147,6 +149,8 @@ def classmix_kept_mask(
   pixels are never kept.
   """
   num_classes = priorities.shape[1]
+  # Ignored pixels are sent out of bounds, where the scatter drops them; a
+  # negative index would count from the end and mark a class.
   present = jax.vmap(
     lambda label: (
       jnp.zeros(num_classes, bool)

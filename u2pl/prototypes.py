@@ -69,6 +69,8 @@ def update_class_prototypes(
     counts: number of cells of each class.
     momentum: momentum m of Eq. 18; 0 takes the means of this step alone.
   """
+  # With m = 0.999 a start from 0 would need thousands of steps to forget it, so
+  # the first mean is taken as it is.
   occurs = counts > 0
   momenta = jnp.where(old.updates > 0, momentum, 0.0)[:, None]
   vectors = momenta * old.vectors + (1 - momenta) * means

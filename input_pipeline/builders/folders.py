@@ -35,6 +35,7 @@ from input_pipeline.sources import (
   image_files,
   mask_reader,
   masks,
+  palettes,
   records,
 )
 from input_pipeline.sources.audit import Listing
@@ -248,9 +249,9 @@ class ImageMaskFolder(ImageFolder):
     super().__init__(options, **kwargs)
 
   def schema(self) -> records.Schema:
-    """Returns the classes of the list, in its colors or those of Pascal VOC."""
+    """Returns the classes of the list, in its colors or in distinct ones."""
     classes = self.builder_config.classes
-    colors = classes.colors or masks.voc_palette(len(classes.names))
+    colors = classes.colors or palettes.class_palette(classes.names)
     return records.Schema(classes.names, colors, labels=True, tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:

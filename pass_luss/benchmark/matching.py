@@ -23,11 +23,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.optimize
+from etils import epy
 from jaxtyping import Int, Int16, Int64
 
 from runtime import errors, files
 from segcore.eval import metrics
+
+with epy.lazy_imports():
+  import scipy.optimize
 
 Pair = tuple[Int64[np.ndarray, '_'], Int64[np.ndarray, '_']]
 

@@ -11,7 +11,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -55,10 +55,13 @@ class EncodedViews:
     maps: encoder's maps of each group of views, 'large' or 'small', with B·V
       rows.
     batch_size: number B of images.
+    by_view: whether each view was encoded by itself, with batch statistics of
+      its own, and heads are to do the same.
   """
 
   maps: Mapping[str, features.Features]
   batch_size: int
+  by_view: bool = False
 
   @property
   def large(self) -> features.Features:
@@ -68,6 +71,13 @@ class EncodedViews:
   def split(self, rows: Array) -> Array:
     """Reshapes [B·V, …] to [B, V, …]."""
     return view_axis.split_view_axis(rows, self.batch_size)
+
+  def apply(self, function: Callable[[Array], Array], rows: Array) -> Array:
+    """Applies a head in training mode to rows [B·V, …] of the large views."""
+    views = self.split(rows)
+    if self.by_view:
+      return view_axis.apply_to_each_view(function, views)
+    return view_axis.apply_to_all_views(function, views)
 
   def pooled(self) -> Float[Array, 'B V D']:
     """Average-pools the deepest maps of all views, the large ones first."""
@@ -121,10 +131,13 @@ class Objective:
     name: key of its arrays in `Step`.
     averaged: whether its terms are averaged with those of SwAV and D2S (spec
       §2.8); else they are added to that average.
+    encodes_by_view: whether, where it is the only objective, each view is
+      encoded by itself, with batch statistics of its own.
   """
 
   name: ClassVar[str]
   averaged: ClassVar[bool] = False
+  encodes_by_view: ClassVar[bool] = False
 
   @property
   def needs_queue(self) -> queue.QueueSpec | None:

@@ -84,7 +84,7 @@ class PretrainPanels:
       for view in views['small'][index]:
         image = batch_lib.batch_images_to_uint8(view)
         pictures.append(
-          cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
+          cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)
         )
     return pictures
 

@@ -19,11 +19,14 @@ import cv2
 import numpy as np
 import skimage.color
 import skimage.segmentation
+from etils import epy
 from jaxtyping import Float, Float32, Float64, Int, UInt8
-from scipy.spatial import distance
 
 from input_pipeline.sources import archives, image_files
 from runtime import errors
+
+with epy.lazy_imports():
+  from scipy.spatial import distance
 
 # Quantization levels per color channel.
 COLOR_LEVELS = 12

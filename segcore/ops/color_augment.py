@@ -13,13 +13,16 @@ computes the same images.
 import dataclasses
 from typing import NamedTuple
 
-import dm_pix
 import jax
 import jax.numpy as jnp
+from etils import epy
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from runtime import options as options_lib
 from segcore.types import ExampleKeys
+
+with epy.lazy_imports():
+  import dm_pix
 
 # Indices of the operations in `Draws.factors`; brightness is the first.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3

@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
+from etils import epy
 from jax.experimental import multihost_utils
 from jaxtyping import Int32
 
 from runtime import errors, files, progress
 from segcore.distributed import collectives
 from segcore.weights import manifest
+
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 # Outcomes of an attempt to restore, as the hosts exchange them.
 _RESTORED, _RESTORED_UNCHECKED, _OTHER_KIND, _DAMAGED = range(4)
@@ -223,19 +226,18 @@ class Checkpoints:
     self._latest.reload()
 
 
-class _Manager(ocp.CheckpointManager):
-  """A checkpoint manager that ignores preemption, which the loop handles.
+def _manager(directory: files.Path, keep: int) -> 'ocp.CheckpointManager':
+  """Creates a checkpoint manager that ignores preemption: the loop handles it.
 
   Orbax would query jax's preemption sync point with its own step count. jax
   answers a request only once, so the loop would miss it.
   """
 
-  def reached_preemption(self, step: int) -> bool:
-    return False
+  class Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+      return False
 
-
-def _manager(directory: files.Path, keep: int) -> _Manager:
-  return _Manager(
+  return Manager(
     files.absolute_path(directory),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
   )
@@ -299,7 +301,7 @@ def _first_line(error: Exception) -> str:
   return textwrap.shorten(lines[0], _MAX_REASON, placeholder=' …')
 
 
-def _save_args(state: Any, values: Mapping[str, Any]) -> ocp.args.Composite:
+def _save_args(state: Any, values: Mapping[str, Any]) -> 'ocp.args.Composite':
   return ocp.args.Composite(
     **{
       manifest.STATE: ocp.args.StandardSave(state),

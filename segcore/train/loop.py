@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import parameter_overview
+from etils import epy
 from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
@@ -33,6 +33,9 @@ from segcore.train import (
 )
 from segcore.train import method as method_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from clu import parameter_overview
 
 # An evaluation: from the state to scalars and pictures, tagged
 # '<split>/<name>'.

@@ -205,6 +205,8 @@ class Update:
     def gradient_of(microbatch, rows_rng, index):
       keys = ForwardKeys(rows_rng, jax.random.fold_in(network_rng, index))
 
+      # Differentiates the trained parts alone: of a frozen encoder no gradient
+      # is computed, and the optimizer has no state.
       def total(trained):
         params = {**state.params, **trained}
         output = loss(params, state.batch_stats, microbatch, keys)
@@ -213,6 +215,8 @@ class Update:
       return jax.grad(total, has_aux=True)(self._trained(state.params))
 
     microbatches = self._split(batch, row_rng)
+    # The first microbatch outside of the scan gives the carry its structure;
+    # without accumulation there is no loop in the program.
     sums = gradient_of(*jax.tree.map(lambda x: x[0], microbatches))
     if self.accumulate > 1:
       sums, _ = jax.lax.scan(

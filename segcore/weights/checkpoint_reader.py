@@ -10,10 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from runtime import errors, files
 from segcore.weights import manifest
+
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 
 def read_checkpoint_fields(

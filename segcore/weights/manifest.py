@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
+from etils import epy
 
 from runtime import files
 from segcore.weights import checksums
+
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 # Names of the items of a checkpoint.
 STATE, META = 'state', 'meta'

@@ -71,6 +71,9 @@ class Pixpro(objective.Objective):
   options: PixproOptions
 
   name = 'pixpro'
+  # The official model encodes and projects one view after the other. Other
+  # objectives share the encoder's pass over all views of a size (spec §2.3).
+  encodes_by_view = True
 
   @property
   def needs_momentum(self) -> momentum.MomentumSpec:
@@ -91,9 +94,8 @@ class Pixpro(objective.Objective):
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Embeds the pixels of the large views: keys k, L2-normalized."""
-    deep = views.large.deepest.array
     # Without the propagation: keys are the pixels themselves (x' in the paper).
-    pixels = net.heads.call_method('pixpro', 'project', deep, True)
+    pixels = _project(net, views)
     keys = views.split(embedding_ops.l2_normalize_embeddings(pixels))
     return {'keys': keys.reshape(*keys.shape[:2], -1, keys.shape[-1])}
 
@@ -105,8 +107,7 @@ class Pixpro(objective.Objective):
   ) -> objective.Arrays:
     """Embeds the pixels of the large views and propagates them: y."""
     del batch
-    deep = views.large.deepest.array
-    pixels = net.heads.call_method('pixpro', 'project', deep, True)
+    pixels = _project(net, views)
     transformed = net.heads.call_method('pixpro', 'apply_transform', pixels)
     propagated = propagate_pixels(pixels, transformed, self.options.power)
     return {'propagated': views.split(propagated)}
@@ -128,6 +129,16 @@ class Pixpro(objective.Objective):
       propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
     )
     return objective.LossTerms({'loss_pixpro': total}, {})
+
+
+def _project(
+  net: segmenter.Segmenter, views: objective.EncodedViews
+) -> Float[Array, 'BV h w D']:
+  """Applies the projector g to the pixels of the large views."""
+  return views.apply(
+    lambda maps: net.heads.call_method('pixpro', 'project', maps, True),
+    views.large.deepest.array,
+  )
 
 
 def propagate_pixels(
