@@ -118,8 +118,10 @@ def _type(rng: random.Random, name: str) -> tuple[str, bool]:
 
 
 def _holds_text(value: Any) -> bool:
-  """Returns whether a value is a tuple of strings, as which 'x' is read."""
-  return isinstance(value, tuple) and any(isinstance(x, str) for x in value)
+  """Returns whether a value may be a tuple of strings, as which 'x' is read."""
+  if not isinstance(value, tuple):
+    return False
+  return not value or any(isinstance(x, str) for x in value)
 
 
 def _value(rng: random.Random, name: str) -> tuple[str, bool]:
