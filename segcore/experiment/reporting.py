@@ -189,10 +189,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
           f'{len(split)} images'
         )
         for line in class_report.describe_evaluation(
-          f'{name}{suffix}',
-          split.classes,
-          evaluated.values,
-          evaluated.confusion,
+          f'{name}{suffix}', split.classes, evaluated.values
         ):
           console.print_line(line)
     return results.write(
