@@ -54,7 +54,7 @@ _BUILDERS = {
 # Data sets that are a user's own folder.
 _FOLDERS = ('image_folder', 'image_mask_folder')
 
-# Reports of skipped files that this process has printed.
+# Reports that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
@@ -347,16 +347,35 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # A run opens a data set several times, but reports its skipped files once.
-    again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
-    if report.exists() and (not existed or again):
-      _PRINTED_REPORTS.add(report)
-      print(report.read_text(), end='', flush=True)
+    _print_report(report, whole=not existed, data_set=data_set)
   except errors.UserError as error:
     if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
     return error
   return None
+
+
+def _print_report(
+  path: pathlib.Path, whole: bool, data_set: base.Builder
+) -> None:
+  """Prints the report of an audit, or what is odd in an earlier one.
+
+  A run opens a data set several times, but reports its skipped files and the
+  warnings once.
+
+  Args:
+    path: of the report.
+    whole: whether the data set was audited just now.
+    data_set: the data set.
+  """
+  if not path.exists() or (path in _PRINTED_REPORTS and not whole):
+    return
+  _PRINTED_REPORTS.add(path)
+  lines = path.read_text().splitlines()
+  if not whole and data_set.on_bad_example != 'skip':
+    lines = [line for line in lines if line.startswith('warning: ')]
+  for line in lines:
+    print(line, flush=True)
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:

@@ -312,6 +312,14 @@ def combine_evaluators(
   return evaluate
 
 
+def undefined_values(values: metrics_lib.Values) -> str:
+  """Names the values that are NaN, and why; '' if there are none."""
+  names = [n for n, v in evaluation_scalars(values).items() if np.isnan(v)]
+  if not names:
+    return ''
+  return f'{", ".join(names)}: undefined, no label was counted for it'
+
+
 def evaluation_to_json(
   values: metrics_lib.Values, split: datasets.Split
 ) -> dict[str, Any]:
@@ -322,10 +330,12 @@ def evaluation_to_json(
 
   numbers = {n: number(v) for n, v in values.items() if not np.ndim(v)}
   arrays = {n: v for n, v in values.items() if np.ndim(v)}
+  missing = undefined_values(values)
   return {
     'split': split.name,
     'num_images': len(split),
     'metrics': numbers,
+    **({'undefined': missing} if missing else {}),
     'per_class': {
       name: dict(zip(split.classes, map(number, value), strict=True))
       for name, value in arrays.items()

@@ -9,6 +9,7 @@ from input_pipeline import transforms
 from runtime import console, files, json_files, options
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
+from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import predict, protocols
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
@@ -139,9 +140,10 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
+        undefined = evaluator_lib.undefined_values(evaluated.values)
+        miou = f'mIoU {evaluated.values["miou"]:.4f}'
         console.print_line(
-          f'{split.name}{suffix}: mIoU {evaluated.values["miou"]:.4f} over '
-          f'{len(split)} images'
+          f'{split.name}{suffix}: {undefined or miou} over {len(split)} images'
         )
     return results.write(
       protocol=block.protocol.describe(), which=block.which, step=step
