@@ -23,7 +23,12 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
 from input_pipeline.builders import class_list, shards
-from input_pipeline.sources import fingerprints, image_files, records
+from input_pipeline.sources import (
+  class_counts,
+  fingerprints,
+  image_files,
+  records,
+)
 from runtime import errors, files
 
 with epy.lazy_imports():
@@ -462,6 +467,15 @@ def open_dataset_split(
     ),
     folder=_images_folder(options),
   )
+
+
+def read_split_counts(
+  options: DataOptions, split: str, data_dir: str = ''
+) -> class_counts.ClassCounts:
+  """Reads the counts of a split of a prepared data set."""
+  with _without_tfds_logs():
+    folder = pathlib.Path(dataset_builder(options, data_dir).data_dir)
+  return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
 def _images_folder(options: DataOptions) -> str:

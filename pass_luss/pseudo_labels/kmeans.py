@@ -74,8 +74,7 @@ def shard_feature_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
 
   Args:
     mesh: device mesh with the axes of `sharding.make_mesh`.
-    features: array that is the same on all hosts, for instance a memory map;
-      each host reads only the rows of its own devices.
+    features: array, the same on all hosts, which read their own rows only.
   """
   count, dim = features.shape
   padded = -(-count // mesh.size) * mesh.size
@@ -139,13 +138,11 @@ def fit_kmeans(
 
   Args:
     rows: features to cluster.
-    initial: indices of the rows that are the initial centroids, for each
-      restart.
+    initial: indices of the rows that are the centroids a restart begins with.
     num_iterations: number of assignments and updates, all of which run.
-    block_rows: number of rows whose distances are in memory at a time on each
-      device; changes the result only by the rounding of sums.
-    progress: function that is called with the number of finished restarts and
-      the lowest objective so far.
+    block_rows: number of rows of a block on each device; changes the result
+      only by the rounding of sums.
+    progress: function of the finished restarts and the lowest objective so far.
 
   Raises:
     ValueError: `initial` has rows out of range, or features are not finite.
@@ -265,8 +262,7 @@ def clustering_scores(
 
   Args:
     assignments: cluster of each row, from 0.
-    labels: class of each row, from 0; there may be more or fewer classes than
-      clusters.
+    labels: class of each row, from 0; the number of classes may differ.
 
   Returns:
     nmi: mutual information divided by the mean of the two entropies, in [0, 1];

@@ -23,7 +23,7 @@ from input_pipeline import datasets, splits, transforms
 from input_pipeline import loader as loader_lib
 from runtime import console, errors, progress
 from segcore.distributed import sharding
-from segcore.eval import inference, panels
+from segcore.eval import class_report, confusion_picture, inference, panels
 from segcore.eval import metrics as metrics_lib
 from segcore.train import tensorboard, train_state
 
@@ -242,10 +242,10 @@ class Evaluator:
           panels.Example(example['image'], example['label'], prediction)
         )
     values: dict[str, float | np.ndarray] = {}
-    for metric in updated:
-      for name, value in (
-        metrics_lib.merge_metrics_across_hosts(metric).compute().items()
-      ):
+    for metric in map(metrics_lib.merge_metrics_across_hosts, updated):
+      if isinstance(metric, metrics_lib.ConfusionMatrix):
+        values['confusion'] = metric.counts
+      for name, value in metric.compute().items():
         if name in values:
           raise ValueError(
             f'metrics: expected values of different names, got {name!r} twice'
@@ -262,7 +262,8 @@ class Evaluation(NamedTuple):
   """The results of an evaluation.
 
   Attributes:
-    values: values of all metrics, by name.
+    values: values of all metrics, by name; with label maps also 'confusion',
+      number of pixels by label and predicted class, int64 [C, C].
     panel: picture of input, label, prediction and error of some images, uint8
       [H, W, 3], or None.
   """
@@ -277,13 +278,20 @@ def combine_evaluation_summaries(
   """Builds one evaluation function from several whose tags differ."""
 
   def evaluate(state: train_state.TrainState) -> tensorboard.Summaries:
-    summaries = [function(state) for function in functions]
-    return tensorboard.Summaries(
-      {tag: value for each in summaries for tag, value in each.scalars.items()},
-      {tag: image for each in summaries for tag, image in each.images.items()},
-    )
+    return _combine_summaries([function(state) for function in functions])
 
   return evaluate
+
+
+def _combine_summaries(
+  summaries: Sequence[tensorboard.Summaries],
+) -> tensorboard.Summaries:
+  return tensorboard.Summaries(
+    {tag: value for each in summaries for tag, value in each.scalars.items()},
+    {tag: image for each in summaries for tag, image in each.images.items()},
+    {tag: value for each in summaries for tag, value in each.curves.items()},
+    [line for each in summaries for line in each.report],
+  )
 
 
 def combine_evaluators(
@@ -291,22 +299,16 @@ def combine_evaluators(
 ) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
   """Builds one evaluation function from the evaluators of several splits.
 
-  Scalars are tagged '<split>/<metric>', panels '<split>/panels'.
+  Scalars are tagged '<split>/<metric>', pictures '<split>/panels' and
+  '<split>/confusion', curves '<split>_iou/<class>'.
   """
 
   def evaluate(state: train_state.TrainState) -> tensorboard.Summaries:
-    evaluations = {split: each(state) for split, each in evaluators.items()}
-    return tensorboard.Summaries(
-      {
-        f'{split}/{name}': value
-        for split, evaluation in evaluations.items()
-        for name, value in evaluation_scalars(evaluation.values).items()
-      },
-      {
-        f'{split}/panels': evaluation.panel
-        for split, evaluation in evaluations.items()
-        if evaluation.panel is not None
-      },
+    return _combine_summaries(
+      [
+        _summarize_evaluation(name, each.predictions.split, each(state))
+        for name, each in evaluators.items()
+      ]
     )
 
   return evaluate
@@ -320,6 +322,26 @@ def undefined_values(values: metrics_lib.Values) -> str:
   return f'{", ".join(names)}: undefined, no label was counted for it'
 
 
+def _summarize_evaluation(
+  name: str, split: datasets.Split, evaluation: Evaluation
+) -> tensorboard.Summaries:
+  """Returns the summaries of the evaluation of a split."""
+  values, panel = evaluation
+  pictures = {}
+  if panel is not None:
+    pictures[f'{name}/panels'] = panel
+  if 'confusion' in values:
+    pictures[f'{name}/confusion'] = confusion_picture.draw_confusion(
+      values['confusion'], split.classes
+    )
+  return tensorboard.Summaries(
+    {f'{name}/{k}': value for k, value in evaluation_scalars(values).items()},
+    pictures,
+    class_report.class_curves(name, split.classes, values),
+    class_report.describe_evaluation(name, split.classes, values),
+  )
+
+
 def evaluation_to_json(
   values: metrics_lib.Values, split: datasets.Split
 ) -> dict[str, Any]:
@@ -329,7 +351,7 @@ def evaluation_to_json(
     return None if np.isnan(value) else float(value)
 
   numbers = {n: number(v) for n, v in values.items() if not np.ndim(v)}
-  arrays = {n: v for n, v in values.items() if np.ndim(v)}
+  arrays = {n: v for n, v in values.items() if np.ndim(v) == 1}
   missing = undefined_values(values)
   return {
     'split': split.name,

@@ -197,7 +197,9 @@ def _write(
     _write_probs(path('probs', '.npz'), prediction)
   encode_predicted_label_map(label, model.palette).save(path('labels', '.png'))
   if request.overlays:
-    overlay = panels.draw_overlay(image, label, model.palette)
+    overlay = panels.draw_overlay_with_legend(
+      image, label, model.classes, model.palette
+    )
     panels.write_picture_png(path('overlays', '.png'), overlay)
 
 

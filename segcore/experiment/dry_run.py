@@ -305,6 +305,17 @@ def _elsewhere(
   if workload.accumulate > 1:
     yield 'XLA counts the loop over the parts of a batch as one iteration.'
   yield ''
+  yield from _weak_scaling(workload, step, topology, compiled)
+
+
+def _weak_scaling(
+  workload: Workload,
+  step: int,
+  topology: topology_lib.Topology,
+  compiled: Compiled,
+) -> Iterator[str]:
+  """Yields the predicted time of a step on several numbers of devices."""
+  count, chip = topology.num_devices, topology.chip
   chips = [chip] if chip else topology_lib.CHIPS.values()
   counts = sorted({*_WEAK_SCALING, count})
   rows = []

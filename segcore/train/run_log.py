@@ -56,6 +56,7 @@ class RunLog:
     self.peak_flops = throughput.peak_flops(mesh)
     self.step_flops = 0
     self._mesh = mesh
+    self._num_steps = num_steps
     # Speeds have a file of their own, so that metrics.jsonl is reproducible.
     self._speeds = metrics_file.MetricsFile(
       directory / 'speed.jsonl', step=start
@@ -122,22 +123,30 @@ class RunLog:
       console.print_line(warning)
     metrics = {f'train/{name}': value for name, value in values.items()}
     self._metrics.write(step, metrics)
-    speeds = {f'speed/{name}': value for name, value in speeds.items()}
-    self._speeds.write(step, speeds)
-    self._writer.write_scalars(step, {**metrics, **speeds})
+    # TensorBoard sorts tags: losses come before speeds there.
+    self._writer.write_scalars(
+      step,
+      {**metrics, **{f'wall_clock/{n}': value for n, value in speeds.items()}},
+    )
+    self._speeds.write(
+      step, {f'speed/{name}': value for name, value in speeds.items()}
+    )
 
   def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
     """Logs the scalars and pictures of an evaluation."""
     known = {n: v for n, v in summaries.scalars.items() if not math.isnan(v)}
     values = '  '.join(f'{n} {v:.4g}' for n, v in known.items())
     console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
+    if step == self._num_steps:
+      for line in summaries.report:
+        console.print_line(line)
     logged = dict(summaries.scalars)
     if missing := [name for name in logged if name not in known]:
       reason = f'{", ".join(missing)}: undefined, no label was counted for it'
       console.print_line(f'{self.progress.name} {step}  {reason}')
       logged['undefined'] = reason
     self._metrics.write(step, logged)
-    self._writer.write_scalars(step, known)
+    self._writer.write_scalars(step, {**known, **summaries.curves})
     self._writer.write_images(
       step, {tag: image[None] for tag, image in summaries.images.items()}
     )

@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -45,10 +45,14 @@ class Summaries(NamedTuple):
   Attributes:
     scalars: numbers by tag: 'val/miou'.
     images: pictures, uint8 [H, W, 3], by tag.
+    curves: numbers by tag that are written to TensorBoard alone.
+    report: lines to be printed after the last step.
   """
 
   scalars: Mapping[str, float]
   images: Mapping[str, np.ndarray] = {}
+  curves: Mapping[str, float] = {}
+  report: Sequence[str] = ()
 
 
 class SummaryWriter:

@@ -104,8 +104,7 @@ class MeanTeacher:
     update: optimizer step of the student.
     options: losses, teacher and contrastive branch.
     num_classes: number C of classes.
-    steps_per_epoch: number of steps in which all unlabeled images are read
-      once.
+    steps_per_epoch: number of steps that read all unlabeled images once.
   """
 
   segmenter: segmenter_lib.Segmenter

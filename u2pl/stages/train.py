@@ -229,7 +229,7 @@ class TrainStage(experiment_stage.TrainingStage):
         trained,
         block,
         block.recipe.batch_size,
-        self.experiment.evaluate.protocol,
+        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
         self.name,
       )
     )

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from input_pipeline import batch as batch_lib
@@ -168,6 +169,38 @@ def test_scales_and_flips_equal_a_loop():
   labels = predict(label_maps, [image])[0]
   assert labels.dtype == np.int16
   np.testing.assert_array_equal(labels, total.argmax(axis=-1))
+
+
+@pytest.mark.parametrize('size', [(24, 37), (37, 24), (5, 9)])
+def test_a_short_side_equals_a_loop(size):
+  """The image is resized, padded by reflection, and its scores enlarged."""
+  image = photograph(*size)
+  small = tuple(n * 8 // min(size) for n in size)
+  shrunk = np.asarray(
+    PIL.Image.fromarray(image).resize(
+      small[::-1], PIL.Image.Resampling.BILINEAR
+    )
+  )
+  total = np.zeros((*size, NUM_CLASSES))
+  for flip in (False, True):
+    inputs = symmetric(shrunk)[:, ::-1] if flip else symmetric(shrunk)
+    odd = small[1] % 2
+    padded = np.pad(inputs, [(0, small[0] % 2), (0, odd), (0, 0)], 'symmetric')
+    scores = resized(network(padded), padded.shape[:2])
+    scores = resized(scores[: small[0], : small[1]], size)
+    total += (scores[:, ::-1] if flip else scores) / 2
+  label_maps = predictor(neighbor, 2, 'probs', short_side=8, flip=True)
+  probs = predict(label_maps, [image])[0]
+  np.testing.assert_allclose(probs, softmax(total), atol=2e-5)
+  single = predictor(pointwise, 2, short_side=8, size_multiple=64)
+  labels = predict(single, [image, image])
+  np.testing.assert_array_equal(
+    labels[1], resized(network_of_points(shrunk), size).argmax(axis=-1)
+  )
+
+
+def network_of_points(image):
+  return np.asarray(pointwise(jnp.asarray(symmetric(image)[None])))[0]
 
 
 @pytest.mark.parametrize('average', ['logits', 'probs'])
@@ -403,6 +436,7 @@ def test_metrics_with_equal_names_are_refused():
     evaluator(jax.device_put(STATE, sharding.replicated_sharding(mesh)))
 
 
+@pytest.mark.slow
 def test_919_classes_at_1000_by_1333_stay_under_2_gb():
   """Bounds the memory; the scores of all pixels would take 4.9 GB."""
   process = subprocess.run(
