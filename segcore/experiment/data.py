@@ -215,26 +215,3 @@ def warn_of_unseen_classes(labeled: datasets.Split) -> None:
       f'warning: no labeled image of {labeled.name} shows {names}: choose '
       'other labeled images, or more'
     )
-
-
-def require_same_stage_data(
-  workspace: workspace_lib.Workspace, split: datasets.Split, name: str = ''
-) -> None:
-  """Checks that a stage continues with the data of its start.
-
-  The first call writes version and size of the split to the folder of the
-  stage.
-
-  Args:
-    workspace: folders of the stage.
-    split: split that the stage reads.
-    name: name of the stream, if the stage reads several; else ''.
-
-  Raises:
-    UserError: the stage was started with other data.
-  """
-  json_files.require_unchanged_json(
-    workspace.directory / f'data{name and "_" + name}.json',
-    {'version': split.version, 'num_images': len(split)},
-    'the data set',
-  )
