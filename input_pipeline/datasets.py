@@ -23,7 +23,13 @@ from jax.experimental import multihost_utils
 
 from input_pipeline import record_views
 from input_pipeline.builders import base, class_list, shards
-from input_pipeline.sources import fingerprints, image_files, records
+from input_pipeline.sources import (
+  audit,
+  fingerprints,
+  image_files,
+  image_ids,
+  records,
+)
 from runtime import errors, files
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
@@ -53,10 +59,14 @@ _FOLDERS = ('image_folder', 'image_mask_folder')
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
-_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask', 'mask_codes')
+_MASK_FIELDS = (
+  *('masks', 'classes', 'ignore', 'without_mask', 'mask_codes'),
+  'mask_suffix',
+)
 _READING_FIELDS = ('follow_exif', 'image_depth', 'max_megapixels')
 _FOLDER_FIELDS = (
   'images',
+  'image_suffix',
   *_MASK_FIELDS,
   *_READING_FIELDS,
   'val_fraction',
@@ -87,6 +97,9 @@ class DataOptions:
     follow_exif: whether images are turned as their EXIF tag says; folders only.
     image_depth: bits of the values in images of 16 bits; folders only.
     max_megapixels: limit above which images are refused; folders only.
+    image_suffix: end of all image names that is no part of ids, as
+      '_leftImg8bit.png'; folders only.
+    mask_suffix: end of all mask names, as '_mask.png'; image_mask_folder only.
     val_fraction: fraction of the images that becomes `val`; folders only.
     split_seed: seed that selects the images of `val`; folders only.
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
@@ -107,6 +120,8 @@ class DataOptions:
   follow_exif: bool = False
   image_depth: int = 16
   max_megapixels: int = image_files.MAX_MEGAPIXELS
+  image_suffix: str = ''
+  mask_suffix: str = ''
 
   def __post_init__(self):
     name, slash, config = self.name.partition('/')
@@ -145,8 +160,7 @@ class Split:
     label_kinds: kinds of label that the records have: 'label', 'tags'.
     records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
-    folder: of the images, if ids are paths in it, with `{split}` for the first
-      part of the ids; '' if ids are official names.
+    id_rule: relation of the ids to the paths of the images.
   """
 
   name: str
@@ -156,7 +170,7 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
-  folder: str = ''
+  id_rule: image_ids.IdRule = image_ids.OFFICIAL
 
   def __len__(self) -> int:
     return len(self.records)
@@ -342,11 +356,13 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # A run opens a data set several times, but reports its skipped files once.
-    again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
-    if report.exists() and (not existed or again):
+    # A run opens a data set several times, but reports what is odd once.
+    if report.exists() and (not existed or report not in _PRINTED_REPORTS):
       _PRINTED_REPORTS.add(report)
-      print(report.read_text(), end='', flush=True)
+      text = report.read_text()
+      if existed and data_set.on_bad_example != 'skip':
+        text = audit.select_warnings(text) if options.name in _FOLDERS else ''
+      print(text, end='', flush=True)
   except errors.UserError as error:
     if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
@@ -436,17 +452,19 @@ def open_dataset_split(
     index=fingerprints.ImageIndex.read(
       shards.split_index_path(pathlib.Path(data_set.data_dir), split)
     ),
-    folder=_images_folder(options),
+    id_rule=_id_rule(options),
   )
 
 
-def _images_folder(options: DataOptions) -> str:
-  """Returns the path of the images of a folder; '' for other data sets."""
+def _id_rule(options: DataOptions) -> image_ids.IdRule:
+  """Returns how the ids of a folder relate to paths."""
   name = options.name.partition('/')[0]
   if name not in _FOLDERS:
-    return ''
+    return image_ids.IdRule()
   source = pathlib.Path(options.source or _default_source(name)).expanduser()
-  return os.path.abspath(source / options.images)
+  return image_ids.IdRule(
+    os.path.abspath(source / options.images), options.image_suffix
+  )
 
 
 def _default_source(name: str) -> str:
@@ -464,6 +482,7 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     'split_seed': options.split_seed,
     'on_bad_example': options.on_bad_example,
     'reading': options.reading,
+    'image_suffix': options.image_suffix,
   }
   if options.name == 'image_folder':
     return module.ImageFolderOptions(**common)
@@ -474,4 +493,5 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     ignore=class_list.parse_ignored_mask_value(options.ignore),
     without_mask=options.without_mask,
     mask_codes=options.mask_codes,
+    mask_suffix=options.mask_suffix,
   )

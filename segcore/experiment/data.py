@@ -4,14 +4,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from input_pipeline import datasets, loader, splits, transforms, views
-from runtime import files, json_files, options
+from runtime import console, files, json_files, options
 from segcore.train import workspace as workspace_lib
 
 # Names and colors of the class ids, in the folder of a trained network.
 CLASSES_FILE = 'classes.json'
+# Labeled images up to which the classes that they lack are named; and classes.
+_MAX_IMAGES_READ = 2000
+_MAX_CLASSES_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +179,25 @@ def require_same_stage_labels(
     labeled.ids(),
     'the choice of labeled images',
   )
+
+
+def log_classes_without_labels(labeled: datasets.Split) -> None:
+  """Logs the classes that no labeled image shows, if these are few images."""
+  if (
+    jax.process_index() != 0
+    or 'tags' not in labeled.label_kinds
+    or len(labeled) > _MAX_IMAGES_READ
+  ):
+    return
+  present = {int(i) for record in labeled.records for i in record['tags']}
+  absent = [repr(c) for i, c in enumerate(labeled.classes) if i not in present]
+  if absent:
+    more = ', …' if len(absent) > _MAX_CLASSES_NAMED else ''
+    console.log(
+      f'warning: none of the {len(labeled)} labeled images shows '
+      f'{", ".join(absent[:_MAX_CLASSES_NAMED])}{more}: such a class cannot be '
+      'learned; choose other images with list= or run=, or more of them'
+    )
 
 
 def require_same_stage_data(
