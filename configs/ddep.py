@@ -16,8 +16,11 @@ from configs import options as options_lib
 # Options of the noise.
 NOISE = {
   'noise': ['scaled', 'simple'],  # Eq. 5 or Eq. 1
+  # Images that the equation is applied to: in [-1, 1], or in [0, 1]; auto: as
+  # in the public code, symmetric for scaled and unit for simple.
+  'noise_space': ['auto', 'symmetric', 'unit'],
   'gamma': 0.0,  # γ of Eq. 5; 0: the config's own
-  'sigma': 0.0,  # σ of Eq. 1, of images in [0, 1]; in place of gamma
+  'sigma': 0.0,  # σ of Eq. 1, in the noise space; in place of gamma
   'gamma_range': '',  # LEAST-LARGEST γ, drawn for each image; in place of gamma
   'draw': ['uniform', 'linear', 'multiplicative'],  # of γ from the range
   'noise_steps': 0,  # time steps of 'linear' and 'multiplicative'
@@ -224,8 +227,7 @@ def small(
 
 def photo_pretraining(
   data: dict[str, Any],
-  size: tuple[int, int],
-  area: tuple[float, float],
+  crop: dict[str, Any],
   noise: dict[str, Any],
   also: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
@@ -233,12 +235,10 @@ def photo_pretraining(
 
   Args:
     data: the photographs, with masks.
-    size: height and width of the crops, in pixels.
-    area: range of the share of a photograph that is denoised.
-    noise: block of the noise of denoising.
+    crop: of denoising; classification shows larger parts of a photograph.
+    noise: of denoising.
     also: further images that are denoised: data sets and splits.
   """
-  crop = {'name': 'inception', 'size': size}
   return {
     'classify': {
       'data': data,
@@ -250,7 +250,7 @@ def photo_pretraining(
       'data': data,
       'also': also,
       'noise': noise,
-      'crop': {**crop, 'area': area},
+      'crop': crop,
       'recipe': shared.recipe(8, 600, shared.adam(2e-3, warmup_steps=50), 200),
     },
   }
@@ -272,24 +272,17 @@ def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
     if getattr(options, name)
   }
   if options.gamma_range:
-    strength['gamma_range'] = _range(options.gamma_range)
+    strength['gamma_range'] = shared.parse_range(
+      'gamma_range', options.gamma_range, '0.9-0.95'
+    )
   return {
     'kind': options.noise,
+    'noise_space': options.noise_space,
     'draw': options.draw,
     'num_steps': options.noise_steps,
     'target': options.target,
     **(strength or {'gamma': gamma}),
   }
-
-
-def _range(text: str) -> tuple[float, float]:
-  least, _, largest = text.partition('-')
-  try:
-    return float(least), float(largest)
-  except ValueError:
-    raise ValueError(
-      f'config option gamma_range={text}: expected LEAST-LARGEST, as 0.9-0.95'
-    ) from None
 
 
 def shapes_classifier() -> dict[str, Any]:

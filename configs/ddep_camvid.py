@@ -14,7 +14,7 @@ Cost:  3 to 5 minutes a stage on 2 CPU cores.
 from configs import ddep, networks, shared
 from configs import options as options_lib
 
-_SIZE, _AREA = (96, 128), (0.25, 1.0)
+_CROP = {'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)}
 
 
 def get_config(argument=None):
@@ -34,11 +34,11 @@ def get_config(argument=None):
     options,
     encoder=options.encoder,
     network=networks.small('unet', options.width),
-    **ddep.photo_pretraining(data, _SIZE, _AREA, noise),
+    **ddep.photo_pretraining(data, _CROP, noise),
     finetune={
       'data': data,
       'subset': shared.subset(options),
-      'crop': {'name': 'inception', 'size': _SIZE, 'area': _AREA},
+      'crop': _CROP,
       'recipe': shared.recipe(8, 1200, optimizer, evaluate_every=400),
     },
     # At the scale of the crops of training.

@@ -11,8 +11,6 @@ Cost:  about 3 minutes a stage on 2 CPU cores.
 from configs import ddep, networks, shared
 from configs import options as options_lib
 
-_SIZE, _AREA = (96, 96), (0.05, 0.5)
-
 
 def get_config(argument=None):
   options = options_lib.parse(
@@ -22,6 +20,7 @@ def get_config(argument=None):
     **ddep.SMALL,
   )
   data, unlabeled = shared.folder(options), shared.unlabeled_images(options)
+  crop = shared.folder_crop(options)
   if unlabeled and options.init == 'none':
     raise ValueError(
       f'config option unlabeled={options.unlabeled}: expected init=dep, as '
@@ -33,17 +32,19 @@ def get_config(argument=None):
     network=networks.small('unet'),
     **ddep.photo_pretraining(
       data,
-      _SIZE,
-      _AREA,
+      crop,
       noise={'gamma': 0.95},
       also=(unlabeled,) if unlabeled else (),
     ),
     finetune={
       'data': data,
       'subset': shared.subset(options),
-      'crop': {'name': 'inception', 'size': _SIZE, 'area': _AREA},
+      'crop': crop,
       'recipe': shared.recipe(8, 800, optimizer, evaluate_every=400),
     },
     # Images of many sizes are padded to few, each compiled once.
-    evaluate={'protocol': ddep.WHOLE_IMAGE | {'size_multiple': 64}},
+    evaluate={
+      'protocol': ddep.WHOLE_IMAGE | {'size_multiple': 64},
+      'training_scale': True,
+    },
   )

@@ -17,6 +17,7 @@ _OPTIONS = {
 }
 _BATCH = 256
 _NEIGHBORS = 10
+_OPERATION = {'save_every': 1000, 'reading': {'threads': 32, 'buffered': 32}}
 
 
 def experiment(
@@ -38,93 +39,127 @@ def experiment(
   """Builds the experiment of one size (spec §2.1, §3.1, §3.3).
 
   Args:
-    argument: options.
-    num_classes: 50, 300 or 919.
-    num_images: of the training split.
-    threshold: of attention, as published.
-    pretraining: data set of pretraining and number of its images; None for the
-      training split.
-    depth: of the ResNet, 18 or 50.
-    epochs: of pretraining.
+    argument: options of the config, as on a command line.
+    num_classes: number of classes: 50, 300 or 919.
+    num_images: number of images of the training split.
+    threshold: threshold of attention, as published.
+    pretraining: name of the data set of pretraining and number of its images;
+      None for the training split.
+    depth: depth of the ResNet, 18 or 50.
+    epochs: number of epochs of pretraining.
     multi_crop: whether SwAV has six small views as well.
     attention_rate: learning rate of attention.
-    queue: embeddings of each large view in the queue of pretraining.
-    frozen_steps: of pretraining, before prototypes train.
-    hidden: width of the heads.
-    prototypes: of the clusters.
+    queue: number of embeddings of each large view in the queue of pretraining.
+    frozen_steps: number of steps of pretraining before prototypes train.
+    hidden: number of hidden features of the heads.
+    prototypes: number of prototypes of the clusters.
 
   Raises:
     ValueError: options contradict each other, or `on` is no smaller size.
   """
   options = options_lib.parse(argument, **_OPTIONS)
-  pretrain_data, num_pretrain = pretraining or (
-    f'imagenet_s/{num_classes}',
-    num_images,
-  )
-  # The last batch of an epoch, if it is partial, is left out.
-  pretrain_steps = num_pretrain // _BATCH
-  steps_per_epoch = num_images // _BATCH
+  num_steps = 20 * (num_images // _BATCH)  # Without partial batches.
   config = shared.block(
     program='pass_luss.main',
     without_files=shared.TINY_ADVICE,
     network=networks.resnet(depth),
     images={'data': {'name': f'imagenet_s/{num_classes}'}},
-    represent={
-      'data': {'name': pretrain_data},
-      'learn': luss.objectives(
-        options,
-        {
-          'queue': queue,
-          'queue_from_step': 15 * pretrain_steps,
-          'frozen_steps': frozen_steps,
-        },
-      ),
-      'widths': {'hidden': hidden, 'prototypes': prototypes},
-      **_views(options, multi_crop),
-      'start': luss.start(options),
-      'recipe': shared.recipe(
-        _BATCH,
-        epochs * pretrain_steps,
-        _pretraining_optimizer(options, pretrain_steps),
-        evaluate_every=5_000,
-      ),
-    },
+    represent=_pretraining(
+      options,
+      *(pretraining or (f'imagenet_s/{num_classes}', num_images)),
+      epochs=epochs,
+      queue={'queue': queue, 'frozen_steps': frozen_steps},
+      widths={'hidden': hidden, 'prototypes': prototypes},
+      multi_crop=multi_crop,
+    ),
     stages=luss.stages(options),
     distance={'splits': ('val', 'test'), 'batch_size': 16},
-    attend={
-      'clusters': {'queue': 3840},
-      'shared': options.shared_attention,
-      'large': luss.views('large', 2, 224, (0.08, 1.0)),
-      'colors': _colors('swav'),
-      'recipe': shared.recipe(
-        _BATCH,
-        20 * steps_per_epoch,
-        # The released code ends at this rate whatever the peak.
-        luss.larc(attention_rate, final_learning_rate=6e-4),
-      ),
-    },
-    cluster={'kind': options.cluster, 'seed': options.seed},
-    label={
-      'threshold': luss.threshold(options, threshold),
-      'saliency': options.saliency,
-    },
-    finetune={
-      'crop': luss.crop(224, 0.08),
-      'recipe': shared.recipe(_BATCH, 20 * steps_per_epoch, luss.larc(0.6)),
-    },
-    segment={'inference': luss.inference(options)},
+    attend=_attention(options, num_steps, attention_rate),
+    **_pseudo_labels(options, num_steps, threshold),
     semi=_semi(options, num_classes),
     segment_semi={},
-    operation={
-      'save_every': 1000,
-      'reading': {'threads': 32, 'buffered': 32},
-    },
+    operation=_OPERATION,
   )
+  return _finish(config, options, num_classes, depth)
+
+
+def _finish(
+  config: ml_collections.ConfigDict,
+  options: SimpleNamespace,
+  num_classes: int,
+  depth: int,
+) -> ml_collections.ConfigDict:
+  """Adds descriptions, the smaller size, and the changes of `tiny`."""
   _describe_submissions(config, options, num_classes, depth)
   _segment_smaller(config, options, num_classes)
   if options.tiny:
     _generate_images(config, options)
   return luss.finish(config, options)
+
+
+def _pretraining(
+  options: SimpleNamespace,
+  data: str,
+  num_images: int,
+  *,
+  epochs: int,
+  queue: dict[str, Any],
+  widths: dict[str, Any],
+  multi_crop: bool,
+) -> dict[str, Any]:
+  """Builds the pretraining of the representation (spec §2.1)."""
+  steps_per_epoch = num_images // _BATCH
+  return {
+    'data': {'name': data},
+    'learn': luss.objectives(
+      options, {**queue, 'queue_from_step': 15 * steps_per_epoch}
+    ),
+    'widths': widths,
+    **_views(options, multi_crop),
+    'start': luss.start(options),
+    'recipe': shared.recipe(
+      _BATCH,
+      epochs * steps_per_epoch,
+      _pretraining_optimizer(options, steps_per_epoch),
+      evaluate_every=5_000,
+    ),
+  }
+
+
+def _attention(
+  options: SimpleNamespace, num_steps: int, learning_rate: float
+) -> dict[str, Any]:
+  """Builds the training of pixel attention (spec §3.1)."""
+  return {
+    'clusters': {'queue': 3840},
+    'shared': options.shared_attention,
+    'large': luss.views('large', 2, 224, (0.08, 1.0)),
+    'colors': _colors('swav'),
+    'recipe': shared.recipe(
+      _BATCH,
+      num_steps,
+      # The released code ends at this rate whatever the peak.
+      luss.larc(learning_rate, final_learning_rate=6e-4),
+    ),
+  }
+
+
+def _pseudo_labels(
+  options: SimpleNamespace, num_steps: int, threshold: float
+) -> dict[str, Any]:
+  """Builds the stages that generate labels and train on them (spec §3.3)."""
+  return {
+    'cluster': {'kind': options.cluster, 'seed': options.seed},
+    'label': {
+      'threshold': luss.threshold(options, threshold),
+      'saliency': options.saliency,
+    },
+    'finetune': {
+      'crop': luss.crop(224, 0.08),
+      'recipe': shared.recipe(_BATCH, num_steps, luss.larc(0.6)),
+    },
+    'segment': {'inference': luss.inference(options)},
+  }
 
 
 def _views(options: SimpleNamespace, multi_crop: bool) -> dict[str, Any]:
@@ -254,7 +289,8 @@ def _segment_smaller(
   """Adds the stage that segments the smaller size of option `on`.
 
   Raises:
-    ValueError: it is not smaller, or no stage trains a network that segments.
+    ValueError: the size is not smaller, or no stage trains a network that
+      segments.
   """
   if not options.on:
     return

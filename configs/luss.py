@@ -20,6 +20,8 @@ PASS = {
   'protocol': ['unsupervised', 'distance', 'semi'],
   'p2p': ['regression', 'clustering', 'contrastive', 'off'],
   'project': True,  # project pixels before P2P
+  # Batch statistics of P2P's predictor: of both views (released code), or each.
+  'predictor_statistics': ['joint', 'per_view'],
   'd2s': ['auto', '3', '32', 'off'],  # stages; auto: 3, of pixpro 3 and 2
   'd2s_targets': ['deep', 'own'],  # features whose assignments are the targets
   'd2s_view': ['other', 'same'],  # view of the targets
@@ -83,7 +85,8 @@ def objectives(
     alignment: fields of P2P that differ from the defaults.
 
   Raises:
-    ValueError: no objective is left, or D2S without clusters.
+    ValueError: no objective is left, D2S without clusters, or statistics of a
+      predictor without P2P.
   """
   has_pixpro = options.branch == 'pixpro'
   if not options.clusters and not has_pixpro:
@@ -96,6 +99,11 @@ def objectives(
       f'config option d2s={options.d2s}: needs clusters=true, whose '
       'assignments are the targets'
     )
+  if options.p2p == 'off' and options.predictor_statistics != 'joint':
+    raise ValueError(
+      f'config option predictor_statistics={options.predictor_statistics}: '
+      'p2p=off has no predictor, expected it with p2p=regression'
+    )
   d2s_stages = {
     'auto': (3, 2) if has_pixpro else (3,),
     '3': (3,),
@@ -105,6 +113,7 @@ def objectives(
   p2p = {
     'kind': options.p2p,
     'project': options.project,
+    'predictor_statistics': options.predictor_statistics,
     **(alignment or {}),
   }
   return {

@@ -5,6 +5,7 @@ the options dataclass that the block is built into.
 """
 
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,11 @@ FOLDER = {
   # Images without masks that are trained on, too: a folder of them (in the
   # source, or an absolute path); or 'same', those of `images` without a mask.
   'unlabeled': '',
+  'crop': '',  # LEAST-LARGEST share of an image that a crop shows; '': chosen
+  'size': '',  # HEIGHTxWIDTH of crops, in pixels; '': chosen from the data
 }
+# Options of `FOLDER` that are no fields of the data set.
+_NOT_OF_DATA = ('unlabeled', 'crop', 'size')
 # Value of `unlabeled`, and the split that it makes.
 _SAME_FOLDER, _UNLABELED = 'same', 'unlabeled'
 
@@ -118,8 +123,8 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
   Args:
     options: parsed options, among them those of `FOLDER`.
   """
-  fields = {name: getattr(options, name) for name in FOLDER}
-  if fields.pop('unlabeled') == _SAME_FOLDER:
+  fields = {n: getattr(options, n) for n in FOLDER if n not in _NOT_OF_DATA}
+  if options.unlabeled == _SAME_FOLDER:
     fields['without_mask'] = _UNLABELED
   return {'name': 'image_mask_folder', **fields}
 
@@ -141,3 +146,46 @@ def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
     'on_bad_example': options.on_bad_example,
   }
   return {'data': data, 'split': 'train'}
+
+
+def folder_crop(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds the crop of a folder: chosen from its images unless options say.
+
+  Args:
+    options: with those of `FOLDER`.
+
+  Raises:
+    ValueError: an option has another form.
+  """
+  # (0, 0) leaves the choice; a command line can override it.
+  fields = {'size': (0, 0), 'area': (0.0, 0.0)}
+  if options.size:
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', options.size)
+    if not match:
+      raise ValueError(
+        f'config option size={options.size}: expected HEIGHTxWIDTH, as 96x144'
+      )
+    fields['size'] = (int(match[1]), int(match[2]))
+  if options.crop:
+    fields['area'] = parse_range('crop', options.crop, '0.4-1')
+  return {'name': 'fitted', **fields}
+
+
+def parse_range(option: str, text: str, example: str) -> tuple[float, float]:
+  """Parses LEAST-LARGEST.
+
+  Args:
+    option: name of the option, for the message.
+    text: value of the option.
+    example: of a value, for the message.
+
+  Raises:
+    ValueError: the text has another form.
+  """
+  least, _, largest = text.partition('-')
+  try:
+    return float(least), float(largest)
+  except ValueError:
+    raise ValueError(
+      f'config option {option}={text}: expected LEAST-LARGEST, as {example}'
+    ) from None

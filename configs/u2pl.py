@@ -51,6 +51,9 @@ PAPER = {
   'equal_steps': False,  # sup_only: as many steps as the other systems
   'batch': 16,  # labeled images of a step, and as many unlabeled ones
   'pad_label': ['paper', 'ignored'],  # of padding; paper: class 0
+  # Rule by which labels are scaled: as images, or as in the released code, half
+  # a pixel beside them.
+  'label_resize': ['centers', 'released'],
   'network': ['resnet101', 'resnet50', 'transunet'],
   'encoder': 'auto',  # auto: public weights of the network; '': random values
 }
@@ -80,47 +83,34 @@ def paper(
   """Builds an experiment of the paper.
 
   Args:
-    options: with those of `PAPER`, `labels` and `epochs`.
-    images: data set and splits.
-    size: of crops, in pixels a side.
-    losses: of training.
-    steps_per_epoch: of training.
-    optimizer: of training.
-    epochs_per_evaluation: between evaluations during training.
-    evaluate: the reported evaluation.
+    options: options of the config: those of `PAPER`, `labels` and `epochs`.
+    images: blocks of the data set and its splits.
+    size: side of the crops in pixels.
+    losses: block of the losses of training.
+    steps_per_epoch: number of steps of an epoch of training.
+    optimizer: block of the optimizer of training.
+    epochs_per_evaluation: number of epochs between two evaluations during
+      training.
+    evaluate: block of the reported evaluation.
 
   Raises:
     ValueError: options contradict each other.
   """
   transunet = options.network == 'transunet'
-  if transunet:
-    network = networks.unet('transunet')
-  else:
-    network = networks.deeplabv3plus(options.network)
   config = shared.block(
     program='u2pl.main',
     without_files=shared.TINY_ADVICE,
-    network=network,
+    network=networks.unet('transunet')
+    if transunet
+    else networks.deeplabv3plus(options.network),
     train={
       **images,
-      'subset': {
-        'labels': options.labels,
-        'list': options.list.replace('{labels}', str(options.labels)),
-        'seed': options.seed,
-        'run': options.run,
-      },
+      'subset': _listed_subset(options),
       'learn': losses,
       # Logits at full resolution, where those of DeepLabv3+ are at a quarter.
       'heads': {'kind': 'conv'} if transunet else {},
       'start': _start(options, networks.WEIGHTS[options.network]),
-      'crop': {
-        'name': 'random',
-        'size': (size, size),
-        'scales': (0.5, 2.0),
-        'balanced': True,
-        'centered': True,
-        'fill': {'paper': 'paper', 'ignored': 'mean'}[options.pad_label],
-      },
+      'crop': _scaled_crop(options, size),
       'steps_per_epoch': steps_per_epoch,
       'recipe': shared.recipe(
         options.batch,
@@ -138,6 +128,29 @@ def paper(
   return config
 
 
+def _listed_subset(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds the choice of labeled images, by a list or at random."""
+  return {
+    'labels': options.labels,
+    'list': options.list.replace('{labels}', str(options.labels)),
+    'seed': options.seed,
+    'run': options.run,
+  }
+
+
+def _scaled_crop(options: SimpleNamespace, size: int) -> dict[str, Any]:
+  """Builds the square random crop of the paper, after scaling by 0.5 to 2."""
+  return {
+    'name': 'random',
+    'size': (size, size),
+    'scales': (0.5, 2.0),
+    'balanced': True,
+    'centered': True,
+    'fill': {'paper': 'paper', 'ignored': 'mean'}[options.pad_label],
+    'label_resize': options.label_resize,
+  }
+
+
 def small(
   options: SimpleNamespace,
   *,
@@ -152,14 +165,16 @@ def small(
   """Builds an experiment for a CPU, with 8 images of each kind a step.
 
   Args:
-    options: with those of `SMALL`.
-    network: of student and teacher.
-    train: data set, crop, losses and `steps_per_epoch` of training.
+    options: options of the config: those of `SMALL`.
+    network: block of the network of student and teacher.
+    train: blocks of data set, crop and losses of training, and
+      `steps_per_epoch`.
     labels: number of labeled images if no option gives it; 0 for all.
-    epochs: of training.
-    epochs_per_evaluation: between evaluations during training.
-    learning_rate: if no option gives it.
-    evaluate: the reported evaluation.
+    epochs: number of epochs of training.
+    epochs_per_evaluation: number of epochs between two evaluations during
+      training.
+    learning_rate: learning rate if no option gives it.
+    evaluate: block of the reported evaluation.
 
   Raises:
     ValueError: options contradict each other.
@@ -193,13 +208,14 @@ def small_losses(
   """Builds the losses of training on small images.
 
   Args:
-    options: with those of `SMALL`.
-    warmup_epochs: of training on labeled images alone.
-    weight: of the loss of unlabeled images.
+    options: options of the config: those of `SMALL`.
+    warmup_epochs: number of epochs of training on labeled images alone.
+    weight: weight of the loss of unlabeled images.
     **contrast: further fields of the contrastive loss.
 
   Raises:
-    ValueError: as `losses`.
+    ValueError: a part is turned on, or an option given, that has no effect on
+      the system.
   """
   sizes = {
     'num_anchors': 64,
@@ -230,7 +246,7 @@ def losses(
     mixing: further fields of the strong augmentation.
     consistency: further fields of the loss of unlabeled images.
     contrast: further fields of the contrastive loss.
-    **fields: further ones of training, such as `supervised`.
+    **fields: further fields of the losses, such as `supervised`.
 
   Raises:
     ValueError: a part is turned on, or an option given, that has no effect on
@@ -308,15 +324,15 @@ def _parts(options: SimpleNamespace) -> dict[str, bool]:
 def steps_per_epoch(
   options: SimpleNamespace, max_labels: int, num_images: int
 ) -> int:
-  """Computes the steps of an epoch.
+  """Computes the number of steps of an epoch.
 
-  It is an epoch of the unlabeled images, without the last batch if it is
-  partial; for sup_only of the labeled ones, with it.
+  An epoch visits the unlabeled images and omits a last partial batch. For
+  sup_only it visits the labeled images and includes a last partial batch.
 
   Args:
-    options: `system`, `labels`, `batch` and `equal_steps`.
-    max_labels: images that may be labeled.
-    num_images: labeled and unlabeled ones.
+    options: options `system`, `labels`, `batch` and `equal_steps`.
+    max_labels: number of images that may be labeled.
+    num_images: number of labeled and unlabeled images together.
 
   Raises:
     ValueError: there are too few images of either kind, or `equal_steps` has

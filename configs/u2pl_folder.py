@@ -39,7 +39,7 @@ def get_config(argument=None):
       'data': shared.folder(options),
       'unlabeled': unlabeled['split'] if unlabeled else '',
       **({'unlabeled_data': unlabeled['data']} if elsewhere else {}),
-      'crop': {'name': 'inception', 'size': (96, 96), 'area': (0.05, 0.5)},
+      'crop': shared.folder_crop(options),
       'learn': u2pl.small_losses(
         options,
         options.warmup_epochs,
@@ -53,5 +53,8 @@ def get_config(argument=None):
     epochs_per_evaluation=10,
     learning_rate=2e-3,
     # Images of many sizes are padded to few, each compiled once.
-    evaluate={'protocol': u2pl.WHOLE_IMAGE | {'size_multiple': 64}},
+    evaluate={
+      'protocol': u2pl.WHOLE_IMAGE | {'size_multiple': 64},
+      'training_scale': True,
+    },
   )

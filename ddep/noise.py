@@ -25,13 +25,18 @@ _SMALLEST_GAMMA = 1e-4
 class NoiseOptions:
   """Options of the noise (spec DDeP §4).
 
-  The strength is given by exactly one of gamma, sigma and gamma_range.
+  Exactly one of gamma, sigma and gamma_range gives the strength.
 
   Attributes:
     kind: 'scaled' attenuates the image so that the variance stays (Eq. 5);
       'simple' adds to it (Eq. 1).
+    noise_space: range of the images that the equation is applied to, and unit
+      of the noise's magnitude: 'symmetric' is [-1, 1]; 'unit' is [0, 1], where
+      'scaled' attenuates toward black and σ = 0.22 is 0.44 of [-1, 1]; 'auto'
+      is that of the public code: 'symmetric' for 'scaled' (toward mid-gray),
+      'unit' for 'simple'.
     gamma: γ of Eq. 5, in (0, 1); 0 if another field gives the strength.
-    sigma: σ of Eq. 1, in units of images in [0, 1] for 'simple'; equivalent to
+    sigma: σ of Eq. 1, in units of the noise space; equivalent to
       γ = 1 / (1 + σ²); 0 if another field gives the strength.
     gamma_range: least and largest γ, drawn for each image; an upper end above 1
       leaves some images without noise. (0, 0) if another field gives the
@@ -47,6 +52,7 @@ class NoiseOptions:
   """
 
   kind: Literal['scaled', 'simple'] = 'scaled'
+  noise_space: Literal['auto', 'symmetric', 'unit'] = 'auto'
   gamma: float = 0.0
   sigma: float = 0.0
   gamma_range: tuple[float, float] = (0.0, 0.0)
@@ -100,6 +106,18 @@ class NoiseOptions:
       )
 
   @property
+  def is_unit(self) -> bool:
+    """Returns whether the equation is applied to images in [0, 1]."""
+    if self.noise_space == 'auto':
+      return self.kind == 'simple'
+    return self.noise_space == 'unit'
+
+  @property
+  def unit(self) -> float:
+    """Returns the unit of the noise's magnitude, for images in [-1, 1]."""
+    return 2.0 if self.is_unit else 1.0
+
+  @property
   def levels(self) -> Float[np.ndarray, 'T']:
     """Returns γ of each time step, for 'linear' and 'multiplicative'."""
     least, largest = self.gamma_range
@@ -113,7 +131,8 @@ def sample_noise_gamma(keys: Array, options: NoiseOptions) -> Float[Array, 'B']:
   """Draws the noise level γ of each image from its key; float32.
 
   Args:
-    keys: [B] keys; safe to use in `sample_noise` too, as γ folds them.
+    keys: [B] PRNG keys. They may be passed to `sample_noise` too, since a
+      constant is folded into them here.
     options: options of the noise.
   """
   if options.gamma_range == (0, 0):
@@ -137,8 +156,8 @@ def sample_noise(
   """Draws the noise e, each row from its own key; float32.
 
   Args:
-    keys: [B] keys.
-    shape: [B, H, W, 3] of the images.
+    keys: [B] PRNG keys, one for each image.
+    shape: shape [B, H, W, 3] of the images.
   """
   return jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))(
     keys
@@ -148,7 +167,7 @@ def sample_noise(
 def noise_magnitude(
   gamma: Float[Array, '*B'], options: NoiseOptions
 ) -> Float[Array, '*B']:
-  """Computes the factor of e.
+  """Computes the factor of the noise e, in units of the noise space.
 
   It is sqrt(1 - γ) for 'scaled' and σ = sqrt(1/γ - 1) for 'simple'.
   """
@@ -165,13 +184,15 @@ def corrupt_with_noise(
   """Adds noise to images; the result is not clipped.
 
   scaled (Eq. 5): sqrt(γ) y + sqrt(1 - γ) e.
-  simple (Eq. 1): x + σ e on images x in [0, 1], that is y + 2 σ e.
+  simple (Eq. 1): y + σ e.
+  In the noise space 'unit' these are of x = (y + 1) / 2, and the result is
+  mapped back to [-1, 1]: simple noise is y + 2 σ e.
   """
   gamma = _per_image(gamma)
   added = noise_magnitude(gamma, options) * eps
   if options.kind == 'scaled':
-    return jnp.sqrt(gamma) * images + added
-  return images + 2 * added
+    images = _attenuate(images, jnp.sqrt(gamma), options)
+  return images + options.unit * added
 
 
 def denoising_target(
@@ -206,9 +227,21 @@ def denoised_images(
     if options.target == 'eps_scaled'
     else noise_magnitude(gamma, options) * predicted
   )
+  images = noisy - options.unit * added
   if options.kind == 'scaled':
-    return (noisy - added) / jnp.sqrt(gamma)
-  return noisy - 2 * added
+    images = _attenuate(images, 1 / jnp.sqrt(gamma), options)
+  return images
+
+
+def _attenuate(
+  images: Float[Array, 'B H W 3'],
+  factor: Float[Array, 'B 1 1 1'],
+  options: NoiseOptions,
+) -> Float[Array, 'B H W 3']:
+  """Multiplies images by a factor, in the noise space."""
+  if options.is_unit:  # factor · (y + 1) - 1, exactly y for a factor of 1.
+    return factor * images + (factor - 1.0)
+  return factor * images
 
 
 def _per_image(gamma: Float[Array, 'B']) -> Float[Array, 'B 1 1 1']:

@@ -4,10 +4,14 @@ A batch is a dict of arrays with leading axis B:
 
   image  uint8  [B, H, W, 3]  RGB
   label  int16  [B, H, W]     class ids; a negative label is ignored
+  valid  bool   [B, H, W]     False on padding that is ignored; True elsewhere
   tags   bool   [B, C]        image-level labels: the classes that occur
   mask   bool   [B]           False on rows that only pad the batch
   size   int32  [B, 2]        height and width of the original image
   id     bytes  [B]           name of the image; stays on the host
+
+In labeled images ignored padding has a negative label, so `valid` is for
+unlabeled ones; without it no pixel is ignored padding.
 
 Multi-view batches hold one key per resolution instead of `image`:
 `views_NAME` uint8 [B, V, h, w, 3] with `box_NAME` float32 [B, V, 4] (top, left,
@@ -37,6 +41,7 @@ def batch_spec(
   size: tuple[int, int],
   label: bool = False,
   num_tags: int | None = None,
+  valid: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shapes and types of a training batch, without any data.
 
@@ -45,6 +50,7 @@ def batch_spec(
     size: (height, width) of the images in pixels.
     label: whether the batch has a class id per pixel.
     num_tags: number C of image-level labels; None for a batch without tags.
+    valid: whether the batch marks ignored padding.
   """
 
   def rows(dtype, *shape: int) -> jax.ShapeDtypeStruct:
@@ -55,6 +61,7 @@ def batch_spec(
     'size': rows(jnp.int32, 2),
     'mask': rows(jnp.bool_),
     **({'label': rows(jnp.int16, *size)} if label else {}),
+    **({'valid': rows(jnp.bool_, *size)} if valid else {}),
     **({} if num_tags is None else {'tags': rows(jnp.bool_, num_tags)}),
   }
 

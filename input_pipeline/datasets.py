@@ -17,20 +17,25 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
+from etils import epy
 from jax.experimental import multihost_utils
 
-from input_pipeline import record_views
-from input_pipeline.builders import base, class_list, shards
+from input_pipeline import audit_reports, record_views
+from input_pipeline.builders import class_list, shards
 from input_pipeline.sources import (
-  audit,
+  class_counts,
   fingerprints,
   image_files,
   image_ids,
   records,
 )
 from runtime import errors, files
+
+with epy.lazy_imports():
+  import tensorflow_datasets as tfds
+
+  from input_pipeline.builders import base
 
 # The files of a data set are in $SEG_DATA_DIR/NAME, unless `source` is given.
 SOURCE_VARIABLE = 'SEG_DATA_DIR'
@@ -54,9 +59,6 @@ _BUILDERS = {
 
 # Data sets that are a user's own folder.
 _FOLDERS = ('image_folder', 'image_mask_folder')
-
-# Reports of skipped files that this process has printed.
-_PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
 _MASK_FIELDS = (
@@ -221,7 +223,7 @@ def default_data_dir() -> str:
   )
 
 
-def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
+def dataset_builder(options: DataOptions, data_dir: str = '') -> 'base.Builder':
   """Creates the TFDS builder of a data set, prepared or not.
 
   Args:
@@ -244,7 +246,7 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> base.Builder:
   return cls(source=source, **kwargs)
 
 
-def _class_of(options: DataOptions) -> tuple[Any, type[base.Builder], str]:
+def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
   """Returns module, class and config of a builder; the config may be ''.
 
   Raises:
@@ -290,7 +292,7 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
 
 def prepare_dataset(
   options: DataOptions, data_dir: str = '', report_existing: bool = False
-) -> base.Builder:
+) -> 'base.Builder':
   """Prepares the records of a data set, unless they exist.
 
   Process 0 prepares while the others wait. The audit of the files is printed.
@@ -342,7 +344,7 @@ def _is_host_0() -> bool:
 
 
 def _prepare_on_host_0(
-  data_set: base.Builder, options: DataOptions, report_existing: bool
+  data_set: 'base.Builder', options: DataOptions, report_existing: bool
 ) -> errors.UserError | None:
   """Prepares a data set unless its records exist; returns the error, if any."""
   report = pathlib.Path(data_set.data_dir) / base.REPORT
@@ -356,13 +358,10 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # A run opens a data set several times, but reports what is odd once.
-    if report.exists() and (not existed or report not in _PRINTED_REPORTS):
-      _PRINTED_REPORTS.add(report)
-      text = report.read_text()
-      if existed and data_set.on_bad_example != 'skip':
-        text = audit.select_warnings(text) if options.name in _FOLDERS else ''
-      print(text, end='', flush=True)
+    # Every run reports the files that are skipped, and what is odd in a folder.
+    whole = not existed or data_set.on_bad_example == 'skip'
+    if whole or options.name in _FOLDERS:
+      audit_reports.print_audit_report(report, not existed, whole)
   except errors.UserError as error:
     if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
@@ -454,6 +453,15 @@ def open_dataset_split(
     ),
     id_rule=_id_rule(options),
   )
+
+
+def read_split_counts(
+  options: DataOptions, split: str, data_dir: str = ''
+) -> class_counts.ClassCounts:
+  """Reads the counts of a split of a prepared data set."""
+  with _without_tfds_logs():
+    folder = pathlib.Path(dataset_builder(options, data_dir).data_dir)
+  return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
 def _id_rule(options: DataOptions) -> image_ids.IdRule:

@@ -17,13 +17,16 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import jax
 import numpy as np
+from etils import epy
 
 from input_pipeline import batch as batch_lib
 from input_pipeline import transforms
 from runtime import errors
+
+with epy.lazy_imports():
+  import grain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class ReadOptions:
     if self.workers < 0:
       raise ValueError(f'workers: expected >= 0, got {self.workers}')
 
-  def iterate(self, batches: grain.MapDataset) -> grain.DatasetIterator:
+  def iterate(self, batches: 'grain.MapDataset') -> 'grain.DatasetIterator':
     """Returns an iterator that reads batches ahead of their use."""
     options = grain.ReadOptions(
       num_threads=self.threads, prefetch_buffer_size=self.buffered
@@ -116,7 +119,7 @@ class Stream:
         'of labels'
       )
 
-  def examples(self, seed: int) -> grain.MapDataset:
+  def examples(self, seed: int) -> 'grain.MapDataset':
     """Returns the infinite sequence of examples, the same on all hosts."""
     # Grain seeds the generator of an example with the seed and the index alone,
     # so that neither hosts nor worker processes nor a restart change it.
@@ -159,7 +162,7 @@ class Loader:
   reading: ReadOptions = ReadOptions()
   shard: ProcessShard = dataclasses.field(default_factory=ProcessShard)
 
-  def batches(self) -> grain.MapDataset:
+  def batches(self) -> 'grain.MapDataset':
     """Returns the sequence of this process's parts of the batches, by step."""
     rows = self.shard.rows(self.batch_size)
     # Local batch j·count + p is the p-th contiguous part of global batch j.

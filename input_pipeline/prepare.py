@@ -24,9 +24,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
+from etils import epy
 
-from input_pipeline import datasets, report, splits, transforms
-from input_pipeline.builders import base, class_list
+from input_pipeline import crop_scale, datasets, report, splits, transforms
+from input_pipeline.builders import class_list
 from input_pipeline.builders import shards as shards_lib
 from input_pipeline.importers import conversion
 from input_pipeline.sources import (
@@ -39,6 +40,9 @@ from input_pipeline.sources import (
   records,
 )
 from runtime import errors, exit_status, files
+
+with epy.lazy_imports():
+  from input_pipeline.builders import base
 
 PICTURE = 'report.png'
 
@@ -167,6 +171,7 @@ def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   }
   _warn_of_shared_images(indices)
   counts = class_counts.read_class_counts(folder / base.COUNTS)
+  _print_crop(options, counts, indices)
   split = _split_to_draw(data_set, indices)
   opened = datasets.open_dataset_split(options, split, data_dir)
   decode = transforms.Decode(len(opened.classes), keep=('label', 'tags'))
@@ -202,8 +207,11 @@ def _check(options: datasets.DataOptions, data_dir: str) -> None:
     )
   ]
   samples = [s for s in samples if isinstance(s, records.Sample)]
-  name = f'{options.name.replace("/", "-")}.png'
-  path = pathlib.Path(data_set.data_dir_root) / 'reports' / name
+  _print_crop(options, result.counts, indices)
+  # The config of a folder names it and has a digest of its files.
+  config = data_set.builder_config
+  name = f'{data_set.name}-{config.name}' if config else data_set.name
+  path = pathlib.Path(data_set.data_dir_root) / 'reports' / f'{name}.png'
   _draw(path, options.name, result.counts, data_set.schema(), samples)
   print('this was a check: no record was written')
 
@@ -215,8 +223,22 @@ def _warn_of_shared_images(
     print(f'warning: {line}')
 
 
+def _print_crop(
+  options: datasets.DataOptions,
+  counts: Mapping[str, class_counts.ClassCounts],
+  indices: Mapping[str, fingerprints.ImageIndex],
+) -> None:
+  """Prints the crops that the configs of folders choose for the data."""
+  if options.name != 'image_mask_folder' or 'train' not in indices:
+    return
+  crop, source = crop_scale.FittedCrop().fit(
+    indices['train'].sizes, counts['train'].objects
+  )
+  print(f'crops of training: {crop_scale.describe_crop(crop)}, for {source}')
+
+
 def _split_to_draw(
-  data_set: base.Builder, indices: Mapping[str, fingerprints.ImageIndex]
+  data_set: 'base.Builder', indices: Mapping[str, fingerprints.ImageIndex]
 ) -> str:
   """Returns the first split with labels, else the first."""
   missing = data_set.missing_labels()

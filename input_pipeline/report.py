@@ -3,11 +3,15 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import matplotlib.figure
 import numpy as np
+from etils import epy
 from jaxtyping import UInt8
 
+from input_pipeline import overlays
 from input_pipeline.sources import class_counts, records
+
+with epy.lazy_imports():
+  import matplotlib.figure
 
 NUM_SAMPLES = 8
 # The names of more classes than these are not legible under their bars.
@@ -26,9 +30,7 @@ def overlay_label_colors(
   """
   if sample.label is None:
     return sample.pixels
-  colors = np.array(palette, np.uint8)[np.maximum(sample.label, 0)]
-  mixed = (0.4 * sample.pixels + 0.6 * colors).astype(np.uint8)
-  return np.where(sample.label[..., None] < 0, sample.pixels, mixed)
+  return overlays.draw_outlined_overlay(sample.pixels, sample.label, palette)
 
 
 def draw_dataset_report(

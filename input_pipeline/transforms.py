@@ -10,14 +10,12 @@ randomness, so that both can be tested alone.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import PIL.Image
-from jaxtyping import Shaped, UInt8
 
-from input_pipeline import batch, crop_boxes
+from input_pipeline import batch, crop_boxes, resampling
 from input_pipeline.sources import records
 
 Example = Mapping[str, Any]
@@ -44,6 +42,11 @@ class Fill:
         f'image: expected three values of 0 to 255, got {self.image}'
       )
 
+  @property
+  def is_ignored(self) -> bool:
+    """True if the padding has no class: nothing is learned from it."""
+    return self.label < 0
+
 
 # Mean color of ImageNet, 0 after the usual normalization.
 MEAN_COLOR = (124, 116, 104)
@@ -57,9 +60,20 @@ FILLS = {
 }
 
 
-def _check_fill(fill: str) -> None:
-  if fill not in FILLS:
-    raise ValueError(f'fill: expected one of {tuple(FILLS)}, got {fill!r}')
+# Rules by which a label map is resized, by their names in configs. 'released'
+# is that of U2PL's authors (spec U2PL §5), half a pixel beside the image.
+LABEL_RULES = {
+  'centers': resampling.resize_label_nearest,
+  'released': resampling.resize_label_by_floor,
+}
+
+# Maps of an example that have a value for each pixel of its image.
+_PIXEL_MAPS = ('label', 'valid')
+
+
+def _check_choice(name: str, value: str, table: Mapping[str, Any]) -> None:
+  if value not in table:
+    raise ValueError(f'{name}: expected one of {tuple(table)}, got {value!r}')
 
 
 def check_image_size(name: str, size: tuple[int, int]) -> None:
@@ -70,49 +84,6 @@ def check_image_size(name: str, size: tuple[int, int]) -> None:
   """
   if len(size) != 2 or min(size) < 1:
     raise ValueError(f'{name}: expected (height, width) >= 1, got {size}')
-
-
-def resize_label_nearest(
-  label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
-) -> Shaped[np.ndarray, 'h w']:
-  """Resizes a label map by nearest neighbors.
-
-  Along each axis, output i is input floor(i · in / out), computed in integers.
-
-  Args:
-    label: class ids.
-    size: (height, width) of the output in pixels.
-  """
-  rows = np.arange(size[0]) * label.shape[0] // size[0]
-  columns = np.arange(size[1]) * label.shape[1] // size[1]
-  return label[rows[:, None], columns]
-
-
-def resize_image_bilinear(
-  image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
-) -> Shaped[np.ndarray, 'h w 3']:
-  """Resizes an image bilinearly, without antialiasing.
-
-  Args:
-    image: image of bytes or floats; the centers of pixels are at half-integers.
-    size: (height, width) of the output in pixels.
-  """
-  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def resize_image_antialiased(
-  image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
-) -> UInt8[np.ndarray, 'h w 3']:
-  """Resizes an image bilinearly as Pillow does, antialiased where it shrinks.
-
-  Args:
-    image: RGB image.
-    size: (height, width) of the output in pixels.
-  """
-  resized = PIL.Image.fromarray(image).resize(
-    size[::-1], PIL.Image.Resampling.BILINEAR
-  )
-  return np.asarray(resized)
 
 
 def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
@@ -130,10 +101,11 @@ def _overlap(start: int, length: int, size: int) -> tuple[slice, Padding]:
 def crop_example(
   example: Example, box: crop_boxes.Box, fill: Fill = Fill()
 ) -> Example:
-  """Crops image and label to a box, with padding outside of the image.
+  """Crops image and pixel maps to a box, with padding outside of the image.
 
   Args:
-    example: example with `image` [H, W, 3] and, maybe, `label` [H, W].
+    example: example with `image` [H, W, 3] and, maybe, `label` and `valid`
+      [H, W].
     box: rectangle in pixels.
     fill: color and class id of the padding.
   """
@@ -154,29 +126,44 @@ def crop_example(
     ] = inside
     return out
 
-  out = {**example, 'image': cut(example['image'], fill.image)}
-  if 'label' in example:
-    out['label'] = cut(example['label'], fill.label)
-  return out
+  values = {
+    'image': fill.image,
+    'label': fill.label,
+    'valid': not fill.is_ignored,
+  }
+  return {
+    name: cut(value, values[name]) if name in values else value
+    for name, value in example.items()
+  }
 
 
 def resize_example(
-  example: Example, size: tuple[int, int], antialias: bool = False
+  example: Example,
+  size: tuple[int, int],
+  antialias: bool = False,
+  label_resize: str = 'centers',
 ) -> Example:
-  """Resizes the image bilinearly and the label by nearest neighbors.
+  """Resizes the image bilinearly and pixel maps by nearest neighbors.
 
   Args:
-    example: example with `image` [H, W, 3] and, maybe, `label` [H, W].
+    example: example with `image` [H, W, 3] and, maybe, `label` and `valid`
+      [H, W].
     size: (height, width) of the output in pixels.
     antialias: whether the image is antialiased where it shrinks.
+    label_resize: rule of the pixel maps, one of `LABEL_RULES`.
   """
   if example['image'].shape[:2] == size:
     return example
-  resized = resize_image_antialiased if antialias else resize_image_bilinear
-  out = {**example, 'image': resized(example['image'], size)}
-  if 'label' in example:
-    out['label'] = resize_label_nearest(example['label'], size)
-  return out
+  functions = dict.fromkeys(_PIXEL_MAPS, LABEL_RULES[label_resize])
+  functions['image'] = (
+    resampling.resize_image_antialiased
+    if antialias
+    else resampling.resize_image_bilinear
+  )
+  return {
+    name: functions[name](value, size) if name in functions else value
+    for name, value in example.items()
+  }
 
 
 # OpenCV's code of each direction.
@@ -184,18 +171,24 @@ FLIPS = {'horizontal': 1, 'vertical': 0}
 
 
 def flip_example(example: Example, kind: str = 'horizontal') -> Example:
-  """Flips image and label left to right, or upside down.
+  """Flips image and pixel maps left to right, or upside down.
 
   Args:
-    example: example with `image` [H, W, 3] and, maybe, `label` [H, W].
+    example: example with `image` [H, W, 3] and, maybe, `label` and `valid`
+      [H, W].
     kind: 'horizontal' (left to right) or 'vertical' (upside down).
   """
   # OpenCV copies. A view with negative strides, as of np.flip, would make
   # batching ten times slower.
-  return {
-    name: cv2.flip(value, FLIPS[kind]) if name in ('image', 'label') else value
-    for name, value in example.items()
+  flipped = {
+    name: cv2.flip(example[name], FLIPS[kind])
+    for name in ('image', 'label')
+    if name in example
   }
+  if 'valid' in example:  # OpenCV has no maps of bool.
+    valid = cv2.flip(example['valid'].view(np.uint8), FLIPS[kind])
+    flipped['valid'] = valid.view(bool)
+  return {**example, **flipped}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,16 +197,18 @@ class Decode:
 
   Attributes:
     num_classes: number of classes, the length of `tags`.
-    keep: kinds of label to decode if the record has them: 'label', 'tags'.
+    keep: kinds of label to decode if the record has them, 'label' and 'tags';
+      'valid' adds a map of the pixels of the image, which crops extend by
+      their padding: False where it is ignored.
   """
 
   num_classes: int
   keep: tuple[str, ...] = ('label',)
 
   def __post_init__(self):
-    if not set(self.keep) <= {'label', 'tags'}:
+    if not set(self.keep) <= {'label', 'tags', 'valid'}:
       raise ValueError(
-        f"keep: expected some of ('label', 'tags'), got {self.keep}"
+        f"keep: expected some of ('label', 'tags', 'valid'), got {self.keep}"
       )
 
   def __call__(
@@ -227,6 +222,8 @@ class Decode:
       'size': np.asarray(image.shape[:2], np.int32),
       'id': np.bytes_(record['id']),
     }
+    if 'valid' in self.keep:
+      example['valid'] = np.ones(image.shape[:2], bool)
     # Empty in a split without masks of a data set with masks.
     label = record.get('label', b'') if 'label' in self.keep else b''
     if isinstance(label, np.ndarray):  # Some sources decode labels themselves.
@@ -273,6 +270,7 @@ class Resize:
   """Resizes to a fixed (height, width), changing the aspect ratio."""
 
   size: tuple[int, int]
+  ignores_padding: ClassVar[bool] = False
 
   def __post_init__(self):
     check_image_size('size', self.size)
@@ -297,6 +295,8 @@ class RandomCrop:
       placed at random.
     fill: name of the padding: 'ignored' is gray without a class, 'mean' the
       mean color without a class, 'paper' the mean color with class 0.
+    label_resize: rule by which the label is scaled: 'centers' as the image,
+      'released' that of U2PL's authors, half a pixel beside it.
   """
 
   size: tuple[int, int]
@@ -304,6 +304,7 @@ class RandomCrop:
   balanced: bool = False
   centered: bool = False
   fill: str = 'ignored'
+  label_resize: str = 'centers'
 
   def __post_init__(self):
     check_image_size('size', self.size)
@@ -315,7 +316,13 @@ class RandomCrop:
         'scales: expected low <= 1 <= high with balanced=True, got '
         f'{self.scales}'
       )
-    _check_fill(self.fill)
+    _check_choice('fill', self.fill, FILLS)
+    _check_choice('label_resize', self.label_resize, LABEL_RULES)
+
+  @property
+  def ignores_padding(self) -> bool:
+    """True if crops may be padded, by pixels without a class."""
+    return FILLS[self.fill].is_ignored
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Resizes by a random factor and crops at a random place."""
@@ -323,7 +330,7 @@ class RandomCrop:
     if self.scales != (1.0, 1.0):
       scale = crop_boxes.sample_image_scale(rng, self.scales, self.balanced)
       shape = tuple(max(int(scale * side), 1) for side in shape)
-      example = resize_example(example, shape)
+      example = resize_example(example, shape, label_resize=self.label_resize)
     sample = (
       crop_boxes.sample_centered_crop_box
       if self.centered
@@ -367,7 +374,12 @@ class CenterCrop:
 
   def __post_init__(self):
     check_image_size('size', self.size)
-    _check_fill(self.fill)
+    _check_choice('fill', self.fill, FILLS)
+
+  @property
+  def ignores_padding(self) -> bool:
+    """True if crops may be padded, by pixels without a class."""
+    return FILLS[self.fill].is_ignored
 
   def __call__(
     self, example: Example, rng: np.random.Generator | None = None
@@ -401,6 +413,7 @@ class InceptionCrop:
   area: tuple[float, float] = (0.3, 1.0)
   aspect: tuple[float, float] = (3 / 4, 4 / 3)
   antialias: bool = False
+  ignores_padding: ClassVar[bool] = False
 
   def __post_init__(self):
     check_image_size('size', self.size)
@@ -417,7 +430,7 @@ class InceptionCrop:
     return resize_example(crop_example(example, box), self.size, self.antialias)
 
 
-# Crops by their names in configs.
+# Crops by their names in configs. Each has a `size` and `ignores_padding`.
 CROPS = {
   'inception': InceptionCrop,
   'random': RandomCrop,

@@ -19,16 +19,16 @@ class Experiment(program_lib.Experiment):
   """A whole PASS config.
 
   Attributes:
-    images: clustered, labeled and segmented.
+    images: data set that is clustered, labeled and segmented.
     represent: step 1, pretraining of the encoder on images alone.
     distance: protocol of the encoder, by nearest labeled regions.
     attend: step 2a, pixel attention.
     cluster: step 2b, centroids.
     label: step 2c, a pseudo-label map for each image.
-    finetune: step 3, training on these.
+    finetune: step 3, training on the pseudo-labels.
     segment: label maps of the fine-tuned network.
-    semi: training on masks instead, the semi-supervised protocol.
-    segment_semi: label maps of that network.
+    semi: training on masks, the semi-supervised protocol.
+    segment_semi: label maps of the network trained on masks.
     segment_on: label maps of either network on another data set; may be None.
   """
 

@@ -4,12 +4,11 @@ import os
 import pathlib
 import tempfile
 
-# Before jax is imported anywhere. Tests compile much and compute little, so
-# programs are not optimized: compiling takes a third of the time.
+from tests.support import compilation
+
+# Before jax is imported anywhere.
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '')
-  + ' --xla_force_host_platform_device_count=8'
-  + ' --xla_backend_optimization_level=0'
+  f'{os.environ.get("XLA_FLAGS", "")} {compilation.xla_flags(devices=8)}'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(

@@ -132,3 +132,31 @@ def test_no_import_starts_a_jax_backend(report):
   assert {*COMMANDS} <= {*report}
   started = {name for name, entry in report.items() if entry['backends']}
   assert started == set()
+
+
+# Imports one module, and prints which of the other modules it has imported.
+_IMPORT_ONE = """
+import importlib, sys
+
+importlib.import_module(sys.argv[1])
+print(*[name for name in sys.argv[2:] if name in sys.modules])
+"""
+# Libraries that take long to import, and that most commands need late or never.
+SLOW_LIBRARIES = (
+  *('grain', 'orbax', 'tensorflow_datasets', 'matplotlib'),
+  *('tensorboard', 'clu', 'scipy.stats', 'chex'),
+)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_a_command_starts_without_slow_libraries(command):
+  """So that a misspelt option is answered in the time that jax needs."""
+  done = subprocess.run(
+    [sys.executable, '-c', _IMPORT_ONE, command, *SLOW_LIBRARIES],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split() == []

@@ -34,17 +34,18 @@ class ContrastOptions:
   """Options of the contrastive loss.
 
   Attributes:
-    weight: λ_c of the total loss.
-    temperature: τ of Eq. 10.
-    num_anchors: M, drawn for each class with replacement.
-    num_negatives: N, drawn for each anchor with replacement.
-    anchor_threshold: δ_p of Eq. 22, in [0, 1): the teacher's probability of the
-      class that an anchor must exceed.
-    low_rank: r_l of Eqs. 26-27: a labeled cell is a negative of the classes
-      ranked before it, except its label; an unlabeled one of the classes ranked
-      from it on.
-    high_rank: r_h of Eq. 27: an unlabeled cell is a negative of classes ranked
-      before it only.
+    weight: weight λ_c of this loss in the total loss.
+    temperature: temperature τ of Eq. 10.
+    num_anchors: number M of anchors drawn for each class, with replacement.
+    num_negatives: number N of negatives drawn for each anchor, with
+      replacement.
+    anchor_threshold: δ_p of Eq. 22, in [0, 1): probability of the class, by the
+      teacher, that an anchor must exceed.
+    low_rank: rank r_l of Eqs. 26-27. A labeled cell is a negative of each class
+      of lower rank, except its label; an unlabeled cell is a negative of
+      classes of this rank and above.
+    high_rank: rank r_h of Eq. 27, below which a class must be for an unlabeled
+      cell to be its negative.
     by_rank: whether ranks decide (probability rank threshold of Table IV); else
       a labeled cell is a negative of every class except its label, and an
       unlabeled one of every class except its most probable one.
@@ -54,8 +55,9 @@ class ContrastOptions:
     negatives: unlabeled cells that may be negatives: the 'unreliable' ones (the
       method), the 'reliable' ones, 'all', or 'none' (Table III).
     bank: whether negatives of earlier steps are kept.
-    capacity: rows of the bank for each class.
-    first_capacity: rows for class 0, the background; 0 for `capacity`.
+    capacity: number of rows of the bank for each class.
+    first_capacity: number of rows for class 0, the background; 0 for
+      `capacity`.
     max_push: largest number of rows that a step enqueues for each class, a
       uniform sample of its negatives.
     dtype: dtype of the rows in the bank.
@@ -149,7 +151,7 @@ def class_probability_ranks(
 ) -> Int[Array, '*shape C']:
   """Computes O of Eq. 25, the number of classes that are more probable.
 
-  Of equally probable classes the one of lower id comes first.
+  Among equally probable classes, the lower id has the lower rank.
   """
   # Compares all pairs of classes: on a CPU sorting takes 30 times longer.
   own, other = probs[..., :, None], probs[..., None, :]
@@ -170,7 +172,7 @@ def positive_cells(
     labels: ground truth or pseudo-labels; negative where ignored.
     labeled: cells with ground truth.
     reliable: unlabeled cells with a reliable pseudo-label.
-    num_classes: C.
+    num_classes: number C of classes.
   """
   of_class = labels[..., None] == jnp.arange(num_classes)
   return of_class & ((labels >= 0) & (labeled | reliable))[..., None]
@@ -235,7 +237,7 @@ def class_contrast_losses(
     positives: prototype of each class.
     rows: negative features in the memory bank.
     draws: indices of the rows that are each anchor's negatives.
-    temperature: τ.
+    temperature: temperature τ of Eq. 10.
   """
   return _class_losses(temperature, anchors, positives, rows, draws)
 
@@ -305,10 +307,10 @@ def mean_over_present_classes(
   usable: Bool[Array, 'C'],
   present: Bool[Array, 'C'],
 ) -> Scalar:
-  """Computes the mean loss over present classes, unusable ones counting as 0.
+  """Computes the mean loss over present classes.
 
-  0 unless at least two classes are present (spec §3.4). A present class that is
-  not usable counts as 0 in the mean, as in the released code.
+  A present class that is not usable counts as 0, as in the released code. The
+  result is 0 unless at least two classes are present (spec §3.4).
 
   Args:
     losses: mean InfoNCE of each class.

@@ -75,11 +75,12 @@ class ContrastiveBranch:
   """Contrastive loss between pixels, with a memory bank and class prototypes.
 
   Attributes:
-    num_classes: C.
-    feature_size: D of a representation.
+    num_classes: number C of classes.
+    feature_size: number D of features of a representation.
     options: options of the loss; None for prototypes alone, to denoise
       pseudo-labels.
-    prototype_momentum: m of Eq. 18; 0 takes the class means of each step.
+    prototype_momentum: momentum m of Eq. 18; 0 takes the class means of each
+      step.
   """
 
   num_classes: int
@@ -88,7 +89,7 @@ class ContrastiveBranch:
   prototype_momentum: float = 0.0
 
   def init(self) -> BranchState:
-    """Returns the state before step 0: an empty bank, no prototype."""
+    """Returns the state before step 0: an empty bank and no prototypes."""
     bank = None
     if self.options:
       bank = memory_bank.empty_memory_bank(
@@ -123,6 +124,8 @@ class ContrastiveBranch:
     Returns:
       The state after the step, and the targets; None without a loss.
     """
+    # Labels and masks are resized to the cells, not features to the pixels:
+    # representations are compared at their own stride (spec §1).
     cells = features.shape[1:3]
     labels = resize.resize_nearest_floor(labels, cells)
     labeled, reliable, unreliable = (
@@ -145,7 +148,7 @@ class ContrastiveBranch:
     candidates: contrast.Candidates,
     rng: Array,
   ) -> tuple[BranchState, ContrastiveTargets]:
-    """Does the same as `update` with the candidates of another rule."""
+    """Updates as `update` does, with candidates chosen by another rule."""
     state, counts = self._update_prototypes(
       state, features, candidates.positives
     )
@@ -188,11 +191,13 @@ class ContrastiveBranch:
     """Computes the contrastive loss L_c (Eq. 10), without its weight.
 
     Args:
-      features: representations of the student, of the batch of `update`.
+      features: representations by the student of the batch passed to `update`.
       targets: targets of this step.
       state: state of the branch that `update` returned, since the draws are
         rows of its bank.
     """
+    # Anchors are indices of cells: the teacher selects them, and the student's
+    # representations at these cells get the gradient.
     flat = features.reshape(-1, features.shape[-1])
     losses = contrast.class_contrast_losses(
       flat[targets.anchors],
@@ -218,14 +223,15 @@ class ContrastiveBranch:
     Args:
       state: state of the branch before this step's update.
       scores: logits of the teacher.
-      features: its representations of the same images.
+      features: representations of the same images by the teacher.
       kind: kind of distance, as in `prototypes.class_prototype_distances`.
-      due: whether to denoise even if a class has no prototype yet; a class that
-        never occurs would put it off forever.
+      due: whether to denoise even if a class has no prototype yet; otherwise a
+        class that never occurs would delay denoising forever.
     """
     denoised = prototypes.denoise_with_class_prototypes(
       scores, features, state.prototypes, kind
     )
+    # A class without a prototype has no distance of its own (Eq. 19).
     ready = due | jnp.all(state.prototypes.updates > 0)
     return jnp.where(ready, denoised, scores)
 

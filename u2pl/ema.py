@@ -59,11 +59,11 @@ def ema_decay_at_step(
 ) -> types.Scalar:
   """Computes the decay d of the update θ_t ← d·θ_t + (1 - d)·θ_s.
 
-  1 in the warm-up, 0 while the teacher is a copy, then
-  min(1 - 1/(k + 1), options.decay).
+  The decay is 1 in the warm-up, 0 while the teacher is a copy of the student,
+  and then min(1 - 1/(k + 1), options.decay).
 
   Args:
-    step: k, steps since the end of the warm-up; negative before.
+    step: number k of steps since the end of the warm-up; negative before.
     options: options of the teacher.
     steps_per_epoch: number of steps in which all unlabeled images are read
       once.
@@ -99,8 +99,8 @@ class EmaTeacher:
   Attributes:
     segmenter: network of both student and teacher.
     options: decay and batch statistics.
-    warmup_steps: steps before the teacher is used; its parameters do not change
-      in them.
+    warmup_steps: number of steps before the teacher is used, in which its
+      parameters do not change.
     steps_per_epoch: number of steps in which all unlabeled images are read
       once.
   """
@@ -124,10 +124,10 @@ class EmaTeacher:
     )
 
   def copy_student(self, state: TeacherState) -> TeacherState:
-    """Replaces the teacher by the student in the steps in which it is a copy.
+    """Copies the student's parameters where the decay of the step is 0.
 
-    `update` copies after a step. This is for the first step after the warm-up,
-    whose teacher still has its initial parameters.
+    `update` copies after a step. The first step after the warm-up needs the
+    copy before, since its teacher still has its initial parameters.
     """
     is_copy = self.decay(state) == 0
     state = state.replace(
@@ -175,7 +175,7 @@ class EmaTeacher:
 
     Args:
       before: state before the student's update; its step sets the decay.
-      after: state after it, with the teacher of before.
+      after: state after that update, with the teacher of `before`.
     """
     decay = self.decay(before)
     batch_stats = before.teacher_batch_stats

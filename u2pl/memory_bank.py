@@ -33,7 +33,7 @@ def empty_memory_bank(
 
   Args:
     capacity: number of rows of each class.
-    size: D, the length of a row.
+    size: number D of features of a row.
     dtype: dtype of the stored rows.
   """
   num_classes = len(capacity)
@@ -56,8 +56,8 @@ def push_negatives(
     counts: number of valid rows of each class, up to R.
 
   Raises:
-    ValueError: R is larger than the smallest capacity; a slot would be written
-      twice.
+    ValueError: R is larger than the smallest capacity, so that a slot would be
+      written twice.
   """
   num_rows = rows.shape[1]
   if num_rows > min(bank.capacity):
@@ -65,6 +65,8 @@ def push_negatives(
       f'rows: expected at most the smallest capacity of {min(bank.capacity)} '
       f'per class, got {num_rows}'
     )
+  # A ring of each class within its own capacity, in one array of the largest:
+  # class 0, the background, has more rows than the others.
   capacity = jnp.asarray(bank.capacity, jnp.int32)
   rank = jnp.arange(num_rows, dtype=jnp.int32)
   slot = (bank.pointer[:, None] + rank) % capacity[:, None]
@@ -80,7 +82,7 @@ def push_negatives(
 
 
 def clear_memory_bank(bank: Bank) -> Bank:
-  """Returns the bank without rows; their memory is kept."""
+  """Returns the bank with all rows unused, without freeing their memory."""
   zeros = jnp.zeros_like(bank.count)
   return bank.replace(count=zeros, pointer=zeros)
 

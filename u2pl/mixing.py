@@ -78,9 +78,11 @@ def sample_mixing_draws(
     rng: key of the groups' draws.
     keys: one key for each image, [B]: its draws do not depend on the device.
     options: probability and group.
-    shape: B, H, W of the images.
-    num_classes: C.
+    shape: number, height and width (B, H, W) of the images.
+    num_classes: number C of classes.
   """
+  # A key of each image for what differs between images, and one of the step for
+  # what its group shares.
   num_images, height, width = shape
   chance = jax.random.uniform(rng, (num_images // options.group,))
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (3 + num_classes,)))(
@@ -104,8 +106,8 @@ def cutmix_boxes(
   Args:
     uniforms: uniform numbers in [0, 1) for the width, the top and the left
       edge.
-    height: H of the images, in pixels.
-    width: W of the images; at least 4.
+    height: height H of the images, in pixels.
+    width: width W of the images, at least 4 pixels.
 
   Raises:
     ValueError: the images are too narrow.
@@ -147,6 +149,8 @@ def classmix_kept_mask(
   pixels are never kept.
   """
   num_classes = priorities.shape[1]
+  # Ignored pixels are sent out of bounds, where the scatter drops them; a
+  # negative index would count from the end and mark a class.
   present = jax.vmap(
     lambda label: (
       jnp.zeros(num_classes, bool)

@@ -66,9 +66,11 @@ def update_class_prototypes(
   Args:
     old: prototypes before the step.
     means: mean features of this step's cells.
-    counts: cells of each class.
-    momentum: m; 0 takes the means of this step alone.
+    counts: number of cells of each class.
+    momentum: momentum m of Eq. 18; 0 takes the means of this step alone.
   """
+  # With m = 0.999 a start from 0 would need thousands of steps to forget it, so
+  # the first mean is taken as it is.
   occurs = counts > 0
   momenta = jnp.where(old.updates > 0, momentum, 0.0)[:, None]
   vectors = momenta * old.vectors + (1 - momenta) * means
@@ -90,7 +92,8 @@ def class_prototype_distances(
   Args:
     features: features of the teacher.
     prototypes: prototypes of the classes.
-    kind: 'l2' L2-normalizes features and prototypes first; 'raw' does not.
+    kind: kind of distance: 'l2' between L2-normalized vectors, 'raw' between
+      the vectors as they are.
   """
   vectors = prototypes.vectors.astype(features.dtype)
   if kind == 'l2':
@@ -133,7 +136,8 @@ def denoise_with_class_prototypes(
 
   Args:
     scores: logits of the teacher at the resolution of the image.
-    features: its representations; weights are upsampled from their cells.
+    features: representations by the teacher, from whose cells the weights w are
+      upsampled.
     prototypes: prototypes before this step's update.
     kind: kind of distance, as in `class_prototype_distances`.
   """

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from input_pipeline import batch as batch_lib
 from segcore.models.layers import resize
 from segcore.ops import losses, order_statistics
 from segcore.types import Scalar
@@ -26,7 +27,7 @@ class PartitionOptions:
   """Share of pixels that counts as unreliable (dynamic partition adjustment).
 
   Attributes:
-    percent: α₀ of Eq. 15, at the first step.
+    percent: share α₀ of Eq. 15 at the first step, in percent.
     dynamic: whether the share decreases linearly to 0 at the last step; else it
       is constant.
   """
@@ -46,6 +47,23 @@ class PartitionOptions:
     """
     left = 1 - progress if self.dynamic else jnp.ones_like(progress)
     return self.percent * left
+
+
+def ignore_padding(
+  labels: Int[Array, 'B H W'], valid: Bool[Array, 'B H W'] | None
+) -> tuple[Int[Array, 'B H W'], Int[Array, '']]:
+  """Replaces the pseudo-labels of ignored padding by a negative label.
+
+  Args:
+    labels: pseudo-labels of the teacher.
+    valid: False on ignored padding; None if there is none.
+
+  Returns:
+    The labels, and the number of pixels without ignored padding.
+  """
+  if valid is None:
+    return labels, jnp.asarray(labels.size)
+  return jnp.where(valid, labels, batch_lib.IGNORE), jnp.sum(valid)
 
 
 class Reliability(NamedTuple):
@@ -87,8 +105,8 @@ def partition_by_entropy(
 ) -> Reliability:
   """Splits pixels at γ_t, the (100 - α_t)-th percentile of the entropy.
 
-  Percentiles are of the global batch, so the result does not depend on the
-  number of devices; the authors' are of one GPU's images.
+  The percentile is that of the global batch, so the result does not depend on
+  the number of devices; the authors take that of the images of one GPU.
 
   Args:
     entropies: entropies of the teacher's predictions, in nats.
@@ -97,6 +115,8 @@ def partition_by_entropy(
     anchor_entropy: rule for anchors, as in
       `contrast.ContrastOptions.anchor_entropy`.
   """
+  # γ_t: pixels strictly below it are reliable. At α_t = 0 all are, except those
+  # of the largest entropy.
   gamma = order_statistics.percentile(entropies, valid, 100 - percent)
   reliable = valid & (entropies < gamma)
   anchors = reliable
@@ -108,12 +128,19 @@ def partition_by_entropy(
   return Reliability(reliable, valid & (entropies >= gamma), anchors)
 
 
-def reliable_pixel_weight(kept: Bool[Array, '*shape']) -> Scalar:
+def reliable_pixel_weight(
+  kept: Bool[Array, '*shape'], num_pixels: Int[Array, ''] | int
+) -> Scalar:
   """Computes λ_u of Eq. 14, all pixels over those kept.
 
-  At most the number of all pixels, where none is kept.
+  Where no pixel is kept, the weight is the number of all pixels.
+
+  Args:
+    kept: pixels that count.
+    num_pixels: number of all pixels without ignored padding; those that Cutout
+      ignores count, as in the released code.
   """
-  return kept.size / jnp.maximum(jnp.sum(kept), 1).astype(jnp.float32)
+  return num_pixels / jnp.maximum(jnp.sum(kept), 1).astype(jnp.float32)
 
 
 def symmetric_cross_entropy(
@@ -125,18 +152,20 @@ def symmetric_cross_entropy(
   """Computes ξ₁·CE + ξ₂·RCE of each pixel in nats (Eq. 16).
 
   The reverse cross entropy exchanges prediction and label, the one-hot label
-  clipped from below at 1e-4: it is -log(1e-4)·(1 - p_y). 0 where the label is
-  negative.
+  clipped from below at 1e-4: it is -log(1e-4)·(1 - p_y). Both are 0 where the
+  label is negative.
 
   Args:
     logits: logits of the student.
     labels: pseudo-labels.
-    forward: ξ₁.
-    reverse: ξ₂; 0 leaves the cross entropy.
+    forward: weight ξ₁ of the cross entropy.
+    reverse: weight ξ₂ of the reverse cross entropy; 0 leaves it out.
   """
   loss = forward * losses.cross_entropy(logits, labels)
   if not reverse:
     return loss
+  # RCE = -Σ_c p_c log(clip(one-hot_c)): the label's term is log 1 = 0, and the
+  # other classes have 1 - p_y together.
   backward = -jnp.log(_LABEL_FLOOR) * (
     1 - losses.label_probability(logits, labels)
   )

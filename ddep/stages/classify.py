@@ -30,9 +30,9 @@ class ClassifyOptions:
   """Options of the classifier.
 
   Attributes:
-    data: a data set with tags.
-    split: trained on.
-    val_split: evaluated on.
+    data: data set with tags.
+    split: name of the training split.
+    val_split: name of the validation split.
     kind: 'softmax' where an image has one class, 'sigmoid' where several.
     crop: name and fields of a crop (see `transforms.CROPS`).
     flips: directions of random flips.

@@ -30,6 +30,8 @@ from segcore.train import workspace as workspace_lib
 
 # Images of the validation split that are denoised during training.
 _NUM_EVALUATED = 32
+# A loss above this share of that of predicting 0 is a warning.
+_TRIVIAL_LOSS = 0.95
 _PARTS = ('encoder', 'decoder', 'heads')
 
 
@@ -39,8 +41,9 @@ class DenoiseOptions:
 
   Attributes:
     data: images; their labels are not read.
-    split: trained on.
-    val_split: some of its images are denoised during training.
+    split: name of the training split.
+    val_split: name of the split of which some images are denoised during
+      training.
     start: parameters of the frozen encoder (DDeP); random ones for DeP.
     trained: parts that train: ('decoder', 'heads') is DDeP, with 'encoder' DeP.
     noise: kind and strength of the noise.
@@ -78,14 +81,14 @@ class Denoise(method_lib.SingleLossMethod):
   """Predicts the noise added to unlabeled images (Eq. 6).
 
     gamma ~ its distribution;  eps ~ N(0, 1)
-    noisy = corrupt(image, eps, gamma)
-    loss = mean((head_noise(noisy) - target(image, eps, gamma))**2)
+    noisy = corrupt_with_noise(image, eps, gamma)
+    loss = mean((head_noise(noisy) - denoising_target(image, eps, gamma))**2)
 
   The segmenter has a head `noise` of 3 channels at full resolution. With
   `update.trained = ('decoder', 'heads')` the encoder is frozen and sees the
   noisy image (DDeP); with 'encoder' among them the whole network trains (DeP).
-  A conditional decoder is given the noise level of each image; in fine-tuning,
-  where it is given none, it assumes none.
+  A conditional decoder receives the noise level of each image; in fine-tuning
+  it receives no level and assumes an image without noise.
 
   Attributes:
     noise: kind and strength of the noise.
@@ -210,7 +213,9 @@ class DenoisingPanels:
 
   def __call__(self, state: train_state.TrainState) -> tensorboard.Summaries:
     """Computes the loss and draws the panel; the same on every host."""
-    loss, noisy, denoised = jax.device_get(self._denoise(state, self.images))
+    loss, trivial, noisy, denoised = jax.device_get(
+      self._denoise(state, self.images)
+    )
     rows = [
       [
         image,
@@ -223,7 +228,9 @@ class DenoisingPanels:
     ]
     panel = panels.draw_picture_grid(rows, ('clean', 'noisy', 'denoised'))
     return tensorboard.Summaries(
-      {f'{self.split}/loss': float(loss)}, {f'{self.split}/panels': panel}
+      {f'{self.split}/loss': float(loss)},
+      {f'{self.split}/panels': panel},
+      report=describe_trivial_denoising(float(loss), float(trivial)),
     )
 
   @functools.cached_property
@@ -239,15 +246,33 @@ class DenoisingPanels:
       target = noise_lib.denoising_target(clean, eps, gamma, options)
       error = losses.squared_error(predicted, target)
       denoised = noise_lib.denoised_images(noisy, predicted, gamma, options)
-      return jnp.mean(error), noisy[0], denoised[0]
+      trivial = losses.squared_error(jnp.zeros_like(target), target)
+      return jnp.mean(error), jnp.mean(trivial), noisy[0], denoised[0]
 
     def denoise_all(state, images):
       keys = update_lib.row_prng_keys(jax.random.PRNGKey(0), len(images))
-      errors, noisy, denoised = jax.lax.map(
+      errors, trivial, noisy, denoised = jax.lax.map(
         lambda pair: denoise_one(state, *pair), (images, keys)
       )
-      return jnp.mean(errors), noisy, denoised
+      return jnp.mean(errors), jnp.mean(trivial), noisy, denoised
 
     return jax.jit(
       denoise_all, out_shardings=sharding.replicated_sharding(self.mesh)
     )
+
+
+def describe_trivial_denoising(loss: float, trivial: float) -> list[str]:
+  """Describes in a line a loss that predicting 0 has; [] for a lower one.
+
+  Args:
+    loss: loss of the validation images after training.
+    trivial: loss of a network that predicts 0 everywhere: 1 where the target is
+      the noise.
+  """
+  if loss < _TRIVIAL_LOSS * trivial:
+    return []
+  return [
+    f'warning: the denoising loss {loss:.3f} is about that of predicting 0, '
+    f'{trivial:.3f}: nothing was learned; train longer or with another '
+    'learning rate, or start fine-tuning without it (init=none)'
+  ]

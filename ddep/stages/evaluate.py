@@ -5,7 +5,7 @@ from segcore.experiment import reporting
 
 
 class EvaluateStage(reporting.EvaluateStage):
-  """Evaluates what `finetune` has trained."""
+  """Evaluates the network that stage `finetune` has trained."""
 
   trained_by = 'finetune'
 

@@ -127,7 +127,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
         trained,
         self.options,
         self.options.recipe.batch_size,
-        self.experiment.evaluate.protocol,
+        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
         self.name,
       )
     )

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.io
+from etils import epy
 from jaxtyping import Int16
 
 from input_pipeline.builders import base
 from input_pipeline.sources import archives, audit, pairing, records, text_files
 from runtime import errors
+
+with epy.lazy_imports():
+  import scipy.io
 
 # Files by their path in a source, or by id.
 Files = Mapping[str, archives.File]

@@ -36,6 +36,7 @@ from input_pipeline.sources import (
   mask_reader,
   masks,
   pairing,
+  palettes,
   records,
 )
 from input_pipeline.sources.pairing import Listing
@@ -258,9 +259,9 @@ class ImageMaskFolder(ImageFolder):
     super().__init__(options, **kwargs)
 
   def schema(self) -> records.Schema:
-    """Returns the classes of the list, in its colors or those of Pascal VOC."""
+    """Returns the classes of the list, in its colors or in distinct ones."""
     classes = self.builder_config.classes
-    colors = classes.colors or masks.voc_palette(len(classes.names))
+    colors = classes.colors or palettes.class_palette(classes.names)
     return records.Schema(classes.names, colors, labels=True, tags=True)
 
   def missing_labels(self) -> Mapping[str, Sequence[str]]:

@@ -18,7 +18,6 @@ from input_pipeline.builders import files, imagenet
 from input_pipeline.sources import archives, masks, pairing, records
 from runtime import errors
 
-IGNORED = 1000
 # Classes of ImageNet that are merged into another class in ImageNet-S 919.
 MERGED = {
   'n04356056': 'n04355933',  # sunglasses
@@ -143,7 +142,9 @@ class ImagenetS(files.OfficialBuilder):
     if wide[..., 2].any():
       raise errors.UserError('expected R + 256 G and B = 0, got blue pixels')
     num_classes = self.builder_config.num_classes + 1
-    table = masks.make_code_table(range(num_classes), ignored=(IGNORED,))
+    table = masks.make_code_table(
+      range(num_classes), ignored=(masks.IMAGENET_S_IGNORED,)
+    )
     return table.apply(wide[..., 0] + 256 * wide[..., 1])
 
   def _target(self, wnid: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import tqdm
 from array_record.python import array_record_module
-from tensorflow_datasets.core import naming
+from etils import epy
 
 from input_pipeline.sources import (
   audit,
@@ -33,6 +33,9 @@ from input_pipeline.sources import (
   records,
 )
 from runtime import errors, files, progress, threads
+
+with epy.lazy_imports():
+  from tensorflow_datasets.core import naming
 
 # A split has a shard per so many images, but at most MAX_SHARDS of them.
 IMAGES_PER_SHARD = 1000

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.sources import records
+from input_pipeline.sources import object_sizes, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,8 @@ class ClassCounts:
     images: number of images in which each class occurs, [C].
     ignored: number of pixels without a class.
     blank: number of images whose mask has no pixel of a class.
+    objects: histogram of the sizes of objects (see `object_sizes`); empty where
+      it was not measured.
   """
 
   num_images: int
@@ -28,11 +30,12 @@ class ClassCounts:
   images: tuple[int, ...] = ()
   ignored: int = 0
   blank: int = 0
+  objects: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'ClassCounts':
     """Builds counts from `dataclasses.asdict(counts)` as read from JSON."""
-    lists = {name: tuple(fields[name]) for name in ('pixels', 'images')}
+    lists = {n: tuple(v) for n, v in fields.items() if isinstance(v, list)}
     return cls(**{**fields, **lists})
 
   @property
@@ -49,6 +52,7 @@ class CountAccumulator:
     self._pixels = np.zeros(num_classes + 1, np.int64)  # The last: ignored.
     self._images = np.zeros(num_classes, np.int64)
     self._blank = 0
+    self._objects = np.zeros(object_sizes.NUM_BINS, np.int64)
 
   def add(self, sample: records.Sample) -> None:
     """Adds the label and the tags of a sample."""
@@ -61,6 +65,9 @@ class CountAccumulator:
       self._pixels += pixels
       present |= pixels[:num_classes] > 0
       self._blank += not present.any()
+      self._objects += object_sizes.share_histogram(
+        object_sizes.object_shares(sample.label)
+      )
     present[list(sample.tags)] = True
     self._images += present
 
@@ -70,6 +77,8 @@ class CountAccumulator:
     self._pixels += np.array((*counts.pixels, counts.ignored), np.int64)
     self._images += np.array(counts.images, np.int64)
     self._blank += counts.blank
+    if counts.objects:
+      self._objects += np.array(counts.objects, np.int64)
 
   def counts(self) -> ClassCounts:
     """Returns the counts of all samples so far."""
@@ -79,6 +88,7 @@ class CountAccumulator:
       images=tuple(self._images.tolist()),
       ignored=int(self._pixels[-1]),
       blank=self._blank,
+      objects=tuple(self._objects.tolist()),
     )
 
 

@@ -14,6 +14,9 @@ from runtime import errors
 
 Color = tuple[int, int, int]
 
+# Code of pixels without a class in the masks of ImageNet-S.
+IMAGENET_S_IGNORED = 1000
+
 # Formats of masks by their names in PIL; and formats that change values.
 FORMATS = ('PNG', 'TIFF', 'BMP', 'GIF')
 _LOSSY = ('JPEG', 'WEBP')

@@ -106,7 +106,7 @@ class FolderPair:
   ) -> Iterator[Result]:
     """Yields function(prediction, label, name) of each image, in order.
 
-    It is called in threads, and a progress bar is shown.
+    The function runs in threads, and a progress bar is shown.
 
     Raises:
       BadFile: a file cannot be used, or the sizes of two differ.

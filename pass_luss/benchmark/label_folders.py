@@ -37,7 +37,7 @@ def label_path(folder: files.Path, name: str) -> files.Path:
 def indices_without_label_map(
   split: datasets.Split, folder: files.Path
 ) -> Int[np.ndarray, 'n']:
-  """Returns the images without a label map, as host 0 sees the folder."""
+  """Returns the indices of images whose label map is missing on host 0."""
   exists = np.zeros(len(split), np.uint8)
   if jax.process_index() == 0:
     paths = [label_path(folder, name) for name in split.ids()]
@@ -64,7 +64,7 @@ def write_missing_label_maps(
 
   Args:
     split: the images.
-    maps: computes the label maps of a split.
+    maps: function from a split to its label maps.
     folder: folder of the label maps.
     workspace: workspace of the stage.
     short_side: short side of the network's input, in pixels. Images of one

@@ -23,11 +23,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.optimize
+from etils import epy
 from jaxtyping import Int, Int16, Int64
 
 from runtime import errors, files
 from segcore.eval import metrics
+
+with epy.lazy_imports():
+  import scipy.optimize
 
 Pair = tuple[Int64[np.ndarray, '_'], Int64[np.ndarray, '_']]
 
@@ -258,7 +261,7 @@ def match_classes_by_name(
     target: names of the classes of the masks.
 
   Raises:
-    UserError: they have no class in common.
+    UserError: the data sets have no class in common.
   """
   ids = {name: i for i, name in enumerate(target) if i}
   classes = (0, *(ids.get(name, 0) for name in predicted[1:]))

@@ -44,8 +44,8 @@ class ImageNetS:
   """Metric that accumulates counts over images; see `segcore.eval.metrics`.
 
   Attributes:
-    regions: pixels of each class. The first axis is all pixels, then each of
-      `SIZES`; the second is true positives, predicted, labeled.
+    regions: number of pixels of each class. The first axis is all pixels, then
+      each of `SIZES`; the second is true positives, predicted, labeled.
     boundaries: counts as in `regions`, of boundary pixels only; true positives
       are on the boundary of the class in both prediction and label.
     images: number of images.
@@ -112,7 +112,7 @@ class ImageNetS:
       iou: [C + 1], over the pixels of all images; 0 where a class is absent.
       miou: mean of iou over 0…C.
       miou_without_other: mean of iou over 1…C.
-      boundary_iou, boundary_miou: the same of boundary pixels.
+      boundary_iou, boundary_miou: iou and miou over boundary pixels only.
       miou_S, boundary_miou_S, …: of the objects of a size, mean over 'other'
         and the classes that have such objects; NaN if none has.
       image_accuracy: share of images whose largest predicted class is in the
@@ -291,7 +291,7 @@ def _count_by_group(
   Args:
     maps: prediction, label, and the boundary masks of label and prediction.
     group: index of the group of each class.
-    side: C + 1.
+    side: number of ids, C + 1.
   """
   # The first flat index of each (on the label's boundary, label from -1).
   start = np.concatenate([[_GROUPS - 1], group]) * side

@@ -22,11 +22,10 @@ import PIL.Image
 from jaxtyping import Int, Int16, UInt8
 
 from input_pipeline import batch
-from input_pipeline.builders import imagenet_s
-from input_pipeline.sources import archives, image_files, image_ids
+from input_pipeline.sources import archives, image_files, image_ids, masks
 from runtime import errors, files
 
-IGNORED = imagenet_s.IGNORED
+IGNORED = masks.IMAGENET_S_IGNORED
 MAX_CLASSES = IGNORED - 1
 
 _EXPECTED = 'expected SPLIT/WNID/NAME.png or WNID/NAME.png, got '

@@ -24,9 +24,9 @@ class HeadSizes:
   """Widths of the heads of SwAV, D2S and P2P.
 
   Attributes:
-    hidden: h, of all projections.
+    hidden: width h of all projections.
     embedding: number of features of the embeddings of images and of pixels.
-    prototypes: K.
+    prototypes: number K of prototypes.
   """
 
   hidden: int = 512
@@ -155,12 +155,12 @@ class PixelProjection(nn.Module):
 
 
 class Clusters(EncoderHead, nn.Module):
-  """The projection of images and the prototypes they are compared with.
+  """Projection of images, and the prototypes that embeddings are compared with.
 
   Attributes:
     hidden: width of the projection.
     size: number of features of the embedding.
-    num_prototypes: K.
+    num_prototypes: number K of prototypes.
     dtype: dtype of the projection.
   """
 
@@ -249,7 +249,7 @@ class Alignment(EncoderHead, nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    """Builds the parts there are."""
+    """Builds the projection and the predictor, where there are any."""
     if self.has_projection:
       self.projection = PixelProjection(self.hidden, self.size, self.dtype)
     if self.has_predictor:
@@ -334,7 +334,7 @@ class PixproHead(EncoderHead, nn.Module):
   def apply_transform(
     self, x: Float[Array, 'B h w E']
   ) -> Float[Array, 'B h w E']:
-    """Computes what the propagation averages."""
+    """Computes the transformed pixels that the propagation averages."""
     return self.transform(x)
 
 
@@ -357,7 +357,7 @@ class Attention(EncoderHead, nn.Module):
   """Pixel attention: sigmoid(MLP(x) + θ) for each channel (§3.1).
 
   Attributes:
-    shared: one map for all channels, instead of one for each.
+    shared: whether all channels share one attention map; else each has its own.
     dtype: dtype of the first convolution.
   """
 
@@ -368,9 +368,9 @@ class Attention(EncoderHead, nn.Module):
   def __call__(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B H W E']:
-    """Computes the attention, in (0, 1), to the upsampled map.
+    """Computes the attention weights of the upsampled map, in (0, 1).
 
-    E is D, or 1 if it is shared.
+    The number E of weights of a pixel is D, or 1 if channels share them.
     """
     size = x.shape[-1]
     x = embedding_ops.l2_normalize_embeddings(

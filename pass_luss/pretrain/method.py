@@ -19,6 +19,7 @@ from pass_luss.pretrain import objective as objective_lib
 from pass_luss.pretrain import queue as queue_lib
 from pass_luss.pretrain import view_axis, view_colors
 from segcore import types
+from segcore.models import features as features_lib
 from segcore.models import segmenter as segmenter_lib
 from segcore.train import train_state
 from segcore.train import update as update_lib
@@ -37,7 +38,7 @@ class Pretrain:
   Attributes:
     segmenter: the encoder and the heads of the objectives.
     update: gradient step of all parameters.
-    objectives: each after those whose targets it reads.
+    objectives: objectives, each listed after those whose targets it reads.
     colors: augmentation of the views.
     combine: 'mean': the terms of the `averaged` objectives are averaged and
       the others added; 'sum': all are added.
@@ -71,6 +72,10 @@ class Pretrain:
     specs = [o.needs_queue for o in self.objectives]
     return next((spec for spec in specs if spec), None)
 
+  @property
+  def _encodes_by_view(self) -> bool:
+    return all(o.encodes_by_view for o in self.objectives)
+
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
   ) -> objective_lib.State:
@@ -93,7 +98,7 @@ class Pretrain:
   def train_step(
     self, state: objective_lib.State, batch: batch_lib.Batch
   ) -> tuple[objective_lib.State, types.Metrics]:
-    """Updates all parameters once, then what objectives keep in the state."""
+    """Updates all parameters once, then the queue and the prototypes."""
     rng = jax.random.fold_in(state.rng, state.step)
     views = self.views(batch, rng)
     for objective in self.objectives:
@@ -148,14 +153,15 @@ class Pretrain:
     """Computes the outputs of all objectives in training mode.
 
     Views of one size go through the encoder together, so that batch statistics
-    are those of a resolution (spec §2.3).
+    are those of a resolution (spec §2.3), unless the only objective encodes
+    them one by one.
 
     Returns:
       Outputs by objective, and the new batch statistics.
     """
 
     def network(net: segmenter_lib.Segmenter) -> ArraysByObjective:
-      encoded = _encode(net, views)
+      encoded = _encode(net, views, self._encodes_by_view)
       return {
         objective.name: objective.outputs(net, encoded, batch)
         for objective in self.objectives
@@ -184,7 +190,7 @@ class Pretrain:
     def network(net: segmenter_lib.Segmenter) -> ArraysByObjective:
       # Training mode here, too, as in PixPro: batch statistics, and running
       # ones of this network's own.
-      encoded = _encode(net, {'large': views['large']})
+      encoded = _encode(net, {'large': views['large']}, self._encodes_by_view)
       return {
         objective.name: objective.momentum_outputs(net, encoded)
         for objective in self.objectives
@@ -250,13 +256,20 @@ class Pretrain:
 
 
 def _encode(
-  net: segmenter_lib.Segmenter, views: Mapping[str, Float[Array, 'B V h w 3']]
+  net: segmenter_lib.Segmenter,
+  views: Mapping[str, Float[Array, 'B V h w 3']],
+  by_view: bool,
 ) -> objective_lib.EncodedViews:
-  """Applies the encoder in training mode, once to each group of views."""
-  maps = {
-    group: net.features(
-      view_axis.merge_view_axis(images), decode=False, train=True
-    )['encoder']
-    for group, images in views.items()
-  }
-  return objective_lib.EncodedViews(maps, len(views['large']))
+  """Applies the encoder in training mode to each group of views, or view."""
+
+  def encode(images: Float[Array, 'N h w 3']) -> features_lib.Features:
+    return net.features(images, decode=False, train=True)['encoder']
+
+  apply = (
+    view_axis.apply_to_each_view if by_view else view_axis.apply_to_all_views
+  )
+  return objective_lib.EncodedViews(
+    {group: apply(encode, images) for group, images in views.items()},
+    len(views['large']),
+    by_view,
+  )

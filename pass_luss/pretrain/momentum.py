@@ -23,7 +23,7 @@ class MomentumSpec:
   """The momentum encoder that an objective asks for.
 
   Attributes:
-    decay: m as a function of the step and the number of steps.
+    decay: function from the step and the number of steps to m.
     head_modules: names of the modules of each head that the momentum encoder
       has, too.
   """
@@ -61,7 +61,7 @@ class MomentumSpec:
     """Moves the momentum parameters toward those of the network.
 
     Args:
-      momentum_params: θ_k.
+      momentum_params: parameters θ_k of the momentum encoder.
       params: parameters of the whole network, of which θ_q is a part.
       step: number of finished steps.
       num_steps: length of the training.

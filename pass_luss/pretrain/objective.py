@@ -11,7 +11,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -54,20 +54,30 @@ class EncodedViews:
   Attributes:
     maps: encoder's maps of each group of views, 'large' or 'small', with B·V
       rows.
-    batch_size: B.
+    batch_size: number B of images.
+    by_view: whether each view was encoded by itself, with batch statistics of
+      its own, and heads are to do the same.
   """
 
   maps: Mapping[str, features.Features]
   batch_size: int
+  by_view: bool = False
 
   @property
   def large(self) -> features.Features:
-    """The maps of the two large views."""
+    """Returns the maps of the two large views."""
     return self.maps['large']
 
   def split(self, rows: Array) -> Array:
     """Reshapes [B·V, …] to [B, V, …]."""
     return view_axis.split_view_axis(rows, self.batch_size)
+
+  def apply(self, function: Callable[[Array], Array], rows: Array) -> Array:
+    """Applies a head in training mode to rows [B·V, …] of the large views."""
+    views = self.split(rows)
+    if self.by_view:
+      return view_axis.apply_to_each_view(function, views)
+    return view_axis.apply_to_all_views(function, views)
 
   def pooled(self) -> Float[Array, 'B V D']:
     """Average-pools the deepest maps of all views, the large ones first."""
@@ -107,7 +117,7 @@ class LossTerms(NamedTuple):
 
   Attributes:
     terms: terms to be minimized, by the names under which they are logged.
-    scalars: logged only.
+    scalars: further scalars that are logged and not minimized.
   """
 
   terms: types.Metrics
@@ -119,21 +129,24 @@ class Objective:
 
   Attributes:
     name: key of its arrays in `Step`.
-    averaged: whether its terms are averaged with those of the other objectives
-      that are (spec §2.8: SwAV and D2S), not added to them.
+    averaged: whether its terms are averaged with those of SwAV and D2S (spec
+      §2.8); else they are added to that average.
+    encodes_by_view: whether, where it is the only objective, each view is
+      encoded by itself, with batch statistics of its own.
   """
 
   name: ClassVar[str]
   averaged: ClassVar[bool] = False
+  encodes_by_view: ClassVar[bool] = False
 
   @property
   def needs_queue(self) -> queue.QueueSpec | None:
-    """The queue that it reads and fills; None for none."""
+    """Returns the size of the queue that it reads and fills, or None."""
     return None
 
   @property
   def needs_momentum(self) -> momentum.MomentumSpec | None:
-    """The momentum encoder that it compares with; None for none."""
+    """Returns the momentum encoder that it compares with, or None."""
     return None
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
@@ -166,9 +179,9 @@ class Objective:
     raise NotImplementedError
 
   def targets(self, step: Step) -> Arrays:
-    """Computes what its outputs are compared with.
+    """Computes the targets that its outputs are compared with.
 
-    Objectives listed later may read it, too.
+    Objectives listed later may read these targets, too.
     """
     del step
     return {}
@@ -178,10 +191,10 @@ class Objective:
     raise NotImplementedError
 
   def after_update(self, step: Step, new: State) -> State:
-    """Returns the new state with its own part brought up to date.
+    """Returns the new state with the objective's own fields updated.
 
     Args:
-      step: inputs of the loss; its state is that before the update.
+      step: inputs of the loss, with the state before the update.
       new: state after the update.
     """
     del step

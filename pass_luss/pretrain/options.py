@@ -17,10 +17,10 @@ class ObjectiveOptions:
   """The objectives and how their terms add up; SwAV, PixPro or both.
 
   Attributes:
-    clusters: SwAV of all views; None for none.
-    alignment: P2P of the large views; None for none.
-    shallow: D2S of the large views; needs SwAV.
-    pixpro: PixPro of the large views; None for none.
+    clusters: options of SwAV, on all views; None for none.
+    alignment: options of P2P, on the large views; None for none.
+    shallow: options of D2S, on the large views; needs SwAV.
+    pixpro: options of PixPro, on the large views; None for none.
     combine: 'mean': the terms of SwAV and of D2S are averaged, the others
       added (the released code); 'sum': all are added (the paper).
   """

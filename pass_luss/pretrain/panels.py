@@ -38,7 +38,7 @@ class PretrainPanels:
     method: the method that is trained.
     batch: images, with views, boxes and flips as in training; the same on every
       host.
-    num_pictures: images drawn.
+    num_pictures: number of images drawn.
     mesh: the devices, each of which computes everything.
   """
 
@@ -84,13 +84,13 @@ class PretrainPanels:
       for view in views['small'][index]:
         image = batch_lib.batch_images_to_uint8(view)
         pictures.append(
-          cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
+          cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)
         )
     return pictures
 
   @functools.cached_property
   def _evaluate(self):
-    """The compiled function from state and batch to views and scalars."""
+    """Compiles the function from state and batch to views and scalars."""
     objectives = self.method.objectives
     clusters = next((o for o in objectives if isinstance(o, swav.Swav)), None)
 
@@ -146,7 +146,7 @@ def view_overlap_corners(
 
   Args:
     boxes: (top, left, height, width) of both views in the image.
-    flips: whether they are flipped, left to right.
+    flips: whether each view is flipped, left to right.
 
   Returns:
     Top, left, bottom and right in [0, 1], for each view; None without overlap.
@@ -172,7 +172,7 @@ def draw_overlap_rectangle(
   """Returns a copy of the image with a rectangle of one pixel's width.
 
   Args:
-    image: is not changed.
+    image: image, which is not changed.
     corners: top, left, bottom and right in [0, 1]; None for no rectangle.
   """
   image = np.array(image)  # A copy: OpenCV draws in place.

@@ -32,13 +32,13 @@ def l2_normalize_prototypes(params: types.Params) -> types.Params:
 def freeze_prototypes(frozen: Bool[Array, ''], new: Any, old: Any) -> Any:
   """Returns the new state, with the old prototypes while they are frozen.
 
-  Dropping their gradient would not do: weight decay would still move them, and
-  gather momentum. So their optimizer slots stay as they were, too.
+  A gradient of 0 would not freeze them: weight decay would still move them and
+  enter the momentum. So their optimizer state is taken from the old state, too.
 
   Args:
-    frozen: whether prototypes and their slots are taken from the old state.
+    frozen: whether prototypes and their optimizer state are taken from `old`.
     new: the state after an update.
-    old: the state before it.
+    old: the state before that update.
   """
 
   def choose(path: tuple, after: Array, before: Array) -> Array:

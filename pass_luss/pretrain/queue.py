@@ -17,9 +17,10 @@ class QueueSpec:
   """The size of a queue.
 
   Attributes:
-    length: L, rows of each list, over all devices.
-    size: D, values of a row.
-    num_lists: lists that are filled side by side: one for each large view.
+    length: number L of rows of each list, over all devices.
+    size: number D of values of a row.
+    num_lists: number of lists that are filled side by side, one for each large
+      view.
   """
 
   length: int

@@ -25,10 +25,11 @@ def sinkhorn_assign(
 
   Args:
     scores: cosine similarities of samples and prototypes.
-    epsilon: ε, the weight of the entropy: the smaller, the closer each row is
-      to a single prototype.
+    epsilon: weight ε of the entropy; a smaller one moves each row closer to a
+      single prototype.
     num_iterations: number of iterations, at least 1.
-    used: samples that take part; the rows of the others are 0. All by default.
+    used: mask of the samples that take part; None for all. Rows of the others
+      are 0.
   """
   if used is None:
     used = jnp.ones(len(scores), bool)
@@ -50,7 +51,7 @@ def sinkhorn_assign_blocks(
 
   Args:
     blocks: scores and used samples of each block, as in `sinkhorn_assign`.
-    epsilon: ε, the weight of the entropy.
+    epsilon: weight ε of the entropy.
     num_iterations: number of iterations, at least 1.
   """
   # Unused samples are masked after the maximum over K: a mask of [N, K] would
@@ -91,5 +92,5 @@ def sinkhorn_assign_blocks(
 
 
 def _inverse(sums: Float[Array, 'N']) -> Float[Array, 'N']:
-  """Inverts what is positive; 0 elsewhere (the inner `where` avoids inf)."""
+  """Inverts positive numbers; 0 elsewhere."""
   return jnp.where(sums > 0, 1.0 / jnp.where(sums > 0, sums, 1.0), 0.0)

@@ -16,7 +16,7 @@ _OUTSIDE = -2.0
 def view_overlap_grids(
   boxes: Float[Array, 'B 2 4'], flips: Bool[Array, 'B 2'], size: int
 ) -> tuple[Float[Array, 'B 2 n'], Float[Array, 'B 2 n'], Bool[Array, 'B']]:
-  """Computes where a grid of points over the overlap is in either view.
+  """Computes the positions of a grid of overlap points in either view.
 
   The points span the overlap from edge to edge. The grid is the product of its
   rows and its columns, which are returned apart (spec §2.6, geometry).
@@ -24,7 +24,7 @@ def view_overlap_grids(
   Args:
     boxes: crop boxes of both views.
     flips: horizontal flips of both views.
-    size: n, points a side.
+    size: number n of points on each side of the overlap.
 
   Returns:
     Rows and columns, from -1 at one edge of the view to 1 at the other, and
@@ -96,7 +96,7 @@ def nearby_view_cells(
     flips: horizontal flips of both views.
     sizes: height and width of the images.
     grid: cells (h, w) of a view.
-    distance: threshold.
+    distance: largest distance of a pair, in diagonals of the larger cells.
   """
   # As in the official code, coordinates run from the center of the first pixel
   # to that of the last: hence sides and lengths less 1.

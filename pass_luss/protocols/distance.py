@@ -36,7 +36,7 @@ class DistanceOptions:
     temperature: temperature of the neighbors' weights, in units of cosine
       similarity.
     short_side: short side of the resized images, in pixels.
-    batch_size: global; does not change the result.
+    batch_size: global number of images of a batch; does not change the result.
     rematch: whether to score a second time after Hungarian matching of
       predicted with true classes, as the released script does.
     accuracy_from: split with one tag per image, whose images are the neighbors

@@ -2,7 +2,7 @@
 
   bank = knn.build_knn_bank(features, masks, num_classes=919)
   vote = knn.make_sharded_knn_vote(mesh, bank)
-  classes = knn_vote(queries)
+  classes = vote(queries)
 
 In distance matching the neighbors are regions of labeled images (spec §5.3).
 Class 0, 'other', votes like any other class.
@@ -49,8 +49,8 @@ def build_knn_bank(
   Computed on the host, as the number of classes in an image is not static.
 
   Args:
-    features: not necessarily normalized.
-    masks: 0 to `num_classes`; negative where ignored.
+    features: feature maps, not necessarily normalized.
+    masks: class of each cell, 0 to `num_classes`; negative where ignored.
     num_classes: number of classes without 'other'.
 
   Raises:
@@ -90,7 +90,7 @@ def knn_vote(
   neighbor. Block sizes bound the memory and do not change the result.
 
   Args:
-    queries: not necessarily normalized.
+    queries: features to classify, not necessarily normalized.
     bank: labeled features, of which at least k have a class.
     k: number of neighbors.
     temperature: temperature of the weights, in units of cosine similarity.

@@ -27,11 +27,12 @@ class ClusterOptions:
 
   Attributes:
     kind: unit of clustering, see `features.Kind`.
-    iterations: assignments and updates of each restart.
-    restarts: k-means runs; the one of the lowest objective is kept.
+    iterations: number of assignments and updates of each restart.
+    restarts: number of k-means runs, of which the one with the lowest objective
+      is kept.
     short_side: short side of the resized images, in pixels.
     crop: side of the center crop, in pixels.
-    batch_size: global; does not change the result.
+    batch_size: global number of images of a batch; does not change the result.
     seed: seed of the initial centroids.
   """
 

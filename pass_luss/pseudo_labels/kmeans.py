@@ -19,11 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
+from etils import epy
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from segcore.distributed import sharding
+
+with epy.lazy_imports():
+  import scipy.optimize
 
 # Full float32 products: TPUs and GPUs would round the factors by default.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -71,8 +74,7 @@ def shard_feature_rows(mesh: Mesh, features: Float[np.ndarray, 'N D']) -> Rows:
 
   Args:
     mesh: device mesh with the axes of `sharding.make_mesh`.
-    features: array that is the same on all hosts, for instance a memory map;
-      each host reads only the rows of its own devices.
+    features: array, the same on all hosts, which read their own rows only.
   """
   count, dim = features.shape
   padded = -(-count // mesh.size) * mesh.size
@@ -136,12 +138,11 @@ def fit_kmeans(
 
   Args:
     rows: features to cluster.
-    initial: indices of the rows that are the initial centroids, for each
-      restart.
+    initial: indices of the rows that are the centroids a restart begins with.
     num_iterations: number of assignments and updates, all of which run.
-    block_rows: rows whose distances are in memory at a time on each device;
-      changes the result only by the rounding of sums.
-    progress: called with finished restarts and the lowest objective so far.
+    block_rows: number of rows of a block on each device; changes the result
+      only by the rounding of sums.
+    progress: function of the finished restarts and the lowest objective so far.
 
   Raises:
     ValueError: `initial` has rows out of range, or features are not finite.
@@ -261,8 +262,7 @@ def clustering_scores(
 
   Args:
     assignments: cluster of each row, from 0.
-    labels: class of each row, from 0; there may be more or fewer classes than
-      clusters.
+    labels: class of each row, from 0; the number of classes may differ.
 
   Returns:
     nmi: mutual information divided by the mean of the two entropies, in [0, 1];
@@ -299,7 +299,7 @@ def _entropy(probs: Float[np.ndarray, 'N']) -> float:
 
 
 def _num_parallel(restarts: int, k: int) -> int:
-  """Returns how many restarts run together: a divisor, for a single program."""
+  """Returns the number of restarts that run together, which divides all."""
   return max(
     n
     for n in range(1, restarts + 1)
@@ -386,7 +386,7 @@ def _squared_distances(
 
 
 def _local_count(values: Float[Array, 'N D'], count: Any, mesh: Mesh) -> Array:
-  """Returns how many of this device's rows are no padding, or more if all."""
+  """Returns the number of rows from this device's first to the padding."""
   return count - jax.lax.axis_index(mesh.axis_names) * len(values)
 
 

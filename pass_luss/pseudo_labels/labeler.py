@@ -40,11 +40,11 @@ class LabelOptions:
   """Options of pseudo-label generation.
 
   Attributes:
-    threshold: τ: pixels of lower attention become 'other'. Negative: the
-      threshold of the highest mIoU on `choose_on`, as in the released code.
+    threshold: threshold τ; pixels of lower attention become 'other'. Negative:
+      the threshold of the highest mIoU on `choose_on`, as in the released code.
     choose_on: split with masks to choose a threshold and a matching on.
     short_side: short side of the resized images, in pixels.
-    batch_size: global; does not change the result.
+    batch_size: global number of images of a batch; does not change the result.
     saliency: foreground instead of attention: 'rc' for region contrast, or a
       folder with a saliency map of each image; '' for attention.
     report: further splits with masks to label and score.
@@ -82,7 +82,7 @@ class ForegroundThreshold(NamedTuple):
   """Threshold of the foreground and where it comes from.
 
   Attributes:
-    threshold: τ; pixels below it are 'other'.
+    threshold: threshold τ; pixels of lower foreground are 'other'.
     miou: mIoU on the split it was chosen on; None where a config sets it.
     chosen_on: name of that split; '' where a config sets it.
   """
@@ -192,9 +192,9 @@ def category_label_map(
   """Resizes categories to the image; 0 ('other') below the threshold.
 
   Args:
-    categories: 1…K of each cell; resized by floor-nearest.
+    categories: category 1…K of each cell; resized by floor-nearest.
     foreground: attention or saliency of each pixel.
-    threshold: τ.
+    threshold: threshold τ of the foreground.
   """
   labels = short_side_lib.resize_predicted_labels(
     categories, foreground.shape
@@ -220,9 +220,9 @@ def _matrix(old: int, new: int) -> Float[np.ndarray, 'new old']:
 class ThresholdSweep:
   """Counts from which the mIoU of every candidate threshold follows.
 
-  A pixel is foreground for a threshold if its attention is at least that; so
-  pixels are binned by how many of the sorted thresholds they pass. One pass
-  over the images serves all thresholds.
+  A pixel is foreground for a threshold if its attention is at least that
+  threshold. So pixels are binned by the number of sorted thresholds they reach.
+  One pass over the images serves all thresholds.
 
   Attributes:
     pixels: int64 [T + 1, K + 1, C + 1]: number of pixels by thresholds passed,
@@ -272,7 +272,7 @@ class ThresholdSweep:
   def best(self) -> tuple[float, float]:
     """Returns the threshold of the highest mIoU after matching, and that mIoU.
 
-    Of equal ones it is the lowest threshold.
+    Among equal mIoUs the lowest threshold wins.
     """
     mious = [self._miou(i) for i in range(len(THRESHOLDS))]
     best = int(np.argmax(mious))
@@ -340,10 +340,10 @@ class Labeler:
 
     Args:
       split: the images.
-      threshold: τ.
-      foreground: replaces attention; None for attention.
-      image_categories: the category of each image as a whole; None to assign
-        each cell the one of its nearest centroid.
+      threshold: threshold τ of the foreground.
+      foreground: function that replaces attention; None for attention.
+      image_categories: category of each image as a whole; None to assign to
+        each cell the category of its nearest centroid.
     """
 
     def build(
@@ -372,7 +372,7 @@ class Labeler:
     Args:
       split: the images.
       folder: folder of the label maps.
-      foreground: replaces attention; None for attention.
+      foreground: function that replaces attention; None for attention.
     """
     rows, palette = [], masks.voc_palette(np.iinfo(np.int16).max)
     for _, attention, example in self.predict(split):
@@ -406,9 +406,9 @@ class Labeler:
 
     Args:
       split: images with masks.
-      num_generated: K, without 'other'.
-      num_classes: C, without 'other'.
-      foreground: replaces attention; None for attention.
+      num_generated: number K of categories without 'other'.
+      num_classes: number C of classes without 'other'.
+      foreground: function that replaces attention; None for attention.
     """
     sweep = ThresholdSweep.empty(num_generated, num_classes)
     for categories, attention, example in self.predict(split, ('label',)):

@@ -19,11 +19,14 @@ import cv2
 import numpy as np
 import skimage.color
 import skimage.segmentation
+from etils import epy
 from jaxtyping import Float, Float32, Float64, Int, UInt8
-from scipy.spatial import distance
 
 from input_pipeline.sources import archives, image_files
 from runtime import errors
+
+with epy.lazy_imports():
+  from scipy.spatial import distance
 
 # Quantization levels per color channel.
 COLOR_LEVELS = 12
@@ -151,7 +154,7 @@ def region_statistics(
   Args:
     regions: region 0…R-1 of each pixel; none is empty.
     colors: color 0…num_colors-1 of each pixel.
-    num_colors: K.
+    num_colors: number K of colors.
   """
   height, width = regions.shape
   flat = regions.ravel()
@@ -192,11 +195,12 @@ def region_saliency(
   single region has saliency 0.
 
   Args:
-    histograms: f, frequencies of colors in each region.
-    color_distances: D, distance of each pair of colors in Lab.
-    centroids: x and y in units of the image's sides.
-    sizes: w, number of pixels.
-    center_distances: d, mean distance to the center, in the same units.
+    histograms: frequencies f of colors in each region.
+    color_distances: distance D of each pair of colors in Lab.
+    centroids: x and y of each region, in units of the image's sides.
+    sizes: number w of pixels of each region.
+    center_distances: mean distance d of each region to the center, in units of
+      the image's sides.
   """
   contrasts = histograms @ color_distances @ histograms.T
   spatial = distance.cdist(centroids, centroids)

@@ -23,9 +23,9 @@ class AttendOptions:
   """Options of pixel attention.
 
   Attributes:
-    clusters: its targets, their loss and the queue.
-    shared: one attention for all channels.
-    large: both views.
+    clusters: options of the targets, their loss and the queue.
+    shared: whether all channels share one attention map.
+    large: group of the two large views.
     colors: color augmentation of the views.
     recipe: batch size, number of steps, optimizer.
   """

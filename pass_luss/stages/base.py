@@ -125,8 +125,8 @@ def add_label_map_scores(
     split: the images with their masks.
     labels: folder of the label maps.
     num_categories: number of categories without the background.
-    match: the class of each category; None where they are the same.
-    more: further scores.
+    match: class of each category; None where categories are classes.
+    more: further scores, by name.
   """
   values = {
     **segment.score_label_map_files(split, labels, num_categories, match),

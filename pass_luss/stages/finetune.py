@@ -29,7 +29,8 @@ class FinetuneOptions:
   """Options of fine-tuning, on pseudo-labels or on given masks.
 
   Attributes:
-    split: whose masks are trained on; '' for the pseudo-labels of the images.
+    split: name of the split whose masks are trained on; '' for the
+      pseudo-labels of the images.
     crop: name and fields of a crop (see `transforms.CROPS`).
     flips: directions of random flips.
     reduction: factor by which label maps are downsampled.

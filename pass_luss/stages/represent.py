@@ -29,11 +29,11 @@ class RepresentOptions:
 
   Attributes:
     data: images; their labels are not read.
-    split: trained on.
-    learn: the objectives.
-    widths: sizes of the heads.
-    large: the two views that all objectives use.
-    small: more views, for the clusters only; None for none.
+    split: name of the training split.
+    learn: options of the objectives.
+    widths: widths of the heads.
+    large: group of the two views that all objectives use.
+    small: group of further views, for SwAV only; None for none.
     colors: color augmentation of the views.
     recipe: batch size, number of steps, optimizer.
     start: parameters of the encoder before step 0.

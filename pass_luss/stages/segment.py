@@ -214,7 +214,7 @@ class SegmentingStage(base.InferenceStage):
 
 
 class SegmentStage(SegmentingStage):
-  """Segments by what was fine-tuned on pseudo-labels."""
+  """Segments images by the network that was fine-tuned on pseudo-labels."""
 
   name = 'segment'
 
@@ -262,7 +262,7 @@ class SegmentStage(SegmentingStage):
 
 
 class SegmentSemiStage(SegmentingStage):
-  """Segments by what was trained on few masks."""
+  """Segments images by the network that was trained on few masks."""
 
   name = 'segment_semi'
 

@@ -22,9 +22,9 @@ def choose_attention_threshold(
   Args:
     workspace: workspace of the stage; a threshold that its folder already
       contains is returned.
-    labeler: computes the attention.
+    labeler: labeler that computes the attention.
     num_categories: number of categories without the background.
-    given: the threshold unless one is chosen; 0 if negative.
+    given: threshold to return unless one is chosen; a negative one counts as 0.
     choose_on: images with masks, on which the best threshold is chosen; None
       takes the given one.
     foreground: supplied foreground, if any.

@@ -14,18 +14,21 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
+from etils import epy
 from jax.sharding import Mesh
 
 from input_pipeline import datasets, splits, transforms
 from input_pipeline import loader as loader_lib
 from runtime import console, errors, progress
 from segcore.distributed import sharding
-from segcore.eval import inference, panels
+from segcore.eval import class_report, confusion_picture, inference, panels
 from segcore.eval import metrics as metrics_lib
 from segcore.train import tensorboard, train_state
+
+with epy.lazy_imports():
+  import grain
 
 
 class PlannedBatch(NamedTuple):
@@ -45,12 +48,12 @@ def plan_evaluation_batches(
   batch_size: int,
   group: Callable[[tuple[int, int]], inference.Group],
 ) -> list[PlannedBatch]:
-  """Divides images by group into batches, filled up with empty rows.
+  """Divides images by group into batches; empty rows complete the last ones.
 
   Args:
     sizes: (height, width) of each image.
     batch_size: rows of a batch.
-    group: returns the group of images of a size.
+    group: function from the size of an image to its group.
   """
   group_by_size = {size: group(size) for size in set(sizes)}
   indices_by_group = collections.defaultdict(list)
@@ -81,14 +84,14 @@ class Predictions:
 
   Attributes:
     split: the images.
-    predictor: applies the network.
+    predictor: predictor that applies the network.
     batch_size: global number of rows.
     mesh: the devices.
     keep: kinds of labels to read with the images: 'label', 'tags'.
     reading: number of threads; worker processes are not used.
-    log_progress: print progress lines.
-    padding: applied to each image and its label first; the padding is then
-      evaluated like the image.
+    log_progress: whether to print progress lines.
+    padding: crop that pads each image and its label before prediction; the
+      padding is evaluated like the image.
   """
 
   split: datasets.Split
@@ -168,13 +171,13 @@ class Predictions:
 
   @functools.cached_property
   def _local_rows(self) -> slice:
-    """Rows of a global batch that this host loads."""
+    """Returns the rows of a global batch that this host loads."""
     shard = loader_lib.ProcessShard()
     rows = shard.rows(self.batch_size)
     return slice(shard.index * rows, (shard.index + 1) * rows)
 
   @functools.cached_property
-  def _batches(self) -> grain.MapDataset:
+  def _batches(self) -> 'grain.MapDataset':
     decode = transforms.Decode(len(self.split.classes), self.keep)
     records = self.split.records
 
@@ -239,10 +242,10 @@ class Evaluator:
           panels.Example(example['image'], example['label'], prediction)
         )
     values: dict[str, float | np.ndarray] = {}
-    for metric in updated:
-      for name, value in (
-        metrics_lib.merge_metrics_across_hosts(metric).compute().items()
-      ):
+    for metric in map(metrics_lib.merge_metrics_across_hosts, updated):
+      if isinstance(metric, metrics_lib.ConfusionMatrix):
+        values['confusion'] = metric.counts
+      for name, value in metric.compute().items():
         if name in values:
           raise ValueError(
             f'metrics: expected values of different names, got {name!r} twice'
@@ -259,7 +262,8 @@ class Evaluation(NamedTuple):
   """The results of an evaluation.
 
   Attributes:
-    values: values of all metrics, by name.
+    values: values of all metrics, by name; with label maps also 'confusion',
+      number of pixels by label and predicted class, int64 [C, C].
     panel: picture of input, label, prediction and error of some images, uint8
       [H, W, 3], or None.
   """
@@ -274,13 +278,20 @@ def combine_evaluation_summaries(
   """Builds one evaluation function from several whose tags differ."""
 
   def evaluate(state: train_state.TrainState) -> tensorboard.Summaries:
-    summaries = [function(state) for function in functions]
-    return tensorboard.Summaries(
-      {tag: value for each in summaries for tag, value in each.scalars.items()},
-      {tag: image for each in summaries for tag, image in each.images.items()},
-    )
+    return _combine_summaries([function(state) for function in functions])
 
   return evaluate
+
+
+def _combine_summaries(
+  summaries: Sequence[tensorboard.Summaries],
+) -> tensorboard.Summaries:
+  return tensorboard.Summaries(
+    {tag: value for each in summaries for tag, value in each.scalars.items()},
+    {tag: image for each in summaries for tag, image in each.images.items()},
+    {tag: value for each in summaries for tag, value in each.curves.items()},
+    [line for each in summaries for line in each.report],
+  )
 
 
 def combine_evaluators(
@@ -288,25 +299,39 @@ def combine_evaluators(
 ) -> Callable[[train_state.TrainState], tensorboard.Summaries]:
   """Builds one evaluation function from the evaluators of several splits.
 
-  Scalars are tagged '<split>/<metric>', panels '<split>/panels'.
+  Scalars are tagged '<split>/<metric>', pictures '<split>/panels' and
+  '<split>/confusion', curves '<split>_iou/<class>'.
   """
 
   def evaluate(state: train_state.TrainState) -> tensorboard.Summaries:
-    evaluations = {split: each(state) for split, each in evaluators.items()}
-    return tensorboard.Summaries(
-      {
-        f'{split}/{name}': value
-        for split, evaluation in evaluations.items()
-        for name, value in evaluation_scalars(evaluation.values).items()
-      },
-      {
-        f'{split}/panels': evaluation.panel
-        for split, evaluation in evaluations.items()
-        if evaluation.panel is not None
-      },
+    return _combine_summaries(
+      [
+        _summarize_evaluation(name, each.predictions.split, each(state))
+        for name, each in evaluators.items()
+      ]
     )
 
   return evaluate
+
+
+def _summarize_evaluation(
+  name: str, split: datasets.Split, evaluation: Evaluation
+) -> tensorboard.Summaries:
+  """Returns the summaries of the evaluation of a split."""
+  values, panel = evaluation
+  pictures = {}
+  if panel is not None:
+    pictures[f'{name}/panels'] = panel
+  if 'confusion' in values:
+    pictures[f'{name}/confusion'] = confusion_picture.draw_confusion(
+      values['confusion'], split.classes
+    )
+  return tensorboard.Summaries(
+    {f'{name}/{k}': value for k, value in evaluation_scalars(values).items()},
+    pictures,
+    class_report.class_curves(name, split.classes, values),
+    class_report.describe_evaluation(name, split.classes, values),
+  )
 
 
 def evaluation_to_json(
@@ -318,7 +343,7 @@ def evaluation_to_json(
     return None if np.isnan(value) else float(value)
 
   numbers = {n: number(v) for n, v in values.items() if not np.ndim(v)}
-  arrays = {n: v for n, v in values.items() if np.ndim(v)}
+  arrays = {n: v for n, v in values.items() if np.ndim(v) == 1}
   return {
     'split': split.name,
     'num_images': len(split),

@@ -20,6 +20,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 from jaxtyping import Array, Float, Int16, UInt8
 
 from input_pipeline import batch as batch_lib
@@ -36,7 +37,9 @@ class Group(NamedTuple):
 
   Attributes:
     padded_size: (height, width) to which each image is padded.
-    input_sizes: (height, width) of the network's input for each view.
+    input_sizes: (height, width) of the network's input for each view; before
+      them, where a protocol resizes images to a short side, the size to which
+      each image is padded after that.
   """
 
   padded_size: tuple[int, int]
@@ -58,7 +61,7 @@ class Predictor(Protocol):
 
     Args:
       images: uint8 [H, W, 3] each, all of the group; None for an empty row.
-      group: their group.
+      group: group of the images.
 
     Returns:
       Arrays with a row for each image.
@@ -111,6 +114,8 @@ def _pad_on_device(images: Array, size: resize.Size) -> Array:
   """Pads as `stack_padded_images` does, in a traceable function."""
   for axis, length in enumerate(size, 1):
     n = images.shape[axis]
+    # Reflection has period 2n, edges included, as BORDER_REFLECT. Sides may be
+    # symbolic, so the indices are computed in the program.
     position = jnp.arange(length) % (2 * n)
     source = jnp.minimum(position, 2 * n - 1 - position)
     images = jnp.take(images, source, axis=axis)
@@ -127,8 +132,8 @@ class ImageScores:
   """Predictor of one row of scores or features for each image.
 
   Attributes:
-    method: its `predict` returns a row for each image.
-    multiple: sides of the network's input are multiples of it.
+    method: model whose `predict` returns a row for each image.
+    multiple: number of pixels that divides the sides of the network's input.
   """
 
   method: method_lib.ScoreModel
@@ -169,10 +174,11 @@ class LabelMaps:
   memory.
 
   Attributes:
-    method: its `predict` returns scores at the network's output resolution.
+    method: model whose `predict` returns scores at the network's output
+      resolution.
     num_classes: number of classes C of the scores.
     protocol: the evaluation protocol.
-    multiple: sides of the network's input are multiples of it.
+    multiple: number of pixels that divides the sides of the network's input.
     output: 'labels', or 'probs' for the averaged probabilities.
   """
 
@@ -188,14 +194,25 @@ class LabelMaps:
     if self.protocol.is_single_view:
       # The input is the padded image itself: no maps are needed.
       return Group(padded_size, (padded_size,))
-    views = self._views(size)
-    return Group(padded_size, tuple(view.input_size for view in views))
+    input_sizes = tuple(view.input_size for view in self._views(size))
+    if not self.protocol.short_side:
+      return Group(padded_size, input_sizes)
+    resized_size = _round_up(self.protocol.resized_size(size), self.multiple)
+    return Group(padded_size, (resized_size, *input_sizes))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: Group
   ) -> dict[str, Any]:
     """Stacks padded images and packs the maps of each view."""
-    inputs = {'images': stack_padded_images(images, group.padded_size)}
+    input_sizes = group.input_sizes
+    if self.protocol.short_side:
+      resized_size, *input_sizes = input_sizes
+      resized = [
+        image if image is None else self._resize(image) for image in images
+      ]
+      inputs = {'images': stack_padded_images(resized, resized_size)}
+    else:
+      inputs = {'images': stack_padded_images(images, group.padded_size)}
     if self.protocol.is_single_view:
       return {**inputs, 'views': [None]}
     height, width = group.padded_size
@@ -205,7 +222,7 @@ class LabelMaps:
     ]
     packed = []
     read_taps, write_taps = self.protocol.max_taps
-    for i, (h, w) in enumerate(group.input_sizes):
+    for i, (h, w) in enumerate(input_sizes):
       of_images = [v and v[i] for v in views]
       packed.append(
         {
@@ -231,6 +248,11 @@ class LabelMaps:
     """Predicts a label map, or probabilities, for each image."""
     images = inputs['images']
     padded_size = images.shape[1:3]
+    if self.protocol.short_side:
+      view = inputs['views'][0]
+      padded_size = tuple(
+        view[f'write_{axis}'].index.shape[1] for axis in ('rows', 'columns')
+      )
     pending, total = [], None
     size, limit = 0, padded_size[0] * padded_size[1] * self.num_classes
     for view in inputs['views']:
@@ -251,36 +273,61 @@ class LabelMaps:
     """Predicts the label map of one image, in one traceable function.
 
     For `export`. The sides may be symbolic if the protocol is a single view of
-    the whole image.
+    the whole image, resized or not.
 
     Raises:
       UserError: the sides are symbolic, and there are more views.
     """
     size = images.shape[1:3]
-    if not self.protocol.is_single_view:
+    if not self.protocol.is_whole_image:
       if not all(isinstance(n, int) for n in size):
         raise errors.UserError(
           'protocol: expected a single view of the whole image, got '
           f'{self.protocol.describe()}'
         )
-      group = self.group(size)
-      inputs = self.prepare([np.zeros((*size, 3), np.uint8)], group)
-      inputs['images'] = _pad_on_device(images, group.padded_size)
-      return self(state, inputs)[:, : size[0], : size[1]]
+      return self._label_by_views(state, images)
+    resized_size = self._symbolic_resized_size(size)
     padded_size = self._padded_size(size)
+    if self.protocol.short_side:
+      images = resize.resize_antialiased_uint8(images, resized_size)
+      padded_size = _round_up(resized_size, self.multiple)
     scores = self._scores(
       state,
       batch_lib.batch_images_to_symmetric(_pad_on_device(images, padded_size)),
     )
-    aligned = self.protocol.align_corners
-    rows, columns = (
-      jnp.asarray(resize.bilinear_resize_matrix(grid, n, aligned)[:cropped])
-      for grid, n, cropped in zip(
-        scores.shape[1:3], padded_size, size, strict=True
+    matrices = [
+      jnp.asarray(
+        resize.bilinear_resize_matrix(grid, n, self.protocol.align_corners)[
+          :cropped
+        ]
       )
-    )
-    return view_maps.argmax_scores_by_rows(scores, rows, columns)
+      for grid, n, cropped in zip(
+        scores.shape[1:3], padded_size, resized_size, strict=True
+      )
+    ]
+    if self.protocol.short_side:
+      exact = jax.lax.Precision.HIGHEST
+      matrices = [
+        jnp.matmul(resize.bilinear_resize_matrix(m, n), matrix, precision=exact)
+        for matrix, m, n in zip(matrices, resized_size, size, strict=True)
+      ]
+    return view_maps.argmax_scores_by_rows(scores, *matrices)
 
+  def _label_by_views(
+    self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
+  ) -> Int16[Array, '1 H W']:
+    """Predicts as `label`, by all views of the protocol."""
+    size = images.shape[1:3]
+    inputs = self.prepare([np.zeros((*size, 3), np.uint8)], self.group(size))
+    if self.protocol.short_side:
+      resized_size = self.protocol.resized_size(size)
+      images = resize.resize_antialiased_uint8(images, resized_size)
+    stacked_size = inputs['images'].shape[1:3]
+    inputs['images'] = _pad_on_device(images, stacked_size)
+    return self(state, inputs)[:, : size[0], : size[1]]
+
+  # Cached, since each call of jax.jit would compile again. The state is an
+  # argument, so that evaluations of later states share the program.
   @functools.cached_property
   def _scores(self):
     return jax.jit(
@@ -325,6 +372,7 @@ class LabelMaps:
     batch = (pending[0][0] if pending else total).shape[0]
     row_arrays, vote_functions = [], []
     for scores, view in pending:
+      # Scores at full resolution need no upsampling matrices.
       if view is None and scores.shape[1:3] == padded_size:
         row_arrays.append(scores)
         vote_functions.append(lambda rows: rows)
@@ -349,10 +397,29 @@ class LabelMaps:
 
   @property
   def _fill(self) -> tuple[int, int, int] | None:
-    """Color of an input where a view reads no pixel."""
+    """Returns the color of an input where a view reads no pixel."""
     if self.protocol.padding_mode == 'mean':
       return transforms.MEAN_COLOR
     return None
+
+  def _resize(self, image: UInt8[np.ndarray, 'H W 3']) -> np.ndarray:
+    """Resizes an image to the short side of the protocol."""
+    size = self.protocol.resized_size(image.shape[:2])
+    if size == image.shape[:2]:
+      return image
+    return transforms.resize_image_antialiased(image, size)
+
+  def _symbolic_resized_size(self, size: resize.Size) -> resize.Size:
+    """Returns what `protocol.resized_size` does; sides may be symbolic."""
+    short_side = self.protocol.short_side
+    if not short_side:
+      return size
+    shorter = core.min_dim(*size)
+    # jax cannot infer that a symbolic long side is not below the short side.
+    height, width = (
+      core.max_dim(short_side * n // shorter, short_side) for n in size
+    )
+    return height, width
 
   def _padded_size(self, size: resize.Size) -> resize.Size:
     padded = _round_up(size, self.protocol.size_multiple or self.multiple)
@@ -377,6 +444,8 @@ class LabelMaps:
     """
     if self._averages_logits:
       return view_maps.upsample_view_scores(scores, rows, columns)
+    # The maps include the weight of the view at each pixel. The softmax needs
+    # plain logits, so weights are divided out before and multiplied in after.
     row_weights = jnp.sum(rows, axis=2)
     column_weights = jnp.sum(columns, axis=2)
     probs = jax.nn.softmax(
@@ -397,4 +466,7 @@ class LabelMaps:
 def _cached_views(
   protocol: protocols.ProtocolOptions, multiple: int, size: tuple[int, int]
 ) -> list[protocols.View]:
-  return protocol.build(multiple)(size)
+  views = protocol.build(multiple)
+  if not protocol.short_side:
+    return views(size)
+  return protocols.enlarged_views(views, protocol.resized_size(size), size)

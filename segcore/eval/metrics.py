@@ -117,6 +117,7 @@ class ConfusionMatrix:
     valid = label >= 0
     # In int64: 919 * 920 overflows the int16 of a label.
     cells = label[valid].astype(np.int64) * num_classes + prediction[valid]
+    # One histogram over pairs (label, prediction), not a mask of each class.
     counts = np.bincount(cells, minlength=num_classes**2)
     return type(self)(self.counts + counts.reshape(self.counts.shape))
 
@@ -224,6 +225,7 @@ def merge_metrics_across_hosts(metric: C) -> C:
     field.name: getattr(metric, field.name)
     for field in dataclasses.fields(metric)
   }
+  # Sums are taken on the hosts in int64; a collective sum would overflow.
   sent = {name: encode_int64_counts(value) for name, value in fields.items()}
   received = multihost_utils.process_allgather(sent)
   metrics = []

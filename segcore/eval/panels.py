@@ -17,6 +17,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from jaxtyping import Int, UInt8
 
+from input_pipeline import overlays
 from runtime import files
 
 Color = tuple[int, int, int]
@@ -29,6 +30,8 @@ _BACKGROUND, _TEXT_COLOR = 255, (32, 32, 32)
 _GAP = 4
 # Least and largest side of the square that a picture is resized to fit.
 _TILE_SIZES = (96, 256)
+# The same for the size of the legend below an overlay.
+_OVERLAY_TILES = (96, 640)
 # Classes named by a legend; a picture has no room for more.
 _MAX_CLASSES = 40
 
@@ -48,9 +51,39 @@ def draw_overlay(
   opacity: float = 0.5,
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Blends an image with its colored label map; ignored pixels stay."""
-  mixed = (1 - opacity) * image + opacity * colorize_label_map(label, palette)
-  mixed = np.rint(mixed).astype(np.uint8)
-  return np.where((label >= 0)[..., None], mixed, image)
+  return overlays.blend_label_map(image, label, palette, opacity)
+
+
+def draw_overlay_with_legend(
+  image: UInt8[np.ndarray, 'H W 3'],
+  label: Int[np.ndarray, 'H W'],
+  classes: Sequence[str],
+  palette: Sequence[Color],
+) -> UInt8[np.ndarray, 'height width 3']:
+  """Draws an image with tinted and outlined regions, and a legend below it.
+
+  Args:
+    image: the image.
+    label: class of each pixel.
+    classes: names of the classes; the legend has those that occur, from the
+      most frequent one on.
+    palette: RGB color of each class.
+  """
+  picture = overlays.draw_outlined_overlay(image, label, palette)
+  counts = np.bincount(label[label >= 0], minlength=len(classes))
+  order = np.argsort(-counts, kind='stable')[:_MAX_CLASSES]
+  class_ids = [int(i) for i in order if counts[i]]
+  if not class_ids:
+    return picture
+  width = picture.shape[1]
+  legend = draw_class_legend(
+    [classes[i] for i in class_ids],
+    [palette[i] for i in class_ids],
+    width,
+    int(np.clip(width // 4, *_OVERLAY_TILES)),
+    with_ignored=bool((label < 0).any()),
+  )
+  return stack_vertically(picture, legend)
 
 
 def draw_errors(
@@ -102,7 +135,11 @@ def panel_tile_size(images: Sequence[UInt8[np.ndarray, '_ _ 3']]) -> int:
 
 
 def draw_class_legend(
-  classes: Sequence[str], palette: Sequence[Color], width: int, tile: int
+  classes: Sequence[str],
+  palette: Sequence[Color],
+  width: int,
+  tile: int,
+  with_ignored: bool = True,
 ) -> UInt8[np.ndarray, 'height width 3']:
   """Draws names of classes beside their colors, in as many columns as fit.
 
@@ -111,8 +148,11 @@ def draw_class_legend(
     palette: RGB color of each class.
     width: least width of the picture, in pixels.
     tile: side of the tiles of the grid, which decides the font size.
+    with_ignored: whether ignored pixels have an entry.
   """
-  entries = [*zip(classes, palette, strict=True), ('no label', IGNORED)]
+  entries = [*zip(classes, palette, strict=True)]
+  if with_ignored:
+    entries.append(('no label', IGNORED))
   line = _line_height(tile)
   box = line - 6
   longest = max(_font(tile).getlength(name) for name, _ in entries)
@@ -194,7 +234,7 @@ def _resize_to_fit(picture: np.ndarray, tile: int) -> np.ndarray:
   factor = tile / max(picture.shape[:2])
   height, width = (max(1, round(n * factor)) for n in picture.shape[:2])
   # Class colors are not mixed by enlarging; shrinking averages.
-  interpolation = cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA
+  interpolation = cv2.INTER_NEAREST_EXACT if factor > 1 else cv2.INTER_AREA
   return cv2.resize(picture, (width, height), interpolation=interpolation)
 
 

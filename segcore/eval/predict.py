@@ -40,10 +40,10 @@ class Request:
   Attributes:
     images: folder of images; its subfolders are included.
     out: folder of the results.
-    overlays: write images with their prediction laid over.
-    probs: write the probability of each class.
-    max_megapixels: larger images are skipped; 0 for the limit of the training
-      data.
+    overlays: whether to write images blended with their predictions.
+    probs: whether to write the probability of each class.
+    max_megapixels: size above which images are skipped, in million pixels; 0
+      for the limit of the training data.
   """
 
   images: pathlib.Path
@@ -72,8 +72,8 @@ class Model:
   """A trained network with all that prediction needs.
 
   Attributes:
-    state: its parameters.
-    predictor: applies the network to images.
+    state: training state with the parameters.
+    predictor: predictor that applies the network to images.
     classes: name of each class id.
     palette: RGB color of each class id.
     batch_size: global number of images.
@@ -197,7 +197,9 @@ def _write(
     _write_probs(path('probs', '.npz'), prediction)
   encode_predicted_label_map(label, model.palette).save(path('labels', '.png'))
   if request.overlays:
-    overlay = panels.draw_overlay(image, label, model.palette)
+    overlay = panels.draw_overlay_with_legend(
+      image, label, model.classes, model.palette
+    )
     panels.write_picture_png(path('overlays', '.png'), overlay)
 
 

@@ -17,10 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-import scipy.sparse
+from etils import epy
 from jaxtyping import Float, Int
 
 from segcore.models.layers import resize
+
+with epy.lazy_imports():
+  import scipy.sparse
 
 Size = tuple[int, int]
 # A linear map from one axis to another, [cells of the target, of the source].
@@ -47,7 +50,7 @@ class View:
 
   @property
   def input_size(self) -> Size:
-    """Height and width of the network's input."""
+    """Returns height and width of the network's input."""
     return self.read_rows.shape[0], self.read_columns.shape[0]
 
   def weights(self) -> Float[np.ndarray, 'H W']:
@@ -63,7 +66,7 @@ def whole_image_views(multiple: int) -> Protocol:
   """Builds the protocol of one view: the image, padded to multiples.
 
   Args:
-    multiple: divides the height and width after padding, which is by reflection
+    multiple: number that divides height and width after padding by reflection
       at the bottom and right.
   """
 
@@ -101,10 +104,10 @@ def multi_scale_views(
   """Averages the views of the image at several scales.
 
   Args:
-    protocol: applied to each resized image.
+    protocol: protocol that is applied to each resized image.
     scales: factors of height and width, which are rounded.
-    antialias: blur images before shrinking them. Scores are resized bilinearly,
-      without antialiasing.
+    antialias: whether to blur images before shrinking them. Scores are resized
+      bilinearly, without antialiasing.
 
   Raises:
     ValueError: there is no scale, or one is not above 0.
@@ -143,6 +146,28 @@ def rescaled_views(
   return views
 
 
+def enlarged_views(protocol: Protocol, resized: Size, size: Size) -> list[View]:
+  """Builds the views of a resized image, whose outputs are enlarged again.
+
+  Args:
+    protocol: applied to the resized image.
+    resized: height and width of the image after resizing.
+    size: height and width before, to which scores are resized bilinearly.
+  """
+  rows, columns = (
+    Map(resize.bilinear_resize_matrix(m, n))
+    for n, m in zip(size, resized, strict=True)
+  )
+  return [
+    dataclasses.replace(
+      view,
+      write_rows=rows @ view.write_rows,
+      write_columns=columns @ view.write_columns,
+    )
+    for view in protocol(resized)
+  ]
+
+
 def sliding_window_views(
   protocol: Protocol, window: Size, stride: Size, centered: bool = False
 ) -> Protocol:
@@ -153,11 +178,11 @@ def sliding_window_views(
   right, or on all sides.
 
   Args:
-    protocol: applied to each window.
+    protocol: protocol that is applied to each window.
     window: height and width in pixels.
     stride: distance of windows, downward and to the right.
-    centered: center an image smaller than the window; the padding reads no
-      pixel, and `inference` fills it with a color.
+    centered: whether to center an image smaller than the window; its padding
+      reads no pixel, and `inference` fills it with a color.
 
   Raises:
     ValueError: a size is below 1, or the stride is above the window.
@@ -211,11 +236,13 @@ class ProtocolOptions:
     padding_mode: padding of an image that is smaller than the window:
       'reflection' at the bottom and right, or 'mean', the mean color on all
       sides.
+    short_side: length to which the shorter side of every image is resized
+      first, antialiased, in pixels; 0 keeps the size of the image.
     scales: factors by which the image is resized; their scores are averaged.
-    flip: average with the horizontally flipped image.
+    flip: whether to average with the horizontally flipped image.
     average: quantity averaged over views before the argmax: 'logits', or
       'probs' (softmax of each view at the size of the image).
-    antialias: blur images before shrinking them.
+    antialias: whether to blur images before shrinking them.
     align_corners: whether a network's scores are enlarged to the size of its
       input with corners on corners; else with half-pixel centers.
     size_multiple: images are padded to multiples of this, and one program is
@@ -228,6 +255,7 @@ class ProtocolOptions:
   window: tuple[int, int] = (0, 0)
   stride: tuple[int, int] = (0, 0)
   padding_mode: Literal['reflection', 'mean'] = 'reflection'
+  short_side: int = 0
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
   average: Literal['logits', 'probs'] = 'logits'
@@ -247,10 +275,9 @@ class ProtocolOptions:
         "padding_mode='mean': expected tiling='sliding_window', got "
         f'{self.tiling!r}'
       )
-    if self.size_multiple < 0:
-      raise ValueError(
-        f'size_multiple: expected >= 0, got {self.size_multiple}'
-      )
+    for name in ('short_side', 'size_multiple'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name}: expected >= 0, got {getattr(self, name)}')
     self.build(1)
 
   def single_view(self) -> 'ProtocolOptions':
@@ -271,23 +298,41 @@ class ProtocolOptions:
 
   @property
   def is_single_view(self) -> bool:
-    """True for a single view of the whole image at its own scale."""
+    """Returns whether there is one view: the whole image at its own scale."""
+    return self.is_whole_image and not self.short_side
+
+  @property
+  def is_whole_image(self) -> bool:
+    """Returns whether there is one view: the whole image, resized or not."""
     return self.tiling == 'whole' and self.scales == (1.0,) and not self.flip
+
+  def resized_size(self, size: Size) -> Size:
+    """Returns height and width of an image after resizing its short side."""
+    if not self.short_side:
+      return size
+    shorter = min(size)
+    height, width = (max(n * self.short_side // shorter, 1) for n in size)
+    return height, width
 
   @property
   def max_taps(self) -> tuple[int, int]:
-    """Largest number of nonzeros in a row of the read and the write maps.
+    """Returns the most nonzeros in a row of the read and of the write maps.
 
     An upper bound for images of every size, so that packed maps of images of
     different sizes have one shape.
     """
+    # Scores that are resized twice have up to two times two neighbors.
+    written = 2 if self.short_side else 1
     if self.scales == (1.0,):
-      return 1, 1
+      return 1, written
     antialiased = math.ceil(2 / min(*self.scales, 1.0)) + 2
-    return (antialiased if self.antialias else 2), 2
+    return (antialiased if self.antialias else 2), 2 * written
 
   def build(self, multiple: int) -> Protocol:
-    """Builds the protocol for a network whose inputs are such multiples."""
+    """Builds the protocol of a network with inputs of a given size multiple.
+
+    With `short_side` its views are those of the resized image.
+    """
     protocol = whole_image_views(multiple)
     if self.tiling == 'sliding_window':
       protocol = sliding_window_views(
@@ -306,6 +351,8 @@ class ProtocolOptions:
     'whole image, single scale, flip; averaged probs'
     """
     parts = [self._describe_tiling()]
+    if self.short_side:
+      parts.append(f'short side {self.short_side}')
     parts.append(
       'single scale'
       if self.scales == (1.0,)

@@ -7,7 +7,13 @@ import numpy as np
 
 from input_pipeline import datasets
 from runtime import files, json_files
-from segcore.eval import evaluator, metrics, panels
+from segcore.eval import (
+  class_report,
+  confusion_picture,
+  evaluator,
+  metrics,
+  panels,
+)
 from segcore.train import tensorboard
 from segcore.train import workspace as workspace_lib
 
@@ -50,16 +56,28 @@ class Results:
     self._splits[name] = entry = evaluator.evaluation_to_json(values, split)
     known = {k: v for k, v in entry['metrics'].items() if v is not None}
     self._writer.write_scalars(
-      self._step, {f'{name}/{k}': v for k, v in known.items()}
+      self._step,
+      {
+        **{f'{name}/{k}': v for k, v in known.items()},
+        **class_report.class_curves(name, split.classes, values),
+      },
     )
     if panel is not None:
       self.write_panel(name, panel)
+    if 'confusion' in values:
+      picture = confusion_picture.draw_confusion(
+        values['confusion'], split.classes
+      )
+      self._write_picture(f'{name}_confusion', f'{name}/confusion', picture)
 
   def write_panel(self, name: str, panel: np.ndarray) -> None:
     """Writes a picture, uint8 [H, W, 3], as a PNG and to TensorBoard."""
-    self._writer.write_images(self._step, {f'{name}/panels': panel[None]})
+    self._write_picture(name, f'{name}/panels', panel)
+
+  def _write_picture(self, file: str, tag: str, picture: np.ndarray) -> None:
+    self._writer.write_images(self._step, {tag: picture[None]})
     if jax.process_index() == 0:
-      panels.write_picture_png(self._pictures / f'{name}.png', panel)
+      panels.write_picture_png(self._pictures / f'{file}.png', picture)
 
   def write(self, **fields: Any) -> list[files.Path]:
     """Writes results.json; returns the paths of all outputs.

@@ -17,7 +17,7 @@ from jax import core
 from jaxtyping import Array, Float, Int, Int16, Shaped, UInt8
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import transforms
+from input_pipeline import resampling
 from segcore.eval import inference, view_maps
 from segcore.models.layers import resize
 from segcore.train import method as method_lib
@@ -51,7 +51,7 @@ def resize_and_center_crop(
   """
   size = short_side_size(image.shape[:2], short_side)
   if image.shape[:2] != size:
-    image = transforms.resize_image_antialiased(image, size)
+    image = resampling.resize_image_antialiased(image, size)
   if crop:
     # As torchvision: halves are rounded to even.
     top, left = (round((n - crop) / 2) for n in image.shape[:2])
@@ -114,9 +114,11 @@ class LabelMaps:
   resized by nearest neighbor.
 
   Attributes:
-    method: its `predict` returns scores at the network's output resolution.
+    method: model whose `predict` returns scores at the network's output
+      resolution.
     short_side: length of the short side of the network's input, in pixels.
-    size_multiple: label maps are padded to multiples of it, to share programs.
+    size_multiple: number of pixels to whose multiples label maps are padded, to
+      share programs.
     max_side: number of rows of the largest label map.
     output: 'labels', or 'probs' for the probability of each class.
   """
@@ -224,7 +226,7 @@ def map_interpolated_scores(
     rows: vertical positions, from 0 at the upper edge of the map to 1 at the
       lower edge.
     columns: horizontal positions, from 0 at the left edge to 1 at the right.
-    function: maps the scores of n rows, [B, n, W, C], to [B, n, W, …].
+    function: function from the scores of n rows, [B, n, W, C], to [B, n, W, …].
   """
   exact = jax.lax.Precision.HIGHEST
   batch, height, width, classes = scores.shape
@@ -248,8 +250,12 @@ def map_interpolated_scores(
 def resize_predicted_labels(
   labels: Int[np.ndarray, 'h w'], size: tuple[int, int]
 ) -> Int[np.ndarray, 'H W']:
-  """Resizes labels by nearest neighbor: pixel i takes cell ⌊i·h/H⌋."""
-  return transforms.resize_label_nearest(labels, size)
+  """Resizes labels by the floor rule: pixel i takes cell ⌊i·h/H⌋.
+
+  As PASS does, between the cells of a feature grid and pixels (spec PASS §3.3,
+  §5.1, §5.3). A label that belongs to an image is resized by `resampling`.
+  """
+  return resampling.resize_label_by_floor(labels, size)
 
 
 def _bilinear_weights(

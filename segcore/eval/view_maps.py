@@ -67,7 +67,7 @@ def view_network_input(images, view, fill):
 
   Args:
     images: uint8 [B, H, W, 3].
-    view: its packed maps; None for the images themselves.
+    view: packed maps of the view; None for the images themselves.
     fill: RGB color where the view reads no pixel, or None.
   """
   exact = jax.lax.Precision.HIGHEST
@@ -96,7 +96,7 @@ def score_upsampling_matrices(
 
   Args:
     scores: [B, h, w, C].
-    view: its packed maps, or None for a view that is the padded image.
+    view: packed maps of the view; None for a view that is the padded image.
     padded_size: (H, W).
     align_corners: rule of the bilinear resizing.
 
@@ -150,7 +150,7 @@ def map_pixel_row_blocks(
 
   Args:
     function: function from arrays of n rows, [B, n, …], to an array [B, n, …].
-    arrays: a tree of arrays [B, H, …].
+    arrays: tree of arrays [B, H, …].
     shape: (B, H, W, C) of all scores, which decides the number of rows n of a
       block.
 

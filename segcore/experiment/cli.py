@@ -21,7 +21,7 @@ from absl import logging
 
 from runtime import console, errors, exit_status, files
 from segcore.eval import export, predict
-from segcore.experiment import command, hosts, stage
+from segcore.experiment import command, fitting, hosts, stage
 from segcore.train import workspace
 
 
@@ -94,14 +94,17 @@ def execute_command(program: Program, parsed: command.Command) -> None:
     UserError: a setting or an input is wrong.
     Preempted: the run was asked to stop; its state is saved.
   """
-  stages = program.build_stages(parsed.config)
   if parsed.dry_run:
+    stages = program.build_stages(parsed.config)
     stage.dry_run_stages(stages, parsed.stages, parsed.compiles)
-  elif parsed.request is None:
+    return
+  config = fitting.fit_crops(parsed.config, parsed.workdir)
+  stages = program.build_stages(config)
+  if parsed.request is None:
     stage.run_stages(stages, parsed.workdir, parsed.stages)
   else:
     stage.check_stage_settings(stages, parsed.workdir)
-    model = program.load_model(parsed.config, parsed.workdir)
+    model = program.load_model(config, parsed.workdir)
     if isinstance(parsed.request, export.Request):
       export.export_network(model, parsed.workdir / 'export', parsed.request)
     else:

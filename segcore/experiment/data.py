@@ -7,10 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline import datasets, loader, splits, transforms, views
+from input_pipeline import (
+  crop_scale,
+  datasets,
+  loader,
+  splits,
+  transforms,
+  views,
+)
 from runtime import console, files, json_files, options
 from segcore.train import workspace as workspace_lib
 
+# Crops by their names in configs.
+CROPS = {**transforms.CROPS, 'fitted': crop_scale.FittedCrop}
 # Names and colors of the class ids, in the folder of a trained network.
 CLASSES_FILE = 'classes.json'
 # Labeled images up to which the classes that they lack are named; and classes.
@@ -116,16 +125,22 @@ def augmentations_from_config(
 ) -> tuple[Any, transforms.RandomFlip]:
   """Builds the crop and the random flips of a config block.
 
+  A crop named 'fitted' that was not fitted to its data yet (see `fitting`) is
+  that for images of unknown size.
+
   Args:
-    crop: name and fields of a crop (see `transforms.CROPS`).
+    crop: name and fields of a crop (see `CROPS`).
     flips: directions of the flips: 'horizontal', 'vertical'.
     path: path of the block in the config, for messages.
 
   Raises:
     UserError: a field is wrong.
   """
+  built = options.build_named_options(CROPS, crop, f'{path}.crop')
+  if isinstance(built, crop_scale.FittedCrop):
+    built = built.without_data()
   return (
-    options.build_named_options(transforms.CROPS, crop, f'{path}.crop'),
+    built,
     options.build_options(
       transforms.RandomFlip, {'kinds': flips}, f'{path}.flips'
     ),

@@ -28,7 +28,7 @@ from segcore.cost import topology as topology_lib
 from segcore.distributed import collectives
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import dry_run, stage
+from segcore.experiment import dry_run, fitting, stage
 from segcore.experiment import start as start_lib
 from segcore.models import network as network_lib
 from segcore.train import loop, optimizers
@@ -368,7 +368,8 @@ class TrainingStage(ExperimentStage):
   def workload(self) -> dry_run.Workload:
     """Describes the training, as far as the config decides it without data."""
     recipe, data = self.options.recipe, self.num_classes_from
-    notes = [optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps)]
+    notes = self._describe_fitting()
+    notes += [optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps)]
     num_classes = datasets.known_dataset_num_classes(data)
     if num_classes is None:
       num_classes = _ASSUMED_CLASSES
@@ -389,6 +390,13 @@ class TrainingStage(ExperimentStage):
       mesh=self.context.mesh,
       notes=tuple(notes),
     )
+
+  def _describe_fitting(self) -> list[str]:
+    """Returns a line about a crop that only the data decide."""
+    if not fitting.is_fitted_crop(getattr(self.options, 'crop', {})):
+      return []
+    height, width = self.size
+    return [f'the data decide the size of crops: {height}x{width} is assumed']
 
   def dry_run(
     self, compiles: bool, topology: topology_lib.Topology | None

@@ -5,11 +5,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from input_pipeline import transforms
-from runtime import console, files, json_files, options
+from input_pipeline import crop_scale, transforms
+from runtime import console, errors, files, json_files, options
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
-from segcore.eval import predict, protocols
+from segcore.eval import class_report, predict, protocols
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage, stage
@@ -29,6 +29,8 @@ class EvaluateOptions:
     protocol: inference protocol.
     which: checkpoint to evaluate: 'last' is the state after the last step,
       'best' the best one on `val_split`.
+    training_scale: whether images are resized so that the network gets them at
+      the scale of the crops it was trained on.
     framed: whether each split is also reported as NAME_framed, where the
       padding around images smaller than the protocol's window counts as
       class 0.
@@ -38,6 +40,7 @@ class EvaluateOptions:
   batch_size: int = 8
   protocol: protocols.ProtocolOptions
   which: Literal['last', 'best'] = 'last'
+  training_scale: bool = False
   framed: bool = False
 
   def __post_init__(self):
@@ -46,6 +49,28 @@ class EvaluateOptions:
         "framed=True: expected protocol.padding_mode='mean', got "
         f'{self.protocol.padding_mode!r}, which pads no border'
       )
+
+    if self.training_scale and self.protocol.short_side:
+      raise ValueError(
+        'training_scale=True contradicts protocol.short_side='
+        f'{self.protocol.short_side}: set training_scale to False'
+      )
+
+  def protocol_after(self, crop: Any) -> protocols.ProtocolOptions:
+    """Returns the protocol for a network that was trained on such crops.
+
+    Raises:
+      UserError: `training_scale` is set, and the crops have no fixed scale.
+    """
+    if not self.training_scale:
+      return self.protocol
+    if not isinstance(crop, transforms.InceptionCrop):
+      raise errors.UserError(
+        'config.evaluate.training_scale: expected training on crops named '
+        f'inception or fitted, got {type(crop).__name__}: set it to False'
+      )
+    side = crop_scale.training_short_side(crop)
+    return dataclasses.replace(self.protocol, short_side=side)
 
   @property
   def paddings(self) -> dict[str, transforms.CenterCrop | None]:
@@ -88,6 +113,15 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   @abc.abstractmethod
   def labeled_data(self) -> data_lib.LabeledData:
     """Returns the data block of the training stage."""
+
+  @property
+  def protocol(self) -> protocols.ProtocolOptions:
+    """Returns the inference protocol."""
+    block = self.labeled_data
+    crop, _ = data_lib.augmentations_from_config(
+      block.crop, block.flips, f'config.{self.trained_by}'
+    )
+    return self.options.protocol_after(crop)
 
   @abc.abstractmethod
   def scores(self, num_classes: int) -> method.ScoreModel:
@@ -133,7 +167,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
           scores,
           split,
           block.batch_size,
-          block.protocol,
+          self.protocol,
           log_progress=True,
           padding=padding,
         )
@@ -143,8 +177,15 @@ class EvaluateStage(experiment_stage.ExperimentStage):
           f'{split.name}{suffix}: mIoU {evaluated.values["miou"]:.4f} over '
           f'{len(split)} images'
         )
+        for line in class_report.describe_evaluation(
+          f'{name}{suffix}',
+          split.classes,
+          evaluated.values,
+          evaluated.confusion,
+        ):
+          console.print_line(line)
     return results.write(
-      protocol=block.protocol.describe(), which=block.which, step=step
+      protocol=self.protocol.describe(), which=block.which, step=step
     )
 
   def load_model(self, workdir: files.Path) -> predict.Model:
@@ -164,7 +205,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         self.context,
         self.scores(num_classes),
         num_classes,
-        self.options.protocol,
+        self.protocol,
       ),
       classes=tuple(classes['classes']),
       palette=tuple((r, g, b) for r, g, b in classes['palette']),
@@ -181,7 +222,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     del compiles, topology
     block = self.options
     return [
-      f'{", ".join(block.splits)}: {block.protocol.describe()}',
+      f'{", ".join(block.splits)}: {self.protocol.describe()}',
       f'by the {block.which} state of {self.trained_by}, {block.batch_size} '
       'images at once',
     ]

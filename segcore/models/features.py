@@ -41,7 +41,7 @@ class Features:
     """Returns the deepest map of a stride: the one computed last.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no map has this stride or name.
     """
     for each in reversed(self.maps):
       if each.stride == stride:
@@ -55,7 +55,7 @@ class Features:
     """Returns the map of a name.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no map has this stride or name.
     """
     for each in self.maps:
       if each.name == name:

@@ -17,11 +17,11 @@ class ConvHead(nn.Module):
   """A convolution with bias: C scores or values for each cell.
 
   Attributes:
-    out_features: C.
+    out_features: number C of scores or values.
     kernel: height and width of the kernel.
-    reads: network whose map it reads, 'encoder' or 'decoder'.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map it reads, instead of its stride.
+    map_name: name of the map that the head reads, instead of its stride.
     init_scale: standard deviation of the initial outputs, for inputs of unit
       variance; 0 for outputs that start at 0.
     dtype: dtype of the convolution; the output is float32 at least.
@@ -55,10 +55,10 @@ class PoolHead(nn.Module):
   """Global average pooling and a dense layer: C scores for the whole image.
 
   Attributes:
-    out_features: C.
-    reads: network whose map it reads, 'encoder' or 'decoder'.
+    out_features: number C of scores or values.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map it reads, instead of its stride.
+    map_name: name of the map that the head reads, instead of its stride.
     init_scale: factor of the kernel's initial values, as in `ConvHead`.
   """
 
@@ -89,12 +89,12 @@ class ConvBlocksHead(nn.Module):
   All convolutions have biases.
 
   Attributes:
-    out_features: C.
+    out_features: number C of scores or values.
     width: channels of each block.
     num_blocks: number of blocks.
-    reads: network whose map it reads, 'encoder' or 'decoder'.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
-    map_name: name of the map it reads, instead of its stride.
+    map_name: name of the map that the head reads, instead of its stride.
     dropout_rate: share of each block's channels that are dropped in training.
     dtype: dtype of the convolutions; the output is float32 at least.
   """

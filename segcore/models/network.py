@@ -51,7 +51,8 @@ def with_position_grid(
   """Replaces a position grid of (0, 0) by that of the training images.
 
   Args:
-    network: options; returned as they are if they give another grid, or none.
+    network: options of the network; returned unchanged unless the grid is
+      (0, 0).
     size: height and width of the images.
     path: path of the options in the config, for messages.
 
@@ -104,7 +105,7 @@ def check_network_image_size(
     path: path of the field with the size, for messages.
 
   Raises:
-    UserError: they do not fit.
+    UserError: the network cannot process images of this size.
   """
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
   try:

@@ -70,7 +70,8 @@ class Segmenter(nn.Module):
 
   Attributes:
     encoder: module that encodes images in [-1, 1].
-    decoder: None where all heads read the encoder.
+    decoder: module that decodes the encoder's maps; None where all heads read
+      the encoder.
     heads: head modules by names of the caller's choice ('logits', 'noise',
       'rep').
   """
@@ -101,7 +102,7 @@ class Segmenter(nn.Module):
 
     Args:
       images: images in [-1, 1].
-      heads: their names; None for all, as in `init`.
+      heads: names of the heads to compute; None for all, as in `init`.
       train: the submodules whose dropout and batch statistics are those of
         training; True for all three.
       condition: the noise level of each image, for a conditional decoder.

@@ -13,13 +13,16 @@ computes the same images.
 import dataclasses
 from typing import NamedTuple
 
-import dm_pix
 import jax
 import jax.numpy as jnp
+from etils import epy
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from runtime import options as options_lib
 from segcore.types import ExampleKeys
+
+with epy.lazy_imports():
+  import dm_pix
 
 # Indices of the operations in `Draws.factors`; brightness is the first.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
@@ -36,13 +39,16 @@ class ColorOptions:
 
   Attributes:
     jitter: probability of changing brightness, contrast, saturation and hue.
-    brightness: b for a factor in [max(0, 1 - b), 1 + b].
-    contrast: likewise, with respect to the image's mean gray value.
-    saturation: likewise, with respect to each pixel's gray value.
+    brightness: strength b; the factor of brightness is uniform in
+      [max(0, 1 - b), 1 + b].
+    contrast: strength of the factor of contrast, relative to the image's mean
+      gray value.
+    saturation: strength of the factor of saturation, relative to each pixel's
+      gray value.
     hue: largest shift of the hue, as a part of the color circle; at most 0.5.
     gray: probability of converting to gray.
     blur: probability of a Gaussian blur.
-    sigma: range of its standard deviation, in pixels.
+    sigma: range of the standard deviation of the blur, in pixels.
     solarize: probability of inverting values above the threshold.
     threshold: threshold of solarization, in [0, 1].
   """

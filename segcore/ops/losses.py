@@ -42,7 +42,7 @@ def label_probability(
 ) -> Float[Array, '*shape']:
   """Computes the softmax probability of each pixel's label.
 
-  Where the label is negative, that of class 0.
+  Where the label is negative, the result is the probability of class 0.
   """
   probs = jax.nn.softmax(at_least_float32(logits))
   indices = jnp.maximum(labels, 0).astype(jnp.int32)[..., None]
@@ -58,15 +58,15 @@ def hard_example_mask(
   """Selects the pixels that online hard example mining (OHEM) keeps.
 
   These are the pixels whose label has at most the threshold's probability, or
-  the `min_kept` hardest pixels if those are more. All labeled pixels are kept
-  if they are fewer than `min_kept`, or if that is 0.
+  the `min_kept` hardest pixels if these are more. All labeled pixels are kept
+  if there are fewer than `min_kept`, or if `min_kept` is 0.
   Source: Shrivastava et al. 2016, as U2PL (Wang et al. 2022) has it.
 
   Args:
     logits: logits of the pixels of all images.
-    labels: negative where ignored; such pixels are never kept.
-    threshold: probability.
-    min_kept: number of pixels of the whole batch.
+    labels: class of each pixel; negative where ignored, which is never kept.
+    threshold: probability of the label up to which a pixel is hard.
+    min_kept: least number of pixels to keep in the whole batch.
   """
   valid = labels >= 0
   if not min_kept:
@@ -148,7 +148,7 @@ def masked_mean(
 ) -> Scalar:
   """Computes the mean of the values under the mask.
 
-  Of an empty mask, mean and gradient are 0.
+  Mean and gradient are 0 where the mask is empty.
 
   >>> masked_mean(jnp.array([1.0, 2.0, 4.0]), jnp.array([False, True, True]))
   Array(3., dtype=float32)

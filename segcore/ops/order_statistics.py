@@ -26,9 +26,9 @@ def order_statistic(
   order is that of the values (see `_to_keys`), so the result is exact.
 
   Args:
-    values: no NaN under the mask.
+    values: array without NaN under the mask.
     mask: mask with at least one true element.
-    rank: int [], from 0; clipped to the number of values.
+    rank: int [], rank counted from 0; clipped to the number of values.
   """
   keys = _to_keys(values)
   target = jnp.clip(rank, 0, jnp.maximum(_count(mask) - 1, 0)) + 1
@@ -58,9 +58,9 @@ def percentile(
   """Computes a percentile of the values under the mask, as numpy's 'linear'.
 
   Args:
-    values: no NaN under the mask.
-    mask: infinity is returned if no value is under it.
-    percent: [], from 0 to 100.
+    values: array without NaN under the mask.
+    mask: mask of the values that count; infinity is returned if it is empty.
+    percent: float [], percentile from 0 to 100.
 
   >>> percentile(jnp.array([0.0, 1.0, 4.0]), jnp.array([1, 1, 1]) > 0, 75.0)
   Array(2.5, dtype=float32)
@@ -85,7 +85,7 @@ def ranks_from_uniforms(
   """Converts uniform numbers in [0, 1) to ranks from 0 to count - 1.
 
   Args:
-    uniforms: draws.
+    uniforms: uniform numbers in [0, 1).
     counts: numbers of candidates, broadcast against the draws; the rank is 0
       where the count is 0.
 
@@ -136,7 +136,7 @@ def nth_true_pixels(
 def keep_top_priorities(
   mask: Bool[Array, 'B P C'], priorities: Int[Array, 'B P'], max_count: int
 ) -> Bool[Array, 'B P C']:
-  """Thins the mask out to the `max_count` pixels of highest priority a class.
+  """Keeps the `max_count` pixels of highest priority under each class's mask.
 
   With priorities of `draw_pixel_priorities` this is a uniform random selection,
   the same one on any number of devices.
@@ -174,7 +174,7 @@ def draw_pixel_priorities(
 
   Args:
     keys: keys of the images of the global batch.
-    num_pixels: P.
+    num_pixels: number P of pixels of an image.
   """
 
   def draw(key: PRNGKeyArray) -> Int[Array, 'P']:

@@ -12,12 +12,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-import matplotlib.figure
 import numpy as np
-import scipy.stats
+from etils import epy
 
-matplotlib.use('agg')  # No window.
+with epy.lazy_imports():
+  import matplotlib
+  import matplotlib.figure
+  import scipy.stats
 
 # Level of confidence intervals.
 CONFIDENCE = 0.95
@@ -270,7 +271,7 @@ def write_study_report(
 
 def plot_study_metric(
   cells: Sequence[CellResult], name: str, axis: str
-) -> matplotlib.figure.Figure:
+) -> 'matplotlib.figure.Figure':
   """Plots the metric over the values of the last option, a line per row.
 
   Args:
@@ -318,7 +319,7 @@ def plot_study_metric(
 
 def plot_study_curves(
   cells: Sequence[CellResult], name: str, axis: str
-) -> matplotlib.figure.Figure:
+) -> 'matplotlib.figure.Figure':
   """Plots the metric over training steps, the mean over seeds.
 
   There is a panel per value of the last option, a solid line per row for the

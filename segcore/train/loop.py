@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import parameter_overview
+from etils import epy
 from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
@@ -33,6 +33,9 @@ from segcore.train import (
 )
 from segcore.train import method as method_lib
 from segcore.train import workspace as workspace_lib
+
+with epy.lazy_imports():
+  from clu import parameter_overview
 
 # An evaluation: from the state to scalars and pictures, tagged
 # '<split>/<name>'.
@@ -54,8 +57,8 @@ class OperationOptions:
     save_every: steps between checkpoints.
     save_minutes: minutes after which a checkpoint is saved earlier; 0: never.
     fsdp: devices over which large leaves of the state are sharded.
-    record_ids: write the ids of each step's images (host 0's rows) to
-      `ids.jsonl`.
+    record_ids: whether to write the ids of each step's images (host 0's rows)
+      to `ids.jsonl`.
     reading: threads and worker processes of the input pipeline.
   """
 
@@ -84,7 +87,7 @@ class BestMetric:
 
   Attributes:
     metric: tag of the scalar: 'val/miou'.
-    higher_is_better: the largest value is the best, not the smallest.
+    higher_is_better: whether the largest value is the best; else the smallest.
   """
 
   metric: str
@@ -103,10 +106,10 @@ class TrainingSpec:
 
   Attributes:
     method: the method to train.
-    loader: yields its batches.
+    loader: loader of the training batches.
     num_steps: length of the training.
     seed: seed of the state's PRNG key.
-    evaluate: computes scalars and pictures of a state, or None.
+    evaluate: function from a state to scalars and pictures, or None.
     evaluate_every: steps between evaluations; 0: only after the last step.
     best: metric of the best state, or None to keep only the latest ones.
     loaded: subtrees of parameters to start from (see `Method.init`).

@@ -55,10 +55,10 @@ class OptimizerOptions:
     b2: Adam's decay of the second moment.
     eps: Adam's epsilon, outside of the square root.
     momentum: momentum of sgd, without dampening.
-    nesterov: use Nesterov momentum.
-    adaptation: layer-wise adaptation of sgd, before the momentum: none; larc,
-      of every parameter; or lars, of parameters with two axes or more. The mode
-      of weight decay must be l2, and lars decays only what it adapts.
+    nesterov: whether to use Nesterov momentum.
+    adaptation: layer-wise adaptation of sgd before the momentum: 'none', 'larc'
+      of every parameter, or 'lars' of parameters with two axes or more. The
+      mode of weight decay must be l2, and lars decays only what it adapts.
     trust_coefficient: ratio of the norm of an adapted gradient to the norm of
       its parameter, without weight decay.
     weight_decay: coefficient for every parameter, biases and norms included,
@@ -305,6 +305,7 @@ def _add_decayed_weights(
       raise ValueError('weight decay needs params: call update(…, params)')
 
     def decay_leaf(path, update, param):
+      # LARS decays only what it adapts: neither biases nor norms.
       if options.adaptation == 'lars' and not _is_matrix_like(param):
         return update
       coefficient = options.weight_decay * options.factors(path)[1]
@@ -335,6 +336,8 @@ def _scale_by_larc(options: OptimizerOptions) -> optax.GradientTransformation:
         * param_norm
         / (grad_norm + decay * param_norm + _ADAPTATION_EPS)
       )
+      # Decay belongs inside of the norm, so it is not a step of its own: the
+      # ratio bounds the whole update by the norm of the parameter.
       adapted = ratio * (update + decay * param)
       return jnp.where((param_norm > 0) & (grad_norm > 0), adapted, update)
 

@@ -55,6 +55,7 @@ class RunLog:
     self.peak_flops = throughput.peak_flops(mesh)
     self.step_flops = 0
     self._mesh = mesh
+    self._num_steps = num_steps
     # Speeds have a file of their own, so that metrics.jsonl is reproducible.
     self._speeds = metrics_file.MetricsFile(
       directory / 'speed.jsonl', step=start
@@ -121,16 +122,24 @@ class RunLog:
       console.print_line(warning)
     metrics = {f'train/{name}': value for name, value in values.items()}
     self._metrics.write(step, metrics)
-    speeds = {f'speed/{name}': value for name, value in speeds.items()}
-    self._speeds.write(step, speeds)
-    self._writer.write_scalars(step, {**metrics, **speeds})
+    # TensorBoard sorts tags: losses come before speeds there.
+    self._writer.write_scalars(
+      step,
+      {**metrics, **{f'wall_clock/{n}': value for n, value in speeds.items()}},
+    )
+    self._speeds.write(
+      step, {f'speed/{name}': value for name, value in speeds.items()}
+    )
 
   def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
     """Logs the scalars and pictures of an evaluation."""
     values = '  '.join(f'{n} {v:.4g}' for n, v in summaries.scalars.items())
     console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
+    if step == self._num_steps:
+      for line in summaries.report:
+        console.print_line(line)
     self._metrics.write(step, summaries.scalars)
-    self._writer.write_scalars(step, summaries.scalars)
+    self._writer.write_scalars(step, {**summaries.scalars, **summaries.curves})
     self._writer.write_images(
       step, {tag: image[None] for tag, image in summaries.images.items()}
     )

@@ -13,23 +13,26 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import jax
 import numpy as np
 from absl import logging
+from etils import epy
 from jaxtyping import UInt8
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.plugins.histogram import metadata as histogram_metadata
-from tensorboard.plugins.hparams import summary_v2 as hparams_summary
-from tensorboard.plugins.image import metadata as image_metadata
-from tensorboard.plugins.text import summary_v2 as text_summary
-from tensorboard.summary.writer import event_file_writer
-from tensorboard.util import tensor_util
 
 from runtime import files
+
+with epy.lazy_imports():
+  from tensorboard.compat.proto import event_pb2, summary_pb2
+  from tensorboard.plugins.histogram import metadata as histogram_metadata
+  from tensorboard.plugins.hparams import summary_v2 as hparams_summary
+  from tensorboard.plugins.image import metadata as image_metadata
+  from tensorboard.plugins.text import summary_v2 as text_summary
+  from tensorboard.summary.writer import event_file_writer
+  from tensorboard.util import tensor_util
 
 # Start time in a file's name, by which TensorBoard orders files.
 _START_TIME = re.compile(r'tfevents\.(\d+)')
@@ -42,10 +45,14 @@ class Summaries(NamedTuple):
   Attributes:
     scalars: numbers by tag: 'val/miou'.
     images: pictures, uint8 [H, W, 3], by tag.
+    curves: numbers by tag that are written to TensorBoard alone.
+    report: lines to be printed after the last step.
   """
 
   scalars: Mapping[str, float]
   images: Mapping[str, np.ndarray] = {}
+  curves: Mapping[str, float] = {}
+  report: Sequence[str] = ()
 
 
 class SummaryWriter:
@@ -170,7 +177,7 @@ class SummaryWriter:
     self.close()
 
   def _add_values(
-    self, step: int, values: list[summary_pb2.Summary.Value]
+    self, step: int, values: 'list[summary_pb2.Summary.Value]'
   ) -> None:
     if values:
       self._add(step, summary=summary_pb2.Summary(value=values))
@@ -262,7 +269,7 @@ def _number(tag: str, value: Any) -> float:
   return float(array.reshape(()))
 
 
-def _image_value(tag: str, images: Any) -> summary_pb2.Summary.Value:
+def _image_value(tag: str, images: Any) -> 'summary_pb2.Summary.Value':
   images = np.asarray(images)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
     raise ValueError(
@@ -286,7 +293,7 @@ def _image_value(tag: str, images: Any) -> summary_pb2.Summary.Value:
 
 def _histogram_value(
   tag: str, array: Any, num_buckets: int
-) -> summary_pb2.Summary.Value:
+) -> 'summary_pb2.Summary.Value':
   values = np.asarray(array).astype(np.float64).ravel()
   values = values[np.isfinite(values)]
   if values.size:

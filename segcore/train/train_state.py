@@ -34,7 +34,7 @@ class TrainState:
 
 
 def train_state_variables(state: TrainState) -> dict[str, types.Params]:
-  """Returns the variables that `Segmenter.apply` takes."""
+  """Returns parameters and batch statistics as `Segmenter.apply` takes them."""
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 

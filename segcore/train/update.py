@@ -54,7 +54,7 @@ Loss = Callable[
 
 
 def row_prng_keys(rng: Array, num_rows: int) -> Array:
-  """Derives a key for each row of a global batch, on whatever device it is.
+  """Derives a PRNG key for each row of a global batch from the row's index.
 
   Args:
     rng: key of the step.
@@ -109,8 +109,8 @@ class RecipeOptions:
     Args:
       mesh: the devices.
       path: path of the recipe in the config, for messages.
-      accumulates: the method supports gradient accumulation: its loss is a sum
-        over a count, and rows of a batch do not interact.
+      accumulates: whether the method supports gradient accumulation, because
+        its loss is a sum over a count and rows of a batch do not interact.
     """
     sharding.check_batch_divides_devices(
       self.batch_size, mesh, f'{path}.batch_size'
@@ -157,7 +157,7 @@ class Update:
     image_shape: tuple[int, ...],
     loaded: types.Params | None,
   ) -> train_state.TrainState:
-    """Initializes the state at step 0, with loaded subtrees put in.
+    """Initializes the state at step 0, and replaces the parts that were loaded.
 
     Args:
       segmenter: a `Segmenter`.
@@ -192,8 +192,8 @@ class Update:
     the network (batch normalization) or share a key (dropout).
 
     Args:
-      loss: returns the sum and count of a microbatch.
-      state: its step selects the random draws.
+      loss: function that returns the sum and the count of a microbatch.
+      state: training state, whose step selects the random draws.
       batch: a global batch.
 
     Returns:
@@ -205,6 +205,8 @@ class Update:
     def gradient_of(microbatch, rows_rng, index):
       keys = ForwardKeys(rows_rng, jax.random.fold_in(network_rng, index))
 
+      # Differentiates the trained parts alone: of a frozen encoder no gradient
+      # is computed, and the optimizer has no state.
       def total(trained):
         params = {**state.params, **trained}
         output = loss(params, state.batch_stats, microbatch, keys)
@@ -213,6 +215,8 @@ class Update:
       return jax.grad(total, has_aux=True)(self._trained(state.params))
 
     microbatches = self._split(batch, row_rng)
+    # The first microbatch outside of the scan gives the carry its structure;
+    # without accumulation there is no loop in the program.
     sums = gradient_of(*jax.tree.map(lambda x: x[0], microbatches))
     if self.accumulate > 1:
       sums, _ = jax.lax.scan(
@@ -240,7 +244,7 @@ class Update:
   def _split(
     self, batch: batch_lib.Batch, row_rng: Array
   ) -> tuple[batch_lib.Batch, Array, Array]:
-    """Splits a batch; returns microbatches, row keys and indices, stacked."""
+    """Splits a batch into stacked microbatches, row keys and indices."""
     rows = jax.tree.leaves(batch)[0].shape[0]
     # Microbatches are strided, so that each has rows on every device.
     microbatches, keys = jax.tree.map(

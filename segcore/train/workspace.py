@@ -48,10 +48,10 @@ class Workspace:
 
   Attributes:
     directory: folder of the stage.
-    needed: folder of each stage whose results it reads, by name.
+    needed: folder of each stage whose results the running stage reads, by name.
     digest: digest of all settings that decide the result, including those of
       needed stages.
-    preemption: called after every step.
+    preemption: detection of a request to stop, polled after every step.
   """
 
   directory: files.Path

@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from runtime import errors, files
+from segcore.weights import manifest
 
-# Name of the state among the items of a checkpoint.
-STATE = 'state'
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 
 def read_checkpoint_fields(
@@ -31,7 +32,8 @@ def read_checkpoint_fields(
     Trees of numpy arrays, by name.
 
   Raises:
-    UserError: there is no checkpoint, or it cannot be read.
+    UserError: there is no checkpoint, it cannot be read, or its arrays differ
+      from those that were saved.
   """
   steps = [int(p.name) for p in directory.glob('*') if p.name.isdigit()]
   if not steps:
@@ -40,24 +42,34 @@ def read_checkpoint_fields(
       f'did you mean {" or ".join(below)}?' if below else 'train it first'
     )
     raise errors.UserError(f'no checkpoint in {directory}: {advice}')
-  folder = files.absolute_path(directory) / str(max(steps)) / STATE
+  folder = files.absolute_path(directory) / str(max(steps))
   try:
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(folder).tree
-    item = {name: tree[name] for name in names if name in tree}
-    return handler.restore(
-      folder,
-      args=ocp.args.PyTreeRestore(
-        item=item,
-        partial_restore=True,
-        # As numpy arrays: the devices that saved them may not exist here.
-        restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
-        ),
-      ),
-    )
+    saved = manifest.read_manifest(folder)
+    fields = _restore(folder / manifest.STATE, names)
+    if saved is not None:
+      saved.check(manifest.arrays_by_path(fields))
+    return fields
   except Exception as error:  # Orbax has no class for damaged files.
+    lines = str(error).splitlines() or [type(error).__name__]
     raise errors.UserError(
-      f'{folder} cannot be read ({str(error).splitlines()[0]}): restore it '
-      'from a copy or train again'
+      f'{folder} cannot be read ({lines[0]}): restore it from a copy or train '
+      'again'
     ) from error
+
+
+def _restore(folder: files.Path, names: Sequence[str]) -> dict[str, Any]:
+  """Reads fields of a saved state as numpy arrays, unchecked."""
+  handler = ocp.PyTreeCheckpointHandler()
+  tree = handler.metadata(folder).tree
+  item = {name: tree[name] for name in names if name in tree}
+  return handler.restore(
+    folder,
+    args=ocp.args.PyTreeRestore(
+      item=item,
+      partial_restore=True,
+      # As numpy arrays: the devices that saved them may not exist here.
+      restore_args=jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
+      ),
+    ),
+  )

@@ -16,13 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
-from jaxtyping import Shaped
 
 from runtime import console, errors, files, json_files
 from segcore.models.layers import resize
-from segcore.weights import checkpoint_reader
+from segcore.weights import checkpoint_reader, weight_files
 from segcore.weights.layouts import google, torchvision
 
 _MAX_LINES = 8
@@ -43,8 +41,8 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
   """Reads parameters and batch statistics from a folder or a file.
 
   Args:
-    path: a stage's folder; a `checkpoints` or `best` folder; or an `.npz` or
-      `.safetensors` file, either with names of this project, like
+    path: a stage's folder; a `checkpoints` or `best` folder; or a file (see
+      `weight_files`), either with names of this project, like
       'params/encoder/conv_root/kernel', or with those of public weights (see
       `layouts`), whose classifier becomes a part beside the encoder.
 
@@ -64,10 +62,10 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
     return {**variables, **_grid_of_settings(settings)}
   if not path.is_file():
     raise errors.UserError(
-      f'{path} does not exist: expected the folder of a stage, or a .npz or '
-      '.safetensors file'
+      f'{path} does not exist: expected the folder of a stage, or a file '
+      f'{", ".join(weight_files.SUFFIXES)}'
     )
-  flat = _read_file(path)
+  flat = weight_files.read_weight_file(path)
   for translate in _TRANSLATORS:
     variables = translate(flat)
     if variables is not None:
@@ -95,7 +93,8 @@ def load_weight_parts(
 
   Args:
     path: folder or file, as in `read_weight_variables`.
-    parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
+    parts: names of parts: 'encoder', 'decoder', 'heads', or of one head:
+      'heads/logits'.
     segmenter: the network.
     image_shape: (B, H, W, 3) of its images.
 
@@ -124,14 +123,15 @@ def select_weight_parts(
 ) -> dict[str, Any]:
   """Selects parts of variables, and fits and checks them for a network.
 
-  A position table of another grid is resized (see `resize_position_table`). The
-  grid it has is the one that was read; if none was, the network's if that has
-  as many cells, else a square.
+  A position table of another grid is resized (see `resize_position_table`). Its
+  own grid is the one that was read with the variables; without one it is the
+  network's grid if that has as many cells, else a square.
 
   Args:
     variables: variables by collection, as `read_weight_variables` returns them.
     expected: shapes of the network's {'params': …, 'batch_stats': …}.
-    parts: names: 'encoder', 'decoder', 'heads'; or one head, 'heads/logits'.
+    parts: names of parts: 'encoder', 'decoder', 'heads', or of one head:
+      'heads/logits'.
     origin: folder or file that the variables come from, for messages.
     grid: height and width of the network's position table, if it has one.
 
@@ -180,38 +180,6 @@ def _subtree(tree: Mapping[str, Any], part: str) -> Any:
   return tree
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
-  with np.load(path, allow_pickle=False) as file:
-    return dict(file)
-
-
-def _read_safetensors(
-  path: pathlib.Path,
-) -> dict[str, Shaped[np.ndarray, '...']]:
-  # As jax arrays: numpy has no bfloat16, and safetensors' reader fails on it.
-  with safetensors.safe_open(path, 'flax') as file:
-    return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-
-
-_READERS = {'.npz': _read_npz, '.safetensors': _read_safetensors}
-
-
-def _read_file(path: files.Path) -> dict[str, Shaped[np.ndarray, '...']]:
-  reader = _READERS.get(path.suffix)
-  if reader is None:
-    raise errors.UserError(
-      f'{path}: expected a {" or ".join(_READERS)} file, got '
-      f'{path.suffix or "no suffix"}'
-    )
-  try:
-    return reader(path)
-  except Exception as error:
-    raise errors.UserError(
-      f'{path} is not a readable {path.suffix} file '
-      f'({str(error).splitlines()[0]}): fetch it again'
-    ) from error
-
-
 def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
   """Returns {'grid': …} of the network of a stage, if its settings give one."""
   if not path.exists():
@@ -231,7 +199,7 @@ def _fit_encoder(
   """Fits an encoder's parameters to a network.
 
   Args:
-    given: parameters.
+    given: parameters of the encoder that was read.
     wanted: shapes of the network's encoder.
     old_grid: height and width of the position table, if known.
     new_grid: height and width of the network's position table, if it has one.

@@ -168,6 +168,11 @@ def test_noise_is_set_by_options():
   none = (0.0, 0.0)
   assert found('') == ('scaled', 0.7, 0.0, none, 'eps')
   assert found('noise=simple,target=x') == ('simple', 0.7, 0.0, none, 'x')
+  spaces = [
+    load('ddep_shapes', options).denoise.noise.noise_space
+    for options in ('', 'noise_space=unit')
+  ]
+  assert spaces == ['auto', 'unit']
   assert found('gamma=0.5')[1:4] == (0.5, 0.0, none)
   assert found('sigma=0.8')[1:4] == (0.0, 0.8, none)
   assert found('gamma_range=0.9-0.95')[1:4] == (0.0, 0.0, (0.9, 0.95))

@@ -16,8 +16,8 @@ from runtime import errors, options
 from segcore.experiment import config_file, dry_run, stage
 from segcore.train import optimizers
 from segcore.train import update as update_lib
-from tests.support import fake_methods
-from tests.transcriptions import pass_luss as reference
+from tests.support import fake_data
+from tests.transcriptions import pass_updates
 
 ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
 
@@ -104,7 +104,7 @@ def test_the_schedule_is_the_published_one():
   )
   rate = optimizers.learning_rate_schedule(built, 200 * 251)
   for step in (0, 1, 25_000, 50_199):
-    expected = reference.swav_learning_rate(step, 50_200)
+    expected = pass_updates.swav_learning_rate(step, 50_200)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_pixel_pros_schedule():
   )
   rate = optimizers.learning_rate_schedule(built, 150_300)
   for step in (0, 1, 7000, 7515, 100_000):
-    expected = reference.pixpro_learning_rate(step, 150_300, 7515)
+    expected = pass_updates.pixpro_learning_rate(step, 150_300, 7515)
     np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
   assert block.learn.shallow.stages == (3, 2)
   first, second = block.colors.large
@@ -145,6 +145,11 @@ def test_ablations_say_what_they_say():
   assert alone.alignment is None and alone.shallow.stages == ()
   assert learned('p2p=contrastive').alignment.kind == 'contrastive'
   assert not learned('project=false').alignment.project
+  statistics = ('joint', 'per_view')
+  assert statistics == tuple(
+    learned(argument).alignment.predictor_statistics
+    for argument in ('', 'predictor_statistics=per_view')
+  )
   assert learned('d2s=32,d2s_view=same').shallow.view == 'same'
   assert learned('d2s_targets=own').shallow.targets == 'own'
   pixpro = learned('branch=pixpro,clusters=false,protocol=distance')
@@ -160,6 +165,7 @@ def test_ablations_say_what_they_say():
     ('branch=pixpro,clusters=false,d2s=3', 'needs clusters=true'),
     ('branch=pixpro,clusters=false', 'attention is trained by clusters'),
     ('branch=moco', 'expected one of swav, pixpro'),
+    ('p2p=off,predictor_statistics=per_view', 'p2p=off has no predictor'),
     ('epochs=3', 'is unknown'),
   ],
 )
@@ -307,7 +313,7 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
   def open_split(stage, name, *_):
     opened.append(name)
-    return fake_methods.coordinate_split(1)
+    return fake_data.coordinate_split(1)
 
   monkeypatch.setattr(base.PassStage, 'open_images', open_split)
   config = load('pass_shapes', 'saliency=somewhere')

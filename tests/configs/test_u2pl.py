@@ -538,6 +538,25 @@ def test_a_border_is_scored_only_where_one_is_shown():
     u2pl_main.PROGRAM.build(config)
 
 
+def test_ignored_padding_of_unlabeled_images_is_marked():
+  for pad_label in ('paper', 'ignored'):
+    config = load('u2pl_voc', f'pad_label={pad_label}')
+    stage = u2pl_main.PROGRAM.build(config)['train']
+    spec = stage.batch_spec(21)
+    assert 'valid' not in spec['labeled']
+    assert ('valid' in spec['unlabeled']) == (pad_label == 'ignored')
+  assert spec['unlabeled']['valid'].shape == (16, 513, 513)
+  unpadded = u2pl_main.PROGRAM.build(load('u2pl_camvid'))['train']
+  assert 'valid' not in unpadded.batch_spec(11)['unlabeled']
+
+
+def test_labels_are_scaled_as_images_unless_released():
+  for argument in ('', 'label_resize=released'):
+    config = load('u2pl_cityscapes', argument)
+    crop, _ = u2pl_main.PROGRAM.build(config)['train'].augmentations()
+    assert crop.label_resize == (argument[13:] or 'centers')
+
+
 def test_images_without_masks_are_the_unlabeled_ones():
   train = load('u2pl_folder', 'source=x,without_mask=unlabeled').train
   assert (train.unlabeled, train.data.without_mask) == ('unlabeled',) * 2

@@ -182,10 +182,16 @@ class Group:
       for i, log in enumerate(self.logs)
     ]
 
+  def wait(self):
+    """Waits for all, and returns their exit statuses."""
+    return [runs.wait(p, self.logs[0]) for p in self.processes]
+
   def finish(self, codes):
     """Waits for all; they have to exit with these."""
-    collected = [runs.wait(p, self.logs[0]) for p in self.processes]
-    assert collected == codes, '\n'.join(log.read_text() for log in self.logs)
+    assert self.wait() == codes, self.output()
+
+  def output(self):
+    return '\n'.join(log.read_text() for log in self.logs)
 
   def last_lines(self):
     return [log.read_text().splitlines()[-1] for log in self.logs]
@@ -223,9 +229,14 @@ def test_hosts_of_which_one_was_killed_end_as_if_not(
   group = Group(discs, workdir, count, devices)
   due = runs.step_logged(workdir / 'finetune', 6)
   assert runs.signal_when(group.processes[0], due)
-  group.finish([-signal.SIGKILL, *[1] * (count - 1)])
-  for line in group.last_lines()[1:]:
-    assert re.match(r'error: process 0 \(.+\) is gone', line)
+  first, *others = group.wait()
+  assert first == -signal.SIGKILL
+  for status, line in zip(others, group.last_lines()[1:], strict=True):
+    # Process 0 hosts jax's coordination service, whose clients abort when its
+    # connection breaks: that may come before the heartbeat's own message.
+    assert status in (1, -signal.SIGABRT), group.output()
+    if status == 1:
+      assert re.match(r'error: process 0 \(.+\) is gone', line)
   Group(discs, workdir, count, devices).finish([0] * count)
   assert_same_to_the_bit(whole, workdir)
 

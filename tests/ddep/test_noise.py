@@ -54,6 +54,57 @@ def test_simple_noise_adds_sigma_in_the_unit_range():
   )
 
 
+@pytest.mark.parametrize(
+  ('kind', 'space', 'expected'),
+  [
+    # The image is 0.5, or 0.75 in [0, 1]; sqrt(γ) is 0.8, its rest 0.6, and σ
+    # = 0.6 / 0.8 = 0.75; e is 1, -2 and 0.
+    ('scaled', 'symmetric', [0.4 + 0.6, 0.4 - 1.2, 0.4]),
+    # 0.8 · 0.75 = 0.6 in [0, 1], and 1.2, -0.6, 0.6 with the noise.
+    ('scaled', 'unit', [1.4, -2.2, 0.2]),
+    ('simple', 'symmetric', [0.5 + 0.75, 0.5 - 1.5, 0.5]),
+    # 0.75 + 0.75 e: 1.5, -0.75, 0.75 in [0, 1].
+    ('simple', 'unit', [2.0, -2.5, 0.5]),
+  ],
+)
+def test_noise_spaces_by_hand(kind, space, expected):
+  image = jnp.full((1, 1, 1, 3), 0.5)
+  eps = jnp.array([[[[1.0, -2.0, 0.0]]]])
+  options = noise.NoiseOptions(kind=kind, noise_space=space, gamma=0.64)
+  result = corrupt(image, eps, options)
+  np.testing.assert_allclose(result[0, 0, 0], expected, atol=1e-6)
+  factor = {'scaled': 0.6, 'simple': 0.75}[kind]
+  scaled = dataclasses.replace(options, target='eps_scaled')
+  aim = noise.denoising_target(image, eps, gammas(options, 1), scaled)
+  np.testing.assert_allclose(aim, factor * eps, atol=1e-6)
+
+
+def test_0_22_of_the_unit_space_is_0_44_of_the_symmetric_one():
+  images, eps = images_and_eps()
+  unit, symmetric = (
+    noise.NoiseOptions(kind='simple', noise_space=space, sigma=sigma)
+    for space, sigma in (('unit', 0.22), ('symmetric', 0.44))
+  )
+  np.testing.assert_allclose(
+    corrupt(images, eps, unit), corrupt(images, eps, symmetric), atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('kind', 'space'), [('scaled', 'symmetric'), ('simple', 'unit')]
+)
+def test_the_noise_space_is_that_of_the_public_code_by_default(kind, space):
+  images, eps = images_and_eps()
+  default = noise.NoiseOptions(kind=kind, gamma=0.64)
+  stated = dataclasses.replace(default, noise_space=space)
+  other = dataclasses.replace(
+    default, noise_space={'unit': 'symmetric', 'symmetric': 'unit'}[space]
+  )
+  result = corrupt(images, eps, default)
+  np.testing.assert_array_equal(result, corrupt(images, eps, stated))
+  assert float(jnp.abs(result - corrupt(images, eps, other)).max()) > 0.1
+
+
 @pytest.mark.parametrize('sigma', [0.1, 0.2294157, 0.8])
 def test_sigma_and_gamma_name_the_same_noise(sigma):
   images, eps = images_and_eps()
@@ -153,11 +204,14 @@ def test_impossible_noise_is_refused(fields, message):
 
 
 @pytest.mark.parametrize('target', ['eps', 'x', 'eps_scaled'])
+@pytest.mark.parametrize('space', ['symmetric', 'unit'])
 @pytest.mark.parametrize('kind', ['scaled', 'simple'])
-def test_a_perfect_prediction_gives_the_clean_image_back(kind, target):
+def test_a_perfect_prediction_gives_the_clean_image_back(kind, space, target):
   rng = np.random.default_rng(0)
   images, eps = jnp.asarray(rng.normal(size=(2, 1, 4, 5, 3)), jnp.float32)
-  options = noise.NoiseOptions(kind=kind, gamma=0.7, target=target)
+  options = noise.NoiseOptions(
+    kind=kind, noise_space=space, gamma=0.7, target=target
+  )
   # A noise of its own for each image, and one image without.
   images, eps = jnp.tile(images, (3, 1, 1, 1)), jnp.tile(eps, (3, 1, 1, 1))
   gamma = jnp.array([0.3, 0.7, 1.0])

@@ -291,3 +291,24 @@ def test_denoising_is_watched_on_the_same_noisy_images():
   restored = np.clip(np.rint((noisy / np.sqrt(0.95) + 1) * 127.5), 0, 255)
   assert np.abs(shown(2) - restored).max() <= 1
   assert evaluate(state).scalars == actual.scalars
+
+
+@pytest.mark.parametrize(('loss', 'warned'), [(0.998, True), (0.7, False)])
+def test_a_denoising_loss_of_predicting_0_is_warned_of(loss, warned):
+  lines = denoise.describe_trivial_denoising(loss, 1.0)
+  assert len(lines) == warned
+  assert all('nothing was learned' in line for line in lines)
+
+
+def test_the_trivial_loss_is_that_of_a_network_that_predicts_0():
+  trained = ddep()
+  images = np.zeros((2, 32, 32, 3), np.uint8)
+  panels = denoise.DenoisingPanels(
+    trained, 'val', images, 1, sharding.make_mesh()
+  )
+  state = tiny_networks.initial_state(
+    trained, {'image': images, 'mask': np.ones(2, bool)}
+  )
+  _, trivial, _, _ = panels._denoise(state, images)
+  # The target is noise of unit variance.
+  assert float(trivial) == pytest.approx(1, abs=0.05)

@@ -95,5 +95,5 @@ def test_inception_crop_shows_its_box():
     at = np.clip((np.arange(24) + 0.5) * w / 24 - 0.5, 0, w - 1) + left
     expected = np.tile(6 * at, (16, 1))
     np.testing.assert_allclose(actual['image'][..., 2], expected, atol=1)
-    columns = [left + j * w // 24 for j in range(24)]
+    columns = [left + (2 * j + 1) * w // 48 for j in range(24)]
     assert actual['label'].tolist() == [columns] * 16

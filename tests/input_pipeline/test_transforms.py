@@ -1,5 +1,3 @@
-import fractions
-import math
 import pickle
 
 import numpy as np
@@ -9,52 +7,6 @@ from input_pipeline import crop_boxes, transforms
 from input_pipeline.sources import records
 from runtime import errors
 from tests.support import images
-
-
-def test_resize_nearest_from_513_to_129():
-  index = np.arange(513, dtype=np.int16)
-  actual = transforms.resize_label_nearest(np.stack([index] * 2), (1, 129))[0]
-  assert actual[:6].tolist() == [0, 3, 7, 11, 15, 19]
-  assert actual[-5:].tolist() == [493, 497, 501, 505, 509]
-  column = transforms.resize_label_nearest(index[:, None], (129, 1))[:, 0]
-  np.testing.assert_array_equal(column, actual)
-
-
-def test_resize_nearest_halves_to_even_pixels():
-  index = np.arange(224, dtype=np.int16)[None]
-  actual = transforms.resize_label_nearest(index, (1, 112))
-  assert actual[0].tolist() == list(range(0, 224, 2))
-
-
-def test_resize_nearest_doubles_by_repeating():
-  label = np.array([[1, -1], [3, 4]], np.int16)
-  actual = transforms.resize_label_nearest(label, (4, 2))
-  assert actual.tolist() == [[1, -1], [1, -1], [3, 4], [3, 4]]
-  assert actual.dtype == np.int16
-
-
-def test_resize_nearest_equals_a_loop_in_exact_fractions():
-  for rng in images.draws(20):
-    height, width, *size = rng.integers(1, 40, 4).tolist()
-    label = rng.integers(-1, 900, (height, width), np.int16)
-    actual = transforms.resize_label_nearest(label, tuple(size))
-    assert actual.shape == tuple(size)
-    for i in range(size[0]):
-      for j in range(size[1]):
-        row = math.floor(fractions.Fraction(i * height, size[0]))
-        column = math.floor(fractions.Fraction(j * width, size[1]))
-        assert actual[i, j] == label[row, column]
-
-
-def test_resize_bilinear_has_half_pixel_centers():
-  # Twice as wide: at -0.25 (the border), 0.25, 0.75 and 1.25 (the border).
-  actual = transforms.resize_image_bilinear(images.rgb([[0, 100]]), (1, 4))
-  np.testing.assert_allclose(actual[0, :, 1], [0, 25, 75, 100], atol=1)
-  # A fourth: at 1.5, between the inner pixels; the outer ones are not seen.
-  actual = transforms.resize_image_bilinear(
-    images.rgb([[0, 40, 80, 200]]), (1, 1)
-  )
-  np.testing.assert_allclose(actual, 60, atol=1)
 
 
 def test_resize_of_an_example(example):
@@ -120,6 +72,34 @@ def test_crop_without_a_label(example):
   )
   assert set(actual) == {'image'}
   np.testing.assert_array_equal(actual['image'], images.rgb([[30, 127]]))
+
+
+@pytest.mark.parametrize(('fill', 'padding'), [('mean', 0), ('paper', 1)])
+def test_valid_is_false_on_ignored_padding(fill, padding):
+  record = {'image': images.png(images.rgb([[1, 2, 3], [4, 5, 6]])), 'id': b'a'}
+  crop = transforms.RandomCrop((3, 8), (2.0, 2.0), fill=fill)
+  assert crop.ignores_padding == (padding == 0)
+  decode = transforms.Decode(2, ('valid',))
+  for rng in images.draws(10):
+    example = transforms.RandomFlip()(crop(decode(record, rng), rng), rng)
+    valid = example['valid']
+    assert valid.dtype == bool
+    # Of two rows and three columns, doubled, three rows and all columns.
+    inside = (example['image'] != transforms.MEAN_COLOR).any(-1)
+    assert inside.sum() == 18
+    np.testing.assert_array_equal(valid, inside | (padding == 1))
+
+
+def test_valid_is_asked_for():
+  record = {'image': images.png(images.rgb([[1, 2, 3]])), 'id': b'a'}
+  assert 'valid' not in transforms.Decode(2, ('label',))(record)
+  for name, ignores in (
+    ('inception', False),
+    ('resize', False),
+    ('random', True),
+    ('center', True),
+  ):
+    assert transforms.CROPS[name]((4, 4)).ignores_padding == ignores
 
 
 def test_horizontal_flips_reverse_the_columns(example):
@@ -247,9 +227,13 @@ def test_a_scaled_crop_resizes_then_cuts(example):
     [4, 4, 5, 5, 6, 6],
     [4, 4, 5, 5, 6, 6],
   ]
-  # int(s · side): half of three columns is one.
+  # int(s · side): half of three columns is one, whose center is in the second.
   small = transforms.RandomCrop((1, 1), scales=(0.5, 0.5))
-  assert small(example, np.random.default_rng(0))['label'].tolist() == [[1]]
+  assert small(example, np.random.default_rng(0))['label'].tolist() == [[5]]
+  released = transforms.RandomCrop(
+    (1, 1), scales=(0.5, 0.5), label_resize='released'
+  )
+  assert released(example, np.random.default_rng(0))['label'].tolist() == [[1]]
 
 
 def test_short_side_keeps_the_aspect(example):
@@ -260,7 +244,7 @@ def test_short_side_keeps_the_aspect(example):
     name: np.swapaxes(example[name], 0, 1) for name in ('image', 'label')
   }
   resized = transforms.ShortSide(1)(turned, np.random.default_rng(0))
-  assert resized['label'].tolist() == [[1]]  # 3 · 1 // 2 rows.
+  assert resized['label'].tolist() == [[5]]  # 3 · 1 // 2 rows.
 
 
 def test_center_crop_cuts_or_pads(example):
@@ -291,6 +275,10 @@ def test_center_crop_cuts_or_pads(example):
     (
       lambda: transforms.RandomCrop((4, 4), fill='black'),
       "fill: expected one of .* got 'black'",
+    ),
+    (
+      lambda: transforms.RandomCrop((4, 4), label_resize='floor'),
+      "label_resize: expected one of .*'released'.* got 'floor'",
     ),
     (lambda: transforms.ShortSide(0), 'length: expected >= 1, got 0'),
     (lambda: transforms.CenterCrop((0, 4)), r'size: expected .* got \(0, 4\)'),
@@ -453,7 +441,7 @@ def test_decode_refuses_a_damaged_image():
     ),
     (
       lambda: transforms.Decode(3, ('labels',)),
-      r"keep: expected some of \('label', 'tags'\), got \('labels',\)",
+      r"keep: expected some of \('label', 'tags', 'valid'\), got \('labels',\)",
     ),
   ],
 )

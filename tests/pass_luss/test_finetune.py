@@ -14,7 +14,7 @@ from pass_luss.pseudo_labels import labeler
 from segcore.ops import losses
 from segcore.train import optimizers, update
 from tests.pass_luss import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_benchmark, pass_labels
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def test_pixel_level_loss(ignored):
   label = rng.integers(-1 if ignored else 0, support.CLASSES + 1, (2, 32, 32))
   outcome, logits = loss_and_logits(method, label)
   assert logits.shape == (2, 4, 4, support.CLASSES + 1)
-  expected = reference.finetune_loss(
+  expected = pass_labels.finetune_loss(
     logits, label, (16, 16), -1 if ignored else None
   )
   np.testing.assert_allclose(outcome.total / outcome.count, expected, rtol=1e-5)
@@ -67,8 +67,8 @@ def test_repeated_upsampling_of_the_loss():
   method = dataclasses.replace(build_method()[0], repeated_upsampling=True)
   label = np.random.default_rng(0).integers(0, support.CLASSES + 1, (2, 32, 32))
   outcome, logits = loss_and_logits(method, label)
-  upsampled = reference.bilinear(logits, (8, 8))
-  expected = reference.finetune_loss(upsampled, label, (16, 16))
+  upsampled = pass_labels.bilinear(logits, (8, 8))
+  expected = pass_labels.finetune_loss(upsampled, label, (16, 16))
   np.testing.assert_allclose(outcome.total / outcome.count, expected, rtol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_repeated_upsampling_upsamples_predictions_once():
   assert plain.shape[1:3] == (4, 4)
   np.testing.assert_allclose(
     repeated.predict(state, images),
-    reference.bilinear(plain, (8, 8)),
+    pass_labels.bilinear(plain, (8, 8)),
     atol=1e-5,
   )
 
@@ -108,5 +108,5 @@ def test_activation_maps():
         labeler.resize_attention(activation[..., 1], (32, 40)),
         threshold,
       )
-      expected = reference.cam_labels(scores[..., 1:], (32, 40), threshold)
+      expected = pass_benchmark.cam_labels(scores[..., 1:], (32, 40), threshold)
       assert np.mean(labels != expected) < 0.01

@@ -20,7 +20,7 @@ from runtime import errors
 from segcore.eval import export
 from segcore.experiment import config_file, experiment_stage
 from segcore.train import workspace as workspace_lib
-from tests.support import runs
+from tests.support import compilation, runs
 
 STAGES = (
   *('represent', 'distance', 'attend', 'cluster', 'label'),
@@ -113,8 +113,7 @@ def start(
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=1 '
-    '--xla_backend_optimization_level=0',
+    'XLA_FLAGS': compilation.xla_flags(devices=1),
     'PYTHONPATH': str(runs.ROOT),
   }
   if process:

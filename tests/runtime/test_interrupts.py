@@ -17,7 +17,7 @@ def wait_for(condition):
 
 def test_the_first_asks_and_the_second_ends_the_process(monkeypatch):
   lines, requests, exits = [], [], []
-  monkeypatch.setattr(console, 'log', lines.append)
+  monkeypatch.setattr(console, 'print_line', lines.append)
 
   def end(status):
     exits.append(status)

@@ -8,61 +8,27 @@ until it is killed:
 """
 
 import argparse
-import contextlib
 import dataclasses
 import pathlib
-import time
 from typing import Any
 
-import cv2
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import datasets, loader, transforms, views
-from input_pipeline.sources import fingerprints, records
 from segcore.distributed import sharding
-from segcore.models import features, segmenter
 from segcore.models import heads as heads_lib
-from segcore.models.layers import norm
+from segcore.models import segmenter
 from segcore.ops import losses
 from segcore.train import loop, method, optimizers, train_state
 from segcore.train import update as update_lib
 from segcore.train import workspace as workspace_lib
+from tests.support import fake_data, fake_network
 
-NUM_CLASSES = 4
-STRIDE = 4
-BATCH_SIZE = 8
 NUM_STEPS = 8
-
-
-class TinyEncoder(nn.Module):
-  """Two convolutions with batch statistics."""
-
-  width: int = 8
-  multiple: int = STRIDE
-
-  @nn.compact
-  def __call__(self, images, train):
-    x, maps = images, []
-    for i in range(2):
-      x = nn.Conv(self.width, (3, 3), 2, use_bias=False, name=f'conv{i}')(x)
-      x = norm.make_norm(
-        'batch',
-        train=train,
-        num_groups=1,
-        epsilon=1e-5,
-        dtype=jnp.float32,
-        name=f'norm{i}',
-      )(x)
-      x = nn.relu(x)
-      maps.append(features.FeatureMap(f'block{i}', 2 ** (i + 1), x))
-    return features.Features(tuple(maps))
 
 
 @flax.struct.dataclass
@@ -145,9 +111,9 @@ class TwoStream:
       teacher_params=state.params,
       teacher_batch_stats=state.batch_stats,
       bank=Bank(
-        jnp.zeros((NUM_CLASSES, self.capacity, size)),
-        jnp.zeros(NUM_CLASSES, jnp.int32),
-        jnp.zeros(NUM_CLASSES, jnp.int32),
+        jnp.zeros((fake_data.NUM_CLASSES, self.capacity, size)),
+        jnp.zeros(fake_data.NUM_CLASSES, jnp.int32),
+        jnp.zeros(fake_data.NUM_CLASSES, jnp.int32),
       ),
     )
 
@@ -276,7 +242,7 @@ class TwoStream:
 
   def _contrast(self, reps, labels, bank):
     """Computes the contrastive loss of class means and the memory bank."""
-    counted = jax.nn.one_hot(labels, NUM_CLASSES)
+    counted = jax.nn.one_hot(labels, fake_data.NUM_CLASSES)
     total = jnp.einsum('bhwc,bhwd->cd', counted, reps)
     count = jnp.sum(counted, axis=(0, 1, 2))
     anchors = total / jnp.maximum(count, 1)[:, None]
@@ -287,7 +253,7 @@ class TwoStream:
     present = jnp.any(used, axis=-1)
     logits = jnp.where(present, logits, -1e9)
     return losses.masked_mean(
-      losses.cross_entropy(logits, jnp.arange(NUM_CLASSES)),
+      losses.cross_entropy(logits, jnp.arange(fake_data.NUM_CLASSES)),
       present & (count > 0),
     )
 
@@ -306,32 +272,15 @@ class TwoStream:
 
 def _cells(labels: Int[Array, 'B H W']) -> Int[Array, 'B h w']:
   """Returns the label at the center of each cell of the network's grid."""
-  return labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].astype(int)
+  return labels[
+    :,
+    fake_network.STRIDE // 2 :: fake_network.STRIDE,
+    fake_network.STRIDE // 2 :: fake_network.STRIDE,
+  ].astype(int)
 
 
 def _mean_loss(logits, labels):
   return losses.masked_mean(losses.cross_entropy(logits, labels), labels >= 0)
-
-
-class Embedding(nn.Module):
-  """Head with an L2-normalized embedding per image, and prototypes."""
-
-  size: int = 6
-  num_prototypes: int = 5
-  reads: str = 'encoder'
-  stride: int | None = None
-  map_name: str | None = None
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    self.param(
-      'prototypes',
-      nn.initializers.normal(1.0),
-      (self.size, self.num_prototypes),
-    )
-    x = nn.Dense(self.size, name='dense')(jnp.mean(x, axis=(1, 2)))
-    x = nn.BatchNorm(not train, momentum=0.9, use_bias=False, name='norm')(x)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @flax.struct.dataclass
@@ -464,15 +413,19 @@ def sinkhorn(scores: Float[Array, 'N K']) -> Float[Array, 'N K']:
 
 def two_stream(num_steps: int = NUM_STEPS, **fields) -> TwoStream:
   heads = {
-    'logits': heads_lib.ConvHead(NUM_CLASSES, 1, 'encoder', STRIDE),
-    'rep': heads_lib.ConvHead(6, 1, 'encoder', STRIDE),
+    'logits': heads_lib.ConvHead(
+      fake_data.NUM_CLASSES, 1, 'encoder', fake_network.STRIDE
+    ),
+    'rep': heads_lib.ConvHead(6, 1, 'encoder', fake_network.STRIDE),
   }
-  network = segmenter.Segmenter(TinyEncoder(), None, heads)
+  network = segmenter.Segmenter(fake_network.TinyEncoder(), None, heads)
   return TwoStream(network, _optimizer(), num_steps, **fields)
 
 
 def multi_view(num_steps: int = NUM_STEPS, **fields) -> MultiView:
-  network = segmenter.Segmenter(TinyEncoder(), None, {'embedding': Embedding()})
+  network = segmenter.Segmenter(
+    fake_network.TinyEncoder(), None, {'embedding': fake_network.Embedding()}
+  )
   update = update_lib.Update(segmenter.SUBMODULES[::2], _optimizer(), num_steps)
   return MultiView(network, update, **fields)
 
@@ -482,136 +435,10 @@ def _optimizer() -> optimizers.OptimizerOptions:
   return optimizers.OptimizerOptions(name='sgd', learning_rate=0.1)
 
 
-def labeled_split(
-  sizes: list[tuple[int, int]], num_classes: int = NUM_CLASSES, seed: int = 0
-) -> datasets.Split:
-  """Draws images of rectangles with a color per class and ignored pixels."""
-  rng = np.random.default_rng(seed)
-  palette = rng.integers(0, 256, (num_classes, 3))
-  examples = []
-  for i, size in enumerate(sizes):
-    coarse = rng.integers(0, num_classes, (4, 4))
-    label = transforms.resize_label_nearest(coarse, size)
-    image = palette[label] + rng.normal(0, 20, (*size, 3))
-    label[:2, :3] = batch_lib.IGNORE
-    examples.append(make_record(i, image.clip(0, 255), label, num_classes))
-  return make_split(examples, num_classes)
-
-
-def coordinate_split(
-  count: int, size: tuple[int, int] = (40, 48)
-) -> datasets.Split:
-  """Draws images with the position in the color: red 5x, green 6y, blue 10i."""
-  y, x = np.mgrid[: size[0], : size[1]]
-  return make_split(
-    [
-      make_record(i, np.stack([5 * x, 6 * y, np.full(size, 10 * i)], -1))
-      for i in range(count)
-    ]
-  )
-
-
-def make_record(
-  i, image, label=None, num_classes=NUM_CLASSES
-) -> records.Record:
-  _, png = cv2.imencode('.png', image.astype(np.uint8)[..., ::-1])
-  record = {'image': png.tobytes(), 'id': f'image{i:02}'.encode()}
-  if label is not None:
-    record['label'] = records.encode_record_label(label, num_classes)
-  return record
-
-
-def make_split(examples, num_classes=NUM_CLASSES) -> datasets.Split:
-  return datasets.Split(
-    name='fake train',
-    version='fake/1.0.0',
-    classes=tuple(f'class{i}' for i in range(num_classes)),
-    palette=((0, 0, 0),) * num_classes,
-    label_kinds=('label',) if 'label' in examples[0] else (),
-    records=examples,
-    index=fingerprints.ImageIndex.from_samples(
-      [
-        records.Sample(
-          example['id'].decode(),
-          example['image'],
-          records.decode_record_image(example['image']),
-        )
-        for example in examples
-      ]
-    ),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class TestLoader(loader.Loader):
-  """A loader that fails, or hangs, at the batch of an index."""
-
-  __test__ = False
-
-  fails_at: int = -1
-  hangs_at: int = -1
-
-  @contextlib.contextmanager
-  def start(self, step):
-    with super().start(step) as batches:
-      yield self._disturbed(batches, step)
-
-  def _disturbed(self, batches, step):
-    for index, batch in enumerate(batches, start=step):
-      if index == self.fails_at:
-        raise ConnectionError(f'batch {index} is lost')
-      if index == self.hangs_at:
-        time.sleep(60)
-      yield batch
-
-
-def two_stream_loader(**fields) -> TestLoader:
-  """Loads batches of labeled and unlabeled images of 16 x 16 pixels."""
-  labeled = labeled_split([(20, 24)] * 11)
-  unlabeled = labeled_split([(24, 18)] * 13, seed=1)
-  decode = transforms.Decode(NUM_CLASSES)
-  return make_two_stream_loader(labeled, decode, unlabeled, **fields)
-
-
-def make_two_stream_loader(labeled, labels, unlabeled, **fields) -> TestLoader:
-  """Loads two streams of given splits.
-
-  Args:
-    labeled: split of the labeled stream.
-    labels: transform that decodes its images and labels.
-    unlabeled: split of the unlabeled stream.
-    **fields: of the loader.
-  """
-  augmentations = (transforms.RandomCrop((16, 16)), transforms.RandomFlip())
-  decode = transforms.Decode(NUM_CLASSES, keep=())
-  streams = {
-    'labeled': _stream(labeled, labels, *augmentations),
-    'unlabeled': _stream(unlabeled, decode, *augmentations),
-  }
-  return TestLoader(streams, BATCH_SIZE, seed=3, **fields)
-
-
-def multi_view_loader(**fields) -> TestLoader:
-  """Loads batches of two views of 24 pixels and three of 16 pixels."""
-  crop = views.MultiCrop(
-    (
-      views.ViewGroup('large', 2, (24, 24), area=(0.4, 1.0)),
-      views.ViewGroup('small', 3, (16, 16), area=(0.1, 0.4)),
-    )
-  )
-  decode = transforms.Decode(NUM_CLASSES, keep=())
-  streams = {'': _stream(coordinate_split(10), decode, crop)}
-  return TestLoader(streams, BATCH_SIZE, seed=4, **fields)
-
-
-def _stream(split, *steps) -> loader.Stream:
-  return loader.Stream(split.records, transforms.Compose(steps))
-
-
 # Method and loader by name.
 METHODS = {
-  'two_stream': (two_stream, two_stream_loader),
-  'multi_view': (multi_view, multi_view_loader),
+  'two_stream': (two_stream, fake_data.two_stream_loader),
+  'multi_view': (multi_view, fake_data.multi_view_loader),
 }
 
 
@@ -619,7 +446,7 @@ def train(
   name: str,
   directory: pathlib.Path,
   mesh,
-  batches: TestLoader | None = None,
+  batches: fake_data.TestLoader | None = None,
   loaded=None,
   **loader_fields,
 ):

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from input_pipeline.sources import records
-from tests.support import official
+from tests.support import official, official_imagenet
 
 # Class id of values that are not in the tables below.
 IGNORED = -1
@@ -279,7 +279,7 @@ def train_records(images):
 def val_records(images):
   """Returns the records of val, with images of the classes 1, 2, 0 and 1."""
   return [
-    Expected(f'{wnid}/{official.val_name(i)}', images[i], None, [tag])
+    Expected(f'{wnid}/{official_imagenet.val_name(i)}', images[i], None, [tag])
     for wnid, i, tag in (
       ('n01440764', 3, 0),
       ('n01443537', 1, 1),
@@ -292,16 +292,16 @@ def val_records(images):
 def imagenet(source):
   train = train_images()
   val = {i: official.image('JPEG', 10 + i) for i in (1, 2, 3, 4)}
-  official.imagenet_train(source, train)
-  official.imagenet_val(source, val)
+  official_imagenet.imagenet_train(source, train)
+  official_imagenet.imagenet_val(source, val)
   wnids = ['n02105855', 'n01440764', 'n01443537']
-  official.imagenet_devkit(source, wnids, [3, 1, 2, 3])
+  official_imagenet.imagenet_devkit(source, wnids, [3, 1, 2, 3])
   return {'train': train_records(train), 'val': val_records(val)}
 
 
 def imagenet_21k(source):
   train = train_images()
-  official.imagenet_train(source, train, 'fall11_whole.tar')
+  official_imagenet.imagenet_train(source, train, 'fall11_whole.tar')
   return {'train': train_records(train)}
 
 
@@ -327,8 +327,8 @@ def imagenet_s_50(source):
     7: official.image('JPEG', 7),
     8: official.image('JPEG', 8),
   }
-  official.imagenet_train(source, train)
-  official.imagenet_val(source, images)
+  official_imagenet.imagenet_train(source, train)
+  official_imagenet.imagenet_val(source, images)
   mappings = {
     'validation': [
       (name.replace('n01491361', 'n01440764'), name) for name in val
@@ -337,8 +337,8 @@ def imagenet_s_50(source):
       ('n01440764/ILSVRC2012_val_00000008', 'n12998815/ILSVRC2012_val_00000008')
     ],
   }
-  official.imagenet_s(source, 50, IMAGENET_S_50, list(semi), mappings)
-  official.imagenet_s_masks(source, 50, semi, val)
+  official_imagenet.imagenet_s(source, 50, IMAGENET_S_50, list(semi), mappings)
+  official_imagenet.imagenet_s_masks(source, 50, semi, val)
   table = {i: i for i in range(51)}
   return {
     'train': [
@@ -371,11 +371,13 @@ def imagenet_s_300(source):
   }
   images = {1: photo([[256]], 3), 2: official.image('JPEG', 4)}
   of_test = 'n02000001/ILSVRC2012_val_00000002'
-  official.imagenet_train(source, train)
-  official.imagenet_val(source, images)
+  official_imagenet.imagenet_train(source, train)
+  official_imagenet.imagenet_val(source, images)
   mappings = {'validation': [(of_val, of_val)], 'test': [(of_test, of_test)]}
-  official.imagenet_s(source, 300, IMAGENET_S_300, [name], mappings)
-  official.imagenet_s_masks(source, 300, {name: values}, {of_val: [[256]]})
+  official_imagenet.imagenet_s(source, 300, IMAGENET_S_300, [name], mappings)
+  official_imagenet.imagenet_s_masks(
+    source, 300, {name: values}, {of_val: [[256]]}
+  )
   table = {i: i for i in range(301)}
   return {
     'train': [Expected(name, train['n02000300_1'], None, [300])],
@@ -411,9 +413,9 @@ def imagenet_s_919(source):
     2: official.image('JPEG', 12),
     3: photo([[0] * 3], 13),
   }
-  official.imagenet_train(source, train)
-  official.imagenet_val(source, images)
-  first, second, third = (official.val_name(i) for i in (1, 2, 3))
+  official_imagenet.imagenet_train(source, train)
+  official_imagenet.imagenet_val(source, images)
+  first, second, third = (official_imagenet.val_name(i) for i in (1, 2, 3))
   mappings = {
     'validation': [
       (f'n04493381/{third}', f'n02808440/{third}'),
@@ -421,8 +423,10 @@ def imagenet_s_919(source):
     ],
     'test': [(f'n04008634/{second}', f'n03773504/{second}')],
   }
-  official.imagenet_s(source, 919, IMAGENET_S_919, list(semi), mappings)
-  official.imagenet_s_masks(source, 919, semi, val)
+  official_imagenet.imagenet_s(
+    source, 919, IMAGENET_S_919, list(semi), mappings
+  )
+  official_imagenet.imagenet_s_masks(source, 919, semi, val)
   table = {i: i for i in range(920)}
   return {
     'train': [

@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 
 from segcore.weights import checkpoint_reader
+from tests.support import compilation
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -101,8 +102,7 @@ def start(
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-    '--xla_backend_optimization_level=0',
+    'XLA_FLAGS': compilation.xla_flags(devices),
   }
   if process:
     index, count, port = process

@@ -46,10 +46,23 @@ def test_percentile_and_weight(percent):
   inputs.assert_close(gamma, reference.percentile(values, valid, percent))
   kept = valid & (values < np.asarray(gamma))
   inputs.assert_close(
-    pseudo_labels.reliable_pixel_weight(jnp.asarray(kept)),
+    pseudo_labels.reliable_pixel_weight(jnp.asarray(kept), kept.size),
     reference.adaptive_weight(kept),
   )
-  assert float(pseudo_labels.reliable_pixel_weight(jnp.zeros(9, bool))) == 9.0
+  none = jnp.zeros(9, bool)
+  assert float(pseudo_labels.reliable_pixel_weight(none, 9)) == 9.0
+  four = jnp.ones(4, bool)
+  assert float(pseudo_labels.reliable_pixel_weight(four, 6)) == 1.5
+
+
+def test_padding_has_no_label_and_does_not_count():
+  labels = jnp.arange(6).reshape(1, 2, 3)
+  valid = jnp.array([[[True, False, True], [False, True, True]]])
+  actual, count = pseudo_labels.ignore_padding(labels, valid)
+  assert actual.tolist() == [[[0, -1, 2], [-1, 4, 5]]]
+  assert int(count) == 4
+  actual, count = pseudo_labels.ignore_padding(labels, None)
+  assert actual is labels and int(count) == 6
 
 
 @pytest.mark.parametrize('anchor_entropy', ['paper', 'released'])

@@ -67,6 +67,7 @@ def unsupervised_loss(
   logits: Float[Array, 'B h w C'],
   labels: Int[Array, 'B H W'],
   kept: Bool[Array, 'B H W'],
+  num_pixels: Int[Array, ''] | int,
   options: options_lib.ConsistencyOptions,
 ) -> types.Scalar:
   """Computes the loss of the student on the strong view of unlabeled images.
@@ -77,6 +78,7 @@ def unsupervised_loss(
     logits: logits of the student.
     labels: pseudo-labels of the strong view.
     kept: pixels that count.
+    num_pixels: number of pixels of the images, without ignored padding.
     options: weights; without `filtered` λ_u is 1.
   """
   loss = pseudo_labels.symmetric_cross_entropy(
@@ -85,9 +87,7 @@ def unsupervised_loss(
     options.forward,
     options.reverse,
   )
-  # λ_u is all pixels over those kept, so λ_u times the mean is the sum over
-  # the pixels kept divided by all pixels, mixed-in ignored ones included.
-  weight = (
-    pseudo_labels.reliable_pixel_weight(kept) if options.filtered else 1.0
-  )
+  weight = 1.0
+  if options.filtered:
+    weight = pseudo_labels.reliable_pixel_weight(kept, num_pixels)
   return options.weight * weight * losses.masked_mean(loss, kept)

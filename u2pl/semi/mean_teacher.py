@@ -5,6 +5,7 @@ ClassMix; without consistency it is supervised training.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -27,8 +28,8 @@ from u2pl.semi import options as options_lib
 class State(ema.TeacherState):
   """Training state of student, EMA teacher and contrastive branch.
 
-  The fields of the branch's state stand here one by one: their paths in
-  checkpoints are older than the branch.
+  The branch's state has no field of its own: paths in checkpoints, which must
+  stay, name its bank and its prototypes one by one.
 
   Attributes:
     bank: memory bank; None without contrast.
@@ -54,6 +55,7 @@ class TeacherOutput(NamedTuple):
     entropy: entropy of the teacher's prediction for the strong view, in nats.
     reliability: partition of the strong view's pixels by reliability.
     kept: pixels of the strong view that the unsupervised loss counts.
+    num_pixels: number of pixels, without ignored padding.
     outputs: outputs of the teacher by head, for labeled images and strong views
       joined.
   """
@@ -64,6 +66,7 @@ class TeacherOutput(NamedTuple):
   entropy: Float[Array, 'B H W']
   reliability: pseudo_labels.Reliability
   kept: Bool[Array, 'B H W']
+  num_pixels: Int[Array, '']
   outputs: dict[str, Array]
 
 
@@ -75,6 +78,7 @@ class StudentTargets:
     images: float [B, H, W, 3], strong view.
     labels: int [B, H, W], pseudo-labels.
     kept: bool [B, H, W], pixels that the unsupervised loss counts.
+    num_pixels: int, number of pixels, without ignored padding.
     contrastive: `ContrastiveTargets`; None without a contrastive loss.
     scalars: scalars to log, by name.
   """
@@ -82,6 +86,7 @@ class StudentTargets:
   images: Any
   labels: Any
   kept: Any
+  num_pixels: Any
   contrastive: Any
   scalars: Any
 
@@ -98,9 +103,8 @@ class MeanTeacher:
     segmenter: network of both student and teacher.
     update: optimizer step of the student.
     options: losses, teacher and contrastive branch.
-    num_classes: C.
-    steps_per_epoch: number of steps in which all unlabeled images are read
-      once.
+    num_classes: number C of classes.
+    steps_per_epoch: number of steps that read all unlabeled images once.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -135,8 +139,12 @@ class MeanTeacher:
     """
     options, rng = self.options, jax.random.fold_in(state.rng, state.step)
     targets_rng, student_rng = jax.random.split(rng)
+    step = functools.partial(student.student_step, self.segmenter, self.update)
+    heads = options.student_heads
     if not options.consistency:
-      return self._supervised_step(state, batch, student_rng)
+      loss = _supervised_loss(batch['label'], options.supervised)
+      images = batch_lib.batch_images_to_symmetric(batch['image'])
+      return step(state, images, heads, loss, student_rng)
 
     # Teacher forward, pseudo-labels and their reliability, strong view, and the
     # contrastive targets. Gradients stay outside of the branches: XLA computes
@@ -156,7 +164,11 @@ class MeanTeacher:
       # L_s on labels (Eq. 3), L_u on pseudo-labels (Eqs. 12-14, 16).
       supervised = losses.supervised_loss(labeled, labels, options.supervised)
       unsupervised = losses.unsupervised_loss(
-        strong['logits'], targets.labels, targets.kept, options.consistency
+        strong['logits'],
+        targets.labels,
+        targets.kept,
+        targets.num_pixels,
+        options.consistency,
       )
       terms = {'loss_supervised': supervised, 'loss_unsupervised': unsupervised}
       total = supervised + unsupervised
@@ -172,7 +184,7 @@ class MeanTeacher:
     # EMA teacher, θ_t ← d·θ_t + (1 - d)·θ_s.
     images = batch_lib.batch_images_to_symmetric(batch['labeled']['image'])
     images = batch_lib.join_batch_rows([images, targets.images])
-    after, metrics = self._student_step(state, images, loss, student_rng)
+    after, metrics = step(state, images, heads, loss, student_rng)
     after = self.teacher.update(state, after)
     return after, {**metrics, **targets.scalars}
 
@@ -183,7 +195,7 @@ class MeanTeacher:
     output_rng, draw_rng = jax.random.split(rng)
     state = self.teacher.copy_student(state)
     state, output = self.teacher_output(state, batch, output_rng)
-    scalars, contrastive = _scalars(batch, output), None
+    scalars, contrastive = pseudo_label_scalars(batch, output), None
     if self.branch:
       features, logits = output.outputs['rep'], output.outputs['logits']
       labels = batch['labeled']['label'].astype(jnp.int32)
@@ -202,7 +214,8 @@ class MeanTeacher:
       if contrastive is not None:
         scalars |= self.branch.scalars(branch, contrastive)
     return state, StudentTargets(
-      output.images, output.labels, output.kept, contrastive, scalars
+      *(output.images, output.labels, output.kept, output.num_pixels),
+      *(contrastive, scalars),
     )
 
   def teacher_output(
@@ -216,7 +229,10 @@ class MeanTeacher:
     mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
     # Pseudo-labels: argmax on the weak view, denoised in U2PL+ (Eqs. 19-20).
     weak = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
-    weak_labels = self.pseudo_label(state, weak)
+    # Ignored padding gets none, and so takes part in nothing that follows.
+    weak_labels, num_pixels = pseudo_labels.ignore_padding(
+      self.pseudo_label(state, weak), batch['unlabeled'].get('valid')
+    )
     # Strong view: images and pseudo-labels are mixed alike.
     draws = mixing.sample_mixing_draws(
       mixing_rng,
@@ -248,7 +264,8 @@ class MeanTeacher:
     )
     kept = reliability.reliable if options.filtered else valid
     return state, TeacherOutput(
-      strong, labels, weak_labels, entropy, reliability, kept, outputs
+      *(strong, labels, weak_labels, entropy, reliability, kept, num_pixels),
+      outputs,
     )
 
   def pseudo_label(
@@ -324,26 +341,12 @@ class MeanTeacher:
       self.options.prototype_momentum,
     )
 
-  def _supervised_step(
-    self, state: State, batch: batch_lib.Batch, rng: Array
-  ) -> tuple[State, types.Metrics]:
-    """Runs one step of the supervised baseline."""
-    images = batch_lib.batch_images_to_symmetric(batch['image'])
 
-    def loss(outputs):
-      return losses.supervised_loss(
-        outputs, batch['label'], self.options.supervised
-      ), {}
-
-    return self._student_step(state, images, loss, rng)
-
-  def _student_step(
-    self, state: State, images: Array, loss: student.Loss, rng: Array
-  ) -> tuple[State, types.Metrics]:
-    heads = self.options.student_heads
-    return student.student_step(
-      self.segmenter, self.update, state, images, heads, loss, rng
-    )
+def _supervised_loss(
+  labels: Int[Array, 'B H W'], options: options_lib.SupervisedOptions
+) -> student.Loss:
+  """Builds the loss of the supervised baseline."""
+  return lambda outputs: (losses.supervised_loss(outputs, labels, options), {})
 
 
 def _progress(
@@ -366,12 +369,13 @@ def _pixel_masks(
   )
 
 
-def _scalars(
+def pseudo_label_scalars(
   batch: batch_lib.Batch, output: TeacherOutput
 ) -> dict[str, types.Scalar]:
   """Computes scalars to log about the pseudo-labels."""
+  num_kept = jnp.sum(output.kept, dtype=jnp.float32)
   scalars = {
-    'reliable_share': jnp.mean(output.kept.astype(jnp.float32)),
+    'reliable_share': num_kept / output.num_pixels,
     'entropy': jnp.mean(output.entropy),
   }
   if 'label' in batch['unlabeled']:

@@ -159,10 +159,13 @@ class TrainStage(experiment_stage.TrainingStage):
     """Returns the spec of one stream, or of both."""
     del num_classes
     block = self.options
-    spec = batch_lib.batch_spec(block.recipe.batch_size, self.size, label=True)
+    spec = functools.partial(
+      batch_lib.batch_spec, block.recipe.batch_size, self.size, label=True
+    )
     if block.learn.consistency is None:
-      return spec
-    return {'labeled': spec, 'unlabeled': spec}
+      return spec()
+    crop, _ = self.augmentations()
+    return {'labeled': spec(), 'unlabeled': spec(valid=crop.ignores_padding)}
 
   def method(
     self, context: context_lib.Context, num_classes: int
@@ -207,10 +210,12 @@ class TrainStage(experiment_stage.TrainingStage):
       len(labeled), max(len(labeled), len(unlabeled)), block.recipe.seed
     )
     # Labels of unlabeled images only measure the teacher's accuracy.
-    measured = ('label',) if 'label' in unlabeled.label_kinds else ()
+    kept = ['label'] if 'label' in unlabeled.label_kinds else []
+    if augmentations[0].ignores_padding:
+      kept.append('valid')
     return {
       'labeled': stream(labeled.select(entries), 'label'),
-      'unlabeled': stream(unlabeled, *measured),
+      'unlabeled': stream(unlabeled, *kept),
     }
 
   def evaluation(
@@ -224,7 +229,7 @@ class TrainStage(experiment_stage.TrainingStage):
         trained,
         block,
         block.recipe.batch_size,
-        self.experiment.evaluate.protocol,
+        self.experiment.evaluate.protocol_after(self.augmentations()[0]),
         self.name,
       )
     )

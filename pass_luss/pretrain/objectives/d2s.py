@@ -35,7 +35,8 @@ class D2SOptions:
     stages: numbers of the supervised stages of the encoder: 3 is 'x3'; () for
       none.
     targets: assignments of the 'deep' features, or of the stage's 'own' ones.
-    view: whose targets: those of the 'other' large view, or of the 'same'.
+    view: large view whose targets supervise a view: the 'other' one, or the
+      'same'.
   """
 
   stages: tuple[int, ...] = (3,)
@@ -130,8 +131,8 @@ def d2s_loss(
 
   Args:
     scores: scores of the shallow features of both views.
-    targets: q, whose rows sum to 1.
-    temperature: τ.
+    targets: targets q, whose rows sum to 1.
+    temperature: temperature τ.
     view: view whose scores a target is compared with.
   """
   # Both views are swapped at once, so that targets stay where they are.

@@ -42,16 +42,19 @@ class P2POptions:
     kind: 'regression' of one view's embedding from the other's, without
       negatives; 'clustering', by swapped assignments of pixels to SwAV's
       prototypes; 'contrastive', against all other points of the other view.
-    grid: n, points a side of the overlap.
+    grid: number n of points on each side of the overlap.
     project: whether pixels are projected by p; else the encoder's deepest map
       itself is aligned.
-    temperature: τ of 'contrastive'.
+    temperature: temperature τ of kind 'contrastive'.
+    predictor_statistics: batch statistics of the predictor: 'joint' over both
+      views, as in the released code, or 'per_view'.
   """
 
   kind: Literal['regression', 'clustering', 'contrastive'] = 'regression'
   grid: int = 7
   project: bool = True
   temperature: float = 0.2
+  predictor_statistics: Literal['joint', 'per_view'] = 'joint'
 
   def __post_init__(self):
     if self.grid < 2:
@@ -59,6 +62,11 @@ class P2POptions:
     if self.temperature <= 0:
       raise ValueError(
         f'temperature: expected more than 0, got {self.temperature}'
+      )
+    if self.predictor_statistics != 'joint' and not KINDS[self.kind].predicts:
+      raise ValueError(
+        f'predictor_statistics: expected joint with kind={self.kind!r}, which '
+        f'has no predictor, got {self.predictor_statistics}'
       )
     if self.needs_prototypes and not self.project:
       raise ValueError(
@@ -68,7 +76,7 @@ class P2POptions:
 
   @property
   def needs_prototypes(self) -> bool:
-    """True if the loss compares pixels with SwAV's prototypes."""
+    """Returns whether the loss compares pixels with SwAV's prototypes."""
     return KINDS[self.kind].needs_prototypes
 
 
@@ -90,7 +98,7 @@ class P2P(objective.Objective):
 
   @property
   def kind(self) -> 'Kind':
-    """The loss and what it needs."""
+    """Returns the loss and its requirements."""
     return KINDS[self.options.kind]
 
   def heads(self, dtype: DTypeLike) -> dict[str, nn.Module]:
@@ -131,15 +139,11 @@ class P2P(objective.Objective):
     )
     outputs = {'overlap': overlap, 'points': views.split(sampled)}
     if self.kind.predicts:
-      # One pass for each view: batch statistics of q are those of a view. The
-      # released code passes both views as one batch (spec §2.6).
-      predictions = [
-        net.heads.call_method(
-          'pixels', 'predict', outputs['points'][:, view], True
-        )
-        for view in (0, 1)
-      ]
-      outputs['predicted'] = jnp.stack(predictions, axis=1)
+      predicted = PREDICTIONS[self.options.predictor_statistics](
+        lambda points: net.heads.call_method('pixels', 'predict', points, True),
+        outputs['points'],
+      )
+      outputs['predicted'] = views.split(predicted)
     return outputs
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
@@ -149,6 +153,14 @@ class P2P(objective.Objective):
       {'loss_p2p': self.kind.loss(self, step)},
       {'overlap_share': jnp.mean(overlap.astype(jnp.float32))},
     )
+
+
+# How q is applied to both views, by the option `predictor_statistics`. The
+# released code passes both as one batch (spec §2.6).
+PREDICTIONS = {
+  'joint': view_axis.apply_to_all_views,
+  'per_view': view_axis.apply_to_each_view,
+}
 
 
 def p2p_regression_loss(
@@ -178,12 +190,12 @@ def _cosine(
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A loss of P2P and what it needs.
+  """A loss of P2P and its requirements.
 
   Attributes:
     loss: function that computes the loss of an objective in a step.
-    predicts: whether it compares predictions q(z), not z itself.
-    needs_prototypes: whether it compares pixels with SwAV's prototypes.
+    predicts: whether the loss compares predictions q(z) instead of z.
+    needs_prototypes: whether the loss compares pixels with SwAV's prototypes.
   """
 
   loss: Callable[[P2P, objective.Step], Scalar]

@@ -24,9 +24,9 @@ def p2p_contrastive_loss(
   The paper's "all other positions" are read as those of the same image.
 
   Args:
-    projected: z of both views.
+    projected: embeddings z of both views.
     overlap: whether the views of an image overlap.
-    temperature: τ.
+    temperature: temperature τ.
   """
   batch, _, *grid, size = projected.shape
   points = embedding_ops.l2_normalize_embeddings(projected).reshape(
@@ -59,10 +59,10 @@ def p2p_clustering_loss(
   assignments, and count as 0 in the mean.
 
   Args:
-    projected: z of both views.
+    projected: embeddings z of both views.
     prototypes: prototypes of SwAV.
     overlap: whether the views of an image overlap.
-    options: temperature, and Sinkhorn's options.
+    options: temperature, and options of Sinkhorn's algorithm.
   """
   _, _, *grid, size = projected.shape
   points = jnp.moveaxis(

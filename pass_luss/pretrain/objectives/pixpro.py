@@ -40,8 +40,9 @@ class PixproOptions:
   Attributes:
     hidden: width of the projector g.
     size: channels of a pixel's embedding.
-    power: γ, of the similarity in the propagation.
-    distance: 𝒯: cells closer than this, in diagonals of a cell, are positive.
+    power: exponent γ of the similarity in the propagation.
+    distance: threshold 𝒯, in diagonals of a cell, below which cells are
+      positive.
     decay: decay of the momentum encoder at the first step; it rises to 1 at the
       last.
   """
@@ -70,10 +71,13 @@ class Pixpro(objective.Objective):
   options: PixproOptions
 
   name = 'pixpro'
+  # The official model encodes and projects one view after the other. Other
+  # objectives share the encoder's pass over all views of a size (spec §2.3).
+  encodes_by_view = True
 
   @property
   def needs_momentum(self) -> momentum.MomentumSpec:
-    """An average of the encoder and of the projector g."""
+    """Returns the momentum average of the encoder and of the projector g."""
     return momentum.MomentumSpec(
       functools.partial(
         momentum.momentum_encoder_decay, initial=self.options.decay
@@ -90,9 +94,8 @@ class Pixpro(objective.Objective):
     self, net: segmenter.Segmenter, views: objective.EncodedViews
   ) -> objective.Arrays:
     """Embeds the pixels of the large views: keys k, L2-normalized."""
-    deep = views.large.deepest.array
     # Without the propagation: keys are the pixels themselves (x' in the paper).
-    pixels = net.heads.call_method('pixpro', 'project', deep, True)
+    pixels = _project(net, views)
     keys = views.split(embedding_ops.l2_normalize_embeddings(pixels))
     return {'keys': keys.reshape(*keys.shape[:2], -1, keys.shape[-1])}
 
@@ -104,8 +107,7 @@ class Pixpro(objective.Objective):
   ) -> objective.Arrays:
     """Embeds the pixels of the large views and propagates them: y."""
     del batch
-    deep = views.large.deepest.array
-    pixels = net.heads.call_method('pixpro', 'project', deep, True)
+    pixels = _project(net, views)
     transformed = net.heads.call_method('pixpro', 'apply_transform', pixels)
     propagated = propagate_pixels(pixels, transformed, self.options.power)
     return {'propagated': views.split(propagated)}
@@ -129,6 +131,16 @@ class Pixpro(objective.Objective):
     return objective.LossTerms({'loss_pixpro': total}, {})
 
 
+def _project(
+  net: segmenter.Segmenter, views: objective.EncodedViews
+) -> Float[Array, 'BV h w D']:
+  """Applies the projector g to the pixels of the large views."""
+  return views.apply(
+    lambda maps: net.heads.call_method('pixpro', 'project', maps, True),
+    views.large.deepest.array,
+  )
+
+
 def propagate_pixels(
   pixels: Float[Array, 'B h w D'],
   transformed: Float[Array, 'B h w D'],
@@ -137,9 +149,9 @@ def propagate_pixels(
   """Computes y_i = Σ_j max(cos(x_i, x_j), 0)^γ v_j, L2-normalized.
 
   Args:
-    pixels: x, projected.
-    transformed: t(x), which is L2-normalized here to v.
-    power: γ; the larger, the more only similar pixels count.
+    pixels: projected pixels x.
+    transformed: transformed pixels t(x), which are L2-normalized here to v.
+    power: exponent γ; a larger one gives dissimilar pixels less weight.
   """
   batch, *_, size = pixels.shape
   flat = embedding_ops.l2_normalize_embeddings(pixels).reshape(batch, -1, size)
@@ -165,9 +177,9 @@ def pixpro_loss(
   An image without positive pairs contributes 0, but counts in the mean.
 
   Args:
-    propagated: y of one view, L2-normalized.
-    keys: k of the other view, L2-normalized.
-    positive: A, pairs (i, j).
+    propagated: L2-normalized embeddings y of one view.
+    keys: L2-normalized embeddings k of the other view.
+    positive: mask A of the positive pairs (i, j).
   """
   scores = jnp.einsum(
     'bid,bjd->bij',

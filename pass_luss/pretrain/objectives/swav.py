@@ -40,12 +40,14 @@ class SwavOptions:
   """Targets, their loss and the queue.
 
   Attributes:
-    temperature: τ of the predictions.
+    temperature: temperature τ of the predictions.
     epsilon: ε of Sinkhorn's algorithm: the smaller, the sharper the targets.
     sinkhorn_iterations: number of iterations of Sinkhorn's algorithm.
-    queue: embeddings kept of each large view, over all devices; 0: no queue.
-    queue_from_step: the queue fills from here on, and is used once it is full.
-    frozen_steps: steps before which prototypes are not updated.
+    queue: number of embeddings kept of each large view, over all devices; 0 for
+      no queue.
+    queue_from_step: first step that stores embeddings in the queue, which is
+      used once it is full.
+    frozen_steps: number of first steps in which prototypes are not updated.
   """
 
   temperature: float = 0.1
@@ -81,7 +83,7 @@ class Swav(objective.Objective):
 
   @property
   def needs_queue(self) -> queue_lib.QueueSpec | None:
-    """A queue of the embeddings of both large views."""
+    """Returns the size of a queue of the embeddings of both large views."""
     if not self.options.queue:
       return None
     return queue_lib.QueueSpec(self.options.queue, self.sizes.embedding)
@@ -99,7 +101,7 @@ class Swav(objective.Objective):
   def prepare(self, params: types.Params) -> types.Params:
     """L2-normalizes the prototypes before the forward pass.
 
-    The optimizer starts from the normalized ones, as in the official code,
+    The optimizer updates the normalized prototypes, as in the official code,
     which normalizes them in place.
     """
     return prototypes_lib.l2_normalize_prototypes(params)
@@ -134,7 +136,7 @@ class Swav(objective.Objective):
     return {'assignments': assignments}
 
   def loss(self, step: objective.Step) -> objective.LossTerms:
-    """Computes L; logs what shows a collapse of embeddings or prototypes."""
+    """Computes L, and scalars that reveal a collapse of the embeddings."""
     outputs = step.outputs[self.name]
     targets = step.targets[self.name]['assignments']
     loss = swapped_prediction_loss(
@@ -176,13 +178,13 @@ def swav_view_targets(
 ) -> Float[Array, 'B 2 K']:
   """Computes the targets q of both large views.
 
-  A queue takes part once it is full. It holds embeddings, not scores: these are
-  computed anew, with the current prototypes.
+  A queue takes part once it is full. It holds embeddings, whose scores are
+  computed anew with the current prototypes.
 
   Args:
     scores: scores of this batch; the large views are the first two.
     queue: embeddings of earlier batches; None for none.
-    prototypes: current ones.
+    prototypes: current prototypes.
     options: options of Sinkhorn's algorithm and of the queue.
   """
   # The reference reads a queue once its last row is not 0: the same moment.
@@ -217,7 +219,7 @@ def swav_targets(
     scores: scores of one view of this batch.
     queue_scores: scores of the queue's embeddings, computed with the current
       prototypes.
-    queue_is_full: whether they take part.
+    queue_is_full: whether the queue's embeddings take part.
     options: options of Sinkhorn's algorithm.
   """
   blocks = [(jax.lax.stop_gradient(scores), jnp.ones(len(scores), bool))]
@@ -241,8 +243,8 @@ def swapped_prediction_loss(
 
   Args:
     scores: scores of all views; the large ones are the first two.
-    targets: q of those two.
-    temperature: τ.
+    targets: targets q of the two large views.
+    temperature: temperature τ.
   """
   # Divided by τ = 0.1, scores span ±10: too much for the digits of bfloat16.
   log_probs = jax.nn.log_softmax(losses.at_least_float32(scores) / temperature)

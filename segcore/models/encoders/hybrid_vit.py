@@ -215,7 +215,7 @@ class HybridViT(nn.Module):
     conv_epsilon: constant added to the standard deviation of the stem's
       kernels.
     zero_init: whether units of the stem start as their shortcut alone.
-    hidden_size: D of a token.
+    hidden_size: number of features D of a token.
     num_layers: number of transformer blocks.
     num_heads: number of attention heads.
     mlp_dim: features between the layers of the perceptrons.
@@ -258,7 +258,8 @@ class HybridViT(nn.Module):
     """Encodes images whose sides are multiples of the stride.
 
     Raises:
-      ValueError: they are not, or heads do not divide the hidden size.
+      ValueError: a side is no multiple of the stride, or `num_heads` does not
+        divide `hidden_size`.
     """
     if self.hidden_size % self.num_heads:
       raise ValueError(

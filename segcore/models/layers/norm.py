@@ -22,7 +22,8 @@ class GroupNorm(nn.Module):
   Attributes:
     num_groups: number of groups, which must divide the channels.
     epsilon: constant added to the variance.
-    zero_scale: start from a scale of 0, for the last norm of a residual branch.
+    zero_scale: whether the scale is initialized with 0, for the last norm of a
+      residual branch.
     affine: whether parameters scale and shift each channel.
     dtype: dtype of the result.
   """
@@ -92,7 +93,8 @@ def batch_norm(
     name: name of the parameters.
     decay: share of the running statistics that an update keeps; torch's
       `momentum` is 1 - decay.
-    zero_scale: start from a scale of 0, for the last norm of a residual branch.
+    zero_scale: whether the scale is initialized with 0, for the last norm of a
+      residual branch.
     affine: whether parameters scale and shift each channel.
   """
   init = nn.initializers.zeros if zero_scale else nn.initializers.ones
@@ -166,7 +168,7 @@ class NoiseEmbedding(nn.Module):
   Source: Ho et al. 2020, where levels in [0, 1] stand for 1000 time steps.
 
   Attributes:
-    size: D_noise.
+    size: number of features of the embedding.
   """
 
   size: int = 256

@@ -82,7 +82,7 @@ def _shift(
 ) -> Float[Array, '*shape']:
   """Shifts x by one cell: cell i becomes x[i + 1] if `ahead`, else x[i - 1].
 
-  The cell at the edge that x does not have is that of `edge`.
+  `edge` supplies the cell that x lacks at its end.
   """
   n = x.shape[axis]
   if ahead:
@@ -102,15 +102,16 @@ def resize_bilinear(
 ) -> Float[Array, 'B H W D']:
   """Resizes maps to another grid bilinearly, without antialiasing.
 
-  As torch's `interpolate`: with `align_corners` cell i of n reads coordinate
-  i·(h-1)/(n-1), without it (i+½)·h/n - ½, clamped to the map. Computed in
-  float32 at least, whatever the platform's default precision of products.
+  Follows torch's `interpolate`. With `align_corners`, cell i of n reads the
+  coordinate i·(h-1)/(n-1), else (i+½)·h/n - ½ clamped to the map. Products are
+  computed in float32 at least.
 
   >>> x = jnp.arange(4.0).reshape(1, 1, 4, 1)
   >>> resize_bilinear(x, (1, 3), align_corners=True).ravel()
   Array([0. , 1.5, 3. ], dtype=float32)
   """
   result = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  # The default precision of a TPU or GPU rounds float32 factors to fewer bits.
   exact = jax.lax.Precision.HIGHEST
   if size[0] != x.shape[1]:
     rows = bilinear_resize_matrix(
@@ -150,6 +151,8 @@ def bilinear_resize_matrix(
   if not isinstance(old, int) or not isinstance(new, int):
     return _symbolic_matrix(old, new, align_corners, antialias, dtype)
   if antialias and new < old:
+    # Weights outside of the map are cut off and the rest is normalized: edges
+    # are not repeated, as in Pillow.
     center = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
     distance = np.abs(np.arange(old) - center) * (new / old)
     triangle = np.maximum(0.0, 1.0 - distance)
@@ -161,6 +164,7 @@ def bilinear_resize_matrix(
     source = np.clip((i + 0.5) * (old / new) - 0.5, 0, old - 1)
   low = np.minimum(source.astype(int), max(old - 2, 0))
   high = np.minimum(low + 1, old - 1)
+  # With one old cell, low and high are equal: add.at sums both weights.
   matrix = np.zeros((new, old), dtype)
   np.add.at(matrix, (i, low), 1.0 - (source - low))
   np.add.at(matrix, (i, high), source - low)
@@ -201,6 +205,7 @@ def resize_antialiased_uint8(
   """
   exact = jax.lax.Precision.HIGHEST
   x = images.astype(jnp.float32)
+  # Columns first: rounding between the passes makes the order matter.
   for axis, cells in ((2, size[1]), (1, size[0])):
     weights = bilinear_resize_matrix(images.shape[axis], cells, antialias=True)
     equation = 'jw,bhwc->bhjc' if axis == 2 else 'ih,bhwc->biwc'
@@ -217,6 +222,7 @@ def resize_nearest_floor(
   >>> resize_nearest_floor(jnp.arange(4).reshape(1, 1, 4), (1, 3)).ravel()
   Array([0, 1, 2], dtype=int32)
   """
+  # Integer arithmetic: i * (old / new) in floats may round below an integer.
   for axis, (old, new) in enumerate(zip(x.shape[1:3], size, strict=True), 1):
     if old != new:
       x = jnp.take(x, np.arange(new) * old // new, axis=axis)

@@ -27,7 +27,7 @@ class Layout:
   """The names in a family of files.
 
   Attributes:
-    family: its name, for messages.
+    family: name of the family, for messages.
     marker: a name that all files of this family have, and no others.
     rules: (pattern, replacement), applied to each name one after the other.
   """

@@ -3,11 +3,7 @@
   arrays = {'layer1.0.conv1.weight': …, …}
   translate_torchvision_weights(arrays)['params']['encoder']['block1']
 
-Files are `.npz` or `.safetensors`. Torch's own `.pth` files are pickles, which
-are not read; where torch is installed, they are converted by
-
-  weights = torch.load('w.pth', weights_only=True)
-  safetensors.torch.save_file(weights, 'w.safetensors')
+Files are torch's own, `.npz` or `.safetensors`.
 """
 
 import re
@@ -21,7 +17,8 @@ from jaxtyping import Shaped
 from runtime import console
 
 # Prefixes of wrappers, from the outside in; names without are other networks.
-_PREFIXES = ('module.', 'encoder.', 'backbone.')
+# `encoder_q` is MoCo's, beside the momentum encoder `encoder_k`.
+_PREFIXES = ('module.', 'encoder_q.', 'encoder.', 'backbone.')
 _UNIT = re.compile(r'layer(\d+)\.(\d+)\.(.+)')
 _STEM = {
   'conv1': 'conv_root',
@@ -46,8 +43,9 @@ def translate_torchvision_weights(
 ) -> dict[str, Any] | None:
   """Translates the weights of a torch ResNet to the names of `DilatedResNet`.
 
-  The classifier `fc`, and what has none of the prefixes 'module.', 'encoder.'
-  and 'backbone.' if others have, are left out; a line of the log names them.
+  The classifier `fc`, and what has none of the prefixes 'module.',
+  'encoder_q.', 'encoder.' and 'backbone.' if others have, are left out; a line
+  of the log names them, and the prefixes.
   Names that no such network has are kept, so that the comparison with the
   network lists them.
 
@@ -58,12 +56,13 @@ def translate_torchvision_weights(
     {'params': {'encoder': tree}, 'batch_stats': {'encoder': tree}} in float32,
     or None if the names are not those of a torch ResNet.
   """
-  left_out = set()
+  left_out, removed = set(), ''
   for prefix in _PREFIXES:
     inside = [name for name in flat if name.startswith(prefix)]
     if inside:
       left_out.update(flat.keys() - inside)
       flat = {name.removeprefix(prefix): flat[name] for name in inside}
+      removed += prefix
   if not any(name.startswith('layer1.0.') for name in flat):
     return None
   leaves: dict[str, Any] = {'params': {}, 'batch_stats': {}}
@@ -75,9 +74,12 @@ def translate_torchvision_weights(
       if path[-1] == 'kernel' and value.ndim == 4:
         value = value.transpose(2, 3, 1, 0)  # [O,I,h,w] to [h,w,I,O].
       leaves[collection][path] = np.asarray(value, np.float32)
+  notes = [f'removed the prefix {removed}'] if removed else []
   if left_out:
     modules = sorted({name.split('.')[0] for name in left_out})
-    console.print_line(f"torch's weights: left out {', '.join(modules)}")
+    notes.append(f'left out {", ".join(modules)}')
+  if notes:
+    console.print_line(f"torch's weights: {'; '.join(notes)}")
   return {
     collection: {'encoder': traverse_util.unflatten_dict(tree)}
     for collection, tree in leaves.items()

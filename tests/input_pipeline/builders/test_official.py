@@ -12,9 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline import datasets
+from input_pipeline import audit_reports, datasets
 from runtime import errors
-from tests.support import official
+from tests.support import archive_files, official, official_imagenet
 from tests.support import official_cases as cases
 
 OFFICIAL_COUNTS = {
@@ -132,7 +132,7 @@ def moved_away(folder):
 @pytest.mark.parametrize('case', cases.CASES)
 def test_folders_give_the_records_of_the_archives(prepared, case, tmp_path):
   made = prepared(case)
-  official.extract(made.source, tmp_path / 'folders')
+  archive_files.extract(made.source, tmp_path / 'folders')
   actual = splits_of(made.name, tmp_path / 'folders', tmp_path, made.expected)
   assert actual == made.expected
 
@@ -276,7 +276,7 @@ def test_an_unknown_mask_value_is_refused(case, name, values, wrong, tmp_path):
 
 
 def test_an_image_without_a_mask_is_refused(prepared, tmp_path):
-  official.extract(prepared('ade20k').source, tmp_path / 'source')
+  archive_files.extract(prepared('ade20k').source, tmp_path / 'source')
   root = tmp_path / 'source' / 'ADEChallengeData2016'
   (root / 'annotations/training/ADE_train_00000002.png').unlink()
   assert refusal('ade20k', tmp_path / 'source', tmp_path).startswith(
@@ -285,7 +285,7 @@ def test_an_image_without_a_mask_is_refused(prepared, tmp_path):
 
 
 def test_a_listed_image_that_is_missing_is_refused(prepared, tmp_path):
-  official.extract(prepared('voc2012').source, tmp_path / 'source')
+  archive_files.extract(prepared('voc2012').source, tmp_path / 'source')
   root = tmp_path / 'source' / 'VOCdevkit' / 'VOC2012'
   (root / 'JPEGImages/2007_000061.jpg').unlink()
   assert refusal('voc2012', tmp_path / 'source', tmp_path).startswith(
@@ -322,7 +322,7 @@ def test_cityscapes_with_all_archives_in_one_folder(tmp_path):
 def test_gta5_masks_of_another_size_are_skipped_and_reported(
   tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.setattr(datasets, '_PRINTED_REPORTS', set())
+  monkeypatch.setattr(audit_reports, '_PRINTED', set())
   examples = cases.streets(
     {'00001': [[7, 0]], '00002': [[8, 0]], '00003': [[9, 11]]}
   )
@@ -344,7 +344,7 @@ def test_gta5_masks_of_another_size_are_skipped_and_reported(
   # Skipped files are reported once in every process that opens the data set.
   splits_of('gta5', '', tmp_path, ['train'])
   assert 'labels/00002.png' not in capsys.readouterr().out
-  datasets._PRINTED_REPORTS.clear()
+  audit_reports._PRINTED.clear()
   splits_of('gta5', '', tmp_path, ['train'])
   assert 'labels/00002.png: expected a mask of 2x1' in capsys.readouterr().out
 
@@ -364,7 +364,7 @@ def test_imagenet_in_folders_of_classes(tmp_path):
   train = cases.train_images()
   val = {i: official.image('JPEG', 10 + i) for i in (1, 2, 3, 4)}
   classes = {1: 'n01443537', 2: 'n02105855', 3: 'n01440764', 4: 'n01443537'}
-  official.imagenet_folders(
+  official_imagenet.imagenet_folders(
     tmp_path / 'source', train, {(classes[i], i): val[i] for i in val}
   )
   actual = splits_of(
@@ -392,14 +392,14 @@ def test_imagenet_in_a_folder_of_tar_files_of_classes(prepared, name, tmp_path):
 def test_imagenet_21k_in_a_compressed_tar_file(tmp_path):
   train = cases.train_images()
   source = tmp_path / 'source'
-  official.imagenet_train(source, train, 'fall11_whole.tar')
+  official_imagenet.imagenet_train(source, train, 'fall11_whole.tar')
   shutil.unpack_archive(source / 'fall11_whole.tar', tmp_path / 'classes')
   members = {
     f'winter21_whole/{path.name}': path.read_bytes()
     for path in (tmp_path / 'classes').iterdir()
   }
   (source / 'fall11_whole.tar').unlink()
-  official.write_archive(source / 'winter21_whole.tar.gz', members)
+  archive_files.write_archive(source / 'winter21_whole.tar.gz', members)
   actual = splits_of('imagenet/21k', source, tmp_path, ['train'])
   assert actual == {'train': cases.train_records(train)}
 
@@ -416,7 +416,7 @@ def test_imagenet_devkit_with_too_few_lines_is_refused(prepared, tmp_path):
   source = tmp_path / 'source'
   shutil.copytree(prepared('imagenet_1k').source, source)
   wnids = ['n02105855', 'n01440764', 'n01443537']
-  official.imagenet_devkit(source, wnids, [3, 1])
+  official_imagenet.imagenet_devkit(source, wnids, [3, 1])
   assert 'ground_truth' in refusal('imagenet', source, tmp_path)
 
 
@@ -426,7 +426,9 @@ def test_imagenet_s_with_the_older_list_name(prepared, tmp_path):
   shutil.copytree(made.source, source)
   (source / 'data/names/ImageNetS_im50_train_semi.txt').unlink()
   names = [record.id for record in made.expected['train_semi']]
-  official.imagenet_s(source, 50, cases.IMAGENET_S_50, names, {}, older=True)
+  official_imagenet.imagenet_s(
+    source, 50, cases.IMAGENET_S_50, names, {}, older=True
+  )
   actual = splits_of('imagenet_s/50', source, tmp_path, made.expected)
   assert actual == made.expected
 

@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline import datasets, prepare, report
 from input_pipeline.builders import files, shards
-from tests.support import official
+from tests.support import archive_files, official
 from tests.support import official_cases as cases
 
 
@@ -221,7 +221,7 @@ def test_prepared_files_are_not_read_again(tmp_path, read, capsys):
 def test_shards_of_changed_files_are_written_again(
   tmp_path, small_shards, read
 ):
-  official.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
+  archive_files.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
   records_dir = tmp_path / 'records'
   assert run('ade20k', tmp_path / 'source', records_dir, '--shard=0/2') == 0
   root = tmp_path / 'source' / 'ADEChallengeData2016'
@@ -241,7 +241,7 @@ def test_shards_of_changed_files_are_written_again(
 def test_a_bad_file_of_another_shard_subset_is_reported_at_the_end(
   tmp_path, small_shards, read, capsys
 ):
-  official.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
+  archive_files.extract(ten_scenes(tmp_path / 'zip'), tmp_path / 'source')
   arguments = ('ade20k', tmp_path / 'source', tmp_path / 'records')
   root = tmp_path / 'source' / 'ADEChallengeData2016'
   mask = root / 'annotations/training/ADE_train_00000003.png'

@@ -7,11 +7,11 @@ from pass_luss.benchmark import label_folders, png_format
 from runtime import errors
 from segcore.train import workspace as workspace_lib
 from tests.pass_luss import support
-from tests.support import fake_methods
+from tests.support import fake_data
 
 
 def test_records_get_the_label_maps_of_the_folder(tmp_path):
-  split = fake_methods.coordinate_split(3)
+  split = fake_data.coordinate_split(3)
   rng = np.random.default_rng(0)
   labels = rng.integers(0, support.CLASSES + 1, (3, 40, 48))
   for name, label in zip(split.ids()[:2], labels, strict=False):
@@ -37,9 +37,9 @@ def test_images_of_equal_input_size_share_a_block(folder, monkeypatch):
   monkeypatch.setattr(label_folders, '_BLOCK', 2)
   workspace = workspace_lib.Workspace(folder, {}, 'digest')
   sizes = [(6, 8), (9, 9), (12, 16), (5, 5), (3, 4)]
-  split = fake_methods.make_split(
+  split = fake_data.make_split(
     [
-      fake_methods.make_record(i, np.zeros((*size, 3)), np.zeros(size), 4)
+      fake_data.make_record(i, np.zeros((*size, 3)), np.zeros(size), 4)
       for i, size in enumerate(sizes)
     ]
   )

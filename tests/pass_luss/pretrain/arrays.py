@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 BATCH, SIZE, PROTOTYPES = 6, 5, 7
 
@@ -16,7 +16,7 @@ def normal(*shape, seed=0, scale=1.0):
 
 def normalized(*shape, seed=0):
   """Draws vectors and L2-normalizes them."""
-  return reference.normalize(normal(*shape, seed=seed))
+  return pass_pretraining.normalize(normal(*shape, seed=seed))
 
 
 def assert_close(actual, expected, rtol=1e-6):

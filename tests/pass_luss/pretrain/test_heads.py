@@ -10,7 +10,7 @@ from segcore.models.layers import norm
 from tests.pass_luss import support
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import BATCH, SIZE
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_labels, pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -47,7 +47,9 @@ def test_projection_of_images():
   assert set(params) == {'dense1', 'bn1', 'dense2'}
   weights = support.projection_weights(params)
   # The last norm and the result are float32 by design.
-  arrays.assert_close(actual, reference.image_projection(x, weights), rtol=1e-4)
+  arrays.assert_close(
+    actual, pass_pretraining.image_projection(x, weights), rtol=1e-4
+  )
 
 
 def test_pixel_projection_and_predictor():
@@ -62,7 +64,7 @@ def test_pixel_projection_and_predictor():
   weights = {
     f'w{i}': np.asarray(params[f'conv{i}']['kernel'])[0, 0] for i in (1, 2, 3)
   } | {**batch_norm_weights(params, 1), **batch_norm_weights(params, 2)}
-  arrays.assert_close(actual, reference.pixel_mlp(x, weights))
+  arrays.assert_close(actual, pass_pretraining.pixel_mlp(x, weights))
 
   head = heads.Predictor(jnp.float64)
   variables = head.init(jax.random.PRNGKey(0), jnp.asarray(x))
@@ -78,7 +80,7 @@ def test_pixel_projection_and_predictor():
     'b2': params['conv2']['bias'],
   }
   weights = jax.tree.map(np.asarray, weights)
-  arrays.assert_close(actual, reference.predictor(x, weights))
+  arrays.assert_close(actual, pass_pretraining.predictor(x, weights))
 
 
 @pytest.mark.parametrize('shared', [False, True])
@@ -110,8 +112,8 @@ def test_attention(shared, train):
   for i in (1, 2):
     weights[f'mean{i}'] = np.asarray(stats[f'bn{i}']['mean'])
     weights[f'variance{i}'] = np.asarray(stats[f'bn{i}']['var'])
-  upsampled = reference.normalize(reference.bilinear(maps, (8, 12)))
-  expected = reference.attention(upsampled, weights, train)
+  upsampled = pass_pretraining.normalize(pass_labels.bilinear(maps, (8, 12)))
+  expected = pass_labels.attention(upsampled, weights, train)
   assert actual.shape == (2, 8, 12, 1 if shared else SIZE)
   # The last norm and upsampled maps are float32 by design.
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

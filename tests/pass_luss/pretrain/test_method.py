@@ -22,7 +22,7 @@ from segcore.train import checkpoint, optimizers, train_state
 from segcore.train import update as update_lib
 from tests.pass_luss import support
 from tests.support import meshes
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pixpro, pass_pretraining, pass_updates
 
 BATCH, LARGE, SMALL = 8, 32, 24
 SIZES = heads.HeadSizes(hidden=8, embedding=6, prototypes=5)
@@ -112,7 +112,7 @@ def test_prototypes_are_frozen_at_first_and_stay_normalized(trained):
   def prototypes(state):
     return state.params['heads']['clusters']['prototypes']
 
-  first = reference.normalize_prototypes(prototypes(states[0]))
+  first = pass_pretraining.normalize_prototypes(prototypes(states[0]))
   # Frozen in steps 0 and 1, but normalized.
   for state in states[1:3]:
     np.testing.assert_allclose(prototypes(state), first, rtol=1e-5)
@@ -138,7 +138,7 @@ def test_frozen_prototypes_gather_no_momentum_by_decay():
   method = make_method(tx=lars)
   batch = make_batch()
   state = init_state(method, batch)
-  before = reference.normalize_prototypes(
+  before = pass_pretraining.normalize_prototypes(
     np.asarray(state.params['heads']['clusters']['prototypes'])
   )
   step = jax.jit(method.train_step)
@@ -178,18 +178,18 @@ def test_losses_of_a_step_equal_the_transcription(trained):
   outputs = jax.tree.map(lambda x: np.asarray(x, np.float64), outputs)
   prototypes = np.asarray(params['heads']['clusters']['prototypes'], np.float64)
   queue = np.asarray(state.queue.rows, np.float64)
-  swav_loss, targets = reference.swav_loss(
+  swav_loss, targets = pass_pretraining.swav_loss(
     [outputs['swav']['embeddings'][:, v] @ prototypes for v in range(4)],
-    reference.scores_of_queue(queue, prototypes),
+    pass_pretraining.scores_of_queue(queue, prototypes),
     0.1,
     0.05,
     3,
   )
   shallow = np.moveaxis(outputs['d2s']['3'], 1, 0)
-  d2s = reference.d2s_loss(shallow, targets, 0.1)
+  d2s = pass_pretraining.d2s_loss(shallow, targets, 0.1)
   p, z = outputs['p2p']['predicted'], outputs['p2p']['points']
-  p2p = reference.p2p_cosine_loss(p[:, 0], p[:, 1], z[:, 0], z[:, 1])
-  total = reference.total_loss(swav_loss, [d2s], p2p)
+  p2p = pass_pretraining.p2p_cosine_loss(p[:, 0], p[:, 1], z[:, 0], z[:, 1])
+  total = pass_pretraining.total_loss(swav_loss, [d2s], p2p)
   expected = {
     'loss': total,
     'loss_swav': swav_loss,
@@ -229,9 +229,58 @@ def test_views_of_all_sizes_pass_the_head_together():
   weights = support.projection_weights(projection)
   np.testing.assert_allclose(
     np.asarray(outputs['swav']['embeddings']).reshape(4 * BATCH, -1),
-    reference.image_projection(together, weights),
+    pass_pretraining.image_projection(together, weights),
     atol=2e-3,
   )
+
+
+def test_pixpro_alone_encodes_one_view_after_the_other():
+  """As two forward passes of the official model: outputs and statistics."""
+  alone = options_lib.ObjectiveOptions(
+    clusters=None,
+    alignment=None,
+    shallow=d2s_lib.D2SOptions(()),
+    pixpro=pixpro.PixproOptions(hidden=8, size=6),
+  )
+  method = make_method(alone)
+  batch = make_batch(small=False)
+  state = init_state(method, batch)
+  views = method.views(batch, jax.random.PRNGKey(1))
+  outputs, stats = jax.jit(method.forward)(
+    state.params, state.batch_stats, views, batch
+  )
+
+  def propagated(net, images):
+    maps = net.features(images, decode=False, train=True)['encoder']
+    pixels = net.heads.call_method(
+      'pixpro', 'project', maps.deepest.array, True
+    )
+    values = net.heads.call_method('pixpro', 'apply_transform', pixels)
+    return pixpro.propagate_pixels(pixels, values, 2.0)
+
+  @jax.jit
+  def one_view(batch_stats, images):
+    return method.segmenter.apply(
+      {'params': state.params, 'batch_stats': batch_stats},
+      images,
+      method=propagated,
+      mutable=['batch_stats'],
+    )
+
+  expected_stats = state.batch_stats
+  for view in (0, 1):
+    expected, changed = one_view(expected_stats, views['large'][:, view])
+    expected_stats = {**expected_stats, **changed['batch_stats']}
+    np.testing.assert_allclose(
+      outputs['pixpro']['propagated'][:, view], expected, atol=2e-5
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    stats,
+    expected_stats,
+  )
+  # With SwAV beside it all views of a size are one batch.
+  assert not make_method(PIXPRO)._encodes_by_view
 
 
 def init_state(method, batch):
@@ -253,7 +302,9 @@ def test_eight_devices_are_one_in_float64(fsdp, monkeypatch):
     state = jax.tree.map(
       lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
     )
-    rows = reference.normalize(np.random.default_rng(0).normal(size=(2, 16, 6)))
+    rows = pass_pretraining.normalize(
+      np.random.default_rng(0).normal(size=(2, 16, 6))
+    )
     state = jax.device_get(
       state.replace(
         step=jnp.asarray(5, jnp.int32),
@@ -306,10 +357,10 @@ def test_momentum_encoder_is_an_average_with_statistics_of_its_own():
     first.momentum_params['encoder']['conv_root']['kernel'], initial
   )
   second, _ = step(first, batch)
-  decay = reference.momentum(1, 10)
+  decay = pass_updates.momentum(1, 10)
   np.testing.assert_allclose(
     second.momentum_params['encoder']['conv_root']['kernel'],
-    reference.ema(
+    pass_updates.ema(
       np.asarray(initial),
       np.asarray(first.params['encoder']['conv_root']['kernel']),
       decay,
@@ -342,11 +393,11 @@ def test_totals(combine):
   kind = {'mean': 'code', 'sum': 'paper'}[combine]
   np.testing.assert_allclose(
     total(SWAV, swav=[3.0], d2s=[1.0], p2p=[-0.5]),
-    reference.total_loss(3.0, [1.0], -0.5, combine=kind),
+    pass_pretraining.total_loss(3.0, [1.0], -0.5, combine=kind),
   )
   np.testing.assert_allclose(
     total(PIXPRO, swav=[3.0], d2s=[1.0, 5.0], p2p=[-0.5], pixpro=[-2.0]),
-    reference.pixpro_total_loss(-2.0, 3.0, [1.0, 5.0], -0.5, combine=kind),
+    pass_pixpro.pixpro_total_loss(-2.0, 3.0, [1.0, 5.0], -0.5, combine=kind),
   )
 
 
@@ -412,12 +463,12 @@ def test_pixpro_loss_of_a_step_equals_the_transcription():
     method=project,
     mutable=['batch_stats'],
   )
-  keys = reference.normalize(np.asarray(keys)).reshape(propagated.shape)
+  keys = pass_pretraining.normalize(np.asarray(keys)).reshape(propagated.shape)
   masks = []
   for box, flip in zip(batch['box_large'], batch['flip_large'], strict=True):
     (top, left, height, width), (top2, left2, height2, width2) = np.asarray(box)
     masks.append(
-      reference.pixpro_masks(
+      pass_pixpro.pixpro_masks(
         (left, top, width, height),
         (left2, top2, width2, height2),
         *np.asarray(flip),
@@ -426,7 +477,7 @@ def test_pixpro_loss_of_a_step_equals_the_transcription():
         0.7,
       )
     )
-  expected = reference.pixpro_loss(
+  expected = pass_pixpro.pixpro_loss(
     propagated[:, 0],
     propagated[:, 1],
     keys[:, 0],

@@ -8,7 +8,7 @@ import pytest
 
 from pass_luss.pretrain import momentum
 from tests.pass_luss.pretrain import arrays
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_updates
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -21,7 +21,7 @@ SPEC = momentum.MomentumSpec(
 @pytest.mark.parametrize('step', [0, 1, 37, 100])
 def test_cosine_decay(step):
   actual = momentum.momentum_encoder_decay(jnp.asarray(step), 100, 0.99)
-  arrays.assert_close(actual, reference.momentum(step, 100, 0.99))
+  arrays.assert_close(actual, pass_updates.momentum(step, 100, 0.99))
 
 
 def test_only_the_encoder_and_shared_modules_are_averaged():
@@ -49,6 +49,6 @@ def test_update_is_an_exponential_moving_average():
 
   updated = SPEC.update(tree(1.0), tree(3.0), jnp.asarray(50), 100)
   # Half way the decay is 0.995.
-  expected = reference.ema(1.0, 3.0, 0.995)
+  expected = pass_updates.ema(1.0, 3.0, 0.995)
   np.testing.assert_allclose(updated['encoder']['conv'], expected)
   np.testing.assert_allclose(updated['heads']['pixpro']['projector'], -expected)

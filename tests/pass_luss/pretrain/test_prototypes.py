@@ -9,7 +9,7 @@ from pass_luss.pretrain import embedding_ops
 from pass_luss.pretrain import prototypes as prototypes_lib
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import PROTOTYPES, SIZE
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -24,7 +24,7 @@ def test_normalized_prototypes():
   normalized = prototypes_lib.l2_normalize_prototypes(params)
   arrays.assert_close(
     prototypes_lib.select_prototype_parameters(normalized),
-    reference.normalize_prototypes(prototypes),
+    pass_pretraining.normalize_prototypes(prototypes),
   )
   assert normalized['encoder'] is encoder
 

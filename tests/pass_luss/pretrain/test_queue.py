@@ -7,7 +7,7 @@ import pytest
 
 from pass_luss.pretrain import queue as queue_lib
 from tests.pass_luss.pretrain import arrays
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -18,7 +18,7 @@ def test_newest_rows_come_first_and_oldest_are_dropped():
   for step in range(4):
     new = arrays.normal(2, 2, 2, seed=step)
     queue = queue_lib.enqueue_embeddings(queue, jnp.asarray(new))
-    expected = reference.queue_push(expected, np.moveaxis(new, 1, 0))
+    expected = pass_pretraining.queue_push(expected, np.moveaxis(new, 1, 0))
     arrays.assert_close(queue.rows, expected)
     assert queue.count == min(5, 2 * (step + 1))
 

@@ -7,7 +7,7 @@ import pytest
 from pass_luss.pretrain import sinkhorn
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import BATCH, PROTOTYPES, SIZE
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -19,17 +19,19 @@ def test_equals_the_transcription(iterations):
     @ arrays.normalized(PROTOTYPES, SIZE, seed=1).T
   )
   actual = sinkhorn.sinkhorn_assign(jnp.asarray(scores), 0.05, iterations)
-  arrays.assert_close(actual, reference.sinkhorn(scores, 0.05, iterations))
+  arrays.assert_close(
+    actual, pass_pretraining.sinkhorn(scores, 0.05, iterations)
+  )
 
 
 def test_float32_at_the_published_size():
   rng = np.random.default_rng(0)
-  rows = reference.normalize(rng.normal(size=(400, 128)))
-  prototypes = reference.normalize(rng.normal(size=(300, 128)))
+  rows = pass_pretraining.normalize(rng.normal(size=(400, 128)))
+  prototypes = pass_pretraining.normalize(rng.normal(size=(300, 128)))
   scores = (rows @ prototypes.T).astype(np.float32)
   actual = sinkhorn.sinkhorn_assign(jnp.asarray(scores), 0.05, 3)
   assert actual.dtype == jnp.float32
-  expected = reference.sinkhorn(scores.astype(np.float64), 0.05, 3)
+  expected = pass_pretraining.sinkhorn(scores.astype(np.float64), 0.05, 3)
   np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
@@ -47,7 +49,9 @@ def test_unused_samples_change_nothing():
   actual = sinkhorn.sinkhorn_assign(
     jnp.asarray(scores), 0.05, 3, jnp.asarray(used)
   )
-  arrays.assert_close(actual[used], reference.sinkhorn(scores[used], 0.05, 3))
+  arrays.assert_close(
+    actual[used], pass_pretraining.sinkhorn(scores[used], 0.05, 3)
+  )
   assert not np.asarray(actual)[~used].any()
 
 
@@ -58,4 +62,4 @@ def test_blocks_equal_their_concatenation():
     for part in (scores[:2], scores[2:])
   ]
   actual = np.concatenate(sinkhorn.sinkhorn_assign_blocks(blocks, 0.05, 3))
-  arrays.assert_close(actual, reference.sinkhorn(scores, 0.05, 3))
+  arrays.assert_close(actual, pass_pretraining.sinkhorn(scores, 0.05, 3))

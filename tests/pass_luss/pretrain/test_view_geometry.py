@@ -6,7 +6,7 @@ import pytest
 
 from pass_luss.pretrain import view_geometry
 from tests.pass_luss.pretrain import arrays
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pixpro, pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -19,7 +19,9 @@ def test_overlap_grids():
   assert not overlap[0]
   assert np.asarray(overlap).sum() >= 4
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
-    grids = reference.overlap_grids(*map(arrays.reference_box, box), *flip, 7)
+    grids = pass_pretraining.overlap_grids(
+      *map(arrays.reference_box, box), *flip, 7
+    )
     for view in (0, 1):
       actual = np.stack(
         np.broadcast_arrays(columns[i, view][None], rows[i, view][:, None]), -1
@@ -37,8 +39,12 @@ def test_sampling():
     jnp.asarray(features), rows[:, 0], columns[:, 0]
   )
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
-    grid, _ = reference.overlap_grids(*map(arrays.reference_box, box), *flip, 7)
-    arrays.assert_close(actual[i], reference.grid_sample(features[i], grid))
+    grid, _ = pass_pretraining.overlap_grids(
+      *map(arrays.reference_box, box), *flip, 7
+    )
+    arrays.assert_close(
+      actual[i], pass_pretraining.grid_sample(features[i], grid)
+    )
   assert not np.asarray(actual)[0].any()
 
 
@@ -63,7 +69,7 @@ def test_nearby_cells():
   )
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
     first, second = map(arrays.reference_box, box)
-    expected = reference.pixpro_masks(
+    expected = pass_pixpro.pixpro_masks(
       first, second, *flip, 5, tuple(sizes[i]), 0.7
     )
     np.testing.assert_array_equal(actual[i], expected)

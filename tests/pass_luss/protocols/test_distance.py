@@ -7,12 +7,12 @@ from pass_luss.pretrain import heads
 from pass_luss.protocols import distance, segment
 from segcore.distributed import sharding
 from tests.pass_luss import support
-from tests.support import fake_methods
-from tests.transcriptions import pass_luss as reference
+from tests.support import fake_data
+from tests.transcriptions import pass_benchmark, pass_labels, pass_pretraining
 
 
 def test_cells_are_classified_by_the_vote_of_regions():
-  split = fake_methods.labeled_split([(32, 32)] * 4)
+  split = fake_data.labeled_split([(32, 32)] * 4)
   net = support.build_network({'logits': heads.Classifier(2)})
   mesh = sharding.make_mesh(devices=jax.devices()[:2])
   options = distance.DistanceOptions(
@@ -29,19 +29,19 @@ def test_cells_are_classified_by_the_vote_of_regions():
     record = split.records[i]
     image = segment.records.decode_image(record['image'])
     deep = support.deepest_features(net, jax.device_get(state), image[None])[0]
-    upsampled = reference.upsample(deep, 4)
+    upsampled = pass_labels.upsample(deep, 4)
     maps[record['id']] = upsampled
     label = segment.records.decode_label(record['label']).astype(int)
-    rows, classes = reference.bank_entries(
-      upsampled, np.where(label < 0, reference.IGNORE, label)
+    rows, classes = pass_benchmark.bank_entries(
+      upsampled, np.where(label < 0, pass_labels.IGNORE, label)
     )
     entries.append(rows)
     ids.append(classes)
-  expected = reference.normalize(np.concatenate(entries))
+  expected = pass_pretraining.normalize(np.concatenate(entries))
   np.testing.assert_array_equal(bank.labels, np.concatenate(ids))
   np.testing.assert_allclose(bank.features, expected, atol=1e-4)
   for labels, example in matcher.grid_label_function(bank)(split):
-    expected_labels = reference.knn_label_map(
+    expected_labels = pass_benchmark.knn_label_map(
       maps[example['id'].item()],
       expected,
       np.concatenate(ids),

@@ -9,14 +9,14 @@ import pytest
 from pass_luss.benchmark import label_folders, matching, png_format
 from pass_luss.protocols import segment
 from segcore.train import workspace as workspace_lib
-from tests.support import fake_methods
+from tests.support import fake_data
 
 
 def test_permuted_ground_truth_scores_100_percent_after_matching(folder):
   rng = np.random.default_rng(0)
-  split = fake_methods.make_split(
+  split = fake_data.make_split(
     [
-      fake_methods.make_record(
+      fake_data.make_record(
         i, np.zeros((6, 8, 3)), rng.choice([-1, 0, 1 + i % 3], (6, 8)), 4
       )
       for i in range(5)
@@ -59,7 +59,7 @@ def test_permuted_ground_truth_scores_100_percent_after_matching(folder):
 
 def test_submission_zip(folder):
   folder = folder / 'test'
-  split = fake_methods.coordinate_split(2)
+  split = fake_data.coordinate_split(2)
   for name in split.ids():
     png_format.write_imagenet_s_png(folder / f'{name}.png', np.array([[0, 2]]))
   match = folder.parent / 'match.json'

@@ -11,7 +11,7 @@ from pass_luss.pseudo_labels import attention as attention_lib
 from segcore.ops import color_augment
 from segcore.train import optimizers, update
 from tests.pass_luss import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_labels
 
 
 def build_method(num_steps=10):
@@ -92,7 +92,7 @@ def test_embeddings_of_attended_features():
   weights = support.projection_weights(
     params['heads']['clusters']['projection']
   )
-  expected = reference.pixel_attention_embeddings(
+  expected = pass_labels.pixel_attention_embeddings(
     np.asarray(maps, np.float64), support.attention_weights(state), weights
   )
   np.testing.assert_allclose(

@@ -10,8 +10,8 @@ from segcore.eval import short_side
 from segcore.train import train_state
 from segcore.train import workspace as workspace_lib
 from tests.pass_luss import support
-from tests.support import fake_methods
-from tests.transcriptions import pass_luss as reference
+from tests.support import fake_data
+from tests.transcriptions import pass_labels, pass_pretraining
 
 
 def test_features_of_each_kind():
@@ -23,19 +23,23 @@ def test_features_of_each_kind():
     return function(state, support.to_symmetric(images))
 
   deep = support.deepest_features(net, state, images)
-  expected = reference.cluster_features(deep, support.attention_weights(state))
+  expected = pass_labels.cluster_features(
+    deep, support.attention_weights(state)
+  )
   np.testing.assert_allclose(compute('attended'), expected, atol=2e-5)
   np.testing.assert_allclose(
-    compute('image'), reference.normalize(reference.gap(deep)), atol=2e-5
+    compute('image'),
+    pass_pretraining.normalize(pass_pretraining.gap(deep)),
+    atol=2e-5,
   )
   np.testing.assert_allclose(
-    compute('pixel'), reference.normalize(deep), atol=2e-5
+    compute('pixel'), pass_pretraining.normalize(deep), atol=2e-5
   )
 
 
 def test_extraction_resumes_block_by_block(folder, monkeypatch):
   monkeypatch.setattr(features, 'BLOCK', 2)
-  split = fake_methods.coordinate_split(5)
+  split = fake_data.coordinate_split(5)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   calls = []
 

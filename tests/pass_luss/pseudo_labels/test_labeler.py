@@ -5,19 +5,19 @@ import pytest
 
 from pass_luss.pseudo_labels import labeler
 from tests.pass_luss import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_benchmark, pass_labels, pass_pretraining
 
 
 def test_categories_of_images_and_of_cells():
   net, state = support.build_attention_network()
   images = support.random_images(count=6)
-  pooled = reference.normalize(
-    reference.gap(support.deepest_features(net, state, images))
+  pooled = pass_pretraining.normalize(
+    pass_pretraining.gap(support.deepest_features(net, state, images))
   )
   centroids = pooled[[3, 0, 5, 1]].astype(np.float32)
   predict = labeler.category_function(net, centroids, 'image')
   grids = np.asarray(predict(state, support.to_symmetric(images)))
-  nearest = np.argmax(pooled @ reference.normalize(centroids).T, axis=-1)
+  nearest = np.argmax(pooled @ pass_pretraining.normalize(centroids).T, axis=-1)
   np.testing.assert_array_equal(
     grids[..., 0], np.broadcast_to(1 + nearest[:, None, None], (6, 16, 20))
   )
@@ -26,7 +26,7 @@ def test_categories_of_images_and_of_cells():
   predict = labeler.category_function(net, centroids, 'pixel')
   grids = np.asarray(predict(state, support.to_symmetric(images[:1])))
   deep = support.deepest_features(net, state, images[:1])[0]
-  expected = reference.category_map(deep, centroids, (16, 20))
+  expected = pass_labels.category_map(deep, centroids, (16, 20))
   assert np.mean(grids[0, ..., 0] != expected) < 0.01
 
 
@@ -41,13 +41,13 @@ def test_pseudo_labels():
   for i, deep in enumerate(support.deepest_features(net, state, images)):
     attention = labeler.resize_attention(grids[i, ..., 1], size)
     np.testing.assert_allclose(
-      attention, reference.attention_map(deep, weights, size), atol=1e-4
+      attention, pass_labels.attention_map(deep, weights, size), atol=1e-4
     )
     for threshold in (0.0, 0.5, 0.6):
       labels = labeler.category_label_map(
         grids[i, ..., 0].astype(int), attention, threshold
       )
-      expected = reference.pseudo_labels(
+      expected = pass_labels.pseudo_labels(
         deep, weights, centroids, threshold, size
       )
       # Rounding decides between two equally near centroids, and at τ.
@@ -78,10 +78,12 @@ def test_sweep_equals_labeling_at_each_threshold():
       for categories, attention, _ in images
     ]
     truths = [np.where(d[2] < 0, 1000, d[2]) for d in images]
-    matrix = reference.matching_matrix(predictions, truths, support.CLASSES)
-    match = reference.hungarian(matrix)
-    matched = [reference.apply_matching(x, match) for x in predictions]
-    expected.append(reference.miou(matched, truths, support.CLASSES) / 100)
+    matrix = pass_benchmark.matching_matrix(
+      predictions, truths, support.CLASSES
+    )
+    match = pass_benchmark.hungarian(matrix)
+    matched = [pass_benchmark.apply_matching(x, match) for x in predictions]
+    expected.append(pass_benchmark.miou(matched, truths, support.CLASSES) / 100)
   threshold, miou = sweep.best()
   assert threshold == thresholds[int(np.argmax(expected))]
   np.testing.assert_allclose(miou, max(expected), rtol=1e-9)

@@ -95,8 +95,9 @@ def smooth_image(size, seed=0):
       ),
       lambda scores: short_side.LabelMaps(scores, short_side=48),
     ),
+    (tiny_networks.small_unet(HEADS), label_maps(8, short_side=24)),
   ],
-  ids=['unet', 'vit', 'deeplab', 'pass'],
+  ids=['unet', 'vit', 'deeplab', 'pass', 'short_side'],
 )
 def test_program_predicts_images_of_any_size(net, predictor):
   model = random_model(net, predictor)

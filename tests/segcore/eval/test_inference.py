@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from input_pipeline import batch as batch_lib
@@ -19,7 +20,7 @@ from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols, view_maps
 from segcore.train import train_state
 from tests.segcore.eval import test_protocols
-from tests.support import fake_methods as fakes
+from tests.support import fake_data
 from u2pl import pseudo_labels
 
 PROTOCOLS = test_protocols.PROTOCOLS
@@ -170,6 +171,38 @@ def test_scales_and_flips_equal_a_loop():
   np.testing.assert_array_equal(labels, total.argmax(axis=-1))
 
 
+@pytest.mark.parametrize('size', [(24, 37), (37, 24), (5, 9)])
+def test_a_short_side_equals_a_loop(size):
+  """The image is resized, padded by reflection, and its scores enlarged."""
+  image = photograph(*size)
+  small = tuple(n * 8 // min(size) for n in size)
+  shrunk = np.asarray(
+    PIL.Image.fromarray(image).resize(
+      small[::-1], PIL.Image.Resampling.BILINEAR
+    )
+  )
+  total = np.zeros((*size, NUM_CLASSES))
+  for flip in (False, True):
+    inputs = symmetric(shrunk)[:, ::-1] if flip else symmetric(shrunk)
+    odd = small[1] % 2
+    padded = np.pad(inputs, [(0, small[0] % 2), (0, odd), (0, 0)], 'symmetric')
+    scores = resized(network(padded), padded.shape[:2])
+    scores = resized(scores[: small[0], : small[1]], size)
+    total += (scores[:, ::-1] if flip else scores) / 2
+  label_maps = predictor(neighbor, 2, 'probs', short_side=8, flip=True)
+  probs = predict(label_maps, [image])[0]
+  np.testing.assert_allclose(probs, softmax(total), atol=2e-5)
+  single = predictor(pointwise, 2, short_side=8, size_multiple=64)
+  labels = predict(single, [image, image])
+  np.testing.assert_array_equal(
+    labels[1], resized(network_of_points(shrunk), size).argmax(axis=-1)
+  )
+
+
+def network_of_points(image):
+  return np.asarray(pointwise(jnp.asarray(symmetric(image)[None])))[0]
+
+
 @pytest.mark.parametrize('average', ['logits', 'probs'])
 def test_windows_equal_a_loop(average):
   image = photograph(11, 18)
@@ -248,7 +281,7 @@ SIZES = [(30, 600), (600, 33), (31, 47), (257, 300), (45, 45), (46, 46)]
   ],
 )
 def test_one_evaluation_of_images_of_many_sizes(fields):
-  split = fakes.labeled_split(SIZES)
+  split = fake_data.labeled_split(SIZES)
   options = protocols.ProtocolOptions(size_multiple=64, **fields)
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: pointwise(images)[..., :3]), 3, options, 16
@@ -258,14 +291,17 @@ def test_one_evaluation_of_images_of_many_sizes(fields):
     split, predictor, 8, mesh, keep=('label',)
   )
   evaluator = evaluator_lib.Evaluator(
-    predictions, (metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES),), 'label', 3
+    predictions,
+    (metrics.ConfusionMatrix.empty(fake_data.NUM_CLASSES),),
+    'label',
+    3,
   )
   ids, intersection, union = [], np.zeros(5), np.zeros(5)
   state = jax.device_put(STATE, sharding.replicated_sharding(mesh))
   for prediction, example in predictions(state):
     ids.append(example['id'])
     assert prediction.shape == example['label'].shape
-    for c in range(fakes.NUM_CLASSES):
+    for c in range(fake_data.NUM_CLASSES):
       truth = example['label'] == c
       predicted = (prediction == c) & (example['label'] >= 0)
       intersection[c] += np.sum(truth & predicted)
@@ -273,7 +309,7 @@ def test_one_evaluation_of_images_of_many_sizes(fields):
   assert sorted(ids) == sorted(i.encode() for i in split.ids())
   values, panel = evaluator(state)
   assert dataclasses.replace(evaluator, num_pictures=0)(state).panel is None
-  iou = intersection[: fakes.NUM_CLASSES] / union[: fakes.NUM_CLASSES]
+  iou = intersection[: fake_data.NUM_CLASSES] / union[: fake_data.NUM_CLASSES]
   assert values['miou'] == pytest.approx(np.nanmean(iou), abs=1e-12)
   assert panel.dtype == np.uint8
 
@@ -323,7 +359,7 @@ def test_small_images_are_padded_with_the_mean_color():
 
 
 def test_padding_of_an_evaluation_has_class_0():
-  split = fakes.labeled_split([(20, 32), (32, 9), (32, 32)])
+  split = fake_data.labeled_split([(20, 32), (32, 9), (32, 32)])
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: pointwise(images)[..., :3]),
     3,
@@ -354,7 +390,7 @@ def test_padding_of_an_evaluation_has_class_0():
 
 def test_images_larger_than_the_padded_size_are_refused():
   predictions = evaluator_lib.Predictions(
-    fakes.labeled_split([(20, 33)]),
+    fake_data.labeled_split([(20, 33)]),
     predictor(pointwise, **MEAN_PADDED),
     8,
     sharding.make_mesh(),
@@ -367,7 +403,7 @@ def test_images_larger_than_the_padded_size_are_refused():
 
 
 def test_evaluation_uses_no_worker_processes():
-  split = fakes.labeled_split([(30, 30)] * 3)
+  split = fake_data.labeled_split([(30, 30)] * 3)
   mesh = sharding.make_mesh()
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: images),
@@ -386,7 +422,7 @@ def test_evaluation_uses_no_worker_processes():
 
 
 def test_metrics_with_equal_names_are_refused():
-  split = fakes.labeled_split([(30, 30)])
+  split = fake_data.labeled_split([(30, 30)])
   mesh = sharding.make_mesh()
   predictor = inference.LabelMaps(
     FakeMethod(lambda images: images), 3, protocols.ProtocolOptions(), 16
@@ -394,7 +430,7 @@ def test_metrics_with_equal_names_are_refused():
   predictions = evaluator_lib.Predictions(
     split, predictor, 8, mesh, keep=('label',)
   )
-  matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
+  matrix = metrics.ConfusionMatrix.empty(fake_data.NUM_CLASSES)
   evaluator = evaluator_lib.Evaluator(predictions, (matrix, matrix), 'label')
   with pytest.raises(ValueError, match="different names, got 'miou' twice"):
     evaluator(jax.device_put(STATE, sharding.replicated_sharding(mesh)))

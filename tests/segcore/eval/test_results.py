@@ -8,11 +8,11 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from segcore.eval import results as results_lib
 from segcore.train import workspace as workspace_lib
-from tests.support import fake_methods as fakes
+from tests.support import fake_data
 
 
 def test_results_are_written_to_all_places(tmp_path):
-  split = fakes.labeled_split([(8, 8)] * 3)
+  split = fake_data.labeled_split([(8, 8)] * 3)
   workspace = workspace_lib.Workspace(tmp_path, {}, 'abc')
   panel = np.full((4, 6, 3), 200, np.uint8)
   results = results_lib.Results(workspace, step=7)

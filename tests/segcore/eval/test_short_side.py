@@ -9,7 +9,7 @@ import pytest
 from segcore.distributed import sharding
 from segcore.eval import short_side
 from segcore.train import train_state
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_labels
 
 NUM_CLASSES = 4
 
@@ -23,7 +23,7 @@ def random_image(size):
   'size', [(375, 500), (500, 333), (256, 256), (300, 301), (1, 7)]
 )
 def test_resized_size(size):
-  assert short_side.short_side_size(size, 256) == reference.inference_size(
+  assert short_side.short_side_size(size, 256) == pass_labels.inference_size(
     *size
   )
 
@@ -63,7 +63,7 @@ def test_label_maps(largest):
   labels = np.asarray(maps(state, maps.prepare(images, groups[0])))
   for row, image, score in zip(labels, images, scores, strict=True):
     height, width = image.shape[:2]
-    expected = reference.label_map(
+    expected = pass_labels.label_map(
       score.astype(np.float64), (height, width), largest
     )
     assert np.mean(row[:height, :width] != expected) < 0.002

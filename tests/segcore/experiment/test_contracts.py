@@ -28,6 +28,7 @@ from segcore.experiment import stage
 from segcore.train import train_state
 from segcore.train import update as update_lib
 from segcore.weights import checkpoint_reader, load
+from tests.support import fake_data, fake_network
 from tests.support import fake_methods as fakes
 
 NAMES = tuple(fakes.METHODS)
@@ -118,7 +119,7 @@ def test_two_stream_on_8_devices_equals_1(whole, by_hand):
   # single precision, and eight steps in which rounding may grow.
   assert_close(whole['two_stream'][1], state)
   # The run has reached what it is to show.
-  assert state.bank.count.tolist() == [12] * fakes.NUM_CLASSES
+  assert state.bank.count.tolist() == [12] * fake_data.NUM_CLASSES
   assert differs(state.params, state.teacher_params)
   assert differs(state.batch_stats, state.teacher_batch_stats)
 
@@ -132,9 +133,9 @@ def test_bank_is_a_deque(by_hand):
   state = run.first
   expected = [
     collections.deque(maxlen=run.method.capacity)
-    for _ in range(fakes.NUM_CLASSES)
+    for _ in range(fake_data.NUM_CLASSES)
   ]
-  pushed = np.zeros(fakes.NUM_CLASSES, int)
+  pushed = np.zeros(fake_data.NUM_CLASSES, int)
   for step, batch in enumerate(run.batches):
     if step >= run.method.warmup:
       _, labels, rows, _ = jax.device_get(teacher_forward(state, batch))
@@ -234,13 +235,13 @@ def test_queue_is_used_once_it_is_full(by_hand):
     other = state.replace(queue=jnp.roll(state.queue, 1, axis=-1) + 0.5)
     _, values = run.step(state, batch)
     _, changed = run.step(other, batch)
-    full = step * fakes.BATCH_SIZE >= run.method.length
+    full = step * fake_data.BATCH_SIZE >= run.method.length
     assert differs(values, changed) == full
     state, _ = run.step(state, batch)
 
 
 def test_views_show_their_boxes():
-  source = fakes.multi_view_loader()
+  source = fake_data.multi_view_loader()
   with source.start(1) as batches:
     batch = next(batches)
   flips = []
@@ -263,7 +264,7 @@ def test_views_show_their_boxes():
         # Half a unit is a tenth of a pixel; the resize rounds to units.
         assert np.abs(view - expected).max() <= 1
         flips.append(bool(flip))
-  assert len(flips) == fakes.BATCH_SIZE * (2 + 3)
+  assert len(flips) == fake_data.BATCH_SIZE * (2 + 3)
   assert 5 < sum(flips) < 35
   spec = source.element_spec()
   assert spec['views_large'].shape == (8, 2, 24, 24, 3)
@@ -373,7 +374,7 @@ class Experiment:
     self.log = []
     self.breaks = breaks
     self.mesh = mesh_of()
-    self.split = fakes.coordinate_split(10)
+    self.split = fake_data.coordinate_split(10)
 
   def run(self, workdir, **options):
     stage.run_stages(
@@ -396,7 +397,7 @@ class Experiment:
     result = load.read_weight_variables(place.needed['represent'])
     predictions = evaluator_lib.Predictions(
       split=self.split,
-      predictor=inference.ImageScores(fakes.multi_view(), fakes.STRIDE),
+      predictor=inference.ImageScores(fakes.multi_view(), fake_network.STRIDE),
       batch_size=8,
       mesh=self.mesh,
     )
@@ -415,9 +416,11 @@ class Experiment:
     self.log.append('segment')
     with np.load(place.needed['cluster'] / 'clusters.npz') as file:
       clusters = dict(zip(file['ids'], map(int, file['nearest']), strict=True))
-    decode = transforms.Decode(fakes.NUM_CLASSES)
+    decode = transforms.Decode(fake_data.NUM_CLASSES)
     labels = transforms.Compose((decode, ClusterLabels(clusters)))
-    self.batches = fakes.make_two_stream_loader(self.split, labels, self.split)
+    self.batches = fake_data.make_two_stream_loader(
+      self.split, labels, self.split
+    )
     self.loaded = load.load_weight_parts(
       place.needed['represent'],
       ('encoder',),
@@ -476,7 +479,7 @@ def test_clusters_are_of_embeddings_of_single_images(experiment, whole):
   state = jax.device_get(whole['multi_view'][1])
   decode = transforms.Decode(1, keep=())
   images = np.stack([decode(r)['image'] for r in first.split.records])
-  predictor = inference.ImageScores(fakes.multi_view(), fakes.STRIDE)
+  predictor = inference.ImageScores(fakes.multi_view(), fake_network.STRIDE)
   rows = predictor(state, {'images': images})
   centers, nearest = k_means(np.asarray(rows), 4)
   np.testing.assert_allclose(results['centers'], centers, atol=1e-5)
@@ -552,9 +555,9 @@ class Seen:
     return {'ids': np.array(self.ids)}
 
 
-def label_maps(fake, num_classes=fakes.NUM_CLASSES):
+def label_maps(fake, num_classes=fake_data.NUM_CLASSES):
   options = protocols.ProtocolOptions()
-  return inference.LabelMaps(fake, num_classes, options, fakes.STRIDE)
+  return inference.LabelMaps(fake, num_classes, options, fake_network.STRIDE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -565,7 +568,7 @@ class Drawn:
 
   group = inference.ImageScores.group
   prepare = inference.ImageScores.prepare
-  multiple = fakes.STRIDE
+  multiple = fake_network.STRIDE
 
   def __call__(self, state, inputs):
     return self.function(inputs['images'])
@@ -583,24 +586,28 @@ def evaluator(split, predictor, metric, mesh):
 
 
 def test_evaluation_is_a_slow_loop_over_images(by_hand):
-  split = fakes.labeled_split(SIZES)
+  split = fake_data.labeled_split(SIZES)
   state, mesh = by_hand['two_stream'].first, mesh_of()
   predictor = label_maps(fakes.two_stream())
-  matrix = metrics.ConfusionMatrix.empty(fakes.NUM_CLASSES)
+  matrix = metrics.ConfusionMatrix.empty(fake_data.NUM_CLASSES)
   placed = jax.device_put(state, sharding.replicated_sharding(mesh))
   values = evaluator(split, predictor, matrix, mesh)(placed).values
 
-  decode = transforms.Decode(fakes.NUM_CLASSES)
-  shared, either = np.zeros((2, fakes.NUM_CLASSES))
+  decode = transforms.Decode(fake_data.NUM_CLASSES)
+  shared, either = np.zeros((2, fake_data.NUM_CLASSES))
   for record in split.records:
     example = decode(record)
     image, label = example['image'], example['label']
     height, width = label.shape
-    padding = ((0, -height % fakes.STRIDE), (0, -width % fakes.STRIDE), (0, 0))
+    padding = (
+      (0, -height % fake_network.STRIDE),
+      (0, -width % fake_network.STRIDE),
+      (0, 0),
+    )
     padded = np.pad(image, padding, mode='symmetric')
     maps = predictor(state, {'images': padded[None], 'views': [None]})
     result = np.asarray(maps)[0, :height, :width]
-    for c in range(fakes.NUM_CLASSES):
+    for c in range(fake_data.NUM_CLASSES):
       truth, predicted = label == c, (result == c) & (label >= 0)
       shared[c] += np.sum(truth & predicted)
       either[c] += np.sum(truth | predicted)
@@ -610,7 +617,7 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
 
 
 def test_every_image_is_evaluated_once():
-  split = fakes.labeled_split(SIZES)
+  split = fake_data.labeled_split(SIZES)
   for num_devices in (1, 8):
     mesh = mesh_of(num_devices)
     state = train_state.inference_train_state({'params': {}}, mesh)
@@ -627,8 +634,8 @@ def test_919_classes_survive(tmp_path):
     label = (np.arange(size[0] * size[1]).reshape(size) + i) % 920 - 1
     shown = np.maximum(label, 0)
     image = np.stack([shown // 256, shown % 256, shown * 0], -1)
-    results.append(fakes.make_record(i, image, label, 919))
-  split = fakes.make_split(results, 919)
+    results.append(fake_data.make_record(i, image, label, 919))
+  split = fake_data.make_split(results, 919)
 
   def predict(images):
     images = images.astype(jnp.int16)
@@ -656,7 +663,7 @@ def test_919_classes_survive(tmp_path):
 
 
 def collectives(fake):
-  mesh, source = mesh_of(), fakes.two_stream_loader()
+  mesh, source = mesh_of(), fake_data.two_stream_loader()
   spec = source.element_spec()
   state = jax.eval_shape(
     lambda rng: fake.init(rng, spec, None), jax.random.PRNGKey(0)

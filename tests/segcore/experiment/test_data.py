@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline import datasets
+from input_pipeline import audit_reports, datasets
 from segcore.experiment import data
 from tests.support import scenes
 
@@ -45,7 +45,7 @@ def test_warnings_about_a_folder_are_repeated_by_every_run(
   datasets.open_dataset_split(*arguments)
   assert capsys.readouterr().out == ''
   # Another run.
-  monkeypatch.setattr(datasets, '_PRINTED_REPORTS', set())
+  monkeypatch.setattr(audit_reports, '_PRINTED', set())
   datasets.open_dataset_split(*arguments)
   assert warning in capsys.readouterr().out
   datasets.open_dataset_split(*arguments)

@@ -20,7 +20,7 @@ from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
 from segcore.train import loop, optimizers
 from segcore.train import update as update_lib
-from tests.support import fake_methods, runs
+from tests.support import fake_data, runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py'
 SMALL = runs.SMALL_NETWORK
@@ -139,7 +139,7 @@ def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
 
 @pytest.mark.parametrize('keep', [(), ('label',), ('tags',)])
 def test_a_batch_is_known_before_its_data(keep):
-  split = fake_methods.labeled_split([(20, 24)] * 9)
+  split = fake_data.labeled_split([(20, 24)] * 9)
   records = [{**record, 'tags': [0, 2]} for record in split.records]
   decode = transforms.Decode(5, keep)
   cut = transforms.Compose((decode, transforms.RandomCrop((16, 16))))

@@ -1,6 +1,11 @@
+import concurrent.futures
 import errno
+import json
+import os
 import shutil
 import subprocess
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +13,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks import checkpoints as benchmark
 from runtime import errors
 from segcore.distributed import sharding
 from segcore.train import checkpoint
 from segcore.weights import checkpoint_reader
+from tests.support import runs
 
 
 def state(value):
@@ -90,6 +97,212 @@ def test_all_damaged_is_an_error_and_deletes_nothing(saved):
     ):
       checkpoints.restore(abstract())
     assert {p.name for p in (saved / 'checkpoints').iterdir()} == {'2', '3'}
+
+
+def test_corruptions_are_found_or_have_no_effect(tmp_path):
+  """A sample of the 200 corruptions of the benchmark."""
+  outcomes = benchmark.corrupt_all(range(20), tmp_path)
+  assert {*outcomes} <= {'previous used', 'no effect'}, outcomes
+  assert len(outcomes['previous used']) >= 10
+
+
+def largest_file(folder):
+  files = [f for f in folder.rglob('*') if f.is_file()]
+  return max(files, key=lambda f: f.stat().st_size)
+
+
+def flip(path, at):
+  data = bytearray(path.read_bytes())
+  data[at] ^= 16
+  path.write_bytes(data)
+
+
+def test_a_flipped_bit_of_an_array_is_found_and_the_array_named(
+  tmp_path, caplog
+):
+  rng = np.random.default_rng(0)
+  values = {'kernel': jnp.asarray(rng.integers(0, 2**32, 5000, np.uint32))}
+  benchmark.save(tmp_path, {1: values, 2: values})
+  file = largest_file(tmp_path / 'checkpoints/2/state')
+  # Random bits are stored as they are: compressing would make them longer.
+  flip(file, file.stat().st_size // 2)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    step, restored = checkpoints.restore(benchmark.abstract(values))
+  assert step == 1
+  np.testing.assert_array_equal(restored['kernel'], values['kernel'])
+  assert "(['kernel']: the checksum differs from that of the a" in caplog.text
+
+
+def test_a_lost_chunk_is_not_restored_as_zeros(saved):
+  folder = saved / 'checkpoints' / '3' / 'state'
+  largest_file(folder).unlink()
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    assert checkpoints.restore(abstract())[0] == 2
+
+
+@pytest.mark.parametrize('content', ['', '{', '{"arrays": {}}', '[]', 'null'])
+def test_a_damaged_manifest_is_found(saved, content, caplog):
+  (saved / 'checkpoints/3/meta/metadata').write_text(content)
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    assert checkpoints.restore(abstract())[0] == 2
+  assert 'checkpoint 3 in' in caplog.text
+
+
+def test_metadata_that_name_another_shape_are_damaged(saved, caplog):
+  path = saved / 'checkpoints/3/state/_METADATA'
+  path.write_text(path.read_text().replace('kernel', 'kernal'))
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    assert checkpoints.restore(abstract())[0] == 2
+
+
+@pytest.mark.parametrize('content', [{}, {'value': 0.5}])
+def test_checkpoints_without_a_manifest_are_restored(saved, content, caplog):
+  path = saved / 'checkpoints/3/meta/metadata'
+  path.write_text(json.dumps(content))
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    step, restored = checkpoints.restore(abstract())
+  assert step == 3
+  np.testing.assert_array_equal(restored['slots'][0], [0.0, 3.0, 6.0])
+  assert 'was saved without checksums, by an earlier version' in caplog.text
+  fields = checkpoint_reader.read_checkpoint_fields(saved / 'checkpoints')
+  assert fields['params']['encoder']['kernel'].shape == (4, 8)
+
+
+def test_the_reader_refuses_damaged_arrays(saved):
+  rng = np.random.default_rng(0)
+  values = {
+    'params': jnp.asarray(rng.integers(0, 2**32, 5000, np.uint32)),
+    'step': jnp.asarray(9),
+  }
+  benchmark.save(saved / 'other', {9: values})
+  folder = saved / 'other/checkpoints'
+  file = largest_file(folder)
+  flip(file, file.stat().st_size // 2)
+  # What is asked for is checked, and nothing else.
+  assert (
+    int(checkpoint_reader.read_checkpoint_fields(folder, ('step',))['step'])
+    == 9
+  )
+  with pytest.raises(
+    errors.UserError, match="'params'.*: the checksum differs"
+  ):
+    checkpoint_reader.read_checkpoint_fields(folder)
+
+
+HOSTS = 3
+
+
+@pytest.fixture
+def on_hosts(monkeypatch):
+  """Returns a function that runs another one on several hosts: threads."""
+  host = threading.local()
+  barrier = threading.Barrier(HOSTS, timeout=20)
+  shared = [None] * HOSTS
+
+  def allgather(value):
+    shared[host.index] = value
+    barrier.wait()
+    stacked = np.stack(shared)
+    barrier.wait()
+    return stacked
+
+  def run(function):
+    utils = checkpoint.multihost_utils
+    monkeypatch.setattr(utils, 'process_allgather', allgather)
+    monkeypatch.setattr(
+      utils, 'broadcast_one_to_all', lambda x: allgather(x)[0]
+    )
+    monkeypatch.setattr(
+      utils, 'sync_global_devices', lambda name: allgather(np.zeros(()))
+    )
+    monkeypatch.setattr(jax, 'process_count', lambda: HOSTS)
+    monkeypatch.setattr(jax, 'process_index', lambda: host.index)
+
+    def call(index):
+      host.index = index
+      return function(index)
+
+    with concurrent.futures.ThreadPoolExecutor(HOSTS) as pool:
+      return list(pool.map(call, range(HOSTS)))
+
+  return run
+
+
+OTHER_KIND = checkpoint._Attempt(checkpoint._OTHER_KIND, 'another kind')
+UNREADABLE = checkpoint._Attempt(checkpoint._DAMAGED, 'cannot be read')
+
+
+def changed(attempt):
+  state = {**attempt.state, 'slots': (jnp.ones(3),)}
+  return attempt._replace(state=state)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'expected'),
+  [
+    (lambda attempt: attempt, 3),
+    (lambda attempt: UNREADABLE, 2),
+    (changed, 2),
+    (lambda attempt: OTHER_KIND, 2),
+    (
+      lambda attempt: attempt._replace(
+        outcome=checkpoint._RESTORED_UNCHECKED, saved=None
+      ),
+      2,
+    ),
+  ],
+  ids=['none', 'unreadable', 'other bytes', 'other kind', 'no manifest'],
+)
+def test_hosts_agree_though_one_of_them_reads_something_else(
+  saved, on_hosts, damage, expected, monkeypatch
+):
+  opened = [checkpoint.Checkpoints(saved) for _ in range(HOSTS)]
+  attempts = {step: opened[0]._attempt(step, abstract()) for step in (2, 3)}
+  for host, checkpoints in enumerate(opened):
+    own = dict(attempts)
+    if host == 1:
+      own[3] = damage(own[3])
+    monkeypatch.setattr(
+      checkpoints, '_attempt', lambda step, _, own=own: own[step]
+    )
+    monkeypatch.setattr(checkpoints._latest, 'reload', lambda: None)
+  results = on_hosts(lambda i: opened[i].restore(abstract())[0])
+  assert results == [expected] * HOSTS
+  assert (saved / 'damaged-3').is_dir() == (expected == 2)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_checkpoint_they_restore(tmp_path):
+  port = runs.free_port()
+  environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  processes = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'tests.support.restoring_host',
+        str(i),
+        str(port),
+        str(tmp_path),
+      ],
+      cwd=runs.ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  for process in processes:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    results = [x for x in out.splitlines() if x.startswith('RESULT')]
+    assert results == [
+      'RESULT none 2 True',
+      'RESULT file 1 True',
+      'RESULT bytes 1 True',
+      'RESULT disk 1 True',
+    ], err
 
 
 def test_damaged_best_state_is_replaced(tmp_path, caplog):

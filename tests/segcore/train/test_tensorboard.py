@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing import (
   plugin_event_accumulator,
 )
 from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.summary.writer import event_file_writer
 
 from segcore.train import tensorboard
 
@@ -146,12 +147,11 @@ def test_writers_within_a_second_have_different_files(tmp_path):
 
 def test_names_differ_for_equal_host_and_process(tmp_path, monkeypatch):
   """Simulates two containers with equal host name and process id."""
-  writer_module = tensorboard.event_file_writer
   monkeypatch.setattr(socket, 'gethostname', lambda: 'trainer')
   monkeypatch.setattr(os, 'getpid', lambda: 1)
   for _ in range(2):
     monkeypatch.setattr(
-      writer_module, '_global_uid', writer_module.AtomicCounter(0)
+      event_file_writer, '_global_uid', event_file_writer.AtomicCounter(0)
     )
     tensorboard.SummaryWriter(tmp_path).close()
   assert len(list(tmp_path.iterdir())) == 2

@@ -93,7 +93,12 @@ def test_missing_part_is_named():
   ('name', 'content', 'message'),
   [
     ('missing.npz', None, 'does not exist: expected the folder of a stage'),
-    ('w.pth', b'x', 'expected a .npz or .safetensors file, got .pth'),
+    (
+      'w.h5',
+      b'x',
+      'expected a .npz or .safetensors or .pth or .pt or .tar or .bin file',
+    ),
+    ('w.pth', b'x', 'is not a readable file of torch'),
     (
       'other.npz',
       {'stem/kernel': np.ones(3)},

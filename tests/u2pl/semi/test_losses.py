@@ -80,6 +80,7 @@ def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(
     jnp.asarray(logits_of(0)),
     jnp.asarray(labels, jnp.int32),
     jnp.asarray(kept),
+    kept.size,
     options,
   )
   expected = reference.symmetric_cross_entropy(
@@ -98,6 +99,7 @@ def test_unsupervised_loss_is_scaled_by_its_weight():
       jnp.asarray(logits_of(0)),
       labels,
       labels >= 0,
+      labels.size,
       dataclasses.replace(options, weight=weight),
     )
     for weight in (1.0, 0.3)

@@ -1,8 +1,14 @@
 """Steps with given outputs, to test an objective without a network."""
 
+import types
+from unittest import mock
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pass_luss.pretrain import objective
+from segcore.models import features, segmenter
 
 
 def state(step=0, params=None, queue=None):
@@ -16,6 +22,44 @@ def state(step=0, params=None, queue=None):
     queue=queue,
     momentum_params=None,
     momentum_batch_stats=None,
+  )
+
+
+def bind(name, head, maps, seed=0):
+  """Initializes a head and binds it, as the network that an objective calls.
+
+  Returns:
+    An object with `heads.call_method`, and the head's parameters, random in
+    float64.
+  """
+  shapes = jax.eval_shape(
+    head.init, jax.random.PRNGKey(seed), jnp.asarray(maps)
+  )
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes['params'])
+  stats = jax.tree.map(lambda x: np.zeros(x.shape), shapes['batch_stats'])
+
+  def call_method(called, method, *arguments):
+    assert called == name
+    return head.apply(
+      {'params': params, 'batch_stats': stats},
+      *arguments,
+      method=method,
+      mutable=['batch_stats'],
+    )[0]
+
+  net = mock.Mock(spec=segmenter.Segmenter)
+  net.heads = types.SimpleNamespace(call_method=call_method)
+  return net, params
+
+
+def encoded(maps, by_view=False):
+  """Returns the encoder's maps of two large views, [B, 2, h, w, D]."""
+  deepest = features.FeatureMap(
+    'x4', 32, jnp.asarray(maps.reshape(-1, *maps.shape[2:]))
+  )
+  return objective.EncodedViews(
+    {'large': features.Features((deepest,))}, len(maps), by_view
   )
 
 

@@ -10,7 +10,7 @@ from pass_luss.pretrain.objectives import d2s, swav
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import BATCH, PROTOTYPES, SIZE
 from tests.pass_luss.pretrain.objectives import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -19,7 +19,7 @@ SIZES = heads.HeadSizes(8, SIZE, PROTOTYPES)
 
 def random_targets():
   """Draws targets of both views, [2, B, K]."""
-  targets = reference.sinkhorn(
+  targets = pass_pretraining.sinkhorn(
     arrays.normal(2 * BATCH, PROTOTYPES, seed=4, scale=0.2)
   )
   return targets.reshape(2, BATCH, PROTOTYPES)
@@ -34,7 +34,7 @@ def test_loss_and_its_gradient(view):
     return d2s.d2s_loss(x, jnp.asarray(np.moveaxis(targets, 0, 1)), 0.1, view)
 
   def reference_loss(x):
-    return reference.d2s_loss(
+    return pass_pretraining.d2s_loss(
       np.moveaxis(x, 1, 0), targets, 0.1, same_view=view == 'same'
     )
 
@@ -66,9 +66,10 @@ def test_objective_on_two_stages(kind):
   assert set(terms) == {'loss_shallow3', 'loss_shallow2'}
   for stage, of_stage in scores.items():
     logits = np.moveaxis(of_stage, 1, 0)
-    targets = deep if kind == 'deep' else reference.swav_targets(logits)
+    targets = deep if kind == 'deep' else pass_pretraining.swav_targets(logits)
     arrays.assert_close(
-      terms[f'loss_shallow{stage}'], reference.d2s_loss(logits, targets, 0.1)
+      terms[f'loss_shallow{stage}'],
+      pass_pretraining.d2s_loss(logits, targets, 0.1),
     )
 
 

@@ -10,7 +10,7 @@ from pass_luss.pretrain.objectives import p2p, p2p_variants, swav
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import PROTOTYPES, SIZE
 from tests.pass_luss.pretrain.objectives import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -25,7 +25,7 @@ def test_regression_from_maps_and_its_gradient():
     np.array([arrays.reference_box(box) for box in boxes[:, view]])
     for view in (0, 1)
   )
-  expected = reference.p2p_loss(
+  expected = pass_pretraining.p2p_loss(
     maps[:, 0],
     maps[:, 1],
     first,
@@ -58,7 +58,7 @@ def test_regression_from_maps_and_its_gradient():
   def reference_loss(x):
     predicted = np.asarray(points(jnp.asarray(x))) @ matrix
     constant = np.asarray(z)
-    return reference.p2p_cosine_loss(
+    return pass_pretraining.p2p_cosine_loss(
       predicted[:, 0], predicted[:, 1], constant[:, 0], constant[:, 1]
     )
 
@@ -74,6 +74,61 @@ def test_regression_from_maps_and_its_gradient():
     moved[1][index] -= 1e-6
     slope = (reference_loss(moved[0]) - reference_loss(moved[1])) / 2e-6
     np.testing.assert_allclose(actual[index], slope, rtol=1e-5, atol=1e-9)
+
+
+def head_weights(params):
+  """Returns weights of p and q as the transcription names them."""
+  projection, predictor = params['projection'], params['predictor']
+  return {
+    'w1': projection['conv1']['kernel'][0, 0],
+    'gamma1': projection['bn1']['scale'],
+    'beta1': projection['bn1']['bias'],
+    'w2': projection['conv2']['kernel'][0, 0],
+    'gamma2': projection['bn2']['scale'],
+    'beta2': projection['bn2']['bias'],
+    'w3': projection['conv3']['kernel'][0, 0],
+  }, {
+    'w1': predictor['conv1']['kernel'][0, 0],
+    'gamma': predictor['bn1']['scale'],
+    'beta': predictor['bn1']['bias'],
+    'w2': predictor['conv2']['kernel'][0, 0],
+    'b2': predictor['conv2']['bias'],
+  }
+
+
+def test_statistics_of_the_predictor():
+  """From maps to the loss, with the heads' batch norms in training mode."""
+  count = 3
+  boxes, flips = arrays.random_boxes(count, seed=2)
+  # The views differ in mean and scale, so that their statistics do.
+  maps = arrays.normal(count, 2, 5, 5, SIZE)
+  maps[:, 1] = 2 * maps[:, 1] + 1
+  batch = {'box_large': jnp.asarray(boxes), 'flip_large': jnp.asarray(flips)}
+  first, second = (
+    [arrays.reference_box(box) for box in boxes[:, view]] for view in (0, 1)
+  )
+  losses = {}
+  for statistics in ('joint', 'per_view'):
+    objective = p2p.P2P(
+      p2p.P2POptions(grid=4, predictor_statistics=statistics), SIZES, None
+    )
+    head = objective.heads(jnp.float64)['pixels']
+    net, params = support.bind('pixels', head, maps[:, 0])
+    outputs = objective.outputs(net, support.encoded(maps), batch)
+    terms, _ = objective.loss(support.step({'p2p': outputs}))
+    projection, predictor = head_weights(params)
+    projected = pass_pretraining.pixel_mlp(
+      maps.reshape(-1, *maps.shape[2:]), projection
+    ).reshape(maps.shape)
+    losses[statistics] = pass_pretraining.p2p_loss(
+      *(projected[:, 0], projected[:, 1], first, second),
+      *(flips[:, 0], flips[:, 1]),
+      lambda z, weights=predictor: pass_pretraining.predictor(z, weights),
+      4,
+      statistics,
+    )
+    np.testing.assert_allclose(terms['loss_p2p'], losses[statistics], rtol=1e-6)
+  assert abs(losses['joint'] - losses['per_view']) > 1e-3
 
 
 def test_points_without_an_overlap_have_no_gradient():
@@ -93,7 +148,7 @@ def test_contrastive_loss_and_its_gradient():
   def reference_loss(x):
     a, b = x[:, 0], x[:, 1]
     # Both sides of each pair get a gradient, so neither is a constant.
-    return reference.contrastive_p2p_loss(a, b, a, b, overlap, 0.2)
+    return pass_pretraining.contrastive_p2p_loss(a, b, a, b, overlap, 0.2)
 
   arrays.assert_close(loss(jnp.asarray(points)), reference_loss(points))
   arrays.assert_gradient(loss, reference_loss, points)
@@ -109,8 +164,8 @@ def test_clustering_loss():
     jnp.asarray(overlap),
     swav.SwavOptions(),
   )
-  logits = reference.normalize(points) @ prototypes
-  expected = reference.clustering_p2p_loss(
+  logits = pass_pretraining.normalize(points) @ prototypes
+  expected = pass_pretraining.clustering_p2p_loss(
     logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
   )
   arrays.assert_close(actual, expected)
@@ -131,14 +186,16 @@ def test_objective_of_each_kind(kind):
   predicted = arrays.normal(4, 2, 3, 3, SIZE, seed=1)
   prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
   overlap = np.array([True, False, True, True])
-  logits = reference.normalize(points) @ prototypes
+  logits = pass_pretraining.normalize(points) @ prototypes
   a, b = points[:, 0], points[:, 1]
   expected = {
-    'regression': reference.p2p_cosine_loss(
+    'regression': pass_pretraining.p2p_cosine_loss(
       predicted[:, 0], predicted[:, 1], a, b
     ),
-    'contrastive': reference.contrastive_p2p_loss(a, b, a, b, overlap, 0.2),
-    'clustering': reference.clustering_p2p_loss(
+    'contrastive': pass_pretraining.contrastive_p2p_loss(
+      a, b, a, b, overlap, 0.2
+    ),
+    'clustering': pass_pretraining.clustering_p2p_loss(
       logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
     ),
   }[kind]
@@ -178,6 +235,10 @@ def test_head_has_the_parts_that_are_used(options, parts):
   ('fields', 'message'),
   [
     ({'kind': 'clustering', 'project': False}, 'project: expected True'),
+    (
+      {'kind': 'contrastive', 'predictor_statistics': 'per_view'},
+      "expected joint with kind='contrastive', which has no predictor",
+    ),
     ({'grid': 1}, 'grid: expected 2 or more, got 1'),
     ({'temperature': 0.0}, 'temperature: expected more than 0, got 0.0'),
   ],

@@ -8,7 +8,11 @@ from pass_luss.pretrain.objectives import pixpro
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import SIZE
 from tests.pass_luss.pretrain.objectives import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import (
+  pass_pixpro,
+  pass_pretraining,
+  pass_updates,
+)
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -20,7 +24,7 @@ def test_propagation():
     jnp.asarray(pixels), jnp.asarray(pixels @ kernel + bias), 2.0
   )
   for i in (0, 1):
-    expected = reference.ppm(pixels[i], kernel, bias, 2, 0)
+    expected = pass_pixpro.ppm(pixels[i], kernel, bias, 2, 0)
     arrays.assert_close(actual[i], expected.reshape(3, 4, SIZE))
 
 
@@ -37,8 +41,46 @@ def test_loss():
   ) + pixpro.pixpro_loss(
     propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
   )
-  expected = reference.pixpro_loss(y[:, 0], y[:, 1], k[:, 0], k[:, 1], masks)
+  expected = pass_pixpro.pixpro_loss(y[:, 0], y[:, 1], k[:, 0], k[:, 1], masks)
   arrays.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize('by_view', [True, False])
+def test_statistics_of_the_projector(by_view):
+  """Each view has its own if the encoder's are of one view, too."""
+  # The views differ in mean and scale, so that their statistics do.
+  maps = arrays.normal(3, 2, 4, 4, SIZE)
+  maps[:, 1] = 2 * maps[:, 1] + 1
+  objective = pixpro.Pixpro(pixpro.PixproOptions(hidden=8, size=SIZE))
+  head = objective.heads(jnp.float64)['pixpro']
+  net, params = support.bind('pixpro', head, maps[:, 0])
+  projector, transform = params['projector'], params['transform']
+  weights = {
+    'w1': projector['conv1']['kernel'][0, 0],
+    'b1': projector['conv1']['bias'],
+    'gamma': projector['bn1']['scale'],
+    'beta': projector['bn1']['bias'],
+    'w2': projector['conv2']['kernel'][0, 0],
+    'b2': projector['conv2']['bias'],
+  }
+  if by_view:
+    pixels = np.stack(
+      [pass_pixpro.pixpro_projector(maps[:, v], weights) for v in (0, 1)],
+      axis=1,
+    )
+  else:
+    merged = maps.reshape(-1, *maps.shape[2:])
+    pixels = pass_pixpro.pixpro_projector(merged, weights).reshape(maps.shape)
+  views = support.encoded(maps, by_view)
+  keys = objective.momentum_outputs(net, views)['keys']
+  expected = pass_pretraining.normalize(pixels).reshape(3, 2, 16, SIZE)
+  np.testing.assert_allclose(keys, expected, rtol=1e-6)
+  propagated = objective.outputs(net, views, {})['propagated']
+  for b, v in np.ndindex(3, 2):
+    expected = pass_pixpro.ppm(
+      pixels[b, v], transform['kernel'][0, 0], transform['bias']
+    )
+    np.testing.assert_allclose(propagated[b, v], expected, rtol=1e-6)
 
 
 def test_objective_from_boxes():
@@ -49,8 +91,8 @@ def test_objective_from_boxes():
   masks = []
   for box, flip in zip(boxes, flips, strict=True):
     first, second = map(arrays.reference_box, box)
-    masks.append(reference.pixpro_masks(first, second, *flip, 5, source, 0.7))
-  expected = reference.pixpro_loss(
+    masks.append(pass_pixpro.pixpro_masks(first, second, *flip, 5, source, 0.7))
+  expected = pass_pixpro.pixpro_loss(
     y[:, 0], y[:, 1], k[:, 0], k[:, 1], np.array(masks)
   )
   objective = pixpro.Pixpro(pixpro.PixproOptions(hidden=8, size=SIZE))
@@ -74,7 +116,7 @@ def test_objective_from_boxes():
 def test_momentum_decay_is_that_of_the_options():
   objective = pixpro.Pixpro(pixpro.PixproOptions(decay=0.9))
   decay = objective.needs_momentum.decay(jnp.asarray(37), 100)
-  arrays.assert_close(decay, reference.momentum(37, 100, 0.9))
+  arrays.assert_close(decay, pass_updates.momentum(37, 100, 0.9))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pass_luss.pretrain.objectives import swav
 from tests.pass_luss.pretrain import arrays
 from tests.pass_luss.pretrain.arrays import BATCH, PROTOTYPES, SIZE
 from tests.pass_luss.pretrain.objectives import support
-from tests.transcriptions import pass_luss as reference
+from tests.transcriptions import pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -36,7 +36,9 @@ def test_targets_use_a_queue_once_it_is_full(full):
     swav.SwavOptions(),
   )
   joint = np.concatenate([queue_scores, scores]) if full else scores
-  arrays.assert_close(actual, reference.sinkhorn(joint, 0.05, 3)[-BATCH:])
+  arrays.assert_close(
+    actual, pass_pretraining.sinkhorn(joint, 0.05, 3)[-BATCH:]
+  )
 
 
 def test_no_gradient_flows_through_targets():
@@ -57,9 +59,9 @@ def test_objective_and_its_gradient(num_views, queued):
   prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
   embeddings = arrays.normalized(BATCH, num_views, SIZE)
   queue = arrays.normalized(2, LENGTH, SIZE, seed=3) if queued else None
-  expected, targets = reference.swav_loss(
+  expected, targets = pass_pretraining.swav_loss(
     [embeddings[:, v] @ prototypes for v in range(num_views)],
-    reference.scores_of_queue(queue, prototypes) if queued else None,
+    pass_pretraining.scores_of_queue(queue, prototypes) if queued else None,
     0.1,
     0.05,
     3,
@@ -97,7 +99,7 @@ def test_objective_and_its_gradient(num_views, queued):
   assert ('queue_fill' in scalars) == queued
 
   # With respect to embeddings and prototypes, while targets are constant.
-  weights = reference.crop_weights(num_views)
+  weights = pass_pretraining.crop_weights(num_views)
 
   def reference_loss(x, p):
     total = 0.0

@@ -1,0 +1,76 @@
+"""Resizing of images and of label maps on the host.
+
+Images are resized with half-pixel centers: the center of output pixel i lies at
+(i + ½) · in / out in the input. A label map that belongs to an image is read at
+the same positions; by the floor rule it would lie half a pixel beside it.
+"""
+
+import cv2
+import numpy as np
+import PIL.Image
+from jaxtyping import Shaped, UInt8
+
+
+def resize_label_nearest(
+  label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
+) -> Shaped[np.ndarray, 'h w']:
+  """Resizes a label map: output i is input ⌊(i + ½) · in / out⌋, exactly.
+
+  The input pixel that contains the center of the output pixel, as by Pillow and
+  by OpenCV's INTER_NEAREST_EXACT. Where the center lies on an edge, which it
+  does at even factors, it is the pixel after the edge.
+
+  Args:
+    label: class ids.
+    size: (height, width) of the output in pixels.
+  """
+  rows, columns = (
+    (2 * np.arange(new) + 1) * old // (2 * new)
+    for old, new in zip(label.shape, size, strict=True)
+  )
+  return label[rows[:, None], columns]
+
+
+def resize_label_by_floor(
+  label: Shaped[np.ndarray, 'H W'], size: tuple[int, int]
+) -> Shaped[np.ndarray, 'h w']:
+  """Resizes a label map: output i is input ⌊i · in / out⌋, exactly.
+
+  As torch's 'nearest', for the places where a specification has it.
+
+  Args:
+    label: class ids.
+    size: (height, width) of the output in pixels.
+  """
+  rows, columns = (
+    np.arange(new) * old // new
+    for old, new in zip(label.shape, size, strict=True)
+  )
+  return label[rows[:, None], columns]
+
+
+def resize_image_bilinear(
+  image: Shaped[np.ndarray, 'H W 3'], size: tuple[int, int]
+) -> Shaped[np.ndarray, 'h w 3']:
+  """Resizes an image bilinearly, without antialiasing.
+
+  Args:
+    image: image of bytes or floats; the centers of pixels are at half-integers.
+    size: (height, width) of the output in pixels.
+  """
+  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_image_antialiased(
+  image: UInt8[np.ndarray, 'H W 3'], size: tuple[int, int]
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Resizes an image bilinearly as Pillow does, antialiased where it shrinks.
+
+  Args:
+    image: RGB image.
+    size: (height, width) of the output in pixels.
+  """
+  resized = PIL.Image.fromarray(image).resize(
+    size[::-1], PIL.Image.Resampling.BILINEAR
+  )
+  return np.asarray(resized)

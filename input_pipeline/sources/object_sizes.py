@@ -1,0 +1,66 @@
+"""Sizes of the objects in label maps, as shares of their images.
+
+An object is the largest connected region of a class in an image. The class with
+the most pixels of an image is not counted: it is the background there. Counts
+are a histogram over half octaves of the share, which merges across images.
+"""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Int16, Int64
+
+# Bin b holds shares in (2^(-(b+1)/2), 2^(-b/2)]; the last one all below.
+NUM_BINS = 32
+# Longest side of the label map on which regions are measured.
+_MAX_SIDE = 256
+
+
+def object_shares(label: Int16[np.ndarray, 'H W']) -> list[float]:
+  """Measures the objects of a label map, as shares of its pixels."""
+  step = -(-max(label.shape) // _MAX_SIDE)
+  small = label[::step, ::step]
+  counts = np.bincount(small[small >= 0])
+  if not counts.size:
+    return []
+  present = np.flatnonzero(counts)
+  shares = []
+  for class_id in present[present != counts.argmax()]:
+    region = (small == class_id).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
+    largest = stats[1:, cv2.CC_STAT_AREA].max()
+    shares.append(float(largest) / small.size)
+  return shares
+
+
+def share_histogram(
+  shares: Sequence[float] | np.ndarray,
+) -> Int64[np.ndarray, 'B']:
+  """Counts shares by bin."""
+  bins = [min(int(-2 * math.log2(s)), NUM_BINS - 1) for s in shares]
+  return np.bincount(bins, minlength=NUM_BINS).astype(np.int64)
+
+
+def share_quantile(
+  counts: Sequence[int] | np.ndarray, fraction: float
+) -> float | None:
+  """Returns the share below which a fraction of the objects is.
+
+  Args:
+    counts: number of objects of each bin.
+    fraction: in [0, 1].
+
+  Returns:
+    The middle of a bin, on a logarithmic scale; None without objects.
+
+  >>> round(share_quantile(share_histogram([0.01, 0.04, 0.5]), 0.5), 3)
+  0.037
+  """
+  if not sum(counts):
+    return None
+  # From the smallest shares, the last bin, upward.
+  reached = np.cumsum(counts[::-1]) >= max(fraction * sum(counts), 1)
+  index = len(counts) - 1 - int(reached.argmax())
+  return 2.0 ** (-(index + 0.5) / 2)
