@@ -311,7 +311,7 @@ def prepare_dataset(
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
     problem = None
-    if _is_host_0():
+    if jax.process_index() == 0:
       problem = _prepare_on_host_0(data_set, options, report_existing)
     if jax.process_count() > 1:
       # All hosts must raise: a host that went on would wait for host 0 forever.
@@ -337,10 +337,6 @@ def _without_tfds_logs() -> Iterator[None]:
     yield
   finally:
     logging.set_verbosity(verbosity)
-
-
-def _is_host_0() -> bool:
-  return jax.process_index() == 0
 
 
 def _prepare_on_host_0(
@@ -483,14 +479,11 @@ def _default_source(name: str) -> str:
 
 def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
   """Returns the options of a builder of the module `folders`."""
+  names = 'images', 'val_fraction', 'split_seed', 'on_bad_example'
   common = {
+    **{name: getattr(options, name) for name in (*names, 'image_suffix')},
     'source': source,
-    'images': options.images,
-    'val_fraction': options.val_fraction,
-    'split_seed': options.split_seed,
-    'on_bad_example': options.on_bad_example,
     'reading': options.reading,
-    'image_suffix': options.image_suffix,
   }
   if options.name == 'image_folder':
     return module.ImageFolderOptions(**common)

@@ -275,7 +275,9 @@ def _size_mismatch(
 
 def _summarize(bad: Sequence[errors.BadFile], remedy: str) -> str:
   """Describes the problems, one a line, and the remedy."""
-  if len(bad) == 1:
-    return f'{bad[0]}; {remedy}'
-  problems = errors.format_problem_lines([str(problem) for problem in bad])
-  return f'{problems}\n{len(bad):,} files cannot be used; {remedy}'
+  # A file may be in several splits.
+  problems = [*dict.fromkeys(map(str, bad))]
+  if len(problems) == 1:
+    return f'{problems[0]}; {remedy}'
+  lines = errors.format_problem_lines(problems)
+  return f'{lines}\n{len(problems):,} files cannot be used; {remedy}'

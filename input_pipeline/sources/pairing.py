@@ -409,7 +409,9 @@ def _require_images(
   """Raises UserError if a folder has no image."""
   if content.by_stem:
     return
-  there = f'; it holds {content.others[0].file.name}, …' * bool(content.others)
+  there = ''
+  if content.others:
+    there = f'; it holds {content.others[0].file.name}, …'
   expected = f'*{ending}' if ending else _wildcards(IMAGE_SUFFIXES)
   raise errors.UserError(
     errors.format_on_one_line(

@@ -208,7 +208,7 @@ def log_classes_without_labels(labeled: datasets.Split) -> None:
   absent = [repr(c) for i, c in enumerate(labeled.classes) if i not in present]
   if absent:
     more = ', …' if len(absent) > _MAX_CLASSES_NAMED else ''
-    console.log(
+    console.print_line(
       f'warning: none of the {len(labeled)} labeled images shows '
       f'{", ".join(absent[:_MAX_CLASSES_NAMED])}{more}: such a class cannot be '
       'learned; choose other images with list= or run=, or more of them'
