@@ -31,6 +31,7 @@ from input_pipeline.sources import (
   records,
 )
 from runtime import errors, files
+from runtime import options as options_lib
 
 with epy.lazy_imports():
   import tensorflow_datasets as tfds
@@ -109,10 +110,10 @@ class DataOptions:
   """
 
   name: str
-  source: str = ''
-  images: str = ''
-  masks: str = ''
-  classes: str = ''
+  source: str = options_lib.location(default='')
+  images: str = options_lib.location(default='')
+  masks: str = options_lib.location(default='')
+  classes: str = options_lib.location(default='')
   ignore: str = ''
   without_mask: str = 'error'
   val_fraction: float = 0.0
@@ -267,20 +268,28 @@ def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
 
 
 def known_dataset_num_classes(options: DataOptions) -> int | None:
-  """Returns the number of classes of a data set without opening its files.
+  """Returns the number of classes of a data set without opening its images.
 
   Returns:
-    The number; None if the classes are defined by the files.
+    The number; None if the classes are defined by files other than a class
+    list, or by a list that is missing.
 
   >>> known_dataset_num_classes(DataOptions('cityscapes'))
   19
 
   Raises:
-    UserError: the config is unknown.
+    UserError: the config is unknown, or the class list is wrong.
   """
   name = options.name.partition('/')[0]
   _, cls, config = _class_of(options)
-  if name in ('imagenet', 'image_folder', 'image_mask_folder'):
+  if name == 'image_mask_folder':
+    source = options.source or _default_source(name)
+    path = pathlib.Path(source).expanduser() / options.classes
+    ignored = class_list.parse_ignored_mask_value(options.ignore)
+    if not path.is_file():
+      return None
+    return len(class_list.read_class_list(path, ignored).names)
+  if name in ('imagenet', 'image_folder'):
     return None
   if name == 'imagenet_s':
     return cls.builder_configs[config].num_classes + 1  # With 'other'.

@@ -14,7 +14,6 @@ from pass_luss.stages import base, cluster, threshold
 from runtime import files
 from segcore.eval import results as results_lib
 from segcore.eval import short_side
-from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
 from segcore.train import workspace as workspace_lib
 
@@ -71,7 +70,6 @@ class LabelStage(cluster.ClusteredStage):
     """Writes label maps of the images and of the reported splits."""
     block = self.options
     train = self.open_images()
-    data_lib.require_same_stage_data(workspace, train)
     num_categories = len(train.classes) - 1
     step, labeler = self.build_labeler(workspace)
     foreground = labeler_lib.foreground_function(

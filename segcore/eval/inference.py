@@ -24,7 +24,7 @@ from jax import core
 from jaxtyping import Array, Float, Int16, UInt8
 
 from input_pipeline import batch as batch_lib
-from input_pipeline import transforms
+from input_pipeline import resampling, transforms
 from runtime import errors
 from segcore.eval import protocols, view_maps
 from segcore.models.layers import resize
@@ -407,7 +407,7 @@ class LabelMaps:
     size = self.protocol.resized_size(image.shape[:2])
     if size == image.shape[:2]:
       return image
-    return transforms.resize_image_antialiased(image, size)
+    return resampling.resize_image_antialiased(image, size)
 
   def _symbolic_resized_size(self, size: resize.Size) -> resize.Size:
     """Returns what `protocol.resized_size` does; sides may be symbolic."""

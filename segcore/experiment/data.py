@@ -213,26 +213,3 @@ def log_classes_without_labels(labeled: datasets.Split) -> None:
       f'{", ".join(absent[:_MAX_CLASSES_NAMED])}{more}: such a class cannot be '
       'learned; choose other images with list= or run=, or more of them'
     )
-
-
-def require_same_stage_data(
-  workspace: workspace_lib.Workspace, split: datasets.Split, name: str = ''
-) -> None:
-  """Checks that a stage continues with the data of its start.
-
-  The first call writes version and size of the split to the folder of the
-  stage.
-
-  Args:
-    workspace: folders of the stage.
-    split: split that the stage reads.
-    name: name of the stream, if the stage reads several; else ''.
-
-  Raises:
-    UserError: the stage was started with other data.
-  """
-  json_files.require_unchanged_json(
-    workspace.directory / f'data{name and "_" + name}.json',
-    {'version': split.version, 'num_images': len(split)},
-    'the data set',
-  )

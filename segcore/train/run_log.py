@@ -1,11 +1,12 @@
 """Logs of a training: progress lines, metrics and speed files, TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from input_pipeline import batch as batch_lib
 from runtime import console, files, metrics_file
 from segcore.cost import throughput
 from segcore.train import tensorboard
@@ -130,6 +131,26 @@ class RunLog:
     self._speeds.write(
       step, {f'speed/{name}': value for name, value in speeds.items()}
     )
+
+  def record_ids(
+    self, batches: Iterator[batch_lib.Batch], start: int
+  ) -> Iterator[batch_lib.Batch]:
+    """Yields batches after writing the ids of their images.
+
+    Args:
+      batches: batches of the steps after `start`.
+      start: number of finished steps.
+    """
+    for step, batch in enumerate(batches, start + 1):
+      streams = batch if 'id' not in batch else {'': batch}
+      self.ids.write(
+        step,
+        {
+          f'{name}/ids'.lstrip('/'): [i.decode() for i in stream['id'].tolist()]
+          for name, stream in streams.items()
+        },
+      )
+      yield batch
 
   def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
     """Logs the scalars and pictures of an evaluation."""

@@ -127,27 +127,20 @@ class BiT(nn.Module):
     # values, and not by -inf as `max_pool` pads.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
-    for b, num_units in enumerate(self.blocks):
-      unit = functools.partial(
-        nn.remat(Unit) if self.remat else Unit,
-        self.width * 2**b,
-        num_groups=self.num_groups,
-        norm_epsilon=self.norm_epsilon,
-        conv_epsilon=self.conv_epsilon,
-        dtype=self.dtype,
-      )
-      stride = 1 if b == 0 else 2
-      x = resnet_gn.Block(num_units, unit, stride, name=f'block{b + 1}')(x)
-      maps[f'block{b + 1}'] = x
+    unit = functools.partial(
+      nn.remat(Unit) if self.remat else Unit,
+      num_groups=self.num_groups,
+      norm_epsilon=self.norm_epsilon,
+      conv_epsilon=self.conv_epsilon,
+      dtype=self.dtype,
+    )
+    maps |= resnet_gn.apply_resnet_blocks(x, self.blocks, self.width, unit)
+    last = f'block{len(self.blocks)}'
+    x = maps[last]
     if self.skip_norm:
       maps = {name: norm(affine=False)(skip) for name, skip in maps.items()}
-    maps[f'block{len(self.blocks)}'] = nn.relu(norm(name='gn_last')(x))
-    return features.Features(
-      tuple(
-        features.FeatureMap(name, 2 * 2**i, x)
-        for i, (name, x) in enumerate(maps.items())
-      )
-    )
+    maps[last] = nn.relu(norm(name='gn_last')(x))
+    return resnet_gn.features_of_maps(maps)
 
 
 def _conv(out_channels: int, **fields) -> resnet_gn.StdConv:

@@ -163,6 +163,42 @@ class Block(nn.Module):
     return x
 
 
+def apply_resnet_blocks(
+  x: Float[Array, 'B h w D'],
+  blocks: Sequence[int],
+  width: int,
+  unit: Callable[..., nn.Module],
+) -> dict[str, Array]:
+  """Applies blocks 'block1', 'block2', … inside the compact call of a module.
+
+  Args:
+    x: map after the pool.
+    blocks: number of units in each block; all but the first have stride 2.
+    width: width of the first block's units, which doubles from block to block.
+    unit: function that builds a unit from its width, stride and name.
+
+  Returns:
+    The map of each block by its name.
+  """
+  maps = {}
+  for b, num_units in enumerate(blocks):
+    name = f'block{b + 1}'
+    of_width = functools.partial(unit, width * 2**b)
+    x = Block(num_units, of_width, 1 if b == 0 else 2, name=name)(x)
+    maps[name] = x
+  return maps
+
+
+def features_of_maps(maps: dict[str, Array]) -> features.Features:
+  """Builds the features of maps by name, whose strides are 2, 4, 8, …"""
+  return features.Features(
+    tuple(
+      features.FeatureMap(name, 2 * 2**i, x)
+      for i, (name, x) in enumerate(maps.items())
+    )
+  )
+
+
 class ResNet(nn.Module):
   """A post-activation bottleneck ResNet (v1.5: the 3x3 has the stride).
 
@@ -214,19 +250,16 @@ class ResNet(nn.Module):
       self.num_groups, self.norm_epsilon, dtype=self.dtype, name='gn_root'
     )(x)
     x = nn.relu(x)
-    maps = [features.FeatureMap('root', 2, x)]
+    root = x
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
-    for b, num_units in enumerate(self.blocks):
-      unit = functools.partial(
-        nn.remat(Unit) if self.remat else Unit,
-        self.width * 2**b,
-        num_groups=self.num_groups,
-        norm_epsilon=self.norm_epsilon,
-        conv_epsilon=self.conv_epsilon,
-        zero_init=self.zero_init,
-        dtype=self.dtype,
-      )
-      stride = 1 if b == 0 else 2
-      x = Block(num_units, unit, stride, name=f'block{b + 1}')(x)
-      maps.append(features.FeatureMap(f'block{b + 1}', 4 * 2**b, x))
-    return features.Features(tuple(maps))
+    unit = functools.partial(
+      nn.remat(Unit) if self.remat else Unit,
+      num_groups=self.num_groups,
+      norm_epsilon=self.norm_epsilon,
+      conv_epsilon=self.conv_epsilon,
+      zero_init=self.zero_init,
+      dtype=self.dtype,
+    )
+    return features_of_maps(
+      {'root': root, **apply_resnet_blocks(x, self.blocks, self.width, unit)}
+    )

@@ -436,6 +436,7 @@ def test_metrics_with_equal_names_are_refused():
     evaluator(jax.device_put(STATE, sharding.replicated_sharding(mesh)))
 
 
+@pytest.mark.slow
 def test_919_classes_at_1000_by_1333_stay_under_2_gb():
   """Bounds the memory; the scores of all pixels would take 4.9 GB."""
   process = subprocess.run(

@@ -35,11 +35,9 @@ def make_heads(representation=8, auxiliary=False, dtype=jnp.float32):
 
 def make_network(dtype=jnp.float32, **kwargs):
   return segmenter.Segmenter(
-    resnet.DilatedResNet(
-      blocks=(1, 1, 1, 1), width=4, multi_grid=(1,), dtype=dtype
-    ),
+    resnet.DilatedResNet(blocks=(1, 1), width=4, multi_grid=(1,), dtype=dtype),
     deeplabv3plus.DeepLabV3Plus(
-      width=8, dilations=(1, 2, 3), dropout_rate=0.0, dtype=dtype
+      width=8, dilations=(2,), dropout_rate=0.0, dtype=dtype
     ),
     make_heads(dtype=dtype, **kwargs),
   )
