@@ -444,7 +444,7 @@ def open_dataset_split(
     ),
     records=data_set.as_data_source(split, decoders=encoded),
     index=fingerprints.ImageIndex.read(
-      shards.split_index_path(pathlib.Path(data_set.data_dir), split)
+      shards.shard_index_path(pathlib.Path(data_set.data_dir), split)
     ),
     folder=_images_folder(options),
   )
