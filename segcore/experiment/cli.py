@@ -25,10 +25,11 @@ from segcore.eval import export, predict
 from segcore.experiment import command, config_file, fitting, hosts, stage
 from segcore.train import workspace
 
-# Lines of XLA's advice to file a bug where compiling takes minutes.
-_COMPILE_ALARM = (
+# Lines of XLA's advice to file a bug where compiling takes minutes, and of jax
+# about the signal that Ctrl-C becomes.
+_HIDDEN_LINES = (
   r'slow_operation_alarm\.cc|^\*{20,}$|Very slow compile\?|'
-  r'^The operation took '
+  r'^The operation took |preemption_notifier\.cc'
 )
 
 
@@ -51,7 +52,7 @@ class Program(Protocol):
 
 def run_program(program: Program) -> NoReturn:
   """Runs the command line of this process and exits with its status."""
-  console.hide_stderr_lines(_COMPILE_ALARM)
+  console.hide_stderr_lines(_HIDDEN_LINES)
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   # Orbax's threads log with a traceback what they raise as well.
