@@ -34,6 +34,7 @@ PACKAGES = [
   'segcore.train',
   'segcore.weights',
   'segcore.weights.layouts',
+  'segcore.weights.pth',
   'u2pl',
   'u2pl.semi',
   'u2pl.stages',
@@ -52,6 +53,7 @@ REQUIRED = [
   'jaxtyping>=0.3.11',
   'matplotlib>=3.10',
   'ml-collections>=1.1',
+  'ml_dtypes>=0.5',  # bfloat16 and 8-bit floats of weight files.
   'numpy>=2.2',
   'opencv-python-headless>=4.12',
   'optax>=0.2.8',

@@ -343,6 +343,8 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
       )
       for split in _split_folders(source, options.images)
     }
+    if mask_pattern is not None:
+      listings = _warn_of_masks_alone(listings, source, mask_pattern)
   unlabeled = {}
   if without_mask == UNLABELED:
     listings, unlabeled = _separate_unlabeled(listings)
@@ -373,17 +375,41 @@ def _separate_unlabeled(
   return masked, {UNLABELED: Listing(tuple(unlabeled))} if unlabeled else {}
 
 
-def _split_folders(source: pathlib.Path, images: str) -> list[str]:
-  """Returns the names of the folders at the place of `{split}`."""
-  parts = pathlib.PurePath(images).parts
+def _warn_of_masks_alone(
+  listings: Mapping[str, Listing], source: pathlib.Path, masks: str
+) -> Mapping[str, Listing]:
+  """Adds a warning of the splits that have masks and no folder of images."""
+  warnings = tuple(
+    errors.format_on_one_line(
+      f'{source / masks.replace(SPLIT, split)}: masks of a split without a '
+      'folder of images'
+    )
+    for split in _folders_at_split(source, masks)
+    if split not in listings
+  )
+  first = next(iter(listings))
+  changed = dataclasses.replace(
+    listings[first], warnings=(*listings[first].warnings, *warnings)
+  )
+  return {**listings, first: changed}
+
+
+def _folders_at_split(source: pathlib.Path, pattern: str) -> list[str]:
+  """Returns the names at the place of `{split}` that lead to a folder."""
+  parts = pathlib.PurePath(pattern).parts
   position = parts.index(SPLIT)
   above = source.joinpath(*parts[:position])
   below = parts[position + 1 :]
-  names = sorted(
+  return sorted(
     path.name
     for path in (above.iterdir() if above.is_dir() else ())
     if path.joinpath(*below).is_dir() and not path.name.startswith('.')
   )
+
+
+def _split_folders(source: pathlib.Path, images: str) -> list[str]:
+  """Returns the names of the splits, which are folders of images."""
+  names = _folders_at_split(source, images)
   if not names:
     raise errors.UserError(
       f'images: expected a folder {source / images} for each split, got none'
@@ -392,7 +418,7 @@ def _split_folders(source: pathlib.Path, images: str) -> list[str]:
     if not re.fullmatch(r'\w+', name) or name == 'all':
       raise errors.UserError(
         'images: expected splits named with letters, digits and _, and not '
-        f"'all', got the folder {above / name}"
+        f"'all', got the folder {source / images.replace(SPLIT, name)}"
       )
   return names
 

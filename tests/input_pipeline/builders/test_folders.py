@@ -308,6 +308,13 @@ def test_splits_of_masks_in_folders(tmp_path):
   options |= {'images': 'images/{split}', 'masks': 'masks/{split}'}
   builder = prepared(mask_folder(tmp_path, **options, ignore=255))
   assert labels(builder, 'val') == {'val/x': [list(row) for row in IDS]}
+  # Masks of a split are not left out without a word.
+  shutil.rmtree(tmp_path / 'roads/images/val')
+  builder = mask_folder(tmp_path, **options, ignore=255)
+  assert [*builder.sources()] == ['train']
+  assert (
+    f'{tmp_path}/roads/masks/val: masks of a split without a folder of images'
+  ) in builder.warnings()
 
 
 def test_val_fraction_follows_the_stated_rule(tmp_path):

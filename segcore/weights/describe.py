@@ -1,0 +1,199 @@
+"""What a weight file is: its encoder, what it lacks, and how to use it.
+
+  for line in describe.describe_weights(pathlib.Path('resnet50.pth')):
+    print(line)
+
+The fields of the encoder are read from the shapes of the parameters; then the
+encoder is built, and the parameters are compared with it as for a training.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from runtime import errors, files
+from segcore.models import network
+from segcore.weights import load
+
+# Names of the published ResNets by unit and blocks.
+_RESNETS = {
+  ('basic', (2, 2, 2, 2)): 'ResNet-18',
+  ('basic', (3, 4, 6, 3)): 'ResNet-34',
+  ('bottleneck', (3, 4, 6, 3)): 'ResNet-50',
+  ('bottleneck', (3, 4, 23, 3)): 'ResNet-101',
+  ('bottleneck', (3, 8, 36, 3)): 'ResNet-152',
+}
+_STEMS = {7: 'plain', 3: 'small'}
+_PARTS = ('encoder', 'decoder', 'heads')
+
+Tree = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+  """An encoder as its parameters show it.
+
+  Attributes:
+    name: in the configs: 'dilated_resnet'.
+    fields: of its module.
+    title: its published name; empty if it has none.
+  """
+
+  name: str
+  fields: Mapping[str, Any]
+  title: str = ''
+
+
+def describe_weights(path: files.Path) -> Sequence[str]:
+  """Describes a weight file, or the folder of a stage, in lines.
+
+  Args:
+    path: file or folder, as in `load.read_weight_variables`.
+
+  Raises:
+    UserError: it cannot be read, or its names are unknown.
+  """
+  variables = load.read_weight_variables(path)
+  parts = variables['params']
+  leaves = traverse_util.flatten_dict(dict(parts))
+  count = sum(math.prod(x.shape) for x in leaves.values())
+  lines = [
+    f'{path}: {len(leaves)} parameters of {count / 1e6:.2f} M values',
+    f'holds: {", ".join(parts)}',
+  ]
+  encoder = _find_encoder(parts.get('encoder', {}), variables.get('grid'))
+  if encoder is None:
+    return [*lines, 'encoder: none that is known, as by its names and shapes']
+  fields = ', '.join(f'{k}={v!r}' for k, v in encoder.fields.items())
+  title = f'{encoder.title}: ' if encoder.title else ''
+  lines.append(f'encoder: {title}{encoder.name}({fields})')
+  problem = _misfit(variables, encoder, str(path))
+  if problem:
+    return [*lines, problem]
+  lacks = [part for part in _PARTS if part not in parts]
+  if lacks:
+    lines.append(f'lacks: {", ".join(lacks)}, which start at random')
+  flags = ' '.join(
+    f'"--config.network.encoder.{name}={value!r}"'
+    for name, value in {'name': encoder.name, **encoder.fields}.items()
+  )
+  return [*lines, f'use: encoder={path}, for a network with {flags}']
+
+
+def _find_encoder(
+  encoder: Tree, grid: tuple[int, int] | None
+) -> _Encoder | None:
+  """Returns the encoder whose parameters these seem to be."""
+  for read in _READERS:
+    try:
+      result = read(encoder, grid)
+    except (LookupError, AttributeError, TypeError):
+      continue  # It has not the modules of such an encoder.
+    if result is not None:
+      return dataclasses.replace(
+        result, fields=_without_defaults(result.name, result.fields)
+      )
+  return None
+
+
+def _without_defaults(name: str, fields: Tree) -> dict[str, Any]:
+  """Returns the fields that differ from the defaults of the module."""
+  defaults = {
+    field.name: field.default
+    for field in dataclasses.fields(network.ENCODERS[name])
+  }
+  return {k: v for k, v in fields.items() if v != defaults[k]}
+
+
+def _count(tree: Tree, prefix: str) -> int:
+  return sum(name.startswith(prefix) for name in tree)
+
+
+def _blocks(encoder: Tree) -> tuple[int, ...]:
+  """Returns the number of units in each block."""
+  count = _count(encoder, 'block')
+  return tuple(_count(encoder[f'block{i + 1}'], 'unit') for i in range(count))
+
+
+def _dilated_resnet(encoder: Tree, grid: Any) -> _Encoder | None:
+  del grid
+  if 'bn_root' not in encoder:
+    return None
+  first = encoder['block1']['unit1']
+  unit = 'bottleneck' if 'conv3' in first else 'basic'
+  side = encoder['conv_root']['kernel'].shape[0]
+  stem = 'deep' if 'conv_stem1' in encoder else _STEMS[side]
+  blocks = _blocks(encoder)
+  width = int(first['conv1']['kernel'].shape[-1])
+  fields = {'blocks': blocks, 'width': width, 'stem': stem, 'unit': unit}
+  title = _RESNETS.get((unit, blocks), '') if width == 64 else ''
+  if title and stem == 'deep':
+    title += ' with a deep stem'
+  return _Encoder('dilated_resnet', fields, title)
+
+
+def _hybrid_vit(encoder: Tree, grid: tuple[int, int] | None) -> _Encoder:
+  layers = encoder['Transformer']
+  first = layers['encoderblock_0']
+  query = first['MultiHeadDotProductAttention_0']['query']['kernel']
+  fields = {
+    'blocks': _blocks(encoder),
+    'width': int(encoder['conv_root']['kernel'].shape[-1]),
+    'hidden_size': int(query.shape[0]),
+    'num_layers': _count(layers, 'encoderblock_'),
+    'num_heads': int(query.shape[1]),
+    'mlp_dim': int(first['MlpBlock_0']['Dense_0']['kernel'].shape[-1]),
+    'use_cls_token': 'cls' in encoder,
+    **({'grid': tuple(grid)} if grid else {}),
+  }
+  is_base = fields['num_layers'] == 12 and fields['hidden_size'] == 768
+  title = 'R50+ViT-B/16' if is_base and fields['blocks'] == (3, 4, 9) else ''
+  return _Encoder('hybrid_vit', fields, title)
+
+
+def _bit(encoder: Tree, grid: Any) -> _Encoder | None:
+  del grid
+  if 'gn_last' not in encoder:
+    return None
+  return _with_groups('bit', encoder, 'BiT R50x1')
+
+
+def _resnet(encoder: Tree, grid: Any) -> _Encoder:
+  del grid
+  return _with_groups('resnet', encoder, '')
+
+
+def _with_groups(name: str, encoder: Tree, title: str) -> _Encoder:
+  width = int(encoder['conv_root']['kernel'].shape[-1])
+  fields = {'blocks': _blocks(encoder), 'width': width}
+  is_published = fields == {'blocks': (3, 4, 6, 3), 'width': 64}
+  return _Encoder(name, fields, title if is_published else '')
+
+
+_READERS: tuple[Callable[[Tree, Any], _Encoder | None], ...] = (
+  *(_dilated_resnet, _hybrid_vit, _bit, _resnet),
+)
+
+
+def _misfit(variables: Tree, encoder: _Encoder, origin: str) -> str:
+  """Describes how parameters differ from the encoder, as a training would."""
+  fields = dict(encoder.fields)
+  if encoder.name != 'dilated_resnet':
+    # Shapes do not tell the number of groups; any divisor has the same ones.
+    fields['num_groups'] = math.gcd(fields.get('width', 64), 32)
+  module = network.ENCODERS[encoder.name](**fields)
+  grid = getattr(module, 'grid', None)
+  side = [16 * n for n in grid] if grid else (64, 64)
+  images = jax.ShapeDtypeStruct((1, *side, 3), np.float32)
+  try:
+    shapes = jax.eval_shape(module.init, jax.random.PRNGKey(0), images)
+    expected = {name: {'encoder': tree} for name, tree in shapes.items()}
+    load.select_weight_parts(variables, expected, ('encoder',), origin, grid)
+  except (errors.UserError, ValueError, TypeError) as error:
+    return str(error)
+  return ''

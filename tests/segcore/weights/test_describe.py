@@ -1,0 +1,84 @@
+"""Files are described: encoder, fields, what is missing, how to use it."""
+
+import numpy as np
+import pytest
+
+from segcore.weights import __main__ as command
+from segcore.weights import load
+from tests.support import fake_checkpoints, torch_arithmetic, torch_files
+
+
+def describe(path, capsys):
+  assert command.describe_files([str(path)]) == 0
+  return capsys.readouterr().out
+
+
+def test_a_resnet_of_torch(tmp_path, capsys):
+  state = torch_arithmetic.resnet_state(stem='deep', classes=10)
+  renamed = {f'module.{name}': x for name, x in state.items()}
+  content = {'state_dict': torch_files.tensors(renamed), 'epoch': 3}
+  torch_files.save_zip(tmp_path / 'w.pth', content)
+  out = describe(tmp_path / 'w.pth', capsys)
+  assert 'took state_dict; left out epoch' in out
+  assert 'removed the prefix module.; left out fc' in out
+  assert 'holds: encoder\n' in out
+  assert 'encoder: dilated_resnet(blocks=(1, 1, 2, 3), width=4)\n' in out
+  assert 'lacks: decoder, heads, which start at random\n' in out
+  assert (
+    f'use: encoder={tmp_path}/w.pth, for a network with '
+    '"--config.network.encoder.name=\'dilated_resnet\'" '
+    '"--config.network.encoder.blocks=(1, 1, 2, 3)" '
+    '"--config.network.encoder.width=4"\n'
+  ) in out
+
+
+def test_a_published_resnet_is_named(tmp_path, capsys):
+  state = torch_arithmetic.resnet_state(
+    blocks=(2, 2, 2, 2), width=64, stem='plain', unit='basic'
+  )
+  np.savez(tmp_path / 'w.npz', **state)
+  out = describe(tmp_path / 'w.npz', capsys)
+  assert (
+    "encoder: ResNet-18: dilated_resnet(blocks=(2, 2, 2, 2), stem='plain', "
+    "unit='basic')\n"
+  ) in out
+
+
+@pytest.mark.parametrize(
+  ('make', 'expected'),
+  [
+    (
+      fake_checkpoints.hybrid,
+      'encoder: hybrid_vit(blocks=(2, 1, 1), width=8, ',
+    ),
+    (fake_checkpoints.bit_m, 'encoder: bit(blocks=(2, 1, 1, 1), width=8)'),
+  ],
+)
+def test_files_of_google(tmp_path, capsys, make, expected):
+  np.savez(tmp_path / 'w.npz', **make())
+  out = describe(tmp_path / 'w.npz', capsys)
+  assert expected in out
+  assert 'use: encoder=' in out
+
+
+def test_what_does_not_fit_is_listed(tmp_path, capsys):
+  state = torch_arithmetic.resnet_state(stem='plain')
+  del state['layer3.1.bn2.bias']
+  np.savez(tmp_path / 'w.npz', **state)
+  out = describe(tmp_path / 'w.npz', capsys)
+  assert '- block3/unit2/bn2/bias: expected (16,), got nothing' in out
+  assert 'use:' not in out
+
+
+def test_a_file_of_this_project_and_unknown_ones(tmp_path, capsys):
+  params = {'encoder': {'other': {'kernel': np.ones((2, 3), np.float32)}}}
+  params['heads'] = {'logits': {'bias': np.zeros(3, np.float32)}}
+  load.write_weights_npz(tmp_path / 'w.npz', {'params': params})
+  out = describe(tmp_path / 'w.npz', capsys)
+  assert 'holds: encoder, heads\n' in out
+  assert 'encoder: none that is known' in out
+  (tmp_path / 'x.pth').write_bytes(b'<html>')
+  assert command.describe_files([f'{tmp_path}/x.pth', f'{tmp_path}/y']) == 2
+  err = capsys.readouterr().err
+  assert err.count('error: ') == 2
+  assert 'Traceback' not in err
