@@ -30,6 +30,7 @@ from input_pipeline.sources import (
   records,
 )
 from runtime import errors, files
+from runtime import options as options_lib
 
 with epy.lazy_imports():
   import tensorflow_datasets as tfds
@@ -59,7 +60,7 @@ _BUILDERS = {
 # Data sets that are a user's own folder.
 _FOLDERS = ('image_folder', 'image_mask_folder')
 
-# Reports of skipped files that this process has printed.
+# Reports that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
@@ -104,10 +105,10 @@ class DataOptions:
   """
 
   name: str
-  source: str = ''
-  images: str = ''
-  masks: str = ''
-  classes: str = ''
+  source: str = options_lib.location(default='')
+  images: str = options_lib.location(default='')
+  masks: str = options_lib.location(default='')
+  classes: str = options_lib.location(default='')
   ignore: str = ''
   without_mask: str = 'error'
   val_fraction: float = 0.0
@@ -261,20 +262,28 @@ def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
 
 
 def known_dataset_num_classes(options: DataOptions) -> int | None:
-  """Returns the number of classes of a data set without opening its files.
+  """Returns the number of classes of a data set without opening its images.
 
   Returns:
-    The number; None if the classes are defined by the files.
+    The number; None if the classes are defined by files other than a class
+    list, or by a list that is missing.
 
   >>> known_dataset_num_classes(DataOptions('cityscapes'))
   19
 
   Raises:
-    UserError: the config is unknown.
+    UserError: the config is unknown, or the class list is wrong.
   """
   name = options.name.partition('/')[0]
   _, cls, config = _class_of(options)
-  if name in ('imagenet', 'image_folder', 'image_mask_folder'):
+  if name == 'image_mask_folder':
+    source = options.source or _default_source(name)
+    path = pathlib.Path(source).expanduser() / options.classes
+    ignored = class_list.parse_ignored_mask_value(options.ignore)
+    if not path.is_file():
+      return None
+    return len(class_list.read_class_list(path, ignored).names)
+  if name in ('imagenet', 'image_folder'):
     return None
   if name == 'imagenet_s':
     return cls.builder_configs[config].num_classes + 1  # With 'other'.
@@ -352,16 +361,35 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # A run opens a data set several times, but reports its skipped files once.
-    again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
-    if report.exists() and (not existed or again):
-      _PRINTED_REPORTS.add(report)
-      print(report.read_text(), end='', flush=True)
+    _print_report(report, whole=not existed, data_set=data_set)
   except errors.UserError as error:
     if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
     return error
   return None
+
+
+def _print_report(
+  path: pathlib.Path, whole: bool, data_set: base.Builder
+) -> None:
+  """Prints the report of an audit, or what is odd in an earlier one.
+
+  A run opens a data set several times, but reports its skipped files and the
+  warnings once.
+
+  Args:
+    path: of the report.
+    whole: whether the data set was audited just now.
+    data_set: the data set.
+  """
+  if not path.exists() or (path in _PRINTED_REPORTS and not whole):
+    return
+  _PRINTED_REPORTS.add(path)
+  lines = path.read_text().splitlines()
+  if not whole and data_set.on_bad_example != 'skip':
+    lines = [line for line in lines if line.startswith('warning: ')]
+  for line in lines:
+    print(line, flush=True)
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:

@@ -25,6 +25,7 @@ class Context:
     operation: options of speed and intervals, which change no result.
     mesh: mesh of the devices.
     stages: names of all stages that such an experiment may have.
+    opened: splits that were opened before, by data set and name.
   """
 
   network: network_lib.NetworkOptions
@@ -32,6 +33,9 @@ class Context:
   operation: loop.OperationOptions
   mesh: Mesh
   stages: tuple[str, ...] = ()
+  opened: dict[tuple[datasets.DataOptions, str], datasets.Split] = (
+    dataclasses.field(default_factory=dict, compare=False)
+  )
 
   def with_network(self, **fields: Any) -> 'Context':
     """Returns a context with other fields of the network options."""
@@ -64,7 +68,7 @@ class Context:
     kind: str = '',
     purpose: str = '',
   ) -> datasets.Split:
-    """Opens a split.
+    """Opens a split, once.
 
     Args:
       data: name and location of the data set.
@@ -76,7 +80,11 @@ class Context:
     Raises:
       UserError: the split is missing, or has no such labels.
     """
-    opened = datasets.open_dataset_split(data, split, self.data_dir)
+    if (data, split) not in self.opened:
+      self.opened[data, split] = datasets.open_dataset_split(
+        data, split, self.data_dir
+      )
+    opened = self.opened[data, split]
     if kind:
       opened.require_labels(kind, purpose)
     return opened

@@ -3,9 +3,10 @@
   for line in dry_run.report_dry_run(workload, compiles=False):
     print(line)
 
-Everything follows from shapes: nothing is initialized or run, so that a network
-of any size takes seconds and little memory. Only XLA's own figures need the
-compiled program, which takes minutes for a large network.
+The costs follow from shapes, so that a network of any size takes seconds and
+little memory. Then a few steps are timed on the devices at hand, unless they
+would take a CPU minutes. XLA's own figures need the compiled program, which
+takes minutes for a large network.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from segcore import types
 from segcore.cost import communication, flops, throughput
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
+from segcore.experiment import step_timing
 from segcore.models import segmenter
 from segcore.train import loop, method, train_state
 
@@ -34,6 +36,8 @@ CHIPS = {
 EFFICIENCIES = (0.3, 0.4, 0.5)
 # The share assumed for the predicted time of a step.
 EFFICIENCY = 0.4
+# Operations of a step, on all devices, above which a CPU does not try it.
+_MAX_CPU_FLOPS = 5e11
 # Numbers of devices for which weak scaling is predicted.
 _WEAK_SCALING = (1, 4, 8, 64, 256, 1024)
 
@@ -55,6 +59,7 @@ class Workload:
     mesh: mesh of the devices.
     accumulate: number of parts of a batch whose gradients are accumulated.
     notes: further lines of the report.
+    first_step: step that is timed, after a warm-up of cheaper steps.
   """
 
   build: Callable[[bool], method.Method]
@@ -66,6 +71,7 @@ class Workload:
   mesh: Mesh
   accumulate: int = 1
   notes: tuple[str, ...] = ()
+  first_step: int = 0
 
 
 class Cost(NamedTuple):
@@ -243,6 +249,8 @@ def _report(
     yield from _elsewhere(workload, step, topology)
     return
   yield from _times(workload, step)
+  yield ''
+  yield from _timed(workload, step)
   if compiles:
     yield ''
     yield from _compiler(workload)
@@ -269,6 +277,34 @@ def _times(workload: Workload, step: int) -> Iterator[str]:
     'data:'
   )
   yield from _table((f'{_many(chips, "chip")}, bfloat16', *head), rows)
+
+
+def _timed(workload: Workload, step: int) -> Iterator[str]:
+  """Yields the time of steps on the devices at hand, and of all steps."""
+  device = workload.mesh.devices.flat[0]
+  if device.platform == 'cpu' and step > _MAX_CPU_FLOPS:
+    yield f'not timed here: {step:.3g} FLOPs a step take a CPU minutes'
+    return
+  yield f'timing {step_timing.NUM_STEPS} steps here: compiling, about a minute'
+  try:
+    times = step_timing.time_training_steps(
+      workload.build(workload.remat),
+      workload.mesh,
+      workload.batch_spec,
+      workload.first_step,
+    )
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    yield 'this does not fit into memory: more devices, remat or accumulate'
+    return
+  yield (
+    f'timed here on {workload.mesh.size} x {device.device_kind}: '
+    f'{times.step:.3g} s a step, {console.format_duration(times.compiling)} of '
+    f'compiling; all {workload.num_steps:,} steps '
+    f'{console.format_duration(times.step * workload.num_steps)}, without '
+    'evaluations and waiting for data'
+  )
 
 
 def _elsewhere(

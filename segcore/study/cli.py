@@ -157,10 +157,16 @@ def _parser() -> argparse.ArgumentParser:
   )
   add(
     '--select',
-    default='val/miou',
-    help='SPLIT/METRIC by which the sweep chooses',
+    default='',
+    help='SPLIT/METRIC by which the sweep chooses; the mIoU of val, or of '
+    'held_out, by default',
   )
-  add('--report', default='test/miou', help='SPLIT/METRIC of the table')
+  add(
+    '--report',
+    default='',
+    help='SPLIT/METRIC of the table; the mIoU of test by default, or of the '
+    'first split that is reported',
+  )
   add(
     '--also',
     default='',

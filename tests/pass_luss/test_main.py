@@ -357,7 +357,7 @@ def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(
     labeler_lib.panels,
-    'draw_grid',
+    'draw_picture_grid',
     lambda rows, names: drawn.append((rows, names)) or rows[0][0],
   )
 

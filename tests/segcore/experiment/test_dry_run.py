@@ -1,5 +1,6 @@
 """Tests of costs known by hand, and of the command that reports them."""
 
+import dataclasses
 import os
 import types
 
@@ -14,16 +15,18 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, loader, transforms
 from runtime import errors
 from segcore.distributed import sharding
-from segcore.experiment import cli, dry_run, hosts, stage
+from segcore.experiment import cli, dry_run, hosts, stage, step_timing
 from segcore.models import heads, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
-from segcore.train import loop, optimizers
+from segcore.train import loop, optimizers, train_state
 from segcore.train import update as update_lib
 from tests.support import fake_data, runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py'
 SMALL = runs.SMALL_NETWORK
+# Before a fixture replaces it.
+real_time_training_steps = step_timing.time_training_steps
 
 
 def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
@@ -91,6 +94,73 @@ def test_what_a_device_keeps(whole):
   assert dry_run.state_bytes_per_device(both) == 4 * (3 * size + 5)
   learning = whole.parameters['decoder'] + whole.parameters['heads']
   assert whole.state_bytes == 4 * (size + 2 * learning + 5)
+
+
+@pytest.fixture(autouse=True)
+def times(monkeypatch):
+  """Takes the place of real steps, whose times are known."""
+  timed = []
+
+  def time_training_steps(trained, mesh, spec, first_step):
+    timed.append(first_step)
+    return step_timing.StepTimes(24.0, 0.25)
+
+  monkeypatch.setattr(step_timing, 'time_training_steps', time_training_steps)
+  return timed
+
+
+def test_three_steps_are_timed(whole, monkeypatch, times):
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  plan = dataclasses.replace(plan_of(), num_steps=30_000, first_step=7)
+  line = [*dry_run.report_workload(plan, False)][-1]
+  assert line == (
+    'timed here on 8 x cpu: 0.25 s a step, 24s of compiling; all 30,000 steps '
+    '2h05m, without evaluations and waiting for data'
+  )
+  assert times == [7]
+  # A CPU does not try what takes it minutes.
+  large = whole._replace(step={**whole.step, 'other': 10**12})
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: large)
+  line = [*dry_run.report_workload(plan, False)][-1]
+  assert line == 'not timed here: 1e+12 FLOPs a step take a CPU minutes'
+  assert times == [7]
+
+
+def test_steps_that_do_not_fit_are_said(whole, monkeypatch):
+  def fail(*arguments):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 3 GB')
+
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(step_timing, 'time_training_steps', fail)
+  line = [*dry_run.report_workload(plan_of(), False)][-1]
+  assert line.startswith('this does not fit into memory: more devices')
+
+
+class Counting:
+  """A method whose state is its step."""
+
+  def __init__(self):
+    self.steps = []
+
+  def init(self, rng, batch_spec, loaded):
+    step = jnp.zeros((), jnp.int32)
+    return train_state.TrainState(step, {}, {}, (), rng)
+
+  def train_step(self, state, batch):
+    jax.debug.callback(lambda step: self.steps.append(int(step)), state.step)
+    total = sum(jnp.sum(x.astype(jnp.float32)) for x in batch.values())
+    return state.replace(step=state.step + 1), {'loss': total}
+
+  def predict(self, state, images):
+    return images
+
+
+def test_real_steps_are_timed_after_a_warm_up():
+  counting, spec = Counting(), batch_lib.batch_spec(8, (2, 2), label=True)
+  timed = real_time_training_steps(counting, sharding.make_mesh(), spec, 40)
+  jax.effects_barrier()
+  assert sorted({*counting.steps}) == [40, 41, 42, 43]
+  assert 0 < timed.step < timed.compiling
 
 
 def test_the_report_says_what_was_counted(monkeypatch, whole):
@@ -262,6 +332,19 @@ def test_an_unknown_number_of_classes_is_assumed(
   )
   assert status == 0, printed.err
   assert 'image_mask_folder tell its classes: 21 are assumed' in printed.out
+
+
+def test_the_classes_of_a_list_are_counted(tmp_path):
+  source = runs.make_folder(tmp_path / 'discs', count=2)
+  options = datasets.DataOptions(
+    'image_mask_folder', str(source), 'images', 'masks', 'classes.txt', '255'
+  )
+  assert datasets.known_dataset_num_classes(options) == 2
+  (source / 'classes.txt').write_text('ground\ndisc\nvoid\n')
+  ignored = dataclasses.replace(options, ignore='2')
+  assert datasets.known_dataset_num_classes(ignored) == 2
+  (source / 'classes.txt').unlink()
+  assert datasets.known_dataset_num_classes(options) is None
 
 
 def test_a_stage_without_an_estimate_runs_nothing(run_command):
