@@ -21,7 +21,7 @@ from absl import logging
 from etils import epy
 from jax.experimental import multihost_utils
 
-from input_pipeline import audit_reports, record_views
+from input_pipeline import record_views
 from input_pipeline.builders import class_list, shards
 from input_pipeline.sources import (
   class_counts,
@@ -60,6 +60,9 @@ _BUILDERS = {
 
 # Data sets that are a user's own folder.
 _FOLDERS = ('image_folder', 'image_mask_folder')
+
+# Reports that this process has printed.
+_PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
 _MASK_FIELDS = (
@@ -363,15 +366,35 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # Every run reports the files that are skipped, and what is odd in a folder.
-    whole = not existed or data_set.on_bad_example == 'skip'
-    if whole or options.name in _FOLDERS:
-      audit_reports.print_audit_report(report, not existed, whole)
+    _print_report(report, whole=not existed, data_set=data_set)
   except errors.UserError as error:
     if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
     return error
   return None
+
+
+def _print_report(
+  path: pathlib.Path, whole: bool, data_set: base.Builder
+) -> None:
+  """Prints the report of an audit, or what is odd in an earlier one.
+
+  A run opens a data set several times, but reports its skipped files and the
+  warnings once.
+
+  Args:
+    path: of the report.
+    whole: whether the data set was audited just now.
+    data_set: the data set.
+  """
+  if not path.exists() or (path in _PRINTED_REPORTS and not whole):
+    return
+  _PRINTED_REPORTS.add(path)
+  lines = path.read_text().splitlines()
+  if not whole and data_set.on_bad_example != 'skip':
+    lines = [line for line in lines if line.startswith('warning: ')]
+  for line in lines:
+    print(line, flush=True)
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
@@ -454,7 +477,7 @@ def open_dataset_split(
     ),
     records=data_set.as_data_source(split, decoders=encoded),
     index=fingerprints.ImageIndex.read(
-      shards.split_index_path(pathlib.Path(data_set.data_dir), split)
+      shards.shard_index_path(pathlib.Path(data_set.data_dir), split)
     ),
     id_rule=_id_rule(options),
   )

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       elif subset.count == 1 or _write(options, data_dir, subset):
         _prepare(options, data_dir)
   except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    errors.print_user_error(error)
     return exit_status.USER_ERROR
   except KeyboardInterrupt:
     state = 'finished shards are kept, the same command continues'
@@ -165,7 +165,7 @@ def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   folder = pathlib.Path(data_set.data_dir)
   indices = {
     split: fingerprints.ImageIndex.read(
-      shards_lib.split_index_path(folder, split)
+      shards_lib.shard_index_path(folder, split)
     )
     for split in data_set.info.splits
   }

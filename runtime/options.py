@@ -72,7 +72,12 @@ def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
       and field.default_factory is dataclasses.MISSING
     )
     if required and name not in values:
-      raise errors.UserError(f'{path}.{name}: missing, expected {hints[name]}')
+      hint = hints[name]
+      expected = hint.__name__ if isinstance(hint, type) else hint
+      raise errors.UserError(
+        f'{path}.{name}: missing, expected {expected}; the block may hold '
+        f'{", ".join(fields)}'
+      )
   try:
     return cls(**values)
   except ValueError as error:

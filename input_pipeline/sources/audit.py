@@ -28,8 +28,6 @@ from input_pipeline.sources import (
 )
 from runtime import errors, progress, threads
 
-# Begins the lines of warnings in a report.
-WARNING = 'warning: '
 # Values of `on_bad_example`: refuse the data set, or skip the file.
 ON_BAD_EXAMPLE = ('error', 'skip')
 SKIP_REMEDY = "repair or remove them, or set on_bad_example='skip'"
@@ -64,7 +62,7 @@ class Audit:
     if self.classes:
       lines += ['', *self._table()]
     if self.warnings:
-      lines += ['', *(f'{WARNING}{warning}' for warning in self.warnings)]
+      lines += ['', *(f'warning: {warning}' for warning in self.warnings)]
     if self.skipped:
       lines += ['', f'{len(self.skipped):,} files are skipped:']
       lines += [f'  {problem}' for problem in self.skipped]
@@ -93,12 +91,6 @@ class Audit:
         else:
           row += f'  {images:>17}'
       yield row.rstrip()
-
-
-def select_warnings(report: str) -> str:
-  """Returns the lines of a report that are warnings."""
-  lines = report.splitlines(keepends=True)
-  return ''.join(line for line in lines if line.startswith(WARNING))
 
 
 def count_source_classes(

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from input_pipeline import (
@@ -15,6 +14,7 @@ from input_pipeline import (
   transforms,
   views,
 )
+from input_pipeline.sources import records
 from runtime import console, files, json_files, options
 from segcore.train import workspace as workspace_lib
 
@@ -22,9 +22,8 @@ from segcore.train import workspace as workspace_lib
 CROPS = {**transforms.CROPS, 'fitted': crop_scale.FittedCrop}
 # Names and colors of the class ids, in the folder of a trained network.
 CLASSES_FILE = 'classes.json'
-# Labeled images up to which the classes that they lack are named; and classes.
-_MAX_IMAGES_READ = 2000
-_MAX_CLASSES_NAMED = 10
+# Labeled images that are searched for classes before training.
+_MAX_COUNTED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,20 +195,23 @@ def require_same_stage_labels(
   )
 
 
-def log_classes_without_labels(labeled: datasets.Split) -> None:
-  """Logs the classes that no labeled image shows, if these are few images."""
-  if (
-    jax.process_index() != 0
-    or 'tags' not in labeled.label_kinds
-    or len(labeled) > _MAX_IMAGES_READ
-  ):
-    return
-  present = {int(i) for record in labeled.records for i in record['tags']}
-  absent = [repr(c) for i, c in enumerate(labeled.classes) if i not in present]
-  if absent:
-    more = ', …' if len(absent) > _MAX_CLASSES_NAMED else ''
+def warn_of_unseen_classes(labeled: datasets.Split) -> None:
+  """Warns of classes that no labeled image shows.
+
+  Of many labeled images only the first are read, as they nearly always show all
+  classes; the audit of the data set has counted all of them.
+  """
+  num_classes, seen = len(labeled.classes), set()
+  for i in range(min(len(labeled), _MAX_COUNTED)):
+    label = records.decode_record_label(labeled.records[i]['label'])
+    seen.update(np.flatnonzero(np.bincount(label[label >= 0])).tolist())
+    if len(seen) == num_classes:
+      return
+  if len(labeled) <= _MAX_COUNTED:
+    names = ', '.join(
+      repr(name) for i, name in enumerate(labeled.classes) if i not in seen
+    )
     console.print_line(
-      f'warning: none of the {len(labeled)} labeled images shows '
-      f'{", ".join(absent[:_MAX_CLASSES_NAMED])}{more}: such a class cannot be '
-      'learned; choose other images with list= or run=, or more of them'
+      f'warning: no labeled image of {labeled.name} shows {names}: choose '
+      'other labeled images, or more'
     )

@@ -94,7 +94,10 @@ def test_unions_accept_each_alternative(value):
       {'inner': {'rate': 1, 'size': ()}},
       r'config\.inner\.size: unknown name, did you mean sizes\?',
     ),
-    ({'inner': {}}, r'config\.inner\.rate: missing'),
+    (
+      {'inner': {}},
+      r'rate: missing, expected float; the block may hold rate, sizes',
+    ),
     (
       {'inner': {'rate': 'x'}},
       r"config\.inner\.rate: expected float, got 'x' \(str\)",
