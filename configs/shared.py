@@ -29,6 +29,8 @@ FOLDER = {
   'source': '',  # folder that holds all of it
   'images': 'images',  # in the source
   'masks': 'masks',  # in the source; PNG, named as the images
+  'image_suffix': '',  # end of all image names, as _leftImg8bit.png
+  'mask_suffix': '',  # end of all mask names, as _mask.png
   'classes': 'classes.txt',  # in the source; a line each: name, name #rrggbb
   'ignore': '',  # value or color of pixels without a class: 255 or #ffffff
   'val_fraction': 0.2,  # share of the images set aside for evaluation
