@@ -56,6 +56,10 @@ class LabelStage(cluster.ClusteredStage):
     names = [block.choose_on, *block.report] if block.report else []
     return [*dict.fromkeys(names)]
 
+  def reported_metrics(self) -> tuple[str, ...]:
+    """Returns any metric of the splits that are scored."""
+    return tuple(f'{split}/*' for split in self.reported())
+
   def masked(self) -> list[str]:
     """Returns the splits whose masks are needed."""
     chosen = [self.options.choose_on] if self.chooses_threshold else []

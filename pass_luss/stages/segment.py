@@ -116,7 +116,7 @@ class SegmentingStage(base.InferenceStage):
     matched = [] if self.has_class_names else [self.options.match_on]
     return [*dict.fromkeys([*matched, *self.options.splits])]
 
-  def reported(self) -> tuple[str, ...]:
+  def reported_metrics(self) -> tuple[str, ...]:
     """Returns all splits; those without masks have no metrics."""
     return tuple(f'{split}/*' for split in self.segmented())
 

@@ -25,10 +25,11 @@ from segcore.eval import export, predict
 from segcore.experiment import command, config_file, fitting, hosts, stage
 from segcore.train import workspace
 
-# Lines of XLA's advice to file a bug where compiling takes minutes.
-_COMPILE_ALARM = (
+# Lines of XLA's advice to file a bug where compiling takes minutes, and of jax
+# about the signal that Ctrl-C becomes.
+_HIDDEN_LINES = (
   r'slow_operation_alarm\.cc|^\*{20,}$|Very slow compile\?|'
-  r'^The operation took '
+  r'^The operation took |preemption_notifier\.cc'
 )
 
 
@@ -51,7 +52,7 @@ class Program(Protocol):
 
 def run_program(program: Program) -> NoReturn:
   """Runs the command line of this process and exits with its status."""
-  console.hide_stderr_lines(_COMPILE_ALARM)
+  console.hide_stderr_lines(_HIDDEN_LINES)
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   # Orbax's threads log with a traceback what they raise as well.
@@ -81,7 +82,7 @@ def run_command_line(program: Program, argv: Sequence[str]) -> int:
       if parsed.dry_run:
         return 0
   except errors.UserError as error:
-    hosts.print_user_error(hosts.describe_user_error(error, parsed))
+    errors.print_user_error(hosts.describe_user_error(error, parsed))
     return exit_status.USER_ERROR
   except workspace.Preempted as stopped:
     console.print_line(
@@ -106,7 +107,7 @@ def execute_command(program: Program, parsed: command.Command) -> None:
     stages = program.build_stages(parsed.config)
     stage.dry_run_stages(stages, parsed.stages, parsed.compiles)
     return
-  config = fitting.fit_crops(parsed.config, parsed.workdir)
+  config = fitting.fit_config_crops(parsed.config, parsed.workdir)
   stages = program.build_stages(config)
   if parsed.request is None:
     stage.run_stages(

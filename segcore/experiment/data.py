@@ -14,13 +14,16 @@ from input_pipeline import (
   transforms,
   views,
 )
-from runtime import files, json_files, options
+from input_pipeline.sources import records
+from runtime import console, files, json_files, options
 from segcore.train import workspace as workspace_lib
 
 # Crops by their names in configs.
 CROPS = {**transforms.CROPS, 'fitted': crop_scale.FittedCrop}
 # Names and colors of the class ids, in the folder of a trained network.
 CLASSES_FILE = 'classes.json'
+# Labeled images that are searched for classes before training.
+_MAX_COUNTED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,3 +193,25 @@ def require_same_stage_labels(
     labeled.ids(),
     'the choice of labeled images',
   )
+
+
+def warn_of_unseen_classes(labeled: datasets.Split) -> None:
+  """Warns of classes that no labeled image shows.
+
+  Of many labeled images only the first are read, as they nearly always show all
+  classes; the audit of the data set has counted all of them.
+  """
+  num_classes, seen = len(labeled.classes), set()
+  for i in range(min(len(labeled), _MAX_COUNTED)):
+    label = records.decode_record_label(labeled.records[i]['label'])
+    seen.update(np.flatnonzero(np.bincount(label[label >= 0])).tolist())
+    if len(seen) == num_classes:
+      return
+  if len(labeled) <= _MAX_COUNTED:
+    names = ', '.join(
+      repr(name) for i, name in enumerate(labeled.classes) if i not in seen
+    )
+    console.print_line(
+      f'warning: no labeled image of {labeled.name} shows {names}: choose '
+      'other labeled images, or more'
+    )

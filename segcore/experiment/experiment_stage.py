@@ -177,7 +177,7 @@ class ExperimentStage(abc.ABC):
     """Returns how the stage may continue a shorter training, if it trains."""
     return None
 
-  def reported(self) -> tuple[str, ...] | None:
+  def reported_metrics(self) -> tuple[str, ...] | None:
     """Returns the metrics in its results.json; None if they are not known.
 
     They are '<split>/<metric>', with '*' for any metric.
@@ -239,7 +239,7 @@ class ExperimentStage(abc.ABC):
       has_same_content,
       self.is_report,
       self.extension(),
-      self.reported(),
+      self.reported_metrics(),
     )
 
 
@@ -375,7 +375,7 @@ class TrainingStage(ExperimentStage):
     """Returns the network options for the image size, and the stage's block."""
     return {'network': self.context.fitted(self.size), self.name: self.options}
 
-  def reported(self) -> tuple[str, ...]:
+  def reported_metrics(self) -> tuple[str, ...]:
     """Returns no metrics: those during training are no results."""
     return ()
 
@@ -486,4 +486,4 @@ class TrainingStage(ExperimentStage):
     self, compiles: bool, topology: topology_lib.Topology | None
   ) -> Iterable[str]:
     """Reports parameters, operations, memory and time."""
-    return dry_run.report_workload(self.workload(), compiles, topology)
+    return dry_run.report_dry_run(self.workload(), compiles, topology)

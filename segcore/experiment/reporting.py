@@ -70,7 +70,7 @@ class EvaluateOptions:
         'config.evaluate.training_scale: expected training on crops named '
         f'inception or fitted, got {type(crop).__name__}: set it to False'
       )
-    side = crop_scale.training_short_side(crop)
+    side = crop_scale.short_side_at_crop_scale(crop)
     return dataclasses.replace(self.protocol, short_side=side)
 
   @property
@@ -141,7 +141,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     """Returns the options without the batch size, which changes no result."""
     return options.omit_fields(self.options, 'batch_size')
 
-  def reported(self) -> tuple[str, ...]:
+  def reported_metrics(self) -> tuple[str, ...]:
     """Returns the metrics of the confusion matrix of each split."""
     values = metrics.ConfusionMatrix.empty(2).compute()
     names = evaluator_lib.evaluation_scalars(values)
@@ -184,9 +184,10 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
+        undefined = evaluator_lib.undefined_values(evaluated.values)
+        miou = f'mIoU {evaluated.values["miou"]:.4f}'
         console.print_line(
-          f'{split.name}{suffix}: mIoU {evaluated.values["miou"]:.4f} over '
-          f'{len(split)} images'
+          f'{split.name}{suffix}: {undefined or miou} over {len(split)} images'
         )
         for line in class_report.describe_evaluation(
           f'{name}{suffix}', split.classes, evaluated.values

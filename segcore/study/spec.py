@@ -232,7 +232,7 @@ class CellPlan:
     return {name: f'{name}-{d[:8]}' for name, d in self.digests.items()}
 
 
-def plan_cell(study: Study, cell: Cell) -> CellPlan:
+def plan_study_cell(study: Study, cell: Cell) -> CellPlan:
   """Builds the stages of a cell, without opening data.
 
   Raises:

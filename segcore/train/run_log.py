@@ -1,5 +1,6 @@
 """Logs of a training: progress lines, metrics and speed files, TensorBoard."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -154,13 +155,20 @@ class RunLog:
 
   def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
     """Logs the scalars and pictures of an evaluation."""
-    values = '  '.join(f'{n} {v:.4g}' for n, v in summaries.scalars.items())
-    console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
+    known = {n: v for n, v in summaries.scalars.items() if not math.isnan(v)}
+    values = '  '.join(f'{n} {v:.4g}' for n, v in known.items())
+    line = f'{self.progress.name} {step}  evaluated  {values}'
+    console.print_line(line.rstrip())
     if step == self._num_steps:
       for line in summaries.report:
         console.print_line(line)
-    self._metrics.write(step, summaries.scalars)
-    self._writer.write_scalars(step, {**summaries.scalars, **summaries.curves})
+    logged = dict(summaries.scalars)
+    if missing := [name for name in logged if name not in known]:
+      reason = f'{", ".join(missing)}: undefined, no label was counted for it'
+      console.print_line(f'{self.progress.name} {step}  {reason}')
+      logged['undefined'] = reason
+    self._metrics.write(step, logged)
+    self._writer.write_scalars(step, {**known, **summaries.curves})
     self._writer.write_images(
       step, {tag: image[None] for tag, image in summaries.images.items()}
     )

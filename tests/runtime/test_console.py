@@ -58,7 +58,7 @@ def test_the_alarm_of_a_slow_compilation_is_hidden():
   program = f"""
 import os, sys
 from runtime import console
-console.hide_stderr_lines({cli._COMPILE_ALARM!r})
+console.hide_stderr_lines({cli._HIDDEN_LINES!r})
 os.write(2, {ALARM.encode()!r} + b'failed call to cuInit\\n')
 print('error: x', file=sys.stderr)
 os._exit(3)

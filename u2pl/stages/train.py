@@ -197,6 +197,7 @@ class TrainStage(experiment_stage.TrainingStage):
     block = self.options
     labeled = self.context.labeled(block, self.name)
     data_lib.require_same_stage_labels(workspace, labeled)
+    data_lib.warn_of_unseen_classes(labeled)
     augmentations = self.augmentations()
 
     def stream(split: datasets.Split, *keep: str) -> data_lib.ImageStream:
