@@ -156,8 +156,8 @@ class Split:
     label_kinds: kinds of label that the records have: 'label', 'tags'.
     records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
-    folder: of the images, if ids are paths in it, with `{split}` for the first
-      part of the ids; '' if ids are official names.
+    folder: folder of the images, if ids are paths in it, with `{split}` for the
+      first part of the ids; '' if ids are official names.
   """
 
   name: str
@@ -378,7 +378,7 @@ def _print_report(
   warnings once.
 
   Args:
-    path: of the report.
+    path: file of the report.
     whole: whether the data set was audited just now.
     data_set: the data set.
   """

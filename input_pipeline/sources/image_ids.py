@@ -44,7 +44,7 @@ def has_image_suffix(path: str) -> bool:
 
 
 class IdIndex:
-  """Finds the image that an entry of a list names."""
+  """Index of image ids, to find the image that a line of a list names."""
 
   def __init__(self, ids: Sequence[str], folder: str = ''):
     """Indexes the ids.
