@@ -383,7 +383,7 @@ def _print_report(
   warnings once.
 
   Args:
-    path: of the report.
+    path: file of the report.
     whole: whether the data set was audited just now.
     data_set: the data set.
   """

@@ -228,7 +228,7 @@ class CellPlan:
 
   @property
   def shared_names(self) -> dict[str, str]:
-    """Name of each stage's folder among the shared stages."""
+    """Returns the name of each stage's folder among the shared stages."""
     return {name: f'{name}-{d[:8]}' for name, d in self.digests.items()}
 
 
