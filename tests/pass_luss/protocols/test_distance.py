@@ -27,7 +27,7 @@ def test_cells_are_classified_by_the_vote_of_regions():
   maps, entries, ids = {}, [], []
   for i in range(4):
     record = split.records[i]
-    image = segment.records.decode_image(record['image'])
+    image = segment.records.decode_record_image(record['image'])
     deep = support.deepest_features(net, jax.device_get(state), image[None])[0]
     upsampled = pass_labels.upsample(deep, 4)
     maps[record['id']] = upsampled
