@@ -82,7 +82,7 @@ def measure(
   Args:
     module: the method's main.
     config: its config, with options.
-    name: of the stage.
+    name: name of the stage.
     devices: a topology.
     batch: global batch size; '0' for that of the config.
   """
@@ -94,10 +94,10 @@ def measure(
   if int(batch):
     experiment[name].recipe.batch_size = int(batch)
   stages = method.PROGRAM.build(experiment, devices_here)
-  plan = dry_run.place_workload_on(stages[name].workload(), target)
-  cost = dry_run.count_workload_cost(plan)
+  plan = dry_run.place_dry_run_on(stages[name].workload(), target)
+  cost = dry_run.count_dry_run_cost(plan)
   with topology.without_compilation_cache():
-    compiled = dry_run.compile_workload_step(plan, plan.remat)
+    compiled = dry_run.compile_dry_run_step(plan, plan.remat)
   trained = plan.build(False).update.trained
   return {
     'devices': target.num_devices,

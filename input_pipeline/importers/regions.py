@@ -48,7 +48,7 @@ class Region:
     count = 0
     for polygon in self.polygons:
       rows, columns = _bounds(polygon, mask.shape)
-      inside = rasterize_polygon(
+      inside = rasterize_region_polygon(
         polygon - [columns.start, rows.start],
         (rows.stop - rows.start, columns.stop - columns.start),
       )
@@ -78,12 +78,12 @@ class AnnotatedImage:
   """The regions of an image.
 
   Attributes:
-    names: of the image, as an annotation refers to it; the first that is an
-      image counts.
+    names: paths that the annotation gives for the image; the first that is an
+      image of the data set counts.
     size: height and width in pixels.
-    regions: in the order in which they are painted, later ones over earlier
-      ones.
-    source: of the annotation, for messages.
+    regions: regions in the order in which they are painted, later ones over
+      earlier ones.
+    source: file of the annotation, for messages.
   """
 
   names: tuple[str, ...]
@@ -97,7 +97,7 @@ class AnnotatedImage:
     """Paints all regions over the background.
 
     Args:
-      values: of the mask, by label; that of '' is ignored.
+      values: value of each label in the mask; '' stands for ignored pixels.
       background: value outside of all regions.
 
     Returns:
@@ -136,12 +136,12 @@ class Annotations:
   other_shapes: tuple[str, ...] = ()
 
 
-def class_of_label(label: str) -> str:
+def class_of_region_label(label: str) -> str:
   """Returns the class of a label; '' for `__ignore__`, which is no class."""
   return '' if label == _IGNORE else label
 
 
-def rasterize_polygon(
+def rasterize_region_polygon(
   polygon: Polygon, size: tuple[int, int]
 ) -> Bool[np.ndarray, 'H W']:
   """Returns the pixels whose center is inside of an outline.
@@ -159,7 +159,7 @@ def rasterize_polygon(
   return coco.decode(encoded).astype(bool)
 
 
-def make_polygon(points: Iterable[Any]) -> Polygon:
+def make_region_polygon(points: Iterable[Any]) -> Polygon:
   """Returns the outline through some points.
 
   Args:
@@ -187,15 +187,15 @@ def make_polygon(points: Iterable[Any]) -> Polygon:
   return polygon
 
 
-def make_box(
+def make_region_box(
   first: Sequence[float | int], second: Sequence[float | int]
 ) -> Polygon:
   """Returns the outline of a box with two opposite corners (x, y)."""
   (x0, y0), (x1, y1) = first, second
-  return make_polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+  return make_region_polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
-def make_ellipse(
+def make_region_ellipse(
   center: Sequence[float | int],
   radii: Sequence[float | int],
   degrees: float | int = 0.0,
@@ -204,13 +204,13 @@ def make_ellipse(
 
   Args:
     center: x, y in pixels.
-    radii: along x and y before the rotation, in pixels.
-    degrees: of a clockwise rotation.
+    radii: radii along x and y before the rotation, in pixels.
+    degrees: angle of the clockwise rotation, in degrees.
   """
   angles = np.linspace(0, 2 * np.pi, _CIRCLE_VERTICES, endpoint=False)
   x, y = radii[0] * np.cos(angles), radii[1] * np.sin(angles)
   turn = np.deg2rad(degrees)
-  return make_polygon(
+  return make_region_polygon(
     zip(
       center[0] + x * np.cos(turn) - y * np.sin(turn),
       center[1] + x * np.sin(turn) + y * np.cos(turn),
@@ -219,7 +219,7 @@ def make_ellipse(
   )
 
 
-def encode_bitmap(bitmap: Bool[np.ndarray, 'h w']) -> Mapping[str, Any]:
+def encode_region_bitmap(bitmap: Bool[np.ndarray, 'h w']) -> Mapping[str, Any]:
   """Encodes the bitmap of a region."""
   return coco.encode(np.asfortranarray(bitmap.astype(np.uint8)))
 

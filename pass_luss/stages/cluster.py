@@ -138,7 +138,7 @@ class ClusterStage(ClusteredStage):
 
   def _write_scores(self, split: datasets.Split, folder: files.Path) -> None:
     """Writes how well clusters agree with the tags, where images have one."""
-    tags = features.read_single_tags(split)
+    tags = features.read_feature_row_classes(split)
     if tags is None:
       return
     assignments = cluster_lib.read_cluster_assignments(folder)

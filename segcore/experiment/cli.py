@@ -40,7 +40,12 @@ class Program(Protocol):
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None
   ) -> Sequence[stage.Stage]:
-    """Returns the stages, for all devices by default; opens no data."""
+    """Builds the stages without opening data.
+
+    Args:
+      config: the experiment.
+      devices: devices of the mesh; all if None.
+    """
     ...
 
   def load_model(
@@ -82,7 +87,7 @@ def run_command_line(program: Program, argv: Sequence[str]) -> int:
       if parsed.dry_run:
         return 0
   except errors.UserError as error:
-    hosts.print_user_error(hosts.describe_user_error(error, parsed))
+    errors.print_user_error(hosts.describe_user_error(error, parsed))
     return exit_status.USER_ERROR
   except workspace.Preempted as stopped:
     console.print_line(
@@ -107,7 +112,7 @@ def execute_command(program: Program, parsed: command.Command) -> None:
     stages = program.build_stages(parsed.config)
     stage.dry_run_stages(stages, parsed.stages, parsed.compiles)
     return
-  config = fitting.fit_crops(parsed.config, parsed.workdir)
+  config = fitting.fit_config_crops(parsed.config, parsed.workdir)
   stages = program.build_stages(config)
   if parsed.request is None:
     stage.run_stages(

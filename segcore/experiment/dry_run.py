@@ -1,6 +1,6 @@
 """The cost of a training, computed before any data is read.
 
-  for line in dry_run.report_workload(workload, compiles=False):
+  for line in dry_run.report_dry_run(workload, compiles=False):
     print(line)
 
 The costs follow from shapes, so that a network of any size takes seconds and
@@ -113,7 +113,7 @@ class Compiled(NamedTuple):
   exchanged: tuple[communication.Collective, ...] = ()
 
 
-def count_workload_cost(workload: Workload) -> Cost:
+def count_dry_run_cost(workload: Workload) -> Cost:
   """Counts parameters, operations and bytes from the shapes.
 
   Raises:
@@ -135,7 +135,7 @@ def count_workload_cost(workload: Workload) -> Cost:
   )
 
 
-def compile_workload_step(workload: Workload, remat: bool) -> Compiled:
+def compile_dry_run_step(workload: Workload, remat: bool) -> Compiled:
   """Compiles the training step for the devices of the mesh."""
   trained = workload.build(remat)
   state = loop.train_state_spec(trained, workload.mesh, workload.batch_spec)
@@ -152,7 +152,7 @@ def compile_workload_step(workload: Workload, remat: bool) -> Compiled:
   )
 
 
-def place_workload_on(
+def place_dry_run_on(
   workload: Workload, topology: topology_lib.Topology
 ) -> Workload:
   """Describes the same training, of the same global batch, on other devices.
@@ -185,7 +185,7 @@ def state_bytes_per_device(state: Any) -> int:
   )
 
 
-def report_workload(
+def report_dry_run(
   workload: Workload,
   compiles: bool,
   topology: topology_lib.Topology | None = None,
@@ -201,7 +201,7 @@ def report_workload(
     UserError: the batch does not divide among the devices.
   """
   return _report(
-    place_workload_on(workload, topology) if topology else workload,
+    place_dry_run_on(workload, topology) if topology else workload,
     compiles,
     topology,
   )
@@ -210,7 +210,7 @@ def report_workload(
 def _report(
   workload: Workload, compiles: bool, topology: topology_lib.Topology | None
 ) -> Iterator[str]:
-  costs = count_workload_cost(workload)
+  costs = count_dry_run_cost(workload)
   yield from workload.notes
   devices, parts = workload.mesh.size, workload.accumulate
   yield (
@@ -312,7 +312,7 @@ def _elsewhere(
 ) -> Iterator[str]:
   """Yields the figures of the compiler and the data sheets for a topology."""
   with topology_lib.without_compilation_cache():
-    compiled = compile_workload_step(workload, workload.remat)
+    compiled = compile_dry_run_step(workload, workload.remat)
   count, chip = topology.num_devices, topology.chip
   room = f' of {_bytes(int(chip.memory))}' if chip else ''
   remat = 'with' if workload.remat else 'without'
@@ -397,7 +397,7 @@ def _compiler(workload: Workload) -> Iterator[str]:
   yield f"XLA's figures for {platform}; other devices take other memory:"
   rows = []
   for remat in (False, True):
-    compiled = compile_workload_step(workload, remat)
+    compiled = compile_dry_run_step(workload, remat)
     here = ' (here)' if remat == workload.remat else ''
     an_image = compiled.operations * devices / workload.batch_size
     rows.append(

@@ -486,4 +486,4 @@ class TrainingStage(ExperimentStage):
     self, compiles: bool, topology: topology_lib.Topology | None
   ) -> Iterable[str]:
     """Reports parameters, operations, memory and time."""
-    return dry_run.report_workload(self.workload(), compiles, topology)
+    return dry_run.report_dry_run(self.workload(), compiles, topology)

@@ -13,7 +13,7 @@ from segcore.experiment import data as data_lib
 _FITTED = 'fitted'
 
 
-def fit_crops(
+def fit_config_crops(
   config: ml_collections.ConfigDict, workdir: files.Path
 ) -> ml_collections.ConfigDict:
   """Returns a config whose crops named 'fitted' have their sizes and areas.
@@ -49,8 +49,9 @@ def fit_crops(
       )
       inception, source = choose(crop, data, block.split)
       chosen = {'name': 'inception', **dataclasses.asdict(inception)}
-      line = f'{crop_scale.describe_crop(inception)}, chosen for {source}'
-      stages_by_line.setdefault(line, []).append(name)
+      if not crop.is_complete:
+        line = f'{crop_scale.describe_crop(inception)}, chosen for {source}'
+        stages_by_line.setdefault(line, []).append(name)
     given = {
       field: tuple(getattr(crop, field))
       for field in ('size', 'area')

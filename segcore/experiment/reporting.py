@@ -70,7 +70,7 @@ class EvaluateOptions:
         'config.evaluate.training_scale: expected training on crops named '
         f'inception or fitted, got {type(crop).__name__}: set it to False'
       )
-    side = crop_scale.training_short_side(crop)
+    side = crop_scale.short_side_at_crop_scale(crop)
     return dataclasses.replace(self.protocol, short_side=side)
 
   @property

@@ -228,11 +228,11 @@ class CellPlan:
 
   @property
   def shared_names(self) -> dict[str, str]:
-    """Name of each stage's folder among the shared stages."""
+    """Returns the name of each stage's folder among the shared stages."""
     return {name: f'{name}-{d[:8]}' for name, d in self.digests.items()}
 
 
-def plan_cell(study: Study, cell: Cell) -> CellPlan:
+def plan_study_cell(study: Study, cell: Cell) -> CellPlan:
   """Builds the stages of a cell, without opening data.
 
   Raises:

@@ -157,7 +157,8 @@ class RunLog:
     """Logs the scalars and pictures of an evaluation."""
     known = {n: v for n, v in summaries.scalars.items() if not math.isnan(v)}
     values = '  '.join(f'{n} {v:.4g}' for n, v in known.items())
-    console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
+    line = f'{self.progress.name} {step}  evaluated  {values}'
+    console.print_line(line.rstrip())
     if step == self._num_steps:
       for line in summaries.report:
         console.print_line(line)

@@ -33,8 +33,8 @@ class Layout(NamedTuple):
   """The shape and the type of an array.
 
   Attributes:
-    shape: of the whole array.
-    dtype: its name: 'float32'.
+    shape: shape of the whole array.
+    dtype: name of the type: 'float32'.
   """
 
   shape: tuple[int, ...]
@@ -46,9 +46,9 @@ class Manifest:
   """What a checkpoint was when it was saved.
 
   Attributes:
-    layout: of each array by its path.
-    checksums: of each array by its path.
-    values: what else was saved with it, as the value of the best state.
+    layout: shape and type of each array, by its path.
+    checksums: checksum of each array, by its path.
+    values: JSON values saved with the state, such as its metric.
   """
 
   layout: Mapping[str, Layout]
@@ -76,7 +76,7 @@ class Manifest:
       )
 
 
-def arrays_by_path(tree: Any) -> dict[str, Any]:
+def manifest_arrays_by_path(tree: Any) -> dict[str, Any]:
   """Returns the arrays of a state, or of a part of it, by path."""
   serialized = ocp.tree.serialize_tree(tree, keep_empty_nodes=True)
   leaves, _ = jax.tree_util.tree_flatten_with_path(serialized)
@@ -87,7 +87,7 @@ def arrays_by_path(tree: Any) -> dict[str, Any]:
   }
 
 
-def array_layouts(arrays: Mapping[str, Any]) -> dict[str, Layout]:
+def manifest_array_layouts(arrays: Mapping[str, Any]) -> dict[str, Layout]:
   """Returns shape and type of arrays, or of descriptions of them."""
   return {
     name: Layout(tuple(x.shape), str(x.dtype)) for name, x in arrays.items()
@@ -99,18 +99,18 @@ def make_manifest(state: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     state: the training state.
-    values: of JSON, to be saved with it.
+    values: JSON values to save with it.
 
   Returns:
     A mapping for JSON.
   """
-  arrays = arrays_by_path(state)
+  arrays = manifest_arrays_by_path(state)
   sums = checksums.array_checksums(arrays)
   content = {
     **values,
     _ARRAYS: {
       name: [list(layout.shape), layout.dtype, f'{sums[name]:016x}']
-      for name, layout in array_layouts(arrays).items()
+      for name, layout in manifest_array_layouts(arrays).items()
     },
   }
   return {**content, _DIGEST: _digest(content)}
@@ -120,7 +120,7 @@ def read_manifest(folder: files.Path) -> Manifest | None:
   """Reads the manifest of a checkpoint.
 
   Args:
-    folder: of one step.
+    folder: folder of the checkpoint of one step.
 
   Returns:
     The manifest; None if the checkpoint is of a version that wrote none.
@@ -143,7 +143,7 @@ def read_manifest(folder: files.Path) -> Manifest | None:
   )
 
 
-def read_best_value(folder: files.Path) -> float:
+def read_manifest_best_value(folder: files.Path) -> float:
   """Reads the value by which a state was the best one.
 
   Raises:

@@ -54,7 +54,7 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
 
 @pytest.fixture(scope='module')
 def whole():
-  return dry_run.count_workload_cost(plan_of())
+  return dry_run.count_dry_run_cost(plan_of())
 
 
 def test_costs_known_by_hand(whole):
@@ -82,7 +82,7 @@ def test_costs_known_by_hand(whole):
 
 
 def test_parts_of_a_batch_cost_what_the_batch_costs(whole):
-  assert dry_run.count_workload_cost(plan_of(accumulate=2)) == whole
+  assert dry_run.count_dry_run_cost(plan_of(accumulate=2)) == whole
 
 
 def test_what_a_device_keeps(whole):
@@ -164,9 +164,9 @@ def test_real_steps_are_timed_after_a_warm_up():
 
 
 def test_the_report_says_what_was_counted(monkeypatch, whole):
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   text = '\n'.join(
-    dry_run.report_workload(plan_of(accumulate=2, remat=True), False)
+    dry_run.report_dry_run(plan_of(accumulate=2, remat=True), False)
   )
   assert '50 steps of 16 images of 16x16 (8 devices x 2 parts x 1)' in text
   assert ': 800 images seen' in text
@@ -180,7 +180,7 @@ def test_the_report_says_what_was_counted(monkeypatch, whole):
 
 def test_xla_says_its_own_figures(whole):
   plan = plan_of()
-  compiled = dry_run.compile_workload_step(plan, remat=False)
+  compiled = dry_run.compile_dry_run_step(plan, remat=False)
   # A device has two images. XLA leaves out padded taps, which on maps of 2 to
   # 16 cells are many, and adds norms and noise.
   nominal = sum(whole.step.values()) / 8
@@ -192,13 +192,13 @@ def test_xla_says_its_own_figures(whole):
 
 
 def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   monkeypatch.setattr(
     dry_run,
-    'compile_workload_step',
+    'compile_dry_run_step',
     lambda plan, remat: dry_run.Compiled(4e9 + 2e9 * remat, 10**8, 2**30, 9),
   )
-  text = list(dry_run.report_workload(plan_of(remat=True), compiles=True))
+  text = list(dry_run.report_dry_run(plan_of(remat=True), compiles=True))
   # Eight devices, 16 images.
   assert [' '.join(line.split()) for line in text[-3:]] == [
     'a device GFLOPs an image arguments temporaries peak',
@@ -284,7 +284,7 @@ def run_command(capsys, monkeypatch, tmp_path):
 )
 def test_a_dry_run_of_every_init(run_command, monkeypatch, whole, init, stages):
   if init != 'ddep':  # Which has all stages: the others need not be counted.
-    monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+    monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   status, printed = run_command(
     f'{SHAPES}:init={init},tiny', '--dry_run', *SMALL
   )
@@ -323,7 +323,7 @@ def test_a_dry_run_of_one_stage(run_command):
 def test_an_unknown_number_of_classes_is_assumed(
   run_command, monkeypatch, whole
 ):
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   runs_folder = f'--config={runs.ROOT}/configs/ddep_folder.py'
   status, printed = run_command(
     f'{runs_folder}:source=/photographs,ignore=255,init=none,tiny',
