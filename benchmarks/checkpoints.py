@@ -210,7 +210,7 @@ def time_checksums(
 ) -> dict[str, float]:
   """Measures seconds of saving and restoring, and of the checksums in them."""
   state = jax.block_until_ready(make_state(megabytes))
-  arrays = manifest.arrays_by_path(state)
+  arrays = manifest.manifest_arrays_by_path(state)
   size = sum(x.nbytes for x in arrays.values())
   times = collections.defaultdict(list)
   for i in range(rounds):

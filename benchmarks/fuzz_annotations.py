@@ -49,7 +49,7 @@ def _bitmap() -> np.ndarray:
 
 def coco_document() -> dict[str, Any]:
   """Returns annotations with an outline, runs, and an encoded mask."""
-  encoded = regions.encode_bitmap(_bitmap())['counts'].decode()
+  encoded = regions.encode_region_bitmap(_bitmap())['counts'].decode()
   runs = [4 * 14 + 3, 4, 14 * _SIZE[1] - 4 * 14 - 7]
   size = [*_SIZE]
   segmentations = [

@@ -94,10 +94,10 @@ def measure(
   if int(batch):
     experiment[name].recipe.batch_size = int(batch)
   stages = method.PROGRAM.build(experiment, devices_here)
-  plan = dry_run.place_workload_on(stages[name].workload(), target)
-  cost = dry_run.count_workload_cost(plan)
+  plan = dry_run.place_dry_run_on(stages[name].workload(), target)
+  cost = dry_run.count_dry_run_cost(plan)
   with topology.without_compilation_cache():
-    compiled = dry_run.compile_workload_step(plan, plan.remat)
+    compiled = dry_run.compile_dry_run_step(plan, plan.remat)
   trained = plan.build(False).update.trained
   return {
     'devices': target.num_devices,

@@ -313,7 +313,7 @@ def list_parts(
   order = jnp.broadcast_to(jnp.arange(max_push), (shape.classes, max_push))
 
   def sample(mask, keys):
-    priorities = order_statistics.draw_pixel_priorities(keys, cells)
+    priorities = order_statistics.sample_pixel_priorities(keys, cells)
     return order_statistics.keep_top_priorities(mask, priorities, max_push)
 
   sampled = jax.jit(sample)(negatives, keys)

@@ -96,7 +96,7 @@ class FittedCrop:
       height, width = np.median(np.asarray(sizes), axis=0).tolist()
       median = height, width
     size = self.size if any(self.size) else self._choose_size(median)
-    smallest = object_sizes.share_quantile(objects, _SMALL_OBJECTS)
+    smallest = object_sizes.object_share_quantile(objects, _SMALL_OBJECTS)
     area = self.area
     if not any(area):
       area = self._choose_area(size, median, smallest)
@@ -137,13 +137,13 @@ class FittedCrop:
     return round(_LEAST_AREA * high, 3), high
 
 
-def training_short_side(crop: transforms.InceptionCrop) -> int:
+def short_side_at_crop_scale(crop: transforms.InceptionCrop) -> int:
   """Computes the short side of whole images at the scale of training crops.
 
   At this side an image has as many pixels, compared with a crop, as if the crop
   showed the mean of its range of areas.
 
-  >>> training_short_side(transforms.InceptionCrop((96, 144), (0.4, 1.0)))
+  >>> short_side_at_crop_scale(transforms.InceptionCrop((96, 144), (0.4, 1.0)))
   115
   """
   mean_area = sum(crop.area) / 2

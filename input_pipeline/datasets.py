@@ -27,9 +27,11 @@ from input_pipeline.sources import (
   class_counts,
   fingerprints,
   image_files,
+  image_ids,
   records,
 )
 from runtime import errors, files
+from runtime import options as options_lib
 
 with epy.lazy_imports():
   import tensorflow_datasets as tfds
@@ -59,14 +61,18 @@ _BUILDERS = {
 # Data sets that are a user's own folder.
 _FOLDERS = ('image_folder', 'image_mask_folder')
 
-# Reports of skipped files that this process has printed.
+# Reports that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
-_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask', 'mask_codes')
+_MASK_FIELDS = (
+  *('masks', 'classes', 'ignore', 'without_mask', 'mask_codes'),
+  'mask_suffix',
+)
 _READING_FIELDS = ('follow_exif', 'image_depth', 'max_megapixels')
 _FOLDER_FIELDS = (
   'images',
+  'image_suffix',
   *_MASK_FIELDS,
   *_READING_FIELDS,
   'val_fraction',
@@ -97,6 +103,9 @@ class DataOptions:
     follow_exif: whether images are turned as their EXIF tag says; folders only.
     image_depth: bits of the values in images of 16 bits; folders only.
     max_megapixels: limit above which images are refused; folders only.
+    image_suffix: end of all image names that is no part of ids, as
+      '_leftImg8bit.png'; folders only.
+    mask_suffix: end of all mask names, as '_mask.png'; image_mask_folder only.
     val_fraction: fraction of the images that becomes `val`; folders only.
     split_seed: seed that selects the images of `val`; folders only.
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
@@ -104,10 +113,10 @@ class DataOptions:
   """
 
   name: str
-  source: str = ''
-  images: str = ''
-  masks: str = ''
-  classes: str = ''
+  source: str = options_lib.location(default='')
+  images: str = options_lib.location(default='')
+  masks: str = options_lib.location(default='')
+  classes: str = options_lib.location(default='')
   ignore: str = ''
   without_mask: str = 'error'
   val_fraction: float = 0.0
@@ -117,6 +126,8 @@ class DataOptions:
   follow_exif: bool = False
   image_depth: int = 16
   max_megapixels: int = image_files.MAX_MEGAPIXELS
+  image_suffix: str = ''
+  mask_suffix: str = ''
 
   def __post_init__(self):
     name, slash, config = self.name.partition('/')
@@ -155,8 +166,7 @@ class Split:
     label_kinds: kinds of label that the records have: 'label', 'tags'.
     records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
-    folder: of the images, if ids are paths in it, with `{split}` for the first
-      part of the ids; '' if ids are official names.
+    id_rule: relation of the ids to the paths of the images.
   """
 
   name: str
@@ -166,7 +176,7 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
-  folder: str = ''
+  id_rule: image_ids.IdRule = image_ids.OFFICIAL
 
   def __len__(self) -> int:
     return len(self.records)
@@ -261,20 +271,28 @@ def _class_of(options: DataOptions) -> tuple[Any, 'type[base.Builder]', str]:
 
 
 def known_dataset_num_classes(options: DataOptions) -> int | None:
-  """Returns the number of classes of a data set without opening its files.
+  """Returns the number of classes of a data set without opening its images.
 
   Returns:
-    The number; None if the classes are defined by the files.
+    The number; None if the classes are defined by files other than a class
+    list, or by a list that is missing.
 
   >>> known_dataset_num_classes(DataOptions('cityscapes'))
   19
 
   Raises:
-    UserError: the config is unknown.
+    UserError: the config is unknown, or the class list is wrong.
   """
   name = options.name.partition('/')[0]
   _, cls, config = _class_of(options)
-  if name in ('imagenet', 'image_folder', 'image_mask_folder'):
+  if name == 'image_mask_folder':
+    source = options.source or _default_source(name)
+    path = pathlib.Path(source).expanduser() / options.classes
+    ignored = class_list.parse_ignored_mask_value(options.ignore)
+    if not path.is_file():
+      return None
+    return len(class_list.read_class_list(path, ignored).names)
+  if name in ('imagenet', 'image_folder'):
     return None
   if name == 'imagenet_s':
     return cls.builder_configs[config].num_classes + 1  # With 'other'.
@@ -305,7 +323,7 @@ def prepare_dataset(
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
     problem = None
-    if _is_host_0():
+    if jax.process_index() == 0:
       problem = _prepare_on_host_0(data_set, options, report_existing)
     if jax.process_count() > 1:
       # All hosts must raise: a host that went on would wait for host 0 forever.
@@ -333,10 +351,6 @@ def _without_tfds_logs() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _is_host_0() -> bool:
-  return jax.process_index() == 0
-
-
 def _prepare_on_host_0(
   data_set: 'base.Builder', options: DataOptions, report_existing: bool
 ) -> errors.UserError | None:
@@ -352,16 +366,35 @@ def _prepare_on_host_0(
         f'{options.name} was prepared before, its files are not read again; '
         f'their audit is in {report}'
       )
-    # A run opens a data set several times, but reports its skipped files once.
-    again = data_set.on_bad_example == 'skip' and report not in _PRINTED_REPORTS
-    if report.exists() and (not existed or again):
-      _PRINTED_REPORTS.add(report)
-      print(report.read_text(), end='', flush=True)
+    _print_report(report, whole=not existed, data_set=data_set)
   except errors.UserError as error:
     if dataset_builder(options, str(data_set.data_dir_root)).is_prepared():
       return None  # Another process has prepared it in the meantime.
     return error
   return None
+
+
+def _print_report(
+  path: pathlib.Path, whole: bool, data_set: base.Builder
+) -> None:
+  """Prints the report of an audit, or what is odd in an earlier one.
+
+  A run opens a data set several times, but reports its skipped files and the
+  warnings once.
+
+  Args:
+    path: of the report.
+    whole: whether the data set was audited just now.
+    data_set: the data set.
+  """
+  if not path.exists() or (path in _PRINTED_REPORTS and not whole):
+    return
+  _PRINTED_REPORTS.add(path)
+  lines = path.read_text().splitlines()
+  if not whole and data_set.on_bad_example != 'skip':
+    lines = [line for line in lines if line.startswith('warning: ')]
+  for line in lines:
+    print(line, flush=True)
 
 
 def check_dataset_available(options: DataOptions, data_dir: str = '') -> None:
@@ -444,9 +477,9 @@ def open_dataset_split(
     ),
     records=data_set.as_data_source(split, decoders=encoded),
     index=fingerprints.ImageIndex.read(
-      shards.split_index_path(pathlib.Path(data_set.data_dir), split)
+      shards.shard_index_path(pathlib.Path(data_set.data_dir), split)
     ),
-    folder=_images_folder(options),
+    id_rule=_id_rule(options),
   )
 
 
@@ -459,13 +492,15 @@ def read_split_counts(
   return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
-def _images_folder(options: DataOptions) -> str:
-  """Returns the path of the images of a folder; '' for other data sets."""
+def _id_rule(options: DataOptions) -> image_ids.IdRule:
+  """Returns how the ids of a folder relate to paths."""
   name = options.name.partition('/')[0]
   if name not in _FOLDERS:
-    return ''
+    return image_ids.IdRule()
   source = pathlib.Path(options.source or _default_source(name)).expanduser()
-  return os.path.abspath(source / options.images)
+  return image_ids.IdRule(
+    os.path.abspath(source / options.images), options.image_suffix
+  )
 
 
 def _default_source(name: str) -> str:
@@ -476,12 +511,10 @@ def _default_source(name: str) -> str:
 
 def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
   """Returns the options of a builder of the module `folders`."""
+  names = 'images', 'val_fraction', 'split_seed', 'on_bad_example'
   common = {
+    **{name: getattr(options, name) for name in (*names, 'image_suffix')},
     'source': source,
-    'images': options.images,
-    'val_fraction': options.val_fraction,
-    'split_seed': options.split_seed,
-    'on_bad_example': options.on_bad_example,
     'reading': options.reading,
   }
   if options.name == 'image_folder':
@@ -493,4 +526,5 @@ def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
     ignore=class_list.parse_ignored_mask_value(options.ignore),
     without_mask=options.without_mask,
     mask_codes=options.mask_codes,
+    mask_suffix=options.mask_suffix,
   )

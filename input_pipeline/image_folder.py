@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 
 from input_pipeline import datasets, record_views
-from input_pipeline.sources import audit, fingerprints, image_files
+from input_pipeline.sources import audit, fingerprints, image_files, pairing
 from runtime import errors, progress, threads
 
 
@@ -49,7 +49,7 @@ def open_image_folder(
   Raises:
     UserError: the folder is missing, or has no usable image.
   """
-  listing = audit.list_image_examples(images)
+  listing = pairing.list_image_examples(images)
   usable, bad = [], [*listing.problems, *listing.left_out]
   for result in progress.progress_bar(
     threads.map_in_threads(
@@ -97,13 +97,15 @@ class _Image:
     as_stored: whether its record holds the bytes of its file.
   """
 
-  example: audit.Example
+  example: pairing.Example
   index: fingerprints.ImageIndex
   orientation: int
   as_stored: bool
 
 
-def _check(example: audit.Example, options: image_files.ImageOptions) -> _Image:
+def _check(
+  example: pairing.Example, options: image_files.ImageOptions
+) -> _Image:
   """Decodes an image; raises BadFile."""
   sample = audit.read_image_example(example, image_options=options)
   orientation = sample.traits.orientation

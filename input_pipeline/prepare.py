@@ -36,6 +36,7 @@ from input_pipeline.sources import (
   fingerprints,
   image_files,
   mask_reader,
+  pairing,
   records,
 )
 from runtime import errors, exit_status, files
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       elif subset.count == 1 or _write(options, data_dir, subset):
         _prepare(options, data_dir)
   except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    errors.print_user_error(error)
     return exit_status.USER_ERROR
   except KeyboardInterrupt:
     state = 'finished shards are kept, the same command continues'
@@ -164,7 +165,7 @@ def _prepare(options: datasets.DataOptions, data_dir: str) -> None:
   folder = pathlib.Path(data_set.data_dir)
   indices = {
     split: fingerprints.ImageIndex.read(
-      shards_lib.split_index_path(folder, split)
+      shards_lib.shard_index_path(folder, split)
     )
     for split in data_set.info.splits
   }
@@ -306,6 +307,17 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     '--masks', default='', help='folder of the masks in the source, likewise'
   )
   parser.add_argument(
+    '--image_suffix',
+    default='',
+    help='end of the names of all images beside which masks have the same '
+    'name: _leftImg8bit.png',
+  )
+  parser.add_argument(
+    '--mask_suffix',
+    default='',
+    help='end of the names of all masks: _mask.png, _gtFine_labelIds.png',
+  )
+  parser.add_argument(
     '--classes',
     default='',
     help='file in the source with a class per line: NAME, NAME R,G,B or '
@@ -319,7 +331,7 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--without_mask',
     default='error',
-    choices=audit.WITHOUT_MASK,
+    choices=pairing.WITHOUT_MASK,
     help='refuse images that have no mask, or make them a split of this name',
   )
   _add_reading_arguments(parser)

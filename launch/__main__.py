@@ -59,11 +59,7 @@ def main(argv: Sequence[str]) -> int:
         return _delete(backend)
       return _launch(arguments, backend, run)
   except errors.UserError as error:
-    print(
-      f'error: {errors.format_on_one_line(str(error))}',
-      file=sys.stderr,
-      flush=True,
-    )
+    errors.print_user_error(errors.format_on_one_line(str(error)))
     return exit_status.USER_ERROR
   except shell.Interrupted:
     return exit_status.INTERRUPTED

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     _run(_parser().parse_args(argv))
   except errors.UserError as error:
-    print(f'error: {errors.format_on_one_line(str(error))}', file=sys.stderr)
+    errors.print_user_error(errors.format_on_one_line(str(error)))
     return exit_status.USER_ERROR
   except KeyboardInterrupt:
     print('interrupted: nothing was scored', file=sys.stderr)

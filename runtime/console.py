@@ -1,6 +1,10 @@
 """Lines that are printed while work runs: messages, progress, durations."""
 
 import contextlib
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -69,6 +73,32 @@ def print_line(text: str) -> None:
   """Prints a line from host 0; the other hosts print nothing."""
   if jax.process_index() == 0:
     print(text, flush=True)
+
+
+def hide_stderr_lines(pattern: str) -> None:
+  """Hides lines that libraries write to stderr, for the rest of the process.
+
+  The lines pass through a child process, which outlives this one: the last ones
+  are not lost in a crash. Python's own output does not take that way.
+
+  Args:
+    pattern: extended regular expression of `grep`, for lines of C++ code.
+  """
+  grep = shutil.which('grep')
+  if grep is None:
+    return
+  sys.stderr.flush()
+  terminal = os.dup(2)
+  child = subprocess.Popen(
+    (grep, '--line-buffered', '-vE', pattern),
+    stdin=subprocess.PIPE,
+    stdout=terminal,
+    start_new_session=True,  # Ctrl-C must not end it.
+  )
+  os.dup2(child.stdin.fileno(), 2)
+  child.stdin.close()
+  child.returncode = 0  # It ends with the last writer; nobody waits for it.
+  sys.stderr = os.fdopen(terminal, 'w', 1, errors='backslashreplace')
 
 
 def format_duration(seconds: float | int) -> str:

@@ -1,5 +1,6 @@
 """Exceptions for errors that the user can correct, and their messages."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,11 @@ class BadFile(UserError):
   def __reduce__(self):
     # By default an exception is pickled with its message as the only argument.
     return BadFile, (self.file, self.reason)
+
+
+def print_user_error(error: UserError | str) -> None:
+  """Prints an error, or its message, to stderr after 'error: '."""
+  print(f'error: {error}', file=sys.stderr, flush=True)
 
 
 def format_problem_lines(

@@ -38,8 +38,9 @@ def stopping_gently(request: Callable[[], None], notice: str) -> Iterator[None]:
       interrupts += 1
       if interrupts > 1:
         os._exit(exit_status.INTERRUPTED)
-      console.print_line(notice)
-      request()
+      else:
+        console.print_line(notice)
+        request()
 
   listener = threading.Thread(target=listen, name='Ctrl-C', daemon=True)
   listener.start()

@@ -1,11 +1,31 @@
 """JSON files of a work folder, written by host 0 only."""
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from runtime import errors, files
+
+
+def null_where_not_finite(content: Any) -> Any:
+  """Replaces NaN and infinity, which JSON does not have, by None.
+
+  >>> null_where_not_finite({'miou': float('nan'), 'iou': (0.5, 1)})
+  {'miou': None, 'iou': [0.5, 1]}
+
+  Args:
+    content: numbers, texts, lists, tuples and dicts of any depth.
+  """
+  if isinstance(content, Mapping):
+    return {k: null_where_not_finite(value) for k, value in content.items()}
+  if isinstance(content, (list, tuple)):
+    return [null_where_not_finite(value) for value in content]
+  if isinstance(content, float) and not math.isfinite(content):
+    return None
+  return content
 
 
 def write_json(path: files.Path, content: Any) -> None:
@@ -17,7 +37,13 @@ def write_json(path: files.Path, content: Any) -> None:
   if jax.process_index() != 0:
     return
   try:
-    files.write_atomically(path, json.dumps(content, indent=1, sort_keys=True))
+    text = json.dumps(
+      null_where_not_finite(content),
+      indent=1,
+      sort_keys=True,
+      allow_nan=False,
+    )
+    files.write_atomically(path, text)
   except OSError as error:
     raise errors.UserError(
       f'cannot write {path} ({error.strerror or error}): free some space, or '

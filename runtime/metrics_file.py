@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from runtime import files
+from runtime import files, json_files
 
 
 class MetricsFile:
@@ -41,7 +41,9 @@ class MetricsFile:
     """Appends a line with the step and the scalars by name."""
     if not self._path:
       return
-    line = json.dumps({'step': step, **values}) + '\n'
+    # JSON has no NaN.
+    content = json_files.null_where_not_finite({'step': step, **values})
+    line = json.dumps(content, allow_nan=False) + '\n'
     if files.is_local_path(self._path):
       with open(self._path, 'a') as file:
         file.write(line)

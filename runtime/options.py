@@ -26,6 +26,8 @@ T = TypeVar('T')
 
 # Fields that flax adds to every module; configs do not set them.
 _FLAX = ('parent', 'name')
+# Key of the metadata of a field that is a location.
+_LOCATION = 'location'
 
 
 def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
@@ -55,7 +57,9 @@ def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
     if name in fixed:
       raise errors.UserError(f'{path}.{name}: set elsewhere, remove it here')
     if name not in fields:
-      raise errors.UserError(f'{path}.{name}: {_unknown(name, list(fields))}')
+      raise errors.UserError(
+        f'{path}.{name}: {describe_unknown_name(name, list(fields))}'
+      )
   hints = _hints(cls)
   values = {
     name: _convert(hints[name], value, f'{path}.{name}')
@@ -68,7 +72,12 @@ def build_options(cls: type[T], block: Any, path: str, **fixed: Any) -> T:
       and field.default_factory is dataclasses.MISSING
     )
     if required and name not in values:
-      raise errors.UserError(f'{path}.{name}: missing, expected {hints[name]}')
+      hint = hints[name]
+      expected = hint.__name__ if isinstance(hint, type) else hint
+      raise errors.UserError(
+        f'{path}.{name}: missing, expected {expected}; the block may hold '
+        f'{", ".join(fields)}'
+      )
   try:
     return cls(**values)
   except ValueError as error:
@@ -100,8 +109,36 @@ def build_named_options(
     )
   name = values.pop('name')
   if name not in table:
-    raise errors.UserError(f'{path}.name: {_unknown(name, list(table))}')
+    raise errors.UserError(
+      f'{path}.name: {describe_unknown_name(name, list(table))}'
+    )
   return build_options(table[name], values, path, **fixed)
+
+
+def is_chosen_by_name(cls: type, path: str) -> bool:
+  """Returns whether the class of a block is chosen by its field `name`.
+
+  Such a block is a mapping, as that of an encoder: with another name it has
+  other fields.
+
+  Args:
+    cls: dataclass of the outermost block.
+    path: path of the block in the outermost one: 'network.encoder'.
+  """
+  *parents, last = path.split('.')
+  for name in parents:
+    hint = _hints(cls).get(name)
+    nested = [
+      h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)
+    ]
+    if not nested:
+      return False
+    cls = nested[0]
+  hint = _hints(cls).get(last)
+  return any(
+    (typing.get_origin(h) or h) is Mapping
+    for h in (hint, *typing.get_args(hint))
+  )
 
 
 def complete_options(cls: type, block: Any) -> Any:
@@ -212,26 +249,92 @@ def options_digest(value: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def option_differences(old: Any, new: Any, path: str = '') -> list[str]:
-  """Lists the differences of two nested dicts, each as 'a.b: 1 -> 2'.
+def option_differences(old: Any, new: Any) -> list[str]:
+  """Lists the differences of two nested dicts, each as 'a.b: 1 -> 2'."""
+  return [
+    f'{path}: {before} -> {after}'
+    for path, (before, after) in differing_options(old, new).items()
+  ]
+
+
+def differing_options(
+  old: Any, new: Any, path: str = ''
+) -> dict[str, tuple[Any, Any]]:
+  """Returns the fields in which two nested dicts differ, by their path.
 
   Args:
-    old: dict, or a leaf value, before the arrow.
-    new: dict, or a leaf value, after the arrow.
+    old: dict, list of dicts, or a leaf value: the first of a pair.
+    new: dict, list of dicts, or a leaf value: the second of a pair.
     path: path of both in the outermost dicts, joined by dots.
+
+  >>> differing_options({'a': {'b': 1}, 'c': 3}, {'a': {'b': 2}, 'c': 3})
+  {'a.b': (1, 2)}
   """
   if isinstance(old, Mapping) and isinstance(new, Mapping):
-    return [
-      line
-      for name in sorted({*old, *new})
-      for line in option_differences(
-        old.get(name), new.get(name), f'{path}.{name}'.lstrip('.')
-      )
-    ]
-  return [] if old == new else [f'{path}: {old} -> {new}']
+    names = sorted({*old, *new})
+    pairs = [(name, old.get(name), new.get(name)) for name in names]
+  elif _are_blocks(old) and _are_blocks(new) and len(old) == len(new):
+    pairs = [(i, *pair) for i, pair in enumerate(zip(old, new, strict=True))]
+  else:
+    return {} if old == new else {path: (old, new)}
+  return {
+    inner: values
+    for name, before, after in pairs
+    for inner, values in differing_options(
+      before, after, f'{path}.{name}'.lstrip('.')
+    ).items()
+  }
 
 
-def _unknown(name: str, allowed: list[str]) -> str:
+def _are_blocks(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(x, Mapping) for x in value)
+
+
+def location(**field: Any) -> Any:
+  """Declares a field of a dataclass as the location of a file or a folder.
+
+  Its value is no setting: the same files may lie elsewhere.
+
+  Args:
+    **field: arguments of `dataclasses.field`, such as `default`.
+  """
+  return dataclasses.field(metadata={_LOCATION: True}, **field)
+
+
+def location_paths(value: Any, path: str = '') -> set[str]:
+  """Returns the paths of all fields that `location` has declared.
+
+  Args:
+    value: dataclasses, mappings and tuples, nested.
+    path: path of the value, joined by dots.
+  """
+  inner: dict[Any, Any] = {}
+  paths = set()
+  if dataclasses.is_dataclass(value):
+    for field in dataclasses.fields(value):
+      inner[field.name] = getattr(value, field.name)
+      if _LOCATION in field.metadata:
+        paths.add(f'{path}.{field.name}'.lstrip('.'))
+  elif hasattr(value, 'items'):
+    inner = dict(value.items())
+  elif isinstance(value, tuple | list):
+    inner = dict(enumerate(value))
+  for name, item in inner.items():
+    paths |= location_paths(item, f'{path}.{name}'.lstrip('.'))
+  return paths
+
+
+def omit_fields(options: Any, *names: str) -> dict[str, Any]:
+  """Returns the fields of a dataclass as a dict, without some of them."""
+  return {
+    field.name: getattr(options, field.name)
+    for field in dataclasses.fields(options)
+    if field.name not in names
+  }
+
+
+def describe_unknown_name(name: str, allowed: list[str]) -> str:
+  """Describes, for a message, that a name is not among those allowed."""
   close = difflib.get_close_matches(name, allowed, 1)
   hint = f', did you mean {close[0]}?' if close else ''
   return f'unknown name{hint} Allowed: {", ".join(allowed)}'

@@ -9,7 +9,7 @@ image's side in the papers (spec U2PL §1).
   losses = class_contrast_losses(
     anchors, positives, bank.rows, draws, temperature
   )
-  loss = mean_over_present_classes(losses, usable, present)
+  loss = mean_contrast_over_classes(losses, usable, present)
 
 `contrastive_branch` chooses anchors and rows of the bank between the first two
 statements.
@@ -259,7 +259,7 @@ def _class_losses_forward(temperature, anchors, positives, rows, draws):
     class_anchors, positive, class_rows, class_draws = inputs
     negatives = class_rows[class_draws].astype(class_anchors.dtype)
     loss = functools.partial(
-      info_nce,
+      anchor_info_nce,
       positive=positive.astype(class_anchors.dtype),
       negatives=negatives,
       temperature=temperature,
@@ -278,7 +278,7 @@ def _class_losses_backward(temperature, gradients, cotangent):
 _class_losses.defvjp(_class_losses_forward, _class_losses_backward)
 
 
-def info_nce(
+def anchor_info_nce(
   anchors: Float[Array, 'M D'],
   positive: Float[Array, 'D'],
   negatives: Float[Array, 'M N D'],
@@ -302,7 +302,7 @@ def info_nce(
   return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
 
 
-def mean_over_present_classes(
+def mean_contrast_over_classes(
   losses: Float[Array, 'C'],
   usable: Bool[Array, 'C'],
   present: Bool[Array, 'C'],

@@ -206,7 +206,7 @@ class ContrastiveBranch:
       targets.draws,
       self.options.temperature,
     )
-    return contrast.mean_over_present_classes(
+    return contrast.mean_contrast_over_classes(
       losses, targets.usable, targets.present
     )
 
@@ -277,7 +277,7 @@ class ContrastiveBranch:
     max_push = min(self.options.max_push, num_images * num_pixels)
     # Each pixel's priority comes from its image's key, so that the sample is
     # the same on any number of devices.
-    priorities = order_statistics.draw_pixel_priorities(
+    priorities = order_statistics.sample_pixel_priorities(
       update_lib.row_prng_keys(rng, num_images), num_pixels
     )
     sampled = order_statistics.keep_top_priorities(mask, priorities, max_push)

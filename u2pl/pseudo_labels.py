@@ -49,7 +49,7 @@ class PartitionOptions:
     return self.percent * left
 
 
-def ignore_padding(
+def ignore_padded_pseudo_labels(
   labels: Int[Array, 'B H W'], valid: Bool[Array, 'B H W'] | None
 ) -> tuple[Int[Array, 'B H W'], Int[Array, '']]:
   """Replaces the pseudo-labels of ignored padding by a negative label.

@@ -104,6 +104,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
     """Opens the labeled images."""
     labeled = self.context.labeled(self.options, self.name)
     data_lib.require_same_stage_labels(workspace, labeled)
+    data_lib.warn_of_unseen_classes(labeled)
     stream = data_lib.ImageStream(labeled, *self.augmentations(), ('label',))
     return {'': stream}
 

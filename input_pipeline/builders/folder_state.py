@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from input_pipeline.builders import class_list
-from input_pipeline.sources import audit, file_digests
+from input_pipeline.sources import file_digests, pairing
 
 
 def open_digest_cache(source: str, data_dir: Any) -> file_digests.DigestCache:
@@ -30,7 +30,7 @@ def folder_state_digest(
   source: pathlib.Path,
   settings: Mapping[str, Any],
   classes: class_list.ClassList | None,
-  listings: Mapping[str, audit.Listing],
+  listings: Mapping[str, pairing.Listing],
   digests: file_digests.DigestCache,
 ) -> str:
   """Computes a digest of what determines the records of a folder.
@@ -73,7 +73,7 @@ def folder_state_digest(
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _paths(example: audit.Example) -> Iterator[Any]:
+def _paths(example: pairing.Example) -> Iterator[Any]:
   """Yields the files of an example."""
   yield example.image
   if example.mask is not None:

@@ -240,7 +240,7 @@ class ShardWriter:
         for shard in shards
       ]
       fingerprints.ImageIndex.join(indices).write(
-        split_index_path(folder, split)
+        shard_index_path(folder, split)
       )
 
   def _write_shard(self, shard: Shard, bar: tqdm.tqdm) -> None:
@@ -331,7 +331,7 @@ class ShardWriter:
       )
 
 
-def split_index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
+def shard_index_path(folder: pathlib.Path, split: str) -> pathlib.Path:
   """Returns the path of the index of a split in the folder of its records."""
   return folder / f'index-{split}.npz'
 

@@ -29,7 +29,7 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
   Raises:
     UserError: the file cannot be read, or an annotation is wrong.
   """
-  content = read_json_object(path)
+  content = read_annotation_json(path)
   tables = [content.get(k) for k in ('images', 'annotations', 'categories')]
   if not all(isinstance(table, list) for table in tables):
     raise errors.BadFile(
@@ -77,13 +77,13 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
     notes.append(f'coco: {crowds:,} crowds (iscrowd) are ignored')
   return regions.Annotations(
     annotated,
-    tuple(filter(None, map(regions.class_of_label, labels.values()))),
+    tuple(filter(None, map(regions.class_of_region_label, labels.values()))),
     tuple(notes),
     tuple(other_shapes),
   )
 
 
-def read_json_object(path: pathlib.Path) -> Mapping[str, Any]:
+def read_annotation_json(path: pathlib.Path) -> Mapping[str, Any]:
   """Reads a file that holds a JSON object.
 
   Raises:
@@ -124,7 +124,7 @@ def _read_image(
   other_shapes: list[str],
 ) -> regions.AnnotatedImage:
   """Reads the regions of an image; lists annotations without one."""
-  size = regions.parse_image_size(image['height'], image['width'])
+  size = regions.parse_annotated_image_size(image['height'], image['width'])
   crowds, others = [], []
   for annotation in annotations:
     where = f'annotation {annotation.get("id")} of {image["file_name"]}'
@@ -133,7 +133,7 @@ def _read_image(
         f'{where}: category {annotation["category_id"]} is not among '
         '`categories`'
       )
-    label = regions.class_of_label(labels[annotation['category_id']])
+    label = regions.class_of_region_label(labels[annotation['category_id']])
     crowd = bool(annotation.get('iscrowd'))
     if not annotation.get('segmentation'):
       other_shapes.append(f'a box of {label!r} in {image["file_name"]}')
@@ -165,7 +165,7 @@ def _read_region(
           'expected outlines as lists x, y, x, y, …, got another segmentation'
         )
       points = zip(numbers[::2], numbers[1::2], strict=True)
-      polygons.append(regions.make_polygon(points))
+      polygons.append(regions.make_region_polygon(points))
     return regions.Region(label, tuple(polygons))
   if [*segmentation['size']] != [*size]:
     raise errors.UserError(
@@ -176,7 +176,9 @@ def _read_region(
   if isinstance(counts, str):
     bitmap = {'size': [*size], 'counts': counts.encode()}
   else:  # Lengths of the runs in columns.
-    bitmap = regions.encode_bitmap(decode_run_lengths(counts, size[::-1]).T)
+    bitmap = regions.encode_region_bitmap(
+      decode_run_lengths(counts, size[::-1]).T
+    )
   return regions.Region(label, bitmap=bitmap)
 
 

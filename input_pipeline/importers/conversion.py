@@ -20,7 +20,7 @@ import PIL.Image
 
 from input_pipeline.builders import class_list
 from input_pipeline.importers import coco, cvat, labelme, regions
-from input_pipeline.sources import audit, image_ids, masks
+from input_pipeline.sources import image_ids, masks, pairing
 from runtime import errors, files, progress, threads
 
 READERS = {
@@ -185,8 +185,8 @@ def _match_images(
   annotated: Sequence[regions.AnnotatedImage], images: pathlib.Path
 ) -> dict[str, regions.AnnotatedImage]:
   """Returns the annotations of images by their ids, sorted."""
-  ids = [example.id for example in audit.list_image_examples(images).examples]
-  index = image_ids.IdIndex(ids, os.path.abspath(images))
+  ids = [example.id for example in pairing.list_image_examples(images).examples]
+  index = image_ids.IdIndex(ids, image_ids.IdRule(os.path.abspath(images)))
   by_id: dict[str, regions.AnnotatedImage] = {}
   problems = []
   for image in annotated:

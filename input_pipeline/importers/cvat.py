@@ -60,7 +60,9 @@ def read_cvat(path: pathlib.Path) -> regions.Annotations:
     if name.text
   ]
   labels += [region.label for image in images for region in image.regions]
-  classes = dict.fromkeys(filter(None, map(regions.class_of_label, labels)))
+  classes = dict.fromkeys(
+    filter(None, map(regions.class_of_region_label, labels))
+  )
   return regions.Annotations(
     images, tuple(classes), (_NOTE,), tuple(other_shapes)
   )
@@ -71,7 +73,7 @@ def _read_image(
 ) -> regions.AnnotatedImage:
   name = element.get('name', '')
   try:
-    size = regions.parse_image_size(
+    size = regions.parse_annotated_image_size(
       element.attrib['height'], element.attrib['width']
     )
     ordered = []
@@ -83,7 +85,7 @@ def _read_image(
         other_shapes.append(f'a {shape.tag} of {label!r} in {name}')
       elif shape.tag in _REGIONS:
         order = int(shape.get('z_order', '0'))
-        region = _read_shape(shape, regions.class_of_label(label))
+        region = _read_shape(shape, regions.class_of_region_label(label))
         ordered.append((order, region))
   except KeyError as error:
     raise errors.BadFile(
@@ -103,11 +105,11 @@ def _read_shape(shape: ElementTree.Element, label: str) -> regions.Region:
     points = [
       point.split(',') for point in attributes['points'].split(';') if point
     ]
-    return regions.Region(label, (regions.make_polygon(points),))
+    return regions.Region(label, (regions.make_region_polygon(points),))
   if shape.tag == 'ellipse':
     cx, cy, rx, ry = (float(attributes[k]) for k in ('cx', 'cy', 'rx', 'ry'))
     degrees = float(attributes.get('rotation', '0'))
-    polygon = regions.make_ellipse((cx, cy), (rx, ry), degrees)
+    polygon = regions.make_region_ellipse((cx, cy), (rx, ry), degrees)
     return regions.Region(label, (polygon,))
   left, top, width, height = (
     int(attributes[k]) for k in ('left', 'top', 'width', 'height')
@@ -118,5 +120,5 @@ def _read_shape(shape: ElementTree.Element, label: str) -> regions.Region:
     attributes['rle'].split(','), (height, width)
   )
   return regions.Region(
-    label, bitmap=regions.encode_bitmap(bitmap), corner=(left, top)
+    label, bitmap=regions.encode_region_bitmap(bitmap), corner=(left, top)
   )

@@ -65,9 +65,9 @@ def read_labelme(folder: pathlib.Path) -> regions.Annotations:
 def _read_file(
   path: pathlib.Path, folder: pathlib.Path, other_shapes: list[str]
 ) -> regions.AnnotatedImage:
-  content = coco.read_json_object(path)
+  content = coco.read_annotation_json(path)
   try:
-    size = regions.parse_image_size(
+    size = regions.parse_annotated_image_size(
       content['imageHeight'], content['imageWidth']
     )
     shapes = content['shapes']
@@ -76,7 +76,7 @@ def _read_file(
     for number, shape in enumerate(shapes, 1):
       label = str(shape['label'])
       try:
-        region = _read_shape(shape, regions.class_of_label(label))
+        region = _read_shape(shape, regions.class_of_region_label(label))
       except errors.UserError as error:
         raise errors.BadFile(
           path, f'shape {number}, {label!r}: {error}'
@@ -110,17 +110,17 @@ def _read_shape(shape: Mapping[str, Any], label: str) -> regions.Region | None:
   points = shape['points']
   match shape.get('shape_type') or 'polygon':
     case 'polygon':
-      polygon = regions.make_polygon(points)
+      polygon = regions.make_region_polygon(points)
     case 'rectangle':
       first, second = points
-      polygon = regions.make_box(first, second)
+      polygon = regions.make_region_box(first, second)
     case 'circle':
       (x, y), edge = points
       radius = float(np.hypot(edge[0] - x, edge[1] - y))
-      polygon = regions.make_ellipse((x, y), (radius, radius))
+      polygon = regions.make_region_ellipse((x, y), (radius, radius))
     case 'mask':
       left, top = (round(part) for part in points[0])
-      bitmap = regions.encode_bitmap(_decode(shape['mask']))
+      bitmap = regions.encode_region_bitmap(_decode(shape['mask']))
       return regions.Region(label, bitmap=bitmap, corner=(left, top))
     case _:
       return None

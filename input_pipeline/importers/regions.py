@@ -50,7 +50,7 @@ class Region:
     count = 0
     for polygon in self.polygons:
       rows, columns = _bounds(polygon, mask.shape)
-      inside = rasterize_polygon(
+      inside = rasterize_region_polygon(
         polygon - [columns.start, rows.start],
         (rows.stop - rows.start, columns.stop - columns.start),
       )
@@ -138,12 +138,12 @@ class Annotations:
   other_shapes: tuple[str, ...] = ()
 
 
-def class_of_label(label: str) -> str:
+def class_of_region_label(label: str) -> str:
   """Returns the class of a label; '' for `__ignore__`, which is no class."""
   return '' if label == _IGNORE else label
 
 
-def parse_image_size(height: Any, width: Any) -> tuple[int, int]:
+def parse_annotated_image_size(height: Any, width: Any) -> tuple[int, int]:
   """Returns height and width of an annotated image.
 
   Raises:
@@ -161,7 +161,7 @@ def parse_image_size(height: Any, width: Any) -> tuple[int, int]:
   return size
 
 
-def rasterize_polygon(
+def rasterize_region_polygon(
   polygon: Polygon, size: tuple[int, int]
 ) -> Bool[np.ndarray, 'H W']:
   """Returns the pixels whose center is inside of an outline.
@@ -179,7 +179,7 @@ def rasterize_polygon(
   return coco.decode(encoded).astype(bool)
 
 
-def make_polygon(points: Iterable[Any]) -> Polygon:
+def make_region_polygon(points: Iterable[Any]) -> Polygon:
   """Returns the outline through some points.
 
   Args:
@@ -207,15 +207,15 @@ def make_polygon(points: Iterable[Any]) -> Polygon:
   return polygon
 
 
-def make_box(
+def make_region_box(
   first: Sequence[float | int], second: Sequence[float | int]
 ) -> Polygon:
   """Returns the outline of a box with two opposite corners (x, y)."""
   (x0, y0), (x1, y1) = first, second
-  return make_polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+  return make_region_polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
-def make_ellipse(
+def make_region_ellipse(
   center: Sequence[float | int],
   radii: Sequence[float | int],
   degrees: float | int = 0.0,
@@ -228,16 +228,16 @@ def make_ellipse(
     degrees: of a clockwise rotation.
   """
   angles = np.linspace(0, 2 * np.pi, _CIRCLE_VERTICES, endpoint=False)
-  # Of numbers that are not finite, which `make_polygon` refuses.
+  # Of numbers that are not finite, which `make_region_polygon` refuses.
   with np.errstate(invalid='ignore'):
     x, y = radii[0] * np.cos(angles), radii[1] * np.sin(angles)
     turn = np.deg2rad(degrees)
     columns = center[0] + x * np.cos(turn) - y * np.sin(turn)
     rows = center[1] + x * np.sin(turn) + y * np.cos(turn)
-  return make_polygon(zip(columns, rows, strict=True))
+  return make_region_polygon(zip(columns, rows, strict=True))
 
 
-def encode_bitmap(bitmap: Bool[np.ndarray, 'h w']) -> Mapping[str, Any]:
+def encode_region_bitmap(bitmap: Bool[np.ndarray, 'h w']) -> Mapping[str, Any]:
   """Encodes the bitmap of a region."""
   return coco.encode(np.asfortranarray(bitmap.astype(np.uint8)))
 

@@ -65,7 +65,7 @@ class CountAccumulator:
       self._pixels += pixels
       present |= pixels[:num_classes] > 0
       self._blank += not present.any()
-      self._objects += object_sizes.share_histogram(
+      self._objects += object_sizes.object_share_histogram(
         object_sizes.object_shares(sample.label)
       )
     present[list(sample.tags)] = True

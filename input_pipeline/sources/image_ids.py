@@ -9,6 +9,7 @@ an accented letter as two characters where other systems write one.
 """
 
 import collections
+import dataclasses
 import pathlib
 import re
 import unicodedata
@@ -43,25 +44,44 @@ def has_image_suffix(path: str) -> bool:
   return _SUFFIX.search(path) is not None
 
 
+@dataclasses.dataclass(frozen=True)
+class IdRule:
+  """Relates the ids of images to the paths of their files.
+
+  Attributes:
+    folder: path of the folder of the images, from which the ids are relative
+      paths; with `{split}` in it, ids begin with the name of their split. '' if
+      the ids are official names, whatever the folders.
+    ending: end of the names of all files that is no part of ids, with or
+      without the suffix: '_leftImg8bit.png'.
+  """
+
+  folder: str = ''
+  ending: str = ''
+
+
+# Ids that are names which were given to images, whatever their folders.
+OFFICIAL = IdRule()
+
+
 class IdIndex:
   """Finds the image that an entry of a list names."""
 
-  def __init__(self, ids: Sequence[str], folder: str = ''):
+  def __init__(self, ids: Sequence[str], rule: IdRule = OFFICIAL):
     """Indexes the ids.
 
     Args:
       ids: of all images.
-      folder: path of the folder of the images, from which the ids are relative
-        paths; with `{split}` in it, ids begin with the name of their split. ''
-        if the ids are official names, whatever the folders.
+      rule: relation of the ids to the paths of the images.
     """
+    self._ending = rule.ending
     self._ids = [_parts(name) for name in map(compose_unicode, ids)]
-    self._paths = [_path_parts(parts, folder) for parts in self._ids]
+    self._paths = [_path_parts(parts, rule.folder) for parts in self._ids]
     self._by_id = collections.defaultdict(list)
     self._by_name = collections.defaultdict(list)
     for i, parts in enumerate(self._ids):
       self._by_id['/'.join(parts)].append(i)
-      self._by_name[_without_ending(parts[-1])].append(i)
+      self._by_name[self._without_ending(parts[-1])].append(i)
 
   def find(self, entry: str) -> list[int]:
     """Returns the indices of the images that an entry can stand for.
@@ -76,7 +96,7 @@ class IdIndex:
     parts = [*_parts(whole)]
     if not parts:
       return []
-    parts[-1] = _without_ending(parts[-1])
+    parts[-1] = self._without_ending(parts[-1])
     agreeing = {
       i: length
       for i in self._by_name[parts[-1]]
@@ -88,13 +108,19 @@ class IdIndex:
 
   def similar(self, entry: str) -> list[str]:
     """Returns ids with the same last part, whatever their folders and case."""
-    name = image_name(entry).casefold()
+    parts = _parts(_clean(entry))
+    name = self._without_ending(parts[-1]).casefold() if parts else ''
     return [
       '/'.join(self._ids[i])
       for other, indices in self._by_name.items()
       if other.casefold() == name
       for i in indices
     ][:_MAX_SIMILAR]
+
+  def _without_ending(self, name: str) -> str:
+    """Returns a file name without suffix and ending."""
+    end = compose_unicode(_SUFFIX.sub('', self._ending))
+    return _without_ending(_SUFFIX.sub('', name).removesuffix(end))
 
   def _agreement(self, entry: Sequence[str], i: int) -> int:
     """Returns how many last parts an entry shares with image i; 0 if few.
@@ -104,7 +130,7 @@ class IdIndex:
     of before the folder was moved, may differ.
     """
     name, path = self._ids[i], self._paths[i]
-    path = [*path[:-1], _without_ending(path[-1])]
+    path = [*path[:-1], self._without_ending(path[-1])]
     shared = 0
     for one, other in zip(reversed(entry), reversed(path), strict=False):
       if one != other:

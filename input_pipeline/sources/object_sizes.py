@@ -35,7 +35,7 @@ def object_shares(label: Int16[np.ndarray, 'H W']) -> list[float]:
   return shares
 
 
-def share_histogram(
+def object_share_histogram(
   shares: Sequence[float] | np.ndarray,
 ) -> Int64[np.ndarray, 'B']:
   """Counts shares by bin."""
@@ -43,7 +43,7 @@ def share_histogram(
   return np.bincount(bins, minlength=NUM_BINS).astype(np.int64)
 
 
-def share_quantile(
+def object_share_quantile(
   counts: Sequence[int] | np.ndarray, fraction: float
 ) -> float | None:
   """Returns the share below which a fraction of the objects is.
@@ -55,7 +55,8 @@ def share_quantile(
   Returns:
     The middle of a bin, on a logarithmic scale; None without objects.
 
-  >>> round(share_quantile(share_histogram([0.01, 0.04, 0.5]), 0.5), 3)
+  >>> counts = object_share_histogram([0.01, 0.04, 0.5])
+  >>> round(object_share_quantile(counts, 0.5), 3)
   0.037
   """
   if not sum(counts):

@@ -24,7 +24,7 @@ def class_palette(names: Sequence[str]) -> tuple[masks.Color, ...]:
   Args:
     names: names of the classes; a color depends on the position of the class.
   """
-  colors = (*distinct_colors()[: len(names)],)
+  colors = (*_distinct_colors()[: len(names)],)
   if len(names) > len(colors):
     colors += masks.voc_palette(len(names))[len(colors) :]
   return tuple(
@@ -34,7 +34,7 @@ def class_palette(names: Sequence[str]) -> tuple[masks.Color, ...]:
 
 
 @functools.cache
-def distinct_colors() -> tuple[masks.Color, ...]:
+def _distinct_colors() -> tuple[masks.Color, ...]:
   """Returns colors, each as far as possible from all before it in CIELAB."""
   grid = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS, indexing='ij'), -1)
   candidates = grid.reshape(-1, 3)

@@ -29,7 +29,7 @@ LabelMapFunction = Callable[
 _BLOCK = 2048
 
 
-def label_path(folder: files.Path, name: str) -> files.Path:
+def label_map_path(folder: files.Path, name: str) -> files.Path:
   """Returns the path of the label map of the image with this id."""
   return folder / f'{name}.png'
 
@@ -40,7 +40,7 @@ def indices_without_label_map(
   """Returns the indices of images whose label map is missing on host 0."""
   exists = np.zeros(len(split), np.uint8)
   if jax.process_index() == 0:
-    paths = [label_path(folder, name) for name in split.ids()]
+    paths = [label_map_path(folder, name) for name in split.ids()]
     # Folders are listed, as buckets answer a query per file too slowly.
     parents = dict.fromkeys(path.parent for path in paths)
     present = {
@@ -83,7 +83,7 @@ def write_missing_label_maps(
   def write_file(prediction: tuple[np.ndarray, Mapping[str, Any]]) -> None:
     label, example = prediction
     png_format.write_imagenet_s_png(
-      label_path(folder, example['id'].item().decode()), label
+      label_map_path(folder, example['id'].item().decode()), label
     )
 
   starts = range(0, len(left), _BLOCK)
@@ -122,7 +122,7 @@ class PseudoLabeledRecords(Sequence[records.Record]):
 
   def __getitem__(self, i) -> records.Record:
     record = self._source[int(i)]
-    path = label_path(self._folder, record['id'].decode())
+    path = label_map_path(self._folder, record['id'].decode())
     label = png_format.read_imagenet_s_png(path, self._num_classes)
     return {**record, 'label': label}
 

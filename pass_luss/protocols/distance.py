@@ -171,8 +171,8 @@ class DistanceMatcher:
       UserError: fewer than k images are tagged.
     """
     labels, truth = (
-      features.read_single_tags(tagged),
-      features.read_single_tags(split),
+      features.read_feature_row_classes(tagged),
+      features.read_feature_row_classes(split),
     )
     if labels is None or truth is None:
       return None

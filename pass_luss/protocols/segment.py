@@ -190,7 +190,7 @@ def write_submission(
     zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive,
   ):
     for name in sorted(split.ids()):
-      content = label_folders.label_path(folder, name).read_bytes()
+      content = label_folders.label_map_path(folder, name).read_bytes()
       archive.writestr(f'{name}.png', content)
     if match is not None:
       archive.writestr('match.json', match.read_bytes())
@@ -227,6 +227,6 @@ def _pair(
   record = split.records[i]
   name = record['id'].decode()
   prediction = png_format.read_imagenet_s_png(
-    label_folders.label_path(folder, name), num_generated
+    label_folders.label_map_path(folder, name), num_generated
   )
   return prediction, records.decode_record_label(record['label']), name

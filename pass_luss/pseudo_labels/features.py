@@ -138,8 +138,14 @@ def read_feature_array(path: files.Path) -> Shaped[np.ndarray, '...']:
   return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
 
 
-def read_single_tags(split: datasets.Split) -> Int[np.ndarray, 'N'] | None:
-  """Reads the class of each image; None unless each has exactly one tag."""
+def read_feature_row_classes(
+  split: datasets.Split,
+) -> Int[np.ndarray, 'N'] | None:
+  """Reads the class of each image, in the order of the rows of features.
+
+  Returns:
+    Class ids; None unless each image has exactly one tag.
+  """
   if 'tags' not in split.label_kinds:
     return None
   tags = list(

@@ -178,7 +178,7 @@ def foreground_function(
   saliency.find_saliency_maps(folder, ids)
 
   def read_saliency(example: Mapping[str, Any]) -> np.ndarray:
-    path = label_folders.label_path(folder, example['id'].item().decode())
+    path = label_folders.label_map_path(folder, example['id'].item().decode())
     return saliency.read_saliency_map(path, tuple(example['size'].tolist()))
 
   return read_saliency
@@ -377,7 +377,7 @@ class Labeler:
     rows, palette = [], masks.voc_palette(np.iinfo(np.int16).max)
     for _, attention, example in self.predict(split):
       label = png_format.read_imagenet_s_png(
-        label_folders.label_path(folder, example['id'].item().decode()),
+        label_folders.label_map_path(folder, example['id'].item().decode()),
         png_format.MAX_CLASSES,
       )
       probability = attention if foreground is None else foreground(example)

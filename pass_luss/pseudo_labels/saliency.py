@@ -73,9 +73,9 @@ def region_contrast(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> Float32[np.ndarray, 'H W']:
   """Computes the RC saliency of an RGB image, in [0, 1]; 0 without contrast."""
-  regions = segment_regions(image)
-  palette, colors = quantize_colors(image)
-  statistics = region_statistics(regions, colors, len(palette))
+  regions = segment_saliency_regions(image)
+  palette, colors = quantize_saliency_colors(image)
+  statistics = saliency_region_statistics(regions, colors, len(palette))
   saliency = region_saliency(
     statistics.histograms,
     distance.cdist(palette, palette),
@@ -86,7 +86,7 @@ def region_contrast(
   return min_max_normalize_saliency(saliency)[regions]
 
 
-def segment_regions(
+def segment_saliency_regions(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> Int[np.ndarray, 'H W']:
   """Segments an RGB image into regions 0…R-1 by the graph of its pixels.
@@ -103,7 +103,7 @@ def segment_regions(
   )
 
 
-def quantize_colors(
+def quantize_saliency_colors(
   image: UInt8[np.ndarray, 'H W 3'],
 ) -> tuple[Float32[np.ndarray, 'K 3'], Int[np.ndarray, 'H W']]:
   """Quantizes an image to its most frequent colors.
@@ -144,7 +144,7 @@ def rgb_to_lab(
   return skimage.color.rgb2lab(image / np.float32(255))
 
 
-def region_statistics(
+def saliency_region_statistics(
   regions: Int[np.ndarray, 'H W'],
   colors: Int[np.ndarray, 'H W'],
   num_colors: int,

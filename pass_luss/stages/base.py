@@ -87,12 +87,9 @@ class InferenceStage(PassStage):
 
   def settings(self) -> Any:
     """Returns block and images, without fields that change no result."""
-    settings = options.options_to_dict(
-      {self.name: self.options, 'images': self.experiment.images}
-    )
-    del settings[self.name]['batch_size']
-    settings[self.name].pop('about', None)  # Text of a submission.
-    return settings
+    # `about` is the text of a submission.
+    block = options.omit_fields(self.options, 'batch_size', 'about')
+    return {self.name: block, 'images': self.experiment.images}
 
   def check(self) -> None:
     """Checks that batches divide among the devices."""

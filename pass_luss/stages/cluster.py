@@ -13,7 +13,6 @@ from pass_luss.stages import attend, base, represent
 from runtime import console, errors, files, json_files
 from segcore.distributed import collectives
 from segcore.eval import short_side
-from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
 
@@ -64,7 +63,6 @@ class ClusterStage(ClusteredStage):
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes centroids and assignments; scores them where there are tags."""
     split, folder = self.open_images(), workspace.directory
-    data_lib.require_same_stage_data(workspace, split)
     self.check_rows(split)
     # The centroids are written last. Host 0 decides: another host may see its
     # files later.
@@ -140,7 +138,7 @@ class ClusterStage(ClusteredStage):
 
   def _write_scores(self, split: datasets.Split, folder: files.Path) -> None:
     """Writes how well clusters agree with the tags, where images have one."""
-    tags = features.read_single_tags(split)
+    tags = features.read_feature_row_classes(split)
     if tags is None:
       return
     assignments = cluster_lib.read_cluster_assignments(folder)

@@ -10,7 +10,6 @@ from pass_luss.protocols import segment
 from pass_luss.stages import base, represent
 from runtime import console, files
 from segcore.eval import results as results_lib
-from segcore.experiment import data as data_lib
 from segcore.experiment import experiment_stage
 from segcore.train import workspace as workspace_lib
 
@@ -19,6 +18,7 @@ class DistanceStage(base.InferenceStage):
   """Labels images by the nearest regions of labeled images."""
 
   name = 'distance'
+  is_report = True
 
   @property
   def options(self) -> distance_lib.DistanceOptions:
@@ -42,7 +42,6 @@ class DistanceStage(base.InferenceStage):
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Writes label maps of each split, and scores those with masks."""
     block = self.options
-    data_lib.require_same_stage_data(workspace, self.open_images())
     step, matcher = self.build_matcher(workspace)
     labeled = self.open_images(block.bank, 'label', 'distance matching')
     bank = matcher.build_bank(labeled)

@@ -14,7 +14,6 @@ from pass_luss.stages import base, cluster, threshold
 from runtime import files
 from segcore.eval import results as results_lib
 from segcore.eval import short_side
-from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
 from segcore.train import workspace as workspace_lib
 
@@ -57,6 +56,10 @@ class LabelStage(cluster.ClusteredStage):
     names = [block.choose_on, *block.report] if block.report else []
     return [*dict.fromkeys(names)]
 
+  def reported_metrics(self) -> tuple[str, ...]:
+    """Returns any metric of the splits that are scored."""
+    return tuple(f'{split}/*' for split in self.reported())
+
   def masked(self) -> list[str]:
     """Returns the splits whose masks are needed."""
     chosen = [self.options.choose_on] if self.chooses_threshold else []
@@ -71,7 +74,6 @@ class LabelStage(cluster.ClusteredStage):
     """Writes label maps of the images and of the reported splits."""
     block = self.options
     train = self.open_images()
-    data_lib.require_same_stage_data(workspace, train)
     num_categories = len(train.classes) - 1
     step, labeler = self.build_labeler(workspace)
     foreground = labeler_lib.foreground_function(

@@ -76,6 +76,12 @@ class RepresentStage(base.ViewsStage):
     """Returns the stage's block of the config."""
     return self.experiment.represent
 
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the decay of a momentum encoder has a schedule."""
+    specs = [o.needs_momentum for o in self.method(self.context).objectives]
+    return any(s and s.decay(1, 2) != s.decay(1, 3) for s in specs)
+
   def check(self) -> None:
     """Checks that batch and views fit devices and network."""
     super().check()

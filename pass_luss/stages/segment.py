@@ -84,6 +84,8 @@ class SegmentOnOptions(SegmentOptions):
 class SegmentingStage(base.InferenceStage):
   """Segments splits, matches categories with classes, and scores."""
 
+  is_report = True
+
   @property
   @abc.abstractmethod
   def trained_by(self) -> finetune.SegmenterStage:
@@ -114,6 +116,10 @@ class SegmentingStage(base.InferenceStage):
     matched = [] if self.has_class_names else [self.options.match_on]
     return [*dict.fromkeys([*matched, *self.options.splits])]
 
+  def reported_metrics(self) -> tuple[str, ...]:
+    """Returns all splits; those without masks have no metrics."""
+    return tuple(f'{split}/*' for split in self.segmented())
+
   def inputs(self) -> experiment_stage.Inputs:
     """Returns all splits, and the one whose masks are needed."""
     read = [(split, '') for split in self.segmented()]
@@ -135,7 +141,6 @@ class SegmentingStage(base.InferenceStage):
       'matching',
       self.data,
     )
-    data_lib.require_same_stage_data(workspace, first)
     folder = workspace.needed[self.trained_by.name]
     classes = json_files.read_json(folder / data_lib.CLASSES_FILE)['classes']
     match = None

@@ -314,6 +314,14 @@ def combine_evaluators(
   return evaluate
 
 
+def undefined_values(values: metrics_lib.Values) -> str:
+  """Names the values that are NaN, and why; '' if there are none."""
+  names = [n for n, v in evaluation_scalars(values).items() if np.isnan(v)]
+  if not names:
+    return ''
+  return f'{", ".join(names)}: undefined, no label was counted for it'
+
+
 def _summarize_evaluation(
   name: str, split: datasets.Split, evaluation: Evaluation
 ) -> tensorboard.Summaries:
@@ -344,10 +352,12 @@ def evaluation_to_json(
 
   numbers = {n: number(v) for n, v in values.items() if not np.ndim(v)}
   arrays = {n: v for n, v in values.items() if np.ndim(v) == 1}
+  missing = undefined_values(values)
   return {
     'split': split.name,
     'num_images': len(split),
     'metrics': numbers,
+    **({'undefined': missing} if missing else {}),
     'per_class': {
       name: dict(zip(split.classes, map(number, value), strict=True))
       for name, value in arrays.items()

@@ -1,6 +1,6 @@
 """Export of a trained network as one file that needs none of this code.
 
-  python -m ddep.main --config=… --workdir=runs/roads --stage=export
+  python -m ddep.main --workdir=runs/roads --stage=export
 
 writes `export/model.stablehlo`, a program of `jax.export` from uint8
 [1, H, W, 3] to class ids int16 [1, H, W], which includes preprocessing, weights

@@ -226,12 +226,12 @@ def merge_metrics_across_hosts(metric: C) -> C:
     for field in dataclasses.fields(metric)
   }
   # Sums are taken on the hosts in int64; a collective sum would overflow.
-  sent = {name: encode_int64_counts(value) for name, value in fields.items()}
+  sent = {name: encode_metric_counts(value) for name, value in fields.items()}
   received = multihost_utils.process_allgather(sent)
   metrics = []
   for process in range(jax.process_count()):
     counts = {
-      name: decode_int64_counts(received[name][process], np.shape(value))
+      name: decode_metric_counts(received[name][process], np.shape(value))
       for name, value in fields.items()
     }
     metrics.append(
@@ -246,7 +246,7 @@ def merge_metrics_across_hosts(metric: C) -> C:
   return functools.reduce(lambda merged, other: merged.merge(other), metrics)
 
 
-def encode_int64_counts(
+def encode_metric_counts(
   counts: Int64[np.ndarray, '*shape'] | int,
 ) -> UInt32[np.ndarray, 'N']:
   """Views int64 counts as two uint32 words each.
@@ -256,10 +256,10 @@ def encode_int64_counts(
   return np.asarray(counts, np.int64).reshape(-1).view(np.uint32)
 
 
-def decode_int64_counts(
+def decode_metric_counts(
   words: UInt32[np.ndarray, 'N'], shape: tuple[int, ...]
 ) -> Int64[np.ndarray, '...']:
-  """Inverts `encode_int64_counts`; returns counts of the given shape."""
+  """Inverts `encode_metric_counts`; returns counts of the given shape."""
   return np.ascontiguousarray(words).view(np.int64).reshape(shape)
 
 

@@ -83,7 +83,7 @@ def draw_overlay_with_legend(
     int(np.clip(width // 4, *_OVERLAY_TILES)),
     with_ignored=bool((label < 0).any()),
   )
-  return stack_vertically(picture, legend)
+  return stack_pictures(picture, legend)
 
 
 def draw_errors(

@@ -1,6 +1,6 @@
 """Predictions for a folder of images, from a finished run.
 
-  python -m ddep.main --config=… --workdir=runs/roads \
+  python -m ddep.main --workdir=runs/roads \
     --stage=predict --images=photos --out=predictions
 
 Writes `labels/NAME.png` (class ids, with the palette), `overlays/NAME.png`, and

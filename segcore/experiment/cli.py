@@ -12,6 +12,7 @@ when the reader of the output has closed the pipe.
 
 import contextlib
 import errno
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol, runtime_checkable
@@ -21,8 +22,15 @@ from absl import logging
 
 from runtime import console, errors, exit_status, files
 from segcore.eval import export, predict
-from segcore.experiment import command, fitting, hosts, stage
+from segcore.experiment import command, config_file, fitting, hosts, stage
 from segcore.train import workspace
+
+# Lines of XLA's advice to file a bug where compiling takes minutes, and of jax
+# about the signal that Ctrl-C becomes.
+_HIDDEN_LINES = (
+  r'slow_operation_alarm\.cc|^\*{20,}$|Very slow compile\?|'
+  r'^The operation took |preemption_notifier\.cc'
+)
 
 
 @runtime_checkable
@@ -44,6 +52,7 @@ class Program(Protocol):
 
 def run_program(program: Program) -> NoReturn:
   """Runs the command line of this process and exits with its status."""
+  console.hide_stderr_lines(_HIDDEN_LINES)
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   # Orbax's threads log with a traceback what they raise as well.
@@ -73,7 +82,7 @@ def run_command_line(program: Program, argv: Sequence[str]) -> int:
       if parsed.dry_run:
         return 0
   except errors.UserError as error:
-    hosts.print_user_error(hosts.describe_user_error(error, parsed))
+    errors.print_user_error(hosts.describe_user_error(error, parsed))
     return exit_status.USER_ERROR
   except workspace.Preempted as stopped:
     console.print_line(
@@ -98,12 +107,18 @@ def execute_command(program: Program, parsed: command.Command) -> None:
     stages = program.build_stages(parsed.config)
     stage.dry_run_stages(stages, parsed.stages, parsed.compiles)
     return
-  config = fitting.fit_crops(parsed.config, parsed.workdir)
+  config = fitting.fit_config_crops(parsed.config, parsed.workdir)
   stages = program.build_stages(config)
   if parsed.request is None:
-    stage.run_stages(stages, parsed.workdir, parsed.stages)
+    stage.run_stages(
+      stages,
+      parsed.workdir,
+      parsed.stages,
+      functools.partial(config_file.save_config, config),
+    )
   else:
-    stage.check_stage_settings(stages, parsed.workdir)
+    # No data is read: it need not be where it was.
+    stage.place_stages(stages, parsed.workdir, compares_content=False)
     model = program.load_model(config, parsed.workdir)
     if isinstance(parsed.request, export.Request):
       export.export_network(model, parsed.workdir / 'export', parsed.request)

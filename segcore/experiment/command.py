@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from runtime import errors, files
 from segcore.cost import topology as topology_lib
 from segcore.eval import export, predict
-from segcore.experiment import config_file
+from segcore.experiment import config_file, placement
 
 # Exceptions for flags that are unknown or do not parse.
 _REFUSED = (
@@ -72,6 +72,7 @@ def parse_command(argv: Sequence[str]) -> Command | None:
   Raises:
     UserError: a flag is unknown, or the config does not load.
   """
+  argv = _with_saved_config(argv)
   values = _flags(argv)
   try:
     rest = values(list(argv))[1:]
@@ -93,11 +94,12 @@ def parse_command(argv: Sequence[str]) -> Command | None:
   workdir = values.workdir or default_workdir(
     config_flags.get_config_filename(values['config'])
   )
+  workdir = files.absolute_path(files.parse_file_path(workdir, '--workdir'))
   return Command(
     config,
-    files.absolute_path(files.parse_file_path(workdir, '--workdir')),
+    workdir,
     tuple(values.stage),
-    _request(values),
+    _request(values, workdir),
     values.dry_run or values.dry_run_xla,
     values.dry_run_xla,
     _topology(values),
@@ -110,13 +112,37 @@ def parse_command(argv: Sequence[str]) -> Command | None:
   )
 
 
+def _with_saved_config(argv: Sequence[str]) -> list[str]:
+  """Adds the config that the work folder holds where none is given.
+
+  Raises:
+    UserError: the work folder has none.
+  """
+  given = {'config': None, 'workdir': None}
+  for argument, following in zip(argv, [*argv[1:], None], strict=True):
+    match = re.fullmatch(r'--?(config|workdir)(?:=(.*))?', argument)
+    if match:
+      given[match[1]] = following if match[2] is None else match[2]
+  if given['config'] or not given['workdir'] or '--help' in argv:
+    return list(argv)
+  workdir = files.parse_file_path(given['workdir'], '--workdir')
+  saved = workdir / placement.CONFIG_FILE
+  if not saved.is_file():
+    raise errors.UserError(
+      '--config: expected a file such as configs/ddep_shapes.py, got nothing, '
+      f'and {workdir} has no {saved.name} of an earlier run'
+    )
+  return [*argv[:1], f'--config={saved}', *argv[1:]]
+
+
 def _flags(argv: Sequence[str]) -> flags.FlagValues:
   """Defines all flags, unparsed."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config',
     None,
-    'Experiment: a file, and options after a colon.',
+    'Experiment: a file, and options after a colon; by default the one that '
+    '--workdir was made with.',
     # Fields of blocks whose class is chosen by a name, such as an encoder, are
     # not completed; they are checked where the class is built.
     lock_config=False,
@@ -124,7 +150,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     flag_values=values,
     sys_argv=list(argv),
   )
-  values['config'].parser = config_file.Parser()
+  values['config'].parser = config_file.Parser(argv)
   flags.DEFINE_string(
     'workdir',
     None,
@@ -141,7 +167,8 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_bool(
     'dry_run',
     False,
-    'Report what the stages would compute and cost; read and write nothing.',
+    'Report what the stages would compute and cost, and time three steps '
+    'here; read no image, write nothing.',
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -167,7 +194,10 @@ def _define_prediction_flags(values: flags.FlagValues) -> None:
     'images', None, 'Folder of images to predict.', flag_values=values
   )
   flags.DEFINE_string(
-    'out', None, 'Folder of the predictions.', flag_values=values
+    'out',
+    None,
+    'Folder of the predictions; predictions/<images> of --workdir by default.',
+    flag_values=values,
   )
   flags.DEFINE_string(
     'export_size',
@@ -227,7 +257,7 @@ def _define_host_flags(values: flags.FlagValues) -> None:
 
 
 def _request(
-  values: flags.FlagValues,
+  values: flags.FlagValues, workdir: files.Path
 ) -> predict.Request | export.Request | None:
   """Returns the prediction or export that was requested, if any."""
   if values.export_size and values.stage != ['export']:
@@ -244,14 +274,18 @@ def _request(
     )
   if values.dry_run or values.dry_run_xla:
     raise errors.UserError('--dry_run is for training, not for --stage=predict')
-  for name in ('images', 'out'):
-    if not values[name].value:
-      raise errors.UserError(
-        f'--{name}: --stage=predict needs a folder, got nothing'
-      )
+  if not values.images:
+    raise errors.UserError('--images: --stage=predict needs a folder, got none')
+  images = pathlib.Path(values.images).expanduser()
+  out = values.out or workdir / 'predictions' / images.resolve().name
+  if not values.out and not files.is_local_path(workdir):
+    raise errors.UserError(
+      f'--out: expected a folder of this machine, as {workdir} is a bucket, '
+      'got none'
+    )
   return predict.Request(
-    pathlib.Path(values.images).expanduser(),
-    pathlib.Path(values.out).expanduser(),
+    images,
+    pathlib.Path(out).expanduser(),
     values.overlays,
     values.probs,
     values.max_megapixels,
@@ -289,10 +323,14 @@ def _topology(values: flags.FlagValues) -> topology_lib.Topology | None:
 def default_workdir(config: str) -> str:
   """Returns the default work folder, runs/<config file>-<options>.
 
+  The config that a run has left belongs to its own folder.
+
   >>> default_workdir('configs/ddep_shapes.py:init=dep,labels=50')
   'runs/ddep_shapes-init=dep,labels=50'
   """
   path, _, arguments = config.partition(':')
+  if config.endswith(placement.CONFIG_FILE):
+    return config.removesuffix(placement.CONFIG_FILE).rstrip('/') or '.'
   name = pathlib.Path(path).stem + (f'-{arguments}' if arguments else '')
   return str(pathlib.Path('runs') / re.sub(r'[^\w.,=-]', '_', name))
 
@@ -301,4 +339,6 @@ def _one_line(error: Exception) -> str:
   # The text of an AttributeError may be quoted, with its line breaks escaped.
   text = ' '.join(str(error).strip('\'"').replace('\\n', ' ').split())
   known = (flags.Error, ValueError, errors.UserError)
-  return text if isinstance(error, known) else f'{type(error).__name__}: {text}'
+  if isinstance(error, known):
+    return text
+  return f'the flags --config.FIELD=VALUE do not fit the config: {text}'

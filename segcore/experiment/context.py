@@ -25,6 +25,7 @@ class Context:
     operation: options of speed and intervals, which change no result.
     mesh: mesh of the devices.
     stages: names of all stages that such an experiment may have.
+    opened: splits that were opened before, by data set and name.
   """
 
   network: network_lib.NetworkOptions
@@ -32,6 +33,9 @@ class Context:
   operation: loop.OperationOptions
   mesh: Mesh
   stages: tuple[str, ...] = ()
+  opened: dict[tuple[datasets.DataOptions, str], datasets.Split] = (
+    dataclasses.field(default_factory=dict, compare=False)
+  )
 
   def with_network(self, **fields: Any) -> 'Context':
     """Returns a context with other fields of the network options."""
@@ -64,7 +68,7 @@ class Context:
     kind: str = '',
     purpose: str = '',
   ) -> datasets.Split:
-    """Opens a split.
+    """Opens a split, once.
 
     Args:
       data: name and location of the data set.
@@ -76,7 +80,11 @@ class Context:
     Raises:
       UserError: the split is missing, or has no such labels.
     """
-    opened = datasets.open_dataset_split(data, split, self.data_dir)
+    if (data, split) not in self.opened:
+      self.opened[data, split] = datasets.open_dataset_split(
+        data, split, self.data_dir
+      )
+    opened = self.opened[data, split]
     if kind:
       opened.require_labels(kind, purpose)
     return opened
@@ -91,7 +99,9 @@ class Context:
       purpose: name of the part that needs the masks, for the message.
     """
     split = self.open(block.data, block.split, 'label', purpose)
-    return split.select(block.subset.labeled_indices(split.ids(), split.folder))
+    return split.select(
+      block.subset.labeled_indices(split.ids(), split.id_rule)
+    )
 
   def evaluated(
     self, block: data_lib.LabeledData, name: str, purpose: str
@@ -110,7 +120,7 @@ class Context:
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
       return split.select(
-        block.subset.held_out_indices(split.ids(), split.folder)
+        block.subset.held_out_indices(split.ids(), split.id_rule)
       )
     return self.open(block.data, name, 'label', purpose)
 

@@ -14,13 +14,16 @@ from input_pipeline import (
   transforms,
   views,
 )
-from runtime import files, json_files, options
+from input_pipeline.sources import records
+from runtime import console, files, json_files, options
 from segcore.train import workspace as workspace_lib
 
 # Crops by their names in configs.
 CROPS = {**transforms.CROPS, 'fitted': crop_scale.FittedCrop}
 # Names and colors of the class ids, in the folder of a trained network.
 CLASSES_FILE = 'classes.json'
+# Labeled images that are searched for classes before training.
+_MAX_COUNTED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,24 +195,23 @@ def require_same_stage_labels(
   )
 
 
-def require_same_stage_data(
-  workspace: workspace_lib.Workspace, split: datasets.Split, name: str = ''
-) -> None:
-  """Checks that a stage continues with the data of its start.
+def warn_of_unseen_classes(labeled: datasets.Split) -> None:
+  """Warns of classes that no labeled image shows.
 
-  The first call writes version and size of the split to the folder of the
-  stage.
-
-  Args:
-    workspace: folders of the stage.
-    split: split that the stage reads.
-    name: name of the stream, if the stage reads several; else ''.
-
-  Raises:
-    UserError: the stage was started with other data.
+  Of many labeled images only the first are read, as they nearly always show all
+  classes; the audit of the data set has counted all of them.
   """
-  json_files.require_unchanged_json(
-    workspace.directory / f'data{name and "_" + name}.json',
-    {'version': split.version, 'num_images': len(split)},
-    'the data set',
-  )
+  num_classes, seen = len(labeled.classes), set()
+  for i in range(min(len(labeled), _MAX_COUNTED)):
+    label = records.decode_record_label(labeled.records[i]['label'])
+    seen.update(np.flatnonzero(np.bincount(label[label >= 0])).tolist())
+    if len(seen) == num_classes:
+      return
+  if len(labeled) <= _MAX_COUNTED:
+    names = ', '.join(
+      repr(name) for i, name in enumerate(labeled.classes) if i not in seen
+    )
+    console.print_line(
+      f'warning: no labeled image of {labeled.name} shows {names}: choose '
+      'other labeled images, or more'
+    )

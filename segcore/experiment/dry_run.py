@@ -1,11 +1,12 @@
 """The cost of a training, computed before any data is read.
 
-  for line in dry_run.report_workload(workload, compiles=False):
+  for line in dry_run.report_dry_run(workload, compiles=False):
     print(line)
 
-Everything follows from shapes: nothing is initialized or run, so that a network
-of any size takes seconds and little memory. Only XLA's own figures need the
-compiled program, which takes minutes for a large network.
+The costs follow from shapes, so that a network of any size takes seconds and
+little memory. Then a few steps are timed on the devices at hand, unless they
+would take a CPU minutes. XLA's own figures need the compiled program, which
+takes minutes for a large network.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from segcore import types
 from segcore.cost import communication, flops, throughput
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
+from segcore.experiment import step_timing
 from segcore.models import segmenter
 from segcore.train import loop, method, train_state
 
@@ -34,6 +36,8 @@ CHIPS = {
 EFFICIENCIES = (0.3, 0.4, 0.5)
 # The share assumed for the predicted time of a step.
 EFFICIENCY = 0.4
+# Operations of a step, on all devices, above which a CPU does not try it.
+_MAX_CPU_FLOPS = 5e11
 # Numbers of devices for which weak scaling is predicted.
 _WEAK_SCALING = (1, 4, 8, 64, 256, 1024)
 
@@ -55,6 +59,7 @@ class Workload:
     mesh: mesh of the devices.
     accumulate: number of parts of a batch whose gradients are accumulated.
     notes: further lines of the report.
+    first_step: step that is timed, after a warm-up of cheaper steps.
   """
 
   build: Callable[[bool], method.Method]
@@ -66,6 +71,7 @@ class Workload:
   mesh: Mesh
   accumulate: int = 1
   notes: tuple[str, ...] = ()
+  first_step: int = 0
 
 
 class Cost(NamedTuple):
@@ -107,7 +113,7 @@ class Compiled(NamedTuple):
   exchanged: tuple[communication.Collective, ...] = ()
 
 
-def count_workload_cost(workload: Workload) -> Cost:
+def count_dry_run_cost(workload: Workload) -> Cost:
   """Counts parameters, operations and bytes from the shapes.
 
   Raises:
@@ -129,7 +135,7 @@ def count_workload_cost(workload: Workload) -> Cost:
   )
 
 
-def compile_workload_step(workload: Workload, remat: bool) -> Compiled:
+def compile_dry_run_step(workload: Workload, remat: bool) -> Compiled:
   """Compiles the training step for the devices of the mesh."""
   trained = workload.build(remat)
   state = loop.train_state_spec(trained, workload.mesh, workload.batch_spec)
@@ -146,7 +152,7 @@ def compile_workload_step(workload: Workload, remat: bool) -> Compiled:
   )
 
 
-def place_workload_on(
+def place_dry_run_on(
   workload: Workload, topology: topology_lib.Topology
 ) -> Workload:
   """Describes the same training, of the same global batch, on other devices.
@@ -179,7 +185,7 @@ def state_bytes_per_device(state: Any) -> int:
   )
 
 
-def report_workload(
+def report_dry_run(
   workload: Workload,
   compiles: bool,
   topology: topology_lib.Topology | None = None,
@@ -195,7 +201,7 @@ def report_workload(
     UserError: the batch does not divide among the devices.
   """
   return _report(
-    place_workload_on(workload, topology) if topology else workload,
+    place_dry_run_on(workload, topology) if topology else workload,
     compiles,
     topology,
   )
@@ -204,7 +210,7 @@ def report_workload(
 def _report(
   workload: Workload, compiles: bool, topology: topology_lib.Topology | None
 ) -> Iterator[str]:
-  costs = count_workload_cost(workload)
+  costs = count_dry_run_cost(workload)
   yield from workload.notes
   devices, parts = workload.mesh.size, workload.accumulate
   yield (
@@ -243,6 +249,8 @@ def _report(
     yield from _elsewhere(workload, step, topology)
     return
   yield from _times(workload, step)
+  yield ''
+  yield from _timed(workload, step)
   if compiles:
     yield ''
     yield from _compiler(workload)
@@ -271,12 +279,40 @@ def _times(workload: Workload, step: int) -> Iterator[str]:
   yield from _table((f'{_many(chips, "chip")}, bfloat16', *head), rows)
 
 
+def _timed(workload: Workload, step: int) -> Iterator[str]:
+  """Yields the time of steps on the devices at hand, and of all steps."""
+  device = workload.mesh.devices.flat[0]
+  if device.platform == 'cpu' and step > _MAX_CPU_FLOPS:
+    yield f'not timed here: {step:.3g} FLOPs a step take a CPU minutes'
+    return
+  yield f'timing {step_timing.NUM_STEPS} steps here: compiling, about a minute'
+  try:
+    times = step_timing.time_training_steps(
+      workload.build(workload.remat),
+      workload.mesh,
+      workload.batch_spec,
+      workload.first_step,
+    )
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    yield 'this does not fit into memory: more devices, remat or accumulate'
+    return
+  yield (
+    f'timed here on {workload.mesh.size} x {device.device_kind}: '
+    f'{times.step:.3g} s a step, {console.format_duration(times.compiling)} of '
+    f'compiling; all {workload.num_steps:,} steps '
+    f'{console.format_duration(times.step * workload.num_steps)}, without '
+    'evaluations and waiting for data'
+  )
+
+
 def _elsewhere(
   workload: Workload, step: int, topology: topology_lib.Topology
 ) -> Iterator[str]:
   """Yields the figures of the compiler and the data sheets for a topology."""
   with topology_lib.without_compilation_cache():
-    compiled = compile_workload_step(workload, workload.remat)
+    compiled = compile_dry_run_step(workload, workload.remat)
   count, chip = topology.num_devices, topology.chip
   room = f' of {_bytes(int(chip.memory))}' if chip else ''
   remat = 'with' if workload.remat else 'without'
@@ -361,7 +397,7 @@ def _compiler(workload: Workload) -> Iterator[str]:
   yield f"XLA's figures for {platform}; other devices take other memory:"
   rows = []
   for remat in (False, True):
-    compiled = compile_workload_step(workload, remat)
+    compiled = compile_dry_run_step(workload, remat)
     here = ' (here)' if remat == workload.remat else ''
     an_image = compiled.operations * devices / workload.batch_size
     rows.append(

@@ -22,13 +22,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from input_pipeline import datasets, loader, transforms
-from runtime import errors, files, options
+from runtime import errors, files, json_files, options
 from segcore import types
 from segcore.cost import topology as topology_lib
 from segcore.distributed import collectives
 from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
-from segcore.experiment import dry_run, fitting, stage
+from segcore.experiment import dry_run, extension, fitting, placement, stage
 from segcore.experiment import start as start_lib
 from segcore.models import network as network_lib
 from segcore.train import loop, optimizers
@@ -73,11 +73,13 @@ class ExperimentStage(abc.ABC):
 
   Attributes:
     name: name of the stage, of its config block and of its folder.
+    is_report: whether no other stage reads its results.
     experiment: whole config as a dataclass.
     context: network options, data and devices of all stages.
   """
 
   name: ClassVar[str]
+  is_report: ClassVar[bool] = False
 
   def __init__(self, experiment: Any, context: context_lib.Context):
     self.experiment = experiment
@@ -85,7 +87,11 @@ class ExperimentStage(abc.ABC):
 
   @classmethod
   def build(
-    cls, experiment: Any, mesh: Mesh, stages: Sequence[str]
+    cls,
+    experiment: Any,
+    mesh: Mesh,
+    stages: Sequence[str],
+    opened: dict[Any, datasets.Split] | None = None,
   ) -> 'ExperimentStage':
     """Builds the stage of an experiment.
 
@@ -93,6 +99,7 @@ class ExperimentStage(abc.ABC):
       experiment: whole config, with `network`, `data_dir` and `operation`.
       mesh: mesh of the devices.
       stages: names of all stages that such an experiment may have.
+      opened: splits that were opened already, to be shared by stages.
     """
     context = context_lib.Context(
       experiment.network,
@@ -100,6 +107,7 @@ class ExperimentStage(abc.ABC):
       experiment.operation,
       mesh,
       tuple(stages),
+      {} if opened is None else opened,
     )
     return cls(experiment, context)
 
@@ -142,6 +150,40 @@ class ExperimentStage(abc.ABC):
     """
     return
 
+  def content(self) -> dict[str, Any]:
+    """Returns what identifies the content of all that the stage reads, as JSON.
+
+    The version of a user's folder has a digest of its files in it.
+
+    Raises:
+      UserError: something is missing or cannot be opened.
+    """
+    inputs, block = self.inputs(), self.options
+    content: dict[str, Any] = {}
+    if inputs.splits:
+      content['data'] = [
+        self.context.open(each.data, each.split).version
+        for each in inputs.splits
+      ]
+    if isinstance(block, data_lib.LabeledData):
+      labeled = self.context.labeled(block, self.name)
+      content['labeled'] = options.options_digest(labeled.ids())
+    inputs.start.require(self.context.stages, f'{self.path}.start')
+    if start := inputs.start.fingerprint(self.context.stages):
+      content['start'] = start
+    return content
+
+  def extension(self) -> placement.Extension | None:
+    """Returns how the stage may continue a shorter training, if it trains."""
+    return None
+
+  def reported_metrics(self) -> tuple[str, ...] | None:
+    """Returns the metrics in its results.json; None if they are not known.
+
+    They are '<split>/<metric>', with '*' for any metric.
+    """
+    return None
+
   @abc.abstractmethod
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
     """Runs the stage; returns the files and folders that it has written."""
@@ -178,10 +220,26 @@ class ExperimentStage(abc.ABC):
 
     def run(workspace: workspace_lib.Workspace) -> Sequence[files.Path]:
       check_stage_inputs(stages, workspace.directory.parent)
+      if content := self.content():
+        json_files.require_unchanged_json(
+          workspace.directory / stage.CONTENT_FILE, content, 'the data set'
+        )
       return self.run(workspace)
 
+    def has_same_content(directory: files.Path) -> bool:
+      path = directory / stage.CONTENT_FILE
+      return path.exists() and json_files.read_json(path) == self.content()
+
     return stage.Stage(
-      self.name, self.settings(), run, self.needs, self.dry_run
+      self.name,
+      self.settings(),
+      run,
+      self.needs,
+      self.dry_run,
+      has_same_content,
+      self.is_report,
+      self.extension(),
+      self.reported_metrics(),
     )
 
 
@@ -205,12 +263,9 @@ def check_stage_inputs(
   finished = collectives.broadcast_from_host_0(finished)
   left = [s for s, done in zip(stages, finished, strict=True) if not done]
   _require_files(left)
-  opened = set()
   for each in left:
     for split in each.inputs().splits:
-      if split not in opened:
-        each.context.open(split.data, split.split, split.kind, each.name)
-        opened.add(split)
+      each.context.open(split.data, split.split, split.kind, each.name)
   for each in left:
     each.check_data()
 
@@ -246,10 +301,13 @@ class TrainingStage(ExperimentStage):
       as the best one; None keeps the latest ones only.
     zero_terms_until: last step at which a term of the loss may be 0 by design;
       later, such a term is reported as a likely mistake.
+    follows_num_steps: whether the method itself, not only its learning rate,
+      depends on the length of the training.
   """
 
   best_metric: str | None = None
   zero_terms_until: int = 0
+  follows_num_steps: bool = False
 
   @property
   def size(self) -> tuple[int, int]:
@@ -317,6 +375,32 @@ class TrainingStage(ExperimentStage):
     """Returns the network options for the image size, and the stage's block."""
     return {'network': self.context.fitted(self.size), self.name: self.options}
 
+  def reported_metrics(self) -> tuple[str, ...]:
+    """Returns no metrics: those during training are no results."""
+    return ()
+
+  def extension(self) -> placement.Extension:
+    """Returns how the stage may continue a shorter training."""
+    return placement.Extension(
+      f'settings.{self.name}.recipe.num_steps',
+      self.context.operation.extend,
+      self._refuse_extension,
+    )
+
+  def _refuse_extension(self, directory: files.Path, old: int) -> str:
+    """Returns why a training of `old` steps cannot go on, '' if it can."""
+    reason = extension.explain_other_past(
+      self.options.recipe, old, self.follows_num_steps
+    )
+    if not reason or not hasattr(self.options, 'start'):
+      return reason and f'{reason}: choose another --workdir to train anew'
+    net = self.method(self.context, num_classes=2).segmenter
+    stages = self.experiment.stages
+    start = extension.describe_new_start(
+      self.path, directory, net, stages[stages.index(self.name) :]
+    )
+    return f'{reason}; {start}'
+
   def check(self) -> None:
     """Checks that batch and images fit devices and network."""
     self.options.recipe.check(self.context.mesh, f'{self.path}.recipe')
@@ -336,7 +420,6 @@ class TrainingStage(ExperimentStage):
         f'the data{name and f" ({name})"}',
         f'{len(stream.split)} images of version {stream.split.version}',
       )
-      data_lib.require_same_stage_data(workspace, stream.split, name)
     batches = loader.Loader(
       {name: stream.open() for name, stream in streams.items()},
       recipe.batch_size,
@@ -389,6 +472,7 @@ class TrainingStage(ExperimentStage):
       image_size=self.size,
       mesh=self.context.mesh,
       notes=tuple(notes),
+      first_step=self.zero_terms_until,
     )
 
   def _describe_fitting(self) -> list[str]:
@@ -402,4 +486,4 @@ class TrainingStage(ExperimentStage):
     self, compiles: bool, topology: topology_lib.Topology | None
   ) -> Iterable[str]:
     """Reports parameters, operations, memory and time."""
-    return dry_run.report_workload(self.workload(), compiles, topology)
+    return dry_run.report_dry_run(self.workload(), compiles, topology)

@@ -13,7 +13,7 @@ from segcore.experiment import data as data_lib
 _FITTED = 'fitted'
 
 
-def fit_crops(
+def fit_config_crops(
   config: ml_collections.ConfigDict, workdir: files.Path
 ) -> ml_collections.ConfigDict:
   """Returns a config whose crops named 'fitted' have their sizes and areas.

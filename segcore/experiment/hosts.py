@@ -3,7 +3,6 @@
 import contextlib
 import math
 import socket
-import sys
 import traceback
 from collections.abc import Iterator
 
@@ -18,11 +17,6 @@ from segcore.train import workspace
 _NEVER_SECONDS = 10**8
 # Characters of an exception that the other hosts print.
 _MAX_MESSAGE = 500
-
-
-def print_user_error(text: str) -> None:
-  """Prints a user error to stderr, on every host."""
-  print(f'error: {text}', file=sys.stderr, flush=True)
 
 
 def describe_user_error(
@@ -87,7 +81,7 @@ def joined_hosts(parsed: command.Command) -> Iterator[None]:
     raise
   except errors.UserError as error:
     message = describe_user_error(error, parsed)
-    print_user_error(message)
+    errors.print_user_error(message)
     monitor.abort(message, exit_status.USER_ERROR, immediately=True)
   except KeyboardInterrupt:
     monitor.abort('interrupted', exit_status.INTERRUPTED, immediately=True)

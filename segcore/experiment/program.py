@@ -76,9 +76,10 @@ class Program:
         f'config.stages: expected some of {tuple(registry)}, got '
         f'{experiment.stages}'
       )
+    opened = {}
     mesh = sharding.make_mesh(experiment.operation.fsdp, devices)
     built = {
-      name: registry[name].build(experiment, mesh, tuple(registry))
+      name: registry[name].build(experiment, mesh, tuple(registry), opened)
       for name in experiment.stages
     }
     for name, each in built.items():
@@ -92,6 +93,10 @@ class Program:
   def complete(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Adds the fields that a config leaves out, with their defaults."""
     return options_lib.complete_options(self.experiment, config)
+
+  def is_chosen_by_name(self, path: str) -> bool:
+    """Returns whether a block's field `name` chooses what it may hold."""
+    return options_lib.is_chosen_by_name(self.experiment, path)
 
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None

@@ -9,7 +9,8 @@ from input_pipeline import crop_scale, transforms
 from runtime import console, errors, files, json_files, options
 from segcore.cost import topology as topology_lib
 from segcore.distributed import sharding
-from segcore.eval import class_report, predict, protocols
+from segcore.eval import class_report, metrics, predict, protocols
+from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import results as results_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage, stage
@@ -69,7 +70,7 @@ class EvaluateOptions:
         'config.evaluate.training_scale: expected training on crops named '
         f'inception or fitted, got {type(crop).__name__}: set it to False'
       )
-    side = crop_scale.training_short_side(crop)
+    side = crop_scale.short_side_at_crop_scale(crop)
     return dataclasses.replace(self.protocol, short_side=side)
 
   @property
@@ -92,6 +93,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   """
 
   name = 'evaluate'
+  is_report = True
   trained_by: ClassVar[str]
   checkpoint_fields: ClassVar[tuple[str, ...]] = (
     'step',
@@ -137,9 +139,18 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   def settings(self) -> Any:
     """Returns the options without the batch size, which changes no result."""
-    settings = options.options_to_dict(self.options)
-    del settings['batch_size']
-    return settings
+    return options.omit_fields(self.options, 'batch_size')
+
+  def reported_metrics(self) -> tuple[str, ...]:
+    """Returns the metrics of the confusion matrix of each split."""
+    values = metrics.ConfusionMatrix.empty(2).compute()
+    names = evaluator_lib.evaluation_scalars(values)
+    return tuple(
+      f'{split}{suffix}/{name}'
+      for split in self.options.splits
+      for suffix in self.options.paddings
+      for name in names
+    )
 
   def check(self) -> None:
     """Checks that batches divide among the devices."""
@@ -173,15 +184,13 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
+        undefined = evaluator_lib.undefined_values(evaluated.values)
+        miou = f'mIoU {evaluated.values["miou"]:.4f}'
         console.print_line(
-          f'{split.name}{suffix}: mIoU {evaluated.values["miou"]:.4f} over '
-          f'{len(split)} images'
+          f'{split.name}{suffix}: {undefined or miou} over {len(split)} images'
         )
         for line in class_report.describe_evaluation(
-          f'{name}{suffix}',
-          split.classes,
-          evaluated.values,
-          evaluated.confusion,
+          f'{name}{suffix}', split.classes, evaluated.values
         ):
           console.print_line(line)
     return results.write(

@@ -3,11 +3,11 @@
 A stage writes to `workdir/NAME`. `settings.json` there holds the settings it
 was started with; `DONE.json` marks it as finished and lists its outputs with
 their checksums. Running the same command again does what is left; a folder of
-other settings is refused.
+other settings is refused (see `placement`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,11 @@ from jax.experimental import multihost_utils
 
 from runtime import console, errors, files, json_files, options, progress
 from segcore.cost import topology as topology_lib
+from segcore.experiment import placement as placement_lib
 from segcore.train import workspace as workspace_lib
 
-_MAX_DIFFERENCES = 5
+# Digests of the files that a stage reads, in its folder.
+CONTENT_FILE = 'data.json'
 
 # (compile too, devices to compile for) -> lines.
 DryRun = Callable[[bool, topology_lib.Topology | None], Iterable[str]]
@@ -37,6 +39,13 @@ class Stage:
     dry_run: function that reports in lines what the stage would compute and
       cost, without data; its arguments are whether to compile, too, and the
       devices to compile for.
+    has_same_content: function that returns whether the files that the stage
+      reads are those that a folder was made with, wherever they lie.
+    is_report: whether no other stage reads the results: those of other settings
+      get a folder of their own.
+    reported: metrics that it writes to results.json, as '<split>/<metric>',
+      with '*' for any metric; None if they are not known before it runs.
+    extension: continuation of a shorter training; None if the stage trains not.
   """
 
   name: str
@@ -44,12 +53,17 @@ class Stage:
   run: Callable[[workspace_lib.Workspace], Sequence[files.Path]]
   needs: tuple[str, ...] = ()
   dry_run: DryRun | None = None
+  has_same_content: Callable[[files.Path], bool] = lambda directory: False
+  is_report: bool = False
+  extension: placement_lib.Extension | None = None
+  reported: tuple[str, ...] | None = None
 
 
 def run_stages(
   stages: Sequence[Stage],
   workdir: files.Path,
   only: Sequence[str] = (),
+  save_config: Callable[[files.Path, bool], None] = lambda *_: None,
 ) -> None:
   """Runs the stages that are not finished, in order.
 
@@ -57,28 +71,37 @@ def run_stages(
     stages: stages of the experiment, each after those that it needs.
     workdir: folder of the experiment.
     only: names of the stages to run; all stages if empty.
+    save_config: function that writes the config into the work folder, once
+      nothing is refused; it replaces an earlier one if True is given, which is
+      the case unless only reports are made.
 
   Raises:
     UserError: an unknown name, a needed stage that is not finished, or a folder
       that belongs to other settings.
   """
   chosen = _choose(stages, only)
-  settings_by_name = check_stage_settings(stages, workdir)
+  placements = place_stages(stages, workdir)
+  left = [s for s in chosen if not placements[s.name].is_finished]
+  save_config(workdir, any(not s.is_report for s in left))
   preemption = workspace_lib.Preemption()
+  worked = set()
   for stage in chosen:
-    settings = settings_by_name[stage.name]
+    placed = placements[stage.name]
     progress.record_activity(f'the start of {stage.name}')
-    directory = workdir / stage.name
-    if is_stage_finished(directory):
-      console.print_line(f'{stage.name} is finished already: {directory}')
+    if placed.is_finished:
+      console.print_line(
+        f'{stage.name} is finished already: {placed.directory}'
+      )
       continue
     for name in stage.needs:
-      require_finished_stage(workdir / name, stage.name)
-    json_files.write_json(directory / 'settings.json', settings)
+      if name not in worked:
+        _require_all_steps(placements[name], stage.name)
+      require_finished_stage(placements[name].directory, stage.name)
+    _prepare(placed)
     workspace = workspace_lib.Workspace(
-      directory,
-      {name: workdir / name for name in stage.needs},
-      options.options_digest(settings),
+      placed.directory,
+      {name: placements[name].directory for name in stage.needs},
+      options.options_digest(placed.settings),
       preemption,
     )
     if preemption.reached():
@@ -86,9 +109,19 @@ def run_stages(
     try:
       outputs = stage.run(workspace)
     except errors.UserError:
-      _remove_unused_settings(directory)
+      _remove_unused_settings(placed.directory)
       raise
     _finish(workspace, stage.name, outputs)
+    worked.add(stage.name)
+
+
+def _require_all_steps(placed: placement_lib.Placement, needed_by: str) -> None:
+  """Raises UserError if a needed training has to be continued first."""
+  if placed.extends is not None:
+    name = placed.directory.name
+    raise errors.UserError(
+      f'{needed_by} needs {name} with all its steps: run --stage={name} first'
+    )
 
 
 def dry_run_stages(
@@ -140,25 +173,43 @@ def _choose(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
 
 def is_stage_finished(directory: files.Path) -> bool:
   """Returns whether the stage in a folder is finished."""
-  return (directory / 'DONE.json').exists()
+  return (directory / placement_lib.DONE_FILE).exists()
 
 
-def check_stage_settings(
-  stages: Sequence[Stage], workdir: files.Path
-) -> dict[str, dict[str, Any]]:
-  """Checks that a work folder belongs to these stages; returns their settings.
+def place_stages(
+  stages: Sequence[Stage], workdir: files.Path, compares_content: bool = True
+) -> dict[str, placement_lib.Placement]:
+  """Returns the folder and the settings of each stage, by name.
 
   Args:
     stages: stages of the experiment, each after those that it needs.
     workdir: folder of the experiment.
+    compares_content: whether files that lie elsewhere than before are opened
+      and compared; else they are taken for the same.
 
   Raises:
-    UserError: the folder belongs to other settings.
+    UserError: a folder belongs to other settings, or a stage comes before one
+      it needs.
   """
-  settings_by_name = settings_by_stage(stages)
-  for name, settings in settings_by_name.items():
-    _refuse_others(workdir / name, settings)
-  return settings_by_name
+  placements: dict[str, placement_lib.Placement] = {}
+  for stage in stages:
+    _check_order(stage, placements, stages)
+    needed = {name: placements[name] for name in stage.needs}
+    same = stage.has_same_content if compares_content else lambda _: True
+    placements[stage.name] = placement_lib.place_stage(
+      workdir / stage.name,
+      _settings(stage, {n: p.settings for n, p in needed.items()}),
+      locations=frozenset(options.location_paths({'settings': stage.settings})),
+      has_same_content=same,
+      is_report=stage.is_report,
+      extension=stage.extension,
+      extended={
+        name: placed.extends
+        for name, placed in needed.items()
+        if placed.extends is not None
+      },
+    )
+  return placements
 
 
 def settings_by_stage(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
@@ -171,41 +222,54 @@ def settings_by_stage(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
   """
   settings: dict[str, dict[str, Any]] = {}
   for stage in stages:
-    for name in stage.needs:
-      if name not in settings:
-        raise errors.UserError(
-          f'{stage.name} needs {name}, which must come before it: the stages '
-          f'are {", ".join(s.name for s in stages)}'
-        )
-    before = {
-      name: options.options_digest(settings[name]) for name in stage.needs
-    }
-    settings[stage.name] = options.options_to_dict(
-      {'settings': stage.settings, 'needs': before}
-    )
+    _check_order(stage, settings, stages)
+    settings[stage.name] = _settings(stage, settings)
   return settings
 
 
-def _refuse_others(directory: files.Path, settings: Any) -> None:
-  path = directory / 'settings.json'
-  if not path.exists():
-    return
-  lines = options.option_differences(json_files.read_json(path), settings)
-  if lines:
-    more = len(lines) - _MAX_DIFFERENCES
-    raise errors.UserError(
-      f'{directory} was made with other settings ('
-      + '; '.join(lines[:_MAX_DIFFERENCES])
-      + (f'; and {more} more' if more > 0 else '')
-      + '): choose another --workdir'
-    )
+def _check_order(
+  stage: Stage, before: Container[str], stages: Sequence[Stage]
+) -> None:
+  """Raises UserError unless what a stage needs comes before it."""
+  for name in stage.needs:
+    if name not in before:
+      raise errors.UserError(
+        f'{stage.name} needs {name}, which must come before it: the stages '
+        f'are {", ".join(s.name for s in stages)}'
+      )
+
+
+def _settings(stage: Stage, before: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the settings of a stage, with digests of those before it."""
+  needs = {name: options.options_digest(before[name]) for name in stage.needs}
+  return options.options_to_dict({'settings': stage.settings, 'needs': needs})
+
+
+def _prepare(placed: placement_lib.Placement) -> None:
+  """Prepares the folder of a stage, on host 0, while the others wait."""
+  if jax.process_index() == 0:
+    placed.prepare()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'{placed.directory.name} prepared')
 
 
 def _remove_unused_settings(directory: files.Path) -> None:
-  """Removes the settings of a stage that was refused before it began."""
-  settings = directory / 'settings.json'
-  if jax.process_index() == 0 and [*directory.iterdir()] == [settings]:
-    settings.unlink()
+  """Removes the settings of a stage that was refused before it began.
+
+  Where it was the first one, the config goes too.
+  """
+  if jax.process_index() != 0:
+    return
+  own = {directory / placement_lib.SETTINGS_FILE, directory / CONTENT_FILE}
+  made = {*directory.iterdir()}
+  if made <= own:
+    for path in made:
+      path.unlink()
+    workdir = directory.parent
+    config = workdir / placement_lib.CONFIG_FILE
+    others = workdir.glob(f'*/{placement_lib.SETTINGS_FILE}')
+    if config.exists() and not any(others):
+      config.unlink()
 
 
 def _finish(
@@ -229,7 +293,7 @@ def _finish(
       for file in files.walk_files(output)
     }
     json_files.write_json(
-      workspace.directory / 'DONE.json',
+      workspace.directory / placement_lib.DONE_FILE,
       {'stage': name, 'digest': workspace.digest, 'outputs': hashes},
     )
   if jax.process_count() > 1:
@@ -246,7 +310,7 @@ def require_finished_stage(directory: files.Path, needed_by: str) -> None:
   Raises:
     UserError: the stage is not finished, or a file is missing or damaged.
   """
-  done = directory / 'DONE.json'
+  done = directory / placement_lib.DONE_FILE
   if not done.exists():
     raise errors.UserError(
       f'{needed_by} needs {directory.name}, which is not finished in '

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from runtime import errors, files
+from runtime import errors, files, options
 from segcore.models import segmenter
 from segcore.train import workspace as workspace_lib
 from segcore.weights import load
@@ -21,7 +21,7 @@ class Start:
       'heads/NAME'.
   """
 
-  path: str = ''
+  path: str = options.location(default='')
   take: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -57,6 +57,25 @@ class Start:
       f'{path}.path: {self.path} does not exist: expected a stage, the folder '
       'of one, or a weight file'
     )
+
+  def fingerprint(self, stages: Sequence[str]) -> str:
+    """Returns a digest of the content, '' for a stage or random values.
+
+    Args:
+      stages: as in `needs`.
+    """
+    if self.needs(stages) or not self.path:
+      return ''
+    if not self.folder.is_dir():
+      return files.file_checksum(self.folder)
+    done = self.folder / 'DONE.json'
+    if done.exists():  # It lists the checksums of all files.
+      return options.options_digest(done.read_text())
+    names = sorted(
+      str(file.relative_to(self.folder))
+      for file in files.walk_files(self.folder)
+    )
+    return options.options_digest(names)
 
   def read(
     self,

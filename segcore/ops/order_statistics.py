@@ -138,8 +138,8 @@ def keep_top_priorities(
 ) -> Bool[Array, 'B P C']:
   """Keeps the `max_count` pixels of highest priority under each class's mask.
 
-  With priorities of `draw_pixel_priorities` this is a uniform random selection,
-  the same one on any number of devices.
+  With priorities of `sample_pixel_priorities` this is a uniform random
+  selection, the same one on any number of devices.
 
   Args:
     mask: mask of the pixels of each class.
@@ -167,10 +167,10 @@ def keep_top_priorities(
   return jnp.where(counts <= max_count, mask, kept)
 
 
-def draw_pixel_priorities(
+def sample_pixel_priorities(
   keys: ExampleKeys, num_pixels: int
 ) -> Int[Array, 'B P']:
-  """Draws uniform integers from 0 to 2³¹ - 1 for the pixels of each image.
+  """Samples uniform integers from 0 to 2³¹ - 1 for the pixels of each image.
 
   Args:
     keys: keys of the images of the global batch.

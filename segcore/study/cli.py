@@ -17,7 +17,6 @@ import fcntl
 import os
 import pathlib
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -53,7 +52,7 @@ def run_study_command(argv: Sequence[str]) -> int:
     with _handling_signals(workers), _locked(command.workdir) as workers.lock:
       runner.run_study(command.study, command.workdir, workers)
   except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr, flush=True)
+    errors.print_user_error(error)
     return exit_status.USER_ERROR
   except workspace_lib.Preempted as stopped:
     console.print_line(
@@ -61,7 +60,7 @@ def run_study_command(argv: Sequence[str]) -> int:
     )
     return workers.stopping
   for name, reason in workers.failed.items():
-    print(f'error: {name}: {reason}', file=sys.stderr, flush=True)
+    errors.print_user_error(f'{name}: {reason}')
   return exit_status.USER_ERROR if workers.failed else 0
 
 
@@ -158,10 +157,16 @@ def _parser() -> argparse.ArgumentParser:
   )
   add(
     '--select',
-    default='val/miou',
-    help='SPLIT/METRIC by which the sweep chooses',
+    default='',
+    help='SPLIT/METRIC by which the sweep chooses; the mIoU of val, or of '
+    'held_out, by default',
   )
-  add('--report', default='test/miou', help='SPLIT/METRIC of the table')
+  add(
+    '--report',
+    default='',
+    help='SPLIT/METRIC of the table; the mIoU of test by default, or of the '
+    'first split that is reported',
+  )
   add(
     '--also',
     default='',

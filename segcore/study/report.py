@@ -147,7 +147,7 @@ def mean_and_std_over_seeds(values: Sequence[float]) -> tuple[float, float]:
   return float(array.mean()), std
 
 
-def markdown_tables(
+def study_markdown_tables(
   cells: Sequence[CellResult],
   name: str,
   axis: str,
@@ -207,7 +207,7 @@ def markdown_tables(
   return '\n'.join(lines) + '\n'
 
 
-def csv_table(
+def study_csv_table(
   cells: Sequence[CellResult], name: str, axis: str, also: Sequence[str] = ()
 ) -> str:
   """Formats a CSV line per cell of the table and metric, in percent.
@@ -256,8 +256,8 @@ def write_study_report(
     The paths of the files.
   """
   texts = {
-    'table.md': markdown_tables(cells, name, axis, baseline, also),
-    'table.csv': csv_table(cells, name, axis, also),
+    'table.md': study_markdown_tables(cells, name, axis, baseline, also),
+    'table.csv': study_csv_table(cells, name, axis, also),
   }
   for file, text in texts.items():
     (folder / file).write_text(text)

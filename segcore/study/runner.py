@@ -44,7 +44,7 @@ class Runner:
       UserError: a config is wrong, or a result was made with another config.
       Preempted: the study was asked to stop.
     """
-    plans = [spec_lib.plan_cell(self.study, cell) for cell in cells]
+    plans = [spec_lib.plan_study_cell(self.study, cell) for cell in cells]
     todo = [plan for plan in plans if not self._is_finished(plan)]
     console.print_line(
       f'{purpose}: {len(plans)} runs, of which {len(plans) - len(todo)} are '
@@ -269,6 +269,8 @@ def run_study(
     UserError: a config is wrong, or the results lack a requested metric.
     Preempted: the study was asked to stop.
   """
+  study = spec_lib.resolve_metrics(study)
+  console.print_line(f'reported: {study.report}')
   runner = Runner(study, workdir, workers)
   for name in ('cells', 'shared'):
     (workdir / name).mkdir(parents=True, exist_ok=True)

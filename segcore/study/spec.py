@@ -1,11 +1,12 @@
 """Studies and their cells: which runs there are, and how each is started."""
 
 import dataclasses
+import fnmatch
 import importlib
 import itertools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from runtime import errors, options
 from segcore.experiment import command, config_file, stage
@@ -56,8 +57,10 @@ class Study:
       of the table.
     sweep_at: value of the last axis at which a row is swept; '' for a sweep at
       each value.
-    select: '<split>/<metric>' by which the sweep chooses.
-    report: '<split>/<metric>' of the table; '<stage>.<split>/<metric>' for a
+    select: '<split>/<metric>' by which the sweep chooses; '' for the mIoU of
+      `val`, or else of `held_out`.
+    report: '<split>/<metric>' of the table, '' for the mIoU of `test`, or else
+      of the first split reported; '<stage>.<split>/<metric>' for a
       stage before the last one.
     baseline: row that the others are compared with: 'init=supervised'.
     also: further metrics of the table.
@@ -69,8 +72,8 @@ class Study:
   seeds: tuple[int, ...]
   sweep: tuple[Axis, ...] = ()
   sweep_at: str = ''
-  select: str = 'val/miou'
-  report: str = 'test/miou'
+  select: str = ''
+  report: str = ''
   baseline: str = ''
   also: tuple[str, ...] = ()
 
@@ -89,7 +92,7 @@ class Study:
         f'{", ".join(self.vary[-1].values)}, got {self.sweep_at}'
       )
     for flag, name in self.requested_metrics():
-      if '/' not in name:
+      if name and '/' not in name:
         raise errors.UserError(
           f'--{flag}: expected SPLIT/METRIC such as val/miou, got {name!r}'
         )
@@ -214,11 +217,14 @@ class CellPlan:
     cell: the cell.
     program: module whose command line runs the cell.
     digests: digest of the settings of each stage, in order.
+    reported: metrics of each stage as '<split>/<metric>', with '*' for any
+      metric; None for a stage whose metrics are not known before it runs.
   """
 
   cell: Cell
   program: str
   digests: Mapping[str, str]
+  reported: Mapping[str, tuple[str, ...] | None]
 
   @property
   def shared_names(self) -> dict[str, str]:
@@ -226,7 +232,7 @@ class CellPlan:
     return {name: f'{name}-{d[:8]}' for name, d in self.digests.items()}
 
 
-def plan_cell(study: Study, cell: Cell) -> CellPlan:
+def plan_study_cell(study: Study, cell: Cell) -> CellPlan:
   """Builds the stages of a cell, without opening data.
 
   Raises:
@@ -243,4 +249,66 @@ def plan_cell(study: Study, cell: Cell) -> CellPlan:
     cell,
     program,
     {name: options.options_digest(values) for name, values in settings.items()},
+    {each.name: each.reported for each in stages},
   )
+
+
+# Splits that the metrics are of where no flag says, in this order.
+_DEFAULT_SPLITS = {'report': ('test',), 'select': ('val', 'held_out')}
+
+
+def resolve_metrics(study: Study) -> Study:
+  """Checks the metrics of the flags before any run, and chooses missing ones.
+
+  Raises:
+    UserError: a metric is not among those that a run reports.
+  """
+  first, *_ = study.sweep_cells() or study.final_cells({})
+  reported = plan_cell(study, first).reported
+  last = [*reported][-1]
+  names = reported[last]
+  if names is not None:
+    for flag, splits in _DEFAULT_SPLITS.items():
+      if not getattr(study, flag) and (flag == 'report' or study.sweep):
+        study = dataclasses.replace(
+          study, **{flag: _choose_metric(flag, splits, names)}
+        )
+  # Where nothing is known before a run, these are checked after it.
+  study = dataclasses.replace(
+    study,
+    report=study.report or 'test/miou',
+    select=study.select or 'val/miou',
+  )
+  known = [
+    name if stage == last else f'{stage}.{name}'
+    for stage, names in reported.items()
+    for name in names or ()
+  ]
+  for flag, name in study.requested_metrics():
+    stage = name.partition('/')[0].rpartition('.')[0] or last
+    is_known = any(fnmatch.fnmatchcase(name, pattern) for pattern in known)
+    if not is_known and reported.get(stage) is not None:
+      raise errors.UserError(
+        f'--{flag}: expected one of {", ".join(known)}, got {name}'
+      )
+  return study
+
+
+def _choose_metric(
+  flag: str, splits: Sequence[str], names: Sequence[str]
+) -> str:
+  """Returns the mIoU of the first split that is reported.
+
+  Raises:
+    UserError: a sweep would have to choose by the split of the report.
+  """
+  available = [name.partition('/')[0] for name in names]
+  for split in splits:
+    if split in available:
+      return f'{split}/miou'
+  if flag == 'select':
+    raise errors.UserError(
+      f'--select: expected one of {", ".join(names)}, as no run reports '
+      f'{" or ".join(splits)}'
+    )
+  return f'{available[0]}/miou'

@@ -115,7 +115,7 @@ class Checkpoints:
     if step is not None and step < before:
       folder = files.absolute_path(self.directory) / 'best' / str(step)
       try:
-        value = manifest.read_best_value(folder)
+        value = manifest.read_manifest_best_value(folder)
       except Exception as error:  # Orbax has no class for damaged files.
         logging.warning(
           'the best state in %s is damaged (%s): the next evaluation replaces '
@@ -252,11 +252,15 @@ def _layout_problem(
     ValueError: Orbax's metadata are damaged: they contradict the manifest.
   """
   tree = ocp.PyTreeCheckpointHandler().metadata(folder / manifest.STATE).tree
-  layout = manifest.array_layouts(manifest.arrays_by_path(tree))
+  layout = manifest.manifest_array_layouts(
+    manifest.manifest_arrays_by_path(tree)
+  )
   if saved is not None and layout != saved.layout:
     name = _differences(layout, saved.layout)[0]
     raise ValueError(f'{name}: its metadata contradict the manifest')
-  expected = manifest.array_layouts(manifest.arrays_by_path(abstract_state))
+  expected = manifest.manifest_array_layouts(
+    manifest.manifest_arrays_by_path(abstract_state)
+  )
   different = _differences(layout, expected)
   if not different:
     return ''
@@ -289,7 +293,7 @@ def _contrast(
 def _compare(attempt: _Attempt) -> str:
   """Describes how a restored state differs from the one that was saved."""
   try:
-    attempt.saved.check(manifest.arrays_by_path(attempt.state))
+    attempt.saved.check(manifest.manifest_arrays_by_path(attempt.state))
   except ValueError as error:
     return _first_line(error)
   return ''

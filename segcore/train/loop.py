@@ -18,9 +18,8 @@ import numpy as np
 from etils import epy
 from jax.sharding import Mesh
 
-from input_pipeline import batch as batch_lib
 from input_pipeline import loader as loader_lib
-from runtime import console, errors, interrupts, metrics_file, progress
+from runtime import console, errors, interrupts, progress
 from segcore import types
 from segcore.cost import flops, throughput
 from segcore.distributed import sharding
@@ -56,6 +55,8 @@ class OperationOptions:
       TensorBoard points.
     save_every: steps between checkpoints.
     save_minutes: minutes after which a checkpoint is saved earlier; 0: never.
+    extend: continue a finished training whose `num_steps` has grown, where the
+      steps before are those of the longer one.
     fsdp: devices over which large leaves of the state are sharded.
     record_ids: whether to write the ids of each step's images (host 0's rows)
       to `ids.jsonl`.
@@ -65,6 +66,7 @@ class OperationOptions:
   log_every: int = 50
   save_every: int = 500
   save_minutes: float = 2.0
+  extend: bool = False
   fsdp: int = 1
   record_ids: bool = False
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
@@ -164,7 +166,7 @@ def run_training_loop(
     ):
       batches = itertools.islice(batches, training.num_steps - start)
       if operation.record_ids:
-        batches = _record_ids(batches, log.ids, start)
+        batches = log.record_ids(batches, start)
       step_fn, nonfinite_steps = build_jitted_train_step(
         training.method, mesh, state, spec
       )
@@ -187,24 +189,6 @@ def run_training_loop(
           ),
           start,
         )
-
-
-def _record_ids(
-  batches: Iterator[batch_lib.Batch],
-  ids_file: metrics_file.MetricsFile,
-  start: int,
-) -> Iterator[batch_lib.Batch]:
-  """Yields the batches after writing the ids of their images."""
-  for step, batch in enumerate(batches, start + 1):
-    streams = batch if 'id' not in batch else {'': batch}
-    ids_file.write(
-      step,
-      {
-        f'{name}/ids'.lstrip('/'): [i.decode() for i in stream['id'].tolist()]
-        for name, stream in streams.items()
-      },
-    )
-    yield batch
 
 
 @dataclasses.dataclass
@@ -431,9 +415,34 @@ def _restore_or_init(
   restored = checkpoints.restore(abstract_state)
   if restored is not None:
     return restored
+  return 0, init_train_state(
+    training.method, mesh, spec, training.seed, training.loaded
+  )
+
+
+def init_train_state(
+  method: method_lib.Method,
+  mesh: Mesh,
+  spec: types.BatchSpec,
+  seed: int,
+  loaded: types.Params | None = None,
+) -> train_state.TrainState:
+  """Initializes the state of a method on the devices.
+
+  Args:
+    method: method to train.
+    mesh: mesh of the devices.
+    spec: shapes and types of a global batch.
+    seed: seed of the state's PRNG key.
+    loaded: subtrees of parameters to start from.
+
+  Raises:
+    UserError: a parameter group matches nothing.
+  """
+  abstract_state = train_state_spec(method, mesh, spec, loaded)
 
   def init(rng, loaded):
-    return training.method.init(rng, spec, loaded)
+    return method.init(rng, spec, loaded)
 
   # Inside one jit: no leaf may share memory with an input or another leaf,
   # since the step donates them all.
@@ -442,7 +451,7 @@ def _restore_or_init(
     out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state),
     compiler_options=_init_compiler_options(),
   )
-  return 0, jitted(jax.random.PRNGKey(training.seed), training.loaded)
+  return jitted(jax.random.PRNGKey(seed), loaded)
 
 
 def _init_compiler_options() -> dict[str, int] | None:

@@ -203,6 +203,24 @@ def learning_rate_schedule(
   return learning_rate
 
 
+def has_same_learning_rates(
+  options: OptimizerOptions, num_steps: int, longer: int
+) -> bool:
+  """Returns whether the schedules of two lengths agree on the shorter one.
+
+  Args:
+    options: options of the optimizer.
+    num_steps: length of the shorter schedule.
+    longer: length of the longer schedule.
+  """
+  steps = jnp.arange(num_steps)
+  rates, others = (
+    learning_rate_schedule(options, length)(steps)
+    for length in (num_steps, longer)
+  )
+  return bool(jnp.array_equal(rates, others))
+
+
 def build_optimizer(
   options: OptimizerOptions, num_steps: int, params: Params
 ) -> optax.GradientTransformation:

@@ -1,11 +1,13 @@
 """Logs of a training: progress lines, metrics and speed files, TensorBoard."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from input_pipeline import batch as batch_lib
 from runtime import console, files, metrics_file
 from segcore.cost import throughput
 from segcore.train import tensorboard
@@ -131,15 +133,42 @@ class RunLog:
       step, {f'speed/{name}': value for name, value in speeds.items()}
     )
 
+  def record_ids(
+    self, batches: Iterator[batch_lib.Batch], start: int
+  ) -> Iterator[batch_lib.Batch]:
+    """Yields batches after writing the ids of their images.
+
+    Args:
+      batches: batches of the steps after `start`.
+      start: number of finished steps.
+    """
+    for step, batch in enumerate(batches, start + 1):
+      streams = batch if 'id' not in batch else {'': batch}
+      self.ids.write(
+        step,
+        {
+          f'{name}/ids'.lstrip('/'): [i.decode() for i in stream['id'].tolist()]
+          for name, stream in streams.items()
+        },
+      )
+      yield batch
+
   def log_evaluation(self, step: int, summaries: tensorboard.Summaries) -> None:
     """Logs the scalars and pictures of an evaluation."""
-    values = '  '.join(f'{n} {v:.4g}' for n, v in summaries.scalars.items())
-    console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
+    known = {n: v for n, v in summaries.scalars.items() if not math.isnan(v)}
+    values = '  '.join(f'{n} {v:.4g}' for n, v in known.items())
+    line = f'{self.progress.name} {step}  evaluated  {values}'
+    console.print_line(line.rstrip())
     if step == self._num_steps:
       for line in summaries.report:
         console.print_line(line)
-    self._metrics.write(step, summaries.scalars)
-    self._writer.write_scalars(step, {**summaries.scalars, **summaries.curves})
+    logged = dict(summaries.scalars)
+    if missing := [name for name in logged if name not in known]:
+      reason = f'{", ".join(missing)}: undefined, no label was counted for it'
+      console.print_line(f'{self.progress.name} {step}  {reason}')
+      logged['undefined'] = reason
+    self._metrics.write(step, logged)
+    self._writer.write_scalars(step, {**known, **summaries.curves})
     self._writer.write_images(
       step, {tag: image[None] for tag, image in summaries.images.items()}
     )

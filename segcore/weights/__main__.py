@@ -11,7 +11,7 @@ from runtime import errors, exit_status, files
 from segcore.weights import describe
 
 
-def describe_files(argv: Sequence[str]) -> int:
+def describe_weight_files(argv: Sequence[str]) -> int:
   """Runs the command line; returns the exit status."""
   parser = argparse.ArgumentParser(
     prog='python -m segcore.weights', description=__doc__
@@ -23,10 +23,10 @@ def describe_files(argv: Sequence[str]) -> int:
       path = files.parse_file_path(text, 'FILE')
       print('\n'.join(describe.describe_weights(path)))
     except errors.UserError as error:
-      print(f'error: {error}', file=sys.stderr)
+      errors.print_user_error(error)
       status = exit_status.USER_ERROR
   return status
 
 
 if __name__ == '__main__':
-  exit_status.exit_with_status(lambda: describe_files(sys.argv[1:]))
+  exit_status.exit_with_status(lambda: describe_weight_files(sys.argv[1:]))

@@ -47,7 +47,7 @@ def read_checkpoint_fields(
     saved = manifest.read_manifest(folder)
     fields = _restore(folder / manifest.STATE, names)
     if saved is not None:
-      saved.check(manifest.arrays_by_path(fields))
+      saved.check(manifest.manifest_arrays_by_path(fields))
     return fields
   except Exception as error:  # Orbax has no class for damaged files.
     lines = str(error).splitlines() or [type(error).__name__]

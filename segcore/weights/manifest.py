@@ -76,7 +76,7 @@ class Manifest:
       )
 
 
-def arrays_by_path(tree: Any) -> dict[str, Any]:
+def manifest_arrays_by_path(tree: Any) -> dict[str, Any]:
   """Returns the arrays of a state, or of a part of it, by path."""
   serialized = ocp.tree.serialize_tree(tree, keep_empty_nodes=True)
   leaves, _ = jax.tree_util.tree_flatten_with_path(serialized)
@@ -87,7 +87,7 @@ def arrays_by_path(tree: Any) -> dict[str, Any]:
   }
 
 
-def array_layouts(arrays: Mapping[str, Any]) -> dict[str, Layout]:
+def manifest_array_layouts(arrays: Mapping[str, Any]) -> dict[str, Layout]:
   """Returns shape and type of arrays, or of descriptions of them."""
   return {
     name: Layout(tuple(x.shape), str(x.dtype)) for name, x in arrays.items()
@@ -104,13 +104,13 @@ def make_manifest(state: Any, values: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     A mapping for JSON.
   """
-  arrays = arrays_by_path(state)
+  arrays = manifest_arrays_by_path(state)
   sums = checksums.array_checksums(arrays)
   content = {
     **values,
     _ARRAYS: {
       name: [list(layout.shape), layout.dtype, f'{sums[name]:016x}']
-      for name, layout in array_layouts(arrays).items()
+      for name, layout in manifest_array_layouts(arrays).items()
     },
   }
   return {**content, _DIGEST: _digest(content)}
@@ -143,7 +143,7 @@ def read_manifest(folder: files.Path) -> Manifest | None:
   )
 
 
-def read_best_value(folder: files.Path) -> float:
+def read_manifest_best_value(folder: files.Path) -> float:
   """Reads the value by which a state was the best one.
 
   Raises:

@@ -1,5 +1,6 @@
 """The command line as a user runs it: killed, stopped, on several hosts."""
 
+import json
 import re
 import signal
 
@@ -53,7 +54,7 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(discs, whole):
     (photos / 'day.1' / path.name).write_bytes(path.read_bytes())
   (photos / 'torn.jpg').write_bytes(path.read_bytes()[:300])
   process = runs.start(
-    discs,
+    None,
     whole,
     *('--stage=predict', f'--images={photos}', f'--out={out}', '--probs'),
   )
@@ -103,6 +104,18 @@ def test_finished_work_is_not_done_twice(discs, whole):
   added = runs.read_log(whole)[len(before) :]
   assert 'finetune is finished already' in added
   assert 'steps/s' not in added
+
+
+def test_another_protocol_is_reported_beside_the_first(whole):
+  before = runs.read_results(whole)
+  flags = ('--stage=evaluate', '--config.evaluate.protocol.flip=True')
+  process = runs.start(None, whole, *flags)
+  assert runs.wait(process, whole) == 0, runs.read_log(whole)
+  folder = whole / 'evaluate-protocol.flip=True'
+  results = json.loads((folder / 'results.json').read_text())
+  assert 'flip' in results['protocol']
+  assert results['splits']['val']['num_images'] == before['val']['num_images']
+  assert runs.read_results(whole) == before
 
 
 def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(

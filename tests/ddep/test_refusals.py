@@ -6,8 +6,16 @@ import shutil
 import pytest
 
 from ddep import main as ddep_main
+from input_pipeline import datasets
 from runtime import errors, json_files
-from segcore.experiment import cli, config_file, experiment_stage, hosts
+from segcore.experiment import (
+  cli,
+  command,
+  config_file,
+  experiment_stage,
+  hosts,
+  stage,
+)
 from tests.support import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
@@ -62,7 +70,7 @@ def test_all_that_is_missing_is_said_at_once(capsys, monkeypatch, tmp_path):
   )
   err = capsys.readouterr().err
   assert status == 2
-  assert err.count('\n') == 1
+  assert err.count('\n') == 4  # A line each, and the advice.
   for part in (
     f'error: config.denoise.start.path: {tmp_path}/w.npz does not exist',
     f'got {tmp_path}/data/imagenet, which does not exist: give the folder of',
@@ -97,6 +105,123 @@ def test_a_split_that_is_not_there(capsys, source):
   )
   assert 'split: expected one of ' in message
   assert "got 'test'" in message
+
+
+def place(source, workdir, *flags):
+  """Places the stages of a command line; trains nothing."""
+  config = command.parse_command(
+    [
+      'main',
+      f'{CONFIG}:source={source},ignore=255,val_fraction=0.4,labels=2,tiny',
+      f'--config.data_dir={workdir}/records',
+      *flags,
+    ]
+  ).config
+  stages = ddep_main.PROGRAM.build_stages(config)
+  return stages, stage.place_stages(stages, workdir)
+
+
+def test_the_same_files_elsewhere_are_the_same_settings(
+  source, tmp_path, monkeypatch
+):
+  list_file = tmp_path / 'labeled.txt'
+  list_file.write_text('02\n03\n')
+  listed = f'--config.finetune.subset.list={list_file}'
+  stages, placed = place(source, tmp_path, listed)
+  for each in stages:
+    placed[each.name].prepare()
+  built = ddep_main.PROGRAM.build(
+    command.parse_command(
+      [
+        'main',
+        f'{CONFIG}:source={source},ignore=255,val_fraction=0.4,labels=2,tiny',
+        f'--config.data_dir={tmp_path}/records',
+        listed,
+      ]
+    ).config
+  )
+  for name in ('denoise', 'finetune'):
+    content = built[name].content()
+    json_files.write_json(tmp_path / name / stage.CONTENT_FILE, content)
+  # A copy has other times of modification, and another name here.
+  copy = tmp_path / 'a copy'
+  shutil.copytree(source, copy, copy_function=shutil.copyfile)
+  (tmp_path / 'second.txt').write_text('03.jpg\n02.jpg\n')
+  monkeypatch.chdir(tmp_path)
+  for spelled, names in (
+    (f'{source}/', listed),
+    ('discs', listed),
+    (copy, listed),
+    ('./a copy/.', '--config.finetune.subset.list=second.txt'),
+  ):
+    _, other = place(spelled, tmp_path, names)
+    assert other == placed
+  # Another mask, or image, is other data.
+  shutil.copy(copy / 'masks' / '00.png', copy / 'masks' / '06.png')
+  with pytest.raises(
+    errors.UserError, match='/denoise was made with other'
+  ) as e:
+    place(copy, tmp_path, listed)
+  assert f'data.source: {source} -> {copy}' in str(e.value)
+  assert 'which hold other files): choose another --workdir' in str(e.value)
+  finetune = built['finetune']
+  last = finetune.context.open(finetune.options.data, 'train').ids()[-1]
+  (tmp_path / 'second.txt').write_text(f'03\n{last}\n')
+  with pytest.raises(
+    errors.UserError, match='/finetune was made with .*second'
+  ):
+    place('discs', tmp_path, '--config.finetune.subset.list=second.txt')
+  # For predictions it need not be there.
+  stage.place_stages(stages, tmp_path, compares_content=False)
+
+
+def test_data_is_opened_once(source, tmp_path, monkeypatch):
+  opened = []
+  open_split = datasets.open_dataset_split
+  monkeypatch.setattr(
+    datasets,
+    'open_dataset_split',
+    lambda *args: opened.append(args[:2]) or open_split(*args),
+  )
+  config = command.parse_command(
+    [
+      'main',
+      f'{CONFIG}:source={source},ignore=255,val_fraction=0.4,labels=2,tiny',
+      f'--config.data_dir={tmp_path}/records',
+    ]
+  ).config
+  stages = tuple(ddep_main.PROGRAM.build(config).values())
+  for _ in range(2):
+    experiment_stage.check_stage_inputs(stages, tmp_path)
+  assert sorted(split for _, split in opened) == ['train', 'val']
+
+
+def test_a_longer_training_continues_where_its_past_is_the_same(
+  source, tmp_path
+):
+  def refuse(*flags):
+    config = command.parse_command(
+      [
+        'main',
+        f'{CONFIG}:source={source},ignore=255,tiny',
+        '--config.finetune.recipe.num_steps=90',
+        *flags,
+      ]
+    ).config
+    finetune = ddep_main.PROGRAM.build(config)['finetune']
+    return finetune.extension().refuse(tmp_path, 60)
+
+  constant = '--config.finetune.recipe.optimizer.schedule=constant'
+  assert refuse(constant) == ''
+  message = refuse()
+  assert 'a cosine schedule over 90 steps differs from the first' in message
+  # What the message says to do.
+  for part in (
+    "--config.stages=\"('finetune', 'evaluate')\"",
+    f'--config.finetune.start.path={tmp_path}',
+    "--config.finetune.start.take=\"('encoder', 'decoder', 'heads/logits')\"",
+  ):
+    assert part in message
 
 
 def test_softmax_where_images_have_several_classes(capsys, source):

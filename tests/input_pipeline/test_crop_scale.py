@@ -8,7 +8,7 @@ from input_pipeline.sources import object_sizes
 
 
 def fit(sizes, shares=(), **fields):
-  counts = object_sizes.share_histogram(shares)
+  counts = object_sizes.object_share_histogram(shares)
   return crop_scale.FittedCrop(**fields).fit(sizes, counts).crop
 
 
@@ -41,7 +41,9 @@ def test_crops_show_a_part_where_objects_are_small():
   low, high = crop.area
   assert low == pytest.approx(0.4 * high, abs=1e-3)
   # An object has at least eight pixels a side in the smallest scale.
-  share = object_sizes.share_quantile(object_sizes.share_histogram([1e-3]), 0.5)
+  share = object_sizes.object_share_quantile(
+    object_sizes.object_share_histogram([1e-3]), 0.5
+  )
   side = np.sqrt(share / high * crop.size[0] * crop.size[1])
   assert side == pytest.approx(8, rel=0.02)
   # Crops are not enlarged.
@@ -60,4 +62,4 @@ def test_given_fields_are_kept():
 def test_whole_images_are_evaluated_at_the_mean_scale_of_crops():
   crop = transforms.InceptionCrop((100, 150), (0.0625, 0.4375))
   # A crop of a quarter of the image: twice its side.
-  assert crop_scale.training_short_side(crop) == 200
+  assert crop_scale.short_side_at_crop_scale(crop) == 200

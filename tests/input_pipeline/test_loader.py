@@ -429,7 +429,7 @@ def split(tmp_path):
     label_kinds=('label', 'tags'),
     records=source,
     index=fingerprints.ImageIndex.read(
-      shards.split_index_path(pathlib.Path(made.data_dir), 'train')
+      shards.shard_index_path(pathlib.Path(made.data_dir), 'train')
     ),
   )
 

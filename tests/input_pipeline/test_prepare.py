@@ -25,15 +25,17 @@ def test_check_reports_and_then_records_are_written(tmp_path, capsys):
   assert out.endswith(f'records are in {records_file.parent}\n')
 
 
-def test_user_errors_are_one_line(tmp_path, capsys):
+def test_user_errors_are_a_line_for_each_problem(tmp_path, capsys):
   source = tmp_path / 'roads'
   sources.write_folder(source)
   command = sources.arguments_of(sources.FOLDER, source, tmp_path / 'prepared')
   assert prepare.main([*command, '--ignore=']) == 2
-  assert capsys.readouterr().err == (
-    f'error: {source}/masks/a.png: expected values 0…2, got 255 (192 pixels) '
-    '(the first of 3 bad files); repair or remove them, or set '
-    "on_bad_example='skip'\n"
-  )
+  assert capsys.readouterr().err.splitlines() == [
+    f'error: {source}/masks/a.png: expected values 0…2, got 255 (192 pixels)',
+    f'{source}/masks/b.png: expected values 0…2, got 255 (192 pixels)',
+    f'{source}/masks/c.png: expected values 0…2, got 255 (192 pixels)',
+    '3 files cannot be used; repair or remove them, or set '
+    "on_bad_example='skip'",
+  ]
   assert prepare.main([*command, '--ignore=white']) == 2
   assert capsys.readouterr().err.startswith('error: ignore: expected ')

@@ -254,13 +254,15 @@ def test_clustering_is_not_repeated_after_an_interruption(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(features, 'read_single_tags', interrupt)
+    patch.setattr(features, 'read_feature_row_classes', interrupt)
     with pytest.raises(KeyboardInterrupt):
       stages['cluster'].run(workspace)
   monkeypatch.setattr(features, 'extract_clustering_features', interrupt)
   assigned = np.load(workspace.directory / 'assignments.npy')
   # Classes that equal the clusters, with other ids.
-  monkeypatch.setattr(features, 'read_single_tags', lambda split: 7 - assigned)
+  monkeypatch.setattr(
+    features, 'read_feature_row_classes', lambda split: 7 - assigned
+  )
   outputs = stages['cluster'].run(workspace)
   assert sorted(path.name for path in outputs) == [
     *('assignments.npy', 'centroids.npy', 'clusters.json')
@@ -355,7 +357,7 @@ def test_panel_shows_the_given_foreground(config, whole, tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(
     labeler_lib.panels,
-    'draw_grid',
+    'draw_picture_grid',
     lambda rows, names: drawn.append((rows, names)) or rows[0][0],
   )
 

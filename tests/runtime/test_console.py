@@ -1,6 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 
 from runtime import console
+from segcore.experiment import cli
+from tests.support import runs
 
 
 @pytest.mark.parametrize(
@@ -38,3 +43,32 @@ def test_no_speed_right_after_a_restart(capsys):
   progress.restart(1)
   assert progress.report(1, {'loss': 0.5}) == {}
   assert capsys.readouterr().out == 'denoise 1/100  loss 0.5\n'
+
+
+ALARM = """
+E0000 00:00:17 123 slow_operation_alarm.cc:73]
+********************************
+[Compiling module jit_step for CPU] Very slow compile? If you want to file a bug
+********************************
+E0000 00:00:19 123 slow_operation_alarm.cc:140] The operation took 2m31s
+"""
+
+
+def test_the_alarm_of_a_slow_compilation_is_hidden():
+  program = f"""
+import os, sys
+from runtime import console
+console.hide_stderr_lines({cli._HIDDEN_LINES!r})
+os.write(2, {ALARM.encode()!r} + b'failed call to cuInit\\n')
+print('error: x', file=sys.stderr)
+os._exit(3)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 3
+  lines = [line for line in done.stderr.splitlines() if line]
+  assert sorted(lines) == ['error: x', 'failed call to cuInit']

@@ -94,7 +94,10 @@ def test_unions_accept_each_alternative(value):
       {'inner': {'rate': 1, 'size': ()}},
       r'config\.inner\.size: unknown name, did you mean sizes\?',
     ),
-    ({'inner': {}}, r'config\.inner\.rate: missing'),
+    (
+      {'inner': {}},
+      r'rate: missing, expected float; the block may hold rate, sizes',
+    ),
     (
       {'inner': {'rate': 'x'}},
       r"config\.inner\.rate: expected float, got 'x' \(str\)",
@@ -161,3 +164,41 @@ def test_differences_name_the_paths():
     'b.d: 3 -> None',
     'e: None -> 4',
   ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  name: str
+  folder: str = options.location(default='')
+
+
+def test_locations_are_found_by_their_paths():
+  settings = {
+    'data': Source('a', 'x'),
+    'also': ({'data': Source('b', 'y')},),
+    'rate': 1.0,
+  }
+  assert options.location_paths({'settings': settings}) == {
+    'settings.data.folder',
+    'settings.also.0.data.folder',
+  }
+  moved = {**settings, 'also': ({'data': Source('b', 'z')},)}
+  old, new = map(options.options_to_dict, (settings, moved))
+  assert options.differing_options(old, new) == {
+    'also.0.data.folder': ('y', 'z')
+  }
+  assert options.omit_fields(settings['data'], 'folder') == {'name': 'a'}
+
+
+@pytest.mark.parametrize(
+  ('path', 'expected'),
+  [
+    ('free', True),
+    ('inner', False),
+    ('kind', False),
+    ('inner.rate', False),
+    ('nowhere.at.all', False),
+  ],
+)
+def test_blocks_whose_class_is_chosen_by_a_name(path, expected):
+  assert options.is_chosen_by_name(Whole, path) is expected

@@ -80,7 +80,7 @@ SHORT_U2PL = (
 
 
 def start(
-  source: pathlib.Path,
+  source: pathlib.Path | None,
   workdir: pathlib.Path,
   *arguments: str,
   devices: int = 1,
@@ -91,7 +91,7 @@ def start(
   """Starts a run.
 
   Args:
-    source: folder of the images.
+    source: folder of the images; None for the config in the work folder.
     workdir: folder of the run.
     *arguments: further flags.
     devices: number of simulated devices.
@@ -116,16 +116,14 @@ def start(
     'u2pl': ('labels=4', SHORT_U2PL),
   }[method]
   options = f'source={source},ignore=255,val_fraction=0.4,{method_options},tiny'
-  command = [
-    sys.executable,
-    '-m',
-    f'{method}.main',
-    f'--config={ROOT}/configs/{method}_folder.py:{options}',
-    f'--config.data_dir={source.parent}/records',
-    f'--workdir={workdir}',
-    *short,
-    *arguments,
-  ]
+  command = [sys.executable, '-m', f'{method}.main', f'--workdir={workdir}']
+  if source:
+    command += [
+      f'--config={ROOT}/configs/{method}_folder.py:{options}',
+      f'--config.data_dir={source.parent}/records',
+      *short,
+    ]
+  command += arguments
   with open(log or workdir.with_suffix('.log'), 'a') as file:
     return subprocess.Popen(
       command,

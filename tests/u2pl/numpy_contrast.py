@@ -53,7 +53,7 @@ def step(masks, features, student, prototypes, bank, rng, options, momentum):
   )
   push_rng, anchor_rng, bank_rng = jax.random.split(rng, 3)
   priorities = np.asarray(
-    order_statistics.draw_pixel_priorities(
+    order_statistics.sample_pixel_priorities(
       update_lib.row_prng_keys(push_rng, num_images), cells[0] * cells[1]
     )
   ).ravel()

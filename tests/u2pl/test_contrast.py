@@ -127,7 +127,7 @@ def test_info_nce_and_its_gradient(tau):
   negatives = inputs.draw(4, 5, 8, seed=2)
 
   def loss(x):
-    return contrast.info_nce(
+    return contrast.anchor_info_nce(
       x, jnp.asarray(positive), jnp.asarray(negatives), tau
     )
 
@@ -141,7 +141,7 @@ def test_info_nce_and_its_gradient(tau):
 def test_info_nce_is_finite_for_vectors_of_length_0():
   zero = jnp.zeros((2, 3))
   loss = functools.partial(
-    contrast.info_nce,
+    contrast.anchor_info_nce,
     positive=jnp.zeros(3),
     negatives=jnp.zeros((2, 4, 3)),
     temperature=0.5,
@@ -203,7 +203,7 @@ def test_the_whole_contrastive_loss_on_given_draws():
       jnp.asarray(np.array(bank_draws)),
       0.5,
     )
-    return contrast.mean_over_present_classes(
+    return contrast.mean_contrast_over_classes(
       losses_of, jnp.asarray(anchor_counts > 0), jnp.asarray(counts > 0)
     )
 
@@ -223,10 +223,10 @@ def test_the_whole_contrastive_loss_on_given_draws():
 
 def test_loss_is_0_unless_two_classes_are_present():
   present = jnp.array([True, False])
-  assert contrast.mean_over_present_classes(jnp.ones(2), present, present) == 0
+  assert contrast.mean_contrast_over_classes(jnp.ones(2), present, present) == 0
   both = jnp.array([True, True])
   # A present class without an anchor counts in the mean.
-  assert contrast.mean_over_present_classes(jnp.ones(2), present, both) == 0.5
+  assert contrast.mean_contrast_over_classes(jnp.ones(2), present, both) == 0.5
 
 
 def test_capacities():

@@ -58,10 +58,10 @@ def test_percentile_and_weight(percent):
 def test_padding_has_no_label_and_does_not_count():
   labels = jnp.arange(6).reshape(1, 2, 3)
   valid = jnp.array([[[True, False, True], [False, True, True]]])
-  actual, count = pseudo_labels.ignore_padding(labels, valid)
+  actual, count = pseudo_labels.ignore_padded_pseudo_labels(labels, valid)
   assert actual.tolist() == [[[0, -1, 2], [-1, 4, 5]]]
   assert int(count) == 4
-  actual, count = pseudo_labels.ignore_padding(labels, None)
+  actual, count = pseudo_labels.ignore_padded_pseudo_labels(labels, None)
   assert actual is labels and int(count) == 6
 
 

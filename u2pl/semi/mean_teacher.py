@@ -230,7 +230,7 @@ class MeanTeacher:
     # Pseudo-labels: argmax on the weak view, denoised in U2PL+ (Eqs. 19-20).
     weak = batch_lib.batch_images_to_symmetric(batch['unlabeled']['image'])
     # Ignored padding gets none, and so takes part in nothing that follows.
-    weak_labels, num_pixels = pseudo_labels.ignore_padding(
+    weak_labels, num_pixels = pseudo_labels.ignore_padded_pseudo_labels(
       self.pseudo_label(state, weak), batch['unlabeled'].get('valid')
     )
     # Strong view: images and pseudo-labels are mixed alike.

@@ -131,6 +131,12 @@ class TrainStage(experiment_stage.TrainingStage):
     """Returns the end of the warm-up, in which only one term is computed."""
     return self.options.warmup_steps
 
+  @property
+  def follows_num_steps(self) -> bool:
+    """Returns whether the share of unreliable pixels falls until the end."""
+    learn = self.options.learn
+    return learn.consistency is not None and learn.partition.dynamic
+
   def check(self) -> None:
     """Checks batch, network and, where it is known, the number of classes."""
     super().check()
@@ -191,6 +197,7 @@ class TrainStage(experiment_stage.TrainingStage):
     block = self.options
     labeled = self.context.labeled(block, self.name)
     data_lib.require_same_stage_labels(workspace, labeled)
+    data_lib.warn_of_unseen_classes(labeled)
     augmentations = self.augmentations()
 
     def stream(split: datasets.Split, *keep: str) -> data_lib.ImageStream:

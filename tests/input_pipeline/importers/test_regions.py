@@ -21,7 +21,9 @@ def disc(center, radius, size, vertices=400):
 )
 def test_a_disc_agrees_with_its_outline(center, radius):
   points, expected = disc(center, radius, (80, 100))
-  actual = regions.rasterize_polygon(regions.make_polygon(points), (80, 100))
+  actual = regions.rasterize_region_polygon(
+    regions.make_region_polygon(points), (80, 100)
+  )
   area = np.pi * radius**2
   assert abs(actual.sum() - area) < 0.01 * area
   # Pixels that differ have their center within half a pixel of the circle.
@@ -36,7 +38,7 @@ def test_a_disc_agrees_with_its_outline(center, radius):
 
 def test_boxes_cover_whole_pixels():
   mask = np.zeros((5, 6), np.int32)
-  region = regions.Region('a', (regions.make_box((1, 1), (4, 3)),))
+  region = regions.Region('a', (regions.make_region_box((1, 1), (4, 3)),))
   assert region.paint(mask, 7) == 6
   expected = np.zeros((5, 6), int)
   expected[1:3, 1:4] = 7
@@ -46,18 +48,18 @@ def test_boxes_cover_whole_pixels():
 def test_outlines_across_the_border_are_clipped():
   points, expected = disc((2, 3), 6, (12, 10))
   mask = np.zeros((12, 10), np.int32)
-  regions.Region('a', (regions.make_polygon(points),)).paint(mask, 1)
+  regions.Region('a', (regions.make_region_polygon(points),)).paint(mask, 1)
   y, x = np.mgrid[:12, :10] + 0.5
   near = np.abs(np.hypot(x - 2, y - 3) - 6) < 0.3
   np.testing.assert_array_equal((mask == 1)[~near], expected[~near])
-  outside = regions.Region('a', (regions.make_box((20, 1), (30, 9)),))
+  outside = regions.Region('a', (regions.make_region_box((20, 1), (30, 9)),))
   assert outside.paint(mask, 2) == 0
   assert not (mask == 2).any()
 
 
 def test_an_ellipse_is_rotated_clockwise():
-  ellipse = regions.make_ellipse((40, 40), (30, 6), 30)
-  actual = regions.rasterize_polygon(ellipse, (80, 80))
+  ellipse = regions.make_region_ellipse((40, 40), (30, 6), 30)
+  actual = regions.rasterize_region_polygon(ellipse, (80, 80))
   assert abs(actual.sum() - np.pi * 30 * 6) < 0.01 * np.pi * 30 * 6
   # To the right it lies lower, where y is larger.
   y, x = np.nonzero(actual)
@@ -65,9 +67,11 @@ def test_an_ellipse_is_rotated_clockwise():
 
 
 def test_later_regions_lie_over_earlier_ones():
-  large = regions.Region('a', (regions.make_box((0, 0), (4, 4)),))
+  large = regions.Region('a', (regions.make_region_box((0, 0), (4, 4)),))
   small = regions.Region(
-    '', bitmap=regions.encode_bitmap(np.eye(2, dtype=bool)), corner=(1, 2)
+    '',
+    bitmap=regions.encode_region_bitmap(np.eye(2, dtype=bool)),
+    corner=(1, 2),
   )
   image = regions.AnnotatedImage(('x',), (4, 5), (large, small), 'x.json')
   mask, empty = image.paint({'a': 1, '': 255}, background=0)
@@ -89,7 +93,7 @@ def test_later_regions_lie_over_earlier_ones():
   ],
 )
 def test_points_that_are_no_outline_are_refused(points, message):
-  actual = messages.message_of(regions.make_polygon, points)
+  actual = messages.message_of(regions.make_region_polygon, points)
   assert actual.startswith(message)
 
 
@@ -99,11 +103,15 @@ def test_points_that_are_no_outline_are_refused(points, message):
     ({'size': [2, 2], 'counts': b'~~~~'}, (0, 0), 'cannot be decoded'),
     ({'size': [9, 9], 'counts': b'1'}, (0, 0), ''),
     (
-      regions.encode_bitmap(np.ones((2, 2), bool)),
+      regions.encode_region_bitmap(np.ones((2, 2), bool)),
       (3, 0),
       'in the image of 4x4 pixels, got 2x2 at column 3, row 0',
     ),
-    (regions.encode_bitmap(np.ones((2, 2), bool)), (0, -1), 'at column 0, row'),
+    (
+      regions.encode_region_bitmap(np.ones((2, 2), bool)),
+      (0, -1),
+      'at column 0, row',
+    ),
   ],
 )
 def test_bitmaps_that_do_not_fit_are_refused(bitmap, corner, message):

@@ -19,8 +19,8 @@ def test_the_largest_region_of_each_class_but_the_background():
 def test_an_image_of_one_value_has_no_object(value):
   label = np.full((8, 8), value, np.int16)
   assert object_sizes.object_shares(label) == []
-  counts = object_sizes.share_histogram([])
-  assert object_sizes.share_quantile(counts, 0.5) is None
+  counts = object_sizes.object_share_histogram([])
+  assert object_sizes.object_share_quantile(counts, 0.5) is None
 
 
 def test_shares_of_large_label_maps_are_measured_on_smaller_ones():
@@ -32,8 +32,8 @@ def test_shares_of_large_label_maps_are_measured_on_smaller_ones():
 
 def test_quantiles_are_those_of_the_shares_to_half_an_octave():
   shares = np.random.default_rng(0).uniform(1e-4, 1, 2000)
-  counts = object_sizes.share_histogram(shares)
+  counts = object_sizes.object_share_histogram(shares)
   assert counts.sum() == 2000
   for fraction in (0.1, 0.25, 0.5, 0.9):
-    found = object_sizes.share_quantile(counts, fraction)
+    found = object_sizes.object_share_quantile(counts, fraction)
     assert abs(np.log2(found / np.quantile(shares, fraction))) <= 0.5

@@ -16,14 +16,14 @@ def test_records_get_the_label_maps_of_the_folder(tmp_path):
   labels = rng.integers(0, support.CLASSES + 1, (3, 40, 48))
   for name, label in zip(split.ids()[:2], labels, strict=False):
     png_format.write_imagenet_s_png(
-      label_folders.label_path(tmp_path, name), label
+      label_folders.label_map_path(tmp_path, name), label
     )
   with pytest.raises(
     errors.UserError, match='expected label maps of 3 images, got 2'
   ):
     label_folders.with_pseudo_labels(split, tmp_path, support.CLASSES)
   png_format.write_imagenet_s_png(
-    label_folders.label_path(tmp_path, split.ids()[2]), labels[2]
+    label_folders.label_map_path(tmp_path, split.ids()[2]), labels[2]
   )
   labeled = label_folders.with_pseudo_labels(split, tmp_path, support.CLASSES)
   assert len(labeled.classes) == support.CLASSES + 1

@@ -330,7 +330,7 @@ def test_merging_over_simulated_hosts(images, monkeypatch):
 
   def gather(tree):
     words = [
-      {n: metrics_lib.encode_int64_counts(getattr(part, n)) for n in tree}
+      {n: metrics_lib.encode_metric_counts(getattr(part, n)) for n in tree}
       for part in parts
     ]
     return {n: np.asarray(jnp.stack([w[n] for w in words])) for n in tree}

@@ -27,11 +27,11 @@ def test_cells_are_classified_by_the_vote_of_regions():
   maps, entries, ids = {}, [], []
   for i in range(4):
     record = split.records[i]
-    image = segment.records.decode_image(record['image'])
+    image = segment.records.decode_record_image(record['image'])
     deep = support.deepest_features(net, jax.device_get(state), image[None])[0]
     upsampled = pass_labels.upsample(deep, 4)
     maps[record['id']] = upsampled
-    label = segment.records.decode_label(record['label']).astype(int)
+    label = segment.records.decode_record_label(record['label']).astype(int)
     rows, classes = pass_benchmark.bank_entries(
       upsampled, np.where(label < 0, pass_labels.IGNORE, label)
     )

@@ -29,7 +29,7 @@ def test_permuted_ground_truth_scores_100_percent_after_matching(folder):
 
   def maps(part):
     for record in (part.records[i] for i in range(len(part))):
-      label = segment.records.decode_label(record['label'])
+      label = segment.records.decode_record_label(record['label'])
       yield permutation[np.maximum(label, 0)], {'id': np.bytes_(record['id'])}
 
   label_folders.write_missing_label_maps(split, maps, folder, workspace, 40)
@@ -50,7 +50,7 @@ def test_permuted_ground_truth_scores_100_percent_after_matching(folder):
     split, recorded_maps, folder, workspace, 40
   )
   assert computed == []
-  label_folders.label_path(folder, split.ids()[2]).unlink()
+  label_folders.label_map_path(folder, split.ids()[2]).unlink()
   label_folders.write_missing_label_maps(
     split, recorded_maps, folder, workspace, 40
   )

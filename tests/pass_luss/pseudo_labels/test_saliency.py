@@ -118,7 +118,7 @@ def test_region_saliency_equals_loops(seed):
   regions = rng.permutation(np.arange(11 * 7) % 6).reshape(11, 7)
   colors = rng.integers(0, 5, (11, 7))
   palette = rng.normal(size=(5, 3))
-  actual = saliency.region_statistics(regions, colors, 5)
+  actual = saliency.saliency_region_statistics(regions, colors, 5)
   apart = np.linalg.norm(palette[:, None] - palette, axis=-1)
   np.testing.assert_allclose(
     saliency.region_saliency(
@@ -134,7 +134,7 @@ def test_region_saliency_equals_loops(seed):
 
 
 def test_region_statistics_by_hand():
-  actual = saliency.region_statistics(
+  actual = saliency.saliency_region_statistics(
     np.array([[0, 0, 0, 1], [0, 0, 0, 1]]),
     np.array([[2, 0, 0, 2], [2, 0, 0, 2]]),
     4,
@@ -154,9 +154,9 @@ def test_region_statistics_by_hand():
 @pytest.mark.parametrize('seed', range(3))
 def test_region_contrast_equals_loops(seed):
   image = blobs(seed)
-  regions = saliency.segment_regions(image)
+  regions = saliency.segment_saliency_regions(image)
   assert regions.max() >= 3
-  palette, colors = saliency.quantize_colors(image)
+  palette, colors = saliency.quantize_saliency_colors(image)
   slow = slow_saliency(regions, colors, palette.astype(np.float64))
   slow = (slow - slow.min()) / (slow.max() - slow.min())
   actual = saliency.region_contrast(image)
@@ -240,7 +240,7 @@ def test_rare_colors_become_the_nearest_kept_color():
   # Of 100 pixels 60 are dark and 35 bright, which is 95 %; 3 and 2 remain.
   row = [10] * 60 + [225] * 20 + [230] * 15 + [40] * 3 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
-  palette, colors = saliency.quantize_colors(image)
+  palette, colors = saliency.quantize_saliency_colors(image)
   assert colors.tolist() == [[0] * 60 + [1] * 35 + [0] * 3 + [1] * 2]
   # 225 and 230 share a level; their mean is the color.
   mean = (225 * 20 + 230 * 15) / 35
@@ -252,7 +252,7 @@ def test_rare_colors_become_the_nearest_kept_color():
 def test_one_color_more_is_kept_below_95_percent():
   row = [10] * 60 + [225] * 34 + [40] * 4 + [180] * 2
   image = np.repeat(np.array([row], np.uint8)[..., None], 3, axis=-1)
-  palette, colors = saliency.quantize_colors(image)
+  palette, colors = saliency.quantize_saliency_colors(image)
   assert len(palette) == 3
   assert colors.tolist() == [[0] * 60 + [1] * 34 + [2] * 4 + [1] * 2]
 
@@ -262,7 +262,7 @@ def test_each_channel_has_12_levels():
   image = np.zeros((1, 8, 3), np.uint8)
   image[0, :4] = 21
   image[0, 5, 0] = image[0, 6, 1] = image[0, 7, 2] = 22
-  palette, colors = saliency.quantize_colors(image)
+  palette, colors = saliency.quantize_saliency_colors(image)
   assert colors[0, :5].tolist() == [0] * 5
   assert sorted(colors[0, 5:].tolist()) == [1, 2, 3]
   assert len(palette) == 4

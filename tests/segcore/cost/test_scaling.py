@@ -22,7 +22,7 @@ def compiled():
   """DDeP's step on 2 and on 8 devices, two images a device."""
   plan = test_dry_run.plan_of()
   return [
-    dry_run.compile_workload_step(
+    dry_run.compile_dry_run_step(
       dataclasses.replace(
         plan,
         mesh=sharding.make_mesh(devices=jax.devices()[:count]),
@@ -45,7 +45,7 @@ def test_ddep_exchanges_its_gradients_and_nothing_else(compiled):
   few, many = compiled
   assert len(many.exchanged) == len(few.exchanged)
   assert {each.kind for each in many.exchanged} == {'all-reduce'}
-  parameters = dry_run.count_workload_cost(test_dry_run.plan_of()).parameters
+  parameters = dry_run.count_dry_run_cost(test_dry_run.plan_of()).parameters
   gradients = 4 * (parameters['decoder'] + parameters['heads'])
   reduced = sum(each.size for each in many.exchanged)
   assert reduced == pytest.approx(gradients, rel=0.05)

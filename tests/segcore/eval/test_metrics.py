@@ -187,13 +187,14 @@ def test_nan_scores_are_refused():
 
 def test_int64_survives_encoding_through_jax():
   counts = np.array([[3_000_000_000, -1], [2**63 - 1, 2**32]])
-  words = np.asarray(jnp.asarray(metrics.encode_int64_counts(counts)))
+  words = np.asarray(jnp.asarray(metrics.encode_metric_counts(counts)))
   assert words.dtype == np.uint32
   np.testing.assert_array_equal(
-    metrics.decode_int64_counts(words, (2, 2)), counts
+    metrics.decode_metric_counts(words, (2, 2)), counts
   )
   assert (
-    metrics.decode_int64_counts(metrics.encode_int64_counts(2**40), ()) == 2**40
+    metrics.decode_metric_counts(metrics.encode_metric_counts(2**40), ())
+    == 2**40
   )
 
 
@@ -211,7 +212,7 @@ def test_merging_over_simulated_hosts(monkeypatch):
 
   def gather(tree):
     assert tree.keys() == {'counts'}
-    words = [metrics.encode_int64_counts(part.counts) for part in parts]
+    words = [metrics.encode_metric_counts(part.counts) for part in parts]
     return {'counts': np.asarray(jnp.stack(words))}
 
   monkeypatch.setattr(metrics.jax, 'process_count', lambda: 3)

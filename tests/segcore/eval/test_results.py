@@ -27,6 +27,7 @@ def test_results_are_written_to_all_places(tmp_path):
   assert val['num_images'] == 3
   # NaN is null in the file, and left out of the curves.
   assert val['metrics'] == {'miou': 0.5, 'f': None}
+  assert val['undefined'] == 'f: undefined, no label was counted for it'
   assert [*val['per_class']['iou']] == list(split.classes)
   for name in ('val', 'attention'):
     picture = PIL.Image.open(pictures / f'{name}.png')

@@ -220,6 +220,14 @@ def test_a_used_workdir_with_another_config_is_refused(capsys, tmp_path):
   assert 'settings.seed: 0 -> 3' in error
 
 
+def test_predictions_go_into_the_work_folder_by_default(tmp_path):
+  arguments = ['main', SHAPES, '--stage=predict', '--images=a/photos.2']
+  parsed = command.parse_command([*arguments, f'--workdir={tmp_path}'])
+  assert parsed.request.out == tmp_path / 'predictions' / 'photos.2'
+  parsed = command.parse_command([*arguments, '--out=x'])
+  assert parsed.request.out == pathlib.Path('x')
+
+
 def test_default_workdirs_tell_configs_apart():
   assert command.default_workdir('configs/ddep_shapes.py') == 'runs/ddep_shapes'
   assert (

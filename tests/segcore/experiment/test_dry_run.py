@@ -1,5 +1,6 @@
 """Tests of costs known by hand, and of the command that reports them."""
 
+import dataclasses
 import os
 import types
 
@@ -14,16 +15,18 @@ from input_pipeline import batch as batch_lib
 from input_pipeline import datasets, loader, transforms
 from runtime import errors
 from segcore.distributed import sharding
-from segcore.experiment import cli, dry_run, hosts, stage
+from segcore.experiment import cli, dry_run, hosts, stage, step_timing
 from segcore.models import heads, segmenter
 from segcore.models.decoders import unet
 from segcore.models.encoders import resnet_gn
-from segcore.train import loop, optimizers
+from segcore.train import loop, optimizers, train_state
 from segcore.train import update as update_lib
 from tests.support import fake_data, runs
 
 SHAPES = f'--config={runs.ROOT}/configs/ddep_shapes.py'
 SMALL = runs.SMALL_NETWORK
+# Before a fixture replaces it.
+real_time_training_steps = step_timing.time_training_steps
 
 
 def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
@@ -51,7 +54,7 @@ def plan_of(accumulate=1, remat=False, trained=('decoder', 'heads'), fsdp=1):
 
 @pytest.fixture(scope='module')
 def whole():
-  return dry_run.count_workload_cost(plan_of())
+  return dry_run.count_dry_run_cost(plan_of())
 
 
 def test_costs_known_by_hand(whole):
@@ -79,7 +82,7 @@ def test_costs_known_by_hand(whole):
 
 
 def test_parts_of_a_batch_cost_what_the_batch_costs(whole):
-  assert dry_run.count_workload_cost(plan_of(accumulate=2)) == whole
+  assert dry_run.count_dry_run_cost(plan_of(accumulate=2)) == whole
 
 
 def test_what_a_device_keeps(whole):
@@ -93,10 +96,77 @@ def test_what_a_device_keeps(whole):
   assert whole.state_bytes == 4 * (size + 2 * learning + 5)
 
 
-def test_the_report_says_what_was_counted(monkeypatch, whole):
+@pytest.fixture(autouse=True)
+def times(monkeypatch):
+  """Takes the place of real steps, whose times are known."""
+  timed = []
+
+  def time_training_steps(trained, mesh, spec, first_step):
+    timed.append(first_step)
+    return step_timing.StepTimes(24.0, 0.25)
+
+  monkeypatch.setattr(step_timing, 'time_training_steps', time_training_steps)
+  return timed
+
+
+def test_three_steps_are_timed(whole, monkeypatch, times):
   monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  plan = dataclasses.replace(plan_of(), num_steps=30_000, first_step=7)
+  line = [*dry_run.report_workload(plan, False)][-1]
+  assert line == (
+    'timed here on 8 x cpu: 0.25 s a step, 24s of compiling; all 30,000 steps '
+    '2h05m, without evaluations and waiting for data'
+  )
+  assert times == [7]
+  # A CPU does not try what takes it minutes.
+  large = whole._replace(step={**whole.step, 'other': 10**12})
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: large)
+  line = [*dry_run.report_workload(plan, False)][-1]
+  assert line == 'not timed here: 1e+12 FLOPs a step take a CPU minutes'
+  assert times == [7]
+
+
+def test_steps_that_do_not_fit_are_said(whole, monkeypatch):
+  def fail(*arguments):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 3 GB')
+
+  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(step_timing, 'time_training_steps', fail)
+  line = [*dry_run.report_workload(plan_of(), False)][-1]
+  assert line.startswith('this does not fit into memory: more devices')
+
+
+class Counting:
+  """A method whose state is its step."""
+
+  def __init__(self):
+    self.steps = []
+
+  def init(self, rng, batch_spec, loaded):
+    step = jnp.zeros((), jnp.int32)
+    return train_state.TrainState(step, {}, {}, (), rng)
+
+  def train_step(self, state, batch):
+    jax.debug.callback(lambda step: self.steps.append(int(step)), state.step)
+    total = sum(jnp.sum(x.astype(jnp.float32)) for x in batch.values())
+    return state.replace(step=state.step + 1), {'loss': total}
+
+  def predict(self, state, images):
+    return images
+
+
+def test_real_steps_are_timed_after_a_warm_up():
+  counting, spec = Counting(), batch_lib.batch_spec(8, (2, 2), label=True)
+  timed = real_time_training_steps(counting, sharding.make_mesh(), spec, 40)
+  jax.effects_barrier()
+  assert sorted({*counting.steps}) == [40, 41, 42, 43]
+  assert 0 < timed.step < timed.compiling
+
+
+def test_the_report_says_what_was_counted(monkeypatch, whole):
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   text = '\n'.join(
-    dry_run.report_workload(plan_of(accumulate=2, remat=True), False)
+    dry_run.report_dry_run(plan_of(accumulate=2, remat=True), False)
   )
   assert '50 steps of 16 images of 16x16 (8 devices x 2 parts x 1)' in text
   assert ': 800 images seen' in text
@@ -110,7 +180,7 @@ def test_the_report_says_what_was_counted(monkeypatch, whole):
 
 def test_xla_says_its_own_figures(whole):
   plan = plan_of()
-  compiled = dry_run.compile_workload_step(plan, remat=False)
+  compiled = dry_run.compile_dry_run_step(plan, remat=False)
   # A device has two images. XLA leaves out padded taps, which on maps of 2 to
   # 16 cells are many, and adds norms and noise.
   nominal = sum(whole.step.values()) / 8
@@ -122,13 +192,13 @@ def test_xla_says_its_own_figures(whole):
 
 
 def test_the_report_shows_both_of_xlas_programs(monkeypatch, whole):
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   monkeypatch.setattr(
     dry_run,
-    'compile_workload_step',
+    'compile_dry_run_step',
     lambda plan, remat: dry_run.Compiled(4e9 + 2e9 * remat, 10**8, 2**30, 9),
   )
-  text = list(dry_run.report_workload(plan_of(remat=True), compiles=True))
+  text = list(dry_run.report_dry_run(plan_of(remat=True), compiles=True))
   # Eight devices, 16 images.
   assert [' '.join(line.split()) for line in text[-3:]] == [
     'a device GFLOPs an image arguments temporaries peak',
@@ -214,7 +284,7 @@ def run_command(capsys, monkeypatch, tmp_path):
 )
 def test_a_dry_run_of_every_init(run_command, monkeypatch, whole, init, stages):
   if init != 'ddep':  # Which has all stages: the others need not be counted.
-    monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+    monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   status, printed = run_command(
     f'{SHAPES}:init={init},tiny', '--dry_run', *SMALL
   )
@@ -253,7 +323,7 @@ def test_a_dry_run_of_one_stage(run_command):
 def test_an_unknown_number_of_classes_is_assumed(
   run_command, monkeypatch, whole
 ):
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   runs_folder = f'--config={runs.ROOT}/configs/ddep_folder.py'
   status, printed = run_command(
     f'{runs_folder}:source=/photographs,ignore=255,init=none,tiny',
@@ -262,6 +332,19 @@ def test_an_unknown_number_of_classes_is_assumed(
   )
   assert status == 0, printed.err
   assert 'image_mask_folder tell its classes: 21 are assumed' in printed.out
+
+
+def test_the_classes_of_a_list_are_counted(tmp_path):
+  source = runs.make_folder(tmp_path / 'discs', count=2)
+  options = datasets.DataOptions(
+    'image_mask_folder', str(source), 'images', 'masks', 'classes.txt', '255'
+  )
+  assert datasets.known_dataset_num_classes(options) == 2
+  (source / 'classes.txt').write_text('ground\ndisc\nvoid\n')
+  ignored = dataclasses.replace(options, ignore='2')
+  assert datasets.known_dataset_num_classes(ignored) == 2
+  (source / 'classes.txt').unlink()
+  assert datasets.known_dataset_num_classes(options) is None
 
 
 def test_a_stage_without_an_estimate_runs_nothing(run_command):

@@ -26,7 +26,7 @@ def load(source, name='ddep_folder', options=''):
 
 def test_every_crop_of_a_run_is_chosen_once(source, tmp_path, capsys):
   config = load(source)
-  fitted = fitting.fit_crops(config, tmp_path)
+  fitted = fitting.fit_config_crops(config, tmp_path)
   crop = fitted.finetune.crop
   # Images of 41 to 43 x 46 to 47 pixels, discs of an eighth of them.
   assert crop.to_dict() == {
@@ -59,7 +59,7 @@ def test_evaluation_is_at_the_scale_of_training(source, tmp_path):
     ('u2pl_folder', u2pl_main.PROGRAM, 'train'),
   ):
     options = 'size=40x60,crop=0.1-0.4'
-    fitted = fitting.fit_crops(load(source, name, options), tmp_path)
+    fitted = fitting.fit_config_crops(load(source, name, options), tmp_path)
     assert (fitted[stage].crop.size, fitted[stage].crop.area) == (
       (40, 60),
       (0.1, 0.4),
@@ -77,14 +77,14 @@ def test_a_started_stage_keeps_its_crop_without_its_data(source, tmp_path):
     settings = {'settings': {name: {'crop': crop}}, 'needs': {}}
     (tmp_path / name / 'settings.json').write_text(json.dumps(settings))
   config = load(source.parent / 'gone')
-  fitted = fitting.fit_crops(config, tmp_path)
+  fitted = fitting.fit_config_crops(config, tmp_path)
   assert fitted.denoise.crop.size == fitted.finetune.crop.size == (64, 32)
   assert fitted.finetune.crop.area == (0.2, 0.5)
 
 
 def test_configs_with_crops_of_their_own_are_returned_as_they_are(tmp_path):
   config = config_file.load_config(f'{runs.ROOT}/configs/ddep_shapes.py')
-  assert fitting.fit_crops(config, tmp_path) is config
+  assert fitting.fit_config_crops(config, tmp_path) is config
 
 
 @pytest.mark.parametrize(

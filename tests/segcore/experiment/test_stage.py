@@ -4,7 +4,7 @@ import json
 import pytest
 
 from runtime import errors
-from segcore.experiment import stage
+from segcore.experiment import placement, stage
 from segcore.train import workspace as workspace_lib
 
 
@@ -76,6 +76,85 @@ def test_nothing_runs_before_all_is_checked(tmp_path):
 def test_a_stage_comes_after_what_it_needs(tmp_path):
   with pytest.raises(errors.UserError, match='b needs a, which must come befo'):
     stage.run_stages(chain([])[::-1], tmp_path)
+
+
+def report(log, flip=False, rate=1):
+  return [
+    *chain(log, rate)[:1],
+    stage.Stage(
+      'report', {'flip': flip}, writes(log, 'report'), ('a',), is_report=True
+    ),
+  ]
+
+
+def test_another_report_goes_beside_the_first(tmp_path, capsys):
+  log = []
+  saved = []
+  save = lambda workdir, replaces: saved.append(replaces)  # noqa: E731
+  stage.run_stages(report(log), tmp_path, save_config=save)
+  capsys.readouterr()
+  for _ in range(2):  # The same command does nothing the second time.
+    stage.run_stages(report(log, flip=True), tmp_path, save_config=save)
+  assert log == ['a', 'report', 'report']
+  # The config stays that of the training.
+  assert saved == [True, False, False]
+  out = capsys.readouterr().out
+  folder = tmp_path / 'report-flip=True'
+  assert f'flip: False -> True): the results go to {folder}' in out
+  for path in (folder, tmp_path / 'report'):
+    done = json.loads((path / 'DONE.json').read_text())
+    assert done['outputs'].keys() == {'out.txt'}
+  # Of another training there is no report here.
+  with pytest.raises(errors.UserError, match='/a was made with other settings'):
+    stage.run_stages(report(log, flip=True, rate=2), tmp_path)
+  # Nothing was reported yet: there is nothing to keep.
+  (tmp_path / 'report' / 'DONE.json').unlink()
+  stage.run_stages(report(log, flip='both'), tmp_path)
+  settings = json.loads((tmp_path / 'report' / 'settings.json').read_text())
+  assert settings['settings'] == {'flip': 'both'}
+
+
+def longer(log, steps, requested, reason='', last='report'):
+  extension = placement.Extension(
+    'settings.steps', requested, lambda directory, old: reason
+  )
+  return [
+    stage.Stage('a', {'steps': steps}, writes(log, steps), extension=extension),
+    stage.Stage(last, {}, writes(log, last), ('a',), is_report=last != 'b'),
+  ]
+
+
+def test_a_longer_training_is_continued_if_asked_for(tmp_path):
+  log = []
+  stage.run_stages(longer(log, 6, requested=False), tmp_path)
+  (tmp_path / 'a' / 'checkpoints').mkdir()
+  with pytest.raises(errors.UserError) as caught:
+    stage.run_stages(longer(log, 9, requested=False), tmp_path)
+  assert (
+    f'{tmp_path}/a: expected 6 steps as it was made with, got 9: to '
+    in str(caught.value)
+  )
+  assert 'add --config.operation.extend=True' in str(caught.value)
+  with pytest.raises(errors.UserError, match='got 9: cosine'):
+    stage.run_stages(longer(log, 9, requested=True, reason='cosine'), tmp_path)
+  with pytest.raises(errors.UserError, match='report needs a with all its ste'):
+    stage.run_stages(longer(log, 9, requested=True), tmp_path, only=('report',))
+  for _ in range(2):
+    stage.run_stages(longer(log, 9, requested=True), tmp_path)
+  assert log == [6, 'report', 9, 'report']
+  assert (tmp_path / 'a' / 'checkpoints').exists()
+  assert {p.name for p in tmp_path.iterdir()} == {
+    *('a', 'report', 'report-6_steps')
+  }
+  # Back to fewer steps there is no way.
+  with pytest.raises(errors.UserError, match='settings.steps: 9 -> 6'):
+    stage.run_stages(longer(log, 6, requested=True), tmp_path)
+
+
+def test_what_was_trained_on_a_training_stays_with_it(tmp_path):
+  stage.run_stages(longer([], 6, requested=True, last='b'), tmp_path)
+  with pytest.raises(errors.UserError, match='/b started from a after 6 steps'):
+    stage.run_stages(longer([], 9, requested=True, last='b'), tmp_path)
 
 
 def test_a_damaged_mark_is_one_line(tmp_path):

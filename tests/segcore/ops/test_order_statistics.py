@@ -109,7 +109,7 @@ def test_ranks_from_uniforms_are_equally_likely_and_in_range():
 def test_the_highest_priorities_are_kept(max_count):
   mask = np.random.default_rng(0).random((3, 50, 4)) < 0.3
   keys = jax.random.split(jax.random.PRNGKey(0), 3)
-  priorities = np.asarray(order_statistics.draw_pixel_priorities(keys, 50))
+  priorities = np.asarray(order_statistics.sample_pixel_priorities(keys, 50))
   assert priorities.min() >= 0
   kept = np.asarray(
     order_statistics.keep_top_priorities(
@@ -124,7 +124,7 @@ def test_the_highest_priorities_are_kept(max_count):
 
 def test_priorities_depend_on_the_key_of_the_image_only():
   keys = jax.random.split(jax.random.PRNGKey(3), 4)
-  both = np.asarray(order_statistics.draw_pixel_priorities(keys, 10))
-  alone = np.asarray(order_statistics.draw_pixel_priorities(keys[2:3], 10))
+  both = np.asarray(order_statistics.sample_pixel_priorities(keys, 10))
+  alone = np.asarray(order_statistics.sample_pixel_priorities(keys[2:3], 10))
   np.testing.assert_array_equal(both[2], alone[0])
   assert len(np.unique(both)) == both.size

@@ -59,7 +59,7 @@ def test_sweep_chooses_the_largest_selected_metric():
 
 
 def test_markdown_has_means_deviations_and_differences():
-  text = report.markdown_tables(CELLS, 'test/miou', 'labels', 'init=none')
+  text = report.study_markdown_tables(CELLS, 'test/miou', 'labels', 'init=none')
   lines = text.splitlines()
   assert '| test/miou, % | labels=50 | labels=100 |' in lines
   # Of 20 and 24 the standard deviation is sqrt(8) = 2.8, of 26 and 28 1.4.
@@ -73,13 +73,13 @@ def test_markdown_has_means_deviations_and_differences():
 
 def test_missing_results_are_dashes():
   cells = [*CELLS, cell('init=dep', '50', 0, float('nan'))]
-  text = report.markdown_tables(cells, 'test/miou', 'labels')
+  text = report.study_markdown_tables(cells, 'test/miou', 'labels')
   assert '| init=dep | - | - |' in text.splitlines()
   assert 'Difference' not in text
 
 
 def test_csv_has_the_same_numbers():
-  text = report.csv_table(CELLS, 'test/miou', 'labels')
+  text = report.study_csv_table(CELLS, 'test/miou', 'labels')
   rows = list(csv.DictReader(io.StringIO(text)))
   assert [(r['row'], r['labels'], r['n']) for r in rows] == [
     *[('init=none', '50', '2'), ('init=none', '100', '1')],

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from segcore.study import cli
+from runtime import errors
+from segcore.study import cli, spec
 from tests.support import fake_program
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -204,14 +205,55 @@ def test_single_axis_is_swept_at_one_value(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (
+      ('--report=test/mIoU',),
+      '--report: expected one of val/miou, test/miou, train/miou, got test/mI',
+    ),
+    (('--also=held_out/miou',), '--also: expected one of val/miou, test/miou'),
+    (
+      ('--sweep=lr=1,2', '--select=v/miou'),
+      '--select: expected one of val/miou, test/miou, train/miou, got v/miou',
+    ),
+  ],
+)
+def test_metrics_are_checked_before_the_first_run(
+  tmp_path, capsys, flags, message
+):
+  workdir = tmp_path / 'work'
+  assert cli.run_study_command(command(workdir, *AXES, *flags)) == 2
+  err = capsys.readouterr().err
+  assert message in err
+  assert err.count('\n') == 1
+  assert not pathlib.Path(f'{workdir}.log').exists()
+
+
+def test_metrics_of_the_splits_that_exist_are_chosen():
+  def resolve(splits, *sweep):
+    vary = spec.Axis('labels', ('50',))
+    config = f'{CONFIG}:splits={splits}'
+    study = spec.Study(config, (), (vary,), (0,), tuple(sweep))
+    return spec.resolve_metrics(study)
+
+  sweep = spec.Axis('lr', ('1', '2'))
+  assert resolve('train+test').report == 'test/miou'
+  assert resolve('val+train').report == 'val/miou'
+  assert resolve('test+val', sweep).select == 'val/miou'
+  with pytest.raises(errors.UserError, match='--select: expected one of test/'):
+    resolve('test', sweep)
+
+
 def test_missing_metric_stops_the_study(tmp_path, capsys):
+  """A stage before the last one, whose metrics are not known before."""
   workdir = tmp_path / 'work'
   assert (
-    cli.run_study_command(command(workdir, *AXES, '--report=test/mIoU')) == 2
+    cli.run_study_command(command(workdir, *AXES, '--also=pretrain.val/x')) == 2
   )
   err = capsys.readouterr().err
-  assert '--report: expected one of pretrain.val/accuracy, test/' in err
-  assert 'got test/mIoU' in err
+  assert '--also: expected one of pretrain.val/accuracy, test/' in err
+  assert 'got pretrain.val/x' in err
   assert err.count('\n') == 1
   assert count_runs(workdir)['evaluate ddep'] == 0
 

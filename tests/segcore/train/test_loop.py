@@ -169,6 +169,16 @@ def test_preemption_saves_at_once(tmp_path, monkeypatch):
   assert [x['step'] for x in metrics_lines(tmp_path)] == [3, 6, 9, 11]
 
 
+def test_a_finished_training_continues_with_more_steps(tmp_path):
+  run(tmp_path / 'short', training(num_steps=5))
+  longer = run(tmp_path / 'short', training(num_steps=11))
+  whole = run(tmp_path / 'whole', training(num_steps=11))
+  assert longer.params == whole.params
+  steps = [x['step'] for x in metrics_lines(tmp_path / 'short')]
+  # Step 5 was the last one.
+  assert steps == [3, 5, 6, 9, 11]
+
+
 def test_ctrl_c_saves_the_step_at_which_it_is_noticed(tmp_path, capsys):
   """The step after a second of waiting, in which the signal is handled."""
 

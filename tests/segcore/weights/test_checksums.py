@@ -92,12 +92,12 @@ def test_a_manifest_names_the_array_that_differs():
   state = {'a': {'kernel': jnp.ones((4, 4))}, 'slots': (jnp.zeros(3),)}
   content = manifest.make_manifest(state, {'value': 0.5})
   saved = manifest.Manifest(
-    manifest.array_layouts(manifest.arrays_by_path(state)),
+    manifest.manifest_array_layouts(manifest.manifest_arrays_by_path(state)),
     {name: int(x[2], 16) for name, x in content['arrays'].items()},
     {},
   )
-  saved.check(manifest.arrays_by_path(state))
+  saved.check(manifest.manifest_arrays_by_path(state))
   saved.check({"['slots'][0]": jnp.zeros(3)})  # A part of the arrays.
   state['slots'] = (jnp.zeros(3).at[1].set(1e-30),)
   with pytest.raises(ValueError, match=r"^\['slots'\]\[0\]: the checksum diff"):
-    saved.check(manifest.arrays_by_path(state))
+    saved.check(manifest.manifest_arrays_by_path(state))

@@ -9,7 +9,7 @@ from tests.support import fake_checkpoints, torch_arithmetic, torch_files
 
 
 def describe(path, capsys):
-  assert command.describe_files([str(path)]) == 0
+  assert command.describe_weight_files([str(path)]) == 0
   return capsys.readouterr().out
 
 
@@ -78,7 +78,9 @@ def test_a_file_of_this_project_and_unknown_ones(tmp_path, capsys):
   assert 'holds: encoder, heads\n' in out
   assert 'encoder: none that is known' in out
   (tmp_path / 'x.pth').write_bytes(b'<html>')
-  assert command.describe_files([f'{tmp_path}/x.pth', f'{tmp_path}/y']) == 2
+  assert (
+    command.describe_weight_files([f'{tmp_path}/x.pth', f'{tmp_path}/y']) == 2
+  )
   err = capsys.readouterr().err
   assert err.count('error: ') == 2
   assert 'Traceback' not in err

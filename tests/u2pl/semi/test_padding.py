@@ -93,7 +93,9 @@ def test_padding_around_images_does_not_change_the_loss(filtered):
   options = options_lib.ConsistencyOptions(filtered=filtered, reverse=0.1)
 
   def loss(logits, labels, kept, valid):
-    labels, count = pseudo_labels.ignore_padding(jnp.asarray(labels), valid)
+    labels, count = pseudo_labels.ignore_padded_pseudo_labels(
+      jnp.asarray(labels), valid
+    )
     kept = jnp.asarray(kept) & (labels >= 0)
     return losses.unsupervised_loss(
       jnp.asarray(logits), labels, kept, count, options
