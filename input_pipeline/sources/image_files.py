@@ -254,7 +254,7 @@ def turn_by_exif(
 def turn_back_by_exif(
   pixels: Shaped[np.ndarray, 'h w *channels'], orientation: int
 ) -> Shaped[np.ndarray, 'H W *channels']:
-  """Inverts `turn_by_exif`."""
+  """Turns an upright image or label map back to the pixels of its file."""
   return turn_by_exif(pixels, _INVERSE.get(orientation, orientation))
 
 
