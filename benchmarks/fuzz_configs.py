@@ -171,7 +171,7 @@ def run(seed: int) -> tuple[str, str]:
   """Mutates a command line and builds its stages.
 
   Args:
-    seed: of the mutation.
+    seed: seed of the mutation.
 
   Returns:
     Outcome and description.

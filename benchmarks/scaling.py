@@ -82,7 +82,7 @@ def measure(
   Args:
     module: the method's main.
     config: its config, with options.
-    name: of the stage.
+    name: name of the stage.
     devices: a topology.
     batch: global batch size; '0' for that of the config.
   """

@@ -257,14 +257,14 @@ def photo_pretraining(
 
 
 def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
-  """Builds the noise of denoising.
+  """Builds the block `noise` of denoising pretraining.
 
   Args:
     options: parsed options, among them those of `NOISE`.
-    gamma: the strength if no option gives one.
+    gamma: γ if no option gives a strength.
 
   Raises:
-    ValueError: the range is not LEAST-LARGEST.
+    ValueError: `gamma_range` is not of the form LEAST-LARGEST.
   """
   strength = {
     name: getattr(options, name)

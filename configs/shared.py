@@ -85,7 +85,7 @@ def recipe(
   Args:
     batch_size: images of a step, over all devices.
     num_steps: number of training steps.
-    optimizer: fields of it.
+    optimizer: fields of the optimizer.
     evaluate_every: steps; 0 to evaluate after the last one only.
   """
   fields = {
@@ -190,7 +190,7 @@ def parse_range(option: str, text: str, example: str) -> tuple[float, float]:
   Args:
     option: name of the option, for the message.
     text: value of the option.
-    example: of a value, for the message.
+    example: valid value that the message shows.
 
   Raises:
     ValueError: the text has another form.

@@ -107,7 +107,7 @@ class NoiseOptions:
 
   @property
   def is_unit(self) -> bool:
-    """Returns whether the equation is applied to images in [0, 1]."""
+    """Returns whether the equation is of images in [0, 1], not in [-1, 1]."""
     if self.noise_space == 'auto':
       return self.kind == 'simple'
     return self.noise_space == 'unit'

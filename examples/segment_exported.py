@@ -102,7 +102,7 @@ def read_image(
   """Reads an image as the images of the training were read.
 
   Args:
-    path: of the file.
+    path: path of the file.
     about: content of `classes.json`.
     max_megapixels: larger images are refused.
 

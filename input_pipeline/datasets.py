@@ -21,7 +21,7 @@ from absl import logging
 from etils import epy
 from jax.experimental import multihost_utils
 
-from input_pipeline import record_views
+from input_pipeline import folder_options, record_views
 from input_pipeline.builders import class_list, shards
 from input_pipeline.sources import (
   class_counts,
@@ -57,9 +57,6 @@ _BUILDERS = {
   'image_folder': ('folders', 'ImageFolder'),
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
-
-# Data sets that are a user's own folder.
-_FOLDERS = ('image_folder', 'image_mask_folder')
 
 # Reports that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
@@ -244,9 +241,10 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> 'base.Builder':
     kwargs['config'] = config
   if name == 'shapes':
     return cls(**kwargs)
-  source = options.source or _default_source(name)
-  if name in _FOLDERS:
-    return cls(_folder_options(module, options, source), **kwargs)
+  source = _source(options)
+  if name in folder_options.FOLDERS:
+    fields = folder_options.make_folder_options(module, options, source)
+    return cls(fields, **kwargs)
   return cls(source=source, **kwargs)
 
 
@@ -286,8 +284,7 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
   name = options.name.partition('/')[0]
   _, cls, config = _class_of(options)
   if name == 'image_mask_folder':
-    source = options.source or _default_source(name)
-    path = pathlib.Path(source).expanduser() / options.classes
+    path = pathlib.Path(_source(options)).expanduser() / options.classes
     ignored = class_list.parse_ignored_mask_value(options.ignore)
     if not path.is_file():
       return None
@@ -383,7 +380,7 @@ def _print_report(
   warnings once.
 
   Args:
-    path: of the report.
+    path: file of the report.
     whole: whether the data set was audited just now.
     data_set: the data set.
   """
@@ -479,7 +476,7 @@ def open_dataset_split(
     index=fingerprints.ImageIndex.read(
       shards.shard_index_path(pathlib.Path(data_set.data_dir), split)
     ),
-    id_rule=_id_rule(options),
+    id_rule=folder_options.folder_id_rule(options, _source(options)),
   )
 
 
@@ -492,39 +489,9 @@ def read_split_counts(
   return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
-def _id_rule(options: DataOptions) -> image_ids.IdRule:
-  """Returns how the ids of a folder relate to paths."""
-  name = options.name.partition('/')[0]
-  if name not in _FOLDERS:
-    return image_ids.IdRule()
-  source = pathlib.Path(options.source or _default_source(name)).expanduser()
-  return image_ids.IdRule(
-    os.path.abspath(source / options.images), options.image_suffix
-  )
-
-
-def _default_source(name: str) -> str:
-  """Returns $SEG_DATA_DIR/NAME, or '' if the variable is not set."""
+def _source(options: DataOptions) -> str:
+  """Returns the source, by default $SEG_DATA_DIR/NAME; '' without either."""
   root = os.environ.get(SOURCE_VARIABLE)
-  return str(pathlib.Path(root) / name) if root else ''
-
-
-def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
-  """Returns the options of a builder of the module `folders`."""
-  names = 'images', 'val_fraction', 'split_seed', 'on_bad_example'
-  common = {
-    **{name: getattr(options, name) for name in (*names, 'image_suffix')},
-    'source': source,
-    'reading': options.reading,
-  }
-  if options.name == 'image_folder':
-    return module.ImageFolderOptions(**common)
-  return module.ImageMaskFolderOptions(
-    **common,
-    masks=options.masks,
-    classes=options.classes,
-    ignore=class_list.parse_ignored_mask_value(options.ignore),
-    without_mask=options.without_mask,
-    mask_codes=options.mask_codes,
-    mask_suffix=options.mask_suffix,
-  )
+  if options.source or not root:
+    return options.source
+  return str(pathlib.Path(root) / options.name.partition('/')[0])

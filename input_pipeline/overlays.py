@@ -47,6 +47,6 @@ def draw_outlined_overlay(
   label: Int[np.ndarray, 'H W'],
   palette: Sequence[Color],
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Tints an image by class and outlines the regions; it stays visible."""
+  """Blends an image with the class colors, and outlines the regions."""
   tinted = blend_label_map(image, label, palette, _OPACITY)
   return draw_outlines(tinted, label, palette)

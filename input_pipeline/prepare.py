@@ -119,7 +119,9 @@ def _import(
   result = conversion.convert_annotations(
     conversion.ImportOptions(**imported),
     conversion.Folder(
-      *(arguments[name] for name in ('source', *conversion.DEFAULTS)), ignore
+      *(arguments[name] for name in ('source', *conversion.DEFAULTS)),
+      ignore,
+      pairing.Endings(arguments['image_suffix'], arguments['mask_suffix']),
     ),
   )
   for line in result.lines:

@@ -144,7 +144,7 @@ class DenoiseStage(experiment_stage.TrainingStage):
     return self.experiment.denoise
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns all images, and the start."""
+    """Returns the splits to read, and the source of the initial parameters."""
     block = self.options
     read = [data_lib.Images(block.data, block.val_split), *block.images]
     return experiment_stage.Inputs(

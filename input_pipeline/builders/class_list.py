@@ -147,10 +147,11 @@ class _Line:
 
 
 def _read_lines(entries: Sequence[class_list_forms.Entry]) -> list[_Line]:
-  """Reads the colors and fills in the values of lines that differ.
+  """Reads the colors, and numbers lines without a value by their position.
 
   Raises:
-    UserError: a line is wrong, which is named, without the file.
+    UserError: two lines share a name, value or color, or a line is damaged; the
+      message names the line, but not the file.
   """
   lines: list[_Line] = []
   names: set[str] = set()

@@ -38,9 +38,9 @@ def folder_state_digest(
   Args:
     source: the folder.
     settings: options that determine its records.
-    classes: of its masks; None without masks.
+    classes: class list of its masks; None without masks.
     listings: files of each split.
-    digests: of the files that were read before.
+    digests: digests of the files that were read before.
 
   Returns:
     16 hexadecimal digits.
@@ -81,7 +81,7 @@ def _paths(example: pairing.Example) -> Iterator[Any]:
 
 
 def _code(classes: class_list.ClassList | None) -> Mapping[str, Any] | None:
-  """Returns what a class list says about masks."""
+  """Returns the settings of a class list that decide how masks are read."""
   if classes is None:
     return None
   fields = dataclasses.asdict(classes)

@@ -270,7 +270,7 @@ class ImageMaskFolder(ImageFolder):
     return {UNLABELED: ('label', 'tags')} if unlabeled else {}
 
   def warnings(self) -> Sequence[str]:
-    """Returns also how the class list was read, if not line by line."""
+    """Returns warnings, and notes on a class list of another format."""
     return [*self.builder_config.classes.notes, *super().warnings()]
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:

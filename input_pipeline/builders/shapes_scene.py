@@ -48,7 +48,8 @@ class Rendering:
     shade: fraction of the light that is missing on the opposite side.
     cast: weight of a random color of the light.
     contrast: factor on the distance to gray, as by haze.
-    blur: standard deviation in pixels of an image of 64.
+    blur: standard deviation in pixels for images of 64x64; it grows with the
+      size.
     noise: standard deviation of the sensor's noise, in [0, 1].
   """
 
@@ -79,7 +80,7 @@ DUSK = Rendering(
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-  """An object of a class.
+  """An object of a synthetic scene.
 
   Attributes:
     class_id: class, which determines outline and pattern.

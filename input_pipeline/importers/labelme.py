@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.importers import coco, regions
-from input_pipeline.sources import image_files
+from input_pipeline.sources import archives, image_files
 from runtime import errors
 
 _NOTE = (
@@ -45,11 +45,11 @@ def read_labelme(folder: pathlib.Path) -> regions.Annotations:
       f'annotations: expected the folder of the JSON files of LabelMe, got '
       f'{folder}, which is {"a file" if folder.exists() else "missing"}'
     )
-  paths = sorted(
+  paths = [
     path
-    for path in folder.rglob('*')
-    if path.suffix.lower() == '.json' and not path.name.startswith('.')
-  )
+    for path in archives.list_folder_files(folder)[0]
+    if path.suffix.lower() == '.json'
+  ]
   if not paths:
     raise errors.UserError(
       f'annotations: expected JSON files of LabelMe in {folder}, got none'

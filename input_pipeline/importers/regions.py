@@ -80,12 +80,12 @@ class AnnotatedImage:
   """The regions of an image.
 
   Attributes:
-    names: of the image, as an annotation refers to it; the first that is an
-      image counts.
+    names: paths that the annotation gives for the image; the first that is an
+      image of the data set counts.
     size: height and width in pixels.
-    regions: in the order in which they are painted, later ones over earlier
-      ones.
-    source: of the annotation, for messages.
+    regions: regions in the order in which they are painted, later ones over
+      earlier ones.
+    source: file of the annotation, for messages.
   """
 
   names: tuple[str, ...]
@@ -99,7 +99,7 @@ class AnnotatedImage:
     """Paints all regions over the background.
 
     Args:
-      values: of the mask, by label; that of '' is ignored.
+      values: value of each label in the mask; '' stands for ignored pixels.
       background: value outside of all regions.
 
     Returns:
@@ -224,8 +224,8 @@ def make_region_ellipse(
 
   Args:
     center: x, y in pixels.
-    radii: along x and y before the rotation, in pixels.
-    degrees: of a clockwise rotation.
+    radii: radii along x and y before the rotation, in pixels.
+    degrees: angle of the clockwise rotation, in degrees.
   """
   angles = np.linspace(0, 2 * np.pi, _CIRCLE_VERTICES, endpoint=False)
   # Of numbers that are not finite, which `make_region_polygon` refuses.

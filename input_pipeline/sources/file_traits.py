@@ -38,7 +38,7 @@ class NameCounter:
   first: list[str] = dataclasses.field(default_factory=list)
 
   def add(self, name: str) -> None:
-    """Counts a name."""
+    """Counts a name, and keeps it if it is among the first."""
     self.merge(NameCounter(1, [name]))
 
   def merge(self, other: 'NameCounter') -> None:

@@ -65,7 +65,7 @@ OFFICIAL = IdRule()
 
 
 class IdIndex:
-  """Finds the image that an entry of a list names."""
+  """Index of image ids, to find the image that a line of a list names."""
 
   def __init__(self, ids: Sequence[str], rule: IdRule = OFFICIAL):
     """Indexes the ids.

@@ -77,12 +77,12 @@ class Tpu:
 
   @property
   def job(self) -> jobs.Job:
-    """The job to run."""
+    """Returns the job to run."""
     return self.api.job
 
   @property
   def location(self) -> str:
-    """Zone and project of the machines."""
+    """Returns zone and project of the machines."""
     return f'zone {self.api.zone} of project {self.api.project}'
 
   @property

@@ -31,7 +31,7 @@ class DistanceStage(base.InferenceStage):
     return ('represent',)
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images, the labeled ones and the splits that are labeled."""
+    """Returns the images of pretraining, the labeled ones and the splits."""
     block = self.options
     read = [self.image_input(), self.image_input(block.bank, 'label')]
     read += [self.image_input(split) for split in block.splits]

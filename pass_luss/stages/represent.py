@@ -93,7 +93,7 @@ class RepresentStage(base.ViewsStage):
       )
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images and the start."""
+    """Returns the images, and the source of the initial parameters."""
     block = self.options
     images = experiment_stage.SplitInput(block.data, block.split)
     return experiment_stage.Inputs((images,), block.start)

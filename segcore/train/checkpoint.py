@@ -315,7 +315,7 @@ def _save_args(state: Any, values: Mapping[str, Any]) -> 'ocp.args.Composite':
 
 
 def _from_all_hosts(value: int) -> Int32[np.ndarray, 'hosts']:
-  """Returns the value of each host."""
+  """Gathers the value of each host, in the order of processes."""
   if jax.process_count() == 1:
     return np.array([value], np.int32)
   return np.asarray(multihost_utils.process_allgather(np.int32(value)))

@@ -28,7 +28,7 @@ _KEYS = (str, int, float, bytes, type(None))
 
 
 class Refused(ValueError):
-  """A pickle that does more than to describe data."""
+  """Raised for a pickle that does more than describe data."""
 
 
 class Callee:
@@ -42,7 +42,7 @@ class Stateful:
   """An object to which a pickle gives a state after building it."""
 
   def set_state(self, state: Any) -> None:
-    """Takes the state."""
+    """Stores the state that the pickle gives to this object."""
     raise NotImplementedError
 
 

@@ -51,7 +51,7 @@ class Storage:
   """Elements in a file, which are read when they are needed.
 
   Attributes:
-    dtype: of an element; uint8 if the pickle leaves it to the tensors.
+    dtype: type of an element; uint8 if the pickle leaves it to the tensors.
     size: number of elements.
     read: returns all bytes.
     offset: number of elements before the first one, in what `read` returns.
@@ -82,8 +82,8 @@ class Tensor:
 
   Attributes:
     storage: holds the elements.
-    offset: of the first element.
-    shape: of the tensor.
+    offset: position of the first element in the storage.
+    shape: shape of the tensor.
     strides: elements between neighbors along each axis.
   """
 
@@ -132,8 +132,8 @@ def check_storage_view(
 
   Args:
     size: number of elements of the storage.
-    offset: of the first element.
-    shape: of the view.
+    offset: position of the first element in the storage.
+    shape: shape of the view.
     strides: elements between neighbors along each axis.
 
   Raises:
@@ -198,7 +198,7 @@ class _NumpyType(Stateful):
       raise pickle_machine.Refused(f'numpy values of type {name}')
 
   def set_state(self, state: Any) -> None:
-    """Takes the order of the bytes."""
+    """Stores the byte order, which the pickle gives as the object's state."""
     if state[1] in ('<', '>'):
       self.dtype = self.dtype.newbyteorder(state[1])
 

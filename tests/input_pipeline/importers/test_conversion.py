@@ -249,6 +249,19 @@ def test_images_in_which_nothing_is_annotated(source, capsys):
   assert '\nunlabeled: 1 images' in capsys.readouterr().out
 
 
+def test_masks_may_lie_beside_the_images(source):
+  (source / 'images/a.jpg').rename(source / 'images/a_rgb.jpg')
+  content = coco_content()
+  content['images'][0]['file_name'] = 'a_rgb.jpg'
+  suffixes = ['--image_suffix=_rgb.jpg', '--mask_suffix=_mask.png']
+  arguments = [*write_coco(source, **content), '--masks=images', *suffixes]
+  assert run(source, arguments) == 0
+  mask = np.asarray(PIL.Image.open(source / 'images/a_mask.png'))
+  np.testing.assert_array_equal(mask, expected_mask())
+  assert run(source, arguments) == 0
+  assert run(source, [*arguments[:-1], '--mask_suffix=_mask.tif']) == 2
+
+
 def test_masks_of_other_origin_are_kept(source, capsys):
   sources.write(source / 'masks/a.png', b'by hand')
   assert run(source, write_coco(source)) == 2
