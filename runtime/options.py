@@ -336,7 +336,7 @@ def omit_fields(options: Any, *names: str) -> dict[str, Any]:
 def describe_unknown_name(name: str, allowed: list[str]) -> str:
   """Describes, for a message, that a name is not among those allowed."""
   close = difflib.get_close_matches(name, allowed, 1)
-  hint = f', did you mean {close[0]}?' if close else ''
+  hint = f', did you mean {close[0]}?' if close else '.'
   return f'unknown name{hint} Allowed: {", ".join(allowed)}'
 
 

@@ -20,7 +20,7 @@ from runtime import options as options_lib
 from segcore.experiment import placement
 
 # --config.FIELD=VALUE; the value may be the next argument.
-_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', re.DOTALL)
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:

@@ -63,6 +63,8 @@ def test_what_a_config_leaves_out_can_be_overridden():
       'config.denoise.also: expected an index below 0',
     ),
     ('--config.a-b=3', 'expected names of fields joined by dots'),
+    ('--config.=3', '--config.: expected names of fields joined by dots'),
+    ('--config.qqqq=3', 'config.qqqq: unknown name. Allowed: classify'),
     (
       '--config.network.encoder.name=bitt',
       'config.network.encoder.name: unknown name, did you mean bit?',
