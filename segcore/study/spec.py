@@ -264,7 +264,7 @@ def resolve_metrics(study: Study) -> Study:
     UserError: a metric is not among those that a run reports.
   """
   first, *_ = study.sweep_cells() or study.final_cells({})
-  reported = plan_cell(study, first).reported
+  reported = plan_study_cell(study, first).reported
   last = [*reported][-1]
   names = reported[last]
   if names is not None:
