@@ -1,6 +1,6 @@
 """Scores of a clustering against the classes of its rows.
 
-  scores = clustering_scores.score_clustering(assignments, classes)
+scores = clustering_scores.score_clustering(assignments, classes)
 """
 
 import numpy as np
