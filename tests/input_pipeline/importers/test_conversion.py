@@ -297,7 +297,33 @@ def test_more_classes_than_8_bits(source):
       ),
       "a.json: shape 4, 'x': expected an outline of at least 3 points",
     ),
-    (lambda s: write_labelme(s, imageWidth=None), 'expected the fields of'),
+    (
+      lambda s: write_labelme(s, imageWidth=None),
+      'a.json: expected height and width of the image in pixels, got 24 and No',
+    ),
+    (lambda s: write_labelme(s, shapes=None), 'expected the fields of'),
+    (
+      lambda s: write_labelme(
+        s, {'label': 'x', 'shape_type': None, 'points': [[10**400, 1]] * 3}
+      ),
+      "a.json: shape 4, 'x': expected an outline of points x, y, got no numbe",
+    ),
+    (
+      lambda s: write_coco(s, categories=[3]),
+      'expected lists of objects, got another entry in one of them',
+    ),
+    (
+      lambda s: write_coco(
+        s, images=[{'id': 7, 'width': 'x', 'height': 10**9, 'file_name': 'a'}]
+      ),
+      "height and width of the image in pixels, got 1000000000 and 'x'",
+    ),
+    (
+      lambda s: write_coco(
+        s, images=[{'id': 7, 'width': 1e9, 'height': 10**9, 'file_name': 'a'}]
+      ),
+      'height and width of the image in pixels, got 1000000000 and 100',
+    ),
     (
       lambda s: write_cvat(s, '<polygon label="car" points="1,1;2,x;3,3"/>'),
       'a.jpg: expected an outline of points x, y, got no numbers',
