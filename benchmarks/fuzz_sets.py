@@ -62,6 +62,11 @@ def class_colors() -> bytes:
   return table.tobytes()
 
 
+def write_photograph(path: pathlib.Path, seed: int) -> None:
+  """Writes an image of noise as PNG."""
+  _write(path, encoded(_photograph(np.random.default_rng(seed))))
+
+
 # Data sets.
 
 

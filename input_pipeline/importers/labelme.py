@@ -22,6 +22,14 @@ _NOTE = (
   'labelme: regions are painted in the order of each file, later ones over '
   'earlier ones'
 )
+# Exceptions of fields that are missing, or of another type.
+_WRONG_FIELDS = (
+  AttributeError,
+  LookupError,
+  OverflowError,
+  TypeError,
+  ValueError,
+)
 
 
 def read_labelme(folder: pathlib.Path) -> regions.Annotations:
@@ -59,7 +67,9 @@ def _read_file(
 ) -> regions.AnnotatedImage:
   content = coco.read_annotation_json(path)
   try:
-    size = int(content['imageHeight']), int(content['imageWidth'])
+    size = regions.parse_annotated_image_size(
+      content['imageHeight'], content['imageWidth']
+    )
     shapes = content['shapes']
     image_path = str(content.get('imagePath') or '').replace('\\', '/')
     read = []
@@ -77,7 +87,11 @@ def _read_file(
         )
       else:
         read.append(region)
-  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+  except errors.BadFile:
+    raise
+  except errors.UserError as error:
+    raise errors.BadFile(path, str(error)) from error
+  except _WRONG_FIELDS as error:
     raise errors.BadFile(
       path, f'expected the fields of LabelMe, got a file without {error}'
     ) from error

@@ -17,6 +17,8 @@ _IGNORE = '__ignore__'
 _CIRCLE_VERTICES = 128
 # Pixels by which an outline may leave its image.
 _MAX_OUTSIDE = 100_000
+# Pixels of an image: a larger number is a mistake, and no mask can be kept.
+_MAX_PIXELS = 2**29
 
 Polygon = Float[np.ndarray, 'N 2']
 
@@ -141,6 +143,24 @@ def class_of_region_label(label: str) -> str:
   return '' if label == _IGNORE else label
 
 
+def parse_annotated_image_size(height: Any, width: Any) -> tuple[int, int]:
+  """Returns height and width of an annotated image.
+
+  Raises:
+    UserError: they are no numbers of pixels of an image.
+  """
+  try:
+    size = int(height), int(width)
+  except (TypeError, ValueError, OverflowError):
+    size = 0, 0
+  if min(size) < 1 or size[0] * size[1] > _MAX_PIXELS:
+    raise errors.UserError(
+      'expected height and width of the image in pixels, got '
+      f'{repr(height)[:20]} and {repr(width)[:20]}'
+    )
+  return size
+
+
 def rasterize_region_polygon(
   polygon: Polygon, size: tuple[int, int]
 ) -> Bool[np.ndarray, 'H W']:
@@ -171,7 +191,7 @@ def make_region_polygon(points: Iterable[Any]) -> Polygon:
   """
   try:
     polygon = np.array([[float(part) for part in point] for point in points])
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     raise errors.UserError(
       'expected an outline of points x, y, got no numbers'
     ) from None
@@ -208,15 +228,13 @@ def make_region_ellipse(
     degrees: angle of the clockwise rotation, in degrees.
   """
   angles = np.linspace(0, 2 * np.pi, _CIRCLE_VERTICES, endpoint=False)
-  x, y = radii[0] * np.cos(angles), radii[1] * np.sin(angles)
-  turn = np.deg2rad(degrees)
-  return make_region_polygon(
-    zip(
-      center[0] + x * np.cos(turn) - y * np.sin(turn),
-      center[1] + x * np.sin(turn) + y * np.cos(turn),
-      strict=True,
-    )
-  )
+  # Of numbers that are not finite, which `make_region_polygon` refuses.
+  with np.errstate(invalid='ignore'):
+    x, y = radii[0] * np.cos(angles), radii[1] * np.sin(angles)
+    turn = np.deg2rad(degrees)
+    columns = center[0] + x * np.cos(turn) - y * np.sin(turn)
+    rows = center[1] + x * np.sin(turn) + y * np.cos(turn)
+  return make_region_polygon(zip(columns, rows, strict=True))
 
 
 def encode_region_bitmap(bitmap: Bool[np.ndarray, 'h w']) -> Mapping[str, Any]:

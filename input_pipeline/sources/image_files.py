@@ -167,7 +167,12 @@ def read_image_file(
   encoded = data
   if not as_stored:
     pixels = turn_by_exif(pixels, decoded.orientation) if turned else pixels
-    _, png = cv2.imencode('.png', pixels[..., ::-1])
+    is_written, png = cv2.imencode('.png', pixels[..., ::-1])
+    if not is_written:  # A side exceeds libpng's limit.
+      raise errors.UserError(
+        'cannot be stored as PNG: expected sides of at most 1,000,000 pixels, '
+        f'got {pixels.shape[1]}x{pixels.shape[0]}'
+      )
     encoded = png.tobytes()
   return ImageContent(
     encoded, pixels, decoded.depth, decoded.orientation, peak, as_stored
