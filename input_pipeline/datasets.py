@@ -372,7 +372,7 @@ def _prepare_on_host_0(
 
 
 def _print_report(
-  path: pathlib.Path, whole: bool, data_set: base.Builder
+  path: pathlib.Path, whole: bool, data_set: 'base.Builder'
 ) -> None:
   """Prints the report of an audit, or what is odd in an earlier one.
 

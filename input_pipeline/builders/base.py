@@ -139,7 +139,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     traits = file_traits.TraitCounter()
 
     def add(split: str, sample: records.Sample) -> None:
-      traits.add(sample)
+      traits.add(sample.id, sample.traits)
       index = fingerprints.ImageIndex.from_sample(sample)
       indices.setdefault(split, []).append(index)
 

@@ -163,17 +163,7 @@ def list_image_examples(
   _require_images(images, of_images, endings.image)
   examples, problems, unpaired = _pair(of_images, of_masks, masks, prefix)
   if masks is not None:
-    search = mask_search.MaskSearch(
-      masks,
-      unpaired,
-      [
-        path
-        for stem, paths in of_masks.by_stem.items()
-        if stem not in of_images.by_stem
-        for path in paths
-      ],
-      [problem.file for problem in of_masks.others],
-    )
+    search = _search_masks(masks, unpaired, of_images, of_masks)
     for stem, path in unpaired.items():
       problem = _missing_mask(
         path, masks / stem, search.find(stem), without_mask, endings
@@ -227,6 +217,30 @@ def _pair(
     else:
       unpaired[stem] = files[0]
   return examples, problems, unpaired
+
+
+def _search_masks(
+  masks: pathlib.Path,
+  unpaired: Mapping[str, pathlib.Path],
+  of_images: _Content,
+  of_masks: _Content,
+) -> mask_search.MaskSearch:
+  """Builds the search among the files that are masks of no image.
+
+  Args:
+    masks: folder of the masks.
+    unpaired: images without a mask, by their stems.
+    of_images: files of the folder of images.
+    of_masks: files of the folder of masks.
+  """
+  lone = [
+    path
+    for stem, paths in of_masks.by_stem.items()
+    if stem not in of_images.by_stem
+    for path in paths
+  ]
+  others = [problem.file for problem in of_masks.others]
+  return mask_search.MaskSearch(masks, unpaired, lone, others)
 
 
 def _missing_mask(
