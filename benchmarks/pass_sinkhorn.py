@@ -123,7 +123,7 @@ def cases_of_torch(
   Args:
     inputs: arrays of numpy.
     algorithm: `sinkhorn` or `sinkhorn_in_place`.
-    options: of Sinkhorn's algorithm.
+    options: options of Sinkhorn's algorithm.
   """
   tensors = Inputs(*map(torch.from_numpy, inputs))
 

@@ -235,8 +235,8 @@ def photo_pretraining(
 
   Args:
     data: the photographs, with masks.
-    crop: of denoising; classification shows larger parts of a photograph.
-    noise: of denoising.
+    crop: crop of denoising; classification has one of larger areas.
+    noise: noise of denoising.
     also: further images that are denoised: data sets and splits.
   """
   return {

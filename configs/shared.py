@@ -165,7 +165,7 @@ def folder_crop(options: SimpleNamespace) -> dict[str, Any]:
   """Builds the crop of a folder: chosen from its images unless options say.
 
   Args:
-    options: with those of `FOLDER`.
+    options: parsed options, among them those of `FOLDER`.
 
   Raises:
     ValueError: an option has another form.

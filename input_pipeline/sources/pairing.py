@@ -257,7 +257,7 @@ def _missing_mask(
     mask: path of the mask, without its ending.
     candidate: the file that seems to be the mask, if any.
     without_mask: as in `list_image_examples`.
-    endings: of images and masks.
+    endings: endings of images and masks.
 
   Returns:
     The problem; None if the image may be unlabeled.

@@ -53,7 +53,7 @@ class Storage:
   Attributes:
     dtype: type of an element; uint8 if the pickle leaves it to the tensors.
     size: number of elements.
-    read: returns all bytes.
+    read: function that returns all bytes.
     offset: number of elements before the first one, in what `read` returns.
   """
 
@@ -81,7 +81,7 @@ class Tensor:
   """A view of a storage.
 
   Attributes:
-    storage: holds the elements.
+    storage: storage of the elements.
     offset: position of the first element in the storage.
     shape: shape of the tensor.
     strides: elements between neighbors along each axis.
