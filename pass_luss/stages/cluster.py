@@ -41,11 +41,7 @@ class ClusterStage(ClusteredStage):
   """Clusters the features of the images by k-means."""
 
   name = 'cluster'
-
-  @property
-  def options(self) -> cluster_lib.ClusterOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.cluster
+  options: cluster_lib.ClusterOptions
 
   @property
   def needs(self) -> tuple[str, ...]:
