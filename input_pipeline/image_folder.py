@@ -103,9 +103,9 @@ class _Image:
   """A usable image.
 
   Attributes:
-    example: its file.
-    index: its name, size and hashes.
-    traits: of its file.
+    example: file of the image.
+    index: name, size and hashes of the image.
+    traits: traits of the file.
   """
 
   example: pairing.Example

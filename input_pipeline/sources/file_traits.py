@@ -66,7 +66,7 @@ class TraitCounter:
 
     Args:
       name: id of the sample.
-      traits: of its files; None without files.
+      traits: traits of its files; None if it is not read from files.
     """
     if traits is None:
       return
@@ -106,7 +106,7 @@ class TraitCounter:
     """Describes what is odd about the files, a line each.
 
     Args:
-      options: by which the images were read.
+      options: options with which the images were read.
     """
     return [
       *self._warn_of_orientations(options),

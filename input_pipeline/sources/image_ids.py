@@ -71,7 +71,7 @@ class IdIndex:
     """Indexes the ids.
 
     Args:
-      ids: of all images.
+      ids: ids of all images.
       rule: relation of the ids to the paths of the images.
     """
     self._ending = rule.ending

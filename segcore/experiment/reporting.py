@@ -94,17 +94,13 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   name = 'evaluate'
   is_report = True
+  options: EvaluateOptions
   trained_by: ClassVar[str]
   checkpoint_fields: ClassVar[tuple[str, ...]] = (
     'step',
     'params',
     'batch_stats',
   )
-
-  @property
-  def options(self) -> EvaluateOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.evaluate
 
   @property
   def needs(self) -> tuple[str, ...]:

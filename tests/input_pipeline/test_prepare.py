@@ -25,6 +25,21 @@ def test_check_reports_and_then_records_are_written(tmp_path, capsys):
   assert out.endswith(f'records are in {records_file.parent}\n')
 
 
+def test_reports_of_two_folders_are_two_files(tmp_path, capsys):
+  for name in ('roads', 'paths'):
+    sources.write_folder(tmp_path / name)
+    command = sources.arguments_of(
+      sources.FOLDER, tmp_path / name, tmp_path / 'prepared'
+    )
+    assert prepare.main([*command, '--check']) == 0
+    assert 'crops of training: ' in capsys.readouterr().out
+  reports = sorted(p.name for p in (tmp_path / 'prepared/reports').iterdir())
+  assert [name.rpartition('-')[0] for name in reports] == [
+    'image_mask_folder-paths',
+    'image_mask_folder-roads',
+  ]
+
+
 def test_user_errors_are_a_line_for_each_problem(tmp_path, capsys):
   source = tmp_path / 'roads'
   sources.write_folder(source)
