@@ -92,8 +92,8 @@ def _import(
   """Writes masks and class list from annotations.
 
   Args:
-    imported: arguments about the annotations.
-    arguments: all others.
+    imported: arguments of the command line about the annotations.
+    arguments: arguments about the data set.
 
   Returns:
     The arguments of the data set with those masks.

@@ -101,10 +101,10 @@ class Tensor:
     """Reads the elements.
 
     Args:
-      little_endian: the order of the bytes in the file.
+      little_endian: whether the bytes in the file are little-endian.
 
     Raises:
-      ValueError: it has more elements than its storage, which are repeated.
+      ValueError: the tensor repeats elements of its storage.
     """
     storage = self.storage
     if math.prod(self.shape) > storage.size:
