@@ -65,7 +65,7 @@ def export_network(
     },
   )
   path = folder / PROGRAM
-  with predict.explaining_write_errors(folder):
+  with predict.explaining_prediction_write_errors(folder):
     files.write_atomically(path, content)
   restored = jax_export.deserialize(bytearray(path.read_bytes()))
   size = request.size or _COMPARISON_SIZE

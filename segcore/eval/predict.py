@@ -127,7 +127,7 @@ def predict_images(model: Model, request: Request) -> None:
     mesh=model.mesh,
     reading=model.reading,
   )
-  with explaining_write_errors(request.out):
+  with explaining_prediction_write_errors(request.out):
     _write_classes(request.out, model.classes, model.palette)
   bar = tqdm.tqdm(
     predictions(model.state),
@@ -136,7 +136,7 @@ def predict_images(model: Model, request: Request) -> None:
     disable=jax.process_index() != 0,
   )
   for prediction, example in bar:
-    with explaining_write_errors(request.out):
+    with explaining_prediction_write_errors(request.out):
       orientation = opened.orientations.get(example['id'].decode())
       _write(request, model, example, prediction, orientation)
   console.print_line(
@@ -147,7 +147,7 @@ def predict_images(model: Model, request: Request) -> None:
 
 
 @contextlib.contextmanager
-def explaining_write_errors(out: pathlib.Path) -> Iterator[None]:
+def explaining_prediction_write_errors(out: pathlib.Path) -> Iterator[None]:
   """Turns an OSError while writing to a folder into a UserError."""
   try:
     yield

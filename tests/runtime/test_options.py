@@ -169,7 +169,7 @@ def test_differences_name_the_paths():
 @dataclasses.dataclass(frozen=True)
 class Source:
   name: str
-  folder: str = options.location(default='')
+  folder: str = options.location_option(default='')
 
 
 def test_locations_are_found_by_their_paths():
@@ -178,7 +178,7 @@ def test_locations_are_found_by_their_paths():
     'also': ({'data': Source('b', 'y')},),
     'rate': 1.0,
   }
-  assert options.location_paths({'settings': settings}) == {
+  assert options.location_option_paths({'settings': settings}) == {
     'settings.data.folder',
     'settings.also.0.data.folder',
   }
@@ -187,7 +187,7 @@ def test_locations_are_found_by_their_paths():
   assert options.differing_options(old, new) == {
     'also.0.data.folder': ('y', 'z')
   }
-  assert options.omit_fields(settings['data'], 'folder') == {'name': 'a'}
+  assert options.omit_option_fields(settings['data'], 'folder') == {'name': 'a'}
 
 
 @pytest.mark.parametrize(
@@ -201,4 +201,4 @@ def test_locations_are_found_by_their_paths():
   ],
 )
 def test_blocks_whose_class_is_chosen_by_a_name(path, expected):
-  assert options.is_chosen_by_name(Whole, path) is expected
+  assert options.is_option_chosen_by_name(Whole, path) is expected
