@@ -86,7 +86,8 @@ def recipe(
     batch_size: images of a step, over all devices.
     num_steps: number of training steps.
     optimizer: fields of the optimizer.
-    evaluate_every: steps; 0 to evaluate after the last one only.
+    evaluate_every: number of steps between evaluations; 0 to evaluate after
+      the last one only.
   """
   fields = {
     'batch_size': batch_size,
@@ -165,7 +166,7 @@ def folder_crop(options: SimpleNamespace) -> dict[str, Any]:
   """Builds the crop of a folder: chosen from its images unless options say.
 
   Args:
-    options: with those of `FOLDER`.
+    options: parsed options, among them those of `FOLDER`.
 
   Raises:
     ValueError: an option has another form.

@@ -95,8 +95,9 @@ class DataOptions:
       '#ffffff'; '' if there are none; image_mask_folder only.
     without_mask: treatment of images that have no mask: 'error' refuses them,
       'unlabeled' makes them a split of this name; image_mask_folder only.
-    mask_codes: what palette and gray masks count by where the class list has
-      colors, 'auto', 'values' or 'colors'; image_mask_folder only.
+    mask_codes: whether palette and gray masks are read by their 'values' or by
+      their 'colors', or 'auto', if the class list has colors;
+      image_mask_folder only.
     follow_exif: whether images are turned as their EXIF tag says; folders only.
     image_depth: bits of the values in images of 16 bits; folders only.
     max_megapixels: limit above which images are refused; folders only.
@@ -372,7 +373,7 @@ def _prepare_on_host_0(
 
 
 def _print_report(
-  path: pathlib.Path, whole: bool, data_set: base.Builder
+  path: pathlib.Path, whole: bool, data_set: 'base.Builder'
 ) -> None:
   """Prints the report of an audit, or what is odd in an earlier one.
 

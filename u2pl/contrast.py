@@ -194,7 +194,7 @@ def contrast_candidates(
     labeled: cells with ground truth.
     reliable: unlabeled cells with a reliable pseudo-label.
     unreliable: unlabeled cells that may only be negatives.
-    options: thresholds.
+    options: options of the loss, of which the thresholds are used.
   """
   num_classes = probs.shape[-1]
   rank = class_probability_ranks(probs)

@@ -137,11 +137,7 @@ class DenoiseStage(experiment_stage.TrainingStage):
   """Trains the decoder, or the whole network, to denoise images."""
 
   name = 'denoise'
-
-  @property
-  def options(self) -> DenoiseOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.denoise
+  options: DenoiseOptions
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the splits to read, and the source of the initial parameters."""

@@ -70,11 +70,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
   """Trains encoder, decoder and head on the labeled images."""
 
   name = 'finetune'
-
-  @property
-  def options(self) -> FinetuneOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.finetune
+  options: FinetuneOptions
 
   @property
   def best_metric(self) -> str:

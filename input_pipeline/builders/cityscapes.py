@@ -66,7 +66,7 @@ class Cityscapes(files.OfficialBuilder):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Official number of images of each split of this config."""
+    """Returns the official number of images of each split of this config."""
     counts = {'train': 2975, 'val': 500, 'test': 1525, 'train_extra': 19998}
     return {split: counts[split] for split in self.builder_config.splits}
 

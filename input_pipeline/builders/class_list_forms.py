@@ -185,6 +185,8 @@ def _table_entry(
       f'got {len(fields)}'
     )
   row = dict(zip(columns, fields, strict=True))
+  if not row['name']:
+    raise errors.UserError(f'line {number}: expected a name, got none')
   value = row.get('value')
   if value is not None and not re.fullmatch(r'\d+', value):
     raise errors.UserError(

@@ -105,8 +105,8 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       A line of the class list with this value or color is not a class.
     without_mask: treatment of images that have no mask: 'error' refuses them,
       'unlabeled' makes them a split of this name.
-    mask_codes: what palette and gray masks count by, one of
-      `mask_reader.CODES`.
+    mask_codes: whether palette and gray masks are read by their values or by
+      their colors, one of `mask_reader.CODES`.
     mask_suffix: end of all names of masks that is no part of ids, as
       `_mask.png`; '' if there is none. With one, masks may be in the folder of
       the images.

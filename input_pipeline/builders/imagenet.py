@@ -56,7 +56,7 @@ class Imagenet(files.OfficialBuilder):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Official number of images of each split of this release."""
+    """Returns the official number of images of each split of this release."""
     return self.builder_config.counts
 
   @property

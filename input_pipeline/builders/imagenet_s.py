@@ -65,12 +65,12 @@ class ImagenetS(files.OfficialBuilder):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Official number of images of each split of this variant."""
+    """Returns the official number of images of each split of this variant."""
     return self.builder_config.counts
 
   @property
   def layout(self) -> str:
-    """ImageNet, masks and lists of this variant."""
+    """Returns the archives of ImageNet, of masks and of lists."""
     size = self.builder_config.name
     return (
       'ImageNet (its tar files, or {train,val}/n01440764/*.JPEG), '

@@ -271,7 +271,7 @@ class ShardWriter:
           continue
         sample, record, index = result
         accumulator.add(sample)
-        traits.add(sample)
+        traits.add(sample.id, sample.traits)
         indices.append(index)
         num_bytes += len(record)
         writer.write(record)

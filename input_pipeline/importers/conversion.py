@@ -124,7 +124,7 @@ class Result:
 
   Attributes:
     ignore: value of ignored pixels.
-    lines: what was read and written, for the user.
+    lines: report for the user of what was read and written.
   """
 
   ignore: int

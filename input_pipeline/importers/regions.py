@@ -28,9 +28,10 @@ class Region:
   """A part of an image with one label.
 
   Attributes:
-    label: its class; '' for pixels without a class, which are ignored.
+    label: name of its class; '' for pixels without a class, which are ignored.
     polygons: outlines as x, y, in pixels from the upper left corner of the
-      image: its first pixel covers 0 to 1 in both. The region is their union.
+      image, so that its first pixel covers 0 to 1 in both. The region is the
+      union of the areas inside them.
     bitmap: a part of the image in which the region is marked, run-length
       encoded as by pycocotools, to save memory; None without one.
     corner: column and row of the bitmap's upper left pixel in the image.
@@ -125,9 +126,9 @@ class Annotations:
   """What a labeling tool exported.
 
   Attributes:
-    images: with their regions.
+    images: annotated images with their regions.
     labels: all names of classes, in the order of the tool.
-    notes: what a user should know of how it was read, a sentence each.
+    notes: notes for the user on how it was read, a sentence each.
     other_shapes: shapes that are no regions, as boxes and lines: their kind,
       label and image.
   """

@@ -69,11 +69,11 @@ class ImageOptions:
   """Defines the pixels of image files where their content leaves a choice.
 
   Attributes:
-    follow_exif: turn images as their EXIF tag says and viewers do; otherwise
-      the pixels stay as they are stored.
+    follow_exif: whether images are turned by their EXIF tag, as viewers do;
+      otherwise the pixels stay as they are stored.
     image_depth: bits of the values in files of 16 bits: 12 scales 0…4095 to
       0…255.
-    max_megapixels: larger images are refused.
+    max_megapixels: limit above which images are refused.
   """
 
   follow_exif: bool = False
@@ -101,7 +101,7 @@ class Decoded:
   """A decoded file.
 
   Attributes:
-    image: in the mode and orientation in which it is stored.
+    image: pixels in the mode and orientation in which they are stored.
     format: one of `FORMATS`.
     depth: bits per sample in the file.
     orientation: EXIF value, 1 to 8; 1 is upright.
@@ -200,7 +200,7 @@ def decode_stored_image(
   Args:
     data: the encoded image.
     formats: allowed formats by their names in PIL: 'JPEG', 'PNG'.
-    max_megapixels: larger images are refused.
+    max_megapixels: limit above which images are refused.
 
   Raises:
     UserError: the image is of another format, too large, damaged, truncated or

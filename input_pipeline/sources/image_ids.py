@@ -71,12 +71,14 @@ class IdIndex:
     """Indexes the ids.
 
     Args:
-      ids: of all images.
+      ids: ids of all images.
       rule: relation of the ids to the paths of the images.
     """
     self._ending = rule.ending
     self._ids = [_parts(name) for name in map(compose_unicode, ids)]
-    self._paths = [_path_parts(parts, rule.folder) for parts in self._ids]
+    self._above = [
+      compose_unicode(part) for part in pathlib.PurePath(rule.folder).parts
+    ]
     self._by_id = collections.defaultdict(list)
     self._by_name = collections.defaultdict(list)
     for i, parts in enumerate(self._ids):
@@ -99,7 +101,7 @@ class IdIndex:
     parts[-1] = self._without_ending(parts[-1])
     agreeing = {
       i: length
-      for i in self._by_name[parts[-1]]
+      for i in self._by_name.get(parts[-1], ())
       if (length := self._agreement(parts, i))
     }
     # `a/b/x` names the image `a/b/x`, not `x`, if there are both.
@@ -129,7 +131,7 @@ class IdIndex:
     folder above it. In front of those, an absolute path of another machine, or
     of before the folder was moved, may differ.
     """
-    name, path = self._ids[i], self._paths[i]
+    name, path = self._ids[i], _path_parts(self._ids[i], self._above)
     path = [*path[:-1], self._without_ending(path[-1])]
     shared = 0
     for one, other in zip(reversed(entry), reversed(path), strict=False):
@@ -150,9 +152,8 @@ def _parts(path: str) -> list[str]:
   return [part for part in path.split('/') if part not in ('', '.', '..')]
 
 
-def _path_parts(parts: Sequence[str], folder: str) -> list[str]:
+def _path_parts(parts: Sequence[str], above: Sequence[str]) -> list[str]:
   """Returns the path of an image, from its id and the folder of the images."""
-  above = [compose_unicode(part) for part in pathlib.PurePath(folder).parts]
   if SPLIT in above:
     split, *parts = parts
     above = [split if part == SPLIT else part for part in above]

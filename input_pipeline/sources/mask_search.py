@@ -30,7 +30,7 @@ class Candidate:
 
   Attributes:
     file: the file.
-    difference: how its name differs from the expected one.
+    difference: description of how its name differs from the expected one.
     mask_ending: end of its name that is no part of the image's name, with the
       suffix: '_mask.png'.
     image_ending: end of the image's name that is no part of its name, without

@@ -229,7 +229,7 @@ def read_stored_mask(
   Args:
     file: the mask.
     formats: allowed formats by their names in PIL.
-    follow_exif: turn a mask that has an EXIF orientation of its own.
+    follow_exif: whether the mask is turned by its own EXIF orientation.
 
   Raises:
     UserError: the file is of a lossy or unknown format or kind, or damaged; the

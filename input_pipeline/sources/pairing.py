@@ -143,7 +143,7 @@ def list_image_examples(
   Args:
     images: folder of files with `IMAGE_SUFFIXES`.
     masks: folder of files with `MASK_SUFFIXES`; None for images without masks.
-    prefix: prepended to every id.
+    prefix: text that is prepended to every id.
     without_mask: treatment of images that have no mask: 'unlabeled' lists them
       as examples without a mask; 'error' and None make them problems, and the
       message of 'error' mentions this option. A file that seems to be the mask
@@ -163,17 +163,7 @@ def list_image_examples(
   _require_images(images, of_images, endings.image)
   examples, problems, unpaired = _pair(of_images, of_masks, masks, prefix)
   if masks is not None:
-    search = mask_search.MaskSearch(
-      masks,
-      unpaired,
-      [
-        path
-        for stem, paths in of_masks.by_stem.items()
-        if stem not in of_images.by_stem
-        for path in paths
-      ],
-      [problem.file for problem in of_masks.others],
-    )
+    search = _search_masks(masks, unpaired, of_images, of_masks)
     for stem, path in unpaired.items():
       problem = _missing_mask(
         path, masks / stem, search.find(stem), without_mask, endings
@@ -229,6 +219,30 @@ def _pair(
   return examples, problems, unpaired
 
 
+def _search_masks(
+  masks: pathlib.Path,
+  unpaired: Mapping[str, pathlib.Path],
+  of_images: _Content,
+  of_masks: _Content,
+) -> mask_search.MaskSearch:
+  """Builds the search among the files that are masks of no image.
+
+  Args:
+    masks: folder of the masks.
+    unpaired: images without a mask, by their stems.
+    of_images: files of the folder of images.
+    of_masks: files of the folder of masks.
+  """
+  lone = [
+    path
+    for stem, paths in of_masks.by_stem.items()
+    if stem not in of_images.by_stem
+    for path in paths
+  ]
+  others = [problem.file for problem in of_masks.others]
+  return mask_search.MaskSearch(masks, unpaired, lone, others)
+
+
 def _missing_mask(
   image: pathlib.Path,
   mask: pathlib.Path,
@@ -243,7 +257,7 @@ def _missing_mask(
     mask: path of the mask, without its ending.
     candidate: the file that seems to be the mask, if any.
     without_mask: as in `list_image_examples`.
-    endings: of images and masks.
+    endings: endings of images and masks.
 
   Returns:
     The problem; None if the image may be unlabeled.

@@ -193,7 +193,7 @@ class WorkerCommands:
 
   @property
   def _folder(self) -> worker.Folder:
-    """Folder of the job, relative to a worker's home."""
+    """Returns the folder of the job, relative to a worker's home."""
     return worker.Folder(f'launch/{self.api.job.name}')
 
   @property

@@ -18,12 +18,8 @@ class DistanceStage(base.InferenceStage):
   """Labels images by the nearest regions of labeled images."""
 
   name = 'distance'
+  options: distance_lib.DistanceOptions
   is_report = True
-
-  @property
-  def options(self) -> distance_lib.DistanceOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.distance
 
   @property
   def needs(self) -> tuple[str, ...]:

@@ -22,11 +22,7 @@ class LabelStage(cluster.ClusteredStage):
   """Labels the images by the nearest centroids, and scores such labels."""
 
   name = 'label'
-
-  @property
-  def options(self) -> labeler_lib.LabelOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.label
+  options: labeler_lib.LabelOptions
 
   @property
   def needs(self) -> tuple[str, ...]:

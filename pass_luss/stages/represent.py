@@ -70,11 +70,7 @@ class RepresentStage(base.ViewsStage):
   """Trains the encoder on images alone."""
 
   name = 'represent'
-
-  @property
-  def options(self) -> RepresentOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.represent
+  options: RepresentOptions
 
   @property
   def follows_num_steps(self) -> bool:

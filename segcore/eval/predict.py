@@ -108,6 +108,8 @@ def predict_images(model: Model, request: Request) -> None:
     request.images, model.classes, model.palette, options
   )
   split, skipped = opened.split, opened.skipped
+  for warning in opened.warnings:
+    console.print_line(f'warning: {warning}')
   for problem in skipped:
     console.print_line(f'skipped: {problem}')
   predictor = model.predictor

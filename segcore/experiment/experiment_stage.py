@@ -112,9 +112,9 @@ class ExperimentStage(abc.ABC):
     return cls(experiment, context)
 
   @property
-  @abc.abstractmethod
   def options(self) -> Any:
-    """Returns the stage's block of the config."""
+    """Returns the stage's block of the config, which has the stage's name."""
+    return getattr(self.experiment, self.name)
 
   @property
   def path(self) -> str:

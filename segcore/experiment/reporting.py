@@ -94,17 +94,13 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   name = 'evaluate'
   is_report = True
+  options: EvaluateOptions
   trained_by: ClassVar[str]
   checkpoint_fields: ClassVar[tuple[str, ...]] = (
     'step',
     'params',
     'batch_stats',
   )
-
-  @property
-  def options(self) -> EvaluateOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.evaluate
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -241,6 +237,12 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   ) -> tuple[int, train_state.TrainState]:
     """Reads the step and the state that are reported."""
     kept = 'best' if self.options.which == 'best' else 'checkpoints'
+    if kept == 'best' and not any((folder / kept).glob('[0-9]*')):
+      raise errors.UserError(
+        f"{self.path}.which: expected 'last', as {self.trained_by} has kept no "
+        f'best state (no label of {self.labeled_data.val_split} was counted), '
+        "got 'best'"
+      )
     fields = checkpoint_reader.read_checkpoint_fields(
       folder / kept, self.checkpoint_fields
     )

@@ -192,7 +192,7 @@ class Cell:
 
   @property
   def name(self) -> str:
-    """Name of the folder and files of the run.
+    """Returns the name of the folder and files of the run.
 
     >>> Cell('init=dep', '50', 0, '', (('init', 'dep'), ('seed', '0'))).name
     'init=dep,seed=0'

@@ -40,9 +40,9 @@ class _Attempt(NamedTuple):
 
   Attributes:
     outcome: one of the constants above.
-    reason: why it failed; empty if it did not.
+    reason: reason of a failure; empty if there was none.
     state: the state, if it was restored.
-    saved: its manifest, if it has one.
+    saved: manifest of the checkpoint, if it has one.
   """
 
   outcome: int

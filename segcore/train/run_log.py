@@ -25,7 +25,7 @@ class RunLog:
   Attributes:
     progress: the progress line.
     ids: file of the image ids of each step.
-    meter: measures where the time goes.
+    meter: meter of the shares of time.
     peak_flops: FLOP/s of the devices together, or None if unknown.
     step_flops: floating-point operations of a step, once they are counted.
   """
@@ -49,7 +49,7 @@ class RunLog:
       num_steps: length of the training.
       batch_size: global number of images of a step.
       mesh: the devices.
-      meter: measures where the time goes.
+      meter: meter of the shares of time.
       hparams: settings for TensorBoard.
       zero_terms_until: last step at which a loss term may be 0 by design.
     """

@@ -115,11 +115,7 @@ class TrainStage(experiment_stage.TrainingStage):
   """Trains student and teacher."""
 
   name = 'train'
-
-  @property
-  def options(self) -> TrainOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.train
+  options: TrainOptions
 
   @property
   def best_metric(self) -> str:

@@ -53,7 +53,7 @@ class Storage:
   Attributes:
     dtype: type of an element; uint8 if the pickle leaves it to the tensors.
     size: number of elements.
-    read: returns all bytes.
+    read: function that returns all bytes.
     offset: number of elements before the first one, in what `read` returns.
   """
 
@@ -81,7 +81,7 @@ class Tensor:
   """A view of a storage.
 
   Attributes:
-    storage: holds the elements.
+    storage: storage of the elements.
     offset: position of the first element in the storage.
     shape: shape of the tensor.
     strides: elements between neighbors along each axis.
@@ -101,10 +101,10 @@ class Tensor:
     """Reads the elements.
 
     Args:
-      little_endian: the order of the bytes in the file.
+      little_endian: whether the bytes in the file are little-endian.
 
     Raises:
-      ValueError: it has more elements than its storage, which are repeated.
+      ValueError: the tensor repeats elements of its storage.
     """
     storage = self.storage
     if math.prod(self.shape) > storage.size:

@@ -150,6 +150,7 @@ def test_plain_names_are_read_as_they_are(tmp_path, text, names):
       'id,name\n0,red\nx,blue',
       'line 3: expected a value of the masks, got',
     ),
+    ('id,name\n0,red\n1,', 'line 3: expected a name, got none'),
     ('id,name\n0,red,1', 'line 2: expected 2 fields, as the head line has'),
     ('name,id,trainId\nred,0,1', 'line 1: expected columns of a name, a value'),
     ('0: red\n70000: blue', 'line 2: expected a value of 0 to 65535'),

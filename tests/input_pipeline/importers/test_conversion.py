@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 
 import numpy as np
 import PIL.Image
@@ -9,6 +10,8 @@ import pytest
 from pycocotools import mask as coco
 
 from input_pipeline import prepare
+from input_pipeline.importers import conversion
+from runtime import errors
 from tests.support import healthy_sources as sources
 
 WIDTH, HEIGHT = 32, 24
@@ -362,3 +365,51 @@ def test_more_classes_than_8_bits(source):
 )
 def test_wrong_annotations_are_refused(write, message, source, capsys):
   assert message in refused(source, capsys, write(source))
+
+
+def places(content, place=()):
+  """Yields the keys that lead to each part of a JSON value."""
+  if place:
+    yield place
+  items = content.items() if isinstance(content, dict) else enumerate(content)
+  for key, value in items:
+    if isinstance(value, dict | list):
+      yield from places(value, (*place, key))
+    else:
+      yield (*place, key)
+
+
+def damage(content, rng):
+  """Removes or replaces one part of a JSON value."""
+  content = json.loads(json.dumps(content))
+  *above, last = rng.choice([*places(content)])
+  parent = content
+  for key in above:
+    parent = parent[key]
+  if rng.random() < 0.3:
+    del parent[last]
+  else:
+    parent[last] = rng.choice(
+      [None, -1, 1e308, float('nan'), 'x', '', [], {}, [[1, 2]], 10**30]
+    )
+  return content
+
+
+@pytest.mark.parametrize('tool', ['coco', 'labelme'])
+def test_damaged_annotations_are_read_or_refused(tool, source):
+  """No other exception than a UserError, whatever is damaged."""
+  rng = random.Random(0)
+  content = {'coco': coco_content, 'labelme': labelme_content}[tool]()
+  path = source / 'annotations/a.json'
+  path.parent.mkdir()
+  name = {'coco': 'annotations/a.json', 'labelme': 'annotations'}[tool]
+  options = conversion.ImportOptions(tool, name, 'skip')
+  refused = 0
+  for i in range(80):
+    path.write_text(json.dumps(damage(content, rng)))
+    folder = conversion.Folder(str(source), 'images', f'm{i}', f'{i}.txt')
+    try:
+      conversion.convert_annotations(options, folder)
+    except errors.UserError:
+      refused += 1
+  assert 20 < refused < 80
