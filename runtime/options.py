@@ -13,6 +13,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -375,7 +376,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
       return options_to_dict(value)
     raise _wrong(value, 'a block of fields', path)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise _wrong(value, 'float', path) from None
+  # No comparison with a bound would refuse it.
+  if isinstance(value, float) and math.isnan(value):
+    raise _wrong(value, 'a number', path)
   if isinstance(hint, type):
     exact = not isinstance(value, bool) or hint is bool
     if isinstance(value, hint) and exact:

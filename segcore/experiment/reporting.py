@@ -237,6 +237,12 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   ) -> tuple[int, train_state.TrainState]:
     """Reads the step and the state that are reported."""
     kept = 'best' if self.options.which == 'best' else 'checkpoints'
+    if kept == 'best' and not any((folder / kept).glob('[0-9]*')):
+      raise errors.UserError(
+        f"{self.path}.which: expected 'last', as {self.trained_by} has kept no "
+        f'best state (no label of {self.labeled_data.val_split} was counted), '
+        "got 'best'"
+      )
     fields = checkpoint_reader.read_checkpoint_fields(
       folder / kept, self.checkpoint_fields
     )

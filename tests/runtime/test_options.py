@@ -103,6 +103,8 @@ def test_unions_accept_each_alternative(value):
       r"config\.inner\.rate: expected float, got 'x' \(str\)",
     ),
     ({'inner': {'rate': True}}, r'expected float, got True \(bool\)'),
+    ({'inner': {'rate': float('nan')}}, 'rate: expected a number, got nan'),
+    ({'inner': {'rate': 10**400}}, r'rate: expected float, got 10+ \(int\)'),
     (
       {'inner': {'rate': -1}},
       r'config\.inner: rate: expected 0 or more, got -1\.0',
