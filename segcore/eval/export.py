@@ -44,6 +44,11 @@ def export_network(
 ) -> None:
   """Exports the network, and compares the exported program with it.
 
+  Args:
+    model: trained network and its data.
+    folder: folder of the exported program.
+    request: options of the export.
+
   Raises:
     UserError: the network or its protocol needs images of a fixed size, or the
       folder cannot be written.

@@ -95,6 +95,10 @@ class Model:
 def predict_images(model: Model, request: Request) -> None:
   """Predicts every image that can be read, and logs the others.
 
+  Args:
+    model: trained network and its data.
+    request: images, output folder and options of the prediction.
+
   Raises:
     UserError: there is no image, the method has no probabilities, or the
       results cannot be written.
