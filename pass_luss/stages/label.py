@@ -149,7 +149,7 @@ class LabelStage(cluster.ClusteredStage):
       labeler: labeler of images by the nearest centroids.
       num_categories: number of categories without 'other'.
       foreground: function of the foreground of an image, such as supplied
-          saliency; None for attention.
+        saliency; None for attention.
     """
     block = self.options
     choose_on = None
