@@ -343,6 +343,8 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--without_mask',
     default='error',
+    # In either spelling.
+    type=lambda value: value.replace('unlabelled', 'unlabeled'),
     choices=pairing.WITHOUT_MASK,
     help='refuse images that have no mask, or make them a split of this name',
   )

@@ -141,6 +141,12 @@ def run_training_loop(
 ) -> train_state.TrainState:
   """Trains to the last step, from the newest checkpoint if there is one.
 
+  Args:
+    training: method, data and length of the training.
+    workspace: workspace of the stage.
+    operation: options of logging, saving and hardware.
+    mesh: the devices.
+
   Raises:
     UserError: a loss term is no longer finite, or the disk is full.
     Preempted: the machine or the user asked to stop; the state is saved.
