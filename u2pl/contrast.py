@@ -288,6 +288,12 @@ def anchor_info_nce(
 
   With N = 50 and τ = 0.5 perfect separation has a loss of
   log(1 + 50·exp(-4)) = 0.65, not 0.
+
+  Args:
+    anchors: representations of the anchors of a class.
+    positive: prototype of the class.
+    negatives: rows of the memory bank, N for each anchor.
+    temperature: temperature τ.
   """
   # At the default precision a GPU or TPU rounds factors to fewer bits, and a
   # cosine near 1 loses what distinguishes the vectors.

@@ -135,7 +135,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   def settings(self) -> Any:
     """Returns the options without the batch size, which changes no result."""
-    return options.omit_fields(self.options, 'batch_size')
+    return options.omit_option_fields(self.options, 'batch_size')
 
   def reported_metrics(self) -> tuple[str, ...]:
     """Returns the metrics of the confusion matrix of each split."""
@@ -180,7 +180,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
-        undefined = evaluator_lib.undefined_values(evaluated.values)
+        undefined = evaluator_lib.undefined_evaluation_values(evaluated.values)
         miou = f'mIoU {evaluated.values["miou"]:.4f}'
         console.print_line(
           f'{split.name}{suffix}: {undefined or miou} over {len(split)} images'

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
 from runtime import console, files, metrics_file
-from segcore.cost import throughput
+from segcore.cost import flops, throughput
 from segcore.train import tensorboard
 
 # The table of parameters, in a stage's folder.
@@ -79,6 +79,17 @@ class RunLog:
       table = (directory / PARAMETERS_FILE).read_text().splitlines()
       text = '\n'.join(f'    {line}' for line in table)
       self._writer.write_texts(0, {'parameters': text})
+
+  def count_step_flops(self, step_fn: Any, *arguments: Any) -> None:
+    """Counts the operations of a step, if the devices' FLOP/s are known.
+
+    Args:
+      step_fn: jitted step.
+      *arguments: arguments of the step, or their shapes.
+    """
+    if self.peak_flops:
+      jaxpr = step_fn.trace(*arguments).jaxpr
+      self.step_flops = flops.count_jaxpr_flops(jaxpr).total
 
   def __enter__(self) -> 'RunLog':
     return self

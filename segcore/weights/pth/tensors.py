@@ -63,7 +63,12 @@ class Storage:
   offset: int = 0
 
   def part(self, offset: int, size: int) -> 'Storage':
-    """Returns a view of consecutive elements."""
+    """Returns a view of consecutive elements.
+
+    Args:
+      offset: position of the first element in this storage.
+      size: number of elements.
+    """
     check_storage_view(self.size, offset, (size,), (1,))
     return dataclasses.replace(self, size=size, offset=self.offset + offset)
 
