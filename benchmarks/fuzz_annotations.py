@@ -156,9 +156,9 @@ def write(
   """Writes mutated annotations.
 
   Args:
-    rng: draws the mutation.
+    rng: random generator of the mutation.
     source: a new folder for the images and the annotations.
-    mutate_bytes: mutates the content of a file.
+    mutate_bytes: function that mutates the content of a file.
 
   Returns:
     The options to import them with, the folder, and a description.

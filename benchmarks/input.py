@@ -227,7 +227,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
   """Measures the sum of what `work` returns, per second.
 
   Args:
-    work: called again and again; returns a count.
+    work: function that is called repeatedly, and returns a count.
     seconds: duration of the measurement.
   """
   start, count = time.perf_counter(), 0

@@ -132,9 +132,9 @@ def paper_with_windows(
   """Builds an experiment of the paper that is evaluated by sliding windows.
 
   Args:
-    argument: options: those of `PAPER`, and `scales`.
+    argument: options as on a command line: those of `PAPER`, and `scales`.
     data: name of the data set for fine-tuning.
-    num_images: training images of it.
+    num_images: number of training images of the data set.
 
   Raises:
     ValueError: options are unknown or contradict each other.
@@ -156,7 +156,7 @@ def paper(
   Args:
     options: parsed options, among them those of `PAPER`.
     data: name of the data set for fine-tuning.
-    num_images: training images of it.
+    num_images: number of training images of the data set.
     size: side of the square crops of fine-tuning, in pixels.
     batch_size: number of images in a batch of fine-tuning.
     protocol: block of the evaluation protocol.

@@ -86,7 +86,8 @@ def recipe(
     batch_size: images of a step, over all devices.
     num_steps: number of training steps.
     optimizer: fields of the optimizer.
-    evaluate_every: steps; 0 to evaluate after the last one only.
+    evaluate_every: number of steps between evaluations; 0 to evaluate after
+      the last one only.
   """
   fields = {
     'batch_size': batch_size,

@@ -104,7 +104,7 @@ def read_image(
   Args:
     path: path of the file.
     about: content of `classes.json`.
-    max_megapixels: larger images are refused.
+    max_megapixels: limit above which images are refused.
 
   Returns:
     RGB uint8 [H, W, 3], and the EXIF orientation by which it is turned.

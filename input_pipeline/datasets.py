@@ -111,10 +111,10 @@ class DataOptions:
   """
 
   name: str
-  source: str = options_lib.location(default='')
-  images: str = options_lib.location(default='')
-  masks: str = options_lib.location(default='')
-  classes: str = options_lib.location(default='')
+  source: str = options_lib.location_option(default='')
+  images: str = options_lib.location_option(default='')
+  masks: str = options_lib.location_option(default='')
+  classes: str = options_lib.location_option(default='')
   ignore: str = ''
   without_mask: str = 'error'
   val_fraction: float = 0.0

@@ -92,8 +92,8 @@ def _import(
   """Writes masks and class list from annotations.
 
   Args:
-    imported: arguments about the annotations.
-    arguments: all others.
+    imported: arguments of the command line about the annotations.
+    arguments: arguments about the data set.
 
   Returns:
     The arguments of the data set with those masks.
@@ -343,6 +343,8 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--without_mask',
     default='error',
+    # In either spelling.
+    type=lambda value: value.replace('unlabelled', 'unlabeled'),
     choices=pairing.WITHOUT_MASK,
     help='refuse images that have no mask, or make them a split of this name',
   )

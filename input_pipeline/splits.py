@@ -47,7 +47,7 @@ class Subset:
   seed: int = 0
   run: int = 0
   nested: bool = True
-  list: str = options_lib.location(default='')
+  list: str = options_lib.location_option(default='')
   held_out: int = 0
 
   def __post_init__(self):

@@ -41,7 +41,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
       'skip' skips the file.
     remedy: advice in the error message about a bad file.
-    image_options: define the pixels of image files.
+    image_options: definition of the pixels of image files.
   """
 
   on_bad_example = 'error'

@@ -143,6 +143,10 @@ class _Values:
 def convert_annotations(options: ImportOptions, folder: Folder) -> Result:
   """Writes a mask for each annotated image, and the class list.
 
+  Args:
+    options: tool and location of the annotations.
+    folder: images, and where masks and class list are written.
+
   Raises:
     UserError: an annotation or a file is wrong; then nothing is written.
   """

@@ -147,7 +147,7 @@ def list_image_examples(
   Args:
     images: folder of files with `IMAGE_SUFFIXES`.
     masks: folder of files with `MASK_SUFFIXES`; None for images without masks.
-    prefix: prepended to every id.
+    prefix: text that is prepended to every id.
     without_mask: treatment of images that have no mask: 'unlabeled' lists them
       as examples without a mask; 'error' and None make them problems, and the
       message of 'error' mentions this option. A file that seems to be the mask

@@ -49,7 +49,7 @@ class Tpu:
 
   Attributes:
     api: the commands for the machines.
-    run: runs commands.
+    run: shell that runs the commands.
     is_mounted: whether all machines mount the work folder.
     wait_seconds: limit of the time until the machines are ready.
     pause: seconds before a failed command is repeated.
@@ -234,7 +234,7 @@ class Tpu:
     """Returns why not all workers answer.
 
     Args:
-      num_answers: number of workers that do.
+      num_answers: number of workers that answer.
       error: the error of the command that asked them.
 
     Raises:

@@ -92,6 +92,12 @@ def sample_initial_centroids(
 
   The draw of a restart does not depend on the number of restarts.
 
+  Args:
+    rng: random key.
+    restarts: number of restarts R.
+    num_rows: number of rows to draw from.
+    k: number of clusters K.
+
   Raises:
     ValueError: there are fewer rows than clusters.
   """

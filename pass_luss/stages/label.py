@@ -142,7 +142,15 @@ class LabelStage(cluster.ClusteredStage):
     num_categories: int,
     foreground: labeler_lib.ForegroundFunction | None = None,
   ) -> labeler_lib.ForegroundThreshold:
-    """Returns the given threshold, or the best one on `choose_on`."""
+    """Returns the given threshold, or the best one on `choose_on`.
+
+    Args:
+      workspace: workspace of the stage.
+      labeler: labeler of images by the nearest centroids.
+      num_categories: number of categories without 'other'.
+      foreground: function of the foreground of an image, such as supplied
+        saliency; None for attention.
+    """
     block = self.options
     choose_on = None
     if self.chooses_threshold:

@@ -257,7 +257,7 @@ def plan_study_cell(study: Study, cell: Cell) -> CellPlan:
 _DEFAULT_SPLITS = {'report': ('test',), 'select': ('val', 'held_out')}
 
 
-def resolve_metrics(study: Study) -> Study:
+def resolve_study_metrics(study: Study) -> Study:
   """Checks the metrics of the flags before any run, and chooses missing ones.
 
   Raises:

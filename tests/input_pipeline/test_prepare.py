@@ -1,6 +1,7 @@
 """The command line that prepares a data set."""
 
 import PIL.Image
+import pytest
 
 from input_pipeline import prepare
 from tests.support import healthy_sources as sources
@@ -23,6 +24,18 @@ def test_check_reports_and_then_records_are_written(tmp_path, capsys):
   assert out.startswith(f'{report}the picture is in ')
   [records_file] = data_dir.rglob('*.array_record*')
   assert out.endswith(f'records are in {records_file.parent}\n')
+
+
+@pytest.mark.parametrize('spelling', ['unlabeled', 'unlabelled'])
+def test_images_without_a_mask_in_either_spelling(tmp_path, capsys, spelling):
+  sources.write_folder(tmp_path / 'roads')
+  (tmp_path / 'roads/masks/b.png').unlink()
+  command = sources.arguments_of(
+    sources.FOLDER, tmp_path / 'roads', tmp_path / 'prepared'
+  )
+  assert prepare.main([*command, '--check', f'--without_mask={spelling}']) == 0
+  out = capsys.readouterr().out
+  assert out.startswith('train: 2 images\nunlabeled: 1 image')
 
 
 def test_reports_of_two_folders_are_two_files(tmp_path, capsys):

@@ -7,6 +7,7 @@ flax.linen.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -305,8 +306,13 @@ class HybridViT(nn.Module):
       (*stem_maps, features.FeatureMap('tokens', self.size_multiple, tokens))
     )
 
-  def _check(self, height: int, width: int) -> None:
-    """Raises ValueError if sizes of the network or of images do not divide."""
+  def _check(self, height: Any, width: Any) -> None:
+    """Raises ValueError if sizes of the network or of images do not divide.
+
+    Args:
+      height: of the images; symbolic in an export.
+      width: likewise.
+    """
     if self.hidden_size % self.num_heads:
       raise ValueError(
         f'hidden_size: expected a multiple of num_heads={self.num_heads}, got '

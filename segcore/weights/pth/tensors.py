@@ -63,7 +63,12 @@ class Storage:
   offset: int = 0
 
   def part(self, offset: int, size: int) -> 'Storage':
-    """Returns a view of consecutive elements."""
+    """Returns a view of consecutive elements.
+
+    Args:
+      offset: position of the first element in this storage.
+      size: number of elements.
+    """
     check_storage_view(self.size, offset, (size,), (1,))
     return dataclasses.replace(self, size=size, offset=self.offset + offset)
 
@@ -101,10 +106,10 @@ class Tensor:
     """Reads the elements.
 
     Args:
-      little_endian: the order of the bytes in the file.
+      little_endian: whether the bytes in the file are little-endian.
 
     Raises:
-      ValueError: it has more elements than its storage, which are repeated.
+      ValueError: the tensor repeats elements of its storage.
     """
     storage = self.storage
     if math.prod(self.shape) > storage.size:

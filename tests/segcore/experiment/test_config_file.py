@@ -181,11 +181,12 @@ def test_files_that_are_no_config(tmp_path):
   assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_a_program_that_is_no_module(tmp_path):
+@pytest.mark.parametrize('program', ['dddep.main', '../..', 'json.nothing'])
+def test_a_program_that_is_no_module(tmp_path, program):
   text = (
     'import ml_collections\n'
     'def get_config():\n'
-    '  return ml_collections.ConfigDict({"program": "dddep.main"})\n'
+    f'  return ml_collections.ConfigDict({{"program": "{program}"}})\n'
   )
   with pytest.raises(errors.UserError, match='config.program: expected a mod'):
     config_file.load_config(write(tmp_path, text))
