@@ -213,7 +213,7 @@ def test_unicode_forms_are_one_name(tmp_path):
   touch(tmp_path, f'images/{composed}.jpg')
   assert [line.partition(': ')[2] for line in problems(tmp_path)] == [
     f'{unicodedata.normalize("NFD", "ö")}.JPG and ö.jpg have the same id '
-    f'{composed!r}'
+    f'{composed!r}: rename one of them'
   ] * 2
   touch(tmp_path, f'masks/{decomposed}.PNG', 'images/b.jpg', 'masks/b.png')
   (tmp_path / f'images/{composed}.jpg').unlink()
