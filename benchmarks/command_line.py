@@ -58,3 +58,13 @@ def write_results(path: str, results: dict[str, Any]) -> None:
   """Writes the results as JSON, if there is a path."""
   if path:
     pathlib.Path(path).write_text(json.dumps(results, indent=1))
+
+
+def format_range(result: dict[str, Any], form: str) -> str:
+  """Formats the least and the most of several rounds, as '1.2 to 1.4'.
+
+  Args:
+    result: summary of a comparison with `least_and_most`.
+    form: format of both numbers.
+  """
+  return ' to '.join(format(x, form) for x in result['least_and_most'])

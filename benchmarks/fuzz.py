@@ -37,9 +37,9 @@ def run(
   """Runs a mutation for each seed.
 
   Args:
-    name: of the kind, for the console.
-    run_one: from a seed to an outcome and a description.
-    seeds: of the mutations.
+    name: name of the kind, for the console.
+    run_one: function from a seed to an outcome and a description.
+    seeds: seeds of the mutations.
 
   Returns:
     The number of each outcome, the rate, and the faults.

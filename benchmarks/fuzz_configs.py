@@ -5,6 +5,8 @@ parses the command line and builds the stages, as a run does before it opens
 data. It returns an outcome:
 
   accepted       the stages are built
+  not run        the same, and the field is of a stage that is not run: it is
+                 checked where its stage is
   refused        a message that names a field or an option
   traceback      an exception that is no UserError               (a fault)
   silent change  a name or a type that is wrong was accepted     (a fault)
@@ -33,12 +35,21 @@ _WRONG_TYPE = {
   float: ("'many'", '(1, 2)', 'x'),
   bool: ("'maybe'", '3', '(True,)'),
   str: (),
-  tuple: ("'x'", '((),)', '{}'),  # A single 7 is read as (7,).
+  tuple: ("'x'", '((),)'),  # A single 7 is read as (7,), and {} as ().
 }
 _NUMBERS = ('0', '-1', '1', '7', '1000000007', '-2147483649')
 _ODD = {
   int: _NUMBERS,
-  float: (*_NUMBERS, 'nan', 'inf', '-inf', '1e300', '1e-300', '0.999'),
+  float: (
+    *_NUMBERS,
+    'nan',
+    'inf',
+    '-inf',
+    '1e300',
+    '1e-300',
+    '0.999',
+    f'1{0:0400}',
+  ),
   bool: ('true', 'false'),
   str: ("''", 'x', '../..', 'é\u0301', "'a b'", 'nan', '{split}', '%s', '0'),
   tuple: (
@@ -62,6 +73,13 @@ def _fields(name: str) -> dict[str, Any]:
   """Returns the value of each field of a config by its path."""
   config = config_file.load_config(f'{_CONFIGS}/{name}.py:tiny')
   return dict(_leaves(config.to_dict(), ''))
+
+
+@functools.cache
+def _program(name: str) -> Any:
+  """Returns the program whose command line runs a config."""
+  module = _fields(name)['.program']
+  return importlib.import_module(module).PROGRAM
 
 
 def _leaves(block: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -130,7 +148,8 @@ def _value(rng: random.Random, name: str) -> tuple[str, bool]:
   odd = _ODD.get(type(value))
   if not odd:
     raise _Mutated
-  return f'--config{path}={rng.choice(odd)}', False
+  text = rng.choice(odd)
+  return f'--config{path}={text}', isinstance(value, float) and text == 'nan'
 
 
 def _whole_block(rng: random.Random, name: str) -> tuple[str, bool]:
@@ -171,7 +190,7 @@ def run(seed: int) -> tuple[str, str]:
   """Mutates a command line and builds its stages.
 
   Args:
-    seed: of the mutation.
+    seed: seed of the mutation.
 
   Returns:
     Outcome and description.
@@ -191,9 +210,7 @@ def run(seed: int) -> tuple[str, str]:
   text = f'{name} {text}'
   try:
     parsed = command.parse_command(['main', *arguments])
-    program = importlib.import_module(
-      config_file.program_of_config(parsed.config)
-    ).PROGRAM
+    program = _program(name)
     stage.settings_by_stage(program.build_stages(parsed.config))
   except errors.UserError as error:
     message = str(error)
@@ -202,4 +219,12 @@ def run(seed: int) -> tuple[str, str]:
     return 'refused', text
   except Exception as error:
     return 'traceback', f'{text}: {type(error).__name__}: {error}'
+  if is_wrong and _is_unused(text, program, parsed.config):
+    return 'not run', text
   return ('silent change' if is_wrong else 'accepted'), text
+
+
+def _is_unused(text: str, program: Any, config: Any) -> bool:
+  """Returns whether a field belongs to a stage that the config does not run."""
+  block = text.partition('--config.')[2].partition('.')[0]
+  return block in program.registry and block not in config.stages

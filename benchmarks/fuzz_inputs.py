@@ -6,6 +6,7 @@ it, checks it in this process, and returns an outcome:
   same            the counts of the whole data set
   refused         a message of one line
   reported        other counts, with a line of the report that was not there
+  imported        annotations were imported
   traceback       an exception that is no UserError      (a fault)
   silent change   other counts, and nothing says so      (a fault)
   bad message     a message without a file or a field    (a fault)
@@ -19,13 +20,18 @@ import shutil
 import warnings
 from typing import Any, NamedTuple
 
+import fuzz_annotations
 import fuzz_mutations
 import fuzz_sets
 from absl import logging
 
 from input_pipeline import datasets
+from input_pipeline.importers import conversion
 from input_pipeline.sources import audit
 from runtime import errors
+
+# Share of the seeds that mutate annotations to be imported.
+_ANNOTATIONS = 0.2
 
 
 class Counts(NamedTuple):
@@ -57,6 +63,8 @@ class Inputs:
   def run(self, seed: int) -> tuple[str, str]:
     """Mutates a data set and checks it; returns outcome and description."""
     rng = random.Random(seed)
+    if rng.random() < _ANNOTATIONS:
+      return self._import(rng)
     text = None
     while text is None:
       place = rng.randrange(len(fuzz_sets.SETS))
@@ -80,6 +88,23 @@ class Inputs:
     if {*result.lines} - {*whole.lines}:
       return 'reported', text
     return 'silent change', f'{text}: {whole.counts} -> {result.counts}'
+
+  def _import(self, rng: random.Random) -> tuple[str, str]:
+    """Imports mutated annotations; any mask will do, as a user would see it."""
+    source = self._folder / 'annotated'
+    shutil.rmtree(source, ignore_errors=True)
+    for i in range(2):
+      fuzz_sets.write_photograph(source / f'images/{i}.png', i)
+    options, folder, text = fuzz_annotations.write(
+      rng, source, fuzz_mutations.mutate_bytes
+    )
+    try:
+      conversion.convert_annotations(options, folder)
+    except errors.UserError as error:
+      return _judge_message(str(error), text)
+    except Exception as error:
+      return 'traceback', f'{text}: {type(error).__name__}: {error}'
+    return 'imported', text
 
   def _check(
     self, data_set: fuzz_sets.DataSet, source: pathlib.Path, options: Any = None

@@ -21,7 +21,7 @@ Mutation = Callable[
 ]
 
 
-def _mutate_bytes(rng: random.Random, data: bytes) -> tuple[bytes, str]:
+def mutate_bytes(rng: random.Random, data: bytes) -> tuple[bytes, str]:
   """Flips, cuts, repeats, removes or replaces bytes."""
   changed = bytearray(data)
   size = len(changed)
@@ -57,7 +57,7 @@ def _bytes_of(kind: str) -> Mutation:
     if not files:
       return None
     path = rng.choice(files)
-    data, text = _mutate_bytes(rng, path.read_bytes())
+    data, text = mutate_bytes(rng, path.read_bytes())
     path.write_bytes(data)
     return f'{path.name}: {text}'
 

@@ -62,6 +62,11 @@ def class_colors() -> bytes:
   return table.tobytes()
 
 
+def write_photograph(path: pathlib.Path, seed: int) -> None:
+  """Writes an image of noise as PNG."""
+  _write(path, encoded(_photograph(np.random.default_rng(seed))))
+
+
 # Data sets.
 
 
@@ -69,8 +74,8 @@ class DataSet:
   """A data set: writes itself, and knows its options.
 
   Attributes:
-    name: of the data set.
-    options: of `DataOptions`.
+    name: name of the data set.
+    options: fields of `DataOptions`.
     colors: whether the class list has colors.
   """
 
@@ -80,7 +85,7 @@ class DataSet:
     self.options = options
 
   def write(self, source: pathlib.Path) -> None:
-    """Writes the files."""
+    """Writes images, masks and class list into the folder `source`."""
     rng = np.random.default_rng(0)
     for folder, split in self.folders():
       for name in _NAMES:
@@ -120,7 +125,7 @@ class Archives(DataSet):
   """A published data set, in its archives."""
 
   def write(self, source: pathlib.Path) -> None:
-    """Writes the archives."""
+    """Writes the official files, with generated images, into `source`."""
     source.mkdir(parents=True)
     rng = np.random.default_rng(0)
     if self.name == 'ade20k':

@@ -227,7 +227,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
   """Measures the sum of what `work` returns, per second.
 
   Args:
-    work: called again and again; returns a count.
+    work: function that is called repeatedly, and returns a count.
     seconds: duration of the measurement.
   """
   start, count = time.perf_counter(), 0
@@ -364,7 +364,6 @@ def summary(rows: Sequence[dict[str, float | None]]) -> dict:
 
 def sentence(result: dict) -> str:
   """Formats a summary as a sentence."""
-  low, high = result['least_and_most']
   torch = (
     f'{result["ratio_to_torch"]:.2f} times a torch DataLoader'
     if 'ratio_to_torch' in result
@@ -377,7 +376,7 @@ def sentence(result: dict) -> str:
   return (
     f'{result["images_a_second"]:.0f} images/s, '
     f'{result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
-    f'({low:.0%} to {high:.0%}), {torch}'
+    f'({command_line.format_range(result, ".0%")}), {torch}'
   )
 
 

@@ -215,12 +215,11 @@ def match(num_classes: int) -> float:
 
 def sentence(name: str, result: dict) -> str:
   """Formats a comparison as a sentence."""
-  low, high = result['least_and_most']
   return (
     f'{name} ({result["ids_a_prediction"]:.0f} ids a prediction): '
     f'{result["megapixels_a_second"]:.1f} megapixels/s, plain loop '
     f'{result["of_plain"]:.1f}: {result["times_faster"]:.1f} times faster '
-    f'({low:.1f} to {high:.1f})'
+    f'({command_line.format_range(result, ".1f")})'
   )
 
 

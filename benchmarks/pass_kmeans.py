@@ -144,12 +144,11 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
 
 def sentence(shape: Shape, result: dict) -> str:
   """Formats a summary as a sentence."""
-  low, high = result['least_and_most']
   return (
     f'{shape.rows} x {shape.dim}, k = {shape.clusters}, {shape.iterations} '
     f'iterations, {shape.restarts} restarts: {result["seconds"]:.2f} s; faiss '
     f'{result["seconds_of_faiss"]:.2f} s: {result["times_faiss"]:.2f} of its '
-    f'time ({low:.2f} to {high:.2f}; '
+    f'time ({command_line.format_range(result, ".2f")}; '
     f'{result["times_processor_of_faiss"]:.2f} of its processor time), '
     f'objective {result["objective_over_that_of_faiss"]:.4f} of its own'
   )

@@ -123,7 +123,7 @@ def cases_of_torch(
   Args:
     inputs: arrays of numpy.
     algorithm: `sinkhorn` or `sinkhorn_in_place`.
-    options: of Sinkhorn's algorithm.
+    options: options of Sinkhorn's algorithm.
   """
   tensors = Inputs(*map(torch.from_numpy, inputs))
 
@@ -310,10 +310,9 @@ def sentence(results: dict) -> str:
   ]
   for name in TORCH if torch else ():
     other = results[name]
-    low, high = other['least_and_most']
     words.append(
       f'{name} {1000 * other["seconds"]:.0f} ms, {other["times_ours"]:.1f} '
-      f'times ours ({low:.1f} to {high:.1f}; '
+      f'times ours ({command_line.format_range(other, ".1f")}; '
       f'{other["times_our_processor_time"]:.1f} times the processor time)'
     )
   return '; '.join(words if torch else [*words, 'torch is not installed'])

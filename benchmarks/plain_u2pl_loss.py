@@ -13,7 +13,7 @@ def step(
   Args:
     inputs: `u2pl_loss.Inputs` of tensors.
     bank: a tensor [K, D] for each class; changed in place.
-    options: of the loss.
+    options: options of the loss.
 
   Returns:
     The loss, and its gradient to the student's representation.

@@ -168,11 +168,10 @@ def summary(rows: Sequence[dict[str, float]]) -> dict:
 
 def sentence(result: dict) -> str:
   """Formats a summary as a sentence."""
-  low, high = result['least_and_most']
   return (
     f'{result["images_a_second"]:.0f} images/s on {result["threads"]} cores, '
     f'{result["share_of_bare_decoding"]:.0%} of bare cv2 decoding '
-    f'({low:.0%} to {high:.0%})'
+    f'({command_line.format_range(result, ".0%")})'
   )
 
 

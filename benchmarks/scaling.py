@@ -81,8 +81,8 @@ def measure(
 
   Args:
     module: the method's main.
-    config: its config, with options.
-    name: of the stage.
+    config: config file, with options.
+    name: name of the stage.
     devices: a topology.
     batch: global batch size; '0' for that of the config.
   """

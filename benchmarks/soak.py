@@ -34,7 +34,7 @@ class CompilationCounter:
 
   Attributes:
     steps: number of steps so far.
-    compiled_after: for each compiled program, the steps before it.
+    compiled_after: number of steps before each compiled program.
   """
 
   def __init__(self):

@@ -417,13 +417,13 @@ def sentence(results: dict) -> str:
   )
   if not torch:
     return f'{own}; torch is not installed'
-  low, high = results['least_and_most']
   other = results['memory']['torch']['peak']
   return (
     f'{own}; torch {results["seconds_of_torch"]:.2f} s, '
     f'{other / MEGABYTE:.0f} MiB: {results["times_faster"]:.1f} times faster '
-    f'({low:.1f} to {high:.1f}; {results["less_processor_time"]:.1f} times '
-    f'less processor time) in {needed["peak"] / other:.0%} of the memory'
+    f'({command_line.format_range(results, ".1f")}; '
+    f'{results["less_processor_time"]:.1f} times less processor time) in '
+    f'{needed["peak"] / other:.0%} of the memory'
   )
 
 

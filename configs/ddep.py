@@ -132,9 +132,9 @@ def paper_with_windows(
   """Builds an experiment of the paper that is evaluated by sliding windows.
 
   Args:
-    argument: options: those of `PAPER`, and `scales`.
+    argument: options as on a command line: those of `PAPER`, and `scales`.
     data: name of the data set for fine-tuning.
-    num_images: training images of it.
+    num_images: number of training images of the data set.
 
   Raises:
     ValueError: options are unknown or contradict each other.
@@ -156,7 +156,7 @@ def paper(
   Args:
     options: parsed options, among them those of `PAPER`.
     data: name of the data set for fine-tuning.
-    num_images: training images of it.
+    num_images: number of training images of the data set.
     size: side of the square crops of fine-tuning, in pixels.
     batch_size: number of images in a batch of fine-tuning.
     protocol: block of the evaluation protocol.
@@ -235,8 +235,8 @@ def photo_pretraining(
 
   Args:
     data: the photographs, with masks.
-    crop: of denoising; classification shows larger parts of a photograph.
-    noise: of denoising.
+    crop: crop of denoising; classification has one of larger areas.
+    noise: noise of denoising.
     also: further images that are denoised: data sets and splits.
   """
   return {
@@ -257,14 +257,14 @@ def photo_pretraining(
 
 
 def noise(options: SimpleNamespace, gamma: float) -> dict[str, Any]:
-  """Builds the noise of denoising.
+  """Builds the block `noise` of denoising pretraining.
 
   Args:
     options: parsed options, among them those of `NOISE`.
-    gamma: the strength if no option gives one.
+    gamma: γ if no option gives a strength.
 
   Raises:
-    ValueError: the range is not LEAST-LARGEST.
+    ValueError: `gamma_range` is not of the form LEAST-LARGEST.
   """
   strength = {
     name: getattr(options, name)

@@ -76,8 +76,7 @@ def experiment(
     distance={'splits': ('val', 'test'), 'batch_size': 16},
     attend=_attention(options, num_steps, attention_rate),
     **_pseudo_labels(options, num_steps, threshold),
-    semi=_semi(options, num_classes),
-    segment_semi={},
+    **_semi_supervised(options, num_classes),
     operation=_OPERATION,
   )
   return _finish(config, options, num_classes, depth)
@@ -198,7 +197,14 @@ def _pretraining_optimizer(
   )
 
 
-def _semi(options: SimpleNamespace, num_classes: int) -> dict[str, Any]:
+def _semi_supervised(
+  options: SimpleNamespace, num_classes: int
+) -> dict[str, Any]:
+  """Builds the stages of the semi-supervised protocol."""
+  return {'semi': _finetuning(options, num_classes), 'segment_semi': {}}
+
+
+def _finetuning(options: SimpleNamespace, num_classes: int) -> dict[str, Any]:
   """Builds fine-tuning on the masks of ten images of each class.
 
   The paper gives the recipe but not its length; 100 epochs are those of the

@@ -29,16 +29,25 @@ FOLDER = {
   'source': '',  # folder that holds all of it
   'images': 'images',  # in the source
   'masks': 'masks',  # in the source; PNG, named as the images
+  'image_suffix': '',  # end of all image names, as _leftImg8bit.png
+  'mask_suffix': '',  # end of all mask names, as _mask.png
   'classes': 'classes.txt',  # in the source; a line each: name, name #rrggbb
   'ignore': '',  # value or color of pixels without a class: 255 or #ffffff
   'val_fraction': 0.2,  # share of the images set aside for evaluation
   'on_bad_example': ['error', 'skip'],
+  # What palette and gray masks count by where the class list has colors.
+  'mask_codes': ['auto', 'values', 'colors'],
+  'follow_exif': False,  # turn images as viewers show them
+  'image_depth': 16,  # bits of the values in images of 16 bits
+  'max_megapixels': 178,  # larger images are refused
   # Images without masks that are trained on, too: a folder of them (in the
   # source, or an absolute path); or 'same', those of `images` without a mask.
   'unlabeled': '',
   'crop': '',  # LEAST-LARGEST share of an image that a crop shows; '': chosen
   'size': '',  # HEIGHTxWIDTH of crops, in pixels; '': chosen from the data
 }
+# Options of `FOLDER` that define the pixels of images.
+_READING = ('follow_exif', 'image_depth', 'max_megapixels')
 # Options of `FOLDER` that are no fields of the data set.
 _NOT_OF_DATA = ('unlabeled', 'crop', 'size')
 # Value of `unlabeled`, and the split that it makes.
@@ -76,8 +85,9 @@ def recipe(
   Args:
     batch_size: images of a step, over all devices.
     num_steps: number of training steps.
-    optimizer: fields of it.
-    evaluate_every: steps; 0 to evaluate after the last one only.
+    optimizer: fields of the optimizer.
+    evaluate_every: number of steps between evaluations; 0 to evaluate after
+      the last one only.
   """
   fields = {
     'batch_size': batch_size,
@@ -122,6 +132,10 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
     options: parsed options, among them those of `FOLDER`.
   """
   fields = {n: getattr(options, n) for n in FOLDER if n not in _NOT_OF_DATA}
+  for name in ('mask_codes', *_READING):
+    default = FOLDER[name]
+    if fields[name] == (default[0] if isinstance(default, list) else default):
+      del fields[name]
   if options.unlabeled == _SAME_FOLDER:
     fields['without_mask'] = _UNLABELED
   return {'name': 'image_mask_folder', **fields}
@@ -143,6 +157,8 @@ def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
     'images': options.unlabeled,
     'on_bad_example': options.on_bad_example,
   }
+  read = folder(options)
+  data |= {name: read[name] for name in _READING if name in read}
   return {'data': data, 'split': 'train'}
 
 
@@ -150,7 +166,7 @@ def folder_crop(options: SimpleNamespace) -> dict[str, Any]:
   """Builds the crop of a folder: chosen from its images unless options say.
 
   Args:
-    options: with those of `FOLDER`.
+    options: parsed options, among them those of `FOLDER`.
 
   Raises:
     ValueError: an option has another form.
@@ -175,7 +191,7 @@ def parse_range(option: str, text: str, example: str) -> tuple[float, float]:
   Args:
     option: name of the option, for the message.
     text: value of the option.
-    example: of a value, for the message.
+    example: valid value that the message shows.
 
   Raises:
     ValueError: the text has another form.

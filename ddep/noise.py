@@ -107,7 +107,7 @@ class NoiseOptions:
 
   @property
   def is_unit(self) -> bool:
-    """Returns whether the equation is applied to images in [0, 1]."""
+    """Returns whether the equation is of images in [0, 1], not in [-1, 1]."""
     if self.noise_space == 'auto':
       return self.kind == 'simple'
     return self.noise_space == 'unit'
@@ -170,6 +170,10 @@ def noise_magnitude(
   """Computes the factor of the noise e, in units of the noise space.
 
   It is sqrt(1 - γ) for 'scaled' and σ = sqrt(1/γ - 1) for 'simple'.
+
+  Args:
+    gamma: noise level γ, in (0, 1]; 1 is no noise.
+    options: kind and space of the noise.
   """
   power = 1 - gamma
   return jnp.sqrt(power if options.kind == 'scaled' else power / gamma)
@@ -187,6 +191,12 @@ def corrupt_with_noise(
   simple (Eq. 1): y + σ e.
   In the noise space 'unit' these are of x = (y + 1) / 2, and the result is
   mapped back to [-1, 1]: simple noise is y + 2 σ e.
+
+  Args:
+    images: clean images y in [-1, 1].
+    eps: noise e of mean 0 and variance 1.
+    gamma: noise level γ of each image, in (0, 1]; 1 is no noise.
+    options: kind and space of the noise.
   """
   gamma = _per_image(gamma)
   added = noise_magnitude(gamma, options) * eps
@@ -201,7 +211,14 @@ def denoising_target(
   gamma: Float[Array, 'B'],
   options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
-  """Computes the target of the prediction (spec DDeP §4.2)."""
+  """Computes the target of the prediction (spec DDeP §4.2).
+
+  Args:
+    images: clean images in [-1, 1].
+    eps: noise that was added to them.
+    gamma: noise level γ of each image, in (0, 1]; 1 is no noise.
+    options: kind and space of the noise, and the kind of target.
+  """
   gamma = _per_image(gamma)
   match options.target:
     case 'eps':
@@ -218,7 +235,14 @@ def denoised_images(
   gamma: Float[Array, 'B'],
   options: NoiseOptions,
 ) -> Float[Array, 'B H W 3']:
-  """Computes the clean images from the noisy ones and a prediction."""
+  """Computes the clean images from the noisy ones and a prediction.
+
+  Args:
+    noisy: images with noise.
+    predicted: prediction of the target of `options`.
+    gamma: noise level γ of each image, in (0, 1].
+    options: kind and space of the noise, and the kind of target.
+  """
   if options.target == 'x':
     return predicted
   gamma = _per_image(gamma)

@@ -102,9 +102,9 @@ def read_image(
   """Reads an image as the images of the training were read.
 
   Args:
-    path: of the file.
+    path: path of the file.
     about: content of `classes.json`.
-    max_megapixels: larger images are refused.
+    max_megapixels: limit above which images are refused.
 
   Returns:
     RGB uint8 [H, W, 3], and the EXIF orientation by which it is turned.

@@ -36,7 +36,7 @@ class FittedScale(NamedTuple):
 
   Attributes:
     crop: the crop.
-    source: what it was chosen from, in words.
+    source: description, in words, of the data that it was chosen from.
   """
 
   crop: transforms.InceptionCrop
@@ -50,8 +50,8 @@ class FittedCrop:
   Attributes:
     size: (height, width) of the output in pixels; (0, 0) to choose it.
     area: range of the share of the image that is kept; (0, 0) to choose it.
-    num_pixels: of the output, about.
-    size_multiple: divides height and width of the output.
+    num_pixels: approximate number of pixels of the output.
+    size_multiple: divisor of height and width of the output.
     min_object: side of a square, in pixels of the output: three quarters of the
       objects are to be at least as large.
   """
@@ -71,7 +71,7 @@ class FittedCrop:
 
   @property
   def is_complete(self) -> bool:
-    """True if nothing is left to choose."""
+    """Returns whether size and area are both given, so that none is fitted."""
     return any(self.size) and any(self.area)
 
   def without_data(self) -> transforms.InceptionCrop:

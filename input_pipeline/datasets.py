@@ -21,12 +21,13 @@ from absl import logging
 from etils import epy
 from jax.experimental import multihost_utils
 
-from input_pipeline import record_views
+from input_pipeline import folder_options, record_views
 from input_pipeline.builders import class_list, shards
 from input_pipeline.sources import (
   class_counts,
   fingerprints,
   image_files,
+  image_ids,
   records,
 )
 from runtime import errors, files
@@ -57,17 +58,18 @@ _BUILDERS = {
   'image_mask_folder': ('folders', 'ImageMaskFolder'),
 }
 
-# Data sets that are a user's own folder.
-_FOLDERS = ('image_folder', 'image_mask_folder')
-
 # Reports that this process has printed.
 _PRINTED_REPORTS: set[pathlib.Path] = set()
 
 # Fields of `DataOptions` that only some data sets read.
-_MASK_FIELDS = ('masks', 'classes', 'ignore', 'without_mask', 'mask_codes')
+_MASK_FIELDS = (
+  *('masks', 'classes', 'ignore', 'without_mask', 'mask_codes'),
+  'mask_suffix',
+)
 _READING_FIELDS = ('follow_exif', 'image_depth', 'max_megapixels')
 _FOLDER_FIELDS = (
   'images',
+  'image_suffix',
   *_MASK_FIELDS,
   *_READING_FIELDS,
   'val_fraction',
@@ -93,11 +95,15 @@ class DataOptions:
       '#ffffff'; '' if there are none; image_mask_folder only.
     without_mask: treatment of images that have no mask: 'error' refuses them,
       'unlabeled' makes them a split of this name; image_mask_folder only.
-    mask_codes: what palette and gray masks count by where the class list has
-      colors, 'auto', 'values' or 'colors'; image_mask_folder only.
+    mask_codes: whether palette and gray masks are read by their 'values' or by
+      their 'colors', or 'auto', if the class list has colors;
+      image_mask_folder only.
     follow_exif: whether images are turned as their EXIF tag says; folders only.
     image_depth: bits of the values in images of 16 bits; folders only.
     max_megapixels: limit above which images are refused; folders only.
+    image_suffix: end of all image names that is no part of ids, as
+      '_leftImg8bit.png'; folders only.
+    mask_suffix: end of all mask names, as '_mask.png'; image_mask_folder only.
     val_fraction: fraction of the images that becomes `val`; folders only.
     split_seed: seed that selects the images of `val`; folders only.
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
@@ -105,10 +111,10 @@ class DataOptions:
   """
 
   name: str
-  source: str = options_lib.location(default='')
-  images: str = options_lib.location(default='')
-  masks: str = options_lib.location(default='')
-  classes: str = options_lib.location(default='')
+  source: str = options_lib.location_option(default='')
+  images: str = options_lib.location_option(default='')
+  masks: str = options_lib.location_option(default='')
+  classes: str = options_lib.location_option(default='')
   ignore: str = ''
   without_mask: str = 'error'
   val_fraction: float = 0.0
@@ -118,6 +124,8 @@ class DataOptions:
   follow_exif: bool = False
   image_depth: int = 16
   max_megapixels: int = image_files.MAX_MEGAPIXELS
+  image_suffix: str = ''
+  mask_suffix: str = ''
 
   def __post_init__(self):
     name, slash, config = self.name.partition('/')
@@ -156,8 +164,7 @@ class Split:
     label_kinds: kinds of label that the records have: 'label', 'tags'.
     records: encoded records by index (see `sources/records.py`).
     index: names, sizes and hashes of the images.
-    folder: of the images, if ids are paths in it, with `{split}` for the first
-      part of the ids; '' if ids are official names.
+    id_rule: relation of the ids to the paths of the images.
   """
 
   name: str
@@ -167,7 +174,7 @@ class Split:
   label_kinds: tuple[str, ...]
   records: Sequence[records.Record]
   index: fingerprints.ImageIndex
-  folder: str = ''
+  id_rule: image_ids.IdRule = image_ids.OFFICIAL
 
   def __len__(self) -> int:
     return len(self.records)
@@ -235,9 +242,10 @@ def dataset_builder(options: DataOptions, data_dir: str = '') -> 'base.Builder':
     kwargs['config'] = config
   if name == 'shapes':
     return cls(**kwargs)
-  source = options.source or _default_source(name)
-  if name in _FOLDERS:
-    return cls(_folder_options(module, options, source), **kwargs)
+  source = _source(options)
+  if name in folder_options.FOLDERS:
+    fields = folder_options.make_folder_options(module, options, source)
+    return cls(fields, **kwargs)
   return cls(source=source, **kwargs)
 
 
@@ -277,8 +285,7 @@ def known_dataset_num_classes(options: DataOptions) -> int | None:
   name = options.name.partition('/')[0]
   _, cls, config = _class_of(options)
   if name == 'image_mask_folder':
-    source = options.source or _default_source(name)
-    path = pathlib.Path(source).expanduser() / options.classes
+    path = pathlib.Path(_source(options)).expanduser() / options.classes
     ignored = class_list.parse_ignored_mask_value(options.ignore)
     if not path.is_file():
       return None
@@ -314,7 +321,7 @@ def prepare_dataset(
   with _without_tfds_logs():
     data_set = dataset_builder(options, data_dir)
     problem = None
-    if _is_host_0():
+    if jax.process_index() == 0:
       problem = _prepare_on_host_0(data_set, options, report_existing)
     if jax.process_count() > 1:
       # All hosts must raise: a host that went on would wait for host 0 forever.
@@ -342,10 +349,6 @@ def _without_tfds_logs() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _is_host_0() -> bool:
-  return jax.process_index() == 0
-
-
 def _prepare_on_host_0(
   data_set: 'base.Builder', options: DataOptions, report_existing: bool
 ) -> errors.UserError | None:
@@ -370,7 +373,7 @@ def _prepare_on_host_0(
 
 
 def _print_report(
-  path: pathlib.Path, whole: bool, data_set: base.Builder
+  path: pathlib.Path, whole: bool, data_set: 'base.Builder'
 ) -> None:
   """Prints the report of an audit, or what is odd in an earlier one.
 
@@ -378,7 +381,7 @@ def _print_report(
   warnings once.
 
   Args:
-    path: of the report.
+    path: file of the report.
     whole: whether the data set was audited just now.
     data_set: the data set.
   """
@@ -474,7 +477,7 @@ def open_dataset_split(
     index=fingerprints.ImageIndex.read(
       shards.shard_index_path(pathlib.Path(data_set.data_dir), split)
     ),
-    folder=_images_folder(options),
+    id_rule=folder_options.folder_id_rule(options, _source(options)),
   )
 
 
@@ -487,38 +490,9 @@ def read_split_counts(
   return class_counts.read_class_counts(folder / base.COUNTS)[split]
 
 
-def _images_folder(options: DataOptions) -> str:
-  """Returns the path of the images of a folder; '' for other data sets."""
-  name = options.name.partition('/')[0]
-  if name not in _FOLDERS:
-    return ''
-  source = pathlib.Path(options.source or _default_source(name)).expanduser()
-  return os.path.abspath(source / options.images)
-
-
-def _default_source(name: str) -> str:
-  """Returns $SEG_DATA_DIR/NAME, or '' if the variable is not set."""
+def _source(options: DataOptions) -> str:
+  """Returns the source, by default $SEG_DATA_DIR/NAME; '' without either."""
   root = os.environ.get(SOURCE_VARIABLE)
-  return str(pathlib.Path(root) / name) if root else ''
-
-
-def _folder_options(module: Any, options: DataOptions, source: str) -> Any:
-  """Returns the options of a builder of the module `folders`."""
-  common = {
-    'source': source,
-    'images': options.images,
-    'val_fraction': options.val_fraction,
-    'split_seed': options.split_seed,
-    'on_bad_example': options.on_bad_example,
-    'reading': options.reading,
-  }
-  if options.name == 'image_folder':
-    return module.ImageFolderOptions(**common)
-  return module.ImageMaskFolderOptions(
-    **common,
-    masks=options.masks,
-    classes=options.classes,
-    ignore=class_list.parse_ignored_mask_value(options.ignore),
-    without_mask=options.without_mask,
-    mask_codes=options.mask_codes,
-  )
+  if options.source or not root:
+    return options.source
+  return str(pathlib.Path(root) / options.name.partition('/')[0])

@@ -11,7 +11,14 @@ import pathlib
 from collections.abc import Mapping
 
 from input_pipeline import datasets, record_views
-from input_pipeline.sources import audit, fingerprints, image_files
+from input_pipeline.sources import (
+  audit,
+  file_traits,
+  fingerprints,
+  image_files,
+  pairing,
+  records,
+)
 from runtime import errors, progress, threads
 
 
@@ -23,11 +30,13 @@ class FolderSplit:
     split: the usable images.
     orientations: EXIF value, by id, of the images that are turned.
     skipped: all other files.
+    warnings: oddities of the usable images, a line each.
   """
 
   split: datasets.Split
   orientations: Mapping[str, int]
   skipped: tuple[errors.BadFile, ...]
+  warnings: tuple[str, ...]
 
 
 def open_image_folder(
@@ -49,7 +58,7 @@ def open_image_folder(
   Raises:
     UserError: the folder is missing, or has no usable image.
   """
-  listing = audit.list_image_examples(images)
+  listing = pairing.list_image_examples(images)
   usable, bad = [], [*listing.problems, *listing.left_out]
   for result in progress.progress_bar(
     threads.map_in_threads(
@@ -74,16 +83,19 @@ def open_image_folder(
     records=record_views.ImageFiles(
       [image.example for image in usable],
       options,
-      [image.as_stored for image in usable],
+      [image.traits.as_stored for image in usable],
     ),
     index=fingerprints.ImageIndex.join([image.index for image in usable]),
   )
-  orientations = {
-    image.example.id: image.orientation
-    for image in usable
-    if options.follow_exif and image.orientation != image_files.UPRIGHT
-  }
-  return FolderSplit(split, orientations, tuple(bad))
+  traits, orientations = file_traits.TraitCounter(), {}
+  for image in usable:
+    traits.add(image.example.id, image.traits)
+    orientation = image.traits.orientation
+    if options.follow_exif and orientation != image_files.UPRIGHT:
+      orientations[image.example.id] = orientation
+  return FolderSplit(
+    split, orientations, tuple(bad), tuple(traits.warnings(options))
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +103,20 @@ class _Image:
   """A usable image.
 
   Attributes:
-    example: its file.
-    index: its name, size and hashes.
-    orientation: EXIF value.
-    as_stored: whether its record holds the bytes of its file.
+    example: file of the image.
+    index: name, size and hashes of the image.
+    traits: traits of the file.
   """
 
-  example: audit.Example
+  example: pairing.Example
   index: fingerprints.ImageIndex
-  orientation: int
-  as_stored: bool
+  traits: records.Traits
 
 
-def _check(example: audit.Example, options: image_files.ImageOptions) -> _Image:
+def _check(
+  example: pairing.Example, options: image_files.ImageOptions
+) -> _Image:
   """Decodes an image; raises BadFile."""
   sample = audit.read_image_example(example, image_options=options)
-  orientation = sample.traits.orientation
-  stored = sample.traits.as_stored
   index = fingerprints.ImageIndex.from_sample(sample)
-  return _Image(example, index, orientation, stored)
+  return _Image(example, index, sample.traits)

@@ -19,7 +19,14 @@ def blend_label_map(
   palette: Sequence[Color],
   opacity: float,
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Blends an image with its colored label map; ignored pixels stay."""
+  """Blends an image with its colored label map; ignored pixels stay.
+
+  Args:
+    image: RGB image.
+    label: class ids; negative where ignored.
+    palette: RGB color of each class id.
+    opacity: weight of the colors, in [0, 1].
+  """
   colors = np.array(palette, np.uint8)[np.maximum(label, 0)]
   mixed = np.rint((1 - opacity) * image + opacity * colors).astype(np.uint8)
   return np.where((label >= 0)[..., None], mixed, image)
@@ -33,6 +40,11 @@ def draw_outlines(
   """Draws the border of each region, inside of it, in the color of its class.
 
   Ignored pixels have no border.
+
+  Args:
+    picture: RGB picture to draw on.
+    label: class ids; negative where ignored.
+    palette: RGB color of each class id.
   """
   width = max(1, round(max(label.shape) / _SIDE_PER_PIXEL))
   kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
@@ -47,6 +59,12 @@ def draw_outlined_overlay(
   label: Int[np.ndarray, 'H W'],
   palette: Sequence[Color],
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Tints an image by class and outlines the regions; it stays visible."""
+  """Blends an image with the class colors, and outlines the regions.
+
+  Args:
+    image: RGB image.
+    label: class ids; negative where ignored.
+    palette: RGB color of each class id.
+  """
   tinted = blend_label_map(image, label, palette, _OPACITY)
   return draw_outlines(tinted, label, palette)

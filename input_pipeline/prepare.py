@@ -18,6 +18,7 @@ of which the first begins with 'error: ', and exit status 2.
 import argparse
 import contextlib
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from input_pipeline.sources import (
   fingerprints,
   image_files,
   mask_reader,
+  pairing,
   records,
 )
 from runtime import errors, exit_status, files
@@ -90,8 +92,8 @@ def _import(
   """Writes masks and class list from annotations.
 
   Args:
-    imported: arguments about the annotations.
-    arguments: all others.
+    imported: arguments of the command line about the annotations.
+    arguments: arguments about the data set.
 
   Returns:
     The arguments of the data set with those masks.
@@ -118,7 +120,9 @@ def _import(
   result = conversion.convert_annotations(
     conversion.ImportOptions(**imported),
     conversion.Folder(
-      *(arguments[name] for name in ('source', *conversion.DEFAULTS)), ignore
+      *(arguments[name] for name in ('source', *conversion.DEFAULTS)),
+      ignore,
+      pairing.Endings(arguments['image_suffix'], arguments['mask_suffix']),
     ),
   )
   for line in result.lines:
@@ -207,12 +211,21 @@ def _check(options: datasets.DataOptions, data_dir: str) -> None:
   ]
   samples = [s for s in samples if isinstance(s, records.Sample)]
   _print_crop(options, result.counts, indices)
-  # The config of a folder names it and has a digest of its files.
-  config = data_set.builder_config
-  name = f'{data_set.name}-{config.name}' if config else data_set.name
+  name = _report_name(options, data_set)
   path = pathlib.Path(data_set.data_dir_root) / 'reports' / f'{name}.png'
   _draw(path, options.name, result.counts, data_set.schema(), samples)
   print('this was a check: no record was written')
+
+
+def _report_name(
+  options: datasets.DataOptions, data_set: 'base.Builder'
+) -> str:
+  """Returns a name of the picture, another for every state of a folder."""
+  if not options.name.startswith(('image_folder', 'image_mask_folder')):
+    return options.name.replace('/', '-')
+  folder = pathlib.Path(options.source).expanduser().resolve().name
+  name = f'{options.name}-{folder}-{data_set.builder_config.name}'
+  return re.sub(r'[^\w.-]', '_', name)
 
 
 def _warn_of_shared_images(
@@ -306,6 +319,17 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     '--masks', default='', help='folder of the masks in the source, likewise'
   )
   parser.add_argument(
+    '--image_suffix',
+    default='',
+    help='end of the names of all images beside which masks have the same '
+    'name: _leftImg8bit.png',
+  )
+  parser.add_argument(
+    '--mask_suffix',
+    default='',
+    help='end of the names of all masks: _mask.png, _gtFine_labelIds.png',
+  )
+  parser.add_argument(
     '--classes',
     default='',
     help='file in the source with a class per line: NAME, NAME R,G,B or '
@@ -319,7 +343,9 @@ def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--without_mask',
     default='error',
-    choices=audit.WITHOUT_MASK,
+    # In either spelling.
+    type=lambda value: value.replace('unlabelled', 'unlabeled'),
+    choices=pairing.WITHOUT_MASK,
     help='refuse images that have no mask, or make them a split of this name',
   )
   _add_reading_arguments(parser)

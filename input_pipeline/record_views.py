@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline.sources import audit, image_files, records
+from input_pipeline.sources import image_files, pairing, records
 
 
 class Selection(Sequence[records.Record]):
@@ -64,7 +64,7 @@ class ImageFiles(Sequence[records.Record]):
 
   def __init__(
     self,
-    examples: Sequence[audit.Example],
+    examples: Sequence[pairing.Example],
     options: image_files.ImageOptions,
     as_stored: Sequence[bool],
   ):

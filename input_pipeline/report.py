@@ -101,6 +101,16 @@ def _draw_frequencies(
       ha='right',
       parse_math=False,
     )
-    axis.tick_params(axis='x', labelsize=7)
+    axis.tick_params(axis='x', labelsize=7, pad=9)
+    # The colors of the classes in the pictures below.
+    axis.scatter(
+      positions + 0.4 - width / 2,
+      [-0.04] * len(order),
+      marker='s',
+      c=np.array([schema.palette[i] for i in order]) / 255,
+      edgecolors='gray',
+      transform=axis.get_xaxis_transform(),
+      clip_on=False,
+    )
   else:
     axis.set_xlabel(f'{len(order)} classes, from frequent to rare')

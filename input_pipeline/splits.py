@@ -47,7 +47,7 @@ class Subset:
   seed: int = 0
   run: int = 0
   nested: bool = True
-  list: str = options_lib.location(default='')
+  list: str = options_lib.location_option(default='')
   held_out: int = 0
 
   def __post_init__(self):
@@ -65,19 +65,19 @@ class Subset:
           )
 
   def labeled_indices(
-    self, ids: Sequence[str], folder: str = ''
+    self, ids: Sequence[str], rule: image_ids.IdRule = image_ids.OFFICIAL
   ) -> Int[np.ndarray, 'labeled']:
     """Returns the sorted indices of the labeled images.
 
     Args:
       ids: names of all images.
-      folder: folder of the images, as in `read_image_list`.
+      rule: relation of the ids to the paths of the images.
 
     Raises:
       UserError: there are fewer images than labels, or the list has an error.
     """
     if self.list:
-      indices = read_image_list(self.list, ids, folder)
+      indices = read_image_list(self.list, ids, rule)
       if self.labels not in (0, len(indices)):
         raise errors.UserError(
           f'list: expected {self.labels} images as labels={self.labels}, got '
@@ -87,13 +87,13 @@ class Subset:
     return np.sort(self._order(ids)[: self._count(len(ids))])
 
   def held_out_indices(
-    self, ids: Sequence[str], folder: str = ''
+    self, ids: Sequence[str], rule: image_ids.IdRule = image_ids.OFFICIAL
   ) -> Int[np.ndarray, 'held_out']:
     """Returns the sorted indices of the held-out images.
 
     Args:
       ids: names of all images.
-      folder: folder of the images, as in `read_image_list`.
+      rule: relation of the ids to the paths of the images.
 
     Raises:
       UserError: `held_out` is 0, or there are too few images.
@@ -104,7 +104,7 @@ class Subset:
       )
     order = self._order(ids)
     if self.list:
-      order = order[~np.isin(order, read_image_list(self.list, ids, folder))]
+      order = order[~np.isin(order, read_image_list(self.list, ids, rule))]
     if self.held_out > len(order):
       raise errors.UserError(
         f'held_out: expected at most {len(order)}, the images that are not '
@@ -158,7 +158,9 @@ def repeat_images_to_length(
 
 
 def read_image_list(
-  path: str, ids: Sequence[str], folder: str = ''
+  path: str,
+  ids: Sequence[str],
+  rule: image_ids.IdRule = image_ids.OFFICIAL,
 ) -> Int[np.ndarray, 'listed']:
   """Reads a list of images and returns their sorted indices.
 
@@ -167,15 +169,14 @@ def read_image_list(
       its id, or the path of its file. A second column is ignored if it is a
       file of the same name, as in `JPEGImages/a.jpg labels/a.png`.
     ids: ids of all images of the split.
-    folder: path of the folder of the images, with `{split}` if ids begin with
-      their split; '' if ids are official names, whatever the folders.
+    rule: relation of the ids to the paths of the images.
 
   Raises:
     UserError: the list cannot be read, is empty, names an image twice or one
       that does not exist.
   """
   entries = _read_lines(path)
-  index = image_ids.IdIndex(ids, folder)
+  index = image_ids.IdIndex(ids, rule)
   entry_of: dict[int, str] = {}
   problems = []
   for entry in entries:

@@ -44,7 +44,7 @@ class Fill:
 
   @property
   def is_ignored(self) -> bool:
-    """True if the padding has no class: nothing is learned from it."""
+    """Returns whether padding has no class, so that losses ignore it."""
     return self.label < 0
 
 
@@ -321,7 +321,7 @@ class RandomCrop:
 
   @property
   def ignores_padding(self) -> bool:
-    """True if crops may be padded, by pixels without a class."""
+    """Returns whether crops may be padded by pixels without a class."""
     return FILLS[self.fill].is_ignored
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -378,7 +378,7 @@ class CenterCrop:
 
   @property
   def ignores_padding(self) -> bool:
-    """True if crops may be padded, by pixels without a class."""
+    """Returns whether crops may be padded by pixels without a class."""
     return FILLS[self.fill].is_ignored
 
   def __call__(

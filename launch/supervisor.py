@@ -102,7 +102,8 @@ class Supervisor:
     except shell.Interrupted:
       is_sigint = self.run.last_signal == signal.SIGINT
       code = exit_status.INTERRUPTED if is_sigint else exit_status.PREEMPTED
-      self._let_workers_save()
+      if self._is_running and not self.limits.keep:
+        _let_workers_save(self.backend, self.run, self.limits, self._poll)
     except _StartTimeout as timeout:
       console.print_launcher_message(
         f'{timeout}: given up; run the same command to retry'
@@ -275,39 +276,6 @@ class Supervisor:
     console.print_job_log(log)
     return code
 
-  def _let_workers_save(self) -> None:
-    """Lets the workers save, until another request to stop or the limit."""
-    if not self._is_running or self.limits.keep:
-      return
-    requests = self.run.stop_requests
-    end = time.monotonic() + self.limits.grace
-    with self.run.deferring_stop():
-      try:
-        if not self.backend.stop():
-          console.print_launcher_message(
-            'the workers may save while they are deleted; Ctrl-C once more '
-            'kills them'
-          )
-          return
-        console.print_launcher_message(
-          'the workers may save; Ctrl-C once more kills them'
-        )
-        while time.monotonic() < end and self.run.stop_requests == requests:
-          report = self._poll()
-          console.print_job_log(report.log)
-          if _exit_code(report, self.backend.restarts_itself) is not None:
-            codes = jobs.format_worker_exit_codes(report.exit_codes)
-            console.print_launcher_message(f'exit status by worker: {codes}')
-            return
-          self.run.sleep(min(self.limits.poll, _SAVING_POLL))
-        self.backend.stop(force=True)
-      except (
-        backends.MachinesLostError,
-        backends.JobDeletedError,
-        errors.UserError,
-      ) as error:
-        console.print_launcher_message(f'the workers could not save: {error}')
-
   def _clean_up(self, code: int) -> int:
     """Deletes what was created, unless it is to be kept."""
     if not self._exists:
@@ -326,6 +294,50 @@ class Supervisor:
       self.backend, self.run, self.limits
     )
     return not self._exists
+
+
+def _let_workers_save(
+  backend: backends.Backend,
+  run: shell.Shell,
+  limits: Limits,
+  poll: Callable[[], backends.Report],
+) -> None:
+  """Lets the workers save, until another request to stop or the limit.
+
+  Args:
+    backend: place in which the job runs.
+    run: shell that counts requests to stop.
+    limits: waiting times.
+    poll: function that returns the state of the job.
+  """
+  requests = run.stop_requests
+  end = time.monotonic() + limits.grace
+  with run.deferring_stop():
+    try:
+      if not backend.stop():
+        console.print_launcher_message(
+          'the workers may save while they are deleted; Ctrl-C once more '
+          'kills them'
+        )
+        return
+      console.print_launcher_message(
+        'the workers may save; Ctrl-C once more kills them'
+      )
+      while time.monotonic() < end and run.stop_requests == requests:
+        report = poll()
+        console.print_job_log(report.log)
+        if _exit_code(report, backend.restarts_itself) is not None:
+          codes = jobs.format_worker_exit_codes(report.exit_codes)
+          console.print_launcher_message(f'exit status by worker: {codes}')
+          return
+        run.sleep(min(limits.poll, _SAVING_POLL))
+      backend.stop(force=True)
+    except (
+      backends.MachinesLostError,
+      backends.JobDeletedError,
+      errors.UserError,
+    ) as error:
+      console.print_launcher_message(f'the workers could not save: {error}')
 
 
 def _wait_until_ready(

@@ -18,8 +18,9 @@ def stopping_gently(request: Callable[[], None], notice: str) -> Iterator[None]:
   handled by others, and in other threads than the main one, nothing changes.
 
   Args:
-    request: asks for the stop, in another thread than the main one.
-    notice: printed at the first Ctrl-C.
+    request: function that asks for the stop; called in another thread than the
+      main one.
+    notice: line that is printed at the first Ctrl-C.
   """
   if (
     threading.current_thread() is not threading.main_thread()

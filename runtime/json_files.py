@@ -10,19 +10,21 @@ import jax
 from runtime import errors, files
 
 
-def null_where_not_finite(content: Any) -> Any:
+def json_null_where_not_finite(content: Any) -> Any:
   """Replaces NaN and infinity, which JSON does not have, by None.
 
-  >>> null_where_not_finite({'miou': float('nan'), 'iou': (0.5, 1)})
+  >>> json_null_where_not_finite({'miou': float('nan'), 'iou': (0.5, 1)})
   {'miou': None, 'iou': [0.5, 1]}
 
   Args:
     content: numbers, texts, lists, tuples and dicts of any depth.
   """
   if isinstance(content, Mapping):
-    return {k: null_where_not_finite(value) for k, value in content.items()}
+    return {
+      k: json_null_where_not_finite(value) for k, value in content.items()
+    }
   if isinstance(content, (list, tuple)):
-    return [null_where_not_finite(value) for value in content]
+    return [json_null_where_not_finite(value) for value in content]
   if isinstance(content, float) and not math.isfinite(content):
     return None
   return content
@@ -38,7 +40,7 @@ def write_json(path: files.Path, content: Any) -> None:
     return
   try:
     text = json.dumps(
-      null_where_not_finite(content),
+      json_null_where_not_finite(content),
       indent=1,
       sort_keys=True,
       allow_nan=False,

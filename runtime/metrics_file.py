@@ -42,7 +42,7 @@ class MetricsFile:
     if not self._path:
       return
     # JSON has no NaN.
-    content = json_files.null_where_not_finite({'step': step, **values})
+    content = json_files.json_null_where_not_finite({'step': step, **values})
     line = json.dumps(content, allow_nan=False) + '\n'
     if files.is_local_path(self._path):
       with open(self._path, 'a') as file:

@@ -13,6 +13,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -115,7 +116,7 @@ def build_named_options(
   return build_options(table[name], values, path, **fixed)
 
 
-def is_chosen_by_name(cls: type, path: str) -> bool:
+def is_option_chosen_by_name(cls: type, path: str) -> bool:
   """Returns whether the class of a block is chosen by its field `name`.
 
   Such a block is a mapping, as that of an encoder: with another name it has
@@ -290,7 +291,7 @@ def _are_blocks(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(x, Mapping) for x in value)
 
 
-def location(**field: Any) -> Any:
+def location_option(**field: Any) -> Any:
   """Declares a field of a dataclass as the location of a file or a folder.
 
   Its value is no setting: the same files may lie elsewhere.
@@ -301,8 +302,8 @@ def location(**field: Any) -> Any:
   return dataclasses.field(metadata={_LOCATION: True}, **field)
 
 
-def location_paths(value: Any, path: str = '') -> set[str]:
-  """Returns the paths of all fields that `location` has declared.
+def location_option_paths(value: Any, path: str = '') -> set[str]:
+  """Returns the paths of all fields that `location_option` has declared.
 
   Args:
     value: dataclasses, mappings and tuples, nested.
@@ -320,11 +321,11 @@ def location_paths(value: Any, path: str = '') -> set[str]:
   elif isinstance(value, tuple | list):
     inner = dict(enumerate(value))
   for name, item in inner.items():
-    paths |= location_paths(item, f'{path}.{name}'.lstrip('.'))
+    paths |= location_option_paths(item, f'{path}.{name}'.lstrip('.'))
   return paths
 
 
-def omit_fields(options: Any, *names: str) -> dict[str, Any]:
+def omit_option_fields(options: Any, *names: str) -> dict[str, Any]:
   """Returns the fields of a dataclass as a dict, without some of them."""
   return {
     field.name: getattr(options, field.name)
@@ -336,7 +337,7 @@ def omit_fields(options: Any, *names: str) -> dict[str, Any]:
 def describe_unknown_name(name: str, allowed: list[str]) -> str:
   """Describes, for a message, that a name is not among those allowed."""
   close = difflib.get_close_matches(name, allowed, 1)
-  hint = f', did you mean {close[0]}?' if close else ''
+  hint = f', did you mean {close[0]}?' if close else '.'
   return f'unknown name{hint} Allowed: {", ".join(allowed)}'
 
 
@@ -375,7 +376,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
       return options_to_dict(value)
     raise _wrong(value, 'a block of fields', path)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise _wrong(value, 'float', path) from None
+  # No comparison with a bound would refuse it.
+  if isinstance(value, float) and math.isnan(value):
+    raise _wrong(value, 'a number', path)
   if isinstance(hint, type):
     exact = not isinstance(value, bool) or hint is bool
     if isinstance(value, hint) and exact:

@@ -94,3 +94,11 @@ def discs(tmp_path_factory):
   from tests.support import runs
 
   return runs.make_folder(tmp_path_factory.mktemp('data') / 'discs')
+
+
+@pytest.fixture
+def on_hosts(monkeypatch):
+  """Returns a function that runs another one on each of several hosts."""
+  from tests.support import host_threads
+
+  return lambda function: host_threads.run_on_hosts(monkeypatch, function)

@@ -194,7 +194,7 @@ def contrast_candidates(
     labeled: cells with ground truth.
     reliable: unlabeled cells with a reliable pseudo-label.
     unreliable: unlabeled cells that may only be negatives.
-    options: thresholds.
+    options: options of the loss, of which the thresholds are used.
   """
   num_classes = probs.shape[-1]
   rank = class_probability_ranks(probs)
@@ -288,6 +288,12 @@ def anchor_info_nce(
 
   With N = 50 and τ = 0.5 perfect separation has a loss of
   log(1 + 50·exp(-4)) = 0.65, not 0.
+
+  Args:
+    anchors: representations of the anchors of a class.
+    positive: prototype of the class.
+    negatives: rows of the memory bank, N for each anchor.
+    temperature: temperature τ.
   """
   # At the default precision a GPU or TPU rounds factors to fewer bits, and a
   # cosine near 1 loses what distinguishes the vectors.

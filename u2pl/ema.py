@@ -86,7 +86,13 @@ def ema_average(
 def select_teacher_tree(
   condition: Bool[Array, ''], if_true: types.Params, if_false: types.Params
 ) -> types.Params:
-  """Returns one of two trees of the same structure, chosen on the device."""
+  """Returns one of two trees of the same structure, chosen on the device.
+
+  Args:
+    condition: scalar that is known on the device only.
+    if_true: tree that is returned where it is true.
+    if_false: tree that is returned otherwise.
+  """
   return jax.tree.map(
     lambda a, b: jnp.where(condition, a, b), if_true, if_false
   )

@@ -122,7 +122,13 @@ def class_prototype_weights(
   prototypes: Prototypes,
   kind: Literal['raw', 'l2'],
 ) -> Float[Array, 'B h w C']:
-  """Computes w of Eq. 19, the softmax over classes of the negative distance."""
+  """Computes w of Eq. 19, the softmax over classes of the negative distance.
+
+  Args:
+    features: representations of the teacher.
+    prototypes: prototypes of the classes.
+    kind: kind of distance, as in `class_prototype_distances`.
+  """
   return jax.nn.softmax(-class_prototype_distances(features, prototypes, kind))
 
 

@@ -85,11 +85,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
   """Trains the encoder to classify images."""
 
   name = 'classify'
-
-  @property
-  def options(self) -> ClassifyOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.classify
+  options: ClassifyOptions
 
   @property
   def best_metric(self) -> str:

@@ -137,14 +137,10 @@ class DenoiseStage(experiment_stage.TrainingStage):
   """Trains the decoder, or the whole network, to denoise images."""
 
   name = 'denoise'
-
-  @property
-  def options(self) -> DenoiseOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.denoise
+  options: DenoiseOptions
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns all images, and the start."""
+    """Returns the splits to read, and the source of the initial parameters."""
     block = self.options
     read = [data_lib.Images(block.data, block.val_split), *block.images]
     return experiment_stage.Inputs(

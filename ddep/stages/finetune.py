@@ -70,11 +70,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
   """Trains encoder, decoder and head on the labeled images."""
 
   name = 'finetune'
-
-  @property
-  def options(self) -> FinetuneOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.finetune
+  options: FinetuneOptions
 
   @property
   def best_metric(self) -> str:
@@ -82,7 +78,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
     return f'{self.options.val_split}/miou'
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the labeled split and the start."""
+    """Returns the splits to read, and the source of the initial parameters."""
     block = self.options
     labeled = experiment_stage.SplitInput(block.data, block.split, 'label')
     return experiment_stage.Inputs((labeled,), block.start)
@@ -121,7 +117,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
   def evaluation(
     self, trained: Finetune, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
-    """Builds the evaluation of the splits that are followed."""
+    """Builds the evaluation of `val_split` and `follow` during training."""
     return evaluator.combine_evaluators(
       evaluation.build_training_stage_evaluators(
         self.context,

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline.builders import files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import archives, masks, pairing, records
 
 CLASSES = (
   'wall', 'building', 'sky', 'floor', 'tree', 'ceiling', 'road', 'bed',
@@ -60,7 +60,9 @@ class Ade20k(files.OfficialBuilder):
     """Returns the 150 classes."""
     return records.Schema(CLASSES, masks.voc_palette(len(CLASSES)), tags=True)
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Pairs images and masks of the same names."""
     listings = {}
     for split, folder in _FOLDERS.items():

@@ -41,7 +41,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
       'skip' skips the file.
     remedy: advice in the error message about a bad file.
-    image_options: define the pixels of image files.
+    image_options: definition of the pixels of image files.
   """
 
   on_bad_example = 'error'
@@ -60,7 +60,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     raise NotImplementedError
 
   def sources(self) -> Mapping[str, Sequence[Any]]:
-    """Returns the sources of the records of each split, in order."""
+    """Returns what each record is read from, in order, by split.
+
+    A source is any value that `read_sample` and `stamp` take, such as an
+    example with its files.
+    """
     raise NotImplementedError
 
   def check_available(self) -> None:
@@ -106,7 +110,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Args:
       counts: numbers of images and labeled pixels of each split, by its name.
       bad: files that could not be used.
-      traits: of the files of all splits.
+      traits: traits of the files of all splits.
 
     Raises:
       UserError: a file is bad and must not be skipped, or a split has no usable
@@ -135,7 +139,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     traits = file_traits.TraitCounter()
 
     def add(split: str, sample: records.Sample) -> None:
-      traits.add(sample)
+      traits.add(sample.id, sample.traits)
       index = fingerprints.ImageIndex.from_sample(sample)
       indices.setdefault(split, []).append(index)
 
@@ -230,7 +234,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @property
   def _parts_dir(self) -> pathlib.Path:
-    """Folder that keeps finished shards until all of them are written."""
+    """Returns the folder that keeps finished shards until all are written."""
     return pathlib.Path(self.data_dir_root) / '.parts' / self.info.full_name
 
   def _split_generators(self, dl_manager):

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline.builders import files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import archives, masks, pairing, records
 
 SPLITS = ('train', 'val')
 CLASSES = (
@@ -63,7 +63,9 @@ class Camvid(files.OfficialBuilder):
     """Returns the 11 classes."""
     return records.Schema(CLASSES, PALETTE, labels=True, tags=True)
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Pairs images and masks of the same names."""
     return {split: self._pair(sources, split) for split in SPLITS}
 
@@ -71,7 +73,7 @@ class Camvid(files.OfficialBuilder):
     """Reads values, of which 11 is ignored."""
     return TABLE.apply(masks.read_mask_values(file))
 
-  def _pair(self, sources: files.Files, split: str) -> audit.Listing:
+  def _pair(self, sources: files.Files, split: str) -> pairing.Listing:
     images = files.match_source_files(
       sources, rf'{split}/images/(?P<id>[^/]+)\.(?:jpe?g|png)'
     )

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline.builders import files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import archives, masks, pairing, records
 
 CLASSES = (
   'road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light',
@@ -66,7 +66,7 @@ class Cityscapes(files.OfficialBuilder):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Official number of images of each split of this config."""
+    """Returns the official number of images of each split of this config."""
     counts = {'train': 2975, 'val': 500, 'test': 1525, 'train_extra': 19998}
     return {split: counts[split] for split in self.builder_config.splits}
 
@@ -87,7 +87,9 @@ class Cityscapes(files.OfficialBuilder):
     tests = {'test'} & {*self.builder_config.splits}
     return dict.fromkeys(tests, ('label', 'tags'))
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Pairs images and masks of all cities."""
     return {split: self._pair(sources, split) for split in self.counts}
 
@@ -95,7 +97,7 @@ class Cityscapes(files.OfficialBuilder):
     """Reads label ids and maps them to train ids."""
     return TABLE.apply(masks.read_mask_values(file))
 
-  def _pair(self, sources: files.Files, split: str) -> audit.Listing:
+  def _pair(self, sources: files.Files, split: str) -> pairing.Listing:
     kind = self.builder_config.annotation
     images = files.match_source_files(
       sources, rf'leftImg8bit/{split}/[^/]+/(?P<id>[^/]+)_leftImg8bit\.png'
@@ -125,7 +127,9 @@ class RenderedBuilder(files.OfficialBuilder):
     """Returns the 19 classes of Cityscapes."""
     return records.Schema(CLASSES, PALETTE, tags=True)
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Pairs images and masks of the same number."""
     images, labels = (
       files.match_source_files(

@@ -25,7 +25,7 @@ class ClassList:
       colors.
     ignored_values: values of pixels without a class.
     ignored_colors: colors of pixels without a class.
-    notes: what a user should know of how the list was read, a sentence each.
+    notes: notes for the user on how the list was read, a sentence each.
   """
 
   names: tuple[str, ...]
@@ -41,8 +41,9 @@ class ClassList:
     """Returns the reader of its masks.
 
     Args:
-      codes: what palette and gray masks count by, one of `mask_reader.CODES`.
-      follow_exif: turn masks that have an EXIF orientation of their own.
+      codes: whether palette and gray masks are read by their values or by
+        their colors, one of `mask_reader.CODES`.
+      follow_exif: whether masks are turned by their own EXIF orientation.
     """
     return mask_reader.MaskReader(
       self.names,
@@ -147,10 +148,11 @@ class _Line:
 
 
 def _read_lines(entries: Sequence[class_list_forms.Entry]) -> list[_Line]:
-  """Reads the colors and fills in the values of lines that differ.
+  """Reads the colors, and numbers lines without a value by their position.
 
   Raises:
-    UserError: a line is wrong, which is named, without the file.
+    UserError: two lines share a name, value or color, or a line is damaged; the
+      message names the line, but not the file.
   """
   lines: list[_Line] = []
   names: set[str] = set()

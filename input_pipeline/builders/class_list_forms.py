@@ -57,10 +57,10 @@ class Entry:
   """A line of a class list.
 
   Attributes:
-    line: its number, from 1.
-    name: of the class; '' if pixels of the value have no class.
-    value: of the class in masks; None for the position among the lines.
-    color: in RGB masks, as 'R,G,B' or '#rrggbb'; '' without one.
+    line: number of the line, from 1.
+    name: name of the class; '' if pixels of the value have no class.
+    value: value of the class in masks; None for its position among the lines.
+    color: color in RGB masks, as 'R,G,B' or '#rrggbb'; '' without one.
   """
 
   line: int
@@ -185,6 +185,8 @@ def _table_entry(
       f'got {len(fields)}'
     )
   row = dict(zip(columns, fields, strict=True))
+  if not row['name']:
+    raise errors.UserError(f'line {number}: expected a name, got none')
   value = row.get('value')
   if value is not None and not re.fullmatch(r'\d+', value):
     raise errors.UserError(

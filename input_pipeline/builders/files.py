@@ -17,7 +17,7 @@ from etils import epy
 from jaxtyping import Int16
 
 from input_pipeline.builders import base
-from input_pipeline.sources import archives, audit, records, text_files
+from input_pipeline.sources import archives, audit, pairing, records, text_files
 from runtime import errors
 
 with epy.lazy_imports():
@@ -28,12 +28,12 @@ Files = Mapping[str, archives.File]
 
 
 class FileBuilder(base.Builder):
-  """A builder whose sources are `audit.Example`s."""
+  """A builder whose sources are `pairing.Example`s."""
 
   # Set per instance, once the files are listed.
-  _listings: Mapping[str, audit.Listing] | None = None
+  _listings: Mapping[str, pairing.Listing] | None = None
 
-  def scan(self) -> Mapping[str, audit.Listing]:
+  def scan(self) -> Mapping[str, pairing.Listing]:
     """Lists the files of each split; opens none of them.
 
     Raises:
@@ -49,23 +49,23 @@ class FileBuilder(base.Builder):
     """
     raise NotImplementedError
 
-  def listings(self) -> Mapping[str, audit.Listing]:
+  def listings(self) -> Mapping[str, pairing.Listing]:
     """Returns the files of each split, which are listed on the first call."""
     if self._listings is None:
       self._listings = self.scan()
     return self._listings
 
-  def sources(self) -> Mapping[str, Sequence[audit.Example]]:
+  def sources(self) -> Mapping[str, Sequence[pairing.Example]]:
     """Returns the examples of each split."""
     return {
       split: listing.examples for split, listing in self.listings().items()
     }
 
-  def read_sample(self, source: audit.Example) -> records.Sample:
+  def read_sample(self, source: pairing.Example) -> records.Sample:
     """Reads image and mask of an example."""
     return audit.read_image_example(source, self.read_mask, self.image_options)
 
-  def stamp(self, source: audit.Example) -> Any:
+  def stamp(self, source: pairing.Example) -> Any:
     """Returns id and tags of an example, and stamps of its files."""
     return (
       source.id,
@@ -74,7 +74,7 @@ class FileBuilder(base.Builder):
       source.tags,
     )
 
-  def record_size(self, source: audit.Example) -> int:
+  def record_size(self, source: pairing.Example) -> int:
     """Returns the size of the image file in bytes; a label adds little."""
     return archives.source_file_size(source.image)
 
@@ -138,7 +138,7 @@ class OfficialBuilder(FileBuilder):
       tags=metadata['tags'],
     )
 
-  def find_examples(self, files: Files) -> Mapping[str, audit.Listing]:
+  def find_examples(self, files: Files) -> Mapping[str, pairing.Listing]:
     """Selects the examples of each split from all files.
 
     Raises:
@@ -162,7 +162,7 @@ class OfficialBuilder(FileBuilder):
         )
       )
 
-  def scan(self) -> Mapping[str, audit.Listing]:
+  def scan(self) -> Mapping[str, pairing.Listing]:
     """Lists the files in the folder and its archives."""
     self.check_available()
     cache = pathlib.Path(self.data_dir_root) / '.unpacked'
@@ -263,8 +263,8 @@ def match_and_group_source_files(
         f'has the same id {match["id"]!r} as {matches[match["id"]][0]}: keep '
         'one of them',
       )
-    if not audit.is_utf8_file_name(match['id']):
-      raise errors.BadFile(file, audit.NOT_UTF8)
+    if not pairing.is_utf8_file_name(match['id']):
+      raise errors.BadFile(file, pairing.NOT_UTF8)
     matches[match['id']] = (file, match[group])
   return dict(sorted(matches.items()))
 
@@ -300,7 +300,7 @@ def pair_images_and_masks(
   masks: Files | None,
   list_name: str,
   official_name: Callable[[str], str] = str,
-) -> audit.Listing:
+) -> pairing.Listing:
   """Builds the examples of listed ids; those without a file are problems.
 
   Args:
@@ -320,8 +320,8 @@ def pair_images_and_masks(
       problems.append(errors.BadFile(images[key], 'has no mask'))
     else:
       mask = None if masks is None else masks[key]
-      examples.append(audit.Example(official_name(key), images[key], mask))
-  return audit.Listing(tuple(examples), tuple(problems))
+      examples.append(pairing.Example(official_name(key), images[key], mask))
+  return pairing.Listing(tuple(examples), tuple(problems))
 
 
 def read_mat_file(

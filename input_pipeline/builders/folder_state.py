@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from input_pipeline.builders import class_list
-from input_pipeline.sources import audit, file_digests
+from input_pipeline.sources import file_digests, pairing
 
 
 def open_digest_cache(source: str, data_dir: Any) -> file_digests.DigestCache:
@@ -30,7 +30,7 @@ def folder_state_digest(
   source: pathlib.Path,
   settings: Mapping[str, Any],
   classes: class_list.ClassList | None,
-  listings: Mapping[str, audit.Listing],
+  listings: Mapping[str, pairing.Listing],
   digests: file_digests.DigestCache,
 ) -> str:
   """Computes a digest of what determines the records of a folder.
@@ -38,9 +38,9 @@ def folder_state_digest(
   Args:
     source: the folder.
     settings: options that determine its records.
-    classes: of its masks; None without masks.
+    classes: class list of its masks; None without masks.
     listings: files of each split.
-    digests: of the files that were read before.
+    digests: digests of the files that were read before.
 
   Returns:
     16 hexadecimal digits.
@@ -73,7 +73,7 @@ def folder_state_digest(
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _paths(example: audit.Example) -> Iterator[Any]:
+def _paths(example: pairing.Example) -> Iterator[Any]:
   """Yields the files of an example."""
   yield example.image
   if example.mask is not None:
@@ -81,7 +81,7 @@ def _paths(example: audit.Example) -> Iterator[Any]:
 
 
 def _code(classes: class_list.ClassList | None) -> Mapping[str, Any] | None:
-  """Returns what a class list says about masks."""
+  """Returns the settings of a class list that decide how masks are read."""
   if classes is None:
     return None
   fields = dataclasses.asdict(classes)

@@ -35,10 +35,11 @@ from input_pipeline.sources import (
   image_files,
   mask_reader,
   masks,
+  pairing,
   palettes,
   records,
 )
-from input_pipeline.sources.audit import Listing
+from input_pipeline.sources.pairing import Listing
 from runtime import errors
 
 SPLIT = '{split}'
@@ -58,6 +59,8 @@ class ImageFolderOptions:
     on_bad_example: treatment of a bad file: 'error' refuses the data set,
       'skip' skips the file.
     reading: definition of the pixels of image files.
+    image_suffix: end of all names of images that is no part of ids, as
+      `_leftImg8bit.png`; '' if there is none.
   """
 
   source: str
@@ -66,6 +69,7 @@ class ImageFolderOptions:
   split_seed: int = 0
   on_bad_example: str = 'error'
   reading: image_files.ImageOptions = image_files.AS_STORED
+  image_suffix: str = ''
 
   def __post_init__(self):
     if not self.source:
@@ -101,8 +105,11 @@ class ImageMaskFolderOptions(ImageFolderOptions):
       A line of the class list with this value or color is not a class.
     without_mask: treatment of images that have no mask: 'error' refuses them,
       'unlabeled' makes them a split of this name.
-    mask_codes: what palette and gray masks count by, one of
-      `mask_reader.CODES`.
+    mask_codes: whether palette and gray masks are read by their values or by
+      their colors, one of `mask_reader.CODES`.
+    mask_suffix: end of all names of masks that is no part of ids, as
+      `_mask.png`; '' if there is none. With one, masks may be in the folder of
+      the images.
   """
 
   masks: str
@@ -110,12 +117,13 @@ class ImageMaskFolderOptions(ImageFolderOptions):
   ignore: int | masks.Color | None = None
   without_mask: str = 'error'
   mask_codes: str = 'auto'
+  mask_suffix: str = ''
 
   def __post_init__(self):
     super().__post_init__()
-    if self.without_mask not in audit.WITHOUT_MASK:
+    if self.without_mask not in pairing.WITHOUT_MASK:
       raise errors.UserError(
-        f'without_mask: expected one of {audit.WITHOUT_MASK}, got '
+        f'without_mask: expected one of {pairing.WITHOUT_MASK}, got '
         f'{self.without_mask!r}'
       )
     if self.mask_codes not in mask_reader.CODES:
@@ -136,10 +144,12 @@ class ImageMaskFolderOptions(ImageFolderOptions):
         f'{self.masks!r} with images={self.images!r}'
       )
     images = pathlib.PurePath(self.images)
-    if pathlib.PurePath(self.masks).is_relative_to(images):
+    within = pathlib.PurePath(self.masks).is_relative_to(images)
+    if within and not self.mask_suffix:
       raise errors.UserError(
         'masks: expected a folder outside of the images, as every PNG there is '
-        f'an image, got {self.masks!r} with images={self.images!r}'
+        f'an image, got {self.masks!r} with images={self.images!r}: move the '
+        'masks, or set mask_suffix to the end of their names'
       )
     _check_ignore(self.ignore)
 
@@ -260,7 +270,7 @@ class ImageMaskFolder(ImageFolder):
     return {UNLABELED: ('label', 'tags')} if unlabeled else {}
 
   def warnings(self) -> Sequence[str]:
-    """Returns also how the class list was read, if not line by line."""
+    """Returns warnings, and notes on a class list of another format."""
     return [*self.builder_config.classes.notes, *super().warnings()]
 
   def read_mask(self, file: archives.File) -> Int16[np.ndarray, 'H W']:
@@ -270,7 +280,7 @@ class ImageMaskFolder(ImageFolder):
     )
     return reader.read(file)
 
-  def read_sample(self, source: audit.Example) -> records.Sample:
+  def read_sample(self, source: pairing.Example) -> records.Sample:
     """Reads image and mask, and the colors of a palette that do not count."""
     sample = super().read_sample(source)
     classes = self.builder_config.classes
@@ -317,30 +327,31 @@ def _list_splits(options: ImageFolderOptions) -> Mapping[str, Listing]:
   """Lists the files of each split."""
   source = pathlib.Path(options.source).expanduser()
   if not source.is_dir():
+    there = 'is a file' if source.exists() else 'does not exist'
     raise errors.UserError(
-      f'source: expected the folder of the images, got {source}, which does '
-      'not exist'
+      f'source: expected the folder of the images, got {source}, which {there}'
     )
   has_masks = isinstance(options, ImageMaskFolderOptions)
   mask_pattern = options.masks if has_masks else None
   without_mask = options.without_mask if has_masks else None
-  if SPLIT not in options.images:
-    listing = audit.list_image_examples(
-      source / options.images,
-      None if mask_pattern is None else source / mask_pattern,
-      without_mask=without_mask,
+  endings = pairing.Endings(
+    options.image_suffix, options.mask_suffix if has_masks else ''
+  )
+
+  def list_split(split: str, prefix: str = '') -> Listing:
+    images, masks = (
+      None if name is None else source / name.replace(SPLIT, split)
+      for name in (options.images, mask_pattern)
     )
-    listings = {'train': listing}
+    return pairing.list_image_examples(
+      images, masks, prefix, without_mask, endings
+    )
+
+  if SPLIT not in options.images:
+    listings = {'train': list_split('')}
   else:
     listings = {
-      split: audit.list_image_examples(
-        source / options.images.replace(SPLIT, split),
-        None
-        if mask_pattern is None
-        else source / mask_pattern.replace(SPLIT, split),
-        prefix=f'{split}/',
-        without_mask=without_mask,
-      )
+      split: list_split(split, f'{split}/')
       for split in _split_folders(source, options.images)
     }
     if mask_pattern is not None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 
 from input_pipeline.builders import files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import archives, masks, pairing, records
 from runtime import errors
 
 # The file name contains the class: a tar file of one class has no folders.
@@ -56,7 +56,7 @@ class Imagenet(files.OfficialBuilder):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Official number of images of each split of this release."""
+    """Returns the official number of images of each split of this release."""
     return self.builder_config.counts
 
   @property
@@ -81,7 +81,9 @@ class Imagenet(files.OfficialBuilder):
     self.listings()
     return self._wnids
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Lists the images by their classes."""
     train = files.match_and_group_source_files(sources, TRAIN, 'wnid')
     self.require_files({'n01440764/n01440764_10026.JPEG': train})
@@ -93,7 +95,7 @@ class Imagenet(files.OfficialBuilder):
       listings['val'] = self._listing(self._with_classes(sources, val))
     return listings
 
-  def _listing(self, images: Classified) -> audit.Listing:
+  def _listing(self, images: Classified) -> pairing.Listing:
     """Builds the examples, sorted by class and name."""
     numbers = {wnid: i for i, wnid in enumerate(self._wnids)}
     examples, problems = [], []
@@ -101,11 +103,11 @@ class Imagenet(files.OfficialBuilder):
       file, wnid = images[key]
       if wnid in numbers:
         tags = (numbers[wnid],)
-        examples.append(audit.Example(f'{wnid}/{key}', file, tags=tags))
+        examples.append(pairing.Example(f'{wnid}/{key}', file, tags=tags))
       else:
         reason = f'is of class {wnid}, of which train has no image'
         problems.append(errors.BadFile(file, reason))
-    return audit.Listing(tuple(examples), tuple(problems))
+    return pairing.Listing(tuple(examples), tuple(problems))
 
   def _with_classes(self, sources: files.Files, val: Classified) -> Classified:
     """Returns the images of val with classes, from folders or the kit."""

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline.builders import files, imagenet
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import archives, masks, pairing, records
 from runtime import errors
 
 # Classes of ImageNet that are merged into another class in ImageNet-S 919.
@@ -65,12 +65,12 @@ class ImagenetS(files.OfficialBuilder):
 
   @property
   def counts(self) -> Mapping[str, int]:
-    """Official number of images of each split of this variant."""
+    """Returns the official number of images of each split of this variant."""
     return self.builder_config.counts
 
   @property
   def layout(self) -> str:
-    """ImageNet, masks and lists of this variant."""
+    """Returns the archives of ImageNet, of masks and of lists."""
     size = self.builder_config.name
     return (
       'ImageNet (its tar files, or {train,val}/n01440764/*.JPEG), '
@@ -91,7 +91,9 @@ class ImagenetS(files.OfficialBuilder):
     """Returns 'label' for train and test, of which no masks are published."""
     return dict.fromkeys(('train', 'test'), ('label',))
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Lists images and masks by the official lists."""
     size = self.builder_config.name
     self._wnids = files.read_official_list(
@@ -154,7 +156,7 @@ class ImagenetS(files.OfficialBuilder):
   def _numbers(self) -> Mapping[str, int]:
     return {wnid: i for i, wnid in enumerate(self._wnids, 1)}
 
-  def _train(self, train: imagenet.Classified) -> audit.Listing:
+  def _train(self, train: imagenet.Classified) -> pairing.Listing:
     """Lists the images of all classes and of those merged into them."""
     numbers = self._numbers()
     examples = []
@@ -162,16 +164,16 @@ class ImagenetS(files.OfficialBuilder):
       wnid = self._target(folder)
       if wnid in numbers:
         tags = (numbers[wnid],)
-        examples.append(audit.Example(f'{wnid}/{key}', file, tags=tags))
+        examples.append(pairing.Example(f'{wnid}/{key}', file, tags=tags))
     examples.sort(key=lambda example: example.id)
-    return audit.Listing(tuple(examples))
+    return pairing.Listing(tuple(examples))
 
   def _listed(
     self,
     names: archives.File,
     images: Mapping[str, archives.File],
     labels: Mapping[str, archives.File] | None,
-  ) -> audit.Listing:
+  ) -> pairing.Listing:
     """Pairs the images and masks of a list.
 
     Args:
@@ -201,8 +203,8 @@ class ImagenetS(files.OfficialBuilder):
         mask = None if labels is None else labels[name]
         # Without a mask, the class of the folder is the only label.
         tags = (numbers[wnid],) if mask is None else None
-        examples.append(audit.Example(name, images[stem], mask, tags))
-    return audit.Listing(tuple(examples), tuple(problems))
+        examples.append(pairing.Example(name, images[stem], mask, tags))
+    return pairing.Listing(tuple(examples), tuple(problems))
 
   def _masks(self, sources: files.Files, folder: str) -> files.Files:
     size = self.builder_config.name

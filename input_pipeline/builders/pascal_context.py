@@ -22,7 +22,7 @@ from pycocotools import mask as coco
 
 from input_pipeline import batch
 from input_pipeline.builders import files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import archives, masks, pairing, records
 from runtime import errors
 
 # Among the ids of the 459 classes, those of the 59, in the order of class ids.
@@ -131,7 +131,9 @@ class PascalContext(files.OfficialBuilder):
     classes = ('background',) * self.builder_config.background + CLASSES
     return records.Schema(classes, masks.voc_palette(len(classes)), tags=True)
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Pairs images and labels of the main lists of VOC 2010."""
     images = files.match_source_files(
       sources, r'VOC2010/JPEGImages/(?P<id>\w+)\.jpg'

@@ -149,6 +149,11 @@ def sample_scene_classes(
   """Samples the classes of the objects of an image.
 
   With a single object per image, classes take turns by the index of the image.
+
+  Args:
+    rng: random generator.
+    index: index of the image in its split.
+    max_objects: largest number of objects.
   """
   num_classes = len(CLASSES) - 1
   if max_objects == 1:

@@ -48,7 +48,8 @@ class Rendering:
     shade: fraction of the light that is missing on the opposite side.
     cast: weight of a random color of the light.
     contrast: factor on the distance to gray, as by haze.
-    blur: standard deviation in pixels of an image of 64.
+    blur: standard deviation in pixels for images of 64x64; it grows with the
+      size.
     noise: standard deviation of the sensor's noise, in [0, 1].
   """
 
@@ -79,7 +80,7 @@ DUSK = Rendering(
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-  """An object of a class.
+  """An object of a synthetic scene.
 
   Attributes:
     class_id: class, which determines outline and pattern.
@@ -243,6 +244,10 @@ def scene_object_coverage(
   """Computes the fraction of each pixel that an object covers.
 
   The mask of the object is where it exceeds 0.5.
+
+  Args:
+    item: object of the scene.
+    size: side of the image in pixels.
   """
   axes = scene_coordinates(size, item.center, item.radius, item.angle)
   distance = object_outline_distance(item.outline, *axes) * item.radius
@@ -255,6 +260,10 @@ def scene_object_pattern(
   """Computes the weight of the second tone of an object in each pixel.
 
   The pattern is wide stripes or small checks.
+
+  Args:
+    item: object of the scene.
+    size: side of the image in pixels.
   """
   u, v = scene_coordinates(size, item.center, item.radius, item.pattern_angle)
   per_radius = 2 * np.pi / PERIODS[item.pattern]
@@ -306,7 +315,14 @@ def sample_scene_tones(
 def sample_scene_object(
   rng: np.random.Generator, class_id: int, tones: np.ndarray, size: int
 ) -> SceneObject:
-  """Samples position, size and angles of an object, whatever its class."""
+  """Samples position, size and angles of an object, whatever its class.
+
+  Args:
+    rng: random generator.
+    class_id: class of the object.
+    tones: two RGB colors of its pattern, in [0, 1].
+    size: side of the image in pixels.
+  """
   radius = rng.uniform(*RADII) * size
   margin = (1 - MAX_OUTSIDE) * radius
   return SceneObject(
@@ -329,6 +345,12 @@ def sample_scene_objects(
   """Samples objects of the given classes such that each remains visible.
 
   An object for which there is no room is omitted.
+
+  Args:
+    rng: random generator.
+    class_ids: classes of the objects, from back to front.
+    background_luma: brightness of the background, in [0, 1].
+    size: side of the image in pixels.
   """
   objects: list[SceneObject] = []
   visible: list[np.ndarray] = []
@@ -348,7 +370,13 @@ def sample_scene_objects(
 def sample_scene_clutter(
   rng: np.random.Generator, background_luma: float, size: int
 ) -> Clutter:
-  """Samples a line across the image, or a small polygon of 3 to 7 corners."""
+  """Samples a line across the image, or a small polygon of 3 to 7 corners.
+
+  Args:
+    rng: random generator.
+    background_luma: brightness of the background, in [0, 1].
+    size: side of the image in pixels.
+  """
   luma = background_luma + rng.uniform(-1, 1) * CLUTTER_CONTRAST
   tone = sample_scene_tint(rng, luma)
   if rng.random() < 0.4:
@@ -366,7 +394,12 @@ def sample_scene_clutter(
 def sample_scene_texture(
   rng: np.random.Generator, rendering: Rendering
 ) -> tuple[np.ndarray, ...]:
-  """Samples four grids of noise, from coarse to fine, some stretched."""
+  """Samples four grids of noise, from coarse to fine, some stretched.
+
+  Args:
+    rng: random generator.
+    rendering: amplitude of the texture, and range of the cells of a grid.
+  """
   shapes = np.exp(rng.uniform(*np.log(rendering.cells), (4, 2))).astype(int)
   return tuple(
     rendering.texture * rng.uniform(-1, 1, (*shape, 3))
@@ -380,7 +413,14 @@ def sample_scene(
   rendering: Rendering,
   size: int,
 ) -> Scene:
-  """Samples a scene with objects of the given classes, from back to front."""
+  """Samples a scene with objects of the given classes, from back to front.
+
+  Args:
+    rng: random generator.
+    class_ids: classes of the objects.
+    rendering: ranges of clutter, light and camera.
+    size: side of the image in pixels.
+  """
   background_luma = rng.uniform(0.3, 0.7)
   noise = rng.uniform(*rendering.noise)
   return Scene(

@@ -53,7 +53,7 @@ class RecordSource(Protocol):
     """Returns the classes of the records."""
 
   def sources(self) -> Mapping[str, Sequence[Any]]:
-    """Returns the sources of the records of each split."""
+    """Returns what each record is read from, by split."""
 
   def read_sample(self, source: Any) -> records.Sample:
     """Reads the sample of a source, or raises BadFile."""
@@ -271,7 +271,7 @@ class ShardWriter:
           continue
         sample, record, index = result
         accumulator.add(sample)
-        traits.add(sample)
+        traits.add(sample.id, sample.traits)
         indices.append(index)
         num_bytes += len(record)
         writer.write(record)

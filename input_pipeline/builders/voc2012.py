@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 
 from input_pipeline.builders import files
-from input_pipeline.sources import archives, audit, masks, records
+from input_pipeline.sources import archives, masks, pairing, records
 
 CLASSES = (
   'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus',
@@ -43,7 +43,9 @@ class Voc2012(files.OfficialBuilder):
     """Returns the background and 20 classes."""
     return records.Schema(CLASSES, masks.voc_palette(len(CLASSES)), tags=True)
 
-  def find_examples(self, sources: files.Files) -> Mapping[str, audit.Listing]:
+  def find_examples(
+    self, sources: files.Files
+  ) -> Mapping[str, pairing.Listing]:
     """Pairs images and masks of the official lists, and of their union."""
     images = files.match_source_files(
       sources, r'VOC2012/JPEGImages/(?P<id>\w+)\.jpg'

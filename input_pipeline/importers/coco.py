@@ -39,6 +39,10 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
       'captions',
     )
   images, annotations, categories = tables
+  if not all(isinstance(each, dict) for table in tables for each in table):
+    raise errors.BadFile(
+      path, 'expected lists of objects, got another entry in one of them'
+    )
   if any('segments_info' in each for each in annotations[:1]):
     raise errors.BadFile(
       path,
@@ -120,7 +124,7 @@ def _read_image(
   other_shapes: list[str],
 ) -> regions.AnnotatedImage:
   """Reads the regions of an image; lists annotations without one."""
-  size = int(image['height']), int(image['width'])
+  size = regions.parse_annotated_image_size(image['height'], image['width'])
   crowds, others = [], []
   for annotation in annotations:
     where = f'annotation {annotation.get("id")} of {image["file_name"]}'

@@ -20,7 +20,7 @@ import PIL.Image
 
 from input_pipeline.builders import class_list
 from input_pipeline.importers import coco, cvat, labelme, regions
-from input_pipeline.sources import audit, image_ids, masks
+from input_pipeline.sources import image_ids, masks, pairing
 from runtime import errors, files, progress, threads
 
 READERS = {
@@ -88,6 +88,7 @@ class Folder:
     classes: file of the class list in it; a new one is written unless it
       exists.
     ignore: value of ignored pixels; None for the largest of the masks.
+    endings: ends of the names of images and masks that are no part of ids.
   """
 
   source: str
@@ -95,10 +96,26 @@ class Folder:
   masks: str
   classes: str
   ignore: int | None = None
+  endings: pairing.Endings = pairing.Endings()
 
   def path(self, name: str) -> pathlib.Path:
     """Returns the path of something in the source."""
     return pathlib.Path(self.source).expanduser() / name
+
+  def __post_init__(self):
+    ending = self.endings.mask.lower()
+    if ending.endswith(pairing.MASK_SUFFIXES) and not ending.endswith('.png'):
+      raise errors.UserError(
+        'mask_suffix: expected the end of a PNG file, which are written, got '
+        f'{self.endings.mask!r}'
+      )
+
+  def mask_path(self, id: str) -> pathlib.Path:
+    """Returns the path of the mask of an image."""
+    ending = self.endings.mask
+    if not ending.lower().endswith('.png'):
+      ending += '.png'
+    return self.path(self.masks) / f'{id}{ending}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +124,7 @@ class Result:
 
   Attributes:
     ignore: value of ignored pixels.
-    lines: what was read and written, for the user.
+    lines: report for the user of what was read and written.
   """
 
   ignore: int
@@ -126,20 +143,24 @@ class _Values:
 def convert_annotations(options: ImportOptions, folder: Folder) -> Result:
   """Writes a mask for each annotated image, and the class list.
 
+  Args:
+    options: tool and location of the annotations.
+    folder: images, and where masks and class list are written.
+
   Raises:
     UserError: an annotation or a file is wrong; then nothing is written.
   """
   annotations = READERS[options.tool](_find(options, folder))
   if annotations.other_shapes and options.other_shapes == 'error':
     raise errors.UserError(_describe_other_shapes(annotations.other_shapes))
-  annotated = _match_images(annotations.images, folder.path(folder.images))
+  annotated = _match_images(annotations.images, folder)
   without_shapes = [id for id, image in annotated.items() if not image.regions]
   if options.without_shapes == 'unlabeled':
     annotated = {id: i for id, i in annotated.items() if i.regions}
   target = folder.path(folder.masks)
-  _check_overwrites(target, annotated)
+  _check_overwrites(folder, annotated)
   values = _assign_values(annotations.labels, folder)
-  empty = _write_masks(target, annotated, values)
+  empty = _write_masks(folder, annotated, values)
   lines = [
     *annotations.notes,
     f'{options.tool}: {len(annotated):,} masks are in {target}, the class list '
@@ -182,11 +203,17 @@ def _describe_other_shapes(shapes: Sequence[str]) -> str:
 
 
 def _match_images(
-  annotated: Sequence[regions.AnnotatedImage], images: pathlib.Path
+  annotated: Sequence[regions.AnnotatedImage], folder: Folder
 ) -> dict[str, regions.AnnotatedImage]:
   """Returns the annotations of images by their ids, sorted."""
-  ids = [example.id for example in audit.list_image_examples(images).examples]
-  index = image_ids.IdIndex(ids, os.path.abspath(images))
+  images, ending = folder.path(folder.images), folder.endings.image
+  listing = pairing.list_image_examples(
+    images, endings=pairing.Endings(image=ending)
+  )
+  ids = [example.id for example in listing.examples]
+  index = image_ids.IdIndex(
+    ids, image_ids.IdRule(os.path.abspath(images), ending)
+  )
   by_id: dict[str, regions.AnnotatedImage] = {}
   problems = []
   for image in annotated:
@@ -251,44 +278,44 @@ def _class_name(label: str) -> str:
   return _BACKGROUND if name.strip('_').casefold() == _BACKGROUND else name
 
 
-def _check_overwrites(target: pathlib.Path, ids: Mapping[str, object]) -> None:
+def _check_overwrites(folder: Folder, ids: Mapping[str, object]) -> None:
   """Raises UserError if a mask exists that was not imported."""
+  target = folder.path(folder.masks)
   imported = {*_read_marker(target)}
-  foreign = [
-    id for id in ids if id not in imported and _mask_path(target, id).exists()
-  ]
+  paths = [folder.mask_path(id) for id in ids if id not in imported]
+  foreign = [path for path in paths if path.exists()]
   if foreign:
     raise errors.UserError(
       errors.format_on_one_line(
         f'masks: expected a folder without masks, got {target} with '
-        f'{_mask_path(target, foreign[0])} and {len(foreign) - 1:,} more: '
-        'choose another folder of masks'
+        f'{foreign[0]} and {len(foreign) - 1:,} more: choose another folder of '
+        'masks'
       )
     )
 
 
 def _write_masks(
-  target: pathlib.Path,
+  folder: Folder,
   annotated: Mapping[str, regions.AnnotatedImage],
   values: _Values,
 ) -> int:
   """Writes all masks; returns the number of regions without a pixel."""
-  palette = _palette()
+  palette, largest = _palette(), max(values.by_label.values())
+  largest = max(largest, values.background)
 
   def write(item: tuple[str, regions.AnnotatedImage]) -> int:
     id, image = item
     mask, empty = image.paint(values.by_label, values.background)
     files.write_atomically(
-      _mask_path(target, id),
-      _encode(mask, max(*values.by_label.values(), values.background), palette),
-      durable=False,
+      folder.mask_path(id), _encode(mask, largest, palette), durable=False
     )
     return empty
 
-  before = _read_marker(target)
+  marker = folder.path(folder.masks) / _MARKER
+  before = _read_marker(marker.parent)
   # Before the masks, so that those of an interrupted import can be overwritten.
   files.write_atomically(
-    target / _MARKER, json.dumps(sorted({*before, *annotated}), indent=0)
+    marker, json.dumps(sorted({*before, *annotated}), indent=0)
   )
   total = sum(
     progress.progress_bar(
@@ -298,10 +325,8 @@ def _write_masks(
     )
   )
   for id in {*before} - {*annotated}:
-    _mask_path(target, id).unlink(missing_ok=True)
-  files.write_atomically(
-    target / _MARKER, json.dumps(sorted(annotated), indent=0)
-  )
+    folder.mask_path(id).unlink(missing_ok=True)
+  files.write_atomically(marker, json.dumps(sorted(annotated), indent=0))
   return total
 
 
@@ -320,10 +345,6 @@ def _encode(mask: np.ndarray, largest: int, palette: bytes) -> bytes:
 def _palette() -> bytes:
   colors = masks.voc_palette(_MAX_8_BIT + 1)
   return bytes(part for color in colors for part in color)
-
-
-def _mask_path(target: pathlib.Path, id: str) -> pathlib.Path:
-  return target / f'{id}.png'
 
 
 def _read_marker(target: pathlib.Path) -> list[str]:

@@ -73,7 +73,9 @@ def _read_image(
 ) -> regions.AnnotatedImage:
   name = element.get('name', '')
   try:
-    size = int(element.attrib['height']), int(element.attrib['width'])
+    size = regions.parse_annotated_image_size(
+      element.attrib['height'], element.attrib['width']
+    )
     ordered = []
     for shape in element:
       label = shape.get('label', '')

@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.importers import coco, regions
-from input_pipeline.sources import image_files
+from input_pipeline.sources import archives, image_files
 from runtime import errors
 
 _NOTE = (
   'labelme: regions are painted in the order of each file, later ones over '
   'earlier ones'
+)
+# Exceptions of fields that are missing, or of another type.
+_WRONG_FIELDS = (
+  AttributeError,
+  LookupError,
+  OverflowError,
+  TypeError,
+  ValueError,
 )
 
 
@@ -37,11 +45,11 @@ def read_labelme(folder: pathlib.Path) -> regions.Annotations:
       f'annotations: expected the folder of the JSON files of LabelMe, got '
       f'{folder}, which is {"a file" if folder.exists() else "missing"}'
     )
-  paths = sorted(
+  paths = [
     path
-    for path in folder.rglob('*')
-    if path.suffix.lower() == '.json' and not path.name.startswith('.')
-  )
+    for path in archives.list_folder_files(folder)[0]
+    if path.suffix.lower() == '.json'
+  ]
   if not paths:
     raise errors.UserError(
       f'annotations: expected JSON files of LabelMe in {folder}, got none'
@@ -59,7 +67,9 @@ def _read_file(
 ) -> regions.AnnotatedImage:
   content = coco.read_annotation_json(path)
   try:
-    size = int(content['imageHeight']), int(content['imageWidth'])
+    size = regions.parse_annotated_image_size(
+      content['imageHeight'], content['imageWidth']
+    )
     shapes = content['shapes']
     image_path = str(content.get('imagePath') or '').replace('\\', '/')
     read = []
@@ -77,7 +87,11 @@ def _read_file(
         )
       else:
         read.append(region)
-  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+  except errors.BadFile:
+    raise
+  except errors.UserError as error:
+    raise errors.BadFile(path, str(error)) from error
+  except _WRONG_FIELDS as error:
     raise errors.BadFile(
       path, f'expected the fields of LabelMe, got a file without {error}'
     ) from error

@@ -17,6 +17,8 @@ _IGNORE = '__ignore__'
 _CIRCLE_VERTICES = 128
 # Pixels by which an outline may leave its image.
 _MAX_OUTSIDE = 100_000
+# Pixels of an image: a larger number is a mistake, and no mask can be kept.
+_MAX_PIXELS = 2**29
 
 Polygon = Float[np.ndarray, 'N 2']
 
@@ -26,9 +28,10 @@ class Region:
   """A part of an image with one label.
 
   Attributes:
-    label: its class; '' for pixels without a class, which are ignored.
+    label: name of its class; '' for pixels without a class, which are ignored.
     polygons: outlines as x, y, in pixels from the upper left corner of the
-      image: its first pixel covers 0 to 1 in both. The region is their union.
+      image, so that its first pixel covers 0 to 1 in both. The region is the
+      union of the areas inside them.
     bitmap: a part of the image in which the region is marked, run-length
       encoded as by pycocotools, to save memory; None without one.
     corner: column and row of the bitmap's upper left pixel in the image.
@@ -78,12 +81,12 @@ class AnnotatedImage:
   """The regions of an image.
 
   Attributes:
-    names: of the image, as an annotation refers to it; the first that is an
-      image counts.
+    names: paths that the annotation gives for the image; the first that is an
+      image of the data set counts.
     size: height and width in pixels.
-    regions: in the order in which they are painted, later ones over earlier
-      ones.
-    source: of the annotation, for messages.
+    regions: regions in the order in which they are painted, later ones over
+      earlier ones.
+    source: file of the annotation, for messages.
   """
 
   names: tuple[str, ...]
@@ -97,7 +100,7 @@ class AnnotatedImage:
     """Paints all regions over the background.
 
     Args:
-      values: of the mask, by label; that of '' is ignored.
+      values: value of each label in the mask; '' stands for ignored pixels.
       background: value outside of all regions.
 
     Returns:
@@ -123,9 +126,9 @@ class Annotations:
   """What a labeling tool exported.
 
   Attributes:
-    images: with their regions.
+    images: annotated images with their regions.
     labels: all names of classes, in the order of the tool.
-    notes: what a user should know of how it was read, a sentence each.
+    notes: notes for the user on how it was read, a sentence each.
     other_shapes: shapes that are no regions, as boxes and lines: their kind,
       label and image.
   """
@@ -139,6 +142,24 @@ class Annotations:
 def class_of_region_label(label: str) -> str:
   """Returns the class of a label; '' for `__ignore__`, which is no class."""
   return '' if label == _IGNORE else label
+
+
+def parse_annotated_image_size(height: Any, width: Any) -> tuple[int, int]:
+  """Returns height and width of an annotated image.
+
+  Raises:
+    UserError: they are no numbers of pixels of an image.
+  """
+  try:
+    size = int(height), int(width)
+  except (TypeError, ValueError, OverflowError):
+    size = 0, 0
+  if min(size) < 1 or size[0] * size[1] > _MAX_PIXELS:
+    raise errors.UserError(
+      'expected height and width of the image in pixels, got '
+      f'{repr(height)[:20]} and {repr(width)[:20]}'
+    )
+  return size
 
 
 def rasterize_region_polygon(
@@ -171,7 +192,7 @@ def make_region_polygon(points: Iterable[Any]) -> Polygon:
   """
   try:
     polygon = np.array([[float(part) for part in point] for point in points])
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     raise errors.UserError(
       'expected an outline of points x, y, got no numbers'
     ) from None
@@ -204,19 +225,17 @@ def make_region_ellipse(
 
   Args:
     center: x, y in pixels.
-    radii: along x and y before the rotation, in pixels.
-    degrees: of a clockwise rotation.
+    radii: radii along x and y before the rotation, in pixels.
+    degrees: angle of the clockwise rotation, in degrees.
   """
   angles = np.linspace(0, 2 * np.pi, _CIRCLE_VERTICES, endpoint=False)
-  x, y = radii[0] * np.cos(angles), radii[1] * np.sin(angles)
-  turn = np.deg2rad(degrees)
-  return make_region_polygon(
-    zip(
-      center[0] + x * np.cos(turn) - y * np.sin(turn),
-      center[1] + x * np.sin(turn) + y * np.cos(turn),
-      strict=True,
-    )
-  )
+  # Of numbers that are not finite, which `make_region_polygon` refuses.
+  with np.errstate(invalid='ignore'):
+    x, y = radii[0] * np.cos(angles), radii[1] * np.sin(angles)
+    turn = np.deg2rad(degrees)
+    columns = center[0] + x * np.cos(turn) - y * np.sin(turn)
+    rows = center[1] + x * np.sin(turn) + y * np.cos(turn)
+  return make_region_polygon(zip(columns, rows, strict=True))
 
 
 def encode_region_bitmap(bitmap: Bool[np.ndarray, 'h w']) -> Mapping[str, Any]:

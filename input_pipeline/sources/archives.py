@@ -99,10 +99,10 @@ class Member:
     return self.path, self.size, self.offset, self.check
 
   def read_bytes(self) -> bytes:
-    """Reads the content.
+    """Reads the bytes of the file in the archive, decompressed.
 
     Raises:
-      OSError: the content cannot be read; `strerror` is the reason.
+      OSError: they cannot be read; `strerror` is the reason.
     """
     if self.tar is None:
       try:

@@ -2,7 +2,7 @@
 
   traits = TraitCounter()
   for sample in samples:
-    traits.add(sample)
+    traits.add(sample.id, sample.traits)
   print(traits.warnings(image_files.ImageOptions()))
 
 They concern the set: an EXIF orientation, values that use a small part of their
@@ -38,7 +38,7 @@ class NameCounter:
   first: list[str] = dataclasses.field(default_factory=list)
 
   def add(self, name: str) -> None:
-    """Counts a name."""
+    """Counts a name, and keeps it if it is among the first."""
     self.merge(NameCounter(1, [name]))
 
   def merge(self, other: 'NameCounter') -> None:
@@ -61,16 +61,20 @@ class TraitCounter:
     # By value and color of palette masks whose colors do not count.
     self._palettes: dict[int, dict[int, NameCounter]] = {}
 
-  def add(self, sample: records.Sample) -> None:
-    """Adds the traits of a sample, if it has any."""
-    traits = sample.traits
+  def add(self, name: str, traits: records.Traits | None) -> None:
+    """Adds the traits of the files of a sample.
+
+    Args:
+      name: id of the sample.
+      traits: traits of its files; None if it is not read from files.
+    """
     if traits is None:
       return
     if traits.orientation != image_files.UPRIGHT:
-      self._turned.add(sample.id)
+      self._turned.add(name)
     self._add_depth(traits.depth, 1, traits.peak)
     for value, color in traits.palette.items():
-      self._add_color(value, color, NameCounter(1, [sample.id]))
+      self._add_color(value, color, NameCounter(1, [name]))
 
   def merge(self, state: Mapping[str, Any]) -> None:
     """Adds the samples of a state that `to_json` returned."""
@@ -102,7 +106,7 @@ class TraitCounter:
     """Describes what is odd about the files, a line each.
 
     Args:
-      options: by which the images were read.
+      options: options with which the images were read.
     """
     return [
       *self._warn_of_orientations(options),

@@ -69,11 +69,11 @@ class ImageOptions:
   """Defines the pixels of image files where their content leaves a choice.
 
   Attributes:
-    follow_exif: turn images as their EXIF tag says and viewers do; otherwise
-      the pixels stay as they are stored.
+    follow_exif: whether images are turned by their EXIF tag, as viewers do;
+      otherwise the pixels stay as they are stored.
     image_depth: bits of the values in files of 16 bits: 12 scales 0…4095 to
       0…255.
-    max_megapixels: larger images are refused.
+    max_megapixels: limit above which images are refused.
   """
 
   follow_exif: bool = False
@@ -101,7 +101,7 @@ class Decoded:
   """A decoded file.
 
   Attributes:
-    image: in the mode and orientation in which it is stored.
+    image: pixels in the mode and orientation in which they are stored.
     format: one of `FORMATS`.
     depth: bits per sample in the file.
     orientation: EXIF value, 1 to 8; 1 is upright.
@@ -167,7 +167,12 @@ def read_image_file(
   encoded = data
   if not as_stored:
     pixels = turn_by_exif(pixels, decoded.orientation) if turned else pixels
-    _, png = cv2.imencode('.png', pixels[..., ::-1])
+    is_written, png = cv2.imencode('.png', pixels[..., ::-1])
+    if not is_written:  # A side exceeds libpng's limit.
+      raise errors.UserError(
+        'cannot be stored as PNG: expected sides of at most 1,000,000 pixels, '
+        f'got {pixels.shape[1]}x{pixels.shape[0]}'
+      )
     encoded = png.tobytes()
   return ImageContent(
     encoded, pixels, decoded.depth, decoded.orientation, peak, as_stored
@@ -195,7 +200,7 @@ def decode_stored_image(
   Args:
     data: the encoded image.
     formats: allowed formats by their names in PIL: 'JPEG', 'PNG'.
-    max_megapixels: larger images are refused.
+    max_megapixels: limit above which images are refused.
 
   Raises:
     UserError: the image is of another format, too large, damaged, truncated or
@@ -249,7 +254,7 @@ def turn_by_exif(
 def turn_back_by_exif(
   pixels: Shaped[np.ndarray, 'h w *channels'], orientation: int
 ) -> Shaped[np.ndarray, 'H W *channels']:
-  """Inverts `turn_by_exif`."""
+  """Turns an upright image or label map back to the pixels of its file."""
   return turn_by_exif(pixels, _INVERSE.get(orientation, orientation))
 
 

@@ -9,6 +9,7 @@ an accented letter as two characters where other systems write one.
 """
 
 import collections
+import dataclasses
 import pathlib
 import re
 import unicodedata
@@ -43,25 +44,46 @@ def has_image_suffix(path: str) -> bool:
   return _SUFFIX.search(path) is not None
 
 
-class IdIndex:
-  """Finds the image that an entry of a list names."""
+@dataclasses.dataclass(frozen=True)
+class IdRule:
+  """Relates the ids of images to the paths of their files.
 
-  def __init__(self, ids: Sequence[str], folder: str = ''):
+  Attributes:
+    folder: path of the folder of the images, from which the ids are relative
+      paths; with `{split}` in it, ids begin with the name of their split. '' if
+      the ids are official names, whatever the folders.
+    ending: end of the names of all files that is no part of ids, with or
+      without the suffix: '_leftImg8bit.png'.
+  """
+
+  folder: str = ''
+  ending: str = ''
+
+
+# Ids that are names which were given to images, whatever their folders.
+OFFICIAL = IdRule()
+
+
+class IdIndex:
+  """Index of image ids, to find the image that a line of a list names."""
+
+  def __init__(self, ids: Sequence[str], rule: IdRule = OFFICIAL):
     """Indexes the ids.
 
     Args:
-      ids: of all images.
-      folder: path of the folder of the images, from which the ids are relative
-        paths; with `{split}` in it, ids begin with the name of their split. ''
-        if the ids are official names, whatever the folders.
+      ids: ids of all images.
+      rule: relation of the ids to the paths of the images.
     """
+    self._ending = rule.ending
     self._ids = [_parts(name) for name in map(compose_unicode, ids)]
-    self._paths = [_path_parts(parts, folder) for parts in self._ids]
+    self._above = [
+      compose_unicode(part) for part in pathlib.PurePath(rule.folder).parts
+    ]
     self._by_id = collections.defaultdict(list)
     self._by_name = collections.defaultdict(list)
     for i, parts in enumerate(self._ids):
       self._by_id['/'.join(parts)].append(i)
-      self._by_name[_without_ending(parts[-1])].append(i)
+      self._by_name[self._without_ending(parts[-1])].append(i)
 
   def find(self, entry: str) -> list[int]:
     """Returns the indices of the images that an entry can stand for.
@@ -76,10 +98,10 @@ class IdIndex:
     parts = [*_parts(whole)]
     if not parts:
       return []
-    parts[-1] = _without_ending(parts[-1])
+    parts[-1] = self._without_ending(parts[-1])
     agreeing = {
       i: length
-      for i in self._by_name[parts[-1]]
+      for i in self._by_name.get(parts[-1], ())
       if (length := self._agreement(parts, i))
     }
     # `a/b/x` names the image `a/b/x`, not `x`, if there are both.
@@ -88,13 +110,19 @@ class IdIndex:
 
   def similar(self, entry: str) -> list[str]:
     """Returns ids with the same last part, whatever their folders and case."""
-    name = image_name(entry).casefold()
+    parts = _parts(_clean(entry))
+    name = self._without_ending(parts[-1]).casefold() if parts else ''
     return [
       '/'.join(self._ids[i])
       for other, indices in self._by_name.items()
       if other.casefold() == name
       for i in indices
     ][:_MAX_SIMILAR]
+
+  def _without_ending(self, name: str) -> str:
+    """Returns a file name without suffix and ending."""
+    end = compose_unicode(_SUFFIX.sub('', self._ending))
+    return _without_ending(_SUFFIX.sub('', name).removesuffix(end))
 
   def _agreement(self, entry: Sequence[str], i: int) -> int:
     """Returns how many last parts an entry shares with image i; 0 if few.
@@ -103,8 +131,8 @@ class IdIndex:
     folder above it. In front of those, an absolute path of another machine, or
     of before the folder was moved, may differ.
     """
-    name, path = self._ids[i], self._paths[i]
-    path = [*path[:-1], _without_ending(path[-1])]
+    name, path = self._ids[i], _path_parts(self._ids[i], self._above)
+    path = [*path[:-1], self._without_ending(path[-1])]
     shared = 0
     for one, other in zip(reversed(entry), reversed(path), strict=False):
       if one != other:
@@ -124,9 +152,8 @@ def _parts(path: str) -> list[str]:
   return [part for part in path.split('/') if part not in ('', '.', '..')]
 
 
-def _path_parts(parts: Sequence[str], folder: str) -> list[str]:
+def _path_parts(parts: Sequence[str], above: Sequence[str]) -> list[str]:
   """Returns the path of an image, from its id and the folder of the images."""
-  above = [compose_unicode(part) for part in pathlib.PurePath(folder).parts]
   if SPLIT in above:
     split, *parts = parts
     above = [split if part == SPLIT else part for part in above]

@@ -14,7 +14,7 @@ def describe_label_problems(
   """Describes what is odd about the labels of a data set, a line each.
 
   Args:
-    counts: of each split.
+    counts: numbers of images and labeled pixels of each split, by its name.
     classes: name of each class id.
   """
   total = class_counts.total_class_counts(counts.values())

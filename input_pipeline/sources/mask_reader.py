@@ -26,14 +26,15 @@ class MaskReader:
   """Reads masks as class ids.
 
   Attributes:
-    names: of each class id.
-    values: of each class id in palette and gray masks.
-    colors: of each class id; empty without colors.
-    ignored_values: values of pixels without a class; those of lines of the
-      list first.
-    ignored_colors: colors of pixels without a class, likewise.
-    codes: one of `CODES`: what palette and gray masks count by.
-    follow_exif: turn masks that have an EXIF orientation of their own.
+    names: name of each class id.
+    values: value of each class id in palette and gray masks.
+    colors: color of each class id; empty if the class list has no colors.
+    ignored_values: values of pixels without a class: first those that lines
+      of the class list ignore, then others.
+    ignored_colors: colors of pixels without a class, in the same order.
+    codes: one of `CODES`: whether a palette or gray mask is read by its
+      values or by their colors.
+    follow_exif: whether masks are turned by their own EXIF orientation.
   """
 
   names: Sequence[str]
@@ -80,7 +81,7 @@ class MaskReader:
 
   @property
   def _ignored_beside_list(self) -> tuple[int, ...]:
-    """Returns ignored values that are no line of the list, with its color."""
+    """Returns the ignored values without a line, so without a color."""
     return tuple(self.ignored_values)[len(self.ignored_colors) :]
 
   def _apply_palette(self, mask: masks.StoredMask) -> Int16[np.ndarray, 'H W']:

@@ -180,9 +180,8 @@ class StoredMask:
 
   Attributes:
     pixels: values [H, W], of a palette or gray; or colors uint8 [H, W, 3].
-    palette: color of each value as one number, as `encode_mask_color` returns
-      it; -1 where a gray value of 16 bits is no color of 8. None for masks in
-      RGB.
+    palette: color of each value, encoded by `encode_mask_color`; -1 for 16-bit
+      gray values that are not multiples of 257. None for RGB masks.
     is_gray: whether it is a gray mask.
   """
 
@@ -230,7 +229,7 @@ def read_stored_mask(
   Args:
     file: the mask.
     formats: allowed formats by their names in PIL.
-    follow_exif: turn a mask that has an EXIF orientation of its own.
+    follow_exif: whether the mask is turned by its own EXIF orientation.
 
   Raises:
     UserError: the file is of a lossy or unknown format or kind, or damaged; the

@@ -50,7 +50,7 @@ def object_share_quantile(
 
   Args:
     counts: number of objects of each bin.
-    fraction: in [0, 1].
+    fraction: fraction of the objects, in [0, 1].
 
   Returns:
     The middle of a bin, on a logarithmic scale; None without objects.

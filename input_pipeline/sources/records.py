@@ -82,7 +82,7 @@ class Sample:
     pixels: decoded image, RGB uint8 [H, W, 3].
     label: class id of each pixel, negative where ignored; None without a mask.
     tags: class ids of the whole image.
-    traits: of its files; None if it is not read from files.
+    traits: traits of its files; None if it is not read from files.
   """
 
   id: str

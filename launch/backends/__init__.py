@@ -109,6 +109,10 @@ class Backend(Protocol):
   def create(self, commit: str, archive: pathlib.Path) -> None:
     """Requests machines, or submits the job; does not wait for them.
 
+    Args:
+      commit: hash of the commit that the workers run.
+      archive: local archive of the code of this commit.
+
     Raises:
       UserError: the request was refused, for a reason that persists.
       NoCapacityError: the request was refused for now.

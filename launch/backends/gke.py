@@ -181,9 +181,7 @@ class Gke:
     if jobset is None:
       raise backends.JobDeletedError('there is no JobSet')
     # Pods are deleted with their job: their exit statuses are kept here.
-    for pod in sorted(
-      pods, key=lambda pod: pod['metadata'].get('creationTimestamp', '')
-    ):
+    for pod in gke_status.pods_by_creation(pods):
       self._record(pod)
     outcome = gke_status.jobset_outcome(jobset)
     self._failure_message = outcome.message

@@ -1,5 +1,6 @@
 """Reads the state of a JobSet and its pods from the JSON of kubectl."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from launch.backends import gke_manifest
@@ -32,6 +33,13 @@ def jobset_outcome(jobset: dict[str, Any]) -> Outcome:
       message = errors.format_on_one_line(condition.get('message', ''))
       return Outcome(condition['type'], message)
   return Outcome('', '')
+
+
+def pods_by_creation(pods: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Sorts pods by the time of their creation, so that replacements are last."""
+  return sorted(
+    pods, key=lambda pod: pod['metadata'].get('creationTimestamp', '')
+  )
 
 
 def pod_has_begun(pod: dict[str, Any]) -> bool:

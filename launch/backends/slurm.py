@@ -40,7 +40,7 @@ class Slurm:
 
   @property
   def job(self) -> jobs.Job:
-    """The job to run."""
+    """Returns the job to run."""
     return self.scripts.job
 
   @property
@@ -243,5 +243,8 @@ def _find_command(name: str) -> list[str]:
 
 
 def _term_command(job_id: str) -> list[str]:
-  """Returns the command that signals the batch script, which informs tasks."""
+  """Returns the command that sends SIGTERM to the batch script.
+
+  The script forwards it to the tasks of the job.
+  """
   return ['scancel', '--batch', '--signal=TERM', job_id]

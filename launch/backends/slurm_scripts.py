@@ -85,12 +85,12 @@ class Scripts:
 
   @property
   def root(self) -> pathlib.Path:
-    """Folder of everything that is created for the job."""
+    """Returns the folder of everything that is created for the job."""
     return pathlib.Path(self.job.workdir) / 'launch' / self.job.name
 
   @property
   def folder(self) -> worker.Folder:
-    """Folder of the job in the form that `worker` takes."""
+    """Returns the folder of the job in the form that `worker` takes."""
     return worker.Folder(str(self.root))
 
   def _options(self) -> list[str]:

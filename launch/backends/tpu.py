@@ -49,7 +49,7 @@ class Tpu:
 
   Attributes:
     api: the commands for the machines.
-    run: runs commands.
+    run: shell that runs the commands.
     is_mounted: whether all machines mount the work folder.
     wait_seconds: limit of the time until the machines are ready.
     pause: seconds before a failed command is repeated.
@@ -77,12 +77,12 @@ class Tpu:
 
   @property
   def job(self) -> jobs.Job:
-    """The job to run."""
+    """Returns the job to run."""
     return self.api.job
 
   @property
   def location(self) -> str:
-    """Zone and project of the machines."""
+    """Returns zone and project of the machines."""
     return f'zone {self.api.zone} of project {self.api.project}'
 
   @property
@@ -234,7 +234,7 @@ class Tpu:
     """Returns why not all workers answer.
 
     Args:
-      num_answers: number of workers that do.
+      num_answers: number of workers that answer.
       error: the error of the command that asked them.
 
     Raises:

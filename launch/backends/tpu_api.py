@@ -35,10 +35,10 @@ class TpuApi(abc.ABC):
   """gcloud commands for the machines of a job.
 
   Attributes:
-    job: the job that the machines are for, and named after.
-    accelerator: the TPU slice to request.
+    job: job to run, whose name the machines get.
+    accelerator: TPU slice to request.
     zone: zone of the machines.
-    project: Google Cloud project that owns it.
+    project: Google Cloud project that pays for the machines.
     provisioning: 'on_demand', 'spot' or 'reserved'.
     runtime: software version of the VMs; '' for the default of the generation.
     also: more flags of the create command.
@@ -193,7 +193,7 @@ class WorkerCommands:
 
   @property
   def _folder(self) -> worker.Folder:
-    """Folder of the job, relative to a worker's home."""
+    """Returns the folder of the job, relative to a worker's home."""
     return worker.Folder(f'launch/{self.api.job.name}')
 
   @property

@@ -64,6 +64,13 @@ class FolderPair:
   ) -> 'FolderPair':
     """Lists the files of two folders, which must have the same paths.
 
+    Args:
+      gt: folder of the ground truth.
+      pred: folder of the predictions.
+      num_classes: number of classes of the ground truth, without 'other'.
+      num_generated: number of categories of the predictions, without 'other'.
+      advice: end of the error message where a prediction has a larger id.
+
     Raises:
       UserError: a folder is missing or empty, or a file is in one folder only.
     """

@@ -152,8 +152,11 @@ def count_imagenet_s_image(
   _check(prediction, label, id, num_classes)
   height, width = label.shape
   label = np.maximum(label, -1)  # Ignored pixels are one region, -1.
-  distance = boundary_width(height, width)
-  edges = boundary_mask(label, distance), boundary_mask(prediction, distance)
+  distance = imagenet_s_boundary_width(height, width)
+  edges = (
+    imagenet_s_boundary_mask(label, distance),
+    imagenet_s_boundary_mask(prediction, distance),
+  )
   maps = prediction, label, *edges
   side = num_classes + 1
 
@@ -191,16 +194,16 @@ def count_imagenet_s_image(
   )
 
 
-def boundary_width(height: int, width: int) -> int:
+def imagenet_s_boundary_width(height: int, width: int) -> int:
   """Returns the boundary width in pixels: 3 % of the diagonal, at least 1.
 
-  >>> boundary_width(375, 500), boundary_width(1, 1)
-  (19, 1)
+  >>> imagenet_s_boundary_width(375, 500)
+  19
   """
   return max(1, round(_BOUNDARY_WIDTH * math.sqrt(height**2 + width**2)))
 
 
-def boundary_mask(
+def imagenet_s_boundary_mask(
   ids: Int[np.ndarray, 'H W'], width: int
 ) -> Bool[np.ndarray, 'H W']:
   """Returns the pixels within `width` of another id or of the map's edge.
@@ -209,7 +212,7 @@ def boundary_mask(
   mask minus the mask's erosion by a square of 2 width + 1 with zero padding
   (spec §6.2), computed for all ids at once.
 
-  >>> boundary_mask(np.zeros((5, 5), int), 2).sum()
+  >>> imagenet_s_boundary_mask(np.zeros((5, 5), int), 2).sum()
   np.int64(24)
   """
   # A square has one id only if all blocks of 2 x 2 in it have: so the mixed

@@ -12,7 +12,6 @@ segmentation, 2022).
 """
 
 import io
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -162,29 +161,18 @@ def find_imagenet_s_pngs(
       errors.format_on_one_line(f'{folder}: {_EXPECTED}{problem}')
     )
 
-  def refuse(error: OSError) -> None:
-    raise errors.BadFile(
-      error.filename, f'cannot be read: {error.strerror}'
-    ) from error
-
   paths: dict[str, pathlib.Path] = {}
-  for parent, folders, names in os.walk(
-    folder, onerror=refuse, followlinks=True
-  ):
-    # In place, so that os.walk does not enter hidden folders.
-    folders[:] = [name for name in folders if not name.startswith('.')]
-    for name in sorted(names):
-      path = pathlib.Path(parent, name)
-      if name.startswith('.') or path.suffix.lower() != '.png':
-        continue
-      key = image_ids.compose_unicode(
-        path.relative_to(folder).with_suffix('.png').as_posix()
+  for path in archives.list_folder_files(folder)[0]:
+    if path.suffix.lower() != '.png':
+      continue
+    key = image_ids.compose_unicode(
+      path.relative_to(folder).with_suffix('.png').as_posix()
+    )
+    if key in paths:
+      raise errors.BadFile(
+        path, f'is the image of {paths[key].name!r}, too: keep one of them'
       )
-      if key in paths:
-        raise errors.BadFile(
-          path, f'is the image of {paths[key].name!r}, too: keep one of them'
-        )
-      paths[key] = path
+    paths[key] = path
   if not paths:
     raise errors.UserError(
       errors.format_on_one_line(f'{folder}: {_EXPECTED}no PNG file')

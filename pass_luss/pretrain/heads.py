@@ -264,7 +264,7 @@ class Alignment(EncoderHead, nn.Module):
   def project(
     self, x: Float[Array, 'B h w D'], train: bool = False
   ) -> Float[Array, 'B h w E']:
-    """Projects each pixel; returns the map itself without a projection."""
+    """Projects each pixel; returns x if the head has no projection."""
     return self.projection(x, train) if self.has_projection else x
 
   def predict(
@@ -272,7 +272,7 @@ class Alignment(EncoderHead, nn.Module):
   ) -> Float[Array, 'B h w E']:
     """Predicts the other view's embedding of each pixel.
 
-    Returns the map itself without a predictor.
+    Returns x if the head has no predictor.
     """
     return self.predictor(x, train) if self.has_predictor else x
 

@@ -25,9 +25,9 @@ def apply_to_all_views(function: Callable[[Array], Any], views: Array) -> Any:
   """Applies a function to the rows of all views at once.
 
   Args:
-    function: from rows [N, …] to a tree of arrays [N, …]; its batch statistics
-      are of all views together.
-    views: [B, V, …].
+    function: function from rows [N, …] to a tree of arrays [N, …]; its batch
+      statistics are those of all views together.
+    views: array [B, V, …].
 
   Returns:
     The tree, of arrays [B·V, …].

@@ -58,6 +58,13 @@ def sample_view_maps(
   A cell's center is half a cell from its edge (half-pixel convention), so a
   point on the map's edge is half its first cell and half padding, as in the
   reference: points are not clamped.
+
+  Args:
+    features: maps to sample.
+    rows: vertical positions of the points, -1 at the upper and 1 at the lower
+      edge of the map.
+    columns: horizontal positions of the points, -1 at the left and 1 at the
+      right edge.
   """
   # Bilinear weights are a product of those of rows and of columns, so two
   # matrix products do; a gather would scatter in the backward pass.

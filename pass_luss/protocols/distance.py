@@ -79,7 +79,7 @@ class DistanceOptions:
 
     Args:
       count: number of candidates.
-      candidates: their description in the message.
+      candidates: description of the candidates in the message.
     """
     if self.neighbors > count:
       raise errors.UserError(

@@ -64,7 +64,15 @@ def label_map_function(
   mesh: Mesh,
   reading: loader_lib.ReadOptions,
 ) -> label_folders.LabelMapFunction:
-  """Builds the function that predicts the label maps of a split."""
+  """Builds the function that predicts the label maps of a split.
+
+  Args:
+    predictor: predictor of label maps.
+    state: training state of the network.
+    batch_size: global number of images of a batch.
+    mesh: the devices.
+    reading: threads and worker processes of the input pipeline.
+  """
 
   def predict(split: datasets.Split) -> Iterable:
     predictions = evaluator.Predictions(
@@ -147,7 +155,14 @@ def draw_label_map_panel(
   num_generated: int,
   match: matching.Match | None,
 ) -> np.ndarray:
-  """Draws image, mask, label map and errors of evenly spaced images."""
+  """Draws image, mask, label map and errors of evenly spaced images.
+
+  Args:
+    split: images with masks.
+    folder: folder of their label maps.
+    num_generated: number of categories of the label maps, without 'other'.
+    match: match of categories and classes; None if label maps have classes.
+  """
   examples = []
   for i in splits.evenly_spaced_image_indices(
     len(split), evaluation.NUM_PANEL_ROWS
@@ -201,7 +216,13 @@ def write_submission(
 def log_label_map_scores(
   values: metrics_lib.Values, split: datasets.Split, name: str
 ) -> None:
-  """Logs the main scores of a split in one line."""
+  """Logs the main scores of a split in one line.
+
+  Args:
+    values: values of the benchmark's metrics.
+    split: the scored images.
+    name: name of the scores in the line.
+  """
   console.print_line(
     f'{name}: mIoU {values["miou"]:.4f}, boundary mIoU '
     f'{values["boundary_miou"]:.4f}, image accuracy '

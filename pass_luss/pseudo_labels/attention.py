@@ -172,7 +172,7 @@ def features_and_attention(
 
   Args:
     segmenter: network with the head `attention`.
-    variables: its parameters and batch statistics.
+    variables: parameters and batch statistics of the network.
     images: images in [-1, 1].
   """
 

@@ -63,6 +63,13 @@ def fit_centroids(
 ) -> kmeans.Clustering:
   """Runs k-means with restarts and logs its progress.
 
+  Args:
+    rows: features to cluster.
+    num_clusters: number of clusters.
+    options: options of k-means.
+    mesh: the devices.
+    workspace: workspace of the stage.
+
   Raises:
     Preempted: the machine asked to stop; features are kept, restarts are not.
   """

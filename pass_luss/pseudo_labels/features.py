@@ -85,6 +85,15 @@ def extract_clustering_features(
   All hosts return the same array. Blocks of images are written to the stage's
   folder as they are finished, and read from there on a second run.
 
+  Args:
+    split: the images.
+    predictor: predictor of the features of an image.
+    state: training state of the network.
+    batch_size: global number of images of a batch.
+    mesh: the devices.
+    reading: threads and worker processes of the input pipeline.
+    workspace: workspace of the stage.
+
   Raises:
     Preempted: the machine asked to stop; finished blocks are kept.
   """

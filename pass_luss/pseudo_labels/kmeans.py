@@ -5,7 +5,6 @@
     rng, restarts=30, num_rows=rows.count, k=919
   )
   clustering = kmeans.fit_kmeans(rows, initial, num_iterations=20)
-  kmeans.clustering_scores(clustering.assignments[: rows.count], classes)
 
 Lloyd's algorithm on squared Euclidean distances, like Faiss' flat L2 clustering
 (spec §3.2): each iteration uses all rows, and centroids are not normalized. The
@@ -19,14 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epy
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from segcore.distributed import sharding
-
-with epy.lazy_imports():
-  import scipy.optimize
 
 # Full float32 products: TPUs and GPUs would round the factors by default.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -96,6 +91,12 @@ def sample_initial_centroids(
   """Draws k distinct rows as the initial centroids of each restart.
 
   The draw of a restart does not depend on the number of restarts.
+
+  Args:
+    rng: random key.
+    restarts: number of restarts R.
+    num_rows: number of rows to draw from.
+    k: number of clusters K.
 
   Raises:
     ValueError: there are fewer rows than clusters.
@@ -253,49 +254,6 @@ def split_empty_clusters(
     return (jnp.min(state[1]) == 0) & (jnp.max(state[1]) > 1)
 
   return jax.lax.while_loop(unfinished, split, (centroids, counts))[0]
-
-
-def clustering_scores(
-  assignments: Int[np.ndarray, 'N'], labels: Int[np.ndarray, 'N']
-) -> dict[str, float]:
-  """Scores a clustering against classes.
-
-  Args:
-    assignments: cluster of each row, from 0.
-    labels: class of each row, from 0; the number of classes may differ.
-
-  Returns:
-    nmi: mutual information divided by the mean of the two entropies, in [0, 1];
-      1 if there is one cluster and one class.
-    accuracy: share of rows whose cluster is matched with their class, under the
-      one-to-one matching that maximizes it (Hungarian method).
-
-  Raises:
-    ValueError: there are no rows, or an id is negative.
-  """
-  lowest = min(assignments.min(initial=0), labels.min(initial=0))
-  if not labels.size or lowest < 0:
-    raise ValueError(
-      'clustering_scores: expected at least one row and ids from 0, got '
-      f'{labels.size} rows with ids from {lowest}'
-    )
-  shape = (assignments.max() + 1, labels.max() + 1)
-  cells = assignments.astype(np.int64) * shape[1] + labels
-  table = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
-  rows, columns = scipy.optimize.linear_sum_assignment(table, maximize=True)
-  joint = table / labels.size
-  entropies = _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0))
-  information = entropies - _entropy(joint.ravel())
-  return {
-    'nmi': float(max(2 * information / entropies, 0)) if entropies > 0 else 1.0,
-    'accuracy': float(table[rows, columns].sum() / labels.size),
-  }
-
-
-def _entropy(probs: Float[np.ndarray, 'N']) -> float:
-  """Computes the entropy in nats."""
-  probs = probs[probs > 0]
-  return float(-np.sum(probs * np.log(probs)))
 
 
 def _num_parallel(restarts: int, k: int) -> int:

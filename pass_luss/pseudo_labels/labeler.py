@@ -296,7 +296,7 @@ class Labeler:
   """Generates label maps from predicted categories and their foreground.
 
   Attributes:
-    predictor: predicts category and foreground of each cell, [h, w, 2], as
+    predictor: predictor of category and foreground of each cell, [h, w, 2], as
       built from `category_function`, or a class and its activation (CAM).
     state: training state of the network.
     mesh: the devices.

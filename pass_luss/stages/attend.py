@@ -50,11 +50,7 @@ class AttendStage(base.ViewsStage):
   """Trains the attention on the pretrained encoder, which is frozen."""
 
   name = 'attend'
-
-  @property
-  def options(self) -> AttendOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.attend
+  options: AttendOptions
 
   @property
   def num_classes_from(self) -> datasets.DataOptions:

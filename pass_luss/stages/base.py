@@ -88,7 +88,7 @@ class InferenceStage(PassStage):
   def settings(self) -> Any:
     """Returns block and images, without fields that change no result."""
     # `about` is the text of a submission.
-    block = options.omit_fields(self.options, 'batch_size', 'about')
+    block = options.omit_option_fields(self.options, 'batch_size', 'about')
     return {self.name: block, 'images': self.experiment.images}
 
   def check(self) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from input_pipeline import datasets
 from pass_luss.pseudo_labels import cluster as cluster_lib
-from pass_luss.pseudo_labels import features, kmeans
+from pass_luss.pseudo_labels import clustering_scores, features
 from pass_luss.stages import attend, base, represent
 from runtime import console, errors, files, json_files
 from segcore.distributed import collectives
@@ -41,11 +41,7 @@ class ClusterStage(ClusteredStage):
   """Clusters the features of the images by k-means."""
 
   name = 'cluster'
-
-  @property
-  def options(self) -> cluster_lib.ClusterOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.cluster
+  options: cluster_lib.ClusterOptions
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -142,7 +138,7 @@ class ClusterStage(ClusteredStage):
     if tags is None:
       return
     assignments = cluster_lib.read_cluster_assignments(folder)
-    scores = kmeans.clustering_scores(assignments, tags)
+    scores = clustering_scores.score_clustering(assignments, tags)
     console.print_line(
       f'clusters against classes: NMI {scores["nmi"]:.4f}, accuracy '
       f'{scores["accuracy"]:.4f}'

@@ -18,12 +18,8 @@ class DistanceStage(base.InferenceStage):
   """Labels images by the nearest regions of labeled images."""
 
   name = 'distance'
+  options: distance_lib.DistanceOptions
   is_report = True
-
-  @property
-  def options(self) -> distance_lib.DistanceOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.distance
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -31,7 +27,7 @@ class DistanceStage(base.InferenceStage):
     return ('represent',)
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images, the labeled ones and the splits that are labeled."""
+    """Returns the images of pretraining, the labeled ones and the splits."""
     block = self.options
     read = [self.image_input(), self.image_input(block.bank, 'label')]
     read += [self.image_input(split) for split in block.splits]

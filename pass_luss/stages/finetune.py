@@ -121,11 +121,7 @@ class FinetuneStage(SegmenterStage):
   """Trains on the pseudo-labels of stage `label`."""
 
   name = 'finetune'
-
-  @property
-  def options(self) -> FinetuneOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.finetune
+  options: FinetuneOptions
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -155,11 +151,7 @@ class SemiStage(SegmenterStage):
   """Trains on the masks of few images: the semi-supervised protocol."""
 
   name = 'semi'
-
-  @property
-  def options(self) -> FinetuneOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.semi
+  options: FinetuneOptions
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the images with masks and the pretrained encoder."""

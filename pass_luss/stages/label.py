@@ -22,11 +22,7 @@ class LabelStage(cluster.ClusteredStage):
   """Labels the images by the nearest centroids, and scores such labels."""
 
   name = 'label'
-
-  @property
-  def options(self) -> labeler_lib.LabelOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.label
+  options: labeler_lib.LabelOptions
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -146,7 +142,15 @@ class LabelStage(cluster.ClusteredStage):
     num_categories: int,
     foreground: labeler_lib.ForegroundFunction | None = None,
   ) -> labeler_lib.ForegroundThreshold:
-    """Returns the given threshold, or the best one on `choose_on`."""
+    """Returns the given threshold, or the best one on `choose_on`.
+
+    Args:
+      workspace: workspace of the stage.
+      labeler: labeler of images by the nearest centroids.
+      num_categories: number of categories without 'other'.
+      foreground: function of the foreground of an image, such as supplied
+        saliency; None for attention.
+    """
     block = self.options
     choose_on = None
     if self.chooses_threshold:

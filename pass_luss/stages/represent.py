@@ -70,11 +70,7 @@ class RepresentStage(base.ViewsStage):
   """Trains the encoder on images alone."""
 
   name = 'represent'
-
-  @property
-  def options(self) -> RepresentOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.represent
+  options: RepresentOptions
 
   @property
   def follows_num_steps(self) -> bool:
@@ -93,7 +89,7 @@ class RepresentStage(base.ViewsStage):
       )
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns the images and the start."""
+    """Returns the images, and the source of the initial parameters."""
     block = self.options
     images = experiment_stage.SplitInput(block.data, block.split)
     return experiment_stage.Inputs((images,), block.start)

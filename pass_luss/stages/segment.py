@@ -222,11 +222,7 @@ class SegmentStage(SegmentingStage):
   """Segments images by the network that was fine-tuned on pseudo-labels."""
 
   name = 'segment'
-
-  @property
-  def options(self) -> SegmentOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.segment
+  options: SegmentOptions
 
   @property
   def trained_by(self) -> finetune.FinetuneStage:
@@ -270,11 +266,7 @@ class SegmentSemiStage(SegmentingStage):
   """Segments images by the network that was trained on few masks."""
 
   name = 'segment_semi'
-
-  @property
-  def options(self) -> SegmentOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.segment_semi
+  options: SegmentOptions
 
   @property
   def trained_by(self) -> finetune.SemiStage:
@@ -286,11 +278,7 @@ class SegmentOnStage(SegmentingStage):
   """Segments another data set by either network."""
 
   name = 'segment_on'
-
-  @property
-  def options(self) -> SegmentOnOptions | None:
-    """Returns the stage's block of the config."""
-    return self.experiment.segment_on
+  options: SegmentOnOptions | None
 
   @property
   def data(self) -> datasets.DataOptions:

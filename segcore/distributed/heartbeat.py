@@ -274,7 +274,7 @@ class HeartbeatMonitor:
     """Sets the time of this process's exit; process 0 informs the others.
 
     Args:
-      message: printed at the exit.
+      message: line that is printed at the exit.
       status: exit status.
       grace: whether to leave time for a process that fails for the same
         reason to print its own message.

@@ -40,7 +40,9 @@ def describe_classes(
 def describe_trivial_result(
   name: str, classes: Sequence[str], confusion: Int64[np.ndarray, 'C C']
 ) -> list[str]:
-  """Describes in a line a result that needs no network; [] for any other.
+  """Warns, in a line, of a result that one class everywhere would reach, too.
+
+  Returns [] for any other result.
 
   Args:
     name: name of the evaluated split.

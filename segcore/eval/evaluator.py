@@ -314,7 +314,7 @@ def combine_evaluators(
   return evaluate
 
 
-def undefined_values(values: metrics_lib.Values) -> str:
+def undefined_evaluation_values(values: metrics_lib.Values) -> str:
   """Names the values that are NaN, and why; '' if there are none."""
   names = [n for n, v in evaluation_scalars(values).items() if np.isnan(v)]
   if not names:
@@ -352,7 +352,7 @@ def evaluation_to_json(
 
   numbers = {n: number(v) for n, v in values.items() if not np.ndim(v)}
   arrays = {n: v for n, v in values.items() if np.ndim(v) == 1}
-  missing = undefined_values(values)
+  missing = undefined_evaluation_values(values)
   return {
     'split': split.name,
     'num_images': len(split),

@@ -44,6 +44,11 @@ def export_network(
 ) -> None:
   """Exports the network, and compares the exported program with it.
 
+  Args:
+    model: trained network and its data.
+    folder: folder of the exported program.
+    request: options of the export.
+
   Raises:
     UserError: the network or its protocol needs images of a fixed size, or the
       folder cannot be written.
@@ -65,7 +70,7 @@ def export_network(
     },
   )
   path = folder / PROGRAM
-  with predict.explaining_write_errors(folder):
+  with predict.explaining_prediction_write_errors(folder):
     files.write_atomically(path, content)
   restored = jax_export.deserialize(bytearray(path.read_bytes()))
   size = request.size or _COMPARISON_SIZE

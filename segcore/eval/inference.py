@@ -208,7 +208,8 @@ class LabelMaps:
     if self.protocol.short_side:
       resized_size, *input_sizes = input_sizes
       resized = [
-        image if image is None else self._resize(image) for image in images
+        image if image is None else _resize_short_side(image, self.protocol)
+        for image in images
       ]
       inputs = {'images': stack_padded_images(resized, resized_size)}
     else:
@@ -285,8 +286,8 @@ class LabelMaps:
           'protocol: expected a single view of the whole image, got '
           f'{self.protocol.describe()}'
         )
-      return self._label_by_views(state, images)
-    resized_size = self._symbolic_resized_size(size)
+      return _label_by_views(self, state, images)
+    resized_size = _symbolic_resized_size(size, self.protocol.short_side)
     padded_size = self._padded_size(size)
     if self.protocol.short_side:
       images = resize.resize_antialiased_uint8(images, resized_size)
@@ -295,39 +296,11 @@ class LabelMaps:
       state,
       batch_lib.batch_images_to_symmetric(_pad_on_device(images, padded_size)),
     )
-    matrices = [
-      jnp.asarray(
-        resize.bilinear_resize_matrix(grid, n, self.protocol.align_corners)[
-          :cropped
-        ]
-      )
-      for grid, n, cropped in zip(
-        scores.shape[1:3], padded_size, resized_size, strict=True
-      )
-    ]
-    if self.protocol.short_side:
-      exact = jax.lax.Precision.HIGHEST
-      matrices = [
-        jnp.matmul(resize.bilinear_resize_matrix(m, n), matrix, precision=exact)
-        for matrix, m, n in zip(matrices, resized_size, size, strict=True)
-      ]
+    matrices = _one_image_matrices(
+      scores.shape[1:3], padded_size, resized_size, size, self.protocol
+    )
     return view_maps.argmax_scores_by_rows(scores, *matrices)
 
-  def _label_by_views(
-    self, state: train_state.TrainState, images: UInt8[Array, '1 H W 3']
-  ) -> Int16[Array, '1 H W']:
-    """Predicts as `label`, by all views of the protocol."""
-    size = images.shape[1:3]
-    inputs = self.prepare([np.zeros((*size, 3), np.uint8)], self.group(size))
-    if self.protocol.short_side:
-      resized_size = self.protocol.resized_size(size)
-      images = resize.resize_antialiased_uint8(images, resized_size)
-    stacked_size = inputs['images'].shape[1:3]
-    inputs['images'] = _pad_on_device(images, stacked_size)
-    return self(state, inputs)[:, : size[0], : size[1]]
-
-  # Cached, since each call of jax.jit would compile again. The state is an
-  # argument, so that evaluations of later states share the program.
   @functools.cached_property
   def _scores(self):
     return jax.jit(
@@ -402,25 +375,6 @@ class LabelMaps:
       return transforms.MEAN_COLOR
     return None
 
-  def _resize(self, image: UInt8[np.ndarray, 'H W 3']) -> np.ndarray:
-    """Resizes an image to the short side of the protocol."""
-    size = self.protocol.resized_size(image.shape[:2])
-    if size == image.shape[:2]:
-      return image
-    return resampling.resize_image_antialiased(image, size)
-
-  def _symbolic_resized_size(self, size: resize.Size) -> resize.Size:
-    """Returns what `protocol.resized_size` does; sides may be symbolic."""
-    short_side = self.protocol.short_side
-    if not short_side:
-      return size
-    shorter = core.min_dim(*size)
-    # jax cannot infer that a symbolic long side is not below the short side.
-    height, width = (
-      core.max_dim(short_side * n // shorter, short_side) for n in size
-    )
-    return height, width
-
   def _padded_size(self, size: resize.Size) -> resize.Size:
     padded = _round_up(size, self.protocol.size_multiple or self.multiple)
     if self.protocol.is_single_view:
@@ -460,6 +414,80 @@ class LabelMaps:
 
   def _views(self, size: tuple[int, int]) -> list[protocols.View]:
     return _cached_views(self.protocol, self.multiple, tuple(size))
+
+
+def _label_by_views(
+  label_maps: LabelMaps,
+  state: train_state.TrainState,
+  images: UInt8[Array, '1 H W 3'],
+) -> Int16[Array, '1 H W']:
+  """Predicts as `LabelMaps.label`, by all views of the protocol."""
+  size = images.shape[1:3]
+  protocol = label_maps.protocol
+  blank = np.zeros((*size, 3), np.uint8)
+  inputs = label_maps.prepare([blank], label_maps.group(size))
+  if protocol.short_side:
+    images = resize.resize_antialiased_uint8(
+      images, protocol.resized_size(size)
+    )
+  stacked_size = inputs['images'].shape[1:3]
+  inputs['images'] = _pad_on_device(images, stacked_size)
+  return label_maps(state, inputs)[:, : size[0], : size[1]]
+
+
+def _resize_short_side(
+  image: UInt8[np.ndarray, 'H W 3'], protocol: protocols.ProtocolOptions
+) -> UInt8[np.ndarray, 'height width 3']:
+  """Resizes an image to the short side of a protocol."""
+  size = protocol.resized_size(image.shape[:2])
+  if size == image.shape[:2]:
+    return image
+  return resampling.resize_image_antialiased(image, size)
+
+
+def _symbolic_resized_size(size: resize.Size, short_side: int) -> resize.Size:
+  """Returns what `ProtocolOptions.resized_size` does; sides may be symbolic."""
+  if not short_side:
+    return size
+  shorter = core.min_dim(*size)
+  # jax cannot infer that a symbolic long side is not below the short side.
+  height, width = (
+    core.max_dim(short_side * n // shorter, short_side) for n in size
+  )
+  return height, width
+
+
+def _one_image_matrices(
+  grid: resize.Size,
+  padded_size: resize.Size,
+  resized_size: resize.Size,
+  size: resize.Size,
+  protocol: protocols.ProtocolOptions,
+) -> list[Array]:
+  """Builds the maps of rows and columns from the scores of an image to it.
+
+  Sides may be symbolic.
+
+  Args:
+    grid: (rows, columns) of the scores.
+    padded_size: (height, width) of the network's input.
+    resized_size: (height, width) of the image in it.
+    size: (height, width) of the image before it was resized.
+    protocol: protocol of one view of the whole image.
+  """
+  exact = jax.lax.Precision.HIGHEST
+  matrices = []
+  for cells, padded, resized, n in zip(
+    grid, padded_size, resized_size, size, strict=True
+  ):
+    matrix = jnp.asarray(
+      resize.bilinear_resize_matrix(cells, padded, protocol.align_corners)
+    )[:resized]
+    if protocol.short_side:
+      enlarging = resize.bilinear_resize_matrix(resized, n)
+      matrix = jnp.matmul(enlarging, matrix, precision=exact)
+    matrices.append(matrix)
+  return matrices
 
 
 @functools.lru_cache(maxsize=64)

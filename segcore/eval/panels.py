@@ -50,7 +50,14 @@ def draw_overlay(
   palette: Sequence[Color],
   opacity: float = 0.5,
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Blends an image with its colored label map; ignored pixels stay."""
+  """Blends an image with its colored label map; ignored pixels stay.
+
+  Args:
+    image: RGB image.
+    label: class ids; negative where ignored.
+    palette: RGB color of each class id.
+    opacity: weight of the colors, in [0, 1].
+  """
   return overlays.blend_label_map(image, label, palette, opacity)
 
 
@@ -89,7 +96,12 @@ def draw_overlay_with_legend(
 def draw_errors(
   label: Int[np.ndarray, 'H W'], prediction: Int[np.ndarray, 'H W']
 ) -> UInt8[np.ndarray, 'height width 3']:
-  """Colors wrong pixels red, right ones white and ignored ones gray."""
+  """Colors wrong pixels red, right ones white and ignored ones gray.
+
+  Args:
+    label: class ids; negative where ignored.
+    prediction: predicted class ids.
+  """
   picture = np.full((*label.shape, 3), 255, np.uint8)
   picture[prediction != label] = WRONG
   picture[label < 0] = IGNORED

@@ -95,6 +95,10 @@ class Model:
 def predict_images(model: Model, request: Request) -> None:
   """Predicts every image that can be read, and logs the others.
 
+  Args:
+    model: trained network and its data.
+    request: images, output folder and options of the prediction.
+
   Raises:
     UserError: there is no image, the method has no probabilities, or the
       results cannot be written.
@@ -108,6 +112,8 @@ def predict_images(model: Model, request: Request) -> None:
     request.images, model.classes, model.palette, options
   )
   split, skipped = opened.split, opened.skipped
+  for warning in opened.warnings:
+    console.print_line(f'warning: {warning}')
   for problem in skipped:
     console.print_line(f'skipped: {problem}')
   predictor = model.predictor
@@ -125,7 +131,7 @@ def predict_images(model: Model, request: Request) -> None:
     mesh=model.mesh,
     reading=model.reading,
   )
-  with explaining_write_errors(request.out):
+  with explaining_prediction_write_errors(request.out):
     _write_classes(request.out, model.classes, model.palette)
   bar = tqdm.tqdm(
     predictions(model.state),
@@ -134,7 +140,7 @@ def predict_images(model: Model, request: Request) -> None:
     disable=jax.process_index() != 0,
   )
   for prediction, example in bar:
-    with explaining_write_errors(request.out):
+    with explaining_prediction_write_errors(request.out):
       orientation = opened.orientations.get(example['id'].decode())
       _write(request, model, example, prediction, orientation)
   console.print_line(
@@ -145,7 +151,7 @@ def predict_images(model: Model, request: Request) -> None:
 
 
 @contextlib.contextmanager
-def explaining_write_errors(out: pathlib.Path) -> Iterator[None]:
+def explaining_prediction_write_errors(out: pathlib.Path) -> Iterator[None]:
   """Turns an OSError while writing to a folder into a UserError."""
   try:
     yield

@@ -150,7 +150,7 @@ def enlarged_views(protocol: Protocol, resized: Size, size: Size) -> list[View]:
   """Builds the views of a resized image, whose outputs are enlarged again.
 
   Args:
-    protocol: applied to the resized image.
+    protocol: protocol that is applied to the resized image.
     resized: height and width of the image after resizing.
     size: height and width before, to which scores are resized bilinearly.
   """

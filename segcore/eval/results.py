@@ -49,9 +49,10 @@ class Results:
 
     Args:
       name: key in results.json, and prefix of the tags in TensorBoard.
-      values: the metrics; those that are NaN are no points in TensorBoard.
+      values: the metrics; NaN becomes null in results.json, and is left out of
+        TensorBoard.
       split: the evaluated images.
-      panel: uint8 [H, W, 3].
+      panel: picture of images, labels and predictions, uint8 [H, W, 3].
     """
     self._splits[name] = entry = evaluator.evaluation_to_json(values, split)
     known = {k: v for k, v in entry['metrics'].items() if v is not None}

@@ -124,7 +124,12 @@ def score_upsampling_matrices(
 
 
 def normalize_view_rows(matrix: Array, weights: Array) -> Array:
-  """Divides rows by their sums; rows outside of the view stay 0."""
+  """Divides rows by their sums; rows outside of the view stay 0.
+
+  Args:
+    matrix: matrices [B, n, width] of a view.
+    weights: sums of their rows, [B, n].
+  """
   return matrix / jnp.where(weights > 0, weights, 1.0)[..., None]
 
 

@@ -40,7 +40,12 @@ class Program(Protocol):
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None
   ) -> Sequence[stage.Stage]:
-    """Returns the stages, for all devices by default; opens no data."""
+    """Builds the stages without opening data.
+
+    Args:
+      config: the experiment.
+      devices: devices of the mesh; all if None.
+    """
     ...
 
   def load_model(

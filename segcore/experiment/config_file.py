@@ -20,7 +20,7 @@ from runtime import options as options_lib
 from segcore.experiment import placement
 
 # --config.FIELD=VALUE; the value may be the next argument.
-_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', re.DOTALL)
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:
@@ -116,7 +116,7 @@ def program_of_config(config: ml_collections.ConfigDict) -> str:
   program = config.program if 'program' in config else ''
   try:
     exists = bool(program) and importlib.util.find_spec(program) is not None
-  except ModuleNotFoundError:  # Its package is missing.
+  except (ImportError, ValueError):  # Its package is missing, or it is none.
     exists = False
   if not exists:
     raise errors.UserError(

@@ -99,7 +99,9 @@ class Context:
       purpose: name of the part that needs the masks, for the message.
     """
     split = self.open(block.data, block.split, 'label', purpose)
-    return split.select(block.subset.labeled_indices(split.ids(), split.folder))
+    return split.select(
+      block.subset.labeled_indices(split.ids(), split.id_rule)
+    )
 
   def evaluated(
     self, block: data_lib.LabeledData, name: str, purpose: str
@@ -118,7 +120,7 @@ class Context:
     if name == splits.HELD_OUT:
       split = self.open(block.data, block.split, 'label', purpose)
       return split.select(
-        block.subset.held_out_indices(split.ids(), split.folder)
+        block.subset.held_out_indices(split.ids(), split.id_rule)
       )
     return self.open(block.data, name, 'label', purpose)
 

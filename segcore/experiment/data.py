@@ -78,7 +78,7 @@ class ImageStream:
 
   @property
   def transform(self) -> transforms.Transform:
-    """Returns the transform from a record to an example."""
+    """Builds the transform that decodes and augments a record."""
     decode = transforms.Decode(len(self.split.classes), self.keep)
     return transforms.Compose((decode, self.crop, self.flips))
 
@@ -106,7 +106,7 @@ class ViewStream:
 
   @property
   def transform(self) -> transforms.Transform:
-    """Returns the transform from a record to an example."""
+    """Builds the transform that decodes and augments a record."""
     decode = transforms.Decode(len(self.split.classes), ())
     return transforms.Compose((decode, self.crop))
 

@@ -136,7 +136,12 @@ def count_dry_run_cost(workload: Workload) -> Cost:
 
 
 def compile_dry_run_step(workload: Workload, remat: bool) -> Compiled:
-  """Compiles the training step for the devices of the mesh."""
+  """Compiles the training step for the devices of the mesh.
+
+  Args:
+    workload: the training.
+    remat: whether activations are recomputed in the backward pass.
+  """
   trained = workload.build(remat)
   state = loop.train_state_spec(trained, workload.mesh, workload.batch_spec)
   compiled = _traced(workload, trained, state).lower().compile()
@@ -156,6 +161,10 @@ def place_dry_run_on(
   workload: Workload, topology: topology_lib.Topology
 ) -> Workload:
   """Describes the same training, of the same global batch, on other devices.
+
+  Args:
+    workload: the training, on the devices at hand.
+    topology: the other devices.
 
   Raises:
     UserError: the batch, or a part of it, does not divide among them.

@@ -112,9 +112,9 @@ class ExperimentStage(abc.ABC):
     return cls(experiment, context)
 
   @property
-  @abc.abstractmethod
   def options(self) -> Any:
-    """Returns the stage's block of the config."""
+    """Returns the stage's block of the config, which has the stage's name."""
+    return getattr(self.experiment, self.name)
 
   @property
   def path(self) -> str:
@@ -389,14 +389,14 @@ class TrainingStage(ExperimentStage):
 
   def _refuse_extension(self, directory: files.Path, old: int) -> str:
     """Returns why a training of `old` steps cannot go on, '' if it can."""
-    reason = extension.explain_other_past(
+    reason = extension.explain_refused_extension(
       self.options.recipe, old, self.follows_num_steps
     )
     if not reason or not hasattr(self.options, 'start'):
       return reason and f'{reason}: choose another --workdir to train anew'
     net = self.method(self.context, num_classes=2).segmenter
     stages = self.experiment.stages
-    start = extension.describe_new_start(
+    start = extension.describe_new_training_start(
       self.path, directory, net, stages[stages.index(self.name) :]
     )
     return f'{reason}; {start}'

@@ -8,7 +8,7 @@ from segcore.train import optimizers
 from segcore.train import update as update_lib
 
 
-def explain_other_past(
+def explain_refused_extension(
   recipe: update_lib.RecipeOptions, num_steps: int, follows_num_steps: bool
 ) -> str:
   """Explains why a longer training is no continuation; '' if it is one.
@@ -31,7 +31,7 @@ def explain_other_past(
   )
 
 
-def describe_new_start(
+def describe_new_training_start(
   path: str,
   directory: files.Path,
   net: segmenter.Segmenter,

@@ -49,8 +49,9 @@ def fit_config_crops(
       )
       inception, source = choose(crop, data, block.split)
       chosen = {'name': 'inception', **dataclasses.asdict(inception)}
-      line = f'{crop_scale.describe_crop(inception)}, chosen for {source}'
-      stages_by_line.setdefault(line, []).append(name)
+      if not crop.is_complete:
+        line = f'{crop_scale.describe_crop(inception)}, chosen for {source}'
+        stages_by_line.setdefault(line, []).append(name)
     given = {
       field: tuple(getattr(crop, field))
       for field in ('size', 'area')

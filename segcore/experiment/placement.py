@@ -31,8 +31,8 @@ class Extension:
   Attributes:
     field: path of the number of steps in the settings.
     requested: whether the user asks for it.
-    refuse: returns what forbids it, '' if nothing does; given the folder of the
-      stage and the steps of the shorter training.
+    refuse: function from the folder of the stage and the steps of the shorter
+      training to what forbids to continue it, '' if nothing does.
   """
 
   field: str
@@ -92,13 +92,14 @@ def place_stage(
   """Finds the folder of a stage.
 
   Args:
-    directory: its usual folder.
-    settings: its settings.
+    directory: usual folder of the stage.
+    settings: settings of the stage.
     locations: paths of those settings that are locations of files.
     has_same_content: whether the files are those that a folder was made with;
       called only if their locations differ.
     is_report: whether no other stage reads the results.
-    extension: how the training may be continued; None if it is none.
+    extension: rule by which the training may be continued; None if the stage
+      does not train.
     extended: number of steps of each needed stage that is to be continued, by
       name.
 

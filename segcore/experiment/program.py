@@ -96,7 +96,7 @@ class Program:
 
   def is_chosen_by_name(self, path: str) -> bool:
     """Returns whether a block's field `name` chooses what it may hold."""
-    return options_lib.is_chosen_by_name(self.experiment, path)
+    return options_lib.is_option_chosen_by_name(self.experiment, path)
 
   def build_stages(
     self, config: ml_collections.ConfigDict, devices: list | None = None

@@ -94,17 +94,13 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   name = 'evaluate'
   is_report = True
+  options: EvaluateOptions
   trained_by: ClassVar[str]
   checkpoint_fields: ClassVar[tuple[str, ...]] = (
     'step',
     'params',
     'batch_stats',
   )
-
-  @property
-  def options(self) -> EvaluateOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.evaluate
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -139,7 +135,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
 
   def settings(self) -> Any:
     """Returns the options without the batch size, which changes no result."""
-    return options.omit_fields(self.options, 'batch_size')
+    return options.omit_option_fields(self.options, 'batch_size')
 
   def reported_metrics(self) -> tuple[str, ...]:
     """Returns the metrics of the confusion matrix of each split."""
@@ -184,7 +180,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
         )
         evaluated = evaluator(state)
         results.add(f'{name}{suffix}', evaluated.values, split, evaluated.panel)
-        undefined = evaluator_lib.undefined_values(evaluated.values)
+        undefined = evaluator_lib.undefined_evaluation_values(evaluated.values)
         miou = f'mIoU {evaluated.values["miou"]:.4f}'
         console.print_line(
           f'{split.name}{suffix}: {undefined or miou} over {len(split)} images'
@@ -241,6 +237,12 @@ class EvaluateStage(experiment_stage.ExperimentStage):
   ) -> tuple[int, train_state.TrainState]:
     """Reads the step and the state that are reported."""
     kept = 'best' if self.options.which == 'best' else 'checkpoints'
+    if kept == 'best' and not any((folder / kept).glob('[0-9]*')):
+      raise errors.UserError(
+        f"{self.path}.which: expected 'last', as {self.trained_by} has kept no "
+        f'best state (no label of {self.labeled_data.val_split} was counted), '
+        "got 'best'"
+      )
     fields = checkpoint_reader.read_checkpoint_fields(
       folder / kept, self.checkpoint_fields
     )

@@ -199,7 +199,9 @@ def place_stages(
     placements[stage.name] = placement_lib.place_stage(
       workdir / stage.name,
       _settings(stage, {n: p.settings for n, p in needed.items()}),
-      locations=frozenset(options.location_paths({'settings': stage.settings})),
+      locations=frozenset(
+        options.location_option_paths({'settings': stage.settings})
+      ),
       has_same_content=same,
       is_report=stage.is_report,
       extension=stage.extension,

@@ -22,7 +22,7 @@ class Start:
       'heads/NAME'.
   """
 
-  path: str = options.location(default='')
+  path: str = options.location_option(default='')
   take: tuple[str, ...] = ()
 
   def __post_init__(self):

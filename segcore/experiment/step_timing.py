@@ -23,8 +23,8 @@ class StepTimes(NamedTuple):
   """Durations on the devices at hand, in seconds.
 
   Attributes:
-    compiling: of the initialization and the first step.
-    step: mean of the steps after it.
+    compiling: duration of the initialization and the first step.
+    step: mean duration of the steps after it.
   """
 
   compiling: float

@@ -100,7 +100,12 @@ class Draws(NamedTuple):
 
 
 def sample_color_draws(rng: PRNGKeyArray, options: ColorOptions) -> Draws:
-  """Draws the random values of one example."""
+  """Draws the random values of one example.
+
+  Args:
+    rng: key of the example.
+    options: probabilities and ranges.
+  """
   keys = jax.random.split(rng, 7)
   strength = jnp.array(
     [options.brightness, options.contrast, options.saturation, options.hue]
@@ -128,6 +133,11 @@ def apply_color_draws(
   """Jitters, grays, blurs and solarizes an image in [-1, 1], in this order.
 
   An operation whose probability is 0 is not part of the program.
+
+  Args:
+    image: image in [-1, 1].
+    draws: random values of the image.
+    options: options with which they were drawn.
   """
   x = 0.5 * (image + 1.0)  # In [0, 1], where the operations are defined.
   if options.jitter:

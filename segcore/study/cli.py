@@ -141,26 +141,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   add('--seeds', type=int, default=1, help='number of seeds of each cell')
   add('--first_seed', type=int, default=0)
-  add(
-    '--sweep',
-    action='append',
-    default=[],
-    metavar='NAME=VALUE,…',
-    help='hyperparameter chosen with the first seed; repeatable: all '
-    'combinations are tried',
-  )
-  add(
-    '--sweep_at',
-    default='',
-    metavar='VALUE',
-    help='value of the last --vary at which a row is swept; all by default',
-  )
-  add(
-    '--select',
-    default='',
-    help='SPLIT/METRIC by which the sweep chooses; the mIoU of val, or of '
-    'held_out, by default',
-  )
+  _add_sweep_flags(parser)
   add(
     '--report',
     default='',
@@ -184,6 +165,31 @@ def _parser() -> argparse.ArgumentParser:
     'CUDA_VISIBLE_DEVICES=0,1',
   )
   return parser
+
+
+def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags about hyperparameters that the study chooses."""
+  add = parser.add_argument
+  add(
+    '--sweep',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE,…',
+    help='hyperparameter chosen with the first seed; repeatable: all '
+    'combinations are tried',
+  )
+  add(
+    '--sweep_at',
+    default='',
+    metavar='VALUE',
+    help='value of the last --vary at which a row is swept; all by default',
+  )
+  add(
+    '--select',
+    default='',
+    help='SPLIT/METRIC by which the sweep chooses; the mIoU of val, or of '
+    'held_out, by default',
+  )
 
 
 def _study(arguments: argparse.Namespace, fields: Sequence[str]) -> spec.Study:

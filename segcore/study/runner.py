@@ -269,7 +269,7 @@ def run_study(
     UserError: a config is wrong, or the results lack a requested metric.
     Preempted: the study was asked to stop.
   """
-  study = spec_lib.resolve_metrics(study)
+  study = spec_lib.resolve_study_metrics(study)
   console.print_line(f'reported: {study.report}')
   runner = Runner(study, workdir, workers)
   for name in ('cells', 'shared'):

@@ -192,7 +192,7 @@ class Cell:
 
   @property
   def name(self) -> str:
-    """Name of the folder and files of the run.
+    """Returns the name of the folder and files of the run.
 
     >>> Cell('init=dep', '50', 0, '', (('init', 'dep'), ('seed', '0'))).name
     'init=dep,seed=0'
@@ -228,7 +228,7 @@ class CellPlan:
 
   @property
   def shared_names(self) -> dict[str, str]:
-    """Name of each stage's folder among the shared stages."""
+    """Returns the name of each stage's folder among the shared stages."""
     return {name: f'{name}-{d[:8]}' for name, d in self.digests.items()}
 
 
@@ -257,14 +257,14 @@ def plan_study_cell(study: Study, cell: Cell) -> CellPlan:
 _DEFAULT_SPLITS = {'report': ('test',), 'select': ('val', 'held_out')}
 
 
-def resolve_metrics(study: Study) -> Study:
+def resolve_study_metrics(study: Study) -> Study:
   """Checks the metrics of the flags before any run, and chooses missing ones.
 
   Raises:
     UserError: a metric is not among those that a run reports.
   """
   first, *_ = study.sweep_cells() or study.final_cells({})
-  reported = plan_cell(study, first).reported
+  reported = plan_study_cell(study, first).reported
   last = [*reported][-1]
   names = reported[last]
   if names is not None:

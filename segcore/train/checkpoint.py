@@ -40,9 +40,9 @@ class _Attempt(NamedTuple):
 
   Attributes:
     outcome: one of the constants above.
-    reason: why it failed; empty if it did not.
+    reason: reason of a failure; empty if there was none.
     state: the state, if it was restored.
-    saved: its manifest, if it has one.
+    saved: manifest of the checkpoint, if it has one.
   """
 
   outcome: int
@@ -315,7 +315,7 @@ def _save_args(state: Any, values: Mapping[str, Any]) -> 'ocp.args.Composite':
 
 
 def _from_all_hosts(value: int) -> Int32[np.ndarray, 'hosts']:
-  """Returns the value of each host."""
+  """Gathers the value of each host, in the order of processes."""
   if jax.process_count() == 1:
     return np.array([value], np.int32)
   return np.asarray(multihost_utils.process_allgather(np.int32(value)))

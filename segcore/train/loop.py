@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from input_pipeline import loader as loader_lib
 from runtime import console, errors, interrupts, progress
 from segcore import types
-from segcore.cost import flops, throughput
+from segcore.cost import throughput
 from segcore.distributed import sharding
 from segcore.train import (
   callbacks,
@@ -141,6 +141,12 @@ def run_training_loop(
 ) -> train_state.TrainState:
   """Trains to the last step, from the newest checkpoint if there is one.
 
+  Args:
+    training: method, data and length of the training.
+    workspace: workspace of the stage.
+    operation: options of logging, saving and hardware.
+    mesh: the devices.
+
   Raises:
     UserError: a loss term is no longer finite, or the disk is full.
     Preempted: the machine or the user asked to stop; the state is saved.
@@ -170,10 +176,8 @@ def run_training_loop(
       step_fn, nonfinite_steps = build_jitted_train_step(
         training.method, mesh, state, spec
       )
-      if log.peak_flops:
-        # The first step reuses this trace.
-        traced = step_fn.trace(state, nonfinite_steps, spec)
-        log.step_flops = flops.count_jaxpr_flops(traced.jaxpr).total
+      # The first step reuses this trace.
+      log.count_step_flops(step_fn, state, nonfinite_steps, spec)
       run = _Run(training, workspace, operation, checkpoints, log)
       with interrupts.stopping_gently(
         workspace.preemption.request,

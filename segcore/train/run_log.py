@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from input_pipeline import batch as batch_lib
 from runtime import console, files, metrics_file
-from segcore.cost import throughput
+from segcore.cost import flops, throughput
 from segcore.train import tensorboard
 
 # The table of parameters, in a stage's folder.
@@ -25,7 +25,7 @@ class RunLog:
   Attributes:
     progress: the progress line.
     ids: file of the image ids of each step.
-    meter: measures where the time goes.
+    meter: meter of the shares of time.
     peak_flops: FLOP/s of the devices together, or None if unknown.
     step_flops: floating-point operations of a step, once they are counted.
   """
@@ -49,7 +49,7 @@ class RunLog:
       num_steps: length of the training.
       batch_size: global number of images of a step.
       mesh: the devices.
-      meter: measures where the time goes.
+      meter: meter of the shares of time.
       hparams: settings for TensorBoard.
       zero_terms_until: last step at which a loss term may be 0 by design.
     """
@@ -79,6 +79,17 @@ class RunLog:
       table = (directory / PARAMETERS_FILE).read_text().splitlines()
       text = '\n'.join(f'    {line}' for line in table)
       self._writer.write_texts(0, {'parameters': text})
+
+  def count_step_flops(self, step_fn: Any, *arguments: Any) -> None:
+    """Counts the operations of a step, if the devices' FLOP/s are known.
+
+    Args:
+      step_fn: jitted step.
+      *arguments: arguments of the step, or their shapes.
+    """
+    if self.peak_flops:
+      jaxpr = step_fn.trace(*arguments).jaxpr
+      self.step_flops = flops.count_jaxpr_flops(jaxpr).total
 
   def __enter__(self) -> 'RunLog':
     return self
@@ -157,7 +168,8 @@ class RunLog:
     """Logs the scalars and pictures of an evaluation."""
     known = {n: v for n, v in summaries.scalars.items() if not math.isnan(v)}
     values = '  '.join(f'{n} {v:.4g}' for n, v in known.items())
-    console.print_line(f'{self.progress.name} {step}  evaluated  {values}')
+    line = f'{self.progress.name} {step}  evaluated  {values}'
+    console.print_line(line.rstrip())
     if step == self._num_steps:
       for line in summaries.report:
         console.print_line(line)

@@ -39,9 +39,9 @@ class _Encoder:
   """An encoder as its parameters show it.
 
   Attributes:
-    name: in the configs: 'dilated_resnet'.
-    fields: of its module.
-    title: its published name; empty if it has none.
+    name: name in the configs, as 'dilated_resnet'.
+    fields: fields of the module that the parameters determine.
+    title: published name; empty if it has none.
   """
 
   name: str

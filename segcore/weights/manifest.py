@@ -33,8 +33,8 @@ class Layout(NamedTuple):
   """The shape and the type of an array.
 
   Attributes:
-    shape: of the whole array.
-    dtype: its name: 'float32'.
+    shape: shape of the whole array.
+    dtype: name of the type: 'float32'.
   """
 
   shape: tuple[int, ...]
@@ -46,9 +46,9 @@ class Manifest:
   """What a checkpoint was when it was saved.
 
   Attributes:
-    layout: of each array by its path.
-    checksums: of each array by its path.
-    values: what else was saved with it, as the value of the best state.
+    layout: shape and type of each array, by its path.
+    checksums: checksum of each array, by its path.
+    values: JSON values saved with the state, such as its metric.
   """
 
   layout: Mapping[str, Layout]
@@ -99,7 +99,7 @@ def make_manifest(state: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     state: the training state.
-    values: of JSON, to be saved with it.
+    values: JSON values to save with it.
 
   Returns:
     A mapping for JSON.
@@ -120,7 +120,7 @@ def read_manifest(folder: files.Path) -> Manifest | None:
   """Reads the manifest of a checkpoint.
 
   Args:
-    folder: of one step.
+    folder: folder of the checkpoint of one step.
 
   Returns:
     The manifest; None if the checkpoint is of a version that wrote none.

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support import runs
 
-INPUTS, CONFIGS = range(125), range(25)
+INPUTS, CONFIGS = range(120), range(40)
 
 
 @pytest.fixture

@@ -251,3 +251,16 @@ def test_unlabeled_photographs_are_denoised_too(unlabeled, expected):
 def test_unlabeled_photographs_need_denoising():
   with pytest.raises(ValueError, match='unlabeled=same: expected init=dep'):
     load('ddep_folder', 'source=x,init=none,unlabeled=same')
+
+
+def test_options_of_a_folder_define_how_its_files_are_read():
+  options = 'follow_exif,image_depth=12,max_megapixels=400,mask_codes=values'
+  config = load('ddep_folder', f'source=x,unlabeled=more,{options}')
+  data = ddep_main.PROGRAM.build(config)['finetune'].options.data
+  assert (
+    *(data.follow_exif, data.image_depth, data.max_megapixels),
+    data.mask_codes,
+  ) == (True, 12, 400, 'values')
+  [also] = config.denoise.also
+  assert also['data']['follow_exif'] is True
+  assert also['data']['image_depth'] == 12

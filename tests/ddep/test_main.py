@@ -73,7 +73,7 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(discs, whole):
       colors = np.asarray(image.convert('RGB'))
     with PIL.Image.open(path) as image:
       assert (image.height, image.width) == label.shape
-    assert {tuple(c) for c in colors[label == 1]} <= {(128, 0, 0)}
+    assert {tuple(c) for c in colors[label == 1]} <= {(0, 255, 0)}
     with np.load(out / 'probs' / 'day.1' / f'{path.stem}.npz') as file:
       probs = file['probs'].astype(np.float32)
     np.testing.assert_allclose(probs.sum(axis=-1), 1, atol=2e-3)
@@ -94,7 +94,7 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(discs, whole):
   ]
   result = runs.read_results(whole)['val']['per_class']['iou']
   np.testing.assert_allclose(iou, [result['ground'], result['disc']], atol=1e-9)
-  assert (out / 'classes.txt').read_text() == 'ground #000000\ndisc #800000\n'
+  assert (out / 'classes.txt').read_text() == 'ground #0000ff\ndisc #00ff00\n'
 
 
 def test_finished_work_is_not_done_twice(discs, whole):

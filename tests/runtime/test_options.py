@@ -103,6 +103,8 @@ def test_unions_accept_each_alternative(value):
       r"config\.inner\.rate: expected float, got 'x' \(str\)",
     ),
     ({'inner': {'rate': True}}, r'expected float, got True \(bool\)'),
+    ({'inner': {'rate': float('nan')}}, 'rate: expected a number, got nan'),
+    ({'inner': {'rate': 10**400}}, r'rate: expected float, got 10+ \(int\)'),
     (
       {'inner': {'rate': -1}},
       r'config\.inner: rate: expected 0 or more, got -1\.0',
@@ -169,7 +171,7 @@ def test_differences_name_the_paths():
 @dataclasses.dataclass(frozen=True)
 class Source:
   name: str
-  folder: str = options.location(default='')
+  folder: str = options.location_option(default='')
 
 
 def test_locations_are_found_by_their_paths():
@@ -178,7 +180,7 @@ def test_locations_are_found_by_their_paths():
     'also': ({'data': Source('b', 'y')},),
     'rate': 1.0,
   }
-  assert options.location_paths({'settings': settings}) == {
+  assert options.location_option_paths({'settings': settings}) == {
     'settings.data.folder',
     'settings.also.0.data.folder',
   }
@@ -187,7 +189,7 @@ def test_locations_are_found_by_their_paths():
   assert options.differing_options(old, new) == {
     'also.0.data.folder': ('y', 'z')
   }
-  assert options.omit_fields(settings['data'], 'folder') == {'name': 'a'}
+  assert options.omit_option_fields(settings['data'], 'folder') == {'name': 'a'}
 
 
 @pytest.mark.parametrize(
@@ -201,4 +203,4 @@ def test_locations_are_found_by_their_paths():
   ],
 )
 def test_blocks_whose_class_is_chosen_by_a_name(path, expected):
-  assert options.is_chosen_by_name(Whole, path) is expected
+  assert options.is_option_chosen_by_name(Whole, path) is expected

@@ -195,12 +195,12 @@ def options_of(name, source, **more):
 
 
 def refusal(capfd, arguments):
-  """Returns the only error line that `prepare` prints."""
+  """Returns the only error that `prepare` prints, of a line or several."""
   capfd.readouterr()
   status = prepare.main(arguments)
   out, err = capfd.readouterr()
   assert 'Traceback' not in out + err
   lines = (out + err).splitlines()
-  [line] = [line for line in lines if line.startswith('error: ')]
+  [at] = [i for i, line in enumerate(lines) if line.startswith('error: ')]
   assert status == 2
-  return line
+  return '\n'.join(lines[at:])

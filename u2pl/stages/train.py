@@ -115,11 +115,7 @@ class TrainStage(experiment_stage.TrainingStage):
   """Trains student and teacher."""
 
   name = 'train'
-
-  @property
-  def options(self) -> TrainOptions:
-    """Returns the stage's block of the config."""
-    return self.experiment.train
+  options: TrainOptions
 
   @property
   def best_metric(self) -> str:
@@ -145,7 +141,7 @@ class TrainStage(experiment_stage.TrainingStage):
       self._check_num_classes(num_classes)
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns labeled and unlabeled images, and the start."""
+    """Returns the splits to read, and the source of the initial parameters."""
     block = self.options
     read = [experiment_stage.SplitInput(block.data, block.split, 'label')]
     if block.learn.consistency:
@@ -176,7 +172,7 @@ class TrainStage(experiment_stage.TrainingStage):
   def method(
     self, context: context_lib.Context, num_classes: int
   ) -> mean_teacher.MeanTeacher:
-    """Builds the method."""
+    """Builds the method that the block `learn` describes."""
     block = self.options
     net = self.build_network(context, num_classes)
     return mean_teacher.MeanTeacher(
@@ -230,7 +226,10 @@ class TrainStage(experiment_stage.TrainingStage):
   def evaluation(
     self, trained: mean_teacher.MeanTeacher, streams: data_lib.Streams
   ) -> loop.EvaluateFn:
-    """Builds the evaluation of the splits followed, and the teacher's panel."""
+    """Builds the evaluation during training, with panels of the teacher.
+
+    The splits are `val_split` and those of `follow`.
+    """
     block = self.options
     evaluate = evaluator.combine_evaluators(
       evaluation.build_training_stage_evaluators(

@@ -264,7 +264,14 @@ def update_embedding_queue(
   step: Array,
   options: SwavOptions,
 ) -> queue_lib.Queue:
-  """Stores the embeddings of the large views, from `queue_from_step` on."""
+  """Stores the embeddings of the large views, from `queue_from_step` on.
+
+  Args:
+    queue: queue before the step.
+    embeddings: embeddings of all views, the two large ones first.
+    step: number of the step.
+    options: options of SwAV.
+  """
   # A selection, not a condition: the step is traced, and the push is cheap.
   started = step >= options.queue_from_step
   return jax.tree.map(

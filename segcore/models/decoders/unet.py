@@ -130,7 +130,7 @@ class UNetDecoder(nn.Module):
 
   Attributes:
     widths: channels of the blocks.
-    width_multiplier: multiplies all widths.
+    width_multiplier: factor on all widths.
     layout: arrangement of the n + 1 blocks: in 'A' the first one keeps the
       resolution, in 'A1' it does so with a single convolution, in 'B' the last
       one does. With n blocks only 'A' is possible.

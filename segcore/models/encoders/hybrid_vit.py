@@ -7,6 +7,7 @@ flax.linen.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -261,17 +262,8 @@ class HybridViT(nn.Module):
       ValueError: a side is no multiple of the stride, or `num_heads` does not
         divide `hidden_size`.
     """
-    if self.hidden_size % self.num_heads:
-      raise ValueError(
-        f'hidden_size: expected a multiple of num_heads={self.num_heads}, got '
-        f'{self.hidden_size}'
-      )
     batch, height, width, _ = images.shape
-    if height % self.size_multiple or width % self.size_multiple:
-      raise ValueError(
-        f'images: expected sides that are multiples of {self.size_multiple}, '
-        f'got {height}x{width}: pad or crop them'
-      )
+    self._check(height, width)
     stem = resnet_gn.ResNet(
       self.blocks,
       self.width,
@@ -313,3 +305,21 @@ class HybridViT(nn.Module):
     return features.Features(
       (*stem_maps, features.FeatureMap('tokens', self.size_multiple, tokens))
     )
+
+  def _check(self, height: Any, width: Any) -> None:
+    """Raises ValueError if sizes of the network or of images do not divide.
+
+    Args:
+      height: of the images; symbolic in an export.
+      width: likewise.
+    """
+    if self.hidden_size % self.num_heads:
+      raise ValueError(
+        f'hidden_size: expected a multiple of num_heads={self.num_heads}, got '
+        f'{self.hidden_size}'
+      )
+    if height % self.size_multiple or width % self.size_multiple:
+      raise ValueError(
+        f'images: expected sides that are multiples of {self.size_multiple}, '
+        f'got {height}x{width}: pad or crop them'
+      )

@@ -63,8 +63,8 @@ class Unit(nn.Module):
     kind: 'bottleneck' or 'basic'.
     width: channels of the 3x3.
     stride: stride of the unit.
-    dilations: dilation of the 3x3 convolution with the stride, and of the other
-      3x3 convolution, if any.
+    dilations: dilations of the first and of the second 3x3 convolution; a
+      bottleneck has only the first.
     zero_init: whether the last norm's scale is initialized with 0.
     dtype: dtype of the activations.
   """

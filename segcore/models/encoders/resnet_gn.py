@@ -32,7 +32,7 @@ class StdConv(nn.Module):
     out_channels: channels of the result.
     kernel: height and width of the kernel.
     stride: stride of the convolution.
-    epsilon: keeps the divisor from 0.
+    epsilon: constant that keeps the divisor from 0.
     epsilon_on: the quantity that epsilon is added to: the standard 'deviation',
       as in the official ViT code, or the 'variance', as in BiT's.
     padding: 'same', as TensorFlow's, which pads top and left less where a
@@ -144,7 +144,7 @@ class Block(nn.Module):
 
   Attributes:
     num_units: number of units.
-    unit: builds a unit from its stride and name.
+    unit: function that builds a unit from its stride and name.
     stride: stride of the first unit.
   """
 

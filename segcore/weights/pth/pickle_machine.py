@@ -28,7 +28,7 @@ _KEYS = (str, int, float, bytes, type(None))
 
 
 class Refused(ValueError):
-  """A pickle that does more than to describe data."""
+  """Raised for a pickle that does more than describe data."""
 
 
 class Callee:
@@ -42,7 +42,7 @@ class Stateful:
   """An object to which a pickle gives a state after building it."""
 
   def set_state(self, state: Any) -> None:
-    """Takes the state."""
+    """Stores the state that the pickle gives to this object."""
     raise NotImplementedError
 
 
@@ -54,10 +54,10 @@ def run_pickle(
   """Runs a pickle; the file is then at the byte after its end.
 
   Args:
-    file: the pickle begins at its position.
-    names: what each allowed name stands for, as 'collections.OrderedDict': a
-      `Callee`, or a constant.
-    resolve: returns the object of a persistent id.
+    file: file whose position is the first byte of the pickle.
+    names: `Callee` or constant that stands for each allowed name, as
+      'collections.OrderedDict'.
+    resolve: function that returns the object of a persistent id.
 
   Returns:
     The object that the pickle describes.

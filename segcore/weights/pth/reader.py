@@ -39,7 +39,7 @@ def read_torch_file(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
   A line of the log names what was taken of a whole training's file.
 
   Args:
-    path: of a zip archive of torch, or of the format before torch 1.6.
+    path: zip archive of torch, or file of the format before torch 1.6.
 
   Returns:
     Arrays by name, of the types they have in the file; bfloat16 and the 8-bit

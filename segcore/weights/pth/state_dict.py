@@ -27,7 +27,7 @@ def select_state_dict(
   mappings in the state dict itself are joined by dots, as torch does it.
 
   Args:
-    content: of the file.
+    content: unpickled content of the file.
 
   Returns:
     Tensor by name; and what was taken and left out, for the log.

@@ -51,9 +51,9 @@ class Storage:
   """Elements in a file, which are read when they are needed.
 
   Attributes:
-    dtype: of an element; uint8 if the pickle leaves it to the tensors.
+    dtype: type of an element; uint8 if the pickle leaves it to the tensors.
     size: number of elements.
-    read: returns all bytes.
+    read: function that returns all bytes.
     offset: number of elements before the first one, in what `read` returns.
   """
 
@@ -63,7 +63,12 @@ class Storage:
   offset: int = 0
 
   def part(self, offset: int, size: int) -> 'Storage':
-    """Returns a view of consecutive elements."""
+    """Returns a view of consecutive elements.
+
+    Args:
+      offset: position of the first element in this storage.
+      size: number of elements.
+    """
     check_storage_view(self.size, offset, (size,), (1,))
     return dataclasses.replace(self, size=size, offset=self.offset + offset)
 
@@ -81,9 +86,9 @@ class Tensor:
   """A view of a storage.
 
   Attributes:
-    storage: holds the elements.
-    offset: of the first element.
-    shape: of the tensor.
+    storage: storage of the elements.
+    offset: position of the first element in the storage.
+    shape: shape of the tensor.
     strides: elements between neighbors along each axis.
   """
 
@@ -101,10 +106,10 @@ class Tensor:
     """Reads the elements.
 
     Args:
-      little_endian: the order of the bytes in the file.
+      little_endian: whether the bytes in the file are little-endian.
 
     Raises:
-      ValueError: it has more elements than its storage, which are repeated.
+      ValueError: the tensor repeats elements of its storage.
     """
     storage = self.storage
     if math.prod(self.shape) > storage.size:
@@ -132,8 +137,8 @@ def check_storage_view(
 
   Args:
     size: number of elements of the storage.
-    offset: of the first element.
-    shape: of the view.
+    offset: position of the first element in the storage.
+    shape: shape of the view.
     strides: elements between neighbors along each axis.
 
   Raises:
@@ -198,7 +203,7 @@ class _NumpyType(Stateful):
       raise pickle_machine.Refused(f'numpy values of type {name}')
 
   def set_state(self, state: Any) -> None:
-    """Takes the order of the bytes."""
+    """Stores the byte order, which the pickle gives as the object's state."""
     if state[1] in ('<', '>'):
       self.dtype = self.dtype.newbyteorder(state[1])
 

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from input_pipeline.builders import class_list
-from tests.support import messages
+from tests.support import messages, scenes
 
 RED, BLUE, BLACK = (255, 0, 0), (0, 0, 255), (0, 0, 0)
 NAMES = ('background', 'red', 'blue')
@@ -150,6 +150,7 @@ def test_plain_names_are_read_as_they_are(tmp_path, text, names):
       'id,name\n0,red\nx,blue',
       'line 3: expected a value of the masks, got',
     ),
+    ('id,name\n0,red\n1,', 'line 3: expected a name, got none'),
     ('id,name\n0,red,1', 'line 2: expected 2 fields, as the head line has'),
     ('name,id,trainId\nred,0,1', 'line 1: expected columns of a name, a value'),
     ('0: red\n70000: blue', 'line 2: expected a value of 0 to 65535'),
@@ -171,3 +172,27 @@ def test_a_list_in_utf_16_is_read(tmp_path):
     'sky',
     'road',
   )
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '__ignore__\n_background_\nred\nblue\n',
+    '\ufeff__ignore__\r\n_background_\r\nred\r\nblue\r\n',
+    'Pixel Value, Class\n0, background\n1, red\n2, blue\n',
+    '# label:color_rgb:parts:actions\n'
+    'background:0,0,0::\nred:255,0,0::\nblue:0,0,255::\n',
+  ],
+  ids=['labelme', 'labelme_from_notepad', 'roboflow', 'cvat'],
+)
+def test_a_head_line_shifts_no_name(tmp_path, text):
+  def mask(i):
+    image = scenes.palette_mask(scenes.ids(i), scenes.LIST_COLORS)
+    return '.png', scenes.encoded(image)
+
+  source = scenes.write(tmp_path / 's', mask=mask, classes=text)
+  audit = scenes.check(source)
+  assert audit.classes == NAMES
+  assert list(audit.counts['train'].pixels) == scenes.COUNTS
+  # The form is said in the report.
+  assert any('classes.txt is read as' in line for line in audit.warnings)

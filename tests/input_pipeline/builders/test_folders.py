@@ -167,8 +167,9 @@ def test_an_unknown_value_is_reported_with_file_count_and_allowed_values(
   options = make(tmp_path / 'roads', ['a', 'b'])
   builder = mask_folder(tmp_path, **options)
   assert messages.message_of(builder.check) == (
-    f'{tmp_path}/roads/masks/a.png: expected values 0…2, got 255 (3 pixels) '
-    '(the first of 2 bad files); repair or remove them, or set '
+    f'{tmp_path}/roads/masks/a.png: expected values 0…2, got 255 (3 pixels)\n'
+    f'{tmp_path}/roads/masks/b.png: expected values 0…2, got 255 (3 pixels)\n'
+    '2 files cannot be used; repair or remove them, or set '
     "on_bad_example='skip'"
   )
 
@@ -491,7 +492,8 @@ def test_other_processes_need_the_records_only(tmp_path):
     (
       {'images': ''},
       'masks: expected a folder outside of the images, as every PNG there is '
-      "an image, got 'masks' with images=''",
+      "an image, got 'masks' with images='': move the masks, or set "
+      'mask_suffix to the end of their names',
     ),
     (
       {'without_mask': 'skip'},
@@ -533,7 +535,7 @@ def test_invalid_options_are_refused(changes, message):
     (
       {'masks': 'no'},
       '{0}/roads/no: expected a folder of *.png, *.tif, *.tiff, *.bmp or '
-      '*.gif, got no such folder',
+      '*.gif, got no such folder; {0}/roads holds the folders images, masks',
     ),
     (
       {'images': 'no/{{split}}', 'masks': 'masks/{{split}}'},

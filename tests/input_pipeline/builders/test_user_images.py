@@ -273,6 +273,14 @@ def test_huge_images_are_refused_with_the_limit_or_read(tmp_path):
   assert image_files.read_image_file(small, options).as_stored
 
 
+def test_an_image_that_no_png_can_hold_is_refused():
+  data = scenes.encoded(np.zeros((1, 1_000_001), np.uint8), 'TIFF')
+  assert messages.message_of(image_files.read_image_file, data) == (
+    'cannot be stored as PNG: expected sides of at most 1,000,000 pixels, got '
+    '1000001x1'
+  )
+
+
 def test_a_link_to_the_folder_itself_ends(tmp_path, capsys):
   source = scenes.write(tmp_path / 's')
   (source / 'images/again').symlink_to(source / 'images')
@@ -307,4 +315,4 @@ def test_a_photograph_instead_of_a_folder(tmp_path):
     ('a',),
     ((0, 0, 0),),
   )
-  assert message.endswith('or *.gif, got a file')
+  assert 'or *.gif, got a file: ' in message

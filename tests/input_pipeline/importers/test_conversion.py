@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 
 import numpy as np
 import PIL.Image
@@ -9,6 +10,8 @@ import pytest
 from pycocotools import mask as coco
 
 from input_pipeline import prepare
+from input_pipeline.importers import conversion
+from runtime import errors
 from tests.support import healthy_sources as sources
 
 WIDTH, HEIGHT = 32, 24
@@ -249,6 +252,19 @@ def test_images_in_which_nothing_is_annotated(source, capsys):
   assert '\nunlabeled: 1 images' in capsys.readouterr().out
 
 
+def test_masks_may_lie_beside_the_images(source):
+  (source / 'images/a.jpg').rename(source / 'images/a_rgb.jpg')
+  content = coco_content()
+  content['images'][0]['file_name'] = 'a_rgb.jpg'
+  suffixes = ['--image_suffix=_rgb.jpg', '--mask_suffix=_mask.png']
+  arguments = [*write_coco(source, **content), '--masks=images', *suffixes]
+  assert run(source, arguments) == 0
+  mask = np.asarray(PIL.Image.open(source / 'images/a_mask.png'))
+  np.testing.assert_array_equal(mask, expected_mask())
+  assert run(source, arguments) == 0
+  assert run(source, [*arguments[:-1], '--mask_suffix=_mask.tif']) == 2
+
+
 def test_masks_of_other_origin_are_kept(source, capsys):
   sources.write(source / 'masks/a.png', b'by hand')
   assert run(source, write_coco(source)) == 2
@@ -284,7 +300,33 @@ def test_more_classes_than_8_bits(source):
       ),
       "a.json: shape 4, 'x': expected an outline of at least 3 points",
     ),
-    (lambda s: write_labelme(s, imageWidth=None), 'expected the fields of'),
+    (
+      lambda s: write_labelme(s, imageWidth=None),
+      'a.json: expected height and width of the image in pixels, got 24 and No',
+    ),
+    (lambda s: write_labelme(s, shapes=None), 'expected the fields of'),
+    (
+      lambda s: write_labelme(
+        s, {'label': 'x', 'shape_type': None, 'points': [[10**400, 1]] * 3}
+      ),
+      "a.json: shape 4, 'x': expected an outline of points x, y, got no numbe",
+    ),
+    (
+      lambda s: write_coco(s, categories=[3]),
+      'expected lists of objects, got another entry in one of them',
+    ),
+    (
+      lambda s: write_coco(
+        s, images=[{'id': 7, 'width': 'x', 'height': 10**9, 'file_name': 'a'}]
+      ),
+      "height and width of the image in pixels, got 1000000000 and 'x'",
+    ),
+    (
+      lambda s: write_coco(
+        s, images=[{'id': 7, 'width': 1e9, 'height': 10**9, 'file_name': 'a'}]
+      ),
+      'height and width of the image in pixels, got 1000000000 and 100',
+    ),
     (
       lambda s: write_cvat(s, '<polygon label="car" points="1,1;2,x;3,3"/>'),
       'a.jpg: expected an outline of points x, y, got no numbers',
@@ -323,3 +365,51 @@ def test_more_classes_than_8_bits(source):
 )
 def test_wrong_annotations_are_refused(write, message, source, capsys):
   assert message in refused(source, capsys, write(source))
+
+
+def places(content, place=()):
+  """Yields the keys that lead to each part of a JSON value."""
+  if place:
+    yield place
+  items = content.items() if isinstance(content, dict) else enumerate(content)
+  for key, value in items:
+    if isinstance(value, dict | list):
+      yield from places(value, (*place, key))
+    else:
+      yield (*place, key)
+
+
+def damage(content, rng):
+  """Removes or replaces one part of a JSON value."""
+  content = json.loads(json.dumps(content))
+  *above, last = rng.choice([*places(content)])
+  parent = content
+  for key in above:
+    parent = parent[key]
+  if rng.random() < 0.3:
+    del parent[last]
+  else:
+    parent[last] = rng.choice(
+      [None, -1, 1e308, float('nan'), 'x', '', [], {}, [[1, 2]], 10**30]
+    )
+  return content
+
+
+@pytest.mark.parametrize('tool', ['coco', 'labelme'])
+def test_damaged_annotations_are_read_or_refused(tool, source):
+  """No other exception than a UserError, whatever is damaged."""
+  rng = random.Random(0)
+  content = {'coco': coco_content, 'labelme': labelme_content}[tool]()
+  path = source / 'annotations/a.json'
+  path.parent.mkdir()
+  name = {'coco': 'annotations/a.json', 'labelme': 'annotations'}[tool]
+  options = conversion.ImportOptions(tool, name, 'skip')
+  refused = 0
+  for i in range(80):
+    path.write_text(json.dumps(damage(content, rng)))
+    folder = conversion.Folder(str(source), 'images', f'm{i}', f'{i}.txt')
+    try:
+      conversion.convert_annotations(options, folder)
+    except errors.UserError:
+      refused += 1
+  assert 20 < refused < 80

@@ -51,7 +51,9 @@ def test_folders_of_an_entry_count(entry, expected):
   ],
 )
 def test_the_folder_above_the_ids_counts_where_it_is_known(entry, expected):
-  index = image_ids.IdIndex(['000', '001'], '/data/roads/images')
+  index = image_ids.IdIndex(
+    ['000', '001'], image_ids.IdRule('/data/roads/images')
+  )
   assert index.find(entry) == expected
 
 
@@ -68,7 +70,9 @@ def test_the_folder_above_the_ids_counts_where_it_is_known(entry, expected):
   ],
 )
 def test_folders_of_splits(entry, expected):
-  index = image_ids.IdIndex(['train/000', 'train/a/1'], 'roads/{split}/images')
+  index = image_ids.IdIndex(
+    ['train/000', 'train/a/1'], image_ids.IdRule('roads/{split}/images')
+  )
   assert index.find(entry) == expected
 
 

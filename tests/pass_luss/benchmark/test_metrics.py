@@ -244,15 +244,17 @@ def test_boundaries_equal_masks_minus_their_erosion(images, width):
     expected = np.zeros(ids.shape, bool)
     for c in np.unique(ids):
       expected |= (ids == c) & ~slow_erosion(ids == c, width)
-    np.testing.assert_array_equal(metrics.boundary_mask(ids, width), expected)
+    np.testing.assert_array_equal(
+      metrics.imagenet_s_boundary_mask(ids, width), expected
+    )
 
 
 def test_boundary_width():
   # 0.03 * 50 = 1.5 and 0.03 * 150 = 4.5: to the even number, as in Python.
-  assert metrics.boundary_width(30, 40) == 2
-  assert metrics.boundary_width(90, 120) == 4
-  assert metrics.boundary_width(375, 500) == 19
-  assert metrics.boundary_width(1, 1) == 1
+  assert metrics.imagenet_s_boundary_width(30, 40) == 2
+  assert metrics.imagenet_s_boundary_width(90, 120) == 4
+  assert metrics.imagenet_s_boundary_width(375, 500) == 19
+  assert metrics.imagenet_s_boundary_width(1, 1) == 1
 
 
 def test_limits_of_object_sizes():

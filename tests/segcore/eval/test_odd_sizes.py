@@ -56,8 +56,36 @@ def starts(length, window, stride):
   return positions
 
 
+def parts_of(size, options):
+  """Returns (top, left, height, width) of each part of an image."""
+  height, width = size
+  if options.tiling == 'halves' and width > 1:
+    middle = width // 2
+    return [(0, 0, height, middle), (0, middle, height, width - middle)]
+  if options.tiling != 'sliding_window':
+    return [(0, 0, height, width)]
+  window, stride = options.window, options.stride
+  return [
+    (top, left, *window)
+    for top in starts(height, window[0], stride[0])
+    for left in starts(width, window[1], stride[1])
+  ]
+
+
+def placed(image, options):
+  """Pads an image to the window; returns it and where the image is in it."""
+  size = image.shape[:2]
+  canvas_size = np.maximum(size, options.window)
+  if options.padding_mode == 'reflection':
+    return padded(image, canvas_size), (0, 0)
+  canvas = np.zeros((*canvas_size, 3))
+  top, left = (int(n - m) // 2 for n, m in zip(canvas_size, size, strict=True))
+  canvas[top : top + size[0], left : left + size[1]] = image
+  return canvas, (top, left)
+
+
 def predict(image, options):
-  """Returns probabilities [H, W, C] by a loop over scales, flips, windows."""
+  """Returns probabilities [H, W, C] by a loop over scales, flips, parts."""
   total = np.zeros((*image.shape[:2], 4))
   for scale, flip in itertools.product(
     options.scales, (False, True) if options.flip else (False,)
@@ -65,21 +93,15 @@ def predict(image, options):
     size = tuple(max(1, int(n * scale + 0.5)) for n in image.shape[:2])
     # The mirrored image is scaled, not the scaled image mirrored.
     scaled = inference_tests.resized(image[:, ::-1] if flip else image, size)
-    windows = options.window if any(options.window) else size
-    strides = options.stride if any(options.stride) else size
-    votes = np.zeros((*image.shape[:2], 4))
-    canvas = padded(scaled, np.maximum(size, windows))
+    canvas, (top, left) = placed(scaled, options)
     sums, counts = np.zeros((*canvas.shape[:2], 4)), np.zeros(canvas.shape[:2])
-    parts = [
-      np.s_[top : top + windows[0], left : left + windows[1]]
-      for top in starts(size[0], windows[0], strides[0])
-      for left in starts(size[1], windows[1], strides[1])
-    ]
-    for part in parts:
+    for y, x, height, width in parts_of(size, options):
+      part = np.s_[y : y + height, x : x + width]
       sums[part] += scores_of(canvas[part])
       counts[part] += 1
     assert counts.min() >= 1
-    means = (sums / counts[..., None])[: size[0], : size[1]]
+    means = sums / counts[..., None]
+    means = means[top : top + size[0], left : left + size[1]]
     votes = inference_tests.resized(means, image.shape[:2])
     total += votes[:, ::-1] if flip else votes
   return inference_tests.softmax(
@@ -96,7 +118,17 @@ WINDOWS = {
 
 OPTIONS = {
   'flip': {'flip': True},
+  'halves': {'tiling': 'halves', 'flip': True},
   'windows': WINDOWS,
+  # Columns are padded on both sides (zeros here, as the network's input has no
+  # color of padding); rows have windows where they are long enough.
+  'canvas': {
+    'tiling': 'sliding_window',
+    'window': (12, 40),
+    'stride': (7, 40),
+    'padding_mode': 'mean',
+    'flip': True,
+  },
   'scales': {'scales': (0.5, 1.0, 1.75), 'flip': True},
   'all': {**WINDOWS, 'scales': (0.7, 1.3), 'flip': True},
 }

@@ -90,3 +90,19 @@ def test_pictures_are_written_without_loss(tmp_path):
   panels.write_picture_png(tmp_path / 'x.png', picture)
   with PIL.Image.open(tmp_path / 'x.png') as image:
     np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+def test_overlays_have_a_legend_of_the_classes_that_occur():
+  image = np.full((60, 200, 3), 120, np.uint8)
+  label = np.zeros((60, 200), int)
+  label[20:40, 50:90] = 1
+  picture = panels.draw_overlay_with_legend(
+    image, label, ('a', 'b', 'c'), PALETTE
+  )
+  assert picture.shape[1] == 200
+  # The photograph, tinted, is above; outlines have the full color.
+  assert (picture[30, 70] == [148, 78, 78]).all()
+  assert (picture[20, 50:90] == PALETTE[1]).all()
+  legend = picture[60:].reshape(-1, 3).tolist()
+  assert list(PALETTE[0]) in legend and list(PALETTE[1]) in legend
+  assert list(PALETTE[2]) not in legend

@@ -27,7 +27,7 @@ def test_unwritable_folder_is_a_user_error(tmp_path):
   out = tmp_path / 'file' / 'out'
   with (
     pytest.raises(errors.UserError) as caught,
-    predict.explaining_write_errors(out),
+    predict.explaining_prediction_write_errors(out),
   ):
     predict._write_classes(out, CLASSES, PALETTE)
   assert str(caught.value) == (

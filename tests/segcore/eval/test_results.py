@@ -17,7 +17,9 @@ def test_results_are_written_to_all_places(tmp_path):
   panel = np.full((4, 6, 3), 200, np.uint8)
   results = results_lib.Results(workspace, step=7)
   iou = np.linspace(0, 1, len(split.classes))
-  results.add('val', {'miou': 0.5, 'f': float('nan'), 'iou': iou}, split, panel)
+  counts = np.eye(len(split.classes), dtype=np.int64)
+  values = {'miou': 0.5, 'f': float('nan'), 'iou': iou, 'confusion': counts}
+  results.add('val', values, split, panel)
   results.write_panel('attention', panel)
   path, pictures = results.write(protocol='one view')
 
@@ -29,6 +31,8 @@ def test_results_are_written_to_all_places(tmp_path):
   assert val['metrics'] == {'miou': 0.5, 'f': None}
   assert val['undefined'] == 'f: undefined, no label was counted for it'
   assert [*val['per_class']['iou']] == list(split.classes)
+  assert [*val['per_class']] == ['iou']
+  assert (pictures / 'val_confusion.png').exists()
   for name in ('val', 'attention'):
     picture = PIL.Image.open(pictures / f'{name}.png')
     np.testing.assert_array_equal(np.asarray(picture), panel)
@@ -39,4 +43,5 @@ def test_results_are_written_to_all_places(tmp_path):
   assert tags['tensors'] or tags['scalars']
   names = {*tags['scalars'], *tags['images'], *tags['tensors']}
   assert {'val/miou', 'val/panels', 'attention/panels'} <= names
+  assert {'val/confusion', f'val_iou/{split.classes[1]}'} <= names
   assert not {'val/f', 'val/iou'} & names

@@ -63,6 +63,8 @@ def test_what_a_config_leaves_out_can_be_overridden():
       'config.denoise.also: expected an index below 0',
     ),
     ('--config.a-b=3', 'expected names of fields joined by dots'),
+    ('--config.=3', '--config.: expected names of fields joined by dots'),
+    ('--config.qqqq=3', 'config.qqqq: unknown name. Allowed: classify'),
     (
       '--config.network.encoder.name=bitt',
       'config.network.encoder.name: unknown name, did you mean bit?',
@@ -179,11 +181,12 @@ def test_files_that_are_no_config(tmp_path):
   assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_a_program_that_is_no_module(tmp_path):
+@pytest.mark.parametrize('program', ['dddep.main', '../..', 'json.nothing'])
+def test_a_program_that_is_no_module(tmp_path, program):
   text = (
     'import ml_collections\n'
     'def get_config():\n'
-    '  return ml_collections.ConfigDict({"program": "dddep.main"})\n'
+    f'  return ml_collections.ConfigDict({{"program": "{program}"}})\n'
   )
   with pytest.raises(errors.UserError, match='config.program: expected a mod'):
     config_file.load_config(write(tmp_path, text))

@@ -1,10 +1,13 @@
-"""What a training says about its labeled images before it starts."""
+"""What a run says about its labels."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from segcore.experiment import data as data_lib
-from tests.support import fake_data
+from segcore.experiment import reporting
+from tests.support import fake_data, messages
 
 
 def split_of(*labels, num_classes=4):
@@ -40,3 +43,17 @@ def test_classes_that_no_labeled_image_shows_are_named(capsys, labels, unseen):
       f'warning: no labeled image of {split.name} shows {names}: choose other '
       'labeled images, or more\n'
     )
+
+
+def test_without_a_counted_label_no_state_is_the_best(tmp_path):
+  stage = SimpleNamespace(
+    options=SimpleNamespace(which='best'),
+    path='config.evaluate',
+    trained_by='finetune',
+    labeled_data=SimpleNamespace(val_split='val'),
+  )
+  read = reporting.EvaluateStage._read_state
+  assert messages.message_of(read, stage, tmp_path) == (
+    "config.evaluate.which: expected 'last', as finetune has kept no best "
+    "state (no label of val was counted), got 'best'"
+  )

@@ -110,9 +110,9 @@ def times(monkeypatch):
 
 
 def test_three_steps_are_timed(whole, monkeypatch, times):
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   plan = dataclasses.replace(plan_of(), num_steps=30_000, first_step=7)
-  line = [*dry_run.report_workload(plan, False)][-1]
+  line = [*dry_run.report_dry_run(plan, False)][-1]
   assert line == (
     'timed here on 8 x cpu: 0.25 s a step, 24s of compiling; all 30,000 steps '
     '2h05m, without evaluations and waiting for data'
@@ -120,8 +120,8 @@ def test_three_steps_are_timed(whole, monkeypatch, times):
   assert times == [7]
   # A CPU does not try what takes it minutes.
   large = whole._replace(step={**whole.step, 'other': 10**12})
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: large)
-  line = [*dry_run.report_workload(plan, False)][-1]
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: large)
+  line = [*dry_run.report_dry_run(plan, False)][-1]
   assert line == 'not timed here: 1e+12 FLOPs a step take a CPU minutes'
   assert times == [7]
 
@@ -130,9 +130,9 @@ def test_steps_that_do_not_fit_are_said(whole, monkeypatch):
   def fail(*arguments):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 3 GB')
 
-  monkeypatch.setattr(dry_run, 'count_workload_cost', lambda plan: whole)
+  monkeypatch.setattr(dry_run, 'count_dry_run_cost', lambda plan: whole)
   monkeypatch.setattr(step_timing, 'time_training_steps', fail)
-  line = [*dry_run.report_workload(plan_of(), False)][-1]
+  line = [*dry_run.report_dry_run(plan_of(), False)][-1]
   assert line.startswith('this does not fit into memory: more devices')
 
 

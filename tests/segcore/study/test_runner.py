@@ -235,7 +235,7 @@ def test_metrics_of_the_splits_that_exist_are_chosen():
     vary = spec.Axis('labels', ('50',))
     config = f'{CONFIG}:splits={splits}'
     study = spec.Study(config, (), (vary,), (0,), tuple(sweep))
-    return spec.resolve_metrics(study)
+    return spec.resolve_study_metrics(study)
 
   sweep = spec.Axis('lr', ('1', '2'))
   assert resolve('train+test').report == 'test/miou'

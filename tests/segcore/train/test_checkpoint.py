@@ -1,11 +1,9 @@
-import concurrent.futures
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from runtime import errors
 from segcore.distributed import sharding
 from segcore.train import checkpoint
 from segcore.weights import checkpoint_reader
-from tests.support import runs
+from tests.support import host_threads, runs
 
 
 def state(value):
@@ -189,45 +187,6 @@ def test_the_reader_refuses_damaged_arrays(saved):
     checkpoint_reader.read_checkpoint_fields(folder)
 
 
-HOSTS = 3
-
-
-@pytest.fixture
-def on_hosts(monkeypatch):
-  """Returns a function that runs another one on several hosts: threads."""
-  host = threading.local()
-  barrier = threading.Barrier(HOSTS, timeout=20)
-  shared = [None] * HOSTS
-
-  def allgather(value):
-    shared[host.index] = value
-    barrier.wait()
-    stacked = np.stack(shared)
-    barrier.wait()
-    return stacked
-
-  def run(function):
-    utils = checkpoint.multihost_utils
-    monkeypatch.setattr(utils, 'process_allgather', allgather)
-    monkeypatch.setattr(
-      utils, 'broadcast_one_to_all', lambda x: allgather(x)[0]
-    )
-    monkeypatch.setattr(
-      utils, 'sync_global_devices', lambda name: allgather(np.zeros(()))
-    )
-    monkeypatch.setattr(jax, 'process_count', lambda: HOSTS)
-    monkeypatch.setattr(jax, 'process_index', lambda: host.index)
-
-    def call(index):
-      host.index = index
-      return function(index)
-
-    with concurrent.futures.ThreadPoolExecutor(HOSTS) as pool:
-      return list(pool.map(call, range(HOSTS)))
-
-  return run
-
-
 OTHER_KIND = checkpoint._Attempt(checkpoint._OTHER_KIND, 'another kind')
 UNREADABLE = checkpoint._Attempt(checkpoint._DAMAGED, 'cannot be read')
 
@@ -256,7 +215,7 @@ def changed(attempt):
 def test_hosts_agree_though_one_of_them_reads_something_else(
   saved, on_hosts, damage, expected, monkeypatch
 ):
-  opened = [checkpoint.Checkpoints(saved) for _ in range(HOSTS)]
+  opened = [checkpoint.Checkpoints(saved) for _ in range(host_threads.HOSTS)]
   attempts = {step: opened[0]._attempt(step, abstract()) for step in (2, 3)}
   for host, checkpoints in enumerate(opened):
     own = dict(attempts)
@@ -267,7 +226,7 @@ def test_hosts_agree_though_one_of_them_reads_something_else(
     )
     monkeypatch.setattr(checkpoints._latest, 'reload', lambda: None)
   results = on_hosts(lambda i: opened[i].restore(abstract())[0])
-  assert results == [expected] * HOSTS
+  assert results == [expected] * host_threads.HOSTS
   assert (saved / 'damaged-3').is_dir() == (expected == 2)
 
 

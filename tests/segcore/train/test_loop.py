@@ -137,6 +137,29 @@ def test_callbacks_run_when_they_are_due(tmp_path):
   assert low - 1e-3 <= per_pixel <= high + 1e-3
 
 
+def test_the_report_of_an_evaluation_is_printed_after_the_last_step(
+  tmp_path, capsys
+):
+  def evaluate(state):
+    return tensorboard.Summaries(
+      {'val/score': 1.0},
+      curves={'val_iou/car': 0.5},
+      report=[f'classes at step {int(state.step)}'],
+    )
+
+  run(tmp_path, training(evaluate=evaluate, evaluate_every=5))
+  out = capsys.readouterr().out
+  assert 'classes at step 11' in out and 'classes at step 10' not in out
+  events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+  events.Reload()
+  tags = sorted(events.Tags()['scalars'])
+  assert {'train/loss', 'val_iou/car', 'val/score'} <= set(tags)
+  # TensorBoard sorts by name: the losses are above the speeds.
+  assert tags.index('train/loss') < tags.index('wall_clock/goodput')
+  lines = metrics_lines(tmp_path)
+  assert not any('val_iou/car' in line for line in lines)
+
+
 def test_nonfinite_term_is_named_and_no_later_state_is_saved(tmp_path):
   with pytest.raises(errors.UserError) as caught:
     run(tmp_path, training(nan_at=6))

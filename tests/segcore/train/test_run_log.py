@@ -1,5 +1,7 @@
 """Logs of a training: what its files and lines say."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from runtime import metrics_file
@@ -8,10 +10,10 @@ from segcore.distributed import sharding
 from segcore.train import run_log, tensorboard
 
 
-def test_an_evaluation_without_labels_is_null_and_explained(tmp_path, capsys):
-  (tmp_path / run_log.PARAMETERS_FILE).write_text('')
-  log = run_log.RunLog(
-    tmp_path,
+def open_log(directory):
+  (directory / run_log.PARAMETERS_FILE).write_text('')
+  return run_log.RunLog(
+    directory,
     0,
     10,
     4,
@@ -20,7 +22,21 @@ def test_an_evaluation_without_labels_is_null_and_explained(tmp_path, capsys):
     {},
     zero_terms_until=0,
   )
-  with log:
+
+
+def test_operations_of_a_step_are_counted_where_the_peak_is_known(tmp_path):
+  step = jax.jit(lambda x, y: x @ y)
+  shapes = [jax.ShapeDtypeStruct((3, 3), jnp.float32)] * 2
+  with open_log(tmp_path) as log:
+    log.count_step_flops(step, *shapes)
+    assert log.step_flops == 0  # The peak of a CPU is unknown.
+    log.peak_flops = 1e12
+    log.count_step_flops(step, *shapes)
+    assert log.step_flops == 2 * 3**3
+
+
+def test_an_evaluation_without_labels_is_null_and_explained(tmp_path, capsys):
+  with open_log(tmp_path) as log:
     scalars = {'val/miou': float('nan'), 'train/miou': np.float64(0.5)}
     log.log_evaluation(5, tensorboard.Summaries(scalars, {}))
   [line] = metrics_file.read_metrics_file(tmp_path / 'metrics.jsonl')
