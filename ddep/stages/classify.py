@@ -124,7 +124,9 @@ class ClassifyStage(experiment_stage.TrainingStage):
   def method(self, context: context_lib.Context, num_classes: int) -> Classify:
     """Builds the classifier with a head of `num_classes` scores."""
     net = context.build({'tags': heads.PoolHead(num_classes)}, self.size)
-    update = self.options.recipe.make_update(('encoder', 'heads'))
+    update = self.options.recipe.make_update(
+      ('encoder', 'heads'), net.frozen_parameters
+    )
     return Classify(net, update, self.options.kind)
 
   def evaluation(

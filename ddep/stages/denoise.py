@@ -167,7 +167,8 @@ class DenoiseStage(experiment_stage.TrainingStage):
     del num_classes
     block = self.options
     net = context.build({'noise': heads.ConvHead(3)}, self.size)
-    return Denoise(net, block.recipe.make_update(block.trained), block.noise)
+    update = block.recipe.make_update(block.trained, net.frozen_parameters)
+    return Denoise(net, update, block.noise)
 
   def evaluation(
     self, trained: Denoise, streams: data_lib.Streams

@@ -103,9 +103,10 @@ class FinetuneStage(experiment_stage.TrainingStage):
     # Small initial logits: the loss starts at log(num_classes).
     head = heads.ConvHead(num_classes, init_scale=0.1)
     net = context.build({'logits': head}, self.size)
-    return Finetune(
-      net, self.options.recipe.make_update(('encoder', 'decoder', 'heads'))
+    update = self.options.recipe.make_update(
+      ('encoder', 'decoder', 'heads'), net.frozen_parameters
     )
+    return Finetune(net, update)
 
   def evaluation(
     self, trained: Finetune, streams: data_lib.Streams

@@ -91,9 +91,10 @@ class SegmenterStage(base.PassStage, experiment_stage.TrainingStage):
           'output_stride': block.output_stride,
         }
       )
+    net = context.build(heads, self.size)
     return finetune_lib.Finetune(
-      context.build(heads, self.size),
-      block.recipe.make_update(('encoder', 'heads')),
+      net,
+      block.recipe.make_update(('encoder', 'heads'), net.frozen_parameters),
       self.level,
       block.reduction,
       block.repeated_upsampling,

@@ -104,9 +104,10 @@ class RepresentStage(base.ViewsStage):
     heads = pretrain_options.build_objective_heads(
       objectives, jnp.dtype(context.network.dtype)
     )
+    net = context.build(heads, self.size)
     return pretrain_method.Pretrain(
-      context.build(heads, self.size),
-      block.recipe.make_update(('encoder', 'heads')),
+      net,
+      block.recipe.make_update(('encoder', 'heads'), net.frozen_parameters),
       objectives,
       block.colors,
       block.learn.combine,

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from runtime import errors, files, options
+from runtime import console, errors, files, options
 from segcore.models import segmenter
 from segcore.train import workspace as workspace_lib
-from segcore.weights import load
+from segcore.weights import load, packages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Start:
 
   Attributes:
     path: name of a stage of this experiment, path of the stage folder of
-      another run, or path of a weight file; '' for random values.
+      another run, path of a weight file, or 'package:NAME' for that of an
+      installed package (see `packages.PACKAGES`); '' for random values.
     take: names of the subtrees that are read: 'encoder', 'decoder',
       'heads/NAME'.
   """
@@ -34,7 +35,15 @@ class Start:
   @property
   def folder(self) -> files.Path:
     """Returns the stage folder of another run, or the weight file."""
+    if self._package:
+      return packages.locate_package_weights(self._package).path
     return files.parse_file_path(self.path, 'path')
+
+  @property
+  def _package(self) -> str:
+    """Returns the name of the installed package with the weights, if any."""
+    is_package = self.path.startswith(packages.PREFIX)
+    return self.path.removeprefix(packages.PREFIX) if is_package else ''
 
   def needs(self, stages: Sequence[str]) -> tuple[str, ...]:
     """Returns the stage of this experiment that has the parameters, if any.
@@ -95,5 +104,8 @@ class Start:
     """
     if not self.path:
       return None
+    if self._package:
+      installed = packages.locate_package_weights(self._package)
+      console.print_line(f'weights: {installed.description}')
     path = workspace.needed.get(self.path, self.folder)
     return load.load_weight_parts(path, self.take, net, (1, *size, 3))

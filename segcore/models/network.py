@@ -11,13 +11,19 @@ import jax.numpy as jnp
 from runtime import errors, options
 from segcore.models import segmenter
 from segcore.models.decoders import deeplabv3plus, unet
-from segcore.models.encoders import bit, hybrid_vit, resnet_gn
+from segcore.models.encoders import (
+  bit,
+  efficientnet,
+  hybrid_vit,
+  resnet_gn,
+)
 from segcore.models.encoders import resnet as resnet_lib
 
 ENCODERS = {
   'resnet': resnet_gn.ResNet,
   'bit': bit.BiT,
   'dilated_resnet': resnet_lib.DilatedResNet,
+  'efficientnet': efficientnet.EfficientNet,
   'hybrid_vit': hybrid_vit.HybridViT,
 }
 DECODERS = {

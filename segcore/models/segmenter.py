@@ -90,6 +90,12 @@ class Segmenter(nn.Module):
     """Returns whether the decoder is conditioned on a noise level."""
     return getattr(self.decoder, 'conditional', False)
 
+  @property
+  def frozen_parameters(self) -> tuple[str, ...]:
+    """Returns the paths of the modules that the encoder freezes."""
+    names = getattr(self.encoder, 'frozen_parameters', ())
+    return tuple(f'encoder/{name}' for name in names)
+
   def __call__(
     self,
     images: Float[Array, 'B H W 3'],

@@ -1,6 +1,7 @@
 """Updates of the parameters: gradient accumulation and optimizer step."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -124,9 +125,24 @@ class RecipeOptions:
         f'{self.accumulate}'
       )
 
-  def make_update(self, trained: tuple[str, ...]) -> 'Update':
-    """Builds the update of these top-level parts of the parameters."""
-    return Update(trained, self.optimizer, self.num_steps, self.accumulate)
+  def make_update(
+    self, trained: tuple[str, ...], frozen: tuple[str, ...] = ()
+  ) -> 'Update':
+    """Builds the update of these top-level parts of the parameters.
+
+    Args:
+      trained: names of the parts.
+      frozen: paths of modules that are not updated, as 'encoder/block1'.
+    """
+    groups = tuple(
+      (f'^{re.escape(path)}/', 0.0, 0.0)
+      for path in frozen
+      if path.partition('/')[0] in trained
+    )
+    optimizer = dataclasses.replace(
+      self.optimizer, groups=(*groups, *self.optimizer.groups)
+    )
+    return Update(trained, optimizer, self.num_steps, self.accumulate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,12 +21,13 @@ from flax import traverse_util
 from runtime import console, errors, files, json_files
 from segcore.models.layers import resize
 from segcore.weights import checkpoint_reader, weight_files
-from segcore.weights.layouts import google, torchvision
+from segcore.weights.layouts import efficientnet, google, torchvision
 
 _MAX_LINES = 8
 _COLLECTIONS = ('params/', 'batch_stats/')
 # From public names to those of this project; None if the names are others.
 _TRANSLATORS = (
+  efficientnet.translate_efficientnet_weights,
   torchvision.translate_torchvision_weights,
   google.translate_google_weights,
 )
@@ -75,7 +76,8 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
     raise errors.UserError(
       f'{path}: expected names that begin with params/ or batch_stats/, as '
       f'params/encoder/conv_root/kernel, those of public {families} weights, '
-      "or torch's of a ResNet, as layer1.0.conv1.weight; got "
+      "or torch's of a ResNet or an EfficientNet, as layer1.0.conv1.weight; "
+      'got '
       f'{", ".join(sorted(flat)[:3]) or "none"}'
     )
   return traverse_util.unflatten_dict(

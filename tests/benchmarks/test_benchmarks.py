@@ -13,6 +13,7 @@ TINY = {
   'pass_evaluate': '--images=2 --classes=9 --rounds=1 --files=4',
   'pass_kmeans': '--rows=200 --dim=8 --clusters=3 --iterations=2 --rounds=1',
   'pass_sinkhorn': '--batch=8 --queue=16 --prototypes=6 --dim=4 --rounds=1',
+  'depthwise': '--images=1 --side=16 --threads=1 --rounds=1',
   'input': '--rounds=1 --seconds=0.1 --batches=20 --threads=1',
   'prepare': '--images=4 --rounds=1',
 }

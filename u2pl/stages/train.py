@@ -170,9 +170,12 @@ class TrainStage(experiment_stage.TrainingStage):
   ) -> mean_teacher.MeanTeacher:
     """Builds the method that the block `learn` describes."""
     block = self.options
+    net = self.build_network(context, num_classes)
     return mean_teacher.MeanTeacher(
-      segmenter=self.build_network(context, num_classes),
-      update=block.recipe.make_update(segmenter.SUBMODULES),
+      segmenter=net,
+      update=block.recipe.make_update(
+        segmenter.SUBMODULES, net.frozen_parameters
+      ),
       options=block.learn,
       num_classes=num_classes,
       steps_per_epoch=block.steps_per_epoch,

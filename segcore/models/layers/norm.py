@@ -77,6 +77,7 @@ def batch_norm(
   dtype: DTypeLike,
   name: str,
   decay: float = 0.9,
+  epsilon: float = 1e-5,
   zero_scale: bool = False,
   affine: bool = True,
 ) -> nn.BatchNorm:
@@ -93,6 +94,7 @@ def batch_norm(
     name: name of the parameters.
     decay: share of the running statistics that an update keeps; torch's
       `momentum` is 1 - decay.
+    epsilon: constant added to the variance.
     zero_scale: whether the scale is initialized with 0, for the last norm of a
       residual branch.
     affine: whether parameters scale and shift each channel.
@@ -101,7 +103,7 @@ def batch_norm(
   return nn.BatchNorm(
     use_running_average=not train,
     momentum=decay,
-    epsilon=1e-5,
+    epsilon=epsilon,
     scale_init=init,
     use_scale=affine,
     use_bias=affine,

@@ -316,8 +316,10 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
   make(tmp_path, a=GOOD, b=GOOD)
   write(tmp_path / 'images/a.png', image_bytes(3, 2, 'PNG'))
   assert refused_besides(tmp_path, 'b').splitlines()[:2] == [
-    f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a'",
-    f"{tmp_path}/images/a.png: a.jpg and a.png have the same id 'a'",
+    f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a': "
+    'rename one of them',
+    f"{tmp_path}/images/a.png: a.jpg and a.png have the same id 'a': "
+    'rename one of them',
   ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from segcore.models import features, network, segmenter
 from segcore.models import heads as heads_lib
 from segcore.models.decoders import deeplabv3plus, unet
-from segcore.models.encoders import bit, hybrid_vit, resnet_gn
+from segcore.models.encoders import bit, efficientnet, hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
 
 _IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3))
@@ -58,6 +58,7 @@ _TORCH_RESNET_50 = {
   'stem': 'plain',
   'output_stride': 32,
 }
+_LITE0 = {'name': 'efficientnet'}
 # Two blocks 512 → 256 → 256 with bias and norm, and 21 scores.
 _SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
 
@@ -92,6 +93,21 @@ _SIZES = (
   (_RESNET_50, _DEEPLAB, 23_508_032, 18_222_848 + _SCORES),
   (_BIT, _DEEPLAB, 23_500_352, 18_222_848 + _SCORES),
   (_HYBRID, _DEEPLAB, 97_890_112, 18_222_848 - 29 * 1280 * 256 + _SCORES),
+  # 4,652,008 without its classifier. Its maps have 320 channels where those of
+  # a ResNet have 2048, and 112, 40, 24 and 16 at the skips where a ResNet has
+  # 1024, 512, 256 and 64.
+  (
+    _LITE0,
+    {'name': 'unet'},
+    2_958_848,
+    50_181_571 - 9 * ((1728 + 912) * 1024 + 472 * 512 + 232 * 256 + 48 * 128),
+  ),
+  (
+    _LITE0,
+    _DEEPLAB,
+    2_958_848,
+    18_222_848 - 29 * 1728 * 256 - 232 * 256 + _SCORES,
+  ),
 )
 
 
@@ -400,5 +416,6 @@ def test_names_of_encoders_and_decoders():
   assert network.ENCODERS['bit'] is bit.BiT
   assert network.ENCODERS['hybrid_vit'] is hybrid_vit.HybridViT
   assert network.ENCODERS['dilated_resnet'] is resnet_lib.DilatedResNet
+  assert network.ENCODERS['efficientnet'] is efficientnet.EfficientNet
   assert network.DECODERS['unet'] is unet.UNetDecoder
   assert network.DECODERS['deeplabv3plus'] is deeplabv3plus.DeepLabV3Plus
