@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import transforms, views
+from tests.support import fake_data
 
 HEIGHT, WIDTH = 150, 200
 LARGE = views.ViewGroup('large', 2, (64, 48), area=(0.14, 1.0))
@@ -154,3 +155,34 @@ def test_views_compose_with_other_transforms(ramp):
     x = WIDTH - 1 - sample_positions(left, w, 48)
     expected = x[::-1] if flip else x
     np.testing.assert_allclose(view[0, :, 0], expected, atol=1)
+
+
+def test_views_show_their_boxes():
+  source = fake_data.multi_view_loader()
+  with source.start(1) as batches:
+    batch = next(batches)
+  flips = []
+  for group, size in (('large', 24), ('small', 16)):
+    for row, name in enumerate(batch['id']):
+      for view, (top, left, height, width), flip in zip(
+        batch[f'views_{group}'][row],
+        batch[f'box_{group}'][row],
+        batch[f'flip_{group}'][row],
+        strict=True,
+      ):
+        # Where the middle of each pixel of the view lies in the image.
+        along = (np.arange(size) + 0.5) / size
+        x = left + np.clip(along * width - 0.5, 0, width - 1)
+        y = top + np.clip(along * height - 0.5, 0, height - 1)
+        x = x[::-1] if flip else x
+        expected = np.stack(
+          np.broadcast_arrays(5 * x, 6 * y[:, None], 10 * int(name[-2:])), -1
+        )
+        # Half a unit is a tenth of a pixel; the resize rounds to units.
+        assert np.abs(view - expected).max() <= 1
+        flips.append(bool(flip))
+  assert len(flips) == fake_data.BATCH_SIZE * (2 + 3)
+  assert 5 < sum(flips) < 35
+  spec = source.element_spec()
+  assert spec['views_large'].shape == (8, 2, 24, 24, 3)
+  assert spec['box_small'].dtype == np.float32

@@ -1,4 +1,4 @@
-"""Runs steps of a method on one device and on eight."""
+"""Meshes of some devices; steps of a method on one and on eight."""
 
 import jax
 import pytest
@@ -26,3 +26,8 @@ def one_and_eight(trained, state, batches, fsdp, monkeypatch):
       new, scalars = step(new, put(batch))
     results.append(jax.device_get((new, scalars)))
   return results
+
+
+def mesh_of(num_devices=8):
+  """Returns a mesh of the first devices."""
+  return sharding.make_mesh(devices=jax.devices()[:num_devices])

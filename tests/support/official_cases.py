@@ -52,6 +52,17 @@ IMAGENET_S_919 = (
   *('n02808440', 'n03773504', 'n03832673', 'n04355933', 'n15075141'),
   *(f'n2000{i:04}' for i in range(261, 920)),
 )
+# Folder of the class, image, and class id; merged classes are in one folder.
+IMAGENET_S_919_TRAIN = (
+  ('n01000255', 'n01000255_1', 255),
+  ('n02808440', 'n02808440_1', 256),
+  ('n02808440', 'n04493381_1', 256),
+  ('n03773504', 'n04008634_1', 257),
+  ('n03832673', 'n03642806_1', 258),
+  ('n04355933', 'n04356056_10', 259),
+  ('n15075141', 'n03887697_1', 260),
+  ('n20000919', 'n20000919_3', 919),
+)
 IMAGENET_S_300 = tuple(f'n0200{i:04}' for i in range(1, 301))
 
 
@@ -431,16 +442,7 @@ def imagenet_s_919(source):
   return {
     'train': [
       Expected(f'{wnid}/{key}', train[key], None, [class_id])
-      for wnid, key, class_id in (
-        ('n01000255', 'n01000255_1', 255),
-        ('n02808440', 'n02808440_1', 256),
-        ('n02808440', 'n04493381_1', 256),
-        ('n03773504', 'n04008634_1', 257),
-        ('n03832673', 'n03642806_1', 258),
-        ('n04355933', 'n04356056_10', 259),
-        ('n15075141', 'n03887697_1', 260),
-        ('n20000919', 'n20000919_3', 919),
-      )
+      for wnid, key, class_id in IMAGENET_S_919_TRAIN
     ],
     'train_semi': [
       labeled(name, train[name[10:]], values, table)

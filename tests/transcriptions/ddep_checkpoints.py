@@ -116,12 +116,17 @@ def hybrid_vit_checkpoint(
     for layer in range(layers):
       _add_encoder_block(draws, f'_{layer}', names, (), hidden, heads, mlp)
   draws.norm('Transformer/encoder_norm', (hidden,))
+  _add_head(draws, hidden, pre_logits, classes)
+  return draws.weights
+
+
+def _add_head(draws, hidden, pre_logits, classes):
+  """Adds the layers behind the ViT, if there are any."""
   if pre_logits:
     draws.kernel('pre_logits', (hidden, hidden), hidden, (hidden,))
   if classes is not None:
     draws.zeros('head/kernel', (hidden, classes))
     draws.zeros('head/bias', (classes,))
-  return draws.weights
 
 
 def _add_stem(draws, norm_axes, root, mids, blocks):

@@ -1,4 +1,3 @@
-import hashlib
 import os
 import pickle
 import shutil
@@ -11,9 +10,14 @@ import tensorflow_datasets as tfds
 from input_pipeline import datasets
 from input_pipeline.builders import folders
 from input_pipeline.sources import file_digests, records
+from tests.input_pipeline.builders.support import (
+  DECODERS,
+  ids,
+  prepared,
+  write_image,
+)
 from tests.support import messages
 
-DECODERS = {'image': tfds.decode.SkipDecoding()}
 LABEL_DECODERS = {**DECODERS, 'label': tfds.decode.SkipDecoding()}
 
 CLASS_LIST = 'sky 70,130,180\nmain road #804080\ncar 0,0,142\n'
@@ -30,12 +34,6 @@ COLORS = (
   (CAR, ROAD, SKY),
   (ROAD, ROAD, VOID),
 )
-
-
-def write_image(path, width=3, height=5):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  ramp = np.arange(width * height * 3, dtype=np.uint8)
-  PIL.Image.fromarray(ramp.reshape(height, width, 3)).save(path)
 
 
 def palette_mask(path):
@@ -81,20 +79,9 @@ def make(source, names=('a',), write_mask=gray_mask, class_list=CLASS_LIST):
   }
 
 
-def prepared(builder):
-  builder.download_and_prepare()
-  return builder
-
-
 def mask_folder(tmp_path, **options):
   return folders.ImageMaskFolder(
     folders.ImageMaskFolderOptions(**options), data_dir=tmp_path / 'prepared'
-  )
-
-
-def image_folder(tmp_path, **options):
-  return folders.ImageFolder(
-    folders.ImageFolderOptions(**options), data_dir=tmp_path / 'prepared'
   )
 
 
@@ -105,11 +92,6 @@ def labels(builder, split='train'):
     record['id'].decode(): records.decode_record_label(record['label']).tolist()
     for record in source
   }
-
-
-def ids(builder, split='train'):
-  source = builder.as_data_source(split, decoders=DECODERS)
-  return [record['id'].decode() for record in source]
 
 
 @pytest.mark.parametrize(
@@ -270,36 +252,6 @@ def test_a_folder_named_unlabeled_is_refused_with_unlabeled_images(tmp_path):
   )
 
 
-def test_image_folder_has_images_and_relative_ids(tmp_path):
-  for name in ('b.PNG', 'a.jpeg', 'sub/c.JPG'):
-    write_image(tmp_path / 'photos' / name)
-  builder = prepared(image_folder(tmp_path, source=str(tmp_path / 'photos')))
-  assert ids(builder) == ['a', 'b', 'sub/c']
-  source = builder.as_data_source('train', decoders=DECODERS)
-  assert set(source[0]) == {'image', 'id'}
-  assert source[2]['image'] == (tmp_path / 'photos/sub/c.JPG').read_bytes()
-  assert records.decode_record_image(source[1]['image'])[0].tolist() == [
-    [0, 1, 2],
-    [3, 4, 5],
-    [6, 7, 8],
-  ]
-  assert builder.schema() == records.Schema((), (), labels=False)
-
-
-def test_splits_in_folders(tmp_path):
-  for split, name in (('train', 'x'), ('test', 'y/x'), ('.trash', 'z')):
-    write_image(tmp_path / f'photos/{split}/images/{name}.jpg')
-  (tmp_path / 'photos/notes').mkdir()
-  builder = prepared(
-    image_folder(
-      tmp_path, source=str(tmp_path / 'photos'), images='{split}/images'
-    )
-  )
-  assert set(builder.info.splits) == {'train', 'test'}
-  assert ids(builder, 'train') == ['train/x']
-  assert ids(builder, 'test') == ['test/y/x']
-
-
 def test_splits_of_masks_in_folders(tmp_path):
   options = make(tmp_path / 'roads', [])
   for split in ('train', 'val'):
@@ -316,38 +268,6 @@ def test_splits_of_masks_in_folders(tmp_path):
   assert (
     f'{tmp_path}/roads/masks/val: masks of a split without a folder of images'
   ) in builder.warnings()
-
-
-def test_val_fraction_follows_the_stated_rule(tmp_path):
-  names = [f'{i:03}' for i in range(40)]
-  for name in names:
-    write_image(tmp_path / f'photos/{name}.png')
-  expected = {
-    name
-    for name in names
-    if int(hashlib.sha256(f'3:{name}'.encode()).hexdigest()[:16], 16)
-    < 0.25 * 16**16
-  }
-  assert 0 < len(expected) < 20
-  builder = image_folder(
-    tmp_path, source=str(tmp_path / 'photos'), val_fraction=0.25, split_seed=3
-  )
-  examples = builder.sources()
-  assert {example.id for example in examples['val']} == expected
-  assert {example.id for example in examples['train']} == {
-    name for name in names if name not in expected
-  }
-
-
-def test_val_fraction_that_leaves_a_split_empty_is_refused(tmp_path):
-  write_image(tmp_path / 'photos/a.jpg')
-  message = messages.message_of(
-    image_folder, tmp_path, source=str(tmp_path / 'photos'), val_fraction=1e-9
-  )
-  assert message == (
-    'val_fraction=1e-09 leaves no image for val of 1: choose another '
-    'val_fraction or split_seed'
-  )
 
 
 def test_a_changed_folder_is_another_config(tmp_path):
@@ -458,70 +378,6 @@ def test_other_processes_need_the_records_only(tmp_path):
   builder, source = pickle.loads(sent)
   assert labels(builder) == {'a': [list(row) for row in IDS]}
   assert source[0]['id'] == b'a'
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'source': ''}, 'source is empty: give the folder of the images'),
-    (
-      {'val_fraction': 1.0},
-      'val_fraction: expected 0 or more, and below 1, got 1.0',
-    ),
-    (
-      {'on_bad_example': 'stop'},
-      "on_bad_example: expected one of ('error', 'skip'), got 'stop'",
-    ),
-    (
-      {'images': 'x{split}', 'masks': '{split}'},
-      'images: expected {split} once, as the whole name of a folder, got '
-      "'x{split}'",
-    ),
-    (
-      {'images': '{split}/a', 'masks': '{split}/b', 'val_fraction': 0.1},
-      "val_fraction: expected 0, as images='{split}/a' has its splits in "
-      'folders, got 0.1',
-    ),
-    ({'masks': ''}, 'masks is empty: give the folder of the masks'),
-    ({'classes': ''}, 'classes is empty: give the file of the class list'),
-    (
-      {'images': '{split}/images'},
-      'masks: expected {split} in both images and masks or in neither, got '
-      "'masks' with images='{split}/images'",
-    ),
-    (
-      {'images': ''},
-      'masks: expected a folder outside of the images, as every PNG there is '
-      "an image, got 'masks' with images='': move the masks, or set "
-      'mask_suffix to the end of their names',
-    ),
-    (
-      {'without_mask': 'skip'},
-      "without_mask: expected one of ('error', 'unlabeled'), got 'skip'",
-    ),
-    (
-      {'ignore': -1},
-      'ignore: expected a value of 0 to 65535, a color of three values of 0 to '
-      '255, or None, got -1',
-    ),
-    (
-      {'ignore': (0, 0, 256)},
-      'ignore: expected a value of 0 to 65535, a color of three values of 0 to '
-      '255, or None, got (0, 0, 256)',
-    ),
-  ],
-)
-def test_invalid_options_are_refused(changes, message):
-  options = {
-    'source': 'x',
-    'images': 'images',
-    'masks': 'masks',
-    'classes': 'classes.txt',
-    **changes,
-  }
-  assert (
-    messages.message_of(folders.ImageMaskFolderOptions, **options) == message
-  )
 
 
 @pytest.mark.parametrize(

@@ -20,22 +20,17 @@ import pytest
 
 from input_pipeline import loader, transforms
 from runtime import errors, metrics_file
-from segcore.cost import communication
 from segcore.distributed import sharding
-from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics, protocols
-from segcore.experiment import stage
 from segcore.train import train_state
-from segcore.train import update as update_lib
-from segcore.weights import checkpoint_reader, load
+from segcore.weights import checkpoint_reader
 from tests.support import fake_data, fake_network
 from tests.support import fake_methods as fakes
+from tests.support.evaluation import SIZES, evaluator
+from tests.support.fake_stages import Experiment, k_means
+from tests.support.meshes import mesh_of
 
 NAMES = tuple(fakes.METHODS)
-
-
-def mesh_of(num_devices=8):
-  return sharding.make_mesh(devices=jax.devices()[:num_devices])
 
 
 def assert_same(actual, expected):
@@ -240,37 +235,6 @@ def test_queue_is_used_once_it_is_full(by_hand):
     state, _ = run.step(state, batch)
 
 
-def test_views_show_their_boxes():
-  source = fake_data.multi_view_loader()
-  with source.start(1) as batches:
-    batch = next(batches)
-  flips = []
-  for group, size in (('large', 24), ('small', 16)):
-    for row, name in enumerate(batch['id']):
-      for view, (top, left, height, width), flip in zip(
-        batch[f'views_{group}'][row],
-        batch[f'box_{group}'][row],
-        batch[f'flip_{group}'][row],
-        strict=True,
-      ):
-        # Where the middle of each pixel of the view lies in the image.
-        along = (np.arange(size) + 0.5) / size
-        x = left + np.clip(along * width - 0.5, 0, width - 1)
-        y = top + np.clip(along * height - 0.5, 0, height - 1)
-        x = x[::-1] if flip else x
-        expected = np.stack(
-          np.broadcast_arrays(5 * x, 6 * y[:, None], 10 * int(name[-2:])), -1
-        )
-        # Half a unit is a tenth of a pixel; the resize rounds to units.
-        assert np.abs(view - expected).max() <= 1
-        flips.append(bool(flip))
-  assert len(flips) == fake_data.BATCH_SIZE * (2 + 3)
-  assert 5 < sum(flips) < 35
-  spec = source.element_spec()
-  assert spec['views_large'].shape == (8, 2, 24, 24, 3)
-  assert spec['box_small'].dtype == np.float32
-
-
 # A run that was stopped ends as if nothing had happened.
 
 
@@ -344,110 +308,6 @@ def assert_same_metrics(folder, expected):
   lines = metrics_file.read_metrics_file(folder / 'metrics.jsonl')
   assert lines == metrics_file.read_metrics_file(expected / 'metrics.jsonl')
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
-
-
-# Stages that train, and one between them that does not.
-
-
-@dataclasses.dataclass(frozen=True)
-class ClusterLabels:
-  """Gives every pixel the cluster of its image."""
-
-  clusters: dict[str, int]
-
-  def __call__(self, example, rng):
-    del rng
-    cluster = self.clusters[example['id'].decode()]
-    label = np.full(example['image'].shape[:2], cluster, np.int16)
-    return {**example, 'label': label}
-
-
-class Experiment:
-  """Views, then clusters of their embeddings, then two streams.
-
-  Attributes:
-    log: names of the stages that began.
-    breaks: a stage that is interrupted when half of its output is written.
-  """
-
-  def __init__(self, breaks=''):
-    self.log = []
-    self.breaks = breaks
-    self.mesh = mesh_of()
-    self.split = fake_data.coordinate_split(10)
-
-  def run(self, workdir, **options):
-    stage.run_stages(
-      [
-        stage.Stage('represent', {}, self.represent),
-        stage.Stage('cluster', {'k': 4}, self.cluster, ('represent',)),
-        stage.Stage('segment', {}, self.segment, ('represent', 'cluster')),
-      ],
-      workdir,
-      **options,
-    )
-
-  def represent(self, place):
-    self.log.append('represent')
-    fakes.train('multi_view', place.directory, self.mesh)
-    return [place.directory / 'checkpoints']
-
-  def cluster(self, place):
-    self.log.append('cluster')
-    result = load.read_weight_variables(place.needed['represent'])
-    predictions = evaluator_lib.Predictions(
-      split=self.split,
-      predictor=inference.ImageScores(fakes.multi_view(), fake_network.STRIDE),
-      batch_size=8,
-      mesh=self.mesh,
-    )
-    pairs = predictions(train_state.inference_train_state(result, self.mesh))
-    rows = {example['id'].decode(): row for row, example in pairs}
-    output = place.directory / 'clusters.npz'
-    if self.breaks == 'cluster':
-      output.write_bytes(b'half')
-      raise KeyboardInterrupt
-    ids = sorted(rows)
-    centers, nearest = k_means(np.stack([rows[i] for i in ids]), 4)
-    np.savez(output, ids=ids, nearest=nearest, centers=centers)
-    return [output]
-
-  def segment(self, place):
-    self.log.append('segment')
-    with np.load(place.needed['cluster'] / 'clusters.npz') as file:
-      clusters = dict(zip(file['ids'], map(int, file['nearest']), strict=True))
-    decode = transforms.Decode(fake_data.NUM_CLASSES)
-    labels = transforms.Compose((decode, ClusterLabels(clusters)))
-    self.batches = fake_data.make_two_stream_loader(
-      self.split, labels, self.split
-    )
-    self.loaded = load.load_weight_parts(
-      place.needed['represent'],
-      ('encoder',),
-      fakes.two_stream().segmenter,
-      (1, 16, 16, 3),
-    )
-    self.state = fakes.train(
-      'two_stream',
-      place.directory,
-      self.mesh,
-      batches=self.batches,
-      loaded=self.loaded,
-    )
-    return [place.directory / 'checkpoints']
-
-
-def k_means(rows, k):
-  centers = rows[:k]
-  for _ in range(5):
-    nearest = np.argmin(np.square(rows[:, None] - centers).sum(axis=-1), axis=1)
-    centers = np.stack(
-      [
-        rows[nearest == i].mean(axis=0) if np.any(nearest == i) else centers[i]
-        for i in range(k)
-      ]
-    )
-  return centers, nearest
 
 
 @pytest.fixture(scope='module')
@@ -528,61 +388,9 @@ def test_other_fields_of_a_state_can_be_read(whole):
   assert_same(result['teacher_batch_stats'], state.teacher_batch_stats)
 
 
-# Evaluation.
-
-# Of 30 to 70 pixels; padded to multiples of 4, five canvases of 1 to 5 images.
-SIZES = [
-  *[(30, 70), (31, 69), (29, 72), (32, 70), (30, 71)],
-  *[(45, 33), (48, 36), (46, 35)],
-  *[(64, 41), (70, 30), (57, 57)],
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-  """The images that a metric was shown, instead of counts."""
-
-  ids: tuple[bytes, ...] = ()
-
-  def update(self, prediction, label, id):
-    assert prediction.shape == label.shape
-    return Seen((*self.ids, id))
-
-  def merge(self, other):
-    return Seen(self.ids + other.ids)
-
-  def compute(self):
-    return {'ids': np.array(self.ids)}
-
-
 def label_maps(fake, num_classes=fake_data.NUM_CLASSES):
   options = protocols.ProtocolOptions()
   return inference.LabelMaps(fake, num_classes, options, fake_network.STRIDE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-  """Predicts what a function of uint8 images gives."""
-
-  function: object
-
-  group = inference.ImageScores.group
-  prepare = inference.ImageScores.prepare
-  multiple = fake_network.STRIDE
-
-  def __call__(self, state, inputs):
-    return self.function(inputs['images'])
-
-
-def evaluator(split, predictor, metric, mesh):
-  predictions = evaluator_lib.Predictions(
-    split=split,
-    predictor=predictor,
-    batch_size=8,
-    mesh=mesh,
-    keep=('label',),
-  )
-  return evaluator_lib.Evaluator(predictions, (metric,), 'label')
 
 
 def test_evaluation_is_a_slow_loop_over_images(by_hand):
@@ -614,92 +422,3 @@ def test_evaluation_is_a_slow_loop_over_images(by_hand):
   np.testing.assert_allclose(values['iou'], shared / either, atol=1e-4)
   assert values['miou'] == pytest.approx(np.mean(shared / either), abs=1e-4)
   assert np.sum(shared > 0) >= 3  # Most classes are found, and by chance.
-
-
-def test_every_image_is_evaluated_once():
-  split = fake_data.labeled_split(SIZES)
-  for num_devices in (1, 8):
-    mesh = mesh_of(num_devices)
-    state = train_state.inference_train_state({'params': {}}, mesh)
-    predictor = Drawn(lambda images: images[..., 0])
-    seen = evaluator(split, predictor, Seen(), mesh)(state).values
-    expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
-    assert sorted(seen['ids'].tolist()) == expected
-
-
-def test_919_classes_survive(tmp_path):
-  """The class of each pixel is written in red and green of the image."""
-  results = []
-  for i, size in enumerate([(31, 37), (40, 30), (33, 31), (31, 37)]):
-    label = (np.arange(size[0] * size[1]).reshape(size) + i) % 920 - 1
-    shown = np.maximum(label, 0)
-    image = np.stack([shown // 256, shown % 256, shown * 0], -1)
-    results.append(fake_data.make_record(i, image, label, 919))
-  split = fake_data.make_split(results, 919)
-
-  def predict(images):
-    images = images.astype(jnp.int16)
-    return images[..., 0] * 256 + images[..., 1]
-
-  matrix = metrics.ConfusionMatrix.empty(919)
-  mesh = mesh_of()
-  state = train_state.inference_train_state({'params': {}}, mesh)
-  values = evaluator(split, Drawn(predict), matrix, mesh)(state).values
-  np.testing.assert_array_equal(values['iou'], np.ones(919))
-
-  decode = transforms.Decode(919)
-  crop = transforms.RandomCrop((30, 30))
-  stream = loader.Stream(split.records, transforms.Compose((decode, crop)))
-  with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
-    put = sharding.make_batch_sharder(mesh)
-    batch = put(loader.drop_host_only_keys(next(batches)))
-  assert batch['label'].dtype == jnp.int16
-  assert int(batch['label'].max()) == 918
-  known = predict(batch['image'])
-  np.testing.assert_array_equal(known, jnp.maximum(batch['label'], 0))
-
-
-# What travels between devices.
-
-
-def collectives(fake):
-  mesh, source = mesh_of(), fake_data.two_stream_loader()
-  spec = source.element_spec()
-  state = jax.eval_shape(
-    lambda rng: fake.init(rng, spec, None), jax.random.PRNGKey(0)
-  )
-  step = jax.jit(
-    fake.train_step,
-    in_shardings=(
-      sharding.replicated_sharding(mesh),
-      sharding.batch_sharding(mesh),
-    ),
-    out_shardings=sharding.replicated_sharding(mesh),
-  )
-  return communication.count_collectives(step.lower(state, spec).compile())
-
-
-def test_joined_streams_move_no_rows():
-  result = collectives(fakes.two_stream(contrast=False))
-  assert result.pop('all-reduce') > 0
-  assert not any(result.values()), result
-
-
-def test_the_bank_gathers_what_is_pushed():
-  # Representations and labels of the cells, and where they go: not images.
-  result = collectives(fakes.two_stream())
-  assert result['all-to-all'] == 0
-  assert result['collective-permute'] == 0
-  assert 1 <= result['all-gather'] <= 4, result
-
-
-def test_a_method_that_needs_whole_batches_says_so():
-  recipe = update_lib.RecipeOptions(
-    16, 6, fakes.two_stream().optimizer, accumulate=2
-  )
-  recipe.check(mesh_of(), 'config.semi')
-  with pytest.raises(errors.UserError) as caught:
-    recipe.check(mesh_of(), 'config.semi', accumulates=False)
-  assert str(caught.value).startswith(
-    'config.semi.accumulate: expected 1, since this method needs the whole'
-  )

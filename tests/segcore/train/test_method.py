@@ -11,7 +11,9 @@ from runtime import errors
 from segcore.distributed import sharding
 from segcore.train import optimizers
 from segcore.train import update as update_lib
+from tests.support import fake_methods as fakes
 from tests.support import tiny_networks
+from tests.support.meshes import mesh_of
 
 
 class Linear(nn.Module):
@@ -159,3 +161,15 @@ def test_batch_statistics_of_microbatches_are_averaged():
   expected = 0.9 + 0.1 * np.asarray(batch()['x']).mean(0)
   for mean in means:
     np.testing.assert_allclose(mean, expected, atol=1e-6)
+
+
+def test_a_method_that_needs_whole_batches_says_so():
+  recipe = update_lib.RecipeOptions(
+    16, 6, fakes.two_stream().optimizer, accumulate=2
+  )
+  recipe.check(mesh_of(), 'config.semi')
+  with pytest.raises(errors.UserError) as caught:
+    recipe.check(mesh_of(), 'config.semi', accumulates=False)
+  assert str(caught.value).startswith(
+    'config.semi.accumulate: expected 1, since this method needs the whole'
+  )

@@ -1,6 +1,7 @@
 """SwAV against slow numpy transcriptions (spec §2.5)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,20 @@ def test_no_gradient_flows_through_targets():
     assert not np.asarray(gradient).any()
 
 
+def loss_of_targets(targets, x, p):
+  """Computes the loss of embeddings and prototypes for constant targets."""
+  num_views = x.shape[1]
+  weights = pass_pretraining.crop_weights(num_views)
+  total = 0.0
+  for i in (0, 1):
+    for v in range(num_views):
+      logits = x[:, v] @ p / 0.1
+      logits = logits - logits.max(axis=1, keepdims=True)
+      log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+      total -= weights[i][v] * np.mean((targets[i] * log_probs).sum(axis=1))
+  return total
+
+
 @pytest.mark.parametrize('num_views', [2, 5])
 @pytest.mark.parametrize('queued', [False, True])
 def test_objective_and_its_gradient(num_views, queued):
@@ -99,18 +114,7 @@ def test_objective_and_its_gradient(num_views, queued):
   assert ('queue_fill' in scalars) == queued
 
   # With respect to embeddings and prototypes, while targets are constant.
-  weights = pass_pretraining.crop_weights(num_views)
-
-  def reference_loss(x, p):
-    total = 0.0
-    for i in (0, 1):
-      for v in range(num_views):
-        logits = x[:, v] @ p / 0.1
-        logits = logits - logits.max(axis=1, keepdims=True)
-        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        total -= weights[i][v] * np.mean((targets[i] * log_probs).sum(axis=1))
-    return total
-
+  reference_loss = functools.partial(loss_of_targets, targets)
   arrays.assert_close(reference_loss(embeddings, prototypes), expected)
   arrays.assert_gradient(
     lambda x: loss(x, p).terms['loss_swav'],

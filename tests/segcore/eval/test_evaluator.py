@@ -1,0 +1,88 @@
+"""Every image is evaluated once, with all of its classes."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline import loader, transforms
+from segcore.distributed import sharding
+from segcore.eval import inference, metrics
+from segcore.train import train_state
+from tests.support import fake_data, fake_network
+from tests.support.evaluation import SIZES, evaluator
+from tests.support.meshes import mesh_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """The images that a metric was shown, instead of counts."""
+
+  ids: tuple[bytes, ...] = ()
+
+  def update(self, prediction, label, id):
+    assert prediction.shape == label.shape
+    return Seen((*self.ids, id))
+
+  def merge(self, other):
+    return Seen(self.ids + other.ids)
+
+  def compute(self):
+    return {'ids': np.array(self.ids)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """Predicts what a function of uint8 images gives."""
+
+  function: object
+
+  group = inference.ImageScores.group
+  prepare = inference.ImageScores.prepare
+  multiple = fake_network.STRIDE
+
+  def __call__(self, state, inputs):
+    return self.function(inputs['images'])
+
+
+def test_every_image_is_evaluated_once():
+  split = fake_data.labeled_split(SIZES)
+  for num_devices in (1, 8):
+    mesh = mesh_of(num_devices)
+    state = train_state.inference_train_state({'params': {}}, mesh)
+    predictor = Drawn(lambda images: images[..., 0])
+    seen = evaluator(split, predictor, Seen(), mesh)(state).values
+    expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
+    assert sorted(seen['ids'].tolist()) == expected
+
+
+def test_919_classes_survive(tmp_path):
+  """The class of each pixel is written in red and green of the image."""
+  results = []
+  for i, size in enumerate([(31, 37), (40, 30), (33, 31), (31, 37)]):
+    label = (np.arange(size[0] * size[1]).reshape(size) + i) % 920 - 1
+    shown = np.maximum(label, 0)
+    image = np.stack([shown // 256, shown % 256, shown * 0], -1)
+    results.append(fake_data.make_record(i, image, label, 919))
+  split = fake_data.make_split(results, 919)
+
+  def predict(images):
+    images = images.astype(jnp.int16)
+    return images[..., 0] * 256 + images[..., 1]
+
+  matrix = metrics.ConfusionMatrix.empty(919)
+  mesh = mesh_of()
+  state = train_state.inference_train_state({'params': {}}, mesh)
+  values = evaluator(split, Drawn(predict), matrix, mesh)(state).values
+  np.testing.assert_array_equal(values['iou'], np.ones(919))
+
+  decode = transforms.Decode(919)
+  crop = transforms.RandomCrop((30, 30))
+  stream = loader.Stream(split.records, transforms.Compose((decode, crop)))
+  with loader.Loader({'': stream}, 8, seed=0).start(0) as batches:
+    put = sharding.make_batch_sharder(mesh)
+    batch = put(loader.drop_host_only_keys(next(batches)))
+  assert batch['label'].dtype == jnp.int16
+  assert int(batch['label'].max()) == 918
+  known = predict(batch['image'])
+  np.testing.assert_array_equal(known, jnp.maximum(batch['label'], 0))

@@ -1,0 +1,206 @@
+"""LARC and LARS against their formulas in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from segcore.cost import communication
+from segcore.distributed import sharding
+from segcore.train import optimizers
+from tests.segcore.train.updates import (
+  NUM_STEPS,
+  assert_close,
+  gradients_of,
+  linear_rates,
+  reference,
+  run,
+)
+
+
+def adapted(kind, w, g, decay, trust):
+  """Computes the adapted gradient, before momentum, in float64."""
+  w_norm = np.sqrt(np.sum(w**2))
+  if kind == 'larc':
+    g_norm = np.sqrt(np.sum(g**2))
+    if w_norm == 0 or g_norm == 0:
+      return g
+    return (g + decay * w) * trust * w_norm / (g_norm + decay * w_norm + 1e-8)
+  if w.ndim <= 1:
+    return g
+  g = g + decay * w
+  g_norm = np.sqrt(np.sum(g**2))
+  if w_norm == 0 or g_norm == 0:
+    return g
+  return g * trust * w_norm / (g_norm + 1e-8)
+
+
+@pytest.fixture
+def layers():
+  """Returns parameters of every rank, some of which are zero."""
+  rng = np.random.default_rng(1)
+  return {
+    'conv': {
+      'kernel': jnp.array(rng.normal(size=(3, 3, 2, 4)), jnp.float32),
+      'bias': jnp.zeros(4),
+    },
+    'norm': {'scale': jnp.ones(4), 'bias': jnp.zeros(4)},
+    'zero': {'kernel': jnp.zeros((2, 3))},
+    'still': {'kernel': jnp.array([[1.5, -2.0]]), 'bias': jnp.array([3.0])},
+    'temperature': jnp.array(2.0),
+  }
+
+
+@pytest.mark.parametrize('kind', ['larc', 'lars'])
+@pytest.mark.parametrize('decay', [0.0, 0.05])
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_adaptation_equals_reference(layers, kind, decay, nesterov):
+  gradients = gradients_of(layers)
+  # One gradient is zero at first, others are from the second step on.
+  gradients[0]['temperature'] = jnp.array(0.0)
+  for gradient in gradients[1:]:
+    gradient['still'] = jax.tree.map(jnp.zeros_like, layers['still'])
+  options = optimizers.OptimizerOptions(
+    name='sgd',
+    learning_rate=5.0,
+    schedule='linear',
+    nesterov=nesterov,
+    weight_decay=decay,
+    weight_decay_mode='l2',
+    adaptation=kind,
+    trust_coefficient=0.02,
+  )
+
+  def leaf(p, g, memory, rate, step):
+    g = adapted(kind, p, g, decay, 0.02)
+    memory['m'] = 0.9 * memory['m'] + g
+    return p - rate * (g + 0.9 * memory['m'] if nesterov else memory['m'])
+
+  expected = reference(leaf, layers, gradients, linear_rates(5.0))
+  assert_close(run(options, layers, gradients), expected)
+
+
+def test_adapted_step_has_the_trust_ratio(layers):
+  # Without decay and momentum |Δw| = lr·trust·|w|, whatever the gradient.
+  gradient = gradients_of(layers, 1)[0]
+  for kind in ('larc', 'lars'):
+    options = optimizers.OptimizerOptions(
+      name='sgd',
+      learning_rate=0.5,
+      schedule='constant',
+      momentum=0.0,
+      adaptation=kind,
+    )
+    for factor in (1.0, 1e-3, 1e3):
+      scaled = jax.tree.map(lambda g, f=factor: f * g, gradient)
+      after = run(options, layers, [scaled])
+      moved = jax.tree.map(
+        lambda a, b: float(jnp.linalg.norm(a - b)), after, layers
+      )
+      size = float(jnp.linalg.norm(layers['conv']['kernel']))
+      np.testing.assert_allclose(
+        moved['conv']['kernel'], 0.5 * 1e-3 * size, rtol=1e-3
+      )
+      # Zero parameters take the raw step; with lars, so do those of one axis.
+      for path in (('conv', 'bias'), ('zero', 'kernel'), ('norm', 'bias')):
+        raw = float(jnp.linalg.norm(scaled[path[0]][path[1]]))
+        np.testing.assert_allclose(
+          moved[path[0]][path[1]], 0.5 * raw, rtol=1e-5
+        )
+      raw = float(jnp.linalg.norm(scaled['norm']['scale']))
+      expected = 0.5 * raw if kind == 'lars' else 0.5 * 1e-3 * 2.0
+      np.testing.assert_allclose(moved['norm']['scale'], expected, rtol=1e-3)
+
+
+def test_larc_and_lars_divide_by_different_norms():
+  params = {'kernel': jnp.array([[3.0, 4.0]])}
+  gradient = {'kernel': jnp.array([[6.0, -8.0]])}
+  options = optimizers.OptimizerOptions(
+    name='sgd',
+    learning_rate=1.0,
+    schedule='constant',
+    weight_decay=0.5,
+    weight_decay_mode='l2',
+    adaptation='larc',
+    trust_coefficient=0.1,
+  )
+  # The decayed gradient is (7.5, -6); larc divides by 10 + 0.5·5, lars by its
+  # norm √92.25.
+  direction = np.array([[7.5, -6.0]])
+  kernel = run(options, params, [gradient])['kernel']
+  expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / 12.5 * direction
+  np.testing.assert_allclose(kernel, expected, rtol=1e-6)
+  options = dataclasses.replace(options, adaptation='lars')
+  kernel = run(options, params, [gradient])['kernel']
+  expected = np.array([[3.0, 4.0]]) - 0.1 * 5 / np.sqrt(92.25) * direction
+  np.testing.assert_allclose(kernel, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['larc', 'lars'])
+def test_groups_scale_rate_and_decay_of_adapted_parameters(layers, kind):
+  options = optimizers.OptimizerOptions(
+    name='sgd',
+    learning_rate=2.0,
+    schedule='linear',
+    weight_decay=0.1,
+    weight_decay_mode='l2',
+    adaptation=kind,
+    trust_coefficient=0.02,
+    groups=(
+      ('^norm/', 0.0, 1.0),
+      ('^conv/', 3.0, 0.5),
+      ('^still/', 1.0, 0.0),
+    ),
+  )
+  factors = {'norm': (0, 1), 'conv': (3, 0.5), 'still': (1, 0)}
+  gradients = gradients_of(layers)
+  after = run(options, layers, gradients)
+  for name, tree in layers.items():
+    rate_factor, decay_factor = factors.get(name, (1, 1))
+
+    def leaf(p, g, memory, rate, step, x=rate_factor, decay=decay_factor):
+      g = adapted(kind, p, g, 0.1 * decay, 0.02)
+      memory['m'] = 0.9 * memory['m'] + g
+      return p - x * rate * memory['m']
+
+    trees = [gradient[name] for gradient in gradients]
+    assert_close(after[name], reference(leaf, tree, trees, linear_rates(2.0)))
+
+
+@pytest.mark.parametrize('kind', ['larc', 'lars'])
+def test_norms_are_computed_over_all_shards(monkeypatch, kind):
+  monkeypatch.setattr(sharding, 'MIN_SHARDED_SIZE', 16)
+  rng = np.random.default_rng(0)
+  params = {
+    'kernel': jnp.array(rng.normal(size=(3, 3, 2, 8)), jnp.float32),
+    'bias': jnp.array(rng.normal(size=8), jnp.float32),
+  }
+  options = optimizers.OptimizerOptions(
+    name='sgd',
+    learning_rate=1.0,
+    schedule='constant',
+    weight_decay=0.1,
+    weight_decay_mode='l2',
+    adaptation=kind,
+    trust_coefficient=0.1,
+  )
+  tx = optimizers.build_optimizer(options, NUM_STEPS, params)
+  shardings = sharding.state_shardings(sharding.make_mesh(4), params)
+  assert 'fsdp' in shardings['kernel'].spec
+
+  def update(params, gradient):
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    return optax.apply_updates(params, updates)
+
+  gradient = gradients_of(params, 1)[0]
+  sharded = [jax.device_put(tree, shardings) for tree in (params, gradient)]
+  compiled = jax.jit(update, out_shardings=shardings).lower(*sharded).compile()
+  assert_close(compiled(*sharded), update(params, gradient))
+  # Only norms are exchanged, of 4 bytes each.
+  exchanged = communication.list_collectives(compiled)
+  assert exchanged
+  for collective in exchanged:
+    assert collective.kind == 'all-reduce' and collective.size <= 8
