@@ -30,6 +30,15 @@ _RGB_NAME = re.compile(rf'(?P<color>{_RGB})(?:{_SEPARATOR})(?P<name>\D.*)')
 _VALUE_NAME = re.compile(
   r'(?P<value>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>\D.*)', re.DOTALL
 )
+_NAME_VALUE = re.compile(
+  r'(?!#|//|%)'
+  r'(?P<name>[^,;:=\t]*[^,;:=\t\d\s][^,;:=\t]*?)\s*[,;:=\t]\s*(?P<value>\d+)'
+)
+# With spaces, names must be without digits: `lane 1` may be a name.
+_WORDS_VALUE = re.compile(
+  r'(?!#|//|%)(?P<name>[^\d,;:=]*[^\d,;:=\s])\s+(?P<value>\d+)'
+)
+_MARKS_OF_COMMENTS = ('#', '//', '%')
 _CVAT_HEAD = re.compile(r'#\s*label\s*:\s*color_rgb\b.*')
 _CVAT_LINE = re.compile(
   r'(?P<name>[^:]*\S[^:]*):(?P<color>\s*\d+\s*,\s*\d+\s*,\s*\d+\s*)?'
@@ -44,7 +53,9 @@ _COLUMNS = {
   'categories': 'name', 'category name': 'name', 'class names': 'name',
   'label names': 'name', 'category names': 'name',
   'value': 'value', 'pixel value': 'value', 'pixel': 'value',
-  'id': 'value', 'index': 'value', 'class id': 'value', 'label id': 'value',
+  'id': 'value', 'index': 'value', 'idx': 'value', 'number': 'value',
+  'class number': 'value', 'class value': 'value', 'mask value': 'value',
+  'class id': 'value', 'label id': 'value',
   'class index': 'value', 'category id': 'value',
   'r': 'red', 'red': 'red', 'g': 'green', 'green': 'green', 'b': 'blue',
   'blue': 'blue', 'color': 'color', 'colour': 'color', 'rgb': 'color',
@@ -91,10 +102,12 @@ def parse_class_list(text: str) -> tuple[list[Entry], str]:
   filled = [(number, line) for number, line in lines if line]
   if not filled:
     return [], ''
-  if re.match(r'[\[{]|<\?xml|---', filled[0][1]):
+  if re.match(r'[\[{]|<\?xml|---|item\s*\{', filled[0][1]) or (
+    filled[-1][1].startswith('- ')
+  ):
     raise errors.UserError(
-      'line 1: expected a text file with a class per line, got JSON, XML or '
-      'YAML: write the names alone, one a line'
+      'line 1: expected a text file with a class per line, got JSON, XML, YAML '
+      'or a label map: write the names alone, one a line'
     )
   for form in _FORMS:
     if (parsed := form(filled)) is not None:
@@ -233,20 +246,40 @@ def _parse_value_name(lines: Lines) -> tuple[list[Entry], str] | None:
   return entries, 'is read as lines of VALUE NAME'
 
 
+def _parse_name_value(lines: Lines) -> tuple[list[Entry], str] | None:
+  """Parses `NAME,VALUE`; with spaces if names and values all differ."""
+  matches = [_NAME_VALUE.fullmatch(line) for _, line in lines]
+  if not all(matches):
+    matches = [_WORDS_VALUE.fullmatch(line) for _, line in lines]
+    if len(lines) == 1 or not all(matches):
+      return None
+    for field in ('name', 'value'):
+      if len({match[field] for match in matches}) < len(matches):
+        return None
+  entries = [
+    Entry(number, match['name'].strip(), int(match['value']))
+    for (number, _), match in zip(lines, matches, strict=True)
+  ]
+  return entries, 'is read as lines of NAME VALUE'
+
+
 def _parse_plain(lines: Lines) -> tuple[list[Entry], str]:
   """Parses `NAME` or `NAME R,G,B`, below comments and a head line."""
   start = 0
-  while start < len(lines) and lines[start][1].startswith('#'):
+  while start < len(lines) and lines[start][1].startswith(_MARKS_OF_COMMENTS):
     start += 1
   if start < len(lines) and _is_head(lines[start][1]):
     start += 1
   for number, line in lines[start:]:
-    if line.startswith('#'):
+    if line.startswith(_MARKS_OF_COMMENTS):
       raise errors.UserError(
         f'line {number}: expected comments above the classes only, as line i '
         f'names value i, got {line!r}: remove it, or write every line as '
         'VALUE: NAME'
       )
+  for form in _FORMS if 0 < start < len(lines) else ():
+    if (parsed := form(lines[start:])) is not None:
+      return parsed
   entries = [
     Entry(number, name, color=color)
     for number, line in lines[start:]
@@ -294,4 +327,5 @@ _FORMS: tuple[Form, ...] = (
   _parse_table,
   _parse_rgb_name,
   _parse_value_name,
+  _parse_name_value,
 )

@@ -51,6 +51,11 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
     )
   try:
     labels = _labels(categories)
+    if len({image['id'] for image in images}) != len(images):
+      raise errors.UserError(
+        'expected images of different ids, got one twice: which of the two an '
+        'annotation belongs to is unknown'
+      )
     by_image = collections.defaultdict(list)
     for annotation in annotations:
       by_image[annotation['image_id']].append(annotation)
@@ -61,7 +66,7 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
     )
   except (KeyError, TypeError, AttributeError) as error:
     raise errors.BadFile(
-      path, f'expected the fields of COCO, got an entry without {error}'
+      path, f'expected the fields of COCO, got {describe_wrong_field(error)}'
     ) from error
   except errors.UserError as error:
     raise errors.BadFile(path, str(error)) from error
@@ -104,12 +109,21 @@ def read_annotation_json(path: pathlib.Path) -> Mapping[str, Any]:
   return content
 
 
+def describe_wrong_field(error: Exception) -> str:
+  """Describes a field that is missing, or of another type."""
+  if isinstance(error, KeyError):
+    return f'an entry without {error}'
+  return f'a field of another type: {error}'
+
+
 def _labels(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
   """Returns the name of each category id, in the order of the ids."""
   labels = {
     category['id']: str(category['name'])
     for category in sorted(categories, key=lambda category: category['id'])
   }
+  if not all(map(str.strip, labels.values())):
+    raise errors.UserError('expected a name of each category, got an empty one')
   if len({*labels.values()}) != len(categories):
     raise errors.UserError(
       'expected categories of different ids and names, got one twice'
@@ -174,12 +188,40 @@ def _read_region(
     )
   counts = segmentation['counts']
   if isinstance(counts, str):
-    bitmap = {'size': [*size], 'counts': counts.encode()}
-  else:  # Lengths of the runs in columns.
-    bitmap = regions.encode_region_bitmap(
-      decode_run_lengths(counts, size[::-1]).T
+    # pycocotools would read runs that do not cover the image, too.
+    counts = _decompress_run_lengths(counts)
+  # The runs are in columns.
+  bitmap = decode_run_lengths(counts, size[::-1]).T
+  return regions.Region(label, bitmap=regions.encode_region_bitmap(bitmap))
+
+
+def _decompress_run_lengths(text: str) -> list[int]:
+  """Returns the lengths of runs that pycocotools compressed.
+
+  Each is written in digits of 5 bits, the lowest first, with a sixth bit if
+  more follow; from the fourth on, as its difference to the one two before.
+  """
+  runs: list[int] = []
+  number = shift = 0
+  for character in text:
+    digit = ord(character) - 48
+    if not 0 <= digit < 64 or shift > 30:
+      raise errors.UserError(
+        'expected a mask as compressed run lengths, got other characters'
+      )
+    number |= (digit & 31) << shift
+    shift += 5
+    if digit & 32:
+      continue
+    if digit & 16:
+      number -= 1 << shift
+    runs.append(number + runs[-2] if len(runs) > 2 else number)
+    number = shift = 0
+  if shift:
+    raise errors.UserError(
+      'expected a mask as compressed run lengths, got a part of one'
     )
-  return regions.Region(label, bitmap=bitmap)
+  return runs
 
 
 def decode_run_lengths(counts: Any, size: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,8 @@ _NOTE = (
   'cvat: regions are painted by their z_order, and later ones over earlier ones'
 )
 _REGIONS = ('polygon', 'ellipse', 'mask')
-_OTHERS = ('box', 'polyline', 'points', 'cuboid', 'skeleton')
+# A class of the whole image.
+_TAG = 'tag'
 # An XML file can define entities that expand to any size.
 _ENTITY = b'<!ENTITY'
 
@@ -81,12 +82,12 @@ def _read_image(
       label = shape.get('label', '')
       if not label and shape.tag in _REGIONS:
         raise errors.UserError(f'expected a label of the {shape.tag}, got none')
-      if shape.tag in _OTHERS:
-        other_shapes.append(f'a {shape.tag} of {label!r} in {name}')
-      elif shape.tag in _REGIONS:
+      if shape.tag in _REGIONS:
         order = int(shape.get('z_order', '0'))
         region = _read_shape(shape, regions.class_of_region_label(label))
         ordered.append((order, region))
+      elif shape.tag != _TAG:
+        other_shapes.append(f'a {shape.tag} of {label!r} in {name}')
   except KeyError as error:
     raise errors.BadFile(
       path, f'{name}: expected the attributes of CVAT, got none {error}'

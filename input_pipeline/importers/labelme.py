@@ -74,8 +74,10 @@ def _read_file(
     image_path = str(content.get('imagePath') or '').replace('\\', '/')
     read = []
     for number, shape in enumerate(shapes, 1):
-      label = str(shape['label'])
+      label = '' if shape['label'] is None else str(shape['label'])
       try:
+        if not label.strip():
+          raise errors.UserError('expected a label, got none')
         region = _read_shape(shape, regions.class_of_region_label(label))
       except errors.UserError as error:
         raise errors.BadFile(
@@ -93,7 +95,8 @@ def _read_file(
     raise errors.BadFile(path, str(error)) from error
   except _WRONG_FIELDS as error:
     raise errors.BadFile(
-      path, f'expected the fields of LabelMe, got a file without {error}'
+      path,
+      f'expected the fields of LabelMe, got {coco.describe_wrong_field(error)}',
     ) from error
   # The path is relative to the file; or the image has the name of the file.
   names = (

@@ -34,6 +34,7 @@ _UNLABELED_OPTION = (
 )
 # A summary names at most so many files.
 _MAX_LISTED = 10
+_LOOP = 'is a link to a folder that contains it'
 NOT_UTF8 = 'its name is not UTF-8: rename it'
 # Values of `without_mask`: refuse an image without a mask, or make it a part of
 # the split 'unlabeled'.
@@ -81,10 +82,13 @@ class Listing:
       return []
     listed = [str(problem.file) for problem in self.left_out[:_MAX_LISTED]]
     more = ', …' if len(self.left_out) > _MAX_LISTED else ''
+    kinds = 'no images or masks by their endings'
+    if any(problem.reason == _LOOP for problem in self.left_out):
+      kinds += ', or links to a folder that contains them'
     return [
       errors.format_on_one_line(
-        f'{len(self.left_out):,} files are left out, as they are no images or '
-        f'masks by their endings: {", ".join(listed)}{more}'
+        f'{len(self.left_out):,} files are left out, as they are {kinds}: '
+        f'{", ".join(listed)}{more}'
       )
     ]
 
@@ -286,6 +290,8 @@ def _missing_mask(
     advice = f'save it as one of {_wildcards(MASK_SUFFIXES)}'
   else:
     advice = f'expected the ending {ending}'
+    if candidate.mask_ending and not candidate.image_ending:
+      advice += f', or set mask_suffix={candidate.mask_ending}'
   return errors.BadFile(image, f'{reason}; {path} stands there: {advice}')
 
 
@@ -344,10 +350,7 @@ def _read_folder(
       others.append(errors.BadFile(path, reason))
     else:
       files[stem].append(path)
-  others += [
-    errors.BadFile(path, 'is a link to a folder that contains it')
-    for path in loops
-  ]
+  others += [errors.BadFile(path, _LOOP) for path in loops]
   return _Content(files, others)
 
 
@@ -447,5 +450,6 @@ def _duplicate_ids(
   names = ' and '.join(file.name for file in files)
   reason = f'{names} have the same id {stem!r}'
   if len({image_ids.compose_unicode(file.name) for file in files}) == 1:
-    reason += ', as they differ only in the Unicode form: rename one of them'
+    reason += ', as they differ only in the Unicode form'
+  reason += ': rename one of them'
   return [errors.BadFile(file, reason) for file in files]

@@ -105,6 +105,13 @@ def test_tables_with_a_head_line(tmp_path, text, values, colors):
     ('background,0,0,0\nred,255,0,0\nblue,0,0,255\n', (0, 1, 2), COLORS),
     ('background 0 0 0\nred\t255 0 0\nblue 0 0 255\n', (0, 1, 2), COLORS),
     ('background: #000000\nred #ff0000\nblue #0000ff\n', (0, 1, 2), COLORS),
+    ('background,2\nred,0\nblue,1\n', (2, 0, 1), ()),
+    ('background\t2\nred\t0\nblue\t255\n', (2, 0, 255), ()),
+    ('background 2\nred 0\nblue 1\n', (2, 0, 1), ()),
+    ('names:\n  2: background\n  0: red\n  1: blue\n', (2, 0, 1), ()),
+    ('# classes\n2 background\n0 red\n1 blue\n', (2, 0, 1), ()),
+    ('# classes: 3\nbackground,2\nred,0\nblue,1\n', (2, 0, 1), ()),
+    ('# r g b\n0 0 0 background\n255 0 0 red\n0 0 255 blue', (0, 1, 2), COLORS),
   ],
 )
 def test_lines_with_values_or_colors(tmp_path, text, values, colors):
@@ -113,7 +120,10 @@ def test_lines_with_values_or_colors(tmp_path, text, values, colors):
   assert (actual.values, actual.colors) == (values, colors)
 
 
-@pytest.mark.parametrize('head', ['Class Name', 'classes:', 'label', '# names'])
+@pytest.mark.parametrize(
+  'head',
+  ['Class Name', 'classes:', 'label', '# names', '// names', '% names'],
+)
 def test_a_head_line_of_plain_names_is_left_out(tmp_path, head):
   text = f'{head}\nbackground\nred\nblue\n'
   actual = read(tmp_path, text)
@@ -128,6 +138,7 @@ def test_a_head_line_of_plain_names_is_left_out(tmp_path, head):
   [
     ('sky\ntraffic light 2\n', ('sky', 'traffic light 2')),
     ('person: adult\nbus, train\n', ('person: adult', 'bus, train')),
+    ('lane 1\nlane 2\n', ('lane 1', 'lane 2')),
     ('3 wheeler\n', ('3 wheeler',)),
     ('7\n8\n9\n', ('7', '8', '9')),
     ('traffic light 2 1,2,3\nsky 4,5,6', ('traffic light 2', 'sky')),
@@ -144,6 +155,10 @@ def test_plain_names_are_read_as_they_are(tmp_path, text, names):
   [
     ('red\n# car\nblue', 'line 2: expected comments above the classes only'),
     ('["red", "blue"]', 'line 1: expected a text file with a class per line'),
+    ('names:\n- red\n- blue', 'line 1: expected a text file with a class per'),
+    ('item {\n id: 1\n}', 'line 1: expected a text file with a class per line'),
+    ('Idx Ratio Name\n1 .2 red', 'line 1: expected columns of a name, a value'),
+    ('red,1\nblue,1', 'line 2: expected another value for each class, got 1'),
     ('car 0,0,142,255', "got 'car 0,0,142,255' with more numbers"),
     ('0: red\n0: blue', 'line 2: expected another value for each class, got 0'),
     (

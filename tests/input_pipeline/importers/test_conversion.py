@@ -54,6 +54,12 @@ def write_coco(source, **changes):
   return ['--from=coco', '--annotations=instances.json']
 
 
+def write_run_lengths(source, counts):
+  [car, *_] = coco_content()['annotations']
+  bitmap = {'size': [HEIGHT, WIDTH], 'counts': counts}
+  return write_coco(source, annotations=[{**car, 'segmentation': bitmap}])
+
+
 def labelme_content(*more, **changes):
   png = sources.encoded(PIL.Image.fromarray(HOLE[2:5, 20:30]))
   hole = {
@@ -294,6 +300,40 @@ def test_more_classes_than_8_bits(source):
       'got panoptic annotations',
     ),
     (lambda s: write_coco(s, images=[{'id': 7}]), "an entry without 'height'"),
+    (
+      lambda s: write_coco(
+        s,
+        images=[
+          {'id': 7, 'width': WIDTH, 'height': HEIGHT, 'file_name': name}
+          for name in ('a.jpg', 'b.jpg')
+        ],
+      ),
+      'instances.json: expected images of different ids, got one twice',
+    ),
+    (
+      lambda s: write_coco(
+        s, categories=[{'id': 5, 'name': ' '}, {'id': 3, 'name': 'car'}]
+      ),
+      'instances.json: expected a name of each category, got an empty one',
+    ),
+    (lambda s: write_run_lengths(s, '44'), 'expected run lengths of 768 pix'),
+    (lambda s: write_run_lengths(s, '~'), 'expected a mask as compressed run'),
+    (lambda s: write_run_lengths(s, 'o'), 'got a part of one'),
+    (lambda s: write_run_lengths(s, ''), 'expected run lengths of 768 pixels'),
+    (
+      lambda s: write_labelme(
+        s, {'label': None, 'shape_type': 'polygon', 'points': CAR}
+      ),
+      "a.json: shape 4, '': expected a label, got none",
+    ),
+    (
+      lambda s: write_labelme(s, shapes=7),
+      'expected the fields of LabelMe, got a field of another type',
+    ),
+    (
+      lambda s: write_cvat(s, '<circle label="car" points="1,1;2,2"/>'),
+      "a circle of 'car' in a.jpg",
+    ),
     (
       lambda s: write_labelme(
         s, {'label': 'x', 'shape_type': 'polygon', 'points': [[1, 1]]}

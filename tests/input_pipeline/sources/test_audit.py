@@ -309,8 +309,10 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
   listing = pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
   assert [example.id for example in listing.examples] == ['b']
   assert refused(listing).splitlines()[:2] == [
-    f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a'",
-    f"{tmp_path}/images/a.png: a.jpg and a.png have the same id 'a'",
+    f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a': "
+    'rename one of them',
+    f"{tmp_path}/images/a.png: a.jpg and a.png have the same id 'a': "
+    'rename one of them',
   ]
 
 

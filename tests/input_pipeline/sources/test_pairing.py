@@ -106,6 +106,27 @@ def test_images_and_masks_of_one_folder(tmp_path):
   assert [each.file.name for each in listing.left_out] == ['_classes.csv'] * 2
 
 
+def test_another_ending_than_the_given_one_is_named(tmp_path):
+  touch(tmp_path / 'images', 'a.jpg')
+  touch(tmp_path / 'masks', 'a_mask.png')
+  [problem] = problems(tmp_path, endings=pairing.Endings(mask='_label.png'))
+  assert problem.endswith(
+    'a_mask.png stands there: expected the ending _label.png, or set '
+    'mask_suffix=_mask.png'
+  )
+
+
+def test_links_to_a_folder_that_contains_them_are_left_out(tmp_path):
+  touch(tmp_path, 'a.jpg')
+  (tmp_path / 'loop').symlink_to(tmp_path)
+  listing = pairing.list_image_examples(tmp_path)
+  assert [example.id for example in listing.examples] == ['a']
+  assert listing.summarize_left_out() == [
+    '1 files are left out, as they are no images or masks by their endings, or '
+    f'links to a folder that contains them: {tmp_path}/loop'
+  ]
+
+
 CITYSCAPES = {
   'image_suffix': '_leftImg8bit.png',
   'mask_suffix': '_gtFine_labelIds.png',
@@ -192,7 +213,7 @@ def test_unicode_forms_are_one_name(tmp_path):
   touch(tmp_path, f'images/{composed}.jpg')
   assert [line.partition(': ')[2] for line in problems(tmp_path)] == [
     f'{unicodedata.normalize("NFD", "ö")}.JPG and ö.jpg have the same id '
-    f'{composed!r}'
+    f'{composed!r}: rename one of them'
   ] * 2
   touch(tmp_path, f'masks/{decomposed}.PNG', 'images/b.jpg', 'masks/b.png')
   (tmp_path / f'images/{composed}.jpg').unlink()
