@@ -182,9 +182,8 @@ class ViT(nn.Module):
       and of Google's ViT in Hugging Face expect [-1, 1] itself.
     depths: indices, from 0, of the blocks whose features are returned; None for
       four at regular depths with 12 or 24 blocks, for the last one otherwise.
-    frozen: whether gradients end at the maps, so that no backward pass runs.
-      Weight decay still moves the parameters, unless the optimizer has the
-      group ('^encoder/', 0.0, 0.0).
+    frozen: whether gradients end at the maps, so that no backward pass runs,
+      and optimizers leave all parameters out.
     dtype: dtype of the activations; parameters, softmax and statistics are
       float32.
     remat: whether blocks are recomputed in the backward pass, to save memory.
@@ -212,6 +211,11 @@ class ViT(nn.Module):
   def size_multiple(self) -> int:
     """Returns the patch size: sides of images must be multiples of it."""
     return self.patch_size
+
+  @property
+  def frozen_parameters(self) -> tuple[str, ...]:
+    """Returns the names of frozen modules; '' stands for the whole encoder."""
+    return ('',) if self.frozen else ()
 
   @nn.compact
   def __call__(

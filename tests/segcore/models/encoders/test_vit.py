@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segcore.models import heads, segmenter
 from segcore.models.encoders import vit
+from segcore.train import optimizers, update
 from segcore.weights.layouts import vit as layout
 from tests.support import vit_states
 from tests.transcriptions import position_tables
@@ -130,6 +132,20 @@ def test_a_frozen_encoder_has_no_gradient():
   for frozen in (True, False):
     gradients = jax.tree.leaves(jax.grad(loss)(params, frozen))
     assert all(np.any(np.asarray(x) != 0) != frozen for x in gradients)
+
+
+def test_a_frozen_encoder_is_left_out_of_updates():
+  """No weight decay moves it, and it has no optimizer state."""
+  optimizer = optimizers.OptimizerOptions(learning_rate=0.1, weight_decay=0.1)
+  recipe = update.RecipeOptions(4, 2, optimizer)
+  for frozen in (True, False):
+    encoder = vit.ViT(**_SMALL, frozen=frozen)
+    net = segmenter.Segmenter(encoder, None, {'logits': heads.PoolHead(3)})
+    step = recipe.make_update(('encoder', 'heads'), net.frozen_parameters)
+    for path in ('pos_embed', 'block1/attn/qkv/kernel', 'norm/scale'):
+      factors = step.optimizer.factors(f'encoder/{path}')
+      assert factors == ((0.0, 0.0) if frozen else (1.0, 1.0))
+    assert step.optimizer.factors('heads/logits/kernel') == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
