@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 
 import fuzz_sets
+import image_folders
 import numpy as np
 import PIL.Image
 
@@ -96,47 +97,49 @@ def _mask_as(
 
 # Of the same labels, for those who read them so.
 _KINDS_OF_MASKS = {
-  'gray': lambda mask, rng: fuzz_sets.encoded(mask),
-  'gray of 16 bits': lambda mask, rng: fuzz_sets.encoded(
+  'gray': lambda mask, rng: image_folders.encoded(mask),
+  'gray of 16 bits': lambda mask, rng: image_folders.encoded(
     mask.astype(np.uint16)
   ),
-  'palette': lambda mask, rng: fuzz_sets.encoded(
+  'palette': lambda mask, rng: image_folders.encoded(
     fuzz_sets.palette_image(mask, fuzz_sets.class_colors())
   ),
-  'palette in another order': lambda mask, rng: fuzz_sets.encoded(
+  'palette in another order': lambda mask, rng: image_folders.encoded(
     PIL.Image.fromarray(fuzz_sets.colored(mask)).quantize(5)
   ),
-  'RGB': lambda mask, rng: fuzz_sets.encoded(fuzz_sets.colored(mask)),
-  'RGBA': lambda mask, rng: fuzz_sets.encoded(
+  'RGB': lambda mask, rng: image_folders.encoded(fuzz_sets.colored(mask)),
+  'RGBA': lambda mask, rng: image_folders.encoded(
     PIL.Image.fromarray(fuzz_sets.colored(mask)).convert('RGBA')
   ),
-  'gray + alpha': lambda mask, rng: fuzz_sets.encoded(
+  'gray + alpha': lambda mask, rng: image_folders.encoded(
     PIL.Image.fromarray(mask).convert('LA')
   ),
 }
 # Of other labels, or of none: any count will do if it is reported.
 _OTHER_MASKS = {
-  'inverted bits': lambda mask, rng: fuzz_sets.encoded(~mask),
-  'contrast-stretched': lambda mask, rng: fuzz_sets.encoded(
+  'inverted bits': lambda mask, rng: image_folders.encoded(~mask),
+  'contrast-stretched': lambda mask, rng: image_folders.encoded(
     (mask * 85).astype(np.uint8)
   ),
-  'two colors': lambda mask, rng: fuzz_sets.encoded(
+  'two colors': lambda mask, rng: image_folders.encoded(
     PIL.Image.fromarray(((mask > 0) * 255).astype(np.uint8)).convert('1')
   ),
-  'turned': lambda mask, rng: fuzz_sets.encoded(np.ascontiguousarray(mask.T)),
-  'smaller': lambda mask, rng: fuzz_sets.encoded(
+  'turned': lambda mask, rng: image_folders.encoded(
+    np.ascontiguousarray(mask.T)
+  ),
+  'smaller': lambda mask, rng: image_folders.encoded(
     np.ascontiguousarray(mask[::2, ::2])
   ),
-  'one pixel': lambda mask, rng: fuzz_sets.encoded(mask[:1, :1]),
-  'transparent': lambda mask, rng: fuzz_sets.encoded(
+  'one pixel': lambda mask, rng: image_folders.encoded(mask[:1, :1]),
+  'transparent': lambda mask, rng: image_folders.encoded(
     PIL.Image.fromarray(fuzz_sets.colored(mask))
     .convert('RGBA')
     .resize(mask.shape[::-1])
   ),
-  'JPEG called PNG': lambda mask, rng: fuzz_sets.encoded(mask, 'JPEG'),
-  'GIF called PNG': lambda mask, rng: fuzz_sets.encoded(mask, 'GIF'),
-  'BMP called PNG': lambda mask, rng: fuzz_sets.encoded(mask, 'BMP'),
-  'TIFF called PNG': lambda mask, rng: fuzz_sets.encoded(mask, 'TIFF'),
+  'JPEG called PNG': lambda mask, rng: image_folders.encoded(mask, 'JPEG'),
+  'GIF called PNG': lambda mask, rng: image_folders.encoded(mask, 'GIF'),
+  'BMP called PNG': lambda mask, rng: image_folders.encoded(mask, 'BMP'),
+  'TIFF called PNG': lambda mask, rng: image_folders.encoded(mask, 'TIFF'),
   'a bomb': lambda mask, rng: _bomb(rng.choice((2**16, 2**31 - 1, 0))),
   'text': lambda mask, rng: b'404: Not Found\n',
 }
@@ -173,7 +176,7 @@ def _image_as(
     exif[0x0112] = orientation
   try:
     image = image.convert('I' if mode == 'I;16' else mode)
-    data = fuzz_sets.encoded(
+    data = image_folders.encoded(
       image, kind, **({'exif': exif} if orientation else {})
     )
   except (OSError, ValueError, KeyError, TypeError):

@@ -5,8 +5,8 @@ import pathlib
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import image_folders
 import numpy as np
 import PIL.Image
 import scipy.io
@@ -29,16 +29,6 @@ def _labels(rng: np.random.Generator) -> np.ndarray:
   mask = rng.integers(0, 3, _SIZE, np.uint8)
   mask[0, :5] = IGNORE
   return mask
-
-
-def encoded(pixels: Any, kind: str = 'PNG', **options: Any) -> bytes:
-  """Returns the bytes of an image file."""
-  data = io.BytesIO()
-  image = pixels
-  if not isinstance(image, PIL.Image.Image):
-    image = PIL.Image.fromarray(image)
-  image.save(data, kind, **options)
-  return data.getvalue()
 
 
 def colored(mask: np.ndarray) -> np.ndarray:
@@ -64,7 +54,7 @@ def class_colors() -> bytes:
 
 def write_photograph(path: pathlib.Path, seed: int) -> None:
   """Writes an image of noise as PNG."""
-  _write(path, encoded(_photograph(np.random.default_rng(seed))))
+  _write(path, image_folders.encoded(_photograph(np.random.default_rng(seed))))
 
 
 # Data sets.
@@ -91,9 +81,14 @@ class DataSet:
       for name in _NAMES:
         mask = _labels(rng)
         _write(
-          source / folder / f'{name}.jpg', encoded(_photograph(rng), 'JPEG')
+          source / folder / f'{name}.jpg',
+          image_folders.encoded(_photograph(rng), 'JPEG'),
         )
-        data = encoded(colored(mask)) if self.colors else encoded(mask)
+        data = (
+          image_folders.encoded(colored(mask))
+          if self.colors
+          else image_folders.encoded(mask)
+        )
         _write(source / split / f'{name}.png', data)
     _write(source / 'classes.txt', class_list(self.colors).encode())
 
@@ -138,9 +133,11 @@ class Archives(DataSet):
           mask = _labels(rng) % 12
           _write(
             source / f'{split}/images/{name}.jpg',
-            encoded(_photograph(rng), 'JPEG'),
+            image_folders.encoded(_photograph(rng), 'JPEG'),
           )
-          _write(source / f'{split}/labels/{name}.png', encoded(mask))
+          _write(
+            source / f'{split}/labels/{name}.png', image_folders.encoded(mask)
+          )
 
 
 def _write_ade(source: pathlib.Path, rng: np.random.Generator) -> None:
@@ -149,9 +146,9 @@ def _write_ade(source: pathlib.Path, rng: np.random.Generator) -> None:
     for folder, name in (('training', 'train'), ('validation', 'val')):
       for number in (1, 2):
         stem = f'{folder}/ADE_{name}_{number:08}'
-        image = encoded(_photograph(rng), 'JPEG')
+        image = image_folders.encoded(_photograph(rng), 'JPEG')
         archive.writestr(f'{root}/images/{stem}.jpg', image)
-        mask = encoded(_labels(rng) % 151)
+        mask = image_folders.encoded(_labels(rng) % 151)
         archive.writestr(f'{root}/annotations/{stem}.png', mask)
 
 
@@ -163,9 +160,13 @@ def _write_voc(source: pathlib.Path, rng: np.random.Generator) -> None:
   }
   names = ('2007_000001', '2007_000002', '2007_000003', '2008_000004')
   for name in names:
-    files[f'{root}/JPEGImages/{name}.jpg'] = encoded(_photograph(rng), 'JPEG')
+    files[f'{root}/JPEGImages/{name}.jpg'] = image_folders.encoded(
+      _photograph(rng), 'JPEG'
+    )
   for name in names[:3]:
-    files[f'{root}/SegmentationClass/{name}.png'] = encoded(_labels(rng))
+    files[f'{root}/SegmentationClass/{name}.png'] = image_folders.encoded(
+      _labels(rng)
+    )
   _write_tar(source / 'VOCtrainval_11-May-2012.tar', files)
   boundary = io.BytesIO()
   labels = {'GTcls': {'Segmentation': _labels(rng) % 21}}

@@ -22,10 +22,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import flax.traverse_util
+import image_folders
 import numpy as np
-import PIL.Image
 
 from segcore.weights import checkpoint_reader
 
@@ -61,24 +60,9 @@ RUNS = (
   ('pass_luss', 'pass_imagenet_s919.py:tiny'),
 )
 
-
-def draw_folder(folder: pathlib.Path) -> None:
-  """Writes 20 images of a bright disc on noise, with palette masks."""
-  rng = np.random.default_rng(0)
-  for name in ('images', 'masks'):
-    (folder / name).mkdir(parents=True)
-  for i in range(20):
-    image = rng.integers(0, 120, (121 + i % 3, 140 - i % 2, 3), np.uint8)
-    mask = np.zeros(image.shape[:2], np.uint8)
-    center = int(rng.integers(30, 100)), int(rng.integers(30, 90))
-    cv2.circle(mask, center, 27, 1, -1)
-    cv2.circle(mask, center, 30, 255, 2)
-    image[mask == 1] += 120
-    cv2.imwrite(str(folder / 'images' / f'{i:02}.jpg'), image)
-    palette = PIL.Image.fromarray(mask)
-    palette.putpalette([0, 0, 0, 255, 0, 0])
-    palette.save(folder / 'masks' / f'{i:02}.png')
-  (folder / 'classes.txt').write_text('ground\ndisc\n')
+DISCS = image_folders.Discs(
+  size=(121, 140), rows=(30, 90), columns=(30, 100), radius=27, ring=(30, 2)
+)
 
 
 def record(method: str, config: str, scratch: pathlib.Path) -> dict[str, Any]:
@@ -94,7 +78,7 @@ def record(method: str, config: str, scratch: pathlib.Path) -> dict[str, Any]:
     printed, if the command failed.
   """
   if 'FOLDER' in config:
-    draw_folder(scratch / 'images')
+    image_folders.write_discs(scratch / 'images', 20, DISCS)
     config = config.replace('FOLDER', str(scratch / 'images'))
   command = [
     *(sys.executable, '-m', f'{method}.main'),

@@ -40,7 +40,7 @@ from input_pipeline.sources import (
   pairing,
   records,
 )
-from runtime import errors, exit_status, files
+from runtime import errors, exit_status, files, signals
 
 with epy.lazy_imports():
   from input_pipeline.builders import base
@@ -137,11 +137,8 @@ def _interrupted_by_sigterm() -> Iterator[None]:
   def interrupt(*_):
     raise KeyboardInterrupt
 
-  before = signal.signal(signal.SIGTERM, interrupt)
-  try:
+  with signals.handling_signals([signal.SIGTERM], interrupt):
     yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def _write(

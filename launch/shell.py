@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from runtime import errors
+from runtime import errors, signals
 
 _TICK_SECONDS = 0.05
 # From asking an interrupted command to end until it is killed.
@@ -159,12 +159,8 @@ class Shell:
         )
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, request_stop) for number in numbers}
-    try:
+    with signals.handling_signals(numbers, request_stop):
       yield
-    finally:
-      for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def _end_group(process: subprocess.Popen) -> None:

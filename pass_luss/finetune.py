@@ -55,10 +55,7 @@ class Finetune(method.SingleLossMethod):
       while self.repeated_upsampling and 2 * logits.shape[1] <= size[0]:
         logits = resize.upsample2x(logits)
       logits = resize.resize_bilinear(logits, size)
-    counted = (labels >= 0) & batch['mask'][:, None, None]
-    total, count = losses.masked_sum_and_count(
-      losses.cross_entropy(logits, labels), counted
-    )
+    total, count = losses.labeled_cross_entropy(logits, labels, batch['mask'])
     return update.LossOutput(total, count, {}, batch_stats)
 
   def predict(

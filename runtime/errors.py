@@ -1,7 +1,8 @@
 """Exceptions for errors that the user can correct, and their messages."""
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # Lines of a message about several problems.
@@ -37,6 +38,18 @@ class BadFile(UserError):
   def __reduce__(self):
     # By default an exception is pickled with its message as the only argument.
     return BadFile, (self.file, self.reason)
+
+
+@contextlib.contextmanager
+def naming_file(file: Any) -> Iterator[None]:
+  """Turns errors of reading a file into a BadFile, which names the file."""
+  try:
+    yield
+  except UserError as error:
+    raise BadFile(file, str(error)) from error
+  except OSError as error:
+    reason = f'cannot be read: {error.strerror or error}'
+    raise BadFile(file, reason) from error
 
 
 def print_user_error(error: UserError | str) -> None:

@@ -174,15 +174,18 @@ def complete_options(cls: type, block: Any) -> Any:
   return values
 
 
+def _items(value: Any) -> dict[Any, Any] | None:
+  """Returns the items of a dataclass or a mapping; None for other values."""
+  if dataclasses.is_dataclass(value):
+    fields = dataclasses.fields(value)
+    return {field.name: getattr(value, field.name) for field in fields}
+  return dict(value.items()) if hasattr(value, 'items') else None
+
+
 def _to_block(value: Any) -> Any:
   """Copies a value, with dataclasses and mappings as dicts."""
-  if dataclasses.is_dataclass(value):
-    return {
-      field.name: _to_block(getattr(value, field.name))
-      for field in dataclasses.fields(value)
-    }
-  if hasattr(value, 'items'):
-    return {name: _to_block(item) for name, item in value.items()}
+  if (items := _items(value)) is not None:
+    return {name: _to_block(item) for name, item in items.items()}
   if isinstance(value, tuple):
     return tuple(_to_block(item) for item in value)
   return value
@@ -190,13 +193,8 @@ def _to_block(value: Any) -> Any:
 
 def options_to_dict(value: Any) -> Any:
   """Copies dataclasses, tuples and mappings to dicts and lists, as in JSON."""
-  if dataclasses.is_dataclass(value):
-    return {
-      field.name: options_to_dict(getattr(value, field.name))
-      for field in dataclasses.fields(value)
-    }
-  if hasattr(value, 'items'):
-    return {str(name): options_to_dict(item) for name, item in value.items()}
+  if (items := _items(value)) is not None:
+    return {str(name): options_to_dict(item) for name, item in items.items()}
   if isinstance(value, tuple | list):
     return [options_to_dict(item) for item in value]
   return value

@@ -86,11 +86,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
 
   name = 'classify'
   options: ClassifyOptions
-
-  @property
-  def best_metric(self) -> str:
-    """Returns the accuracy on the validation split."""
-    return f'{self.options.val_split}/accuracy'
+  val_metric = 'accuracy'
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns both splits, with tags."""

@@ -52,10 +52,8 @@ class Finetune(method_lib.SingleLossMethod):
       'logits',
       keys,
     )
-    labels = batch['label']
-    counted = (labels >= 0) & batch['mask'][:, None, None]
-    total, count = losses.masked_sum_and_count(
-      losses.cross_entropy(logits, labels), counted
+    total, count = losses.labeled_cross_entropy(
+      logits, batch['label'], batch['mask']
     )
     return update_lib.LossOutput(total, count, {}, batch_stats)
 
@@ -71,11 +69,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
 
   name = 'finetune'
   options: FinetuneOptions
-
-  @property
-  def best_metric(self) -> str:
-    """Returns the mIoU on the validation split."""
-    return f'{self.options.val_split}/miou'
+  val_metric = 'miou'
 
   def inputs(self) -> experiment_stage.Inputs:
     """Returns the splits to read, and the source of the initial parameters."""

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from input_pipeline.sources import (
-  archives,
   class_counts,
   image_files,
   label_checks,
@@ -208,13 +207,14 @@ def read_image_example(
   Raises:
     BadFile: image or mask cannot be used, or their sizes differ.
   """
-  image = _naming_file(
-    example.image,
-    lambda file: image_files.read_image_file(file.read_bytes(), image_options),
-  )
+  with errors.naming_file(example.image):
+    image = image_files.read_image_file(
+      example.image.read_bytes(), image_options
+    )
   label = None
   if read_mask is not None and example.mask is not None:
-    label = _naming_file(example.mask, read_mask)
+    with errors.naming_file(example.mask):
+      label = read_mask(example.mask)
     if label.shape != image.pixels.shape[:2]:
       raise errors.BadFile(
         example.mask, _size_mismatch(label.shape, image, image_options)
@@ -230,19 +230,6 @@ def read_image_example(
   return records.Sample(
     example.id, image.encoded, image.pixels, label, tags, traits
   )
-
-
-def _naming_file(
-  file: archives.File, read: Callable[[archives.File], Result]
-) -> Result:
-  """Returns `read(file)`; its errors become a BadFile that names the file."""
-  try:
-    return read(file)
-  except errors.UserError as error:
-    raise errors.BadFile(file, str(error)) from error
-  except OSError as error:
-    reason = f'cannot be read: {error.strerror or error}'
-    raise errors.BadFile(file, reason) from error
 
 
 def _size_mismatch(

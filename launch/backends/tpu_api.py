@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from launch import accelerators, worker
 from launch import job as jobs
@@ -35,6 +35,7 @@ class TpuApi(abc.ABC):
   """gcloud commands for the machines of a job.
 
   Attributes:
+    resource: group of gcloud commands that creates and deletes the machines.
     job: job to run, whose name the machines get.
     accelerator: TPU slice to request.
     zone: zone of the machines.
@@ -44,6 +45,7 @@ class TpuApi(abc.ABC):
     also: more flags of the create command.
   """
 
+  resource: ClassVar[str]
   job: jobs.Job
   accelerator: accelerators.Accelerator
   zone: str
@@ -59,9 +61,12 @@ class TpuApi(abc.ABC):
         f'{self.accelerator.name}: use --backend=gke'
       )
 
-  @abc.abstractmethod
   def describe_command(self) -> list[str]:
     """Returns the command that describes the machines as JSON."""
+    return [
+      *self._gcloud(self.resource, 'describe', self.job.name),
+      '--format=json',
+    ]
 
   @abc.abstractmethod
   def create_command(self, commit: str) -> list[str]:
@@ -114,24 +119,19 @@ class TpuVmApi(TpuApi):
   The create command waits for them: only then it reports a lack of capacity.
   """
 
-  def describe_command(self) -> list[str]:
-    """Returns the command that describes the TPU VM."""
-    return [
-      *self._gcloud('tpu-vm', 'describe', self.job.name),
-      '--format=json',
-    ]
+  resource = 'tpu-vm'
 
   def create_command(self, commit: str) -> list[str]:
     """Returns the command that creates the TPU VM and waits for it."""
     return [
-      *self._gcloud('tpu-vm', 'create', self.job.name),
+      *self._gcloud(self.resource, 'create', self.job.name),
       f'--version={self._runtime}',
       *self._create_flags(commit),
     ]
 
   def delete_command(self) -> list[str]:
     """Returns the command that deletes the TPU VM."""
-    return self._gcloud('tpu-vm', 'delete', self.job.name)
+    return self._gcloud(self.resource, 'delete', self.job.name)
 
   def parse_description(self, described: dict[str, Any]) -> Description:
     """Parses a `Node` of the API."""
@@ -145,17 +145,12 @@ class TpuVmApi(TpuApi):
 class QueuedResourceApi(TpuApi):
   """TPU VMs from a queue, as recommended for v4 to v6e."""
 
-  def describe_command(self) -> list[str]:
-    """Returns the command that describes the queued resource."""
-    return [
-      *self._gcloud('queued-resources', 'describe', self.job.name),
-      '--format=json',
-    ]
+  resource = 'queued-resources'
 
   def create_command(self, commit: str) -> list[str]:
     """Returns the command that enqueues the request."""
     return [
-      *self._gcloud('queued-resources', 'create', self.job.name),
+      *self._gcloud(self.resource, 'create', self.job.name),
       f'--node-id={self.job.name}',
       f'--runtime-version={self._runtime}',
       *self._create_flags(commit),
@@ -165,7 +160,7 @@ class QueuedResourceApi(TpuApi):
   def delete_command(self) -> list[str]:
     """Returns the command that deletes the request and its TPU VMs."""
     return [
-      *self._gcloud('queued-resources', 'delete', self.job.name),
+      *self._gcloud(self.resource, 'delete', self.job.name),
       '--force',
     ]
 

@@ -99,13 +99,8 @@ def read_imagenet_s_png(
     BadFile: the file cannot be read, is damaged, is no PNG of 8-bit RGB, or
       has pixels that `decode_ids_from_rgb` refuses.
   """
-  try:
+  with errors.naming_file(file):
     return decode_ids_from_rgb(_pixels(file.read_bytes()), num_classes)
-  except errors.UserError as error:
-    raise errors.BadFile(file, str(error)) from error
-  except OSError as error:
-    reason = f'cannot be read: {error.strerror or error}'
-    raise errors.BadFile(file, reason) from error
 
 
 def write_imagenet_s_png(

@@ -129,13 +129,9 @@ class Pretrain:
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
     """Computes the encoder's deepest map, in evaluation mode."""
-    features = self.segmenter.apply(
-      train_state.train_state_variables(state),
-      images,
-      decode=False,
-      method='features',
+    return self.segmenter.apply(
+      train_state.train_state_variables(state), images, method='deepest_map'
     )
-    return features['encoder'].deepest.array
 
   def views(
     self, batch: batch_lib.Batch, rng: Array

@@ -214,11 +214,8 @@ class DistanceMatcher:
   ) -> Float[Array, 'B h w D']:
     """Computes the upsampled deepest feature map."""
     deepest = self.segmenter.apply(
-      train_state.train_state_variables(state),
-      images,
-      decode=False,
-      method='features',
-    )['encoder'].deepest.array
+      train_state.train_state_variables(state), images, method='deepest_map'
+    )
     return embedding_ops.upsample_embeddings(deepest).astype(jnp.float32)
 
 

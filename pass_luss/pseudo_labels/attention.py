@@ -116,9 +116,7 @@ class AttentionMethod:
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w D']:
     """Computes the attention weights, [0, 1], in evaluation mode."""
-    return features_and_attention(
-      self.segmenter, train_state.train_state_variables(state), images
-    )[1]
+    return features_and_attention(self.segmenter, state, images)[1]
 
   def _embed(
     self,
@@ -163,7 +161,7 @@ class AttentionMethod:
 
 def features_and_attention(
   segmenter: segmenter_lib.Segmenter,
-  variables: types.Params,
+  state: train_state.TrainState,
   images: Float[Array, 'B H W 3'],
 ) -> tuple[Float[Array, 'B h w D'], Float[Array, 'B h w E']]:
   """Computes the upsampled deepest features and their attention weights.
@@ -172,13 +170,15 @@ def features_and_attention(
 
   Args:
     segmenter: network with the head `attention`.
-    variables: parameters and batch statistics of the network.
+    state: parameters and batch statistics of the network.
     images: images in [-1, 1].
   """
 
   def forward(net: nn.Module, images: Array) -> tuple[Array, Array]:
-    deep = net.features(images, decode=False)['encoder'].deepest.array
+    deep = net.deepest_map(images)
     weights = net.heads.call_method('attention', '__call__', deep, False)
     return embedding_ops.upsample_embeddings(deep), weights
 
-  return segmenter.apply(variables, images, method=forward)
+  return segmenter.apply(
+    train_state.train_state_variables(state), images, method=forward
+  )

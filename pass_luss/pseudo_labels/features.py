@@ -51,16 +51,13 @@ def clustering_feature_function(
   def features(
     state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B ...']:
-    variables = train_state.train_state_variables(state)
     if kind == 'attended':
-      maps, weights = attention.features_and_attention(
-        segmenter, variables, images
-      )
+      maps, weights = attention.features_and_attention(segmenter, state, images)
       rows = embedding_ops.average_pool_embeddings(maps * weights)
     else:
       maps = segmenter.apply(
-        variables, images, decode=False, method='features'
-      )['encoder'].deepest.array
+        train_state.train_state_variables(state), images, method='deepest_map'
+      )
       rows = (
         embedding_ops.average_pool_embeddings(maps) if kind == 'image' else maps
       )

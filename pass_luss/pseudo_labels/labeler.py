@@ -120,16 +120,15 @@ def category_function(
   def categories_and_attention(
     state: train_state.TrainState, images: Float[Array, 'B H W 3']
   ) -> Float[Array, 'B h w 2']:
-    variables = train_state.train_state_variables(state)
     if kind == 'attended':
       maps, weights = attention_lib.features_and_attention(
-        segmenter, variables, images
+        segmenter, state, images
       )
       attention = jnp.mean(weights, axis=-1)
     else:
       deepest = segmenter.apply(
-        variables, images, decode=False, method='features'
-      )['encoder'].deepest.array
+        train_state.train_state_variables(state), images, method='deepest_map'
+      )
       maps = embedding_ops.upsample_embeddings(deepest)
       attention = jnp.ones(maps.shape[:3])
       if kind == 'image':

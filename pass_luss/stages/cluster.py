@@ -99,10 +99,9 @@ class ClusterStage(ClusteredStage):
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
 
     def deepest(images: jax.Array) -> jax.Array:
-      maps, _ = net.init_with_output(
-        jax.random.PRNGKey(0), images, decode=False, method='features'
-      )
-      return maps['encoder'].deepest.array
+      return net.init_with_output(
+        jax.random.PRNGKey(0), images, method='deepest_map'
+      )[0]
 
     return jax.eval_shape(deepest, images).shape[1:]
 

@@ -297,17 +297,22 @@ class TrainingStage(ExperimentStage):
   Its config block has a `recipe`.
 
   Attributes:
-    best_metric: scalar of the evaluation that decides which checkpoint is kept
-      as the best one; None keeps the latest ones only.
+    val_metric: metric on the validation split that decides which checkpoint is
+      kept as the best one; None keeps the latest ones only.
     zero_terms_until: last step at which a term of the loss may be 0 by design;
       later, such a term is reported as a likely mistake.
     follows_num_steps: whether the method itself, not only its learning rate,
       depends on the length of the training.
   """
 
-  best_metric: str | None = None
+  val_metric: str | None = None
   zero_terms_until: int = 0
   follows_num_steps: bool = False
+
+  @property
+  def best_metric(self) -> str | None:
+    """Returns the scalar of `val_metric`, or None: 'val/miou'."""
+    return self.val_metric and f'{self.options.val_split}/{self.val_metric}'
 
   @property
   def size(self) -> tuple[int, int]:

@@ -152,6 +152,18 @@ class Segmenter(nn.Module):
       raise ValueError('condition: expected None where no decoder runs')
     return features
 
+  def deepest_map(
+    self, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B h w D']:
+    """Computes the deepest map of the encoder, in evaluation mode.
+
+    Called by `segmenter.apply(variables, images, method='deepest_map')`.
+
+    Args:
+      images: images in [-1, 1].
+    """
+    return self.features(images, decode=False)['encoder'].deepest.array
+
   def _check_head(self, name: str) -> None:
     if name not in self.heads.modules:
       raise ValueError(

@@ -143,6 +143,26 @@ def masked_sum_and_count(
   return total, jnp.sum(mask, dtype=jnp.int32).astype(total.dtype)
 
 
+def labeled_cross_entropy(
+  logits: Float[Array, 'B H W C'],
+  labels: Int[Array, 'B H W'],
+  images: Bool[Array, 'B'],
+) -> tuple[Scalar, Scalar]:
+  """Computes the cross entropy summed over labeled pixels, and their number.
+
+  Args:
+    logits: scores of the classes.
+    labels: class indices; negative where ignored.
+    images: images that count; the others are padding of the batch.
+
+  Returns:
+    The sum in nats and the number of pixels, as `masked_sum_and_count`.
+  """
+  return masked_sum_and_count(
+    cross_entropy(logits, labels), (labels >= 0) & images[:, None, None]
+  )
+
+
 def masked_mean(
   values: Float[Array, '*shape'], mask: Bool[Array, '*shape']
 ) -> Scalar:

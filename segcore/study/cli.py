@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax
 
-from runtime import console, errors, exit_status
+from runtime import console, errors, exit_status, signals
 from segcore.study import jobs, runner, spec
 from segcore.train import workspace as workspace_lib
 
@@ -88,12 +88,8 @@ def _handling_signals(workers: jobs.Workers) -> Iterator[None]:
 
   # SIGHUP is sent when the terminal is closed.
   numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-  previous = {number: signal.signal(number, stop) for number in numbers}
-  try:
+  with signals.handling_signals(numbers, stop):
     yield
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
 
 
 @contextlib.contextmanager

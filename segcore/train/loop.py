@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from input_pipeline import loader as loader_lib
 from runtime import console, errors, interrupts, progress
+from runtime import options as options_lib
 from segcore import types
 from segcore.cost import throughput
 from segcore.distributed import sharding
@@ -72,13 +73,9 @@ class OperationOptions:
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
 
   def __post_init__(self):
-    for name, value in (
-      ('log_every', self.log_every),
-      ('save_every', self.save_every),
-      ('fsdp', self.fsdp),
-    ):
-      if value < 1:
-        raise ValueError(f'{name}: expected >= 1, got {value}')
+    options_lib.check_options_in_range(
+      self, 'log_every', 'save_every', 'fsdp', least=1
+    )
     if not self.save_minutes >= 0:
       raise ValueError(f'save_minutes: expected >= 0, got {self.save_minutes}')
 

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from input_pipeline import batch as batch_lib
 from runtime import errors
+from runtime import options as options_lib
 from segcore import types
 from segcore.distributed import sharding
 from segcore.train import optimizers, train_state
@@ -85,13 +86,9 @@ class RecipeOptions:
   seed: int = 0
 
   def __post_init__(self):
-    for name, value in (
-      ('batch_size', self.batch_size),
-      ('num_steps', self.num_steps),
-      ('accumulate', self.accumulate),
-    ):
-      if value < 1:
-        raise ValueError(f'{name}: expected >= 1, got {value}')
+    options_lib.check_options_in_range(
+      self, 'batch_size', 'num_steps', 'accumulate', least=1
+    )
     if not 0 <= self.seed < 2**31:
       raise ValueError(f'seed: expected 0 to 2**31 - 1, got {self.seed}')
     if self.evaluate_every < 0:

@@ -1,21 +1,13 @@
 """DDeP's experiments: stages, starts, noise, steps and sizes."""
 
-import importlib
-
 import pytest
 
 from ddep import main as ddep_main
-from segcore.experiment import config_file, stage
+from segcore.experiment import stage
+from tests.configs import loading
 
 PAPER = ['ddep_ade20k', 'ddep_cityscapes', 'ddep_pascal']
 SMALL = ['ddep_camvid', 'ddep_folder', 'ddep_shapes']
-
-
-def load(name, argument=''):
-  module = importlib.import_module(f'configs.{name}')
-  config = config_file.complete_config(module.get_config(argument))
-  config.lock()
-  return config
 
 
 def graph(config):
@@ -54,12 +46,12 @@ def graph(config):
   ],
 )
 def test_inits_wire_the_stages(argument, expected):
-  assert graph(load('ddep_shapes', argument)) == expected
-  assert graph(load('ddep_camvid', argument)) == expected
+  assert graph(loading.load('ddep_shapes', argument)) == expected
+  assert graph(loading.load('ddep_camvid', argument)) == expected
 
 
 def test_how_many_images_are_evaluated_at_once_is_no_setting():
-  config = load('ddep_shapes', 'init=none')
+  config = loading.load('ddep_shapes', 'init=none')
   before = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
   config.evaluate.batch_size = 8
   assert (
@@ -72,14 +64,14 @@ def test_how_many_images_are_evaluated_at_once_is_no_setting():
 
 
 def test_what_learns_in_denoising_is_ddep_or_dep():
-  assert load('ddep_shapes').denoise.trained == ('decoder', 'heads')
-  dep = load('ddep_shapes', 'init=dep').denoise
+  assert loading.load('ddep_shapes').denoise.trained == ('decoder', 'heads')
+  dep = loading.load('ddep_shapes', 'init=dep').denoise
   assert dep.trained == ('encoder', 'decoder', 'heads')
   assert dep.start.path == ''
 
 
 def test_an_encoder_from_elsewhere_replaces_the_classification(tmp_path):
-  config = load('ddep_camvid', f'init=ddep,encoder={tmp_path}')
+  config = loading.load('ddep_camvid', f'init=ddep,encoder={tmp_path}')
   assert graph(config) == [
     ('denoise', ()),
     ('finetune', ('denoise',)),
@@ -95,7 +87,7 @@ def test_configs_build(name, argument):
   options = [argument] if argument else []
   if name == 'ddep_folder':
     options.append('source=/photographs,ignore=255')
-  config = load(name, ','.join(options))
+  config = loading.load(name, ','.join(options))
   stages = ddep_main.PROGRAM.build_stages(config)
   assert stages[-1].name == 'evaluate'
   if argument == 'tiny':
@@ -109,14 +101,14 @@ def test_configs_build(name, argument):
 def test_an_encoder_that_nothing_starts_from_is_refused():
   for argument in ('encoder=runs/x', 'init=none,encoder=runs/x'):
     with pytest.raises(ValueError, match='encoder=runs/x: nothing starts from'):
-      load('ddep_camvid', argument)
+      loading.load('ddep_camvid', argument)
 
 
 def test_labels_or_fraction():
-  assert load('ddep_shapes').finetune.subset.labels == 100
-  tenth = load('ddep_shapes', 'fraction=0.1').finetune.subset
+  assert loading.load('ddep_shapes').finetune.subset.labels == 100
+  tenth = loading.load('ddep_shapes', 'fraction=0.1').finetune.subset
   assert (tenth.labels, tenth.fraction) == (0, 0.1)
-  fifty = load('ddep_shapes', 'labels=50').finetune.subset
+  fifty = loading.load('ddep_shapes', 'labels=50').finetune.subset
   assert (fifty.labels, fifty.fraction) == (50, 1.0)
 
 
@@ -130,14 +122,14 @@ def test_labels_or_fraction():
   ],
 )
 def test_tiny_needs_no_files(name, argument, stages):
-  config = load(name, f'{argument},tiny')
+  config = loading.load(name, f'{argument},tiny')
   assert tuple(s.name for s in ddep_main.PROGRAM.build_stages(config)) == stages
   assert config.denoise.data.name == config.finetune.data.name
   assert config.finetune.data.name == 'shapes/scenes'
   assert config.denoise.also == ()
   assert config.finetune.recipe.num_steps == 60
   # What the options chose is kept.
-  whole = load(name, argument)
+  whole = loading.load(name, argument)
   assert config.denoise.noise == whole.denoise.noise
   assert config.evaluate.protocol.scales == whole.evaluate.protocol.scales
   width = config.network.decoder.width_multiplier
@@ -147,10 +139,10 @@ def test_tiny_needs_no_files(name, argument, stages):
 
 def test_a_grid_of_the_images_is_that_of_each_stage():
   stages = ddep_main.PROGRAM.build_stages(
-    load('ddep_shapes', 'network=transunet,init=none')
+    loading.load('ddep_shapes', 'network=transunet,init=none')
   )
   assert stages[0].settings['network'].encoder['grid'] == (4, 4)
-  config = load('ddep_pascal', 'tiny')
+  config = loading.load('ddep_pascal', 'tiny')
   config.denoise.crop.size = (32, 64)
   found = stage.settings_by_stage(ddep_main.PROGRAM.build_stages(config))
   grids = {
@@ -162,14 +154,14 @@ def test_a_grid_of_the_images_is_that_of_each_stage():
 
 def test_noise_is_set_by_options():
   def found(options):
-    noise = load('ddep_shapes', options).denoise.noise
+    noise = loading.load('ddep_shapes', options).denoise.noise
     return noise.kind, noise.gamma, noise.sigma, noise.gamma_range, noise.target
 
   none = (0.0, 0.0)
   assert found('') == ('scaled', 0.7, 0.0, none, 'eps')
   assert found('noise=simple,target=x') == ('simple', 0.7, 0.0, none, 'x')
   spaces = [
-    load('ddep_shapes', options).denoise.noise.noise_space
+    loading.load('ddep_shapes', options).denoise.noise.noise_space
     for options in ('', 'noise_space=unit')
   ]
   assert spaces == ['auto', 'unit']
@@ -182,7 +174,7 @@ def test_noise_is_set_by_options():
 
 def test_steps_of_the_paper():
   def recipes(name, options=''):
-    config = load(name, options)
+    config = loading.load(name, options)
     return config.denoise.recipe, config.finetune.recipe
 
   # 100 · 12,743,321 / 512 and 100 · 4,998 / 32, rounded up.
@@ -211,15 +203,15 @@ def test_steps_of_the_paper():
 
 
 def test_weights_of_the_paper():
-  ddep = load('ddep_pascal')
+  ddep = loading.load('ddep_pascal')
   assert ddep.stages == ('denoise', 'finetune', 'evaluate')
   assert ddep.denoise.start.path == 'weights/R50+ViT-B_16.npz'
-  supervised = load('ddep_pascal', 'init=supervised,network=unet')
+  supervised = loading.load('ddep_pascal', 'init=supervised,network=unet')
   assert supervised.finetune.start.path == 'weights/BiT-M-R50x1.npz'
-  other = load('ddep_pascal', 'encoder=elsewhere.npz')
+  other = loading.load('ddep_pascal', 'encoder=elsewhere.npz')
   assert other.denoise.start.path == 'elsewhere.npz'
   for argument in ('init=dep', 'init=none'):
-    config = load('ddep_pascal', argument)
+    config = loading.load('ddep_pascal', argument)
     assert 'weights' not in str(config.denoise.start) + str(
       config.finetune.start
     )
@@ -233,7 +225,7 @@ def test_weights_of_the_paper():
   ],
 )
 def test_unlabeled_photographs_are_denoised_too(unlabeled, expected):
-  config = load('ddep_folder', f'source=x,unlabeled={unlabeled}')
+  config = loading.load('ddep_folder', f'source=x,unlabeled={unlabeled}')
   [also] = config.denoise.also
   assert (
     *(also['data']['name'], also['data']['images']),
@@ -250,12 +242,12 @@ def test_unlabeled_photographs_are_denoised_too(unlabeled, expected):
 
 def test_unlabeled_photographs_need_denoising():
   with pytest.raises(ValueError, match='unlabeled=same: expected init=dep'):
-    load('ddep_folder', 'source=x,init=none,unlabeled=same')
+    loading.load('ddep_folder', 'source=x,init=none,unlabeled=same')
 
 
 def test_options_of_a_folder_define_how_its_files_are_read():
   options = 'follow_exif,image_depth=12,max_megapixels=400,mask_codes=values'
-  config = load('ddep_folder', f'source=x,unlabeled=more,{options}')
+  config = loading.load('ddep_folder', f'source=x,unlabeled=more,{options}')
   data = ddep_main.PROGRAM.build(config)['finetune'].options.data
   assert (
     *(data.follow_exif, data.image_depth, data.max_megapixels),

@@ -13,27 +13,21 @@ from pass_luss import main
 from pass_luss.protocols import segment
 from pass_luss.stages import base
 from runtime import errors, options
-from segcore.experiment import config_file, dry_run, stage
+from segcore.experiment import dry_run, stage
 from segcore.train import optimizers
 from segcore.train import update as update_lib
+from tests.configs import loading
 from tests.support import fake_data
 from tests.transcriptions import pass_updates
 
 ALL = ['pass_imagenet_s50', 'pass_imagenet_s300', 'pass_imagenet_s919']
 
 
-def load(name, argument=''):
-  module = importlib.import_module(f'configs.{name}')
-  config = config_file.complete_config(module.get_config(argument))
-  config.lock()
-  return config
-
-
 def test_the_published_settings():
   """Table of §2.1, by hand."""
   rows = {}
   for name in ALL:
-    config = load(name)
+    config = loading.load(name)
     block = config.represent
     clusters, recipe = block.learn.clusters, block.recipe
     views = [(block.large.count, *block.large.size, *block.large.area)]
@@ -77,7 +71,7 @@ def test_the_published_settings():
   ],
 )
 def test_attention_clusters_and_fine_tuning(name, rate, steps, tau):
-  config = load(name)
+  config = loading.load(name)
   attend = config.attend
   assert attend.recipe.num_steps == config.finetune.recipe.num_steps == steps
   assert attend.recipe.optimizer.learning_rate == rate
@@ -92,13 +86,13 @@ def test_attention_clusters_and_fine_tuning(name, rate, steps, tau):
   for block in (config.attend, config.finetune):
     assert block.recipe.optimizer.final_learning_rate == pytest.approx(6e-4)
   assert config.label.threshold < 0
-  assert load(name, 'choose=published').label.threshold == tau
+  assert loading.load(name, 'choose=published').label.threshold == tau
   assert not config.finetune.split and config.finetune.crop.antialias
   assert config.images.data.name.startswith('imagenet_s/')
 
 
 def test_the_schedule_is_the_published_one():
-  optimizer = load('pass_imagenet_s50').represent.recipe.optimizer
+  optimizer = loading.load('pass_imagenet_s50').represent.recipe.optimizer
   built = options.build_options(
     optimizers.OptimizerOptions, optimizer, 'optimizer'
   )
@@ -109,7 +103,7 @@ def test_the_schedule_is_the_published_one():
 
 
 def test_pixel_pros_schedule():
-  block = load('pass_imagenet_s300', 'branch=pixpro').represent
+  block = loading.load('pass_imagenet_s300', 'branch=pixpro').represent
   built = options.build_options(
     optimizers.OptimizerOptions, block.recipe.optimizer, 'optimizer'
   )
@@ -126,7 +120,7 @@ def test_pixel_pros_schedule():
 @pytest.mark.parametrize('name', ALL)
 @pytest.mark.parametrize('branch', ['swav', 'pixpro'])
 def test_every_config_describes_its_stages(name, branch):
-  stages = main.PROGRAM.build_stages(load(name, f'branch={branch}'))
+  stages = main.PROGRAM.build_stages(loading.load(name, f'branch={branch}'))
   assert [(s.name, s.needs) for s in stages] == [
     ('represent', ()),
     ('attend', ('represent',)),
@@ -139,7 +133,7 @@ def test_every_config_describes_its_stages(name, branch):
 
 def test_ablations_say_what_they_say():
   def learned(argument):
-    return load('pass_shapes', argument).represent.learn
+    return loading.load('pass_shapes', argument).represent.learn
 
   alone = learned('p2p=off,d2s=off')
   assert alone.alignment is None and alone.shallow.stages == ()
@@ -156,22 +150,6 @@ def test_ablations_say_what_they_say():
   assert pixpro.clusters is None and pixpro.shallow.stages == ()
   assert pixpro.pixpro is not None
   assert learned('combine=sum').combine == 'sum'
-
-
-@pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    ('clusters=false', 'has no other objective'),
-    ('branch=pixpro,clusters=false,d2s=3', 'needs clusters=true'),
-    ('branch=pixpro,clusters=false', 'attention is trained by clusters'),
-    ('branch=moco', 'expected one of swav, pixpro'),
-    ('p2p=off,predictor_statistics=per_view', 'p2p=off has no predictor'),
-    ('epochs=3', 'is unknown'),
-  ],
-)
-def test_options_that_contradict_each_other(argument, message):
-  with pytest.raises(ValueError, match=message):
-    load('pass_shapes', argument)
 
 
 def refused(name, argument, **changes):
@@ -216,7 +194,7 @@ def test_configs_that_cannot_be_run():
 
 
 def test_an_image_level_experiment_reads_activations():
-  config = load('pass_shapes', 'cluster=image')
+  config = loading.load('pass_shapes', 'cluster=image')
   assert config.segment.inference == 'cam'
   names = {s.name: s.needs for s in main.PROGRAM.build_stages(config)}
   assert names['cluster'] == ('represent',)
@@ -224,9 +202,11 @@ def test_an_image_level_experiment_reads_activations():
 
 
 def test_protocols_are_rows_of_stages():
-  distance = main.PROGRAM.build_stages(load('pass_shapes', 'protocol=distance'))
+  distance = main.PROGRAM.build_stages(
+    loading.load('pass_shapes', 'protocol=distance')
+  )
   assert [s.name for s in distance] == ['represent', 'distance']
-  semi = main.PROGRAM.build_stages(load('pass_shapes', 'protocol=semi'))
+  semi = main.PROGRAM.build_stages(loading.load('pass_shapes', 'protocol=semi'))
   assert [s.needs for s in semi] == [(), ('represent',), ('semi',)]
 
 
@@ -235,9 +215,9 @@ def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
   """The stages before are as they were, so they are not run again."""
   name, argument = 'pass_imagenet_s919', f'protocol={protocol}'
   before = stage.settings_by_stage(
-    main.PROGRAM.build_stages(load(name, argument))
+    main.PROGRAM.build_stages(loading.load(name, argument))
   )
-  config = load(name, f'{argument},on=50')
+  config = loading.load(name, f'{argument},on=50')
   stages = main.PROGRAM.build_stages(config)
   after = stage.settings_by_stage(stages)
   settings = after.pop('segment_on')
@@ -260,13 +240,31 @@ def test_a_finished_run_can_be_segmented_on_a_smaller_size(protocol):
     ('pass_imagenet_s300', 'on=919', 'expected a smaller size than 300'),
     ('pass_imagenet_s300', 'on=7', 'on=7: expected one of 50, 300, 919$'),
     ('pass_imagenet_s300', 'on=50,protocol=distance', 'nothing that segments'),
+    ('pass_shapes', 'clusters=false', 'has no other objective'),
+    (
+      'pass_shapes',
+      'branch=pixpro,clusters=false,d2s=3',
+      'needs clusters=true',
+    ),
+    (
+      'pass_shapes',
+      'branch=pixpro,clusters=false',
+      'attention is trained by clusters',
+    ),
+    ('pass_shapes', 'branch=moco', 'expected one of swav, pixpro'),
+    (
+      'pass_shapes',
+      'p2p=off,predictor_statistics=per_view',
+      'p2p=off has no predictor',
+    ),
+    ('pass_shapes', 'epochs=3', 'is unknown'),
     ('pass_shapes', 'on=50', 'is unknown'),
     ('pass_shapes', 'threshold=low', 'threshold=low: expected a number'),
   ],
 )
 def test_options_that_cannot_be(name, argument, message):
   with pytest.raises(ValueError, match=message):
-    load(name, argument)
+    loading.load(name, argument)
 
 
 def test_thresholds_that_are_asked_for():
@@ -280,7 +278,7 @@ def test_thresholds_that_are_asked_for():
     ('choose=published,saliency=rc', 0.5),
     ('saliency=rc', -1.0),
   ):
-    found = load('pass_imagenet_s50', argument).label.threshold
+    found = loading.load('pass_imagenet_s50', argument).label.threshold
     assert found == expected, argument
 
 
@@ -289,7 +287,7 @@ def test_submissions_say_what_the_servers_ask_for():
     ('pass_imagenet_s50', 'ResNet-18'),
     ('pass_imagenet_s919', 'ResNet-50'),
   ):
-    config = load(name, 'branch=pixpro')
+    config = loading.load(name, 'branch=pixpro')
     for block in ('segment', 'segment_semi', 'distance'):
       built = options.build_options(
         segment.SubmissionInfo, config[block].about, 'about'
@@ -297,12 +295,14 @@ def test_submissions_say_what_the_servers_ask_for():
       assert all(dataclasses.astuple(built))
       assert built.networks == network and built.name == 'PASSp'
       assert ('train-semi' in built.data) == (block != 'segment')
-  assert 'k = 10' in load('pass_imagenet_s50').distance.about.description
+  assert (
+    'k = 10' in loading.load('pass_imagenet_s50').distance.about.description
+  )
 
 
 def test_segments_of_masks_need_no_masks_of_val():
   """Of test alone, say."""
-  config = load('pass_shapes', 'protocol=semi')
+  config = loading.load('pass_shapes', 'protocol=semi')
   config.segment_semi.splits = ('test',)
   inputs = main.PROGRAM.build(config)['segment_semi'].inputs()
   assert [(read.split, read.kind) for read in inputs.splits] == [('test', '')]
@@ -316,7 +316,7 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
     return fake_data.coordinate_split(1)
 
   monkeypatch.setattr(base.PassStage, 'open_images', open_split)
-  config = load('pass_shapes', 'saliency=somewhere')
+  config = loading.load('pass_shapes', 'saliency=somewhere')
   config.label.report = ()
   for threshold, expected in ((-1.0, ['', 'val']), (0.5, [''])):
     config.label.threshold = threshold
@@ -326,12 +326,12 @@ def test_saliency_is_needed_wherever_labels_or_thresholds_are(monkeypatch):
 
 
 def test_how_many_images_are_looked_at_at_once_is_no_setting():
-  config = load('pass_shapes')
+  config = loading.load('pass_shapes')
   before = stage.settings_by_stage(main.PROGRAM.build_stages(config))
   for name in ('cluster', 'label', 'segment'):
     config[name].batch_size = 8
   assert stage.settings_by_stage(main.PROGRAM.build_stages(config)) == before
-  named = load('pass_imagenet_s50', 'protocol=distance')
+  named = loading.load('pass_imagenet_s50', 'protocol=distance')
   settings = stage.settings_by_stage(main.PROGRAM.build_stages(named))
   named.distance.about.name = 'ours'  # Nor is what is said of the method.
   assert stage.settings_by_stage(main.PROGRAM.build_stages(named)) == settings
@@ -340,7 +340,7 @@ def test_how_many_images_are_looked_at_at_once_is_no_setting():
 
 
 def test_layers_far_from_the_head_learn_less():
-  config = load('pass_imagenet_s300', 'semi=imagenet_s')
+  config = loading.load('pass_imagenet_s300', 'semi=imagenet_s')
   optimizer = config.semi.recipe.optimizer
   built = options.build_options(
     optimizers.OptimizerOptions, optimizer, 'optimizer'
@@ -366,7 +366,9 @@ def test_layers_far_from_the_head_learn_less():
 
 
 def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
-  config = load('pass_imagenet_s300', 'semi=imagenet_s_os16,protocol=semi')
+  config = loading.load(
+    'pass_imagenet_s300', 'semi=imagenet_s_os16,protocol=semi'
+  )
   optimizer = options.build_options(
     optimizers.OptimizerOptions, config.semi.recipe.optimizer, 'optimizer'
   )
@@ -392,14 +394,14 @@ def test_a_dilated_last_stage_has_the_parameters_of_representation_learning():
 
 
 def test_random_features_are_one_step_of_nothing():
-  config = load('pass_shapes', 'untrained')
+  config = loading.load('pass_shapes', 'untrained')
   recipe = config.represent.recipe
   assert recipe.num_steps == 1
   assert recipe.optimizer.learning_rate < 1e-20
 
 
 def test_a_dry_run_says_the_cost(capsys):
-  config = load('pass_imagenet_s50')
+  config = loading.load('pass_imagenet_s50')
   stage.dry_run_stages(main.PROGRAM.build_stages(config), ('represent',))
   said = capsys.readouterr().out
   assert '50,200 steps of 256 images' in said
@@ -409,7 +411,7 @@ def test_a_dry_run_says_the_cost(capsys):
 def test_costs_are_those_of_all_stages():
   """300 and 919 classes: one network, but for the last layer; more steps."""
   names = ('represent', 'attend', 'finetune')
-  stages = main.PROGRAM.build(load('pass_imagenet_s300'))
+  stages = main.PROGRAM.build(loading.load('pass_imagenet_s300'))
   steps = {
     name: sum(dry_run.count_dry_run_cost(stages[name].workload()).step.values())
     for name in names
@@ -427,7 +429,7 @@ def test_what_starts_from_a_run_of_pass_takes_its_encoder():
   """DDeP and U2PL on its small network."""
   ddep = importlib.import_module('configs.ddep_shapes')
   config = ddep.get_config('network=pass,init=ddep,encoder=somewhere')
-  encoder = load('pass_shapes').network.encoder.to_dict()
+  encoder = loading.load('pass_shapes').network.encoder.to_dict()
   assert config.network.encoder.to_dict() == encoder
   assert config.denoise.start.take == ('encoder',)
   u2pl = importlib.import_module('configs.u2pl_shapes')

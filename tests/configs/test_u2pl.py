@@ -1,7 +1,6 @@
 """Tests of U2PL's configs, and of the rows of docs/methods/u2pl_tables.md."""
 
 import collections
-import importlib
 import pathlib
 import re
 import shlex
@@ -11,10 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from runtime import errors
-from segcore.experiment import cli, config_file, evaluation, hosts
+from segcore.experiment import cli, evaluation, hosts
 from segcore.experiment import command as command_lib
 from segcore.models import network
 from segcore.train import optimizers
+from tests.configs import loading
 from tests.support import tables
 from u2pl import main as u2pl_main
 
@@ -37,13 +37,6 @@ def networks_checked_once(monkeypatch):
       check(net, size, path)
 
   monkeypatch.setattr(network, 'check_network_image_size', check_once)
-
-
-def load(name, argument=''):
-  module = importlib.import_module(f'configs.{name}')
-  config = config_file.complete_config(module.get_config(argument))
-  config.lock()
-  return config
 
 
 def rows():
@@ -295,7 +288,7 @@ def test_an_epoch_is_the_whole_batches_of_unlabeled_images(
   assert len(range(16, images + 1, 16)) == steps
   epochs = {'u2pl_voc': 80, 'u2pl_cityscapes': 200}[name]
   for system in ('u2pl_plus', 'mt', 'sup_only,equal_steps'):
-    train = load(name, f'{argument},system={system}').train
+    train = loading.load(name, f'{argument},system={system}').train
     assert train.recipe.batch_size == 16
     assert train.steps_per_epoch == steps
     assert train.recipe.num_steps == steps * epochs
@@ -317,7 +310,7 @@ def test_labels_alone_have_epochs_of_their_own(name, labels, steps):
   argument = f'system=sup_only,labels={labels}'
   if partition:
     argument += f',partition={partition}'
-  assert load(name, argument).train.recipe.num_steps == steps
+  assert loading.load(name, argument).train.recipe.num_steps == steps
 
 
 def rates(config):
@@ -334,7 +327,7 @@ def rates(config):
   [('u2pl_voc', 1e-3, 1e-2, 1e-4), ('u2pl_cityscapes', 1e-2, 1e-2, 5e-4)],
 )
 def test_learning_rates_and_decays(name, encoder, others, decay):
-  config = load(name)
+  config = loading.load(name)
   assert rates(config) == {
     'encoder': encoder,
     'decoder': others,
@@ -349,7 +342,7 @@ def test_learning_rates_and_decays(name, encoder, others, decay):
 
 
 def test_warm_up_and_loss_of_the_papers():
-  voc, cityscapes = (load(name).train for name in PAPER[::-1])
+  voc, cityscapes = (loading.load(name).train for name in PAPER[::-1])
   assert (voc.learn.warmup_epochs, cityscapes.learn.warmup_epochs) == (1, 0)
   plain = voc.learn.supervised
   assert (plain.kind, plain.auxiliary) == ('ce', 0.0)
@@ -364,12 +357,14 @@ def test_warm_up_and_loss_of_the_papers():
 @pytest.mark.parametrize('name', HERE)
 @pytest.mark.parametrize('argument', ['', 'system=u2pl', 'system=sup_only'])
 def test_configs_build(name, argument):
-  stages = u2pl_main.PROGRAM.build_stages(load(name, argument))
+  stages = u2pl_main.PROGRAM.build_stages(loading.load(name, argument))
   assert [s.name for s in stages] == ['train', 'evaluate']
 
 
 def test_settings_of_a_folder():
-  config = load('u2pl_folder', 'source=/photographs,labels=20,low_rank=2')
+  config = loading.load(
+    'u2pl_folder', 'source=/photographs,labels=20,low_rank=2'
+  )
   assert u2pl_main.PROGRAM.build_stages(config)[-1].name == 'evaluate'
   assert config.train.data.source == '/photographs'
   assert config.train.learn.contrast.low_rank == 2
@@ -379,7 +374,7 @@ def test_settings_of_a_folder():
 @pytest.mark.parametrize('system', ['u2pl_plus', 'classmix', 'sup_only'])
 def test_tiny(name, system):
   """On images that are drawn; those of CamVid and of a folder stay."""
-  config = load(name, f'system={system},seed=3,tiny')
+  config = loading.load(name, f'system={system},seed=3,tiny')
   stages = u2pl_main.PROGRAM.build_stages(config)
   assert [s.name for s in stages] == ['train', 'evaluate']
   train = config.train
@@ -389,13 +384,13 @@ def test_tiny(name, system):
   kept = {'u2pl_camvid': 'camvid', 'u2pl_folder': 'image_mask_folder'}
   assert train.data.name == kept.get(name, 'shapes/scenes')
   # What the options chose is kept.
-  whole = facts(load(name, f'system={system}'))
+  whole = facts(loading.load(name, f'system={system}'))
   assert {**facts(config), 'steps': whole['steps']} == whole
 
 
 @pytest.mark.parametrize('name', PAPER)
 def test_a_list_of_each_number_of_labels(name):
-  subset = load(
+  subset = loading.load(
     name, 'labels=372,list=splits/{labels}/labeled.txt'
   ).train.subset
   assert (subset.list, subset.labels) == ('splits/372/labeled.txt', 372)
@@ -403,15 +398,15 @@ def test_a_list_of_each_number_of_labels(name):
 
 @pytest.mark.parametrize('name', PAPER)
 def test_a_start_takes_the_place_of_the_weights(name):
-  assert load(name).train.start.to_dict() == {
+  assert loading.load(name).train.start.to_dict() == {
     'path': 'weights/resnet101_deep.safetensors',
     'take': ('encoder',),
   }
-  assert load(name, 'start=runs/x').train.start.to_dict() == {
+  assert loading.load(name, 'start=runs/x').train.start.to_dict() == {
     'path': 'runs/x',
     'take': ('encoder', 'decoder'),
   }
-  assert load(name, 'encoder=').train.start.path == ''
+  assert loading.load(name, 'encoder=').train.start.path == ''
 
 
 @pytest.mark.parametrize(
@@ -469,45 +464,61 @@ def test_refusals(capsys, monkeypatch, tmp_path, config, flags, message):
   assert 'Traceback' not in line
 
 
-@pytest.mark.parametrize(
-  ('argument', 'expected'),
-  [
-    ('system=cutmix,bank=on', 'earlier steps: expected one of u2pl, u2pl_plus'),
-    ('system=sup_only,sce=on', 'expected one of u2pl_plus, u2pl, cutmix, cl'),
-    ('system=mt,mp=on', 'one of u2pl, u2pl_plus, or pd=on beside it'),
-    ('system=sup_only,mp=on', 'expected one of u2pl, u2pl_plus$'),
-  ],
-)
-def test_parts_that_a_system_has_no_place_for_are_refused(argument, expected):
-  with pytest.raises(ValueError, match=expected):
-    load('u2pl_shapes', argument)
-
-
 def test_prototypes_of_momentum_mend_labels_without_contrast():
-  learn = load('u2pl_shapes', 'system=mt,mp=on,pd=on').train.learn
+  learn = loading.load('u2pl_shapes', 'system=mt,mp=on,pd=on').train.learn
   assert (learn.prototype_momentum, learn.contrast) == (0.999, None)
 
 
 @pytest.mark.parametrize(
-  ('argument', 'message'),
+  ('name', 'argument', 'message'),
   [
-    ('labels=0', 'labels=0: expected 1 to 1464'),
-    ('labels=1465', 'labels=1465: expected 1 to 1464'),
-    ('partition=blender,labels=10582', 'labels=10582: expected 1 to 10566'),
-    ('labels=0,list=mine.txt', 'with list=FILE, too'),
-    ('batch=1', 'batch=1: expected 2 or more, as images are mixed'),
-    ('system=sup_only,batch=0', 'batch=0: expected 1 or more$'),
-    ('system=mt,equal_steps', 'equal_steps: expected .*, got system=mt'),
+    # Parts that a system has no place for.
+    (
+      'u2pl_shapes',
+      'system=cutmix,bank=on',
+      'earlier steps: expected one of u2pl, u2pl_plus',
+    ),
+    (
+      'u2pl_shapes',
+      'system=sup_only,sce=on',
+      'expected one of u2pl_plus, u2pl, cutmix, cl',
+    ),
+    (
+      'u2pl_shapes',
+      'system=mt,mp=on',
+      'one of u2pl, u2pl_plus, or pd=on beside it',
+    ),
+    (
+      'u2pl_shapes',
+      'system=sup_only,mp=on',
+      'expected one of u2pl, u2pl_plus$',
+    ),
+    # Epochs that cannot be counted.
+    ('u2pl_voc', 'labels=0', 'labels=0: expected 1 to 1464'),
+    ('u2pl_voc', 'labels=1465', 'labels=1465: expected 1 to 1464'),
+    (
+      'u2pl_voc',
+      'partition=blender,labels=10582',
+      'labels=10582: expected 1 to 10566',
+    ),
+    ('u2pl_voc', 'labels=0,list=mine.txt', 'with list=FILE, too'),
+    ('u2pl_voc', 'batch=1', 'batch=1: expected 2 or more, as images are mixed'),
+    ('u2pl_voc', 'system=sup_only,batch=0', 'batch=0: expected 1 or more$'),
+    (
+      'u2pl_voc',
+      'system=mt,equal_steps',
+      'equal_steps: expected .*, got system=mt',
+    ),
   ],
 )
-def test_epochs_that_cannot_be_counted_are_refused(argument, message):
+def test_options_that_contradict_each_other(name, argument, message):
   with pytest.raises(ValueError, match=message):
-    load('u2pl_voc', argument)
+    loading.load(name, argument)
 
 
 def test_what_is_reported_of_voc():
   """One program for images of all sizes, by the rule of training."""
-  stage = u2pl_main.PROGRAM.build(load('u2pl_voc'))['evaluate']
+  stage = u2pl_main.PROGRAM.build(loading.load('u2pl_voc'))['evaluate']
   reported = stage.options
   assert [*reported.paddings] == ['', '_framed']
   for protocol in (reported.protocol, reported.protocol.single_view()):
@@ -527,11 +538,11 @@ def test_what_is_reported_of_voc():
   ],
 )
 def test_each_network_starts_from_weights_of_its_own(network, path):
-  assert load('u2pl_voc', f'network={network}').train.start.path == path
+  assert loading.load('u2pl_voc', f'network={network}').train.start.path == path
 
 
 def test_a_border_is_scored_only_where_one_is_shown():
-  config = load('u2pl_cityscapes')
+  config = loading.load('u2pl_cityscapes')
   with config.evaluate.unlocked():
     config.evaluate.framed = True
   with pytest.raises(errors.UserError, match='framed=True: expected protocol'):
@@ -540,35 +551,35 @@ def test_a_border_is_scored_only_where_one_is_shown():
 
 def test_ignored_padding_of_unlabeled_images_is_marked():
   for pad_label in ('paper', 'ignored'):
-    config = load('u2pl_voc', f'pad_label={pad_label}')
+    config = loading.load('u2pl_voc', f'pad_label={pad_label}')
     stage = u2pl_main.PROGRAM.build(config)['train']
     spec = stage.batch_spec(21)
     assert 'valid' not in spec['labeled']
     assert ('valid' in spec['unlabeled']) == (pad_label == 'ignored')
   assert spec['unlabeled']['valid'].shape == (16, 513, 513)
-  unpadded = u2pl_main.PROGRAM.build(load('u2pl_camvid'))['train']
+  unpadded = u2pl_main.PROGRAM.build(loading.load('u2pl_camvid'))['train']
   assert 'valid' not in unpadded.batch_spec(11)['unlabeled']
 
 
 def test_labels_are_scaled_as_images_unless_released():
   for argument in ('', 'label_resize=released'):
-    config = load('u2pl_cityscapes', argument)
+    config = loading.load('u2pl_cityscapes', argument)
     crop, _ = u2pl_main.PROGRAM.build(config)['train'].augmentations()
     assert crop.label_resize == (argument[13:] or 'centers')
 
 
 def test_images_without_masks_are_the_unlabeled_ones():
-  train = load('u2pl_folder', 'source=x,without_mask=unlabeled').train
+  train = loading.load('u2pl_folder', 'source=x,without_mask=unlabeled').train
   assert (train.unlabeled, train.data.without_mask) == ('unlabeled',) * 2
   # All that have a mask are labeled.
   assert (train.subset.labels, train.subset.fraction) == (0, 1.0)
-  assert load('u2pl_folder', 'source=x,unlabeled=same').train == train
-  train = load('u2pl_folder', 'source=x').train
+  assert loading.load('u2pl_folder', 'source=x,unlabeled=same').train == train
+  train = loading.load('u2pl_folder', 'source=x').train
   assert (train.unlabeled, train.subset.fraction) == ('', 0.25)
 
 
 def test_images_of_another_folder_are_the_unlabeled_ones():
-  train = load('u2pl_folder', 'source=x,unlabeled=more').train
+  train = loading.load('u2pl_folder', 'source=x,unlabeled=more').train
   assert (train.unlabeled, train.data.without_mask) == ('train', 'error')
   assert train.subset.fraction == 1.0
   assert train.unlabeled_data.name == 'image_folder'
@@ -583,37 +594,41 @@ def test_windows_of_each_network():
     ('resnet101', 769, 513),
     ('transunet', 768, 512),
   ):
-    found = load('u2pl_cityscapes', f'network={name}').evaluate.protocol
+    found = loading.load('u2pl_cityscapes', f'network={name}').evaluate.protocol
     assert (found.window, found.stride) == ((side, side), (stride, stride))
 
 
 def test_options_of_contrast_are_refused_where_there_is_none():
   with pytest.raises(ValueError, match='system=cutmix has no contrast'):
-    load('u2pl_shapes', 'system=cutmix,contrast_weight=1.0')
+    loading.load('u2pl_shapes', 'system=cutmix,contrast_weight=1.0')
 
 
 @pytest.mark.parametrize('name', PAPER)
 def test_a_fraction_is_unknown_where_labels_decide_the_epoch(name):
   with pytest.raises(ValueError, match="'fraction' is unknown.* labels,"):
-    load(name, 'fraction=0.5')
+    loading.load(name, 'fraction=0.5')
 
 
 def test_a_state_of_the_warm_up_is_reported_as_the_students():
-  stage = u2pl_main.PROGRAM.build(load('u2pl_shapes', 'tiny'))['evaluate']
+  stage = u2pl_main.PROGRAM.build(loading.load('u2pl_shapes', 'tiny'))[
+    'evaluate'
+  ]
   names = ('params', 'batch_stats', 'teacher_params', 'teacher_batch_stats')
   found = {name: name for name in names}
   # The warm-up is one epoch of 10 steps.
   for step, expected in ((10, 'params'), (11, 'teacher_params')):
     reported = stage.select_variables({'step': step, **found})
     assert (reported['step'], reported['params']) == (step, expected)
-  alone = u2pl_main.PROGRAM.build(load('u2pl_shapes', 'tiny,system=sup_only'))
+  alone = u2pl_main.PROGRAM.build(
+    loading.load('u2pl_shapes', 'tiny,system=sup_only')
+  )
   reported = alone['evaluate'].select_variables({'step': 60, **found})
   assert reported['params'] == 'params'
 
 
 def test_heads_compute_in_the_networks_type_and_end_in_float32():
   for dtype in ('float32', 'bfloat16'):
-    config = load('u2pl_cityscapes', 'tiny')
+    config = loading.load('u2pl_cityscapes', 'tiny')
     config.network.dtype = dtype
     train = u2pl_main.PROGRAM.build(config)['train']
     net = train.build_network(train.context, 9)

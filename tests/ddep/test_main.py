@@ -218,6 +218,7 @@ def losses_of(stage):
   }
 
 
+@pytest.mark.slow
 def test_2_hosts_of_2_devices_equal_1_of_4(one_of_4, two_of_2):
   one, two = one_of_4, two_of_2
   jax.tree.map(

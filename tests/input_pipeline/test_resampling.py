@@ -20,31 +20,41 @@ def test_nearest_reads_the_pixel_at_the_center():
   assert actual.tolist() == [[0, 0, 1, 2, 2, 3, 4, 4]]
 
 
-def test_nearest_from_513_to_129():
+@pytest.mark.parametrize(
+  ('resize', 'first', 'last'),
+  [
+    # Centers at 1.99, 5.97, 9.94, …, and 511.01.
+    (
+      resampling.resize_label_nearest,
+      [1, 5, 9, 13, 17, 21],
+      [495, 499, 503, 507, 511],
+    ),
+    (
+      resampling.resize_label_by_floor,
+      [0, 3, 7, 11, 15, 19],
+      [493, 497, 501, 505, 509],
+    ),
+  ],
+)
+def test_labels_from_513_to_129(resize, first, last):
   index = np.arange(513, dtype=np.int16)
-  actual = resampling.resize_label_nearest(np.stack([index] * 2), (1, 129))[0]
-  # Centers at 1.99, 5.97, 9.94, …, and 511.01.
-  assert actual[:6].tolist() == [1, 5, 9, 13, 17, 21]
-  assert actual[-5:].tolist() == [495, 499, 503, 507, 511]
-  column = resampling.resize_label_nearest(index[:, None], (129, 1))[:, 0]
+  actual = resize(np.stack([index] * 2), (1, 129))[0]
+  assert actual[:6].tolist() == first
+  assert actual[-5:].tolist() == last
+  column = resize(index[:, None], (129, 1))[:, 0]
   np.testing.assert_array_equal(column, actual)
 
 
-def test_nearest_halves_to_the_pixels_after_the_centers():
+@pytest.mark.parametrize(
+  ('resize', 'first'),
+  [
+    (resampling.resize_label_nearest, 1),  # The pixel after the center.
+    (resampling.resize_label_by_floor, 0),
+  ],
+)
+def test_halving_takes_every_other_pixel(resize, first):
   index = np.arange(224, dtype=np.int16)[None]
-  actual = resampling.resize_label_nearest(index, (1, 112))
-  assert actual[0].tolist() == list(range(1, 224, 2))
-
-
-def test_floor_rule_from_513_to_129_and_halved():
-  index = np.arange(513, dtype=np.int16)
-  actual = resampling.resize_label_by_floor(np.stack([index] * 2), (1, 129))[0]
-  assert actual[:6].tolist() == [0, 3, 7, 11, 15, 19]
-  assert actual[-5:].tolist() == [493, 497, 501, 505, 509]
-  column = resampling.resize_label_by_floor(index[:, None], (129, 1))[:, 0]
-  np.testing.assert_array_equal(column, actual)
-  halved = resampling.resize_label_by_floor(index[None, :224], (1, 112))
-  assert halved[0].tolist() == list(range(0, 224, 2))
+  assert resize(index, (1, 112))[0].tolist() == list(range(first, 224, 2))
 
 
 @pytest.mark.parametrize(

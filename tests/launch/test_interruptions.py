@@ -80,13 +80,20 @@ def test_machines_that_become_visible_late_are_deleted(cloud):
   assert cloud.remains() == []
 
 
-@pytest.mark.parametrize('backend', ['local', 'gke', 'slurm'])
-def test_ctrl_c_lets_the_job_save(cloud, backend):
+def start_waiting_job(cloud, backend, *flags):
+  """Starts a job whose workers wait; returns once the launcher follows it."""
   cloud.plan(codes=[['wait', 'wait']])
-  launcher = cloud.start(backend)
+  launcher = cloud.start(backend, *flags)
   cloud.wait_for_workers()
   if backend == 'gke':
+    # Its pods start before the launcher knows that the job runs.
     cloud.wait_until(lambda: cloud.count_calls('kubectl', 'logs'), 'followed')
+  return launcher
+
+
+@pytest.mark.parametrize('backend', ['local', 'gke', 'slurm'])
+def test_ctrl_c_lets_the_job_save(cloud, backend):
+  launcher = start_waiting_job(cloud, backend)
   launcher.interrupt()
   code, out, err = launcher.wait()
   assert code == 130, err
@@ -97,12 +104,7 @@ def test_ctrl_c_lets_the_job_save(cloud, backend):
 
 @pytest.mark.parametrize('backend', ['local', 'gke'])
 def test_another_ctrl_c_kills_the_job(cloud, backend):
-  cloud.plan(codes=[['wait', 'wait']])
-  launcher = cloud.start(backend, '--grace=60')
-  cloud.wait_for_workers()
-  if backend == 'gke':
-    # Its pods start before the launcher knows that the job runs.
-    cloud.wait_until(lambda: cloud.count_calls('kubectl', 'logs'), 'followed')
+  launcher = start_waiting_job(cloud, backend, '--grace=60')
   for pid in cloud.processes():  # They do not react to SIGTERM.
     os.kill(pid, signal.SIGSTOP)
   launcher.interrupt()
@@ -116,11 +118,7 @@ def test_another_ctrl_c_kills_the_job(cloud, backend):
 
 @pytest.mark.parametrize('backend', ['tpu_vm', 'gke'])
 def test_ctrl_c_with_keep_lets_the_job_run(cloud, backend):
-  cloud.plan(codes=[['wait', 'wait']])
-  launcher = cloud.start(backend, '--keep')
-  cloud.wait_for_workers()
-  if backend == 'gke':
-    cloud.wait_until(lambda: cloud.count_calls('kubectl', 'logs'), 'followed')
+  launcher = start_waiting_job(cloud, backend, '--keep')
   launcher.interrupt()
   # The output ends only when no process holds it any longer: none follows the
   # log.

@@ -192,19 +192,28 @@ def test_d2s_embedding_pools_the_pixel_mlp():
   np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
-def test_predictor():
+@pytest.mark.parametrize(
+  ('head', 'biases'),
+  [
+    (pass_pretraining.predictor, {}),
+    # The first bias is subtracted with the mean.
+    (pass_pixpro.pixpro_projector, {'b1': np.array([5.0, -5.0])}),
+  ],
+)
+def test_heads_of_two_convolutions(head, biases):
   weights = {
     'w1': MIRROR['w1'],
     'gamma': 2 * ONES,
     'beta': ZEROS,
     'w2': np.array([[1.0], [3.0]]),
     'b2': np.array([7.0]),
+    **biases,
   }
   maps = np.array([99.0, 100, 101]).reshape(1, 1, 3, 1)
+  # ±sqrt(3/2) after the norm; twice that where it is positive.
   t = math.sqrt(1.5)
-  actual = pass_pretraining.predictor(maps, weights)
   np.testing.assert_allclose(
-    actual.ravel(), [7 + 6 * t, 7, 7 + 2 * t], atol=1e-4
+    head(maps, weights).ravel(), [7 + 6 * t, 7, 7 + 2 * t], atol=1e-4
   )
 
 
@@ -583,24 +592,6 @@ def test_lars():
   np.testing.assert_allclose(actual, expected)
   np.testing.assert_array_equal(pass_updates.lars(w[0], g[0], 0.5), g[0])
   np.testing.assert_array_equal(pass_updates.lars(0 * w, g, 0.5), g)
-
-
-def test_pixpro_projector():
-  weights = {
-    'w1': np.array([[1.0, -1.0]]),
-    'b1': np.array([5.0, -5.0]),  # Subtracted with the mean.
-    'gamma': 2 * ONES,
-    'beta': ZEROS,
-    'w2': np.array([[1.0], [3.0]]),
-    'b2': np.array([7.0]),
-  }
-  maps = np.array([99.0, 100, 101]).reshape(1, 1, 3, 1)
-  # ±sqrt(3/2) after the norm; twice that where it is positive.
-  t = math.sqrt(1.5)
-  actual = pass_pixpro.pixpro_projector(maps, weights)
-  np.testing.assert_allclose(
-    actual.ravel(), [7 + 6 * t, 7, 7 + 2 * t], atol=1e-4
-  )
 
 
 def test_pixpro_learning_rate_and_momentum():

@@ -296,6 +296,12 @@ def mask_value_of_16_bits_out_of_range(source):
   sources.write(source / 'masks/b.png', sources.encoded(pixels))
 
 
+def write_channels(source, count):
+  """Writes a mask whose ids are repeated in each of its channels."""
+  pixels = np.stack([sources.mask_of()] * count, axis=-1)
+  sources.write(source / 'masks/b.png', sources.encoded(pixels))
+
+
 @kind(
   sources.FOLDER,
   'masks/b.png',
@@ -304,8 +310,7 @@ def mask_value_of_16_bits_out_of_range(source):
   SKIP,
 )
 def mask_of_colors(source):
-  pixels = np.stack([sources.mask_of()] * 3, axis=-1)
-  sources.write(source / 'masks/b.png', sources.encoded(pixels))
+  write_channels(source, 3)
 
 
 @kind(
@@ -331,8 +336,7 @@ def mask_of_colors_in_a_benchmark(source):
   SKIP,
 )
 def mask_with_alpha(source):
-  pixels = np.stack([sources.mask_of()] * 4, axis=-1)
-  sources.write(source / 'masks/b.png', sources.encoded(pixels))
+  write_channels(source, 4)
 
 
 @kind(sources.FOLDER, 'images/b.jpg', 'has no mask ', 'masks/b.png', SKIP)

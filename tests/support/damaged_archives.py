@@ -33,6 +33,13 @@ def no_source_of_a_benchmark(source):
   shutil.rmtree(source)
 
 
+def unreadable_archive(name, file):
+  """Registers a function as damage by which an archive cannot be read."""
+  return damage.kind(
+    name, file, 'cannot be read as an archive', damage.GET_AGAIN
+  )
+
+
 @damage.kind('ade20k', '', 'expected a folder or an archive (.zip, .tar, ')
 def source_that_is_no_archive(source):
   shutil.rmtree(source)
@@ -46,24 +53,18 @@ def another_archive_of_that_name(source):
   sources.pack_zip(source / sources.ADE, {'holiday/1.jpg': sources.jpeg(5, 4)})
 
 
-@damage.kind(
-  'ade20k', sources.ADE, 'cannot be read as an archive', damage.GET_AGAIN
-)
+@unreadable_archive('ade20k', sources.ADE)
 def page_saved_as_zip(source):
   sources.write(source / sources.ADE, b'<html>Please log in</html>\n')
 
 
-@damage.kind(
-  'ade20k', sources.ADE, 'cannot be read as an archive', damage.GET_AGAIN
-)
+@unreadable_archive('ade20k', sources.ADE)
 def zip_that_is_a_link_to_nothing(source):
   (source / sources.ADE).unlink()
   (source / sources.ADE).symlink_to(source / 'moved.zip')
 
 
-@damage.kind(
-  'ade20k', sources.ADE, 'cannot be read as an archive', damage.GET_AGAIN
-)
+@unreadable_archive('ade20k', sources.ADE)
 def zip_cut_off(source):
   sources.truncate(source / sources.ADE, 0.5)
 
@@ -188,16 +189,12 @@ def one_archive_of_two(source):
   (source / sources.SBD).unlink()
 
 
-@damage.kind(
-  'voc2012', sources.VOC, 'cannot be read as an archive', damage.GET_AGAIN
-)
+@unreadable_archive('voc2012', sources.VOC)
 def tar_of_no_bytes(source):
   sources.write(source / sources.VOC, b'')
 
 
-@damage.kind(
-  'voc2012', sources.VOC, 'cannot be read as an archive', damage.GET_AGAIN
-)
+@unreadable_archive('voc2012', sources.VOC)
 def tar_cut_off_in_a_file(source):
   data = (source / sources.VOC).read_bytes()
   sources.write(
@@ -219,16 +216,12 @@ def cut_sbd(source, after):
   )
 
 
-@damage.kind(
-  'voc2012', 'benchmark.tar', 'cannot be read as an archive', damage.GET_AGAIN
-)
+@unreadable_archive('voc2012', 'benchmark.tar')
 def tar_cut_off_in_a_header(source):
   cut_sbd(source, 100)
 
 
-@damage.kind(
-  'voc2012', 'benchmark.tar', 'cannot be read as an archive', damage.GET_AGAIN
-)
+@unreadable_archive('voc2012', 'benchmark.tar')
 def tar_cut_off_between_files(source):
   cut_sbd(source, 0)
 
@@ -349,13 +342,18 @@ def mat_of_text(source):
   sources.pack_tar(source / sources.SBD, {sources.SBD_MASK: data}, 'w:gz')
 
 
+def pack_train_list(source, lines):
+  """Writes the archive of VOC with another list of train."""
+  sources.pack_tar(
+    source / sources.VOC, {**sources.voc_files(), sources.VOC_TRAIN: lines}
+  )
+
+
 @damage.kind(
   'voc2012', sources.VOC, sources.VOC_TRAIN, 'is empty: download it again'
 )
 def list_of_nothing(source):
-  sources.pack_tar(
-    source / sources.VOC, {**sources.voc_files(), sources.VOC_TRAIN: b'\n'}
-  )
+  pack_train_list(source, b'\n')
 
 
 @damage.kind(
@@ -365,10 +363,7 @@ def list_of_nothing(source):
   "lists '2007_000001' twice: download it again",
 )
 def list_with_a_line_twice(source):
-  lines = b'2007_000001\n2008_000003\n2007_000001\n'
-  sources.pack_tar(
-    source / sources.VOC, {**sources.voc_files(), sources.VOC_TRAIN: lines}
-  )
+  pack_train_list(source, b'2007_000001\n2008_000003\n2007_000001\n')
 
 
 @damage.kind(
@@ -377,10 +372,7 @@ def list_with_a_line_twice(source):
   damage.WHOLE,
 )
 def list_of_an_image_that_is_not_there(source):
-  lines = b'2007_000001\n2007_999999\n'
-  sources.pack_tar(
-    source / sources.VOC, {**sources.voc_files(), sources.VOC_TRAIN: lines}
-  )
+  pack_train_list(source, b'2007_000001\n2007_999999\n')
 
 
 @damage.kind(
@@ -390,7 +382,4 @@ def list_of_an_image_that_is_not_there(source):
   'is not UTF-8 text: download it again',
 )
 def list_that_is_not_utf8(source):
-  sources.pack_tar(
-    source / sources.VOC,
-    {**sources.voc_files(), sources.VOC_TRAIN: b'\xff\xfea'},
-  )
+  pack_train_list(source, b'\xff\xfea')

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import scipy.io
 
+from benchmarks import image_folders
 from input_pipeline import datasets, prepare
 
 ADE = 'ADEChallengeData2016.zip'
@@ -42,13 +43,7 @@ def mask_of(width=32, height=24):
   return np.tile(columns, (height, 1))
 
 
-def encoded(pixels, kind='PNG', **options):
-  data = io.BytesIO()
-  image = pixels
-  if not isinstance(image, PIL.Image.Image):
-    image = PIL.Image.fromarray(pixels)
-  image.save(data, kind, **options)
-  return data.getvalue()
+encoded = image_folders.encoded
 
 
 def jpeg(width=32, height=24, **options):

@@ -457,22 +457,14 @@ def imagenet_s_919(source):
 # Name of the data set, and what writes its archives, by name of the case.
 CASES = {
   'voc2012': ('voc2012', voc2012),
-  'context_59_mats': (
-    'pascal_context/59',
-    functools.partial(pascal_context, labels='mats', table=CONTEXT_59),
-  ),
-  'context_60_mats': (
-    'pascal_context/60',
-    functools.partial(pascal_context, labels='mats', table=CONTEXT_60),
-  ),
-  'context_59_json': (
-    'pascal_context/59',
-    functools.partial(pascal_context, labels='json', table=CONTEXT_59),
-  ),
-  'context_60_json': (
-    'pascal_context/60',
-    functools.partial(pascal_context, labels='json', table=CONTEXT_60),
-  ),
+  **{
+    f'context_{count}_{labels}': (
+      f'pascal_context/{count}',
+      functools.partial(pascal_context, labels=labels, table=table),
+    )
+    for labels in ('mats', 'json')
+    for count, table in ((59, CONTEXT_59), (60, CONTEXT_60))
+  },
   'ade20k': ('ade20k', ade20k),
   'cityscapes_fine': ('cityscapes/fine', cityscapes_fine),
   'cityscapes_coarse': ('cityscapes/coarse', cityscapes_coarse),

@@ -13,11 +13,10 @@ import subprocess
 import sys
 import time
 
-import cv2
 import jax
 import numpy as np
-import PIL.Image
 
+from benchmarks import image_folders
 from segcore.weights import checkpoint_reader
 from tests.support import compilation
 
@@ -47,22 +46,10 @@ SHORT = (
 
 def make_folder(folder: pathlib.Path, count: int = 16) -> pathlib.Path:
   """Writes `count` images of a bright disc on noise, with its mask."""
-  rng = np.random.default_rng(0)
-  for name in ('images', 'masks'):
-    (folder / name).mkdir(parents=True)
-  for i in range(count):
-    height, width = 41 + i % 3, 47 - i % 2
-    image = rng.integers(0, 120, (height, width, 3), np.uint8)
-    mask = np.zeros((height, width), np.uint8)
-    center = int(rng.integers(10, 30)), int(rng.integers(10, 30))
-    cv2.circle(mask, center, 9, 1, -1)
-    cv2.circle(mask, center, 10, 255, 1)
-    image[mask == 1] += 120
-    cv2.imwrite(str(folder / 'images' / f'{i:02}.jpg'), image)
-    palette = PIL.Image.fromarray(mask)
-    palette.putpalette([0, 0, 0, 255, 0, 0])
-    palette.save(folder / 'masks' / f'{i:02}.png')
-  (folder / 'classes.txt').write_text('ground\ndisc\n')
+  discs = image_folders.Discs(
+    size=(41, 47), rows=(10, 30), columns=(10, 30), radius=9, ring=(10, 1)
+  )
+  image_folders.write_discs(folder, count, discs)
   return folder
 
 

@@ -1,10 +1,9 @@
 """Drawn scenes of two discs with exact masks, in folders of many kinds."""
 
-import io
-
 import numpy as np
 import PIL.Image
 
+from benchmarks import image_folders
 from input_pipeline import datasets, prepare
 
 WIDTH, HEIGHT = 48, 36
@@ -39,14 +38,7 @@ def count(class_id, names=NAMES):
 COUNTS = [count(i) for i in range(3)]
 
 
-def encoded(array, kind='PNG', **options):
-  """Returns the bytes of an image file."""
-  image = array
-  if not isinstance(image, PIL.Image.Image):
-    image = PIL.Image.fromarray(array)
-  file = io.BytesIO()
-  image.save(file, kind, **options)
-  return file.getvalue()
+encoded = image_folders.encoded
 
 
 def palette_mask(values, colors):
@@ -72,24 +64,11 @@ def write(
   return source
 
 
-def options(source, **fields):
-  """Returns the options of the data set in a folder of `write`."""
-  return datasets.DataOptions(
-    'image_mask_folder',
-    source=str(source),
-    images='images',
-    masks='masks',
-    classes='classes.txt',
-    **fields,
-  )
-
-
 def check(source, **fields):
   """Checks a folder of `write`; returns the audit."""
   data_dir = str(source.parent / 'records')
-  return datasets.dataset_builder(options(source, **fields), data_dir).check()[
-    0
-  ]
+  options = image_folders.data_options(source, **fields)
+  return datasets.dataset_builder(options, data_dir).check()[0]
 
 
 def counts(source, **fields):

@@ -116,11 +116,7 @@ class TrainStage(experiment_stage.TrainingStage):
 
   name = 'train'
   options: TrainOptions
-
-  @property
-  def best_metric(self) -> str:
-    """Returns the mIoU on the validation split."""
-    return f'{self.options.val_split}/miou'
+  val_metric = 'miou'
 
   @property
   def zero_terms_until(self) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import resource
 import shutil
 import types
+from unittest import mock
 
 import PIL.Image
 import pytest
@@ -41,39 +42,41 @@ def test_a_data_dir_that_is_a_file_is_refused(check, below, tmp_path, capfd):
   assert (tmp_path / 'file').read_bytes() == b'Not a folder.'
 
 
-def test_a_disk_that_is_too_small_is_reported(
-  before, tmp_path, monkeypatch, capfd
-):
-  source = tmp_path / 'source'
+def write_unprepared_folder(source):
+  """Writes a folder with other classes than the prepared one."""
   sources.write_folder(source)
-  (source / 'classes.txt').write_text('sky\nroad\nbus\n')  # Not prepared.
+  (source / 'classes.txt').write_text('sky\nroad\nbus\n')
+  return source
+
+
+def check_nothing_is_lost(before, line, arguments):
+  """Checks the place in an error, and that the same command works later."""
+  assert f'{before.data_dir}/' in line
+  before.check()
+  assert prepare.main(arguments) == 0
+  before.check()
+
+
+def test_a_disk_that_is_too_small_is_reported(before, tmp_path, capfd):
+  source = write_unprepared_folder(tmp_path / 'source')
   images = [path.stat().st_size for path in (source / 'images').iterdir()]
   arguments = sources.arguments_of(sources.FOLDER, source, before.data_dir)
   usage = types.SimpleNamespace(total=10**6, used=10**6, free=sum(images) - 1)
-  with monkeypatch.context() as patch:
-    patch.setattr(shutil, 'disk_usage', lambda path: usage)
+  with mock.patch.object(shutil, 'disk_usage', lambda path: usage):
     line = sources.refusal(capfd, arguments)
-  assert f'{before.data_dir}/' in line
   assert 'GB are free' in line
   assert ': free some space, or choose another --data_dir' in line
-  before.check()
-  assert prepare.main(arguments) == 0
-  before.check()
+  check_nothing_is_lost(before, line, arguments)
 
 
 def test_a_disk_that_fills_up_with_records_is_reported(before, tmp_path, capfd):
-  source = tmp_path / 'source'
-  sources.write_folder(source)
-  (source / 'classes.txt').write_text('sky\nroad\nbus\n')  # Not prepared.
+  source = write_unprepared_folder(tmp_path / 'source')
   arguments = sources.arguments_of(sources.FOLDER, source, before.data_dir)
   with largest_file(10_000):  # The three records take ten times that.
     line = sources.refusal(capfd, arguments)
-  assert f'{before.data_dir}/' in line
   assert 'File too large' in line
   assert 'free some space or correct the path' in line
-  before.check()
-  assert prepare.main(arguments) == 0
-  before.check()
+  check_nothing_is_lost(before, line, arguments)
   options = sources.options_of(sources.FOLDER, source)
   split = datasets.open_dataset_split(options, 'train', str(before.data_dir))
   assert split.ids() == ['a', 'b', 'c']
@@ -87,13 +90,10 @@ def test_a_disk_that_fills_up_with_an_archive_is_reported(
   arguments = sources.arguments_of('voc2012', source, before.data_dir)
   with largest_file(4000):
     line = sources.refusal(capfd, arguments)
-  assert f'{before.data_dir}/' in line
   assert 'File too large' in line
   assert 'free some space' in line
   assert 'download' not in line  # The archive is whole.
-  before.check()
-  assert prepare.main(arguments) == 0
-  before.check()
+  check_nothing_is_lost(before, line, arguments)
 
 
 def test_a_disk_that_fills_up_with_the_picture_is_reported(before, capfd):

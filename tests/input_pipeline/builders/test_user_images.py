@@ -8,6 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
+from benchmarks import image_folders
 from input_pipeline import datasets, image_folder
 from input_pipeline.sources import image_files, records
 from tests.support import messages, scenes
@@ -28,7 +29,9 @@ def stored(pixels, orientation):
 
 def open_train(source, **fields):
   return datasets.open_dataset_split(
-    scenes.options(source, **fields), 'train', str(source.parent / 'records')
+    image_folders.data_options(source, **fields),
+    'train',
+    str(source.parent / 'records'),
   )
 
 

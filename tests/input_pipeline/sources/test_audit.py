@@ -58,12 +58,16 @@ def audit_images(listing, **options):
   )
 
 
+def list_pairs(tmp_path):
+  return pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
+
+
 def make(tmp_path, **masks):
   """Writes images of 3x2 pixels with these masks, and lists them."""
   for name, rows in masks.items():
     write(tmp_path / f'images/{name}.jpg', image_bytes(3, 2))
     write(tmp_path / f'masks/{name}.png', official.gray_png(rows))
-  return pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
+  return list_pairs(tmp_path)
 
 
 def refused(listing, **options):
@@ -282,12 +286,17 @@ def test_a_size_mismatch_by_exif_rotation_is_explained(tmp_path):
   )
 
 
+def refused_besides(tmp_path, name):
+  """Returns the message about all images but one, which is listed."""
+  listing = list_pairs(tmp_path)
+  assert [example.id for example in listing.examples] == [name]
+  return refused(listing)
+
+
 def test_missing_mask_is_a_problem(tmp_path):
   make(tmp_path, a=GOOD)
   write(tmp_path / 'images/x/b.jpg', image_bytes(3, 2))
-  listing = pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
-  assert [example.id for example in listing.examples] == ['a']
-  assert refused(listing) == (
+  assert refused_besides(tmp_path, 'a') == (
     f'{tmp_path}/images/x/b.jpg: has no mask {tmp_path}/masks/x/b.png; repair '
     "or remove them, or set on_bad_example='skip'"
   )
@@ -296,7 +305,7 @@ def test_missing_mask_is_a_problem(tmp_path):
 def test_mask_without_image_is_a_warning(tmp_path):
   make(tmp_path, a=GOOD)
   write(tmp_path / 'masks/b.png', official.gray_png(GOOD))
-  listing = pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
+  listing = list_pairs(tmp_path)
   assert listing.warnings == (
     f'{tmp_path}/masks/b.png: a mask without an image',
   )
@@ -306,9 +315,7 @@ def test_mask_without_image_is_a_warning(tmp_path):
 def test_two_files_of_one_id_are_both_problems(tmp_path):
   make(tmp_path, a=GOOD, b=GOOD)
   write(tmp_path / 'images/a.png', image_bytes(3, 2, 'PNG'))
-  listing = pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
-  assert [example.id for example in listing.examples] == ['b']
-  assert refused(listing).splitlines()[:2] == [
+  assert refused_besides(tmp_path, 'b').splitlines()[:2] == [
     f"{tmp_path}/images/a.jpg: a.jpg and a.png have the same id 'a': "
     'rename one of them',
     f"{tmp_path}/images/a.png: a.jpg and a.png have the same id 'a': "
@@ -319,7 +326,7 @@ def test_two_files_of_one_id_are_both_problems(tmp_path):
 def test_two_masks_of_one_id_are_problems(tmp_path):
   make(tmp_path, a=GOOD)
   write(tmp_path / 'masks/a.PNG', official.gray_png(GOOD))
-  listing = pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
+  listing = list_pairs(tmp_path)
   assert "a.PNG and a.png have the same id 'a'" in refused(listing)
 
 
@@ -401,7 +408,7 @@ def test_empty_and_missing_folders_are_refused(tmp_path):
   )
   write(tmp_path / 'images/a.jpg', b'')
   with pytest.raises(errors.UserError) as caught:
-    pairing.list_image_examples(tmp_path / 'images', tmp_path / 'masks')
+    list_pairs(tmp_path)
   assert str(caught.value) == (
     f'{tmp_path}/masks: expected a folder of *.png, *.tif, *.tiff, *.bmp or '
     f'*.gif, got no such folder; {tmp_path} holds the folders images'

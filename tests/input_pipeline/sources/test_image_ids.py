@@ -39,41 +39,30 @@ def test_folders_of_an_entry_count(entry, expected):
 
 
 @pytest.mark.parametrize(
-  ('entry', 'expected'),
+  ('ids', 'folder', 'found', 'unknown'),
   [
-    ('000.jpg', [0]),
-    ('images/000.jpg', [0]),
-    ('roads/images/000.jpg', [0]),
-    ('/old/place/images/000.jpg', [0]),
-    ('bochum/000.jpg', []),
-    ('/old/photos/000.jpg', []),
-    ('images/x/000.jpg', []),
+    (
+      ['000', '001'],
+      '/data/roads/images',
+      ['', 'images/', 'roads/images/', '/old/place/images/'],
+      ['bochum/', '/old/photos/', 'images/x/'],
+    ),
+    (
+      ['train/000', 'train/a/1'],
+      'roads/{split}/images',
+      ['', 'train/', 'train/images/', 'roads/train/images/', 'images/'],
+      ['train/labels/', 'val/'],
+    ),
   ],
 )
-def test_the_folder_above_the_ids_counts_where_it_is_known(entry, expected):
-  index = image_ids.IdIndex(
-    ['000', '001'], image_ids.IdRule('/data/roads/images')
-  )
-  assert index.find(entry) == expected
-
-
-@pytest.mark.parametrize(
-  ('entry', 'expected'),
-  [
-    ('train/000.jpg', [0]),
-    ('train/images/000.jpg', [0]),
-    ('roads/train/images/000.jpg', [0]),
-    ('images/000.jpg', [0]),
-    ('000', [0]),
-    ('train/labels/000.jpg', []),
-    ('val/000.jpg', []),
-  ],
-)
-def test_folders_of_splits(entry, expected):
-  index = image_ids.IdIndex(
-    ['train/000', 'train/a/1'], image_ids.IdRule('roads/{split}/images')
-  )
-  assert index.find(entry) == expected
+def test_the_folder_above_the_ids_counts_where_it_is_known(
+  ids, folder, found, unknown
+):
+  index = image_ids.IdIndex(ids, image_ids.IdRule(folder))
+  for above in found:
+    assert index.find(f'{above}000.jpg') == index.find(f'{above}000') == [0]
+  for above in unknown:
+    assert index.find(f'{above}000.jpg') == []
 
 
 def test_the_exact_id_is_preferred():

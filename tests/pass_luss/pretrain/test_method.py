@@ -200,15 +200,20 @@ def test_losses_of_a_step_equal_the_transcription(trained):
     np.testing.assert_allclose(logged[3][name], value, rtol=2e-4)
 
 
+def forward_views(method, batch):
+  """Returns state, views, outputs and statistics of a forward pass."""
+  state = init_state(method, batch)
+  views = method.views(batch, jax.random.PRNGKey(1))
+  outputs, stats = jax.jit(method.forward)(
+    state.params, state.batch_stats, views, batch
+  )
+  return state, views, outputs, stats
+
+
 def test_views_of_all_sizes_pass_the_head_together():
   """Batch statistics of the projection are over all views of both sizes."""
   method = make_method()
-  batch = make_batch()
-  state = init_state(method, batch)
-  views = method.views(batch, jax.random.PRNGKey(1))
-  outputs, _ = jax.jit(method.forward)(
-    state.params, state.batch_stats, views, batch
-  )
+  state, views, outputs, _ = forward_views(method, make_batch())
 
   def pooled(net, images):
     maps = net.features(images, decode=False, train=True)['encoder']
@@ -243,12 +248,7 @@ def test_pixpro_alone_encodes_one_view_after_the_other():
     pixpro=pixpro.PixproOptions(hidden=8, size=6),
   )
   method = make_method(alone)
-  batch = make_batch(small=False)
-  state = init_state(method, batch)
-  views = method.views(batch, jax.random.PRNGKey(1))
-  outputs, stats = jax.jit(method.forward)(
-    state.params, state.batch_stats, views, batch
-  )
+  state, views, outputs, stats = forward_views(method, make_batch(small=False))
 
   def propagated(net, images):
     maps = net.features(images, decode=False, train=True)['encoder']

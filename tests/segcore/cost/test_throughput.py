@@ -20,31 +20,20 @@ def test_shares_of_time(monkeypatch):
     with meter.timed(kind):
       now[0] += seconds
 
+  def check(**shares):
+    assert meter.read() == pytest.approx(shares)
+
   spend('start', 10)
   spend('input', 1)
   now[0] += 9
-  assert meter.read() == pytest.approx(
-    {
-      'seconds': 20,
-      'input_wait': 0.05,
-      'checkpoint_stall': 0,
-      'goodput': 0.45,
-    }
-  )
+  check(seconds=20, input_wait=0.05, checkpoint_stall=0, goodput=0.45)
   with pytest.raises(ZeroDivisionError), meter.timed('checkpoint'):
     now[0] += 2
     raise ZeroDivisionError  # The time until a failure counts, too.
   spend('evaluate', 8)
   now[0] += 10
   # Shares are those since the last reading, goodput is that of all 40 seconds.
-  assert meter.read() == pytest.approx(
-    {
-      'seconds': 20,
-      'input_wait': 0,
-      'checkpoint_stall': 0.1,
-      'goodput': 19 / 40,
-    }
-  )
+  check(seconds=20, input_wait=0, checkpoint_stall=0.1, goodput=19 / 40)
 
 
 def mesh_of(kind, platform):

@@ -298,7 +298,7 @@ def test_best_metric_improves(best, value, before, improves):
 
 @pytest.mark.parametrize('name', ['log_every', 'save_every', 'fsdp'])
 def test_invalid_operation_options_are_refused(name):
-  with pytest.raises(ValueError, match=f'{name}: expected >= 1, got 0'):
+  with pytest.raises(ValueError, match=f'{name}: expected 1 or more, got 0'):
     loop.OperationOptions(**{name: 0})
 
 

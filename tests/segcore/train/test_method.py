@@ -117,7 +117,7 @@ def test_loaded_parts_replace_fresh_ones():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'batch_size': 0}, 'batch_size: expected >= 1, got 0'),
+    ({'batch_size': 0}, 'batch_size: expected 1 or more, got 0'),
     ({'evaluate_every': -1}, 'evaluate_every: expected >= 0, got -1'),
   ],
 )
