@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from runtime import errors, files
 from segcore.models import network
-from segcore.models.encoders import vit
+from segcore.models.encoders import efficientnet, vit
 from segcore.weights import load
 
 # Names of the published ResNets by unit and blocks.
@@ -138,6 +138,20 @@ def _dilated_resnet(encoder: Tree, grid: Any) -> _Encoder | None:
   return _Encoder('dilated_resnet', fields, title)
 
 
+def _efficientnet(encoder: Tree, grid: Any) -> _Encoder | None:
+  del grid
+  channels = [
+    encoder[f'block{b + 1}']['project_conv']['kernel'].shape[-1]
+    for b in range(_count(encoder, 'block'))
+  ]
+  for variant in efficientnet.SCALES:
+    blocks = efficientnet.scale_blocks(variant)
+    if channels == [block.channels for block in blocks]:
+      title = f'EfficientNet-{variant.capitalize()}'
+      return _Encoder('efficientnet', {'variant': variant}, title)
+  return None
+
+
 def _hybrid_vit(encoder: Tree, grid: tuple[int, int] | None) -> _Encoder:
   layers = encoder['Transformer']
   first = layers['encoderblock_0']
@@ -204,7 +218,7 @@ def _with_groups(name: str, encoder: Tree, title: str) -> _Encoder:
 
 
 _READERS: tuple[Callable[[Tree, Any], _Encoder | None], ...] = (
-  *(_dilated_resnet, _hybrid_vit, _vit, _bit, _resnet),
+  *(_dilated_resnet, _efficientnet, _hybrid_vit, _vit, _bit, _resnet),
 )
 
 
