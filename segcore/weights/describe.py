@@ -18,6 +18,7 @@ from flax import traverse_util
 
 from runtime import errors, files
 from segcore.models import network
+from segcore.models.encoders import efficientnet
 from segcore.weights import load
 
 # Names of the published ResNets by unit and blocks.
@@ -137,6 +138,20 @@ def _dilated_resnet(encoder: Tree, grid: Any) -> _Encoder | None:
   return _Encoder('dilated_resnet', fields, title)
 
 
+def _efficientnet(encoder: Tree, grid: Any) -> _Encoder | None:
+  del grid
+  channels = [
+    encoder[f'block{b + 1}']['project_conv']['kernel'].shape[-1]
+    for b in range(_count(encoder, 'block'))
+  ]
+  for variant in efficientnet.SCALES:
+    blocks = efficientnet.scale_blocks(variant)
+    if channels == [block.channels for block in blocks]:
+      title = f'EfficientNet-{variant.capitalize()}'
+      return _Encoder('efficientnet', {'variant': variant}, title)
+  return None
+
+
 def _hybrid_vit(encoder: Tree, grid: tuple[int, int] | None) -> _Encoder:
   layers = encoder['Transformer']
   first = layers['encoderblock_0']
@@ -176,14 +191,14 @@ def _with_groups(name: str, encoder: Tree, title: str) -> _Encoder:
 
 
 _READERS: tuple[Callable[[Tree, Any], _Encoder | None], ...] = (
-  *(_dilated_resnet, _hybrid_vit, _bit, _resnet),
+  *(_dilated_resnet, _efficientnet, _hybrid_vit, _bit, _resnet),
 )
 
 
 def _misfit(variables: Tree, encoder: _Encoder, origin: str) -> str:
   """Describes how parameters differ from the encoder, as a training would."""
   fields = dict(encoder.fields)
-  if encoder.name != 'dilated_resnet':
+  if encoder.name not in ('dilated_resnet', 'efficientnet'):
     # Shapes do not tell the number of groups; any divisor has the same ones.
     fields['num_groups'] = math.gcd(fields.get('width', 64), 32)
   module = network.ENCODERS[encoder.name](**fields)

@@ -8,7 +8,7 @@ import pytest
 from runtime import errors
 from segcore.models import segmenter
 from segcore.models.encoders import efficientnet
-from segcore.weights import load
+from segcore.weights import describe, load
 from segcore.weights.layouts import efficientnet as layout
 from tests.support import torch_files
 
@@ -106,6 +106,13 @@ def test_the_encoder_alone_is_taken(tmp_path, state, capsys):
   variables = _load(tmp_path / 'w.npz', ('encoder',))
   assert set(variables['params']) == {'encoder'}
   assert 'left out heads' in capsys.readouterr().out
+
+
+def test_a_file_is_described(tmp_path, state):
+  np.savez(tmp_path / 'w.npz', **state)
+  lines = describe.describe_weights(tmp_path / 'w.npz')
+  assert 'encoder: EfficientNet-Lite0: efficientnet()' in lines
+  assert lines[-1].endswith('"--config.network.encoder.name=\'efficientnet\'"')
 
 
 def test_differences_are_listed(tmp_path, state):
