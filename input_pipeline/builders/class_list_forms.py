@@ -31,14 +31,14 @@ _VALUE_NAME = re.compile(
   r'(?P<value>\d+)(?:\s*[:,;=]\s*|\s+)(?P<name>\D.*)', re.DOTALL
 )
 _NAME_VALUE = re.compile(
-  r'(?!#|//|%)'
+  r'(?!#|//|% )'
   r'(?P<name>[^,;:=\t]*[^,;:=\t\d\s][^,;:=\t]*?)\s*[,;:=\t]\s*(?P<value>\d+)'
 )
 # With spaces, names must be without digits: `lane 1` may be a name.
 _WORDS_VALUE = re.compile(
-  r'(?!#|//|%)(?P<name>[^\d,;:=]*[^\d,;:=\s])\s+(?P<value>\d+)'
+  r'(?!#|//|% )(?P<name>[^\d,;:=]*[^\d,;:=\s])\s+(?P<value>\d+)'
 )
-_MARKS_OF_COMMENTS = ('#', '//', '%')
+_MARKS_OF_COMMENTS = ('#', '//', '% ')
 _CVAT_HEAD = re.compile(r'#\s*label\s*:\s*color_rgb\b.*')
 _CVAT_LINE = re.compile(
   r'(?P<name>[^:]*\S[^:]*):(?P<color>\s*\d+\s*,\s*\d+\s*,\s*\d+\s*)?'

@@ -70,7 +70,7 @@ class ImagenetS(files.OfficialBuilder):
 
   @property
   def layout(self) -> str:
-    """Returns the archives of ImageNet, of masks and of lists."""
+    """Returns the files to read: images of ImageNet, masks and class lists."""
     size = self.builder_config.name
     return (
       'ImageNet (its tar files, or {train,val}/n01440764/*.JPEG), '

@@ -133,7 +133,13 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class _Values:
-  """Values of the masks: by label, outside of all regions, and ignored."""
+  """Values that are written into the masks.
+
+  Attributes:
+    by_label: value of the regions of each label.
+    background: value outside of all regions.
+    ignored: value of pixels without a class.
+  """
 
   by_label: Mapping[str, int]
   background: int

@@ -46,7 +46,7 @@ class LabelStage(cluster.ClusteredStage):
     return self.options.threshold < 0 and uses_threshold
 
   def reported(self) -> list[str]:
-    """Returns the splits that are scored, that of the matching first."""
+    """Returns the scored splits; clusters are matched on the first one."""
     block = self.options
     # Categories are matched on `choose_on`, whatever else is reported.
     names = [block.choose_on, *block.report] if block.report else []

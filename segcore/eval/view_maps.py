@@ -63,12 +63,14 @@ def dense_view_maps(packed: Packed, width: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames='fill')
 def view_network_input(images, view, fill):
-  """Computes the network's input of a view, in [-1, 1].
+  """Resamples images to a view, and scales them to [-1, 1] for the network.
 
   Args:
     images: uint8 [B, H, W, 3].
-    view: packed maps of the view; None for the images themselves.
-    fill: RGB color where the view reads no pixel, or None.
+    view: packed maps with the weights of the rows and columns of the image in
+      those of the view; None for the images themselves.
+    fill: RGB color of the view's pixels outside of the image; None for the
+      color of value 0 in [-1, 1].
   """
   exact = jax.lax.Precision.HIGHEST
   symmetric = batch_lib.batch_images_to_symmetric(images)

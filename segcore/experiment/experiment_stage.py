@@ -178,9 +178,10 @@ class ExperimentStage(abc.ABC):
     return None
 
   def reported_metrics(self) -> tuple[str, ...] | None:
-    """Returns the metrics in its results.json; None if they are not known.
+    """Returns the names of the metrics in the stage's results.json.
 
-    They are '<split>/<metric>', with '*' for any metric.
+    A name is '<split>/<metric>'; '<split>/*' stands for any metric of the
+    split. None if the stage does not know them before it has run.
     """
     return None
 

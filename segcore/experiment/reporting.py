@@ -155,7 +155,7 @@ class EvaluateStage(experiment_stage.ExperimentStage):
     )
 
   def inputs(self) -> experiment_stage.Inputs:
-    """Returns no inputs: the training stage names the data they share."""
+    """Returns no inputs: this stage reads the data of its training stage."""
     return experiment_stage.Inputs()
 
   def run(self, workspace: workspace_lib.Workspace) -> Sequence[files.Path]:

@@ -16,6 +16,7 @@ from segcore.models.encoders import (
   efficientnet,
   hybrid_vit,
   resnet_gn,
+  vit,
 )
 from segcore.models.encoders import resnet as resnet_lib
 
@@ -25,6 +26,7 @@ ENCODERS = {
   'dilated_resnet': resnet_lib.DilatedResNet,
   'efficientnet': efficientnet.EfficientNet,
   'hybrid_vit': hybrid_vit.HybridViT,
+  'vit': vit.ViT,
 }
 DECODERS = {
   'unet': unet.UNetDecoder,

@@ -94,7 +94,8 @@ class Segmenter(nn.Module):
   def frozen_parameters(self) -> tuple[str, ...]:
     """Returns the paths of the modules that the encoder freezes."""
     names = getattr(self.encoder, 'frozen_parameters', ())
-    return tuple(f'encoder/{name}' for name in names)
+    # The empty name is the encoder itself.
+    return tuple(f'encoder/{name}'.rstrip('/') for name in names)
 
   def __call__(
     self,

@@ -147,7 +147,7 @@ class RecipeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """Gradient step for a loss that is a sum over a count.
+  """Gradient step for a loss that is a sum of terms, divided by their number.
 
   Attributes:
     trained: top-level parts of the parameters that are differentiated and have

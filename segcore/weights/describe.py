@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from runtime import errors, files
 from segcore.models import network
-from segcore.models.encoders import efficientnet
+from segcore.models.encoders import efficientnet, vit
 from segcore.weights import load
 
 # Names of the published ResNets by unit and blocks.
@@ -67,7 +67,7 @@ def describe_weights(path: files.Path) -> Sequence[str]:
     f'{path}: {len(leaves)} parameters of {count / 1e6:.2f} M values',
     f'holds: {", ".join(parts)}',
   ]
-  encoder = _find_encoder(parts.get('encoder', {}), variables.get('grid'))
+  encoder = _find_encoder(variables)
   if encoder is None:
     return [*lines, 'encoder: none that is known, as by its names and shapes']
   fields = ', '.join(f'{k}={v!r}' for k, v in encoder.fields.items())
@@ -86,18 +86,18 @@ def describe_weights(path: files.Path) -> Sequence[str]:
   return [*lines, f'use: encoder={path}, for a network with {flags}']
 
 
-def _find_encoder(
-  encoder: Tree, grid: tuple[int, int] | None
-) -> _Encoder | None:
+def _find_encoder(variables: Tree) -> _Encoder | None:
   """Returns the encoder whose parameters these seem to be."""
+  encoder = variables['params'].get('encoder', {})
   for read in _READERS:
     try:
-      result = read(encoder, grid)
+      result = read(encoder, variables.get('grid'))
     except (LookupError, AttributeError, TypeError):
       continue  # It has not the modules of such an encoder.
     if result is not None:
+      fields = {**result.fields, **variables.get('fields', {})}
       return dataclasses.replace(
-        result, fields=_without_defaults(result.name, result.fields)
+        result, fields=_without_defaults(result.name, fields)
       )
   return None
 
@@ -171,6 +171,33 @@ def _hybrid_vit(encoder: Tree, grid: tuple[int, int] | None) -> _Encoder:
   return _Encoder('hybrid_vit', fields, title)
 
 
+def _vit(encoder: Tree, grid: tuple[int, int] | None) -> _Encoder:
+  first = encoder['block0']
+  qkv = first['attn']['qkv']
+  registers = encoder.get('register_tokens')
+  fields = {
+    'hidden_size': int(qkv['kernel'].shape[0]),
+    'num_layers': _count(encoder, 'block'),
+    # No shape tells it; heads of all published sizes have 64 features.
+    'num_heads': max(int(qkv['kernel'].shape[0]) // 64, 1),
+    'mlp_dim': int(first['mlp']['fc1']['kernel'].shape[-1]),
+  }
+  sizes = [name[0].upper() for name, x in vit.SIZES.items() if x == fields]
+  num_registers = 0 if registers is None else int(registers.shape[1])
+  fields |= {
+    'patch_size': int(encoder['patch_embed']['kernel'].shape[0]),
+    'use_cls_token': 'cls_token' in encoder,
+    'num_registers': num_registers,
+    'qkv_bias': 'bias' in qkv,
+    'layer_scale': 'ls1' in first,
+    **({'grid': tuple(grid)} if grid else {}),
+  }
+  title = f'ViT-{sizes[0]}/{fields["patch_size"]}' if sizes else ''
+  if title and num_registers:
+    title += f' with {num_registers} registers'
+  return _Encoder('vit', fields, title)
+
+
 def _bit(encoder: Tree, grid: Any) -> _Encoder | None:
   del grid
   if 'gn_last' not in encoder:
@@ -191,19 +218,19 @@ def _with_groups(name: str, encoder: Tree, title: str) -> _Encoder:
 
 
 _READERS: tuple[Callable[[Tree, Any], _Encoder | None], ...] = (
-  *(_dilated_resnet, _efficientnet, _hybrid_vit, _bit, _resnet),
+  *(_dilated_resnet, _efficientnet, _hybrid_vit, _vit, _bit, _resnet),
 )
 
 
 def _misfit(variables: Tree, encoder: _Encoder, origin: str) -> str:
   """Describes how parameters differ from the encoder, as a training would."""
   fields = dict(encoder.fields)
-  if encoder.name not in ('dilated_resnet', 'efficientnet'):
+  if hasattr(network.ENCODERS[encoder.name], 'num_groups'):
     # Shapes do not tell the number of groups; any divisor has the same ones.
     fields['num_groups'] = math.gcd(fields.get('width', 64), 32)
   module = network.ENCODERS[encoder.name](**fields)
   grid = getattr(module, 'grid', None)
-  side = [16 * n for n in grid] if grid else (64, 64)
+  side = [module.size_multiple * n for n in grid] if grid else (64, 64)
   images = jax.ShapeDtypeStruct((1, *side, 3), np.float32)
   try:
     shapes = jax.eval_shape(module.init, jax.random.PRNGKey(0), images)

@@ -19,9 +19,9 @@ import numpy as np
 from flax import traverse_util
 
 from runtime import console, errors, files, json_files
-from segcore.models.layers import resize
+from segcore.models.layers import position_table
 from segcore.weights import checkpoint_reader, weight_files
-from segcore.weights.layouts import efficientnet, google, torchvision
+from segcore.weights.layouts import efficientnet, google, torchvision, vit
 
 _MAX_LINES = 8
 _COLLECTIONS = ('params/', 'batch_stats/')
@@ -29,6 +29,7 @@ _COLLECTIONS = ('params/', 'batch_stats/')
 _TRANSLATORS = (
   efficientnet.translate_efficientnet_weights,
   torchvision.translate_torchvision_weights,
+  vit.translate_vit_weights,
   google.translate_google_weights,
 )
 # Modules of a hybrid transformer's encoder in addition to its ResNet.
@@ -48,8 +49,9 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
       `layouts`), whose classifier becomes a part beside the encoder.
 
   Returns:
-    {'params': {part: tree}, 'batch_stats': {part: tree}}, and 'grid', height
-    and width of the position table, where they are known.
+    {'params': {part: tree}, 'batch_stats': {part: tree}}; 'grid', height and
+    width of the position table, where they are known; and 'fields', those of
+    the encoder that names show and shapes do not.
 
   Raises:
     UserError: the path does not exist, cannot be read or has unknown names.
@@ -76,8 +78,8 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
     raise errors.UserError(
       f'{path}: expected names that begin with params/ or batch_stats/, as '
       f'params/encoder/conv_root/kernel, those of public {families} weights, '
-      "or torch's of a ResNet or an EfficientNet, as layer1.0.conv1.weight; "
-      'got '
+      "torch's of a ResNet or an EfficientNet, as layer1.0.conv1.weight, or of "
+      'a ViT, as blocks.0.attn.qkv.weight; got '
       f'{", ".join(sorted(flat)[:3]) or "none"}'
     )
   return traverse_util.unflatten_dict(
@@ -232,7 +234,9 @@ def _fit_encoder(
     else:
       old_grid = _square_grid(num_cells, origin)
   if new_grid and old_grid != new_grid:
-    table = resize.resize_position_table(jnp.asarray(table), old_grid, new_grid)
+    table = position_table.resize_position_table(
+      jnp.asarray(table), old_grid, new_grid
+    )
     notes.append(
       f'resized the position table from {old_grid[0]}x{old_grid[1]} to '
       f'{new_grid[0]}x{new_grid[1]}'

@@ -19,11 +19,14 @@ TINY = {
 }
 
 
+SLOW = ('u2pl_loss', 'depthwise', 'input')
+
+
 @pytest.mark.parametrize(
   'name',
   [
-    *(name for name in TINY if name != 'input'),
-    pytest.param('input', marks=pytest.mark.slow),
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in TINY
   ],
 )
 def test_a_benchmark_writes_its_results(name, tmp_path):

@@ -408,6 +408,7 @@ def test_a_dry_run_says_the_cost(capsys):
   assert '11,176,512' in said
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_all_stages():
   """300 and 919 classes: one network, but for the last layer; more steps."""
   names = ('represent', 'attend', 'finetune')

@@ -118,6 +118,7 @@ def test_another_protocol_is_reported_beside_the_first(whole):
   assert runs.read_results(whole) == before
 
 
+@pytest.mark.slow
 def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(
   discs, whole, tmp_path
 ):

@@ -80,6 +80,7 @@ def test_100_steps_of_denoising_leave_the_encoder_alone_to_the_bit():
   assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_runs_without_dropout():
   """Else its features in pretraining would not be those of fine-tuning."""
   batch = tiny_networks.images(8, 64)
@@ -216,6 +217,7 @@ def test_8_devices_equal_1(parts):
   assert_close(one.params, eight.params, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulating_4_times_8_equals_32():
   batches = [tiny_networks.images(32, 32, seed) for seed in range(2)]
   whole, losses_whole = run(ddep(), batches)

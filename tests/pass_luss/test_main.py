@@ -309,6 +309,7 @@ def test_the_evaluate_command_scores_as_the_stage_does(
     assert values[name] == pytest.approx(100 * expected[name])
 
 
+@pytest.mark.slow
 def test_killed_pretraining_equals_an_uninterrupted_one(
   config, whole, tmp_path
 ):

@@ -6,7 +6,7 @@ import pytest
 from segcore.distributed import sharding
 
 # Numbers of devices over which large leaves of the state are split.
-SPLIT = (1, pytest.param(4, marks=pytest.mark.slow))
+SPLIT = tuple(pytest.param(parts, marks=pytest.mark.slow) for parts in (1, 4))
 
 
 def one_and_eight(trained, state, batches, fsdp, monkeypatch):

@@ -50,18 +50,19 @@ class TrainOptions(data_lib.LabeledData):
   """Options of training on labeled and unlabeled images.
 
   Attributes:
-    unlabeled: split of the unlabeled images, '' for `split` itself; labeled
-      images are left out of either.
-    unlabeled_data: data set of that split; None for `data`.
-    learn: the losses and the teacher.
+    unlabeled: split of the unlabeled images, '' for `split`, that of the
+      labeled ones. Images that are used as labeled are left out.
+    unlabeled_data: data set of the unlabeled images; None for `data`, that of
+      the labeled ones.
+    learn: options of the losses and of the teacher.
     heads: options of the network's heads.
     start: parameters of encoder and decoder before step 0, for student and
       teacher.
     crop: name and fields of a crop (see `transforms.CROPS`), for both streams.
     flips: directions of random flips.
     steps_per_epoch: number of steps in which all unlabeled images are read
-      once; warm-up, copying of the teacher and the share of unreliable pixels
-      are counted in epochs.
+      once. Epochs are the unit of the warm-up, of copying the student to the
+      teacher, and of the schedule of the share of unreliable pixels.
     recipe: images of each of the two streams, number of steps, optimizer.
   """
 

@@ -105,7 +105,7 @@ class Pixpro(objective.Objective):
     views: objective.EncodedViews,
     batch: batch_lib.Batch,
   ) -> objective.Arrays:
-    """Embeds the pixels of the large views and propagates them: y."""
+    """Returns the propagated pixel embeddings of the large views (y)."""
     del batch
     pixels = _project(net, views)
     transformed = net.heads.call_method('pixpro', 'apply_transform', pixels)

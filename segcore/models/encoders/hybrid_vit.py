@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from segcore.models import features
 from segcore.models.encoders import resnet_gn
-from segcore.models.layers import resize
+from segcore.models.layers import position_table, resize
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -152,7 +152,7 @@ class Positions(nn.Module):
     )
     # The parameter keeps the grid of the weights; the result has the images'.
     if grid != self.grid:
-      table = resize.resize_position_table(table, self.grid, grid)
+      table = position_table.resize_position_table(table, self.grid, grid)
     return x + table.astype(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Resizing of maps, by the rules of torch, Pillow and the official ViT code.
+"""Resizing of maps, by the rules of torch and Pillow.
 
 `jax.image.resize` antialiases where it shrinks and reads the nearest neighbor
 of half-pixel centers; the networks and protocols of the papers do neither.
@@ -227,34 +227,3 @@ def resize_nearest_floor(
     if old != new:
       x = jnp.take(x, np.arange(new) * old // new, axis=axis)
   return x
-
-
-def resize_position_table(
-  table: Float[Array, '1 T D'],
-  old: tuple[int, int],
-  new: Size,
-) -> Float[Array, '1 T_out D']:
-  """Resizes position embeddings to another grid.
-
-  Bilinear with aligned corners, as in the official ViT code, but with different
-  factors for height and width. The row of a class token is kept.
-
-  Args:
-    table: a row for each cell, row-major, after the class token's row if any.
-    old: height and width of the table's grid.
-    new: height and width of the grid of the result.
-
-  Raises:
-    ValueError: the table has not as many rows as the old grid has cells.
-  """
-  height, width = old
-  num_extra = table.shape[1] - height * width
-  if num_extra not in (0, 1):
-    raise ValueError(
-      f'position table: expected {height * width} rows for a grid of '
-      f'{height}x{width}, or one more for a class token, got {table.shape[1]}'
-    )
-  extra, cells = table[:, :num_extra], table[:, num_extra:]
-  grid = cells.reshape(1, height, width, -1)
-  grid = resize_bilinear(grid, new, align_corners=True)
-  return jnp.concatenate([extra, grid.reshape(1, -1, table.shape[-1])], axis=1)

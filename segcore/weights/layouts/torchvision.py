@@ -14,11 +14,15 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Shaped
 
-from runtime import console
+from runtime import errors
+from segcore.weights.layouts import prefixes
 
-# Prefixes of wrappers, from the outside in; names without are other networks.
-# `encoder_q` is MoCo's, beside the momentum encoder `encoder_k`.
-_PREFIXES = ('module.', 'encoder_q.', 'encoder.', 'backbone.')
+# Parts beside the encoder: classifiers (`last_linear` is older timm's), and the
+# heads that pretraining adds: of SwAV and PASS, and of DINO.
+_OTHER_PARTS = (
+  *('fc', 'last_linear', 'classifier', 'head'),
+  *('projection_head', 'prototypes', 'predictor', 'projector'),
+)
 _UNIT = re.compile(r'layer(\d+)\.(\d+)\.(.+)')
 _STEM = {
   'conv1': 'conv_root',
@@ -43,9 +47,9 @@ def translate_torchvision_weights(
 ) -> dict[str, Any] | None:
   """Translates the weights of a torch ResNet to the names of `DilatedResNet`.
 
-  The classifier `fc`, and what has none of the prefixes 'module.',
-  'encoder_q.', 'encoder.' and 'backbone.' if others have, are left out; a line
-  of the log names them, and the prefixes.
+  Classifiers and heads of pretraining, and what has none of the prefixes (see
+  `prefixes`) if others have, are left out; a line of the log names them, and
+  the prefixes.
   Names that no such network has are kept, so that the comparison with the
   network lists them.
 
@@ -55,35 +59,41 @@ def translate_torchvision_weights(
   Returns:
     {'params': {'encoder': tree}, 'batch_stats': {'encoder': tree}} in float32,
     or None if the names are not those of a torch ResNet.
+
+  Raises:
+    UserError: shortcuts average before their convolution (ResNet-D).
   """
-  left_out, removed = set(), ''
-  for prefix in _PREFIXES:
-    inside = [name for name in flat if name.startswith(prefix)]
-    if inside:
-      left_out.update(flat.keys() - inside)
-      flat = {name.removeprefix(prefix): flat[name] for name in inside}
-      removed += prefix
+  unwrapped = prefixes.remove_prefixes(flat)
+  flat, left_out = unwrapped.arrays, set(unwrapped.left_out)
   if not any(name.startswith('layer1.0.') for name in flat):
     return None
+  _check_shortcuts(flat)
   leaves: dict[str, Any] = {'params': {}, 'batch_stats': {}}
   for name, value in flat.items():
-    if name.startswith('fc.'):
+    if name.split('.')[0].startswith(_OTHER_PARTS):
       left_out.add(name)
     elif not name.endswith('.num_batches_tracked'):
       collection, path = _path_of(name)
       if path[-1] == 'kernel' and value.ndim == 4:
         value = value.transpose(2, 3, 1, 0)  # [O,I,h,w] to [h,w,I,O].
       leaves[collection][path] = np.asarray(value, np.float32)
-  notes = [f'removed the prefix {removed}'] if removed else []
-  if left_out:
-    modules = sorted({name.split('.')[0] for name in left_out})
-    notes.append(f'left out {", ".join(modules)}')
-  if notes:
-    console.print_line(f"torch's weights: {'; '.join(notes)}")
+  prefixes.log_unwrapping(unwrapped.removed, left_out)
   return {
     collection: {'encoder': traverse_util.unflatten_dict(tree)}
     for collection, tree in leaves.items()
   }
+
+
+def _check_shortcuts(flat: Mapping[str, Shaped[np.ndarray, '...']]) -> None:
+  """Raises UserError if shortcuts are those of timm's resnet50d and others."""
+  for name, value in flat.items():
+    if name.endswith('.downsample.1.weight') and value.ndim == 4:
+      raise errors.UserError(
+        f'{name}: expected a norm [D] after the convolution of a shortcut, got '
+        f'a convolution {value.shape}: shortcuts of this ResNet (ResNet-D) '
+        'average first, which is another network; use a ResNet without them, '
+        "as timm's resnet50 or torchvision's"
+      )
 
 
 def _path_of(name: str) -> tuple[str, tuple[str, ...]]:

@@ -267,6 +267,7 @@ def test_collectives_of_a_step():
   assert sum(c.size for c in kinds['all-gather']) == 4 * 2 * BATCH * 6
 
 
+@pytest.mark.slow
 def test_momentum_encoder_is_an_average_with_statistics_of_its_own():
   method = make_method(PIXPRO, num_steps=10)
   batch = make_batch(small=False)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from runtime import errors
 from segcore.models import features, network, segmenter
 from segcore.models import heads as heads_lib
 from segcore.models.decoders import deeplabv3plus, unet
@@ -137,7 +138,19 @@ def test_every_encoder_and_decoder_is_among_the_sizes():
     (encoder, decoder)
     for encoder in network.ENCODERS
     for decoder in network.DECODERS
+    if encoder != 'vit'  # All its maps have one stride.
   }
+
+
+@pytest.mark.parametrize('decoder', [{'name': 'unet'}, _DEEPLAB])
+def test_a_decoder_that_lacks_a_map_of_a_vit_is_refused(decoder):
+  module = network.build_network(
+    network.NetworkOptions({'name': 'vit', 'num_layers': 1}, decoder),
+    {'head': heads_lib.ConvHead(3)},
+    'here',
+  )
+  with pytest.raises(errors.UserError, match='at strides 16'):
+    network.check_network_image_size(module, (64, 64), 'size')
 
 
 def test_parameters_are_under_the_names_of_the_submodules(small):

@@ -186,6 +186,7 @@ def test_more_seeds_share_the_pretraining_of_the_first(tmp_path):
   assert list(read_table(workdir)) == [('fake_program', '50')]
 
 
+@pytest.mark.slow
 def test_single_axis_is_swept_at_one_value(tmp_path):
   workdir = tmp_path / 'work'
   sweeps = ('--sweep=lr=1,2', '--sweep=nested.bonus=0.25,0.0')
@@ -275,6 +276,7 @@ def test_unwritable_folder_is_a_user_error(tmp_path, capsys):
   assert err.startswith(f'error: cannot write to {workdir} (Not a directory)')
 
 
+@pytest.mark.slow
 def test_sigterm_stops_the_runs_and_the_next_call_resumes(tmp_path, capsys):
   workdir, go = tmp_path / 'work', tmp_path / 'go'
   vary = ('--vary=init=none', '--vary=labels=50,100,200')

@@ -129,6 +129,7 @@ def test_dilation_keeps_the_network(tiny, output_stride, step):
   assert step == 32 // output_stride
 
 
+@pytest.mark.slow
 def test_frozen_blocks_stay_as_they_are(tiny):
   """To the bit, with decay and batch statistics; what follows changes."""
   encoder = efficientnet.EfficientNet(frozen_blocks=5)

@@ -1,10 +1,9 @@
-"""Resizing against loops over cells, and against scipy."""
+"""Resizing against loops over cells, and against jax."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.ndimage
 
 from segcore.models.layers import resize
 
@@ -102,25 +101,3 @@ def test_nearest_floor_reads_the_cell_below(size, channels):
       expected[:, i, j] = x[:, (i * 5) // size[0], (j * 7) // size[1]]
   np.testing.assert_array_equal(resized, expected)
   assert resized.dtype == jnp.int16
-
-
-@pytest.mark.parametrize('num_extra', [0, 1])
-@pytest.mark.parametrize('new', [(6, 6), (7, 10), (3, 8), (5, 4)])
-def test_resized_position_tables_equal_scipys(num_extra, new):
-  old = (4, 5)
-  table = _random(1, num_extra + 20, 3)
-  resized = resize.resize_position_table(jnp.asarray(table), old, new)
-  cells = table[0, num_extra:].reshape(4, 5, 3)
-  zoomed = scipy.ndimage.zoom(
-    cells, (new[0] / old[0], new[1] / old[1], 1), order=1
-  )
-  assert zoomed.shape == (*new, 3)
-  np.testing.assert_array_equal(resized[:, :num_extra], table[:, :num_extra])
-  np.testing.assert_allclose(
-    resized[0, num_extra:], zoomed.reshape(-1, 3), atol=1e-6
-  )
-
-
-def test_position_table_of_another_grid_is_refused():
-  with pytest.raises(ValueError, match='20 rows for a grid of 4x5, .* got 22'):
-    resize.resize_position_table(jnp.zeros((1, 22, 3)), (4, 5), (8, 8))

@@ -114,6 +114,156 @@ def test_prefixes_of_wrappers_are_removed(capsys, prefix):
   assert capsys.readouterr().out.endswith(line)
 
 
+@pytest.mark.parametrize(
+  ('wrap', 'left_out'),
+  [
+    # SwAV's and PASS's: heads and prototypes beside the network.
+    (
+      lambda state: {
+        **_prefixed('module.', state),
+        'module.projection_head.0.weight': np.ones((2, 2)),
+        'module.projection_head_shallow.0.weight': np.ones((2, 2)),
+        'module.prototypes.weight': np.ones((2, 2)),
+      },
+      'module.; left out projection_head, projection_head_shallow, prototypes',
+    ),
+    # MoCo v2's, and v3's: heads are called fc, momentum encoders are others.
+    (
+      lambda state: {
+        **_prefixed('module.encoder_q.', state),
+        **_prefixed('module.encoder_k.', state),
+        'module.encoder_q.fc.0.weight': np.ones((2, 2)),
+        'module.queue': np.ones((2, 2)),
+      },
+      'module.encoder_q.; left out encoder_k, fc, queue',
+    ),
+    (
+      lambda state: {
+        **_prefixed('module.base_encoder.', state),
+        **_prefixed('module.momentum_encoder.', state),
+        'module.base_encoder.fc.0.weight': np.ones((2, 2)),
+        'module.predictor.0.weight': np.ones((2, 2)),
+      },
+      'module.base_encoder.; left out fc, momentum_encoder, predictor',
+    ),
+    # SimSiam's.
+    (
+      lambda state: {
+        **_prefixed('module.encoder.', state),
+        'module.encoder.fc.0.weight': np.ones((2, 2)),
+        'module.predictor.0.weight': np.ones((2, 2)),
+      },
+      'module.encoder.; left out fc, predictor',
+    ),
+    # The teacher of a full checkpoint of DINO.
+    (
+      lambda state: {
+        **_prefixed('module.backbone.', state),
+        'module.head.mlp.0.weight': np.ones((2, 2)),
+      },
+      'module.backbone.; left out head',
+    ),
+  ],
+)
+def test_files_of_pretrainings_hold_the_encoder(capsys, wrap, left_out):
+  state = torch_arithmetic.resnet_state(stem='plain')
+  expected = torchvision.translate_torchvision_weights(state)
+  variables = torchvision.translate_torchvision_weights(wrap(state))
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  assert f'removed the prefix {left_out}\n' in capsys.readouterr().out
+
+
+def _prefixed(prefix, state):
+  return {f'{prefix}{name}': value for name, value in state.items()}
+
+
+def _published(blocks, unit, stem):
+  """Returns zeros with the names and shapes of a published ResNet."""
+  shapes = {'fc.weight': (1000, 512 if unit == 'basic' else 2048)}
+  shapes['fc.bias'] = (1000,)
+
+  def add(conv, norm, *shape):
+    shapes[f'{conv}.weight'] = shape
+    for leaf in ('weight', 'bias', 'running_mean', 'running_var'):
+      shapes[f'{norm}.{leaf}'] = shape[:1]
+    shapes[f'{norm}.num_batches_tracked'] = ()
+
+  channels = 64
+  if stem == 'deep':
+    add('conv1.0', 'conv1.1', 64, 3, 3, 3)
+    add('conv1.3', 'conv1.4', 64, 64, 3, 3)
+    add('conv1.6', 'bn1', 128, 64, 3, 3)
+    channels = 128
+  else:
+    add('conv1', 'bn1', 64, 3, 7, 7)
+  for b, (units, width) in enumerate(
+    zip(blocks, (64, 128, 256, 512), strict=True)
+  ):
+    for u in range(units):
+      name = f'layer{b + 1}.{u}'
+      outputs = width if unit == 'basic' else 4 * width
+      if u == 0 and channels != outputs:
+        add(
+          f'{name}.downsample.0',
+          f'{name}.downsample.1',
+          *(outputs, channels, 1, 1),
+        )
+      if unit == 'basic':
+        add(f'{name}.conv1', f'{name}.bn1', width, channels, 3, 3)
+        add(f'{name}.conv2', f'{name}.bn2', width, width, 3, 3)
+      else:
+        add(f'{name}.conv1', f'{name}.bn1', width, channels, 1, 1)
+        add(f'{name}.conv2', f'{name}.bn2', width, width, 3, 3)
+        add(f'{name}.conv3', f'{name}.bn3', outputs, width, 1, 1)
+      channels = outputs
+  # A single zero in memory.
+  return {
+    name: np.broadcast_to(np.float32(0), shape)
+    for name, shape in shapes.items()
+  }
+
+
+@pytest.mark.parametrize(
+  ('blocks', 'unit', 'stem', 'count'),
+  [
+    # Torchvision's without the classifier. With the deep stem, three kernels
+    # replace one, norms are 192 channels wider, and two convolutions of
+    # layer1.0 read 64 more channels.
+    ((2, 2, 2, 2), 'basic', 'plain', 11_176_512),
+    ((3, 4, 6, 3), 'basic', 'plain', 21_284_672),
+    ((3, 4, 6, 3), 'bottleneck', 'plain', 23_508_032),
+    ((3, 4, 23, 3), 'bottleneck', 'plain', 42_500_160),
+    (
+      (3, 4, 23, 3),
+      'bottleneck',
+      'deep',
+      42_500_160 - 9_408 + 1_728 + 36_864 + 73_728 + 384 + 20_480,
+    ),
+  ],
+)
+def test_published_resnets_match_whole(blocks, unit, stem, count):
+  state = _published(blocks, unit, stem)
+  variables = torchvision.translate_torchvision_weights(state)
+  module = resnet.DilatedResNet(blocks, stem=stem, unit=unit)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  expected = jax.eval_shape(module.init, jax.random.key(0), images)
+  expected = {name: {'encoder': tree} for name, tree in expected.items()}
+  taken = load.select_weight_parts(variables, expected, ('encoder',), 'w')
+  assert sum(x.size for x in jax.tree.leaves(taken['params'])) == count
+
+
+def test_a_resnet_with_averaging_shortcuts_is_refused():
+  state = torch_arithmetic.resnet_state()
+  for name in list(state):
+    if '.downsample.1.' in name:
+      state[name.replace('.downsample.1.', '.downsample.2.')] = state.pop(name)
+  for name in list(state):
+    if '.downsample.0.' in name:
+      state[name.replace('.downsample.0.', '.downsample.1.')] = state.pop(name)
+  with pytest.raises(errors.UserError, match='ResNet-D.* average first'):
+    torchvision.translate_torchvision_weights(state)
+
+
 def test_half_precision_is_widened():
   state = torch_arithmetic.resnet_state()
   halved = {
