@@ -65,14 +65,24 @@ def _bytes_of(kind: str) -> Mutation:
   return mutate
 
 
+def _random_file(
+  rng: random.Random,
+  data_set: fuzz_sets.DataSet,
+  source: pathlib.Path,
+  kind: str,
+) -> pathlib.Path | None:
+  """Chooses one of the files of a kind; None if there are none."""
+  files = data_set.files(source, kind)
+  return rng.choice(files) if files else None
+
+
 def _mask_as(
   rng: random.Random, data_set: fuzz_sets.DataSet, source: pathlib.Path
 ) -> str | None:
   """Writes a mask in another kind of PNG, or of other values."""
-  files = data_set.files(source, 'mask')
-  if not files:
+  path = _random_file(rng, data_set, source, 'mask')
+  if not path:
     return None
-  path = rng.choice(files)
   stored = np.asarray(PIL.Image.open(path))
   mask = stored
   if stored.ndim == 3:  # Back from colors.
@@ -162,10 +172,9 @@ def _image_as(
   rng: random.Random, data_set: fuzz_sets.DataSet, source: pathlib.Path
 ) -> str | None:
   """Writes an image in another format or mode, often under its old name."""
-  files = data_set.files(source, 'image')
-  if not files:
+  path = _random_file(rng, data_set, source, 'image')
+  if not path:
     return None
-  path = rng.choice(files)
   image = PIL.Image.open(path)
   image.load()
   kind = rng.choice(('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'ICO', 'PPM'))

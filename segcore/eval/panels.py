@@ -44,23 +44,6 @@ def colorize_label_map(
   return colors[np.where(label < 0, len(palette), label)]
 
 
-def draw_overlay(
-  image: UInt8[np.ndarray, 'H W 3'],
-  label: Int[np.ndarray, 'H W'],
-  palette: Sequence[Color],
-  opacity: float = 0.5,
-) -> UInt8[np.ndarray, 'height width 3']:
-  """Blends an image with its colored label map; ignored pixels stay.
-
-  Args:
-    image: RGB image.
-    label: class ids; negative where ignored.
-    palette: RGB color of each class id.
-    opacity: weight of the colors, in [0, 1].
-  """
-  return overlays.blend_label_map(image, label, palette, opacity)
-
-
 def draw_overlay_with_legend(
   image: UInt8[np.ndarray, 'H W 3'],
   label: Int[np.ndarray, 'H W'],

@@ -12,7 +12,7 @@ Programs for other platforms have XLA's convolution.
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,15 @@ from jaxtyping import Array, Float
 
 Pair = tuple[int, int]
 Padding = tuple[tuple[Any, Any], tuple[Any, Any]]
+
+
+class _Geometry(NamedTuple):
+  """Strides, padding before and after, and distances of the taps, by axis."""
+
+  strides: Pair
+  padding: Padding
+  dilation: Pair
+
 
 # Products of a row that are added before they are added to the sums in memory.
 _UNROLLED = 16
@@ -68,8 +77,10 @@ def depthwise_conv(
     padding = lax.padtype_to_pads(x.shape[1:3], extent, strides, 'SAME')
   elif min(itertools.chain(*padding)) < 0:
     raise ValueError(f'padding: expected no negative numbers, got {padding}')
-  geometry = tuple(strides), tuple(map(tuple, padding)), tuple(dilation)
-  return _convolve(x, kernel, *geometry)
+  geometry = _Geometry(
+    tuple(strides), tuple(map(tuple, padding)), tuple(dilation)
+  )
+  return _convolve(x, kernel, geometry)
 
 
 class DepthwiseConv(nn.Module):
@@ -111,44 +122,38 @@ class DepthwiseConv(nn.Module):
 # that is compiled here for TPUs has XLA's convolution.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(
   x: Float[Array, 'B h w D'],
   kernel: Float[Array, 'k_h k_w 1 D'],
-  strides: Pair,
-  padding: Padding,
-  dilation: Pair,
+  geometry: _Geometry,
 ) -> Float[Array, 'B h_out w_out D']:
-  geometry = {'strides': strides, 'padding': padding, 'dilation': dilation}
   return lax.platform_dependent(
     x,
     kernel,
-    cpu=functools.partial(_convolve_by_shifts, **geometry),
-    default=functools.partial(_convolve_by_xla, **geometry),
+    cpu=functools.partial(_convolve_by_shifts, geometry=geometry),
+    default=functools.partial(_convolve_by_xla, geometry=geometry),
   )
 
 
 def _convolve_forward(
   x: Float[Array, 'B h w D'],
   kernel: Float[Array, 'k_h k_w 1 D'],
-  *geometry: Any,
+  geometry: _Geometry,
 ) -> tuple[Float[Array, 'B h_out w_out D'], tuple[Array, Array]]:
-  return _convolve(x, kernel, *geometry), (x, kernel)
+  return _convolve(x, kernel, geometry), (x, kernel)
 
 
 def _convolve_backward(
-  strides: Pair,
-  padding: Padding,
-  dilation: Pair,
+  geometry: _Geometry,
   residuals: tuple[Array, Array],
   gradient: Float[Array, 'B h_out w_out D'],
 ) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
-  geometry = {'strides': strides, 'padding': padding, 'dilation': dilation}
   return lax.platform_dependent(
     *residuals,
     gradient,
-    cpu=functools.partial(_gradients_by_shifts, **geometry),
-    default=functools.partial(_gradients_by_xla, **geometry),
+    cpu=functools.partial(_gradients_by_shifts, geometry=geometry),
+    default=functools.partial(_gradients_by_xla, geometry=geometry),
   )
 
 
@@ -158,17 +163,14 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 def _convolve_by_xla(
   x: Float[Array, 'B h w D'],
   kernel: Float[Array, 'k_h k_w 1 D'],
-  *,
-  strides: Pair,
-  padding: Padding,
-  dilation: Pair,
+  geometry: _Geometry,
 ) -> Float[Array, 'B h_out w_out D']:
   return lax.conv_general_dilated(
     x,
     kernel,
-    strides,
-    padding,
-    rhs_dilation=dilation,
+    geometry.strides,
+    geometry.padding,
+    rhs_dilation=geometry.dilation,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=x.shape[-1],
   )
@@ -178,20 +180,18 @@ def _gradients_by_xla(
   x: Float[Array, 'B h w D'],
   kernel: Float[Array, 'k_h k_w 1 D'],
   gradient: Float[Array, 'B h_out w_out D'],
-  **geometry: Any,
+  geometry: _Geometry,
 ) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
-  convolve = functools.partial(_convolve_by_xla, **geometry)
+  convolve = functools.partial(_convolve_by_xla, geometry=geometry)
   return jax.vjp(convolve, x, kernel)[1](gradient)
 
 
 def _convolve_by_shifts(
   x: Float[Array, 'B h w D'],
   kernel: Float[Array, 'k_h k_w 1 D'],
-  *,
-  strides: Pair,
-  padding: Padding,
-  dilation: Pair,
+  geometry: _Geometry,
 ) -> Float[Array, 'B h_out w_out D']:
+  strides, padding, dilation = geometry
   padded = _pad(_at_least_float32(x), padding)
   size = [
     (n - (k - 1) * d - 1) // s + 1
@@ -211,11 +211,9 @@ def _gradients_by_shifts(
   x: Float[Array, 'B h w D'],
   kernel: Float[Array, 'k_h k_w 1 D'],
   gradient: Float[Array, 'B h_out w_out D'],
-  *,
-  strides: Pair,
-  padding: Padding,
-  dilation: Pair,
+  geometry: _Geometry,
 ) -> tuple[Float[Array, 'B h w D'], Float[Array, 'k_h k_w 1 D']]:
+  strides, padding, dilation = geometry
   wide = _at_least_float32(gradient)
   of_x = _map_gradient(
     wide, kernel, x.shape[1:3], strides, [low for low, _ in padding], dilation

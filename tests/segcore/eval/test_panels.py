@@ -1,7 +1,7 @@
 import numpy as np
 import PIL.Image
 
-from input_pipeline import splits
+from input_pipeline import overlays, splits
 from segcore.eval import panels
 
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 100, 50))
@@ -18,7 +18,7 @@ def test_labels_have_the_colors_of_their_classes():
 
 def test_overlays_blend_labeled_pixels_only():
   image = np.full((2, 2, 3), 100, np.uint8)
-  assert panels.draw_overlay(image, LABEL, PALETTE, 0.25).tolist() == [
+  assert overlays.blend_label_map(image, LABEL, PALETTE, 0.25).tolist() == [
     [[75, 75, 75], [125, 75, 75]],
     [[75, 100, 88], [100, 100, 100]],
   ]

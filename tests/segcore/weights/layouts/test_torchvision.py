@@ -115,66 +115,43 @@ def test_prefixes_of_wrappers_are_removed(capsys, prefix):
 
 
 @pytest.mark.parametrize(
-  ('wrap', 'left_out'),
+  ('prefixes', 'beside', 'left_out'),
   [
     # SwAV's and PASS's: heads and prototypes beside the network.
     (
-      lambda state: {
-        **_prefixed('module.', state),
-        'module.projection_head.0.weight': np.ones((2, 2)),
-        'module.projection_head_shallow.0.weight': np.ones((2, 2)),
-        'module.prototypes.weight': np.ones((2, 2)),
-      },
-      'module.; left out projection_head, projection_head_shallow, prototypes',
+      ['module.'],
+      ['projection_head.0', 'projection_head_shallow.0', 'prototypes'],
+      'projection_head, projection_head_shallow, prototypes',
     ),
     # MoCo v2's, and v3's: heads are called fc, momentum encoders are others.
     (
-      lambda state: {
-        **_prefixed('module.encoder_q.', state),
-        **_prefixed('module.encoder_k.', state),
-        'module.encoder_q.fc.0.weight': np.ones((2, 2)),
-        'module.queue': np.ones((2, 2)),
-      },
-      'module.encoder_q.; left out encoder_k, fc, queue',
+      ['module.encoder_q.', 'module.encoder_k.'],
+      ['encoder_q.fc.0', 'queue'],
+      'encoder_k, fc, queue',
     ),
     (
-      lambda state: {
-        **_prefixed('module.base_encoder.', state),
-        **_prefixed('module.momentum_encoder.', state),
-        'module.base_encoder.fc.0.weight': np.ones((2, 2)),
-        'module.predictor.0.weight': np.ones((2, 2)),
-      },
-      'module.base_encoder.; left out fc, momentum_encoder, predictor',
+      ['module.base_encoder.', 'module.momentum_encoder.'],
+      ['base_encoder.fc.0', 'predictor.0'],
+      'fc, momentum_encoder, predictor',
     ),
     # SimSiam's.
-    (
-      lambda state: {
-        **_prefixed('module.encoder.', state),
-        'module.encoder.fc.0.weight': np.ones((2, 2)),
-        'module.predictor.0.weight': np.ones((2, 2)),
-      },
-      'module.encoder.; left out fc, predictor',
-    ),
+    (['module.encoder.'], ['encoder.fc.0', 'predictor.0'], 'fc, predictor'),
     # The teacher of a full checkpoint of DINO.
-    (
-      lambda state: {
-        **_prefixed('module.backbone.', state),
-        'module.head.mlp.0.weight': np.ones((2, 2)),
-      },
-      'module.backbone.; left out head',
-    ),
+    (['module.backbone.'], ['head.mlp.0'], 'head'),
   ],
 )
-def test_files_of_pretrainings_hold_the_encoder(capsys, wrap, left_out):
+def test_files_of_pretrainings_hold_the_encoder(
+  capsys, prefixes, beside, left_out
+):
   state = torch_arithmetic.resnet_state(stem='plain')
   expected = torchvision.translate_torchvision_weights(state)
-  variables = torchvision.translate_torchvision_weights(wrap(state))
+  wrapped = {f'module.{name}.weight': np.ones((2, 2)) for name in beside}
+  for prefix in prefixes:
+    wrapped |= {f'{prefix}{name}': value for name, value in state.items()}
+  variables = torchvision.translate_torchvision_weights(wrapped)
   jax.tree.map(np.testing.assert_array_equal, variables, expected)
-  assert f'removed the prefix {left_out}\n' in capsys.readouterr().out
-
-
-def _prefixed(prefix, state):
-  return {f'{prefix}{name}': value for name, value in state.items()}
+  line = f'removed the prefix {prefixes[0]}; left out {left_out}\n'
+  assert line in capsys.readouterr().out
 
 
 def _published(blocks, unit, stem):
