@@ -68,6 +68,7 @@ def test_prototypes_are_frozen_at_first_and_stay_normalized(trained):
   assert not momenta[0].any()
 
 
+@pytest.mark.slow
 def test_frozen_prototypes_gather_no_momentum_by_decay():
   """LARS decays weights even where the gradient is 0."""
   lars = optimizers.OptimizerOptions(
@@ -325,6 +326,7 @@ def test_totals(combine):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'options',
   [

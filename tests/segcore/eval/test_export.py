@@ -191,6 +191,7 @@ def miou(confusion):
   return np.mean((np.diag(confusion) / np.maximum(union, 1))[union > 0])
 
 
+@pytest.mark.slow
 def test_example_segments_without_this_code(exported_run, tmp_path):
   source, workdir = exported_run
   alone = tmp_path / 'elsewhere'

@@ -151,6 +151,7 @@ def test_results_of_another_config_are_refused(finished, capsys):
   assert 'was made with other settings' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_failed_run_is_named_and_the_others_continue(tmp_path, capsys):
   workdir = tmp_path / 'work'
   arguments = command(workdir, *AXES, options='breaks=ddep')
@@ -176,6 +177,7 @@ def test_fields_of_the_config_are_varied_and_set(tmp_path):
   assert count_runs(workdir)['pretrain none'] == 1
 
 
+@pytest.mark.slow
 def test_more_seeds_share_the_pretraining_of_the_first(tmp_path):
   workdir = tmp_path / 'work'
   vary = ('--vary=labels=50',)

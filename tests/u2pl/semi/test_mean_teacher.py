@@ -258,6 +258,7 @@ def test_too_few_classes_for_the_ranks_are_refused():
     contrast.ContrastOptions().check_classes(3)
 
 
+@pytest.mark.slow
 def test_a_bank_in_bfloat16_rounds_its_rows_and_nothing_else(
   trained, jitted, warm
 ):
