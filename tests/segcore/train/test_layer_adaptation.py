@@ -18,6 +18,7 @@ from tests.segcore.train.updates import (
   linear_rates,
   reference,
   run,
+  sgd_with_l2,
 )
 
 
@@ -63,13 +64,11 @@ def test_adaptation_equals_reference(layers, kind, decay, nesterov):
   gradients[0]['temperature'] = jnp.array(0.0)
   for gradient in gradients[1:]:
     gradient['still'] = jax.tree.map(jnp.zeros_like, layers['still'])
-  options = optimizers.OptimizerOptions(
-    name='sgd',
+  options = sgd_with_l2(
     learning_rate=5.0,
     schedule='linear',
     nesterov=nesterov,
     weight_decay=decay,
-    weight_decay_mode='l2',
     adaptation=kind,
     trust_coefficient=0.02,
   )
@@ -118,12 +117,10 @@ def test_adapted_step_has_the_trust_ratio(layers):
 def test_larc_and_lars_divide_by_different_norms():
   params = {'kernel': jnp.array([[3.0, 4.0]])}
   gradient = {'kernel': jnp.array([[6.0, -8.0]])}
-  options = optimizers.OptimizerOptions(
-    name='sgd',
+  options = sgd_with_l2(
     learning_rate=1.0,
     schedule='constant',
     weight_decay=0.5,
-    weight_decay_mode='l2',
     adaptation='larc',
     trust_coefficient=0.1,
   )
@@ -141,12 +138,10 @@ def test_larc_and_lars_divide_by_different_norms():
 
 @pytest.mark.parametrize('kind', ['larc', 'lars'])
 def test_groups_scale_rate_and_decay_of_adapted_parameters(layers, kind):
-  options = optimizers.OptimizerOptions(
-    name='sgd',
+  options = sgd_with_l2(
     learning_rate=2.0,
     schedule='linear',
     weight_decay=0.1,
-    weight_decay_mode='l2',
     adaptation=kind,
     trust_coefficient=0.02,
     groups=(
@@ -178,12 +173,10 @@ def test_norms_are_computed_over_all_shards(monkeypatch, kind):
     'kernel': jnp.array(rng.normal(size=(3, 3, 2, 8)), jnp.float32),
     'bias': jnp.array(rng.normal(size=8), jnp.float32),
   }
-  options = optimizers.OptimizerOptions(
-    name='sgd',
+  options = sgd_with_l2(
     learning_rate=1.0,
     schedule='constant',
     weight_decay=0.1,
-    weight_decay_mode='l2',
     adaptation=kind,
     trust_coefficient=0.1,
   )

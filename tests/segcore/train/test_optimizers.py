@@ -13,6 +13,7 @@ from tests.segcore.train.updates import (
   linear_rates,
   reference,
   run,
+  sgd_with_l2,
 )
 
 
@@ -89,12 +90,10 @@ def test_sgd_equals_reference(params, momentum, nesterov, mode):
 def test_sgd_with_l2_equals_torch(params):
   torch = pytest.importorskip('torch')
   gradients = gradients_of(params)
-  options = optimizers.OptimizerOptions(
-    name='sgd',
+  options = sgd_with_l2(
     learning_rate=0.1,
     schedule='constant',
     weight_decay=0.2,
-    weight_decay_mode='l2',
     nesterov=True,
   )
   leaf = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

@@ -10,6 +10,13 @@ from segcore.train import optimizers
 NUM_STEPS = 10
 
 
+def sgd_with_l2(**fields):
+  """Returns options of SGD whose decay is part of the gradient."""
+  return optimizers.OptimizerOptions(
+    name='sgd', weight_decay_mode='l2', **fields
+  )
+
+
 def gradients_of(params, num_steps=5):
   """Draws a gradient for each step."""
   rng = np.random.default_rng(0)

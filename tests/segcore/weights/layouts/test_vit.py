@@ -14,18 +14,16 @@ from segcore.weights.layouts import vit as layout
 from tests.support import torch_files, vit_states
 
 _DINOV2 = {'registers': 4, 'layer_scale': True}
+_SIZE = {'hidden_size': 12, 'num_layers': 2, 'num_heads': 3, 'mlp_dim': 48}
+
+
+def _small_vit(**fields):
+  """Builds the encoder of the files that `vit_states` makes."""
+  return vit.ViT(patch_size=4, grid=(3, 3), **_SIZE, **fields)
 
 
 def _load(path, **fields):
-  encoder = vit.ViT(
-    patch_size=4,
-    hidden_size=12,
-    num_layers=2,
-    num_heads=3,
-    mlp_dim=48,
-    grid=(3, 3),
-    **fields,
-  )
+  encoder = _small_vit(**fields)
   head = heads.ConvHead(3, reads='encoder', stride=None)
   module = segmenter.Segmenter(encoder, None, {'logits': head})
   variables = load.load_weight_parts(path, ('encoder',), module, (1, 12, 12, 3))
@@ -164,17 +162,7 @@ def test_hugging_face_vit_is_dino(tmp_path, prefix):
 
 def test_timm_with_registers_computes_the_same():
   state = vit_states.dino(**_DINOV2)
-  module = vit.ViT(
-    patch_size=4,
-    hidden_size=12,
-    num_layers=2,
-    num_heads=3,
-    mlp_dim=48,
-    num_registers=4,
-    layer_scale=True,
-    grid=(3, 3),
-    position_rule='timm',
-  )
+  module = _small_vit(num_registers=4, layer_scale=True, position_rule='timm')
   images = jax.random.uniform(jax.random.key(0), (1, 8, 20, 3))
   results = []
   for arrays in (state, vit_states.timm_with_registers(state)):
