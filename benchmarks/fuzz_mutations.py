@@ -48,41 +48,37 @@ def mutate_bytes(rng: random.Random, data: bytes) -> tuple[bytes, str]:
   return bytes(changed), f'{kind} at {start} of {size}'
 
 
-def _bytes_of(kind: str) -> Mutation:
-  """Returns a mutation of the bytes of a file of a kind."""
+def _of_random_file(
+  kind: str,
+  change: Callable[
+    [random.Random, fuzz_sets.DataSet, pathlib.Path], str | None
+  ],
+) -> Mutation:
+  """Returns a mutation that changes one of the files of a kind, if any."""
 
   def mutate(
     rng: random.Random, data_set: fuzz_sets.DataSet, source: pathlib.Path
   ) -> str | None:
     files = data_set.files(source, kind)
-    if not files:
-      return None
-    path = rng.choice(files)
-    data, text = mutate_bytes(rng, path.read_bytes())
-    path.write_bytes(data)
-    return f'{path.name}: {text}'
+    return change(rng, data_set, rng.choice(files)) if files else None
 
   return mutate
 
 
-def _random_file(
-  rng: random.Random,
-  data_set: fuzz_sets.DataSet,
-  source: pathlib.Path,
-  kind: str,
-) -> pathlib.Path | None:
-  """Chooses one of the files of a kind; None if there are none."""
-  files = data_set.files(source, kind)
-  return rng.choice(files) if files else None
+def _change_bytes(
+  rng: random.Random, data_set: fuzz_sets.DataSet, path: pathlib.Path
+) -> str:
+  """Changes the bytes of a file."""
+  del data_set
+  data, text = mutate_bytes(rng, path.read_bytes())
+  path.write_bytes(data)
+  return f'{path.name}: {text}'
 
 
 def _mask_as(
-  rng: random.Random, data_set: fuzz_sets.DataSet, source: pathlib.Path
-) -> str | None:
+  rng: random.Random, data_set: fuzz_sets.DataSet, path: pathlib.Path
+) -> str:
   """Writes a mask in another kind of PNG, or of other values."""
-  path = _random_file(rng, data_set, source, 'mask')
-  if not path:
-    return None
   stored = np.asarray(PIL.Image.open(path))
   mask = stored
   if stored.ndim == 3:  # Back from colors.
@@ -169,12 +165,10 @@ def _bomb(side: int) -> bytes:
 
 
 def _image_as(
-  rng: random.Random, data_set: fuzz_sets.DataSet, source: pathlib.Path
+  rng: random.Random, data_set: fuzz_sets.DataSet, path: pathlib.Path
 ) -> str | None:
   """Writes an image in another format or mode, often under its old name."""
-  path = _random_file(rng, data_set, source, 'image')
-  if not path:
-    return None
+  del data_set
   image = PIL.Image.open(path)
   image.load()
   kind = rng.choice(('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'ICO', 'PPM'))
@@ -331,7 +325,11 @@ _LISTS: dict[str, Callable[[str, random.Random], bytes]] = {
 }
 
 MUTATIONS: tuple[Mutation, ...] = (
-  *(_bytes_of(kind) for kind in ('image', 'mask', 'mask', 'list')),
-  *(_bytes_of('archive'), _bytes_of('archive'), _mask_as, _mask_as, _image_as),
+  *(
+    _of_random_file(kind, _change_bytes)
+    for kind in ('image', 'mask', 'mask', 'list', 'archive', 'archive')
+  ),
+  *(_of_random_file('mask', _mask_as), _of_random_file('mask', _mask_as)),
+  _of_random_file('image', _image_as),
   *(_rename, _rename, _clutter, _remove, _class_list_as),
 )
