@@ -103,7 +103,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
     block = self.options
     for name in (block.split, block.val_split):
       split = self.context.open(block.data, name, 'tags', self.name)
-      check_classifier_tags(split, block.kind)
+      check_classify_stage_tags(split, block.kind)
 
   def batch_spec(self, num_classes: int) -> types.BatchSpec:
     """Returns the spec of images with tags."""
@@ -146,7 +146,7 @@ class ClassifyStage(experiment_stage.TrainingStage):
     return evaluator.combine_evaluators({block.val_split: accuracy})
 
 
-def check_classifier_tags(split: datasets.Split, kind: str) -> None:
+def check_classify_stage_tags(split: datasets.Split, kind: str) -> None:
   """Raises UserError for 'softmax' where an image does not have one tag."""
   if kind != 'softmax':
     return

@@ -99,7 +99,7 @@ class ForegroundThreshold(NamedTuple):
     return {'threshold': self.threshold, 'chosen_on': self.chosen_on}
 
 
-def category_function(
+def pseudo_category_function(
   segmenter: segmenter_lib.Segmenter,
   centroids: Float[np.ndarray, 'K D'],
   kind: features.Kind,
@@ -296,7 +296,8 @@ class Labeler:
 
   Attributes:
     predictor: predictor of category and foreground of each cell, [h, w, 2], as
-      built from `category_function`, or a class and its activation (CAM).
+      built from `pseudo_category_function`, or a class and its activation
+      (CAM).
     state: training state of the network.
     mesh: the devices.
     batch_size: global number of images.

@@ -121,7 +121,7 @@ class LabelStage(cluster.ClusteredStage):
   ) -> tuple[int, labeler_lib.Labeler]:
     """Returns the steps of the network's training, and the labeler."""
     block = self.options
-    categories = labeler_lib.category_function(
+    categories = labeler_lib.pseudo_category_function(
       self.build_network(),
       cluster_lib.read_centroids(workspace.needed['cluster']),
       self.experiment.cluster.kind,

@@ -33,7 +33,7 @@ class Results:
     self._step = step
     self._pictures = workspace.directory / 'pictures'
     self._pictures.mkdir(parents=True, exist_ok=True)
-    self._writer = tensorboard.open_tensorboard_writer(
+    self._writer = tensorboard.open_training_tensorboard(
       workspace.directory / 'tensorboard'
     )
     self._splits: dict[str, Any] = {}

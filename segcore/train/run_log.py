@@ -70,7 +70,7 @@ class RunLog:
       directory.name, start, num_steps, batch_size
     )
     self._zero_terms = ZeroTermMonitor(zero_terms_until)
-    self._writer = tensorboard.open_tensorboard_writer(
+    self._writer = tensorboard.open_training_tensorboard(
       directory / 'tensorboard', start
     )
     self._writer.write_hparams(hparams)

@@ -221,7 +221,7 @@ class NullWriter:
     pass
 
 
-def open_tensorboard_writer(
+def open_training_tensorboard(
   logdir: files.Path, step: int = 0
 ) -> SummaryWriter | NullWriter:
   """Opens the writer of this host; only host 0 writes.
