@@ -153,7 +153,7 @@ def write(
   source: pathlib.Path,
   mutate_bytes: Callable[[random.Random, bytes], tuple[bytes, str]],
 ) -> tuple[conversion.ImportOptions, conversion.Folder, str]:
-  """Writes mutated annotations.
+  """Writes a file of mutated annotations.
 
   Args:
     rng: random generator of the mutation.

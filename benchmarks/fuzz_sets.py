@@ -104,8 +104,8 @@ class DataSet:
       'list': '**/*.txt',
       'archive': '*.[zt]*',
     }
-    found = sorted(source.glob(patterns[kind]))
-    return [f for f in found if kind != 'archive' or f.suffix != '.txt']
+    paths = sorted(source.glob(patterns[kind]))
+    return [f for f in paths if kind != 'archive' or f.suffix != '.txt']
 
 
 class Split(DataSet):

@@ -186,7 +186,7 @@ def folder_crop(options: SimpleNamespace) -> dict[str, Any]:
 
 
 def parse_range(option: str, text: str, example: str) -> tuple[float, float]:
-  """Parses LEAST-LARGEST.
+  """Parses a range written LEAST-LARGEST.
 
   Args:
     option: name of the option, for the message.

@@ -83,7 +83,7 @@ class FittedCrop:
     sizes: Sequence[tuple[int, int]] | np.ndarray,
     objects: Sequence[int] | np.ndarray = (),
   ) -> FittedScale:
-    """Chooses the crop.
+    """Chooses the crop for sizes of images and objects.
 
     Args:
       sizes: (height, width) of each image; without images they are assumed to

@@ -100,7 +100,7 @@ def open_image_folder(
 
 @dataclasses.dataclass(frozen=True)
 class _Image:
-  """A usable image.
+  """An image file that can be predicted.
 
   Attributes:
     example: file of the image.

@@ -92,7 +92,7 @@ class ShardSubset:
 
   @classmethod
   def parse(cls, text: str) -> 'ShardSubset':
-    """Parses 'i/n'.
+    """Parses a shard written 'i/n'.
 
     Raises:
       UserError: the text has another form.

@@ -29,26 +29,7 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
   Raises:
     UserError: the file cannot be read, or an annotation is wrong.
   """
-  content = read_annotation_json(path)
-  tables = [content.get(k) for k in ('images', 'annotations', 'categories')]
-  if not all(isinstance(table, list) for table in tables):
-    raise errors.BadFile(
-      path,
-      'expected lists `images`, `annotations` and `categories`, as in '
-      'instances_train2017.json of COCO: export instances, not keypoints or '
-      'captions',
-    )
-  images, annotations, categories = tables
-  if not all(isinstance(each, dict) for table in tables for each in table):
-    raise errors.BadFile(
-      path, 'expected lists of objects, got another entry in one of them'
-    )
-  if any('segments_info' in each for each in annotations[:1]):
-    raise errors.BadFile(
-      path,
-      'expected instances, got panoptic annotations, whose masks are PNG files '
-      'already: export instances',
-    )
+  images, annotations, categories = _read_tables(path)
   try:
     labels = _labels(categories)
     if len({image['id'] for image in images}) != len(images):
@@ -86,6 +67,35 @@ def read_coco(path: pathlib.Path) -> regions.Annotations:
     tuple(notes),
     tuple(other_shapes),
   )
+
+
+def _read_tables(path: pathlib.Path) -> tuple[list[dict], ...]:
+  """Reads the images, annotations and categories of a COCO file.
+
+  Raises:
+    BadFile: the file cannot be read, or is no file of instances.
+  """
+  content = read_annotation_json(path)
+  tables = [content.get(k) for k in ('images', 'annotations', 'categories')]
+  if not all(isinstance(table, list) for table in tables):
+    raise errors.BadFile(
+      path,
+      'expected lists `images`, `annotations` and `categories`, as in '
+      'instances_train2017.json of COCO: export instances, not keypoints or '
+      'captions',
+    )
+  images, annotations, categories = tables
+  if not all(isinstance(each, dict) for table in tables for each in table):
+    raise errors.BadFile(
+      path, 'expected lists of objects, got another entry in one of them'
+    )
+  if any('segments_info' in each for each in annotations[:1]):
+    raise errors.BadFile(
+      path,
+      'expected instances, got panoptic annotations, whose masks are PNG files '
+      'already: export instances',
+    )
+  return images, annotations, categories
 
 
 def read_annotation_json(path: pathlib.Path) -> Mapping[str, Any]:

@@ -120,7 +120,7 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a conversion did.
+  """Ignored value of the written masks, and the report to print.
 
   Attributes:
     ignore: value of ignored pixels.

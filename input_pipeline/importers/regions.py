@@ -123,7 +123,7 @@ class AnnotatedImage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-  """What a labeling tool exported.
+  """Annotated images and labels that a labeling tool exported.
 
   Attributes:
     images: annotated images with their regions.

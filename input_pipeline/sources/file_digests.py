@@ -28,7 +28,7 @@ class DigestCache:
   """Holds digests of files, and keeps them in a JSON file."""
 
   def __init__(self, path: pathlib.Path | None):
-    """Opens nothing yet.
+    """Sets where the digests are kept.
 
     Args:
       path: path of the JSON file, which may be missing; None to keep the

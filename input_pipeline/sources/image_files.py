@@ -98,7 +98,7 @@ AS_STORED = ImageOptions()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoded:
-  """A decoded file.
+  """An image as its file stores it, before any conversion.
 
   Attributes:
     image: pixels in the mode and orientation in which they are stored.

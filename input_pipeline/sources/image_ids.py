@@ -68,7 +68,7 @@ class IdIndex:
   """Index of image ids, to find the image that a line of a list names."""
 
   def __init__(self, ids: Sequence[str], rule: IdRule = OFFICIAL):
-    """Indexes the ids.
+    """Indexes the ids by the parts of their paths.
 
     Args:
       ids: ids of all images.

@@ -17,7 +17,7 @@ _PREFERRED = re.compile(r'label|mask|seg|annot', re.IGNORECASE)
 
 
 class Difference(enum.Enum):
-  """How the name of a file differs from the expected one."""
+  """Difference between the name of a file and the expected one."""
 
   KIND = enum.auto()
   UPPER_CASE = enum.auto()

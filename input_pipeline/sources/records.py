@@ -54,7 +54,7 @@ class Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-  """What the files of a sample say beside its pixels and label.
+  """Properties of the files of a sample beside its pixels and label.
 
   Attributes:
     orientation: EXIF value of the image file, 1 (upright) to 8.

@@ -27,7 +27,7 @@ class Axis:
 
   @classmethod
   def parse(cls, text: str) -> 'Axis':
-    """Parses 'name=value,value'.
+    """Parses an axis written 'name=value,value'.
 
     >>> Axis.parse('labels=50,100')
     Axis(name='labels', values=('50', '100'))

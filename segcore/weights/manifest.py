@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a checkpoint was when it was saved.
+  """Layouts, checksums and values of a checkpoint when it was saved.
 
   Attributes:
     layout: shape and type of each array, by its path.

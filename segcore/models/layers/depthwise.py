@@ -247,22 +247,10 @@ def _map_gradient(
     before: zeros before rows and columns.
     dilation: distances of the taps.
   """
-  counts = [
-    -(-n // s) for n, s in zip(size, strides, strict=True)
-  ]  # Cells of a phase.
-  taps = [
-    [
-      [
-        (i, (phase + low - i * d) // s)
-        for i in range(k)
-        if (phase + low - i * d) % s == 0
-      ]
-      for phase in range(s)
-    ]
-    for k, s, low, d in zip(
-      kernel.shape[:2], strides, before, dilation, strict=True
-    )
-  ]
+  # Cells of a phase.
+  counts = [-(-n // s) for n, s in zip(size, strides, strict=True)]
+  axes = zip(kernel.shape[:2], strides, before, dilation, strict=True)
+  taps = [_taps_by_phase(*axis) for axis in axes]
   pads = []
   for axis, count in enumerate(counts):
     shifts = [shift for phase in taps[axis] for _, shift in phase]
@@ -291,6 +279,27 @@ def _map_gradient(
     gradient.shape[-1],
   )
   return interleaved[:, : size[0], : size[1]]
+
+
+def _taps_by_phase(
+  num_taps: int, stride: int, before: int, dilation: int
+) -> list[list[Pair]]:
+  """Returns for each phase the taps that read it, with their shifts.
+
+  Args:
+    num_taps: size of the kernel along an axis.
+    stride: stride of the convolution along it.
+    before: zeros before the first cell.
+    dilation: distance of the taps.
+  """
+  return [
+    [
+      (i, (phase + before - i * dilation) // stride)
+      for i in range(num_taps)
+      if (phase + before - i * dilation) % stride == 0
+    ]
+    for phase in range(stride)
+  ]
 
 
 def _kernel_gradient(
