@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from runtime import errors, options
 from segcore.models import segmenter
-from segcore.models.decoders import deeplabv3plus, unet
+from segcore.models.decoders import daformer, deeplabv3plus, segformer, unet
 from segcore.models.encoders import (
   bit,
   efficientnet,
   hybrid_vit,
+  mit,
   resnet_gn,
   vit,
 )
@@ -26,11 +27,14 @@ ENCODERS = {
   'dilated_resnet': resnet_lib.DilatedResNet,
   'efficientnet': efficientnet.EfficientNet,
   'hybrid_vit': hybrid_vit.HybridViT,
+  'mit': mit.MiT,
   'vit': vit.ViT,
 }
 DECODERS = {
   'unet': unet.UNetDecoder,
+  'daformer': daformer.DAFormer,
   'deeplabv3plus': deeplabv3plus.DeepLabV3Plus,
+  'segformer': segformer.SegFormer,
 }
 
 

@@ -60,6 +60,7 @@ _TORCH_RESNET_50 = {
   'output_stride': 32,
 }
 _LITE0 = {'name': 'efficientnet'}
+_MIT_B1 = {'name': 'mit'}
 # Two blocks 512 → 256 → 256 with bias and norm, and 21 scores.
 _SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
 
@@ -109,6 +110,22 @@ _SIZES = (
     2_958_848,
     18_222_848 - 29 * 1728 * 256 - 232 * 256 + _SCORES,
   ),
+  # Maps of 512, 320, 128 and 64 channels, and none at stride 2.
+  (
+    _MIT_B1,
+    {'name': 'unet', 'skips': (16, 8, 4)},
+    13_151_424,
+    50_181_571 - 9 * ((1536 + 704) * 1024 + 384 * 512 + 192 * 256 + 64 * 128),
+  ),
+  (
+    _MIT_B1,
+    _DEEPLAB,
+    13_151_424,
+    18_222_848 - 29 * 1536 * 256 - 192 * 256 + _SCORES,
+  ),
+  # Without a classifier (see `test_daformer.py`); 3x3 heads of noise.
+  (_MIT_B1, {'name': 'daformer'}, 13_151_424, 3_712_275 - 4883 + 6915),
+  (_MIT_B1, {'name': 'segformer'}, 13_151_424, 531_221 - 5397 + 6915),
 )
 
 
@@ -137,9 +154,9 @@ def test_every_encoder_and_decoder_is_among_the_sizes():
   assert counted == {
     (encoder, decoder)
     for encoder in network.ENCODERS
-    for decoder in network.DECODERS
+    for decoder in ('unet', 'deeplabv3plus')
     if encoder != 'vit'  # All its maps have one stride.
-  }
+  } | {('mit', 'daformer'), ('mit', 'segformer')}
 
 
 @pytest.mark.parametrize('decoder', [{'name': 'unet'}, _DEEPLAB])
