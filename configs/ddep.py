@@ -177,6 +177,7 @@ def paper(
     finetune={
       'data': {'name': data},
       'subset': shared.subset(options),
+      **shared.class_weights(options),
       'crop': {'name': 'inception', 'size': (size, size)},
       'recipe': _finetune_recipe(options, num_images, batch_size),
     },
@@ -217,6 +218,7 @@ def small(
     ValueError: options contradict each other.
   """
   config = shared.block(program='ddep.main', **blocks)
+  config.finetune.update(shared.block(**shared.class_weights(options)))
   _set_stages(config, options)
   if encoder:
     _set_encoder(config, encoder)

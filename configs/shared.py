@@ -23,6 +23,9 @@ LABELED = {
   'list': '',  # file with the names of the labeled images
   'seed': 0,  # of the choice of labeled images, and of the training on them
   'run': 0,  # another choice of labeled images with the same seed
+  'cover': False,  # choose labeled images that show every class
+  # Weights of the classes in the loss of labeled images, by their frequency.
+  'class_weights': ['none', 'median', 'effective'],
 }
 # Options that describe a folder of images and masks.
 FOLDER = {
@@ -122,7 +125,19 @@ def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
   }
   if labels and not amounts:
     amounts = {'labels': labels}
-  return {**amounts, 'seed': options.seed, 'run': options.run}
+  fields = {**amounts, 'seed': options.seed, 'run': options.run}
+  return {**fields, 'cover': True} if options.cover else fields
+
+
+def class_weights(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds the field of the weights of the classes; nothing without weights.
+
+  Args:
+    options: parsed options, among them those of `LABELED`.
+  """
+  if options.class_weights == 'none':
+    return {}
+  return {'class_weights': {'kind': options.class_weights}}
 
 
 def folder(options: SimpleNamespace) -> dict[str, Any]:

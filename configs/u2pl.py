@@ -223,8 +223,10 @@ def small_losses(
     'first_capacity': 4000,
     'max_push': 256,
   }
+  weights = shared.class_weights(options)
   return losses(
     options,
+    **({'supervised': weights} if weights else {}),
     consistency={'weight': weight},
     contrast={**sizes, **contrast},
     warmup_epochs=warmup_epochs,
