@@ -1,4 +1,4 @@
-"""The U-Net decoder: from the deepest map to full resolution, with skips.
+"""The U-Net decoder: from the deepest map to a fine one, with skips.
 
 UNetDecoder(width_multiplier=2).apply(variables, encoder_features).at_stride(1)
 """
@@ -116,11 +116,11 @@ class DecoderBlock(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-  """Upsamples the encoder's deepest map to the resolution of the image.
+  """Upsamples the encoder's deepest map to the output stride.
 
-  From stride 2^n, n blocks upsample by 2 each. With n + 1 widths one more block
-  keeps the resolution; the layout decides which. TransUNet's five widths fit
-  stride 32, and stride 16 with such a block.
+  From 2^n times the output stride, n blocks upsample by 2 each. With n + 1
+  widths one more block keeps the resolution; the layout decides which.
+  TransUNet's five widths fit stride 32, and stride 16 with such a block.
 
   A block whose result has a stride above 1 concatenates the encoder's deepest
   map of that stride. Returns the map of each block: 'up0', 'up1', … Kernels are
@@ -134,6 +134,7 @@ class UNetDecoder(nn.Module):
     layout: arrangement of the n + 1 blocks: in 'A' the first one keeps the
       resolution, in 'A1' it does so with a single convolution, in 'B' the last
       one does. With n blocks only 'A' is possible.
+    output_stride: stride of the last map: 1 for the resolution of the image.
     skips: True for a skip at every stride above 1, False for none, or the
       strides that have one. A skip that the encoder lacks is an error.
     norm: 'group' or 'batch'; see `norm.make_norm`.
@@ -148,6 +149,7 @@ class UNetDecoder(nn.Module):
   widths: Sequence[int] = (1024, 512, 256, 128, 64)
   width_multiplier: int = 1
   layout: Literal['A', 'A1', 'B'] = 'A'
+  output_stride: Literal[1, 2, 4, 8] = 1
   skips: bool | tuple[int, ...] = True
   norm: str = 'group'
   num_groups: int = 32
@@ -199,12 +201,17 @@ class UNetDecoder(nn.Module):
 
   def _upsamples(self, stride: int) -> tuple[bool, ...]:
     """Returns for each block whether it upsamples."""
-    num_upsamplings = stride.bit_length() - 1
+    num_upsamplings = (stride // self.output_stride).bit_length() - 1
     num_others = len(self.widths) - num_upsamplings
-    if 2**num_upsamplings != stride or num_others not in (0, 1):
+    if self.output_stride * 2**num_upsamplings != stride or num_others not in (
+      0,
+      1,
+    ):
+      last = '' if self.output_stride == 1 else f' to {self.output_stride}'
       raise ValueError(
         'widths: expected n or n + 1 for an encoder whose deepest map has '
-        f'stride 2^n, got {len(self.widths)} for stride {stride}'
+        f'stride {"" if self.output_stride == 1 else f"{self.output_stride}·"}'
+        f'2^n, got {len(self.widths)} for stride {stride}{last}'
       )
     if self.layout != 'A' and not num_others:
       raise ValueError(
