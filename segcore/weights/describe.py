@@ -143,6 +143,10 @@ def _name_network(encoder: _Encoder) -> tuple[str, dict[str, Any]]:
       for k, v in fields.items()
       if k in (*vit.SIZES['small'], 'patch_size')
     }
+  if encoder.name == 'mit' and encoder.title:
+    name = encoder.title.lower().replace('-', '_')
+    named = {k: v for k, v in fields.items() if k in mit.SIZES['b0']}
+    return f'{name}+segformer', named
   return '', {}
 
 

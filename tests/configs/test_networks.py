@@ -5,7 +5,7 @@ import re
 import pytest
 
 from configs import networks
-from segcore.models.encoders import vit
+from segcore.models.encoders import mit, vit
 
 
 def test_fields_of_vits_are_those_of_the_published_sizes():
@@ -26,6 +26,11 @@ def test_fields_of_vits_are_those_of_the_published_sizes():
   }
 
 
+def test_fields_of_mits_are_those_of_the_published_sizes():
+  for name, fields in mit.SIZES.items():
+    assert networks.ENCODERS[f'mit_{name}'] == {'name': 'mit', **fields}
+
+
 def test_names_of_encoders():
   vits = ['s16', 'b16', 's8', 'b8', 's14', 'b14', 'l14']
   vits += ['s14_reg', 'b14_reg', 'l14_reg']
@@ -33,7 +38,9 @@ def test_names_of_encoders():
     'efficientnet',
     *(f'efficientnet_lite{i}' for i in range(5)),
     *(f'resnet{depth}' for depth in (18, 34, 50, 101)),
+    *(f'resnet{depth}_deep' for depth in (18, 34, 50, 101)),
     *(f'vit_{name}' for name in vits),
+    *(f'mit_b{i}' for i in range(6)),
   }
 
 

@@ -123,10 +123,16 @@ _SIZES = (
     13_151_424,
     18_222_848 - 29 * 1536 * 256 - 192 * 256 + _SCORES,
   ),
-  # Without a classifier (see `test_daformer.py`); 3x3 heads of noise.
-  (_MIT_B1, {'name': 'daformer'}, 13_151_424, 3_712_275 - 4883 + 6915),
-  (_MIT_B1, {'name': 'segformer'}, 13_151_424, 531_221 - 5397 + 6915),
+  # Of 19 classes; 3.71 M are published.
+  (_MIT_B1, {'name': 'daformer'}, 13_151_424, 3_712_275),
+  (_MIT_B1, {'name': 'segformer'}, 13_151_424, 531_221 - 2 * 257),
 )
+_HEADS = {
+  'unet': heads_lib.ConvHead(3),
+  'deeplabv3plus': heads_lib.ConvBlocksHead(21),
+  'daformer': heads_lib.PixelClassifier(19),
+  'segformer': heads_lib.PixelClassifier(19),
+}
 
 
 @pytest.mark.parametrize(('encoder', 'decoder', 'encoder_size', 'size'), _SIZES)
@@ -135,11 +141,7 @@ def test_networks_have_the_published_sizes(
 ):
   module = network.build_network(
     network.NetworkOptions(encoder, decoder),
-    {
-      'head': heads_lib.ConvBlocksHead(21)
-      if decoder is _DEEPLAB
-      else heads_lib.ConvHead(3)
-    },
+    {'head': _HEADS[decoder['name']]},
     'here',
   )
   params = _shapes(module, jnp.zeros((1, 64, 64, 3)))['params']

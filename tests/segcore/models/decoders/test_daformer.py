@@ -120,33 +120,31 @@ def test_decoders_equal_the_reference(x64, build, reference, train):
   ],
 )
 def test_published_sizes(decoder, count):
-  net = segmenter.Segmenter(
-    mit.MiT(), decoder, {'logits': heads.PixelClassifier(19)}
+  maps = decoder_cases.draw_maps(
+    *((4 * 2**s, 1, 1, n) for s, n in enumerate((64, 128, 320, 512)))
   )
-  images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
-  outputs, variables = jax.eval_shape(
-    net.init_with_output, jax.random.key(0), images
-  )
-  assert outputs['logits'].shape == (1, 16, 24, 19)
-  params = variables['params']
-  leaves = jax.tree.leaves({**params, 'encoder': {}})
-  assert sum(x.size for x in leaves) == count
+  head = heads.PixelClassifier(19)
+
+  def initialize(key):
+    decoded, variables = decoder.init_with_output(key, maps)
+    fused = decoded.at_stride(4).array
+    return variables['params'], head.init(key, fused)['params']
+
+  params = jax.eval_shape(initialize, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(params)) == count
 
 
-@pytest.mark.parametrize('decoder', [daformer.DAFormer, segformer.SegFormer])
 @pytest.mark.parametrize(
   ('encoder', 'num_maps', 'stride'),
   [
-    (resnet.DilatedResNet((1, 1, 1, 3), 8), 4, 4),
+    (resnet.DilatedResNet((1, 1, 1, 3), 8, 'plain'), 4, 4),
     (vit.ViT(num_layers=12, hidden_size=12, num_heads=2), 4, 16),
     (mit.MiT(strides=(4, 2, 2, 1), num_layers=(1, 1, 1, 1)), 4, 4),
   ],
 )
-def test_all_maps_of_other_encoders_are_read(
-  decoder, encoder, num_maps, stride
-):
+def test_all_maps_of_other_encoders_are_read(encoder, num_maps, stride):
   head = heads.PixelClassifier(3, stride=stride)
-  net = segmenter.Segmenter(encoder, decoder(8), {'logits': head})
+  net = segmenter.Segmenter(encoder, segformer.SegFormer(8), {'logits': head})
   images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
   outputs, variables = jax.eval_shape(
     net.init_with_output, jax.random.key(0), images
@@ -158,7 +156,7 @@ def test_all_maps_of_other_encoders_are_read(
 @pytest.mark.parametrize('decoder', [daformer.DAFormer, segformer.SegFormer])
 def test_what_does_not_fit_is_refused(decoder):
   maps = decoder_cases.draw_maps((2, 4, 4, 3))
-  with pytest.raises(ValueError, match='map at stride 4 or above, got .* 2$'):
+  with pytest.raises(ValueError, match='map at stride 4 or above, got'):
     decoder(8).init(jax.random.key(0), maps)
   with pytest.raises(ValueError, match='condition: .* expected None'):
     decoder(8).init(

@@ -72,7 +72,7 @@ def test_the_authors_file_of_b0_is_read_whole(tmp_path, capsys):
   out = capsys.readouterr().out
   assert 'left out head' in out
   assert 'encoder: MiT-B0: mit(hidden_sizes=(32, 64, 160, 256))\n' in out
-  assert f'use: encoder={tmp_path}/mit_b0.pth, for a network with' in out
+  assert f'use: network=mit_b0+segformer,encoder={tmp_path}/mit_b0.pth\n' in out
 
 
 @pytest.mark.parametrize(
