@@ -65,8 +65,7 @@ _MIT_B1 = {'name': 'mit'}
 _SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
 
 # Encoder, decoder, and numbers of parameters: of the encoder, of decoder and
-# head. The head is of noise at full resolution, or of 21 classes at DeepLab's
-# stride 4.
+# head (see `_HEADS`).
 _SIZES = (
   (_HYBRID, {'name': 'unet'}, 97_890_112, 28_947_907),
   (_HYBRID, {'name': 'unet', 'width_multiplier': 2}, 97_890_112, 95_570_819),
@@ -127,6 +126,7 @@ _SIZES = (
   (_MIT_B1, {'name': 'daformer'}, 13_151_424, 3_712_275),
   (_MIT_B1, {'name': 'segformer'}, 13_151_424, 531_221 - 2 * 257),
 )
+# Of noise at full resolution, or of classes at stride 4.
 _HEADS = {
   'unet': heads_lib.ConvHead(3),
   'deeplabv3plus': heads_lib.ConvBlocksHead(21),
