@@ -15,6 +15,7 @@ from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads
+from segcore.models.layers import resize
 from segcore.ops import losses
 from segcore.train import loop, train_state
 from segcore.train import method as method_lib
@@ -41,7 +42,11 @@ class FinetuneOptions(data_lib.LabeledData):
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(method_lib.SingleLossMethod):
-  """Segments images by a head `logits` at full resolution; all parts train."""
+  """Segments images by a head `logits`; all parts train.
+
+  Where the decoder ends at a lower resolution, logits are upsampled bilinearly
+  to that of the labels, as in inference.
+  """
 
   def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
     """Computes the sum over labeled pixels of the cross entropy, in nats."""
@@ -52,6 +57,7 @@ class Finetune(method_lib.SingleLossMethod):
       'logits',
       keys,
     )
+    logits = resize.resize_bilinear(logits, batch['label'].shape[1:3])
     total, count = losses.labeled_cross_entropy(
       logits, batch['label'], batch['mask']
     )
@@ -101,7 +107,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
   def method(self, context: context_lib.Context, num_classes: int) -> Finetune:
     """Builds the segmentation method."""
     # Small initial logits: the loss starts at log(num_classes).
-    head = heads.ConvHead(num_classes, init_scale=0.1)
+    head = heads.ConvHead(num_classes, nearest=True, init_scale=0.1)
     net = context.build({'logits': head}, self.size)
     update = self.options.recipe.make_update(
       ('encoder', 'decoder', 'heads'), net.frozen_parameters
