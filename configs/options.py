@@ -12,8 +12,9 @@ from typing import Any
 def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses the options that a config declares by their defaults.
 
-  A value takes the type of its default; a bare name sets a bool to True. A
-  default that is a list declares a choice of its strings, the first by default.
+  A value takes the type of its default; a bare name, or 1, sets a bool to True.
+  A default that is a list declares a choice of its strings, the first by
+  default.
 
   Args:
     argument: options of the command line; None or '' for the defaults.
@@ -65,9 +66,9 @@ def _convert(name: str, text: str, default: Any) -> Any:
       )
     return text
   if isinstance(default, bool):
-    if text not in ('true', 'false'):
+    if text not in ('true', 'false', '1', '0'):
       raise ValueError(f'config option {name}={text}: expected true or false')
-    return text == 'true'
+    return text in ('true', '1')
   try:
     return type(default)(text)
   except ValueError:

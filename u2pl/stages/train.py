@@ -184,6 +184,18 @@ class TrainStage(experiment_stage.TrainingStage):
       steps_per_epoch=block.steps_per_epoch,
     )
 
+  def trained_method(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> mean_teacher.MeanTeacher:
+    """Builds the method with the weights of the classes."""
+    weights = data_lib.stage_class_weights(
+      workspace,
+      self.context.labeled(self.options, self.name),
+      self.options.learn.supervised.class_weights,
+    )
+    method = super().trained_method(workspace, streams)
+    return dataclasses.replace(method, class_weights=weights)
+
   def build_network(
     self, context: context_lib.Context, num_classes: int
   ) -> segmenter.Segmenter:
@@ -195,7 +207,9 @@ class TrainStage(experiment_stage.TrainingStage):
     block = self.options
     labeled = self.context.labeled(block, self.name)
     data_lib.require_same_stage_labels(workspace, labeled)
-    data_lib.warn_of_unseen_classes(labeled)
+    data_lib.warn_of_unseen_classes(
+      labeled, self.context.absent_classes(block, self.name)
+    )
     augmentations = self.augmentations()
 
     def stream(split: datasets.Split, *keep: str) -> data_lib.ImageStream:
