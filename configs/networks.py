@@ -91,7 +91,8 @@ def _vits() -> dict[str, dict[str, Any]]:
   return encoders
 
 
-# Encoders of `named`, as public weights have them.
+# Encoders of `named`, as public weights have them; with a deep stem, those of
+# U2PL's authors.
 ENCODERS = {
   'efficientnet': {'name': 'efficientnet'},
   **{
@@ -99,6 +100,10 @@ ENCODERS = {
     for i in range(5)
   },
   **{f'resnet{n}': _PLAIN_RESNET | fields for n, fields in _RESNETS.items()},
+  **{
+    f'resnet{n}_deep': _PLAIN_RESNET | {'stem': 'deep', **fields}
+    for n, fields in _RESNETS.items()
+  },
   **_vits(),
 }
 # Decoders of `named`.
