@@ -40,6 +40,7 @@ def test_names_of_encoders():
     'efficientnet',
     *(f'efficientnet_lite{i}' for i in range(5)),
     *(f'resnet{depth}' for depth in (18, 34, 50, 101)),
+    *(f'resnet{depth}_deep' for depth in (18, 34, 50, 101)),
     *(f'vit_{name}' for name in vits),
   }
 
@@ -107,6 +108,12 @@ def test_a_unet_goes_on_to_full_resolution():
   images = jnp.zeros((1, 64, 64, 3))
   logits, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
   assert logits['logits'].shape == (1, 64, 64, 2)
+
+
+def test_a_unet_on_a_deep_stem_is_refused():
+  net = _build('resnet18_deep+unet', heads.ConvHead(2, nearest=True))
+  with pytest.raises(errors.UserError, match="must have stem='plain'"):
+    network_lib.check_network_image_size(net, (64, 64), 'size')
 
 
 @pytest.mark.parametrize('decoder', networks.DECODERS)

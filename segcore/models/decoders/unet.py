@@ -260,7 +260,8 @@ class UNetDecoder(nn.Module):
       raise ValueError(
         f'the skip {skip.name!r}: expected {height}x{width} cells, got '
         f'{skip.array.shape[1]}x{skip.array.shape[2]}: the sides of the images '
-        f'must be multiples of {features.deepest.stride}'
+        f'must be multiples of {features.deepest.stride}, and a dilated_resnet '
+        "must have stem='plain' or 'small'"
       )
     return skip.array
 
