@@ -153,8 +153,8 @@ def named(
 
   Decoders are light, and all but the small networks' end at a quarter of the
   resolution or near it. Whether the decoder fits the encoder is checked when
-  the network is built: a U-Net and DeepLabv3+ do not fit a ViT, and DPT fits
-  nothing else.
+  the network is built: a U-Net and DeepLabv3+ do not fit a ViT, DPT fits
+  nothing else, and the decoders of DAFormer and SegFormer fit all.
 
   Args:
     network: one of `ENCODERS` and one of `DECODERS`, joined by '+'; or

@@ -89,9 +89,9 @@ class DAFormer(nn.Module):
       train: whether batch statistics are used and collected.
 
     Raises:
-      ValueError: a map is missing, or a condition is given.
+      ValueError: a map is missing (MissingMapError), or a condition is given.
     """
-    maps = map_projection.select_maps('DAFormer', features, condition)
+    maps = map_projection.select_maps('daformer', features, condition)
     projected = map_projection.Projection(
       self.width, self.dtype, name='projection'
     )(maps)

@@ -50,21 +50,21 @@ def select_maps(
   """Selects the maps at stride 4 and above that a decoder reads.
 
   Args:
-    name: name of the decoder, for messages.
+    name: name of the decoder in configs, for messages.
     features: maps of the encoder.
     condition: condition that is given to the decoder.
 
   Raises:
-    ValueError: there is no such map, or a condition is given.
+    ValueError: there is no such map (MissingMapError), or a condition is given.
   """
   if condition is not None:
     raise ValueError(
-      f'condition: {name} has none, expected None: use the U-Net for it'
+      f'condition: decoder {name} has none, expected None: use the U-Net for it'
     )
   maps = tuple(each for each in features.maps if each.stride >= _MIN_STRIDE)
   if not maps:
-    raise ValueError(
-      f'{name}: expected a map at stride {_MIN_STRIDE} or above, got maps at '
-      f'strides {", ".join(map(str, features.strides))}'
+    raise features_lib.MissingMapError(
+      f'decoder {name}: expected a map at stride {_MIN_STRIDE} or above, got '
+      f'{features.strides_text}'
     )
   return features_lib.Features(maps)

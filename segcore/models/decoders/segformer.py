@@ -49,9 +49,9 @@ class SegFormer(nn.Module):
       train: whether batch statistics are used and collected.
 
     Raises:
-      ValueError: a map is missing, or a condition is given.
+      ValueError: a map is missing (MissingMapError), or a condition is given.
     """
-    maps = map_projection.select_maps('SegFormer', features, condition)
+    maps = map_projection.select_maps('segformer', features, condition)
     projected = map_projection.Projection(
       self.width, self.dtype, name='projection'
     )(maps)

@@ -252,6 +252,11 @@ class MiT(nn.Module):
     return 1
 
   @property
+  def output_stride(self) -> int:
+    """Returns the stride of the last map."""
+    return self._total_strides[-1]
+
+  @property
   def min_side(self) -> int:
     """Returns the least side of an image, at which no reduced map is empty."""
     return max(

@@ -25,11 +25,12 @@ def conv(
   *,
   dtype: DTypeLike,
   name: str,
+  stride: int = 1,
   dilation: int = 1,
   use_bias: bool = True,
   kernel_init: nn.initializers.Initializer | None = None,
 ) -> nn.Conv:
-  """Builds a convolution that keeps the grid, with torch's initialization.
+  """Builds a convolution with symmetric padding and torch's initialization.
 
   Kernels and biases are uniform in ±1/√n, with the fan-in n.
 
@@ -39,6 +40,7 @@ def conv(
     kernel: height and width of the kernel, odd.
     dtype: dtype of the convolution.
     name: name of the parameters.
+    stride: divisor of the sides, rounded up; 1 keeps the grid.
     dilation: dilation of the kernel.
     use_bias: whether a bias is added.
     kernel_init: another initializer of the kernels.
@@ -53,6 +55,8 @@ def conv(
   return nn.Conv(
     out_channels,
     (kernel, kernel),
+    strides=stride,
+    padding=dilation * (kernel // 2),
     kernel_dilation=dilation,
     use_bias=use_bias,
     kernel_init=kernel_init or init,
