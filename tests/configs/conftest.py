@@ -2,11 +2,18 @@
 
 import pytest
 
+from configs import pretrained
 from segcore.models import network
 
 # Networks whose shapes were followed already, whatever their heads: the rows of
 # the tables start with those that have the most.
 CHECKED = set()
+
+
+@pytest.fixture(autouse=True)
+def no_package(monkeypatch):
+  """Makes configs the same whether weights are installed here or not."""
+  monkeypatch.setattr(pretrained, 'is_installed', lambda name: False)
 
 
 @pytest.fixture
