@@ -160,10 +160,12 @@ def test_a_conditional_decoder_is_told_the_noise_of_each_image():
   np.testing.assert_array_equal(unconditioned, as_clean)
 
 
-@pytest.mark.parametrize('weights', [None, (0.2, 1.0, 3.0)])
-def test_finetuning_ignores_negative_labels_and_padding_rows(weights):
+@pytest.mark.parametrize(
+  ('weights', 'stride'), [(None, 1), ((0.2, 1.0, 3.0), 1), (None, 4)]
+)
+def test_finetuning_ignores_negative_labels_and_padding_rows(weights, stride):
   trained = finetune.Finetune(
-    tiny_networks.small_unet({'logits': heads.ConvHead(3)}),
+    tiny_networks.small_unet({'logits': heads.ConvHead(3, stride=stride)}),
     update_lib.Update(ALL, tiny_networks.adam(), 10),
     weights,
   )
@@ -171,11 +173,13 @@ def test_finetuning_ignores_negative_labels_and_padding_rows(weights):
   batch['mask'] = jnp.array([True, False, True, True])
   state = tiny_networks.initial_state(trained, batch)
   keys = update_lib.ForwardKeys(update_lib.row_prng_keys(KEY, 4), KEY)
-  outcome = trained.loss(state.params, state.batch_stats, batch, keys)
-  logits = np.asarray(
-    trained.predict(state, batch_lib.batch_images_to_symmetric(batch['image'])),
-    np.float64,
+  outcome = jax.jit(trained.loss)(state.params, state.batch_stats, batch, keys)
+  logits = jax.jit(trained.predict)(
+    state, batch_lib.batch_images_to_symmetric(batch['image'])
   )
+  assert logits.shape == (4, 32 // stride, 32 // stride, 3)
+  # Coarser logits are upsampled to the labels.
+  logits = np.float64(jax.image.resize(logits, (4, 32, 32, 3), 'bilinear'))
   logits -= logits.max(-1, keepdims=True)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   total = count = 0
