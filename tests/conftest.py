@@ -89,6 +89,26 @@ def folder(request, tmp_path):
 
 
 @pytest.fixture(scope='session')
+def _accepted_networks():
+  return set()
+
+
+@pytest.fixture
+def equal_networks_checked_once(monkeypatch, _accepted_networks):
+  """Follows the shapes of a network once, however many stages have it."""
+  from segcore.models import network
+
+  check = network.check_network_image_size
+
+  def check_once(net, size, path):
+    if (key := (repr(net), tuple(size))) not in _accepted_networks:
+      check(net, size, path)
+      _accepted_networks.add(key)
+
+  monkeypatch.setattr(network, 'check_network_image_size', check_once)
+
+
+@pytest.fixture(scope='session')
 def discs(tmp_path_factory):
   """Returns a folder of drawn images with masks, for whole command lines."""
   from tests.support import runs

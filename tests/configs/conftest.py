@@ -9,6 +9,11 @@ from segcore.models import network
 CHECKED = set()
 
 
+@pytest.fixture(autouse=True)
+def _equal_networks_checked_once(equal_networks_checked_once):
+  """Most tests build all stages of an experiment."""
+
+
 @pytest.fixture
 def networks_checked_once(monkeypatch):
   """Follows shapes once where many experiments have the same network."""

@@ -85,20 +85,23 @@ def _reference(images, layers, plan, stem):
   return maps
 
 
-@pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize(
-  ('unit', 'stem', 'output_stride', 'size'),
+  ('unit', 'stem', 'output_stride', 'size', 'train'),
   [
-    ('bottleneck', 'deep', 8, (65, 49)),
-    ('bottleneck', 'deep', 8, (64, 54)),  # Even sides gain a cell in the pool.
-    ('bottleneck', 'plain', 16, (66, 97)),
-    ('bottleneck', 'plain', 32, (128, 97)),
-    ('bottleneck', 'small', 16, (32, 49)),
-    ('basic', 'plain', 8, (65, 54)),
-    ('basic', 'plain', 32, (128, 97)),
-    ('basic', 'deep', 32, (96, 97)),  # Whose first unit has a projection.
-    ('basic', 'small', 8, (32, 49)),
-    ('basic', 'small', 16, (64, 49)),
+    ('bottleneck', 'deep', 8, (65, 49), False),
+    ('bottleneck', 'deep', 8, (65, 49), True),
+    # Even sides gain a cell in the pool.
+    ('bottleneck', 'deep', 8, (64, 54), True),
+    ('bottleneck', 'plain', 16, (66, 97), False),
+    ('bottleneck', 'plain', 32, (128, 97), True),
+    ('bottleneck', 'small', 16, (32, 49), True),
+    ('basic', 'plain', 8, (65, 54), False),
+    ('basic', 'plain', 8, (65, 54), True),
+    ('basic', 'plain', 32, (128, 97), False),
+    # Whose first unit has a projection.
+    ('basic', 'deep', 32, (96, 97), True),
+    ('basic', 'small', 8, (32, 49), True),
+    ('basic', 'small', 16, (64, 49), False),
   ],
 )
 def test_resnet_equals_torchs(unit, stem, output_stride, size, train):
