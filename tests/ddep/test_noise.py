@@ -2,26 +2,22 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddep import noise
 
-sample_gamma = jax.jit(noise.sample_noise_gamma, static_argnums=1)
-sample_noise = jax.jit(noise.sample_noise, static_argnums=1)
-corrupt_with = jax.jit(noise.corrupt_with_noise, static_argnums=3)
-target_of = jax.jit(noise.denoising_target, static_argnums=3)
-denoised = jax.jit(noise.denoised_images, static_argnums=3)
-magnitude = jax.jit(noise.noise_magnitude, static_argnums=1)
-
 
 def gammas(options, count=2):
-  return sample_gamma(jax.random.split(jax.random.PRNGKey(0), count), options)
+  return noise.sample_noise_gamma(
+    jax.random.split(jax.random.PRNGKey(0), count), options
+  )
 
 
 def corrupt(images, eps, options):
-  return np.asarray(
-    corrupt_with(images, eps, gammas(options, len(images)), options)
+  return noise.corrupt_with_noise(
+    images, eps, gammas(options, len(images)), options
   )
 
 
@@ -29,12 +25,12 @@ def images_and_eps():
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (2, 3, 4, 3)).astype(np.float32)
   eps = rng.standard_normal((2, 3, 4, 3)).astype(np.float32)
-  return images, eps
+  return jnp.asarray(images), jnp.asarray(eps)
 
 
 def test_scaled_noise_is_equation_5_by_hand():
-  image = np.full((1, 1, 1, 3), 0.5, np.float32)
-  eps = np.float32([[[[1.0, -2.0, 0.0]]]])
+  image = jnp.full((1, 1, 1, 3), 0.5)
+  eps = jnp.array([[[[1.0, -2.0, 0.0]]]])
   result = corrupt(image, eps, noise.NoiseOptions(gamma=0.64))
   # sqrt(0.64) = 0.8 and sqrt(1 - 0.64) = 0.6.
   np.testing.assert_allclose(result[0, 0, 0], [1.0, -0.8, 0.4], atol=1e-6)
@@ -72,14 +68,14 @@ def test_simple_noise_adds_sigma_in_the_unit_range():
   ],
 )
 def test_noise_spaces_by_hand(kind, space, expected):
-  image = np.full((1, 1, 1, 3), 0.5, np.float32)
-  eps = np.float32([[[[1.0, -2.0, 0.0]]]])
+  image = jnp.full((1, 1, 1, 3), 0.5)
+  eps = jnp.array([[[[1.0, -2.0, 0.0]]]])
   options = noise.NoiseOptions(kind=kind, noise_space=space, gamma=0.64)
   result = corrupt(image, eps, options)
   np.testing.assert_allclose(result[0, 0, 0], expected, atol=1e-6)
   factor = {'scaled': 0.6, 'simple': 0.75}[kind]
   scaled = dataclasses.replace(options, target='eps_scaled')
-  aim = target_of(image, eps, gammas(options, 1), scaled)
+  aim = noise.denoising_target(image, eps, gammas(options, 1), scaled)
   np.testing.assert_allclose(aim, factor * eps, atol=1e-6)
 
 
@@ -106,7 +102,7 @@ def test_the_noise_space_is_that_of_the_public_code_by_default(kind, space):
   )
   result = corrupt(images, eps, default)
   np.testing.assert_array_equal(result, corrupt(images, eps, stated))
-  assert np.abs(result - corrupt(images, eps, other)).max() > 0.1
+  assert float(jnp.abs(result - corrupt(images, eps, other)).max()) > 0.1
 
 
 @pytest.mark.parametrize('sigma', [0.1, 0.2294157, 0.8])
@@ -117,23 +113,25 @@ def test_sigma_and_gamma_name_the_same_noise(sigma):
   by_gamma = corrupt(images, eps, noise.NoiseOptions(gamma=gamma))
   np.testing.assert_allclose(by_sigma, by_gamma, atol=1e-6)
   simple = noise.NoiseOptions(kind='simple', gamma=gamma)
-  result = magnitude(gammas(simple), simple)
+  result = noise.noise_magnitude(gammas(simple), simple)
   np.testing.assert_allclose(result, [sigma, sigma], rtol=1e-5)
 
 
 def test_gamma_of_the_paper_has_the_magnitude_of_its_text():
   # Spec §4.1: 'gamma = 0.95' and 'noise magnitude 0.22'.
   options = noise.NoiseOptions(gamma=0.95)
-  result = magnitude(gammas(options), options)
+  result = noise.noise_magnitude(gammas(options), options)
   np.testing.assert_allclose(result, [0.2236, 0.2236], atol=1e-4)
 
 
 def test_scaled_noise_keeps_unit_variance():
   keys = jax.random.split(jax.random.PRNGKey(0), 2)
-  images = sample_noise(keys, (2, 64, 64, 3))  # Unit variance itself.
-  eps = sample_noise(jax.random.split(jax.random.PRNGKey(1), 2), images.shape)
+  images = noise.sample_noise(keys, (2, 64, 64, 3))  # Unit variance itself.
+  eps = noise.sample_noise(
+    jax.random.split(jax.random.PRNGKey(1), 2), images.shape
+  )
   noisy = corrupt(images, eps, noise.NoiseOptions(gamma=0.6))
-  assert np.var(noisy) == pytest.approx(1.0, abs=0.03)
+  assert float(jnp.var(noisy)) == pytest.approx(1.0, abs=0.03)
 
 
 def test_targets():
@@ -145,21 +143,21 @@ def test_targets():
     ('eps_scaled', 0.6 * eps),
   ):
     options = dataclasses.replace(options, target=target)
-    actual = target_of(images, eps, gammas(options), options)
+    actual = noise.denoising_target(images, eps, gammas(options), options)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_a_row_draws_the_same_noise_in_any_batch():
   keys = jax.random.split(jax.random.PRNGKey(3), 8)
-  whole = sample_noise(keys, (8, 4, 4, 3))
-  part = sample_noise(keys[2:5], (3, 4, 4, 3))
+  whole = noise.sample_noise(keys, (8, 4, 4, 3))
+  part = noise.sample_noise(keys[2:5], (3, 4, 4, 3))
   np.testing.assert_array_equal(whole[2:5], part)
   assert not np.array_equal(whole[0], whole[1])
 
 
 def test_noise_is_standard_normal():
   keys = jax.random.split(jax.random.PRNGKey(3), 4)
-  draws = np.asarray(sample_noise(keys, (4, 64, 64, 3))).ravel()
+  draws = np.asarray(noise.sample_noise(keys, (4, 64, 64, 3))).ravel()
   assert draws.dtype == np.float32
   assert abs(draws.mean()) < 0.02
   assert abs(draws.std() - 1) < 0.02
@@ -210,17 +208,17 @@ def test_impossible_noise_is_refused(fields, message):
 @pytest.mark.parametrize('kind', ['scaled', 'simple'])
 def test_a_perfect_prediction_gives_the_clean_image_back(kind, space, target):
   rng = np.random.default_rng(0)
-  images, eps = rng.normal(size=(2, 1, 4, 5, 3)).astype(np.float32)
+  images, eps = jnp.asarray(rng.normal(size=(2, 1, 4, 5, 3)), jnp.float32)
   options = noise.NoiseOptions(
     kind=kind, noise_space=space, gamma=0.7, target=target
   )
   # A noise of its own for each image, and one image without.
-  images, eps = np.tile(images, (3, 1, 1, 1)), np.tile(eps, (3, 1, 1, 1))
-  gamma = np.float32([0.3, 0.7, 1.0])
-  noisy = corrupt_with(images, eps, gamma, options)
+  images, eps = jnp.tile(images, (3, 1, 1, 1)), jnp.tile(eps, (3, 1, 1, 1))
+  gamma = jnp.array([0.3, 0.7, 1.0])
+  noisy = noise.corrupt_with_noise(images, eps, gamma, options)
   np.testing.assert_array_equal(noisy[2], images[2])
-  aim = target_of(images, eps, gamma, options)
-  result = denoised(noisy, aim, gamma, options)
+  aim = noise.denoising_target(images, eps, gamma, options)
+  result = noise.denoised_images(noisy, aim, gamma, options)
   np.testing.assert_allclose(result, images, atol=1e-5)
 
 
@@ -265,8 +263,8 @@ def test_a_row_draws_the_same_strength_in_any_batch():
     noise.NoiseOptions(gamma_range=(0.5, 0.9)),
     noise.NoiseOptions(gamma_range=(0.5, 0.9), draw='linear', num_steps=50),
   ):
-    whole = sample_gamma(keys, options)
-    part = sample_gamma(keys[2:5], options)
+    whole = noise.sample_noise_gamma(keys, options)
+    part = noise.sample_noise_gamma(keys[2:5], options)
     np.testing.assert_array_equal(whole[2:5], part)
     assert len(np.unique(whole)) > 4
 
@@ -274,8 +272,10 @@ def test_a_row_draws_the_same_strength_in_any_batch():
 def test_a_strength_tells_nothing_of_the_noise():
   # Both are drawn from the key of the row, by keys of their own.
   keys = jax.random.split(jax.random.PRNGKey(0), 2000)
-  gamma = sample_gamma(keys, noise.NoiseOptions(gamma_range=(0.1, 0.9)))
-  eps = np.asarray(sample_noise(keys, (2000, 1, 1, 3)))[:, 0, 0]
+  gamma = noise.sample_noise_gamma(
+    keys, noise.NoiseOptions(gamma_range=(0.1, 0.9))
+  )
+  eps = noise.sample_noise(keys, (2000, 1, 1, 3))[:, 0, 0]
   for channel in range(3):
     assert abs(np.corrcoef(gamma, eps[:, channel])[0, 1]) < 0.08
 
@@ -283,8 +283,8 @@ def test_a_strength_tells_nothing_of_the_noise():
 def test_noise_of_one_strength_can_be_read_off_one_image_at_a_time():
   images, eps = images_and_eps()
   options = noise.NoiseOptions(gamma_range=(0.1, 0.9))
-  gamma = np.float32([0.36, 0.64])
-  result = corrupt_with(images, eps, gamma, options)
+  gamma = jnp.array([0.36, 0.64])
+  result = noise.corrupt_with_noise(images, eps, gamma, options)
   for i, (kept, added) in enumerate(((0.6, 0.8), (0.8, 0.6))):
     np.testing.assert_allclose(
       result[i], kept * images[i] + added * eps[i], atol=1e-6
@@ -293,10 +293,10 @@ def test_noise_of_one_strength_can_be_read_off_one_image_at_a_time():
 
 def test_an_image_without_noise_has_none_to_be_found():
   images, eps = images_and_eps()
-  gamma = np.float32([1.0, 0.64])
+  gamma = jnp.array([1.0, 0.64])
   options = noise.NoiseOptions(gamma_range=(0.5, 1.1))
   for target, factor in (('eps', 1.0), ('eps_scaled', 0.6)):
-    result = target_of(
+    result = noise.denoising_target(
       images, eps, gamma, dataclasses.replace(options, target=target)
     )
     np.testing.assert_array_equal(result[0], np.zeros_like(result[0]))

@@ -16,7 +16,7 @@ from segcore.models.encoders import bit, efficientnet, hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
 
 _IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3))
-_IMAGES = jnp.asarray(_IMAGES, jnp.float32)
+_IMAGES = jax.device_put(np.float32(_IMAGES))
 
 
 def _small(heads=None, **fields):

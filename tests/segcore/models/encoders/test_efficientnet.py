@@ -32,16 +32,16 @@ def _initialize(module, images):
     positive = path[-1].key in ('scale', 'var')
     if leaf.ndim == 4:
       scale = (2 / np.prod(leaf.shape[:3])) ** 0.5
-      return jnp.float32(scale * rng.normal(size=leaf.shape))
+      return np.float32(scale * rng.normal(size=leaf.shape))
     low = 0.5 if positive else -0.5
-    return jnp.float32(rng.uniform(low, 1.5 if positive else 0.5, leaf.shape))
+    return np.float32(rng.uniform(low, 1.5 if positive else 0.5, leaf.shape))
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def _images(size, batch=2):
   rng = np.random.default_rng(1)
-  return jnp.asarray(rng.uniform(-1, 1, (batch, *size, 3)), jnp.float32)
+  return jax.device_put(np.float32(rng.uniform(-1, 1, (batch, *size, 3))))
 
 
 def _count_by_hand(stages):

@@ -120,7 +120,7 @@ def test_depths_always_hold_the_last_block():
 
 def test_a_frozen_encoder_has_no_gradient():
   params = _params(vit_states.dino())
-  images = _images(12, 12)
+  images = jax.device_put(_images(12, 12))
 
   def loss(params, frozen):
     module = vit.ViT(**_SMALL, frozen=frozen, remat=not frozen)
