@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import networks, shared
+from configs import networks, pretrained, shared
 from configs import options as options_lib
 
 # Options of the noise.
@@ -63,6 +63,13 @@ SMALL = {
   'tiny': False,  # 60 steps a stage
 }
 
+# Options of the experiments on photographs; init=auto is ddep if an encoder is
+# pretrained, otherwise dep.
+PHOTO = {
+  'init': ['auto', 'ddep', 'dep', 'supervised', 'none'],
+  **SMALL,
+  **pretrained.OPTIONS,
+}
 _WHOLE = ('encoder', 'decoder', 'heads')
 # By option `init`: the stages, the start of denoising and of fine-tuning (a
 # stage and the parts taken from it), and the parts that denoising trains.
@@ -177,6 +184,7 @@ def paper(
     finetune={
       'data': {'name': data},
       'subset': shared.subset(options),
+      **shared.class_weights(options),
       'crop': {'name': 'inception', 'size': (size, size)},
       'recipe': _finetune_recipe(options, num_images, batch_size),
     },
@@ -217,12 +225,32 @@ def small(
     ValueError: options contradict each other.
   """
   config = shared.block(program='ddep.main', **blocks)
+  config.finetune.update(shared.block(**shared.class_weights(options)))
   _set_stages(config, options)
   if encoder:
     _set_encoder(config, encoder)
   if options.tiny:
     _shorten(config)
   return config
+
+
+def photo_network(options: SimpleNamespace) -> pretrained.Network:
+  """Chooses the network of photographs, and what init='auto' stands for.
+
+  Args:
+    options: parsed options, among them those of `PHOTO`; `init` is changed.
+
+  Raises:
+    ValueError: the network is unknown, or left open beside a weight file.
+  """
+  network = pretrained.choose_network(
+    options,
+    full_resolution=True,  # Noise is predicted for each pixel.
+    takes_encoder=options.init not in ('dep', 'none'),
+  )
+  if options.init == 'auto':
+    options.init = 'ddep' if network.encoder else 'dep'
+  return network
 
 
 def photo_pretraining(

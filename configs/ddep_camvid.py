@@ -11,7 +11,7 @@ Run:   python -m ddep.main --config=configs/ddep_camvid.py
 Cost:  3 to 5 minutes a stage on 2 CPU cores.
 """
 
-from configs import ddep, networks, shared
+from configs import ddep, shared
 from configs import options as options_lib
 
 _CROP = {'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)}
@@ -20,20 +20,20 @@ _CROP = {'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)}
 def get_config(argument=None):
   options = options_lib.parse(
     argument,
-    init=['dep', 'ddep', 'supervised', 'none'],
     source='',  # folder of the photographs; '': searched in $SEG_DATA_DIR
-    encoder='',  # a finished stage, or a weight file
     width=1,  # factor of the decoder's channels
     **ddep.NOISE,
-    **ddep.SMALL,
+    **ddep.PHOTO,
   )
+  network = ddep.photo_network(options)
   data = {'name': 'camvid', 'source': options.source}
   noise = ddep.noise(options, gamma=0.95)
   optimizer = shared.adam(options.lr or 7e-3, warmup_steps=50)
   return ddep.small(
     options,
-    encoder=options.encoder,
-    network=networks.small('unet', options.width),
+    encoder=network.encoder,
+    notes=network.notes,
+    network=network.block,
     **ddep.photo_pretraining(data, _CROP, noise),
     finetune={
       'data': data,

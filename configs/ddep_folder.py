@@ -8,7 +8,7 @@ Run:   python -m ddep.main \
 Cost:  about 3 minutes a stage on 2 CPU cores.
 """
 
-from configs import ddep, networks, shared
+from configs import ddep, shared
 from configs import options as options_lib
 
 
@@ -16,20 +16,22 @@ def get_config(argument=None):
   options = options_lib.parse(
     argument,
     **shared.FOLDER,
-    init=['dep', 'none'],
-    **ddep.SMALL,
+    **ddep.PHOTO,
   )
+  network = ddep.photo_network(options)
   data, unlabeled = shared.folder(options), shared.unlabeled_images(options)
-  crop = shared.folder_crop(options)
-  if unlabeled and options.init == 'none':
+  crop = shared.folder_crop(options, network.size_multiple)
+  if unlabeled and options.init in ('supervised', 'none'):
     raise ValueError(
-      f'config option unlabeled={options.unlabeled}: expected init=dep, as '
-      'init=none trains on images with masks alone'
+      f'config option unlabeled={options.unlabeled}: expected init=ddep or '
+      f'dep, as init={options.init} trains on images with masks alone'
     )
   optimizer = shared.adam(options.lr or 2e-3, warmup_steps=50)
   return ddep.small(
     options,
-    network=networks.small('unet'),
+    encoder=network.encoder,
+    notes=(*network.notes, *shared.folder_notes(options)),
+    network=network.block,
     **ddep.photo_pretraining(
       data,
       crop,

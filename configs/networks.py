@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from configs import options as options_lib
 from configs import shared
 
 # A hybrid ViT like R50+ViT-B/16, stride 16.
@@ -49,6 +50,73 @@ SMALL = {
     {**SMALL_DECODER, 'widths': (48, 32, 16, 16)},
   ),
 }
+# Fields of the ResNets of He et al. 2016, by depth.
+_RESNETS = {
+  18: {'unit': 'basic', 'blocks': (2, 2, 2, 2)},
+  34: {'unit': 'basic', 'blocks': (3, 4, 6, 3)},
+  50: {'blocks': (3, 4, 6, 3)},
+  101: {'blocks': (3, 4, 23, 3)},
+}
+# Those with the stem of torchvision, whose weights most files have.
+_PLAIN_RESNET = {
+  'name': 'dilated_resnet',
+  'stem': 'plain',
+  'output_stride': 32,
+  'zero_init': False,
+}
+
+
+def _vits() -> dict[str, dict[str, Any]]:
+  """Builds the vision transformers of DINO (8, 16) and DINOv2 (14)."""
+  sizes = {'s': (384, 12), 'b': (768, 12), 'l': (1024, 24)}
+  encoders = {}
+  for name in ('s16', 'b16', 's8', 'b8', 's14', 'b14', 'l14'):
+    hidden_size, num_layers = sizes[name[0]]
+    patch_size = int(name[1:])
+    side = {16: 14, 8: 28, 14: 37}[patch_size]  # of the images of pretraining
+    encoder = {
+      'name': 'vit',
+      'patch_size': patch_size,
+      'hidden_size': hidden_size,
+      'num_layers': num_layers,
+      'num_heads': hidden_size // 64,
+      'mlp_dim': 4 * hidden_size,
+      'grid': (side, side),
+    }
+    if patch_size == 14:
+      encoder['layer_scale'] = True
+      registers = {'num_registers': 4, 'position_rule': 'timm'}
+      encoders[f'vit_{name}_reg'] = encoder | registers
+    encoders[f'vit_{name}'] = encoder
+  return encoders
+
+
+# Encoders of `named`, as public weights have them; with a deep stem, those of
+# U2PL's authors.
+ENCODERS = {
+  'efficientnet': {'name': 'efficientnet'},
+  **{
+    f'efficientnet_lite{i}': {'name': 'efficientnet', 'variant': f'lite{i}'}
+    for i in range(5)
+  },
+  **{f'resnet{n}': _PLAIN_RESNET | fields for n, fields in _RESNETS.items()},
+  **{
+    f'resnet{n}_deep': _PLAIN_RESNET | {'stem': 'deep', **fields}
+    for n, fields in _RESNETS.items()
+  },
+  **_vits(),
+}
+# Decoders of `named`.
+DECODERS = ('unet', 'deeplabv3plus', 'dpt')
+# Blocks of an EfficientNet that are frozen with its stem: those to stride 8.
+_FROZEN_BLOCKS = 5
+# By hidden size of a ViT: the widths of its four maps in a `dpt` decoder, and
+# that of the fusion.
+_DPT_WIDTHS = {
+  384: ((48, 96, 192, 384), 64),
+  768: ((96, 192, 384, 768), 128),
+  1024: ((256, 512, 1024, 1024), 256),
+}
 # Public weights of the encoders of `transunet` and `unet`, and of a ResNet with
 # a deep stem.
 WEIGHTS = {
@@ -57,6 +125,87 @@ WEIGHTS = {
   'resnet101': 'weights/resnet101_deep.safetensors',
   'resnet50': 'weights/resnet50_deep.safetensors',
 }
+
+
+def named(
+  network: str,
+  *,
+  width: int = 1,
+  frozen: bool = False,
+  full_resolution: bool = False,
+) -> ml_collections.ConfigDict:
+  """Builds the network of a name ENCODER+DECODER, as 'efficientnet+unet'.
+
+  Decoders are light, and all but the small networks' end at a quarter of the
+  resolution or near it. Whether the decoder fits the encoder is checked when
+  the network is built: a U-Net and DeepLabv3+ do not fit a ViT, and DPT fits
+  nothing else.
+
+  Args:
+    network: one of `ENCODERS` and one of `DECODERS`, joined by '+'; or
+      'small+NAME', a network for a CPU without public weights, where NAME is
+      one of `SMALL` or 'deeplabv3plus'.
+    width: factor of the decoder's channels.
+    frozen: whether the encoder keeps what its public weights have learned: all
+      of a ViT, stem and first blocks (to stride 8) of an EfficientNet. A ResNet
+      and the small networks train as a whole.
+    full_resolution: whether a U-Net goes on to full resolution, which
+      predictions of noise need.
+
+  Raises:
+    ValueError: a name is unknown; the message has the nearest one.
+  """
+  encoder_name, _, decoder_name = network.partition('+')
+  small_decoders = (*SMALL, 'deeplabv3plus')
+  is_small = encoder_name == 'small'
+  for part, name, expected in (
+    ('encoder', encoder_name, ('small', *ENCODERS)),
+    ('decoder', decoder_name, small_decoders if is_small else DECODERS),
+  ):
+    if name not in expected:
+      hint = options_lib.describe_unknown_value(name, [*expected], 'one')
+      raise ValueError(
+        f'config option network={network}: expected ENCODER+DECODER, as '
+        f'efficientnet+unet; the {part} {name!r} {hint}'
+      )
+  if is_small:
+    if decoder_name == 'deeplabv3plus':
+      return small_deeplabv3plus(width)
+    return small(decoder_name, width)
+  encoder = {**ENCODERS[encoder_name]}
+  if frozen and encoder['name'] == 'efficientnet':
+    encoder['frozen_blocks'] = _FROZEN_BLOCKS
+  if frozen and encoder['name'] == 'vit':
+    encoder['frozen'] = True
+  if decoder_name == 'deeplabv3plus' and encoder['name'] != 'vit':
+    encoder['output_stride'] = 16
+  decoder = _light_decoder(decoder_name, encoder, width, full_resolution)
+  return shared.block(encoder=encoder, decoder=decoder)
+
+
+def _light_decoder(
+  name: str, encoder: dict[str, Any], width: int, full_resolution: bool
+) -> dict[str, Any]:
+  """Builds a decoder of `named`."""
+  if name == 'dpt':
+    # Other encoders are refused when the network is built.
+    widths, fusion = _DPT_WIDTHS[encoder.get('hidden_size', 384)]
+    return {
+      'name': 'dpt',
+      'widths': tuple(width * n for n in widths),
+      'fusion_width': width * fusion,
+    }
+  if name == 'deeplabv3plus':
+    # Half of Chen et al.'s dilations at output stride 16, for smaller crops.
+    return {'name': name, 'width': 64 * width, 'dilations': (3, 6, 9)}
+  widths = (64, 64, 64, 32, 16) if full_resolution else (64, 64, 64)
+  return {
+    'name': name,
+    'widths': widths,
+    'width_multiplier': width,
+    'num_groups': 8,
+    'output_stride': 1 if full_resolution else 4,
+  }
 
 
 def small(name: str, width: int = 1) -> ml_collections.ConfigDict:
@@ -91,38 +240,33 @@ def unet(name: str, **decoder: Any) -> ml_collections.ConfigDict:
 
 def deeplabv3plus(name: str) -> ml_collections.ConfigDict:
   """Builds the networks of U2PL: DeepLabv3+ on 'resnet101' or 'resnet50'."""
-  blocks = {'resnet101': (3, 4, 23, 3), 'resnet50': (3, 4, 6, 3)}
+  depth = {'resnet101': 101, 'resnet50': 50}[name]
   return shared.block(
-    encoder={'name': 'dilated_resnet', 'blocks': blocks[name]},
+    encoder={'name': 'dilated_resnet', **_RESNETS[depth]},
     decoder={'name': 'deeplabv3plus'},
     dtype='bfloat16',
   )
 
 
-def small_deeplabv3plus() -> ml_collections.ConfigDict:
-  """Builds a DeepLabv3+ for a CPU."""
+def small_deeplabv3plus(width: int = 1) -> ml_collections.ConfigDict:
+  """Builds a DeepLabv3+ for a CPU.
+
+  Args:
+    width: factor of the decoder's channels.
+  """
   return shared.block(
     encoder={'name': 'dilated_resnet', 'blocks': (1, 1, 1, 3), 'width': 8},
-    decoder={'name': 'deeplabv3plus', 'width': 16, 'dilations': (1, 2, 3)},
+    decoder={
+      'name': 'deeplabv3plus',
+      'width': 16 * width,
+      'dilations': (1, 2, 3),
+    },
   )
 
 
 def resnet(depth: int) -> ml_collections.ConfigDict:
   """Builds the encoders of PASS: ResNet-18 or -50, stride 32, no decoder."""
-  layers = {
-    18: {'unit': 'basic', 'blocks': (2, 2, 2, 2)},
-    50: {'blocks': (3, 4, 6, 3)},
-  }
-  return shared.block(
-    encoder={
-      'name': 'dilated_resnet',
-      'stem': 'plain',
-      'output_stride': 32,
-      'zero_init': False,
-      **layers[depth],
-    },
-    dtype='bfloat16',
-  )
+  return shared.block(encoder=_PLAIN_RESNET | _RESNETS[depth], dtype='bfloat16')
 
 
 def small_pass() -> ml_collections.ConfigDict:

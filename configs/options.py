@@ -12,8 +12,9 @@ from typing import Any
 def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses the options that a config declares by their defaults.
 
-  A value takes the type of its default; a bare name sets a bool to True. A
-  default that is a list declares a choice of its strings, the first by default.
+  A value takes the type of its default; a bare name, or 1, sets a bool to True.
+  A default that is a list declares a choice of its strings, the first by
+  default.
 
   Args:
     argument: options of the command line; None or '' for the defaults.
@@ -37,11 +38,22 @@ def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
   return SimpleNamespace(**values)
 
 
-def _unknown(name: str, declared: list[str]) -> str:
-  close = difflib.get_close_matches(name, declared, 1)
+def describe_unknown_value(name: str, expected: list[str], few: str) -> str:
+  """Describes, after 'X is unknown', the nearest expected name and all others.
+
+  Args:
+    name: name that is unknown.
+    expected: names that exist.
+    few: how many of them are expected: 'one' or 'some'.
+  """
+  close = difflib.get_close_matches(name, expected, 1)
   hint = f'; did you mean {close[0]!r}? Expected' if close else ', expected'
-  names = ', '.join(declared)
-  return f'config option {name!r} is unknown{hint} some of {names}'
+  return f'is unknown{hint} {few} of {", ".join(expected)}'
+
+
+def _unknown(name: str, declared: list[str]) -> str:
+  hint = describe_unknown_value(name, declared, 'some')
+  return f'config option {name!r} {hint}'
 
 
 def _convert(name: str, text: str, default: Any) -> Any:
@@ -54,9 +66,9 @@ def _convert(name: str, text: str, default: Any) -> Any:
       )
     return text
   if isinstance(default, bool):
-    if text not in ('true', 'false'):
+    if text not in ('true', 'false', '1', '0'):
       raise ValueError(f'config option {name}={text}: expected true or false')
-    return text == 'true'
+    return text in ('true', '1')
   try:
     return type(default)(text)
   except ValueError:

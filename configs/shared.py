@@ -5,6 +5,7 @@ the options dataclass that the block is built into.
 """
 
 import math
+import pathlib
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,9 @@ LABELED = {
   'list': '',  # file with the names of the labeled images
   'seed': 0,  # of the choice of labeled images, and of the training on them
   'run': 0,  # another choice of labeled images with the same seed
+  'cover': False,  # choose labeled images that show every class
+  # Weights of the classes in the loss of labeled images, by their frequency.
+  'class_weights': ['none', 'median', 'effective'],
 }
 # Options that describe a folder of images and masks.
 FOLDER = {
@@ -33,7 +37,9 @@ FOLDER = {
   'mask_suffix': '',  # end of all mask names, as _mask.png
   'classes': 'classes.txt',  # in the source; a line each: name, name #rrggbb
   'ignore': '',  # value or color of pixels without a class: 255 or #ffffff
-  'val_fraction': 0.2,  # share of the images set aside for evaluation
+  # Share of the images set aside for evaluation; 0: folders `train` and `val`
+  # of images and masks if there are, otherwise 0.2.
+  'val_fraction': 0.0,
   'on_bad_example': ['error', 'skip'],
   # What palette and gray masks count by where the class list has colors.
   'mask_codes': ['auto', 'values', 'colors'],
@@ -50,6 +56,9 @@ FOLDER = {
 _READING = ('follow_exif', 'image_depth', 'max_megapixels')
 # Options of `FOLDER` that are no fields of the data set.
 _NOT_OF_DATA = ('unlabeled', 'crop', 'size')
+# Name in `images` and `masks` that stands for each folder of a split.
+_SPLIT = '{split}'
+_VAL_FRACTION = 0.2
 # Value of `unlabeled`, and the split that it makes.
 _SAME_FOLDER, _UNLABELED = 'same', 'unlabeled'
 
@@ -122,7 +131,19 @@ def subset(options: SimpleNamespace, labels: int = 0) -> dict[str, Any]:
   }
   if labels and not amounts:
     amounts = {'labels': labels}
-  return {**amounts, 'seed': options.seed, 'run': options.run}
+  fields = {**amounts, 'seed': options.seed, 'run': options.run}
+  return {**fields, 'cover': True} if options.cover else fields
+
+
+def class_weights(options: SimpleNamespace) -> dict[str, Any]:
+  """Builds the field of the weights of the classes; nothing without weights.
+
+  Args:
+    options: parsed options, among them those of `LABELED`.
+  """
+  if options.class_weights == 'none':
+    return {}
+  return {'class_weights': {'kind': options.class_weights}}
 
 
 def folder(options: SimpleNamespace) -> dict[str, Any]:
@@ -132,6 +153,11 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
     options: parsed options, among them those of `FOLDER`.
   """
   fields = {n: getattr(options, n) for n in FOLDER if n not in _NOT_OF_DATA}
+  if has_split_folders(options):
+    for name in ('images', 'masks'):
+      fields[name] = f'{fields[name]}/{_SPLIT}'.lstrip('/')
+  elif _SPLIT not in options.images and not options.val_fraction:
+    fields['val_fraction'] = _VAL_FRACTION
   for name in ('mask_codes', *_READING):
     default = FOLDER[name]
     if fields[name] == (default[0] if isinstance(default, list) else default):
@@ -139,6 +165,36 @@ def folder(options: SimpleNamespace) -> dict[str, Any]:
   if options.unlabeled == _SAME_FOLDER:
     fields['without_mask'] = _UNLABELED
   return {'name': 'image_mask_folder', **fields}
+
+
+def has_split_folders(options: SimpleNamespace) -> bool:
+  """Returns whether images and masks are divided into `train` and `val`.
+
+  Args:
+    options: parsed options, among them those of `FOLDER`.
+  """
+  if options.val_fraction or _SPLIT in options.images or not options.source:
+    return False
+  source = pathlib.Path(options.source).expanduser()
+  return all(
+    (source / folder / split).is_dir()
+    for folder in (options.images, options.masks)
+    for split in ('train', 'val')
+  )
+
+
+def folder_notes(options: SimpleNamespace) -> tuple[str, ...]:
+  """Returns what was chosen for a folder, for the user.
+
+  Args:
+    options: parsed options, among them those of `FOLDER`.
+  """
+  if not has_split_folders(options):
+    return ()
+  return (
+    f'splits: the folders train and val of {options.images} and '
+    f'{options.masks} (val_fraction={_VAL_FRACTION} divides all images anew)',
+  )
 
 
 def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
@@ -162,17 +218,22 @@ def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
   return {'data': data, 'split': 'train'}
 
 
-def folder_crop(options: SimpleNamespace) -> dict[str, Any]:
+def folder_crop(options: SimpleNamespace, size_multiple: int) -> dict[str, Any]:
   """Builds the crop of a folder: chosen from its images unless options say.
 
   Args:
     options: parsed options, among them those of `FOLDER`.
+    size_multiple: divisor of its sides, in pixels; of the network.
 
   Raises:
     ValueError: an option has another form.
   """
   # (0, 0) leaves the choice; a command line can override it.
-  fields = {'size': (0, 0), 'area': (0.0, 0.0)}
+  fields = {
+    'size': (0, 0),
+    'area': (0.0, 0.0),
+    'size_multiple': size_multiple,
+  }
   if options.size:
     match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', options.size)
     if not match:

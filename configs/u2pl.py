@@ -109,7 +109,7 @@ def paper(
       'learn': losses,
       # Logits at full resolution, where those of DeepLabv3+ are at a quarter.
       'heads': {'kind': 'conv'} if transunet else {},
-      'start': _start(options, networks.WEIGHTS[options.network]),
+      'start': _start(options.start, _paper_encoder(options)),
       'crop': _scaled_crop(options, size),
       'steps_per_epoch': steps_per_epoch,
       'recipe': shared.recipe(
@@ -155,18 +155,21 @@ def small(
   options: SimpleNamespace,
   *,
   network: ml_collections.ConfigDict,
+  encoder: str,
   train: dict[str, Any],
   labels: int,
   epochs: int,
   epochs_per_evaluation: int,
   learning_rate: float,
   evaluate: dict[str, Any],
+  notes: tuple[str, ...] = (),
 ) -> ml_collections.ConfigDict:
   """Builds an experiment for a CPU, with 8 images of each kind a step.
 
   Args:
     options: options of the config: those of `SMALL`.
     network: block of the network of student and teacher.
+    encoder: a finished stage or a weight file; '' for random values.
     train: blocks of data set, crop and losses of training, and
       `steps_per_epoch`.
     labels: number of labeled images if no option gives it; 0 for all.
@@ -175,17 +178,19 @@ def small(
       training.
     learning_rate: learning rate if no option gives it.
     evaluate: block of the reported evaluation.
+    notes: lines about what the config chose, for the user.
 
   Raises:
     ValueError: options contradict each other.
   """
   config = shared.block(
     program='u2pl.main',
+    notes=notes,
     network=network,
     train={
       'subset': shared.subset(options, labels),
       'heads': {'kind': 'conv', 'width': 32, 'representation': 32},
-      'start': _start(options),
+      'start': _start(options.start, encoder),
       'recipe': shared.recipe(
         8,
         epochs * train['steps_per_epoch'],
@@ -223,8 +228,10 @@ def small_losses(
     'first_capacity': 4000,
     'max_push': 256,
   }
+  weights = shared.class_weights(options)
   return losses(
     options,
+    **({'supervised': weights} if weights else {}),
     consistency={'weight': weight},
     contrast={**sizes, **contrast},
     warmup_epochs=warmup_epochs,
@@ -386,26 +393,36 @@ def centered(size: int) -> dict[str, Any]:
   }
 
 
-def _start(options: SimpleNamespace, weights: str = '') -> dict[str, Any]:
+def _paper_encoder(options: SimpleNamespace) -> str:
+  """Returns the weights of the encoder; '' for random values.
+
+  Args:
+    options: `network`, `encoder`, `start` and `tiny`; encoder='auto' stands for
+      public weights.
+  """
+  if options.encoder != 'auto':
+    return options.encoder
+  has_start = options.tiny or options.start
+  return '' if has_start else networks.WEIGHTS[options.network]
+
+
+def _start(start: str, encoder: str) -> dict[str, Any]:
   """Builds the start: of encoder and decoder, of the encoder, or of nothing.
 
   Args:
-    options: `start`, `encoder`, and `tiny`.
-    weights: file that encoder='auto' stands for.
+    start: a finished stage with encoder and decoder, or ''.
+    encoder: a finished stage or a weight file with an encoder, or ''.
 
   Raises:
-    ValueError: both options are given.
+    ValueError: both are given.
   """
-  encoder = options.encoder
-  if encoder == 'auto' and weights:
-    encoder = '' if options.tiny or options.start else weights
-  if encoder and options.start:
+  if encoder and start:
     raise ValueError(
-      f'config options encoder={encoder} and start={options.start} contradict '
-      'each other: give one of them'
+      f'config options encoder={encoder} and start={start} contradict each '
+      'other: give one of them'
     )
-  if options.start:
-    return {'path': options.start, 'take': ('encoder', 'decoder')}
+  if start:
+    return {'path': start, 'take': ('encoder', 'decoder')}
   return {'path': encoder, 'take': ('encoder',)} if encoder else {}
 
 

@@ -8,8 +8,8 @@ Run:   python -m u2pl.main --config=configs/u2pl_camvid.py:system=u2pl
 Cost:  5 to 10 minutes on 2 CPU cores.
 """
 
-from configs import networks, u2pl
 from configs import options as options_lib
+from configs import pretrained, u2pl
 
 
 def get_config(argument=None):
@@ -18,11 +18,17 @@ def get_config(argument=None):
     unlabeled_weight=1.0,  # of the loss of unlabeled images
     source='',  # folder of the photographs; '': searched in $SEG_DATA_DIR
     width=1,  # factor of the decoder's channels
-    **u2pl.SMALL,
+    **u2pl.SMALL | pretrained.OPTIONS,
+  )
+  # The network of a run of DDeP goes on to full resolution.
+  network = pretrained.choose_network(
+    options, full_resolution=bool(options.start)
   )
   return u2pl.small(
     options,
-    network=networks.small('unet', options.width),
+    network=network.block,
+    encoder=network.encoder,
+    notes=network.notes,
     train={
       'data': {'name': 'camvid', 'source': options.source},
       'crop': {'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)},

@@ -9,8 +9,8 @@ Run:   python -m u2pl.main \\
 Cost:  5 to 10 minutes on 2 CPU cores.
 """
 
-from configs import networks, shared, u2pl
 from configs import options as options_lib
+from configs import pretrained, shared, u2pl
 
 
 def get_config(argument=None):
@@ -24,7 +24,11 @@ def get_config(argument=None):
     unlabeled_weight=0.3,
     # Negatives rank a class from here on; the papers' 3 needs more classes.
     low_rank=1,
-    **u2pl.SMALL,  # fraction is 0.25 by default, or 1 of those with a mask
+    # fraction is 0.25 by default, or 1 of those with a mask
+    **u2pl.SMALL | pretrained.OPTIONS,
+  )
+  network = pretrained.choose_network(
+    options, full_resolution=bool(options.start)
   )
   if options.without_mask == 'unlabeled':
     options.unlabeled = options.unlabeled or 'same'
@@ -34,12 +38,14 @@ def get_config(argument=None):
     options.fraction = options.fraction or 0.25
   return u2pl.small(
     options,
-    network=networks.small('unet'),
+    network=network.block,
+    encoder=network.encoder,
+    notes=(*network.notes, *shared.folder_notes(options)),
     train={
       'data': shared.folder(options),
       'unlabeled': unlabeled['split'] if unlabeled else '',
       **({'unlabeled_data': unlabeled['data']} if elsewhere else {}),
-      'crop': shared.folder_crop(options),
+      'crop': shared.folder_crop(options, network.size_multiple),
       'learn': u2pl.small_losses(
         options,
         options.warmup_epochs,

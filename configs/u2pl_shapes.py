@@ -29,6 +29,7 @@ def get_config(argument=None):
   )
   return u2pl.small(
     options,
+    encoder=options.encoder,
     network=networks.small(options.network, options.width),
     train={
       'data': {'name': 'shapes/scenes'},

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from input_pipeline.sources import image_ids, text_files
 from runtime import errors
@@ -40,6 +40,9 @@ class Subset:
       `bochum/000.jpg` is not the image `aachen/000`.
     held_out: number of images that are neither labeled nor trained on, for
       choosing hyperparameters without a benchmark's val.
+    cover: whether each class is shown by a labeled image, if an image that is
+      not held out shows it and there are enough labels: as many as classes
+      always are (see `cover_classes`).
   """
 
   labels: int = 0
@@ -49,6 +52,7 @@ class Subset:
   nested: bool = True
   list: str = options_lib.location_option(default='')
   held_out: int = 0
+  cover: bool = False
 
   def __post_init__(self):
     options_lib.check_options_in_range(
@@ -63,15 +67,23 @@ class Subset:
             f'{name}={getattr(self, name)} and fraction={self.fraction} '
             'contradict each other: set one of them'
           )
+    if self.list and self.cover:
+      raise ValueError(
+        f'list={self.list} and cover contradict each other: set one of them'
+      )
 
   def labeled_indices(
-    self, ids: Sequence[str], rule: image_ids.IdRule = image_ids.OFFICIAL
+    self,
+    ids: Sequence[str],
+    rule: image_ids.IdRule = image_ids.OFFICIAL,
+    shown: Bool[np.ndarray, 'all C'] | None = None,
   ) -> Int[np.ndarray, 'labeled']:
     """Returns the sorted indices of the labeled images.
 
     Args:
       ids: names of all images.
       rule: relation of the ids to the paths of the images.
+      shown: whether each image shows each class, which `cover` needs.
 
     Raises:
       UserError: there are fewer images than labels, or the list has an error.
@@ -84,7 +96,11 @@ class Subset:
           f'{len(indices)} in {self.list}'
         )
       return indices
-    return np.sort(self._order(ids)[: self._count(len(ids))])
+    count = self._count(len(ids))
+    order = self._order(ids)[: len(ids) - self.held_out]
+    if self.cover:
+      order = cover_classes(order, shown)
+    return np.sort(order[:count])
 
   def held_out_indices(
     self, ids: Sequence[str], rule: image_ids.IdRule = image_ids.OFFICIAL
@@ -137,6 +153,37 @@ class Subset:
         f'{held_out}, got {count}'
       )
     return count
+
+
+def cover_classes(
+  order: Int[np.ndarray, 'some'], shown: Bool[np.ndarray, 'all C']
+) -> Int[np.ndarray, 'some']:
+  """Moves images to the front of an order, so that they show every class.
+
+  Greedy: of the classes that no image at the front shows yet, the one that the
+  fewest images show is next (of equally rare ones, the one that is shown first
+  in the order), and its first image in the order joins the front. The other
+  images follow in their order. The result does not depend on the number of
+  labels, so smaller subsets stay part of larger ones.
+
+  Args:
+    order: indices of images.
+    shown: whether each image shows each class.
+
+  >>> shown = np.array([[1, 0], [1, 0], [1, 1], [0, 1]], bool)
+  >>> cover_classes(np.array([1, 0, 2, 3]), shown)
+  array([2, 1, 0, 3])
+  """
+  shown = shown[order]
+  counts = shown.sum(axis=0)
+  ranks = np.lexsort((shown.argmax(axis=0), counts))
+  covered = counts == 0
+  front: list[int] = []
+  for rarest in ranks:
+    if not covered[rarest]:
+      front.append(int(shown[:, rarest].argmax()))
+      covered |= shown[front[-1]]
+  return np.concatenate([order[front], np.delete(order, front)])
 
 
 def repeat_images_to_length(

@@ -15,6 +15,8 @@ from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads
+from segcore.models.layers import resize
+from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import losses
 from segcore.train import loop, train_state
 from segcore.train import method as method_lib
@@ -31,17 +33,30 @@ class FinetuneOptions(data_lib.LabeledData):
     crop: name and fields of a crop (see `transforms.CROPS`).
     flips: directions of random flips.
     recipe: batch size, number of steps, optimizer.
+    class_weights: weights of the classes in the loss, from the labeled images.
   """
 
   start: start_lib.Start = start_lib.Start()
   crop: Mapping[str, Any]
   flips: tuple[str, ...] = ('horizontal',)
   recipe: update_lib.RecipeOptions
+  class_weights: class_weights_lib.ClassWeightOptions = (
+    class_weights_lib.ClassWeightOptions()
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(method_lib.SingleLossMethod):
-  """Segments images by a head `logits` at full resolution; all parts train."""
+  """Segments images by a head `logits`; all parts train.
+
+  Where the decoder ends at a lower resolution, logits are upsampled bilinearly
+  to that of the labels, as in inference.
+
+  Attributes:
+    class_weights: weight of each class in the loss; None for equal weights.
+  """
+
+  class_weights: tuple[float, ...] | None = None
 
   def loss(self, params, batch_stats, batch, keys) -> update_lib.LossOutput:
     """Computes the sum over labeled pixels of the cross entropy, in nats."""
@@ -52,8 +67,9 @@ class Finetune(method_lib.SingleLossMethod):
       'logits',
       keys,
     )
+    logits = resize.resize_bilinear(logits, batch['label'].shape[1:3])
     total, count = losses.labeled_cross_entropy(
-      logits, batch['label'], batch['mask']
+      logits, batch['label'], batch['mask'], self.class_weights
     )
     return update_lib.LossOutput(total, count, {}, batch_stats)
 
@@ -94,19 +110,32 @@ class FinetuneStage(experiment_stage.TrainingStage):
     """Opens the labeled images."""
     labeled = self.context.labeled(self.options, self.name)
     data_lib.require_same_stage_labels(workspace, labeled)
-    data_lib.warn_of_unseen_classes(labeled)
+    data_lib.warn_of_unseen_classes(
+      labeled, self.context.absent_classes(self.options, self.name)
+    )
     stream = data_lib.ImageStream(labeled, *self.augmentations(), ('label',))
     return {'': stream}
 
   def method(self, context: context_lib.Context, num_classes: int) -> Finetune:
     """Builds the segmentation method."""
     # Small initial logits: the loss starts at log(num_classes).
-    head = heads.ConvHead(num_classes, init_scale=0.1)
+    head = heads.ConvHead(num_classes, nearest=True, init_scale=0.1)
     net = context.build({'logits': head}, self.size)
     update = self.options.recipe.make_update(
       ('encoder', 'decoder', 'heads'), net.frozen_parameters
     )
     return Finetune(net, update)
+
+  def trained_method(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> Finetune:
+    """Builds the method with the weights of the classes."""
+    return dataclasses.replace(
+      super().trained_method(workspace, streams),
+      class_weights=data_lib.stage_class_weights(
+        workspace, streams[''].split, self.options.class_weights
+      ),
+    )
 
   def evaluation(
     self, trained: Finetune, streams: data_lib.Streams

@@ -1,4 +1,4 @@
-"""Numbers of images and labeled pixels per class."""
+"""Numbers of images and labeled pixels per class, of a split and per image."""
 
 import dataclasses
 import json
@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from input_pipeline.sources import object_sizes, records
+from runtime import threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,26 @@ class CountAccumulator:
       blank=self._blank,
       objects=tuple(self._objects.tolist()),
     )
+
+
+def count_class_pixels(
+  examples: Iterable[records.Record], num_classes: int
+) -> Int64[np.ndarray, 'N C']:
+  """Counts the labeled pixels of each class in each image.
+
+  Args:
+    examples: records with a label; each is decoded once, in threads.
+    num_classes: number C of classes.
+  """
+
+  def count(png: bytes) -> Int64[np.ndarray, 'C']:
+    # Stored values are class id + 1, so that none is negative.
+    stored = records.decode_record_label(png) + 1
+    return np.bincount(stored.ravel(), minlength=num_classes + 1)[1:]
+
+  labels = (example['label'] for example in examples)
+  counts = [*threads.map_in_threads(count, labels)]
+  return np.array(counts, np.int64).reshape(-1, num_classes)
 
 
 def total_class_counts(counts: Iterable[ClassCounts]) -> ClassCounts:

@@ -108,6 +108,9 @@ def execute_command(program: Program, parsed: command.Command) -> None:
     UserError: a setting or an input is wrong.
     Preempted: the run was asked to stop; its state is saved.
   """
+  if parsed.request is None:
+    for note in parsed.config.get('notes', ()):
+      console.print_line(note)
   if parsed.dry_run:
     stages = program.build_stages(parsed.config)
     stage.dry_run_stages(stages, parsed.stages, parsed.compiles)

@@ -1,13 +1,16 @@
 """Network, data and devices that the stages of an experiment share."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from input_pipeline import datasets, splits
-from input_pipeline.sources import fingerprints
+from input_pipeline.sources import class_counts, fingerprints
 from segcore.experiment import data as data_lib
 from segcore.models import heads as heads_lib
 from segcore.models import network as network_lib
@@ -55,11 +58,13 @@ class Context:
   @property
   def size_multiple(self) -> int:
     """Returns the number of pixels of which image sides must be multiples."""
-    encoder_only = {'tags': heads_lib.PoolHead(1)}
+    reads = 'encoder' if self.network.decoder is None else 'decoder'
     built = network_lib.build_network(
-      self.network, encoder_only, 'config.network'
+      self.network,
+      {'tags': heads_lib.PoolHead(1, reads=reads)},
+      'config.network',
     )
-    return built.encoder.size_multiple
+    return built.size_multiple
 
   def open(
     self,
@@ -99,9 +104,24 @@ class Context:
       purpose: name of the part that needs the masks, for the message.
     """
     split = self.open(block.data, block.split, 'label', purpose)
+    shown = _shown_classes(split) if block.subset.cover else None
     return split.select(
-      block.subset.labeled_indices(split.ids(), split.id_rule)
+      block.subset.labeled_indices(split.ids(), split.id_rule, shown)
     )
+
+  def absent_classes(
+    self, block: data_lib.LabeledData, purpose: str
+  ) -> tuple[int, ...]:
+    """Returns the classes that no image shows, if labels shall cover them all.
+
+    Args:
+      block: data block of the training.
+      purpose: name of the part that needs the masks, for the message.
+    """
+    if not block.subset.cover:
+      return ()
+    split = self.open(block.data, block.split, 'label', purpose)
+    return tuple(np.flatnonzero(~_shown_classes(split).any(axis=0)).tolist())
 
   def evaluated(
     self, block: data_lib.LabeledData, name: str, purpose: str
@@ -148,3 +168,11 @@ class Context:
         fingerprints.check_splits_disjoint(
           labeled.index, opened.index, (labeled.name, opened.name)
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _shown_classes(split: datasets.Split) -> Bool[np.ndarray, 'N C']:
+  """Returns whether each image shows each class; reads every mask, once."""
+  num_classes = len(split.classes)
+  pixels = class_counts.count_class_pixels(split.records, num_classes)
+  return pixels > 0

@@ -14,8 +14,9 @@ from input_pipeline import (
   transforms,
   views,
 )
-from input_pipeline.sources import records
+from input_pipeline.sources import class_counts, records
 from runtime import console, files, json_files, options
+from segcore.ops import class_weights
 from segcore.train import workspace as workspace_lib
 
 # Crops by their names in configs.
@@ -195,11 +196,17 @@ def require_same_stage_labels(
   )
 
 
-def warn_of_unseen_classes(labeled: datasets.Split) -> None:
+def warn_of_unseen_classes(
+  labeled: datasets.Split, absent: Sequence[int] = ()
+) -> None:
   """Warns of classes that no labeled image shows.
 
   Of many labeled images only the first are read, as they nearly always show all
   classes; the audit of the data set has counted all of them.
+
+  Args:
+    labeled: the labeled images.
+    absent: classes that no other image shows either, as far as it is known.
   """
   num_classes, seen = len(labeled.classes), set()
   for i in range(min(len(labeled), _MAX_COUNTED)):
@@ -208,10 +215,58 @@ def warn_of_unseen_classes(labeled: datasets.Split) -> None:
     if len(seen) == num_classes:
       return
   if len(labeled) <= _MAX_COUNTED:
-    names = ', '.join(
-      repr(name) for i, name in enumerate(labeled.classes) if i not in seen
-    )
-    console.print_line(
-      f'warning: no labeled image of {labeled.name} shows {names}: choose '
-      'other labeled images, or more'
-    )
+    for classes, advice in (
+      (absent, 'nor does any other image of the split'),
+      (
+        {*range(num_classes)} - {*absent},
+        'choose other labeled images, or more',
+      ),
+    ):
+      unseen = [repr(labeled.classes[i]) for i in sorted({*classes} - seen)]
+      if unseen:
+        console.print_line(
+          f'warning: no labeled image of {labeled.name} shows '
+          f'{", ".join(unseen)}: {advice}'
+        )
+
+
+def stage_class_weights(
+  workspace: workspace_lib.Workspace,
+  labeled: datasets.Split,
+  weighting: class_weights.ClassWeightOptions,
+) -> tuple[float, ...] | None:
+  """Computes the weights of the classes from the masks of a stage's images.
+
+  They are printed and written to the folder of the stage, which must not be
+  continued with others.
+
+  Args:
+    workspace: folder of the stage.
+    labeled: images that are trained on; each mask is read once.
+    weighting: options of the weights.
+
+  Returns:
+    The weight of each class, rounded to 4 decimals, so that all machines have
+    the same; None without weights.
+
+  Raises:
+    UserError: the stage was started with other weights.
+  """
+  if weighting.kind == 'none':
+    return None
+  pixels = class_counts.count_class_pixels(
+    labeled.records, len(labeled.classes)
+  )
+  images = np.count_nonzero(pixels, axis=0)
+  exact = class_weights.class_weights(pixels.sum(axis=0), images, weighting)
+  weights = tuple(np.round(exact, 4).tolist())
+  by_name = dict(zip(labeled.classes, weights, strict=True))
+  json_files.require_unchanged_json(
+    workspace.directory / 'class_weights.json', by_name, 'the class weights'
+  )
+  least, most = (pick(by_name, key=by_name.get) for pick in (min, max))
+  console.print_line(
+    f'class weights ({weighting.kind}): from {by_name[least]:g} ({least}) to '
+    f'{by_name[most]:g} ({most})'
+  )
+  return weights

@@ -293,9 +293,7 @@ def _require_files(stages: Sequence[ExperimentStage]) -> None:
 
 
 class TrainingStage(ExperimentStage):
-  """A stage that trains a network.
-
-  Its config block has a `recipe`.
+  """A stage that trains a network; its config block has a `recipe`.
 
   Attributes:
     val_metric: metric on the validation split that decides which checkpoint is
@@ -358,6 +356,14 @@ class TrainingStage(ExperimentStage):
   def streams(self, workspace: workspace_lib.Workspace) -> data_lib.Streams:
     """Opens the streams of training data by name; a single one is named ''."""
 
+  def trained_method(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> method_lib.Method:
+    """Builds the method, with what it takes from the training data."""
+    del workspace
+    first = next(iter(streams.values()))
+    return self.method(self.context, len(first.split.classes))
+
   def evaluation(
     self, trained: method_lib.Method, streams: data_lib.Streams
   ) -> loop.EvaluateFn | None:
@@ -418,9 +424,8 @@ class TrainingStage(ExperimentStage):
     """Trains to the end of the recipe."""
     recipe, context = self.options.recipe, self.context
     streams = self.streams(workspace)
-    first = next(iter(streams.values()))
-    trained = self.method(context, len(first.split.classes))
-    evaluation = self.evaluation(trained, streams)
+    trained = self.trained_method(workspace, streams)
+    evaluate = self.evaluation(trained, streams)
     for name, stream in streams.items():
       collectives.check_equal_on_all_hosts(
         f'the data{name and f" ({name})"}',
@@ -438,10 +443,10 @@ class TrainingStage(ExperimentStage):
       loader=batches,
       num_steps=recipe.num_steps,
       seed=recipe.seed,
-      evaluate=evaluation,
+      evaluate=evaluate,
       evaluate_every=recipe.evaluate_every,
       best=self.best_metric and loop.BestMetric(self.best_metric),
-      loaded=start.read(workspace, trained.segmenter, first.size),
+      loaded=start.read(workspace, trained.segmenter, self.size),
       summary=optimizers.describe_optimizer(recipe.optimizer, recipe.num_steps),
       hparams=options.options_to_dict(self.options),
       zero_terms_until=self.zero_terms_until,

@@ -26,6 +26,8 @@ class Experiment:
     network: options of the network of all stages.
     operation: options of speed and intervals, which change no result.
     without_files: advice in the message about missing data or weights; or ''.
+    notes: what the config chose for the user, printed at the start; one line
+      each.
   """
 
   program: str
@@ -34,6 +36,7 @@ class Experiment:
   network: network.NetworkOptions
   operation: loop.OperationOptions = loop.OperationOptions()
   without_files: str = ''
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ No loss is reduced here: the caller applies mask, weights and mean once. All are
 computed in float32 or better, whatever the precision of the network.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -127,18 +128,37 @@ def squared_error(
   return jnp.square(at_least_float32(prediction) - at_least_float32(target))
 
 
+def label_weights(
+  labels: Int[Array, '*shape'], class_weights: Sequence[float] | None
+) -> Float[Array, '*shape'] | None:
+  """Returns the weight of each pixel's class, or None without weights.
+
+  Where the label is negative, the result is the weight of class 0.
+  """
+  if class_weights is None:
+    return None
+  return jnp.asarray(class_weights, jnp.float32)[jnp.maximum(labels, 0)]
+
+
 def masked_sum_and_count(
-  values: Float[Array, '*shape'], mask: Bool[Array, '*shape']
+  values: Float[Array, '*shape'],
+  mask: Bool[Array, '*shape'],
+  weights: Float[Array, '*shape'] | None = None,
 ) -> tuple[Scalar, Scalar]:
   """Computes the sum of the values under the mask, and their number.
 
-  Values outside the mask, even NaN, change neither sum nor gradient. Both
-  numbers add up over parts of a batch, as gradient accumulation needs it.
+  With weights, these are the sum of the weighted values and that of the
+  weights. Values outside the mask, even NaN, change neither sum nor gradient.
+  Both numbers add up over parts of a batch, as gradient accumulation needs it.
 
   >>> masked_sum_and_count(jnp.array([1.0, 2.0]), jnp.array([False, True]))
   (Array(2., dtype=float32), Array(1., dtype=float32))
   """
-  total = jnp.sum(jnp.where(mask, at_least_float32(values), 0.0))
+  values = at_least_float32(values)
+  if weights is not None:
+    total = jnp.sum(jnp.where(mask, weights * values, 0.0))
+    return total, jnp.sum(jnp.where(mask, weights, 0.0), dtype=total.dtype)
+  total = jnp.sum(jnp.where(mask, values, 0.0))
   # Counted in int32: float32 has no odd integers above 16.7 million.
   return total, jnp.sum(mask, dtype=jnp.int32).astype(total.dtype)
 
@@ -147,6 +167,7 @@ def labeled_cross_entropy(
   logits: Float[Array, 'B H W C'],
   labels: Int[Array, 'B H W'],
   images: Bool[Array, 'B'],
+  class_weights: Sequence[float] | None = None,
 ) -> tuple[Scalar, Scalar]:
   """Computes the cross entropy summed over labeled pixels, and their number.
 
@@ -154,24 +175,34 @@ def labeled_cross_entropy(
     logits: scores of the classes.
     labels: class indices; negative where ignored.
     images: images that count; the others are padding of the batch.
+    class_weights: weight of each class, for the weighted mean of torch's
+      cross_entropy, sum(w · loss) / sum(w); None for equal weights.
 
   Returns:
-    The sum in nats and the number of pixels, as `masked_sum_and_count`.
+    The sum in nats and the number of pixels or, with weights, the sum of their
+    weights, as `masked_sum_and_count`.
   """
   return masked_sum_and_count(
-    cross_entropy(logits, labels), (labels >= 0) & images[:, None, None]
+    cross_entropy(logits, labels),
+    (labels >= 0) & images[:, None, None],
+    label_weights(labels, class_weights),
   )
 
 
 def masked_mean(
-  values: Float[Array, '*shape'], mask: Bool[Array, '*shape']
+  values: Float[Array, '*shape'],
+  mask: Bool[Array, '*shape'],
+  weights: Float[Array, '*shape'] | None = None,
 ) -> Scalar:
   """Computes the mean of the values under the mask.
 
-  Mean and gradient are 0 where the mask is empty.
+  With weights it is sum(w · value) / sum(w). Mean and gradient are 0 where the
+  mask is empty.
 
   >>> masked_mean(jnp.array([1.0, 2.0, 4.0]), jnp.array([False, True, True]))
   Array(3., dtype=float32)
   """
-  total, count = masked_sum_and_count(values, mask)
-  return total / jnp.maximum(count, 1.0)
+  total, count = masked_sum_and_count(values, mask, weights)
+  # A sum of weights may lie below 1, a number of pixels only at 0.
+  least = 1.0 if weights is None else jnp.finfo(count.dtype).tiny
+  return total / jnp.maximum(count, least)

@@ -29,6 +29,8 @@ _RESNETS = {
   ('bottleneck', (3, 4, 23, 3)): 'ResNet-101',
   ('bottleneck', (3, 8, 36, 3)): 'ResNet-152',
 }
+# Cells of the position tables of DINO and DINOv2, by patch size.
+_GRIDS = {16: (14, 14), 8: (28, 28), 14: (37, 37)}
 _STEMS = {7: 'plain', 3: 'small'}
 _PARTS = ('encoder', 'decoder', 'heads')
 
@@ -59,7 +61,17 @@ def describe_weights(path: files.Path) -> Sequence[str]:
   Raises:
     UserError: it cannot be read, or its names are unknown.
   """
-  variables = load.read_weight_variables(path)
+  return describe_variables(load.read_weight_variables(path), str(path))
+
+
+def describe_variables(variables: Tree, path: str) -> Sequence[str]:
+  """Describes parameters in lines.
+
+  Args:
+    variables: result of `load.read_weight_variables`; shapes instead of arrays
+      do as well.
+    path: file or folder that they were read from.
+  """
   parts = variables['params']
   leaves = traverse_util.flatten_dict(dict(parts))
   count = sum(math.prod(x.shape) for x in leaves.values())
@@ -73,17 +85,65 @@ def describe_weights(path: files.Path) -> Sequence[str]:
   fields = ', '.join(f'{k}={v!r}' for k, v in encoder.fields.items())
   title = f'{encoder.title}: ' if encoder.title else ''
   lines.append(f'encoder: {title}{encoder.name}({fields})')
-  problem = _misfit(variables, encoder, str(path))
+  problem = _misfit(variables, encoder, path)
   if problem:
     return [*lines, problem]
   lacks = [part for part in _PARTS if part not in parts]
   if lacks:
     lines.append(f'lacks: {", ".join(lacks)}, which start at random')
+  return [*lines, f'use: {_describe_use(path, encoder)}']
+
+
+def _describe_use(path: str, encoder: _Encoder) -> str:
+  """Describes the options and fields of a config that take an encoder."""
+  network_option, named = _name_network(encoder)
+  fields = {'name': encoder.name, **encoder.fields}
+  if network_option:
+    # A field that the name sets, and the file does not have, has its default.
+    defaults = _defaults(encoder.name)
+    wanted = {name: defaults[name] for name in named} | encoder.fields
+    fields = {k: v for k, v in wanted.items() if named.get(k, defaults[k]) != v}
   flags = ' '.join(
     f'"--config.network.encoder.{name}={value!r}"'
-    for name, value in {'name': encoder.name, **encoder.fields}.items()
+    for name, value in fields.items()
   )
-  return [*lines, f'use: encoder={path}, for a network with {flags}']
+  if network_option:
+    return f'network={network_option},encoder={path} {flags}'.rstrip()
+  return f'encoder={path}, for a network with {flags}'
+
+
+def _name_network(encoder: _Encoder) -> tuple[str, dict[str, Any]]:
+  """Names the network of configs/networks.py that has an encoder.
+
+  Returns:
+    The value of the option `network`, and the fields that it gives the encoder;
+    ('', {}) if no network has it.
+  """
+  fields = encoder.fields
+  if encoder.name == 'efficientnet' and encoder.title:
+    return f'efficientnet_{encoder.title[-5:].lower()}+unet', {**fields}
+  if encoder.name == 'dilated_resnet' and encoder.title:
+    deep = '_deep' if 'stem' not in fields else ''
+    depth = encoder.title.removeprefix('ResNet-').split()[0]
+    name = f'resnet{depth}{deep}' if depth != '152' else ''
+    return (f'{name}+unet', {**fields}) if name else ('', {})
+  if encoder.name == 'vit' and encoder.title:
+    patch_size = fields.get('patch_size', _defaults('vit')['patch_size'])
+    size = encoder.title[len('ViT-')].lower()
+    if (size == 'l' and patch_size != 14) or patch_size not in _GRIDS:
+      return '', {}
+    named = {'grid': _GRIDS[patch_size]}
+    named |= {'layer_scale': True} if patch_size == 14 else {}
+    name, registers = f'vit_{size}{patch_size}', fields.get('num_registers', 0)
+    if registers == 4 and patch_size == 14:
+      name += '_reg'
+      named |= {'num_registers': 4, 'position_rule': 'timm'}
+    return f'{name}+dpt', named | {
+      k: v
+      for k, v in fields.items()
+      if k in (*vit.SIZES['small'], 'patch_size')
+    }
+  return '', {}
 
 
 def _find_encoder(variables: Tree) -> _Encoder | None:
@@ -104,11 +164,16 @@ def _find_encoder(variables: Tree) -> _Encoder | None:
 
 def _without_defaults(name: str, fields: Tree) -> dict[str, Any]:
   """Returns the fields that differ from the defaults of the module."""
-  defaults = {
+  defaults = _defaults(name)
+  return {k: v for k, v in fields.items() if v != defaults[k]}
+
+
+def _defaults(name: str) -> dict[str, Any]:
+  """Returns the default of each field of an encoder's module."""
+  return {
     field.name: field.default
     for field in dataclasses.fields(network.ENCODERS[name])
   }
-  return {k: v for k, v in fields.items() if v != defaults[k]}
 
 
 def _count(tree: Tree, prefix: str) -> int:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs import pretrained
 from segcore.models import network
 
 # Networks whose shapes were followed already, whatever their heads: the rows of
@@ -12,6 +13,12 @@ CHECKED = set()
 @pytest.fixture(autouse=True)
 def _equal_networks_checked_once(equal_networks_checked_once):
   """Most tests build all stages of an experiment."""
+
+
+@pytest.fixture(autouse=True)
+def no_package(monkeypatch):
+  """Makes configs the same whether weights are installed here or not."""
+  monkeypatch.setattr(pretrained, 'is_installed', lambda name: False)
 
 
 @pytest.fixture

@@ -158,10 +158,14 @@ def test_a_conditional_decoder_is_told_the_noise_of_each_image():
   np.testing.assert_array_equal(unconditioned, as_clean)
 
 
-def test_finetuning_ignores_negative_labels_and_padding_rows():
+@pytest.mark.parametrize(
+  ('weights', 'stride'), [(None, 1), ((0.2, 1.0, 3.0), 1), (None, 4)]
+)
+def test_finetuning_ignores_negative_labels_and_padding_rows(weights, stride):
   trained = finetune.Finetune(
-    tiny_networks.small_unet({'logits': heads.ConvHead(3)}),
+    tiny_networks.small_unet({'logits': heads.ConvHead(3, stride=stride)}),
     update_lib.Update(ALL, tiny_networks.adam(), 10),
+    weights,
   )
   batch = tiny_networks.images(4, 32)
   batch['mask'] = jnp.array([True, False, True, True])
@@ -177,7 +181,10 @@ def test_finetuning_ignores_negative_labels_and_padding_rows():
     )
 
   outcome, logits = loss_and_logits(state)
-  logits = np.asarray(logits, np.float64)
+  assert logits.shape == (4, 32 // stride, 32 // stride, 3)
+  # Coarser logits are upsampled to the labels.
+  upsample = jax.jit(jax.image.resize, static_argnums=(1, 2))
+  logits = np.float64(upsample(logits, (4, 32, 32, 3), 'bilinear'))
   logits -= logits.max(-1, keepdims=True)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   total = count = 0
@@ -186,9 +193,12 @@ def test_finetuning_ignores_negative_labels_and_padding_rows():
       for x in range(32):
         label = int(batch['label'][b, y, x])
         if label >= 0:
-          total -= log_probs[b, y, x, label]
-          count += 1
-  assert int(outcome.count) == count
+          weight = weights[label] if weights else 1
+          total -= weight * log_probs[b, y, x, label]
+          count += weight
+  assert float(outcome.count) == pytest.approx(
+    count, rel=0 if not weights else 1e-5
+  )
   assert float(outcome.total) == pytest.approx(total, rel=1e-5)
 
 

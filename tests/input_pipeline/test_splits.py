@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -244,6 +245,78 @@ def test_held_out_images_are_not_listed(tmp_path):
   assert subset.held_out_indices(ids).tolist() == [0, 2, 3, 5, 6, 8]
   with pytest.raises(errors.UserError, match='held_out: expected at most 6, '):
     splits.Subset(list=str(names), held_out=7).held_out_indices(ids)
+
+
+def draw_shown(num_images, num_classes, seed=0):
+  """Draws the classes of images, of which later ones are rarer."""
+  rng = np.random.default_rng(seed)
+  shares = 0.3 * 0.85 ** np.arange(num_classes)
+  return rng.random((num_images, num_classes)) < shares
+
+
+def slow_cover(order, shown):
+  """Covers the classes as the definition says, by loops."""
+  front, missing = [], [c for c in range(shown.shape[1]) if shown[:, c].any()]
+  while missing:
+    first = {c: next(i for i in order if shown[i, c]) for c in missing}
+    counts = {c: sum(shown[i, c] for i in order) for c in missing}
+    place = {c: [*order].index(first[c]) for c in missing}
+    rarest = min(missing, key=lambda c: (counts[c], place[c]))
+    front.append(first[rarest])
+    missing = [c for c in missing if not shown[front[-1], c]]
+  return [*front, *(i for i in order if i not in front)]
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_the_order_that_covers_the_classes_equals_its_definition(seed):
+  shown = draw_shown(30, 20, seed)
+  order = np.random.default_rng(seed).permutation(30)
+  covering = splits.cover_classes(order, shown)
+  assert covering.tolist() == slow_cover(order, shown)
+
+
+@pytest.mark.parametrize('fields', [{}, {'run': 2}, {'held_out': 40}])
+def test_labels_cover_the_classes_and_are_nested(fields):
+  shown = draw_shown(200, 24)
+  shown[:, 5] = False  # No image shows this class.
+  ids = names(200)
+  possible = np.ones(200, bool)
+  held_out = []
+  if 'held_out' in fields:
+    held_out = splits.Subset(seed=3, **fields).held_out_indices(ids)
+    possible[held_out] = False
+  subsets = {}
+  for labels in (4, 24, 60, 160):
+    subset = splits.Subset(labels=labels, seed=3, cover=True, **fields)
+    subsets[labels] = subset.labeled_indices(ids, shown=shown)
+    assert len({*subsets[labels]}) == labels
+    assert not {*subsets[labels]} & {*held_out}
+    if labels >= 24:
+      covered = shown[subsets[labels]].any(axis=0)
+      np.testing.assert_array_equal(covered, shown[possible].any(axis=0))
+  for smaller, larger in itertools.pairwise(subsets.values()):
+    assert {*smaller} < {*larger}
+  alone = splits.Subset(labels=24, seed=3, **fields).labeled_indices(ids)
+  # Without it fewer classes are shown by as many images.
+  assert shown[alone].any(axis=0).sum() < shown[subsets[24]].any(axis=0).sum()
+  other = splits.Subset(labels=60, seed=4, cover=True, **fields)
+  assert {*other.labeled_indices(ids, shown=shown)} != {*subsets[60]}
+
+
+def test_images_that_cover_already_stay():
+  """Where the first image shows all classes, the seeded choice is kept."""
+  shown = np.ones((50, 3), bool)
+  subset = splits.Subset(labels=9, seed=1)
+  covering = dataclasses.replace(subset, cover=True)
+  np.testing.assert_array_equal(
+    covering.labeled_indices(names(50), shown=shown),
+    subset.labeled_indices(names(50)),
+  )
+
+
+def test_a_list_that_shall_cover_the_classes_is_refused():
+  with pytest.raises(ValueError, match='list=x and cover contradict'):
+    splits.Subset(list='x', cover=True)
 
 
 S_NAMES = [f's{i:02}' for i in range(12)]

@@ -31,6 +31,7 @@ def supervised_loss(
   outputs: dict[str, Array],
   labels: Int[Array, 'B H W'],
   options: options_lib.SupervisedOptions,
+  class_weights: tuple[float, ...] | None = None,
 ) -> types.Scalar:
   """Computes the supervised loss of the main and the auxiliary head.
 
@@ -43,7 +44,10 @@ def supervised_loss(
     outputs: `logits` and, with an auxiliary weight, `aux`, each [B, h, w, C].
     labels: ground truth; negative where ignored.
     options: kind and weights.
+    class_weights: weight of each class; the mean is then sum(w · loss) / sum(w)
+      over the same pixels. None for equal weights.
   """
+  weights = losses.label_weights(labels, class_weights)
 
   def mean(logits: Float[Array, 'B h w C']) -> types.Scalar:
     logits = pseudo_labels.upsample_teacher_scores(logits, labels.shape[1:])
@@ -55,7 +59,9 @@ def supervised_loss(
       counted = losses.hard_example_mask(
         logits, labels, options.threshold, least
       )
-    return losses.masked_mean(losses.cross_entropy(logits, labels), counted)
+    return losses.masked_mean(
+      losses.cross_entropy(logits, labels), counted, weights
+    )
 
   total = mean(outputs['logits'])
   if options.auxiliary:

@@ -105,6 +105,8 @@ class MeanTeacher:
     options: losses, teacher and contrastive branch.
     num_classes: number C of classes.
     steps_per_epoch: number of steps that read all unlabeled images once.
+    class_weights: weight of each class in the supervised loss; None for equal
+      weights.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -112,6 +114,7 @@ class MeanTeacher:
   options: options_lib.LearnOptions
   num_classes: int
   steps_per_epoch: int
+  class_weights: tuple[float, ...] | None = None
 
   def init(
     self, rng: Array, batch_spec: types.BatchSpec, loaded: types.Params | None
@@ -141,10 +144,20 @@ class MeanTeacher:
     targets_rng, student_rng = jax.random.split(rng)
     step = functools.partial(student.student_step, self.segmenter, self.update)
     heads = options.student_heads
+    supervised_loss = functools.partial(
+      losses.supervised_loss,
+      options=options.supervised,
+      class_weights=self.class_weights,
+    )
     if not options.consistency:
-      loss = _supervised_loss(batch['label'], options.supervised)
       images = batch_lib.batch_images_to_symmetric(batch['image'])
-      return step(state, images, heads, loss, student_rng)
+      return step(
+        state,
+        images,
+        heads,
+        lambda outputs: (supervised_loss(outputs, batch['label']), {}),
+        student_rng,
+      )
 
     # Teacher forward, pseudo-labels and their reliability, strong view, and the
     # contrastive targets. Gradients stay outside of the branches: XLA computes
@@ -162,7 +175,7 @@ class MeanTeacher:
     def loss(outputs):
       labeled, strong = losses.split_student_outputs(outputs)
       # L_s on labels (Eq. 3), L_u on pseudo-labels (Eqs. 12-14, 16).
-      supervised = losses.supervised_loss(labeled, labels, options.supervised)
+      supervised = supervised_loss(labeled, labels)
       unsupervised = losses.unsupervised_loss(
         strong['logits'],
         targets.labels,
@@ -340,13 +353,6 @@ class MeanTeacher:
       self.options.contrast,
       self.options.prototype_momentum,
     )
-
-
-def _supervised_loss(
-  labels: Int[Array, 'B H W'], options: options_lib.SupervisedOptions
-) -> student.Loss:
-  """Builds the loss of the supervised baseline."""
-  return lambda outputs: (losses.supervised_loss(outputs, labels, options), {})
 
 
 def _progress(

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from runtime import options as options_lib
+from segcore.ops import class_weights as class_weights_lib
 from u2pl import contrast as contrast_lib
 from u2pl import ema, pseudo_labels
 from u2pl import mixing as mixing_lib
@@ -21,12 +22,16 @@ class SupervisedOptions:
     kept_per_image: least number of pixels that 'ohem' keeps, per image of the
       global batch.
     auxiliary: weight of the same loss on the head `aux`; 0 for no such head.
+    class_weights: weights of the classes, from the labeled images.
   """
 
   kind: Literal['ce', 'ohem'] = 'ce'
   threshold: float = 0.7
   kept_per_image: int = 50_000
   auxiliary: float = 0.0
+  class_weights: class_weights_lib.ClassWeightOptions = (
+    class_weights_lib.ClassWeightOptions()
+  )
 
   def __post_init__(self):
     options_lib.check_options_in_range(

@@ -33,9 +33,11 @@ class HeadOptions:
 
   Attributes:
     kind: kind of the head 'logits': 'blocks' of convolution, norm and ReLU at a
-      quarter of the resolution, or a single 'conv' at full resolution.
+      quarter of the resolution, or a single 'conv' at full resolution; or at
+      the nearest one that the decoder has.
     width: channels of the blocks, of logits and representations.
-    representation: D, channels of a representation; its map has stride 4.
+    representation: D, channels of a representation; its map has stride 4, or
+      the nearest that the decoder has.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
   """
 
@@ -182,6 +184,18 @@ class TrainStage(experiment_stage.TrainingStage):
       steps_per_epoch=block.steps_per_epoch,
     )
 
+  def trained_method(
+    self, workspace: workspace_lib.Workspace, streams: data_lib.Streams
+  ) -> mean_teacher.MeanTeacher:
+    """Builds the method with the weights of the classes."""
+    weights = data_lib.stage_class_weights(
+      workspace,
+      self.context.labeled(self.options, self.name),
+      self.options.learn.supervised.class_weights,
+    )
+    method = super().trained_method(workspace, streams)
+    return dataclasses.replace(method, class_weights=weights)
+
   def build_network(
     self, context: context_lib.Context, num_classes: int
   ) -> segmenter.Segmenter:
@@ -193,7 +207,9 @@ class TrainStage(experiment_stage.TrainingStage):
     block = self.options
     labeled = self.context.labeled(block, self.name)
     data_lib.require_same_stage_labels(workspace, labeled)
-    data_lib.warn_of_unseen_classes(labeled)
+    data_lib.warn_of_unseen_classes(
+      labeled, self.context.absent_classes(block, self.name)
+    )
     augmentations = self.augmentations()
 
     def stream(split: datasets.Split, *keep: str) -> data_lib.ImageStream:
@@ -262,12 +278,14 @@ class TrainStage(experiment_stage.TrainingStage):
     blocks = functools.partial(
       heads_lib.ConvBlocksHead,
       width=block.heads.width,
+      nearest=True,
       dtype=jnp.dtype(self.experiment.network.dtype),
     )
     if block.heads.kind == 'blocks':
       heads = {'logits': blocks(num_classes)}
     else:
-      heads = {'logits': heads_lib.ConvHead(num_classes, init_scale=0.1)}
+      head = heads_lib.ConvHead(num_classes, nearest=True, init_scale=0.1)
+      heads = {'logits': head}
     if block.learn.needs_representations:
       heads['rep'] = blocks(block.heads.representation)
     if block.learn.supervised.auxiliary:

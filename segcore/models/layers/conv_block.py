@@ -21,10 +21,11 @@ def conv(
   *,
   dtype: DTypeLike,
   name: str,
+  stride: int = 1,
   dilation: int = 1,
   use_bias: bool = True,
 ) -> nn.Conv:
-  """Builds a convolution that keeps the grid, with torch's initialization.
+  """Builds a convolution with symmetric padding and torch's initialization.
 
   Kernels and biases are uniform in ±1/√n, with the fan-in n.
 
@@ -34,6 +35,7 @@ def conv(
     kernel: height and width of the kernel, odd.
     dtype: dtype of the convolution.
     name: name of the parameters.
+    stride: divisor of the sides, rounded up; 1 keeps the grid.
     dilation: dilation of the kernel.
     use_bias: whether a bias is added.
   """
@@ -47,6 +49,8 @@ def conv(
   return nn.Conv(
     out_channels,
     (kernel, kernel),
+    strides=stride,
+    padding=dilation * (kernel // 2),
     kernel_dilation=dilation,
     use_bias=use_bias,
     kernel_init=init,

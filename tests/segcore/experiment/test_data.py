@@ -1,12 +1,21 @@
 """What a run says about its labels."""
 
+import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from input_pipeline import datasets, splits
+from segcore.distributed import sharding
+from segcore.experiment import context as context_lib
 from segcore.experiment import data as data_lib
 from segcore.experiment import reporting
+from segcore.models import network
+from segcore.ops import class_weights
+from segcore.train import loop
+from segcore.train import workspace as workspace_lib
 from tests.support import fake_data, messages
 
 
@@ -43,6 +52,65 @@ def test_classes_that_no_labeled_image_shows_are_named(capsys, labels, unseen):
       f'warning: no labeled image of {split.name} shows {names}: choose other '
       'labeled images, or more\n'
     )
+
+
+def test_a_class_of_no_image_at_all_is_told_apart(capsys):
+  split = split_of([[0, 0, 1], [1, 1, 1]])
+  data_lib.warn_of_unseen_classes(split, absent=(3,))
+  assert capsys.readouterr().out == (
+    f"warning: no labeled image of {split.name} shows 'class3': nor does any "
+    f'other image of the split\nwarning: no labeled image of {split.name} '
+    "shows 'class2': choose other labeled images, or more\n"
+  )
+
+
+def test_class_weights_are_those_of_the_labeled_masks(tmp_path, capsys):
+  split = split_of(ALL, [[0, 0, 0], [0, 1, -1]])
+  workspace = workspace_lib.Workspace(tmp_path, {}, 'digest')
+  options = class_weights.ClassWeightOptions('median')
+  weights = data_lib.stage_class_weights(workspace, split, options)
+  # Pixels 5, 2, 1, 2: the median is 2.
+  assert weights == (0.6325, 1.0, 1.4142, 1.0)
+  assert capsys.readouterr().out == (
+    'class weights (median): from 0.6325 (class0) to 1.4142 (class2)\n'
+  )
+  assert json.loads((tmp_path / 'class_weights.json').read_text()) == {
+    f'class{i}': weight for i, weight in enumerate(weights)
+  }
+  refused = messages.message_of(
+    data_lib.stage_class_weights,
+    workspace,
+    split.select(np.array([0])),
+    options,
+  )
+  assert refused.startswith(f'the class weights changed since {tmp_path} was')
+
+
+def test_without_class_weights_nothing_is_written(tmp_path, capsys):
+  workspace = workspace_lib.Workspace(tmp_path, {}, 'digest')
+  options = class_weights.ClassWeightOptions()
+  assert data_lib.stage_class_weights(workspace, split_of(ALL), options) is None
+  assert not [*tmp_path.iterdir()] and not capsys.readouterr().out
+
+
+def test_labeled_images_cover_the_classes_of_all_masks():
+  split = split_of(
+    *([[[0] * 3] * 2] * 6), [[1, 0, 0], [0, 0, 0]], [[2, 2, 2], [-1, 0, 0]]
+  )
+  data = datasets.DataOptions('shapes/scenes')
+  shared = context_lib.Context(
+    network.NetworkOptions({'name': 'vit'}),
+    '',
+    loop.OperationOptions(),
+    sharding.make_mesh(),
+    opened={(data, 'train'): split},
+  )
+  block = data_lib.LabeledData(data=data, subset=splits.Subset(2, cover=True))
+  labeled = shared.labeled(block, 'finetune')
+  assert labeled.ids() == ['image06', 'image07']
+  assert shared.absent_classes(block, 'finetune') == (3,)
+  alone = dataclasses.replace(block, subset=splits.Subset(2))
+  assert shared.absent_classes(alone, 'finetune') == ()
 
 
 def test_without_a_counted_label_no_state_is_the_best(tmp_path):

@@ -1,6 +1,7 @@
 """Encoder, decoder and heads together: names, sizes and refusals."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import pytest
 from runtime import errors
 from segcore.models import features, network, segmenter
 from segcore.models import heads as heads_lib
-from segcore.models.decoders import deeplabv3plus, unet
+from segcore.models.decoders import deeplabv3plus, dpt, unet
 from segcore.models.encoders import bit, efficientnet, hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
 
@@ -111,6 +112,13 @@ _SIZES = (
     2_958_848,
     18_222_848 - 29 * 1728 * 256 - 232 * 256 + _SCORES,
   ),
+  # For the decoder see `test_dpt`; the 3x3 of the noise reads 64 channels.
+  (
+    {'name': 'vit', 'patch_size': 8, 'grid': (28, 28)},
+    {'name': 'dpt'},
+    21_670_272,
+    2_663_840 + 577 * 3,
+  ),
 )
 
 
@@ -164,19 +172,97 @@ def test_every_encoder_and_decoder_is_among_the_sizes():
     (encoder, decoder)
     for encoder in network.ENCODERS
     for decoder in network.DECODERS
-    if encoder != 'vit'  # All its maps have one stride.
+    # All maps of a ViT have one stride, and only its.
+    if (encoder == 'vit') == (decoder == 'dpt')
   }
 
 
-@pytest.mark.parametrize('decoder', [{'name': 'unet'}, _DEEPLAB])
-def test_a_decoder_that_lacks_a_map_of_a_vit_is_refused(decoder):
+_VIT = {'name': 'vit', 'num_layers': 1}
+_SMALL_BIT = {'name': 'bit', 'blocks': (1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+  ('encoder', 'decoder', 'message'),
+  [
+    (
+      {**_VIT, 'patch_size': 14},
+      {'name': 'unet'},
+      'decoder unet: expected maps at strides 2, 4, 8, 16, 32, got stride 14 '
+      'alone (encoder vit); use decoder dpt',
+    ),
+    (
+      _VIT,
+      {'name': 'unet', 'widths': (8, 8), 'output_stride': 4},
+      'decoder unet: expected maps at strides 4, 8, 16, got stride 16 alone '
+      '(encoder vit); use decoder dpt',
+    ),
+    (
+      _VIT,
+      _DEEPLAB,
+      'decoder deeplabv3plus: expected maps at stride 4 and at a larger one, '
+      'got stride 16 alone (encoder vit); use decoder dpt',
+    ),
+    (
+      _VIT,
+      {'name': 'dpt'},
+      'decoder dpt: expected 4 maps of one stride, as those of a plain ViT, '
+      'got 1 at stride 16 alone (encoder vit); choose four blocks, the last '
+      'among them, in depths of the encoder',
+    ),
+    (
+      _SMALL_BIT,
+      {'name': 'dpt'},
+      'decoder dpt: expected 4 maps of one stride, as those of a plain ViT, '
+      'got strides 2, 4, 8, 16 (encoder bit); use decoder unet or '
+      'deeplabv3plus',
+    ),
+    (
+      _SMALL_BIT,
+      {'name': 'unet', 'widths': (32, 32, 32), 'output_stride': 4},
+      "head 'noise' of the decoder: no map at stride 1; there are maps at "
+      'strides 4, 8, 16 (encoder bit); a decoder unet ends at stride 1 with '
+      'output_stride=1',
+    ),
+  ],
+)
+def test_networks_whose_parts_do_not_fit_are_refused(encoder, decoder, message):
   module = network.build_network(
-    network.NetworkOptions({'name': 'vit', 'num_layers': 1}, decoder),
-    {'head': heads_lib.ConvHead(3)},
+    network.NetworkOptions(encoder, decoder),
+    {'noise': heads_lib.ConvHead(3)},
     'here',
   )
-  with pytest.raises(errors.UserError, match='at strides 16'):
-    network.check_network_image_size(module, (64, 64), 'size')
+  # Where the side is no multiple of the patch either, this is the reason.
+  for side in (64, 60):
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+      network.check_network_image_size(module, (side, side), 'size')
+
+
+def test_heads_may_read_the_nearest_stride():
+  """A U-Net ends at stride 4; of two strides as near, the finer one is read."""
+  encoder = resnet_gn.ResNet((1, 1, 1), width=8, num_groups=4)
+  decoder = unet.UNetDecoder((8, 8), num_groups=4, output_stride=4)
+  images = jnp.zeros((1, 32, 32, 3))
+  for stride, cells in ((1, 8), (2, 8), (4, 8), (8, 4), (6, 4), (16, 4)):
+    head = heads_lib.ConvHead(5, stride=stride, nearest=True)
+    outputs, _ = jax.eval_shape(
+      segmenter.Segmenter(encoder, decoder, {'x': head}).init_with_output,
+      jax.random.key(0),
+      images,
+    )
+    assert outputs['x'].shape == (1, cells, cells, 5)
+
+
+def test_sides_are_multiples_of_what_encoder_and_decoder_need():
+  decoders = {'unet': unet.UNetDecoder(), 'none': None}
+  resnet = resnet_lib.DilatedResNet(stem='plain', output_stride=32)
+  for encoder, name, multiple in (
+    (resnet, 'none', 1),
+    (resnet, 'unet', 32),
+    (efficientnet.EfficientNet(), 'unet', 32),
+    (hybrid_vit.HybridViT(), 'unet', 16),
+  ):
+    module = segmenter.Segmenter(encoder, decoders[name], {})
+    assert module.size_multiple == multiple
 
 
 def test_parameters_are_under_the_names_of_the_submodules(small):
@@ -459,3 +545,4 @@ def test_names_of_encoders_and_decoders():
   assert network.ENCODERS['efficientnet'] is efficientnet.EfficientNet
   assert network.DECODERS['unet'] is unet.UNetDecoder
   assert network.DECODERS['deeplabv3plus'] is deeplabv3plus.DeepLabV3Plus
+  assert network.DECODERS['dpt'] is dpt.DPT

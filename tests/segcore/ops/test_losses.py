@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from segcore.distributed import sharding
 from segcore.ops import losses
 
 cross_entropy = jax.jit(losses.cross_entropy)
@@ -163,6 +164,44 @@ def test_masked_equals_sliced():
   assert count == mask.sum()
   mean = jax.jit(losses.masked_mean)(values, mask)
   np.testing.assert_allclose(mean, kept.mean(), rtol=1e-5)
+
+
+def test_weighted_cross_entropy_is_the_weighted_mean_of_torch(pixels):
+  """sum(w · ce) / sum(w) over the pixels that count, on 8 devices as on 1."""
+  logits, labels = (np.concatenate([x] * 4) for x in pixels)
+  labels[3] = -1
+  weights = (0.2, 1.0, 5.0, 0.7, 2.0)
+  images = np.array([True] * 6 + [False] * 2)
+  values, _ = reference_cross_entropy(logits, labels)
+  total = count = 0.0
+  for index in np.ndindex(labels.shape):
+    if labels[index] >= 0 and images[index[0]]:
+      total += weights[labels[index]] * values[index]
+      count += weights[labels[index]]
+
+  def mean(logits, labels, images):
+    total, count = losses.labeled_cross_entropy(logits, labels, images, weights)
+    return total / count, (total, count)
+
+  step = jax.jit(jax.value_and_grad(mean, has_aux=True))
+  one = step(*map(jnp.asarray, (logits, labels, images)))
+  rows = sharding.batch_sharding(sharding.make_mesh())
+  eight = step(*jax.device_put((logits, labels, images), rows))
+  np.testing.assert_allclose(one[0][1], [total, count], rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    one,
+    eight,
+  )
+
+
+def test_equal_weights_cancel_in_the_mean():
+  values = jnp.array([1.0, 2.0, 6.0])
+  for mask, mean in (([True, False, True], 3.5), ([False] * 3, 0.0)):
+    weighted = losses.masked_mean(
+      values, jnp.array(mask), jnp.full(3, 0.2, jnp.float32)
+    )
+    np.testing.assert_allclose(weighted, mean, rtol=1e-6)
 
 
 def test_parts_add_up_to_the_whole():

@@ -1,9 +1,13 @@
 """Files are described: encoder, fields, what is missing, how to use it."""
 
+import jax
 import numpy as np
 import pytest
 
+from configs import networks
+from segcore.models import network
 from segcore.weights import __main__ as command
+from segcore.weights import describe as describe_lib
 from segcore.weights import load
 from tests.support import fake_checkpoints, torch_arithmetic, torch_files
 
@@ -84,3 +88,41 @@ def test_a_file_of_this_project_and_unknown_ones(tmp_path, capsys):
   err = capsys.readouterr().err
   assert err.count('error: ') == 2
   assert 'Traceback' not in err
+
+
+def shapes_of_encoder(fields):
+  """Returns the shapes of an encoder's parameters, as a file has them."""
+  fields = {**fields}
+  module = network.ENCODERS[fields.pop('name')](**fields)
+  grid = getattr(module, 'grid', None)
+  side = module.size_multiple * grid[0] if grid else 64
+  images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+  shapes = jax.eval_shape(module.init, jax.random.PRNGKey(0), images)
+  given = {'position_rule': 'timm'} if fields.get('num_registers') else {}
+  return {
+    **{name: {'encoder': tree} for name, tree in shapes.items()},
+    **({'grid': grid} if grid else {}),
+    'fields': given,
+  }
+
+
+@pytest.mark.parametrize('name', [*networks.ENCODERS])
+def test_every_named_network_is_named(name):
+  if name == 'efficientnet':
+    pytest.skip('another name of efficientnet_lite0')
+  variables = shapes_of_encoder(networks.ENCODERS[name])
+  decoder = 'dpt' if name.startswith('vit') else 'unet'
+  lines = describe_lib.describe_variables(variables, 'w.pth')
+  assert lines[-1] == f'use: network={name}+{decoder},encoder=w.pth'
+
+
+def test_fields_that_a_network_does_not_name_are_given():
+  fields = networks.ENCODERS['vit_s16'] | {'grid': (24, 24)}
+  variables = shapes_of_encoder(fields)
+  variables['fields'] = {'imagenet_statistics': False}
+  lines = describe_lib.describe_variables(variables, 'w.pth')
+  assert lines[-1] == (
+    'use: network=vit_s16+dpt,encoder=w.pth '
+    '"--config.network.encoder.grid=(24, 24)" '
+    '"--config.network.encoder.imagenet_statistics=False"'
+  )

