@@ -106,11 +106,15 @@ def test_every_tiling_of_a_pointwise_network_equals_the_whole_image(
 
 
 @pytest.mark.parametrize(
-  ('scores', 'average', 'expected'),
-  [(pointwise, 'logits', 1), (neighbor, 'probs', 2)],
+  ('scores', 'average', 'expected', 'size'),
+  [
+    (pointwise, 'logits', 1, (33, 5)),
+    (neighbor, 'probs', 2, (30, 41)),
+    (neighbor, 'probs', 2, (33, 5)),
+    (neighbor, 'probs', 2, (64, 48)),
+  ],
 )
 @pytest.mark.parametrize('name', PROTOCOLS)
-@pytest.mark.parametrize('size', [(30, 41), (33, 5), (64, 48)])
 def test_a_constant_image_has_one_class(name, scores, average, expected, size):
   image = np.full((*size, 3), (20, 200, 90), np.uint8)
   fields = {**fields_of(name), 'average': average}
