@@ -11,11 +11,18 @@ import jax.numpy as jnp
 
 from runtime import errors, options
 from segcore.models import features, segmenter
-from segcore.models.decoders import deeplabv3plus, dpt, unet
+from segcore.models.decoders import (
+  daformer,
+  deeplabv3plus,
+  dpt,
+  segformer,
+  unet,
+)
 from segcore.models.encoders import (
   bit,
   efficientnet,
   hybrid_vit,
+  mit,
   resnet_gn,
   vit,
 )
@@ -27,12 +34,15 @@ ENCODERS = {
   'dilated_resnet': resnet_lib.DilatedResNet,
   'efficientnet': efficientnet.EfficientNet,
   'hybrid_vit': hybrid_vit.HybridViT,
+  'mit': mit.MiT,
   'vit': vit.ViT,
 }
 DECODERS = {
   'unet': unet.UNetDecoder,
+  'daformer': daformer.DAFormer,
   'deeplabv3plus': deeplabv3plus.DeepLabV3Plus,
   'dpt': dpt.DPT,
+  'segformer': segformer.SegFormer,
 }
 
 # Side in pixels of images that encoders of any stride accept.

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from runtime import errors, files
 from segcore.models import network
-from segcore.models.encoders import efficientnet, vit
+from segcore.models.encoders import efficientnet, mit, vit
 from segcore.weights import load
 
 # Names of the published ResNets by unit and blocks.
@@ -143,6 +143,10 @@ def _name_network(encoder: _Encoder) -> tuple[str, dict[str, Any]]:
       for k, v in fields.items()
       if k in (*vit.SIZES['small'], 'patch_size')
     }
+  if encoder.name == 'mit' and encoder.title:
+    name = encoder.title.lower().replace('-', '_')
+    named = {k: v for k, v in fields.items() if k in mit.SIZES['b0']}
+    return f'{name}+segformer', named
   return '', {}
 
 
@@ -263,6 +267,34 @@ def _vit(encoder: Tree, grid: tuple[int, int] | None) -> _Encoder:
   return _Encoder('vit', fields, title)
 
 
+def _mit(encoder: Tree, grid: Any) -> _Encoder:
+  del grid
+  stages = [encoder['stage1']]
+  stages += [
+    encoder[f'stage{s + 1}'] for s in range(1, _count(encoder, 'stage'))
+  ]
+  sizes = [int(x['patch_embed']['kernel'].shape[-1]) for x in stages]
+  blocks = [x['block0'] for x in stages]
+  hidden = int(blocks[0]['mlp']['fc1']['kernel'].shape[-1])
+  fields = {
+    'hidden_sizes': tuple(sizes),
+    'num_layers': tuple(_count(x, 'block') for x in stages),
+  }
+  names = [name for name, x in mit.SIZES.items() if x == fields]
+  fields |= {
+    # No shape tells it; all published sizes have one head in the first stage,
+    # and heads of as many features in the others.
+    'num_heads': tuple(n // sizes[0] for n in sizes),
+    'reductions': tuple(
+      int(x['attn']['sr']['kernel'].shape[0]) if 'sr' in x['attn'] else 1
+      for x in blocks
+    ),
+    'mlp_ratio': hidden // sizes[0],
+  }
+  title = f'MiT-{names[0].upper()}' if names else ''
+  return _Encoder('mit', fields, title)
+
+
 def _bit(encoder: Tree, grid: Any) -> _Encoder | None:
   del grid
   if 'gn_last' not in encoder:
@@ -283,7 +315,7 @@ def _with_groups(name: str, encoder: Tree, title: str) -> _Encoder:
 
 
 _READERS: tuple[Callable[[Tree, Any], _Encoder | None], ...] = (
-  *(_dilated_resnet, _efficientnet, _hybrid_vit, _vit, _bit, _resnet),
+  *(_dilated_resnet, _efficientnet, _hybrid_vit, _vit, _mit, _bit, _resnet),
 )
 
 

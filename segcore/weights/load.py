@@ -21,7 +21,13 @@ from flax import traverse_util
 from runtime import console, errors, files, json_files
 from segcore.models.layers import position_table
 from segcore.weights import checkpoint_reader, weight_files
-from segcore.weights.layouts import efficientnet, google, torchvision, vit
+from segcore.weights.layouts import (
+  efficientnet,
+  google,
+  mit,
+  torchvision,
+  vit,
+)
 
 _MAX_LINES = 8
 _COLLECTIONS = ('params/', 'batch_stats/')
@@ -30,6 +36,7 @@ _TRANSLATORS = (
   efficientnet.translate_efficientnet_weights,
   torchvision.translate_torchvision_weights,
   vit.translate_vit_weights,
+  mit.translate_mit_weights,
   google.translate_google_weights,
 )
 # Modules of a hybrid transformer's encoder in addition to its ResNet.
@@ -79,7 +86,7 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
       f'{path}: expected names that begin with params/ or batch_stats/, as '
       f'params/encoder/conv_root/kernel, those of public {families} weights, '
       "torch's of a ResNet or an EfficientNet, as layer1.0.conv1.weight, or of "
-      'a ViT, as blocks.0.attn.qkv.weight; got '
+      'a ViT or a MiT, as blocks.0.attn.qkv.weight; got '
       f'{", ".join(sorted(flat)[:3]) or "none"}'
     )
   return traverse_util.unflatten_dict(

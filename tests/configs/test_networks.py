@@ -12,7 +12,7 @@ from runtime import errors
 from runtime import options as options_lib
 from segcore.models import heads
 from segcore.models import network as network_lib
-from segcore.models.encoders import vit
+from segcore.models.encoders import mit, vit
 
 
 def test_fields_of_vits_are_those_of_the_published_sizes():
@@ -33,6 +33,11 @@ def test_fields_of_vits_are_those_of_the_published_sizes():
   }
 
 
+def test_fields_of_mits_are_those_of_the_published_sizes():
+  for name, fields in mit.SIZES.items():
+    assert networks.ENCODERS[f'mit_{name}'] == {'name': 'mit', **fields}
+
+
 def test_names_of_encoders():
   vits = ['s16', 'b16', 's8', 'b8', 's14', 'b14', 'l14']
   vits += ['s14_reg', 'b14_reg', 'l14_reg']
@@ -42,6 +47,7 @@ def test_names_of_encoders():
     *(f'resnet{depth}' for depth in (18, 34, 50, 101)),
     *(f'resnet{depth}_deep' for depth in (18, 34, 50, 101)),
     *(f'vit_{name}' for name in vits),
+    *(f'mit_b{i}' for i in range(6)),
   }
 
 
@@ -110,20 +116,32 @@ def test_a_unet_goes_on_to_full_resolution():
   assert logits['logits'].shape == (1, 64, 64, 2)
 
 
+def test_a_unet_on_a_mit_has_no_skip_at_stride_2():
+  net = _build('mit_b0+unet', heads.ConvHead(2), full_resolution=True)
+  assert net.size_multiple == 32
+  images = jnp.zeros((1, 64, 32, 3))
+  logits, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+  assert logits['logits'].shape == (1, 64, 32, 2)
+
+
 def test_a_unet_on_a_deep_stem_is_refused():
   net = _build('resnet18_deep+unet', heads.ConvHead(2, nearest=True))
   with pytest.raises(errors.UserError, match="must have stem='plain'"):
     network_lib.check_network_image_size(net, (64, 64), 'size')
 
 
-@pytest.mark.parametrize('decoder', networks.DECODERS)
+# SegFormer's decoder reads the same maps as DAFormer's.
 @pytest.mark.parametrize(
-  'encoder', ['efficientnet', 'resnet18', 'vit_s14_reg', 'vit_b8', 'vit_s16']
+  'decoder', [name for name in networks.DECODERS if name != 'daformer']
+)
+@pytest.mark.parametrize(
+  'encoder',
+  ['efficientnet', 'resnet18', 'mit_b0', 'vit_s14_reg', 'vit_b8', 'vit_s16'],
 )
 def test_networks_are_built_or_refused(encoder, decoder):
   name = f'{encoder}+{decoder}'
   net = _build(name, heads.ConvHead(2, nearest=True))
-  fits = ('vit' in encoder) == (decoder == 'dpt')
+  fits = decoder == 'segformer' or ('vit' in encoder) == (decoder == 'dpt')
   size = 2 * math.lcm(net.size_multiple, 16)
   if not fits:
     with pytest.raises(
@@ -133,7 +151,8 @@ def test_networks_are_built_or_refused(encoder, decoder):
     return
   images = jnp.zeros((1, size, 2 * size, 3))
   logits, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
-  # A ViT's patches are upsampled by 8.
-  stride = {'vit_s14_reg': 14 / 8, 'vit_b8': 1, 'vit_s16': 2}.get(encoder, 4)
+  stride = {'vit_s14_reg': 14, 'vit_b8': 8, 'vit_s16': 16}.get(encoder, 4)
+  if decoder == 'dpt':  # A ViT's patches are upsampled by 8.
+    stride /= 8
   cells = int(size / stride)
   assert logits['logits'].shape == (1, cells, 2 * cells, 2)

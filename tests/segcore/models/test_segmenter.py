@@ -63,12 +63,12 @@ _TORCH_RESNET_50 = {
   'output_stride': 32,
 }
 _LITE0 = {'name': 'efficientnet'}
+_MIT_B1 = {'name': 'mit'}
 # Two blocks 512 → 256 → 256 with bias and norm, and 21 scores.
 _SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
 
 # Encoder, decoder, and numbers of parameters: of the encoder, of decoder and
-# head. The head is of noise at full resolution, or of 21 classes at DeepLab's
-# stride 4.
+# head (see `_HEADS`).
 _SIZES = (
   (_HYBRID, {'name': 'unet'}, 97_890_112, 28_947_907),
   (_HYBRID, {'name': 'unet', 'width_multiplier': 2}, 97_890_112, 95_570_819),
@@ -112,6 +112,22 @@ _SIZES = (
     2_958_848,
     18_222_848 - 29 * 1728 * 256 - 232 * 256 + _SCORES,
   ),
+  # Maps of 512, 320, 128 and 64 channels, and none at stride 2.
+  (
+    _MIT_B1,
+    {'name': 'unet', 'skips': (16, 8, 4)},
+    13_151_424,
+    50_181_571 - 9 * ((1536 + 704) * 1024 + 384 * 512 + 192 * 256 + 64 * 128),
+  ),
+  (
+    _MIT_B1,
+    _DEEPLAB,
+    13_151_424,
+    18_222_848 - 29 * 1536 * 256 - 192 * 256 + _SCORES,
+  ),
+  # Of 19 classes; 3.71 M are published.
+  (_MIT_B1, {'name': 'daformer'}, 13_151_424, 3_712_275),
+  (_MIT_B1, {'name': 'segformer'}, 13_151_424, 531_221 - 2 * 257),
   # For the decoder see `test_dpt`; the 3x3 of the noise reads 64 channels.
   (
     {'name': 'vit', 'patch_size': 8, 'grid': (28, 28)},
@@ -120,6 +136,14 @@ _SIZES = (
     2_663_840 + 577 * 3,
   ),
 )
+# Of noise at full resolution, or of classes at stride 4.
+_HEADS = {
+  'unet': heads_lib.ConvHead(3),
+  'dpt': heads_lib.ConvHead(3),
+  'deeplabv3plus': heads_lib.ConvBlocksHead(21),
+  'daformer': heads_lib.PixelClassifier(19),
+  'segformer': heads_lib.PixelClassifier(19),
+}
 
 
 class _Given(nn.Module):
@@ -148,11 +172,7 @@ def test_networks_have_the_published_sizes(
 ):
   module = network.build_network(
     network.NetworkOptions(encoder, decoder),
-    {
-      'head': heads_lib.ConvBlocksHead(21)
-      if decoder is _DEEPLAB
-      else heads_lib.ConvHead(3)
-    },
+    {'head': _HEADS[decoder['name']]},
     'here',
   )
   # Each encoder is followed once: most of the time goes there.
@@ -171,10 +191,10 @@ def test_every_encoder_and_decoder_is_among_the_sizes():
   assert counted == {
     (encoder, decoder)
     for encoder in network.ENCODERS
-    for decoder in network.DECODERS
+    for decoder in ('unet', 'deeplabv3plus', 'dpt')
     # All maps of a ViT have one stride, and only its.
     if (encoder == 'vit') == (decoder == 'dpt')
-  }
+  } | {('mit', 'daformer'), ('mit', 'segformer')}  # These fit any encoder.
 
 
 _VIT = {'name': 'vit', 'num_layers': 1}
