@@ -33,6 +33,8 @@ _RESNETS = {
 _GRIDS = {16: (14, 14), 8: (28, 28), 14: (37, 37)}
 _STEMS = {7: 'plain', 3: 'small'}
 _PARTS = ('encoder', 'decoder', 'heads')
+# Name, in configs, of the encoder that a weight file was made with.
+OF_WEIGHTS = 'of_weights'
 
 Tree = Mapping[str, Any]
 
@@ -148,6 +150,41 @@ def _name_network(encoder: _Encoder) -> tuple[str, dict[str, Any]]:
     named = {k: v for k, v in fields.items() if k in mit.SIZES['b0']}
     return f'{name}+segformer', named
   return '', {}
+
+
+def encoder_of_weights(path: files.Path, variables: Tree) -> dict[str, Any]:
+  """Finds out the encoder that weights are for.
+
+  Args:
+    path: file or folder, as in `load.read_weight_variables`.
+    variables: what was read from it.
+
+  Returns:
+    Name and fields of the encoder, as in a config: those that the stage of a
+    folder was trained with; of a file those that names and shapes show.
+
+  Raises:
+    UserError: the encoder is unknown, or shapes do not show all of it.
+  """
+  if path.is_dir() and (settings := load.read_encoder_settings(path)):
+    return {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in settings.items()
+    }
+  encoder = _find_encoder(variables)
+  advice = 'set config.network.encoder to its name and fields'
+  if encoder is None:
+    raise errors.UserError(
+      f'{path}: expected an encoder among {", ".join(network.ENCODERS)}, got '
+      f'names and shapes of none: {advice}'
+    )
+  has_groups = hasattr(network.ENCODERS[encoder.name], 'num_groups')
+  if has_groups and encoder.fields.get('width', 64) % 64:
+    raise errors.UserError(
+      f'{path}: expected an encoder of the published width, as shapes do not '
+      f'tell its num_groups, got width={encoder.fields["width"]}: {advice}'
+    )
+  return {'name': encoder.name, **encoder.fields}
 
 
 def _find_encoder(variables: Tree) -> _Encoder | None:

@@ -68,8 +68,9 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
     variables = checkpoint_reader.read_checkpoint_fields(
       inner if inner.is_dir() else path
     )
-    settings = (path if inner.is_dir() else path.parent) / 'settings.json'
-    return {**variables, **_grid_of_settings(settings)}
+    encoder = read_encoder_settings(path)
+    grid = {'grid': tuple(encoder['grid'])} if 'grid' in encoder else {}
+    return {**variables, **grid}
   if not path.is_file():
     raise errors.UserError(
       f'{path} does not exist: expected the folder of a stage, or a file '
@@ -92,6 +93,23 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
   return traverse_util.unflatten_dict(
     {name: np.asarray(value) for name, value in flat.items()}, sep='/'
   )
+
+
+def read_encoder_settings(path: files.Path) -> dict[str, Any]:
+  """Reads name and fields of the encoder from the settings of a stage.
+
+  Args:
+    path: a stage's folder, or a `checkpoints` or `best` folder in one.
+
+  Returns:
+    The fields; {} if there are no settings, or none of a network.
+  """
+  stage = path if (path / 'checkpoints').is_dir() else path.parent
+  settings = stage / 'settings.json'
+  if not settings.exists():
+    return {}
+  network = json_files.read_json(settings)['settings'].get('network', {})
+  return dict(network.get('encoder', {}))
 
 
 def load_weight_parts(
@@ -189,15 +207,6 @@ def _subtree(tree: Mapping[str, Any], part: str) -> Any:
   for name in part.split('/'):
     tree = tree.get(name, {})
   return tree
-
-
-def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
-  """Returns {'grid': …} of the network of a stage, if its settings give one."""
-  if not path.exists():
-    return {}
-  settings = json_files.read_json(path)['settings']
-  encoder = settings.get('network', {}).get('encoder', {})
-  return {'grid': tuple(encoder['grid'])} if 'grid' in encoder else {}
 
 
 def _fit_encoder(
