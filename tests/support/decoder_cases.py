@@ -1,7 +1,6 @@
 """Maps and variables for tests of decoders, with torch's names and axes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -29,7 +28,7 @@ def draw_variables(module, *args, seed=0):
       value = rng.uniform(0.5, 1.5, size=shape)
     else:
       value = 0.3 * rng.normal(size=shape)
-    return jnp.asarray(value, leaf.dtype)
+    return np.asarray(value, leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -57,7 +56,9 @@ def draw_maps(*shapes, batch=2, seed=0):
   return features.Features(
     tuple(
       features.FeatureMap(
-        f'map{i}', stride, jnp.float32(rng.normal(size=(batch, *shape)))
+        f'map{i}',
+        stride,
+        jax.device_put(np.float32(rng.normal(size=(batch, *shape)))),
       )
       for i, (stride, *shape) in enumerate(shapes)
     )
