@@ -119,6 +119,28 @@ def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('filtered', [True, False])
+def test_pixels_without_confidence_add_0_to_the_mean(filtered):
+  """FixMatch, Eq. 4: the mean is over all pixels, not the confident ones."""
+  labels, rng = labels_of(), np.random.default_rng(2)
+  kept = (labels >= 0) & (rng.random(labels.shape) < 0.7)
+  confident = rng.random(labels.shape) < 0.4
+  loss = losses.unsupervised_loss(
+    jnp.asarray(logits_of(0)),
+    jnp.asarray(np.where(confident, labels, -1), jnp.int32),
+    jnp.asarray(kept),
+    kept.size,
+    options_lib.ConsistencyOptions(filtered=filtered, reverse=0.1),
+  )
+  mean = reference.symmetric_cross_entropy(
+    upsampled(logits_of(0)), np.where(kept & confident, labels, -1), (1.0, 0.1)
+  )
+  expected = mean * (kept & confident).sum() / kept.sum()
+  if filtered:
+    expected *= kept.size / kept.sum()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 def test_unsupervised_loss_is_scaled_by_its_weight():
   labels = jnp.asarray(labels_of(), jnp.int32)
   options = options_lib.ConsistencyOptions()
