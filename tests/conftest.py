@@ -26,27 +26,32 @@ flags.FLAGS.mark_as_parsed()
 # Files that take longest are begun first (`--no-loadscope-reorder`), or one
 # worker would be left with them when the other has nothing to do.
 LONGEST = (
-  'ddep/test_main.py',
-  'pass_luss/pretrain/test_method.py',
-  'ddep/test_stages.py',
-  'u2pl/semi/test_reference_step.py',
-  'u2pl/test_contrastive_branch.py',
-  'segcore/study/test_runner.py',
-  'u2pl/test_contrast.py',
-  'u2pl/test_panels.py',
-  'segcore/eval/test_export.py',
-  'u2pl/semi/test_mean_teacher.py',
   'pass_luss/test_main.py',
-  'u2pl/test_main.py',
-  'segcore/ops/test_color_augment.py',
-  'segcore/experiment/test_cli.py',
-  'segcore/experiment/test_contracts.py',
-  'segcore/distributed/test_hosts.py',
+  'segcore/study/test_runner.py',
   'segcore/eval/test_inference.py',
-  'u2pl/test_pseudo_labels.py',
-  'segcore/train/test_loop.py',
-  'configs/test_pass.py',
+  'ddep/test_main.py',
+  'segcore/experiment/test_contracts.py',
+  'u2pl/semi/test_mean_teacher.py',
+  'launch/test_runs.py',
+  'ddep/test_stages.py',
+  'pass_luss/pretrain/test_method.py',
+  'u2pl/test_main.py',
+  'segcore/eval/test_export.py',
+  'segcore/models/encoders/test_resnet.py',
+  'segcore/models/encoders/test_efficientnet.py',
+  'segcore/models/test_segmenter.py',
   'test_packaging.py',
+  'segcore/distributed/test_hosts.py',
+  'segcore/models/test_transcription.py',
+  'configs/test_pass.py',
+  'configs/test_ddep.py',
+  'u2pl/semi/test_reference_step.py',
+  'launch/test_existing_jobs.py',
+  'segcore/eval/test_prediction_files.py',
+  'segcore/experiment/test_dry_run.py',
+  'input_pipeline/test_loader.py',
+  'segcore/ops/test_color_augment.py',
+  'segcore/cost/test_flops.py',
 )
 
 
@@ -86,6 +91,26 @@ def folder(request, tmp_path):
 
   request.getfixturevalue('objects')
   return files.parse_file_path('gs://bucket/run', '--workdir')
+
+
+@pytest.fixture(scope='session')
+def _accepted_networks():
+  return set()
+
+
+@pytest.fixture
+def equal_networks_checked_once(monkeypatch, _accepted_networks):
+  """Follows the shapes of a network once, however many stages have it."""
+  from segcore.models import network
+
+  check = network.check_network_image_size
+
+  def check_once(net, size, path):
+    if (key := (repr(net), tuple(size))) not in _accepted_networks:
+      check(net, size, path)
+      _accepted_networks.add(key)
+
+  monkeypatch.setattr(network, 'check_network_image_size', check_once)
 
 
 @pytest.fixture(scope='session')

@@ -15,6 +15,7 @@ from segcore.experiment import data as data_lib
 from segcore.experiment import evaluation, experiment_stage
 from segcore.experiment import start as start_lib
 from segcore.models import heads
+from segcore.models.layers import resize
 from segcore.ops import class_weights as class_weights_lib
 from segcore.ops import losses
 from segcore.train import loop, train_state
@@ -46,7 +47,10 @@ class FinetuneOptions(data_lib.LabeledData):
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(method_lib.SingleLossMethod):
-  """Segments images by a head `logits` at full resolution; all parts train.
+  """Segments images by a head `logits`; all parts train.
+
+  Where the decoder ends at a lower resolution, logits are upsampled bilinearly
+  to that of the labels, as in inference.
 
   Attributes:
     class_weights: weight of each class in the loss; None for equal weights.
@@ -63,6 +67,7 @@ class Finetune(method_lib.SingleLossMethod):
       'logits',
       keys,
     )
+    logits = resize.resize_bilinear(logits, batch['label'].shape[1:3])
     total, count = losses.labeled_cross_entropy(
       logits, batch['label'], batch['mask'], self.class_weights
     )
@@ -114,7 +119,7 @@ class FinetuneStage(experiment_stage.TrainingStage):
   def method(self, context: context_lib.Context, num_classes: int) -> Finetune:
     """Builds the segmentation method."""
     # Small initial logits: the loss starts at log(num_classes).
-    head = heads.ConvHead(num_classes, init_scale=0.1)
+    head = heads.ConvHead(num_classes, nearest=True, init_scale=0.1)
     net = context.build({'logits': head}, self.size)
     update = self.options.recipe.make_update(
       ('encoder', 'decoder', 'heads'), net.frozen_parameters

@@ -74,19 +74,6 @@ class DistanceOptions:
       text += ', and as SPLIT_rematched matched on the split itself'
     return text
 
-  def check_neighbors(self, count: int, candidates: str) -> None:
-    """Raises UserError if k exceeds the number of candidates.
-
-    Args:
-      count: number of candidates.
-      candidates: description of the candidates in the message.
-    """
-    if self.neighbors > count:
-      raise errors.UserError(
-        f'config.distance.neighbors: expected at most {count}, the number of '
-        f'{candidates}, got {self.neighbors}'
-      )
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistanceMatcher:
@@ -98,6 +85,9 @@ class DistanceMatcher:
     options: options of the protocol.
     mesh: the devices.
     reading: options of the input pipeline.
+    maps: predictor of the maps whose cells are classified; None for the deepest
+      map, enlarged four times.
+    path: path of the options in the config, for messages.
   """
 
   segmenter: segmenter_lib.Segmenter
@@ -105,6 +95,8 @@ class DistanceMatcher:
   options: DistanceOptions
   mesh: Mesh
   reading: loader_lib.ReadOptions
+  maps: short_side_lib.FeatureMaps | None = None
+  path: str = 'config.distance'
 
   def build_bank(self, split: datasets.Split) -> knn.Bank:
     """Builds the bank of regions of a split with masks, the same on all hosts.
@@ -112,10 +104,7 @@ class DistanceMatcher:
     Raises:
       UserError: there are fewer than k regions.
     """
-    predictor = short_side_lib.FeatureMaps(
-      self._features, self.options.short_side
-    )
-    predictions = self._predictions(split, predictor, ('label',))
+    predictions = self._predictions(split, self._feature_maps, ('label',))
     entries, labels = [], []
     for feature_map, example in predictions(self.state):
       mask = short_side_lib.resize_predicted_labels(
@@ -130,7 +119,7 @@ class DistanceMatcher:
       gather.all_gather_predictions(entries, np.float32),
       gather.all_gather_predictions(labels, np.int32),
     )
-    self.options.check_neighbors(len(bank.labels), f'regions in {split.name}')
+    self._check_neighbors(len(bank.labels), f'regions in {split.name}')
     return bank
 
   def grid_label_function(
@@ -147,13 +136,21 @@ class DistanceMatcher:
       A function of a split that yields (classes [h, w], example) of each image
       of this host.
     """
+    predictor = self.vote_predictor(bank)
+    return lambda split: self._predictions(split, predictor)(self.state)
+
+  def vote_predictor(self, bank: knn.Bank) -> short_side_lib.FeatureMaps:
+    """Builds the predictor of the classes [h, w] of an image's cells."""
     vote = knn.make_sharded_knn_vote(
       self.mesh, bank, self.options.neighbors, self.options.temperature
     )
-    predictor = _VotePredictor(
-      self._features, self.options.short_side, vote=vote
+    return _VotePredictor(
+      **{
+        field.name: getattr(self._feature_maps, field.name)
+        for field in dataclasses.fields(short_side_lib.FeatureMaps)
+      },
+      vote=vote,
     )
-    return lambda split: self._predictions(split, predictor)(self.state)
 
   def image_accuracy(
     self, tagged: datasets.Split, split: datasets.Split
@@ -176,7 +173,7 @@ class DistanceMatcher:
     )
     if labels is None or truth is None:
       return None
-    self.options.check_neighbors(len(tagged), f'images in {tagged.name}')
+    self._check_neighbors(len(tagged), f'images in {tagged.name}')
     bank = knn.Bank(self._image_features(tagged), labels.astype(np.int32))
     predicted = knn.knn_vote(
       jnp.asarray(self._image_features(split)),
@@ -208,6 +205,21 @@ class DistanceMatcher:
     return evaluator.Predictions(
       split, predictor, self.options.batch_size, self.mesh, keep, self.reading
     )
+
+  @property
+  def _feature_maps(self) -> short_side_lib.FeatureMaps:
+    """Returns the predictor of the maps whose cells are classified."""
+    return self.maps or short_side_lib.FeatureMaps(
+      self._features, self.options.short_side
+    )
+
+  def _check_neighbors(self, count: int, candidates: str) -> None:
+    """Raises UserError if k exceeds the number of candidates."""
+    if self.options.neighbors > count:
+      raise errors.UserError(
+        f'{self.path}.neighbors: expected at most {count}, the number of '
+        f'{candidates}, got {self.options.neighbors}'
+      )
 
   def _features(
     self, state: train_state.TrainState, images: Float[Array, 'B H W 3']

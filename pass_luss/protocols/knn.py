@@ -6,6 +6,12 @@
 
 In distance matching the neighbors are regions of labeled images (spec §5.3).
 Class 0, 'other', votes like any other class.
+
+  vote = knn.make_sharded_soft_vote(mesh, k=30, temperature=0.02)
+  scores = vote(queries, knn.SoftBank(features, labels))
+
+In dense nearest neighbors they are patches, whose labels are the shares of the
+classes (Balazevic et al. 2023, Towards in-context scene understanding).
 """
 
 import functools
@@ -16,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from segcore.distributed import sharding
+from segcore.ops import losses
 
 # Queries and bank entries whose similarities are in memory at a time.
 QUERY_ROWS = 1024
@@ -35,6 +42,18 @@ class Bank(NamedTuple):
 
   features: Float32[Array | np.ndarray, 'M D']
   labels: Int32[Array | np.ndarray, 'M']
+
+
+class SoftBank(NamedTuple):
+  """Features with soft labels that queries are compared with.
+
+  Attributes:
+    features: float [M, D], L2-normalized.
+    labels: float [M, C], shares of the classes.
+  """
+
+  features: Float[Array | np.ndarray, 'M D']
+  labels: Float[Array | np.ndarray, 'M C']
 
 
 def build_knn_bank(
@@ -104,7 +123,9 @@ def knn_vote(
   bank = Bank(jnp.asarray(bank.features), jnp.asarray(bank.labels))
 
   def classify(query: Array) -> Array:
-    cosines, neighbors = _nearest(query, bank, k, bank_rows)
+    cosines, neighbors = _nearest(
+      query, bank.features, bank.labels >= 0, k, bank_rows
+    )
     labels = bank.labels[neighbors]
     # Dividing all weights of a query by the largest one prevents overflow.
     weights = jnp.exp((cosines - cosines[0]) / temperature)
@@ -116,6 +137,68 @@ def knn_vote(
     return jnp.min(jnp.where(sums == jnp.max(sums), labels, highest_class))
 
   return jax.lax.map(classify, _l2_normalize(queries), batch_size=query_rows)
+
+
+def soft_knn_vote(
+  queries: Float[Array, 'Q D'],
+  bank: SoftBank,
+  k: int = 30,
+  temperature: float = 0.02,
+  *,
+  query_rows: int = QUERY_ROWS,
+  bank_rows: int = BANK_ROWS,
+) -> Float[Array, 'Q C']:
+  """Computes the weighted mean of the labels of the k nearest entries.
+
+  The weights are softmax(cosine / temperature) over the k neighbors; of entries
+  with equal cosines the first in the bank is a neighbor. Block sizes bound the
+  memory and do not change the result.
+
+  Args:
+    queries: features to classify, not necessarily normalized.
+    bank: features with soft labels, at least k.
+    k: number of neighbors.
+    temperature: temperature of the weights, in units of cosine similarity.
+    query_rows: block size of the queries.
+    bank_rows: block size of the bank.
+
+  Returns:
+    Class scores, which sum to 1 where the labels do.
+
+  Raises:
+    ValueError: k is larger than the bank.
+  """
+  _check_k(k, len(bank.features))
+  usable = jnp.ones(len(bank.features), bool)
+  features, labels = jnp.asarray(bank.features), jnp.asarray(bank.labels)
+
+  def average(query: Array) -> Array:
+    cosines, neighbors = _nearest(query, features, usable, k, bank_rows)
+    weights = jax.nn.softmax(cosines / temperature)
+    return jnp.dot(
+      weights, labels[neighbors], precision=jax.lax.Precision.HIGHEST
+    )
+
+  return jax.lax.map(average, _l2_normalize(queries), batch_size=query_rows)
+
+
+def make_sharded_soft_vote(
+  mesh: Mesh, k: int = 30, temperature: float = 0.02
+) -> Callable[[Float[Array, 'Q D'], SoftBank], Float[Array, 'Q C']]:
+  """Builds `soft_knn_vote` on a mesh: queries are sharded, the bank replicated.
+
+  Args:
+    mesh: device mesh with the axes of `sharding.make_mesh`.
+    k: number of neighbors that vote.
+    temperature: temperature of the weights, in units of cosine similarity.
+
+  Returns:
+    A traceable function from queries [Q, D] and a bank to class scores [Q, C];
+    Q must be a multiple of the number of devices.
+  """
+  return _on_mesh(
+    mesh, functools.partial(soft_knn_vote, k=k, temperature=temperature)
+  )
 
 
 def make_sharded_knn_vote(
@@ -148,51 +231,61 @@ def make_sharded_knn_vote(
   place = functools.partial(
     jax.device_put, device=sharding.replicated_sharding(mesh)
   )
-  sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()
-  sharded_vote = jax.jit(
-    jax.shard_map(
-      functools.partial(
-        knn_vote,
-        k=k,
-        temperature=temperature,
-        query_rows=query_rows,
-        bank_rows=bank_rows,
-      ),
-      mesh=mesh,
-      in_specs=(sharded, replicated),
-      out_specs=sharded,
-      check_vma=False,
-    )
+  vote = functools.partial(
+    knn_vote,
+    k=k,
+    temperature=temperature,
+    query_rows=query_rows,
+    bank_rows=bank_rows,
   )
+  sharded_vote = jax.jit(_on_mesh(mesh, vote))
   # Placed once: passing a host array would copy the bank at each call.
   bank = Bank(place(bank.features), place(bank.labels))
   return lambda queries: sharded_vote(queries, bank)
 
 
+def _on_mesh(
+  mesh: Mesh, vote: Callable[[Array, NamedTuple], Array]
+) -> Callable[[Array, NamedTuple], Array]:
+  """Runs a vote with the queries sharded over all axes, the bank replicated."""
+  sharded, replicated = PartitionSpec(mesh.axis_names), PartitionSpec()
+  return jax.shard_map(
+    vote,
+    mesh=mesh,
+    in_specs=(sharded, replicated),
+    out_specs=sharded,
+    check_vma=False,
+  )
+
+
 def _nearest(
-  query: Float[Array, 'D'], bank: Bank, k: int, bank_rows: int
+  query: Float[Array, 'D'],
+  features: Float[Array, 'M D'],
+  usable: Bool[Array, 'M'],
+  k: int,
+  bank_rows: int,
 ) -> tuple[Float[Array, 'k'], Int32[Array, 'k']]:
   """Returns the k largest cosines in descending order and their entries.
 
-  The cosine of entries without a class is -inf.
+  The cosine of entries that are not usable is -inf.
   """
-  num_entries = len(bank.labels)
+  num_entries = len(features)
   size = min(bank_rows, num_entries)
 
   def merge(i: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
     # The last block overlaps the one before; repeated entries are masked.
     start = jnp.minimum(i * size, num_entries - size)
-    features = jax.lax.dynamic_slice_in_dim(bank.features, start, size)
-    labels = jax.lax.dynamic_slice_in_dim(bank.labels, start, size)
+    block = jax.lax.dynamic_slice_in_dim(features, start, size)
+    is_usable = jax.lax.dynamic_slice_in_dim(usable, start, size)
     position = start + jnp.arange(size, dtype=jnp.int32)
-    usable = (labels >= 0) & (position >= i * size)
-    products = jnp.dot(features, query, precision=jax.lax.Precision.HIGHEST)
-    cosines = jnp.where(usable, products, -jnp.inf)
+    is_usable &= position >= i * size
+    products = jnp.dot(block, query, precision=jax.lax.Precision.HIGHEST)
+    cosines = jnp.where(is_usable, products, -jnp.inf)
     # top_k prefers the first of equal values: earlier blocks come first.
     cosines, order = jax.lax.top_k(jnp.concatenate([best[0], cosines]), k)
     return cosines, jnp.concatenate([best[1], position])[order]
 
-  empty = jnp.full(k, -jnp.inf), jnp.zeros(k, jnp.int32)
+  empty = jnp.full(k, -jnp.inf, query.dtype), jnp.zeros(k, jnp.int32)
   return jax.lax.fori_loop(0, -(-num_entries // size), merge, empty)
 
 
@@ -203,8 +296,8 @@ def _check_k(k: int, usable: int) -> None:
     )
 
 
-def _l2_normalize(features: Float[Array, 'N D']) -> Float32[Array, 'N D']:
-  features = features.astype(jnp.float32)
+def _l2_normalize(features: Float[Array, 'N D']) -> Float[Array, 'N D']:
+  features = losses.at_least_float32(features)
   norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
   return features / jnp.maximum(norm, 1e-12)
 

@@ -93,6 +93,26 @@ def resize_label_maps(
     yield short_side.resize_predicted_labels(labels, size), example
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class CellPredictions(evaluator.Predictions):
+  """Predictions of label maps by a predictor of the labels of cells.
+
+  Attributes:
+    classes: class of each predicted label; None where labels are classes.
+  """
+
+  classes: tuple[int, ...] | None = None
+
+  def __call__(
+    self, state: train_state.TrainState
+  ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+    """Yields (label map of the image's size, example) of this host's images."""
+    for labels, example in resize_label_maps(super().__call__(state)):
+      if self.classes is not None:
+        labels = np.asarray(self.classes, np.int16)[labels]
+      yield labels, example
+
+
 def match_label_map_files(
   split: datasets.Split, folder: files.Path, num_generated: int
 ) -> matching.Match:

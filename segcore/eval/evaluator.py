@@ -69,6 +69,22 @@ def plan_evaluation_batches(
   return batches
 
 
+class Augmentation(NamedTuple):
+  """Random geometry of the images of an evaluation, the same at every run.
+
+  Attributes:
+    transform: random crop with a `size`, as those of `transforms.CROPS`.
+    seed: seeds; that of an image is followed by its index in the split.
+  """
+
+  transform: Any
+  seed: tuple[int, ...]
+
+  def apply(self, example: transforms.Example, index: int) -> Any:
+    """Returns the crop of the image of this index in the split."""
+    return self.transform(example, np.random.default_rng((*self.seed, index)))
+
+
 @functools.lru_cache(maxsize=8)
 def _make_resharding(rows: jax.sharding.NamedSharding) -> Callable:
   """Builds a function that shards arrays by rows.
@@ -92,6 +108,8 @@ class Predictions:
     log_progress: whether to print progress lines.
     padding: crop that pads each image and its label before prediction; the
       padding is evaluated like the image.
+    augmentation: random crop of each image and its label before prediction; the
+      crop is evaluated like an image.
   """
 
   split: datasets.Split
@@ -102,6 +120,7 @@ class Predictions:
   reading: loader_lib.ReadOptions = loader_lib.ReadOptions()
   log_progress: bool = False
   padding: transforms.CenterCrop | None = None
+  augmentation: Augmentation | None = None
 
   def __post_init__(self):
     sharding.check_batch_divides_devices(
@@ -167,6 +186,8 @@ class Predictions:
           f'{larger[1]}'
         )
       sizes = [self.padding.size] * len(sizes)
+    if self.augmentation:
+      sizes = [self.augmentation.transform.size] * len(sizes)
     return plan_evaluation_batches(sizes, self.batch_size, self.predictor.group)
 
   @functools.cached_property
@@ -183,10 +204,12 @@ class Predictions:
 
     def read(index: int) -> transforms.Example:
       example = decode(records[index])
-      if self.padding is None:
-        return example
-      size = np.asarray(self.padding.size, np.int32)
-      return {**self.padding(example), 'size': size}
+      if self.augmentation is not None:
+        example = self.augmentation.apply(example, index)
+      if self.padding is not None:
+        example = self.padding(example)
+      size = np.asarray(example['image'].shape[:2], np.int32)
+      return {**example, 'size': size}
 
     def load(planned: PlannedBatch) -> dict[str, Any]:
       examples = [

@@ -132,6 +132,7 @@ def build_exported_program(
 # Raised by jax and the networks where a side has to be a number.
 _SHAPE_ERRORS = (
   jax.errors.ConcretizationTypeError,
+  jax.errors.InconclusiveDimensionOperation,
   NotImplementedError,
   TypeError,
   ValueError,

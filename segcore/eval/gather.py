@@ -43,7 +43,7 @@ def gather_predictions_in_order(
 
 
 def all_gather_predictions(
-  rows: Sequence[Any], dtype: type[np.number]
+  rows: Sequence[Any] | np.ndarray, dtype: type[np.number]
 ) -> np.ndarray:
   """Concatenates the rows of all hosts, in the order of the hosts.
 

@@ -27,20 +27,39 @@ from segcore.train import train_state
 ForwardFn = Callable[[train_state.TrainState, Array], Array]
 
 
-def short_side_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+def short_side_size(
+  size: tuple[int, int], short_side: int, multiple: int = 1
+) -> tuple[int, int]:
   """Computes (height, width) for a short side; the long side is rounded down.
+
+  With a multiple, the short side is the multiple nearest to `short_side`, and
+  the long side the one nearest to the same aspect ratio.
 
   >>> short_side_size((375, 500), 256)
   (256, 341)
+  >>> short_side_size((375, 500), 256, multiple=14)
+  (252, 336)
   """
   height, width = size
+  if multiple > 1:
+    short = max((2 * short_side + multiple) // (2 * multiple), 1) * multiple
+    least = min(size)
+    # Nearest multiples in integers; halves are rounded up.
+    height, width = (
+      (2 * n * short + least * multiple) // (2 * least * multiple) * multiple
+      for n in size
+    )
+    return height, width
   if height <= width:
     return short_side, short_side * width // height
   return short_side * height // width, short_side
 
 
 def resize_and_center_crop(
-  image: UInt8[np.ndarray, 'H W 3'], short_side: int, crop: int = 0
+  image: UInt8[np.ndarray, 'H W 3'],
+  short_side: int,
+  crop: int = 0,
+  multiple: int = 1,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Resizes an image to a short side, then takes a center crop.
 
@@ -48,8 +67,9 @@ def resize_and_center_crop(
     image: image of any size.
     short_side: length of the short side; antialiased bilinear, as by Pillow.
     crop: side of the square center crop; 0 for no crop.
+    multiple: number of pixels to whose multiples the sides are rounded.
   """
-  size = short_side_size(image.shape[:2], short_side)
+  size = short_side_size(image.shape[:2], short_side, multiple)
   if image.shape[:2] != size:
     image = resampling.resize_image_antialiased(image, size)
   if crop:
@@ -71,24 +91,30 @@ class FeatureMaps:
     function: the function of a state and images.
     short_side: length of the short side of its input, in pixels.
     crop: side of the center crop of its input; 0 for no crop.
+    input_multiple: number of pixels to whose multiples the sides of the input
+      are rounded.
   """
 
   function: ForwardFn
   short_side: int
   crop: int = 0
+  input_multiple: int = 1
 
   def group(self, size: tuple[int, int]) -> inference.Group:
     """Returns the group of images of this size; outputs are never cropped."""
-    inputs = (self.crop, self.crop) if self.crop else None
-    return inference.Group(
-      (0, 0), (inputs or short_side_size(size, self.short_side),)
-    )
+    if self.crop:
+      return inference.Group((0, 0), ((self.crop, self.crop),))
+    inputs = short_side_size(size, self.short_side, self.input_multiple)
+    return inference.Group((0, 0), (inputs,))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
   ) -> dict[str, Any]:
     """Stacks the resized and cropped images."""
-    return {'images': _stack_resized(images, group, self.short_side, self.crop)}
+    rows = _stack_resized(
+      images, group, self.short_side, self.crop, self.input_multiple
+    )
+    return {'images': rows}
 
   def __call__(
     self, state: train_state.TrainState, inputs: Mapping[str, Any]
@@ -121,6 +147,8 @@ class LabelMaps:
       share programs.
     max_side: number of rows of the largest label map.
     output: 'labels', or 'probs' for the probability of each class.
+    input_multiple: number of pixels to whose multiples the sides of the
+      network's input are rounded; 1 for `label`.
   """
 
   method: method_lib.ScoreModel
@@ -128,15 +156,15 @@ class LabelMaps:
   size_multiple: int = 64
   max_side: int = 1000
   output: Literal['labels', 'probs'] = 'labels'
+  input_multiple: int = 1
 
   def group(self, size: tuple[int, int]) -> inference.Group:
     """Returns the group of images of this size."""
     height, width = (
       -(-n // self.size_multiple) * self.size_multiple for n in size
     )
-    return inference.Group(
-      (height, width), (short_side_size(size, self.short_side),)
-    )
+    inputs = short_side_size(size, self.short_side, self.input_multiple)
+    return inference.Group((height, width), (inputs,))
 
   def prepare(
     self, images: Sequence[np.ndarray | None], group: inference.Group
@@ -153,7 +181,9 @@ class LabelMaps:
         ):
           batch[i, : len(axis)] = axis
     return {
-      'images': _stack_resized(images, group, self.short_side),
+      'images': _stack_resized(
+        images, group, self.short_side, multiple=self.input_multiple
+      ),
       'rows': positions[0],
       'columns': positions[1],
     }
@@ -171,7 +201,14 @@ class LabelMaps:
     """Predicts the label map of one image, in one traceable function.
 
     For `export`; the sides may be symbolic.
+
+    Raises:
+      ValueError: the sides of the input are rounded to multiples.
     """
+    if self.input_multiple != 1:
+      raise ValueError(
+        f'input_multiple: expected 1 for export, got {self.input_multiple}'
+      )
     height, width = size = images.shape[1:3]
     shorter = core.min_dim(height, width)
     # jax cannot infer that a symbolic long side is not below the short side.
@@ -294,10 +331,11 @@ def _stack_resized(
   group: inference.Group,
   short_side: int,
   crop: int = 0,
+  multiple: int = 1,
 ) -> UInt8[np.ndarray, 'B h w 3']:
   """Stacks resized images of one input size; None becomes zeros."""
   rows = np.zeros((len(images), *group.input_sizes[0], 3), np.uint8)
   for row, image in zip(rows, images, strict=True):
     if image is not None:
-      row[:] = resize_and_center_crop(image, short_side, crop)
+      row[:] = resize_and_center_crop(image, short_side, crop, multiple)
   return rows

@@ -58,11 +58,13 @@ class Context:
   @property
   def size_multiple(self) -> int:
     """Returns the number of pixels of which image sides must be multiples."""
-    encoder_only = {'tags': heads_lib.PoolHead(1)}
+    reads = 'encoder' if self.network.decoder is None else 'decoder'
     built = network_lib.build_network(
-      self.network, encoder_only, 'config.network'
+      self.network,
+      {'tags': heads_lib.PoolHead(1, reads=reads)},
+      'config.network',
     )
-    return built.encoder.size_multiple
+    return built.size_multiple
 
   def open(
     self,

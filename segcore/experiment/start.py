@@ -104,8 +104,19 @@ class Start:
     """
     if not self.path:
       return None
+    path = self.locate(workspace)
+    return load.load_weight_parts(path, self.take, net, (1, *size, 3))
+
+  def locate(self, workspace: workspace_lib.Workspace) -> files.Path:
+    """Returns the stage folder or the weight file, and logs what a package has.
+
+    Args:
+      workspace: folders of the stage that starts from these parameters.
+
+    Raises:
+      UserError: the package has no weight file.
+    """
     if self._package:
       installed = packages.locate_package_weights(self._package)
       console.print_line(f'weights: {installed.description}')
-    path = workspace.needed.get(self.path, self.folder)
-    return load.load_weight_parts(path, self.take, net, (1, *size, 3))
+    return workspace.needed.get(self.path, self.folder)

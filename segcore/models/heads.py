@@ -1,7 +1,8 @@
 """Heads, which compute scores or embeddings from a map of encoder or decoder.
 
-A head names the map it reads by three fields, which the `Segmenter` looks up:
-`reads`, the network ('encoder' or 'decoder'), and `stride` or `map_name`.
+A head names the map it reads by fields, which the `Segmenter` looks up:
+`reads`, the network ('encoder' or 'decoder'), and `stride` or `map_name`; and
+by `nearest`, if they have it.
 """
 
 import flax.linen as nn
@@ -22,6 +23,8 @@ class ConvHead(nn.Module):
     reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map that the head reads, instead of its stride.
+    nearest: whether the map of the nearest stride is read where none has that
+      stride.
     init_scale: standard deviation of the initial outputs, for inputs of unit
       variance; 0 for outputs that start at 0.
     dtype: dtype of the convolution; the output is float32 at least.
@@ -32,6 +35,7 @@ class ConvHead(nn.Module):
   reads: str = 'decoder'
   stride: int | None = 1
   map_name: str | None = None
+  nearest: bool = False
   init_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -95,6 +99,8 @@ class ConvBlocksHead(nn.Module):
     reads: network whose map the head reads, 'encoder' or 'decoder'.
     stride: stride of the map that the head reads; None for the deepest map.
     map_name: name of the map that the head reads, instead of its stride.
+    nearest: whether the map of the nearest stride is read where none has that
+      stride.
     dropout_rate: share of each block's channels that are dropped in training.
     dtype: dtype of the convolutions; the output is float32 at least.
   """
@@ -105,6 +111,7 @@ class ConvBlocksHead(nn.Module):
   reads: str = 'decoder'
   stride: int | None = 4
   map_name: str | None = None
+  nearest: bool = False
   dropout_rate: float = 0.1
   dtype: DTypeLike = jnp.float32
 
@@ -125,6 +132,56 @@ class ConvBlocksHead(nn.Module):
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     return conv_block.conv(
       x.shape[-1], self.out_features, 1, dtype=dtype, name='conv'
+    )(x)
+
+
+class PixelClassifier(nn.Module):
+  """Channel dropout and a 1x1 convolution with bias: C scores for each cell.
+
+  The classifier on the decoders of DAFormer and SegFormer. Dropout clears whole
+  channels of an example and draws from the stream 'dropout'.
+
+  Attributes:
+    out_features: number C of scores.
+    reads: network whose map the head reads, 'encoder' or 'decoder'.
+    stride: stride of the map that the head reads; None for the deepest map.
+    map_name: name of the map that the head reads, instead of its stride.
+    nearest: whether the map of the nearest stride is read where none has that
+      stride.
+    dropout_rate: share of the channels that are dropped in training.
+    init_deviation: standard deviation of the initial kernel, whose bias is 0,
+      as in DAFormer; None for torch's uniform values, as in AFA.
+    dtype: dtype of the input; scores are computed in float32 at least.
+  """
+
+  out_features: int
+  reads: str = 'decoder'
+  stride: int | None = 4
+  map_name: str | None = None
+  nearest: bool = False
+  dropout_rate: float = 0.1
+  init_deviation: float | None = 0.01
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool = False
+  ) -> Float[Array, 'B h w C']:
+    """Computes the scores of each cell."""
+    x = nn.Dropout(
+      self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train
+    )(x)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    if self.init_deviation is None:
+      return conv_block.conv(
+        x.shape[-1], self.out_features, 1, dtype=dtype, name='conv'
+      )(x)
+    return nn.Conv(
+      self.out_features,
+      (1, 1),
+      kernel_init=nn.initializers.normal(self.init_deviation),
+      dtype=dtype,
+      name='conv',
     )(x)
 
 

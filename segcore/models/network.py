@@ -1,6 +1,7 @@
 """Builds a `Segmenter` from the options of a config."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,12 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from runtime import errors, options
-from segcore.models import segmenter
-from segcore.models.decoders import deeplabv3plus, unet
+from segcore.models import features, segmenter
+from segcore.models.decoders import (
+  daformer,
+  deeplabv3plus,
+  dpt,
+  segformer,
+  unet,
+)
 from segcore.models.encoders import (
   bit,
   efficientnet,
   hybrid_vit,
+  mit,
   resnet_gn,
   vit,
 )
@@ -26,12 +34,19 @@ ENCODERS = {
   'dilated_resnet': resnet_lib.DilatedResNet,
   'efficientnet': efficientnet.EfficientNet,
   'hybrid_vit': hybrid_vit.HybridViT,
+  'mit': mit.MiT,
   'vit': vit.ViT,
 }
 DECODERS = {
   'unet': unet.UNetDecoder,
+  'daformer': daformer.DAFormer,
   'deeplabv3plus': deeplabv3plus.DeepLabV3Plus,
+  'dpt': dpt.DPT,
+  'segformer': segformer.SegFormer,
 }
+
+# Side in pixels of images that encoders of any stride accept.
+_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +120,7 @@ def build_network(
 def check_network_image_size(
   network: segmenter.Segmenter, size: tuple[int, int], path: str
 ) -> None:
-  """Checks that the network accepts images of a size; follows shapes only.
+  """Checks that its parts fit and accept images of a size, by shapes only.
 
   Args:
     network: the network.
@@ -113,13 +128,37 @@ def check_network_image_size(
     path: path of the field with the size, for messages.
 
   Raises:
-    UserError: the network cannot process images of this size.
+    UserError: decoder or heads lack a map, or the network cannot process images
+      of this size.
   """
-  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
   try:
-    jax.eval_shape(network.init, jax.random.PRNGKey(0), images)
+    _trace(network, size)
   except (ArithmeticError, TypeError, ValueError) as error:
+    _check_maps(network)
     reason = ' '.join(str(error).split())
     raise errors.UserError(
       f'{path} = {size} does not fit the network: {reason}'
     ) from error
+
+
+def _trace(network: segmenter.Segmenter, size: tuple[int, int]) -> None:
+  """Initializes the network for images of a size; follows shapes only."""
+  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  jax.eval_shape(network.init, jax.random.PRNGKey(0), images)
+
+
+def _check_maps(network: segmenter.Segmenter) -> None:
+  """Raises UserError if decoder or heads lack a map at images of any size."""
+  # Of a side that fits, so that the size is no reason.
+  side = math.lcm(network.size_multiple, _SIDE)
+  try:
+    _trace(network, (side, side))
+  except features.MissingMapError as error:
+    encoders = {module: name for name, module in ENCODERS.items()}
+    encoder = encoders[type(network.encoder)]
+    advice = f'; {error.advice}' if error.advice else ''
+    raise errors.UserError(
+      f'{error.reason} (encoder {encoder}){advice}'
+    ) from error
+  except (ArithmeticError, TypeError, ValueError):
+    return  # The caller reports it.

@@ -6,6 +6,7 @@ segmenter = Segmenter(
 segmenter.apply(variables, images, heads=('logits',))['logits']
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ class Segmenter(nn.Module):
   Any modules fit together that have these signatures: the encoder maps
   (images, train) to `Features`, the decoder (features, condition, train) to
   `Features`, and a head maps (map, train) to an array; its fields `reads`,
-  `stride` and `map_name` select the map. Batch statistics and dropout work as
+  `stride` and `map_name` select the map, and `nearest`, where it has it, allows
+  for another stride. Batch statistics and dropout work as
   everywhere in flax.
 
   Attributes:
@@ -89,6 +91,16 @@ class Segmenter(nn.Module):
   def conditional(self) -> bool:
     """Returns whether the decoder is conditioned on a noise level."""
     return getattr(self.decoder, 'conditional', False)
+
+  @property
+  def size_multiple(self) -> int:
+    """Returns the number of pixels of which image sides must be multiples."""
+    multiple = self.encoder.size_multiple
+    if getattr(self.decoder, 'doubles_maps', False):
+      # Other encoders have the stride of their last map as size multiple.
+      stride = getattr(self.encoder, 'output_stride', 1)
+      multiple = math.lcm(multiple, stride)
+    return multiple
 
   @property
   def frozen_parameters(self) -> tuple[str, ...]:
@@ -187,6 +199,16 @@ class Segmenter(nn.Module):
         return maps.by_name(head.map_name).array
       if head.stride is None:
         return maps.deepest.array
+      if getattr(head, 'nearest', False):
+        return maps.near_stride(head.stride).array
       return maps.at_stride(head.stride).array
-    except ValueError as error:
-      raise ValueError(f'head {name!r} of the {head.reads}: {error}') from None
+    except features_lib.MissingMapError as error:
+      advice = ''
+      if head.reads == 'decoder' and head.map_name is None:
+        advice = (
+          f'a decoder unet ends at stride {head.stride} with output_stride='
+          f'{head.stride}'
+        )
+      raise features_lib.MissingMapError(
+        f'head {name!r} of the {head.reads}: {error}', advice
+      ) from None

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from runtime import errors, files
 from segcore.models import network
-from segcore.models.encoders import efficientnet, vit
+from segcore.models.encoders import efficientnet, mit, vit
 from segcore.weights import load
 
 # Names of the published ResNets by unit and blocks.
@@ -33,6 +33,8 @@ _RESNETS = {
 _GRIDS = {16: (14, 14), 8: (28, 28), 14: (37, 37)}
 _STEMS = {7: 'plain', 3: 'small'}
 _PARTS = ('encoder', 'decoder', 'heads')
+# Name, in configs, of the encoder that a weight file was made with.
+OF_WEIGHTS = 'of_weights'
 
 Tree = Mapping[str, Any]
 
@@ -143,7 +145,46 @@ def _name_network(encoder: _Encoder) -> tuple[str, dict[str, Any]]:
       for k, v in fields.items()
       if k in (*vit.SIZES['small'], 'patch_size')
     }
+  if encoder.name == 'mit' and encoder.title:
+    name = encoder.title.lower().replace('-', '_')
+    named = {k: v for k, v in fields.items() if k in mit.SIZES['b0']}
+    return f'{name}+segformer', named
   return '', {}
+
+
+def encoder_of_weights(path: files.Path, variables: Tree) -> dict[str, Any]:
+  """Finds out the encoder that weights are for.
+
+  Args:
+    path: file or folder, as in `load.read_weight_variables`.
+    variables: what was read from it.
+
+  Returns:
+    Name and fields of the encoder, as in a config: those that the stage of a
+    folder was trained with; of a file those that names and shapes show.
+
+  Raises:
+    UserError: the encoder is unknown, or shapes do not show all of it.
+  """
+  if path.is_dir() and (settings := load.read_encoder_settings(path)):
+    return {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in settings.items()
+    }
+  encoder = _find_encoder(variables)
+  advice = 'set config.network.encoder to its name and fields'
+  if encoder is None:
+    raise errors.UserError(
+      f'{path}: expected an encoder among {", ".join(network.ENCODERS)}, got '
+      f'names and shapes of none: {advice}'
+    )
+  has_groups = hasattr(network.ENCODERS[encoder.name], 'num_groups')
+  if has_groups and encoder.fields.get('width', 64) % 64:
+    raise errors.UserError(
+      f'{path}: expected an encoder of the published width, as shapes do not '
+      f'tell its num_groups, got width={encoder.fields["width"]}: {advice}'
+    )
+  return {'name': encoder.name, **encoder.fields}
 
 
 def _find_encoder(variables: Tree) -> _Encoder | None:
@@ -263,6 +304,34 @@ def _vit(encoder: Tree, grid: tuple[int, int] | None) -> _Encoder:
   return _Encoder('vit', fields, title)
 
 
+def _mit(encoder: Tree, grid: Any) -> _Encoder:
+  del grid
+  stages = [encoder['stage1']]
+  stages += [
+    encoder[f'stage{s + 1}'] for s in range(1, _count(encoder, 'stage'))
+  ]
+  sizes = [int(x['patch_embed']['kernel'].shape[-1]) for x in stages]
+  blocks = [x['block0'] for x in stages]
+  hidden = int(blocks[0]['mlp']['fc1']['kernel'].shape[-1])
+  fields = {
+    'hidden_sizes': tuple(sizes),
+    'num_layers': tuple(_count(x, 'block') for x in stages),
+  }
+  names = [name for name, x in mit.SIZES.items() if x == fields]
+  fields |= {
+    # No shape tells it; all published sizes have one head in the first stage,
+    # and heads of as many features in the others.
+    'num_heads': tuple(n // sizes[0] for n in sizes),
+    'reductions': tuple(
+      int(x['attn']['sr']['kernel'].shape[0]) if 'sr' in x['attn'] else 1
+      for x in blocks
+    ),
+    'mlp_ratio': hidden // sizes[0],
+  }
+  title = f'MiT-{names[0].upper()}' if names else ''
+  return _Encoder('mit', fields, title)
+
+
 def _bit(encoder: Tree, grid: Any) -> _Encoder | None:
   del grid
   if 'gn_last' not in encoder:
@@ -283,7 +352,7 @@ def _with_groups(name: str, encoder: Tree, title: str) -> _Encoder:
 
 
 _READERS: tuple[Callable[[Tree, Any], _Encoder | None], ...] = (
-  *(_dilated_resnet, _efficientnet, _hybrid_vit, _vit, _bit, _resnet),
+  *(_dilated_resnet, _efficientnet, _hybrid_vit, _vit, _mit, _bit, _resnet),
 )
 
 

@@ -21,7 +21,13 @@ from flax import traverse_util
 from runtime import console, errors, files, json_files
 from segcore.models.layers import position_table
 from segcore.weights import checkpoint_reader, weight_files
-from segcore.weights.layouts import efficientnet, google, torchvision, vit
+from segcore.weights.layouts import (
+  efficientnet,
+  google,
+  mit,
+  torchvision,
+  vit,
+)
 
 _MAX_LINES = 8
 _COLLECTIONS = ('params/', 'batch_stats/')
@@ -30,6 +36,7 @@ _TRANSLATORS = (
   efficientnet.translate_efficientnet_weights,
   torchvision.translate_torchvision_weights,
   vit.translate_vit_weights,
+  mit.translate_mit_weights,
   google.translate_google_weights,
 )
 # Modules of a hybrid transformer's encoder in addition to its ResNet.
@@ -61,8 +68,9 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
     variables = checkpoint_reader.read_checkpoint_fields(
       inner if inner.is_dir() else path
     )
-    settings = (path if inner.is_dir() else path.parent) / 'settings.json'
-    return {**variables, **_grid_of_settings(settings)}
+    encoder = read_encoder_settings(path)
+    grid = {'grid': tuple(encoder['grid'])} if 'grid' in encoder else {}
+    return {**variables, **grid}
   if not path.is_file():
     raise errors.UserError(
       f'{path} does not exist: expected the folder of a stage, or a file '
@@ -79,12 +87,29 @@ def read_weight_variables(path: files.Path) -> dict[str, Any]:
       f'{path}: expected names that begin with params/ or batch_stats/, as '
       f'params/encoder/conv_root/kernel, those of public {families} weights, '
       "torch's of a ResNet or an EfficientNet, as layer1.0.conv1.weight, or of "
-      'a ViT, as blocks.0.attn.qkv.weight; got '
+      'a ViT or a MiT, as blocks.0.attn.qkv.weight; got '
       f'{", ".join(sorted(flat)[:3]) or "none"}'
     )
   return traverse_util.unflatten_dict(
     {name: np.asarray(value) for name, value in flat.items()}, sep='/'
   )
+
+
+def read_encoder_settings(path: files.Path) -> dict[str, Any]:
+  """Reads name and fields of the encoder from the settings of a stage.
+
+  Args:
+    path: a stage's folder, or a `checkpoints` or `best` folder in one.
+
+  Returns:
+    The fields; {} if there are no settings, or none of a network.
+  """
+  stage = path if (path / 'checkpoints').is_dir() else path.parent
+  settings = stage / 'settings.json'
+  if not settings.exists():
+    return {}
+  network = json_files.read_json(settings)['settings'].get('network', {})
+  return dict(network.get('encoder', {}))
 
 
 def load_weight_parts(
@@ -182,15 +207,6 @@ def _subtree(tree: Mapping[str, Any], part: str) -> Any:
   for name in part.split('/'):
     tree = tree.get(name, {})
   return tree
-
-
-def _grid_of_settings(path: files.Path) -> dict[str, Grid]:
-  """Returns {'grid': …} of the network of a stage, if its settings give one."""
-  if not path.exists():
-    return {}
-  settings = json_files.read_json(path)['settings']
-  encoder = settings.get('network', {}).get('encoder', {})
-  return {'grid': tuple(encoder['grid'])} if 'grid' in encoder else {}
 
 
 def _fit_encoder(

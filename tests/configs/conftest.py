@@ -11,6 +11,11 @@ CHECKED = set()
 
 
 @pytest.fixture(autouse=True)
+def _equal_networks_checked_once(equal_networks_checked_once):
+  """Most tests build all stages of an experiment."""
+
+
+@pytest.fixture(autouse=True)
 def no_package(monkeypatch):
   """Makes configs the same whether weights are installed here or not."""
   monkeypatch.setattr(pretrained, 'is_installed', lambda name: False)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 
 import jax
@@ -135,17 +136,33 @@ def test_sigkill_in_a_save_and_in_an_evaluation_changes_nothing(
   assert_same_to_the_bit(whole, workdir)
 
 
-def test_sigterm_saves_and_exits_75(discs, whole, tmp_path):
-  workdir = tmp_path / 'run'
-  stage = workdir / 'finetune'
+@pytest.fixture(scope='module')
+def stopped(discs, tmp_path_factory):
+  """A run that got SIGTERM after step 3, with its exit status."""
+  workdir = tmp_path_factory.mktemp('stopped') / 'run'
   process = runs.start(discs, workdir)
-  assert runs.signal_when(process, runs.step_logged(stage, 3), signal.SIGTERM)
-  assert process.returncode == 75, runs.read_log(workdir)
+  due = runs.step_logged(workdir / 'finetune', 3)
+  assert runs.signal_when(process, due, signal.SIGTERM)
+  return workdir, process.returncode
+
+
+def test_sigterm_saves_and_exits_75(stopped):
+  workdir, status = stopped
+  stage = workdir / 'finetune'
+  assert status == 75, runs.read_log(workdir)
   saved = max(int(p.name) for p in (stage / 'checkpoints').iterdir())
   assert runs.read_metrics(stage)[-1]['step'] == saved
   assert f'saved at step {saved}; run the same command' in runs.read_log(
     workdir
   )
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+  discs, whole, stopped, tmp_path
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(stopped[0], workdir)
   runs.complete(discs, workdir)
   assert_same_to_the_bit(whole, workdir)
 

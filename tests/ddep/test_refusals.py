@@ -19,6 +19,8 @@ from segcore.experiment import (
 from tests.support import runs
 
 CONFIG = f'--config={runs.ROOT}/configs/ddep_folder.py'
+# Most tests build all stages of an experiment.
+pytestmark = pytest.mark.usefixtures('equal_networks_checked_once')
 
 
 @pytest.fixture

@@ -100,16 +100,14 @@ def test_denoising_loss_is_the_mean_square_of_equation_6():
   trained = ddep()
   state = tiny_networks.initial_state(trained, batch)
   keys = update_lib.ForwardKeys(update_lib.row_prng_keys(KEY, 4), KEY)
-  outcome = trained.loss(state.params, state.batch_stats, batch, keys)
-  eps = np.stack(
-    [
-      jax.random.normal(jax.random.fold_in(KEY, i), (32, 32, 3))
-      for i in range(4)
-    ]
+  outcome = jax.jit(trained.loss)(state.params, state.batch_stats, batch, keys)
+  draw = jax.jit(
+    lambda i: jax.random.normal(jax.random.fold_in(KEY, i), (32, 32, 3))
   )
+  eps = np.stack([draw(i) for i in range(4)])
   images = np.asarray(batch['image'], np.float32) / 127.5 - 1
   noisy = np.sqrt(0.95) * images + np.sqrt(0.05) * eps
-  result = trained.predict(state, jnp.asarray(noisy, jnp.float32))
+  result = jax.jit(trained.predict)(state, noisy.astype(np.float32))
   square = (np.asarray(result) - eps)[[0, 1, 3]] ** 2
   assert float(outcome.total / outcome.count) == pytest.approx(
     square.mean(), rel=1e-4
@@ -160,10 +158,12 @@ def test_a_conditional_decoder_is_told_the_noise_of_each_image():
   np.testing.assert_array_equal(unconditioned, as_clean)
 
 
-@pytest.mark.parametrize('weights', [None, (0.2, 1.0, 3.0)])
-def test_finetuning_ignores_negative_labels_and_padding_rows(weights):
+@pytest.mark.parametrize(
+  ('weights', 'stride'), [(None, 1), ((0.2, 1.0, 3.0), 1), (None, 4)]
+)
+def test_finetuning_ignores_negative_labels_and_padding_rows(weights, stride):
   trained = finetune.Finetune(
-    tiny_networks.small_unet({'logits': heads.ConvHead(3)}),
+    tiny_networks.small_unet({'logits': heads.ConvHead(3, stride=stride)}),
     update_lib.Update(ALL, tiny_networks.adam(), 10),
     weights,
   )
@@ -171,11 +171,20 @@ def test_finetuning_ignores_negative_labels_and_padding_rows(weights):
   batch['mask'] = jnp.array([True, False, True, True])
   state = tiny_networks.initial_state(trained, batch)
   keys = update_lib.ForwardKeys(update_lib.row_prng_keys(KEY, 4), KEY)
-  outcome = trained.loss(state.params, state.batch_stats, batch, keys)
-  logits = np.asarray(
-    trained.predict(state, batch_lib.batch_images_to_symmetric(batch['image'])),
-    np.float64,
-  )
+
+  @jax.jit
+  def loss_and_logits(state):
+    images = batch_lib.batch_images_to_symmetric(batch['image'])
+    return (
+      trained.loss(state.params, state.batch_stats, batch, keys),
+      trained.predict(state, images),
+    )
+
+  outcome, logits = loss_and_logits(state)
+  assert logits.shape == (4, 32 // stride, 32 // stride, 3)
+  # Coarser logits are upsampled to the labels.
+  upsample = jax.jit(jax.image.resize, static_argnums=(1, 2))
+  logits = np.float64(upsample(logits, (4, 32, 32, 3), 'bilinear'))
   logits -= logits.max(-1, keepdims=True)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   total = count = 0
@@ -203,21 +212,23 @@ def test_classification_learns_two_colors():
     update_lib.Update(('encoder', 'heads'), tiny_networks.adam(), 20),
     'softmax',
   )
-  red = jnp.zeros((8, 32, 32, 3), jnp.uint8).at[::2, ..., 0].set(255)
-  tags = jnp.stack([jnp.arange(8) % 2 == 0, jnp.arange(8) % 2 == 1], axis=1)
-  batch = {'image': red, 'tags': tags, 'mask': jnp.ones(8, bool)}
+  red = np.zeros((8, 32, 32, 3), np.uint8)
+  red[::2, ..., 0] = 255
+  tags = np.arange(8)[:, None] % 2 == [0, 1]
+  batch = {'image': red, 'tags': tags, 'mask': np.ones(8, bool)}
+  batch = jax.tree.map(jnp.asarray, batch)
   state, losses = run(trained, [batch] * 20)
   assert losses[0] == pytest.approx(np.log(2), abs=0.7)
   assert losses[-1] < 0.1
-  scores = trained.predict(state, batch_lib.batch_images_to_symmetric(red))
+  symmetric = batch_lib.batch_images_to_symmetric(batch['image'])
+  scores = jax.jit(trained.predict)(state, symmetric)
   np.testing.assert_array_equal(scores.argmax(-1), np.arange(8) % 2)
 
 
-@pytest.mark.parametrize('parts', [('decoder', 'heads'), ALL])
-def test_8_devices_equal_1(parts):
+def test_8_devices_equal_1():
   batches = [tiny_networks.images(16, 32, seed) for seed in range(3)]
-  one, losses_one = run(ddep(parts), batches, devices=1)
-  eight, losses_eight = run(ddep(parts), batches, devices=8)
+  one, losses_one = run(ddep(ALL), batches, devices=1)
+  eight, losses_eight = run(ddep(ALL), batches, devices=8)
   np.testing.assert_allclose(losses_one, losses_eight, rtol=2e-5)
   assert_close(one.params, eight.params, atol=1e-5)
 

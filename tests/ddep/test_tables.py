@@ -5,30 +5,16 @@ import collections
 import pytest
 
 from ddep import main as ddep_main
-from segcore.models import network
 from tests.support import tables
 
 DECODER = ('decoder', 'heads')
 WHOLE = ('encoder', *DECODER)
-# Networks whose shapes were followed already.
-CHECKED = set()
+# Many rows have the same network.
+pytestmark = pytest.mark.usefixtures('equal_networks_checked_once')
 
 
 def rows():
   return tables.read('ddep_tables.md')
-
-
-@pytest.fixture(autouse=True)
-def networks_checked_once(monkeypatch):
-  """Many rows have the same network."""
-  check = network.check_network_image_size
-
-  def check_once(net, size, path):
-    if (key := (repr(net), size)) not in CHECKED:
-      CHECKED.add(key)
-      check(net, size, path)
-
-  monkeypatch.setattr(network, 'check_network_image_size', check_once)
 
 
 @pytest.mark.parametrize('data', ['pascal', 'ade20k', 'cityscapes'])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline import batch as batch_lib
 from pass_luss import finetune
 from pass_luss.pretrain import heads
 from pass_luss.pseudo_labels import labeler
@@ -31,21 +32,26 @@ def loss_and_logits(method, label):
   _, state = build_method()
   images = support.random_images(size=(32, 32))
   batch = {
-    'image': jnp.asarray(images),
-    'label': jnp.asarray(label.astype(np.int16)),
-    'mask': jnp.ones(2, bool),
+    'image': images,
+    'label': label.astype(np.int16),
+    'mask': np.ones(2, bool),
   }
-  keys = update.ForwardKeys(
-    update.row_prng_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
-  )
-  outcome = method.loss(state.params, state.batch_stats, batch, keys)
-  logits, _ = method.forward(
-    state.params,
-    state.batch_stats,
-    support.to_symmetric(images),
-    'logits',
-    keys,
-  )
+
+  @jax.jit
+  def compute(state, batch):
+    keys = update.ForwardKeys(
+      update.row_prng_keys(jax.random.PRNGKey(0), 2), jax.random.PRNGKey(1)
+    )
+    logits, _ = method.forward(
+      state.params,
+      state.batch_stats,
+      batch_lib.batch_images_to_symmetric(batch['image']),
+      'logits',
+      keys,
+    )
+    return method.loss(state.params, state.batch_stats, batch, keys), logits
+
+  outcome, logits = compute(state, batch)
   return outcome, np.asarray(logits, np.float64)
 
 
@@ -75,11 +81,11 @@ def test_repeated_upsampling_of_the_loss():
 def test_repeated_upsampling_upsamples_predictions_once():
   method, state = build_method()
   images = support.to_symmetric(support.random_images(size=(32, 32)))
-  plain = np.asarray(method.predict(state, images), np.float64)
+  plain = np.asarray(jax.jit(method.predict)(state, images), np.float64)
   repeated = dataclasses.replace(method, repeated_upsampling=True)
   assert plain.shape[1:3] == (4, 4)
   np.testing.assert_allclose(
-    repeated.predict(state, images),
+    jax.jit(repeated.predict)(state, images),
     pass_labels.bilinear(plain, (8, 8)),
     atol=1e-5,
   )
@@ -99,8 +105,8 @@ def test_image_level_loss():
 def test_activation_maps():
   method, state = build_method()
   images = support.to_symmetric(support.random_images(count=4))
-  activations = np.asarray(method.activation(state, images))
-  logits = np.asarray(method.predict(state, images), np.float64)
+  activations = np.asarray(jax.jit(method.activation)(state, images))
+  logits = np.asarray(jax.jit(method.predict)(state, images), np.float64)
   for activation, scores in zip(activations, logits, strict=True):
     for threshold in (0.2, 0.5):
       labels = labeler.category_label_map(

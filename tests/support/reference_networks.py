@@ -26,14 +26,15 @@ def draw_params(module, *args, seed=0):
       value = rng.normal(size=leaf.shape) / np.sqrt(fan_in) + 0.01
     else:
       value = 0.3 * rng.normal(size=leaf.shape)
-    return jnp.asarray(value, leaf.dtype)
+    return jax.device_put(value.astype(leaf.dtype))
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def draw_images(height, width, batch=2):
   rng = np.random.default_rng(height + width)
-  return jnp.asarray(rng.uniform(-1, 1, (batch, height, width, 3)), jnp.float32)
+  images = rng.uniform(-1, 1, (batch, height, width, 3))
+  return jax.device_put(np.float32(images))
 
 
 def count_parameters(shapes):
@@ -244,7 +245,9 @@ def draw_maps(*shapes, seed=0):
       features.FeatureMap(
         f'map{i}',
         stride,
-        jnp.float32(rng.normal(size=(2, 32 // stride, 48 // stride, channels))),
+        jax.device_put(
+          np.float32(rng.normal(size=(2, 32 // stride, 48 // stride, channels)))
+        ),
       )
       for i, (stride, channels) in enumerate(shapes)
     )

@@ -44,15 +44,12 @@ def adam(rate=1e-2, **fields):
 def images(batch, size, seed=0):
   """Draws uint8 images with labels of 3 classes, some of them ignored."""
   rng = np.random.default_rng(seed)
-  return {
-    'image': jnp.asarray(
-      rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    ),
-    'label': jnp.asarray(
-      rng.integers(-1, 3, (batch, size, size)).astype(np.int16)
-    ),
-    'mask': jnp.ones(batch, bool),
+  arrays = {
+    'image': rng.integers(0, 256, (batch, size, size, 3), np.uint8),
+    'label': rng.integers(-1, 3, (batch, size, size)).astype(np.int16),
+    'mask': np.ones(batch, bool),
   }
+  return jax.tree.map(jnp.asarray, arrays)
 
 
 def spec(batch):
@@ -76,16 +73,17 @@ def initial_state(method, batch, seed=0):
       value = rng.standard_normal(leaf.shape) / np.sqrt(fan_in)
     else:
       value = np.full(leaf.shape, 1.0 if name in ('scale', 'var') else 0.0)
-    return jnp.asarray(value, leaf.dtype)
+    return value.astype(leaf.dtype)
 
   draws = jax.tree_util.tree_map_with_path(
     draw, (shapes.params, shapes.batch_stats)
   )
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.opt_state)
-  return shapes.replace(
-    step=jnp.zeros((), jnp.int32),
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.opt_state)
+  state = shapes.replace(
+    step=np.int32(0),
     params=draws[0],
     batch_stats=draws[1],
     opt_state=zeros,
     rng=key,
   )
+  return jax.tree.map(jnp.asarray, state)

@@ -39,11 +39,27 @@ def max_pool(x, ceil_mode):
   return result
 
 
-def resize(x, size):
-  """Resizes bilinearly with align_corners: cell i reads i·(h-1)/(H-1)."""
+def depthwise_conv(x, weight, dilation=1):
+  """Convolves each channel with its kernel of [C, 1, k, k], as `conv`."""
+  maps = [
+    conv(x[:, i : i + 1], weight[i : i + 1], dilation=dilation)
+    for i in range(len(weight))
+  ]
+  return np.concatenate(maps, 1)
+
+
+def resize(x, size, align_corners=True):
+  """Resizes bilinearly.
+
+  Cell i reads i·(h-1)/(H-1) with align_corners, (i+½)·h/H - ½ but at least 0
+  without.
+  """
   for axis, new in zip((2, 3), size, strict=True):
     old = x.shape[axis]
-    at = np.arange(new) * (old - 1) / (new - 1)
+    if align_corners:
+      at = np.arange(new) * (old - 1) / (new - 1)
+    else:
+      at = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
     low = np.floor(at + 1e-9).astype(int)
     share = (at - low).reshape((-1, 1) if axis == 2 else (-1,))
     high = np.minimum(low + 1, old - 1)

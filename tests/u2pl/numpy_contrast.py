@@ -1,5 +1,6 @@
 """One step of the contrastive branch in numpy, with the draws of its keys."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,13 @@ def interleave(labeled_first):
   )
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _priorities(rng, num_images, num_cells):
+  return order_statistics.sample_pixel_priorities(
+    update_lib.row_prng_keys(rng, num_images), num_cells
+  )
+
+
 def step(masks, features, student, prototypes, bank, rng, options, momentum):
   """Computes one step; changes the bank.
 
@@ -53,9 +61,7 @@ def step(masks, features, student, prototypes, bank, rng, options, momentum):
   )
   push_rng, anchor_rng, bank_rng = jax.random.split(rng, 3)
   priorities = np.asarray(
-    order_statistics.sample_pixel_priorities(
-      update_lib.row_prng_keys(push_rng, num_images), cells[0] * cells[1]
-    )
+    _priorities(push_rng, num_images, cells[0] * cells[1])
   ).ravel()
   sample = {}
   for c in range(num_classes):

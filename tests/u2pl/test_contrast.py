@@ -1,7 +1,5 @@
 """Candidates and InfoNCE against the transcription, on given draws."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +18,10 @@ def _in_float64():
     yield
 
 
+candidates = jax.jit(contrast.contrast_candidates, static_argnums=5)
+class_ranks = jax.jit(contrast.class_probability_ranks)
+
+
 def masks_of(options, seed=0):
   """Returns actual and expected candidates of two labeled and two mixed images.
 
@@ -36,14 +38,15 @@ def masks_of(options, seed=0):
   reliable[~labeled], unreliable[~labeled] = reference.reliability_masks(
     entropies[~labeled], labels[~labeled], 0.37, options.anchor_entropy
   )
-  actual = contrast.contrast_candidates(
-    jnp.asarray(probs),
-    jnp.asarray(labels),
-    jnp.asarray(np.broadcast_to(labeled[:, None, None], labels.shape)),
-    jnp.asarray(reliable),
-    jnp.asarray(unreliable),
+  actual = candidates(
+    probs,
+    labels,
+    np.broadcast_to(labeled[:, None, None], labels.shape),
+    reliable,
+    unreliable,
     options,
   )
+  actual = jax.device_get(actual)
   expected = contrast_reference.contrast_masks(
     *(probs[labeled], labels[labeled], probs[~labeled], labels[~labeled]),
     *(reliable[~labeled], unreliable[~labeled]),
@@ -89,11 +92,12 @@ def test_without_ranks_cells_are_negatives_of_all_other_classes():
 
 def test_ranks_of_equal_probabilities():
   probs = np.array([[0.25, 0.25, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]])
-  actual = contrast.class_probability_ranks(jnp.asarray(probs))
-  np.testing.assert_array_equal(actual, [[1, 2, 0, 3], [1, 2, 3, 0]])
+  np.testing.assert_array_equal(
+    class_ranks(probs), [[1, 2, 0, 3], [1, 2, 3, 0]]
+  )
   random = reference.softmax(inputs.draw(3, 4, inputs.CLASSES))
   np.testing.assert_array_equal(
-    contrast.class_probability_ranks(jnp.asarray(random)),
+    class_ranks(random),
     contrast_reference.ranks(random),
   )
 
@@ -108,13 +112,13 @@ def test_ranks_of_equal_probabilities():
   ],
 )
 def test_source_of_unlabeled_negatives(kind, expected):
-  probs = jnp.asarray(reference.softmax(np.zeros((1, 1, 2, inputs.CLASSES))))
-  actual = contrast.contrast_candidates(
+  probs = reference.softmax(np.zeros((1, 1, 2, inputs.CLASSES)))
+  actual = candidates(
     probs,
-    jnp.zeros((1, 1, 2), int),
-    jnp.zeros((1, 1, 2), bool),
-    jnp.array([[[True, False]]]),
-    jnp.array([[[False, True]]]),
+    np.zeros((1, 1, 2), int),
+    np.zeros((1, 1, 2), bool),
+    np.array([[[True, False]]]),
+    np.array([[[False, True]]]),
     contrast.ContrastOptions(negatives=kind),
   )
   # Class 5 has rank 5 everywhere.
@@ -126,6 +130,7 @@ def test_info_nce_and_its_gradient(tau):
   anchors, positive = inputs.draw(4, 8), inputs.draw(8, seed=1)
   negatives = inputs.draw(4, 5, 8, seed=2)
 
+  @jax.jit
   def loss(x):
     return contrast.anchor_info_nce(
       x, jnp.asarray(positive), jnp.asarray(negatives), tau
@@ -134,19 +139,20 @@ def test_info_nce_and_its_gradient(tau):
   def reference_loss(x):
     return contrast_reference.info_nce(x, positive, negatives, tau)
 
-  inputs.assert_close(loss(jnp.asarray(anchors)), reference_loss(anchors))
+  inputs.assert_close(loss(anchors), reference_loss(anchors))
   inputs.assert_gradient(loss, reference_loss, anchors)
 
 
 def test_info_nce_is_finite_for_vectors_of_length_0():
-  zero = jnp.zeros((2, 3))
-  loss = functools.partial(
-    contrast.anchor_info_nce,
-    positive=jnp.zeros(3),
-    negatives=jnp.zeros((2, 4, 3)),
-    temperature=0.5,
-  )
-  value, gradient = jax.value_and_grad(loss)(zero)
+  def loss(x):
+    return contrast.anchor_info_nce(
+      x,
+      positive=jnp.zeros(3),
+      negatives=jnp.zeros((2, 4, 3)),
+      temperature=0.5,
+    )
+
+  value, gradient = jax.jit(jax.value_and_grad(loss))(np.zeros((2, 3)))
   inputs.assert_close(value, np.log(5))
   assert np.isfinite(gradient).all()
 
@@ -183,18 +189,19 @@ def test_the_whole_contrastive_loss_on_given_draws():
   means, counts = contrast_reference.class_means(teacher, joined.positives)
 
   by_pixel = [mask.reshape(4, -1, inputs.CLASSES) for mask in actual]
-  picked = order_statistics.ranks_from_uniforms(
-    jnp.asarray(uniforms[0]), jnp.asarray(anchor_counts)[:, None]
+  picked = jax.jit(order_statistics.ranks_from_uniforms)(
+    uniforms[0], anchor_counts[:, None]
   )
   np.testing.assert_array_equal(
     np.asarray(picked)[anchor_counts > 0],
     np.array(anchor_draws)[anchor_counts > 0],
   )
-  at = order_statistics.nth_true_pixels(by_pixel[0], picked)
+  at = jax.jit(order_statistics.nth_true_pixels)(by_pixel[0], picked)
   rows = np.zeros((inputs.CLASSES, 11, 3))
   for c in range(inputs.CLASSES):
     rows[c, : sizes[c]] = bank.rows(c)
 
+  @jax.jit
   def loss(x):
     losses_of = contrast.class_contrast_losses(
       x.reshape(-1, 3)[at],
@@ -212,21 +219,21 @@ def test_the_whole_contrastive_loss_on_given_draws():
       x, joined, means, bank, anchor_draws, bank_draws
     )
 
-  inputs.assert_close(loss(jnp.asarray(student)), reference_loss(student))
+  inputs.assert_close(loss(student), reference_loss(student))
   inputs.assert_gradient(loss, reference_loss, student)
-  actual_means, actual_counts = prototypes.class_mean_features(
-    jnp.asarray(teacher), actual.positives
+  actual_means, actual_counts = jax.jit(prototypes.class_mean_features)(
+    teacher, actual.positives
   )
   inputs.assert_close(actual_means, means)
   np.testing.assert_array_equal(actual_counts, counts)
 
 
 def test_loss_is_0_unless_two_classes_are_present():
-  present = jnp.array([True, False])
-  assert contrast.mean_contrast_over_classes(jnp.ones(2), present, present) == 0
-  both = jnp.array([True, True])
+  mean = jax.jit(contrast.mean_contrast_over_classes)
+  present, both = np.array([True, False]), np.array([True, True])
+  assert mean(np.ones(2), present, present) == 0
   # A present class without an anchor counts in the mean.
-  assert contrast.mean_contrast_over_classes(jnp.ones(2), present, both) == 0.5
+  assert mean(np.ones(2), present, both) == 0.5
 
 
 def test_capacities():

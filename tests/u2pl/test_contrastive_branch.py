@@ -1,6 +1,7 @@
 """Contrastive branch: state over steps, targets, loss and denoising."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +56,12 @@ def inputs_of(seed=0, scale=1):
   )
 
 
-def on_device(inputs):
-  return jax.tree.map(jnp.asarray, inputs)
+@functools.partial(jax.jit, static_argnums=0)
+def update(branch, state, inputs, key):
+  return branch.update(state, *inputs, key)
+
+
+candidates_of = jax.jit(contrast.contrast_candidates, static_argnums=5)
 
 
 def key(seed=0):
@@ -75,11 +80,11 @@ def test_two_steps_are_those_of_the_reference():
   known = contrast_reference.no_prototypes(CLASSES, DIM)
   for step in range(2):
     features, probs, labels, masks = inputs_of(step)
-    state, targets = branch.update(
-      state, *on_device((features, probs, labels, masks)), key(step)
+    state, targets = update(
+      branch, state, (features, probs, labels, masks), key(step)
     )
     student = np.random.default_rng(10 + step).normal(size=features.shape)
-    loss = branch.loss(jnp.asarray(student), targets, state)
+    loss = jax.jit(branch.loss)(student, targets, state)
 
     masks = contrast_reference.contrast_masks(
       probs[::2],
@@ -116,7 +121,7 @@ def test_without_a_loss_there_are_prototypes_alone():
   state = branch.init()
   assert state.bank is None
   features, _, labels, masks = inputs = inputs_of()
-  state, targets = branch.update(state, *on_device(inputs), key())
+  state, targets = update(branch, state, inputs, key())
   assert targets is None and state.bank is None
   means, _ = contrast_reference.class_means(
     features,
@@ -129,9 +134,9 @@ def test_without_a_loss_there_are_prototypes_alone():
 
 def test_without_a_bank_only_negatives_of_the_step_are_drawn():
   branch = branch_of(dataclasses.replace(OPTIONS, bank=False))
-  before, _ = branch.update(branch.init(), *on_device(inputs_of(0)), key(0))
-  after, targets = branch.update(before, *on_device(inputs_of(1)), key(1))
-  alone, _ = branch.update(branch.init(), *on_device(inputs_of(1)), key(1))
+  before, _ = update(branch, branch.init(), inputs_of(0), key(0))
+  after, targets = jax.device_get(update(branch, before, inputs_of(1), key(1)))
+  alone, _ = jax.device_get(update(branch, branch.init(), inputs_of(1), key(1)))
   np.testing.assert_array_equal(after.bank.count, alone.bank.count)
   for c, count in enumerate(np.asarray(alone.bank.count)):
     np.testing.assert_array_equal(
@@ -144,38 +149,37 @@ def test_labels_are_read_at_the_cells_of_the_features():
   features, probs, labels, masks = inputs_of(scale=3)
   at_cells = contrastive_branch.PixelMasks(*(m[:, ::3, ::3] for m in masks))
   branch = branch_of()
-  fine = branch.update(
-    branch.init(), *on_device((features, probs, labels, masks)), key()
-  )
-  coarse = branch.update(
+  fine = update(branch, branch.init(), (features, probs, labels, masks), key())
+  coarse = update(
+    branch,
     branch.init(),
-    *on_device((features, probs, labels[:, ::3, ::3], at_cells)),
+    (features, probs, labels[:, ::3, ::3], at_cells),
     key(),
   )
   assert_equal_trees(fine, coarse)
 
 
 def test_candidates_of_another_rule_take_the_same_way():
-  features, probs, labels, masks = on_device(inputs_of())
+  features, probs, labels, masks = inputs_of()
   branch = branch_of()
-  usual = branch.update(branch.init(), features, probs, labels, masks, key())
-  candidates = contrast.contrast_candidates(probs, labels, *masks, OPTIONS)
-  given = branch.update_with(branch.init(), features, candidates, key())
+  usual = update(branch, branch.init(), (features, probs, labels, masks), key())
+  candidates = candidates_of(probs, labels, *masks, OPTIONS)
+  given = jax.jit(branch.update_with)(
+    branch.init(), features, candidates, key()
+  )
   assert_equal_trees(usual, given)
 
 
 def test_an_image_may_hold_labeled_and_unlabeled_cells():
   """Checks cells of both rules in an image, as mixing of two domains gives."""
-  _, probs, labels, masks = on_device(inputs_of())
-  all_cells, none = jnp.ones_like(masks.labeled), jnp.zeros_like(masks.labeled)
-  unlabeled = contrast.contrast_candidates(
+  _, probs, labels, masks = inputs_of()
+  all_cells, none = np.ones_like(masks.labeled), np.zeros_like(masks.labeled)
+  unlabeled = candidates_of(
     probs, labels, none, ~masks.unreliable, masks.unreliable, OPTIONS
   )
-  labeled = contrast.contrast_candidates(
-    probs, labels, all_cells, none, none, OPTIONS
-  )
-  left = jnp.arange(CELLS[1]) < 3
-  mixed = contrast.contrast_candidates(
+  labeled = candidates_of(probs, labels, all_cells, none, none, OPTIONS)
+  left = np.arange(CELLS[1]) < 3
+  mixed = candidates_of(
     probs,
     labels,
     all_cells & left,
@@ -185,16 +189,15 @@ def test_an_image_may_hold_labeled_and_unlabeled_cells():
   )
   for i in range(3):
     np.testing.assert_array_equal(
-      mixed[i], jnp.where(left[:, None], labeled[i], unlabeled[i])
+      mixed[i], np.where(left[:, None], labeled[i], unlabeled[i])
     )
 
 
 def test_only_the_student_has_a_gradient():
   branch = branch_of()
-  state, targets = branch.update(branch.init(), *on_device(inputs_of()), key())
-  gradient = jax.grad(branch.loss)(
-    jnp.asarray(inputs_of(3)[0]), targets, state
-  ).reshape(-1, DIM)
+  state, targets = update(branch, branch.init(), inputs_of(), key())
+  gradient = jax.jit(jax.grad(branch.loss))(inputs_of(3)[0], targets, state)
+  gradient = np.asarray(gradient).reshape(-1, DIM)
   anchors = np.unique(np.asarray(targets.anchors)[np.asarray(targets.usable)])
   nonzero = np.flatnonzero(np.abs(gradient).max(-1))
   np.testing.assert_array_equal(nonzero, anchors)
@@ -206,19 +209,13 @@ def test_denoising_waits_for_a_prototype_of_every_class(kind):
   features = rng.normal(size=(2, *CELLS, DIM))
   scores = rng.normal(scale=0.3, size=(2, 9, 11, CLASSES))
   vectors = rng.normal(size=(CLASSES, DIM))
-  branch = branch_of(options=None)
+  denoise = jax.jit(branch_of(options=None).denoise, static_argnums=3)
 
   def labels(updates, due):
     state = contrastive_branch.BranchState(
-      None, prototypes.Prototypes(jnp.asarray(vectors), jnp.asarray(updates))
+      None, prototypes.Prototypes(vectors, np.asarray(updates))
     )
-    denoised = branch.denoise(
-      state,
-      jnp.asarray(scores),
-      jnp.asarray(features),
-      kind,
-      jnp.asarray(due),
-    )
+    denoised = denoise(state, scores, features, kind, due)
     return np.argmax(denoised, -1)
 
   def expected(updates):

@@ -18,6 +18,7 @@ def _in_float64():
     yield
 
 
+@jax.jit
 def mean_cross_entropy(logits, labels):
   return losses.masked_mean(losses.cross_entropy(logits, labels), labels >= 0)
 
@@ -28,7 +29,7 @@ def test_cross_entropy():
     inputs.draw_labels(2, 3, 4),
   )
   inputs.assert_close(
-    mean_cross_entropy(jnp.asarray(logits), jnp.asarray(labels)),
+    mean_cross_entropy(logits, labels),
     reference.cross_entropy(logits, labels),
   )
   inputs.assert_gradient(
@@ -53,13 +54,13 @@ def test_hardest_pixels(least, threshold):
     inputs.draw(2, 4, 5, inputs.CLASSES),
     inputs.draw_labels(2, 4, 5),
   )
-  actual = losses.hard_example_mask(
-    jnp.asarray(logits), jnp.asarray(labels), threshold, least
-  )
+  hardest = jax.jit(losses.hard_example_mask, static_argnums=(2, 3))
+  actual = hardest(logits, labels, threshold, least)
   expected = reference.ohem_kept(logits, labels, least, threshold)
   np.testing.assert_array_equal(actual, expected)
   assert expected.any()
 
+  @jax.jit
   def loss(x):
     kept = losses.hard_example_mask(x, jnp.asarray(labels), threshold, least)
     return losses.masked_mean(
@@ -69,13 +70,14 @@ def test_hardest_pixels(least, threshold):
   def reference_loss(x):
     return reference.ohem(x, labels, least, threshold)
 
-  inputs.assert_close(loss(jnp.asarray(logits)), reference_loss(logits))
+  inputs.assert_close(loss(logits), reference_loss(logits))
   inputs.assert_gradient(loss, reference_loss, logits)
 
 
 def test_labels_are_resized_by_the_floor_rule():
   labels = inputs.draw_labels(1, 513, 9)
-  actual = resize.resize_nearest_floor(jnp.asarray(labels), (129, 4))
+  shrink = jax.jit(resize.resize_nearest_floor, static_argnums=1)
+  actual = shrink(labels, (129, 4))
   np.testing.assert_array_equal(actual, reference.nearest(labels, (129, 4)))
 
 

@@ -1,7 +1,6 @@
 """CutMix, ClassMix and Cutout against the transcription."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,11 +15,15 @@ def _in_float64():
     yield
 
 
+mix = jax.jit(mixing.mix_unlabeled_images, static_argnums=3)
+
+
 @pytest.mark.parametrize('size', [(8, 12), (64, 64), (513, 513)])
 def test_boxes(size):
   uniforms = np.random.default_rng(0).random((500, 3))
   uniforms[0], uniforms[1] = 0.0, 1 - 1e-12
-  actual = np.asarray(mixing.cutmix_boxes(jnp.asarray(uniforms), *size))
+  boxes = jax.jit(mixing.cutmix_boxes, static_argnums=(1, 2))
+  actual = np.asarray(boxes(uniforms, *size))
   expected = [reference.box_from_uniform(u, size) for u in uniforms]
   np.testing.assert_array_equal(actual, expected)
   top, left, height, width = actual.T
@@ -43,17 +46,16 @@ def pair(seed=0):
 def draws_of(boxes, mixed=True, classes=None):
   if classes is None:
     classes = np.zeros((4, inputs.CLASSES))
-  return mixing.Draws(
-    jnp.full(1, mixed), jnp.asarray(boxes), jnp.asarray(classes)
-  )
+  return mixing.Draws(np.full(1, mixed), boxes, classes)
 
 
 @pytest.mark.parametrize('kind', ['cutmix', 'cutout'])
 def test_boxes_are_mixed(kind):
   images, labels = pair()
   boxes = np.array([(0, 0, 4, 6), (1, 2, 5, 5), (2, 1, 3, 7), (0, 3, 6, 4)])
-  actual = mixing.mix_unlabeled_images(
-    *map(jnp.asarray, (images, labels)),
+  actual = mix(
+    images,
+    labels,
     draws_of(boxes),
     mixing.MixingOptions(kind=kind),
   )
@@ -77,8 +79,9 @@ def test_classes_are_mixed():
     kept = present[np.argsort(-priority[present])][: len(present) // 2]
     chosen.append(kept)
     assert len(kept) == reference.classmix_count(label)
-  actual = mixing.mix_unlabeled_images(
-    *map(jnp.asarray, (images, labels)),
+  actual = mix(
+    images,
+    labels,
     draws_of(np.zeros((4, 4), int), classes=priorities),
     mixing.MixingOptions(kind='classmix'),
   )
@@ -91,8 +94,9 @@ def test_classes_are_mixed():
 def test_a_group_that_is_not_mixed_does_not_change(kind):
   images, labels = pair()
   boxes = np.tile([1, 1, 4, 6], (4, 1))
-  actual = mixing.mix_unlabeled_images(
-    *map(jnp.asarray, (images, labels)),
+  actual = mix(
+    images,
+    labels,
     draws_of(boxes, mixed=False),
     mixing.MixingOptions(kind=kind),
   )
@@ -104,23 +108,21 @@ def test_partners_are_neighbors_in_the_group():
   images = np.broadcast_to(np.arange(6.0)[:, None, None, None], (6, 4, 4, 3))
   labels = np.zeros((6, 4, 4), int)
   draws = mixing.Draws(
-    jnp.array([True, False]),
-    jnp.tile(jnp.array([0, 0, 4, 4]), (6, 1)),
-    jnp.zeros((6, 2)),
+    np.array([True, False]),
+    np.tile(np.array([0, 0, 4, 4]), (6, 1)),
+    np.zeros((6, 2)),
   )
-  actual, _ = mixing.mix_unlabeled_images(
-    jnp.asarray(images),
-    jnp.asarray(labels),
-    draws,
-    mixing.MixingOptions(group=3),
-  )
+  actual, _ = mix(images, labels, draws, mixing.MixingOptions(group=3))
   assert actual[:, 0, 0, 0].tolist() == [1, 2, 0, 3, 4, 5]
 
 
 def test_half_of_the_groups_are_mixed_and_widths_are_uniform():
   keys = jax.random.split(jax.random.PRNGKey(0), 4000)
-  draws = mixing.sample_mixing_draws(
-    jax.random.PRNGKey(1), keys, mixing.MixingOptions(), (4000, 64, 64), 3
+  sample = jax.jit(mixing.sample_mixing_draws, static_argnums=(2, 3, 4))
+  draws = jax.device_get(
+    sample(
+      jax.random.PRNGKey(1), keys, mixing.MixingOptions(), (4000, 64, 64), 3
+    )
   )
   share = float(draws.mixed.mean())
   # 1,000 coin flips: 4 standard deviations are 0.063.

@@ -20,7 +20,7 @@ def _in_float64():
 def test_entropy():
   logits = inputs.draw(2, 3, inputs.CLASSES)
   inputs.assert_close(
-    pseudo_labels.pixel_entropy(jnp.asarray(logits)),
+    jax.jit(pseudo_labels.pixel_entropy)(logits),
     reference.entropy(reference.softmax(logits)),
   )
 
@@ -40,19 +40,13 @@ def test_unreliable_share_decreases_linearly(epoch):
 def test_percentile_and_weight(percent):
   values = np.abs(inputs.draw(2, 7, 5))
   valid = inputs.draw_labels(2, 7, 5) >= 0
-  gamma = order_statistics.percentile(
-    jnp.asarray(values), jnp.asarray(valid), percent
-  )
+  gamma = jax.jit(order_statistics.percentile)(values, valid, percent)
   inputs.assert_close(gamma, reference.percentile(values, valid, percent))
   kept = valid & (values < np.asarray(gamma))
-  inputs.assert_close(
-    pseudo_labels.reliable_pixel_weight(jnp.asarray(kept), kept.size),
-    reference.adaptive_weight(kept),
-  )
-  none = jnp.zeros(9, bool)
-  assert float(pseudo_labels.reliable_pixel_weight(none, 9)) == 9.0
-  four = jnp.ones(4, bool)
-  assert float(pseudo_labels.reliable_pixel_weight(four, 6)) == 1.5
+  weight = jax.jit(pseudo_labels.reliable_pixel_weight)
+  inputs.assert_close(weight(kept, kept.size), reference.adaptive_weight(kept))
+  assert float(weight(np.zeros(9, bool), 9)) == 9.0
+  assert float(weight(np.ones(4, bool), 6)) == 1.5
 
 
 def test_padding_has_no_label_and_does_not_count():
@@ -68,12 +62,8 @@ def test_padding_has_no_label_and_does_not_count():
 @pytest.mark.parametrize('anchor_entropy', ['paper', 'released'])
 def test_partition_by_entropy(anchor_entropy):
   entropies, labels = np.abs(inputs.draw(2, 7, 5)), inputs.draw_labels(2, 7, 5)
-  actual = pseudo_labels.partition_by_entropy(
-    jnp.asarray(entropies),
-    jnp.asarray(labels >= 0),
-    jnp.asarray(37.0),
-    anchor_entropy,
-  )
+  partition = jax.jit(pseudo_labels.partition_by_entropy, static_argnums=3)
+  actual = partition(entropies, labels >= 0, 37.0, anchor_entropy)
   anchors, unreliable = reference.reliability_masks(
     entropies, labels, 0.37, anchor_entropy
   )
@@ -91,6 +81,7 @@ def test_symmetric_cross_entropy(xi):
     inputs.draw_labels(1, 3, 4),
   )
 
+  @jax.jit
   def loss(x):
     values = pseudo_labels.symmetric_cross_entropy(x, jnp.asarray(labels), *xi)
     return losses.masked_mean(values, jnp.asarray(labels) >= 0)
@@ -98,11 +89,12 @@ def test_symmetric_cross_entropy(xi):
   def reference_loss(x):
     return reference.symmetric_cross_entropy(x, labels, xi)
 
-  inputs.assert_close(loss(jnp.asarray(logits)), reference_loss(logits))
+  inputs.assert_close(loss(logits), reference_loss(logits))
   inputs.assert_gradient(loss, reference_loss, logits)
 
 
 def test_scores_are_upsampled_with_aligned_corners():
   scores = inputs.draw(1, 5, 4, 3)
-  actual = pseudo_labels.upsample_teacher_scores(jnp.asarray(scores), (9, 13))
+  upsample = jax.jit(pseudo_labels.upsample_teacher_scores, static_argnums=1)
+  actual = upsample(scores, (9, 13))
   inputs.assert_close(actual, reference.bilinear(scores, (9, 13)))

@@ -33,9 +33,11 @@ class HeadOptions:
 
   Attributes:
     kind: kind of the head 'logits': 'blocks' of convolution, norm and ReLU at a
-      quarter of the resolution, or a single 'conv' at full resolution.
+      quarter of the resolution, or a single 'conv' at full resolution; or at
+      the nearest one that the decoder has.
     width: channels of the blocks, of logits and representations.
-    representation: D, channels of a representation; its map has stride 4.
+    representation: D, channels of a representation; its map has stride 4, or
+      the nearest that the decoder has.
     auxiliary_stage: name of the encoder's map that the auxiliary head reads.
   """
 
@@ -276,12 +278,14 @@ class TrainStage(experiment_stage.TrainingStage):
     blocks = functools.partial(
       heads_lib.ConvBlocksHead,
       width=block.heads.width,
+      nearest=True,
       dtype=jnp.dtype(self.experiment.network.dtype),
     )
     if block.heads.kind == 'blocks':
       heads = {'logits': blocks(num_classes)}
     else:
-      heads = {'logits': heads_lib.ConvHead(num_classes, init_scale=0.1)}
+      head = heads_lib.ConvHead(num_classes, nearest=True, init_scale=0.1)
+      heads = {'logits': head}
     if block.learn.needs_representations:
       heads['rep'] = blocks(block.heads.representation)
     if block.learn.supervised.auxiliary:

@@ -57,7 +57,7 @@ class DeepLabV3Plus(nn.Module):
       train: whether dropout is on, and batch statistics are used and collected.
 
     Raises:
-      ValueError: a map is missing, or a condition is given.
+      ValueError: a map is missing (MissingMapError), or a condition is given.
     """
     if condition is not None:
       raise ValueError(
@@ -105,8 +105,9 @@ class DeepLabV3Plus(nn.Module):
     """Returns the maps at stride 4 and at the largest stride."""
     deep = features.deepest
     if _STRIDE not in features.strides or deep.stride == _STRIDE:
-      raise ValueError(
-        f'DeepLabv3+: expected a map at stride {_STRIDE} and a deeper one, got '
-        f'maps at strides {", ".join(map(str, features.strides))}'
+      raise features_lib.MissingMapError(
+        f'decoder deeplabv3plus: expected maps at stride {_STRIDE} and at a '
+        f'larger one, got {features.strides_text}',
+        'use decoder dpt' if len(features.strides) == 1 else '',
       )
     return features.at_stride(_STRIDE).array, deep.array

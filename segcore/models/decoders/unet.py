@@ -158,6 +158,11 @@ class UNetDecoder(nn.Module):
   dtype: DTypeLike = jnp.float32
   remat: bool = False
 
+  @property
+  def doubles_maps(self) -> bool:
+    """Returns that skips have twice the cells: no side may be rounded up."""
+    return True
+
   @nn.compact
   def __call__(
     self,
@@ -174,8 +179,10 @@ class UNetDecoder(nn.Module):
       train: whether batch statistics are used and collected.
 
     Raises:
-      ValueError: the widths, the layout, a skip or the condition do not fit.
+      ValueError: the encoder lacks a map (MissingMapError), or the widths, the
+        layout, the size of a skip or the condition do not fit.
     """
+    self._check_strides(features)
     x, stride = features.deepest.array, features.deepest.stride
     upsamples = self._upsamples(stride)
     embedding = self._embed(condition, len(x))
@@ -199,19 +206,36 @@ class UNetDecoder(nn.Module):
       maps.append(features_lib.FeatureMap(f'up{i}', stride, x))
     return features_lib.Features(tuple(maps))
 
+  def _check_strides(self, features: features_lib.Features) -> None:
+    """Raises MissingMapError if the encoder lacks a map that is joined."""
+    deepest, last = features.deepest.stride, self.output_stride
+    strides = [last * 2**i for i in range(1 + len(self.widths))]
+    fits = deepest in [last * 2**i for i in range(16)]
+    if fits:
+      strides = [n for n in strides if n < deepest] + [deepest]
+    needed = [n for n in strides[:-1] if self._has_skip(n)] + [strides[-1]]
+    if fits and set(needed) <= set(features.strides):
+      return
+    raise features_lib.MissingMapError(
+      f'decoder unet: expected maps at strides {", ".join(map(str, needed))}, '
+      f'got {features.strides_text}',
+      'use decoder dpt' if len(features.strides) == 1 else '',
+    )
+
+  def _has_skip(self, stride: int) -> bool:
+    """Returns whether the block whose result has this stride joins a skip."""
+    if isinstance(self.skips, bool):
+      return self.skips and stride > 1
+    return stride in self.skips
+
   def _upsamples(self, stride: int) -> tuple[bool, ...]:
     """Returns for each block whether it upsamples."""
     num_upsamplings = (stride // self.output_stride).bit_length() - 1
     num_others = len(self.widths) - num_upsamplings
-    if self.output_stride * 2**num_upsamplings != stride or num_others not in (
-      0,
-      1,
-    ):
-      last = '' if self.output_stride == 1 else f' to {self.output_stride}'
+    if num_upsamplings < 1 or num_others not in (0, 1):
       raise ValueError(
-        'widths: expected n or n + 1 for an encoder whose deepest map has '
-        f'stride {"" if self.output_stride == 1 else f"{self.output_stride}·"}'
-        f'2^n, got {len(self.widths)} for stride {stride}{last}'
+        f'widths: expected {num_upsamplings} or {num_upsamplings + 1} from '
+        f'stride {stride} to {self.output_stride}, got {len(self.widths)}'
       )
     if self.layout != 'A' and not num_others:
       raise ValueError(
@@ -228,23 +252,16 @@ class UNetDecoder(nn.Module):
     x: Float[Array, 'B h w D'],
   ) -> Float[Array, 'B h_out w_out D_skip'] | None:
     """Returns the encoder's map that is joined to x after its upsampling."""
-    has_skip = (
-      stride > 1 if isinstance(self.skips, bool) else stride in self.skips
-    )
-    if self.skips is False or not has_skip:
+    if not self._has_skip(stride):
       return None
-    if stride not in features.strides:
-      raise ValueError(
-        f'skips: expected an encoder with a map at stride {stride}, got maps '
-        f'at strides {", ".join(map(str, features.strides))}'
-      )
     skip = features.at_stride(stride)
     height, width = 2 * x.shape[1], 2 * x.shape[2]
     if skip.array.shape[1:3] != (height, width):
       raise ValueError(
         f'the skip {skip.name!r}: expected {height}x{width} cells, got '
         f'{skip.array.shape[1]}x{skip.array.shape[2]}: the sides of the images '
-        f'must be multiples of {features.deepest.stride}'
+        f'must be multiples of {features.deepest.stride}, and a dilated_resnet '
+        "must have stem='plain' or 'small'"
       )
     return skip.array
 

@@ -12,16 +12,12 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from segcore.models import features
-from segcore.models.layers import position_table, resize
-
-# Mean and standard deviation of ImageNet's images, of [0, 1].
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
+from segcore.models.layers import norm as norms
+from segcore.models.layers import position_table, resize, standardize
 
 # Fields of the published sizes.
 SIZES: Mapping[str, Mapping[str, int]] = {
@@ -141,15 +137,10 @@ class Block(nn.Module):
     )
     mlp = Mlp(self.mlp_dim, self.dtype, name='mlp')
     for i, branch in enumerate((attention, mlp), 1):
-      y = branch(_norm(self.norm_epsilon, self.dtype, f'norm{i}')(x))
+      norm = norms.layer_norm(self.norm_epsilon, self.dtype, f'norm{i}')
+      y = branch(norm(x))
       x = x + (LayerScale(name=f'ls{i}')(y) if self.layer_scale else y)
     return x
-
-
-def _norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
-  # Features of large transformers have means far above their deviation, where
-  # E[x²] - E[x]² would lose digits.
-  return nn.LayerNorm(epsilon, dtype, use_fast_variance=False, name=name)
 
 
 class ViT(nn.Module):
@@ -229,10 +220,9 @@ class ViT(nn.Module):
     """
     del train  # There is neither dropout nor a batch norm.
     self._check(*images.shape[1:3])
-    # In float32: pixels are rounded to the network's type once, afterwards.
-    x = images.astype(jnp.float32)
+    x = images
     if self.imagenet_statistics:
-      x = ((x + 1.0) / 2.0 - _MEAN) / _STD
+      x = standardize.standardize_by_imagenet(x)
     side = (self.patch_size, self.patch_size)
     x = nn.Conv(
       self.hidden_size,
@@ -247,7 +237,7 @@ class ViT(nn.Module):
     x = self._add_tokens(x.reshape(x.shape[0], -1, self.hidden_size), grid)
 
     block = nn.remat(Block) if self.remat else Block
-    norm = _norm(self.norm_epsilon, self.dtype, 'norm')
+    norm = norms.layer_norm(self.norm_epsilon, self.dtype, 'norm')
     num_extra = self.use_cls_token + self.num_registers
     maps = []
     for i in range(self.num_layers):

@@ -2,7 +2,8 @@
 
   ConvBlock(256, dilation=12).apply(variables, x, False)
 
-Kernels and biases are initialized as torch's are.
+Kernels and biases are initialized as torch's are, unless another initializer is
+given.
 """
 
 import flax.linen as nn
@@ -13,6 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from segcore.models.layers import norm as norms
 
+# With torch's fan-out, which of a depthwise convolution counts all channels.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
 
 def conv(
   in_channels: int,
@@ -21,10 +25,12 @@ def conv(
   *,
   dtype: DTypeLike,
   name: str,
+  stride: int = 1,
   dilation: int = 1,
   use_bias: bool = True,
+  kernel_init: nn.initializers.Initializer | None = None,
 ) -> nn.Conv:
-  """Builds a convolution that keeps the grid, with torch's initialization.
+  """Builds a convolution with symmetric padding and torch's initialization.
 
   Kernels and biases are uniform in ±1/√n, with the fan-in n.
 
@@ -34,8 +40,10 @@ def conv(
     kernel: height and width of the kernel, odd.
     dtype: dtype of the convolution.
     name: name of the parameters.
+    stride: divisor of the sides, rounded up; 1 keeps the grid.
     dilation: dilation of the kernel.
     use_bias: whether a bias is added.
+    kernel_init: another initializer of the kernels.
   """
   bound = (in_channels * kernel * kernel) ** -0.5
 
@@ -47,9 +55,11 @@ def conv(
   return nn.Conv(
     out_channels,
     (kernel, kernel),
+    strides=stride,
+    padding=dilation * (kernel // 2),
     kernel_dilation=dilation,
     use_bias=use_bias,
-    kernel_init=init,
+    kernel_init=kernel_init or init,
     bias_init=init,
     dtype=dtype,
     name=name,
@@ -69,6 +79,7 @@ class ConvBlock(nn.Module):
     use_bias: whether the convolution has a bias, although a norm follows.
     dropout_rate: share of the channels that are dropped in training.
     dtype: dtype of the activations; parameters and statistics are float32.
+    kernel_init: initializer of the kernels; None for torch's.
   """
 
   out_channels: int
@@ -77,6 +88,7 @@ class ConvBlock(nn.Module):
   use_bias: bool = False
   dropout_rate: float = 0.0
   dtype: DTypeLike = jnp.float32
+  kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
   def __call__(
@@ -91,6 +103,7 @@ class ConvBlock(nn.Module):
       name='conv',
       dilation=self.dilation,
       use_bias=self.use_bias,
+      kernel_init=self.kernel_init,
     )(x)
     x = norms.batch_norm(train=train, dtype=self.dtype, name='bn')(x)
     # One draw for all cells of a channel, as torch's Dropout2d.

@@ -33,6 +33,7 @@ class _Geometry(NamedTuple):
   dilation: Pair
 
 
+_he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 # Products of a row that are added before they are added to the sums in memory.
 _UNROLLED = 16
 
@@ -84,19 +85,24 @@ def depthwise_conv(
 
 
 class DepthwiseConv(nn.Module):
-  """A depthwise convolution without bias, with TensorFlow's 'SAME' padding.
+  """A depthwise convolution with TensorFlow's 'SAME' padding.
 
   Attributes:
     kernel: height and width of the kernels.
     stride: stride of rows and columns.
     dilation: distance of the taps.
     dtype: dtype of the result; parameters are float32.
+    use_bias: whether a bias is added.
+    kernel_init: initializer of the kernels; He's normal by default, with the
+      fan-in of a channel, the taps of its kernel.
   """
 
   kernel: int
   stride: int = 1
   dilation: int = 1
   dtype: DTypeLike = jnp.float32
+  use_bias: bool = False
+  kernel_init: nn.initializers.Initializer = _he_normal
 
   @nn.compact
   def __call__(
@@ -105,17 +111,20 @@ class DepthwiseConv(nn.Module):
     """Convolves each channel; h_out is ⌈h/stride⌉."""
     kernel = self.param(
       'kernel',
-      # The fan-in is that of a channel: the taps of its kernel.
-      nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
+      self.kernel_init,
       (self.kernel, self.kernel, 1, x.shape[-1]),
       jnp.float32,
     )
-    return depthwise_conv(
+    x = depthwise_conv(
       x.astype(self.dtype),
       kernel.astype(self.dtype),
       (self.stride, self.stride),
       dilation=(self.dilation, self.dilation),
     )
+    if not self.use_bias:
+      return x
+    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:], jnp.float32)
+    return x + bias.astype(self.dtype)
 
 
 # The platform is known when a program is lowered, not when it is traced: one

@@ -71,6 +71,21 @@ class GroupNorm(nn.Module):
     return jnp.broadcast_to(means, groups.shape).reshape(values.shape)
 
 
+def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
+  """Builds a layer norm over the features of each token or cell.
+
+  Source: Ba et al. 2016.
+
+  Args:
+    epsilon: constant added to the variance.
+    dtype: dtype of the result; statistics are in float32 at least.
+    name: name of the parameters.
+  """
+  # Features of large transformers have means far above their deviation, where
+  # E[x²] - E[x]² would lose digits.
+  return nn.LayerNorm(epsilon, dtype, use_fast_variance=False, name=name)
+
+
 def batch_norm(
   *,
   train: bool,

@@ -1,11 +1,12 @@
 """Hugging Face's names of a vision transformer, in those of timm and DINO."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+
+from segcore.weights.layouts import renaming
 
 # Of wrappers, from the outside in; `encoder.` is a part of the names here.
 PREFIXES = (
@@ -27,8 +28,6 @@ _RULES = (
   (r'\.layer_scale(\d)\.lambda1$', r'.ls\1.gamma'),
   (r'^layernorm\.', 'norm.'),
 )
-_QUERY = re.compile(r'(blocks\.\d+\.attn\.)query(\.\w+)')
-
 Arrays = Mapping[str, Shaped[np.ndarray, '...']]
 
 
@@ -50,20 +49,8 @@ def rename_to_timm(arrays: Arrays) -> dict[str, Any]:
 
   Names that no such network has are kept.
   """
-  renamed = {_rename(name): value for name, value in arrays.items()}
-  for name in list(renamed):
-    match = _QUERY.fullmatch(name)
-    if not match:
-      continue
-    block, leaf = match.groups()
-    parts = [f'{block}{part}{leaf}' for part in ('query', 'key', 'value')]
-    if all(part in renamed for part in parts):
-      joined = np.concatenate([renamed.pop(part) for part in parts])
-      renamed[f'{block}qkv{leaf}'] = joined
-  return renamed
-
-
-def _rename(name: str) -> str:
-  for pattern, replacement in _RULES:
-    name = re.sub(pattern, replacement, name)
-  return name
+  renamed = {
+    renaming.replace_patterns(name, _RULES): value
+    for name, value in arrays.items()
+  }
+  return renaming.join_projections(renamed, ('query', 'key', 'value'), 'qkv')

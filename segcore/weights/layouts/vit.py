@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float, Shaped
 
-from segcore.weights.layouts import huggingface, prefixes
+from segcore.weights.layouts import huggingface, prefixes, renaming
 
 Arrays = Mapping[str, Shaped[np.ndarray, '...']]
 
@@ -111,10 +111,5 @@ def _path_and_value(
   """Returns the path of an array in the encoder, and its value there."""
   name = re.sub(r'^blocks\.(\d+)\.', r'block\1.', name)
   *modules, leaf = name.replace('patch_embed.proj.', 'patch_embed.').split('.')
-  if leaf == 'weight' and value.ndim == 4:
-    leaf, value = 'kernel', value.transpose(2, 3, 1, 0)  # [O,I,h,w].
-  elif leaf == 'weight' and value.ndim == 2:
-    leaf, value = 'kernel', value.T
-  elif leaf == 'weight':
-    leaf = 'scale'
+  leaf, value = renaming.convert_leaf(leaf, value)
   return (*modules, _TOP.get(leaf, leaf)), value

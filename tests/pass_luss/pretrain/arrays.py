@@ -1,7 +1,6 @@
 """Random arrays and comparisons, for the tests of formulas."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tests.transcriptions import pass_pretraining
@@ -39,7 +38,7 @@ def numeric_gradient(loss, x, step=1e-6):
 
 def assert_gradient(loss, reference_loss, x):
   """Asserts that the gradient of a loss is that of its transcription."""
-  actual = jax.grad(loss)(jnp.asarray(x))
+  actual = jax.jit(jax.grad(loss))(x)
   expected = numeric_gradient(reference_loss, x)
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-8)
   assert np.abs(expected).max() > 1e-4

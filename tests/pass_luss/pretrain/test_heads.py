@@ -18,9 +18,21 @@ pytestmark = pytest.mark.usefixtures('float64')
 def random_values(variables, seed=0):
   """Returns a tree of the same shapes."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.5 + 0.3), variables
-  )
+  return jax.tree.map(lambda x: rng.normal(size=x.shape) * 0.5 + 0.3, variables)
+
+
+def init(head, x):
+  """Returns the initial values of a head for inputs `x`."""
+  return jax.jit(head.init)(jax.random.PRNGKey(0), x)
+
+
+def apply(head, params, stats, x, train=True):
+  """Applies a head, in training mode by default."""
+  return jax.jit(
+    lambda variables, x: head.apply(
+      variables, x, train, mutable=['batch_stats']
+    )
+  )({'params': params, 'batch_stats': stats}, x)[0]
 
 
 def batch_norm_weights(params, name):
@@ -34,16 +46,9 @@ def batch_norm_weights(params, name):
 def test_projection_of_images():
   head = heads.Projection(6, 4, jnp.float64)
   x = arrays.normal(BATCH, SIZE)
-  params = random_values(
-    head.init(jax.random.PRNGKey(0), jnp.asarray(x))['params']
-  )
-  stats = head.init(jax.random.PRNGKey(0), jnp.asarray(x))['batch_stats']
-  actual, _ = head.apply(
-    {'params': params, 'batch_stats': stats},
-    jnp.asarray(x),
-    True,
-    mutable=['batch_stats'],
-  )
+  variables = init(head, x)
+  params = random_values(variables['params'])
+  actual = apply(head, params, variables['batch_stats'], x)
   assert set(params) == {'dense1', 'bn1', 'dense2'}
   weights = support.projection_weights(params)
   # The last norm and the result are float32 by design.
@@ -55,23 +60,19 @@ def test_projection_of_images():
 def test_pixel_projection_and_predictor():
   x = arrays.normal(3, 2, 4, SIZE)
   head = heads.PixelProjection(6, 3, jnp.float64)
-  variables = head.init(jax.random.PRNGKey(0), jnp.asarray(x))
+  variables = init(head, x)
   params = random_values(variables['params'])
   assert not any('bias' in params[f'conv{i}'] for i in (1, 2, 3))
-  actual, _ = head.apply(
-    {**variables, 'params': params}, jnp.asarray(x), True, mutable=True
-  )
+  actual = apply(head, params, variables['batch_stats'], x)
   weights = {
     f'w{i}': np.asarray(params[f'conv{i}']['kernel'])[0, 0] for i in (1, 2, 3)
   } | {**batch_norm_weights(params, 1), **batch_norm_weights(params, 2)}
   arrays.assert_close(actual, pass_pretraining.pixel_mlp(x, weights))
 
   head = heads.Predictor(jnp.float64)
-  variables = head.init(jax.random.PRNGKey(0), jnp.asarray(x))
+  variables = init(head, x)
   params = random_values(variables['params'])
-  actual, _ = head.apply(
-    {**variables, 'params': params}, jnp.asarray(x), True, mutable=True
-  )
+  actual = apply(head, params, variables['batch_stats'], x)
   weights = {
     'w1': params['conv1']['kernel'][0, 0],
     'gamma': params['bn1']['scale'],
@@ -88,18 +89,13 @@ def test_pixel_projection_and_predictor():
 def test_attention(shared, train):
   maps = arrays.normal(2, 2, 3, SIZE)
   head = heads.Attention(shared=shared, dtype=jnp.float64)
-  variables = head.init(jax.random.PRNGKey(0), jnp.asarray(maps))
+  variables = init(head, maps)
   assert not np.asarray(variables['params']['threshold']).any()
   params = random_values(variables['params'])
   stats = jax.tree.map(
-    lambda x: jnp.abs(x) + 0.5, random_values(variables['batch_stats'], 1)
+    lambda x: np.abs(x) + 0.5, random_values(variables['batch_stats'], 1)
   )
-  actual, _ = head.apply(
-    {'params': params, 'batch_stats': stats},
-    jnp.asarray(maps),
-    train,
-    mutable=['batch_stats'],
-  )
+  actual = apply(head, params, stats, maps, train)
   weights = {
     'w1': np.asarray(params['conv1']['kernel'])[0, 0],
     'b1': np.asarray(params['conv1']['bias']),
@@ -123,14 +119,14 @@ def test_norms_without_scale_and_shift_have_no_parameters():
   plain = norm.batch_norm(
     train=True, dtype=jnp.float32, name='bn', affine=False
   )
-  variables = plain.init(jax.random.PRNGKey(0), jnp.ones((4, 3)))
+  variables = init(plain, np.ones((4, 3)))
   assert set(variables) == {'batch_stats'}
 
 
 def test_initial_values_are_those_of_torch():
   """They are uniform within 1/sqrt(fan_in), for dense layers and biases."""
   head = heads.Projection(64, 32)
-  params = head.init(jax.random.PRNGKey(0), jnp.zeros((2, 400)))['params']
+  params = init(head, np.zeros((2, 400)))['params']
   for name, fan_in in (('dense1', 400), ('dense2', 64)):
     for leaf in params[name].values():
       assert np.abs(leaf).max() <= 1 / np.sqrt(fan_in)

@@ -114,10 +114,16 @@ def test_losses_of_a_step_equal_the_transcription(trained):
   """From the outputs of the network, with the queue in use."""
   (states, logged), batches = trained
   method = make_method()
-  state, batch = jax.tree.map(jnp.asarray, states[3]), batches[3]
-  params = prototypes_lib.l2_normalize_prototypes(state.params)
-  views = method.views(batch, jax.random.fold_in(state.rng, state.step))
-  outputs, _ = jax.jit(method.forward)(params, state.batch_stats, views, batch)
+  state, batch = states[3], batches[3]
+
+  @jax.jit
+  def forward(state, batch):
+    params = prototypes_lib.l2_normalize_prototypes(state.params)
+    views = method.views(batch, jax.random.fold_in(state.rng, state.step))
+    outputs, _ = method.forward(params, state.batch_stats, views, batch)
+    return outputs, params
+
+  outputs, params = forward(state, batch)
   outputs = jax.tree.map(lambda x: np.asarray(x, np.float64), outputs)
   prototypes = np.asarray(params['heads']['clusters']['prototypes'], np.float64)
   queue = np.asarray(state.queue.rows, np.float64)
@@ -152,15 +158,16 @@ def test_views_of_all_sizes_pass_the_head_together():
     maps = net.features(images, decode=False, train=True)['encoder']
     return embedding_ops.average_pool_embeddings(maps.deepest.array)
 
+  @jax.jit
+  def apply_pooled(variables, images):
+    return method.segmenter.apply(
+      variables, images, method=pooled, mutable=['batch_stats']
+    )
+
   rows = []
   for name in ('large', 'small'):
     flat = views[name].reshape(-1, *views[name].shape[2:])
-    each, _ = method.segmenter.apply(
-      train_state.train_state_variables(state),
-      flat,
-      method=pooled,
-      mutable=['batch_stats'],
-    )
+    each, _ = apply_pooled(train_state.train_state_variables(state), flat)
     rows.append(np.asarray(each, np.float64).reshape(BATCH, 2, -1))
   together = np.concatenate(rows, axis=1).reshape(4 * BATCH, -1)
   projection = state.params['heads']['clusters']['projection']
@@ -371,24 +378,30 @@ def test_pixpro_loss_of_a_step_equals_the_transcription():
   method = make_method(PIXPRO)
   batch = make_batch()
   state = init_state(method, batch)
-  _, scalars = jax.jit(method.train_step)(state, batch)
-  params = prototypes_lib.l2_normalize_prototypes(state.params)
-  views = method.views(batch, jax.random.fold_in(state.rng, state.step))
-  outputs, _ = jax.jit(method.forward)(params, state.batch_stats, views, batch)
-  propagated = np.asarray(outputs['pixpro']['propagated'], np.float64)
 
   def project(net, images):
     maps = net.features(images, decode=False, train=True)['encoder']
     return net.heads.call_method('pixpro', 'project', maps.deepest.array, True)
 
-  # At step 0 the momentum encoder equals the encoder.
-  large = views['large']
-  keys, _ = method.segmenter.apply(
-    train_state.train_state_variables(state),
-    large.reshape(-1, *large.shape[2:]),
-    method=project,
-    mutable=['batch_stats'],
-  )
+  @jax.jit
+  def step_and_outputs(state, batch):
+    # Only the scalars of the step: its gradient is not compiled.
+    _, scalars = method.train_step(state, batch)
+    params = prototypes_lib.l2_normalize_prototypes(state.params)
+    views = method.views(batch, jax.random.fold_in(state.rng, state.step))
+    outputs, _ = method.forward(params, state.batch_stats, views, batch)
+    # At step 0 the momentum encoder equals the encoder.
+    large = views['large']
+    keys, _ = method.segmenter.apply(
+      train_state.train_state_variables(state),
+      large.reshape(-1, *large.shape[2:]),
+      method=project,
+      mutable=['batch_stats'],
+    )
+    return scalars['loss_pixpro'], outputs['pixpro']['propagated'], keys
+
+  loss, propagated, keys = step_and_outputs(state, batch)
+  propagated = np.asarray(propagated, np.float64)
   keys = pass_pretraining.normalize(np.asarray(keys)).reshape(propagated.shape)
   masks = []
   for box, flip in zip(batch['box_large'], batch['flip_large'], strict=True):
@@ -410,14 +423,22 @@ def test_pixpro_loss_of_a_step_equals_the_transcription():
     keys[:, 1],
     np.array(masks),
   )
-  np.testing.assert_allclose(scalars['loss_pixpro'], expected, rtol=2e-4)
+  np.testing.assert_allclose(loss, expected, rtol=2e-4)
 
 
 @pytest.mark.parametrize('absent', [None, ()])
 def test_state_without_queue_or_momentum_encoder_is_restored(absent, tmp_path):
   """Checkpoints written before hold () where None is now."""
   options = dataclasses.replace(SWAV, clusters=swav.SwavOptions())
-  state = init_state(make_method(options), make_batch())
+  method, batch = make_method(options), batch_spec(make_batch())
+  shapes = jax.eval_shape(
+    lambda rng: method.init(rng, batch, None), jax.random.PRNGKey(0)
+  )
+  rng = np.random.default_rng(0)
+  state = jax.tree.map(
+    lambda x: jax.device_put(rng.integers(0, 9, x.shape).astype(x.dtype)),
+    shapes,
+  )
   assert (state.queue, state.momentum_params) == (None, None)
   saved = state.replace(
     queue=absent, momentum_params=absent, momentum_batch_stats=absent

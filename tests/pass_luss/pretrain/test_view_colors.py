@@ -15,21 +15,20 @@ GRAY = color_augment.ColorOptions(gray=0.5)
 def random_batch(rows=6):
   rng = np.random.default_rng(0)
   return {
-    f'views_{group}': jnp.asarray(
-      rng.integers(0, 256, (8, count, 4, 4, 3), np.uint8)[:rows]
-    )
+    f'views_{group}': rng.integers(0, 256, (8, count, 4, 4, 3), np.uint8)[:rows]
     for group, count in (('large', 2), ('small', 3))
   }
 
 
 def augment(batch, large=(GRAY, GRAY)):
   colors = view_colors.ViewColors(large=large, small=GRAY)
-  return view_colors.augment_view_colors(batch, jax.random.PRNGKey(0), colors)
+  augment_colors = jax.jit(view_colors.augment_view_colors, static_argnums=2)
+  return augment_colors(batch, jax.random.PRNGKey(0), colors)
 
 
 def gray_views(views):
   """Returns which views are gray, [B, V]."""
-  return np.asarray(jnp.all(jnp.ptp(views, axis=-1) < 1e-4, axis=(2, 3)))
+  return np.all(np.ptp(views, axis=-1) < 1e-4, axis=(2, 3))
 
 
 def test_an_image_s_colors_do_not_depend_on_the_rest_of_the_batch():
@@ -66,7 +65,7 @@ def test_without_augmentation_views_are_only_scaled():
   assert set(views) == {'large'}
   np.testing.assert_allclose(
     views['large'],
-    batch_lib.batch_images_to_symmetric(batch['views_large']),
+    jax.jit(batch_lib.batch_images_to_symmetric)(batch['views_large']),
     atol=1e-6,
   )
 

@@ -1,6 +1,6 @@
 """Overlaps of views against slow numpy transcriptions (spec §2.6, §2.10)."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -9,15 +9,15 @@ from tests.pass_luss.pretrain import arrays
 from tests.transcriptions import pass_pixpro, pass_pretraining
 
 pytestmark = pytest.mark.usefixtures('float64')
+overlap_grids = jax.jit(view_geometry.view_overlap_grids, static_argnums=2)
+sample = jax.jit(view_geometry.sample_view_maps)
 
 
 def test_overlap_grids():
   boxes, flips = arrays.random_boxes(8)
-  rows, columns, overlap = view_geometry.view_overlap_grids(
-    jnp.asarray(boxes), jnp.asarray(flips), 7
-  )
+  rows, columns, overlap = map(np.asarray, overlap_grids(boxes, flips, 7))
   assert not overlap[0]
-  assert np.asarray(overlap).sum() >= 4
+  assert overlap.sum() >= 4
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
     grids = pass_pretraining.overlap_grids(
       *map(arrays.reference_box, box), *flip, 7
@@ -32,12 +32,8 @@ def test_overlap_grids():
 def test_sampling():
   boxes, flips = arrays.random_boxes(5, seed=1)
   features = arrays.normal(5, 6, 4, 3)
-  rows, columns, _ = view_geometry.view_overlap_grids(
-    jnp.asarray(boxes), jnp.asarray(flips), 7
-  )
-  actual = view_geometry.sample_view_maps(
-    jnp.asarray(features), rows[:, 0], columns[:, 0]
-  )
+  rows, columns, _ = map(np.asarray, overlap_grids(boxes, flips, 7))
+  actual = np.asarray(sample(features, rows[:, 0], columns[:, 0]))
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
     grid, _ = pass_pretraining.overlap_grids(
       *map(arrays.reference_box, box), *flip, 7
@@ -45,17 +41,14 @@ def test_sampling():
     arrays.assert_close(
       actual[i], pass_pretraining.grid_sample(features[i], grid)
     )
-  assert not np.asarray(actual)[0].any()
+  assert not actual[0].any()
 
 
 def test_points_on_the_edge_are_half_padding():
-  boxes = jnp.asarray([[[3.0, 4.0, 20.0, 20.0]] * 2])
-  rows, columns, _ = view_geometry.view_overlap_grids(
-    boxes, jnp.zeros((1, 2), bool), 7
-  )
-  actual = view_geometry.sample_view_maps(
-    jnp.ones((1, 7, 7, 1)), rows[:, 0], columns[:, 0]
-  )
+  boxes = np.array([[[3.0, 4.0, 20.0, 20.0]] * 2])
+  flips = np.zeros((1, 2), bool)
+  rows, columns, _ = map(np.asarray, overlap_grids(boxes, flips, 7))
+  actual = np.asarray(sample(np.ones((1, 7, 7, 1)), rows[:, 0], columns[:, 0]))
   expected = np.outer([0.5, 1, 1, 1, 1, 1, 0.5], [0.5, 1, 1, 1, 1, 1, 0.5])
   arrays.assert_close(actual[0, ..., 0], expected)
 
@@ -64,14 +57,13 @@ def test_nearby_cells():
   boxes, flips = arrays.random_boxes(6, seed=3)
   boxes = np.rint(boxes)
   sizes = np.array([[100, 80]] * 3 + [[95, 120]] * 3)
-  actual = view_geometry.nearby_view_cells(
-    jnp.asarray(boxes), jnp.asarray(flips), jnp.asarray(sizes), (5, 5), 0.7
-  )
+  nearby = jax.jit(view_geometry.nearby_view_cells, static_argnums=(3, 4))
+  actual = np.asarray(nearby(boxes, flips, sizes, (5, 5), 0.7))
   for i, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
     first, second = map(arrays.reference_box, box)
     expected = pass_pixpro.pixpro_masks(
       first, second, *flip, 5, tuple(sizes[i]), 0.7
     )
     np.testing.assert_array_equal(actual[i], expected)
-  assert 20 < np.asarray(actual).sum() < 300
-  assert not np.asarray(actual)[0].any()
+  assert 20 < actual.sum() < 300
+  assert not actual[0].any()

@@ -78,7 +78,7 @@ def make_batch(seed=0, small=True):
   }
   if small:
     batch |= group('small', 2, SMALL)
-  return jax.tree.map(jnp.asarray, batch)
+  return jax.device_put(batch)
 
 
 def batch_spec(batch):
@@ -89,10 +89,13 @@ def batch_spec(batch):
 def forward_views(method, batch):
   """Returns state, views, outputs and statistics of a forward pass."""
   state = init_state(method, batch)
-  views = method.views(batch, jax.random.PRNGKey(1))
-  outputs, stats = jax.jit(method.forward)(
-    state.params, state.batch_stats, views, batch
-  )
+
+  @jax.jit
+  def forward(state, batch):
+    views = method.views(batch, jax.random.PRNGKey(1))
+    return views, *method.forward(state.params, state.batch_stats, views, batch)
+
+  views, outputs, stats = forward(state, batch)
   return state, views, outputs, stats
 
 

@@ -1,10 +1,12 @@
 """Distance matching against the transcription."""
 
+import functools
+
 import jax
 import numpy as np
 
 from pass_luss.pretrain import heads
-from pass_luss.protocols import distance, segment
+from pass_luss.protocols import distance, frozen_encoder, segment
 from segcore.distributed import sharding
 from tests.pass_luss import support
 from tests.support import fake_data
@@ -50,3 +52,26 @@ def test_cells_are_classified_by_the_vote_of_regions():
       len(split.classes),
     )
     assert np.mean(labels != expected_labels) < 0.02
+
+
+def test_maps_of_a_frozen_encoder_enlarged_four_times_are_the_default():
+  split = fake_data.labeled_split([(32, 32)] * 4)
+  net = support.build_network({})
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  state = jax.device_put(
+    jax.device_get(support.random_state(net)),
+    sharding.replicated_sharding(mesh),
+  )
+  options = distance.DistanceOptions(short_side=32, batch_size=4)
+  encoder = frozen_encoder.FrozenEncoder.build(net, state, short_side=32)
+  maps = encoder.feature_maps(
+    functools.partial(encoder.enlarged_features, factor=4)
+  )
+  banks = [
+    distance.DistanceMatcher(
+      net, state, options, mesh, support.READING, maps
+    ).build_bank(split)
+    for maps in (None, maps)
+  ]
+  np.testing.assert_array_equal(banks[0].labels, banks[1].labels)
+  np.testing.assert_allclose(banks[0].features, banks[1].features, atol=1e-6)

@@ -200,3 +200,73 @@ def test_class_out_of_range_is_refused():
     ValueError, match='expected classes 0 to 5 or negative, got 6'
   ):
     knn.build_knn_bank(features, np.array([[[0, 6]]]), 5)
+
+
+def soft_problem(num_entries=70, num_queries=30, dim=6, num_classes=4, seed=1):
+  """Draws unit features in float64, some of them equal, with soft labels."""
+  rng = np.random.default_rng(seed)
+  features = unit(rng.normal(size=(num_entries, dim)))
+  features[20:30] = features[:10]
+  labels = rng.dirichlet(np.full(num_classes, 0.3), num_entries)
+  queries = 2 * rng.normal(size=(num_queries, dim))
+  queries[:5] = features[:5]
+  return knn.SoftBank(features, labels), queries
+
+
+def average_slowly(queries, bank, k, temperature):
+  """Averages labels with weights softmax(cosine / T), one neighbor a time."""
+  expected = []
+  for query in unit(queries):
+    cosines = [
+      sum(f * q for f, q in zip(x, query, strict=True)) for x in bank.features
+    ]
+    # Equal features have equal cosines: the earlier one comes first.
+    order = sorted(range(len(cosines)), key=lambda i: (-cosines[i], i))[:k]
+    weights = [
+      np.exp((cosines[i] - cosines[order[0]]) / temperature) for i in order
+    ]
+    total = sum(w * bank.labels[i] for w, i in zip(weights, order, strict=True))
+    expected.append(total / sum(weights))
+  return np.array(expected)
+
+
+@pytest.mark.parametrize('k', [1, 7, 70])
+@pytest.mark.parametrize('bank_rows', [11, 100])
+def test_soft_vote_equals_the_transcription(k, bank_rows):
+  bank, queries = soft_problem()
+  with jax.enable_x64():
+    scores = knn.soft_knn_vote(
+      jnp.asarray(queries), bank, k, 0.02, query_rows=7, bank_rows=bank_rows
+    )
+    assert scores.dtype == np.float64
+  expected = average_slowly(queries, bank, k, 0.02)
+  np.testing.assert_allclose(scores, expected, atol=1e-6)
+  np.testing.assert_allclose(np.sum(np.asarray(scores), axis=1), 1, atol=1e-9)
+
+
+def test_soft_defaults_are_those_of_the_paper():
+  bank, queries = soft_problem()
+  np.testing.assert_allclose(
+    knn.soft_knn_vote(jnp.asarray(queries), bank),
+    average_slowly(queries, bank, 30, 0.02),
+    atol=1e-4,
+  )
+
+
+def test_soft_vote_on_eight_devices_equals_one():
+  bank, queries = soft_problem(num_queries=32)
+  alone, actual = (
+    jax.jit(knn.make_sharded_soft_vote(mesh, k=5))(jnp.asarray(queries), bank)
+    for mesh in (
+      sharding.make_mesh(devices=jax.devices()[:1]),
+      sharding.make_mesh(),
+    )
+  )
+  assert len(actual.sharding.device_set) == 8
+  np.testing.assert_allclose(actual, alone, atol=1e-6)
+
+
+def test_soft_vote_needs_k_rows():
+  bank, queries = soft_problem(num_entries=30)
+  with pytest.raises(ValueError, match='k: expected 1 to 30, .* got 31'):
+    knn.soft_knn_vote(jnp.asarray(queries), bank, 31)

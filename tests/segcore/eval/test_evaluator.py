@@ -7,6 +7,7 @@ import numpy as np
 
 from input_pipeline import loader, transforms
 from segcore.distributed import sharding
+from segcore.eval import evaluator as evaluator_lib
 from segcore.eval import inference, metrics
 from segcore.train import train_state
 from tests.support import fake_data, fake_network
@@ -54,6 +55,35 @@ def test_every_image_is_evaluated_once():
     seen = evaluator(split, predictor, Seen(), mesh)(state).values
     expected = [f'image{i:02}'.encode() for i in range(len(SIZES))]
     assert sorted(seen['ids'].tolist()) == expected
+
+
+def test_random_crops_follow_from_the_seed_and_the_index():
+  split = fake_data.labeled_split(SIZES)
+  mesh = mesh_of(1)
+  state = train_state.inference_train_state({'params': {}}, mesh)
+
+  def crops(batch_size, seed):
+    predictions = evaluator_lib.Predictions(
+      split,
+      Drawn(lambda images: images[..., 0]),
+      batch_size,
+      mesh,
+      ('label',),
+      augmentation=evaluator_lib.Augmentation(
+        transforms.RandomCrop((16, 24)), (seed,)
+      ),
+    )
+    found = {}
+    for prediction, example in predictions(state):
+      assert example['label'].shape == (16, 24)
+      np.testing.assert_array_equal(prediction, example['image'][..., 0])
+      found[example['id'].item()] = prediction.tobytes()
+    return found
+
+  first = crops(2, seed=0)
+  assert len(first) == len(SIZES)
+  assert crops(8, seed=0) == first
+  assert crops(2, seed=1) != first
 
 
 def test_919_classes_survive(tmp_path):

@@ -28,6 +28,24 @@ def test_resized_size(size):
   )
 
 
+@pytest.mark.parametrize(
+  'size, multiple, expected',
+  [
+    ((375, 500), 14, (448, 602)),  # 597.3 is nearest to 43 patches.
+    ((500, 375), 16, (592, 448)),  # 597.3 is nearest to 37 patches.
+    ((360, 480), 32, (448, 608)),
+    ((10, 10), 14, (448, 448)),
+    ((448, 455), 14, (448, 462)),  # Halves are rounded up.
+  ],
+)
+def test_sides_are_multiples(size, multiple, expected):
+  assert short_side.short_side_size(size, 448, multiple) == expected
+  maps = short_side.FeatureMaps(lambda *_: None, 448, input_multiple=multiple)
+  assert maps.group(size).input_sizes == (expected,)
+  prepared = maps.prepare([random_image(size), None], maps.group(size))
+  assert prepared['images'].shape == (2, *expected, 3)
+
+
 def test_resize_and_crop():
   image = random_image((60, 90))
   assert short_side.resize_and_center_crop(image, 40).shape == (40, 60, 3)

@@ -16,6 +16,8 @@ from tests.support import runs
 
 CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
 SHAPES = f'--config={CONFIGS}/ddep_shapes.py'
+# Most tests build all stages of an experiment.
+pytestmark = pytest.mark.usefixtures('equal_networks_checked_once')
 
 
 @pytest.fixture(autouse=True)

@@ -248,7 +248,7 @@ def test_a_lost_batch_is_no_loss(whole, tmp_path):
   assert_same_metrics(tmp_path, folder)
 
 
-@pytest.mark.parametrize('num_devices', [1, 2, 4])
+@pytest.mark.parametrize('num_devices', [1, 4])
 def test_a_run_on_8_devices_goes_on_with_fewer(num_devices, whole, tmp_path):
   folder, expected = whole['two_stream']
   shutil.copytree(folder / 'checkpoints' / '6', tmp_path / 'checkpoints' / '6')

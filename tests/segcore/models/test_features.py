@@ -1,7 +1,17 @@
 import jax
 import pytest
 
+from segcore.models import features
 from tests.support import reference_networks
+
+
+def test_near_strides_are_compared_by_their_factor():
+  strides = (1.75, 3.5, 7, 14)
+  maps = features.Features(
+    tuple(features.FeatureMap(f'map{i}', n, i) for i, n in enumerate(strides))
+  )
+  for stride, nearest in ((1, 1.75), (4, 3.5), (5, 7), (4.9, 3.5), (30, 14)):
+    assert maps.near_stride(stride).stride == nearest
 
 
 def test_missing_maps_are_refused_with_the_maps_there_are():

@@ -1,5 +1,8 @@
 """Encoder, decoder and heads together: names, sizes and refusals."""
 
+import functools
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,12 +12,12 @@ import pytest
 from runtime import errors
 from segcore.models import features, network, segmenter
 from segcore.models import heads as heads_lib
-from segcore.models.decoders import deeplabv3plus, unet
+from segcore.models.decoders import deeplabv3plus, dpt, unet
 from segcore.models.encoders import bit, efficientnet, hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
 
 _IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 48, 3))
-_IMAGES = jnp.asarray(_IMAGES, jnp.float32)
+_IMAGES = jax.device_put(np.float32(_IMAGES))
 
 
 def _small(heads=None, **fields):
@@ -45,7 +48,7 @@ def small():
   module = _small()
   rng = np.random.default_rng(1)
   return module, jax.tree.map(
-    lambda leaf: jnp.float32(rng.normal(size=leaf.shape) * 0.3),
+    lambda leaf: np.float32(rng.normal(size=leaf.shape) * 0.3),
     _shapes(module),
   )
 
@@ -60,12 +63,12 @@ _TORCH_RESNET_50 = {
   'output_stride': 32,
 }
 _LITE0 = {'name': 'efficientnet'}
+_MIT_B1 = {'name': 'mit'}
 # Two blocks 512 → 256 → 256 with bias and norm, and 21 scores.
 _SCORES = 9 * 512 * 256 + 9 * 256**2 + 2 * 3 * 256 + 257 * 21
 
 # Encoder, decoder, and numbers of parameters: of the encoder, of decoder and
-# head. The head is of noise at full resolution, or of 21 classes at DeepLab's
-# stride 4.
+# head (see `_HEADS`).
 _SIZES = (
   (_HYBRID, {'name': 'unet'}, 97_890_112, 28_947_907),
   (_HYBRID, {'name': 'unet', 'width_multiplier': 2}, 97_890_112, 95_570_819),
@@ -109,7 +112,58 @@ _SIZES = (
     2_958_848,
     18_222_848 - 29 * 1728 * 256 - 232 * 256 + _SCORES,
   ),
+  # Maps of 512, 320, 128 and 64 channels, and none at stride 2.
+  (
+    _MIT_B1,
+    {'name': 'unet', 'skips': (16, 8, 4)},
+    13_151_424,
+    50_181_571 - 9 * ((1536 + 704) * 1024 + 384 * 512 + 192 * 256 + 64 * 128),
+  ),
+  (
+    _MIT_B1,
+    _DEEPLAB,
+    13_151_424,
+    18_222_848 - 29 * 1536 * 256 - 192 * 256 + _SCORES,
+  ),
+  # Of 19 classes; 3.71 M are published.
+  (_MIT_B1, {'name': 'daformer'}, 13_151_424, 3_712_275),
+  (_MIT_B1, {'name': 'segformer'}, 13_151_424, 531_221 - 2 * 257),
+  # For the decoder see `test_dpt`; the 3x3 of the noise reads 64 channels.
+  (
+    {'name': 'vit', 'patch_size': 8, 'grid': (28, 28)},
+    {'name': 'dpt'},
+    21_670_272,
+    2_663_840 + 577 * 3,
+  ),
 )
+# Of noise at full resolution, or of classes at stride 4.
+_HEADS = {
+  'unet': heads_lib.ConvHead(3),
+  'dpt': heads_lib.ConvHead(3),
+  'deeplabv3plus': heads_lib.ConvBlocksHead(21),
+  'daformer': heads_lib.PixelClassifier(19),
+  'segformer': heads_lib.PixelClassifier(19),
+}
+
+
+class _Given(nn.Module):
+  """An encoder whose maps have given shapes."""
+
+  shapes: features.Features
+
+  def __call__(self, images, train):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.shapes)
+
+
+@functools.cache
+def _encode(options):
+  """Returns the shapes of the maps and parameters of an encoder."""
+  encoder = network.build_network(
+    network.NetworkOptions(dict(options), None), {}, 'here'
+  ).encoder
+  return jax.eval_shape(
+    encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+  )
 
 
 @pytest.mark.parametrize(('encoder', 'decoder', 'encoder_size', 'size'), _SIZES)
@@ -118,16 +172,16 @@ def test_networks_have_the_published_sizes(
 ):
   module = network.build_network(
     network.NetworkOptions(encoder, decoder),
-    {
-      'head': heads_lib.ConvBlocksHead(21)
-      if decoder is _DEEPLAB
-      else heads_lib.ConvHead(3)
-    },
+    {'head': _HEADS[decoder['name']]},
     'here',
   )
+  # Each encoder is followed once: most of the time goes there.
+  maps, variables = _encode(tuple(encoder.items()))
+  assert _count(variables['params']) == encoder_size
+  module = module.clone(encoder=_Given(maps))
   params = _shapes(module, jnp.zeros((1, 64, 64, 3)))['params']
-  assert _count(params['encoder']) == encoder_size
-  assert _count(params['decoder']) + _count(params['heads']) == size
+  assert set(params) == {'decoder', 'heads'}
+  assert _count(params) == size
 
 
 def test_every_encoder_and_decoder_is_among_the_sizes():
@@ -137,20 +191,98 @@ def test_every_encoder_and_decoder_is_among_the_sizes():
   assert counted == {
     (encoder, decoder)
     for encoder in network.ENCODERS
-    for decoder in network.DECODERS
-    if encoder != 'vit'  # All its maps have one stride.
-  }
+    for decoder in ('unet', 'deeplabv3plus', 'dpt')
+    # All maps of a ViT have one stride, and only its.
+    if (encoder == 'vit') == (decoder == 'dpt')
+  } | {('mit', 'daformer'), ('mit', 'segformer')}  # These fit any encoder.
 
 
-@pytest.mark.parametrize('decoder', [{'name': 'unet'}, _DEEPLAB])
-def test_a_decoder_that_lacks_a_map_of_a_vit_is_refused(decoder):
+_VIT = {'name': 'vit', 'num_layers': 1}
+_SMALL_BIT = {'name': 'bit', 'blocks': (1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+  ('encoder', 'decoder', 'message'),
+  [
+    (
+      {**_VIT, 'patch_size': 14},
+      {'name': 'unet'},
+      'decoder unet: expected maps at strides 2, 4, 8, 16, 32, got stride 14 '
+      'alone (encoder vit); use decoder dpt',
+    ),
+    (
+      _VIT,
+      {'name': 'unet', 'widths': (8, 8), 'output_stride': 4},
+      'decoder unet: expected maps at strides 4, 8, 16, got stride 16 alone '
+      '(encoder vit); use decoder dpt',
+    ),
+    (
+      _VIT,
+      _DEEPLAB,
+      'decoder deeplabv3plus: expected maps at stride 4 and at a larger one, '
+      'got stride 16 alone (encoder vit); use decoder dpt',
+    ),
+    (
+      _VIT,
+      {'name': 'dpt'},
+      'decoder dpt: expected 4 maps of one stride, as those of a plain ViT, '
+      'got 1 at stride 16 alone (encoder vit); choose four blocks, the last '
+      'among them, in depths of the encoder',
+    ),
+    (
+      _SMALL_BIT,
+      {'name': 'dpt'},
+      'decoder dpt: expected 4 maps of one stride, as those of a plain ViT, '
+      'got strides 2, 4, 8, 16 (encoder bit); use decoder unet or '
+      'deeplabv3plus',
+    ),
+    (
+      _SMALL_BIT,
+      {'name': 'unet', 'widths': (32, 32, 32), 'output_stride': 4},
+      "head 'noise' of the decoder: no map at stride 1; there are maps at "
+      'strides 4, 8, 16 (encoder bit); a decoder unet ends at stride 1 with '
+      'output_stride=1',
+    ),
+  ],
+)
+def test_networks_whose_parts_do_not_fit_are_refused(encoder, decoder, message):
   module = network.build_network(
-    network.NetworkOptions({'name': 'vit', 'num_layers': 1}, decoder),
-    {'head': heads_lib.ConvHead(3)},
+    network.NetworkOptions(encoder, decoder),
+    {'noise': heads_lib.ConvHead(3)},
     'here',
   )
-  with pytest.raises(errors.UserError, match='at strides 16'):
-    network.check_network_image_size(module, (64, 64), 'size')
+  # Where the side is no multiple of the patch either, this is the reason.
+  for side in (64, 60):
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+      network.check_network_image_size(module, (side, side), 'size')
+
+
+def test_heads_may_read_the_nearest_stride():
+  """A U-Net ends at stride 4; of two strides as near, the finer one is read."""
+  encoder = resnet_gn.ResNet((1, 1, 1), width=8, num_groups=4)
+  decoder = unet.UNetDecoder((8, 8), num_groups=4, output_stride=4)
+  images = jnp.zeros((1, 32, 32, 3))
+  for stride, cells in ((1, 8), (2, 8), (4, 8), (8, 4), (6, 4), (16, 4)):
+    head = heads_lib.ConvHead(5, stride=stride, nearest=True)
+    outputs, _ = jax.eval_shape(
+      segmenter.Segmenter(encoder, decoder, {'x': head}).init_with_output,
+      jax.random.key(0),
+      images,
+    )
+    assert outputs['x'].shape == (1, cells, cells, 5)
+
+
+def test_sides_are_multiples_of_what_encoder_and_decoder_need():
+  decoders = {'unet': unet.UNetDecoder(), 'none': None}
+  resnet = resnet_lib.DilatedResNet(stem='plain', output_stride=32)
+  for encoder, name, multiple in (
+    (resnet, 'none', 1),
+    (resnet, 'unet', 32),
+    (efficientnet.EfficientNet(), 'unet', 32),
+    (hybrid_vit.HybridViT(), 'unet', 16),
+  ):
+    module = segmenter.Segmenter(encoder, decoders[name], {})
+    assert module.size_multiple == multiple
 
 
 def test_parameters_are_under_the_names_of_the_submodules(small):
@@ -193,8 +325,8 @@ def test_only_requested_heads_are_computed(small):
     'encoder': params['encoder'],
     'heads': {'classes': params['heads']['classes']},
   }
-  outputs = module.apply(
-    {'params': without_decoder}, _IMAGES, heads=('classes',)
+  outputs = jax.jit(lambda v: module.apply(v, _IMAGES, heads=('classes',)))(
+    {'params': without_decoder}
   )
   assert list(outputs) == ['classes']
   np.testing.assert_allclose(
@@ -205,7 +337,7 @@ def test_only_requested_heads_are_computed(small):
     lambda: module.apply({'params': one_head}, _IMAGES, heads=('noise',))
   )
   assert list(outputs) == ['noise']
-  assert module.apply(variables, _IMAGES, heads=()) == {}
+  assert jax.jit(lambda v: module.apply(v, _IMAGES, heads=()))(variables) == {}
 
 
 def test_heads_apply_to_given_maps(small):
@@ -293,14 +425,15 @@ def test_unused_condition_is_refused():
 
 
 def test_initial_outputs_of_heads_have_the_scale():
-  x = jax.random.normal(jax.random.key(0), (4, 16, 16, 32))
+  x = np.random.default_rng(0).normal(size=(4, 16, 16, 32))
+  x = jax.device_put(np.float32(x))
   for scale in (0.0, 0.1, 1.0):
     head = heads_lib.ConvHead(64, init_scale=scale)
     outputs, _ = jax.jit(head.init_with_output)(jax.random.key(1), x)
-    inner = outputs[:, 1:-1, 1:-1]  # No tap is on padding.
-    np.testing.assert_allclose(jnp.std(inner), scale, rtol=0.1)
+    inner = np.asarray(outputs)[:, 1:-1, 1:-1]  # No tap is on padding.
+    np.testing.assert_allclose(np.std(inner), scale, rtol=0.1)
   head = heads_lib.PoolHead(3, init_scale=0.0)
-  outputs, _ = head.init_with_output(jax.random.key(1), x)
+  outputs, _ = jax.jit(head.init_with_output)(jax.random.key(1), x)
   np.testing.assert_array_equal(outputs, np.zeros((4, 3)))
 
 
@@ -432,3 +565,4 @@ def test_names_of_encoders_and_decoders():
   assert network.ENCODERS['efficientnet'] is efficientnet.EfficientNet
   assert network.DECODERS['unet'] is unet.UNetDecoder
   assert network.DECODERS['deeplabv3plus'] is deeplabv3plus.DeepLabV3Plus
+  assert network.DECODERS['dpt'] is dpt.DPT

@@ -5,7 +5,6 @@ the transcription uses the same arrays.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -45,7 +44,7 @@ def loaded(tmp_path, encoder, weights):
 
 
 def assert_same_maps(encoder, variables, pixels, expected):
-  outputs = jax.jit(encoder.apply)(variables, jnp.asarray(pixels))
+  outputs = jax.device_get(jax.jit(encoder.apply)(variables, pixels))
   maps = {_NAMES[each.name]: each.array for each in outputs.maps}
   assert list(maps) == list(expected)
   for name, x in maps.items():
@@ -141,7 +140,7 @@ def test_decoder(layout, conditional):
     level_features=256 if conditional else None,
   )
   params = {
-    tuple(name.replace('film', 'modulation').split('/')): jnp.asarray(x)
+    tuple(name.replace('film', 'modulation').split('/')): np.float32(x)
     for name, x in weights.items()
   }
   level, gamma, embedding = None, None, norm.NoiseEmbedding()
@@ -150,9 +149,10 @@ def test_decoder(layout, conditional):
       (*at[:-1], 'dense', at[-1]) if 'modulation' in at[1] else at: x
       for at, x in params.items()
     }
-    gamma = jnp.array([0.4, 0.9])
-    own = jax.jit(embedding.init)(jax.random.key(0), gamma)['params']
-    level = np.asarray(embedding.apply({'params': own}, gamma), np.float64)
+    gamma = jax.device_put(np.float32([0.4, 0.9]))
+    initialize = jax.jit(embedding.init_with_output)
+    level, variables = initialize(jax.random.key(0), gamma)
+    level, own = np.asarray(level, np.float64), variables['params']
     for at, x in traverse_util.flatten_dict(own).items():
       params['embedding', *at] = x
   head = {at[1]: params.pop(at) for at in [*params] if at[0] == 'head'}
@@ -164,7 +164,7 @@ def test_decoder(layout, conditional):
   )
   inputs = features.Features(
     tuple(
-      features.FeatureMap(name, strides[name][0], jnp.asarray(x, jnp.float32))
+      features.FeatureMap(name, strides[name][0], jax.device_put(np.float32(x)))
       for name, x in maps.items()
     )
   )
@@ -193,9 +193,9 @@ def test_noise(kind, target):
   pixels, eps = rng.normal(size=(2, 3, 4, 5, 3)).astype(np.float32)
   gamma = np.array([0.95, 0.5, 1.0])
   options = noise.NoiseOptions(kind=kind, gamma_range=(0.4, 1.1), target=target)
-  given = [jnp.asarray(x, jnp.float32) for x in (pixels, eps, gamma)]
-  noisy = noise.corrupt_with_noise(*given, options)
-  aim = noise.denoising_target(*given, options)
+  given = [jax.device_put(np.float32(x)) for x in (pixels, eps, gamma)]
+  noisy = jax.jit(noise.corrupt_with_noise, static_argnums=3)(*given, options)
+  aim = jax.jit(noise.denoising_target, static_argnums=3)(*given, options)
   if kind == 'scaled':
     expected = ddep_noise.scaled_noise(pixels, eps, gamma)
     strength = {'gamma': gamma}
@@ -223,8 +223,11 @@ def test_levels_of_time_steps(draw):
 def test_gamma_drawn_from_a_range():
   keys = jax.random.split(jax.random.PRNGKey(0), 50)
   options = noise.NoiseOptions(gamma_range=(0.8, 1.1))
-  drawn = noise.sample_noise_gamma(keys, options)
-  uniform = [jax.random.uniform(jax.random.fold_in(key, 1)) for key in keys]
+  drawn = jax.jit(noise.sample_noise_gamma, static_argnums=1)(keys, options)
+  draw = jax.jit(
+    jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))
+  )
+  uniform = np.asarray(draw(keys))
   np.testing.assert_allclose(
     drawn, ddep_noise.clipped_uniform(uniform, 0.8, 1.1), atol=1e-6
   )

@@ -1,7 +1,7 @@
 import colorsys
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -20,6 +20,24 @@ ALL = color_augment.ColorOptions(
   blur=0.5,
   solarize=0.2,
 )
+
+
+apply_draws = jax.jit(color_augment.apply_color_draws, static_argnums=2)
+augment = jax.jit(color_augment.augment_colors, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def sample(rng, count, options):
+  keys = update.row_prng_keys(rng, count)
+  return jax.vmap(lambda key: color_augment.sample_color_draws(key, options))(
+    keys
+  )
+
+
+def row_keys(seed, count):
+  return jax.jit(update.row_prng_keys, static_argnums=1)(
+    jax.random.key(seed), count
+  )
 
 
 def images(count=4, size=(6, 9), seed=0):
@@ -60,15 +78,17 @@ def jitter(image, order, factors):
 
 def draws(**fields):
   unchanged = color_augment.Draws(
-    jitter=jnp.array(False),
-    order=jnp.arange(4),
-    factors=jnp.array([1.0, 1.0, 1.0, 0.0]),
-    gray=jnp.array(False),
-    blur=jnp.array(False),
-    sigma=jnp.array(1.0),
-    solarize=jnp.array(False),
+    jitter=np.bool_(False),
+    order=np.arange(4, dtype=np.int32),
+    factors=np.float32([1.0, 1.0, 1.0, 0.0]),
+    gray=np.bool_(False),
+    blur=np.bool_(False),
+    sigma=np.float32(1.0),
+    solarize=np.bool_(False),
   )
-  return unchanged._replace(**{k: jnp.array(v) for k, v in fields.items()})
+  return unchanged._replace(
+    **{k: np.asarray(v, getattr(unchanged, k).dtype) for k, v in fields.items()}
+  )
 
 
 @pytest.mark.parametrize('seed', range(6))
@@ -77,10 +97,8 @@ def test_jitter_equals_its_definition(seed):
   order = rng.permutation(4)
   factors = np.array([*rng.uniform(0.2, 1.8, 3), rng.uniform(-0.2, 0.2)])
   (image,) = images(1, seed=seed)
-  augmented = color_augment.apply_color_draws(
-    jnp.asarray(image),
-    draws(jitter=True, order=order, factors=factors.astype(np.float32)),
-    ALL,
+  augmented = apply_draws(
+    image, draws(jitter=True, order=order, factors=factors), ALL
   )
   expected = jitter(to_unit_range(image), order, factors)
   np.testing.assert_allclose(to_unit_range(augmented), expected, atol=3e-4)
@@ -88,17 +106,17 @@ def test_jitter_equals_its_definition(seed):
 
 def test_image_is_unchanged_where_nothing_is_drawn():
   (image,) = images(1)
-  augmented = color_augment.apply_color_draws(jnp.asarray(image), draws(), ALL)
+  augmented = apply_draws(image, draws(), ALL)
   np.testing.assert_allclose(augmented, image, atol=1e-6)
 
 
 def test_gray_and_solarized_by_hand():
-  image = jnp.array([[[1.0, -1.0, 0.0]], [[-0.6, -0.6, -0.6]]])
-  gray = color_augment.apply_color_draws(image, draws(gray=True), ALL)
+  image = np.float32([[[1.0, -1.0, 0.0]], [[-0.6, -0.6, -0.6]]])
+  gray = apply_draws(image, draws(gray=True), ALL)
   # 0.299 · 1 + 0.114 · 0.5 = 0.356 of 1, and 0.2.
   np.testing.assert_allclose(gray[0, 0], [2 * 0.356 - 1] * 3, atol=3e-4)
   np.testing.assert_allclose(gray[1, 0], [-0.6] * 3, atol=3e-4)
-  inverted = color_augment.apply_color_draws(image, draws(solarize=True), ALL)
+  inverted = apply_draws(image, draws(solarize=True), ALL)
   # In [0, 1]: 1, 0, 0.5 become 0, 0, 0.5; 0.2 stays.
   np.testing.assert_allclose(
     inverted, [[[-1, -1, 0]], [[-0.6, -0.6, -0.6]]], atol=1e-6
@@ -108,9 +126,7 @@ def test_gray_and_solarized_by_hand():
 @pytest.mark.parametrize('sigma', [0.1, 0.5, 1.3, 2.0])
 def test_blur_equals_scipys(sigma):
   (image,) = images(1, (20, 15))
-  augmented = color_augment.apply_color_draws(
-    jnp.asarray(image), draws(blur=True, sigma=sigma), ALL
-  )
+  augmented = apply_draws(image, draws(blur=True, sigma=sigma), ALL)
   expected = scipy.ndimage.gaussian_filter(
     image.astype(np.float64), (sigma, sigma, 0), mode='nearest', truncate=4.0
   )
@@ -118,8 +134,7 @@ def test_blur_equals_scipys(sigma):
 
 
 def test_ranges_and_probabilities_of_draws():
-  keys = update.row_prng_keys(jax.random.key(0), 4000)
-  drawn = jax.vmap(lambda key: color_augment.sample_color_draws(key, ALL))(keys)
+  drawn = jax.device_get(sample(jax.random.key(0), 4000, ALL))
   for name, probability in (
     ('jitter', 0.8),
     ('gray', 0.2),
@@ -140,34 +155,27 @@ def test_ranges_and_probabilities_of_draws():
 
 def test_factors_are_never_negative():
   options = color_augment.ColorOptions(jitter=1.0, brightness=1.5)
-  keys = update.row_prng_keys(jax.random.key(0), 1000)
-  drawn = jax.vmap(lambda key: color_augment.sample_color_draws(key, options))(
-    keys
-  )
+  drawn = jax.device_get(sample(jax.random.key(0), 1000, options))
   assert drawn.factors[:, 0].min() >= 0.0
   assert drawn.factors[:, 0].max() > 2.4
 
 
 def test_example_depends_on_its_own_key_only():
-  batch = jnp.asarray(images())
-  keys = update.row_prng_keys(jax.random.key(3), 4)
-  whole = jax.jit(color_augment.augment_colors, static_argnums=2)(
-    batch, keys, ALL
-  )
+  batch, keys = images(), row_keys(3, 4)
+  whole = np.asarray(augment(batch, keys, ALL))
   for i in range(4):
-    alone = color_augment.augment_colors(batch[i : i + 1], keys[i : i + 1], ALL)
+    alone = np.asarray(augment(batch[i : i + 1], keys[i : i + 1], ALL))
     np.testing.assert_allclose(whole[i], alone[0], atol=1e-5)
-  copies = color_augment.augment_colors(
-    jnp.stack([batch[0]] * 4),
+  copies = augment(
+    np.stack([batch[0]] * 4),
     keys,
     color_augment.ColorOptions(jitter=1.0, hue=0.5),
   )
-  assert len({np.asarray(image).tobytes() for image in copies}) == 4
+  assert len({image.tobytes() for image in np.asarray(copies)}) == 4
 
 
 def test_images_stay_in_range():
-  keys = update.row_prng_keys(jax.random.key(1), 64)
-  augmented = color_augment.augment_colors(jnp.asarray(images(64)), keys, ALL)
+  augmented = np.asarray(augment(images(64), row_keys(1, 64), ALL))
   assert augmented.min() >= -1.0 - 1e-5
   assert augmented.max() <= 1.0 + 1e-5
 
@@ -177,7 +185,7 @@ def test_8_devices_equal_one_without_gathering():
     (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
   )
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  batch = jnp.asarray(images(8))
+  batch = images(8)
 
   def step(batch, rng):
     keys = update.row_prng_keys(rng, len(batch))

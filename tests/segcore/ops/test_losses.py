@@ -9,6 +9,14 @@ import pytest
 from segcore.distributed import sharding
 from segcore.ops import losses
 
+cross_entropy = jax.jit(losses.cross_entropy)
+tag_cross_entropy = jax.jit(losses.tag_cross_entropy, static_argnums=2)
+
+
+def value_and_gradient(loss, x):
+  """Returns a scalar and its gradient at `x`, in one program."""
+  return jax.device_get(jax.jit(jax.value_and_grad(loss))(x))
+
 
 def reference_cross_entropy(logits, labels):
   """Computes values and the gradient of their sum by a loop, in float64."""
@@ -36,8 +44,8 @@ def pixels():
 
 def test_cross_entropy_by_hand():
   # Probabilities 1/4 and 3/4.
-  logits = jnp.array([[0.0, np.log(3.0)]] * 3)
-  loss = losses.cross_entropy(logits, jnp.array([0, 1, -7]))
+  logits = np.float32([[0.0, np.log(3.0)]] * 3)
+  loss = cross_entropy(logits, np.array([0, 1, -7]))
   np.testing.assert_allclose(
     loss, [np.log(4), np.log(4 / 3), 0.0], rtol=1e-6, atol=1e-7
   )
@@ -46,69 +54,69 @@ def test_cross_entropy_by_hand():
 def test_cross_entropy_and_its_gradient_equal_a_loop(pixels):
   logits, labels = pixels
   values, gradient = reference_cross_entropy(logits, labels)
-  loss = losses.cross_entropy(jnp.array(logits), jnp.array(labels))
+  loss = cross_entropy(logits, labels)
   np.testing.assert_allclose(loss, values, rtol=2e-6, atol=1e-6)
-  derived = jax.jit(
-    jax.grad(lambda x: losses.cross_entropy(x, jnp.array(labels)).sum())
-  )(jnp.array(logits))
+  _, derived = value_and_gradient(
+    lambda x: losses.cross_entropy(x, jnp.array(labels)).sum(), logits
+  )
   np.testing.assert_allclose(derived, gradient, atol=1e-6)
   np.testing.assert_array_equal(derived[labels < 0], 0.0)
 
 
 def test_cross_entropy_is_finite_at_the_ends_of_float32():
-  logits = jnp.array([[3e38, -3e38], [-jnp.inf, 0.0], [1e4, -1e4]])
-  labels = jnp.array([0, 1, 1])
-  value, gradient = jax.value_and_grad(
-    lambda x: losses.cross_entropy(x, labels).sum()
-  )(logits)
+  logits = np.float32([[3e38, -3e38], [-np.inf, 0.0], [1e4, -1e4]])
+  value, gradient = value_and_gradient(
+    lambda x: losses.cross_entropy(x, jnp.array([0, 1, 1])).sum(), logits
+  )
   np.testing.assert_allclose(value, 2e4)
   np.testing.assert_array_equal(gradient, [[0, 0], [0, 0], [1, -1]])
 
 
 def test_cross_entropy_of_bfloat16_is_computed_in_float32():
-  logits = jnp.array([[0.0, 5.0, -3.0]], jnp.bfloat16)
-  loss = losses.cross_entropy(logits, jnp.array([2]))
+  logits = np.array([[0.0, 5.0, -3.0]], jnp.bfloat16)
+  loss = cross_entropy(logits, np.array([2]))
   assert loss.dtype == jnp.float32
   exact = np.log(np.exp([0.0, 5.0, -3.0]).sum()) + 3.0
   np.testing.assert_allclose(loss, [exact], rtol=1e-6)
 
 
 def test_labels_out_of_range_give_nan():
-  loss = losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([4, 3]))
+  loss = cross_entropy(np.zeros((2, 4), np.float32), np.array([4, 3]))
   np.testing.assert_array_equal(np.isnan(loss), [True, False])
 
 
 def test_softmax_tags_equal_labels(pixels):
   logits, labels = pixels[0][0, 0], np.array([3, 0, 4, 2])
-  tags = jnp.array(np.eye(5, dtype=bool)[labels])
+  tags = np.eye(5, dtype=bool)[labels]
   values, _ = reference_cross_entropy(logits, labels)
-  loss = losses.tag_cross_entropy(jnp.array(logits), tags, 'softmax')
+  loss = tag_cross_entropy(logits, tags, 'softmax')
   np.testing.assert_allclose(loss, values, rtol=2e-6)
 
 
 def test_none_or_several_softmax_tags_give_nan_that_a_mask_removes():
-  logits = jnp.zeros((3, 4))
-  tags = jnp.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
-  loss = losses.tag_cross_entropy(logits, tags, 'softmax')
+  logits = np.zeros((3, 4), np.float32)
+  tags = np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
+  loss = tag_cross_entropy(logits, tags, 'softmax')
   np.testing.assert_array_equal(np.isnan(loss), [False, True, True])
 
-  mask = jnp.array([True, False, False])
-  value, gradient = jax.value_and_grad(
+  value, gradient = value_and_gradient(
     lambda x: losses.masked_mean(
-      losses.tag_cross_entropy(x, tags, 'softmax'), mask
-    )
-  )(logits)
+      losses.tag_cross_entropy(x, jnp.array(tags), 'softmax'),
+      jnp.array([True, False, False]),
+    ),
+    logits,
+  )
   np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
   np.testing.assert_allclose(gradient[0], [-0.75, 0.25, 0.25, 0.25])
   np.testing.assert_array_equal(gradient[1:], 0.0)
 
 
 def test_softmax_tags_accept_a_logit_of_minus_infinity():
-  logits = jnp.array([[0.0, 0.0, -jnp.inf]])
-  tags = jnp.array([[True, False, False]])
-  value, gradient = jax.value_and_grad(
-    lambda x: losses.tag_cross_entropy(x, tags, 'softmax')[0]
-  )(logits)
+  tags = np.array([[True, False, False]])
+  value, gradient = value_and_gradient(
+    lambda x: losses.tag_cross_entropy(x, jnp.array(tags), 'softmax')[0],
+    np.float32([[0.0, 0.0, -np.inf]]),
+  )
   np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
   np.testing.assert_allclose(gradient, [[-0.5, 0.5, 0.0]])
 
@@ -124,23 +132,23 @@ def test_sigmoid_tags_equal_a_loop():
       for p, tag in zip(probs, row_tags, strict=True)
     ]
     expected.append(sum(terms) / 3)
-  loss = losses.tag_cross_entropy(jnp.array(logits), jnp.array(tags), 'sigmoid')
+  loss = tag_cross_entropy(logits, tags, 'sigmoid')
   np.testing.assert_allclose(loss, expected, rtol=2e-6)
 
 
 def test_sigmoid_tags_are_finite_for_large_logits():
-  logits = jnp.array([[1e4, -1e4]])
-  tags = jnp.array([[False, True]])
-  value, gradient = jax.value_and_grad(
-    lambda x: losses.tag_cross_entropy(x, tags, 'sigmoid')[0]
-  )(logits)
+  tags = np.array([[False, True]])
+  value, gradient = value_and_gradient(
+    lambda x: losses.tag_cross_entropy(x, jnp.array(tags), 'sigmoid')[0],
+    np.float32([[1e4, -1e4]]),
+  )
   np.testing.assert_allclose(value, 1e4)
   np.testing.assert_allclose(gradient, [[0.5, -0.5]])
 
 
 def test_squared_error_by_hand_and_in_float32():
-  loss = losses.squared_error(
-    jnp.array([[1.0, -2.0]], jnp.bfloat16), jnp.array([[4.0, -2.5]])
+  loss = jax.jit(losses.squared_error)(
+    np.array([[1.0, -2.0]], jnp.bfloat16), np.float32([[4.0, -2.5]])
   )
   assert loss.dtype == jnp.float32
   np.testing.assert_array_equal(loss, [[9.0, 0.25]])
@@ -151,10 +159,10 @@ def test_masked_equals_sliced():
   values = rng.normal(size=(4, 6)).astype(np.float32)
   mask = rng.random((4, 6)) < 0.4
   kept = values[mask].astype(np.float64)
-  total, count = losses.masked_sum_and_count(jnp.array(values), jnp.array(mask))
+  total, count = jax.jit(losses.masked_sum_and_count)(values, mask)
   np.testing.assert_allclose(total, kept.sum(), rtol=1e-5)
   assert count == mask.sum()
-  mean = losses.masked_mean(jnp.array(values), jnp.array(mask))
+  mean = jax.jit(losses.masked_mean)(values, mask)
   np.testing.assert_allclose(mean, kept.mean(), rtol=1e-5)
 
 
@@ -197,20 +205,22 @@ def test_equal_weights_cancel_in_the_mean():
 
 
 def test_parts_add_up_to_the_whole():
-  values = jnp.arange(12.0).reshape(4, 3)
+  values = np.arange(12, dtype=np.float32).reshape(4, 3)
   mask = values % 3 != 1
+  of_part = jax.jit(losses.masked_sum_and_count)
   parts = [
-    losses.masked_sum_and_count(values[i : i + 1], mask[i : i + 1])
+    jax.device_get(of_part(values[i : i + 1], mask[i : i + 1]))
     for i in range(4)
   ]
   total, count = (sum(part[k] for part in parts) for k in (0, 1))
-  np.testing.assert_allclose(total / count, losses.masked_mean(values, mask))
+  mean = jax.jit(losses.masked_mean)(values, mask)
+  np.testing.assert_allclose(total / count, mean)
 
 
 def test_empty_mask_has_mean_and_gradient_0_even_over_nan():
-  values = jnp.array([jnp.nan, jnp.inf])
-  value, gradient = jax.value_and_grad(losses.masked_mean)(
-    values, jnp.zeros(2, bool)
+  value, gradient = value_and_gradient(
+    lambda x: losses.masked_mean(x, jnp.zeros(2, bool)),
+    np.float32([np.nan, np.inf]),
   )
   assert value == 0.0
   np.testing.assert_array_equal(gradient, [0.0, 0.0])

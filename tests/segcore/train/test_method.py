@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -37,10 +38,20 @@ def loss(params, batch_stats, batch, keys):
 
 def batch(rows=32):
   rng = np.random.default_rng(1)
-  return {
-    'x': jnp.asarray(rng.standard_normal((rows, 3)), jnp.float32),
-    'mask': jnp.asarray(rng.random(rows) < 0.7),
+  arrays = {
+    'x': rng.standard_normal((rows, 3)).astype(np.float32),
+    'mask': rng.random(rows) < 0.7,
   }
+  return jax.device_put(arrays)
+
+
+def initial_state(rule):
+  init = jax.jit(lambda rng: rule.init(Linear(), rng, (1, 4, 4, 3), None))
+  return init(jax.random.PRNGKey(0))
+
+
+def step(rule, loss, state, batch):
+  return jax.jit(functools.partial(rule, loss))(state, batch)
 
 
 def update(**fields):
@@ -54,14 +65,15 @@ def update(**fields):
 
 def test_step_equals_gradient_descent_by_hand():
   rule = update()
-  state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+  state = initial_state(rule)
   data = batch()
-  after, metrics = rule(loss, state, data)
+  after, metrics = step(rule, loss, state, data)
 
   row_rng, _ = jax.random.split(jax.random.fold_in(state.rng, 0))
-  noise = np.stack(
-    [jax.random.normal(jax.random.fold_in(row_rng, i), (2,)) for i in range(32)]
-  ).astype(np.float64)
+  draw = jax.jit(
+    lambda i: jax.random.normal(jax.random.fold_in(row_rng, i), (2,))
+  )
+  noise = np.stack([draw(i) for i in range(32)]).astype(np.float64)
   x, mask = np.asarray(data['x'], np.float64), np.asarray(data['mask'])
   residual = x @ np.ones((3, 2)) + 2.0 - noise
   n = mask.sum()
@@ -77,10 +89,10 @@ def test_step_equals_gradient_descent_by_hand():
 @pytest.mark.parametrize('accumulate', [2, 4])
 def test_accumulated_step_equals_whole_batch(accumulate):
   whole, parts = update(), update(accumulate=accumulate)
-  state = whole.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+  state = initial_state(whole)
   data = batch()
-  after_whole, metrics_whole = whole(loss, state, data)
-  after_parts, metrics_parts = parts(loss, state, data)
+  after_whole, metrics_whole = step(whole, loss, state, data)
+  after_parts, metrics_parts = step(parts, loss, state, data)
   for a, b in zip(
     jax.tree.leaves((after_whole, metrics_whole)),
     jax.tree.leaves((after_parts, metrics_parts)),
@@ -91,20 +103,21 @@ def test_accumulated_step_equals_whole_batch(accumulate):
 
 def test_untrained_parts_have_neither_gradient_nor_optimizer_state():
   rule = update(trained=('b',), optimizer=tiny_networks.adam())
-  state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+  state = initial_state(rule)
   slots = optax.tree_utils.tree_get(state.opt_state, 'mu')
   assert [leaf.shape for leaf in jax.tree.leaves(slots)] == [(2,)]
-  after, _ = rule(loss, state, batch())
+  after, _ = step(rule, loss, state, batch())
   np.testing.assert_array_equal(after.params['a'], state.params['a'])
   assert not np.array_equal(after.params['b'], state.params['b'])
 
 
 def test_draws_depend_on_the_step_alone():
   rule = update(optimizer=tiny_networks.adam(1e-9))
-  state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
-  first, metrics = rule(loss, state, batch())
-  _, again = rule(loss, state, batch())
-  _, second = rule(loss, first, batch())
+  state = initial_state(rule)
+  take = jax.jit(functools.partial(rule, loss))
+  first, metrics = take(state, batch())
+  _, again = take(state, batch())
+  _, second = take(first, batch())
   assert float(metrics['loss']) == float(again['loss'])
   assert float(metrics['loss']) != float(second['loss'])
 
@@ -154,9 +167,9 @@ def test_batch_statistics_of_microbatches_are_averaged():
   means = []
   for accumulate in (1, 4):
     rule = update(accumulate=accumulate)
-    state = rule.init(Linear(), jax.random.PRNGKey(0), (1, 4, 4, 3), None)
+    state = initial_state(rule)
     state = state.replace(batch_stats={'mean': jnp.ones(3)})
-    after, _ = rule(with_statistics, state, batch())
+    after, _ = step(rule, with_statistics, state, batch())
     means.append(after.batch_stats['mean'])
   expected = 0.9 + 0.1 * np.asarray(batch()['x']).mean(0)
   for mean in means:

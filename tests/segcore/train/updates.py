@@ -1,7 +1,6 @@
 """Updates of parameters by an optimizer, and by a formula."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,7 +21,8 @@ def gradients_of(params, num_steps=5):
   rng = np.random.default_rng(0)
   return [
     jax.tree.map(
-      lambda p: jnp.array(rng.normal(size=p.shape), jnp.float32), params
+      lambda p: jax.device_put(rng.normal(size=p.shape).astype(np.float32)),
+      params,
     )
     for _ in range(num_steps)
   ]

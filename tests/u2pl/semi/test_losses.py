@@ -27,9 +27,12 @@ def logits_of(seed):
 
 
 def upsampled(logits):
-  return np.asarray(
-    pseudo_labels.upsample_teacher_scores(jnp.asarray(logits), SIZE), np.float64
-  )
+  upsample = jax.jit(pseudo_labels.upsample_teacher_scores, static_argnums=1)
+  return np.asarray(upsample(logits, SIZE), np.float64)
+
+
+supervised_loss = jax.jit(losses.supervised_loss, static_argnums=2)
+unsupervised_loss = jax.jit(losses.unsupervised_loss, static_argnums=4)
 
 
 def test_supervised_loss_is_ohem_of_the_main_and_the_auxiliary_head():
@@ -38,9 +41,7 @@ def test_supervised_loss_is_ohem_of_the_main_and_the_auxiliary_head():
   )
   outputs = {'logits': logits_of(0), 'aux': logits_of(1)}
   labels = labels_of()
-  loss = losses.supervised_loss(
-    jax.tree.map(jnp.asarray, outputs), jnp.asarray(labels, jnp.int32), options
-  )
+  loss = supervised_loss(outputs, labels, options)
   main, auxiliary = (
     reference.ohem(
       upsampled(outputs[name]), labels, min_kept=120, threshold=0.3
@@ -56,10 +57,8 @@ def test_supervised_loss_is_ohem_of_the_main_and_the_auxiliary_head():
 
 def test_supervised_loss_is_cross_entropy_unless_configured():
   labels = labels_of()
-  loss = losses.supervised_loss(
-    {'logits': jnp.asarray(logits_of(0))},
-    jnp.asarray(labels, jnp.int32),
-    options_lib.SupervisedOptions(),
+  loss = supervised_loss(
+    {'logits': logits_of(0)}, labels, options_lib.SupervisedOptions()
   )
   expected = reference.cross_entropy(upsampled(logits_of(0)), labels)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -104,13 +103,7 @@ def test_unsupervised_loss_is_a_weighted_mean_over_the_pixels_kept(
   options = options_lib.ConsistencyOptions(
     filtered=filtered, forward=xi[0], reverse=xi[1]
   )
-  loss = losses.unsupervised_loss(
-    jnp.asarray(logits_of(0)),
-    jnp.asarray(labels, jnp.int32),
-    jnp.asarray(kept),
-    kept.size,
-    options,
-  )
+  loss = unsupervised_loss(logits_of(0), labels, kept, kept.size, options)
   expected = reference.symmetric_cross_entropy(
     upsampled(logits_of(0)), np.where(kept, labels, -1), xi
   )
@@ -142,11 +135,11 @@ def test_pixels_without_confidence_add_0_to_the_mean(filtered):
 
 
 def test_unsupervised_loss_is_scaled_by_its_weight():
-  labels = jnp.asarray(labels_of(), jnp.int32)
+  labels = labels_of()
   options = options_lib.ConsistencyOptions()
   full, scaled = (
-    losses.unsupervised_loss(
-      jnp.asarray(logits_of(0)),
+    unsupervised_loss(
+      logits_of(0),
       labels,
       labels >= 0,
       labels.size,

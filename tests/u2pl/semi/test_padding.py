@@ -7,6 +7,7 @@ import pytest
 
 from input_pipeline import batch as batch_lib
 from segcore.train import update as update_lib
+from tests.transcriptions import u2pl as reference
 from tests.u2pl.semi import tiny
 from u2pl import contrastive_branch, memory_bank, mixing, pseudo_labels
 from u2pl.semi import losses, mean_teacher
@@ -45,15 +46,17 @@ def test_pixels_of_padding_take_no_part(taught):
   # Padding is mixed as the images are.
   mixing_rng, row_rng, _ = jax.random.split(key, 3)
   options = trained.options.consistency.mixing
-  draws = mixing.sample_mixing_draws(
-    *(mixing_rng, update_lib.row_prng_keys(row_rng, tiny.BATCH), options),
-    *(SHAPE, tiny.CLASSES),
-  )
-  images = jnp.zeros((*SHAPE, 3))
-  _, mixed = mixing.mix_unlabeled_images(
-    images, jnp.where(valid, 0, -1), draws, options
-  )
-  mixed = np.asarray(mixed) >= 0
+
+  @jax.jit
+  def mix(mixing_rng, row_rng, labels):
+    draws = mixing.sample_mixing_draws(
+      *(mixing_rng, update_lib.row_prng_keys(row_rng, tiny.BATCH), options),
+      *(SHAPE, tiny.CLASSES),
+    )
+    images = jnp.zeros((*SHAPE, 3))
+    return mixing.mix_unlabeled_images(images, labels, draws, options)[1]
+
+  mixed = np.asarray(mix(mixing_rng, row_rng, np.where(valid, 0, -1))) >= 0
   assert (mixed != valid).any()
   np.testing.assert_array_equal(output.labels >= 0, mixed)
   parts = output.reliability
@@ -77,9 +80,7 @@ def test_the_threshold_of_entropy_is_that_of_the_images(taught):
 def test_logged_share_is_that_of_the_images(taught):
   _, output, _ = taught
   batch, valid = padded_batch()
-  scalars = mean_teacher.pseudo_label_scalars(
-    *jax.tree.map(jnp.asarray, (batch, output))
-  )
+  scalars = jax.jit(mean_teacher.pseudo_label_scalars)(batch, output)
   expected = output.kept.sum() / valid.sum()
   np.testing.assert_allclose(scalars['reliable_share'], expected, rtol=1e-6)
 
@@ -92,6 +93,7 @@ def test_padding_around_images_does_not_change_the_loss(filtered):
   kept = rng.random(labels.shape) < 0.7
   options = options_lib.ConsistencyOptions(filtered=filtered, reverse=0.1)
 
+  @jax.jit
   def loss(logits, labels, kept, valid):
     labels, count = pseudo_labels.ignore_padded_pseudo_labels(
       jnp.asarray(labels), valid
@@ -105,7 +107,7 @@ def test_padding_around_images_does_not_change_the_loss(filtered):
     widths = [(0, 0), (3, 5), (1, 9)] + [(0, 0)] * (array.ndim - 3)
     return np.pad(array, widths, constant_values=value)
 
-  valid = jnp.asarray(pad(np.ones(labels.shape, bool), False))
+  valid = pad(np.ones(labels.shape, bool), False)
   framed = loss(pad(logits, 2.0), pad(labels, 3), pad(kept, True), valid)
   bare = loss(logits, labels, kept, None)
   np.testing.assert_allclose(framed, bare, rtol=1e-6)
@@ -124,13 +126,13 @@ def test_padding_is_neither_anchor_nor_positive_nor_negative():
   features = np.where(
     padding[..., None], 1e6, rng.normal(size=(*shape, 4))
   ).astype(np.float32)
-  probs = jax.nn.softmax(rng.normal(size=(*shape, tiny.CLASSES)))
+  probs = reference.softmax(rng.normal(size=(*shape, tiny.CLASSES)))
   # Of the partition pixels of the padding are in no part; even if they were.
   parts = rng.integers(0, 3, shape)
   masks = contrastive_branch.PixelMasks(*(parts == i for i in range(3)))
   state, targets = jax.jit(branch.update)(
-    *(branch.init(), jnp.asarray(features), probs, jnp.asarray(labels)),
-    *(jax.tree.map(jnp.asarray, masks), jax.random.PRNGKey(0)),
+    *(branch.init(), features, np.float32(probs), labels),
+    *(masks, jax.random.PRNGKey(0)),
   )
   assert memory_bank.memory_bank_fill(state.bank).min() > 0
   assert np.abs(state.bank.rows).max() < 10

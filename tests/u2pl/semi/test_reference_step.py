@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline import batch as batch_lib
@@ -21,10 +20,10 @@ SHAPE = (tiny.SIZE, tiny.SIZE)
 
 
 def network_outputs(trained, params, stats, images, train, rng=None):
-  images = jnp.asarray(images)
-  forward = jax.jit(
-    lambda: (
-      method.training_forward_pass(
+  @jax.jit
+  def forward(params, stats, images):
+    if train:
+      return method.training_forward_pass(
         trained.segmenter,
         params,
         stats,
@@ -33,15 +32,14 @@ def network_outputs(trained, params, stats, images, train, rng=None):
         train=segmenter.SUBMODULES,
         rng=rng,
       )[0]
-      if train
-      else trained.segmenter.apply(
-        {'params': params, 'batch_stats': stats},
-        images,
-        heads=('logits', 'rep'),
-      )
+    return trained.segmenter.apply(
+      {'params': params, 'batch_stats': stats},
+      images,
+      heads=('logits', 'rep'),
     )
-  )
-  return {k: np.asarray(v, np.float64) for k, v in forward().items()}
+
+  outputs = forward(params, stats, images)
+  return {k: np.asarray(v, np.float64) for k, v in outputs.items()}
 
 
 class NumpyTargets(NamedTuple):
@@ -57,20 +55,24 @@ class NumpyTargets(NamedTuple):
   prototypes: contrast_reference.Prototypes
 
 
-def numpy_targets(trained, state, batch, rng):
-  """Computes targets with the draws of the same keys; `images` are joined."""
-  mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
-  draws = mixing.sample_mixing_draws(
+@jax.jit
+def sample_draws(mixing_rng, row_rng):
+  return mixing.sample_mixing_draws(
     mixing_rng,
     update_lib.row_prng_keys(row_rng, tiny.BATCH),
     PLUS.consistency.mixing,
     (tiny.BATCH, *SHAPE),
     tiny.CLASSES,
   )
+
+
+def numpy_targets(trained, state, batch, rng):
+  """Computes targets with the draws of the same keys; `images` are joined."""
+  mixing_rng, row_rng, teacher_rng = jax.random.split(rng, 3)
+  draws = jax.device_get(sample_draws(mixing_rng, row_rng))
+  to_symmetric = jax.jit(batch_lib.batch_images_to_symmetric)
   labeled, unlabeled = (
-    np.asarray(
-      batch_lib.batch_images_to_symmetric(jnp.asarray(batch[name]['image']))
-    )
+    np.asarray(to_symmetric(batch[name]['image']))
     for name in ('labeled', 'unlabeled')
   )
   # Clean images: labels denoised with the prototypes before the step.

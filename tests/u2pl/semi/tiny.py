@@ -118,6 +118,6 @@ def run_steps(trained, state, count, first=0, jitted=None):
 
 def difference(a, b):
   return max(
-    float(jnp.max(jnp.abs(x - y))) if x.size else 0.0
+    float(np.abs(np.asarray(x) - np.asarray(y)).max()) if x.size else 0.0
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   )

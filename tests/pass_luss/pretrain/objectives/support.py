@@ -32,9 +32,7 @@ def bind(name, head, maps, seed=0):
     An object with `heads.call_method`, and the head's parameters, random in
     float64.
   """
-  shapes = jax.eval_shape(
-    head.init, jax.random.PRNGKey(seed), jnp.asarray(maps)
-  )
+  shapes = jax.eval_shape(head.init, jax.random.PRNGKey(seed), maps)
   rng = np.random.default_rng(seed)
   params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes['params'])
   stats = jax.tree.map(lambda x: np.zeros(x.shape), shapes['batch_stats'])

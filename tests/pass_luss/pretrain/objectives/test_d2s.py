@@ -30,6 +30,7 @@ def test_loss_and_its_gradient(view):
   scores = arrays.normal(BATCH, 2, PROTOTYPES, scale=0.3)
   targets = random_targets()
 
+  @jax.jit
   def loss(x):
     return d2s.d2s_loss(x, jnp.asarray(np.moveaxis(targets, 0, 1)), 0.1, view)
 
@@ -38,7 +39,7 @@ def test_loss_and_its_gradient(view):
       np.moveaxis(x, 1, 0), targets, 0.1, same_view=view == 'same'
     )
 
-  arrays.assert_close(loss(jnp.asarray(scores)), reference_loss(scores))
+  arrays.assert_close(loss(scores), reference_loss(scores))
   arrays.assert_gradient(loss, reference_loss, scores)
 
 
@@ -53,15 +54,18 @@ def test_objective_on_two_stages(kind):
     d2s.D2SOptions((3, 2), targets=kind), SIZES, swav.SwavOptions()
   )
 
-  def step(**targets):
-    return support.step(
-      {'d2s': jax.tree.map(jnp.asarray, scores)},
-      prototypes=jnp.zeros((SIZE, PROTOTYPES)),
-      targets=targets
-      | {'swav': {'assignments': jnp.asarray(np.moveaxis(deep, 0, 1))}},
-    )
+  @jax.jit
+  def loss(scores, assignments):
+    def step(**targets):
+      return support.step(
+        {'d2s': scores},
+        prototypes=jnp.zeros((SIZE, PROTOTYPES)),
+        targets=targets | {'swav': {'assignments': assignments}},
+      )
 
-  terms, scalars = objective.loss(step(d2s=objective.targets(step())))
+    return objective.loss(step(d2s=objective.targets(step())))
+
+  terms, scalars = loss(scores, np.moveaxis(deep, 0, 1))
   assert scalars == {}
   assert set(terms) == {'loss_shallow3', 'loss_shallow2'}
   for stage, of_stage in scores.items():
@@ -75,19 +79,18 @@ def test_objective_on_two_stages(kind):
 
 def test_shallow_scores_give_the_prototypes_no_gradient():
   head = heads.Clusters(8, SIZE, PROTOTYPES)
-  embeddings = jnp.asarray(arrays.normalized(BATCH, SIZE), jnp.float32)
-  variables = head.init(jax.random.PRNGKey(0), jnp.zeros((2, 1, 1, 3)))
+  embeddings = arrays.normalized(BATCH, SIZE).astype(np.float32)
+  variables = jax.jit(head.init)(jax.random.PRNGKey(0), np.zeros((2, 1, 1, 3)))
 
   def total(params, embeddings, method):
     return jnp.sum(
       head.apply({**variables, 'params': params}, embeddings, method=method)
     )
 
-  fixed = jax.grad(total, (0, 1))(
-    variables['params'], embeddings, 'fixed_scores'
-  )
+  gradient = jax.jit(jax.grad(total, (0, 1)), static_argnums=2)
+  fixed = gradient(variables['params'], embeddings, 'fixed_scores')
   assert not np.asarray(fixed[0]['prototypes']).any()
-  learned = jax.grad(total, (0, 1))(variables['params'], embeddings, 'score')
+  learned = gradient(variables['params'], embeddings, 'score')
   assert np.asarray(learned[0]['prototypes']).all()
   np.testing.assert_array_equal(fixed[1], learned[1])
 

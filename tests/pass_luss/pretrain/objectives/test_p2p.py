@@ -35,11 +35,12 @@ def test_regression_from_maps_and_its_gradient():
     lambda z: z @ matrix,
     7,
   )
-  rows, columns, _ = view_geometry.view_overlap_grids(
-    jnp.asarray(boxes), jnp.asarray(flips), 7
-  )
 
+  @jax.jit
   def points(x):
+    rows, columns, _ = view_geometry.view_overlap_grids(
+      jnp.asarray(boxes), jnp.asarray(flips), 7
+    )
     return jnp.stack(
       [
         view_geometry.sample_view_maps(x[:, v], rows[:, v], columns[:, v])
@@ -51,21 +52,21 @@ def test_regression_from_maps_and_its_gradient():
   def loss(x, targets):
     return p2p.p2p_regression_loss(points(x) @ matrix, targets)
 
-  z = points(jnp.asarray(maps))
-  arrays.assert_close(loss(jnp.asarray(maps), z), expected)
+  z = points(maps)
 
   # Targets have no gradient: they are constants in the difference.
   def reference_loss(x):
-    predicted = np.asarray(points(jnp.asarray(x))) @ matrix
+    predicted = np.asarray(points(x)) @ matrix
     constant = np.asarray(z)
     return pass_pretraining.p2p_cosine_loss(
       predicted[:, 0], predicted[:, 1], constant[:, 0], constant[:, 1]
     )
 
-  actual = jax.grad(
-    lambda x: p2p.p2p_regression_loss(points(x) @ matrix, points(x))
-  )(jnp.asarray(maps))
-  constant_targets = jax.grad(lambda x: loss(x, z))(jnp.asarray(maps))
+  actual = jax.jit(
+    jax.grad(lambda x: p2p.p2p_regression_loss(points(x) @ matrix, points(x)))
+  )(maps)
+  value, constant_targets = jax.jit(jax.value_and_grad(loss))(maps, z)
+  arrays.assert_close(value, expected)
   arrays.assert_close(actual, constant_targets)
   some = [(1, 0, 2, 2, 1), (2, 1, 1, 3, 0), (3, 0, 4, 4, 4)]
   for index in some:
@@ -103,7 +104,7 @@ def test_statistics_of_the_predictor():
   # The views differ in mean and scale, so that their statistics do.
   maps = arrays.normal(count, 2, 5, 5, SIZE)
   maps[:, 1] = 2 * maps[:, 1] + 1
-  batch = {'box_large': jnp.asarray(boxes), 'flip_large': jnp.asarray(flips)}
+  batch = {'box_large': boxes, 'flip_large': flips}
   first, second = (
     [arrays.reference_box(box) for box in boxes[:, view]] for view in (0, 1)
   )
@@ -114,8 +115,13 @@ def test_statistics_of_the_predictor():
     )
     head = objective.heads(jnp.float64)['pixels']
     net, params = support.bind('pixels', head, maps[:, 0])
-    outputs = objective.outputs(net, support.encoded(maps), batch)
-    terms, _ = objective.loss(support.step({'p2p': outputs}))
+
+    @jax.jit
+    def loss(maps, batch, objective=objective, net=net):
+      outputs = objective.outputs(net, support.encoded(maps), batch)
+      return objective.loss(support.step({'p2p': outputs}))
+
+    terms, _ = loss(maps, batch)
     projection, predictor = head_weights(params)
     projected = pass_pretraining.pixel_mlp(
       maps.reshape(-1, *maps.shape[2:]), projection
@@ -132,9 +138,9 @@ def test_statistics_of_the_predictor():
 
 
 def test_points_without_an_overlap_have_no_gradient():
-  gradient = jax.grad(lambda z: p2p.p2p_regression_loss(z, jnp.zeros_like(z)))(
-    jnp.zeros((1, 2, 3, 3, 4))
-  )
+  gradient = jax.jit(
+    jax.grad(lambda z: p2p.p2p_regression_loss(z, jnp.zeros_like(z)))
+  )(np.zeros((1, 2, 3, 3, 4)))
   assert not np.asarray(gradient).any()
 
 
@@ -142,6 +148,7 @@ def test_contrastive_loss_and_its_gradient():
   points = arrays.normal(3, 2, 3, 3, SIZE)
   overlap = np.array([True, False, True])
 
+  @jax.jit
   def loss(x):
     return p2p_variants.p2p_contrastive_loss(x, jnp.asarray(overlap), 0.2)
 
@@ -150,7 +157,7 @@ def test_contrastive_loss_and_its_gradient():
     # Both sides of each pair get a gradient, so neither is a constant.
     return pass_pretraining.contrastive_p2p_loss(a, b, a, b, overlap, 0.2)
 
-  arrays.assert_close(loss(jnp.asarray(points)), reference_loss(points))
+  arrays.assert_close(loss(points), reference_loss(points))
   arrays.assert_gradient(loss, reference_loss, points)
 
 
@@ -158,23 +165,20 @@ def test_clustering_loss():
   points = arrays.normal(4, 2, 3, 3, SIZE)
   prototypes = arrays.normalized(PROTOTYPES, SIZE, seed=1).T
   overlap = np.array([True, False, True, True])
-  actual = p2p_variants.p2p_clustering_loss(
-    jnp.asarray(points),
-    jnp.asarray(prototypes),
-    jnp.asarray(overlap),
-    swav.SwavOptions(),
+
+  def loss(points, prototypes, overlap):
+    return p2p_variants.p2p_clustering_loss(
+      points, prototypes, overlap, swav.SwavOptions()
+    )
+
+  actual, gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))(
+    points, prototypes, overlap
   )
   logits = pass_pretraining.normalize(points) @ prototypes
   expected = pass_pretraining.clustering_p2p_loss(
     logits[:, 0], logits[:, 1], overlap, 0.1, 0.05, 3
   )
   arrays.assert_close(actual, expected)
-  gradient = jax.grad(p2p_variants.p2p_clustering_loss, (0, 1))(
-    jnp.asarray(points),
-    jnp.asarray(prototypes),
-    jnp.asarray(overlap),
-    swav.SwavOptions(),
-  )
   assert np.asarray(gradient[0])[0].any()
   assert not np.asarray(gradient[0])[1].any()
   assert not np.asarray(gradient[1]).any()
@@ -201,12 +205,11 @@ def test_objective_of_each_kind(kind):
   }[kind]
   objective = p2p.P2P(p2p.P2POptions(kind), SIZES, swav.SwavOptions())
   outputs = {'points': points, 'overlap': overlap, 'predicted': predicted}
-  terms, scalars = objective.loss(
-    support.step(
-      {'p2p': jax.tree.map(jnp.asarray, outputs)},
-      prototypes=jnp.asarray(prototypes),
+  terms, scalars = jax.jit(
+    lambda outputs, prototypes: objective.loss(
+      support.step({'p2p': outputs}, prototypes=prototypes)
     )
-  )
+  )(outputs, prototypes)
   arrays.assert_close(terms['loss_p2p'], expected)
   np.testing.assert_allclose(scalars['overlap_share'], 0.75)
 

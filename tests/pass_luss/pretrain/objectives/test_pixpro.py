@@ -1,5 +1,6 @@
 """PixPro against slow numpy transcriptions (spec §2.10)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.usefixtures('float64')
 def test_propagation():
   pixels = arrays.normal(2, 3, 4, SIZE)
   kernel, bias = arrays.normal(SIZE, SIZE, seed=1), arrays.normal(SIZE, seed=2)
-  actual = pixpro.propagate_pixels(
-    jnp.asarray(pixels), jnp.asarray(pixels @ kernel + bias), 2.0
+  actual = jax.jit(pixpro.propagate_pixels, static_argnums=2)(
+    pixels, pixels @ kernel + bias, 2.0
   )
   for i in (0, 1):
     expected = pass_pixpro.ppm(pixels[i], kernel, bias, 2, 0)
@@ -33,13 +34,10 @@ def test_loss():
   k = arrays.normalized(3, 2, 2, 2, SIZE, seed=1)
   masks = np.random.default_rng(2).random((3, 4, 4)) < 0.4
   masks[1] = False
-  propagated = jnp.asarray(y).reshape(3, 2, 4, SIZE)
-  keys = jnp.asarray(k).reshape(3, 2, 4, SIZE)
-  positive = jnp.asarray(masks)
-  actual = pixpro.pixpro_loss(
-    propagated[:, 0], keys[:, 1], positive
-  ) + pixpro.pixpro_loss(
-    propagated[:, 1], keys[:, 0], jnp.swapaxes(positive, 1, 2)
+  propagated, keys = (x.reshape(3, 2, 4, SIZE) for x in (y, k))
+  loss = jax.jit(pixpro.pixpro_loss)
+  actual = loss(propagated[:, 0], keys[:, 1], masks) + loss(
+    propagated[:, 1], keys[:, 0], np.swapaxes(masks, 1, 2)
   )
   expected = pass_pixpro.pixpro_loss(y[:, 0], y[:, 1], k[:, 0], k[:, 1], masks)
   arrays.assert_close(actual, expected)
@@ -71,11 +69,18 @@ def test_statistics_of_the_projector(by_view):
   else:
     merged = maps.reshape(-1, *maps.shape[2:])
     pixels = pass_pixpro.pixpro_projector(merged, weights).reshape(maps.shape)
-  views = support.encoded(maps, by_view)
-  keys = objective.momentum_outputs(net, views)['keys']
+
+  @jax.jit
+  def outputs(maps):
+    views = support.encoded(maps, by_view)
+    return (
+      objective.momentum_outputs(net, views)['keys'],
+      objective.outputs(net, views, {})['propagated'],
+    )
+
+  keys, propagated = outputs(maps)
   expected = pass_pretraining.normalize(pixels).reshape(3, 2, 16, SIZE)
   np.testing.assert_allclose(keys, expected, rtol=1e-6)
-  propagated = objective.outputs(net, views, {})['propagated']
   for b, v in np.ndindex(3, 2):
     expected = pass_pixpro.ppm(
       pixels[b, v], transform['kernel'][0, 0], transform['bias']
@@ -96,19 +101,19 @@ def test_objective_from_boxes():
     y[:, 0], y[:, 1], k[:, 0], k[:, 1], np.array(masks)
   )
   objective = pixpro.Pixpro(pixpro.PixproOptions(hidden=8, size=SIZE))
-  terms, _ = objective.loss(
-    support.step(
-      {'pixpro': {'propagated': jnp.asarray(y)}},
-      momentum_outputs={
-        'pixpro': {'keys': jnp.asarray(k).reshape(4, 2, 25, SIZE)}
-      },
-      batch={
-        'box_large': jnp.asarray(boxes),
-        'flip_large': jnp.asarray(flips),
-        'size': jnp.asarray([source] * 4),
-      },
+
+  @jax.jit
+  def loss(propagated, keys, batch):
+    inputs = support.step(
+      {'pixpro': {'propagated': propagated}},
+      momentum_outputs={'pixpro': {'keys': keys}},
+      batch=batch,
     )
-  )
+    return objective.loss(inputs)
+
+  batch = {'box_large': boxes, 'flip_large': flips}
+  batch['size'] = np.array([source] * 4)
+  terms, _ = loss(y, k.reshape(4, 2, 25, SIZE), batch)
   assert expected != 0
   arrays.assert_close(terms['loss_pixpro'], expected)
 

@@ -30,11 +30,8 @@ def full_queue(rows):
 def test_targets_use_a_queue_once_it_is_full(full):
   scores = arrays.normal(BATCH, PROTOTYPES, scale=0.3)
   queue_scores = arrays.normal(9, PROTOTYPES, seed=1, scale=0.3)
-  actual = swav.swav_targets(
-    jnp.asarray(scores),
-    jnp.asarray(queue_scores),
-    jnp.asarray(full),
-    swav.SwavOptions(),
+  actual = jax.jit(swav.swav_targets, static_argnums=3)(
+    scores, queue_scores, full, swav.SwavOptions()
   )
   joint = np.concatenate([queue_scores, scores]) if full else scores
   arrays.assert_close(
@@ -43,14 +40,14 @@ def test_targets_use_a_queue_once_it_is_full(full):
 
 
 def test_no_gradient_flows_through_targets():
-  scores = jnp.asarray(arrays.normal(BATCH, PROTOTYPES, scale=0.3))
-  queue_scores = jnp.asarray(arrays.normal(3, PROTOTYPES, scale=0.3))
+  scores = arrays.normal(BATCH, PROTOTYPES, scale=0.3)
+  queue_scores = arrays.normal(3, PROTOTYPES, scale=0.3)
 
   def total(s, r):
     targets = swav.swav_targets(s, r, jnp.asarray(True), swav.SwavOptions())
     return jnp.sum(targets * jnp.arange(PROTOTYPES))
 
-  for gradient in jax.grad(total, (0, 1))(scores, queue_scores):
+  for gradient in jax.jit(jax.grad(total, (0, 1)))(scores, queue_scores):
     assert not np.asarray(gradient).any()
 
 
@@ -95,17 +92,17 @@ def test_objective_and_its_gradient(num_views, queued):
       queue=full_queue(queue) if queued else None,
     )
 
+  @jax.jit
   def loss(x, p):
     inputs = step(x, p)
     computed = {'swav': objective.targets(inputs)}
-    return objective.loss(
+    result = objective.loss(
       support.step(inputs.outputs, queue=inputs.state.queue, targets=computed)
     )
+    return result, computed['swav']['assignments']
 
-  x, p = jnp.asarray(embeddings), jnp.asarray(prototypes)
-  actual = objective.targets(step(x, p))['assignments']
-  arrays.assert_close(jnp.moveaxis(actual, 1, 0), targets)
-  terms, scalars = loss(x, p)
+  (terms, scalars), actual = loss(embeddings, prototypes)
+  arrays.assert_close(np.moveaxis(actual, 1, 0), targets)
   arrays.assert_close(terms['loss_swav'], expected)
   np.testing.assert_allclose(
     scalars['embedding_spread'],
@@ -117,12 +114,12 @@ def test_objective_and_its_gradient(num_views, queued):
   reference_loss = functools.partial(loss_of_targets, targets)
   arrays.assert_close(reference_loss(embeddings, prototypes), expected)
   arrays.assert_gradient(
-    lambda x: loss(x, p).terms['loss_swav'],
+    lambda x: loss(x, prototypes)[0].terms['loss_swav'],
     lambda x: reference_loss(x, prototypes),
     embeddings,
   )
   arrays.assert_gradient(
-    lambda p: loss(x, p).terms['loss_swav'],
+    lambda p: loss(embeddings, p)[0].terms['loss_swav'],
     lambda p: reference_loss(embeddings, p),
     prototypes,
   )

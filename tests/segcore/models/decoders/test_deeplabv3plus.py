@@ -4,96 +4,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from runtime import errors
-from segcore.models import features, network, segmenter
 from segcore.models import heads as heads_lib
+from segcore.models import network, segmenter
 from segcore.models.decoders import deeplabv3plus
 from segcore.models.encoders import hybrid_vit, resnet_gn
 from segcore.models.encoders import resnet as resnet_lib
 from segcore.models.layers import conv_block
-from tests.support import recomputation, torch_arithmetic
+from tests.support import decoder_cases, recomputation, torch_arithmetic
 
 DeepLabV3Plus = deeplabv3plus.DeepLabV3Plus
-
-_LEAVES = {
-  'kernel': 'weight',
-  'bias': 'bias',
-  'scale': 'weight',
-  'mean': 'running_mean',
-  'var': 'running_var',
-}
-
-
-def _variables(module, *args, seed=0):
-  """Draws variables of a module, none of them 0 or 1 as initial ones are."""
-  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name, shape = path[-1].key, leaf.shape
-    if name == 'kernel':
-      value = rng.normal(size=shape) / np.sqrt(leaf.size / shape[-1])
-    elif name in ('scale', 'var'):
-      value = rng.uniform(0.5, 1.5, size=shape)
-    else:
-      value = 0.3 * rng.normal(size=shape)
-    return jnp.asarray(value, leaf.dtype)
-
-  return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def _state(variables):
-  """Returns the variables under the names and with the axes of torch."""
-  state = {}
-  for tree in variables.values():
-    for path, value in traverse_util.flatten_dict(tree).items():
-      name = '.'.join((*path[:-1], _LEAVES[path[-1]]))
-      state[name] = (
-        np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value
-      )
-  return state
-
-
-def _nchw(x):
-  return np.float64(x).transpose(0, 3, 1, 2)
-
-
-def _maps(*shapes, batch=2, seed=0):
-  """Draws feature maps of (stride, height, width, channels)."""
-  rng = np.random.default_rng(seed)
-  return features.Features(
-    tuple(
-      features.FeatureMap(
-        f'map{i}', stride, jnp.float32(rng.normal(size=(batch, *shape)))
-      )
-      for i, (stride, *shape) in enumerate(shapes)
-    )
-  )
-
-
-def _assert_statistics(updated, layers):
-  statistics = _state({'batch_stats': updated})
-  assert set(statistics) == set(layers.updated)
-  for name, value in statistics.items():
-    np.testing.assert_allclose(
-      value, layers.updated[name], atol=2e-4, err_msg=name
-    )
 
 
 @pytest.mark.parametrize('train', [False, True])
 def test_decoder_equals_the_reference(train):
   # Two maps at each stride: the last ones count. Odd sides, as of 65x49.
-  maps = _maps((4, 17, 13, 3), (4, 17, 13, 6), (8, 9, 7, 5), (8, 9, 7, 10))
+  maps = decoder_cases.draw_maps(
+    (4, 17, 13, 3), (4, 17, 13, 6), (8, 9, 7, 5), (8, 9, 7, 10)
+  )
   module = DeepLabV3Plus(8, dilations=(2, 3, 5), dropout_rate=0.0)
-  variables = _variables(module, maps)
+  variables = decoder_cases.draw_variables(module, maps)
   outputs, updated = jax.jit(
     lambda v: module.apply(v, maps, None, train, mutable=['batch_stats'])
   )(variables)
 
-  layers = torch_arithmetic.Layers(_state(variables), train)
-  deep, low = (_nchw(maps.by_name(name).array) for name in ('map3', 'map1'))
+  layers = torch_arithmetic.Layers(
+    decoder_cases.to_torch_state(variables), train
+  )
+  deep, low = (
+    decoder_cases.to_nchw(maps.by_name(name).array) for name in ('map3', 'map1')
+  )
   pooled = layers.block(
     deep.mean((2, 3), keepdims=True), 'pool.conv', 'pool.bn'
   )
@@ -113,26 +54,30 @@ def test_decoder_equals_the_reference(train):
 
   [fused_map] = outputs.maps
   assert (fused_map.name, fused_map.stride) == ('fused', 4)
-  np.testing.assert_allclose(_nchw(fused_map.array), expected, atol=2e-4)
+  np.testing.assert_allclose(
+    decoder_cases.to_nchw(fused_map.array), expected, atol=2e-4
+  )
   if train:
-    _assert_statistics(updated['batch_stats'], layers)
+    decoder_cases.assert_statistics(updated['batch_stats'], layers)
 
 
 @pytest.mark.parametrize('train', [False, True])
 def test_head_of_blocks_equals_the_reference(train):
-  x = _maps((4, 9, 7, 6)).deepest.array
+  x = decoder_cases.draw_maps((4, 9, 7, 6)).deepest.array
   head = heads_lib.ConvBlocksHead(5, width=4, dropout_rate=0.0)
-  variables = _variables(head, x)
+  variables = decoder_cases.draw_variables(head, x)
   outputs, updated = jax.jit(
     lambda v: head.apply(v, x, train, mutable=['batch_stats'])
   )(variables)
-  layers = torch_arithmetic.Layers(_state(variables), train)
-  y = layers.block(_nchw(x), 'block1.conv', 'block1.bn')
+  layers = torch_arithmetic.Layers(
+    decoder_cases.to_torch_state(variables), train
+  )
+  y = layers.block(decoder_cases.to_nchw(x), 'block1.conv', 'block1.bn')
   y = layers.block(y, 'block2.conv', 'block2.bn')
   y = layers.conv(y, 'conv')
-  np.testing.assert_allclose(_nchw(outputs), y, atol=2e-4)
+  np.testing.assert_allclose(decoder_cases.to_nchw(outputs), y, atol=2e-4)
   if train:
-    _assert_statistics(updated['batch_stats'], layers)
+    decoder_cases.assert_statistics(updated['batch_stats'], layers)
 
 
 def test_networks_of_u2pl_have_the_published_sizes_and_shapes():
@@ -233,21 +178,24 @@ def test_network_of_a_config_has_its_dtype():
 )
 def test_encoder_that_does_not_fit_is_refused(maps):
   with pytest.raises(
-    ValueError, match=f'a map at stride 4 and a deeper one, .* 2, {maps[1][0]}'
+    ValueError,
+    match=f'at stride 4 and at a larger one, got strides 2, {maps[1][0]}',
   ):
-    jax.eval_shape(DeepLabV3Plus(8).init, jax.random.key(0), _maps(*maps))
+    jax.eval_shape(
+      DeepLabV3Plus(8).init, jax.random.key(0), decoder_cases.draw_maps(*maps)
+    )
 
 
 def test_condition_is_refused():
-  maps = _maps((4, 8, 8, 3), (8, 4, 4, 3))
+  maps = decoder_cases.draw_maps((4, 8, 8, 3), (8, 4, 4, 3))
   with pytest.raises(ValueError, match='DeepLabv3. has none, expected None'):
     jax.eval_shape(DeepLabV3Plus(8).init, jax.random.key(0), maps, jnp.ones(2))
 
 
 def test_remat_changes_neither_values_nor_gradients():
-  maps = _maps((4, 8, 8, 3), (8, 4, 4, 3))
+  maps = decoder_cases.draw_maps((4, 8, 8, 3), (8, 4, 4, 3))
   module = DeepLabV3Plus(4, dilations=(2,), dropout_rate=0.0)
-  variables = _variables(module, maps)
+  variables = decoder_cases.draw_variables(module, maps)
 
   def build_loss(remat):
     def loss(params):
@@ -282,8 +230,8 @@ def test_initialization_equals_torchs():
 
 def test_dropout_clears_whole_channels_in_training_only():
   block = conv_block.ConvBlock(64, kernel=1, dropout_rate=0.25)
-  x = _maps((4, 5, 6, 3), batch=8).deepest.array
-  variables = _variables(block, x, False)
+  x = decoder_cases.draw_maps((4, 5, 6, 3), batch=8).deepest.array
+  variables = decoder_cases.draw_variables(block, x, False)
 
   @jax.jit
   def run(seed):

@@ -72,22 +72,22 @@ def test_condition_of_an_unconditional_decoder_is_refused():
     (
       ((2, 3), (8, 4)),
       {'widths': (8, 8, 8)},
-      'a map at stride 4, got maps at strides 2, 8',
+      'expected maps at strides 2, 4, 8, got strides 2, 8',
     ),
     (
       ((2, 3), (4, 3), (8, 4)),
       {'widths': (8, 8)},
-      'widths: expected n or n .* got 2 for stride 8',
+      'widths: expected 3 or 4 from stride 8 to 1, got 2',
     ),
     (
       ((2, 3), (4, 3), (8, 4)),
       {'widths': (8, 8, 8, 8, 8)},
-      'widths: expected n or n .* got 5 for stride 8',
+      'widths: expected 3 or 4 from stride 8 to 1, got 5',
     ),
     (
       ((1, 3), (8, 4)),
       {'widths': (8, 8, 8), 'skips': (2,)},
-      'a map at stride 2, got maps at strides 1, 8',
+      'expected maps at strides 2, 8, got strides 1, 8',
     ),
     (
       ((2, 3), (4, 3), (8, 4)),

@@ -89,7 +89,9 @@ def test_image_sizes_that_do_not_fit_the_stride_are_refused():
 
 def test_dropout_is_on_in_training_only():
   module = hybrid_vit.Transformer((4, 4), 1, 2, 8, 0.5, jnp.float32, False)
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 8)), jnp.float32)
+  x = jax.device_put(
+    np.float32(np.random.default_rng(0).normal(size=(1, 16, 8)))
+  )
   variables = {
     'params': reference_networks.draw_params(module, x, (4, 4), False)
   }
@@ -107,5 +109,7 @@ def test_dropout_is_on_in_training_only():
 
 def test_remat_of_a_transformer_changes_neither_values_nor_gradients():
   module = hybrid_vit.Transformer((4, 4), 1, 2, 8, 0.0, jnp.float32, False)
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 8)), jnp.float32)
+  x = jax.device_put(
+    np.float32(np.random.default_rng(0).normal(size=(1, 16, 8)))
+  )
   reference_networks.assert_same_with_remat(module, x, (4, 4), True)

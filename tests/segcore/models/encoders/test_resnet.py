@@ -85,20 +85,23 @@ def _reference(images, layers, plan, stem):
   return maps
 
 
-@pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize(
-  ('unit', 'stem', 'output_stride', 'size'),
+  ('unit', 'stem', 'output_stride', 'size', 'train'),
   [
-    ('bottleneck', 'deep', 8, (65, 49)),
-    ('bottleneck', 'deep', 8, (64, 54)),  # Even sides gain a cell in the pool.
-    ('bottleneck', 'plain', 16, (66, 97)),
-    ('bottleneck', 'plain', 32, (128, 97)),
-    ('bottleneck', 'small', 16, (32, 49)),
-    ('basic', 'plain', 8, (65, 54)),
-    ('basic', 'plain', 32, (128, 97)),
-    ('basic', 'deep', 32, (96, 97)),  # Whose first unit has a projection.
-    ('basic', 'small', 8, (32, 49)),
-    ('basic', 'small', 16, (64, 49)),
+    ('bottleneck', 'deep', 8, (65, 49), False),
+    ('bottleneck', 'deep', 8, (65, 49), True),
+    # Even sides gain a cell in the pool.
+    ('bottleneck', 'deep', 8, (64, 54), True),
+    ('bottleneck', 'plain', 16, (66, 97), False),
+    ('bottleneck', 'plain', 32, (128, 97), True),
+    ('bottleneck', 'small', 16, (32, 49), True),
+    ('basic', 'plain', 8, (65, 54), False),
+    ('basic', 'plain', 8, (65, 54), True),
+    ('basic', 'plain', 32, (128, 97), False),
+    # Whose first unit has a projection.
+    ('basic', 'deep', 32, (96, 97), True),
+    ('basic', 'small', 8, (32, 49), True),
+    ('basic', 'small', 16, (64, 49), False),
   ],
 )
 def test_resnet_equals_torchs(unit, stem, output_stride, size, train):
@@ -109,13 +112,15 @@ def test_resnet_equals_torchs(unit, stem, output_stride, size, train):
   else:  # After a small stem blocks stride as they do for twice the stride.
     plan = _PLANS[output_stride * (2 if stem == 'small' else 1)]
   rng = np.random.default_rng(1)
-  images = jnp.asarray(rng.uniform(-1, 1, (2, *size, 3)), jnp.float32)
+  images = jax.device_put(np.float32(rng.uniform(-1, 1, (2, *size, 3))))
 
   translated = torchvision.translate_torchvision_weights(state)
   variables = {kind: tree['encoder'] for kind, tree in translated.items()}
-  maps, updated = jax.jit(
-    lambda v: module.apply(v, images, train, mutable=['batch_stats'])
-  )(variables)
+  maps, updated = jax.device_get(
+    jax.jit(lambda v: module.apply(v, images, train, mutable=['batch_stats']))(
+      variables
+    )
+  )
 
   layers = torch_arithmetic.Layers(state, train)
   expected = _reference(images, layers, plan, stem)
@@ -245,7 +250,7 @@ def test_dilated_blocks_equal_striding_ones_at_their_cells(stem, coarse, unit):
   translated = torchvision.translate_torchvision_weights(state)
   variables = {kind: tree['encoder'] for kind, tree in translated.items()}
   rng = np.random.default_rng(1)
-  images = jnp.asarray(rng.uniform(-1, 1, (1, 64, 128, 3)), jnp.float32)
+  images = jax.device_put(np.float32(rng.uniform(-1, 1, (1, 64, 128, 3))))
 
   def deepest(stride):
     module = DilatedResNet(
@@ -315,7 +320,7 @@ def test_remat_changes_neither_values_nor_gradients(unit):
     kind: tree['encoder']['block1'] for kind, tree in translated.items()
   }
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
+  x = jax.device_put(np.float32(rng.normal(size=(2, 8, 8, 4))))
 
   def build_loss(remat):
     block = resnet.Block(unit, ((2, 2),), 4, 1, True, jnp.float32, remat)
@@ -383,14 +388,13 @@ def test_decoders_fit_small_stems():
     (
       {**four, 'skips': (1,)},
       64,
-      'skips: expected an encoder with a map at stride 1, got maps at strides '
-      '2, 4,',
+      'decoder unet: expected maps at strides 1, 16, got strides 2, 4, 8, 16 '
+      '(encoder dilated_resnet)',
     ),
     (
       three,
       64,
-      'widths: expected n or n + 1 for an encoder whose deepest map has '
-      'stride 2^n, got 3 for stride 16',
+      'widths: expected 4 or 5 from stride 16 to 1, got 3',
     ),
     (four, 72, 'sides of the images must be multiples of 16'),
   ):

@@ -1,7 +1,5 @@
 """The plain vision transformer against a transcription in numpy."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +26,7 @@ _SMALL = {
 
 def _params(state):
   encoder = layout.translate_vit_weights(state)['params']['encoder']
-  return {'params': jax.tree.map(jnp.asarray, encoder)}
+  return {'params': jax.device_put(encoder)}
 
 
 def _images(*size):
@@ -79,7 +77,7 @@ def test_images_without_standardization_and_a_bias():
   # The transcription standardizes [0, 1]; here [-1, 1] is read as it is.
   module = vit.ViT(**_SMALL, qkv_bias=False, imagenet_statistics=False)
   read = (images - transcription.MEAN) / transcription.STD
-  maps = module.apply(_params(plain), jnp.asarray(read, jnp.float32))
+  maps = jax.jit(module.apply)(_params(plain), read.astype(np.float32))
   expected = transcription.features(images[0], plain, heads=3)[-1]
   np.testing.assert_allclose(maps.deepest.array[0], expected, atol=1e-4)
 
@@ -122,15 +120,15 @@ def test_depths_always_hold_the_last_block():
 
 def test_a_frozen_encoder_has_no_gradient():
   params = _params(vit_states.dino())
-  images = jnp.asarray(_images(12, 12))
+  images = jax.device_put(_images(12, 12))
 
-  @functools.partial(jax.jit, static_argnums=1)
   def loss(params, frozen):
     module = vit.ViT(**_SMALL, frozen=frozen, remat=not frozen)
     return sum(jnp.sum(x.array**2) for x in module.apply(params, images).maps)
 
+  gradient = jax.jit(jax.grad(loss), static_argnums=1)
   for frozen in (True, False):
-    gradients = jax.tree.leaves(jax.grad(loss)(params, frozen))
+    gradients = jax.tree.leaves(gradient(params, frozen))
     assert all(np.any(np.asarray(x) != 0) != frozen for x in gradients)
 
 

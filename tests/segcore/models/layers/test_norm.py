@@ -8,6 +8,16 @@ import pytest
 from segcore.models.layers import norm
 
 
+def _apply(layer, params, *inputs):
+  """Applies a layer with these parameters."""
+  return jax.jit(layer.apply)({'params': params}, *inputs)
+
+
+def _initialize(layer, *inputs):
+  """Returns the output with the initial parameters, and these."""
+  return jax.jit(layer.init_with_output)(jax.random.key(0), *inputs)
+
+
 def _normalized(group, epsilon):
   return (group - group.mean()) / np.sqrt(group.var() + epsilon)
 
@@ -24,7 +34,8 @@ def test_group_norm_equals_its_formula(shape):
       expected[group] = _normalized(x[group], 1e-3)
   expected = expected * scale + bias
 
-  params = {'scale': jnp.float32(scale), 'bias': jnp.float32(bias)}
+  params = {'scale': np.float32(scale), 'bias': np.float32(bias)}
+  # Not compiled: fused operations round otherwise.
   output = norm.GroupNorm(4, 1e-3).apply({'params': params}, jnp.float32(x))
 
   np.testing.assert_allclose(output, expected, atol=2e-5)
@@ -32,10 +43,10 @@ def test_group_norm_equals_its_formula(shape):
 
 def test_group_norm_keeps_statistics_in_float32():
   rng = np.random.default_rng(1)
-  x = jnp.asarray(rng.normal(8.0, 1.0, (2, 64, 64, 4)), jnp.bfloat16)
+  x = rng.normal(8.0, 1.0, (2, 64, 64, 4)).astype(jnp.bfloat16)
   layer = norm.GroupNorm(2, dtype=jnp.bfloat16)
 
-  output, variables = layer.init_with_output(jax.random.key(0), x)
+  output, variables = _initialize(layer, x)
 
   exact = np.asarray(x, np.float64)
   expected = np.stack(
@@ -53,19 +64,18 @@ def test_group_norm_keeps_statistics_in_float32():
 
 
 def test_group_norm_of_a_constant_map_is_the_bias():
-  x = jnp.full((1, 4, 4, 8), 7.0)
-  params = {'scale': jnp.full(8, 2.0), 'bias': jnp.arange(8.0)}
-  output = norm.GroupNorm(2).apply({'params': params}, x)
+  x = np.full((1, 4, 4, 8), 7.0, np.float32)
+  params = {'scale': np.full(8, 2.0), 'bias': np.arange(8.0)}
+  output = _apply(norm.GroupNorm(2), jax.tree.map(np.float32, params), x)
   np.testing.assert_allclose(
     output, np.broadcast_to(np.arange(8.0), x.shape), atol=1e-2
   )
 
 
 def test_zero_scale_makes_the_initial_output_0():
-  x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
-  layer = norm.GroupNorm(2, zero_scale=True)
-  output, _ = layer.init_with_output(jax.random.key(0), x)
-  np.testing.assert_array_equal(output, jnp.zeros_like(x))
+  x = np.random.default_rng(0).normal(size=(1, 4, 4, 8)).astype(np.float32)
+  output, _ = _initialize(norm.GroupNorm(2, zero_scale=True), x)
+  np.testing.assert_array_equal(output, np.zeros_like(x))
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused():
@@ -92,13 +102,15 @@ def test_unknown_norm_is_refused():
 
 
 def test_batch_norm_collects_and_then_uses_running_statistics():
-  x = jnp.asarray(np.random.default_rng(2).normal(3.0, 2.0, (4, 4, 4, 2)))
+  x = np.float32(np.random.default_rng(2).normal(3.0, 2.0, (4, 4, 4, 2)))
+  layer = make_norm('batch', train=True)
 
-  def layer(train):
-    return make_norm('batch', train)
+  @jax.jit
+  def train(x):
+    variables = layer.init(jax.random.key(0), x)
+    return variables, *layer.apply(variables, x, mutable=['batch_stats'])
 
-  variables = layer(True).init(jax.random.key(0), x)
-  output, updated = layer(True).apply(variables, x, mutable=['batch_stats'])
+  variables, output, updated = jax.device_get(train(x))
   mean, var = np.mean(x, (0, 1, 2)), np.var(x, (0, 1, 2))
   np.testing.assert_allclose(
     output, (x - mean) / np.sqrt(var + 1e-5), atol=1e-5
@@ -106,32 +118,32 @@ def test_batch_norm_collects_and_then_uses_running_statistics():
   stats = updated['batch_stats']
   np.testing.assert_allclose(stats['mean'], 0.01 * mean, rtol=1e-5)
   np.testing.assert_allclose(stats['var'], 0.99 + 0.01 * var, rtol=1e-5)
-  output = layer(False).apply({**variables, **updated}, x)
+  evaluate = jax.jit(make_norm('batch', train=False).apply)
+  output = evaluate({**variables, **updated}, x)
   expected = (x - stats['mean']) / np.sqrt(stats['var'] + 1e-5)
   np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
 def test_modulation_starts_as_the_identity_and_equals_its_formula():
   rng = np.random.default_rng(3)
-  x = jnp.float32(rng.normal(size=(2, 4, 4, 3)))
-  embedding = jnp.float32(rng.normal(size=(2, 5)))
+  x = np.float32(rng.normal(size=(2, 4, 4, 3)))
+  embedding = np.float32(rng.normal(size=(2, 5)))
   layer = norm.Modulation()
-  output, _ = layer.init_with_output(jax.random.key(0), x, embedding)
+  output, _ = _initialize(layer, x, embedding)
   np.testing.assert_array_equal(output, x)
 
   kernel, bias = rng.normal(size=(5, 6)), rng.normal(size=6)
-  params = {'dense': {'kernel': jnp.float32(kernel), 'bias': jnp.float32(bias)}}
-  output = layer.apply({'params': params}, x, embedding)
-  parameters = (np.asarray(embedding) @ kernel + bias)[:, None, None]
-  expected = (1 + parameters[..., :3]) * np.asarray(x) + parameters[..., 3:]
+  params = {'dense': {'kernel': np.float32(kernel), 'bias': np.float32(bias)}}
+  output = _apply(layer, params, x, embedding)
+  parameters = (embedding @ kernel + bias)[:, None, None]
+  expected = (1 + parameters[..., :3]) * x + parameters[..., 3:]
   np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
 def test_noise_embedding_equals_its_formula():
   layer = norm.NoiseEmbedding(size=4)
-  level = jnp.array([0.25, 1.0])
-  params = layer.init(jax.random.key(0), level)['params']
-  output = layer.apply({'params': params}, level)
+  output, variables = _initialize(layer, np.float32([0.25, 1.0]))
+  params = jax.device_get(variables['params'])
 
   def silu(x):
     return x / (1 + np.exp(-x))

@@ -16,6 +16,14 @@ _RULES = {
 }
 
 
+resize_table = jax.jit(
+  position_table.resize_position_table, static_argnums=(1, 2, 3)
+)
+resize_by_jax = jax.jit(
+  jax.image.resize, static_argnums=(1, 2), static_argnames='antialias'
+)
+
+
 def _random(*shape):
   rng = np.random.default_rng(sum(shape))
   return rng.normal(scale=0.2, size=shape).astype(np.float32)
@@ -26,7 +34,7 @@ def _random(*shape):
 def test_google_tables_equal_scipys(num_extra, new):
   old = (4, 5)
   table = _random(1, num_extra + 20, 3)
-  resized = position_table.resize_position_table(jnp.asarray(table), old, new)
+  resized = np.asarray(resize_table(table, old, new))
   cells = table[0, num_extra:].reshape(4, 5, 3)
   zoomed = scipy.ndimage.zoom(
     cells, (new[0] / old[0], new[1] / old[1], 1), order=1
@@ -45,9 +53,7 @@ def test_google_tables_equal_scipys(num_extra, new):
 )
 def test_cubic_tables_equal_the_transcription(rule, old, new):
   table = _random(1, 1 + old * old, 2)
-  resized = position_table.resize_position_table(
-    jnp.asarray(table), (old, old), new, rule
-  )
+  resized = np.asarray(resize_table(table, (old, old), new, rule))
   expected = _RULES[rule](table[0, 1:].reshape(old, old, 2).astype(float), new)
   np.testing.assert_array_equal(resized[:, 0], table[:, 0])
   np.testing.assert_allclose(
@@ -58,10 +64,8 @@ def test_cubic_tables_equal_the_transcription(rule, old, new):
 @pytest.mark.parametrize('new', [16, 36, 46])
 def test_the_rule_of_timm_is_that_of_jax(new):
   table = _random(1, 37 * 37, 3)
-  resized = position_table.resize_position_table(
-    jnp.asarray(table), (37, 37), (new, new), 'timm'
-  )
-  expected = jax.image.resize(
+  resized = np.asarray(resize_table(table, (37, 37), (new, new), 'timm'))
+  expected = resize_by_jax(
     table.reshape(37, 37, 3), (new, new, 3), 'cubic', antialias=True
   )
   # jax's weights are computed in float32, and differ from float64 by this much.
@@ -71,12 +75,12 @@ def test_the_rule_of_timm_is_that_of_jax(new):
 
 
 def test_the_rules_differ_and_keep_a_constant():
-  table = jnp.asarray(_random(1, 37 * 37, 4))
-  constant = jnp.full((1, 37 * 37, 4), 3.0)
+  table = _random(1, 37 * 37, 4)
+  constant = np.full((1, 37 * 37, 4), 3.0, np.float32)
   results = {}
   for rule in _RULES:
     results[rule], kept = (
-      position_table.resize_position_table(x, (37, 37), (16, 16), rule)
+      np.asarray(resize_table(x, (37, 37), (16, 16), rule))
       for x in (table, constant)
     )
     np.testing.assert_allclose(kept, 3.0, rtol=1e-6)
@@ -96,15 +100,15 @@ def test_symbolic_sizes_give_the_same_weights(rule):
     )
 
   height, width = jax.export.symbolic_shape('h, w')
-  table = jnp.asarray(_random(1, 37, 2))
+  table = _random(1, 37, 2)
   exported = jax.export.export(jax.jit(resize))(
     jax.ShapeDtypeStruct((1, 37, 2), jnp.float32),
     jax.ShapeDtypeStruct((height, width), jnp.float32),
   )
   for new in ((6, 6), (9, 4)):
-    image = jnp.zeros(new)
+    image = np.zeros(new, np.float32)
     np.testing.assert_allclose(
-      exported.call(table, image), resize(table, image), atol=1e-6
+      exported.call(table, image), jax.jit(resize)(table, image), atol=1e-6
     )
 
 

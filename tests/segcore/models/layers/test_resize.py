@@ -7,6 +7,10 @@ import pytest
 
 from segcore.models.layers import resize
 
+resize_bilinear = jax.jit(resize.resize_bilinear, static_argnums=(1, 2))
+resize_nearest_floor = jax.jit(resize.resize_nearest_floor, static_argnums=1)
+resize_by_jax = jax.jit(jax.image.resize, static_argnums=(1, 2))
+
 
 def _random(*shape):
   return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
@@ -45,15 +49,15 @@ def _bilinear(x, size, align_corners):
 @pytest.mark.parametrize('size', [(9, 4), (4, 9), (5, 7), (3, 2), (1, 1)])
 def test_bilinear_reads_without_antialiasing(size, align_corners):
   x = _random(2, 5, 7, 3)
-  resized = resize.resize_bilinear(jnp.asarray(x), size, align_corners)
+  resized = resize_bilinear(x, size, align_corners)
   expected = np.stack([_bilinear(each, size, align_corners) for each in x])
   np.testing.assert_allclose(resized, expected, atol=1e-5)
 
 
 def test_bilinear_of_a_single_cell_repeats_it():
-  x = jnp.full((1, 1, 1, 2), 3.0)
+  x = np.full((1, 1, 1, 2), 3.0, np.float32)
   for align_corners in (False, True):
-    resized = resize.resize_bilinear(x, (4, 5), align_corners)
+    resized = resize_bilinear(x, (4, 5), align_corners)
     np.testing.assert_array_equal(resized, np.full((1, 4, 5, 2), 3.0))
 
 
@@ -61,29 +65,33 @@ def test_bilinear_of_a_single_cell_repeats_it():
 def test_upsample2x_equals_bilinear_with_half_pixel_centers(shape):
   x = _random(*shape)
   size = (2 * shape[1], 2 * shape[2])
-  resized = resize.upsample2x(jnp.asarray(x))
+  resized = jax.jit(resize.upsample2x)(x)
   expected = np.stack([_bilinear(each, size, False) for each in x])
   np.testing.assert_allclose(resized, expected, atol=1e-6)
-  of_jax = jax.image.resize(x, resized.shape, 'bilinear')
+  of_jax = resize_by_jax(x, resized.shape, 'bilinear')
   np.testing.assert_allclose(resized, of_jax, atol=1e-6)
 
 
 @pytest.mark.parametrize('shape', [(2, 4, 4, 3), (1, 3, 5, 2), (1, 1, 2, 1)])
 def test_gradient_of_upsample2x_equals_that_of_jax(shape):
-  x = jnp.asarray(_random(*shape))
   doubled = (shape[0], 2 * shape[1], 2 * shape[2], shape[3])
-  upstream = jnp.asarray(_random(*doubled))
-  (gradient,) = jax.vjp(resize.upsample2x, x)[1](upstream)
-  (expected,) = jax.vjp(lambda x: jax.image.resize(x, doubled, 'bilinear'), x)[
-    1
-  ](upstream)
+
+  @jax.jit
+  def gradients(x, upstream):
+    (gradient,) = jax.vjp(resize.upsample2x, x)[1](upstream)
+    (expected,) = jax.vjp(
+      lambda x: jax.image.resize(x, doubled, 'bilinear'), x
+    )[1](upstream)
+    return gradient, expected
+
+  gradient, expected = gradients(_random(*shape), _random(*doubled))
   np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 def test_upsample2x_keeps_the_type():
-  x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
-  value, gradient = jax.value_and_grad(
-    lambda x: resize.upsample2x(x).sum().astype(jnp.float32)
+  x = np.ones((1, 4, 4, 2), jnp.bfloat16)
+  value, gradient = jax.jit(
+    jax.value_and_grad(lambda x: resize.upsample2x(x).sum().astype(jnp.float32))
   )(x)
   assert value == 128 and gradient.dtype == jnp.bfloat16
   np.testing.assert_array_equal(np.float32(gradient), np.full(x.shape, 4.0))
@@ -94,7 +102,7 @@ def test_upsample2x_keeps_the_type():
 def test_nearest_floor_reads_the_cell_below(size, channels):
   x = np.random.default_rng(0).integers(-1, 99, (2, 5, 7, *channels))
   x = x.astype(np.int16)
-  resized = resize.resize_nearest_floor(jnp.asarray(x), size)
+  resized = resize_nearest_floor(x, size)
   expected = np.empty((2, *size, *channels), np.int16)
   for i in range(size[0]):
     for j in range(size[1]):

@@ -1,0 +1,205 @@
+"""Stage `frozen_kmeans`: k-means segments of any encoder (§8.1.3 b)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from input_pipeline import datasets
+from pass_luss.protocols import (
+  cluster_matching,
+  frozen_encoder,
+  segment,
+)
+from pass_luss.pseudo_labels import cluster, features, kmeans
+from pass_luss.stages import frozen
+from runtime import errors
+from runtime import options as options_lib
+from segcore.distributed import collectives
+from segcore.eval import metrics, short_side
+from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenKmeansOptions(frozen.FrozenOptions):
+  """Options of k-means segments.
+
+  The labels of the labeled images are not read; clusters are matched with
+  classes on `val_split`.
+
+  Attributes:
+    clusters: number of clusters; 0 for as many as classes, which are matched
+      one to one. Of more, each takes the class that it overlaps most.
+    rows_per_image: number of random patches of an image that are clustered; 0
+      for all.
+    iterations: number of assignments and updates of each restart.
+    restarts: number of k-means runs, of which the one with the lowest objective
+      is kept.
+  """
+
+  clusters: int = 0
+  rows_per_image: int = 0
+  iterations: int = 20
+  restarts: int = 5
+
+  def __post_init__(self):
+    super().__post_init__()
+    options_lib.check_options_in_range(
+      self, 'clusters', 'rows_per_image', least=0
+    )
+    options_lib.check_options_in_range(self, 'iterations', 'restarts', least=1)
+
+
+class FrozenKmeansStage(frozen.FrozenStage):
+  """Segments images by the clusters of their patches."""
+
+  name = 'frozen_kmeans'
+  options: FrozenKmeansOptions
+
+  def check_data(self) -> None:
+    """Refuses fewer clusters than classes."""
+    super().check_data()
+    block = self.options
+    split = self.context.open(block.data, block.split)
+    if 0 < block.clusters < len(split.classes):
+      raise errors.UserError(
+        f'{self.path}.clusters: expected 0, or at least {len(split.classes)}, '
+        f'the number of classes, got {block.clusters}'
+      )
+
+  def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
+    """Describes the protocol in words, for results.json."""
+    block = self.options
+    return (
+      f'{block.clusters or "as many"} clusters '
+      f'{"" if block.clusters else "as classes "}of patches, matched with '
+      f'classes by pixels of {block.val_split}, cells of {encoder.stride} '
+      f'pixels, short side {encoder.short_side}'
+    )
+
+  def fit(
+    self,
+    encoder: frozen_encoder.FrozenEncoder,
+    labeled: datasets.Split,
+    workspace: workspace_lib.Workspace,
+  ) -> frozen.Fitted:
+    """Clusters patches, and matches the clusters with classes."""
+    block = self.options
+    centroids = self._fit_centroids(encoder, labeled, workspace)
+    predictor = encoder.feature_maps(cluster_function(encoder, centroids))
+    val = self.context.evaluated(block, block.val_split, self.name)
+    counts = metrics.ConfusionMatrix.empty(len(centroids))
+    for labels, example in self._predictions(val, predictor)(encoder.state):
+      counts = counts.update(labels, example['label'], example['id'])
+    counts = metrics.merge_metrics_across_hosts(counts).counts
+    match = cluster_matching.match_clusters(counts[: len(labeled.classes)])
+    return frozen.Fitted(
+      lambda split: self._predictions(split, predictor, match.classes),
+      encoder.state,
+      {
+        'num_clusters': len(centroids),
+        'matching': match.kind,
+        'classes_of_clusters': list(match.classes),
+      },
+    )
+
+  def _fit_centroids(
+    self,
+    encoder: frozen_encoder.FrozenEncoder,
+    labeled: datasets.Split,
+    workspace: workspace_lib.Workspace,
+  ) -> Float[np.ndarray, 'K D']:
+    """Returns the centroids; reads them if they were written before."""
+    block, path = self.options, workspace.directory / cluster.CENTROIDS
+    # Host 0 decides: another host may see its files later.
+    if collectives.broadcast_from_host_0(path.exists()):
+      return features.read_feature_array(path)
+    num_clusters = block.clusters or len(labeled.classes)
+    counts = [encoder.count_cells(size) for size in labeled.sizes()]
+    if block.rows_per_image:
+      counts = [min(count, block.rows_per_image) for count in counts]
+    self.check_rows(sum(counts), num_clusters, encoder.channels, 'clusters')
+
+    def rows_of(
+      index: int, maps: Float[np.ndarray, 'h w D'], example: Mapping[str, Any]
+    ) -> Float[np.ndarray, 'n D']:
+      del example
+      rows = maps.reshape(-1, maps.shape[-1])
+      rng = np.random.default_rng((block.seed, index))
+      return rows[sample_patches(rng, len(rows), block.rows_per_image)]
+
+    rows = self.row_extractor(encoder, workspace).extract(
+      labeled,
+      encoder.feature_maps(encoder.normalized_features),
+      rows_of,
+      encoder.channels,
+    )
+    clustering = cluster.fit_centroids(
+      rows,
+      num_clusters,
+      cluster.ClusterOptions(
+        iterations=block.iterations, restarts=block.restarts, seed=block.seed
+      ),
+      self.context.mesh,
+      workspace,
+    )
+    cluster.write_clustering(workspace.directory, clustering, len(rows))
+    return np.asarray(clustering.centroids, np.float32)
+
+  def _predictions(
+    self,
+    split: datasets.Split,
+    predictor: short_side.FeatureMaps,
+    classes: tuple[int, ...] | None = None,
+  ) -> segment.CellPredictions:
+    """Builds the predictions of clusters, or of their classes."""
+    return segment.CellPredictions(
+      split,
+      predictor,
+      self.options.batch_size,
+      self.context.mesh,
+      ('label',),
+      self.context.operation.reading,
+      log_progress=True,
+      classes=classes,
+    )
+
+
+def sample_patches(
+  rng: np.random.Generator, count: int, limit: int
+) -> Int32[np.ndarray, 'n']:
+  """Draws distinct patches of an image; returns their sorted indices.
+
+  Args:
+    rng: random generator of the image.
+    count: number of its patches.
+    limit: number of patches to draw; 0 for all.
+  """
+  chosen = rng.permutation(count)[: limit or count]
+  return np.sort(chosen).astype(np.int32)
+
+
+def cluster_function(
+  encoder: frozen_encoder.FrozenEncoder, centroids: Float[np.ndarray, 'K D']
+) -> short_side.ForwardFn:
+  """Builds the function from images to the nearest centroid of each cell.
+
+  Args:
+    encoder: the encoder, whose L2-normalized features are compared.
+    centroids: centroids of such features.
+  """
+  centroids = jnp.asarray(centroids)[None]
+
+  def clusters(
+    state: train_state.TrainState, images: Float[Array, 'B H W 3']
+  ) -> Int32[Array, 'B h w']:
+    maps = encoder.normalized_features(state, images)
+    rows = maps.reshape(-1, maps.shape[-1])
+    nearest = kmeans.nearest_centroids(rows, centroids)[0]
+    return nearest.reshape(maps.shape[:-1])
+
+  return clusters

@@ -1,0 +1,227 @@
+"""Stage `frozen_knn`: dense nearest neighbors (spec comparators §8.1.3 c)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from input_pipeline import datasets, resampling
+from pass_luss.protocols import frozen_encoder, knn, patch_memory, patch_rows
+from pass_luss.stages import frozen
+from runtime import console, errors
+from runtime import options as options_lib
+from segcore.distributed import sharding
+from segcore.eval import evaluator, short_side
+from segcore.train import train_state
+from segcore.train import workspace as workspace_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenKnnOptions(frozen.FrozenOptions):
+  """Options of dense nearest neighbors.
+
+  Attributes:
+    neighbors: number of neighbors of a patch.
+    temperature: temperature of their weights, in units of cosine similarity.
+    rows_per_image: largest number of patches of an image in the memory, those
+      of its rarest classes first; 0 for all.
+    passes: number of random crops of each labeled image; 0 takes each whole
+      image once, as it is.
+    unlabeled: treatment of pixels without a class in the memory: 'class_0'
+      counts them as class 0, as in the published evaluation; 'left_out' does
+      not count them.
+  """
+
+  neighbors: int = 30
+  temperature: float = 0.02
+  rows_per_image: int = 0
+  passes: int = 0
+  unlabeled: patch_memory.Unlabeled = 'class_0'
+
+  def __post_init__(self):
+    super().__post_init__()
+    options_lib.check_options_in_range(
+      self, 'rows_per_image', 'passes', least=0
+    )
+    options_lib.check_options_in_range(self, 'neighbors', least=1)
+    options_lib.check_options_positive(self, 'temperature')
+
+
+@flax.struct.dataclass
+class MemoryState(train_state.TrainState):
+  """An encoder and its memory.
+
+  Attributes:
+    memory: a `knn.SoftBank`, replicated.
+  """
+
+  memory: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NeighborScores:
+  """Model whose class scores are the mean label of the nearest patches.
+
+  Attributes:
+    encoder: the encoder.
+    vote: function from queries and a memory to scores, of
+      `knn.make_sharded_soft_vote`.
+  """
+
+  encoder: frozen_encoder.FrozenEncoder
+  vote: Callable[[Array, knn.SoftBank], Array]
+
+  def predict(
+    self, state: MemoryState, images: Float[Array, 'B H W 3']
+  ) -> Float[Array, 'B h w C']:
+    """Predicts the class scores of each cell."""
+    maps = self.encoder.normalized_features(state, images)
+    scores = self.vote(maps.reshape(-1, maps.shape[-1]), state.memory)
+    return scores.reshape(*maps.shape[:-1], -1)
+
+
+class FrozenKnnStage(frozen.FrozenStage):
+  """Labels patches by the nearest patches of the labeled images."""
+
+  name = 'frozen_knn'
+  options: FrozenKnnOptions
+
+  def describe_protocol(self, encoder: frozen_encoder.FrozenEncoder) -> str:
+    """Describes the protocol in words, for results.json."""
+    block = self.options
+    text = (
+      f'{block.neighbors} nearest patches, temperature {block.temperature}, '
+      f'cells of {encoder.stride} pixels, short side {encoder.short_side}'
+    )
+    if block.rows_per_image:
+      text += f', up to {block.rows_per_image} patches of an image'
+    if block.passes:
+      text += f', {block.passes} random crops of an image'
+    return f'{text}; pixels without a class: {block.unlabeled}'
+
+  def fit(
+    self,
+    encoder: frozen_encoder.FrozenEncoder,
+    labeled: datasets.Split,
+    workspace: workspace_lib.Workspace,
+  ) -> frozen.Fitted:
+    """Builds the memory, and the predictor by its nearest rows."""
+    block, mesh = self.options, self.context.mesh
+    memory = self._build_memory(encoder, labeled, workspace)
+    console.print_line(f'memory: {len(memory.features):,} patches')
+    if block.neighbors > len(memory.features):
+      raise errors.UserError(
+        f'{self.path}.neighbors: expected at most {len(memory.features)}, the '
+        f'number of patches in the memory, got {block.neighbors}'
+      )
+    vote = knn.make_sharded_soft_vote(mesh, block.neighbors, block.temperature)
+    replicated = sharding.replicated_sharding(mesh)
+    fields = {
+      field.name: getattr(encoder.state, field.name)
+      for field in dataclasses.fields(encoder.state)
+    }
+    predictor = short_side.LabelMaps(
+      NeighborScores(encoder, vote),
+      encoder.short_side,
+      input_multiple=encoder.size_multiple,
+    )
+    return frozen.Fitted(
+      lambda split: evaluator.Predictions(
+        split,
+        predictor,
+        block.batch_size,
+        mesh,
+        ('label',),
+        self.context.operation.reading,
+        log_progress=True,
+      ),
+      MemoryState(**fields, memory=jax.device_put(memory, replicated)),
+      {'num_rows': len(memory.features)},
+    )
+
+  def _build_memory(
+    self,
+    encoder: frozen_encoder.FrozenEncoder,
+    labeled: datasets.Split,
+    workspace: workspace_lib.Workspace,
+  ) -> knn.SoftBank:
+    """Builds the memory of the labeled images, the same on all hosts."""
+    block, channels = self.options, encoder.channels
+    side, _ = encoder.input_size((1, 1))
+    width = channels + len(labeled.classes)
+    self.check_rows(
+      self._count_rows(encoder, labeled, side),
+      block.neighbors,
+      width,
+      'neighbors',
+    )
+    extractor = self.row_extractor(encoder, workspace)
+    parts = []
+    for number in range(max(block.passes, 1)):
+      function, augmentation = encoder.normalized_features, None
+      if block.passes:
+        function = patch_memory.with_jitter(function, block.seed + number)
+        augmentation = evaluator.Augmentation(
+          patch_memory.MemoryCrop(side), (block.seed, number)
+        )
+      parts.append(
+        extractor.extract(
+          labeled,
+          encoder.feature_maps(function),
+          self._row_function(encoder, len(labeled.classes), number),
+          width,
+          name=f'pass{number}',
+          augmentation=augmentation,
+        )
+      )
+    rows = np.concatenate(parts)
+    return knn.SoftBank(
+      np.ascontiguousarray(rows[:, :channels]),
+      np.ascontiguousarray(rows[:, channels:]),
+    )
+
+  def _count_rows(
+    self,
+    encoder: frozen_encoder.FrozenEncoder,
+    labeled: datasets.Split,
+    side: int,
+  ) -> int:
+    """Counts the rows of the memory, if no patch is left out."""
+    block = self.options
+    sizes = [(side, side)] if block.passes else labeled.sizes()
+    counts = [encoder.count_cells(size) for size in sizes]
+    if block.rows_per_image:
+      counts = [min(count, block.rows_per_image) for count in counts]
+    return sum(counts) * (block.passes * len(labeled) if block.passes else 1)
+
+  def _row_function(
+    self,
+    encoder: frozen_encoder.FrozenEncoder,
+    num_classes: int,
+    number: int,
+  ) -> patch_rows.RowFunction:
+    """Builds the function from an image to rows of features and labels."""
+    block = self.options
+
+    def rows_of(
+      index: int, maps: Float[np.ndarray, 'h w D'], example: Mapping[str, Any]
+    ) -> Float32[np.ndarray, 'n K']:
+      size = tuple(n * encoder.stride for n in maps.shape[:2])
+      labels = patch_memory.compute_patch_labels(
+        resampling.resize_label_nearest(example['label'], size),
+        encoder.stride,
+        num_classes,
+        block.unlabeled,
+      ).reshape(-1, num_classes)
+      rng = np.random.default_rng((block.seed, number, index))
+      chosen = patch_memory.choose_patches(
+        labels, block.rows_per_image, rng.random(len(labels))
+      )
+      rows = maps.reshape(-1, maps.shape[-1])
+      return np.concatenate([rows[chosen], labels[chosen]], axis=1)
+
+    return rows_of

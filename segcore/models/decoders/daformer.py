@@ -1,0 +1,129 @@
+"""The decoder of DAFormer: all maps of the encoder, fused with wide context.
+
+DAFormer().apply(variables, encoder_features).at_stride(4)
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from segcore.models import features as features_lib
+from segcore.models.decoders import map_projection
+from segcore.models.layers import conv_block, depthwise
+from segcore.models.layers import norm as norms
+
+
+class SeparableBlock(nn.Module):
+  """A depthwise 3x3 and a 1x1, each with batch norm and ReLU.
+
+  Attributes:
+    out_channels: channels of the result.
+    dilation: dilation of the 3x3.
+    dtype: dtype of the activations; parameters and statistics are float32.
+  """
+
+  out_channels: int
+  dilation: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D'], train: bool
+  ) -> Float[Array, 'B h w D_out']:
+    """Applies the block; batch statistics are those of training if `train`."""
+    x = depthwise.DepthwiseConv(
+      3,
+      dilation=self.dilation,
+      dtype=self.dtype,
+      kernel_init=conv_block.he_normal_fan_out,
+      name='depthwise',
+    )(x)
+    x = nn.relu(norms.batch_norm(train=train, dtype=self.dtype, name='bn')(x))
+    return conv_block.ConvBlock(
+      self.out_channels,
+      1,
+      dtype=self.dtype,
+      kernel_init=conv_block.he_normal_fan_out,
+      name='pointwise',
+    )(x, train)
+
+
+class DAFormer(nn.Module):
+  """Fuses all maps by a pyramid of dilated separable convolutions.
+
+  Reads the encoder's maps at stride 4 and above: four of MiT's. They are
+  projected to one width, resized to the finest of them and concatenated. The
+  branches of the pyramid are a 1x1, and a separable 3x3 for each dilation; a
+  3x3 fuses them. Returns 'fused' at the stride of the finest map, after batch
+  norm and ReLU. Dropout and classifier are a head, `heads.PixelClassifier`.
+
+  Source: Hoyer et al. 2022 (DAFormer), Sec. 3.2.
+
+  Attributes:
+    width: channels of each projected map, of each branch, and of the result.
+    dilations: dilations of the separable convolutions.
+    dtype: dtype of the activations; parameters and statistics are float32.
+    remat: whether blocks are recomputed in the backward pass, to save memory.
+  """
+
+  width: int = 256
+  dilations: Sequence[int] = (6, 12, 18)
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    features: features_lib.Features,
+    condition: Float[Array, 'B'] | None = None,
+    train: bool = False,
+  ) -> features_lib.Features:
+    """Decodes the maps of an encoder.
+
+    Args:
+      features: encoder's maps, at least one of them at stride 4 or above.
+      condition: None; this decoder cannot be conditioned on a noise level.
+      train: whether batch statistics are used and collected.
+
+    Raises:
+      ValueError: a map is missing (MissingMapError), or a condition is given.
+    """
+    maps = map_projection.select_maps('daformer', features, condition)
+    projected = map_projection.Projection(
+      self.width, self.dtype, name='projection'
+    )(maps)
+    block, separable_block = conv_block.ConvBlock, SeparableBlock
+    if self.remat:
+      block, separable_block = (
+        nn.remat(module, static_argnums=(2,))
+        for module in (block, separable_block)
+      )
+
+    def conv(
+      x: Float[Array, 'B h w D'], kernel: int, name: str
+    ) -> Float[Array, 'B h w D_out']:
+      return block(
+        self.width,
+        kernel,
+        dtype=self.dtype,
+        kernel_init=conv_block.he_normal_fan_out,
+        name=name,
+      )(x, train)
+
+    x = jnp.concatenate(projected, axis=-1)
+    branches = [
+      conv(x, 1, 'conv1x1'),
+      *(
+        separable_block(self.width, dilation, self.dtype, name=f'separable{i}')(
+          x, train
+        )
+        for i, dilation in enumerate(self.dilations, 1)
+      ),
+    ]
+    fused = conv(jnp.concatenate(branches, axis=-1), 3, 'fuse')
+    return features_lib.Features(
+      (features_lib.FeatureMap('fused', maps.strides[0], fused),)
+    )

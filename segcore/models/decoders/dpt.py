@@ -1,0 +1,247 @@
+"""The dense prediction transformer's decoder: depths of a ViT, fused.
+
+  DPT().apply(variables, encoder_features).by_name('fused')
+
+Kernels and biases are initialized as torch's are.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from segcore.models import features as features_lib
+from segcore.models.layers import conv_block, resize
+
+_NUM_MAPS = 4
+
+
+class TransposedConv(nn.Module):
+  """A transposed convolution whose kernel is as large as its stride.
+
+  Cell (i, j) becomes the cells (s·i + a, s·j + b), each by its matrix
+  kernel[a, b], to which a bias is added. torch's weights [D, D_out, s, s] have
+  the axes (2, 3, 0, 1) here.
+
+  Attributes:
+    out_channels: channels of the result.
+    stride: s, height and width of the kernel, and the stride.
+    dtype: dtype of the result.
+  """
+
+  out_channels: int
+  stride: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w D']
+  ) -> Float[Array, 'B h_out w_out D_out']:
+    """Enlarges the map by the stride."""
+    s, (batch, height, width, channels) = self.stride, x.shape
+    # torch's fan-in of a transposed convolution is that of its gradient.
+    bound = (self.out_channels * s * s) ** -0.5
+
+    def init(
+      key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, '...']:
+      return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    shape = (s, s, channels, self.out_channels)
+    kernel = self.param('kernel', init, shape, jnp.float32)
+    bias = self.param('bias', init, (self.out_channels,), jnp.float32)
+    # No windows overlap: a matrix product, where XLA would convolve zeros.
+    result = jnp.einsum(
+      'bhwi,acio->bhawco', x.astype(self.dtype), kernel.astype(self.dtype)
+    )
+    result = result.reshape(batch, s * height, s * width, self.out_channels)
+    return result + bias.astype(self.dtype)
+
+
+class ResidualUnit(nn.Module):
+  """Two 3x3 convolutions, each after a ReLU, added to their input.
+
+  Attributes:
+    dtype: dtype of the activations.
+  """
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B h w D']) -> Float[Array, 'B h w D']:
+    """Applies the unit."""
+    channels, y = x.shape[-1], x
+    for name in ('conv1', 'conv2'):
+      y = conv_block.conv(channels, channels, 3, dtype=self.dtype, name=name)(
+        nn.relu(y)
+      )
+    return x + y
+
+
+class FusionBlock(nn.Module):
+  """Adds a skip to the deeper map, and resizes the sum to the next grid.
+
+    x = deeper + ResidualUnit(skip), or deeper where there is no skip
+    conv1x1(resize(ResidualUnit(x)))
+
+  Attributes:
+    dtype: dtype of the activations.
+  """
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'B h w D'],
+    skip: Float[Array, 'B h w D'] | None,
+    size: resize.Size,
+  ) -> Float[Array, 'B h_out w_out D']:
+    """Applies the block.
+
+    Args:
+      x: result of the deeper block, or the deepest map.
+      skip: map of the same grid; None for the deepest block.
+      size: height and width of the result.
+    """
+    if skip is not None:
+      x = x + ResidualUnit(self.dtype, name='skip_unit')(skip)
+    x = ResidualUnit(self.dtype, name='unit')(x)
+    x = resize.resize_bilinear(x, size, align_corners=True)
+    return conv_block.conv(
+      x.shape[-1], x.shape[-1], 1, dtype=self.dtype, name='conv'
+    )(x)
+
+
+class DPT(nn.Module):
+  """Fuses the maps of four depths of a plain ViT, from deep to shallow.
+
+  The encoder returns four maps of one grid, in the order of its blocks: those
+  after blocks 2, 5, 8 and 11, counted from 0, of 12, or 4, 11, 17 and 23 of 24,
+  which are the default of the field `depths` of `vit.ViT`. Each has passed
+  through the final norm and holds patch tokens alone.
+
+  The four maps, of h x w cells of stride p, are projected and resized to 4, 2,
+  1 and ½ times the grid (rounded up), from shallow to deep. Four blocks fuse
+  them from deep to shallow. Returns their results 'fusion1' (stride p),
+  'fusion2' (p/2) and 'fusion3' (p/4), and 'fused' (p/8, of 8h x 8w cells), the
+  last one after a 3x3 and a ReLU, for a 1x1 that classifies.
+
+  Source: Ranftl et al. 2021, Sec. 3, in the variant of UniMatch V2 (Yang et al.
+  2025): no batch norm, and no token that is read out.
+
+  Attributes:
+    widths: channels of the four maps, from shallow to deep. UniMatch V2 has
+      (48, 96, 192, 384) for a small ViT, (96, 192, 384, 768) for a base one.
+    fusion_width: channels F of the fusion blocks: 64 and 128 for these.
+    dtype: dtype of the activations; parameters are float32.
+    remat: whether blocks are recomputed in the backward pass, to save memory.
+  """
+
+  widths: Sequence[int] = (48, 96, 192, 384)
+  fusion_width: int = 64
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+
+  def __post_init__(self) -> None:
+    if len(self.widths) != _NUM_MAPS:
+      raise ValueError(
+        f'widths: expected one for each of {_NUM_MAPS} maps, got '
+        f'{tuple(self.widths)}'
+      )
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(
+    self,
+    features: features_lib.Features,
+    condition: Float[Array, 'B'] | None = None,
+    train: bool = False,
+  ) -> features_lib.Features:
+    """Decodes the maps of an encoder.
+
+    Args:
+      features: encoder's maps, four of one stride.
+      condition: None; this decoder cannot be conditioned on a noise level.
+      train: has no effect, as there is neither dropout nor a batch norm.
+
+    Raises:
+      ValueError: there are other maps, or a condition is given.
+    """
+    del train
+    if condition is not None:
+      raise ValueError(
+        'condition: DPT has none, expected None: use the U-Net for it'
+      )
+    _check_maps(features)
+    stride = features.deepest.stride
+    maps = [self._resize(i, each.array) for i, each in enumerate(features.maps)]
+    block = FusionBlock
+    if self.remat:
+      block = nn.remat(FusionBlock, static_argnums=(3,))
+    x, skip, results = maps.pop(), None, []
+    for i in range(1, _NUM_MAPS + 1):
+      size = maps[-1].shape[1:3] if maps else tuple(2 * n for n in x.shape[1:3])
+      x = block(self.dtype, name=f'fusion{i}')(x, skip, size)
+      skip = maps.pop() if maps else None
+      results.append((f'fusion{i}', x))
+    width = self.fusion_width
+    x = conv_block.conv(width, width, 3, dtype=self.dtype, name='conv')(x)
+    results[-1] = ('fused', nn.relu(x))
+    return features_lib.Features(
+      tuple(
+        features_lib.FeatureMap(name, _divide(stride, 2**i), x)
+        for i, (name, x) in enumerate(results)
+      )
+    )
+
+  def _resize(
+    self, i: int, x: Float[Array, 'B h w D']
+  ) -> Float[Array, 'B h_out w_out F']:
+    """Projects map i, resizes it, and projects it to the fusion's width."""
+    width = self.widths[i]
+    x = conv_block.conv(
+      x.shape[-1], width, 1, dtype=self.dtype, name=f'project{i}'
+    )(x)
+    name = f'resize{i}'
+    if i < 2:
+      x = TransposedConv(width, (4, 2)[i], self.dtype, name=name)(x)
+    elif i == _NUM_MAPS - 1:
+      x = conv_block.conv(
+        width, width, 3, stride=2, dtype=self.dtype, name=name
+      )(x)
+    return conv_block.conv(
+      width,
+      self.fusion_width,
+      3,
+      use_bias=False,
+      dtype=self.dtype,
+      name=f'adapt{i}',
+    )(x)
+
+
+def _check_maps(features: features_lib.Features) -> None:
+  """Raises MissingMapError unless there are four maps of one stride."""
+  count = len(features.maps)
+  if len(features.strides) == 1 and count == _NUM_MAPS:
+    return
+  if len(features.strides) > 1:
+    got = features.strides_text
+    advice = 'use decoder unet or deeplabv3plus'
+  else:
+    got = f'{count} at {features.strides_text}'
+    advice = 'choose four blocks, the last among them, in depths of the encoder'
+  raise features_lib.MissingMapError(
+    f'decoder dpt: expected {_NUM_MAPS} maps of one stride, as those of a '
+    f'plain ViT, got {got}',
+    advice,
+  )
+
+
+def _divide(stride: int | float, divisor: int) -> int | float:
+  """Divides a stride; 14 / 4 = 3.5 is no int."""
+  quotient = stride / divisor
+  return int(quotient) if quotient == int(quotient) else quotient

@@ -1,0 +1,70 @@
+"""Projection of an encoder's maps to one width and one grid.
+
+  maps = Projection(256)(features)    # a list of [B, h, w, 256]
+
+The first step of the decoders of SegFormer and DAFormer.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from segcore.models import features as features_lib
+from segcore.models.layers import conv_block, resize
+
+_MIN_STRIDE = 4
+
+
+class Projection(nn.Module):
+  """A 1x1 convolution with bias of each map, resized to the finest grid.
+
+  Attributes:
+    width: channels of the results.
+    dtype: dtype of the activations.
+  """
+
+  width: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, maps: features_lib.Features
+  ) -> list[Float[Array, 'B h w D']]:
+    """Projects all maps; resizes bilinearly, of half-pixel centers."""
+    size = maps.at_stride(maps.strides[0]).array.shape[1:3]
+    results = []
+    for i, each in enumerate(maps.maps, 1):
+      x = conv_block.conv(
+        each.array.shape[-1], self.width, 1, dtype=self.dtype, name=f'map{i}'
+      )(each.array)
+      results.append(resize.resize_bilinear(x, size))
+    return results
+
+
+def select_maps(
+  name: str,
+  features: features_lib.Features,
+  condition: Float[Array, 'B'] | None,
+) -> features_lib.Features:
+  """Selects the maps at stride 4 and above that a decoder reads.
+
+  Args:
+    name: name of the decoder in configs, for messages.
+    features: maps of the encoder.
+    condition: condition that is given to the decoder.
+
+  Raises:
+    ValueError: there is no such map (MissingMapError), or a condition is given.
+  """
+  if condition is not None:
+    raise ValueError(
+      f'condition: decoder {name} has none, expected None: use the U-Net for it'
+    )
+  maps = tuple(each for each in features.maps if each.stride >= _MIN_STRIDE)
+  if not maps:
+    raise features_lib.MissingMapError(
+      f'decoder {name}: expected a map at stride {_MIN_STRIDE} or above, got '
+      f'{features.strides_text}'
+    )
+  return features_lib.Features(maps)
