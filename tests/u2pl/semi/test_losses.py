@@ -83,7 +83,7 @@ def test_class_weights_weight_the_pixels_that_count(kind):
       counted &= own <= max(0.3, np.sort(own[counted])[119])
     weight = np.array(weights)[labels[counted]]
     expected += factor * (weight * -np.log(own[counted])).sum() / weight.sum()
-  loss = losses.supervised_loss(
+  loss = jax.jit(losses.supervised_loss, static_argnums=(2, 3))(
     jax.tree.map(jnp.asarray, outputs),
     jnp.asarray(labels, jnp.int32),
     options,
@@ -118,7 +118,7 @@ def test_pixels_without_confidence_add_0_to_the_mean(filtered):
   labels, rng = labels_of(), np.random.default_rng(2)
   kept = (labels >= 0) & (rng.random(labels.shape) < 0.7)
   confident = rng.random(labels.shape) < 0.4
-  loss = losses.unsupervised_loss(
+  loss = unsupervised_loss(
     jnp.asarray(logits_of(0)),
     jnp.asarray(np.where(confident, labels, -1), jnp.int32),
     jnp.asarray(kept),
