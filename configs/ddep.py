@@ -255,7 +255,8 @@ def photo_network(options: SimpleNamespace) -> pretrained.Network:
   """
   network = pretrained.choose_network(
     options,
-    full_resolution=True,  # Noise is predicted for each pixel.
+    # Noise is predicted for each pixel.
+    full_resolution=options.init not in ('supervised', 'none'),
     takes_encoder=options.init not in ('dep', 'none'),
   )
   if options.init == 'auto':
