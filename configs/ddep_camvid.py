@@ -11,10 +11,8 @@ Run:   python -m ddep.main --config=configs/ddep_camvid.py
 Cost:  3 to 5 minutes a stage on 2 CPU cores.
 """
 
-from configs import ddep, shared
+from configs import ddep, pretrained, shared
 from configs import options as options_lib
-
-_CROP = {'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)}
 
 
 def get_config(argument=None):
@@ -26,6 +24,7 @@ def get_config(argument=None):
     **ddep.PHOTO,
   )
   network = ddep.photo_network(options)
+  crop = pretrained.camvid_crop(network)
   data = {'name': 'camvid', 'source': options.source}
   noise = ddep.noise(options, gamma=0.95)
   optimizer = shared.adam(options.lr or 7e-3, warmup_steps=50)
@@ -34,15 +33,15 @@ def get_config(argument=None):
     encoder=network.encoder,
     notes=network.notes,
     network=network.block,
-    **ddep.photo_pretraining(data, _CROP, noise),
+    **ddep.photo_pretraining(data, crop, noise),
     finetune={
       'data': data,
       'subset': shared.subset(options),
-      'crop': _CROP,
+      'crop': crop,
       'recipe': shared.recipe(8, 1200, optimizer, evaluate_every=400),
     },
     # At the scale of the crops of training.
     evaluate={
-      'protocol': ddep.WHOLE_IMAGE | {'scales': (0.3,), 'antialias': True}
+      'protocol': ddep.WHOLE_IMAGE | pretrained.camvid_protocol(network)
     },
   )

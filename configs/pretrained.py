@@ -7,7 +7,7 @@ chosen.block, chosen.encoder, chosen.notes
 
 import importlib.metadata
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -39,14 +39,20 @@ class Network(NamedTuple):
     block: encoder and decoder.
     encoder: file, package or stage with the encoder's weights; '' for random
       values.
-    size_multiple: divisor of the sides of crops, in pixels.
+    size_multiple: divisor of the sides of crops and images, in pixels.
+    max_area: largest share of an image that crops of about 14,000 pixels show.
     notes: what was chosen, and how to choose something else.
   """
 
   block: ml_collections.ConfigDict
   encoder: str
   size_multiple: int
+  max_area: float
   notes: tuple[str, ...]
+
+  def round_down(self, size: int) -> int:
+    """Returns the largest multiple of `size_multiple` up to a size."""
+    return size // self.size_multiple * self.size_multiple
 
 
 def choose_network(
@@ -91,7 +97,14 @@ def choose_network(
     frozen=bool(encoder or getattr(options, 'start', '')),
     full_resolution=full_resolution,
   )
-  return Network(block, encoder, _size_multiple(network, block), notes)
+  return Network(
+    block,
+    encoder,
+    _size_multiple(network, block),
+    # Encoders of public weights resolve little at the size of whole images.
+    1.0 if network.startswith('small+') else 0.4,
+    notes,
+  )
 
 
 def _size_multiple(network: str, block: ml_collections.ConfigDict) -> int:
@@ -101,6 +114,19 @@ def _size_multiple(network: str, block: ml_collections.ConfigDict) -> int:
   # The last stride of the others is 32; of a ViT it is the patch, of 8 to 16.
   patch_size = block.encoder.get('patch_size', 32)
   return patch_size * (2 if patch_size < 16 else 1)
+
+
+def camvid_crop(network: Network) -> dict[str, Any]:
+  """Builds the crop of the photographs of CamVid, of 360x480 pixels."""
+  is_small = network.max_area == 1.0
+  area = (0.25, 1.0) if is_small else (0.16, network.max_area)
+  return {'name': 'inception', 'size': (96, 128), 'area': area}
+
+
+def camvid_protocol(network: Network) -> dict[str, Any]:
+  """Builds the scale of evaluation on CamVid: about that of the crops."""
+  is_small = network.max_area == 1.0
+  return {'scales': (0.3 if is_small else 0.5,), 'antialias': True}
 
 
 def is_installed(package: str) -> bool:

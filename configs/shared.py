@@ -146,6 +146,22 @@ def class_weights(options: SimpleNamespace) -> dict[str, Any]:
   return {'class_weights': {'kind': options.class_weights}}
 
 
+def encoder_group(
+  options: SimpleNamespace, network: ml_collections.ConfigDict, factor: float
+) -> dict[str, Any]:
+  """Builds the field of an optimizer that scales the encoder's learning rate.
+
+  Args:
+    options: parsed options, among them `encoder_lr`.
+    network: block of the network; nothing is built for a frozen encoder.
+    factor: factor if the option does not give it.
+  """
+  factor = options.encoder_lr or factor
+  if factor == 1.0 or network.encoder.get('frozen'):
+    return {}
+  return {'groups': (('^encoder/', factor, 1.0),)}
+
+
 def folder(options: SimpleNamespace) -> dict[str, Any]:
   """Builds the data set of a folder of images and masks.
 
@@ -218,12 +234,15 @@ def unlabeled_images(options: SimpleNamespace) -> dict[str, Any] | None:
   return {'data': data, 'split': 'train'}
 
 
-def folder_crop(options: SimpleNamespace, size_multiple: int) -> dict[str, Any]:
+def folder_crop(
+  options: SimpleNamespace, size_multiple: int, max_area: float
+) -> dict[str, Any]:
   """Builds the crop of a folder: chosen from its images unless options say.
 
   Args:
     options: parsed options, among them those of `FOLDER`.
     size_multiple: divisor of its sides, in pixels; of the network.
+    max_area: largest share of an image that it shows if it is chosen.
 
   Raises:
     ValueError: an option has another form.
@@ -233,6 +252,7 @@ def folder_crop(options: SimpleNamespace, size_multiple: int) -> dict[str, Any]:
     'size': (0, 0),
     'area': (0.0, 0.0),
     'size_multiple': size_multiple,
+    'max_area': max_area,
   }
   if options.size:
     match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', options.size)

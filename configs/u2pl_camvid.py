@@ -31,7 +31,7 @@ def get_config(argument=None):
     notes=network.notes,
     train={
       'data': {'name': 'camvid', 'source': options.source},
-      'crop': {'name': 'inception', 'size': (96, 128), 'area': (0.25, 1.0)},
+      'crop': pretrained.camvid_crop(network),
       'learn': u2pl.small_losses(
         options, warmup_epochs=10, weight=options.unlabeled_weight
       ),
@@ -43,6 +43,6 @@ def get_config(argument=None):
     learning_rate=7e-3,
     # At the scale of the crops of training.
     evaluate={
-      'protocol': u2pl.WHOLE_IMAGE | {'scales': (0.3,), 'antialias': True}
+      'protocol': u2pl.WHOLE_IMAGE | pretrained.camvid_protocol(network)
     },
   )

@@ -45,7 +45,9 @@ def get_config(argument=None):
       'data': shared.folder(options),
       'unlabeled': unlabeled['split'] if unlabeled else '',
       **({'unlabeled_data': unlabeled['data']} if elsewhere else {}),
-      'crop': shared.folder_crop(options, network.size_multiple),
+      'crop': shared.folder_crop(
+        options, network.size_multiple, network.max_area
+      ),
       'learn': u2pl.small_losses(
         options,
         options.warmup_epochs,
@@ -60,7 +62,7 @@ def get_config(argument=None):
     learning_rate=2e-3,
     # Images of many sizes are padded to few, each compiled once.
     evaluate={
-      'protocol': u2pl.WHOLE_IMAGE | {'size_multiple': 64},
+      'protocol': u2pl.WHOLE_IMAGE | {'size_multiple': network.round_down(64)},
       'training_scale': True,
     },
   )

@@ -54,6 +54,8 @@ class FittedCrop:
     size_multiple: divisor of height and width of the output.
     min_object: side of a square, in pixels of the output: three quarters of the
       objects are to be at least as large.
+    max_area: largest share of the image that a chosen area shows, above 0 and
+      up to 1; crops that are enlarged otherwise show more.
   """
 
   size: tuple[int, int] = (0, 0)
@@ -61,6 +63,7 @@ class FittedCrop:
   num_pixels: int = 96 * 144
   size_multiple: int = 16
   min_object: int = 8
+  max_area: float = 1.0
 
   def __post_init__(self):
     # This constructor checks the fields that are given.
@@ -68,6 +71,10 @@ class FittedCrop:
       self.size if any(self.size) else (1, 1),
       self.area if any(self.area) else (1.0, 1.0),
     )
+    if not 0 < self.max_area <= 1:
+      raise ValueError(
+        f'max_area: expected above 0 and up to 1, got {self.max_area}'
+      )
 
   @property
   def is_complete(self) -> bool:
@@ -128,9 +135,9 @@ class FittedCrop:
     smallest: float | None,
   ) -> tuple[float, float]:
     """Returns the range of shares of an image that crops show."""
-    high = 1.0
+    high = self.max_area
     if smallest:
-      high = smallest * size[0] * size[1] / self.min_object**2
+      high = min(high, smallest * size[0] * size[1] / self.min_object**2)
     if median:  # Crops are not enlarged.
       high = max(high, size[0] * size[1] / (median[0] * median[1]))
     high = round(min(max(high, _SMALLEST_AREA), 1.0), 3)

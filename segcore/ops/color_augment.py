@@ -74,6 +74,11 @@ class ColorOptions:
     if not 0 < self.sigma[0] <= self.sigma[1]:
       raise ValueError(f'sigma: expected 0 < low <= high, got {self.sigma}')
 
+  @property
+  def changes_images(self) -> bool:
+    """Returns whether any operation has a probability above 0."""
+    return any((self.jitter, self.gray, self.blur, self.solarize))
+
 
 class Draws(NamedTuple):
   """The random values of one example.
@@ -258,4 +263,24 @@ def _blend_partner(
 def _shift_hue(
   image: Float[Array, 'H W 3'], shift: Float[Array, '']
 ) -> Float[Array, 'H W 3']:
-  return jnp.clip(dm_pix.adjust_hue(image, shift), 0.0, 1.0)
+  """Shifts the hue of an image in [0, 1] by a part of the color circle."""
+  red, green, blue = jnp.moveaxis(image, -1, 0)
+  value = jnp.max(image, axis=-1)
+  chroma = value - jnp.min(image, axis=-1)
+  divisor = jnp.where(chroma > 0, chroma, 1.0)
+  # The channels are compared with each other. Compared with their maximum, as
+  # in `dm_pix.rgb_to_hsv`, none may equal it: where XLA computes a channel
+  # twice, roundings differ, and the hue would be that of another color.
+  hue = jnp.where(
+    red >= jnp.maximum(green, blue),
+    (green - blue) / divisor,
+    jnp.where(
+      green >= blue,
+      (blue - red) / divisor + 2.0,
+      (red - green) / divisor + 4.0,
+    ),
+  )
+  saturation = chroma / jnp.where(value > 0, value, 1.0)
+  # The hue is taken modulo 1 on the way back.
+  hsv = jnp.stack([hue / 6.0 + shift, saturation, value], axis=-1)
+  return jnp.clip(dm_pix.hsv_to_rgb(hsv), 0.0, 1.0)

@@ -128,7 +128,7 @@ def _name_network(encoder: _Encoder) -> tuple[str, dict[str, Any]]:
     deep = '_deep' if 'stem' not in fields else ''
     depth = encoder.title.removeprefix('ResNet-').split()[0]
     name = f'resnet{depth}{deep}' if depth != '152' else ''
-    return (f'{name}+unet', {**fields}) if name else ('', {})
+    return (f'{name}+deeplabv3plus', {**fields}) if name else ('', {})
   if encoder.name == 'vit' and encoder.title:
     patch_size = fields.get('patch_size', _defaults('vit')['patch_size'])
     size = encoder.title[len('ViT-')].lower()

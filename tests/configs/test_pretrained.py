@@ -57,12 +57,13 @@ def test_without_the_weights_a_small_network_is_trained_and_it_is_said(name):
     ('none', {'finetune': ''}, None),
   ],
 )
-def test_each_init_has_its_start_on_one_network(name, init, expected, frozen):
+def test_each_init_has_its_start(name, init, expected, frozen):
   config = loading.load(name, f'source=x,init={init}')
   assert starts(config) == expected
   assert config.network.encoder.name == 'efficientnet'
   assert config.network.encoder.get('frozen_blocks') == frozen
-  assert config.network.decoder.output_stride == 1
+  denoises = 'denoise' in config.stages
+  assert config.network.decoder.output_stride == (1 if denoises else 4)
 
 
 def test_without_the_weights_the_whole_network_is_denoised():

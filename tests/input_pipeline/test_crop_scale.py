@@ -59,6 +59,15 @@ def test_given_fields_are_kept():
     crop_scale.FittedCrop(area=(0.5, 0.3))
 
 
+def test_chosen_areas_have_an_upper_limit():
+  assert fit([(3000, 4000)], max_area=0.5).area == (0.2, 0.5)
+  # Not at the price of enlarged crops.
+  assert fit([(112, 112)], max_area=0.5).area[1] == 1
+  assert fit([(600, 400)], max_area=0.5, area=(0.6, 0.9)).area == (0.6, 0.9)
+  with pytest.raises(ValueError, match='max_area: expected above 0'):
+    fit([(600, 400)], max_area=0.0)
+
+
 def test_whole_images_are_evaluated_at_the_mean_scale_of_crops():
   crop = transforms.InceptionCrop((100, 150), (0.0625, 0.4375))
   # A crop of a quarter of the image: twice its side.

@@ -5,6 +5,7 @@ from typing import Literal
 
 from runtime import options as options_lib
 from segcore.ops import class_weights as class_weights_lib
+from segcore.ops import color_augment
 from u2pl import contrast as contrast_lib
 from u2pl import ema, pseudo_labels
 from u2pl import mixing as mixing_lib
@@ -52,6 +53,12 @@ class ConsistencyOptions:
       with distances of 'raw' or of L2-normalized ('l2') representations.
     mixing: strong augmentation.
     weight: weight of this loss; that of the supervised loss is 1.
+    confidence: least probability that the teacher gives a pseudo-label on the
+      weak view, before denoising, for the student to learn it. Pixels below it
+      add 0 to the mean of the loss (Sohn et al. 2020, FixMatch, Eq. 4); with
+      `filtered` the weight stays that of the share of reliable pixels.
+    color: color augmentation of the student's strong view, after mixing, with
+      draws of its own for each image. The teacher sees the images without it.
   """
 
   filtered: bool = True
@@ -60,8 +67,12 @@ class ConsistencyOptions:
   denoise: Literal['off', 'raw', 'l2'] = 'off'
   mixing: mixing_lib.MixingOptions = mixing_lib.MixingOptions()
   weight: float = 1.0
+  confidence: float = 0.0
+  color: color_augment.ColorOptions = color_augment.ColorOptions()
 
   def __post_init__(self):
+    if not 0 <= self.confidence < 1:
+      raise ValueError(f'confidence: expected [0, 1), got {self.confidence}')
     if self.weight <= 0:
       raise ValueError(f'weight: expected more than 0, got {self.weight}')
     if min(self.forward, self.reverse) < 0 or not self.forward + self.reverse:

@@ -1,5 +1,7 @@
 """Files are described: encoder, fields, what is missing, how to use it."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -117,7 +119,13 @@ def test_every_named_network_is_named(name):
   if name == 'efficientnet':
     pytest.skip('another name of efficientnet_lite0')
   variables = shapes_of_encoder(networks.ENCODERS[name])
-  decoder = {'vit': 'dpt', 'mit': 'segformer'}.get(name[:3], 'unet')
+  decoders = {
+    'vit': 'dpt',
+    'mit': 'segformer',
+    'resnet': 'deeplabv3plus',
+    'efficientnet': 'unet',
+  }
+  decoder = decoders[re.match('[a-z]+', name)[0]]
   lines = describe_lib.describe_variables(variables, 'w.pth')
   assert lines[-1] == f'use: network={name}+{decoder},encoder=w.pth'
 
