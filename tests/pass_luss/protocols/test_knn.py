@@ -6,6 +6,10 @@ import pytest
 from pass_luss.protocols import knn
 from segcore.distributed import sharding
 
+vote = jax.jit(
+  knn.knn_vote, static_argnames=('k', 'temperature', 'query_rows', 'bank_rows')
+)
+
 
 def unit(rows):
   return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
@@ -42,7 +46,7 @@ def vote_slowly(queries, bank, k, temperature, num_classes):
 @pytest.mark.parametrize('temperature', [0.07, 1.0])
 def test_vote_equals_the_transcription(k, temperature):
   bank, queries = problem()
-  actual = knn.knn_vote(jnp.asarray(queries), bank, k, temperature)
+  actual = vote(queries, bank, k, temperature)
   expected = vote_slowly(queries, bank, k, temperature, num_classes=6)
   np.testing.assert_array_equal(actual, expected)
   assert len(set(expected)) > 2
@@ -51,8 +55,8 @@ def test_vote_equals_the_transcription(k, temperature):
 def test_defaults_are_those_of_the_paper():
   bank, queries = problem()
   np.testing.assert_array_equal(
-    knn.knn_vote(jnp.asarray(queries), bank),
-    knn.knn_vote(jnp.asarray(queries), bank, k=10, temperature=0.07),
+    vote(queries, bank),
+    vote(queries, bank, k=10, temperature=0.07),
   )
 
 
@@ -60,9 +64,7 @@ def test_defaults_are_those_of_the_paper():
 @pytest.mark.parametrize('bank_rows', [1, 7, 11, 60, 100])
 def test_result_does_not_depend_on_the_block_size(query_rows, bank_rows):
   bank, queries = problem()
-  actual = knn.knn_vote(
-    jnp.asarray(queries), bank, query_rows=query_rows, bank_rows=bank_rows
-  )
+  actual = vote(queries, bank, query_rows=query_rows, bank_rows=bank_rows)
   expected = vote_slowly(queries, bank, 10, 0.07, num_classes=6)
   np.testing.assert_array_equal(actual, expected)
 
@@ -89,8 +91,8 @@ def test_entries_without_a_class_are_ignored(bank_rows):
     ),
   )
   np.testing.assert_array_equal(
-    knn.knn_vote(jnp.asarray(queries), padded, bank_rows=bank_rows),
-    knn.knn_vote(jnp.asarray(queries), bank),
+    vote(queries, padded, bank_rows=bank_rows),
+    vote(queries, bank),
   )
 
 
@@ -98,8 +100,8 @@ def test_lowest_of_classes_with_equal_weight_wins():
   eye = np.eye(4, dtype=np.float32)
   bank = knn.Bank(eye, np.array([5, 3, 0, 3], np.int32))
   # Two entries are as near: 5 before 3 in the bank; then 3 and 0.
-  queries = jnp.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
-  np.testing.assert_array_equal(knn.knn_vote(queries, bank, k=2), [3, 0])
+  queries = np.float32([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+  np.testing.assert_array_equal(vote(queries, bank, k=2), [3, 0])
 
 
 @pytest.mark.parametrize('bank_rows', [1, 2, 9])
@@ -107,7 +109,7 @@ def test_first_of_equally_near_entries_votes(bank_rows):
   ones = np.full((5, 4), 0.5, np.float32)
   bank = knn.Bank(ones, np.array([7, 7, 2, 2, 2], np.int32))
   for k, expected in ((1, 7), (3, 7), (4, 2), (5, 2)):
-    actual = knn.knn_vote(jnp.ones((1, 4)), bank, k, bank_rows=bank_rows)
+    actual = vote(np.ones((1, 4), np.float32), bank, k, bank_rows=bank_rows)
     np.testing.assert_array_equal(actual, [expected])
 
 
@@ -115,7 +117,7 @@ def test_no_entry_votes_twice_where_blocks_overlap():
   ones = np.full((3, 4), 0.5, np.float32)
   bank = knn.Bank(ones, np.array([1, 4, 1], np.int32))
   # The second block of two would be the second and third entry.
-  actual = knn.knn_vote(jnp.ones((1, 4)), bank, k=3, bank_rows=2)
+  actual = vote(np.ones((1, 4), np.float32), bank, k=3, bank_rows=2)
   np.testing.assert_array_equal(actual, [1])
 
 
@@ -129,14 +131,14 @@ def test_one_near_neighbor_outweighs_nine_far_ones():
       np.array([[1.0, 0.0], *far], np.float32),
       np.array([1] + [0] * 9, np.int32),
     )
-    actual = knn.knn_vote(jnp.asarray(query), bank)
+    actual = vote(query, bank)
     np.testing.assert_array_equal(actual, [expected])
 
 
 def test_a_small_temperature_does_not_overflow():
   bank, queries = problem()
-  actual = knn.knn_vote(jnp.asarray(queries), bank, temperature=1e-4)
-  nearest = knn.knn_vote(jnp.asarray(queries), bank, k=1)
+  actual = vote(queries, bank, temperature=1e-4)
+  nearest = vote(queries, bank, k=1)
   np.testing.assert_array_equal(actual, nearest)
 
 
