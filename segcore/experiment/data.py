@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import (
+  crop_content,
   crop_scale,
   datasets,
   loader,
+  samplers,
   splits,
   transforms,
   views,
@@ -65,12 +67,15 @@ class ImageStream:
     crop: crop of one of the classes of `transforms.CROPS`.
     flips: random flips.
     keep: kinds of label in the examples: 'label', 'tags'.
+    sampler: sampler that draws images with replacement; None reads every image
+      once in each epoch. A class that it requires of a crop needs the label.
   """
 
   split: datasets.Split
   crop: Any
   flips: transforms.RandomFlip
   keep: tuple[str, ...] = ()
+  sampler: samplers.Sampler | None = None
 
   @property
   def size(self) -> tuple[int, int]:
@@ -81,11 +86,14 @@ class ImageStream:
   def transform(self) -> transforms.Transform:
     """Builds the transform that decodes and augments a record."""
     decode = transforms.Decode(len(self.split.classes), self.keep)
-    return transforms.Compose((decode, self.crop, self.flips))
+    crop = self.crop
+    if self.sampler:
+      crop = crop_content.RequiredClassCrop(crop)
+    return transforms.Compose((decode, crop, self.flips))
 
   def open(self) -> loader.Stream:
     """Returns the stream for the loader."""
-    return loader.Stream(self.split.records, self.transform)
+    return loader.Stream(self.split.records, self.transform, self.sampler)
 
 
 @dataclasses.dataclass(frozen=True)
