@@ -30,8 +30,8 @@ class SupervisedOptions:
   threshold: float = 0.7
   kept_per_image: int = 50_000
   auxiliary: float = 0.0
-  class_weights: class_weights_lib.ClassWeightOptions = (
-    class_weights_lib.ClassWeightOptions()
+  class_weights: class_weights_lib.LossClassWeightOptions = (
+    class_weights_lib.LossClassWeightOptions()
   )
 
   def __post_init__(self):
