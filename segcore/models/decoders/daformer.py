@@ -92,7 +92,7 @@ class DAFormer(nn.Module):
       ValueError: a map is missing (MissingMapError), or a condition is given.
     """
     maps = map_projection.select_maps('daformer', features, condition)
-    projected = map_projection.Projection(
+    projected = map_projection.MapProjection(
       self.width, self.dtype, name='projection'
     )(maps)
     block, separable_block = conv_block.ConvBlock, SeparableBlock

@@ -61,7 +61,7 @@ class TransposedConv(nn.Module):
     return result + bias.astype(self.dtype)
 
 
-class ResidualUnit(nn.Module):
+class DPTResidualUnit(nn.Module):
   """Two 3x3 convolutions, each after a ReLU, added to their input.
 
   Attributes:
@@ -81,11 +81,11 @@ class ResidualUnit(nn.Module):
     return x + y
 
 
-class FusionBlock(nn.Module):
+class DPTFusionBlock(nn.Module):
   """Adds a skip to the deeper map, and resizes the sum to the next grid.
 
-    x = deeper + ResidualUnit(skip), or deeper where there is no skip
-    conv1x1(resize(ResidualUnit(x)))
+    x = deeper + DPTResidualUnit(skip), or deeper where there is no skip
+    conv1x1(resize(DPTResidualUnit(x)))
 
   Attributes:
     dtype: dtype of the activations.
@@ -108,8 +108,8 @@ class FusionBlock(nn.Module):
       size: height and width of the result.
     """
     if skip is not None:
-      x = x + ResidualUnit(self.dtype, name='skip_unit')(skip)
-    x = ResidualUnit(self.dtype, name='unit')(x)
+      x = x + DPTResidualUnit(self.dtype, name='skip_unit')(skip)
+    x = DPTResidualUnit(self.dtype, name='unit')(x)
     x = resize.resize_bilinear(x, size, align_corners=True)
     return conv_block.conv(
       x.shape[-1], x.shape[-1], 1, dtype=self.dtype, name='conv'
@@ -179,9 +179,9 @@ class DPT(nn.Module):
     _check_maps(features)
     stride = features.deepest.stride
     maps = [self._resize(i, each.array) for i, each in enumerate(features.maps)]
-    block = FusionBlock
+    block = DPTFusionBlock
     if self.remat:
-      block = nn.remat(FusionBlock, static_argnums=(3,))
+      block = nn.remat(DPTFusionBlock, static_argnums=(3,))
     x, skip, results = maps.pop(), None, []
     for i in range(1, _NUM_MAPS + 1):
       size = maps[-1].shape[1:3] if maps else tuple(2 * n for n in x.shape[1:3])

@@ -1,6 +1,6 @@
 """Projection of an encoder's maps to one width and one grid.
 
-  maps = Projection(256)(features)    # a list of [B, h, w, 256]
+  maps = MapProjection(256)(features)    # a list of [B, h, w, 256]
 
 The first step of the decoders of SegFormer and DAFormer.
 """
@@ -16,7 +16,7 @@ from segcore.models.layers import conv_block, resize
 _MIN_STRIDE = 4
 
 
-class Projection(nn.Module):
+class MapProjection(nn.Module):
   """A 1x1 convolution with bias of each map, resized to the finest grid.
 
   Attributes:

@@ -52,7 +52,7 @@ class SegFormer(nn.Module):
       ValueError: a map is missing (MissingMapError), or a condition is given.
     """
     maps = map_projection.select_maps('segformer', features, condition)
-    projected = map_projection.Projection(
+    projected = map_projection.MapProjection(
       self.width, self.dtype, name='projection'
     )(maps)
     block = conv_block.ConvBlock
